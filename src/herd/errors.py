@@ -1,0 +1,48 @@
+"""Every error a user can cause, each a single line that names the thing, the value and the cure.
+
+The command line prints ``str(error)`` and exits with ``error.exit_code``; a traceback is shown only for bugs.
+"""
+
+from __future__ import annotations
+
+
+class HerdError(Exception):
+    """Base of all errors that are the input's or the machine's fault, not the code's."""
+
+    exit_code = 1
+
+
+class ConfigError(HerdError):
+    """A model configuration that cannot exist, e.g. ``n_heads=12 is not a multiple of n_kv_heads=5``."""
+
+
+class RecipeError(HerdError):
+    """A recipe with an unknown key, a wrong type or an impossible combination; carries the line."""
+
+
+class CheckpointError(HerdError):
+    """A checkpoint folder or file that is missing, truncated, corrupt or of the wrong shape."""
+
+
+class TokenizerError(HerdError):
+    """A tokenizer that is missing, malformed or does not fit the model."""
+
+
+class ChatError(HerdError):
+    """A dialog that the Llama 3.1 format cannot express."""
+
+
+class DataError(HerdError):
+    """A corpus, shard or dialog file that is empty, binary, corrupt or too small."""
+
+
+class TrainingError(HerdError):
+    """Training that cannot go on: NaN loss, incompatible resume state, a full disk."""
+
+
+class EngineError(HerdError):
+    """A generation request that cannot be served, e.g. a prompt beyond the context."""
+
+
+class ToolError(HerdError):
+    """A tool call that is malformed, unknown, or failed."""

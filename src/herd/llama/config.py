@@ -1,0 +1,139 @@
+"""The shape of a Llama, without torch: sizes, exact parameter counts, bytes and FLOPs.
+
+Everything the family differs in is a number in `ModelConfig`; `SIZES` is the table of the published models. The three
+accounting functions (`n_params`, `nbytes`, `flops_per_token`) are the only place where these formulas stand.
+
+Sources: "The Llama 3 Herd of Models" (arXiv 2407.21783) table 3; Meta's released `params.json` / `config.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3 frequency scaling: wavelengths beyond ``original_context / low_freq_factor`` are stretched by ``factor``,
+    those below ``original_context / high_freq_factor`` stay, and between the two they blend."""
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8192
+
+    def __post_init__(self) -> None:
+        if not self.factor >= 1:
+            raise ConfigError(f"rope scaling factor={self.factor} must be at least 1")
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ConfigError(
+                f"rope scaling needs 0 < low_freq_factor < high_freq_factor, got {self.low_freq_factor} and "
+                f"{self.high_freq_factor}"
+            )
+        if self.original_context < 1:
+            raise ConfigError(f"rope scaling original_context={self.original_context} must be positive")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One Llama. ``dim`` = D, ``n_heads`` = H, ``n_kv_heads`` = G, ``head_dim`` = K, ``ffn_dim`` = F, ``vocab_size`` = V."""
+
+    vocab_size: int
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    ffn_dim: int
+    head_dim: int = 0  # 0: dim // n_heads
+    norm_eps: float = 1e-5
+    rope_theta: float = 500_000.0
+    rope_scaling: RopeScaling | None = None
+    tie_embeddings: bool = False
+    max_context: int = 8192
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "max_context"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name}={value!r} must be a positive integer")
+        if self.n_heads % self.n_kv_heads:
+            raise ConfigError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
+        if self.head_dim == 0:
+            if self.dim % self.n_heads:
+                raise ConfigError(f"dim={self.dim} is not a multiple of n_heads={self.n_heads}; set head_dim")
+            object.__setattr__(self, "head_dim", self.dim // self.n_heads)
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ConfigError(f"head_dim={self.head_dim} must be even: RoPE rotates pairs")
+        if not (math.isfinite(self.norm_eps) and self.norm_eps > 0):
+            raise ConfigError(f"norm_eps={self.norm_eps} must be positive")
+        if not (math.isfinite(self.rope_theta) and self.rope_theta > 1):
+            raise ConfigError(f"rope_theta={self.rope_theta} must be greater than 1")
+
+    def replace(self, **changes: object) -> ModelConfig:
+        """A copy with fields changed; pass ``head_dim=0`` to derive it anew from ``dim`` and ``n_heads``."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    def param_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Every parameter's Hugging Face name and shape, in file order. Tied embeddings have no ``lm_head.weight``."""
+        D, K = self.dim, self.head_dim
+        yield "model.embed_tokens.weight", (self.vocab_size, D)
+        for layer in range(self.n_layers):
+            prefix = f"model.layers.{layer}."
+            yield prefix + "self_attn.q_proj.weight", (self.n_heads * K, D)
+            yield prefix + "self_attn.k_proj.weight", (self.n_kv_heads * K, D)
+            yield prefix + "self_attn.v_proj.weight", (self.n_kv_heads * K, D)
+            yield prefix + "self_attn.o_proj.weight", (D, self.n_heads * K)
+            yield prefix + "mlp.gate_proj.weight", (self.ffn_dim, D)
+            yield prefix + "mlp.up_proj.weight", (self.ffn_dim, D)
+            yield prefix + "mlp.down_proj.weight", (D, self.ffn_dim)
+            yield prefix + "input_layernorm.weight", (D,)
+            yield prefix + "post_attention_layernorm.weight", (D,)
+        yield "model.norm.weight", (D,)
+        if not self.tie_embeddings:
+            yield "lm_head.weight", (self.vocab_size, D)
+
+    @property
+    def n_params(self) -> int:
+        """Exact number of parameters (tied embeddings counted once)."""
+        return sum(math.prod(shape) for _, shape in self.param_shapes())
+
+    def nbytes(self, bytes_per_param: float = 2.0) -> int:
+        """Bytes of the weights at a given width; 2.0 = bf16."""
+        return round(self.n_params * bytes_per_param)
+
+    def kv_nbytes_per_token(self, bytes_per_value: float = 2.0) -> int:
+        """Bytes one token adds to the KV cache: K and V of every layer."""
+        return round(2 * self.n_layers * self.n_kv_heads * self.head_dim * bytes_per_value)
+
+    def flops_per_token(self, context: float = 0, *, training: bool = False) -> float:
+        """FLOPs (2 a multiply-add) one token costs: all matmuls, the head, and attention over ``context`` keys.
+
+        For causal training over sequences of T tokens the mean ``context`` is T / 2. Training is 3 forwards
+        (one forward, two backward); activation recomputation is not included.
+        """
+        D, K = self.dim, self.head_dim
+        projections = D * K * (2 * self.n_heads + 2 * self.n_kv_heads) + 3 * D * self.ffn_dim
+        matmul = 2 * (self.n_layers * projections + D * self.vocab_size)
+        attention = 4 * self.n_layers * self.n_heads * K * context
+        return (3 if training else 1) * (matmul + attention)
+
+
+_SCALED_31 = RopeScaling(factor=8.0)
+_SCALED_32 = RopeScaling(factor=32.0)
+
+SIZES: dict[str, ModelConfig] = {
+    "405B": ModelConfig(128_256, 16_384, 126, 128, 8, 53_248, rope_scaling=_SCALED_31, max_context=131_072),
+    "70B": ModelConfig(128_256, 8_192, 80, 64, 8, 28_672, rope_scaling=_SCALED_31, max_context=131_072),
+    "8B": ModelConfig(128_256, 4_096, 32, 32, 8, 14_336, rope_scaling=_SCALED_31, max_context=131_072),
+    "3B": ModelConfig(
+        128_256, 3_072, 28, 24, 8, 8_192, rope_scaling=_SCALED_32, tie_embeddings=True, max_context=131_072
+    ),
+    "1B": ModelConfig(
+        128_256, 2_048, 16, 32, 8, 8_192, rope_scaling=_SCALED_32, tie_embeddings=True, max_context=131_072
+    ),
+}
+"""The published text models: Llama 3.1 8B, 70B, 405B and Llama 3.2 1B, 3B."""

@@ -1,0 +1,155 @@
+"""Llama 3.1: the one forward.
+
+Pre-norm transformer with RMSNorm, grouped-query attention, rotary positions and SwiGLU. Parameter names are Hugging
+Face's, unfused, so that a checkpoint needs no translation. Attention itself belongs to the caller (see `attention.py`);
+the same code trains on packed documents, decodes from a paged cache and is traced by torch.compile.
+
+Shapes: B batch, T time, D model dim, H query heads, G KV heads, K head dim, F ffn dim, V vocab, N = B·T.
+Source: "The Llama 3 Herd of Models", section 3.2; Meta's reference `models/llama3/model.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels.loss import linear_cross_entropy
+from . import rope
+from .attention import Attend, causal
+from .config import ModelConfig
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm: statistics in fp32, result cast back, then scaled (arXiv 1910.07467)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x32 = x_BTD.float()
+        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * x32.to(x_BTD.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention without biases; rotates q and k, then calls ``attend``."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        D, K = config.dim, config.head_dim
+        self.layer, self.head_dim = layer, K
+        self.q_proj = nn.Linear(D, config.n_heads * K, bias=False)
+        self.k_proj = nn.Linear(D, config.n_kv_heads * K, bias=False)
+        self.v_proj = nn.Linear(D, config.n_kv_heads * K, bias=False)
+        self.o_proj = nn.Linear(config.n_heads * K, D, bias=False)
+
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        B, T, _ = x_BTD.shape
+        q_BTHK = rope.rotate(self.q_proj(x_BTD).view(B, T, -1, self.head_dim), cos, sin)
+        k_BTGK = rope.rotate(self.k_proj(x_BTD).view(B, T, -1, self.head_dim), cos, sin)
+        v_BTGK = self.v_proj(x_BTD).view(B, T, -1, self.head_dim)
+        return self.o_proj(attend(self.layer, q_BTHK, k_BTGK, v_BTGK).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward: down(silu(gate x) * up x) (arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+
+
+class Block(nn.Module):
+    """One layer: h = x + attn(norm(x)); out = h + mlp(norm(h))."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
+
+    def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos, sin, attend)
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+
+
+class Llama(nn.Module):
+    """The trunk: token ids to final hidden states."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.inv_freq: Tensor
+        self.register_buffer("inv_freq", rope.inverse_frequencies(config), persistent=False)
+
+    def forward(self, tokens_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal) -> Tensor:
+        """Hidden states (B, T, D) after the last norm.
+
+        ``positions_BT`` are int64 positions for RoPE; None counts 0..T-1 in every row.
+        """
+        if positions_BT is None:
+            positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
+        x_BTD = self.embed_tokens(tokens_BT)
+        cos, sin = rope.rotation(self.inv_freq, positions_BT, x_BTD.dtype)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, cos, sin, attend)
+        return self.norm(x_BTD)
+
+
+class LlamaLM(nn.Module):
+    """A Llama with its language-model head. ``config.tie_embeddings`` shares the head with the embedding."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Llama(config)
+        self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def init_weights(self, seed: int, std: float = 0.02) -> LlamaLM:
+        """Normal(0, ``std``) weights; projections back into the residual stream scaled by 1 / sqrt(2 · layers).
+
+        A pure function of ``seed`` and the parameter's name, whatever the order or device. Returns self.
+        """
+        residual_std = std / (2 * self.config.n_layers) ** 0.5
+        with torch.no_grad():
+            for i, (name, param) in enumerate(self.named_parameters()):
+                if param.ndim == 1:
+                    param.fill_(1.0)
+                    continue
+                generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
+                scale = residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else std
+                param.copy_(torch.randn(param.shape, generator=generator) * scale)
+        return self
+
+    def forward(self, tokens_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal) -> Tensor:
+        """Final hidden states (B, T, D)."""
+        return self.model(tokens_BT, positions_BT, attend)
+
+    def logits(self, tokens_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal) -> Tensor:
+        """Scores of the next token, (B, T, V) in fp32. For evaluation and decoding; training never makes this tensor."""
+        return self.lm_head(self.model(tokens_BT, positions_BT, attend)).float()
+
+    def loss(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        attend: Attend = causal,
+    ) -> Tensor:
+        """Sum of next-token cross-entropy in nats over targets that are not -100; fp32 scalar."""
+        hidden_ND = self.model(tokens_BT, positions_BT, attend).flatten(0, 1)
+        return linear_cross_entropy(hidden_ND, self.lm_head.weight, targets_BT.flatten())

@@ -1,0 +1,34 @@
+"""Shared fixtures: one thread a worker, real data by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+DATA = Path(os.environ.get("HERD_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """Path of a folder of real test data by name; the test skips, saying which, where it is absent."""
+
+    def find(name: str) -> Path:
+        if not (DATA / name).exists():
+            pytest.skip(f"needs real data {name!r}: set HERD_TEST_DATA")
+        return DATA / name
+
+    return find
+
+
+def pytest_collection_modifyitems(config, items):
+    if "soak" not in (config.option.markexpr or ""):
+        skip = pytest.mark.skip(reason="run by `make soak`")
+        for item in items:
+            if "soak" in item.keywords:
+                item.add_marker(skip)
