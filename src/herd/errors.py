@@ -46,3 +46,7 @@ class EngineError(HerdError):
 
 class ToolError(HerdError):
     """A tool call that is malformed, unknown, or failed."""
+
+
+class ReportError(HerdError):
+    """A receipt, run folder or report that is missing, malformed or cannot be written."""

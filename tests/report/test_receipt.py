@@ -1,0 +1,128 @@
+"""Receipts: what is written is read back, whole or not at all, and without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from herd.errors import ReportError
+from herd.report import receipt
+from herd.report.receipt import Value, read_receipt, read_receipts, write_receipt
+
+
+def write(path, **changes):
+    return write_receipt(path, **({"what": "a test", "values": {"x": (1.0, "s")}, "command": "true"} | changes))
+
+
+def test_round_trip_and_what_is_added(tmp_path):
+    values = {
+        "speed": Value(980.25, "tokens/s", lo=962.0, hi=995.1, bar="≥ 880", passed=True),
+        "memory": (2**31, "bytes"),
+    }
+    path = write(tmp_path / "throughput.json", values=values, seed=7, rivals={"transformers": "5.23.0"}, notes="é")
+    back = read_receipts(tmp_path)["throughput"]
+    assert path == tmp_path / "throughput.json"
+    assert back.values == {"speed": values["speed"], "memory": Value(2**31, "bytes")}
+    assert (back.what, back.command, back.seed, back.notes) == ("a test", "true", 7, "é")
+    assert back.rivals == {"transformers": "5.23.0"}
+    assert back.passed is True
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", back.date)
+    assert back.machine["cores"] >= 1
+    assert back.machine["memory_bytes"] > 1 << 28
+    assert back.machine["torch"].startswith("2.")
+    assert list(tmp_path.iterdir()) == [path], "no temporary file is left"
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False), st.text(min_size=1, max_size=20))
+def test_any_finite_number_and_any_unit_survive(tmp_path_factory, number, unit):
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    write(path, values={"x": Value(number, unit)})
+    assert read_receipt(path).values["x"] == Value(number, unit)
+
+
+def test_verdict_of_a_receipt(tmp_path):
+    good, bad, none = Value(1, "s", passed=True), Value(1, "s", passed=False), Value(1, "s")
+    for values, verdict in (({"a": good, "b": none}, True), ({"a": good, "b": bad}, False), ({"a": none}, None)):
+        assert read_receipt(write(tmp_path / "v.json", values=values)).passed is verdict
+
+
+@pytest.mark.parametrize(
+    "values, word",
+    [({}, "no values"), ({"x": (1.0, "")}, "no unit"), ({"x": (float("nan"), "s")}, "finite"),
+     ({"x": Value(1.0, "s", lo=float("-inf"))}, "finite")],
+)  # fmt: skip
+def test_bad_values_are_refused_and_the_old_file_stays(tmp_path, values, word):
+    path = write(tmp_path / "r.json")
+    before = path.read_bytes()
+    with pytest.raises(ReportError, match=word):
+        write(path, values=values)
+    assert path.read_bytes() == before
+
+
+def test_interrupted_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = write(tmp_path / "r.json")
+    before = path.read_bytes()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(path, values={"x": (2.0, "s")})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 2, "values": {}}'])
+def test_a_broken_receipt_is_named(tmp_path, text):
+    (tmp_path / "broken.json").write_text(text)
+    with pytest.raises(ReportError, match=r"broken\.json"):
+        read_receipts(tmp_path)
+
+
+def test_names_go_to_the_checkout_and_bad_names_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "src" / "herd").mkdir(parents=True)
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.chdir(tmp_path / "src")
+    assert write("some-name") == tmp_path / "bench" / "receipts" / "some-name.json"
+    with pytest.raises(ReportError, match="lower case"):
+        write("Some Name")
+
+
+def test_commit_and_dirty_flag(tmp_path):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *words], cwd=tmp_path, check=True,
+                       capture_output=True)  # fmt: skip
+
+    assert receipt.commit(tmp_path)["hash"] is None
+    git("init")
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("commit", "-m", "one")
+    assert receipt.commit(tmp_path / "not" / "yet")["dirty"] is False
+    (tmp_path / "bench" / "receipts").mkdir(parents=True)
+    write(tmp_path / "bench" / "receipts" / "r.json")
+    assert receipt.commit(tmp_path)["dirty"] is False, "a new receipt does not make the tree dirty"
+    (tmp_path / "file").write_text("2")
+    assert receipt.commit(tmp_path)["dirty"] is True
+    assert re.fullmatch(r"[0-9a-f]{40}", receipt.commit(tmp_path)["hash"])
+
+
+def test_no_torch_is_imported():
+    code = "import sys, herd.report.receipt as r; r.machine(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_committed_receipts_are_readable():
+    folder = Path(__file__).parents[2] / "bench" / "receipts"
+    for path in folder.glob("*.json"):
+        assert json.loads(path.read_text())["name"] == path.stem
+    read_receipts(folder)
