@@ -1,29 +1,238 @@
 """Linear + cross-entropy and linear + KL over the vocabulary, without the (tokens x vocab) matrix.
 
 The head's logits of N tokens over V words are N·V numbers: at V = 128,256 and fp32, 513 KB a token. Here they live one
-chunk of tokens at a time; each chunk's gradient is formed while its logits are at hand, so backward only scales.
+chunk of tokens at a time, and each chunk's gradient is formed in place while its logits are at hand, so nothing is
+computed twice and backward only scales. Tokens that are not trained (target -100) are dropped before the first matmul:
+a dialog costs what its trained tokens cost.
 Idea: Liger Kernel (arXiv 2410.10989) and Cut Cross-Entropy (arXiv 2411.09009).
 
-Shapes: N tokens, D model dim, V vocab.
+Both are custom operators, opaque to torch.compile and ordinary to autograd. The matmuls run in the inputs' dtype (or
+autocast's), softmax and sums in fp32 (float64 for float64 inputs), the weight's gradient is gathered in fp32.
+
+Shapes: N tokens (N' trained ones), C tokens of a chunk, D model dim, E the teacher's, V vocab.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .softmax import cross_entropy_, distil_
+
+IGNORED = -100
+CHUNK_BYTES = 128 << 20  # logits of one chunk; larger gains no speed, smaller loses some in the weight's gradient
+
+
+class DistilLoss(NamedTuple):
+    """Sums over trained tokens, fp32 scalars: ``total`` carries the gradient, the other two are for the log."""
+
+    total: Tensor
+    ce: Tensor
+    kl: Tensor
 
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Sum over tokens of -log softmax(hidden @ weight.T)[target]; targets of -100 do not count. fp32 scalar."""
-    return F.cross_entropy((hidden_ND @ weight_VD.T).float(), targets_N, reduction="sum", ignore_index=-100)
+    """Sum over tokens of -log softmax(hidden @ weight.T)[target]; targets of -100 do not count. fp32 scalar.
+
+    Gradients flow to ``hidden_ND`` and ``weight_VD``; their memory is taken in forward, the logits' never.
+    """
+    hidden_ND, weight_VD = _autocast(hidden_ND), _autocast(weight_VD)
+    needs = [torch.is_grad_enabled() and x.requires_grad for x in (hidden_ND, weight_VD)]
+    return torch.ops.herd.linear_cross_entropy(hidden_ND, weight_VD, targets_N, *needs)[0]
 
 
 def linear_kl(
-    student_ND: Tensor, student_weight_VD: Tensor, teacher_NE: Tensor, teacher_weight_VE: Tensor, mask_N: Tensor
+    student_ND: Tensor,
+    student_weight_VD: Tensor,
+    teacher_NE: Tensor,
+    teacher_weight_VE: Tensor,
+    mask_N: Tensor,
+    tau: float = 1.0,
 ) -> Tensor:
-    """Sum over tokens where ``mask_N`` of KL(teacher || student) in nats; no gradient to the teacher. fp32 scalar."""
-    with torch.no_grad():
-        teacher = F.log_softmax((teacher_NE @ teacher_weight_VE.T).float(), dim=-1)
-    student = F.log_softmax((student_ND @ student_weight_VD.T).float(), dim=-1)
-    return ((teacher.exp() * (teacher - student)).sum(-1) * mask_N).sum()
+    """Sum over tokens where ``mask_N`` of tau² · KL(teacher || student) in nats at temperature ``tau``. fp32 scalar.
+
+    tau² keeps the gradient's size whatever the temperature (Hinton et al., arXiv 1503.02531); the teacher gets none.
+    """
+    targets_N = torch.where(mask_N.bool(), 0, IGNORED)
+    return linear_distil(student_ND, student_weight_VD, targets_N, teacher_NE, teacher_weight_VE, tau, 1.0).total
+
+
+def linear_distil(
+    student_ND: Tensor,
+    student_weight_VD: Tensor,
+    targets_N: Tensor,
+    teacher_NE: Tensor,
+    teacher_weight_VE: Tensor,
+    tau: float = 1.0,
+    kl_weight: float = 1.0,
+) -> DistilLoss:
+    """``kl_weight`` · tau² · KL + (1 - ``kl_weight``) · cross-entropy, over one computation of the student's logits.
+
+    Tokens with target -100 count in neither. Both parts come back as numbers, also the one that has no weight.
+    """
+    student_ND, student_weight_VD = _autocast(student_ND), _autocast(student_weight_VD)
+    teacher_NE, teacher_weight_VE = _autocast(teacher_NE.detach()), _autocast(teacher_weight_VE.detach())
+    needs = [torch.is_grad_enabled() and x.requires_grad for x in (student_ND, student_weight_VD)]
+    total, ce, kl, *_ = torch.ops.herd.linear_distil(
+        student_ND, student_weight_VD, targets_N, teacher_NE, teacher_weight_VE, tau, kl_weight, *needs
+    )
+    return DistilLoss(total, ce, kl)
+
+
+@torch.library.custom_op("herd::linear_cross_entropy", mutates_args=())
+def _linear_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, need_hidden: bool, need_weight: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, its gradient for the hidden states, for the weight); a gradient not needed is empty."""
+    rows, grads = _trained(targets_N), _Gradients(hidden_ND, weight_VD, need_hidden, need_weight)
+    total = torch.zeros((), dtype=_wide(hidden_ND), device=hidden_ND.device)
+    for rows_C in _chunks(rows, weight_VD):
+        hidden_CD = grads.take(hidden_ND, rows_C)
+        logits_CV = _logits(hidden_CD, weight_VD)
+        total += cross_entropy_(logits_CV, targets_N[rows_C], with_gradient=need_hidden or need_weight).sum()
+        grads.add(rows_C, hidden_CD, logits_CV)
+        del logits_CV  # before the next chunk's are made
+    return total.to(_wide(hidden_ND)), *grads.finish()
+
+
+@torch.library.custom_op("herd::linear_distil", mutates_args=())
+def _linear_distil(
+    student_ND: Tensor,
+    student_weight_VD: Tensor,
+    targets_N: Tensor,
+    teacher_NE: Tensor,
+    teacher_weight_VE: Tensor,
+    tau: float,
+    kl_weight: float,
+    need_hidden: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(total, ce, kl, total's gradient for the student's hidden states, for its weight)."""
+    rows, grads = _trained(targets_N), _Gradients(student_ND, student_weight_VD, need_hidden, need_weight)
+    ce, kl = (torch.zeros((), dtype=_wide(student_ND), device=student_ND.device) for _ in range(2))
+    for rows_C in _chunks(rows, student_weight_VD):
+        hidden_CD = grads.take(student_ND, rows_C)
+        logits_CV = _logits(hidden_CD, student_weight_VD)
+        teacher_CV = _logits(grads.take(teacher_NE, rows_C), teacher_weight_VE)
+        ce_C, kl_C = distil_(logits_CV, teacher_CV, targets_N[rows_C], tau, kl_weight)
+        del teacher_CV
+        ce += ce_C.sum()
+        kl += kl_C.sum()
+        grads.add(rows_C, hidden_CD, logits_CV)
+        del logits_CV
+    kl *= tau * tau
+    total = kl_weight * kl + (1 - kl_weight) * ce
+    dtype = _wide(student_ND)
+    return total.to(dtype), ce.to(dtype), kl.to(dtype), *grads.finish()
+
+
+class _Gradients:
+    """Where the chunks' gradients gather: rows of the hidden states, and the weight's sum in fp32."""
+
+    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, need_hidden: bool, need_weight: bool) -> None:
+        self.weight_VD, self.n_tokens = weight_VD, hidden_ND.shape[0]
+        self.hidden_grad_ND = torch.zeros_like(hidden_ND) if need_hidden else hidden_ND.new_empty(0)
+        self.weight_grad_VD: Tensor | None = None
+        self.need_hidden, self.need_weight = need_hidden, need_weight
+
+    def take(self, x_ND: Tensor, rows_C: Tensor) -> Tensor:
+        """The chunk's rows; a view where rows follow each other, as in pre-training."""
+        first, n = int(rows_C[0]), rows_C.numel()
+        return x_ND[first : first + n] if int(rows_C[-1]) - first == n - 1 else x_ND[rows_C]
+
+    def add(self, rows_C: Tensor, hidden_CD: Tensor, logits_grad_CV: Tensor) -> None:
+        grad_CV = logits_grad_CV.to(hidden_CD.dtype)
+        if self.need_hidden:
+            self.hidden_grad_ND[rows_C] = grad_CV @ self.weight_VD
+        if self.need_weight:
+            self._add_weight(grad_CV, hidden_CD)
+
+    def _add_weight(self, grad_CV: Tensor, hidden_CD: Tensor) -> None:
+        if self.weight_grad_VD is None:
+            self.weight_grad_VD = (grad_CV.T @ hidden_CD).to(_wide(self.weight_VD))
+        elif self.weight_grad_VD.dtype == grad_CV.dtype:
+            self.weight_grad_VD.addmm_(grad_CV.T, hidden_CD)
+        else:  # a tile of the vocabulary at a time, so that the narrow product never exists whole
+            tiles = zip(self.weight_grad_VD.split(8192), grad_CV.split(8192, dim=1), strict=True)
+            for sum_vD, grad_Cv in tiles:
+                sum_vD += grad_Cv.T @ hidden_CD
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        if not self.need_weight:
+            return self.hidden_grad_ND, self.weight_VD.new_empty(0)
+        if self.weight_grad_VD is None:
+            return self.hidden_grad_ND, torch.zeros_like(self.weight_VD)
+        return self.hidden_grad_ND, self.weight_grad_VD.to(self.weight_VD.dtype)
+
+
+def _trained(targets_N: Tensor) -> Tensor:
+    """Indices of the tokens that count."""
+    return (targets_N != IGNORED).nonzero().flatten()
+
+
+def _chunks(rows: Tensor, weight_VD: Tensor) -> tuple[Tensor, ...]:
+    """The trained tokens in chunks; none if there are none."""
+    return rows.split(_chunk_tokens(weight_VD)) if rows.numel() else ()
+
+
+def _chunk_tokens(weight_VD: Tensor) -> int:
+    """Tokens a chunk: `CHUNK_BYTES` of fp32 logits, but not less than D, where the logits are as big as the weight."""
+    V, D = weight_VD.shape
+    return max(CHUNK_BYTES // (4 * V), D, 1)
+
+
+def _logits(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
+    logits_CV = hidden_CD @ weight_VD.T
+    return logits_CV.to(_wide(logits_CV))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """What autocast would do to a matmul's input; its cast is seen by autograd."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(kind))
+    return x
+
+
+def _gradient_shapes(hidden_ND: Tensor, weight_VD: Tensor, need_hidden: bool, need_weight: bool) -> list[Tensor]:
+    return [
+        torch.empty_like(hidden_ND) if need_hidden else hidden_ND.new_empty(0),
+        torch.empty_like(weight_VD) if need_weight else weight_VD.new_empty(0),
+    ]
+
+
+@_linear_cross_entropy.register_fake
+def _(hidden_ND, weight_VD, targets_N, need_hidden, need_weight):
+    loss = hidden_ND.new_empty((), dtype=_wide(hidden_ND))
+    return loss, *_gradient_shapes(hidden_ND, weight_VD, need_hidden, need_weight)
+
+
+@_linear_distil.register_fake
+def _(student_ND, student_weight_VD, targets_N, teacher_NE, teacher_weight_VE, tau, kl_weight, *needs):
+    sums = [student_ND.new_empty((), dtype=_wide(student_ND)) for _ in range(3)]
+    return *sums, *_gradient_shapes(student_ND, student_weight_VD, *needs)
+
+
+def _keep_gradients(ctx, inputs, output):
+    ctx.save_for_backward(*output[-2:])
+    ctx.needs, ctx.n_inputs = inputs[-2:], len(inputs)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _scale_gradients(ctx, grad_loss, *_):
+    grads: list[Tensor | None] = [None] * ctx.n_inputs
+    if grad_loss is not None:
+        for i, (saved, needed) in enumerate(zip(ctx.saved_tensors, ctx.needs, strict=True)):
+            grads[i] = saved * grad_loss.to(saved.dtype) if needed else None
+    return tuple(grads)
+
+
+_linear_cross_entropy.register_autograd(_scale_gradients, setup_context=_keep_gradients)
+_linear_distil.register_autograd(_scale_gradients, setup_context=_keep_gradients)

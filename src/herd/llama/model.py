@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels.loss import linear_cross_entropy
+from ..kernels.loss import DistilLoss, linear_cross_entropy, linear_distil
 from . import rope
 from .attention import Attend, causal
 from .config import ModelConfig
@@ -140,7 +140,7 @@ class LlamaLM(nn.Module):
         return self.model(tokens_BT, positions_BT, attend)
 
     def logits(self, tokens_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal) -> Tensor:
-        """Scores of the next token, (B, T, V) in fp32. For evaluation and decoding; training never makes this tensor."""
+        """Scores of the next token, (B, T, V) fp32. For evaluation and decoding; training never makes this tensor."""
         return self.lm_head(self.model(tokens_BT, positions_BT, attend)).float()
 
     def loss(
@@ -153,3 +153,24 @@ class LlamaLM(nn.Module):
         """Sum of next-token cross-entropy in nats over targets that are not -100; fp32 scalar."""
         hidden_ND = self.model(tokens_BT, positions_BT, attend).flatten(0, 1)
         return linear_cross_entropy(hidden_ND, self.lm_head.weight, targets_BT.flatten())
+
+    def distil_loss(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        teacher_hidden_BTE: Tensor,
+        teacher_weight_VE: Tensor,
+        positions_BT: Tensor | None = None,
+        attend: Attend = causal,
+        tau: float = 1.0,
+        kl_weight: float = 1.0,
+    ) -> DistilLoss:
+        """Sums over trained targets of kl_weight · tau² · KL(teacher || self) + (1 - kl_weight) · cross-entropy; nats.
+
+        The teacher comes as its final hidden states for the same tokens and its head. Both parts come back unweighted.
+        """
+        hidden_ND = self.model(tokens_BT, positions_BT, attend).flatten(0, 1)
+        teacher_NE = teacher_hidden_BTE.flatten(0, 1)
+        return linear_distil(
+            hidden_ND, self.lm_head.weight, targets_BT.flatten(), teacher_NE, teacher_weight_VE, tau, kl_weight
+        )

@@ -1,0 +1,70 @@
+"""What happens to a chunk of logits: losses of its rows, and the gradient written over the logits themselves.
+
+Plain torch, a block of rows at a time so that a block stays in the cache between passes.
+
+Shapes: C tokens of a chunk, V vocab.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK_BYTES = 1 << 20
+
+
+def cross_entropy_(logits_CV: Tensor, targets_C: Tensor, with_gradient: bool = True) -> Tensor:
+    """-log softmax(logits)[target] of every row, (C,); ``logits_CV`` becomes softmax - onehot if ``with_gradient``.
+
+    ``logits_CV`` is fp32 or float64, contiguous; every target is a word (ignored ones were dropped before).
+    """
+    losses = []
+    for logits_cV, targets_c in _blocks(logits_CV, targets_C):
+        picked_c1 = logits_cV.gather(1, targets_c[:, None])
+        log_z_c1, sum_c1 = _exponentiate_(logits_cV)
+        losses.append((log_z_c1 - picked_c1).squeeze(1))
+        if with_gradient:
+            logits_cV.div_(sum_c1)
+            logits_cV.scatter_add_(1, targets_c[:, None], torch.full_like(sum_c1, -1.0))
+    return torch.cat(losses)
+
+
+def distil_(
+    student_CV: Tensor, teacher_CV: Tensor, targets_C: Tensor, tau: float, kl_weight: float
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and KL(teacher || student at temperature ``tau``) of every row, each (C,).
+
+    ``student_CV`` becomes the gradient of kl_weight · tau² · KL + (1 - kl_weight) · CE; ``teacher_CV`` is used up.
+    """
+    ces, kls = [], []
+    for student_cV, teacher_cV, targets_c in _blocks(student_CV, teacher_CV, targets_C):
+        picked_c1 = student_cV.gather(1, targets_c[:, None])
+        plain_cV = student_cV.clone()
+        log_z_c1, sum_c1 = _exponentiate_(plain_cV)
+        ces.append((log_z_c1 - picked_c1).squeeze(1))
+
+        log_q_cV = torch.log_softmax(student_cV / tau, dim=-1)
+        log_p_cV = torch.log_softmax(teacher_cV / tau, dim=-1)
+        p_cV = log_p_cV.exp()
+        kls.append((p_cV * (log_p_cV - log_q_cV)).sum(-1))
+
+        torch.sub(log_q_cV.exp_(), p_cV, out=student_cV)
+        student_cV *= kl_weight * tau  # tau² of the loss, 1/tau of the softened logits
+        if kl_weight != 1:
+            plain_cV.div_(sum_c1).scatter_add_(1, targets_c[:, None], torch.full_like(sum_c1, -1.0))
+            student_cV.add_(plain_cV, alpha=1 - kl_weight)
+    return torch.cat(ces), torch.cat(kls)
+
+
+def _exponentiate_(logits_cV: Tensor) -> tuple[Tensor, Tensor]:
+    """Turns logits into exp(logit - max) in place; returns log of the normalizer and the sum, each (c, 1)."""
+    max_c1 = logits_cV.amax(dim=-1, keepdim=True)
+    sum_c1 = logits_cV.sub_(max_c1).exp_().sum(dim=-1, keepdim=True)
+    return sum_c1.log() + max_c1, sum_c1
+
+
+def _blocks(first_CV: Tensor, *others: Tensor):
+    rows = max(1, BLOCK_BYTES // (first_CV.shape[1] * first_CV.element_size()))
+    if first_CV.is_cuda:  # no cache to stay in, only launches to save
+        rows = max(1, first_CV.shape[0])
+    return zip(*(x.split(rows) for x in (first_CV, *others)), strict=True)

@@ -1,0 +1,163 @@
+"""The chunked losses against plain float64 torch: values, gradients, edges."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from herd.kernels import loss as losses
+from herd.kernels.loss import linear_cross_entropy, linear_distil, linear_kl
+
+
+def plain_cross_entropy(hidden, weight, targets):
+    return F.cross_entropy(hidden @ weight.T, targets, reduction="sum", ignore_index=-100)
+
+
+def plain_kl(student, student_weight, teacher, teacher_weight, mask, tau=1.0):
+    log_p = F.log_softmax(teacher.detach() @ teacher_weight.detach().T / tau, dim=-1)
+    log_q = F.log_softmax(student @ student_weight.T / tau, dim=-1)
+    return tau * tau * ((log_p.exp() * (log_p - log_q)).sum(-1) * mask).sum()
+
+
+def leaves(*shapes, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
+
+
+def targets_for(N, V, ignored=0.3, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(0, V, (N,), generator=generator)
+    return torch.where(torch.rand(N, generator=generator) < ignored, -100, targets)
+
+
+def grads(loss, *inputs, scale=0.37):
+    return torch.autograd.grad(loss * scale, inputs, allow_unused=True)
+
+
+@pytest.fixture(params=[1, 7, 10_000], ids=lambda chunk: f"chunk{chunk}")
+def chunk(request, monkeypatch):
+    monkeypatch.setattr(losses, "_chunk_tokens", lambda weight: request.param)
+
+
+@given(N=st.integers(1, 40), D=st.integers(1, 9), V=st.integers(2, 50), ignored=st.sampled_from([0.0, 0.3, 0.9, 1.1]))
+@settings(max_examples=40, deadline=None)
+def test_cross_entropy_is_the_plain_one_in_float64(N, D, V, ignored):
+    hidden, weight = leaves((N, D), (V, D))
+    targets = targets_for(N, V, ignored)
+    ours, plain = linear_cross_entropy(hidden, weight, targets), plain_cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(grads(ours, hidden, weight), grads(plain, hidden, weight))
+
+
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
+def test_cross_entropy_in_chunks_and_for_one_input_alone(needs):
+    hidden, weight = leaves((23, 6), (31, 6))
+    hidden.requires_grad_(needs[0])
+    weight.requires_grad_(needs[1])
+    inputs = [x for x in (hidden, weight) if x.requires_grad]
+    targets = targets_for(23, 31)
+    ours, plain = linear_cross_entropy(hidden, weight, targets), plain_cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(grads(ours, *inputs), grads(plain, *inputs))
+
+
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("tau", [0.5, 1.0, 3.0])
+def test_kl_is_the_plain_one_in_float64(tau):
+    student, student_weight, teacher, teacher_weight = leaves((23, 6), (31, 6), (23, 9), (31, 9))
+    mask = targets_for(23, 31) != -100
+    ours = linear_kl(student, student_weight, teacher, teacher_weight, mask, tau)
+    plain = plain_kl(student, student_weight, teacher, teacher_weight, mask, tau)
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(grads(ours, student, student_weight), grads(plain, student, student_weight))
+    ours = linear_kl(student, student_weight, teacher, teacher_weight, mask)
+    assert grads(ours, teacher, teacher_weight) == (None, None)
+
+
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("kl_weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("tau", [1.0, 2.0])
+def test_distil_mixes_both_over_one_set_of_logits(kl_weight, tau):
+    student, student_weight, teacher, teacher_weight = leaves((23, 6), (31, 6), (23, 9), (31, 9))
+    targets = targets_for(23, 31)
+    ours = linear_distil(student, student_weight, targets, teacher, teacher_weight, tau, kl_weight)
+    ce = plain_cross_entropy(student, student_weight, targets)
+    kl = plain_kl(student, student_weight, teacher, teacher_weight, targets != -100, tau)
+    torch.testing.assert_close((ours.ce, ours.kl), (ce.detach(), kl.detach()))
+    total = kl_weight * kl + (1 - kl_weight) * ce
+    torch.testing.assert_close(ours.total, total)
+    torch.testing.assert_close(grads(ours.total, student, student_weight), grads(total, student, student_weight))
+
+
+def test_nothing_trained_is_zero_with_zero_gradients():
+    hidden, weight, teacher, teacher_weight = leaves((5, 4), (9, 4), (5, 3), (9, 3))
+    for loss in (
+        linear_cross_entropy(hidden, weight, torch.full((5,), -100)),
+        linear_kl(hidden, weight, teacher, teacher_weight, torch.zeros(5)),
+    ):
+        assert loss.item() == 0
+        hidden_grad, weight_grad = grads(loss, hidden, weight)
+        assert (hidden_grad.shape, weight_grad.shape) == (hidden.shape, weight.shape)
+        assert not hidden_grad.any()
+        assert not weight_grad.any()
+
+
+def test_a_student_equal_to_its_teacher_has_no_kl_and_no_gradient():
+    hidden, weight = leaves((11, 6), (17, 6), dtype=torch.float32)
+    loss = linear_kl(hidden, weight, hidden.detach(), weight.detach(), torch.ones(11))
+    assert abs(loss.item()) < 1e-5
+    assert all(grad.abs().max() < 1e-6 for grad in grads(loss, hidden, weight))
+
+
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_narrow_inputs_stay_close_to_float64(dtype, tolerance):
+    hidden, weight = leaves((64, 16), (300, 16), dtype=dtype)
+    targets = targets_for(64, 300)
+    ours = linear_cross_entropy(hidden, weight, targets)
+    assert ours.dtype == torch.float32
+    wide = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    plain = plain_cross_entropy(*wide, targets)
+    assert ours.item() == pytest.approx(plain.item(), rel=tolerance)
+    for ours_grad, plain_grad in zip(grads(ours, hidden, weight), grads(plain, *wide), strict=True):
+        assert ours_grad.dtype == dtype
+        assert (ours_grad.double() - plain_grad).norm() < tolerance * plain_grad.norm()
+
+
+def test_huge_logits_stay_finite():
+    hidden, weight = leaves((8, 4), (50, 4), dtype=torch.float32)
+    loss = linear_cross_entropy(hidden * 1e4, weight, targets_for(8, 50, 0))
+    assert loss.isfinite()
+    assert all(grad.isfinite().all() for grad in grads(loss, hidden, weight))
+
+
+def test_autocast_computes_in_bf16_and_returns_fp32_gradients():
+    hidden, weight = leaves((32, 16), (100, 16), dtype=torch.float32)
+    targets = targets_for(32, 100)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(hidden, weight, targets)
+    plain = plain_cross_entropy(hidden, weight, targets)
+    assert loss.item() != plain.item()
+    assert loss.item() == pytest.approx(plain.item(), rel=2e-2)
+    assert all(grad.dtype == torch.float32 for grad in grads(loss, hidden, weight))
+
+
+def test_without_gradients_none_are_made():
+    hidden, weight = leaves((32, 16), (100, 16))
+    with torch.no_grad():
+        loss = linear_cross_entropy(hidden, weight, targets_for(32, 100))
+    assert not loss.requires_grad
+
+
+def test_operators_are_well_formed():
+    hidden, weight, teacher, teacher_weight = leaves((5, 4), (9, 4), (5, 3), (9, 3), dtype=torch.float32)
+    targets = targets_for(5, 9)
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_static")
+    torch.library.opcheck(torch.ops.herd.linear_cross_entropy, (hidden, weight, targets, True, True), test_utils=checks)
+    teacher, teacher_weight = teacher.detach(), teacher_weight.detach()
+    arguments = (hidden, weight, targets, teacher, teacher_weight, 2.0, 0.5, True, True)
+    torch.library.opcheck(torch.ops.herd.linear_distil, arguments, test_utils=checks)
