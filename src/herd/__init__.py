@@ -1,0 +1,67 @@
+"""Herd: the whole life of the Llama 3.1 family in one small PyTorch codebase.
+
+The front door. Everything here is loaded on first use, so that `import herd` costs nothing and needs no torch::
+
+    model, tokenizer = herd.load("runs/demo/student")
+    logits_BTV = model.logits(tokens_BT)
+    herd.generate(model, tokenizer, "def area(", max_tokens=32, temperature=0)
+    herd.Tokenizer.from_file("tokenizer.model")
+    herd.render(messages, tokenizer, tools=...)
+    herd.SIZES["405B"].n_params                            # 405_853_388_800
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from .engine.generate import generate
+    from .llama.config import SIZES, ModelConfig
+    from .llama.model import LlamaLM
+    from .text.chat import render
+    from .text.tokenizer import Tokenizer
+
+__version__ = metadata.version("llamaherd")
+__all__ = ["SIZES", "ModelConfig", "Tokenizer", "__version__", "generate", "load", "render"]
+
+# By name and not by import statement: this file stands above all floors, yet every floor may ask it for the version.
+_HOMES = {
+    "SIZES": "llama.config",
+    "ModelConfig": "llama.config",
+    "Tokenizer": "text.tokenizer",
+    "generate": "engine.generate",
+    "render": "text.chat",
+}
+
+
+def load(
+    folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> tuple[LlamaLM, Tokenizer | None]:
+    """Model and tokenizer of any checkpoint folder; ``dtype`` None keeps the one on disk.
+
+    A folder without a tokenizer gives None and a warning. Raises `CheckpointError` for a folder that is not one.
+    """
+    import warnings
+
+    checkpoint = importlib.import_module(".checkpoint", __name__)
+    model = checkpoint.load(folder, dtype=dtype, device=device)
+    tokenizer = checkpoint.load_tokenizer(folder)
+    if tokenizer is None:
+        warnings.warn(f"{folder} has no tokenizer: the model takes and gives token ids only", stacklevel=2)
+    return model, tokenizer
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module 'herd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

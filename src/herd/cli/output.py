@@ -1,0 +1,34 @@
+"""How verbs print: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+"""The ``--json`` option of every verb that prints a result."""
+
+
+def print_json(result: Any) -> None:
+    """One JSON document on stdout; numbers that are not finite are refused rather than written as invalid JSON."""
+    json.dump(result, sys.stdout, indent=1, ensure_ascii=False, allow_nan=False)
+    print()
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table with the first column to the left and the others to the right. Numbers are never cut to fit a terminal."""
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        first = cells[0].ljust(widths[0])
+        return "  ".join([first, *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))])
+
+    title = line(header)
+    print(f"\033[1m{title}\033[0m" if sys.stdout.isatty() else title)
+    print("─" * len(title))
+    for row in rows:
+        print(line(row))

@@ -1,0 +1,24 @@
+"""`herd report`: write a run's page anew from what the run left on disk; no torch, no model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .output import Json, print_json
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="A run's folder, e.g. runs/demo.")],
+    as_json: Json = False,
+) -> None:
+    """Write RUN/report.html anew from the run's records. Parts that were not measured say so."""
+    from ..report.page import build_page
+
+    page = build_page(run)
+    if as_json:
+        print_json({"run": str(run), "page": str(page), "bytes": page.stat().st_size})
+    else:
+        print(page)
