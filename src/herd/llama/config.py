@@ -62,9 +62,9 @@ class ModelConfig:
                 raise ConfigError(f"{name}={value!r} must be a positive integer")
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
+        if self.dim % self.n_heads:  # transformers refuses it even where head_dim is given
+            raise ConfigError(f"dim={self.dim} is not a multiple of n_heads={self.n_heads}")
         if self.head_dim == 0:
-            if self.dim % self.n_heads:
-                raise ConfigError(f"dim={self.dim} is not a multiple of n_heads={self.n_heads}; set head_dim")
             object.__setattr__(self, "head_dim", self.dim // self.n_heads)
         if self.head_dim < 2 or self.head_dim % 2:
             raise ConfigError(f"head_dim={self.head_dim} must be even: RoPE rotates pairs")

@@ -1,0 +1,251 @@
+"""A checkpoint folder: save, load, and what is in it.
+
+The layout is Hugging Face's, so `transformers`, vLLM and llama.cpp's converter read the folder unchanged:
+
+    config.json  generation_config.json  model.safetensors (or shards and model.safetensors.index.json)
+    tokenizer.json  tokenizer_config.json  special_tokens_map.json  tokenizer.model  herd.json (lineage)
+
+Parameter names in memory are already the file's names, so saving translates nothing. Loading checks all headers against
+the configuration first, builds the model on the meta device and then puts each tensor in its place: no initialisation,
+and no second copy of the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, TokenizerError
+from ..llama import rope
+from ..llama.config import ModelConfig
+from ..llama.model import LlamaLM
+from . import weights
+from .atomic import require_room, whole_folder
+from .hf import Dialect, config_to_hf, read_config
+from .lineage import FILE as LINEAGE_FILE
+from .lineage import Lineage
+from .write import MAX_SHARD_BYTES, write_weights
+
+if TYPE_CHECKING:
+    from ..text.tokenizer import Tokenizer
+
+CONFIG = "config.json"
+GENERATION = "generation_config.json"
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_OURS = {CONFIG, GENERATION, LINEAGE_FILE, weights.INDEX, *TOKENIZER_FILES, "chat_template.jinja"}
+_OURS |= {"LICENSE", "LICENSE.txt", "USE_POLICY.md", "NOTICE", "README.md", ".gitattributes"}
+
+
+def save(
+    folder: str | Path,
+    model: LlamaLM,
+    tokenizer: Tokenizer | None = None,
+    *,
+    lineage: Lineage | None = None,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    generation_config: dict[str, Any] | None = None,
+) -> str:
+    """Writes ``model`` as a checkpoint folder, whole or not at all, and returns the hash of its weights.
+
+    ``dtype`` None keeps the parameters' own. An existing checkpoint at ``folder`` is exchanged in one step. Raises
+    `CheckpointError` when the disk is full or ``folder`` holds files that are not a checkpoint's.
+    """
+    params = dict(model.named_parameters())
+    if dtype is None:
+        dtypes = {param.dtype for param in params.values()}
+        if len(dtypes) != 1:
+            raise CheckpointError(f"{folder}: parameters have several dtypes {sorted(map(str, dtypes))}; pass dtype=")
+        dtype = dtypes.pop()
+    return write_folder(
+        folder,
+        model.config,
+        lambda name: _whole(params[name]),
+        tokenizer,
+        dtype=dtype,
+        lineage=lineage,
+        max_shard_bytes=max_shard_bytes,
+        generation_config=generation_config,
+    )
+
+
+def write_folder(
+    folder: str | Path,
+    config: ModelConfig,
+    get: Callable[[str], Tensor],
+    tokenizer: Tokenizer | None = None,
+    *,
+    dtype: torch.dtype,
+    lineage: Lineage | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    generation_config: dict[str, Any] | None = None,
+    dialect: Dialect = "rope_scaling",
+    extra_files: Mapping[str, bytes] | None = None,
+    progress: weights.Progress | None = None,
+) -> str:
+    """`save` for weights that are produced one by one: ``get(name)`` is asked once a tensor, in file order.
+
+    ``extra_files`` are written last and may replace derived ones (a release's own tokenizer files, a licence).
+    """
+    folder = Path(folder)
+    if dtype not in weights.NAMES:
+        raise CheckpointError(f"{folder}: dtype={dtype} cannot be stored; use float32, float16 or bfloat16")
+    if tokenizer is not None:
+        _require_fit(tokenizer, config, folder)
+    _require_replaceable(folder)
+    require_room(folder, config.nbytes(dtype.itemsize) + 1_000_000)
+    with whole_folder(folder) as temporary:
+        weights_hash = write_weights(
+            temporary,
+            dict(config.param_shapes()),
+            get,
+            dtype,
+            max_shard_bytes=max_shard_bytes,
+            progress=progress,
+            where=folder,
+        )
+        stops = None if tokenizer is None else sorted(tokenizer.stop_ids)
+        bos = None if tokenizer is None else tokenizer.bos_id
+        name = str(dtype).removeprefix("torch.")
+        _write_json(
+            temporary / CONFIG, config_to_hf(config, dtype=name, bos_token_id=bos, eos_token_id=stops, dialect=dialect)
+        )
+        if tokenizer is not None:
+            tokenizer.save(temporary)
+            # Meta's own release samples at 0.6 / 0.9 by default.
+            _write_json(
+                temporary / GENERATION,
+                {
+                    "bos_token_id": bos,
+                    "eos_token_id": stops,
+                    "pad_token_id": tokenizer.pad_id,
+                    "do_sample": True,
+                    "temperature": 0.6,
+                    "top_p": 0.9,
+                },
+            )
+        if generation_config is not None:
+            _write_json(temporary / GENERATION, generation_config)
+        if lineage is not None:
+            lineage.model_copy(update={"weights_hash": weights_hash}).write(temporary)
+        for file, data in (extra_files or {}).items():
+            (temporary / file).write_bytes(data)
+    return weights_hash
+
+
+def load(
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    check_finite: bool = False,
+) -> LlamaLM:
+    """The model in a checkpoint folder (or ``hf:ORG/NAME``), weights in ``dtype`` (None: as stored) on ``device``.
+
+    Raises `CheckpointError`, before anything is allocated, for files that are missing, truncated, or do not fit
+    ``config.json``; with ``check_finite`` also for NaN and infinite weights.
+    """
+    folder = resolve(folder)
+    config = load_config(folder)
+    wanted = weights.check_against(config, weights.read_index(folder), folder)
+    dtype = weights.common_dtype(wanted, folder) if dtype is None else dtype
+    with torch.device("meta"):
+        model = LlamaLM(config)
+    for name, stored in weights.iterate(wanted):
+        tensor = weights.cast(name, stored, dtype, folder).to(device)
+        if check_finite:
+            weights.require_finite(name, tensor, folder)
+        # A tensor that needed no conversion still lies in the mapped file.
+        _place(model, name, tensor.clone() if tensor.data_ptr() == stored.data_ptr() else tensor)
+    if config.tie_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    model.model.inv_freq = rope.inverse_frequencies(config).to(device)
+    return model
+
+
+def load_config(folder: str | Path) -> ModelConfig:
+    """The configuration of a checkpoint folder (or ``hf:ORG/NAME``)."""
+    return read_config(resolve(folder) / CONFIG)
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer | None:
+    """The tokenizer of a checkpoint folder; None, with a warning, when it has none."""
+    folder = resolve(folder)
+    if not any((folder / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
+        warnings.warn(f"{folder}: has no tokenizer (tokenizer.model or tokenizer.json)", stacklevel=2)
+        return None
+    from ..text.tokenizer import Tokenizer  # tiktoken, which loading weights does not need
+
+    tokenizer = Tokenizer.from_folder(folder)
+    if (folder / CONFIG).exists():
+        _require_fit(tokenizer, load_config(folder), folder)
+    return tokenizer
+
+
+def checkpoint_hash(folder: str | Path, progress: weights.Progress | None = None) -> str:
+    """sha256 of a folder's weights; the same for every sharding, different for every dtype. Reads all of them."""
+    folder = resolve(folder)
+    wanted = weights.check_against(load_config(folder), weights.read_index(folder), folder)
+    return weights.hash_weights(wanted, progress)
+
+
+def resolve(source: str | Path) -> Path:
+    """A folder on disk: ``source`` itself, or for ``hf:ORG/NAME[@REVISION]`` its download from the Hugging Face hub."""
+    if not str(source).startswith("hf:"):
+        if not Path(source).is_dir():
+            raise CheckpointError(f"{source}: no such folder; give a checkpoint folder or hf:ORG/NAME")
+        return Path(source)
+    from huggingface_hub import snapshot_download  # slow to import, and only needed here
+
+    name, _, revision = str(source)[3:].partition("@")
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision or None,
+                allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "LICENSE*", "USE_POLICY*"],
+                ignore_patterns=["original/*"],
+            )
+        )
+    except Exception as error:  # the hub raises its own, httpx's and OSError alike; all mean "not there"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{source}: cannot be fetched: {reason}") from error
+
+
+def _whole(param: Tensor) -> Tensor:
+    """A parameter as one plain tensor; one sharded by FSDP2 is gathered (every rank must ask in the same order)."""
+    return param.full_tensor() if hasattr(param, "full_tensor") else param
+
+
+def _place(model: nn.Module, name: str, tensor: Tensor) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor))
+
+
+def _require_fit(tokenizer: Tokenizer, config: ModelConfig, where: Path) -> None:
+    if tokenizer.vocab_size > config.vocab_size:
+        raise TokenizerError(
+            f"{where}: tokenizer has {tokenizer.vocab_size} ids, the model's vocab_size is {config.vocab_size}; "
+            "they do not belong together"
+        )
+
+
+def _require_replaceable(folder: Path) -> None:
+    """Only a checkpoint may be replaced: never somebody's home folder."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: is a file; choose another name")
+    others = sorted(p.name for p in folder.iterdir() if p.name not in _OURS and p.suffix != ".safetensors")
+    if others:
+        raise CheckpointError(f"{folder}: holds {others[0]}, which is not a checkpoint's; choose another folder")
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
