@@ -1,0 +1,101 @@
+"""Structured pruning: a smaller Llama cut out of a larger one, reloading as a plain checkpoint.
+
+Width (channels, FFN neurons, query heads inside each KV group) and depth (a contiguous run of layers) are cut at once, by
+`importance`. KV heads and the head dim stay: both Llama Minitrons keep them (arXiv 2408.11796). The result has the same
+parameter names and an ordinary config; nothing about it is special, it is merely worse, until distillation mends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data.batch import Batch
+from ..errors import ConfigError
+from ..llama.config import ModelConfig
+from ..llama.model import LlamaLM
+from .importance import Importance, best_block, importance
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Indices that survive, ascending: layers; channels (D',); per kept layer heads (H',) and neurons (F',)."""
+
+    layers: list[int]
+    channels: Tensor
+    heads: list[Tensor]
+    neurons: list[Tensor]
+
+
+def check_target(source: ModelConfig, target: ModelConfig) -> None:
+    """Raise `ConfigError` unless ``target`` can be cut out of ``source``."""
+    for name in ("vocab_size", "n_kv_heads", "head_dim", "norm_eps", "rope_theta", "rope_scaling", "tie_embeddings"):
+        if getattr(source, name) != getattr(target, name):
+            raise ConfigError(
+                f"pruning keeps {name}: the teacher has {getattr(source, name)}, the student asks for {getattr(target, name)}"
+            )
+    for name in ("dim", "n_layers", "n_heads", "ffn_dim"):
+        if getattr(target, name) > getattr(source, name):
+            raise ConfigError(f"{name}={getattr(target, name)} is larger than the teacher's {getattr(source, name)}")
+
+
+def choose(source: ModelConfig, target: ModelConfig, scores: Importance, drop: range) -> Kept:
+    """The best-scoring structures that make ``target``, with the layers in ``drop`` gone."""
+    layers = [i for i in range(source.n_layers) if i not in drop]
+    group, group_kept = source.n_heads // source.n_kv_heads, target.n_heads // target.n_kv_heads
+
+    def top(scores_X: Tensor, count: int) -> Tensor:
+        return scores_X.topk(count).indices.sort().values
+
+    def top_heads(scores_H: Tensor) -> Tensor:
+        inside = scores_H.view(source.n_kv_heads, group).topk(group_kept, dim=1).indices.sort(dim=1).values
+        return (inside + torch.arange(source.n_kv_heads)[:, None] * group).flatten()
+
+    return Kept(
+        layers=layers,
+        channels=top(scores.channels_D, target.dim),
+        heads=[top_heads(scores.heads_LH[i]) for i in layers],
+        neurons=[top(scores.neurons_LF[i], target.ffn_dim) for i in layers],
+    )
+
+
+@torch.no_grad()
+def cut(model: LlamaLM, target: ModelConfig, kept: Kept) -> LlamaLM:
+    """A new ``target``-shaped model holding the kept rows and columns of ``model``'s weights."""
+    K = target.head_dim
+    source = model.state_dict()
+    out: dict[str, Tensor] = {}
+    channels = kept.channels
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        out[name] = source[name][:, channels]
+    out["model.norm.weight"] = source["model.norm.weight"][channels]
+    for new, (old, heads, neurons) in enumerate(zip(kept.layers, kept.heads, kept.neurons, strict=True)):
+        here, there = f"model.layers.{new}.", f"model.layers.{old}."
+        rows = (heads[:, None] * K + torch.arange(K)).flatten()
+        out[here + "self_attn.q_proj.weight"] = source[there + "self_attn.q_proj.weight"][rows][:, channels]
+        out[here + "self_attn.o_proj.weight"] = source[there + "self_attn.o_proj.weight"][channels][:, rows]
+        for side in ("k_proj", "v_proj"):
+            out[here + f"self_attn.{side}.weight"] = source[there + f"self_attn.{side}.weight"][:, channels]
+        for side in ("gate_proj", "up_proj"):
+            out[here + f"mlp.{side}.weight"] = source[there + f"mlp.{side}.weight"][neurons][:, channels]
+        out[here + "mlp.down_proj.weight"] = source[there + "mlp.down_proj.weight"][channels][:, neurons]
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            out[here + f"{norm}.weight"] = source[there + f"{norm}.weight"][channels]
+    student = LlamaLM(target)
+    student.load_state_dict(out)
+    return student
+
+
+def prune(model: LlamaLM, target: ModelConfig, batches: Sequence[Batch]) -> tuple[LlamaLM, Kept]:
+    """Cut ``target`` out of ``model`` by importance on calibration ``batches``. The input model is unchanged.
+
+    Raises `ConfigError` where the target cannot be cut out of the source.
+    """
+    check_target(model.config, target)
+    n_drop = model.config.n_layers - target.n_layers
+    drop = best_block(model, n_drop, batches) if n_drop else range(0)
+    kept = choose(model.config, target, importance(model, batches), drop)
+    return cut(model, target, kept), kept

@@ -1,0 +1,98 @@
+"""Pruning: what is cut must be what matters least, and what is kept must compute the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from herd.data.batch import Batch
+from herd.distill import best_block, importance, prune
+from herd.errors import ConfigError
+from herd.llama import ModelConfig
+from herd.llama.model import LlamaLM
+
+TEACHER = ModelConfig(vocab_size=97, dim=32, n_layers=4, n_heads=4, n_kv_heads=2, ffn_dim=48, head_dim=8)
+
+
+def make_batch(seed: int = 0, rows: int = 3, time: int = 11) -> Batch:
+    tokens = torch.randint(0, 97, (rows, time + 1), generator=torch.Generator().manual_seed(seed))
+    return Batch(tokens_BT=tokens[:, :-1], targets_BT=tokens[:, 1:], positions_BT=None, documents_BT=None)
+
+
+@pytest.fixture
+def teacher() -> LlamaLM:
+    return LlamaLM(TEACHER).init_weights(1, std=0.3).requires_grad_(False)
+
+
+def test_a_dead_structure_is_cut_and_the_function_stays(teacher: LlamaLM) -> None:
+    """Silence some neurons and channels exactly; pruning must find them and lose nothing."""
+    dead_channels, dead_neurons = [3, 17, 30, 31], [0, 5, 40, 47]
+    with torch.no_grad():
+        for name, param in teacher.named_parameters():
+            if name.endswith(("embed_tokens.weight", "lm_head.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight")):
+                param[:, dead_channels] = 0
+            if name.endswith(("gate_proj.weight", "up_proj.weight")):
+                param[:, dead_channels] = 0
+                param[dead_neurons] = 0
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                param[dead_channels] = 0
+    batch = make_batch()
+    student, kept = prune(teacher, TEACHER.replace(dim=28, ffn_dim=44), [batch])
+    assert not set(kept.channels.tolist()) & set(dead_channels)
+    assert all(not set(n.tolist()) & set(dead_neurons) for n in kept.neurons)
+    # RMSNorm divides by the mean over D channels: with dead ones gone the mean is 32/28 of what it was.
+    for name, param in student.named_parameters():
+        if "norm" in name:
+            param.data *= (32 / 28) ** 0.5
+    torch.testing.assert_close(student.logits(batch.tokens_BT), teacher.logits(batch.tokens_BT), rtol=1e-3, atol=1e-3)
+
+
+def test_heads_are_ranked_inside_their_group(teacher: LlamaLM) -> None:
+    scores = importance(teacher, [make_batch()])
+    student, kept = prune(teacher, TEACHER.replace(n_heads=2), [make_batch()])
+    for layer, heads in enumerate(kept.heads):
+        for group, head in enumerate(heads.tolist()):
+            assert head // 2 == group
+            assert scores.heads_LH[layer, head] == scores.heads_LH[layer, group * 2 : group * 2 + 2].max()
+    assert student.logits(make_batch().tokens_BT).shape == (3, 11, 97)
+
+
+def test_importance_equals_a_hand_computation(teacher: LlamaLM) -> None:
+    batch = make_batch()
+    seen: list[torch.Tensor] = []
+    handle = teacher.model.layers[2].mlp.down_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    scores = importance(teacher, [batch, batch])
+    handle.remove()
+    expected = (2 * seen[0].abs().mean(1).square().sum(0)).sqrt()
+    torch.testing.assert_close(scores.neurons_LF[2], expected)
+
+
+def test_an_identity_layer_is_the_one_dropped(teacher: LlamaLM) -> None:
+    with torch.no_grad():
+        teacher.model.layers[2].self_attn.o_proj.weight.zero_()
+        teacher.model.layers[2].mlp.down_proj.weight.zero_()
+    batch = make_batch()
+    # Train-free check: the loss is the same without layer 2, so it wins unless another removal *helps* a random model.
+    drop = best_block(teacher, 1, [batch])
+    student, kept = prune(teacher, TEACHER.replace(n_layers=3), [batch])
+    assert list(drop) == [i for i in range(4) if i not in kept.layers]
+    with torch.no_grad():
+        loss = float(student.loss(batch.tokens_BT, batch.targets_BT))
+        assert loss <= float(teacher.loss(batch.tokens_BT, batch.targets_BT)) + 1e-3
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [({"dim": 64}, "larger"), ({"vocab_size": 98}, "vocab_size"), ({"n_layers": 1}, "first and the last")],
+)
+def test_impossible_targets_are_refused(teacher: LlamaLM, change: dict, word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        prune(teacher, TEACHER.replace(**change), [make_batch()])
+
+
+def test_minitron_4b_counts() -> None:
+    """Llama-3.1-Minitron-4B: width 4.51 B, depth 4.54 B parameters (arXiv 2408.11796)."""
+    from herd.llama import SIZES
+
+    assert round(SIZES["8B"].replace(dim=3072, ffn_dim=9216).n_params / 1e9, 2) == 4.51
+    assert round(SIZES["8B"].replace(n_layers=16).n_params / 1e9, 2) == 4.54
