@@ -20,7 +20,7 @@ def print_json(result: Any) -> None:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table with the first column to the left and the others to the right. Numbers are never cut to fit a terminal."""
+    """A table with the first column to the left and the others right. Numbers are never cut to fit a terminal."""
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:

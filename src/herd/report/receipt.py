@@ -9,7 +9,8 @@ is the history of a number.
 Layout of a file (`schema` 1)::
 
     {"schema": 1, "name": "throughput", "what": "one sentence",
-     "values": {"speed": {"value": 980.2, "unit": "tokens/s", "lo": 962.0, "hi": 995.1, "bar": "≥ 880", "passed": true}},
+     "values": {"pace": {"value": 980.2, "unit": "tokens/s", "lo": 962.0, "hi": 995.1, "bar": "≥ 880", "passed": true},
+                "memory": {"value": 2147483648, "unit": "bytes"}},
      "command": "...", "seed": 0, "rivals": {"transformers": "5.23.0"}, "notes": "...",
      "commit": {"hash": "...", "dirty": false}, "machine": {...}, "date": "2026-01-31T12:00:00Z"}
 

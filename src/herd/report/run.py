@@ -1,0 +1,284 @@
+"""A run's folder as data: what the stages left on disk, read without torch and without ever failing on a missing part.
+
+This is the contract between the stages and the page::
+
+    run.json             name, seed, mode, created, version; optional machine (as `receipt.machine()`), commit, command,
+                         stages [name, ...]; predicted_seconds {stage: seconds}
+    stages/NAME/stage.json
+                         stage, title, seconds, predicted_seconds, tokens, flops, peak_rss_bytes, predicted_peak_bytes,
+                         model (folder, relative to the run, or null), n_params, notes [text],
+                         gates [{name, passed, value, bar, unit}]; the tokenizer's also bytes_per_token {lang: number}
+                         and vocab_size
+    stages/NAME/**/metrics.jsonl
+                         one JSON a line from the training loop: tokens with loss (nats/token), or with eval_loss
+    scores.json          [{model, name, value, unit, lo, hi, n, detail}, ...]; names the page knows: bpb, kl, top1, needle,
+                         tool_use, code_parse, code_pass, and NAME_vs_MODEL for paired differences. detail may hold
+                         by_lang, by_form, by_length {key: number or {value, lo, hi, n}} and
+                         grid [{length, depth, value}, ...]; shares have the unit "fraction" and are shown in percent
+    samples.json         [{prompt, outputs: {model: text}}, ...]
+    MODEL/herd.json, config.json
+                         lineage and shape of each stage's model
+
+A file that cannot be understood is named in `Run.problems`, which the page shows: nothing is left out silently.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import ReportError
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval (None: no interval) and the number of items behind it."""
+
+    value: float
+    lo: float | None = None
+    hi: float | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """One measured quantity of one model; ``detail`` maps a breakdown (by_lang, by_form, by_length) to its parts."""
+
+    model: str
+    name: str
+    unit: str
+    estimate: Estimate
+    detail: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    grid: list[tuple[int, float, float]] = field(default_factory=list)  # (length tokens, depth 0..1, value)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Losses along a training, x in tokens, y in nats per token."""
+
+    name: str
+    train: list[Point]
+    evals: list[Point]
+
+
+@dataclass(frozen=True)
+class Gate:
+    name: str
+    passed: bool
+    value: Any = None
+    bar: Any = None
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage did and cost; None where it did not say."""
+
+    name: str
+    title: str
+    seconds: float | None = None
+    predicted_seconds: float | None = None
+    tokens: float | None = None
+    flops: float | None = None
+    peak_bytes: float | None = None
+    predicted_peak_bytes: float | None = None
+    n_params: int | None = None
+    model: str | None = None
+    gates: list[Gate] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
+    lineage: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    weight_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A whole run as the page needs it."""
+
+    folder: Path
+    name: str
+    plan: dict[str, Any]
+    stages: list[Stage]
+    scores: list[Score]
+    samples: list[dict[str, Any]]
+    problems: list[str]
+
+    @property
+    def models(self) -> list[str]:
+        """Names of models: those of stages in order of their making, then any other that was scored."""
+        made = [stage.name for stage in self.stages if stage.model or stage.n_params]
+        scored = [score.model for score in self.scores]
+        return list(dict.fromkeys(made + scored))
+
+    def stage(self, name: str) -> Stage | None:
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+    def score(self, model: str, name: str) -> Score | None:
+        return next((score for score in self.scores if score.model == model and score.name == name), None)
+
+    def curve(self, name: str) -> Curve | None:
+        return next((curve for stage in self.stages for curve in stage.curves if curve.name == name), None)
+
+
+def load_run(folder: Path | str) -> Run:
+    """Read a run's folder. Raises `ReportError` only if it is no run at all."""
+    folder = Path(folder)
+    if not (folder / "run.json").is_file() and not (folder / "stages").is_dir():
+        raise ReportError(f"{folder} is not a run: no run.json and no stages/ in it; give the folder `herd raise` made")
+    problems: list[str] = []
+    plan = _read(folder / "run.json", dict, problems)
+    stages = [_stage(folder, name, plan, problems) for name in _stage_names(folder, plan)]
+    scores = []
+    for index, record in enumerate(_read(folder / "scores.json", list, problems)):
+        try:
+            scores.append(_score(record))
+        except (KeyError, TypeError, ValueError) as error:
+            problems.append(f"scores.json, entry {index}: {type(error).__name__}: {error}")
+    samples = [
+        sample
+        for sample in _read(folder / "samples.json", list, problems)
+        if isinstance(sample, dict) and isinstance(sample.get("outputs"), dict)
+    ]
+    name = str(plan.get("name") or folder.resolve().name)
+    return Run(folder, name, plan, stages, scores, samples, problems)
+
+
+def number(value: Any) -> float | None:
+    """``value`` if it is a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
+
+
+def estimate(value: Any) -> Estimate:
+    """From a number or a dict {value, lo, hi, n}."""
+    record = value if isinstance(value, dict) else {"value": value}
+    found = number(record["value"])
+    if found is None:
+        raise ValueError(f"{record['value']!r} is not a finite number")
+    return Estimate(found, number(record.get("lo")), number(record.get("hi")), record.get("n"))
+
+
+def _read(path: Path, kind: type, problems: list[str]) -> Any:
+    """The file's JSON if it is of the kind, an empty one otherwise; a missing file is no problem, a broken one is."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return kind()
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name} of {path.parent.name}: {error}")
+        return kind()
+    if not isinstance(data, kind):
+        problems.append(f"{path.name} of {path.parent.name}: expected a JSON {kind.__name__}")
+        return kind()
+    return data
+
+
+def _stage_names(folder: Path, plan: dict[str, Any]) -> list[str]:
+    """Stages on disk, in the plan's order; those that the plan does not know come last."""
+    planned = plan.get("stages") or list(plan.get("predicted_seconds") or {})
+    planned = [stage.get("name") if isinstance(stage, dict) else str(stage) for stage in planned]
+    root = folder / "stages"
+    found = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+
+    def order(name: str) -> tuple[int, float]:
+        record = root / name / "stage.json"
+        made = record.stat().st_mtime if record.exists() else math.inf
+        return (planned.index(name), 0.0) if name in planned else (len(planned), made)
+
+    return sorted(found, key=order)
+
+
+def _stage(folder: Path, name: str, plan: dict[str, Any], problems: list[str]) -> Stage:
+    place = folder / "stages" / name
+    record = _read(place / "stage.json", dict, problems)
+    predicted = plan.get("predicted_seconds")
+    predicted = predicted.get(name) if isinstance(predicted, dict) else None
+    gates = [
+        Gate(
+            name=str(gate.get("name", "gate")),
+            passed=gate.get("passed") is True,
+            value=gate.get("value"),
+            bar=gate.get("bar"),
+            unit=str(gate.get("unit") or ""),
+        )
+        for gate in record.get("gates") or []
+        if isinstance(gate, dict)
+    ]
+    model = record.get("model")
+    model_folder = _model_folder(folder, place, model) if isinstance(model, str) else None
+    params = number(record.get("n_params"))
+    return Stage(
+        name=name,
+        title=str(record.get("title") or name),
+        seconds=number(record.get("seconds")),
+        predicted_seconds=number(record.get("predicted_seconds", predicted)),
+        tokens=number(record.get("tokens")),
+        flops=number(record.get("flops")),
+        peak_bytes=number(record.get("peak_rss_bytes")),
+        predicted_peak_bytes=number(record.get("predicted_peak_bytes")),
+        n_params=None if params is None else int(params),
+        model=model if isinstance(model, str) else None,
+        gates=gates,
+        notes=[str(note) for note in record.get("notes") or []],
+        curves=_curves(place, name, problems),
+        record=record,
+        lineage=_read(model_folder / "herd.json", dict, problems) if model_folder else {},
+        config=_read(model_folder / "config.json", dict, problems) if model_folder else {},
+        weight_bytes=sum(path.stat().st_size for path in model_folder.glob("*.safetensors")) if model_folder else None,
+    )
+
+
+def _model_folder(folder: Path, place: Path, model: str) -> Path | None:
+    """A stage names its model relative to the run, to itself or to where it ran."""
+    return next((path for path in (folder / model, place / model, Path(model)) if path.is_dir()), None)
+
+
+def _curves(place: Path, stage: str, problems: list[str]) -> list[Curve]:
+    """One curve a metrics file: the stage's own is named after the stage, others after their folders."""
+    curves = []
+    for path in sorted(place.rglob("metrics.jsonl")):
+        inside = path.parent.relative_to(place).as_posix()
+        curve = _curve(path, stage if inside == "." else inside, problems)
+        if curve.train or curve.evals:
+            curves.append(curve)
+    return curves
+
+
+def _curve(path: Path, name: str, problems: list[str]) -> Curve:
+    """Losses by tokens. A resumed run repeats lines; the last one of each position counts."""
+    train: dict[float, float] = {}
+    evals: dict[float, float] = {}
+    broken = 0
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+            tokens = number(record.get("tokens"))
+        except (ValueError, AttributeError):
+            broken += 1
+            continue
+        for key, points in (("loss", train), ("eval_loss", evals)):
+            loss = number(record.get(key))
+            if tokens is not None and loss is not None:
+                points[tokens] = loss
+    if broken:
+        problems.append(f"{path.name} of {name}: {broken} line{'s' if broken > 1 else ''} not readable as JSON")
+    return Curve(name, sorted(train.items()), sorted(evals.items()))
+
+
+def _score(record: dict[str, Any]) -> Score:
+    raw = record.get("detail") or {}
+    detail: dict[str, dict[str, Estimate]] = {}
+    for key, parts in raw.items():
+        if isinstance(parts, dict):
+            detail[key] = {str(part): estimate(value) for part, value in parts.items() if value is not None}
+    grid = [(int(cell["length"]), float(cell["depth"]), float(cell["value"])) for cell in raw.get("grid") or []]
+    name = str(record["name"])
+    return Score(str(record["model"]), name, str(record.get("unit") or ""), estimate(record), detail, grid)

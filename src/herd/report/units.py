@@ -1,0 +1,93 @@
+"""Numbers as a reader wants them: few digits, a unit always, thousands apart, a real minus sign.
+
+GB means 10^9 bytes everywhere in reports; GiB is never written.
+"""
+
+from __future__ import annotations
+
+import math
+
+NBSP = "\u00a0"
+MINUS = "−"
+NOT_MEASURED = "not measured"
+
+_SI = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def fixed(value: float, decimals: int) -> str:
+    """``value`` with a fixed number of decimals, thousands separated, a true minus sign, never minus zero."""
+    text = f"{abs(value):,.{decimals}f}"
+    negative = value < 0 and any(digit in text for digit in "123456789")
+    return (MINUS if negative else "") + text
+
+
+def short(value: float, digits: int = 3) -> str:
+    """About ``digits`` significant digits without scientific notation: 0.0123, 1.23, 12.3, 123, 1,234."""
+    if value == 0 or not math.isfinite(value):
+        return fixed(value, 0) if value == 0 else str(value)
+    return fixed(value, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
+
+
+def si(value: float, unit: str = "", digits: int = 3) -> str:
+    """With an SI prefix: ``si(3.1e14, "FLOP")`` → ``310 TFLOP``; plain below 1,000."""
+    for scale, prefix in _SI:
+        if abs(value) >= scale * (1 - 0.5 * 10**-digits):
+            return f"{short(value / scale, digits)}{NBSP}{prefix}{unit}"
+    whole = float(value).is_integer()
+    return f"{fixed(value, 0) if whole else short(value, digits)}{NBSP if unit else ''}{unit}"
+
+
+def nbytes(value: float) -> str:
+    """Bytes with a decimal prefix: 812 GB."""
+    return si(value, "B")
+
+
+def duration(seconds: float) -> str:
+    """0.4 s, 41 s, 6 min 12 s, 1 h 02 min."""
+    if seconds < 10:
+        return f"{fixed(seconds, 1)}{NBSP}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}{NBSP}s"
+    if whole < 3600:
+        return f"{whole // 60}{NBSP}min {whole % 60:02d}{NBSP}s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}{NBSP}h {minutes % 60:02d}{NBSP}min"
+
+
+def is_share(unit: str) -> bool:
+    """Whether values of this unit are shares between 0 and 1 that read better in percent."""
+    return unit.lower() in {"fraction", "share", "accuracy", "ratio of 1"}
+
+
+def measure(value: float, unit: str, decimals: int | None = None) -> str:
+    """A bare number for a column whose header has the unit: shares become percent with one decimal."""
+    if is_share(unit):
+        return fixed(100 * value, 1 if decimals is None else decimals)
+    if unit == "%":
+        return fixed(value, 1 if decimals is None else decimals)
+    return short(value) if decimals is None else fixed(value, decimals)
+
+
+def unit_name(unit: str) -> str:
+    """The unit as shown in headers; shares are shown in percent, plain ratios without a unit."""
+    return "%" if is_share(unit) else "" if unit == "1" else unit
+
+
+LANGUAGES = {
+    "en": "English",
+    "de": "German",
+    "fr": "French",
+    "it": "Italian",
+    "pt": "Portuguese",
+    "hi": "Hindi",
+    "es": "Spanish",
+    "th": "Thai",
+    "ja": "Japanese",
+}
+"""The eight languages of Llama 3.1 in the order of its model card, and Japanese."""
+
+
+def language(code: str) -> str:
+    """English name of a language code, the code itself where it is not one of ours ("code" stays "code")."""
+    return LANGUAGES.get(code, code)
