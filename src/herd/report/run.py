@@ -11,8 +11,8 @@ This is the contract between the stages and the page::
                          and vocab_size
     stages/NAME/**/metrics.jsonl
                          one JSON a line from the training loop: tokens with loss (nats/token), or with eval_loss
-    scores.json          [{model, name, value, unit, lo, hi, n, detail}, ...]; names the page knows: bpb, kl, top1, needle,
-                         tool_use, code_parse, code_pass, and NAME_vs_MODEL for paired differences. detail may hold
+    scores.json          [{model, name, value, unit, lo, hi, n, detail}, ...]; names the page knows: bpb, kl, top1,
+                         needle, tool_use, code_parse, code_pass, and NAME_vs_MODEL for paired differences. detail may hold
                          by_lang, by_form, by_length {key: number or {value, lo, hi, n}} and
                          grid [{length, depth, value}, ...]; shares have the unit "fraction" and are shown in percent
     samples.json         [{prompt, outputs: {model: text}}, ...]
