@@ -1,0 +1,322 @@
+"""Meta's own release: `consolidated.NN.pth` and `params.json`, translated at the border.
+
+Three things differ from the layout used everywhere else:
+
+* Names and a few shapes: ``layers.0.attention.wq`` is ``model.layers.0.self_attn.q_proj``; the FFN width is not stored
+  but follows from a rule (`ffn_dim`).
+* RoPE turns neighbouring channels (2i, 2i+1) of a head, where Hugging Face turns (i, i + K/2). Rows of wq and wk are
+  permuted accordingly (`half_rotation`); scores, and so the model, stay the same.
+* Large models come in model-parallel pieces. Column-parallel matrices are cut along their outputs (dim 0), row-parallel
+  ones (wo, w2) along their inputs (dim 1), the embedding along the vocabulary (Llama 3) or the width (Llama 2); norms
+  are whole in each piece. With more pieces than KV heads, as in 405B's MP16 release, each piece holds one KV head and
+  neighbours repeat it: repeats are verified to be equal and dropped.
+
+Pieces are memory-mapped and never unpickled beyond tensors, and the output is written one tensor at a time.
+
+Source: meta-llama/llama-models, `models/llama3/{args,model}.py` and `models/checkpoint.py`.
+Shapes: D model dim, H query heads, G KV heads, K head dim, F ffn dim, V vocab.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, ConfigError
+from ..llama.config import SIZES, ModelConfig, RopeScaling
+from . import weights
+from .convert import LICENCE_FILES, notice, released_as
+from .folder import write_folder
+from .hf import read_json
+from .lineage import Lineage
+from .write import MAX_SHARD_BYTES
+
+_PIECE = re.compile(r"consolidated\.(\d{2})\.pth")
+_TOP = {"model.embed_tokens.weight": "tok_embeddings", "model.norm.weight": "norm", "lm_head.weight": "output"}
+_IN_LAYER = {
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+_ROW_PARALLEL = ("attention.wo.weight", "feed_forward.w2.weight")
+_KV = ("attention.wk.weight", "attention.wv.weight")
+
+
+def import_meta(
+    source: str | Path,
+    out: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    max_context: int | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    name: str | None = None,
+    progress: weights.Progress | None = None,
+) -> str:
+    """Rewrites a folder of Meta's layout as a checkpoint folder and returns the hash of its weights.
+
+    ``dtype`` None keeps the stored one. ``max_context`` is not in Meta's files; None takes the released model's, or for
+    an unknown shape the generation's, with a warning. Raises `CheckpointError`, with ``out`` as it was, for pieces that
+    are missing, damaged, quantized or do not fit ``params.json``.
+    """
+    source = Path(source)
+    pieces = _open_pieces(source)
+    config, repeats = read_params(source, pieces, max_context)
+    names = {ours: meta_name(ours) for ours, _ in config.param_shapes()}
+    _check_pieces(source, pieces, config, names, repeats)
+
+    def get(ours: str) -> Tensor:
+        tensor = _merge(source, pieces, names[ours], config, repeats)
+        weights.require_finite(names[ours], tensor, source)
+        if ours.endswith(("q_proj.weight", "k_proj.weight")):
+            tensor = half_rotation(tensor, config.head_dim)
+        return tensor
+
+    extra_files = {file: (source / file).read_bytes() for file in LICENCE_FILES if (source / file).exists()}
+    text = notice(config)
+    if text and "NOTICE" not in extra_files:
+        extra_files["NOTICE"] = (text + "\n").encode()
+    return write_folder(
+        out,
+        config,
+        get,
+        _tokenizer(source),
+        dtype=dtype or pieces[0]["tok_embeddings.weight"].dtype,
+        lineage=Lineage(name=name or source.resolve().name, stage="imported", licence=text),
+        max_shard_bytes=max_shard_bytes,
+        extra_files=extra_files,
+        progress=progress,
+    )
+
+
+def ffn_dim(dim: int, multiple_of: int, multiplier: float | None) -> int:
+    """Meta's rule for the FFN width: 2/3 of 4 D, times the multiplier, rounded up to a multiple."""
+    hidden = int(2 * 4 * dim / 3)
+    if multiplier is not None:
+        hidden = int(multiplier * hidden)
+    return multiple_of * ((hidden + multiple_of - 1) // multiple_of)
+
+
+def half_rotation(weight: Tensor, head_dim: int) -> Tensor:
+    """Rows of wq or wk, (heads·K, D), from Meta's channel pairs (2i, 2i+1) to (i, i + K/2)."""
+    rows, D = weight.shape
+    return weight.view(rows // head_dim, head_dim // 2, 2, D).transpose(1, 2).reshape(rows, D)
+
+
+def interleaved_pairs(weight: Tensor, head_dim: int) -> Tensor:
+    """The inverse of `half_rotation`."""
+    rows, D = weight.shape
+    return weight.view(rows // head_dim, 2, head_dim // 2, D).transpose(1, 2).reshape(rows, D)
+
+
+def meta_name(name: str) -> str:
+    """Meta's name of a parameter."""
+    if name in _TOP:
+        return _TOP[name] + ".weight"
+    _, _, layer, rest = name.split(".", 3)
+    return f"layers.{layer}.{_IN_LAYER[rest.removesuffix('.weight')]}.weight"
+
+
+def read_params(
+    source: Path, pieces: list[dict[str, Tensor]], max_context: int | None = None
+) -> tuple[ModelConfig, int]:
+    """The configuration ``params.json`` and the pieces' shapes describe, and how often each KV head is repeated."""
+    where = source / "params.json"
+    params = read_json(where)
+    if not isinstance(params, dict):
+        raise CheckpointError(f"{where}: not a JSON object; fetch the file again")
+    params = params.get("model", params)  # as wrapped in the first 3.1 release
+    for key in ("quantization_args", "lora_args", "vision_chunk_size"):
+        if params.get(key) not in (None, -1):
+            raise CheckpointError(f"{where}: {key} is set; only the plain text models can be imported")
+    dim, n_layers, n_heads = (_positive(params, key, where) for key in ("dim", "n_layers", "n_heads"))
+    n_kv_heads = _positive(params, "n_kv_heads", where) if params.get("n_kv_heads") is not None else n_heads
+    if dim % n_heads or n_heads % n_kv_heads:
+        raise CheckpointError(f"{where}: dim={dim}, n_heads={n_heads}, n_kv_heads={n_kv_heads} do not divide")
+    head_dim = dim // n_heads
+    stored, repeats = _kv_heads(source, pieces, n_kv_heads, head_dim)
+    embedding = _matrix(source / "consolidated.00.pth", pieces[0], "tok_embeddings.weight")
+    vocab_size = embedding.shape[0] * (len(pieces) if embedding.shape[1] == dim else 1)
+    if params.get("vocab_size", -1) not in (-1, vocab_size):
+        raise CheckpointError(f"{where}: vocab_size={params['vocab_size']}, the weights have {vocab_size}")
+    multiplier = params.get("ffn_dim_multiplier")
+    if "norm_eps" not in params:
+        raise CheckpointError(f"{where}: norm_eps is missing; fetch the file again")
+    scaled = bool(params.get("use_scaled_rope", False))
+    try:
+        config = ModelConfig(
+            vocab_size=vocab_size,
+            dim=dim,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            n_kv_heads=stored // repeats,
+            ffn_dim=ffn_dim(
+                dim, int(params.get("multiple_of", 256)), None if multiplier is None else float(multiplier)
+            ),
+            norm_eps=float(params["norm_eps"]),
+            rope_theta=float(params.get("rope_theta", 10_000.0)),  # absent before Llama 3
+            rope_scaling=RopeScaling(factor=float(params.get("rope_scaling_factor") or 8)) if scaled else None,
+            tie_embeddings=_tied(pieces),
+        )
+    except (ConfigError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    return _with_context(config, scaled, "rope_scaling_factor" in params, max_context, where), repeats
+
+
+def _with_context(config: ModelConfig, scaled: bool, factor_given: bool, asked: int | None, where: Path) -> ModelConfig:
+    """What ``params.json`` leaves out: the context, and 3.2's scaling factor of 32 (the file only says 'scaled')."""
+    size = released_as(config)
+    if size is not None and scaled:
+        if not factor_given:
+            config = config.replace(rope_scaling=SIZES[size].rope_scaling)
+        return config.replace(max_context=asked or SIZES[size].max_context)
+    if asked is None:
+        asked = 131_072 if scaled else 8_192 if config.rope_theta >= 500_000 else 4_096
+        warnings.warn(
+            f"{where}: does not state a context; assuming {asked} tokens, else pass max_context", stacklevel=4
+        )
+    return config.replace(max_context=asked)
+
+
+def _kv_heads(source: Path, pieces: list[dict[str, Tensor]], stated: int, head_dim: int) -> tuple[int, int]:
+    """(KV heads stored in all pieces together, repeats of each). Repeats exist only where a piece holds one head."""
+    for number, piece in enumerate(pieces):
+        where = source / f"consolidated.{number:02}.pth"
+        rows = _matrix(where, piece, "layers.0.attention.wk.weight").shape[0]
+    if rows % head_dim:
+        raise CheckpointError(f"{source}: wk has {rows} rows in a piece, not a multiple of head_dim={head_dim}")
+    stored = rows * len(pieces) // head_dim
+    if stored % stated or (stored > stated and rows != head_dim):
+        raise CheckpointError(f"{source}: pieces hold {stored} KV heads, params.json says n_kv_heads={stated}")
+    if stored > stated or rows != head_dim:
+        return stored, stored // stated
+    # One head a piece, and params.json counts pieces: the repeats show in the weights alone (405B MP16).
+    heads = [piece["layers.0.attention.wk.weight"] for piece in pieces]
+    repeats = next((i for i in range(1, stored) if not torch.equal(heads[0], heads[i])), stored)
+    return stored, repeats if stored % repeats == 0 else 1
+
+
+def _tied(pieces: list[dict[str, Tensor]]) -> bool:
+    """Llama 3.2's small models have no head of their own, or a copy of the embedding."""
+    return all(
+        "output.weight" not in piece or torch.equal(piece["output.weight"], piece["tok_embeddings.weight"])
+        for piece in pieces
+    )
+
+
+def _open_pieces(source: Path) -> list[dict[str, Tensor]]:
+    if not source.is_dir():
+        raise CheckpointError(f"{source}: no such folder; give the folder with params.json and consolidated.00.pth")
+    numbers = sorted(int(match[1]) for path in source.iterdir() if (match := _PIECE.fullmatch(path.name)))
+    if not numbers:
+        raise CheckpointError(f"{source}: no consolidated.NN.pth; give the folder with Meta's files")
+    if numbers != list(range(len(numbers))):
+        missing = min(set(range(numbers[-1])) - set(numbers))
+        raise CheckpointError(f"{source}: consolidated.{missing:02}.pth is missing; fetch it again")
+    pieces = []
+    for number in numbers:
+        path = source / f"consolidated.{number:02}.pth"
+        try:
+            piece = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(f"{path}: holds more than tensors; refused, it could run code") from error
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{path}: damaged or not torch's zip format; fetch it again") from error
+        if not isinstance(piece, dict) or not all(isinstance(value, Tensor) for value in piece.values()):
+            raise CheckpointError(f"{path}: not a dict of tensors; is this one of Meta's files?")
+        pieces.append(piece)
+    return pieces
+
+
+def _check_pieces(
+    source: Path, pieces: list[dict[str, Tensor]], config: ModelConfig, names: dict[str, str], repeats: int
+) -> None:
+    """Every piece has every tensor, in a floating dtype and in the shape that its share must have; nothing else."""
+    shapes = {names[ours]: shape for ours, shape in config.param_shapes()}
+    for number, piece in enumerate(pieces):
+        where = source / f"consolidated.{number:02}.pth"
+        for name, shape in shapes.items():
+            tensor = _tensor(where, piece, name)
+            if tensor.dtype not in weights.NAMES:
+                raise CheckpointError(f"{where}: {name} is {tensor.dtype}; import the bfloat16 release instead")
+            want = list(shape)
+            dim = _split_dim(name, tensor, config)
+            if dim is not None:
+                share, rest = divmod(want[dim] * (repeats if name.endswith(_KV) else 1), len(pieces))
+                want[dim] = share
+                if rest:
+                    raise CheckpointError(f"{where}: {name}: {shape[dim]} cannot be cut into {len(pieces)} pieces")
+            if list(tensor.shape) != want:
+                raise CheckpointError(f"{where}: {name} has shape {list(tensor.shape)}, params.json says {want}")
+        extra = sorted(set(piece) - set(shapes) - {"rope.freqs", "output.weight"})
+        if extra:
+            raise CheckpointError(f"{where}: unexpected tensor {extra[0]}; only the plain text models can be imported")
+
+
+def _merge(source: Path, pieces: list[dict[str, Tensor]], name: str, config: ModelConfig, repeats: int) -> Tensor:
+    """One whole tensor from its pieces."""
+    parts = [piece[name] for piece in pieces]
+    dim = _split_dim(name, parts[0], config)
+    if dim is None:
+        _require_equal(source, name, parts)
+        return parts[0]
+    if name.endswith(_KV) and repeats > 1:
+        for start in range(0, len(parts), repeats):
+            _require_equal(source, name, parts[start : start + repeats])
+        parts = parts[::repeats]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+
+
+def _require_equal(source: Path, name: str, parts: list[Tensor]) -> None:
+    for part in parts[1:]:
+        if not torch.equal(parts[0], part):
+            raise CheckpointError(f"{source}: copies of {name} differ between pieces; they are from different releases")
+
+
+def _split_dim(name: str, part: Tensor, config: ModelConfig) -> int | None:
+    """The dimension a tensor is cut along; None for the norms."""
+    if part.ndim == 1:
+        return None
+    if name == "tok_embeddings.weight":
+        return 0 if part.shape[1] == config.dim else 1
+    return 1 if name.endswith(_ROW_PARALLEL) else 0
+
+
+def _tensor(where: Path, piece: dict[str, Tensor], name: str) -> Tensor:
+    if name not in piece:
+        raise CheckpointError(f"{where}: tensor {name} is missing; fetch the file again")
+    return piece[name]
+
+
+def _matrix(where: Path, piece: dict[str, Tensor], name: str) -> Tensor:
+    tensor = _tensor(where, piece, name)
+    if tensor.ndim != 2 or tensor.numel() == 0:
+        raise CheckpointError(f"{where}: {name} has shape {list(tensor.shape)}, not a matrix's; fetch the file again")
+    return tensor
+
+
+def _positive(params: dict[str, Any], key: str, where: Path) -> int:
+    value = params.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"{where}: {key}={value!r} is not a positive integer; fetch the file again")
+    return value
+
+
+def _tokenizer(source: Path) -> Any:
+    if not (source / "tokenizer.model").exists():
+        warnings.warn(f"{source}: has no tokenizer.model; the checkpoint will have no tokenizer", stacklevel=3)
+        return None
+    from ..text.tokenizer import Tokenizer
+
+    return Tokenizer.from_file(source / "tokenizer.model")
