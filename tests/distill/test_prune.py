@@ -29,7 +29,9 @@ def test_a_dead_structure_is_cut_and_the_function_stays(teacher: LlamaLM) -> Non
     dead_channels, dead_neurons = [3, 17, 30, 31], [0, 5, 40, 47]
     with torch.no_grad():
         for name, param in teacher.named_parameters():
-            if name.endswith(("embed_tokens.weight", "lm_head.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight")):
+            if name.endswith(
+                ("embed_tokens.weight", "lm_head.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight")
+            ):
                 param[:, dead_channels] = 0
             if name.endswith(("gate_proj.weight", "up_proj.weight")):
                 param[:, dead_channels] = 0

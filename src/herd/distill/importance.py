@@ -7,8 +7,8 @@ Minitron (arXiv 2407.14679, section 2.2) ranks structures by how strongly they a
 - a hidden channel by the magnitude of the norms' outputs, summed over every norm of the network (one global ranking,
   because the residual stream is shared).
 
-Magnitudes are averaged over time, then combined over rows by an L2 norm, the aggregation ModelOpt uses. Layers are ranked
-by the loss of the network without them (`best_block`), contiguous runs only: layers picked one by one lose more.
+Magnitudes are averaged over time, then combined over rows by an L2 norm, the aggregation ModelOpt uses. Layers are
+ranked by the loss of the network without them (`best_block`), contiguous runs only: layers picked one by one lose more.
 
 Shapes: B rows, T time, L layers, H query heads, K head dim, F ffn dim, D model dim.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..data.batch import Batch
 from ..errors import ConfigError
-from ..llama.model import LlamaLM
+from ..llama.model import Block, LlamaLM
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def importance(model: LlamaLM, batches: Iterable[Batch]) -> Importance:
     def head_energy(x_BTHK: Tensor) -> Tensor:
         return _energy(x_BTHK.unflatten(-1, (config.n_heads, config.head_dim)).float().norm(dim=-1))
 
-    for index, block in enumerate(model.model.layers):
+    for index, block in enumerate(cast("list[Block]", model.model.layers)):
         watch_input(block.self_attn.o_proj, heads_LH[index], head_energy)
         watch_input(block.mlp.down_proj, neurons_LF[index], _energy)
         watch_output(block.input_layernorm)

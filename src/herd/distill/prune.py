@@ -1,8 +1,8 @@
 """Structured pruning: a smaller Llama cut out of a larger one, reloading as a plain checkpoint.
 
-Width (channels, FFN neurons, query heads inside each KV group) and depth (a contiguous run of layers) are cut at once, by
-`importance`. KV heads and the head dim stay: both Llama Minitrons keep them (arXiv 2408.11796). The result has the same
-parameter names and an ordinary config; nothing about it is special, it is merely worse, until distillation mends it.
+Width (channels, FFN neurons, query heads inside each KV group) and depth (a contiguous run of layers) are cut at once,
+by `importance`. KV heads and the head dim stay: both Llama Minitrons keep them (arXiv 2408.11796). The result has the
+same parameter names and an ordinary config; it is nothing special, merely worse, until distillation mends it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def check_target(source: ModelConfig, target: ModelConfig) -> None:
     for name in ("vocab_size", "n_kv_heads", "head_dim", "norm_eps", "rope_theta", "rope_scaling", "tie_embeddings"):
         if getattr(source, name) != getattr(target, name):
             raise ConfigError(
-                f"pruning keeps {name}: the teacher has {getattr(source, name)}, the student asks for {getattr(target, name)}"
+                f"pruning keeps {name}: the teacher has {getattr(source, name)}, "
+                f"the student asks for {getattr(target, name)}"
             )
     for name in ("dim", "n_layers", "n_heads", "ffn_dim"):
         if getattr(target, name) > getattr(source, name):

@@ -1,0 +1,170 @@
+"""A run on disk and the order of its stages: what is done stays done, what was cut short goes on.
+
+    runs/NAME/run.json                     the plan, written first
+    runs/NAME/stages/STAGE/stage.json      written last: the stage is done (seconds, tokens, FLOPs, memory, gates)
+    runs/NAME/stages/STAGE/metrics.jsonl   the loop's metrics
+    runs/NAME/stages/STAGE/state/          the loop's resumable state, removed when the stage is done
+    runs/NAME/{teacher,long,instruct,student,control}/    checkpoint folders
+    runs/NAME/{scores,samples}.json, report.html
+
+A stage's work may be cut at any instant: everything it writes before ``stage.json`` is whole or absent, and doing it
+again gives the same bytes. So resuming is nothing but walking the stages and skipping those that are done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from .plan import Plan
+from .show import Show
+
+
+@dataclass
+class Outcome:
+    """What a stage reports of itself; becomes ``stage.json``."""
+
+    model: str | None = None  # the checkpoint folder it made, relative to the run
+    n_params: int | None = None
+    tokens: int = 0  # trained on
+    flops: float = 0.0
+    earlier_seconds: float = 0.0  # spent before this process took over
+    predicted_peak_bytes: int | None = None
+    gates: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def gate(self, name: str, passed: bool, value: float, bar: float, unit: str) -> bool:
+        self.gates.append({"name": name, "passed": passed, "value": value, "bar": bar, "unit": unit})
+        return passed
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    title: str
+    work: Callable[[Run], Outcome]
+
+
+@dataclass
+class Run:
+    """An open run folder."""
+
+    folder: Path
+    plan: Plan
+    show: Show
+
+    @classmethod
+    def create(cls, folder: Path, plan: Plan) -> None:
+        """Start ``folder`` with its plan. `DataError` where something is there already."""
+        if folder.exists() and any(folder.iterdir()):
+            raise DataError(f"{folder} exists already: add --resume to go on with it, or choose another --name")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "run.json", plan.model_dump())
+
+    @classmethod
+    def saved_plan(cls, folder: Path) -> Plan:
+        """The plan of an existing run. `DataError` where there is none or it cannot be read."""
+        path = folder / "run.json"
+        try:
+            return Plan.model_validate_json(path.read_text())
+        except FileNotFoundError:
+            raise DataError(f"{folder} is not a run: it has no run.json") from None
+        except ValueError as error:
+            raise DataError(f"{path} is damaged or from another version ({str(error).splitlines()[0]})") from None
+
+    def stage_folder(self, stage: str) -> Path:
+        folder = self.folder / "stages" / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def done(self, stage: str) -> bool:
+        return (self.folder / "stages" / stage / "stage.json").exists()
+
+    def record(self, stage: str) -> dict[str, Any]:
+        """``stage.json`` of a stage that is done."""
+        return json.loads((self.folder / "stages" / stage / "stage.json").read_text())
+
+    def carry_out(self, stages: list[Stage]) -> None:
+        """Do every stage that is not done yet, in order."""
+        for stage in stages:
+            if self.done(stage.name):
+                self.show.skip(stage.name)
+                continue
+            self.show.begin(stage.name, stage.title)
+            reset_peak_rss()
+            began = time.perf_counter()
+            outcome = stage.work(self)
+            seconds = outcome.earlier_seconds + time.perf_counter() - began
+            folder = self.stage_folder(stage.name)
+            write_json(
+                folder / "stage.json",
+                {
+                    "stage": stage.name,
+                    "title": stage.title,
+                    "seconds": seconds,
+                    "predicted_seconds": self.plan.predicted_seconds.get(stage.name),
+                    "tokens": outcome.tokens,
+                    "flops": outcome.flops,
+                    "peak_rss_bytes": peak_rss(),
+                    "predicted_peak_bytes": outcome.predicted_peak_bytes,
+                    "model": outcome.model,
+                    "n_params": outcome.n_params,
+                    "gates": outcome.gates,
+                    "notes": outcome.notes,
+                    **outcome.extra,
+                },
+            )
+            shutil.rmtree(folder / "state", ignore_errors=True)
+            self.show.end(seconds)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON, whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def reset_peak_rss() -> None:
+    """Start measuring peak memory anew, where the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_rss() -> int:
+    """Largest resident size in bytes since `reset_peak_rss`; elsewhere than on Linux, of the whole process."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for this process alone. `DataError` where another `herd raise` is at work in it."""
+    import fcntl
+
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(
+                f"{folder} is being raised by another process; wait for it or choose another --name"
+            ) from None
+        yield

@@ -1,0 +1,93 @@
+"""What the terminal shows while a herd is raised: one bar a stage, the time left, samples as they improve.
+
+Falls back to plain lines where there is no terminal, so that a log file reads well.
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+
+def clock(seconds: float) -> str:
+    """``m:ss`` of a duration."""
+    whole = max(0, round(seconds))
+    return f"{whole // 60}:{whole % 60:02d}"
+
+
+class Show:
+    """A progress display over stages whose predicted seconds are known. Use as a context manager."""
+
+    def __init__(self, predicted_seconds: dict[str, float], console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.predicted = predicted_seconds
+        self.finished: set[str] = set()
+        self.stage = ""
+        self.began = time.monotonic()
+        self.stage_began = self.began
+        self.bar = Progress(
+            TextColumn("{task.description:<11}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            transient=True,
+        )
+        self.task: TaskID | None = None
+        self.fraction = 0.0
+
+    def __enter__(self) -> Show:
+        if self.console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.console.is_terminal:
+            self.bar.stop()
+
+    @property
+    def seconds_left(self) -> float:
+        """Predicted time of all that is still to do, corrected by the pace of the stage under way."""
+        waiting = sum(s for name, s in self.predicted.items() if name not in self.finished and name != self.stage)
+        current = self.predicted.get(self.stage, 0.0)
+        if self.fraction > 0.05:
+            current = (time.monotonic() - self.stage_began) / self.fraction
+        return waiting + current * (1 - self.fraction)
+
+    def begin(self, stage: str, title: str) -> None:
+        self.stage, self.stage_began, self.fraction = stage, time.monotonic(), 0.0
+        self.line(f"[bold]{stage}[/bold]  {title}  [dim]({clock(self.seconds_left)} to go)[/dim]")
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+        self.task = self.bar.add_task(stage, total=1.0, note="")
+
+    def advance(self, fraction: float, note: str) -> None:
+        """``fraction`` of the current stage is done; ``note`` is shown beside the bar."""
+        self.fraction = fraction
+        if self.task is not None:
+            self.bar.update(self.task, completed=fraction, note=f"{note}  {clock(self.seconds_left)} left")
+
+    def end(self, seconds: float, note: str = "") -> None:
+        self.finished.add(self.stage)
+        predicted = self.predicted.get(self.stage, 0.0)
+        self.line(f"  [green]done[/green] in {seconds:.0f} s [dim](planned {predicted:.0f} s)[/dim]  {note}")
+
+    def skip(self, stage: str) -> None:
+        self.finished.add(stage)
+        self.line(f"[bold]{stage}[/bold]  [dim]already done[/dim]")
+
+    def gate(self, name: str, passed: bool, value: str) -> None:
+        mark = "[green]passed[/green]" if passed else "[red]not passed[/red]"
+        self.line(f"  gate {name}: {mark} ({value})")
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """A live sample on one line: what the model writes after ``prompt``."""
+        shown = " ".join((prompt + "\0" + text).split())[:150].split("\0")
+        tail = shown[1] if len(shown) > 1 else ""
+        self.line(f"  [dim]step {step}[/dim] {escape(shown[0])}[cyan]{escape(tail)}[/cyan]")
+
+    def line(self, markup: str) -> None:
+        self.console.print(markup, highlight=False, soft_wrap=not self.console.is_terminal)
