@@ -1,1 +1,24 @@
-"""Room."""
+"""The only code that decodes: requests in, streams of tokens out. Chat, evals, synthesis and serving all stand on it.
+
+`request.py` says what is asked and answered, `engine.py` batches requests over `cache.py`, `sampling.py` picks tokens,
+`generate.py` is the small front door and `chat_session.py` a dialog with tools. `Engine` is imported when first used,
+so that planners can ask `nbytes` without torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from .memory import nbytes
+from .request import Completion, Delta, Request, Sampling, TokenLogprob
+
+if TYPE_CHECKING:
+    from .engine import Engine, Stream
+
+__all__ = ["Completion", "Delta", "Engine", "Request", "Sampling", "Stream", "TokenLogprob", "nbytes"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Engine", "Stream"):
+        from . import engine
+
+        return getattr(engine, name)
+    raise AttributeError(f"module 'herd.engine' has no attribute {name!r}")

@@ -1,0 +1,55 @@
+"""Token ids to text as they come: never half a character, never the beginning of a stop string.
+
+A byte-level token may end inside a UTF-8 character, so bytes go through an incremental decoder; what could still become
+a stop string is held back until the next tokens decide.
+"""
+
+from __future__ import annotations
+
+import codecs
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..text.tokenizer import Tokenizer
+
+_DECODER = codecs.getincrementaldecoder("utf-8")
+
+
+class TextStream:
+    """Feed ids one by one; each call returns the text that is certain now. After `stopped` nothing more comes."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
+        self._token_bytes = tokenizer.token_bytes
+        self._decoder = _DECODER(errors="replace")
+        self._stop = stop
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, token_id: int) -> str:
+        """Text released by this token; sets ``stopped`` when a stop string is complete."""
+        return self._release(self._decoder.decode(self._token_bytes(token_id)))
+
+    def finish(self) -> str:
+        """Whatever was held back; a broken character at the end becomes U+FFFD."""
+        if self.stopped:
+            return ""
+        text = self._release(self._decoder.decode(b"", final=True)) + self._held
+        self._held = ""
+        return text
+
+    def _release(self, piece: str) -> str:
+        if not self._stop or not piece:
+            return piece
+        text = self._held + piece
+        found = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
+        if found:  # the one that is complete first, however the text was cut into pieces
+            self.stopped, self._held = True, ""
+            return text[: min(found)[1]]
+        keep = max(_overlap(text, s) for s in self._stop)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that begins ``stop``."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

@@ -1,0 +1,71 @@
+"""The small front door: prompt in, text out. A prompt is text (continued as it stands, after the beginning-of-text
+token) or a list of messages (answered as the assistant). Everything goes through one `Engine`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import EngineError
+from ..llama.model import LlamaLM
+from .engine import Engine, Stream
+from .request import Completion, Request, Sampling
+
+if TYPE_CHECKING:
+    from ..text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[dict[str, Any]]
+
+
+def generate(
+    model: LlamaLM, tokenizer: Tokenizer, prompt: Prompt, *, tools: list[dict[str, Any]] | None = None, **sampling: Any
+) -> str:
+    """The text that follows ``prompt``. ``sampling``: the fields of `Sampling` (max_tokens=, temperature=, ...)."""
+    return generate_many(model, tokenizer, [prompt], tools=tools, **sampling)[0].text
+
+
+def generate_many(
+    model: LlamaLM,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    *,
+    tools: list[dict[str, Any]] | None = None,
+    max_batch: int = 32,
+    **sampling: Any,
+) -> list[Completion]:
+    """Like `generate` for many prompts at once, whole completions in their order."""
+    settings = Sampling(**sampling)
+    requests = [Request(encode_prompt(tokenizer, prompt, tools), settings) for prompt in prompts]
+    return Engine(model, tokenizer, max_batch=max_batch).run(requests)
+
+
+def stream(
+    model: LlamaLM, tokenizer: Tokenizer, prompt: Prompt, *, tools: list[dict[str, Any]] | None = None, **sampling: Any
+) -> Iterator[str]:
+    """Like `generate`, piece by piece. Leaving the loop early stops the work."""
+    request = Request(encode_prompt(tokenizer, prompt, tools), Sampling(**sampling))
+    return _pieces(Engine(model, tokenizer).submit(request))
+
+
+def _pieces(deltas: Stream) -> Iterator[str]:
+    try:
+        for delta in deltas:
+            if delta.text:
+                yield delta.text
+    finally:
+        deltas.cancel()
+
+
+def encode_prompt(
+    tokenizer: Tokenizer | None, prompt: Prompt, tools: list[dict[str, Any]] | None = None, form: str = "json"
+) -> list[int]:
+    """Ids of a text (with beginning-of-text) or of messages up to where the assistant's answer begins."""
+    if tokenizer is None:
+        raise EngineError("this model has no tokenizer: put its tokenizer.model or tokenizer.json into the folder")
+    if isinstance(prompt, str):
+        if tools:
+            raise EngineError("tools need a list of messages; a text prompt is only continued")
+        return tokenizer.encode(prompt, bos=True)
+    from ..text.chat import render
+
+    return render(list(prompt), tokenizer, tools=tools, form=form, generation_prompt=True).ids

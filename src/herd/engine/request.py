@@ -1,0 +1,143 @@
+"""What a caller asks of the engine and what comes back. Torch-free, so that wire formats can be built from it.
+
+A `Request` is prompt ids and how to sample; the engine answers with a stream of `Delta`s, whose texts and ids joined
+are the `Completion`. Everything is checked when it is made or submitted, before any computing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..errors import EngineError
+
+FinishReason = Literal["stop", "length", "context", "cancelled"]
+"""stop: a stop token or stop string; length: ``max_tokens`` reached; context: the model's context is full."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to pick tokens and when to end. The defaults are greedy: the same answer every time.
+
+    ``max_tokens`` None goes on to the end of the context. ``temperature`` 0 is greedy; otherwise logits are divided by
+    it, then ``top_k`` (0 = off), ``top_p`` (1 = off) and ``min_p`` (0 = off) cut the tail, in this order. ``seed`` None
+    takes a fresh one; with a seed the tokens do not depend on what else is in the batch. ``stop`` strings end the
+    answer and are not part of it. ``logprobs`` None is off; n gives each token's logprob under the model's own
+    distribution (temperature 1, nothing cut) and the n likeliest tokens at its place.
+    """
+
+    max_tokens: int | None = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        else:
+            object.__setattr__(self, "stop", tuple(self.stop))
+        if self.max_tokens is not None:
+            _integer("max_tokens", self.max_tokens, 1)
+        _real("temperature", self.temperature, 0, math.inf, "0 is greedy")
+        _real("top_p", self.top_p, 0, 1, "1 turns it off")
+        if self.top_p == 0:
+            raise EngineError("top_p=0 keeps no token: use temperature=0 for the likeliest one")
+        _real("min_p", self.min_p, 0, 1, "0 turns it off")
+        _integer("top_k", self.top_k, 0)
+        if self.seed is not None:
+            _integer("seed", self.seed, None)
+        if self.logprobs is not None:
+            _integer("logprobs", self.logprobs, 0)
+        for text in self.stop:
+            if not isinstance(text, str) or not text:
+                raise EngineError(f"stop={self.stop!r}: stop strings must be non-empty text")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt. ``stop_ids`` end the answer in addition to the tokenizer's own stop tokens."""
+
+    prompt_ids: Sequence[int]
+    sampling: Sampling = field(default_factory=Sampling)
+    stop_ids: frozenset[int] = frozenset()
+
+    def validate(self, vocab_size: int, context: int) -> None:
+        """Raises EngineError if a model of this vocabulary and context cannot serve the request."""
+        n = len(self.prompt_ids)
+        if n == 0:
+            raise EngineError("the prompt is empty: give at least one token, e.g. the beginning-of-text token")
+        if n >= context:
+            raise EngineError(
+                f"the prompt has {n} tokens, the context holds {context} and the answer needs at least one: shorten it"
+            )
+        low, high = min(self.prompt_ids), max(self.prompt_ids)
+        if low < 0 or high >= vocab_size:
+            raise EngineError(
+                f"prompt token {low if low < 0 else high} is outside the model's vocabulary of {vocab_size}: "
+                "encode the prompt with the model's own tokenizer"
+            )
+        if self.sampling.top_k > vocab_size:
+            raise EngineError(
+                f"top_k={self.sampling.top_k} is more than the vocabulary of {vocab_size}; 0 turns it off"
+            )
+        if (self.sampling.logprobs or 0) > vocab_size:
+            raise EngineError(f"logprobs={self.sampling.logprobs} is more than the vocabulary of {vocab_size}")
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A generated token's natural-log probability, and the likeliest tokens at its place (id, logprob), best first."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one step adds to an answer. ``text`` may lag behind ``token_ids``: half a character or a possible beginning
+    of a stop string is held back. Only the last delta has a ``finish_reason``."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_id: int | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole answer. ``ids`` exclude the stop token, which is ``stop_id`` (None if something else ended the answer);
+    with stop strings ``ids`` hold every token that was generated, while ``text`` ends before the stop string."""
+
+    ids: list[int]
+    text: str
+    finish_reason: FinishReason
+    stop_id: int | None = None
+    logprobs: list[TokenLogprob] | None = None
+    prompt_tokens: int = 0
+
+
+def _integer(name: str, value: object, least: int | None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise EngineError(f"{name}={value!r} must be an integer")
+    if least is not None and value < least:
+        raise EngineError(f"{name}={value} must be at least {least}")
+
+
+def _real(name: str, value: object, low: float, high: float, hint: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise EngineError(f"{name}={value!r} must be a finite number")
+    if not low <= value <= high:
+        bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        raise EngineError(f"{name}={value} must be {bounds}; {hint}")

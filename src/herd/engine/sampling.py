@@ -1,0 +1,113 @@
+"""From logits to tokens, for a whole batch at once, and for each row as if it were alone.
+
+Randomness is counter-based: the number drawn for a request's n-th token is a hash of (seed, n), so a request's tokens
+depend neither on the other rows nor on when it was admitted (SplitMix64: Steele, Lea & Flood, OOPSLA 2014). The token
+is found by inverting the cumulative distribution. Top-k, top-p and min-p all keep a prefix of the tokens sorted by
+probability, so one sort serves the three.
+
+Shapes: B batch rows, V vocab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import EngineError
+from .request import Sampling, TokenLogprob
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def sample(logits_BV: Tensor, samplings: Sequence[Sampling], seeds: Sequence[int], steps: Sequence[int]) -> list[int]:
+    """One token id a row. ``logits_BV`` is fp32; ``steps`` counts each request's tokens so far. NaN: EngineError."""
+    best_B = logits_BV.argmax(-1)
+    if not bool(torch.isfinite(logits_BV.gather(1, best_B[:, None])).all()):  # argmax finds a NaN if there is one
+        raise EngineError("the model's logits are not finite numbers: its weights are damaged or its training diverged")
+    ids = best_B.tolist()
+    drawn = [i for i, s in enumerate(samplings) if not s.greedy]
+    for rows, cut in ((r, c) for c in (False, True) if (r := [i for i in drawn if _cuts(samplings[i]) == c])):
+        u = [uniform(seeds[i], steps[i]) for i in rows]
+        chosen = [samplings[i] for i in rows]
+        picked = _draw_cut(logits_BV[rows], chosen, u) if cut else _draw(logits_BV[rows], chosen, u)
+        for i, token in zip(rows, picked.tolist(), strict=True):
+            ids[i] = token
+    return ids
+
+
+def uniform(seed: int, step: int) -> float:
+    """The number in [0, 1) with 53 random bits that belongs to (seed, step)."""
+    return (_mix((_mix(seed & _MASK) + (step + 1) * _GOLDEN) & _MASK) >> 11) * 2.0**-53
+
+
+def logprobs(logits_BV: Tensor, ids: Sequence[int], tops: Sequence[int | None]) -> list[tuple[TokenLogprob, ...]]:
+    """Log-probabilities of the chosen ids under the plain softmax; an empty tuple for rows that did not ask."""
+    out: list[tuple[TokenLogprob, ...]] = [()] * len(ids)
+    rows = [i for i, top in enumerate(tops) if top is not None]
+    if not rows:
+        return out
+    logp_BV = torch.log_softmax(logits_BV[rows], dim=-1)
+    most = max(tops[i] or 0 for i in rows)
+    best_values, best_ids = (x.tolist() for x in logp_BV.topk(most, dim=-1))
+    for j, i in enumerate(rows):
+        n = tops[i] or 0
+        rivals = tuple(zip(best_ids[j][:n], best_values[j][:n], strict=True))
+        out[i] = (TokenLogprob(ids[i], float(logp_BV[j, ids[i]]), rivals),)
+    return out
+
+
+def _mix(z: int) -> int:
+    z = (z + _GOLDEN) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def _cuts(s: Sampling) -> bool:
+    return s.top_k > 0 or s.top_p < 1 or s.min_p > 0
+
+
+def _probs(logits_BV: Tensor, samplings: list[Sampling]) -> Tensor:
+    """Softmax at each row's temperature. The best logit comes off first, so tiny temperatures do not overflow."""
+    temperature_B1 = torch.tensor([[s.temperature] for s in samplings], dtype=torch.float64, device=logits_BV.device)
+    shifted_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)).double()
+    return torch.softmax(shifted_BV / temperature_B1, dim=-1)
+
+
+def _draw(logits_BV: Tensor, samplings: list[Sampling], u: list[float]) -> Tensor:
+    cdf_BV = _probs(logits_BV, samplings).cumsum(-1)
+    return _invert(cdf_BV, cdf_BV[:, -1:], u)
+
+
+def _draw_cut(logits_BV: Tensor, samplings: list[Sampling], u: list[float]) -> Tensor:
+    p_BV, order_BV = _probs(logits_BV, samplings).sort(dim=-1, descending=True, stable=True)
+    V = p_BV.shape[1]
+    column = _column(logits_BV)
+    cdf_BV = p_BV.cumsum(-1)
+    kept_B1 = column([s.top_k or V for s in samplings])
+    # top-p works on what top-k left, renormalized: keep tokens until the mass *before* a token reaches top_p
+    top_p_B1 = column([s.top_p for s in samplings], torch.float64)
+    before_BV = (cdf_BV - p_BV) / cdf_BV.gather(1, kept_B1 - 1)
+    n_top_p_B1 = (before_BV < top_p_B1).sum(-1, keepdim=True)
+    kept_B1 = torch.where(top_p_B1 < 1, torch.minimum(kept_B1, n_top_p_B1), kept_B1)
+    min_p_B1 = column([s.min_p for s in samplings], torch.float64)
+    kept_B1 = torch.minimum(kept_B1, (p_BV >= min_p_B1 * p_BV[:, :1]).sum(-1, keepdim=True)).clamp_(min=1)
+    place_B = _invert(cdf_BV, cdf_BV.gather(1, kept_B1 - 1), u)
+    return order_BV.gather(1, place_B[:, None])[:, 0]
+
+
+def _invert(cdf_BV: Tensor, total_B1: Tensor, u: list[float]) -> Tensor:
+    """First place where the cumulative mass exceeds u · total; such a place always has positive probability."""
+    u_B1 = torch.tensor(u, dtype=torch.float64, device=cdf_BV.device)[:, None]
+    below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))  # u · total may round up to total itself
+    return torch.searchsorted(cdf_BV, torch.minimum(u_B1 * total_B1, below_B1), right=True)[:, 0]
+
+
+def _column(like: Tensor):
+    def make(values: list, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=like.device)[:, None]
+
+    return make

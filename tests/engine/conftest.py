@@ -1,0 +1,61 @@
+"""Small models with random weights, the same for every test, and a tokenizer of plain bytes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from herd.llama import ModelConfig, RopeScaling
+from herd.llama.model import LlamaLM
+
+
+class ByteTokenizer:
+    """One token a byte, then three specials: as much of a tokenizer as the engine needs."""
+
+    vocab_size = 259
+    bos_id, eos_id = 256, 257
+    stop_ids = frozenset({257})
+
+    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
+        return [256] * bos + list(text.encode()) + [257] * eos
+
+    def decode(self, ids, *, skip_special: bool = False, errors: str = "replace") -> str:
+        return b"".join(map(self.token_bytes, ids)).decode(errors=errors)
+
+    def token_bytes(self, i: int) -> bytes:
+        return bytes([i]) if i < 256 else (b"<bos>", b"<eos>", b"<pad>")[i - 256]
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return ByteTokenizer()
+
+
+def make_model(seed: int = 0, std: float = 0.2, **changes) -> LlamaLM:
+    """Weights wide enough that the likeliest token differs from place to place."""
+    config = ModelConfig(
+        vocab_size=259, dim=48, n_layers=3, n_heads=6, n_kv_heads=2, ffn_dim=80, rope_theta=10_000.0, max_context=512
+    )
+    return LlamaLM(config.replace(**changes)).init_weights(seed, std=std)
+
+
+@pytest.fixture(scope="session")
+def model() -> LlamaLM:
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def models() -> dict[str, LlamaLM]:
+    """The shapes that differ in the engine: grouped, ungrouped and one KV head, tied, scaled positions."""
+    scaled = RopeScaling(factor=4.0, original_context=64)
+    return {
+        "grouped": make_model(),
+        "ungrouped": make_model(1, n_heads=3, n_kv_heads=3, head_dim=0),
+        "single": make_model(2, n_kv_heads=1, tie_embeddings=True, std=0.1),
+        "scaled": make_model(3, rope_scaling=scaled, head_dim=16),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
