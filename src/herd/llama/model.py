@@ -174,3 +174,31 @@ class LlamaLM(nn.Module):
         return linear_distil(
             hidden_ND, self.lm_head.weight, targets_BT.flatten(), teacher_NE, teacher_weight_VE, tau, kl_weight
         )
+
+    def distil(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        teacher_BTE: Tensor,
+        teacher_head_VE: Tensor,
+        positions_BT: Tensor | None = None,
+        attend: Attend = causal,
+        *,
+        tau: float = 1.0,
+        kl_weight: float = 1.0,
+    ) -> DistilLoss:
+        """Sums over targets that are not -100 of ``kl_weight`` · tau² · KL(teacher || self) + (1 - ``kl_weight``) · CE.
+
+        ``teacher_BTE`` are the teacher's final hidden states of the same tokens, ``teacher_head_VE`` its head; its
+        width E is free, its vocabulary is not. No gradient reaches the teacher.
+        """
+        hidden_ND = self.model(tokens_BT, positions_BT, attend).flatten(0, 1)
+        return linear_distil(
+            hidden_ND,
+            self.lm_head.weight,
+            targets_BT.flatten(),
+            teacher_BTE.flatten(0, 1),
+            teacher_head_VE,
+            tau,
+            kl_weight,
+        )
