@@ -27,9 +27,9 @@ class RopeScaling:
     original_context: int = 8192
 
     def __post_init__(self) -> None:
-        if not self.factor >= 1:
+        if not (math.isfinite(self.factor) and self.factor >= 1):
             raise ConfigError(f"rope scaling factor={self.factor} must be at least 1")
-        if not 0 < self.low_freq_factor < self.high_freq_factor:
+        if not 0 < self.low_freq_factor < self.high_freq_factor < math.inf:
             raise ConfigError(
                 f"rope scaling needs 0 < low_freq_factor < high_freq_factor, got {self.low_freq_factor} and "
                 f"{self.high_freq_factor}"
@@ -40,7 +40,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One Llama. ``dim`` = D, ``n_heads`` = H, ``n_kv_heads`` = G, ``head_dim`` = K, ``ffn_dim`` = F, ``vocab_size`` = V."""
+    """One Llama: ``dim`` D, ``n_heads`` H, ``n_kv_heads`` G, ``head_dim`` K, ``ffn_dim`` F, ``vocab_size`` V."""
 
     vocab_size: int
     dim: int
@@ -58,7 +58,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "max_context"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name}={value!r} must be a positive integer")
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
