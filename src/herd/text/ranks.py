@@ -1,0 +1,127 @@
+"""Ranks: a byte-level BPE vocabulary as one mapping from bytes to merge order, the tokenizer's canonical form.
+
+Byte-pair encoding is fully described by which byte strings are tokens and in which order they were learnt: to encode,
+join the adjacent pair whose joined bytes have the lowest rank, leftmost first, until no joined pair is a token. This is
+how tiktoken runs and what Meta's ``tokenizer.model`` holds (one line ``base64(token) rank`` each). Everything else,
+`tokenizer.json`'s merge list above all, can be computed from it.
+
+**Merges from ranks.** Hugging Face's BPE wants pairs, tiktoken only joined bytes. They agree exactly if each token
+lists one pair: the last pair met when BPE runs on the token's own bytes. For if in some text a token T is formed by
+joining x and y, no merge before crossed T's two ends, so the merges inside them were the ones BPE makes on T's bytes
+alone; hence (x, y) is that pair. A token that BPE does not reach from its own bytes is never formed by merging, only
+found whole (tiktoken looks a whole piece up first; ``ignore_merges`` in `tokenizer.json`), and gets no pair.
+
+Source: tiktoken's ``_educational.py`` and ``lib.rs``; facts of the file: llama-models ``models/llama3/tokenizer.py``.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from ..errors import TokenizerError
+
+Ranks = dict[bytes, int]
+
+
+def read_ranks(path: Path) -> Ranks:
+    """Read Meta's ``tokenizer.model``: lines ``base64 rank``. Raises `TokenizerError` naming file and line."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"{path}: cannot be read ({error.strerror}); give a tokenizer.model") from error
+    if not data.strip():
+        raise TokenizerError(f"{path}: empty; a ranks file has one line 'base64 rank' per token")
+    ranks: Ranks = {}
+    for number, line in enumerate(data.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            token_base64, rank_text = line.split()
+            token, rank = base64.b64decode(token_base64, validate=True), int(rank_text)
+        except (ValueError, binascii.Error) as error:
+            hint = "SentencePiece models (Llama 2) are not read" if b"<unk>" in data[:64] else "is this a ranks file?"
+            raise TokenizerError(f"{path}:{number}: {line[:40]!r} is not 'base64 rank'; {hint}") from error
+        if token in ranks:
+            raise TokenizerError(f"{path}:{number}: token {token!r} is there twice (ranks {ranks[token]} and {rank})")
+        ranks[token] = rank
+    check_ranks(ranks, str(path))
+    return ranks
+
+
+def check_ranks(ranks: Ranks, source: str) -> None:
+    """Raise `TokenizerError` unless the ranks are 0..n-1, no token is empty and all 256 single bytes are tokens."""
+    if b"" in ranks:
+        raise TokenizerError(f"{source}: rank {ranks[b'']} is an empty token; remove it")
+    by_rank = sorted(ranks.values())
+    for expected, rank in enumerate(by_rank):
+        if rank != expected:
+            what = f"rank {rank} is there twice" if rank < expected else f"rank {expected} is missing"
+            raise TokenizerError(
+                f"{source}: {what}; {len(ranks)} tokens have the ranks 0 to {len(ranks) - 1} once each"
+            )
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:
+        raise TokenizerError(
+            f"{source}: {len(missing)} of the 256 single bytes are not tokens (first: 0x{missing[0]:02x});"
+            " without them some text could not be encoded"
+        )
+
+
+def ranks_bytes(ranks: Ranks) -> bytes:
+    """The canonical file: tokens in rank order, ``base64 rank`` a line; byte for byte Meta's file for Meta's ranks."""
+    in_order = sorted(ranks.items(), key=lambda item: item[1])
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in in_order)
+
+
+def ranks_sha256(ranks: Ranks) -> str:
+    """Hex sha256 of the canonical file."""
+    return hashlib.sha256(ranks_bytes(ranks)).hexdigest()
+
+
+def last_merge(token: bytes, ranks: Ranks) -> tuple[bytes, bytes] | None:
+    """The pair that BPE joins last on the bytes of ``token``, or None if BPE never reaches it from single bytes."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        best = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], len(ranks)))
+        joined = parts[best] + parts[best + 1]
+        if joined not in ranks:
+            return None
+        parts[best : best + 2] = [joined]
+    return (parts[0], parts[1]) if len(parts) == 2 else None
+
+
+def merges(ranks: Ranks) -> list[tuple[bytes, bytes]]:
+    """The merge list equivalent to the ranks, in rank order: one pair per token that merging can reach."""
+    in_order = sorted((token for token in ranks if len(token) > 1), key=ranks.__getitem__)
+    pairs = (last_merge(token, ranks) for token in in_order)
+    return [pair for pair in pairs if pair is not None]
+
+
+@cache
+def byte_characters() -> tuple[str, ...]:
+    """GPT-2's printable stand-in for each byte, as `tokenizer.json` spells tokens: byte 0x20 is "Ġ"."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
+
+
+@cache
+def character_bytes() -> dict[str, int]:
+    """Inverse of `byte_characters`."""
+    return {character: byte for byte, character in enumerate(byte_characters())}
+
+
+def spell(token: bytes) -> str:
+    """A token's bytes as `tokenizer.json` spells them."""
+    characters = byte_characters()
+    return "".join([characters[byte] for byte in token])
+
+
+def unspell(spelling: str) -> bytes:
+    """Inverse of `spell`; raises KeyError for a character that stands for no byte."""
+    table = character_bytes()
+    return bytes([table[character] for character in spelling])
