@@ -20,7 +20,10 @@ class ByteTokenizer:
         return [256] * bos + list(text.encode()) + [257] * eos
 
     def decode(self, ids, *, skip_special: bool = False, errors: str = "replace") -> str:
-        return b"".join(map(self.token_bytes, ids)).decode(errors=errors)
+        return self.decode_bytes(ids).decode(errors=errors)
+
+    def decode_bytes(self, ids, *, skip_special: bool = False) -> bytes:
+        return b"".join(map(self.token_bytes, ids))
 
     def token_bytes(self, i: int) -> bytes:
         return bytes([i]) if i < 256 else (b"<bos>", b"<eos>", b"<pad>")[i - 256]

@@ -1,39 +1,32 @@
 """Token ids to text as they come: never half a character, never the beginning of a stop string.
 
-A byte-level token may end inside a UTF-8 character, so bytes go through an incremental decoder; what could still become
-a stop string is held back until the next tokens decide.
+The tokenizer's stream decoder holds back unfinished UTF-8; here, what could still become a stop string is held back too,
+until the next tokens decide.
 """
 
 from __future__ import annotations
 
-import codecs
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ..text.tokenizer import Tokenizer
-
-_DECODER = codecs.getincrementaldecoder("utf-8")
+from ..text.tokenizer import StreamDecoder, Tokenizer
 
 
 class TextStream:
-    """Feed ids one by one; each call returns the text that is certain now. After `stopped` nothing more comes."""
+    """Feed ids one by one; each call returns the text that is certain now. After ``stopped`` nothing more comes."""
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
-        self._token_bytes = tokenizer.token_bytes
-        self._decoder = _DECODER(errors="replace")
+        self._decoder = StreamDecoder(tokenizer)
         self._stop = stop
         self._held = ""
         self.stopped = False
 
     def feed(self, token_id: int) -> str:
         """Text released by this token; sets ``stopped`` when a stop string is complete."""
-        return self._release(self._decoder.decode(self._token_bytes(token_id)))
+        return self._release(self._decoder.feed(token_id))
 
     def finish(self) -> str:
         """Whatever was held back; a broken character at the end becomes U+FFFD."""
         if self.stopped:
             return ""
-        text = self._release(self._decoder.decode(b"", final=True)) + self._held
+        text = self._release(self._decoder.finish()) + self._held
         self._held = ""
         return text
 

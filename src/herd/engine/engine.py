@@ -15,21 +15,18 @@ from __future__ import annotations
 import secrets
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import EngineError
 from ..llama.model import LlamaLM
+from ..text.tokenizer import Tokenizer
 from .cache import KVCache
 from .detokenize import TextStream
 from .memory import nbytes
 from .request import Completion, Delta, FinishReason, Request, TokenLogprob
 from .sampling import logprobs, sample
-
-if TYPE_CHECKING:
-    from ..text.tokenizer import Tokenizer
 
 PREFILL_TOKENS = 4096
 """Most tokens of one prefill forward: enough to fill the matmuls, little enough memory for activations."""

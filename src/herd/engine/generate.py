@@ -4,15 +4,13 @@ token) or a list of messages (answered as the assistant). Everything goes throug
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import EngineError
 from ..llama.model import LlamaLM
+from ..text.tokenizer import Tokenizer
 from .engine import Engine, Stream
 from .request import Completion, Request, Sampling
-
-if TYPE_CHECKING:
-    from ..text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[dict[str, Any]]
 

@@ -1,0 +1,64 @@
+"""Text as it comes: whole characters, and stop strings wherever they are cut."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from herd.engine.detokenize import TextStream
+
+
+class Pieces:
+    """A tokenizer whose tokens are given byte strings."""
+
+    def __init__(self, pieces):
+        self.pieces = pieces
+
+    def decode_bytes(self, ids, *, skip_special=False):
+        return b"".join(self.pieces[i] for i in ids)
+
+
+def reference(text: str, stops) -> str:
+    """Text up to the stop string that is complete first."""
+    for end in range(len(text) + 1):
+        for stop in sorted(stops, key=len, reverse=True):
+            if text[:end].endswith(stop):
+                return text[: end - len(stop)]
+    return text
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text(alphabet="abcé語😀", max_size=30),
+    st.lists(st.text(alphabet="abcé語😀", min_size=1, max_size=4), max_size=3),
+    st.lists(st.integers(0, 60), max_size=12),
+)
+def test_any_cut_gives_the_same_text(text, stops, cuts):
+    data = text.encode()
+    edges = [0, *sorted(min(c, len(data)) for c in cuts), len(data)]
+    pieces = [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    stream, out = TextStream(Pieces(pieces), tuple(stops)), ""
+    for i in range(len(pieces)):
+        out += stream.feed(i)
+        assert text.startswith(out)
+        if stream.stopped:
+            break
+    out += stream.finish()
+    assert out == reference(text, stops)
+    assert stream.stopped == (out != text)
+
+
+def test_text_is_not_held_longer_than_needed():
+    stream = TextStream(Pieces([b"abx", b"ab", b"a", b"bc"]), ("abc",))
+    assert [stream.feed(i) for i in range(3)] == ["abx", "", "ab"]
+    assert (stream.feed(3), stream.stopped, stream.finish()) == ("", True, "")
+
+
+def test_broken_character():
+    stream = TextStream(Pieces(["語".encode()[:2], b"a"]))
+    assert (stream.feed(0), stream.feed(1), stream.finish()) == ("", "\ufffda", "")
+    stream.feed(0)
+    assert stream.finish() == "\ufffd"
+
+
+def test_broken_character_may_complete_a_stop():
+    stream = TextStream(Pieces([b"ab\xe8"]), ("b\ufffd",))
+    assert (stream.feed(0), stream.finish(), stream.stopped) == ("a", "", True)

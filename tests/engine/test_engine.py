@@ -1,0 +1,240 @@
+"""Continuous batching: every request is answered as if it were alone."""
+
+import random
+
+import pytest
+import torch
+
+from herd.engine import Engine, Request, Sampling
+from herd.engine.generate import encode_prompt, generate, generate_many, stream
+from herd.errors import EngineError
+
+
+def requests(n: int, seed: int = 0, longest: int = 90) -> list[Request]:
+    """Ragged prompts, greedy and sampled in all ways, long and short answers."""
+    rng = random.Random(seed)
+    out = []
+    for i in range(n):
+        sampling = Sampling(
+            max_tokens=rng.randrange(1, 50),
+            temperature=rng.choice([0, 0, 0.7, 1.5]),
+            top_k=rng.choice([0, 5]),
+            top_p=rng.choice([1, 0.8]),
+            min_p=rng.choice([0, 0.05]),
+            seed=i,
+            logprobs=rng.choice([None, 0, 2]),
+        )
+        out.append(Request([rng.randrange(256) for _ in range(rng.randrange(1, longest))], sampling))
+    return out
+
+
+def same(a, b) -> bool:
+    """Equal but for the last digits of logprobs."""
+    if (a.ids, a.text, a.finish_reason, a.stop_id) != (b.ids, b.text, b.finish_reason, b.stop_id):
+        return False
+    ours, theirs = (sum(p.logprob for p in c.logprobs or ()) for c in (a, b))
+    return ours == pytest.approx(theirs, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def alone(model, tokenizer):
+    return [Engine(model, tokenizer).run([r])[0] for r in requests(30)]
+
+
+@pytest.mark.parametrize("max_batch", [2, 7, 64])
+def test_batched_equals_alone(model, tokenizer, alone, max_batch):
+    got = Engine(model, tokenizer, max_batch=max_batch).run(requests(30))
+    assert all(map(same, got, alone))
+
+
+def test_other_shapes_batched_equal_alone(models, tokenizer):
+    for kind in ("ungrouped", "single", "scaled"):
+        rs = requests(8, seed=5)
+        got = Engine(models[kind], tokenizer, max_batch=5).run(rs)
+        assert all(same(a, Engine(models[kind], tokenizer).run([r])[0]) for a, r in zip(got, rs, strict=True))
+
+
+def test_streams_joined_are_the_completions(model, tokenizer, alone):
+    """Requests that come in while others are decoding, their streams read in turns."""
+    engine, taken = Engine(model, tokenizer, max_batch=4), {}
+    streams = {}
+    for i, request in enumerate(requests(30)):
+        streams[i] = engine.submit(request)
+        taken[i] = []
+        for j in list(streams):
+            if (delta := next(streams[j], None)) is None:
+                del streams[j]
+            else:
+                taken[j].append(delta)
+    for j, rest in streams.items():
+        taken[j] += rest
+    for i, want in enumerate(alone):
+        deltas = taken[i]
+        assert "".join(d.text for d in deltas) == want.text
+        assert [t for d in deltas for t in d.token_ids] == want.ids
+        assert [d.finish_reason for d in deltas] == [None] * (len(deltas) - 1) + [want.finish_reason]
+    assert (engine.n_active, engine.n_waiting, engine.cache.nbytes) == (0, 0, 0)
+
+
+def test_stop_token_is_not_text(model, tokenizer):
+    """A token the model would say is made a stop token: the answer ends just before it."""
+    plain = Engine(model, tokenizer).run([Request([1, 2, 3], Sampling(max_tokens=20))])[0]
+    stop_id = plain.ids[7]
+    at = plain.ids.index(stop_id)
+    got = Engine(model, tokenizer).run([Request([1, 2, 3], Sampling(max_tokens=20), frozenset({stop_id}))])[0]
+    assert (got.ids, got.finish_reason, got.stop_id) == (plain.ids[:at], "stop", stop_id)
+    assert got.text == tokenizer.decode(plain.ids[:at])
+
+
+def test_stop_string(model, tokenizer):
+    plain = Engine(model, tokenizer).run([Request([5, 6], Sampling(max_tokens=30))])[0]
+    for a in range(0, len(plain.text) - 3, 3):
+        stop = plain.text[a : a + 3]
+        got = Engine(model, tokenizer).run([Request([5, 6], Sampling(max_tokens=30, stop=(stop, "never")))])[0]
+        assert got.text == plain.text[: plain.text.index(stop)]
+        assert got.finish_reason == "stop"
+        assert got.stop_id is None
+
+
+def test_length_and_context(model, tokenizer):
+    engine = Engine(model, tokenizer, max_context=20)
+    run = lambda n, most: engine.run([Request([7] * n, Sampling(max_tokens=most))])[0]  # noqa: E731
+    assert (len(run(10, 4).ids), run(10, 4).finish_reason) == (4, "length")
+    assert (len(run(10, 10).ids), run(10, 10).finish_reason) == (10, "length")
+    assert (len(run(10, 11).ids), run(10, 11).finish_reason) == (10, "context")
+    assert (len(run(19, None).ids), run(19, None).finish_reason) == (1, "context")
+    assert run(10, 4).prompt_tokens == 10
+
+
+def test_cancel_frees_the_slot(model, tokenizer):
+    engine = Engine(model, tokenizer, max_batch=2)
+    rs = [Request([i, 3], Sampling(max_tokens=40)) for i in range(4)]
+    want = [Engine(model, tokenizer).run([r])[0].ids for r in rs]
+    streams = [engine.submit(r) for r in rs]
+    for _ in range(5):
+        next(streams[0])
+    assert (engine.n_active, engine.n_waiting) == (2, 2)
+    streams[0].cancel()
+    streams[2].cancel()
+    assert (engine.n_active, engine.n_waiting) == (1, 1)
+    assert [d.finish_reason for d in streams[0]][-1] == "cancelled"
+    assert [d.finish_reason for d in streams[2]] == ["cancelled"]
+    assert [streams[1].completion().ids, streams[3].completion().ids] == [want[1], want[3]]
+    streams[1].cancel()  # ended long ago: nothing happens
+    with pytest.raises(EngineError, match="already taken"):
+        streams[1].completion()
+
+
+def test_memory_bound_makes_requests_wait(model, tokenizer):
+    """Room for the worst case of two: the third waits; a single one runs however small the bound."""
+    rs = [Request([i] * 20, Sampling(max_tokens=20)) for i in range(3)]
+    per_row = 64 * model.config.kv_nbytes_per_token(4)
+    engine = Engine(model, tokenizer, cache_bytes=2 * per_row)
+    streams = [engine.submit(r) for r in rs]
+    engine.step()
+    assert (engine.n_active, engine.n_waiting) == (2, 1)
+    assert [s.completion().ids for s in streams] == [c.ids for c in Engine(model, tokenizer).run(rs)]
+    assert Engine(model, tokenizer, cache_bytes=0).run(rs[:1])[0].finish_reason == "length"
+
+
+def test_logprobs_are_the_softmax_of_the_full_forward(model, tokenizer):
+    prompt = [9, 8, 7]
+    sampling = Sampling(max_tokens=12, temperature=1.3, top_k=9, seed=4, logprobs=3)
+    got = Engine(model, tokenizer).run([Request(prompt, sampling)])[0]
+    with torch.inference_mode():
+        logp = model.logits(torch.tensor([prompt + got.ids])).double().log_softmax(-1)[0, len(prompt) - 1 : -1]
+    assert [p.id for p in got.logprobs] == got.ids
+    for row, p in zip(logp, got.logprobs, strict=True):
+        assert p.logprob == pytest.approx(float(row[p.id]), abs=1e-4)
+        best = row.topk(3)
+        assert [i for i, _ in p.top] == best.indices.tolist()
+        assert [v for _, v in p.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+
+
+def test_seeds(model, tokenizer):
+    def run(seed):
+        return Engine(model, tokenizer).run([Request([1], Sampling(max_tokens=20, temperature=1, seed=seed))])[0].ids
+
+    assert run(3) == run(3) != run(4)
+    assert run(None) != run(None)
+
+
+def test_head_rows_without_a_token_are_never_said(tokenizer):
+    """A head padded beyond the vocabulary, its extra rows the loudest."""
+    from conftest import make_model
+
+    model = make_model(vocab_size=320)
+    with torch.no_grad():
+        model.lm_head.weight[259:] *= 50
+    for temperature in (0, 1.5):
+        sampling = Sampling(max_tokens=60, temperature=temperature, seed=1)
+        assert max(Engine(model, tokenizer).run([Request([1], sampling)])[0].ids) < 259
+
+
+def test_broken_weights_are_named():
+    from conftest import make_model
+
+    model = make_model()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    engine = Engine(model, None)
+    waiting = engine.submit(Request([1], Sampling()))
+    with pytest.raises(EngineError, match="not finite"):
+        engine.run([Request([1], Sampling())])
+    assert engine.n_active == engine.n_waiting == 0
+    assert [d.finish_reason for d in waiting] == ["cancelled"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling", "message"),
+    [
+        ([], {}, "prompt is empty"),
+        ([1] * 512, {}, "prompt has 512 tokens, the context holds 512"),
+        ([1, 259], {}, "token 259 is outside the model's vocabulary of 259"),
+        ([-1], {}, "token -1 is outside"),
+        ([1], {"top_k": 300}, "top_k=300 is more than the vocabulary"),
+        ([1], {"logprobs": 300}, "logprobs=300 is more than the vocabulary"),
+    ],
+)
+def test_impossible_requests(model, tokenizer, prompt, sampling, message):
+    engine = Engine(model, tokenizer)
+    bad = Request(prompt, Sampling(**sampling))
+    with pytest.raises(EngineError, match=message):
+        engine.submit(bad)
+    with pytest.raises(EngineError, match=message):
+        engine.run([Request([1]), bad])
+    assert engine.n_waiting == 0
+
+
+def test_impossible_engines(model, tokenizer):
+    with pytest.raises(EngineError, match="max_context=1000 must be between 2 and the model's 512"):
+        Engine(model, tokenizer, max_context=1000)
+    with pytest.raises(EngineError, match="max_batch=0"):
+        Engine(model, tokenizer, max_batch=0)
+    with pytest.raises(EngineError, match="stop strings need a tokenizer"):
+        Engine(model, None).submit(Request([1], Sampling(stop=("x",))))
+
+    class Bigger(type(tokenizer)):
+        vocab_size = 300
+
+    with pytest.raises(EngineError, match="tokenizer has 300 tokens, the model only 259"):
+        Engine(model, Bigger())
+
+
+def test_nothing_to_do(model):
+    assert Engine(model, None).run([]) == []
+    assert Engine(model, None).step() is False
+
+
+def test_generate(model, tokenizer):
+    text = generate(model, tokenizer, "Hello", max_tokens=25)
+    assert text == "".join(stream(model, tokenizer, "Hello", max_tokens=25))
+    ids = encode_prompt(tokenizer, "Hello")
+    assert ids == [256, *b"Hello"]
+    assert text == Engine(model, tokenizer).run([Request(ids, Sampling(max_tokens=25))])[0].text
+    assert [c.text for c in generate_many(model, tokenizer, ["Hello", "x"], max_tokens=25)][0] == text
+
+
+def test_generate_without_tokenizer(model):
+    with pytest.raises(EngineError, match="no tokenizer"):
+        generate(model, None, "Hello")
