@@ -1,5 +1,7 @@
 """Text as it comes: whole characters, and stop strings wherever they are cut."""
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,7 +36,7 @@ def reference(text: str, stops) -> str:
 def test_any_cut_gives_the_same_text(text, stops, cuts):
     data = text.encode()
     edges = [0, *sorted(min(c, len(data)) for c in cuts), len(data)]
-    pieces = [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [data[a:b] for a, b in pairwise(edges)]
     stream, out = TextStream(Pieces(pieces), tuple(stops)), ""
     for i in range(len(pieces)):
         out += stream.feed(i)

@@ -1,6 +1,6 @@
 """Token ids to text as they come: never half a character, never the beginning of a stop string.
 
-The tokenizer's stream decoder holds back unfinished UTF-8; here, what could still become a stop string is held back too,
+The tokenizer's stream decoder holds back unfinished UTF-8; here, what may yet become a stop string is held back too,
 until the next tokens decide.
 """
 
