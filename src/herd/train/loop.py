@@ -1,0 +1,356 @@
+"""The one loop. Pre-training, context extension, SFT and distillation differ in their stream and their objective only.
+
+A step, on every rank: read its own rows of the global batch, run them in micro-batches whose *summed* losses add up in
+the gradient, divide by the number of trained tokens of all ranks, clip by the global norm, one AdamW update in fp32.
+
+Nothing here is random and the stream is a pure function of its position, so a state is the weights, the moments, the
+mean of annealed weights and one integer; a run killed anywhere and started again ends with the same bits as one that
+was not. Under ``torchrun`` the same call runs on all ranks and sees the same tokens in the same order.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
+
+from ..data.batch import Batch
+from ..errors import TrainingError
+from ..llama.model import LlamaLM
+from . import objectives, parallel, state
+from .config import TrainConfig
+from .metrics import MetricsLog
+from .objectives import Objective
+from .optim import Average, gradient_norm, make_optimizer, moments, set_rate, set_updates
+from .parallel import Ranks
+from .schedule import averages_at, learning_rate
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Stream(Protocol):
+    """Rows by number: a pure function. With a ``signature`` (a JSON value), resuming on other data is an error."""
+
+    def batch(self, position: int, count: int) -> Batch:
+        """Rows ``position`` up to ``position + count``."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came of it; the weights are in the model. ``seconds`` counts all starts together, ``flops`` what the matmuls
+    took (a teacher's forwards included, recomputation not)."""
+
+    step: int
+    tokens: int
+    seconds: float
+    flops: float
+    last: dict[str, Any]  # the last step's record
+    averaged: int  # annealed weights that were averaged; 0: the weights are the last step's
+    resumed_from: int
+
+
+def train(
+    model: LlamaLM,
+    stream: Stream,
+    objective: Objective,
+    config: TrainConfig,
+    folder: Path | str,
+    *,
+    mesh: DeviceMesh | None = None,
+    evaluate: Callable[[LlamaLM, int], Mapping[str, Any]] | None = None,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+) -> TrainResult:
+    """Train ``model`` in place for ``config.steps`` steps, from the newest state in ``folder`` if there is one.
+
+    ``folder`` receives ``metrics.jsonl`` and ``state/``. ``mesh`` is by default what ``torchrun`` started, as replicas.
+    ``evaluate(model, step)`` is called on every rank every ``config.eval_every`` steps and after the last, and its
+    numbers go to the log; ``on_step(record)`` after every logged step, on the first rank only. Calling again after
+    the end loads the result and returns.
+
+    Ctrl-C (or SIGTERM) finishes the step, saves the state and raises KeyboardInterrupt. Raises `TrainingError` for a
+    loss that is not finite (naming step and rows), a batch that trains nothing, or a state that does not fit this run.
+    """
+    ranks = parallel.start() if mesh is None else parallel.ranks_of(mesh)
+    parallel.distribute(model, ranks, DTYPES[config.dtype])
+    return _Run(model, stream, objective, config, Path(folder), ranks).run(evaluate, on_step)
+
+
+class _Run:
+    """One call of `train`: the pieces that every step needs."""
+
+    def __init__(
+        self, model: LlamaLM, stream: Stream, objective: Objective, config: TrainConfig, folder: Path, ranks: Ranks
+    ) -> None:
+        self.model, self.stream, self.objective, self.config = model, stream, objective, config
+        self.folder, self.ranks = folder, ranks
+        try:
+            self.rows = config.rows_of_rank(ranks.world)
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
+        if config.context > model.config.max_context:
+            raise TrainingError(f"context={config.context} exceeds the model's max_context={model.config.max_context}")
+        self.params = dict(model.named_parameters())
+        self.weights = {name: p.detach() for name, p in self.params.items()}
+        self.device = next(model.parameters()).device
+        self.optimizer = make_optimizer(model, config)
+        self.average = Average()
+        self.step = 0
+        self.seconds = 0.0
+        self.last: dict[str, Any] = {}
+        self.signature = json.loads(
+            json.dumps(
+                config.trajectory()
+                | {"model": asdict(model.config), "stream": getattr(stream, "signature", None)}
+                | objectives.signature(objective)
+            )
+        )
+
+    # The run ------------------------------------------------------------------------------------------------------
+
+    def run(self, evaluate: Any, on_step: Any) -> TrainResult:
+        config = self.config
+        self.folder.mkdir(parents=True, exist_ok=True)
+        finished = self._resume()
+        resumed_from = self.step
+        log = MetricsLog(self.folder, self.step, tensorboard=config.tensorboard) if self.ranks.first else None
+        with (
+            _interrupts() as interrupted,
+            parallel.prepared(self.model, remat=config.remat, compiled=config.compile),
+        ):
+            try:
+                stopping = False
+                while not finished and self.step < config.steps:
+                    self.last, stopping = self._step(interrupted)
+                    self._log(log, self.last, on_step)
+                    if self.step == config.steps:
+                        break
+                    if config.eval_every and self.step % config.eval_every == 0:
+                        self._evaluate(evaluate, log)
+                    if stopping or (config.save_every and self.step % config.save_every == 0):
+                        path = self._save(log)
+                    if stopping:
+                        raise KeyboardInterrupt(f"stopped after step {self.step} of {config.steps}; state in {path}")
+                if not finished:
+                    self._finish(evaluate, log)
+                if interrupted.is_set():
+                    raise KeyboardInterrupt(f"stopped after the last step, {self.step}; the result is in the state")
+            finally:
+                if log is not None:
+                    log.close()
+        return self._result(resumed_from)
+
+    def _finish(self, evaluate: Any, log: MetricsLog | None) -> None:
+        """The mean of annealed weights becomes the model; it is evaluated and kept."""
+        self.average.copy_to(self.weights)
+        if self.config.eval_every:
+            self._evaluate(evaluate, log)
+        self._save(log, finished=True)
+
+    def _result(self, resumed_from: int) -> TrainResult:
+        tokens = self.step * self.config.tokens_per_step
+        return TrainResult(
+            step=self.step,
+            tokens=tokens,
+            seconds=self.seconds,
+            flops=tokens * self._flops_per_token(),
+            last=self.last,
+            averaged=self.average.count,
+            resumed_from=resumed_from,
+        )
+
+    # One step -----------------------------------------------------------------------------------------------------
+
+    def _step(self, interrupted: threading.Event) -> tuple[dict[str, Any], bool]:
+        """One update. Returns its record and whether some rank was asked to stop."""
+        config, began = self.config, time.perf_counter()
+        rate = learning_rate(self.step, config)
+        losses = self._forward_backward()
+        names = sorted(losses[0].metrics)
+        sums_M3 = torch.stack([_numbers(loss, names) for loss in losses])  # a row a micro-batch
+        stop = torch.tensor([float(interrupted.is_set())], dtype=torch.float64, device=self.device)
+        total, count, *others, stopping = self.ranks.sum(torch.cat([sums_M3.sum(0), stop])).tolist()
+        if not count:
+            raise TrainingError(
+                f"step {self.step + 1}, {self._rows_text()}: no token is trained, every target is masked"
+            )
+        grads = [p.grad for p in self.params.values() if p.grad is not None]
+        scale = self._gradient_scale(count)
+        norm = gradient_norm(grads) * scale
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            raise self._not_finite(total / count, norm, sums_M3[:, 0], rate)
+        if config.clip is not None and norm > config.clip:
+            scale *= config.clip / norm
+        torch._foreach_mul_(grads, scale)
+        set_rate(self.optimizer, rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if averages_at(self.step, config):
+            self.average.add(self.weights)
+        took = time.perf_counter() - began
+        self.seconds += took
+        record: dict[str, Any] = {"step": self.step, "loss": total / count}
+        record |= {name: value / count for name, value in zip(names, others, strict=True)}
+        record |= {"lr": rate, "grad_norm": norm, "tokens": self.step * config.tokens_per_step, "targets": int(count)}
+        return record | self._speed(took), bool(stopping)
+
+    def _forward_backward(self) -> list[objectives.Loss]:
+        """Gradients of the summed losses of this rank's rows, and the detached losses of its micro-batches."""
+        micro = self.config.micro_rows or self.rows
+        losses = []
+        for start in range(0, self.rows, micro):
+            batch = self.stream.batch(self._first_row() + start, micro).to(self.device)
+            parallel.postpone_reduction(self.model, last=start + micro == self.rows)
+            with self._autocast():
+                loss = self.objective(self.model, batch)
+            loss.total.backward()
+            losses.append(loss._replace(total=loss.total.detach()))
+        return losses
+
+    def _autocast(self) -> Any:
+        """FSDP2 gathers weights in the compute dtype; alone, autocast casts them at each matmul."""
+        dtype = DTYPES[self.config.dtype]
+        if dtype == torch.float32 or isinstance(self.model, FSDPModule):
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype)
+
+    def _gradient_scale(self, count: float) -> float:
+        """From the summed loss's gradient (averaged over ranks by FSDP2) to that of the mean over trained tokens."""
+        return (self.ranks.world if isinstance(self.model, FSDPModule) else 1) / count
+
+    def _first_row(self) -> int:
+        """The stream's row where this rank's part of the step begins."""
+        return self.config.start_position + self.step * self.config.batch_rows + self.ranks.rank * self.rows
+
+    def _rows_text(self) -> str:
+        first = self.config.start_position + self.step * self.config.batch_rows
+        return f"rows {first} to {first + self.config.batch_rows - 1}"
+
+    def _not_finite(self, loss: float, norm: float, totals: Tensor, rate: float) -> TrainingError:
+        """Which micro-batch it was; the weights are those before the step, and so is what is on the disk."""
+        micro = self.config.micro_rows or self.rows
+        bad = (~totals.isfinite()).nonzero().flatten().tolist()
+        nowhere = 1 << 62
+        first = self.ranks.smallest(self._first_row() + bad[0] * micro if bad else nowhere)
+        rows = self._rows_text() if first == nowhere else f"rows {first} to {first + micro - 1}"
+        what = f"loss is {loss}" if first != nowhere else f"gradient norm is {norm}"
+        kept = state.newest(self.folder)
+        return TrainingError(
+            f"{what} at step {self.step + 1}, {rows} of the stream, lr={rate:.3g}: lower lr or look at these rows; "
+            + (f"{kept} is kept" if kept else "no state was saved yet")
+        )
+
+    def _speed(self, took: float) -> dict[str, float]:
+        rate = self.config.tokens_per_step / took
+        speed = {"tokens_per_s": rate, "seconds": self.seconds}
+        if self.config.peak_flops is not None:
+            speed["mfu"] = rate * self._flops_per_token() / (self.config.peak_flops * self.ranks.world)
+        return speed
+
+    def _flops_per_token(self) -> float:
+        extra = getattr(self.objective, "extra_flops_per_token", None)
+        own = self.model.config.flops_per_token(self.config.context / 2, training=True)
+        return own + (extra(self.config.context) if extra is not None else 0.0)
+
+    # Log, evaluation, state ---------------------------------------------------------------------------------------
+
+    def _log(self, log: MetricsLog | None, record: dict[str, Any], on_step: Any) -> None:
+        if log is None or not (self.step % self.config.log_every == 0 or self.step == self.config.steps):
+            return
+        log.write(record)
+        if on_step is not None:
+            on_step(record)
+
+    def _evaluate(self, evaluate: Any, log: MetricsLog | None) -> None:
+        if evaluate is None:
+            return
+        with torch.no_grad():
+            numbers = dict(evaluate(self.model, self.step))
+        if isinstance(self.model, FSDPModule):
+            self.model.reshard()  # forwards without backward leave the root gathered
+        if log is not None:
+            log.write({"step": self.step} | {f"eval/{key}": value for key, value in numbers.items()})
+
+    def _tensors(self, *, finished: bool) -> dict[str, Tensor]:
+        """What a state holds. A finished one is its weights: it will not be trained on."""
+        tensors = {f"model/{name}": weight for name, weight in self.weights.items()}
+        if not finished:
+            tensors |= moments(self.params, self.optimizer)
+            tensors |= {f"average/{name}": mean for name, mean in self.average.mean.items()}
+        return tensors
+
+    def _save(self, log: MetricsLog | None, *, finished: bool = False) -> Path:
+        if log is not None:
+            log.sync()
+        progress = state.Progress(
+            step=self.step,
+            seconds=self.seconds,
+            last=self.last,
+            average_count=self.average.count,
+            finished=finished,
+            world=self.ranks.world,
+            signature=self.signature,
+        )
+        tensors = self._tensors(finished=finished)
+        return state.save(self.folder, progress, tensors, self.ranks, keep=self.config.keep_states)
+
+    def _resume(self) -> bool:
+        """Load the newest state if there is one. Returns whether it is a finished run's."""
+        if self.ranks.first:
+            state.tidy(self.folder)
+        self.ranks.barrier()
+        path = state.newest(self.folder)
+        if path is None:
+            return False
+        progress = state.progress_of(path)
+        state.require_same(path, progress.signature, self.signature)
+        if not progress.finished:
+            self.average.empty_like(self.weights, progress.average_count)
+        state.load(path, self._tensors(finished=progress.finished), self.ranks)
+        set_updates(self.optimizer, progress.step)
+        self.average.count = progress.average_count
+        self.step, self.seconds, self.last = progress.step, progress.seconds, progress.last
+        return progress.finished
+
+
+def _numbers(loss: objectives.Loss, names: list[str]) -> Tensor:
+    """total, count and metrics of a micro-batch as one float64 vector: one transfer a step, exact counts."""
+    count = torch.as_tensor(loss.count, device=loss.total.device)
+    return torch.stack([x.double() for x in (loss.total, count, *(loss.metrics[name] for name in names))])
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, while the block lasts; a second Ctrl-C acts at once.
+
+    Only the main thread may catch signals; elsewhere the event is never set.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: Any) -> None:
+        event.set()
+        signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
+
+    for name in before:
+        signal.signal(name, ask)
+    try:
+        yield event
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler or signal.SIG_DFL)

@@ -1,0 +1,93 @@
+"""What a run says about itself: one JSON line a logged step in ``metrics.jsonl``, and TensorBoard if asked for.
+
+A resumed run does steps again that the killed one had already logged. Lines beyond the resumed step are dropped first,
+also a last line that was cut in half, so the file of a run killed ten times reads like that of one never killed
+(only seconds and speeds differ).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import TrainingError
+
+FILE = "metrics.jsonl"
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """All whole records of a run's folder, in order; empty when there is no file yet.
+
+    Raises `TrainingError` for a broken line that is not the last.
+    """
+    path = Path(folder) / FILE
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline was never finished
+        try:
+            record = json.loads(line)
+            record["step"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise TrainingError(f"{path}:{number} is not a metrics record: remove this line or the file") from error
+        records.append(record)
+    return records
+
+
+class MetricsLog:
+    """Appends records; opened at the step from which the run goes on."""
+
+    def __init__(self, folder: Path, step: int, *, tensorboard: bool = False) -> None:
+        self.path = Path(folder) / FILE
+        self._drop_after(step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = _board(Path(folder) / "tensorboard", step) if tensorboard else None
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record with a ``step``; numbers go to TensorBoard too."""
+        self._file.write(json.dumps(dict(record)) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for key, value in record.items():
+                if isinstance(value, int | float) and key != "step":
+                    self._board.add_scalar(key, value, record["step"])
+
+    def sync(self) -> None:
+        """Bring all lines to the disk: a state must not be younger than its log."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _drop_after(self, step: int) -> None:
+        kept = [record for record in read(self.path.parent) if record["step"] <= step]
+        text = "".join(json.dumps(record) + "\n" for record in kept)
+        if self.path.exists() and self.path.read_text(encoding="utf-8") == text:
+            return
+        temporary = self.path.with_name(FILE + ".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+
+
+def _board(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        warnings.warn(
+            "tensorboard is not installed, metrics go to metrics.jsonl only: pip install 'llamaherd[train]'",
+            stacklevel=4,
+        )
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1)

@@ -1,0 +1,105 @@
+"""AdamW, the global gradient norm, and the mean of annealed weights.
+
+Weights and Adam's moments are fp32 whatever the matmuls run in: a bf16 weight cannot hold an update 2^-8 of its size.
+Decay is for matrices only; the gains of RMSNorm have no reason to shrink (arXiv 1711.05101; Llama 3 keeps 0.1 x lr).
+
+Moments are made at once rather than at the first step, so that a resumed run can load straight into them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from ..errors import TrainingError
+from .config import TrainConfig
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """Fused AdamW over the model's trainable parameters with all its state present. They must be fp32."""
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not params:
+        raise TrainingError("nothing to train: no parameter of the model requires a gradient")
+    for name, param in params.items():
+        if param.dtype != torch.float32:
+            raise TrainingError(
+                f"{name} is {str(param.dtype).removeprefix('torch.')}; master weights are float32: load the model with "
+                "dtype=torch.float32 and set dtype: bfloat16 in the training configuration"
+            )
+    groups = [
+        {"params": [p for p in params.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in params.values() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=True
+    )
+    for param in params.values():
+        optimizer.state[param] = {
+            "step": torch.zeros((), dtype=torch.float32, device=param.device),
+            "exp_avg": torch.zeros_like(param, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(param, memory_format=torch.preserve_format),
+        }
+    return optimizer
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def moments(params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Adam's moments by parameter name: ``exp_avg/NAME`` and ``exp_avg_sq/NAME`` (the tensors themselves)."""
+    return {
+        f"{key}/{name}": optimizer.state[param][key]
+        for name, param in params.items()
+        if param.requires_grad
+        for key in ("exp_avg", "exp_avg_sq")
+    }
+
+
+def set_updates(optimizer: torch.optim.Optimizer, updates: int) -> None:
+    """Tell Adam how many updates its moments have seen (for bias correction)."""
+    for state in optimizer.state.values():
+        state["step"].fill_(float(updates))
+
+
+def gradient_norm(grads: Iterable[Tensor]) -> float:
+    """2-norm of all gradients together, over all shards of all ranks (a collective when they are DTensors)."""
+    norm = torch.nn.utils.get_total_norm(list(grads), 2.0)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+class Average:
+    """The running mean of weights sampled while annealing (Polyak; Llama 3 section 3.4.3), in fp32.
+
+    ``count`` samples are in ``mean``, by parameter name; empty until the first.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, weights: Mapping[str, Tensor]) -> None:
+        """Take one more sample: mean += (weights - mean) / count."""
+        self.count += 1
+        if self.count == 1:
+            self.mean = {name: weight.detach().clone() for name, weight in weights.items()}
+            return
+        means = list(self.mean.values())
+        torch._foreach_lerp_(means, [weights[name].detach() for name in self.mean], 1 / self.count)
+
+    def empty_like(self, weights: Mapping[str, Tensor], count: int) -> None:
+        """Make room for ``count`` samples' mean, to be loaded from disk."""
+        self.count = count
+        self.mean = {name: torch.empty_like(weight) for name, weight in weights.items()} if count else {}
+
+    @torch.no_grad()
+    def copy_to(self, weights: Mapping[str, Tensor]) -> None:
+        """Put the mean in the place of ``weights``."""
+        for name, mean in self.mean.items():
+            weights[name].copy_(mean)
