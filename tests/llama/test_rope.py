@@ -14,6 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from herd.checkpoint.hf import config_to_hf
 from herd.llama import rope
 from herd.llama.config import SIZES, ModelConfig, RopeScaling
+from herd.llama.model import LlamaLM
 
 
 def shape(head_dim: int, theta: float = 500_000.0, scaling: RopeScaling | None = None) -> ModelConfig:
@@ -113,3 +114,13 @@ def test_half_rotation_layout_equals_meta_pairs():
     halves = x.view(1, 9, 2, 8, 2).transpose(-1, -2).reshape(1, 9, 2, 16)
     ours = rope.rotate(halves, *rope.rotation(inv_freq, positions, torch.float32))
     torch.testing.assert_close(ours, meta.transpose(-1, -2).reshape(1, 9, 2, 16), rtol=1e-5, atol=1e-5)
+
+
+def test_casting_a_model_keeps_its_rotations_exact():
+    config = shape(16, scaling=RopeScaling(original_context=64))
+    exact = rope.inverse_frequencies(config)
+    with torch.device("meta"):
+        model = LlamaLM(config)
+    for changed in (LlamaLM(config).to(torch.bfloat16), LlamaLM(config).half(), model.to_empty(device="cpu")):
+        assert changed.model.inv_freq.dtype == torch.float32
+        assert torch.equal(changed.model.inv_freq, exact)

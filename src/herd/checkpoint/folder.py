@@ -117,7 +117,7 @@ def write_folder(
             temporary / CONFIG, config_to_hf(config, dtype=name, bos_token_id=bos, eos_token_id=stops, dialect=dialect)
         )
         if tokenizer is not None:
-            tokenizer.save(temporary)
+            tokenizer.save(temporary, model_max_length=config.max_context)
             # Meta's own release samples at 0.6 / 0.9 by default.
             _write_json(
                 temporary / GENERATION,
@@ -152,6 +152,7 @@ def load(
     ``config.json``; with ``check_finite`` also for NaN and infinite weights.
     """
     folder = resolve(folder)
+    inode = folder.stat().st_ino
     config = load_config(folder)
     wanted = weights.check_against(config, weights.read_index(folder), folder)
     dtype = weights.common_dtype(wanted, folder) if dtype is None else dtype
@@ -166,6 +167,8 @@ def load(
     if config.tie_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     model.model.inv_freq = rope.inverse_frequencies(config).to(device)
+    if folder.stat().st_ino != inode:  # a save exchanged the folder: some tensors may be the old ones
+        raise CheckpointError(f"{folder}: was replaced while it was being read; load it again")
     return model
 
 

@@ -94,6 +94,12 @@ class Llama(nn.Module):
         self.inv_freq: Tensor
         self.register_buffer("inv_freq", rope.inverse_frequencies(config), persistent=False)
 
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        # .to(bfloat16) would round the rotation speeds and .to_empty() would lose them: only the device may change
+        super()._apply(fn, recurse)
+        self.inv_freq = rope.inverse_frequencies(self.config).to(self.inv_freq.device)
+        return self
+
     def forward(self, tokens_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal) -> Tensor:
         """Hidden states (B, T, D) after the last norm.
 

@@ -1,0 +1,48 @@
+"""A small model with weights that matter, and a tokenizer trained in a moment."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from herd.llama.config import ModelConfig, RopeScaling
+from herd.llama.model import LlamaLM
+from herd.text.tokenizer import Tokenizer
+
+CONFIG = ModelConfig(600, 48, 2, 6, 3, 80, rope_scaling=RopeScaling(original_context=64), max_context=512)
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """make_model(dtype=..., **changes of the configuration) -> LlamaLM; norms, too, differ from one."""
+
+    def make(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> LlamaLM:
+        model = LlamaLM(CONFIG.replace(**changes)).init_weights(seed, std=0.25)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for param in model.parameters():
+                if param.ndim == 1:
+                    param.copy_(torch.rand(param.shape, generator=generator) + 0.5)
+        return model.to(dtype).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    text = ["The quick brown fox jumps over the lazy dog, again and again. " * 3, "def area(r): return 3 * r * r\n" * 3]
+    return Tokenizer.train(text, 256 + 256 + 20)
+
+
+@pytest.fixture(scope="session")
+def same_bits():
+    """Asserts that two models have the same parameters, bit for bit."""
+
+    def check(a: LlamaLM, b: LlamaLM) -> None:
+        ours, theirs = dict(a.named_parameters()), dict(b.named_parameters())
+        assert ours.keys() == theirs.keys()
+        for name, param in ours.items():
+            assert param.dtype == theirs[name].dtype, name
+            assert torch.equal(param.view(torch.uint8), theirs[name].view(torch.uint8)), name
+
+    return check
