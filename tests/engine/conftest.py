@@ -34,7 +34,7 @@ def tokenizer():
     return ByteTokenizer()
 
 
-def make_model(seed: int = 0, std: float = 0.2, **changes) -> LlamaLM:
+def build(seed: int = 0, std: float = 0.2, **changes) -> LlamaLM:
     """Weights wide enough that the likeliest token differs from place to place."""
     config = ModelConfig(
         vocab_size=259, dim=48, n_layers=3, n_heads=6, n_kv_heads=2, ffn_dim=80, rope_theta=10_000.0, max_context=512
@@ -43,8 +43,13 @@ def make_model(seed: int = 0, std: float = 0.2, **changes) -> LlamaLM:
 
 
 @pytest.fixture(scope="session")
+def make_model():
+    return build
+
+
+@pytest.fixture(scope="session")
 def model() -> LlamaLM:
-    return make_model()
+    return build()
 
 
 @pytest.fixture(scope="session")
@@ -52,10 +57,10 @@ def models() -> dict[str, LlamaLM]:
     """The shapes that differ in the engine: grouped, ungrouped and one KV head, tied, scaled positions."""
     scaled = RopeScaling(factor=4.0, original_context=64)
     return {
-        "grouped": make_model(),
-        "ungrouped": make_model(1, n_heads=3, n_kv_heads=3, head_dim=0),
-        "single": make_model(2, n_kv_heads=1, tie_embeddings=True, std=0.1),
-        "scaled": make_model(3, rope_scaling=scaled, head_dim=16),
+        "grouped": build(),
+        "ungrouped": build(1, n_heads=3, n_kv_heads=3, head_dim=0),
+        "single": build(2, n_kv_heads=1, tie_embeddings=True, std=0.1),
+        "scaled": build(3, rope_scaling=scaled, head_dim=16),
     }
 
 

@@ -159,10 +159,8 @@ def test_seeds(model, tokenizer):
     assert run(None) != run(None)
 
 
-def test_head_rows_without_a_token_are_never_said(tokenizer):
+def test_head_rows_without_a_token_are_never_said(tokenizer, make_model):
     """A head padded beyond the vocabulary, its extra rows the loudest."""
-    from conftest import make_model
-
     model = make_model(vocab_size=320)
     with torch.no_grad():
         model.lm_head.weight[259:] *= 50
@@ -171,9 +169,7 @@ def test_head_rows_without_a_token_are_never_said(tokenizer):
         assert max(Engine(model, tokenizer).run([Request([1], sampling)])[0].ids) < 259
 
 
-def test_broken_weights_are_named():
-    from conftest import make_model
-
+def test_broken_weights_are_named(make_model):
     model = make_model()
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))

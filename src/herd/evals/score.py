@@ -1,0 +1,59 @@
+"""One measured number of one model, as receipts, run folders and pages take it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .bootstrap import Interval, wilson
+
+
+@dataclass(frozen=True)
+class Score:
+    """``value`` in ``unit`` with its 95 % interval over ``n`` items (None where it makes no sense).
+
+    ``detail`` breaks it down: ``by_lang``, ``by_form``, ``by_length`` ... map a key to ``{value, lo, hi, n}``, ``grid``
+    lists ``{length, depth, value}``. Shares have the unit "fraction". Plain data: `record` is JSON-ready.
+    """
+
+    name: str
+    value: float
+    unit: str
+    lo: float | None = None
+    hi: float | None = None
+    n: int | None = None
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    def record(self, model: str | None = None) -> dict[str, Any]:
+        """The entry of a run's ``scores.json``."""
+        return ({} if model is None else {"model": model}) | asdict(self)
+
+    def __str__(self) -> str:
+        number = (lambda x: f"{100 * x:.1f} %") if self.unit == "fraction" else (lambda x: f"{x:.4g}")
+        unit = "" if self.unit == "fraction" else f" {self.unit}"
+        interval = "" if self.lo is None or self.hi is None else f" [{number(self.lo)}, {number(self.hi)}]"
+        return f"{self.name} {number(self.value)}{unit}{interval}" + ("" if self.n is None else f", n={self.n}")
+
+
+def from_interval(name: str, interval: Interval, unit: str, n: int, detail: dict[str, Any] | None = None) -> Score:
+    """A score from a value with its interval."""
+    return Score(name, interval.value, unit, interval.lo, interval.hi, n, detail or {})
+
+
+def share(name: str, hits: Sequence[bool], detail: dict[str, Any] | None = None) -> Score:
+    """A fraction of items, with Wilson's interval."""
+    return from_interval(name, wilson(sum(map(bool, hits)), len(hits)), "fraction", len(hits), detail)
+
+
+def shares_by(keys: Iterable[Hashable], hits: Iterable[bool]) -> dict[str, dict[str, Any]]:
+    """The same fraction within each group: key to ``{value, lo, hi, n}``, keys in order of first appearance."""
+    groups: dict[str, list[bool]] = {}
+    for key, hit in zip(keys, hits, strict=True):
+        groups.setdefault(str(key), []).append(bool(hit))
+    return {key: part(wilson(sum(some), len(some)), len(some)) for key, some in groups.items()}
+
+
+def part(interval: Interval, n: int) -> dict[str, Any]:
+    """One entry of a breakdown."""
+    return {"value": interval.value, "lo": interval.lo, "hi": interval.hi, "n": n}

@@ -1,0 +1,118 @@
+"""Held-out documents as rows for a forward: each token is scored once, with as much context as the model can have.
+
+A document longer than the context is read in windows that overlap by a quarter, and only tokens new to a window are
+scored there. Windows of like length share a batch; padding stands behind, where causal attention never looks.
+
+Shapes: B rows, T tokens, N scored tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.shards import Shards
+from ..errors import DataError
+from ..text.tokenizer import Tokenizer
+
+BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A document to be scored: ids from beginning-of-text on, without end-of-text, and the bytes they stand for."""
+
+    ids: Sequence[int]
+    n_bytes: int
+    lang: str = ""
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A batch of windows: targets of -100 are not scored; ``document_BT`` numbers the document of each token."""
+
+    tokens_BT: Tensor
+    targets_BT: Tensor
+    document_B: Tensor
+
+
+def from_texts(documents: Iterable[Any], tokenizer: Tokenizer, max_bytes: int | None = None) -> list[HeldOut]:
+    """Held-out documents from anything with ``text`` and maybe ``lang`` and ``kind`` (`herd.data` documents), or str.
+
+    ``max_bytes`` stops after as many bytes of text, after a whole document. Empty texts are left out.
+    """
+    out: list[HeldOut] = []
+    total = 0
+    for document in documents:
+        text = document if isinstance(document, str) else document.text
+        n_bytes = len(text.encode())
+        if not n_bytes:
+            continue
+        kind = {name: str(getattr(document, name, "") or "") for name in ("lang", "kind")}
+        out.append(HeldOut(tokenizer.encode(text, bos=True), n_bytes, **kind))
+        total += n_bytes
+        if max_bytes is not None and total >= max_bytes:
+            break
+    if not out:
+        raise DataError("no held-out text: nothing to measure")
+    return out
+
+
+def from_shards(
+    shards: Shards, tokenizer: Tokenizer, *, max_bytes: int | None = None, excerpt: int | None = None, seed: int = 0
+) -> list[HeldOut]:
+    """Documents of held-out shards in an order shuffled by ``seed``, until ``max_bytes`` of text are reached.
+
+    ``excerpt`` takes only the first so many tokens of each, so that few long documents do not stand for all.
+    """
+    out: list[HeldOut] = []
+    total = 0
+    for number in np.random.default_rng(seed).permutation(shards.n_documents).tolist():
+        ids = shards.document(number)[:-1]  # end of text is not text
+        n_bytes = int(shards.documents_D["n_bytes"][number])
+        if excerpt is not None and len(ids) > excerpt + 1:
+            ids = ids[: excerpt + 1]
+            n_bytes = len(tokenizer.decode_bytes(ids[1:].tolist()))
+        if not n_bytes:
+            continue
+        kind, _, lang = shards.label(number).partition("/")
+        out.append(HeldOut(ids, n_bytes, lang, kind))
+        total += n_bytes
+        if max_bytes is not None and total >= max_bytes:
+            break
+    if not out:
+        raise DataError(f"{shards.folder}: no held-out text: nothing to measure")
+    return out
+
+
+def windows(documents: Sequence[HeldOut], context: int, device: torch.device | str = "cpu") -> Iterator[Scored]:
+    """Batches of at most `BATCH_TOKENS` tokens (or one row), long ones first so that memory peaks at once."""
+    cuts = [(d, *cut) for d, document in enumerate(documents) for cut in _cuts(len(document.ids), context)]
+    cuts.sort(key=lambda cut: cut[2] - cut[1], reverse=True)
+    while cuts:
+        T = cuts[0][2] - cuts[0][1]
+        batch, cuts = cuts[: max(1, BATCH_TOKENS // T)], cuts[max(1, BATCH_TOKENS // T) :]
+        tokens_BT = torch.zeros(len(batch), T, dtype=torch.int64)
+        targets_BT = torch.full((len(batch), T), -100)
+        for b, (d, start, stop, first) in enumerate(batch):
+            ids = torch.as_tensor(documents[d].ids[start : stop + 1])
+            tokens_BT[b, : stop - start] = ids[:-1]
+            targets_BT[b, first - start : stop - start] = ids[1 + first - start :]
+        document_B = torch.tensor([cut[0] for cut in batch])
+        yield Scored(tokens_BT.to(device), targets_BT.to(device), document_B)
+
+
+def _cuts(n_ids: int, context: int) -> Iterator[tuple[int, int, int]]:
+    """(start, stop, first): inputs start..stop-1 of a document; those from ``first`` on are new."""
+    n, first = n_ids - 1, 0  # the last id is only a target
+    while first < n:
+        start = 0 if first == 0 else first - context // 4
+        stop = min(start + context, n)
+        yield start, stop, first
+        first = stop
