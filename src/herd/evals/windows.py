@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.shards import Shards
@@ -27,7 +28,7 @@ BATCH_TOKENS = 8192
 class HeldOut:
     """A document to be scored: ids from beginning-of-text on, without end-of-text, and the bytes they stand for."""
 
-    ids: Sequence[int]
+    ids: Sequence[int] | NDArray[np.int64]
     n_bytes: int
     lang: str = ""
     kind: str = ""
