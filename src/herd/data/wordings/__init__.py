@@ -1,0 +1,84 @@
+"""Wordings: how people ask for the same thing, one YAML file a language, train and test kept apart.
+
+A line is a pattern. ``[What is|How much is] {a} plus {b}?`` stands for two wordings: alternatives stand in square
+brackets, slots in braces. Each topic has a ``train`` and a ``test`` list with no wording in common, and the replies.
+Lines are drawn evenly first and alternatives second, so a line with many alternatives does not crowd out the others.
+
+Two habits of the files come from the tokenizer. Numbers and quoted words always stand between neighbours that are
+not letters or digits (a space, a quote, a bracket), and a quoted word always follows space + quote: then Llama's
+pre-tokenizer cuts the word into the same tokens in the question, in the call, in the result and in the answer, and
+copying, which is most of tool use, is one attention head's work.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+LANGUAGES = ("en", "de", "fr", "it", "pt", "hi", "es", "th")
+
+_FOLDER = Path(__file__).parent
+_ALTERNATIVES = re.compile(r"\[([^\[\]]*)\]")
+
+
+def expand(pattern: str) -> tuple[str, ...]:
+    """All wordings of one pattern: ``[a|b] c`` -> ``("a c", "b c")``. Alternatives do not nest."""
+    parts = _ALTERNATIVES.split(pattern)
+    choices = [part.split("|") if index % 2 else [part] for index, part in enumerate(parts)]
+    return tuple(" ".join("".join(chosen).split()) for chosen in itertools.product(*choices))
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One thing to ask for: wordings by split (a tuple of lines, each a tuple of expansions) and the replies."""
+
+    train: tuple[tuple[str, ...], ...]
+    test: tuple[tuple[str, ...], ...]
+    replies: tuple[str, ...]
+
+    def lines(self, split: str) -> tuple[tuple[str, ...], ...]:
+        return self.train if split == "train" else self.test
+
+
+@dataclass(frozen=True)
+class Wordings:
+    """Everything of one language: topics by name, and the words that fill the slots."""
+
+    lang: str
+    topics: dict[str, Topic]
+    names: dict[str, tuple[str, ...]]
+    things: tuple[str, ...]
+    words: tuple[str, ...]
+    weekdays: tuple[str, ...]
+    programs: dict[str, str]
+
+
+def _lines(block: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(expand(line) for line in block.splitlines() if line.strip())
+
+
+def _topic(entry: dict[str, str]) -> Topic:
+    replies = tuple(line.strip() for line in entry["reply"].splitlines() if line.strip())
+    return Topic(_lines(entry["train"]), _lines(entry["test"]), replies)
+
+
+@cache
+def load(lang: str) -> Wordings:
+    """The wordings of ``lang`` (one of ``LANGUAGES``), read once."""
+    text = (_FOLDER / f"{lang}.yaml").read_text(encoding="utf-8")
+    data: dict[str, Any] = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return Wordings(
+        lang=lang,
+        topics={name: _topic(entry) for name, entry in data["topics"].items()},
+        names={split: tuple(names.split()) for split, names in data["names"].items()},
+        things=tuple(thing.strip() for thing in data["things"].split(",")),
+        words=tuple(data["words"].split()),
+        weekdays=tuple(data["weekdays"].split()),
+        programs=dict(data["programs"]),
+    )
