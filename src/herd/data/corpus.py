@@ -1,0 +1,224 @@
+"""From a specification to three sets of documents that share no text: teacher, student and held-out.
+
+A document's split is decided by the hash of its *file's* name alone, so that it never depends on order, machine or what
+else is in the corpus, and everything that comes of one file (its documentation strings, its translations) goes where
+the file goes. Before that, exact copies are dropped; after it, long paragraphs that another split already holds
+(licence headers, copied functions) are cut out of the later one. Llama 3 removes duplicates at the same three grains:
+documents, lines, sources (paper section 3.1.1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..errors import DataError
+from .builtin import read_builtin
+from .hub import read_hub
+from .sources import DataWarning, Document, read_path
+
+__all__ = ["SPLITS", "Corpus", "DataWarning", "Document", "load_corpus", "read_corpus", "split_corpus", "split_of"]
+
+SPLITS = ("teacher", "student", "heldout")
+FRACTIONS = (0.6, 0.3, 0.1)
+"""Share of the files in each split: the teacher needs the most, the measure the least."""
+
+PARAGRAPH_CHARS = 120
+"""Paragraphs at least this long may stand in one split only; shorter ones are the language's own phrases."""
+
+BLANK = re.compile(r"\n[ \t]*\n+")
+Spec = str | Path | Sequence[str | Path] | None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents by split, in reading order, with what was left out on the way."""
+
+    splits: dict[str, list[Document]]
+    n_duplicates: int = 0
+    n_shared_paragraphs: int = 0
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def teacher(self) -> list[Document]:
+        return self.splits["teacher"]
+
+    @property
+    def student(self) -> list[Document]:
+        return self.splits["student"]
+
+    @property
+    def heldout(self) -> list[Document]:
+        return self.splits["heldout"]
+
+    def counts(self) -> dict[str, dict[str, tuple[int, int]]]:
+        """{split: {"kind/lang": (documents, bytes)}}, sorted by name."""
+        table: dict[str, dict[str, tuple[int, int]]] = {}
+        for split, documents in self.splits.items():
+            n_documents: Counter[str] = Counter()
+            n_bytes: Counter[str] = Counter()
+            for document in documents:
+                label = f"{document.kind}/{document.lang}"
+                n_documents[label] += 1
+                n_bytes[label] += document.n_bytes
+            table[split] = {label: (n_documents[label], n_bytes[label]) for label in sorted(n_documents)}
+        return table
+
+    @property
+    def n_bytes(self) -> int:
+        """UTF-8 bytes of all splits together."""
+        return sum(size for row in self.counts().values() for _, size in row.values())
+
+    @property
+    def sha256(self) -> str:
+        """Hash of every split's texts and names: the corpus in a lineage."""
+        digest = hashlib.sha256()
+        for split, documents in sorted(self.splits.items()):
+            for document in documents:
+                for part in (split, document.source, document.text):
+                    digest.update(hashlib.sha256(part.encode("utf-8")).digest())
+        return digest.hexdigest()
+
+
+def read_corpus(spec: Spec = None) -> Iterator[Document]:
+    """Documents of a specification, always in the same order, nothing split and nothing removed yet.
+
+    ``None``: the built-in corpus. Otherwise a file, a folder, ``hf:owner/name``, or several of those in a list.
+    Raises DataError for anything missing, empty, binary or broken.
+    """
+    if spec is None:
+        yield from read_builtin()
+        return
+    if isinstance(spec, str | Path):
+        spec = [spec]
+    names = Counter(Path(s).name for s in spec if not str(s).startswith("hf:"))
+    for one in spec:
+        if str(one).startswith("hf:"):
+            yield from read_hub(str(one)[3:])
+        elif names[Path(one).name] > 1:  # two folders of one name: tell their files apart by the whole path
+            yield from (replace(document, source=f"{one}/{document.source}") for document in read_path(one))
+        else:
+            yield from read_path(one)
+
+
+def load_corpus(spec: Spec = None, *, max_bytes: int | None = None) -> Corpus:
+    """Read, split and deduplicate a corpus that fits into memory.
+
+    ``max_bytes`` stops reading after that many bytes of text, with a warning: for the first part of a large data set.
+    """
+    caught: list[str] = []
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always", DataWarning)
+        documents = list(_until(read_corpus(spec), max_bytes))
+    for warning in record:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        if issubclass(warning.category, DataWarning):
+            caught.append(str(warning.message))
+    corpus = split_corpus(documents)
+    return replace(corpus, notes=(*caught, *corpus.notes))
+
+
+def split_of(source: str, fractions: Sequence[float] = FRACTIONS) -> str:
+    """The split of a source: a pure function of its file's name (what stands before ``#``)."""
+    digest = hashlib.sha256(source.partition("#")[0].encode("utf-8")).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64 * sum(fractions)
+    for split, fraction in zip(SPLITS, fractions, strict=True):
+        if place < fraction:
+            return split
+        place -= fraction
+    return SPLITS[-1]
+
+
+def split_corpus(documents: Iterable[Document], fractions: Sequence[float] = FRACTIONS) -> Corpus:
+    """Divide documents by their file so that no document and no long paragraph stands in two splits.
+
+    Raises DataError where there are fewer than three files (or parts of files): one is needed for each split.
+    """
+    kept, n_duplicates = _unique(documents)
+    files = sorted({document.source.partition("#")[0] for document in kept})
+    if not kept:
+        raise DataError("corpus: empty, not one document with text; give text with --text")
+    if len(files) < len(SPLITS):
+        size = sum(document.n_bytes for document in kept)
+        raise DataError(
+            f"corpus: {size} bytes in {len(files)} piece(s) cannot be divided into {', '.join(SPLITS)}; "
+            "give more text (some 10 kB at the least)"
+        )
+    homes, moved = _homes(files, fractions)
+    splits: dict[str, list[Document]] = {split: [] for split in SPLITS}
+    seen: dict[bytes, str] = {}
+    n_shared = 0
+    for document in kept:
+        split = homes[document.source.partition("#")[0]]
+        text, n = _without_shared(document.text, split, seen)
+        n_shared += n
+        if text.strip():
+            splits[split].append(document if n == 0 else replace(document, text=text))
+    for split, members in splits.items():
+        if not members:
+            raise DataError(f"corpus: nothing is left for the {split} split once copies are removed; give more text")
+    return Corpus(splits, n_duplicates, n_shared, tuple(moved))
+
+
+def _homes(files: list[str], fractions: Sequence[float]) -> tuple[dict[str, str], list[str]]:
+    """Split of each file. Chance may leave a split of a tiny corpus empty: then one file moves, with a warning."""
+    homes = {file: split_of(file, fractions) for file in files}
+    notes = []
+    for split in SPLITS:
+        sizes = Counter(homes.values())
+        if sizes[split] == 0:
+            largest = max(SPLITS, key=lambda name: sizes[name])
+            file = min(file for file in files if homes[file] == largest)
+            homes[file] = split
+            notes.append(f"corpus: only {len(files)} pieces of text; {file} moved to {split}, which had none")
+            warnings.warn(notes[-1], DataWarning, stacklevel=3)
+    return homes, notes
+
+
+def _unique(documents: Iterable[Document]) -> tuple[list[Document], int]:
+    """First of every text, comparing without regard to white space, and how many copies were dropped."""
+    seen: set[bytes] = set()
+    kept: list[Document] = []
+    n = 0
+    for document in documents:
+        if not document.text.strip():
+            continue
+        n += 1
+        key = _key(document.text)
+        if key not in seen:
+            seen.add(key)
+            kept.append(document)
+    return kept, n - len(kept)
+
+
+def _without_shared(text: str, split: str, seen: dict[bytes, str]) -> tuple[str, int]:
+    """The text without the long paragraphs that another split holds, and how many they were; remembers the rest."""
+    pieces, n, start = [], 0, 0
+    ends = [match.end() for match in BLANK.finditer(text)] + [len(text)]
+    for end in ends:
+        paragraph = text[start:end]
+        start = end
+        if len(paragraph) >= PARAGRAPH_CHARS and seen.setdefault(_key(paragraph), split) != split:
+            n += 1
+        else:
+            pieces.append(paragraph)
+    return "".join(pieces), n
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(" ".join(text.split()).encode("utf-8"), digest_size=16).digest()
+
+
+def _until(documents: Iterable[Document], max_bytes: int | None) -> Iterator[Document]:
+    total = 0
+    for document in documents:
+        yield document
+        total += document.n_bytes
+        if max_bytes is not None and total >= max_bytes:
+            warnings.warn(f"corpus: stopped after {total} bytes of text (limit {max_bytes})", DataWarning, stacklevel=2)
+            return

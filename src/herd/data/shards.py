@@ -1,0 +1,303 @@
+"""Token shards: a corpus as plain arrays of token numbers on disk, read through the memory map.
+
+A folder holds ``tokens-00000.bin`` … (little-endian uint16, or uint32 for vocabularies above 65,536; each document is
+``<|begin_of_text|> … <|end_of_text|>``), ``documents.bin`` (where each starts, how many UTF-8 bytes its text had, its
+label) and ``index.json``. Files are cut at a fixed number of tokens, so that token ``i`` is found by division.
+
+Nothing is trusted: the index carries its own checksum and the tokenizer's hash, file lengths are checked at opening,
+and every file's CRC-32 once, when it is first read (about 1 GB/s). A folder becomes real by one rename.
+
+Shapes: N tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import DataError
+from .sources import Document
+
+FORMAT = "herd-shards-1"
+FILE_TOKENS = 1 << 26
+DOCUMENT = np.dtype([("start", "<i8"), ("n_bytes", "<i8"), ("label", "<i8")])
+"""One record of ``documents.bin``: first token, UTF-8 bytes of the text, index into the labels."""
+
+INDEX, DOCUMENTS = "index.json", "documents.bin"
+
+
+class Encoder(Protocol):
+    """What shards need of a tokenizer."""
+
+    vocab_size: int
+    sha256: str
+    bos_id: int
+    eos_id: int
+
+    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]: ...
+
+
+@dataclass
+class Shards:
+    """An opened folder of tokens. ``documents_D`` is the memory-mapped table of documents (`DOCUMENT` records)."""
+
+    folder: Path
+    index: dict[str, Any]
+    documents_D: np.ndarray
+    files: list[np.ndarray] = field(repr=False)
+    checked: set[int] = field(default_factory=set, repr=False)
+
+    @staticmethod
+    def write(
+        folder: Path | str, documents: Iterable[Document | str], tokenizer: Encoder, *, file_tokens: int = FILE_TOKENS
+    ) -> Shards:
+        """Encode documents into a new folder and open it. DataError if it exists, the disk is full, or nothing came."""
+        return write_shards(Path(folder), documents, tokenizer, file_tokens)
+
+    @staticmethod
+    def open(folder: Path | str, tokenizer: Encoder | None = None) -> Shards:
+        """Open a folder; DataError where it is missing, truncated, corrupt, or made with another tokenizer."""
+        return open_shards(Path(folder), tokenizer)
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.index["n_tokens"])
+
+    @property
+    def n_documents(self) -> int:
+        return len(self.documents_D)
+
+    @property
+    def n_bytes(self) -> int:
+        """UTF-8 bytes of all texts: the denominator of bits per byte."""
+        return int(self.index["n_bytes"])
+
+    @property
+    def labels(self) -> list[str]:
+        """``kind/lang`` of the documents, by label number."""
+        return list(self.index["labels"])
+
+    @property
+    def sha256(self) -> str:
+        """Identity of these tokens, for lineage: the tokenizer, and length and CRC of every file."""
+        return str(self.index["sha256"])
+
+    @property
+    def special_ids(self) -> tuple[int, int]:
+        """(begin of text, end of text)."""
+        return int(self.index["bos_id"]), int(self.index["eos_id"])
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """Tokens ``start`` up to ``stop`` as int64 (N,), across file borders. DataError where a file is corrupt."""
+        if not 0 <= start <= stop <= self.n_tokens:
+            raise DataError(f"{self.folder}: tokens {start}..{stop} asked, it has {self.n_tokens}")
+        out_N = np.empty(stop - start, dtype=np.int64)
+        size = int(self.index["file_tokens"])
+        at = start
+        while at < stop:
+            number, offset = divmod(at, size)
+            n = min(stop - at, size - offset)
+            out_N[at - start : at - start + n] = self._file(number)[offset : offset + n]
+            at += n
+        return out_N
+
+    def document(self, number: int) -> np.ndarray:
+        """Tokens of one document, begin and end of text included: int64 (N,)."""
+        start = int(self.documents_D["start"][number])
+        last = number + 1 == self.n_documents
+        return self.tokens(start, self.n_tokens if last else int(self.documents_D["start"][number + 1]))
+
+    def label(self, number: int) -> str:
+        """``kind/lang`` of one document."""
+        return self.labels[int(self.documents_D["label"][number])]
+
+    def verify(self) -> None:
+        """Check every file's CRC now; DataError names the corrupt one."""
+        for number in range(len(self.files)):
+            self._file(number)
+
+    def _file(self, number: int) -> np.ndarray:
+        tokens_N = self.files[number]
+        if number not in self.checked:
+            entry = self.index["files"][number]
+            if _crc(tokens_N) != entry["crc32"]:
+                raise DataError(f"{self.folder / entry['name']}: corrupt, its checksum differs; make the shards again")
+            self.checked.add(number)
+        return tokens_N
+
+
+def write_shards(
+    folder: Path, documents: Iterable[Document | str], tokenizer: Encoder, file_tokens: int = FILE_TOKENS
+) -> Shards:
+    """See `Shards.write`."""
+    if folder.exists():
+        raise DataError(f"{folder}: exists already; remove it or choose another folder")
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        _write_files(temporary, documents, tokenizer, file_tokens)
+        os.replace(temporary, folder)
+        _sync(folder.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise DataError(f"{folder}: cannot be written ({error.strerror or error}); free some space") from None
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return open_shards(folder, tokenizer)
+
+
+def open_shards(folder: Path, tokenizer: Encoder | None = None) -> Shards:
+    """See `Shards.open`."""
+    index = _read_index(folder)
+    if tokenizer is not None and tokenizer.sha256 != index["tokenizer_sha256"]:
+        raise DataError(
+            f"{folder}: made with tokenizer {index['tokenizer_sha256'][:12]}, not {tokenizer.sha256[:12]}; "
+            "make the shards again with this tokenizer"
+        )
+    dtype = np.dtype(index["dtype"])
+    files = [_map(folder / entry["name"], dtype, entry["n_tokens"]) for entry in index["files"]]
+    documents_D = _map(folder / DOCUMENTS, DOCUMENT, index["n_documents"])
+    if _crc(documents_D) != index["documents_crc32"]:
+        raise DataError(f"{folder / DOCUMENTS}: corrupt, its checksum differs; make the shards again")
+    return Shards(folder, index, documents_D, files)
+
+
+class _Writer:
+    """Cuts a flow of tokens into files of ``file_tokens``."""
+
+    def __init__(self, folder: Path, dtype: np.dtype, file_tokens: int) -> None:
+        self.folder, self.dtype, self.file_tokens = folder, dtype, file_tokens
+        self.entries: list[dict[str, Any]] = []
+        self.file: Any = None
+        self.n_tokens = 0
+
+    def write(self, ids_N: np.ndarray) -> None:
+        while len(ids_N):
+            if self.file is None:
+                name = f"tokens-{len(self.entries):05d}.bin"
+                self.entries.append({"name": name, "n_tokens": 0, "crc32": 0})
+                self.file = open(self.folder / name, "wb")  # noqa: SIM115 -- closed when full
+            entry = self.entries[-1]
+            part_N, ids_N = np.split(ids_N, [self.file_tokens - entry["n_tokens"]])
+            data = part_N.astype(self.dtype).tobytes()
+            self.file.write(data)
+            entry["crc32"] = zlib.crc32(data, entry["crc32"])
+            entry["n_tokens"] += len(part_N)
+            self.n_tokens += len(part_N)
+            if entry["n_tokens"] == self.file_tokens:
+                self.close()
+
+    def close(self) -> None:
+        if self.file is not None:
+            _finish(self.file)
+            self.file = None
+
+
+def _write_files(folder: Path, documents: Iterable[Document | str], tokenizer: Encoder, file_tokens: int) -> None:
+    dtype = np.dtype("<u2") if tokenizer.vocab_size <= 1 << 16 else np.dtype("<u4")
+    writer = _Writer(folder, dtype, file_tokens)
+    labels: dict[str, int] = {}
+    records = []
+    for document in documents:
+        if isinstance(document, str):
+            document = Document(document, "")
+        ids_N = np.asarray(tokenizer.encode(document.text, bos=True, eos=True), dtype=np.int64)
+        if ids_N.min() < 0 or ids_N.max() >= tokenizer.vocab_size:
+            raise DataError(f"{document.source}: token {ids_N.max()} is outside the {tokenizer.vocab_size} words")
+        label = labels.setdefault(f"{document.kind}/{document.lang}", len(labels))
+        records.append((writer.n_tokens, document.n_bytes, label))
+        writer.write(ids_N)
+    writer.close()
+    if not records:
+        raise DataError(f"{folder.parent}: no documents to write shards from; give text")
+    table_D = np.array(records, dtype=DOCUMENT)
+    with open(folder / DOCUMENTS, "wb") as file:
+        file.write(table_D.tobytes())
+        _finish(file)
+    index = {
+        "format": FORMAT,
+        "tokenizer_sha256": tokenizer.sha256,
+        "vocab_size": tokenizer.vocab_size,
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+        "dtype": dtype.str,
+        "file_tokens": file_tokens,
+        "n_tokens": writer.n_tokens,
+        "n_documents": len(records),
+        "n_bytes": int(table_D["n_bytes"].sum()),
+        "documents_crc32": _crc(table_D),
+        "labels": list(labels),
+        "files": writer.entries,
+    }
+    index["sha256"] = _digest(index)
+    with open(folder / INDEX, "w", encoding="utf-8") as text:
+        json.dump(index, text, indent=1)
+        _finish(text)
+    _sync(folder)
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{folder}: not a folder of shards, it has no {INDEX}; make shards first") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: unreadable ({error}); make the shards again") from None
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        found = index.get("format") if isinstance(index, dict) else type(index).__name__
+        raise DataError(f"{path}: format {found!r}, expected {FORMAT!r}; make the shards again")
+    if index.pop("sha256", None) != (digest := _digest(index)):
+        raise DataError(f"{path}: corrupt, its checksum differs; make the shards again")
+    return {**index, "sha256": digest}
+
+
+def _map(path: Path, dtype: np.dtype, n: int) -> np.ndarray:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing; make the shards again") from None
+    if size != n * dtype.itemsize:
+        raise DataError(f"{path}: {size} bytes instead of {n * dtype.itemsize}, truncated; make the shards again")
+    return np.memmap(path, dtype=dtype, mode="r", shape=(n,))
+
+
+def _digest(index: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+
+
+def _crc(array: np.ndarray) -> int:
+    view = np.ascontiguousarray(array).view(np.uint8).data
+    crc, step = 0, 1 << 24
+    for at in range(0, len(view), step):
+        crc = zlib.crc32(view[at : at + step], crc)
+    return crc
+
+
+def _finish(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename or new names durable, where the system allows syncing a folder."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

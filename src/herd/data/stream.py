@@ -1,0 +1,176 @@
+"""Streams: `batch(position, count)` is a pure function of the data, the seed and the global row number.
+
+There is nothing to save but one integer. Row 70,000 is the same row whoever asks, on however many ranks, after however
+many restarts: rank r of R takes rows ``[position + r*k, position + (r+1)*k)`` of a global batch and the union is always
+the same rows in the same order. An epoch is one pass over all rows; each epoch has its own permutation, computed entry
+by entry (`shuffle.permute`), never held in memory.
+
+`TokenStream` cuts the concatenated documents of shards into rows; `MixStream` interleaves streams by weight. Dialogs
+are packed in `packing.py`, synthetic retrieval documents made in `needle.py`; all have the attributes of `Stream`.
+
+Shapes: B rows, T = context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ..errors import DataError
+from .batch import IGNORE, Batch
+from .shards import Shards
+from .shuffle import generator, key, permute
+
+
+class Stream(Protocol):
+    """What the loop needs. ``packed``: whether batches carry documents and positions. ``n_rows``: rows of an epoch."""
+
+    context: int
+    packed: bool
+    n_rows: int
+
+    def batch(self, position: int, count: int) -> Batch: ...
+
+
+class TokenStream:
+    """Rows of ``context`` tokens (and their successors) from shards, in another order every epoch.
+
+    Where the first row begins also changes with the epoch, so that rows are cut at other places and the few tokens that
+    do not fill a last row are not always the same ones.
+
+    With ``documents=True`` rows carry document numbers and restarting positions: attention stays within a document and
+    the last token of a document predicts nothing. Without, documents simply follow each other, as in most pre-training.
+    """
+
+    def __init__(self, shards: Shards, context: int, seed: int, *, documents: bool = False) -> None:
+        if context < 1:
+            raise DataError(f"context={context} is not a number of tokens; give at least 1")
+        if shards.n_tokens < context + 1:
+            raise DataError(
+                f"{shards.folder}: {shards.n_tokens} tokens do not fill one row of {context} + 1; "
+                "give more text or a shorter context"
+            )
+        self.shards, self.context, self.seed, self.packed = shards, context, seed, documents
+        self.n_rows = (shards.n_tokens - 1) // context
+        self._slack = (shards.n_tokens - 1) % context
+        self._starts_D = np.asarray(shards.documents_D["start"])
+
+    def batch(self, position: int, count: int) -> Batch:
+        """Rows ``position`` up to ``position + count``."""
+        starts_B = self.starts(position, count)
+        rows_BS = np.stack([self.shards.tokens(int(s), int(s) + self.context + 1) for s in starts_B])
+        tokens_BT, targets_BT = rows_BS[:, :-1], rows_BS[:, 1:]
+        if not self.packed:
+            return as_batch(tokens_BT, targets_BT)
+        index_BS = starts_B[:, None] + np.arange(self.context + 1)
+        document_BS = np.searchsorted(self._starts_D, index_BS, side="right") - 1
+        # A row may begin inside a document: its positions count from the row's first token.
+        begin_BT = np.maximum(self._starts_D[document_BS[:, :-1]], starts_B[:, None])
+        targets_BT = np.where(document_BS[:, 1:] == document_BS[:, :-1], targets_BT, IGNORE)
+        documents_BT = document_BS[:, :-1] - document_BS[:, :1]
+        return as_batch(tokens_BT, targets_BT, index_BS[:, :-1] - begin_BT, documents_BT)
+
+    def starts(self, position: int, count: int) -> np.ndarray:
+        """First token of each of the rows: int64 (B,)."""
+        check_range(position, count)
+        epoch_B, index_B = np.divmod(np.arange(position, position + count, dtype=np.int64), self.n_rows)
+        starts_B = np.empty(count, dtype=np.int64)
+        for epoch in np.unique(epoch_B):
+            here_B = epoch_B == epoch
+            shift = int(generator(self.seed, int(epoch), 1).integers(self._slack + 1))
+            starts_B[here_B] = permute(index_B[here_B], self.n_rows, key(self.seed, int(epoch))) * self.context + shift
+        return starts_B
+
+
+class MixStream:
+    """Rows of several streams interleaved by weight; each part's own rows come in its own order, none left out.
+
+    Positions go in blocks; in a block every part has a fixed number of rows, at places shuffled by the block's number.
+    How many rows of a part lie before any position is then a product and a short count.
+    """
+
+    BLOCKS = (10, 20, 50, 100, 200, 500, 1000)
+
+    def __init__(self, streams: Sequence[Stream], weights: Sequence[float], seed: int) -> None:
+        if not streams or len(streams) != len(weights):
+            raise DataError(f"mix: {len(streams)} streams and {len(weights)} weights; give one weight a stream")
+        if not all(np.isfinite(weights)) or min(weights) <= 0:
+            raise DataError(f"mix: weights {list(weights)} must be positive; leave out a stream of weight 0")
+        contexts = sorted({stream.context for stream in streams})
+        if len(contexts) > 1:
+            raise DataError(f"mix: streams of contexts {contexts}; give all the same")
+        self.streams, self.seed, self.context = list(streams), seed, contexts[0]
+        self.packed = any(stream.packed for stream in streams)
+        share_P = np.asarray(weights, dtype=np.float64) / sum(weights)
+        self.block = next((k for k in self.BLOCKS if np.allclose(share_P * k, np.round(share_P * k), atol=1e-6)), 1000)
+        self.quota_P = _largest_remainder(share_P, self.block)
+        if self.quota_P.min() == 0:
+            raise DataError(f"mix: weights {list(weights)} give a stream less than one row in {self.block}; raise it")
+        self._parts_K = np.repeat(np.arange(len(streams)), self.quota_P)
+        # One epoch of the mixture: until the first part has given all its rows.
+        self.n_rows = int(min(s.n_rows * self.block // q for s, q in zip(streams, self.quota_P, strict=True)))
+
+    def batch(self, position: int, count: int) -> Batch:
+        """Rows ``position`` up to ``position + count`` of the mixture."""
+        check_range(position, count)
+        first = position // self.block
+        part_N = np.concatenate(
+            [self._order(b) for b in range(first, (position + count - 1) // self.block + 1)]
+        )  # parts of whole blocks
+        offset = position - first * self.block
+        part_B = part_N[offset : offset + count]
+        batches, places = [], []
+        for number, stream in enumerate(self.streams):
+            place_B = np.flatnonzero(part_B == number)
+            if len(place_B):
+                before = first * int(self.quota_P[number]) + int((part_N[:offset] == number).sum())
+                batches.append(_with_documents(stream.batch(before, len(place_B))) if self.packed else
+                               stream.batch(before, len(place_B)))  # fmt: skip
+                places.append(place_B)
+        order = torch.from_numpy(np.argsort(np.concatenate(places)))
+
+        def gather(name: str) -> torch.Tensor:
+            return torch.cat([getattr(batch, name) for batch in batches])[order]
+
+        tokens_BT, targets_BT = gather("tokens_BT"), gather("targets_BT")
+        if not self.packed:
+            return Batch(tokens_BT, targets_BT)
+        return Batch(tokens_BT, targets_BT, gather("positions_BT"), gather("documents_BT"))
+
+    def _order(self, block: int) -> np.ndarray:
+        return self._parts_K[permute(np.arange(self.block), self.block, key(self.seed, block, 2))]
+
+
+def check_range(position: int, count: int) -> None:
+    """Rows asked of a stream: DataError for a negative position or no rows."""
+    if position < 0 or count < 1:
+        raise DataError(f"stream: rows {position}..{position + count} asked; give a position >= 0 and a count >= 1")
+
+
+def as_batch(
+    tokens_BT: np.ndarray,
+    targets_BT: np.ndarray,
+    positions_BT: np.ndarray | None = None,
+    documents_BT: np.ndarray | None = None,
+) -> Batch:
+    """A `Batch` of int64 tensors from numpy arrays of one shape."""
+    arrays = (tokens_BT, targets_BT, positions_BT, documents_BT)
+    return Batch(*(None if a is None else torch.from_numpy(np.array(a, dtype=np.int64)) for a in arrays))  # type: ignore[arg-type]
+
+
+def _with_documents(batch: Batch) -> Batch:
+    """The same rows with explicit documents and positions: a plain row is one document from 0 to T-1."""
+    if batch.documents_BT is not None:
+        return batch
+    positions_BT = torch.arange(batch.tokens_BT.shape[1]).expand_as(batch.tokens_BT).clone()
+    return Batch(batch.tokens_BT, batch.targets_BT, positions_BT, torch.zeros_like(batch.tokens_BT))
+
+
+def _largest_remainder(share_P: np.ndarray, total: int) -> np.ndarray:
+    quota_P = np.floor(share_P * total + 1e-9).astype(np.int64)
+    rest_P = share_P * total - quota_P
+    quota_P[np.argsort(-rest_P, kind="stable")[: total - int(quota_P.sum())]] += 1
+    return quota_P
