@@ -7,9 +7,9 @@ import os
 import signal
 
 import pytest
-import toy
 import torch
 import torch.nn.functional as F
+import toy
 
 from herd.errors import TrainingError
 from herd.train import Loss, learning_rate, lm, metrics, objectives, sft, state, train

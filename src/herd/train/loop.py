@@ -111,9 +111,9 @@ class _Run:
         self.last: dict[str, Any] = {}
         self.signature = json.loads(
             json.dumps(
-                config.trajectory()
+                objectives.signature(objective)
                 | {"model": asdict(model.config), "stream": getattr(stream, "signature", None)}
-                | objectives.signature(objective)
+                | config.trajectory()
             )
         )
 

@@ -84,7 +84,7 @@ def save(folder: Path, progress: Progress, tensors: Mapping[str, Tensor], ranks:
             for old in states(folder)[:-keep]:
                 _remove(old)
         ranks.barrier()
-    except (OSError, dcp.CheckpointException) as error:
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         last = newest(folder)
         kept = f"{last} is kept" if last else "there is no earlier state"
@@ -118,7 +118,7 @@ def load(path: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
 
 def require_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises `TrainingError` naming the first difference between the run that wrote a state and this one."""
-    for key in sorted(then.keys() | now.keys()):
+    for key in dict.fromkeys([*now, *then]):
         if then.get(key) != now.get(key):
             raise TrainingError(
                 f"{path} was trained with {key}={then.get(key)!r}, not {now.get(key)!r}: "
@@ -134,7 +134,10 @@ def discard(folder: Path) -> None:
 def _dcp(action: Any, tensors: dict[str, Tensor], ranks: Ranks, **storage: Any) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-        action(tensors, no_dist=ranks.mesh is None, **storage)
+        try:
+            action(tensors, no_dist=ranks.mesh is None, **storage)
+        except dcp.CheckpointException as error:  # wraps whatever went wrong on some rank, Ctrl-C included
+            raise next(iter(error.failures.values()))[0] from error
 
 
 def _remove(path: Path) -> None:
@@ -160,10 +163,7 @@ def _corrupt(path: Path, error: Exception) -> TrainingError:
 
 
 def _reason(error: BaseException) -> str:
-    """The cause in one line; DCP keeps the errors of its ranks in a dictionary."""
-    failures = getattr(error, "failures", None)
-    if failures:
-        error = next(iter(failures.values()))[0]
+    """The cause in one line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     text = str(error) if isinstance(error, TrainingError | OSError) else f"{type(error).__name__}: {error}"
