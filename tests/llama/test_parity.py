@@ -6,6 +6,7 @@ import pytest
 import torch
 from llama_oracle import TinyCache, greedy, in_transformers, random_model
 
+from herd.engine.cache import KVCache
 from herd.llama.attention import packed, packed_positions
 from herd.llama.config import ModelConfig, RopeScaling
 
@@ -111,6 +112,25 @@ def test_cached(name, steps):
         parts.append(model.logits(tokens_BT[:, start : start + n], positions_1T, cache.attend))
         start += n
     assert max_diff(torch.cat(parts, 1), in_transformers(model)(tokens_BT).logits) <= BAR
+
+
+@pytest.mark.parametrize("name", ["6 heads, 3 kv", "5 heads, 1 kv, tied", "head_dim 64, Llama 3.1 scaling"])
+@torch.no_grad()
+def test_the_engines_cache_ragged(name):
+    """Rows of different lengths prefilled together, padded on the right, then each decoding at its own position."""
+    model = random_model(CONFIGS[name])
+    reference = in_transformers(model)
+    lengths, n_new = [5, 71, 20], 6
+    tokens_BT = tokens_of(model.config, len(lengths), max(lengths) + n_new)
+    cache = KVCache(model.config, torch.float32)
+    cache.reserve(len(lengths), max(lengths) + n_new)
+    model.logits(tokens_BT[:, : max(lengths)], None, cache.prefill(cache.add_rows(len(lengths)), 0))
+    for step in range(n_new):
+        at = [n + step for n in lengths]
+        step_B1 = torch.stack([tokens_BT[b, t] for b, t in enumerate(at)])[:, None]
+        ours_B1V = model.logits(step_B1, torch.tensor(at)[:, None], cache.decode(at))
+        for b, t in enumerate(at):
+            assert max_diff(ours_B1V[b, 0], reference(tokens_BT[b : b + 1, : t + 1]).logits[0, -1]) <= BAR
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -151,6 +151,7 @@ def read_params(
     if params.get("vocab_size", -1) not in (-1, vocab_size):
         raise CheckpointError(f"{where}: vocab_size={params['vocab_size']}, the weights have {vocab_size}")
     multiplier = params.get("ffn_dim_multiplier")
+    multiple_of = _positive({"multiple_of": 256} | params, "multiple_of", where)
     if "norm_eps" not in params:
         raise CheckpointError(f"{where}: norm_eps is missing; fetch the file again")
     scaled = bool(params.get("use_scaled_rope", False))
@@ -161,9 +162,7 @@ def read_params(
             n_layers=n_layers,
             n_heads=n_heads,
             n_kv_heads=stored // repeats,
-            ffn_dim=ffn_dim(
-                dim, int(params.get("multiple_of", 256)), None if multiplier is None else float(multiplier)
-            ),
+            ffn_dim=ffn_dim(dim, multiple_of, None if multiplier is None else float(multiplier)),
             norm_eps=float(params["norm_eps"]),
             rope_theta=float(params.get("rope_theta", 10_000.0)),  # absent before Llama 3
             rope_scaling=RopeScaling(factor=float(params.get("rope_scaling_factor") or 8)) if scaled else None,

@@ -1,0 +1,145 @@
+"""Import from and export to Hugging Face folders: same weights, other programs' files kept, lineage carried on."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+import herd.checkpoint as checkpoint
+from herd.checkpoint.convert import notice, released_as
+from herd.checkpoint.lineage import Lineage, load_lineage
+from herd.errors import CheckpointError
+from herd.llama.config import SIZES
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_import_what_transformers_wrote(tmp_path, make_model, tokenizer, same_bits, tie):
+    model = make_model(tie_embeddings=tie)
+    checkpoint.save(tmp_path / "a", model, tokenizer)
+    LlamaForCausalLM.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b", max_shard_size=50_000)
+    AutoTokenizer.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+    hash_ = checkpoint.import_hf(tmp_path / "b", tmp_path / "c", name="Llama-x")
+    same_bits(checkpoint.load(tmp_path / "c"), model)
+    assert checkpoint.load_tokenizer(tmp_path / "c").ranks == tokenizer.ranks
+    assert load_lineage(tmp_path / "c").name == "Llama-x"
+    assert load_lineage(tmp_path / "c").weights_hash == hash_ == checkpoint.checkpoint_hash(tmp_path / "a")
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    assert config["eos_token_id"] == sorted(tokenizer.stop_ids)
+
+
+def test_files_of_the_release_are_kept(tmp_path, make_model, tokenizer):
+    checkpoint.save(tmp_path / "a", make_model(), tokenizer)
+    kept = {
+        "generation_config.json": b'{"temperature": 0.3}',
+        "LICENSE": b"terms",
+        "USE_POLICY.md": b"policy",
+        "tokenizer_config.json": (tmp_path / "a" / "tokenizer_config.json").read_bytes().replace(b"{", b"{ ", 1),
+    }
+    for name, data in kept.items():
+        (tmp_path / "a" / name).write_bytes(data)
+    checkpoint.import_hf(tmp_path / "a", tmp_path / "b")
+    for name, data in kept.items():
+        assert (tmp_path / "b" / name).read_bytes() == data
+
+
+def test_a_tokenizer_of_another_kind_is_kept_and_announced(tmp_path, make_model):
+    checkpoint.save(tmp_path / "a", make_model())
+    (tmp_path / "a" / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>\x15")
+    with pytest.warns(UserWarning, match="cannot be used here"):
+        checkpoint.import_hf(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b" / "tokenizer.model").read_bytes() == b"\x0a\x0e\x0a\x05<unk>\x15"
+
+
+@pytest.mark.parametrize("dialect, key", [("rope_scaling", "rope_theta"), ("rope_parameters", "rope_parameters")])
+def test_export(tmp_path, make_model, tokenizer, dialect, key):
+    model = make_model()
+    checkpoint.save(tmp_path / "a", model, tokenizer)
+    seen = []
+    checkpoint.export_hf(
+        tmp_path / "a",
+        tmp_path / "b",
+        dtype=torch.bfloat16,
+        max_shard_bytes=40_000,
+        dialect=dialect,
+        progress=lambda done, total: seen.append(done / total),
+    )
+    assert seen[-1] == 1.0
+    assert key in json.loads((tmp_path / "b" / "config.json").read_text())
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path / "b", dtype="auto")
+    assert theirs.dtype == torch.bfloat16
+    for name, param in model.named_parameters():
+        assert torch.equal(theirs.state_dict()[name], param.bfloat16())
+
+
+def test_lineage_goes_along(tmp_path, make_model, tokenizer):
+    exact = checkpoint.save(
+        tmp_path / "a", make_model(), tokenizer, lineage=Lineage(name="teacher", stage="teacher", recipe={"steps": 3})
+    )
+    checkpoint.export_hf(tmp_path / "a", tmp_path / "same")
+    assert load_lineage(tmp_path / "same") == load_lineage(tmp_path / "a")
+    checkpoint.export_hf(tmp_path / "a", tmp_path / "rounded", dtype=torch.bfloat16)
+    rounded = load_lineage(tmp_path / "rounded")
+    assert rounded.parents == {"teacher": exact}
+    assert rounded.weights_hash != exact
+    assert rounded.recipe == {"steps": 3}
+
+
+def test_in_place(tmp_path, make_model, tokenizer, same_bits):
+    checkpoint.save(tmp_path / "a", make_model(), tokenizer)
+    checkpoint.export_hf(tmp_path / "a", tmp_path / "a", max_shard_bytes=40_000)
+    same_bits(checkpoint.load(tmp_path / "a"), make_model())
+
+
+def test_weights_that_are_not_finite(tmp_path, make_model):
+    checkpoint.save(tmp_path / "a", make_model())
+    state = load_file(tmp_path / "a" / "model.safetensors")
+    state["model.norm.weight"][0] = float("nan")
+    save_file(state, tmp_path / "a" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight has values that are not finite"), pytest.warns():
+        checkpoint.import_hf(tmp_path / "a", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_one_tensor_at_a_time(tmp_path, make_model, tokenizer, monkeypatch):
+    """Memory: the next tensor is asked for only when the last one lies in its file."""
+    from herd.checkpoint import write
+
+    checkpoint.save(tmp_path / "a", make_model(), tokenizer)
+    order = []
+    monkeypatch.setattr(
+        write, "digest", lambda name, *rest, digest=write.digest: order.append(("written", name)) or digest(name, *rest)
+    )
+    get = checkpoint.folder.weights.Reader.get
+    monkeypatch.setattr(
+        checkpoint.folder.weights.Reader, "get", lambda self, name: order.append(("read", name)) or get(self, name)
+    )
+    checkpoint.import_hf(tmp_path / "a", tmp_path / "b")
+    assert [step for step, _ in order] == ["read", "written"] * (len(order) // 2)
+    assert [name for step, name in order if step == "read"] == [n for n, _ in make_model().config.param_shapes()]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_notice(size):
+    config = SIZES[size]
+    assert released_as(config.replace(max_context=9)) == size
+    assert released_as(config.replace(ffn_dim=9)) is None
+    assert notice(config.replace(n_layers=1)) is None
+    assert notice(config).startswith(
+        "Llama 3.2 is" if size in ("1B", "3B") else "Llama 3.1 is licensed under the Llama"
+    )
+    if size == "8B":
+        assert notice(config.replace(rope_scaling=None)).startswith("Meta Llama 3 is")
+
+
+def test_without_tokenizer(tmp_path, make_model):
+    checkpoint.save(tmp_path / "a", make_model())
+    with pytest.warns(UserWarning, match="has no tokenizer"):
+        checkpoint.export_hf(tmp_path / "a", tmp_path / "b")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checkpoint.load(tmp_path / "b")

@@ -1,0 +1,302 @@
+"""Damaged, misleading and hostile folders: one clear line, nothing allocated or overwritten."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import warnings
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import herd.checkpoint as checkpoint
+from herd.checkpoint import weights
+from herd.errors import CheckpointError
+from herd.llama.model import LlamaLM
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, make_model):
+    folder = tmp_path_factory.mktemp("whole") / "single"
+    checkpoint.save(folder, make_model())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory, make_model):
+    folder = tmp_path_factory.mktemp("whole") / "sharded"
+    checkpoint.save(folder, make_model(), max_shard_bytes=60_000)
+    return folder
+
+
+@pytest.fixture
+def copy(tmp_path):
+    def make(folder):
+        return shutil.copytree(folder, tmp_path / folder.name)
+
+    return make
+
+
+def refused(folder, *named):
+    """Loading raises CheckpointError with one line that names these; hashing, too, never gives a number."""
+    for use in (checkpoint.load, checkpoint.checkpoint_hash):
+        with pytest.raises(CheckpointError) as error:
+            use(folder)
+        text = str(error.value)
+        assert "\n" not in text
+        for name in named:
+            assert name in text
+
+
+def header_of(path):
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def write_raw(path, header, body):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+def test_truncated_anywhere(whole, copy):
+    folder = copy(whole)
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    points = [0, 1, 7, 8, 9, 8 + length // 2, 8 + length - 1, 8 + length, 8 + length + 1, len(data) // 2, len(data) - 1]
+    for point in points:
+        path.write_bytes(data[:point])
+        refused(folder, "model.safetensors", "truncated")
+    path.write_bytes(data + b"\0")
+    refused(folder, "model.safetensors")
+
+
+@pytest.mark.parametrize("length", [0, 1, 2**31, 2**63, 2**64 - 1])
+def test_header_length(whole, copy, length):
+    folder = copy(whole)
+    path = folder / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + path.read_bytes()[8:])
+    refused(folder, "model.safetensors")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_flipped_header_byte_is_refused_or_harmless(whole, tmp_path, data):
+    """Fuzz: a changed header either fails in one line, or describes the same tensors."""
+    folder = tmp_path / "fuzz"
+    if not folder.exists():
+        shutil.copytree(whole, folder)
+    original = (whole / "model.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", original[:8])
+    damaged = bytearray(original)
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, 8 + length - 1))] = data.draw(st.integers(0, 255))
+    (folder / "model.safetensors").write_bytes(damaged)
+    try:
+        model = checkpoint.load(folder)
+    except CheckpointError as error:
+        assert "\n" not in str(error)  # noqa: PT017 (either outcome is right)
+        return
+    assert {name: tuple(p.shape) for name, p in model.named_parameters()} == dict(model.config.param_shapes())
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 5000,
+        b'{"a": 1}',
+        b'{"a": {"dtype": "F32"}}',
+        b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "Q4", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "a": {"dtype": "F32"}}',
+    ],
+)
+def test_corrupt_header(whole, copy, header):
+    folder = copy(whole)
+    write_raw(folder / "model.safetensors", header, b"\0" * 4)
+    refused(folder, "model.safetensors")
+
+
+def change_entry(folder, name, **changes):
+    header, body = header_of(folder / "model.safetensors")
+    header[name] |= changes
+    write_raw(folder / "model.safetensors", header, body)
+
+
+def test_overlapping_and_oversized_ranges(whole, copy):
+    folder = copy(whole)
+    header, _ = header_of(folder / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    change_entry(folder, name, data_offsets=header["model.layers.0.self_attn.k_proj.weight"]["data_offsets"])
+    refused(folder, "does not fit")
+    shutil.rmtree(folder)
+    folder = copy(whole)
+    change_entry(folder, name, shape=[10**12, 48])  # a claim of 192 TB: refused from its header, nothing allocated
+    refused(folder, "does not fit")
+
+
+def rewrite(folder, change):
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors")
+
+
+def test_wrong_tensors(whole, copy, tmp_path):
+    def shape(state):
+        state["model.norm.weight"] = torch.ones(49)
+
+    def missing(state):
+        del state["model.layers.1.mlp.down_proj.weight"]
+
+    def extra(state):
+        state["model.layers.2.mlp.down_proj.weight"] = torch.ones(2)
+
+    def bias(state):
+        state["model.layers.0.self_attn.q_proj.bias"] = torch.ones(48)
+
+    def dtype(state):
+        state["lm_head.weight"] = state["lm_head.weight"].to(torch.int8)
+
+    for change, *named in (
+        (shape, "model.norm.weight", "[49]", "[48]"),
+        (missing, "model.layers.1.mlp.down_proj.weight", "missing"),
+        (extra, "unexpected", "model.layers.2"),
+        (bias, "unexpected", "q_proj.bias"),
+        (dtype, "lm_head.weight", "I8"),
+    ):
+        folder = copy(whole)
+        rewrite(folder, change)
+        refused(folder, *named)
+        shutil.rmtree(folder)
+
+
+def test_config_of_another_model(whole, copy):
+    folder = copy(whole)
+    data = json.loads((folder / "config.json").read_text())
+    for change, named in (
+        ({"num_hidden_layers": 3}, "model.layers.2."),
+        ({"num_hidden_layers": 1}, "unexpected tensor model.layers.1."),
+        ({"hidden_size": 96}, "[600, 96]"),
+        ({"tie_word_embeddings": True}, "lm_head.weight differs from the embedding"),
+    ):
+        (folder / "config.json").write_text(json.dumps(data | change))
+        refused(folder, named)
+    (folder / "config.json").unlink()
+    refused(folder, "config.json", "no such file")
+
+
+def test_nothing_is_allocated_for_a_bad_folder(whole, copy, monkeypatch):
+    folder = copy(whole)
+    rewrite(folder, lambda state: state.pop("model.norm.weight"))
+
+    def never(*_, **__):
+        raise AssertionError("a tensor was read or a model built before all headers were checked")
+
+    monkeypatch.setattr(weights.Reader, "get", never)
+    monkeypatch.setattr(LlamaLM, "__init__", never)
+    refused(folder, "model.norm.weight is missing")
+
+
+def test_shards(sharded, copy):
+    index = json.loads((sharded / weights.INDEX).read_text())
+    files = sorted(set(index["weight_map"].values()))
+    name = next(iter(index["weight_map"]))
+
+    def change_map(folder, **changes):
+        (folder / weights.INDEX).write_text(json.dumps(index | {"weight_map": index["weight_map"] | changes}))
+
+    def remove_shard(folder):
+        (folder / files[2]).unlink()
+
+    def truncate_shard(folder):
+        (folder / files[1]).write_bytes((folder / files[1]).read_bytes()[:-1])
+
+    def exchange_shards(folder):
+        shutil.copy(sharded / files[0], folder / files[1])
+
+    def both_kinds(folder):
+        shutil.copy(sharded / files[0], folder / weights.SINGLE)
+
+    for damage, *named in (
+        (remove_shard, files[2], "missing"),
+        (truncate_shard, files[1], "truncated"),
+        (exchange_shards, "both"),
+        (both_kinds, "stale"),
+        (lambda folder: change_map(folder, **{name: files[-1]}), name),
+        (lambda folder: change_map(folder, extra=files[0]), "extra", "lacks it"),
+        (lambda folder: change_map(folder, **{name: "../../x.safetensors"}), "refused"),
+        (lambda folder: change_map(folder, **{name: "/etc/passwd"}), "refused"),
+        (lambda folder: change_map(folder, **{name: "a/b.safetensors"}), "refused"),
+        (lambda folder: change_map(folder, **{name: ".hidden.safetensors"}), "refused"),
+        (lambda folder: change_map(folder, **{name: "pytorch_model.bin"}), "refused"),
+        (lambda folder: change_map(folder, **{name: 7}), "refused"),
+        (lambda folder: (folder / weights.INDEX).write_text("{}"), "weight_map"),
+        (lambda folder: (folder / weights.INDEX).write_text("[]"), "weight_map"),
+        (lambda folder: (folder / weights.INDEX).write_text("{"), "JSON"),
+    ):
+        folder = copy(sharded)
+        damage(folder)
+        refused(folder, *named)
+        shutil.rmtree(folder)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('the pickle was run')",))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
+def test_pickles_are_never_opened(whole, copy, name):
+    folder = copy(whole)
+    (folder / "model.safetensors").unlink()
+    torch.save({"x": Bomb()}, folder / name)
+    refused(folder, name, "can run code")
+
+
+def test_a_pickle_in_disguise(whole, copy):
+    folder = copy(whole)
+    torch.save({"x": Bomb()}, folder / "model.safetensors")
+    refused(folder, "model.safetensors")
+
+
+def test_empty_folder(tmp_path):
+    refused(tmp_path, "config.json")
+
+
+def test_linked_files_are_followed(whole, tmp_path):
+    """The hub's cache is made of links."""
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    for file in whole.iterdir():
+        (folder / file.name).symlink_to(file)
+    assert checkpoint.checkpoint_hash(folder) == checkpoint.checkpoint_hash(whole)
+
+
+def test_replaced_while_being_read(whole, copy, make_model, monkeypatch):
+    folder = copy(whole)
+    get = weights.Reader.get
+    swapped = []
+
+    def get_and_swap(self, name):
+        if not swapped:
+            swapped.append(checkpoint.save(folder, make_model(seed=1)))
+        return get(self, name)
+
+    monkeypatch.setattr(weights.Reader, "get", get_and_swap)
+    with pytest.raises(CheckpointError, match="was replaced while it was being read"):
+        checkpoint.load(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checkpoint.load(folder)
