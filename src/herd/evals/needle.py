@@ -39,8 +39,8 @@ def needle(
 ) -> Score:
     """Share of codes found: ``n`` documents of each length (tokens, question and answer included), depths in turn.
 
-    ``filler``: held-out text; ``n_facts`` stand in each, one is asked for. Detail: ``by_length``, ``by_depth``, ``grid``. Raises DataError for a length beyond the
-    model's context or too short for the facts.
+    ``filler``: held-out text; ``n_facts`` stand in each, one is asked for. Detail: ``by_length``, ``by_depth``, grid.
+    Raises DataError for a length beyond the model's context or too short for the facts.
     """
     longest = model.config.max_context
     if any(length > longest for length in lengths):

@@ -1,0 +1,196 @@
+"""Dialogs with a scripted engine: what is shown, what is kept, what happens when things go wrong."""
+
+import pytest
+
+from herd.engine import Delta, Engine, Sampling
+from herd.engine.chat_session import Calling, ChatSession, End, Problem, Result, Text, complete
+from herd.errors import EngineError
+from herd.text.chat import render
+from herd.text.tokenizer import Tokenizer
+
+JSON_CALL = '{"type": "function", "name": "calculator", "parameters": {"expression": "6*7"}}'
+
+
+@pytest.fixture(scope="module")
+def tok():
+    return Tokenizer.train(["six times seven is forty-two, calculator expression parameters"] * 3, 560)
+
+
+class Script:
+    """Stands in for an engine: gives the next scripted answer, a few characters at a time."""
+
+    def __init__(self, tokenizer, *answers, context=4000):
+        self.tokenizer, self.context, self.answers, self.prompts = tokenizer, context, list(answers), []
+        self.cancelled = 0
+
+    def submit(self, request):
+        self.prompts.append(list(request.prompt_ids))
+        return _Scripted(self, self.answers.pop(0))
+
+
+class _Scripted:
+    def __init__(self, engine, answer):
+        self.engine = engine
+        text, reason = answer if isinstance(answer, tuple) else (answer, "stop")
+        pieces = [text[i : i + 5] for i in range(0, len(text), 5)]
+        self.deltas = iter([*(Delta(p, (1,)) for p in pieces), reason])
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        item = next(self.deltas)
+        if isinstance(item, type):
+            raise item
+        return item if isinstance(item, Delta) else Delta("", (), item)
+
+    def cancel(self):
+        self.engine.cancelled += 1
+
+
+def joined(events):
+    """Events with neighbouring text joined."""
+    out = []
+    for event in events:
+        if isinstance(event, Text) and out and isinstance(out[-1], Text):
+            out[-1] = Text(out[-1].text + event.text)
+        else:
+            out.append(event)
+    return out
+
+
+def calculate(call):
+    return (str(eval(call.arguments["expression"])), True) if call.name == "calculator" else ("error: unknown", False)
+
+
+def test_plain_answers(tok):
+    engine = Script(tok, "Hello!", "Fine.")
+    session = ChatSession(engine, system="Be kind.")
+    assert joined(session.ask("Hi"))[0] == Text("Hello!")
+    text, end = joined(session.ask("How are you?"))
+    assert text == Text("Fine.")
+    assert isinstance(end, End)
+    assert (end.reason, end.n_tokens, end.context) == ("stop", 1, 4000)
+    assert [m["content"] for m in session.messages] == ["Be kind.", "Hi", "Hello!", "How are you?", "Fine."]
+    assert engine.prompts[1] == render(session.messages[:-1], tok, generation_prompt=True).ids
+    session.reset()
+    assert [m["role"] for m in session.messages] == ["system"]
+
+
+@pytest.mark.parametrize(
+    ("form", "written", "name"),
+    [
+        ("json", JSON_CALL, "calculator"),
+        ("function", '<function=calculator>{"expression": "6*7"}</function>', "calculator"),
+        ("builtin", '<|python_tag|>wolfram_alpha.call(query="6*7")', "wolfram_alpha"),
+    ],
+)
+def test_tool_is_called_and_the_answer_goes_on(tok, form, written, name):
+    engine = Script(tok, written, "It is 42.")
+    seen = []
+    session = ChatSession(engine, form=form, execute=lambda call: (seen.append(call), ("42", True))[1])
+    calling, result, text, end = joined(session.ask("6*7?"))
+    assert (calling.call.name, calling.call.form) == (name, form)
+    assert result == Result(calling.call, "42", True)
+    assert (text, end.reason) == (Text("It is 42."), "stop")
+    assert seen == [calling.call]
+    assert [m["role"] for m in session.messages] == ["user", "assistant", "ipython", "assistant"]
+    # the second prompt is the dialog the renderer makes of these messages, in the form the model used
+    assert engine.prompts[1] == render(session.messages[:-1], tok, form=form, generation_prompt=True).ids
+
+
+def test_several_calls_and_a_failure(tok):
+    engine = Script(tok, JSON_CALL + "; " + JSON_CALL.replace("calculator", "oracle"), "Sorry.")
+    events = joined(ChatSession(engine, execute=calculate).ask("x"))
+    assert [type(e) for e in events] == [Calling, Calling, Result, Result, Text, End]
+    assert [(e.content, e.ok) for e in events[2:4]] == [("42", True), ("error: unknown", False)]
+
+
+def test_endless_calling_is_stopped(tok):
+    session = ChatSession(Script(tok, *[JSON_CALL] * 9), execute=calculate)
+    events = list(session.ask("x"))
+    assert events[-1].reason == "rounds"
+    assert sum(isinstance(e, Calling) for e in events) == 5
+
+
+def test_without_execute_calls_are_only_shown(tok):
+    events = joined(ChatSession(Script(tok, JSON_CALL)).ask("x"))
+    assert [type(e) for e in events] == [Calling, End]
+
+
+def test_malformed_call_is_a_problem_and_stays_text(tok):
+    broken = '{"type": "function", "name": "calculator", "parameters": {"expression": }'
+    text, *rest = joined(ChatSession(Script(tok, broken), execute=calculate).ask("x"))
+    events = [text, *rest]
+    assert any(isinstance(e, Problem) and "malformed" in e.reason for e in events)
+    assert "".join(e.text for e in events if isinstance(e, Text)) == broken
+
+
+def test_interrupted_answer_is_kept_as_far_as_it_came(tok):
+    engine = Script(tok, ("one two three", KeyboardInterrupt), "Yes.")
+    session = ChatSession(engine)
+    with pytest.raises(KeyboardInterrupt):
+        list(session.ask("Count"))
+    assert session.messages[-1] == {"role": "assistant", "content": "one two three"}
+    assert joined(session.ask("More?"))[0] == Text("Yes.")
+    assert engine.cancelled == 2
+
+
+def test_leaving_the_iterator_stops_the_answer(tok):
+    engine = Script(tok, "one two three four")
+    session = ChatSession(engine)
+    answer = session.ask("Count")
+    assert next(answer) == Text("one t")
+    answer.close()
+    assert engine.cancelled == 1
+    assert session.messages[-1]["content"] == "one t"
+
+
+def test_question_without_answer_is_taken_back(tok):
+    session = ChatSession(Script(tok, ("", KeyboardInterrupt)))
+    with pytest.raises(KeyboardInterrupt):
+        list(session.ask("Hm"))
+    assert session.messages == []
+
+
+def test_full_context_is_said_and_leaves_the_dialog_as_it_was(tok):
+    engine = Script(tok, "Hello!", context=60)
+    session = ChatSession(engine)
+    list(session.ask("Hi"))
+    before = list(session.messages)
+    with pytest.raises(EngineError, match=r"the model's context holds 60: start anew \(/reset\)"):
+        list(session.ask("A long question. " * 20))
+    assert session.messages == before
+
+
+def test_full_context_between_call_and_answer(tok):
+    engine = Script(tok, JSON_CALL, context=300)
+    session = ChatSession(engine, execute=lambda call: ("9" * 2000, True))
+    with pytest.raises(EngineError, match="context holds 300"):
+        list(session.ask("x"))
+    assert session.messages == []
+
+
+def test_call_cut_off_by_the_length_is_not_run(tok):
+    def never(call):
+        raise AssertionError("ran a call of an unfinished answer")
+
+    events = joined(ChatSession(Script(tok, (JSON_CALL, "length")), execute=never).ask("x"))
+    assert events[-1].reason == "length"
+
+
+def test_complete(model, tokenizer):
+    engine = Engine(model, tokenizer)
+    *texts, end = complete(engine, "Once", Sampling(max_tokens=12))
+    want = Engine(model, tokenizer).run
+    from herd.engine import Request
+
+    assert "".join(t.text for t in texts) == want([Request([256, *b"Once"], Sampling(max_tokens=12))])[0].text
+    assert (end.reason, end.n_tokens, end.context_used) == ("length", 12, 17)
+
+
+def test_no_tokenizer(model):
+    with pytest.raises(EngineError, match="needs a tokenizer"):
+        ChatSession(Engine(model, None))
+    with pytest.raises(EngineError, match="needs a tokenizer"):
+        list(complete(Engine(model, None), "x", Sampling()))
