@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 
 from herd.text import Tokenizer
+
+settings.register_profile("no clock", deadline=None)  # how long an example takes is the machine's affair
+settings.load_profile("no clock")
 
 SAMPLE = (
     "The quick brown fox doesn't jump over 12345 lazy dogs. It's what they'd say, we've heard; I'll see.\n"

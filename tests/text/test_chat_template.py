@@ -1,0 +1,74 @@
+"""The Jinja template, run by `transformers`, gives the ids of `render` wherever Jinja can say it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from text_strategies import CALCULATOR, DIALOG, QUESTION, dialogs, forms
+
+from herd.text import render
+
+WEATHER = CALCULATOR | {"name": "weather", "description": "Wetter: ü"}
+
+
+@pytest.fixture(scope="module")
+def auto(small, tmp_path_factory):
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("template")
+    small.save(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def ids_by_template(auto, messages, **options) -> list[int]:
+    ids = auto.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"]
+    return list(ids)
+
+
+def _sayable(messages) -> bool:
+    """No text that begins with white space up to a line break, or spells a special token."""
+    heads = [m["content"][: len(m["content"]) - len(m["content"].lstrip())] for m in messages]
+    return not any("\n" in head or "\r" in head for head in heads) and "<|" not in str(messages)
+
+
+@settings(max_examples=120)
+@given(
+    dialog=dialogs(),
+    form=forms,
+    builtin=st.sampled_from([[], ["brave_search"], ["code_interpreter"], ["brave_search", "code_interpreter"]]),
+    custom=st.sampled_from([[], [CALCULATOR], [CALCULATOR, WEATHER]]),
+    date=st.sampled_from([None, "23 July 2024"]),
+    prompt=st.booleans(),
+)
+def test_ids_of_template_and_renderer(small, auto, dialog, form, builtin, custom, date, prompt):
+    if not _sayable(dialog):
+        return
+    ours = render(dialog, small, tools=[*builtin, *custom], form=form, date=date, generation_prompt=prompt)
+    options = {"form": form, "builtin_tools": builtin, "add_generation_prompt": prompt}
+    if date:
+        options["date_string"] = date
+    assert ids_by_template(auto, dialog, tools=custom or None, **options) == ours.ids
+
+
+def test_defaults_and_openai_shapes(small, auto):
+    assert ids_by_template(auto, DIALOG) == render(DIALOG, small).ids
+    call = {"type": "function", "function": {"name": "calculator", "arguments": {"expression": "2 + 2"}}}
+    dialog = [QUESTION, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "4"}]
+    wrapped = [{"type": "function", "function": CALCULATOR}]
+    assert ids_by_template(auto, dialog, tools=wrapped) == render(dialog, small, tools=wrapped).ids
+
+
+@pytest.mark.parametrize(
+    "messages, options, message",
+    [
+        ([{"role": "robot", "content": "x"}], {}, "unknown role robot"),
+        ([QUESTION, {"role": "system", "content": "x"}], {}, "must be the first"),
+        ([QUESTION], {"form": "xml"}, "form must be"),
+    ],
+)
+def test_template_errors(auto, messages, options, message):
+    from jinja2.exceptions import TemplateError
+
+    with pytest.raises(TemplateError, match=message):
+        ids_by_template(auto, messages, **options)

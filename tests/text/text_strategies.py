@@ -1,0 +1,46 @@
+"""A tool, a dialog, and strategies for any dialog, shared by this room's tests."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+CALCULATOR = {
+    "name": "calculator",
+    "description": "Evaluates an arithmetic expression",
+    "parameters": {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]},
+}
+QUESTION = {"role": "user", "content": "What is 2 + 2?"}
+CALL = {"role": "assistant", "tool_calls": [{"name": "calculator", "arguments": {"expression": "2 + 2"}}]}
+DIALOG = [QUESTION, CALL, {"role": "ipython", "content": "4"}, {"role": "assistant", "content": "It is 4."}]
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(texts, inner, max_size=2),
+    max_leaves=4,
+)
+names = st.sampled_from(["calculator", "brave_search", "weather"])
+calls = st.fixed_dictionaries(
+    {"name": names, "arguments": st.dictionaries(st.sampled_from(["a", "query", "n_1"]), values, max_size=3)}
+)
+code_calls = st.fixed_dictionaries(
+    {"name": st.just("code_interpreter"), "arguments": st.fixed_dictionaries({"code": texts})}
+)
+tool_lists = st.sampled_from([None, [CALCULATOR], ["code_interpreter", CALCULATOR], ["weather", "code_interpreter"]])
+forms = st.sampled_from(["json", "builtin", "function"])
+
+
+@st.composite
+def dialogs(draw) -> list[dict]:
+    """A dialog the format can express, with whatever contents."""
+    messages = [{"role": "system", "content": draw(texts)}] if draw(st.booleans()) else []
+    messages.append({"role": "user", "content": draw(texts)})
+    for _ in range(draw(st.integers(0, 4))):
+        kind = draw(st.sampled_from(["user", "assistant", "calls", "code"]))
+        if kind in ("user", "assistant"):
+            messages.append({"role": kind, "content": draw(texts)})
+            continue
+        made = [draw(code_calls)] if kind == "code" else [draw(calls)]
+        messages.append({"role": "assistant", "content": draw(texts), "tool_calls": made})
+        messages += [{"role": "ipython", "content": draw(texts)} for _ in made]
+    return messages
