@@ -12,8 +12,8 @@ This is the contract between the stages and the page::
     stages/NAME/**/metrics.jsonl
                          one JSON a line from the training loop: tokens with loss (nats/token), or with eval_loss
     scores.json          [{model, name, value, unit, lo, hi, n, detail}, ...]; names the page knows: bpb, kl, top1,
-                         needle, tool_use, code_parse, code_pass, and NAME_vs_MODEL for paired differences. detail may hold
-                         by_lang, by_form, by_length {key: number or {value, lo, hi, n}} and
+                         needle, tool_use, code_parse, code_pass, and NAME_vs_MODEL for paired differences. detail
+                         may hold by_lang, by_form, by_length {key: number or {value, lo, hi, n}} and
                          grid [{length, depth, value}, ...]; shares have the unit "fraction" and are shown in percent
     samples.json         [{prompt, outputs: {model: text}}, ...]
     MODEL/herd.json, config.json
@@ -33,6 +33,25 @@ from typing import Any
 from ..errors import ReportError
 
 Point = tuple[float, float]
+
+# The kinds of the fields that the page looks at; a field of another kind counts as missing and is named as a problem.
+_NUMBER, _TEXT, _LIST, _DICT, _ANY = "number", "text", "list", "object", "anything"
+_PLAN = {
+    "name": _TEXT, "mode": _TEXT, "seed": _NUMBER, "created": _TEXT, "version": _TEXT, "command": _TEXT, "text": _LIST,
+    "stages": _LIST, "machine": _DICT, "commit": _DICT, "predicted_seconds": _DICT, "flops_per_second": _NUMBER,
+    "vocab_size": _NUMBER,
+}  # fmt: skip
+_STAGE = {
+    "title": _TEXT, "seconds": _NUMBER, "predicted_seconds": _NUMBER, "tokens": _NUMBER, "flops": _NUMBER,
+    "peak_rss_bytes": _NUMBER, "predicted_peak_bytes": _NUMBER, "model": _TEXT, "n_params": _NUMBER, "gates": _LIST,
+    "notes": _LIST, "bytes_per_token": _DICT, "vocab_size": _NUMBER, "sha256": _TEXT,
+}  # fmt: skip
+_MACHINE = {
+    "cpu": _TEXT, "cores": _NUMBER, "isa": _LIST, "memory_bytes": _NUMBER, "os": _TEXT, "python": _TEXT, "torch": _TEXT
+}  # fmt: skip
+_COMMIT = {"hash": _TEXT, "dirty": _ANY}
+_LINEAGE = {"weights_hash": _TEXT, "parents": _DICT}
+_CONFIG = {"num_hidden_layers": _NUMBER, "hidden_size": _NUMBER, "max_position_embeddings": _NUMBER}
 
 
 @dataclass(frozen=True)
@@ -97,6 +116,11 @@ class Stage:
     config: dict[str, Any] = field(default_factory=dict)
     weight_bytes: int | None = None
 
+    @property
+    def model_name(self) -> str | None:
+        """The model this stage made is called after its folder, or after the stage if only its size is known."""
+        return Path(self.model).name if self.model else self.name if self.n_params else None
+
 
 @dataclass(frozen=True)
 class Run:
@@ -113,12 +137,13 @@ class Run:
     @property
     def models(self) -> list[str]:
         """Names of models: those of stages in order of their making, then any other that was scored."""
-        made = [stage.name for stage in self.stages if stage.model or stage.n_params]
+        made = [stage.model_name for stage in self.stages if stage.model_name]
         scored = [score.model for score in self.scores]
         return list(dict.fromkeys(made + scored))
 
-    def stage(self, name: str) -> Stage | None:
-        return next((stage for stage in self.stages if stage.name == name), None)
+    def maker(self, model: str) -> Stage | None:
+        """The stage that made a model."""
+        return next((stage for stage in self.stages if stage.model_name == model), None)
 
     def score(self, model: str, name: str) -> Score | None:
         return next((score for score in self.scores if score.model == model and score.name == name), None)
@@ -133,21 +158,25 @@ def load_run(folder: Path | str) -> Run:
     if not (folder / "run.json").is_file() and not (folder / "stages").is_dir():
         raise ReportError(f"{folder} is not a run: no run.json and no stages/ in it; give the folder `herd raise` made")
     problems: list[str] = []
-    plan = _read(folder / "run.json", dict, problems)
+    plan = _typed(_read(folder / "run.json", dict, problems), _PLAN, "run.json", problems)
+    for key, kinds in (("machine", _MACHINE), ("commit", _COMMIT)):
+        plan[key] = _typed(plan.get(key) or {}, kinds, f"run.json, {key}", problems)
     stages = [_stage(folder, name, plan, problems) for name in _stage_names(folder, plan)]
     scores = []
     for index, record in enumerate(_read(folder / "scores.json", list, problems)):
         try:
             scores.append(_score(record))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             problems.append(f"scores.json, entry {index}: {type(error).__name__}: {error}")
-    samples = [
-        sample
-        for sample in _read(folder / "samples.json", list, problems)
-        if isinstance(sample, dict) and isinstance(sample.get("outputs"), dict)
-    ]
-    name = str(plan.get("name") or folder.resolve().name)
-    return Run(folder, name, plan, stages, scores, samples, problems)
+    samples = []
+    for index, sample in enumerate(_read(folder / "samples.json", list, problems)):
+        outputs = sample.get("outputs") if isinstance(sample, dict) else None
+        if isinstance(outputs, dict):
+            words = {model: str(text) for model, text in outputs.items()}
+            samples.append({"prompt": str(sample.get("prompt", "")), "outputs": words})
+        else:
+            problems.append(f"samples.json, entry {index}: no outputs")
+    return Run(folder, plan.get("name") or folder.resolve().name, plan, stages, scores, samples, problems)
 
 
 def number(value: Any) -> float | None:
@@ -160,10 +189,10 @@ def number(value: Any) -> float | None:
 def estimate(value: Any) -> Estimate:
     """From a number or a dict {value, lo, hi, n}."""
     record = value if isinstance(value, dict) else {"value": value}
-    found = number(record["value"])
+    found, n = number(record["value"]), number(record.get("n"))
     if found is None:
         raise ValueError(f"{record['value']!r} is not a finite number")
-    return Estimate(found, number(record.get("lo")), number(record.get("hi")), record.get("n"))
+    return Estimate(found, number(record.get("lo")), number(record.get("hi")), None if n is None else int(n))
 
 
 def _read(path: Path, kind: type, problems: list[str]) -> Any:
@@ -181,10 +210,30 @@ def _read(path: Path, kind: type, problems: list[str]) -> Any:
     return data
 
 
+def _typed(record: dict[str, Any], kinds: dict[str, str], where: str, problems: list[str]) -> dict[str, Any]:
+    """The record with only those known fields that are of their kind; nulls are dropped, they mean "not measured"."""
+    good: dict[str, Any] = {}
+    for key, kind in kinds.items():
+        value = record.get(key)
+        if value is None:
+            continue
+        if kind == _ANY or _is(value, kind):
+            good[key] = value
+        else:
+            problems.append(f"{where}: {key} is not a {kind}")
+    return good
+
+
+def _is(value: Any, kind: str) -> bool:
+    if kind == _NUMBER:
+        return number(value) is not None
+    return isinstance(value, {_TEXT: str, _LIST: list, _DICT: dict}[kind])
+
+
 def _stage_names(folder: Path, plan: dict[str, Any]) -> list[str]:
     """Stages on disk, in the plan's order; those that the plan does not know come last."""
-    planned = plan.get("stages") or list(plan.get("predicted_seconds") or {})
-    planned = [stage.get("name") if isinstance(stage, dict) else str(stage) for stage in planned]
+    listed = plan.get("stages") or list(plan.get("predicted_seconds") or {})
+    planned = [str(stage.get("name")) if isinstance(stage, dict) else str(stage) for stage in listed]
     root = folder / "stages"
     found = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
 
@@ -198,47 +247,43 @@ def _stage_names(folder: Path, plan: dict[str, Any]) -> list[str]:
 
 def _stage(folder: Path, name: str, plan: dict[str, Any], problems: list[str]) -> Stage:
     place = folder / "stages" / name
-    record = _read(place / "stage.json", dict, problems)
-    predicted = plan.get("predicted_seconds")
-    predicted = predicted.get(name) if isinstance(predicted, dict) else None
-    gates = [
-        Gate(
-            name=str(gate.get("name", "gate")),
-            passed=gate.get("passed") is True,
-            value=gate.get("value"),
-            bar=gate.get("bar"),
-            unit=str(gate.get("unit") or ""),
-        )
-        for gate in record.get("gates") or []
-        if isinstance(gate, dict)
-    ]
-    model = record.get("model")
-    model_folder = _model_folder(folder, place, model) if isinstance(model, str) else None
-    params = number(record.get("n_params"))
+    record = _typed(_read(place / "stage.json", dict, problems), _STAGE, f"stage.json of {name}", problems)
+    made = _model_folder(folder, place, record["model"]) if record.get("model") else None
+    lineage = _read(made / "herd.json", dict, problems) if made else {}
+    config = _read(made / "config.json", dict, problems) if made else {}
+    params = record.get("n_params")
     return Stage(
         name=name,
-        title=str(record.get("title") or name),
-        seconds=number(record.get("seconds")),
-        predicted_seconds=number(record.get("predicted_seconds", predicted)),
-        tokens=number(record.get("tokens")),
-        flops=number(record.get("flops")),
-        peak_bytes=number(record.get("peak_rss_bytes")),
-        predicted_peak_bytes=number(record.get("predicted_peak_bytes")),
+        title=record.get("title", name),
+        seconds=record.get("seconds"),
+        predicted_seconds=record.get("predicted_seconds", number((plan.get("predicted_seconds") or {}).get(name))),
+        tokens=record.get("tokens"),
+        flops=record.get("flops"),
+        peak_bytes=record.get("peak_rss_bytes"),
+        predicted_peak_bytes=record.get("predicted_peak_bytes"),
         n_params=None if params is None else int(params),
-        model=model if isinstance(model, str) else None,
-        gates=gates,
-        notes=[str(note) for note in record.get("notes") or []],
+        model=record.get("model"),
+        gates=[_gate(gate) for gate in record.get("gates", []) if isinstance(gate, dict)],
+        notes=[str(note) for note in record.get("notes", [])],
         curves=_curves(place, name, problems),
         record=record,
-        lineage=_read(model_folder / "herd.json", dict, problems) if model_folder else {},
-        config=_read(model_folder / "config.json", dict, problems) if model_folder else {},
-        weight_bytes=sum(path.stat().st_size for path in model_folder.glob("*.safetensors")) if model_folder else None,
+        lineage=_typed(lineage, _LINEAGE, f"herd.json of {record.get('model')}", problems),
+        config=_typed(config, _CONFIG, f"config.json of {record.get('model')}", problems),
+        weight_bytes=sum(path.stat().st_size for path in made.glob("*.safetensors")) if made else None,
     )
+
+
+def _gate(gate: dict[str, Any]) -> Gate:
+    unit, name = str(gate.get("unit") or ""), str(gate.get("name", "gate"))
+    return Gate(name, gate.get("passed") is True, gate.get("value"), gate.get("bar"), unit)
 
 
 def _model_folder(folder: Path, place: Path, model: str) -> Path | None:
     """A stage names its model relative to the run, to itself or to where it ran."""
-    return next((path for path in (folder / model, place / model, Path(model)) if path.is_dir()), None)
+    try:
+        return next((path for path in (folder / model, place / model, Path(model)) if path.is_dir()), None)
+    except (OSError, ValueError):  # not a name a file can have
+        return None
 
 
 def _curves(place: Path, stage: str, problems: list[str]) -> list[Curve]:
@@ -274,11 +319,13 @@ def _curve(path: Path, name: str, problems: list[str]) -> Curve:
 
 
 def _score(record: dict[str, Any]) -> Score:
+    if not isinstance(record["model"], str) or not isinstance(record["name"], str):
+        raise TypeError("model and name must be text")
     raw = record.get("detail") or {}
     detail: dict[str, dict[str, Estimate]] = {}
     for key, parts in raw.items():
         if isinstance(parts, dict):
             detail[key] = {str(part): estimate(value) for part, value in parts.items() if value is not None}
     grid = [(int(cell["length"]), float(cell["depth"]), float(cell["value"])) for cell in raw.get("grid") or []]
-    name = str(record["name"])
-    return Score(str(record["model"]), name, str(record.get("unit") or ""), estimate(record), detail, grid)
+    unit = str(record.get("unit") or "")
+    return Score(record["model"], record["name"], unit, estimate(record), detail, grid)

@@ -1,0 +1,120 @@
+"""The cards at the top of the page: the few numbers a reader wants first, as far as they were measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .palette import tone
+from .run import Estimate, Run, Score
+from .tabulate import interval, metric, total
+from .units import NBSP, duration, fixed, measure, si, unit_name
+
+
+@dataclass(frozen=True)
+class Card:
+    """A number worth reading first; ``verdict`` is (a word, whether it is good) where something had to be shown."""
+
+    title: str
+    tone: str
+    value: str
+    unit: str
+    interval: str
+    caption: str
+    verdict: tuple[str, bool] | None = None
+
+
+def cards(run: Run) -> list[Card]:
+    """What a reader wants to know first, as far as it was measured."""
+    found = [_teacher(run), _student_vs_control(run), _fidelity(run), _needle(run), _tools(run), _code(run)]
+    return [card for card in [*found, _gates(run), _time(run)] if card]
+
+
+def _score_card(run: Run, model: str, name: str, title: str, caption: str, part: Estimate | None = None) -> Card | None:
+    score = run.score(model, name)
+    if score is None:
+        return None
+    shown, decimals = part or score.estimate, metric(name).decimals
+    return Card(
+        title, tone(model), measure(shown.value, score.unit, decimals), unit_name(score.unit),
+        interval(shown, score.unit, decimals), caption,
+    )  # fmt: skip
+
+
+def _teacher(run: Run) -> Card | None:
+    caption = "What the teacher needs to write down a byte of text it has never seen. Less is better."
+    return _score_card(run, "teacher", "bpb", "Teacher", caption)
+
+
+def _student_vs_control(run: Run) -> Card | None:
+    for score in run.scores:
+        kind, _, rival = score.name.partition("_vs_")
+        if rival and score.model == "student":
+            lower, shown = metric(kind).better == "lower", score.estimate
+            title = f"Student vs {rival}"
+            better = shown.value < 0 if lower else shown.value > 0
+            certain = shown.lo is not None and shown.hi is not None and (shown.hi < 0 or shown.lo > 0)
+            word = ("better" if better else "worse") if certain else "not shown"
+            caption = "Paired difference on the same held-out text, after the same tokens in the same order."
+            sign = "+" if shown.value > 0 else ""
+            return Card(
+                title, "student", sign + measure(shown.value, score.unit, 3), unit_name(score.unit),
+                interval(shown, score.unit, 3), caption, (word, better and certain),
+            )  # fmt: skip
+    return None
+
+
+def _fidelity(run: Run) -> Card | None:
+    caption = "How often the student’s likeliest next token is its teacher’s."
+    student, teacher = run.maker("student"), run.maker("long") or run.maker("teacher")
+    if student and teacher and student.n_params and teacher.n_params:
+        caption += f" It has {fixed(100 * student.n_params / teacher.n_params, 0)}{NBSP}% of its parameters."
+    return _score_card(run, "student", "top1", "Agreement", caption)
+
+
+def _needle(run: Run) -> Card | None:
+    best: tuple[int, str, Score] | None = None
+    for model in run.models:
+        score = run.score(model, "needle")
+        lengths = [int(key) for key in score.detail.get("by_length", {}) if key.isdigit()] if score else []
+        context = int((stage.config if (stage := run.maker(model)) else {}).get("max_position_embeddings") or 0)
+        reach = max((length for length in lengths if not context or length <= context), default=0)
+        if score and reach and (best is None or reach > best[0]):
+            best = (reach, model, score)
+    if best is None:
+        return None
+    length, model, score = best
+    caption = f"Planted facts that the model “{model}” finds again in {length:,} tokens of other text."
+    return _score_card(run, model, "needle", "Long context", caption, score.detail["by_length"][str(length)])
+
+
+def _tools(run: Run) -> Card | None:
+    score = run.score("instruct", "tool_use")
+    part = score.detail.get("by_lang", {}).get("en") if score else None
+    words = "English questions" if part else "questions"
+    caption = f"Unseen {words} where the call computes the right value and the answer says it."
+    return _score_card(run, "instruct", "tool_use", "Tool use", caption, part)
+
+
+def _code(run: Run) -> Card | None:
+    caption = "Functions it wrote that pass their tests in the sandbox."
+    return _score_card(run, "instruct", "code_pass", "Code", caption)
+
+
+def _gates(run: Run) -> Card | None:
+    gates = [gate for stage in run.stages for gate in stage.gates]
+    if not gates:
+        return None
+    passed = sum(gate.passed for gate in gates)
+    failed = [gate.name for gate in gates if not gate.passed]
+    caption = "Every gate on the way was passed." if not failed else f"Not passed: {', '.join(failed)}."
+    verdict = ("not all", False) if failed else ("all", True)
+    return Card("Gates", "none", f"{passed} of {len(gates)}", "passed", "", caption, verdict)
+
+
+def _time(run: Run) -> Card | None:
+    seconds, predicted = total(run.stages, "seconds"), total(run.stages, "predicted_seconds")
+    if not seconds:
+        return None
+    said = f"Predicted beforehand: {duration(predicted)}." if predicted else "No prediction was recorded."
+    energy = total(run.stages, "flops")
+    return Card("Time", "none", duration(seconds), "", "", said + (f" {si(energy, 'FLOP')} in all." if energy else ""))

@@ -1,0 +1,148 @@
+"""The page of a run: one HTML file that needs nothing else, in light and dark, on a phone and on paper.
+
+`build_page` reads what the run left on disk (`run.py` has the contract), makes cards, charts and tables of it
+(`cards.py`, `figures.py`, `tabulate.py`), lays them out by ``page.html.jinja`` and writes ``report.html`` into the run.
+No script, no font, no image is fetched: mailed to a colleague or opened in ten years it shows the same. Built anew from
+the same folder it is the same, byte for byte.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from . import cards, figures, tabulate, tree
+from .palette import CHART_CSS, DARK, LIGHT, tone, variables
+from .receipt import write_atomically
+from .run import Run, load_run
+from .units import NOT_MEASURED, duration, nbytes, si
+
+
+def build_page(run_folder: Path | str) -> Path:
+    """Write ``report.html`` into a run's folder and return its path. Raises `ReportError` if the folder is no run."""
+    run = load_run(run_folder)
+    path = run.folder / "report.html"
+    write_atomically(path, render_page(run))
+    return path
+
+
+def render_page(run: Run) -> str:
+    """The page as text."""
+    return _template().render(contents(run))
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("herd.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.globals["tone"] = tone
+    return environment.get_template("page.html.jinja")
+
+
+def contents(run: Run) -> dict[str, Any]:
+    """Everything the template shows."""
+    root = tree.family(run)
+    return {
+        "run": run,
+        "title": headline(run),
+        "facts": facts(run),
+        "cards": cards.cards(run),
+        "tree_wide": Markup(tree.wide(root)) if root else None,
+        "tree_narrow": Markup(tree.narrow(root)) if root else None,
+        "loss_charts": [(title, Markup(log), Markup(linear)) for title, log, linear in figures.loss_charts(run)],
+        "scores": tabulate.scores_table(run),
+        "differences": tabulate.differences_table(run),
+        "bpb_chart": Markup(figures.bpb_chart(run)),
+        "needles": [(model, Markup(drawn)) for model, drawn in figures.needle_maps(run)],
+        "languages": tabulate.language_table(run),
+        "tools_chart": Markup(figures.tools_chart(run)),
+        "tools_by_language": tabulate.tool_table(run, "by_lang"),
+        "tools_by_form": tabulate.tool_table(run, "by_form"),
+        "time_bar": Markup(figures.time_bar(run)),
+        "cost": tabulate.cost_table(run),
+        "gates": tabulate.gates_table(run),
+        "notes": [(stage.name, note) for stage in run.stages for note in stage.notes],
+        "provenance": provenance(run),
+        "lineage": lineage(run),
+        "not_measured": NOT_MEASURED,
+        "css": Markup(CHART_CSS),
+        "light": Markup(variables(LIGHT)),
+        "dark": Markup(variables(DARK)),
+    }
+
+
+def headline(run: Run) -> str:
+    seconds = sum(stage.seconds or 0 for stage in run.stages)
+    return f"A herd raised in {duration(seconds)}" if seconds else f"The herd “{run.name}”"
+
+
+def facts(run: Run) -> list[str]:
+    """The line under the title: run, mode, seed, machine, date."""
+    machine = run.plan.get("machine") or {}
+    cores = machine.get("cores")
+    where = f"{cores} cores, {machine.get('cpu', 'unknown processor')}" if cores else None
+    seed = run.plan.get("seed")
+    found = [
+        f"run {run.name}",
+        f"mode {run.plan['mode']}" if run.plan.get("mode") else None,
+        f"seed {seed}" if seed is not None else None,
+        where,
+        str(run.plan.get("created") or "")[:10] or None,
+    ]
+    return [fact for fact in found if fact]
+
+
+def provenance(run: Run) -> list[tuple[str, str]]:
+    """Machine, software and what to type to have it again; what was not recorded says so."""
+    machine = run.plan.get("machine") or {}
+    commit = run.plan.get("commit") or {}
+    memory = machine.get("memory_bytes")
+    text = run.plan.get("text")
+    command = run.plan.get("command") or f"herd raise --seed {run.plan.get('seed', 0)}"
+    rows = [
+        ("command", command),
+        ("seed", run.plan.get("seed")),
+        ("text", ", ".join(map(str, text)) if text else "Python's standard library and Herd's parallel sentences"),
+        ("started", run.plan.get("created")),
+        ("herd", run.plan.get("version")),
+        (
+            "commit",
+            commit.get("hash") and commit["hash"] + (" with uncommitted changes" if commit.get("dirty") else ""),
+        ),
+        ("processor", machine.get("cpu")),
+        ("cores", machine.get("cores")),
+        ("vector instructions", ", ".join(machine.get("isa") or []) or None),
+        ("memory", nbytes(memory) if isinstance(memory, int) else None),
+        ("speed found by the probe", _probe(run)),
+        ("system", machine.get("os")),
+        ("python", machine.get("python")),
+        ("torch", machine.get("torch")),
+    ]
+    return [(name, "not recorded" if value in (None, "") else str(value)) for name, value in rows]
+
+
+def _probe(run: Run) -> str | None:
+    rate = run.plan.get("flops_per_second")
+    return si(rate, "FLOP/s") if isinstance(rate, int | float) and rate > 0 else None
+
+
+def lineage(run: Run) -> list[tuple[str, str, str, str]]:
+    """(model, parameters, hash of its weights, parents) of every model that was made."""
+    rows = []
+    for stage in run.stages:
+        if stage.model_name is None:
+            continue
+        parents = [f"{role} {str(hashed)[:16]}" for role, hashed in (stage.lineage.get("parents") or {}).items()]
+        params = f"{stage.n_params:,}" if stage.n_params else "not recorded"
+        hashed = str(stage.lineage.get("weights_hash") or "not recorded")
+        rows.append((stage.model_name, params, hashed, ", ".join(parents) or "none: random weights"))
+    return rows
