@@ -8,7 +8,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_strategies import CALCULATOR, DIALOG, QUESTION, calls, dialogs, forms, texts, tool_lists
+from text_strategies import CALCULATOR, DIALOG, QUESTION, calls, dialogs, forms, messy_texts, texts, tool_lists
 
 from herd.errors import ChatError, TokenizerError
 from herd.text import parse, render, render_document, tool_output
@@ -180,6 +180,19 @@ def test_several_calls_and_content(small):
     )
 
 
+def test_code_among_calls_has_its_own_tag(small):
+    code = {"name": "code_interpreter", "arguments": {"code": "print(1)"}}
+    search = {"name": "brave_search", "arguments": {"query": "x"}}
+    f = {"name": "f", "arguments": {}, "form": "function"}
+    dialog = [{"role": "assistant", "content": "Both:", "tool_calls": [search, f, code, search]}]
+    text = trained(render(dialog, small, tools=["brave_search"]), small)
+    assert text == (
+        'Both:<|python_tag|>brave_search.call(query="x"); <function=f>{}</function>'
+        '<|python_tag|>print(1)<|python_tag|>brave_search.call(query="x")<|eom_id|>'
+    )
+    assert [call.name for call in parse(text).calls] == ["brave_search", "f", "code_interpreter", "brave_search"]
+
+
 def test_documents(small):
     rendered = render_document("text <|eot_id|>", small)
     assert rendered.ids == small.encode("text <|eot_id|>", bos=True, eos=True)
@@ -236,6 +249,17 @@ def test_a_rendered_call_is_parsed_back(small, call, content, tools, form):
     assert [(made.name, made.arguments) for made in parsed.calls] == [(call["name"], call["arguments"])]
     assert parsed.content == content
     assert parsed.errors == []
+
+
+@settings(max_examples=200)
+@given(text=messy_texts, tools=tool_lists, form=forms)
+def test_whatever_is_parsed_can_be_rendered(small, text, tools, form):
+    parsed = parse(text)
+    made = [{"name": call.name, "arguments": call.arguments, "form": call.form} for call in parsed.calls]
+    dialog = [QUESTION, {"role": "assistant", "content": parsed.content, "tool_calls": made}]
+    again = parse(trained(render(dialog, small, tools=tools, form=form), small))
+    if not parsed.content:
+        assert again == parsed
 
 
 # Errors
@@ -295,15 +319,9 @@ def test_calls_a_form_cannot_express(small):
     def with_calls(*calls):
         return [{"role": "assistant", "tool_calls": list(calls)}]
 
-    code = {"name": "code_interpreter", "arguments": {"code": "1"}}
     with pytest.raises(ChatError, match="'my-tool' is no identifier"):
         render(with_calls({"name": "my-tool", "arguments": {}}), small, form="builtin")
     with pytest.raises(ChatError, match="'a b' is no identifier"):
         render(with_calls({"name": "f", "arguments": {"a b": 1}}), small, form="builtin")
-    with pytest.raises(ChatError, match="must be the only call"):
-        render(with_calls(code, code), small)
-    search = {"name": "brave_search", "arguments": {"query": "x"}}
-    with pytest.raises(ChatError, match="either all calls"):
-        render(with_calls(search, {"name": "f", "arguments": {}}), small, tools=["brave_search"], form="function")
     with pytest.raises(TokenizerError, match="surrogate"):
         render([{"role": "user", "content": "\ud800"}], small)

@@ -8,19 +8,11 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from text_strategies import FRAGMENTS, messy_texts
 
 from herd.text import Content, Malformed, Parsed, ToolCall, ToolCallParser, parse
 
 F1 = ToolCall("f", {"a": 1}, "json")
-FRAGMENTS = [
-    '{"name": "f", "parameters": {"a": 1}}', '{"type": "function", "name": "g", "arguments": {}}',
-    '{"name": "f", "parameters": {"a": "}{\\"<function=", "b": [1, {"c": null}]}}', '{"name": "f", "parameters": [',
-    '{"name"', '{"name": f}', '{"a": 1}', '<function=f>{"a": 1}</function>', '<function=f>{"a": "</function>"}',
-    "<function=f>x", "<function=", "</function>", '<function=f>{"a": ', "<|python_tag|>", "<|eom_id|>", "<|eot_id|>",
-    'f.call(a="x")', 'f.call(a=1, b="\\")")', "f.call(a=", "f.call(x)", "f.call", 'brave_search.call(query="x;y")',
-    "print(1)", "Hello ", "x", "; ", ";", "\n", "  ", "{", "}", '"', "\\", "<", "<|", "(", ")", "é", "\ud800", "1", ",",
-]  # fmt: skip
-messy_text = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=4)), max_size=10).map("".join)
 
 
 def gather(pieces: list[str]) -> Parsed:
@@ -34,7 +26,7 @@ def gather(pieces: list[str]) -> Parsed:
 
 
 @settings(max_examples=200)
-@given(text=messy_text, data=st.data())
+@given(text=messy_texts, data=st.data())
 def test_streamed_equals_whole(text, data):
     whole = parse(text)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=12)))
@@ -52,7 +44,7 @@ def test_streamed_equals_whole_at_every_cut():
 
 
 @settings(max_examples=200)
-@given(text=messy_text)
+@given(text=messy_texts)
 def test_text_without_calls_is_kept_whole(text):
     parsed = parse(text)
     for call in parsed.calls:

@@ -21,7 +21,8 @@ values = st.recursive(
 )
 names = st.sampled_from(["calculator", "brave_search", "weather"])
 calls = st.fixed_dictionaries(
-    {"name": names, "arguments": st.dictionaries(st.sampled_from(["a", "query", "n_1"]), values, max_size=3)}
+    {"name": names, "arguments": st.dictionaries(st.sampled_from(["a", "query", "n_1"]), values, max_size=3)},
+    optional={"form": st.sampled_from(["json", "builtin", "function"])},
 )
 code_calls = st.fixed_dictionaries(
     {"name": st.just("code_interpreter"), "arguments": st.fixed_dictionaries({"code": texts})}
@@ -40,7 +41,22 @@ def dialogs(draw) -> list[dict]:
         if kind in ("user", "assistant"):
             messages.append({"role": kind, "content": draw(texts)})
             continue
-        made = [draw(code_calls)] if kind == "code" else [draw(calls)]
+        one = code_calls if kind == "code" else calls
+        made = draw(st.lists(one, min_size=1, max_size=1) | st.lists(calls | code_calls, min_size=1, max_size=3))
         messages.append({"role": "assistant", "content": draw(texts), "tool_calls": made})
         messages += [{"role": "ipython", "content": draw(texts)} for _ in made]
     return messages
+
+
+# What a model may write: calls, broken calls and what looks like them, in any order.
+FRAGMENTS = [
+    '{"name": "f", "parameters": {"a": 1}}', '{"type": "function", "name": "g", "arguments": {}}',
+    '{"name": "f", "parameters": {"a": "}{\\"<function=", "b": [1, {"c": null}]}}', '{"name": "f", "parameters": [',
+    '{"name"', '{"name": f}', '{"a": 1}', '<function=f>{"a": 1}</function>', '<function=f>{"a": "</function>"}',
+    "<function=f>x", "<function=", "</function>", '<function=f>{"a": ', "<|python_tag|>", "<|eom_id|>", "<|eot_id|>",
+    'f.call(a="x")', 'f.call(a=1, b="\\")")', "f.call(a=", "f.call(x)", "f.call", 'brave_search.call(query="x;y")',
+    "print(1)", "Hello ", "x", "; ", ";", "\n", "  ", "{", "}", '"', "\\", "<", "<|", "(", ")", "é", "1", ",",
+]  # fmt: skip
+messy_texts = st.lists(
+    st.one_of(st.sampled_from(FRAGMENTS), st.text(st.characters(exclude_categories=["Cs"]), max_size=4)), max_size=10
+).map("".join)

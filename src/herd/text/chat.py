@@ -21,6 +21,9 @@ code interpreter is called by ``<|python_tag|>`` and then just code. ``<|eom_id|
 within the ipython environment; ``<|eot_id|>`` ends every other. Nothing is put into the system message unless asked
 for: the knowledge and today's date come with ``date``, the environment with builtin tools.
 
+A call that says its own form keeps it, so that a history is rendered as it was generated, however odd: whatever
+`toolcall.parse` finds in a message can be rendered again.
+
 Source: llama-models ``models/llama3_1/prompt_format.md``, ``models/llama3/chat_format.py`` and ``prompt_templates/``.
 """
 
@@ -30,7 +33,7 @@ import datetime
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import Any
 
@@ -99,6 +102,7 @@ class _Call:
     name: str
     arguments: dict[str, Any]
     form: str
+    own_form: bool  # given with the call, not by the dialog
 
 
 @dataclass(frozen=True)
@@ -234,7 +238,7 @@ def _call(call: Any, where: str, form: str) -> _Call:
     own_form = call.get("form", form)
     if own_form not in FORMS:
         raise ChatError(f"{where}: form {own_form!r} is unknown: use one of {', '.join(FORMS)}")
-    return _Call(name, arguments, own_form)
+    return _Call(name, arguments, own_form, "form" in call)
 
 
 def _tools(tools: Sequence[str | Mapping[str, Any]] | None, form: str) -> _Tools:
@@ -345,21 +349,39 @@ def _add_assistant(rendered: Rendered, tokenizer: Tokenizer, turn: _Turn, tools:
     """A message of the assistant: content, then calls; trained from after the header to the ending token."""
     start = len(rendered.ids)
     where = f"messages[{turn.index}].tool_calls"
-    calls = [
-        call if call.name not in tools.builtin else _Call(call.name, call.arguments, "builtin") for call in turn.calls
-    ]
-    code = [call for call in calls if _is_code(call)]
-    if code and len(calls) > 1:
-        raise ChatError(f"{where}: code for the interpreter must be the only call, for it runs to the message's end")
-    tagged = [bool(code) or call.form == "builtin" or (call.form == "json" and bool(tools.builtin)) for call in calls]
-    if any(tagged) and not all(tagged):
-        raise ChatError(f"{where}: either all calls of a message follow <|python_tag|> or none: split the message")
-    text = code[0].arguments["code"] if code else "; ".join(_call_text(call, where) for call in calls)
+    calls = [_in_form(call, tools) for call in turn.calls]
+    tagged = any(_is_code(call) or call.form == "builtin" or (call.form == "json" and tools.builtin) for call in calls)
+    segments = _segments(calls, where)
     _extend(rendered, _header(tokenizer, "assistant"), trained=False)
-    if any(tagged):
-        body = [*tokenizer.encode(turn.content), tokenizer.python_tag_id, *tokenizer.encode(text), tokenizer.eom_id]
+    if tagged:
+        body = tokenizer.encode(turn.content)
+        for segment in segments:
+            body += [tokenizer.python_tag_id, *tokenizer.encode(segment)]
+        body.append(tokenizer.eom_id)
     else:
-        between = "\n" if turn.content and text else ""
-        body = [*tokenizer.encode(turn.content + between + text), tokenizer.eot_id]
+        between = "\n" if turn.content and segments else ""
+        body = [*tokenizer.encode(turn.content + between + "".join(segments)), tokenizer.eot_id]
     _extend(rendered, body, trained=True)
     rendered.spans.append(Span("assistant", start, len(rendered.ids), turn.index))
+
+
+def _in_form(call: _Call, tools: _Tools) -> _Call:
+    """The call with its form settled: the one it came with, else builtin for a builtin tool, else the dialog's."""
+    if call.own_form:
+        return call
+    return replace(call, form="builtin") if call.name in tools.builtin else call
+
+
+def _segments(calls: Sequence[_Call], where: str) -> list[str]:
+    """Texts that each follow a <|python_tag|> of their own where there is one: code alone, other calls together."""
+    segments: list[str] = []
+    after_call = False
+    for call in calls:
+        if _is_code(call):
+            segments.append(call.arguments["code"])
+        elif after_call:
+            segments[-1] += "; " + _call_text(call, where)
+        else:
+            segments.append(_call_text(call, where))
+        after_call = not _is_code(call)
+    return segments
