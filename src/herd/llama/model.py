@@ -11,10 +11,10 @@ Source: "The Llama 3 Herd of Models", section 3.2; Meta's reference `models/llam
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.loss import DistilLoss, linear_cross_entropy, linear_distil
+from ..kernels.pointwise import rms_norm, swiglu
 from . import rope
 from .attention import Attend, causal
 from .config import ModelConfig
@@ -29,9 +29,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        x32 = x_BTD.float()
-        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * x32.to(x_BTD.dtype)
+        return rms_norm(x_BTD, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -64,7 +62,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        return self.down_proj(swiglu(self.gate_proj(x_BTD), self.up_proj(x_BTD)))
 
 
 class Block(nn.Module):
@@ -138,7 +136,7 @@ class LlamaLM(nn.Module):
                     continue
                 generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
                 scale = residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else std
-                param.copy_(torch.randn(param.shape, generator=generator) * scale)
+                _fill(param, torch.randn(param.shape, generator=generator) * scale)
         return self
 
     def forward(self, tokens_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal) -> Tensor:
@@ -181,30 +179,12 @@ class LlamaLM(nn.Module):
             hidden_ND, self.lm_head.weight, targets_BT.flatten(), teacher_NE, teacher_weight_VE, tau, kl_weight
         )
 
-    def distil(
-        self,
-        tokens_BT: Tensor,
-        targets_BT: Tensor,
-        teacher_BTE: Tensor,
-        teacher_head_VE: Tensor,
-        positions_BT: Tensor | None = None,
-        attend: Attend = causal,
-        *,
-        tau: float = 1.0,
-        kl_weight: float = 1.0,
-    ) -> DistilLoss:
-        """Sums over targets that are not -100 of ``kl_weight`` · tau² · KL(teacher || self) + (1 - ``kl_weight``) · CE.
 
-        ``teacher_BTE`` are the teacher's final hidden states of the same tokens, ``teacher_head_VE`` its head; its
-        width E is free, its vocabulary is not. No gradient reaches the teacher.
-        """
-        hidden_ND = self.model(tokens_BT, positions_BT, attend).flatten(0, 1)
-        return linear_distil(
-            hidden_ND,
-            self.lm_head.weight,
-            targets_BT.flatten(),
-            teacher_BTE.flatten(0, 1),
-            teacher_head_VE,
-            tau,
-            kl_weight,
-        )
+def _fill(param: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor into a parameter; into one that FSDP2 shards, this rank's part of it."""
+    if hasattr(param, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor  # slow to import, and only needed here
+
+        mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
+        value = distribute_tensor(value.to(param.device), mesh, placements, src_data_rank=None)
+    param.copy_(value)

@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import TrainingError
 from ..llama.model import LlamaLM
 
-LOSS_METHODS = ("loss", "distil", "logits")
+LOSS_METHODS = ("loss", "distil_loss", "logits")
 
 
 @dataclass(frozen=True)
