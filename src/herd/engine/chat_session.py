@@ -14,13 +14,19 @@ from typing import Any
 from ..errors import EngineError
 from ..text.chat import render
 from ..text.toolcall import Call, Content, Event, Malformed, ToolCall, ToolCallParser
+from ..tools.loop import answer_call
 from .engine import Engine
 from .request import FinishReason, Request, Sampling
 
 Execute = Callable[[ToolCall], tuple[str, bool]]
-"""Runs a call: what the model is to read, and whether it worked. `run_call` is one."""
+"""Runs a call: what the model is to read, and whether it worked. See `run_tool`."""
 
 MAX_ROUNDS = 5
+
+
+def run_tool(call: ToolCall) -> tuple[str, bool]:
+    """Runs what is in `herd.tools`, code in its sandbox. A failure is told to the model as well."""
+    return answer_call(call.name, call.arguments)
 
 
 @dataclass(frozen=True)

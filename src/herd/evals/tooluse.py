@@ -1,0 +1,156 @@
+"""Does the model use its tools? Held-out dialogs, answered greedily, tools really run, every answer checked.
+
+All dialogs go in lockstep: one batch of answers, all their calls run, one batch of answers to the results. Right means
+that the call evaluates to the expected value *and* the answer states it (`herd.data.scoring`); a lucky guess is wrong.
+Wordings, names and numbers are held out from training.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..data.dialogs import Dialog, make_dialogs
+from ..data.scoring import Verdict
+from ..data.scoring import score as judge
+from ..data.wordings import LANGUAGES
+from ..engine.engine import Engine
+from ..engine.request import Request, Sampling
+from ..errors import DataError, ToolError
+from ..llama.model import LlamaLM
+from ..text.chat import CODE_INTERPRETER, FORMS, render
+from ..text.tokenizer import Tokenizer
+from ..text.toolcall import parse
+from ..tools import TOOLS, Sandbox, Tool
+from ..tools.loop import answer_call
+from .score import Score, share, shares_by
+
+Message = dict[str, Any]
+ROUNDS = 3
+"""Answers at most in one dialog: a call, its answer, and one more chance."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A dialog, the messages the model produced after its prompt, and why it ended early ("" if it did not)."""
+
+    dialog: Dialog
+    produced: tuple[Message, ...]
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """Every dialog with its verdict."""
+
+    answered: list[Answered]
+    verdicts: list[Verdict]
+
+    def score(self, name: str = "tool_use") -> Score:
+        """Share of right dialogs: by language, form, task and kind; how many called rightly; what went wrong."""
+        hits = [verdict.correct for verdict in self.verdicts]
+        dialogs = [a.dialog for a in self.answered]
+        detail: dict[str, Any] = {
+            "by_lang": shares_by((d.lang for d in dialogs), hits),
+            "by_form": shares_by((d.form for d in dialogs), hits),
+            "by_task": shares_by((d.task for d in dialogs), hits),
+            "by_kind": shares_by((d.kind for d in dialogs), hits),
+            "call_ok": sum(verdict.call_ok for verdict in self.verdicts) / len(hits),
+            "trouble": dict(Counter(a.trouble for a in self.answered if a.trouble)),
+        }
+        return share(name, hits, detail)
+
+    def mistakes(self, n: int = 5) -> list[dict[str, Any]]:
+        """The first few wrong ones, for people."""
+        wrong = (i for i, verdict in enumerate(self.verdicts) if not verdict.correct)
+        return [
+            {
+                "question": self.answered[i].dialog.prompt[-1]["content"],
+                "produced": list(self.answered[i].produced),
+                "expected": self.answered[i].dialog.answer,
+                "why": self.answered[i].trouble or self.verdicts[i].why,
+            }
+            for i, _ in zip(wrong, range(n), strict=False)
+        ]
+
+
+def tool_items(
+    n: int, seed: int = 0, *, languages: Sequence[str] = LANGUAGES, forms: Sequence[str] = FORMS
+) -> list[Dialog]:
+    """``n`` held-out dialogs that need a tool, languages and forms evenly."""
+    items: list[Dialog] = []
+    block = max(64, n)
+    for part in range(100):
+        tasks = ("arithmetic", "dates", "strings")
+        more = make_dialogs(block, seed * 1000 + part, split="test", languages=languages, forms=forms, tasks=tasks)
+        items += [dialog for dialog in more if dialog.call]
+        if len(items) >= n:
+            return items[:n]
+    raise DataError(f"{n} dialogs with a tool are more than could be made")
+
+
+def tool_use(
+    model: LlamaLM, tokenizer: Tokenizer, dialogs: Sequence[Dialog], *, max_tokens: int = 160, max_batch: int = 128
+) -> ToolUse:
+    """Answers and judges ``dialogs`` (`tool_items`, or any others of `herd.data.dialogs`)."""
+    if not dialogs:
+        raise DataError("tool use: no dialogs to answer")
+    engine = Engine(model, tokenizer, max_batch=max_batch)
+    answered = answer_dialogs(engine, tokenizer, dialogs, max_tokens)
+    return ToolUse(answered, [judge(a.dialog, a.produced) for a in answered])
+
+
+def answer_dialogs(
+    engine: Engine, tokenizer: Tokenizer, dialogs: Sequence[Dialog], max_tokens: int = 160
+) -> list[Answered]:
+    """What the model says after each dialog's prompt, calls run and answered, all dialogs in lockstep."""
+    produced: list[list[Message]] = [[] for _ in dialogs]
+    trouble = [""] * len(dialogs)
+    going = list(range(len(dialogs)))
+    with Sandbox() as sandbox:
+        tools = {**TOOLS, CODE_INTERPRETER: _interpreter(sandbox)}
+        for _ in range(ROUNDS):
+            prompts = {i: _prompt(tokenizer, dialogs[i], produced[i]) for i in going}
+            for i in going:
+                if len(prompts[i]) >= engine.context:
+                    trouble[i] = "beyond the context"
+            going = [i for i in going if not trouble[i]]
+            completions = engine.run([Request(prompts[i], Sampling(max_tokens=max_tokens)) for i in going])
+            calling = []
+            for i, completion in zip(going, completions, strict=True):
+                parsed = parse(completion.text)
+                calls = [{"name": c.name, "arguments": c.arguments, "form": c.form} for c in parsed.calls]
+                message = {"role": "assistant", "content": parsed.content} | ({"tool_calls": calls} if calls else {})
+                produced[i].append(message)
+                if completion.finish_reason != "stop":
+                    trouble[i] = "no end"
+                elif calls:
+                    results = (answer_call(call.name, call.arguments, tools)[0] for call in parsed.calls)
+                    produced[i] += [{"role": "ipython", "content": content} for content in results]
+                    calling.append(i)
+            going = calling
+            if not going:
+                break
+    for i in going:
+        trouble[i] = "keeps calling"
+    return [Answered(d, tuple(p), t) for d, p, t in zip(dialogs, produced, trouble, strict=True)]
+
+
+def _interpreter(sandbox: Sandbox) -> Tool:
+    """The code interpreter with one sandbox for all: starting one takes longer than most programs."""
+
+    def code_interpreter(code: str) -> str:
+        """Run a Python program and give back what it printed."""
+        result = sandbox.run(code)
+        if not result.ok:
+            raise ToolError(f"{result.reason}\n{result.stderr}".strip())
+        return result.stdout
+
+    return Tool(code_interpreter)
+
+
+def _prompt(tokenizer: Tokenizer, dialog: Dialog, produced: Sequence[Message]) -> list[int]:
+    messages = [*dialog.prompt, *produced]
+    return render(messages, tokenizer, tools=dialog.tools or None, form=dialog.form, generation_prompt=True).ids
