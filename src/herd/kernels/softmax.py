@@ -1,6 +1,7 @@
 """What happens to a chunk of logits: losses of its rows, and the gradient written over the logits themselves.
 
-Plain torch, a block of rows at a time so that a block stays in the cache between passes.
+The native kernel takes one row at a time, which stays in the cache through its three passes. The plain torch functions
+below it do the same with blocks of rows; they serve other devices and float64, and the kernel is tested against them.
 
 Shapes: C tokens of a chunk, V vocab.
 """
@@ -10,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import build
+
 BLOCK_BYTES = 1 << 20
 
 
@@ -18,6 +21,14 @@ def cross_entropy_(logits_CV: Tensor, targets_C: Tensor, with_gradient: bool = T
 
     ``logits_CV`` is fp32 or float64, contiguous; every target is a word (ignored ones were dropped before).
     """
+    if _native(logits_CV):
+        _check(targets_C, logits_CV)
+        return torch.ops.herd_native.cross_entropy_(logits_CV, targets_C.contiguous(), with_gradient)
+    return plain_cross_entropy_(logits_CV, targets_C, with_gradient)
+
+
+def plain_cross_entropy_(logits_CV: Tensor, targets_C: Tensor, with_gradient: bool = True) -> Tensor:
+    """`cross_entropy_` in plain torch."""
     losses = []
     for logits_cV, targets_c in _blocks(logits_CV, targets_C):
         picked_c1 = logits_cV.gather(1, targets_c[:, None])
@@ -36,6 +47,16 @@ def distil_(
 
     ``student_CV`` becomes the gradient of kl_weight · tau² · KL + (1 - kl_weight) · CE; ``teacher_CV`` is used up.
     """
+    if _native(student_CV) and teacher_CV.dtype == student_CV.dtype:
+        _check(targets_C, student_CV)
+        return torch.ops.herd_native.distil_(student_CV, teacher_CV, targets_C.contiguous(), tau, kl_weight)
+    return plain_distil_(student_CV, teacher_CV, targets_C, tau, kl_weight)
+
+
+def plain_distil_(
+    student_CV: Tensor, teacher_CV: Tensor, targets_C: Tensor, tau: float, kl_weight: float
+) -> tuple[Tensor, Tensor]:
+    """`distil_` in plain torch."""
     ces, kls = [], []
     for student_cV, teacher_cV, targets_c in _blocks(student_CV, teacher_CV, targets_C):
         picked_c1 = student_cV.gather(1, targets_c[:, None])
@@ -54,6 +75,17 @@ def distil_(
             plain_cV.div_(sum_c1).scatter_add_(1, targets_c[:, None], torch.full_like(sum_c1, -1.0))
             student_cV.add_(plain_cV, alpha=1 - kl_weight)
     return torch.cat(ces), torch.cat(kls)
+
+
+def _native(logits_CV: Tensor) -> bool:
+    return logits_CV.device.type == "cpu" and logits_CV.dtype == torch.float32 and build.ready()
+
+
+def _check(targets_C: Tensor, logits_CV: Tensor) -> None:
+    """The kernel indexes by targets, so they are looked at first, with torch's own words."""
+    low, high = (int(x) for x in torch.aminmax(targets_C))
+    if low < 0 or high >= logits_CV.shape[1]:
+        raise IndexError(f"Target {low if low < 0 else high} is out of bounds for {logits_CV.shape[1]} classes.")
 
 
 def _exponentiate_(logits_cV: Tensor) -> tuple[Tensor, Tensor]:

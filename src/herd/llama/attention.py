@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.attention import attention
+
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -32,7 +34,7 @@ def sdpa(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: Tensor | None = N
 
 def causal(layer: int, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor:
     """Every token sees itself and all before it in its row."""
-    return sdpa(q_BTHK, k_BTGK, v_BTGK, causal=True)
+    return attention(q_BTHK, k_BTGK, v_BTGK)
 
 
 def packed(documents_BT: Tensor) -> Attend:
@@ -41,15 +43,20 @@ def packed(documents_BT: Tensor) -> Attend:
     ``documents_BT`` holds a document number per token (any integers; equal = same document). Llama 3 trains long
     contexts this way (paper section 3.2): no attention across documents packed into one row.
     """
-    T = documents_BT.shape[1]
-    same_B1TT = (documents_BT[:, :, None] == documents_BT[:, None, :])[:, None]
-    order_TT = torch.ones(T, T, dtype=torch.bool, device=documents_BT.device).tril()
-    mask_B1TT = same_B1TT & order_TT
+    if _in_runs(documents_BT):
+        starts_BT = torch.arange(documents_BT.shape[1], device=documents_BT.device) - packed_positions(documents_BT)
+        return lambda layer, q_BTHK, k_BTGK, v_BTGK: attention(q_BTHK, k_BTGK, v_BTGK, starts_BT)
 
-    def attend(layer: int, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor:
-        return sdpa(q_BTHK, k_BTGK, v_BTGK, mask=mask_B1TT)
+    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+    mask_B1TT = (same_BTT & same_BTT.new_ones(same_BTT.shape[1:]).tril())[:, None]
+    return lambda layer, q_BTHK, k_BTGK, v_BTGK: sdpa(q_BTHK, k_BTGK, v_BTGK, mask=mask_B1TT)
 
-    return attend
+
+def _in_runs(documents_BT: Tensor) -> bool:
+    """Whether no document comes back after another one began in its row."""
+    changes_B = (documents_BT.diff(dim=1) != 0).sum(1)
+    kinds_B = (documents_BT.sort(dim=1).values.diff(dim=1) != 0).sum(1)
+    return bool((changes_B == kinds_B).all())
 
 
 def packed_positions(documents_BT: Tensor) -> Tensor:

@@ -13,7 +13,10 @@ import math
 import torch
 from torch import Tensor
 
+from ..kernels.pointwise import rotate
 from .config import ModelConfig
+
+__all__ = ["inverse_frequencies", "rotate", "rotation"]
 
 
 def inverse_frequencies(config: ModelConfig) -> Tensor:
@@ -37,10 +40,3 @@ def rotation(inv_freq: Tensor, positions_BT: Tensor, dtype: torch.dtype) -> tupl
     angles_BTK2 = positions_BT[..., None].float() * inv_freq.float()
     angles_BT1K = torch.cat((angles_BTK2, angles_BTK2), dim=-1)[..., None, :]
     return angles_BT1K.cos().to(dtype), angles_BT1K.sin().to(dtype)
-
-
-def rotate(x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each channel pair (i, i + K/2) of ``x`` by its angle."""
-    half = x_BTHK.shape[-1] // 2
-    swapped = torch.cat((-x_BTHK[..., half:], x_BTHK[..., :half]), dim=-1)
-    return x_BTHK * cos + swapped * sin

@@ -1,0 +1,126 @@
+"""Builds and loads the native kernels (`native/*.cpp`): once a machine, on first use, in about ten seconds.
+
+The library lies in ``~/.cache/herd`` (or ``HERD_CACHE``) under a name made of everything it depends on: sources, flags,
+compiler, processor and torch's minor version; another machine or a changed source builds another file. It is written
+under a temporary name and renamed, so processes that build at the same time do not disturb each other.
+
+No compiler, no problem: one warning, and every operator computes by its plain torch reference. ``HERD_NATIVE=0`` asks
+for the references; ``python -m herd.kernels.build`` builds ahead of time.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+
+SOURCES = Path(__file__).parent / "native"
+FLAGS = ["-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # the stable ABI of torch 2.10: later versions load it too
+
+
+@torch.compiler.assume_constant_result
+def ready() -> bool:
+    """Whether ``torch.ops.herd_native`` can be called; builds it when asked first."""
+    return _load()
+
+
+@functools.cache
+def _load() -> bool:
+    if os.environ.get("HERD_NATIVE", "1") == "0":
+        return False
+    try:
+        torch.ops.load_library(str(library()))
+    except (OSError, subprocess.SubprocessError) as error:
+        warnings.warn(f"native kernels unavailable, plain torch takes over (slower): {_reason(error)}", stacklevel=4)
+        return False
+    return True
+
+
+def library() -> Path:
+    """The shared library for this machine, built if it is not there. OSError or SubprocessError if that fails."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise OSError("no C++ compiler found: install g++")
+    flags = [*FLAGS, *_machine_flags()]
+    path = _cache() / f"kernels-{_fingerprint(compiler, flags)}.so"
+    if not path.exists():
+        _compile(compiler, flags, path)
+    return path
+
+
+def _compile(compiler: str, flags: list[str], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch_folder = Path(torch.__file__).parent
+    include = [f"-I{torch_folder / 'include'}", f"-I{torch_folder / 'include/torch/csrc/api/include'}"]
+    link = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        objects = [Path(folder) / f"{source.stem}.o" for source in _sources()]
+        compilations = [
+            subprocess.Popen(
+                [compiler, *flags, "-c", *include, str(source), "-o", str(target)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for source, target in zip(_sources(), objects, strict=True)
+        ]
+        outputs = [(process.communicate()[0], process.returncode) for process in compilations]
+        for output, code in outputs:
+            if code:
+                raise subprocess.CalledProcessError(code, compiler, output)
+        linked = Path(folder) / path.name
+        command = [compiler, *flags, *map(str, objects), *link, "-o", str(linked)]
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        os.replace(linked, path)
+
+
+def _machine_flags() -> list[str]:
+    if platform.machine() in ("x86_64", "AMD64"):
+        return ["-march=native", "-mprefer-vector-width=512"]
+    return ["-mcpu=native"]
+
+
+def _sources() -> list[Path]:
+    return sorted(SOURCES.glob("*.cpp"))
+
+
+def _fingerprint(compiler: str, flags: list[str]) -> str:
+    version = subprocess.run([compiler, "-dumpfullversion", "-dumpmachine"], capture_output=True, text=True, check=True)
+    parts = [*flags, version.stdout, _processor(), torch.__version__]
+    digest = hashlib.sha256("\0".join(parts).encode())
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _processor() -> str:
+    """What ``-march=native`` sees: the instruction sets."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("HERD_CACHE") or Path.home() / ".cache" / "herd")
+
+
+def _reason(error: Exception) -> str:
+    """One line: the compiler's own first complaint where there is one."""
+    output = getattr(error, "output", None) or str(error)
+    lines = [line for line in output.splitlines() if "error" in line] or output.splitlines() or [repr(error)]
+    return lines[0]
+
+
+if __name__ == "__main__":
+    print(library())

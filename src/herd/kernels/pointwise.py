@@ -1,0 +1,120 @@
+"""RMSNorm, rotary positions and SwiGLU: what stands between the matmuls, one pass over memory each.
+
+In eager mode on a CPU these chains of small operators cost as much as a matmul, in time and in kept temporaries. Native
+kernels fuse each into one pass forward and one backward. Elsewhere (a GPU, float64, under torch.compile, which fuses
+them itself) the plain torch functions below run; they are also what the kernels are tested against.
+
+Shapes: B batch, T time, D model dim, H heads, K head dim, F ffn dim, N = B·T.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import build
+
+NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """weight · x / sqrt(mean(x²) + eps) over the last dim; statistics in fp32, result in x's dtype (or autocast's)."""
+    if _native(x, weight_D) and weight_D.dtype == x.dtype:
+        return _RMSNorm.apply(x, weight_D, eps, _narrow(x))
+    return plain_rms_norm(x, weight_D, eps)
+
+
+def rotate(x_BTHK: Tensor, cos_BT1K: Tensor, sin_BT1K: Tensor) -> Tensor:
+    """Turn each channel pair (i, i + K/2) by its angle; cos and sin (B or 1, T, 1, K) repeat theirs in both halves."""
+    if _native(x_BTHK, cos_BT1K) and cos_BT1K.shape[0] in (1, x_BTHK.shape[0]):
+        return _Rotate.apply(x_BTHK, cos_BT1K, sin_BT1K)
+    return plain_rotate(x_BTHK, cos_BT1K, sin_BT1K)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up (arXiv 2002.05202)."""
+    if _native(gate, up) and gate.dtype == up.dtype:
+        return _SwiGLU.apply(gate, up)
+    return plain_swiglu(gate, up)
+
+
+def plain_rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """`rms_norm` in plain torch."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight_D * wide.to(x.dtype)
+
+
+def plain_rotate(x_BTHK: Tensor, cos_BT1K: Tensor, sin_BT1K: Tensor) -> Tensor:
+    """`rotate` in plain torch."""
+    half = x_BTHK.shape[-1] // 2
+    swapped = torch.cat((-x_BTHK[..., half:], x_BTHK[..., :half]), dim=-1)
+    return x_BTHK * cos_BT1K + swapped * sin_BT1K
+
+
+def plain_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """`swiglu` in plain torch."""
+    return F.silu(gate) * up
+
+
+def _native(*tensors: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    fits = all(x.device.type == "cpu" and x.dtype in NATIVE_DTYPES and type(x) in _PLAIN for x in tensors)
+    return fits and build.ready()
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)  # DTensors and fake tensors have their own ways
+
+
+def _narrow(x: Tensor) -> bool:
+    """Whether autocast would round the result to bf16 at the next matmul anyway."""
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return autocast and x.dtype == torch.float32
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float, narrow: bool) -> Tensor:
+        x_ND = x.contiguous().view(-1, x.shape[-1])
+        y_ND, rstd_N = torch.ops.herd_native.rms_norm(x_ND, weight_D.contiguous(), eps, narrow)
+        ctx.save_for_backward(x_ND, weight_D, rstd_N)
+        return y_ND.view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x_ND, weight_D, rstd_N = ctx.saved_tensors
+        dy_ND = dy.contiguous().view_as(x_ND)
+        dx_ND, dw_UD = torch.ops.herd_native.rms_norm_backward(dy_ND, x_ND, weight_D.contiguous(), rstd_N)
+        return dx_ND.view(dy.shape), dw_UD.sum(0).to(weight_D.dtype), None, None
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return torch.ops.herd_native.rotate(x_BTHK.contiguous(), cos.contiguous(), sin.contiguous(), 1.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return torch.ops.herd_native.rotate(dy.contiguous(), cos.contiguous(), sin.contiguous(), -1.0), None, None
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        ctx.save_for_backward(gate, up)
+        return torch.ops.herd_native.swiglu(gate, up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ops.herd_native.swiglu_backward(dy.contiguous(), *ctx.saved_tensors)
