@@ -136,7 +136,7 @@ class LlamaLM(nn.Module):
                     continue
                 generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
                 scale = residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else std
-                _fill(param, torch.randn(param.shape, generator=generator) * scale)
+                fill(param, torch.randn(param.shape, generator=generator) * scale)
         return self
 
     def forward(self, tokens_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal) -> Tensor:
@@ -180,7 +180,7 @@ class LlamaLM(nn.Module):
         )
 
 
-def _fill(param: Tensor, value: Tensor) -> None:
+def fill(param: Tensor, value: Tensor) -> None:
     """Copy a whole tensor into a parameter; into one that FSDP2 shards, this rank's part of it."""
     if hasattr(param, "device_mesh"):
         from torch.distributed.tensor import distribute_tensor  # slow to import, and only needed here

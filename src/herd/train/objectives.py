@@ -4,8 +4,8 @@ An objective returns *sums* over trained tokens and their number; the loop divid
 global batch. So the gradient is the same however rows are cut into micro-batches and ranks, and a row with few trained
 tokens does not weigh more than one with many (a mean of means would).
 
-The model does its losses inside its own methods (`LlamaLM.loss`, `LlamaLM.distil_loss`): FSDP2 gathers parameters around
-methods it knows, and the vocabulary-wide logits never leave the fused kernel.
+The model does its losses inside its own methods (`LlamaLM.loss`, `LlamaLM.distil_loss`): FSDP2 gathers parameters
+around methods it knows, and the vocabulary-wide logits never leave the fused kernel.
 
 Shapes: B batch rows, T time, E teacher's width.
 """

@@ -1,0 +1,113 @@
+"""What training holds in memory, by formula and without torch: for the planner, receipts and recipes.
+
+Per parameter: the fp32 weight, its fp32 gradient and Adam's two fp32 moments, 16 bytes; 4 more while annealed weights
+are averaged. All of it is split over the shards. Copies in the compute dtype come on top: FSDP2 gathers the root
+(embedding and head) and about two blocks at a time; alone, autocast keeps a bf16 copy of every matrix.
+
+Per token of a micro-batch, what backward needs of each block (D model dim, q = H·K, kv = G·K, F ffn dim), in values of
+the compute dtype:
+
+    input of both norms   2 D   (and both norms' outputs 2 D, their fp32 normalized copies 2 D · 4 bytes)
+    q, k, v before and after rotation, attention's output   2 (q + kv) + kv + q
+    gate, up, silu(gate), their product   4 F
+
+With recomputation only the block's input, D, is kept, and one block's activations at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..llama.config import ModelConfig
+
+WIDTHS = {"float32": 4, "bfloat16": 2}
+MASTER = 4  # bytes of fp32
+
+
+@dataclass(frozen=True)
+class TrainBytes:
+    """Bytes on one rank, by what they are for."""
+
+    weights: int
+    gradients: int
+    moments: int
+    average: int
+    gathered: int
+    activations: int
+    loss: int
+
+    @property
+    def total(self) -> int:
+        """All of them together: the predicted peak."""
+        return sum((self.state, self.gathered, self.activations, self.loss))
+
+    @property
+    def state(self) -> int:
+        """What stays from step to step, and the gradients."""
+        return self.weights + self.gradients + self.moments + self.average
+
+
+def state_nbytes(config: ModelConfig, *, average: bool = False) -> int:
+    """Bytes of a state on disk: weights, both moments, and the mean of annealed weights; fp32."""
+    return config.n_params * MASTER * (4 if average else 3)
+
+
+def activation_nbytes(
+    config: ModelConfig, rows: int, context: int, *, dtype: str = "float32", remat: bool = False
+) -> int:
+    """Bytes that backward needs of one micro-batch of ``rows`` x ``context`` tokens, without the loss."""
+    width, tokens = WIDTHS[dtype], rows * context
+    D, q, kv, F = config.dim, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim, config.ffn_dim
+    block = width * (4 * D + 3 * q + 3 * kv + 4 * F) + MASTER * 2 * D
+    kept = config.n_layers * width * D + block if remat else config.n_layers * block
+    return tokens * (kept + width * 2 * D)
+
+
+def loss_nbytes(config: ModelConfig, rows: int, context: int, *, dtype: str = "float32") -> int:
+    """Bytes of the fused loss: a chunk of logits, and the hidden states' and the head's gradients, made in forward."""
+    tokens = rows * context
+    chunk = min(tokens * config.vocab_size * MASTER, LOSS_CHUNK_BYTES)
+    return chunk + tokens * config.dim * WIDTHS[dtype] + config.vocab_size * config.dim * MASTER
+
+
+LOSS_CHUNK_BYTES = 128 << 20
+"""Logits of one chunk; `herd.kernels.loss.CHUNK_BYTES` without importing torch (a test holds them equal)."""
+
+
+def train_nbytes(
+    config: ModelConfig,
+    rows: int,
+    context: int,
+    *,
+    dtype: str = "float32",
+    remat: bool = False,
+    average: bool = False,
+    shard: int = 1,
+    ranks: int = 1,
+) -> TrainBytes:
+    """Bytes on each of ``ranks`` ranks, weights split over ``shard``, micro-batches of ``rows`` x ``context``."""
+    params = -(-config.n_params // shard)
+    block = sum(_product(shape) for name, shape in config.param_shapes() if name.startswith("model.layers.0."))
+    root = config.n_params - config.n_layers * block
+    if ranks > 1:
+        gathered = WIDTHS[dtype] * (root + 2 * block)
+    else:
+        gathered = (
+            0 if dtype == "float32" else WIDTHS[dtype] * (config.n_layers * block + config.vocab_size * config.dim)
+        )
+    return TrainBytes(
+        weights=MASTER * params,
+        gradients=MASTER * params,
+        moments=2 * MASTER * params,
+        average=MASTER * params if average else 0,
+        gathered=gathered,
+        activations=activation_nbytes(config, rows, context, dtype=dtype, remat=remat),
+        loss=loss_nbytes(config, rows, context, dtype=dtype),
+    )
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    out = 1
+    for size in shape:
+        out *= size
+    return out
