@@ -15,7 +15,7 @@ LANGUAGES = ["en", "de", "fr", "it", "pt", "hi", "es", "th", "ja"]
 MODELS = ["teacher", "long", "instruct", "student", "control"]
 SHAPES = {"teacher": (8, 256, 512), "long": (8, 256, 2048), "instruct": (8, 256, 2048), "student": (5, 192, 2048),
           "control": (5, 192, 2048)}  # fmt: skip
-PARENTS = {"long": "teacher", "instruct": "long", "student": "long"}
+PARENTS = {"long": "teacher", "instruct": "long", "student": "instruct"}
 
 
 def write(path: Path, data: object) -> None:
@@ -67,15 +67,17 @@ def scores(rng: random.Random) -> list[dict]:
         }
         out.append({"model": model, "name": "needle", "unit": "fraction", **share(rng.uniform(0.5, 0.9), 200),
                     "detail": {"by_length": by_length, "grid": grid}})  # fmt: skip
-    for model, kl, top1 in (("student", 0.182, 0.741), ("control", 0.334, 0.662), ("instruct", 0.141, 0.802)):
-        out.append({"model": model, "name": "kl", "unit": "nats/token", **interval(kl, 0.009, 8192)})
+    for model, kl, top1 in (("student", 0.182, 0.741), ("control", 0.334, 0.662)):
+        out.append({"model": model, "name": "kl", "unit": "nats/token", **interval(kl, 0.009, 8192),
+                    "detail": {"p99": 9 * kl, "n_tokens": 8192}})  # fmt: skip
         out.append({"model": model, "name": "top1", "unit": "fraction", **share(top1, 8192)})
     for model, accuracy in (("instruct", 0.87), ("long", 0.01), ("student", 0.0)):
         by_lang = {lang: share(max(0.0, accuracy - 0.03 * i), 50) for i, lang in enumerate(LANGUAGES)}
         forms = enumerate(("json", "builtin", "function"))
         by_form = {form: share(max(0.0, accuracy - 0.04 * i), 130) for i, form in forms}
         out.append({"model": model, "name": "tool_use", "unit": "fraction", **share(max(0, accuracy - 0.1), 400),
-                    "detail": {"by_lang": by_lang, "by_form": by_form}})  # fmt: skip
+                    "detail": {"by_lang": by_lang, "by_form": by_form, "call_ok": 0.9,
+                               "trouble": {"no call": 3}}})  # fmt: skip
     code = (("instruct", 0.94, 0.71), ("long", 0.61, 0.08), ("teacher", 0.58, 0.06), ("student", 0.55, 0.03))
     for model, parse, passed in code:
         out.append({"model": model, "name": "code_parse", "unit": "fraction", **share(parse, 100)})
@@ -111,7 +113,9 @@ def make(folder: Path, seed: int = 0) -> Path:
     write(folder / "run.json", {
         "name": "demo", "mode": "demo", "seed": 42, "created": "2026-01-31T12:00:00Z", "version": "0.1.0",
         "predicted_seconds": {name: value * rng.uniform(0.85, 1.1) for name, value in seconds.items()},
-        "command": "herd raise",
+        "speeds": {"256 x 8": 41_230.0, "192 x 5": 88_102.5},
+    })  # fmt: skip
+    write(folder / "machine.json", {
         "commit": {"hash": "5f3c1e0a9b7d6c4e2f1a0b9c8d7e6f5a4b3c2d1e", "dirty": False},
         "machine": {"cpu": "Intel(R) Xeon(R) Processor", "cores": 2, "isa": ["avx2", "avx512f", "avx512_vnni"],
                     "memory_bytes": 25_276_510_208, "os": "Linux 6.1 x86_64", "python": "3.11.7", "torch": "2.13.0"},

@@ -90,6 +90,7 @@ def test_a_whole_run_is_shown(example):
     assert "English" in text
     assert "Japanese" in text
     assert "seed 42" in text
+    assert "herd raise --name demo --seed 42" in text
     assert "way to do this is to use the <b>copy</b> module & friends." in text, "model output is text, not markup"
     assert "stopped at 1,024 tokens" in text
     lineage = json.loads((example / "student" / "herd.json").read_text())["weights_hash"]
@@ -104,7 +105,7 @@ def test_the_same_folder_gives_the_same_bytes(example):
 def test_the_tree_follows_the_hashes(example):
     page = build_page(example).read_text()
     told = re.search(r'aria-label="(Family tree: [^"]+)"', page).group(1)
-    assert "long 8.4\u00a0M, parent of (instruct 8.4\u00a0M and student 3.8\u00a0M)" in told
+    assert "long 8.4\u00a0M, parent of (instruct 8.4\u00a0M, parent of (student 3.8\u00a0M))" in told
     lineage = json.loads((example / "student" / "herd.json").read_text())
     teacher = json.loads((example / "teacher" / "herd.json").read_text())["weights_hash"]
     (example / "student" / "herd.json").write_text(json.dumps(lineage | {"parents": {"teacher": teacher}}))
@@ -121,7 +122,7 @@ def test_the_student_and_its_control_share_a_chart(example):
     )
 
 
-PARTS = ["run.json", "scores.json", "samples.json", "stages/tokenizer", "stages/teacher/metrics.jsonl",
+PARTS = ["run.json", "machine.json", "scores.json", "samples.json", "stages/tokenizer", "stages/teacher/metrics.jsonl",
          "stages/long/stage.json", "stages/student", "teacher/herd.json", "long/config.json", "instruct"]  # fmt: skip
 
 
@@ -133,8 +134,9 @@ def test_any_part_may_be_missing(example, part):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1, 2", b"null", b"3", b'"text"', b"\xff\xfe\x00", b"[{}]", b"{}"])
-@pytest.mark.parametrize("part", ["run.json", "scores.json", "samples.json", "stages/teacher/stage.json",
-                                  "teacher/herd.json", "stages/teacher/metrics.jsonl"])  # fmt: skip
+@pytest.mark.parametrize("part", ["run.json", "machine.json", "scores.json", "samples.json",
+                                  "stages/teacher/stage.json", "teacher/herd.json",
+                                  "stages/teacher/metrics.jsonl"])  # fmt: skip
 def test_any_part_may_be_broken_and_that_is_said(example, part, content):
     (example / part).write_bytes(content)
     text = checked(example)
@@ -168,8 +170,10 @@ loose = st.recursive(
         st.sampled_from(["seconds", "tokens", "flops", "peak_rss_bytes", "n_params", "gates", "notes", "model", "title",
                          "predicted_seconds", "bytes_per_token", "vocab_size"]), loose),
     plan=st.dictionaries(
-        st.sampled_from(["name", "seed", "mode", "machine", "commit", "stages", "created", "text", "command",
-                         "predicted_seconds", "flops_per_second"]), loose),
+        st.sampled_from(["name", "seed", "mode", "stages", "created", "text", "predicted_seconds", "speeds"]),
+        loose),
+    where=st.dictionaries(st.sampled_from(["machine", "commit"]), st.dictionaries(
+        st.sampled_from(["cpu", "cores", "isa", "memory_bytes", "hash", "dirty"]), loose) | loose),
     score=st.dictionaries(st.sampled_from(["model", "name", "value", "unit", "lo", "hi", "n", "detail"]), loose),
 )  # fmt: skip
 @settings(
@@ -178,11 +182,12 @@ loose = st.recursive(
     report_multiple_bugs=False,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-def test_records_of_any_shape_make_a_page(tmp_path_factory, stage, plan, score):
+def test_records_of_any_shape_make_a_page(tmp_path_factory, stage, plan, where, score):
     folder = tmp_path_factory.mktemp("loose")
     (folder / "stages" / "teacher").mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(plan))
     (folder / "stages" / "teacher" / "stage.json").write_text(json.dumps(stage))
+    (folder / "machine.json").write_text(json.dumps(where))
     (folder / "scores.json").write_text(json.dumps([score]))
     html = build_page(folder).read_text(encoding="utf-8")
     assert html.rstrip().endswith("</html>")

@@ -65,7 +65,7 @@ def _student_vs_control(run: Run) -> Card | None:
 
 def _fidelity(run: Run) -> Card | None:
     caption = "How often the student’s likeliest next token is its teacher’s."
-    student, teacher = run.maker("student"), run.maker("long") or run.maker("teacher")
+    student, teacher = run.maker("student"), run.maker("instruct") or run.maker("teacher")
     if student and teacher and student.n_params and teacher.n_params:
         caption += f" It has {fixed(100 * student.n_params / teacher.n_params, 0)}{NBSP}% of its parameters."
     return _score_card(run, "student", "top1", "Agreement", caption)

@@ -8,6 +8,7 @@ the same folder it is the same, byte for byte.
 
 from __future__ import annotations
 
+import shlex
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from markupsafe import Markup
 from . import cards, figures, tabulate, tree
 from .palette import CHART_CSS, DARK, LIGHT, tone, variables
 from .receipt import write_atomically
-from .run import Run, load_run
-from .units import NOT_MEASURED, duration, nbytes, si
+from .run import Run, load_run, number
+from .units import NOT_MEASURED, duration, fixed, nbytes
 
 
 def build_page(run_folder: Path | str) -> Path:
@@ -66,7 +67,7 @@ def contents(run: Run) -> dict[str, Any]:
         "languages": tabulate.language_table(run),
         "tools_chart": Markup(figures.tools_chart(run)),
         "tools_by_language": tabulate.tool_table(run, "by_lang"),
-        "tools_by_form": tabulate.tool_table(run, "by_form"),
+        "tools_otherwise": tabulate.tool_tables(run),
         "time_bar": Markup(figures.time_bar(run)),
         "cost": tabulate.cost_table(run),
         "gates": tabulate.gates_table(run),
@@ -87,9 +88,8 @@ def headline(run: Run) -> str:
 
 def facts(run: Run) -> list[str]:
     """The line under the title: run, mode, seed, machine, date."""
-    machine = run.plan.get("machine") or {}
-    cores = machine.get("cores")
-    where = f"{cores} cores, {machine.get('cpu', 'unknown processor')}" if cores else None
+    cores, cpu = run.machine.get("cores"), run.machine.get("cpu", "unknown processor")
+    where = f"{cores} cores, {cpu}" if cores else None
     seed = run.plan.get("seed")
     found = [
         f"run {run.name}",
@@ -103,13 +103,11 @@ def facts(run: Run) -> list[str]:
 
 def provenance(run: Run) -> list[tuple[str, str]]:
     """Machine, software and what to type to have it again; what was not recorded says so."""
-    machine = run.plan.get("machine") or {}
-    commit = run.plan.get("commit") or {}
+    machine, commit = run.machine, run.commit
     memory = machine.get("memory_bytes")
     text = run.plan.get("text")
-    command = run.plan.get("command") or f"herd raise --seed {run.plan.get('seed', 0)}"
     rows = [
-        ("command", command),
+        ("command", command(run)),
         ("seed", run.plan.get("seed")),
         ("text", ", ".join(map(str, text)) if text else "Python's standard library and Herd's parallel sentences"),
         ("started", run.plan.get("created")),
@@ -120,7 +118,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
         ),
         ("processor", machine.get("cpu")),
         ("cores", machine.get("cores")),
-        ("vector instructions", ", ".join(machine.get("isa") or []) or None),
+        ("vector instructions", ", ".join(map(str, machine.get("isa", []))) or None),
         ("memory", nbytes(memory) if isinstance(memory, int) else None),
         ("speed found by the probe", _probe(run)),
         ("system", machine.get("os")),
@@ -130,9 +128,21 @@ def provenance(run: Run) -> list[tuple[str, str]]:
     return [(name, "not recorded" if value in (None, "") else str(value)) for name, value in rows]
 
 
+def command(run: Run) -> str | None:
+    """What to type to raise this herd again."""
+    if run.plan.get("command"):
+        return str(run.plan["command"])
+    mode, seed = run.plan.get("mode"), run.plan.get("seed")
+    if mode is None or seed is None:
+        return None
+    words = ["herd", "raise", "--name", run.name, "--seed", str(seed)]
+    words += [f"--{mode}"] if mode in ("full", "quick") else []
+    return shlex.join([*words, *(word for text in run.plan.get("text") or [] for word in ("--text", str(text)))])
+
+
 def _probe(run: Run) -> str | None:
-    rate = run.plan.get("flops_per_second")
-    return si(rate, "FLOP/s") if isinstance(rate, int | float) and rate > 0 else None
+    speeds = {shape: speed for shape, value in run.plan.get("speeds", {}).items() if (speed := number(value))}
+    return "; ".join(f"{shape}: {fixed(speed, 0)} tokens/s" for shape, speed in speeds.items()) or None
 
 
 def lineage(run: Run) -> list[tuple[str, str, str, str]]:

@@ -2,8 +2,9 @@
 
 This is the contract between the stages and the page::
 
-    run.json             name, seed, mode, created, version; optional machine (as `receipt.machine()`), commit, command,
-                         stages [name, ...]; predicted_seconds {stage: seconds}
+    run.json             name, seed, mode, created, version, text, vocab_size, predicted_seconds {stage: seconds};
+                         optional speeds {shape: tokens/s} of the probe and stages [name, ...]
+    machine.json         machine (as `receipt.machine()`) and commit (as `receipt.commit()`)
     stages/NAME/stage.json
                          stage, title, seconds, predicted_seconds, tokens, flops, peak_rss_bytes, predicted_peak_bytes,
                          model (folder, relative to the run, or null), n_params, notes [text],
@@ -13,7 +14,7 @@ This is the contract between the stages and the page::
                          one JSON a line from the training loop: tokens with loss (nats/token), or with eval_loss
     scores.json          [{model, name, value, unit, lo, hi, n, detail}, ...]; names the page knows: bpb, kl, top1,
                          needle, tool_use, code_parse, code_pass, and NAME_vs_MODEL for paired differences. detail
-                         may hold by_lang, by_form, by_length {key: number or {value, lo, hi, n}} and
+                         may hold by_lang, by_form, by_task, by_length {key: number or {value, lo, hi, n}} and
                          grid [{length, depth, value}, ...]; shares have the unit "fraction" and are shown in percent
     samples.json         [{prompt, outputs: {model: text}}, ...]
     MODEL/herd.json, config.json
@@ -38,8 +39,7 @@ Point = tuple[float, float]
 _NUMBER, _TEXT, _LIST, _DICT, _ANY = "number", "text", "list", "object", "anything"
 _PLAN = {
     "name": _TEXT, "mode": _TEXT, "seed": _NUMBER, "created": _TEXT, "version": _TEXT, "command": _TEXT, "text": _LIST,
-    "stages": _LIST, "machine": _DICT, "commit": _DICT, "predicted_seconds": _DICT, "flops_per_second": _NUMBER,
-    "vocab_size": _NUMBER,
+    "stages": _LIST, "predicted_seconds": _DICT, "speeds": _DICT, "vocab_size": _NUMBER,
 }  # fmt: skip
 _STAGE = {
     "title": _TEXT, "seconds": _NUMBER, "predicted_seconds": _NUMBER, "tokens": _NUMBER, "flops": _NUMBER,
@@ -50,6 +50,7 @@ _MACHINE = {
     "cpu": _TEXT, "cores": _NUMBER, "isa": _LIST, "memory_bytes": _NUMBER, "os": _TEXT, "python": _TEXT, "torch": _TEXT
 }  # fmt: skip
 _COMMIT = {"hash": _TEXT, "dirty": _ANY}
+_WHERE = {"machine": _DICT, "commit": _DICT}
 _LINEAGE = {"weights_hash": _TEXT, "parents": _DICT}
 _CONFIG = {"num_hidden_layers": _NUMBER, "hidden_size": _NUMBER, "max_position_embeddings": _NUMBER}
 
@@ -129,6 +130,8 @@ class Run:
     folder: Path
     name: str
     plan: dict[str, Any]
+    machine: dict[str, Any]
+    commit: dict[str, Any]
     stages: list[Stage]
     scores: list[Score]
     samples: list[dict[str, Any]]
@@ -159,13 +162,14 @@ def load_run(folder: Path | str) -> Run:
         raise ReportError(f"{folder} is not a run: no run.json and no stages/ in it; give the folder `herd raise` made")
     problems: list[str] = []
     plan = _typed(_read(folder / "run.json", dict, problems), _PLAN, "run.json", problems)
-    for key, kinds in (("machine", _MACHINE), ("commit", _COMMIT)):
-        plan[key] = _typed(plan.get(key) or {}, kinds, f"run.json, {key}", problems)
+    where = _typed(_read(folder / "machine.json", dict, problems), _WHERE, "machine.json", problems)
+    machine = _typed(where.get("machine", {}), _MACHINE, "machine.json, machine", problems)
+    commit = _typed(where.get("commit", {}), _COMMIT, "machine.json, commit", problems)
     stages = [_stage(folder, name, plan, problems) for name in _stage_names(folder, plan)]
     scores = []
     for index, record in enumerate(_read(folder / "scores.json", list, problems)):
         try:
-            scores.append(_score(record))
+            scores += _scores(record)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             problems.append(f"scores.json, entry {index}: {type(error).__name__}: {error}")
     samples = []
@@ -176,7 +180,9 @@ def load_run(folder: Path | str) -> Run:
             samples.append({"prompt": str(sample.get("prompt", "")), "outputs": words})
         else:
             problems.append(f"samples.json, entry {index}: no outputs")
-    return Run(folder, plan.get("name") or folder.resolve().name, plan, stages, scores, samples, problems)
+    return Run(
+        folder, plan.get("name") or folder.resolve().name, plan, machine, commit, stages, scores, samples, problems
+    )
 
 
 def number(value: Any) -> float | None:
@@ -235,7 +241,8 @@ def _stage_names(folder: Path, plan: dict[str, Any]) -> list[str]:
     listed = plan.get("stages") or list(plan.get("predicted_seconds") or {})
     planned = [str(stage.get("name")) if isinstance(stage, dict) else str(stage) for stage in listed]
     root = folder / "stages"
-    found = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    begun = (path for path in root.iterdir() if (path / "stage.json").exists() or (path / "metrics.jsonl").exists())
+    found = [path.name for path in begun] if root.is_dir() else []
 
     def order(name: str) -> tuple[int, float]:
         record = root / name / "stage.json"
@@ -318,7 +325,8 @@ def _curve(path: Path, name: str, problems: list[str]) -> Curve:
     return Curve(name, sorted(train.items()), sorted(evals.items()))
 
 
-def _score(record: dict[str, Any]) -> Score:
+def _scores(record: dict[str, Any]) -> list[Score]:
+    """The score, and the 99th percentile in its detail as a score of its own."""
     if not isinstance(record["model"], str) or not isinstance(record["name"], str):
         raise TypeError("model and name must be text")
     raw = record.get("detail") or {}
@@ -328,4 +336,7 @@ def _score(record: dict[str, Any]) -> Score:
             detail[key] = {str(part): estimate(value) for part, value in parts.items() if value is not None}
     grid = [(int(cell["length"]), float(cell["depth"]), float(cell["value"])) for cell in raw.get("grid") or []]
     unit = str(record.get("unit") or "")
-    return Score(record["model"], record["name"], unit, estimate(record), detail, grid)
+    scores = [Score(record["model"], record["name"], unit, estimate(record), detail, grid)]
+    if (p99 := number(raw.get("p99"))) is not None:
+        scores.append(Score(record["model"], f"{record['name']}_p99", unit, Estimate(p99)))
+    return scores

@@ -30,6 +30,7 @@ METRICS = (
     Metric("top1", "top-1 agreement", "higher", 1),
     Metric("needle", "needle", "higher", 1),
     Metric("tool_use", "tool use", "higher", 1),
+    Metric("overlap", "overlap of predictions", "higher", 1),
     Metric("code_parse", "code parses", "higher", 1),
     Metric("code_pass", "code passes", "higher", 1),
 )
@@ -142,8 +143,17 @@ def language_table(run: Run) -> Table | None:
     return Table(header, rows)
 
 
-def tool_table(run: Run, part: str) -> Table | None:
-    """Tool use of each model by ``by_lang`` or ``by_form``."""
+PARTS = {"by_form": "call form", "by_task": "task", "by_kind": "kind of dialog"}
+
+
+def tool_tables(run: Run) -> list[tuple[str, Table]]:
+    """Tool use by everything but language, as far as it was broken down."""
+    tables = [(title, tool_table(run, part, title)) for part, title in PARTS.items()]
+    return [(title, table) for title, table in tables if table]
+
+
+def tool_table(run: Run, part: str, title: str = "language") -> Table | None:
+    """Tool use of each model, broken down by ``part``."""
     measured = {model: score for model in run.models
                 if (score := run.score(model, "tool_use")) and score.detail.get(part)}  # fmt: skip
     order = dict.fromkeys(key for score in measured.values() for key in score.detail[part])
@@ -154,7 +164,7 @@ def tool_table(run: Run, part: str) -> Table | None:
          [cell(score.detail[part].get(key), score.unit, 1) for score in measured.values()])
         for key in order
     ]  # fmt: skip
-    header = [("language" if part == "by_lang" else "call form", ""), *((m, "% ↑") for m in measured)]
+    header = [(title, ""), *((m, "% ↑") for m in measured)]
     return Table(header, rows)
 
 

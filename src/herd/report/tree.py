@@ -26,7 +26,7 @@ _HOW = {
     "control": "from random weights",
 }
 # Used where a checkpoint carries no lineage: the order in which a herd is raised.
-_USUAL_PARENTS = {"long": "teacher", "instruct": "long", "student": "teacher", "control": None}
+_USUAL_PARENTS = {"long": "teacher", "instruct": "long", "student": "instruct", "control": None}
 
 
 @dataclass
