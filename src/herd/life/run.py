@@ -1,6 +1,6 @@
 """A run on disk and the order of its stages: what is done stays done, what was cut short goes on.
 
-    runs/NAME/run.json                     the plan, written first
+    runs/NAME/run.json                     the plan, written first; machine.json beside it
     runs/NAME/stages/STAGE/stage.json      written last: the stage is done (seconds, tokens, FLOPs, memory, gates)
     runs/NAME/stages/STAGE/metrics.jsonl   the loop's metrics
     runs/NAME/stages/STAGE/state/          the loop's resumable state, removed when the stage is done
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..report import receipt
 from .plan import Plan
 from .show import Show
 
@@ -64,13 +65,19 @@ class Run:
     plan: Plan
     show: Show
 
-    @classmethod
-    def create(cls, folder: Path, plan: Plan) -> None:
-        """Start ``folder`` with its plan. `DataError` where something is there already."""
+    @staticmethod
+    def refuse_existing(folder: Path) -> None:
+        """`DataError` where ``folder`` holds anything: a new run never touches what is there."""
         if folder.exists() and any(folder.iterdir()):
             raise DataError(f"{folder} exists already: add --resume to go on with it, or choose another --name")
+
+    @staticmethod
+    def create(folder: Path, plan: Plan) -> None:
+        """Start ``folder`` with its plan."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "run.json", plan.model_dump())
+        where = {"machine": receipt.machine(), "commit": receipt.commit(Path(__file__).parent)}
+        write_json(folder / "machine.json", where)
 
     @classmethod
     def saved_plan(cls, folder: Path) -> Plan:
