@@ -24,9 +24,26 @@ from zlib import crc32
 
 from ..errors import DataError
 from ..text.chat import CODE_INTERPRETER, FORMS
-from .toolbox import CODE, SCHEMAS, TOOLS, interpreter_result, system_prompt
+from ..tools import CUSTOM_TOOLS
+from .prompts import CODE, TOOL_NAMES, interpreter_result, system_prompt
+from .scoring import Verdict, score
 from .wordings import LANGUAGES, Wordings, load
 from .wordings.programs import PROGRAMS, check, slots
+
+__all__ = [
+    "FORMS",
+    "KINDS",
+    "LANGUAGES",
+    "TASKS",
+    "Dialog",
+    "Verdict",
+    "documented",
+    "make_dialogs",
+    "score",
+    "showcase",
+    "showcase_dialogs",
+    "training_texts",
+]
 
 Message = dict[str, Any]
 
@@ -265,7 +282,7 @@ def _strings(source: _Source, kind: str) -> _Turn:
         result = str(w.count(c))
         question, reply = source.say(kind, w=w, c=c, r=result)
         return _Turn(question, reply, result, "count_letter", {"text": w, "letter": c}, result)
-    result = TOOLS[kind](w)
+    result = w[::-1] if kind == "reverse" else w.upper()
     question, reply = source.say(kind, w=w, r=result)
     return _Turn(question, reply, result, kind, {"text": w}, result)
 
@@ -311,9 +328,9 @@ def _named_tools(rng: Random, form: str, needed: set[str]) -> tuple[str, ...] | 
     if form == "builtin":
         return () if u < 0.25 else ("wolfram_alpha",)
     if u < 0.3:
-        return tuple(TOOLS)
-    extra = rng.sample(tuple(TOOLS), 1 if u < 0.7 else 2)
-    return tuple(name for name in TOOLS if name in needed or name in extra)
+        return TOOL_NAMES
+    extra = rng.sample(TOOL_NAMES, 1 if u < 0.7 else 2)
+    return tuple(name for name in TOOL_NAMES if name in needed or name in extra)
 
 
 def _call(turn: _Turn, form: str, names: tuple[str, ...]) -> tuple[dict[str, Any], str]:
@@ -323,6 +340,8 @@ def _call(turn: _Turn, form: str, names: tuple[str, ...]) -> tuple[dict[str, Any
         return {"name": turn.tool, "arguments": arguments}, turn.result
     if turn.tool == "calculator" and names:
         return {"name": "wolfram_alpha", "arguments": {"query": arguments["expression"]}}, turn.result
+    if turn.tool == "calculator":  # "/" would print 12.0
+        arguments = {"expression": turn.expression.replace("/", "//")}
     code = CODE[turn.tool].format_map(arguments)
     return {"name": CODE_INTERPRETER, "arguments": {"code": code}}, interpreter_result(turn.result)
 
@@ -365,7 +384,7 @@ def documented(dialog: Dialog) -> Dialog:
     if dialog.form == "builtin" or dialog.messages[0]["role"] != "system":
         return dialog
     names = dialog.messages[0]["content"].split(": ", 1)[1].split(", ")
-    return replace(dialog, messages=dialog.messages[1:], tools=tuple(SCHEMAS[name] for name in names))
+    return replace(dialog, messages=dialog.messages[1:], tools=tuple(CUSTOM_TOOLS[name].schema for name in names))
 
 
 def training_texts(dialogs: Iterable[Dialog]) -> Iterator[str]:
@@ -450,7 +469,7 @@ def showcase_dialogs(lang: str = "en", form: str = "json") -> tuple[Dialog, ...]
     rng, words = Random(f"showcase {lang}"), load(lang)
     first = {kind: replace(topic, train=((topic.train[0][0],),)) for kind, topic in words.topics.items()}
     source = _Source(rng, replace(words, topics=first), "test", "train")
-    names = ("wolfram_alpha",) if form == "builtin" else tuple(TOOLS)
+    names = ("wolfram_alpha",) if form == "builtin" else TOOL_NAMES
     found = []
     for kind in _SHOWCASE:
         turn = _MAKERS[KINDS[kind][0]](source, kind)

@@ -1,0 +1,369 @@
+"""Dialogs made by program: right by an independent reckoning, held out as promised, learnable by copying."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from herd.data.dialogs import (
+    KINDS,
+    TASKS,
+    Dialog,
+    documented,
+    make_dialogs,
+    showcase,
+    showcase_dialogs,
+    training_texts,
+)
+from herd.data.prompts import system_prompt
+from herd.data.scoring import score, states
+from herd.data.wordings import LANGUAGES, expand, load
+from herd.data.wordings.programs import PROGRAMS
+from herd.errors import DataError
+from herd.text.chat import CODE_INTERPRETER, FORMS, render
+from herd.text.tokenizer import Tokenizer
+from herd.text.toolcall import parse
+from herd.tools import Sandbox, call, run_tool_loop
+
+
+@pytest.fixture(scope="module")
+def train() -> list[Dialog]:
+    return make_dialogs(8000, 1)
+
+
+@pytest.fixture(scope="module")
+def test() -> list[Dialog]:
+    return make_dialogs(4000, 2, split="test")
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+def after_prompt(dialog: Dialog) -> tuple:
+    return dialog.messages[len(dialog.prompt) :]
+
+
+# Oracle: tools and sandbox reckon again what the generator wrote
+
+
+def test_every_call_evaluates_to_its_result_and_the_answer_says_it(train, test):
+    for dialog in train + test:
+        if not dialog.call or dialog.call["name"] == CODE_INTERPRETER:
+            continue
+        assert call(dialog.call["name"], dialog.call["arguments"]) == dialog.result
+        said = (
+            datetime.date.fromisoformat(dialog.call["arguments"]["date"]).weekday()
+            if dialog.kind == "weekday"
+            else None
+        )
+        expected = dialog.result if said is None else load(dialog.lang).weekdays[said]
+        assert dialog.answer == expected
+        assert states(dialog.messages[-1]["content"], expected), dialog.messages
+
+
+def test_interpreter_code_prints_the_result(train, sandbox):
+    seen = Counter()
+    for dialog in train:
+        if dialog.call and dialog.call["name"] == CODE_INTERPRETER and seen[dialog.kind] < 6:
+            seen[dialog.kind] += 1
+            outcome = sandbox.run(dialog.call["arguments"]["code"])
+            assert outcome.ok, outcome.stderr
+            assert outcome.stdout == dialog.result + "\n"
+            assert dialog.messages[-2] == {
+                "role": "ipython",
+                "content": f"completed\n[stdout]{dialog.result}\n[/stdout]",
+            }
+    assert len(seen) == 15 - seen.get("repeat", 0)  # every kind that calls a tool
+
+
+def test_every_program_meets_its_check_and_wrong_ones_fail(train, test, sandbox):
+    bodies = set()
+    for dialog in train + test:
+        if dialog.kind != "program":
+            continue
+        scope: dict = {}
+        exec(dialog.messages[-1]["content"] + "\n" + dialog.check, scope)
+        bodies.add(dialog.messages[-1]["content"].split("return", 1)[1])
+        assert dialog.answer in dialog.messages[-1]["content"]
+    assert len(bodies) > 2 * len(PROGRAMS)
+    dialog = next(d for d in test if d.kind == "program")
+    right = dialog.messages[-1]["content"]
+    assert score(dialog, [{"role": "assistant", "content": right}], sandbox.run).correct
+    fenced = f"Here:\n```python\n{right}\n```"
+    assert score(dialog, [{"role": "assistant", "content": fenced}], sandbox.run).correct
+    for wrong in (right.replace("return", "return 1 +"), "def x(", "", right + "\nraise SystemExit"):
+        assert not score(dialog, [{"role": "assistant", "content": wrong}], sandbox.run).correct
+
+
+def test_a_model_that_knows_everything_scores_full_marks_through_the_tool_loop(test, sandbox):
+    """The scripted model writes the calls as text; parser, loop and tools are the real ones."""
+    tried = Counter()
+    for dialog in test:
+        if tried[dialog.kind, dialog.form] >= 2:
+            continue
+        tried[dialog.kind, dialog.form] += 1
+        script = [m for m in after_prompt(dialog) if m["role"] == "assistant"]
+        written = iter(written_text(m, dialog.form) for m in script)
+        produced = run_tool_loop(lambda _, written=written: next(written), list(dialog.prompt))[len(dialog.prompt) :]
+        verdict = score(dialog, produced, sandbox.run)
+        assert verdict.correct, (verdict, produced)
+    assert len(tried) == len(KINDS) * len(FORMS)
+
+
+def written_text(message: dict, form: str) -> str:
+    dialog = Dialog((message,), (), form, "en", "", "", "")
+    code = any(call["name"] == CODE_INTERPRETER for call in message.get("tool_calls", ()))
+    return ("<|python_tag|>" if code else "") + list(training_texts([dialog]))[-1]
+
+
+# Held out
+
+
+def normalised(question: str) -> str:
+    return re.sub(r"[^\w{}+*/-]+", " ", question).strip().casefold()
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_wordings_of_train_and_test_are_disjoint_and_many(lang):
+    words = load(lang)
+    assert set(words.topics) == set(KINDS)
+    assert set(words.programs) == {program.key for program in PROGRAMS}
+    assert not set(words.names["train"]) & set(words.names["test"])
+    assert len(words.weekdays) == 7
+    for kind, topic in words.topics.items():
+        train = {normalised(w) for line in topic.train for w in line}
+        test = {normalised(w) for line in topic.test for w in line}
+        assert not train & test, (lang, kind)
+        assert len(train) >= 4
+        assert len(test) >= 2
+        if KINDS[kind][0] in ("arithmetic", "dates", "programs"):
+            assert len(train) >= 5
+    for task in ("arithmetic", "dates", "strings"):
+        assert sum(len(line) for k, t in words.topics.items() if KINDS[k][0] == task for line in t.train) >= 25
+
+
+def test_numbers_words_dates_and_programs_are_disjoint(train, test):
+    def arithmetic(dialogs):
+        return {tuple(re.findall(r"\d+", d.expression)) for d in dialogs if d.expression}
+
+    assert not arithmetic(train) & arithmetic(test)
+
+    def arguments(dialogs, kind):
+        found = {str(sorted(d.call["arguments"].items())) for d in dialogs if d.kind == kind and d.form != "builtin"}
+        assert found
+        return found
+
+    for kind in ("date_after", "date_before", "days_between", "reverse", "upper", "count"):
+        assert not arguments(train, kind) & arguments(test, kind)
+    programs = [{d.messages[-1]["content"] for d in dialogs if d.kind == "program"} for dialogs in (train, test)]
+    assert not programs[0] & programs[1]
+    for lang in LANGUAGES:
+        for name in load(lang).names["test"]:
+            assert not any(re.search(rf"(?<!\w){name}(?!\w)", d.prompt[-1]["content"]) for d in train if d.lang == lang)
+
+
+def test_every_small_number_is_an_operand_in_train():
+    dialogs = make_dialogs(60_000, 5, languages=["en"], tasks=["add", "sub", "mul"])
+    seen = {int(n) for d in dialogs for n in re.findall(r"\d+", d.expression)}
+    assert set(range(1000)) <= seen
+
+
+# Properties
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    n=st.integers(0, 40),
+    split=st.sampled_from(["train", "test"]),
+    languages=st.lists(st.sampled_from(LANGUAGES), min_size=1, max_size=3),
+    forms=st.lists(st.sampled_from(FORMS), min_size=1, max_size=3),
+    tasks=st.none() | st.lists(st.sampled_from((*TASKS, *KINDS)), min_size=1, max_size=3),
+)
+def test_pure_function_of_its_arguments(seed, n, split, languages, forms, tasks):
+    options = {"split": split, "languages": languages, "forms": forms, "tasks": tasks}
+    dialogs = make_dialogs(n, seed, **options)
+    assert dialogs == make_dialogs(n, seed, **options)
+    assert dialogs[: n // 2] == make_dialogs(n // 2, seed, **options)
+    for dialog in dialogs:
+        assert dialog.lang in languages
+        assert dialog.form in forms
+        assert tasks is None or dialog.kind in tasks or dialog.task in tasks
+        assert dialog.prompt[-1]["role"] == "user"
+        assert dialog.messages[-1]["role"] == "assistant"
+
+
+def test_splits_and_seeds_differ(train):
+    assert make_dialogs(50, 1) != make_dialogs(50, 2)
+    assert make_dialogs(50, 1) != make_dialogs(50, 1, split="test")
+    assert {d.task for d in train} == set(TASKS)
+    assert {(d.lang, d.form) for d in train} == {(lang, form) for lang in LANGUAGES for form in FORMS}
+
+
+def test_no_slot_is_left_open(train, test):
+    for dialog in train + test:
+        for message in dialog.messages:
+            assert message["content"].strip() == message["content"]
+            if not message["content"].startswith("def "):
+                assert not re.search(r"[{}|]|  | [.,]|\n\n", message["content"]), message
+
+
+# Rendering
+
+
+@pytest.fixture(scope="module")
+def tokenizer(train) -> Tokenizer:
+    return Tokenizer.train(training_texts(train[:3000]), 2304)
+
+
+def test_rendered_calls_parse_back(test, tokenizer):
+    for dialog in test[:600]:
+        rendered = render(dialog.messages, tokenizer, form=dialog.form)
+        first = next(s for s in rendered.spans if s.message == len(dialog.prompt))
+        assert first.role == "assistant"
+        parsed = parse(tokenizer.decode(rendered.ids[first.start : first.end]).split("\n\n", 1)[1].rsplit("<|eo", 1)[0])
+        assert [{"name": c.name, "arguments": c.arguments} for c in parsed.calls] == (
+            [dialog.call] if dialog.call else []
+        )
+
+
+def test_dialogs_are_short(train, tokenizer):
+    lengths = sorted(len(render(d.messages, tokenizer, form=d.form).ids) for d in train[3000:4000])
+    assert sum(lengths) / len(lengths) <= 100
+    assert lengths[-1] <= 320
+
+
+def test_operands_keep_their_tokens_from_question_to_call(train, tokenizer):
+    """What makes the task learnable: a number or word to copy is cut into the same tokens wherever it stands."""
+    for dialog in train[:500]:
+        if dialog.kind not in ("mul", "reverse", "date_after") or dialog.form == "builtin" or len(dialog.messages) > 5:
+            continue
+        arguments = dialog.call["arguments"]
+        wanted = re.findall(r"\d+", dialog.expression) or [arguments.get("text") or arguments["date"]]
+        ids = render(dialog.messages, tokenizer, form=dialog.form).ids
+        for value in wanted:
+            piece = tokenizer.encode(value)
+            places = [i for i in range(len(ids)) if ids[i : i + len(piece)] == piece]
+            assert len(places) >= 2, (value, dialog.messages)
+
+
+def test_documented_carries_schemas_in_place_of_the_short_line(train, tokenizer):
+    dialog = next(d for d in train if d.form == "json" and d.kind == "add" and len(d.prompt) == 2)
+    full = documented(dialog)
+    assert full.messages[0]["role"] == "user"
+    assert "calculator" in {tool["function"]["name"] for tool in full.tools}
+    text = tokenizer.decode(render(full.messages, tokenizer, tools=full.tools, form="json").ids)
+    assert "Here is a list of functions in JSON format" in text
+    assert documented(next(d for d in train if d.form == "builtin")).tools == ()
+
+
+# Scoring
+
+
+@pytest.mark.parametrize(
+    "text, answer, expected",
+    [
+        ("It is 816.", "816", True),
+        ("816", "816", True),
+        ("It is 8,160.", "8160", True),
+        ("Das macht 8.160 Stück", "8160", True),
+        ("8\u202f160 pommes", "8160", True),
+        ("1,234,567", "1234567", True),
+        ("कुल ८१६ सेब", "816", True),
+        ("It is 8160.", "816", False),
+        ("It is 2816.", "816", False),
+        ("It is 816.5", "816", False),
+        ("It is 0.816", "816", False),
+        ("It is 816,5", "816", False),
+        ("It is -816.", "816", False),
+        ("It is -816.", "-816", True),
+        ("on 2024-08-16", "16", False),
+        ("on 2024-08-16", "2024", False),
+        ("x816", "816", False),
+        ("12, 816 and 7", "816", True),
+        ("1,816 things", "816", False),
+        ("on 2024-08-16.", "2024-08-16", True),
+        ("on 12024-08-16.", "2024-08-16", False),
+        ('It is "ananab".', "ananab", True),
+        ("bananab", "ananab", False),
+        ("เป็นวันจันทร์ค่ะ", "วันจันทร์", True),
+        ("BANANA", "banana", False),
+        ("", "1", False),
+    ],
+)
+def test_states(text, answer, expected):
+    assert states(text, answer) is expected
+
+
+def messages_for(call_: dict | None, answer: str) -> list[dict]:
+    asked = [{"role": "assistant", "content": "", "tool_calls": [call_]}, {"role": "ipython", "content": "?"}]
+    return [*(asked if call_ else []), {"role": "assistant", "content": answer}]
+
+
+def test_score_wants_call_and_answer(test):
+    dialog = next(
+        d for d in test if d.kind == "mul" and d.form == "json" and "*0" not in d.expression and int(d.result) > 9
+    )
+    right, wrong = {"name": "calculator", "arguments": {"expression": dialog.expression}}, {"expression": "1+1"}
+    answer = f"It is {dialog.result}."
+    assert score(dialog, messages_for(right, answer)).correct
+    a, b = dialog.expression.split("*")
+    assert score(
+        dialog, messages_for({"name": "calculator", "arguments": {"expression": f"{b} * {a}"}}, answer)
+    ).correct
+    verdicts = [
+        score(dialog, messages_for(None, answer)),
+        score(dialog, messages_for({"name": "calculator", "arguments": wrong}, answer)),
+        score(dialog, messages_for({"name": "calc", "arguments": wrong}, answer)),
+        score(dialog, messages_for({"name": "calculator", "arguments": {"expression": "("}}, answer)),
+        score(dialog, messages_for({"name": "calculator", "arguments": {}}, answer)),
+        score(dialog, messages_for({"name": "calculator", "arguments": ["x"]}, answer)),
+        score(dialog, messages_for(right, f"It is {dialog.result}0.")),
+        score(dialog, messages_for(right, answer)[:-1]),
+        score(dialog, []),
+    ]
+    assert not any(v.correct for v in verdicts)
+    assert all(v.why for v in verdicts)
+    assert [v.answer_ok for v in verdicts] == [True, True, True, True, True, True, False, False, False]
+
+
+def test_score_of_chat_refuses_a_call(test):
+    dialog = next(d for d in test if d.kind == "identity")
+    assert score(dialog, messages_for(None, dialog.answer)).correct
+    assert not score(
+        dialog, messages_for({"name": "calculator", "arguments": {"expression": "1"}}, dialog.answer)
+    ).correct
+    assert not score(dialog, messages_for(None, "I am a cat.")).correct
+
+
+# Examples
+
+
+def test_showcase_is_held_out_and_in_every_language(train):
+    for lang in LANGUAGES:
+        assert len(set(showcase(lang))) == 5
+        for form in FORMS:
+            for dialog in showcase_dialogs(lang, form):
+                assert dialog.form == form
+                assert dialog.messages[0] == {"role": "system", "content": system_prompt(form)}
+    assert [d.kind for d in showcase_dialogs("en")] == ["mul", "story_sub", "date_after", "program", "identity"]
+
+
+def test_expand():
+    assert expand("[a|b] {x}[?|]") == ("a {x}?", "a {x}", "b {x}?", "b {x}")
+
+
+@pytest.mark.parametrize(
+    "options", [{"split": "dev"}, {"languages": ["xx"]}, {"forms": []}, {"tasks": ["sums"]}, {"tasks": []}]
+)
+def test_unknown_names_are_refused(options):
+    with pytest.raises(DataError, match="choose from"):
+        make_dialogs(1, 0, **options)
