@@ -1,0 +1,113 @@
+"""Every tool by name, with the JSON schema the model reads and the check its arguments must pass.
+
+A schema is what Llama 3.1's JSON form shows the model (``{"type": "function", "function": {"name", "description",
+"parameters"}}``); a call is ``call(name, arguments)``. A model's call is untrusted input: unknown names, missing, extra
+and mistyped arguments are each one ToolError line, which the tool loop hands back to the model.
+
+``wolfram_alpha`` and ``code_interpreter`` are Llama 3.1's built-in tools; here the first computes arithmetic on this
+machine and the second runs Python in the sandbox.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from ..errors import ToolError
+from .arithmetic import calculator
+from .dates import add_days, days_between, weekday
+from .sandbox import run_python
+from .strings import count_letter, reverse, upper
+
+JSON_TYPES: dict[type, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that a model may call, described by its own signature and documentation string."""
+
+    function: Callable[..., str]
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    @property
+    def description(self) -> str:
+        """First line of the documentation string."""
+        return inspect.getdoc(self.function).splitlines()[0]  # type: ignore[union-attr]
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """{argument: JSON type}; all are required."""
+        hints = get_type_hints(self.function)
+        return {name: JSON_TYPES[hints[name]] for name in inspect.signature(self.function).parameters}
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The JSON description for the system or user prompt."""
+        parameters = {
+            "type": "object",
+            "properties": {name: {"type": kind} for name, kind in self.parameters.items()},
+            "required": list(self.parameters),
+        }
+        return {
+            "type": "function",
+            "function": {"name": self.name, "description": self.description, "parameters": parameters},
+        }
+
+    def __call__(self, **arguments: Any) -> str:
+        """Check the arguments and call; ToolError where they do not fit or the tool fails."""
+        wanted = self.parameters
+        missing, extra = sorted(wanted.keys() - arguments.keys()), sorted(arguments.keys() - wanted.keys())
+        if missing or extra:
+            raise ToolError(
+                f"{self.name}: {f'missing {missing}' if missing else f'unknown {extra}'}; arguments are {list(wanted)}"
+            )
+        return self.function(
+            **{name: _checked(self.name, name, kind, arguments[name]) for name, kind in wanted.items()}
+        )
+
+
+def wolfram_alpha(query: str) -> str:
+    """Compute arithmetic, in place of the Wolfram Alpha service."""
+    return calculator(query)
+
+
+def code_interpreter(code: str) -> str:
+    """Run a Python program and give back what it printed."""
+    result = run_python(code)
+    if not result.ok:
+        last = result.stderr.strip().splitlines()[-1:] or [""]
+        raise ToolError(": ".join(part for part in ("code_interpreter", result.reason, last[0]) if part))
+    return result.stdout
+
+
+CUSTOM_TOOLS: dict[str, Tool] = {
+    f.__name__: Tool(f) for f in (calculator, add_days, days_between, weekday, reverse, upper, count_letter)
+}
+BUILTIN_TOOLS: dict[str, Tool] = {f.__name__: Tool(f) for f in (wolfram_alpha, code_interpreter)}
+TOOLS: dict[str, Tool] = {**CUSTOM_TOOLS, **BUILTIN_TOOLS}
+
+
+def call(name: str, arguments: Mapping[str, Any], tools: Mapping[str, Callable[..., str]] = TOOLS) -> str:
+    """Call a tool by name. ToolError for an unknown name, arguments that do not fit, or a tool that fails."""
+    if name not in tools:
+        raise ToolError(f"unknown tool {name!r}; there are {', '.join(sorted(tools))}")
+    if not isinstance(arguments, Mapping) or not all(isinstance(key, str) for key in arguments):
+        raise ToolError(f"{name}: arguments {arguments!r} are not an object; give named arguments")
+    return tools[name](**arguments)
+
+
+def _checked(tool: str, name: str, kind: str, value: Any) -> Any:
+    fits = {
+        "string": isinstance(value, str),
+        "integer": isinstance(value, int) and not isinstance(value, bool),
+        "number": isinstance(value, int | float) and not isinstance(value, bool),
+        "boolean": isinstance(value, bool),
+    }
+    if not fits[kind]:
+        raise ToolError(f"{tool}: {name}={value!r} is not of type {kind}; give one that is")
+    return value

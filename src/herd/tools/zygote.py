@@ -1,0 +1,406 @@
+"""The sandbox's inside: a small process that forks once for every program. It runs alone, without the rest of Herd.
+
+Started by `sandbox.py` as ``python -S -P zygote.py FD FOLDER``. It first leaves the machine's network and mounts where
+the kernel lets it, then serves requests on the socket FD: fork, lock the child up, run, report. The lock, in the
+child, from the inside out:
+
+- *resource limits*: address space, CPU seconds, file size, open files, processes, no core file;
+- *Landlock* (Linux 5.13+): reads below Python's own library, writes below the program's own folder, nothing else;
+- *seccomp*: a list of harmless system calls; every other one (sockets, processes, signals, ptrace ...) fails;
+- *audit hook*: Python's own events; only used where one of the kernel's locks is missing, since code that reaches below
+  Python escapes it.
+
+All of it is irreversible and inherited, and needs no privileges. Which of them took hold is found by trying in a first
+child and told to the caller with every result.
+
+Sources: landlock(7), seccomp(2), ``include/uapi/linux/{landlock,seccomp,filter}.h``.
+"""
+
+# Those not used here are loaded before forking for the programs, which import them most.
+import collections  # noqa: F401
+import contextlib
+import ctypes
+import datetime  # noqa: F401
+import functools  # noqa: F401
+import gc
+import itertools  # noqa: F401
+import json
+import math  # noqa: F401
+import os
+import platform
+import random  # noqa: F401
+import re  # noqa: F401
+import resource
+import select
+import shutil
+import signal
+import socket
+import string  # noqa: F401
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import typing  # noqa: F401
+
+FOLDER_BYTES, FOLDER_FILES = 16 << 20, 1024
+FILE_BYTES = 1 << 20  # of one file, where no small file system of our own bounds all of them together
+OPEN_FILES = 64
+SETUP_FAILED = 97
+
+CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWNET = 0x20000, 0x8000000, 0x10000000, 0x40000000
+MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x4000, 0x40000
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+
+# System calls a Python program needs: its memory, its time, its open files, and files below its folder.
+# fmt: off
+SYSCALLS = {
+    "x86_64": (0xC000003E, (
+        0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 28, 32, 33, 35,
+        39, 60, 63, 72, 74, 76, 77, 79, 80, 82, 83, 84, 87, 89, 96, 97, 98, 99, 100, 102, 104, 107, 108, 110, 131,
+        137, 186, 202, 204, 217, 228, 229, 230, 231, 257, 258, 262, 263, 264, 267, 269, 270, 271, 273, 283, 292, 293,
+        316, 318, 324, 332, 334, 439,
+    )),
+    "aarch64": (0xC00000B7, (
+        17, 23, 24, 25, 29, 34, 35, 38, 43, 45, 46, 48, 49, 56, 57, 59, 61, 62, 63, 64, 65, 66, 67, 68, 72, 73, 78,
+        79, 80, 82, 93, 94, 98, 99, 101, 113, 114, 115, 123, 124, 132, 134, 135, 139, 153, 160, 165, 169, 172, 173,
+        174, 175, 176, 177, 178, 214, 215, 216, 222, 226, 233, 276, 278, 283, 291, 293, 439,
+    )),
+}
+# fmt: on
+SYS_LANDLOCK = 444  # create_ruleset, add_rule, restrict_self: the same numbers on every machine
+
+
+class Locks:
+    """The kernel's locks through ctypes; each method raises OSError where the kernel refuses."""
+
+    def __init__(self):
+        self.libc = ctypes.CDLL(None, use_errno=True)
+
+    def check(self, result):
+        if result < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return result
+
+    def syscall(self, number, *arguments):
+        return self.check(self.libc.syscall(ctypes.c_long(number), *arguments))
+
+    def prctl(self, option, a=0, b=0):
+        zero = ctypes.c_ulong(0)
+        value = ctypes.c_ulong(a) if isinstance(a, int) else a
+        return self.check(self.libc.prctl(option, value, b or zero, zero, zero))
+
+    def namespaces(self):
+        """Leave the machine's network and mounts; mapped to the same user inside a user namespace of our own."""
+        uid, gid = os.getuid(), os.getgid()
+        self.check(self.libc.unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWNS))
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+
+    def tmpfs(self, folder):
+        """Small memory-backed storage on ``folder`` that only this process and its children see."""
+        self.check(self.libc.mount(b"none", b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None))
+        options = f"size={FOLDER_BYTES},nr_inodes={FOLDER_FILES},mode=700".encode()
+        flags = ctypes.c_ulong(MS_NOSUID | MS_NODEV)
+        self.check(self.libc.mount(b"tmpfs", folder.encode(), b"tmpfs", flags, options))
+
+    def landlock(self, readable, writable):
+        """Files: read below ``readable``, read and write below ``writable``, nothing anywhere else."""
+        abi = self.syscall(SYS_LANDLOCK, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
+        handled = (
+            (1 << 13) - 1 | (1 << 13 if abi >= 2 else 0) | (1 << 14 if abi >= 3 else 0) | (1 << 15 if abi >= 5 else 0)
+        )
+        network, scope = (3 if abi >= 4 else 0), (3 if abi >= 6 else 0)
+        attributes = struct.pack("QQQ", handled, network, scope)[: 8 if abi < 4 else 16 if abi < 6 else 24]
+        ruleset = self.syscall(SYS_LANDLOCK, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
+        read = 1 << 2 | 1 << 3  # read files, list folders
+        make = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 13 | 1 << 14  # write, remove, make, rename, truncate
+        for paths, access in ((readable, read), (writable, (read | make) & handled)):
+            for path in paths:
+                try:
+                    handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+                except FileNotFoundError:
+                    continue
+                rule = struct.pack("=Qi", access, handle)
+                self.syscall(SYS_LANDLOCK + 1, ruleset, ctypes.c_int(1), rule, ctypes.c_uint32(0))
+                os.close(handle)
+        self.syscall(SYS_LANDLOCK + 2, ruleset, ctypes.c_uint32(0))
+        os.close(ruleset)
+
+    def seccomp(self):
+        """System calls: those of the list; all others fail with EPERM, another architecture's kill the process."""
+        arch, numbers = SYSCALLS[platform.machine()]
+        load, equal, give = 0x20, 0x15, 0x06  # BPF: load a word, jump if equal, return
+        program = [(load, 0, 0, 4), (equal, 1, 0, arch), (give, 0, 0, 0x80000000), (load, 0, 0, 0)]
+        program += [(equal, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
+        program += [(give, 0, 0, 0x00050000 | 1), (give, 0, 0, 0x7FFF0000)]  # EPERM, allow
+        code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
+        header = struct.pack("HxxxxxxQ", len(program), ctypes.addressof(code))
+        self.prctl(PR_SET_SECCOMP, 2, header)
+
+
+def limit(request, file_bytes):
+    """Resource limits, ``file_bytes`` at most in one file. Limits that are lower already stay."""
+    seconds = int(request["timeout_s"]) + 1
+    wanted = {
+        "RLIMIT_AS": request["memory_bytes"], "RLIMIT_CPU": seconds, "RLIMIT_FSIZE": file_bytes,
+        "RLIMIT_NOFILE": OPEN_FILES, "RLIMIT_NPROC": 0, "RLIMIT_CORE": 0,
+    }  # fmt: skip
+    for name, value in wanted.items():
+        number = getattr(resource, name, None)
+        if number is None:
+            continue
+        hard = resource.getrlimit(number)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        try:
+            resource.setrlimit(number, (value, value))
+        except (ValueError, OSError):
+            if name != "RLIMIT_AS" or sys.platform == "linux":  # macOS has no limit on address space
+                raise
+
+
+def audit(folder):
+    """Python-level lock for machines without the kernel's: no sockets, no processes, no files outside the folder."""
+    roots = tuple(os.path.join(path, "") for path in {os.path.realpath(p) for p in (folder, *libraries())})
+    inside = os.path.join(os.path.realpath(folder), "")
+    refused = ("socket.", "subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.kill",
+               "os.chmod", "os.chown", "os.link", "os.symlink", "os.putenv", "ctypes.", "pty.", "signal.",
+               "os.setxattr", "os.utime", "fcntl.", "resource.", "syslog.")  # fmt: skip
+    reading = ("os.listdir", "os.scandir", "os.chdir")
+    writing = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.truncate")
+    real, join, fsdecode, kinds = os.path.realpath, os.path.join, os.fsdecode, (str, bytes, os.PathLike)
+    flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+    def below(path, allowed):
+        path = "." if path is None else path
+        return isinstance(path, kinds) and join(real(fsdecode(path)), "").startswith(allowed)
+
+    def hook(event, arguments):
+        if event.startswith(refused):
+            raise PermissionError(f"sandbox: {event} is not allowed")
+        if event == "open" and not isinstance(arguments[0], int):
+            write = isinstance(arguments[2], int) and arguments[2] & flags
+            if not below(arguments[0], inside if write else roots):
+                raise PermissionError(f"sandbox: {arguments[0]!r} is outside the program's folder")
+            return
+        allowed = inside if event in writing else roots if event in reading else None
+        if allowed and not all(below(path, allowed) for path in arguments[: 2 if event == "os.rename" else 1]):
+            raise PermissionError(f"sandbox: {event} outside the program's folder")
+
+    sys.addaudithook(hook)
+
+
+def libraries():
+    """Folders that hold Python's own library, its shared libraries and the time zones."""
+    own = [path for path in sys.path if path] + [os.path.dirname(os.__file__)]
+    return [*own, os.path.join(sys.base_prefix, "lib"), "/lib", "/lib64", "/usr/lib", "/usr/lib64",
+            "/usr/share/zoneinfo"]  # fmt: skip
+
+
+def lock(locks, protections, request, folder):
+    """Apply to this process every lock that is known to work here."""
+    limit(request, FOLDER_BYTES if "tmpfs" in protections else FILE_BYTES)
+    if "seccomp" in protections or "landlock" in protections:
+        locks.prctl(PR_SET_NO_NEW_PRIVS, 1)
+        locks.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+        locks.prctl(PR_SET_DUMPABLE, 0)
+    if "audit" in protections:
+        audit(folder)
+    if "landlock" in protections:
+        locks.landlock(libraries(), [folder])
+    if "seccomp" in protections:
+        locks.seccomp()
+
+
+def execute(code):
+    """Run a program in this process; its exit status. Tracebacks begin at the program's own first frame."""
+    try:
+        exec(compile(code, "<program>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
+        status = 0
+    except SystemExit as stop:
+        if stop.code is not None and not isinstance(stop.code, int):
+            print(stop.code, file=sys.stderr)
+            status = 1
+        else:
+            status = (stop.code or 0) & 0xFF
+    except BaseException as error:
+        trace = error.__traceback__.tb_next if error.__traceback__ else None
+        traceback.print_exception(type(error), error, trace)
+        status = 1
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BaseException:
+            status = status or 1
+    return status
+
+
+def child(locks, protections, request, folder, pipes):
+    """The forked process: standard streams, the lock, the program. Never returns."""
+    status = SETUP_FAILED
+    try:
+        os.setsid()
+        os.chdir(folder)
+        with tempfile.TemporaryFile(dir=folder) as given:
+            given.write(request["stdin"].encode("utf-8", "surrogatepass"))
+            given.seek(0)
+            os.dup2(given.fileno(), 0)
+        os.dup2(pipes[0], 1)
+        os.dup2(pipes[1], 2)
+        os.closerange(3, 4096)
+        for name in ("stdin", "stdout", "stderr"):
+            number = ("stdin", "stdout", "stderr").index(name)
+            mode, errors = ("w", "replace") if number else ("r", "strict")
+            stream = open(number, mode, encoding="utf-8", errors=errors)  # noqa: SIM115
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+        sys.argv = ["<program>"]
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        lock(locks, protections, request, folder)
+        status = execute(request["code"])
+    except BaseException:
+        if status == SETUP_FAILED:
+            os.write(2, traceback.format_exc().encode()[-2000:])
+    finally:
+        os._exit(status)
+
+
+def run(locks, protections, request, root, control):
+    """Fork for one program, read what it prints within bounds, end it at its time; a reply for the caller."""
+    folder = tempfile.mkdtemp(dir=root)
+    out, err = os.pipe(), os.pipe()
+    began = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        control.close()
+        child(locks, protections, request, folder, (out[1], err[1]))
+    os.close(out[1])
+    os.close(err[1])
+    try:
+        outputs, reason = collect(pid, {out[0]: bytearray(), err[0]: bytearray()}, request, began, control)
+        _, status = os.waitpid(pid, 0)
+    finally:
+        os.close(out[0])
+        os.close(err[0])
+        clean(folder)
+    if reason is None and os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        names = {int(s): s.name for s in signal.Signals}
+        reason = "CPU time limit" if number == signal.SIGXCPU else f"killed by {names.get(number, number)}"
+    elif reason is None and os.WEXITSTATUS(status) == SETUP_FAILED:
+        reason = "sandbox could not be set up"
+    elif reason is None and os.WEXITSTATUS(status):
+        reason = f"exit status {os.WEXITSTATUS(status)}"
+    stdout, stderr = (bytes(outputs[fd]).decode("utf-8", "replace") for fd in (out[0], err[0]))
+    return {"stdout": stdout, "stderr": stderr, "reason": reason or "", "seconds": time.monotonic() - began}
+
+
+def collect(pid, outputs, request, began, control):
+    """Read until both ends close; ends the child at its time, at too much output, or when the caller has gone."""
+    deadline, most = began + request["timeout_s"], request["output_bytes"]
+    waiting, reason = set(outputs), None
+    while waiting:
+        rest = deadline - time.monotonic()
+        ready = select.select([*waiting, control], [], [], max(0.0, rest))[0] if rest > 0 else []
+        if control in ready and not control.recv(1, socket.MSG_PEEK):
+            kill(pid)
+            os._exit(0)
+        if rest <= 0:
+            reason = f"time limit of {request['timeout_s']:g} s"
+            break
+        for fd in waiting.intersection(ready):
+            data = os.read(fd, 65536)
+            outputs[fd] += data[: most - len(outputs[fd])]
+            if not data:
+                waiting.discard(fd)
+            elif len(outputs[fd]) >= most and len(data) > 0:
+                reason = f"output limit of {most} bytes"
+        if reason:
+            break
+    if reason:
+        kill(pid)
+    else:  # both streams closed, yet the program may go on without them
+        while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if time.monotonic() > deadline:
+                reason = f"time limit of {request['timeout_s']:g} s"
+                kill(pid)
+                break
+            time.sleep(0.0005)
+    return outputs, reason
+
+
+def kill(pid):
+    """End the child and, where processes were possible at all, everything in its session's group."""
+    for send in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            send(pid, signal.SIGKILL)
+
+
+def clean(folder):
+    """Remove a folder, also where the program took its permissions away."""
+
+    def again(function, path, _):
+        try:
+            os.chmod(os.path.dirname(path), 0o700)
+            os.chmod(path, 0o700)
+            function(path)
+        except OSError:
+            pass
+
+    shutil.rmtree(folder, onerror=again)
+
+
+def works(action):
+    """Whether ``action`` succeeds in a forked child: for locks that cannot be taken back."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            action()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def protect(locks, root):
+    """Leave the network and the mounts if possible; the names of all protections that hold for programs here."""
+    names = ["limits"]
+    if sys.platform == "linux":
+        if works(locks.namespaces):
+            locks.namespaces()
+            names.append("namespaces")
+            if works(lambda: locks.tmpfs(root)):
+                locks.tmpfs(root)
+                names.append("tmpfs")
+        for name, action in (("landlock", lambda: locks.landlock(libraries(), [root])), ("seccomp", locks.seccomp)):
+            if works(lambda action=action: (locks.prctl(PR_SET_NO_NEW_PRIVS, 1), action(), os.listdir(root))):
+                names.append(name)
+    if "landlock" not in names or "seccomp" not in names:
+        names.append("audit")
+    return names
+
+
+def main():
+    """Serve requests: each a length and JSON, answered in kind, until the caller closes the socket."""
+    control, root = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
+    locks = Locks()
+    protections = protect(locks, root)
+    gc.collect()
+    gc.freeze()  # a program's collector then leaves the shared pages of this process alone
+    stream = control.makefile("rwb")
+    message = {"protections": protections}
+    while True:
+        data = json.dumps(message).encode()
+        stream.write(struct.pack("<Q", len(data)) + data)
+        stream.flush()
+        header = stream.read(8)
+        if len(header) < 8:
+            return
+        request = json.loads(stream.read(struct.unpack("<Q", header)[0]))
+        message = run(locks, protections, request, root, control)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Calculator against Python's own exact arithmetic; dates against datetime; the registry and the loop."""
+
+from __future__ import annotations
+
+import datetime
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from herd.errors import ToolError
+from herd.tools import TOOLS, add_days, answer_call, calculator, call, count_letter, days_between, weekday
+from herd.tools.loop import TooManyRounds, run_tool_loop
+
+INTEGERS = st.integers(-(10**12), 10**12)
+
+
+@given(INTEGERS, INTEGERS, st.sampled_from(["+", "-", "*"]))
+def test_integers_are_exact(a, b, sign):
+    assert calculator(f"({a}){sign}({b})") == str(eval(f"({a}){sign}({b})"))
+
+
+@given(INTEGERS, INTEGERS.filter(bool), st.sampled_from(["//", "%"]))
+def test_floor_division(a, b, sign):
+    assert calculator(f"({a}){sign}({b})") == str(eval(f"({a}){sign}({b})"))
+
+
+@given(INTEGERS, INTEGERS.filter(bool))
+def test_division_is_right_to_ten_digits(a, b):
+    exact = Fraction(a, b)
+    shown = Fraction(calculator(f"({a})/({b})"))
+    assert abs(shown - exact) <= abs(exact) * Fraction(1, 10**9)
+    assert exact.denominator > 1 or calculator(f"({a})/({b})") == str(int(exact))
+
+
+def joined(parts):
+    return st.tuples(parts, st.sampled_from("+-*"), parts).map("({0[0]}{0[1]}{0[2]})".format)
+
+
+@given(st.recursive(st.integers(0, 99).map(str), joined, max_leaves=20))
+def test_expressions(expression):
+    assert calculator(expression) == str(eval(expression))
+
+
+@pytest.mark.parametrize(
+    "expression, value",
+    [
+        ("2*(3+4)", "14"), ("84 / 2", "42"), ("1/3", "0.3333333333"), ("0.1+0.2", "0.3"), ("2**10", "1024"),
+        ("-7//2", "-4"), ("-7 % 3", "2"), ("2**-2", "0.25"), ("1e3", "1000"), ("2**0.5", "1.414213562"),
+        ("1/7*7", "1"), ("10**30+1", "1" + "0" * 29 + "1"), ("1/10**40", "1e-40"), ("  3 \n", "3"), ("+-+3", "-3"),
+        ("3×4÷2−1", "5"), ("2^10", "1024"), ("7/0.5", "14"),
+    ],
+)  # fmt: skip
+def test_examples(expression, value):
+    assert calculator(expression) == value
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["", "a", "__import__('os')", "1+", "1/0", "5%0", "0**-1", "(-1)**0.5", "9**9**9", "2**100000", "10**10**10",
+     "[1]", "'a'*3", "True", "1<<9", "1j", "1e999", "2**0.5**-9999", "f(1)", "x=1", "\0", "1;2", "1 if 1 else 2",
+     "(" * 500 + "1" + ")" * 500,
+     "-" * 900 + "1", "1+" * 600 + "1", "9" * 999 + "**999", "lambda: 1", "1.e400", "None", "..."],
+)  # fmt: skip
+def test_refused_in_one_line(expression):
+    with pytest.raises(ToolError) as error:
+        calculator(expression)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 200
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_value_or_one_line(text):
+    try:
+        said = calculator(text)
+    except ToolError as error:
+        said = str(error)
+    assert said
+    assert "\n" not in said
+
+
+@given(st.dates(), st.dates())
+def test_dates(a, b):
+    assert days_between(str(a), str(b)) == str((b - a).days)
+    assert add_days(str(a), (b - a).days) == str(b)
+    assert weekday(str(a)) == a.strftime("%A")
+
+
+@pytest.mark.parametrize("text", ["2024-02-30", "20240101", "tomorrow", "", 5, "2024-1-1", "0000-01-01"])
+def test_no_date(text):
+    with pytest.raises(ToolError, match="YYYY-MM-DD"):
+        weekday(text)
+
+
+def test_far_dates_and_letters():
+    with pytest.raises(ToolError, match="outside the years"):
+        add_days("2024-01-01", 10**9)
+    assert add_days("2024-02-28", 2) == datetime.date(2024, 3, 1).isoformat()
+    assert count_letter("Banana", "a") == "3"
+    with pytest.raises(ToolError, match="exactly one"):
+        count_letter("Banana", "an")
+
+
+def test_schemas_describe_the_functions():
+    for name, tool in TOOLS.items():
+        schema = tool.schema["function"]
+        assert schema["name"] == name
+        assert schema["description"].endswith(".")
+        assert set(schema["parameters"]["required"]) == set(schema["parameters"]["properties"]) != set()
+    assert TOOLS["add_days"].parameters == {"date": "string", "days": "integer"}
+
+
+def test_call_checks_everything():
+    assert call("calculator", {"expression": "6*7"}) == "42"
+    assert call("wolfram_alpha", {"query": "6*7"}) == "42"
+    assert call("code_interpreter", {"code": "print(6*7)"}) == "42\n"
+    for name, arguments, match in (
+        ("rm", {}, "unknown tool 'rm'"),
+        ("calculator", {}, "missing"),
+        ("calculator", {"expression": "1", "x": 2}, "unknown"),
+        ("calculator", {"expression": 1}, "not of type string"),
+        ("add_days", {"date": "2024-01-01", "days": "3"}, "not of type integer"),
+        ("add_days", {"date": "2024-01-01", "days": True}, "not of type integer"),
+        ("calculator", ["1"], "not an object"),
+        ("code_interpreter", {"code": "1/0"}, "ZeroDivisionError"),
+    ):
+        with pytest.raises(ToolError, match=match):
+            call(name, arguments)
+
+
+def script(*replies):
+    left = list(replies)
+    return lambda messages: left.pop(0)
+
+
+@pytest.mark.parametrize(
+    "reply, result",
+    [
+        ('{"type": "function", "name": "calculator", "parameters": {"expression": "6*7"}}', "42"),
+        ('<function=calculator>{"expression": "6*7"}</function>', "42"),
+        ('<|python_tag|>wolfram_alpha.call(query="6*7")', "42"),
+        ("<|python_tag|>print(6*7)", "completed\n[stdout]42\n[/stdout]"),
+        ('<function=calculator>{"expression": "6/0"}</function>', "error: calculator: '6/0' divides by zero"),
+        ('<function=nothing>{"x": 1}</function>', "error: unknown tool 'nothing'"),
+    ],
+)
+def test_loop(reply, result):
+    start = [{"role": "user", "content": "What is 6 times 7?"}]
+    dialog = run_tool_loop(script(reply, "It is 42."), start)
+    assert [m["role"] for m in dialog] == ["user", "assistant", "ipython", "assistant"]
+    assert dialog[2]["content"].startswith(result)
+    assert dialog[1]["tool_calls"][0]["form"] in ("json", "function", "builtin")
+    assert dialog[-1] == {"role": "assistant", "content": "It is 42."}
+    assert len(start) == 1
+
+
+def test_loop_without_calls_with_own_tools_and_without_end():
+    assert run_tool_loop(script("Hello."), [])[-1]["content"] == "Hello."
+    own = {"greet": lambda name: f"hi {name}"}
+    reply = '{"name": "greet", "parameters": {"name": "Ada"}}'
+    assert run_tool_loop(script(reply, "ok"), [], own)[1]["content"] == "hi Ada"
+    with pytest.raises(TooManyRounds, match="after 2 rounds") as error:
+        run_tool_loop(lambda messages: reply, [], own, max_rounds=2)
+    assert len(error.value.messages) == 4
+
+
+def test_failed_code_is_told_in_the_documented_form():
+    text, ok = answer_call("code_interpreter", {"code": "print(1/0)"})
+    assert not ok
+    assert text.startswith("failed\n[stderr]")
+    assert "ZeroDivisionError" in text
