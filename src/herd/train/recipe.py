@@ -97,7 +97,7 @@ class DataSpec(BaseModel):
     model_config = _STRICT
 
     shards: str | None = None
-    text: list[str] | Literal["builtin"] | None = None  # files, folders, hf:NAME
+    text: Annotated[list[str], Field(min_length=1)] | None = None  # files, folders, hf:NAME; [builtin]: Python's own
     split: Literal["teacher", "student"] = "teacher"  # which part of the text; the rest of it is another model's
     max_bytes: Positive | None = None  # of text
     dialogs: str | None = None  # a .jsonl file: {"messages": [...], "tools": [...], "form": "json"} a line
@@ -258,8 +258,9 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        problems = sorted(_problem(detail, lines) for detail in error.errors())
-        line, message = problems[0]
+        # What is missing comes last: mostly it is what an unknown key was meant to be.
+        problems = sorted((detail["type"] == "missing", *_problem(detail, lines)) for detail in error.errors())
+        _, line, message = problems[0]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise RecipeError(f"{where}:{line}: {message}{more}") from error
 

@@ -120,7 +120,7 @@ def _tokenizer(recipe: Recipe, out: Path) -> Tokenizer:
 
 def _corpus(recipe: Recipe) -> Any:
     text = recipe.data.text
-    return load_corpus(None if text == "builtin" else text, max_bytes=recipe.data.max_bytes)
+    return load_corpus(None if text == ["builtin"] else text, max_bytes=recipe.data.max_bytes)
 
 
 def _text_shards(recipe: Recipe, tokenizer: Tokenizer, out: Path, split: str) -> Shards:

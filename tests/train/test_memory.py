@@ -1,0 +1,90 @@
+"""The memory formulas against what torch keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from herd.data.batch import Batch
+from herd.kernels import loss as kernel
+from herd.llama.config import SIZES, ModelConfig
+from herd.llama.model import LlamaLM
+from herd.train import TrainConfig, lm, memory, train
+from herd.train import state as states
+from herd.train.parallel import prepared
+
+
+def saved_bytes(run) -> int:
+    """Bytes of distinct storages that autograd keeps for backward, without parameters."""
+    kept: dict[int, int] = {}
+    params: set[int] = set()
+
+    def pack(tensor):
+        if isinstance(tensor, torch.nn.Parameter):
+            params.add(tensor.untyped_storage().data_ptr())
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = run()
+    del out
+    return sum(size for place, size in kept.items() if place not in params)
+
+
+@pytest.mark.parametrize("shape", [(128, 4, 2, 384), (96, 6, 2, 200)], ids=["a", "b"])
+def test_activations_without_recomputation(shape):
+    dim, heads, kv, ffn = shape
+    config = ModelConfig(64, dim, 4, heads, kv, ffn, head_dim=32)
+    model, rows, context = LlamaLM(config).init_weights(0), 2, 128
+    tokens = torch.randint(0, 64, (rows, context))
+    measured = saved_bytes(lambda: model(tokens))
+    assert memory.activation_nbytes(config, rows, context) == pytest.approx(measured, rel=0.25)
+
+
+def test_activations_with_recomputation():
+    """What is kept across blocks is one residual each."""
+    config = ModelConfig(64, 128, 6, 4, 2, 384)
+    model, rows, context = LlamaLM(config).init_weights(0), 2, 128
+    tokens = torch.randint(0, 64, (rows, context))
+    with prepared(model, remat=True, compiled=False):
+        measured = saved_bytes(lambda: model(tokens))
+    block = memory.activation_nbytes(config.replace(n_layers=1), rows, context)
+    predicted = memory.activation_nbytes(config, rows, context, remat=True)
+    assert measured < predicted < measured + 1.1 * block
+
+
+def test_state_is_what_lies_on_the_disk(tmp_path):
+    config = ModelConfig(256, 64, 2, 4, 2, 128, max_context=32)
+
+    class Stream:
+        def batch(self, position, count):
+            tokens = torch.arange(position, position + count)[:, None] + torch.arange(16)[None]
+            return Batch(tokens % 256, (tokens + 1) % 256)
+
+    class Stop(BaseException):
+        pass
+
+    def stop(model, step):
+        raise Stop
+
+    model = LlamaLM(config).init_weights(0)
+    plan = TrainConfig(
+        steps=4, batch_rows=2, context=16, lr=1e-3, anneal_steps=4, average_every=1, save_every=2, eval_every=3
+    )
+    with pytest.raises(Stop):
+        train(model, Stream(), lm, plan, tmp_path, evaluate=stop)
+    assert (states.newest(tmp_path) / "rank-0.bin").stat().st_size == memory.state_nbytes(config, average=True)
+
+
+def test_the_big_ones():
+    """16 bytes a parameter; what the recipes say in their comments."""
+    big = memory.train_nbytes(SIZES["405B"], 1, 8192, dtype="bfloat16", remat=True, shard=1024, ranks=1024)
+    assert (big.weights + big.gradients + big.moments) / 1e9 == pytest.approx(6.34, abs=0.01)
+    assert big.total < 80e9
+    eight = memory.train_nbytes(SIZES["8B"], 4, 8192, dtype="bfloat16", remat=True, average=True, shard=8, ranks=64)
+    assert (eight.weights + eight.gradients + eight.moments) / 1e9 == pytest.approx(16.06, abs=0.01)
+    assert eight.total < 80e9
+
+
+def test_the_loss_chunk_is_the_kernels():
+    assert memory.LOSS_CHUNK_BYTES == kernel.CHUNK_BYTES
