@@ -36,7 +36,7 @@ def metrics(rng: random.Random, tokens: int, start: float, end: float, offset: f
                "tokens_per_s": 41_000.0}  # fmt: skip
         lines.append(json.dumps(row))
         if step % (steps // 12) == 0 or step == 1:
-            lines.append(json.dumps({"step": step, "tokens": seen, "eval_loss": loss + 0.05}))
+            lines.append(json.dumps({"step": step, "eval/loss": loss + 0.05}))
     return "\n".join(lines) + "\n"
 
 

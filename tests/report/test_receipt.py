@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.errors import ReportError
@@ -41,6 +41,7 @@ def test_round_trip_and_what_is_added(tmp_path):
     assert list(tmp_path.iterdir()) == [path], "no temporary file is left"
 
 
+@settings(max_examples=20)
 @given(st.floats(allow_nan=False, allow_infinity=False), st.text(min_size=1, max_size=20))
 def test_any_finite_number_and_any_unit_survive(tmp_path_factory, number, unit):
     path = tmp_path_factory.getbasetemp() / "any.json"

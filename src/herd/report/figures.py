@@ -13,13 +13,16 @@ TOOL_BAR = 80.0  # percent of held-out English items that the instruct model of 
 
 
 def loss_charts(run: Run) -> list[tuple[str, str, str]]:
-    """(title, logarithmic, linear) drawings; the student and its control share one frame."""
+    """(title, logarithmic, linear) drawings. The student and its control share one frame, in which only held-out losses
+    stand if there are any: what they minimize is not the same quantity."""
     pair = [curve for name in ("student", "control") if (curve := run.curve(name))]
     groups = [[curve] for stage in run.stages for curve in stage.curves if curve not in pair]
     groups += [pair] if pair else []
     drawings: list[tuple[str, list[charts.Line]]] = []
     for group in groups:
         lines = [line for curve in group for line in charts.loss_lines(curve.name, curve.train, curve.evals)]
+        if len(group) > 1 and all(curve.evals for curve in group):
+            lines = [line for line in lines if not line.faint]
         lines.sort(key=lambda line: not line.faint)  # raw curves behind the ones that count
         drawings.append((" and ".join(curve.name for curve in group), lines))
     right = max((charts.label_room(lines) for _, lines in drawings), default=0.0)

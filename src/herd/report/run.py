@@ -11,7 +11,8 @@ This is the contract between the stages and the page::
                          gates [{name, passed, value, bar, unit}]; the tokenizer's also bytes_per_token {lang: number}
                          and vocab_size
     stages/NAME/**/metrics.jsonl
-                         one JSON a line from the training loop: tokens with loss (nats/token), or with eval_loss
+                         one JSON a line from the training loop: step, tokens, loss (nats/token); or step with a
+                         held-out loss under one of the names in `EVAL_LOSSES`
     scores.json          [{model, name, value, unit, lo, hi, n, detail}, ...]; names the page knows: bpb, kl, top1,
                          needle, tool_use, code_parse, code_pass, and NAME_vs_MODEL for paired differences. detail
                          may hold by_lang, by_form, by_task, by_length {key: number or {value, lo, hi, n}} and
@@ -34,6 +35,7 @@ from typing import Any
 from ..errors import ReportError
 
 Point = tuple[float, float]
+EVAL_LOSSES = ("eval/loss", "eval/heldout_loss", "eval_loss")
 
 # The kinds of the fields that the page looks at; a field of another kind counts as missing and is named as a problem.
 _NUMBER, _TEXT, _LIST, _DICT, _ANY = "number", "text", "list", "object", "anything"
@@ -298,30 +300,34 @@ def _curves(place: Path, stage: str, problems: list[str]) -> list[Curve]:
     curves = []
     for path in sorted(place.rglob("metrics.jsonl")):
         inside = path.parent.relative_to(place).as_posix()
-        curve = _curve(path, stage if inside == "." else inside, problems)
+        curve = _curve(path, stage if inside == "." else f"{stage} {inside}", problems)
         if curve.train or curve.evals:
             curves.append(curve)
     return curves
 
 
 def _curve(path: Path, name: str, problems: list[str]) -> Curve:
-    """Losses by tokens. A resumed run repeats lines; the last one of each position counts."""
-    train: dict[float, float] = {}
-    evals: dict[float, float] = {}
-    broken = 0
+    """Losses by tokens. A resumed run repeats lines; the last one of each position counts. Evaluations may give only
+    their step, whose tokens the training lines tell."""
+    records, broken = [], 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-            tokens = number(record.get("tokens"))
+            records.append({key: found for key, value in record.items() if (found := number(value)) is not None})
         except (ValueError, AttributeError):
             broken += 1
-            continue
-        for key, points in (("loss", train), ("eval_loss", evals)):
-            loss = number(record.get(key))
-            if tokens is not None and loss is not None:
-                points[tokens] = loss
     if broken:
         problems.append(f"{path.name} of {name}: {broken} line{'s' if broken > 1 else ''} not readable as JSON")
+    tokens = {record["step"]: record["tokens"] for record in records if record.keys() >= {"step", "tokens"}}
+    train, evals = {}, {}
+    for record in records:
+        at = record.get("tokens", tokens.get(record.get("step", -1)))
+        if at is None:
+            continue
+        if "loss" in record:
+            train[at] = record["loss"]
+        if (key := next((key for key in EVAL_LOSSES if key in record), None)) is not None:
+            evals[at] = record[key]
     return Curve(name, sorted(train.items()), sorted(evals.items()))
 
 
