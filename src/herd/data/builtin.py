@@ -46,9 +46,12 @@ LANGUAGES = ("en", "de", "fr", "it", "pt", "hi", "es", "th", "ja")
 
 
 def read_builtin() -> Iterator[Document]:
-    """The default corpus, always in the same order. DataError where Python came without its sources."""
-    yield from read_stdlib(Path(sysconfig.get_paths()["stdlib"]))
+    """The default corpus, always in the same order. DataError where Python came without its sources.
+
+    The sentences come first: who reads only the beginning of the corpus still has all languages.
+    """
     yield from read_parallel()
+    yield from read_stdlib(Path(sysconfig.get_paths()["stdlib"]))
 
 
 def read_stdlib(root: Path) -> Iterator[Document]:

@@ -39,9 +39,11 @@ class Encoder(Protocol):
     """What shards need of a tokenizer."""
 
     vocab_size: int
-    sha256: str
     bos_id: int
     eos_id: int
+
+    @property
+    def sha256(self) -> str: ...
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]: ...
 

@@ -1,11 +1,11 @@
-"""How every stage of a life calls the one loop: the same small set-up, live progress, samples and accounting."""
+"""How every stage of a life calls the one loop: the same few settings, live progress, samples and accounting."""
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,39 +14,85 @@ from ..data.stream import Stream
 from ..engine import Engine, Request, Sampling
 from ..llama.model import LlamaLM
 from ..text import Tokenizer
-from ..train import Objective, TrainConfig, train
+from ..train import TrainConfig, train
+from ..train.objectives import Objective
 from .plan import Phase
 from .run import Run
 
-SAMPLES = 4
-"""Live samples shown over one phase."""
+SAMPLES_EVERY = 15.0
+"""Seconds between live samples."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What live samples continue: ``shown`` in the terminal, ``ids`` for the model."""
+
+    shown: str
+    ids: list[int]
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What one phase did: tokens trained on, seconds spent before this process took over, final held-out loss in nats."""
+    """What a phase took: tokens trained on, FLOPs (a teacher's forwards included), seconds spent by earlier starts."""
 
     tokens: int
+    flops: float
     earlier_seconds: float
-    heldout_loss: float
 
 
 def config_of(phase: Phase, seed: int) -> TrainConfig:
-    """The loop's configuration of a phase: 5 % warm-up, cosine, a fifth of annealing whose last weights are averaged."""
-    anneal = max(2, phase.steps // 5)
+    """The loop's configuration: 5 % warm-up, cosine, a quarter of annealing to zero whose weights are averaged."""
+    anneal = max(2, phase.steps // 4)
     return TrainConfig(
         steps=phase.steps,
         batch_rows=phase.rows,
         context=phase.context,
         lr=phase.lr,
-        min_lr_ratio=0.1,
+        min_lr_ratio=0.3,
         warmup_steps=max(1, phase.steps // 20),
         anneal_steps=anneal,
-        average_every=max(1, anneal // 8),
+        average_every=max(1, anneal // 10),
         seed=seed,
-        save_every=max(5, phase.steps // 20),
-        eval_every=max(5, phase.steps // 10),
+        save_every=max(5, phase.steps // 25),
+        keep_states=1,
+        eval_every=max(5, phase.steps // 12),
     )
+
+
+def learn(
+    run: Run,
+    name: str,
+    model: LlamaLM,
+    stream: Stream,
+    objective: Objective,
+    phase: Phase,
+    *,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    heldout: Sequence[Batch],
+    progress: tuple[float, float] = (0.0, 1.0),
+) -> Learned:
+    """Train ``model`` in place through ``phase``; state and metrics live in ``stages/name``.
+
+    ``progress``: where this phase begins and ends on its stage's bar. ``heldout`` is evaluated about twelve times.
+    """
+    began = time.perf_counter()
+    sampler = _Sampler(run, model, tokenizer, prompts)
+
+    def on_step(record: dict[str, Any]) -> None:
+        low, high = progress
+        done = low + (high - low) * record["step"] / phase.steps
+        run.show.advance(done, f"loss {record['loss']:.2f}  {record['tokens_per_s']:,.0f} tokens/s")
+        sampler.maybe(record["step"])
+
+    def evaluate(now: LlamaLM, step: int) -> dict[str, float]:
+        return {"loss": heldout_loss(now, heldout)}
+
+    config = config_of(phase, run.plan.seed)
+    result = train(model, stream, objective, config, run.stage_folder(name), evaluate=evaluate, on_step=on_step)
+    sampler.show(result.step)
+    earlier = max(0.0, result.seconds - (time.perf_counter() - began)) if result.resumed_from else 0.0
+    return Learned(result.tokens, result.flops, earlier)
 
 
 def heldout_loss(model: LlamaLM, batches: Sequence[Batch]) -> float:
@@ -54,3 +100,30 @@ def heldout_loss(model: LlamaLM, batches: Sequence[Batch]) -> float:
     with torch.no_grad():
         total = sum(float(model.loss(b.tokens_BT, b.targets_BT, b.positions_BT, b.attend)) for b in batches)
     return total / sum(b.n_targets for b in batches)
+
+
+def cut(stream: Stream, rows: int, at_once: int = 16) -> list[Batch]:
+    """The first ``rows`` rows of a stream as batches, for repeated evaluation."""
+    rows = min(rows, stream.n_rows)
+    return [stream.batch(start, min(at_once, rows - start)) for start in range(0, rows, at_once)]
+
+
+class _Sampler:
+    """Shows a few greedy tokens of the model in training every `SAMPLES_EVERY` seconds, prompts in turn."""
+
+    def __init__(self, run: Run, model: LlamaLM, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> None:
+        self.run, self.model, self.tokenizer, self.prompts = run, model, tokenizer, prompts
+        self.last, self.turn = time.monotonic(), 0
+
+    def maybe(self, step: int) -> None:
+        if time.monotonic() - self.last >= SAMPLES_EVERY:
+            self.show(step)
+
+    def show(self, step: int) -> None:
+        prompt = self.prompts[self.turn % len(self.prompts)]
+        self.turn += 1
+        request = Request(prompt.ids, Sampling(max_tokens=32, temperature=0.0))
+        completion = Engine(self.model, self.tokenizer, max_batch=1).run([request])[0]
+        self.model.train()
+        self.run.show.sample(step, prompt.shown, completion.text)
+        self.last = time.monotonic()

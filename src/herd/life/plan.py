@@ -138,7 +138,7 @@ def extended(config: ModelConfig, context: int) -> ModelConfig:
 
 def quick_plan(name: str, seed: int, text: list[str] | None) -> Plan:
     """A life of seconds: every stage for real, every model too small to be good."""
-    teacher = rung(64, 3, vocab_size=768, context=64)
+    teacher = rung(64, 3, vocab_size=768, context=256)
     return Plan(
         name=name,
         mode="quick",
@@ -150,10 +150,10 @@ def quick_plan(name: str, seed: int, text: list[str] | None) -> Plan:
         vocab_size=768,
         teacher=_fields(teacher),
         student=_fields(student_of(teacher)),
-        pretrain=Phase(steps=40, rows=8, context=64, lr=3e-3),
-        extend=[Phase(steps=10, rows=4, context=128, lr=1e-3)],
-        instruct=Phase(steps=30, rows=8, context=128, lr=3e-3),
-        distil=Phase(steps=20, rows=8, context=128, lr=2e-3),
+        pretrain=Phase(steps=40, rows=4, context=256, lr=3e-3),
+        extend=[Phase(steps=10, rows=2, context=512, lr=1e-3)],
+        instruct=Phase(steps=30, rows=4, context=512, lr=3e-3),
+        distil=Phase(steps=20, rows=4, context=512, lr=2e-3),
         n_dialogs=400,
         eval_rows=8,
         tool_items=16,

@@ -1,0 +1,120 @@
+"""kill -9 at random moments of `herd raise --quick`, then --resume: do the weights come out the same, bit for bit?
+
+    python bench/kill_resume.py             # 20 kills, about 5 minutes on two cores
+
+One run goes through undisturbed and is timed. A second is killed (SIGKILL to the whole process group) at random moments
+and resumed until it is done. Kill times are uniform over an undisturbed run's length, counted from the moment a start
+begins real work, and a start that makes no progress before it is killed still counts. After every kill each checkpoint
+folder that exists must load whole: nothing half-written may ever stand under a final name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from herd.checkpoint import checkpoint_hash, load
+from herd.report.receipt import Value, write_receipt
+
+MODELS = ("teacher", "long", "instruct", "student", "control")
+
+
+def command(runs: Path, name: str, seed: int) -> list[str]:
+    # fmt: off
+    return [sys.executable, "-m", "herd", "raise", "--quick", "--name", name, "--runs", str(runs), "--seed", str(seed),
+            "--resume"]
+    # fmt: on
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Weights' hash of every checkpoint; loading each proves that it is whole."""
+    found = {}
+    for name in MODELS:
+        if (folder / name).exists():
+            load(folder / name)
+            found[name] = checkpoint_hash(folder / name)
+    return found
+
+
+def stage_of(folder: Path) -> str:
+    """The stage a killed run was in: the first that is not done."""
+    order = ("tokenizer", *MODELS, "measure", "report")
+    return next((s for s in order if not (folder / "stages" / s / "stage.json").exists()), "end")
+
+
+def start(runs: Path, name: str, seed: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command(runs, name, seed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    randomness = random.Random(options.seed)
+    runs = Path(tempfile.mkdtemp(prefix="herd-kill-"))
+    try:
+        began = time.monotonic()
+        subprocess.run(command(runs, "whole", options.seed), check=True, stdout=subprocess.DEVNULL)
+        length = time.monotonic() - began
+        expected = hashes(runs / "whole")
+        print(f"undisturbed: {length:.0f} s, {len(expected)} checkpoints")
+
+        stages: dict[str, int] = {}
+        kills = broken = rounds = 0
+        while kills < options.kills:
+            # A whole life takes several kills; when one comes through, another begins, until all kills are spent.
+            rounds += 1
+            name = f"killed{rounds}"
+            while True:
+                # Short lives and long ones: start-up alone is a few seconds, so later stages are reached by the rest.
+                patience = randomness.uniform(0.5, 0.6 * length) if kills < options.kills else None
+                process = start(runs, name, options.seed)
+                try:
+                    code = process.wait(patience)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+                    kills += 1
+                    stage = stage_of(runs / name)
+                    stages[stage] = stages.get(stage, 0) + 1
+                    now = hashes(runs / name)
+                    broken += sum(now[m] != expected[m] for m in now)
+                    print(f"kill {kills}: after {patience:.1f} s in {stage}", flush=True)
+                    continue
+                if code:
+                    raise SystemExit(f"{name}: a resumed run ended with exit code {code}")
+                break
+            different = [m for m, h in hashes(runs / name).items() if h != expected[m]]
+            broken += len(different)
+            print(f"{name}: done, {'identical' if not different else f'DIFFERENT: {different}'}", flush=True)
+        write_receipt(
+            "kill-resume",
+            what="kill -9 at random moments of `herd raise --quick`, resumed: weights against an undisturbed run",
+            values={
+                "kills": Value(kills, "kills", bar="≥ 20", passed=kills >= 20),
+                "different": Value(broken, "checkpoints", bar="0", passed=broken == 0),
+                "lives": Value(rounds, "runs brought to their end"),
+                **{f"in_{stage}": Value(n, "kills") for stage, n in stages.items()},
+            },
+            command=f"python bench/kill_resume.py --kills {options.kills} --seed {options.seed}",
+            seed=options.seed,
+        )
+        if broken:
+            raise SystemExit(1)
+    finally:
+        shutil.rmtree(runs)
+
+
+if __name__ == "__main__":
+    main()

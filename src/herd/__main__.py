@@ -1,0 +1,5 @@
+"""`python -m herd` is `herd`."""
+
+from .cli import main
+
+main()

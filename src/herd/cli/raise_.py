@@ -1,0 +1,56 @@
+"""`herd raise`: a family of models from text, in minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    name: Annotated[str, typer.Option(help="Name of the run.")] = "demo",
+    full: Annotated[
+        bool, typer.Option("--full", help="The better family: 20 to 25 minutes instead of about 6.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="All stages in a minute, too small to be good.")] = False,
+    text: Annotated[
+        list[str] | None, typer.Option(help="Your own text: a file, a folder, or hf:NAME. May be given several times.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Every random choice follows from it.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    runs: Annotated[Path, typer.Option(help="Where runs live.")] = Path("runs"),
+    json_: Annotated[bool, typer.Option("--json", help="Print the scores as JSON at the end.")] = False,
+) -> None:
+    """Raise a family from text: tokenizer, teacher, long context, instruct model with tools, students; then measure all.
+
+    Without --text it learns from the Python standard library and the project's own sentences in nine languages.
+    """
+    from rich.console import Console
+
+    from ..errors import RecipeError
+    from ..kernels.memory import keep_freed_memory
+    from ..life import raise_herd
+    from ..life.show import Show
+
+    if full and quick:
+        raise RecipeError("--full and --quick exclude each other: choose one")
+    if not name or Path(name).name != name:
+        raise RecipeError(f"--name {name!r} must be a plain folder name; the place is --runs")
+    keep_freed_memory()
+    console = Console(stderr=json_)
+    folder = runs / name
+    run = raise_herd(
+        folder,
+        "full" if full else "quick" if quick else "demo",
+        seed=seed,
+        text=text,
+        resume=resume,
+        show=Show({}, console),
+    )
+    if json_:
+        typer.echo((folder / "scores.json").read_text())
+        return
+    from ..life.summary import print_summary
+
+    print_summary(run, console)

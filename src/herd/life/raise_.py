@@ -1,0 +1,79 @@
+"""`herd raise`: the whole life, from text to a page, resumable at any instant."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ..data.corpus import read_corpus
+from ..errors import HerdError
+from . import measure, stages
+from .plan import SHARES, Mode, Plan, quick_plan, timed_plan
+from .probe import probe
+from .run import Run, Stage, run_lock
+from .show import Show, clock
+
+STAGES = [
+    Stage("tokenizer", "corpus, byte-level BPE, token shards", stages.make_tokenizer),
+    Stage("teacher", "pre-training from random weights", stages.pretrain),
+    Stage("long", "a longer context, gated by needles", stages.extend),
+    Stage("instruct", "dialogs with tools, in eight languages", stages.instruct),
+    Stage("student", "pruned from the instruct model, distilled by it", stages.student),
+    Stage("control", "the student's shape from random weights, same tokens", stages.control),
+    Stage("measure", "every model against the same held-out items", measure.measure),
+    Stage("report", "one page", measure.report),
+]
+
+VOCAB_SIZE = 4096
+
+
+def plan_run(name: str, mode: Mode, seed: int, text: list[str] | None, show: Show) -> Plan:
+    """Decide a run: look at the user's text, probe the machine, choose sizes. Writes nothing."""
+    if text is not None:
+        next(iter(read_corpus(text)))  # refuses what is missing or broken before anything is written
+    if mode == "quick":
+        return quick_plan(name, seed, text)
+    show.line("[bold]probe[/bold]  how fast this machine trains  [dim](10 s)[/dim]")
+    shares = SHARES[mode]
+    speeds = probe(VOCAB_SIZE, wanted=shares.instruct_tokens / shares.instruct)
+    for (dim, n_layers), speed in speeds.items():
+        show.line(f"  {dim} wide, {n_layers} layers: {speed:,.0f} tokens/s")
+    return timed_plan(name, mode, seed, text, VOCAB_SIZE, speeds)
+
+
+def raise_herd(
+    folder: Path, mode: Mode, *, seed: int = 0, text: list[str] | None = None, resume: bool = False, show: Show
+) -> Run:
+    """Raise a herd into ``folder``. With ``resume`` a run that is there goes on by its plan; without, that is an error.
+
+    Raises `HerdError`s for anything wrong with text, machine or folder, and KeyboardInterrupt when stopped, after which
+    the run can be resumed.
+    """
+    fresh = not (resume and (folder / "run.json").exists())
+    if fresh:
+        Run.refuse_existing(folder)
+        Run.create(folder, plan_run(folder.name, mode, seed, text, show))
+    with run_lock(folder):
+        run = Run(folder, Run.saved_plan(folder), show)
+        show.predicted = run.plan.predicted_seconds
+        describe(run)
+        try:
+            with show:
+                run.carry_out(STAGES)
+        except HerdError:
+            if fresh and not run.done(STAGES[0].name):  # the text was no good: nothing to resume, leave nothing
+                shutil.rmtree(folder)
+            raise
+    return run
+
+
+def describe(run: Run) -> None:
+    """What is about to happen, in two lines."""
+    plan = run.plan
+    teacher, student = plan.teacher_config, plan.student_config
+    total = sum(plan.predicted_seconds.values())
+    run.show.line(
+        f"teacher {teacher.n_params / 1e6:.2f} M parameters ({teacher.dim} wide, {teacher.n_layers} layers), "
+        f"student {student.n_params / 1e6:.2f} M, vocabulary {plan.vocab_size}; about {clock(total)} minutes in all"
+    )
+    run.show.line(f"[dim]into {run.folder}; Ctrl-C stops at any moment, --resume goes on[/dim]")

@@ -1,0 +1,68 @@
+"""Plans: pure functions of what was measured, possible in every part, and within their time."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from herd.distill.prune import check_target
+from herd.errors import DataError
+from herd.life.plan import SHARES, Plan, extended, quick_plan, rung, student_of, timed_plan
+from herd.life.probe import LADDER
+from herd.life.run import Run
+
+SPEEDS = st.lists(st.floats(50, 1e6), min_size=1, max_size=len(LADDER))
+
+
+@given(speeds=SPEEDS, mode=st.sampled_from(["demo", "full"]))
+def test_every_plan_is_possible_and_keeps_its_time(speeds: list[float], mode: str) -> None:
+    measured = dict(zip(LADDER, speeds, strict=False))
+    plan = timed_plan("x", mode, 0, None, 4096, measured)
+    teacher, student = plan.teacher_config, plan.student_config
+    check_target(teacher, student)
+    assert student.n_params < teacher.n_params
+    assert plan.instruct.context <= plan.extend[-1].context
+    shares, speed = SHARES[mode], measured[teacher.dim, teacher.n_layers]
+    if plan.pretrain.steps > 20:  # else the machine is too slow for its mode, and the least is done
+        assert plan.pretrain.tokens == pytest.approx(shares.pretrain * speed, rel=0.05)
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+def test_the_largest_rung_that_sees_enough_is_chosen() -> None:
+    wanted = SHARES["full"].instruct_tokens / SHARES["full"].instruct
+    speeds = {LADDER[0]: 4 * wanted, LADDER[1]: 2 * wanted, LADDER[2]: wanted, LADDER[3]: wanted / 2}
+    teacher = timed_plan("x", "full", 0, None, 4096, speeds).teacher_config
+    assert (teacher.dim, teacher.n_layers) == LADDER[2]
+
+
+def test_too_slow_a_machine_gets_the_smallest() -> None:
+    teacher = timed_plan("x", "demo", 0, None, 4096, {LADDER[0]: 10.0}).teacher_config
+    assert (teacher.dim, teacher.n_layers) == LADDER[0]
+
+
+@pytest.mark.parametrize("shape", LADDER)
+def test_half_the_teacher(shape: tuple[int, int]) -> None:
+    teacher = rung(*shape, vocab_size=4096, context=256)
+    student = student_of(teacher)
+    check_target(teacher, student)
+    assert 0.3 < student.n_params / teacher.n_params < 0.75
+
+
+def test_extension_counts_from_the_first_context() -> None:
+    config = extended(extended(rung(64, 2, 600, 256), 512), 1024)
+    assert config.max_context == 1024
+    assert config.rope_scaling is not None
+    assert (config.rope_scaling.factor, config.rope_scaling.original_context) == (4.0, 256)
+
+
+def test_a_run_is_never_started_over(tmp_path) -> None:
+    folder = tmp_path / "x"
+    Run.create(folder, quick_plan("x", 0, None))
+    with pytest.raises(DataError, match="--resume"):
+        Run.refuse_existing(folder)
+    (folder / "run.json").write_text("{")
+    with pytest.raises(DataError, match="damaged"):
+        Run.saved_plan(folder)
+    with pytest.raises(DataError, match="not a run"):
+        Run.saved_plan(tmp_path / "nothing")

@@ -1,0 +1,138 @@
+"""A whole life in seconds: every stage for real, interrupted once, resumed to the same bits."""
+
+from __future__ import annotations
+
+import json
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from herd.checkpoint import checkpoint_hash, load, load_lineage, load_tokenizer
+from herd.errors import DataError
+from herd.life import raise_herd
+from herd.life.measure import MODELS
+from herd.life.run import Run, Stage
+from herd.life.show import Show
+
+LIBRARY = Path(sysconfig.get_paths()["stdlib"])
+TEXT = [str(LIBRARY / "json"), str(LIBRARY / "asyncio"), str(LIBRARY / "email")]
+
+
+def quiet() -> Show:
+    import io
+
+    return Show({}, Console(file=io.StringIO()))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    torch.set_num_threads(1)
+    return raise_herd(tmp_path_factory.mktemp("runs") / "quick", "quick", text=TEXT, show=quiet())
+
+
+def test_every_model_is_a_checkpoint_with_a_family(run: Run) -> None:
+    for name in MODELS:
+        model = load(run.folder / name)
+        lineage = load_lineage(run.folder / name)
+        tokenizer = load_tokenizer(run.folder / name)
+        assert lineage is not None
+        assert tokenizer is not None
+        assert lineage.stage == name
+        assert lineage.weights_hash == checkpoint_hash(run.folder / name)
+        assert model.config.vocab_size == tokenizer.vocab_size
+        for parent, its_hash in lineage.parents.items():
+            assert its_hash == checkpoint_hash(run.folder / parent)
+    assert load_lineage(run.folder / "student").parents.keys() == {"instruct"}
+    assert load_lineage(run.folder / "control").parents == {}
+
+
+def test_training_learned_something(run: Run) -> None:
+    lines = [json.loads(line) for line in (run.folder / "stages/teacher/metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0] - 1
+
+
+def test_student_and_control_see_the_same_tokens(run: Run) -> None:
+    assert run.record("student")["tokens"] == run.record("control")["tokens"] > 0
+    assert run.record("student")["n_params"] == run.record("control")["n_params"]
+    assert run.record("student")["flops"] > run.record("control")["flops"]  # the teacher's forwards are charged
+
+
+def test_scores_samples_and_page_are_there(run: Run) -> None:
+    scores = {(s["model"], s["name"]): s for s in json.loads((run.folder / "scores.json").read_text())}
+    for model in MODELS:
+        assert scores[model, "bpb"]["lo"] <= scores[model, "bpb"]["value"] <= scores[model, "bpb"]["hi"]
+    assert ("student", "bpb_vs_control") in scores
+    assert ("instruct", "tool_use") in scores
+    assert json.loads((run.folder / "samples.json").read_text())
+    page = (run.folder / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "student" in page
+
+
+def test_splits_share_no_file(run: Run) -> None:
+    counts = run.record("tokenizer")["corpus"]
+    assert set(counts) == {"teacher", "student", "heldout"}
+    assert all(of for of in counts.values())
+
+
+def test_a_run_cut_short_ends_with_the_same_bits(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop inside the teacher's training and inside the student's, then resume: the same weights."""
+    folder = tmp_path / "quick"
+    import herd.life.learn as learning
+
+    whole = learning._Sampler.maybe
+    for stop_at in (17, 31):
+        count = 0
+
+        def stop(self, step: int, stop_at: int = stop_at) -> None:
+            nonlocal count
+            count += 1
+            if count == stop_at:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(learning._Sampler, "maybe", stop)
+        with pytest.raises(KeyboardInterrupt):
+            raise_herd(folder, "quick", text=TEXT, resume=True, show=quiet())
+        assert not (folder / "report.html").exists()
+    monkeypatch.setattr(learning._Sampler, "maybe", whole)
+    raise_herd(folder, "quick", text=TEXT, resume=True, show=quiet())
+    for name in MODELS:
+        assert checkpoint_hash(folder / name) == checkpoint_hash(run.folder / name)
+
+
+def test_a_stage_done_is_not_done_again(run: Run) -> None:
+    def never(_: Run) -> None:
+        raise AssertionError
+
+    run.carry_out([Stage("teacher", "", never), Stage("student", "", never)])
+
+
+def test_what_is_there_is_left_alone(run: Run) -> None:
+    before = (run.folder / "run.json").read_bytes()
+    with pytest.raises(DataError, match="--resume"):
+        raise_herd(run.folder, "quick", text=TEXT, show=quiet())
+    assert (run.folder / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "make, word",
+    [
+        (lambda p: p.write_text(""), "empty"),
+        (lambda p: p.write_bytes(b"\0\1\2" * 1000), "binary|NUL|text"),
+        (lambda p: p.write_text("x"), "more text"),
+        (lambda p: None, "exist|no such|missing"),
+    ],
+)
+def test_bad_text_is_one_line_and_leaves_nothing(tmp_path: Path, make, word: str) -> None:
+    import herd.cli
+
+    file = tmp_path / "corpus.txt"
+    make(file)
+    with pytest.raises(DataError, match=f"(?i){word}"):
+        raise_herd(tmp_path / "runs" / "x", "quick", text=[str(file)], show=quiet())
+    assert not (tmp_path / "runs" / "x").exists()
+    assert herd.cli.run(["raise", "--quick", "--text", str(file), "--runs", str(tmp_path / "runs2")]) == 1
