@@ -1,0 +1,190 @@
+"""Recipes run to a checkpoint folder: text to teacher, teacher to student, base to instruct; alone and on two ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from herd.checkpoint import load, load_lineage
+from herd.errors import DataError, RecipeError, TrainingError
+from herd.train import metrics
+from herd.train.recipe import parse_recipe
+from herd.train.run import read_dialogs, run_recipe
+
+pytestmark = pytest.mark.filterwarnings("ignore::herd.data.corpus.DataWarning")
+
+SOUNDS = [
+    "ba",
+    "be",
+    "bi",
+    "bo",
+    "da",
+    "de",
+    "di",
+    "do",
+    "ka",
+    "ke",
+    "ki",
+    "ko",
+    "la",
+    "le",
+    "li",
+    "lo",
+    "ma",
+    "me",
+    "mi",
+    "mo",
+    "na",
+    "ne",
+    "ni",
+    "no",
+]
+
+SHARDS = {"student": (1, 2), "instruct": (2,)}
+
+TEACHER = """\
+name: teacher
+model:
+  shape: {{vocab_size: 600, dim: 32, n_layers: 2, n_heads: 4, n_kv_heads: 2, ffn_dim: 48, max_context: 256}}
+tokenizer: {{train_vocab: 600}}
+data: {{text: ["{base}/text"], heldout_rows: 4}}
+objective: {{kind: lm}}
+train: {{steps: 6, batch_rows: 4, context: 32, lr: 1e-2, warmup_steps: 1, anneal_steps: 2, average_every: 1,
+         save_every: 2, eval_every: 3}}
+save_dtype: float32
+out: {base}/teacher
+"""
+
+STUDENT = """\
+name: student
+model:
+  shape: {{vocab_size: 600, dim: 16, n_layers: 1, n_heads: 2, n_kv_heads: 1, ffn_dim: 24, max_context: 256}}
+tokenizer: {{path: "{base}/teacher/model"}}
+data: {{text: ["{base}/text"], split: student, heldout_rows: 4, documents: true}}
+objective: {{kind: distil, teacher: "{base}/teacher/model"}}
+train: {{steps: 4, batch_rows: 4, micro_rows: 2, context: 32, lr: 1e-2, eval_every: 2}}
+parallel: {{ranks: {ranks}, shard: {shard}}}
+save_dtype: float32
+out: {base}/student-{ranks}-{shard}
+"""
+
+INSTRUCT = """\
+name: instruct
+model: {{start: "{base}/teacher/model"}}
+data: {{made_dialogs: 12, heldout_rows: 2}}
+objective: {{kind: sft}}
+train: {{steps: 2, batch_rows: 2, context: 256, lr: 1e-3, eval_every: 2}}
+parallel: {{ranks: {ranks}, shard: {shard}}}
+save_dtype: float32
+out: {base}/instruct-{ranks}-{shard}
+"""
+
+
+def recipe(text, base, ranks=1, shard=1):
+    return parse_recipe(text.format(base=base, ranks=ranks, shard=shard))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A corpus and a teacher trained on it."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "text").mkdir()
+    draw = random.Random(0)
+    for number in range(24):
+        words = ("".join(draw.choices(SOUNDS, k=draw.randint(1, 3))) for _ in range(400))
+        text = " ".join(words)
+        (folder / "text" / f"{number}.txt").write_text(text)
+    run_recipe(recipe(TEACHER, folder))
+    return folder
+
+
+def test_text_to_a_checkpoint(base):
+    model = load(base / "teacher" / "model")
+    lineage = load_lineage(base / "teacher" / "model")
+    assert (lineage.name, lineage.stage, lineage.parents) == ("teacher", "lm", {})
+    assert lineage.recipe["train"]["steps"] == 6
+    records = metrics.read(base / "teacher")
+    assert [r["step"] for r in records if "eval/heldout_loss" in r] == [3, 6]
+    assert records[-2]["loss"] < records[0]["loss"]
+    again, result = run_recipe(recipe(TEACHER, base))  # finished: loads, saves the same
+    assert result.resumed_from == 6
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), load(again).parameters(), strict=True))
+
+
+def test_teacher_to_student_and_instruct(base):
+    folder, result = run_recipe(recipe(STUDENT, base))
+    lineage = load_lineage(folder)
+    assert lineage.parents == {"teacher": load_lineage(base / "teacher" / "model").weights_hash}
+    assert {"kl", "ce"} <= result.last.keys()
+    folder, _ = run_recipe(recipe(INSTRUCT, base))
+    assert load_lineage(folder).parents.keys() == {"start"}
+
+
+def test_two_ranks_make_the_same_checkpoints(base):
+    """The sharded runs allocate on the meta device and fill tensor by tensor; the result is the one rank's."""
+    jobs = {"student": STUDENT, "instruct": INSTRUCT}
+    paths = []
+    for name, text in jobs.items():
+        run_recipe(recipe(text, base))
+        for shard in SHARDS[name]:
+            path = base / f"{name}-{shard}.yaml"
+            path.write_text(text.format(base=base, ranks=2, shard=shard))
+            paths.append(str(path))
+    script = str(Path(__file__).parent / "run_worker.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, *paths]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for name in jobs:
+        one = load(base / f"{name}-1-1" / "model").state_dict()
+        for shard in SHARDS[name]:
+            two = load(base / f"{name}-2-{shard}" / "model").state_dict()
+            for key in one:
+                assert (one[key] - two[key]).abs().max() < 2e-5, (name, shard, key)
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(base, tmp_path):
+    other = TEACHER.replace("vocab_size: 600", "vocab_size: 700").replace("train_vocab: 600", "train_vocab: 700")
+    run_recipe(recipe(other.replace("{base}/teacher", str(tmp_path / "other")), base))
+    wrong = STUDENT.replace('teacher: "{base}/teacher/model"', f'teacher: "{tmp_path}/other/model"')
+    with pytest.raises(RecipeError, match="model's vocabulary is 600, its teacher's 700"):
+        run_recipe(recipe(wrong.replace("{base}/student", str(tmp_path / "student")), base))
+    assert not list(tmp_path.glob("student*"))
+    small = STUDENT.replace("vocab_size: 600", "vocab_size: 599").replace(
+        'distil, teacher: "{base}/teacher/model"', "lm"
+    )
+    with pytest.raises(RecipeError, match="tokenizer has 600 ids, the model's vocabulary is 599"):
+        run_recipe(recipe(small, base))
+    with pytest.raises(RecipeError, match=r"parallel.ranks=2, started are 1"):
+        run_recipe(recipe(STUDENT, base, ranks=2))
+
+
+def test_other_data_is_not_resumed(base):
+    changed = INSTRUCT.replace("made_dialogs: 12", "made_dialogs: 13")
+    run_recipe(recipe(INSTRUCT, base))
+    with pytest.raises(TrainingError, match="stream="):
+        run_recipe(recipe(changed, base))
+
+
+def test_dialog_files(base, tmp_path):
+    from herd.text import Tokenizer
+
+    tokenizer = Tokenizer.from_folder(base / "teacher" / "model")
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "the cat"}]
+    path = tmp_path / "d.jsonl"
+    path.write_text(json.dumps({"messages": messages}) + "\n\n" + json.dumps({"messages": messages}) + "\n")
+    assert len(list(read_dialogs(path, tokenizer))) == 2
+    for bad in ("nonsense", '{"messages": []}', '{"message": 1}', "[]", '{"messages": [{"role": "x", "content": ""}]}'):
+        path.write_text(json.dumps({"messages": messages}) + "\n" + bad + "\n")
+        with pytest.raises(DataError, match=r"d.jsonl:2: "):
+            list(read_dialogs(path, tokenizer))
+    path.write_text("\n")
+    with pytest.raises(DataError, match="no dialogs in it"):
+        list(read_dialogs(path, tokenizer))
