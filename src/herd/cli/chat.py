@@ -1,0 +1,270 @@
+"""`herd chat`: talk to a model in the terminal, see its words as they come and the tools it calls.
+
+Interactive where there is a terminal; otherwise, or with -p, one question and one answer, which alone goes to stdout so
+that it can be piped. Ctrl-C stops an answer, not the program; Ctrl-D leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .output import Json, print_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..engine.chat_session import ChatEvent, ChatSession, End
+    from ..engine.engine import Engine
+    from ..engine.request import Sampling
+    from ..text.toolcall import ToolCall
+    from .chat_model import Talker
+
+HELP = "/reset forgets the dialog, /quit (or Ctrl-D) leaves, Ctrl-C stops an answer."
+
+
+def command(
+    folder: Annotated[str, typer.Argument(help="A checkpoint folder, e.g. runs/demo/instruct, or hf:ORG/NAME.")],
+    prompt: Annotated[
+        str | None, typer.Option("-p", "--prompt", help="Ask this one thing; - reads it from stdin.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(help="System message; default: what the model was trained with.")
+    ] = None,
+    tools: Annotated[bool, typer.Option("--tools", help="Describe Herd's tools to a model from elsewhere.")] = False,
+    form: Annotated[str, typer.Option(help="How calls are written: json, builtin or function.")] = "json",
+    lang: Annotated[str, typer.Option(help="Language of the opening questions.")] = "en",
+    complete: Annotated[bool, typer.Option("--complete", help="Continue text, as a base model does.")] = False,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the model's own.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens of this mass.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer; default: to the end of the context.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same answers again, with a temperature.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Talk to a model; see the tools it calls. One question with -p or from stdin; otherwise a dialog."""
+    once = _once(prompt, as_json)
+    from ..engine.engine import Engine
+    from ..engine.request import Sampling
+    from .chat_model import open_model
+
+    talker = open_model(folder, dtype, device)
+    default_temperature, default_top_p = talker.defaults
+    sampling = Sampling(
+        max_tokens=max_tokens,
+        temperature=default_temperature if temperature is None else temperature,
+        top_p=default_top_p if top_p is None else top_p,
+        seed=seed,
+    )
+    engine = Engine(talker.model, talker.tokenizer, max_batch=1)
+    if complete or talker.base:
+        speaker: Speaker = Completer(engine, sampling)
+    else:
+        speaker = Dialog(_session(engine, talker, sampling, system, tools, form))
+    if once is not None:
+        _answer_once(speaker, once, as_json)
+    else:
+        _converse(speaker, talker, lang, form)
+
+
+# Who answers: a base model's continuation, or a dialog. Both give the same events.
+
+
+class Completer:
+    """Each text is continued by itself."""
+
+    def __init__(self, engine: Engine, sampling: Sampling) -> None:
+        self._engine, self._sampling = engine, sampling
+
+    def ask(self, text: str) -> Iterator[ChatEvent]:
+        from ..engine.chat_session import complete
+
+        return complete(self._engine, text, self._sampling)
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+
+class Dialog:
+    """A dialog with tools."""
+
+    def __init__(self, session: ChatSession) -> None:
+        self.session = session
+
+    def ask(self, text: str) -> Iterator[ChatEvent]:
+        return self.session.ask(text)
+
+    def reset(self) -> None:
+        self.session.reset()
+
+
+Speaker = Completer | Dialog
+
+
+def _session(
+    engine: Engine, talker: Talker, sampling: Sampling, system: str | None, tools: bool, form: str
+) -> ChatSession:
+    from ..engine.chat_session import ChatSession, run_tool
+    from ..errors import ChatError
+    from ..text.chat import CODE_INTERPRETER, FORMS
+    from ..tools import CUSTOM_TOOLS
+
+    if form not in FORMS:
+        raise ChatError(f"--form {form} is unknown: use one of {', '.join(FORMS)}")
+    described: list[str | dict[str, Any]] = []
+    if tools:
+        described = (
+            ["wolfram_alpha", CODE_INTERPRETER] if form == "builtin" else [t.schema for t in CUSTOM_TOOLS.values()]
+        )
+    offered = bool(described) or talker.raised
+    system = ("" if described else talker.system(form)) if system is None else system
+    return ChatSession(engine, system, described, form, run_tool if offered else None, sampling)
+
+
+def _once(prompt: str | None, as_json: bool) -> str | None:
+    """The one question, or None for a dialog. Read before anything is loaded."""
+    from ..errors import EngineError
+
+    if prompt not in (None, "-"):
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        if as_json:
+            raise EngineError("--json needs one question: give it with -p or on stdin")
+        return None
+    text = sys.stdin.read().strip()
+    if not text:
+        raise EngineError("stdin is empty: pipe a question in, or give it with -p")
+    return text
+
+
+def _answer_once(speaker: Speaker, question: str, as_json: bool) -> None:
+    """The answer to stdout as it comes; calls, results and warnings to stderr."""
+    from ..engine.chat_session import Calling, End, Problem, Result, Text
+
+    text, calls = "", []
+    for event in speaker.ask(question):
+        if isinstance(event, Text):
+            text += event.text
+            if not as_json:
+                print(event.text, end="", flush=True)
+        elif isinstance(event, Result):
+            calls.append({"name": event.call.name, "arguments": event.call.arguments, "result": event.content})
+            if not as_json:
+                print(f"{_written(event.call)} → {event.content}", file=sys.stderr)
+        elif isinstance(event, Problem):
+            print(f"warning: {event.reason}", file=sys.stderr)
+        elif isinstance(event, End):
+            if as_json:
+                print_json({"text": text, "calls": calls, "finish_reason": event.reason, "n_tokens": event.n_tokens})
+            else:
+                print()
+                if note := _ending(event):
+                    print(f"warning: {note}", file=sys.stderr)
+        else:
+            assert isinstance(event, Calling)
+
+
+def _converse(speaker: Speaker, talker: Talker, lang: str, form: str) -> None:
+    from rich.console import Console
+
+    from ..errors import HerdError
+    from .chat_model import opening_questions
+
+    console = Console(highlight=False)
+    for about in talker.card():
+        console.print(about, style="dim", markup=False)
+    questions: list[str] = []
+    if isinstance(speaker, Dialog) and talker.raised:
+        with console.status("trying the opening questions"):
+            questions, n_right, n_tried = opening_questions(talker, lang, form)
+        if n_tried:
+            console.print(f"It was just tried on {n_tried} questions and answered {n_right} rightly.", style="dim")
+        for number, question in enumerate(questions, 1):
+            console.print(f"  {number}  {question}", markup=False)
+        if questions:
+            console.print("Type a number to ask one of these, or anything of your own.", style="dim")
+    console.print(HELP, style="dim", markup=False)
+    while True:
+        line = _read(console)
+        if line is None or line == "/quit":
+            break
+        if line == "/reset":
+            speaker.reset()
+            console.print("The dialog is forgotten.", style="dim")
+        elif line.startswith("/"):
+            console.print(f"{line.split()[0]} is unknown. {HELP}", style="dim", markup=False)
+        elif line.strip():
+            if line.strip().isdecimal() and 1 <= int(line) <= len(questions):
+                line = questions[int(line) - 1]
+                console.print(line, style="bold", markup=False)
+            try:
+                _show(console, speaker.ask(line))
+            except HerdError as error:
+                console.print(f"error: {error}", style="red", markup=False)
+
+
+def _read(console: Console) -> str | None:
+    """A line of the user's; None at the end of input."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (arrow keys and history for input())
+    while True:
+        try:
+            return input("> ")
+        except EOFError:
+            console.print()
+            return None
+        except KeyboardInterrupt:
+            console.print("\nCtrl-D leaves.", style="dim")
+
+
+def _show(console: Console, events: Iterator[ChatEvent]) -> None:
+    """Print an answer as it comes. Ctrl-C ends it where it is; the dialog keeps what was said."""
+    from ..engine.chat_session import Calling, End, Problem, Result, Text
+
+    line_open = False
+
+    def aside(text: str, style: str) -> None:
+        nonlocal line_open
+        console.print(("\n" if line_open else "") + text, style=style, markup=False)
+        line_open = False
+
+    try:
+        for event in events:
+            if isinstance(event, Text):
+                console.print(event.text, end="", markup=False, soft_wrap=True)
+                line_open = not event.text.endswith("\n")
+            elif isinstance(event, Calling):
+                aside(f"calls {_written(event.call)}", "cyan")
+            elif isinstance(event, Result):
+                aside(f"  {'→' if event.ok else '✗'} {event.content}", "green" if event.ok else "red")
+            elif isinstance(event, Problem):
+                aside(event.reason, "yellow")
+            elif isinstance(event, End) and (note := _ending(event)):
+                aside(note, "yellow")
+    except KeyboardInterrupt:
+        aside("stopped", "yellow")
+    finally:
+        if hasattr(events, "close"):
+            events.close()
+    if line_open:
+        console.print()
+
+
+def _written(call: ToolCall) -> str:
+    return f"{call.name}({', '.join(f'{key}={value!r}' for key, value in call.arguments.items())})"
+
+
+def _ending(end: End) -> str:
+    """What the user must know of how the answer ended; nothing where it simply ended."""
+    if end.reason == "context":
+        return f"the context of {end.context:,} tokens is full: the answer was cut here; /reset starts anew"
+    if end.reason == "length":
+        return f"cut after {end.n_tokens} tokens, as --max-tokens asks"
+    if end.reason == "rounds":
+        return "it kept calling tools without an answer, and was stopped"
+    return ""

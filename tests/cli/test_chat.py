@@ -1,0 +1,233 @@
+"""`herd chat`: one answer for pipes, a dialog for people, one clear line for what cannot be."""
+
+import io
+import json
+import sys
+
+import pytest
+
+import herd.cli as cli
+from herd.checkpoint import Lineage, save
+from herd.data.dialogs import make_dialogs, showcase_dialogs
+from herd.data.prompts import system_prompt
+from herd.engine import Completion, Delta, Engine
+from herd.llama import ModelConfig
+from herd.llama.model import LlamaLM
+from herd.text.tokenizer import Tokenizer
+
+CALL = '{"type": "function", "name": "calculator", "parameters": {"expression": "6*7"}}'
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train([d.messages[-1]["content"] for d in make_dialogs(200, 0, languages=("en",))], 640)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, tokenizer):
+    """Small random models of every kind of lineage."""
+    root = tmp_path_factory.mktemp("run")
+    config = ModelConfig(640, 32, 2, 4, 2, 48, rope_theta=10_000.0, max_context=256)
+    model = LlamaLM(config).init_weights(0, std=0.2)
+    for stage in ("teacher", "instruct", "imported"):
+        save(root / stage, model, tokenizer, lineage=Lineage(name=f"demo-{stage}", stage=stage))
+    save(root / "plain", model, tokenizer)
+    save(root / "mute", model)
+    scores = [{"model": "instruct", "name": "tool_use", "value": 0.875, "n": 400}]
+    (root / "scores.json").write_text(json.dumps(scores))
+    return root
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command line; gives (exit code, stdout, stderr)."""
+
+    def go(*args, stdin=None, lines=None):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin or ""))
+        if lines is not None:
+            left = iter(lines)
+
+            def read(prompt=""):
+                line = next(left, EOFError)
+                if isinstance(line, type):
+                    raise line
+                return line
+
+            monkeypatch.setattr("builtins.input", read)
+            monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+            monkeypatch.setenv("COLUMNS", "300")
+        code = cli.run(["chat", *map(str, args)])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return go
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Replaces decoding by given answers, in turn; keeps the prompts."""
+
+    def install(*answers):
+        left, prompts = iter(answers), []
+
+        class Scripted:
+            def __init__(self, answer):
+                text, self.reason = answer if isinstance(answer, tuple) else (answer, "stop")
+                self.pieces = [text[i : i + 7] for i in range(0, len(text), 7)]
+
+            def __iter__(self):
+                for piece in self.pieces:
+                    yield Delta(piece, (1,))
+                if isinstance(self.reason, type):
+                    raise self.reason
+                yield Delta("", (), self.reason)
+
+            def cancel(self):
+                pass
+
+        def submit(self, request):
+            prompts.append(self.tokenizer.decode(request.prompt_ids))
+            return Scripted(next(left))
+
+        monkeypatch.setattr(Engine, "submit", submit)
+        monkeypatch.setattr(Engine, "run", lambda self, rs: [Completion([], "no", "stop") for _ in rs])
+        return prompts
+
+    return install
+
+
+def test_one_answer(run, folders):
+    code, out, err = run(folders / "instruct", "-p", "Hello", "--max-tokens", 5)
+    assert code == 0
+    assert out.endswith("\n")
+    assert err == "warning: cut after 5 tokens, as --max-tokens asks\n"
+    assert run(folders / "instruct", "-p", "-", "--max-tokens", 5, stdin="Hello\n")[1] == out
+    assert run(folders / "instruct", "--max-tokens", 5, stdin="Hello\n")[1] == out
+
+
+def test_one_answer_with_a_tool(run, folders, scripted):
+    prompts = scripted(CALL, "It is 42.")
+    code, out, err = run(folders / "instruct", "-p", "6*7?")
+    assert (code, out, err) == (0, "It is 42.\n", "calculator(expression='6*7') → 42\n")
+    assert system_prompt("json") in prompts[0]
+    assert "ipython<|end_header_id|>\n\n42<|eot_id|>" in prompts[1]
+
+
+def test_json(run, folders, scripted):
+    scripted(CALL, "It is 42.")
+    code, out, _ = run(folders / "instruct", "-p", "6*7?", "--json")
+    call = {"name": "calculator", "arguments": {"expression": "6*7"}, "result": "42"}
+    assert code == 0
+    assert json.loads(out) == {"text": "It is 42.", "calls": [call], "finish_reason": "stop", "n_tokens": 14}
+
+
+def test_base_models_continue_text(run, folders, scripted):
+    prompts = scripted("width):", "more")
+    assert run(folders / "teacher", "-p", "def area(")[1] == "width):\n"
+    assert prompts == ["<|begin_of_text|>def area("]
+    assert run(folders / "plain", "-p", "def area(", "--complete")[1] == "more\n"
+    assert prompts[1] == prompts[0]
+
+
+def test_models_from_elsewhere_get_no_system_message_unless_asked(run, folders, scripted):
+    prompts = scripted("Hi.", "Hi.", CALL)
+    assert run(folders / "imported", "-p", "Hello")[1] == "Hi.\n"
+    assert "system" not in prompts[0]
+    run(folders / "plain", "-p", "Hello", "--system", "Be kind.")
+    assert "Be kind." in prompts[1]
+    assert run(folders / "imported", "-p", "6*7?")[2] == ""  # a call nobody offered is not run
+
+
+def test_dialog(run, folders, scripted):
+    prompts = scripted("Hello!", CALL, "It is 42.", "Fresh.")
+    lines = ["Hi", "", "6*7?", "/what", "/reset", "Again", "/quit", "never read"]
+    code, out, _ = run(folders / "instruct", lines=lines)
+    assert code == 0
+    assert "demo-instruct:" in out
+    assert "stage instruct, context 256 tokens" in out
+    assert "Measured on 400 held-out questions that need a tool: 88 % right." in out
+    assert "It was just tried on 25 questions and answered 0 rightly." in out
+    assert "Hello!\ncalls calculator(expression='6*7')\n  → 42\nIt is 42.\n" in out
+    assert "/what is unknown." in out
+    assert "Hello!" in prompts[1]
+    assert "Hello!" not in prompts[3]
+
+
+def test_opening_questions_are_those_it_answers(run, folders, scripted, monkeypatch):
+    prompts = scripted("Sure.")
+    dialogs = showcase_dialogs("de")
+
+    def answer(self, requests):
+        """Right about everything in the showcase: a call first where one is needed."""
+        out = []
+        for request in requests:
+            text = self.tokenizer.decode(request.prompt_ids)
+            said = "no"
+            for d in dialogs:
+                if d.prompt[-1]["content"] in text:
+                    call = d.call and json.dumps({"name": d.call["name"], "parameters": d.call["arguments"]})
+                    said = call if d.call and "ipython<|end_header_id|>" not in text else d.messages[-1]["content"]
+            out.append(Completion([], said, "stop"))
+        return out
+
+    monkeypatch.setattr(Engine, "run", answer)
+    _, out, _ = run(folders / "instruct", "--lang", "de", lines=["2"])
+    assert "tried on 5 questions and answered 5 rightly" in out
+    for number, dialog in enumerate(dialogs, 1):
+        assert f"  {number}  {dialog.prompt[-1]['content']}" in out
+    assert dialogs[1].prompt[-1]["content"] in prompts[0]
+
+
+def test_ctrl_c_stops_the_answer_only(run, folders, scripted):
+    prompts = scripted(("one two three", KeyboardInterrupt), "Yes.")
+    code, out, _ = run(folders / "imported", lines=[KeyboardInterrupt, "Count", "More?"])
+    assert code == 0
+    assert "Ctrl-D leaves." in out
+    assert "one two three\nstopped\n" in out
+    assert "Yes.\n" in out
+    assert "one two three<|eot_id|>" in prompts[1]
+
+
+def test_full_context_is_said(run, folders, scripted):
+    scripted(("cut", "context"), "Hello again.")
+    long = "word " * 300
+    _, out, _ = run(folders / "imported", lines=["Hi", long, "Hi"])
+    assert "cut\nthe context of 256 tokens is full: the answer was cut here; /reset starts anew\n" in out
+    assert "the model's context holds 256: start anew (/reset) or ask something shorter" in out
+    assert "Hello again." in out
+
+
+def test_a_base_model_says_so(run, folders, scripted):
+    scripted("more")
+    _, out, _ = run(folders / "teacher", lines=["def area("])
+    assert "A base model: it continues your text" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["mute", "-p", "x"], "has no tokenizer; put the model's own"),
+        (["nowhere", "-p", "x"], "no such folder"),
+        (["instruct", "-p", "x", "--temperature", "-1"], "temperature=-1.0 must be at least 0"),
+        (["instruct", "-p", "x", "--form", "xml"], "--form xml is unknown: use one of json, builtin, function"),
+        (["instruct", "-p", "x", "--dtype", "int7"], "--dtype int7 is unknown"),
+        (["instruct", "-p", "word " * 300], "the model's context holds 256"),
+        (["instruct"], "stdin is empty"),
+    ],
+)
+def test_one_clear_line(run, folders, args, message):
+    code, out, err = run(folders / args[0], *args[1:])
+    assert (code, out) == (1, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_unreadable_generation_config(run, folders, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(folders / "imported", tmp_path / "copy")
+    (folder / "generation_config.json").write_text("[]")
+    code, _, err = run(folder, "-p", "x")
+    assert code == 1
+    assert "generation_config.json: unreadable" in err
