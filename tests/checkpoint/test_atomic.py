@@ -53,7 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def write_elsewhere(folder, how):
-    return subprocess.run([sys.executable, "-c", WRITER, str(folder), how], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", WRITER, str(folder), how], capture_output=True, text=True, timeout=600)
 
 
 def test_disk_full(old):

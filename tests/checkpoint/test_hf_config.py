@@ -172,7 +172,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(key=st.sampled_from(sorted({**RELEASED_8B, **NEW_8B})), value=json_values)
 def test_any_value_is_read_or_refused_in_one_line(key, value):
     with warnings.catch_warnings():
@@ -184,7 +184,7 @@ def test_any_value_is_read_or_refused_in_one_line(key, value):
     assert isinstance(config, ModelConfig)
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(part=st.sampled_from(sorted(NEW_8B["rope_parameters"])), value=json_values)
 def test_any_rope_value_is_read_or_refused(part, value):
     data = NEW_8B | {"rope_parameters": NEW_8B["rope_parameters"] | {part: value}}

@@ -93,6 +93,7 @@ def test_scores_depend_on_distance_only():
         assert score(m, n) == pytest.approx(score(m + 4321, n + 4321), abs=1e-9)
 
 
+@settings(deadline=None)
 @given(position=st.integers(0, 131_071))
 def test_rotation_keeps_length_and_zero_is_identity(position):
     config = SIZES["8B"]
