@@ -1,0 +1,106 @@
+"""One rank, two replicas, two shards: the same tokens must give the same losses. Writes ``bench/receipts/ranks.json``.
+
+    .venv/bin/python bench/ranks.py
+
+Trains a 1.3 M-parameter Llama in fp32 for 8 steps three times: in one process, and in two under ``torchrun`` as DDP and
+as FSDP2 (gloo, CPU); packed rows with uneven numbers of trained tokens, gradient accumulation, clipping, annealing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from herd.data.batch import Batch
+from herd.llama.config import ModelConfig
+from herd.llama.model import LlamaLM
+from herd.report.receipt import write_receipt
+from herd.train import TrainConfig, metrics, parallel, sft, train
+
+SEED = 0
+MODEL = ModelConfig(vocab_size=2048, dim=128, n_layers=4, n_heads=4, n_kv_heads=2, ffn_dim=352, max_context=128)
+CONFIG = TrainConfig(
+    steps=8,
+    batch_rows=8,
+    micro_rows=2,
+    context=128,
+    lr=3e-3,
+    warmup_steps=2,
+    anneal_steps=3,
+    average_every=1,
+    seed=SEED,
+)
+
+
+class Rows:
+    """Rows that count upwards, quick to learn; row r is two packed documents and trains its last 16 to 128 tokens."""
+
+    def batch(self, position: int, count: int) -> Batch:
+        start = torch.arange(position, position + count)[:, None] * 37
+        tokens = (start + torch.arange(129)[None]) % 256
+        targets = tokens[:, 1:].clone()
+        for index in range(count):
+            targets[index, : 16 * ((position + index) % 8)] = -100
+        documents = (torch.arange(128) >= 50).long().expand(count, 128).contiguous()
+        positions = torch.where(documents.bool(), torch.arange(128) - 50, torch.arange(128))
+        return Batch(tokens[:, :-1].contiguous(), targets, positions, documents)
+
+
+def rank(folder: str, shard: int) -> None:
+    """What one process does."""
+    ranks = parallel.start(shard)
+    train(LlamaLM(MODEL).init_weights(SEED), Rows(), sft, CONFIG, folder, mesh=ranks.mesh)
+    parallel.stop()
+
+
+def losses(n_ranks: int, shard: int, folder: Path) -> list[float]:
+    """Losses of a run in processes of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_ranks}", __file__]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(folder), str(shard)], check=True, env=env, stderr=subprocess.DEVNULL)
+    return [record["loss"] for record in metrics.read(folder)]
+
+
+def main() -> None:
+    """Run the three, print and write the receipt."""
+    with tempfile.TemporaryDirectory() as base:
+        runs = {
+            name: losses(n_ranks, shard, Path(base) / name)
+            for name, n_ranks, shard in (("one", 1, 1), ("ddp", 2, 1), ("fsdp2", 2, 2))
+        }
+    print(json.dumps(runs, indent=1))
+    difference = {
+        name: max(abs(a - b) for a, b in zip(runs["one"], runs[name], strict=True)) for name in ("ddp", "fsdp2")
+    }
+    path = write_receipt(
+        "ranks",
+        what="1 rank vs 2 ranks, same tokens, fp32: largest difference of the loss over the steps",
+        values={
+            "ddp": (difference["ddp"], "nats/token"),
+            "fsdp2": (difference["fsdp2"], "nats/token"),
+            "bar": (1e-5, "nats/token"),
+            "steps": (CONFIG.steps, "steps"),
+            "parameters": (MODEL.n_params, "parameters"),
+            "first_loss": (runs["one"][0], "nats/token"),
+            "last_loss": (runs["one"][-1], "nats/token"),
+        },
+        command="python bench/ranks.py",
+        seed=SEED,
+    )
+    print(path)
+    if max(difference.values()) > 1e-5:
+        sys.exit("the losses differ by more than 1e-5")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if len(sys.argv) == 3:
+        rank(sys.argv[1], int(sys.argv[2]))
+    else:
+        main()
