@@ -1,0 +1,140 @@
+"""Needles: exact length, the fact where it should be, answerable from the text alone, train and test disjoint."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from herd.data.batch import IGNORE
+from herd.data.needle import STYLES, WORDS, NeedleMaker, RetrievalStream, draw_codes, draw_names, make_needle
+from herd.data.shuffle import generator
+from herd.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def maker(shards, byte_tokenizer):
+    return NeedleMaker(byte_tokenizer, shards)
+
+
+@given(
+    length=st.integers(700, 3000),
+    depth=st.floats(0, 1),
+    seed=st.integers(0, 10**6),
+    style=st.integers(0, len(STYLES) - 1),
+    n_facts=st.integers(1, 6),
+    split=st.sampled_from(["train", "test"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_needles(maker, byte_tokenizer, length, depth, seed, style, n_facts, split):
+    needle = maker.make(length, depth, seed, split=split, n_facts=n_facts, style=style)
+    assert needle.ids_N.shape == (length,)
+    assert needle.ids_N[0] == byte_tokenizer.bos_id
+    assert (needle.ids_N[1:] < 256).all()
+    text, prompt = byte_tokenizer.decode(needle.ids_N), byte_tokenizer.decode(needle.prompt)
+    question = needle.questions[-1]
+    assert byte_tokenizer.decode(needle.answer_ids) == " " + needle.answer
+    assert text == prompt + " " + needle.answer
+    # The code stands in the prompt exactly once, in the asked name's fact, on a line of its own.
+    fact = STYLES[style][0].format(name=question.name, code=" " + question.code)
+    assert prompt.count(question.code) == 1
+    assert f"\n{fact}" in prompt
+    head = STYLES[style][1].format(name=question.name)
+    assert prompt.endswith("\n" + head)
+    # Where it stands.
+    body = len(prompt) - len(head)
+    assert abs(prompt.index(fact) / body - depth) < 0.05 + 60 * (n_facts + 1) / body
+    again = maker.make(length, depth, seed, split=split, n_facts=n_facts, style=style)
+    assert np.array_equal(again.ids_N, needle.ids_N)
+
+
+def test_train_and_test_are_disjoint():
+    assert not {w for words in WORDS["train"] for w in words} & {w for words in WORDS["test"] for w in words}
+    codes = {s: set(draw_codes(generator(0), s, 1500)) for s in WORDS}
+    assert not codes["train"] & codes["test"]
+    assert len(set(draw_names(generator(1), "test", 100))) == 100
+    for words in WORDS.values():
+        assert all(len(set(of)) == len(of) for of in words)
+
+
+def test_a_question_gives_the_facts_words_before_its_code():
+    for fact, question in STYLES:
+        before = fact.partition("{code}")[0]
+        assert question.endswith(before.splitlines()[-1][-len("{name}:") :])
+        assert "{name}" in question
+
+
+def test_seeds_differ(maker):
+    needles = [maker.make(900, 0.5, seed) for seed in range(20)]
+    assert len({needle.answer for needle in needles}) > 15
+    assert len({needle.ids_N.tobytes() for needle in needles}) == 20
+    test = maker.make(900, 0.5, 0, split="test")
+    assert test.answer != needles[0].answer
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        ((20, 0.5, 0), "20 tokens do not hold 4 facts"),
+        ((900, 1.5, 0), "depth 1.5"),
+    ],
+)
+def test_refused(maker, arguments, match):
+    with pytest.raises(DataError, match=match):
+        maker.make(*arguments)
+    with pytest.raises(DataError, match="split 'both'"):
+        maker.make(900, 0.5, 0, split="both")
+    with pytest.raises(DataError, match="2 questions about 1 facts"):
+        maker.make(900, 0.5, 0, n_facts=1, n_questions=2)
+
+
+def test_shortest_length_named_is_enough(maker):
+    with pytest.raises(DataError, match="at least") as error:
+        maker.make(100, 0.5, 3)
+    least = int(re.search(r"at least (\d+)", str(error.value))[1])
+    assert len(maker.make(least + 40, 0.5, 3).ids_N) == least + 40
+
+
+def test_retrieval_stream_is_pure_and_trains_answers(maker, byte_tokenizer):
+    stream = RetrievalStream(maker, 1200, seed=5)
+    whole = stream.batch(7, 6)
+    parts = [stream.batch(7, 1), stream.batch(8, 3), stream.batch(11, 2)]
+    assert torch.equal(whole.tokens_BT, torch.cat([p.tokens_BT for p in parts]))
+    assert torch.equal(whole.targets_BT, torch.cat([p.targets_BT for p in parts]))
+    assert torch.equal(whole.tokens_BT[:, 1:], whole.targets_BT[:, :-1])
+    only = RetrievalStream(maker, 1200, seed=5, answers_only=True).batch(7, 6)
+    assert torch.equal(only.tokens_BT, whole.tokens_BT)
+    for row in range(6):
+        needle = stream.needle(7 + row)
+        assert len(needle.questions) == 6
+        said = byte_tokenizer.decode(only.targets_BT[row][only.targets_BT[row] != IGNORE].tolist())
+        assert said == "".join(f" {q.code}" for q in needle.questions)
+    with pytest.raises(DataError, match="do not hold"):
+        RetrievalStream(maker, 64, seed=0)
+
+
+def test_filler_may_be_an_array_or_a_function(byte_tokenizer):
+    array = np.arange(97, 123)
+    needle = make_needle(byte_tokenizer, array, 600, 0.0, 1, n_facts=2)
+    assert len(needle.ids_N) == 600
+    constant = make_needle(byte_tokenizer, lambda random, n: np.full(n, 120), 600, 1.0, 1, n_facts=2)
+    assert (constant.ids_N == 120).sum() > 200
+    with pytest.raises(DataError, match="hardly any text"):
+        make_needle(byte_tokenizer, np.array([byte_tokenizer.bos_id]), 600, 0.0, 1)
+
+
+def test_codes_are_cut_from_their_words_by_the_real_pattern():
+    """The answer encoded alone is the answer encoded in place: prompt + answer is how the text itself is encoded."""
+    from herd.text.tokenizer import Tokenizer
+
+    texts = ["The secret code for amber falcon is 4821.\n" * 20, "# code(x) = 1234\n>>> Look up.\n" * 20]
+    tokenizer = Tokenizer.train(texts, vocab_size=540)
+    maker = NeedleMaker(tokenizer, tokenizer.encode("Some filler text.\nMore of it.\n" * 50))
+    for style in range(len(STYLES)):
+        needle = maker.make(500, 0.5, style, style=style)
+        tail = tokenizer.encode(STYLES[style][1].format(name=needle.questions[0].name) + " " + needle.answer)
+        assert needle.ids_N[-len(tail) :].tolist() == tail
