@@ -39,7 +39,7 @@ def test_every_line_says_something_once_in_its_own_script(lang):
 def test_lines_are_aligned_and_no_language_copies_another():
     """Translations have about the length their language usually takes, and differ from each other."""
     columns = {lang: lines(lang) for lang in LANGUAGES}
-    for lang, sentences in columns.items():
+    for sentences in columns.values():
         usual = sum(map(len, sentences)) / sum(map(len, columns["en"]))
         for english, sentence in zip(columns["en"], sentences, strict=True):
             assert 0.4 * usual < (len(sentence) + 8) / (len(english) + 8) < 2.2 * usual, (english, sentence)
