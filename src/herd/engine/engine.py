@@ -127,7 +127,7 @@ class Engine:
 
     ``max_batch`` rows decode together; ``max_context`` defaults to the model's. ``cache_bytes`` bounds what the
     *worst case* of the active requests may take: others wait their turn (one alone always runs). The model is used as
-    it is, on its device and in its dtype, and put in eval mode.
+    it is, on its device and in its dtype.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Engine:
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}: "
                 "use the tokenizer the model was trained with"
             )
-        self.model, self.tokenizer = model.eval(), tokenizer
+        self.model, self.tokenizer = model, tokenizer
         self.max_batch, self.context = max_batch, max_context or config.max_context
         self._cache_bytes = cache_bytes
         weight = model.lm_head.weight

@@ -58,7 +58,6 @@ def compression(model: LlamaLM, documents: Sequence[HeldOut], context: int | Non
     """Scores every document; ``context`` defaults to the model's. Raises DataError if there is nothing to score."""
     if not any(len(document.ids) > 1 for document in documents):
         raise DataError("no held-out document has a token to predict")
-    model.eval()
     nats = torch.zeros(len(documents), dtype=torch.float64)
     counts = torch.zeros(len(documents), dtype=torch.float64)
     for batch in windows(documents, context or model.config.max_context, model.lm_head.weight.device):
