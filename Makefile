@@ -52,7 +52,7 @@ demo: setup  ## raise a small herd on this machine and write its page
 	$(BIN)/herd raise
 
 readme: setup  ## README tables from the receipts; with RUN=runs/NAME also that run's pictures and numbers
-	$(BIN)/python -m herd.report.tables README.md $(RUN)
+	$(BIN)/python bench/readme.py $(RUN)
 
 clean:  ## remove caches, not the environment and not runs/
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

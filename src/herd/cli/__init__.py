@@ -15,6 +15,7 @@ import importlib
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -98,6 +99,7 @@ def build() -> Any:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``herd``: runs the verb and leaves with its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    warnings.showwarning = _warn
     sys.exit(run(args))
 
 
@@ -125,6 +127,11 @@ def run(args: list[str]) -> int:
     if code == 130:
         print(_stopped(args), file=sys.stderr)
     return code
+
+
+def _warn(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Warnings are for the user: the sentence, not the line of code it comes from."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _fail(line: str, code: int = 1) -> int:

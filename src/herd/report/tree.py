@@ -49,14 +49,9 @@ def family(run: Run) -> Node | None:
     if not nodes:
         return None
     root = _root(run)
-    hashes = {
-        str(stage.lineage["weights_hash"]): stage.model_name
-        for stage in run.stages
-        if stage.model_name and stage.lineage.get("weights_hash")
-    }
     for stage in run.stages:
         if stage.model_name:
-            parent = _parent(stage, hashes, list(nodes))
+            parent = _parent(stage, run.stages)
             (nodes[parent] if parent else root).children.append(nodes[stage.model_name])
     _place(root, 0, 0, {})
     return root
@@ -113,14 +108,24 @@ def _told(node: Node) -> str:
     return f"{node.name} {node.size}".strip() + (f", parent of ({children})" if children else "")
 
 
-def _parent(stage: Stage, hashes: dict[str, str], names: list[str]) -> str | None:
-    for found in (stage.lineage.get("parents") or {}).values():
-        if hashes.get(found, stage.model_name) != stage.model_name:
-            return hashes[found]
-    if stage.lineage:  # it says it has no parents here
+def _parent(stage: Stage, stages: list[Stage]) -> str | None:
+    """The model whose weights the lineage names; where two have the same weights, the one with the role's name."""
+    hashes = {
+        other.model_name: other.lineage.get("weights_hash")
+        for other in stages
+        if other.model_name and other.model_name != stage.model_name
+    }
+    parents = stage.lineage.get("parents", {})
+    for role, hashed in parents.items():
+        if role in hashes and hashes[role] == hashed:
+            return role
+    for hashed in parents.values():
+        if (found := next((name for name, own in hashes.items() if own and own == hashed), None)) is not None:
+            return found
+    if stage.lineage:  # it says that it has no parents here
         return None
     usual = _USUAL_PARENTS.get(stage.model_name or "")
-    return usual if usual in names else None
+    return usual if usual in hashes else None
 
 
 def _root(run: Run) -> Node:

@@ -1,0 +1,91 @@
+"""Write the README's tables from the receipts; with a run, first take its numbers and its picture.
+
+python bench/readme.py                 # tables only; what `make readme` does
+python bench/readme.py runs/full       # also bench/receipts/raise-MODE.json and docs/img/report-*.svg
+python bench/readme.py --check         # say whether the README is up to date, change nothing
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from herd.llama import SIZES
+from herd.report import read_receipts, write_receipt
+from herd.report.page import command
+from herd.report.picture import write_pictures
+from herd.report.receipt import write_atomically
+from herd.report.run import load_run
+from herd.report.tables import checks_table, family_table, fill, markdown, run_values, stages_table
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+
+
+def sizes_table() -> str:
+    """The published models, exact."""
+    rows = [
+        [
+            f"Llama {'3.2' if config.tie_embeddings else '3.1'} **{name}**",
+            f"{config.n_params:,}",
+            str(config.n_layers),
+            f"{config.dim:,}",
+            f"{config.n_heads} : {config.n_kv_heads}",
+            f"{config.ffn_dim:,}",
+            f"{config.nbytes(2.0) / 1e9:,.1f} GB",
+            f"{config.kv_nbytes_per_token(2.0) * config.max_context / 1e9:,.1f} GB",
+        ]
+        for name, config in SIZES.items()
+    ]
+    header = ["model", "parameters", "layers", "width", "heads : KV", "FFN", "weights, bf16", "KV cache at 128k, bf16"]
+    return markdown(header, rows)
+
+
+def tables() -> dict[str, str]:
+    """Every table a marker may name."""
+    receipts = read_receipts(ROOT / "bench" / "receipts")
+    family = receipts.get("raise-full")
+    checks = {name: receipt for name, receipt in receipts.items() if not name.startswith("raise-")}
+    return {
+        "sizes": sizes_table(),
+        "checks": checks_table(checks),
+        "family": family_table(family),
+        "stages": stages_table(family),
+    }
+
+
+def take(folder: Path) -> None:
+    """A run's numbers into a receipt and its picture into docs/img."""
+    run = load_run(folder)
+    mode = run.plan.get("mode", "run")
+    seed = run.plan.get("seed")
+    write_receipt(
+        ROOT / "bench" / "receipts" / f"raise-{mode}.json",
+        what=f"a herd raised with --{mode}" if mode != "demo" else "a herd raised by default",
+        values=run_values(run),
+        command=command(run) or "herd raise",
+        seed=None if seed is None else int(seed),
+    )
+    for path in write_pictures(run, ROOT / "docs" / "img"):
+        print(path.relative_to(ROOT))
+
+
+def main(words: list[str]) -> int:
+    check = "--check" in words
+    for word in words:
+        if not word.startswith("-"):
+            take(Path(word))
+    text = README.read_text(encoding="utf-8")
+    filled = fill(text, tables())
+    if filled == text:
+        return 0
+    if check:
+        print("README.md is behind its receipts: run make readme", file=sys.stderr)
+        return 1
+    write_atomically(README, filled)
+    print(README.relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,97 @@
+"""`herd train`: one training run as its recipe says; on several processes under `torchrun -m herd train RECIPE`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .output import Json, print_json
+
+
+def command(
+    recipe: Annotated[Path, typer.Argument(help="A recipe (YAML), e.g. recipes/tiny-lm.yaml.")],
+    check: Annotated[bool, typer.Option("--check", help="Only look for mistakes in the recipe.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train by a recipe. A mistake in it is named with its line before anything starts; Ctrl-C leaves a state to go on
+    from, and the same command goes on."""
+    from ..train.recipe import read_recipe
+
+    read = read_recipe(recipe)
+    if check:
+        _check(recipe, read, as_json)
+        return
+    from ..kernels.memory import keep_freed_memory
+    from ..train.run import run_recipe
+
+    keep_freed_memory()
+    first = os.environ.get("RANK", "0") == "0"
+    with _progress(read.name, read.train.steps, show=first) as on_step:
+        folder, result = run_recipe(read, on_step=on_step)
+    if not first:
+        return
+    if as_json:
+        print_json(
+            {
+                "model": str(folder),
+                "step": result.step,
+                "tokens": result.tokens,
+                "seconds": result.seconds,
+                "flops": result.flops,
+                "averaged": result.averaged,
+                "resumed_from": result.resumed_from,
+                "last": result.last,
+            }
+        )
+    else:
+        pace = result.tokens / result.seconds if result.seconds else 0.0
+        print(f"{folder}: {result.tokens:,} tokens in {result.seconds:,.0f} s, {pace:,.0f} tokens/s")
+
+
+def _check(path: Path, recipe: Any, as_json: bool) -> None:
+    """What the recipe comes to, on as many processes as it is for."""
+    from ..train.recipe import check
+
+    config = check(recipe, recipe.parallel.ranks)
+    tokens = recipe.train.steps * recipe.train.batch_rows * recipe.train.context
+    flops = tokens * config.flops_per_token(recipe.train.context / 2, training=True)
+    if as_json:
+        print_json({"recipe": str(path), "n_params": config.n_params, "tokens": tokens, "flops": flops})
+    else:
+        print(f"{path}: good; {config.n_params:,} parameters, {tokens:,} tokens, {flops:.3g} FLOPs")
+
+
+@contextmanager
+def _progress(name: str, steps: int, *, show: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A bar in a terminal; elsewhere a line every twentieth of the way, so that a log file reads well."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    terminal = show and sys.stderr.isatty()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=not terminal) as bar:
+        task = bar.add_task(name, total=steps, note="")
+        shown = -1
+
+        def on_step(record: dict[str, Any]) -> None:
+            nonlocal shown
+            step = record["step"]
+            note = f"loss {record['loss']:.3f}  {record['tokens_per_s']:,.0f} tokens/s"
+            bar.update(task, completed=step, note=note)
+            if show and not terminal and step * 20 // steps > shown:
+                shown = step * 20 // steps
+                print(f"{name}: step {step:,} of {steps:,}  {note}", file=sys.stderr, flush=True)
+
+        yield on_step

@@ -1,0 +1,182 @@
+"""Tables of a README, generated: between two markers stands what the receipts say, and nothing is typed by hand.
+
+    <!-- herd:table NAME -->
+    ...replaced...
+    <!-- herd:end -->
+
+`fill` puts a table between the markers of its name; a test calls it on the committed README and finds nothing to
+change. A run becomes a receipt by `run_values`, so that its numbers are committed although the run itself is not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from ..errors import ReportError
+from .receipt import Receipt, Value
+from .run import Run
+from .tabulate import METRICS, metric
+from .units import MINUS, NBSP, duration, fixed, is_share, measure, nbytes, short, si, unit_name
+
+_MARKED = re.compile(r"(<!-- herd:table ([\w-]+) -->\n)(.*?)(<!-- herd:end -->)", re.DOTALL)
+_NONE = "–"
+
+
+def fill(text: str, tables: Mapping[str, str]) -> str:
+    """``text`` with every marked table replaced. `ReportError` for a name without a table or a marker left open."""
+    if text.count("<!-- herd:table ") != len(_MARKED.findall(text)):
+        raise ReportError("a table's marker is not closed: end it with <!-- herd:end -->")
+
+    def table(found: re.Match[str]) -> str:
+        if found[2] not in tables:
+            raise ReportError(f"no table is called {found[2]!r}: there are {', '.join(sorted(tables))}")
+        return f"{found[1]}{tables[found[2]].strip()}\n{found[4]}"
+
+    return _MARKED.sub(table, text)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table whose first ``left`` columns are set left and the others right."""
+    rule = [":--" if index < left else "--:" for index in range(len(header))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
+
+
+def checks_table(receipts: Mapping[str, Receipt]) -> str:
+    """Every receipt's values that had to pass a bar: what, number, bar, verdict, and where to look."""
+    rows = []
+    for name, receipt in receipts.items():
+        for key, value in receipt.values.items():
+            if value.bar is not None:
+                verdict = _NONE if value.passed is None else "✓" if value.passed else "**✗**"
+                link = f"[{name}](bench/receipts/{name}.json)"
+                rows.append([f"{receipt.what}: {key}", shown(value), _bar(value), verdict, link])
+    return markdown(["what", "measured", "bar", "", "receipt"], rows, left=1)
+
+
+def family_table(receipt: Receipt | None) -> str:
+    """Model × score of a run's receipt, each with its 95 % interval."""
+    if receipt is None:
+        return "*Not measured yet.*"
+    keys = [key.partition("/") for key in receipt.values]
+    models = list(dict.fromkeys(model for model, _, name in keys if name == "parameters"))
+    names = dict.fromkeys(
+        name for model, _, name in keys if model in models and name != "parameters" and "_vs_" not in name
+    )
+    known = [m.name for m in METRICS if m.name in names] + [n for n in names if n.startswith("needle at")]
+    header = ["model", "parameters"]
+    for name in known:
+        value = next(receipt.values[f"{model}/{name}"] for model in models if f"{model}/{name}" in receipt.values)
+        unit = unit_name(value.unit)
+        header.append(f"{metric(name).title}{', ' + unit if unit else ''}")
+    rows = []
+    for model in models:
+        params = receipt.values[f"{model}/parameters"].value
+        cells = [f"**{model}**", si(float(params))]
+        cells += [_with_interval(receipt.values.get(f"{model}/{name}"), metric(name).decimals) for name in known]
+        rows.append(cells)
+    return markdown(header, rows)
+
+
+def stages_table(receipt: Receipt | None) -> str:
+    """Stage × time, tokens, compute, memory of a run's receipt, measured beside predicted."""
+    if receipt is None:
+        return "*Not measured yet.*"
+    stages = [key.removesuffix("/seconds") for key in receipt.values if key.endswith("/seconds")]
+
+    def number(stage: str, key: str) -> float | None:
+        found = receipt.values.get(f"{stage}/{key}")
+        return float(found.value) if found else None
+
+    rows = []
+    for stage in stages:
+        seconds, predicted = number(stage, "seconds"), number(stage, "predicted seconds")
+        tokens, flops, peak = number(stage, "tokens"), number(stage, "flops"), number(stage, "peak memory")
+        expected = number(stage, "predicted peak memory")
+        rows.append(
+            [
+                stage,
+                duration(seconds) if seconds is not None else _NONE,
+                duration(predicted) if predicted else _NONE,
+                si(tokens) if tokens else _NONE,
+                fixed(tokens / seconds, 0) if tokens and seconds else _NONE,
+                si(flops, "FLOP") if flops else _NONE,
+                nbytes(peak) if peak else _NONE,
+                nbytes(expected) if expected else _NONE,
+            ]
+        )
+    header = ["stage", "time", "predicted", "tokens", "tokens/s", "compute", "peak memory", "predicted"]
+    return markdown(header, rows)
+
+
+def run_values(run: Run) -> dict[str, Value]:
+    """A run's numbers as values of a receipt, keyed ``model/score`` and ``stage/cost``."""
+    values: dict[str, Value] = {}
+    for stage in run.stages:
+        if stage.model_name and stage.n_params:
+            values[f"{stage.model_name}/parameters"] = Value(stage.n_params, "parameters")
+    for score in run.scores:
+        for part, found in [("", score.estimate), *score.detail.get("by_length", {}).items()]:
+            name = f"{score.name} at {int(part):,}" if part.isdigit() else score.name
+            values[f"{score.model}/{name}"] = Value(found.value, score.unit or "1", found.lo, found.hi)
+        for kind in ("by_lang", "by_form"):
+            for part, found in score.detail.get(kind, {}).items():
+                values[f"{score.model}/{score.name}/{part}"] = Value(found.value, score.unit or "1", found.lo, found.hi)
+    for stage in run.stages:
+        costs = (
+            ("seconds", stage.seconds, "s"),
+            ("predicted seconds", stage.predicted_seconds, "s"),
+            ("tokens", stage.tokens, "tokens"),
+            ("flops", stage.flops, "FLOP"),
+            ("peak memory", stage.peak_bytes, "bytes"),
+            ("predicted peak memory", stage.predicted_peak_bytes, "bytes"),
+        )
+        for key, number, unit in costs:
+            if number is not None:
+                values[f"{stage.name}/{key}"] = Value(number, unit)
+        for gate in stage.gates:
+            if isinstance(gate.value, int | float) and not isinstance(gate.value, bool):
+                bar = None if gate.bar is None else str(gate.bar)
+                values[f"{stage.name}/gate: {gate.name}"] = Value(
+                    gate.value, gate.unit or "1", None, None, bar, gate.passed
+                )
+    return values
+
+
+def shown(value: Value) -> str:
+    """A value with its unit and interval for a README's cell."""
+    if isinstance(value.value, bool):
+        return "yes" if value.value else "no"
+    if isinstance(value.value, str):
+        return value.value
+    unit = unit_name(value.unit)
+    text = _plain(value.value, value.unit) + (f"{NBSP}{unit}" if unit and value.unit != "bytes" else "")
+    if value.lo is not None and value.hi is not None:
+        text += f" ({_plain(value.lo, value.unit)} – {_plain(value.hi, value.unit)})"
+    return text
+
+
+def _plain(value: float, unit: str) -> str:
+    if unit == "bytes":
+        return nbytes(value)
+    if is_share(unit):
+        return measure(value, unit)
+    if isinstance(value, int):
+        return fixed(value, 0)
+    if value and abs(value) < 1e-3:
+        return f"{value:.1e}".replace("-", MINUS)
+    return short(value)
+
+
+def _with_interval(value: Value | None, decimals: int | None) -> str:
+    if value is None or isinstance(value.value, str):
+        return _NONE
+    text = measure(float(value.value), value.unit, decimals)
+    if value.lo is not None and value.hi is not None:
+        low, high = (measure(end, value.unit, decimals) for end in (value.lo, value.hi))
+        text += f"<br><sub>{low} – {high}</sub>"
+    return text
+
+
+def _bar(value: Value) -> str:
+    return str(value.bar).replace("|", "\\|")
