@@ -43,6 +43,17 @@ def test_growing_keeps_what_is_there(model):
         assert not new[:, :, old.shape[2] :].any()
 
 
+@torch.inference_mode()
+def test_an_earlier_peak_is_given_back(model):
+    """Many short sequences, then one long: room for one long, not for many."""
+    cache = KVCache(model.config, torch.float32)
+    cache.reserve(30, 64)
+    cache.add_rows(30)
+    cache.drop(range(1, 30), [5] * 30)
+    cache.reserve(1, 10 * BLOCK)
+    assert cache.nbytes == nbytes(model.config, 1, 10 * BLOCK, 4)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_dropping_keeps_the_others(data):

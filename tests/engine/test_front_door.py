@@ -34,3 +34,39 @@ def test_unknown_name():
 
 def test_dir_shows_lazy_names():
     assert {"load", "generate", "Tokenizer", "render", "SIZES"} <= set(dir(herd))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from herd.checkpoint import save
+    from herd.llama.model import LlamaLM
+
+    config = herd.ModelConfig(600, 32, 2, 4, 2, 48, max_context=128)
+    tokenizer = herd.Tokenizer.train(["a quick brown fox " + chr(i) * 3 for i in range(0x4E00, 0x4F00)], 600)
+    path = tmp_path_factory.mktemp("front") / "model"
+    save(path, LlamaLM(config).init_weights(0, std=0.2), tokenizer)
+    return path
+
+
+def test_load_and_generate(folder):
+    import torch
+
+    model, tokenizer = herd.load(folder)
+    text = herd.generate(model, tokenizer, "a quick", max_tokens=12, temperature=0)
+    assert text == herd.generate(*herd.load(folder), "a quick", max_tokens=12)
+    ids = tokenizer.encode("a quick", bos=True)
+    assert model.logits(torch.tensor([ids])).shape == (1, len(ids), 600)
+    messages = [{"role": "user", "content": "fox?"}]
+    answer = herd.generate(model, tokenizer, messages, max_tokens=12, temperature=0.7, seed=1)
+    assert answer == herd.generate(model, tokenizer, messages, max_tokens=12, temperature=0.7, seed=1)
+    ids, mask = (lambda r: (r.ids, r.mask))(herd.render(messages, tools=None, tokenizer=tokenizer))
+    assert len(ids) == len(mask)
+
+
+def test_load_without_tokenizer(folder, tmp_path):
+    import shutil
+
+    bare = shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "special*"))
+    with pytest.warns(UserWarning, match="no tokenizer"):
+        _, tokenizer = herd.load(bare)
+    assert tokenizer is None

@@ -41,15 +41,20 @@ class KVCache:
         return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values))
 
     def reserve(self, slots: int, tokens: int) -> None:
-        """Make room for ``slots`` sequences of ``tokens`` tokens, a layer at a time. Never shrinks."""
-        slots, tokens = max(slots, self.slots), max(round_to_block(tokens), self.capacity)
-        if (slots, tokens) == (self.slots, self.capacity):
+        """Make room for ``slots`` sequences of ``tokens`` tokens (all active rows fit into both).
+
+        Where it must allocate, it takes just that, so that many short sequences earlier and a long one now do not
+        multiply; a layer at a time, so that no second cache exists while copying.
+        """
+        if slots <= self.slots and tokens <= self.capacity:
             return
+        tokens = round_to_block(tokens)
+        kept = min(tokens, self.capacity)
         for tensors in (self._keys, self._values):
             for layer, old in enumerate(tensors):
                 # zeros, not empty: masked places are multiplied by 0, and 0 x NaN is NaN
                 new = old.new_zeros(slots, old.shape[1], tokens, old.shape[3])
-                new[: self.n_rows, :, : self.capacity] = old[: self.n_rows]
+                new[: self.n_rows, :, :kept] = old[: self.n_rows, :, :kept]
                 tensors[layer] = new
         self.slots, self.capacity = slots, tokens
 

@@ -234,7 +234,7 @@ class Engine:
         """Prompts of one group, right-padded, in chunks of at most `PREFILL_TOKENS` tokens; then each first token."""
         lengths = [len(row.prompt_ids) for row in rows]
         T, B = max(lengths), len(rows)
-        self.cache.reserve(len(self._rows) + B, T)
+        self.cache.reserve(len(self._rows) + B, max([T, *(row.cached for row in self._rows)]))
         first = self.cache.add_rows(B)
         self._rows += rows
         tokens_BT = torch.zeros(B, T, dtype=torch.int64)
