@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 import sysconfig
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import zstandard
@@ -344,6 +346,28 @@ def test_hub_reads_files(monkeypatch, tmp_path):
     ]
     with pytest.raises(DataError, match="among its 2 files"):
         list(read_corpus("hf:me/mine:nothing"))
+
+
+def test_hub_parquet(monkeypatch, tmp_path):
+    class File:
+        def __init__(self, path):
+            if path.read_bytes() != b"PAR1":
+                raise ValueError("no magic bytes")
+
+        def iter_batches(self, batch_size):
+            for rows in ([{"text": "one"}, {"text": "two"}], [{"content": "three"}]):
+                yield SimpleNamespace(to_pylist=lambda rows=rows: rows)
+
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", SimpleNamespace(ParquetFile=File))
+    assert [d.text for d in hub.read_parquet(tmp_path / "a.parquet", "hf:a/b")] == ["one", "two", "three"]
+    (tmp_path / "a.parquet").write_bytes(b"????")
+    with pytest.raises(DataError, match="not a Parquet file"):
+        list(hub.read_parquet(tmp_path / "a.parquet", "hf:a/b"))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(DataError, match="pip install pyarrow"):
+        list(hub.read_parquet(tmp_path / "a.parquet", "hf:a/b"))
 
 
 def test_hub_offline_is_one_line(monkeypatch):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -226,6 +229,24 @@ def test_one_shot_and_cleanup():
         assert folder.exists()
     assert not folder.exists()
     assert box._process.returncode == 0
+
+
+def test_caller_gone_mid_program_leaves_nothing():
+    box = Sandbox()
+    folder = Path(box._folder)
+    request = json.dumps({"code": "while True: pass", "stdin": "", "timeout_s": 30, "memory_bytes": 1 << 28,
+                          "output_bytes": 1000}).encode()  # fmt: skip
+    box._socket.sendall(struct.pack("<Q", len(request)) + request)
+    box._socket.close()  # what the helper sees when its caller is killed
+    box._process.wait(timeout=10)
+    assert not folder.exists()
+    box._process.stderr.close()
+
+
+def test_threads_may_share_a_sandbox(sandbox):
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(sandbox.run, [f"print({n})" for n in range(20)]))
+    assert [r.stdout for r in results] == [f"{n}\n" for n in range(20)]
 
 
 def test_helper_killed_is_one_line():

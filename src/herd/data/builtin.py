@@ -41,7 +41,7 @@ MIN_DOCSTRING_CHARS = 200
 MIN_LETTERS = 0.6
 """Share of letters and spaces above which a documentation string is prose, not a table or a session."""
 
-BLOCK_LINES = 8
+BLOCK_LINES = 4
 LANGUAGES = ("en", "de", "fr", "it", "pt", "hi", "es", "th", "ja")
 
 
@@ -99,8 +99,9 @@ def read_parallel() -> Iterator[Document]:
         raise DataError(f"parallel sentences are not aligned: {counts} lines; reinstall the package")
     for lang in LANGUAGES:
         for start in range(0, counts[lang], BLOCK_LINES):
-            text = "\n".join(lines[lang][start : start + BLOCK_LINES]) + "\n"
-            yield Document(text, f"parallel/{start // BLOCK_LINES:03d}#{lang}", "parallel", lang)
+            block = lines[lang][start : start + BLOCK_LINES]
+            source = f"parallel/lines-{start + 1:03d}-{start + len(block):03d}#{lang}"
+            yield Document("\n".join(block) + "\n", source, "parallel", lang)
 
 
 def parallel_lines(lang: str) -> list[str]:

@@ -20,6 +20,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class Sandbox:
             raise ToolError(f"sandbox: {sys.executable} cannot be started ({error.strerror})") from None
         theirs.close()
         self._socket = ours
+        self._turn = threading.Lock()
         self.protections: tuple[str, ...] = tuple(self._receive(30.0)["protections"])
         if not KERNEL.issubset(self.protections):
             missing = ", ".join(sorted(KERNEL - set(self.protections)))
@@ -112,12 +114,13 @@ class Sandbox:
             "output_bytes": output_bytes,
         }
         data = json.dumps(request).encode()
-        try:
-            self._socket.settimeout(GRACE_S)
-            self._socket.sendall(struct.pack("<Q", len(data)) + data)
-        except OSError:
-            raise self._gone() from None
-        reply = self._receive(timeout_s + GRACE_S)
+        with self._turn:  # threads may share a sandbox; its programs still run one after another
+            try:
+                self._socket.settimeout(GRACE_S)
+                self._socket.sendall(struct.pack("<Q", len(data)) + data)
+            except OSError:
+                raise self._gone() from None
+            reply = self._receive(timeout_s + GRACE_S)
         return SandboxResult(
             not reply["reason"], reply["stdout"], reply["stderr"], reply["reason"], self.protections, reply["seconds"]
         )

@@ -49,7 +49,7 @@ OPEN_FILES = 64
 SETUP_FAILED = 97
 
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWNET = 0x20000, 0x8000000, 0x10000000, 0x40000000
-MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE = 0x2, 0x4, 0x4000, 0x40000
+MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE, MNT_DETACH = 0x2, 0x4, 0x4000, 0x40000, 0x2
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 
 # System calls a Python program needs: its memory, its time, its open files, and files below its folder.
@@ -105,6 +105,10 @@ class Locks:
         options = f"size={FOLDER_BYTES},nr_inodes={FOLDER_FILES},mode=700".encode()
         flags = ctypes.c_ulong(MS_NOSUID | MS_NODEV)
         self.check(self.libc.mount(b"tmpfs", folder.encode(), b"tmpfs", flags, options))
+
+    def unmount(self, folder):
+        """Let go of `tmpfs`."""
+        self.check(self.libc.umount2(folder.encode(), MNT_DETACH))
 
     def landlock(self, readable, writable):
         """Files: read below ``readable``, read and write below ``writable``, nothing anywhere else."""
@@ -306,7 +310,7 @@ def collect(pid, outputs, request, began, control):
         ready = select.select([*waiting, control], [], [], max(0.0, rest))[0] if rest > 0 else []
         if control in ready and not control.recv(1, socket.MSG_PEEK):
             kill(pid)
-            os._exit(0)
+            raise SystemExit  # the caller is gone: tidy up on the way out
         if rest <= 0:
             reason = f"time limit of {request['timeout_s']:g} s"
             break
@@ -371,7 +375,7 @@ def protect(locks, root):
         if works(locks.namespaces):
             locks.namespaces()
             names.append("namespaces")
-            if works(lambda: locks.tmpfs(root)):
+            with contextlib.suppress(OSError):
                 locks.tmpfs(root)
                 names.append("tmpfs")
         for name, action in (("landlock", lambda: locks.landlock(libraries(), [root])), ("seccomp", locks.seccomp)):
@@ -389,6 +393,16 @@ def main():
     protections = protect(locks, root)
     gc.collect()
     gc.freeze()  # a program's collector then leaves the shared pages of this process alone
+    try:
+        serve(locks, protections, root, control)
+    finally:
+        if "tmpfs" in protections:
+            locks.unmount(root)
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def serve(locks, protections, root, control):
+    """Answer requests one after another; the first message of all names the protections."""
     stream = control.makefile("rwb")
     message = {"protections": protections}
     while True:
