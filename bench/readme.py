@@ -41,6 +41,17 @@ def sizes_table() -> str:
     return markdown(header, rows)
 
 
+def picture() -> str:
+    """The picture of the run, light or dark as the reader likes it; nothing before there is one."""
+    if not (ROOT / "docs" / "img" / "report-light.svg").exists():
+        return ""
+    return (
+        '<picture>\n<source media="(prefers-color-scheme: dark)" srcset="docs/img/report-dark.svg">\n'
+        '<img alt="A run\'s report: family tree, losses, scores with intervals" src="docs/img/report-light.svg">\n'
+        "</picture>"
+    )
+
+
 def tables() -> dict[str, str]:
     """Every table a marker may name."""
     receipts = read_receipts(ROOT / "bench" / "receipts")
@@ -51,6 +62,7 @@ def tables() -> dict[str, str]:
         "checks": checks_table(checks),
         "family": family_table(family),
         "stages": stages_table(family),
+        "picture": picture(),
     }
 
 

@@ -63,7 +63,7 @@ def line_chart(
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
     x_low, x_high = min(xs), max(xs)
-    pad = 0.04 * (max(ys) - min(ys)) or 0.05 * abs(max(ys)) or 1.0
+    pad = _pad(min(ys), max(ys))
     y_low, y_high = min(ys) - pad, max(ys) + pad
     to_x = _scale(x_low, x_high, left, width - right, x_log)
     to_y = _scale(y_low, y_high, height - bottom, top, False)
@@ -118,7 +118,7 @@ def interval_chart(
     height = top + step * len(rows) + 26
     ends = [end for row in known for end in (row.value, row.lo, row.hi) if end is not None]
     ends += [] if bar is None else [bar]
-    pad = 0.06 * (max(ends) - min(ends)) or 0.05 * abs(max(ends)) or 1.0
+    pad = _pad(min(ends), max(ends))
     low = min(ends) - pad if low is None else low
     high = max(ends) + pad if high is None else high
     to_x = _scale(low, high, left, width - right, False)
@@ -235,6 +235,11 @@ def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
         return list(points)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def _pad(low: float, high: float) -> float:
+    """Room above and below the data; a flat curve gets some too."""
+    return max(0.05 * (high - low), 1e-3 * abs(high), 1e-6)
 
 
 def _visible(line: Line, x_log: bool) -> Line:

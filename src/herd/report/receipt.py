@@ -147,7 +147,7 @@ def read_receipt(path: Path | str) -> Receipt:
 def read_receipts(folder: Path | str | None = None) -> dict[str, Receipt]:
     """All receipts ``*.json`` of a folder (default: the checkout's ``bench/receipts``) by name, in name order."""
     folder = receipts_folder() if folder is None else Path(folder)
-    return {path.stem: read_receipt(path) for path in sorted(folder.glob("*.json"))}
+    return {path.stem: read_receipt(path) for path in sorted(folder.glob("[!.]*.json"))}
 
 
 def commit(folder: Path | str = ".") -> dict[str, Any]:

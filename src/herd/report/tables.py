@@ -31,7 +31,8 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
     def table(found: re.Match[str]) -> str:
         if found[2] not in tables:
             raise ReportError(f"no table is called {found[2]!r}: there are {', '.join(sorted(tables))}")
-        return f"{found[1]}{tables[found[2]].strip()}\n{found[4]}"
+        body = tables[found[2]].strip()
+        return f"{found[1]}{body}{chr(10) if body else ''}{found[4]}"
 
     return _MARKED.sub(table, text)
 

@@ -25,7 +25,8 @@ def short(value: float, digits: int = 3) -> str:
     """About ``digits`` significant digits without scientific notation: 0.0123, 1.23, 12.3, 123, 1,234."""
     if value == 0 or not math.isfinite(value):
         return fixed(value, 0) if value == 0 else str(value)
-    return fixed(value, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
+    rounded = float(f"{value:.{digits - 1}e}")  # first round, then count: 9.996 is 10.0 and not 10.00
+    return fixed(value, max(0, digits - 1 - math.floor(math.log10(abs(rounded)))))
 
 
 def si(value: float, unit: str = "", digits: int = 3) -> str:

@@ -1,0 +1,104 @@
+"""README tables and pictures: generated, idempotent, and the committed README is what its receipts say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from example_run import make
+
+from herd.errors import ReportError
+from herd.report import Value, read_receipts, write_receipt
+from herd.report.picture import write_pictures
+from herd.report.run import load_run
+from herd.report.tables import checks_table, family_table, fill, run_values, shown, stages_table
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_committed_readme_is_up_to_date():
+    done = subprocess.run([sys.executable, "bench/readme.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_the_readme_points_at_exists():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)#]+)\)|(?:src|srcset)=\"([^\"]+)\"", readme)
+    for target in (a or b for a, b in targets):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), f"README points at {target}"
+
+
+def test_fill_replaces_between_markers_only_and_twice_changes_nothing():
+    text = "a\n<!-- herd:table x -->\nold\n<!-- herd:end -->\nb\n<!-- herd:table y -->\n<!-- herd:end -->\n"
+    filled = fill(text, {"x": "new", "y": "| t |"})
+    assert (
+        filled
+        == "a\n<!-- herd:table x -->\nnew\n<!-- herd:end -->\nb\n<!-- herd:table y -->\n| t |\n<!-- herd:end -->\n"
+    )
+    assert fill(filled, {"x": "new", "y": "| t |"}) == filled
+
+
+@pytest.mark.parametrize(
+    "text, word",
+    [("<!-- herd:table z -->\n<!-- herd:end -->", "'z'"), ("<!-- herd:table x -->\nnever closed", "not closed")],
+)
+def test_markers_that_cannot_be_filled_are_refused(text, word):
+    with pytest.raises(ReportError, match=word):
+        fill(text, {"x": ""})
+
+
+def test_checks_show_bars_and_verdicts(tmp_path):
+    values = {
+        "speed": Value(1.31, "1", lo=1.28, hi=1.33, bar="≥ 1.15", passed=True),
+        "memory": Value(0.95, "1", bar="≤ 0.9", passed=False),
+        "unjudged": Value(3, "s"),
+    }
+    write_receipt(tmp_path / "pace.json", what="training", values=values, command="true")
+    table = checks_table(read_receipts(tmp_path))
+    assert "| training: speed | 1.31 (1.28 – 1.33) | ≥ 1.15 | ✓ | [pace](bench/receipts/pace.json) |" in table
+    assert "| training: memory | 0.950 | ≤ 0.9 | **✗** |" in table
+    assert "unjudged" not in table
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(Value(5.4e-05, "logit"), "5.4e−05 logit"), (Value(811_706_777_600, "bytes"), "812 GB"),
+     (Value(0.874, "fraction"), "87.4 %"), (Value(True, "1"), "yes"), (Value(1234567, "tokens"), "1,234,567 tokens"),
+     (Value(0.0, "logit"), "0 logit")],
+)  # fmt: skip
+def test_values_are_shown_with_their_units(value, text):
+    assert shown(value).replace("\u00a0", " ") == text
+
+
+def test_a_run_becomes_a_receipt_and_tables(tmp_path):
+    run = load_run(make(tmp_path / "demo"))
+    write_receipt(tmp_path / "raise-full.json", what="a herd", values=run_values(run), command="herd raise --full")
+    receipt = read_receipts(tmp_path)["raise-full"]
+    family = family_table(receipt).replace("\u00a0", " ")
+    assert "| **teacher** | 8.39 M | 1.412<br><sub>1.398 – 1.426</sub> |" in family
+    assert family.count("\n") == 6
+    stages = stages_table(receipt).replace("\u00a0", " ")
+    assert "| teacher | 2 min 12 s |" in stages
+    assert len({line.count("|") for line in [*family.splitlines(), *stages.splitlines()]}) == 2
+    assert family_table(None) == stages_table(None) == "*Not measured yet.*"
+
+
+def test_pictures_stand_alone(tmp_path):
+    run = load_run(make(tmp_path / "demo"))
+    for path in write_pictures(run, tmp_path / "img"):
+        text = path.read_text(encoding="utf-8")
+        root = ElementTree.fromstring(text)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(" not in text, "a colour is not written out"
+        assert "A herd raised in" in text
+        assert float(root.attrib["height"]) > 600
+    young = tmp_path / "young"
+    young.mkdir()
+    (young / "run.json").write_text("{}")
+    for path in write_pictures(load_run(young), tmp_path / "img2"):
+        ElementTree.fromstring(path.read_text(encoding="utf-8"))
