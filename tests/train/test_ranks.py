@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,19 +15,21 @@ import torch
 import toy
 
 from herd.errors import TrainingError
-from herd.train import metrics, parallel, train
+from herd.train import metrics, parallel, state, train
 from herd.train.objectives import sft
 
-NAMES = ("sft", "tied", "distil")
+WORKER = str(Path(__file__).parent / "ranks_worker.py")
+COMMAND = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+JOBS = (("sft", "ddp"), ("sft", "fsdp"), ("tied", "fsdp"), ("distil", "fsdp"))
+SHARD = {"ddp": 1, "fsdp": 2}
 
 
 def start(n_ranks: int, *jobs) -> None:
     """Run the jobs one after another in one group of ranks."""
-    script = str(Path(__file__).parent / "ranks_worker.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_ranks}", script]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [*COMMAND, f"--nproc-per-node={n_ranks}", WORKER]
     lines = [json.dumps([name, str(folder), *rest]) for name, folder, *rest in jobs]
-    done = subprocess.run(command + lines, capture_output=True, text=True, env=env, timeout=240)
+    done = subprocess.run(command + lines, capture_output=True, text=True, env=ENV, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
@@ -34,10 +37,9 @@ def start(n_ranks: int, *jobs) -> None:
 def folder(tmp_path_factory):
     """Every job on one rank (here) and on two ranks as replicas (ddp) and as shards (fsdp)."""
     base = tmp_path_factory.mktemp("ranks")
-    jobs = []
-    for name in NAMES:
+    for name in dict.fromkeys(name for name, _ in JOBS):
         ranks_worker.job(name, base / "one" / name, 1)
-        jobs += [(name, base / kind / name, shard) for kind, shard in (("ddp", 1), ("fsdp", 2))]
+    jobs = [(name, base / kind / name, SHARD[kind]) for name, kind in JOBS]
     stopped = base / "stopped"
     try:  # two steps on one rank, the rest on two
         ranks_worker.job("sft", stopped, 1, save_every=2, eval_every=0, keep_states=9)
@@ -49,8 +51,7 @@ def folder(tmp_path_factory):
     return base
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name, kind", JOBS)
 def test_same_losses_and_weights(folder, name, kind):
     one, two = (json.loads((folder / which / name / "log.json").read_text()) for which in ("one", kind))
     assert [r["step"] for r in one] == [r["step"] for r in two]
@@ -94,6 +95,19 @@ def test_a_state_of_two_ranks_loads_on_one(folder, tmp_path):
     weights = torch.load(folder / "fsdp" / "sft" / "weights.pt")
     assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
     assert metrics.read(tmp_path) == []
+
+
+@pytest.mark.soak
+def test_ctrl_c_under_torchrun_saves_the_state(tmp_path):
+    job = json.dumps(["sft", str(tmp_path), 2, {"steps": 100_000, "eval_every": 0}])
+    process = subprocess.Popen(
+        [*COMMAND, "--nproc-per-node=2", WORKER, job], env=ENV, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    while process.poll() is None and len(metrics.read(tmp_path)) < 3:
+        pass
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) != 0
+    assert metrics.read(tmp_path)[-1]["step"] == state.progress_of(state.newest(tmp_path)).step < 100_000
 
 
 def test_ranks_that_do_not_fit_are_refused(monkeypatch):

@@ -52,7 +52,7 @@ def test_every_step_boundary(tmp_path):
             assert toy.timeless(metrics.read(folder)) == log
 
 
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.soak), 6])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.soak), 8])
 def test_kill_9_at_every_change_of_the_folder(tmp_path, every):
     script = Path(__file__).parent / "kill_sweep.py"
     env = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -126,7 +126,7 @@ class _Run:
         resumed_from = self.step
         log = MetricsLog(self.folder, self.step, tensorboard=config.tensorboard) if self.ranks.first else None
         with (
-            _interrupts() as interrupted,
+            _interrupts(once=self.ranks.mesh is None) as interrupted,
             parallel.prepared(self.model, remat=config.remat, compiled=config.compile),
         ):
             try:
@@ -332,8 +332,9 @@ def _numbers(loss: objectives.Loss, names: list[str]) -> Tensor:
 
 
 @contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, while the block lasts; a second Ctrl-C acts at once.
+def _interrupts(*, once: bool) -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, while the block lasts; with ``once`` a second Ctrl-C acts as ever, at once.
+    Under ``torchrun`` one Ctrl-C arrives twice, from the terminal and from its agent, which kills us after 30 s anyway.
 
     Only the main thread may catch signals; elsewhere the event is never set.
     """
@@ -345,7 +346,8 @@ def _interrupts() -> Iterator[threading.Event]:
 
     def ask(number: int, frame: Any) -> None:
         event.set()
-        signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
+        if once:
+            signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
 
     for name in before:
         signal.signal(name, ask)
