@@ -27,8 +27,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "error: no Python 3.11 or newer found: install one, or name it: make setup PYTHON=/path/to/python" >&2; exit 1; fi
 	@if ! command -v "$${CXX:-g++}" >/dev/null; then \
-		echo "warning: no C++ compiler ($${CXX:-g++}): Herd runs, but without torch.compile; install g++ for full speed" >&2; fi
-	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "warning: no C++ compiler ($${CXX:-g++}): Herd runs, but slower, without its kernels and torch.compile; install g++ for full speed" >&2; fi
+	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV) || { \
 		echo "error: $(PYTHON) -m venv failed: install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "error: $(VENV) has $$($(BIN)/python -V), Herd needs 3.11 or newer: remove $(VENV) and try again" >&2; exit 1; }
