@@ -39,11 +39,6 @@ def numbers() -> Iterator[str]:
     yield from (line for _ in range(200))
 
 
-def dialog_text(dialog: Dialog) -> str:
-    """A dialog's words for the tokenizer to learn from."""
-    return "\n".join(str(message.get("content") or "") for message in dialog.messages)
-
-
 @dataclass(frozen=True)
 class Material:
     """Opened data of a run. Streams are pure functions, so any stage may make them anew."""

@@ -200,12 +200,12 @@ def timed_plan(
         return teacher.flops_per_token(context / 2, training=True) / per_token
 
     extend = [
-        Phase(steps=steps(shares.extend / 2, 4096 // c, c, long_cost(c)), rows=4096 // c, context=c, lr=1e-3)
+        Phase(steps=steps(shares.extend / 2, 4096 // c, c, long_cost(c)), rows=4096 // c, context=c, lr=1.5e-3)
         for c in (2 * context, 4 * context)
     ]
-    pretrain = Phase(steps=steps(shares.pretrain, 16, context), rows=16, context=context, lr=2e-3)
-    instruct = Phase(steps=steps(shares.instruct, 8, 2 * context, long_cost(512)), rows=8, context=2 * context, lr=2e-3)
-    distil = Phase(steps=steps(shares.distil, 8, 2 * context, distil_cost), rows=8, context=2 * context, lr=2e-3)
+    pretrain = Phase(steps=steps(shares.pretrain, 8, context), rows=8, context=context, lr=2e-3)
+    instruct = Phase(steps=steps(shares.instruct, 4, 2 * context, long_cost(512)), rows=4, context=2 * context, lr=2e-3)
+    distil = Phase(steps=steps(shares.distil, 4, 2 * context, distil_cost), rows=4, context=2 * context, lr=2e-3)
     full = mode == "full"
     return Plan(
         name=name,

@@ -10,7 +10,7 @@ from itertools import chain
 
 from ..checkpoint import Lineage, load, load_lineage, save
 from ..data.corpus import load_corpus
-from ..data.dialogs import make_dialogs, showcase_dialogs
+from ..data.dialogs import make_dialogs, showcase_dialogs, training_texts
 from ..data.needle import NeedleMaker, RetrievalStream
 from ..data.stream import MixStream
 from ..distill import prune
@@ -21,7 +21,7 @@ from ..text import Tokenizer, render
 from ..train import distil, lm, sft
 from ..train.memory import train_nbytes
 from .learn import Learned, Prompt, cut, heldout_loss, learn
-from .material import Material, bytes_per_token, dialog_text, is_parallel, numbers
+from .material import Material, bytes_per_token, is_parallel, numbers
 from .plan import Phase, extended
 from .run import Outcome, Run
 
@@ -42,7 +42,7 @@ def make_tokenizer(run: Run) -> Outcome:
     run.show.advance(0.4, "learning merges")
     dialogs = make_dialogs(4000, plan.seed, split="train")
     few = [d.text for d in corpus.teacher if is_parallel(d)] * 8  # small, but every language needs its words
-    texts = chain((d.text for d in corpus.teacher), few, map(dialog_text, dialogs))
+    texts = chain((d.text for d in corpus.teacher), few, training_texts(dialogs))
     if plan.vocab_size >= MIN_VOCAB_FOR_NUMBERS:
         texts = chain(texts, numbers())
     tokenizer = Tokenizer.train(texts, plan.vocab_size)
