@@ -75,8 +75,9 @@ def scores(rng: random.Random) -> list[dict]:
         by_lang = {lang: share(max(0.0, accuracy - 0.03 * i), 50) for i, lang in enumerate(LANGUAGES)}
         forms = enumerate(("json", "builtin", "function"))
         by_form = {form: share(max(0.0, accuracy - 0.04 * i), 130) for i, form in forms}
+        by_kind = {kind: share(accuracy, 40) for kind in ("add", "sub", "mul", "weekday", "reverse", "count")}
         out.append({"model": model, "name": "tool_use", "unit": "fraction", **share(max(0, accuracy - 0.1), 400),
-                    "detail": {"by_lang": by_lang, "by_form": by_form, "call_ok": 0.9,
+                    "detail": {"by_lang": by_lang, "by_form": by_form, "call_ok": 0.9, "by_kind": by_kind,
                                "trouble": {"no call": 3}}})  # fmt: skip
     code = (("instruct", 0.94, 0.71), ("long", 0.61, 0.08), ("teacher", 0.58, 0.06), ("student", 0.55, 0.03))
     for model, parse, passed in code:

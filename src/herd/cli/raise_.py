@@ -22,7 +22,7 @@ def command(
     runs: Annotated[Path, typer.Option(help="Where runs live.")] = Path("runs"),
     json_: Annotated[bool, typer.Option("--json", help="Print the scores as JSON at the end.")] = False,
 ) -> None:
-    """Raise a family from text: tokenizer, teacher, long context, instruct model with tools, students; then measure all.
+    """Raise a family from text: tokenizer, teacher, long context, instruct model, students; then measure them all.
 
     Without --text it learns from the Python standard library and the project's own sentences in nine languages.
     """

@@ -5,35 +5,40 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from .measure import MODELS
 from .run import Run
 
-COLUMNS = (
-    ("bpb", "bits/byte", 1.0, ".3f"),
-    ("kl", "KL to teacher, nats", 1.0, ".3f"),
-    ("top1", "same first choice, %", 100.0, ".1f"),
-    ("needle", "needles, %", 100.0, ".0f"),
-    ("tool_use", "tool use, %", 100.0, ".1f"),
-    ("code_pass", "functions pass, %", 100.0, ".0f"),
+# Name, heading, factor to what is shown, format of the value and of its interval; narrow enough for 80 columns,
+# because a terminal that is too narrow cuts numbers.
+COLUMNS: tuple[tuple[str, str, float, str, str], ...] = (
+    ("bpb", "bits/byte", 1.0, ".3f", ".2f"),
+    ("kl", "KL, nats", 1.0, ".3f", ".2f"),
+    ("top1", "top-1 %", 100.0, ".1f", ".0f"),
+    ("needle", "needle %", 100.0, ".0f", ".0f"),
+    ("tool_use", "tools %", 100.0, ".1f", ".0f"),
+    ("code_pass", "code %", 100.0, ".0f", ".0f"),
 )
 
 
 def print_summary(run: Run, console: Console) -> None:
     """Scores by model with 95 % intervals, the gates, and the next commands."""
     scores = {(s["model"], s["name"]): s for s in json.loads((run.folder / "scores.json").read_text())}
-    table = Table(title=f"{run.plan.name}: held-out scores, 95 % intervals", title_justify="left")
-    table.add_column("model")
-    table.add_column("parameters", justify="right")
-    for _, heading, _, _ in COLUMNS:
-        table.add_column(heading, justify="right")
+    console.print(f"\n[bold]{run.plan.name}[/bold]: held-out scores, below each its 95 % interval", highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("model", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True)
+    for _, heading, *_ in COLUMNS:
+        table.add_column(heading, justify="right", no_wrap=True)
     for model in MODELS:
         n_params = run.record(model)["n_params"]
-        cells = [_cell(scores.get((model, name)), factor, form) for name, _, factor, form in COLUMNS]
+        cells = [_cell(scores.get((model, name)), factor, *forms) for name, _, factor, *forms in COLUMNS]
         table.add_row(model, f"{n_params / 1e6:.2f} M", *cells)
     console.print(table)
+    console.print()
     gap = scores.get(("student", "bpb_vs_control"))
     if gap is not None:
         console.print(
@@ -47,10 +52,10 @@ def print_summary(run: Run, console: Console) -> None:
         console.print(f"  [bold]{line}[/bold]", highlight=False)
 
 
-def _cell(score: dict[str, Any] | None, factor: float, form: str) -> str:
+def _cell(score: dict[str, Any] | None, factor: float, form: str, bounds: str) -> str:
     if score is None:
         return "–"
     value = format(score["value"] * factor, form)
     if score["lo"] is None:
         return value
-    return f"{value} [dim]{score['lo'] * factor:{form}}–{score['hi'] * factor:{form}}[/dim]"
+    return f"{value}\n[dim]{score['lo'] * factor:{bounds}}–{score['hi'] * factor:{bounds}}[/dim]"

@@ -154,7 +154,8 @@ def heat_map(
 ) -> str:  # fmt: skip
     """Shares 0..1 by (column, row), percent printed in each cell; cells without a value stay empty with a dash."""
     left, top, bottom, step = max(svg.text_width(row) for row in rows) + 14, 24, 40, 30
-    cell = (width - left) / max(1, len(columns))
+    cell = min((width - left) / max(1, len(columns)), 96.0)  # few columns do not grow wide
+    right = left + cell * len(columns)
     height = top + step * len(rows) + bottom
     parts = [text(0, 12, y_title, class_="faint")]
     for r, row in enumerate(rows):
@@ -176,7 +177,7 @@ def heat_map(
     foot = top + step * len(rows)
     for c, column in enumerate(columns):
         parts.append(text(left + (c + 0.5) * cell, foot + 16, column, "middle", "num"))
-    parts.append(text(width, foot + 34, x_title, "end", "faint"))
+    parts.append(text(max(right, left + svg.text_width(x_title)), foot + 34, x_title, "end", "faint"))
     said = "; ".join(f"{c} at {r}: {fixed(100 * v, 0)} %" for (c, r), v in cells.items())
     return svg.drawing(width, height, "".join(parts), f"{label}: {said}")
 

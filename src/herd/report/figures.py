@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from . import charts
 from .palette import tone
 from .run import Run, Score
-from .units import duration, fixed, language
+from .units import duration, fixed, in_order, language
 
 TOOL_BAR = 80.0  # percent of held-out English items that the instruct model of a full herd must answer
 
@@ -50,10 +50,10 @@ def tools_chart(run: Run, model: str = "instruct") -> str:
     score = run.score(model, "tool_use")
     if score is None:
         return ""
-    colour = tone(model)
+    colour, by_lang = tone(model), score.detail.get("by_lang", {})
     rows = [
         charts.Row(language(code), 100 * e.value, _percent(e.lo), _percent(e.hi), colour, fixed(100 * e.value, 0))
-        for code, e in score.detail.get("by_lang", {}).items()
+        for code, e in ((code, by_lang[code]) for code in in_order(by_lang))
     ]
     label = f"Tool use of {model} by language, percent"
     if run.plan.get("mode") != "full":

@@ -16,9 +16,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from ..files import write_atomically
 from . import cards, figures, tabulate, tree
 from .palette import CHART_CSS, DARK, LIGHT, tone, variables
-from .receipt import write_atomically
 from .run import Run, load_run, number
 from .units import NOT_MEASURED, duration, fixed, nbytes
 
@@ -154,5 +154,5 @@ def lineage(run: Run) -> list[tuple[str, str, str, str]]:
         parents = [f"{role} {str(hashed)[:16]}" for role, hashed in (stage.lineage.get("parents") or {}).items()]
         params = f"{stage.n_params:,}" if stage.n_params else "not recorded"
         hashed = str(stage.lineage.get("weights_hash") or "not recorded")
-        rows.append((stage.model_name, params, hashed, ", ".join(parents) or "none: random weights"))
+        rows.append((stage.model_name, params, hashed, ", ".join(parents) or "random weights"))
     return rows

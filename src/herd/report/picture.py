@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..files import write_atomically
 from . import figures, svg, tree
 from .page import facts, headline
 from .palette import CHART_CSS, DARK, LIGHT
-from .receipt import write_atomically
 from .run import Run
 from .svg import tag, text
 

@@ -10,7 +10,20 @@ from dataclasses import dataclass, field
 
 from .palette import tone
 from .run import Estimate, Gate, Run, Stage, number
-from .units import NBSP, NOT_MEASURED, duration, fixed, is_share, language, measure, nbytes, short, si, unit_name
+from .units import (
+    NBSP,
+    NOT_MEASURED,
+    duration,
+    fixed,
+    in_order,
+    is_share,
+    language,
+    measure,
+    nbytes,
+    short,
+    si,
+    unit_name,
+)
 
 
 @dataclass(frozen=True)
@@ -117,8 +130,14 @@ def differences_table(run: Run) -> Table | None:
             continue
         decimals = metric(kind).decimals
         shown = cell(score.estimate, score.unit, decimals)
+        sign = "+" if score.estimate.value > 0 else ""
         n = "" if score.estimate.n is None else f"{score.estimate.n:,}"
-        cells = [Cell(metric(kind).title, kind="text"), shown, Cell(unit_name(score.unit), kind="text"), Cell(n)]
+        cells = [
+            Cell(metric(kind).title, kind="text"),
+            Cell(sign + shown.text, shown.sub),
+            Cell(unit_name(score.unit), kind="text"),
+            Cell(n),
+        ]
         rows.append((f"{score.model} − {rival}", tone(score.model), cells))
     header = [("difference", ""), ("of", ""), ("value", "95 % interval"), ("unit", ""), ("items", "")]
     return Table(header, rows) if rows else None
@@ -130,7 +149,7 @@ def language_table(run: Run) -> Table | None:
     bytes_per_token = tokenizer.get("bytes_per_token") or {}
     measured = {model: score.detail["by_lang"] for model in run.models
                 if (score := run.score(model, "bpb")) and score.detail.get("by_lang")}  # fmt: skip
-    order = dict.fromkeys([*bytes_per_token, *(code for parts in measured.values() for code in parts)])
+    order = in_order([*bytes_per_token, *(code for parts in measured.values() for code in parts)])
     if not order:
         return None
     rows: list[tuple[str, str | None, list[Cell]]] = []
@@ -156,7 +175,7 @@ def tool_table(run: Run, part: str, title: str = "language") -> Table | None:
     """Tool use of each model, broken down by ``part``."""
     measured = {model: score for model in run.models
                 if (score := run.score(model, "tool_use")) and score.detail.get(part)}  # fmt: skip
-    order = dict.fromkeys(key for score in measured.values() for key in score.detail[part])
+    order = in_order(key for score in measured.values() for key in score.detail[part])
     if not order:
         return None
     rows: list[tuple[str, str | None, list[Cell]]] = [

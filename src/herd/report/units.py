@@ -6,6 +6,7 @@ GB means 10^9 bytes everywhere in reports; GiB is never written.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 NBSP = "\u00a0"
 MINUS = "−"
@@ -87,6 +88,12 @@ LANGUAGES = {
     "ja": "Japanese",
 }
 """The eight languages of Llama 3.1 in the order of its model card, and Japanese."""
+
+
+def in_order(codes: Iterable[str]) -> list[str]:
+    """Codes without repeats, languages in the order of `LANGUAGES`, everything else behind them as it came."""
+    known = {code: place for place, code in enumerate(LANGUAGES)}
+    return sorted(dict.fromkeys(codes), key=lambda code: known.get(code, len(known)))
 
 
 def language(code: str) -> str:
