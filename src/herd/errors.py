@@ -24,6 +24,10 @@ class CheckpointError(HerdError):
     """A checkpoint folder or file that is missing, truncated, corrupt or of the wrong shape."""
 
 
+class QuantError(HerdError):
+    """Weights that a block format cannot hold: rows that do not divide, values that are not finite."""
+
+
 class TokenizerError(HerdError):
     """A tokenizer that is missing, malformed or does not fit the model."""
 

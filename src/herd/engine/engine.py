@@ -151,9 +151,8 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self.max_batch, self.context = max_batch, max_context or config.max_context
         self._cache_bytes = cache_bytes
-        weight = model.lm_head.weight
-        self._device, self._value_bytes = weight.device, weight.element_size()
-        self.cache = KVCache(config, weight.dtype, weight.device)
+        self._device, self._value_bytes = model.device, model.dtype.itemsize
+        self.cache = KVCache(config, model.dtype, model.device)
         self._stop_ids = frozenset() if tokenizer is None else frozenset(tokenizer.stop_ids)
         self._waiting: deque[_Row] = deque()
         self._rows: list[_Row] = []

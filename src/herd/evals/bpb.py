@@ -60,7 +60,7 @@ def compression(model: LlamaLM, documents: Sequence[HeldOut], context: int | Non
         raise DataError("no held-out document has a token to predict")
     nats = torch.zeros(len(documents), dtype=torch.float64)
     counts = torch.zeros(len(documents), dtype=torch.float64)
-    for batch in windows(documents, context or model.config.max_context, model.lm_head.weight.device):
+    for batch in windows(documents, context or model.config.max_context, model.device):
         hidden_BTD = model(batch.tokens_BT)
         scored_BT = batch.targets_BT != -100
         nll_N = token_nll(model, hidden_BTD[scored_BT], batch.targets_BT[scored_BT]).double().cpu()

@@ -61,7 +61,7 @@ def fidelity(teacher: LlamaLM, student: LlamaLM, documents: Sequence[HeldOut], c
     context = context or min(teacher.config.max_context, student.config.max_context)
     sums = torch.zeros(4, len(documents), dtype=torch.float64)
     token_kl = []
-    for batch in windows(documents, context, teacher.lm_head.weight.device):
+    for batch in windows(documents, context, teacher.device):
         scored_BT = batch.targets_BT != -100
         hidden = [model(batch.tokens_BT)[scored_BT].split(chunk_tokens(teacher)) for model in (teacher, student)]
         owner_N = batch.document_B[:, None].expand(scored_BT.shape)[scored_BT.cpu()]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..kernels.loss import DistilLoss, linear_cross_entropy, linear_distil
 from ..kernels.pointwise import rms_norm, swiglu
+from ..kernels.recompute import cheaply
 from . import rope
 from .attention import Attend, causal
 from .config import ModelConfig
@@ -107,8 +108,9 @@ class Llama(nn.Module):
             positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
         x_BTD = self.embed_tokens(tokens_BT)
         cos, sin = rope.rotation(self.inv_freq, positions_BT, x_BTD.dtype)
-        for layer in self.layers:
-            x_BTD = layer(x_BTD, cos, sin, attend)
+        with cheaply():
+            for layer in self.layers:
+                x_BTD = layer(x_BTD, cos, sin, attend)
         return self.norm(x_BTD)
 
 
@@ -122,6 +124,16 @@ class LlamaLM(nn.Module):
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What activations are computed in. The norms tell: linears may be quantized, norms never are."""
+        return self.model.norm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.model.norm.weight.device
 
     def init_weights(self, seed: int, std: float = 0.02) -> LlamaLM:
         """Normal(0, ``std``) weights; projections back into the residual stream scaled by 1 / sqrt(2 · layers).

@@ -1,0 +1,140 @@
+"""Blocks of GGUF, exactly: weights to bytes and back.
+
+Every format here is an affine grid: a group of weights has a step and a lowest value, each weight is a small integer
+``code``, and the weight is ``step * code + low``. The formats differ in how many codes there are, how long a group is,
+and how step and low are stored. So an encoder is three steps, and GPTQ uses the same three with its own middle one:
+
+    grid = fit(x_RD)         the best grid, as it will be stored
+    codes = grid.codes(x_RD) the nearest point for each weight
+    blocks = pack(codes)     bytes
+
+`encode` for Q8_0 and Q4_0 does what ggml's reference does, bit for bit, which is not quite the nearest point: it
+divides by the scale before that is rounded to half precision. Rows go in pieces small enough to stay in the cache.
+
+Shapes: R rows, D weights of a row, N = D / block blocks, G groups of a row, S weights of a group.
+Source: ggml ``ggml-quants.c`` (``quantize_row_*_ref``, ``dequantize_row_*``).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import QuantError
+from .formats import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, Format, require_fit
+from .grids import best_grid
+from .packing import Grid, halves, pack, unpack_nibbles, unpack_q6, unpack_scales
+
+__all__ = ["Grid", "decode", "encode", "fit", "pack"]
+
+PIECE = 1 << 18
+"""Weights encoded or decoded at a time."""
+_PLAIN_DTYPES = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
+
+
+def encode(x_RD: Tensor, format: Format, name: str = "weight") -> Tensor:
+    """Bytes (R, D / block * block_bytes) uint8 of float weights in any dtype.
+
+    Q8_0, Q4_0, F16 and BF16 are bit-identical with ggml's reference. Raises QuantError for rows that do not divide,
+    weights that are not finite and weights beyond the format's range.
+    """
+    require_fit(x_RD.shape, format, name)
+    if not x_RD.numel():
+        return torch.empty(x_RD.shape[0], x_RD.shape[1] // format.block * format.block_bytes, dtype=torch.uint8)
+    return _joined([_encode_piece(piece.float(), format, name) for piece in _pieces(x_RD, x_RD.shape[1])])
+
+
+def decode(blocks_RB: Tensor, format: Format, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Weights (R, D) in ``dtype`` from bytes (R, B) uint8; computed in fp32, bit-identical with ggml."""
+    row_weights = blocks_RB.shape[1] // format.block_bytes * format.block
+    if not blocks_RB.numel():
+        return torch.empty(blocks_RB.shape[0], row_weights, dtype=dtype)
+    return _joined([_decode_piece(piece, format).to(dtype) for piece in _pieces(blocks_RB, row_weights)])
+
+
+def fit(x_RD: Tensor, format: Format, importance_D: Tensor | None = None) -> Grid:
+    """The grid that represents the weights best in squares, each column weighted by ``importance_D`` (None: by the
+    weights' own size, a little). For all packed formats; takes some times as long as `encode`."""
+    require_fit(x_RD.shape, format)
+    return best_grid(x_RD.float(), format, importance_D)
+
+
+def _pieces(x_RD: Tensor, row_weights: int) -> tuple[Tensor, ...]:
+    return x_RD.split(max(1, PIECE // row_weights))
+
+
+def _joined(pieces: list[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _encode_piece(x_RD: Tensor, format: Format, name: str) -> Tensor:
+    if not bool(torch.isfinite(x_RD).all()):
+        raise QuantError(f"{name}: has values that are not finite; the checkpoint is damaged")
+    if format in _PLAIN_DTYPES:
+        out = x_RD.to(_PLAIN_DTYPES[format]).contiguous()
+        _require_range(out, x_RD, format, name)
+        return out.view(torch.uint8)
+    if format in (Q8_0, Q4_0):
+        return _encode_as_reference(x_RD, format, name)
+    if format in (Q4_K, Q6_K):
+        _require_range(x_RD.square(), x_RD, format, name)  # the search works with squares
+        grid = fit(x_RD, format)
+        _require_range(grid.step_RG + grid.low_RG, x_RD, format, name)
+        return pack(grid.codes(x_RD), grid)
+    raise QuantError(f"{name}: {format.name} can be read, not written; choose Q8_0, Q4_0, Q4_K or Q6_K")
+
+
+def _encode_as_reference(x_RD: Tensor, format: Format, name: str) -> Tensor:
+    R, D = x_RD.shape
+    x_RNS = x_RD.reshape(R, D // 32, 32)
+    if format == Q8_0:
+        d_RN1 = x_RNS.abs().amax(-1, keepdim=True) / 127
+        scaled = x_RNS * _inverse(d_RN1)
+        size = scaled.abs()
+        whole = size.floor()
+        # halves away from zero, as C's roundf
+        rounded = scaled.sign() * (whole + (2 * (size - whole)).floor())
+        codes = (rounded + 128).to(torch.uint8)
+    else:
+        largest = x_RNS.abs().argmax(-1, keepdim=True)
+        d_RN1 = x_RNS.gather(-1, largest) / -8
+        codes = (x_RNS * _inverse(d_RN1) + 8.5).clamp_(0, 15).to(torch.uint8)
+    half_RN1 = d_RN1.half()
+    _require_range(half_RN1, x_RD, format, name)
+    none = torch.empty(0)
+    return pack(codes.reshape(R, D), Grid(format, none, none, 0, half_RN1.view(torch.uint8)))
+
+
+def _inverse(d: Tensor) -> Tensor:
+    """1 / d, and 0 where d is 0 or so small that its inverse overflows (it is stored as 0 then)."""
+    inverse = 1 / d
+    return torch.where(inverse.isfinite(), inverse, 0)
+
+
+def _require_range(stored: Tensor, x: Tensor, format: Format, name: str) -> None:
+    if not bool(torch.isfinite(stored).all()):
+        raise QuantError(f"{name}: has a weight of {x.abs().max().item():.3g}, beyond the range of {format.name}")
+
+
+def _decode_piece(blocks_RB: Tensor, format: Format) -> Tensor:
+    R = blocks_RB.shape[0]
+    if format in _PLAIN_DTYPES:
+        return blocks_RB.contiguous().view(_PLAIN_DTYPES[format]).float()
+    b_RNB = blocks_RB.reshape(R, -1, format.block_bytes)
+    if format == Q8_0:
+        out = b_RNB[..., 2:].view(torch.int8).float() * halves(b_RNB[..., :2])
+    elif format == Q4_0:
+        out = (unpack_nibbles(b_RNB[..., 2:]).float() - 8) * halves(b_RNB[..., :2])
+    elif format == Q4_K:
+        sc_RN8, m_RN8 = unpack_scales(b_RNB[..., 4:16])
+        step = halves(b_RNB[..., :2]) * sc_RN8.float()
+        low = halves(b_RNB[..., 2:4]) * m_RN8.float()
+        codes = unpack_nibbles(b_RNB[..., 16:]).float().unflatten(-1, (8, 32))
+        out = codes * step[..., None] - low[..., None]
+    elif format == Q6_K:
+        step = halves(b_RNB[..., 208:]) * b_RNB[..., 192:208].view(torch.int8).float()
+        codes = (unpack_q6(b_RNB).float() - 32).unflatten(-1, (16, 16))
+        out = codes * step[..., None]
+    else:
+        raise QuantError(f"{format.name} blocks are not run; unpack them with `herd import --dtype bf16`")
+    return out.reshape(R, -1)

@@ -1,0 +1,128 @@
+"""Choosing a grid: the step and lowest value of each group that lose least, as they will be stored.
+
+The best step is not that which just reaches the largest weight: a slightly finer one that clips it can serve all the
+others better. So a handful of first guesses is tried; each fixes the codes, and for fixed codes the best step (and low)
+is a weighted least squares problem with a closed answer. The best of all is kept. Then the steps themselves are rounded
+as the format stores them: to half precision, or to 6 bits (Q4_K) or 8 bits (Q6_K) times one half-precision number for
+each 256 weights.
+
+A weight's error counts by ``importance_D`` (the mean square of the inputs it meets) times ``sqrt(mean square + w²)``:
+large weights matter more, since they were made large for a reason. Without importance, it counts by
+``root mean square + |w|``. Both after llama.cpp's ``quantize_row_*_impl``.
+
+Shapes: R rows, D weights of a row, N blocks, G groups of a row, S weights of a group.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .formats import Q4_0, Q4_K, Q6_K, Format
+from .packing import Grid, pack_scales
+
+
+def best_grid(x_RD: Tensor, format: Format, importance_D: Tensor | None) -> Grid:
+    """The grid of a packed format for fp32 weights."""
+    size = 16 if format == Q6_K else 32
+    x_RGS = x_RD.reshape(x_RD.shape[0], -1, size)
+    weights_RGS = _weights(x_RGS, importance_D)
+    if format == Q4_K:
+        return _q4k(x_RGS, weights_RGS)
+    if format == Q6_K:
+        return _q6k(x_RGS, weights_RGS)
+    half = 8 if format == Q4_0 else 128
+    step_RG = symmetric_step(x_RGS, weights_RGS, half).half()
+    header_RNB = step_RG[..., None].contiguous().view(torch.uint8)
+    step_RG = step_RG.float()
+    return Grid(format, step_RG, -half * step_RG, 2 * half - 1, header_RNB)
+
+
+def symmetric_step(x_RGS: Tensor, weights_RGS: Tensor, half: int) -> Tensor:
+    """The step, of either sign, for codes -half..half - 1 that loses least: (R, G).
+
+    A negative step gives the side with one code more to the largest weight, whichever sign that has.
+    """
+    largest_RG1 = x_RGS.gather(-1, x_RGS.abs().argmax(-1, keepdim=True))
+    best_step = torch.zeros_like(largest_RG1)
+    best_gain = torch.full_like(largest_RG1, -1.0)
+    for nudge in range(-9, 10):
+        inverse = torch.where(largest_RG1 == 0, 0, -(half + 0.1 * nudge) / largest_RG1)
+        codes = (x_RGS * inverse).round_().clamp_(-half, half - 1)
+        weighted = weights_RGS * codes
+        xl = (weighted * x_RGS).sum(-1, keepdim=True)
+        ll = (weighted * codes).sum(-1, keepdim=True)
+        step = torch.where(ll > 0, xl / ll, 0)
+        gain = step * xl  # what the squares fall by, against all zeros
+        better = gain > best_gain
+        best_gain = torch.where(better, gain, best_gain)
+        best_step = torch.where(better, step, best_step)
+    return best_step[..., 0]
+
+
+def affine_step(x_RGS: Tensor, weights_RGS: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Step and depth (both >= 0, the lowest value is -depth) for codes 0..top that lose least: (R, G) each."""
+    high = x_RGS.amax(-1, keepdim=True)
+    low = x_RGS.amin(-1, keepdim=True).clamp_(max=0)
+    span = high - low
+    w = weights_RGS
+    sum_w, sum_x = w.sum(-1, keepdim=True), (w * x_RGS).sum(-1, keepdim=True)
+    best_step, best_low = span / top, low
+    best_loss = torch.full_like(span, torch.inf)
+    for nudge in range(21):
+        inverse = torch.where(span > 0, (top - 1 + 0.1 * nudge) / span, 0)
+        codes = ((x_RGS - low) * inverse).round_().clamp_(0, top)
+        weighted = w * codes
+        sum_l = weighted.sum(-1, keepdim=True)
+        sum_ll = (weighted * codes).sum(-1, keepdim=True)
+        sum_xl = (weighted * x_RGS).sum(-1, keepdim=True)
+        det = sum_w * sum_ll - sum_l * sum_l
+        step = (sum_w * sum_xl - sum_x * sum_l) / det
+        offset = (sum_ll * sum_x - sum_l * sum_xl) / det
+        # the lowest value cannot be above zero; where it would be, zero is best
+        lifted = offset > 0
+        step, offset = torch.where(lifted, sum_xl / sum_ll, step), torch.where(lifted, 0, offset)
+        loss = (w * (codes * step + offset - x_RGS).square_()).sum(-1, keepdim=True)
+        better = (loss < best_loss) & (step >= 0)  # also False for NaN: a group of equal weights has no answer
+        best_loss = torch.where(better, loss, best_loss)
+        best_step = torch.where(better, step, best_step)
+        best_low = torch.where(better, offset, best_low)
+    return best_step[..., 0], -best_low[..., 0]
+
+
+def _weights(x_RGS: Tensor, importance_D: Tensor | None) -> Tensor:
+    mean_square_RG1 = x_RGS.square().mean(-1, keepdim=True)
+    if importance_D is None:
+        return mean_square_RG1.sqrt() + x_RGS.abs()
+    importance_1GS = importance_D.float().reshape(1, -1, x_RGS.shape[-1])
+    # never nothing: a column that calibration did not meet may be met later
+    importance_1GS = importance_1GS.clamp(min=float(importance_1GS.mean()) * 1e-4)
+    return importance_1GS * (mean_square_RG1 + x_RGS.square()).sqrt()
+
+
+def _q4k(x_RGS: Tensor, weights_RGS: Tensor) -> Grid:
+    step_RN8, depth_RN8 = (t.unflatten(-1, (-1, 8)) for t in affine_step(x_RGS, weights_RGS, 15))
+    d_RN1, scales = _in_codes(step_RN8, 63)
+    dmin_RN1, lows = _in_codes(depth_RN8, 63)
+    header = torch.cat((d_RN1.view(torch.uint8), dmin_RN1.view(torch.uint8), pack_scales(scales, lows)), dim=-1)
+    step_RG = (d_RN1.float() * scales.float()).flatten(-2)
+    low_RG = -(dmin_RN1.float() * lows.float()).flatten(-2)
+    return Grid(Q4_K, step_RG, low_RG, 15, header)
+
+
+def _in_codes(values_RN8: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Numbers >= 0 as one half-precision number a block times codes 0..top."""
+    unit_RN1 = (values_RN8.amax(-1, keepdim=True) / top).half()
+    inverse = torch.where(unit_RN1 == 0, 0, 1 / unit_RN1.float())
+    return unit_RN1.contiguous(), (values_RN8 * inverse).round_().clamp_(0, top).to(torch.uint8)
+
+
+def _q6k(x_RGS: Tensor, weights_RGS: Tensor) -> Grid:
+    step_RNG = symmetric_step(x_RGS, weights_RGS, 32).unflatten(-1, (-1, 16))
+    largest_RN1 = step_RNG.gather(-1, step_RNG.abs().argmax(-1, keepdim=True))
+    unit_RN1 = (largest_RN1 / -128).half().contiguous()
+    inverse = torch.where(unit_RN1 == 0, 0, 1 / unit_RN1.float())
+    scales = (step_RNG * inverse).round_().clamp_(-128, 127).to(torch.int8)
+    header = torch.cat((scales.view(torch.uint8), unit_RN1.view(torch.uint8)), dim=-1)
+    step_RG = (unit_RN1.float() * scales.float()).flatten(-2)
+    return Grid(Q6_K, step_RG, -32 * step_RG, 63, header)

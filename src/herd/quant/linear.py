@@ -1,0 +1,135 @@
+"""Layers that hold blocks instead of weights, and a `LlamaLM` made of them.
+
+`QuantLinear` and `QuantEmbedding` stand where `nn.Linear` and `nn.Embedding` stood; the forward does not change, so a
+quantized model runs wherever a plain one does: engine, evals, as a frozen teacher. It has the norms as its only
+parameters; what it computes in (fp32, bf16) is theirs and follows ``model.to``.
+
+Shapes: R rows (outputs, or words), D weights of a row, B bytes of a packed row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import QuantError
+from ..llama.model import LlamaLM
+from . import blocks
+from .formats import Format, Scheme
+from .matmul import Kernel, choose
+
+
+class QuantLinear(nn.Module):
+    """A linear layer without bias whose weight (R, D) lies in blocks."""
+
+    prepared: Tensor
+    like: Tensor
+
+    def __init__(self, blocks_RB: Tensor, format: Format, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.format, self.out_features = format, blocks_RB.shape[0]
+        self.in_features = _row_weights(blocks_RB, format)
+        self.kernel: Kernel = choose(format, blocks_RB.device)
+        self.register_buffer("prepared", self.kernel.prepare(blocks_RB, format))
+        self.register_buffer("like", torch.empty(0, dtype=dtype, device=blocks_RB.device), persistent=False)
+
+    @property
+    def blocks(self) -> Tensor:
+        """The blocks as a file has them, (R, B) uint8."""
+        return self.kernel.restore(self.prepared, self.format)
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole weight unpacked, (R, D) in the model's dtype: made anew each time, so ask seldom."""
+        return blocks.decode(self.blocks, self.format, self.like.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out_NR = self.kernel.matmul(x.flatten(0, -2), self.prepared, self.format)
+        return out_NR.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.format.name}, {self.kernel.name}"
+
+
+class QuantEmbedding(nn.Module):
+    """An embedding whose table (R, D) lies in blocks; only the rows asked for are unpacked."""
+
+    blocks: Tensor
+    like: Tensor
+
+    def __init__(self, blocks_RB: Tensor, format: Format, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.format, self.num_embeddings = format, blocks_RB.shape[0]
+        self.embedding_dim = _row_weights(blocks_RB, format)
+        self.register_buffer("blocks", blocks_RB)
+        self.register_buffer("like", torch.empty(0, dtype=dtype, device=blocks_RB.device), persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The whole table unpacked, (R, D) in the model's dtype: made anew each time, so ask seldom."""
+        return blocks.decode(self.blocks, self.format, self.like.dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = blocks.decode(self.blocks[ids.flatten()], self.format, self.like.dtype)
+        return rows.view(*ids.shape, self.embedding_dim)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self.format.name}"
+
+
+def swap_linears(model: LlamaLM, scheme: Scheme) -> LlamaLM:
+    """Quantizes a model in place, a matrix at a time, and returns it; norms stay as they are.
+
+    Raises QuantError, with the model unchanged, where rows do not divide or weights are not finite.
+    """
+    tied, dtype = model.config.tie_embeddings, model.dtype
+    plan = scheme.plan(model.config)
+    for name, _ in model.config.param_shapes():
+        weight = model.get_parameter(name)
+        if weight.ndim > 1 and not bool(torch.isfinite(weight).all()):
+            raise QuantError(f"{name}: has values that are not finite; the checkpoint is damaged")
+    for name, format in plan.items():
+        if format.packed:
+            place(model, name, blocks.encode(model.get_parameter(name).detach(), format, name), format, dtype)
+    if tied:
+        tie(model)
+    return model
+
+
+def place(model: LlamaLM, name: str, blocks_RB: Tensor, format: Format, dtype: torch.dtype) -> None:
+    """Puts blocks where the parameter ``name`` (Hugging Face's) was."""
+    module = name.removesuffix(".weight")
+    parent, _, leaf = module.rpartition(".")
+    kind = QuantEmbedding if leaf == "embed_tokens" else QuantLinear
+    setattr(model.get_submodule(parent), leaf, kind(blocks_RB, format, dtype))
+
+
+def tie(model: LlamaLM) -> None:
+    """Makes the head of the embedding's blocks, or of its weight where that is plain."""
+    embedding = model.model.embed_tokens
+    if isinstance(embedding, QuantEmbedding):
+        model.lm_head = QuantLinear(embedding.blocks, embedding.format, embedding.like.dtype)  # type: ignore[assignment]
+    else:
+        model.lm_head.weight = embedding.weight
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether any of a model's weights lie in blocks."""
+    return any(isinstance(module, QuantLinear | QuantEmbedding) for module in model.modules())
+
+
+def packed_weights(model: LlamaLM) -> Iterator[tuple[str, Format, Tensor]]:
+    """(name, format, blocks (R, B)) of every weight that lies in blocks; a tied head is not named again."""
+    for name, module in model.named_modules():
+        if isinstance(module, QuantLinear | QuantEmbedding):
+            if name == "lm_head" and model.config.tie_embeddings:
+                continue
+            yield f"{name}.weight", module.format, module.blocks
+
+
+def _row_weights(blocks_RB: Tensor, format: Format) -> int:
+    if blocks_RB.ndim != 2 or blocks_RB.dtype != torch.uint8 or blocks_RB.shape[1] % format.block_bytes:
+        raise QuantError(f"{format.name} blocks of shape {list(blocks_RB.shape)} and {blocks_RB.dtype} are malformed")
+    return blocks_RB.shape[1] // format.block_bytes * format.block

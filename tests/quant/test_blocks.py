@@ -1,0 +1,190 @@
+"""Blocks against the `gguf` package: every type's sizes, decoding of arbitrary bytes, encoding where it has it."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Type
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from herd.errors import QuantError
+from herd.quant import FORMATS, TYPES, blocks, find, nbytes
+from herd.quant.formats import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0
+
+PACKED = list(FORMATS.values())
+
+
+def weights(rows=6, width=512, seed=0, kind="normal") -> torch.Tensor:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, width)).astype(np.float32)
+    if kind == "heavy":
+        x = x**5
+    elif kind == "ties":
+        x = rng.integers(-4, 5, (rows, width)).astype(np.float32)
+    elif kind == "zeros":
+        x *= rng.random((rows, width // 32, 1)).repeat(32, 2).reshape(rows, width) > 0.5
+    elif kind == "tiny":
+        x *= 1e-7
+    elif kind == "large":
+        x *= 1e4
+    elif kind == "positive":
+        x = np.abs(x) + 1
+    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
+
+
+def oracle_encode(x, format):
+    return gguf.quants.quantize(x.numpy(), Type[format.name]).view(np.uint8)
+
+
+def oracle_decode(blocks_RB, format):
+    return gguf.quants.dequantize(blocks_RB.numpy(), Type[format.name])
+
+
+def same(a, b) -> bool:
+    return np.array_equal(np.asarray(a).view(np.uint8), np.asarray(b).view(np.uint8))
+
+
+def test_sizes_of_every_type():
+    theirs = {t.name: (int(t), *gguf.GGML_QUANT_SIZES[t]) for t in Type}
+    assert {f.name: (f.code, f.block, f.block_bytes) for f in TYPES.values()} == theirs
+
+
+@pytest.mark.parametrize("kind", ["normal", "heavy", "ties", "zeros", "tiny", "large", "positive"])
+@pytest.mark.parametrize("format", [Q8_0, Q4_0, F16, BF16, F32], ids=str)
+def test_encode_as_the_reference(format, kind):
+    x = weights(kind=kind).clamp(-6e4, 6e4)
+    assert same(blocks.encode(x, format), oracle_encode(x, format))
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 2**32 - 1), format=st.sampled_from(PACKED))
+def test_decode_any_bytes(seed, format):
+    """Whatever bytes stand in a block, they mean what ggml says, as long as the scales are numbers."""
+    raw = np.random.default_rng(seed).integers(0, 256, (3, 2 * format.block_bytes), dtype=np.uint8)
+    packed = torch.from_numpy(raw)
+    with np.errstate(invalid="ignore", over="ignore"):
+        theirs = oracle_decode(packed, format)
+    ours = blocks.decode(packed, format).numpy()
+    finite = np.isfinite(theirs)
+    assert same(ours[finite], theirs[finite])
+    assert not np.isfinite(ours[~finite]).any()
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    format=st.sampled_from([Q8_0, Q4_0]),
+    scale=st.sampled_from([1e-9, 1e-6, 1e-3, 1.0, 1e3, 5e4]),
+    whole=st.booleans(),
+)
+def test_encode_as_the_reference_on_any_scale(seed, format, scale, whole):
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-9, 10, (2, 96)) if whole else rng.standard_normal((2, 96))
+    x = torch.from_numpy((x * scale).astype(np.float32))
+    assert same(blocks.encode(x, format), oracle_encode(x, format))
+
+
+@pytest.mark.parametrize("format", PACKED, ids=str)
+def test_encoding_what_was_decoded_changes_nothing(format):
+    """Weights that lie on a grid stay where they are."""
+    once = blocks.decode(blocks.encode(weights(), format), format)
+    again = blocks.decode(blocks.encode(once, format), format)
+    atol = 0 if format is Q8_0 else 1e-3 * float(once.abs().max()) * (30 if format in (Q4_K, Q6_K) else 1)
+    torch.testing.assert_close(again, once, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("kind", ["normal", "heavy", "zeros", "positive", "tiny"])
+@pytest.mark.parametrize("format", PACKED, ids=str)
+def test_codes_pack_and_unpack(format, kind):
+    """A grid's values are exactly what the packed blocks decode to."""
+    x = weights(kind=kind)
+    grid = blocks.fit(x, format)
+    codes = grid.codes(x)
+    assert codes.max() <= grid.top
+    packed = blocks.pack(codes, grid)
+    assert packed.shape == (x.shape[0], nbytes(x.shape, format) // x.shape[0])
+    torch.testing.assert_close(blocks.decode(packed, format), grid.values(codes), rtol=1e-6, atol=1e-12)
+
+
+def error(x, format, importance=None):
+    grid = blocks.fit(x, format, importance)
+    back = blocks.decode(blocks.pack(grid.codes(x), grid), format)
+    return (back - x).square()
+
+
+def test_errors_are_those_of_the_formats():
+    """Relative squared errors of normal weights; more bits lose less, and the search beats the reference's grid."""
+    x = weights(64, 1024)
+    size = x.square().mean()
+    lost = {f.name: float((blocks.decode(blocks.encode(x, f), f) - x).square().mean() / size) for f in PACKED}
+    assert lost["Q8_0"] < 4e-5
+    assert lost["Q6_K"] < 5e-4
+    assert lost["Q4_K"] < 6.5e-3
+    assert lost["Q4_0"] < 9e-3
+    assert lost["Q8_0"] < lost["Q6_K"] < lost["Q4_K"] < lost["Q4_0"]
+    assert error(x, Q4_0).mean() / size < lost["Q4_0"]
+
+
+@pytest.mark.parametrize("format", [Q4_0, Q4_K], ids=str)
+def test_importance_moves_the_error(format):
+    x = weights(64, 512)
+    importance = torch.ones(512)
+    importance[::8] = 100
+    plain, weighted = error(x, format), error(x, format, importance)
+    assert weighted[:, ::8].mean() < 0.9 * plain[:, ::8].mean()
+    assert (weighted * importance).mean() < (plain * importance).mean()
+
+
+def test_rows_in_pieces(monkeypatch):
+    x = weights(33, 256)
+    whole = {f.name: blocks.encode(x, f) for f in PACKED}
+    monkeypatch.setattr(blocks, "PIECE", 1000)
+    for f in PACKED:
+        assert same(blocks.encode(x, f), whole[f.name])
+        rows = [blocks.decode(row[None], f) for row in whole[f.name]]
+        assert torch.equal(blocks.decode(whole[f.name], f), torch.cat(rows))
+
+
+def test_bf16_weights_and_bf16_out():
+    x = weights().bfloat16()
+    packed = blocks.encode(x, Q8_0)
+    assert same(packed, oracle_encode(x.float(), Q8_0))
+    assert torch.equal(blocks.decode(packed, Q8_0, torch.bfloat16), blocks.decode(packed, Q8_0).bfloat16())
+
+
+@pytest.mark.parametrize("format", PACKED, ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_not_finite(format, bad):
+    x = weights()
+    x[3, 77] = bad
+    with pytest.raises(QuantError, match=r"blk\.0: has values that are not finite"):
+        blocks.encode(x, format, "blk.0")
+
+
+@pytest.mark.parametrize("format", [*PACKED, F16], ids=str)
+def test_beyond_half_precision(format):
+    with pytest.raises(QuantError, match=f"3e\\+38, beyond the range of {format.name}"):
+        blocks.encode(torch.full((1, 256), 3e38), format)
+
+
+def test_rows_that_do_not_divide():
+    with pytest.raises(QuantError, match=r"w: rows of 320 weights .* Q4_K blocks of 256; Q8_0 and Q4_0 and F16 fit"):
+        blocks.encode(torch.zeros(2, 320), Q4_K, "w")
+    with pytest.raises(QuantError, match="F16 fits"):
+        nbytes((2, 80), "q4")
+    assert nbytes((4096, 4096), "q4") == 4096 * 4096 // 32 * 18
+
+
+def test_names():
+    assert find("q4") is find("Q4_0") is Q4_0
+    assert find("q4k") is find("q4_k") is Q4_K
+    with pytest.raises(QuantError, match="'q3' is not known: choose q8, q4, q4k"):
+        find("q3")
+
+
+def test_empty():
+    assert blocks.encode(torch.zeros(0, 64), Q4_0).shape == (0, 36)
+    assert blocks.decode(torch.zeros(0, 420, dtype=torch.uint8), Q6_K).shape == (0, 512)

@@ -1,0 +1,128 @@
+"""Packed layers: what the unpacked weights compute, everywhere a plain model runs."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from herd.engine.engine import Engine
+from herd.engine.request import Request, Sampling
+from herd.errors import QuantError
+from herd.quant import FORMATS, blocks, matmul, scheme
+from herd.quant.linear import QuantEmbedding, QuantLinear, is_quantized, packed_weights, swap_linears
+
+PACKED = list(FORMATS.values())
+
+
+def unpacked(model):
+    """The plain model with the weights the blocks stand for."""
+    out = copy.deepcopy(model)
+    for name, module in model.named_modules():
+        if isinstance(module, QuantLinear | QuantEmbedding):
+            plain = (
+                torch.nn.Embedding(1, 1) if isinstance(module, QuantEmbedding) else torch.nn.Linear(1, 1, bias=False)
+            )
+            plain.weight = torch.nn.Parameter(module.weight)
+            parent, _, leaf = name.rpartition(".")
+            setattr(out.get_submodule(parent), leaf, plain)
+    return out
+
+
+@pytest.mark.parametrize("format", PACKED, ids=str)
+def test_linear(format):
+    x = torch.randn(2, 5, 256, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(70, 256, generator=torch.Generator().manual_seed(2))
+    layer = QuantLinear(blocks.encode(weight, format), format)
+    exact = x.double() @ layer.weight.double().T
+    torch.testing.assert_close(layer(x).double(), exact, rtol=1e-5, atol=1e-5)
+    assert (layer.in_features, layer.out_features) == (256, 70)
+
+
+def test_tiles(monkeypatch):
+    layer = QuantLinear(blocks.encode(torch.randn(70, 64), FORMATS["Q4_0"]), FORMATS["Q4_0"])
+    x = torch.randn(3, 64)
+    whole = layer(x)
+    monkeypatch.setattr(matmul, "TILE", 640)
+    torch.testing.assert_close(layer(x), whole)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("format", PACKED, ids=str)
+def test_whole_model(make_model, format, tied):
+    model = swap_linears(make_model(tie_embeddings=tied), scheme(format))
+    assert is_quantized(model)
+    assert all(param.ndim == 1 for param in model.parameters())
+    tokens_BT = torch.randint(300, (2, 17), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.logits(tokens_BT), unpacked(model).logits(tokens_BT), rtol=1e-4, atol=1e-4)
+
+
+def test_default_scheme_is_kind_to_the_head(make_model):
+    formats = {name: format.name for name, format, _ in packed_weights(swap_linears(make_model(), scheme("q4k")))}
+    assert formats["lm_head.weight"] == "Q8_0"
+    assert {format for name, format in formats.items() if name != "lm_head.weight"} == {"Q4_K"}
+    tied = swap_linears(make_model(tie_embeddings=True), scheme("q4"))
+    assert {name: f.name for name, f, _ in packed_weights(tied)}["model.embed_tokens.weight"] == "Q8_0"
+
+
+def test_parts_can_stay_plain(make_model):
+    model = make_model()
+    embedding = model.model.embed_tokens.weight.clone()
+    swap_linears(model, scheme("q4", embeddings="f32", head="f16"))
+    assert torch.equal(model.model.embed_tokens.weight, embedding)
+    assert isinstance(model.lm_head, torch.nn.Linear)
+
+
+def test_bytes_are_as_planned(make_model):
+    for name in ("q8", "q4", "q4k", "q6k"):
+        for tied in (False, True):
+            model = swap_linears(make_model(tie_embeddings=tied), scheme(name))
+            held = sum(b.numel() for _, _, b in packed_weights(model)) + 4 * sum(p.numel() for p in model.parameters())
+            assert held == scheme(name).nbytes(model.config)
+
+
+def test_runs_in_the_engine(make_model):
+    """Alone or in a batch, the tokens of the unpacked model; bf16 too runs."""
+    model = swap_linears(make_model(), scheme("q4"))
+    prompts = [[1, 2, 3], [7, 8, 9, 10, 11], [5]]
+    requests = [Request(prompt, Sampling(max_tokens=12, temperature=0)) for prompt in prompts]
+    ids = [c.ids for c in Engine(model, None).run(requests)]
+    assert ids == [c.ids for c in Engine(unpacked(model), None).run(requests)]
+    assert ids == [Engine(model, None).run([request])[0].ids for request in requests]
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    assert half.logits(torch.tensor([[1, 2]])).isfinite().all()
+    assert len(Engine(half, None).run(requests)[0].ids) == 12
+
+
+def test_a_quantized_teacher_has_a_weight(make_model):
+    """Losses take the head's weight; a packed head gives it unpacked."""
+    student, teacher = make_model(seed=1), swap_linears(make_model(), scheme("q8"))
+    tokens_BT = torch.randint(300, (2, 9))
+    with torch.no_grad():
+        hidden_BTD = teacher(tokens_BT)
+    loss = student.distil_loss(tokens_BT, tokens_BT, hidden_BTD, teacher.lm_head.weight)
+    assert all(part.isfinite().all() for part in loss)
+
+
+def test_gradients_reach_the_input(make_model):
+    layer = QuantLinear(blocks.encode(torch.randn(8, 64), FORMATS["Q8_0"]), FORMATS["Q8_0"])
+    x = torch.randn(3, 64, requires_grad=True)
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(3, -1))
+
+
+def test_refusals_leave_the_model_alone(make_model):
+    model = make_model(ffn_dim=320)
+    with pytest.raises(QuantError, match=r"down_proj\.weight: rows of 320 .* Q8_0 and Q4_0 and F16 fit"):
+        swap_linears(model, scheme("q4k"))
+    model.lm_head.weight.data[3, 3] = torch.nan
+    with pytest.raises(QuantError, match=r"lm_head\.weight: has values that are not finite"):
+        swap_linears(model, scheme("q4"))
+    assert not is_quantized(model)
+
+
+def test_malformed_blocks():
+    with pytest.raises(QuantError, match="Q4_0 blocks of shape"):
+        QuantLinear(torch.zeros(4, 35, dtype=torch.uint8), FORMATS["Q4_0"])
