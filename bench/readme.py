@@ -10,11 +10,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from herd.files import write_atomically
 from herd.llama import SIZES
 from herd.report import read_receipts, write_receipt
 from herd.report.page import command
 from herd.report.picture import write_pictures
-from herd.report.receipt import write_atomically
 from herd.report.run import load_run
 from herd.report.tables import checks_table, family_table, fill, markdown, run_values, stages_table
 

@@ -17,7 +17,6 @@ import codecs
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +24,7 @@ from pathlib import Path
 import tiktoken
 
 from ..errors import TokenizerError
+from ..files import write_atomically
 from . import tokenizer_json
 from .ranks import Ranks, check_ranks, ranks_bytes, ranks_sha256, read_ranks
 
@@ -206,10 +206,12 @@ class Tokenizer:
         roles = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
         named = {role: self._special_names[id_] for role, id_ in roles.items()}
         config = tokenizer_json.config(self.special_tokens, named, CHAT_TEMPLATE, model_max_length)
-        _write(folder / "tokenizer.model", ranks_bytes(self.ranks))
-        _write(folder / "tokenizer.json", _json(tokenizer_json.document(self.ranks, self.special_tokens, self.bos_id)))
-        _write(folder / "tokenizer_config.json", _json(config))
-        _write(folder / "special_tokens_map.json", _json(named))
+        write_atomically(folder / "tokenizer.model", ranks_bytes(self.ranks))
+        write_atomically(
+            folder / "tokenizer.json", _json(tokenizer_json.document(self.ranks, self.special_tokens, self.bos_id))
+        )
+        write_atomically(folder / "tokenizer_config.json", _json(config))
+        write_atomically(folder / "special_tokens_map.json", _json(named))
 
 
 class StreamDecoder:
@@ -267,18 +269,3 @@ def split_long(text: str) -> Iterator[str]:
 
 def _json(value: object) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write so that ``path`` is at every moment the old file or the whole new one."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TrainingError
+from ..files import write_atomically
 
 FILE = "metrics.jsonl"
 
@@ -73,12 +74,7 @@ class MetricsLog:
         text = "".join(json.dumps(record) + "\n" for record in kept)
         if self.path.exists() and self.path.read_text(encoding="utf-8") == text:
             return
-        temporary = self.path.with_name(FILE + ".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        write_atomically(self.path, text)
 
 
 def _board(folder: Path, step: int) -> Any:
