@@ -60,8 +60,9 @@ def test_checks_show_bars_and_verdicts(tmp_path):
     }
     write_receipt(tmp_path / "pace.json", what="training", values=values, command="true")
     table = checks_table(read_receipts(tmp_path))
-    assert "| training: speed | 1.31 (1.28 – 1.33) | ≥ 1.15 | ✓ | [pace](bench/receipts/pace.json) |" in table
-    assert "| training: memory | 0.950 | ≤ 0.9 | **✗** |" in table
+    assert "| **training** ([receipt](bench/receipts/pace.json)) |  |  |  |" in table
+    assert "| speed | 1.31 (1.28 – 1.33) | ≥ 1.15 | ✓ |" in table
+    assert "| memory | 0.950 | ≤ 0.9 | **✗** |" in table
     assert "unjudged" not in table
 
 

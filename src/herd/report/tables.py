@@ -44,15 +44,17 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
 
 
 def checks_table(receipts: Mapping[str, Receipt]) -> str:
-    """Every receipt's values that had to pass a bar: what, number, bar, verdict, and where to look."""
-    rows = []
+    """Every receipt that had to pass a bar: what was measured and where to look, then its numbers with their bars."""
+    rows: list[list[str]] = []
     for name, receipt in receipts.items():
-        for key, value in receipt.values.items():
-            if value.bar is not None:
-                verdict = _NONE if value.passed is None else "✓" if value.passed else "**✗**"
-                link = f"[{name}](bench/receipts/{name}.json)"
-                rows.append([f"{receipt.what}: {key}", shown(value), _bar(value), verdict, link])
-    return markdown(["what", "measured", "bar", "", "receipt"], rows, left=1)
+        barred = {key: value for key, value in receipt.values.items() if value.bar is not None}
+        if not barred:
+            continue
+        rows.append([f"**{receipt.what}** ([receipt](bench/receipts/{name}.json))", "", "", ""])
+        for key, value in barred.items():
+            verdict = _NONE if value.passed is None else "✓" if value.passed else "**✗**"
+            rows.append([key.replace("_", " "), shown(value), _bar(value), verdict])
+    return markdown(["what", "measured", "bar", ""], rows)
 
 
 def family_table(receipt: Receipt | None) -> str:
