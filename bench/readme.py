@@ -1,12 +1,13 @@
 """Write the README's tables from the receipts; with a run, first take its numbers and its picture.
 
-python bench/readme.py                 # tables only; what `make readme` does
+python bench/readme.py                 # tables only, of receipts that git knows (git add them)
 python bench/readme.py runs/full       # also bench/receipts/raise-MODE.json and docs/img/report-*.svg
 python bench/readme.py --check         # say whether the README is up to date, change nothing
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -52,9 +53,18 @@ def picture() -> str:
     )
 
 
+def tracked() -> set[str] | None:
+    """Names of the receipts that git knows, so that a README never shows what its commit lacks; None outside git."""
+    words = ["git", "ls-files", "--", "bench/receipts"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    return {Path(line).name for line in done.stdout.splitlines()} if done.returncode == 0 else None
+
+
 def tables() -> dict[str, str]:
     """Every table a marker may name."""
+    known = tracked()
     receipts = read_receipts(ROOT / "bench" / "receipts")
+    receipts = {name: receipt for name, receipt in receipts.items() if known is None or f"{name}.json" in known}
     family = receipts.get("raise-full")
     checks = {name: receipt for name, receipt in receipts.items() if not name.startswith("raise-")}
     return {
@@ -71,13 +81,14 @@ def take(folder: Path) -> None:
     run = load_run(folder)
     mode = run.plan.get("mode", "run")
     seed = run.plan.get("seed")
-    write_receipt(
+    receipt = write_receipt(
         ROOT / "bench" / "receipts" / f"raise-{mode}.json",
         what=f"a herd raised with --{mode}" if mode != "demo" else "a herd raised by default",
         values=run_values(run),
         command=command(run) or "herd raise",
         seed=None if seed is None else int(seed),
     )
+    subprocess.run(["git", "add", str(receipt)], cwd=ROOT, check=False)
     for path in write_pictures(run, ROOT / "docs" / "img"):
         print(path.relative_to(ROOT))
 
