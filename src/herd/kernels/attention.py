@@ -60,9 +60,14 @@ def _native(q: Tensor, k: Tensor, v: Tensor) -> bool:
         and q.dtype == k.dtype == v.dtype
         and q.shape[:2] == k.shape[:2]
         and q.shape[3] % LANES == 0
-        and q.shape[0] * k.shape[2] >= torch.get_num_threads()  # a unit of work is one KV head of one row
+        and q.shape[0] * k.shape[2] >= _threads()  # a unit of work is one KV head of one row
     )
     return fits and build.ready() and _register()
+
+
+@torch.compiler.assume_constant_result
+def _threads() -> int:
+    return torch.get_num_threads()
 
 
 class _Attention(torch.autograd.Function):

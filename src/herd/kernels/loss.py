@@ -6,8 +6,9 @@ computed twice and backward only scales. Tokens that are not trained (target -10
 a dialog costs what its trained tokens cost.
 Idea: Liger Kernel (arXiv 2410.10989) and Cut Cross-Entropy (arXiv 2411.09009).
 
-Both are custom operators, opaque to torch.compile and ordinary to autograd. The matmuls run in the inputs' dtype (or
-autocast's), softmax and sums in fp32 (float64 for float64 inputs), the weight's gradient is gathered in fp32.
+Both are custom operators, opaque to torch.compile and ordinary to autograd, except that backward runs once: it uses
+up the gradients that forward left. The matmuls run in the inputs' dtype (or autocast's), softmax and sums in fp32
+(float64 for float64 inputs), the weight's gradient is gathered in fp32.
 
 Shapes: N tokens (N' trained ones), C tokens of a chunk, D model dim, E the teacher's, V vocab.
 """
@@ -22,7 +23,7 @@ from torch import Tensor
 from .softmax import cross_entropy_, distil_
 
 IGNORED = -100
-CHUNK_BYTES = 128 << 20  # logits of one chunk; larger gains no speed, smaller loses some in the weight's gradient
+CHUNK_BYTES = 128 << 20  # fp32 logits of one chunk; larger gains little speed, smaller loses some in every matmul
 
 
 class DistilLoss(NamedTuple):
@@ -89,8 +90,8 @@ def _linear_cross_entropy(
     rows, grads = _trained(targets_N), _Gradients(hidden_ND, weight_VD, need_hidden, need_weight)
     total = torch.zeros((), dtype=_wide(hidden_ND), device=hidden_ND.device)
     for rows_C in _chunks(rows, weight_VD):
-        hidden_CD = grads.take(hidden_ND, rows_C)
-        logits_CV = _logits(hidden_CD, weight_VD)
+        hidden_CD = hidden_ND[_index(rows_C)]
+        logits_CV = hidden_CD @ weight_VD.T
         total += cross_entropy_(logits_CV, targets_N[rows_C], with_gradient=need_hidden or need_weight).sum()
         grads.add(rows_C, hidden_CD, logits_CV)
         del logits_CV  # before the next chunk's are made
@@ -113,9 +114,9 @@ def _linear_distil(
     rows, grads = _trained(targets_N), _Gradients(student_ND, student_weight_VD, need_hidden, need_weight)
     ce, kl = (torch.zeros((), dtype=_wide(student_ND), device=student_ND.device) for _ in range(2))
     for rows_C in _chunks(rows, student_weight_VD):
-        hidden_CD = grads.take(student_ND, rows_C)
-        logits_CV = _logits(hidden_CD, student_weight_VD)
-        teacher_CV = _logits(grads.take(teacher_NE, rows_C), teacher_weight_VE)
+        hidden_CD = student_ND[_index(rows_C)]
+        logits_CV = hidden_CD @ student_weight_VD.T
+        teacher_CV = teacher_NE[_index(rows_C)] @ teacher_weight_VE.T
         ce_C, kl_C = distil_(logits_CV, teacher_CV, targets_N[rows_C], tau, kl_weight)
         del teacher_CV
         ce += ce_C.sum()
@@ -137,15 +138,9 @@ class _Gradients:
         self.weight_grad_VD: Tensor | None = None
         self.need_hidden, self.need_weight = need_hidden, need_weight
 
-    def take(self, x_ND: Tensor, rows_C: Tensor) -> Tensor:
-        """The chunk's rows; a view where rows follow each other, as in pre-training."""
-        first, n = int(rows_C[0]), rows_C.numel()
-        return x_ND[first : first + n] if int(rows_C[-1]) - first == n - 1 else x_ND[rows_C]
-
-    def add(self, rows_C: Tensor, hidden_CD: Tensor, logits_grad_CV: Tensor) -> None:
-        grad_CV = logits_grad_CV.to(hidden_CD.dtype)
+    def add(self, rows_C: Tensor, hidden_CD: Tensor, grad_CV: Tensor) -> None:
         if self.need_hidden:
-            self.hidden_grad_ND[rows_C] = grad_CV @ self.weight_VD
+            self.hidden_grad_ND[_index(rows_C)] = grad_CV @ self.weight_VD
         if self.need_weight:
             self._add_weight(grad_CV, hidden_CD)
 
@@ -172,6 +167,12 @@ def _trained(targets_N: Tensor) -> Tensor:
     return (targets_N != IGNORED).nonzero().flatten()
 
 
+def _index(rows_C: Tensor) -> Tensor | slice:
+    """The chunk's rows as an index; a slice, which copies nothing, where they follow each other as in pre-training."""
+    first, n = int(rows_C[0]), rows_C.numel()
+    return slice(first, first + n) if int(rows_C[-1]) - first == n - 1 else rows_C
+
+
 def _chunks(rows: Tensor, weight_VD: Tensor) -> tuple[Tensor, ...]:
     """The trained tokens in chunks; none if there are none."""
     return rows.split(_chunk_tokens(weight_VD)) if rows.numel() else ()
@@ -180,12 +181,8 @@ def _chunks(rows: Tensor, weight_VD: Tensor) -> tuple[Tensor, ...]:
 def _chunk_tokens(weight_VD: Tensor) -> int:
     """Tokens a chunk: `CHUNK_BYTES` of fp32 logits, but not less than D, where the logits are as big as the weight."""
     V, D = weight_VD.shape
-    return max(CHUNK_BYTES // (4 * V), D, 1)
-
-
-def _logits(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
-    logits_CV = hidden_CD @ weight_VD.T
-    return logits_CV.to(_wide(logits_CV))
+    tokens = max(CHUNK_BYTES // (4 * V), D)
+    return tokens // 128 * 128 or tokens
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -230,8 +227,17 @@ def _scale_gradients(ctx, grad_loss, *_):
     grads: list[Tensor | None] = [None] * ctx.n_inputs
     if grad_loss is not None:
         for i, (saved, needed) in enumerate(zip(ctx.saved_tensors, ctx.needs, strict=True)):
-            grads[i] = saved * grad_loss.to(saved.dtype) if needed else None
+            grads[i] = _scaled(saved, grad_loss) if needed else None
     return tuple(grads)
+
+
+def _scaled(grad: Tensor, scale: Tensor) -> Tensor:
+    """The gradient formed in forward, scaled where it lies so that no second (V, D) exists; a new one when traced."""
+    if type(grad) is not Tensor:
+        return grad * scale.to(grad.dtype)
+    if grad.device.type == "cpu" and scale.item() == 1:
+        return grad
+    return grad.mul_(scale.to(grad.dtype))
 
 
 _linear_cross_entropy.register_autograd(_scale_gradients, setup_context=_keep_gradients)

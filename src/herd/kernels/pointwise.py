@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import build
+from .recompute import offer
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -24,7 +25,9 @@ NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """weight · x / sqrt(mean(x²) + eps) over the last dim; statistics in fp32, result in x's dtype (or autocast's)."""
     if _native(x, weight_D) and weight_D.dtype == x.dtype:
-        return _RMSNorm.apply(x, weight_D, eps, _narrow(x))
+        y, narrow = _RMSNorm.apply(x, weight_D, eps, _narrow(x)), _narrow(x)
+        x, weight_D = x.detach(), weight_D.detach()
+        return offer(y, lambda: _normed(x, weight_D, eps, narrow)[0].view(x.shape))
     return plain_rms_norm(x, weight_D, eps)
 
 
@@ -38,7 +41,8 @@ def rotate(x_BTHK: Tensor, cos_BT1K: Tensor, sin_BT1K: Tensor) -> Tensor:
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) · up (arXiv 2002.05202)."""
     if _native(gate, up) and gate.dtype == up.dtype:
-        return _SwiGLU.apply(gate, up)
+        y, gate, up = _SwiGLU.apply(gate, up), gate.detach(), up.detach()
+        return offer(y, lambda: _swiglu(gate, up))
     return plain_swiglu(gate, up)
 
 
@@ -77,19 +81,26 @@ def _narrow(x: Tensor) -> bool:
     return autocast and x.dtype == torch.float32
 
 
+def _rows(x: Tensor) -> Tensor:
+    return x.contiguous().view(-1, x.shape[-1])
+
+
+def _normed(x: Tensor, weight_D: Tensor, eps: float, narrow: bool) -> tuple[Tensor, Tensor]:
+    return torch.ops.herd_native.rms_norm(_rows(x), weight_D.contiguous(), eps, narrow)
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float, narrow: bool) -> Tensor:
-        x_ND = x.contiguous().view(-1, x.shape[-1])
-        y_ND, rstd_N = torch.ops.herd_native.rms_norm(x_ND, weight_D.contiguous(), eps, narrow)
-        ctx.save_for_backward(x_ND, weight_D, rstd_N)
+        y_ND, rstd_N = _normed(x, weight_D, eps, narrow)
+        ctx.save_for_backward(x, weight_D, rstd_N)
         return y_ND.view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        x_ND, weight_D, rstd_N = ctx.saved_tensors
-        dy_ND = dy.contiguous().view_as(x_ND)
+        x, weight_D, rstd_N = ctx.saved_tensors
+        x_ND, dy_ND = _rows(x), _rows(dy)
         dx_ND, dw_UD = torch.ops.herd_native.rms_norm_backward(dy_ND, x_ND, weight_D.contiguous(), rstd_N)
         return dx_ND.view(dy.shape), dw_UD.sum(0).to(weight_D.dtype), None, None
 
@@ -107,14 +118,18 @@ class _Rotate(torch.autograd.Function):
         return torch.ops.herd_native.rotate(dy.contiguous(), cos.contiguous(), sin.contiguous(), -1.0), None, None
 
 
+def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    return torch.ops.herd_native.swiglu(gate.contiguous(), up.contiguous())
+
+
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
-        return torch.ops.herd_native.swiglu(gate, up)
+        return _swiglu(gate, up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ops.herd_native.swiglu_backward(dy.contiguous(), *ctx.saved_tensors)
+        gate, up = ctx.saved_tensors
+        return torch.ops.herd_native.swiglu_backward(dy.contiguous(), gate.contiguous(), up.contiguous())

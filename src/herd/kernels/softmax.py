@@ -19,7 +19,7 @@ BLOCK_BYTES = 1 << 20
 def cross_entropy_(logits_CV: Tensor, targets_C: Tensor, with_gradient: bool = True) -> Tensor:
     """-log softmax(logits)[target] of every row, (C,); ``logits_CV`` becomes softmax - onehot if ``with_gradient``.
 
-    ``logits_CV`` is fp32 or float64, contiguous; every target is a word (ignored ones were dropped before).
+    ``logits_CV`` is contiguous, losses are fp32 (or float64); every target is a word (ignored ones are gone by now).
     """
     if _native(logits_CV):
         _check(targets_C, logits_CV)
@@ -30,13 +30,15 @@ def cross_entropy_(logits_CV: Tensor, targets_C: Tensor, with_gradient: bool = T
 def plain_cross_entropy_(logits_CV: Tensor, targets_C: Tensor, with_gradient: bool = True) -> Tensor:
     """`cross_entropy_` in plain torch."""
     losses = []
-    for logits_cV, targets_c in _blocks(logits_CV, targets_C):
+    for own_cV, targets_c in _blocks(logits_CV, targets_C):
+        logits_cV = _wide(own_cV)
         picked_c1 = logits_cV.gather(1, targets_c[:, None])
         log_z_c1, sum_c1 = _exponentiate_(logits_cV)
         losses.append((log_z_c1 - picked_c1).squeeze(1))
         if with_gradient:
             logits_cV.div_(sum_c1)
             logits_cV.scatter_add_(1, targets_c[:, None], torch.full_like(sum_c1, -1.0))
+            _store(logits_cV, own_cV)
     return torch.cat(losses)
 
 
@@ -58,7 +60,8 @@ def plain_distil_(
 ) -> tuple[Tensor, Tensor]:
     """`distil_` in plain torch."""
     ces, kls = [], []
-    for student_cV, teacher_cV, targets_c in _blocks(student_CV, teacher_CV, targets_C):
+    for own_cV, teacher_cV, targets_c in _blocks(student_CV, teacher_CV, targets_C):
+        student_cV, teacher_cV = _wide(own_cV), _wide(teacher_cV)
         picked_c1 = student_cV.gather(1, targets_c[:, None])
         plain_cV = student_cV.clone()
         log_z_c1, sum_c1 = _exponentiate_(plain_cV)
@@ -74,11 +77,21 @@ def plain_distil_(
         if kl_weight != 1:
             plain_cV.div_(sum_c1).scatter_add_(1, targets_c[:, None], torch.full_like(sum_c1, -1.0))
             student_cV.add_(plain_cV, alpha=1 - kl_weight)
+        _store(student_cV, own_cV)
     return torch.cat(ces), torch.cat(kls)
 
 
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _store(result: Tensor, to: Tensor) -> None:
+    if result is not to:
+        to.copy_(result)
+
+
 def _native(logits_CV: Tensor) -> bool:
-    return logits_CV.device.type == "cpu" and logits_CV.dtype == torch.float32 and build.ready()
+    return logits_CV.device.type == "cpu" and logits_CV.dtype in (torch.float32, torch.bfloat16) and build.ready()
 
 
 def _check(targets_C: Tensor, logits_CV: Tensor) -> None:

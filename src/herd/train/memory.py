@@ -7,10 +7,11 @@ are averaged. All of it is split over the shards. Copies in the compute dtype co
 Per token of a micro-batch, what backward needs of each block (D model dim, q = H·K, kv = G·K, F ffn dim), in values of
 the compute dtype:
 
-    input of both norms   2 D   (and both norms' outputs 2 D, their fp32 normalized copies 2 D · 4 bytes)
-    q, k, v before and after rotation, attention's output   2 (q + kv) + kv + q
-    gate, up, silu(gate), their product   4 F
+    input of both norms   2 D
+    q and k after rotation, v, attention's output   2 (q + kv)
+    gate, up   2 F
 
+The norms' outputs and SwiGLU's are made again in backward (`kernels.recompute`; torch.compile does likewise).
 With recomputation only the block's input, D, is kept, and one block's activations at a time.
 """
 
@@ -58,7 +59,7 @@ def activation_nbytes(
     """Bytes that backward needs of one micro-batch of ``rows`` x ``context`` tokens, without the loss."""
     width, tokens = WIDTHS[dtype], rows * context
     D, q, kv, F = config.dim, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim, config.ffn_dim
-    block = width * (4 * D + 3 * q + 3 * kv + 4 * F) + MASTER * 2 * D
+    block = width * (2 * D + 2 * q + 2 * kv + 2 * F)
     kept = config.n_layers * width * D + block if remat else config.n_layers * block
     return tokens * (kept + width * 2 * D)
 

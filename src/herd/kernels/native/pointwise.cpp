@@ -57,15 +57,14 @@ std::tuple<Tensor, Tensor> rms_norm_backward(Tensor dy_ND, Tensor x_ND, Tensor w
           const float r = rstd[n];
           float dot = 0;
 #pragma omp simd reduction(+ : dot)
-          for (int64_t d = 0; d < D; d++) {
-            const float dy_x = get(dy_row[d]) * get(x_row[d]);
-            dot += dy_x * get(weight[d]);
-            dw[d] += dy_x * r;
-          }
+          for (int64_t d = 0; d < D; d++) dot += get(dy_row[d]) * get(x_row[d]) * get(weight[d]);
           const float pull = dot * r * r * r / float(D);
 #pragma omp simd
-          for (int64_t d = 0; d < D; d++)
-            put(dx_row[d], r * get(weight[d]) * get(dy_row[d]) - get(x_row[d]) * pull);
+          for (int64_t d = 0; d < D; d++) {
+            const float dy_r = r * get(dy_row[d]);
+            dw[d] += dy_r * get(x_row[d]);
+            put(dx_row[d], get(weight[d]) * dy_r - get(x_row[d]) * pull);
+          }
         }
       }
     });

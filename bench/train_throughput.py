@@ -1,0 +1,270 @@
+"""Training throughput and memory beside `transformers` + fused AdamW, on the CPU, alternated in one run.
+
+    python bench/train_throughput.py            # about 12 minutes on two cores; --resume skips the rival's tournament
+
+The model: D 512, F 1408, 8 layers, 8 query and 4 KV heads, untied, 32,000 words; a step is 8 x 512 tokens, forward,
+backward, clipping at norm 1 and an AdamW update, fp32 weights and moments on both sides.
+
+First the rival chooses its weapons: `LlamaForCausalLM` (SDPA attention) eager and under torch.compile with several
+settings, in fp32 and bf16 autocast, each in its own process; the fastest eager and the fastest compiled go on. Herd
+chooses between fp32 and bf16 in the same way. Then the three take turns, a step each, all resident, so that whatever
+else the machine does falls on all alike. Reported are medians, ratios of paired turns, and each process's peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+SHAPE = {"vocab_size": 32_000, "dim": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": 4, "ffn_dim": 1408}
+ROWS, CONTEXT, SEED = 8, 512, 0
+TOKENS = ROWS * CONTEXT
+
+RIVALS = {
+    "eager fp32": "transformers fp32",
+    "eager bf16": "transformers bf16",
+    "compiled fp32": "transformers fp32 compile",
+    "compiled fp32, max-autotune": "transformers fp32 compile autotune",
+    "compiled fp32, optimizer too": "transformers fp32 compile optimizer",
+    "compiled bf16": "transformers bf16 compile",
+}
+OURS = {"herd fp32": "herd fp32", "herd bf16": "herd bf16"}
+STATE = Path(__file__).parent / "receipts" / ".train_throughput.json"
+
+
+# One contestant, in its own process -------------------------------------------------------------------------------
+
+
+def transformers_step(words: list[str]):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=SHAPE["vocab_size"],
+        hidden_size=SHAPE["dim"],
+        intermediate_size=SHAPE["ffn_dim"],
+        num_hidden_layers=SHAPE["n_layers"],
+        num_attention_heads=SHAPE["n_heads"],
+        num_key_value_heads=SHAPE["n_kv_heads"],
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+        tie_word_embeddings=False,
+        use_cache=False,
+        attn_implementation="sdpa",
+    )
+    model = LlamaForCausalLM(config).train()
+    optimizer = adamw(model)
+
+    def loss(tokens, targets):
+        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in words):
+            return model(input_ids=tokens, labels=tokens).loss
+
+    update = optimizer.step
+    if "compile" in words:
+        loss = torch.compile(loss, mode="max-autotune-no-cudagraphs" if "autotune" in words else None)
+    if "optimizer" in words:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, foreach=True)
+        update = torch.compile(optimizer.step)
+    return stepper(model, loss, optimizer, update)
+
+
+def herd_step(words: list[str]):
+    import torch
+
+    from herd.kernels import build
+    from herd.kernels.memory import keep_freed_memory
+    from herd.llama.config import ModelConfig
+    from herd.llama.model import LlamaLM
+
+    keep_freed_memory()
+    build.ready()
+    model = LlamaLM(ModelConfig(**SHAPE)).init_weights(SEED)
+    optimizer = adamw(model)
+
+    def loss(tokens, targets):
+        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in words):
+            return model.loss(tokens, targets) / (ROWS * (CONTEXT - 1))
+
+    return stepper(model, loss, optimizer, optimizer.step)
+
+
+def adamw(model):
+    import torch
+
+    return torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+
+
+def stepper(model, loss, optimizer, update):
+    import torch
+
+    tokens = torch.randint(SHAPE["vocab_size"], (ROWS, CONTEXT), generator=torch.Generator().manual_seed(SEED))
+    targets = torch.full_like(tokens, -100)
+    targets[:, :-1] = tokens[:, 1:]
+
+    def step() -> float:
+        total = loss(tokens, targets)
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        update()
+        optimizer.zero_grad(set_to_none=True)
+        return float(total.detach())
+
+    return step
+
+
+def contestant(words: list[str], threads: int) -> None:
+    """Takes a step for every line on stdin; answers with its seconds, its loss and the process's peak bytes."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(SEED)
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # compilers print to stdout
+    base = psutil.Process().memory_info().rss
+    step = herd_step(words) if words[0] == "herd" else transformers_step(words)
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        loss = step()
+        took = time.perf_counter() - began
+        print(json.dumps({"seconds": took, "loss": loss, "peak": peak_bytes(), "base": base}), file=out, flush=True)
+
+
+def peak_bytes() -> int:
+    """Largest resident set of this process so far."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+# The match --------------------------------------------------------------------------------------------------------
+
+
+class Process:
+    def __init__(self, words: str, threads: int) -> None:
+        command = [sys.executable, __file__, "--contestant", words, "--threads", str(threads)]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_MAX_AUTOTUNE_REPORT": "0"}
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+
+    def step(self) -> dict[str, float]:
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError("a contestant died")
+        return json.loads(line)
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def tournament(candidates: dict[str, str], threads: int) -> dict[str, dict[str, float]]:
+    """Best of three steps after two for warming up; one that is hopelessly slow is not asked again."""
+    results: dict[str, dict[str, float]] = {}
+    for name, words in candidates.items():
+        process, best = Process(words, threads), min((r["seconds"] for r in results.values()), default=float("inf"))
+        try:
+            steps = [process.step(), process.step()]
+            if steps[-1]["seconds"] < 2 * best:
+                steps = [process.step() for _ in range(3)]
+            results[name] = {"seconds": min(s["seconds"] for s in steps), "peak": steps[-1]["peak"]}
+            print(f"{name}: {TOKENS / results[name]['seconds']:.0f} tokens/s, {results[name]['peak'] / 1e9:.2f} GB")
+        except RuntimeError as error:
+            print(f"{name}: {error}")
+        finally:
+            process.close()
+    return results
+
+
+def match(names: dict[str, str], rounds: int, threads: int) -> dict[str, dict[str, list[float]]]:
+    """All resident, a step each in turn."""
+    processes = {name: Process(words, threads) for name, words in names.items()}
+    record: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "peak": [], "loss": []} for name in names}
+    for turn in range(-2, rounds):
+        for name, process in processes.items():
+            step = process.step()
+            if turn >= 0:
+                for key, values in record[name].items():
+                    values.append(step[key])
+        if turn >= 0:
+            print(turn, {name: round(r["seconds"][-1], 2) for name, r in record.items()}, flush=True)
+    for process in processes.values():
+        process.close()
+    return record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--resume", action="store_true", help="keep the choice of settings of the last run")
+    parser.add_argument("--contestant", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.contestant:
+        return contestant(arguments.contestant.split(), arguments.threads)
+    if arguments.resume and STATE.exists():
+        field = json.loads(STATE.read_text())
+    else:
+        field = tournament(RIVALS, arguments.threads) | tournament(OURS, arguments.threads)
+        STATE.write_text(json.dumps(field))
+    best = {side: min((n for n in field if n.startswith(side)), key=lambda n: field[n]["seconds"]) for side in SIDES}
+    record = match({n: (RIVALS | OURS)[n] for n in best.values()}, arguments.rounds, arguments.threads)
+    report(field, best, record, arguments.threads)
+
+
+SIDES = ("eager", "compiled", "herd")
+BARS = {"eager": (1.8, 0.6), "compiled": (1.15, 0.9)}
+
+
+def report(field, best, record, threads: int) -> None:
+    from herd.report.receipt import Value, write_receipt
+
+    ours = record[best["herd"]]
+    values = {}
+    for side in SIDES:
+        mine = record[best[side]]
+        paces = [TOKENS / s for s in mine["seconds"]]
+        values[f"{side}_pace"] = Value(statistics.median(paces), "tokens/s", min(paces), max(paces))
+        values[f"{side}_peak"] = Value(max(mine["peak"]), "bytes")
+        values[f"{side}_settings"] = Value(best[side], "name")
+    for side, (pace_bar, memory_bar) in BARS.items():
+        theirs = record[best[side]]
+        ratios = [a / b for a, b in zip(theirs["seconds"], ours["seconds"], strict=True)]
+        ratio, memory = statistics.median(ratios), max(ours["peak"]) / max(theirs["peak"])
+        values[f"pace_vs_{side}"] = Value(ratio, "ratio", min(ratios), max(ratios), f"≥ {pace_bar}", ratio >= pace_bar)
+        values[f"peak_vs_{side}"] = Value(memory, "ratio", bar=f"≤ {memory_bar}", passed=memory <= memory_bar)
+        print(f"herd / {side}: {ratio:.3f} x the pace (bar {pace_bar}), {memory:.3f} x the memory (bar {memory_bar})")
+    tried = ", ".join(
+        f"{name} {TOKENS / r['seconds']:.0f} tokens/s {r['peak'] / 1e9:.2f} GB" for name, r in field.items()
+    )
+    write_receipt(
+        "train-throughput",
+        what=f"Training steps of {ROWS} x {CONTEXT} tokens, D 512, F 1408, 8 layers, 32,000 words, {threads} threads, "
+        "alternated with transformers + fused AdamW; peak is the whole process's largest resident set",
+        values=values,
+        command="python bench/train_throughput.py",
+        seed=SEED,
+        rivals={"transformers": version("transformers"), "torch": version("torch")},
+        notes=f"Settings tried (best of three steps): {tried}.",
+    )
+
+
+if __name__ == "__main__":
+    main()
