@@ -49,10 +49,10 @@ Message = dict[str, Any]
 
 # Kind of dialog -> (its task, its share of the default mix in per mille).
 KINDS: dict[str, tuple[str, int]] = {
-    "add": ("arithmetic", 70),
-    "sub": ("arithmetic", 60),
-    "mul": ("arithmetic", 80),
-    "div": ("arithmetic", 50),
+    "add": ("arithmetic", 60),
+    "sub": ("arithmetic", 50),
+    "mul": ("arithmetic", 70),
+    "div": ("arithmetic", 40),
     "story_add": ("arithmetic", 40),
     "story_sub": ("arithmetic", 40),
     "story_mul": ("arithmetic", 40),
@@ -65,7 +65,8 @@ KINDS: dict[str, tuple[str, int]] = {
     "upper": ("strings", 40),
     "count": ("strings", 40),
     "repeat": ("strings", 20),
-    "program": ("programs", 120),
+    "echo": ("strings", 60),
+    "program": ("programs", 100),
     "greeting": ("chat", 15),
     "identity": ("chat", 30),
     "ability": ("chat", 20),
@@ -271,7 +272,22 @@ def _dates(source: _Source, kind: str) -> _Turn:
     return _Turn(question, reply, result, "add_days", {"date": d, "days": days}, result)
 
 
+def _echo(source: _Source) -> _Turn:
+    """A list to say again. Nearly every token is copied: the densest lesson there is in what all calls need."""
+    rng = source.rng
+    while True:
+        items = [
+            _word(source) if rng.random() < 0.4 else str(_number(rng, _SUM_SHARES)) for _ in range(rng.randrange(2, 7))
+        ]
+        if source.fits(" ".join(items)):
+            break
+    question, reply = source.say("echo", list=" ".join(items))
+    return _Turn(question, reply, " ".join(items))
+
+
 def _strings(source: _Source, kind: str) -> _Turn:
+    if kind == "echo":
+        return _echo(source)
     w = _word(source)
     if kind == "repeat":
         question, reply = source.say(kind, w=w)
