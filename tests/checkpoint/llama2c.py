@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from herd.checkpoint.meta import half_rotation
+from herd.checkpoint.pairs import half_rotation
 from herd.llama.config import ModelConfig
 
 

@@ -73,6 +73,40 @@ def test_decode_any_bytes(seed, format):
     assert not np.isfinite(ours[~finite]).any()
 
 
+OTHERS = [f for f in TYPES.values() if f.name not in {*FORMATS, "F32", "F16", "I8", "I16", "I32", "I64", "F64"}]
+
+
+@pytest.mark.parametrize("format", [f for f in OTHERS if f.name not in ("Q8_1", "Q8_K", "Q1_0")], ids=str)
+def test_other_types_are_read_through_their_package(format):
+    raw = np.random.default_rng(0).integers(0, 60, (3, 2 * format.block_bytes), dtype=np.uint8)
+    packed = torch.from_numpy(raw)
+    assert same(blocks.decode(packed, format).numpy(), oracle_decode(packed, format))
+
+
+def test_a_type_nobody_reads():
+    with pytest.raises(QuantError, match="Q8_K blocks cannot be unpacked"):
+        blocks.decode(torch.zeros(1, 292, dtype=torch.uint8), TYPES["Q8_K"])
+
+
+@pytest.mark.parametrize("format", [*PACKED, F16, BF16, F32, TYPES["Q5_K"], TYPES["IQ4_NL"]], ids=str)
+def test_finite(format):
+    """Exactly when the weights are, over random bytes with every kind of scale."""
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(200):
+        n = 1 if format.block > 1 else 64
+        packed = torch.from_numpy(rng.integers(0, 256, (1, n * format.block_bytes), dtype=np.uint8))
+        if format.block > 1 or format is F16:
+            packed &= 0x7F
+            if rng.random() < 0.5:
+                packed &= 0x3F
+        with np.errstate(all="ignore"):
+            finite = bool(torch.isfinite(blocks.decode(packed, format)).all())
+        assert blocks.finite(packed, format) == finite
+        seen.add(finite)
+    assert seen == {True, False}
+
+
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),

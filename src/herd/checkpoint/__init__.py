@@ -1,27 +1,33 @@
 """Checkpoints on disk: Hugging Face's folder layout with a lineage, and imports from and exports to it.
 
 `folder.py` saves and loads, `hf.py` knows `config.json`, `weights.py` and `write.py` the safetensors, `convert.py`
-imports and exports, `meta.py` reads Meta's own files, `atomic.py` makes folders appear whole or not at all.
+imports and exports, `meta.py` reads Meta's own files, `atomic.py` makes folders appear whole or not at all. The
+`gguf*.py` are for quantized folders and GGUF files: `gguf.py` reads, `gguf_convert.py` quantizes, imports, exports.
 """
 
 from .convert import export_hf, import_hf
 from .folder import checkpoint_hash, load, load_config, load_tokenizer, resolve, save, write_folder
+from .gguf_convert import Source, export_gguf, import_gguf, quantize
 from .hf import config_from_hf, config_to_hf
 from .lineage import Lineage, load_lineage
 from .meta import import_meta
 
 __all__ = [
     "Lineage",
+    "Source",
     "checkpoint_hash",
     "config_from_hf",
     "config_to_hf",
+    "export_gguf",
     "export_hf",
+    "import_gguf",
     "import_hf",
     "import_meta",
     "load",
     "load_config",
     "load_lineage",
     "load_tokenizer",
+    "quantize",
     "resolve",
     "save",
     "write_folder",

@@ -19,6 +19,7 @@ from ..errors import TokenizerError
 from ..llama.config import SIZES, ModelConfig
 from . import weights
 from .folder import CONFIG, GENERATION, TOKENIZER_FILES, resolve, write_folder
+from .gguf_folder import is_gguf_folder
 from .hf import Dialect, config_from_hf, config_to_hf, read_json
 from .lineage import Lineage, load_lineage
 from .write import MAX_SHARD_BYTES
@@ -60,9 +61,16 @@ def export_hf(
 ) -> str:
     """Copies a checkpoint folder for another program: dtype, shard size and dialect of ``config.json`` of your choice.
 
+    A quantized folder is unpacked, into bf16 if ``dtype`` is None.
     Returns the hash of the written weights. Raises `CheckpointError`, with ``out`` as it was.
     """
     source = resolve(folder)
+    if is_gguf_folder(source):
+        from .gguf_convert import unpack_folder
+
+        return unpack_folder(
+            source, out, dtype=dtype or torch.bfloat16, max_shard_bytes=max_shard_bytes, progress=progress
+        )
     return _rewrite(source, Path(out), dtype, max_shard_bytes, dialect, source.resolve().name, None, progress)
 
 

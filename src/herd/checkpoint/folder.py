@@ -25,8 +25,12 @@ from ..errors import CheckpointError, TokenizerError
 from ..llama import rope
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
-from . import weights
+from ..quant.linear import is_quantized
+from . import gguf, weights
 from .atomic import require_room, whole_folder
+from .gguf_folder import is_gguf_folder, load_gguf
+from .gguf_names import config_from_gguf
+from .gguf_write import hash_file
 from .hf import Dialect, config_to_hf, read_config
 from .lineage import FILE as LINEAGE_FILE
 from .lineage import Lineage
@@ -38,7 +42,7 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-_OURS = {CONFIG, GENERATION, LINEAGE_FILE, weights.INDEX, *TOKENIZER_FILES, "chat_template.jinja"}
+_OURS = {CONFIG, GENERATION, LINEAGE_FILE, weights.INDEX, gguf.FILE, *TOKENIZER_FILES, "chat_template.jinja"}
 _OURS |= {"LICENSE", "LICENSE.txt", "USE_POLICY.md", "NOTICE", "README.md", ".gitattributes"}
 
 
@@ -57,6 +61,12 @@ def save(
     ``dtype`` None keeps the parameters' own. An existing checkpoint at ``folder`` is exchanged in one step. Raises
     `CheckpointError` when the disk is full or ``folder`` holds files that are not a checkpoint's.
     """
+    if is_quantized(model):
+        if dtype is not None:
+            raise CheckpointError(f"{folder}: a quantized model is saved as it is; leave out dtype={dtype}")
+        from .gguf_convert import save_quantized
+
+        return save_quantized(folder, model, tokenizer, lineage=lineage)
     params = dict(model.named_parameters())
     if dtype is None:
         dtypes = {param.dtype for param in params.values()}
@@ -97,8 +107,8 @@ def write_folder(
     if dtype not in weights.NAMES:
         raise CheckpointError(f"{folder}: dtype={dtype} cannot be stored; use float32, float16 or bfloat16")
     if tokenizer is not None:
-        _require_fit(tokenizer, config, folder)
-    _require_replaceable(folder)
+        require_fit(tokenizer, config, folder)
+    require_replaceable(folder)
     require_room(folder, config.nbytes(dtype.itemsize) + 1_000_000)
     with whole_folder(folder) as temporary:
         weights_hash = write_weights(
@@ -152,6 +162,8 @@ def load(
     ``config.json``; with ``check_finite`` also for NaN and infinite weights.
     """
     folder = resolve(folder)
+    if is_gguf_folder(folder):
+        return load_gguf(folder, dtype=dtype, device=device)
     inode = folder.stat().st_ino
     config = load_config(folder)
     wanted = weights.check_against(config, weights.read_index(folder), folder)
@@ -174,12 +186,17 @@ def load(
 
 def load_config(folder: str | Path) -> ModelConfig:
     """The configuration of a checkpoint folder (or ``hf:ORG/NAME``)."""
-    return read_config(resolve(folder) / CONFIG)
+    folder = resolve(folder)
+    if is_gguf_folder(folder):
+        return config_from_gguf(gguf.GGUF(folder / gguf.FILE))
+    return read_config(folder / CONFIG)
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer | None:
     """The tokenizer of a checkpoint folder; None, with a warning, when it has none."""
     folder = resolve(folder)
+    if is_gguf_folder(folder):
+        return _tokenizer_in_gguf(folder)
     if not any((folder / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
         warnings.warn(f"{folder}: has no tokenizer (tokenizer.model or tokenizer.json)", stacklevel=2)
         return None
@@ -187,13 +204,30 @@ def load_tokenizer(folder: str | Path) -> Tokenizer | None:
 
     tokenizer = Tokenizer.from_folder(folder)
     if (folder / CONFIG).exists():
-        _require_fit(tokenizer, load_config(folder), folder)
+        require_fit(tokenizer, load_config(folder), folder)
+    return tokenizer
+
+
+def _tokenizer_in_gguf(folder: Path) -> Tokenizer | None:
+    from .gguf_tokenizer import has_tokenizer, read_tokenizer
+
+    file = gguf.GGUF(folder / gguf.FILE)
+    if not has_tokenizer(file):
+        warnings.warn(f"{folder}: {gguf.FILE} has no tokenizer", stacklevel=3)
+        return None
+    tokenizer = read_tokenizer(file)
+    require_fit(tokenizer, config_from_gguf(file), folder)
     return tokenizer
 
 
 def checkpoint_hash(folder: str | Path, progress: weights.Progress | None = None) -> str:
-    """sha256 of a folder's weights; the same for every sharding, different for every dtype. Reads all of them."""
+    """sha256 of a folder's weights; the same for every sharding, different for every dtype. Reads all of them.
+
+    A quantized folder's is that of its whole file.
+    """
     folder = resolve(folder)
+    if is_gguf_folder(folder):
+        return hash_file(folder / gguf.FILE, progress)
     wanted = weights.check_against(load_config(folder), weights.read_index(folder), folder)
     return weights.hash_weights(wanted, progress)
 
@@ -231,7 +265,8 @@ def _place(model: nn.Module, name: str, tensor: Tensor) -> None:
     setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor))
 
 
-def _require_fit(tokenizer: Tokenizer, config: ModelConfig, where: Path) -> None:
+def require_fit(tokenizer: Tokenizer, config: ModelConfig, where: Path) -> None:
+    """`TokenizerError` when the tokenizer has ids beyond the model's vocabulary."""
     if tokenizer.vocab_size > config.vocab_size:
         raise TokenizerError(
             f"{where}: tokenizer has {tokenizer.vocab_size} ids, the model's vocab_size is {config.vocab_size}; "
@@ -239,7 +274,7 @@ def _require_fit(tokenizer: Tokenizer, config: ModelConfig, where: Path) -> None
         )
 
 
-def _require_replaceable(folder: Path) -> None:
+def require_replaceable(folder: Path) -> None:
     """Only a checkpoint may be replaced: never somebody's home folder."""
     if not folder.exists():
         return

@@ -35,6 +35,7 @@ from .convert import LICENCE_FILES, notice, released_as
 from .folder import write_folder
 from .hf import read_json
 from .lineage import Lineage
+from .pairs import half_rotation
 from .write import MAX_SHARD_BYTES
 
 _PIECE = re.compile(r"consolidated\.(\d{2})\.pth")
@@ -106,18 +107,6 @@ def ffn_dim(dim: int, multiple_of: int, multiplier: float | None) -> int:
     if multiplier is not None:
         hidden = int(multiplier * hidden)
     return multiple_of * ((hidden + multiple_of - 1) // multiple_of)
-
-
-def half_rotation(weight: Tensor, head_dim: int) -> Tensor:
-    """Rows of wq or wk, (heads·K, D), from Meta's channel pairs (2i, 2i+1) to (i, i + K/2)."""
-    rows, D = weight.shape
-    return weight.view(rows // head_dim, head_dim // 2, 2, D).transpose(1, 2).reshape(rows, D)
-
-
-def interleaved_pairs(weight: Tensor, head_dim: int) -> Tensor:
-    """The inverse of `half_rotation`."""
-    rows, D = weight.shape
-    return weight.view(rows // head_dim, 2, head_dim // 2, D).transpose(1, 2).reshape(rows, D)
 
 
 def meta_name(name: str) -> str:

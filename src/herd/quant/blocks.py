@@ -17,6 +17,7 @@ Source: ggml ``ggml-quants.c`` (``quantize_row_*_ref``, ``dequantize_row_*``).
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,8 @@ __all__ = ["Grid", "decode", "encode", "fit", "pack"]
 
 PIECE = 1 << 18
 """Weights encoded or decoded at a time."""
+_SCALES = {"F16": [1], "Q8_0": [1], "Q4_0": [1], "Q4_K": [1, 3], "Q6_K": [209]}
+"""Where in a block the high bytes of half-precision numbers stand."""
 _PLAIN_DTYPES = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
 
 
@@ -39,17 +42,37 @@ def encode(x_RD: Tensor, format: Format, name: str = "weight") -> Tensor:
     weights that are not finite and weights beyond the format's range.
     """
     require_fit(x_RD.shape, format, name)
-    if not x_RD.numel():
-        return torch.empty(x_RD.shape[0], x_RD.shape[1] // format.block * format.block_bytes, dtype=torch.uint8)
-    return _joined([_encode_piece(piece.float(), format, name) for piece in _pieces(x_RD, x_RD.shape[1])])
+    R, D = x_RD.shape
+    out_RB = torch.empty(R, D // format.block * format.block_bytes, dtype=torch.uint8, device=x_RD.device)
+    for rows in _pieces(R, D):
+        out_RB[rows] = _encode_piece(x_RD[rows].float(), format, name)
+    return out_RB
 
 
 def decode(blocks_RB: Tensor, format: Format, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Weights (R, D) in ``dtype`` from bytes (R, B) uint8; computed in fp32, bit-identical with ggml."""
+    """Weights (R, D) in ``dtype`` from bytes (R, B) uint8 of any type of GGUF; bit-identical with ggml.
+
+    Formats Herd does not run natively go through the `gguf` package, on the CPU. QuantError for a type it cannot read.
+    """
     row_weights = blocks_RB.shape[1] // format.block_bytes * format.block
-    if not blocks_RB.numel():
-        return torch.empty(blocks_RB.shape[0], row_weights, dtype=dtype)
-    return _joined([_decode_piece(piece, format).to(dtype) for piece in _pieces(blocks_RB, row_weights)])
+    out_RD = torch.empty(blocks_RB.shape[0], row_weights, dtype=dtype, device=blocks_RB.device)
+    for rows in _pieces(blocks_RB.shape[0], row_weights):
+        out_RD[rows] = _decode_piece(blocks_RB[rows], format)
+    return out_RD
+
+
+def finite(blocks_RB: Tensor, format: Format) -> bool:
+    """Whether all weights are finite; in Herd's own formats that shows in the half-precision scales alone."""
+    places = _SCALES.get(format.name)
+    for rows in _pieces(*blocks_RB.shape):
+        if places is None:
+            if not bool(torch.isfinite(_decode_piece(blocks_RB[rows], format)).all()):
+                return False
+            continue
+        high_NP = blocks_RB[rows].reshape(-1, format.block_bytes)[:, places]
+        if bool(((high_NP & 0x7C) == 0x7C).any()):  # all exponent bits set: infinite or not a number
+            return False
+    return True
 
 
 def fit(x_RD: Tensor, format: Format, importance_D: Tensor | None = None) -> Grid:
@@ -59,12 +82,9 @@ def fit(x_RD: Tensor, format: Format, importance_D: Tensor | None = None) -> Gri
     return best_grid(x_RD.float(), format, importance_D)
 
 
-def _pieces(x_RD: Tensor, row_weights: int) -> tuple[Tensor, ...]:
-    return x_RD.split(max(1, PIECE // row_weights))
-
-
-def _joined(pieces: list[Tensor]) -> Tensor:
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+def _pieces(n_rows: int, row_length: int) -> list[slice]:
+    step = max(1, PIECE // max(1, row_length))
+    return [slice(start, start + step) for start in range(0, n_rows, step)]
 
 
 def _encode_piece(x_RD: Tensor, format: Format, name: str) -> Tensor:
@@ -136,5 +156,16 @@ def _decode_piece(blocks_RB: Tensor, format: Format) -> Tensor:
         codes = (unpack_q6(b_RNB).float() - 32).unflatten(-1, (16, 16))
         out = codes * step[..., None]
     else:
-        raise QuantError(f"{format.name} blocks are not run; unpack them with `herd import --dtype bf16`")
+        out = _decode_elsewhere(blocks_RB, format)
     return out.reshape(R, -1)
+
+
+def _decode_elsewhere(blocks_RB: Tensor, format: Format) -> Tensor:
+    from gguf import GGMLQuantizationType, quants  # slow to import, and only needed here
+
+    try:
+        with np.errstate(all="ignore"):  # whether scales are numbers is `finite`'s question
+            out = quants.dequantize(blocks_RB.cpu().numpy(), GGMLQuantizationType(format.code))
+    except (NotImplementedError, ValueError) as error:
+        raise QuantError(f"{format.name} blocks cannot be unpacked: {error}") from error
+    return torch.from_numpy(out).to(blocks_RB.device)

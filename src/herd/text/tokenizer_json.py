@@ -120,7 +120,7 @@ def read(path: Path) -> tuple[Ranks, dict[str, int]]:
     """
     content = _load(path)
     ranks, special_tokens = _vocabulary(path, content)
-    _check_merges(path, content["model"], ranks)
+    check_merges(path, content["model"], ranks)
     return ranks, special_tokens
 
 
@@ -171,7 +171,7 @@ def _patterns(pre_tokenizer: Any) -> list[str]:
     return [str(pattern["Regex"])] if isinstance(pattern, dict) and "Regex" in pattern else []
 
 
-def _check_merges(path: Path, model: dict[str, Any], ranks: Ranks) -> None:
+def check_merges(path: Path, model: dict[str, Any], ranks: Ranks) -> None:
     try:
         pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
         listed = [(unspell(left), unspell(right)) for left, right in pairs]

@@ -1,0 +1,106 @@
+"""The tokenizer in GGUF's metadata, both ways.
+
+llama.cpp calls byte-level BPE ``gpt2`` and Llama 3's regular expression ``llama-bpe``. Tokens stand by id, spelled as
+in `tokenizer.json`; a type says which are special. A model may have more rows than the tokenizer has ids: the rest are
+written as unused ``[PAD…]`` tokens, and left out again when read.
+
+Source: llama.cpp ``convert_hf_to_gguf.py`` (``_set_vocab_gpt2``), ``llama-vocab.cpp``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..errors import CheckpointError, TokenizerError
+from ..text.chat import CHAT_TEMPLATE
+from ..text.ranks import Ranks, merges, spell, unspell
+from ..text.tokenizer import Tokenizer
+from ..text.tokenizer_json import check_merges
+from .gguf import GGUF, Strings
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+PRE = "llama-bpe"
+_SAME_PRE = (PRE, "llama3", "llama-v3")
+"""Names llama.cpp gives to the same regular expression."""
+
+
+def has_tokenizer(file: GGUF) -> bool:
+    """Whether the file says it has one."""
+    return file.get("tokenizer.ggml.model", str, "none") not in ("none", "no_vocab")
+
+
+def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> Iterator[tuple[str, str, Any]]:
+    """(key, type letter, value) of ``tokenizer.*`` for a model with ``vocab_size`` rows; "s" is text, "[s" an array."""
+    words = [spell(tokenizer.token_bytes(id_)) for id_ in range(tokenizer.n_ranks)]
+    special = [tokenizer.token_bytes(id_).decode() for id_ in range(tokenizer.n_ranks, tokenizer.vocab_size)]
+    unused = [f"[PAD{id_}]" for id_ in range(tokenizer.vocab_size, vocab_size)]
+    types = [NORMAL] * len(words) + [CONTROL] * len(special) + [UNUSED] * len(unused)
+    pairs = [f"{spell(left)} {spell(right)}" for left, right in merges(tokenizer.ranks)]
+    yield "tokenizer.ggml.model", "s", "gpt2"
+    yield "tokenizer.ggml.pre", "s", PRE
+    yield "tokenizer.ggml.tokens", "[s", words + special + unused
+    yield "tokenizer.ggml.token_type", "[i", types
+    yield "tokenizer.ggml.merges", "[s", pairs
+    yield "tokenizer.ggml.bos_token_id", "I", tokenizer.bos_id
+    yield "tokenizer.ggml.eos_token_id", "I", tokenizer.eos_id
+    yield "tokenizer.ggml.eot_token_id", "I", tokenizer.eot_id
+    yield "tokenizer.ggml.eom_token_id", "I", tokenizer.eom_id
+    yield "tokenizer.ggml.padding_token_id", "I", tokenizer.pad_id
+    yield "tokenizer.ggml.add_bos_token", "?", True
+    yield "tokenizer.chat_template", "s", CHAT_TEMPLATE
+
+
+def read_tokenizer(file: GGUF) -> Tokenizer:
+    """The file's tokenizer. Raises `TokenizerError` when it is missing, malformed or not one of Llama 3's kind.
+
+    Merges are believed here; `check_tokenizer` compares them.
+    """
+    kind = file.get("tokenizer.ggml.model", str, "none")
+    if kind != "gpt2":
+        raise TokenizerError(f"{file.path}: its tokenizer is {kind!r}; only Llama 3's byte-level BPE ('gpt2') is read")
+    pre = file.get("tokenizer.ggml.pre", str, "")
+    if pre not in _SAME_PRE:
+        raise TokenizerError(f"{file.path}: its pre-tokenizer is {pre!r}, not Llama 3's ({PRE!r})")
+    words, types = _texts(file, "tokenizer.ggml.tokens"), file.require("tokenizer.ggml.token_type", tuple)
+    if len(types) != len(words):
+        raise TokenizerError(f"{file.path}: {len(words)} tokens, but {len(types)} token types; fetch the file again")
+    ranks: Ranks = {}
+    special: dict[str, int] = {}
+    unused = len(words)
+    while unused and types[unused - 1] == UNUSED:
+        unused -= 1
+    try:
+        for id_ in range(unused):
+            if types[id_] == NORMAL:
+                ranks[unspell(words[id_])] = id_
+            else:
+                special[words[id_]] = id_
+        if len(ranks) + len(special) < unused:
+            raise TokenizerError("a token is there twice")
+        tokenizer = Tokenizer(ranks, special)
+    except KeyError as error:
+        raise TokenizerError(f"{file.path}: {error.args[0]!r} in a token stands for no byte; not Llama 3's") from error
+    except (TokenizerError, ValueError) as error:
+        raise TokenizerError(f"{file.path}: {error}") from error
+    for key, ours in (("bos", tokenizer.bos_id), ("eot", tokenizer.eot_id)):
+        theirs = file.get(f"tokenizer.ggml.{key}_token_id", int, ours)
+        if theirs != ours:
+            raise TokenizerError(
+                f"{file.path}: {key}_token_id={theirs}, but a Llama 3 vocabulary of this size has {ours}"
+            )
+    return tokenizer
+
+
+def check_tokenizer(file: GGUF, tokenizer: Tokenizer) -> None:
+    """`TokenizerError` unless the file's merges mean the same as its vocabulary. Takes seconds for Meta's."""
+    model = {"merges": _texts(file, "tokenizer.ggml.merges"), "ignore_merges": True}
+    check_merges(file.path, model, tokenizer.ranks)
+
+
+def _texts(file: GGUF, key: str) -> list[str]:
+    found = file.require(key, Strings)
+    try:
+        return found.decode()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file.path}: corrupt: {key} is not UTF-8; fetch the file again") from error

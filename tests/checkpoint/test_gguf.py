@@ -1,0 +1,370 @@
+"""GGUF files and quantized folders: read by the `gguf` package, kept bit for bit, the same model again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+import warnings
+
+import gguf as oracle
+import numpy as np
+import pytest
+import torch
+
+import herd
+import herd.checkpoint as checkpoint
+from herd.checkpoint.gguf import GGUF
+from herd.checkpoint.gguf_names import config_from_gguf
+from herd.checkpoint.gguf_write import write_gguf
+from herd.errors import CheckpointError, QuantError
+from herd.llama.config import SIZES, RopeScaling
+from herd.quant import FORMATS, blocks, scheme
+from herd.quant.formats import F32
+from herd.quant.linear import is_quantized, packed_weights, swap_linears
+
+WIDE = {"dim": 256, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 512, "head_dim": 0}
+FORMAT_NAMES = ["q8", "q4", "q4k", "q6k"]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory, make_model, tokenizer):
+    """A folder of plain weights whose every row divides by 256."""
+    folder = tmp_path_factory.mktemp("plain") / "toy"
+    lineage = checkpoint.Lineage(name="toy", stage="teacher")
+    checkpoint.save(folder, make_model(**WIDE), tokenizer, lineage=lineage)
+    return folder
+
+
+@pytest.fixture
+def tokens_BT():
+    return torch.randint(512, (2, 13), generator=torch.Generator().manual_seed(0))
+
+
+def test_written_files_are_read_by_the_gguf_package(plain, tmp_path, tokenizer):
+    """Metadata, vocabulary and tensors, q and k in llama.cpp's order."""
+    out = tmp_path / "x.gguf"
+    checkpoint.export_gguf(plain, out, "f32")
+    reader = oracle.GGUFReader(out)
+    field = {name: field.contents() for name, field in reader.fields.items()}
+    assert field["general.architecture"] == "llama"
+    assert field["general.name"] == "toy"
+    assert field["llama.rope.freq_base"] == 500_000
+    assert field["llama.attention.head_count_kv"] == 2
+    assert field["tokenizer.ggml.model"] == "gpt2"
+    assert field["tokenizer.ggml.pre"] == "llama-bpe"
+    assert len(field["tokenizer.ggml.tokens"]) == 600
+    assert field["tokenizer.ggml.tokens"][tokenizer.eot_id] == "<|eot_id|>"
+    assert field["tokenizer.ggml.tokens"][-1] == "[PAD599]"
+    assert field["tokenizer.ggml.token_type"][tokenizer.bos_id] == oracle.TokenType.CONTROL
+    assert field["tokenizer.ggml.bos_token_id"] == tokenizer.bos_id
+    assert field["tokenizer.ggml.eot_token_id"] == tokenizer.eot_id
+    assert field["tokenizer.chat_template"].startswith("{")
+    tensors = {t.name: t for t in reader.tensors}
+    model = checkpoint.load(plain)
+    q = model.get_parameter("model.layers.1.self_attn.q_proj.weight").detach()
+    theirs = torch.from_numpy(tensors["blk.1.attn_q.weight"].data.copy())
+    pairs = q.view(4, 2, 32, 256).transpose(1, 2).reshape(256, 256)  # llama.cpp: neighbours rotate together
+    assert torch.equal(theirs, pairs)
+    down = model.get_parameter("model.layers.0.mlp.down_proj.weight").detach()
+    assert torch.equal(torch.from_numpy(tensors["blk.0.ffn_down.weight"].data.copy()), down)
+
+
+@pytest.mark.parametrize("config", [SIZES["8B"], SIZES["1B"], SIZES["8B"].replace(head_dim=64, n_heads=64)])
+def test_rope_factors_are_those_of_llama_cpp(config):
+    """Its converter's own lines, LlamaModel.generate_extra_tensors."""
+    from herd.checkpoint.gguf_names import rope_factors
+
+    scaling = config.rope_scaling
+    freqs = 1.0 / (config.rope_theta ** (torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim))
+    low, high = (scaling.original_context / f for f in (scaling.low_freq_factor, scaling.high_freq_factor))
+    wanted = []
+    for freq in freqs.tolist():
+        wavelen = 2 * np.pi / freq
+        if wavelen < high:
+            wanted.append(1.0)
+        elif wavelen > low:
+            wanted.append(scaling.factor)
+        else:
+            smooth = (scaling.original_context / wavelen - scaling.low_freq_factor) / (
+                scaling.high_freq_factor - scaling.low_freq_factor
+            )
+            wanted.append(1 / ((1 - smooth) / scaling.factor + smooth))
+    torch.testing.assert_close(rope_factors(config), torch.tensor(wanted), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        None,
+        RopeScaling(),
+        RopeScaling(factor=32.0),
+        RopeScaling(original_context=64),
+        RopeScaling(factor=5.5, low_freq_factor=2.0, high_freq_factor=7.0, original_context=3000),
+        RopeScaling(factor=1.0),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("own", [True, False], ids=["own", "foreign"])
+def test_scaling_is_found_again(tmp_path, make_model, scaling, own, monkeypatch):
+    """From our own keys, and from the tensor alone: the same rotation."""
+    from herd.checkpoint import gguf_names
+    from herd.llama.rope import inverse_frequencies
+
+    model = make_model(dim=128, n_heads=2, n_kv_heads=1, head_dim=64, ffn_dim=64, rope_scaling=scaling)
+    checkpoint.save(tmp_path / "a", model)
+    if not own:
+        whole = gguf_names.model_metadata
+        monkeypatch.setattr(
+            gguf_names, "model_metadata", lambda c: [v for v in whole(c) if not v[0].startswith("herd.")]
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpoint.export_gguf(tmp_path / "a", tmp_path / "a.gguf", "f32")
+    found = config_from_gguf(GGUF(tmp_path / "a.gguf"))
+    torch.testing.assert_close(inverse_frequencies(found), inverse_frequencies(model.config), rtol=1e-5, atol=0)
+    if own:
+        assert found == model.config
+    assert found.replace(rope_scaling=None) == model.config.replace(rope_scaling=None)
+
+
+def test_a_strange_rope_table_is_refused(plain, tmp_path):
+    out = tmp_path / "x.gguf"
+    checkpoint.export_gguf(plain, out, "f16")
+    entry = GGUF(out).tensors["rope_freqs.weight"]
+    data = bytearray(out.read_bytes())
+    data[entry.start : entry.start + 8] = struct.pack("<2f", 3.0, 1.5)
+    out.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"rope_freqs.weight is not Llama 3's"):
+        config_from_gguf(GGUF(out))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", FORMAT_NAMES)
+def test_quantized_folder(tmp_path, make_model, tokenizer, tokens_BT, name, tied):
+    """The folder holds what quantizing in memory gives; it loads, runs and saves again, bit for bit."""
+    model = make_model(**WIDE, tie_embeddings=tied)
+    checkpoint.save(tmp_path / "a", model, tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher"))
+    parent = checkpoint.checkpoint_hash(tmp_path / "a")
+    done = []
+    source = checkpoint.Source(tmp_path / "a")
+    made = checkpoint.quantize(source, tmp_path / "b", scheme(name), progress=lambda *x: done.append(x))
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["herd.json", "model.gguf"]
+    assert done[-1][0] == done[-1][1]
+    assert done == sorted(done)
+    lineage = checkpoint.load_lineage(tmp_path / "b")
+    assert lineage.parents == {"toy": parent}
+    assert lineage.stage == "quantized"
+    assert lineage.weights_hash == made == checkpoint.checkpoint_hash(tmp_path / "b")
+    loaded, found = herd.load(tmp_path / "b")
+    assert found == tokenizer
+    assert loaded.config == model.config
+    wanted = swap_linears(model, scheme(name))
+    theirs = {n: (f, b) for n, f, b in packed_weights(wanted)}
+    ours = {n: (f, b) for n, f, b in packed_weights(loaded)}
+    assert {n: f for n, (f, _) in ours.items()} == {n: f for n, (f, _) in theirs.items()}
+    assert all(torch.equal(b, theirs[n][1]) for n, (_, b) in ours.items())
+    assert torch.equal(loaded.logits(tokens_BT), wanted.logits(tokens_BT))
+    checkpoint.save(tmp_path / "c", loaded, found, lineage=lineage)
+    again = checkpoint.load(tmp_path / "c")
+    assert all(torch.equal(b, theirs[n][1]) for n, _, b in packed_weights(again))
+    assert (tmp_path / "c" / "model.gguf").stat().st_size == (tmp_path / "b" / "model.gguf").stat().st_size
+
+
+@pytest.mark.parametrize("name", ["q8", "q4k"])
+def test_import_keeps_the_file(plain, tmp_path, name, tokens_BT):
+    checkpoint.export_gguf(plain, tmp_path / "x.gguf", name)
+    checkpoint.import_gguf(tmp_path / "x.gguf", tmp_path / "kept", name="mine")
+    assert (tmp_path / "kept" / "model.gguf").read_bytes() == (tmp_path / "x.gguf").read_bytes()
+    assert checkpoint.load_lineage(tmp_path / "kept").name == "mine"
+    kept = checkpoint.load(tmp_path / "kept")
+    assert is_quantized(kept)
+    checkpoint.import_gguf(tmp_path / "x.gguf", tmp_path / "plain", dtype=torch.float32)
+    torch.testing.assert_close(checkpoint.load(tmp_path / "plain").logits(tokens_BT), kept.logits(tokens_BT))
+    checkpoint.export_gguf(tmp_path / "kept", tmp_path / "again.gguf")
+    assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "x.gguf").read_bytes()
+    with pytest.raises(CheckpointError, match="is quantized already"):
+        checkpoint.export_gguf(tmp_path / "kept", tmp_path / "no.gguf", "q4")
+    with pytest.raises(CheckpointError, match="is quantized already"):
+        checkpoint.Source(tmp_path / "kept")
+    checkpoint.export_hf(tmp_path / "kept", tmp_path / "hf", dtype=torch.float32)
+    assert torch.equal(
+        checkpoint.load(tmp_path / "hf").lm_head.weight, checkpoint.load(tmp_path / "plain").lm_head.weight
+    )
+
+
+@pytest.mark.parametrize("name, dtype", [("f32", torch.float32), ("f16", torch.float16), ("bf16", torch.bfloat16)])
+def test_plain_files_become_plain_folders(plain, tmp_path, name, dtype, tokenizer):
+    """Exported and imported, weights are the rounded ones; tokenizer and configuration come back."""
+    checkpoint.export_gguf(plain, tmp_path / "x.gguf", name)
+    checkpoint.import_gguf(tmp_path / "x.gguf", tmp_path / "back")
+    model, found = herd.load(tmp_path / "back")
+    assert found == tokenizer
+    original = checkpoint.load(plain)
+    assert model.config == original.config
+    assert model.dtype == dtype
+    for key, param in original.named_parameters():
+        assert torch.equal(model.get_parameter(key), param.to(dtype)), key
+
+
+@pytest.mark.parametrize("name", sorted(set(oracle.quants._type_traits) - {None}, key=int))
+def test_every_other_type_is_unpacked(tmp_path, make_model, name):
+    """Random blocks of each type of the `gguf` package, with sound scales."""
+    kind = oracle.GGMLQuantizationType(name)
+    config = make_model(**WIDE, n_layers=1, vocab_size=512).config
+    checkpoint.save(tmp_path / "a", make_model(**WIDE, n_layers=1, vocab_size=512))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpoint.export_gguf(tmp_path / "a", tmp_path / "a.gguf", "f32")
+    file = GGUF(tmp_path / "a.gguf")
+    rng = np.random.default_rng(int(name))
+    format = next(f for f in herd.quant.TYPES.values() if f.code == int(name))
+    rows = torch.from_numpy(rng.integers(0, 40, (512, 256 // format.block * format.block_bytes), dtype=np.uint8))
+    plan = {n: (e.shape, format if n == "blk.0.ffn_up.weight" else e.format) for n, e in file.tensors.items()}
+    metadata = [("general.architecture", "s", "llama")]
+    from herd.checkpoint.gguf_names import model_metadata
+
+    metadata += list(model_metadata(config))
+    write_gguf(tmp_path / "b.gguf", metadata, plan, lambda n: [rows] if n == "blk.0.ffn_up.weight" else [file.rows(n)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpoint.import_gguf(tmp_path / "b.gguf", tmp_path / "out", dtype=torch.float32)
+    up = checkpoint.load(tmp_path / "out").get_parameter("model.layers.0.mlp.up_proj.weight")
+    with np.errstate(all="ignore"):
+        assert np.array_equal(up.detach().numpy(), oracle.quants.dequantize(rows.numpy(), kind))
+
+
+def test_types_without_kernels_run_with_a_warning(plain, tmp_path, tokens_BT):
+    """A Q5_K_M from elsewhere is kept as it is and runs, slowly, and says so."""
+    file_format = herd.quant.TYPES["Q5_0"]
+    checkpoint.export_gguf(plain, tmp_path / "a.gguf", "f32")
+    file = GGUF(tmp_path / "a.gguf")
+    up = blocks.decode(file.rows("blk.0.ffn_up.weight"), F32)
+    rows = torch.from_numpy(oracle.quants.quantize(up.numpy(), oracle.GGMLQuantizationType.Q5_0))
+    plan = {n: (e.shape, file_format if n == "blk.0.ffn_up.weight" else e.format) for n, e in file.tensors.items()}
+    from herd.checkpoint.gguf_names import model_metadata
+
+    metadata = [("general.architecture", "s", "llama"), *model_metadata(checkpoint.load_config(plain))]
+    write_gguf(tmp_path / "b.gguf", metadata, plan, lambda n: [rows] if n == "blk.0.ffn_up.weight" else [file.rows(n)])
+    with pytest.warns(UserWarning, match="has no tokenizer"):
+        checkpoint.import_gguf(tmp_path / "b.gguf", tmp_path / "b")
+    with pytest.warns(UserWarning, match="Q5_0 runs slowly here; import it with --dtype bf16"):
+        model = checkpoint.load(tmp_path / "b")
+    near = checkpoint.load(plain).logits(tokens_BT)
+    assert (model.logits(tokens_BT) - near).abs().max() < 0.1 * near.abs().max()
+
+
+def test_dtype_and_device(plain, tmp_path, tokens_BT):
+    checkpoint.quantize(checkpoint.Source(plain), tmp_path / "q", scheme("q8"))
+    model = checkpoint.load(tmp_path / "q", dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    reference = checkpoint.load(tmp_path / "q")
+    assert reference.dtype == torch.float32
+    near = reference.logits(tokens_BT)
+    assert (model.logits(tokens_BT) - near).abs().mean() < 0.05 * near.abs().mean()
+
+
+def test_rows_that_do_not_divide(tmp_path, make_model):
+    checkpoint.save(tmp_path / "a", make_model(dim=96, n_heads=6, head_dim=16, ffn_dim=80))
+    with pytest.raises(QuantError, match=r"down_proj.weight: rows of 80 .* Q8_0 blocks of 32; F16 fits"):
+        checkpoint.quantize(checkpoint.Source(tmp_path / "a"), tmp_path / "b", scheme("q8"))
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.* has no tokenizer")
+def test_nothing_is_left_of_a_failure(plain, tmp_path, make_model):
+    model = make_model(**WIDE)
+    model.lm_head.weight.data[599, 255] = torch.inf
+    checkpoint.save(tmp_path / "a", model)
+    for make in (
+        lambda: checkpoint.quantize(checkpoint.Source(tmp_path / "a"), tmp_path / "b", scheme("q4")),
+        lambda: checkpoint.export_gguf(tmp_path / "a", tmp_path / "b.gguf", "q4"),
+    ):
+        with pytest.raises(QuantError, match=r"lm_head.weight: has values that are not finite"):
+            make()
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_targets(plain, tmp_path):
+    for out in (tmp_path, tmp_path / "x.bin"):
+        with pytest.raises(CheckpointError, match=r"a file that ends in .gguf"):
+            checkpoint.export_gguf(plain, out)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        checkpoint.export_gguf(plain, tmp_path / "no" / "x.gguf")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(CheckpointError, match=r"holds thesis.txt"):
+        checkpoint.quantize(checkpoint.Source(plain), tmp_path / "mine", scheme("q8"))
+    checkpoint.quantize(checkpoint.Source(plain), tmp_path / "q", scheme("q8"))
+    first = checkpoint.checkpoint_hash(tmp_path / "q")
+    checkpoint.quantize(checkpoint.Source(plain), tmp_path / "q", scheme("q4"))  # a checkpoint may be replaced
+    assert checkpoint.checkpoint_hash(tmp_path / "q") != first
+    (tmp_path / "q" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"both model.gguf and config.json"):
+        checkpoint.load(tmp_path / "q")
+
+
+def test_tensors_pass_one_at_a_time(plain, tmp_path, monkeypatch):
+    """Memory: no more than some rows of one tensor are encoded at once, and no file stays open between tensors."""
+    from herd.checkpoint import gguf_folder, weights
+
+    monkeypatch.setattr(gguf_folder, "PIECE_ROWS", 64)
+    largest = []
+    encode = blocks.encode
+    monkeypatch.setattr(blocks, "encode", lambda x, *rest: largest.append(x.numel()) or encode(x, *rest))
+    open_now = []
+    enter, leave = weights.Reader.__enter__, weights.Reader.__exit__
+    monkeypatch.setattr(weights.Reader, "__enter__", lambda self: open_now.append(len(self.index)) or enter(self))
+    monkeypatch.setattr(weights.Reader, "__exit__", lambda self, *e: open_now.pop() and leave(self, *e))
+    checkpoint.quantize(checkpoint.Source(plain), tmp_path / "q", scheme("q8"))
+    assert max(largest) == 64 * 512
+    assert not open_now
+
+
+def test_metas_tokenizer(real_data, tmp_path, make_model):
+    """128,256 tokens go into the metadata and come back, merges checked."""
+    from herd.checkpoint.gguf_tokenizer import check_tokenizer, read_tokenizer, tokenizer_metadata
+    from herd.text.tokenizer import Tokenizer
+
+    real = Tokenizer.from_file(next(real_data("llama3_tokenizer").glob("**/tokenizer.model")))
+    write_gguf(tmp_path / "x.gguf", list(tokenizer_metadata(real, real.vocab_size)), {}, lambda n: [])
+    file = GGUF(tmp_path / "x.gguf")
+    assert read_tokenizer(file) == real
+    check_tokenizer(file, real)
+    fields = oracle.GGUFReader(tmp_path / "x.gguf").fields
+    assert len(fields["tokenizer.ggml.tokens"].data) == 128_256
+    assert fields["tokenizer.ggml.eot_token_id"].contents() == 128_009
+    assert fields["tokenizer.ggml.eom_token_id"].contents() == 128_008
+
+
+def test_foreign_tokenizers(plain, tmp_path):
+    """Another kind of tokenizer, or pre-tokenizer: weights come, the tokenizer does not, with a reason."""
+    checkpoint.export_gguf(plain, tmp_path / "x.gguf", "f16")
+    data = (tmp_path / "x.gguf").read_bytes()
+    for old, new, reason in (
+        (b"llama-bpe", b"qwen2-bpe", "its pre-tokenizer is 'qwen2-bpe'"),
+        (b"gpt2", b"bert", "'bert'"),
+    ):
+        (tmp_path / "y.gguf").write_bytes(data.replace(old, new))
+        with pytest.warns(UserWarning, match=reason):
+            checkpoint.import_gguf(tmp_path / "y.gguf", tmp_path / "y")
+        assert not (tmp_path / "y" / "tokenizer.json").exists()
+
+
+def test_lineage_of_what_is_unpacked(plain, tmp_path):
+    made = checkpoint.quantize(checkpoint.Source(plain), tmp_path / "q", scheme("q4"), recipe={"format": "Q4_0"})
+    lineage = checkpoint.load_lineage(tmp_path / "q")
+    assert lineage.recipe == {"format": "Q4_0"}
+    checkpoint.export_hf(tmp_path / "q", tmp_path / "hf")
+    assert checkpoint.load_lineage(tmp_path / "hf").parents == {"toy-q4_0": made}
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_all_fields_of_the_scaling_are_carried():
+    assert {f.name for f in dataclasses.fields(RopeScaling)} == {
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_context",
+    }
+    assert set(FORMATS) == {"Q8_0", "Q4_0", "Q4_K", "Q6_K"}
