@@ -161,7 +161,7 @@ def test_numbers_words_dates_and_programs_are_disjoint(train, test):
         assert found
         return found
 
-    for kind in ("date_after", "date_before", "days_between", "reverse", "upper", "count"):
+    for kind in ("date_after", "date_before", "days_between", "weekday", "reverse", "upper", "count"):
         assert not arguments(train, kind) & arguments(test, kind)
     programs = [{d.messages[-1]["content"] for d in dialogs if d.kind == "program"} for dialogs in (train, test)]
     assert not programs[0] & programs[1]
