@@ -33,7 +33,7 @@ from .gguf_names import config_from_gguf
 from .gguf_write import hash_file
 from .hf import Dialect, config_to_hf, read_config
 from .lineage import FILE as LINEAGE_FILE
-from .lineage import Lineage
+from .lineage import Lineage, load_lineage
 from .write import MAX_SHARD_BYTES, write_weights
 
 if TYPE_CHECKING:
@@ -159,7 +159,8 @@ def load(
     """The model in a checkpoint folder (or ``hf:ORG/NAME``), weights in ``dtype`` (None: as stored) on ``device``.
 
     Raises `CheckpointError`, before anything is allocated, for files that are missing, truncated, or do not fit
-    ``config.json``; with ``check_finite`` also for NaN and infinite weights.
+    ``config.json``; afterwards for weights whose hash is not that of ``herd.json``, and with ``check_finite`` for NaN
+    and infinite ones. A quantized folder's blocks stay in the mapped file; ``dtype`` is what it computes in.
     """
     folder = resolve(folder)
     if is_gguf_folder(folder):
@@ -170,7 +171,11 @@ def load(
     dtype = weights.common_dtype(wanted, folder) if dtype is None else dtype
     with torch.device("meta"):
         model = LlamaLM(config)
+    known = load_lineage(folder)
+    hashed = weights.Hashing(wanted) if known is not None and known.weights_hash else None
     for name, stored in weights.iterate(wanted):
+        if hashed is not None:
+            hashed.add(name, stored)
         tensor = weights.cast(name, stored, dtype, folder).to(device)
         if check_finite:
             weights.require_finite(name, tensor, folder)
@@ -179,6 +184,12 @@ def load(
     if config.tie_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     model.model.inv_freq = rope.inverse_frequencies(config).to(device)
+    if hashed is not None and known is not None:
+        result = hashed.result()
+        if folder.stat().st_ino == inode and result != known.weights_hash:
+            raise CheckpointError(
+                f"{folder}: the weights are not those {LINEAGE_FILE} speaks of: damaged or edited; restore the folder"
+            )
     if folder.stat().st_ino != inode:  # a save exchanged the folder: some tensors may be the old ones
         raise CheckpointError(f"{folder}: was replaced while it was being read; load it again")
     return model

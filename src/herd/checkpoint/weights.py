@@ -15,9 +15,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,6 +256,26 @@ def hash_weights(wanted: Mapping[str, TensorInfo], progress: Progress | None = N
             if progress:
                 progress(done, total)
     return combine(digests)
+
+
+class Hashing:
+    """The hash of weights as they are read for another purpose, taken beside it on other threads."""
+
+    def __init__(self, wanted: Mapping[str, TensorInfo]) -> None:
+        self._wanted = wanted
+        self._pool = ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1)))
+        self._digests: dict[str, Future[str]] = {}
+
+    def add(self, name: str, stored: Tensor) -> None:
+        """One tensor as stored; it must not change until `result`."""
+        info = self._wanted[name]
+        self._digests[name] = self._pool.submit(digest, name, info.dtype, info.shape, raw_bytes(stored))
+
+    def result(self) -> str:
+        """The hash, once all have been added."""
+        out = combine({name: future.result() for name, future in self._digests.items()})
+        self._pool.shutdown()
+        return out
 
 
 def digest(name: str, dtype: str, shape: tuple[int, ...], data: Tensor) -> str:
