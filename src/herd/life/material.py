@@ -10,7 +10,9 @@ from pathlib import Path
 
 from ..data.corpus import Corpus
 from ..data.dialogs import Dialog, make_dialogs
+from ..data.needle import NeedleMaker, RetrievalStream
 from ..data.packing import DialogStream
+from ..data.repetition import RepetitionStream
 from ..data.shards import Shards
 from ..data.sources import Document
 from ..data.stream import MixStream, Stream, TokenStream
@@ -20,6 +22,8 @@ from .plan import Plan
 
 PARALLEL_SHARE = 0.08
 """Share of rows that are parallel sentences: Llama 3's share of multilingual text (paper section 3.1.2)."""
+RETRIEVAL_SHARE, REPETITION_SHARE = 0.1, 0.15
+"""Shares of pre-training rows that exercise copying, which a small model learns too slowly from text alone."""
 REPLAY_SHARE = 0.08
 """Share of rows of plain text during instruct tuning, so that the model does not forget how to write."""
 DIALOG_SHARE = 0.4
@@ -86,6 +90,19 @@ class Material:
         if len(streams) < 2:
             return streams[0]
         return MixStream(streams, [1 - PARALLEL_SHARE, PARALLEL_SHARE], seed)
+
+    def retrieval(self, context: int) -> RetrievalStream:
+        """Text with facts hidden in it and asked for at the end: as many as the context holds, up to eight."""
+        n_facts = max(2, min(8, context // 128))
+        maker = NeedleMaker(self.tokenizer, self.filler("teacher"))
+        return RetrievalStream(maker, context, self.plan.seed, n_facts=n_facts, n_questions=max(1, n_facts * 3 // 4))
+
+    def pretraining(self, context: int) -> Stream:
+        """What the teacher begins with: text, and some rows that teach it to look back and copy."""
+        seed = self.plan.seed
+        streams: list[Stream] = [self.text("teacher", context, seed), self.retrieval(context)]
+        streams.append(RepetitionStream(self.tokenizer.n_ranks, context, seed))
+        return MixStream(streams, [1 - RETRIEVAL_SHARE - REPETITION_SHARE, RETRIEVAL_SHARE, REPETITION_SHARE], seed)
 
     def dialogs(self, seed: int, context: int) -> DialogStream:
         """Program-made training dialogs, rendered and packed."""

@@ -89,7 +89,7 @@ SHARES: dict[str, Shares] = {
         extend=30,
         instruct=110,
         distil=30,
-        instruct_tokens=1.0e6,
+        instruct_tokens=1.5e6,
     ),
     "full": Shares(
         fixed={"tokenizer": 30, "measure": 150, "report": 3},
@@ -97,7 +97,7 @@ SHARES: dict[str, Shares] = {
         extend=120,
         instruct=480,
         distil=130,
-        instruct_tokens=3.0e6,
+        instruct_tokens=5.5e6,
     ),
 }
 
@@ -200,10 +200,10 @@ def timed_plan(
         return teacher.flops_per_token(context / 2, training=True) / per_token
 
     extend = [
-        Phase(steps=steps(shares.extend / 2, 4096 // c, c, long_cost(c)), rows=4096 // c, context=c, lr=1.5e-3)
+        Phase(steps=steps(shares.extend / 2, 4096 // c, c, long_cost(c)), rows=4096 // c, context=c, lr=1e-3)
         for c in (2 * context, 4 * context)
     ]
-    pretrain = Phase(steps=steps(shares.pretrain, 8, context), rows=8, context=context, lr=2e-3)
+    pretrain = Phase(steps=steps(shares.pretrain, 8, context), rows=8, context=context, lr=3e-3)
     instruct = Phase(steps=steps(shares.instruct, 4, 2 * context, long_cost(512)), rows=4, context=2 * context, lr=2e-3)
     distil = Phase(steps=steps(shares.distil, 4, 2 * context, distil_cost), rows=4, context=2 * context, lr=2e-3)
     full = mode == "full"
@@ -222,7 +222,7 @@ def timed_plan(
         extend=extend,
         instruct=instruct,
         distil=distil,
-        n_dialogs=60_000 if full else 20_000,
+        n_dialogs=70_000 if full else 20_000,
         eval_rows=64 if full else 32,
         tool_items=400 if full else 160,
         needle_items=40 if full else 16,

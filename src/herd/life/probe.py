@@ -17,7 +17,7 @@ from .plan import Rung, rung
 ROWS, CONTEXT = 16, 256
 
 
-LADDER: tuple[Rung, ...] = ((128, 4), (192, 5), (256, 6), (384, 8), (512, 8))
+LADDER: tuple[Rung, ...] = ((128, 3), (192, 4), (256, 5), (384, 6), (512, 8))
 """(dim, layers) of the rungs, smallest first."""
 
 
