@@ -50,7 +50,7 @@ soak: setup  ## the long tests: kills and fuzz, one at a time
 	$(OFFLINE) $(BIN)/python -m pytest -n 0 -m soak
 
 demo: setup  ## raise a small herd on this machine and write its page
-	$(BIN)/herd raise
+	$(BIN)/herd raise --resume
 
 readme: setup  ## README tables from the receipts; with RUN=runs/NAME also that run's pictures and numbers
 	$(BIN)/python bench/readme.py $(RUN)
