@@ -1,0 +1,206 @@
+"""GPTQ: codes that make up for each other's errors, on the same blocks.
+
+Rounding each weight to its nearest point is best for the weights, not for what the layer computes. With the inputs a
+layer really meets, x, the error that counts is ``tr(E H E^T)`` with ``H = sum of x x^T``: it can be made smaller by
+rounding one column at a time and moving the columns not yet rounded so that they make up for it. The order matters:
+the columns with the largest inputs go first, while there is most room to make up for them.
+
+In other tools that order cuts groups across the row, which costs a lookup at run time. Here every block's scales are
+fixed beforehand (weighted by the same inputs), so each column knows its scale whenever its turn comes, and the result
+is an ordinary GGUF block: nothing to pay afterwards.
+
+The model passes through one layer at a time, each calibrated on what the layers before, already quantized, give it;
+within a layer q, k and v come first, then o, gate and up, down. Memory: one layer in fp32, its largest H three times,
+and the hidden states of the calibration text.
+
+Shapes: R rows, D columns (inputs), N tokens, B batch, T time, G groups of a row.
+Source: Frantar et al., GPTQ (arXiv 2210.17323), algorithm 1; order and fixed groups: ``act_order`` and
+``static_groups`` of its reference code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import QuantError
+from ..llama import rope
+from ..llama.attention import causal
+from ..llama.config import ModelConfig
+from ..llama.model import Block
+from . import blocks
+from .formats import Format, Scheme, require_fit
+
+COLUMNS = 128
+"""Columns rounded before the rest of the matrix is moved: one large product instead of many small ones."""
+ROWS = 2048
+"""Rows done at a time; each row is on its own, so this only bounds memory."""
+DAMPING = 0.01
+STAGES = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+"""The matrices of a layer in the order of their inputs; those of one stage share them."""
+
+
+def quantize_matrix(weight_RD: Tensor, moments_DD: Tensor, format: Format, name: str = "weight") -> Tensor:
+    """Blocks (R, B) uint8 of a matrix, given ``moments_DD``, the mean of x x^T over its inputs.
+
+    Raises QuantError for rows that do not divide and for values that are not finite.
+    """
+    require_fit(weight_RD.shape, format, name)
+    if not bool(torch.isfinite(weight_RD).all() and torch.isfinite(moments_DD).all()):
+        raise QuantError(f"{name}: it or its inputs have values that are not finite; the checkpoint is damaged")
+    importance_D = moments_DD.diagonal().clone()
+    order_D = importance_D.argsort(descending=True, stable=True)
+    factor_DD = _inverse_factor(moments_DD[order_D][:, order_D], name)
+    parts = [_rows(part.float(), importance_D, order_D, factor_DD, format) for part in weight_RD.split(ROWS)]
+    return torch.cat(parts)
+
+
+def _inverse_factor(moments_DD: Tensor, name: str) -> Tensor:
+    """Upper Cholesky factor of the inverse of H, damped until it exists. Row j: how column j's error moves the rest."""
+    diagonal = moments_DD.diagonal()
+    mean = float(diagonal.mean())
+    if mean == 0:  # no input ever: nothing to make up for
+        return torch.eye(len(diagonal), device=moments_DD.device)
+    for damping in (DAMPING, 10 * DAMPING, 100 * DAMPING):
+        damped_DD = moments_DD.float() / mean
+        damped_DD.diagonal().add_(damping)
+        lower_DD, info = torch.linalg.cholesky_ex(damped_DD)
+        if int(info) == 0:
+            upper_DD, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower_DD), upper=True)
+            if int(info) == 0:
+                return upper_DD
+    raise QuantError(f"{name}: its inputs cannot be inverted; calibrate with more text")
+
+
+def _rows(weight_RD: Tensor, importance_D: Tensor, order_D: Tensor, factor_DD: Tensor, format: Format) -> Tensor:
+    grid = blocks.fit(weight_RD, format, importance_D)
+    size = weight_RD.shape[1] // grid.step_RG.shape[1]
+    step_RD = grid.step_RG.repeat_interleave(size, dim=1)[:, order_D]
+    low_RD = grid.low_RG.repeat_interleave(size, dim=1)[:, order_D]
+    left_RD = weight_RD[:, order_D].clone()
+    codes_RD = torch.empty_like(left_RD)
+    for start in range(0, left_RD.shape[1], COLUMNS):
+        stop = min(start + COLUMNS, left_RD.shape[1])
+        errors = torch.empty_like(left_RD[:, start:stop])
+        for j in range(start, stop):
+            w_R, step_R, low_R = left_RD[:, j], step_RD[:, j], low_RD[:, j]
+            codes_R = torch.where(step_R == 0, 0, (w_R - low_R) / step_R).round_().clamp_(0, grid.top)
+            codes_RD[:, j] = codes_R
+            error_R = (w_R - (codes_R * step_R + low_R)) / factor_DD[j, j]
+            left_RD[:, j:stop] -= error_R[:, None] * factor_DD[j, j:stop]
+            errors[:, j - start] = error_R
+        left_RD[:, stop:] -= errors @ factor_DD[start:stop, stop:]
+    in_place_RD = torch.empty_like(codes_RD)
+    in_place_RD[:, order_D] = codes_RD
+    return blocks.pack(in_place_RD.to(torch.uint8), grid)
+
+
+class Gptq:
+    """Quantizes a model as it is written: ``rows(name)`` gives the blocks of each parameter, asked in file order.
+
+    ``get(name)`` reads a parameter of the original; ``batches`` are token ids (B, T) to calibrate with. Embeddings and
+    head are rounded to the nearest; layers are calibrated.
+    """
+
+    def __init__(
+        self, config: ModelConfig, get: Callable[[str], Tensor], scheme: Scheme, batches: Sequence[Tensor]
+    ) -> None:
+        if not batches:
+            raise QuantError("GPTQ needs calibration text, and there is none")
+        self._config, self._get, self._batches = config, get, list(batches)
+        self._formats = scheme.plan(config)
+        self._hidden: list[Tensor] = []
+        self._ready: dict[str, Tensor] = {}
+        self._next_layer = 0
+
+    def rows(self, name: str) -> Iterable[Tensor]:
+        """The blocks of the parameter ``name``, in pieces."""
+        if name.startswith("model.layers."):
+            while name not in self._ready:
+                self._layer()
+            return [self._ready.pop(name)]
+        return self._rounded(name)
+
+    def _rounded(self, name: str) -> Iterator[Tensor]:
+        """Nearest points; the embedding's rows of the calibration text become the first hidden states."""
+        weight, format = self._get(name), self._formats[name]
+        if weight.ndim == 1:
+            yield blocks.encode(weight.view(1, -1), format, name)
+            return
+        if name == "model.embed_tokens.weight":
+            self._hidden = [
+                blocks.decode(blocks.encode(weight[ids.flatten()], format, name), format).view(*ids.shape, -1)
+                for ids in self._batches
+            ]
+        for piece in weight.split(ROWS):
+            yield blocks.encode(piece, format, name)
+
+    @torch.no_grad()
+    def _layer(self) -> None:
+        layer, prefix = self._next_layer, f"model.layers.{self._next_layer}."
+        if not self._hidden or layer >= self._config.n_layers:
+            raise QuantError(f"GPTQ gives parameters in file order; layer {layer} was asked for out of turn")
+        with torch.device("meta"):
+            block = Block(self._config, layer)
+        for name, _ in list(block.named_parameters()):
+            parent, _, leaf = name.rpartition(".")
+            weight = self._get(prefix + name)
+            setattr(block.get_submodule(parent), leaf, nn.Parameter(weight.float(), requires_grad=False))
+            if weight.ndim == 1:
+                self._ready[prefix + name] = blocks.encode(weight.view(1, -1), self._formats[prefix + name], name)
+        for stage in STAGES:
+            moments_DD = self._moments(block, block.get_submodule(stage[0]))
+            for module in stage:
+                name = f"{prefix}{module}.weight"
+                linear, format = block.get_submodule(module), self._formats[name]
+                weight_RD = linear.get_parameter("weight")
+                if format.packed:
+                    rows_RB = quantize_matrix(weight_RD, moments_DD, format, name)
+                else:
+                    rows_RB = blocks.encode(weight_RD, format, name)
+                weight_RD.copy_(blocks.decode(rows_RB, format))
+                self._ready[name] = rows_RB
+        self._hidden = [self._run(block, x_BTD) for x_BTD in self._hidden]
+        self._next_layer += 1
+
+    def _run(self, block: Block, x_BTD: Tensor) -> Tensor:
+        positions_1T = torch.arange(x_BTD.shape[1])[None]
+        cos, sin = rope.rotation(rope.inverse_frequencies(self._config), positions_1T, x_BTD.dtype)
+        return block(x_BTD, cos, sin, causal)
+
+    def _moments(self, block: Block, module: nn.Module) -> Tensor:
+        """The mean of x x^T over what reaches ``module``, (D, D) fp32; the forward ends there."""
+        total: list[Tensor] = []
+        count = 0
+
+        def meet(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            nonlocal count
+            x_ND = inputs[0].flatten(0, -2)
+            count += x_ND.shape[0]
+            if total:
+                total[0].addmm_(x_ND.T, x_ND)
+            else:
+                total.append(x_ND.T @ x_ND)
+            raise _Met
+
+        handle = module.register_forward_pre_hook(meet)
+        try:
+            for x_BTD in self._hidden:
+                try:
+                    self._run(block, x_BTD)
+                except _Met:
+                    continue
+        finally:
+            handle.remove()
+        return total[0] / count
+
+
+class _Met(Exception):
+    """The module whose inputs are wanted has met them."""
