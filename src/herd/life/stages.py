@@ -110,7 +110,7 @@ def extend(run: Run) -> Outcome:
                 phase,
                 tokenizer=tokenizer,
                 prompts=text_prompts(tokenizer),
-                heldout=cut(text, plan.eval_rows * plan.pretrain.context // context),
+                heldout=cut(material.text("heldout", context, 0), plan.eval_rows * plan.pretrain.context // context),
                 progress=(number / len(plan.extend), (number + 1) / len(plan.extend)),
             )
         )
