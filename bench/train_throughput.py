@@ -83,11 +83,13 @@ def herd_step(words: list[str]):
     from herd.kernels.memory import keep_freed_memory
     from herd.llama.config import ModelConfig
     from herd.llama.model import LlamaLM
+    from herd.train.config import TrainConfig
+    from herd.train.optim import make_optimizer
 
     keep_freed_memory()
     build.ready()
     model = LlamaLM(ModelConfig(**SHAPE)).init_weights(SEED)
-    optimizer = adamw(model)
+    optimizer = make_optimizer(model, TrainConfig(steps=1, batch_rows=ROWS, context=CONTEXT, lr=3e-4, weight_decay=0.1))
 
     def loss(tokens, targets):
         with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in words):

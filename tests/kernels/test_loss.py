@@ -128,6 +128,40 @@ def test_narrow_inputs_stay_close_to_float64(dtype, tolerance):
         assert (ours_grad.double() - plain_grad).norm() < tolerance * plain_grad.norm()
 
 
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("tau, kl_weight", [(1.0, 1.0), (2.0, 0.3)])
+def test_narrow_distillation_stays_close_to_float64(dtype, tolerance, tau, kl_weight):
+    student, student_weight, teacher, teacher_weight = leaves((64, 16), (300, 16), (64, 8), (300, 8), dtype=dtype)
+    targets = targets_for(64, 300)
+    ours = linear_distil(student, student_weight, targets, teacher, teacher_weight, tau, kl_weight)
+    wide = [x.detach().double().requires_grad_() for x in (student, student_weight, teacher, teacher_weight)]
+    truth = linear_distil(*wide[:2], targets, *wide[2:], tau, kl_weight)
+    for got, want in zip(ours, truth, strict=True):
+        assert got.dtype == torch.float32
+        assert got.item() == pytest.approx(want.item(), rel=tolerance)
+    ours_grads, true_grads = grads(ours.total, student, student_weight), grads(truth.total, *wide[:2])
+    for got, want in zip(ours_grads, true_grads, strict=True):
+        assert got.dtype == dtype
+        assert (got.double() - want).norm() < tolerance * want.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("target", [-1, 9])
+def test_a_target_outside_the_vocabulary_is_an_error(dtype, target):
+    hidden, weight = leaves((3, 4), (9, 4), dtype=dtype)
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        linear_cross_entropy(hidden, weight, torch.tensor([1, target, 2]))
+
+
+def test_backward_a_second_time_is_refused_not_wrong():
+    hidden, weight = leaves((5, 4), (9, 4), dtype=torch.float32)
+    loss = linear_cross_entropy(hidden, weight, targets_for(5, 9, 0)) / 5
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_huge_logits_stay_finite():
     hidden, weight = leaves((8, 4), (50, 4), dtype=torch.float32)
     loss = linear_cross_entropy(hidden * 1e4, weight, targets_for(8, 50, 0))

@@ -1,0 +1,57 @@
+"""Building the native kernels: what happens without a compiler, with a broken one, and when it is not wanted."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+from herd.kernels import build
+from herd.kernels.memory import keep_freed_memory
+
+load = build._load.__wrapped__  # without its memory of the first answer
+
+
+def test_no_compiler_is_one_warning_and_plain_torch(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
+    monkeypatch.setenv("HERD_CACHE", str(tmp_path))
+    with pytest.warns(
+        UserWarning, match="native kernels unavailable, plain torch takes over.*no-such-compiler"
+    ) as seen:
+        assert load() is False
+    assert len(seen) == 1
+    assert "\n" not in str(seen[0].message)
+
+
+@pytest.mark.skipif(not build.ready(), reason="no C++ compiler")
+def test_a_source_that_does_not_compile_is_told_by_its_first_error(monkeypatch, tmp_path):
+    sources = tmp_path / "native"
+    sources.mkdir()
+    (sources / "broken.cpp").write_text("int x = nothing_of_that_name;\n")
+    monkeypatch.setattr(build, "SOURCES", sources)
+    monkeypatch.setenv("HERD_CACHE", str(tmp_path / "cache"))
+    with pytest.warns(UserWarning, match=r"broken\.cpp.*error.*nothing_of_that_name"):
+        assert load() is False
+    assert not list((tmp_path / "cache").iterdir())  # nothing half-made stays
+
+
+def test_native_kernels_can_be_declined(monkeypatch):
+    monkeypatch.setenv("HERD_NATIVE", "0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load() is False
+
+
+@pytest.mark.skipif(not build.ready(), reason="no C++ compiler")
+def test_the_name_depends_on_the_source(monkeypatch, tmp_path):
+    name = build.library().name
+    assert build.library().name == name
+    for source in build.SOURCES.iterdir():
+        (tmp_path / source.name).write_text(source.read_text() + "\n// changed\n")
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    monkeypatch.setattr(build, "_compile", lambda *_: None)
+    assert build.library().name != name
+
+
+def test_keeping_freed_memory_says_whether_it_could():
+    assert keep_freed_memory() in (True, False)
