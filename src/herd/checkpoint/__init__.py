@@ -9,7 +9,7 @@ from .convert import export_hf, import_hf
 from .folder import checkpoint_hash, load, load_config, load_tokenizer, resolve, save, write_folder
 from .gguf_convert import Source, export_gguf, import_gguf, quantize
 from .hf import config_from_hf, config_to_hf
-from .lineage import Lineage, load_lineage
+from .lineage import Lineage, load_lineage, update_lineage
 from .meta import import_meta
 
 __all__ = [
@@ -30,5 +30,6 @@ __all__ = [
     "quantize",
     "resolve",
     "save",
+    "update_lineage",
     "write_folder",
 ]

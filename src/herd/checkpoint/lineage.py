@@ -7,6 +7,7 @@ the hash does not depend on how the tensors were cut into files. Torch-free, so 
 from __future__ import annotations
 
 import json
+import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,22 @@ class Lineage(BaseModel):
     def write(self, folder: Path) -> None:
         """Writes ``herd.json`` into a folder that is still being made."""
         (Path(folder) / FILE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def update_lineage(folder: str | Path, **changes: Any) -> None:
+    """Changes fields of a finished folder's ``herd.json``, in one step. `CheckpointError` where there is none."""
+    known = load_lineage(folder)
+    if known is None:
+        raise CheckpointError(f"{folder}: has no {FILE} to change; save the checkpoint with its lineage")
+    temporary = Path(folder) / f".{FILE}.tmp-{os.getpid()}"
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(known.model_copy(update=changes).model_dump_json(indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, Path(folder) / FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_lineage(folder: str | Path) -> Lineage | None:

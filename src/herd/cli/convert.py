@@ -19,22 +19,27 @@ Dtype = Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; without it 
 def import_command(
     source: Annotated[
         str,
-        typer.Argument(help="Meta's folder (params.json, *.pth), a Hugging Face folder, or hf:ORG/NAME on this disk."),
+        typer.Argument(
+            help="A GGUF file, Meta's folder (params.json, *.pth), a Hugging Face folder, or hf:ORG/NAME on this disk."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="The checkpoint folder to make.")],
     dtype: Dtype = None,
     name: Annotated[str | None, typer.Option(help="Name in the lineage; the source's if not given.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Bring in weights from Meta or Hugging Face as a checkpoint folder.
+    """Bring in weights from Meta, Hugging Face or a GGUF file as a checkpoint folder.
 
-    Nothing is downloaded: get the weights from Meta or Hugging Face first, under their licence.
+    Quantized weights of a GGUF file stay as they are unless --dtype asks for others. Nothing is downloaded: get the
+    weights first, under their licence.
     """
     from .. import checkpoint
 
     chosen = _dtype(dtype)
-    with _progress(f"import {source}") as progress:
-        if is_meta_folder(Path(source)):
+    with progress_bar(f"import {source}") as progress:
+        if source.endswith(".gguf"):
+            checkpoint.import_gguf(source, out, dtype=chosen, name=name, progress=progress)
+        elif is_meta_folder(Path(source)):
             checkpoint.import_meta(source, out, dtype=chosen, name=name, progress=progress)
         else:
             checkpoint.import_hf(source, out, dtype=chosen, name=name, progress=progress)
@@ -43,18 +48,39 @@ def import_command(
 
 def export_command(
     folder: Annotated[Path, typer.Argument(help="A checkpoint folder, e.g. runs/demo/student.")],
-    out: Annotated[Path, typer.Argument(help="The folder to make.")],
-    format: Annotated[str, typer.Option(help="hf: what transformers, vLLM and llama.cpp's converter read.")] = "hf",
+    out: Annotated[Path, typer.Argument(help="The folder to make; for --format gguf the file, NAME.gguf.")],
+    format: Annotated[
+        str, typer.Option(help="hf: what transformers, vLLM and others read; gguf: one file for llama.cpp.")
+    ] = "hf",
     dtype: Dtype = None,
+    type: Annotated[
+        str | None,
+        typer.Option(
+            help="For gguf: f16 (if not given), bf16, f32, q8_0, q4_0, q4_k or q6_k. Quantized folders: none."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a checkpoint for other tools, in the dtype they want."""
+    """Write a checkpoint for other tools, in the dtype they want.
+
+    A GGUF file carries tokenizer, chat template and RoPE factors with the weights; llama.cpp runs it as it is.
+    """
     from .. import checkpoint
 
-    if format != "hf":
-        raise CheckpointError(f"--format {format!r} is not known: hf is")
+    if format not in ("hf", "gguf"):
+        raise CheckpointError(f"--format {format!r} is not known: hf and gguf are")
+    if dtype is not None and format == "gguf":
+        raise CheckpointError("--dtype is for --format hf: say --type f16, bf16, f32, q8_0, q4_0, q4_k or q6_k")
+    if type is not None and format == "hf":
+        raise CheckpointError("--type is for --format gguf: say --dtype bf16, fp16 or fp32")
+    if format == "gguf":
+        with progress_bar(f"export {folder}") as progress:
+            checkpoint.export_gguf(folder, out, type, progress=progress)
+        size = out.stat().st_size
+        print_json({"file": str(out), "nbytes": size}) if as_json else print(f"{out}: {size / 1e6:,.1f} MB")
+        return
     chosen = _dtype(dtype)
-    with _progress(f"export {folder}") as progress:
+    with progress_bar(f"export {folder}") as progress:
         checkpoint.export_hf(folder, out, dtype=chosen, progress=progress)
     _say(out, as_json)
 
@@ -74,7 +100,7 @@ def _dtype(name: str | None) -> Any:
 
 
 @contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr in a terminal, nothing elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn

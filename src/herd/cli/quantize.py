@@ -1,0 +1,153 @@
+"""`herd quantize`: the same model in 8 or 4 bits a weight, and what that cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import CheckpointError, DataError, QuantError
+from .convert import progress_bar
+from .output import Json, print_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..llama.config import ModelConfig
+
+CALIBRATION_CONTEXT = 512
+MEASURED_CONTEXT = 512
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint folder, e.g. runs/demo/student.")],
+    to: Annotated[str, typer.Option(help="q8, q4, q4k or q6k: the blocks Q8_0, Q4_0, Q4_K or Q6_K of GGUF.")],
+    out: Annotated[Path | None, typer.Option(help="The folder to make; FOLDER-q4 and so on if not given.")] = None,
+    gptq: Annotated[
+        bool, typer.Option("--gptq", help="Better 4-bit weights, fitted to --calib; takes longer.")
+    ] = False,
+    calib: Annotated[
+        str | None, typer.Option(help="Text for --gptq, like what the model will meet: a file, a folder or hf:NAME.")
+    ] = None,
+    embeddings: Annotated[str | None, typer.Option(help="Format of the embeddings; --to's if not given.")] = None,
+    head: Annotated[str | None, typer.Option(help="Format of the head; q8 for a 4-bit model if not given.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Text to measure the loss on; the project's own sentences if not given.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Compare the result with the original on --text.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Make a model smaller: 8 or 4 bits a weight, in GGUF's own blocks. FOLDER stays as it is.
+
+    The new folder says in herd.json how near it is to the original: KL, same first choice, perplexity.
+    """
+    from .. import checkpoint
+    from ..quant import scheme
+
+    if gptq and calib is None:
+        raise QuantError("--gptq fits the weights to text: give --calib TEXT")
+    if calib is not None and not gptq:
+        raise QuantError("--calib is for --gptq: add --gptq or leave it out")
+    source = checkpoint.Source(folder)
+    plan = scheme(to, embeddings=embeddings, head=head)
+    target = out or folder.with_name(f"{folder.resolve().name}-{to.lower()}")
+    formats = {part: getattr(plan, part).name for part in ("linears", "embeddings", "head")}
+    recipe: dict[str, Any] = {"formats": formats, "gptq": gptq, "calib": calib}
+    rows_of = None
+    if gptq and calib is not None:
+        from ..quant.gptq import Gptq
+
+        plan.plan(source.config)
+        rows_of = Gptq(source.config, source.get, plan, _batches(source, calib)).rows
+    with progress_bar(f"quantize {folder}") as progress:
+        weights_hash = checkpoint.quantize(source, target, plan, rows_of=rows_of, recipe=recipe, progress=progress)
+    evals = _measure(source, target, text) if measure else {}
+    if evals:
+        checkpoint.update_lineage(target, evals=evals)
+    result = {
+        "folder": str(target),
+        "weights_hash": weights_hash,
+        "nbytes": (target / "model.gguf").stat().st_size,
+        "bits_per_weight": 8 * plan.nbytes(source.config) / source.config.n_params,
+        "formats": formats,
+        "fidelity": evals.get("fidelity"),
+    }
+    print_json(result) if as_json else _say(result)
+
+
+def _say(result: dict[str, Any]) -> None:
+    print(f"{result['folder']}: {result['nbytes'] / 1e6:,.1f} MB, {result['bits_per_weight']:.2f} bits a weight")
+    found = result["fidelity"]
+    if found:
+        kl, top1, ppl = found["kl"], found["top1"], found["ppl"]
+        print(
+            f"against the original: KL {kl['value']:.3g} nats/token (99th percentile {kl['detail']['p99']:.3g}), "
+            f"same first choice {100 * top1['value']:.1f} %, "
+            f"perplexity {ppl['detail']['parent']:.4g} -> {ppl['value']:.4g} on {kl['detail']['n_tokens']:,} tokens"
+        )
+
+
+def _batches(source: Any, calib: str) -> Sequence[Tensor]:
+    """Calibration tokens in windows of one length: four for each column of the widest matrix, if there are as many."""
+    import torch
+
+    from ..data.corpus import read_corpus
+
+    config: ModelConfig = source.config
+    tokenizer = source.tokenizer()
+    if tokenizer is None:
+        raise CheckpointError(f"{source.folder}: --gptq needs a tokenizer to read --calib with, and there is none")
+    context = min(CALIBRATION_CONTEXT, config.max_context)
+    wanted = max(16_384, 4 * max(config.dim, config.ffn_dim))
+    ids: list[int] = []
+    for document in read_corpus(calib):
+        ids += tokenizer.encode(document.text, bos=True)
+        if len(ids) >= wanted:
+            break
+    windows = torch.tensor(ids[: min(len(ids), wanted) // context * context]).view(-1, context)
+    if not len(windows):
+        raise DataError(f"{calib}: {len(ids)} tokens are too few to calibrate with; give at least {context}")
+    if len(ids) < max(config.dim, config.ffn_dim):
+        _warn(f"{calib}: {len(ids):,} tokens are few for matrices {config.ffn_dim:,} wide; more text fits better")
+    return windows.split(max(1, 2048 // context))
+
+
+def _measure(source: Any, target: Path, text: str | None) -> dict[str, Any]:
+    """The receipt; empty, with a warning, where the original does not fit beside its copy or has no tokenizer."""
+    import psutil
+
+    from .. import checkpoint
+    from ..data.builtin import read_parallel
+    from ..data.corpus import read_corpus
+    from ..evals.quantized import affordable_tokens, cost_of_quantizing, first_tokens
+    from ..evals.windows import from_texts
+
+    tokenizer = source.tokenizer()
+    if tokenizer is None:
+        _warn(f"{source.folder}: without a tokenizer the loss cannot be measured")
+        return {}
+    needed, free = source.config.nbytes(2.0) * 2, psutil.virtual_memory().available
+    if needed > free:
+        _warn(
+            f"not measured: the original beside its copy needs {needed / 1e9:.1f} GB of memory, "
+            f"{free / 1e9:.1f} GB are free; add --no-measure, or measure on a larger machine"
+        )
+        return {}
+    n_tokens = affordable_tokens(source.config)
+    context = min(MEASURED_CONTEXT, source.config.max_context)
+    documents = read_parallel() if text is None else read_corpus(text)
+    held_out = from_texts(islice(documents, 2000), tokenizer, max_bytes=16 * n_tokens)
+    parent, child = checkpoint.load(source.folder), checkpoint.load(target)
+    found = cost_of_quantizing(parent, child, first_tokens(held_out, n_tokens), context)
+    return {"fidelity": found | {"text": text or "the project's parallel sentences", "context": context}}
+
+
+def _warn(message: str) -> None:
+    import warnings
+
+    warnings.warn(message, stacklevel=3)

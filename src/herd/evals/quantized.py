@@ -1,0 +1,47 @@
+"""What quantizing cost: a model against the one it was made from, on the same text.
+
+The numbers of a quantized folder's receipt: KL divergence (mean and 99th percentile over tokens), how often the first
+choice is the same, and both perplexities per token. Perplexity alone can hide what KL shows: errors that cancel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..llama.config import ModelConfig
+from ..llama.model import LlamaLM
+from .bpb import compression
+from .fidelity import fidelity
+from .score import Score
+from .windows import HeldOut
+
+BUDGET_FLOPS = 2e13
+"""What a measurement may cost a model: some minutes on a small machine, whatever the model's size."""
+MIN_TOKENS, MAX_TOKENS = 2_048, 100_000
+
+
+def affordable_tokens(config: ModelConfig) -> int:
+    """Tokens that `BUDGET_FLOPS` pay for, within reason."""
+    return int(min(MAX_TOKENS, max(MIN_TOKENS, BUDGET_FLOPS / config.flops_per_token(512))))
+
+
+def first_tokens(documents: Sequence[HeldOut], n: int) -> list[HeldOut]:
+    """Whole documents from the first on until they have ``n`` tokens; at least one."""
+    out: list[HeldOut] = []
+    for document in documents:
+        out.append(document)
+        n -= len(document.ids) - 1
+        if n <= 0:
+            break
+    return out
+
+
+def cost_of_quantizing(parent: LlamaLM, child: LlamaLM, documents: Sequence[HeldOut], context: int) -> dict[str, Any]:
+    """``kl``, ``top1``, ``overlap`` and ``ppl`` as plain records with their 95 % intervals over documents."""
+    scores = fidelity(parent, child, documents, context).scores()
+    before, after = (compression(model, documents, context).score() for model in (parent, child))
+    ppl_before, ppl_after = (math.exp(score.detail["nats_per_token"]) for score in (before, after))
+    scores.append(Score("ppl", ppl_after, "per token", n=after.n, detail={"parent": ppl_before}))
+    return {score.name: {k: v for k, v in score.record().items() if k != "name"} for score in scores}

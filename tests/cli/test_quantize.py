@@ -1,0 +1,112 @@
+"""`herd quantize`, and GGUF through `import` and `export`: one line, JSON, the receipt in the folder."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import herd
+from herd import checkpoint, cli
+from herd.llama.config import ModelConfig
+from herd.llama.model import LlamaLM
+from herd.text.tokenizer import Tokenizer
+
+TEXT = "def area(r):\n    return 3 * r * r\n\nThe quick brown fox jumps over the lazy dog, again and again.\n"
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy") / "toy"
+    tokenizer = Tokenizer.train([TEXT * 3], 256 + 256 + 20)
+    model = LlamaLM(ModelConfig(tokenizer.vocab_size, 256, 1, 4, 2, 256, max_context=128)).init_weights(0, std=0.1)
+    checkpoint.save(folder, model, tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher"))
+    (folder.parent / "text.txt").write_text(TEXT * 40)
+    return folder
+
+
+def run(*words, capsys) -> tuple[int, str, str]:
+    code = cli.run([str(word) for word in words])
+    done = capsys.readouterr()
+    return code, done.out, done.err
+
+
+@pytest.mark.filterwarnings("ignore:.*tokens are few")
+@pytest.mark.parametrize("words", [["--to", "q8"], ["--to", "q4k"], ["--to", "q4", "--gptq"]], ids=" ".join)
+def test_quantize(toy, tmp_path, capsys, words):
+    text = toy.parent / "text.txt"
+    more = ["--calib", text] if "--gptq" in words else []
+    code, out, err = run(
+        "quantize", toy, *words, *more, "--text", text, "--out", tmp_path / "q", "--json", capsys=capsys
+    )
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["nbytes"] == (tmp_path / "q" / "model.gguf").stat().st_size
+    assert 4.5 <= result["bits_per_weight"] < 9
+    found = result["fidelity"]
+    assert 0 < found["kl"]["value"] < found["kl"]["detail"]["p99"]
+    assert 0.3 < found["top1"]["value"] <= 1
+    assert found["ppl"]["value"] == pytest.approx(found["ppl"]["detail"]["parent"], rel=0.3)
+    lineage = checkpoint.load_lineage(tmp_path / "q")
+    assert lineage.evals["fidelity"] == found
+    assert lineage.parents == {"toy": checkpoint.checkpoint_hash(toy)}
+    assert lineage.recipe["gptq"] == ("--gptq" in words)
+    model, tokenizer = herd.load(tmp_path / "q")
+    assert herd.generate(model, tokenizer, "def area(", max_tokens=4, temperature=0) is not None
+
+
+def test_the_default_place_and_text(toy, capsys):
+    code, out, err = run("quantize", toy, "--to", "q8", capsys=capsys)
+    assert code == 0, err
+    assert "toy-q8: " in out
+    assert "same first choice" in out
+    assert (toy.parent / "toy-q8" / "model.gguf").exists()
+
+
+def test_gguf_out_and_in(toy, tmp_path, capsys):
+    code, out, _ = run("export", toy, tmp_path / "x.gguf", "--format", "gguf", "--type", "q8_0", capsys=capsys)
+    assert code == 0
+    assert "x.gguf: " in out
+    code, out, _ = run("import", tmp_path / "x.gguf", tmp_path / "kept", "--json", capsys=capsys)
+    assert code == 0
+    assert json.loads(out)["name"] == "toy"
+    assert (tmp_path / "kept" / "model.gguf").read_bytes() == (tmp_path / "x.gguf").read_bytes()
+    code, _, _ = run("import", tmp_path / "x.gguf", tmp_path / "plain", "--dtype", "bf16", capsys=capsys)
+    assert code == 0
+    assert checkpoint.load(tmp_path / "plain").dtype == torch.bfloat16
+    code, _, _ = run("export", tmp_path / "kept", tmp_path / "y.gguf", "--format", "gguf", capsys=capsys)
+    assert code == 0
+    assert (tmp_path / "y.gguf").read_bytes() == (tmp_path / "x.gguf").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "words, reason",
+    [
+        (["quantize", "TOY", "--to", "q3"], "format 'q3' is not known: choose q8, q4, q4k"),
+        (["quantize", "TOY", "--to", "q4", "--gptq"], "give --calib TEXT"),
+        (["quantize", "TOY", "--to", "q4", "--calib", "x"], "--calib is for --gptq"),
+        (["quantize", "TOY", "--to", "q4", "--gptq", "--calib", "no.txt"], "no.txt"),
+        (["export", "TOY", "out.gguf", "--format", "onnx"], "hf and gguf are"),
+        (["export", "TOY", "out.gguf", "--format", "gguf", "--dtype", "bf16"], "say --type"),
+        (["export", "TOY", "out", "--type", "q4_0"], "say --dtype"),
+        (["export", "TOY", "out", "--format", "gguf"], "ends in .gguf"),
+        (["import", "no.gguf", "out"], "no.gguf: cannot read"),
+    ],
+)
+def test_mistakes(toy, tmp_path, capsys, monkeypatch, words, reason):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(*(toy if word == "TOY" else word for word in words), capsys=capsys)
+    assert code == 1
+    assert reason in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_tokenizer_nothing_is_measured(toy, tmp_path, capsys):
+    checkpoint.save(tmp_path / "bare", checkpoint.load(toy), lineage=checkpoint.Lineage(name="bare", stage="teacher"))
+    with pytest.warns(UserWarning, match="the loss cannot be measured"):
+        code, out, err = run("quantize", tmp_path / "bare", "--to", "q4", capsys=capsys)
+    assert code == 0, err
+    assert "bare-q4" in out
+    assert checkpoint.load_lineage(tmp_path / "bare-q4").evals == {}
