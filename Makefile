@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.herd-$(shell echo '$(HERD_TORCH)' | cksum | cut -d' ' -f1)
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup lint test soak demo readme clean
+.PHONY: help setup lint test soak demo rivals readme clean
 
 help:  ## this list
 	@grep -E '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
@@ -52,6 +52,10 @@ soak: setup  ## the long tests: kills and fuzz, one at a time
 
 demo: setup  ## raise a small herd on this machine and write its page
 	$(BIN)/herd raise --resume
+
+rivals:  ## llama-cpp-python, built for this machine from its source, in .venv-rivals; only benches want it
+	@[ -x .venv-rivals/bin/python ] || $(PYTHON) -m venv .venv-rivals
+	CMAKE_ARGS="-DGGML_NATIVE=ON" .venv-rivals/bin/python -m pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
 
 readme: setup  ## README tables from the receipts; with RUN=runs/NAME also that run's pictures and numbers
 	$(BIN)/python bench/readme.py $(RUN)

@@ -17,6 +17,7 @@ from herd.checkpoint.gguf import GGUF
 from herd.checkpoint.gguf_names import model_metadata
 from herd.checkpoint.gguf_write import write_gguf
 from herd.errors import CheckpointError, HerdError
+from herd.llama import SIZES
 from herd.quant import TYPES, scheme
 from herd.quant.formats import F32, Q4_0
 from herd.quant.linear import packed_weights
@@ -295,6 +296,35 @@ def test_tokenizers_that_are_none(rewritten, tmp_path):
         (tmp_path / "t.gguf").write_bytes(rewritten(base | change))
         with pytest.warns(UserWarning, match=f"tokenizer cannot be used here: .*{reason}"):
             checkpoint.import_gguf(tmp_path / "t.gguf", tmp_path / "t")
+
+
+def test_more_than_the_memory(plain, quantized, monkeypatch):
+    """Refused before a tensor is read, with what would fit."""
+    from herd.checkpoint import memory
+
+    config = checkpoint.load_config(plain)
+    small = scheme("q8").nbytes(config)
+    monkeypatch.setattr(memory, "free_bytes", lambda: small)
+    with pytest.raises(
+        CheckpointError, match=r"need 0.0 GB of memory.*herd quantize --to q8 .* or --to q4 .* would fit"
+    ):
+        checkpoint.load(plain)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
+    for folder in (plain, quantized):
+        with pytest.raises(CheckpointError, match="take a smaller model or a larger machine"):
+            checkpoint.load(folder)
+
+
+def test_memory_that_is_free():
+    from herd.checkpoint import memory
+
+    assert 0 < memory.free_bytes() < 2**50
+    config = SIZES["8B"]
+    assert {k: round(v / 1e9, 1) for k, v in memory.quantized_nbytes(config).items()} == {
+        "q8": 8.5,
+        "q4k": 4.8,
+        "q4": 4.8,
+    }
 
 
 # Fuzz: whatever happens to a file, it is refused in one line, or it is the same model.

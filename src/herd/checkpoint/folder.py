@@ -34,6 +34,7 @@ from .gguf_write import hash_file
 from .hf import Dialect, config_to_hf, read_config
 from .lineage import FILE as LINEAGE_FILE
 from .lineage import Lineage, load_lineage
+from .memory import require_memory
 from .write import MAX_SHARD_BYTES, write_weights
 
 if TYPE_CHECKING:
@@ -169,6 +170,8 @@ def load(
     config = load_config(folder)
     wanted = weights.check_against(config, weights.read_index(folder), folder)
     dtype = weights.common_dtype(wanted, folder) if dtype is None else dtype
+    if torch.device(device).type == "cpu":
+        require_memory(config, config.nbytes(dtype.itemsize), folder)
     with torch.device("meta"):
         model = LlamaLM(config)
     known = load_lineage(folder)

@@ -28,6 +28,7 @@ from . import gguf_names as names
 from .gguf import FILE, GGUF, Entry
 from .gguf_write import Plan, Value, hash_file, write_gguf
 from .lineage import load_lineage
+from .memory import require_memory
 from .weights import Progress
 
 if TYPE_CHECKING:
@@ -52,10 +53,12 @@ def is_gguf_folder(folder: Path) -> bool:
 def load_gguf(folder: Path, *, dtype: torch.dtype | None, device: str | torch.device) -> LlamaLM:
     """The model of a quantized folder, its blocks lying in the mapped file (on the CPU). ``dtype`` is what it computes
     in: fp32 by default, or the stored one where nothing is packed. Raises `CheckpointError`."""
-    require_hash(folder)
     file = GGUF(folder / FILE)
     config = names.config_from_gguf(file)
     wanted = names.check_tensors(file, config)
+    if torch.device(device).type == "cpu":
+        require_memory(config, sum(entry.nbytes for entry in wanted.values()), folder)
+    require_hash(folder)
     return load_model(file, config, wanted, dtype or compute_dtype(wanted), device)
 
 

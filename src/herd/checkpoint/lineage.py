@@ -7,7 +7,6 @@ the hash does not depend on how the tensors were cut into files. Torch-free, so 
 from __future__ import annotations
 
 import json
-import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import CheckpointError
+from ..files import write_atomically
 
 FILE = "herd.json"
 FORMAT = 1
@@ -57,15 +57,7 @@ def update_lineage(folder: str | Path, **changes: Any) -> None:
     known = load_lineage(folder)
     if known is None:
         raise CheckpointError(f"{folder}: has no {FILE} to change; save the checkpoint with its lineage")
-    temporary = Path(folder) / f".{FILE}.tmp-{os.getpid()}"
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(known.model_copy(update=changes).model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, Path(folder) / FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(Path(folder) / FILE, known.model_copy(update=changes).model_dump_json(indent=2) + "\n")
 
 
 def load_lineage(folder: str | Path) -> Lineage | None:
