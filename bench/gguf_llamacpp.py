@@ -1,0 +1,201 @@
+"""Does llama.cpp run Herd's GGUF files as Herd does, and Herd llama.cpp's?
+
+Herd exports a folder as F32, F16, Q8_0, Q4_0 and Q4_K; llama.cpp loads each, cuts the same texts into the same ids, and
+goes on greedily for 64 tokens. llama.cpp writes files of its own from Herd's (F32, Q8_0, Q4_0, Q4_K_M and Q5_K_M, with
+its own quantizer); Herd imports them. What a Q4_K file *means* is compared without llama.cpp's rounding of activations:
+Herd unpacks it, exports that as F32, and llama.cpp's logits on it must be Herd's on the blocks. All of it is done once
+more with Llama 3.1's RoPE scaling put on the same weights.
+
+    make rivals                                              # llama-cpp-python from its source, in .venv-rivals
+    python bench/gguf_llamacpp.py runs/full/teacher          # a minute; writes bench/receipts/gguf-llamacpp.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import herd
+from herd import checkpoint
+from herd.checkpoint.gguf import GGUF
+from herd.errors import QuantError
+from herd.llama.config import RopeScaling
+from herd.quant import scheme
+from herd.quant.linear import is_quantized
+from herd.report.receipt import Value, write_receipt
+
+ROOT = Path(__file__).parents[1]
+N_TOKENS = 64
+FORMATS = ("f32", "f16", "q8_0", "q4_0", "q4_k")
+WRITTEN = {"F32": 0, "Q8_0": 7, "Q4_0": 2, "Q4_K_M": 15, "Q5_K_M": 17}
+"""llama.cpp's numbers of the file types it shall write."""
+PROMPT = "def area(radius):\n    return"
+TEXTS = [
+    PROMPT,
+    "Hello, world!  <|eot_id|> is text here.\n\n\tTabs, 12345 and 3.14159…",
+    "Die Straße ist naß; l'été à Paris; ¿Cómo estás? नमस्ते สวัสดี こんにちは 🦙",
+    " leading and trailing spaces   ",
+    "don't can't I'LL we've\r\n\r\nCRLF",
+]
+
+
+def ask(python: Path, jobs: list[dict[str, Any]]) -> dict[str, Any]:
+    """llama.cpp's answers, from the rival's own process."""
+    worker = Path(__file__).with_name("llamacpp_worker.py")
+    done = subprocess.run([str(python), str(worker)], input=json.dumps(jobs), capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{python} {worker.name} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout)
+
+
+def greedy(model: Any, prompt: list[int]) -> list[int]:
+    """Herd's own greedy tokens, stop tokens included, as llama.cpp's worker goes on past them."""
+    from herd.engine.engine import Engine
+    from herd.engine.request import Request, Sampling
+
+    return Engine(model, None).run([Request(prompt, Sampling(max_tokens=N_TOKENS, temperature=0))])[0].ids
+
+
+def logits(model: Any, prompt: list[int]) -> np.ndarray:
+    with torch.inference_mode():
+        return model.logits(torch.tensor([prompt]))[0].numpy()
+
+
+def same_start(a: list[int], b: list[int]) -> int:
+    """Tokens before the first that differs."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
+
+
+def possible(folder: Path) -> tuple[list[str], dict[str, int]]:
+    """What Herd and llama.cpp can write of this shape: Q4_K and its kin want rows of 256."""
+    try:
+        scheme("q4k").plan(checkpoint.load_config(folder))
+    except QuantError as error:
+        print(f"without 256-wide blocks: {error}", file=sys.stderr)
+        return [name for name in FORMATS if name != "q4_k"], {k: v for k, v in WRITTEN.items() if "_K" not in k}
+    return list(FORMATS), WRITTEN
+
+
+def measure(python: Path, folder: Path, work: Path, label: str) -> tuple[dict[str, Value], str]:
+    """All comparisons for one folder; keys end in ``label``."""
+    values: dict[str, Value] = {}
+    tokenizer = checkpoint.load_tokenizer(folder)
+    if tokenizer is None:
+        sys.exit(f"{folder} has no tokenizer")
+    prompt = tokenizer.encode(PROMPT, bos=True)
+    formats, written = possible(folder)
+    for name in formats:
+        checkpoint.export_gguf(folder, work / f"{name}.gguf", name)
+    jobs = [{"do": "tokenize", "file": str(work / "f16.gguf"), "texts": TEXTS}]
+    jobs += [{"do": "run", "file": str(work / f"{name}.gguf"), "prompt": prompt, "n": N_TOKENS} for name in formats]
+    source = str(work / "f32.gguf")
+    jobs += [
+        {
+            "do": "quantize",
+            "file": source,
+            "out": str(work / f"their-{name}.gguf"),
+            "ftype": ftype,
+            "pure": name[-1] != "M",
+        }
+        for name, ftype in written.items()
+    ]
+    answer = ask(python, jobs)
+    tokenized, *runs = answer["answers"][: 1 + len(formats)]
+    equal = [
+        ours == theirs
+        for ours, theirs in zip([tokenizer.encode(t, bos=True) for t in TEXTS], tokenized["ids"], strict=True)
+    ]
+    values[f"texts tokenized alike{label}"] = Value(sum(equal), "texts", bar=f"= {len(TEXTS)}", passed=all(equal))
+    for name, theirs in zip(formats, runs, strict=True):
+        checkpoint.import_gguf(work / f"{name}.gguf", work / name)
+        model = checkpoint.load(work / name, dtype=torch.float32)
+        same = same_start(greedy(model, prompt), theirs["ids"])
+        must = name in ("f32", "f16", "q8_0")
+        values[f"{name}: same greedy tokens{label}"] = Value(
+            same, "tokens", bar=f"= {N_TOKENS}" if must else None, passed=same == N_TOKENS if must else None
+        )
+        far = float(np.abs(logits(model, prompt) - np.array(theirs["logits"])).max())
+        exact = name == "f32"
+        values[f"{name}: largest difference of logits{label}"] = Value(
+            far, "logits", bar="≤ 1e-3" if exact else None, passed=far <= 1e-3 if exact else None
+        )
+    values |= imports(python, work, prompt, label, written)
+    return values, answer["version"]
+
+
+def imports(python: Path, work: Path, prompt: list[int], label: str, written: dict[str, int]) -> dict[str, Value]:
+    """Files of llama.cpp's own making: Herd's logits on them against llama.cpp's on what they unpack to."""
+    values: dict[str, Value] = {}
+    jobs, ours = [], []
+    for name in written:
+        their = work / f"their-{name}.gguf"
+        checkpoint.import_gguf(their, work / f"in-{name}")
+        model = checkpoint.load(work / f"in-{name}")
+        if name != "F32":
+            assert is_quantized(model)
+        ours.append(logits(model, prompt))
+        checkpoint.export_hf(work / f"in-{name}", work / f"plain-{name}", dtype=torch.float32)
+        checkpoint.export_gguf(work / f"plain-{name}", work / f"plain-{name}.gguf", "f32")
+        jobs.append({"do": "run", "file": str(work / f"plain-{name}.gguf"), "prompt": prompt, "n": 1})
+    for name, mine, theirs in zip(written, ours, ask(python, jobs)["answers"], strict=True):
+        far = float(np.abs(mine - np.array(theirs["logits"])).max())
+        values[f"llama.cpp's {name}: largest difference of logits{label}"] = Value(
+            far, "logits", bar="≤ 1e-3", passed=far <= 1e-3
+        )
+    for name in ("Q8_0", "Q4_0"):
+        mine, theirs = GGUF(work / f"{name.lower()}.gguf"), GGUF(work / f"their-{name}.gguf")
+        pairs = [(entry, theirs.tensors[key]) for key, entry in mine.tensors.items() if entry.format.name == name]
+        alike = sum(a.format == b.format and torch.equal(mine.rows(a.name), theirs.rows(b.name)) for a, b in pairs)
+        values[f"{name} tensors with llama.cpp's very bytes{label}"] = Value(
+            alike, f"of {len(pairs)}", bar=f"= {len(pairs)}", passed=alike == len(pairs)
+        )
+    return values
+
+
+def scaled(folder: Path, out: Path) -> Path:
+    """The same weights with Llama 3.1's scaling of frequencies, its original context a short one."""
+    model, tokenizer = herd.load(folder)
+    model.config = model.model.config = model.config.replace(rope_scaling=RopeScaling(original_context=64))
+    checkpoint.save(out, model, tokenizer, lineage=checkpoint.Lineage(name="scaled", stage="test"))
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="a checkpoint whose rows divide by 32, best a trained one")
+    parser.add_argument("--rivals", type=Path, default=ROOT / ".venv-rivals", help="the environment of `make rivals`")
+    args = parser.parse_args()
+    python = args.rivals / "bin" / "python"
+    if not python.exists():
+        sys.exit(f"{python}: not there; run `make rivals` first, or name the environment with --rivals")
+    warnings.simplefilter("ignore")
+    config = checkpoint.load_config(args.folder)
+    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        values, version = measure(python, args.folder, Path(first), "")
+        more, _ = measure(python, scaled(args.folder, Path(second) / "scaled"), Path(second), " (scaled RoPE)")
+    path = write_receipt(
+        "gguf-llamacpp",
+        what="GGUF between Herd and llama.cpp, both ways",
+        values=values | more,
+        command=f"python bench/gguf_llamacpp.py {args.folder}",
+        rivals={"llama-cpp-python": version},
+        notes=f"{config.n_params:,} parameters; llama.cpp rounds activations to int8 in quantized products, Herd's "
+        "reference does not, so logits of quantized files differ where both run the blocks",
+    )
+    for key, value in (values | more).items():
+        verdict = "" if value.passed is None else "   passed" if value.passed else "   FAILED"
+        print(f"{key}: {value.value:.4g} {value.unit}{verdict}")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Weights that do not fit in memory are refused before they are read, with the numbers and with what would fit.
+
+The alternative is worse for everybody: the machine swaps for minutes, then the kernel kills the process, or another.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+from ..errors import CheckpointError, QuantError
+from ..llama.config import ModelConfig
+from ..quant.formats import scheme
+
+
+def require_memory(config: ModelConfig, needed: int, where: Path) -> None:
+    """`CheckpointError` when ``needed`` bytes of weights are more than the memory that is free."""
+    free = free_bytes()
+    if needed <= free:
+        return
+    smaller = {name: nbytes for name, nbytes in quantized_nbytes(config).items() if nbytes < needed}
+    fitting = [f"--to {name} ({nbytes / 1e9:.1f} GB)" for name, nbytes in smaller.items() if nbytes <= free]
+    cure = f"herd quantize {' or '.join(fitting)} would fit" if fitting else "take a smaller model or a larger machine"
+    raise CheckpointError(
+        f"{where}: its weights need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; {cure}"
+    )
+
+
+def quantized_nbytes(config: ModelConfig) -> dict[str, int]:
+    """Bytes of all weights by short name of the format, largest first; formats the shape does not divide into are left
+    out."""
+    out: dict[str, int] = {}
+    for name in ("q8", "q4k", "q4"):
+        try:
+            out[name] = scheme(name).nbytes(config)
+        except QuantError:
+            continue
+    return out
+
+
+def free_bytes() -> int:
+    """Memory that can be had now: what the system calls available, or less where a container is allowed less."""
+    free = psutil.virtual_memory().available
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (root / "memory.max").read_text().strip(), int((root / "memory.current").read_text())
+        stat = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
+    except OSError:
+        return free
+    used -= int(stat.get("inactive_file", 0))  # cached files are counted as used, yet give way
+    return free if limit == "max" else min(free, max(0, int(limit) - used))
