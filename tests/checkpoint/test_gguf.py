@@ -304,6 +304,12 @@ def test_targets(plain, tmp_path):
         checkpoint.load(tmp_path / "q")
 
 
+def test_a_file_is_no_folder_yet(plain, tmp_path):
+    checkpoint.export_gguf(plain, tmp_path / "x.gguf")
+    with pytest.raises(CheckpointError, match=r"x.gguf: is a file; make a folder of it: herd import"):
+        herd.load(tmp_path / "x.gguf")
+
+
 def test_tensors_pass_one_at_a_time(plain, tmp_path, monkeypatch):
     """Memory: no more than some rows of one tensor are encoded at once, and no file stays open between tensors."""
     from herd.checkpoint import gguf_folder, weights

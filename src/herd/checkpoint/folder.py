@@ -249,6 +249,8 @@ def checkpoint_hash(folder: str | Path, progress: weights.Progress | None = None
 def resolve(source: str | Path) -> Path:
     """A folder on disk: ``source`` itself, or for ``hf:ORG/NAME[@REVISION]`` its download from the Hugging Face hub."""
     if not str(source).startswith("hf:"):
+        if Path(source).suffix == ".gguf" and Path(source).is_file():
+            raise CheckpointError(f"{source}: is a file; make a folder of it: herd import {source} FOLDER")
         if not Path(source).is_dir():
             raise CheckpointError(f"{source}: no such folder; give a checkpoint folder or hf:ORG/NAME")
         return Path(source)
