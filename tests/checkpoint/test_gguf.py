@@ -154,7 +154,7 @@ def test_quantized_folder(tmp_path, make_model, tokenizer, tokens_BT, name, tied
     assert done == sorted(done)
     lineage = checkpoint.load_lineage(tmp_path / "b")
     assert lineage.parents == {"toy": parent}
-    assert lineage.stage == "quantized"
+    assert lineage.stage == "teacher"
     assert lineage.weights_hash == made == checkpoint.checkpoint_hash(tmp_path / "b")
     loaded, found = herd.load(tmp_path / "b")
     assert found == tokenizer

@@ -101,7 +101,8 @@ def quantize(
     def lineage() -> Lineage:
         parent = known.name if known else source.folder.resolve().name
         licence = known.licence if known else None
-        return Lineage(name=name, stage="quantized", parents={parent: source.hash}, recipe=recipe, licence=licence)
+        stage = known.stage if known else "quantized"  # an instruct model stays one
+        return Lineage(name=name, stage=stage, parents={parent: source.hash}, recipe=recipe, licence=licence)
 
     tokenizer = source.tokenizer()
     return _write_folder(Path(out), source.config, formats, rows_of or rounded, tokenizer, name, lineage, progress)
@@ -181,7 +182,7 @@ def unpack_folder(
     lineage = None
     if known is not None:
         parents = {known.name: known.weights_hash} if known.weights_hash else {}
-        lineage = known.model_copy(update={"parents": parents, "stage": "unpacked", "evals": {}})
+        lineage = known.model_copy(update={"parents": parents, "evals": {}})
     return write_folder(
         out,
         config,
