@@ -17,9 +17,18 @@ import numpy as np
 
 
 def run(job: dict) -> dict:
-    """Logits of the prompt, then greedy tokens one by one."""
+    """Logits of the prompt, then greedy tokens one by one; keys and values in fp32, so that no rounding is added."""
     prompt = job["prompt"]
-    model = llama_cpp.Llama(job["file"], n_ctx=len(prompt) + job["n"] + 8, logits_all=True, verbose=False, n_threads=1)
+    model = llama_cpp.Llama(
+        job["file"],
+        n_ctx=len(prompt) + job["n"] + 8,
+        logits_all=True,
+        verbose=False,
+        n_threads=1,
+        type_k=llama_cpp.GGML_TYPE_F32,
+        type_v=llama_cpp.GGML_TYPE_F32,
+        flash_attn=False,
+    )
     model.eval(prompt)
     logits = np.array(model.scores[: len(prompt)])
     ids: list[int] = []
