@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import CheckpointError
-from ..llama import rope
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..quant import blocks
 from ..quant.formats import BF16, F16, F32, FORMATS, PLAIN, Format
-from ..quant.linear import place, tie
+from ..quant.linear import assemble
 from . import gguf_names as names
 from .gguf import FILE, GGUF, Entry
 from .gguf_write import Plan, Value, hash_file, write_gguf
@@ -69,22 +68,18 @@ def load_model(
     slow = sorted({e.format.name for e in wanted.values() if _runs_slowly(e.format)})
     if slow:
         warnings.warn(f"{file.path}: {', '.join(slow)} runs slowly here; import it with --dtype bf16", stacklevel=4)
-    with torch.device("meta"):
-        model = LlamaLM(config)
-    for name, entry in wanted.items():
+    done: list[str] = []
+
+    def rows_of(name: str) -> Tensor:
+        # the tensor before has been repacked or unpacked by now; what still lies in the file is read again when needed
+        if done:
+            file.forget(done.pop())
+        entry = wanted[name]
         require_finite(file, entry)
-        rows = names.from_pairs(name, file.rows(entry.name), config).to(device)
-        if entry.format.name in PLAIN:
-            weight = blocks.decode(rows, entry.format, dtype).view(entry.shape)
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, nn.Parameter(weight))
-            file.forget(entry.name)
-        else:
-            place(model, name, rows, entry.format, dtype)
-    if config.tie_embeddings:
-        tie(model)
-    model.model.inv_freq = rope.inverse_frequencies(config).to(device)
-    return model
+        done.append(entry.name)
+        return names.from_pairs(name, file.rows(entry.name), config)
+
+    return assemble(config, {name: entry.format for name, entry in wanted.items()}, rows_of, dtype, device)
 
 
 def require_hash(folder: Path) -> None:

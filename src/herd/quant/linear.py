@@ -9,12 +9,14 @@ Shapes: R rows (outputs, or words), D weights of a row, B bytes of a packed row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import QuantError
+from ..llama import rope
+from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from . import blocks
 from .formats import Format, Scheme
@@ -95,6 +97,33 @@ def swap_linears(model: LlamaLM, scheme: Scheme) -> LlamaLM:
             place(model, name, blocks.encode(model.get_parameter(name).detach(), format, name), format, dtype)
     if tied:
         tie(model)
+    return model
+
+
+def assemble(
+    config: ModelConfig,
+    formats: Mapping[str, Format],
+    rows_of: Callable[[str], Tensor],
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+) -> LlamaLM:
+    """A model made of bytes: ``rows_of(name)`` gives a parameter's (R, B) uint8, asked for once, in file order.
+
+    What is packed stays packed; the rest becomes parameters in ``dtype``.
+    """
+    with torch.device("meta"):
+        model = LlamaLM(config)
+    for name, shape in config.param_shapes():
+        rows_RB = rows_of(name).to(device)
+        if formats[name].packed:
+            place(model, name, rows_RB, formats[name], dtype)
+        else:
+            parent, _, leaf = name.rpartition(".")
+            weight = blocks.decode(rows_RB, formats[name], dtype).view(shape)
+            setattr(model.get_submodule(parent), leaf, nn.Parameter(weight))
+    if config.tie_embeddings:
+        tie(model)
+    model.model.inv_freq = rope.inverse_frequencies(config).to(device)
     return model
 
 
