@@ -1,0 +1,30 @@
+"""Reading memory: every word counts; speeds are not asserted."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from herd.kernels import build
+from herd.kernels.bandwidth import MemoryReader, read_all, read_bandwidth
+
+
+def test_every_word_is_read(monkeypatch):
+    words = torch.from_numpy(np.random.default_rng(0).integers(-(2**63), 2**63, 64 * 5000, dtype=np.int64))
+    expected = int(words.numpy().sum())
+    assert read_all(words) == expected
+    words[-1] += 1
+    assert read_all(words) == expected + 1
+    monkeypatch.setattr(build, "ready", lambda: False)
+    assert read_all(words) == expected + 1
+
+
+def test_lengths_that_leave_a_rest():
+    assert read_all(torch.ones(64 * 3 + 5, dtype=torch.int64)) == 64 * 3 + 5
+
+
+def test_measuring_leaves_the_threads_as_they_were():
+    before = torch.get_num_threads()
+    assert read_bandwidth(before + 1, nbytes=1 << 20, seconds=0) > 0
+    assert torch.get_num_threads() == before
+    assert MemoryReader(1 << 20).measure(0) > 0
