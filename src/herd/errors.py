@@ -52,5 +52,9 @@ class ToolError(HerdError):
     """A tool call that is malformed, unknown, or failed."""
 
 
+class PlanError(HerdError):
+    """A plan for an unknown machine, or a request that is impossible or contradicts itself."""
+
+
 class ReportError(HerdError):
     """A receipt, run folder or report that is missing, malformed or cannot be written."""
