@@ -1,0 +1,42 @@
+"""The benchmarks, one file a kind. For a new one, subclass `Task` and add a line to `registry.TASKS`.
+
+`task.py` is the whole interface: a `Task` gives `Item`s, each with one request (`Rank`, `Read` or `Generate`), gets an
+`Answer` for each, and gives a `Judgement`. `data.py` finds the files (`--data`, or ten built-in items of every format).
+`registry.py` knows tasks and suites by name::
+
+    from herd.evals.tasks import Data, make
+    task = make("boolq", shots=5, mode="base")        # unknown names: DataError with the nearest ones
+    items = task.items(Data())
+    task.judge(items[0], task.example(items[0], right=True)).value == 1.0
+
+`herd.evals.harness` runs tasks on a model; `herd.evals.results` says what lies on disk afterwards.
+
+`choice.py`: boolq, hellaswag, openbookqa, piqa, social_iqa, truthfulqa, winogrande, arc; `mmlu.py`;
+`word_problems.py`: gsm8k, mgsm; `programs.py`: human_eval, mbpp. Prompts for base models are those of EleutherAI's
+lm-eval (a test holds them equal, string by string); shots are the first of the training file, or where there is none
+the first *other* items of the file itself (lm-eval's ``first_n`` sampler), so that all items of a task share one head
+that is computed once.
+"""
+
+from .data import Data
+from .registry import SUITES, TASKS, Entry, make, suite
+from .task import Answer, Generate, Item, Judgement, Likelihood, Mode, Rank, Read, Request, Task
+
+__all__ = [
+    "SUITES",
+    "TASKS",
+    "Answer",
+    "Data",
+    "Entry",
+    "Generate",
+    "Item",
+    "Judgement",
+    "Likelihood",
+    "Mode",
+    "Rank",
+    "Read",
+    "Request",
+    "Task",
+    "make",
+    "suite",
+]

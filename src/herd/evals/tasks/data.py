@@ -1,0 +1,90 @@
+"""Where the items come from: a folder with one subfolder a benchmark, in the data sets' own formats.
+
+``--data DIR`` names such a folder, e.g. ``DIR/boolq/validation.jsonl``; a file may be packed (``.gz``, ``.bz2``).
+Without it the project's own ten items of every format are used (`builtin`): enough to see everything work, never a
+score to quote.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import DataError
+
+BUILTIN = Path(__file__).parents[1] / "builtin"
+_OPENERS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.decompress, ".bz2": bz2.decompress}
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A folder of benchmarks; `builtin` says whether it is the project's own ten items."""
+
+    folder: Path = BUILTIN
+
+    def __post_init__(self) -> None:
+        if not self.folder.is_dir():
+            raise DataError(f"--data {self.folder}: no such folder; leave --data out for the built-in items")
+
+    @property
+    def builtin(self) -> bool:
+        return self.folder == BUILTIN
+
+    @property
+    def label(self) -> str:
+        """For tables and receipts."""
+        return "builtin" if self.builtin else str(self.folder)
+
+    def find(self, *names: str) -> Path | None:
+        """The first of ``names`` (``benchmark/file``), plain or packed, that is there."""
+        for name in names:
+            for ending in _OPENERS:
+                path = self.folder / f"{name}{ending}"
+                if path.is_file():
+                    return path
+        return None
+
+    def text(self, *names: str) -> str:
+        """The text of the first that is there; DataError naming all of them where none is."""
+        path = self.find(*names)
+        if path is None:
+            wanted = " or ".join(names)
+            raise DataError(f"no {wanted} in {self.folder}: put it there (may be .gz), or leave --data out for the "
+                            "ten built-in items")  # fmt: skip
+        try:
+            return _OPENERS[path.suffix if path.suffix in _OPENERS else ""](path.read_bytes()).decode("utf-8")
+        except (OSError, EOFError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); fetch it anew") from None
+
+    def rows(self, *names: str, needs: Sequence[str] = ()) -> list[Row]:
+        """JSON lines, each an object with the fields ``needs``."""
+        text = self.text(*names)
+        path = self.find(*names)
+        out: list[Row] = []
+        for number, line in enumerate(text.split("\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                missing = [name for name in needs if name not in row]
+            except (ValueError, TypeError) as error:
+                raise DataError(f"{path}, line {number}: not a JSON object ({error}); fetch it anew") from None
+            if missing:
+                raise DataError(f"{path}, line {number}: no field {missing[0]!r}; wanted are {', '.join(needs)}")
+            out.append(row)
+        if not out:
+            raise DataError(f"{path}: no items in it; fetch it anew")
+        return out
+
+    def table(self, *names: str) -> list[Row]:
+        """A CSV file with a header."""
+        return list(csv.DictReader(io.StringIO(self.text(*names))))

@@ -1,0 +1,169 @@
+"""What a task is: items in, judgements out. The model stands between, and a task never sees it.
+
+An item carries one request, and there are three kinds: `Rank` (which continuation is likeliest), `Read` (how likely is
+this text) and `Generate` (go on, or answer). Whoever runs the task turns each request into an `Answer`; the task judges
+it. So the same task runs on a checkpoint, a quantized file or an endpoint, and gold answers can be fed through `judge`
+without any model.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ..bootstrap import Interval, mean_interval, wilson
+from ..score import Score, from_interval
+
+if TYPE_CHECKING:
+    from ..results import ItemResult
+    from .data import Data
+
+Mode = Literal["base", "instruct"]
+"""How a model is asked. base: text to continue, choices by log-likelihood; instruct: a dialog, choices written down."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """(context, continuation) pairs, as text; mostly one context with several continuations."""
+
+    pairs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Read:
+    """A whole text, scored from its first token on."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Generate:
+    """A text to be continued or messages to be answered, greedily. ``stop`` strings end the answer, not part of it."""
+
+    prompt: str | tuple[Mapping[str, Any], ...]
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    form: str = "json"
+
+
+Request = Rank | Read | Generate
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """log p of a continuation in nats, whether greedy decoding would write it, and its tokens."""
+
+    nats: float
+    greedy: bool = False
+    n_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model made of a request: ``likelihoods`` of a `Rank` (in the order of its pairs) or a `Read` (one), or
+    ``text`` of a `Generate` with its finish reason ("stop", "length", "context")."""
+
+    text: str = ""
+    finish_reason: str = ""
+    likelihoods: tuple[Likelihood, ...] = ()
+
+
+@dataclass(frozen=True)
+class Item:
+    """``id`` is stable and unique within its task; ``gold`` is what the judge compares with; ``group`` a subject, a
+    language or a category, for the breakdown; ``doc`` whatever else the judge needs."""
+
+    id: str
+    request: Request
+    gold: Any
+    group: str = ""
+    doc: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """``value``: 1 right, 0 wrong, or any number that averages; ``extracted``: the answer as understood; ``metrics``:
+    further numbers of the item; ``why`` it failed, where that can be said. All JSON-ready."""
+
+    value: float
+    extracted: Any = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """Base of all tasks; a subclass says what its items are and how an answer is judged.
+
+    ``shots`` worked examples stand before each item, asked in ``mode``. ``version`` changes whenever a prompt or a
+    judge does: results of another version are not reused. ``settings`` (with ``version``) is all that a result depends
+    on besides the data and the model.
+    """
+
+    name: str
+    shots: int = 0
+    mode: Mode = "base"
+    version: ClassVar[str] = "1"
+    source: ClassVar[str] = ""
+    """Paper or project the items come from."""
+    licence: ClassVar[str] = ""
+    shots_from: ClassVar[str] = "none"
+    metric: ClassVar[str] = "acc"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything a person could have chosen otherwise; JSON-ready."""
+        return {"shots": self.shots, "mode": self.mode}
+
+    @abstractmethod
+    def items(self, data: Data) -> list[Item]:
+        """All items, in an order of which any beginning is a fair sample. Raises DataError where a file is missing."""
+
+    @abstractmethod
+    def judge(self, item: Item, answer: Answer) -> Judgement:
+        """Right or wrong, and as what."""
+
+    def judge_all(self, answered: Sequence[tuple[Item, Answer]]) -> list[Judgement]:
+        """`judge` for several; tasks that need something costly to judge (a sandbox) open it once here."""
+        return [self.judge(item, answer) for item, answer in answered]
+
+    @abstractmethod
+    def example(self, item: Item, right: bool) -> Answer:
+        """An answer that must be judged right, or wrong: what proves the judge, without a model."""
+
+    def note(self, data: Data) -> str:
+        """What a reader of the score must know besides, e.g. that the data has fewer examples than shots."""
+        return ""
+
+    def scores(self, results: Sequence[ItemResult]) -> list[Score]:
+        """The headline first, with its breakdown by group; then the mean of every further metric of the items."""
+        values = [result.value for result in results]
+        detail = {"by_group": by_group([result.group for result in results], values)}
+        scores = [mean(self.metric, values, detail if any(result.group for result in results) else {})]
+        for name in dict.fromkeys(name for result in results for name in result.metrics):
+            scores.append(mean(name, [result.metrics[name] for result in results if name in result.metrics]))
+        return scores
+
+
+def mean(name: str, values: Sequence[float], detail: dict[str, Any] | None = None) -> Score:
+    """A share with Wilson's interval where all values are 0 or 1, else a mean with its bootstrap interval."""
+    score = from_interval(name, _interval(values), "fraction", len(values), detail)
+    return score if len(values) > 1 else replace(score, lo=None, hi=None)  # a single number has no spread
+
+
+def by_group(groups: Sequence[str], values: Sequence[float]) -> dict[str, dict[str, Any]]:
+    """The same within each group: key to ``{value, lo, hi, n}``."""
+    parts: dict[str, list[float]] = {}
+    for group, value in zip(groups, values, strict=True):
+        parts.setdefault(group, []).append(value)
+    means = {group: mean(group, some) for group, some in parts.items()}
+    return {group: {"value": s.value, "lo": s.lo, "hi": s.hi, "n": s.n} for group, s in means.items()}
+
+
+def _interval(values: Sequence[float]) -> Interval:
+    if all(value in (0, 1) for value in values):
+        return wilson(round(sum(values)), len(values))
+    return mean_interval(values)
