@@ -46,6 +46,7 @@ VERBS: dict[str, Verb] = {
     "export": Verb("convert", "Write a checkpoint for other tools.", "export_command"),
     "report": Verb("report", "Write the page of a run anew."),
     "sizes": Verb("sizes", "The published models: parameters, bytes, KV cache."),
+    "leak": Verb("leak", "The news about Llama 3.1, claim by claim, and what is so."),
 }
 
 

@@ -1,0 +1,103 @@
+"""How much text is 128k tokens? Meta's tokenizer on parallel text in ten languages.
+
+The same 1,000 sentences (Parallel Universal Dependencies) and the same declaration (Universal Declaration of Human
+Rights) in every language, so that languages can be compared by content: a window holds N English words' worth of each.
+Needs the real tokenizer and the texts in HERD_TEST_DATA. Writes the small table that `herd leak` reads
+(src/herd/plan/words.yaml) and bench/receipts/words-per-window.json.
+
+    python bench/words_per_window.py            # seconds
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from herd.files import write_atomically
+from herd.report.receipt import Value, write_receipt
+from herd.text import Tokenizer
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(os.environ.get("HERD_TEST_DATA", ROOT.parent / "shared" / "data"))
+LANGUAGES = ("en", "de", "fr", "it", "pt", "hi", "es", "th", "ja", "zh")
+UNSPACED = ("th", "ja", "zh")  # languages that put no spaces between words
+WINDOW = 131_072
+RESAMPLES, SEED = 2000, 0
+
+
+@dataclass
+class Text:
+    """One text in one language, a line a sentence: tokens and words of every line, and all characters."""
+
+    tokens_L: np.ndarray
+    words_L: np.ndarray
+    chars: int
+
+
+def read(tokenizer: Tokenizer, path: Path, spaced: bool) -> Text:
+    """Lines as running text: in spaced languages every line brings the space before it."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    prefix = " " if spaced else ""
+    tokens = np.array([len(tokenizer.encode(prefix + line)) for line in lines])
+    return Text(
+        tokens, np.array([len(line.split()) for line in lines]), sum(map(len, lines)) + len(prefix) * len(lines)
+    )
+
+
+def interval(english: Text, other: Text) -> tuple[float, float, float]:
+    """English words' worth of ``other`` in a window, with its 95 % bootstrap interval over sentences."""
+    rng = np.random.default_rng(SEED)
+    n = len(other.tokens_L)
+    draws = rng.integers(0, n, (RESAMPLES, n))
+    ratios = english.words_L[draws].sum(1) / other.tokens_L[draws].sum(1)
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return tuple(WINDOW * r for r in (english.words_L.sum() / other.tokens_L.sum(), low, high))  # type: ignore[return-value]
+
+
+def main() -> None:
+    """Measure, print, write the table and the receipt."""
+    model = DATA / "llama3_tokenizer" / "tokenizer.model"
+    if not model.exists():
+        sys.exit(f"{model} is absent: set HERD_TEST_DATA")
+    tokenizer = Tokenizer.from_file(model)
+    values: dict[str, Value] = {}
+    table = [
+        "# Words and tokens of parallel text under Meta's Llama 3.1 tokenizer. Written by bench/words_per_window.py:",
+        "# not edited by hand. pud: 1,000 sentences of news and encyclopaedia; udhr: the declaration of human rights.",
+        "# english_words: words of the English original, so that tokens / english_words compares languages by content.",
+    ]
+    for name in ("pud", "udhr"):
+        folder = DATA / ("ud_pud_parallel" if name == "pud" else "udhr")
+        texts = {code: read(tokenizer, folder / f"{code}.txt", code not in UNSPACED) for code in LANGUAGES}
+        english = texts["en"]
+        table += [f"{name}:", f"  english_words: {english.words_L.sum()}", "  languages:"]
+        for code, text in texts.items():
+            tokens, words = int(text.tokens_L.sum()), int(text.words_L.sum())
+            own = "null" if code in UNSPACED else str(words)
+            table.append(f"    {code}: {{tokens: {tokens}, words: {own}, chars: {text.chars}}}")
+            if name == "pud":  # its lines agree between languages, so sentences can be drawn together
+                middle, low, high = interval(english, text)
+                values[f"{code}/english words a window"] = Value(round(middle), "words", round(low), round(high))
+            else:
+                share = float(WINDOW * english.words_L.sum() / tokens)
+                values[f"{code}/english words a window, udhr"] = Value(round(share), "words")
+            values[f"{code}/characters a token, {name}"] = Value(round(text.chars / tokens, 3), "characters/token")
+    write_atomically(ROOT / "src" / "herd" / "plan" / "words.yaml", "\n".join(table) + "\n")
+    path = write_receipt(
+        "words-per-window",
+        what="English words' worth of text in a window of 131,072 tokens, by language, with Meta's tokenizer",
+        values=values,
+        command="python bench/words_per_window.py",
+        seed=SEED,
+    )
+    for key, value in values.items():
+        print(f"{key:45} {value.value:>12,}")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
