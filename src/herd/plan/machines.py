@@ -59,8 +59,12 @@ class Machine:
         return self.device.memory * self.count
 
     def join(self, ranks: int, stride: int = 1) -> Link:
-        """The link a group of ``ranks`` devices, every ``stride``-th, talks over: inside a node as long as it fits."""
-        return self.link if ranks * stride <= self.per_node else self.network
+        """What a group of ``ranks`` devices, every ``stride``-th, talks over: inside a node as long as it fits. Between
+        nodes each device has a network card of its own, and members on the same node use theirs together."""
+        if ranks * stride <= self.per_node:
+            return self.link
+        together = max(1, self.per_node // stride)
+        return replace(self.network, bandwidth=min(self.link.bandwidth, together * self.network.bandwidth))
 
     def of(self, count: int) -> Machine:
         """The same with another number of devices."""

@@ -1,7 +1,7 @@
 """Every operator of a Llama's forward pass, with its operations and bytes: one list for prefill, decode and training.
 
 Legend: D model dim, H query heads, G KV heads, K head dim, F ffn dim, V vocab; rows of the activation are all tokens
-that pass together. Tensor parallelism over ``tp`` ranks divides heads, F and V; up to G ranks KV heads divide too, above
+that pass together. Tensor parallelism over ``tp`` ranks divides heads, F and V; up to G ranks KV heads divide too, then
 they are repeated, one on each rank (as in Meta's MP16 file).
 
 The operations are those of `ModelConfig.flops_per_token` (a test holds them equal); what is added here is how they
@@ -43,9 +43,11 @@ def layer_ops(
     kv_bytes: float = 2.0,
     act_bytes: float = 2.0,
     tp: int = 1,
+    split_rows: bool = False,
 ) -> list[Op]:
     """One block over ``rows`` tokens that attend to ``keys`` others each in the mean; ``cached`` tokens of K and V are
     read in all. Decode of B sequences at context C: rows B, keys C, cached B·C. Prefill of T: T, T/2, T.
+    ``split_rows``: between the matmuls each rank keeps its part of the rows (sequence parallelism), as training does.
     """
     if config.n_heads % tp or config.ffn_dim % tp:
         raise PlanError(
@@ -54,6 +56,7 @@ def layer_ops(
     D, K, F = config.dim, config.head_dim, config.ffn_dim // tp
     q, kv = config.n_heads * K // tp, max(config.n_kv_heads // tp, 1) * K
     act = act_bytes * rows
+    own = D / tp if split_rows else D  # of the residual stream
 
     def gemm(name: str, inner: float, outer: float) -> Op:
         nbytes = weights.linears * inner * outer + act * (inner + outer)
@@ -63,12 +66,12 @@ def layer_ops(
         return Op(name, "memory", 0.0, act * values, "bf16", rows)
 
     return [
-        pointwise("attention norm", 3 * D),  # the residual is added and kept: read two, write one
+        pointwise("attention norm", 3 * own),  # the residual is added and kept: read two, write one
         gemm("qkv", D, q + 2 * kv),
         pointwise("rope", 2 * (q + kv)),
         Op("attention", "attention", 4 * rows * keys * q, act * 2 * q + kv_bytes * cached * 2 * kv, "bf16", rows),
         gemm("out", q, D),
-        pointwise("ffn norm", 3 * D),
+        pointwise("ffn norm", 3 * own),
         gemm("gate up", D, 2 * F),
         pointwise("swiglu", 3 * F),
         gemm("down", F, D),

@@ -9,7 +9,7 @@ of weights 88 % of its bandwidth. They come from published measurements by kind 
 profile of the very machine. A share may depend on the size of the work (`Curve`): a matmul with few rows, a read of few
 bytes. ``op_seconds`` is what every operator pays before it does anything; it is why small work is slow.
 
-Collectives follow the ring: of n ranks each sends (n - 1) / n of the bytes at the rate of the link, twice to all-reduce.
+Collectives follow the ring: each of n ranks sends (n - 1) / n of the bytes at the link's rate, twice for an all-reduce.
 
 Williams, Waterman, Patterson: "Roofline" (CACM 52, 2009). NCCL's "bus bandwidth": nccl-tests, PERFORMANCE.md.
 """
@@ -73,9 +73,10 @@ class Efficiency:
         return curve(rows)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Device:
-    """One accelerator or processor: bytes, bytes/s and operations/s of the data sheet, and what it reaches of them."""
+    """One accelerator or processor: bytes, bytes/s and operations/s of the data sheet, and what it reaches of them.
+    Compared by identity."""
 
     name: str
     kind: Literal["gpu", "apple", "cpu"]

@@ -1,0 +1,105 @@
+"""Bytes on one rank of a training run, by what they are for: `herd.train.memory`, split over TP, CP and PP.
+
+With sequence parallelism everything a block keeps for backward is split over TP (rows between the matmuls, heads and F
+inside them) and over CP. In a pipeline the first stage holds most: with V pieces a stage, PP · (1 + (PP - 1) / (PP · V))
+micro-batches' worth of its layers are under way at once (Narayanan et al., arXiv 2104.04473, section 2.2).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, fields
+
+from ..llama.config import ModelConfig
+from ..train.memory import MASTER, TrainBytes, train_nbytes
+from .layout import Job, Layout, micro_batches, stage_layers
+
+WEIGHT = 2  # bytes of the compute copy: bf16, also where matmuls run in FP8
+RESERVED = 3e9
+"""Bytes that the driver, the libraries' workspaces and NCCL's buffers take of an accelerator."""
+FRAGMENTED = 0.04
+"""Share of a device that a caching allocator cannot fill."""
+
+
+@dataclass(frozen=True)
+class RankBytes:
+    """Bytes of the fullest rank, by what they are for."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    loss: float
+    buffers: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, float]:
+        """Bytes by part, in order."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@functools.lru_cache(maxsize=256)
+def first_stage(config: ModelConfig, pp: int) -> ModelConfig:
+    """The part of a model that the first stage holds. Of embedding and head a stage of a pipeline has one, as in a model
+    that ties them."""
+    if pp == 1:
+        return config
+    _, end = stage_layers(config.n_layers, pp) or (0, config.n_layers // pp)
+    return config.replace(n_layers=max(end, 1), tie_embeddings=True)
+
+
+def in_flight(layout: Layout, micros: int) -> float:
+    """Micro-batches' worth of its activations that the first stage holds at once."""
+    if layout.pp == 1:
+        return 1.0
+    return min(float(micros), layout.pp + ((layout.pp - 1) / layout.chunks if layout.chunks > 1 else 0.0))
+
+
+def rank_nbytes(job: Job, layout: Layout) -> RankBytes:
+    """Bytes of the fullest rank of a layout."""
+    ranks, tp = layout.dp * layout.cp, layout.tp
+    rows = job.context // layout.cp
+    stage = first_stage(job.config, layout.pp)
+    kept, least = (_whole(stage, layout.micro, rows, remat, ranks > 1) for remat in (False, True))
+    activations = {
+        "none": kept.activations,
+        "selective": (kept.activations + least.activations) / 2,  # every other matmul's output is kept
+        "full": least.activations,
+    }[layout.recompute]
+    params = kept.weights / MASTER / tp
+    gradients = {
+        "all": kept.gradients / tp / ranks,
+        "gradients": kept.gradients / tp / ranks + kept.gradients / tp / layout.chunks * (ranks > 1),
+        "optimizer": kept.gradients / tp,
+    }[layout.shard]
+    return RankBytes(
+        weights=kept.gathered / tp if layout.shard == "all" else WEIGHT * params,
+        gradients=gradients,
+        optimizer=(kept.weights + kept.moments) / tp / ranks,
+        activations=activations / tp * in_flight(layout, micro_batches(layout, job)),
+        loss=kept.loss / tp if layout.pp == 1 else 0.0,
+        buffers=_gathered_rows(job, layout),
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _whole(stage: ModelConfig, micro: int, rows: int, remat: bool, sharded: bool) -> TrainBytes:
+    return train_nbytes(stage, micro, rows, dtype="bfloat16", remat=remat, ranks=2 if sharded else 1)
+
+
+def _gathered_rows(job: Job, layout: Layout) -> float:
+    """Rows of the residual stream gathered for a matmul (TP) and K and V of the whole sequence (CP), of one layer, with
+    their gradients."""
+    config, rows = job.config, layout.micro * job.context
+    gathered = 2 * WEIGHT * rows / layout.cp * config.dim if layout.tp > 1 else 0.0
+    kv_heads = max(config.n_kv_heads // layout.tp, 1)
+    kv = 4 * WEIGHT * rows * kv_heads * config.head_dim if layout.cp > 1 else 0.0
+    return gathered + kv
+
+
+def usable(device_memory: float) -> float:
+    """Bytes of a device that tensors can have."""
+    return device_memory * (1 - FRAGMENTED) - min(RESERVED, 0.1 * device_memory)
