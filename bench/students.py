@@ -39,8 +39,9 @@ from herd.report.receipt import Value, write_receipt
 from herd.train import distil, lm, train
 
 
-def run_arm(folder: Path, arm: str, seed: int, material: Material, phase: Phase, documents: list[HeldOut]) -> dict:
+def run_arm(folder: Path, arm: str, material: Material, phase: Phase, documents: list[HeldOut]) -> dict:
     """Train one arm, measure it, and keep the result in ``folder``."""
+    seed = material.plan.seed
     result = folder / f"{arm}-{seed}.json"
     if result.exists():
         return json.loads(result.read_text())
@@ -53,7 +54,8 @@ def run_arm(folder: Path, arm: str, seed: int, material: Material, phase: Phase,
     else:
         model, objective = LlamaLM(target).init_weights(seed + 1), lm
     work = folder / f"{arm}-{seed}"
-    trained = train(model, stream, objective, config_of(phase, seed).model_copy(update={"eval_every": 0}), work)
+    config = config_of(phase, material.plan).model_copy(update={"eval_every": 0})
+    trained = train(model, stream, objective, config, work)
     scored = compression(model.eval(), documents)
     save(folder / f"{arm}-{seed}-model", model, material.tokenizer, lineage=Lineage(name=arm, stage=arm))
     record = {
@@ -90,7 +92,7 @@ def main() -> None:
         material = Material(seeded, options.run)
         documents = heldout(material)
         for arm, its_phase in (("student", phase), ("control", phase), ("control-flops", longer)):
-            record = run_arm(folder, arm, seeded.seed, material, its_phase, documents)
+            record = run_arm(folder, arm, material, its_phase, documents)
             arms[arm].append(record)
             bpb = sum(record["bits"]) / sum(record["n_bytes"])
             print(f"seed {seed} {arm}: {bpb:.4f} bits/byte, {record['tokens']:,} tokens", flush=True)

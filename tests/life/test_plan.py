@@ -8,37 +8,43 @@ from hypothesis import strategies as st
 
 from herd.distill.prune import check_target
 from herd.errors import DataError
-from herd.life.plan import SHARES, Plan, extended, quick_plan, rung, student_of, timed_plan
+from herd.life.plan import SHARES, Plan, Speeds, chosen, extended, quick_plan, rung, student_of, timed_plan
 from herd.life.probe import LADDER
 from herd.life.run import Run
 
-SPEEDS = st.lists(st.floats(50, 1e6), min_size=1, max_size=len(LADDER))
+SPEEDS = st.builds(
+    lambda dtype, of, distil, control: Speeds(dtype, dict(zip(LADDER, of, strict=False)), distil, control),
+    st.sampled_from(["float32", "bfloat16"]),
+    st.lists(st.floats(50, 1e6), min_size=1, max_size=len(LADDER)),
+    st.floats(50, 1e6),
+    st.floats(50, 1e6),
+)
 
 
 @given(speeds=SPEEDS, mode=st.sampled_from(["demo", "full"]))
-def test_every_plan_is_possible_and_keeps_its_time(speeds: list[float], mode: str) -> None:
-    measured = dict(zip(LADDER, speeds, strict=False))
-    plan = timed_plan("x", mode, 0, None, 4096, measured)
+def test_every_plan_is_possible_and_keeps_its_time(speeds: Speeds, mode: str) -> None:
+    plan = timed_plan("x", mode, 0, None, 4096, speeds)
     teacher, student = plan.teacher_config, plan.student_config
     check_target(teacher, student)
     assert student.n_params < teacher.n_params
     assert plan.instruct.context <= plan.extend[-1].context
-    shares, speed = SHARES[mode], measured[teacher.dim, teacher.n_layers]
+    shares, speed = SHARES[mode], speeds.rungs[teacher.dim, teacher.n_layers]
+    assert plan.dtype == speeds.dtype
+    if plan.distil.steps > 20:
+        assert plan.distil.tokens == pytest.approx(shares.distil * speeds.distil, rel=0.05)
     if plan.pretrain.steps > 20:  # else the machine is too slow for its mode, and the least is done
         assert plan.pretrain.tokens == pytest.approx(shares.pretrain * speed, rel=0.05)
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
 
 
 def test_the_largest_rung_that_sees_enough_is_chosen() -> None:
-    wanted = SHARES["full"].instruct_tokens / SHARES["full"].instruct
+    wanted = SHARES["full"].wanted_speed
     speeds = {LADDER[0]: 4 * wanted, LADDER[1]: 2 * wanted, LADDER[2]: wanted, LADDER[3]: wanted / 2}
-    teacher = timed_plan("x", "full", 0, None, 4096, speeds).teacher_config
-    assert (teacher.dim, teacher.n_layers) == LADDER[2]
+    assert chosen(speeds, "full") == LADDER[2]
 
 
 def test_too_slow_a_machine_gets_the_smallest() -> None:
-    teacher = timed_plan("x", "demo", 0, None, 4096, {LADDER[0]: 10.0}).teacher_config
-    assert (teacher.dim, teacher.n_layers) == LADDER[0]
+    assert chosen({LADDER[0]: 10.0}, "demo") == LADDER[0]
 
 
 @pytest.mark.parametrize("shape", LADDER)

@@ -16,7 +16,7 @@ from ..llama.model import LlamaLM
 from ..text import Tokenizer
 from ..train import TrainConfig, train
 from ..train.objectives import Objective
-from .plan import Phase
+from .plan import Phase, Plan
 from .run import Run
 
 SAMPLES_EVERY = 15.0
@@ -40,7 +40,7 @@ class Learned:
     earlier_seconds: float
 
 
-def config_of(phase: Phase, seed: int) -> TrainConfig:
+def config_of(phase: Phase, plan: Plan) -> TrainConfig:
     """The loop's configuration: 5 % warm-up, cosine, a quarter of annealing to zero whose weights are averaged."""
     anneal = max(2, phase.steps // 4)
     return TrainConfig(
@@ -52,7 +52,8 @@ def config_of(phase: Phase, seed: int) -> TrainConfig:
         warmup_steps=max(1, phase.steps // 20),
         anneal_steps=anneal,
         average_every=max(1, anneal // 10),
-        seed=seed,
+        seed=plan.seed,
+        dtype=plan.dtype,
         save_every=max(5, phase.steps // 25),
         keep_states=1,
         eval_every=max(5, phase.steps // 12),
@@ -88,7 +89,7 @@ def learn(
     def evaluate(now: LlamaLM, step: int) -> dict[str, float]:
         return {"loss": heldout_loss(now, heldout)}
 
-    config = config_of(phase, run.plan.seed)
+    config = config_of(phase, run.plan)
     result = train(model, stream, objective, config, run.stage_folder(name), evaluate=evaluate, on_step=on_step)
     sampler.show(result.step)
     earlier = max(0.0, result.seconds - (time.perf_counter() - began)) if result.resumed_from else 0.0

@@ -16,7 +16,19 @@ from .. import __version__
 from ..llama.config import ModelConfig, RopeScaling
 
 Mode = Literal["quick", "demo", "full"]
+Dtype = Literal["float32", "bfloat16"]
 Rung = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What a probe found, in tokens/s of training: each rung in the ``dtype`` that is faster here, and the chosen
+    rung's student, taught by it (``distil``) and alone (``control``)."""
+
+    dtype: Dtype
+    rungs: dict[Rung, float]
+    distil: float
+    control: float
 
 
 class Phase(BaseModel):
@@ -45,6 +57,7 @@ class Plan(BaseModel):
     created: str
     version: str
     text: list[str] | None  # the user's corpus; None: the standard library and the project's parallel sentences
+    dtype: Dtype  # of the matmuls in training; weights and Adam's state are always fp32
     corpus_bytes: int  # at most this much text is read
     vocab_size: int
     teacher: dict[str, Any]  # fields of ModelConfig
@@ -80,6 +93,11 @@ class Shares:
     instruct: float
     distil: float
     instruct_tokens: float  # the tokens instruct tuning needs: the largest model that gets them is chosen
+
+    @property
+    def wanted_speed(self) -> float:
+        """Tokens/s a rung must train at to be chosen."""
+        return self.instruct_tokens / self.instruct
 
 
 SHARES: dict[str, Shares] = {
@@ -146,6 +164,7 @@ def quick_plan(name: str, seed: int, text: list[str] | None) -> Plan:
         created=_now(),
         version=__version__,
         text=text,
+        dtype="float32",
         corpus_bytes=400_000,
         vocab_size=768,
         teacher=_fields(teacher),
@@ -172,40 +191,36 @@ def quick_plan(name: str, seed: int, text: list[str] | None) -> Plan:
     )
 
 
-def timed_plan(
-    name: str, mode: Mode, seed: int, text: list[str] | None, vocab_size: int, speeds: dict[Rung, float]
-) -> Plan:
-    """The plan that fills its mode's time on a machine that trains each rung at ``speeds`` tokens/s.
+def chosen(rungs: dict[Rung, float], mode: Mode) -> Rung:
+    """The largest rung that still sees the tokens instruct tuning needs in its time; else the smallest."""
+    return max([r for r in rungs if rungs[r] >= SHARES[mode].wanted_speed] or [min(rungs)])
 
-    The teacher is the largest rung that still sees the tokens instruct tuning needs; every phase then gets as many
-    steps as its seconds allow.
-    """
+
+def timed_plan(name: str, mode: Mode, seed: int, text: list[str] | None, vocab_size: int, speeds: Speeds) -> Plan:
+    """The plan that fills its mode's time on a machine of these speeds; every phase gets as many steps as its seconds
+    allow."""
     shares, context = SHARES[mode], 256
-    wanted = shares.instruct_tokens / shares.instruct
-    able = [r for r in speeds if speeds[r] >= wanted] or [min(speeds)]
-    dim, n_layers = max(able)
-    speed = speeds[dim, n_layers]
+    dim, n_layers = chosen(speeds.rungs, mode)
+    speed = speeds.rungs[dim, n_layers]
     teacher = rung(dim, n_layers, vocab_size, context)
     student = student_of(teacher)
-    # Distillation pays the student's training and the teacher's forward; rates follow FLOPs between such near shapes.
     per_token = teacher.flops_per_token(context / 2, training=True)
-    student_cost = student.flops_per_token(context, training=True) / per_token
-    distil_cost = student_cost + teacher.flops_per_token(context) / per_token
 
-    def steps(seconds: float, rows: int, context: int, cost: float = 1.0) -> int:
-        return max(20, round(seconds * speed / cost / (rows * context)))
+    def steps(seconds: float, rows: int, context: int, speed: float) -> int:
+        return max(20, round(seconds * speed / (rows * context)))
 
     # Longer rows pay more attention; the measured ratio at these sizes is close to that of the FLOPs.
-    def long_cost(context: int) -> float:
-        return teacher.flops_per_token(context / 2, training=True) / per_token
+    def long_speed(context: int) -> float:
+        return speed * per_token / teacher.flops_per_token(context / 2, training=True)
 
     extend = [
-        Phase(steps=steps(shares.extend / 2, 4096 // c, c, long_cost(c)), rows=4096 // c, context=c, lr=1e-3)
+        Phase(steps=steps(shares.extend / 2, 4096 // c, c, long_speed(c)), rows=4096 // c, context=c, lr=1e-3)
         for c in (2 * context, 4 * context)
     ]
-    pretrain = Phase(steps=steps(shares.pretrain, 8, context), rows=8, context=context, lr=3e-3)
-    instruct = Phase(steps=steps(shares.instruct, 4, 2 * context, long_cost(512)), rows=4, context=2 * context, lr=2e-3)
-    distil = Phase(steps=steps(shares.distil, 4, 2 * context, distil_cost), rows=4, context=2 * context, lr=2e-3)
+    pretrain = Phase(steps=steps(shares.pretrain, 8, context, speed), rows=8, context=context, lr=3e-3)
+    instruct_steps = steps(shares.instruct, 4, 2 * context, long_speed(2 * context))
+    instruct = Phase(steps=instruct_steps, rows=4, context=2 * context, lr=2e-3)
+    distil = Phase(steps=steps(shares.distil, 4, 2 * context, speeds.distil), rows=4, context=2 * context, lr=2e-3)
     full = mode == "full"
     return Plan(
         name=name,
@@ -214,6 +229,7 @@ def timed_plan(
         created=_now(),
         version=__version__,
         text=text,
+        dtype=speeds.dtype,
         corpus_bytes=24_000_000 if full else 8_000_000,
         vocab_size=vocab_size,
         teacher=_fields(teacher),
@@ -226,14 +242,14 @@ def timed_plan(
         eval_rows=64 if full else 32,
         tool_items=400 if full else 160,
         needle_items=40 if full else 16,
-        speeds={f"{d}x{n}": round(s) for (d, n), s in speeds.items()},
+        speeds={f"{d}x{n}": round(s) for (d, n), s in speeds.rungs.items()},
         predicted_seconds={
             "tokenizer": shares.fixed["tokenizer"],
             "teacher": shares.pretrain,
             "long": shares.extend,
             "instruct": shares.instruct,
             "student": shares.distil,
-            "control": shares.distil * student_cost / distil_cost,
+            "control": shares.distil * speeds.distil / speeds.control,
             "measure": shares.fixed["measure"],
             "report": shares.fixed["report"],
         },

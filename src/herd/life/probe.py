@@ -1,51 +1,69 @@
 """Ten seconds that decide the size of a herd: how many tokens a second this machine trains at each rung.
 
 A rung is measured by training it for real, forward, backward and Adam, on random tokens. Speeds are never carried over
-from one shape to another: small matrices run far below the peak of large ones, by a factor machines differ in.
+from one shape to another: small matrices run far below the peak of large ones, by a factor machines differ in. So do
+processors with bf16 instructions and those without: the smallest rung is trained in fp32 and in bf16, and the faster
+dtype trains the herd.
 """
 
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 
 import torch
 
+from ..data.batch import Batch
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
-from .plan import Rung, rung
+from ..train import distil, lm
+from ..train.objectives import Objective
+from .plan import SHARES, Dtype, Mode, Rung, Speeds, chosen, rung, student_of
 
-ROWS, CONTEXT = 16, 256
+ROWS, CONTEXT = 8, 256
 
-
-LADDER: tuple[Rung, ...] = ((128, 3), (192, 4), (256, 5), (384, 6), (512, 8))
+LADDER: tuple[Rung, ...] = ((128, 3), (192, 4), (256, 4), (384, 5), (512, 6))
 """(dim, layers) of the rungs, smallest first."""
+SECONDS = 1.5
+"""Of each measurement; there are five to eight."""
 
 
-def training_speed(config: ModelConfig, seconds: float) -> float:
-    """Tokens per second of real training steps of ``config`` on this machine, over about ``seconds``."""
+def training_speed(config: ModelConfig, dtype: Dtype, objective: Objective = lm) -> float:
+    """Tokens per second of real training steps of ``config`` on this machine."""
     model = LlamaLM(config).init_weights(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, config.vocab_size, (ROWS, CONTEXT + 1), generator=generator)
+    batch = Batch(tokens[:, :-1], tokens[:, 1:])
 
     def step() -> None:
         optimizer.zero_grad()
-        (model.loss(tokens[:, :-1], tokens[:, 1:]) / tokens.numel()).backward()
+        with torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else nullcontext():
+            loss = objective(model, batch).total / batch.n_targets
+        loss.backward()
         optimizer.step()
 
     step()  # the first one allocates
     began, steps = time.perf_counter(), 0
-    while steps < 2 or time.perf_counter() - began < seconds:
+    while steps < 2 or time.perf_counter() - began < SECONDS:
         step()
         steps += 1
     return steps * ROWS * CONTEXT / (time.perf_counter() - began)
 
 
-def probe(vocab_size: int, wanted: float, seconds: float = 10.0) -> dict[Rung, float]:
-    """Training speed in tokens/s of each rung, climbing until one is slower than ``wanted`` tokens/s."""
-    speeds: dict[Rung, float] = {}
-    for dim, n_layers in LADDER:
-        speeds[dim, n_layers] = training_speed(rung(dim, n_layers, vocab_size, CONTEXT), seconds / 4)
-        if speeds[dim, n_layers] < wanted:
+def probe(vocab_size: int, mode: Mode) -> Speeds:
+    """Climbs the ladder until a rung is slower than the mode wants, then tries the chosen rung's student."""
+
+    def config(of: Rung) -> ModelConfig:
+        return rung(*of, vocab_size, CONTEXT)
+
+    by_dtype: dict[Dtype, float] = {d: training_speed(config(LADDER[0]), d) for d in ("float32", "bfloat16")}
+    dtype = max(by_dtype, key=lambda d: by_dtype[d])
+    rungs = {LADDER[0]: by_dtype[dtype]}
+    for shape in LADDER[1:]:
+        if min(rungs.values()) < SHARES[mode].wanted_speed:
             break
-    return speeds
+        rungs[shape] = training_speed(config(shape), dtype)
+    teacher = LlamaLM(config(chosen(rungs, mode))).init_weights(0).requires_grad_(False)
+    student = student_of(teacher.config)
+    return Speeds(dtype, rungs, training_speed(student, dtype, distil(teacher)), training_speed(student, dtype))

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..data.corpus import read_corpus
 from ..errors import HerdError
 from . import measure, stages
-from .plan import SHARES, Mode, Plan, quick_plan, timed_plan
+from .plan import Mode, Plan, quick_plan, timed_plan
 from .probe import probe
 from .run import Run, Stage, run_lock
 from .show import Show, clock
@@ -34,10 +34,9 @@ def plan_run(name: str, mode: Mode, seed: int, text: list[str] | None, show: Sho
     if mode == "quick":
         return quick_plan(name, seed, text)
     show.line("[bold]probe[/bold]  how fast this machine trains  [dim](10 s)[/dim]")
-    shares = SHARES[mode]
-    speeds = probe(VOCAB_SIZE, wanted=shares.instruct_tokens / shares.instruct)
-    for (dim, n_layers), speed in speeds.items():
-        show.line(f"  {dim} wide, {n_layers} layers: {speed:,.0f} tokens/s")
+    speeds = probe(VOCAB_SIZE, mode)
+    for (dim, n_layers), speed in speeds.rungs.items():
+        show.line(f"  {dim} wide, {n_layers} layers: {speed:,.0f} tokens/s in {speeds.dtype}")
     return timed_plan(name, mode, seed, text, VOCAB_SIZE, speeds)
 
 
