@@ -7,7 +7,7 @@ imports and exports, `meta.py` reads Meta's own files, `atomic.py` makes folders
 
 from .convert import export_hf, import_hf
 from .folder import checkpoint_hash, load, load_config, load_tokenizer, resolve, save, write_folder
-from .gguf_convert import Source, export_gguf, import_gguf, quantize
+from .gguf_convert import Source, export_gguf, import_gguf, quantize, write_random
 from .hf import config_from_hf, config_to_hf
 from .lineage import Lineage, load_lineage, update_lineage
 from .meta import import_meta
@@ -32,4 +32,5 @@ __all__ = [
     "save",
     "update_lineage",
     "write_folder",
+    "write_random",
 ]

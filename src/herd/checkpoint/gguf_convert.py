@@ -22,6 +22,7 @@ from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..quant.formats import BF16, F16, F32, Format, Scheme, find, nbytes, scheme
 from ..quant.linear import packed_weights
+from ..quant.random import random_rows_of
 from . import gguf_names as names
 from . import weights
 from .atomic import require_room, whole_folder
@@ -106,6 +107,21 @@ def quantize(
 
     tokenizer = source.tokenizer()
     return _write_folder(Path(out), source.config, formats, rows_of or rounded, tokenizer, name, lineage, progress)
+
+
+def write_random(
+    out: str | Path, config: ModelConfig, plan: Scheme, seed: int = 0, *, progress: weights.Progress | None = None
+) -> None:
+    """Writes a GGUF file of random weights, those of `quant.random.random_quantized`; it has no tokenizer.
+
+    llama.cpp runs it: `tokenizer.ggml.model` is ``none``, which it knows. For measuring speed.
+    """
+    formats = plan.plan(config)
+    rows_of = random_rows_of(config, formats, seed)
+    require_room(Path(out), _nbytes(config, formats))
+    write_model(
+        Path(out), config, formats, lambda name: [rows_of(name)], None, name=f"random-{seed}", progress=progress
+    )
 
 
 def save_quantized(

@@ -19,12 +19,16 @@ def require_memory(config: ModelConfig, needed: int, where: Path) -> None:
     free = free_bytes()
     if needed <= free:
         return
-    smaller = {name: nbytes for name, nbytes in quantized_nbytes(config).items() if nbytes < needed}
-    fitting = [f"--to {name} ({nbytes / 1e9:.1f} GB)" for name, nbytes in smaller.items() if nbytes <= free]
+    fitting = [f"--to {name} ({nbytes / 1e9:.1f} GB)" for name, nbytes in fitting_formats(config, free).items()]
     cure = f"herd quantize {' or '.join(fitting)} would fit" if fitting else "take a smaller model or a larger machine"
     raise CheckpointError(
         f"{where}: its weights need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; {cure}"
     )
+
+
+def fitting_formats(config: ModelConfig, free: int) -> dict[str, int]:
+    """The part of `quantized_nbytes` that ``free`` bytes hold."""
+    return {name: nbytes for name, nbytes in quantized_nbytes(config).items() if nbytes <= free}
 
 
 def quantized_nbytes(config: ModelConfig) -> dict[str, int]:

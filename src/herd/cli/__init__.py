@@ -45,6 +45,7 @@ VERBS: dict[str, Verb] = {
     "import": Verb("convert", "Bring in weights: Meta, Hugging Face, GGUF.", "import_command"),
     "export": Verb("convert", "Write a checkpoint for other tools.", "export_command"),
     "report": Verb("report", "Write the page of a run anew."),
+    "bench": Verb("bench", "How fast a model runs here, beside the memory's own speed."),
     "sizes": Verb("sizes", "The published models: parameters, bytes, KV cache."),
     "leak": Verb("leak", "The news about Llama 3.1, claim by claim, and what is so."),
 }

@@ -24,8 +24,9 @@ BUFFER = 1 << 30
 class MemoryReader:
     """A buffer to read again and again; `measure` takes turns with whatever else is measured."""
 
-    def __init__(self, nbytes: int = BUFFER) -> None:
-        memory = mmap.mmap(-1, nbytes)
+    def __init__(self, nbytes: int | None = None) -> None:
+        """``nbytes`` (None: `BUFFER`) are taken for as long as this lives."""
+        memory = mmap.mmap(-1, nbytes or BUFFER)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             memory.madvise(mmap.MADV_HUGEPAGE)
         self.words = torch.frombuffer(memory, dtype=torch.int64)
@@ -42,7 +43,7 @@ class MemoryReader:
         return self.words.nbytes / statistics.median(passes)
 
 
-def read_bandwidth(threads: int | None = None, *, nbytes: int = BUFFER, seconds: float = 0.3) -> float:
+def read_bandwidth(threads: int | None = None, *, nbytes: int | None = None, seconds: float = 0.3) -> float:
     """Bytes a second that ``threads`` threads (None: torch's number) read from memory; takes a second."""
     before = torch.get_num_threads()
     try:

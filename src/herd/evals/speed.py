@@ -1,0 +1,240 @@
+"""How fast a model runs here: prefill and decode as a user gets them, beside what the memory can give.
+
+Everything goes through the engine's own front (`submit`, and streams that pull steps), so scheduler, cache, sampling
+and Python are in the times. Whoever is compared takes turns: one round is Herd, then the memory, then the rival, and
+ratios are taken within a round, so that a machine with other work slows all of them alike. Medians are reported.
+
+A decode step reads every weight but the embedding's other rows, and the cached keys and values, once. So bytes read
+over time is a bandwidth, and its share of the read bandwidth measured in the same rounds says what is left to gain.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..engine.engine import Engine, Stream
+from ..engine.request import Request, Sampling
+from ..llama.config import ModelConfig
+from ..llama.model import LlamaLM
+from ..quant.formats import BF16, F16, F32, Scheme
+from ..quant.linear import QuantEmbedding, QuantLinear
+from ..quant.random import random_quantized
+from .rival import LlamaCpp
+
+Turn = Callable[[], float]
+"""Does one piece of work and gives its seconds (or any other number)."""
+_PLAIN = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
+
+
+@dataclass(frozen=True)
+class Work:
+    """A piece of work: ``batch`` prompts of ``tokens`` read in (prefill), or ``batch`` sequences of ``tokens`` moved on
+    by one token each (decode)."""
+
+    kind: str
+    tokens: int
+    batch: int = 1
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that one turn brings."""
+        return self.batch * (self.tokens if self.kind == "prefill" else 1)
+
+    def __str__(self) -> str:
+        where = f"prefill of {self.tokens}" if self.kind == "prefill" else f"decode at {self.tokens}"
+        return where if self.batch == 1 else f"{where}, {self.batch} at once"
+
+    def flops(self, config: ModelConfig) -> float:
+        """Operations of one turn, a multiply-add being two. Of a prompt only the last token goes through the head."""
+        if self.kind == "decode":
+            return self.batch * config.flops_per_token(self.tokens)
+        head = 2.0 * config.dim * config.vocab_size
+        return self.batch * (self.tokens * (config.flops_per_token(self.tokens / 2) - head) + head)
+
+
+class Runner:
+    """An engine that is made to work. Prompts are random and never the same twice, so that no prefix cache helps."""
+
+    def __init__(self, model: LlamaLM, *, context: int, batch: int, seed: int = 0) -> None:
+        """``context`` tokens are the longest sequence of all work, ``batch`` the most sequences."""
+        self.engine = Engine(model, None, max_batch=batch, max_context=context)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._streams: list[Stream] = []
+
+    def prefill(self, work: Work) -> float:
+        """Seconds from handing in the prompts to the last one's first token."""
+        start = time.perf_counter()
+        streams = self._submit(work, max_tokens=1)
+        for stream in streams:
+            next(stream)
+        return time.perf_counter() - start
+
+    def start(self, work: Work, steps: int) -> None:
+        """Reads in the prompts that `steps` will go on from, ``steps`` times at most."""
+        self.stop()
+        self._streams = self._submit(work, max_tokens=steps + 1)
+        self._step()
+
+    def steps(self, n: int) -> list[float]:
+        """Seconds of each of ``n`` steps."""
+        return [self._step() for _ in range(n)]
+
+    def stop(self) -> None:
+        """Ends what `start` began."""
+        for stream in self._streams:
+            stream.cancel()
+        self._streams = []
+
+    def _submit(self, work: Work, max_tokens: int) -> list[Stream]:
+        vocab = self.engine.model.config.vocab_size
+        prompts = torch.randint(vocab, (work.batch, work.tokens), generator=self._generator).tolist()
+        return [self.engine.submit(Request(p, Sampling(max_tokens=max_tokens, temperature=0))) for p in prompts]
+
+    def _step(self) -> float:
+        """The next token of every stream: the first that has none in store moves all of them on."""
+        start = time.perf_counter()
+        for stream in self._streams:
+            next(stream)
+        return time.perf_counter() - start
+
+
+def alternate(
+    turns: Mapping[str, Turn], rounds: int, progress: Callable[[int, int], None] | None = None
+) -> dict[str, list[float]]:
+    """``rounds`` rounds in which everybody takes one turn, after a first one that does not count: lists by name."""
+    out: dict[str, list[float]] = {name: [] for name in turns}
+    for round_ in range(rounds + 1):
+        for place, (name, turn) in enumerate(turns.items()):
+            value = turn()
+            if round_:
+                out[name].append(value)
+            if progress:
+                progress(round_ * len(turns) + place + 1, (rounds + 1) * len(turns))
+    return out
+
+
+def paired(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
+    """Median, first and third quartile of the ratios theirs / ours of each round: above 1, we took less time."""
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    if len(ratios) < 2:
+        return ratios[0], ratios[0], ratios[0]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return middle, low, high
+
+
+def weights_read(model: LlamaLM) -> int:
+    """Bytes of weights that one decode step reads: all but the embedding's rows, of which it takes one a token."""
+    total = 0
+    for name, module in model.named_modules():
+        if name == "model.embed_tokens":
+            continue  # a tied head is counted as the head
+        if isinstance(module, QuantLinear):
+            total += module.out_features * module.in_features // module.format.block * module.format.block_bytes
+        elif not isinstance(module, QuantEmbedding):
+            total += sum(p.nbytes for p in module.parameters(recurse=False))
+    return total
+
+
+def cache_read(model: LlamaLM, context: int) -> int:
+    """Bytes of keys and values that one step of one sequence reads."""
+    return context * model.config.kv_nbytes_per_token(model.dtype.itemsize)
+
+
+def scheme_of(model: LlamaLM) -> Scheme:
+    """The formats of a model's parts, as its first layer has them."""
+    parts = map(model.get_submodule, ("model.layers.0.mlp.up_proj", "model.embed_tokens", "lm_head"))
+    formats = [p.format if isinstance(p, QuantLinear | QuantEmbedding) else _PLAIN[p.weight.dtype] for p in parts]  # type: ignore
+    return Scheme(*formats)
+
+
+def overhead_seconds(config: ModelConfig, plan: Scheme, dtype: torch.dtype, batch: int, steps: int = 20) -> float:
+    """A decode step of the same layers so narrow that nothing is left to compute: Python, dispatch, starting threads.
+
+    An upper bound of what lies between the kernels, since a little work remains.
+    """
+    narrow = config.replace(dim=256, n_heads=4, n_kv_heads=2, head_dim=64, ffn_dim=256, vocab_size=256)
+    runner = Runner(random_quantized(narrow, plan, dtype=dtype), context=steps + 16, batch=batch)
+    runner.start(Work("decode", 4, batch), steps + 2)
+    runner.steps(2)
+    return statistics.median(runner.steps(steps))
+
+
+def measure(
+    model: LlamaLM,
+    works: list[Work],
+    *,
+    rounds: int = 5,
+    steps: int = 8,
+    bandwidth: Turn | None = None,
+    rival: LlamaCpp | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """One record for each piece of work, with its medians; ``bandwidth`` gives bytes/s, ``rival`` is a `LlamaCpp`.
+
+    A decode turn is the median of ``steps`` steps; sequences grow by those, on both sides alike.
+    """
+    longest = max(work.tokens for work in works) + (rounds + 1) * steps + 2
+    runner = Runner(model, context=longest, batch=max(work.batch for work in works), seed=seed)
+    records = []
+    for work in works:
+        turns = _turns(work, runner, rival, rounds, steps)
+        if bandwidth is not None and work.kind == "decode":
+            turns["bandwidth"] = bandwidth
+        times = alternate(turns, rounds, progress and functools.partial(progress, str(work)))
+        runner.stop()
+        records.append(_record(model, work, times, steps, rounds))
+    return records
+
+
+def _turns(work: Work, runner: Runner, rival: LlamaCpp | None, rounds: int, steps: int) -> dict[str, Turn]:
+    turns: dict[str, Turn] = {}
+    if work.kind == "prefill":
+        turns["herd"] = functools.partial(runner.prefill, work)
+        if rival is not None:
+            turns["rival"] = functools.partial(rival.prefill, work.tokens)
+        return turns
+    runner.start(work, (rounds + 1) * steps)
+    turns["herd"] = lambda: statistics.median(runner.steps(steps))
+    if rival is not None:
+        rival.start(work.tokens, work.batch)
+        turns["rival"] = lambda: statistics.median(rival.steps(steps))
+    return turns
+
+
+def _record(model: LlamaLM, work: Work, times: dict[str, list[float]], steps: int, rounds: int) -> dict[str, Any]:
+    seconds = statistics.median(times["herd"])
+    record: dict[str, Any] = {
+        "name": str(work),
+        "work": work.kind,
+        "tokens": work.tokens,
+        "batch": work.batch,
+        "rounds": rounds,
+        "seconds": seconds,
+        "tokens_per_second": work.n_tokens / seconds,
+        "gops": work.flops(model.config) / seconds / 1e9,
+    }
+    if work.kind == "decode":
+        middle = work.tokens + (rounds + 1) * steps // 2  # the sequences grow meanwhile
+        record["nbytes"] = weights_read(model) + work.batch * cache_read(model, middle)
+        record["bytes_per_second"] = record["nbytes"] / seconds
+    if "bandwidth" in times:
+        record["read_bandwidth"] = statistics.median(times["bandwidth"])
+        record["share_of_bandwidth"] = statistics.median(
+            record["nbytes"] / t / b for t, b in zip(times["herd"], times["bandwidth"], strict=True)
+        )
+    if "rival" in times:
+        ratio, low, high = paired(times["herd"], times["rival"])
+        theirs = statistics.median(times["rival"])
+        record["rival"] = {"seconds": theirs, "tokens_per_second": work.n_tokens / theirs}
+        record["rival"] |= {"ratio": ratio, "ratio_quartiles": [low, high]}
+        if work.kind == "decode":
+            record["rival"]["bytes_per_second"] = record["nbytes"] / theirs
+    return record
