@@ -37,6 +37,8 @@ class Doc:
     asked: str = ""
     group: str = ""
     tail: str = ""
+    shown: Sequence[str] = ()
+    """The choices as an instruct model sees them under letters, where they are not ``choices``."""
 
     def with_choice(self, number: int) -> tuple[str, str]:
         """(before, scored) of one choice."""
@@ -98,7 +100,7 @@ class ChoiceTask(Task):
         best = item.gold if right else (item.gold + 1) % len(choices)
         return Answer(likelihoods=tuple(Likelihood(-1e-3 if i == best else -1e3) for i in range(len(choices))))
 
-    def head(self, shots: Sequence[Doc]) -> str:
+    def head(self, shots: Sequence[Doc], doc: Doc) -> str:
         """What stands before a base model's question."""
         return "".join("".join(doc.with_choice(doc.gold)) + "\n\n" for doc in shots)
 
@@ -128,16 +130,16 @@ class ChoiceTask(Task):
                 Generate((*turns, question), max_tokens=16),
                 answer["content"],
                 doc.group,
-                {"choices": [doc.choices[i] for i in order]},
+                {"choices": [(doc.shown or doc.choices)[i] for i in order]},
             )
-        head = self.head(shots)
+        head = self.head(shots, doc)
         pairs = [doc.with_choice(i) for i in range(len(doc.choices))]
         request = Rank(tuple((head + before, scored) for before, scored in pairs))
         return Item(doc.id, request, doc.gold, doc.group, {"choices": list(doc.choices)})
 
     def _turns(self, doc: Doc) -> list[dict[str, str]]:
         order = self.order(doc)
-        lines = [f"{letter}. {doc.choices[i]}" for letter, i in zip(LETTERS, order, strict=False)]
+        lines = [f"{letter}. {(doc.shown or doc.choices)[i]}" for letter, i in zip(LETTERS, order, strict=False)]
         question = "\n".join((doc.asked or doc.text, *lines, ASK))
         return [
             {"role": "user", "content": question},

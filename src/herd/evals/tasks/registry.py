@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 from ...errors import DataError
 from . import choice
+from .mmlu import SUBJECTS, Mmlu
+from .programs import HumanEval, Mbpp
 from .task import Mode, Task
+from .word_problems import Gsm8k, Mgsm
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,10 @@ class Known:
 # The shots of Azure's published table (and of the leaked one).
 TASKS: dict[str, Known] = {
     "boolq": Known(choice.BoolQ, 5),
+    "gsm8k": Known(Gsm8k, 8),
     "hellaswag": Known(choice.HellaSwag, 5),
+    "human_eval": Known(HumanEval, 0),
+    **{f"mmlu_{group}": Known(Mmlu.of, 5) for group in SUBJECTS},
     "openbookqa": Known(choice.OpenBookQA, 10),
     "piqa": Known(choice.Piqa, 5),
     "social_iqa": Known(choice.SocialIqa, 5),
@@ -39,9 +45,29 @@ TASKS: dict[str, Known] = {
     "winogrande": Known(choice.Winogrande, 5),
     "arc_challenge": Known(choice.Arc, 25),
     "arc_easy": Known(choice.Arc, 25),
+    "mbpp": Known(Mbpp, 3),
+    "mgsm": Known(Mgsm, 8),
+    **{f"mmlu_{subject}": Known(Mmlu.of, 5) for subjects in SUBJECTS.values() for subject in subjects},
 }
 
-SUITES: dict[str, tuple[Entry, ...]] = {}
+_MMLU = tuple(Entry(f"mmlu_{group}") for group in SUBJECTS)
+
+SUITES: dict[str, tuple[Entry, ...]] = {
+    # Azure's thirteen: as published, whatever the model is
+    "leak": (
+        Entry("boolq"), Entry("gsm8k"), Entry("hellaswag"), Entry("human_eval"), *_MMLU, Entry("openbookqa"),
+        Entry("piqa"), Entry("social_iqa"), Entry("truthfulqa_mc1"), Entry("winogrande"),
+    ),
+    # Llama 3.1's model card and paper (tables 9 to 14), with their shots, as far as the data sets are here
+    "base": (
+        *_MMLU, Entry("winogrande", 5), Entry("arc_challenge", 25), Entry("boolq", 0), Entry("human_eval", 0),
+        Entry("mbpp", 3), Entry("gsm8k", 8), Entry("piqa", 0), Entry("social_iqa", 0), Entry("openbookqa", 0),
+    ),
+    "instruct": (
+        *_MMLU, Entry("arc_challenge", 0), Entry("human_eval", 0), Entry("mbpp", 0), Entry("gsm8k", 8),
+        Entry("mgsm", 0),
+    ),
+}  # fmt: skip
 
 
 def make(name: str, shots: int | None = None, mode: Mode = "base") -> Task:

@@ -1,0 +1,81 @@
+"""MMLU: 57 subjects in four groups, five worked examples of the same subject before each question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from .choice import ChoiceTask, Doc
+from .data import Data, Row
+from .task import Mode
+
+SUBJECTS: dict[str, tuple[str, ...]] = {
+    "humanities": (
+        "formal_logic", "high_school_european_history", "high_school_us_history", "high_school_world_history",
+        "international_law", "jurisprudence", "logical_fallacies", "moral_disputes", "moral_scenarios", "philosophy",
+        "prehistory", "professional_law", "world_religions",
+    ),
+    "other": (
+        "business_ethics", "clinical_knowledge", "college_medicine", "global_facts", "human_aging", "management",
+        "marketing", "medical_genetics", "miscellaneous", "nutrition", "professional_accounting",
+        "professional_medicine", "virology",
+    ),
+    "social_sciences": (
+        "econometrics", "high_school_geography", "high_school_government_and_politics", "high_school_macroeconomics",
+        "high_school_microeconomics", "high_school_psychology", "human_sexuality", "professional_psychology",
+        "public_relations", "security_studies", "sociology", "us_foreign_policy",
+    ),
+    "stem": (
+        "abstract_algebra", "anatomy", "astronomy", "college_biology", "college_chemistry",
+        "college_computer_science", "college_mathematics", "college_physics", "computer_security",
+        "conceptual_physics", "electrical_engineering", "elementary_mathematics", "high_school_biology",
+        "high_school_chemistry", "high_school_computer_science", "high_school_mathematics", "high_school_physics",
+        "high_school_statistics", "machine_learning",
+    ),
+}  # fmt: skip
+"""Subjects of each group, as lm-eval (and the paper) sort them."""
+
+
+@dataclass(frozen=True)
+class Mmlu(ChoiceTask):
+    """One group of subjects, or a single subject; the score counts every question alike."""
+
+    subjects: tuple[str, ...] = ()
+
+    source = "Hendrycks et al., arXiv 2009.03300; lm-eval mmlu"
+    licence = "MIT"
+    shots_from = "the first of the subject's dev file, else first other items"
+    files, train = ("mmlu/test.jsonl",), ("mmlu/dev.jsonl",)
+    needs = ("question", "subject", "choices", "answer")
+
+    @classmethod
+    def of(cls, name: str, shots: int, mode: Mode) -> Mmlu:
+        """``mmlu_<group>`` or ``mmlu_<subject>``."""
+        part = name.removeprefix("mmlu_")
+        return cls(name, shots, mode, SUBJECTS.get(part, (part,)))
+
+    def docs(self, data: Data) -> list[Doc]:
+        """The subjects in turn, so that any beginning of the list has all of them."""
+        of_subject: dict[str, list[Doc]] = {subject: [] for subject in self.subjects}
+        for doc in super().docs(data):
+            of_subject.get(doc.group, []).append(doc)
+        return [doc for together in zip_longest(*of_subject.values()) for doc in together if doc is not None]
+
+    def examples(self, data: Data, doc: Doc) -> Sequence[Doc]:
+        files = self.train if data.find(*self.train) else self.files
+        return [other for other in self._read(data, files) if other.group == doc.group]
+
+    def head(self, shots: Sequence[Doc], doc: Doc) -> str:
+        subject = doc.group.replace("_", " ")
+        title = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
+        return title + super().head(shots, doc)
+
+    def doc(self, row: Row, number: int) -> Doc:
+        question = row["question"].strip()
+        lettered = "".join(f"\n{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True))
+        text = f"{question}{lettered}\nAnswer:"
+        number_id = f"{row['subject']}-{number}"
+        return Doc(
+            number_id, text, ("A", "B", "C", "D"), int(row["answer"]), question, row["subject"], "", row["choices"]
+        )

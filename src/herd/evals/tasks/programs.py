@@ -1,0 +1,149 @@
+"""Functions that must run: HumanEval and MBPP, judged by their asserts in the sandbox (`herd.tools.sandbox`).
+
+What a model wrote is run as nobody has read it: in a process without network, files, processes or much time. The
+program must also reach a line behind the asserts that prints a word drawn for this run, so that ending early with
+status 0 is no success. base: the model goes on with the code (lm-eval's prompts and stops); instruct: a dialog that
+asks for the function in a code block.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from ...tools.sandbox import Sandbox
+from .data import Data, Row
+from .task import Answer, Generate, Item, Judgement, Task
+
+_FENCED = re.compile(r"```(?:python|py)?[^\S\n]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_DEF = re.compile(r"^\s*(?:async\s+)?def\s", re.MULTILINE)
+TIMEOUT_S = 10.0
+CODE_CHARS = 1 << 20
+"""More than this is no program: it is not even started."""
+
+
+class ProgramTask(Task):
+    """Base of both: `code` is the program in an answer, ``doc["tests"]`` what is run behind it."""
+
+    metric = "pass@1"
+
+    @abstractmethod
+    def code(self, item: Item, text: str) -> str:
+        """The program in an answer, without tests."""
+
+    def judge(self, item: Item, answer: Answer) -> Judgement:
+        return self.judge_all([(item, answer)])[0]
+
+    def judge_all(self, answered: Sequence[tuple[Item, Answer]]) -> list[Judgement]:
+        with Sandbox() as sandbox:
+            return [self._run(sandbox, item, answer) for item, answer in answered]
+
+    def example(self, item: Item, right: bool) -> Answer:
+        text = item.doc["solution"] if right else item.doc["wrong"]
+        return Answer(f"Here it is:\n```python\n{text}\n```" if self.mode == "instruct" else text, "stop")
+
+    def _run(self, sandbox: Sandbox, item: Item, answer: Answer) -> Judgement:
+        code = self.code(item, answer.text)
+        if len(code) > CODE_CHARS:
+            return Judgement(0.0, why=f"{len(code):,} characters are no program")
+        word = secrets.token_hex(8)
+        result = sandbox.run(f"{code}\n\n{item.doc['tests']}\nprint('\\n{word}')\n", timeout_s=TIMEOUT_S)
+        if result.ok and result.stdout.endswith(f"\n{word}\n"):
+            return Judgement(1.0, "passed")
+        error = result.stderr.strip().splitlines()[-1:]
+        return Judgement(0.0, "failed", why="; ".join([*filter(None, [result.reason]), *error])[:500] or "ended early")
+
+
+class HumanEval(ProgramTask):
+    """The body of a function from its head and docstring; no shots."""
+
+    source = "Chen et al., arXiv 2107.03374; lm-eval humaneval (base)"
+    licence = "MIT"
+
+    def items(self, data: Data) -> list[Item]:
+        needs = ("task_id", "prompt", "entry_point", "canonical_solution", "test")
+        rows = data.rows("humaneval/HumanEval.jsonl", "humaneval/test.jsonl", needs=needs)
+        return [self._item(row) for row in rows]
+
+    def code(self, item: Item, text: str) -> str:
+        prompt = item.doc["prompt"]
+        if self.mode == "base":
+            return prompt + text
+        code = fenced(text)
+        # the whole function, with the imports that stand before it in the prompt; or just its body
+        return f"{prompt}    pass\n\n{code}" if _DEF.search(code) else prompt + code
+
+    def _item(self, row: Row) -> Item:
+        prompt = row["prompt"]
+        doc = {
+            "prompt": prompt,
+            "tests": f"{row['test']}\ncheck({row['entry_point']})",
+            "solution": row["canonical_solution"] if self.mode == "base" else prompt + row["canonical_solution"],
+            "wrong": "    return 'herd'\n" if self.mode == "base" else f"{prompt}    return 'herd'\n",
+        }
+        if self.mode == "base":
+            stop = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+            request = Generate(prompt, max_tokens=1024, stop=stop)
+        else:
+            asked = (
+                f"Complete this function. Answer with the whole function in one code block.\n\n```python\n{prompt}```"
+            )
+            request = Generate(({"role": "user", "content": asked},), max_tokens=1024)
+        return Item(row["task_id"], request, row["entry_point"], doc=doc)
+
+
+class Mbpp(ProgramTask):
+    """A function from one sentence and its three asserts; the test split is tasks 11 to 510, shots are 2, 3 and 4."""
+
+    source = "Austin et al., arXiv 2108.07732; lm-eval mbpp (base)"
+    licence = "CC BY 4.0"
+    shots_from = "tasks 2, 3, 4, else first other items"
+
+    def items(self, data: Data) -> list[Item]:
+        rows = data.rows("mbpp/mbpp.jsonl", needs=("task_id", "text", "code", "test_list"))
+        tests = [row for row in rows if 11 <= row["task_id"] <= 510] or rows
+        pool = [row for row in rows if row["task_id"] in (2, 3, 4)] or tests
+        return [self._item(row, [shot for shot in pool if shot is not row][: self.shots]) for row in tests]
+
+    def code(self, item: Item, text: str) -> str:
+        return text if self.mode == "base" else fenced(text)
+
+    def _item(self, row: Row, shots: Sequence[Row]) -> Item:
+        name = re.search(r"assert\s+\(*(?:\w+\()?\s*(\w+)\(", row["test_list"][0])
+        wrong = f"def {name[1] if name else 'herd'}(*_, **__):\n    return 'herd'\n"
+        setup = row.get("test_setup_code", "")
+        doc = {"tests": "\n".join([setup, *row["test_list"]]), "solution": row["code"], "wrong": wrong}
+        if self.mode == "base":
+            text = "".join(f"{_task(shot)}\n[BEGIN]\n{shot['code']}\n[DONE]\n\n" for shot in shots)
+            request = Generate(f"{text}{_task(row)}\n[BEGIN]\n", max_tokens=512, stop=("[DONE]",))
+        else:
+            turns = [turn for shot in shots for turn in (_ask(shot), _write(shot))]
+            request = Generate((*turns, _ask(row)), max_tokens=512)
+        return Item(str(row["task_id"]), request, "passes", doc=doc)
+
+
+def fenced(text: str) -> str:
+    """The code block that defines a function, else the first one, else from the first ``def`` on, else all."""
+    blocks = _FENCED.findall(text)
+    if blocks:
+        return next((block for block in blocks if _DEF.search(block)), blocks[0])
+    found = _DEF.search(text)
+    return text[found.start() :] if found else text
+
+
+def _task(row: Row) -> str:
+    tests = "\n".join(row["test_list"][:3])
+    return (
+        f"You are an expert Python programmer, and here is your task: {row['text']} "
+        f"Your code should pass these tests:\n\n{tests}"
+    )
+
+
+def _ask(row: Row) -> Row:
+    return {"role": "user", "content": f"{_task(row)}\n\nAnswer with one code block."}
+
+
+def _write(row: Row) -> Row:
+    return {"role": "assistant", "content": f"```python\n{row['code']}\n```"}

@@ -1,0 +1,157 @@
+"""Grade-school arithmetic in words: GSM8K, and MGSM, the same in eleven languages. The number must be exact.
+
+base: worked examples as text, the model goes on (lm-eval's prompts). instruct: a dialog that asks for the steps and
+then the number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from .data import Data, Row
+from .task import Answer, Generate, Item, Judgement, Task
+
+_NUMBER = re.compile(r"-?[$]?\d[\d.,]*")
+_MARKED = re.compile(r"#### (-?[0-9.,]+)")
+_CALCULATION = re.compile(r"<<.*?>>")
+_FINAL = re.compile(r"final answer is:?\s*\**\$?(-?[$\d][\d.,]*)", re.IGNORECASE)
+ASK = 'Work it out step by step, and end with "The final answer is N", where N is the number alone.'
+
+
+class Gsm8k(Task):
+    source = "Cobbe et al., arXiv 2110.14168; lm-eval gsm8k (base, strict-match)"
+    licence = "MIT"
+    shots_from = "the first of the training file, else first other items"
+    metric = "exact_match"
+
+    def items(self, data: Data) -> list[Item]:
+        rows = data.rows("gsm8k/test.jsonl", needs=("question", "answer"))
+        pool = self._examples(data, rows)[: self.shots + 1] if self.shots else []
+        items = []
+        for number, row in enumerate(rows):
+            shots = [shot for shot in pool if shot != row][: self.shots]
+            items.append(Item(str(number), self._request(row, shots), _gold(row), doc={"worked": row["answer"]}))
+        return items
+
+    def note(self, data: Data) -> str:
+        rows = data.rows("gsm8k/test.jsonl")
+        pool = self._examples(data, rows)
+        there = len(pool) - (pool is rows)
+        return f"{there} shots: the data has no more" if there < self.shots else ""
+
+    def judge(self, item: Item, answer: Answer) -> Judgement:
+        """base: the number after ``####``, as trained; instruct: the final answer, else the last number."""
+        flexible = last_number(answer.text)
+        if self.mode == "base":
+            marked = _MARKED.search(answer.text)
+            found = plain_number(marked[1]) if marked else None
+        else:
+            stated = _FINAL.findall(answer.text)
+            found = plain_number(stated[-1]) if stated else flexible
+        metrics = {"flexible_match": float(flexible == item.gold)}
+        return Judgement(float(found == item.gold), found, metrics, "" if found else "no number")
+
+    def example(self, item: Item, right: bool) -> Answer:
+        if right:
+            return Answer(f" {item.doc['worked']}" if self.mode == "base" else _worked(item.doc["worked"]), "stop")
+        return Answer(f"#### {item.gold}1" if self.mode == "base" else f"The final answer is {item.gold}1", "stop")
+
+    def _examples(self, data: Data, rows: list[Row]) -> list[Row]:
+        train = ("gsm8k/train.jsonl", "gsm8k/train.head1500.jsonl")
+        return data.rows(*train, needs=("question", "answer")) if data.find(*train) else rows
+
+    def _request(self, row: Row, shots: Sequence[Row]) -> Generate:
+        if self.mode == "base":
+            text = "".join(f"Question: {shot['question']}\nAnswer: {shot['answer']}\n\n" for shot in shots)
+            text += f"Question: {row['question']}\nAnswer:"
+            return Generate(text, max_tokens=256, stop=("Question:", "</s>", "<|im_end|>"))
+        turns = [
+            turn
+            for shot in shots
+            for turn in (_user(shot["question"]), {"role": "assistant", "content": _worked(shot["answer"])})
+        ]
+        return Generate((*turns, _user(row["question"])), max_tokens=1024)
+
+
+# How a problem and its answer are called in each language's prompts.
+LANGUAGES = {
+    "bn": ("প্রশ্ন: ", "Answer:"), "de": ("Frage: ", "Antwort:"), "en": ("Question: ", "Answer:"),
+    "es": ("Pregunta: ", "Respuesta:"), "fr": ("Question : ", "Réponse :"), "ja": ("問題: ", "Answer:"),
+    "ru": ("Задача: ", "Answer:"), "sw": ("Swali: ", "Answer:"), "te": ("ప్రశ్న: ", "Answer:"),
+    "th": ("โจทย์: ", "Answer:"), "zh": ("问题： ", "Answer:"),
+}  # fmt: skip
+
+
+class Mgsm(Task):
+    """Score over all languages, with each language's own in the breakdown. base: the number directly (lm-eval's
+    mgsm_direct); instruct: with steps, in the language of the problem."""
+
+    source = "Shi et al., arXiv 2210.03057; lm-eval mgsm_direct (base)"
+    licence = "CC BY 4.0"
+    shots_from = "first other items of the language"
+    metric = "exact_match"
+
+    def items(self, data: Data) -> list[Item]:
+        by_language = {lang: _problems(data, lang) for lang in LANGUAGES if data.find(f"mgsm/mgsm_{lang}.tsv")}
+        if not by_language:
+            data.text("mgsm/mgsm_en.tsv")  # says what is missing
+        return [
+            Item(f"{lang}-{number}", self._request(lang, problems, number), plain_number(problems[number][1]), lang)
+            for number in range(max(map(len, by_language.values())))
+            for lang, problems in by_language.items()
+            if number < len(problems)
+        ]
+
+    def note(self, data: Data) -> str:
+        missing = [lang for lang in LANGUAGES if not data.find(f"mgsm/mgsm_{lang}.tsv")]
+        return f"no data for {', '.join(missing)}" if missing else ""
+
+    def judge(self, item: Item, answer: Answer) -> Judgement:
+        stated = _FINAL.findall(answer.text)
+        found = plain_number(stated[-1]) if stated else last_number(answer.text)
+        return Judgement(float(found == item.gold), found, why="" if found else "no number")
+
+    def example(self, item: Item, right: bool) -> Answer:
+        return Answer(f" {item.gold}" if right else f" {item.gold}1", "stop")
+
+    def _request(self, lang: str, problems: Sequence[tuple[str, str]], number: int) -> Generate:
+        question, _ = problems[number]
+        shots = [problem for problem in problems[: self.shots + 1] if problem != problems[number]][: self.shots]
+        if self.mode == "instruct":
+            return Generate((_user(question),), max_tokens=1024)
+        asked, answered = LANGUAGES[lang]
+        text = "".join(f"{asked}{q}\n{answered}{a}\n\n" for q, a in shots)
+        return Generate(f"{text}{asked}{question}\n{answered}", 64, (asked.strip(), "</s>", "<|im_end|>"))
+
+
+def plain_number(text: str) -> str:
+    """A number without currency, thousands' commas, a final point, or a fraction of nothing but zeros."""
+    text = text.replace(",", "").replace("$", "").rstrip(".")
+    whole, point, fraction = text.partition(".")
+    return whole if point and not fraction.strip("0") else text
+
+
+def last_number(text: str) -> str | None:
+    """The last number of a text, plainly written."""
+    found = _NUMBER.findall(text)
+    return plain_number(found[-1]) if found else None
+
+
+def _user(question: str) -> dict[str, str]:
+    return {"role": "user", "content": f"{question}\n\n{ASK}"}
+
+
+def _gold(row: Row) -> str:
+    return plain_number(row["answer"].rpartition("#### ")[2].strip())
+
+
+def _worked(answer: str) -> str:
+    """A solution as a person would write it: without the calculator's marks, the number in a sentence."""
+    steps, _, number = _CALCULATION.sub("", answer).rpartition("\n#### ")
+    return f"{steps}\nThe final answer is {number}"
+
+
+def _problems(data: Data, lang: str) -> list[tuple[str, str]]:
+    lines = data.text(f"mgsm/mgsm_{lang}.tsv").split("\n")
+    return [(question, answer) for question, tab, answer in (line.rpartition("\t") for line in lines) if tab]
