@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from herd.cli import run
-from herd.plan import files, leak, prices
+from herd.plan import leak, prices
 from herd.plan.leak_page import TONES, page
 
 CLAIMS = {claim.key: claim for claim in leak.claims()}
@@ -17,15 +17,15 @@ CLAIMS = {claim.key: claim for claim in leak.claims()}
 
 def test_metas_own_files_within_the_bar():
     """Three published checkpoints of 405B; shards carry a little more than weights."""
-    computed = files.computed_405b()
-    assert set(computed) == set(files.PUBLISHED_405B)
-    for name, shards in files.PUBLISHED_405B.items():
-        assert computed[name] == pytest.approx(shards.nbytes, rel=0.0005), name
+    found = leak.files_405b()
+    assert set(found) == {"BF16", "FP8", "MP16"}
+    for name, (ours, published) in found.items():
+        assert ours == pytest.approx(published, rel=0.0005), name
 
 
 def test_the_figures_of_the_news():
-    assert files.mp_params(leak.SIZES["405B"], 16) == 410_081_247_232
-    assert leak.LLAMA2_70B.n_params == 68_976_648_192  # as released
+    assert CLAIMS["820-gb"].values["mp16_bytes"] == 2 * 410_081_247_232
+    assert CLAIMS["three-times"].values["llama2_bf16_bytes"] == 2 * 68_976_648_192  # as released
     hours = CLAIMS["gpu-hours"].values
     assert hours["years"] == pytest.approx(3_520, rel=0.001)
     assert hours["gpus_for_a_month"] == pytest.approx(43_000, rel=0.01)

@@ -12,22 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..llama.config import SIZES, ModelConfig
+from ..llama.config import SIZES
 from ..quant.formats import scheme
 from ..report.published import find, read_yaml, score
 from ..report.units import MINUS, NBSP, duration, fixed, language, nbytes, short, si
-from . import files, prices
+from . import prices, sizes
 from .machines import find as machine
 from .ops import Weights, decode_seconds
+from .published import GPU_HOURS, LLAMA2, SHARDS_405B, TOKENS
 
 Verdict = Literal["true", "half true", "misread", "false"]
 
 AZURE_TASKS = 13
-LLAMA2_70B = ModelConfig(32_000, 8_192, 80, 64, 8, 28_672, max_context=4_096)
-"""Llama 2 70B (arXiv 2307.09288): the older model of the comparison."""
-
-GPU_HOURS = {"8B": 1.46e6, "70B": 7.0e6, "405B": 30.84e6}
-"""H100 hours of training (model card)."""
+SHARDS = "meta-llama/llama-models models/sku_list.py (bytes of the .pth shards)"
 MODEL_CARD = "Llama 3.1 model card, meta-llama/llama-models MODEL_CARD.md"
 AZURE = "Azure/azureml-assets, assets/evaluation_results (published 2024-08-14; GPT-4o also as first run)"
 PAPER = "The Llama 3 Herd of Models, arXiv 2407.21783"
@@ -35,7 +32,6 @@ LICENCE = "Llama 3.1 Community License, 2024-07-23"
 POTTER_WORDS = 76_944
 """Words of "Harry Potter and the Philosopher's Stone" (harrypotterkids.com, wandwisdom.com)."""
 YEAR_HOURS, MONTH_HOURS = 8_760, 720
-TRAINING_TOKENS = 15.6e12
 NAMES = {"zh": "Chinese"}
 """Languages of the parallel text that are not of Llama's eight."""
 
@@ -76,42 +72,42 @@ def _gb(value: float) -> str:
     return f"{fixed(value / 1e9, 1)}{NBSP}GB"
 
 
+def files_405b() -> dict[str, tuple[int, int]]:
+    """Bytes of 405B's three published files by our formulas, and as published."""
+    config = SIZES["405B"]
+    ours = {"BF16": config.nbytes(2.0), "FP8": sizes.fp8_nbytes(config), "MP16": sizes.mp_nbytes(config, 16)}
+    return {name: (ours[name], count * each) for name, (count, each) in SHARDS_405B.items()}
+
+
 def _size() -> Claim:
-    config, computed, published = SIZES["405B"], files.computed_405b(), files.PUBLISHED_405B
-    doubled = files.mp_params(config, 16)
+    config, found = SIZES["405B"], files_405b()
+    (model, _), (fp8, _), (mp16, _) = found["BF16"], found["FP8"], found["MP16"]
+    told = {"MP16": "for 16 ranks", "BF16": "for 8 ranks", "FP8": "in FP8"}
     return Claim(
         "820-gb",
         "The leaked model is 820 GB.",
         "misread",
-        f"The model is {_gb(computed['BF16'])}. {nbytes(computed['MP16'])} is its file for 16 GPUs, which stores each "
-        f"of the {config.n_kv_heads} KV heads twice, because 16 ranks cannot share {config.n_kv_heads} heads. "
-        f"In Meta's own FP8 it is {_gb(computed['FP8'])}, in 4-bit blocks {_gb(scheme('q4').nbytes(config))}.",
+        f"The model is {_gb(model)}. {nbytes(mp16)} is its file for 16 GPUs, which stores each of the "
+        f"{config.n_kv_heads} KV heads twice, because 16 ranks cannot share {config.n_kv_heads} heads. In Meta's own "
+        f"FP8 it is {_gb(fp8)}, in 4-bit blocks {_gb(scheme('q4').nbytes(config))}.",
         [
-            (f"{config.n_params:,} parameters × 2 bytes", _gb(computed["BF16"])),
-            (f"{doubled:,} with KV heads doubled × 2 bytes", _gb(computed["MP16"])),
-            (
-                f"published for 16 ranks: {published['MP16'].count} × {published['MP16'].nbytes_each:,} bytes",
-                _gb(published["MP16"].nbytes),
-            ),
-            (
-                f"published for 8 ranks: {published['BF16'].count} × {published['BF16'].nbytes_each:,} bytes",
-                _gb(published["BF16"].nbytes),
-            ),
-            (
-                f"published in FP8: {published['FP8'].count} × {published['FP8'].nbytes_each:,} bytes",
-                _gb(published["FP8"].nbytes),
+            (f"{config.n_params:,} parameters × 2 bytes", _gb(model)),
+            (f"{mp16 // 2:,} with KV heads doubled × 2 bytes", _gb(mp16)),
+            *(
+                (f"published {words}: {SHARDS_405B[name][0]} × {SHARDS_405B[name][1]:,} bytes", _gb(found[name][1]))
+                for name, words in told.items()
             ),
         ],
-        [files.SOURCE, f"{PAPER}, table 3"],
+        [SHARDS, f"{PAPER}, table 3"],
         "herd sizes",
-        {f"{name.lower()}_bytes": float(size) for name, size in computed.items()}
-        | {f"published_{name.lower()}_bytes": float(shards.nbytes) for name, shards in published.items()}
+        {f"{name.lower()}_bytes": float(ours) for name, (ours, _) in found.items()}
+        | {f"published_{name.lower()}_bytes": float(theirs) for name, (_, theirs) in found.items()}
         | {"n_params": float(config.n_params)},
     )
 
 
 def _three_times() -> Claim:
-    new, old, computed = SIZES["405B"], LLAMA2_70B, files.computed_405b()
+    new, old, leaked = SIZES["405B"], LLAMA2["70B"], sizes.mp_nbytes(SIZES["405B"], 16)
     times = new.nbytes(2.0) / old.nbytes(2.0)
     return Claim(
         "three-times",
@@ -124,7 +120,7 @@ def _three_times() -> Claim:
             (f"Llama 2 70B, {old.n_params:,} × 2 bytes", _gb(old.nbytes(2.0))),
             (f"Llama 3.1 405B, {new.n_params:,} × 2 bytes", _gb(new.nbytes(2.0))),
             ("bf16 against bf16", f"× {short(times)}"),
-            ("the 820 GB file against fp32, as the news had it", f"× {short(computed['MP16'] / old.nbytes(4.0))}"),
+            ("the 820 GB file against fp32, as the news had it", f"× {short(leaked / old.nbytes(4.0))}"),
             (f"Llama 3.1 70B, {SIZES['70B'].n_params:,} × 2 bytes", _gb(SIZES["70B"].nbytes(2.0))),
         ],
         ["Llama 2, arXiv 2307.09288", f"{PAPER}, table 3"],
@@ -179,13 +175,13 @@ def _gpu_hours() -> Claim:
     hours, config = GPU_HOURS["405B"], SIZES["405B"]
     month = hours / MONTH_HOURS
     cost = 43_000 * 40_000
-    card, fp8 = machine("8xH100"), files.fp8_nbytes(config)
+    card, fp8 = machine("8xH100"), sizes.fp8_nbytes(config)
     pair = machine("16xH100")
     desk, station = machine("2xDDR5-5600"), machine("8xDDR5-4800")
     q4 = scheme("q4").nbytes(config)
     packed = Weights(q4 / config.n_params, q4 / config.n_params)
     slow, slower = (1 / decode_seconds(config, where, context=1024, weights=packed) for where in (station, desk))
-    flops = 6 * config.n_params * TRAINING_TOKENS
+    flops = 6 * config.n_params * TOKENS
     return Claim(
         "gpu-hours",
         "Running it takes 30.84M GPU-hours: 3,500 years on one card, or 43,000 H100s for $17 billion.",

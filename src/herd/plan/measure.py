@@ -1,0 +1,238 @@
+"""Measuring this machine: half a minute, with torch. What comes out is a `profile.Profile`.
+
+Every operator is timed as a model would meet it: matmuls over enough matrices that none stays in a cache between two
+passes (`COLD` bytes), because a forward pass meets each matrix once; attention at a real length; a block of a tiny
+model for what lies between operators. Each number is the median of several passes.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..engine.cache import KVCache
+from ..kernels.bandwidth import MemoryReader
+from ..kernels.pointwise import swiglu
+from ..llama.attention import causal
+from ..llama.config import ModelConfig
+from ..llama.model import LlamaLM
+from ..quant.formats import FORMATS, Format
+from ..quant.linear import QuantLinear
+from ..quant.random import random_rows
+from ..report import receipt
+from .profile import Gpu, Profile, cache_folder, key, now
+
+COLD = 256 << 20
+"""Bytes of matrices passed through in turn: several last-level caches."""
+SIDE = 4096
+ROWS = (1, 4, 16, 64, 256, 1024)
+PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FORMAT_NAMES = {"q8": "Q8_0", "q4": "Q4_0", "q4k": "Q4_K"}
+DISK_BYTES = 256 << 20
+_ATTENTION = ModelConfig(256, SIDE, 1, 32, 8, 1024, head_dim=128, max_context=16_384)
+
+Step = Callable[[str], None]
+
+
+def seconds_of(work: Callable[[], object], budget: float = 0.2, least: int = 3) -> float:
+    """Median seconds of one ``work``, after one that does not count, over about ``budget`` seconds."""
+    work()
+    times: list[float] = []
+    while len(times) < least or sum(times) < budget:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+@torch.inference_mode()
+def measure(step: Step = lambda what: None) -> Profile:
+    """Measure everything; ``step`` hears what is being measured."""
+    began = time.perf_counter()
+    where = receipt.machine()
+    step("memory")
+    bandwidth = bandwidths()
+    gemm: dict[str, dict[int, float]] = {}
+    for name in (*PLAIN, *FORMAT_NAMES):
+        step(f"matmul, {name}")
+        gemm[name] = gemm_rates(name)
+    step("attention")
+    prefill, decode = attention_prefill(), attention_decode()
+    step("between operators")
+    pointwise, between = pointwise_bandwidth(), between_operators()
+    step("disk")
+    disk = disk_bandwidth(cache_folder())
+    if torch.cuda.is_available():
+        step("GPUs")
+    return Profile(
+        key=key(),
+        date=now(),
+        cpu=where["cpu"],
+        cores=where["cores"],
+        isa=tuple(where["isa"]),
+        memory=where["memory_bytes"] or 0,
+        threads=torch.get_num_threads(),
+        bandwidth=bandwidth,
+        gemm=gemm,
+        attention_prefill=prefill,
+        attention_decode=decode,
+        pointwise=pointwise,
+        between=between,
+        disk=disk,
+        seconds=time.perf_counter() - began,
+        gpus=tuple(gpus()),
+    )
+
+
+def bandwidths() -> dict[int, float]:
+    """Bytes/s read from memory by 1, 2, 4 ... threads and by all of them."""
+    most, reader = torch.get_num_threads(), MemoryReader(COLD * 2)
+    counts = sorted({1 << power for power in range(most.bit_length()) if 1 << power <= most} | {most})
+    found = {}
+    try:
+        for threads in counts:
+            torch.set_num_threads(threads)
+            reader.measure(0)
+            found[threads] = reader.measure(0.3)
+    finally:
+        torch.set_num_threads(most)
+    return found
+
+
+def linears(name: str, inner: int, outer: int, cold: int = COLD) -> list[nn.Module]:
+    """Layers of one format and shape, as many as fill ``cold`` bytes."""
+    if name in PLAIN:
+        dtype = PLAIN[name]
+        count = max(1, round(cold / (inner * outer * dtype.itemsize)))
+        layers: list[nn.Module] = []
+        for _ in range(count):
+            layer = nn.Linear(inner, outer, bias=False, dtype=dtype, device="meta").to_empty(device="cpu")
+            layer.weight.data.uniform_(-0.01, 0.01)
+            layers.append(layer)
+        return layers
+    format: Format = FORMATS[FORMAT_NAMES[name]]
+    count = max(1, round(cold / (inner * outer * format.bits / 8)))
+    return [QuantLinear(random_rows((outer, inner), format, seed), format) for seed in range(count)]
+
+
+def gemm_rates(name: str, rows: tuple[int, ...] = ROWS, budget: float = 0.2) -> dict[int, float]:
+    """Operations/s of a (rows, SIDE) x (SIDE, SIDE) matmul with weights in this format, by rows."""
+    layers = linears(name, SIDE, SIDE)
+    dtype = PLAIN.get(name, torch.float32)
+    found = {}
+    for n in rows:
+        x_ND, turn = torch.randn(n, SIDE).to(dtype), _in_turn(layers)
+        found[n] = 2.0 * n * SIDE * SIDE / seconds_of(lambda x=x_ND, turn=turn: next(turn)(x), budget)  # type: ignore[misc]
+    return found
+
+
+def attention_prefill(tokens: int = 1024) -> float:
+    """Operations/s of causal attention over a prompt."""
+    c = _ATTENTION
+    q = torch.randn(1, tokens, c.n_heads, c.head_dim)
+    k, v = (torch.randn(1, tokens, c.n_kv_heads, c.head_dim) for _ in range(2))
+    return 4 * tokens * tokens / 2 * c.n_heads * c.head_dim / seconds_of(lambda: causal(0, q, k, v), 0.5)
+
+
+def attention_decode(context: int = 4096) -> float:
+    """Bytes/s of keys and values in one decode step's attention, over layers enough to be cold."""
+    layers = max(1, COLD // (context * _ATTENTION.kv_nbytes_per_token(4.0)))
+    config = _ATTENTION.replace(n_layers=layers)
+    cache = KVCache(config, torch.float32)
+    cache.reserve(1, context)
+    cache.add_rows(1)
+    attend = cache.decode([context - 1])
+    q = torch.randn(1, 1, config.n_heads, config.head_dim)
+    k, v = (torch.randn(1, 1, config.n_kv_heads, config.head_dim) for _ in range(2))
+
+    def work() -> None:
+        for layer in range(layers):
+            attend(layer, q, k, v)
+
+    return layers * context * _ATTENTION.kv_nbytes_per_token(4.0) / seconds_of(work, 0.4)
+
+
+def pointwise_bandwidth() -> float:
+    """Bytes/s of SwiGLU over tensors beyond the caches: two read, one written."""
+    gate, up = (torch.randn(1024, 4 * SIDE) for _ in range(2))
+    return 3 * gate.nbytes / seconds_of(lambda: swiglu(gate, up), 0.3)
+
+
+def between_operators() -> float:
+    """Seconds of one block in a decode step when its arithmetic is next to nothing: the difference between 8 layers and
+    4 of a tiny model."""
+    config = ModelConfig(256, 64, 4, 4, 2, 128, max_context=128)
+
+    def step_of(layers: int) -> float:
+        sized = config.replace(n_layers=layers)
+        model, cache = LlamaLM(sized).init_weights(0), KVCache(sized, torch.float32)
+        cache.reserve(1, 64)
+        cache.add_rows(1)
+        token, at = torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[32]])
+        return seconds_of(lambda: model(token, at, cache.decode([32])), 0.3, 50)
+
+    return max(0.0, (step_of(8) - step_of(4)) / 4)
+
+
+def disk_bandwidth(folder: Path) -> float | None:
+    """Bytes/s read from the disk of ``folder`` past the page cache; None where the system offers no direct reads."""
+    direct = getattr(os, "O_DIRECT", None)
+    if direct is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".disk-") as file:
+            chunk = os.urandom(1 << 20)
+            for _ in range(DISK_BYTES >> 20):
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+            handle = os.open(file.name, os.O_RDONLY | direct)
+            try:
+                buffer = mmap.mmap(-1, 8 << 20)  # aligned to a page, as direct reads want
+                start, total = time.perf_counter(), 0
+                while count := os.readv(handle, [buffer]):
+                    total += count
+                return total / (time.perf_counter() - start)
+            finally:
+                os.close(handle)
+    except OSError:
+        return None
+
+
+def gpus() -> Iterator[Gpu]:
+    """Every CUDA device, measured; nothing where there is none."""
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        with torch.cuda.device(index):
+            properties = torch.cuda.get_device_properties(index)
+            words = torch.empty(1 << 28, dtype=torch.int32, device="cuda")
+            other = torch.empty_like(words)
+            a, b = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+            copy = _cuda_seconds(lambda: other.copy_(words))  # noqa: B023
+            product = _cuda_seconds(lambda: a @ b)  # noqa: B023
+            peer = None
+            if torch.cuda.device_count() > 1:
+                there = torch.empty_like(words, device=f"cuda:{(index + 1) % torch.cuda.device_count()}")
+                peer = words.nbytes / _cuda_seconds(lambda: there.copy_(words))  # noqa: B023
+            yield Gpu(properties.name, properties.total_memory, 2 * words.nbytes / copy, 2 * 8192**3 / product, peer)
+
+
+def _cuda_seconds(work: Callable[[], object]) -> float:
+    def synced() -> None:
+        work()
+        torch.cuda.synchronize()
+
+    return seconds_of(synced, 0.2, 5)
+
+
+def _in_turn(layers: list[nn.Module]) -> Iterator[Callable[[Tensor], Tensor]]:
+    while True:
+        yield from layers
