@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from herd.cli import run
-from herd.plan import leak, prices
+from herd.plan import files, leak, prices
 from herd.plan.leak_page import TONES, page
 
 CLAIMS = {claim.key: claim for claim in leak.claims()}
@@ -17,10 +17,10 @@ CLAIMS = {claim.key: claim for claim in leak.claims()}
 
 def test_metas_own_files_within_the_bar():
     """Three published checkpoints of 405B; shards carry a little more than weights."""
-    found = leak.files_405b()
-    assert set(found) == {"BF16", "FP8", "MP16"}
-    for name, (ours, published) in found.items():
-        assert ours == pytest.approx(published, rel=0.0005), name
+    computed = files.computed_405b()
+    assert set(computed) == set(files.PUBLISHED_405B)
+    for name, shards in files.PUBLISHED_405B.items():
+        assert computed[name] == pytest.approx(shards.nbytes, rel=0.0005), name
 
 
 def test_the_figures_of_the_news():

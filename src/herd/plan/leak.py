@@ -16,15 +16,14 @@ from ..llama.config import SIZES
 from ..quant.formats import scheme
 from ..report.published import find, read_yaml, score
 from ..report.units import MINUS, NBSP, duration, fixed, language, nbytes, short, si
-from . import prices, sizes
+from . import files, prices
 from .machines import find as machine
 from .ops import Weights, decode_seconds
-from .published import GPU_HOURS, LLAMA2, SHARDS_405B, TOKENS
+from .published import GPU_HOURS, LLAMA2, TOKENS
 
 Verdict = Literal["true", "half true", "misread", "false"]
 
 AZURE_TASKS = 13
-SHARDS = "meta-llama/llama-models models/sku_list.py (bytes of the .pth shards)"
 MODEL_CARD = "Llama 3.1 model card, meta-llama/llama-models MODEL_CARD.md"
 AZURE = "Azure/azureml-assets, assets/evaluation_results (published 2024-08-14; GPT-4o also as first run)"
 PAPER = "The Llama 3 Herd of Models, arXiv 2407.21783"
@@ -72,16 +71,9 @@ def _gb(value: float) -> str:
     return f"{fixed(value / 1e9, 1)}{NBSP}GB"
 
 
-def files_405b() -> dict[str, tuple[int, int]]:
-    """Bytes of 405B's three published files by our formulas, and as published."""
-    config = SIZES["405B"]
-    ours = {"BF16": config.nbytes(2.0), "FP8": sizes.fp8_nbytes(config), "MP16": sizes.mp_nbytes(config, 16)}
-    return {name: (ours[name], count * each) for name, (count, each) in SHARDS_405B.items()}
-
-
 def _size() -> Claim:
-    config, found = SIZES["405B"], files_405b()
-    (model, _), (fp8, _), (mp16, _) = found["BF16"], found["FP8"], found["MP16"]
+    config, computed, published = SIZES["405B"], files.computed_405b(), files.PUBLISHED_405B
+    model, fp8, mp16 = (computed[name] for name in ("BF16", "FP8", "MP16"))
     told = {"MP16": "for 16 ranks", "BF16": "for 8 ranks", "FP8": "in FP8"}
     return Claim(
         "820-gb",
@@ -94,20 +86,23 @@ def _size() -> Claim:
             (f"{config.n_params:,} parameters × 2 bytes", _gb(model)),
             (f"{mp16 // 2:,} with KV heads doubled × 2 bytes", _gb(mp16)),
             *(
-                (f"published {words}: {SHARDS_405B[name][0]} × {SHARDS_405B[name][1]:,} bytes", _gb(found[name][1]))
+                (
+                    f"published {words}: {published[name].count} × {published[name].nbytes_each:,} bytes",
+                    _gb(published[name].nbytes),
+                )
                 for name, words in told.items()
             ),
         ],
-        [SHARDS, f"{PAPER}, table 3"],
+        [files.SOURCE, f"{PAPER}, table 3"],
         "herd sizes",
-        {f"{name.lower()}_bytes": float(ours) for name, (ours, _) in found.items()}
-        | {f"published_{name.lower()}_bytes": float(theirs) for name, (_, theirs) in found.items()}
+        {f"{name.lower()}_bytes": float(size) for name, size in computed.items()}
+        | {f"published_{name.lower()}_bytes": float(shards.nbytes) for name, shards in published.items()}
         | {"n_params": float(config.n_params)},
     )
 
 
 def _three_times() -> Claim:
-    new, old, leaked = SIZES["405B"], LLAMA2["70B"], sizes.mp_nbytes(SIZES["405B"], 16)
+    new, old, leaked = SIZES["405B"], LLAMA2["70B"], files.computed_405b()["MP16"]
     times = new.nbytes(2.0) / old.nbytes(2.0)
     return Claim(
         "three-times",
@@ -175,7 +170,7 @@ def _gpu_hours() -> Claim:
     hours, config = GPU_HOURS["405B"], SIZES["405B"]
     month = hours / MONTH_HOURS
     cost = 43_000 * 40_000
-    card, fp8 = machine("8xH100"), sizes.fp8_nbytes(config)
+    card, fp8 = machine("8xH100"), files.fp8_nbytes(config)
     pair = machine("16xH100")
     desk, station = machine("2xDDR5-5600"), machine("8xDDR5-4800")
     q4 = scheme("q4").nbytes(config)
