@@ -45,8 +45,10 @@ VERBS: dict[str, Verb] = {
     "import": Verb("convert", "Bring in weights: Meta, Hugging Face, GGUF.", "import_command"),
     "export": Verb("convert", "Write a checkpoint for other tools.", "export_command"),
     "report": Verb("report", "Write the page of a run anew."),
+    "eval": Verb("eval", "Benchmarks for any checkpoint, and how sure each number is.", "app", resume=""),
     "bench": Verb("bench", "How fast a model runs here, beside the memory's own speed."),
     "sizes": Verb("sizes", "The published models: parameters, bytes, KV cache."),
+    "plan": Verb("plan", "What fits, how fast, what it costs: before anything is rented or fetched.", "app"),
     "leak": Verb("leak", "The news about Llama 3.1, claim by claim, and what is so."),
 }
 

@@ -32,10 +32,11 @@ BATCH = 32
 
 
 class Model(Protocol):
-    """What the harness asks. ``hash`` names the weights (or the endpoint and its model)."""
+    """What the harness asks. ``hash`` names the weights (or the endpoint and its model), ``precision`` the dtype."""
 
     name: str
     hash: str
+    precision: str
     mode: Mode
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
@@ -88,7 +89,7 @@ def evaluate(
     for task in tasks:
         rows.append(run_task(model, task, data, out, limit=limit, watcher=watcher))
         watcher.end(rows[-1])
-        about = {"mode": model.mode, "data": data.label, "limit": limit} | more
+        about = {"mode": model.mode, "data": data.label, "limit": limit, "precision": model.precision} | more
         write_summary(out, model.name, model.hash, [*earlier, *rows], **about)
     return replace(read_evaluation(out), tasks=rows)
 
@@ -136,6 +137,7 @@ def head(model: Model, task: Task) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "model": model.hash,
+        "precision": model.precision,
         "task": task.name,
         "version": task.version,
         "settings": task.settings,

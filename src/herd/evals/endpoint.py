@@ -1,0 +1,144 @@
+"""An endpoint as the harness asks it: any server that speaks OpenAI's completions and chat completions.
+
+Likelihoods come from ``/v1/completions`` with ``echo`` and ``logprobs``: the server scores the prompt itself, and the
+tokens behind the context's last character are summed. vLLM, llama.cpp's server and Herd's gateway over them can; most
+hosted chat services cannot, and then a likelihood task says so. Dialogs go to ``/v1/chat/completions``. The key is
+taken from ``HERD_API_KEY``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+from ..errors import EngineError
+from .tasks.task import Answer, Generate, Likelihood, Mode, Rank, Request
+
+AT_ONCE = 8
+TIMEOUT_S = 600.0
+WAITS_S = (1.0, 4.0, 15.0)
+"""Before asking again, where a server is busy (429, 5xx) or not there for a moment."""
+
+
+class EndpointModel:
+    """``url``: http(s)://host[:port][/v1]; ``model`` None takes the only one it serves."""
+
+    precision = "endpoint"
+
+    def __init__(self, url: str, model: str | None = None, mode: Mode = "instruct") -> None:
+        self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
+        self.mode = mode
+        self.name = model or self._only_model()
+        self.hash = hashlib.sha256(f"{self.url} {self.name}".encode()).hexdigest()
+
+    def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
+        """See `harness.Model`. The first likelihood is asked alone: an endpoint that cannot says so at once."""
+        first = next((n for n, r in enumerate(requests) if not isinstance(r, Generate)), None)
+        if first is not None:
+            yield first, self._one(requests[first])
+        rest = [n for n in range(len(requests)) if n != first]
+        pool = ThreadPoolExecutor(AT_ONCE)
+        try:
+            numbers = {pool.submit(self._one, requests[n]): n for n in rest}
+            for future in as_completed(numbers):
+                yield numbers[future], future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _one(self, request: Request) -> Answer:
+        if isinstance(request, Generate):
+            return self._write(request)
+        pairs = request.pairs if isinstance(request, Rank) else (("", request.text),)
+        return Answer(likelihoods=tuple(self._likelihood(*pair) for pair in pairs))
+
+    def _likelihood(self, context: str, continuation: str) -> Likelihood:
+        context, text = context.rstrip(), context + continuation
+        body = {"prompt": text, "max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0}
+        choice = self._choice("/completions", body)
+        logprobs = choice.get("logprobs")
+        if not isinstance(logprobs, dict) or not logprobs.get("text_offset"):
+            raise EngineError(
+                f"{self.url}: gives no logprobs of the prompt, which likelihood tasks need (completions with echo and "
+                "logprobs): use a server that does, e.g. vLLM, or --mode instruct"
+            )
+        columns = (logprobs["text_offset"], logprobs["token_logprobs"], logprobs["top_logprobs"])
+        rows = [row for row in zip(*columns, strict=True) if len(context) <= row[0] < len(text) and row[1] is not None]
+        return Likelihood(
+            float(sum(nats for _, nats, _ in rows)),
+            all(nats >= max(top.values()) for _, nats, top in rows if top),
+            len(rows),
+        )
+
+    def _write(self, request: Generate) -> Answer:
+        body: dict[str, Any] = {"max_tokens": request.max_tokens, "temperature": 0}
+        if isinstance(request.prompt, str):
+            if request.stop:
+                body["stop"] = list(request.stop[:4])  # OpenAI takes four
+            choice = self._choice("/completions", body | {"prompt": request.prompt})
+            return Answer(_cut(choice.get("text") or "", request.stop), choice.get("finish_reason") or "")
+        if request.tools:
+            body["tools"] = [
+                tool if "function" in tool else {"type": "function", "function": tool} for tool in request.tools
+            ]
+        choice = self._choice("/chat/completions", body | {"messages": list(request.prompt)})
+        message = choice.get("message") or {}
+        calls = [_call(call) for call in message.get("tool_calls") or ()]
+        text = "".join([message.get("content") or "", *calls])
+        return Answer(_cut(text, request.stop), choice.get("finish_reason") or "")
+
+    def _choice(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        answer = self._ask(path, {"model": self.name} | body)
+        try:
+            return answer["choices"][0]
+        except (KeyError, IndexError, TypeError):
+            raise EngineError(f"{self.url}{path}: answered without choices: {str(answer)[:200]}") from None
+
+    def _only_model(self) -> str:
+        answer = self._ask("/models")
+        try:
+            names = [entry["id"] for entry in answer["data"]]
+        except (KeyError, TypeError):
+            raise EngineError(f"{self.url}/models: does not list models; name one with --model") from None
+        if len(names) != 1:
+            raise EngineError(f"{self.url}: serves {', '.join(names) or 'no model'}; name one with --model")
+        return names[0]
+
+    def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("HERD_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        data = None if body is None else json.dumps(body).encode()
+        for wait in (*WAITS_S, None):
+            try:
+                request = urllib.request.Request(self.url + path, data, headers)
+                with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+                    return json.load(response)
+            except urllib.error.HTTPError as error:
+                said = error.read(500).decode("utf-8", "replace").strip()
+                problem = f"{self.url}{path}: {error.code} {error.reason}: {said}"
+                if error.code != 429 and error.code < 500:
+                    raise EngineError(problem) from None
+            except (OSError, ValueError) as error:
+                problem = f"{self.url}{path}: no answer ({error}); is the server running?"
+            if wait is not None:
+                time.sleep(wait)
+        raise EngineError(problem)
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    """``text`` up to the first stop string, for those a server was not told of."""
+    ends = [at for at in (text.find(mark) for mark in stop) if at >= 0]
+    return text[: min(ends, default=len(text))]
+
+
+def _call(call: Any) -> str:
+    """A call as Llama writes it, so that one judge reads checkpoints and endpoints."""
+    function = call["function"]
+    return f'{{"name": {json.dumps(function["name"])}, "parameters": {function["arguments"] or "{}"}}}'
