@@ -47,14 +47,8 @@ def load(
 
     A folder without a tokenizer gives None and a warning. Raises `CheckpointError` for a folder that is not one.
     """
-    import warnings
-
     checkpoint = importlib.import_module(".checkpoint", __name__)
-    model = checkpoint.load(folder, dtype=dtype, device=device)
-    tokenizer = checkpoint.load_tokenizer(folder)
-    if tokenizer is None:
-        warnings.warn(f"{folder} has no tokenizer: the model takes and gives token ids only", stacklevel=2)
-    return model, tokenizer
+    return checkpoint.load(folder, dtype=dtype, device=device), checkpoint.load_tokenizer(folder)
 
 
 def __getattr__(name: str) -> Any:

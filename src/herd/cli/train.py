@@ -28,12 +28,14 @@ def command(
         _check(recipe, read, as_json)
         return
     from ..kernels.memory import keep_freed_memory
+    from ..train import parallel
     from ..train.run import run_recipe
 
     keep_freed_memory()
     first = os.environ.get("RANK", "0") == "0"
     with _progress(read.name, read.train.steps, show=first) as on_step:
         folder, result = run_recipe(read, on_step=on_step)
+    parallel.stop()
     if not first:
         return
     if as_json:

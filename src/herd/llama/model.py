@@ -138,7 +138,7 @@ class LlamaLM(nn.Module):
     def init_weights(self, seed: int, std: float = 0.02) -> LlamaLM:
         """Normal(0, ``std``) weights; projections back into the residual stream scaled by 1 / sqrt(2 · layers).
 
-        A pure function of ``seed`` and the parameter's name, whatever the order or device. Returns self.
+        A pure function of ``seed`` and the parameter's place in the model, whatever the device. Returns self.
         """
         residual_std = std / (2 * self.config.n_layers) ** 0.5
         with torch.no_grad():
