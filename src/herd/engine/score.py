@@ -24,7 +24,6 @@ from torch import Tensor
 from ..errors import EngineError
 from ..llama.attention import Attend, sdpa
 from ..llama.model import LlamaLM
-from .memory import round_to_block
 
 PACK_TOKENS = 2048
 """Tokens of one forward: enough to fill the matmuls, little enough memory for activations."""
@@ -206,7 +205,7 @@ class _Prefix:
         S = len(self.ids)
         for tensors in (self._keys, self._values):
             for layer, old in enumerate(tensors):
-                new = old.new_zeros(1, round_to_block(tokens), *old.shape[2:])
+                new = old.new_zeros(1, tokens + SLACK_TOKENS, *old.shape[2:])
                 new[:, :S] = old[:, :S]
                 tensors[layer] = new
 
