@@ -7,11 +7,12 @@ are the `Completion`. Everything is checked when it is made or submitted, before
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import EngineError
+from .constraint import Constraint
 
 FinishReason = Literal["stop", "length", "context", "cancelled"]
 """stop: a stop token or stop string; length: ``max_tokens`` reached; context: the model's context is full."""
@@ -26,6 +27,11 @@ class Sampling:
     takes a fresh one; with a seed the tokens do not depend on what else is in the batch. ``stop`` strings end the
     answer and are not part of it. ``logprobs`` None is off; n gives each token's logprob under the model's own
     distribution (temperature 1, nothing cut) and the n likeliest tokens at its place.
+
+    Before all that, logits may be bent (`rules.py`): ``repetition_penalty`` divides the positive and multiplies the
+    negative logits of every token seen in prompt or answer (1 = off; CTRL, arXiv 1909.05858); ``presence_penalty`` and
+    ``frequency_penalty`` are taken off tokens of the answer, once and as often as they came; ``logit_bias`` {id: x} is
+    added. The latter three as in OpenAI's interface, and with its bounds.
     """
 
     max_tokens: int | None = 256
@@ -36,6 +42,10 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -57,19 +67,37 @@ class Sampling:
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise EngineError(f"stop={self.stop!r}: stop strings must be non-empty text")
+        _real("repetition_penalty", self.repetition_penalty, 0, math.inf, "1 turns it off")
+        if self.repetition_penalty == 0:
+            raise EngineError("repetition_penalty=0 would divide by zero: above 1 discourages, 1 turns it off")
+        _real("presence_penalty", self.presence_penalty, -2, 2, "0 turns it off")
+        _real("frequency_penalty", self.frequency_penalty, -2, 2, "0 turns it off")
+        if not isinstance(self.logit_bias, Mapping):
+            raise EngineError(f"logit_bias={self.logit_bias!r} must map token ids to numbers")
+        for id_, bias in self.logit_bias.items():
+            _integer("a token id of logit_bias", id_, 0)
+            _real(f"logit_bias of token {id_}", bias, -100, 100, "-100 all but forbids a token")
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
 
+    @property
+    def bends(self) -> bool:
+        """Whether penalties or biases change the logits."""
+        bent = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1)
+        return any(bent) or bool(self.logit_bias)
+
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt. ``stop_ids`` end the answer in addition to the tokenizer's own stop tokens."""
+    """One prompt. ``stop_ids`` end the answer in addition to the tokenizer's own stop tokens; ``constraint`` says what
+    the answer must be, and ends it where nothing more may follow."""
 
     prompt_ids: Sequence[int]
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: frozenset[int] = frozenset()
+    constraint: Constraint | None = None
 
     def validate(self, vocab_size: int, context: int) -> None:
         """Raises EngineError if a model of this vocabulary and context cannot serve the request."""
@@ -92,6 +120,8 @@ class Request:
             )
         if (self.sampling.logprobs or 0) > vocab_size:
             raise EngineError(f"logprobs={self.sampling.logprobs} is more than the vocabulary of {vocab_size}")
+        if (most := max(self.sampling.logit_bias, default=0)) >= vocab_size:
+            raise EngineError(f"logit_bias: token {most} is outside the model's vocabulary of {vocab_size}")
 
 
 @dataclass(frozen=True)
@@ -104,15 +134,31 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class Speculated:
+    """How a request's guesses fared: tokens guessed, those looked at (up to the first wrong one), those kept."""
+
+    guessed: int = 0
+    judged: int = 0
+    kept: int = 0
+
+    @property
+    def acceptance(self) -> float:
+        """Share of kept among judged: an estimate of 1 - TV(model, draft); 0 where nothing was judged."""
+        return self.kept / self.judged if self.judged else 0.0
+
+
+@dataclass(frozen=True)
 class Delta:
     """What one step adds to an answer. ``text`` may lag behind ``token_ids``: half a character or a possible beginning
-    of a stop string is held back. Only the last delta has a ``finish_reason``."""
+    of a stop string is held back. Only the last delta has a ``finish_reason``, and ``speculated`` where the engine
+    has a draft."""
 
     text: str
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     stop_id: int | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    speculated: Speculated | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +172,7 @@ class Completion:
     stop_id: int | None = None
     logprobs: list[TokenLogprob] | None = None
     prompt_tokens: int = 0
+    speculated: Speculated | None = None
 
 
 def _integer(name: str, value: object, least: int | None) -> None:

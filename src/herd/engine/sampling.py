@@ -3,7 +3,8 @@
 Randomness is counter-based: the number drawn for a request's n-th token is a hash of (seed, n), so a request's tokens
 depend neither on the other rows nor on when it was admitted (SplitMix64: Steele, Lea & Flood, OOPSLA 2014). The token
 is found by inverting the cumulative distribution. Top-k, top-p and min-p all keep a prefix of the tokens sorted by
-probability, so one sort serves the three.
+probability, so one sort serves the three. Penalties and constraints have changed the logits before (`rules.py`);
+speculation asks for whole distributions (`distribution`) and compares them (`speculate.py`).
 
 Shapes: B batch rows, V vocab.
 """
@@ -24,18 +25,41 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 def sample(logits_BV: Tensor, samplings: Sequence[Sampling], seeds: Sequence[int], steps: Sequence[int]) -> list[int]:
     """One token id a row. ``logits_BV`` is fp32; ``steps`` counts each request's tokens so far. NaN: EngineError."""
-    best_B = logits_BV.argmax(-1)
-    if not bool(torch.isfinite(logits_BV.gather(1, best_B[:, None])).all()):  # argmax finds a NaN if there is one
-        raise EngineError("the model's logits are not finite numbers: its weights are damaged or its training diverged")
-    ids = best_B.tolist()
+    ids = likeliest(logits_BV)
     drawn = [i for i, s in enumerate(samplings) if not s.greedy]
     for rows, cut in ((r, c) for c in (False, True) if (r := [i for i in drawn if _cuts(samplings[i]) == c])):
         u = [uniform(seeds[i], steps[i]) for i in rows]
         chosen = [samplings[i] for i in rows]
-        picked = _draw_cut(logits_BV[rows], chosen, u) if cut else _draw(logits_BV[rows], chosen, u)
+        picked = _draw_cut(logits_BV[rows], chosen, u) if cut else draw(_probs(logits_BV[rows], chosen), u)
         for i, token in zip(rows, picked.tolist(), strict=True):
             ids[i] = token
     return ids
+
+
+def likeliest(logits_BV: Tensor) -> list[int]:
+    """The greedy token of each row; a tie goes to the lower id. NaN: EngineError."""
+    best_B = logits_BV.argmax(-1)
+    if not bool(torch.isfinite(logits_BV.gather(1, best_B[:, None])).all()):  # argmax finds a NaN if there is one
+        raise EngineError("the model's logits are not finite numbers: its weights are damaged or its training diverged")
+    return best_B.tolist()
+
+
+def distribution(logits_BV: Tensor, samplings: Sequence[Sampling]) -> Tensor:
+    """The probabilities (B, V) fp64 with which `sample` picks: temperature, then what the cuts keep, summing to 1."""
+    p_BV = _probs(logits_BV, samplings)
+    cut = [i for i, s in enumerate(samplings) if _cuts(s)]
+    if cut:
+        sorted_CV, order_CV, kept_C1 = _kept(p_BV[cut], [samplings[i] for i in cut])
+        sorted_CV[torch.arange(p_BV.shape[1], device=p_BV.device) >= kept_C1] = 0
+        sorted_CV /= sorted_CV.sum(-1, keepdim=True)
+        p_BV[cut] = torch.zeros_like(sorted_CV).scatter_(1, order_CV, sorted_CV)
+    return p_BV
+
+
+def draw(p_BV: Tensor, u: Sequence[float]) -> Tensor:
+    """The token of each row at which the cumulative mass passes u: (B,) int64. Rows need not sum to 1."""
+    cdf_BV = p_BV.cumsum(-1)
+    return _invert(cdf_BV, cdf_BV[:, -1:], u)
 
 
 def uniform(seed: int, step: int) -> float:
@@ -70,22 +94,25 @@ def _cuts(s: Sampling) -> bool:
     return s.top_k > 0 or s.top_p < 1 or s.min_p > 0
 
 
-def _probs(logits_BV: Tensor, samplings: list[Sampling]) -> Tensor:
+def _probs(logits_BV: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     """Softmax at each row's temperature. The best logit comes off first, so tiny temperatures do not overflow."""
     temperature_B1 = torch.tensor([[s.temperature] for s in samplings], dtype=torch.float64, device=logits_BV.device)
     shifted_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)).double()
     return torch.softmax(shifted_BV / temperature_B1, dim=-1)
 
 
-def _draw(logits_BV: Tensor, samplings: list[Sampling], u: list[float]) -> Tensor:
-    cdf_BV = _probs(logits_BV, samplings).cumsum(-1)
-    return _invert(cdf_BV, cdf_BV[:, -1:], u)
+def _draw_cut(logits_BV: Tensor, samplings: Sequence[Sampling], u: Sequence[float]) -> Tensor:
+    p_BV, order_BV, kept_B1 = _kept(_probs(logits_BV, samplings), samplings)
+    cdf_BV = p_BV.cumsum(-1)
+    place_B = _invert(cdf_BV, cdf_BV.gather(1, kept_B1 - 1), u)
+    return order_BV.gather(1, place_B[:, None])[:, 0]
 
 
-def _draw_cut(logits_BV: Tensor, samplings: list[Sampling], u: list[float]) -> Tensor:
-    p_BV, order_BV = _probs(logits_BV, samplings).sort(dim=-1, descending=True, stable=True)
+def _kept(p_BV: Tensor, samplings: Sequence[Sampling]) -> tuple[Tensor, Tensor, Tensor]:
+    """(probabilities from the largest down, their ids, how many of them stay) of each row."""
+    p_BV, order_BV = p_BV.sort(dim=-1, descending=True, stable=True)
     V = p_BV.shape[1]
-    column = _column(logits_BV)
+    column = _column(p_BV)
     cdf_BV = p_BV.cumsum(-1)
     kept_B1 = column([s.top_k or V for s in samplings])
     # top-p works on what top-k left, renormalized: keep tokens until the mass *before* a token reaches top_p
@@ -95,11 +122,10 @@ def _draw_cut(logits_BV: Tensor, samplings: list[Sampling], u: list[float]) -> T
     kept_B1 = torch.where(top_p_B1 < 1, torch.minimum(kept_B1, n_top_p_B1), kept_B1)
     min_p_B1 = column([s.min_p for s in samplings], torch.float64)
     kept_B1 = torch.minimum(kept_B1, (p_BV >= min_p_B1 * p_BV[:, :1]).sum(-1, keepdim=True)).clamp_(min=1)
-    place_B = _invert(cdf_BV, cdf_BV.gather(1, kept_B1 - 1), u)
-    return order_BV.gather(1, place_B[:, None])[:, 0]
+    return p_BV, order_BV, kept_B1
 
 
-def _invert(cdf_BV: Tensor, total_B1: Tensor, u: list[float]) -> Tensor:
+def _invert(cdf_BV: Tensor, total_B1: Tensor, u: Sequence[float]) -> Tensor:
     """First place where the cumulative mass exceeds u · total; such a place always has positive probability."""
     u_B1 = torch.tensor(u, dtype=torch.float64, device=cdf_BV.device)[:, None]
     below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))  # u · total may round up to total itself

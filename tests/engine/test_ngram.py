@@ -1,0 +1,28 @@
+"""Guessing by looking back, against a search by definition."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from herd.engine.ngram import LONGEST, SHORTEST, NGramIndex
+
+
+def looked_up(tokens: list[int], most: int) -> list[int]:
+    """The last earlier place where the longest possible ending stands, by trying all."""
+    for n in range(min(LONGEST, len(tokens)), SHORTEST - 1, -1):
+        for start in range(len(tokens) - n - 1, -1, -1):
+            if tokens[start : start + n] == tokens[-n:]:
+                return tokens[start + n : start + n + most]
+    return []
+
+
+@given(st.lists(st.integers(0, 3), max_size=40), st.integers(1, 6), st.integers(0, 40))
+def test_index_is_the_search(tokens, most, cut):
+    index = NGramIndex(tokens[:cut])
+    index.extend(tokens[cut:])
+    assert index.propose(most) == looked_up(tokens, most)
+
+
+def test_what_followed_last_is_proposed():
+    assert NGramIndex([1, 2, 3, 9, 1, 2, 4, 9, 1, 2]).propose(2) == [4, 9]
+    assert NGramIndex([1, 2, 3, 4]).propose(2) == []
+    assert NGramIndex([7, 7, 7, 7, 7]).propose(3) == [7]
