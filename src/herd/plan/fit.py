@@ -1,9 +1,8 @@
 """Fitting a few factors to measured rows, and judging them on rows that were not fitted.
 
-The error of a row is ``log(predicted / measured)``: twice and half as fast count the same. `fit` minimizes the mean of its
-absolute values, which one odd row cannot pull about, by walking each factor up and down in ever smaller steps; a weak
-pull towards the start keeps what the rows do not determine where the hardware put it.
-"""
+The error of a row is ``log(predicted / measured)``: twice and half as fast count the same. `fit` minimizes the mean of
+its absolute values, which one odd row cannot pull about, by walking each factor up and down in ever smaller steps; a
+weak pull towards the start keeps what the rows do not determine where the hardware put it."""
 
 from __future__ import annotations
 

@@ -62,9 +62,7 @@ def simulate(
     A further failure during a restart begins it anew."""
     rng = random.Random(seed)
     end = days * 86_400
-    breaks = sorted(
-        [(rng.uniform(0, end), True) for _ in range(unexpected)] + [(rng.uniform(0, end), False) for _ in range(planned)]
-    )
+    breaks = sorted((rng.uniform(0, end), index < unexpected) for index in range(unexpected + planned))
     useful, at, saved = 0.0, 0.0, 0.0  # saved: work since the last checkpoint
     for moment, lost in [*breaks, (end, False)]:
         running = max(0.0, moment - at)  # nothing while a restart is still under way

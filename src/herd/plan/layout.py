@@ -1,9 +1,11 @@
 """How a training run is spread over devices: TP × CP × PP × DP, micro-batches, recomputation, precision, sharding.
 
-- TP splits every matmul of a block over ranks of one node; between the matmuls the rows are split (sequence parallelism).
+- TP splits every matmul of a block over ranks of one node; between the matmuls the rows are split (sequence
+  parallelism).
 - CP splits the sequence; K and V are gathered before attention.
-- PP splits the layers into stages; each stage holds ``chunks`` pieces of its layers in turn (interleaved 1F1B). Where it
-  comes out even, the first and last stage have one layer less, for the embedding and the head (Llama 3 paper, 3.3.2).
+- PP splits the layers into stages; each stage holds ``chunks`` pieces of its layers in turn (interleaved 1F1B). Where
+  it comes out even, the first and last stage have one layer less, for the embedding and the head (Llama 3 paper,
+  3.3.2).
 - DP repeats all of that; states are sharded over DP · CP: ``optimizer`` alone, ``gradients`` too, or ``all`` (FSDP with
   weights gathered before use and freed after).
 
@@ -20,6 +22,8 @@ from ..llama.config import ModelConfig
 
 Recompute = Literal["none", "selective", "full"]
 Shard = Literal["optimizer", "gradients", "all"]
+RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
+SHARDS: tuple[Shard, ...] = ("all", "gradients", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained: a model on batches of ``batch`` sequences of ``context`` tokens.
-
-    ``trained``: the share of parameters that learn (adapters: small); ``forwards``: forward passes of another model that
-    a step needs besides, as a share of this model's forward FLOPs (a teacher's)."""
+    """What is trained: a model on batches of ``batch`` sequences of ``context`` tokens; with ``adapters``, only that
+    many parameters beside a frozen model of ``frozen_bytes`` a parameter."""
 
     config: ModelConfig
     batch: int
     context: int
+    adapters: int | None = None
+    frozen_bytes: float = 2.0
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -77,8 +81,10 @@ class Job:
 
     @property
     def flops(self) -> float:
-        """Model FLOPs of one step: what MFU counts, recomputation left out."""
-        return self.tokens * self.config.flops_per_token(self.context / 2, training=True)
+        """Model FLOPs of one step: what MFU counts, recomputation left out. Frozen weights have no gradient of their
+        own: two thirds."""
+        whole = self.tokens * self.config.flops_per_token(self.context / 2, training=True)
+        return whole if self.adapters is None else whole * 2 / 3
 
 
 def stage_layers(n_layers: int, pp: int) -> tuple[int, int] | None:
@@ -102,7 +108,7 @@ def check(layout: Layout, job: Job) -> None:
     layers = stage_layers(config.n_layers, layout.pp)
     if layers is None:
         fits = [pp for pp in range(1, config.n_layers + 1) if stage_layers(config.n_layers, pp)]
-        raise PlanError(f"pp={layout.pp} does not divide {config.n_layers} layers: use one of {', '.join(map(str, fits))}")
+        raise PlanError(f"pp={layout.pp} does not divide {config.n_layers} layers: use {', '.join(map(str, fits))}")
     if layers[0] % layout.chunks or (layout.chunks > 1 and layout.pp == 1):
         raise PlanError(f"chunks={layout.chunks} does not divide the {layers[0]} layers of a stage")
     if job.batch % (layout.dp * layout.micro):

@@ -1,9 +1,8 @@
 """Bytes on one rank of a training run, by what they are for: `herd.train.memory`, split over TP, CP and PP.
 
 With sequence parallelism everything a block keeps for backward is split over TP (rows between the matmuls, heads and F
-inside them) and over CP. In a pipeline the first stage holds most: with V pieces a stage, PP · (1 + (PP - 1) / (PP · V))
-micro-batches' worth of its layers are under way at once (Narayanan et al., arXiv 2104.04473, section 2.2).
-"""
+inside them) and over CP. In a pipeline the first stage holds most: with V pieces a stage, PP · (1 + (PP - 1) / (PP ·
+V)) micro-batches' worth of its layers are under way at once (Narayanan et al., arXiv 2104.04473, section 2.2)."""
 
 from __future__ import annotations
 
@@ -43,12 +42,18 @@ class RankBytes:
 
 @functools.lru_cache(maxsize=256)
 def first_stage(config: ModelConfig, pp: int) -> ModelConfig:
-    """The part of a model that the first stage holds. Of embedding and head a stage of a pipeline has one, as in a model
-    that ties them."""
+    """The part of a model that the first stage holds. Of embedding and head a stage of a pipeline has one, as in a
+    model that ties them."""
     if pp == 1:
         return config
     _, end = stage_layers(config.n_layers, pp) or (0, config.n_layers // pp)
     return config.replace(n_layers=max(end, 1), tie_embeddings=True)
+
+
+@functools.lru_cache(maxsize=256)
+def stage_params(config: ModelConfig, pp: int) -> int:
+    """Parameters of the first stage."""
+    return first_stage(config, pp).n_params
 
 
 def in_flight(layout: Layout, micros: int) -> float:
@@ -70,6 +75,8 @@ def rank_nbytes(job: Job, layout: Layout) -> RankBytes:
         "full": least.activations,
     }[layout.recompute]
     params = kept.weights / MASTER / tp
+    if job.adapters is not None:
+        return _with_adapters(job, layout, params, kept, activations)
     gradients = {
         "all": kept.gradients / tp / ranks,
         "gradients": kept.gradients / tp / ranks + kept.gradients / tp / layout.chunks * (ranks > 1),
@@ -81,6 +88,22 @@ def rank_nbytes(job: Job, layout: Layout) -> RankBytes:
         optimizer=(kept.weights + kept.moments) / tp / ranks,
         activations=activations / tp * in_flight(layout, micro_batches(layout, job)),
         loss=kept.loss / tp if layout.pp == 1 else 0.0,
+        buffers=_gathered_rows(job, layout),
+    )
+
+
+def _with_adapters(job: Job, layout: Layout, params: float, kept: TrainBytes, activations: float) -> RankBytes:
+    """Frozen weights as they are stored, sharded or whole; state for the adapters alone; no gradient of the head."""
+    ranks = layout.dp * layout.cp
+    trained = (job.adapters or 0) / layout.tp / layout.pp
+    sharded = layout.shard == "all" and ranks > 1
+    one_block = params / max(first_stage(job.config, layout.pp).n_layers, 1)
+    return RankBytes(
+        weights=job.frozen_bytes * (params / ranks if sharded else params) + WEIGHT * one_block,
+        gradients=MASTER * trained,
+        optimizer=3 * MASTER * trained / (ranks if sharded else 1),
+        activations=activations / layout.tp * in_flight(layout, micro_batches(layout, job)),
+        loss=max(0.0, kept.loss - MASTER * job.config.vocab_size * job.config.dim) / layout.tp,
         buffers=_gathered_rows(job, layout),
     )
 

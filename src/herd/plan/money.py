@@ -1,21 +1,19 @@
-"""Dollars of a run: rented by the hour, or bought and worn off, with the power it draws.
+"""Dollars of a run on a machine: rented by the hour, or bought, worn off and fed with power.
 
-A bought machine costs its price spread over `YEARS`, and its watts. Prices are those of ``machines.yaml``, with their date;
-where a device has none, there is none here.
+Prices of devices are those of ``machines.yaml``, with their date; where a device has none, there is none here. How a
+purchase is spread over its life is `prices.hourly`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import PlanError
 from .machines import Machine, Price
+from .prices import hourly
 
-YEARS = 4.0
-"""Years over which a bought accelerator is written off."""
-KWH = 0.10
-"""USD a kilowatt-hour, industrial rate."""
 OVERHEAD = 1.25
-"""Watts drawn in all for each watt of the accelerator: its host, network and cooling."""
+"""Watts drawn in all for each watt of an accelerator: its host, network and cooling."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Money:
 
     rent: float | None
     rent_price: Price | None
-    own: float | None  # the purchase worn off over its years, and power
+    own: float | None  # the purchase spread over its life, and power
     buy: float | None  # the whole purchase
     buy_price: Price | None
     energy_kwh: float
@@ -32,15 +30,16 @@ class Money:
 
 def money(machine: Machine, hours: float, usd_per_hour: float | None = None) -> Money:
     """Dollars of ``hours`` on all devices; ``usd_per_hour`` of one device replaces the catalogue's newest rent."""
+    if usd_per_hour is not None and not 0 < usd_per_hour < float("inf"):
+        raise PlanError(f"usd-per-hour={usd_per_hour:g} must be positive")
     rent = Price(usd_per_hour, "", "given") if usd_per_hour is not None else next(iter(machine.rent), None)
     buy = next(iter(machine.buy), None)
-    energy = machine.count * machine.device.power * OVERHEAD * hours / 1000
-    worn = None if buy is None else buy.usd * machine.count * hours / (YEARS * 365.25 * 24)
+    watts = machine.device.power * OVERHEAD
     return Money(
         rent=None if rent is None else rent.usd * machine.count * hours,
         rent_price=rent,
-        own=None if worn is None else worn + energy * KWH,
+        own=None if buy is None else hourly(buy.usd, None, watts)[1] * machine.count * hours,
         buy=None if buy is None else buy.usd * machine.count,
         buy_price=buy,
-        energy_kwh=energy,
+        energy_kwh=machine.count * watts * hours / 1000,
     )

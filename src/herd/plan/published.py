@@ -1,9 +1,8 @@
 """Runs that others measured and published: what the planner is judged by, row by row, and may be fitted to half of.
 
 Sources: "The Llama 3 Herd of Models" (arXiv 2407.21783) table 4, table 5, sections 3.3 and 3.4; Llama 3.1's model card;
-torchtitan ``benchmarks/``: llama3_h100_202412, asyncTP_llama3_h100_2025-06 (figures of its chart), llama3-8b_h200_202506
-(Trainy); gpt-fast ``README.md`` at its Llama 3.1 rows. Shard sizes: Meta's ``sku_list.py``.
-"""
+torchtitan ``benchmarks/``: llama3_h100_202412, asyncTP_llama3_h100_2025-06 (figures of its chart),
+llama3-8b_h200_202506 (Trainy); gpt-fast ``README.md`` at its Llama 3.1 rows. (Shard sizes: `files`.)"""
 
 from __future__ import annotations
 
@@ -13,8 +12,6 @@ from ..llama.config import SIZES, ModelConfig
 from .layout import Job, Layout
 from .ops import BF16, INT4_G32, INT8, Weights
 
-SHARDS_405B = {"BF16": (8, 101_470_976_045), "FP8": (8, 60_903_742_309), "MP16": (16, 51_268_302_389)}
-"""Published forms of 405B: how many shards, bytes of each."""
 GPU_HOURS = {"8B": 1.46e6, "70B": 7.0e6, "405B": 30.84e6}
 """H100 hours of the model card."""
 TOKENS = 15.6e12
@@ -44,8 +41,8 @@ class MetaRow:
 
 
 def _meta(devices: int, shape: tuple[int, int, int, int], context: int, per_dp: int, mfu: float) -> MetaRow:
-    """The paper: no recomputation at 8K, gradients sharded, weights kept after forward; pieces a stage not published, here
-    one for each of its 8 layers."""
+    """The paper: no recomputation at 8K, gradients sharded, weights kept after forward; pieces a stage not published,
+    here one for each of its 8 layers."""
     layout = Layout(*shape, micro=1, chunks=8, recompute="none", precision="bf16", shard="gradients")
     return MetaRow(devices, layout, context, per_dp * shape[3], mfu)
 
@@ -146,7 +143,9 @@ class FastRow:
     context = 105  # in the mean
 
 
-def _fast(name: str, config: ModelConfig, tp: int, weights: Weights, measured: float, machine: str = "8xA100") -> FastRow:
+def _fast(
+    name: str, config: ModelConfig, tp: int, weights: Weights, measured: float, machine: str = "8xA100"
+) -> FastRow:
     return FastRow(f"{name}{'' if tp == 1 else f', TP {tp}'}", config, machine, tp, weights, measured)
 
 

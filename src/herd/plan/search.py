@@ -1,9 +1,8 @@
 """The fastest layouts of a training job on a machine: all that divide and fit, in order of their step time.
 
 Small enough to look at every one: powers of two for TP and CP, every PP that comes out even, DP what is left; for each
-the micro-batch sizes, pieces a stage, what is recomputed and what is sharded. What does not fit the memory is counted by
-what it lacks, so that "no" can say why.
-"""
+the micro-batch sizes, pieces a stage, what is recomputed and what is sharded. What does not fit the memory is counted
+by what it lacks, so that "no" can say why."""
 
 from __future__ import annotations
 
@@ -12,14 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..errors import PlanError
-from .layout import Job, Layout, Recompute, Shard, micro_batches, stage_layers
+from .layout import RECOMPUTES, SHARDS, Job, Layout, micro_batches, stage_layers
 from .machines import Machine
 from .memory import RankBytes, rank_nbytes, usable
 from .step import HARDWARE, Step, Tuning, mfu, step_time
 
 MICROS = (1, 2, 4, 8, 16)
-RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
-SHARDS: tuple[Shard, ...] = ("all", "gradients", "optimizer")
+SHORTEST = 2048
+"""Tokens of a sequence that a rank has at least: below, there is too little between two collectives."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,10 @@ def search(
             continue
         result.found.append(evaluate(job, layout, machine, tuning, nbytes))
     if not result.seen:
+        odd = machine.count // (machine.count & -machine.count)
         raise PlanError(
-            f"no layout of {machine.count:,} devices divides a batch of {job.batch:,} sequences: use a batch that is a "
-            f"multiple of {machine.count // math.gcd(machine.count, 64):,}, or a number of devices that is a power of two"
+            f"a batch of {job.batch:,} sequences does not spread over {machine.count:,} devices: use a batch of "
+            f"{-(-job.batch // odd) * odd:,}, or a number of devices that is a power of two"
         )
     result.found.sort(key=lambda found: found.seconds)
     return result
@@ -89,9 +89,7 @@ def evaluate(
     """One layout that divides, with what it takes."""
     step = step_time(job, layout, machine, tuning)
     seconds = step.seconds
-    return Found(
-        layout, step, nbytes or rank_nbytes(job, layout), mfu(job, machine, seconds), job.tokens / seconds
-    )
+    return Found(layout, step, nbytes or rank_nbytes(job, layout), mfu(job, machine, seconds), job.tokens / seconds)
 
 
 def layouts(job: Job, machine: Machine, precision: str = "bf16", async_tp: bool = False) -> Iterator[Layout]:
@@ -101,7 +99,9 @@ def layouts(job: Job, machine: Machine, precision: str = "bf16", async_tp: bool 
         if config.n_heads % tp or config.ffn_dim % tp or count % tp:
             continue
         for cp in _powers(count // tp):
-            if cp > 1 and job.context % (2 * cp) or job.context // cp < min(job.context, 2048) or (count // tp) % cp:
+            if (cp > 1 and job.context % (2 * cp)) or (count // tp) % cp:
+                continue
+            if job.context // cp < min(job.context, SHORTEST):
                 continue
             for pp in range(1, min(config.n_layers, count // tp // cp) + 1):
                 layers = stage_layers(config.n_layers, pp)

@@ -1,12 +1,7 @@
-"""Exact sizes of the published models: parameters, checkpoint bytes in every format, KV cache bytes a token.
+"""Bytes of a checkpoint in every format that weights are stored in. Meta's own shards of 405B: `files`.
 
-Meta's 405B was published in three sharded forms; what each holds, in parameters and bytes:
-
-- BF16 in 8 shards: every parameter in 2 bytes.
-- FP8 in 8 shards: the matrices of the FFN in 1 byte, in all layers but the first and the last; everything else bf16.
-- MP16 in 16 shards: 8 KV heads do not divide by 16, so each is stored twice; bf16.
-
-Scales, tensor names and the pickle's own bytes are left out: they are the difference of some hundredths of a percent.
+The numbers are those of `herd.quant.formats` and `ModelConfig`; names and metadata of a file come on top, some
+hundredths of a percent.
 """
 
 from __future__ import annotations
@@ -17,22 +12,12 @@ from ..quant.formats import BF16, FORMATS, TYPES, Format, Scheme, scheme
 
 
 def checkpoint_nbytes(config: ModelConfig, format: str | Format) -> int:
-    """Bytes of all weights in a GGUF format, norms in F32; in bf16 everything in 2 bytes."""
+    """Bytes of all weights in a GGUF format: norms in F32, the head of a 4-bit model in 8 bits, as `herd quantize` does
+    it; in bf16 everything in 2 bytes."""
     found = TYPES[format] if isinstance(format, str) else format
     if found is BF16:
         return config.nbytes(2.0)
     return (scheme(found) if found.name in FORMATS else Scheme(found, found, found)).nbytes(config)
-
-
-def fp8_nbytes(config: ModelConfig) -> int:
-    """Bytes of Meta's FP8 form: FFN matrices of the inner layers in 1 byte, the rest in 2."""
-    inner = config.n_layers - 2
-    return config.nbytes(2.0) - inner * 3 * config.dim * config.ffn_dim
-
-
-def mp_nbytes(config: ModelConfig, shards: int) -> int:
-    """Bytes of a bf16 checkpoint cut into ``shards`` for tensor parallelism: KV heads repeated beyond their number."""
-    return config.replace(n_kv_heads=max(config.n_kv_heads, shards)).nbytes(2.0)
 
 
 def block_formats(config: ModelConfig) -> dict[str, int]:

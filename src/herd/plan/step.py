@@ -5,7 +5,8 @@ One micro-batch through one stage is a list of operators (`ops.layer_ops`), forw
     backward   each matmul twice (gradients of its input and of its weight, the latter added to fp32 in memory);
                attention 2.5 times its forward, for it is computed anew (FlashAttention); the rest moves twice the bytes
     FP8        matmuls at that rate; casting reads each operand in bf16 and writes it in 8 bits
-    TP         two all-gathers and two reduce-scatters of the rows a block forward, as many backward and two gathers more
+    TP         two all-gathers and two reduce-scatters of the rows a block forward, as many backward and two gathers
+    more
                for the weights' gradients (Korthikanti et al., arXiv 2205.05198); nothing overlaps them unless async
     CP         K and V gathered before attention, their gradients scattered after it
     PP         rows sent to the next stage, V times a micro-batch; the bubble is (PP - 1) / (V · M) of the rest
@@ -25,7 +26,7 @@ from ..llama.config import ModelConfig
 from ..train.memory import MASTER
 from .layout import Job, Layout, check, micro_batches, stage_layers
 from .machines import Machine
-from .memory import WEIGHT, first_stage
+from .memory import WEIGHT, stage_params
 from .ops import Weights, head_ops, layer_ops
 from .roofline import Device, Link, Op, all_gather, cost, send
 
@@ -81,8 +82,12 @@ def step_time(job: Job, layout: Layout, machine: Machine, tuning: Tuning = HARDW
     config, micros = job.config, micro_batches(layout, job)
     middle, end = stage_layers(config.n_layers, layout.pp) or (config.n_layers, config.n_layers)
     rows, keys = layout.micro * job.context // layout.cp, job.context / 2
-    block = _block(config, rows, keys, layout.micro * job.context, layout.tp, layout.precision, machine.device, tuning)
-    head = _head(config, rows, layout.tp, machine.device, tuning)
+    frozen = job.adapters is not None
+    cached = layout.micro * job.context
+    block = _block(config, rows, keys, cached, layout.tp, layout.precision, frozen, machine.device, tuning)
+    if frozen and job.frozen_bytes < WEIGHT:
+        block = block.plus(_unpack(config, layout.tp, job.frozen_bytes, machine.device))
+    head = _head(config, rows, layout.tp, frozen, machine.device, tuning)
     stages = [block.times(end).plus(head)] if layout.pp == 1 else [block.times(middle), block.times(end).plus(head)]
     whole = max(stages, key=lambda stage: stage.total).times(micros)
     again = RECOMPUTED[layout.recompute]
@@ -92,7 +97,7 @@ def step_time(job: Job, layout: Layout, machine: Machine, tuning: Tuning = HARDW
     pp = micros * _pp_seconds(config, rows, layout, machine)
     busy = whole.total + recompute + tp + cp + pp
     bubble = busy * (layout.pp - 1) / (layout.chunks * micros)
-    dp = _dp_seconds(config, layout, machine, micros, whole.total + recompute)
+    dp = _dp_seconds(job, layout, machine, micros, whole.total + recompute)
     return Step(
         gemm=whole.gemm,
         attention=whole.attention,
@@ -102,7 +107,7 @@ def step_time(job: Job, layout: Layout, machine: Machine, tuning: Tuning = HARDW
         cp=cp,
         pp=pp,
         dp=dp,
-        optimizer=_optimizer_seconds(config, layout, machine.device),
+        optimizer=_optimizer_seconds(job, layout, machine.device),
         bubble=bubble,
     )
 
@@ -134,20 +139,29 @@ class _Busy(NamedTuple):
 
 @functools.lru_cache(maxsize=8192)
 def _block(
-    config: ModelConfig, rows: int, keys: float, cached: int, tp: int, precision: str, device: Device, tuning: Tuning
+    config: ModelConfig,
+    rows: int,
+    keys: float,
+    cached: int,
+    tp: int,
+    precision: str,
+    frozen: bool,
+    device: Device,
+    tuning: Tuning,
 ) -> _Busy:
     """Forward and backward of one block."""
     weights = Weights(1.0, 2.0, "fp8") if precision == "fp8" and device.has("fp8") else Weights()
     ops = layer_ops(config, rows, keys, cached, weights=weights, tp=tp, split_rows=True)
-    return _busy(ops, device, tuning)
+    return _busy(ops, frozen, device, tuning)
 
 
 @functools.lru_cache(maxsize=1024)
-def _head(config: ModelConfig, rows: int, tp: int, device: Device, tuning: Tuning) -> _Busy:
-    return _busy(head_ops(config, rows, tp=tp), device, tuning)
+def _head(config: ModelConfig, rows: int, tp: int, frozen: bool, device: Device, tuning: Tuning) -> _Busy:
+    return _busy(head_ops(config, rows, tp=tp), frozen, device, tuning)
 
 
-def _busy(ops: list[Op], device: Device, tuning: Tuning) -> _Busy:
+def _busy(ops: list[Op], frozen: bool, device: Device, tuning: Tuning) -> _Busy:
+    """Forward and backward; frozen weights have no gradient, only what flows through them."""
     gemm = attention = memory = forward_gemm = forward_attention = 0.0
     for op in ops:
         if op.kind == "gemm":
@@ -157,20 +171,31 @@ def _busy(ops: list[Op], device: Device, tuning: Tuning) -> _Busy:
             once = cost(op, device).seconds * factor
             add = cost(Op("add to fp32", "memory", 0.0, 2 * MASTER * params), device).memory
             forward_gemm += once
-            gemm += 3 * once
-            memory += add * tuning.pointwise
+            gemm += (2 if frozen else 3) * once
+            memory += 0.0 if frozen else add * tuning.pointwise
             if op.dtype == "fp8":  # forward x and w, backward dy twice over: read 2 bytes, write 1, and its transpose
                 cast = 3 * (2 * op.rows * inner_outer + 2 * params)
                 memory += cost(Op("cast", "memory", 0.0, cast), device).seconds * tuning.pointwise
         elif op.kind == "attention":
             forward_attention = cost(op, device).seconds * tuning.attention
             backward = replace(
-                op, kind="attention_backward", flops=ATTENTION_BACKWARD * op.flops, nbytes=ATTENTION_BACKWARD * op.nbytes
+                op,
+                kind="attention_backward",
+                flops=ATTENTION_BACKWARD * op.flops,
+                nbytes=ATTENTION_BACKWARD * op.nbytes,
             )
             attention += forward_attention + cost(backward, device).seconds * tuning.attention
         else:
             memory += 3 * cost(op, device).seconds * tuning.pointwise
     return _Busy(gemm, attention, memory, forward_gemm, forward_attention)
+
+
+@functools.lru_cache(maxsize=256)
+def _unpack(config: ModelConfig, tp: int, width: float, device: Device) -> _Busy:
+    """Frozen weights of fewer bits are unpacked to bf16 before each of their two uses."""
+    params = stage_params(config.replace(tie_embeddings=True), 1) - config.vocab_size * config.dim
+    op = Op("unpack", "memory", 0.0, params / tp / config.n_layers * (width + WEIGHT))
+    return _Busy(memory=2 * cost(op, device).seconds)
 
 
 def _tp_seconds(
@@ -203,14 +228,18 @@ def _pp_seconds(config: ModelConfig, rows: int, layout: Layout, machine: Machine
     return 2 * layout.chunks * (each * CONTENTION if layout.chunks > 1 else each)
 
 
-def _dp_seconds(config: ModelConfig, layout: Layout, machine: Machine, micros: int, compute: float) -> float:
+def _dp_seconds(job: Job, layout: Layout, machine: Machine, micros: int, compute: float) -> float:
     """What gathering weights and scattering gradients adds to a step in which the chip computes for ``compute``."""
     ranks = layout.dp * layout.cp
     if ranks == 1:
         return 0.0
     link = _join_dp(layout, machine)
-    params = first_stage(config, layout.pp).n_params / layout.tp
-    gather, scatter = all_gather(WEIGHT * params, ranks, link), all_gather(MASTER * params, ranks, link)
+    params = stage_params(job.config, layout.pp) / layout.tp
+    trained = params if job.adapters is None else job.adapters / layout.tp / layout.pp
+    width = WEIGHT if job.adapters is None else job.frozen_bytes
+    gather, scatter = all_gather(width * params, ranks, link), all_gather(MASTER * trained, ranks, link)
+    if job.adapters is not None and layout.shard != "all":
+        gather = 0.0  # every rank has the frozen weights
     if layout.shard == "all":
         total = micros * (2 * gather + scatter)
     else:
@@ -227,9 +256,11 @@ def _join_dp(layout: Layout, machine: Machine) -> Link:
     return machine.join(layout.dp, layout.tp * layout.cp * layout.pp)
 
 
-def _optimizer_seconds(config: ModelConfig, layout: Layout, device: Device) -> float:
-    """Adam reads weight, gradient and both moments, writes weight, moments and the bf16 copy; clipping reads once more."""
-    params = first_stage(config, layout.pp).n_params / layout.tp / layout.dp / layout.cp
+def _optimizer_seconds(job: Job, layout: Layout, device: Device) -> float:
+    """Adam reads weight, gradient and both moments, writes weight, moments and the bf16 copy; clipping reads once
+    more."""
+    trained = stage_params(job.config, layout.pp) if job.adapters is None else job.adapters / layout.pp
+    params = trained / layout.tp / layout.dp / layout.cp
     return cost(Op("adam", "memory", 0.0, params * (5 * MASTER + 3 * MASTER + WEIGHT)), device).seconds
 
 

@@ -1,0 +1,408 @@
+"""`herd plan`: what fits, how fast, what it costs. This file: training (`train`, `finetune`, `distil`) and `machines`.
+
+Each verb searches all layouts that divide and fit, prints the fastest beside the runners-up, says why it won, and ends
+in days and dollars. Nothing is downloaded or run; no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import PlanError
+from .output import Json, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..plan.layout import Layout
+    from ..plan.search import Found
+    from ..plan.training import TrainPlan
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, help=__doc__.split("\n")[0] if __doc__ else None)
+
+Size = Annotated[str, typer.Option(help="A published model: 405B, 70B, 8B, 3B, 1B.")]
+MachineName = Annotated[str, typer.Option("--machine", help="How many of what: 16384xH100, 2xRTX4090.")]
+Machines = Annotated[Path | None, typer.Option("--machines", help="A file of your own machines (YAML).")]
+Context = Annotated[str, typer.Option(help="Tokens of a sequence: 8192, 32k, 128k.")]
+Batch = Annotated[
+    str | None, typer.Option("--batch", help="Tokens of a step, e.g. 16M. Default: as Llama 3.1 grew it.")
+]
+Precision = Annotated[str, typer.Option(help="What the matmuls run in: bf16 or fp8.")]
+Rent = Annotated[float | None, typer.Option("--usd-per-hour", help="Rent of one device, if not the catalogue's.")]
+Budget = Annotated[float | None, typer.Option(help="US dollars there are: says what they buy.")]
+Html = Annotated[Path | None, typer.Option("--html", help="Also write a page with charts here.")]
+Top = Annotated[int, typer.Option(help="How many layouts to show.")]
+
+
+@app.command("train")
+def train_command(
+    size: Size = "405B",
+    tokens: Annotated[str, typer.Option(help="Tokens to train on: 15.6T, 94B.")] = "15.6T",
+    machine: MachineName = "16384xH100",
+    context: Context = "8192",
+    batch: Batch = None,
+    precision: Precision = "bf16",
+    layout: Annotated[
+        str | None, typer.Option(help="Only this one: tp=8,pp=16,dp=128,chunks=8,recompute=none,shard=gradients.")
+    ] = None,
+    restart: Annotated[float | None, typer.Option(help="Seconds from a failure to training again.")] = None,
+    usd_per_hour: Rent = None,
+    budget: Budget = None,
+    machines: Machines = None,
+    top: Top = 5,
+    html: Html = None,
+    as_json: Json = False,
+) -> None:
+    """Pre-training: layout, memory, MFU, days, dollars, what failures leave."""
+    from ..plan import quantity, training
+
+    config = training.size(size)
+    length, wanted = quantity.context(context), quantity.tokens(tokens)
+    target = _machine(machine, machines)
+    job = training.Job(config, _batch(batch, config, length, target.count), length)
+    plan = training.plan(
+        job, target, wanted, precision=_precision(precision), fixed=_layout(layout, precision),
+        usd_per_hour=usd_per_hour, restart=restart,
+    )  # fmt: skip
+    _finish(plan, f"{size.upper()}, pre-training", budget, top, html, as_json)
+
+
+@app.command("finetune")
+def finetune_command(
+    size: Size = "8B",
+    tokens: Annotated[str, typer.Option(help="Tokens to train on, all epochs together.")] = "100M",
+    machine: MachineName = "RTX4090",
+    method: Annotated[str, typer.Option(help="full, lora (bf16 weights) or qlora (4-bit weights).")] = "lora",
+    rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 16,
+    context: Context = "2048",
+    batch: Annotated[str | None, typer.Option("--batch", help="Tokens of a step. Default: 32k.")] = None,
+    precision: Precision = "bf16",
+    usd_per_hour: Rent = None,
+    budget: Budget = None,
+    machines: Machines = None,
+    top: Top = 5,
+    html: Html = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tuning: every parameter, or adapters beside a frozen model."""
+    from ..plan import quantity, training
+
+    config, length = training.size(size), quantity.context(context)
+    target = _machine(machine, machines)
+    sequences = _batch(batch or str(max(32_768, target.count * length)), config, length, target.count)
+    job = training.finetune_job(config, sequences, length, method, rank)
+    plan = training.plan(
+        job, target, quantity.tokens(tokens), precision=_precision(precision), usd_per_hour=usd_per_hour
+    )
+    _finish(plan, f"{size.upper()}, fine-tuning ({method})", budget, top, html, as_json)
+
+
+@app.command("distil")
+def distil_command(
+    teacher: Annotated[str, typer.Option(help="The teacher's size.")] = "405B",
+    student: Annotated[str, typer.Option(help="The student's size.")] = "8B",
+    tokens: Annotated[str, typer.Option(help="Tokens to distil on.")] = "94B",
+    machine: MachineName = "64xH100",
+    context: Context = "8192",
+    batch: Batch = None,
+    precision: Precision = "bf16",
+    usd_per_hour: Rent = None,
+    budget: Budget = None,
+    machines: Machines = None,
+    top: Top = 5,
+    html: Html = None,
+    as_json: Json = False,
+) -> None:
+    """Distillation: a teacher's targets written to disk once, then the student's training."""
+    from ..plan import quantity, training
+
+    small, large = training.size(student), training.size(teacher)
+    if large.n_params <= small.n_params:
+        raise PlanError(f"a teacher of {teacher} is no larger than its student of {student}: exchange them")
+    length, wanted = quantity.context(context), quantity.tokens(tokens)
+    target = _machine(machine, machines)
+    labelled = training.label(large, target, wanted, length)
+    job = training.Job(small, _batch(batch, small, length, target.count), length)
+    plan = training.plan(
+        job, target, wanted, precision=_precision(precision), usd_per_hour=usd_per_hour, teacher=labelled
+    )
+    _finish(plan, f"{teacher.upper()} to {student.upper()}, distillation", budget, top, html, as_json)
+
+
+@app.command("machines")
+def machines_command(
+    name: Annotated[str | None, typer.Argument(help="One of them, e.g. 8xH100; without, all.")] = None,
+    machines: Machines = None,
+    as_json: Json = False,
+) -> None:
+    """The machines there are: memory, bandwidth, peak, links, prices. Add your own in ~/.config/herd/machines.yaml."""
+    from ..plan import machines as known
+
+    catalogue = known.catalogue(machines)
+    found = [catalogue.machine(name)] if name else [catalogue.machine(each) for each in catalogue.device_names()]
+    if as_json:
+        print_json([_machine_record(machine) for machine in found])
+        return
+    rows = [
+        [
+            machine.name,
+            f"{machine.device.memory / 1e9:,.0f}",
+            f"{machine.device.bandwidth / 1e9:,.0f}",
+            f"{machine.device.peak('bf16') / 1e12:,.4g}",
+            f"{machine.device.reachable('bf16') / 1e12:,.4g}",
+            machine.link.name,
+            f"{machine.rent[0].usd:.2f} ({machine.rent[0].date})" if machine.rent else "–",
+            f"{machine.buy[0].usd:,.0f} ({machine.buy[0].date})" if machine.buy else "–",
+        ]
+        for machine in found
+    ]
+    print_table(
+        ["a device of", "memory GB", "read GB/s", "bf16 TFLOP/s", "reached", "link", "rent USD/h", "bought USD"], rows
+    )
+    if name:
+        device = found[0].device
+        print(f"{device.title}. Source: {device.source or 'measured or your own'}.")
+        print(f"Reached shares: {device.efficiency.source}")
+
+
+def _machine(name: str, path: Path | None) -> Any:
+    from ..plan import machines
+
+    return machines.find(name, path)
+
+
+def _machine_record(machine: Any) -> dict[str, Any]:
+    device = machine.device
+    return {
+        "name": machine.name,
+        "count": machine.count,
+        "title": device.title,
+        "kind": device.kind,
+        "memory_bytes": device.memory,
+        "bandwidth": device.bandwidth,
+        "flops": dict(device.flops),
+        "reached_bf16": device.reachable("bf16"),
+        "link": machine.link.name,
+        "per_node": machine.per_node,
+        "network": machine.network.name,
+        "watts": device.power,
+        "rent": [price.__dict__ for price in machine.rent],
+        "buy": [price.__dict__ for price in machine.buy],
+        "approximate": list(machine.approximate),
+        "source": device.source,
+    }
+
+
+def _batch(text: str | None, config: Any, context: int, devices: int) -> int:
+    from ..plan import quantity, training
+
+    if text is None:
+        return training.default_batch(config, context, devices)
+    tokens = quantity.tokens(text, "batch")
+    if tokens < context:
+        raise PlanError(f"batch={tokens:,} tokens is less than one sequence of {context:,}: give at least that")
+    power = 1 << 20 if text.strip()[-1:] in "mM" else 1024 if text.strip()[-1:] in "kK" else 0
+    if power:  # 16M of a batch is 16 · 2^20: batches are powers of two
+        tokens = round(float(text.strip()[:-1]) * power)
+    return max(1, tokens // context)
+
+
+def _precision(text: str) -> str:
+    if text not in ("bf16", "fp8"):
+        raise PlanError(f"precision {text!r} is not one of bf16, fp8")
+    return text
+
+
+def _layout(text: str | None, precision: str) -> Layout | None:
+    from ..plan.layout import RECOMPUTES, SHARDS, Layout
+
+    if text is None:
+        return None
+    known = {"tp": int, "cp": int, "pp": int, "dp": int, "micro": int, "chunks": int, "recompute": str, "shard": str}
+    values: dict[str, Any] = {"precision": precision}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        if name not in known or not value:
+            raise PlanError(f"layout part {part!r} is not one of {', '.join(known)}: write it like tp=8,pp=16,dp=128")
+        try:
+            values[name] = known[name](value)
+        except ValueError:
+            raise PlanError(f"layout part {part!r} needs a whole number") from None
+    for name, allowed in (("recompute", RECOMPUTES), ("shard", SHARDS)):
+        if name in values and values[name] not in allowed:
+            raise PlanError(f"{name}={values[name]!r} is not one of {', '.join(allowed)}")
+    return Layout(**values)
+
+
+def _finish(plan: TrainPlan, title: str, budget: float | None, top: int, html: Path | None, as_json: bool) -> None:
+    if budget is not None and not 0 < budget < float("inf"):
+        raise PlanError(f"budget={budget:g} USD must be positive")
+    if top < 1:
+        raise PlanError(f"top={top}: show at least 1 layout")
+    if html is not None:
+        from ..files import write_atomically
+        from ..plan.page import render
+
+        write_atomically(html, render(plan, title))
+    if as_json:
+        print_json(_record(plan, title, top, budget))
+        return
+    _print(plan, title, top, budget)
+    if html is not None:
+        print(f"Page: {html}")
+
+
+def _record(plan: TrainPlan, title: str, top: int, budget: float | None) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "what": title,
+        "machine": _machine_record(plan.machine),
+        "n_params": plan.job.config.n_params,
+        "trained_params": plan.job.adapters or plan.job.config.n_params,
+        "tokens": plan.tokens,
+        "batch_tokens": plan.job.tokens,
+        "context": plan.job.context,
+        "steps": plan.steps,
+        "layouts_seen": plan.seen,
+        "layouts_that_fit": plan.feasible,
+        "best": _layout_record(plan.best),
+        "others": [_layout_record(found) for found in plan.others[: top - 1]],
+        "days_without_failures": plan.busy_hours / 24,
+        "days": plan.days,
+        "device_hours": plan.device_hours,
+        "goodput": plan.goodput.__dict__,
+        "usd": {
+            "rent": plan.money.rent,
+            "own": plan.money.own,
+            "buy": plan.money.buy,
+            "rent_price": plan.money.rent_price and plan.money.rent_price.__dict__,
+            "buy_price": plan.money.buy_price and plan.money.buy_price.__dict__,
+        },
+        "energy_kwh": plan.money.energy_kwh,
+    }
+    if (teacher := plan.teacher) is not None:
+        record["teacher"] = {
+            "n_params": teacher.config.n_params, "tp": teacher.tp, "replicas": teacher.replicas,
+            "hours": teacher.hours, "cache_bytes": teacher.cache_bytes,
+        }  # fmt: skip
+    if budget is not None:
+        record["budget_usd"] = budget
+        record["tokens_within_budget"] = _affordable(plan, budget)
+    return record
+
+
+def _layout_record(found: Found) -> dict[str, Any]:
+    layout = found.layout
+    return {
+        **{name: getattr(layout, name) for name in layout.__dataclass_fields__},
+        "mfu": found.mfu,
+        "step_seconds": found.seconds,
+        "tokens_per_s": found.tokens_per_s,
+        "seconds": found.step.parts(),
+        "bytes": found.nbytes.parts(),
+        "bytes_total": found.nbytes.total,
+    }
+
+
+def _print(plan: TrainPlan, title: str, top: int, budget: float | None) -> None:
+    from ..plan.memory import usable
+    from ..report import units
+
+    job, machine, best = plan.job, plan.machine, plan.best
+    trained = "" if job.adapters is None else f" ({job.adapters:,} of them learn)"
+    print(f"{title}: {job.config.n_params:,} parameters{trained} on {machine.name}")
+    print(
+        f"{units.si(plan.tokens)} tokens in {plan.steps:,.0f} steps of {units.si(job.tokens)} tokens "
+        f"({job.batch:,} sequences of {job.context:,})\n"
+    )
+    if (teacher := plan.teacher) is not None:
+        print(
+            f"Teacher: {teacher.replicas:,} replicas of TP {teacher.tp} label all tokens in {teacher.hours:,.1f} h; "
+            f"targets on disk {units.nbytes(teacher.cache_bytes)}.\n"
+        )
+    room = usable(machine.device.memory)
+    print_table(
+        ["layout", "micro", "pieces", "recompute", "shard", f"GB of {room / 1e9:.0f}", "step s", "tokens/s", "MFU %"],
+        [
+            [
+                str(found.layout), str(found.layout.micro), str(found.layout.chunks), found.layout.recompute,
+                found.layout.shard, f"{found.nbytes.total / 1e9:.1f}", f"{found.seconds:.3g}",
+                f"{found.tokens_per_s:,.0f}", f"{100 * found.mfu:.1f}",
+            ]
+            for found in (best, *plan.others[: top - 1])
+        ],
+    )  # fmt: skip
+    print(f"{plan.feasible:,} of {plan.seen:,} layouts fit; the best of each TP × CP × PP × DP is shown.")
+    if plan.others:
+        print(why(best, plan.others[0]))
+    print()
+    seconds, nbytes = best.step.parts(), best.nbytes.parts()
+    print_table(
+        ["a step", "s", "%"], [[n, f"{v:.3f}", f"{100 * v / best.seconds:.1f}"] for n, v in seconds.items() if v > 0]
+    )
+    print()
+    print_table(
+        ["memory of the fullest device", "GB"],
+        [[name, f"{value / 1e9:.2f}"] for name, value in nbytes.items() if value]
+        + [["in all", f"{best.nbytes.total / 1e9:.2f}"]],
+    )
+    print()
+    _print_costs(plan, budget)
+
+
+def _print_costs(plan: TrainPlan, budget: float | None) -> None:
+    from ..report import units
+
+    good, cost = plan.goodput, plan.money
+    rows = [
+        ["time, nothing failing", _long(plan.busy_hours)],
+        ["share of time that counts", f"{100 * good.effective:.1f} %"],
+        ["time", _long(plan.hours)],
+        ["device hours", f"{plan.device_hours:,.0f}"],
+        ["energy", f"{units.si(cost.energy_kwh * 1000, 'Wh')}"],
+    ]
+    if cost.rent is not None and cost.rent_price is not None:
+        rows.append([f"rent at {cost.rent_price.usd:.2f} USD/h", f"{cost.rent:,.0f} USD"])
+    if cost.own is not None:
+        rows.append(["own: purchase over 3 years, power", f"{cost.own:,.0f} USD"])
+        rows.append(["bought outright", f"{cost.buy:,.0f} USD"])
+    print_table(["the run", ""], rows)
+    print(
+        f"A failure every {units.duration(good.between_failures)}, a checkpoint of {good.checkpoint_seconds:.1f} s "
+        f"every {units.duration(good.interval)} (Young–Daly)."
+    )
+    for word, price in (("Rent", cost.rent_price), ("Purchase", cost.buy_price)):
+        if price is not None:
+            print(f"{word}: {price.usd:,.2f} USD a device{f', {price.date}' if price.date else ''}, {price.source}.")
+    if plan.machine.approximate:
+        print(f"Not of a data sheet for this machine: {', '.join(plan.machine.approximate)}.")
+    if budget is not None:
+        within = _affordable(plan, budget)
+        if within is None:
+            print("No price is known for this machine: give --usd-per-hour.")
+        else:
+            enough = "enough" if within >= plan.tokens else "not enough"
+            print(f"{budget:,.0f} USD rent {units.si(within)} tokens of training: {enough}.")
+
+
+def _affordable(plan: TrainPlan, budget: float) -> float | None:
+    """Tokens a budget trains on, rented."""
+    return None if plan.money.rent is None else plan.tokens * budget / plan.money.rent
+
+
+def why(best: Found, other: Found) -> str:
+    """What decided between the winner and the next shape: the parts of a step that differ most."""
+    mine, theirs = best.step.parts(), other.step.parts()
+    gaps = sorted(((theirs[name] - mine[name], name) for name in mine), key=lambda gap: -abs(gap[0]))
+    told = [
+        f"{abs(gap):.2g} s {'less' if gap > 0 else 'more'} {name}"
+        for gap, name in gaps[:3]
+        if abs(gap) > 0.002 * best.seconds
+    ]
+    ahead = 100 * (other.seconds / best.seconds - 1)
+    return f"{best.layout} is {ahead:.1f} % ahead of {other.layout}: {', '.join(told) or 'in nothing that stands out'}."
+
+
+def _long(hours: float) -> str:
+    from ..report import units
+
+    return f"{hours / 24:,.1f} days" if hours >= 48 else units.duration(hours * 3600)
