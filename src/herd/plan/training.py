@@ -159,7 +159,7 @@ def _just(job: Job, layout: Layout, machine: Machine, tuning: Tuning) -> Search:
     if nbytes.total > room:
         worst = max(nbytes.parts(), key=lambda part: nbytes.parts()[part])
         raise PlanError(
-            f"{layout} needs {nbytes.total / 1e9:,.1f} GB a device of {room / 1e9:,.1f} to use on {machine.device.name}; "
+            f"{layout} needs {nbytes.total / 1e9:,.1f} GB a device of {room / 1e9:,.1f} on {machine.device.name}; "
             f"its {worst} need most: {_CURES[worst]}"
         )
     return Search([evaluate(job, layout, machine, tuning, nbytes)], seen=1)

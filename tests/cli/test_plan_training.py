@@ -1,0 +1,94 @@
+"""`herd plan train`, `finetune`, `distil`, `machines`: what they print, and one line for what cannot be."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from herd.cli import run
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--machine", "1024xH100", "--size", "70B", "--tokens", "1T"],
+        ["train", "--layout", "tp=8,pp=16,dp=128,chunks=8,recompute=none,shard=gradients"],
+        ["finetune", "--method", "qlora"],
+        ["distil", "--teacher", "70B", "--machine", "16xH100"],
+    ],
+)
+def test_json_adds_up(arguments, capsys):
+    assert run(["plan", *arguments, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    best = record["best"]
+    assert best["step_seconds"] == pytest.approx(sum(best["seconds"].values()))
+    assert best["bytes_total"] == pytest.approx(sum(best["bytes"].values()))
+    assert best["tokens_per_s"] == pytest.approx(record["batch_tokens"] / best["step_seconds"])
+    busy = record["steps"] * best["step_seconds"] / 86_400 + record.get("teacher", {"hours": 0})["hours"] / 24
+    assert record["days_without_failures"] == pytest.approx(busy)
+    assert record["days"] == pytest.approx(busy / record["goodput"]["effective"])
+    usd = record["usd"]
+    assert usd["rent"] == pytest.approx(record["device_hours"] * usd["rent_price"]["usd"])
+
+
+def test_tables_explain_the_winner(capsys):
+    assert run(["plan", "train", "--budget", "1e6"]) == 0
+    out = capsys.readouterr().out
+    assert "% ahead of" in out
+    assert re.search(r"bubble +\d", out)
+    assert "Young–Daly" in out
+    assert "1,000,000 USD rent" in out
+    assert "not enough" in out
+
+
+def test_machines_are_listed(capsys):
+    assert run(["plan", "machines"]) == 0
+    assert "RTX4090" in capsys.readouterr().out
+    assert run(["plan", "machines", "2xRTX4090", "--json"]) == 0
+    (machine,) = json.loads(capsys.readouterr().out)
+    assert machine["count"] == 2
+    assert machine["rent"]
+
+
+def test_page_is_whole(tmp_path, capsys):
+    page = tmp_path / "plan.html"
+    assert run(["plan", "train", "--size", "8B", "--machine", "64xH100", "--tokens", "1T", "--html", str(page)]) == 0
+    text = page.read_text()
+    assert text.count("<svg") >= 6
+    assert "<script" not in text
+    assert "http" not in re.sub(r"http://www\.w3\.org\S*", "", text)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["train", "--machine", "0xH100"], "0 devices"),
+        (["train", "--machine", "8xH101"], "near it are H100"),
+        (["train", "--context", "256k"], "131,072"),
+        (["train", "--size", "9B"], "405B, 70B"),
+        (["train", "--budget", "-5"], "positive"),
+        (["train", "--usd-per-hour", "0"], "positive"),
+        (["train", "--tokens", "-1T"], "positive"),
+        (["train", "--batch", "2k"], "one sequence"),
+        (["train", "--precision", "int4"], "bf16, fp8"),
+        (["train", "--precision", "fp8", "--machine", "2048xA100"], "no FP8"),
+        (["train", "--layout", "tp=8,pp=15,dp=128"], "15,360 devices"),
+        (["train", "--layout", "tp=eight"], "whole number"),
+        (["train", "--layout", "zp=8"], "tp, cp, pp"),
+        (["train", "--layout", "shard=most"], "gradients"),
+        (["train", "--restart", "-1"], "positive"),
+        (["train", "--machines", "/no/such/file.yaml"], "/no/such/file.yaml"),
+        (["train", "--machine", "8xH100"], "would do"),
+        (["finetune", "--method", "magic"], "full, lora, qlora"),
+        (["finetune", "--rank", "0"], "rank=0"),
+        (["distil", "--teacher", "8B", "--student", "70B"], "exchange"),
+        (["distil", "--machine", "2xRTX4090"], "smaller teacher"),
+    ],
+)
+def test_impossible_asks_are_one_line(arguments, said, capsys):
+    assert run(["plan", *arguments]) == 1
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
