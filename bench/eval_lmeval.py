@@ -1,0 +1,170 @@
+"""Item by item against EleutherAI's lm-eval on transformers: the same decisions on the same items.
+
+Every task of the leak suite, its first 200 real items, a random model of D = 64 with Meta's tokenizer and 8k context,
+in fp32. lm-eval runs its own task files and its own `hf` model; only where the rows come from is replaced (the data sets
+lie on disk), and shots are drawn by its ``first_n`` sampler. Compared per item: every log-likelihood, which choice is
+best by ``acc`` and by ``acc_norm``, whether a continuation is the greedy one; for tasks that write, the text, cut at
+--tokens tokens to keep it affordable. A task done is kept in --work, so the same command goes on.
+
+    HERD_TEST_DATA=../shared/data python bench/eval_lmeval.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+
+from herd import checkpoint
+from herd.evals.local import LocalModel
+from herd.evals.tasks import Rank
+from herd.files import write_atomically
+from herd.llama import ModelConfig
+from herd.llama.model import LlamaLM
+from herd.report.receipt import Value, package_version, write_receipt
+from herd.text.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "evals"))
+import lmeval_oracle as oracle  # noqa: E402
+
+BAR = 0.999
+TIE = 1e-4
+"""Two choices whose log-likelihoods differ by less are a tie that rounding decides, in nats."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--limit", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--tasks", default=",".join(oracle.LEAK))
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "eval_lmeval")
+    parser.add_argument("--no-receipt", action="store_true")
+    args = parser.parse_args()
+    data = Path(os.environ.get("HERD_TEST_DATA", ROOT.parent / "shared" / "data"))
+    logging.disable(logging.WARNING)
+    folder = model_folder(args.work, data)
+    names = args.tasks.split(",")
+    todo = [name for name in names if not partial(args, name).is_file()]
+    if todo:
+        ours, theirs = open_both(folder)
+        for name in todo:
+            result = compare(name, ours, theirs, data, args.limit, args.tokens)
+            write_atomically(partial(args, name), json.dumps(result))
+            print(name, {key: value for key, value in result.items() if key != "examples"}, flush=True)
+    results = {name: json.loads(partial(args, name).read_text()) for name in names}
+    n, same = (sum(result[key] for result in results.values()) for key in ("items", "same"))
+    print(f"{same} of {n} items decided alike ({same / n:.4%})")
+    if not args.no_receipt:
+        receipt(results, args, n, same)
+
+
+def partial(args: argparse.Namespace, name: str) -> Path:
+    return args.work / f"{name}-{args.limit}-{args.tokens}.json"
+
+
+def model_folder(work: Path, data: Path) -> Path:
+    """The random model, made once; wide weights, so that choices differ."""
+    folder = work / "d64"
+    if not folder.exists():
+        config = ModelConfig(128256, 64, 2, 4, 2, 128, rope_theta=500_000.0, max_context=8192, tie_embeddings=True)
+        model = LlamaLM(config).init_weights(0, std=0.2)
+        tokenizer = Tokenizer.from_file(data / "llama3_tokenizer" / "tokenizer.model")
+        checkpoint.save(folder, model, tokenizer, lineage=checkpoint.Lineage(name="d64", stage="lm"))
+    return folder
+
+
+def open_both(folder: Path) -> tuple[LocalModel, Any]:
+    """The same files in Herd and in lm-eval's transformers model."""
+    from lm_eval.models.huggingface import HFLM
+
+    model = checkpoint.load(folder, dtype=torch.float32).eval().requires_grad_(False)
+    tokenizer = checkpoint.load_tokenizer(folder)
+    assert tokenizer is not None
+    ours = LocalModel(model, tokenizer, name="d64", hash=checkpoint.checkpoint_hash(folder), max_batch=8)
+    return ours, HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=1, max_length=8192)
+
+
+def compare(name: str, ours: LocalModel, theirs: Any, data: Path, limit: int, tokens: int) -> dict[str, Any]:
+    """Counts over the items of one task."""
+    result: dict[str, Any] = {"items": 0, "same": 0, "ties": 0, "nats": 0.0, "greedy": 0, "examples": []}
+    for task, herd, items in oracle.pairs(name, data, limit):
+        if isinstance(items[0].request, Rank):
+            _likelihoods(result, task, herd, items, ours, theirs)
+        else:
+            _texts(result, task, items, ours, theirs, tokens)
+    return result
+
+
+def _likelihoods(result: dict[str, Any], task: Any, herd: Any, items: list, ours: LocalModel, theirs: Any) -> None:
+    said: dict[int, list[tuple[float, bool]]] = {}
+    answers = theirs.loglikelihood(task.instances, disable_tqdm=True)
+    for instance, answer in zip(task.instances, answers, strict=True):
+        said.setdefault(instance.doc_id, []).append(answer)
+    docs = task.test_docs()
+    for number, answer in ours.answer([item.request for item in items]):
+        item, mine = items[number], answer.likelihoods
+        expected = task.process_results(docs[number], said[number])
+        judged = herd.judge(item, answer)
+        found = {herd.metric: judged.value, **judged.metrics}
+        same = all(found[metric] == value for metric, value in expected.items())
+        nats = [nats for nats, _ in said[number]]
+        first, second = sorted(nats, reverse=True)[:2]
+        result["items"] += 1
+        result["same"] += same
+        result["ties"] += not same and first - second < TIE
+        result["nats"] = max(result["nats"], *(abs(a.nats - b) for a, b in zip(mine, nats, strict=True)))
+        result["greedy"] += sum(a.greedy != bool(b) for a, (_, b) in zip(mine, said[number], strict=True))
+        if not same:
+            result["examples"].append({"id": item.id, "ours": [a.nats for a in mine], "theirs": nats})
+
+
+def _texts(result: dict[str, Any], task: Any, items: list, ours: LocalModel, theirs: Any, tokens: int) -> None:
+    from dataclasses import replace
+
+    for instance in task.instances:
+        prompt, settings = instance.args
+        instance.arguments = (prompt, settings | {"max_gen_toks": tokens, "until": settings["until"]})
+    texts = theirs.generate_until(task.instances, disable_tqdm=True)
+    said = {instance.doc_id: text for instance, text in zip(task.instances, texts, strict=True)}
+    for number, answer in ours.answer([replace(item.request, max_tokens=tokens) for item in items]):
+        same = answer.text == said[number]
+        result["items"] += 1
+        result["same"] += same
+        if not same:
+            result["examples"].append({"id": items[number].id, "ours": answer.text, "theirs": said[number]})
+
+
+def receipt(results: dict[str, Any], args: argparse.Namespace, n: int, same: int) -> None:
+    values: dict[str, Value | tuple[Any, str]] = {
+        "same_decisions": Value(same / n, "fraction", bar="≥ 0.999", passed=same / n >= BAR),
+        "items": (n, "items"),
+        "largest_difference": (max(result["nats"] for result in results.values()), "nats"),
+        "greedy_flags_that_differ": (sum(result["greedy"] for result in results.values()), "continuations"),
+    }
+    values |= {f"same_{name}": (result["same"] / result["items"], "fraction") for name, result in results.items()}
+    different = {name: result["examples"][:3] for name, result in results.items() if result["examples"]}
+    write_receipt(
+        "eval_lmeval",
+        what="per-item decisions of herd eval and of lm-eval on transformers, leak suite, fp32",
+        values=values,
+        command="python bench/eval_lmeval.py",
+        seed=0,
+        rivals={"lm-eval": package_version("lm-eval") or "", "transformers": package_version("transformers") or ""},
+        notes=f"D=64 random model, Meta's tokenizer, 8k context, {args.limit} items a task (human_eval has 164); "
+        f"shots by the first_n sampler; written texts compared over {args.tokens} tokens. "
+        + (f"Different: {json.dumps(different, ensure_ascii=False)[:1500]}" if different else "No difference."),
+    )
+
+
+if __name__ == "__main__":
+    main()
