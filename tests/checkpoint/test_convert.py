@@ -114,9 +114,9 @@ def test_one_tensor_at_a_time(tmp_path, make_model, tokenizer, monkeypatch):
     monkeypatch.setattr(
         write, "digest", lambda name, *rest, digest=write.digest: order.append(("written", name)) or digest(name, *rest)
     )
-    get = checkpoint.folder.weights.Reader.get
+    weights = checkpoint.folder.weights
     monkeypatch.setattr(
-        checkpoint.folder.weights.Reader, "get", lambda self, name: order.append(("read", name)) or get(self, name)
+        weights, "read", lambda name, info, read=weights.read: order.append(("read", name)) or read(name, info)
     )
     checkpoint.import_hf(tmp_path / "a", tmp_path / "b")
     assert [step for step, _ in order] == ["read", "written"] * (len(order) // 2)

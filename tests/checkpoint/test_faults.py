@@ -204,7 +204,7 @@ def test_nothing_is_allocated_for_a_bad_folder(whole, copy, monkeypatch):
     def never(*_, **__):
         raise AssertionError("a tensor was read or a model built before all headers were checked")
 
-    monkeypatch.setattr(weights.Reader, "get", never)
+    monkeypatch.setattr(weights, "read", never)
     monkeypatch.setattr(LlamaLM, "__init__", never)
     refused(folder, "model.norm.weight is missing")
 
@@ -286,15 +286,15 @@ def test_linked_files_are_followed(whole, tmp_path):
 
 def test_replaced_while_being_read(whole, copy, make_model, monkeypatch):
     folder = copy(whole)
-    get = weights.Reader.get
+    read = weights.read
     swapped = []
 
-    def get_and_swap(self, name):
+    def read_and_swap(name, info):
         if not swapped:
             swapped.append(checkpoint.save(folder, make_model(seed=1)))
-        return get(self, name)
+        return read(name, info)
 
-    monkeypatch.setattr(weights.Reader, "get", get_and_swap)
+    monkeypatch.setattr(weights, "read", read_and_swap)
     with pytest.raises(CheckpointError, match="was replaced while it was being read"):
         checkpoint.load(folder)
     with warnings.catch_warnings():

@@ -43,13 +43,13 @@ def whole_folder(target: Path) -> Iterator[Path]:
         temporary = target.parent / _temporary_name(target)
         temporary.mkdir()
     except OSError as error:
-        raise _readable(target, error) from error
+        raise readable(target, error) from error
     try:
         yield temporary
-        _flush(temporary)
-        _put_in_place(temporary, target)
+        flush(temporary)
+        put_in_place(temporary, target)
     except OSError as error:
-        raise _readable(target, error) from error
+        raise readable(target, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # after an exchange this is the old folder
 
@@ -91,7 +91,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _flush(folder: Path) -> None:
+def flush(folder: Path) -> None:
     """fsync of every file and folder, so that the rename cannot reach the disk before the contents."""
     for root, _, names in os.walk(folder):
         for path in [*(os.path.join(root, name) for name in names), root]:
@@ -102,7 +102,7 @@ def _flush(folder: Path) -> None:
                 os.close(descriptor)
 
 
-def _put_in_place(temporary: Path, target: Path) -> None:
+def put_in_place(temporary: Path, target: Path) -> None:
     if not target.exists():
         os.rename(temporary, target)
     elif not _exchange(temporary, target):
@@ -129,7 +129,7 @@ def _exchange(a: Path, b: Path) -> bool:
     return renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0
 
 
-def _readable(target: Path, error: OSError) -> CheckpointError:
+def readable(target: Path, error: OSError) -> CheckpointError:
     if error.errno in _NO_ROOM:
         return CheckpointError(f"{target}: no room left on the disk; nothing was changed, make room and try again")
     return CheckpointError(f"{target}: cannot write: {error.strerror or error}; nothing was changed")

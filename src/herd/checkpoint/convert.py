@@ -21,6 +21,7 @@ from . import weights
 from .folder import CONFIG, GENERATION, TOKENIZER_FILES, resolve, write_folder
 from .gguf_folder import is_gguf_folder
 from .hf import Dialect, config_from_hf, config_to_hf, read_json
+from .journal import key_of
 from .lineage import Lineage, load_lineage
 from .write import MAX_SHARD_BYTES
 
@@ -121,25 +122,25 @@ def _rewrite(
     if licence:
         kept.setdefault("NOTICE", (licence + "\n").encode())
     kept[CONFIG] = (json.dumps(written_config, indent=2) + "\n").encode()
-    with weights.Reader(wanted) as reader:
 
-        def get(tensor_name: str) -> torch.Tensor:
-            tensor = reader.get(tensor_name)
-            weights.require_finite(tensor_name, tensor, source)
-            return tensor
+    def get(tensor_name: str) -> torch.Tensor:
+        tensor = weights.read(tensor_name, wanted[tensor_name])
+        weights.require_finite(tensor_name, tensor, source)
+        return tensor
 
-        return write_folder(
-            out,
-            config,
-            get,
-            _tokenizer(source),
-            dtype=dtype,
-            lineage=_lineage(source, name, same_weights=dtype == stored, licence=licence),
-            max_shard_bytes=max_shard_bytes,
-            dialect=dialect,
-            extra_files=kept,
-            progress=progress,
-        )
+    return write_folder(
+        out,
+        config,
+        get,
+        _tokenizer(source),
+        dtype=dtype,
+        lineage=_lineage(source, name, same_weights=dtype == stored, licence=licence),
+        max_shard_bytes=max_shard_bytes,
+        dialect=dialect,
+        extra_files=kept,
+        progress=progress,
+        key=key_of(weights.files(wanted), do="rewrite", dtype=dtype, shard=max_shard_bytes, kept=sorted(kept.items())),
+    )
 
 
 def _tokenizer(source: Path) -> Tokenizer | None:

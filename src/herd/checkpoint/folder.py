@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from .gguf_folder import is_gguf_folder, load_gguf
 from .gguf_names import config_from_gguf
 from .gguf_write import hash_file
 from .hf import Dialect, config_to_hf, read_config
+from .journal import Journal, resumable_folder
 from .lineage import FILE as LINEAGE_FILE
 from .lineage import Lineage, load_lineage
 from .memory import require_memory
@@ -99,10 +101,12 @@ def write_folder(
     dialect: Dialect = "rope_scaling",
     extra_files: Mapping[str, bytes] | None = None,
     progress: weights.Progress | None = None,
+    key: str | None = None,
 ) -> str:
     """`save` for weights that are produced one by one: ``get(name)`` is asked once a tensor, in file order.
 
-    ``extra_files`` are written last and may replace derived ones (a release's own tokenizer files, a licence).
+    ``extra_files`` are written last and may replace derived ones (a release's own tokenizer files, a licence). With
+    a ``key`` (`journal.key_of`) the work can be interrupted and goes on where it was when the same is begun again.
     """
     folder = Path(folder)
     if dtype not in weights.NAMES:
@@ -111,15 +115,15 @@ def write_folder(
         require_fit(tokenizer, config, folder)
     require_replaceable(folder)
     require_room(folder, config.nbytes(dtype.itemsize) + 1_000_000)
-    with whole_folder(folder) as temporary:
+    with written_folder(folder, key) as (temporary, journal):
         weights_hash = write_weights(
             temporary,
-            dict(config.param_shapes()),
+            {name: (shape, dtype) for name, shape in config.param_shapes()},
             get,
-            dtype,
             max_shard_bytes=max_shard_bytes,
             progress=progress,
             where=folder,
+            journal=journal,
         )
         stops = None if tokenizer is None else sorted(tokenizer.stop_ids)
         bos = None if tokenizer is None else tokenizer.bos_id
@@ -148,6 +152,17 @@ def write_folder(
         for file, data in (extra_files or {}).items():
             (temporary / file).write_bytes(data)
     return weights_hash
+
+
+@contextmanager
+def written_folder(folder: Path, key: str | None) -> Iterator[tuple[Path, Journal | None]]:
+    """`whole_folder`, or with a ``key`` `resumable_folder`."""
+    if key is None:
+        with whole_folder(folder) as temporary:
+            yield temporary, None
+    else:
+        with resumable_folder(folder, key) as found:
+            yield found
 
 
 def load(

@@ -27,11 +27,12 @@ from . import gguf_names as names
 from . import weights
 from .atomic import require_room, whole_folder
 from .convert import notice
-from .folder import load_config, require_fit, require_replaceable, resolve, write_folder
+from .folder import load_config, require_fit, require_replaceable, resolve, write_folder, written_folder
 from .gguf import FILE, GGUF, Entry
 from .gguf_folder import compute_dtype, encoded, file_plan, is_gguf_folder, require_finite, unpacked, write_model
 from .gguf_tokenizer import check_tokenizer, has_tokenizer, read_tokenizer
 from .gguf_write import hash_file
+from .journal import key_of, resumable_file
 from .lineage import Lineage, load_lineage
 
 if TYPE_CHECKING:
@@ -56,11 +57,18 @@ class Source:
     def get(self, name: str) -> Tensor:
         """The tensor as stored, lying in a mapped file that is let go with it."""
         info = self.wanted[name]
-        with weights.Reader({name: info}) as reader:
-            tensor = reader.get(name)
+        tensor = weights.read(name, info)
         if name not in self._digests:
             self._digests[name] = weights.digest(name, info.dtype, info.shape, weights.raw_bytes(tensor))
         return tensor
+
+    def key(self, **choices: object) -> str:
+        """Names a conversion of this folder, for its journal."""
+        return key_of(weights.files(self.wanted), **choices)
+
+    def remember(self, digests: dict[str, str]) -> None:
+        """Takes the digests of an earlier run, and puts new ones where they are: a journal's part."""
+        self._digests = digests
 
     @property
     def hash(self) -> str:
@@ -106,7 +114,11 @@ def quantize(
         return Lineage(name=name, stage=stage, parents={parent: source.hash}, recipe=recipe, licence=licence)
 
     tokenizer = source.tokenizer()
-    return _write_folder(Path(out), source.config, formats, rows_of or rounded, tokenizer, name, lineage, progress)
+    # GPTQ works through a model from its beginning, so it cannot go on in the middle
+    key = None if rows_of else source.key(do="quantize", formats=sorted(formats.items()), recipe=recipe)
+    return _write_folder(
+        Path(out), source.config, formats, rows_of or rounded, tokenizer, name, lineage, progress, key, source.remember
+    )
 
 
 def write_random(
@@ -119,9 +131,18 @@ def write_random(
     formats = plan.plan(config)
     rows_of = random_rows_of(config, formats, seed)
     require_room(Path(out), _nbytes(config, formats))
-    write_model(
-        Path(out), config, formats, lambda name: [rows_of(name)], None, name=f"random-{seed}", progress=progress
-    )
+    key = key_of([], do="random", config=config, formats=sorted(formats.items()), seed=seed)
+    with resumable_file(Path(out), key) as (path, journal):
+        write_model(
+            path,
+            config,
+            formats,
+            lambda name: [rows_of(name)],
+            None,
+            name=f"random-{seed}",
+            progress=progress,
+            journal=journal,
+        )
 
 
 def save_quantized(
@@ -184,6 +205,7 @@ def import_gguf(
         lineage=lineage,
         extra_files={"NOTICE": (licence + "\n").encode()} if licence else None,
         progress=progress,
+        key=key_of([source], do="import", dtype=dtype, name=name),
     )
 
 
@@ -208,6 +230,7 @@ def unpack_folder(
         lineage=lineage,
         max_shard_bytes=max_shard_bytes,
         progress=progress,
+        key=key_of([folder / FILE], do="unpack", dtype=dtype, shard=max_shard_bytes),
     )
 
 
@@ -239,16 +262,18 @@ def export_gguf(
     known = load_lineage(resolved)
     require_room(out, _nbytes(source.config, formats))
     _require_folder(out)
-    write_model(
-        out,
-        source.config,
-        formats,
-        lambda name: encoded(source.get(name), formats[name], name),
-        source.tokenizer(),
-        name=known.name if known else resolved.resolve().name,
-        licence=known.licence if known else None,
-        progress=progress,
-    )
+    with resumable_file(out, source.key(do="export", format=chosen)) as (path, journal):
+        write_model(
+            path,
+            source.config,
+            formats,
+            lambda name: encoded(source.get(name), formats[name], name),
+            source.tokenizer(),
+            name=known.name if known else resolved.resolve().name,
+            licence=known.licence if known else None,
+            progress=progress,
+            journal=journal,
+        )
 
 
 def _keep(
@@ -276,13 +301,20 @@ def _write_folder(
     name: str,
     lineage_of: Callable[[], Lineage | None],
     progress: weights.Progress | None = None,
+    key: str | None = None,
+    remember: Callable[[dict[str, str]], None] | None = None,
 ) -> str:
+    """A quantized folder; with a ``key`` resumable, and ``remember`` is given the digests an earlier run took."""
     if tokenizer is not None:
         require_fit(tokenizer, config, out)
     require_replaceable(out)
     require_room(out, _nbytes(config, formats))
-    with whole_folder(out) as temporary:
-        write_model(temporary / FILE, config, formats, rows_of, tokenizer, name=name, progress=progress)
+    with written_folder(out, key) as (temporary, journal):
+        if journal and remember:
+            remember(journal.part("source"))
+        write_model(
+            temporary / FILE, config, formats, rows_of, tokenizer, name=name, progress=progress, journal=journal
+        )
         lineage, weights_hash = lineage_of(), hash_file(temporary / FILE)
         if lineage is not None:
             lineage.model_copy(update={"weights_hash": weights_hash}).write(temporary)

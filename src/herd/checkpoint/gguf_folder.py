@@ -26,6 +26,7 @@ from ..quant.linear import assemble
 from . import gguf_names as names
 from .gguf import FILE, GGUF, Entry
 from .gguf_write import Plan, Value, hash_file, write_gguf
+from .journal import Journal
 from .lineage import load_lineage
 from .memory import require_memory
 from .weights import Progress
@@ -143,8 +144,9 @@ def write_model(
     name: str,
     licence: str | None = None,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> None:
-    """Writes a whole model as one GGUF file, whole or not at all.
+    """Writes a whole model as one GGUF file, or goes on with it where ``journal`` says (see `write_gguf`).
 
     ``formats`` are by our names; ``rows_of(name)`` gives a parameter's bytes (rows, B) in our order, in pieces.
     """
@@ -156,7 +158,7 @@ def write_model(
             return [factors.view(torch.uint8)]
         return _in_pairs(ours[theirs], rows_of(ours[theirs]), config)
 
-    write_gguf(path, list(_metadata(config, formats, tokenizer, name, licence)), plan, get, progress)
+    write_gguf(path, list(_metadata(config, formats, tokenizer, name, licence)), plan, get, progress, journal)
 
 
 def _in_pairs(name: str, pieces: Iterable[Tensor], config: ModelConfig) -> Iterator[Tensor]:

@@ -1,7 +1,7 @@
 """Writing GGUF: the header first, from shapes alone, then the tensors as they come, a few rows at a time.
 
-The memory needed is that of the rows in hand, so an embedding of 128,256 rows passes through in pieces. The file
-appears whole or not at all.
+The memory needed is that of the rows in hand, so an embedding of 128,256 rows passes through in pieces. Whoever calls
+sees to it that the file appears whole or not at all (`atomic.whole_folder`, `journal.resumable_file`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..quant.formats import Format
 from .gguf import ARRAY, DEFAULT_ALIGNMENT, MAGIC, STRING
+from .journal import Journal
 from .weights import Progress
 
 Value = tuple[str, str, Any]
@@ -38,34 +38,38 @@ def write_gguf(
     plan: Plan,
     get: Callable[[str], Iterable[Tensor]],
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> None:
-    """Writes ``path``, whole or not at all; ``get(name)`` gives a tensor's bytes (uint8) in pieces, once, in order.
+    """Writes ``path``; ``get(name)`` gives a tensor's bytes (uint8) in pieces, once, in order.
 
-    Raises `CheckpointError` for pieces that do not add up, and passes on what ``get`` raises; OSError from the disk.
+    What a ``journal`` says is done is kept and not asked for again. Raises `CheckpointError` for pieces that do not
+    add up, and passes on what ``get`` raises; OSError from the disk.
     """
     sizes = {name: math.prod(shape) // format.block * format.block_bytes for name, (shape, format) in plan.items()}
-    total, done = sum(sizes.values()), 0
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("wb") as out:
-            out.write(_header(list(metadata), plan, sizes))
+    header = _header(list(metadata), plan, sizes)
+    if journal and journal.done and not _begins_with(path, header):  # another tokenizer, say
+        journal.restart()
+    known = list(sizes)[: journal.done if journal else 0]
+    total, done = sum(sizes.values()), sum(sizes[name] for name in known)
+    with path.open("r+b" if known else "wb") as out:
+        if known:
+            out.truncate(_aligned(len(header)) + sum(_aligned(sizes[name]) for name in known))
+            out.seek(0, os.SEEK_END)
+        else:
+            out.write(header)
             _pad(out)
-            for name, size in sizes.items():
-                written = 0
-                for piece in get(name):
-                    written += out.write(memoryview(piece.contiguous().reshape(-1).numpy()))  # type: ignore[arg-type]
-                    if progress:
-                        progress(done + written, total)
-                if written != size:
-                    raise CheckpointError(f"{path}: {name} came as {written} bytes, its shape and type take {size}")
-                done += size
-                _pad(out)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        for name in list(sizes)[len(known) :]:
+            written = 0
+            for piece in get(name):
+                written += out.write(memoryview(piece.contiguous().reshape(-1).numpy()))  # type: ignore[arg-type]
+                if progress:
+                    progress(done + written, total)
+            if written != sizes[name]:
+                raise CheckpointError(f"{path}: {name} came as {written} bytes, its shape and type take {sizes[name]}")
+            done += written
+            _pad(out)
+            if journal:
+                journal.add(written, out)
 
 
 def hash_file(path: Path, progress: Progress | None = None) -> str:
@@ -106,7 +110,7 @@ def _header(metadata: Sequence[Value], plan: Plan, sizes: Mapping[str, int]) -> 
     for name, (shape, format) in plan.items():
         parts.append(_text(name))
         parts.append(struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), format.code, offset))
-        offset += -(-sizes[name] // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
+        offset += _aligned(sizes[name])
     return b"".join(parts)
 
 
@@ -117,6 +121,18 @@ def _value(letter: str, value: Any) -> bytes:
 def _text(value: str) -> bytes:
     raw = value.encode("utf-8")
     return struct.pack("<Q", len(raw)) + raw
+
+
+def _begins_with(path: Path, header: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(header)) == header
+    except OSError:
+        return False
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
 
 
 def _pad(out: Any) -> None:

@@ -20,7 +20,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -164,35 +163,22 @@ def _check_tied_copy(index: Mapping[str, TensorInfo], where: Path) -> None:
     infos = [index[name] for name in names]
     same = infos[0].shape == infos[1].shape and infos[0].dtype == infos[1].dtype
     if same:
-        with Reader({name: index[name] for name in names}) as reader:
-            same = torch.equal(raw_bytes(reader.get(names[0])), raw_bytes(reader.get(names[1])))
+        first, second = (raw_bytes(read(name, index[name])) for name in names)
+        same = torch.equal(first, second)
     if not same:
         raise CheckpointError(f"{where}: lm_head.weight differs from the embedding, yet tie_word_embeddings is true")
 
 
-class Reader:
-    """Tensors by name from open files, memory-mapped. A context manager."""
+def read(name: str, info: TensorInfo) -> Tensor:
+    """The tensor as stored, on the CPU, lying in the mapped file: clone it to change it.
 
-    def __init__(self, index: Mapping[str, TensorInfo]) -> None:
-        self.index = index
-        self._stack = ExitStack()
-        self._files: dict[Path, Any] = {}
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._stack.close()
-
-    def get(self, name: str) -> Tensor:
-        """The tensor as stored, on the CPU; it may alias the mapped file, so clone it to keep or change it."""
-        path = self.index[name].file
-        try:
-            if path not in self._files:
-                self._files[path] = self._stack.enter_context(safe_open(path, framework="pt", device="cpu"))
-            return self._files[path].get_tensor(name)
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: {name} cannot be read: {error}") from error
+    The file is opened for it alone, so that its pages are let go with it: a model of any size passes through.
+    """
+    try:
+        with safe_open(info.file, framework="pt", device="cpu") as file:
+            return file.get_tensor(name)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{info.file}: {name} cannot be read: {error}") from error
 
 
 def common_dtype(index: Mapping[str, TensorInfo], where: Path) -> torch.dtype:
@@ -248,13 +234,11 @@ def hash_weights(wanted: Mapping[str, TensorInfo], progress: Progress | None = N
     """sha256 over the tensors as stored, independent of sharding; reads every byte once."""
     total, done = sum(info.nbytes for info in wanted.values()), 0
     digests: dict[str, str] = {}
-    with Reader(wanted) as reader:
-        for name, info in wanted.items():
-            data = raw_bytes(reader.get(name))
-            digests[name] = digest(name, info.dtype, info.shape, data)
-            done += info.nbytes
-            if progress:
-                progress(done, total)
+    for name, info in wanted.items():
+        digests[name] = digest(name, info.dtype, info.shape, raw_bytes(read(name, info)))
+        done += info.nbytes
+        if progress:
+            progress(done, total)
     return combine(digests)
 
 
@@ -295,8 +279,12 @@ def raw_bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
+def files(wanted: Mapping[str, TensorInfo]) -> list[Path]:
+    """The files that hold these tensors, each once."""
+    return sorted({info.file for info in wanted.values()})
+
+
 def iterate(wanted: Mapping[str, TensorInfo]) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor as stored) of every tensor, one at a time."""
-    with Reader(wanted) as reader:
-        for name in wanted:
-            yield name, reader.get(name)
+    for name, info in wanted.items():
+        yield name, read(name, info)
