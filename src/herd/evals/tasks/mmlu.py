@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from ...errors import DataError
 from .choice import ChoiceTask, Doc
 from .data import Data, Row
 from .task import Mode
@@ -60,6 +61,8 @@ class Mmlu(ChoiceTask):
         of_subject: dict[str, list[Doc]] = {subject: [] for subject in self.subjects}
         for doc in super().docs(data):
             of_subject.get(doc.group, []).append(doc)
+        if not any(of_subject.values()):
+            raise DataError(f"no questions of {', '.join(self.subjects)} in {data.find(*self.files)}")
         return [doc for together in zip_longest(*of_subject.values()) for doc in together if doc is not None]
 
     def examples(self, data: Data, doc: Doc) -> Sequence[Doc]:

@@ -104,8 +104,11 @@ class Mgsm(Task):
         ]
 
     def note(self, data: Data) -> str:
-        missing = [lang for lang in LANGUAGES if not data.find(f"mgsm/mgsm_{lang}.tsv")]
-        return f"no data for {', '.join(missing)}" if missing else ""
+        there = [lang for lang in LANGUAGES if data.find(f"mgsm/mgsm_{lang}.tsv")]
+        fewest = min(len(_problems(data, lang)) for lang in there) - 1
+        notes = [f"no data for {', '.join(lang for lang in LANGUAGES if lang not in there)}"] * (there != [*LANGUAGES])
+        notes += [f"{fewest} shots: the data has no more"] * (self.mode == "base" and fewest < self.shots)
+        return "; ".join(notes)
 
     def judge(self, item: Item, answer: Answer) -> Judgement:
         stated = _FINAL.findall(answer.text)
