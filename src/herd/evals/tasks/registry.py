@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from ...errors import DataError
 from . import choice
+from .calls import Bfcl
+from .instructions import IfEval
 from .mmlu import SUBJECTS, Mmlu
 from .programs import HumanEval, Mbpp
 from .task import Mode, Task
@@ -47,6 +49,8 @@ TASKS: dict[str, Known] = {
     "arc_easy": Known(choice.Arc, 25),
     "mbpp": Known(Mbpp, 3),
     "mgsm": Known(Mgsm, 8),
+    "ifeval": Known(IfEval),
+    "bfcl": Known(Bfcl),
     **{f"mmlu_{subject}": Known(Mmlu.of, 5) for subjects in SUBJECTS.values() for subject in subjects},
 }
 
@@ -65,8 +69,10 @@ SUITES: dict[str, tuple[Entry, ...]] = {
     ),
     "instruct": (
         *_MMLU, Entry("arc_challenge", 0), Entry("human_eval", 0), Entry("mbpp", 0), Entry("gsm8k", 8),
-        Entry("mgsm", 0),
+        Entry("mgsm", 0), Entry("ifeval"), Entry("bfcl"),
     ),
+    # which function, with which arguments
+    "tools": (Entry("bfcl"),),
 }  # fmt: skip
 
 

@@ -1,0 +1,190 @@
+"""BFCL: is this the right function call? Judged by its tree, a name with arguments, without running anything.
+
+The data set lists for every argument the values it may have (``""`` among them: it may be left out). A call is right
+when its function is, no required argument is missing, none is unknown, and every value is of the right type and among
+the listed. Texts are compared without case and spaces and the marks ``, . / - _ * ^``. Of several calls each must
+match one expected call, in any order. Where no function fits the question (*irrelevance*), any call is wrong.
+
+Decisions are those of the Berkeley Function-Calling Leaderboard's own checker for Python functions, down to "an integer
+does where a float is asked, not the other way round". One thing is repaired: where the data lists no value at all for
+a required argument (two items), the empty value is right; by their checker no call is.
+Source: Patil et al., "The Berkeley Function Calling Leaderboard" (ICML 2025); ShishirPatil/gorilla.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..text.toolcall_grammar import ToolCall
+
+Schema = Mapping[str, Any]
+Expected = Mapping[str, Mapping[str, Sequence[Any]]]
+"""One call: {function: {argument: its possible values}}."""
+
+_TYPES: dict[str, type] = {
+    "string": str, "integer": int, "float": float, "boolean": bool, "array": list, "tuple": list, "dict": dict,
+    "any": str,
+}  # fmt: skip
+_JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
+_IGNORED = re.compile(r"[ ,./\-_*^]")
+
+
+class _Wrong(Exception):
+    """Why a call is not the expected one."""
+
+
+def why_wrong(calls: Sequence[ToolCall], functions: Sequence[Schema], expected: Sequence[Expected]) -> str:
+    """What is wrong with the calls, "" if nothing. Where nothing is expected no call may be made."""
+    if not expected:
+        return f"calls {calls[0].name} where no function fits" if calls else ""
+    if len(calls) != len(expected):
+        return f"{len(calls)} calls instead of {len(expected)}"
+    left = list(calls)
+    for one in expected:
+        name = next(iter(one))
+        schema = next(function for function in functions if function["name"] == name)
+        reasons = [_why_wrong(call, schema, one[name]) for call in left]
+        if all(reasons):
+            return reasons[0] if len(expected) == 1 else f"no call is the expected {name}: {'; '.join(reasons)}"
+        del left[reasons.index("")]
+    return ""
+
+
+def calls_expected(expected: Sequence[Expected], schemas: Sequence[Schema]) -> list[ToolCall]:
+    """Calls that must be judged right: of every argument the first possible value."""
+    by_name = {schema["name"]: schema["parameters"] for schema in schemas}
+    calls = []
+    for one in expected:
+        for name, values in one.items():
+            known, required = by_name[name]["properties"], by_name[name]["required"]
+            given = [key for key in values if key in known and (key in required or set(map(str, values[key])) != {""})]
+            calls.append(ToolCall(name, {key: _first(values[key], known[key]) for key in given}, "json"))
+    return calls
+
+
+def tool_schema(function: Schema) -> dict[str, Any]:
+    """A function of the data set as a JSON schema, whose names of types are not Python's."""
+    return {key: function[key] for key in ("name", "description")} | {"parameters": _as_json(function["parameters"])}
+
+
+def _as_json(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_as_json(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    out = {key: _as_json(value) for key, value in schema.items()}
+    if isinstance(schema.get("type"), str):
+        out["type"] = _JSON_TYPES.get(schema["type"], schema["type"])
+    return out
+
+
+def _why_wrong(call: ToolCall, schema: Schema, expected: Mapping[str, Sequence[Any]]) -> str:
+    try:
+        _compare(call, schema, expected)
+    except _Wrong as wrong:
+        return str(wrong)
+    return ""
+
+
+def _compare(call: ToolCall, schema: Schema, expected: Mapping[str, Sequence[Any]]) -> None:
+    parameters = schema["parameters"]
+    if call.name != schema["name"]:
+        raise _Wrong(f"calls {call.name}, not {schema['name']}")
+    for name in parameters["required"]:
+        if name not in call.arguments:
+            raise _Wrong(f"{name} is missing")
+    for name, value in call.arguments.items():
+        if name not in parameters["properties"] or name not in expected:
+            raise _Wrong(f"{name} is no argument of {call.name}")
+        _compare_value(name, value, parameters["properties"][name], expected[name])
+    for name, values in expected.items():
+        if name not in call.arguments and "" not in values:
+            raise _Wrong(f"{name} is missing")
+
+
+def _compare_value(name: str, value: Any, schema: Schema, possible: Sequence[Any]) -> None:
+    wanted = _TYPES[schema["type"]]
+    possible = possible or [wanted()]  # two items list no value where the empty one is meant; no call could be right
+    nested = _TYPES[schema["items"]["type"]] if schema["type"] in ("array", "tuple") else None
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if not _has_type(value, possible, wanted, nested):
+        raise _Wrong(f"{name} is {_brief(value)}, not of type {schema['type']}")
+    if _is_variable(value, possible, wanted):
+        right = value in possible
+    elif wanted is dict:
+        right = any(_same_dict(value, one) for one in possible if one != "")
+    elif wanted is list and nested is dict:
+        right = any(_same_dicts(value, one) for one in possible)
+    elif wanted in (str, list):
+        empty: Any = wanted()
+        right = _standard(value) in [_standard(one or empty) for one in possible]
+    else:
+        right = value in possible
+    if not right:
+        raise _Wrong(f"{name} is {_brief(value)}, not among {_brief(possible)}")
+
+
+def _has_type(value: Any, possible: Sequence[Any], wanted: type, nested: type | None) -> bool:
+    """Of the schema's type, items included, or of the type that the listed values have."""
+    if type(value) is wanted:
+        if nested is None:
+            return True
+        for one in possible:
+            # a listed "" (may be left out) stands for any items
+            if not isinstance(one, list) or all(_has_type(item, one, nested, None) for item in value):
+                return True
+    return type(value) is _listed_type(possible)
+
+
+def _is_variable(value: Any, possible: Sequence[Any], wanted: type) -> bool:
+    """Whether the listed values are not of the schema's type: then they are names of variables, compared exactly."""
+    return _listed_type(possible) not in (None, wanted)
+
+
+def _listed_type(possible: Sequence[Any]) -> type | None:
+    return next((type(one) for one in possible if one != ""), None)
+
+
+def _same_dict(value: Any, possible: Any) -> bool:
+    """Every key has one of its listed values, and those left out may be."""
+    if not isinstance(value, dict) or not isinstance(possible, dict) or not value.keys() <= possible.keys():
+        return False
+    if any(_standard_text(one) not in map(_standard_text, possible[key]) for key, one in value.items()):
+        return False
+    return all(key in value or "" in values for key, values in possible.items())
+
+
+def _same_dicts(value: Sequence[Any], possible: Sequence[Any]) -> bool:
+    return len(value) == len(possible) and all(map(_same_dict, value, possible))
+
+
+def _standard(value: Any) -> Any:
+    """A text, or the texts of a list, as they are compared."""
+    return [_standard_text(item) for item in value] if isinstance(value, list) else _standard_text(value)
+
+
+def _standard_text(value: Any) -> Any:
+    return _IGNORED.sub("", value).lower().replace("'", '"') if isinstance(value, str) else value
+
+
+def _first(values: Sequence[Any], schema: Schema) -> Any:
+    """The first listed value that is one; within dictionaries each key has a list again."""
+    value = next((one for one in values if one != ""), "" if values else _TYPES[schema["type"]]())
+    if isinstance(value, dict):
+        return _plain_dict(value)
+    if isinstance(value, list) and schema.get("items", {}).get("type") == "dict":
+        return [_plain_dict(item) for item in value]
+    return value
+
+
+def _plain_dict(possible: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    firsts = {key: next((one for one in values if one != ""), None) for key, values in possible.items()}
+    return {key: value for key, value in firsts.items() if value is not None}
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

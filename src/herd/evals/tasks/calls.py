@@ -1,0 +1,75 @@
+"""Tool calls by their tree: BFCL, judged without running anything (`herd.evals.bfcl`)."""
+
+from __future__ import annotations
+
+import json
+from itertools import chain, zip_longest
+from typing import Any
+
+from ...text.chat import JSON_INTRODUCTION, JSON_REQUEST
+from ...text.toolcall import parse
+from ...text.toolcall_grammar import ToolCall
+from ..bfcl import calls_expected, tool_schema, why_wrong
+from .data import Data, Row
+from .task import Answer, Generate, Item, Judgement, Task
+
+CATEGORIES = (
+    "simple_python", "multiple", "parallel", "parallel_multiple", "irrelevance", "live_simple", "live_relevance"
+)  # fmt: skip
+
+
+class Bfcl(Task):
+    """Which function with which arguments, in the JSON form; group: the category. Scored are the categories that need
+    no run: Python's own, those where no function fits (any call is wrong) or some one does (any call is right)."""
+
+    source = "Patil et al., Berkeley Function-Calling Leaderboard v4; ShishirPatil/gorilla"
+    licence = "Apache-2.0"
+    metric = "ast_accuracy"
+
+    def items(self, data: Data) -> list[Item]:
+        there = [category for category in CATEGORIES if data.find(f"bfcl/BFCL_v4_{category}.json")]
+        parts = [self._category(data, category) for category in there or CATEGORIES[:1]]
+        return [item for item in chain(*zip_longest(*parts)) if item]  # any beginning holds all categories
+
+    def note(self, data: Data) -> str:
+        missing = [category for category in CATEGORIES if not data.find(f"bfcl/BFCL_v4_{category}.json")]
+        return f"no data for {', '.join(missing)}" if missing else ""
+
+    def judge(self, item: Item, answer: Answer) -> Judgement:
+        parsed = parse(answer.text)
+        calls = [[call.name, call.arguments] for call in parsed.calls]
+        if item.group == "live_relevance":
+            why = "" if calls else "no call"
+        else:
+            why = why_wrong(parsed.calls, item.doc["functions"], item.gold)
+        return Judgement(float(not why), calls, why="; ".join([why, *parsed.errors])[:500] if why else "")
+
+    def example(self, item: Item, right: bool) -> Answer:
+        calls = calls_expected(item.gold, item.doc["functions"])
+        some = [ToolCall(item.doc["functions"][0]["name"], {}, "json")] if item.doc["functions"] else []
+        if item.group == "live_relevance":
+            calls = some if right else []
+        elif not right:  # no call where some are expected, and the other way round
+            calls = [] if calls else some
+        text = "\n".join(json.dumps({"name": call.name, "parameters": call.arguments}) for call in calls)
+        return Answer(text or "None of the functions can be used.", "stop")
+
+    def _category(self, data: Data, category: str) -> list[Item]:
+        rows = data.rows(f"bfcl/BFCL_v4_{category}.json", needs=("id", "question", "function"))
+        if category in ("irrelevance", "live_relevance"):
+            return [self._item(row, category, []) for row in rows]
+        answers = data.rows(f"bfcl/possible_answer/BFCL_v4_{category}.json", needs=("id", "ground_truth"))
+        expected = {row["id"]: row["ground_truth"] for row in answers}
+        return [self._item(row, category, expected[row["id"]]) for row in rows]
+
+    def _item(self, row: Row, category: str, expected: list[dict[str, Any]]) -> Item:
+        tools = tuple(tool_schema(function) for function in row["function"])
+        messages = tuple(row["question"][0])
+        prompt: Any = messages
+        if self.mode == "base":
+            listed = "\n\n".join(json.dumps(tool) for tool in tools)
+            asked = "\n".join(message["content"] for message in messages)
+            prompt, tools = f"{JSON_INTRODUCTION}{listed}\n\n{JSON_REQUEST}\n\n{asked}\n", ()
+        stop = ("\n\n",) if self.mode == "base" else ()
+        request = Generate(prompt, max_tokens=512, stop=stop, tools=tools)
+        return Item(row["id"], request, expected, category, {"functions": row["function"]})

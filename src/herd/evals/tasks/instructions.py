@@ -1,0 +1,65 @@
+"""IFEval: instructions that a program can check (`herd.evals.ifeval`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .. import ifeval
+from ..bootstrap import ratio_interval
+from ..ifeval_example import satisfying
+from ..score import Score, from_interval
+from .data import Data
+from .task import Answer, Generate, Item, Judgement, Task, by_group, mean
+
+if TYPE_CHECKING:
+    from ..results import ItemResult
+
+
+class IfEval(Task):
+    """Headline: share of prompts with every instruction followed, strictly; also loosely, and by instruction.
+
+    A base model is given the prompt as text to go on from, which says little; the task is meant for instruct models.
+    """
+
+    source = "Zhou et al., arXiv 2311.07911"
+    licence = "Apache-2.0"
+    metric = "prompt_strict"
+
+    def items(self, data: Data) -> list[Item]:
+        needs = ("key", "prompt", "instruction_id_list", "kwargs")
+        rows = data.rows("ifeval/en_input_data.jsonl", "ifeval/input_data.jsonl", needs=needs)
+        return [
+            Item(
+                str(row["key"]),
+                Generate(({"role": "user", "content": row["prompt"]},) if self.mode == "instruct" else row["prompt"],
+                         max_tokens=1280),
+                row["instruction_id_list"],
+                doc={"kwargs": row["kwargs"]},
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    def judge(self, item: Item, answer: Answer) -> Judgement:
+        given = item.doc["kwargs"]
+        strict, loose = ifeval.strict(item.gold, answer.text, given), ifeval.loose(item.gold, answer.text, given)
+        extracted = [[name, *both] for name, *both in zip(item.gold, strict, loose, strict=True)]
+        broken = [name for name, kept in zip(item.gold, strict, strict=True) if not kept]
+        metrics = {"prompt_loose": float(all(loose))}
+        return Judgement(float(all(strict)), extracted, metrics, "not followed: " + ", ".join(broken) if broken else "")
+
+    def example(self, item: Item, right: bool) -> Answer:
+        """Wrong is silence: it follows nothing. A few real items contradict themselves and have no right answer."""
+        return Answer(satisfying(item.gold, item.doc["kwargs"]) if right else "", "stop")
+
+    def scores(self, results: Sequence[ItemResult]) -> list[Score]:
+        out = super().scores(results)
+        for name, at in (("instruction_strict", 1), ("instruction_loose", 2)):
+            kept = [float(sum(one[at] for one in result.extracted)) for result in results]
+            asked = [float(len(result.extracted)) for result in results]
+            out.append(from_interval(name, ratio_interval(kept, asked), "fraction", len(results)))
+            if len(results) == 1:
+                out[-1] = mean(name, [kept[0] / asked[0]])
+        every = [one for result in results for one in result.extracted]
+        out[0].detail["by_instruction"] = by_group([one[0] for one in every], [float(one[1]) for one in every])
+        return out
