@@ -15,6 +15,7 @@ from ..errors import EngineError
 from ..text.chat import render
 from ..text.toolcall import Call, Content, Event, Malformed, ToolCall, ToolCallParser
 from ..tools.loop import answer_call
+from .constraint import Constraint
 from .engine import Engine
 from .request import FinishReason, Request, Sampling
 
@@ -75,7 +76,8 @@ ChatEvent = Text | Calling | Result | Problem | End
 @dataclass
 class ChatSession:
     """``system`` goes before the dialog; ``tools`` are schemas or builtin names for the renderer, ``form`` how calls
-    are written, ``execute`` runs them (None: calls are shown and nothing is run)."""
+    are written, ``execute`` runs them (None: calls are shown and nothing is run). Under a ``constraint`` an answer is
+    what it says and never a call, whatever it looks like."""
 
     engine: Engine
     system: str = ""
@@ -84,6 +86,7 @@ class ChatSession:
     execute: Execute | None = None
     sampling: Sampling = field(default_factory=lambda: Sampling(max_tokens=None))
     date: str | None = None
+    constraint: Constraint | None = None
     messages: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -115,7 +118,7 @@ class ChatSession:
         n_tokens = 0
         for _ in range(MAX_ROUNDS):
             ids = self._prompt()
-            turn = _Turn(self.engine, Request(ids, self.sampling))
+            turn = _Turn(self.engine, Request(ids, self.sampling, constraint=self.constraint))
             try:
                 yield from turn.events()
             finally:  # also when interrupted: keep what was said
@@ -151,7 +154,7 @@ class _Turn:
 
     def __init__(self, engine: Engine, request: Request) -> None:
         self._stream = engine.submit(request)
-        self._parser = ToolCallParser()
+        self._parser = ToolCallParser() if request.constraint is None else None
         self.content, self.calls, self.n_tokens = "", list[ToolCall](), 0
         self.reason: FinishReason = "cancelled"
 
@@ -159,8 +162,12 @@ class _Turn:
         for delta in self._stream:
             self.n_tokens += len(delta.token_ids)
             self.reason = delta.finish_reason or self.reason
-            yield from self._take(self._parser.feed(delta.text))
-        yield from self._take(self._parser.finish())
+            if self._parser is not None:
+                yield from self._take(self._parser.feed(delta.text))
+            elif delta.text:
+                yield from self._take([Content(delta.text)])
+        if self._parser is not None:
+            yield from self._take(self._parser.finish())
 
     def cancel(self) -> None:
         self._stream.cancel()
@@ -181,12 +188,14 @@ class _Turn:
                 yield Problem(event.reason)
 
 
-def complete(engine: Engine, prompt: str, sampling: Sampling) -> Iterator[ChatEvent]:
+def complete(
+    engine: Engine, prompt: str, sampling: Sampling, constraint: Constraint | None = None
+) -> Iterator[ChatEvent]:
     """A base model's way: the text goes on. The same events, without calls."""
     if engine.tokenizer is None:
         raise EngineError("completion needs a tokenizer, and this model has none")
     ids = engine.tokenizer.encode(prompt, bos=True)
-    stream = engine.submit(Request(ids, sampling))
+    stream = engine.submit(Request(ids, sampling, constraint=constraint))
     n_tokens = 0
     reason: FinishReason = "cancelled"
     try:

@@ -90,6 +90,11 @@ class Guide:
         """Nothing more can follow."""
         return self._matcher.is_stopped()
 
+    @property
+    def failed(self) -> bool:
+        """It went beyond what the parser can do; whatever is asked next raises."""
+        return self._matcher.is_error()
+
     def allowed(self) -> Tensor:
         """(V,) bool: tokens that may come next. Where the answer may end here, the tokenizer's stop tokens as well."""
         import numpy as np
@@ -110,7 +115,7 @@ class Guide:
         self._check()
 
     def _check(self) -> None:
-        if self._matcher.is_error():
+        if self.failed:
             raise EngineError(self._told(self._matcher.get_error()))
 
     def _told(self, problem: str) -> str:

@@ -67,6 +67,11 @@ def uniform(seed: int, step: int) -> float:
     return (_mix((_mix(seed & _MASK) + (step + 1) * _GOLDEN) & _MASK) >> 11) * 2.0**-53
 
 
+def seed_of(seed: int, number: int) -> int:
+    """The seed of the ``number``-th of several answers to one request; the first one's is the request's own."""
+    return seed if number == 0 else _mix(_mix(seed & _MASK) ^ number)
+
+
 def logprobs(logits_BV: Tensor, ids: Sequence[int], tops: Sequence[int | None]) -> list[tuple[TokenLogprob, ...]]:
     """Log-probabilities of the chosen ids under the plain softmax; an empty tuple for rows that did not ask."""
     out: list[tuple[TokenLogprob, ...]] = [()] * len(ids)
