@@ -10,10 +10,24 @@ import torch
 from herd.engine.engine import Engine
 from herd.engine.request import Request, Sampling
 from herd.errors import QuantError
+from herd.kernels import qmatmul
 from herd.quant import FORMATS, blocks, matmul, scheme
+from herd.quant import linear as layers
 from herd.quant.linear import QuantEmbedding, QuantLinear, is_quantized, packed_weights, swap_linears
 
 PACKED = list(FORMATS.values())
+PATHS = [name for name in qmatmul.PATHS if name in qmatmul.here()]
+
+
+@pytest.fixture
+def reference(monkeypatch):
+    """Layers made in this test compute by the plain reference, which rounds no activations."""
+    monkeypatch.setattr(layers, "choose", lambda *_: matmul.REFERENCE)
+
+
+def rounded(x):
+    codes, scales = qmatmul.round_activations(x)
+    return (codes.double().unflatten(-1, (-1, 32)) * scales.double()[..., None]).flatten(-2)
 
 
 def unpacked(model):
@@ -30,6 +44,7 @@ def unpacked(model):
     return out
 
 
+@pytest.mark.usefixtures("reference")
 @pytest.mark.parametrize("format", PACKED, ids=str)
 def test_linear(format):
     x = torch.randn(2, 5, 256, generator=torch.Generator().manual_seed(1))
@@ -40,6 +55,39 @@ def test_linear(format):
     assert (layer.in_features, layer.out_features) == (256, 70)
 
 
+@pytest.mark.parametrize("format", PACKED, ids=str)
+@pytest.mark.parametrize("path", PATHS)
+def test_native_linear(format, path, monkeypatch):
+    """Of any leading shape; blocks come back as they were; gradients are those of the weights as they are."""
+    monkeypatch.setenv("HERD_ISA", path)
+    x = torch.randn(2, 5, 256, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    rows_RB = blocks.encode(torch.randn(70, 256, generator=torch.Generator().manual_seed(2)), format)
+    layer = QuantLinear(rows_RB, format)
+    assert layer.kernel.name == path
+    assert torch.equal(layer.blocks, rows_RB)
+    exact = rounded(x.detach()) @ layer.weight.double().T
+    out = layer(x)
+    assert (out.double() - exact).norm() < 1e-6 * exact.norm()
+    dy = torch.randn(2, 5, 70)
+    out.backward(dy)
+    torch.testing.assert_close(x.grad, dy @ layer.weight)
+    with torch.no_grad():
+        assert torch.equal(layer(x), out)
+
+
+def test_a_path_that_is_not_there(monkeypatch):
+    monkeypatch.setenv("HERD_ISA", "avx1024")
+    with pytest.raises(QuantError, match="HERD_ISA=avx1024: choose vnni, avx2, portable"):
+        matmul.choose(FORMATS["Q4_0"], torch.device("cpu"))
+
+
+def test_elsewhere_the_reference_takes_over(monkeypatch):
+    assert matmul.choose(FORMATS["Q4_0"], torch.device("meta")) is matmul.REFERENCE
+    monkeypatch.setattr(qmatmul, "here", tuple)
+    assert matmul.choose(FORMATS["Q4_0"], torch.device("cpu")) is matmul.REFERENCE
+
+
+@pytest.mark.usefixtures("reference")
 def test_tiles(monkeypatch):
     layer = QuantLinear(blocks.encode(torch.randn(70, 64), FORMATS["Q4_0"]), FORMATS["Q4_0"])
     x = torch.randn(3, 64)
@@ -48,6 +96,7 @@ def test_tiles(monkeypatch):
     torch.testing.assert_close(layer(x), whole)
 
 
+@pytest.mark.usefixtures("reference")
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("format", PACKED, ids=str)
 def test_whole_model(make_model, format, tied):
@@ -56,6 +105,15 @@ def test_whole_model(make_model, format, tied):
     assert all(param.ndim == 1 for param in model.parameters())
     tokens_BT = torch.randint(300, (2, 17), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model.logits(tokens_BT), unpacked(model).logits(tokens_BT), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("format", PACKED, ids=str)
+def test_rounded_activations_move_a_model_little(make_model, format):
+    """Eight bits for activations cost about what eight bits for weights cost, some percent of these wild logits."""
+    model = swap_linears(make_model(), scheme(format))
+    tokens_BT = torch.randint(300, (2, 17), generator=torch.Generator().manual_seed(0))
+    exact = unpacked(model).logits(tokens_BT)
+    assert (model.logits(tokens_BT) - exact).norm() < 0.05 * exact.norm()
 
 
 def test_default_scheme_is_kind_to_the_head(make_model):
@@ -82,6 +140,7 @@ def test_bytes_are_as_planned(make_model):
             assert held == scheme(name).nbytes(model.config)
 
 
+@pytest.mark.usefixtures("reference")
 def test_runs_in_the_engine(make_model):
     """Alone or in a batch, the tokens of the unpacked model; bf16 too runs."""
     model = swap_linears(make_model(), scheme("q4"))

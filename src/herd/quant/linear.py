@@ -47,6 +47,16 @@ class QuantLinear(nn.Module):
         """The whole weight unpacked, (R, D) in the model's dtype: made anew each time, so ask seldom."""
         return blocks.decode(self.blocks, self.format, self.like.dtype)
 
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        # on another device another kernel runs, which wants the blocks in another order
+        before, blocks_RB = self.prepared.device, self.prepared
+        super()._apply(fn, recurse)
+        if self.prepared.device != before:
+            restored_RB = self.kernel.restore(blocks_RB, self.format).to(self.prepared.device)
+            self.kernel = choose(self.format, self.prepared.device)
+            self.prepared = self.kernel.prepare(restored_RB, self.format)
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         out_NR = self.kernel.matmul(x.flatten(0, -2), self.prepared, self.format)
         return out_NR.view(*x.shape[:-1], self.out_features)

@@ -4,6 +4,9 @@ A kernel may want the blocks in another order (rows interleaved, say) than the f
 ``prepare`` once, when a layer is made; ``matmul`` ever after; and ``restore``, so that a model that runs can be saved
 without loss. `choose` picks the kernel for a format and a device; the reference serves where no other does.
 
+The native kernels round activations to int8 (see `kernels/qmatmul.py`); the reference does not. Gradients reach the
+activations through either: those of the weights as they are, with rounding passed over.
+
 Shapes: N tokens, D inputs, R outputs, B bytes of a packed row.
 """
 
@@ -11,11 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from ..kernels import qmatmul
 from .blocks import decode
 from .formats import Format
 
@@ -35,16 +41,21 @@ class Kernel:
 
 
 def choose(format: Format, device: torch.device) -> Kernel:
-    """The fastest kernel for ``format`` on ``device``."""
-    return REFERENCE
+    """The fastest kernel for ``format`` on ``device``; ``HERD_ISA`` may name a slower one."""
+    if device.type != "cpu" or format.code not in qmatmul.LAYOUTS:
+        return REFERENCE
+    path = qmatmul.path()
+    return REFERENCE if path is None else NATIVE[path]
 
 
 def reference_matmul(x_ND: Tensor, blocks_RB: Tensor, format: Format) -> Tensor:
     """x times the unpacked weights transposed, (N, R) in x's dtype; unpacks one tile of rows at a time."""
-    row_weights = blocks_RB.shape[1] // format.block_bytes * format.block
-    tiles = blocks_RB.split(max(1, TILE // row_weights))
-    outs = [F.linear(x_ND, decode(tile_RB, format, x_ND.dtype)) for tile_RB in tiles]
+    outs = [F.linear(x_ND, decode(tile_RB, format, x_ND.dtype)) for tile_RB in _tiles(blocks_RB, format)]
     return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)
+
+
+def _tiles(blocks_RB: Tensor, format: Format) -> tuple[Tensor, ...]:
+    return blocks_RB.split(max(1, TILE // (blocks_RB.shape[1] // format.block_bytes * format.block)))
 
 
 def _as_it_is(blocks: Tensor, format: Format) -> Tensor:
@@ -52,3 +63,39 @@ def _as_it_is(blocks: Tensor, format: Format) -> Tensor:
 
 
 REFERENCE = Kernel("reference", _as_it_is, reference_matmul, _as_it_is)
+
+
+class _Native(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, prepared: Tensor, format: Format, path: str) -> Tensor:
+        ctx.prepared, ctx.format = prepared, format
+        return qmatmul.qmatmul(x_ND, prepared, format.code, path)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_NR: Tensor) -> tuple[Tensor, None, None, None]:
+        tiles = _tiles(_restore(ctx.prepared, ctx.format), ctx.format)
+        parts = dy_NR.split([len(tile_RB) for tile_RB in tiles], dim=-1)
+        weights = (decode(tile_RB, ctx.format, dy_NR.dtype) for tile_RB in tiles)
+        return torch.stack([dy @ weight for dy, weight in zip(parts, weights, strict=True)]).sum(0), None, None, None
+
+
+def _native(path: str) -> Kernel:
+    def matmul(x_ND: Tensor, prepared: Tensor, format: Format) -> Tensor:
+        if x_ND.requires_grad and torch.is_grad_enabled():
+            return _Native.apply(x_ND, prepared, format, path)
+        return qmatmul.qmatmul(x_ND, prepared, format.code, path)
+
+    return Kernel(path, _prepare, matmul, _restore)
+
+
+def _prepare(blocks_RB: Tensor, format: Format) -> Tensor:
+    return qmatmul.interleave(blocks_RB, format.code)
+
+
+def _restore(prepared: Tensor, format: Format) -> Tensor:
+    return qmatmul.deinterleave(prepared, format.code)
+
+
+NATIVE = {path: _native(path) for path in qmatmul.PATHS}
+"""The native kernels by the instructions they use."""

@@ -1,0 +1,279 @@
+// Quantized weights times activations: the order of the weights' bytes, rounding of activations, and who computes what
+// when. The products themselves are in qmatmul_kernel.h, the layouts in qmatmul.h. Reference in plain torch: qmatmul.py.
+//
+// A step of decoding has few tokens and reads every weight once: the kernel takes codes out of the blocks as they lie.
+// Reading in a prompt has many: a tile's codes are unpacked once, in pieces that stay in L2, for many groups of tokens.
+#include "qmatmul.h"
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+
+#include "common.h"
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace herd {
+namespace {
+
+using namespace quantized;
+
+constexpr int64_t DIRECT_GROUPS = 2;  // up to so many groups of tokens codes are taken from the blocks themselves
+constexpr int64_t TILES = 8;          // of a unit of work
+constexpr int64_t GROUPS = 8;         // of tokens, of a unit of work
+constexpr int64_t PIECE = 128;        // blocks of a panel: 80 KiB
+
+int index_of(int64_t code) {
+  for (int i = 0; i < FORMATS; i++)
+    if (LAYOUTS[i].code == code) return i;
+  throw std::invalid_argument("no kernel multiplies by blocks of this format");
+}
+
+const Path& path_of(int64_t number) {
+  const Path* path = number == 0 ? vnni_path() : number == 1 ? avx2_path() : number == 2 ? portable_path() : nullptr;
+  require(path != nullptr, "this processor lacks the instructions that were asked for");
+  return *path;
+}
+
+// Threads take units as they become free: another program on one core then delays one unit, not half of them.
+template <class Body>
+void share_out(int64_t units, const Body& body) {
+  const int64_t threads = std::min<int64_t>(units, torch::stable::get_num_threads());
+  std::atomic<int64_t> next{0};
+  parallel(threads, 1, [&](int64_t, int64_t) {
+    for (int64_t unit; (unit = next++) < units;) body(unit);
+  });
+}
+
+// Large pages where the system gives them for the asking: reading 4 GiB then misses the TLB 2,000 times, not a million.
+void ask_for_large_pages(uint8_t* from, int64_t size) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t LARGE = 1 << 21;
+  const uintptr_t begin = (uintptr_t(from) + LARGE - 1) / LARGE * LARGE, end = (uintptr_t(from) + size) / LARGE * LARGE;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+// ---- weights ----
+
+// One tile there or back; of its rows only the first n_rows are in the file.
+template <bool BACK>
+void reorder(const Layout& layout, uint8_t* file, uint8_t* tile, int64_t n_blocks, int64_t n_rows) {
+  uint8_t* halves = tile + n_blocks * layout.words * WORD_BYTES;
+  const auto move = [](uint8_t* in_file, uint8_t* in_tile, int64_t n) {
+    if constexpr (BACK) std::memcpy(in_file, in_tile, n);
+    else std::memcpy(in_tile, in_file, n);
+  };
+  for (int64_t b = 0; b < n_blocks; b++) {
+    uint8_t* words = tile + b * layout.words * WORD_BYTES;
+    for (int64_t row = 0; row < n_rows; row++) {
+      uint8_t* block = file + (row * n_blocks + b) * layout.bytes;
+      for (int64_t w = 0; w < layout.words; w++) move(block + layout.words_at() + 4 * w, words + w * WORD_BYTES + 4 * row, 4);
+      if (layout.has_half()) move(block + layout.half_at, halves + (b * ROWS + row) * 2, 2);
+    }
+  }
+}
+
+void check_blocks(const Tensor& blocks_RB, const Layout& layout) {
+  require(blocks_RB.dim() == 2 && blocks_RB.scalar_type() == ScalarType::Byte && blocks_RB.is_contiguous(),
+          "blocks are a contiguous (R, B) uint8 tensor");
+  require(blocks_RB.size(1) % layout.bytes == 0, "rows of these blocks do not divide into blocks of the format");
+}
+
+template <bool BACK>
+Tensor reordered(const Tensor& from_RB, int64_t code) {
+  const Layout& layout = LAYOUTS[index_of(code)];
+  check_blocks(from_RB, layout);
+  const int64_t R = from_RB.size(0), B = from_RB.size(1), tiles = R / ROWS;
+  Tensor to_RB = torch::stable::new_empty(from_RB, {R, B}, ScalarType::Byte);
+  uint8_t *from = data<uint8_t>(from_RB), *to = data<uint8_t>(to_RB);
+  if constexpr (!BACK) ask_for_large_pages(to, R * B);
+  parallel(tiles, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * ROWS * B; i < end * ROWS * B; i += ROWS * B)
+      reorder<BACK>(layout, (BACK ? to : from) + i, (BACK ? from : to) + i, B / layout.bytes, ROWS);
+  });
+  std::memcpy(to + tiles * ROWS * B, from + tiles * ROWS * B, (R - tiles * ROWS) * B);
+  return to_RB;
+}
+
+Tensor interleave(Tensor blocks_RB, int64_t code) { return reordered<false>(blocks_RB, code); }
+Tensor deinterleave(Tensor tiles_RB, int64_t code) { return reordered<true>(tiles_RB, code); }
+
+// ---- activations ----
+
+// N tokens in groups of about the same size, none above `most`.
+struct Groups {
+  int64_t count, size, longer;  // the first `longer` groups have one more
+
+  Groups(int64_t N, int64_t most) : count((N + most - 1) / most), size(N / count), longer(N % count) {}
+  int64_t start(int64_t g) const { return g * size + std::min(g, longer); }
+  int64_t length(int64_t g) const { return size + (g < longer); }
+};
+
+// One token's block: codes, scale, sums. A block with a value that is not finite gets a scale that is not either.
+template <class T>
+void round_block(const T* x, int8_t* codes, float& scale, float& minus, int32_t& minus_int, int32_t& minus_second) {
+  float wide[BLOCK];
+  uint32_t bits[BLOCK], largest = 0;
+#pragma omp simd
+  for (int i = 0; i < BLOCK; i++) wide[i] = get(x[i]);
+  std::memcpy(bits, wide, sizeof bits);
+#pragma omp simd reduction(max : largest)  // of the sizes' bits: they are in the order of the sizes, and NaN comes last
+  for (int i = 0; i < BLOCK; i++) largest = std::max(largest, bits[i] & 0x7fffffff);
+  float top;
+  std::memcpy(&top, &largest, 4);
+  float inverse = 127.0f / top;
+  scale = top / 127.0f;
+  if (largest >= 0x7f800000) scale = NAN, inverse = 0;
+  else if (std::isinf(inverse)) scale = inverse = 0;
+  int32_t first = 0, second = 0, whole[BLOCK];
+#pragma omp simd
+  for (int i = 0; i < BLOCK; i++) whole[i] = largest >= 0x7f800000 ? 0 : int32_t(std::nearbyint(wide[i] * inverse));
+#pragma omp simd
+  for (int i = 0; i < BLOCK; i++) codes[i] = int8_t(whole[i]);
+#pragma omp simd reduction(+ : first, second)
+  for (int i = 0; i < BLOCK / 2; i++) first += whole[i], second += whole[i + BLOCK / 2];
+  minus = float(-first - second), minus_int = -first - second, minus_second = -second;
+}
+
+void round_tokens(const Tensor& x_ND, const Groups& groups, uint8_t* out) {
+  const int64_t N = x_ND.size(0), D = x_ND.size(1), n_blocks = D / BLOCK;
+  by_type(x_ND, [&]<class T>(T*) {
+    const T* x = data<T>(x_ND);
+    parallel(groups.count, std::max<int64_t>(1, (1 << 15) / (D * groups.size)), [&](int64_t begin, int64_t end) {
+      for (int64_t g = begin; g < end; g++) {
+        const int64_t start = groups.start(g), m = groups.length(g);
+        uint8_t* group = out + start * n_blocks * TOKEN_BYTES;
+        for (int64_t i = 0; i < m; i++)
+          for (int64_t b = 0; b < n_blocks; b++) {
+            uint8_t* block = group + b * m * TOKEN_BYTES;
+            float* scales = reinterpret_cast<float*>(block + m * BLOCK);
+            int32_t* sums = reinterpret_cast<int32_t*>(scales + 2 * m);
+            round_block(x + (start + i) * D + b * BLOCK, reinterpret_cast<int8_t*>(block + i * BLOCK), scales[i],
+                        scales[m + i], sums[i], sums[m + i]);
+          }
+      }
+    });
+  });
+}
+
+// ---- their product ----
+
+struct Weights {
+  int format;
+  int64_t rows, blocks;  // R, and 32-weight blocks of a row
+  const uint8_t* tiles;
+  std::vector<uint8_t> rest;  // the rows beyond the last whole tile, as a tile
+
+  Weights(const Tensor& tiles_RB, int64_t code) : format(index_of(code)), rows(tiles_RB.size(0)) {
+    check_blocks(tiles_RB, layout());
+    const int64_t B = tiles_RB.size(1), n_blocks = B / layout().bytes;
+    blocks = n_blocks * layout().blocks;
+    tiles = data<uint8_t>(tiles_RB);
+    if (rows % ROWS == 0) return;
+    rest.resize(ROWS * B);
+    reorder<false>(layout(), data<uint8_t>(tiles_RB) + rows / ROWS * ROWS * B, rest.data(), n_blocks, rows % ROWS);
+  }
+  const Layout& layout() const { return LAYOUTS[format]; }
+  int64_t n_tiles() const { return (rows + ROWS - 1) / ROWS; }
+  const uint8_t* words(int64_t tile, int64_t block) const {
+    const int64_t n = blocks / layout().blocks, size = n * layout().bytes * ROWS;
+    const uint8_t* begin = tile < rows / ROWS ? tiles + tile * size : rest.data();
+    return begin + block / layout().blocks * layout().words * WORD_BYTES;
+  }
+  const uint16_t* halves(int64_t tile, int64_t block) const {
+    const uint8_t* begin = words(tile, 0) + blocks / layout().blocks * layout().words * WORD_BYTES;
+    return reinterpret_cast<const uint16_t*>(begin) + block / layout().blocks * ROWS;
+  }
+};
+
+template <class T>
+void store(const float* sums, int64_t n_tokens, int64_t n_rows, T* y, int64_t stride) {
+  for (int64_t i = 0; i < n_tokens; i++)
+#pragma omp simd
+    for (int64_t r = 0; r < n_rows; r++) put(y[i * stride + r], sums[i * ROWS + r]);
+}
+
+// Some tiles times some groups of tokens. y is the first of these tokens' results.
+template <class T>
+void multiply_unit(const Path& path, const Weights& weights, int64_t first_tile, int64_t end_tile, const Groups& groups,
+                   int64_t first_group, int64_t end_group, const uint8_t* tokens, T* y) {
+  const int64_t start = groups.start(first_group), n_tokens = groups.start(end_group) - start;
+  const bool direct = end_group - first_group <= DIRECT_GROUPS;
+  const int64_t piece = direct ? weights.blocks : std::min(PIECE, weights.blocks), tile_sums = n_tokens * ROWS;
+  std::vector<float> sums((end_tile - first_tile) * tile_sums);
+  std::unique_ptr<uint8_t[]> panel(direct ? nullptr : new uint8_t[piece * PANEL_BYTES + 64]);
+  uint8_t* aligned = reinterpret_cast<uint8_t*>((uintptr_t(panel.get()) + 63) / 64 * 64);
+  for (int64_t block = 0; block < weights.blocks; block += piece) {
+    const int64_t n = std::min(piece, weights.blocks - block);
+    for (int64_t tile = first_tile; tile < end_tile; tile++) {
+      const uint8_t* words = weights.words(tile, block);
+      const uint16_t* halves = weights.halves(tile, block);
+      if (!direct) path.unpack[weights.format](words, halves, n, aligned);
+      for (int64_t g = first_group; g < end_group; g++) {
+        const int64_t m = groups.length(g);
+        const Multiply* kernels = direct ? path.direct[weights.format] : path.unpacked[weights.format];
+        kernels[m - 1](direct ? words : aligned, halves, tokens + (groups.start(g) * weights.blocks + block * m) * TOKEN_BYTES,
+                       n, sums.data() + (tile - first_tile) * tile_sums + (groups.start(g) - start) * ROWS);
+      }
+    }
+  }
+  for (int64_t tile = first_tile; tile < end_tile; tile++)
+    store(sums.data() + (tile - first_tile) * tile_sums, n_tokens, std::min<int64_t>(ROWS, weights.rows - tile * ROWS),
+          y + start * weights.rows + tile * ROWS, weights.rows);
+}
+
+// x (N, D) times the weights (R, D) transposed, (N, R) in x's type
+Tensor qmatmul(Tensor x_ND, Tensor tiles_RB, int64_t code, int64_t path_number) {
+  const Path& path = path_of(path_number);
+  const Weights weights(tiles_RB, code);
+  const int64_t N = x_ND.size(0), D = x_ND.size(1);
+  require(x_ND.is_contiguous(), "activations must be contiguous");
+  require(D == weights.blocks * BLOCK, "activations are not as long as the weights' rows");
+  Tensor y_NR = torch::stable::new_empty(x_ND, {N, weights.rows}, x_ND.scalar_type());
+  if (N == 0 || weights.rows == 0) return y_NR;
+  const Groups groups(N, path.group);
+  std::unique_ptr<uint8_t[]> tokens(new uint8_t[N * weights.blocks * TOKEN_BYTES]);
+  round_tokens(x_ND, groups, tokens.get());
+  const int64_t token_units = (groups.count + GROUPS - 1) / GROUPS;
+  const int64_t tile_units = (weights.n_tiles() + TILES - 1) / TILES;
+  by_type(x_ND, [&]<class T>(T*) {
+    T* y = data<T>(y_NR);
+    share_out(token_units * tile_units, [&](int64_t unit) {
+      const int64_t t = unit / tile_units, r = unit % tile_units;
+      multiply_unit(path, weights, r * TILES, std::min(weights.n_tiles(), (r + 1) * TILES), groups,
+                    t * groups.count / token_units, (t + 1) * groups.count / token_units, tokens.get(), y);
+    });
+  });
+  return y_NR;
+}
+
+// The paths that this processor and this build have: numbers for `qmatmul`, fastest first.
+std::vector<int64_t> qmatmul_paths() {
+  std::vector<int64_t> numbers;
+  for (int64_t i = 0; const Path* path : {vnni_path(), avx2_path(), portable_path()}) {
+    if (path != nullptr) numbers.push_back(i);
+    i++;
+  }
+  return numbers;
+}
+
+}  // namespace
+}  // namespace herd
+
+STABLE_TORCH_LIBRARY_FRAGMENT(herd_native, m) {
+  m.def("qmatmul_interleave(Tensor blocks, int format) -> Tensor");
+  m.def("qmatmul_deinterleave(Tensor tiles, int format) -> Tensor");
+  m.def("qmatmul(Tensor x, Tensor tiles, int format, int path) -> Tensor");
+  m.def("qmatmul_paths() -> int[]");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(herd_native, CPU, m) {
+  m.impl("qmatmul_interleave", TORCH_BOX(&herd::interleave));
+  m.impl("qmatmul_deinterleave", TORCH_BOX(&herd::deinterleave));
+  m.impl("qmatmul", TORCH_BOX(&herd::qmatmul));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(herd_native, CompositeExplicitAutograd, m) { m.impl("qmatmul_paths", TORCH_BOX(&herd::qmatmul_paths)); }

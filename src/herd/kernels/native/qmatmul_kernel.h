@@ -1,0 +1,196 @@
+// The kernel itself, written once for every instruction set. An `Isa` says how many rows fit a vector and how four
+// unsigned codes a row meet four signed activations; the rest are GCC's vector types, which every target has.
+// Included by qmatmul_vnni.cpp, qmatmul_avx2.cpp and qmatmul_portable.cpp, each within its own anonymous namespace.
+
+template <class Isa>
+using Ints = typename Isa::Ints;
+template <class Isa>
+using Floats = typename Isa::Floats;
+
+template <class Isa>
+inline Ints<Isa> all(int32_t x) {
+  return x - Ints<Isa>{};
+}
+
+template <class Isa>
+inline Ints<Isa> load(const uint8_t* from) {
+  return *(const Ints<Isa>*)from;
+}
+
+template <class Isa>
+inline Ints<Isa> right(Ints<Isa> x, int bits) {
+  return (Ints<Isa>)((typename Isa::Bits)x >> bits);
+}
+
+// Weights. Each format gives codes without sign for quad j of its block g (four weights a row), and its scales. What a
+// code of zero stands for is the negated sum of the activations shifted left by START. PARTS: groups with a scale of
+// their own among 32 weights. BYTES: whether codes use all eight bits. LOW: whether there is a lowest weight besides.
+
+template <class Isa>
+struct Q4_0 {
+  static constexpr int WORDS = 4, HALVES = ROWS, BLOCKS = 1, PARTS = 1, START = 3;
+  static constexpr bool LOW = false, BYTES = false;
+  const uint8_t* words;
+  const uint16_t* halves;
+  Ints<Isa> codes(int, int j) const {
+    const Ints<Isa> w = load<Isa>(words + (j & 3) * WORD_BYTES);
+    return (j < 4 ? w : right<Isa>(w, 4)) & 0x0f0f0f0f;
+  }
+  Floats<Isa> step(int, int) const { return Isa::from_halves(Isa::widen(halves)); }
+};
+
+template <class Isa>
+struct Q8_0 {
+  static constexpr int WORDS = 8, HALVES = ROWS, BLOCKS = 1, PARTS = 1, START = 7;
+  static constexpr bool LOW = false, BYTES = true;
+  const uint8_t* words;
+  const uint16_t* halves;
+  Ints<Isa> codes(int, int j) const { return load<Isa>(words + j * WORD_BYTES) ^ int32_t(0x80808080); }
+  Floats<Isa> step(int, int) const { return Isa::from_halves(Isa::widen(halves)); }
+};
+
+template <class Isa>
+struct Q4_K {
+  static constexpr int WORDS = 36, HALVES = 0, BLOCKS = 8, PARTS = 1, START = 31;
+  static constexpr bool LOW = true, BYTES = false;
+  const uint8_t* words;
+  const uint16_t* halves;
+  Ints<Isa> codes(int g, int j) const {
+    return right<Isa>(load<Isa>(words + (4 + (g >> 1) * 8 + j) * WORD_BYTES), 4 * (g & 1)) & 0x0f0f0f0f;
+  }
+  Floats<Isa> step(int g, int) const {
+    const Ints<Isa> d = load<Isa>(words) & 0xffff;
+    return Isa::from_halves(d) * __builtin_convertvector(six_bits(g, 1, 0), Floats<Isa>);
+  }
+  Floats<Isa> low(int g) const {
+    const Ints<Isa> d = right<Isa>(load<Isa>(words), 16);
+    return Isa::from_halves(d) * __builtin_convertvector(six_bits(g, 2, 4), Floats<Isa>);
+  }
+  // Scales lie in word 1 and lows in word 2; of the last four of each, four bits are in word 3 and two above the first.
+  Ints<Isa> six_bits(int g, int word, int nibble) const {
+    const Ints<Isa> whole = right<Isa>(load<Isa>(words + word * WORD_BYTES), 8 * (g & 3));
+    if (g < 4) return whole & 63;
+    const Ints<Isa> split = right<Isa>(load<Isa>(words + 3 * WORD_BYTES), 8 * (g & 3) + nibble);
+    return (split & 15) | (right<Isa>(whole, 2) & 0x30);
+  }
+};
+
+template <class Isa>
+struct Q6_K {
+  static constexpr int WORDS = 52, HALVES = ROWS, BLOCKS = 8, PARTS = 2, START = 5;
+  static constexpr bool LOW = false, BYTES = false;
+  const uint8_t* words;
+  const uint16_t* halves;
+  Ints<Isa> codes(int g, int j) const {
+    const int row = g & 3, half = g >> 2;
+    const Ints<Isa> ql = load<Isa>(words + (half * 16 + (row & 1) * 8 + j) * WORD_BYTES);
+    const Ints<Isa> qh = load<Isa>(words + (32 + half * 8 + j) * WORD_BYTES);
+    return (right<Isa>(ql, 4 * (row >> 1)) & 0x0f0f0f0f) | ((right<Isa>(qh, 2 * row) & 0x03030303) << 4);
+  }
+  Floats<Isa> step(int g, int part) const {
+    const Ints<Isa> scales = load<Isa>(words + (48 + (g >> 1)) * WORD_BYTES);
+    const Ints<Isa> scale = (scales << (24 - 8 * ((g & 1) * 2 + part))) >> 24;  // sign extended
+    return Isa::from_halves(Isa::widen(halves)) * __builtin_convertvector(scale, Floats<Isa>);
+  }
+};
+
+// A block already unpacked: codes, then the steps and either the second steps or the lows.
+template <class Isa, class Packed>
+struct Panel {
+  static constexpr int WORDS = PANEL_BYTES / WORD_BYTES, HALVES = 0, BLOCKS = 1, PARTS = Packed::PARTS;
+  static constexpr int START = Packed::START;
+  static constexpr bool LOW = Packed::LOW, BYTES = Packed::BYTES;
+  const uint8_t* words;
+  const uint16_t* halves;
+  Ints<Isa> codes(int, int j) const { return load<Isa>(words + j * WORD_BYTES); }
+  Floats<Isa> step(int, int part) const { return (Floats<Isa>)load<Isa>(words + (8 + part) * WORD_BYTES); }
+  Floats<Isa> low(int) const { return (Floats<Isa>)load<Isa>(words + 9 * WORD_BYTES); }
+};
+
+template <class Isa, class Vector>
+inline void put(uint8_t* panel, int word, Vector value) {
+  *(Ints<Isa>*)(panel + word * WORD_BYTES) = (Ints<Isa>)value;
+}
+
+template <class Isa, class Packed>
+void unpack(const uint8_t* words, const uint16_t* halves, int64_t n_blocks, uint8_t* panel) {
+  for (int64_t b = 0; b < n_blocks; b += Packed::BLOCKS, words += Packed::WORDS * WORD_BYTES, halves += Packed::HALVES)
+    for (int g = 0; g < Packed::BLOCKS; g++, panel += PANEL_BYTES)
+      for (int row = 0; row < ROWS; row += Isa::LANES) {
+        const Packed weights{words + 4 * row, halves + row};
+        uint8_t* to = panel + 4 * row;
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) put<Isa>(to, j, weights.codes(g, j));
+        put<Isa>(to, 8, weights.step(g, 0));
+        if constexpr (Packed::LOW) put<Isa>(to, 9, weights.low(g));
+        else put<Isa>(to, 9, weights.step(g, Packed::PARTS - 1));
+      }
+}
+
+template <class Isa, class Weights, int M>
+void multiply(const uint8_t* words, const uint16_t* halves, const uint8_t* tokens, int64_t n_blocks, float* sums) {
+  for (int row = 0; row < ROWS; row += Isa::LANES) {
+    Floats<Isa> f[M];
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++) f[i] = *(const Floats<Isa>*)(sums + i * ROWS + row);
+    const uint8_t* t = tokens;
+    Weights weights{words + 4 * row, halves + row};
+    for (int64_t b = 0; b < n_blocks; b += Weights::BLOCKS) {
+      for (int g = 0; g < Weights::BLOCKS; g++, t += M * TOKEN_BYTES) {
+        const float* scales = (const float*)(t + M * BLOCK);
+        const float* minus = scales + M;
+        const int32_t *minus_int = (const int32_t*)(minus + M), *minus_second = minus_int + M;
+#pragma GCC unroll 2
+        for (int part = 0; part < Weights::PARTS; part++) {
+          Ints<Isa> a[M];
+#pragma GCC unroll 16
+          for (int i = 0; i < M; i++) {
+            if constexpr (Weights::LOW) {
+              a[i] = Ints<Isa>{};
+            } else if constexpr (Weights::PARTS == 1) {
+              a[i] = all<Isa>(minus_int[i]) << Weights::START;
+            } else {
+              a[i] = all<Isa>(part ? minus_second[i] : minus_int[i] - minus_second[i]) << Weights::START;
+            }
+          }
+#pragma GCC unroll 8
+          for (int q = 0; q < 8 / Weights::PARTS; q++) {
+            const int j = part * (8 / Weights::PARTS) + q;
+            const Ints<Isa> codes = weights.codes(g, j);
+#pragma GCC unroll 16
+            for (int i = 0; i < M; i++) a[i] = Isa::template dot<Weights::BYTES>(a[i], codes, *(const int32_t*)(t + i * BLOCK + 4 * j));
+          }
+          const Floats<Isa> step = weights.step(g, part);
+#pragma GCC unroll 16
+          for (int i = 0; i < M; i++) {
+            Floats<Isa> sum = __builtin_convertvector(a[i], Floats<Isa>) * step;
+            if constexpr (Weights::LOW) sum = Isa::fma(weights.low(g), Floats<Isa>{} + minus[i], sum);
+            f[i] = Isa::fma(sum, Floats<Isa>{} + scales[i], f[i]);
+          }
+        }
+      }
+      weights.words += Weights::WORDS * WORD_BYTES;
+      weights.halves += Weights::HALVES;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++) *(Floats<Isa>*)(sums + i * ROWS + row) = f[i];
+  }
+}
+
+template <class Isa, class Packed, int... M>
+constexpr void fill(Path& path, int format, std::integer_sequence<int, M...>) {
+  ((path.direct[format][M] = multiply<Isa, Packed, M + 1>), ...);
+  ((path.unpacked[format][M] = multiply<Isa, Panel<Isa, Packed>, M + 1>), ...);
+  path.unpack[format] = unpack<Isa, Packed>;
+}
+
+template <class Isa>
+constexpr Path make_path(const char* name) {
+  Path path{name, Isa::GROUP, {}, {}, {}};
+  constexpr auto sizes = std::make_integer_sequence<int, Isa::GROUP>();
+  fill<Isa, Q4_0<Isa>>(path, 0, sizes);
+  fill<Isa, Q8_0<Isa>>(path, 1, sizes);
+  fill<Isa, Q4_K<Isa>>(path, 2, sizes);
+  fill<Isa, Q6_K<Isa>>(path, 3, sizes);
+  return path;
+}

@@ -1,0 +1,43 @@
+// Plain C++: four rows a vector, for every processor and for what the compiler makes of it.
+#include "qmatmul.h"
+
+#include <utility>
+
+namespace herd::quantized {
+namespace {
+
+#include "qmatmul_kernel.h"
+
+struct Portable {
+  static constexpr int LANES = 4, GROUP = 4;
+  typedef int32_t Ints __attribute__((vector_size(16), aligned(4), may_alias));
+  typedef uint32_t Bits __attribute__((vector_size(16), aligned(4), may_alias));
+  typedef float Floats __attribute__((vector_size(16), aligned(4), may_alias));
+
+  template <bool BYTES>
+  static Ints dot(Ints sum, Ints codes, int32_t x) {
+    for (int k = 0; k < 4; k++) sum += (right<Portable>(codes, 8 * k) & 255) * int32_t(int8_t(x >> (8 * k)));
+    return sum;
+  }
+  static Ints widen(const uint16_t* from) { return Ints{from[0], from[1], from[2], from[3]}; }
+  static Floats from_halves(Ints x) {
+    const Floats size = (Floats)((x & 0x7fff) << 13) * 0x1p112f;  // subnormals included
+    const Ints not_finite = ((x & 0x7c00) == 0x7c00) & 0x7f800000;
+    return (Floats)((Ints)size | ((x & 0x8000) << 16) | not_finite);
+  }
+  static Floats fma(Floats a, Floats b, Floats c) {
+#ifdef __FP_FAST_FMAF  // else the compiler is free to fuse in one place and not in another
+    for (int i = 0; i < LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+    return c;
+#else
+    return a * b + c;
+#endif
+  }
+};
+
+constexpr Path PATH = make_path<Portable>("portable C++");
+
+}  // namespace
+}  // namespace herd::quantized
+
+const herd::quantized::Path* herd::quantized::portable_path() { return &PATH; }

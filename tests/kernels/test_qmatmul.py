@@ -1,0 +1,212 @@
+"""Products with quantized weights: every path against float64 on the same codes, and the same bits in any batch."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from herd.errors import QuantError
+from herd.kernels import qmatmul as module
+from herd.kernels.qmatmul import PATHS, deinterleave, interleave, plain_interleave, qmatmul, round_activations
+from herd.quant import FORMATS, blocks
+from herd.quant.random import random_rows
+
+pytestmark = pytest.mark.skipif(not module.here(), reason="no C++ compiler")
+PACKED = list(FORMATS.values())
+formats = pytest.mark.parametrize("format", PACKED, ids=str)
+paths = pytest.mark.parametrize("path", module.here())
+
+
+def tokens(N, D, dtype=torch.float32, seed=0):
+    """Activations with some channels a hundred times as large as the others, as those of language models have."""
+    generator = torch.Generator().manual_seed(seed)
+    x_ND = torch.randn(N, D, generator=generator)
+    x_ND[:, :: D // 4] *= 100
+    return x_ND.to(dtype)
+
+
+def exact(x_ND, rows_RB, format):
+    """float64, on the same weights and the same rounded activations; and the sum of the products' sizes."""
+    codes, scales = round_activations(x_ND)
+    x = (codes.double().unflatten(-1, (-1, 32)) * scales.double()[..., None]).flatten(-2)
+    weight = blocks.decode(rows_RB, format, torch.float64)
+    return x @ weight.T, x.abs() @ weight.abs().T
+
+
+def assert_exact(y_NR, x_ND, rows_RB, format):
+    """Wrong by some roundings of fp32 at most, even where large products cancel; on the whole by 1e-5 of the result."""
+    truth, size = exact(x_ND, rows_RB, format)
+    assert ((y_NR - truth).abs() <= 1e-6 * size).all()
+    if y_NR.numel() > 1000:
+        assert (y_NR - truth).norm() < 1e-5 * truth.norm()
+
+
+@st.composite
+def problems(draw):
+    format = draw(st.sampled_from(PACKED))
+    D = format.block * draw(st.integers(1, 40 if format.block == 32 else 6))
+    return format, draw(st.integers(1, 70)), D, draw(st.integers(1, 60))
+
+
+@paths
+@given(problem=problems(), seed=st.integers(0, 99))
+@settings(max_examples=60)
+def test_every_path_is_float64_on_the_same_codes(path, problem, seed):
+    format, R, D, N = problem
+    rows_RB, x_ND = random_rows((R, D), format, seed), tokens(N, D, seed=seed)
+    y_NR = qmatmul(x_ND, interleave(rows_RB, format.code), format.code, path)
+    assert (y_NR.shape, y_NR.dtype) == ((N, R), torch.float32)
+    assert_exact(y_NR, x_ND, rows_RB, format)
+
+
+@formats
+@paths
+def test_long_rows_are_taken_in_pieces(format, path):
+    rows_RB, x_ND = random_rows((35, 5120), format, 1), tokens(40, 5120)
+    y_NR = qmatmul(x_ND, interleave(rows_RB, format.code), format.code, path)
+    assert_exact(y_NR, x_ND, rows_RB, format)
+
+
+@formats
+def test_the_extreme_codes(format):
+    """All bits set in weights and activations at ±127: where 16-bit sums would overflow."""
+    rows_RB = random_rows((16, 256), format, 0)
+    for high in (0, 255, 127, 128):
+        extreme_RB = rows_RB.clone().view(16, -1, format.block_bytes)
+        codes = {"Q8_0": slice(2, 34), "Q4_0": slice(2, 18), "Q4_K": slice(16, 144), "Q6_K": slice(0, 208)}[format.name]
+        extreme_RB[..., codes] = high
+        extreme_RB = extreme_RB.view(16, -1)
+        for sign in (1, -1):
+            x_ND = torch.full((3, 256), 127.0 * sign)
+            for path in module.here():
+                y_NR = qmatmul(x_ND, interleave(extreme_RB, format.code), format.code, path)
+                assert_exact(y_NR, x_ND, extreme_RB, format)
+
+
+@formats
+@paths
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_is_the_same_to_the_bit_in_any_batch(format, path, dtype):
+    """Alone, among 2 to 33, at any place, among 120 (whose weights are unpacked first), with any number of threads."""
+    D, R = 1024 + 256, 53
+    tiles_RB = interleave(random_rows((R, D), format, 2), format.code)
+    x_ND = tokens(120, D, dtype)
+    alone_NR = torch.cat([qmatmul(x_1D, tiles_RB, format.code, path) for x_1D in x_ND.split(1)])
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            for N in (*range(1, 34), 120):
+                start = (7 * N) % (121 - N)
+                batch = slice(start, start + N)
+                assert torch.equal(qmatmul(x_ND[batch], tiles_RB, format.code, path), alone_NR[batch])
+    finally:
+        torch.set_num_threads(before)
+
+
+@formats
+def test_all_paths_agree(format):
+    """Integers are exact and everything else is in the same order, so not even the processor matters."""
+    tiles_RB, x_ND = interleave(random_rows((40, 1280), format, 3), format.code), tokens(19, 1280)
+    results = [qmatmul(x_ND, tiles_RB, format.code, path) for path in module.here()]
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=1e-6, atol=1e-6 * results[0].abs().max().item())
+
+
+@formats
+@given(R=st.integers(0, 50), n=st.integers(1, 5))
+@settings(max_examples=20)
+def test_weights_go_there_and_back(format, R, n):
+    rows_RB = torch.randint(256, (R, n * format.block_bytes), dtype=torch.uint8)
+    tiles_RB = interleave(rows_RB, format.code)
+    assert torch.equal(tiles_RB, plain_interleave(rows_RB, format.code))
+    assert torch.equal(deinterleave(tiles_RB, format.code), rows_RB)
+
+
+def test_blocks_in_a_part_of_a_larger_tensor():
+    rows_RB = random_rows((40, 64), FORMATS["Q4_0"], 4)
+    part = rows_RB[3:37]
+    assert torch.equal(interleave(part, 2), interleave(part.clone(), 2))
+
+
+@formats
+def test_bf16_in_and_out(format):
+    rows_RB, x_ND = random_rows((48, 512), format, 5), tokens(21, 512, torch.bfloat16)
+    tiles_RB = interleave(rows_RB, format.code)
+    y_NR = qmatmul(x_ND, tiles_RB, format.code, module.here()[0])
+    assert torch.equal(y_NR, qmatmul(x_ND.float(), tiles_RB, format.code, module.here()[0]).bfloat16())
+    double = qmatmul(x_ND.double(), tiles_RB, format.code, module.here()[0])
+    assert double.dtype == torch.float64
+
+
+@paths
+def test_activations_at_the_edges(path):
+    """Zeros give zeros, what is too small to round counts as zero, and a value that is not finite spoils its token."""
+    format = FORMATS["Q4_0"]
+    tiles_RB = interleave(random_rows((32, 128), format, 6), format.code)
+    x_ND = tokens(5, 128)
+    x_ND[0], x_ND[1], x_ND[2, 3], x_ND[3, 70] = 0, 1e-40, torch.inf, torch.nan
+    y_NR = qmatmul(x_ND, tiles_RB, format.code, path)
+    assert y_NR[:2].eq(0).all()
+    assert y_NR[2:4].isnan().all()
+    assert torch.equal(y_NR[4:], qmatmul(x_ND[4:], tiles_RB, format.code, path))
+    codes, scales = round_activations(x_ND)
+    assert not scales[:2].any()
+    assert scales[2:4].isnan().sum() == 2
+    assert codes[4].abs().unflatten(-1, (-1, 32)).amax(-1).eq(127).all()
+
+
+def test_nothing_in_nothing_out():
+    tiles_RB = interleave(random_rows((16, 32), FORMATS["Q8_0"], 0), 8)
+    assert qmatmul(torch.empty(0, 32), tiles_RB, 8, "portable").shape == (0, 16)
+    assert qmatmul(torch.ones(2, 32), tiles_RB[:0], 8, "portable").shape == (2, 0)
+
+
+@pytest.mark.parametrize("D, code, match", [(64, 2, "not as long"), (32, 3, "format"), (32, 8, "divide")])
+def test_what_does_not_fit_is_refused(D, code, match):
+    with pytest.raises((RuntimeError, ValueError), match=match):
+        qmatmul(torch.ones(2, D), torch.zeros(16, 18, dtype=torch.uint8), code, "portable")
+
+
+def test_operators_are_well_formed():
+    tiles_RB = random_rows((20, 64), FORMATS["Q4_0"], 0)
+    ops = torch.ops.herd_native
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(ops.qmatmul.default, (tokens(3, 64), tiles_RB, 2, 2), test_utils=checks)
+    torch.library.opcheck(ops.qmatmul_interleave.default, (tiles_RB, 2), test_utils=checks)
+    torch.library.opcheck(ops.qmatmul_deinterleave.default, (tiles_RB, 2), test_utils=checks)
+
+
+def test_under_compile():
+    tiles_RB, x_ND = interleave(random_rows((20, 64), FORMATS["Q4_0"], 0), 2), tokens(3, 64)
+    compiled = torch.compile(lambda x: qmatmul(2 * x, tiles_RB, 2, "portable"), backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x_ND), qmatmul(2 * x_ND, tiles_RB, 2, "portable"))
+
+
+def test_the_path_is_the_fastest_there_is_and_a_slower_one_is_named_once(monkeypatch):
+    monkeypatch.delenv("HERD_ISA", raising=False)
+    monkeypatch.setattr(module, "here", lambda: ("avx2", "portable"))
+    module._say_slower.cache_clear()
+    with pytest.warns(UserWarning, match="no AVX-512 VNNI here: quantized matmuls take the avx2 path"):
+        assert module.path() == "avx2"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert module.path() == "avx2"
+        monkeypatch.setenv("HERD_ISA", "portable")
+        assert module.path() == "portable"
+        monkeypatch.setattr(module, "here", lambda: PATHS)
+        monkeypatch.delenv("HERD_ISA")
+        assert module.path() == "vnni"
+        monkeypatch.setattr(module, "here", tuple)
+        assert module.path() is None
+
+
+def test_a_path_the_processor_lacks_is_refused(monkeypatch):
+    monkeypatch.setattr(module, "here", lambda: ("portable",))
+    monkeypatch.setenv("HERD_ISA", "vnni")
+    with pytest.raises(QuantError, match="HERD_ISA=vnni: this processor lacks it; choose portable"):
+        module.path()
