@@ -11,6 +11,7 @@ from .gguf_convert import Source, export_gguf, import_gguf, quantize, write_rand
 from .hf import config_from_hf, config_to_hf
 from .lineage import Lineage, load_lineage, update_lineage
 from .meta import import_meta
+from .vllm import export_vllm
 
 __all__ = [
     "Lineage",
@@ -20,6 +21,7 @@ __all__ = [
     "config_to_hf",
     "export_gguf",
     "export_hf",
+    "export_vllm",
     "import_gguf",
     "import_hf",
     "import_meta",

@@ -37,7 +37,7 @@ from .journal import Journal, resumable_folder
 from .lineage import FILE as LINEAGE_FILE
 from .lineage import Lineage, load_lineage
 from .memory import require_memory
-from .write import MAX_SHARD_BYTES, write_weights
+from .write import MAX_SHARD_BYTES, Specs, write_weights
 
 if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
@@ -102,11 +102,13 @@ def write_folder(
     extra_files: Mapping[str, bytes] | None = None,
     progress: weights.Progress | None = None,
     key: str | None = None,
+    specs: Specs | None = None,
 ) -> str:
     """`save` for weights that are produced one by one: ``get(name)`` is asked once a tensor, in file order.
 
     ``extra_files`` are written last and may replace derived ones (a release's own tokenizer files, a licence). With
     a ``key`` (`journal.key_of`) the work can be interrupted and goes on where it was when the same is begun again.
+    ``specs`` are the tensors where they are not simply the model's parameters (a layout of another program).
     """
     folder = Path(folder)
     if dtype not in weights.NAMES:
@@ -118,7 +120,7 @@ def write_folder(
     with written_folder(folder, key) as (temporary, journal):
         weights_hash = write_weights(
             temporary,
-            {name: (shape, dtype) for name, shape in config.param_shapes()},
+            specs or {name: (shape, dtype) for name, shape in config.param_shapes()},
             get,
             max_shard_bytes=max_shard_bytes,
             progress=progress,

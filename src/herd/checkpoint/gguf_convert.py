@@ -187,7 +187,7 @@ def import_gguf(
     file = GGUF(source)
     config = names.config_from_gguf(file)
     wanted = names.check_tensors(file, config)
-    tokenizer = _tokenizer(file)
+    tokenizer = tokenizer_of(file)
     if tokenizer is not None:
         require_fit(tokenizer, config, source)
     name = name or file.get("general.name", str) or source.stem
@@ -225,7 +225,7 @@ def unpack_folder(
         out,
         config,
         unpacked(file, config, wanted, dtype),
-        _tokenizer(file),
+        tokenizer_of(file),
         dtype=dtype,
         lineage=lineage,
         max_shard_bytes=max_shard_bytes,
@@ -327,7 +327,7 @@ def _nbytes(config: ModelConfig, formats: Mapping[str, Format]) -> int:
     return sum(nbytes(shape, format) for shape, format in plan.values()) + 16_000_000
 
 
-def _tokenizer(file: GGUF) -> Tokenizer | None:
+def tokenizer_of(file: GGUF) -> Tokenizer | None:
     """The file's tokenizer if it is one of Llama 3's kind; else None and a warning."""
     if not has_tokenizer(file):
         warnings.warn(f"{file.path}: has no tokenizer; the copy will have none", stacklevel=4)

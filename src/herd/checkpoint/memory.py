@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import psutil
-
 from ..errors import CheckpointError, QuantError
 from ..llama.config import ModelConfig
 from ..quant.formats import scheme
+from ..report.receipt import free_bytes
 
 
 def require_memory(config: ModelConfig, needed: int, where: Path) -> None:
@@ -41,16 +40,3 @@ def quantized_nbytes(config: ModelConfig) -> dict[str, int]:
         except QuantError:
             continue
     return out
-
-
-def free_bytes() -> int:
-    """Memory that can be had now: what the system calls available, or less where a container is allowed less."""
-    free = psutil.virtual_memory().available
-    root = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (root / "memory.max").read_text().strip(), int((root / "memory.current").read_text())
-        stat = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
-    except OSError:
-        return free
-    used -= int(stat.get("inactive_file", 0))  # cached files are counted as used, yet give way
-    return free if limit == "max" else min(free, max(0, int(limit) - used))

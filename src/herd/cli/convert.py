@@ -6,12 +6,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import CheckpointError
 from .output import Json, print_json
+
+if TYPE_CHECKING:
+    from ..llama.config import ModelConfig
 
 Dtype = Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; without it the stored one is kept.")]
 
@@ -43,14 +46,17 @@ def import_command(
             checkpoint.import_meta(source, out, dtype=chosen, name=name, progress=progress)
         else:
             checkpoint.import_hf(source, out, dtype=chosen, name=name, progress=progress)
-    _say(out, as_json)
+    _say(out, checkpoint.load_config(out), as_json)
 
 
 def export_command(
     folder: Annotated[Path, typer.Argument(help="A checkpoint folder, e.g. runs/demo/student.")],
     out: Annotated[Path, typer.Argument(help="The folder to make; for --format gguf the file, NAME.gguf.")],
     format: Annotated[
-        str, typer.Option(help="hf: what transformers, vLLM and others read; gguf: one file for llama.cpp.")
+        str,
+        typer.Option(
+            help="hf: what transformers and others read; gguf: one file for llama.cpp; vllm: 4 or 8 bits for vLLM."
+        ),
     ] = "hf",
     dtype: Dtype = None,
     type: Annotated[
@@ -63,15 +69,16 @@ def export_command(
 ) -> None:
     """Write a checkpoint for other tools, in the dtype they want.
 
-    A GGUF file carries tokenizer, chat template and RoPE factors with the weights; llama.cpp runs it as it is.
+    A GGUF file carries tokenizer, chat template and RoPE factors with the weights; llama.cpp runs it as it is. For vLLM
+    the blocks of a q4 or q8 folder go over as they are (compressed-tensors), and a plain folder's weights become q4.
     """
     from .. import checkpoint
 
-    if format not in ("hf", "gguf"):
-        raise CheckpointError(f"--format {format!r} is not known: hf and gguf are")
+    if format not in ("hf", "gguf", "vllm"):
+        raise CheckpointError(f"--format {format!r} is not known: hf, gguf and vllm are")
     if dtype is not None and format == "gguf":
         raise CheckpointError("--dtype is for --format hf: say --type f16, bf16, f32, q8_0, q4_0, q4_k or q6_k")
-    if type is not None and format == "hf":
+    if type is not None and format != "gguf":
         raise CheckpointError("--type is for --format gguf: say --dtype bf16, fp16 or fp32")
     if format == "gguf":
         with progress_bar(f"export {folder}") as progress:
@@ -81,8 +88,11 @@ def export_command(
         return
     chosen = _dtype(dtype)
     with progress_bar(f"export {folder}") as progress:
-        checkpoint.export_hf(folder, out, dtype=chosen, progress=progress)
-    _say(out, as_json)
+        if format == "vllm":
+            checkpoint.export_vllm(folder, out, dtype=chosen or _dtype("fp16"), progress=progress)
+        else:
+            checkpoint.export_hf(folder, out, dtype=chosen, progress=progress)
+    _say(out, checkpoint.load_config(folder), as_json)
 
 
 def is_meta_folder(source: Path) -> bool:
@@ -111,11 +121,11 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _say(out: Path, as_json: bool) -> None:
+def _say(out: Path, config: ModelConfig, as_json: bool) -> None:
     """What was made, and the notice that Meta's licence wants beside models made from its weights."""
     from .. import checkpoint
 
-    config, lineage = checkpoint.load_config(out), checkpoint.load_lineage(out)
+    lineage = checkpoint.load_lineage(out)
     weights_hash = lineage.weights_hash if lineage else None
     licence = lineage.licence if lineage else None
     if as_json:

@@ -1,0 +1,182 @@
+"""Export for vLLM: 4- or 8-bit weights in the layout of compressed-tensors ("pack-quantized", W4A16 and W8A16).
+
+A Q4_0 block is 32 weights d · (code - 8), and compressed-tensors stores just that: codes with the same offset, eight to
+an int32 from its low bits up, and a scale for every group of 32. So nothing is rounded anew: codes go over bit for bit,
+scales as the half-precision numbers they are (in a checkpoint of dtype float16; in bfloat16 they lose three bits). Q8_0
+goes the same way, four codes to an int32. Embeddings and head are unpacked: vLLM quantizes linears only.
+
+Shapes: R rows, D weights of a row, N = D / 32 groups, P = int32s of a row.
+Source: https://github.com/vllm-project/compressed-tensors (``pack_to_int32``); vLLM ``compressed_tensors_wNa16``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import QuantError
+from ..llama.config import ModelConfig
+from ..quant.formats import Q4_0, Q8_0, Format, require_fit
+from ..quant.packing import halves, unpack_nibbles
+from . import gguf_names as names
+from . import weights
+from .folder import CONFIG, resolve, write_folder
+from .gguf import FILE, GGUF
+from .gguf_convert import Source, tokenizer_of
+from .gguf_folder import encoded, is_gguf_folder, require_finite, unpacked
+from .hf import config_to_hf
+from .journal import key_of
+from .lineage import Lineage, load_lineage
+from .write import MAX_SHARD_BYTES, Specs
+
+GROUP = 32
+_BITS = {Q4_0: 4, Q8_0: 8}
+Get = Callable[[str], Tensor]
+
+
+def export_vllm(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    dtype: torch.dtype = torch.float16,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: weights.Progress | None = None,
+) -> str:
+    """Writes ``folder`` for vLLM and returns the hash of what is written; ``dtype`` is that of scales and plain parts.
+
+    A quantized folder's Q4_0 or Q8_0 linears go over as they are; a plain folder's are rounded to Q4_0. Raises
+    QuantError for other formats and rows that do not divide, `CheckpointError` for what cannot be read or written.
+    """
+    source = resolve(folder)
+    known = load_lineage(source)
+    choices = {"do": "vllm", "dtype": dtype, "shard": max_shard_bytes}
+    if is_gguf_folder(source):
+        file = GGUF(source / FILE)
+        config = names.config_from_gguf(file)
+        wanted = names.check_tensors(file, config)
+        format = _format(config, {name: entry.format for name, entry in wanted.items()}, source)
+        tokenizer, key = tokenizer_of(file), key_of([source / FILE], **choices)
+        weight_of = unpacked(file, config, wanted, dtype)
+
+        def rows_of(name: str) -> Tensor:
+            require_finite(file, wanted[name])
+            return names.from_pairs(name, file.rows(wanted[name].name), config)
+    else:
+        plain = Source(source)
+        config, format = plain.config, Q4_0
+        tokenizer, key = plain.tokenizer(), plain.key(**choices)
+
+        def weight_of(name: str) -> Tensor:
+            weight = plain.get(name)
+            weights.require_finite(name, weight, source)
+            return weight
+
+        def rows_of(name: str) -> Tensor:
+            return torch.cat(list(encoded(plain.get(name), format, name)))
+
+    parent = known.name if known else source.resolve().name
+    lineage = Lineage(
+        name=f"{parent}-w{_BITS[format]}a16",
+        stage=known.stage if known else "exported",
+        parents={parent: known.weights_hash} if known and known.weights_hash else {},
+        recipe={"layout": "compressed-tensors pack-quantized", "format": format.name},
+        licence=known.licence if known else None,
+    )
+    written = config_to_hf(
+        config,
+        dtype=str(dtype).removeprefix("torch."),
+        bos_token_id=None if tokenizer is None else tokenizer.bos_id,
+        eos_token_id=None if tokenizer is None else sorted(tokenizer.stop_ids),
+    )
+    written["quantization_config"] = quantization_config(_BITS[format])
+    return write_folder(
+        out,
+        config,
+        _pieces(rows_of, weight_of, format),
+        tokenizer,
+        dtype=dtype,
+        specs=_specs(config, dtype, format),
+        lineage=lineage,
+        max_shard_bytes=max_shard_bytes,
+        extra_files={CONFIG: (json.dumps(written, indent=2) + "\n").encode()},
+        progress=progress,
+        key=key,
+    )
+
+
+def quantization_config(bits: int) -> dict[str, Any]:
+    """What `config.json` says of the linears: symmetric groups of 32 along a row, activations as they are."""
+    grid = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP}
+    group = {"targets": ["Linear"], "weights": grid | {"dynamic": False, "actorder": None}}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group | {"input_activations": None, "output_activations": None}},
+        "ignore": ["lm_head"],
+    }
+
+
+def packed(rows_RB: Tensor, format: Format) -> tuple[Tensor, Tensor]:
+    """(codes (R, P) int32, scales (R, N) fp16) of Q4_0 or Q8_0 blocks, bit for bit."""
+    R = rows_RB.shape[0]
+    blocks_RNB = rows_RB.reshape(R, -1, format.block_bytes)
+    scales_RN = halves(blocks_RNB[..., :2]).half().squeeze(-1)
+    if format == Q8_0:
+        codes = blocks_RNB[..., 2:] ^ 0x80  # signed to offset by 128, a byte each
+        return codes.reshape(R, -1).view(torch.int32), scales_RN
+    codes = unpack_nibbles(blocks_RNB[..., 2:]).reshape(R, -1, 2)
+    return (codes[..., 0] | (codes[..., 1] << 4)).contiguous().view(torch.int32), scales_RN
+
+
+def _pieces(rows_of: Get, weight_of: Get, format: Format) -> Get:
+    """get(name) of the written tensors; a linear's three come one after the other and are made at once."""
+    made: dict[str, Tensor] = {}
+
+    def get(name: str) -> Tensor:
+        linear, _, part = name.rpartition(".")
+        if part not in ("weight_packed", "weight_scale", "weight_shape"):
+            return weight_of(name)
+        if name not in made:
+            made.clear()
+            codes_RP, scales_RN = packed(rows_of(f"{linear}.weight"), format)
+            made[f"{linear}.weight_packed"], made[f"{linear}.weight_scale"] = codes_RP, scales_RN
+            made[f"{linear}.weight_shape"] = torch.tensor([len(scales_RN), scales_RN.shape[1] * GROUP])
+        return made[name]
+
+    return get
+
+
+def _specs(config: ModelConfig, dtype: torch.dtype, format: Format) -> Specs:
+    out: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    for name, shape in config.param_shapes():
+        if not _is_linear(name):
+            out[name] = (shape, dtype)
+            continue
+        require_fit(shape, format, name)
+        R, D = shape
+        out[f"{name}_packed"] = ((R, D * _BITS[format] // 32), torch.int32)
+        out[f"{name}_scale"] = ((R, D // GROUP), dtype)
+        out[f"{name}_shape"] = ((2,), torch.int64)
+    return out
+
+
+def _format(config: ModelConfig, formats: Mapping[str, Format], where: Path) -> Format:
+    """The one format of all linears."""
+    found = {formats[name] for name, _ in config.param_shapes() if _is_linear(name)}
+    if len(found) > 1 or not found <= set(_BITS):
+        have = ", ".join(sorted(format.name for format in found))
+        raise QuantError(
+            f"{where}: its linears are {have}; for vLLM all must be Q4_0 or all Q8_0: "
+            "export the folder it was made from, or its --format hf"
+        )
+    return found.pop()
+
+
+def _is_linear(name: str) -> bool:
+    return name.endswith("_proj.weight")
