@@ -39,7 +39,7 @@ from torch import Tensor
 
 import herd.checkpoint as checkpoint
 from herd.engine import Engine, Request, Sampling
-from herd.engine.cache import KVCache
+from herd.engine.cache import PagedCache
 from herd.llama.attention import packed, packed_positions
 from herd.llama.config import ModelConfig, RopeScaling
 from herd.llama.model import LlamaLM
@@ -131,22 +131,23 @@ def ragged(seen: Differences, model: LlamaLM, reference: transformers.LlamaForCa
 def cached(seen: Differences, model: LlamaLM, reference: transformers.LlamaForCausalLM) -> None:
     """The engine's cache: a ragged prefill in two chunks, then one token a row, each at its own place."""
     lengths, n_new, half = (5, 171, 64), 8, 90
-    T = max(lengths)
-    tokens_BT = draw(model.config, len(lengths), T + n_new)
+    tokens_BT = draw(model.config, len(lengths), max(lengths) + n_new)
     theirs_BTV = reference(tokens_BT).logits
-    cache = KVCache(model.config, torch.float32)
-    cache.reserve(len(lengths), T + n_new)
-    first = cache.add_rows(len(lengths))
-    for start, stop in ((0, half), (half, T)):
-        ours = model.logits(tokens_BT[:, start:stop], torch.arange(start, stop)[None], cache.prefill(first, start))
-        for b, n in enumerate(lengths):
-            if n > start:
-                seen.compare("cached, prefill", ours[b, : n - start], theirs_BTV[b, start : min(n, stop)])
-    for step in range(n_new):
-        at = [n + step for n in lengths]
-        step_B1 = torch.stack([tokens_BT[b, t] for b, t in enumerate(at)])[:, None]
-        ours_B1V = model.logits(step_B1, torch.tensor(at)[:, None], cache.decode(at))
-        seen.compare("cached, decode", ours_B1V[:, 0], torch.stack([theirs_BTV[b, t] for b, t in enumerate(at)]))
+    cache = PagedCache(model.config, "fp32", 64 << 20)
+    rows = [cache.open() for _ in lengths]
+    stops = [[min(n, half) for n in lengths], list(lengths), *([n + i for n in lengths] for i in range(1, n_new + 1))]
+    for ends in stops:
+        parts = [(row, end - row.length) for row, end in zip(rows, ends, strict=True)]
+        spans = [(b, row.length, end) for b, (row, end) in enumerate(zip(rows, ends, strict=True))]
+        for row, n in parts:
+            cache.grow(row, row.length + n)
+        fed = torch.cat([tokens_BT[b, start:end] for b, start, end in spans])[None]
+        live = [part for part in parts if part[1]]
+        ours = model.logits(fed, *cache.step(live))[0].split([n for _, n in parts])
+        kind = "cached, decode" if ends[0] > lengths[0] else "cached, prefill"
+        for (b, start, end), part in zip(spans, ours, strict=True):
+            if end > start:
+                seen.compare(kind, part, theirs_BTV[b, start:end])
 
 
 @torch.no_grad()

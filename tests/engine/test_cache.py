@@ -1,77 +1,147 @@
-"""The cache's bytes, its growth, and rows that move into freed slots."""
+"""The cache's bytes, its growth, and pages that sequences share, copy and give back."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from herd.engine.cache import KVCache
-from herd.engine.memory import BLOCK, nbytes
+from herd.engine.cache import PagedCache
+from herd.engine.memory import nbytes
+from herd.engine.pages import Pages, chain
+from herd.errors import EngineError
+from herd.kernels.page_layout import BYTES, PAGE
+from herd.kernels.paged_attention import read
 from herd.llama import SIZES, ModelConfig
 
-TINY = ModelConfig(vocab_size=8, dim=4, n_layers=2, n_heads=2, n_kv_heads=2, ffn_dim=4)
+TINY = ModelConfig(vocab_size=8, dim=64, n_layers=2, n_heads=2, n_kv_heads=2, ffn_dim=4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_bytes_are_the_formula(model, dtype):
-    cache = KVCache(model.config, dtype)
+@pytest.mark.parametrize("kind", BYTES)
+def test_bytes_are_the_formula(kind):
+    cache = PagedCache(TINY, kind, nbytes(TINY, 3, 100, BYTES[kind]), context=128)
     assert cache.nbytes == 0
-    cache.reserve(3, 100)
-    assert cache.capacity == 2 * BLOCK
-    assert cache.nbytes == nbytes(model.config, 3, 100, dtype.itemsize)
-    cache.release()
-    assert cache.nbytes == 0
+    assert cache.pool.numel() == nbytes(TINY, 3, 100, BYTES[kind])
+    for _ in range(3):
+        cache.grow(cache.open(), 100)
+    assert cache.nbytes == cache.pool.numel()
 
 
 def test_published_size():
-    """8B in bf16: 128 KiB a token, so 16 GiB for the whole context."""
+    """8B in bf16: 128 KiB a token, so 16 GiB for the whole context; int8 has a 16-bit scale for every 32 bytes."""
     assert nbytes(SIZES["8B"], 1, 131_072) == 16 << 30
+    assert nbytes(SIZES["8B"], 1, 131_072, BYTES["int8"]) == (8 << 30) * 34 // 32
 
 
-@torch.inference_mode()
-def test_growing_keeps_what_is_there(model):
-    cache = KVCache(model.config, torch.float32)
-    cache.reserve(2, 10)
-    cache.add_rows(2)
-    for t in cache._keys + cache._values:
-        t.normal_()
-    before = [t.clone() for t in cache._keys + cache._values]
-    cache.reserve(5, BLOCK + 1)
-    for old, new in zip(before, cache._keys + cache._values, strict=True):
-        assert torch.equal(new[:2, :, : old.shape[2]], old)
-        assert not new[2:].any()
-        assert not new[:, :, old.shape[2] :].any()
+def test_a_pool_of_addresses_takes_no_memory():
+    """16 TiB would be refused, or this process killed, if it did."""
+    cache = PagedCache(TINY, "fp32", 1 << 36)
+    cache.grow(row := cache.open(), 1)
+    cache.pool[row.pages[0]] = 1
+    assert cache.nbytes == cache.page_bytes
 
 
-@torch.inference_mode()
-def test_an_earlier_peak_is_given_back(model):
-    """Many short sequences, then one long: room for one long, not for many."""
-    cache = KVCache(model.config, torch.float32)
-    cache.reserve(30, 64)
-    cache.add_rows(30)
-    cache.drop(range(1, 30), [5] * 30)
-    cache.reserve(1, 10 * BLOCK)
-    assert cache.nbytes == nbytes(model.config, 1, 10 * BLOCK, 4)
+def test_impossible_caches():
+    with pytest.raises(EngineError, match="kv='int4': the cache can be fp32, bf16, int8 or auto"):
+        PagedCache(TINY, "int4", 1 << 20)
+    with pytest.raises(EngineError, match="head_dim that 32 divides, not 24"):
+        PagedCache(TINY.replace(head_dim=24), "int8", 1 << 20)
 
 
-@settings(max_examples=60, deadline=None)
+class Sequences:
+    """A cache whose every key is the number of its token, beside plain lists of the tokens it should hold."""
+
+    def __init__(self) -> None:
+        self.cache = PagedCache(TINY, "fp32", 1 << 24)
+        self.rows: list = []
+        self.tokens: list[list[int]] = []
+        self.count = 0
+
+    def extend(self, i: int, tokens: list[int]) -> None:
+        row = self.rows[i]
+        self.cache.grow(row, row.length + len(tokens))
+        _, attend = self.cache.step([(row, len(tokens))])
+        values = torch.tensor(tokens, dtype=torch.float32)[None, :, None, None].expand(1, -1, 2, 32)
+        for layer in range(2):
+            attend(layer, values, values, values)
+        self.tokens[i] += tokens
+
+    def add(self, row, tokens: list[int]) -> None:
+        self.rows.append(row)
+        self.tokens.append(tokens)
+
+    def check(self) -> None:
+        held: dict[int, int] = {}
+        for row, tokens in zip(self.rows, self.tokens, strict=True):
+            assert row.length == len(tokens)
+            k, v = read(self.cache.pool, 1, torch.tensor(row.pages, dtype=torch.int64), 32, torch.float32)
+            assert k[: row.length, 1, 5].tolist() == tokens == v[: row.length, 0, 31].tolist()
+            for page in row.pages:
+                held[page] = held.get(page, 0) + 1
+        assert held == self.cache.pages._users
+
+
+@settings(max_examples=40)
 @given(st.data())
-def test_dropping_keeps_the_others(data):
-    """Rows are labelled by what their slot holds; after any drops, the moves and the slots tell the same story."""
-    n = data.draw(st.integers(1, 9))
-    dropped = data.draw(st.sets(st.integers(0, n - 1)))
-    lengths = data.draw(st.lists(st.integers(1, 8), min_size=n, max_size=n))
-    cache = KVCache(TINY, torch.float32)
-    cache.reserve(n, 8)
-    cache.add_rows(n)
-    for tensor in cache._keys + cache._values:
-        for row in range(n):
-            tensor[row, :, : lengths[row]] = row + 1
-    labels = list(range(n))
-    for source, target in cache.drop(sorted(dropped), lengths):
-        labels[target] = labels[source]
-    labels = labels[: cache.n_rows]
-    assert sorted(labels) == sorted(set(range(n)) - dropped)
-    for tensor in cache._keys + cache._values:
-        for row, label in enumerate(labels):
-            assert (tensor[row, :, : lengths[label]] == label + 1).all()
+def test_any_history_keeps_every_sequence(data):
+    """Opening, extending, forking, cutting back, remembering, matching and closing in any order."""
+    s = Sequences()
+    for _ in range(data.draw(st.integers(1, 15))):
+        acts = ["open", "extend", "fork", "truncate", "remember", "close"] if s.rows else ["open"]
+        act = data.draw(st.sampled_from(acts))
+        i = data.draw(st.integers(0, len(s.rows) - 1)) if s.rows else 0
+        if act == "open":  # begins with what another sequence holds, and finds as much of it as is remembered
+            tokens = list(data.draw(st.sampled_from(s.tokens))) if s.tokens else []
+            digests: list[bytes] = []
+            chain(digests, "me", tokens, len(tokens))
+            row = s.cache.open()
+            s.cache.match(row, digests)
+            s.add(row, tokens[: row.length])
+        elif act == "extend":
+            n = data.draw(st.sampled_from([1, 5, PAGE - 1, PAGE, 2 * PAGE + 3]))
+            s.count += n
+            s.extend(i, list(range(s.count - n, s.count)))
+        elif act == "fork":
+            s.add(s.cache.fork(s.rows[i]), list(s.tokens[i]))
+        elif act == "truncate":
+            n = data.draw(st.integers(0, s.rows[i].length))
+            s.cache.truncate(s.rows[i], n)
+            del s.tokens[i][n:]
+        elif act == "remember":
+            s.cache.remember(s.rows[i], "me", s.tokens[i])
+        else:
+            s.cache.close(s.rows.pop(i))
+            s.tokens.pop(i)
+        s.check()
+
+
+def test_tenants_do_not_find_each_other():
+    ours, theirs, same = [], [], []
+    for known, tenant in ((ours, "us"), (theirs, "them"), (same, "us")):
+        chain(known, tenant, list(range(3 * PAGE)), 3 * PAGE)
+    assert ours == same
+    assert not set(ours) & set(theirs)
+
+
+def test_a_page_is_found_by_all_tokens_before_it():
+    tokens, other = list(range(2 * PAGE)), [9, *range(1, 2 * PAGE)]
+    a, b = [], []
+    chain(a, "", tokens, len(tokens))
+    chain(b, "", other, len(other))
+    assert len(a) == 2
+    assert not set(a) & set(b)
+
+
+def test_what_idles_longest_goes_first():
+    pages = Pages(limit=3, capacity=3)
+    taken = [pages.take() for _ in range(3)]
+    for page in taken:
+        pages.remember(page, bytes([page]))
+    pages.give(taken[:1])
+    pages.give(taken[1:])
+    assert (pages.n_used, pages.n_idle, pages.available) == (0, 3, 3)
+    pages.share(taken[0])  # found again: it idles no longer
+    pages.give(taken[:1])
+    assert pages.take() == taken[2]  # of the two given together the later part goes first
+    assert pages.find(bytes([taken[2]])) is None
+    assert pages.take() == taken[1]
+    assert pages.find(bytes([taken[0]])) == taken[0]

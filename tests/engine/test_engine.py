@@ -73,7 +73,7 @@ def test_streams_joined_are_the_completions(model, tokenizer, alone):
         assert "".join(d.text for d in deltas) == want.text
         assert [t for d in deltas for t in d.token_ids] == want.ids
         assert [d.finish_reason for d in deltas] == [None] * (len(deltas) - 1) + [want.finish_reason]
-    assert (engine.n_active, engine.n_waiting, engine.cache.nbytes) == (0, 0, 0)
+    assert (engine.n_active, engine.n_waiting, engine.cache.pages.n_used) == (0, 0, 0)
 
 
 def test_stop_token_is_not_text(model, tokenizer):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from herd.engine import Engine, Request, Sampling, engine
-from herd.engine.cache import KVCache
+from herd.engine.cache import PagedCache
 from herd.llama.attention import packed, packed_positions
 
 KINDS = ["grouped", "ungrouped", "single", "scaled"]
@@ -15,19 +15,23 @@ def tokens(n: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 259, (n,), generator=torch.Generator().manual_seed(seed))
 
 
+def paged(model) -> PagedCache:
+    return PagedCache(model.config, "fp32", 64 << 20)
+
+
+def feed(model, cache, parts) -> torch.Tensor:
+    """Logits (N, V) of the next tokens of some sequences: ``parts`` are (sequence, its ids)."""
+    for cached, ids in parts:
+        cache.grow(cached, cached.length + len(ids))
+    positions, attend = cache.step([(cached, len(ids)) for cached, ids in parts])
+    return model.logits(torch.cat([ids for _, ids in parts])[None], positions, attend)[0]
+
+
 def cached_logits(model, ids, cuts) -> torch.Tensor:
     """Logits of every token of one row: prefilled in chunks that end at ``cuts``, the rest decoded one by one."""
-    cache = KVCache(model.config, torch.float32)
-    cache.reserve(1, len(ids))
-    cache.add_rows(1)
-    out, start = [], 0
-    for stop in cuts:
-        positions = torch.arange(start, stop)[None]
-        out.append(model.logits(ids[None, start:stop], positions, cache.prefill(0, start)))
-        start = stop
-    for at in range(start, len(ids)):
-        out.append(model.logits(ids[None, at : at + 1], torch.tensor([[at]]), cache.decode([at])))
-    return torch.cat(out, dim=1)[0]
+    cache = paged(model)
+    cached, ends = cache.open(), [*cuts, *range(cuts[-1] + 1, len(ids) + 1)]
+    return torch.cat([feed(model, cache, [(cached, ids[a:b])]) for a, b in zip([0, *ends[:-1]], ends, strict=True)])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -42,23 +46,23 @@ def test_cached_equals_full(models, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
 def test_ragged_batch_equals_full(models, kind):
+    """Sequences of all lengths, each fed by pieces of its own size, prompts and single tokens in one forward."""
     model = models[kind]
-    rows = [tokens(n, seed=n) for n in (1, 2, 31, 33, 90)]
-    total = [len(r) + 20 for r in rows]
-    rows = [torch.cat((r, tokens(20, seed=100 + i))) for i, r in enumerate(rows)]
-    padded = torch.nn.utils.rnn.pad_sequence([r[:-20] for r in rows], batch_first=True)
-    cache = KVCache(model.config, torch.float32)
-    cache.reserve(len(rows), padded.shape[1])
-    cache.add_rows(len(rows))
-    prefilled = model.logits(padded, None, cache.prefill(0, 0))
-    got = [[prefilled[b, : total[b] - 20]] for b in range(len(rows))]
-    for step in range(20):
-        positions = [n - 20 + step for n in total]
-        cache.reserve(len(rows), max(positions) + 1)
-        fed = torch.stack([r[p] for r, p in zip(rows, positions, strict=True)])[:, None]
-        logits = model.logits(fed, torch.tensor(positions)[:, None], cache.decode(positions))
-        for b in range(len(rows)):
-            got[b].append(logits[b])
+    rows = [tokens(n, seed=n) for n in (21, 22, 51, 90, 190)]
+    cache = paged(model)
+    sequences = [cache.open() for _ in rows]
+    got = [[] for _ in rows]
+    for step in range(200):
+        parts = []
+        for b, (row, cached) in enumerate(zip(rows, sequences, strict=True)):
+            n = (1, 7, 1, 64, 33)[(b + step) % 5]
+            if cached.length < len(row):
+                parts.append((b, cached, row[cached.length : cached.length + n]))
+        if not parts:
+            break
+        logits = feed(model, cache, [part[1:] for part in parts]).split([len(ids) for _, _, ids in parts])
+        for (b, _, _), part in zip(parts, logits, strict=True):
+            got[b].append(part)
     for b, row in enumerate(rows):
         assert (torch.cat(got[b]) - model.logits(row[None])[0]).abs().max() <= TOLERANCE
 
@@ -134,7 +138,6 @@ def test_long_prompts_go_in_chunks(model, monkeypatch):
     """The same tokens whatever the chunk, also where rows end in different chunks."""
     requests = [Request(tokens(n, seed=n).tolist(), Sampling(max_tokens=8)) for n in (290, 300, 310)]
     want = [Engine(model, None).run([r])[0].ids for r in requests]
-    monkeypatch.setattr(engine, "PREFILL_TOKENS", 3 * 37)
-    monkeypatch.setattr(engine, "PADDING", 1e9)
-    monkeypatch.setattr(engine, "_groups", lambda rows: [rows] if rows else [])
+    monkeypatch.setattr(engine, "PREFILL_TOKENS", 111)
+    monkeypatch.setattr(engine, "MIXED_TOKENS", 17)
     assert [c.ids for c in Engine(model, None).run(requests)] == want

@@ -6,7 +6,7 @@ import pytest
 import torch
 from llama_oracle import TinyCache, greedy, in_transformers, random_model
 
-from herd.engine.cache import KVCache
+from herd.engine.cache import PagedCache
 from herd.llama.attention import packed, packed_positions
 from herd.llama.config import ModelConfig, RopeScaling
 
@@ -117,20 +117,22 @@ def test_cached(name, steps):
 @pytest.mark.parametrize("name", ["6 heads, 3 kv", "5 heads, 1 kv, tied", "head_dim 64, Llama 3.1 scaling"])
 @torch.no_grad()
 def test_the_engines_cache_ragged(name):
-    """Rows of different lengths prefilled together, padded on the right, then each decoding at its own position."""
+    """Rows of different lengths prefilled together, flattened, then each decoding at its own position."""
     model = random_model(CONFIGS[name])
     reference = in_transformers(model)
     lengths, n_new = [5, 71, 20], 6
     tokens_BT = tokens_of(model.config, len(lengths), max(lengths) + n_new)
-    cache = KVCache(model.config, torch.float32)
-    cache.reserve(len(lengths), max(lengths) + n_new)
-    model.logits(tokens_BT[:, : max(lengths)], None, cache.prefill(cache.add_rows(len(lengths)), 0))
-    for step in range(n_new):
-        at = [n + step for n in lengths]
-        step_B1 = torch.stack([tokens_BT[b, t] for b, t in enumerate(at)])[:, None]
-        ours_B1V = model.logits(step_B1, torch.tensor(at)[:, None], cache.decode(at))
-        for b, t in enumerate(at):
-            assert max_diff(ours_B1V[b, 0], reference(tokens_BT[b : b + 1, : t + 1]).logits[0, -1]) <= BAR
+    cache = PagedCache(model.config, "fp32", 64 << 20)
+    rows = [cache.open() for _ in lengths]
+    for step in range(n_new + 1):
+        parts = [(row, n if step == 0 else 1) for row, n in zip(rows, lengths, strict=True)]
+        fed = torch.cat([tokens_BT[b, row.length : row.length + n] for b, (row, n) in enumerate(parts)])[None]
+        for row, n in parts:
+            cache.grow(row, row.length + n)
+        ours_NV = model.logits(fed, *cache.step(parts))[0]
+        ends = torch.tensor([n for _, n in parts]).cumsum(0) - 1
+        for b, row in enumerate(rows):
+            assert max_diff(ours_NV[ends[b]], reference(tokens_BT[b : b + 1, : row.length]).logits[0, -1]) <= BAR
 
 
 @pytest.mark.parametrize("name", CONFIGS)

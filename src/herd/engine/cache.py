@@ -1,137 +1,190 @@
-"""The KV cache: one contiguous slot a sequence, all slots of a layer in one tensor.
+"""The KV cache: pages of 64 tokens in one pool, and a table of pages for each sequence.
 
-The active sequences are always the first rows, so that a decode step reads one view and runs one attention for all of
-them; when a sequence ends, the last row moves into its place. Capacity grows by blocks as the longest sequence does,
-not to the whole context at once. Attention is handed to the model as a closure (`llama.attention.Attend`), which writes
-the new keys and values before it reads: the model never sees a cache, and a paged one can stand here later.
+The pool is a stretch of *addresses* as long as the cache may ever become; memory comes to a page when it is first
+written. So the cache grows without copying, and what it holds is `nbytes`, to the byte. (A GPU gives no addresses
+without memory: there the pool is allocated whole.) Sequences share the pages of a common beginning; a page that others
+hold or may find is copied before it is changed.
 
-Shapes: B rows, T new tokens, S cached tokens, H query heads, G KV heads, R = H / G query heads a KV head, K head dim.
+Attention is handed to the model as a closure (`llama.attention.Attend`) over the new tokens of any number of sequences,
+flattened into one row: the model never sees a cache, and a decode step, a piece of a prompt and both together are one
+forward.
+
+Shapes: N new tokens of all sequences, H query heads, G KV heads, K head dim, P pages, L layers.
 """
 
 from __future__ import annotations
 
+import mmap
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..llama.attention import Attend, sdpa
+from ..errors import EngineError
+from ..kernels.page_layout import BLOCK, BYTES, PAGE, head_bytes
+from ..kernels.paged_attention import Ragged, paged_attention
+from ..llama.attention import Attend
 from ..llama.config import ModelConfig
-from .memory import round_to_block
+from .memory import n_pages, page_nbytes
+from .pages import Pages, chain
 
-READ_BLOCK = 32
-"""Decode reads keys up to the longest row, rounded up to this, so that shapes (and buffers) repeat for a while."""
-QUERY_BLOCK = 256
-"""Prefill behind cached tokens goes through queries by this many, so that no mask is (prompt x context)."""
+_LAZILY = 0x4000 | 0x20 | 0x02
+"""Linux: MAP_NORESERVE, which Python has no name for, MAP_ANONYMOUS and MAP_PRIVATE."""
 
 
-class KVCache:
-    """Keys and values (slots, G, S, K) of every layer. ``n_rows`` sequences are active, in the first slots."""
+@dataclass(eq=False)
+class Cached:
+    """A sequence in the cache: how many tokens of it are there, on which pages, and its line in the table."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
-        self.config, self.n_rows, self.slots, self.capacity = config, 0, 0, 0
-        empty = torch.zeros(0, config.n_kv_heads, 0, config.head_dim, dtype=dtype, device=device)
-        self._keys = [empty for _ in range(config.n_layers)]
-        self._values = [empty for _ in range(config.n_layers)]
+    line: int
+    length: int = 0
+    pages: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+
+
+class PagedCache:
+    """``kind`` "fp32", "bf16" or "int8"; ``cache_bytes`` is what all sequences together may take, though one alone may
+    always reach ``context``. Raises EngineError for a head that int8 does not divide."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        kind: str,
+        cache_bytes: int,
+        context: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if kind not in BYTES:
+            raise EngineError(f"kv={kind!r}: the cache can be {', '.join(BYTES)} or auto")
+        if kind == "int8" and config.head_dim % BLOCK:
+            raise EngineError(f'kv="int8" needs a head_dim that {BLOCK} divides, not {config.head_dim}: use "bf16"')
+        self.config, self.kind, self.device = config, kind, torch.device(device)
+        self.page_bytes = page_nbytes(config, BYTES[kind])
+        self._line_pages = n_pages(context or config.max_context)
+        limit = max(1, cache_bytes // self.page_bytes)
+        self.pages = Pages(limit, max(limit, self._line_pages))
+        self._pool: Tensor | None = None
+        self._tables = torch.zeros(0, self._line_pages, dtype=torch.int32)
+        self._lines: list[int] = []
 
     @property
     def nbytes(self) -> int:
-        """Bytes held now; equals `memory.nbytes(config, slots, capacity, bytes of the dtype)`."""
-        return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values))
+        """Bytes of all pages written so far: `memory.nbytes` of what they can hold."""
+        return self.pages.touched * self.page_bytes
 
-    def reserve(self, slots: int, tokens: int) -> None:
-        """Make room for ``slots`` sequences of ``tokens`` tokens (all active rows fit into both).
+    @property
+    def pool(self) -> Tensor:
+        """All pages, (P, L, G, bytes of a head) uint8."""
+        if self._pool is None:
+            c = self.config
+            shape = (self.pages.capacity, c.n_layers, c.n_kv_heads, head_bytes(self.kind, c.head_dim))
+            self._pool = _reserve(self.pages.capacity * self.page_bytes, self.device).view(shape)
+        return self._pool
 
-        Where it must allocate, it takes just that, so that many short sequences earlier and a long one now do not
-        multiply; a layer at a time, so that no second cache exists while copying.
+    def open(self) -> Cached:
+        """A new sequence, empty."""
+        if not self._lines:
+            n = len(self._tables)
+            self._tables = torch.cat((self._tables, self._tables.new_zeros(max(4, n), self._line_pages)))
+            self._lines = list(range(n, len(self._tables)))
+        return Cached(self._lines.pop())
+
+    def close(self, cached: Cached) -> None:
+        """Its pages are free at once; the full ones known by their content stay findable until they are needed."""
+        self.pages.give(cached.pages)
+        self._lines.append(cached.line)
+        cached.pages, cached.length = [], 0
+
+    def lacking(self, cached: Cached, length: int) -> int:
+        """Pages it needs in addition to hold ``length`` tokens."""
+        return max(0, n_pages(length) - len(cached.pages))
+
+    def grow(self, cached: Cached, length: int) -> None:
+        """Take the pages to hold ``length`` tokens; see `lacking` and `Pages.available` beforehand."""
+        self._append(cached, [self.pages.take() for _ in range(self.lacking(cached, length))])
+
+    def truncate(self, cached: Cached, length: int) -> None:
+        """Forget all tokens from ``length`` on."""
+        keep = n_pages(length)
+        self.pages.give(cached.pages[keep:])
+        del cached.pages[keep:], cached.digests[length // PAGE :]
+        cached.length = length
+        if length % PAGE and not self.pages.writable(cached.pages[-1]):
+            shared = cached.pages.pop()
+            self._append(cached, [self._copy(shared)])
+            self.pages.give([shared])
+
+    def fork(self, cached: Cached) -> Cached:
+        """Another sequence with the same tokens so far. Full pages are shared, a page in the making is copied."""
+        full = cached.length // PAGE
+        twin = self.open()
+        self._append(twin, [self.pages.share(page) for page in cached.pages[:full]])
+        if cached.length % PAGE:
+            self._append(twin, [self._copy(cached.pages[full])])
+        twin.length, twin.digests = cached.length, cached.digests[:full]
+        return twin
+
+    def match(self, cached: Cached, digests: Sequence[bytes]) -> None:
+        """Let an empty sequence begin with the pages that are known already, as far as these hashes agree."""
+        found: list[int] = []
+        for digest in digests:
+            if (page := self.pages.find(digest)) is None:
+                break
+            found.append(self.pages.share(page))
+        self._append(cached, found)
+        cached.length, cached.digests = len(found) * PAGE, list(digests[: len(found)])
+
+    def remember(self, cached: Cached, tenant: str, tokens: Sequence[int]) -> None:
+        """Its full pages may be found by others of the tenant from now on. ``tokens``: what it holds, and may go on."""
+        known = len(cached.digests)
+        if cached.length // PAGE > known:
+            chain(cached.digests, tenant, tokens, cached.length)
+            for page, digest in zip(cached.pages[known:], cached.digests[known:], strict=False):
+                self.pages.remember(page, digest)
+
+    def step(self, parts: Sequence[tuple[Cached, int]]) -> tuple[Tensor, Attend]:
+        """Positions (1, N) and attention for the next n tokens of each (sequence, n), in this order in one row.
+
+        The pages must be there (`grow`); the sequences count the tokens as theirs from now on.
         """
-        if slots <= self.slots and tokens <= self.capacity:
-            return
-        tokens = round_to_block(tokens)
-        kept = min(tokens, self.capacity)
-        for tensors in (self._keys, self._values):
-            for layer, old in enumerate(tensors):
-                # zeros, not empty: masked places are multiplied by 0, and 0 x NaN is NaN
-                new = old.new_zeros(slots, old.shape[1], tokens, old.shape[3])
-                new[: self.n_rows, :, :kept] = old[: self.n_rows, :, :kept]
-                tensors[layer] = new
-        self.slots, self.capacity = slots, tokens
+        rows, positions, start = [], [], 0
+        for cached, n in parts:
+            rows.append((cached.line, start, n, cached.length))
+            positions += range(cached.length, cached.length + n)
+            cached.length += n
+            start += n
+        pool = self.pool
+        ragged = Ragged(self._tables, torch.tensor(rows), pool.device)
 
-    def release(self) -> None:
-        """Give all memory back; only when no row is active."""
-        if self.n_rows == 0:
-            self.slots = self.capacity = 0
-            for tensors in (self._keys, self._values):
-                tensors[:] = [t.new_zeros(0, t.shape[1], 0, t.shape[3]) for t in tensors]
+        def attend(layer: int, q_1NHK: Tensor, k_1NGK: Tensor, v_1NGK: Tensor) -> Tensor:
+            return paged_attention(q_1NHK[0], k_1NGK[0], v_1NGK[0], pool, ragged, layer)[None]
 
-    def add_rows(self, n: int) -> int:
-        """Activate ``n`` more rows (after `reserve`) and return the first one's number."""
-        self.n_rows += n
-        return self.n_rows - n
+        return torch.tensor([positions], device=pool.device), attend
 
-    def drop(self, rows: Sequence[int], lengths: Sequence[int]) -> list[tuple[int, int]]:
-        """Free ``rows``; the last rows move into the holes. Returns the moves (from, to), to be done in this order.
+    def _append(self, cached: Cached, pages: list[int]) -> None:
+        first = len(cached.pages)
+        cached.pages += pages
+        if pages:
+            self._tables[cached.line, first : len(cached.pages)] = torch.tensor(pages, dtype=torch.int32)
 
-        ``lengths`` are the cached tokens of all active rows, so that only those are copied.
-        """
-        moves, lengths = [], list(lengths)
-        for row in sorted(rows, reverse=True):
-            last = self.n_rows - 1
-            if row != last:
-                n = lengths[last]
-                for tensor in (*self._keys, *self._values):
-                    tensor[row, :, :n] = tensor[last, :, :n]
-                lengths[row] = n
-                moves.append((last, row))
-            self.n_rows -= 1
-        return moves
+    def _copy(self, page: int) -> int:
+        copy = self.pages.take()
+        self.pool[copy] = self.pool[page]
+        return copy
 
-    def prefill(self, first: int, start: int) -> Attend:
-        """Attention for T new tokens at places start..start+T-1 of rows first..first+B-1, right-padded to one T.
 
-        Padding writes keys behind a row's end, where decode overwrites them before it ever looks.
-        """
-
-        def attend(layer: int, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor:
-            B, T = q_BTHK.shape[:2]
-            rows, end = slice(first, first + B), start + T
-            self._keys[layer][rows, :, start:end] = k_BTGK.transpose(1, 2)
-            self._values[layer][rows, :, start:end] = v_BTGK.transpose(1, 2)
-            if start == 0:
-                return sdpa(q_BTHK, k_BTGK, v_BTGK, causal=True)
-            k_BSGK = self._keys[layer][rows].transpose(1, 2)
-            v_BSGK = self._values[layer][rows].transpose(1, 2)
-            out = []
-            for t in range(0, T, QUERY_BLOCK):
-                stop = min(t + QUERY_BLOCK, T)
-                queries_t = torch.arange(start + t, start + stop, device=q_BTHK.device)
-                seen_tS = torch.arange(start + stop, device=q_BTHK.device) <= queries_t[:, None]
-                S = start + stop
-                out.append(sdpa(q_BTHK[:, t:stop], k_BSGK[:, :S], v_BSGK[:, :S], mask=seen_tS))
-            return torch.cat(out, dim=1)
-
-        return attend
-
-    def decode(self, positions: Sequence[int]) -> Attend:
-        """Attention for one new token of every active row, at its place ``positions[row]``; T = 1."""
-        keys, values = self._keys, self._values
-        device, dtype = keys[0].device, keys[0].dtype
-        B, S = self.n_rows, min(self.capacity, -(-(max(positions) + 1) // READ_BLOCK) * READ_BLOCK)
-        rows_B = torch.arange(B, device=device)
-        positions_B = torch.tensor(positions, device=device)
-        unseen_BS = torch.arange(S, device=device) > positions_B[:, None]
-        mask_B11S = torch.zeros(B, S, dtype=dtype, device=device).masked_fill_(unseen_BS, -torch.inf)[:, None, None]
-
-        def attend(layer: int, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor:
-            keys[layer][rows_B, :, positions_B] = k_BTGK[:, 0]
-            values[layer][rows_B, :, positions_B] = v_BTGK[:, 0]
-            G, K = k_BTGK.shape[2:]
-            # the query heads of a KV head stand side by side: they are R queries of one head
-            q_BGRK = q_BTHK.view(B, G, -1, K)
-            out = F.scaled_dot_product_attention(
-                q_BGRK, keys[layer][:B, :, :S], values[layer][:B, :, :S], attn_mask=mask_B11S
-            )
-            return out.reshape(B, 1, -1, K)
-
-        return attend
+def _reserve(n: int, device: torch.device) -> Tensor:
+    """``n`` bytes: on the CPU addresses only, in large pages where the system has them."""
+    if device.type != "cpu":
+        return torch.zeros(n, dtype=torch.uint8, device=device)
+    try:
+        memory = mmap.mmap(-1, n, **({"flags": _LAZILY} if sys.platform == "linux" else {}))
+    except OSError as error:
+        raise EngineError(
+            f"no room for a cache of {n / 1e9:.1f} GB ({error}): lower cache_bytes or max_context"
+        ) from None
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)

@@ -1,133 +1,50 @@
-"""The one generator: continuous batching of requests over a KV cache.
+"""The one generator: continuous batching of requests over a paged KV cache.
 
-`submit` queues a request and gives its stream; every `step` either takes waiting requests in (prefill: all prompt
-tokens at once, prompts of like length together) or moves every active one a token on (decode: one forward for the whole
-batch). Finished rows leave at once and the rest close up, so no work is spent on them (Orca, Yu et al., OSDI 2022). A
-stream pulls steps when it has nothing to give, so one request and fifty go the same way. One thread drives an engine.
+`submit` queues a request and gives its stream; every `step` is one forward over the next tokens of all active requests,
+flattened into one row: a token each for those that decode, and a piece of their prompt for those that begin (Orca, Yu
+et al., OSDI 2022; chunked prefill, Sarathi, arXiv 2308.16369). So a long prompt holds the others up by one piece at
+most, and finished requests cost nothing. A stream pulls steps when it has nothing to give, so one request and fifty go
+the same way. One thread drives an engine.
 
-Behind this interface paging, prefix caches, constraints and speculation can come without callers noticing.
+Prompts that begin alike share their pages. When pages run out, the latest request gives its own back and computes them
+again later: attention gives each token the same bits in any company, so its answer does not change.
 
-Shapes: B rows, T prompt tokens, D model dim, V vocab.
+Shapes: N tokens of a step, D model dim, B rows whose next token is wanted, V vocab.
 """
 
 from __future__ import annotations
 
-import secrets
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ..errors import EngineError
 from ..llama.model import LlamaLM
+from ..quant.linear import is_quantized
 from ..text.tokenizer import Tokenizer
-from .cache import KVCache
-from .detokenize import TextStream
-from .memory import nbytes
-from .request import Completion, Delta, FinishReason, Request, TokenLogprob
+from .cache import Cached, PagedCache
+from .pages import chain
+from .request import Completion, Request
 from .sampling import logprobs, sample
+from .stream import Row, Stream
 
-PREFILL_TOKENS = 4096
-"""Most tokens of one prefill forward: enough to fill the matmuls, little enough memory for activations."""
-PADDING = 1.25
-"""Prompts share a prefill while padding them to one length costs at most this factor."""
+__all__ = ["Engine", "Stream"]
 
-
-class Stream(Iterator[Delta]):
-    """The deltas of one request. Iterating drives the engine; `cancel` ends the answer and frees its slot."""
-
-    def __init__(self, engine: Engine, request: Request) -> None:
-        self._engine, self._request = engine, request
-        self._deltas: deque[Delta] = deque()
-        self.done = False
-
-    def __next__(self) -> Delta:
-        while not self._deltas:
-            if self.done:
-                raise StopIteration
-            if not self._engine.step():
-                raise EngineError("this answer was given up when its engine failed earlier")
-        return self._deltas.popleft()
-
-    def cancel(self) -> None:
-        """Stop this answer now; its last delta says "cancelled". Nothing happens if it has ended already."""
-        self._engine._cancel(self)
-
-    def completion(self) -> Completion:
-        """The rest of the answer, run to its end; all of it if nothing was taken yet."""
-        deltas = list(self)
-        if not deltas:
-            raise EngineError("this answer was already taken from its stream, to the end")
-        last = deltas[-1]
-        assert last.finish_reason is not None
-        return Completion(
-            ids=[i for d in deltas for i in d.token_ids],
-            text="".join(d.text for d in deltas),
-            finish_reason=last.finish_reason,
-            stop_id=last.stop_id,
-            logprobs=None if self._request.sampling.logprobs is None else [p for d in deltas for p in d.logprobs],
-            prompt_tokens=len(self._request.prompt_ids),
-        )
-
-    def _push(self, delta: Delta) -> None:
-        self._deltas.append(delta)
-        self.done = delta.finish_reason is not None
-
-
-class _Row:
-    """An active request: its place in the cache is its place in the engine's list."""
-
-    def __init__(self, stream: Stream, tokenizer: Tokenizer | None, stop_ids: frozenset[int], context: int) -> None:
-        request, sampling = stream._request, stream._request.sampling
-        self.stream, self.sampling = stream, sampling
-        self.stop_ids = stop_ids | request.stop_ids
-        self.seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
-        self.text = None if tokenizer is None else TextStream(tokenizer, sampling.stop)
-        self.prompt_ids = request.prompt_ids
-        self.cached = 0  # tokens in the cache: the next token's position
-        self.n_new = 0
-        self.last = -1
-        room = context - len(request.prompt_ids)
-        self.limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
-        self.limit_reason: FinishReason = "length" if self.limit == sampling.max_tokens else "context"
-
-    @property
-    def most_tokens(self) -> int:
-        """Tokens its slot may come to hold; the last token is never fed back."""
-        return len(self.prompt_ids) + self.limit - 1
-
-    def take(self, token: int, lps: tuple[TokenLogprob, ...]) -> bool:
-        """Account for a sampled token and push its delta; True if the answer has ended."""
-        if token in self.stop_ids:
-            self.end("stop", stop_id=token)
-            return True
-        self.n_new += 1
-        self.last = token
-        piece = "" if self.text is None else self.text.feed(token)
-        reason: FinishReason | None = None
-        if self.text is not None and self.text.stopped:
-            reason = "stop"
-        elif self.n_new == self.limit:
-            reason = self.limit_reason
-        if reason and self.text is not None:
-            piece += self.text.finish()
-            if self.text.stopped:  # the end of a broken character may complete a stop string
-                reason = "stop"
-        self.stream._push(Delta(piece, (token,), reason, logprobs=lps))
-        return reason is not None
-
-    def end(self, reason: FinishReason, stop_id: int | None = None) -> None:
-        """The last delta, without a token."""
-        self.stream._push(Delta("" if self.text is None else self.text.finish(), (), reason, stop_id))
+PREFILL_TOKENS = 2048
+"""Most prompt tokens of one step: enough to fill the matmuls, little enough memory for activations."""
+MIXED_TOKENS = 256
+"""The same while others decode: what they wait for at most."""
 
 
 class Engine:
     """Runs ``model``; ``tokenizer`` None gives ids without text and without stop tokens of its own.
 
-    ``max_batch`` rows decode together; ``max_context`` defaults to the model's. ``cache_bytes`` bounds what the
-    *worst case* of the active requests may take: others wait their turn (one alone always runs). The model is used as
-    it is, on its device and in its dtype.
+    ``max_batch`` requests are worked on together; ``max_context`` defaults to the model's. ``cache_bytes`` bounds what
+    they hold in the cache: others wait their turn (one alone always runs). ``kv`` is what keys and values are kept in:
+    "fp32", "bf16", "int8", or "auto", which is what the model computes in, and bf16 where its weights are quantized.
+    The model is used as it is, on its device and in its dtype.
     """
 
     def __init__(
@@ -137,6 +54,7 @@ class Engine:
         max_batch: int = 32,
         max_context: int | None = None,
         cache_bytes: int = 4 << 30,
+        kv: str = "auto",
     ) -> None:
         config = model.config
         if max_batch < 1:
@@ -150,21 +68,24 @@ class Engine:
             )
         self.model, self.tokenizer = model, tokenizer
         self.max_batch, self.context = max_batch, max_context or config.max_context
-        self._cache_bytes = cache_bytes
-        self._device, self._value_bytes = model.device, model.dtype.itemsize
-        self.cache = KVCache(config, model.dtype, model.device)
+        if kv == "auto":
+            kv = "bf16" if model.dtype == torch.bfloat16 or is_quantized(model) else "fp32"
+        self.cache = PagedCache(config, kv, cache_bytes, self.context, model.device)
+        self.n_preempted = 0
+        """How often a request had to give its pages back and begin again."""
         self._stop_ids = frozenset() if tokenizer is None else frozenset(tokenizer.stop_ids)
-        self._waiting: deque[_Row] = deque()
-        self._rows: list[_Row] = []
+        self._submitted = 0
+        self._waiting: deque[Row] = deque()
+        self._rows: list[Row] = []  # in the order of their submission
 
     @property
     def n_active(self) -> int:
-        """Requests decoding now."""
+        """Requests worked on now."""
         return len(self._rows)
 
     @property
     def n_waiting(self) -> int:
-        """Requests not yet begun."""
+        """Requests not yet begun, or put back."""
         return len(self._waiting)
 
     def submit(self, request: Request) -> Stream:
@@ -173,142 +94,143 @@ class Engine:
         if self.tokenizer is None and request.sampling.stop:
             raise EngineError("stop strings need a tokenizer, and this engine has none")
         stream = Stream(self, request)
-        self._waiting.append(_Row(stream, self.tokenizer, self._stop_ids, self.context))
+        self._waiting.append(Row(self._submitted, stream, self.tokenizer, self._stop_ids, self.context))
+        self._submitted += 1
         return stream
 
     def run(self, requests: Sequence[Request]) -> list[Completion]:
         """All requests to their end, batched; answers in the order of the requests. One invalid request: none runs."""
         for request in requests:
             request.validate(self.model.config.vocab_size, self.context)
-        # like lengths together: less padding, and the batch reads only as far as its longest row
-        order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
-        streams = {i: self.submit(requests[i]) for i in order}
+        streams = [self.submit(request) for request in requests]
         try:
-            while not all(stream.done for stream in streams.values()):
+            while not all(stream.done for stream in streams):
                 self.step()
         except BaseException:
-            for stream in streams.values():
+            for stream in streams:
                 stream.cancel()
             raise
-        return [streams[i].completion() for i in range(len(requests))]
+        return [stream.completion() for stream in streams]
 
     @torch.inference_mode()
     def step(self) -> bool:
-        """Take requests in, or move all active ones one token on. False when there was nothing to do.
+        """Take requests in and move the active ones on by one forward. False when there was nothing to do.
 
         If it fails or is interrupted, active requests end as "cancelled", since their state is no longer certain.
         """
-        admitted: list[_Row] = []
         try:
-            admitted = self._admit()
-            for group in _groups(admitted):
-                self._prefill(group)
-            if not admitted and not self._rows:
+            self._admit()
+            if not self._rows:
                 return False
-            if not admitted:
-                self._decode()
+            self._advance(self._plan())
         except BaseException:
-            self._abandon(admitted)
+            for row in list(self._rows):
+                self._drop(row)
+                if not row.stream.done:
+                    row.end("cancelled")
             raise
-        if not self._rows:
-            self.cache.release()
         return True
 
-    def _admit(self) -> list[_Row]:
-        """Who may begin now. With many waiting, slots are filled a few at a time: prefilling one by one is slow."""
-        free = self.max_batch - len(self._rows)
-        if not self._waiting or free < min(len(self._waiting), max(1, self.max_batch // 8)):
-            return []
-        longest = max((row.most_tokens for row in self._rows), default=0)
-        admitted: list[_Row] = []
-        while self._waiting and len(admitted) < free:
-            longest = max(longest, self._waiting[0].most_tokens)
-            n_rows = len(self._rows) + len(admitted) + 1
-            if n_rows > 1 and nbytes(self.model.config, n_rows, longest, self._value_bytes) > self._cache_bytes:
-                break
-            admitted.append(self._waiting.popleft())
-        return sorted(admitted, key=lambda row: len(row.prompt_ids))
+    def _admit(self) -> None:
+        """Who may begin now: while there are pages for the whole prompt beside what the active ones need soon."""
+        lacking = sum(self.cache.lacking(_cached(row), row.soon) for row in self._rows)
+        computing = {digest for row in self._rows for digest in row.digests[len(_cached(row).digests) :]}
+        while self._waiting and len(self._rows) < self.max_batch:
+            row = self._waiting[0]
+            chain(row.digests, row.request.tenant, row.tokens, len(row.tokens) - 1)  # one token at least is fed
+            cached = self.cache.open()
+            self.cache.match(cached, row.digests)
+            lacking += self.cache.lacking(cached, row.soon)
+            # what an active request is about to compute is worth waiting for
+            shared = len(cached.digests) < len(row.digests) and row.digests[len(cached.digests)] in computing
+            if self._rows and (shared or lacking > self.cache.pages.available):
+                self.cache.close(cached)
+                return
+            row.cached = cached
+            if not row.n_new:
+                row.stream.shared_tokens = cached.length
+            computing.update(row.digests[len(cached.digests) :])
+            self._rows.append(self._waiting.popleft())
+            self._rows.sort(key=lambda row: row.number)
 
-    def _prefill(self, rows: list[_Row]) -> None:
-        """Prompts of one group, right-padded, in chunks of at most `PREFILL_TOKENS` tokens; then each first token."""
-        lengths = [len(row.prompt_ids) for row in rows]
-        T, B = max(lengths), len(rows)
-        self.cache.reserve(len(self._rows) + B, max([T, *(row.cached for row in self._rows)]))
-        first = self.cache.add_rows(B)
-        self._rows += rows
-        tokens_BT = torch.zeros(B, T, dtype=torch.int64)
-        for b, row in enumerate(rows):
-            tokens_BT[b, : lengths[b]] = torch.tensor(row.prompt_ids)
-            row.cached = lengths[b]
-        tokens_BT = tokens_BT.to(self._device)
-        chunk = max(1, PREFILL_TOKENS // B)
-        last_hidden: list[Tensor | None] = [None] * B
-        for start in range(0, T, chunk):
-            stop = min(start + chunk, T)
-            positions_1T = torch.arange(start, stop, device=self._device)[None]
-            hidden_BTD = self.model(tokens_BT[:, start:stop], positions_1T, self.cache.prefill(first, start))
-            for b, n in enumerate(lengths):
-                if start < n <= stop:
-                    last_hidden[b] = hidden_BTD[b, n - 1 - start]
-        self._next_tokens(torch.stack([h for h in last_hidden if h is not None]), first)
+    def _plan(self) -> list[tuple[Row, int]]:
+        """How many of its tokens each active row feeds in this step, its pages taken; the oldest come first."""
+        pending = {row: len(row.tokens) - _cached(row).length for row in self._rows}
+        room = PREFILL_TOKENS if all(n > 1 for n in pending.values()) else MIXED_TOKENS
+        parts: list[tuple[Row, int]] = []
+        for row in list(self._rows):
+            if row.cached is None:  # put back for an older one's sake
+                continue
+            n = pending[row] if pending[row] == 1 else min(pending[row], room)
+            if n and self._make_room(row, row.cached.length + n):
+                room -= n if n > 1 else 0
+                parts.append((row, n))
+        return parts
 
-    def _decode(self) -> None:
-        positions = [row.cached for row in self._rows]
-        self.cache.reserve(len(self._rows), max(positions) + 1)
-        tokens_B1 = torch.tensor([[row.last] for row in self._rows], device=self._device)
-        positions_B1 = torch.tensor(positions, device=self._device)[:, None]
-        hidden_B1D = self.model(tokens_B1, positions_B1, self.cache.decode(positions))
-        for row in self._rows:
-            row.cached += 1
-        self._next_tokens(hidden_B1D[:, 0], 0)
+    def _make_room(self, row: Row, length: int) -> bool:
+        """Pages for ``length`` tokens of a row, taken from later rows if need be. False if it was put back itself."""
+        cached = _cached(row)
+        while self.cache.lacking(cached, length) > self.cache.pages.available and len(self._rows) > 1:
+            latest = self._rows[-1]
+            self._drop(latest)
+            self._waiting.appendleft(latest)
+            self.n_preempted += 1
+            if latest is row:
+                return False
+        self.cache.grow(cached, length)
+        return True
 
-    def _next_tokens(self, hidden_BD: Tensor, first: int) -> None:
-        """Sample for the rows from ``first`` on, hand out deltas, drop the rows that ended."""
-        logits_BV = self.model.lm_head(hidden_BD).float()
-        rows = self._rows[first:]
+    def _advance(self, parts: list[tuple[Row, int]]) -> None:
+        """One forward over these tokens; rows whose last known token was among them get their next one."""
+        device = self.model.device
+        tokens: list[int] = []
+        ready: list[Row] = []
+        places: list[int] = []
+        for row, n in parts:
+            at = _cached(row).length
+            tokens += row.tokens[at : at + n]
+            if at + n == len(row.tokens):
+                ready.append(row)
+                places.append(len(tokens) - 1)
+        positions_1N, attend = self.cache.step([(_cached(row), n) for row, n in parts])
+        hidden_1ND = self.model(torch.tensor([tokens], device=device), positions_1N, attend)
+        for row, _ in parts:
+            self.cache.remember(_cached(row), row.request.tenant, row.tokens)
+        if ready:
+            hidden_BD = hidden_1ND[0, torch.tensor(places, device=device)]
+            self._next_tokens(ready, self._adjust(self.model.lm_head(hidden_BD).float()))
+
+    def _adjust(self, logits_BV: Tensor) -> Tensor:
+        """What may be said at all: rows of the head that are no token never are."""
         if self.tokenizer is not None and self.tokenizer.vocab_size < logits_BV.shape[1]:
-            logits_BV[:, self.tokenizer.vocab_size :] = -torch.inf  # rows of the head that are no token
+            logits_BV[:, self.tokenizer.vocab_size :] = -torch.inf
+        return logits_BV
+
+    def _next_tokens(self, rows: list[Row], logits_BV: Tensor) -> None:
+        """Sample for these rows, hand out deltas, drop those that ended."""
         ids = sample(logits_BV, [r.sampling for r in rows], [r.seed for r in rows], [r.n_new for r in rows])
         lps = logprobs(logits_BV, ids, [r.sampling.logprobs for r in rows])
-        self._drop([first + i for i, row in enumerate(rows) if row.take(ids[i], lps[i])])
+        for row, token, lp in zip(rows, ids, lps, strict=True):
+            if row.take(token, lp):
+                self._drop(row)
 
-    def _drop(self, ended: list[int]) -> None:
-        for source, target in self.cache.drop(ended, [row.cached for row in self._rows]):
-            self._rows[target] = self._rows[source]
-        del self._rows[self.cache.n_rows :]
+    def _drop(self, row: Row) -> None:
+        """Its pages are free at once."""
+        self.cache.close(_cached(row))
+        row.cached = None
+        self._rows.remove(row)
 
-    def _abandon(self, admitted: list[_Row]) -> None:
-        for row in {id(r): r for r in (*self._rows, *admitted)}.values():
-            if not row.stream.done:
-                row.end("cancelled")
-        self._rows, self.cache.n_rows = [], 0
-        self.cache.release()
-
-    @torch.inference_mode()
     def _cancel(self, stream: Stream) -> None:
-        for i, row in enumerate(self._rows):
+        for row in (*self._rows, *self._waiting):
             if row.stream is stream:
                 row.end("cancelled")
-                return self._drop([i])
-        for row in self._waiting:
-            if row.stream is stream:
-                row.end("cancelled")
-                self._waiting.remove(row)
-                return None
-        return None
+                if row.cached is None:
+                    self._waiting.remove(row)
+                else:
+                    self._drop(row)
+                return
 
 
-def _groups(rows: list[_Row]) -> list[list[_Row]]:
-    """Rows sorted by length, cut where padding to the longest would waste too much or the chunk would be too big."""
-    groups: list[list[_Row]] = []
-    real = 0
-    for row in rows:
-        n = len(row.prompt_ids)
-        size = len(groups[-1]) + 1 if groups else 0
-        if groups and size * n <= PREFILL_TOKENS and size * n <= PADDING * (real + n) + 32:
-            groups[-1].append(row)
-            real += n
-        else:
-            groups.append([row])
-            real = n
-    return groups
+def _cached(row: Row) -> Cached:
+    assert row.cached is not None
+    return row.cached

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from ..kernels.page_layout import BYTES, PAGE
 from ..llama.config import ModelConfig
 
-BLOCK = 64
-"""The cache grows by blocks of this many tokens: often enough to waste little, seldom enough that copying is cheap."""
+
+def nbytes(config: ModelConfig, slots: int, context: int, bytes_per_value: float = BYTES["bf16"]) -> int:
+    """Bytes of a cache of ``slots`` sequences of ``context`` tokens (rounded up to pages), of one of the `BYTES`."""
+    return slots * n_pages(context) * page_nbytes(config, bytes_per_value)
 
 
-def nbytes(config: ModelConfig, slots: int, context: int, bytes_per_value: float = 2.0) -> int:
-    """Bytes of a cache of ``slots`` sequences of ``context`` tokens (rounded up to blocks); 2.0 = bf16, 4.0 = fp32."""
-    return slots * round_to_block(context) * config.kv_nbytes_per_token(bytes_per_value)
+def page_nbytes(config: ModelConfig, bytes_per_value: float) -> int:
+    """Bytes of one page: `PAGE` tokens of all layers."""
+    return PAGE * config.kv_nbytes_per_token(bytes_per_value)
 
 
-def round_to_block(tokens: int) -> int:
-    """The next multiple of `BLOCK`."""
-    return -(-tokens // BLOCK) * BLOCK
+def n_pages(tokens: int) -> int:
+    """Pages that ``tokens`` tokens of one sequence need."""
+    return -(-tokens // PAGE)

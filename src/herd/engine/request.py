@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..errors import EngineError
@@ -92,12 +92,20 @@ class Sampling:
 @dataclass(frozen=True)
 class Request:
     """One prompt. ``stop_ids`` end the answer in addition to the tokenizer's own stop tokens; ``constraint`` says what
-    the answer must be, and ends it where nothing more may follow."""
+    the answer must be, and ends it where nothing more may follow. Requests of one ``tenant`` share what the cache holds
+    of prompts that begin alike; nothing passes from one tenant to another."""
 
     prompt_ids: Sequence[int]
     sampling: Sampling = field(default_factory=Sampling)
     stop_ids: frozenset[int] = frozenset()
     constraint: Constraint | None = None
+    tenant: str = ""
+
+    def copies(self, n: int) -> list[Request]:
+        """``n`` requests for as many answers to one prompt: seeds count up from its own. Its pages are shared."""
+        seed = self.sampling.seed
+        seeds = [None if seed is None else seed + i for i in range(n)]
+        return [replace(self, sampling=replace(self.sampling, seed=s)) for s in seeds]
 
     def validate(self, vocab_size: int, context: int) -> None:
         """Raises EngineError if a model of this vocabulary and context cannot serve the request."""
@@ -164,7 +172,8 @@ class Delta:
 @dataclass(frozen=True)
 class Completion:
     """A whole answer. ``ids`` exclude the stop token, which is ``stop_id`` (None if something else ended the answer);
-    with stop strings ``ids`` hold every token that was generated, while ``text`` ends before the stop string."""
+    with stop strings ``ids`` hold every token that was generated, while ``text`` ends before the stop string.
+    ``shared_tokens`` of the prompt came from the cache."""
 
     ids: list[int]
     text: str
@@ -172,6 +181,7 @@ class Completion:
     stop_id: int | None = None
     logprobs: list[TokenLogprob] | None = None
     prompt_tokens: int = 0
+    shared_tokens: int = 0
     speculated: Speculated | None = None
 
 

@@ -1,0 +1,114 @@
+"""A request on its way: the `Stream` its caller reads, and the `Row` the engine works on."""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ..errors import EngineError
+from ..kernels.page_layout import PAGE
+from ..text.tokenizer import Tokenizer
+from .cache import Cached
+from .detokenize import TextStream
+from .request import Completion, Delta, FinishReason, Request, TokenLogprob
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+class Stream(Iterator[Delta]):
+    """The deltas of one request. Iterating drives the engine; `cancel` ends the answer and frees its pages.
+
+    ``shared_tokens``: how many of the prompt's tokens were in the cache already when it began.
+    """
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        self._engine, self.request = engine, request
+        self._deltas: deque[Delta] = deque()
+        self.done = False
+        self.shared_tokens = 0
+
+    def __next__(self) -> Delta:
+        while not self._deltas:
+            if self.done:
+                raise StopIteration
+            if not self._engine.step():
+                raise EngineError("this answer was given up when its engine failed earlier")
+        return self._deltas.popleft()
+
+    def cancel(self) -> None:
+        """Stop this answer now; its last delta says "cancelled". Nothing happens if it has ended already."""
+        self._engine._cancel(self)
+
+    def completion(self) -> Completion:
+        """The rest of the answer, run to its end; all of it if nothing was taken yet."""
+        deltas = list(self)
+        if not deltas:
+            raise EngineError("this answer was already taken from its stream, to the end")
+        last = deltas[-1]
+        assert last.finish_reason is not None
+        return Completion(
+            ids=[i for d in deltas for i in d.token_ids],
+            text="".join(d.text for d in deltas),
+            finish_reason=last.finish_reason,
+            stop_id=last.stop_id,
+            logprobs=None if self.request.sampling.logprobs is None else [p for d in deltas for p in d.logprobs],
+            prompt_tokens=len(self.request.prompt_ids),
+            shared_tokens=self.shared_tokens,
+        )
+
+    def push(self, delta: Delta) -> None:
+        """What the engine adds."""
+        self._deltas.append(delta)
+        self.done = delta.finish_reason is not None
+
+
+class Row:
+    """A request in the engine: its tokens so far, and how many of them the cache has seen (``cached.length``)."""
+
+    def __init__(
+        self, number: int, stream: Stream, tokenizer: Tokenizer | None, stop_ids: frozenset[int], context: int
+    ) -> None:
+        request, sampling = stream.request, stream.request.sampling
+        self.number, self.stream, self.request, self.sampling = number, stream, request, sampling
+        self.stop_ids = stop_ids | request.stop_ids
+        self.seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+        self.text = None if tokenizer is None else TextStream(tokenizer, sampling.stop)
+        self.tokens = list(request.prompt_ids)
+        self.digests: list[bytes] = []  # of the prompt's full pages, once known
+        self.cached: Cached | None = None  # None while it waits
+        self.n_new = 0
+        room = context - len(request.prompt_ids)
+        self.limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
+        self.limit_reason: FinishReason = "length" if self.limit == sampling.max_tokens else "context"
+
+    @property
+    def soon(self) -> int:
+        """Tokens it will hold a page from now; the last token of an answer is never fed back."""
+        return min(len(self.tokens) + PAGE, len(self.request.prompt_ids) + self.limit - 1)
+
+    def take(self, token: int, lps: tuple[TokenLogprob, ...]) -> bool:
+        """Account for a sampled token and push its delta; True if the answer has ended."""
+        if token in self.stop_ids:
+            self.end("stop", stop_id=token)
+            return True
+        self.n_new += 1
+        self.tokens.append(token)
+        piece = "" if self.text is None else self.text.feed(token)
+        reason: FinishReason | None = None
+        if self.text is not None and self.text.stopped:
+            reason = "stop"
+        elif self.n_new == self.limit:
+            reason = self.limit_reason
+        if reason and self.text is not None:
+            piece += self.text.finish()
+            if self.text.stopped:  # the end of a broken character may complete a stop string
+                reason = "stop"
+        self.stream.push(Delta(piece, (token,), reason, logprobs=lps))
+        return reason is not None
+
+    def end(self, reason: FinishReason, stop_id: int | None = None) -> None:
+        """The last delta, without a token."""
+        self.stream.push(Delta("" if self.text is None else self.text.finish(), (), reason, stop_id))

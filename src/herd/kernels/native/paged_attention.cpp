@@ -1,0 +1,463 @@
+// Attention over a paged KV cache: writes the new keys and values, then every new token looks at its sequence so far.
+// FlashAttention-2's online softmax (arXiv 2307.08691) over pages (vLLM, arXiv 2309.06180), keys cut at fixed places for
+// parallel decoding (Flash-Decoding). Reference in plain torch, and the layout of a page: paged_attention.py.
+//
+// A query's result depends on its own sequence only, to the bit: each of its sums runs in one order, over the same 16
+// lanes, whoever shares the registers with it; keys are cut every SPLIT whether or not the parts run side by side. So a
+// token is the same decoded alone, in a batch, as part of a prompt, or with any number of threads.
+#include "common.h"
+
+#include <algorithm>
+#include <atomic>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace herd {
+namespace {
+
+constexpr int64_t LANES = 16, PAGE = 64, BLOCK = 32;
+constexpr int64_t SPLIT = 8 * PAGE;    // keys of one part
+constexpr int64_t SHARED = 8;          // rows of so few new tokens are cut into parts that run side by side
+constexpr int64_t QUERIES = 128;       // query vectors of one unit of work: with their sums they fit the second cache
+#if defined(__AVX512F__)
+constexpr int TALL = 12;  // 12 x 2 sums, 2 values, weights: 32 registers
+#else
+constexpr int TALL = 4;
+#endif
+
+// The compiler makes these two or four registers where the machine's are narrower.
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+
+inline vec as_float(ivec x) { return (vec)x; }
+inline vec load16(const bf16* p) { return as_float(__builtin_convertvector(*(const halves*)p, ivec) << 16); }
+
+inline ivec widen(const bytes* p) {
+#if defined(__AVX512F__)
+  return (ivec)_mm512_cvtepi8_epi32((__m128i)*p);  // the compiler's own conversion goes byte by byte
+#else
+  return __builtin_convertvector(*p, ivec);
+#endif
+}
+
+// Four products of unsigned bytes of `a` and signed bytes of `b`, added to each lane.
+inline ivec dot4(ivec sum, ivec a, int32_t b) {
+#if defined(__AVX512VNNI__)
+  return (ivec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, _mm512_set1_epi32(b));
+#else
+  for (int i = 0; i < 4; i++) sum += ((a >> (8 * i)) & 255) * int32_t(int8_t(b >> (8 * i)));
+  return sum;
+#endif
+}
+
+// How a page holds one KV head, for each type of cache. `query` is K words a row: what `prepare` makes of it.
+struct Wide {
+  static constexpr int64_t itemsize = 4;
+  static constexpr bool scaled = false;
+  template <int M>
+  static void scores(const uint8_t* head, int64_t group, const float* query, int64_t K, vec* sum) {
+    const vec* keys = (const vec*)head + group * K;
+    for (int64_t k = 0; k < K; k++)
+      for (int m = 0; m < M; m++) sum[m] += query[m * K + k] * keys[k];
+  }
+  static vec value(const uint8_t* values, int64_t at) { return *(const vec*)((const float*)values + at); }
+};
+
+struct Half {
+  static constexpr int64_t itemsize = 2;
+  static constexpr bool scaled = false;
+  template <int M>
+  static void scores(const uint8_t* head, int64_t group, const float* query, int64_t K, vec* sum) {
+    const ivec* keys = (const ivec*)head + group * (K / 2);
+    for (int64_t k = 0; k < K; k += 2) {
+      const ivec pair = keys[k / 2];
+      const vec even = as_float(pair << 16), odd = as_float(pair & ~0xffff);
+      for (int m = 0; m < M; m++) sum[m] += query[m * K + k] * even;
+      for (int m = 0; m < M; m++) sum[m] += query[m * K + k + 1] * odd;
+    }
+  }
+  static vec value(const uint8_t* values, int64_t at) { return load16((const bf16*)values + at); }
+};
+
+// Bytes with a bf16 scale for every BLOCK of a head's channels; keys are stored plus 128, as dot4 wants them.
+// A query row: K bytes, then K / BLOCK scales, then as many starting values -128 * sum(bytes).
+struct Bytes {
+  static constexpr int64_t itemsize = 1;
+  static constexpr bool scaled = true;
+  template <int M>
+  static void scores(const uint8_t* head, int64_t group, const float* query, int64_t K, vec* sum) {
+    const ivec* keys = (const ivec*)head + group * (K / 4);
+    const bf16* scales = (const bf16*)(head + PAGE * K) + group * LANES;
+    for (int64_t b = 0; b < K / BLOCK; b++) {
+      ivec dot[M];
+      for (int m = 0; m < M; m++) dot[m] = ((const int32_t*)query)[m * K + K / 4 + K / BLOCK + b] + ivec{};
+      for (int64_t k = b * (BLOCK / 4); k < (b + 1) * (BLOCK / 4); k++)
+        for (int m = 0; m < M; m++) dot[m] = dot4(dot[m], keys[k], ((const int32_t*)query)[m * K + k]);
+      const vec scale = load16(scales + b * PAGE);
+      for (int m = 0; m < M; m++) {
+        const vec both = scale * query[m * K + K / 4 + b];
+        sum[m] += __builtin_convertvector(dot[m], vec) * both;
+      }
+    }
+  }
+  static vec value(const uint8_t* values, int64_t at) { return __builtin_convertvector(widen((const bytes*)(values + at)), vec); }
+};
+
+struct Shape {
+  int64_t H, G, K, R, layer, layers, head_bytes, pages, width;
+  const uint8_t* pool;
+  const int32_t* tables;
+  float scale;
+  uint8_t* head(int64_t page, int64_t g) const {
+    return const_cast<uint8_t*>(pool) + ((page * layers + layer) * G + g) * head_bytes;
+  }
+};
+
+// One sequence's new tokens: `start` is the first one's place among all new tokens, `position` in its own sequence.
+struct Row {
+  int64_t table, start, n, position, partials;
+  int64_t splits() const { return (position + n + SPLIT - 1) / SPLIT; }
+  bool shared() const { return n <= SHARED && splits() > 1; }
+};
+
+// One unit of work: a block of a row's tokens for one KV head; `split` < 0: all its keys.
+struct Unit {
+  int64_t row, g, begin, end, split;
+};
+
+// BLOCK numbers to bytes and a scale that bf16 holds. paged_attention.quantize does the same.
+inline float quantize(const float* x, int8_t* to) {
+  float most = 0;
+#pragma omp simd reduction(max : most)
+  for (int64_t i = 0; i < BLOCK; i++) most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
+  bf16 rounded;
+  put(rounded, most / 127.0f);
+  const float scale = get(rounded);
+  for (int64_t i = 0; i < BLOCK; i++) {
+    const float steps = scale > 0 ? std::nearbyint(x[i] / scale) : 0.0f;
+    to[i] = int8_t(steps >= -127.0f ? (steps <= 127.0f ? steps : 127.0f) : -127.0f);
+  }
+  return scale;
+}
+
+template <class Kind>
+void prepare(const Shape& s, float* query) {
+  if constexpr (Kind::scaled) {
+    alignas(64) float row[512];
+    int8_t* to = (int8_t*)query;
+    std::memcpy(row, query, s.K * sizeof(float));
+    for (int64_t b = 0; b < s.K / BLOCK; b++) {
+      query[s.K / 4 + b] = quantize(row + b * BLOCK, to + b * BLOCK) * s.scale;
+      int32_t sum = 0;
+      for (int64_t i = 0; i < BLOCK; i++) sum += to[b * BLOCK + i];
+      ((int32_t*)query)[s.K / 4 + s.K / BLOCK + b] = -128 * sum;
+    }
+  } else {
+    for (int64_t k = 0; k < s.K; k++) query[k] *= s.scale;
+  }
+}
+
+// A head's new key and value into their place of the page.
+template <class Kind>
+void store(const Shape& s, uint8_t* head, int64_t place, const float* key, const float* value) {
+  const int64_t K = s.K, group = place / LANES, lane = place % LANES, width = s.width;
+  const auto value_at = [&](int64_t k) { return (k / width * PAGE + place) * width + k % width; };
+  if constexpr (Kind::scaled) {
+    uint8_t* const values = head + PAGE * K + PAGE * (K / BLOCK) * 2;
+    int8_t part[BLOCK];
+    for (int64_t b = 0; b < K / BLOCK; b++) {
+      put(((bf16*)(head + PAGE * K))[b * PAGE + place], quantize(key + b * BLOCK, part));
+      for (int64_t i = 0; i < BLOCK; i++) {
+        const int64_t k = b * BLOCK + i;
+        head[((group * (K / 4) + k / 4) * LANES + lane) * 4 + k % 4] = uint8_t(part[i] + 128);
+      }
+      put(((bf16*)(values + PAGE * K))[b * PAGE + place], quantize(value + b * BLOCK, part));
+      std::memcpy(values + value_at(b * BLOCK), part, BLOCK);
+    }
+  } else if constexpr (Kind::itemsize == 2) {
+    bf16 *const keys = (bf16*)head, *const values = keys + PAGE * K;
+    for (int64_t k = 0; k < K; k++) {
+      put(keys[((group * (K / 2) + k / 2) * LANES + lane) * 2 + k % 2], key[k]);
+      put(values[value_at(k)], value[k]);
+    }
+  } else {
+    float *const keys = (float*)head, *const values = keys + PAGE * K;
+    for (int64_t k = 0; k < K; k++) {
+      keys[(group * K + k) * LANES + lane] = key[k];
+      values[value_at(k)] = value[k];
+    }
+  }
+}
+
+// What a thread works with: prepared queries and, for each, the running softmax over the keys of this part and over all.
+struct Scratch {
+  std::vector<float> memory;
+  float *query, *out, *sum, *top, *total, *total_sum, *total_top, *score, *weight;
+  explicit Scratch(int64_t K) : memory(QUERIES * (3 * K + LANES + 3) + 2 * TALL * PAGE + 16) {
+    float* at = memory.data();
+    const auto take = [&](int64_t n) { return std::exchange(at, at + n); };
+    query = take(QUERIES * K), out = take(QUERIES * K), total = take(QUERIES * K), sum = take(QUERIES * LANES);
+    score = take(TALL * PAGE), weight = take(TALL * PAGE);
+    top = take(QUERIES), total_sum = take(QUERIES), total_top = take(QUERIES);
+  }
+};
+
+// Scores of one query against a page become weights exp(score - top); what was summed before shrinks to the new top.
+__attribute__((noinline)) void soften(float* score, int64_t visible, int64_t K, float* top, float* sum, float* out) {
+  for (int64_t j = std::max<int64_t>(visible, 0); j < PAGE; j++) score[j] = -INFINITY;
+  float best = *top;
+#pragma omp simd reduction(max : best)
+  for (int64_t j = 0; j < PAGE; j++) best = score[j] > best ? score[j] : best;
+  const float anchor = best == -INFINITY ? 0.0f : best, shrink = fast_exp(*top - anchor);
+#pragma omp simd
+  for (int64_t j = 0; j < PAGE; j++) score[j] = fast_exp(score[j] - anchor);
+#pragma omp simd
+  for (int64_t i = 0; i < LANES; i++)
+    sum[i] = sum[i] * shrink + ((score[i] + score[LANES + i]) + (score[2 * LANES + i] + score[3 * LANES + i]));
+  *top = best;
+  if (shrink != 1.0f)
+#pragma omp simd
+    for (int64_t k = 0; k < K; k++) out[k] *= shrink;
+}
+
+// Adds one part's softmax to that of the parts before it.
+__attribute__((noinline)) void merge(int64_t K, float top, float sum, const float* out, float* all_top, float* all_sum,
+                                     float* all) {
+  if (top == -INFINITY) return;
+  const float best = std::max(*all_top, top), old = fast_exp(*all_top - best), fresh = fast_exp(top - best);
+  *all_top = best;
+  *all_sum = *all_sum * old + sum * fresh;
+#pragma omp simd
+  for (int64_t k = 0; k < K; k++) all[k] = all[k] * old + out[k] * fresh;
+}
+
+inline float add_lanes(const float* sum) {
+  float halves[8];
+  for (int i = 0; i < 8; i++) halves[i] = sum[i] + sum[i + 8];
+  return ((halves[0] + halves[4]) + (halves[2] + halves[6])) + ((halves[1] + halves[5]) + (halves[3] + halves[7]));
+}
+
+template <class Kind, int M, int N>
+inline void accumulate(const uint8_t* values, int64_t n, const float* weight, float* out, int64_t K) {
+  vec sum[M][N];
+  for (int m = 0; m < M; m++)
+    for (int i = 0; i < N; i++) sum[m][i] = *(const vec*)(out + m * K + i * LANES);
+  for (int64_t j = 0; j < n; j++) {
+    vec value[N];
+    for (int i = 0; i < N; i++) value[i] = Kind::value(values, (j * N + i) * LANES);
+    for (int m = 0; m < M; m++)
+      for (int i = 0; i < N; i++) sum[m][i] += weight[m * PAGE + j] * value[i];
+  }
+  for (int m = 0; m < M; m++)
+    for (int i = 0; i < N; i++) *(vec*)(out + m * K + i * LANES) = sum[m][i];
+}
+
+inline void prefetch(const uint8_t* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+}
+
+// M queries, from `m` on, against the keys of one page. `visible`: how many of them the last query sees; R queries each
+// stand at one position. `next`: the page that comes after, fetched while this one is worked on.
+template <class Kind, int M>
+void page_part(const Shape& s, const uint8_t* head, const uint8_t* next, Scratch& t, int64_t m, const int64_t* visible) {
+  const int64_t K = s.K, n = std::min(PAGE, visible[m + M - 1]);
+  if (n <= 0) return;
+  const int64_t key_bytes = K * LANES * Kind::itemsize;
+  for (int64_t group = 0; group * LANES < n; group++) {
+    vec sum[M] = {};
+    if (next) prefetch(next + group * key_bytes, key_bytes);
+    Kind::template scores<M>(head, group, t.query + m * K, K, sum);
+    for (int i = 0; i < M; i++) *(vec*)(t.score + i * PAGE + group * LANES) = sum[i];
+  }
+  for (int i = 0; i < M; i++)
+    soften(t.score + i * PAGE, visible[m + i], K, t.top + m + i, t.sum + (m + i) * LANES, t.out + (m + i) * K);
+  const int64_t offset = PAGE * K * Kind::itemsize + (Kind::scaled ? PAGE * (K / BLOCK) * 2 : 0);
+  const bf16* scales = (const bf16*)(head + offset + PAGE * K * Kind::itemsize);
+  if (next && Kind::scaled) prefetch(next + PAGE * K, offset - PAGE * K);
+  const int64_t block_bytes = PAGE * s.width * Kind::itemsize;
+  for (int64_t b = 0; b < K / s.width; b++) {
+    const float* weight = t.score;
+    if (next) prefetch(next + offset + b * block_bytes, block_bytes);
+    if constexpr (Kind::scaled) {
+      for (int64_t j = 0; j < PAGE; j += LANES) {
+        const vec scale = load16(scales + b * PAGE + j);
+        for (int i = 0; i < M; i++)
+          *(vec*)(t.weight + i * PAGE + j) = *(const vec*)(t.score + i * PAGE + j) * scale;
+      }
+      weight = t.weight;
+    }
+    const uint8_t* values = head + offset + b * block_bytes;
+    float* out = t.out + m * K + b * s.width;
+    if (s.width == 2 * LANES)
+      accumulate<Kind, M, 2>(values, n, weight, out, K);
+    else
+      accumulate<Kind, M, 1>(values, n, weight, out, K);
+  }
+}
+
+template <class Kind>
+void page(const Shape& s, const uint8_t* head, const uint8_t* next, Scratch& t, int64_t n, const int64_t* visible) {
+  int64_t m = 0;
+  const auto once = [&] { return std::exchange(next, nullptr); };
+  for (; m + TALL <= n; m += TALL) page_part<Kind, TALL>(s, head, once(), t, m, visible);
+  for (; m + 8 <= n && TALL > 8; m += 8) page_part<Kind, 8>(s, head, once(), t, m, visible);
+  for (; m + 4 <= n; m += 4) page_part<Kind, 4>(s, head, once(), t, m, visible);
+  for (; m + 2 <= n; m += 2) page_part<Kind, 2>(s, head, once(), t, m, visible);
+  for (; m < n; m++) page_part<Kind, 1>(s, head, once(), t, m, visible);
+}
+
+// One unit. Its result goes to `out` (N, H, K), or, where the row's parts run side by side, to `partials`:
+// for each of a row's (token, head, part) K sums, the softmax's top and its sum.
+template <class Kind, class T>
+void attend(const Shape& s, const Row& row, const Unit& unit, Scratch& t, const T* q, T* out, float* partials) {
+  const int64_t K = s.K, R = s.R, n = (unit.end - unit.begin) * R, parts = row.splits();
+  const int32_t* table = s.tables + row.table * s.pages;
+  int64_t visible[QUERIES];
+  for (int64_t m = 0; m < n; m++) {
+    const T* from = q + ((row.start + unit.begin + m / R) * s.H + unit.g * R + m % R) * K;
+    for (int64_t k = 0; k < K; k++) t.query[m * K + k] = get(from[k]);
+    prepare<Kind>(s, t.query + m * K);
+  }
+  const int64_t keys = row.position + unit.end;  // the last query sees them all
+  std::fill(t.total, t.total + n * K, 0.0f);
+  std::fill(t.total_sum, t.total_sum + n, 0.0f);
+  std::fill(t.total_top, t.total_top + n, -INFINITY);
+  const int64_t first = unit.split < 0 ? 0 : unit.split, last = unit.split < 0 ? parts : unit.split + 1;
+  for (int64_t split = first; split < last && split * SPLIT < keys; split++) {
+    std::fill(t.out, t.out + n * K, 0.0f);
+    std::fill(t.sum, t.sum + n * LANES, 0.0f);
+    std::fill(t.top, t.top + n, -INFINITY);
+    const int64_t end = std::min(keys, (split + 1) * SPLIT);
+    for (int64_t key = split * SPLIT; key < end; key += PAGE) {
+      for (int64_t m = 0; m < n; m++) visible[m] = row.position + unit.begin + m / R + 1 - key;
+      const int64_t at = key / PAGE;
+      const uint8_t* next = key + PAGE < end ? s.head(table[at + 1], unit.g) : nullptr;
+      page<Kind>(s, s.head(table[at], unit.g), next, t, n, visible);
+    }
+    for (int64_t m = 0; m < n; m++) {
+      const float sum = add_lanes(t.sum + m * LANES);
+      if (unit.split < 0) {
+        merge(K, t.top[m], sum, t.out + m * K, t.total_top + m, t.total_sum + m, t.total + m * K);
+      } else {
+        const int64_t head = (unit.begin + m / R) * s.H + unit.g * R + m % R;
+        float* to = partials + row.partials + (head * parts + split) * (K + 2);
+        std::memcpy(to, t.out + m * K, K * sizeof(float));
+        to[K] = t.top[m], to[K + 1] = sum;
+      }
+    }
+  }
+  if (unit.split >= 0) return;
+  for (int64_t m = 0; m < n; m++) {
+    T* to = out + ((row.start + unit.begin + m / R) * s.H + unit.g * R + m % R) * K;
+    const float share = 1.0f / t.total_sum[m];
+    for (int64_t k = 0; k < K; k++) put(to[k], t.total[m * K + k] * share);
+  }
+}
+
+// The parts of a row that ran side by side, joined in their order.
+template <class T>
+void join(const Shape& s, const Row& row, int64_t head, const float* partials, T* out) {
+  const int64_t K = s.K, parts = row.splits();
+  std::vector<float> all(K);
+  float top = -INFINITY, sum = 0;
+  for (int64_t split = 0; split < parts; split++) {
+    const float* from = partials + row.partials + (head * parts + split) * (K + 2);
+    merge(K, from[K], from[K + 1], from, &top, &sum, all.data());
+  }
+  const float share = 1.0f / sum;
+  T* to = out + (row.start * s.H + head) * K;
+  for (int64_t k = 0; k < K; k++) put(to[k], all[k] * share);
+}
+
+template <class Kind, class T>
+void write(const Shape& s, const std::vector<Row>& rows, const T* k, const T* v, int64_t k_stride, int64_t v_stride) {
+  for (const Row& row : rows) {
+    const int32_t* table = s.tables + row.table * s.pages;
+    parallel(row.n, 16, [&](int64_t begin, int64_t end) {
+      std::vector<float> wide(2 * s.K);
+      for (int64_t t = begin; t < end; t++)
+        for (int64_t g = 0; g < s.G; g++) {
+          const T *key = k + (row.start + t) * k_stride + g * s.K, *value = v + (row.start + t) * v_stride + g * s.K;
+          for (int64_t i = 0; i < s.K; i++) wide[i] = get(key[i]), wide[s.K + i] = get(value[i]);
+          const int64_t position = row.position + t;
+          store<Kind>(s, s.head(table[position / PAGE], g), position % PAGE, wide.data(), wide.data() + s.K);
+        }
+    });
+  }
+}
+
+template <class Kind, class T>
+void run(const Shape& s, std::vector<Row>& rows, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out) {
+  write<Kind>(s, rows, data<T>(k), data<T>(v), k.stride(0), v.stride(0));
+  std::vector<Unit> units;
+  std::vector<std::pair<int64_t, int64_t>> joins;
+  int64_t partials_size = 0;
+  const int64_t tokens = std::max<int64_t>(QUERIES / s.R, 1);
+  for (int64_t r = 0; r < int64_t(rows.size()); r++) {
+    Row& row = rows[r];
+    row.partials = partials_size;
+    if (row.shared()) {
+      partials_size += row.n * s.H * row.splits() * (s.K + 2);
+      for (int64_t head = 0; head < row.n * s.H; head++) joins.emplace_back(r, head);
+    }
+    for (int64_t end = row.n; end > 0; end -= tokens)  // the last see most keys: longest first
+      for (int64_t g = 0; g < s.G; g++)
+        for (int64_t split = row.shared() ? row.splits() - 1 : -1; split >= (row.shared() ? 0 : -1); split--)
+          units.push_back({r, g, std::max<int64_t>(end - tokens, 0), end, split});
+  }
+  std::vector<float> partials(partials_size);
+  std::atomic<int64_t> next{0};
+  const int64_t n_units = units.size();
+  parallel(n_units, 1, [&](int64_t, int64_t) {  // whoever is free takes the next unit
+    Scratch scratch(s.K);
+    for (int64_t i; (i = next++) < n_units;)
+      attend<Kind>(s, rows[units[i].row], units[i], scratch, data<T>(q), data<T>(out), partials.data());
+  });
+  parallel(joins.size(), 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) join(s, rows[joins[i].first], joins[i].second, partials.data(), data<T>(out));
+  });
+}
+
+Tensor forward(Tensor q, Tensor k, Tensor v, Tensor pool, Tensor tables, Tensor rows_, int64_t layer) {
+  Shape s;
+  s.H = q.size(1), s.G = k.size(1), s.K = q.size(2), s.R = s.H / s.G;
+  s.layer = layer, s.layers = pool.size(1), s.head_bytes = pool.size(3);
+  s.pages = tables.size(1), s.pool = data<uint8_t>(pool), s.tables = data<int32_t>(tables);
+  s.width = s.K % (2 * LANES) == 0 ? 2 * LANES : LANES;
+  s.scale = float(1.0 / std::sqrt(double(s.K)));
+  require(s.K % LANES == 0 && s.K <= 512 && s.H % s.G == 0 && s.R <= QUERIES, "paged attention: head dim or heads");
+  require(pool.size(2) == s.G && v.size(1) == s.G && layer >= 0 && layer < s.layers, "paged attention: pool's shape");
+  require(pool.is_contiguous() && tables.is_contiguous() && rows_.is_contiguous() && q.is_contiguous(),
+          "paged attention: contiguous tensors");
+  std::vector<Row> rows;
+  const int64_t* from = data<int64_t>(rows_);
+  for (int64_t i = 0; i < rows_.size(0); i++, from += 4) {
+    rows.push_back({from[0], from[1], from[2], from[3], 0});
+    const Row& row = rows.back();
+    require(row.table >= 0 && row.table < tables.size(0) && row.start >= 0 && row.start + row.n <= q.size(0) &&
+                row.position >= 0 && row.position + row.n <= s.pages * PAGE,
+            "paged attention: a row outside its tensors");
+  }
+  Tensor out = torch::stable::empty_like(q);
+  by_type(q, [&]<class T>(T*) {
+    const int64_t values = 2 * PAGE * s.K;
+    if (s.head_bytes == values * 4) return run<Wide, T>(s, rows, q, k, v, out);
+    if (s.head_bytes == values * 2) return run<Half, T>(s, rows, q, k, v, out);
+    require(s.head_bytes == values + values / BLOCK * 2 && s.K % BLOCK == 0, "paged attention: bytes of a page");
+    run<Bytes, T>(s, rows, q, k, v, out);
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace herd
+
+STABLE_TORCH_LIBRARY_FRAGMENT(herd_native, m) {
+  m.def(
+      "paged_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) pool, Tensor tables, Tensor rows, int layer) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(herd_native, CPU, m) { m.impl("paged_attention", TORCH_BOX(&herd::forward)); }

@@ -1,0 +1,161 @@
+"""What paging brings: shared prompts, requests put back when pages run out, long prompts that hold nobody up."""
+
+import pytest
+import torch
+
+from herd.engine import Engine, Request, Sampling
+from herd.engine import engine as module
+from herd.kernels import build
+from herd.kernels.page_layout import PAGE
+from herd.quant import scheme
+from herd.quant.linear import swap_linears
+
+
+@pytest.fixture(scope="module")
+def wide(make_model):
+    """Heads of 32 channels: what int8 and the native kernel take."""
+    return make_model(seed=7, dim=64, n_heads=2, n_kv_heads=1, head_dim=32, ffn_dim=96)
+
+
+def prompt(n: int, seed: int = 0) -> list[int]:
+    return torch.randint(0, 256, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def pages(engine: Engine, n: int) -> Engine:
+    """The engine with room for ``n`` pages."""
+    engine.cache.pages.limit = n
+    return engine
+
+
+@pytest.mark.parametrize("kv", ["fp32", "bf16", "int8"])
+def test_a_prompt_seen_before_is_not_computed_again(wide, kv):
+    """The same tokens with and without, also where the new prompt goes on differently."""
+    engine = Engine(wide, None, kv=kv)
+    start = prompt(3 * PAGE + 10)
+    for tail, shared in (([], 0), ([], 3), (prompt(70, 1), 3), (prompt(70, 2), 3)):
+        request = Request(start + tail, Sampling(max_tokens=30))
+        want = Engine(wide, None, kv=kv).run([request])[0]
+        got = engine.run([request])[0]
+        assert got.ids == want.ids
+        assert (got.shared_tokens, want.shared_tokens) == (shared * PAGE, 0)
+    whole = Request(start[: 2 * PAGE], Sampling(max_tokens=3))
+    assert engine.run([whole])[0].shared_tokens == PAGE  # one token at least is fed, or there were no logits
+
+
+def test_an_answer_is_found_in_the_next_prompt(wide):
+    """A dialog: what the model said is part of what it is asked next."""
+    engine = Engine(wide, None)
+    first = prompt(50)
+    answer = engine.run([Request(first, Sampling(max_tokens=PAGE))])[0].ids
+    again = engine.run([Request([*first, *answer, 1, 2], Sampling(max_tokens=1))])[0]
+    assert again.shared_tokens == PAGE
+
+
+def test_tenants_share_nothing(wide):
+    engine = Engine(wide, None)
+    ask = lambda tenant: engine.run([Request(prompt(200), Sampling(max_tokens=2), tenant=tenant)])[0]  # noqa: E731
+    assert [ask(t).shared_tokens for t in ("a", "b", "a", "", "b")] == [0, 0, 192, 0, 192]
+
+
+def test_several_answers_share_their_prompt(wide):
+    """Submitted at once: the others wait for the first one's prompt instead of computing it too."""
+    engine = Engine(wide, None)
+    request = Request(prompt(300), Sampling(max_tokens=20, temperature=1.0, seed=5))
+    got = engine.run(request.copies(4))
+    assert [c.shared_tokens for c in got] == [0, 256, 256, 256]
+    assert [c.ids for c in got] == [Engine(wide, None).run([r])[0].ids for r in request.copies(4)]
+    assert len({tuple(c.ids) for c in got}) == 4
+    assert [r.sampling.seed for r in Request([1]).copies(2)] == [None, None]
+
+
+@pytest.mark.parametrize("kv", ["fp32", "int8"])
+@pytest.mark.parametrize("n_pages", [6, 9, 14])
+def test_requests_put_back_say_the_same(wide, kv, n_pages):
+    """Pages for a few: the latest are put back again and again, and nobody's answer changes."""
+    requests = [Request(prompt(20 + 37 * i, i), Sampling(max_tokens=150, temperature=i % 2, seed=i)) for i in range(6)]
+    want = [Engine(wide, None, kv=kv).run([r])[0].ids for r in requests]
+    engine = pages(Engine(wide, None, kv=kv), n_pages)
+    assert [c.ids for c in engine.run(requests)] == want
+    assert engine.n_preempted > 0
+    assert engine.cache.pages.n_used == 0
+
+
+def test_one_alone_may_exceed_the_bound(wide):
+    engine = Engine(wide, None, cache_bytes=0)
+    assert engine.run([Request(prompt(400), Sampling(max_tokens=112))])[0].finish_reason == "length"
+    assert engine.cache.nbytes <= 8 * engine.cache.page_bytes
+
+
+def test_the_oldest_is_never_put_back(wide):
+    engine = pages(Engine(wide, None), 4)
+    streams = [engine.submit(Request(prompt(100, i), Sampling(max_tokens=150))) for i in range(3)]
+    while not streams[0].done:
+        held = engine._rows[0].cached.length if engine._rows else 0
+        engine.step()
+        assert streams[0].done or engine._rows[0].stream is streams[0]
+        assert streams[0].done or engine._rows[0].cached.length > held
+
+
+def test_a_long_prompt_holds_nobody_up(wide, monkeypatch):
+    """While it is computed piece by piece, every step gives those who decode a token."""
+    monkeypatch.setattr(module, "MIXED_TOKENS", 32)
+    engine = Engine(wide, None)
+    talker = engine.submit(Request([1, 2, 3], Sampling(max_tokens=100)))
+    next(talker)
+    long = engine.submit(Request(prompt(320), Sampling(max_tokens=4)))
+    steps = 0
+    while not long._deltas:
+        before = len(talker._deltas)
+        engine.step()
+        steps += 1
+        assert len(talker._deltas) == before + 1
+    assert steps == 10
+    assert long.completion().ids == Engine(wide, None).run([Request(prompt(320), Sampling(max_tokens=4))])[0].ids
+
+
+def test_cancelling_frees_pages_at_once(wide):
+    engine = Engine(wide, None)
+    streams = [engine.submit(Request(prompt(100, i), Sampling(max_tokens=100))) for i in range(3)]
+    engine.step()
+    used = engine.cache.pages.n_used
+    streams[1].cancel()
+    assert engine.cache.pages.n_used == used - 2
+    for stream in streams:
+        stream.cancel()
+    assert engine.cache.pages.n_used == engine.n_active == 0
+
+
+def test_interrupted_steps_leave_no_pages_behind(wide, monkeypatch):
+    engine = Engine(wide, None)
+    want = engine.run([Request(prompt(100), Sampling(max_tokens=5))])[0].ids
+    stream = engine.submit(Request(prompt(150), Sampling(max_tokens=50)))
+    next(stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(wide, "forward", None)
+        patch.setattr(type(wide), "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt), raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+    assert engine.cache.pages.n_used == engine.n_active == 0
+    assert [d.finish_reason for d in stream] == ["cancelled"]
+    assert engine.run([Request(prompt(100), Sampling(max_tokens=5))])[0].ids == want
+
+
+def test_kinds_of_cache(wide, make_model):
+    """auto: what the model computes in, bf16 for blocks; int8 says nearly what fp32 says."""
+    import copy
+
+    assert Engine(wide, None).cache.kind == "fp32"
+    assert Engine(copy.deepcopy(wide).to(torch.bfloat16), None).cache.kind == "bf16"
+    assert Engine(swap_linears(copy.deepcopy(wide), scheme("q8")), None).cache.kind == "bf16"
+    request = Request(prompt(200), Sampling(max_tokens=20, logprobs=0))
+    plain, small = (Engine(wide, None, kv=kv).run([request])[0] for kv in ("fp32", "int8"))
+    assert small.ids[0] == plain.ids[0]
+    assert small.logprobs[0].logprob == pytest.approx(plain.logprobs[0].logprob, abs=0.05)
+
+
+@pytest.mark.skipif(not build.ready(), reason="no C++ compiler")
+def test_without_the_native_kernel_the_same_tokens(wide, monkeypatch):
+    requests = [Request(prompt(n, n), Sampling(max_tokens=20)) for n in (1, 70, 150)]
+    want = {kv: [c.ids for c in Engine(wide, None, kv=kv).run(requests)] for kv in ("fp32", "bf16", "int8")}
+    monkeypatch.setattr("herd.kernels.paged_attention._native", lambda *_: False)
+    assert want == {kv: [c.ids for c in Engine(wide, None, kv=kv).run(requests)] for kv in want}
