@@ -17,6 +17,13 @@ from .output import Json, print_json
 def command(
     recipe: Annotated[Path, typer.Argument(help="A recipe (YAML), e.g. recipes/tiny-lm.yaml.")],
     check: Annotated[bool, typer.Option("--check", help="Only look for mistakes in the recipe.")] = False,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="A few real steps of its blocks here, and what the whole run will take.")
+    ] = False,
+    machine: Annotated[
+        str | None, typer.Option(help="With --rehearse: where it will run, e.g. 64xH100; predicts and scripts that.")
+    ] = None,
+    script: Annotated[Path | None, typer.Option(help="With --rehearse: write a Slurm script here.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train by a recipe. A mistake in it is named with its line before anything starts; Ctrl-C leaves a state to go on
@@ -26,6 +33,11 @@ def command(
     read = read_recipe(recipe)
     if check:
         _check(recipe, read, as_json)
+        return
+    if rehearse or machine or script:
+        from .rehearse import rehearse_recipe
+
+        rehearse_recipe(recipe, read, machine, script, as_json)
         return
     from ..kernels.memory import keep_freed_memory
     from ..train import parallel

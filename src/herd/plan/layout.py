@@ -40,6 +40,12 @@ class Layout:
     precision: str = "bf16"
     shard: Shard = "all"
     async_tp: bool = False
+    replicas: int = 1  # groups of DP · CP that each hold all states among them (HSDP)
+
+    @property
+    def sharers(self) -> int:
+        """Ranks over which states are split."""
+        return self.dp * self.cp // self.replicas
 
     @property
     def devices(self) -> int:
@@ -109,6 +115,8 @@ def check(layout: Layout, job: Job) -> None:
     if layers is None:
         fits = [pp for pp in range(1, config.n_layers + 1) if stage_layers(config.n_layers, pp)]
         raise PlanError(f"pp={layout.pp} does not divide {config.n_layers} layers: use {', '.join(map(str, fits))}")
+    if layout.replicas < 1 or (layout.dp * layout.cp) % layout.replicas:
+        raise PlanError(f"replicas={layout.replicas} does not divide dp={layout.dp} times cp={layout.cp}")
     if layers[0] % layout.chunks or (layout.chunks > 1 and layout.pp == 1):
         raise PlanError(f"chunks={layout.chunks} does not divide the {layers[0]} layers of a stage")
     if job.batch % (layout.dp * layout.micro):

@@ -65,10 +65,10 @@ def in_flight(layout: Layout, micros: int) -> float:
 
 def rank_nbytes(job: Job, layout: Layout) -> RankBytes:
     """Bytes of the fullest rank of a layout."""
-    ranks, tp = layout.dp * layout.cp, layout.tp
+    ranks, tp = layout.sharers, layout.tp
     rows = job.context // layout.cp
     stage = first_stage(job.config, layout.pp)
-    kept, least = (_whole(stage, layout.micro, rows, remat, ranks > 1) for remat in (False, True))
+    kept, least = (_whole(stage, layout.micro, rows, remat, layout.dp * layout.cp > 1) for remat in (False, True))
     activations = {
         "none": kept.activations,
         "selective": (kept.activations + least.activations) / 2,  # every other matmul's output is kept
@@ -94,7 +94,7 @@ def rank_nbytes(job: Job, layout: Layout) -> RankBytes:
 
 def _with_adapters(job: Job, layout: Layout, params: float, kept: TrainBytes, activations: float) -> RankBytes:
     """Frozen weights as they are stored, sharded or whole; state for the adapters alone; no gradient of the head."""
-    ranks = layout.dp * layout.cp
+    ranks = layout.sharers
     trained = (job.adapters or 0) / layout.tp / layout.pp
     sharded = layout.shard == "all" and ranks > 1
     one_block = params / max(first_stage(job.config, layout.pp).n_layers, 1)

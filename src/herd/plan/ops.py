@@ -28,6 +28,7 @@ class Weights:
 
 
 BF16 = Weights()
+FP32 = Weights(4.0, 4.0, "fp32")
 INT8 = Weights(1.0, 1.0)
 INT4_G32 = Weights(0.625, 0.625)  # 4 bits and a bf16 scale and zero for each 32
 FP8 = Weights(1.0, 2.0, "fp8")

@@ -27,8 +27,8 @@ from ..train.memory import MASTER
 from .layout import Job, Layout, check, micro_batches, stage_layers
 from .machines import Machine
 from .memory import WEIGHT, stage_params
-from .ops import Weights, head_ops, layer_ops
-from .roofline import Device, Link, Op, all_gather, cost, send
+from .ops import BF16, FP8, FP32, head_ops, layer_ops
+from .roofline import Device, Link, Op, all_gather, all_reduce, cost, send
 
 CONTENTION = 20 / 132
 """Share of compute lost while collectives run beside it: 20 of a Hopper's 132 multiprocessors move data (DeepSeek-V3,
@@ -150,7 +150,7 @@ def _block(
     tuning: Tuning,
 ) -> _Busy:
     """Forward and backward of one block."""
-    weights = Weights(1.0, 2.0, "fp8") if precision == "fp8" and device.has("fp8") else Weights()
+    weights = {"fp8": FP8, "fp32": FP32}.get(precision, BF16)
     ops = layer_ops(config, rows, keys, cached, weights=weights, tp=tp, split_rows=True)
     return _busy(ops, frozen, device, tuning)
 
@@ -230,10 +230,10 @@ def _pp_seconds(config: ModelConfig, rows: int, layout: Layout, machine: Machine
 
 def _dp_seconds(job: Job, layout: Layout, machine: Machine, micros: int, compute: float) -> float:
     """What gathering weights and scattering gradients adds to a step in which the chip computes for ``compute``."""
-    ranks = layout.dp * layout.cp
-    if ranks == 1:
+    ranks = layout.sharers
+    if layout.dp * layout.cp == 1:
         return 0.0
-    link = _join_dp(layout, machine)
+    link = _join_dp(layout, machine, ranks)
     params = stage_params(job.config, layout.pp) / layout.tp
     trained = params if job.adapters is None else job.adapters / layout.tp / layout.pp
     width = WEIGHT if job.adapters is None else job.frozen_bytes
@@ -245,22 +245,25 @@ def _dp_seconds(job: Job, layout: Layout, machine: Machine, micros: int, compute
     else:
         rounds = max(1, micros // layout.pp) if layout.shard == "gradients" and layout.pp > 1 else 1
         total = gather + scatter * (rounds if layout.shard == "gradients" else 1)
+    if layout.replicas > 1:
+        between = machine.join(layout.replicas, layout.tp * ranks * layout.pp)
+        total += all_reduce(MASTER * trained / ranks, layout.replicas, between)
     hidden = min(total, compute)
     return total - hidden + CONTENTION * hidden
 
 
-def _join_dp(layout: Layout, machine: Machine) -> Link:
+def _join_dp(layout: Layout, machine: Machine, ranks: int) -> Link:
     """CP and DP together shard the states: their ranks stand TP, and with pipelines also PP, apart."""
     if layout.pp == 1:
-        return machine.join(layout.dp * layout.cp, layout.tp)
-    return machine.join(layout.dp, layout.tp * layout.cp * layout.pp)
+        return machine.join(ranks, layout.tp)
+    return machine.join(max(1, ranks // layout.cp), layout.tp * layout.cp * layout.pp)
 
 
 def _optimizer_seconds(job: Job, layout: Layout, device: Device) -> float:
     """Adam reads weight, gradient and both moments, writes weight, moments and the bf16 copy; clipping reads once
     more."""
     trained = stage_params(job.config, layout.pp) if job.adapters is None else job.adapters / layout.pp
-    params = trained / layout.tp / layout.dp / layout.cp
+    params = trained / layout.tp / layout.sharers
     return cost(Op("adam", "memory", 0.0, params * (5 * MASTER + 3 * MASTER + WEIGHT)), device).seconds
 
 
