@@ -134,7 +134,7 @@ def _has_type(value: Any, possible: Sequence[Any], wanted: type, nested: type | 
             return True
         for one in possible:
             # a listed "" (may be left out) stands for any items
-            if not isinstance(one, list) or all(_has_type(item, one, nested, None) for item in value):
+            if not isinstance(one, list) or all(_has_type(item, one, nested, None) for item in list(value)):
                 return True
     return type(value) is _listed_type(possible)
 

@@ -99,6 +99,7 @@ def run_task(
 ) -> TaskResult:
     """One task; whatever a user can cause comes back as a row with status "failed"."""
     began = time.monotonic()
+    task = task.fitted(model)
     about: dict[str, Any] = {
         "version": task.version,
         "settings": task.settings,

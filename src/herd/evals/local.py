@@ -48,6 +48,15 @@ class LocalModel:
             yield n, self._read(read)
         yield from self._write(asked)
 
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and answer together that fit."""
+        return self._engine.context
+
+    def count(self, text: str) -> int:
+        """Tokens of a text."""
+        return len(self.tokenizer.encode(text))
+
     def encode(self, text: str) -> list[int]:
         """The same ids as the tokenizer's, but what is repeated (worked examples) is encoded once.
 

@@ -10,6 +10,7 @@ from ...errors import DataError
 from . import choice
 from .calls import Bfcl
 from .instructions import IfEval
+from .long import LongText
 from .mmlu import SUBJECTS, Mmlu
 from .programs import HumanEval, Mbpp
 from .task import Mode, Task
@@ -33,6 +34,10 @@ class Known:
     shots: int = 0
 
 
+RULER = (
+    "multikey", "multivalue", "distractors", "variables", "common_words", "frequent_words", "questions"
+)  # fmt: skip
+
 # The shots of Azure's published table (and of the leaked one).
 TASKS: dict[str, Known] = {
     "boolq": Known(choice.BoolQ, 5),
@@ -51,6 +56,9 @@ TASKS: dict[str, Known] = {
     "mgsm": Known(Mgsm, 8),
     "ifeval": Known(IfEval),
     "bfcl": Known(Bfcl),
+    "needle_single": Known(LongText),
+    "needle_multi": Known(LongText),
+    **{f"ruler_{kind}": Known(LongText) for kind in RULER},
     **{f"mmlu_{subject}": Known(Mmlu.of, 5) for subjects in SUBJECTS.values() for subject in subjects},
 }
 
@@ -73,6 +81,8 @@ SUITES: dict[str, tuple[Entry, ...]] = {
     ),
     # which function, with which arguments
     "tools": (Entry("bfcl"),),
+    # one thing and several by length and depth; then RULER's kinds
+    "long": (Entry("needle_single"), Entry("needle_multi"), *(Entry(f"ruler_{kind}") for kind in RULER)),
 }  # fmt: skip
 
 

@@ -118,6 +118,10 @@ class Task(ABC):
         """Everything a person could have chosen otherwise; JSON-ready."""
         return {"shots": self.shots, "mode": self.mode}
 
+    def fitted(self, model: Any) -> Task:
+        """The task for a model. Those whose length is in tokens ask it for ``context`` and ``count``, where it has them."""
+        return self
+
     @abstractmethod
     def items(self, data: Data) -> list[Item]:
         """All items, in an order of which any beginning is a fair sample. Raises DataError where a file is missing."""

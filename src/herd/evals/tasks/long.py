@@ -1,0 +1,118 @@
+"""Long contexts: needles by length and depth, and RULER's kinds of text (`herd.evals.ruler`).
+
+How long a text is depends on the model's tokenizer, and how long it may be on its context, so these tasks are fitted to
+a model before they run (`fitted`): lengths from 4k to 128k tokens as far as the context reaches, and a quarter, a half
+and all of a context that holds less than 4k.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from ..ruler import CALM, Maker, Passage, share_found
+from ..score import Score
+from .data import Data
+from .task import Answer, Generate, Item, Judgement, Task, mean
+
+if TYPE_CHECKING:
+    from ..results import ItemResult
+
+LENGTHS = (4_096, 8_192, 16_384, 32_768, 65_536, 131_072)
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+PER_LENGTH = 20
+CHAT_TOKENS = 40
+"""What a dialog's headers take at most."""
+KINDS = {"needle_single": "single", "needle_multi": "multiquery"}
+ANSWER_TOKENS = {"common_words": 120, "variables": 60, "multivalue": 60, "multiquery": 60, "frequent_words": 60}
+TEXTS = ("long/text.txt", "wikitext2/test.txt", "tinyshakespeare/input.txt")
+_SENTENCE = re.compile(r"(?<=[.!?]) |\n")
+
+
+def bytes_as_tokens(text: str) -> int:
+    """About a token per four bytes, where the model's tokenizer is not at hand."""
+    return (len(text.encode()) + 3) // 4
+
+
+@dataclass(frozen=True)
+class LongText(Task):
+    """``PER_LENGTH`` texts of every length, depths in turn; value: share of what was asked for that the answer holds.
+
+    The text is of the data folder where it has some, else lines that say nothing.
+    """
+
+    source = "Hsieh et al., RULER, arXiv 2404.06654"
+    licence = "made for the project"
+    metric = "found"
+    lengths: tuple[int, ...] = LENGTHS
+    count: Callable[[str], int] = field(default=bytes_as_tokens, repr=False, compare=False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return super().settings | {"lengths": list(self.lengths), "per_length": PER_LENGTH}
+
+    @property
+    def kind(self) -> str:
+        """As `ruler` calls it."""
+        return KINDS.get(self.name, self.name.removeprefix("ruler_"))
+
+    def fitted(self, model: Any) -> Task:
+        context, count = getattr(model, "context", None), getattr(model, "count", None)
+        within = tuple(n for n in LENGTHS if context is None or n <= context)
+        lengths = within or tuple(context // part for part in (4, 2, 1) if context // part >= 128)
+        return replace(self, lengths=lengths, count=lru_cache(maxsize=1 << 16)(count or bytes_as_tokens))
+
+    def items(self, data: Data) -> list[Item]:
+        maker = Maker(self.count, _lines(data), _passages(data) if self.kind == "questions" else ())
+        return [
+            self._item(maker, length, DEPTHS[n % len(DEPTHS)], n) for n in range(PER_LENGTH) for length in self.lengths
+        ]
+
+    def note(self, data: Data) -> str:
+        text = "the built-in lines" if not data.find(*TEXTS) else "the data folder's text"
+        return f"in {text}; lengths {', '.join(f'{n:,}' for n in self.lengths)} tokens"
+
+    def judge(self, item: Item, answer: Answer) -> Judgement:
+        return Judgement(share_found(item.doc["found"], answer.text), answer.text.strip()[:200])
+
+    def example(self, item: Item, right: bool) -> Answer:
+        return Answer(" " + ", ".join(item.gold) if right else " It does not say.", "stop")
+
+    def scores(self, results: Sequence[ItemResult]) -> list[Score]:
+        """With a grid of length and depth, for the heat map."""
+        cells: dict[tuple[int, float], list[float]] = {}
+        for result in results:
+            length, depth, _ = result.id.split("/")
+            cells.setdefault((int(length), float(depth)), []).append(result.value)
+        grid = [
+            {"length": length, "depth": depth, "value": mean("cell", some).value}
+            for (length, depth), some in sorted(cells.items())
+        ]
+        first, *others = super().scores(results)
+        return [replace(first, detail=first.detail | {"grid": grid}), *others]
+
+    def _item(self, maker: Maker, length: int, depth: float, n: int) -> Item:
+        room = ANSWER_TOKENS.get(self.kind, 30)
+        found = maker.make(self.kind, length - room - CHAT_TOKENS, depth, n)
+        prompt: Any = found.prompt
+        if self.mode == "instruct":
+            prompt = ({"role": "user", "content": f"{found.text}\n\n{found.question}"},)
+        stop = ("\n",) if self.mode == "base" else ()
+        request = Generate(prompt, max_tokens=room, stop=stop)
+        return Item(f"{length}/{depth:.2f}/{n}", request, list(found.expected), f"{length:,}", {"found": found})
+
+
+def _lines(data: Data) -> Sequence[str]:
+    """Running text to hide things in, a sentence a line."""
+    if not data.find(*TEXTS):
+        return CALM
+    sentences = _SENTENCE.split(data.text(*TEXTS))
+    return [" ".join(words) for sentence in sentences if len(words := sentence.split()) > 3]
+
+
+def _passages(data: Data) -> list[Passage]:
+    rows = data.rows("squad/validation.jsonl", "squad/dev.jsonl", needs=("context", "question", "answers"))
+    return [Passage(row["context"], row["question"], tuple(dict.fromkeys(row["answers"]["text"]))) for row in rows]
