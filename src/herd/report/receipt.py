@@ -197,6 +197,21 @@ def usable_cores() -> int:
     return cores
 
 
+def free_bytes() -> int:
+    """Memory that can be had now: what the system calls available, or less where a container is allowed less."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (root / "memory.max").read_text().strip(), int((root / "memory.current").read_text())
+        stat = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
+    except OSError:
+        return free
+    used -= int(stat.get("inactive_file", 0))  # cached files are counted as used, yet give way
+    return free if limit == "max" else min(free, max(0, int(limit) - used))
+
+
 def package_version(name: str) -> str | None:
     """Version of an installed distribution without importing it, or None."""
     try:
