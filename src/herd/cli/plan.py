@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import PlanError
-from .output import Json, print_json, print_table
+from . import plan_local, plan_serve
+from .output import Json, long_time, print_json, print_table
 
 if TYPE_CHECKING:
     from ..plan.layout import Layout
     from ..plan.search import Found
     from ..plan.training import TrainPlan
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, help=__doc__.split("\n")[0] if __doc__ else None)
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app.callback(invoke_without_command=True)(plan_local.here)
+app.command("run")(plan_local.run)
+app.command("serve")(plan_serve.serve)
+app.command("draft")(plan_serve.draft)
+app.command("score")(plan_serve.score)
 
 Size = Annotated[str, typer.Option(help="A published model: 405B, 70B, 8B, 3B, 1B.")]
 MachineName = Annotated[str, typer.Option("--machine", help="How many of what: 16384xH100, 2xRTX4090.")]
@@ -354,9 +360,9 @@ def _print_costs(plan: TrainPlan, budget: float | None) -> None:
 
     good, cost = plan.goodput, plan.money
     rows = [
-        ["time, nothing failing", _long(plan.busy_hours)],
+        ["time, nothing failing", long_time(plan.busy_hours)],
         ["share of time that counts", f"{100 * good.effective:.1f} %"],
-        ["time", _long(plan.hours)],
+        ["time", long_time(plan.hours)],
         ["device hours", f"{plan.device_hours:,.0f}"],
         ["energy", f"{units.si(cost.energy_kwh * 1000, 'Wh')}"],
     ]
@@ -400,9 +406,3 @@ def why(best: Found, other: Found) -> str:
     ]
     ahead = 100 * (other.seconds / best.seconds - 1)
     return f"{best.layout} is {ahead:.1f} % ahead of {other.layout}: {', '.join(told) or 'in nothing that stands out'}."
-
-
-def _long(hours: float) -> str:
-    from ..report import units
-
-    return f"{hours / 24:,.1f} days" if hours >= 48 else units.duration(hours * 3600)

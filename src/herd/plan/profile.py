@@ -56,11 +56,12 @@ class Profile:
     threads: int
     bandwidth: Mapping[int, float]  # bytes/s by threads
     gemm: Mapping[str, Mapping[int, float]]
-    attention_prefill: float  # operations/s
-    attention_decode: float  # bytes/s of keys and values
+    attention_prefill: Mapping[str, float]  # operations/s by kind of KV cache
+    attention_decode: Mapping[str, float]  # bytes/s of keys and values by kind of KV cache
     pointwise: float  # bytes/s
     between: float
     disk: float | None  # bytes/s, past the page cache; None where it could not be measured
+    base: int  # bytes of a process with everything loaded but a model
     seconds: float  # that measuring took
     gpus: tuple[Gpu, ...] = ()
 
@@ -86,8 +87,8 @@ class Profile:
             Efficiency(
                 gemm=curves,
                 memory=Curve.flat(1.0),
-                attention_forward=self.attention_prefill / reference,
-                attention_backward=self.attention_prefill / reference,
+                attention_forward=max(self.attention_prefill.values()) / reference,
+                attention_backward=max(self.attention_prefill.values()) / reference,
                 op_seconds=self.between / OPS_PER_LAYER,
                 source=f"measured here, {self.date}",
             ),

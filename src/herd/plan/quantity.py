@@ -31,3 +31,14 @@ def _positive(text: str, name: str, scales: dict[str, int]) -> int:
     if value < 1:
         raise PlanError(f"{name}={text!r} must be positive")
     return value
+
+
+def seconds(text: str, name: str = "seconds") -> float:
+    """``1s``, ``500ms``, ``2min`` → seconds. PlanError naming the option."""
+    match = re.fullmatch(r"\s*(\d*\.?\d+)\s*(ms|s|min|h)?\s*", text)
+    if not match:
+        raise PlanError(f"{name}={text!r} is not a time: write it like 1s, 500ms or 2min")
+    value = float(match[1]) * {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}[match[2] or "s"]
+    if not value > 0:
+        raise PlanError(f"{name}={text!r} must be positive")
+    return value
