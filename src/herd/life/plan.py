@@ -107,15 +107,15 @@ SHARES: dict[str, Shares] = {
         extend=30,
         instruct=110,
         distil=30,
-        instruct_tokens=1.5e6,
+        instruct_tokens=3.5e6,
     ),
     "full": Shares(
         fixed={"tokenizer": 30, "measure": 150, "report": 3},
-        pretrain=330,
+        pretrain=300,
         extend=120,
-        instruct=480,
+        instruct=570,
         distil=130,
-        instruct_tokens=5.5e6,
+        instruct_tokens=10.5e6,
     ),
 }
 
