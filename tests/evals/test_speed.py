@@ -34,6 +34,12 @@ def test_bytes_of_a_step_are_all_weights_but_the_embedding(model):
     assert speed.weights_read(plain) == CONFIG.nbytes(4.0) - 512 * 256 * 4
 
 
+def test_bytes_of_the_cache():
+    """8B: 32 layers, 8 KV heads of 128 channels, keys and values; int8 has a bf16 scale for 32 of them."""
+    assert speed.cache_read(SIZES["8B"], "bf16", 10) == 10 * 32 * 8 * 128 * 2 * 2
+    assert speed.cache_read(SIZES["8B"], "int8", 10) == 10 * 32 * 8 * 128 * 2 * (1 + 2 / 32)
+
+
 def test_operations():
     """Against sums written out by hand for 8B: 7.5e9 weights outside the embedding, 2 operations each."""
     config = SIZES["8B"]
@@ -66,8 +72,8 @@ def test_steps_move_every_sequence_by_one(model):
     work = speed.Work("decode", 10, 3)
     runner.start(work, 6)
     assert len(runner.steps(5)) == 5
-    rest = [stream.completion().ids for stream in runner._streams]  # 7 in all: the prompt's, five steps, one left
-    assert [len(ids) for ids in rest] == [1, 1, 1]
+    rest = [stream.completion().ids for stream in runner._streams]  # what is left of 6 + AHEAD after one and five
+    assert [len(ids) for ids in rest] == [speed.AHEAD] * 3
     runner.start(work, 2)
     runner.stop()
     assert runner.engine.n_active == 0
@@ -101,7 +107,7 @@ def test_records(model):
     works = [speed.Work("decode", 8, 2), speed.Work("prefill", 16)]
     decode, prefill = speed.measure(model, works, rounds=2, steps=2, bandwidth=lambda: 1e9, rival=Rival())
     assert started == [(8, 2)]
-    assert decode["nbytes"] == speed.weights_read(model) + 2 * speed.cache_read(model, 11)
+    assert decode["nbytes"] == speed.weights_read(model) + 2 * speed.cache_read(CONFIG, "bf16", 11)
     assert math.isclose(decode["bytes_per_second"], decode["nbytes"] / decode["seconds"])
     assert decode["read_bandwidth"] == 1e9
     assert math.isclose(decode["tokens_per_second"], 2 / decode["seconds"])

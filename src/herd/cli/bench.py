@@ -18,10 +18,12 @@ from .output import Json, print_json, print_table
 
 if TYPE_CHECKING:
     from ..evals.rival import LlamaCpp
+    from ..evals.speed import Work
     from ..llama.config import ModelConfig
     from ..llama.model import LlamaLM
     from ..quant.formats import Scheme
 
+KINDS = ("auto", "fp32", "bf16", "int8")
 OVERHEAD_MEMORY = 1_500_000_000
 """Bytes beside weights and cache: the process, activations, the buffer that the bandwidth is measured on."""
 
@@ -33,6 +35,7 @@ def command(
     context: Annotated[int, typer.Option(help="Tokens in the cache when decoding is measured.")] = 128,
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt whose prefill is measured.")] = 512,
     batch: Annotated[str, typer.Option(help="How many sequences decode at once, e.g. 1,16.")] = "1",
+    kv: Annotated[str, typer.Option(help="What keys and values are kept in: fp32, bf16, int8 or auto.")] = "auto",
     rounds: Annotated[int, typer.Option(help="Rounds of which medians are taken.")] = 5,
     steps: Annotated[int, typer.Option(help="Tokens decoded in a round.")] = 8,
     layers: Annotated[int | None, typer.Option(help="With --size: only so many of its layers.")] = None,
@@ -60,15 +63,20 @@ def command(
         raise ConfigError("give a checkpoint folder or --size, one of the two: herd bench --size 8B")
     if folder is not None and (quant is not None or layers is not None):
         raise ConfigError("--quant and --layers are for --size; a folder is measured as it is (see herd quantize)")
-    longest = max(prompt, context) + (rounds + 1) * steps + 2
+    if kv not in KINDS:
+        raise EngineError(f"--kv {kv!r} is not known: choose {', '.join(KINDS)}")
     source = _Random(size, quant or "q4", layers, seed) if size is not None else _Stored(folder or Path())
     config = source.config
+    from ..evals.speed import Work, longest_sequence
+
+    works = [Work("decode", context, n) for n in batches] + [Work("prefill", prompt)]
+    longest = longest_sequence(works, rounds, steps)
     if longest > config.max_context:
         raise ConfigError(
             f"--prompt {prompt}, --context {context} and {rounds + 1} rounds of {steps} steps take {longest} tokens; "
             f"the model's context is {config.max_context}"
         )
-    source.require_memory(_beside(config, source.value_bytes, longest, max(batches), source.nbytes if rivals else 0))
+    source.require_memory(_beside(config, kv, longest, max(batches), source.nbytes if rivals else 0))
     if rivals:
         from ..evals.rival import find_python
 
@@ -78,7 +86,7 @@ def command(
         rival = None
         if rivals:
             rival = stack.enter_context(_rival(source, stack, longest, max(batches)))
-        result = _measured(model, prompt, context, batches, rounds, steps, seed, rival)
+        result = _measured(model, works, rounds, steps, kv, seed, rival)
     result = {"model": source.name, "n_params": config.n_params, "load_seconds": load_seconds} | result
     print_json(result) if as_json else _say(result)
 
@@ -105,7 +113,6 @@ class _Random:
         self.size, self.quant, self.seed = size, quant, seed
         self.nbytes = self.plan.nbytes(self.config)
         self.dtype = torch.float32 if self.plan.linears.packed else torch.bfloat16
-        self.value_bytes = self.dtype.itemsize
         some = "" if layers is None else f", {layers} layers"
         self.name = f"{size}{some}, random {self.plan.linears.name}, seed {seed}"
 
@@ -154,7 +161,6 @@ class _Stored:
         self.folder, self.config, self.name = folder, checkpoint.load_config(folder), str(folder)
         files = [*folder.glob("*.safetensors"), *folder.glob("model.gguf")]
         self.nbytes = sum(file.stat().st_size for file in files)
-        self.value_bytes = 4
 
     def require_memory(self, beside: int) -> None:
         """`CheckpointError` with the numbers and what would fit."""
@@ -181,11 +187,12 @@ class _Stored:
         return folder / "exported.gguf"
 
 
-def _beside(config: ModelConfig, value_bytes: int, context: int, batch: int, rival: int) -> int:
+def _beside(config: ModelConfig, kv: str, context: int, batch: int, rival: int) -> int:
     """Bytes beside the weights; ``rival`` are those of its file, mapped or repacked (the pages of a file give way)."""
     from ..engine.memory import nbytes
+    from ..kernels.page_layout import BYTES
 
-    return OVERHEAD_MEMORY + nbytes(config, batch, context, value_bytes) + rival
+    return OVERHEAD_MEMORY + nbytes(config, batch, context, BYTES.get(kv, BYTES["bf16"])) + rival
 
 
 # Measuring and printing -----------------------------------------------------------------------------------------------
@@ -193,21 +200,19 @@ def _beside(config: ModelConfig, value_bytes: int, context: int, batch: int, riv
 
 def _measured(
     model: LlamaLM,
-    prompt: int,
-    context: int,
-    batches: list[int],
+    works: list[Work],
     rounds: int,
     steps: int,
+    kv: str,
     seed: int,
     rival: LlamaCpp | None,
 ) -> dict[str, Any]:
     import psutil
     import torch
 
-    from ..evals.speed import Work, measure, overhead_seconds, scheme_of
+    from ..evals.speed import measure, overhead_seconds, scheme_of
     from ..kernels.bandwidth import MemoryReader
 
-    works = [Work("decode", context, n) for n in batches] + [Work("prefill", prompt)]
     with _steps_shown() as progress:
         reader = MemoryReader()
         records = measure(
@@ -218,6 +223,7 @@ def _measured(
             bandwidth=reader.measure,
             rival=rival,
             progress=progress,
+            kv=kv,
             seed=seed,
         )
         resident = psutil.Process().memory_info().rss - reader.words.nbytes

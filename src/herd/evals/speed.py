@@ -20,7 +20,9 @@ from typing import Any
 import torch
 
 from ..engine.engine import Engine, Stream
+from ..engine.memory import nbytes
 from ..engine.request import Request, Sampling
+from ..kernels.page_layout import BYTES
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..quant.formats import BF16, F16, F32, Scheme
@@ -30,6 +32,8 @@ from .rival import LlamaCpp
 
 Turn = Callable[[], float]
 """Does one piece of work and gives its seconds (or any other number)."""
+AHEAD = 32
+"""Tokens that the first of many sequences may be ahead while the last ones' prompts are still read in."""
 _PLAIN = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
 
 
@@ -62,9 +66,10 @@ class Work:
 class Runner:
     """An engine that is made to work. Prompts are random and never the same twice, so that no prefix cache helps."""
 
-    def __init__(self, model: LlamaLM, *, context: int, batch: int, seed: int = 0) -> None:
-        """``context`` tokens are the longest sequence of all work, ``batch`` the most sequences."""
-        self.engine = Engine(model, None, max_batch=batch, max_context=context)
+    def __init__(self, model: LlamaLM, *, context: int, batch: int, kv: str = "auto", seed: int = 0) -> None:
+        """``context``: tokens of the longest sequence; ``batch``: the most at once; ``kv``: as in `Engine`."""
+        room = nbytes(model.config, batch, context, BYTES["fp32"])
+        self.engine = Engine(model, None, max_batch=batch, max_context=context, cache_bytes=room, kv=kv)
         self._generator = torch.Generator().manual_seed(seed)
         self._streams: list[Stream] = []
 
@@ -79,7 +84,7 @@ class Runner:
     def start(self, work: Work, steps: int) -> None:
         """Reads in the prompts that `steps` will go on from, ``steps`` times at most."""
         self.stop()
-        self._streams = self._submit(work, max_tokens=steps + 1)
+        self._streams = self._submit(work, max_tokens=steps + AHEAD)
         self._step()
 
     def steps(self, n: int) -> list[float]:
@@ -142,9 +147,9 @@ def weights_read(model: LlamaLM) -> int:
     return total
 
 
-def cache_read(model: LlamaLM, context: int) -> int:
-    """Bytes of keys and values that one step of one sequence reads."""
-    return context * model.config.kv_nbytes_per_token(model.dtype.itemsize)
+def cache_read(config: ModelConfig, kind: str, context: int) -> int:
+    """Bytes of keys and values, in a cache of ``kind``, that one step of one sequence reads."""
+    return context * config.kv_nbytes_per_token(BYTES[kind])
 
 
 def scheme_of(model: LlamaLM) -> Scheme:
@@ -160,7 +165,7 @@ def overhead_seconds(config: ModelConfig, plan: Scheme, dtype: torch.dtype, batc
     An upper bound of what lies between the kernels, since a little work remains.
     """
     narrow = config.replace(dim=256, n_heads=4, n_kv_heads=2, head_dim=64, ffn_dim=256, vocab_size=256)
-    runner = Runner(random_quantized(narrow, plan, dtype=dtype), context=steps + 16, batch=batch)
+    runner = Runner(random_quantized(narrow, plan, dtype=dtype), context=steps + AHEAD + 8, batch=batch)
     runner.start(Work("decode", 4, batch), steps + 2)
     runner.steps(2)
     return statistics.median(runner.steps(steps))
@@ -175,14 +180,15 @@ def measure(
     bandwidth: Turn | None = None,
     rival: LlamaCpp | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    kv: str = "auto",
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """One record for each piece of work, with its medians; ``bandwidth`` gives bytes/s, ``rival`` is a `LlamaCpp`.
 
     A decode turn is the median of ``steps`` steps; sequences grow by those, on both sides alike.
     """
-    longest = max(work.tokens for work in works) + (rounds + 1) * steps + 2
-    runner = Runner(model, context=longest, batch=max(work.batch for work in works), seed=seed)
+    longest = longest_sequence(works, rounds, steps)
+    runner = Runner(model, context=longest, batch=max(work.batch for work in works), kv=kv, seed=seed)
     records = []
     for work in works:
         turns = _turns(work, runner, rival, rounds, steps)
@@ -190,8 +196,13 @@ def measure(
             turns["bandwidth"] = bandwidth
         times = alternate(turns, rounds, progress and functools.partial(progress, str(work)))
         runner.stop()
-        records.append(_record(model, work, times, steps, rounds))
+        records.append(_record(runner.engine, work, times, steps, rounds))
     return records
+
+
+def longest_sequence(works: list[Work], rounds: int, steps: int) -> int:
+    """Tokens that the longest sequence of `measure` may come to hold."""
+    return max(work.tokens + (0 if work.kind == "prefill" else (rounds + 1) * steps + AHEAD) for work in works) + 1
 
 
 def _turns(work: Work, runner: Runner, rival: LlamaCpp | None, rounds: int, steps: int) -> dict[str, Turn]:
@@ -209,7 +220,8 @@ def _turns(work: Work, runner: Runner, rival: LlamaCpp | None, rounds: int, step
     return turns
 
 
-def _record(model: LlamaLM, work: Work, times: dict[str, list[float]], steps: int, rounds: int) -> dict[str, Any]:
+def _record(engine: Engine, work: Work, times: dict[str, list[float]], steps: int, rounds: int) -> dict[str, Any]:
+    model, kind = engine.model, engine.cache.kind
     seconds = statistics.median(times["herd"])
     record: dict[str, Any] = {
         "name": str(work),
@@ -223,7 +235,8 @@ def _record(model: LlamaLM, work: Work, times: dict[str, list[float]], steps: in
     }
     if work.kind == "decode":
         middle = work.tokens + (rounds + 1) * steps // 2  # the sequences grow meanwhile
-        record["nbytes"] = weights_read(model) + work.batch * cache_read(model, middle)
+        record["kv"] = kind
+        record["nbytes"] = weights_read(model) + work.batch * cache_read(model.config, kind, middle)
         record["bytes_per_second"] = record["nbytes"] / seconds
     if "bandwidth" in times:
         record["read_bandwidth"] = statistics.median(times["bandwidth"])
