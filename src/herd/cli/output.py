@@ -32,3 +32,12 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     print("─" * len(title))
     for row in rows:
         print(line(row))
+
+
+def long_time(hours: float) -> str:
+    """Time of a run: hours and minutes up to two days, then days, then years."""
+    from ..report.units import duration
+
+    if hours < 48:
+        return duration(hours * 3600)
+    return f"{hours / 24:,.1f} days" if hours < 24 * 1000 else f"{hours / 24 / 365.25:,.0f} years"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PlanError
-from .output import print_json, print_table
+from .output import long_time, print_json, print_table
 
 if TYPE_CHECKING:
     from ..plan.rehearse import Outlook, Rehearsal
@@ -99,7 +99,7 @@ def _print(recipe: Any, found: Rehearsal, outlooks: list[Outlook]) -> None:
                 "–" if outlook.mfu is None else f"{100 * outlook.mfu:.1f}",
                 f"{outlook.nbytes.total / 1e9:,.1f}",
                 "yes" if outlook.fits else "no",
-                f"{outlook.hours / 24:,.1f} days" if outlook.hours >= 48 else units.duration(3600 * outlook.hours),
+                long_time(outlook.hours),
             ]
             for outlook in outlooks
         ],

@@ -11,7 +11,8 @@ Floor 5. What other files of the room, and the command line, build on:
     ops.forward_ops(config, ...) -> list[Op]   every operator of a forward pass: prefill, decode, training
     ops.decode_seconds, ops.prefill_seconds    these on a machine, with tensor parallelism
 
-A training run: `layout` (TP, CP, PP, DP), `memory` (bytes of a rank), `step` (seconds by part), `search` (every layout),
-`goodput` (failures), `money`, `training` (all of these together), `page` (charts), `rehearse` (real steps; needs torch).
-Judged by `published` (what others measured), with `fit` where software has factors of its own: bench/plan_published.py.
+A training run: `layout` (TP, CP, PP, DP), `memory` (bytes of a rank), `step` (seconds by part), `search` (every
+layout), `goodput` (failures), `money`, `training` (all of these together), `page` (charts), `rehearse` (real steps;
+needs torch). Judged by `published` (what others measured), with `fit` where software has factors of its own:
+bench/plan_published.py.
 """
