@@ -1,8 +1,8 @@
 """Item by item against EleutherAI's lm-eval on transformers: the same decisions on the same items.
 
 Every task of the leak suite, its first 200 real items, a random model of D = 64 with Meta's tokenizer and 8k context,
-in fp32. lm-eval runs its own task files and its own `hf` model; only where the rows come from is replaced (the data sets
-lie on disk), and shots are drawn by its ``first_n`` sampler. Compared per item: every log-likelihood, which choice is
+in fp32. lm-eval runs its own task files and its own `hf` model; only where the rows come from is replaced (the data
+sets lie on disk), and shots are drawn by its ``first_n`` sampler. Compared per item: every log-likelihood, which choice is
 best by ``acc`` and by ``acc_norm``, whether a continuation is the greedy one; for tasks that write, the text, cut at
 --tokens tokens to keep it affordable. A task done is kept in --work, so the same command goes on.
 

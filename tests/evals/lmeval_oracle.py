@@ -5,7 +5,6 @@ Only where the rows come from is replaced, and the shots are drawn by lm-eval's 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,14 +136,9 @@ def rows(name: str, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, 
     return [row for row in test if row["subject"] == subject], [row for row in dev if row["subject"] == subject]
 
 
-def requests(task: ConfigurableTask) -> dict[int, list[tuple[Any, ...]]]:
-    """Arguments of every document's requests: (context, continuation) each, or one (prompt, settings)."""
-    out: dict[int, list[tuple[Any, ...]]] = {}
+def instances(task: ConfigurableTask) -> dict[int, list[Any]]:
+    """lm-eval's requests by document."""
+    out: dict[int, list[Any]] = {}
     for instance in task.instances:
-        out.setdefault(instance.doc_id, []).append(instance.args)
+        out.setdefault(instance.doc_id, []).append(instance)
     return out
-
-
-def plain(value: Any) -> str:
-    """For messages of failed comparisons."""
-    return json.dumps(value, ensure_ascii=False)[:2000]

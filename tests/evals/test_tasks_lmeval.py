@@ -15,7 +15,7 @@ NAMES = [*oracle.LEAK, "arc_challenge", "arc_easy", "mbpp"]
 def test_same_requests(real_data, name):
     folder = real_data("README.md").parent
     for theirs, _, items in oracle.pairs(name, folder, 20):
-        asked = oracle.requests(theirs)
+        asked = {doc: [instance.args for instance in some] for doc, some in oracle.instances(theirs).items()}
         assert len(asked) == len(items)
         for doc_id, item in enumerate(items):
             if isinstance(item.request, Rank):

@@ -1,0 +1,59 @@
+"""Does every benchmark read all its real items, and does every judge know right from wrong?
+
+Without any model: each task parses its whole real data set, base and instruct; gold answers fed as a model's output
+must score 100 %, wrong ones 0 %. Programs really run in the sandbox: HumanEval's 164 canonical solutions, MBPP's 500.
+
+    HERD_TEST_DATA=../shared/data python bench/eval_gold.py      # two minutes; writes bench/receipts/eval_gold.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from herd.evals.tasks import SUITES, Data, make
+from herd.report.receipt import Value, write_receipt
+
+ROOT = Path(__file__).resolve().parents[1]
+SUITES_OF_SETS = ("leak", "base", "instruct", "tools")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", help="Only these; no receipt.")
+    args = parser.parse_args()
+    data = Data(Path(os.environ.get("HERD_TEST_DATA", ROOT.parent / "shared" / "data")))
+    entries = [entry.task for suite in SUITES_OF_SETS for entry in SUITES.get(suite, ())]
+    names = args.tasks.split(",") if args.tasks else list(dict.fromkeys(entries))
+    values: dict[str, Value | tuple[Any, str]] = {}
+    for name in names:
+        for mode in ("base", "instruct"):
+            n, right, wrong = counts(name, mode, data)
+            print(f"{name} {mode}: {n} items, gold {right} right, wrong ones {wrong} right", flush=True)
+            key = f"{name}_{mode}"
+            values[f"{key}_gold"] = Value(right, "items", bar=f"{n} of {n}", passed=right == n)
+            values[f"{key}_wrong"] = Value(wrong, "items", bar="0", passed=wrong == 0)
+    if args.tasks is None:
+        write_receipt(
+            "eval_gold",
+            what="real items whose gold answer the judge takes for right, and whose wrong answer it takes for right",
+            values=values,
+            command="python bench/eval_gold.py",
+        )
+
+
+def counts(name: str, mode: Any, data: Data) -> tuple[int, int, int]:
+    """(items, gold answers judged right, wrong answers judged right)."""
+    task = make(name, mode=mode)
+    items = task.items(data)
+    right, wrong = (
+        sum(j.value == 1 for j in task.judge_all([(item, task.example(item, good)) for item in items]))
+        for good in (True, False)
+    )
+    return len(items), right, wrong
+
+
+if __name__ == "__main__":
+    main()

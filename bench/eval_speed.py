@@ -1,0 +1,157 @@
+"""How much faster than `lm-eval --model hf`? The same questions, the same shots, the same scores, one CPU.
+
+A random model of about 100M parameters with Meta's tokenizer (12 layers, D = 512, 128,256 words, tied); 100 items of
+5-shot MMLU (one subject, lm-eval's notion of a task) and of 5-shot HellaSwag. lm-eval uses its own task files and its
+`hf` model in fp32 on the same threads, batch by batch (--batch), rows from the same files. Both are asked in turns, a
+part of the items at a time, so that a noisy machine is noisy for both; tokenizing counts for both, loading for neither.
+
+    HERD_TEST_DATA=../shared/data python bench/eval_speed.py           # writes bench/receipts/eval_speed.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+
+from herd import checkpoint
+from herd.evals.local import LocalModel
+from herd.files import write_atomically
+from herd.llama import ModelConfig
+from herd.llama.model import LlamaLM
+from herd.report.receipt import Value, package_version, write_receipt
+from herd.text.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "evals"))
+import lmeval_oracle as oracle  # noqa: E402
+
+BARS = {"mmlu_astronomy": 5.0, "hellaswag": 3.0}
+PARTS = 4
+"""Both answer a part, then the next; each part is kept, so that the same command goes on. Herd begins each part with
+nothing cached, which is to its disadvantage."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tasks", default=",".join(BARS))
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "eval_speed")
+    args = parser.parse_args()
+    data = Path(os.environ.get("HERD_TEST_DATA", ROOT.parent / "shared" / "data"))
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(args.threads)
+    results = {}
+    for name in args.tasks.split(","):
+        parts = [kept_part(name, part, data, args) for part in range(PARTS)]
+        results[name] = {key: sum(part[key] for part in parts) for key in ("items", "same", "herd", "lm_eval")}
+        results[name] |= {"ratio": results[name]["lm_eval"] / results[name]["herd"], "params": parts[0]["params"]}
+        print(name, results[name], flush=True)
+    if set(results) == set(BARS):
+        receipt(results, args)
+
+
+def model_folder(work: Path, data: Path) -> Path:
+    """The random model, made once."""
+    folder = work / "m100"
+    if not folder.exists():
+        config = ModelConfig(128256, 512, 12, 8, 4, 1536, rope_theta=500_000.0, max_context=8192, tie_embeddings=True)
+        tokenizer = Tokenizer.from_file(data / "llama3_tokenizer" / "tokenizer.model")
+        model = LlamaLM(config).init_weights(0)
+        checkpoint.save(folder, model, tokenizer, lineage=checkpoint.Lineage(name="m100", stage="lm"))
+    return folder
+
+
+def kept_part(name: str, part: int, data: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """A part's result, measured now if it was not yet."""
+    path = args.work / f"{name}-{args.limit}-{args.batch}-{args.threads}-{part}.json"
+    if not path.is_file():
+        write_atomically(path, json.dumps(measure(name, part, data, args)))
+    return json.loads(path.read_text())
+
+
+@lru_cache(maxsize=1)
+def open_both(folder: Path, batch: int) -> tuple[LlamaLM, Tokenizer, Any]:
+    """The same files in Herd and in lm-eval's transformers model."""
+    from lm_eval.models.huggingface import HFLM
+
+    model = checkpoint.load(folder, dtype=torch.float32).eval().requires_grad_(False)
+    tokenizer = checkpoint.load_tokenizer(folder)
+    assert tokenizer is not None
+    return (
+        model,
+        tokenizer,
+        HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=batch, max_length=8192),
+    )
+
+
+def measure(name: str, part: int, data: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of both for the same items, and how many they decide alike."""
+    model, tokenizer, theirs = open_both(model_folder(args.work, data), args.batch)
+    [(task, herd, items)] = list(oracle.pairs(name, data, args.limit))
+    by_doc = oracle.instances(task)
+    numbers = range(part, len(items), PARTS)
+    instances = [instance for number in numbers for instance in by_doc[number]]
+    # both warm up on one item
+    list(fresh(model, tokenizer).answer([items[0].request]))
+    theirs.loglikelihood(by_doc[0][:1], disable_tqdm=True)
+    ours = fresh(model, tokenizer)
+    began = time.perf_counter()
+    answers = dict(ours.answer([items[number].request for number in numbers]))
+    herd_s = time.perf_counter() - began
+    began = time.perf_counter()
+    said = theirs.loglikelihood(instances, disable_tqdm=True)
+    lm_eval_s = time.perf_counter() - began
+    by_number: dict[int, list[Any]] = {}
+    for instance, pair in zip(instances, said, strict=True):
+        by_number.setdefault(instance.doc_id, []).append(pair)
+    docs = task.test_docs()
+    same = 0
+    for at, number in enumerate(numbers):
+        judged = herd.judge(items[number], answers[at])
+        found = {herd.metric: judged.value, **judged.metrics}
+        expected = task.process_results(docs[number], by_number[number])
+        same += all(found[metric] == value for metric, value in expected.items())
+    return {"items": len(numbers), "same": same, "herd": herd_s, "lm_eval": lm_eval_s, "params": model.config.n_params}
+
+
+def fresh(model: LlamaLM, tokenizer: Tokenizer) -> LocalModel:
+    """Herd with nothing cached yet."""
+    return LocalModel(model, tokenizer, name="m100", hash="0" * 64)
+
+
+def receipt(results: dict[str, Any], args: argparse.Namespace) -> None:
+    values: dict[str, Value | tuple[Any, str]] = {}
+    for name, result in results.items():
+        bar = BARS[name]
+        values[f"{name}_speedup"] = Value(result["ratio"], "x", bar=f"≥ {bar:g}", passed=result["ratio"] >= bar)
+        values[f"{name}_herd"] = (result["herd"], "s")
+        values[f"{name}_lm_eval"] = (result["lm_eval"], "s")
+        values[f"{name}_same"] = (result["same"], f"of {result['items']} decisions")
+    params = next(iter(results.values()))["params"]
+    write_receipt(
+        "eval_speed",
+        what="herd eval beside lm-eval --model hf on the CPU: the same items, shots and scores",
+        values=values,
+        command=f"python bench/eval_speed.py --batch {args.batch} --threads {args.threads}",
+        seed=0,
+        rivals={"lm-eval": package_version("lm-eval") or "", "transformers": package_version("transformers") or ""},
+        notes=f"{params:,} random parameters, fp32, {args.threads} threads, 5 shots, {args.limit} items a task.",
+    )
+
+
+if __name__ == "__main__":
+    main()
