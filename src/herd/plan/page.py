@@ -2,7 +2,7 @@
 context, quality against bytes.
 
 Charts are those of `herd.report.charts`; every number in them is computed when the page is written, except the fidelity
-of block formats, which is measured and named with its source.
+of formats, which was measured and is named with its source.
 """
 
 from __future__ import annotations
@@ -13,21 +13,11 @@ from html import escape
 from ..errors import PlanError
 from ..llama.config import SIZES, ModelConfig
 from ..report import charts, palette, units
-from . import sizes
 from .layout import Job
 from .search import search
 from .training import TrainPlan, default_batch
+from .ways import BEHIND_KLD, GGUF_FORMS
 
-FIDELITY = {
-    "Q8_0": 0.00136,
-    "Q6_K": 0.00545,
-    "Q5_K": 0.0108,
-    "Q4_K": 0.0313,
-    "IQ4_XS": 0.0363,
-    "Q4_0": 0.0719,
-    "Q2_K": 0.445,
-}
-"""Mean KL divergence from f16, Llama 3 8B on WikiText-2, without an importance matrix: llama.cpp's scoreboard."""
 _CSS = """
 body { background: var(--paper); color: var(--ink); font: 16px/1.5 ui-sans-serif, system-ui, sans-serif;
   max-width: 58rem; margin: 2.5rem auto; padding: 0 1rem; }
@@ -66,8 +56,7 @@ def render(plan: TrainPlan, title: str) -> str:
         _section(
             "What fewer bytes cost in quality",
             quality_chart(plan.job.config),
-            "Mean KL divergence from f16 (nats) against the bytes of this model; measured on Llama 3 8B by llama.cpp, "
-            "WikiText-2. Larger models lose less.",
+            f"The formats Herd runs: bf16, q8, q4k, q4. {BEHIND_KLD}; larger models lose less.",
         ),
     ]
     return (
@@ -161,7 +150,7 @@ def context_chart() -> str:
 
 
 def quality_chart(config: ModelConfig) -> str:
-    """Fidelity of block formats against the bytes they make of a model."""
-    points = sorted((sizes.checkpoint_nbytes(config, name), kld) for name, kld in FIDELITY.items())
-    line = charts.Line("KL from f16", [(nbytes, kld) for nbytes, kld in points], "instruct", dots=True)
+    """Fidelity of the formats Herd runs against the bytes they make of a model."""
+    points = sorted((form.nbytes(config), form.kld) for form in GGUF_FORMS if form.kld is not None)
+    line = charts.Line("KL from 16 bits", points, "instruct", dots=True)
     return charts.line_chart([line], label="quality", x_title="bytes", y_title="nats", x_log=True)
