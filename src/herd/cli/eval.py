@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import CheckpointError, DataError
+from . import eval_compare
 from .output import Json, print_json, print_table
 
 if TYPE_CHECKING:
@@ -108,6 +109,9 @@ def list_command(as_json: Json = False) -> None:
         ("task", "version", "shots", "metric", "licence", "source"),
         [(t.name, t.version, str(t.shots), t.metric, t.licence, t.source) for t in known],
     )
+
+
+app.command("compare")(eval_compare.command)
 
 
 def _plan(suite: str | None, tasks: str | None) -> Sequence[Any]:

@@ -1,4 +1,4 @@
-"""Long texts with something to find in them, as long as wanted: needles of four kinds, chains, frequent words, questions.
+"""Long texts with something to find in them, as long as wanted: needles, chains, frequent words, questions.
 
 A text is made of lines. Those that carry the answer are put at their places, and lines that carry nothing fill it up to
 the length, counted in the tokens of the model that will read it. Facts are worded as `herd.data.needle` words them,
@@ -35,16 +35,14 @@ from ..errors import DataError
 Count = Callable[[str], int]
 FACT = "The secret code for {name} is {code}."
 CALM = (
-    "The road goes on along the shore.", "Clouds drift over the fields and the hours pass.", "Nothing stirs in the yard.",
+    "The road goes on along the shore.", "Clouds drift over the fields and the hours pass.", "Dust settles on shelves.",
     "The clock on the wall ticks as it always has.", "Grass grows between the stones.", "A door is open somewhere.",
     "The kettle is warm and the windows are clear.", "Boats lie side by side and the water is flat.",
-    "It was neither early nor late.", "Dust settles on the shelves and stays there.", "The path turns left and then right.",
-    "Somebody hums a tune in another room.", "The lamps are lit at the same time every day.", "Leaves fall and are swept up.",
+    "It was neither early nor late.", "Nothing stirs in the yard.", "The path turns left and then right.",
+    "Somebody hums a tune in another room.", "The lamps are lit at the same time.", "Leaves fall and are swept up.",
 )  # fmt: skip
 """Lines that say nothing, where there is no other text to hide things in."""
-_SYLLABLES = (
-    "ba be bi bo bu da de di do du ka ke ki ko ku la le li lo lu ma me mi mo mu na ne ni no nu ra re ri ro ru".split()
-)  # noqa: E501, SIM905
+_SYLLABLES = [consonant + vowel for consonant in "bdklmnr" for vowel in "aeiou"]
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,9 @@ class Maker:
     passages: Sequence[Passage] = ()
 
     def make(self, kind: str, length: int, depth: float, seed: int) -> Found:
-        """At most ``length`` tokens, question and ``begun`` included, and hardly fewer. ``depth``: where the first thing
-        asked for stands, 0 = at the beginning. DataError for an unknown kind or a length that does not hold it."""
+        """At most ``length`` tokens, question and ``begun`` included, and hardly fewer. ``depth``: where the first
+        thing asked for stands, 0 = at the beginning. DataError for an unknown kind or a length that does not hold it.
+        """
         if kind not in KINDS:
             raise DataError(f"unknown kind of long text {kind!r}: there are {', '.join(KINDS)}")
         random = generator(seed, key(length, int(depth * 1e6), list(KINDS).index(kind)), 7)

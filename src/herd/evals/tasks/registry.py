@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from ...errors import DataError
 from . import choice
 from .calls import Bfcl
+from .dialogs import ToolDialogs
 from .instructions import IfEval
+from .lm_eval import PREFIX, LmEvalTask
 from .long import LongText
 from .mmlu import SUBJECTS, Mmlu
+from .parallel_text import ParallelText
 from .programs import HumanEval, Mbpp
 from .task import Mode, Task
 from .word_problems import Gsm8k, Mgsm
@@ -56,6 +59,10 @@ TASKS: dict[str, Known] = {
     "mgsm": Known(Mgsm, 8),
     "ifeval": Known(IfEval),
     "bfcl": Known(Bfcl),
+    "tool_calls": Known(ToolDialogs),
+    "tool_answers": Known(ToolDialogs),
+    "bpb_sentences": Known(ParallelText),
+    "bpb_declaration": Known(ParallelText),
     "needle_single": Known(LongText),
     "needle_multi": Known(LongText),
     **{f"ruler_{kind}": Known(LongText) for kind in RULER},
@@ -79,15 +86,18 @@ SUITES: dict[str, tuple[Entry, ...]] = {
         *_MMLU, Entry("arc_challenge", 0), Entry("human_eval", 0), Entry("mbpp", 0), Entry("gsm8k", 8),
         Entry("mgsm", 0), Entry("ifeval"), Entry("bfcl"),
     ),
-    # which function, with which arguments
-    "tools": (Entry("bfcl"),),
+    # which function, with which arguments; and Herd's own forms of asking
+    "tools": (Entry("bfcl"), Entry("tool_calls"), Entry("tool_answers")),
+    "multilingual": (Entry("mgsm"), Entry("bpb_sentences"), Entry("bpb_declaration")),
     # one thing and several by length and depth; then RULER's kinds
     "long": (Entry("needle_single"), Entry("needle_multi"), *(Entry(f"ruler_{kind}") for kind in RULER)),
 }  # fmt: skip
 
 
 def make(name: str, shots: int | None = None, mode: Mode = "base") -> Task:
-    """A task by name. Raises DataError naming the nearest ones for an unknown name."""
+    """A task by name, ``lm-eval:NAME`` for lm-eval's own. DataError naming the nearest ones for an unknown name."""
+    if name.startswith(PREFIX):
+        return LmEvalTask.of(name.removeprefix(PREFIX), shots, mode)
     if name not in TASKS:
         raise DataError(f"unknown task {name!r}: {_nearest(name, TASKS)}")
     known = TASKS[name]

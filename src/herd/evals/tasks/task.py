@@ -119,7 +119,7 @@ class Task(ABC):
         return {"shots": self.shots, "mode": self.mode}
 
     def fitted(self, model: Any) -> Task:
-        """The task for a model. Those whose length is in tokens ask it for ``context`` and ``count``, where it has them."""
+        """The task for a model: those with lengths in tokens ask it for ``context`` and ``count``, if it has them."""
         return self
 
     @abstractmethod

@@ -1,0 +1,78 @@
+"""Herd's own tool dialogs, with the templates its models were taught: two questions, judged apart.
+
+``tool_calls``: does the model's call compute the right value? ``tool_answers``: given the right call and its result,
+does the answer state it? Wordings, names and numbers are held out from training (`herd.data.dialogs`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ...data.dialogs import Dialog
+from ...data.scoring import score, states
+from ...text.chat import CODE_INTERPRETER
+from ...text.toolcall import parse
+from ...tools.sandbox import Sandbox
+from ..tooluse import tool_items
+from .data import Data
+from .task import Answer, Generate, Item, Judgement, Task
+
+N_DIALOGS = 200
+MAX_TOKENS = 160
+
+
+class ToolDialogs(Task):
+    """Group: language; the form of the call is in the item's id."""
+
+    source = "the project's own held-out dialogs"
+    licence = "Apache-2.0"
+    metric = "right"
+
+    def items(self, data: Data) -> list[Item]:
+        return [self._item(n, dialog) for n, dialog in enumerate(tool_items(N_DIALOGS))]
+
+    def judge(self, item: Item, answer: Answer) -> Judgement:
+        return self.judge_all([(item, answer)])[0]
+
+    def judge_all(self, answered: Sequence[tuple[Item, Answer]]) -> list[Judgement]:
+        if self.name == "tool_answers":
+            return [_answered(item.doc["dialog"], answer.text) for item, answer in answered]
+        with Sandbox() as sandbox:
+            return [_called(item.doc["dialog"], answer.text, sandbox) for item, answer in answered]
+
+    def example(self, item: Item, right: bool) -> Answer:
+        dialog = item.doc["dialog"]
+        if self.name == "tool_answers":
+            return Answer(dialog.answer if right else "?", "stop")
+        name, arguments = dialog.call["name"], dialog.call["arguments"]
+        text = json.dumps({"name": name, "parameters": arguments})
+        if name == CODE_INTERPRETER:
+            text = f"<|python_tag|>{arguments['code']}"
+        return Answer(text if right else "I do not know.", "stop")
+
+    def _item(self, n: int, dialog: Dialog) -> Item:
+        messages = dialog.prompt
+        if self.name == "tool_answers":
+            last = max(i for i, message in enumerate(dialog.messages) if message["role"] == "ipython")
+            messages = dialog.messages[: last + 1]
+        request = Generate(messages, max_tokens=MAX_TOKENS, tools=dialog.tools, form=dialog.form)
+        gold: Any = dialog.answer if self.name == "tool_answers" else dialog.call
+        return Item(f"{n}-{dialog.form}", request, gold, dialog.lang, {"dialog": dialog})
+
+
+def _called(dialog: Dialog, text: str, sandbox: Sandbox) -> Judgement:
+    parsed = parse(text)
+    calls = [{"name": call.name, "arguments": call.arguments, "form": call.form} for call in parsed.calls]
+    produced = [{"role": "assistant", "content": parsed.content} | ({"tool_calls": calls} if calls else {})]
+    verdict = score(dialog, produced, sandbox.run)
+    why = "" if verdict.call_ok else "; ".join([verdict.why, *parsed.errors])[:300]
+    return Judgement(float(verdict.call_ok), calls or parsed.content[:200], why=why)
+
+
+def _answered(dialog: Dialog, text: str) -> Judgement:
+    """The answer stands in the text; of weekdays the case does not matter."""
+    fold = str.casefold if dialog.kind == "weekday" else str
+    right = not parse(text).calls and states(fold(text), fold(dialog.answer))
+    return Judgement(float(right), text[:200], why="" if right else f"does not say {dialog.answer!r}")

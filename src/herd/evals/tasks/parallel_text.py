@@ -1,0 +1,116 @@
+"""The same text in many languages: how many bits a byte of each costs a model, and how much of each a window holds.
+
+Bits per byte can be compared between tokenizers; loss per token cannot. Languages are compared by content: every one
+says the same, so English words' worth per window says how long a text may be in each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...data.builtin import read_parallel
+from ...data.corpus import split_of
+from ...report.units import in_order
+from ..bootstrap import ratio_interval
+from ..score import Score, from_interval, part
+from .data import Data
+from .task import Answer, Item, Judgement, Likelihood, Read, Task
+
+if TYPE_CHECKING:
+    from ..results import ItemResult
+
+LANGUAGES = ("en", "de", "fr", "it", "pt", "hi", "es", "th", "ja", "zh")
+LINES = 10
+"""Sentences read as one document."""
+WINDOW = 131_072
+FOLDERS = {"bpb_sentences": "ud_pud_parallel", "bpb_declaration": "udhr"}
+
+
+class ParallelText(Task):
+    """Headline: bits per byte over all languages, each in the breakdown; less is better.
+
+    Without data: the project's own parallel sentences, of which only those that `herd raise` keeps for measuring.
+    """
+
+    licence = "CC BY-SA (Parallel Universal Dependencies); public (Universal Declaration of Human Rights)"
+    source = "universaldependencies.org PUD; unicode.org UDHR"
+    metric = "bpb"
+
+    def items(self, data: Data) -> list[Item]:
+        texts = _own() if data.builtin else self._texts(data)
+        blocks = {
+            lang: ["\n".join(lines[i : i + LINES]) + "\n" for i in range(0, len(lines), LINES)]
+            for lang, lines in texts.items()
+        }
+        numbered = [(lang, n) for n in range(max(map(len, blocks.values()))) for lang in in_order(blocks)]
+        return [
+            Item(f"{lang}-{n}", Read(text), None, lang, {"text": text, "english": _words(blocks, n)})
+            for lang, n in numbered
+            for text in blocks[lang][n : n + 1]
+        ]
+
+    def note(self, data: Data) -> str:
+        return "the project's own sentences, those kept for measuring" if data.builtin else ""
+
+    def judge(self, item: Item, answer: Answer) -> Judgement:
+        likelihood, text = answer.likelihoods[0], item.doc["text"]
+        bits, n_bytes = -likelihood.nats / math.log(2), len(text.encode())
+        metrics = {
+            "bits": bits,
+            "bytes": n_bytes,
+            "tokens": likelihood.n_tokens,
+            "words": len(text.split()),
+            "english_words": item.doc["english"],
+        }
+        return Judgement(bits / n_bytes, metrics=metrics)
+
+    def example(self, item: Item, right: bool) -> Answer:
+        """Nothing is right or wrong here: one bit a byte, or no bit at all."""
+        nats = -math.log(2) * len(item.doc["text"].encode())
+        return Answer(likelihoods=(Likelihood(nats if right else 0.0, n_tokens=1),))
+
+    def scores(self, results: Sequence[ItemResult]) -> list[Score]:
+        known = [result for result in results if result.metrics.get("tokens")]
+        ratios = [_ratio("bpb", "bits/byte", known, "bits", "bytes", 1)]
+        if known:
+            ratios.append(_ratio("english_words_per_128k", "words", known, "english_words", "tokens", WINDOW))
+            ratios.append(_ratio("words_per_128k", "words", known, "words", "tokens", WINDOW))
+            ratios.append(_ratio("bytes_per_token", "bytes", known, "bytes", "tokens", 1))
+        return ratios
+
+    def _texts(self, data: Data) -> dict[str, list[str]]:
+        folder = FOLDERS[self.name]
+        there = [lang for lang in LANGUAGES if data.find(f"{folder}/{lang}.txt")]
+        return {lang: _lines(data.text(f"{folder}/{lang}.txt")) for lang in there or LANGUAGES[:1]}
+
+
+def _own() -> dict[str, list[str]]:
+    """Held-out blocks of the project's own sentences, by language."""
+    texts: dict[str, list[str]] = {}
+    for document in read_parallel():
+        if split_of(document.source) == "heldout":
+            texts.setdefault(document.lang, []).extend(_lines(document.text))
+    return texts
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def _words(blocks: dict[str, list[str]], n: int) -> int:
+    """Words of the English block of the same number, 0 where there is none."""
+    return len(blocks["en"][n].split()) if "en" in blocks and n < len(blocks["en"]) else 0
+
+
+def _ratio(name: str, unit: str, results: Sequence[ItemResult], top: str, bottom: str, scale: float) -> Score:
+    """Sums over sums, with languages; intervals resample documents."""
+
+    def interval(some: Sequence[ItemResult]) -> Any:
+        found = ratio_interval([scale * r.metrics[top] for r in some], [r.metrics[bottom] for r in some])
+        return found if len(some) > 1 else found._replace(lo=None, hi=None)
+
+    groups = {group: [r for r in results if r.group == group] for group in dict.fromkeys(r.group for r in results)}
+    parts = {group: part(interval(some), len(some)) for group, some in groups.items()}
+    return from_interval(name, interval(results), unit, len(results), {"by_group": parts})

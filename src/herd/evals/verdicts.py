@@ -1,0 +1,98 @@
+"""The headline claims about Llama 3.1, held against published scores, and where the model is here, against one's own.
+
+A claim compares two models on the benchmarks of one source. Published scores carry no intervals per item, so a
+difference is called a difference only beyond what the number of questions allows: two standard errors of a difference
+of two shares at that score, with the benchmark's own number of items.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..report.published import find
+from .score import Score
+
+N_ITEMS = {
+    "boolq": 3270, "gsm8k": 1319, "hellaswag": 10042, "humaneval": 164, "mmlu_humanities": 4705, "mmlu_other": 3107,
+    "mmlu_social_sciences": 3077, "mmlu_stem": 3153, "openbookqa": 500, "piqa": 1838, "social_iqa": 1954,
+    "truthfulqa_mc1": 817, "winogrande": 1267,
+}  # fmt: skip
+"""Questions of each benchmark."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """``first`` is said to be ahead of ``second``, by the scores of ``source``."""
+
+    said: str
+    first: str
+    second: str
+    source: str
+
+
+CLAIMS = (
+    Claim("Llama 3.1 405B beats GPT-4o", "Llama 3.1 405B", "GPT-4o", "azure-leak"),
+    Claim("Llama 3.1 70B beats GPT-4o", "Llama 3.1 70B", "GPT-4o", "azure-leak"),
+    Claim("Llama 3.1 8B is far ahead of Llama 3 8B", "Llama 3.1 8B", "Llama 3 8B", "azure"),
+    Claim("Llama 3.1 70B beats Llama 3 70B", "Llama 3.1 70B", "Llama 3 70B", "azure"),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How many benchmarks ``first`` wins, loses and neither by what is published; ``own``: the same comparison where
+    both models have been measured here."""
+
+    claim: Claim
+    wins: Sequence[str]
+    losses: Sequence[str]
+    ties: Sequence[str]
+    own: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.wins and not self.losses:
+            return "holds" if len(self.wins) > len(self.ties) else "mostly within the noise"
+        return "holds in part" if len(self.wins) > len(self.losses) else "does not hold"
+
+
+def verdicts(own: Mapping[str, Mapping[str, Score]]) -> list[Verdict]:
+    """One for each claim. ``own``: model to task to score, as measured."""
+    return [_verdict(claim, own) for claim in CLAIMS]
+
+
+def _verdict(claim: Claim, own: Mapping[str, Mapping[str, Score]]) -> Verdict:
+    first = _published(claim.first, "azure")
+    second = _published(claim.second, claim.source)
+    wins, losses, ties = [], [], []
+    for task in first:
+        if task in second:
+            gap = first[task] - second[task]
+            noise = 200 * math.sqrt(2 * _variance((first[task] + second[task]) / 200) / N_ITEMS[task])
+            (ties if abs(gap) <= noise else wins if gap > 0 else losses).append(task)
+    return Verdict(claim, wins, losses, ties, _measured(claim, own))
+
+
+def _published(model: str, source: str) -> dict[str, float]:
+    return {row.task: row.score for row in find(model=model, kind="instruct", source=source) if row.task in N_ITEMS}
+
+
+def _variance(share: float) -> float:
+    return share * (1 - share)
+
+
+def _measured(claim: Claim, own: Mapping[str, Mapping[str, Score]]) -> str:
+    """In words, where models of these names have been measured; "" else."""
+    first, second = (next((s for name, s in own.items() if _same(name, m)), {}) for m in (claim.first, claim.second))
+    shared = [task for task in first if task in second]
+    if not shared:
+        return ""
+    ahead = sum(first[task].value > second[task].value for task in shared)
+    return f"measured here: ahead in {ahead} of {len(shared)}"
+
+
+def _same(name: str, model: str) -> bool:
+    """Whether a checkpoint's name names a published model: Llama-3.1-8B-Instruct is Llama 3.1 8B."""
+    return model.lower().replace(" ", "") in name.lower().replace(" ", "").replace("-", "").replace("_", "")
