@@ -16,8 +16,9 @@ from herd.engine import memory
 from herd.errors import PlanError
 from herd.kernels.page_layout import BYTES
 from herd.llama.config import SIZES
-from herd.plan import feel, machines, profile, quantity, score, serve, ways
+from herd.plan import feel, machines, profile, quantity, quantizing, score, serve, ways
 from herd.plan.profile import Profile
+from herd.quant import scheme
 
 LARGE = 25_000_000_000
 
@@ -30,7 +31,8 @@ def made_up(**changes: object) -> Profile:
         bandwidth={1: 2e10, 2: 4e10},
         gemm={name: {1: 2 * 4e10 / nbytes, 1024: 4e11} for name, nbytes in rates.items()},
         attention_prefill=dict.fromkeys(BYTES, 1e11), attention_decode=dict.fromkeys(BYTES, 2e10),
-        pointwise=2e10, between=0.0, disk=1e9, base=300_000_000, seconds=30.0,
+        pointwise=2e10, between=0.0, encode=dict.fromkeys(rates, 1e8), hash=1e9, disk=1e9, disk_write=5e8,
+        base=300_000_000, seconds=30.0,
     )  # fmt: skip
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
@@ -126,6 +128,17 @@ def test_the_best_way_speaks_at_reading_speed_if_any_does():
     chosen = ways.best(ways.ways(fast, "8B", (1024,)))
     assert chosen is not None
     assert chosen.form.name == "bf16"
+
+
+def test_quantizing_adds_up():
+    """Rounding, hashing both ways and writing, one after another."""
+    config, plan = SIZES["1B"], scheme("q8")
+    made = made_up(hash=1e9, encode={"q8": 1e8}, disk_write=5e8)
+    packed = config.n_params - (2 * config.n_layers + 1) * config.dim  # all but the norms
+    out = plan.nbytes(config)
+    expected = packed / 1e8 + (config.nbytes(2.0) + out) / 1e9 + out / 5e8
+    assert quantizing.quantize_seconds(made, config, plan) == pytest.approx(expected)
+    assert quantizing.quantize_nbytes(config, plan) > config.vocab_size * config.dim * 2
 
 
 # Serving and drafts --------------------------------------------------------------------------------------------------

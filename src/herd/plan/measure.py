@@ -7,6 +7,7 @@ model for what lies between operators. Each number is the median of several pass
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import statistics
@@ -25,6 +26,7 @@ from ..kernels.paged_attention import Ragged, paged_attention
 from ..kernels.pointwise import swiglu
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
+from ..quant.blocks import encode
 from ..quant.formats import FORMATS, Format
 from ..quant.linear import QuantLinear
 from ..quant.random import random_rows
@@ -76,8 +78,10 @@ def measure(step: Step = lambda what: None) -> Profile:
     decode = {kind: attention_decode(kind) for kind in BYTES}
     step("between operators")
     pointwise, between = pointwise_bandwidth(), between_operators()
+    step("quantizing")
+    encode, hashing = {name: encode_rate(name) for name in FORMAT_NAMES}, hash_rate()
     step("disk")
-    disk = disk_bandwidth(cache_folder())
+    disk, disk_write = disk_bandwidths(cache_folder())
     if torch.cuda.is_available():
         step("GPUs")
     return Profile(
@@ -94,17 +98,21 @@ def measure(step: Step = lambda what: None) -> Profile:
         attention_decode=decode,
         pointwise=pointwise,
         between=between,
+        encode=encode,
+        hash=hashing,
         disk=disk,
+        disk_write=disk_write,
         base=base,
         seconds=time.perf_counter() - began,
         gpus=tuple(gpus()),
     )
 
 
-def bandwidths() -> dict[int, float]:
-    """Bytes/s read from memory by 1, 2, 4 ... threads and by all of them."""
+def bandwidths(all_counts: bool = True) -> dict[int, float]:
+    """Bytes/s read from memory by all threads, and with ``all_counts`` by 1, 2, 4 ... of them as well."""
     most, reader = torch.get_num_threads(), MemoryReader(COLD * 2)
-    counts = sorted({1 << power for power in range(most.bit_length()) if 1 << power <= most} | {most})
+    fewer = {1 << power for power in range(most.bit_length()) if 1 << power <= most} if all_counts else set()
+    counts = sorted(fewer | {most})
     found = {}
     try:
         for threads in counts:
@@ -132,11 +140,14 @@ def linears(name: str, inner: int, outer: int, cold: int = COLD) -> list[nn.Modu
     return [QuantLinear(random_rows((outer, inner), format, seed), format) for seed in range(count)]
 
 
-def gemm_rates(name: str, rows: tuple[int, ...] = ROWS, budget: float = 0.2) -> dict[int, float]:
+def gemm_rates(name: str) -> dict[int, float]:
     """Operations/s of a (rows, SIDE) x (SIDE, SIDE) matmul with weights in this format, by rows."""
-    layers = linears(name, SIDE, SIDE)
-    dtype = PLAIN.get(name, torch.float32)
-    found = {}
+    return rates_of(name, linears(name, SIDE, SIDE), ROWS)
+
+
+def rates_of(name: str, layers: list[nn.Module], rows: tuple[int, ...], budget: float = 0.2) -> dict[int, float]:
+    """The same of layers that are there already, all of (SIDE, SIDE)."""
+    dtype, found = PLAIN.get(name, torch.float32), {}
     for n in rows:
         x_ND, turn = torch.randn(n, SIDE).to(dtype), _in_turn(layers)
         found[n] = 2.0 * n * SIDE * SIDE / seconds_of(lambda x=x_ND, turn=turn: next(turn)(x), budget)  # type: ignore[misc]
@@ -191,30 +202,44 @@ def between_operators() -> float:
     return max(0.0, (step_of(8) - step_of(4)) / 4)
 
 
-def disk_bandwidth(folder: Path) -> float | None:
-    """Bytes/s read from the disk of ``folder`` past the page cache; None where the system offers no direct reads."""
+def encode_rate(name: str) -> float:
+    """Weights/s that are rounded to blocks."""
+    weight = torch.randn(1024, SIDE)
+    return weight.numel() / seconds_of(lambda: encode(weight, FORMATS[FORMAT_NAMES[name]], "weight"), 0.2)
+
+
+def hash_rate() -> float:
+    """Bytes/s of SHA-256, in which checkpoints name their weights."""
+    block = bytes(16 << 20)
+    return len(block) / seconds_of(lambda: hashlib.sha256(block).digest(), 0.05)
+
+
+def disk_bandwidths(folder: Path) -> tuple[float | None, float | None]:
+    """Bytes/s read from the disk of ``folder`` past the page cache, and written to it; None where the system offers no
+    direct reads or has no room."""
     direct = getattr(os, "O_DIRECT", None)
-    if direct is None:
-        return None
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".disk-") as file:
-            chunk = os.urandom(1 << 20)
+            chunk, start = os.urandom(1 << 20), time.perf_counter()
             for _ in range(DISK_BYTES >> 20):
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
+            written = DISK_BYTES / (time.perf_counter() - start)
+            if direct is None:
+                return None, written
             handle = os.open(file.name, os.O_RDONLY | direct)
             try:
                 buffer = mmap.mmap(-1, 8 << 20)  # aligned to a page, as direct reads want
                 start, total = time.perf_counter(), 0
                 while count := os.readv(handle, [buffer]):
                     total += count
-                return total / (time.perf_counter() - start)
+                return total / (time.perf_counter() - start), written
             finally:
                 os.close(handle)
     except OSError:
-        return None
+        return None, None
 
 
 def gpus() -> Iterator[Gpu]:

@@ -27,7 +27,7 @@ from ..files import write_atomically
 from ..report import receipt
 from .roofline import Curve, Device, Efficiency
 
-SCHEMA = 1
+SCHEMA = 2
 OPS_PER_LAYER = 9
 """Operators that `ops.layer_ops` lists of a block; the measured time between operators is spread over them."""
 
@@ -60,7 +60,10 @@ class Profile:
     attention_decode: Mapping[str, float]  # bytes/s of keys and values by kind of KV cache
     pointwise: float  # bytes/s
     between: float
-    disk: float | None  # bytes/s, past the page cache; None where it could not be measured
+    encode: Mapping[str, float]  # weights/s that are rounded to blocks, by format
+    hash: float  # bytes/s
+    disk: float | None  # bytes/s read past the page cache; None where it could not be measured
+    disk_write: float | None  # bytes/s written, until they are on the disk
     base: int  # bytes of a process with everything loaded but a model
     seconds: float  # that measuring took
     gpus: tuple[Gpu, ...] = ()

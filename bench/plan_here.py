@@ -1,0 +1,361 @@
+"""The planner against this machine: twelve configurations, predicted and then run.
+
+    python bench/plan_here.py                 # all twelve, about ten minutes; writes bench/receipts/plan-here.json
+    python bench/plan_here.py chat-8B-q4      # only this one; the receipt keeps the others' rows
+
+Chat (decode and prefill at true shapes with random weights), training (small models, forward to Adam), quantizing (a
+bf16 folder to blocks). Each runs in a process of its own, whose peak memory is read from the system. Nothing is fitted:
+what a prediction is made of (matmul rates by format and rows, attention, bandwidth, rounding, hashing, one and two
+training blocks) is measured in turn with the run itself, so that a machine with other work slows both alike. For time,
+the ratio is taken within each round, and the median of the rounds counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from herd.report.receipt import Value, read_receipt, receipts_folder, write_receipt
+
+ROUNDS = 3
+PROMPT, CONTEXT, STEPS = 512, 512, 8
+CHAT = {
+    "chat-8B-q4": ("8B", "q4"),
+    "chat-3B-q4k": ("3B", "q4k"),
+    "chat-3B-q8": ("3B", "q8"),
+    "chat-1B-bf16": ("1B", "bf16"),
+}
+TRAIN = {  # (dim, layers, rows, context, dtype, remat)
+    "train-256x5": (256, 5, 16, 256, "float32", False),
+    "train-384x6-bf16": (384, 6, 16, 256, "bfloat16", False),
+    "train-512x8": (512, 8, 8, 256, "float32", False),
+    "train-768x8-remat": (768, 8, 8, 512, "bfloat16", True),
+}  # fmt: skip
+QUANTIZE = {"quantize-q8": "q8", "quantize-q4": "q4", "quantize-q4k": "q4k", "quantize-q4-larger": "q4-larger"}
+NAMES = (*CHAT, *TRAIN, *QUANTIZE)
+MEMORY_SLACK = 100e6
+Record = dict[str, Any]
+
+
+# One configuration, in a process of its own --------------------------------------------------------------------------
+
+
+def worker(name: str) -> Record:
+    """``tensors``, ``peak`` and times, each predicted and measured."""
+    kind = name.partition("-")[0]
+    return {"chat": chat, "train": train, "quantize": quantize}[kind](name)
+
+
+def base_rss() -> int:
+    """Resident bytes of this process before there is any model; the high-water mark begins here."""
+    import psutil
+
+    from herd.life.run import reset_peak_rss
+
+    reset_peak_rss()
+    return psutil.Process().memory_info().rss
+
+
+def chat(name: str) -> Record:
+    import torch
+
+    from herd.evals.speed import Runner, Work
+    from herd.kernels import build
+    from herd.kernels.page_layout import BYTES
+    from herd.life.run import peak_rss
+    from herd.llama.config import SIZES
+    from herd.plan import measure, ways
+    from herd.plan.profile import Profile
+    from herd.quant import scheme
+    from herd.quant.random import random_quantized
+
+    build.ready()
+    size, quant = CHAT[name]
+    config, form = SIZES[size], next(f for f in ways.GGUF_FORMS if f.name == quant)
+    base = base_rss()
+    model = random_quantized(config, scheme(quant), dtype=torch.bfloat16 if quant == "bf16" else torch.float32)
+    longest = max(PROMPT, CONTEXT) + (ROUNDS + 2) * (STEPS + 1)
+    runner = Runner(model, context=longest, batch=1)
+    runner.prefill(Work("prefill", PROMPT))
+    peak = peak_rss()
+    held = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
+    kind = runner.engine.cache.kind
+    tensors = sum(held.values()) + runner.engine.cache.nbytes
+    predicted_kv = ways.kv_nbytes(config, 1, PROMPT + 1, BYTES[kind])
+    beside = ways.activation_nbytes(config, PROMPT, 4.0)
+
+    layers = {part: measure.linears(part, measure.SIDE, measure.SIDE) for part in {form.dtype, form.head_dtype}}
+
+    def profile() -> Profile:
+        """Only what this configuration needs, so that it stands close to the run in time."""
+        rates = {part: measure.rates_of(part, layers[part], (1, 256, 512)) for part in layers}
+        return Profile(
+            key="", date="", cpu="", cores=0, isa=(), memory=0, threads=torch.get_num_threads(),
+            bandwidth=measure.bandwidths(all_counts=False), gemm=rates,
+            attention_prefill={kind: measure.attention_prefill(kind, 0, PROMPT)},
+            attention_decode={kind: measure.attention_decode(kind, CONTEXT)},
+            pointwise=measure.pointwise_bandwidth(), between=measure.between_operators(), encode={}, hash=1.0,
+            disk=None, disk_write=None, base=base, seconds=0.0,
+        )  # fmt: skip
+
+    predicted: dict[str, list[float]] = {"decode": [], "prefill": []}
+    measured: dict[str, list[float]] = {"decode": [], "prefill": []}
+    runner.start(Work("decode", CONTEXT), (ROUNDS + 2) * STEPS)
+    runner.steps(2)
+    before = _with(profile)
+    for _ in range(ROUNDS):
+        decode = statistics.median(runner.steps(STEPS))
+        measured["decode"].append(decode)
+        middle = _with(profile)
+        here = [ways.Here(p, 1e12) for p in (before, middle)]
+        predicted["decode"].append(statistics.fmean(h.decode(config, form, kind, CONTEXT) for h in here))
+        before = middle
+    runner.stop()
+    for _ in range(ROUNDS):
+        measured["prefill"].append(runner.prefill(Work("prefill", PROMPT)))
+        middle = _with(profile)
+        here = [ways.Here(p, 1e12) for p in (before, middle)]
+        predicted["prefill"].append(statistics.fmean(h.prefill(config, form, kind, PROMPT) for h in here))
+        before = middle
+    return {
+        "tensors": [form.nbytes(config) + predicted_kv, tensors],
+        "peak": [base + form.nbytes(config) + predicted_kv + beside, peak],
+        "predicted": predicted,
+        "measured": measured,
+    }
+
+
+def _with(profile: Callable[[], Any]) -> Any:
+    import torch
+
+    with torch.inference_mode():
+        return profile()
+
+
+def train(name: str) -> Record:
+    import torch
+
+    from herd.data.batch import Batch
+    from herd.kernels import build
+    from herd.kernels.memory import keep_freed_memory
+    from herd.life.plan import rung
+    from herd.life.run import peak_rss
+    from herd.llama.model import LlamaLM
+    from herd.plan import rehearse
+    from herd.train import lm
+    from herd.train import train as run
+    from herd.train.memory import train_nbytes
+    from herd.train.recipe import parse_recipe
+
+    build.ready()
+    keep_freed_memory()
+    dim, n_layers, rows, context, dtype, remat = TRAIN[name]
+    config = rung(dim, n_layers, 4096, context)
+    steps = 6
+    fields = {k: getattr(config, k) for k in ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim")}
+    text = json.dumps(
+        {
+            "name": name,
+            "model": {"shape": fields | {"max_context": context, "tie_embeddings": True}},
+            "tokenizer": {"train_vocab": 4096},
+            "data": {"text": ["builtin"]},
+            "objective": {"kind": "lm"},
+            "train": {
+                "steps": steps,
+                "batch_rows": rows,
+                "context": context,
+                "lr": 1e-3,
+                "dtype": dtype,
+                "remat": remat,
+            },
+            "out": "unused",
+        }
+    )
+    recipe = parse_recipe(text)
+
+    class Rows:
+        """Random tokens: what they say does not matter for the time."""
+
+        def batch(self, position: int, count: int) -> Batch:
+            generator = torch.Generator().manual_seed(position)
+            tokens = torch.randint(0, 4096, (count, context + 1), generator=generator)
+            return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+    def real() -> tuple[float, int]:
+        """(median seconds of a step, bytes of parameters, gradients and moments)."""
+        times: list[float] = []
+        model = LlamaLM(config).init_weights(0)
+        last = time.perf_counter()
+
+        def on_step(record: dict[str, Any]) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            times.append(now - last)
+            last = now
+
+        with tempfile.TemporaryDirectory() as folder:
+            run(model, Rows(), lm, recipe.train, folder, on_step=on_step)
+        held = sum(p.nbytes for p in model.parameters())
+        return statistics.median(times[1:]), held
+
+    base = base_rss()
+    _, weights = real()
+    peak = peak_rss()
+    sized = train_nbytes(config, rows, context, dtype=dtype, remat=remat)
+    predicted: dict[str, list[float]] = {"step": []}
+    measured: dict[str, list[float]] = {"step": []}
+    for _ in range(ROUNDS):
+        outlook = rehearse.here(recipe, rehearse.rehearse(recipe))
+        predicted["step"].append(outlook.step_seconds)
+        measured["step"].append(real()[0])
+    return {
+        "tensors": [sized.weights, weights],
+        "peak": [base + sized.total, peak],
+        "predicted": predicted,
+        "measured": measured,
+    }
+
+
+def quantize(name: str) -> Record:
+    import torch
+
+    from herd import checkpoint
+    from herd.kernels import build
+    from herd.life.run import peak_rss
+    from herd.llama.config import ModelConfig
+    from herd.plan import measure, quantizing
+    from herd.plan.profile import Profile
+    from herd.quant import scheme
+
+    build.ready()
+    to, _, larger = QUANTIZE[name].partition("-")
+    config = ModelConfig(32_000, 2048, 6 if larger else 3, 32, 8, 8192, tie_embeddings=True, max_context=8192)
+    plan = scheme(to)
+    with tempfile.TemporaryDirectory(prefix="herd-plan-") as text:
+        folder = Path(text)
+        script = (
+            "import sys, torch; from herd import checkpoint; from herd.llama.config import ModelConfig; "
+            "from herd.llama.model import LlamaLM; torch.set_default_dtype(torch.bfloat16); "
+            f"m = LlamaLM({config!r}); [p.data.uniform_(-0.02, 0.02) for p in m.parameters()]; "
+            "checkpoint.save(sys.argv[1], m)"
+        )
+        script = script.replace("rope_scaling=None, ", "")
+        subprocess.run([sys.executable, "-W", "ignore", "-c", script, str(folder / "source")], check=True)
+        base = base_rss()
+        predicted: dict[str, list[float]] = {"whole": []}
+        measured: dict[str, list[float]] = {"whole": []}
+        peak = 0
+        for number in range(ROUNDS):
+            began = time.perf_counter()
+            checkpoint.quantize(checkpoint.Source(folder / "source"), folder / f"out{number}", plan)
+            measured["whole"].append(time.perf_counter() - began)
+            peak = peak or peak_rss()
+            with torch.inference_mode():
+                made = Profile(
+                    key="", date="", cpu="", cores=0, isa=(), memory=0, threads=1, bandwidth={1: 1.0}, gemm={},
+                    attention_prefill={}, attention_decode={}, pointwise=1.0, between=0.0,
+                    encode={part: measure.encode_rate(part) for part in {to, "q8"}}, hash=measure.hash_rate(),
+                    disk=None, disk_write=measure.disk_bandwidths(folder)[1], base=base, seconds=0.0,
+                )  # fmt: skip
+            predicted["whole"].append(quantizing.quantize_seconds(made, config, plan))
+        out = (folder / "out0" / "model.gguf").stat().st_size
+    return {
+        "tensors": [plan.nbytes(config), out],
+        "peak": [base + quantizing.quantize_nbytes(config, plan), peak],
+        "predicted": predicted,
+        "measured": measured,
+    }
+
+
+# All of them, and the receipt ----------------------------------------------------------------------------------------
+
+
+def values_of(name: str, record: Record) -> dict[str, Value]:
+    """A configuration's rows: bytes and seconds, each predicted beside measured, and its error."""
+    values: dict[str, Value] = {}
+    for part in ("tensors", "peak"):
+        predicted, measured = record[part]
+        error = abs(predicted / measured - 1)
+        allowed = 0.02 if part == "tensors" else max(0.05, MEMORY_SLACK / measured)
+        values[f"{name}/{part} predicted"] = Value(round(predicted), "bytes")
+        values[f"{name}/{part} measured"] = Value(round(measured), "bytes")
+        values[f"{name}/{part} error"] = Value(
+            error, "fraction", bar=f"≤ {100 * allowed:.1f} %", passed=error <= allowed
+        )
+    for kind in record["measured"]:
+        ratios = sorted(p / m for p, m in zip(record["predicted"][kind], record["measured"][kind], strict=True))
+        ratio = statistics.median(ratios)
+        values[f"{name}/{kind} predicted"] = Value(statistics.median(record["predicted"][kind]), "s")
+        values[f"{name}/{kind} measured"] = Value(statistics.median(record["measured"][kind]), "s")
+        values[f"{name}/{kind} time error"] = Value(
+            abs(ratio - 1),
+            "fraction",
+            lo=abs(ratios[0] - 1),
+            hi=abs(ratios[-1] - 1),
+            bar="≤ 25 %",
+            passed=abs(ratio - 1) <= 0.25,
+        )
+    return values
+
+
+def main() -> None:
+    """Run what is asked for, keep what the receipt has of the rest."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        print(json.dumps(worker(args.worker)))
+        return
+    unknown = set(args.names) - set(NAMES)
+    if unknown:
+        sys.exit(f"no configuration {', '.join(sorted(unknown))}: there are {', '.join(NAMES)}")
+    path = receipts_folder() / "plan-here.json"
+    known = read_receipt(path).values if path.exists() else {}
+    values = {key: value for key, value in known.items() if "/" in key}
+    for name in args.names or NAMES:
+        done = subprocess.run(
+            [sys.executable, __file__, "--worker", name], stdout=subprocess.PIPE, text=True, env=os.environ
+        )
+        if done.returncode:
+            sys.exit(f"{name} failed")
+        found = values_of(name, json.loads(done.stdout.splitlines()[-1]))
+        values = {key: value for key, value in values.items() if not key.startswith(f"{name}/")} | found
+        print(
+            "\n".join(f"{key:44} {value.value:>16,.4g} {value.bar or ''}" for key, value in found.items()), flush=True
+        )
+        write(path, values)
+    print(path)
+
+
+def write(path: Path, values: dict[str, Value]) -> None:
+    """The receipt, with the median and the worst error over everything that is in it."""
+    ordered = {key: values[key] for name in NAMES for key in values if key.startswith(f"{name}/")}
+    errors = [float(value.value) for key, value in ordered.items() if key.endswith("time error")]
+    middle, worst = statistics.median(errors), max(errors)
+    head = {
+        "configurations": Value(len({key.partition("/")[0] for key in ordered}), "configurations"),
+        "time, median error": Value(middle, "fraction", bar="≤ 10 %", passed=middle <= 0.10),
+        "time, worst error": Value(worst, "fraction", bar="≤ 25 %", passed=worst <= 0.25),
+    }
+    write_receipt(
+        path,
+        what="twelve configurations on this machine, predicted by the planner and run: memory and time",
+        values=head | ordered,
+        command="python bench/plan_here.py",
+        seed=0,
+        notes="profile re-measured in turn with the runs; nothing fitted; errors of time are medians over rounds",
+    )
+
+
+if __name__ == "__main__":
+    main()
