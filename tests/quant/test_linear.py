@@ -77,8 +77,10 @@ def test_native_linear(format, path, monkeypatch):
 
 def test_a_path_that_is_not_there(monkeypatch):
     monkeypatch.setenv("HERD_ISA", "avx1024")
-    with pytest.raises(QuantError, match="HERD_ISA=avx1024: choose vnni, avx2, portable"):
+    with pytest.raises(QuantError, match="HERD_ISA=avx1024: choose vnni, avx2, portable, reference"):
         matmul.choose(FORMATS["Q4_0"], torch.device("cpu"))
+    monkeypatch.setenv("HERD_ISA", "reference")
+    assert matmul.choose(FORMATS["Q4_0"], torch.device("cpu")) is matmul.REFERENCE
 
 
 def test_elsewhere_the_reference_takes_over(monkeypatch):

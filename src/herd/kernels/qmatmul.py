@@ -9,7 +9,8 @@ The weights' bytes are put in another order first (`interleave`, undone by `dein
 many threads compute.
 
 Three paths are in the library, and the fastest the processor has is taken: AVX-512 VNNI, AVX2, portable C++.
-``HERD_ISA=vnni|avx2|portable`` asks for one of them.
+``HERD_ISA=vnni|avx2|portable`` asks for one of them, and ``HERD_ISA=reference`` for plain torch, whose activations are
+not rounded.
 
 Shapes: N tokens, D inputs, R outputs, B bytes of a packed row, W 32-bit words of a block.
 """
@@ -45,13 +46,16 @@ LAYOUTS = {2: Layout(18, 0), 8: Layout(34, 0), 12: Layout(144, None), 14: Layout
 
 
 def path() -> str | None:
-    """The path that will be taken, or None where there is no native library. Says once if it is not the fastest.
+    """The path that will be taken, or None for plain torch: asked for, or because there is no native library.
 
+    Says once if it is not the fastest there is.
     Raises `QuantError` when ``HERD_ISA`` names one that is unknown or that this processor lacks.
     """
     wanted = os.environ.get("HERD_ISA")
+    if wanted == "reference":
+        return None
     if wanted and wanted not in PATHS:
-        raise QuantError(f"HERD_ISA={wanted}: choose {', '.join(PATHS)}")
+        raise QuantError(f"HERD_ISA={wanted}: choose {', '.join((*PATHS, 'reference'))}")
     paths = here()
     if not paths:
         return None
