@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlamaForCa
 
 import herd.checkpoint as checkpoint
 from herd.checkpoint.lineage import Lineage, load_lineage
+from herd.cli import run
 from herd.engine import Engine, Request, Sampling
 from herd.errors import CheckpointError, TokenizerError
 from herd.text.tokenizer import Tokenizer
@@ -228,6 +229,29 @@ def test_hub(tmp_path, make_model, same_bits, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     same_bits(checkpoint.load("hf:some/model@v2"), model)
     assert asked == [("some/model", "v2")]
+
+
+def test_import_from_the_hub(tmp_path, make_model, tokenizer, same_bits, monkeypatch, capsys):
+    """`herd import hf:...`: a whole repository, or one GGUF file of it; the hub is stood in for by a folder."""
+    model = make_model()
+    checkpoint.save(tmp_path / "hub", model, tokenizer)
+    checkpoint.export_gguf(tmp_path / "hub", tmp_path / "hub.gguf", "f32")
+    asked = []
+    hub = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **more: asked.append(name) or hub)
+
+    def hf_hub_download(name, file, revision):
+        asked.append((name, file, revision))
+        return str(tmp_path / "hub.gguf")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
+    for number, source in enumerate(["hf:some/model", "hf:some/model/sub/a.gguf", "hf:some/model/a.gguf@v1"]):
+        assert run(["import", source, str(tmp_path / f"{number}"), "--json"]) == 0, source
+        same_bits(checkpoint.load(tmp_path / f"{number}"), model)
+    assert asked == ["some/model", ("some/model", "sub/a.gguf", None), ("some/model", "a.gguf", "v1")]
+    capsys.readouterr()
+    assert run(["import", "hf:a.gguf", str(tmp_path / "x")]) == 1
+    assert "say which file: hf:ORG/NAME/FILE.gguf" in capsys.readouterr().err
 
 
 def test_hub_not_reachable():

@@ -274,15 +274,31 @@ def resolve(source: str | Path) -> Path:
     from huggingface_hub import snapshot_download  # slow to import, and only needed here
 
     name, _, revision = str(source)[3:].partition("@")
-    try:
+    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "LICENSE*", "USE_POLICY*"]
+    with _from_the_hub(source):
         return Path(
-            snapshot_download(
-                name,
-                revision=revision or None,
-                allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "LICENSE*", "USE_POLICY*"],
-                ignore_patterns=["original/*"],
-            )
+            snapshot_download(name, revision=revision or None, allow_patterns=patterns, ignore_patterns=["original/*"])
         )
+
+
+def resolve_file(source: str | Path) -> Path:
+    """A file on disk: ``source`` itself, or for ``hf:ORG/NAME/FILE[@REVISION]`` its download."""
+    if not str(source).startswith("hf:"):
+        return Path(source)
+    from huggingface_hub import hf_hub_download
+
+    name, _, revision = str(source)[3:].partition("@")
+    parts = name.split("/", 2)
+    if len(parts) < 3:
+        raise CheckpointError(f"{source}: say which file: hf:ORG/NAME/FILE.gguf")
+    with _from_the_hub(source):
+        return Path(hf_hub_download("/".join(parts[:2]), parts[2], revision=revision or None))
+
+
+@contextmanager
+def _from_the_hub(source: str | Path) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # the hub raises its own, httpx's and OSError alike; all mean "not there"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{source}: cannot be fetched: {reason}") from error

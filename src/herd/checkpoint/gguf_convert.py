@@ -27,7 +27,7 @@ from . import gguf_names as names
 from . import weights
 from .atomic import require_room, whole_folder
 from .convert import notice
-from .folder import load_config, require_fit, require_replaceable, resolve, write_folder, written_folder
+from .folder import load_config, require_fit, require_replaceable, resolve, resolve_file, write_folder, written_folder
 from .gguf import FILE, GGUF, Entry
 from .gguf_folder import compute_dtype, encoded, file_plan, is_gguf_folder, require_finite, unpacked, write_model
 from .gguf_tokenizer import check_tokenizer, has_tokenizer, read_tokenizer
@@ -177,13 +177,13 @@ def import_gguf(
     name: str | None = None,
     progress: weights.Progress | None = None,
 ) -> str:
-    """Makes a checkpoint folder of a GGUF file and returns its hash.
+    """Makes a checkpoint folder of a GGUF file (or ``hf:ORG/NAME/FILE.gguf``) and returns its hash.
 
     Without ``dtype`` a file with packed weights is kept as it is, byte for byte, and a plain one becomes a plain folder
     in its own type; with ``dtype`` all is unpacked. Raises `CheckpointError`, with ``out`` as it was, for a file
     that is unsound, no Llama, or not finite.
     """
-    source = Path(source)
+    source = resolve_file(source)
     file = GGUF(source)
     config = names.config_from_gguf(file)
     wanted = names.check_tensors(file, config)

@@ -23,7 +23,8 @@ def import_command(
     source: Annotated[
         str,
         typer.Argument(
-            help="A GGUF file, Meta's folder (params.json, *.pth), a Hugging Face folder, or hf:ORG/NAME on this disk."
+            help="A GGUF file, Meta's folder (params.json, *.pth), a Hugging Face folder, hf:ORG/NAME[@REVISION], "
+            "or hf:ORG/NAME/FILE.gguf."
         ),
     ],
     out: Annotated[Path, typer.Argument(help="The checkpoint folder to make.")],
@@ -33,14 +34,14 @@ def import_command(
 ) -> None:
     """Bring in weights from Meta, Hugging Face or a GGUF file as a checkpoint folder.
 
-    Quantized weights of a GGUF file stay as they are unless --dtype asks for others. Nothing is downloaded: get the
-    weights first, under their licence.
+    Quantized weights of a GGUF file stay as they are unless --dtype asks for others. hf: downloads from the Hugging
+    Face hub, with your token where a licence must be accepted first; the rest touches no network.
     """
     from .. import checkpoint
 
     chosen = _dtype(dtype)
     with progress_bar(f"import {source}") as progress:
-        if source.endswith(".gguf"):
+        if source.partition("@")[0].endswith(".gguf"):
             checkpoint.import_gguf(source, out, dtype=chosen, name=name, progress=progress)
         elif is_meta_folder(Path(source)):
             checkpoint.import_meta(source, out, dtype=chosen, name=name, progress=progress)

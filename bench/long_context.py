@@ -1,0 +1,121 @@
+"""131,072 tokens in an int8 cache behind an 8B model in 4 bits: it decodes, in the memory it was said to take.
+
+    python bench/long_context.py                   # two minutes on two cores, 15 GB of memory
+
+Every page of the cache is written, with seeded synthetic keys and values; then the last tokens up to the model's
+context are decoded, each reading all of it. Bytes are compared with the formulas the planner uses: tensors with
+`Scheme.nbytes` and `engine.memory.nbytes`, the process's peak beyond what it had before with their sum.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import time
+
+import numpy as np
+import psutil
+import torch
+
+from herd.engine.cache import PagedCache
+from herd.engine.memory import nbytes
+from herd.evals.speed import cache_read, weights_read
+from herd.kernels.bandwidth import MemoryReader, read_all
+from herd.kernels.page_layout import BLOCK, BYTES, PAGE
+from herd.llama.config import SIZES
+from herd.quant import scheme
+from herd.quant.random import random_quantized
+from herd.report.receipt import Value, write_receipt
+
+SEED = 0
+SCALE_BITS = 0x3C00
+"""bf16 of 2^-7: with codes of up to 127, keys and values of about 1."""
+
+
+def fill(cache: PagedCache) -> None:
+    """Random codes in every page, scales of 1/128 to 1/64."""
+    c = cache.config
+    codes, scales = PAGE * c.head_dim, PAGE * c.head_dim // BLOCK * 2
+    generator = np.random.Generator(np.random.SFC64(SEED))
+    pool = cache.pool
+    for page in range(cache.pages.touched):
+        words = generator.integers(-(2**63), 2**63, pool[page].numel() // 8, dtype=np.int64)
+        pool[page] = torch.from_numpy(words).view(torch.uint8).view(pool[page].shape)
+    for start in (codes, 2 * codes + scales):
+        bits = pool[: cache.pages.touched, ..., start : start + scales].view(torch.int16)
+        bits &= 0x7F
+        bits |= SCALE_BITS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="8B", choices=list(SIZES))
+    parser.add_argument("--quant", default="q4")
+    parser.add_argument("--context", type=int)
+    parser.add_argument("--steps", type=int, default=8)
+    args = parser.parse_args()
+    config, plan = SIZES[args.size], scheme(args.quant)
+    context = args.context or config.max_context
+    torch.ones(8) @ torch.ones(8)
+    read_all(torch.ones(64, dtype=torch.int64))  # libraries are there before memory is counted
+    before = psutil.Process().memory_info().rss
+    model = random_quantized(config, plan, SEED)
+    expected = {"weights": plan.nbytes(config), "cache": nbytes(config, 1, context, BYTES["int8"])}
+    cache = PagedCache(config, "int8", expected["cache"], context)
+    sequence = cache.open()
+    cache.grow(sequence, context)
+    fill(cache)
+    sequence.length = context - args.steps
+    seconds, token = [], 1
+    with torch.inference_mode():
+        for _ in range(args.steps):
+            start = time.perf_counter()
+            positions, attend = cache.step([(sequence, 1)])
+            logits = model.lm_head(model(torch.tensor([[token]]), positions, attend))
+            token = int(logits[0, -1].argmax())
+            seconds.append(time.perf_counter() - start)
+            assert bool(torch.isfinite(logits).all())
+    assert sequence.length == context
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    parameters = sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
+    held = parameters + cache.nbytes
+    reader = MemoryReader()
+    reader.measure(0)
+    bandwidth, step = reader.measure(1.0), statistics.median(seconds[1:])
+    nbytes_read = weights_read(model) + cache_read(config, "int8", context)
+    total = sum(expected.values())
+    values = {
+        "tokens in the cache": Value(
+            context, "tokens", bar=f"= {config.max_context}", passed=context == config.max_context
+        ),
+        "decode": Value(1 / step, "tokens/s"),
+        "time of a token": Value(step, "s"),
+        "bytes read a token": Value(nbytes_read, "bytes"),
+        "memory read at": Value(nbytes_read / step / 1e9, "GB/s"),
+        "share of read bandwidth": Value(nbytes_read / step / bandwidth, "1"),
+        "bytes of weights": Value(parameters, "bytes"),
+        "bytes of the cache": Value(cache.nbytes, "bytes"),
+        "tensors over the formulas": Value(held / total, "×", bar="1 ± 0.02", passed=abs(held / total - 1) <= 0.02),
+        "peak memory": Value(peak, "bytes", bar="≤ 24 GiB", passed=peak <= 24 << 30),
+        "peak over formulas and process": Value(
+            peak / (total + before), "×", bar="1 ± 0.05", passed=abs(peak / (total + before) - 1) <= 0.05
+        ),
+    }
+    path = write_receipt(
+        "long-context",
+        what=f"{args.size} shape, {plan.linears.name}, decoding behind {context:,} tokens of an int8 cache",
+        values=values,
+        command="python bench/long_context.py",
+        seed=SEED,
+        notes=f"{torch.get_num_threads()} threads; random weights, every page written with seeded keys and values; "
+        f"median of {args.steps - 1} steps; the process held {before / 1e6:.0f} MB before",
+    )
+    for key, value in values.items():
+        verdict = "" if value.passed is None else f"   ({value.bar}) {'passed' if value.passed else 'FAILED'}"
+        print(f"{key}: {value.value:.5g} {value.unit}{verdict}")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Herd beside llama.cpp on the same blocks, 8B shape, whole model, taking turns.
+
+    make rivals                                    # llama-cpp-python from its source, in .venv-rivals
+    python bench/speed_llamacpp.py q4              # then q8, q4k: decode at 128 tokens and prefill of 512
+    python bench/speed_llamacpp.py q4 --batch 16   # sixteen sequences at once
+    python bench/speed_llamacpp.py q4 --layers 4 --context 32768 --kv int8     # attention: 32k tokens, 4 layers
+    ... --rounds 5 --steps 8 --layers 32           # five minutes at most on two cores; each writes a receipt of its own
+
+Weights are random, seeded, of the true shape; llama.cpp reads the very same blocks from a GGUF file (without a
+vocabulary: none is needed to decode ids), which stays in --work for the next time. A turn is a prefill, or the median
+of some decode steps; a ratio is the median of the rounds' ratios, so it is not quite that of the medians beside it. The
+speed of the memory is measured in the same rounds. Herd samples greedily and goes through its engine; llama.cpp only
+decodes, as in its own llama-bench.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+
+from herd.checkpoint import write_random
+from herd.evals.rival import LlamaCpp, find_python
+from herd.evals.speed import Work, longest_sequence, measure, overhead_seconds
+from herd.kernels.bandwidth import MemoryReader
+from herd.llama.config import SIZES
+from herd.quant import scheme
+from herd.quant.random import random_quantized
+from herd.report.receipt import Value, write_receipt
+
+SEED = 0
+
+
+def file_of(work: Path, size: str, quant: str, layers: int) -> Path:
+    """The file of these weights, written if it is not there."""
+    path = work / f"{size}-{quant}-{layers}-seed{SEED}.gguf"
+    if not path.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        print(f"writing {path}", file=sys.stderr)
+        write_random(path, SIZES[size].replace(n_layers=layers), scheme(quant), SEED)
+    return path
+
+
+def verdicts(record: dict, quant: str, batched: bool, long: bool) -> dict[str, Value]:
+    """A record as values of a receipt, with the bars of the project's table."""
+    name, rival = record["name"], record["rival"]
+    low, high = rival["ratio_quartiles"]
+    values = {f"{name}: herd": Value(record["tokens_per_second"], "tokens/s")}
+    values[f"{name}: llama.cpp"] = Value(rival["tokens_per_second"], "tokens/s")
+    ratio = functools.partial(Value, rival["ratio"], "×", lo=low, hi=high)
+    if record["work"] == "prefill":
+        least = 2.0 if quant == "q4" else 1.5
+        plain = batched or long
+        values[f"{name}: ratio"] = ratio() if plain else ratio(bar=f"≥ {least}", passed=rival["ratio"] >= least)
+        return values | {f"{name}: herd, arithmetic": Value(record["gops"], "GOP/s")}
+    if batched:
+        values[f"{name}: ratio"] = ratio(bar="≥ 1.7", passed=rival["ratio"] >= 1.7)
+        values[f"{name}: herd, arithmetic"] = Value(record["gops"], "GOP/s")
+    elif long:
+        share = record["share_of_bandwidth"]
+        values[f"{name}: ratio"] = ratio(bar="≥ 1.5", passed=rival["ratio"] >= 1.5)
+        values[f"{name}: share of read bandwidth"] = Value(share, "1", bar="≥ 0.7", passed=share >= 0.7)
+    else:
+        # where the memory has much more to give than the rival draws, the bar is the rival; else it is the memory
+        room = record["read_bandwidth"] / rival["bytes_per_second"]
+        share, least = record["share_of_bandwidth"], 0.88
+        wide = room >= 1.35
+        values["read bandwidth over what llama.cpp draws"] = Value(room, "×")
+        values[f"{name}: ratio"] = ratio(bar="≥ 1.2", passed=rival["ratio"] >= 1.2) if wide else ratio()
+        bar, passed = (None, None) if wide else (f"≥ {least}", share >= least)
+        values[f"{name}: share of read bandwidth"] = Value(share, "1", bar=bar, passed=passed)
+    values[f"{name}: bytes read a step"] = Value(record["nbytes"], "bytes")
+    values[f"{name}: herd, memory"] = Value(record["bytes_per_second"] / 1e9, "GB/s")
+    values[f"{name}: llama.cpp, memory"] = Value(rival["bytes_per_second"] / 1e9, "GB/s")
+    values["read bandwidth"] = Value(record["read_bandwidth"] / 1e9, "GB/s")
+    return values
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("quant", choices=["q4", "q8", "q4k"])
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--size", default="8B", choices=list(SIZES))
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--context", type=int, default=128)
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--kv", choices=["auto", "bf16", "int8"], default="auto", help="int8: llama.cpp's is q8_0 then")
+    parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "herd" / "bench")
+    args = parser.parse_args()
+    find_python()
+    config = SIZES[args.size]
+    config = config.replace(n_layers=args.layers or config.n_layers)
+    plan, threads = scheme(args.quant), torch.get_num_threads()
+    file = file_of(args.work, args.size, args.quant, config.n_layers)
+    model = random_quantized(config, plan, SEED)
+    batched, long = args.batch > 1, args.context > 8192
+    works = [Work("decode", args.context, args.batch), Work("prefill", args.prompt)]
+    reader = MemoryReader()
+    longest = longest_sequence(works, args.rounds, args.steps)
+    shown = lambda name, done, total: print(f"\r{name}: {done} of {total}  ", end="", file=sys.stderr, flush=True)  # noqa: E731
+    theirs = "q8_0" if args.kv == "int8" else "f16"
+    with LlamaCpp(file, threads=threads, context=longest, batch=args.batch, cache=theirs) as rival:
+        records = measure(
+            model,
+            works,
+            rounds=args.rounds,
+            steps=args.steps,
+            bandwidth=reader.measure,
+            rival=rival,
+            progress=shown,
+            kv=args.kv,
+            seed=SEED,
+        )
+        version, rival_nbytes = rival.version, rival.resident_nbytes()
+    resident = psutil.Process().memory_info().rss - reader.words.nbytes
+    values: dict[str, Value] = {}
+    for record in records:
+        values |= verdicts(record, args.quant, batched, long)
+    decode, prefill = records
+    if batched:
+        share = decode["gops"] / prefill["gops"]
+        values["decode's arithmetic over prefill's"] = Value(share, "1", bar="≥ 0.7", passed=share >= 0.7)
+    between = overhead_seconds(config, plan, model.dtype, args.batch) / decode["seconds"]
+    values["between kernels, at most"] = Value(
+        between, "1", bar=None if batched else "≤ 0.05", passed=None if batched else between <= 0.05
+    )
+    values |= {"memory, herd": Value(resident, "bytes"), "memory, llama.cpp": Value(rival_nbytes, "bytes")}
+    name = f"speed-{plan.linears.name.lower().replace('_', '')}"
+    words = [args.quant]
+    if batched:
+        name, words = f"{name}-batch{args.batch}", [*words, f"--batch {args.batch}"]
+    if long:
+        name, words = f"{name}-long", [*words, f"--layers {config.n_layers} --context {args.context} --kv {args.kv}"]
+    whole = "whole model" if config.n_layers == SIZES[args.size].n_layers else f"{config.n_layers} layers"
+    path = write_receipt(
+        name,
+        what=f"{args.size} shape, {whole}, {plan.linears.name}: Herd and llama.cpp in turns on the same blocks",
+        values=values,
+        command=f"python bench/speed_llamacpp.py {' '.join(words)}",
+        seed=SEED,
+        rivals={"llama-cpp-python": version},
+        notes=f"{threads} threads; medians of {args.rounds} rounds, ratios of paired rounds with their quartiles; "
+        f"Herd's cache is {decode['kv']}, llama.cpp's {theirs}; head {plan.head.name}, embedding "
+        f"{plan.embeddings.name}; the GGUF file has no vocabulary",
+    )
+    for key, value in values.items():
+        verdict = "" if value.passed is None else f"   ({value.bar}) {'passed' if value.passed else 'FAILED'}"
+        print(f"{key}: {value.value:.5g} {value.unit}{verdict}")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
