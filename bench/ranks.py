@@ -20,7 +20,7 @@ import torch
 from herd.data.batch import Batch
 from herd.llama.config import ModelConfig
 from herd.llama.model import LlamaLM
-from herd.report.receipt import write_receipt
+from herd.report.receipt import Value, write_receipt
 from herd.train import TrainConfig, metrics, parallel, sft, train
 
 SEED = 0
@@ -82,9 +82,7 @@ def main() -> None:
         "ranks",
         what="1 rank vs 2 ranks, same tokens, fp32: largest difference of the loss over the steps",
         values={
-            "ddp": (difference["ddp"], "nats/token"),
-            "fsdp2": (difference["fsdp2"], "nats/token"),
-            "bar": (1e-5, "nats/token"),
+            **{name: Value(d, "nats/token", bar="≤ 1e-5", passed=d <= 1e-5) for name, d in difference.items()},
             "steps": (CONFIG.steps, "steps"),
             "parameters": (MODEL.n_params, "parameters"),
             "first_loss": (runs["one"][0], "nats/token"),

@@ -1,8 +1,8 @@
-"""Write the README's tables from the receipts; with a run, first take its numbers and its picture.
+"""Write the tables of README.md and docs/checks.md from the receipts; with a run, first take its numbers and picture.
 
 python bench/readme.py                 # tables only, of receipts that git knows (git add them)
 python bench/readme.py runs/full       # also bench/receipts/raise-MODE.json and docs/img/report-*.svg
-python bench/readme.py --check         # say whether the README is up to date, change nothing
+python bench/readme.py --check         # say whether they are up to date, change nothing
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from herd.report import read_receipts, write_receipt
 from herd.report.page import command
 from herd.report.picture import write_pictures
 from herd.report.run import load_run
-from herd.report.tables import checks_table, family_table, fill, markdown, run_values, stages_table
+from herd.report.tables import checks_table, family_table, fill, markdown, run_values, stages_table, summary_table
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "checks.md")
 
 
 def sizes_table() -> str:
@@ -69,7 +69,8 @@ def tables() -> dict[str, str]:
     checks = {name: receipt for name, receipt in receipts.items() if not name.startswith("raise-")}
     return {
         "sizes": sizes_table(),
-        "checks": checks_table(checks),
+        "summary": summary_table(checks),
+        "checks": checks_table(checks, "../bench/receipts"),
         "family": family_table(family),
         "stages": stages_table(family),
         "picture": picture(),
@@ -98,16 +99,19 @@ def main(words: list[str]) -> int:
     for word in words:
         if not word.startswith("-"):
             take(Path(word))
-    text = README.read_text(encoding="utf-8")
-    filled = fill(text, tables())
-    if filled == text:
-        return 0
-    if check:
-        print("README.md is behind its receipts: run make readme", file=sys.stderr)
-        return 1
-    write_atomically(README, filled)
-    print(README.relative_to(ROOT))
-    return 0
+    filled = tables()
+    behind = 0
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if (new := fill(text, filled)) == text:
+            continue
+        if check:
+            print(f"{page.relative_to(ROOT)} is behind its receipts: run make readme", file=sys.stderr)
+            behind = 1
+        else:
+            write_atomically(page, new)
+            print(page.relative_to(ROOT))
+    return behind
 
 
 if __name__ == "__main__":

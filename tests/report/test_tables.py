@@ -15,12 +15,12 @@ from herd.errors import ReportError
 from herd.report import Value, read_receipts, write_receipt
 from herd.report.picture import write_pictures
 from herd.report.run import load_run
-from herd.report.tables import checks_table, family_table, fill, run_values, shown, stages_table
+from herd.report.tables import checks_table, family_table, fill, run_values, shown, stages_table, summary_table
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_committed_readme_is_up_to_date():
+def test_the_committed_tables_are_up_to_date():
     done = subprocess.run([sys.executable, "bench/readme.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -64,6 +64,8 @@ def test_checks_show_bars_and_verdicts(tmp_path):
     assert "| speed | 1.31 (1.28 – 1.33) | ≥ 1.15 | ✓ |" in table
     assert "| memory | 0.950 | ≤ 0.9 | **✗** |" in table
     assert "unjudged" not in table
+    summary = summary_table(read_receipts(tmp_path))
+    assert "| [training](bench/receipts/pace.json) | memory: 0.950, bar ≤ 0.9 | 1 of 2 **✗** |" in summary
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_a_run_becomes_a_receipt_and_tables(tmp_path):
     assert family.count("\n") == 6
     stages = stages_table(receipt).replace("\u00a0", " ")
     assert "| teacher | 2 min 12 s |" in stages
-    assert len({line.count("|") for line in [*family.splitlines(), *stages.splitlines()]}) == 2
+    assert all(len({line.count("|") for line in table.splitlines()}) == 1 for table in (family, stages))
     assert family_table(None) == stages_table(None) == "*Not measured yet.*"
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from ..errors import ReportError
 from .receipt import Receipt, Value
 from .run import Run
-from .tabulate import METRICS, metric
+from .tabulate import metric
 from .units import MINUS, NBSP, duration, fixed, is_share, measure, nbytes, short, si, unit_name
 
 _MARKED = re.compile(r"(<!-- herd:table ([\w-]+) -->\n)(.*?)(<!-- herd:end -->)", re.DOTALL)
@@ -43,30 +43,53 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
 
 
-def checks_table(receipts: Mapping[str, Receipt]) -> str:
+def summary_table(receipts: Mapping[str, Receipt]) -> str:
+    """One line for every receipt that had to pass bars: how many it reached, and the first number that fell short, or
+    else its first one."""
+    rows: list[list[str]] = []
+    for name, receipt in receipts.items():
+        barred = _barred(receipt)
+        judged = {key: value for key, value in barred.items() if value.passed is not None}
+        if not judged:
+            continue
+        failed = [key for key, value in judged.items() if not value.passed]
+        key = (failed or list(judged))[0]
+        number = f"{key.replace('_', ' ')}: {shown(judged[key])}, bar {_bar(judged[key])}"
+        verdict = f"{len(judged) - len(failed)} of {len(judged)}{' **✗**' if failed else ''}"
+        rows.append([f"[{receipt.what.replace('|', '/')}](bench/receipts/{name}.json)", number, verdict])
+    return markdown(["what was measured", "for instance, or what fell short", "bars reached"], rows, left=2)
+
+
+def checks_table(receipts: Mapping[str, Receipt], folder: str = "bench/receipts") -> str:
     """Every receipt that had to pass a bar: what was measured and where to look, then its numbers with their bars."""
     rows: list[list[str]] = []
     for name, receipt in receipts.items():
-        barred = {key: value for key, value in receipt.values.items() if value.bar is not None}
+        barred = _barred(receipt)
         if not barred:
             continue
-        rows.append([f"**{receipt.what}** ([receipt](bench/receipts/{name}.json))", "", "", ""])
+        rows.append([f"**{receipt.what}** ([receipt]({folder}/{name}.json))", "", "", ""])
         for key, value in barred.items():
             verdict = _NONE if value.passed is None else "✓" if value.passed else "**✗**"
             rows.append([key.replace("_", " "), shown(value), _bar(value), verdict])
     return markdown(["what", "measured", "bar", ""], rows)
 
 
+def _barred(receipt: Receipt) -> dict[str, Value]:
+    return {key: value for key, value in receipt.values.items() if value.bar is not None}
+
+
+_FAMILY = ("bpb", "kl", "top1", "needle", "tool_use", "code_pass")
+"""Scores with a column in a README; a run's page shows all."""
+
+
 def family_table(receipt: Receipt | None) -> str:
-    """Model × score of a run's receipt, each with its 95 % interval."""
+    """Model × main scores of a run's receipt, each with its 95 % interval."""
     if receipt is None:
         return "*Not measured yet.*"
     keys = [key.partition("/") for key in receipt.values]
     models = list(dict.fromkeys(model for model, _, name in keys if name == "parameters"))
-    names = dict.fromkeys(
-        name for model, _, name in keys if model in models and name != "parameters" and "_vs_" not in name
-    )
-    known = [m.name for m in METRICS if m.name in names] + [n for n in names if n.startswith("needle at")]
+    names = {name for model, _, name in keys if model in models}
+    known = [name for name in _FAMILY if name in names]
     header = ["model", "parameters"]
     for name in known:
         value = next(receipt.values[f"{model}/{name}"] for model in models if f"{model}/{name}" in receipt.values)
