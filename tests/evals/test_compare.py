@@ -117,7 +117,7 @@ def test_one_model_alone_and_twins(tmp_path):
     alone = compare([first])
     assert "Two models" in page(alone)
     twins = compare([first, evaluation(tmp_path / "b", "m", {"boolq": [1, 1]}, "bbbbbbbb")])
-    assert twins.models == ["m aaaaaa", "m bbbbbb"]
+    assert twins.models == ["a", "b"]
     with pytest.raises(DataError, match="twice"):
         compare([first, first])
     with pytest.raises(DataError, match="nothing to compare"):

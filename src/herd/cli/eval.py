@@ -15,11 +15,12 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import CheckpointError, DataError
-from . import eval_compare
+from . import eval_compare, eval_more
 from .output import Json, print_json, print_table
 
 if TYPE_CHECKING:
     from ..evals.harness import Model
+    from ..evals.local import LocalModel
     from ..evals.results import Evaluation, ItemResult, TaskResult
     from ..evals.tasks import Mode, Task
 
@@ -63,6 +64,7 @@ def command(
     batch: Annotated[int, typer.Option(help="Answers written at once.")] = 32,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one.")] = None,
+    parent: Annotated[str | None, typer.Option(help="For --suite fidelity: the model it is measured against.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run benchmarks on a model. Interrupted, the same command goes on; what is known is not asked again."""
@@ -75,11 +77,15 @@ def command(
         raise DataError(f"--mode {mode} is unknown: use base or instruct")
     if suite is not None and tasks is not None:
         raise DataError("--suite and --tasks: give one of the two")
+    if suite == "fidelity":
+        if parent is None:
+            raise DataError("--suite fidelity needs --parent CHECKPOINT: the model this one is measured against")
+        return eval_more.fidelity(model, parent, data, limit, out, dtype, device, as_json)
     source = Data() if data is None else Data(data)
     planned = _plan(suite, tasks)
     opened = _open(model, name, mode, dtype, device, batch)
     chosen, unknown = _make(planned, shots, mode or opened.mode)
-    folder = out or Path("runs") / "evals" / f"{_safe(opened.name)}-{opened.hash[:8]}"
+    folder = out or results_folder(opened)
     with _watch() as watcher:
         evaluation = evaluate(opened, chosen, source, folder, limit=limit, watcher=watcher, suite=suite or "")
     rows = [*evaluation.tasks, *unknown]
@@ -112,6 +118,8 @@ def list_command(as_json: Json = False) -> None:
 
 
 app.command("compare")(eval_compare.command)
+app.command("fidelity")(eval_more.fidelity)
+app.command("contamination")(eval_more.contamination)
 
 
 def _plan(suite: str | None, tasks: str | None) -> Sequence[Any]:
@@ -143,6 +151,11 @@ def _open(model: str, name: str | None, mode: Any, dtype: str | None, device: st
         return EndpointModel(model, name, mode or "instruct")
     if name is not None:
         raise CheckpointError("--model names the model of an endpoint; a folder has only one")
+    return open_local(model, mode, dtype, device, batch)
+
+
+def open_local(model: str, mode: Any, dtype: str | None, device: str | None, batch: int) -> LocalModel:
+    """A checkpoint as the harness asks it; ``mode`` None: what it was trained for."""
     from ..checkpoint import checkpoint_hash
     from ..evals.local import LocalModel
     from .chat_model import open_model
@@ -157,6 +170,11 @@ def _open(model: str, name: str | None, mode: Any, dtype: str | None, device: st
     called = lineage.name if lineage else talker.folder.resolve().name
     kind: Mode = mode or ("base" if talker.base else "instruct")
     return LocalModel(talker.model, talker.tokenizer, name=called, hash=hash_, mode=kind, max_batch=batch)
+
+
+def results_folder(model: Model) -> Path:
+    """Where a model's results go unless told otherwise."""
+    return Path("runs") / "evals" / f"{_safe(model.name)}-{model.hash[:8]}"
 
 
 def _print(evaluation: Evaluation, rows: Sequence[TaskResult], folder: Path, builtin: bool) -> None:

@@ -111,8 +111,8 @@ class Comparison:
 
 
 def compare(evaluations: Sequence[Evaluation]) -> Comparison:
-    """All tasks that any of them ran; models are told apart by name (twins get their hash). Raises DataError for fewer
-    than one or twice the same folder."""
+    """All tasks that any of them ran; models are told apart by name, namesakes by their folders. Raises DataError for
+    no evaluation or twice the same."""
     names = _names(evaluations)
     rows, differences, flips, n_flips = [], [], [], {}
     keys = dict.fromkeys(_key(task) for evaluation in evaluations for task in evaluation.tasks)
@@ -159,7 +159,7 @@ def _names(evaluations: Sequence[Evaluation]) -> list[str]:
     plain = [evaluation.model for evaluation in evaluations]
     if len(set(plain)) == len(plain):
         return plain
-    return [f"{e.model} {e.model_hash[:6]}" if plain.count(e.model) > 1 else e.model for e in evaluations]
+    return [e.folder.name if plain.count(e.model) > 1 else e.model for e in evaluations]
 
 
 def _key(task: TaskResult) -> tuple[str, str]:
