@@ -6,6 +6,7 @@ Only where the rows come from is replaced, and the shots are drawn by lm-eval's 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def pairs(name: str, folder: Path, limit: int) -> Iterator[tuple[ConfigurableTas
     data = Data(folder)
     herd = make(name)
     items = herd.items(data)[:limit]
-    if not name.startswith("mmlu_"):
+    if name.removeprefix("mmlu_") not in SUBJECTS:
         yield oracle(name, folder, len(items)), herd, items
         return
     for subject in SUBJECTS[name.removeprefix("mmlu_")]:
@@ -132,8 +133,17 @@ def rows(name: str, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, 
         ]
         return tests, data.rows(f"arc/{level}_validation.jsonl")
     subject = name.removeprefix("mmlu_")
-    test, dev = (data.rows(f"mmlu/{split}.jsonl") for split in ("test", "dev"))
-    return [row for row in test if row["subject"] == subject], [row for row in dev if row["subject"] == subject]
+    test, dev = (_mmlu(folder, split) for split in ("test", "dev"))
+    return test[subject], dev[subject]
+
+
+@lru_cache
+def _mmlu(folder: Path, split: str) -> dict[str, list[dict[str, Any]]]:
+    """Rows of a file by subject."""
+    out: dict[str, list[dict[str, Any]]] = {}
+    for row in Data(folder).rows(f"mmlu/{split}.jsonl"):
+        out.setdefault(row["subject"], []).append(row)
+    return out
 
 
 def instances(task: ConfigurableTask) -> dict[int, list[Any]]:

@@ -6,7 +6,10 @@ pytest.importorskip("lm_eval", reason="needs lm-eval: pip install llamaherd[eval
 
 import lmeval_oracle as oracle
 
-from herd.evals.tasks import Rank
+from herd.errors import DataError
+from herd.evals.harness import run_task
+from herd.evals.tasks import Answer, Data, Generate, Likelihood, Rank, Read, make
+from herd.evals.tasks.lm_eval import LmEvalTask
 
 NAMES = [*oracle.LEAK, "arc_challenge", "arc_easy", "mbpp"]
 
@@ -29,3 +32,54 @@ def test_same_requests(real_data, name):
                 gold = theirs.doc_to_text(theirs.test_docs()[doc_id])
             if isinstance(item.request, Rank):
                 assert item.gold == gold
+
+
+@pytest.mark.parametrize("name", ["boolq", "gsm8k", "winogrande"])
+def test_lm_evals_own_tasks_run_on_herd(real_data, tmp_path, name):
+    """The same judgements by lm-eval's metrics and by Herd's, and no difference in what is asked."""
+    folder = real_data("README.md").parent
+    inner, herd, items = next(oracle.pairs(name, folder, 12))
+    theirs = LmEvalTask.around(inner, f"lm-eval:{name}")
+    inner.build_all_requests = lambda **_: None  # built already, for twelve documents
+    asked = theirs.items(Data())
+    assert [item.request for item in asked][:12] == [_plain(item.request) for item in items]
+    for mine, item in zip(items, asked, strict=True):
+        for right in (True, False):
+            answer = herd.example(mine, right)
+            if name != "winogrande":  # whose target is a text, not a number
+                assert theirs.judge(item, theirs.example(item, right)).value == right
+            assert theirs.judge(item, answer).value == herd.judge(mine, answer).value == right
+
+    class Model:
+        name, hash, mode, precision = "m", "00" * 8, "base", "float32"
+
+        def answer(self, requests):
+            for number, request in enumerate(requests):
+                many = len(request.pairs) if isinstance(request, Rank) else 0
+                yield number, Answer("#### 3", "stop", tuple(Likelihood(-float(i)) for i in range(many)))
+
+    row = run_task(Model(), theirs, Data(), tmp_path)
+    assert (row.status, row.n_items) == ("done", 12)
+
+
+def _plain(request):
+    if isinstance(request, Generate):  # lm-eval has its own limit
+        return Generate(request.prompt, 256, request.stop)
+    return request
+
+
+def test_lm_evals_unknown_tasks_say_so():
+    with pytest.raises(DataError, match="lm-eval:no_such_task: lm-eval cannot make it"):
+        make("lm-eval:no_such_task")
+
+
+def test_texts_read_by_lm_eval():
+    from herd.evals.tasks.lm_eval import _request
+
+    class Instance:
+        request_type, args = "loglikelihood_rolling", ("some text",)
+
+    assert _request("x", [Instance()]) == Read("some text")
+    Instance.request_type = "paint"
+    with pytest.raises(DataError, match="kind 'paint' are not known"):
+        _request("x", [Instance()])

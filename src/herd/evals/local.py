@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-
-import torch
 
 from ..engine import Engine, Sampling
 from ..engine import Request as EngineRequest
@@ -19,6 +18,8 @@ from .bpb import compression
 from .tasks.task import Answer, Generate, Likelihood, Mode, Rank, Read, Request
 from .windows import HeldOut
 
+SLICE = 512
+"""Requests encoded at a time, so that the first answer does not wait for all of them."""
 _PARAGRAPH = re.compile(r"(?<=\n\n)(?=\S)")
 
 
@@ -36,17 +37,18 @@ class LocalModel:
         self._paragraph = lru_cache(maxsize=8192)(tokenizer.encode)
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-        """See `harness.Model`."""
-        ranks = {n: [self.pair(*pair) for pair in r.pairs] for n, r in enumerate(requests) if isinstance(r, Rank)}
-        reads = {n: r for n, r in enumerate(requests) if isinstance(r, Read)}
-        asked = {n: self._generate(r) for n, r in enumerate(requests) if isinstance(r, Generate)}
-        self._scorer.check(list(ranks.values()))
-        for request in asked.values():
-            self._check(request)
-        yield from self._rank(ranks)
-        for n, read in reads.items():
-            yield n, self._read(read)
-        yield from self._write(asked)
+        """See `harness.Model`. The longest is checked before anything is computed, each before its own slice is."""
+        numbered = list(enumerate(requests))
+        if numbered:
+            self._encoded([max(numbered, key=lambda pair: _n_chars(pair[1]))])
+        for start in range(0, len(requests), SLICE):
+            some = numbered[start : start + SLICE]
+            ranks, asked = self._encoded(some)
+            yield from self._rank(ranks)
+            for n, request in some:
+                if isinstance(request, Read):
+                    yield n, self._read(request)
+            yield from self._write(asked)
 
     @property
     def context(self) -> int:
@@ -75,6 +77,15 @@ class LocalModel:
         whole = [self.tokenizer.bos_id, *self.encode(context + continuation)]
         return Pair(context_ids, whole[len(context_ids) :])
 
+    def _encoded(self, some: Sequence[tuple[int, Request]]) -> tuple[dict[int, list[Pair]], dict[int, EngineRequest]]:
+        """What is to be ranked and what to be written, as ids, by number. EngineError for what cannot be served."""
+        ranks = {n: [self.pair(*pair) for pair in r.pairs] for n, r in some if isinstance(r, Rank)}
+        asked = {n: self._generate(r) for n, r in some if isinstance(r, Generate)}
+        self._scorer.check(list(ranks.values()))
+        for request in asked.values():
+            self._check(request)
+        return ranks, asked
+
     def _rank(self, ranks: dict[int, list[Pair]]) -> Iterator[tuple[int, Answer]]:
         numbers, items = list(ranks), list(ranks.values())
         for at, scored in self._scorer.score(items):
@@ -89,8 +100,7 @@ class LocalModel:
     def _read(self, read: Read) -> Answer:
         ids = self.tokenizer.encode(read.text, bos=True)
         bits = compression(self.model, [HeldOut(ids, len(read.text.encode()))]).bits[0]
-        nats = -float(bits) * float(torch.log(torch.tensor(2.0)))
-        return Answer(likelihoods=(Likelihood(nats, n_tokens=len(ids) - 1),))
+        return Answer(likelihoods=(Likelihood(-float(bits) * math.log(2), n_tokens=len(ids) - 1),))
 
     def _generate(self, request: Generate) -> EngineRequest:
         if isinstance(request.prompt, str):
@@ -118,3 +128,9 @@ class LocalModel:
         finally:
             for stream in streams:
                 stream.cancel()
+
+
+def _n_chars(request: Request) -> int:
+    if isinstance(request, Rank):
+        return max(len(context) + len(continuation) for context, continuation in request.pairs)
+    return len(request.text if isinstance(request, Read) else str(request.prompt))

@@ -14,6 +14,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,7 @@ class Data:
             wanted = " or ".join(names)
             raise DataError(f"no {wanted} in {self.folder}: put it there (may be .gz), or leave --data out for the "
                             "ten built-in items")  # fmt: skip
-        try:
-            return _OPENERS[path.suffix if path.suffix in _OPENERS else ""](path.read_bytes()).decode("utf-8")
-        except (OSError, EOFError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read ({error}); fetch it anew") from None
+        return _load(path, path.stat().st_mtime_ns)
 
     def rows(self, *names: str, needs: Sequence[str] = ()) -> list[Row]:
         """JSON lines, each an object with the fields ``needs``."""
@@ -88,3 +86,12 @@ class Data:
     def table(self, *names: str) -> list[Row]:
         """A CSV file with a header."""
         return list(csv.DictReader(io.StringIO(self.text(*names))))
+
+
+@lru_cache(maxsize=4)
+def _load(path: Path, changed: int) -> str:
+    """A file's text, unpacked; kept for a while, as shots and questions often come from the same file."""
+    try:
+        return _OPENERS[path.suffix if path.suffix in _OPENERS else ""](path.read_bytes()).decode("utf-8")
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); fetch it anew") from None

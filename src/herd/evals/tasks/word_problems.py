@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from .data import Data, Row
 from .task import Answer, Generate, Item, Judgement, Task
 
-_NUMBER = re.compile(r"-?[$]?\d[\d.,]*")
+_NUMBER = re.compile(r"-?[$]?[0-9][0-9.,]*")
 _MARKED = re.compile(r"#### (-?[0-9.,]+)")
 _CALCULATION = re.compile(r"<<.*?>>")
-_FINAL = re.compile(r"final answer is:?\s*\**\$?(-?[$\d][\d.,]*)", re.IGNORECASE)
+_FINAL = re.compile(r"final answer is:?\s*\**\$?(-?[$0-9][0-9.,]*)", re.IGNORECASE)
 ASK = 'Work it out step by step, and end with "The final answer is N", where N is the number alone.'
 
 

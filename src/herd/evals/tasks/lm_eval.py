@@ -1,0 +1,127 @@
+"""Any of lm-eval's own tasks on Herd's engine: ``--tasks lm-eval:NAME``, e.g. ``lm-eval:lambada_openai``.
+
+EleutherAI's harness (extra ``evals``) brings thousands of tasks, their data from the Hub, their prompts, filters and
+metrics; here they become a `Task` like any other, so that resuming, endpoints and shared beginnings work for them too.
+Their files are used as they are, so their number of shots is the default and ``--mode`` changes nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...errors import DataError
+from .data import Data
+from .task import Answer, Generate, Item, Judgement, Likelihood, Mode, Rank, Read, Request, Task
+
+PREFIX = "lm-eval:"
+MAX_TOKENS = 256
+"""lm-eval's own limit where a task has none."""
+
+
+@dataclass(frozen=True)
+class LmEvalTask(Task):
+    """``inner`` is lm-eval's task; its first metric is the headline."""
+
+    inner: Any = field(default=None, compare=False, repr=False)
+
+    source = "lm-eval"
+    licence = "see the data set"
+    shots_from = "lm-eval's sampler"
+
+    @classmethod
+    def of(cls, name: str, shots: int | None, mode: Mode) -> LmEvalTask:
+        """The task ``name`` (without the prefix) with ``shots`` (None: its own number); its data come from the Hub."""
+        try:
+            tasks = importlib.import_module("lm_eval.tasks")
+        except ImportError:
+            raise DataError(f"{PREFIX}{name} needs lm-eval: pip install 'llamaherd[evals]'") from None
+        try:
+            [inner] = tasks.get_task_dict([name]).values()
+        except Exception as error:  # whatever a task's own code and the Hub may raise
+            reason = str(error).strip().splitlines()
+            raise DataError(f"{PREFIX}{name}: lm-eval cannot make it ({reason[0] if reason else error!r})") from None
+        if isinstance(inner, Mapping):
+            raise DataError(f"{PREFIX}{name} is a group: name its tasks one by one")
+        return cls.around(inner, f"{PREFIX}{name}", shots, mode)
+
+    @classmethod
+    def around(cls, inner: Any, name: str, shots: int | None = None, mode: Mode = "base") -> LmEvalTask:
+        """A task that is made already."""
+        if shots is not None:
+            inner.set_config("num_fewshot", shots)
+        return cls(name, inner.config.num_fewshot or 0, mode, inner)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return super().settings | {"lm_eval_version": str(self.inner.VERSION)}
+
+    def items(self, data: Data) -> list[Item]:
+        """lm-eval's own documents; ``data`` is not used."""
+        self.inner.build_all_requests(rank=0, world_size=1)
+        by_doc: dict[int, list[Any]] = {}
+        for instance in self.inner.instances:
+            by_doc.setdefault(instance.doc_id, []).append(instance)
+        return [
+            Item(str(number), _request(self.name, instances), None, doc={"instances": instances})
+            for number, instances in by_doc.items()
+        ]
+
+    def judge(self, item: Item, answer: Answer) -> Judgement:
+        """By lm-eval's filters and metrics; those that are no number of the item (perplexities) are left out."""
+        instances = copy.copy(item.doc["instances"])
+        if answer.likelihoods:
+            kind = instances[0].request_type
+            pairs = [(x.nats, x.greedy) for x in answer.likelihoods]
+            found = {
+                "": self.inner.process_results(
+                    instances[0].doc, [x for x, _ in pairs] if kind.endswith("rolling") else pairs
+                )
+            }
+        else:
+            found = {}
+            instances = [copy.copy(instances[0])]
+            instances[0].resps, instances[0].filtered_resps = [answer.text], {}
+            for ensemble in self.inner._filters:
+                ensemble.apply(instances)
+                said = instances[0].filtered_resps[ensemble.name]
+                found[ensemble.name] = self.inner.process_results(instances[0].doc, [said])
+        numbers = {
+            f"{metric},{name}" if len(found) > 1 else metric: float(value)
+            for name, metrics in found.items()
+            for metric, value in metrics.items()
+            if isinstance(value, int | float | bool)
+        }
+        if not numbers:
+            raise DataError(f"{self.name}: has no metric of single items; run it with lm-eval itself")
+        first, *others = numbers
+        return Judgement(numbers[first], None, {name: numbers[name] for name in others})
+
+    def example(self, item: Item, right: bool) -> Answer:
+        """The target lm-eval names, or something else."""
+        instances = item.doc["instances"]
+        if isinstance(item.request, Generate):
+            target = self.inner.doc_to_target(instances[0].doc)
+            return Answer(str(target[0] if isinstance(target, list) else target) if right else "herd", "stop")
+        gold = self.inner.doc_to_target(instances[0].doc)
+        best = gold if isinstance(gold, int) else 0
+        return Answer(
+            likelihoods=tuple(Likelihood(-1.0 if (i == best) == right else -9.0) for i in range(len(instances)))
+        )
+
+
+def _request(name: str, instances: list[Any]) -> Request:
+    kind, args = instances[0].request_type, instances[0].args
+    if kind == "loglikelihood":
+        return Rank(tuple((instance.args[0], instance.args[1]) for instance in instances))
+    if kind == "loglikelihood_rolling":
+        return Read(args[0])
+    if kind != "generate_until":
+        raise DataError(f"{name}: requests of the kind {kind!r} are not known; run it with lm-eval itself")
+    settings = args[1]
+    until = settings.get("until") or []
+    stop = tuple(mark for mark in ([until] if isinstance(until, str) else until) if mark)
+    return Generate(args[0], settings.get("max_gen_toks") or MAX_TOKENS, stop)

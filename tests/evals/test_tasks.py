@@ -1,0 +1,285 @@
+"""Benchmarks as tasks: every item parses, gold answers score 100 %, wrong ones 0 %, and answers are read rightly."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from herd.errors import DataError
+from herd.evals.tasks import SUITES, TASKS, Answer, Data, Generate, Likelihood, Rank, make, suite
+from herd.evals.tasks.choice import LETTERS, chosen_letter
+from herd.evals.tasks.programs import fenced
+from herd.evals.tasks.word_problems import last_number, plain_number
+
+OF_SUITES = sorted({entry.task for name in ("leak", "base", "instruct") for entry in SUITES[name]})
+N_REAL = {
+    "boolq": 3270, "gsm8k": 1319, "hellaswag": 10042, "human_eval": 164, "mmlu_humanities": 4705, "mmlu_other": 3107,
+    "mmlu_social_sciences": 3077, "mmlu_stem": 3153, "openbookqa": 500, "piqa": 1838, "social_iqa": 1954,
+    "truthfulqa_mc1": 817, "winogrande": 1267, "arc_challenge": 1172, "mbpp": 500, "mgsm": 2750,
+}  # fmt: skip
+PROGRAMS = ("human_eval", "mbpp")
+
+
+@pytest.mark.parametrize("mode", ["base", "instruct"])
+@pytest.mark.parametrize("name", OF_SUITES)
+def test_built_in_items(name, mode):
+    task = make(name, mode=mode)
+    items = task.items(Data())
+    assert len(items) >= 10
+    right = task.judge_all([(item, task.example(item, True)) for item in items])
+    wrong = task.judge_all([(item, task.example(item, False)) for item in items])
+    assert [j.value for j in right] == [1] * len(items)
+    assert [j.value for j in wrong] == [0] * len(items)
+
+
+@pytest.mark.parametrize("name", sorted(N_REAL))
+def test_real_items(real_data, name):
+    """All parse; a sample of programs really runs (all of them: bench/eval_gold.py)."""
+    task = make(name, mode="instruct")
+    items = task.items(Data(real_data("README.md").parent))
+    assert len(items) == len({item.id for item in items}) == N_REAL[name]
+    some = items[::30] if name in PROGRAMS else items
+    assert all(j.value == 1 for j in task.judge_all([(item, task.example(item, True)) for item in some]))
+    assert not any(j.value for j in task.judge_all([(item, task.example(item, False)) for item in some]))
+
+
+@pytest.mark.parametrize("name", OF_SUITES)
+def test_no_item_is_its_own_example(name):
+    """The question asked does not stand among the shots with its answer."""
+    for item in make(name).items(Data()):
+        if isinstance(item.request, Rank):
+            context, continuation = item.request.pairs[item.gold]
+            assert context + continuation not in context
+        elif isinstance(item.request.prompt, str):
+            last = item.request.prompt.rpartition("\n\n")[2]
+            assert item.request.prompt.count(last) == 1 or name == "human_eval"
+
+
+def test_shots_share_one_head():
+    items = make("boolq", shots=3).items(Data())
+    heads = {item.request.pairs[0][0].rpartition("\n\n")[0] for item in items[4:]}
+    assert len(heads) == 1
+    assert heads.pop().count("Question:") == 3
+
+
+def test_too_few_examples_are_told():
+    assert make("openbookqa", shots=10).note(Data()) == "9 shots: the data has no more"
+    assert make("openbookqa", shots=9).note(Data()) == ""
+
+
+def test_answers_by_likelihood_and_per_character():
+    task = make("hellaswag")
+    item = replace(task.items(Data())[0], gold=1, doc={"choices": ["ab", "abcdefgh", "c", "d"]})
+    answer = Answer(likelihoods=tuple(Likelihood(x) for x in (-4.0, -8.0, -9.0, -9.0)))
+    judged = task.judge(item, answer)
+    assert (judged.value, dict(judged.metrics)) == (1.0, {"acc": 0.0})  # -1 a character against -2
+    ties = Answer(likelihoods=(Likelihood(-2.0),) * 4)
+    assert make("boolq").judge(replace(item, gold=0), ties).value == 1  # the first of equals
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B", "B"),
+        (" b. because", None),
+        ("B. because", "B"),
+        ("(C)", "C"),
+        ("The answer is D.", "D"),
+        ("The best answer is **A**", "A"),
+        ("answer: (b)", "B"),
+        ("green", "C"),
+        ("Green.", "C"),
+        ("A red one", "A"),
+        ("I'm not sure", None),
+        ("", None),
+        ("E", None),
+        ("\x00" * 100, None),
+    ],
+)
+def test_letters(text, letter):
+    assert chosen_letter(text, "ABCD", ["red", "blue", "green", "grey"]) == letter
+
+
+@given(st.text())
+def test_letters_of_any_text(text):
+    assert chosen_letter(text, "AB", ["yes", "no"]) in ("A", "B", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("It is $1,234.00.", "1234"),
+        ("-7 then 12", "12"),
+        ("no", None),
+        ("3.50", "3.50"),
+        ("5 - 3 = 2", "2"),
+        ("٣", None),
+    ],
+)
+def test_numbers(text, number):
+    assert last_number(text) == number
+
+
+def test_number_forms():
+    assert [plain_number(x) for x in ("1,000", "$5.", "4.00", "4.05", "-3")] == ["1000", "5", "4", "4.05", "-3"]
+
+
+def test_gsm8k_base_wants_the_mark_and_instruct_the_final_answer():
+    for mode, text in (("base", "so 18\n#### 18"), ("instruct", "3 + 15.\nThe final answer is $18.")):
+        task = make("gsm8k", mode=mode)
+        item = replace(task.items(Data())[0], gold="18")
+        assert task.judge(item, Answer(text)).value == 1
+        assert task.judge(item, Answer("18 it is")).value == (mode == "instruct")
+        assert task.judge(item, Answer("18 it is")).metrics["flexible_match"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("```python\ndef f(): 1\n```", "def f(): 1\n"),
+        ("```\nx = 1\n```\nand\n```py\ndef f(): 1\n```", "def f(): 1\n"),
+        ("```Python \ndef f(): 1", "def f(): 1"),
+        ("Sure:\n\ndef f(): 1", "def f(): 1"),
+        ("return 1", "return 1"),
+    ],
+)
+def test_code_blocks(text, code):
+    assert fenced(text).lstrip("\n") == code
+
+
+def test_true_answers_do_not_always_stand_under_a():
+    golds = {item.gold for item in make("truthfulqa_mc1", mode="instruct").items(Data())}
+    assert len(golds) > 1
+    assert all(len(gold) == 1 and gold in LETTERS for gold in golds)
+
+
+def test_mmlu_takes_subjects_in_turn_with_their_own_examples(real_data):
+    items = make("mmlu_stem", shots=2).items(Data(real_data("mmlu").parent))
+    assert len({item.group for item in items[:19]}) == 19
+    for item in items[:50]:
+        title = f"The following are multiple choice questions (with answers) about {item.group.replace('_', ' ')}."
+        assert item.request.pairs[0][0].startswith(title)
+
+
+# What is wrong says so
+
+
+def test_unknown_names_give_the_nearest():
+    with pytest.raises(DataError, match="unknown task 'hellaswg': did you mean hellaswag"):
+        make("hellaswg")
+    with pytest.raises(DataError, match="unknown suite 'leek': did you mean leak"):
+        suite("leek")
+
+
+@pytest.mark.parametrize("name", OF_SUITES)
+def test_missing_files_are_named(tmp_path, name):
+    with pytest.raises(DataError, match=r"put it there .* or leave --data out"):
+        make(name).items(Data(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "no items"),
+        ("[1]\n", "not a JSON object|no field"),
+        ("{\n", "line 1: not a JSON object"),
+        ("{}\n", "no field"),
+    ],
+)
+def test_broken_files_are_refused(tmp_path, content, said):
+    (tmp_path / "boolq").mkdir()
+    (tmp_path / "boolq" / "validation.jsonl").write_text(content)
+    with pytest.raises(DataError, match=said):
+        make("boolq").items(Data(tmp_path))
+
+
+def test_packed_files_are_read(tmp_path):
+    import gzip
+
+    (tmp_path / "boolq").mkdir()
+    original = (Data().folder / "boolq" / "validation.jsonl").read_bytes()
+    (tmp_path / "boolq" / "validation.jsonl.gz").write_bytes(gzip.compress(original))
+    assert make("boolq").items(Data(tmp_path)) == make("boolq").items(Data())
+    (tmp_path / "boolq" / "validation.jsonl.gz").write_bytes(gzip.compress(original)[:100])
+    with pytest.raises(DataError, match="cannot be read"):
+        make("boolq").items(Data(tmp_path))
+
+
+def test_every_task_says_where_it_comes_from():
+    for name in TASKS:
+        task = make(name)
+        assert task.name == name
+        assert task.version
+        assert task.source
+        assert task.licence
+        assert task.shots_from
+
+
+# Programs nobody has read
+
+
+HOSTILE = {
+    "ten megabytes in a line": "print('x' * 10_000_000)",
+    "ten megabytes of program": "#" * 10_000_000,
+    "NUL": "x = 1\n\x00\x00",
+    "half a character": "x = '\ud800'",
+    "fork bomb": "import os\nwhile True:\n    os.fork()",
+    "processes": "import subprocess\nsubprocess.run(['sleep', '60'])",
+    "endless loop": "while True: pass",
+    "endless memory": "x = []\nwhile True: x.append('x' * 10**6)",
+    "writes a file": "open('{target}', 'w').write('x')",
+    "deletes a file": "import os\nos.remove('{victim}')",
+    "reads the system": "print(open('/etc/passwd').read())",
+    "network": "import socket\nsocket.create_connection(('127.0.0.1', {port}), 2)",
+    "leaves early": "import sys\nsys.exit(0)",
+    "leaves at once": "import os\nos._exit(0)",
+    "kills its parent": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
+    "deep recursion": "def f(n): return f(n + 1)\nf(0)",
+    "closes its output": "import os\nos.close(1)\nos.close(2)",
+}
+
+
+@pytest.mark.parametrize("mode", ["base", "instruct"])
+def test_hostile_programs_are_contained_and_fail(tmp_path, monkeypatch, mode):
+    import socket
+
+    from herd.evals.tasks import programs
+
+    monkeypatch.setattr(programs, "TIMEOUT_S", 1.0)
+    target, victim = tmp_path / "made", tmp_path / "kept"
+    victim.write_text("here")
+    task = make("human_eval", mode=mode)
+    [item, *_] = task.items(Data())
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.05)
+        port = server.getsockname()[1]
+        texts = [
+            text.format(target=target, victim=victim, port=port) if "{" in text else text for text in HOSTILE.values()
+        ]
+        # as the body of the function and after it: the code runs when the module does
+        answers = [Answer(f"    return 1\n\n{text}" if mode == "base" else f"```python\n{text}\n```") for text in texts]
+        judged = task.judge_all([(item, answer) for answer in answers])
+        with pytest.raises(TimeoutError):
+            server.accept()
+    for name, judgement in zip(HOSTILE, judged, strict=True):
+        assert judgement.value == 0, name
+        assert judgement.why, name
+    assert victim.read_text() == "here"
+    assert not target.exists()
+    good = task.example(item, True)
+    assert task.judge(item, good).value == 1
+
+
+def test_a_program_that_passes_its_asserts_only_by_leaving_is_wrong():
+    task = make("human_eval")
+    item = task.items(Data())[0]
+    assert task.judge(item, Answer("    return 1\n\nprint('all is well')\nraise SystemExit(0)\n")).value == 0
+
+
+def test_requests_of_instruct_models_are_dialogs():
+    for name in OF_SUITES:
+        for item in make(name, mode="instruct").items(Data()):
+            assert isinstance(item.request, Generate)
+            roles = [message["role"] for message in item.request.prompt]
+            assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
