@@ -101,6 +101,7 @@ def command(
 def list_command(as_json: Json = False) -> None:
     """All suites and tasks: version, source, licence, where shots come from."""
     from ..evals.tasks import SUITES, TASKS, make
+    from ..evals.tasks.mmlu import SUBJECTS
 
     known = [make(name) for name in TASKS]
     if as_json:
@@ -108,13 +109,15 @@ def list_command(as_json: Json = False) -> None:
         suites = {name: [dataclasses.asdict(entry) for entry in entries] for name, entries in SUITES.items()}
         print_json({"suites": suites, "tasks": [{field: getattr(task, field) for field in fields} for task in known]})
         return
+    of_subjects = {f"mmlu_{subject}" for subjects in SUBJECTS.values() for subject in subjects}
     for name, entries in SUITES.items():
         print(f"{name}: {', '.join(entry.task for entry in entries)}")
     print()
     print_table(
         ("task", "version", "shots", "metric", "licence", "source"),
-        [(t.name, t.version, str(t.shots), t.metric, t.licence, t.source) for t in known],
+        [(t.name, t.version, str(t.shots), t.metric, t.licence, t.source) for t in known if t.name not in of_subjects],
     )
+    print(f"mmlu_SUBJECT: one of {len(of_subjects)} subjects; lm-eval:NAME: a task of lm-eval's own, data from the Hub")
 
 
 app.command("compare")(eval_compare.command)
