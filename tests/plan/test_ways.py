@@ -16,7 +16,7 @@ from herd.engine import memory
 from herd.errors import PlanError
 from herd.kernels.page_layout import BYTES
 from herd.llama.config import SIZES
-from herd.plan import feel, machines, profile, quantity, quantizing, score, serve, ways
+from herd.plan import compare, feel, machines, profile, quantity, quantizing, score, serve, ways
 from herd.plan.profile import Profile
 from herd.quant import scheme
 
@@ -207,6 +207,24 @@ def test_the_score_learns_after_three_runs_and_skips_broken_lines(here):
     assert (summary.n, summary.worst_error) == (4, pytest.approx(8 / 9))
     with pytest.raises(PlanError):
         score.record(score.Event("decode", "8B", "s", 0.0, 1.0, key))
+
+
+def test_measurements_are_put_beside_predictions(here):
+    rows = [
+        {"work": "decode", "name": "decode at 128", "tokens": 128, "batch": 1, "seconds": 0.2, "kv": "bf16"},
+        {"work": "prefill", "name": "prefill of 512", "tokens": 512, "batch": 1, "seconds": 20.0},
+    ]
+    compare.bench(SIZES["8B"], "Q4_0", rows, "8B")
+    form = next(form for form in here.forms if form.name == "q4")
+    assert rows[0]["predicted_seconds"] == here.decode(SIZES["8B"], form, "bf16", 128)
+    assert rows[1]["predicted_seconds"] == here.prefill(SIZES["8B"], form, "bf16", 512)
+    compare.bench(SIZES["8B"], "Q6_K", rows, "8B")  # not a form that is planned for: nothing is said
+    stage = {"stage": "teacher", "seconds": 90.0, "predicted_seconds": 75.0, "peak_rss_bytes": 9}
+    compare.stages("demo", [stage])
+    events = score.history()
+    assert [event.kind for event in events] == ["decode", "prefill", "stage"]
+    assert events[0].measured == 0.2
+    assert {event.machine for event in events} == {here.profile.key}
 
 
 def test_feeling_a_speed_takes_the_time_it_should():

@@ -67,7 +67,8 @@ def command(
         raise EngineError(f"--kv {kv!r} is not known: choose {', '.join(KINDS)}")
     source = _Random(size, quant or "q4", layers, seed) if size is not None else _Stored(folder or Path())
     config = source.config
-    from ..evals.speed import Work, longest_sequence
+    from ..evals.speed import Work, longest_sequence, scheme_of
+    from ..plan import compare
 
     works = [Work("decode", context, n) for n in batches] + [Work("prefill", prompt)]
     longest = longest_sequence(works, rounds, steps)
@@ -87,6 +88,7 @@ def command(
         if rivals:
             rival = stack.enter_context(_rival(source, stack, longest, max(batches)))
         result = _measured(model, works, rounds, steps, kv, seed, rival)
+        compare.bench(config, scheme_of(model).linears.name, result["rows"], source.name)
     result = {"model": source.name, "n_params": config.n_params, "load_seconds": load_seconds} | result
     print_json(result) if as_json else _say(result)
 
@@ -289,6 +291,13 @@ def _say(result: dict[str, Any]) -> None:
         print(
             f"Memory is read at {bandwidth / 1e9:.1f} GB/s in the same rounds. Between: Python and dispatch, at most."
         )
+    if told := [row for row in result["rows"] if "predicted_seconds" in row]:
+        said = ", ".join(
+            f"{row['name']} {1e3 * planned:,.1f} ms ({100 * (planned / row['seconds'] - 1):+.0f} %)"
+            for row in told
+            for planned in [row["predicted_seconds"]]
+        )
+        print(f"herd plan would have said: {said}; see herd plan score.")
     if rival:
         print(f"llama.cpp {rival['version']} on the same weights, taking turns; ratio above 1: Herd takes less time.")
 

@@ -32,6 +32,7 @@ def command(
     from ..kernels.memory import keep_freed_memory
     from ..life import raise_herd
     from ..life.show import Show
+    from ..plan import compare
 
     if full and quick:
         raise RecipeError("--full and --quick exclude each other: choose one")
@@ -48,6 +49,8 @@ def command(
         resume=resume,
         show=Show({}, console),
     )
+    if not quick and not resume:  # a quick run has no forecast of this machine, a resumed one was scored in part
+        compare.stages(name, (run.record(stage) for stage in run.plan.predicted_seconds))
     if json_:
         typer.echo((folder / "scores.json").read_text())
         return

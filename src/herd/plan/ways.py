@@ -324,6 +324,7 @@ def best(rows: list[list[Way]]) -> Way | None:
     able = [row for row in rows if row[0].fits]
     if not able:
         return None
+    able = [row for row in able if row[0].kv == USUAL_KV] or able
     most = max(sum(found.fits for found in row) for row in able)
     able = [row for row in able if sum(found.fits for found in row) == most]
     fluent = [row for row in able if (row[0].tokens_per_s or 0.0) >= READING]
@@ -332,6 +333,8 @@ def best(rows: list[list[Way]]) -> Way | None:
     return max(able, key=lambda row: row[0].tokens_per_s or 0.0)[0]
 
 
+USUAL_KV = "bf16"
+"""What a quantized model's cache is kept in unless one asks for less."""
 READING = 5.0
 """Tokens/s that a person reads."""
 
