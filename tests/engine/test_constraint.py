@@ -2,12 +2,15 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from herd.engine import Engine, Request, Sampling
+from herd.engine.cache import PagedCache
 from herd.engine.constraint import Constraint, Guide
 from herd.errors import EngineError
 
@@ -136,3 +139,157 @@ def test_any_json(tokenizer):
         assert accepts(Constraint.json_schema(True), tokenizer, text)
     assert not accepts(Constraint.json_schema("{}"), tokenizer, "nul")
     assert json.loads(Constraint.json_schema({"const": "é"}).text) == {"const": "é"}
+
+
+# In the engine -------------------------------------------------------------------------------------------------------
+
+LEAVES = st.sampled_from(
+    [
+        {"type": "integer", "minimum": -5, "maximum": 99},
+        {"type": "boolean"},
+        {"type": "null"},
+        {"type": "string", "maxLength": 4},
+        {"enum": ["a", 7, None, [1]]},
+        {"const": {"k": "v"}},
+        {"type": "string", "pattern": "^[a-c]{1,3}$"},
+    ]
+)
+
+
+def _deeper(inner):
+    arrays = st.builds(lambda items, n: {"type": "array", "items": items, "maxItems": n}, inner, st.integers(0, 3))
+    objects = st.dictionaries(st.sampled_from("abc"), inner, max_size=3).flatmap(
+        lambda fields: st.sets(st.sampled_from(sorted(fields)) if fields else st.nothing()).map(
+            lambda needed: {
+                "type": "object",
+                "properties": fields,
+                "required": sorted(needed),
+                "additionalProperties": False,
+            }
+        )
+    )
+    return st.one_of(arrays, objects, st.lists(inner, min_size=1, max_size=2).map(lambda some: {"anyOf": some}))
+
+
+SCHEMAS = st.recursive(LEAVES, _deeper, max_leaves=5)
+
+
+def valid(value, schema) -> bool:
+    """By the standard, for the keywords above."""
+    if "anyOf" in schema:
+        return any(valid(value, one) for one in schema["anyOf"])
+    if "enum" in schema:
+        return any(value == x and type(value) is type(x) for x in schema["enum"])
+    if "const" in schema:
+        return value == schema["const"]
+    match schema["type"]:
+        case "integer":
+            return type(value) is int and schema["minimum"] <= value <= schema["maximum"]
+        case "boolean":
+            return isinstance(value, bool)
+        case "null":
+            return value is None
+        case "string":
+            fits = isinstance(value, str) and len(value) <= schema.get("maxLength", 99)
+            return fits and re.search(schema.get("pattern", ""), value) is not None
+        case "array":
+            return (
+                isinstance(value, list)
+                and len(value) <= schema["maxItems"]
+                and all(valid(x, schema["items"]) for x in value)
+            )
+        case _:
+            fields = schema["properties"]
+            return (
+                isinstance(value, dict)
+                and set(schema["required"]) <= set(value) <= set(fields)
+                and all(valid(x, fields[key]) for key, x in value.items())
+            )
+
+
+@settings(max_examples=40)
+@given(st.lists(SCHEMAS, min_size=1, max_size=4), st.sampled_from([0, 1.0, 3.0]), st.sampled_from([None, "ngram"]))
+def test_a_model_that_knows_nothing_writes_valid_json(model, tokenizer, schemas, temperature, draft):
+    """Random weights, random schemas, batched, some unconstrained between them: valid, or the beginning of it."""
+    sampling = Sampling(max_tokens=120, temperature=temperature, seed=1)
+    requests = [Request([1, 2, 3], sampling, constraint=Constraint.json_schema(s)) for s in schemas]
+    plain = Request([4, 5], Sampling(max_tokens=30))
+    *answers, free = Engine(model, tokenizer, draft=draft).run([*requests, plain])
+    assert free.ids == Engine(model, tokenizer).run([plain])[0].ids
+    for schema, answer in zip(schemas, answers, strict=True):
+        if answer.finish_reason == "stop":
+            assert valid(json.loads(answer.text), schema)
+        else:
+            assert answer.finish_reason == "length"
+            assert len(answer.ids) == 120
+
+
+REQUESTS = [
+    Request([i], Sampling(max_tokens=50, temperature=t, seed=i), constraint=c)
+    for i, (t, c) in enumerate(
+        [
+            (0, Constraint.regex("[0-9]{3}-[0-9]{4}")),
+            (1.5, Constraint.regex("(yes|no|perhaps)( [a-z]+){1,3}\\.")),
+            (0, Constraint.json_schema(ANSWER)),
+            (1, Constraint.lark('start: "x" ("y" | "z")+')),
+            (1, None),
+        ]
+    )
+]
+
+
+def told(completions):
+    return [(c.ids, c.text, c.finish_reason, c.stop_id) for c in completions]
+
+
+def test_alone_in_batches_and_put_back(model, tokenizer):
+    """A constraint belongs to its row: company changes nothing, nor does having to begin again."""
+    want = [Engine(model, tokenizer).run([r])[0] for r in REQUESTS]
+    assert re.fullmatch("[0-9]{3}-[0-9]{4}", want[0].text)
+    assert want[0].finish_reason == "stop"
+    assert told(Engine(model, tokenizer).run(REQUESTS)) == told(want)
+    longer = [replace(r, prompt_ids=[*range(60)], sampling=replace(r.sampling, max_tokens=90)) for r in REQUESTS]
+    tight = Engine(model, tokenizer, cache_bytes=8 * PagedCache(model.config, "fp32", 0).page_bytes)
+    assert told(tight.run(longer)) == told([Engine(model, tokenizer).run([r])[0] for r in longer])
+    assert tight.n_preempted > 0
+
+
+def test_streams_joined_are_the_answer(model, tokenizer):
+    stream = Engine(model, tokenizer).submit(REQUESTS[1])
+    assert "".join(d.text for d in stream) == Engine(model, tokenizer).run([REQUESTS[1]])[0].text
+
+
+def test_stop_strings_and_stop_tokens_end_it_too(model, tokenizer):
+    abc = Constraint.regex("abc")
+    by_text = Request([3], Sampling(stop=("bc",)), constraint=abc)
+    by_token = Request([3], Sampling(), frozenset({ord("b")}), abc)
+    one, other, whole = Engine(model, tokenizer).run([by_text, by_token, Request([3], constraint=abc)])
+    assert (one.text, one.stop_id, one.finish_reason) == ("a", None, "stop")
+    assert (other.text, other.stop_id, other.finish_reason) == ("a", ord("b"), "stop")
+    assert (whole.text, whole.stop_id, whole.finish_reason) == ("abc", None, "stop")
+
+
+def test_bad_constraints_are_refused_when_submitted(model, tokenizer):
+    engine = Engine(model, tokenizer)
+    bad = Request([1], constraint=Constraint.regex("(a"))
+    with pytest.raises(EngineError, match="unclosed group"):
+        engine.submit(bad)
+    with pytest.raises(EngineError, match="unclosed group"):
+        engine.run([Request([1]), bad])
+    assert engine.n_waiting == 0
+    with pytest.raises(EngineError, match="a constraint needs a tokenizer"):
+        Engine(model, None).submit(Request([1], constraint=Constraint.regex("a")))
+
+
+def test_a_guide_that_fails_costs_its_own_request_only(model, tokenizer, monkeypatch):
+    engine = Engine(model, tokenizer)
+    good, bad = (
+        engine.submit(Request([i], Sampling(max_tokens=20), constraint=c))
+        for i, c in ((1, None), (2, REQUESTS[2].constraint))
+    )
+    next(bad)
+    monkeypatch.setattr(Guide, "allowed", lambda self: (_ for _ in ()).throw(EngineError("too complex")))
+    with pytest.raises(EngineError, match="too complex"):
+        bad.completion()
+    assert good.completion().ids == Engine(model, tokenizer).run([Request([1], Sampling(max_tokens=20))])[0].ids
+    assert engine.n_active == engine.cache.pages.n_used == 0

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd.engine import Sampling
+from herd.engine import Engine, Request, Sampling
 from herd.engine.rules import Rules
 from herd.errors import EngineError
 
@@ -76,3 +76,52 @@ def test_tokens_taken_back_leave_no_trace(prompt, answer, guessed, repetition, p
 def test_impossible_settings(fields, message):
     with pytest.raises(EngineError, match=message):
         Sampling(**fields)
+
+
+def test_alone_and_in_any_batch(model, tokenizer):
+    """Each row by its own rules; and each rule does something."""
+    kinds = [
+        {},
+        {"repetition_penalty": 1.8},
+        {"presence_penalty": 2.0},
+        {"frequency_penalty": 2.0},
+        {"logit_bias": {66: 100}},
+        {"logit_bias": {66: -100}, "temperature": 0.9, "seed": 3, "logprobs": 1},
+    ]
+    requests = [Request([1, 2, 3] * 4, Sampling(max_tokens=150, **kind)) for kind in kinds]
+    together = Engine(model, tokenizer).run(requests)
+    alone = [Engine(model, tokenizer).run([request])[0] for request in requests]
+    assert [c.ids for c in together] == [c.ids for c in alone]
+    assert together[4].ids == [66] * 150
+    assert 66 not in together[5].ids
+    assert all(c.ids != together[0].ids for c in together[1:])
+
+
+def test_logprobs_are_of_the_model_not_of_the_rules(model, tokenizer):
+    sampling = Sampling(max_tokens=5, logit_bias={66: 100}, logprobs=0)
+    got = Engine(model, tokenizer).run([Request([1], sampling)])[0]
+    with torch.inference_mode():
+        logp = model.logits(torch.tensor([[1, *got.ids]]))[0, :-1].double().log_softmax(-1)
+    assert [p.logprob for p in got.logprobs] == pytest.approx([float(logp[i, 66]) for i in range(5)], abs=1e-4)
+
+
+def test_bias_outside_the_vocabulary(model, tokenizer):
+    with pytest.raises(EngineError, match="logit_bias: token 259 is outside the model's vocabulary of 259"):
+        Engine(model, tokenizer).submit(Request([1], Sampling(logit_bias={259: 1})))
+
+
+def test_several_answers_to_one_prompt(model, tokenizer):
+    """Distinct seeds that follow from the request's, the first its own; the prompt is computed once."""
+    request = Request(list(range(130)), Sampling(max_tokens=12, temperature=1.0, seed=5))
+    engine = Engine(model, tokenizer)
+    streams = engine.submit_many(request, 4)
+    answers = [stream.completion() for stream in streams]
+    assert answers[0].ids == Engine(model, tokenizer).run([request])[0].ids
+    assert len({tuple(a.ids) for a in answers}) == 4
+    assert [a.shared_tokens for a in answers] == [0, 128, 128, 128]
+    again = [s.completion().ids for s in Engine(model, tokenizer, max_batch=1).submit_many(request, 4)]
+    assert again == [a.ids for a in answers]
+    unseeded = Request([1], Sampling(max_tokens=12, temperature=1.0))
+    assert len({tuple(s.completion().ids) for s in engine.submit_many(unseeded, 3)}) == 3
+    with pytest.raises(EngineError, match="n=0 must be at least 1"):
+        engine.submit_many(request, 0)

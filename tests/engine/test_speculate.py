@@ -1,13 +1,22 @@
 """Speculation changes how fast tokens come and nothing about which."""
 
+import itertools
+import random
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herd.engine import Sampling
+from herd.engine import Engine, Request, Sampling
+from herd.engine.cache import PagedCache
+from herd.engine.constraint import Constraint
+from herd.engine.rules import Rules
 from herd.engine.sampling import distribution, draw, sample, uniform
-from herd.engine.speculate import certain, guess_uniform, judge, judge_uniform, speed_up
+from herd.engine.speculate import Guess, certain, guess_uniform, judge, judge_uniform, speed_up
+from herd.errors import EngineError
 
 V = 8
 
@@ -104,3 +113,201 @@ def test_speed_up_is_the_papers():
     assert speed_up(0.8, 3, 0.0) == pytest.approx(1 + 0.8 + 0.64 + 0.512)
     assert speed_up(1.0, 4, 0.25) == pytest.approx(5 / 2)
     assert speed_up(0.0, 4, 0.05, verify_cost=1.3) == pytest.approx(1 / 1.5)
+
+
+# In the engine -------------------------------------------------------------------------------------------------------
+
+
+class Poor:
+    """A draft that is right sometimes: half of its guesses are the model's own, known from a plain run."""
+
+    def __init__(self, answers: dict[int, list[int]]) -> None:
+        self.answers, self.forgotten = answers, []
+
+    def guess(self, rows, most):
+        out = []
+        for row, n in zip(rows, most, strict=True):
+            own = self.answers[row.number][row.n_new : row.n_new + n]
+            out.append(Guess([token if (row.n_new + i) % 5 else (token + 1) % 256 for i, token in enumerate(own)]))
+        return out
+
+    def forget(self, row):
+        self.forgotten.append(row.number)
+
+
+@pytest.fixture(scope="module")
+def drafts(model, make_model):
+    """From useless to perfect."""
+    return {"ngram": "ngram", "other": make_model(9), "smaller": make_model(4, n_layers=1, dim=24), "itself": model}
+
+
+def mixed(n: int) -> list[Request]:
+    """Ragged greedy requests with everything that may end or bend them."""
+    rng = random.Random(3)
+    out = []
+    for i in range(n):
+        prompt = [rng.randrange(256) for _ in range(rng.randrange(1, 90))] * rng.choice([1, 2])
+        sampling = Sampling(
+            max_tokens=rng.randrange(1, 60),
+            stop=("e", "zq") if i % 5 == 4 else (),
+            logprobs=2 if i % 3 == 0 else None,
+            repetition_penalty=1.3 if i % 4 == 1 else 1.0,
+            frequency_penalty=0.5 if i % 4 == 2 else 0.0,
+            logit_bias={65: 2.0} if i % 4 == 3 else {},
+        )
+        constraint = Constraint.regex("[a-y ]{5,40}") if i % 6 == 5 else None
+        out.append(Request(prompt, sampling, frozenset({7, 90}) if i % 2 else frozenset(), constraint=constraint))
+    return out
+
+
+def told(completion):
+    """All that must be equal."""
+    c = completion
+    return c.ids, c.text, c.finish_reason, c.stop_id
+
+
+@pytest.mark.parametrize("name", ["ngram", "other", "smaller", "itself"])
+def test_greedy_tokens_are_the_same(model, tokenizer, drafts, name):
+    requests = mixed(24)
+    want = Engine(model, tokenizer).run(requests)
+    for k, max_batch in ((1, 24), (4, 5), (7, 1)):
+        engine = Engine(model, tokenizer, max_batch=max_batch, draft=drafts[name], draft_tokens=k)
+        got = engine.run(requests)
+        assert [told(c) for c in got] == [told(c) for c in want]
+        for ours, theirs in zip(got, want, strict=True):
+            for a, b in zip(ours.logprobs or (), theirs.logprobs or (), strict=True):
+                assert (a.id, a.logprob) == (b.id, pytest.approx(b.logprob, abs=1e-3))
+        assert engine.cache.pages.n_used == 0
+        if name != "ngram":
+            assert engine.draft.cache.pages.n_used == 0
+        stats = [c.speculated for c in got]
+        assert all(s.kept <= s.judged <= s.guessed for s in stats)
+        if name == "itself":
+            # a guess is wrong only where rounding decides between equals
+            assert sum(s.kept for s in stats) >= 0.99 * sum(s.judged for s in stats) > 0
+
+
+def test_greedy_with_guesses_wrong_now_and_then(model, tokenizer):
+    requests = [Request([i, i + 1], Sampling(max_tokens=50)) for i in range(6)]
+    want = Engine(model, tokenizer).run(requests)
+    draft = Poor({i: c.ids for i, c in enumerate(want)})
+    got = Engine(model, tokenizer, draft=draft, draft_tokens=3).run(requests)
+    assert [told(c) for c in got] == [told(c) for c in want]
+    assert all(0.5 < c.speculated.acceptance < 1 for c in got if len(c.ids) == 50)
+    assert sorted(draft.forgotten) == list(range(6))
+
+
+def sampled(n: int) -> list[Request]:
+    rng = random.Random(4)
+    return [
+        Request(
+            [rng.randrange(256) for _ in range(rng.randrange(1, 150))],
+            Sampling(max_tokens=150, temperature=rng.choice([0.7, 1.2]), top_k=rng.choice([0, 9]), seed=i),
+        )
+        for i in range(n)
+    ]
+
+
+@pytest.mark.parametrize("name", ["ngram", "smaller"])
+def test_a_seed_gives_the_same_tokens_in_any_company(model, tokenizer, drafts, name):
+    """Alone, in batches, and when pages run out in model and draft so that requests are put back."""
+    requests = sampled(6)
+
+    def run(some, **how):
+        engine = Engine(model, tokenizer, draft=drafts[name], draft_tokens=3, **how)
+        return engine, [told(c) for c in engine.run(some)]
+
+    want = [run([r])[1][0] for r in requests]
+    assert run(requests)[1] == want
+    assert run(requests, max_batch=3)[1] == want
+    tight, got = run(requests, cache_bytes=9 * PagedCache(model.config, "fp32", 0).page_bytes)
+    assert got == want
+    assert tight.n_preempted > 0
+
+
+TINY = {"vocab_size": 5, "dim": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 24, "head_dim": 8}
+
+
+@pytest.mark.parametrize(
+    ("draft", "how"),
+    [
+        ("model", {}),
+        ("model", {"top_k": 3, "repetition_penalty": 1.5, "temperature": 1.4}),
+        ("ngram", {"presence_penalty": 0.7}),
+    ],
+    ids=str,
+)
+def test_sampled_sequences_have_the_models_distribution(make_model, draft, how):
+    """χ² of all 125 sequences of three tokens over 6,000 seeds, against products of plain forwards."""
+    model, n = make_model(1, std=0.6, **TINY), 6000
+    other = make_model(2, std=0.6, **TINY) if draft == "model" else "ngram"
+    prompt = [1, 2, 3, 1, 2, 3, 1, 2]
+    sampling = Sampling(max_tokens=4, **({"temperature": 1.0} | how))
+    requests = [Request(prompt, replace(sampling, seed=seed)) for seed in range(n)]
+    done = Engine(model, None, max_batch=500, draft=other, draft_tokens=3).run(requests)
+    counts = Counter(tuple(c.ids[:3]) for c in done)
+    sequences = list(itertools.product(range(5), repeat=3))
+    with torch.inference_mode():
+        logits = model.logits(torch.tensor([prompt + list(s) for s in sequences]))[:, len(prompt) - 1 : -1]
+    expected = []
+    for s, rows in zip(sequences, logits, strict=True):
+        rules, p = Rules(sampling, prompt, None), 1.0
+        for token, row in zip(s, rows.clone(), strict=True):
+            rules.apply(row)
+            p *= float(distribution(row[None], [sampling])[0, token])
+            rules.push([token])
+        expected.append(n * p)
+    often = [i for i, x in enumerate(expected) if x >= 5]
+    seen = torch.tensor([float(counts[s]) for s in sequences])
+    assert not seen[torch.tensor(expected) == 0].any()
+    chi = sum((seen[i] - expected[i]) ** 2 / expected[i] for i in often)
+    df = len(often)
+    assert chi < df + 4 * (2 * df) ** 0.5 + 10
+    stats = [c.speculated for c in done]
+    assert 0 < sum(s.kept for s in stats) < sum(s.judged for s in stats)
+
+
+def test_streams_and_cancelling(model, tokenizer, drafts):
+    engine = Engine(model, tokenizer, draft=drafts["smaller"], draft_tokens=4)
+    a, b = (engine.submit(Request([i, 2], Sampling(max_tokens=60))) for i in (1, 2))
+    next(a)
+    b.cancel()
+    assert [d.finish_reason for d in b][-1] == "cancelled"
+    want = Engine(model, tokenizer).run([Request([1, 2], Sampling(max_tokens=60))])[0]
+    rest = a.completion()
+    assert rest.ids == want.ids[-len(rest.ids) :]
+    assert rest.speculated.guessed > 0
+    assert engine.cache.pages.n_used == engine.draft.cache.pages.n_used == 0
+
+
+def test_long_prompts_are_read_piece_by_piece(model, tokenizer, make_model):
+    """The draft reads 400 tokens and one row goes on meanwhile; tokens are what they were."""
+    draft = make_model(4, n_layers=1, dim=24)
+    requests = [Request([5, 6, 7], Sampling(max_tokens=40)), Request([8] * 400, Sampling(max_tokens=10))]
+    want = [told(c) for c in Engine(model, tokenizer).run(requests)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("herd.engine.draft.CATCH_UP", 50)
+        engine = Engine(model, tokenizer, draft=draft)
+        talker, long = (engine.submit(r) for r in requests)
+        next(long)
+        before = len(talker._deltas)
+        next(long)
+        assert len(talker._deltas) >= before + 6
+        assert [told(talker.completion())] == want[:1]
+
+
+def test_impossible_drafts(model, tokenizer, make_model):
+    with pytest.raises(EngineError, match="the draft has 300 tokens and the model 259"):
+        Engine(model, tokenizer, draft=make_model(vocab_size=300))
+    with pytest.raises(EngineError, match="draft='n-gram'"):
+        Engine(model, tokenizer, draft="n-gram")
+    with pytest.raises(EngineError, match="draft_tokens=0 must be at least 1"):
+        Engine(model, tokenizer, draft="ngram", draft_tokens=0)
+
+
+def test_a_draft_with_a_shorter_context(model, tokenizer, make_model):
+    """Beyond its context it has no guesses, and the model goes on alone."""
+    request = Request([5] * 20, Sampling(max_tokens=80))
+    want = told(Engine(model, tokenizer).run([request])[0])
+    draft = make_model(4, n_layers=1, dim=24, max_context=64)
+    assert told(Engine(model, tokenizer, draft=draft).run([request])[0]) == want

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..engine.chat_session import ChatEvent, ChatSession, End
+    from ..engine.constraint import Constraint
     from ..engine.engine import Engine
     from ..engine.request import Sampling
     from ..text.toolcall import ToolCall
@@ -43,15 +46,24 @@ def command(
     top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens of this mass.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer; default: to the end of the context.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same answers again, with a temperature.")] = None,
+    schema: Annotated[
+        Path | None, typer.Option(help="A file with a JSON schema: every answer is JSON that it accepts.")
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="Every answer is text that this matches as a whole.")] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="Guess ahead with this smaller model's folder, or with: ngram.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one.")] = None,
     as_json: Json = False,
 ) -> None:
     """Talk to a model; see the tools it calls. One question with -p or from stdin; otherwise a dialog."""
+    constraint = _constraint(schema, regex)
     once = _once(prompt, as_json)
     from ..engine.engine import Engine
     from ..engine.request import Sampling
-    from .chat_model import open_model
+    from ..errors import EngineError
+    from .chat_model import open_draft, open_model
 
     talker = open_model(folder, dtype, device)
     default_temperature, default_top_p = talker.defaults
@@ -61,11 +73,16 @@ def command(
         top_p=default_top_p if top_p is None else top_p,
         seed=seed,
     )
-    engine = Engine(talker.model, talker.tokenizer, max_batch=1)
+    guesser = open_draft(draft, talker, dtype, device) if draft else None
+    engine = Engine(talker.model, talker.tokenizer, max_batch=1, draft=guesser)
     if complete or talker.base:
-        speaker: Speaker = Completer(engine, sampling)
+        speaker: Speaker = Completer(engine, sampling, constraint)
     else:
-        speaker = Dialog(_session(engine, talker, sampling, system, tools, form))
+        session = _session(engine, talker, sampling, system, tools, form)
+        session.constraint = constraint
+        speaker = Dialog(session)
+    if once is not None and not once.strip() and isinstance(speaker, Dialog):
+        raise EngineError("the question is empty: ask something (a base model, or --complete, may begin from nothing)")
     if once is not None:
         _answer_once(speaker, once, as_json)
     else:
@@ -78,13 +95,13 @@ def command(
 class Completer:
     """Each text is continued by itself."""
 
-    def __init__(self, engine: Engine, sampling: Sampling) -> None:
-        self._engine, self._sampling = engine, sampling
+    def __init__(self, engine: Engine, sampling: Sampling, constraint: Constraint | None = None) -> None:
+        self._engine, self._sampling, self._constraint = engine, sampling, constraint
 
     def ask(self, text: str) -> Iterator[ChatEvent]:
         from ..engine.chat_session import complete
 
-        return complete(self._engine, text, self._sampling)
+        return complete(self._engine, text, self._sampling, self._constraint)
 
     def reset(self) -> None:
         """Nothing is kept."""
@@ -126,6 +143,24 @@ def _session(
     return ChatSession(engine, system, described, form, run_tool if offered else None, sampling)
 
 
+def _constraint(schema: Path | None, regex: str | None) -> Constraint | None:
+    """What answers must be. Read before anything is loaded."""
+    from ..engine.constraint import Constraint
+    from ..errors import EngineError
+
+    if schema is not None and regex is not None:
+        raise EngineError("--schema and --regex exclude each other: give one of them")
+    if regex is not None:
+        return Constraint.regex(regex)
+    if schema is None:
+        return None
+    try:
+        text = schema.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(f"--schema {schema}: unreadable ({error})") from None
+    return Constraint.json_schema(text)
+
+
 def _once(prompt: str | None, as_json: bool) -> str | None:
     """The one question, or None for a dialog. Read before anything is loaded."""
     from ..errors import EngineError
@@ -136,7 +171,10 @@ def _once(prompt: str | None, as_json: bool) -> str | None:
         if as_json:
             raise EngineError("--json needs one question: give it with -p or on stdin")
         return None
-    text = sys.stdin.read().strip()
+    try:
+        text = sys.stdin.read().strip()
+    except UnicodeDecodeError as error:
+        raise EngineError(f"stdin is not text: byte {error.start:,} is no UTF-8") from None
     if not text:
         raise EngineError("stdin is empty: pipe a question in, or give it with -p")
     return text
@@ -147,7 +185,7 @@ def _answer_once(speaker: Speaker, question: str, as_json: bool) -> None:
     from ..engine.chat_session import Calling, End, Problem, Result, Text
 
     text, calls = "", []
-    for event in speaker.ask(question):
+    for event in _closing_line(speaker.ask(question)):
         if isinstance(event, Text):
             text += event.text
             if not as_json:
@@ -160,13 +198,23 @@ def _answer_once(speaker: Speaker, question: str, as_json: bool) -> None:
             print(f"warning: {event.reason}", file=sys.stderr)
         elif isinstance(event, End):
             if as_json:
-                print_json({"text": text, "calls": calls, "finish_reason": event.reason, "n_tokens": event.n_tokens})
+                result = {"text": text, "calls": calls, "finish_reason": event.reason, "n_tokens": event.n_tokens}
+                print_json(result | ({"speculated": asdict(event.speculated)} if event.speculated else {}))
             else:
                 print()
                 if note := _ending(event):
                     print(f"warning: {note}", file=sys.stderr)
         else:
             assert isinstance(event, Calling)
+
+
+def _closing_line(events: Iterator[ChatEvent]) -> Iterator[ChatEvent]:
+    """The events; where Ctrl-C cuts a line short, it is closed before anybody says so."""
+    try:
+        yield from events
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        raise
 
 
 def _converse(speaker: Speaker, talker: Talker, lang: str, form: str) -> None:
@@ -218,6 +266,8 @@ def _read(console: Console) -> str | None:
         except EOFError:
             console.print()
             return None
+        except UnicodeDecodeError:
+            console.print("That was not text.", style="dim")
         except KeyboardInterrupt:
             console.print("\nCtrl-D leaves.", style="dim")
 

@@ -131,6 +131,16 @@ def open_model(folder: str, dtype: str | None = None, device: str | None = None)
     return Talker(path, model.eval().requires_grad_(False), tokenizer, lineage)
 
 
+def open_draft(name: str, talker: Talker, dtype: str | None = None, device: str | None = None) -> LlamaLM | str:
+    """What guesses ahead for a model: "ngram", or another one with the same tokenizer."""
+    if name == "ngram":
+        return name
+    draft = open_model(name, dtype, device)
+    if draft.tokenizer != talker.tokenizer:
+        raise EngineError(f"--draft {name}: has another tokenizer than {talker.folder}; both must share one")
+    return draft.model
+
+
 def opening_questions(talker: Talker, lang: str, form: str) -> tuple[list[str], int, int]:
     """(questions it answers rightly, how many were right, how many were tried), at most five questions.
 

@@ -1,19 +1,32 @@
 """The only code that decodes: requests in, streams of tokens out. Chat, evals, synthesis and serving all stand on it.
 
 `request.py` says what is asked and answered, `engine.py` batches requests over `cache.py`, `sampling.py` picks tokens,
+`rules.py` and `constraint.py` say which may be picked, `speculate.py` takes several of a `draft.py` at once,
 `generate.py` is the small front door and `chat_session.py` a dialog with tools. `Engine` is imported when first used,
 so that planners can ask `nbytes` without torch.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from .constraint import Constraint
 from .memory import nbytes
-from .request import Completion, Delta, Request, Sampling, TokenLogprob
+from .request import Completion, Delta, Request, Sampling, Speculated, TokenLogprob
 
 if TYPE_CHECKING:
     from .engine import Engine, Stream
 
-__all__ = ["Completion", "Delta", "Engine", "Request", "Sampling", "Stream", "TokenLogprob", "nbytes"]
+__all__ = [
+    "Completion",
+    "Constraint",
+    "Delta",
+    "Engine",
+    "Request",
+    "Sampling",
+    "Speculated",
+    "Stream",
+    "TokenLogprob",
+    "nbytes",
+]
 
 
 def __getattr__(name: str) -> Any:

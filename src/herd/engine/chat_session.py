@@ -17,7 +17,7 @@ from ..text.toolcall import Call, Content, Event, Malformed, ToolCall, ToolCallP
 from ..tools.loop import answer_call
 from .constraint import Constraint
 from .engine import Engine
-from .request import FinishReason, Request, Sampling
+from .request import FinishReason, Request, Sampling, Speculated
 
 Execute = Callable[[ToolCall], tuple[str, bool]]
 """Runs a call: what the model is to read, and whether it worked. See `run_tool`."""
@@ -68,6 +68,7 @@ class End:
     n_tokens: int
     context_used: int
     context: int
+    speculated: Speculated | None = None
 
 
 ChatEvent = Text | Calling | Result | Problem | End
@@ -115,7 +116,7 @@ class ChatSession:
                 del self.messages[before:]
 
     def _rounds(self) -> Iterator[ChatEvent]:
-        n_tokens = 0
+        n_tokens, guesses = 0, None
         for _ in range(MAX_ROUNDS):
             ids = self._prompt()
             turn = _Turn(self.engine, Request(ids, self.sampling, constraint=self.constraint))
@@ -126,14 +127,15 @@ class ChatSession:
                 if turn.content or turn.calls:
                     self.messages.append(turn.message())
             n_tokens += turn.n_tokens
+            guesses = turn.guesses if guesses is None or turn.guesses is None else guesses + turn.guesses
             if not turn.calls or self.execute is None or turn.reason != "stop":
-                yield End(turn.reason, n_tokens, len(ids) + turn.n_tokens, self.engine.context)
+                yield End(turn.reason, n_tokens, len(ids) + turn.n_tokens, self.engine.context, guesses)
                 return
             for call in turn.calls:
                 content, ok = self.execute(call)
                 self.messages.append({"role": "ipython", "content": content})
                 yield Result(call, content, ok)
-        yield End("rounds", n_tokens, len(self._prompt()), self.engine.context)
+        yield End("rounds", n_tokens, len(self._prompt()), self.engine.context, guesses)
 
     def _prompt(self) -> list[int]:
         assert self.engine.tokenizer is not None
@@ -157,11 +159,13 @@ class _Turn:
         self._parser = ToolCallParser() if request.constraint is None else None
         self.content, self.calls, self.n_tokens = "", list[ToolCall](), 0
         self.reason: FinishReason = "cancelled"
+        self.guesses: Speculated | None = None
 
     def events(self) -> Iterator[ChatEvent]:
         for delta in self._stream:
             self.n_tokens += len(delta.token_ids)
             self.reason = delta.finish_reason or self.reason
+            self.guesses = delta.speculated
             if self._parser is not None:
                 yield from self._take(self._parser.feed(delta.text))
             elif delta.text:
@@ -198,12 +202,13 @@ def complete(
     stream = engine.submit(Request(ids, sampling, constraint=constraint))
     n_tokens = 0
     reason: FinishReason = "cancelled"
+    guesses: Speculated | None = None
     try:
         for delta in stream:
             n_tokens += len(delta.token_ids)
-            reason = delta.finish_reason or reason
+            reason, guesses = delta.finish_reason or reason, delta.speculated
             if delta.text:
                 yield Text(delta.text)
     finally:
         stream.cancel()
-    yield End(reason, n_tokens, len(ids) + n_tokens, engine.context)
+    yield End(reason, n_tokens, len(ids) + n_tokens, engine.context, guesses)

@@ -6,16 +6,20 @@ et al., OSDI 2022; chunked prefill, Sarathi, arXiv 2308.16369). So a long prompt
 most, and finished requests cost nothing. A stream pulls steps when it has nothing to give, so one request and fifty go
 the same way. One thread drives an engine.
 
+With a draft (`draft.py`) a row that decodes feeds its last token and the guesses that may follow, and gets as many as
+prove right and one more (`speculate.py`); the cache forgets the others.
+
 Prompts that begin alike share their pages. When pages run out, the latest request gives its own back and computes them
 again later: attention gives each token the same bits in any company, so its answer does not change.
 
-Shapes: N tokens of a step, D model dim, B rows whose next token is wanted, V vocab.
+Shapes: N tokens of a step, or its places whose next token is wanted, D model dim, V vocab.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,9 +29,13 @@ from ..llama.model import LlamaLM
 from ..quant.linear import is_quantized
 from ..text.tokenizer import Tokenizer
 from .cache import Cached, PagedCache
+from .constraint import Guide
+from .draft import Draft, ModelDraft, NGramDraft
 from .pages import chain
-from .request import Completion, Request
-from .sampling import logprobs, sample
+from .request import Completion, Request, Speculated
+from .rules import Rules
+from .sampling import seed_of
+from .speculate import Guess, settle
 from .stream import Row, Stream
 
 __all__ = ["Engine", "Stream"]
@@ -45,6 +53,10 @@ class Engine:
     they hold in the cache: others wait their turn (one alone always runs). ``kv`` is what keys and values are kept in:
     "fp32", "bf16", "int8", or "auto", which is what the model computes in, and bf16 where its weights are quantized.
     The model is used as it is, on its device and in its dtype.
+
+    ``draft`` guesses up to ``draft_tokens`` tokens ahead: a smaller model with the same tokens, "ngram" for what stood
+    in prompt or answer before, or any `Draft`. No distribution changes, and no greedy token (`speculate.py`). A
+    draft model's cache may take as many pages as the model's, on top.
     """
 
     def __init__(
@@ -55,6 +67,8 @@ class Engine:
         max_context: int | None = None,
         cache_bytes: int = 4 << 30,
         kv: str = "auto",
+        draft: LlamaLM | Draft | str | None = None,
+        draft_tokens: int = 4,
     ) -> None:
         config = model.config
         if max_batch < 1:
@@ -68,9 +82,10 @@ class Engine:
             )
         self.model, self.tokenizer = model, tokenizer
         self.max_batch, self.context = max_batch, max_context or config.max_context
-        if kv == "auto":
-            kv = "bf16" if model.dtype == torch.bfloat16 or is_quantized(model) else "fp32"
-        self.cache = PagedCache(config, kv, cache_bytes, self.context, model.device)
+        self.cache = PagedCache(config, _kind(model, kv), cache_bytes, self.context, model.device)
+        self.draft, self._draft_tokens = self._drafted(draft, kv), draft_tokens
+        if draft_tokens < 1:
+            raise EngineError(f"draft_tokens={draft_tokens} must be at least 1; without a draft nothing is guessed")
         self.n_preempted = 0
         """How often a request had to give its pages back and begin again."""
         self._stop_ids = frozenset() if tokenizer is None else frozenset(tokenizer.stop_ids)
@@ -90,19 +105,24 @@ class Engine:
 
     def submit(self, request: Request) -> Stream:
         """Queue a request; computing begins with the next `step`. Raises EngineError if it cannot be served."""
-        request.validate(self.model.config.vocab_size, self.context)
-        if self.tokenizer is None and request.sampling.stop:
-            raise EngineError("stop strings need a tokenizer, and this engine has none")
-        stream = Stream(self, request)
-        self._waiting.append(Row(self._submitted, stream, self.tokenizer, self._stop_ids, self.context))
-        self._submitted += 1
-        return stream
+        return self._queue(self._row(request))
+
+    def submit_many(self, request: Request, n: int) -> list[Stream]:
+        """``n`` answers to one request, whose prompt is computed once. With a seed the first answer is the one that
+        `submit` gives, and the others have seeds of their own that follow from it."""
+        if n < 1:
+            raise EngineError(f"n={n} must be at least 1")
+        sampling = request.sampling
+        if sampling.seed is not None:
+            seeds = [seed_of(sampling.seed, number) for number in range(n)]
+            requests = [replace(request, sampling=replace(sampling, seed=seed)) for seed in seeds]
+        else:
+            requests = [request] * n
+        return [self._queue(row) for row in [self._row(request) for request in requests]]
 
     def run(self, requests: Sequence[Request]) -> list[Completion]:
         """All requests to their end, batched; answers in the order of the requests. One invalid request: none runs."""
-        for request in requests:
-            request.validate(self.model.config.vocab_size, self.context)
-        streams = [self.submit(request) for request in requests]
+        streams = [self._queue(row) for row in [self._row(request) for request in requests]]
         try:
             while not all(stream.done for stream in streams):
                 self.step()
@@ -131,6 +151,39 @@ class Engine:
             raise
         return True
 
+    def _row(self, request: Request) -> Row:
+        """A request checked, and its constraint read."""
+        request.validate(self.model.config.vocab_size, self.context)
+        if self.tokenizer is None and request.sampling.stop:
+            raise EngineError("stop strings need a tokenizer, and this engine has none")
+        guide = rules = None
+        if request.constraint is not None:
+            if self.tokenizer is None:
+                raise EngineError("a constraint needs a tokenizer, and this engine has none")
+            guide = Guide(request.constraint, self.tokenizer)
+        if guide is not None or request.sampling.bends:
+            rules = Rules(request.sampling, request.prompt_ids, guide)
+        counts = None if self.draft is None else Speculated()
+        return Row(Stream(self, request), self.tokenizer, self._stop_ids, self.context, rules, counts)
+
+    def _queue(self, row: Row) -> Stream:
+        row.number, self._submitted = self._submitted, self._submitted + 1
+        self._waiting.append(row)
+        return row.stream
+
+    def _drafted(self, draft: LlamaLM | Draft | str | None, kv: str) -> Draft | None:
+        if not isinstance(draft, LlamaLM | str):
+            return draft
+        if isinstance(draft, str):
+            if draft != "ngram":
+                raise EngineError(f'draft={draft!r}: give a model, a Draft or "ngram"')
+            return NGramDraft()
+        ours, theirs = self.model.config.vocab_size, draft.config.vocab_size
+        if ours != theirs:
+            raise EngineError(f"the draft has {theirs} tokens and the model {ours}: both must have the same tokenizer")
+        n_tokens = ours if self.tokenizer is None else self.tokenizer.vocab_size
+        return ModelDraft(draft, n_tokens, self.cache.pages.limit, self.context, _kind(draft, kv))
+
     def _admit(self) -> None:
         """Who may begin now: while there are pages for the whole prompt beside what the active ones need soon."""
         lacking = sum(self.cache.lacking(_cached(row), row.soon) for row in self._rows)
@@ -153,19 +206,34 @@ class Engine:
             self._rows.append(self._waiting.popleft())
             self._rows.sort(key=lambda row: row.number)
 
-    def _plan(self) -> list[tuple[Row, int]]:
-        """How many of its tokens each active row feeds in this step, its pages taken; the oldest come first."""
+    def _plan(self) -> list[tuple[Row, int, Guess]]:
+        """What each active row feeds in this step, its pages taken: so many of its tokens, then guesses. The oldest
+        rows come first."""
         pending = {row: len(row.tokens) - _cached(row).length for row in self._rows}
+        guesses = self._guess([row for row, n in pending.items() if n == 1 and row.n_new])
         room = PREFILL_TOKENS if all(n > 1 for n in pending.values()) else MIXED_TOKENS
-        parts: list[tuple[Row, int]] = []
+        parts: list[tuple[Row, int, Guess]] = []
         for row in list(self._rows):
             if row.cached is None:  # put back for an older one's sake
                 continue
-            n = pending[row] if pending[row] == 1 else min(pending[row], room)
-            if n and self._make_room(row, row.cached.length + n):
-                room -= n if n > 1 else 0
-                parts.append((row, n))
+            guess = guesses.get(row, Guess([]))
+            if guess is None:  # its draft is not ready
+                continue
+            n = pending[row]
+            if n > 1:
+                # one that was put back goes on where it was, with guesses behind its last token as it would have had
+                n = min(n - 1 if row.n_new and self.draft is not None else n, room)
+                room -= n
+            if n and self._make_room(row, row.cached.length + n + len(guess.tokens)):
+                parts.append((row, n, guess))
         return parts
+
+    def _guess(self, rows: list[Row]) -> dict[Row, Guess | None]:
+        """What the draft has for rows that decode; no more than may still be said beside the model's own token."""
+        if self.draft is None or not rows:
+            return {}
+        most = [min(self._draft_tokens, row.limit - row.n_new - 1) for row in rows]
+        return dict(zip(rows, self.draft.guess(rows, most), strict=True))
 
     def _make_room(self, row: Row, length: int) -> bool:
         """Pages for ``length`` tokens of a row, taken from later rows if need be. False if it was put back itself."""
@@ -180,42 +248,46 @@ class Engine:
         self.cache.grow(cached, length)
         return True
 
-    def _advance(self, parts: list[tuple[Row, int]]) -> None:
-        """One forward over these tokens; rows whose last known token was among them get their next one."""
+    def _advance(self, parts: list[tuple[Row, int, Guess]]) -> None:
+        """One forward over these tokens; rows whose last known token was among them get their next ones."""
+        if not parts:
+            return
         device = self.model.device
         tokens: list[int] = []
-        ready: list[Row] = []
+        ready: list[tuple[Row, Guess, int]] = []  # with the tokens they had
         places: list[int] = []
-        for row, n in parts:
+        for row, n, guess in parts:
             at = _cached(row).length
             tokens += row.tokens[at : at + n]
             if at + n == len(row.tokens):
-                ready.append(row)
-                places.append(len(tokens) - 1)
-        positions_1N, attend = self.cache.step([(_cached(row), n) for row, n in parts])
+                places += range(len(tokens) - 1, len(tokens) + len(guess.tokens))
+                if guess.tokens:
+                    tokens += guess.tokens
+                    row.count(Speculated(guessed=len(guess.tokens)))
+                ready.append((row, guess, at + n))
+        positions_1N, attend = self.cache.step([(_cached(row), n + len(guess.tokens)) for row, n, guess in parts])
         hidden_1ND = self.model(torch.tensor([tokens], device=device), positions_1N, attend)
-        for row, _ in parts:
-            self.cache.remember(_cached(row), row.request.tenant, row.tokens)
         if ready:
-            hidden_BD = hidden_1ND[0, torch.tensor(places, device=device)]
-            self._next_tokens(ready, self._adjust(self.model.lm_head(hidden_BD).float()))
-
-    def _adjust(self, logits_BV: Tensor) -> Tensor:
-        """What may be said at all: rows of the head that are no token never are."""
-        if self.tokenizer is not None and self.tokenizer.vocab_size < logits_BV.shape[1]:
-            logits_BV[:, self.tokenizer.vocab_size :] = -torch.inf
-        return logits_BV
-
-    def _next_tokens(self, rows: list[Row], logits_BV: Tensor) -> None:
-        """Sample for these rows, hand out deltas, drop those that ended."""
-        ids = sample(logits_BV, [r.sampling for r in rows], [r.seed for r in rows], [r.n_new for r in rows])
-        lps = logprobs(logits_BV, ids, [r.sampling.logprobs for r in rows])
-        for row, token, lp in zip(rows, ids, lps, strict=True):
-            if row.take(token, lp):
+            hidden_ND = hidden_1ND[0, torch.tensor(places, device=device)]
+            logits_NV = self._adjust(self.model.lm_head(hidden_ND).float())
+            kept = settle(logits_NV, [row for row, _, _ in ready], [guess for _, guess, _ in ready])
+            for (row, _, known), n_kept in zip(ready, kept, strict=True):
+                self.cache.truncate(_cached(row), min(known + n_kept, len(row.tokens)))
+        for row, _, _ in parts:
+            self.cache.remember(_cached(row), row.request.tenant, row.tokens)
+            if row.stream.done:
                 self._drop(row)
+
+    def _adjust(self, logits_NV: Tensor) -> Tensor:
+        """What may be said at all: rows of the head that are no token never are."""
+        if self.tokenizer is not None and self.tokenizer.vocab_size < logits_NV.shape[1]:
+            logits_NV[:, self.tokenizer.vocab_size :] = -torch.inf
+        return logits_NV
 
     def _drop(self, row: Row) -> None:
         """Its pages are free at once."""
+        if self.draft is not None:
+            self.draft.forget(row)
         self.cache.close(_cached(row))
         row.cached = None
         self._rows.remove(row)
@@ -229,6 +301,12 @@ class Engine:
                 else:
                     self._drop(row)
                 return
+
+
+def _kind(model: LlamaLM, kv: str) -> str:
+    if kv != "auto":
+        return kv
+    return "bf16" if model.dtype == torch.bfloat16 or is_quantized(model) else "fp32"
 
 
 def _cached(row: Row) -> Cached:

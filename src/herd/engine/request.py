@@ -15,7 +15,8 @@ from ..errors import EngineError
 from .constraint import Constraint
 
 FinishReason = Literal["stop", "length", "context", "cancelled"]
-"""stop: a stop token or stop string; length: ``max_tokens`` reached; context: the model's context is full."""
+"""stop: a stop token or stop string, or a constraint that allows no more; length: ``max_tokens`` reached; context: the
+model's context is full."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,9 @@ class Speculated:
     guessed: int = 0
     judged: int = 0
     kept: int = 0
+
+    def __add__(self, other: Speculated) -> Speculated:
+        return Speculated(self.guessed + other.guessed, self.judged + other.judged, self.kept + other.kept)
 
     @property
     def acceptance(self) -> float:

@@ -18,18 +18,25 @@ What a seed promises here. The numbers for guessing, judging and drawing a reque
 guesses a seed gives the same tokens, alone and in any batch. Without speculation, or with another draft, it gives
 *other* tokens of the same distribution: the rule keeps the distribution, and only greedy rows keep the very tokens.
 
-Shapes: B rows judged together, V vocab.
+Shapes: N places whose next token is wanted, B rows looked at together, V vocab.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .sampling import draw, uniform
+from ..errors import EngineError
+from .request import Speculated
+from .sampling import distribution, draw, likeliest, logprobs, sample, uniform
+
+if TYPE_CHECKING:
+    from .stream import Row
 
 _GUESS, _JUDGE = 0x5851F42D4C957F2D, 0x14057B7EF767814F
 """Two seeds of a row's own, so that guessing, judging and drawing are independent."""
@@ -51,6 +58,85 @@ class Guess:
 
     tokens: list[int]
     q: list[Tensor] | None = None
+
+
+def settle(logits_NV: Tensor, rows: Sequence[Row], guesses: Sequence[Guess]) -> list[int]:
+    """Hand each row its next tokens: the guesses that stay and one more. Returns how many stayed, row by row.
+
+    ``logits_NV`` has, row after row, a place for each guess and one behind them. A row without guesses gets one token,
+    so this is plain decoding as well. Rows end, and fail by their own constraint, one by one.
+    """
+    starts = list(accumulate((len(guess.tokens) + 1 for guess in guesses), initial=0))
+    kept = [0] * len(rows)
+    going, t = list(range(len(rows))), 0
+    while going:
+        raw_BV = logits_NV[[starts[i] + t for i in going]]
+        bent_BV, going, raw_BV = _bend(raw_BV, rows, going)
+        if not going:
+            break
+        some, at = [rows[i] for i in going], [_at(guesses[i], t) for i in going]
+        stays, tokens = _pick(bent_BV, some, at)
+        lps = logprobs(raw_BV, tokens, [row.sampling.logprobs for row in some])
+        still = []
+        for i, (guess, _), stay, token, lp in zip(going, at, stays, tokens, lps, strict=True):
+            if guess is not None:
+                rows[i].count(Speculated(judged=1, kept=int(stay)))
+            kept[i] += stay
+            try:
+                if not rows[i].take(token, lp) and stay:
+                    still.append(i)
+            except EngineError as error:
+                rows[i].stream.fail(error)
+        going, t = still, t + 1
+    return kept
+
+
+def _at(guess: Guess, t: int) -> tuple[int | None, Tensor | None]:
+    """The guess for place ``t`` and what it was drawn from; (None, None) behind the last."""
+    if t >= len(guess.tokens):
+        return None, None
+    return guess.tokens[t], None if guess.q is None else guess.q[t]
+
+
+def _bend(raw_BV: Tensor, rows: Sequence[Row], going: list[int]) -> tuple[Tensor, list[int], Tensor]:
+    """(logits under each row's rules, the rows that could follow theirs, their logits as they were)."""
+    if not any(rows[i].rules for i in going):
+        return raw_BV, going, raw_BV
+    bent_BV, well = raw_BV.clone(), []
+    for b, i in enumerate(going):
+        try:
+            if (rules := rows[i].rules) is not None:
+                rules.apply(bent_BV[b])
+            well.append(b)
+        except EngineError as error:
+            rows[i].stream.fail(error)
+    return bent_BV[well], [going[b] for b in well], raw_BV[well]
+
+
+def _pick(
+    logits_BV: Tensor, rows: Sequence[Row], guesses: Sequence[tuple[int | None, Tensor | None]]
+) -> tuple[list[bool], list[int]]:
+    """(whether each guess stays, each row's token) at one place of every row."""
+    stays, tokens = [False] * len(rows), [0] * len(rows)
+    drawn = [guess is not None and not row.sampling.greedy for row, (guess, _) in zip(rows, guesses, strict=True)]
+    judged, others = ([b for b, yes in enumerate(drawn) if yes == wanted] for wanted in (True, False))
+    if others:
+        samplings, seeds, steps = zip(*((rows[b].sampling, rows[b].seed, rows[b].n_new) for b in others), strict=True)
+        for b, token in zip(others, sample(logits_BV[others], samplings, seeds, steps), strict=True):
+            stays[b], tokens[b] = token == guesses[b][0], token
+    if judged:
+        likeliest(logits_BV[judged])  # refuses what is no number
+        p_BV = distribution(logits_BV[judged], [rows[b].sampling for b in judged])
+        guessed = [guess for b in judged if (guess := guesses[b][0]) is not None]
+        q_BV = certain(guessed, p_BV)
+        for j, b in enumerate(judged):
+            if (q_V := guesses[b][1]) is not None:
+                q_BV[j] = q_V
+        u = [(judge_uniform(rows[b].seed, rows[b].n_new), uniform(rows[b].seed, rows[b].n_new)) for b in judged]
+        found = judge(p_BV, q_BV, guessed, [x for x, _ in u], [x for _, x in u])
+        for b, stay, token in zip(judged, *found, strict=True):
+            stays[b], tokens[b] = stay, token
+    return stays, tokens
 
 
 def judge(

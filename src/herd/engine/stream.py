@@ -12,7 +12,8 @@ from ..kernels.page_layout import PAGE
 from ..text.tokenizer import Tokenizer
 from .cache import Cached
 from .detokenize import TextStream
-from .request import Completion, Delta, FinishReason, Request, TokenLogprob
+from .request import Completion, Delta, FinishReason, Request, Speculated, TokenLogprob
+from .rules import Rules
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -21,17 +22,21 @@ if TYPE_CHECKING:
 class Stream(Iterator[Delta]):
     """The deltas of one request. Iterating drives the engine; `cancel` ends the answer and frees its pages.
 
+    Raises EngineError, after the deltas that came before, where this request alone could not go on.
     ``shared_tokens``: how many of the prompt's tokens were in the cache already when it began.
     """
 
     def __init__(self, engine: Engine, request: Request) -> None:
         self._engine, self.request = engine, request
         self._deltas: deque[Delta] = deque()
+        self._error: EngineError | None = None
         self.done = False
         self.shared_tokens = 0
 
     def __next__(self) -> Delta:
         while not self._deltas:
+            if self._error is not None:
+                raise self._error
             if self.done:
                 raise StopIteration
             if not self._engine.step():
@@ -57,6 +62,7 @@ class Stream(Iterator[Delta]):
             logprobs=None if self.request.sampling.logprobs is None else [p for d in deltas for p in d.logprobs],
             prompt_tokens=len(self.request.prompt_ids),
             shared_tokens=self.shared_tokens,
+            speculated=last.speculated,
         )
 
     def push(self, delta: Delta) -> None:
@@ -64,15 +70,30 @@ class Stream(Iterator[Delta]):
         self._deltas.append(delta)
         self.done = delta.finish_reason is not None
 
+    def fail(self, error: EngineError) -> None:
+        """The engine gives this answer up."""
+        self._error, self.done = error, True
+
 
 class Row:
-    """A request in the engine: its tokens so far, and how many of them the cache has seen (``cached.length``)."""
+    """A request in the engine: its tokens so far, and how many of them the cache has seen (``cached.length``).
+
+    ``rules`` bend its logits; None where nothing does. ``speculated`` counts guesses; None where nobody guesses.
+    """
 
     def __init__(
-        self, number: int, stream: Stream, tokenizer: Tokenizer | None, stop_ids: frozenset[int], context: int
+        self,
+        stream: Stream,
+        tokenizer: Tokenizer | None,
+        stop_ids: frozenset[int],
+        context: int,
+        rules: Rules | None = None,
+        speculated: Speculated | None = None,
     ) -> None:
         request, sampling = stream.request, stream.request.sampling
-        self.number, self.stream, self.request, self.sampling = number, stream, request, sampling
+        self.number = -1  # in the order of submission
+        self.stream, self.request, self.sampling = stream, request, sampling
+        self.rules, self.speculated = rules, speculated
         self.stop_ids = stop_ids | request.stop_ids
         self.seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         self.text = None if tokenizer is None else TextStream(tokenizer, sampling.stop)
@@ -96,9 +117,11 @@ class Row:
             return True
         self.n_new += 1
         self.tokens.append(token)
+        if self.rules is not None:
+            self.rules.push((token,))
         piece = "" if self.text is None else self.text.feed(token)
         reason: FinishReason | None = None
-        if self.text is not None and self.text.stopped:
+        if (self.text is not None and self.text.stopped) or (self.rules is not None and self.rules.complete):
             reason = "stop"
         elif self.n_new == self.limit:
             reason = self.limit_reason
@@ -106,9 +129,14 @@ class Row:
             piece += self.text.finish()
             if self.text.stopped:  # the end of a broken character may complete a stop string
                 reason = "stop"
-        self.stream.push(Delta(piece, (token,), reason, logprobs=lps))
+        self.stream.push(Delta(piece, (token,), reason, None, lps, self.speculated if reason else None))
         return reason is not None
+
+    def count(self, guesses: Speculated) -> None:
+        """Account for guesses."""
+        self.speculated = guesses if self.speculated is None else self.speculated + guesses
 
     def end(self, reason: FinishReason, stop_id: int | None = None) -> None:
         """The last delta, without a token."""
-        self.stream.push(Delta("" if self.text is None else self.text.finish(), (), reason, stop_id))
+        text = "" if self.text is None else self.text.finish()
+        self.stream.push(Delta(text, (), reason, stop_id, speculated=self.speculated))
