@@ -1,5 +1,5 @@
-// Quantized weights times activations: the order of the weights' bytes, rounding of activations, and who computes what
-// when. The products themselves are in qmatmul_kernel.h, the layouts in qmatmul.h. Reference in plain torch: qmatmul.py.
+// Quantized weights times activations: the order of the weights' bytes, rounding of activations, and who computes
+// what. Products themselves: qmatmul_kernel.h; layouts: qmatmul.h. Reference in plain torch: qmatmul.py.
 //
 // A step of decoding has few tokens and reads every weight once: the kernel takes codes out of the blocks as they lie.
 // Reading in a prompt has many: a tile's codes are unpacked once, in pieces that stay in L2, for many groups of tokens.
@@ -70,7 +70,8 @@ void reorder(const Layout& layout, uint8_t* file, uint8_t* tile, int64_t n_block
     uint8_t* words = tile + b * layout.words * WORD_BYTES;
     for (int64_t row = 0; row < n_rows; row++) {
       uint8_t* block = file + (row * n_blocks + b) * layout.bytes;
-      for (int64_t w = 0; w < layout.words; w++) move(block + layout.words_at() + 4 * w, words + w * WORD_BYTES + 4 * row, 4);
+      for (int64_t w = 0; w < layout.words; w++)
+        move(block + layout.words_at() + 4 * w, words + w * WORD_BYTES + 4 * row, 4);
       if (layout.has_half()) move(block + layout.half_at, halves + (b * ROWS + row) * 2, 2);
     }
   }
@@ -209,14 +210,20 @@ void multiply_unit(const Path& path, const Weights& weights, int64_t first_tile,
   for (int64_t block = 0; block < weights.blocks; block += piece) {
     const int64_t n = std::min(piece, weights.blocks - block);
     for (int64_t tile = first_tile; tile < end_tile; tile++) {
+      float* out = sums.data() + (tile - first_tile) * tile_sums;
       const uint8_t* words = weights.words(tile, block);
       const uint16_t* halves = weights.halves(tile, block);
+      if (n_tokens <= PAIR_TOKENS && tile + 2 <= std::min(end_tile, weights.rows / ROWS)) {
+        path.pair[weights.format][n_tokens - 1](words, halves, tokens + start * weights.blocks * TOKEN_BYTES, n, out);
+        tile++;
+        continue;
+      }
       if (!direct) path.unpack[weights.format](words, halves, n, aligned);
       for (int64_t g = first_group; g < end_group; g++) {
         const int64_t m = groups.length(g);
         const Multiply* kernels = direct ? path.direct[weights.format] : path.unpacked[weights.format];
-        kernels[m - 1](direct ? words : aligned, halves, tokens + (groups.start(g) * weights.blocks + block * m) * TOKEN_BYTES,
-                       n, sums.data() + (tile - first_tile) * tile_sums + (groups.start(g) - start) * ROWS);
+        const uint8_t* group = tokens + (groups.start(g) * weights.blocks + block * m) * TOKEN_BYTES;
+        kernels[m - 1](direct ? words : aligned, halves, group, n, out + (groups.start(g) - start) * ROWS);
       }
     }
   }
@@ -276,4 +283,6 @@ STABLE_TORCH_LIBRARY_IMPL(herd_native, CPU, m) {
   m.impl("qmatmul", TORCH_BOX(&herd::qmatmul));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(herd_native, CompositeExplicitAutograd, m) { m.impl("qmatmul_paths", TORCH_BOX(&herd::qmatmul_paths)); }
+STABLE_TORCH_LIBRARY_IMPL(herd_native, CompositeExplicitAutograd, m) {
+  m.impl("qmatmul_paths", TORCH_BOX(&herd::qmatmul_paths));
+}

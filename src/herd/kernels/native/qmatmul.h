@@ -1,9 +1,9 @@
 // How quantized weights and activations lie in memory while they are multiplied, and what each instruction set offers.
 //
-// Weights. Sixteen rows make a tile. A tile holds the very bytes of its sixteen rows' blocks in another order, so nothing
-// is lost and nothing is added: first every block's 32-bit words (codes, and the packed scales of the K formats), word w
-// of all sixteen rows side by side, so that one 64-byte load feeds sixteen outputs; then every block's half-precision
-// scale, sixteen side by side. Rows beyond the last whole tile stay as a file has them.
+// Weights. Sixteen rows make a tile. A tile holds the very bytes of its sixteen rows' blocks in another order, so
+// nothing is lost and nothing is added: first every block's 32-bit words (codes, and the packed scales of the K
+// formats), word w of all sixteen rows side by side, so that one 64-byte load feeds sixteen outputs; then every block's
+// half-precision scale, sixteen side by side. Rows beyond the last whole tile stay as a file has them.
 //
 // Activations. Each 32 of a token become int8 codes with one fp32 scale. Tokens go in groups, as many as the registers
 // hold sums for, and a group lies block by block: m x 32 codes, m scales, and three sums of the codes, negated, that
@@ -32,23 +32,25 @@ struct Layout {
 };
 
 constexpr Layout LAYOUTS[FORMATS] = {
-    {2, 18, 0, 4, 1},        // Q4_0
-    {8, 34, 0, 8, 1},        // Q8_0
-    {12, 144, -1, 36, 8},    // Q4_K
-    {14, 210, 208, 52, 8},   // Q6_K
+    {2, 18, 0, 4, 1},       // Q4_0
+    {8, 34, 0, 8, 1},       // Q8_0
+    {12, 144, -1, 36, 8},   // Q4_K
+    {14, 210, 208, 52, 8},  // Q6_K
 };
 
 // sums (m x 16) += the products of n_blocks blocks with a group of m tokens
-using Multiply = void (*)(const uint8_t* words, const uint16_t* halves, const uint8_t* tokens, int64_t n_blocks, float* sums);
+using Multiply = void (*)(const uint8_t* words, const uint16_t* halves, const uint8_t* tokens, int64_t n_blocks,
+                          float* sums);
 using Unpack = void (*)(const uint8_t* words, const uint16_t* halves, int64_t n_blocks, uint8_t* panel);
 
-constexpr int MOST_TOKENS = 16;
+constexpr int MOST_TOKENS = 16, PAIR_TOKENS = 2;
 
 struct Path {
   const char* name;
-  int group;                                 // most tokens of a group
-  Multiply direct[FORMATS][MOST_TOKENS];     // by format and m - 1
-  Multiply unpacked[FORMATS][MOST_TOKENS];   // takes panels
+  int group;                                // most tokens of a group
+  Multiply direct[FORMATS][MOST_TOKENS];    // by format and m - 1
+  Multiply pair[FORMATS][PAIR_TOKENS];      // two tiles; sums are (2 x m x 16)
+  Multiply unpacked[FORMATS][MOST_TOKENS];  // takes panels
   Unpack unpack[FORMATS];
 };
 

@@ -20,19 +20,23 @@ namespace {
 #include "qmatmul_kernel.h"
 
 struct Avx2 {
-  static constexpr int LANES = 8, GROUP = 4;
+  static constexpr int LANES = 8, GROUP = 4, AHEAD = 4096, AHEAD_TOKENS = 8;
   typedef int32_t Ints __attribute__((vector_size(32), aligned(4), may_alias));
   typedef uint32_t Bits __attribute__((vector_size(32), aligned(4), may_alias));
   typedef float Floats __attribute__((vector_size(32), aligned(4), may_alias));
 
+  static Ints all(int32_t x) { return (Ints)_mm256_set1_epi32(x); }
+  static Floats all(float x) { return (Floats)_mm256_set1_ps(x); }
   template <bool BYTES>
   static Ints dot(Ints sum, Ints codes, int32_t x_) {
     const __m256i w = (__m256i)codes, x = _mm256_set1_epi32(x_);
-    if constexpr (BYTES) return add(add(sum, _mm256_and_si256(w, _mm256_set1_epi8(127)), x), _mm256_andnot_si256(_mm256_set1_epi8(127), w), x);
-    return add(sum, w, x);
+    if constexpr (!BYTES) return add(sum, w, x);
+    const __m256i low = _mm256_set1_epi8(127);
+    return add(add(sum, _mm256_and_si256(w, low), x), _mm256_andnot_si256(low, w), x);
   }
   static Ints add(Ints sum, __m256i codes, __m256i x) {
-    return (Ints)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1)));
+    const __m256i pairs = _mm256_maddubs_epi16(codes, x);
+    return (Ints)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
   }
   static Ints widen(const uint16_t* from) { return (Ints)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)); }
   static Floats from_halves(Ints x) {

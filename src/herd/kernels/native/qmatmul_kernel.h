@@ -8,11 +8,6 @@ template <class Isa>
 using Floats = typename Isa::Floats;
 
 template <class Isa>
-inline Ints<Isa> all(int32_t x) {
-  return x - Ints<Isa>{};
-}
-
-template <class Isa>
 inline Ints<Isa> load(const uint8_t* from) {
   return *(const Ints<Isa>*)from;
 }
@@ -127,66 +122,101 @@ void unpack(const uint8_t* words, const uint16_t* halves, int64_t n_blocks, uint
       }
 }
 
+// Decoding waits for memory; the processor's own prefetchers alone keep too few lines on their way.
+template <class Isa, class Weights>
+inline void prefetch(const uint8_t* words, const uint16_t* halves) {
+#pragma GCC unroll 64
+  for (int w = 0; w < Weights::WORDS; w++) __builtin_prefetch(words + Isa::AHEAD + w * WORD_BYTES);
+  if (Weights::HALVES) __builtin_prefetch((const uint8_t*)halves + Isa::AHEAD / (2 * Weights::WORDS));
+}
+
+// f += block g of the weights times a group's codes at t.
 template <class Isa, class Weights, int M>
-void multiply(const uint8_t* words, const uint16_t* halves, const uint8_t* tokens, int64_t n_blocks, float* sums) {
-  for (int row = 0; row < ROWS; row += Isa::LANES) {
-    Floats<Isa> f[M];
-#pragma GCC unroll 16
-    for (int i = 0; i < M; i++) f[i] = *(const Floats<Isa>*)(sums + i * ROWS + row);
-    const uint8_t* t = tokens;
-    Weights weights{words + 4 * row, halves + row};
-    for (int64_t b = 0; b < n_blocks; b += Weights::BLOCKS) {
-      for (int g = 0; g < Weights::BLOCKS; g++, t += M * TOKEN_BYTES) {
-        const float* scales = (const float*)(t + M * BLOCK);
-        const float* minus = scales + M;
-        const int32_t *minus_int = (const int32_t*)(minus + M), *minus_second = minus_int + M;
+inline __attribute__((always_inline)) void add_block(const Weights& weights, int g, const uint8_t* t, Floats<Isa>* f) {
+  const float *scales = (const float*)(t + M * BLOCK), *minus = scales + M;
+  const int32_t *minus_int = (const int32_t*)(minus + M), *minus_second = minus_int + M;
 #pragma GCC unroll 2
-        for (int part = 0; part < Weights::PARTS; part++) {
-          Ints<Isa> a[M];
+  for (int part = 0; part < Weights::PARTS; part++) {
+    Ints<Isa> a[M];
 #pragma GCC unroll 16
-          for (int i = 0; i < M; i++) {
-            if constexpr (Weights::LOW) {
-              a[i] = Ints<Isa>{};
-            } else if constexpr (Weights::PARTS == 1) {
-              a[i] = all<Isa>(minus_int[i]) << Weights::START;
-            } else {
-              a[i] = all<Isa>(part ? minus_second[i] : minus_int[i] - minus_second[i]) << Weights::START;
-            }
-          }
-#pragma GCC unroll 8
-          for (int q = 0; q < 8 / Weights::PARTS; q++) {
-            const int j = part * (8 / Weights::PARTS) + q;
-            const Ints<Isa> codes = weights.codes(g, j);
-#pragma GCC unroll 16
-            for (int i = 0; i < M; i++) a[i] = Isa::template dot<Weights::BYTES>(a[i], codes, *(const int32_t*)(t + i * BLOCK + 4 * j));
-          }
-          const Floats<Isa> step = weights.step(g, part);
-#pragma GCC unroll 16
-          for (int i = 0; i < M; i++) {
-            Floats<Isa> sum = __builtin_convertvector(a[i], Floats<Isa>) * step;
-            if constexpr (Weights::LOW) sum = Isa::fma(weights.low(g), Floats<Isa>{} + minus[i], sum);
-            f[i] = Isa::fma(sum, Floats<Isa>{} + scales[i], f[i]);
-          }
-        }
+    for (int i = 0; i < M; i++) {
+      if constexpr (Weights::LOW) {
+        a[i] = Ints<Isa>{};
+      } else if constexpr (Weights::PARTS == 1) {
+        a[i] = Isa::all(minus_int[i]) << Weights::START;
+      } else {
+        a[i] = part ? Isa::all(minus_second[i]) : Isa::all(minus_int[i]) - Isa::all(minus_second[i]);
+        a[i] <<= Weights::START;
       }
-      weights.words += Weights::WORDS * WORD_BYTES;
-      weights.halves += Weights::HALVES;
     }
+#pragma GCC unroll 8
+    for (int q = 0; q < 8 / Weights::PARTS; q++) {
+      const int j = part * (8 / Weights::PARTS) + q;
+      const Ints<Isa> codes = weights.codes(g, j);
 #pragma GCC unroll 16
-    for (int i = 0; i < M; i++) *(Floats<Isa>*)(sums + i * ROWS + row) = f[i];
+      for (int i = 0; i < M; i++)
+        a[i] = Isa::template dot<Weights::BYTES>(a[i], codes, *(const int32_t*)(t + i * BLOCK + 4 * j));
+    }
+    const Floats<Isa> step = weights.step(g, part);
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++) {
+      Floats<Isa> sum = __builtin_convertvector(a[i], Floats<Isa>) * step;
+      if constexpr (Weights::LOW) sum = Isa::fma(weights.low(g), Isa::all(minus[i]), sum);
+      f[i] = Isa::fma(sum, Isa::all(scales[i]), f[i]);
+    }
+  }
+}
+
+// TILES tiles at once, one after the other in memory: more of it on its way, and each code of a token serves them all.
+template <class Isa, class Weights, int M, int TILES>
+void multiply(const uint8_t* words, const uint16_t* halves, const uint8_t* tokens, int64_t n_blocks, float* sums) {
+  // with few tokens taking out codes is most of the work: a file's block at once then, so that shifts are constants
+  constexpr int TURN = M <= 4 ? Weights::BLOCKS : 1;
+  const int64_t tile_bytes = n_blocks / Weights::BLOCKS * (Weights::WORDS * WORD_BYTES + Weights::HALVES * 2);
+  for (int row = 0; row < ROWS; row += Isa::LANES) {
+    Floats<Isa> f[TILES][M];
+    Weights weights[TILES];
+#pragma GCC unroll 2
+    for (int n = 0; n < TILES; n++) {
+#pragma GCC unroll 16
+      for (int i = 0; i < M; i++) f[n][i] = *(const Floats<Isa>*)(sums + (n * M + i) * ROWS + row);
+      weights[n] = {words + n * tile_bytes + 4 * row, halves + n * tile_bytes / 2 + row};
+    }
+    const uint8_t* t = tokens;
+    for (int64_t b = 0; b < n_blocks; b += Weights::BLOCKS) {
+#pragma GCC unroll 2
+      for (int n = 0; n < TILES; n++)
+        if constexpr (M <= Isa::AHEAD_TOKENS) prefetch<Isa, Weights>(weights[n].words, weights[n].halves);
+      for (int g = 0; g < Weights::BLOCKS; g += TURN)
+#pragma GCC unroll 8
+        for (int k = 0; k < TURN; k++, t += M * TOKEN_BYTES)
+#pragma GCC unroll 2
+          for (int n = 0; n < TILES; n++) add_block<Isa, Weights, M>(weights[n], g + k, t, f[n]);
+#pragma GCC unroll 2
+      for (int n = 0; n < TILES; n++) {
+        weights[n].words += Weights::WORDS * WORD_BYTES;
+        weights[n].halves += Weights::HALVES;
+      }
+    }
+#pragma GCC unroll 2
+    for (int n = 0; n < TILES; n++)
+#pragma GCC unroll 16
+      for (int i = 0; i < M; i++) *(Floats<Isa>*)(sums + (n * M + i) * ROWS + row) = f[n][i];
   }
 }
 
 template <class Isa, class Packed, int... M>
 constexpr void fill(Path& path, int format, std::integer_sequence<int, M...>) {
-  ((path.direct[format][M] = multiply<Isa, Packed, M + 1>), ...);
-  ((path.unpacked[format][M] = multiply<Isa, Panel<Isa, Packed>, M + 1>), ...);
+  ((path.direct[format][M] = multiply<Isa, Packed, M + 1, 1>), ...);
+  ((path.unpacked[format][M] = multiply<Isa, Panel<Isa, Packed>, M + 1, 1>), ...);
   path.unpack[format] = unpack<Isa, Packed>;
+  path.pair[format][0] = multiply<Isa, Packed, 1, 2>;
+  path.pair[format][1] = multiply<Isa, Packed, 2, 2>;
 }
 
 template <class Isa>
 constexpr Path make_path(const char* name) {
-  Path path{name, Isa::GROUP, {}, {}, {}};
+  Path path{name, Isa::GROUP, {}, {}, {}, {}};
   constexpr auto sizes = std::make_integer_sequence<int, Isa::GROUP>();
   fill<Isa, Q4_0<Isa>>(path, 0, sizes);
   fill<Isa, Q8_0<Isa>>(path, 1, sizes);

@@ -7,7 +7,8 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), apply_to = function)
+#pragma clang attribute push( \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
@@ -19,16 +20,20 @@ namespace {
 #include "qmatmul_kernel.h"
 
 struct Vnni {
-  static constexpr int LANES = 16, GROUP = 12;
+  static constexpr int LANES = 16, GROUP = 12, AHEAD = 4096, AHEAD_TOKENS = 8;
   typedef int32_t Ints __attribute__((vector_size(64), aligned(4), may_alias));
   typedef uint32_t Bits __attribute__((vector_size(64), aligned(4), may_alias));
   typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
 
+  static Ints all(int32_t x) { return (Ints)_mm512_set1_epi32(x); }
+  static Floats all(float x) { return (Floats)_mm512_set1_ps(x); }
   template <bool BYTES>
   static Ints dot(Ints sum, Ints codes, int32_t x) {
     return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, _mm512_set1_epi32(x));
   }
-  static Ints widen(const uint16_t* from) { return (Ints)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)); }
+  static Ints widen(const uint16_t* from) {
+    return (Ints)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
+  }
   static Floats from_halves(Ints x) { return (Floats)_mm512_cvtph_ps(_mm512_cvtepi32_epi16((__m512i)x)); }
   static Floats fma(Floats a, Floats b, Floats c) { return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 };
