@@ -2,7 +2,8 @@
 
 What is in the GGUF file is everything there is: weights in blocks, the model's shape, the tokenizer. `load` maps the
 file and puts the blocks, as they lie there, into packed layers: nothing is unpacked, and only q and k are copied (their
-rows stand in another order). The lineage's hash is that of the whole file; a file that has changed is refused.
+rows stand in another order). The lineage's hash is that of the whole file; a file that has changed is refused
+(`verified.py`).
 
 `gguf_convert.py` makes such folders and files of others.
 """
@@ -29,6 +30,7 @@ from .gguf_write import Plan, Value, hash_file, write_gguf
 from .journal import Journal
 from .lineage import load_lineage
 from .memory import require_memory
+from .verified import verified_hash
 from .weights import Progress
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ def require_hash(folder: Path) -> None:
     lineage = load_lineage(folder)
     if lineage is None or lineage.weights_hash is None:
         return
-    if hash_file(folder / FILE) != lineage.weights_hash:
+    if verified_hash(folder / FILE, hash_file) != lineage.weights_hash:
         raise CheckpointError(
             f"{folder / FILE}: is not the file herd.json speaks of: damaged or replaced; restore it, or import it anew"
         )

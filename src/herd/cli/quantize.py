@@ -66,7 +66,7 @@ def command(
         rows_of = Gptq(source.config, source.get, plan, _batches(source, calib)).rows
     with progress_bar(f"quantize {folder}") as progress:
         weights_hash = checkpoint.quantize(source, target, plan, rows_of=rows_of, recipe=recipe, progress=progress)
-    evals = _measure(source, target, text) if measure else {}
+    evals = _measure(source, target, plan.nbytes(source.config), text) if measure else {}
     if evals:
         checkpoint.update_lineage(target, evals=evals)
     result = {
@@ -117,11 +117,10 @@ def _batches(source: Any, calib: str) -> Sequence[Tensor]:
     return windows.split(max(1, 2048 // context))
 
 
-def _measure(source: Any, target: Path, text: str | None) -> dict[str, Any]:
+def _measure(source: Any, target: Path, nbytes: int, text: str | None) -> dict[str, Any]:
     """The receipt; empty, with a warning, where the original does not fit beside its copy or has no tokenizer."""
-    import psutil
-
     from .. import checkpoint
+    from ..checkpoint.memory import free_bytes
     from ..data.builtin import read_parallel
     from ..data.corpus import read_corpus
     from ..evals.quantized import affordable_tokens, cost_of_quantizing, first_tokens
@@ -131,7 +130,7 @@ def _measure(source: Any, target: Path, text: str | None) -> dict[str, Any]:
     if tokenizer is None:
         _warn(f"{source.folder}: without a tokenizer the loss cannot be measured")
         return {}
-    needed, free = source.config.nbytes(2.0) * 2, psutil.virtual_memory().available
+    needed, free = sum(info.nbytes for info in source.wanted.values()) + nbytes, free_bytes()
     if needed > free:
         _warn(
             f"not measured: the original beside its copy needs {needed / 1e9:.1f} GB of memory, "
