@@ -231,3 +231,54 @@ def test_unreadable_generation_config(run, folders, tmp_path):
     code, _, err = run(folder, "-p", "x")
     assert code == 1
     assert "generation_config.json: unreadable" in err
+
+
+def test_answers_under_a_schema_or_a_regex(run, folders, tmp_path):
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2}')
+    code, out, err = run(folders / "instruct", "-p", "Which?", "--schema", schema)
+    assert (code, err) == (0, "")
+    assert [type(x) for x in json.loads(out)] == [bool, bool]
+    assert run(folders / "teacher", "-p", "1 + 1 =", "--regex", "[0-9]{3}")[1].strip().isdecimal()
+    same, out, _ = run(folders / "instruct", "-p", "Which?", "--schema", schema, "--draft", "ngram", "--json")
+    assert same == 0
+    assert set(json.loads(out)["speculated"]) == {"guessed", "judged", "kept"}
+
+
+def test_a_draft_changes_nothing(run, folders):
+    plain = run(folders / "instruct", "-p", "Hello", "--max-tokens", 12)
+    assert run(folders / "instruct", "-p", "Hello", "--max-tokens", 12, "--draft", folders / "imported") == plain
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--schema", "nowhere.json"], "--schema nowhere.json: unreadable"),
+        (["--schema", "schema.json", "--regex", "a"], "--schema and --regex exclude each other"),
+        (["--regex", "(a"], "unclosed group"),
+        (["--draft", "mute"], "--draft"),
+    ],
+)
+def test_constraints_that_cannot_be(run, folders, args, message):
+    args = [folders / a if a == "mute" else a for a in args]
+    code, out, err = run(folders / "instruct", "-p", "x", *args)
+    assert (code, out) == (1, "")
+    assert message in err or "has no tokenizer" in err
+    assert err.count("\n") == 1
+
+
+def test_nothing_and_bytes_are_no_question(run, folders, monkeypatch):
+    code, out, err = run(folders / "instruct", "-p", "")
+    assert (code, out) == (1, "")
+    assert "the question is empty" in err
+    assert run(folders / "teacher", "-p", "", "--max-tokens", 3)[0] == 0  # a base model begins from nothing
+    binary = io.TextIOWrapper(io.BytesIO(b"\x7fELF\xff\xfe\x00"), encoding="utf-8")
+    monkeypatch.setattr(io, "StringIO", lambda _: binary)
+    code, out, err = run(folders / "instruct")
+    assert (code, out, err) == (1, "", "error: stdin is not text: byte 4 is no UTF-8\n")
+
+
+def test_ctrl_c_closes_the_line_and_leaves(run, folders, scripted):
+    scripted(("one two", KeyboardInterrupt))
+    code, out, err = run(folders / "instruct", "-p", "Count")
+    assert (code, out, err) == (130, "one two", "\nstopped\n")
