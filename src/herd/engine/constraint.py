@@ -21,11 +21,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import EngineError
-from ..text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
     from torch import Tensor
+
+    from ..text.tokenizer import Tokenizer
 
 WHITESPACE = r"[ \t\n\r]{1,40}"
 """Between JSON's tokens: enough for any usual layout, bounded because a model in doubt would write blanks for ever."""
