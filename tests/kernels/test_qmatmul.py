@@ -160,6 +160,18 @@ def test_activations_at_the_edges(path):
     assert codes[4].abs().unflatten(-1, (-1, 32)).amax(-1).eq(127).all()
 
 
+@given(seed=st.integers(0, 999))
+@settings(max_examples=50)
+def test_activations_are_rounded_as_the_reference_says(seed):
+    """A weight of 1 in one place of each row reads a code out of the kernel: the same codes, ties included."""
+    rows_RB = blocks.encode(torch.eye(32), FORMATS["Q8_0"])
+    x_ND = (torch.randn(9, 32, generator=torch.Generator().manual_seed(seed)) * 8).round() / 8
+    codes, scales = round_activations(x_ND)
+    values = codes.double() * scales.double() * blocks.decode(rows_RB, FORMATS["Q8_0"], torch.float64).diagonal()
+    y_NR = qmatmul(x_ND, interleave(rows_RB, 8), 8, module.here()[0])
+    torch.testing.assert_close(y_NR.double(), values, rtol=1e-6, atol=0)
+
+
 def test_nothing_in_nothing_out():
     tiles_RB = interleave(random_rows((16, 32), FORMATS["Q8_0"], 0), 8)
     assert qmatmul(torch.empty(0, 32), tiles_RB, 8, "portable").shape == (0, 16)
