@@ -68,6 +68,7 @@ def _plain(request):
     return request
 
 
+@pytest.mark.soak  # lm-eval reads its thousands of task files first
 def test_lm_evals_unknown_tasks_say_so():
     with pytest.raises(DataError, match="lm-eval:no_such_task: lm-eval cannot make it"):
         make("lm-eval:no_such_task")
