@@ -2,13 +2,15 @@
 
 Items (documents, dialogs) are resampled, not tokens: tokens of one document are not independent. To compare two models,
 resample the *differences* on the same items (`paired_difference`): what both find hard cancels out.
-Source: Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), percentile intervals; Wilson, JASA 22 (1927).
+Source: Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), percentile intervals; Hesterberg, Am. Stat. 69
+(2015), widening them for few items; Wilson, JASA 22 (1927). How often they hold the truth: bench/interval_coverage.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +56,7 @@ def ratio_interval(
     for start in range(0, draws, step):
         picked = rng.integers(0, len(top), (min(step, draws - start), len(top)))
         means[start : start + len(picked)] = top[picked].sum(1) / bottom[picked].sum(1)
-    tail = (1 - level) / 2
+    tail = _tail(len(top), level)
     lo, hi = np.quantile(means, [tail, 1 - tail])
     return Interval(value, float(lo), float(hi))
 
@@ -80,6 +82,15 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> Interval:
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return Interval(p, 0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half)
+
+
+def _tail(n: int, level: float) -> float:
+    """Share of the draws beyond either end. Resampled means of n items spread too little by sqrt((n - 1) / n), and know
+    nothing of t's wider tails; both are made good by looking a little further out (a quarter as much again at n = 20,
+    nothing to speak of at 1,000). Student's quantile by the first terms of Cornish and Fisher's expansion."""
+    z, free = NormalDist().inv_cdf((1 + level) / 2), n - 1
+    t = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
+    return NormalDist().cdf(-t * math.sqrt(n / free))
 
 
 def _numbers(name: str, values: ArrayLike | Sequence[float]) -> NDArray[np.float64]:
