@@ -149,7 +149,9 @@ class PagedCache:
 
         The pages must be there (`grow`); the sequences count the tokens as theirs from now on.
         """
-        rows, positions, start = [], [], 0
+        rows: list[tuple[int, int, int, int]] = []
+        positions: list[int] = []
+        start = 0
         for cached, n in parts:
             rows.append((cached.line, start, n, cached.length))
             positions += range(cached.length, cached.length + n)

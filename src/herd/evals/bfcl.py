@@ -129,12 +129,13 @@ def _compare_value(name: str, value: Any, schema: Schema, possible: Sequence[Any
 
 def _has_type(value: Any, possible: Sequence[Any], wanted: type, nested: type | None) -> bool:
     """Of the schema's type, items included, or of the type that the listed values have."""
+    items: Any = value
     if type(value) is wanted:
         if nested is None:
             return True
         for one in possible:
             # a listed "" (may be left out) stands for any items
-            if not isinstance(one, list) or all(_has_type(item, one, nested, None) for item in list(value)):
+            if not isinstance(one, list) or all(_has_type(item, one, nested, None) for item in items):
                 return True
     return type(value) is _listed_type(possible)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .bootstrap import ratio_interval
+from .bootstrap import Interval, ratio_interval
 from .fidelity import fidelity
 from .local import LocalModel
 from .results import ItemResult, TaskFile, TaskResult, digest, read_evaluation, write_summary
@@ -77,9 +77,8 @@ def _scores(results: Sequence[ItemResult]) -> list[Score]:
     return out
 
 
-def _ratio(results: Sequence[ItemResult], top: str) -> Any:
-    found = ratio_interval([r.metrics[top] for r in results], [r.metrics["tokens"] for r in results])
-    return found if len(results) > 1 else found._replace(lo=None, hi=None)
+def _ratio(results: Sequence[ItemResult], top: str) -> Interval:
+    return ratio_interval([r.metrics[top] for r in results], [r.metrics["tokens"] for r in results])
 
 
 def _add(out: Path, child: LocalModel, row: TaskResult, data: Data, limit: int | None) -> None:

@@ -182,7 +182,8 @@ def _row(key: tuple[str, str], results: Mapping[str, TaskResult | None]) -> Row:
         + (f", {result.n_items:,} of {result.n_total:,} items" if result.n_items < result.n_total else "")
         for result in known
     )
-    overlap = next((s.detail["contamination"] for s in scores.values() if s and "contamination" in s.detail), {})
+    found = (s.detail["contamination"] for s in scores.values() if s and "contamination" in s.detail)
+    overlap: dict[str, Any] = next(found, {})
     return Row(
         key[0],
         known[0].settings,

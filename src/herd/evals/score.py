@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -38,7 +39,7 @@ class Score:
 
 def from_interval(name: str, interval: Interval, unit: str, n: int, detail: dict[str, Any] | None = None) -> Score:
     """A score from a value with its interval."""
-    return Score(name, interval.value, unit, interval.lo, interval.hi, n, detail or {})
+    return Score(name, interval.value, unit, _known(interval.lo), _known(interval.hi), n, detail or {})
 
 
 def share(name: str, hits: Sequence[bool], detail: dict[str, Any] | None = None) -> Score:
@@ -56,4 +57,8 @@ def shares_by(keys: Iterable[Hashable], hits: Iterable[bool]) -> dict[str, dict[
 
 def part(interval: Interval, n: int) -> dict[str, Any]:
     """One entry of a breakdown."""
-    return {"value": interval.value, "lo": interval.lo, "hi": interval.hi, "n": n}
+    return {"value": interval.value, "lo": _known(interval.lo), "hi": _known(interval.hi), "n": n}
+
+
+def _known(bound: float) -> float | None:
+    return None if math.isnan(bound) else bound

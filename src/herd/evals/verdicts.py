@@ -66,7 +66,9 @@ def verdicts(own: Mapping[str, Mapping[str, Score]]) -> list[Verdict]:
 def _verdict(claim: Claim, own: Mapping[str, Mapping[str, Score]]) -> Verdict:
     first = _published(claim.first, "azure")
     second = _published(claim.second, claim.source)
-    wins, losses, ties = [], [], []
+    wins: list[str] = []
+    losses: list[str] = []
+    ties: list[str] = []
     for task in first:
         if task in second:
             gap = first[task] - second[task]

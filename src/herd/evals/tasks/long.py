@@ -62,8 +62,9 @@ class LongText(Task):
     def fitted(self, model: Any) -> Task:
         context, count = getattr(model, "context", None), getattr(model, "count", None)
         within = tuple(n for n in LENGTHS if context is None or n <= context)
-        lengths = within or tuple(context // part for part in (4, 2, 1) if context // part >= 128)
-        return replace(self, lengths=lengths, count=lru_cache(maxsize=1 << 16)(count or bytes_as_tokens))
+        if context is not None and not within:
+            within = tuple(context // part for part in (4, 2, 1) if context // part >= 128)
+        return replace(self, lengths=within, count=lru_cache(maxsize=1 << 16)(count or bytes_as_tokens))
 
     def items(self, data: Data) -> list[Item]:
         maker = Maker(self.count, _lines(data), _passages(data) if self.kind == "questions" else ())

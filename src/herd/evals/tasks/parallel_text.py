@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...data.builtin import read_parallel
 from ...data.corpus import split_of
 from ...report.units import in_order
-from ..bootstrap import ratio_interval
+from ..bootstrap import Interval, ratio_interval
 from ..score import Score, from_interval, part
 from .data import Data
 from .task import Answer, Item, Judgement, Likelihood, Read, Task
@@ -107,9 +107,8 @@ def _words(blocks: dict[str, list[str]], n: int) -> int:
 def _ratio(name: str, unit: str, results: Sequence[ItemResult], top: str, bottom: str, scale: float) -> Score:
     """Sums over sums, with languages; intervals resample documents."""
 
-    def interval(some: Sequence[ItemResult]) -> Any:
-        found = ratio_interval([scale * r.metrics[top] for r in some], [r.metrics[bottom] for r in some])
-        return found if len(some) > 1 else found._replace(lo=None, hi=None)
+    def interval(some: Sequence[ItemResult]) -> Interval:
+        return ratio_interval([scale * r.metrics[top] for r in some], [r.metrics[bottom] for r in some])
 
     groups = {group: [r for r in results if r.group == group] for group in dict.fromkeys(r.group for r in results)}
     parts = {group: part(interval(some), len(some)) for group, some in groups.items()}
