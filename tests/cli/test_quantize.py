@@ -87,7 +87,7 @@ def test_gguf_out_and_in(toy, tmp_path, capsys):
         (["quantize", "TOY", "--to", "q4", "--gptq"], "give --calib TEXT"),
         (["quantize", "TOY", "--to", "q4", "--calib", "x"], "--calib is for --gptq"),
         (["quantize", "TOY", "--to", "q4", "--gptq", "--calib", "no.txt"], "no.txt"),
-        (["export", "TOY", "out.gguf", "--format", "onnx"], "hf and gguf are"),
+        (["export", "TOY", "out.gguf", "--format", "onnx"], "hf, gguf and vllm are"),
         (["export", "TOY", "out.gguf", "--format", "gguf", "--dtype", "bf16"], "say --type"),
         (["export", "TOY", "out", "--type", "q4_0"], "say --dtype"),
         (["export", "TOY", "out", "--format", "gguf"], "ends in .gguf"),

@@ -48,7 +48,7 @@ VERBS: dict[str, Verb] = {
     "eval": Verb("eval", "Benchmarks for any checkpoint, and how sure each number is.", "app", resume=""),
     "bench": Verb("bench", "How fast a model runs here, beside the memory's own speed."),
     "sizes": Verb("sizes", "The published models: parameters, bytes, KV cache."),
-    "plan": Verb("plan", "What fits, how fast, what it costs: before anything is rented or fetched.", "app"),
+    "plan": Verb("plan", "What fits, how fast, what it costs: beforehand.", "app"),
     "leak": Verb("leak", "The news about Llama 3.1, claim by claim, and what is so."),
 }
 
