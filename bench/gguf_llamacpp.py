@@ -186,7 +186,7 @@ def main() -> None:
         "gguf-llamacpp",
         what="GGUF between Herd and llama.cpp, both ways",
         values=values | more,
-        command=f"python bench/gguf_llamacpp.py {args.folder}",
+        command=f"python bench/gguf_llamacpp.py {Path(args.folder).parent.name}/{Path(args.folder).name}",
         rivals={"llama-cpp-python": version},
         notes=f"{config.n_params:,} parameters; llama.cpp rounds activations to int8 in quantized products, Herd's "
         "reference does not, so logits of quantized files differ where both run the blocks",
