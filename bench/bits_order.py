@@ -25,7 +25,7 @@ from herd.evals.quantized import first_tokens
 from herd.evals.windows import from_texts
 from herd.quant import scheme
 from herd.quant.gptq import Gptq
-from herd.report.receipt import Value, write_receipt
+from herd.report.receipt import Value, lines, write_receipt
 
 CONTEXT = 256
 KINDS = {
@@ -86,9 +86,7 @@ def main() -> None:
         notes=f"{config.n_params:,} parameters, D {config.dim}, F {config.ffn_dim}; {len(documents)} held-out "
         f"documents, context {CONTEXT}; embedding and head Q8_0 everywhere; differences are of paired documents",
     )
-    for key, value in values.items():
-        verdict = "" if value.passed is None else f"   ({value.bar}) {'passed' if value.passed else 'FAILED'}"
-        print(f"{key}: {value.value:.4g} {value.unit}{verdict}")
+    print(lines(values))
     print(path)
 
 

@@ -26,7 +26,7 @@ from herd.kernels.page_layout import BLOCK, BYTES, PAGE
 from herd.llama.config import SIZES
 from herd.quant import scheme
 from herd.quant.random import random_quantized
-from herd.report.receipt import Value, write_receipt
+from herd.report.receipt import Value, lines, write_receipt
 
 SEED = 0
 SCALE_BITS = 0x3C00
@@ -111,9 +111,7 @@ def main() -> None:
         notes=f"{torch.get_num_threads()} threads; random weights, every page written with seeded keys and values; "
         f"median of {args.steps - 1} steps; the process held {before / 1e6:.0f} MB before",
     )
-    for key, value in values.items():
-        verdict = "" if value.passed is None else f"   ({value.bar}) {'passed' if value.passed else 'FAILED'}"
-        print(f"{key}: {value.value:.5g} {value.unit}{verdict}")
+    print(lines(values))
     print(path)
 
 

@@ -30,7 +30,7 @@ from herd.kernels.bandwidth import MemoryReader
 from herd.llama.config import SIZES
 from herd.quant import scheme
 from herd.quant.random import random_quantized
-from herd.report.receipt import Value, write_receipt
+from herd.report.receipt import Value, lines, write_receipt
 
 SEED = 0
 
@@ -149,9 +149,7 @@ def main() -> None:
         f"Herd's cache is {decode['kv']}, llama.cpp's {theirs}; head {plan.head.name}, embedding "
         f"{plan.embeddings.name}; the GGUF file has no vocabulary",
     )
-    for key, value in values.items():
-        verdict = "" if value.passed is None else f"   ({value.bar}) {'passed' if value.passed else 'FAILED'}"
-        print(f"{key}: {value.value:.5g} {value.unit}{verdict}")
+    print(lines(values))
     print(path)
 
 

@@ -22,7 +22,7 @@ from herd.kernels.memory import keep_freed_memory
 from herd.llama.config import SIZES
 from herd.quant import scheme
 from herd.quant.random import random_quantized
-from herd.report.receipt import Value, write_receipt
+from herd.report.receipt import Value, lines, write_receipt
 
 CONTEXT, STEPS, SEED = 128, 16, 0
 
@@ -89,9 +89,7 @@ def main() -> None:
         notes=f"{torch.get_num_threads()} threads; medians of {args.rounds} rounds of {STEPS} tokens, ratios of paired "
         "rounds with their quartiles; transformers with SDPA attention, prefill subtracted",
     )
-    for key, value in values.items():
-        verdict = "" if value.passed is None else f"   ({value.bar}) {'passed' if value.passed else 'FAILED'}"
-        print(f"{key}: {value.value:.4g} {value.unit}{verdict}")
+    print(lines(values))
     print(path)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from herd.errors import ReportError
 from herd.report import receipt
-from herd.report.receipt import Value, read_receipt, read_receipts, write_receipt
+from herd.report.receipt import Value, lines, read_receipt, read_receipts, write_receipt
 
 
 def write(path, **changes):
@@ -127,3 +127,8 @@ def test_committed_receipts_are_readable():
     for path in folder.glob("[!.]*.json"):
         assert json.loads(path.read_text())["name"] == path.stem
     read_receipts(folder)
+
+
+def test_values_as_a_terminal_shows_them() -> None:
+    values = {"pace": Value(1.234567, "×", bar="≥ 1", passed=True), "who": Value("fp32", "name"), "left": Value(3, "s")}
+    assert lines(values).splitlines() == ["pace: 1.2346 ×   (≥ 1) passed", "who: fp32 name", "left: 3 s"]

@@ -80,6 +80,17 @@ class Receipt:
         return all(verdicts) if verdicts else None
 
 
+def lines(values: Mapping[str, Value]) -> str:
+    """The values as a terminal shows them, a line each, with bars and verdicts."""
+
+    def line(key: str, value: Value) -> str:
+        number = f"{value.value:.5g}" if isinstance(value.value, int | float) else value.value
+        verdict = "" if value.passed is None else f"   ({value.bar}) {'passed' if value.passed else 'FAILED'}"
+        return f"{key}: {number} {value.unit}{verdict}"
+
+    return "\n".join(line(key, value) for key, value in values.items())
+
+
 def receipts_folder(start: Path | str | None = None) -> Path:
     """``bench/receipts`` of the checkout that holds ``start`` (default: the current folder, else this source file)."""
     places = [Path(start)] if start is not None else [Path.cwd(), Path(__file__)]
