@@ -30,6 +30,33 @@ def test_coverage():
     assert 0.88 <= held / 300 <= 0.98
 
 
+@pytest.mark.parametrize("n", [12, 30])
+def test_coverage_of_few_documents_of_unequal_length(n):
+    """The hard case: a few long documents decide the ratio."""
+    rng = np.random.default_rng(5)
+    held = 0
+    for i in range(400):
+        lengths = np.exp(rng.normal(6, 0.8, n))
+        interval = ratio_interval(rng.normal(0.05, 0.1, n) * lengths, lengths, seed=i, draws=500)
+        held += interval.lo <= 0.05 <= interval.hi
+    assert 0.92 <= held / 400 <= 0.98
+
+
+def test_unequal_items_say_less_than_equal_ones():
+    each = np.random.default_rng(6).normal(0, 1, 30)
+    long = np.array([50.0, 50.0, *[1.0] * 28])
+    equal, unequal = mean_interval(each), ratio_interval(each * long, long)
+    assert unequal.hi - unequal.lo > 1.5 * (equal.hi - equal.lo)
+
+
+def test_one_item_with_all_the_weight_says_nothing_of_spread():
+    assert math.isnan(ratio_interval([1.0, 2.0, 0.0], [0.0, 4.0, 0.0]).lo)
+
+
+def test_items_that_agree_have_an_interval_of_no_width():
+    assert ratio_interval([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]) == (2.0, 2.0, 2.0)
+
+
 def test_ratio_weighs_items():
     assert ratio_interval([1, 9], [1, 3]).value == 2.5
 
