@@ -208,9 +208,12 @@ def test_a_base_model_says_so(run, folders, scripted):
     [
         (["mute", "-p", "x"], "has no tokenizer; put the model's own"),
         (["nowhere", "-p", "x"], "no such folder"),
+        (["nowhere"], "no such folder"),  # and not that stdin is empty
         (["instruct", "-p", "x", "--temperature", "-1"], "temperature=-1.0 must be at least 0"),
         (["instruct", "-p", "x", "--form", "xml"], "--form xml is unknown: use one of json, builtin, function"),
         (["instruct", "-p", "x", "--dtype", "int7"], "--dtype int7 is unknown"),
+        (["instruct", "-p", "x", "--kv", "int4"], "kv='int4': the cache can be fp32, bf16, int8 or auto"),
+        (["instruct", "-p", "x", "--kv", "int8"], "head_dim that 32 divides, not 8"),
         (["instruct", "-p", "word " * 300], "the model's context holds 256"),
         (["instruct"], "stdin is empty"),
     ],

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ..llama.model import LlamaLM
     from ..quant.formats import Scheme
 
-KINDS = ("auto", "fp32", "bf16", "int8")
 OVERHEAD_MEMORY = 1_500_000_000
 """Bytes beside weights and cache: the process, activations, the buffer that the bandwidth is measured on."""
 
@@ -63,8 +62,9 @@ def command(
         raise ConfigError("give a checkpoint folder or --size, one of the two: herd bench --size 8B")
     if folder is not None and (quant is not None or layers is not None):
         raise ConfigError("--quant and --layers are for --size; a folder is measured as it is (see herd quantize)")
-    if kv not in KINDS:
-        raise EngineError(f"--kv {kv!r} is not known: choose {', '.join(KINDS)}")
+    from ..engine.memory import require_kind
+
+    require_kind(kv)
     source = _Random(size, quant or "q4", layers, seed) if size is not None else _Stored(folder or Path())
     config = source.config
     from ..evals.speed import Work, longest_sequence, scheme_of

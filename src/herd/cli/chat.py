@@ -53,18 +53,24 @@ def command(
     draft: Annotated[
         str | None, typer.Option(help="Guess ahead with this smaller model's folder, or with: ngram.")
     ] = None,
+    kv: Annotated[str, typer.Option(help="What keys and values are kept in: bf16, int8, fp32 or auto.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one.")] = None,
     as_json: Json = False,
 ) -> None:
     """Talk to a model; see the tools it calls. One question with -p or from stdin; otherwise a dialog."""
     constraint = _constraint(schema, regex)
-    once = _once(prompt, as_json)
+    from ..checkpoint import resolve
     from ..engine.engine import Engine
+    from ..engine.memory import require_kind
     from ..engine.request import Sampling
     from ..errors import EngineError
     from .chat_model import open_draft, open_model
 
+    require_kind(kv)
+    if not folder.startswith("hf:"):
+        resolve(folder)  # what is not there is said before a question is asked for
+    once = _once(prompt, as_json)
     talker = open_model(folder, dtype, device)
     default_temperature, default_top_p = talker.defaults
     sampling = Sampling(
@@ -74,7 +80,7 @@ def command(
         seed=seed,
     )
     guesser = open_draft(draft, talker, dtype, device) if draft else None
-    engine = Engine(talker.model, talker.tokenizer, max_batch=1, draft=guesser)
+    engine = Engine(talker.model, talker.tokenizer, max_batch=1, kv=kv, draft=guesser)
     if complete or talker.base:
         speaker: Speaker = Completer(engine, sampling, constraint)
     else:

@@ -27,7 +27,7 @@ from ..kernels.page_layout import BLOCK, BYTES, PAGE, head_bytes
 from ..kernels.paged_attention import Ragged, paged_attention
 from ..llama.attention import Attend
 from ..llama.config import ModelConfig
-from .memory import n_pages, page_nbytes
+from .memory import n_pages, page_nbytes, require_kind
 from .pages import Pages, chain
 
 _LAZILY = 0x4000 | 0x20 | 0x02
@@ -56,8 +56,7 @@ class PagedCache:
         context: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if kind not in BYTES:
-            raise EngineError(f"kv={kind!r}: the cache can be {', '.join(BYTES)} or auto")
+        require_kind(kind)
         if kind == "int8" and config.head_dim % BLOCK:
             raise EngineError(f'kv="int8" needs a head_dim that {BLOCK} divides, not {config.head_dim}: use "bf16"')
         self.config, self.kind, self.device = config, kind, torch.device(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..errors import EngineError
 from ..kernels.page_layout import BYTES, PAGE
 from ..llama.config import ModelConfig
 
@@ -19,3 +20,9 @@ def page_nbytes(config: ModelConfig, bytes_per_value: float) -> int:
 def n_pages(tokens: int) -> int:
     """Pages that ``tokens`` tokens of one sequence need."""
     return -(-tokens // PAGE)
+
+
+def require_kind(kv: str) -> None:
+    """EngineError for a kind of cache that does not exist; "auto" leaves it to the model."""
+    if kv not in ("auto", *BYTES):
+        raise EngineError(f"kv={kv!r}: the cache can be {', '.join(BYTES)} or auto")
