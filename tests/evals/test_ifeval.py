@@ -10,14 +10,30 @@ from hypothesis import strategies as st
 
 from herd.errors import DataError
 from herd.evals.guess_language import WORDS, guess_language, sample
-from herd.evals.ifeval import CHECKS, capital_words, follows, forgiven, known, loose, sentences, strict
+from herd.evals.ifeval import (
+    CHECKS,
+    capital_words,
+    contradictions,
+    follows,
+    forgiven,
+    known,
+    loose,
+    sentences,
+    strict,
+)
 from herd.evals.ifeval_example import satisfying
 from herd.evals.tasks.data import Data
 from herd.evals.tasks.instructions import IfEval
 from herd.evals.tasks.task import Answer
 
-CONTRADICTORY = {1627, 3369, 3371, 374, 3718}
-"""Items whose prompt, which is to be repeated, breaks another of their instructions."""
+CONTRADICTORY = {
+    1627: ["en:punctuation:no_comma"],
+    3369: ["en:keywords:frequency"],
+    3371: ["en:keywords:forbidden_words"],
+    374: ["en:keywords:forbidden_words"],
+    3718: ["en:punctuation:no_comma"],
+}
+"""Real items whose prompt, which is to be repeated, breaks another of their instructions."""
 
 CASES = [
     ("change_case:capital_word_frequency", {"capital_frequency": 2, "capital_relation": "at least"}, "GO NO", "Go NO"),
@@ -69,14 +85,45 @@ def test_real_items_have_answers_that_follow_them(real_data):
     path = real_data("ifeval") / "en_input_data.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert {name for row in rows for name in row["instruction_id_list"] if not known(name)} == set()
-    failed = set()
+    impossible = {}
     for row in rows:
         names, kwargs = row["instruction_id_list"], row["kwargs"]
-        if not all(strict(names, satisfying(names, kwargs), kwargs)):
-            failed.add(row["key"])
+        broken = contradictions(names, kwargs)
+        if broken:
+            impossible[row["key"]] = broken
+        assert all(strict(names, satisfying(names, kwargs), kwargs)) == (not broken)
         assert not any(loose(names, "", kwargs))
     assert len(rows) == 541
-    assert failed == CONTRADICTORY
+    assert impossible == CONTRADICTORY
+
+
+REPEAT = ("combination:repeat_prompt", {"prompt_to_repeat": "Be right, farmer Joe."})
+BROKEN_FOR_GOOD = [
+    ("punctuation:no_comma", {}),
+    ("keywords:forbidden_words", {"forbidden_words": ["tea", "FARMER"]}),
+    ("keywords:frequency", {"keyword": "right", "frequency": 1, "relation": "less than"}),
+    ("keywords:letter_frequency", {"letter": "r", "let_frequency": 3, "let_relation": "less than"}),
+]
+KEPT_OR_MENDED = [
+    ("keywords:forbidden_words", {"forbidden_words": ["tea", "jo", "farm"]}),
+    ("keywords:frequency", {"keyword": "right", "frequency": 2, "relation": "less than"}),
+    ("keywords:frequency", {"keyword": "tea", "frequency": 2, "relation": "at least"}),
+    ("length_constraints:number_words", {"num_words": 9, "relation": "at least"}),
+]
+
+
+@given(st.text(max_size=40), st.sampled_from(["", " ", ", ", ". ", "\n"]), st.sampled_from(BROKEN_FOR_GOOD))
+def test_no_answer_follows_what_the_repeated_prompt_breaks(more, between, rule):
+    (kind, kwargs), (repeat, prompt) = rule, REPEAT
+    assert contradictions([repeat, kind], [prompt, kwargs]) == [kind]
+    for beginning in (prompt["prompt_to_repeat"], prompt["prompt_to_repeat"].upper()):
+        assert strict([repeat, kind], beginning + between + more, [prompt, kwargs]) == [True, False]
+
+
+@pytest.mark.parametrize("kind, kwargs", KEPT_OR_MENDED)
+def test_what_can_still_be_followed_is_no_contradiction(kind, kwargs):
+    assert contradictions([REPEAT[0], kind], [REPEAT[1], kwargs]) == []
+    assert contradictions([kind], [kwargs]) == []
 
 
 def test_task_scores_prompts_and_instructions(real_data):

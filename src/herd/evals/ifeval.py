@@ -24,6 +24,10 @@ OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 CHECKS: dict[str, Check] = {}
 """Kind of instruction (without a language's prefix) to its check: ``check(text, **kwargs)``."""
 
+FOR_GOOD = ("punctuation:no_comma", "keywords:forbidden_words")
+FOR_GOOD_IF_LESS = ("keywords:frequency", "keywords:letter_frequency")
+"""Kinds that, once broken, stay broken however the text goes on; the latter those that want less than so many."""
+
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*(?=\s|$)")
 _NO_END = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|e\.g|i\.e|No|Inc|Ltd|Co)|\b[A-Z]|^\s*\d+)\.$", re.M)
 _WORD = re.compile(r"\w(?:[\w.&-]*\w)?")
@@ -59,6 +63,22 @@ def forgiven(text: str) -> list[str]:
     cut = ["\n".join(lines[a:b]) for a, b in ((0, None), (1, None), (0, -1), (1, -1))]
     shorter = [text, *(part.strip() for part in cut[1:])]
     return [part.replace("*", "") if bare else part for part, bare in product(shorter, (False, True))]
+
+
+def contradictions(instructions: Sequence[str], kwargs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The instructions that no answer can follow, because the prompt that is to be repeated first breaks them already.
+
+    An answer begins with that prompt, capitals aside, and these kinds are broken for good by a beginning: a comma, a
+    forbidden word or a word too many cannot be taken back by what comes after ("x": nor by growing the last word).
+    """
+    beginnings = [given["prompt_to_repeat"].strip() + "x" for name, given in zip(instructions, kwargs, strict=True)
+                  if _kind(name) == "combination:repeat_prompt"]  # fmt: skip
+    return [
+        name
+        for name, given in zip(instructions, kwargs, strict=True)
+        if (_kind(name) in FOR_GOOD or (_kind(name) in FOR_GOOD_IF_LESS and "less than" in given.values()))
+        and not all(follows(name, text, given) for text in beginnings)
+    ]
 
 
 def sentences(text: str) -> list[str]:

@@ -49,8 +49,16 @@ class IfEval(Task):
         return Judgement(float(all(strict)), extracted, metrics, "not followed: " + ", ".join(broken) if broken else "")
 
     def example(self, item: Item, right: bool) -> Answer:
-        """Wrong is silence: it follows nothing. A few real items contradict themselves and have no right answer."""
+        """Wrong is silence: it follows nothing."""
         return Answer(satisfying(item.gold, item.doc["kwargs"]) if right else "", "stop")
+
+    def contradiction(self, item: Item) -> str:
+        broken = ifeval.contradictions(item.gold, item.doc["kwargs"])
+        return f"the prompt to be repeated word for word breaks {' and '.join(broken)}" if broken else ""
+
+    def note(self, data: Data) -> str:
+        impossible = [item.id for item in self.items(data) if self.contradiction(item)]
+        return f"no answer can be right to {', '.join(impossible)}: they contradict themselves" if impossible else ""
 
     def scores(self, results: Sequence[ItemResult]) -> list[Score]:
         out = super().scores(results)

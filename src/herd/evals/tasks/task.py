@@ -136,7 +136,11 @@ class Task(ABC):
 
     @abstractmethod
     def example(self, item: Item, right: bool) -> Answer:
-        """An answer that must be judged right, or wrong: what proves the judge, without a model."""
+        """An answer that must be judged right (but for a `contradiction`), or wrong: what proves the judge."""
+
+    def contradiction(self, item: Item) -> str:
+        """Why no answer to this item can be right, if none can: a few real ones contradict themselves."""
+        return ""
 
     def note(self, data: Data) -> str:
         """What a reader of the score must know besides, e.g. that the data has fewer examples than shots."""
