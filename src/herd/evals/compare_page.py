@@ -6,19 +6,17 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from ..files import write_atomically
 from ..report import charts
-from ..report.palette import CHART_CSS, DARK, LIGHT, tone, variables
+from ..report.palette import tone
 from ..report.tables import markdown
 from ..report.tabulate import Cell
+from ..report.template import template
 from ..report.units import fixed, in_order, language
 from .bootstrap import Interval
 from .compare import LESS_IS_BETTER, Comparison, Difference, Row
@@ -49,7 +47,7 @@ def page(comparison: Comparison) -> str:
     """The HTML page."""
     tones = colours(comparison.models)
     standing = [d for d in comparison.differences if d.stands]
-    return _template().render(
+    return template("herd.evals", "compare.html.jinja").render(
         c=comparison,
         tones=tones,
         reference=comparison.models[0],
@@ -68,23 +66,7 @@ def page(comparison: Comparison) -> str:
         missing=[(row, m, row.reasons[m]) for row in comparison.rows for m in row.reasons],
         unit=unit_title,
         fixed=fixed,
-        css=Markup(CHART_CSS),
-        page_css=Markup(resources.files("herd.report").joinpath("page.css").read_text(encoding="utf-8")),
-        light=Markup(variables(LIGHT)),
-        dark=Markup(variables(DARK)),
     )  # fmt: skip
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("herd.evals", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    return environment.get_template("compare.html.jinja")
 
 
 def colours(models: Sequence[str]) -> dict[str, str]:

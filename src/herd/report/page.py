@@ -9,17 +9,15 @@ the same folder it is the same, byte for byte.
 from __future__ import annotations
 
 import shlex
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from ..files import write_atomically
 from . import cards, figures, tabulate, tree
-from .palette import CHART_CSS, DARK, LIGHT, tone, variables
 from .run import Run, load_run, number
+from .template import template
 from .units import NOT_MEASURED, duration, fixed, nbytes
 
 
@@ -33,20 +31,7 @@ def build_page(run_folder: Path | str) -> Path:
 
 def render_page(run: Run) -> str:
     """The page as text."""
-    return _template().render(contents(run))
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("herd.report", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.globals["tone"] = tone
-    return environment.get_template("page.html.jinja")
+    return template("herd.report", "page.html.jinja").render(contents(run))
 
 
 def contents(run: Run) -> dict[str, Any]:
@@ -75,9 +60,6 @@ def contents(run: Run) -> dict[str, Any]:
         "provenance": provenance(run),
         "lineage": lineage(run),
         "not_measured": NOT_MEASURED,
-        "css": Markup(CHART_CSS),
-        "light": Markup(variables(LIGHT)),
-        "dark": Markup(variables(DARK)),
     }
 
 
