@@ -145,7 +145,7 @@ def receipt(results: dict[str, Any], args: argparse.Namespace) -> None:
         "eval_speed",
         what="herd eval beside lm-eval --model hf on the CPU: the same items, shots and scores",
         values=values,
-        command=f"python bench/eval_speed.py --batch {args.batch} --threads {args.threads}",
+        command=f"python bench/eval_speed.py --limit {args.limit} --batch {args.batch} --threads {args.threads}",
         seed=0,
         rivals={"lm-eval": package_version("lm-eval") or "", "transformers": package_version("transformers") or ""},
         notes=f"{params:,} random parameters, fp32, {args.threads} threads, 5 shots, {args.limit} items a task.",
