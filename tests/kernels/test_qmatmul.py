@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from herd.errors import QuantError
 from herd.kernels import qmatmul as module
-from herd.kernels.qmatmul import PATHS, deinterleave, interleave, plain_interleave, qmatmul, round_activations
+from herd.kernels.qmatmul import (
+    PATHS,
+    deinterleave,
+    interleave,
+    plain_interleave,
+    qmatmul,
+    qmatmul_each,
+    round_activations,
+)
 from herd.quant import FORMATS, blocks
 from herd.quant.random import random_rows
 
@@ -188,9 +196,20 @@ def test_operators_are_well_formed():
     tiles_RB = random_rows((20, 64), FORMATS["Q4_0"], 0)
     ops = torch.ops.herd_native
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(ops.qmatmul.default, (tokens(3, 64), tiles_RB, 2, 2), test_utils=checks)
+    torch.library.opcheck(ops.qmatmul.default, (tokens(3, 64), [tiles_RB, tiles_RB], [2, 2], 2), test_utils=checks)
     torch.library.opcheck(ops.qmatmul_interleave.default, (tiles_RB, 2), test_utils=checks)
     torch.library.opcheck(ops.qmatmul_deinterleave.default, (tiles_RB, 2), test_utils=checks)
+
+
+@paths
+@given(N=st.integers(0, 40), sizes=st.lists(st.tuples(st.integers(1, 90), st.sampled_from(PACKED)), max_size=4))
+@settings(max_examples=30)
+def test_several_matrices_at_once_are_each_alone(path, N, sizes):
+    x_ND = tokens(N, 256)
+    tiles = [interleave(random_rows((R, 256), format, seed), format.code) for seed, (R, format) in enumerate(sizes)]
+    codes = [format.code for _, format in sizes]
+    for y_NR, tiles_RB, code in zip(qmatmul_each(x_ND, tiles, codes, path), tiles, codes, strict=True):
+        assert torch.equal(y_NR, qmatmul(x_ND, tiles_RB, code, path))
 
 
 def test_under_compile():

@@ -71,7 +71,9 @@ def here() -> tuple[str, ...]:
     """The paths that this processor has, fastest first; none where there is no native library."""
     if not build.ready():
         return ()
-    torch.library.register_fake("herd_native::qmatmul", lambda x, tiles, *_: x.new_empty(x.shape[0], tiles.shape[0]))
+    torch.library.register_fake(
+        "herd_native::qmatmul", lambda x, tiles, *_: [x.new_empty(x.shape[0], each.shape[0]) for each in tiles]
+    )
     for name in ("qmatmul_interleave", "qmatmul_deinterleave"):
         torch.library.register_fake(f"herd_native::{name}", lambda blocks, _: torch.empty_like(blocks))
     return tuple(PATHS[number] for number in torch.ops.herd_native.qmatmul_paths())
@@ -83,11 +85,16 @@ def _say_slower(name: str) -> None:
 
 
 def qmatmul(x_ND: Tensor, tiles_RB: Tensor, format_code: int, path: str) -> Tensor:
-    """x times the weights transposed, (N, R) in x's dtype: fp32 and bf16 as they are, others by way of fp32.
-    ``tiles_RB`` come from `interleave`."""
+    """x times the weights transposed, (N, R) in x's dtype. ``tiles_RB`` come from `interleave`."""
+    return qmatmul_each(x_ND, [tiles_RB], [format_code], path)[0]
+
+
+def qmatmul_each(x_ND: Tensor, tiles: list[Tensor], format_codes: list[int], path: str) -> list[Tensor]:
+    """`qmatmul` of the same x by several matrices, which is one piece of work: x is rounded once, and no thread waits
+    for the others between them. fp32 and bf16 are taken as they are, other types by way of fp32."""
     if x_ND.dtype not in (torch.float32, torch.bfloat16):
-        return qmatmul(x_ND.float(), tiles_RB, format_code, path).to(x_ND.dtype)
-    return torch.ops.herd_native.qmatmul(x_ND.contiguous(), tiles_RB, format_code, PATHS.index(path))
+        return [y_NR.to(x_ND.dtype) for y_NR in qmatmul_each(x_ND.float(), tiles, format_codes, path)]
+    return torch.ops.herd_native.qmatmul(x_ND.contiguous(), tiles, format_codes, PATHS.index(path))
 
 
 def interleave(blocks_RB: Tensor, format_code: int) -> Tensor:

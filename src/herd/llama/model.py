@@ -33,6 +33,12 @@ class RMSNorm(nn.Module):
         return rms_norm(x_BTD, self.weight, self.eps)
 
 
+def project(x: Tensor, *layers: nn.Module) -> list[Tensor]:
+    """What several linear layers make of the same input: one after the other, or as the first knows better."""
+    together = getattr(layers[0], "together", None)
+    return [layer(x) for layer in layers] if together is None else together(x, layers)
+
+
 class Attention(nn.Module):
     """Grouped-query attention without biases; rotates q and k, then calls ``attend``."""
 
@@ -47,9 +53,9 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         B, T, _ = x_BTD.shape
-        q_BTHK = rope.rotate(self.q_proj(x_BTD).view(B, T, -1, self.head_dim), cos, sin)
-        k_BTGK = rope.rotate(self.k_proj(x_BTD).view(B, T, -1, self.head_dim), cos, sin)
-        v_BTGK = self.v_proj(x_BTD).view(B, T, -1, self.head_dim)
+        heads = project(x_BTD, self.q_proj, self.k_proj, self.v_proj)
+        q_BTHK, k_BTGK, v_BTGK = (x.view(B, T, -1, self.head_dim) for x in heads)
+        q_BTHK, k_BTGK = rope.rotate(q_BTHK, cos, sin), rope.rotate(k_BTGK, cos, sin)
         return self.o_proj(attend(self.layer, q_BTHK, k_BTGK, v_BTGK).reshape(B, T, -1))
 
 
@@ -63,7 +69,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_proj(x_BTD), self.up_proj(x_BTD)))
+        return self.down_proj(swiglu(*project(x_BTD, self.gate_proj, self.up_proj)))
 
 
 class Block(nn.Module):

@@ -9,7 +9,7 @@ Shapes: R rows (outputs, or words), D weights of a row, B bytes of a packed row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +58,17 @@ class QuantLinear(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        out_NR = self.kernel.matmul(x.flatten(0, -2), self.prepared, self.format)
-        return out_NR.view(*x.shape[:-1], self.out_features)
+        return self.together(x, (self,))[0]
+
+    def together(self, x: Tensor, layers: Sequence[nn.Module]) -> list[Tensor]:
+        """What each of ``layers``, of which this is the first, makes of ``x``: one piece of work where they share a
+        kernel."""
+        alike = [layer for layer in layers if isinstance(layer, QuantLinear) and layer.kernel is self.kernel]
+        if len(alike) < len(layers):
+            return [layer(x) for layer in layers]
+        matrices, formats = [layer.prepared for layer in alike], [layer.format for layer in alike]
+        outs = self.kernel.matmul(x.flatten(0, -2), matrices, formats)
+        return [out_NR.view(*x.shape[:-1], -1) for out_NR in outs]
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.format.name}, {self.kernel.name}"

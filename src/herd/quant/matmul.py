@@ -31,12 +31,12 @@ TILE = 1 << 22
 
 @dataclass(frozen=True)
 class Kernel:
-    """How to multiply by one format's blocks. ``prepare(blocks_RB, format)`` gives what ``matmul(x_ND, prepared,
-    format)`` takes and ``restore(prepared, format)`` turns back into ``blocks_RB``."""
+    """How to multiply by blocks. ``prepare(blocks_RB, format)`` gives what ``restore(prepared, format)`` turns back into
+    ``blocks_RB``; ``matmul(x_ND, [prepared, ...], [format, ...])`` multiplies the same x by one or several."""
 
     name: str
     prepare: Callable[[Tensor, Format], Tensor]
-    matmul: Callable[[Tensor, Tensor, Format], Tensor]
+    matmul: Callable[[Tensor, list[Tensor], list[Format]], list[Tensor]]
     restore: Callable[[Tensor, Format], Tensor]
 
 
@@ -48,8 +48,12 @@ def choose(format: Format, device: torch.device) -> Kernel:
     return REFERENCE if path is None else NATIVE[path]
 
 
-def reference_matmul(x_ND: Tensor, blocks_RB: Tensor, format: Format) -> Tensor:
+def reference_matmul(x_ND: Tensor, matrices: list[Tensor], formats: list[Format]) -> list[Tensor]:
     """x times the unpacked weights transposed, (N, R) in x's dtype; unpacks one tile of rows at a time."""
+    return [_reference(x_ND, blocks_RB, format) for blocks_RB, format in zip(matrices, formats, strict=True)]
+
+
+def _reference(x_ND: Tensor, blocks_RB: Tensor, format: Format) -> Tensor:
     outs = [F.linear(x_ND, decode(tile_RB, format, x_ND.dtype)) for tile_RB in _tiles(blocks_RB, format)]
     return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)
 
@@ -81,10 +85,10 @@ class _Native(torch.autograd.Function):
 
 
 def _native(path: str) -> Kernel:
-    def matmul(x_ND: Tensor, prepared: Tensor, format: Format) -> Tensor:
+    def matmul(x_ND: Tensor, matrices: list[Tensor], formats: list[Format]) -> list[Tensor]:
         if x_ND.requires_grad and torch.is_grad_enabled():
-            return _Native.apply(x_ND, prepared, format, path)
-        return qmatmul.qmatmul(x_ND, prepared, format.code, path)
+            return [_Native.apply(x_ND, *each, path) for each in zip(matrices, formats, strict=True)]
+        return qmatmul.qmatmul_each(x_ND, matrices, [format.code for format in formats], path)
 
     return Kernel(path, _prepare, matmul, _restore)
 

@@ -2,7 +2,8 @@
 // what. Products themselves: qmatmul_kernel.h; layouts: qmatmul.h. Reference in plain torch: qmatmul.py.
 //
 // A step of decoding has few tokens and reads every weight once: the kernel takes codes out of the blocks as they lie.
-// Reading in a prompt has many: a tile's codes are unpacked once, in pieces that stay in L2, for many groups of tokens.
+// Reading in a prompt has many: codes are unpacked once, in pieces that stay in the first cache, for many groups of
+// tokens. Matrices that multiply the same tokens (queries, keys and values; gate and up) are one piece of work.
 #include "qmatmul.h"
 
 #include <algorithm>
@@ -21,9 +22,9 @@ namespace {
 using namespace quantized;
 
 constexpr int64_t DIRECT_GROUPS = 2;  // up to so many groups of tokens codes are taken from the blocks themselves
-constexpr int64_t TILES = 8;          // of a unit of work
-constexpr int64_t GROUPS = 8;         // of tokens, of a unit of work
-constexpr int64_t PIECE = 128;        // blocks of a panel: 80 KiB
+constexpr int64_t TILES = 4;          // of a unit of work
+constexpr int64_t GROUPS = 16;        // of tokens, of a unit of work
+constexpr int64_t PIECE = 16;         // blocks of a panel: two of 10 KiB stay in the first cache
 
 int index_of(int64_t code) {
   for (int i = 0; i < FORMATS; i++)
@@ -37,13 +38,22 @@ const Path& path_of(int64_t number) {
   return *path;
 }
 
-// Threads take units as they become free: another program on one core then delays one unit, not half of them.
+// Each thread goes through units of its own, one behind the other in memory, and then takes what others have left:
+// another program on one core delays one unit, not half of them.
 template <class Body>
 void share_out(int64_t units, const Body& body) {
+  struct alignas(64) Counter {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
   const int64_t threads = std::min<int64_t>(units, torch::stable::get_num_threads());
-  std::atomic<int64_t> next{0};
-  parallel(threads, 1, [&](int64_t, int64_t) {
-    for (int64_t unit; (unit = next++) < units;) body(unit);
+  std::vector<Counter> counters(threads);
+  for (int64_t i = 0; i < threads; i++) counters[i].next = i * units / threads, counters[i].end = (i + 1) * units / threads;
+  parallel(threads, 1, [&](int64_t begin, int64_t) {
+    for (int64_t i = 0; i < threads; i++) {
+      Counter& counter = counters[(begin + i) % threads];
+      for (int64_t unit; (unit = counter.next++) < counter.end;) body(unit);
+    }
   });
 }
 
@@ -179,6 +189,7 @@ struct Weights {
   }
   const Layout& layout() const { return LAYOUTS[format]; }
   int64_t n_tiles() const { return (rows + ROWS - 1) / ROWS; }
+  int64_t n_units() const { return (n_tiles() + TILES - 1) / TILES; }
   const uint8_t* words(int64_t tile, int64_t block) const {
     const int64_t n = blocks / layout().blocks, size = n * layout().bytes * ROWS;
     const uint8_t* begin = tile < rows / ROWS ? tiles + tile * size : rest.data();
@@ -197,64 +208,69 @@ void store(const float* sums, int64_t n_tokens, int64_t n_rows, T* y, int64_t st
     for (int64_t r = 0; r < n_rows; r++) put(y[i * stride + r], sums[i * ROWS + r]);
 }
 
-// Some tiles times some groups of tokens. y is the first of these tokens' results.
+// Some tiles times some groups of tokens. y is the first token's results.
 template <class T>
 void multiply_unit(const Path& path, const Weights& weights, int64_t first_tile, int64_t end_tile, const Groups& groups,
                    int64_t first_group, int64_t end_group, const uint8_t* tokens, T* y) {
   const int64_t start = groups.start(first_group), n_tokens = groups.start(end_group) - start;
-  const bool direct = end_group - first_group <= DIRECT_GROUPS;
-  const int64_t piece = direct ? weights.blocks : std::min(PIECE, weights.blocks), tile_sums = n_tokens * ROWS;
-  std::vector<float> sums((end_tile - first_tile) * tile_sums);
-  std::unique_ptr<uint8_t[]> panel(direct ? nullptr : new uint8_t[piece * PANEL_BYTES + 64]);
-  uint8_t* aligned = reinterpret_cast<uint8_t*>((uintptr_t(panel.get()) + 63) / 64 * 64);
+  const bool direct = groups.count <= DIRECT_GROUPS;
+  const int64_t piece = direct ? weights.blocks : PIECE, stride = n_tokens * ROWS;
+  const int64_t tiles_at_once = groups.length(first_group) <= path.paired ? 2 : 1;
+  std::vector<float> sums((end_tile - first_tile) * stride);
+  alignas(64) uint8_t panel[2 * PIECE * PANEL_BYTES];
   for (int64_t block = 0; block < weights.blocks; block += piece) {
     const int64_t n = std::min(piece, weights.blocks - block);
-    for (int64_t tile = first_tile; tile < end_tile; tile++) {
-      float* out = sums.data() + (tile - first_tile) * tile_sums;
-      const uint8_t* words = weights.words(tile, block);
-      const uint16_t* halves = weights.halves(tile, block);
-      if (n_tokens <= PAIR_TOKENS && tile + 2 <= std::min(end_tile, weights.rows / ROWS)) {
-        path.pair[weights.format][n_tokens - 1](words, halves, tokens + start * weights.blocks * TOKEN_BYTES, n, out);
-        tile++;
-        continue;
-      }
-      if (!direct) path.unpack[weights.format](words, halves, n, aligned);
+    for (int64_t tile = first_tile, tiles; tile < end_tile; tile += tiles) {
+      tiles = tile + tiles_at_once <= std::min(end_tile, weights.rows / ROWS) ? tiles_at_once : 1;
+      for (int64_t i = 0; i < tiles && !direct; i++)
+        path.unpack[weights.format](weights.words(tile + i, block), weights.halves(tile + i, block), n,
+                                    panel + i * n * PANEL_BYTES);
       for (int64_t g = first_group; g < end_group; g++) {
         const int64_t m = groups.length(g);
-        const Multiply* kernels = direct ? path.direct[weights.format] : path.unpacked[weights.format];
         const uint8_t* group = tokens + (groups.start(g) * weights.blocks + block * m) * TOKEN_BYTES;
-        kernels[m - 1](direct ? words : aligned, halves, group, n, out + (groups.start(g) - start) * ROWS);
+        float* out = sums.data() + (tile - first_tile) * stride + (groups.start(g) - start) * ROWS;
+        if (direct)
+          path.direct[tiles - 1][weights.format][m - 1](weights.words(tile, block), weights.halves(tile, block), group,
+                                                        n, out, stride);
+        else
+          path.unpacked[tiles - 1][weights.format][m - 1](panel, nullptr, group, n, out, stride);
       }
     }
   }
   for (int64_t tile = first_tile; tile < end_tile; tile++)
-    store(sums.data() + (tile - first_tile) * tile_sums, n_tokens, std::min<int64_t>(ROWS, weights.rows - tile * ROWS),
+    store(sums.data() + (tile - first_tile) * stride, n_tokens, std::min<int64_t>(ROWS, weights.rows - tile * ROWS),
           y + start * weights.rows + tile * ROWS, weights.rows);
 }
 
-// x (N, D) times the weights (R, D) transposed, (N, R) in x's type
-Tensor qmatmul(Tensor x_ND, Tensor tiles_RB, int64_t code, int64_t path_number) {
+// x (N, D) times each of the weights (R, D) transposed: as many (N, R) in x's type
+std::vector<Tensor> qmatmul(Tensor x_ND, std::vector<Tensor> matrices, std::vector<int64_t> codes, int64_t path_number) {
   const Path& path = path_of(path_number);
-  const Weights weights(tiles_RB, code);
   const int64_t N = x_ND.size(0), D = x_ND.size(1);
   require(x_ND.is_contiguous(), "activations must be contiguous");
-  require(D == weights.blocks * BLOCK, "activations are not as long as the weights' rows");
-  Tensor y_NR = torch::stable::new_empty(x_ND, {N, weights.rows}, x_ND.scalar_type());
-  if (N == 0 || weights.rows == 0) return y_NR;
-  const Groups groups(N, path.group);
-  std::unique_ptr<uint8_t[]> tokens(new uint8_t[N * weights.blocks * TOKEN_BYTES]);
-  round_tokens(x_ND, groups, tokens.get());
+  require(matrices.size() == codes.size(), "every matrix has a format");
+  const Groups groups(std::max<int64_t>(N, 1), path.group);
   const int64_t token_units = (groups.count + GROUPS - 1) / GROUPS;
-  const int64_t tile_units = (weights.n_tiles() + TILES - 1) / TILES;
+  std::vector<Weights> weights;
+  std::vector<Tensor> out;
+  std::vector<int64_t> units{0};  // of all matrices before
+  for (size_t i = 0; i < matrices.size(); i++) {
+    weights.emplace_back(matrices[i], codes[i]);
+    require(D == weights[i].blocks * BLOCK, "activations are not as long as the weights' rows");
+    out.push_back(torch::stable::new_empty(x_ND, {N, weights[i].rows}, x_ND.scalar_type()));
+    units.push_back(units[i] + token_units * weights[i].n_units());
+  }
+  if (N == 0) return out;
+  std::unique_ptr<uint8_t[]> tokens(new uint8_t[N * (D / BLOCK) * TOKEN_BYTES]);
+  round_tokens(x_ND, groups, tokens.get());
   by_type(x_ND, [&]<class T>(T*) {
-    T* y = data<T>(y_NR);
-    share_out(token_units * tile_units, [&](int64_t unit) {
-      const int64_t t = unit / tile_units, r = unit % tile_units;
-      multiply_unit(path, weights, r * TILES, std::min(weights.n_tiles(), (r + 1) * TILES), groups,
-                    t * groups.count / token_units, (t + 1) * groups.count / token_units, tokens.get(), y);
+    share_out(units.back(), [&](int64_t unit) {
+      const int64_t i = std::upper_bound(units.begin(), units.end(), unit) - units.begin() - 1;
+      const int64_t t = (unit - units[i]) / weights[i].n_units(), r = (unit - units[i]) % weights[i].n_units();
+      multiply_unit(path, weights[i], r * TILES, std::min(weights[i].n_tiles(), (r + 1) * TILES), groups,
+                    t * groups.count / token_units, (t + 1) * groups.count / token_units, tokens.get(), data<T>(out[i]));
     });
   });
-  return y_NR;
+  return out;
 }
 
 // The paths that this processor and this build have: numbers for `qmatmul`, fastest first.
@@ -273,7 +289,7 @@ std::vector<int64_t> qmatmul_paths() {
 STABLE_TORCH_LIBRARY_FRAGMENT(herd_native, m) {
   m.def("qmatmul_interleave(Tensor blocks, int format) -> Tensor");
   m.def("qmatmul_deinterleave(Tensor tiles, int format) -> Tensor");
-  m.def("qmatmul(Tensor x, Tensor tiles, int format, int path) -> Tensor");
+  m.def("qmatmul(Tensor x, Tensor[] tiles, int[] formats, int path) -> Tensor[]");
   m.def("qmatmul_paths() -> int[]");
 }
 

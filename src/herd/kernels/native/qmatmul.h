@@ -38,19 +38,19 @@ constexpr Layout LAYOUTS[FORMATS] = {
     {14, 210, 208, 52, 8},  // Q6_K
 };
 
-// sums (m x 16) += the products of n_blocks blocks with a group of m tokens
+// sums += the products of n_blocks blocks with a group of m tokens: 16 a token, and the next tile's `stride` behind them
 using Multiply = void (*)(const uint8_t* words, const uint16_t* halves, const uint8_t* tokens, int64_t n_blocks,
-                          float* sums);
+                          float* sums, int64_t stride);
 using Unpack = void (*)(const uint8_t* words, const uint16_t* halves, int64_t n_blocks, uint8_t* panel);
 
-constexpr int MOST_TOKENS = 16, PAIR_TOKENS = 2;
+constexpr int MOST_TOKENS = 8;
 
 struct Path {
   const char* name;
-  int group;                                // most tokens of a group
-  Multiply direct[FORMATS][MOST_TOKENS];    // by format and m - 1
-  Multiply pair[FORMATS][PAIR_TOKENS];      // two tiles; sums are (2 x m x 16)
-  Multiply unpacked[FORMATS][MOST_TOKENS];  // takes panels
+  int group;                                   // most tokens of a group
+  int paired;                                  // up to so many, two tiles at once are faster than one
+  Multiply direct[2][FORMATS][MOST_TOKENS];    // by tiles - 1, format and m - 1
+  Multiply unpacked[2][FORMATS][MOST_TOKENS];  // takes panels
   Unpack unpack[FORMATS];
 };
 

@@ -20,7 +20,7 @@ namespace {
 #include "qmatmul_kernel.h"
 
 struct Avx2 {
-  static constexpr int LANES = 8, GROUP = 4, AHEAD = 4096, AHEAD_TOKENS = 8;
+  static constexpr int LANES = 8, GROUP = 4, PAIRED = 2, AHEAD = 4096, AHEAD_TOKENS = 4;
   typedef int32_t Ints __attribute__((vector_size(32), aligned(4), may_alias));
   typedef uint32_t Bits __attribute__((vector_size(32), aligned(4), may_alias));
   typedef float Floats __attribute__((vector_size(32), aligned(4), may_alias));
@@ -28,8 +28,8 @@ struct Avx2 {
   static Ints all(int32_t x) { return (Ints)_mm256_set1_epi32(x); }
   static Floats all(float x) { return (Floats)_mm256_set1_ps(x); }
   template <bool BYTES>
-  static Ints dot(Ints sum, Ints codes, int32_t x_) {
-    const __m256i w = (__m256i)codes, x = _mm256_set1_epi32(x_);
+  static Ints dot(Ints sum, Ints codes, Ints tokens) {
+    const __m256i w = (__m256i)codes, x = (__m256i)tokens;
     if constexpr (!BYTES) return add(sum, w, x);
     const __m256i low = _mm256_set1_epi8(127);
     return add(add(sum, _mm256_and_si256(w, low), x), _mm256_andnot_si256(low, w), x);

@@ -24,7 +24,7 @@ inline Ints<Isa> right(Ints<Isa> x, int bits) {
 template <class Isa>
 struct Q4_0 {
   static constexpr int WORDS = 4, HALVES = ROWS, BLOCKS = 1, PARTS = 1, START = 3;
-  static constexpr bool LOW = false, BYTES = false;
+  static constexpr bool LOW = false, BYTES = false, IN_FILE = true;
   const uint8_t* words;
   const uint16_t* halves;
   Ints<Isa> codes(int, int j) const {
@@ -37,7 +37,7 @@ struct Q4_0 {
 template <class Isa>
 struct Q8_0 {
   static constexpr int WORDS = 8, HALVES = ROWS, BLOCKS = 1, PARTS = 1, START = 7;
-  static constexpr bool LOW = false, BYTES = true;
+  static constexpr bool LOW = false, BYTES = true, IN_FILE = true;
   const uint8_t* words;
   const uint16_t* halves;
   Ints<Isa> codes(int, int j) const { return load<Isa>(words + j * WORD_BYTES) ^ int32_t(0x80808080); }
@@ -47,7 +47,7 @@ struct Q8_0 {
 template <class Isa>
 struct Q4_K {
   static constexpr int WORDS = 36, HALVES = 0, BLOCKS = 8, PARTS = 1, START = 31;
-  static constexpr bool LOW = true, BYTES = false;
+  static constexpr bool LOW = true, BYTES = false, IN_FILE = true;
   const uint8_t* words;
   const uint16_t* halves;
   Ints<Isa> codes(int g, int j) const {
@@ -73,7 +73,7 @@ struct Q4_K {
 template <class Isa>
 struct Q6_K {
   static constexpr int WORDS = 52, HALVES = ROWS, BLOCKS = 8, PARTS = 2, START = 5;
-  static constexpr bool LOW = false, BYTES = false;
+  static constexpr bool LOW = false, BYTES = false, IN_FILE = true;
   const uint8_t* words;
   const uint16_t* halves;
   Ints<Isa> codes(int g, int j) const {
@@ -94,7 +94,7 @@ template <class Isa, class Packed>
 struct Panel {
   static constexpr int WORDS = PANEL_BYTES / WORD_BYTES, HALVES = 0, BLOCKS = 1, PARTS = Packed::PARTS;
   static constexpr int START = Packed::START;
-  static constexpr bool LOW = Packed::LOW, BYTES = Packed::BYTES;
+  static constexpr bool LOW = Packed::LOW, BYTES = Packed::BYTES, IN_FILE = false;
   const uint8_t* words;
   const uint16_t* halves;
   Ints<Isa> codes(int, int j) const { return load<Isa>(words + j * WORD_BYTES); }
@@ -122,54 +122,68 @@ void unpack(const uint8_t* words, const uint16_t* halves, int64_t n_blocks, uint
       }
 }
 
-// Decoding waits for memory; the processor's own prefetchers alone keep too few lines on their way.
+// Decoding waits for memory; the processor's own prefetchers alone keep too few lines on their way. Lines of group g of
+// the block that lies AHEAD: all of a long block at once would fill the queue of misses and hold the arithmetic up.
 template <class Isa, class Weights>
-inline void prefetch(const uint8_t* words, const uint16_t* halves) {
+inline __attribute__((always_inline)) void prefetch(const Weights& weights, int g) {
 #pragma GCC unroll 64
-  for (int w = 0; w < Weights::WORDS; w++) __builtin_prefetch(words + Isa::AHEAD + w * WORD_BYTES);
-  if (Weights::HALVES) __builtin_prefetch((const uint8_t*)halves + Isa::AHEAD / (2 * Weights::WORDS));
+  for (int w = g * Weights::WORDS / Weights::BLOCKS; w < (g + 1) * Weights::WORDS / Weights::BLOCKS; w++)
+    __builtin_prefetch(weights.words + Isa::AHEAD + w * WORD_BYTES);
+  if (Weights::HALVES && g == 0)
+    __builtin_prefetch((const uint8_t*)weights.halves + Isa::AHEAD / (2 * Weights::WORDS));
 }
 
-// f += block g of the weights times a group's codes at t.
-template <class Isa, class Weights, int M>
-inline __attribute__((always_inline)) void add_block(const Weights& weights, int g, const uint8_t* t, Floats<Isa>* f) {
+// f += block g of each tile's weights times a group's codes at t; each code is loaded once for all tiles.
+template <class Isa, class Weights, int M, int TILES>
+inline __attribute__((always_inline)) void add_block(const Weights* weights, int g, const uint8_t* t,
+                                                     Floats<Isa> (*f)[M]) {
   const float *scales = (const float*)(t + M * BLOCK), *minus = scales + M;
   const int32_t *minus_int = (const int32_t*)(minus + M), *minus_second = minus_int + M;
 #pragma GCC unroll 2
   for (int part = 0; part < Weights::PARTS; part++) {
-    Ints<Isa> a[M];
+    Ints<Isa> a[TILES][M];
 #pragma GCC unroll 16
     for (int i = 0; i < M; i++) {
-      if constexpr (Weights::LOW) {
-        a[i] = Ints<Isa>{};
-      } else if constexpr (Weights::PARTS == 1) {
-        a[i] = Isa::all(minus_int[i]) << Weights::START;
-      } else {
-        a[i] = part ? Isa::all(minus_second[i]) : Isa::all(minus_int[i]) - Isa::all(minus_second[i]);
-        a[i] <<= Weights::START;
+      Ints<Isa> start{};
+      if constexpr (!Weights::LOW && Weights::PARTS == 1) {
+        start = Isa::all(minus_int[i]) << Weights::START;
+      } else if constexpr (!Weights::LOW) {
+        start = part ? Isa::all(minus_second[i]) : Isa::all(minus_int[i]) - Isa::all(minus_second[i]);
+        start <<= Weights::START;
       }
+#pragma GCC unroll 2
+      for (int n = 0; n < TILES; n++) a[n][i] = start;
     }
 #pragma GCC unroll 8
     for (int q = 0; q < 8 / Weights::PARTS; q++) {
       const int j = part * (8 / Weights::PARTS) + q;
-      const Ints<Isa> codes = weights.codes(g, j);
+      Ints<Isa> codes[TILES];
+#pragma GCC unroll 2
+      for (int n = 0; n < TILES; n++) codes[n] = weights[n].codes(g, j);
 #pragma GCC unroll 16
-      for (int i = 0; i < M; i++)
-        a[i] = Isa::template dot<Weights::BYTES>(a[i], codes, *(const int32_t*)(t + i * BLOCK + 4 * j));
+      for (int i = 0; i < M; i++) {
+        const Ints<Isa> x = Isa::all(*(const int32_t*)(t + i * BLOCK + 4 * j));
+#pragma GCC unroll 2
+        for (int n = 0; n < TILES; n++) a[n][i] = Isa::template dot<Weights::BYTES>(a[n][i], codes[n], x);
+      }
     }
-    const Floats<Isa> step = weights.step(g, part);
+#pragma GCC unroll 2
+    for (int n = 0; n < TILES; n++) {
+      const Floats<Isa> step = weights[n].step(g, part);
 #pragma GCC unroll 16
-    for (int i = 0; i < M; i++) {
-      Floats<Isa> sum = __builtin_convertvector(a[i], Floats<Isa>) * step;
-      if constexpr (Weights::LOW) sum = Isa::fma(weights.low(g), Isa::all(minus[i]), sum);
-      f[i] = Isa::fma(sum, Isa::all(scales[i]), f[i]);
+      for (int i = 0; i < M; i++) {
+        Floats<Isa> sum = __builtin_convertvector(a[n][i], Floats<Isa>) * step;
+        if constexpr (Weights::LOW) sum = Isa::fma(weights[n].low(g), Isa::all(minus[i]), sum);
+        f[n][i] = Isa::fma(sum, Isa::all(scales[i]), f[n][i]);
+      }
     }
   }
 }
 
 // TILES tiles at once, one after the other in memory: more of it on its way, and each code of a token serves them all.
 template <class Isa, class Weights, int M, int TILES>
-void multiply(const uint8_t* words, const uint16_t* halves, const uint8_t* tokens, int64_t n_blocks, float* sums) {
+void multiply(const uint8_t* words, const uint16_t* halves, const uint8_t* tokens, int64_t n_blocks, float* sums,
+              int64_t stride) {
   // with few tokens taking out codes is most of the work: a file's block at once then, so that shifts are constants
   constexpr int TURN = M <= 4 ? Weights::BLOCKS : 1;
   const int64_t tile_bytes = n_blocks / Weights::BLOCKS * (Weights::WORDS * WORD_BYTES + Weights::HALVES * 2);
@@ -179,19 +193,19 @@ void multiply(const uint8_t* words, const uint16_t* halves, const uint8_t* token
 #pragma GCC unroll 2
     for (int n = 0; n < TILES; n++) {
 #pragma GCC unroll 16
-      for (int i = 0; i < M; i++) f[n][i] = *(const Floats<Isa>*)(sums + (n * M + i) * ROWS + row);
+      for (int i = 0; i < M; i++) f[n][i] = *(const Floats<Isa>*)(sums + n * stride + i * ROWS + row);
       weights[n] = {words + n * tile_bytes + 4 * row, halves + n * tile_bytes / 2 + row};
     }
     const uint8_t* t = tokens;
     for (int64_t b = 0; b < n_blocks; b += Weights::BLOCKS) {
-#pragma GCC unroll 2
-      for (int n = 0; n < TILES; n++)
-        if constexpr (M <= Isa::AHEAD_TOKENS) prefetch<Isa, Weights>(weights[n].words, weights[n].halves);
       for (int g = 0; g < Weights::BLOCKS; g += TURN)
 #pragma GCC unroll 8
-        for (int k = 0; k < TURN; k++, t += M * TOKEN_BYTES)
+        for (int k = 0; k < TURN; k++, t += M * TOKEN_BYTES) {
 #pragma GCC unroll 2
-          for (int n = 0; n < TILES; n++) add_block<Isa, Weights, M>(weights[n], g + k, t, f[n]);
+          for (int n = 0; n < TILES; n++)
+            if constexpr (M <= Isa::AHEAD_TOKENS && Weights::IN_FILE) prefetch<Isa, Weights>(weights[n], g + k);
+          add_block<Isa, Weights, M, TILES>(weights, g + k, t, f);
+        }
 #pragma GCC unroll 2
       for (int n = 0; n < TILES; n++) {
         weights[n].words += Weights::WORDS * WORD_BYTES;
@@ -201,26 +215,29 @@ void multiply(const uint8_t* words, const uint16_t* halves, const uint8_t* token
 #pragma GCC unroll 2
     for (int n = 0; n < TILES; n++)
 #pragma GCC unroll 16
-      for (int i = 0; i < M; i++) *(Floats<Isa>*)(sums + (n * M + i) * ROWS + row) = f[n][i];
+      for (int i = 0; i < M; i++) *(Floats<Isa>*)(sums + n * stride + i * ROWS + row) = f[n][i];
   }
 }
 
-template <class Isa, class Packed, int... M>
+template <class Isa, class Packed, int TILES, int... M>
 constexpr void fill(Path& path, int format, std::integer_sequence<int, M...>) {
-  ((path.direct[format][M] = multiply<Isa, Packed, M + 1, 1>), ...);
-  ((path.unpacked[format][M] = multiply<Isa, Panel<Isa, Packed>, M + 1, 1>), ...);
+  ((path.direct[TILES - 1][format][M] = multiply<Isa, Packed, M + 1, TILES>), ...);
+  ((path.unpacked[TILES - 1][format][M] = multiply<Isa, Panel<Isa, Packed>, M + 1, TILES>), ...);
+}
+
+template <class Isa, class Packed>
+constexpr void fill(Path& path, int format) {
+  fill<Isa, Packed, 1>(path, format, std::make_integer_sequence<int, Isa::GROUP>());
+  fill<Isa, Packed, 2>(path, format, std::make_integer_sequence<int, Isa::PAIRED>());
   path.unpack[format] = unpack<Isa, Packed>;
-  path.pair[format][0] = multiply<Isa, Packed, 1, 2>;
-  path.pair[format][1] = multiply<Isa, Packed, 2, 2>;
 }
 
 template <class Isa>
 constexpr Path make_path(const char* name) {
-  Path path{name, Isa::GROUP, {}, {}, {}, {}};
-  constexpr auto sizes = std::make_integer_sequence<int, Isa::GROUP>();
-  fill<Isa, Q4_0<Isa>>(path, 0, sizes);
-  fill<Isa, Q8_0<Isa>>(path, 1, sizes);
-  fill<Isa, Q4_K<Isa>>(path, 2, sizes);
-  fill<Isa, Q6_K<Isa>>(path, 3, sizes);
+  Path path{name, Isa::GROUP, Isa::PAIRED, {}, {}, {}};
+  fill<Isa, Q4_0<Isa>>(path, 0);
+  fill<Isa, Q8_0<Isa>>(path, 1);
+  fill<Isa, Q4_K<Isa>>(path, 2);
+  fill<Isa, Q6_K<Isa>>(path, 3);
   return path;
 }

@@ -9,7 +9,7 @@ namespace {
 #include "qmatmul_kernel.h"
 
 struct Portable {
-  static constexpr int LANES = 4, GROUP = 4, AHEAD = 4096, AHEAD_TOKENS = 8;
+  static constexpr int LANES = 4, GROUP = 4, PAIRED = 2, AHEAD = 4096, AHEAD_TOKENS = 4;
   typedef int32_t Ints __attribute__((vector_size(16), aligned(4), may_alias));
   typedef uint32_t Bits __attribute__((vector_size(16), aligned(4), may_alias));
   typedef float Floats __attribute__((vector_size(16), aligned(4), may_alias));
@@ -17,8 +17,8 @@ struct Portable {
   static Ints all(int32_t x) { return Ints{x, x, x, x}; }
   static Floats all(float x) { return Floats{x, x, x, x}; }
   template <bool BYTES>
-  static Ints dot(Ints sum, Ints codes, int32_t x) {
-    for (int k = 0; k < 4; k++) sum += (right<Portable>(codes, 8 * k) & 255) * int32_t(int8_t(x >> (8 * k)));
+  static Ints dot(Ints sum, Ints codes, Ints x) {
+    for (int k = 0; k < 4; k++) sum += (right<Portable>(codes, 8 * k) & 255) * ((x << (24 - 8 * k)) >> 24);
     return sum;
   }
   static Ints widen(const uint16_t* from) { return Ints{from[0], from[1], from[2], from[3]}; }

@@ -20,7 +20,7 @@ namespace {
 #include "qmatmul_kernel.h"
 
 struct Vnni {
-  static constexpr int LANES = 16, GROUP = 12, AHEAD = 4096, AHEAD_TOKENS = 8;
+  static constexpr int LANES = 16, GROUP = 6, PAIRED = 6, AHEAD = 4096, AHEAD_TOKENS = 6;
   typedef int32_t Ints __attribute__((vector_size(64), aligned(4), may_alias));
   typedef uint32_t Bits __attribute__((vector_size(64), aligned(4), may_alias));
   typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
@@ -28,8 +28,8 @@ struct Vnni {
   static Ints all(int32_t x) { return (Ints)_mm512_set1_epi32(x); }
   static Floats all(float x) { return (Floats)_mm512_set1_ps(x); }
   template <bool BYTES>
-  static Ints dot(Ints sum, Ints codes, int32_t x) {
-    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, _mm512_set1_epi32(x));
+  static Ints dot(Ints sum, Ints codes, Ints x) {
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)x);
   }
   static Ints widen(const uint16_t* from) {
     return (Ints)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
