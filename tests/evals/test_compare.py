@@ -108,7 +108,7 @@ def test_every_format_is_written_and_says_the_same(three, tmp_path):
     assert scores["boolq", "student", ""] == 0.4
     assert scores["boolq", "teacher", "de"] == 0.9
     text = as_markdown(three)
-    assert "| boolq, 5-shot | % | 90.0 [82.6 – 94.5] | 40.0" in text
+    assert "| boolq, 5-shot | acc | % | 90.0 [82.6 – 94.5] | 40.0" in text
     assert "**−50.0** [" in text
 
 

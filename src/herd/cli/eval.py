@@ -112,11 +112,11 @@ def list_command(as_json: Json = False) -> None:
     of_subjects = {f"mmlu_{subject}" for subjects in SUBJECTS.values() for subject in subjects}
     for name, entries in SUITES.items():
         print(f"{name}: {', '.join(entry.task for entry in entries)}")
-    print()
-    print_table(
-        ("task", "version", "shots", "metric", "licence", "source"),
-        [(t.name, t.version, str(t.shots), t.metric, t.licence, t.source) for t in known if t.name not in of_subjects],
-    )
+    print("fidelity: KL, same first choice and flipped items against --parent MODEL\n")
+    header = ("task", "metric", "version", "shots", "shots from", "licence", "source")
+    shown = [task for task in known if task.name not in of_subjects]
+    rows = [(t.name, t.metric, t.version, str(t.shots), t.shots_from, t.licence, t.source) for t in shown]
+    print_table(header, rows, left=len(header))
     print(f"mmlu_SUBJECT: one of {len(of_subjects)} subjects; lm-eval:NAME: a task of lm-eval's own, data from the Hub")
 
 

@@ -29,7 +29,7 @@ def fidelity(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one.")] = None,
     as_json: Json = False,
 ) -> None:
-    """How near a model is to its parent: KL, same first choice, same distribution, on parallel text."""
+    """How near a model is to its parent: KL, same first choice, same distribution on parallel text; items flipped."""
     from ..evals.closeness import measure_fidelity
     from ..evals.tasks import Data
     from .eval import results_folder
@@ -37,12 +37,18 @@ def fidelity(
     child, elder = _local(model, dtype, device), _local(parent, dtype, device)
     folder = out or results_folder(child)
     row = measure_fidelity(elder, child, Data() if data is None else Data(data), folder, limit)
+    flips = _flips(results_folder(elder), folder)
     if as_json:
-        print_json(dataclasses.asdict(row) | {"folder": str(folder)})
+        print_json(dataclasses.asdict(row) | {"folder": str(folder), "flips": flips})
         return
     scores = [(s["name"], f"{s['value']:.4g}", s["unit"], f"{s['lo']:.4g} to {s['hi']:.4g}") for s in row.scores]
     print_table(("score", "value", "unit", "95 % interval"), scores)
     print(f"{child.name} against {elder.name}, {row.n_items} texts; in {folder}")
+    if flips:
+        print()
+        print_table(("items flipped", "won", "lost", "of"), [tuple(map(str, flip.values())) for flip in flips])
+    else:
+        print(f"Flipped items are counted where both were evaluated: herd eval {parent}, herd eval {model}")
 
 
 def contamination(
@@ -86,6 +92,17 @@ def _local(model: str, dtype: str | None, device: str | None) -> LocalModel:
     from .eval import open_local
 
     return open_local(model, None, dtype, device, 32)
+
+
+def _flips(parent: Path, child: Path) -> list[dict[str, Any]]:
+    """Items that only one of the two has right, task by task, where both were evaluated."""
+    from ..evals.compare import compare
+    from ..evals.results import read_evaluation
+
+    if not (parent / "summary.json").is_file() or parent.resolve() == child.resolve():
+        return []
+    found = compare([read_evaluation(folder) for folder in (parent, child)]).differences
+    return [{"task": d.task, "won": d.gained, "lost": d.lost, "n": d.n} for d in found if d.unit == "fraction"]
 
 
 def _values(evaluation: Evaluation, row: TaskResult) -> dict[str, float]:

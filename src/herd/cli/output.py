@@ -19,13 +19,14 @@ def print_json(result: Any) -> None:
     print()
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table with the first column to the left and the others right. Numbers are never cut to fit a terminal."""
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
+    """A table with the first ``left`` columns to the left and the others right. Nothing is cut to fit a terminal."""
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
-        first = cells[0].ljust(widths[0])
-        return "  ".join([first, *(cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))])
+        placed = [cell.ljust(width) for cell, width in zip(cells[:left], widths, strict=False)]
+        placed += [cell.rjust(width) for cell, width in zip(cells[left:], widths[left:], strict=True)]
+        return "  ".join(placed).rstrip()
 
     title = line(header)
     print(f"\033[1m{title}\033[0m" if sys.stdout.isatty() else title)

@@ -29,6 +29,7 @@ RATIOS = {"bpb": ("bits", "bytes"), "kl": ("nats", "tokens")}
 """Scores that are a sum over a sum, by their metric: what is summed of each item."""
 PUBLISHED_NAMES = {"human_eval": "humaneval"}
 FLIPS_SHOWN = 12
+NOT_ASKED = "not asked"
 ALPHA = 0.05
 
 
@@ -70,7 +71,8 @@ class Flip:
 
 @dataclass(frozen=True)
 class Row:
-    """A task with one group of settings: a score a model (None: did not run, and why), the published ones beside."""
+    """One metric of a task with one group of settings: a score a model (None: did not run, and why), the published ones
+    beside."""
 
     task: str
     settings: Mapping[str, Any]
@@ -84,8 +86,8 @@ class Row:
 
     @property
     def title(self) -> str:
-        shots = self.settings.get("shots")
-        return f"{self.task}, {shots}-shot" if shots else self.task
+        shots, parent = self.settings.get("shots"), self.settings.get("parent")
+        return f"{self.task}, {shots}-shot" if shots else f"{self.task} to {parent}" if parent else self.task
 
     @property
     def groups(self) -> list[str]:
@@ -95,10 +97,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything the page shows."""
+    """Everything the page shows. ``rows``: the headline metric of every task; ``further``: all other metrics, which are
+    shown with their intervals but not tested against each other."""
 
     models: Sequence[str]
     rows: Sequence[Row]
+    further: Sequence[Row]
     differences: Sequence[Difference]
     flips: Sequence[Flip]
     n_flips: Mapping[str, int]
@@ -114,23 +118,25 @@ def compare(evaluations: Sequence[Evaluation]) -> Comparison:
     """All tasks that any of them ran; models are told apart by name, namesakes by their folders. Raises DataError for
     no evaluation or twice the same."""
     names = _names(evaluations)
-    rows, differences, flips, n_flips = [], [], [], {}
+    rows, further, differences, flips, n_flips = [], [], [], [], {}
     keys = dict.fromkeys(_key(task) for evaluation in evaluations for task in evaluation.tasks)
     for key in keys:
         results = {name: _result(evaluation, key) for name, evaluation in zip(names, evaluations, strict=True)}
-        rows.append(_row(key, results))
+        headline, *others = _rows(key[0], results)
+        rows.append(headline)
+        further += others
         items = {
             name: {item.id: item for item in evaluation.items(found)}
             for name, evaluation in zip(names, evaluations, strict=True)
             if (found := results[name]) is not None and found.status == "done"
         }
-        differences += _differences(rows[-1], items)
-        shown, total = _flips(rows[-1], items)
+        differences += _differences(headline, items)
+        shown, total = _flips(headline, items)
         flips += shown
-        n_flips[rows[-1].title] = total
+        n_flips[headline.title] = total
     about = [{"name": n, "hash": e.model_hash} | _about(e) for n, e in zip(names, evaluations, strict=True)]
     own = {name: {row.task: s for row in rows if (s := row.scores[name])} for name in names}
-    return Comparison(names, rows, holm(differences), flips, n_flips, verdicts(own), about)
+    return Comparison(names, rows, further, holm(differences), flips, n_flips, verdicts(own), about)
 
 
 def holm(differences: Sequence[Difference], alpha: float = ALPHA) -> list[Difference]:
@@ -162,21 +168,28 @@ def _names(evaluations: Sequence[Evaluation]) -> list[str]:
     return [e.folder.name if plain.count(e.model) > 1 else e.model for e in evaluations]
 
 
-def _key(task: TaskResult) -> tuple[str, str]:
-    """Scores stand beside each other if task and shots are the same; the mode may differ (base beside instruct)."""
-    return task.task, str(task.settings.get("shots", ""))
+def _key(task: TaskResult) -> tuple[str, str, str]:
+    """Scores stand beside each other if task, shots and parent are the same; the mode may differ (base, instruct)."""
+    return task.task, str(task.settings.get("shots", "")), str(task.settings.get("parent_hash", ""))
 
 
-def _result(evaluation: Evaluation, key: tuple[str, str]) -> TaskResult | None:
+def _result(evaluation: Evaluation, key: tuple[str, str, str]) -> TaskResult | None:
     return next((task for task in reversed(evaluation.tasks) if _key(task) == key), None)
 
 
-def _row(key: tuple[str, str], results: Mapping[str, TaskResult | None]) -> Row:
+def _rows(task: str, results: Mapping[str, TaskResult | None]) -> list[Row]:
+    """A row for every metric, the headline first; one without a score if no model ran the task."""
+    scores = {name: {s["name"]: Score(**s) for s in r.scores} if r else {} for name, r in results.items()}
+    metrics = dict.fromkeys(metric for some in scores.values() for metric in some) or {"": None}
+    return [_row(task, metric, results, {model: some.get(metric) for model, some in scores.items()})
+            for metric in metrics]  # fmt: skip
+
+
+def _row(task: str, metric: str, results: Mapping[str, TaskResult | None], scores: Mapping[str, Score | None]) -> Row:
     known = [result for result in results.values() if result is not None]
-    scores = {name: result.score if result else None for name, result in results.items()}
-    first = next((score for score in scores.values() if score), None)
-    reasons = {n: r.reason if r else "not asked" for n, r in results.items() if scores[n] is None}
-    others = [row for row in published() if row.task in (key[0], PUBLISHED_NAMES.get(key[0]))]
+    unit = next((score.unit for score in scores.values() if score), "")
+    reasons = {n: r.reason if r else NOT_ASKED for n, r in results.items() if scores[n] is None}
+    others = [row for row in published() if row.task in (task, PUBLISHED_NAMES.get(task))]
     notes = dict.fromkeys(
         f"{result.settings.get('mode', '')}{f', {result.note}' if result.note else ''}"
         + (f", {result.n_items:,} of {result.n_total:,} items" if result.n_items < result.n_total else "")
@@ -184,17 +197,7 @@ def _row(key: tuple[str, str], results: Mapping[str, TaskResult | None]) -> Row:
     )
     found = (s.detail["contamination"] for s in scores.values() if s and "contamination" in s.detail)
     overlap: dict[str, Any] = next(found, {})
-    return Row(
-        key[0],
-        known[0].settings,
-        first.unit if first else "",
-        first.name if first else "",
-        scores,
-        reasons,
-        list(notes),
-        others,
-        overlap,
-    )
+    return Row(task, known[0].settings, unit, metric, scores, reasons, list(notes), others, overlap)
 
 
 def _differences(row: Row, items: Mapping[str, Mapping[str, ItemResult]]) -> list[Difference]:

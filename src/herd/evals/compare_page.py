@@ -19,7 +19,7 @@ from ..report.tabulate import Cell
 from ..report.template import template
 from ..report.units import fixed, in_order, language
 from .bootstrap import Interval
-from .compare import LESS_IS_BETTER, Comparison, Difference, Row
+from .compare import LESS_IS_BETTER, NOT_ASKED, Comparison, Difference, Row
 from .score import Score
 
 TONES = ("teacher", "instruct", "student", "long", "control", "other", "good", "bad")
@@ -53,17 +53,18 @@ def page(comparison: Comparison) -> str:
         reference=comparison.models[0],
         others=comparison.models[1:],
         standing=standing,
-        scores=[(row, [score_cell(row.scores[m], row.reasons.get(m, "")) for m in comparison.models])
-                for row in comparison.rows],
+        scores=score_rows(comparison.rows, comparison.models),
+        further=score_rows(comparison.further, comparison.models),
         published=published_tables(comparison.rows),
         paired=[(row, [difference_cell(_find(comparison, row, m)) for m in comparison.models[1:]])
                 for row in comparison.rows if any(_find(comparison, row, m) for m in comparison.models[1:])],
         pairs=[(d, difference_cell(d)) for d in comparison.differences],
-        groups=[(row, group_rows(row, comparison.models)) for row in comparison.rows if row.groups],
+        groups=[(row, group_rows(row, comparison.models))
+                for row in (*comparison.rows, *comparison.further) if row.groups],
         maps=heat_maps(comparison),
         charts=[Markup(drawn) for row in comparison.rows if (drawn := score_chart(row, tones))],
         flips={row.title: [f for f in comparison.flips if f.task == row.title] for row in comparison.rows},
-        missing=[(row, m, row.reasons[m]) for row in comparison.rows for m in row.reasons],
+        missing=not_run(comparison),
         unit=unit_title,
         fixed=fixed,
     )  # fmt: skip
@@ -91,10 +92,20 @@ def unit_title(unit: str) -> str:
 
 def score_cell(score: Score | None, reason: str = "") -> Cell:
     if score is None:
-        return Cell("not run" if reason != "not asked" else "–", kind="none")
+        return Cell("–" if reason in ("", NOT_ASKED) else "not run", kind="none")
     bounds = "" if score.lo is None or score.hi is None else f"{number(score.lo, score.unit)} – " \
         f"{number(score.hi, score.unit)}"  # fmt: skip
     return Cell(number(score.value, score.unit), bounds)
+
+
+def score_rows(rows: Sequence[Row], models: Sequence[str]) -> list[tuple[Row, list[Cell]]]:
+    """Every row with a cell a model."""
+    return [(row, [score_cell(row.scores[model], row.reasons.get(model, "")) for model in models]) for row in rows]
+
+
+def not_run(comparison: Comparison) -> list[tuple[Row, str, str]]:
+    """(row, model, why) of what was asked for and did not run."""
+    return [(row, m, why) for row in comparison.rows for m, why in row.reasons.items() if why != NOT_ASKED]
 
 
 def difference_cell(found: Difference | None) -> Cell:
@@ -204,11 +215,13 @@ def as_markdown(comparison: Comparison) -> str:
     """Scores, differences from the first model, verdicts."""
     models, reference = comparison.models, comparison.models[0]
     parts = [f"# {', '.join(models)}", "Scores with their 95 % intervals."]
-    rows = []
-    for row in comparison.rows:
-        cells = [score_cell(row.scores[m], row.reasons.get(m, "")) for m in models]
-        rows.append([row.title, unit_title(row.unit), *(f"{c.text} [{c.sub}]" if c.sub else c.text for c in cells)])
-    parts.append(markdown(["task", "unit", *models], rows, left=2))
+    for some in filter(None, (comparison.rows, comparison.further)):
+        rows = [
+            [row.title, row.metric.replace("_", " "), unit_title(row.unit),
+             *(f"{c.text} [{c.sub}]" if c.sub else c.text for c in cells)]
+            for row, cells in score_rows(some, models)
+        ]  # fmt: skip
+        parts.append(markdown(["task", "metric", "unit", *models], rows, left=3))
     if len(models) > 1:
         n = len(comparison.differences)
         parts.append(f"Paired differences from {reference}; **bold** ones stand by Holm's procedure over all {n}.")
@@ -223,7 +236,7 @@ def as_markdown(comparison: Comparison) -> str:
         parts.append(markdown(["task", "setting", *columns], [[t, s, *cells] for t, s, cells in lines], left=2))
     parts += [f"- “{v.claim.said}”: **{v.verdict}** ({len(v.wins)} ahead, {len(v.losses)} behind, {len(v.ties)} within "
               f"the noise){'; ' + v.own if v.own else ''}" for v in comparison.verdicts]  # fmt: skip
-    missing = [f"- {row.title}, {m}: {why}" for row in comparison.rows for m, why in row.reasons.items()]
+    missing = [f"- {row.title}, {m}: {why}" for row, m, why in not_run(comparison)]
     if missing:
         parts += ["Not run:", "\n".join(missing)]
     return "\n\n".join(parts) + "\n"
@@ -242,7 +255,7 @@ def as_csv(comparison: Comparison) -> str:
     out = io.StringIO()
     write = csv.writer(out, lineterminator="\n")
     write.writerow(COLUMNS)
-    for row in comparison.rows:
+    for row in (*comparison.rows, *comparison.further):
         settings = ";".join(f"{key}={value}" for key, value in row.settings.items())
         for model, score in row.scores.items():
             if score is None:

@@ -22,6 +22,7 @@ from ..errors import EngineError
 from .tasks.task import Answer, Generate, Likelihood, Mode, Rank, Request
 
 AT_ONCE = 8
+REACH_S = 10.0
 TIMEOUT_S = 600.0
 WAITS_S = (1.0, 4.0, 15.0)
 """Before asking again, where a server is busy (429, 5xx) or not there for a moment."""
@@ -35,6 +36,7 @@ class EndpointModel:
     def __init__(self, url: str, model: str | None = None, mode: Mode = "instruct") -> None:
         self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
         self.mode = mode
+        self._reach()
         self.name = model or self._only_model()
         self.hash = hashlib.sha256(f"{self.url} {self.name}".encode()).hexdigest()
 
@@ -99,6 +101,17 @@ class EndpointModel:
             return answer["choices"][0]
         except (KeyError, IndexError, TypeError):
             raise EngineError(f"{self.url}{path}: answered without choices: {str(answer)[:200]}") from None
+
+    def _reach(self) -> None:
+        """EngineError at once, not after patient waiting, where nobody listens at all."""
+        try:
+            urllib.request.urlopen(self.url + "/models", timeout=REACH_S).close()
+        except urllib.error.HTTPError:
+            pass  # somebody is there
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            why = getattr(reason, "strerror", None) or reason
+            raise EngineError(f"{self.url}: no answer ({why}); is the server running?") from None
 
     def _only_model(self) -> str:
         answer = self._ask("/models")

@@ -190,5 +190,7 @@ def read_evaluation(folder: Path | str) -> Evaluation:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         rows = [TaskResult(**row) for row in summary["tasks"]]
         return Evaluation(folder, summary["model"], summary["model_hash"], rows, summary)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder}: no evaluation here ({error}); make one with: herd eval MODEL") from None
+    except OSError:
+        raise DataError(f"{folder}: no evaluation here (no summary.json); make one with: herd eval MODEL") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / 'summary.json'}: unreadable ({error}); herd eval MODEL makes it anew") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ...data.builtin import read_parallel
 from ...data.corpus import split_of
@@ -25,18 +25,17 @@ LANGUAGES = ("en", "de", "fr", "it", "pt", "hi", "es", "th", "ja", "zh")
 LINES = 10
 """Sentences read as one document."""
 WINDOW = 131_072
-FOLDERS = {"bpb_sentences": "ud_pud_parallel", "bpb_declaration": "udhr"}
 
 
 class ParallelText(Task):
     """Headline: bits per byte over all languages, each in the breakdown; less is better.
 
     Without data: the project's own parallel sentences, of which only those that `herd raise` keeps for measuring.
+    ``folder`` of the data has a text a language.
     """
 
-    licence = "CC BY-SA (Parallel Universal Dependencies); public (Universal Declaration of Human Rights)"
-    source = "universaldependencies.org PUD; unicode.org UDHR"
     metric = "bpb"
+    folder: ClassVar[str]
 
     def items(self, data: Data) -> list[Item]:
         texts = _own() if data.builtin else self._texts(data)
@@ -81,9 +80,24 @@ class ParallelText(Task):
         return ratios
 
     def _texts(self, data: Data) -> dict[str, list[str]]:
-        folder = FOLDERS[self.name]
-        there = [lang for lang in LANGUAGES if data.find(f"{folder}/{lang}.txt")]
-        return {lang: _lines(data.text(f"{folder}/{lang}.txt")) for lang in there or LANGUAGES[:1]}
+        there = [lang for lang in LANGUAGES if data.find(f"{self.folder}/{lang}.txt")]
+        return {lang: _lines(data.text(f"{self.folder}/{lang}.txt")) for lang in there or LANGUAGES[:1]}
+
+
+class Sentences(ParallelText):
+    """A thousand sentences of news and Wikipedia."""
+
+    source = "universaldependencies.org, Parallel Universal Dependencies"
+    licence = "CC BY-SA"
+    folder = "ud_pud_parallel"
+
+
+class Declaration(ParallelText):
+    """The Universal Declaration of Human Rights."""
+
+    source = "unicode.org/udhr"
+    licence = "public"
+    folder = "udhr"
 
 
 def _own() -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from .instructions import IfEval
 from .lm_eval import PREFIX, LmEvalTask
 from .long import LongText
 from .mmlu import SUBJECTS, Mmlu
-from .parallel_text import ParallelText
+from .parallel_text import Declaration, Sentences
 from .programs import HumanEval, Mbpp
 from .task import Mode, Task
 from .word_problems import Gsm8k, Mgsm
@@ -61,8 +61,8 @@ TASKS: dict[str, Known] = {
     "bfcl": Known(Bfcl),
     "tool_calls": Known(ToolDialogs),
     "tool_answers": Known(ToolDialogs),
-    "bpb_sentences": Known(ParallelText),
-    "bpb_declaration": Known(ParallelText),
+    "bpb_sentences": Known(Sentences),
+    "bpb_declaration": Known(Declaration),
     "needle_single": Known(LongText),
     "needle_multi": Known(LongText),
     **{f"ruler_{kind}": Known(LongText) for kind in RULER},

@@ -1,0 +1,136 @@
+"""`herd eval`'s verbs on real checkpoints: what is measured, written and said, and what a mistake gets."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from herd import checkpoint
+from herd.checkpoint import Lineage
+from herd.cli import run as herd
+from herd.evals.results import read_evaluation
+from herd.evals.tasks import Data, make
+
+TASKS = "piqa,gsm8k"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, make_model, tokenizer):
+    """A parent and a child with other weights; the child's context is too short for many shots."""
+    root = tmp_path_factory.mktemp("models")
+    for seed, name, context in ((1, "elder", 2048), (2, "younger", 1024)):
+        model = make_model(seed, max_context=context)
+        checkpoint.save(root / name, model, tokenizer, lineage=Lineage(name=name, stage="lm"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def results(models):
+    """Both evaluated; of the child's tasks one cannot run."""
+    for name, status in (("elder", 0), ("younger", 1)):
+        args = ["eval", str(models / name), "--tasks", TASKS, "--limit", "4", "--out", str(models / "out" / name)]
+        assert herd(args) == status
+    return models / "out"
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # results go to runs/evals unless told otherwise
+
+
+def said(capsys, *args: str, status: int = 0) -> str:
+    """What a command prints; errors go to stderr."""
+    capsys.readouterr()
+    assert herd(["eval", *args]) == status
+    out, err = capsys.readouterr()
+    return err if status and not out else out
+
+
+def test_a_context_too_short_fails_one_task_and_the_other_is_done(results):
+    elder, younger = (read_evaluation(results / name) for name in ("elder", "younger"))
+    assert [row.status for row in elder.tasks] == ["done", "done"]
+    assert [row.status for row in younger.tasks] == ["done", "failed"]
+    assert "use fewer shots or a model with a longer context" in younger.tasks[1].reason
+
+
+def test_compare(results, tmp_path, capsys):
+    folders = [str(results / name) for name in ("elder", "younger")]
+    text = said(capsys, "compare", *folders, "--out", str(tmp_path))
+    assert "not run" in text
+    assert "- gsm8k, 8-shot, younger: a prompt has" in text
+    assert "Llama 3.1 405B" in text
+    assert {path.name for path in tmp_path.iterdir()} == {f"compare.{kind}" for kind in ("html", "json", "csv", "md")}
+    record = json.loads(said(capsys, "compare", *folders, "--out", str(tmp_path), "--json"))
+    assert record["models"] == ["elder", "younger"]
+    assert [row["metric"] for row in record["rows"]] == ["acc_norm", "exact_match"]
+    assert [row["metric"] for row in record["further"]] == ["acc", "flexible_match"]
+    assert [d["task"] for d in record["differences"]] == ["piqa, 5-shot"]
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["compare", "nowhere"], "nowhere: no evaluation here (no summary.json); make one with: herd eval MODEL"),
+        (["contamination", "nowhere", "--corpus", "builtin"], "no evaluation here"),
+        (["nowhere"], "nowhere: no such folder"),
+        (["fidelity", "nowhere", "--parent", "nowhere"], "nowhere: no such folder"),
+        (["nowhere", "--suite", "fidelity"], "--suite fidelity needs --parent"),
+        (["http://127.0.0.1:9", "--model", "x"], "http://127.0.0.1:9/v1: no answer (Connection refused)"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(capsys, args, words):
+    text = said(capsys, *args, status=1)
+    assert words in text
+    assert text.count("\n") == 1
+
+
+def test_compare_refuses_the_same_twice(results, capsys):
+    folder = str(results / "elder")
+    assert "give each folder once" in said(capsys, "compare", folder, folder, status=1)
+
+
+def test_fidelity_is_measured_kept_and_exact_for_a_model_itself(models, tmp_path, capsys):
+    args = ("fidelity", str(models / "younger"), "--parent", str(models / "elder"), "--limit", "3", "--json")
+    row = json.loads(said(capsys, *args))
+    kl, top1, overlap = row["scores"]
+    assert (kl["name"], top1["name"], overlap["name"]) == ("kl", "top1", "overlap")
+    assert kl["value"] > 0 < overlap["value"] < 1
+    assert row["n_items"] == 3
+    assert json.loads(said(capsys, *args))["scores"] == row["scores"]
+    [file] = tmp_path.glob("runs/evals/younger-*/fidelity-*.jsonl")
+    assert len(file.read_text().splitlines()) == 1 + 3
+    itself = json.loads(said(capsys, *args[:3], str(models / "younger"), *args[4:]))["scores"]
+    assert [score["value"] for score in itself] == pytest.approx([0, 1, 1], abs=1e-6)
+
+
+def test_fidelity_counts_flips_where_both_were_evaluated(models, capsys):
+    ask = ("fidelity", str(models / "younger"), "--parent", str(models / "elder"), "--limit", "2")
+    assert "Flipped items are counted where both were evaluated: herd eval" in said(capsys, *ask)
+    for name in ("elder", "younger"):
+        said(capsys, str(models / name), "--tasks", "piqa", "--shots", "0")
+    assert json.loads(said(capsys, *ask, "--json"))["flips"][0].keys() == {"task", "won", "lost", "n"}
+    assert "items flipped" in said(capsys, *ask)
+
+
+def test_fidelity_as_a_suite_stands_beside_the_others(models, results, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    ask = (str(models / "younger"), "--suite", "fidelity", "--parent", str(models / "elder"), "--limit", "2")
+    assert "younger against elder, 2 texts" in said(capsys, *ask, "--out", out)
+    record = json.loads(said(capsys, "compare", str(results / "elder"), out, "--out", out, "--json"))
+    kl = next(row for row in record["rows"] if row["task"] == "fidelity")
+    assert kl["scores"]["elder"] is None
+    assert {row["metric"] for row in record["further"] if row["task"] == "fidelity"} == {"top1", "overlap"}
+
+
+def test_contamination_finds_what_is_there_and_writes_it_beside_the_score(results, tmp_path, capsys):
+    item = make("gsm8k", 0).items(Data())[1]
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("Nothing here.\n\n" + item.request.prompt + "\n")
+    record = json.loads(said(capsys, "contamination", str(results / "elder"), "--corpus", str(corpus), "--json"))
+    assert (record["gsm8k"]["n_hit"], record["gsm8k"]["n_clean"]) == (1, 3)
+    assert record["piqa"]["n_hit"] == 0
+    assert read_evaluation(results / "elder").tasks[1].scores[0]["detail"]["contamination"] == record["gsm8k"]
+    assert "25.0 %" in said(capsys, "contamination", str(results / "elder"), "--corpus", str(corpus))
+    text = said(capsys, "contamination", str(results / "elder"), "--corpus", "x", "--data", str(tmp_path), status=1)
+    assert "was measured on builtin: give the same --data" in text
