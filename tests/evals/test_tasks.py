@@ -1,13 +1,15 @@
 """Benchmarks as tasks: every item parses, gold answers score 100 %, wrong ones 0 %, and answers are read rightly."""
 
+import socket
 from dataclasses import replace
 
+import hostile
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from herd.errors import DataError
-from herd.evals.tasks import SUITES, TASKS, Answer, Data, Generate, Likelihood, Rank, make, suite
+from herd.evals.tasks import SUITES, TASKS, Answer, Data, Generate, Likelihood, Rank, make, programs, suite
 from herd.evals.tasks.choice import LETTERS, chosen_letter
 from herd.evals.tasks.programs import fenced
 from herd.evals.tasks.word_problems import last_number, plain_number
@@ -219,52 +221,23 @@ def test_every_task_says_where_it_comes_from():
 # Programs nobody has read
 
 
-HOSTILE = {
-    "ten megabytes in a line": "print('x' * 10_000_000)",
-    "ten megabytes of program": "#" * 10_000_000,
-    "NUL": "x = 1\n\x00\x00",
-    "half a character": "x = '\ud800'",
-    "fork bomb": "import os\nwhile True:\n    os.fork()",
-    "processes": "import subprocess\nsubprocess.run(['sleep', '60'])",
-    "endless loop": "while True: pass",
-    "endless memory": "x = []\nwhile True: x.append('x' * 10**6)",
-    "writes a file": "open('{target}', 'w').write('x')",
-    "deletes a file": "import os\nos.remove('{victim}')",
-    "reads the system": "print(open('/etc/passwd').read())",
-    "network": "import socket\nsocket.create_connection(('127.0.0.1', {port}), 2)",
-    "leaves early": "import sys\nsys.exit(0)",
-    "leaves at once": "import os\nos._exit(0)",
-    "kills its parent": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)",
-    "deep recursion": "def f(n): return f(n + 1)\nf(0)",
-    "closes its output": "import os\nos.close(1)\nos.close(2)",
-}
-
-
 @pytest.mark.parametrize("mode", ["base", "instruct"])
-def test_hostile_programs_are_contained_and_fail(tmp_path, monkeypatch, mode):
-    import socket
-
-    from herd.evals.tasks import programs
-
+@pytest.mark.parametrize("name", ["human_eval", "mbpp"])
+def test_hostile_programs_are_contained_and_fail(tmp_path, monkeypatch, name, mode):
     monkeypatch.setattr(programs, "TIMEOUT_S", 1.0)
     target, victim = tmp_path / "made", tmp_path / "kept"
     victim.write_text("here")
-    task = make("human_eval", mode=mode)
+    task = make(name, mode=mode)
     [item, *_] = task.items(Data())
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.05)
-        port = server.getsockname()[1]
-        texts = [
-            text.format(target=target, victim=victim, port=port) if "{" in text else text for text in HOSTILE.values()
-        ]
-        # as the body of the function and after it: the code runs when the module does
-        answers = [Answer(f"    return 1\n\n{text}" if mode == "base" else f"```python\n{text}\n```") for text in texts]
-        judged = task.judge_all([(item, answer) for answer in answers])
+        answers = hostile.answers(task, target, victim, server.getsockname()[1])
+        judged = task.judge_all([(item, answer) for answer in answers.values()])
         with pytest.raises(TimeoutError):
             server.accept()
-    for name, judgement in zip(HOSTILE, judged, strict=True):
-        assert judgement.value == 0, name
-        assert judgement.why, name
+    for program, judgement in zip(answers, judged, strict=True):
+        assert judgement.value == 0, program
+        assert judgement.why, program
     assert victim.read_text() == "here"
     assert not target.exists()
     good = task.example(item, True)

@@ -1,0 +1,179 @@
+"""Hostile answers and kill -9: does an evaluation stay whole? Writes ``bench/receipts/eval-robust.json``.
+
+    python bench/eval_robust.py             # 20 kills, about 4 minutes on two cores
+
+Programs that no model should write (a fork bomb, endless loops and memory, ten megabytes in a line, NUL, files written,
+deleted and read, the network, its parent killed: tests/evals/hostile.py) are given to HumanEval and MBPP as a base and
+as an instruct model's answers. Each must count as a failure, and the machine must be as it was: no file made, lost or
+left over, no process that goes on, nobody at the port.
+
+And `herd eval` of a small random checkpoint is killed (SIGKILL to the whole process group) at moments drawn uniformly
+over its length, started again until it is done, and compared with an undisturbed one: the same scores, and every item
+once in its file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from herd import checkpoint
+from herd.checkpoint import Lineage
+from herd.data.builtin import read_parallel
+from herd.evals.results import read_evaluation
+from herd.evals.tasks import Data, make
+from herd.llama import ModelConfig
+from herd.llama.model import LlamaLM
+from herd.report.receipt import Value, lines, write_receipt
+from herd.text.tokenizer import Tokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "evals"))
+import hostile
+
+TASKS = "boolq,gsm8k,hellaswag,human_eval,openbookqa,piqa,social_iqa,truthfulqa_mc1,winogrande,ifeval,tool_calls"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="herd-robust-"))
+    try:
+        values = hostile_answers(folder) | killed(folder, options.kills, random.Random(options.seed))
+    finally:
+        shutil.rmtree(folder)
+    print(lines(values))
+    write_receipt(
+        "eval-robust",
+        what="herd eval with hostile answers in its sandbox, and killed -9 at random moments and started again",
+        values=values,
+        command=f"python bench/eval_robust.py --kills {options.kills} --seed {options.seed}",
+        seed=options.seed,
+        notes=f"hostile: {', '.join(hostile.PROGRAMS)}; killed: the ten built-in items of {TASKS.replace(',', ', ')}",
+    )
+
+
+def hostile_answers(folder: Path) -> dict[str, Value]:
+    """Every program as an answer to both tasks and of both kinds of model, and what the machine looks like then."""
+    made, kept, sandboxes = folder / "made", folder / "kept", folder / "sandboxes"
+    kept.write_text("here")
+    sandboxes.mkdir()
+    tempfile.tempdir = str(sandboxes)  # whatever a program leaves behind lies or runs in here
+    n, passed, unexplained, callers = 0, [], [], 0
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        for name in ("human_eval", "mbpp"):
+            for mode in ("base", "instruct"):
+                task = make(name, mode=mode)
+                item = task.items(Data())[0]
+                answers = hostile.answers(task, made, kept, server.getsockname()[1])
+                judged = dict(zip(answers, task.judge_all([(item, a) for a in answers.values()]), strict=True))
+                n += len(judged)
+                passed += [f"{name} {mode}: {program}" for program, j in judged.items() if j.value]
+                unexplained += [f"{name} {mode}: {program}" for program, j in judged.items() if not j.why]
+                print(f"{name}, {mode}: {len(judged)} hostile programs judged", flush=True)
+        try:
+            server.accept()
+            callers = 1
+        except TimeoutError:
+            pass
+    tempfile.tempdir = None
+    touched = [made.exists(), not kept.exists() or kept.read_text() != "here", any(sandboxes.iterdir())]
+    return {
+        "hostile_answers": Value(n, "answers"),
+        "counted_as_right": Value(len(passed), "answers", bar="0", passed=not passed),
+        "failed_without_a_reason": Value(len(unexplained), "answers", bar="0", passed=not unexplained),
+        "files_made_changed_or_left": Value(sum(touched), "files", bar="0", passed=not any(touched)),
+        "processes_left": Value(alive := running_in(sandboxes), "processes", bar="0", passed=alive == 0),
+        "connections": Value(callers, "connections", bar="0", passed=callers == 0),
+    }
+
+
+def running_in(folder: Path) -> int:
+    """Processes whose command line or working directory is in ``folder``."""
+    n = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            told = (process / "cmdline").read_bytes().decode(errors="replace") + os.readlink(process / "cwd")
+        except OSError:
+            continue  # it has just ended, or is another user's
+        n += str(folder) in told
+    return n
+
+
+def killed(folder: Path, kills: int, randomness: random.Random) -> dict[str, Value]:
+    """Evaluations that are killed until all kills are spent, each brought to its end, beside one that is left alone."""
+    model = random_checkpoint(folder / "model")
+    began = time.monotonic()
+    if code := start(model, folder / "whole").wait():
+        raise SystemExit(f"the undisturbed evaluation ended with exit code {code}")
+    length = time.monotonic() - began
+    expected = scores(folder / "whole")
+    print(f"undisturbed: {length:.1f} s", flush=True)
+    done = different = twice = missing = half_done = 0
+    rounds = 0
+    while done < kills:
+        rounds += 1
+        out = folder / f"killed{rounds}"
+        for _ in range(4):  # some kills hit the start, some the middle, some what an earlier one left over
+            process = start(model, out)
+            try:
+                process.wait(randomness.uniform(0.1 * length, length))
+                break
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            done += 1
+            half_done += any(out.glob("*.jsonl"))
+        if code := start(model, out).wait():
+            raise SystemExit(f"{out.name}: the resumed evaluation ended with exit code {code}")
+        different += scores(out) != expected
+        for path in sorted(out.glob("*.jsonl")):
+            ids, wanted = item_ids(path), item_ids(folder / "whole" / path.name)
+            twice += len(ids) - len(set(ids))
+            missing += len(set(wanted) - set(ids))
+        print(f"{out.name}: {done} kills so far, {different} different", flush=True)
+    return {
+        "kills": Value(done, "kills", bar=f"≥ {kills}", passed=done >= kills),
+        "kills_with_items_on_disk": Value(half_done, "kills"),
+        "evaluations_resumed": Value(rounds, "evaluations"),
+        "with_other_scores": Value(different, "evaluations", bar="0", passed=different == 0),
+        "items_twice": Value(twice, "items", bar="0", passed=twice == 0),
+        "items_missing": Value(missing, "items", bar="0", passed=missing == 0),
+    }
+
+
+def random_checkpoint(folder: Path) -> Path:
+    tokenizer = Tokenizer.train([document.text for document in read_parallel()], 1024)
+    config = ModelConfig(tokenizer.vocab_size, 64, 2, 4, 2, 128, rope_theta=500_000.0, max_context=8192)
+    checkpoint.save(folder, LlamaLM(config).init_weights(0, std=0.2), tokenizer, lineage=Lineage(name="m", stage="lm"))
+    return folder
+
+
+def start(model: Path, out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "herd", "eval", str(model), "--tasks", TASKS, "--out", str(out)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def scores(folder: Path) -> dict[str, object]:
+    """Every number of every task."""
+    return {row.task: [dict(score) for score in row.scores] for row in read_evaluation(folder).tasks}
+
+
+def item_ids(path: Path) -> list[str]:
+    return [json.loads(line)["id"] for line in path.read_text().splitlines()[1:]]
+
+
+if __name__ == "__main__":
+    main()
