@@ -1,15 +1,13 @@
 """Log-likelihoods of continuations, with every shared beginning computed once.
 
 A benchmark repeats the same five worked examples a thousand times, and each question once a choice. Here prompts are
-sorted, so that those with a common beginning stand side by side; the beginning's keys and values are computed once and
-kept as a stack (`_Prefix`: going to the next beginning keeps what the two share). Behind it several items run as one
-row of tokens, each a small tree: its trunk (the question) and its branches (the choices), and attention lets a token
-see the prefix, its own trunk and its own branch. So an item costs its own tokens, not four times its whole prompt
-(sharing prefixes: Hydragen, arXiv 2402.05099; trees in one row: SpecInfer, arXiv 2305.09781). Nothing is approximated:
-the same sums in another order.
+sorted, so that those with a common beginning stand side by side. It lies in the paged cache as a sequence of its own:
+going to the next beginning keeps what the two share. Every item is a small tree, its trunk (the question) and its
+branches (the choices): a fork of the beginning reads the trunk, and forks of that read the branches, many items in one
+forward. So an item costs its own tokens, not four times its whole prompt (sharing prefixes: Hydragen, arXiv 2402.05099;
+trees: SpecInfer, arXiv 2305.09781). Nothing is approximated: the same sums in another order.
 
-Shapes: N tokens of one pack, T tokens of an item, S cached tokens, P scored places, H query heads, G KV heads,
-K head dim, D model dim, V vocab.
+Shapes: N tokens of one forward, P scored places, D model dim, V vocab.
 """
 
 from __future__ import annotations
@@ -22,11 +20,13 @@ import torch
 from torch import Tensor
 
 from ..errors import EngineError
-from ..llama.attention import Attend, sdpa
+from ..kernels.page_layout import BYTES, PAGE
 from ..llama.model import LlamaLM
+from .cache import Cached, PagedCache
+from .memory import nbytes
 
 PACK_TOKENS = 2048
-"""Tokens of one forward: enough to fill the matmuls, little enough memory for activations."""
+"""Room of one forward: enough to fill the matmuls, little enough memory for activations."""
 SLACK_TOKENS = 256
 """An item joins a pack with a shorter common beginning while that makes the others compute at most so much again."""
 LOGIT_BYTES = 64 << 20
@@ -52,7 +52,8 @@ class Scorer:
 
     def __init__(self, model: LlamaLM, max_context: int | None = None) -> None:
         self.model, self.context = model, max_context or model.config.max_context
-        self._prefix = _Prefix(model)
+        self._longest = 0
+        self._room_for(PAGE)
 
     def check(self, items: Sequence[Sequence[Pair]]) -> None:
         """Raises EngineError where a pair is empty, too long for the context, or not of this vocabulary."""
@@ -75,33 +76,67 @@ class Scorer:
     def score(self, items: Sequence[Sequence[Pair]]) -> Iterator[tuple[int, list[Scored]]]:
         """(number of the item, a `Scored` of each of its pairs), pack by pack; `check` is the caller's to call."""
         trees = sorted((_Tree.of(number, item) for number, item in enumerate(items)), key=lambda tree: tree.trunk)
+        self._room_for(max((tree.n_longest for tree in trees), default=0))
         while trees:
             n_head, n_trees = _pack(trees)
             pack, trees = trees[:n_trees], trees[n_trees:]
-            self._prefix.go_to(pack[0].trunk[:n_head])
+            self._go_to(pack[0].trunk[:n_head])
             yield from self._run(pack, n_head)
 
+    def _room_for(self, tokens: int) -> None:
+        """A cache in which a beginning, a trunk and a branch may each be so long, and a pack stand beside them."""
+        if tokens <= self._longest:
+            return
+        config, kind = self.model.config, "bf16" if self.model.dtype == torch.bfloat16 else "fp32"
+        room = nbytes(config, 3, tokens, BYTES[kind]) + nbytes(config, 4, PACK_TOKENS, BYTES[kind])
+        self._longest, self._cache = tokens, PagedCache(config, kind, room, tokens, self.model.device)
+        self._head, self._ids = self._cache.open(), list[int]()
+
+    def _go_to(self, ids: Sequence[int]) -> None:
+        """Make ``ids`` the beginning; only what the last one does not share with it is computed."""
+        kept = _common(self._ids, ids)
+        self._cache.truncate(self._head, kept)
+        self._ids = list(ids[:kept])
+        for start in range(kept, len(ids), PACK_TOKENS):
+            part = list(ids[start : start + PACK_TOKENS])
+            self._feed([(self._head, part)])
+            self._ids += part
+
     def _run(self, pack: Sequence[_Tree], n_head: int) -> Iterator[tuple[int, list[Scored]]]:
-        tokens_N: list[int] = []
-        positions_N: list[int] = []
-        spans, masks = [], []
+        trunks = [(self._cache.fork(self._head), tree.trunk[n_head:]) for tree in pack]
+        hidden = [self._feed(trunks)]
+        branches = [(trunk, ids) for (trunk, _), tree in zip(trunks, pack, strict=True) for ids in tree.branches if ids]
+        for group in _groups(branches):
+            twins = [(self._cache.fork(trunk), ids) for trunk, ids in group]
+            hidden.append(self._feed(twins))
+            self._close(twins)
+        self._close(trunks)
+        asked, start, branch_start = list[tuple[int, int]](), 0, sum(len(ids) for _, ids in trunks)
         for tree in pack:
-            spans.append((len(tokens_N), tree.n_tokens(n_head)))
-            tree.lay_out(n_head, tokens_N, positions_N)
-            masks.append(tree.mask(n_head).to(self.model.device))
-        attend = self._prefix.attend_trees(spans, masks)
-        tokens_1N, positions_1N = (torch.tensor([x], device=self.model.device) for x in (tokens_N, positions_N))
-        hidden_ND = self.model(tokens_1N, positions_1N, attend)[0]
-        asked = [place for (start, _), tree in zip(spans, pack, strict=True) for place in tree.asked(n_head, start)]
-        logp = _log_probs(self.model, hidden_ND, asked)
-        at = 0
+            asked += tree.asked(start - n_head, branch_start - len(tree.trunk))
+            start, branch_start = start + len(tree.trunk) - n_head, branch_start + sum(map(len, tree.branches))
+        logp = iter(_log_probs(self.model, torch.cat(hidden), asked))
         for tree in pack:
             out = []
             for _, continuation in tree.pairs:
-                some = logp[at : at + len(continuation)]
+                some = [next(logp) for _ in continuation]
                 out.append(Scored(sum(x for x, _ in some), all(best for _, best in some)))
-                at += len(continuation)
             yield tree.number, out
+
+    def _feed(self, parts: Sequence[tuple[Cached, Sequence[int]]]) -> Tensor:
+        """Hidden states (N, D) of these tokens, which the sequences hold from now on."""
+        parts = [(cached, ids) for cached, ids in parts if ids]
+        if not parts:
+            return torch.empty(0, self.model.config.dim, dtype=self.model.dtype, device=self.model.device)
+        for cached, ids in parts:
+            self._cache.grow(cached, cached.length + len(ids))
+        positions_1N, attend = self._cache.step([(cached, len(ids)) for cached, ids in parts])
+        tokens_1N = torch.tensor([[i for _, ids in parts for i in ids]], device=self.model.device)
+        return self.model(tokens_1N, positions_1N, attend)[0]
+
+    def _close(self, parts: Sequence[tuple[Cached, Sequence[int]]]) -> None:
+        for cached, _ in parts:
+            self._cache.close(cached)
 
 
 @dataclass(frozen=True)
@@ -124,100 +159,51 @@ class _Tree:
         """Tokens that may come from the cache: the first scored place must be computed here."""
         return max(0, min(len(self.trunk), *(len(pair.context) for pair in self.pairs)) - 1)
 
-    def n_tokens(self, n_head: int) -> int:
-        return len(self.trunk) - n_head + sum(map(len, self.branches))
+    @property
+    def n_longest(self) -> int:
+        """Tokens of its longest input."""
+        return len(self.trunk) + max(map(len, self.branches))
 
-    def lay_out(self, n_head: int, tokens_N: list[int], positions_N: list[int]) -> None:
-        """Append trunk and branches; every branch's positions go on from the trunk's."""
-        tokens_N += self.trunk[n_head:]
-        positions_N += range(n_head, len(self.trunk))
-        for branch in self.branches:
-            tokens_N += branch
-            positions_N += range(len(self.trunk), len(self.trunk) + len(branch))
+    @property
+    def cost(self) -> int:
+        """What it takes of `PACK_TOKENS`, were nothing shared."""
+        return _cost(self.trunk) + sum(_cost(branch) for branch in self.branches if branch)
 
-    def mask(self, n_head: int) -> Tensor:
-        """(T, n_head + T): who is seen. All see the prefix; own: the trunk before, and what is before in the branch."""
-        T, n_trunk = self.n_tokens(n_head), len(self.trunk) - n_head
-        branch_T = torch.zeros(T, dtype=torch.int64)
-        at = n_trunk
-        for number, branch in enumerate(self.branches, 1):
-            branch_T[at : at + len(branch)] = number
-            at += len(branch)
-        own_TT = (branch_T[:, None] == branch_T) | (branch_T == 0)
-        return torch.cat((torch.ones(T, n_head, dtype=torch.bool), own_TT & own_TT.new_ones(T, T).tril()), dim=1)
-
-    def asked(self, n_head: int, start: int) -> Iterator[tuple[int, int]]:
-        """(place in the pack, token to be predicted there), continuation after continuation."""
-        at = start + len(self.trunk) - n_head
+    def asked(self, trunk_at: int, branch_at: int) -> Iterator[tuple[int, int]]:
+        """(place of the hidden state, token to be predicted there), continuation after continuation: position p of
+        the trunk lies at ``trunk_at + p``, and of the first branch at ``branch_at + p``."""
         for pair, branch in zip(self.pairs, self.branches, strict=True):
             for position, token in enumerate(pair.continuation, len(pair.context) - 1):
-                beyond = position - len(self.trunk)
-                yield (at + beyond if beyond >= 0 else start + position - n_head), token
-            at += len(branch)
+                yield (trunk_at if position < len(self.trunk) else branch_at) + position, token
+            branch_at += len(branch)
 
 
-class _Prefix:
-    """Keys and values (1, S, G, K) of one beginning, in every layer, with room behind it for an item's own."""
+def _cost(ids: Sequence[int]) -> int:
+    """What a sequence takes of `PACK_TOKENS`: its tokens, and a page that it may have to copy to go on from."""
+    return len(ids) + PAGE
 
-    def __init__(self, model: LlamaLM) -> None:
-        self.model, self.ids = model, list[int]()
-        config = model.config
-        empty = torch.zeros(1, 0, config.n_kv_heads, config.head_dim, dtype=model.dtype, device=model.device)
-        self._keys = [empty for _ in range(config.n_layers)]
-        self._values = [empty for _ in range(config.n_layers)]
 
-    def go_to(self, ids: Sequence[int]) -> None:
-        """Make ``ids`` the beginning; only what the last one does not share with it is computed."""
-        kept = _common(self.ids, ids)
-        self.ids = self.ids[:kept]
-        for start in range(kept, len(ids), PACK_TOKENS):
-            part = list(ids[start : start + PACK_TOKENS])
-            T = len(part)
-            causal_TS = torch.ones(T, start + T, dtype=torch.bool, device=self.model.device).tril(start)
-            positions_1T = torch.arange(start, start + T, device=self.model.device)[None]
-            self.model(
-                torch.tensor([part], device=self.model.device), positions_1T, self.attend_trees([(0, T)], [causal_TS])
-            )
-            self.ids += part
-
-    def attend_trees(self, spans: Sequence[tuple[int, int]], masks: Sequence[Tensor]) -> Attend:
-        """Attention of one row of items, each ``(start, T)`` of ``spans`` behind the prefix under its mask (T, S + T).
-
-        An item's keys lie behind the prefix only while it is its turn, so nothing is copied but themselves.
-        """
-        S = len(self.ids)
-        self._reserve(S + max(T for _, T in spans))
-
-        def attend(layer: int, q_1NHK: Tensor, k_1NGK: Tensor, v_1NGK: Tensor) -> Tensor:
-            keys, values = self._keys[layer], self._values[layer]
-            out_1NHK = torch.empty_like(q_1NHK)
-            for (start, T), mask_TS in zip(spans, masks, strict=True):
-                own = slice(start, start + T)
-                keys[:, S : S + T], values[:, S : S + T] = k_1NGK[:, own], v_1NGK[:, own]
-                out_1NHK[:, own] = sdpa(q_1NHK[:, own], keys[:, : S + T], values[:, : S + T], mask=mask_TS)
-            return out_1NHK
-
-        return attend
-
-    def _reserve(self, tokens: int) -> None:
-        if tokens <= self._keys[0].shape[1]:
-            return
-        S = len(self.ids)
-        for tensors in (self._keys, self._values):
-            for layer, old in enumerate(tensors):
-                new = old.new_zeros(1, tokens + SLACK_TOKENS, *old.shape[2:])
-                new[:, :S] = old[:, :S]
-                tensors[layer] = new
+def _groups(branches: Sequence[tuple[Cached, Sequence[int]]]) -> Iterator[list[tuple[Cached, Sequence[int]]]]:
+    """All of them, in parts of `PACK_TOKENS`; one alone may be longer."""
+    group: list[tuple[Cached, Sequence[int]]] = []
+    room = PACK_TOKENS
+    for branch in branches:
+        room -= _cost(branch[1])
+        if group and room < 0:
+            yield group
+            group, room = [], PACK_TOKENS - _cost(branch[1])
+        group.append(branch)
+    if group:
+        yield group
 
 
 def _pack(trees: Sequence[_Tree]) -> tuple[int, int]:
     """(tokens of the common beginning, trees) of the next pack from the front of the sorted ``trees``."""
-    n_head = trees[0].n_shareable
-    n_tokens = sum(map(len, trees[0].branches)) + len(trees[0].trunk)  # with the beginning, taken off when compared
+    n_head, cost = trees[0].n_shareable, trees[0].cost  # with the beginning, taken off when compared
     for n, tree in enumerate(trees[1:], 1):
         shared = min(n_head, tree.n_shareable, _common(trees[0].trunk, tree.trunk))
-        n_tokens += tree.n_tokens(0)
-        if (n_head - shared) * n > SLACK_TOKENS or n_tokens - (n + 1) * shared > PACK_TOKENS:
+        cost += tree.cost
+        if (n_head - shared) * n > SLACK_TOKENS or cost - (n + 1) * shared > PACK_TOKENS:
             return n_head, n
         n_head = shared
     return n_head, len(trees)
