@@ -150,7 +150,7 @@ def main() -> None:
         command="python bench/conversion.py",
         seed=SEED,
         notes="random weights; each conversion in a process of its own, peak resident memory as the kernel counts it, "
-        "mapped file pages included; the load reads from a warm page cache, knows the hash from before and repacks; its "
+        "mapped file pages included; the load reads from a warm page cache, knows the hash and repacks; its "
         "memory is what it takes at most on top of a process that has torch and the kernels",
     )
     for key, value in values.items():
