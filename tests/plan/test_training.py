@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from herd.errors import PlanError
-from herd.llama.config import SIZES
+from herd.kernels import build, recompute
+from herd.llama.config import SIZES, ModelConfig
+from herd.llama.model import LlamaLM
 from herd.plan import fit, machines, published, quantity, sizes, training
 from herd.plan.goodput import HOURS_PER_FAILURE, RESTART, simulate, young_daly
-from herd.plan.layout import Job, Layout, check, stage_layers
+from herd.plan.layout import PLAIN_RECOMPUTES, Job, Layout, check, stage_layers
 from herd.plan.memory import in_flight, rank_nbytes, usable
 from herd.plan.money import money
 from herd.plan.search import layouts, search
@@ -97,12 +101,39 @@ def test_bubble_is_the_formula():
 
 def test_recomputation_costs_time_and_saves_memory():
     machine = machines.find("8xH100")
-    runs = [Layout(dp=8, micro=1, recompute=kind) for kind in ("none", "selective", "full")]
+    runs = [Layout(dp=8, micro=1, recompute=kind) for kind in ("plain", "none", "selective", "full")]
     times = [step_time(SMALL, layout, machine).seconds for layout in runs]
     held = [rank_nbytes(SMALL, layout).total for layout in runs]
     assert times == sorted(times)
     assert held == sorted(held, reverse=True)
-    assert times[2] / times[0] == pytest.approx(4 / 3, abs=0.05)
+    assert times[0] == times[1]
+    assert times[3] / times[0] == pytest.approx(4 / 3, abs=0.05)
+
+
+@pytest.mark.skipif(not build.ready(), reason="no C++ compiler: plain torch keeps more")
+def test_plain_autograd_keeps_every_matmuls_input(monkeypatch):
+    config = ModelConfig(64, 128, 4, 4, 2, 384, head_dim=32)
+    model = LlamaLM(config).init_weights(0).bfloat16()
+    params = {param.untyped_storage().data_ptr() for param in model.parameters()}
+
+    def kept(nothing_made_again: bool) -> int:
+        found: dict[int, int] = {}
+
+        def pack(tensor):
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        if nothing_made_again:
+            monkeypatch.setattr("herd.llama.model.cheaply", contextlib.nullcontext)
+        monkeypatch.setattr(recompute, "_keep", pack)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = model(torch.zeros(2, 128, dtype=torch.int64))
+        assert out.requires_grad
+        return sum(size for place, size in found.items() if place not in params)
+
+    job = Job(config, 2, 128)
+    plain, cheap = (rank_nbytes(job, Layout(micro=2, recompute=kind)).activations for kind in ("plain", "none"))
+    assert kept(False) - kept(True) == pytest.approx(cheap - plain, rel=0.01)
 
 
 def test_search_is_exhaustive_and_sorted():
@@ -125,7 +156,7 @@ def test_metas_layouts_from_hardware_data_alone(index):
     machine = machines.find(f"{row.devices}xH100")
     assert row.layout.devices == row.devices
     assert mfu(row.job, machine, predict(row.job, row.layout, machine).seconds) == pytest.approx(row.mfu, rel=0.15)
-    result = search(row.job, machine)
+    result = search(row.job, machine, recomputes=PLAIN_RECOMPUTES)
     rank = [found.layout for found in result.found].index(row.layout) + 1
     assert rank <= 0.1 * len(result.found)
 

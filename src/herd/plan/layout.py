@@ -20,9 +20,12 @@ from typing import Literal
 from ..errors import PlanError
 from ..llama.config import ModelConfig
 
-Recompute = Literal["none", "selective", "full"]
+Recompute = Literal["plain", "none", "selective", "full"]
 Shard = Literal["optimizer", "gradients", "all"]
 RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
+"""What Herd's trainer may be asked for; ``none`` makes the outputs of norms and SwiGLU again, which costs nothing."""
+PLAIN_RECOMPUTES: tuple[Recompute, ...] = ("plain", "selective", "full")
+"""What other trainers may be asked for: without checkpoints plain autograd keeps the input of every matmul."""
 SHARDS: tuple[Shard, ...] = ("all", "gradients", "optimizer")
 
 

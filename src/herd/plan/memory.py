@@ -70,6 +70,7 @@ def rank_nbytes(job: Job, layout: Layout) -> RankBytes:
     stage = first_stage(job.config, layout.pp)
     kept, least = (_whole(stage, layout.micro, rows, remat, layout.dp * layout.cp > 1) for remat in (False, True))
     activations = {
+        "plain": kept.activations + _matmul_inputs(stage, layout.micro * rows),
         "none": kept.activations,
         "selective": (kept.activations + least.activations) / 2,  # every other matmul's output is kept
         "full": least.activations,
@@ -111,6 +112,11 @@ def _with_adapters(job: Job, layout: Layout, params: float, kept: TrainBytes, ac
 @functools.lru_cache(maxsize=4096)
 def _whole(stage: ModelConfig, micro: int, rows: int, remat: bool, sharded: bool) -> TrainBytes:
     return train_nbytes(stage, micro, rows, dtype="bfloat16", remat=remat, ranks=2 if sharded else 1)
+
+
+def _matmul_inputs(stage: ModelConfig, tokens: int) -> float:
+    """What plain autograd keeps besides: the outputs of both norms, and of a fused SwiGLU."""
+    return float(WEIGHT * tokens * stage.n_layers * (2 * stage.dim + stage.ffn_dim))
 
 
 def _gathered_rows(job: Job, layout: Layout) -> float:

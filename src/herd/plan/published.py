@@ -41,9 +41,9 @@ class MetaRow:
 
 
 def _meta(devices: int, shape: tuple[int, int, int, int], context: int, per_dp: int, mfu: float) -> MetaRow:
-    """The paper: no recomputation at 8K, gradients sharded, weights kept after forward; pieces a stage not published,
-    here one for each of its 8 layers."""
-    layout = Layout(*shape, micro=1, chunks=8, recompute="none", precision="bf16", shard="gradients")
+    """The paper: no recomputation at 8K (so every matmul's input is kept), gradients sharded, weights kept after
+    forward; pieces a stage not published, here one for each of its 8 layers."""
+    layout = Layout(*shape, micro=1, chunks=8, recompute="plain", precision="bf16", shard="gradients")
     return MetaRow(devices, layout, context, per_dp * shape[3], mfu)
 
 

@@ -7,11 +7,11 @@ by what it lacks, so that "no" can say why."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import PlanError
-from .layout import RECOMPUTES, SHARDS, Job, Layout, micro_batches, stage_layers
+from .layout import RECOMPUTES, SHARDS, Job, Layout, Recompute, micro_batches, stage_layers
 from .machines import Machine
 from .memory import RankBytes, rank_nbytes, usable
 from .step import HARDWARE, Step, Tuning, mfu, step_time
@@ -59,12 +59,18 @@ class Search:
 
 
 def search(
-    job: Job, machine: Machine, *, precision: str = "bf16", tuning: Tuning = HARDWARE, async_tp: bool = False
+    job: Job,
+    machine: Machine,
+    *,
+    precision: str = "bf16",
+    tuning: Tuning = HARDWARE,
+    async_tp: bool = False,
+    recomputes: Sequence[Recompute] = RECOMPUTES,
 ) -> Search:
     """All layouts of ``machine.count`` devices that divide, those that fit in order of step time. PlanError where none
     divides; an empty ``found`` where none fits."""
     result, room = Search(), usable(machine.device.memory)
-    for layout in layouts(job, machine, precision, async_tp):
+    for layout in layouts(job, machine, precision, async_tp, recomputes):
         result.seen += 1
         nbytes = rank_nbytes(job, layout)
         if nbytes.total > room:
@@ -92,7 +98,13 @@ def evaluate(
     return Found(layout, step, nbytes or rank_nbytes(job, layout), mfu(job, machine, seconds), job.tokens / seconds)
 
 
-def layouts(job: Job, machine: Machine, precision: str = "bf16", async_tp: bool = False) -> Iterator[Layout]:
+def layouts(
+    job: Job,
+    machine: Machine,
+    precision: str = "bf16",
+    async_tp: bool = False,
+    recomputes: Sequence[Recompute] = RECOMPUTES,
+) -> Iterator[Layout]:
     """Every layout that uses all devices and divides the model and the batch."""
     config, count = job.config, machine.count
     for tp in _powers(min(machine.per_node, count)):
@@ -109,18 +121,23 @@ def layouts(job: Job, machine: Machine, precision: str = "bf16", async_tp: bool 
                     continue
                 dp = count // tp // cp // pp
                 if job.batch % dp == 0:
-                    yield from _variants(job, (tp, cp, pp, dp), layers[0], precision, async_tp)
+                    yield from _variants(job, (tp, cp, pp, dp), layers[0], precision, async_tp, recomputes)
 
 
 def _variants(
-    job: Job, shape: tuple[int, int, int, int], layers: int, precision: str, async_tp: bool
+    job: Job,
+    shape: tuple[int, int, int, int],
+    layers: int,
+    precision: str,
+    async_tp: bool,
+    recomputes: Sequence[Recompute],
 ) -> Iterator[Layout]:
     tp, cp, pp, dp = shape
     for micro in MICROS:
         if (job.batch // dp) % micro:
             continue
         for chunks in (1,) if pp == 1 else _divisors(layers):
-            for recompute in RECOMPUTES:
+            for recompute in recomputes:
                 for shard in SHARDS if dp * cp > 1 else SHARDS[-1:]:
                     if pp > 1 and shard == "all":
                         continue  # weights gathered for every micro-batch of every piece: never worth it in a pipeline

@@ -34,7 +34,7 @@ CONTENTION = 20 / 132
 """Share of compute lost while collectives run beside it: 20 of a Hopper's 132 multiprocessors move data (DeepSeek-V3,
 arXiv 2412.19437, section 3.2.2)."""
 ATTENTION_BACKWARD = 2.5  # of its forward's operations (FlashAttention-2, arXiv 2307.08691, section 4.1)
-RECOMPUTED = {"none": 0.0, "selective": 0.5, "full": 1.0}  # share of the forward matmuls computed again
+RECOMPUTED = {"plain": 0.0, "none": 0.0, "selective": 0.5, "full": 1.0}  # share of the forward matmuls computed again
 
 
 @dataclass(frozen=True)
