@@ -5,6 +5,11 @@ in days and dollars. Nothing is downloaded or run; no torch."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +20,9 @@ from . import plan_local, plan_serve
 from .output import Json, long_time, print_json, print_table
 
 if TYPE_CHECKING:
-    from ..plan.layout import Layout
+    from ..llama.config import ModelConfig
+    from ..plan.layout import Job, Layout
+    from ..plan.machines import Machine
     from ..plan.search import Found
     from ..plan.training import TrainPlan
 
@@ -27,112 +34,142 @@ app.command("draft")(plan_serve.draft)
 app.command("score")(plan_serve.score)
 
 Size = Annotated[str, typer.Option(help="A published model: 405B, 70B, 8B, 3B, 1B.")]
-MachineName = Annotated[str, typer.Option("--machine", help="How many of what: 16384xH100, 2xRTX4090.")]
+Tokens = Annotated[str, typer.Option(help="Tokens to train on, all epochs together: 15.6T, 94B, 100M.")]
 Machines = Annotated[Path | None, typer.Option("--machines", help="A file of your own machines (YAML).")]
-Context = Annotated[str, typer.Option(help="Tokens of a sequence: 8192, 32k, 128k.")]
-Batch = Annotated[
-    str | None, typer.Option("--batch", help="Tokens of a step, e.g. 16M. Default: as Llama 3.1 grew it.")
-]
-Precision = Annotated[str, typer.Option(help="What the matmuls run in: bf16 or fp8.")]
-Rent = Annotated[float | None, typer.Option("--usd-per-hour", help="Rent of one device, if not the catalogue's.")]
-Budget = Annotated[float | None, typer.Option(help="US dollars there are: says what they buy.")]
-Html = Annotated[Path | None, typer.Option("--html", help="Also write a page with charts here.")]
-Top = Annotated[int, typer.Option(help="How many layouts to show.")]
 
 
-@app.command("train")
-def train_command(
+@dataclass(frozen=True)
+class Asked:
+    """The options that all training verbs share, as they were typed. `PlanError` for values that cannot be."""
+
+    machine: Annotated[str, typer.Option("--machine", help="How many of what: 16384xH100, 2xRTX4090.")] = "16384xH100"
+    context: Annotated[str, typer.Option(help="Tokens of a sequence: 8192, 32k, 128k.")] = "8192"
+    batch: Annotated[str | None, typer.Option(help="Tokens of a step, e.g. 16M, if not the usual ones.")] = None
+    precision: Annotated[str, typer.Option(help="What the matmuls run in: bf16 or fp8.")] = "bf16"
+    usd_per_hour: Annotated[float | None, typer.Option(help="Rent of one device, if not the catalogue's.")] = None
+    budget: Annotated[float | None, typer.Option(help="US dollars there are: says what they buy.")] = None
+    machines: Machines = None
+    top: Annotated[int, typer.Option(help="How many layouts to show.")] = 5
+    html: Annotated[Path | None, typer.Option("--html", help="Also write a page with charts here.")] = None
+    as_json: Json = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("bf16", "fp8"):
+            raise PlanError(f"precision {self.precision!r} is not one of bf16, fp8")
+        if self.budget is not None and not 0 < self.budget < float("inf"):
+            raise PlanError(f"budget={self.budget:g} USD must be positive")
+        if self.top < 1:
+            raise PlanError(f"top={self.top}: show at least 1 layout")
+
+    @functools.cached_property
+    def target(self) -> Machine:
+        from ..plan import machines
+
+        return machines.find(self.machine, self.machines)
+
+    def job(self, config: ModelConfig, usual_batch: Callable[[int], int] | None = None) -> Job:
+        """``usual_batch``: tokens of a step by context, where they are not those of Llama 3.1's pre-training."""
+        from ..plan import quantity, training
+
+        length = quantity.context(self.context)
+        if self.batch is not None:
+            tokens = quantity.context(self.batch, "batch")  # 16M of a batch is 16 · 2^20: batches are powers of two
+            if tokens < length:
+                raise PlanError(f"batch={tokens:,} tokens is less than one sequence of {length:,}: give at least that")
+            return training.Job(config, tokens // length, length)
+        if usual_batch is not None:
+            return training.Job(config, usual_batch(length) // length, length)
+        return training.Job(config, training.default_batch(config, length, self.target.count), length)
+
+    def plan(self, job: Job, tokens: str, **more: Any) -> TrainPlan:
+        from ..plan import quantity, training
+
+        return training.plan(
+            job, self.target, quantity.tokens(tokens), precision=self.precision, usd_per_hour=self.usd_per_hour, **more
+        )
+
+
+def training_verb(**defaults: str) -> Callable[[Callable[..., tuple[Any, str]]], None]:
+    """Registers a verb: a function from `Asked` and its own options to a plan and its title. The options of `Asked`,
+    with other ``defaults`` if need be, are added to its own; printing follows."""
+
+    def register(planned: Callable[..., tuple[Any, str]]) -> None:
+        hints = typing.get_type_hints(Asked, include_extras=True)
+        shared = [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=defaults.get(field.name, field.default),
+                annotation=hints[field.name],
+            )
+            for field in fields(Asked)
+        ]
+        _, *own = inspect.signature(planned, eval_str=True).parameters.values()
+
+        def verb(**given: Any) -> None:
+            asked = Asked(**{parameter.name: given.pop(parameter.name) for parameter in shared})
+            _show(*planned(asked, **given), asked)
+
+        verb.__doc__ = planned.__doc__
+        verb.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+        verb.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *shared)}
+        app.command(planned.__name__)(verb)
+
+    return register
+
+
+@training_verb()
+def train(
+    asked: Asked,
     size: Size = "405B",
-    tokens: Annotated[str, typer.Option(help="Tokens to train on: 15.6T, 94B.")] = "15.6T",
-    machine: MachineName = "16384xH100",
-    context: Context = "8192",
-    batch: Batch = None,
-    precision: Precision = "bf16",
+    tokens: Tokens = "15.6T",
     layout: Annotated[
         str | None, typer.Option(help="Only this one: tp=8,pp=16,dp=128,chunks=8,recompute=none,shard=gradients.")
     ] = None,
     restart: Annotated[float | None, typer.Option(help="Seconds from a failure to training again.")] = None,
-    usd_per_hour: Rent = None,
-    budget: Budget = None,
-    machines: Machines = None,
-    top: Top = 5,
-    html: Html = None,
-    as_json: Json = False,
-) -> None:
+) -> tuple[Any, str]:
     """Pre-training: layout, memory, MFU, days, dollars, what failures leave."""
-    from ..plan import quantity, training
+    from ..plan import training
 
-    config = training.size(size)
-    length, wanted = quantity.context(context), quantity.tokens(tokens)
-    target = _machine(machine, machines)
-    job = training.Job(config, _batch(batch, config, length, target.count), length)
-    plan = training.plan(
-        job, target, wanted, precision=_precision(precision), fixed=_layout(layout, precision),
-        usd_per_hour=usd_per_hour, restart=restart,
-    )  # fmt: skip
-    _finish(plan, f"{size.upper()}, pre-training", budget, top, html, as_json)
+    job = asked.job(training.size(size))
+    fixed = _layout(layout, asked.precision)
+    return asked.plan(job, tokens, fixed=fixed, restart=restart), f"{size.upper()}, pre-training"
 
 
-@app.command("finetune")
-def finetune_command(
+@training_verb(machine="RTX4090", context="2048")
+def finetune(
+    asked: Asked,
     size: Size = "8B",
-    tokens: Annotated[str, typer.Option(help="Tokens to train on, all epochs together.")] = "100M",
-    machine: MachineName = "RTX4090",
+    tokens: Tokens = "100M",
     method: Annotated[str, typer.Option(help="full, lora (bf16 weights) or qlora (4-bit weights).")] = "lora",
     rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 16,
-    context: Context = "2048",
-    batch: Annotated[str | None, typer.Option("--batch", help="Tokens of a step. Default: 32k.")] = None,
-    precision: Precision = "bf16",
-    usd_per_hour: Rent = None,
-    budget: Budget = None,
-    machines: Machines = None,
-    top: Top = 5,
-    html: Html = None,
-    as_json: Json = False,
-) -> None:
+) -> tuple[Any, str]:
     """Fine-tuning: every parameter, or adapters beside a frozen model."""
-    from ..plan import quantity, training
+    from ..plan import training
 
-    config, length = training.size(size), quantity.context(context)
-    target = _machine(machine, machines)
-    sequences = _batch(batch or str(max(32_768, target.count * length)), config, length, target.count)
-    job = training.finetune_job(config, sequences, length, method, rank)
-    plan = training.plan(
-        job, target, quantity.tokens(tokens), precision=_precision(precision), usd_per_hour=usd_per_hour
-    )
-    _finish(plan, f"{size.upper()}, fine-tuning ({method})", budget, top, html, as_json)
+    config = training.size(size)
+    job = asked.job(config, lambda length: max(32_768, asked.target.count * length))
+    job = training.finetune_job(config, job.batch, job.context, method, rank)
+    return asked.plan(job, tokens), f"{size.upper()}, fine-tuning ({method})"
 
 
-@app.command("distil")
-def distil_command(
+@training_verb(machine="64xH100")
+def distil(
+    asked: Asked,
     teacher: Annotated[str, typer.Option(help="The teacher's size.")] = "405B",
     student: Annotated[str, typer.Option(help="The student's size.")] = "8B",
-    tokens: Annotated[str, typer.Option(help="Tokens to distil on.")] = "94B",
-    machine: MachineName = "64xH100",
-    context: Context = "8192",
-    batch: Batch = None,
-    precision: Precision = "bf16",
-    usd_per_hour: Rent = None,
-    budget: Budget = None,
-    machines: Machines = None,
-    top: Top = 5,
-    html: Html = None,
-    as_json: Json = False,
-) -> None:
+    tokens: Tokens = "94B",
+) -> tuple[Any, str]:
     """Distillation: a teacher's targets written to disk once, then the student's training."""
     from ..plan import quantity, training
 
     small, large = training.size(student), training.size(teacher)
     if large.n_params <= small.n_params:
         raise PlanError(f"a teacher of {teacher} is no larger than its student of {student}: exchange them")
-    length, wanted = quantity.context(context), quantity.tokens(tokens)
-    target = _machine(machine, machines)
-    labelled = training.label(large, target, wanted, length)
-    job = training.Job(small, _batch(batch, small, length, target.count), length)
-    plan = training.plan(
-        job, target, wanted, precision=_precision(precision), usd_per_hour=usd_per_hour, teacher=labelled
-    )
-    _finish(plan, f"{teacher.upper()} to {student.upper()}, distillation", budget, top, html, as_json)
+    job = asked.job(small)
+    labelled = training.label(large, asked.target, quantity.tokens(tokens), job.context)
+    title = f"{teacher.upper()} to {student.upper()}, distillation"
+    return asked.plan(job, tokens, teacher=labelled), title
 
 
 @app.command("machines")
@@ -171,12 +208,6 @@ def machines_command(
         print(f"Reached shares: {device.efficiency.source}")
 
 
-def _machine(name: str, path: Path | None) -> Any:
-    from ..plan import machines
-
-    return machines.find(name, path)
-
-
 def _machine_record(machine: Any) -> dict[str, Any]:
     device = machine.device
     return {
@@ -197,26 +228,6 @@ def _machine_record(machine: Any) -> dict[str, Any]:
         "approximate": list(machine.approximate),
         "source": device.source,
     }
-
-
-def _batch(text: str | None, config: Any, context: int, devices: int) -> int:
-    from ..plan import quantity, training
-
-    if text is None:
-        return training.default_batch(config, context, devices)
-    tokens = quantity.tokens(text, "batch")
-    if tokens < context:
-        raise PlanError(f"batch={tokens:,} tokens is less than one sequence of {context:,}: give at least that")
-    power = 1 << 20 if text.strip()[-1:] in "mM" else 1024 if text.strip()[-1:] in "kK" else 0
-    if power:  # 16M of a batch is 16 · 2^20: batches are powers of two
-        tokens = round(float(text.strip()[:-1]) * power)
-    return max(1, tokens // context)
-
-
-def _precision(text: str) -> str:
-    if text not in ("bf16", "fp8"):
-        raise PlanError(f"precision {text!r} is not one of bf16, fp8")
-    return text
 
 
 def _layout(text: str | None, precision: str) -> Layout | None:
@@ -240,22 +251,19 @@ def _layout(text: str | None, precision: str) -> Layout | None:
     return Layout(**values)
 
 
-def _finish(plan: TrainPlan, title: str, budget: float | None, top: int, html: Path | None, as_json: bool) -> None:
-    if budget is not None and not 0 < budget < float("inf"):
-        raise PlanError(f"budget={budget:g} USD must be positive")
-    if top < 1:
-        raise PlanError(f"top={top}: show at least 1 layout")
-    if html is not None:
+def _show(plan: TrainPlan, title: str, asked: Asked) -> None:
+    """The plan as it was asked for: a table or JSON, and a page."""
+    if asked.html is not None:
         from ..files import write_atomically
         from ..plan.page import render
 
-        write_atomically(html, render(plan, title))
-    if as_json:
-        print_json(_record(plan, title, top, budget))
+        write_atomically(asked.html, render(plan, title))
+    if asked.as_json:
+        print_json(_record(plan, title, asked.top, asked.budget))
         return
-    _print(plan, title, top, budget)
-    if html is not None:
-        print(f"Page: {html}")
+    _print(plan, title, asked.top, asked.budget)
+    if asked.html is not None:
+        print(f"Page: {asked.html}")
 
 
 def _record(plan: TrainPlan, title: str, top: int, budget: float | None) -> dict[str, Any]:

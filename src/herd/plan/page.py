@@ -1,95 +1,108 @@
-"""A training plan as one HTML page without scripts: the step and the memory divided, one machine to many, memory by
-context, quality against bytes.
+"""A training plan as one HTML page without scripts: the step and the memory divided, the runners-up, one machine to
+many, memory by context, quality against bytes.
 
-Charts are those of `herd.report.charts`; every number in them is computed when the page is written, except the fidelity
-of formats, which was measured and is named with its source.
+It looks as the other pages do (`herd.report.template`); every number is computed when the page is written, except the
+fidelity of formats, which was measured and is named with its source.
 """
 
 from __future__ import annotations
 
-import math
-from html import escape
+from collections.abc import Callable
+from typing import NamedTuple
+
+from markupsafe import Markup
 
 from ..errors import PlanError
 from ..llama.config import SIZES, ModelConfig
-from ..report import charts, palette, units
+from ..report import charts, units
+from ..report.template import template
 from .layout import Job
+from .memory import usable
 from .search import search
 from .training import TrainPlan, default_batch
 from .ways import BEHIND_KLD, GGUF_FORMS
 
-_CSS = """
-body { background: var(--paper); color: var(--ink); font: 16px/1.5 ui-sans-serif, system-ui, sans-serif;
-  max-width: 58rem; margin: 2.5rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 0 0 .6rem; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 1rem 1.25rem;
-  margin: 1rem 0; } svg { max-width: 100%; height: auto; }
-p.note { color: var(--soft); font-size: .9rem; margin: .6rem 0 0; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; } td { padding: .15rem 1.2rem .15rem 0; }
-td:last-child { text-align: right; }
-"""
-_TONES = ("teacher", "long", "instruct", "student", "other", "control", "none", "accent", "good", "bad")
+TONES = ("teacher", "long", "instruct", "student", "other", "control", "none", "accent", "good", "bad")
+SHOWN = 8
+"""Layouts in the table of runners-up."""
+
+
+class Card(NamedTuple):
+    """One number at the top of the page."""
+
+    title: str
+    value: str
+    unit: str
+    caption: str
+    tone: str
+
+
+class Divided(NamedTuple):
+    """A whole in its parts: the bar, and (part, tone, amount, share) rows."""
+
+    bar: Markup
+    rows: list[tuple[str, str, str, str]]
 
 
 def render(plan: TrainPlan, title: str) -> str:
     """The whole page."""
-    light, dark = palette.variables(palette.LIGHT), palette.variables(palette.DARK)
-    style = f":root {{ {light} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}{_CSS}{palette.CHART_CSS}"
-    best = plan.best
-    parts = [
-        _section("The run", _facts(plan)),
-        _section(
-            "A step, in seconds",
-            _divided("step", str(best.layout), best.step.parts(), lambda value: f"{value:.3g} s"),
-            "The bubble is a pipeline filling and emptying; tp, cp, pp and dp are what collectives add.",
-        ),
-        _section(
-            "Memory of the fullest device",
-            _divided("memory", str(best.layout), best.nbytes.parts(), units.nbytes),
-        ),
-        *_scaling(plan),
-        _section(
-            "KV cache by context",
-            context_chart(),
-            "bf16, one sequence, on logarithmic axes: bytes in powers of ten.",
-        ),
-        _section(
-            "What fewer bytes cost in quality",
-            quality_chart(plan.job.config),
-            f"The formats Herd runs: bf16, q8, q4k, q4. {BEHIND_KLD}; larger models lose less.",
+    days, cost = scaling_charts(plan)
+    best, job = plan.best, plan.job
+    return template("herd.plan", "plan.html.jinja").render(
+        title=f"{title} on {plan.machine.name}",
+        lead=f"{job.config.n_params:,} parameters, {units.si(plan.tokens)} tokens in {plan.steps:,.0f} steps of "
+        f"{units.si(job.tokens)} ({job.batch:,} sequences of {job.context:,}).",
+        facts=[str(best.layout), f"micro-batch {best.layout.micro}", f"{best.layout.chunks} pieces a stage",
+               f"recomputation {best.layout.recompute}", f"sharded: {best.layout.shard}", best.layout.precision],
+        cards=cards(plan),
+        step=divided("A step", best.step.parts(), lambda value: f"{value:.3g} s"),
+        memory=divided("Memory", best.nbytes.parts(), units.nbytes),
+        layouts=[best, *plan.others[: SHOWN - 1]],
+        feasible=plan.feasible,
+        seen=plan.seen,
+        room=units.nbytes(usable(plan.machine.device.memory)),
+        days=days,
+        cost=cost,
+        context=context_chart(),
+        quality=quality_chart(job.config),
+        quality_source=BEHIND_KLD,
+        prices=[price for price in (plan.money.rent_price, plan.money.buy_price) if price is not None],
+        approximate=plan.machine.approximate,
+    )  # fmt: skip
+
+
+def cards(plan: TrainPlan) -> list[Card]:
+    """Time, MFU, goodput, memory, dollars."""
+    good, money = plan.goodput, plan.money
+    share = f"{100 * good.effective:.1f} % of it counts; a failure every {units.duration(good.between_failures)}"
+    found = [
+        Card("Time", f"{plan.days:,.1f}", "days", share, "teacher"),
+        Card("MFU", f"{100 * plan.best.mfu:.1f}", "%", f"{plan.best.tokens_per_s:,.0f} tokens a second", "long"),
+        Card("Device hours", units.si(plan.device_hours), "", f"{units.si(1000 * money.energy_kwh, 'Wh')}", "control"),
+        Card(
+            "Fullest device",
+            f"{plan.best.nbytes.total / 1e9:.1f}",
+            "GB",
+            f"of {units.nbytes(usable(plan.machine.device.memory))} that tensors can have",
+            "instruct",
         ),
     ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{style}</style></head><body>"
-        f"<h1>{escape(title)} on {escape(plan.machine.name)}</h1>{''.join(parts)}</body></html>\n"
-    )
+    if money.rent is not None and money.rent_price is not None:
+        caption = f"at {money.rent_price.usd:.2f} USD an hour and device"
+        found.append(Card("Rented", units.si(money.rent), "USD", caption, "student"))
+    if money.buy is not None and money.own is not None:
+        caption = f"bought outright; {units.si(money.own)} USD of it worn off in this run, power included"
+        found.append(Card("Bought", units.si(money.buy), "USD", caption, "other"))
+    return found
 
 
-def _section(title: str, body: str, note: str = "") -> str:
-    said = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(title)}</h2>{body}{said}</section>" if body else ""
-
-
-def _facts(plan: TrainPlan) -> str:
-    rows = [
-        ("Tokens", units.si(plan.tokens)),
-        ("Layout", str(plan.best.layout)),
-        ("MFU", f"{100 * plan.best.mfu:.1f} %"),
-        ("Time", f"{plan.days:,.1f} days, {100 * plan.goodput.effective:.1f} % of it counts"),
-        ("Device hours", f"{plan.device_hours:,.0f}"),
-    ]
-    if plan.money.rent is not None:
-        rows.append(("Rent", f"{plan.money.rent:,.0f} USD"))
-    if plan.money.buy is not None:
-        rows.append(("Bought", f"{plan.money.buy:,.0f} USD"))
-    return f"<table>{''.join(f'<tr><td>{escape(a)}</td><td>{escape(b)}</td></tr>' for a, b in rows)}</table>"
-
-
-def _divided(label: str, name: str, parts: dict[str, float], show: object) -> str:
-    shown = [(part, value, _TONES[i % len(_TONES)]) for i, (part, value) in enumerate(parts.items()) if value > 0]
-    return charts.divided_bar([(name, shown)], label=label, show=show)  # type: ignore[arg-type]
+def divided(label: str, parts: dict[str, float], show: Callable[[float], str]) -> Divided:
+    """Parts that are not nothing, largest first."""
+    ordered = sorted(((value, name) for name, value in parts.items() if value > 0), reverse=True)
+    whole = sum(value for value, _ in ordered)
+    shown = [(name, value, TONES[i % len(TONES)]) for i, (value, name) in enumerate(ordered)]
+    bar = charts.divided_bar([(label, shown)], label=label, show=show)
+    return Divided(Markup(bar), [(name, tone, show(v), f"{100 * v / whole:.1f}") for name, v, tone in shown])
 
 
 def scale(plan: TrainPlan) -> list[tuple[int, float, float]]:
@@ -115,42 +128,45 @@ def scale(plan: TrainPlan) -> list[tuple[int, float, float]]:
     return found
 
 
-def _scaling(plan: TrainPlan) -> list[str]:
+def scaling_charts(plan: TrainPlan) -> tuple[Markup, Markup]:
+    """Days by number of devices, and dollars by speed; empty where there is nothing to draw."""
     points = scale(plan)
     if len(points) < 2:
-        return []
+        return Markup(""), Markup("")
     days = charts.line_chart(
-        [charts.Line("days", [(count, math.log10(time)) for count, time, _ in points], "teacher", dots=True)],
-        label="days by devices", x_title="devices", y_title="days, powers of ten", x_log=True,
+        [charts.Line("days", [(count, time) for count, time, _ in points], "teacher", dots=True)],
+        label="days by devices", x_title="devices", y_title="days", x_log=True, y_log=True, x_unit="devices",
     )  # fmt: skip
-    parts = [_section("One machine to many: days", days, "The fastest layout at each number of devices.")]
-    if any(usd for _, _, usd in points):
-        cost = charts.line_chart(
-            [charts.Line("USD", [(plan.tokens / days / 86_400, usd) for _, days, usd in points], "student", dots=True)],
-            label="cost against speed", x_title="tokens a second", y_title="USD a million tokens, rented", x_log=True,
-        )  # fmt: skip
-        parts.append(
-            _section("Cost against speed", cost, "More devices train faster, at a worse price for each token.")
-        )
-    return parts
+    rented = [(plan.tokens / time / 86_400, usd) for _, time, usd in points if usd]
+    cost = charts.line_chart(
+        [charts.Line("USD", rented, "student", dots=True)],
+        label="cost against speed", x_title="tokens a second", y_title="USD a million tokens, rented", x_log=True,
+        x_unit="tokens/s",
+    )  # fmt: skip
+    return Markup(days), Markup(cost)
 
 
-def context_chart() -> str:
+def context_chart() -> Markup:
     """KV cache bytes by context, for each published size."""
     contexts = [1 << exponent for exponent in range(10, 18)]
     lines = [
-        charts.Line(
-            name, [(length, math.log10(length * config.kv_nbytes_per_token())) for length in contexts], tone, dots=True
-        )
-        for (name, config), tone in zip(SIZES.items(), _TONES, strict=False)
+        charts.Line(name, [(length, length * config.kv_nbytes_per_token()) for length in contexts], tone, dots=True)
+        for (name, config), tone in zip(SIZES.items(), TONES, strict=False)
     ]
-    return charts.line_chart(
-        lines, label="KV cache", x_title="tokens of context", y_title="bytes, powers of ten", x_log=True
+    drawn = charts.line_chart(
+        lines, label="KV cache", x_title="tokens of context", y_title="bytes", x_log=True, y_log=True
     )
+    return Markup(drawn)
 
 
-def quality_chart(config: ModelConfig) -> str:
+def quality_chart(config: ModelConfig) -> Markup:
     """Fidelity of the formats Herd runs against the bytes they make of a model."""
-    points = sorted((form.nbytes(config), form.kld) for form in GGUF_FORMS if form.kld is not None)
-    line = charts.Line("KL from 16 bits", points, "instruct", dots=True)
-    return charts.line_chart([line], label="quality", x_title="bytes", y_title="nats", x_log=True)
+    known = [form for form in GGUF_FORMS if form.kld is not None]
+    lines = [
+        charts.Line(form.name, [(form.nbytes(config) / 1e9, form.kld or 0.0)], tone, dots=True)
+        for form, tone in zip(known, TONES, strict=False)
+    ]
+    drawn = charts.line_chart(
+        lines, label="quality", x_title="GB", y_title="nats from 16 bits", x_log=False, x_unit="GB"
+    )
+    return Markup(drawn)

@@ -47,13 +47,16 @@ def line_chart(
     x_title: str,
     y_title: str,
     x_log: bool,
+    y_log: bool = False,
+    x_unit: str = "tokens",
     right: float | None = None,
     width: int = 520,
     height: int = 300,
 ) -> str:
     """Curves over a shared frame, each named at its right end in a margin of ``right`` pixels (None: as the names need;
-    charts that stand below each other want the same). A logarithmic chart has no place for points at x = 0."""
-    lines = [_visible(line, x_log) for line in lines]
+    charts that stand below each other want the same). A logarithmic axis has no place for points at 0; values on one
+    are written with prefixes. ``x_unit`` is what the pointer reads beside a dot."""
+    lines = [_visible(line, x_log, y_log) for line in lines]
     lines = [line for line in lines if line.points]
     if not lines:
         return ""
@@ -63,18 +66,21 @@ def line_chart(
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
     x_low, x_high = min(xs), max(xs)
-    pad = _pad(min(ys), max(ys))
-    y_low, y_high = min(ys) - pad, max(ys) + pad
+    y_low, y_high = (min(ys) / 1.3, max(ys) * 1.3) if y_log else _padded(ys)
     to_x = _scale(x_low, x_high, left, width - right, x_log)
-    to_y = _scale(y_low, y_high, height - bottom, top, False)
+    to_y = _scale(y_low, y_high, height - bottom, top, y_log)
 
     parts = []
-    y_ticks = svg.linear_ticks(y_low, y_high)
+    y_ticks = svg.log_ticks(y_low, y_high) if y_log else svg.linear_ticks(y_low, y_high)
     places = svg.decimals_for(y_ticks)
+
+    def shown(value: float, decimals: int = 3) -> str:
+        return si(value, digits=2) if y_log else fixed(value, decimals)
+
     for tick in y_ticks:
         y = to_y(tick)
         parts.append(tag("line", x1=left, x2=width - right, y1=y, y2=y, class_="grid"))
-        parts.append(text(left - 8, y + 4, fixed(tick, places), "end", "num"))
+        parts.append(text(left - 8, y + 4, shown(tick, places), "end", "num"))
     x_ticks = svg.log_ticks(x_low, x_high) if x_log else svg.linear_ticks(x_low, x_high, 4)
     for tick in x_ticks:
         x = to_x(tick)
@@ -85,17 +91,15 @@ def line_chart(
     parts.append(text(width - right, height - 6, x_title, "end", "faint"))
 
     for line in lines:
-        parts.append(_curve(line, to_x, to_y))
+        parts.append(_curve(line, to_x, to_y, lambda x, y: f"{si(x)} {x_unit}: {shown(y)}"))
     ends = svg.spread([to_y(line.points[-1][1]) for line in named], 16, top + 4, height - bottom)
     for line, y in zip(named, ends, strict=True):
         x = to_x(line.points[-1][0]) + 10
-        value = tag(
-            "tspan", fixed(line.points[-1][1], 3), class_="num", dx=6, style="fill: var(--soft); font-weight: 400"
-        )
+        value = tag("tspan", shown(line.points[-1][1]), class_="num", dx=6, style="fill: var(--soft); font-weight: 400")
         parts.append(
             tag("text", escape(line.label) + value, x=x, y=y + 4, style=f"fill: var(--{line.tone}); font-weight: 600")
         )
-    ending = "; ".join(f"{line.label} ends at {fixed(line.points[-1][1], 3)}" for line in named)
+    ending = "; ".join(f"{line.label} ends at {shown(line.points[-1][1])}" for line in named)
     return svg.drawing(width, height, "".join(parts), f"{label}: {ending}")
 
 
@@ -238,25 +242,31 @@ def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
+def _padded(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    return low - _pad(low, high), high + _pad(low, high)
+
+
 def _pad(low: float, high: float) -> float:
     """Room above and below the data; a flat curve gets some too."""
     return max(0.05 * (high - low), 1e-3 * abs(high), 1e-6)
 
 
-def _visible(line: Line, x_log: bool) -> Line:
-    if not x_log:
-        return line
-    return Line(line.label, [(x, y) for x, y in line.points if x > 0], line.tone, line.faint, line.dashed, line.dots)
+def _visible(line: Line, x_log: bool, y_log: bool) -> Line:
+    kept = [(x, y) for x, y in line.points if (x > 0 or not x_log) and (y > 0 or not y_log)]
+    return Line(line.label, kept, line.tone, line.faint, line.dashed, line.dots)
 
 
-def _curve(line: Line, to_x: Callable[[float], float], to_y: Callable[[float], float]) -> str:
+def _curve(
+    line: Line, to_x: Callable[[float], float], to_y: Callable[[float], float], read: Callable[[float, float], str]
+) -> str:
     points = [(to_x(x), to_y(y)) for x, y in line.points]
     colour = f"stroke: var(--{line.tone})"
     classes = ("raw" if line.faint else "curve") + (" dash" if line.dashed else "")
     drawn = tag("path", d=svg.path(points), class_=classes, style=colour)
     if line.dots:
-        for (x, y), (tokens, value) in zip(points, line.points, strict=True):
-            body = tag("title", escape(f"{line.label}, {si(tokens)} tokens: {fixed(value, 3)}"))
+        for (x, y), point in zip(points, line.points, strict=True):
+            body = tag("title", escape(f"{line.label}, {read(*point)}"))
             drawn += tag("circle", body, cx=x, cy=y, r=2.8, style=f"fill: var(--{line.tone})")
     return drawn
 
