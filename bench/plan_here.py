@@ -13,6 +13,7 @@ the ratio is taken within each round, and the median of the rounds counts.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -65,16 +66,27 @@ def base_rss() -> int:
     return psutil.Process().memory_info().rss
 
 
+def blank(**measured: Any) -> Any:
+    """A profile of nothing but what is given: only what a configuration needs is measured, so that it stands close to
+    the run in time."""
+    from herd.plan.profile import Profile
+
+    nothing = Profile(
+        key="", date="", cpu="", cores=0, isa=(), memory=0, threads=1, bandwidth={1: 1.0}, gemm={},
+        attention_prefill={}, attention_decode={}, pointwise=1.0, between=0.0, encode={}, hash=1.0, hash_all=1.0,
+        disk=None, disk_write=None, base=0, seconds=0.0,
+    )  # fmt: skip
+    return dataclasses.replace(nothing, **measured)
+
+
 def chat(name: str) -> Record:
     import torch
 
     from herd.evals.speed import Runner, Work
     from herd.kernels import build
-    from herd.kernels.page_layout import BYTES
     from herd.life.run import peak_rss
     from herd.llama.config import SIZES
     from herd.plan import measure, ways
-    from herd.plan.profile import Profile
     from herd.quant import scheme
     from herd.quant.random import random_quantized
 
@@ -90,22 +102,21 @@ def chat(name: str) -> Record:
     held = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
     kind = runner.engine.cache.kind
     tensors = sum(held.values()) + runner.engine.cache.nbytes
-    predicted_kv = ways.kv_nbytes(config, 1, PROMPT + 1, BYTES[kind])
-    beside = ways.activation_nbytes(config, PROMPT, 4.0)
+    planned = ways.way(ways.Here(blank(base=base), 0.0), size, form, kind, PROMPT + 1)
 
     layers = {part: measure.linears(part, measure.SIDE, measure.SIDE) for part in {form.dtype, form.head_dtype}}
 
-    def profile() -> Profile:
-        """Only what this configuration needs, so that it stands close to the run in time."""
+    def profile() -> Any:
         rates = {part: measure.rates_of(part, layers[part], (1, 256, 512)) for part in layers}
-        return Profile(
-            key="", date="", cpu="", cores=0, isa=(), memory=0, threads=torch.get_num_threads(),
-            bandwidth=measure.bandwidths(all_counts=False), gemm=rates,
+        return blank(
+            threads=torch.get_num_threads(),
+            bandwidth=measure.bandwidths(all_counts=False),
+            gemm=rates,
             attention_prefill={kind: measure.attention_prefill(kind, 0, PROMPT)},
             attention_decode={kind: measure.attention_decode(kind, CONTEXT)},
-            pointwise=measure.pointwise_bandwidth(), between=measure.between_operators(), encode={}, hash=1.0,
-            disk=None, disk_write=None, base=base, seconds=0.0,
-        )  # fmt: skip
+            pointwise=measure.pointwise_bandwidth(),
+            between=measure.between_operators(),
+        )
 
     predicted: dict[str, list[float]] = {"decode": [], "prefill": []}
     measured: dict[str, list[float]] = {"decode": [], "prefill": []}
@@ -127,8 +138,8 @@ def chat(name: str) -> Record:
         predicted["prefill"].append(statistics.fmean(h.prefill(config, form, kind, PROMPT) for h in here))
         before = middle
     return {
-        "tensors": [form.nbytes(config) + predicted_kv, tensors],
-        "peak": [base + form.nbytes(config) + predicted_kv + beside, peak],
+        "tensors": [planned.weights_nbytes + planned.kv_nbytes, tensors],
+        "peak": [planned.resident, peak],
         "predicted": predicted,
         "measured": measured,
     }
@@ -235,7 +246,6 @@ def quantize(name: str) -> Record:
     from herd.life.run import peak_rss
     from herd.llama.config import ModelConfig
     from herd.plan import measure, quantizing
-    from herd.plan.profile import Profile
     from herd.quant import scheme
 
     build.ready()
@@ -262,12 +272,13 @@ def quantize(name: str) -> Record:
             measured["whole"].append(time.perf_counter() - began)
             peak = peak or peak_rss()
             with torch.inference_mode():
-                made = Profile(
-                    key="", date="", cpu="", cores=0, isa=(), memory=0, threads=1, bandwidth={1: 1.0}, gemm={},
-                    attention_prefill={}, attention_decode={}, pointwise=1.0, between=0.0,
-                    encode={part: measure.encode_rate(part) for part in {to, "q8"}}, hash=measure.hash_rate(),
-                    disk=None, disk_write=measure.disk_bandwidths(folder)[1], base=base, seconds=0.0,
-                )  # fmt: skip
+                one, every = measure.hash_rates()
+                made = blank(
+                    encode={part: measure.encode_rate(part) for part in {to, "q8"}},
+                    hash=one,
+                    hash_all=every,
+                    disk_write=measure.disk_bandwidths(folder)[1],
+                )
             predicted["whole"].append(quantizing.quantize_seconds(made, config, plan))
         out = (folder / "out0" / "model.gguf").stat().st_size
     return {

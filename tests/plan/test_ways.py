@@ -31,7 +31,7 @@ def made_up(**changes: object) -> Profile:
         bandwidth={1: 2e10, 2: 4e10},
         gemm={name: {1: 2 * 4e10 / nbytes, 1024: 4e11} for name, nbytes in rates.items()},
         attention_prefill=dict.fromkeys(BYTES, 1e11), attention_decode=dict.fromkeys(BYTES, 2e10),
-        pointwise=2e10, between=0.0, encode=dict.fromkeys(rates, 1e8), hash=1e9, disk=1e9, disk_write=5e8,
+        pointwise=2e10, between=0.0, encode=dict.fromkeys(rates, 1e8), hash=1e9, hash_all=1e9, disk=1e9, disk_write=5e8,
         base=300_000_000, seconds=30.0,
     )  # fmt: skip
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
@@ -55,7 +55,8 @@ def test_bytes_are_the_allocators():
     for form in target.forms:
         found = ways.way(target, "8B", form, "int8", 1000)
         assert found.kv_nbytes == memory.nbytes(SIZES["8B"], 1, 1000, BYTES["int8"])
-        assert found.resident == found.weights_nbytes + found.kv_nbytes + found.beside_nbytes
+        on_top = max(found.kv_nbytes, found.loading_nbytes)
+        assert found.resident == found.weights_nbytes + found.beside_nbytes + on_top
     q4 = ways.way(target, "8B", target.forms[-1], "bf16", 1000)
     assert q4.weights_nbytes == sum(
         rows * cols * (17 if name == "lm_head.weight" else 9) // 16 if len(shape) == 2 else 4 * rows

@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -79,7 +80,8 @@ def measure(step: Step = lambda what: None) -> Profile:
     step("between operators")
     pointwise, between = pointwise_bandwidth(), between_operators()
     step("quantizing")
-    encode, hashing = {name: encode_rate(name) for name in FORMAT_NAMES}, hash_rate()
+    encode = {name: encode_rate(name) for name in FORMAT_NAMES}
+    hashing, hashing_all = hash_rates()
     step("disk")
     disk, disk_write = disk_bandwidths(cache_folder())
     if torch.cuda.is_available():
@@ -100,6 +102,7 @@ def measure(step: Step = lambda what: None) -> Profile:
         between=between,
         encode=encode,
         hash=hashing,
+        hash_all=hashing_all,
         disk=disk,
         disk_write=disk_write,
         base=base,
@@ -203,15 +206,22 @@ def between_operators() -> float:
 
 
 def encode_rate(name: str) -> float:
-    """Weights/s that are rounded to blocks."""
-    weight = torch.randn(1024, SIDE)
+    """Weights/s in bf16 that are rounded to blocks."""
+    weight = torch.randn(1024, SIDE).bfloat16()
     return weight.numel() / seconds_of(lambda: encode(weight, FORMATS[FORMAT_NAMES[name]], "weight"), 0.2)
 
 
-def hash_rate() -> float:
-    """Bytes/s of SHA-256, in which checkpoints name their weights."""
-    block = bytes(16 << 20)
-    return len(block) / seconds_of(lambda: hashlib.sha256(block).digest(), 0.05)
+def hash_rates() -> tuple[float, float]:
+    """Bytes/s of SHA-256, in which checkpoints name their weights: on one thread, and on all."""
+    block, threads = bytes(16 << 20), os.cpu_count() or 1
+
+    def digest(_: int) -> bytes:
+        return hashlib.sha256(block).digest()
+
+    with ThreadPoolExecutor(threads) as pool:
+        one = seconds_of(lambda: digest(0), 0.05)
+        every = seconds_of(lambda: list(pool.map(digest, range(threads))), 0.05)
+    return len(block) / one, threads * len(block) / every
 
 
 def disk_bandwidths(folder: Path) -> tuple[float | None, float | None]:

@@ -25,9 +25,10 @@ from typing import Any
 from ..errors import PlanError
 from ..files import write_atomically
 from ..report import receipt
-from .roofline import Curve, Device, Efficiency
+from .machines import Machine
+from .roofline import Curve, Device, Efficiency, Link
 
-SCHEMA = 2
+SCHEMA = 3
 OPS_PER_LAYER = 9
 """Operators that `ops.layer_ops` lists of a block; the measured time between operators is spread over them."""
 
@@ -61,7 +62,8 @@ class Profile:
     pointwise: float  # bytes/s
     between: float
     encode: Mapping[str, float]  # weights/s that are rounded to blocks, by format
-    hash: float  # bytes/s
+    hash: float  # bytes/s of SHA-256 on one thread
+    hash_all: float  # on all of them
     disk: float | None  # bytes/s read past the page cache; None where it could not be measured
     disk_write: float | None  # bytes/s written, until they are on the disk
     base: int  # bytes of a process with everything loaded but a model
@@ -100,6 +102,11 @@ class Profile:
             title=f"this machine: {self.cpu}, {self.cores} cores",
             source="measured",
         )
+
+    def machine(self) -> Machine:
+        """This machine as one of the catalogue: a single device, joined to nothing, without prices."""
+        alone = Link("none", 1e12, 0.0, 1.0)
+        return Machine("this machine", self.device(), 1, 1, alone, alone)
 
 
 def cache_folder() -> Path:

@@ -1,8 +1,8 @@
 """What `herd quantize` takes: seconds and bytes, from this machine's profile.
 
-The source's tensors are read one after another from a mapped file, hashed, rounded to blocks in pieces and written;
-at the end the file is hashed once more. Nothing overlaps, so the parts add up. In memory lies one tensor of the source
-at a time, and a piece on its way.
+The source's tensors are read one after another from a mapped file, hashed, rounded to blocks in pieces and written; at
+the end the new file is hashed once more, in pieces on all threads. Nothing overlaps, so the parts add up. In memory
+lies one tensor of the source at a time, and a piece on its way.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def quantize_seconds(profile: Profile, config: ModelConfig, plan: Scheme, source
         if formats[name].packed
     )
     out = plan.nbytes(config)
-    hashing = (config.nbytes(source_bytes) + out) / profile.hash
+    hashing = config.nbytes(source_bytes) / profile.hash + out / profile.hash_all
     return rounding + hashing + (out / profile.disk_write if profile.disk_write else 0.0)
 
 

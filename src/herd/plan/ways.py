@@ -40,16 +40,24 @@ class Form:
     kld: float | None
 
     def nbytes(self, config: ModelConfig) -> int:
-        """Bytes of all weights, exact for the formats that are stored by Herd."""
-        if self.name in ("q8", "q4k", "q4"):
+        """Bytes of all weights in memory, exact for the formats that are stored by Herd."""
+        if self.packed:
             return _blocks_nbytes(self.name, config)
         head = config.vocab_size * config.dim * (1 if config.tie_embeddings else 2)
         return round(self.linears * (config.n_params - head) + self.head * head)
 
+    @property
+    def packed(self) -> bool:
+        return self.name in ("q8", "q4k", "q4")
+
+    def loading_nbytes(self, config: ModelConfig) -> int:
+        """Bytes on top while the weights are loaded."""
+        return scheme(self.name).loading_nbytes(config) if self.packed else 0
+
 
 @functools.cache
 def _blocks_nbytes(name: str, config: ModelConfig) -> int:
-    return scheme(name).nbytes(config)
+    return scheme(name).resident_nbytes(config)
 
 
 def _packed(name: str, kld: float) -> Form:
@@ -208,7 +216,7 @@ class There:
             if self.tp < tp and not (config.n_heads % tp or config.ffn_dim % tp):
                 wider = There(self.machine.of(tp), tp)
                 beside = wider.beside(config, found.context, found.batch)
-                if found.weights_nbytes + found.kv_nbytes + beside <= wider.capacity:
+                if replace(found, beside_nbytes=round(beside)).resident <= wider.capacity:
                     return tp
         return None
 
@@ -254,13 +262,15 @@ class Way:
     weights_nbytes: int
     kv_nbytes: int
     beside_nbytes: int
+    loading_nbytes: int
     capacity: int
     ttft: float | None = None  # of a prompt that fills the context
     step: float | None = None  # of a decode step with the context full
 
     @property
     def resident(self) -> int:
-        return self.weights_nbytes + self.kv_nbytes + self.beside_nbytes
+        """The most bytes at once: while it runs, or already while it is loaded, when there is no cache yet."""
+        return self.weights_nbytes + self.beside_nbytes + max(self.kv_nbytes, self.loading_nbytes)
 
     @property
     def fits(self) -> bool:
@@ -293,6 +303,7 @@ def way(target: Target, size: str, form: Form, kv: str, context: int, batch: int
         form.nbytes(config),
         kv_nbytes(config, batch, context, BYTES[kv]),
         round(target.beside(config, context, batch)),
+        form.loading_nbytes(config),
         round(target.capacity),
     )
     if not found.fits:
@@ -353,7 +364,7 @@ def smallest_change(target: Target, size: str, context: int, batch: int = 1) -> 
     least = min(tried, key=lambda f: f.resident)
     spare = least.capacity - least.weights_nbytes - least.beside_nbytes
     per_token = model_config(size).kv_nbytes_per_token(BYTES[least.kv]) * batch
-    if spare // per_token >= 1024:
+    if spare >= max(1024 * per_token, least.loading_nbytes):
         tokens = int(spare // per_token // 1024 * 1024)
         count = target.devices_for(least)
         devices = "" if count is None else f"; {count} devices hold all of it"

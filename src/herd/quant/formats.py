@@ -124,6 +124,19 @@ class Scheme:
         plan = self.plan(config)
         return sum(nbytes(shape, plan[name]) for name, shape in config.param_shapes())
 
+    def resident_nbytes(self, config: ModelConfig) -> int:
+        """Bytes of the weights as they lie in memory here. A tied head lies twice: its product wants the rows in the
+        kernel's order, the embedding looks them up as a file has them."""
+        return self.nbytes(config) + (self._head_nbytes(config) if config.tie_embeddings else 0)
+
+    def loading_nbytes(self, config: ModelConfig) -> int:
+        """Bytes that come on top for a moment while a model is loaded: the head, which is last and largest, as a file
+        has it, until it is in the kernel's order."""
+        return 0 if config.tie_embeddings else self._head_nbytes(config)
+
+    def _head_nbytes(self, config: ModelConfig) -> int:
+        return nbytes((config.vocab_size, config.dim), self.head) if self.head.packed else 0
+
 
 def scheme(
     linears: str | Format, *, embeddings: str | Format | None = None, head: str | Format | None = None
