@@ -17,7 +17,16 @@ from herd.report import read_receipts, write_receipt
 from herd.report.page import command
 from herd.report.picture import write_pictures
 from herd.report.run import load_run
-from herd.report.tables import checks_table, family_table, fill, markdown, run_values, stages_table, summary_table
+from herd.report.tables import (
+    checks_table,
+    family_table,
+    fill,
+    markdown,
+    plan_table,
+    run_values,
+    stages_table,
+    summary_table,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "checks.md")
@@ -73,6 +82,7 @@ def tables() -> dict[str, str]:
         "checks": checks_table(checks, "../bench/receipts"),
         "family": family_table(family),
         "stages": stages_table(family),
+        "plan": plan_table(receipts),
         "picture": picture(),
     }
 

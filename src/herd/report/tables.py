@@ -11,7 +11,8 @@ change. A run becomes a receipt by `run_values`, so that its numbers are committ
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import ReportError
 from .receipt import Receipt, Value
@@ -133,6 +134,61 @@ def stages_table(receipt: Receipt | None) -> str:
         )
     header = ["stage", "time", "predicted", "tokens", "tokens/s", "compute", "peak memory", "predicted"]
     return markdown(header, rows)
+
+
+def plan_table(receipts: Mapping[str, Receipt]) -> str:
+    """Predicted against real: Meta's runs one by one, with what a constant MFU would have said beside; the runs that
+    others published, and those of this machine, by their errors."""
+    rows = [*_meta_rows(receipts.get("plan-meta"))]
+    for name, what in (("plan-torchtitan", "torchtitan’s published runs"), ("plan-gptfast", "gpt-fast’s decode rates")):
+        if (receipt := receipts.get(name)) is not None:
+            rows.append(_fitted_row(what, receipt))
+    rows += _here_rows(receipts.get("plan-here"))
+    if not rows:
+        return "*Not measured yet.*"
+    return markdown(["what", "real", "predicted", "error", "beside"], rows)
+
+
+def _meta_rows(receipt: Receipt | None) -> Iterator[list[str]]:
+    """MFU by layout and GPU hours by size."""
+    values = {} if receipt is None else {key: float(value.value) for key, value in receipt.values.items()}
+    for key, found in values.items():
+        if match := re.fullmatch(r"(MFU \d+): (.+)", key):
+            real, naive = values[f"{match[1]}, published"], values[f"{match[1]} error of a constant 0.5"]
+            layout, _, context = match[2].rpartition(", ")
+            cells = [f"Llama 3.1 405B, {layout}, context {context}: MFU", f"{fixed(real, 0)} %", f"{fixed(found, 1)} %"]
+            yield [*cells, _signed(found / real - 1), f"constant 50 %: {_signed(naive / 100)}"]
+    for key, found in values.items():
+        if match := re.fullmatch(r"(\w+) GPU hours", key):
+            real, naive = values[f"{key}, published"], values[f"{key} of a constant 0.5"]
+            cells = [f"Llama 3.1 {match[1]}: GPU hours", f"{fixed(real / 1e6, 2)} M", f"{fixed(found / 1e6, 2)} M"]
+            yield [*cells, _signed(found / real - 1), f"constant 50 %: {_signed(naive / real - 1)}"]
+
+
+def _fitted_row(what: str, receipt: Receipt) -> list[str]:
+    """Errors on the half that was not fitted."""
+    values = {key: float(value.value) for key, value in receipt.values.items()}
+    errors = [abs(value) for key, value in values.items() if key.endswith(": error")]
+    error = f"median {fixed(statistics.median(errors), 1)} %, worst {fixed(max(errors), 1)} %"
+    beside = f"nothing fitted: median {fixed(values['median error, nothing fitted'], 1)} %"
+    return [f"{what}, {len(errors)} rows, each fitted on the other half: tokens/s", _NONE, _NONE, error, beside]
+
+
+def _here_rows(receipt: Receipt | None) -> Iterator[list[str]]:
+    """This machine: bytes of tensors, peak memory, time, each over all configurations."""
+    values = {} if receipt is None else {key: float(value.value) for key, value in receipt.values.items()}
+    for ending, what in (("tensors error", "bytes of tensors"), ("peak error", "peak memory"), ("time error", "time")):
+        errors = [abs(value) for key, value in values.items() if key.endswith(f"{ending}") and "/" in key]
+        if errors:
+            count = int(values["configurations"])
+            median, worst = (fixed(100 * value, 1) for value in (statistics.median(errors), max(errors)))
+            yield [f"this machine, {count} configurations: {what}", _NONE, _NONE, f"median {median} %, worst {worst} %",
+                   "nothing fitted"]  # fmt: skip
+
+
+def _signed(share: float) -> str:
+    """+13.9 %, −4.0 %."""
+    return f"{'+' if share >= 0 else ''}{fixed(100 * share, 1)} %"
 
 
 def run_values(run: Run) -> dict[str, Value]:

@@ -1,0 +1,61 @@
+"""How long the planner lets one wait: the first `herd plan` on a machine, every later one, and `herd leak`.
+
+    python bench/plan_speed.py        # about a minute; writes bench/receipts/plan-speed.json
+
+The first one begins with an empty cache folder, so it builds the native kernels as well as measuring the machine;
+what measuring alone takes stands beside it. Each verb runs as a process of its own, as a shell would run it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from herd.report.receipt import Value, write_receipt
+
+ROUNDS = 5
+COLD, WARM = 45.0, 1.0
+"""Seconds allowed for the first `herd plan`, and for what needs no measuring."""
+
+
+def seconds(verb: list[str], cache: str) -> float:
+    """Seconds of ``herd VERB`` from start to end; what it prints goes nowhere."""
+    began = time.perf_counter()
+    words = [sys.executable, "-m", "herd", *verb]
+    subprocess.run(words, env=os.environ | {"HERD_CACHE": cache}, check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """The first time, then every verb several times."""
+    with tempfile.TemporaryDirectory(prefix="herd-plan-speed-") as cache:
+        cold = seconds(["plan"], cache)
+        measuring = json.loads((Path(cache) / "profile.json").read_text())["seconds"]
+        print(f"herd plan, the first time: {cold:.1f} s, {measuring:.1f} s of them measuring")
+        values = {
+            "herd plan, the first time": Value(cold, "s", bar=f"≤ {COLD:g} s", passed=cold <= COLD),
+            "herd plan, the first time, measuring": Value(measuring, "s"),
+        }
+        for verb in (["plan"], ["plan", "run", "--size", "70B", "--machine", "2xRTX4090"], ["leak"]):
+            times = sorted(seconds(verb, cache) for _ in range(ROUNDS))
+            middle, name = statistics.median(times), f"herd {' '.join(verb)}"
+            print(f"{name}: {middle:.2f} s ({times[0]:.2f} to {times[-1]:.2f})")
+            values[name] = Value(middle, "s", times[0], times[-1], bar=f"≤ {WARM:g} s", passed=middle <= WARM)
+    path = write_receipt(
+        "plan-speed",
+        what="seconds until the planner answers: the first time, from the saved profile, and the claims of the news",
+        values=values,
+        command="python bench/plan_speed.py",
+        notes=f"Medians of {ROUNDS}, lowest and highest beside. The first time builds the native kernels too.",
+    )
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
