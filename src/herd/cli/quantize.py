@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -47,6 +48,7 @@ def command(
     The new folder says in herd.json how near it is to the original: KL, same first choice, perplexity.
     """
     from .. import checkpoint
+    from ..plan import compare
     from ..quant import scheme
 
     if gptq and calib is None:
@@ -65,7 +67,11 @@ def command(
         plan.plan(source.config)
         rows_of = Gptq(source.config, source.get, plan, _batches(source, calib)).rows
     with progress_bar(f"quantize {folder}") as progress:
+        began = time.perf_counter()
         weights_hash = checkpoint.quantize(source, target, plan, rows_of=rows_of, recipe=recipe, progress=progress)
+        seconds = time.perf_counter() - began
+    width = sum(info.nbytes for info in source.wanted.values()) / source.config.n_params
+    planned = None if gptq else compare.quantizing(source.config, plan, width, seconds, target.name)
     evals = _measure(source, target, plan.nbytes(source.config), text) if measure else {}
     if evals:
         checkpoint.update_lineage(target, evals=evals)
@@ -75,6 +81,8 @@ def command(
         "nbytes": (target / "model.gguf").stat().st_size,
         "bits_per_weight": 8 * plan.nbytes(source.config) / source.config.n_params,
         "formats": formats,
+        "seconds": seconds,
+        "predicted_seconds": planned,
         "fidelity": evals.get("fidelity"),
     }
     print_json(result) if as_json else _say(result)

@@ -50,6 +50,7 @@ def command(
     parallel.stop()
     if not first:
         return
+    planned = _planned(read, folder, result)
     if as_json:
         print_json(
             {
@@ -57,6 +58,7 @@ def command(
                 "step": result.step,
                 "tokens": result.tokens,
                 "seconds": result.seconds,
+                "predicted_seconds": planned,
                 "flops": result.flops,
                 "averaged": result.averaged,
                 "resumed_from": result.resumed_from,
@@ -66,6 +68,19 @@ def command(
     else:
         pace = result.tokens / result.seconds if result.seconds else 0.0
         print(f"{folder}: {result.tokens:,} tokens in {result.seconds:,.0f} s, {pace:,.0f} tokens/s")
+        if planned is not None:
+            error = 100 * (planned / result.seconds - 1)
+            print(f"herd plan would have said {planned:,.0f} s ({error:+.0f} %); see herd plan score")
+
+
+def _planned(recipe: Any, folder: Path, result: Any) -> float | None:
+    """Seconds that a plan for this machine would have foretold, put beside what they were; None of several machines."""
+    from ..checkpoint import load_config
+    from ..plan import compare
+
+    if recipe.parallel.ranks > 1 or result.resumed_from or recipe.objective.teacher is not None:
+        return None
+    return compare.training(load_config(folder), recipe.train, result.seconds, result.step, recipe.name)
 
 
 def _check(path: Path, recipe: Any, as_json: bool) -> None:

@@ -12,9 +12,13 @@ from typing import Any
 
 from ..kernels.page_layout import BYTES
 from ..llama.config import ModelConfig
+from ..quant.formats import Scheme
+from ..train.config import TrainConfig
 from . import profile as profiles
-from .quantizing import SHORT
+from .layout import Job, Layout
+from .quantizing import SHORT, quantize_seconds
 from .score import Event, record
+from .step import predict
 from .ways import GGUF_FORMS, Here
 
 
@@ -35,6 +39,34 @@ def bench(config: ModelConfig, blocks: str, rows: Iterable[MutableMapping[str, A
         else:
             row["predicted_seconds"] = here.prefill(config, form, kv, row["tokens"]) * row["batch"]
         record(Event(row["work"], f"{what}, {row['name']}", "s", row["predicted_seconds"], row["seconds"], profile.key))
+
+
+def training(config: ModelConfig, train: TrainConfig, seconds: float, steps: int, what: str) -> float | None:
+    """What ``steps`` steps on this machine alone would have been said to take; kept beside the ``seconds`` they took.
+    None without a profile, and where an accelerator did the work."""
+    profile = profiles.load()
+    if profile is None or profile.gpus or seconds <= 0 or steps < 1:
+        return None
+    micro = train.micro_rows or train.batch_rows
+    layout = Layout(
+        micro=micro,
+        recompute="full" if train.remat else "none",
+        precision="bf16" if train.dtype == "bfloat16" else "fp32",
+    )
+    predicted = steps * predict(Job(config, train.batch_rows, train.context), layout, profile.machine()).seconds
+    record(Event("train", what, "s", predicted, seconds, profile.key))
+    return predicted
+
+
+def quantizing(config: ModelConfig, plan: Scheme, source_bytes: float, seconds: float, what: str) -> float | None:
+    """The same of `herd quantize`: weights of ``source_bytes`` a parameter rounded to blocks."""
+    profile = profiles.load()
+    known = {} if profile is None else profile.encode
+    if profile is None or any(SHORT.get(f.name) not in known for f in plan.plan(config).values() if f.packed):
+        return None
+    predicted = quantize_seconds(profile, config, plan, source_bytes)
+    record(Event("quantize", what, "s", predicted, seconds, profile.key))
+    return predicted
 
 
 def stages(run: str, records: Iterable[Mapping[str, Any]]) -> None:
