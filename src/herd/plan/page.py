@@ -101,7 +101,7 @@ def divided(label: str, parts: dict[str, float], show: Callable[[float], str]) -
     ordered = sorted(((value, name) for name, value in parts.items() if value > 0), reverse=True)
     whole = sum(value for value, _ in ordered)
     shown = [(name, value, TONES[i % len(TONES)]) for i, (value, name) in enumerate(ordered)]
-    bar = charts.divided_bar([(label, shown)], label=label, show=show)
+    bar = charts.divided_bar([("", shown)], label=label, show=show)
     return Divided(Markup(bar), [(name, tone, show(v), f"{100 * v / whole:.1f}") for name, v, tone in shown])
 
 
