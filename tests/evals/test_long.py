@@ -122,6 +122,21 @@ def test_tasks_fit_themselves_to_the_model():
     assert make("needle_multi").fitted(object()).settings["lengths"] == list(LENGTHS)
 
 
+def test_of_short_contexts_those_lengths_remain_that_hold_the_question():
+    def fitted(name: str, context: int):
+        model = type("Model", (), {"context": context, "count": staticmethod(lambda text: len(text) // 2)})
+        return make(name, mode="instruct").fitted(model())
+
+    task = fitted("needle_single", 256)
+    assert task.settings["lengths"] == [128, 256]
+    assert {item.group for item in task.items(Data())} == {"256"}
+    assert task.note(Data()).endswith("lengths 256 tokens")
+    with pytest.raises(DataError, match=r"up to 256 tokens, will do \(a text of .*\): use a model"):
+        fitted("needle_multi", 256).items(Data())
+    with pytest.raises(DataError, match="use a model with a longer context"):
+        fitted("needle_single", 100).items(Data())
+
+
 def test_grid_of_length_and_depth():
     from herd.evals.results import ItemResult
 

@@ -190,14 +190,20 @@ def _row(task: str, metric: str, results: Mapping[str, TaskResult | None], score
     unit = next((score.unit for score in scores.values() if score), "")
     reasons = {n: r.reason if r else NOT_ASKED for n, r in results.items() if scores[n] is None}
     others = [row for row in published() if row.task in (task, PUBLISHED_NAMES.get(task))]
-    notes = dict.fromkeys(
-        f"{result.settings.get('mode', '')}{f', {result.note}' if result.note else ''}"
-        + (f", {result.n_items:,} of {result.n_total:,} items" if result.n_items < result.n_total else "")
-        for result in known
-    )
+    notes: dict[str, list[str]] = {}
+    for name, result in results.items():
+        if result and (note := _note(result)):
+            notes.setdefault(note, []).append(name)
+    told = [note if len(notes) == 1 else f"{', '.join(names)}: {note}" for note, names in notes.items()]
     found = (s.detail["contamination"] for s in scores.values() if s and "contamination" in s.detail)
     overlap: dict[str, Any] = next(found, {})
-    return Row(task, known[0].settings, unit, metric, scores, reasons, list(notes), others, overlap)
+    return Row(task, known[0].settings, unit, metric, scores, reasons, told, others, overlap)
+
+
+def _note(result: TaskResult) -> str:
+    """What a reader must know of the items."""
+    part = f"{result.n_items:,} of {result.n_total:,} items" if result.n_items < result.n_total else ""
+    return "; ".join(filter(None, (part, result.note)))
 
 
 def _differences(row: Row, items: Mapping[str, Mapping[str, ItemResult]]) -> list[Difference]:

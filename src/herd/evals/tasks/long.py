@@ -2,7 +2,7 @@
 
 How long a text is depends on the model's tokenizer, and how long it may be on its context, so these tasks are fitted to
 a model before they run (`fitted`): lengths from 4k to 128k tokens as far as the context reaches, and a quarter, a half
-and all of a context that holds less than 4k.
+and all of a context that holds less than 4k, as far as what is asked for fits in.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from ...errors import DataError
 from ..ruler import CALM, Maker, Passage, share_found
 from ..score import Score
 from .data import Data
@@ -67,14 +68,19 @@ class LongText(Task):
         return replace(self, lengths=within, count=lru_cache(maxsize=1 << 16)(count or bytes_as_tokens))
 
     def items(self, data: Data) -> list[Item]:
-        maker = Maker(self.count, _lines(data), _passages(data) if self.kind == "questions" else ())
-        return [
-            self._item(maker, length, DEPTHS[n % len(DEPTHS)], n) for n in range(PER_LENGTH) for length in self.lengths
-        ]
+        maker = self._maker(data)
+        held = [length for length in self.lengths if not self._too_short(maker, length)]
+        if not held:
+            longest = max(self.lengths, default=0)
+            why = self._too_short(maker, longest)
+            raise DataError(f"no length that the context holds, up to {longest:,} tokens, will do ({why}): use a model "
+                            "with a longer context")  # fmt: skip
+        return [self._item(maker, length, n) for n in range(PER_LENGTH) for length in held]
 
     def note(self, data: Data) -> str:
-        text = "the built-in lines" if not data.find(*TEXTS) else "the data folder's text"
-        return f"in {text}; lengths {', '.join(f'{n:,}' for n in self.lengths)} tokens"
+        text, maker = "the built-in lines" if not data.find(*TEXTS) else "the data folder's text", self._maker(data)
+        held = [length for length in self.lengths if not self._too_short(maker, length)]
+        return f"in {text}; lengths {', '.join(f'{n:,}' for n in held)} tokens"
 
     def judge(self, item: Item, answer: Answer) -> Judgement:
         return Judgement(share_found(item.doc["found"], answer.text), answer.text.strip()[:200])
@@ -95,8 +101,20 @@ class LongText(Task):
         first, *others = super().scores(results)
         return [replace(first, detail=first.detail | {"grid": grid}), *others]
 
-    def _item(self, maker: Maker, length: int, depth: float, n: int) -> Item:
-        room = ANSWER_TOKENS.get(self.kind, 30)
+    def _maker(self, data: Data) -> Maker:
+        return Maker(self.count, _lines(data), _passages(data) if self.kind == "questions" else ())
+
+    def _too_short(self, maker: Maker, length: int) -> str:
+        """Why a length does not hold what is asked for: some of those of a short context do not."""
+        try:
+            for n in range(PER_LENGTH if length < LENGTHS[0] else 0):
+                self._item(maker, length, n)
+        except DataError as error:
+            return str(error)
+        return ""
+
+    def _item(self, maker: Maker, length: int, n: int) -> Item:
+        room, depth = ANSWER_TOKENS.get(self.kind, 30), DEPTHS[n % len(DEPTHS)]
         found = maker.make(self.kind, length - room - CHAT_TOKENS, depth, n)
         prompt: Any = found.prompt
         if self.mode == "instruct":

@@ -1,0 +1,91 @@
+"""A family on one page: teacher, instruct, student, control, q8 and q4 in four suites, side by side.
+
+    HERD_TEST_DATA=../shared/data python bench/family_page.py runs/full     # some minutes; goes on where it stopped
+
+Uses nothing but the verbs: `herd quantize` makes what is missing of RUN/instruct-q8 and -q4; `herd eval` asks every
+model the suites tools (its own templates and calls), long and multilingual; `herd eval fidelity` measures them against
+instruct; `herd eval compare` sets all of it side by side in RUN/evals/compare.html. The main figures become
+bench/receipts/eval-family.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from herd.cli import run as herd
+from herd.evals.compare import compare
+from herd.evals.results import read_evaluation
+from herd.evals.score import Score
+from herd.report.receipt import Value, write_receipt
+
+MODELS = ("instruct", "teacher", "student", "control", "instruct-q8", "instruct-q4")
+"""The first is what the others are compared with."""
+SUITES = {"tools": 60, "long": 20, "multilingual": 50}
+"""Suite to how many items of each task."""
+TEXTS = 50
+SHOWN = ("tool_calls", "tool_answers", "needle_single", "bpb_sentences", "fidelity")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="A folder that herd raise has filled.")
+    run = parser.parse_args().run
+    data = ["--data", os.environ.get("HERD_TEST_DATA", str(ROOT.parent / "shared" / "data"))]
+    for bits in ("q8", "q4"):
+        if not (run / f"instruct-{bits}").exists():
+            must(["quantize", str(run / "instruct"), "--to", bits, "--no-measure"])
+    for name in MODELS:
+        model, out = str(run / name), ["--out", str(run / "evals" / name)]
+        for suite, limit in SUITES.items():
+            # a task that does not fit a model's context is a row of the page that says so
+            herd(["eval", model, "--suite", suite, "--shots", "0", "--limit", str(limit), *data, *out])
+        if name != MODELS[0]:
+            parent = ["--parent", str(run / MODELS[0])]
+            must(["eval", "fidelity", model, *parent, "--limit", str(TEXTS), *data, *out])
+    folders = [run / "evals" / name for name in MODELS]
+    must(["eval", "compare", *map(str, folders), "--out", str(run / "evals")])
+    receipt(folders)
+
+
+def must(args: list[str]) -> None:
+    if code := herd(args):
+        raise SystemExit(f"herd {' '.join(args)}: exit code {code}")
+
+
+def receipt(folders: list[Path]) -> None:
+    """The main figures with their intervals, and how many differences stand."""
+    evaluations = [read_evaluation(folder) for folder in folders]
+    comparison = compare(evaluations)
+    asked = [row for evaluation in evaluations for row in evaluation.tasks]
+    done = sum(row.status == "done" for row in asked)
+    values = {
+        "models": Value(len(folders), "models", bar=f"{len(MODELS)}", passed=len(folders) == len(MODELS)),
+        "tasks_done": Value(done, f"of {len(asked)} rows; the others say why not"),
+        "differences_that_stand": Value(
+            sum(d.stands for d in comparison.differences), f"of {len(comparison.differences)}, by Holm's procedure"
+        ),
+    }
+    for evaluation, name in zip(evaluations, MODELS, strict=True):
+        for row in evaluation.tasks:
+            if row.task in SHOWN and (score := row.score):
+                values[f"{name.replace('-', '_')}_{row.task}"] = value(score)
+    write_receipt(
+        "eval-family",
+        what="a raised family with its q8 and q4 on one page: tools, long, multilingual, fidelity to instruct",
+        values=values,
+        command="python bench/family_page.py runs/full",
+        seed=0,
+        notes="; ".join(f"{suite}: first {limit} items of each task" for suite, limit in SUITES.items())
+        + f"; fidelity: {TEXTS} texts; no worked examples, which a context of 256 tokens does not hold",
+    )
+
+
+def value(score: Score) -> Value:
+    return Value(score.value, score.unit, score.lo, score.hi)
+
+
+if __name__ == "__main__":
+    main()
