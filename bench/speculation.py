@@ -91,7 +91,7 @@ def forced(args: argparse.Namespace) -> None:
     model = random_model(args.size, args.layers, args.quant, args.seed)
     small = random_model(args.draft_size, args.draft_layers, args.quant, args.seed + 1)
     prompt = torch.randint(10_000, (PROMPT_TOKENS,), generator=torch.Generator().manual_seed(args.seed)).tolist()
-    request, k = Request(prompt, Sampling(max_tokens=args.tokens)), args.draft_tokens
+    request, k = Request(prompt, Sampling(max_tokens=args.tokens, seed=args.seed)), args.draft_tokens
     context = PROMPT_TOKENS + args.tokens + 1
     plain = Engine(model, None, max_context=context)
     answer = plain.run([request])[0].ids
