@@ -269,7 +269,7 @@ def _said(item: ItemResult) -> str:
 
 
 def _about(evaluation: Evaluation) -> dict[str, Any]:
-    return {name: evaluation.summary.get(name) for name in ("mode", "data", "limit", "precision")}
+    return {name: evaluation.summary.get(name) for name in ("mode", "data", "precision")}
 
 
 def _finite(value: Any) -> Any:

@@ -103,9 +103,14 @@ def score_rows(rows: Sequence[Row], models: Sequence[str]) -> list[tuple[Row, li
     return [(row, [score_cell(row.scores[model], row.reasons.get(model, "")) for model in models]) for row in rows]
 
 
-def not_run(comparison: Comparison) -> list[tuple[Row, str, str]]:
-    """(row, model, why) of what was asked for and did not run."""
-    return [(row, m, why) for row in comparison.rows for m, why in row.reasons.items() if why != NOT_ASKED]
+def not_run(comparison: Comparison) -> list[tuple[Row, list[str], str]]:
+    """(row, models, why) of what was asked for and did not run."""
+    found: dict[tuple[str, str], tuple[Row, list[str], str]] = {}
+    for row in comparison.rows:
+        for model, why in row.reasons.items():
+            if why != NOT_ASKED:
+                found.setdefault((row.title, why), (row, [], why))[1].append(model)
+    return list(found.values())
 
 
 def difference_cell(found: Difference | None) -> Cell:
@@ -236,7 +241,7 @@ def as_markdown(comparison: Comparison) -> str:
         parts.append(markdown(["task", "setting", *columns], [[t, s, *cells] for t, s, cells in lines], left=2))
     parts += [f"- “{v.claim.said}”: **{v.verdict}** ({len(v.wins)} ahead, {len(v.losses)} behind, {len(v.ties)} within "
               f"the noise){'; ' + v.own if v.own else ''}" for v in comparison.verdicts]  # fmt: skip
-    missing = [f"- {row.title}, {m}: {why}" for row, m, why in not_run(comparison)]
+    missing = [f"- {row.title}, {', '.join(some)}: {why}" for row, some, why in not_run(comparison)]
     if missing:
         parts += ["Not run:", "\n".join(missing)]
     return "\n\n".join(parts) + "\n"

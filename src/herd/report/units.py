@@ -88,6 +88,8 @@ LANGUAGES = {
     "ja": "Japanese",
 }
 """The eight languages of Llama 3.1 in the order of its model card, and Japanese."""
+OTHERS = {"bn": "Bengali", "ru": "Russian", "sw": "Swahili", "te": "Telugu", "zh": "Chinese"}
+"""Further languages of benchmarks."""
 
 
 def in_order(codes: Iterable[str]) -> list[str]:
@@ -98,4 +100,4 @@ def in_order(codes: Iterable[str]) -> list[str]:
 
 def language(code: str) -> str:
     """English name of a language code, the code itself where it is not one of ours ("code" stays "code")."""
-    return LANGUAGES.get(code, code)
+    return LANGUAGES.get(code) or OTHERS.get(code, code)
