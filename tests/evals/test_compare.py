@@ -13,7 +13,7 @@ import pytest
 from herd.errors import DataError
 from herd.evals.bootstrap import Interval
 from herd.evals.compare import Difference, compare, holm, p_value
-from herd.evals.compare_page import as_csv, as_markdown, colours, page, write_comparison
+from herd.evals.compare_page import as_csv, as_markdown, colours, group_rows, page, write_comparison
 from herd.evals.results import ItemResult, TaskFile, TaskResult, read_evaluation, write_summary
 from herd.evals.tasks.task import by_group, mean
 from herd.evals.verdicts import CLAIMS, verdicts
@@ -96,6 +96,15 @@ def test_page_shows_all_and_nothing_unescaped(three):
     assert not re.search(r"(src|href)=\"https?:", text)
     for tag in ("table", "section", "details", "div", "svg"):
         assert text.count(f"<{tag}") == text.count(f"</{tag}>"), tag
+
+
+def test_groups_have_their_paired_differences(three):
+    row = next(row for row in three.rows if row.task == "boolq")
+    [(name, cells), (other, _)] = group_rows(three, row)
+    assert (name, other) == ("English", "German")
+    assert [cell.text for cell in cells] == ["90.0", "40.0", "40.0"]
+    assert "Δ" not in cells[0].sub
+    assert "Δ −50.0 (−" in cells[1].sub
 
 
 def test_every_format_is_written_and_says_the_same(three, tmp_path):

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def page(comparison: Comparison) -> str:
         paired=[(row, [difference_cell(_find(comparison, row, m)) for m in comparison.models[1:]])
                 for row in comparison.rows if any(_find(comparison, row, m) for m in comparison.models[1:])],
         pairs=[(d, difference_cell(d)) for d in comparison.differences],
-        groups=[(row, group_rows(row, comparison.models))
+        groups=[(row, group_rows(comparison, row))
                 for row in (*comparison.rows, *comparison.further) if row.groups],
         maps=heat_maps(comparison),
         charts=[Markup(drawn) for row in comparison.rows if (drawn := score_chart(row, tones))],
@@ -132,18 +133,22 @@ def bounds(interval: Interval, unit: str) -> str:
     return "one item" if interval.lo != interval.lo else f"{signed(interval.lo, unit)} … {signed(interval.hi, unit)}"
 
 
-def group_rows(row: Row, models: Sequence[str]) -> list[tuple[str, list[Cell]]]:
-    """Languages in their usual order, everything else as it came; a row a group."""
-    return [
-        (
-            language(group),
-            [
-                score_cell(_part(score, group)) if (score := row.scores[model]) else Cell("–", kind="none")
-                for model in models
-            ],
-        )
-        for group in in_order(row.groups)
-    ]
+def group_rows(comparison: Comparison, row: Row) -> list[tuple[str, list[Cell]]]:
+    """Languages in their usual order, everything else as it came; a row a group, of the headline metric with the paired
+    difference from the first model."""
+    headline = row in comparison.rows
+    found = {m: d.by_group for m in comparison.models if headline and (d := _find(comparison, row, m))}
+    lines = []
+    for group in in_order(row.groups):
+        cells = []
+        for model, score in row.scores.items():
+            cell = score_cell(_part(score, group) if score else None)
+            if difference := found.get(model, {}).get(group):
+                said = f"{signed(difference.value, row.unit)} ({bounds(difference, row.unit)})"
+                cell = replace(cell, sub=f"{cell.sub}; Δ {said}")
+            cells.append(cell)
+        lines.append((language(group), cells))
+    return lines
 
 
 def _part(score: Score, group: str) -> Score | None:
