@@ -90,3 +90,6 @@ def test_the_big_ones():
 
 def test_the_loss_chunk_is_the_kernels():
     assert memory.LOSS_CHUNK_BYTES == kernel.CHUNK_BYTES
+    for config in (*SIZES.values(), ModelConfig(4096, 256, 5, 8, 4, 704)):
+        head = torch.empty(config.vocab_size, config.dim, device="meta")
+        assert memory.loss_chunk_tokens(config) == kernel._chunk_tokens(head)

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 def rehearse_recipe(path: Path, recipe: Any, machine: str | None, script: Path | None, as_json: bool) -> None:
     """Rehearse, predict, print; write the script where one is asked for."""
+    from ..kernels.memory import keep_freed_memory
     from ..plan import machines, rehearse
 
+    keep_freed_memory()  # as training does
     if script is not None and machine is None:
         raise PlanError("--script needs to know the machine: give --machine, e.g. 64xH100")
     target = None if machine is None else machines.find(machine)
@@ -62,6 +64,7 @@ def _record(path: Path, found: Rehearsal, outlooks: list[Outlook], script: str |
                 "tokens_per_s": outlook.tokens_per_s,
                 "mfu": outlook.mfu,
                 "bytes": outlook.nbytes.total,
+                "peak_bytes": outlook.peak,
                 "fits": outlook.fits,
                 "hours": outlook.hours,
             }
@@ -97,7 +100,7 @@ def _print(recipe: Any, found: Rehearsal, outlooks: list[Outlook]) -> None:
                 f"{outlook.step_seconds:.3g} s" if outlook.step_seconds < 10 else units.duration(outlook.step_seconds),
                 f"{outlook.tokens_per_s:,.0f}",
                 "–" if outlook.mfu is None else f"{100 * outlook.mfu:.1f}",
-                f"{outlook.nbytes.total / 1e9:,.1f}",
+                f"{outlook.peak / 1e9:,.1f}",
                 "yes" if outlook.fits else "no",
                 long_time(outlook.hours),
             ]

@@ -40,7 +40,7 @@ class Outcome:
     tokens: int = 0  # trained on
     flops: float = 0.0
     earlier_seconds: float = 0.0  # spent before this process took over
-    predicted_peak_bytes: int | None = None
+    predicted_bytes: int | None = None  # by which the process should grow
     gates: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
@@ -104,16 +104,19 @@ class Run:
 
     def carry_out(self, stages: list[Stage]) -> None:
         """Do every stage that is not done yet, in order."""
+        reset_peak_rss()
+        bare = peak_rss()
         for stage in stages:
             if self.done(stage.name):
                 self.show.skip(stage.name)
                 continue
             self.show.begin(stage.name, stage.title)
             reset_peak_rss()
-            began = time.perf_counter()
+            before, began = peak_rss(), time.perf_counter()
             outcome = stage.work(self)
             seconds = outcome.earlier_seconds + time.perf_counter() - began
             folder = self.stage_folder(stage.name)
+            grown = outcome.predicted_bytes  # into what earlier stages have left free, and beyond it
             write_json(
                 folder / "stage.json",
                 {
@@ -124,7 +127,7 @@ class Run:
                     "tokens": outcome.tokens,
                     "flops": outcome.flops,
                     "peak_rss_bytes": peak_rss(),
-                    "predicted_peak_bytes": outcome.predicted_peak_bytes,
+                    "predicted_peak_bytes": None if grown is None else max(before, bare + grown),
                     "model": outcome.model,
                     "n_params": outcome.n_params,
                     "gates": outcome.gates,

@@ -18,7 +18,7 @@ from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..text import Tokenizer, render
 from ..train import distil, lm, sft
-from ..train.memory import train_nbytes
+from ..train.memory import kept_nbytes
 from .learn import Learned, Prompt, cut, heldout_loss, learn
 from .material import Material, bytes_per_token, is_parallel, numbers
 from .plan import Phase, extended
@@ -258,7 +258,7 @@ def trained(name: str, config: ModelConfig, learned: list[Learned], phase: Phase
         tokens=sum(part.tokens for part in learned),
         flops=sum(part.flops for part in learned),
         earlier_seconds=sum(part.earlier_seconds for part in learned),
-        predicted_peak_bytes=train_nbytes(config, phase.rows, phase.context, average=True).total,
+        predicted_bytes=kept_nbytes(config, phase.rows, phase.context, average=True),
     )
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 import shlex
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,7 +27,8 @@ from typing import Any
 
 from ..errors import PlanError, RecipeError
 from ..llama.config import ModelConfig
-from ..train.memory import TrainBytes, train_nbytes
+from ..train.config import TrainConfig
+from ..train.memory import TrainBytes, kept_nbytes, train_nbytes
 from ..train.recipe import Recipe
 from .layout import Job, Layout, check
 from .machines import Machine
@@ -39,7 +41,8 @@ SHARE = 0.4
 """Of the memory that is free, for the rehearsal."""
 SECONDS = 3.0
 """What one rehearsed step may take."""
-STEPS = 4
+STEPS = 5
+"""Steps of each kind; the first does not count."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Rehearsal:
     flops_rate: float  # model FLOP/s of a block's tokens here
     predicted_bytes: float  # of the piece
     measured_bytes: float | None
+    accelerated: bool  # on a GPU, whose memory is its own
     loss: float  # of the first step: near the logarithm of the vocabulary
 
 
@@ -75,6 +79,7 @@ class Outlook:
     step_seconds: float
     mfu: float | None
     nbytes: TrainBytes
+    peak: float  # bytes a process grows by: on a CPU with what its heap cannot use again
     fits: bool
     hours: float
     tokens_per_s: float
@@ -151,6 +156,7 @@ def rehearse(recipe: Recipe, on_step: Callable[[str], None] | None = None) -> Re
         flops_rate=3 * _block_flops(piece.config, piece.context / 2) / block_each,
         predicted_bytes=two.predicted,
         measured_bytes=two.peak,
+        accelerated=device.type == "cuda",
         loss=two.loss,
     )
 
@@ -184,14 +190,14 @@ def _rate(dim: int, dtype: str, device: Any) -> float:
 
 
 def _measure(recipe: Recipe, piece: Piece, layers: int, device: Any, tell: Callable[[str], None]) -> _Measured:
-    """Least seconds of forward and backward, and of Adam, of a model of so many blocks."""
+    """Seconds of forward and backward, and of what follows (norm, clipping, Adam), of a model of so many blocks."""
     import torch
 
     from ..data.batch import Batch
     from ..llama.model import LlamaLM
     from ..train import objectives, parallel
     from ..train.loop import DTYPES
-    from ..train.optim import make_optimizer
+    from ..train.optim import gradient_norm, make_optimizer
 
     train = recipe.train
     config = piece.config.replace(n_layers=layers)
@@ -208,8 +214,10 @@ def _measure(recipe: Recipe, piece: Piece, layers: int, device: Any, tell: Calla
         began = _now(device)
         with torch.autocast(device.type, DTYPES[train.dtype], enabled=train.dtype != "float32"):
             result = objectives.lm(model, batch)
-        (result.total / (piece.rows * length)).backward()
+        result.total.backward()
         middle = _now(device)
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        torch._foreach_mul_(grads, 1 / max(1.0, gradient_norm(grads)))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         times[length].append(middle - began)
@@ -224,10 +232,10 @@ def _measure(recipe: Recipe, piece: Piece, layers: int, device: Any, tell: Calla
     if not all(map(math.isfinite, losses)):
         raise PlanError(f"the rehearsal's loss is {losses[-1]} after {len(losses)} steps: lower lr={train.lr:g}")
     peak = _peak(device, before)
-    predicted = train_nbytes(config, piece.rows, piece.context, dtype=train.dtype, remat=train.remat).total
-    whole, half = (min(found) for found in times.values())  # other work on the machine only ever adds
+    predicted = _grown(train, config, piece.rows, piece.context, device.type == "cuda")
+    whole, half = (statistics.median(found[1:]) for found in times.values())
     params = sum(p.numel() for p in model.parameters())
-    return _Measured(whole, half, min(adams), params, predicted, peak, losses[0])
+    return _Measured(whole, half, statistics.median(adams[1:]), params, predicted, peak, losses[0])
 
 
 def _now(device: Any) -> float:
@@ -239,14 +247,18 @@ def _now(device: Any) -> float:
 
 
 def _reset_peak(device: Any) -> int:
-    """Bytes held now, with the high-water mark set back to them where the system allows."""
+    """Bytes held now, with the high-water mark set back to them where the system allows; memory that was freed before
+    is given back, so that it is not taken for this one's."""
+    import ctypes
+
     import psutil
     import torch
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    with suppress(OSError):
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
     return psutil.Process().memory_info().rss
 
@@ -263,6 +275,13 @@ def _peak(device: Any, before: int) -> float | None:
         return None
     high = next((line for line in lines if line.startswith("VmHWM")), None)
     return None if high is None else 1024.0 * int(high.split()[1]) - before
+
+
+def _grown(train: TrainConfig, config: ModelConfig, rows: int, context: int, accelerated: bool) -> int:
+    """Bytes that training adds: on a CPU, to a process that keeps freed memory."""
+    if accelerated:
+        return train_nbytes(config, rows, context, dtype=train.dtype, remat=train.remat).total
+    return kept_nbytes(config, rows, context, dtype=train.dtype, remat=train.remat)
 
 
 def _block_flops(config: ModelConfig, keys: float) -> float:
@@ -290,6 +309,7 @@ def here(recipe: Recipe, rehearsal: Rehearsal) -> Outlook:
     )
     from ..checkpoint.memory import free_bytes
 
+    peak = nbytes.average + _grown(train, config, micro, train.context, rehearsal.accelerated)
     tokens = train.tokens_per_step
     rate = tokens * config.flops_per_token(train.context / 2, training=True) / step
     share = rate / train.peak_flops if train.peak_flops and ranks == 1 else None
@@ -298,7 +318,8 @@ def here(recipe: Recipe, rehearsal: Rehearsal) -> Outlook:
         step,
         share,
         nbytes,
-        nbytes.total <= free_bytes(),
+        peak,
+        peak <= free_bytes(),
         step * train.steps / 3600,
         tokens / step,
     )
@@ -344,6 +365,7 @@ def target(recipe: Recipe, machine: Machine) -> Outlook:
         step,
         mfu(job, machine, step),
         nbytes,
+        float(nbytes.total),
         nbytes.total <= usable(machine.device.memory),
         step * train.steps / 3600,
         job.tokens / step,
