@@ -104,10 +104,10 @@ def chat(name: str) -> Record:
     tensors = sum(held.values()) + runner.engine.cache.nbytes
     planned = ways.way(ways.Here(blank(base=base), 0.0), size, form, kind, PROMPT + 1)
 
-    layers = {part: measure.linears(part, measure.SIDE, measure.SIDE) for part in {form.dtype, form.head_dtype}}
+    layers = {part: measure.linears(part) for part in {form.dtype, form.head_dtype}}
 
     def profile() -> Any:
-        rates = {part: measure.rates_of(part, layers[part], (1, 256, 512)) for part in layers}
+        rates = {part: measure.rates_of(part, layers[part], (1, PROMPT)) for part in layers}
         return blank(
             threads=torch.get_num_threads(),
             bandwidth=measure.bandwidths(all_counts=False),
@@ -165,7 +165,7 @@ def train(name: str) -> Record:
     from herd.plan import rehearse
     from herd.train import lm
     from herd.train import train as run
-    from herd.train.memory import train_nbytes
+    from herd.train.memory import kept_nbytes, train_nbytes
     from herd.train.recipe import parse_recipe
 
     build.ready()
@@ -232,7 +232,7 @@ def train(name: str) -> Record:
         measured["step"].append(real()[0])
     return {
         "tensors": [sized.weights, weights],
-        "peak": [base + sized.total, peak],
+        "peak": [base + kept_nbytes(config, rows, context, dtype=dtype, remat=remat), peak],
         "predicted": predicted,
         "measured": measured,
     }

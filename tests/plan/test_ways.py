@@ -15,10 +15,13 @@ from herd.cli import run
 from herd.engine import memory
 from herd.errors import PlanError
 from herd.kernels.page_layout import BYTES
-from herd.llama.config import SIZES
+from herd.llama.config import SIZES, ModelConfig
 from herd.plan import compare, feel, machines, profile, quantity, quantizing, score, serve, ways
+from herd.plan.layout import Job, Layout
 from herd.plan.profile import Profile
+from herd.plan.step import predict
 from herd.quant import scheme
+from herd.train.config import TrainConfig
 
 LARGE = 25_000_000_000
 
@@ -228,6 +231,22 @@ def test_measurements_are_put_beside_predictions(here):
     assert {event.machine for event in events} == {here.profile.key}
 
 
+def test_training_and_quantizing_keep_score(here):
+    config = ModelConfig(4096, 256, 5, 8, 4, 704)
+    train = TrainConfig(steps=10, batch_rows=16, context=256, lr=1e-3)
+    planned = compare.training(config, train, seconds=5.0, steps=10, what="tiny")
+    assert planned == pytest.approx(10 * planned_step(here, config, train))
+    assert compare.training(config, train, seconds=0.0, steps=0, what="nothing was done") is None
+    assert compare.quantizing(config, scheme("q8"), 4.0, 1.0, "tiny-q8") > 0
+    assert compare.quantizing(SIZES["1B"], scheme("Q6_K"), 4.0, 1.0, "a format that is not measured") is None
+    assert [(event.kind, event.measured) for event in score.history()] == [("train", 5.0), ("quantize", 1.0)]
+
+
+def planned_step(here, config, train):
+    job = Job(config, train.batch_rows, train.context)
+    return predict(job, Layout(micro=16, precision="fp32"), here.profile.machine()).seconds
+
+
 def test_feeling_a_speed_takes_the_time_it_should():
     slept: list[float] = []
     said: list[str] = []
@@ -259,6 +278,7 @@ def test_times_are_read_as_people_write_them():
         ["run", "--price", "1500", "--watts", "120"],
         ["serve", "--machine", "8xH100", "--users", "50", "--prompt", "2k", "--answer", "400", "--p95-ttft", "1s"],
         ["serve", "--users", "3"],
+        ["finetune", "--size", "1B", "--machine", "here", "--tokens", "1M"],
         ["draft", "--size", "8B", "--draft", "1B"],
         ["score"],
     ],

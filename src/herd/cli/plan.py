@@ -42,7 +42,9 @@ Machines = Annotated[Path | None, typer.Option("--machines", help="A file of you
 class Asked:
     """The options that all training verbs share, as they were typed. `PlanError` for values that cannot be."""
 
-    machine: Annotated[str, typer.Option("--machine", help="How many of what: 16384xH100, 2xRTX4090.")] = "16384xH100"
+    machine: Annotated[str, typer.Option("--machine", help="How many of what: 16384xH100, 2xRTX4090; or here.")] = (
+        "16384xH100"
+    )
     context: Annotated[str, typer.Option(help="Tokens of a sequence: 8192, 32k, 128k.")] = "8192"
     batch: Annotated[str | None, typer.Option(help="Tokens of a step, e.g. 16M, if not the usual ones.")] = None
     precision: Annotated[str, typer.Option(help="What the matmuls run in: bf16 or fp8.")] = "bf16"
@@ -63,6 +65,8 @@ class Asked:
 
     @functools.cached_property
     def target(self) -> Machine:
+        if self.machine == "here":
+            return plan_local.measured_once().profile.machine()
         from ..plan import machines
 
         return machines.find(self.machine, self.machines)
@@ -381,7 +385,7 @@ def _print_costs(plan: TrainPlan, budget: float | None) -> None:
         rows.append(["bought outright", f"{cost.buy:,.0f} USD"])
     print_table(["the run", ""], rows)
     print(
-        f"A failure every {units.duration(good.between_failures)}, a checkpoint of {good.checkpoint_seconds:.1f} s "
+        f"A failure every {long_time(good.between_failures / 3600)}, a checkpoint of {good.checkpoint_seconds:.1f} s "
         f"every {units.duration(good.interval)} (Young–Daly)."
     )
     for word, price in (("Rent", cost.rent_price), ("Purchase", cost.buy_price)):

@@ -45,7 +45,7 @@ def here(
         return
     from ..plan.ways import best, ways
 
-    target = _here(measure)
+    target = measured_once(measure)
     sizes = (size,) if size else SIZES_HERE
     tables = {name: ways(target, name) for name in sizes}
     if feel:
@@ -141,14 +141,14 @@ def size_name(text: str) -> str:
     return next(name for name, known in SIZES.items() if known is config)
 
 
-def _here(measure: bool) -> Here:
+def measured_once(again: bool = False) -> Here:
     """This machine, from its saved profile or measured now."""
     from ..plan import profile as profiles
     from ..plan import score as scores
     from ..plan.ways import Here
     from ..report.receipt import free_bytes
 
-    found = None if measure else profiles.load()
+    found = None if again else profiles.load()
     if found is None:
         found = _measured()
         profiles.save(found)
@@ -173,7 +173,7 @@ def target_of(name: str, path: Path | None, config: ModelConfig) -> tuple[Here |
     from ..plan import machines, ways
 
     if name == "here":
-        return _here(False), None
+        return measured_once(), None
     machine = machines.find(name, path)
     return ways.there(machine, config), machine
 

@@ -36,8 +36,9 @@ from .profile import Gpu, Profile, cache_folder, key, now
 
 COLD = 256 << 20
 """Bytes of matrices passed through in turn: several last-level caches."""
-SIDE = 4096
-ROWS = (1, 4, 16, 64, 256, 1024)
+INNER, OUTER = 4096, 14336
+"""The matrix that is multiplied by: of the FFN of 8B, where most of a model's weights are."""
+ROWS = (1, 4, 16, 64, 512)
 PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FORMAT_NAMES = {"q8": "Q8_0", "q4": "Q4_0", "q4k": "Q4_K"}
 DISK_BYTES = 256 << 20
@@ -127,7 +128,7 @@ def bandwidths(all_counts: bool = True) -> dict[int, float]:
     return found
 
 
-def linears(name: str, inner: int, outer: int, cold: int = COLD) -> list[nn.Module]:
+def linears(name: str, inner: int = INNER, outer: int = OUTER, cold: int = COLD) -> list[nn.Module]:
     """Layers of one format and shape, as many as fill ``cold`` bytes."""
     if name in PLAIN:
         dtype = PLAIN[name]
@@ -144,16 +145,16 @@ def linears(name: str, inner: int, outer: int, cold: int = COLD) -> list[nn.Modu
 
 
 def gemm_rates(name: str) -> dict[int, float]:
-    """Operations/s of a (rows, SIDE) x (SIDE, SIDE) matmul with weights in this format, by rows."""
-    return rates_of(name, linears(name, SIDE, SIDE), ROWS)
+    """Operations/s of a matmul with weights in this format that are not in a cache, by rows."""
+    return rates_of(name, linears(name), ROWS)
 
 
 def rates_of(name: str, layers: list[nn.Module], rows: tuple[int, ...], budget: float = 0.2) -> dict[int, float]:
-    """The same of layers that are there already, all of (SIDE, SIDE)."""
+    """The same of layers that are there already, all of `linears`' shape."""
     dtype, found = PLAIN.get(name, torch.float32), {}
     for n in rows:
-        x_ND, turn = torch.randn(n, SIDE).to(dtype), _in_turn(layers)
-        found[n] = 2.0 * n * SIDE * SIDE / seconds_of(lambda x=x_ND, turn=turn: next(turn)(x), budget)  # type: ignore[misc]
+        x_ND, turn = torch.randn(n, INNER).to(dtype), _in_turn(layers)
+        found[n] = 2.0 * n * INNER * OUTER / seconds_of(lambda x=x_ND, turn=turn: next(turn)(x), budget)  # type: ignore[misc]
     return found
 
 
@@ -188,7 +189,7 @@ def attention_decode(kind: str, context: int = 4096) -> float:
 
 def pointwise_bandwidth() -> float:
     """Bytes/s of SwiGLU over tensors beyond the caches: two read, one written."""
-    gate, up = (torch.randn(1024, 4 * SIDE) for _ in range(2))
+    gate, up = (torch.randn(1024, OUTER) for _ in range(2))
     return 3 * gate.nbytes / seconds_of(lambda: swiglu(gate, up), 0.3)
 
 
@@ -207,7 +208,7 @@ def between_operators() -> float:
 
 def encode_rate(name: str) -> float:
     """Weights/s in bf16 that are rounded to blocks."""
-    weight = torch.randn(1024, SIDE).bfloat16()
+    weight = torch.randn(1024, INNER).bfloat16()
     return weight.numel() / seconds_of(lambda: encode(weight, FORMATS[FORMAT_NAMES[name]], "weight"), 0.2)
 
 

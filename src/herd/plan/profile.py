@@ -29,6 +29,8 @@ from .machines import Machine
 from .roofline import Curve, Device, Efficiency, Link
 
 SCHEMA = 3
+BYTES = {"fp32": 4.0, "bf16": 2.0, "q8": 34 / 32, "q4k": 144 / 256, "q4": 18 / 32}
+"""Of a weight, by the name of its format."""
 OPS_PER_LAYER = 9
 """Operators that `ops.layer_ops` lists of a block; the measured time between operators is spread over them."""
 
@@ -72,8 +74,9 @@ class Profile:
 
     @property
     def read(self) -> float:
-        """Bytes/s that all threads read."""
-        return max(self.bandwidth.values())
+        """Bytes/s that all threads read: plainly, or in a matmul of one row, which asks for them ahead of time."""
+        rows = ((BYTES[name], rates[1]) for name, rates in self.gemm.items() if 1 in rates)
+        return max([*self.bandwidth.values(), *(nbytes * rate / 2 for nbytes, rate in rows)])
 
     def device(self) -> Device:
         """The processor as the roofline sees it: peaks are the best rates measured, shares what is reached of them."""
