@@ -66,6 +66,7 @@ def test_page_is_whole(tmp_path, capsys):
     [
         (["train", "--machine", "0xH100"], "0 devices"),
         (["train", "--machine", "8xH101"], "near it are H100"),
+        (["train", "--machine", "H100x8"], "as in 8xH100"),
         (["train", "--context", "256k"], "131,072"),
         (["train", "--size", "9B"], "405B, 70B"),
         (["train", "--budget", "-5"], "positive"),

@@ -295,6 +295,7 @@ def test_every_verb_prints_a_table_and_json(here, capsys, args):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
+        (["--size", "9B"], "405B, 70B, 8B"),
         (["run", "--size", "9B"], "405B, 70B, 8B"),
         (["run", "--machine", "2xRTX409"], "RTX4090"),
         (["run", "--machine", "0xH100"], "1 to"),

@@ -45,8 +45,8 @@ def here(
         return
     from ..plan.ways import best, ways
 
+    sizes = (size_name(size),) if size else SIZES_HERE
     target = measured_once(measure)
-    sizes = (size,) if size else SIZES_HERE
     tables = {name: ways(target, name) for name in sizes}
     if feel:
         _feel(target, tables, size)

@@ -183,6 +183,9 @@ class Catalogue:
             found = _match(sized[1], self.devices)
             if found is not None and self.devices[found].get("kind") in ("apple", "cpu") and int(sized[2]):
                 return found, int(sized[2])
+        turned = re.fullmatch(r"(.+?)\s*[x×*]\s*(\d+)", name)
+        if turned and (found := _match(turned[1], self.devices)):
+            raise PlanError(f"machine {text!r}: the number comes first, as in {turned[2]}x{found}")
         raise PlanError(f"machine {text!r} is not known: {_near(name, self.names())}, or add it to a machines.yaml")
 
 
