@@ -22,9 +22,9 @@ from herd.report.receipt import Value, write_receipt
 
 MODELS = ("instruct", "teacher", "student", "control", "instruct-q8", "instruct-q4")
 """The first is what the others are compared with."""
-SUITES = {"tools": 60, "long": 20, "multilingual": 50}
+SUITES = {"tools": 40, "long": 10, "multilingual": 30}
 """Suite to how many items of each task."""
-TEXTS = 50
+TEXTS = 20
 SHOWN = ("tool_calls", "tool_answers", "needle_single", "bpb_sentences", "fidelity")
 ROOT = Path(__file__).resolve().parents[1]
 
