@@ -14,6 +14,7 @@ again gives the same bytes. So resuming is nothing but walking the stages and sk
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import resource
 import shutil
@@ -104,8 +105,6 @@ class Run:
 
     def carry_out(self, stages: list[Stage]) -> None:
         """Do every stage that is not done yet, in order."""
-        reset_peak_rss()
-        bare = peak_rss()
         for stage in stages:
             if self.done(stage.name):
                 self.show.skip(stage.name)
@@ -116,7 +115,7 @@ class Run:
             outcome = stage.work(self)
             seconds = outcome.earlier_seconds + time.perf_counter() - began
             folder = self.stage_folder(stage.name)
-            grown = outcome.predicted_bytes  # into what earlier stages have left free, and beyond it
+            grown = outcome.predicted_bytes
             write_json(
                 folder / "stage.json",
                 {
@@ -127,7 +126,7 @@ class Run:
                     "tokens": outcome.tokens,
                     "flops": outcome.flops,
                     "peak_rss_bytes": peak_rss(),
-                    "predicted_peak_bytes": None if grown is None else max(before, bare + grown),
+                    "predicted_peak_bytes": None if grown is None else before + grown,
                     "model": outcome.model,
                     "n_params": outcome.n_params,
                     "gates": outcome.gates,
@@ -145,8 +144,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def reset_peak_rss() -> None:
-    """Start measuring peak memory anew, where the system can (Linux)."""
-    with contextlib.suppress(OSError):
+    """Start measuring peak memory anew, where the system can (Linux): what was freed is given back, so that the peak is
+    of what comes."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
 
 
