@@ -15,7 +15,16 @@ from herd.errors import ReportError
 from herd.report import Value, read_receipts, write_receipt
 from herd.report.picture import write_pictures
 from herd.report.run import load_run
-from herd.report.tables import checks_table, family_table, fill, run_values, shown, stages_table, summary_table
+from herd.report.tables import (
+    checks_table,
+    family_table,
+    fill,
+    plan_table,
+    run_values,
+    shown,
+    stages_table,
+    summary_table,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +75,32 @@ def test_checks_show_bars_and_verdicts(tmp_path):
     assert "unjudged" not in table
     summary = summary_table(read_receipts(tmp_path))
     assert "| [training](bench/receipts/pace.json) | memory: 0.950, bar ≤ 0.9 | 1 of 2 **✗** |" in summary
+
+
+def test_plans_stand_beside_what_was_real(tmp_path):
+    meta = {
+        "MFU 1: TP8 × CP1 × PP16 × DP64, 8,192": (49.0, "%"),
+        "MFU 1, published": (43.0, "%"),
+        "MFU 1 error of a constant 0.5": (16.3, "%"),
+        "405B GPU hours": (26_570_000, "GPU hours"),
+        "405B GPU hours, published": (30_840_000, "GPU hours"),
+        "405B GPU hours of a constant 0.5": (22_400_000, "GPU hours"),
+    }
+    fitted = {
+        "one: error": (4.0, "%"),
+        "two: error": (-8.0, "%"),
+        "three: error": (5.0, "%"),
+        "median error, nothing fitted": (30.0, "%"),
+    }
+    here = {"configurations": (1, "1"), "chat/decode time error": (0.1, "fraction"), "time, worst error": (0.1, "1")}
+    for name, values in (("plan-meta", meta), ("plan-gptfast", fitted), ("plan-here", here)):
+        write_receipt(tmp_path / f"{name}.json", what=name, values=values, command="true")
+    table = plan_table(read_receipts(tmp_path))
+    assert "context 8,192: MFU | 43 % | 49.0 % | +14.0 % | constant 50 %: +16.3 % |" in table
+    assert "| Llama 3.1 405B: GPU hours | 30.84 M | 26.57 M | −13.8 % | constant 50 %: −27.4 % |" in table
+    assert "| median 5.0 %, worst 8.0 % | nothing fitted: median 30.0 % |" in table
+    assert "| this machine, 1 configurations: time | – | – | median 10.0 %, worst 10.0 % | nothing fitted |" in table
+    assert plan_table({}) == "*Not measured yet.*"
 
 
 @pytest.mark.parametrize(
