@@ -25,7 +25,10 @@ NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """weight · x / sqrt(mean(x²) + eps) over the last dim; statistics in fp32, result in x's dtype (or autocast's)."""
     if _native(x, weight_D) and weight_D.dtype == x.dtype:
-        y, narrow = _RMSNorm.apply(x, weight_D, eps, _narrow(x)), _narrow(x)
+        narrow = _narrow(x)
+        if not torch.is_grad_enabled():
+            return _normed(x, weight_D, eps, narrow)[0].view(x.shape)
+        y = _RMSNorm.apply(x, weight_D, eps, narrow)
         x, weight_D = x.detach(), weight_D.detach()
         return offer(y, lambda: _normed(x, weight_D, eps, narrow)[0].view(x.shape))
     return plain_rms_norm(x, weight_D, eps)
@@ -34,13 +37,16 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 def rotate(x_BTHK: Tensor, cos_BT1K: Tensor, sin_BT1K: Tensor) -> Tensor:
     """Turn each channel pair (i, i + K/2) by its angle; cos and sin (B or 1, T, 1, K) repeat theirs in both halves."""
     if _native(x_BTHK, cos_BT1K) and cos_BT1K.shape[0] in (1, x_BTHK.shape[0]):
-        return _Rotate.apply(x_BTHK, cos_BT1K, sin_BT1K)
+        turn = _Rotate.apply if torch.is_grad_enabled() else _turned
+        return turn(x_BTHK, cos_BT1K, sin_BT1K)
     return plain_rotate(x_BTHK, cos_BT1K, sin_BT1K)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) · up (arXiv 2002.05202)."""
     if _native(gate, up) and gate.dtype == up.dtype:
+        if not torch.is_grad_enabled():
+            return _swiglu(gate, up)
         y, gate, up = _SwiGLU.apply(gate, up), gate.detach(), up.detach()
         return offer(y, lambda: _swiglu(gate, up))
     return plain_swiglu(gate, up)
@@ -89,6 +95,11 @@ def _normed(x: Tensor, weight_D: Tensor, eps: float, narrow: bool) -> tuple[Tens
     return torch.ops.herd_native.rms_norm(_rows(x), weight_D.contiguous(), eps, narrow)
 
 
+def _turned(x_BTHK: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> Tensor:
+    sign = -1.0 if back else 1.0
+    return torch.ops.herd_native.rotate(x_BTHK.contiguous(), cos.contiguous(), sin.contiguous(), sign)
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float, narrow: bool) -> Tensor:
@@ -109,13 +120,13 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BTHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return torch.ops.herd_native.rotate(x_BTHK.contiguous(), cos.contiguous(), sin.contiguous(), 1.0)
+        return _turned(x_BTHK, cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return torch.ops.herd_native.rotate(dy.contiguous(), cos.contiguous(), sin.contiguous(), -1.0), None, None
+        return _turned(dy, cos, sin, back=True), None, None
 
 
 def _swiglu(gate: Tensor, up: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ TILE = 1 << 22
 
 @dataclass(frozen=True)
 class Kernel:
-    """How to multiply by blocks. ``prepare(blocks_RB, format)`` gives what ``restore(prepared, format)`` turns back into
-    ``blocks_RB``; ``matmul(x_ND, [prepared, ...], [format, ...])`` multiplies the same x by one or several."""
+    """How to multiply by blocks. ``prepare(blocks_RB, format)`` gives what ``restore(prepared, format)`` turns back
+    into ``blocks_RB``; ``matmul(x_ND, [prepared, ...], [format, ...])`` multiplies the same x by one or several."""
 
     name: str
     prepare: Callable[[Tensor, Format], Tensor]

@@ -6,20 +6,27 @@
 namespace herd {
 namespace {
 
-constexpr int64_t TURN = 64;  // words: eight 64-byte lines, eight sums, so that no load waits for an addition
+// Eight lines of 64 bytes, each with a sum of its own, so that no load waits for an addition; the compiler makes these
+// two or more registers where the machine's are narrower.
+typedef uint64_t line __attribute__((vector_size(64), aligned(8), may_alias));
+constexpr int64_t LINES = 8, TURN = LINES * 8;  // words
+constexpr int64_t AHEAD = 512;                 // words: 4 KiB
 
 // The sum of all 64-bit words, wrapping; every byte is read once, from its thread's own stretch of memory.
 int64_t read_all(Tensor words) {
   const uint64_t* p = static_cast<const uint64_t*>(words.data_ptr());
   std::atomic<uint64_t> total{0};
   parallel(words.numel() / TURN, 1 << 12, [&](int64_t begin, int64_t end) {
-    uint64_t sums[TURN] = {};
-    for (int64_t i = begin * TURN; i < end * TURN; i += TURN) {
-#pragma omp simd
-      for (int64_t j = 0; j < TURN; j++) sums[j] += p[i + j];
-    }
+    line sums[LINES] = {};
+    for (int64_t i = begin * TURN; i < end * TURN; i += TURN)
+#pragma GCC unroll 8
+      for (int64_t j = 0; j < LINES; j++) {
+        __builtin_prefetch(p + i + 8 * j + AHEAD);
+        sums[j] += *(const line*)(p + i + 8 * j);
+      }
     uint64_t sum = 0;
-    for (uint64_t s : sums) sum += s;
+    for (line each : sums)
+      for (int i = 0; i < 8; i++) sum += each[i];
     total += sum;
   });
   return int64_t(total.load());

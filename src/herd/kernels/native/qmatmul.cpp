@@ -21,7 +21,7 @@ namespace {
 
 using namespace quantized;
 
-constexpr int64_t DIRECT_GROUPS = 2;  // up to so many groups of tokens codes are taken from the blocks themselves
+constexpr int64_t DIRECT_GROUPS = 4;  // up to so many groups of tokens codes are taken from the blocks themselves
 constexpr int64_t TILES = 4;          // of a unit of work
 constexpr int64_t GROUPS = 16;        // of tokens, of a unit of work
 constexpr int64_t PIECE = 16;         // blocks of a panel: two of 10 KiB stay in the first cache
@@ -215,13 +215,14 @@ void multiply_unit(const Path& path, const Weights& weights, int64_t first_tile,
   const int64_t start = groups.start(first_group), n_tokens = groups.start(end_group) - start;
   const bool direct = groups.count <= DIRECT_GROUPS;
   const int64_t piece = direct ? weights.blocks : PIECE, stride = n_tokens * ROWS;
-  const int64_t tiles_at_once = groups.length(first_group) <= path.paired ? 2 : 1;
+  // the long blocks of two tiles would take each other's place in the first cache
+  const bool paired = groups.length(first_group) <= path.paired && !(direct && weights.layout().blocks > 1);
   std::vector<float> sums((end_tile - first_tile) * stride);
   alignas(64) uint8_t panel[2 * PIECE * PANEL_BYTES];
   for (int64_t block = 0; block < weights.blocks; block += piece) {
     const int64_t n = std::min(piece, weights.blocks - block);
     for (int64_t tile = first_tile, tiles; tile < end_tile; tile += tiles) {
-      tiles = tile + tiles_at_once <= std::min(end_tile, weights.rows / ROWS) ? tiles_at_once : 1;
+      tiles = paired && tile + 2 <= std::min(end_tile, weights.rows / ROWS) ? 2 : 1;
       for (int64_t i = 0; i < tiles && !direct; i++)
         path.unpack[weights.format](weights.words(tile + i, block), weights.halves(tile + i, block), n,
                                     panel + i * n * PANEL_BYTES);

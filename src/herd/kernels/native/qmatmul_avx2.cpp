@@ -20,7 +20,7 @@ namespace {
 #include "qmatmul_kernel.h"
 
 struct Avx2 {
-  static constexpr int LANES = 8, GROUP = 4, PAIRED = 2, AHEAD = 4096, AHEAD_TOKENS = 4;
+  static constexpr int LANES = 8, GROUP = 4, PAIRED = 2;
   typedef int32_t Ints __attribute__((vector_size(32), aligned(4), may_alias));
   typedef uint32_t Bits __attribute__((vector_size(32), aligned(4), may_alias));
   typedef float Floats __attribute__((vector_size(32), aligned(4), may_alias));

@@ -9,7 +9,7 @@ namespace {
 #include "qmatmul_kernel.h"
 
 struct Portable {
-  static constexpr int LANES = 4, GROUP = 4, PAIRED = 2, AHEAD = 4096, AHEAD_TOKENS = 4;
+  static constexpr int LANES = 4, GROUP = 4, PAIRED = 2;
   typedef int32_t Ints __attribute__((vector_size(16), aligned(4), may_alias));
   typedef uint32_t Bits __attribute__((vector_size(16), aligned(4), may_alias));
   typedef float Floats __attribute__((vector_size(16), aligned(4), may_alias));

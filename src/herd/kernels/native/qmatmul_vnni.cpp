@@ -20,7 +20,7 @@ namespace {
 #include "qmatmul_kernel.h"
 
 struct Vnni {
-  static constexpr int LANES = 16, GROUP = 6, PAIRED = 6, AHEAD = 4096, AHEAD_TOKENS = 6;
+  static constexpr int LANES = 16, GROUP = 6, PAIRED = 6;
   typedef int32_t Ints __attribute__((vector_size(64), aligned(4), may_alias));
   typedef uint32_t Bits __attribute__((vector_size(64), aligned(4), may_alias));
   typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
