@@ -197,8 +197,8 @@ def test_operators_are_well_formed():
     ops = torch.ops.herd_native
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(ops.qmatmul.default, (tokens(3, 64), [tiles_RB, tiles_RB], [2, 2], 2), test_utils=checks)
-    torch.library.opcheck(ops.qmatmul_interleave.default, (tiles_RB, 2), test_utils=checks)
-    torch.library.opcheck(ops.qmatmul_deinterleave.default, (tiles_RB, 2), test_utils=checks)
+    for reorder in (ops.qmatmul_interleave.default, ops.qmatmul_deinterleave.default):
+        torch.library.opcheck(reorder, (tiles_RB, 2, torch.empty_like(tiles_RB)), test_utils=checks)
 
 
 @paths

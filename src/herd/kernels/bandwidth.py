@@ -8,21 +8,17 @@ nothing but read. (Prefetching by hand, at any distance, gains a few hundredths 
 
 from __future__ import annotations
 
-import mmap
 import statistics
-import sys
 import time
 
 import torch
 from torch import Tensor
 
 from . import build
+from .large_pages import reserve
 
 BUFFER = 1 << 30
 """Bytes: some thirty times the last-level cache of a large processor's core complex."""
-
-
-_PRIVATE = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
 
 
 class MemoryReader:
@@ -30,11 +26,7 @@ class MemoryReader:
 
     def __init__(self, nbytes: int | None = None) -> None:
         """``nbytes`` (None: `BUFFER`) are taken for as long as this lives."""
-        # private: memory that could be shared never comes in large pages
-        memory = mmap.mmap(-1, nbytes or BUFFER, **({"flags": _PRIVATE} if sys.platform == "linux" else {}))
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        self.words = torch.frombuffer(memory, dtype=torch.int64)
+        self.words = reserve(nbytes or BUFFER).view(torch.int64)
         self.words.fill_(1)  # every page becomes its own memory; unwritten ones would all be the same zeros
 
     def measure(self, seconds: float = 0.3) -> float:

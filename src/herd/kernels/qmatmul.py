@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..errors import QuantError
 from . import build
+from .large_pages import chunks
 
 PATHS = ("vnni", "avx2", "portable")
 """Fastest first; the library knows them by their place."""
@@ -75,7 +76,7 @@ def here() -> tuple[str, ...]:
         "herd_native::qmatmul", lambda x, tiles, *_: [x.new_empty(x.shape[0], each.shape[0]) for each in tiles]
     )
     for name in ("qmatmul_interleave", "qmatmul_deinterleave"):
-        torch.library.register_fake(f"herd_native::{name}", lambda blocks, _: torch.empty_like(blocks))
+        torch.library.register_fake(f"herd_native::{name}", lambda *_: None)
     return tuple(PATHS[number] for number in torch.ops.herd_native.qmatmul_paths())
 
 
@@ -98,13 +99,17 @@ def qmatmul_each(x_ND: Tensor, tiles: list[Tensor], format_codes: list[int], pat
 
 
 def interleave(blocks_RB: Tensor, format_code: int) -> Tensor:
-    """Blocks as a file has them, in the order the kernel reads: new memory of the same shape."""
-    return torch.ops.herd_native.qmatmul_interleave(blocks_RB.contiguous(), format_code)
+    """Blocks as a file has them, in the order the kernel reads: other memory of the same shape, in large pages."""
+    tiles_RB = chunks.piece(blocks_RB.nbytes).view(blocks_RB.shape)
+    torch.ops.herd_native.qmatmul_interleave(blocks_RB.contiguous(), format_code, tiles_RB)
+    return tiles_RB
 
 
 def deinterleave(tiles_RB: Tensor, format_code: int) -> Tensor:
     """Inverse of `interleave`."""
-    return torch.ops.herd_native.qmatmul_deinterleave(tiles_RB, format_code)
+    blocks_RB = torch.empty_like(tiles_RB)
+    torch.ops.herd_native.qmatmul_deinterleave(tiles_RB, format_code, blocks_RB)
+    return blocks_RB
 
 
 def plain_interleave(blocks_RB: Tensor, format_code: int) -> Tensor:

@@ -12,10 +12,6 @@
 
 #include "common.h"
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 namespace herd {
 namespace {
 
@@ -57,15 +53,6 @@ void share_out(int64_t units, const Body& body) {
   });
 }
 
-// Large pages where the system gives them for the asking: reading 4 GiB then misses the TLB 2,000 times, not a million.
-void ask_for_large_pages(uint8_t* from, int64_t size) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t LARGE = 1 << 21;
-  const uintptr_t begin = (uintptr_t(from) + LARGE - 1) / LARGE * LARGE, end = (uintptr_t(from) + size) / LARGE * LARGE;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
 // ---- weights ----
 
 // One tile there or back; of its rows only the first n_rows are in the file.
@@ -94,23 +81,22 @@ void check_blocks(const Tensor& blocks_RB, const Layout& layout) {
 }
 
 template <bool BACK>
-Tensor reordered(const Tensor& from_RB, int64_t code) {
+void reorder_all(const Tensor& from_RB, int64_t code, const Tensor& to_RB) {
   const Layout& layout = LAYOUTS[index_of(code)];
   check_blocks(from_RB, layout);
+  check_blocks(to_RB, layout);
   const int64_t R = from_RB.size(0), B = from_RB.size(1), tiles = R / ROWS;
-  Tensor to_RB = torch::stable::new_empty(from_RB, {R, B}, ScalarType::Byte);
+  require(to_RB.size(0) == R && to_RB.size(1) == B, "blocks are reordered into as many");
   uint8_t *from = data<uint8_t>(from_RB), *to = data<uint8_t>(to_RB);
-  if constexpr (!BACK) ask_for_large_pages(to, R * B);
   parallel(tiles, 8, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * ROWS * B; i < end * ROWS * B; i += ROWS * B)
       reorder<BACK>(layout, (BACK ? to : from) + i, (BACK ? from : to) + i, B / layout.bytes, ROWS);
   });
   std::memcpy(to + tiles * ROWS * B, from + tiles * ROWS * B, (R - tiles * ROWS) * B);
-  return to_RB;
 }
 
-Tensor interleave(Tensor blocks_RB, int64_t code) { return reordered<false>(blocks_RB, code); }
-Tensor deinterleave(Tensor tiles_RB, int64_t code) { return reordered<true>(tiles_RB, code); }
+void interleave(Tensor blocks_RB, int64_t code, Tensor tiles_RB) { reorder_all<false>(blocks_RB, code, tiles_RB); }
+void deinterleave(Tensor tiles_RB, int64_t code, Tensor blocks_RB) { reorder_all<true>(tiles_RB, code, blocks_RB); }
 
 // ---- activations ----
 
@@ -288,8 +274,8 @@ std::vector<int64_t> qmatmul_paths() {
 }  // namespace herd
 
 STABLE_TORCH_LIBRARY_FRAGMENT(herd_native, m) {
-  m.def("qmatmul_interleave(Tensor blocks, int format) -> Tensor");
-  m.def("qmatmul_deinterleave(Tensor tiles, int format) -> Tensor");
+  m.def("qmatmul_interleave(Tensor blocks, int format, Tensor(a!) tiles) -> ()");
+  m.def("qmatmul_deinterleave(Tensor tiles, int format, Tensor(a!) blocks) -> ()");
   m.def("qmatmul(Tensor x, Tensor[] tiles, int[] formats, int path) -> Tensor[]");
   m.def("qmatmul_paths() -> int[]");
 }

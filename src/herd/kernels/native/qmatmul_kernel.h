@@ -20,13 +20,13 @@ inline Ints<Isa> right(Ints<Isa> x, int bits) {
 // Weights. Each format gives codes without sign for quad j of its block g (four weights a row), and its scales. What a
 // code of zero stands for is the negated sum of the activations shifted left by START. PARTS: groups with a scale of
 // their own among 32 weights. BYTES: whether codes use all eight bits. LOW: whether there is a lowest weight besides.
-// AHEAD: bytes between what is multiplied and what is fetched from memory, into cache NEAR (3 is the first); 0: codes are
-// in the first cache already. The distances were tried out on Zen 4.
+// AHEAD: bytes between what is multiplied and what is fetched from memory, into cache NEAR (3: the first); 0: codes
+// are in the first cache already. FROM: with fewer tokens the processor's own prefetchers do better. Tried out on Zen 4.
 
 template <class Isa>
 struct Q4_0 {
   static constexpr int WORDS = 4, HALVES = ROWS, BLOCKS = 1, PARTS = 1, START = 3;
-  static constexpr int AHEAD = 32768, NEAR = 2;
+  static constexpr int AHEAD = 8192, NEAR = 2, FROM = 1;
   static constexpr bool LOW = false, BYTES = false;
   const uint8_t* words;
   const uint16_t* halves;
@@ -40,7 +40,7 @@ struct Q4_0 {
 template <class Isa>
 struct Q8_0 {
   static constexpr int WORDS = 8, HALVES = ROWS, BLOCKS = 1, PARTS = 1, START = 7;
-  static constexpr int AHEAD = 32768, NEAR = 2;
+  static constexpr int AHEAD = 8192, NEAR = 2, FROM = 1;
   static constexpr bool LOW = false, BYTES = true;
   const uint8_t* words;
   const uint16_t* halves;
@@ -51,7 +51,7 @@ struct Q8_0 {
 template <class Isa>
 struct Q4_K {
   static constexpr int WORDS = 36, HALVES = 0, BLOCKS = 8, PARTS = 1, START = 31;
-  static constexpr int AHEAD = 3072, NEAR = 3;
+  static constexpr int AHEAD = 3072, NEAR = 3, FROM = 3;
   static constexpr bool LOW = true, BYTES = false;
   const uint8_t* words;
   const uint16_t* halves;
@@ -78,7 +78,7 @@ struct Q4_K {
 template <class Isa>
 struct Q6_K {
   static constexpr int WORDS = 52, HALVES = ROWS, BLOCKS = 8, PARTS = 2, START = 5;
-  static constexpr int AHEAD = 3072, NEAR = 3;
+  static constexpr int AHEAD = 3072, NEAR = 3, FROM = 3;
   static constexpr bool LOW = false, BYTES = false;
   const uint8_t* words;
   const uint16_t* halves;
@@ -100,7 +100,7 @@ template <class Isa, class Packed>
 struct Panel {
   static constexpr int WORDS = PANEL_BYTES / WORD_BYTES, HALVES = 0, BLOCKS = 1, PARTS = Packed::PARTS;
   static constexpr int START = Packed::START;
-  static constexpr int AHEAD = 0, NEAR = 0;
+  static constexpr int AHEAD = 0, NEAR = 0, FROM = 0;
   static constexpr bool LOW = Packed::LOW, BYTES = Packed::BYTES;
   const uint8_t* words;
   const uint16_t* halves;
@@ -129,8 +129,7 @@ void unpack(const uint8_t* words, const uint16_t* halves, int64_t n_blocks, uint
       }
 }
 
-// Decoding waits for memory; the processor's own prefetchers alone keep too few lines on their way. Lines of group g of
-// the block that lies AHEAD: all of a long block at once would fill the queue of misses and hold the arithmetic up.
+// Decoding waits for memory, and where blocks are short the processor's own prefetchers keep too few lines on their way.
 template <class Weights>
 inline __attribute__((always_inline)) void prefetch(const Weights& weights, int g) {
 #pragma GCC unroll 64
@@ -210,7 +209,7 @@ void multiply(const uint8_t* words, const uint16_t* halves, const uint8_t* token
         for (int k = 0; k < TURN; k++, t += M * TOKEN_BYTES) {
 #pragma GCC unroll 2
           for (int n = 0; n < TILES; n++)
-            if constexpr (Weights::AHEAD > 0) prefetch(weights[n], g + k);
+            if constexpr (Weights::AHEAD > 0 && M >= Weights::FROM) prefetch(weights[n], g + k);
           add_block<Isa, Weights, M, TILES>(weights, g + k, t, f);
         }
 #pragma GCC unroll 2
