@@ -5,6 +5,8 @@ The front door. Everything here is loaded on first use, so that `import herd` co
     model, tokenizer = herd.load("runs/demo/student")
     logits_BTV = model.logits(tokens_BT)
     herd.generate(model, tokenizer, "def area(", max_tokens=32, temperature=0)
+    herd.stream(...)                                       # the same, piece by piece
+    herd.generate_many(model, tokenizer, prompts, n=4, temperature=1.0, constraint=herd.Constraint.regex("[a-z]+"))
     herd.Tokenizer.from_file("tokenizer.model")
     herd.render(messages, tokenizer, tools=...)
     herd.SIZES["405B"].n_params                            # 405_853_388_800
@@ -21,21 +23,26 @@ if TYPE_CHECKING:
 
     import torch
 
-    from .engine.generate import generate
+    from .engine.constraint import Constraint
+    from .engine.generate import generate, generate_many, stream
     from .llama.config import SIZES, ModelConfig
     from .llama.model import LlamaLM
     from .text.chat import render
     from .text.tokenizer import Tokenizer
 
 __version__ = metadata.version("llamaherd")
-__all__ = ["SIZES", "ModelConfig", "Tokenizer", "__version__", "generate", "load", "render"]
+__all__ = ["SIZES", "Constraint", "ModelConfig", "Tokenizer", "__version__"]
+__all__ += ["generate", "generate_many", "load", "render", "stream"]
 
 # By name and not by import statement: this file stands above all floors, yet every floor may ask it for the version.
 _HOMES = {
     "SIZES": "llama.config",
     "ModelConfig": "llama.config",
     "Tokenizer": "text.tokenizer",
+    "Constraint": "engine.constraint",
     "generate": "engine.generate",
+    "generate_many": "engine.generate",
+    "stream": "engine.generate",
     "render": "text.chat",
 }
 

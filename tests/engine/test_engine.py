@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from herd.engine import Engine, Request, Sampling
+from herd.engine.constraint import Constraint
 from herd.engine.generate import encode_prompt, generate, generate_many, stream
 from herd.errors import EngineError
 
@@ -229,6 +230,15 @@ def test_generate(model, tokenizer):
     assert ids == [256, *b"Hello"]
     assert text == Engine(model, tokenizer).run([Request(ids, Sampling(max_tokens=25))])[0].text
     assert generate_many(model, tokenizer, ["Hello", "x"], max_tokens=25)[0].text == text
+
+
+def test_generate_under_a_constraint_and_several(model, tokenizer):
+    how = {"temperature": 1, "seed": 1, "constraint": Constraint.regex("[a-c]{5}")}
+    some = generate_many(model, tokenizer, ["a", "b"], n=3, **how)
+    assert len(some) == 6
+    assert all(set(c.text) <= set("abc") and len(c.text) == 5 for c in some)
+    assert some[0].text == generate(model, tokenizer, "a", **how)
+    assert "".join(stream(model, tokenizer, "a", stop=["q"], constraint=Constraint.regex("x{4}"))) == "xxxx"
 
 
 def test_generate_without_tokenizer(model):

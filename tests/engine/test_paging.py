@@ -57,29 +57,6 @@ def test_tenants_share_nothing(wide):
     assert [ask(t).shared_tokens for t in ("a", "b", "a", "", "b")] == [0, 0, 192, 0, 192]
 
 
-def test_several_answers_share_their_prompt(wide):
-    """Submitted at once: the others wait for the first one's prompt instead of computing it too."""
-    engine = Engine(wide, None)
-    request = Request(prompt(300), Sampling(max_tokens=20, temperature=1.0, seed=5))
-    got = engine.run(request.copies(4))
-    assert [c.shared_tokens for c in got] == [0, 256, 256, 256]
-    assert [c.ids for c in got] == [Engine(wide, None).run([r])[0].ids for r in request.copies(4)]
-    assert len({tuple(c.ids) for c in got}) == 4
-    assert [r.sampling.seed for r in Request([1]).copies(2)] == [None, None]
-
-
-@pytest.mark.parametrize("kv", ["fp32", "int8"])
-@pytest.mark.parametrize("n_pages", [6, 9, 14])
-def test_requests_put_back_say_the_same(wide, kv, n_pages):
-    """Pages for a few: the latest are put back again and again, and nobody's answer changes."""
-    requests = [Request(prompt(20 + 37 * i, i), Sampling(max_tokens=150, temperature=i % 2, seed=i)) for i in range(6)]
-    want = [Engine(wide, None, kv=kv).run([r])[0].ids for r in requests]
-    engine = pages(Engine(wide, None, kv=kv), n_pages)
-    assert [c.ids for c in engine.run(requests)] == want
-    assert engine.n_preempted > 0
-    assert engine.cache.pages.n_used == 0
-
-
 def test_one_alone_may_exceed_the_bound(wide):
     engine = Engine(wide, None, cache_bytes=0)
     assert engine.run([Request(prompt(400), Sampling(max_tokens=112))])[0].finish_reason == "length"

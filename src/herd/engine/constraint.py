@@ -139,7 +139,7 @@ def _grammar(constraint: Constraint) -> str:
 
 @lru_cache(maxsize=4)
 def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
-    """The vocabulary as the parser's trie; seconds of work for 128,256 tokens, so it is kept."""
+    """The vocabulary as the parser's trie; half a second of work for 128,256 tokens, so it is kept."""
     from llguidance import LLTokenizer, TokenizerWrapper
 
     return LLTokenizer(

@@ -10,13 +10,15 @@ With a draft (`draft.py`) a row that decodes feeds its last token and the guesse
 prove right and one more (`speculate.py`); the cache forgets the others.
 
 Prompts that begin alike share their pages. When pages run out, the latest request gives its own back and computes them
-again later: attention gives each token the same bits in any company, so its answer does not change.
+again later. Matrices in blocks and attention give each token the same bits in any company, so its answer does not
+change. (Plain fp32 matrices are torch's, which adds fewer than four rows up otherwise: there a near tie may turn.)
 
 Shapes: N tokens of a step, or its places whose next token is wanted, D model dim, V vocab.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,8 +31,10 @@ from ..llama.model import LlamaLM
 from ..quant.linear import is_quantized
 from ..text.tokenizer import Tokenizer
 from .cache import Cached, PagedCache
+from .compiled import DecodeStep
 from .constraint import Guide
 from .draft import Draft, ModelDraft, NGramDraft
+from .pace import Pace, best_guesses
 from .pages import chain
 from .request import Completion, Request, Speculated
 from .rules import Rules
@@ -55,8 +59,9 @@ class Engine:
     The model is used as it is, on its device and in its dtype.
 
     ``draft`` guesses up to ``draft_tokens`` tokens ahead: a smaller model with the same tokens, "ngram" for what stood
-    in prompt or answer before, or any `Draft`. No distribution changes, and no greedy token (`speculate.py`). A
-    draft model's cache may take as many pages as the model's, on top.
+    in prompt or answer before, or any `Draft`. It guesses as many as pay (`pace.py`), and for a request with a seed
+    always so many. No distribution changes, and no greedy token (`speculate.py`). A draft model's cache may take as
+    many pages as the model's, on top.
     """
 
     def __init__(
@@ -88,6 +93,8 @@ class Engine:
             raise EngineError(f"draft_tokens={draft_tokens} must be at least 1; without a draft nothing is guessed")
         self.n_preempted = 0
         """How often a request had to give its pages back and begin again."""
+        self._paces = Pace(), Pace()  # of the model and of the draft
+        self._decode_step = DecodeStep(model, self.cache) if model.device.type == "cuda" else None
         self._stop_ids = frozenset() if tokenizer is None else frozenset(tokenizer.stop_ids)
         self._submitted = 0
         self._waiting: deque[Row] = deque()
@@ -210,7 +217,7 @@ class Engine:
         """What each active row feeds in this step, its pages taken: so many of its tokens, then guesses. The oldest
         rows come first."""
         pending = {row: len(row.tokens) - _cached(row).length for row in self._rows}
-        guesses = self._guess([row for row, n in pending.items() if n == 1 and row.n_new])
+        guesses = self._guess([row for row, n in pending.items() if n == 1 and row.n_new], sum(pending.values()))
         room = PREFILL_TOKENS if all(n > 1 for n in pending.values()) else MIXED_TOKENS
         parts: list[tuple[Row, int, Guess]] = []
         for row in list(self._rows):
@@ -228,12 +235,23 @@ class Engine:
                 parts.append((row, n, guess))
         return parts
 
-    def _guess(self, rows: list[Row]) -> dict[Row, Guess | None]:
-        """What the draft has for rows that decode; no more than may still be said beside the model's own token."""
+    def _guess(self, rows: list[Row], n_tokens: int) -> dict[Row, Guess | None]:
+        """What the draft has for rows that decode; no more than may still be said beside the model's own token, and
+        for rows without a seed no more than pay (`pace.py`). ``n_tokens`` wait to be fed besides."""
         if self.draft is None or not rows:
             return {}
-        most = [min(self._draft_tokens, row.limit - row.n_new - 1) for row in rows]
-        return dict(zip(rows, self.draft.guess(rows, most), strict=True))
+        free = [row for row in rows if row.sampling.seed is None]
+        n_tokens = min(n_tokens, len(self._rows) + MIXED_TOKENS)
+        k = best_guesses(self._draft_tokens, [row.acceptance for row in free], n_tokens, *self._paces)
+        if k == 0:
+            for row in free:
+                row.hope()
+        most = [min(k if row.sampling.seed is None else self._draft_tokens, row.limit - row.n_new - 1) for row in rows]
+        start = time.perf_counter()
+        guesses = self.draft.guess(rows, most)
+        if depth := max(len(guess.tokens) if guess else 0 for guess in guesses):
+            self._paces[1].note(len(rows), (time.perf_counter() - start) / depth)
+        return dict(zip(rows, guesses, strict=True))
 
     def _make_room(self, row: Row, length: int) -> bool:
         """Pages for ``length`` tokens of a row, taken from later rows if need be. False if it was put back itself."""
@@ -252,7 +270,6 @@ class Engine:
         """One forward over these tokens; rows whose last known token was among them get their next ones."""
         if not parts:
             return
-        device = self.model.device
         tokens: list[int] = []
         ready: list[tuple[Row, Guess, int]] = []  # with the tokens they had
         places: list[int] = []
@@ -265,12 +282,11 @@ class Engine:
                     tokens += guess.tokens
                     row.count(Speculated(guessed=len(guess.tokens)))
                 ready.append((row, guess, at + n))
-        positions_1N, attend = self.cache.step([(_cached(row), n + len(guess.tokens)) for row, n, guess in parts])
-        hidden_1ND = self.model(torch.tensor([tokens], device=device), positions_1N, attend)
+        start = time.perf_counter()
+        logits_NV = self._forward([(_cached(row), n + len(guess.tokens)) for row, n, guess in parts], tokens, places)
         if ready:
-            hidden_ND = hidden_1ND[0, torch.tensor(places, device=device)]
-            logits_NV = self._adjust(self.model.lm_head(hidden_ND).float())
             kept = settle(logits_NV, [row for row, _, _ in ready], [guess for _, guess, _ in ready])
+            self._paces[0].note(len(tokens), time.perf_counter() - start)
             for (row, _, known), n_kept in zip(ready, kept, strict=True):
                 self.cache.truncate(_cached(row), min(known + n_kept, len(row.tokens)))
         for row, _, _ in parts:
@@ -278,8 +294,18 @@ class Engine:
             if row.stream.done:
                 self._drop(row)
 
-    def _adjust(self, logits_NV: Tensor) -> Tensor:
-        """What may be said at all: rows of the head that are no token never are."""
+    def _forward(self, parts: list[tuple[Cached, int]], tokens: list[int], places: list[int]) -> Tensor:
+        """Feed these tokens, so many to each sequence; logits (N, V) fp32 at these places of the row."""
+        if self._decode_step is not None and len(parts) == len(tokens) == len(places):
+            logits_NV = self._decode_step([cached for cached, _ in parts], tokens)
+        else:
+            device = self.model.device
+            positions_1N, attend = self.cache.step(parts)
+            hidden_1ND = self.model(torch.tensor([tokens], device=device), positions_1N, attend)
+            if not places:
+                return torch.empty(0, self.model.config.vocab_size)
+            logits_NV = self.model.lm_head(hidden_1ND[0, places]).float()
+        # what may be said at all: rows of the head that are no token never are
         if self.tokenizer is not None and self.tokenizer.vocab_size < logits_NV.shape[1]:
             logits_NV[:, self.tokenizer.vocab_size :] = -torch.inf
         return logits_NV

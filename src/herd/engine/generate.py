@@ -1,5 +1,9 @@
 """The small front door: prompt in, text out. A prompt is text (continued as it stands, after the beginning-of-text
-token) or a list of messages (answered as the assistant). Everything goes through one `Engine`."""
+token) or a list of messages (answered as the assistant). Everything goes through one `Engine`.
+
+``sampling`` everywhere: the fields of `Sampling` (max_tokens=, temperature=, stop=, logit_bias=, ...). ``constraint``
+says what the answer must be: `Constraint.json_schema`, `.regex` or `.lark`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 from ..errors import EngineError
 from ..llama.model import LlamaLM
 from ..text.tokenizer import Tokenizer
+from .constraint import Constraint
 from .engine import Engine, Stream
 from .request import Completion, Request, Sampling
 
@@ -16,10 +21,16 @@ Prompt = str | Sequence[dict[str, Any]]
 
 
 def generate(
-    model: LlamaLM, tokenizer: Tokenizer, prompt: Prompt, *, tools: list[dict[str, Any]] | None = None, **sampling: Any
+    model: LlamaLM,
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    *,
+    tools: list[dict[str, Any]] | None = None,
+    constraint: Constraint | None = None,
+    **sampling: Any,
 ) -> str:
-    """The text that follows ``prompt``. ``sampling``: the fields of `Sampling` (max_tokens=, temperature=, ...)."""
-    return generate_many(model, tokenizer, [prompt], tools=tools, **sampling)[0].text
+    """The text that follows ``prompt``."""
+    return generate_many(model, tokenizer, [prompt], tools=tools, constraint=constraint, **sampling)[0].text
 
 
 def generate_many(
@@ -27,21 +38,31 @@ def generate_many(
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     *,
+    n: int = 1,
     tools: list[dict[str, Any]] | None = None,
+    constraint: Constraint | None = None,
     max_batch: int = 32,
     **sampling: Any,
 ) -> list[Completion]:
-    """Like `generate` for many prompts at once, whole completions in their order."""
+    """``n`` whole completions of each of many prompts, all at once; those of the first prompt come first."""
     settings = Sampling(**sampling)
-    requests = [Request(encode_prompt(tokenizer, prompt, tools), settings) for prompt in prompts]
-    return Engine(model, tokenizer, max_batch=max_batch).run(requests)
+    engine = Engine(model, tokenizer, max_batch=max_batch)
+    requests = [Request(encode_prompt(tokenizer, p, tools), settings, constraint=constraint) for p in prompts]
+    streams = [stream for request in requests for stream in engine.submit_many(request, n)]
+    return [stream.completion() for stream in streams]
 
 
 def stream(
-    model: LlamaLM, tokenizer: Tokenizer, prompt: Prompt, *, tools: list[dict[str, Any]] | None = None, **sampling: Any
+    model: LlamaLM,
+    tokenizer: Tokenizer,
+    prompt: Prompt,
+    *,
+    tools: list[dict[str, Any]] | None = None,
+    constraint: Constraint | None = None,
+    **sampling: Any,
 ) -> Iterator[str]:
     """Like `generate`, piece by piece. Leaving the loop early stops the work."""
-    request = Request(encode_prompt(tokenizer, prompt, tools), Sampling(**sampling))
+    request = Request(encode_prompt(tokenizer, prompt, tools), Sampling(**sampling), constraint=constraint)
     return _pieces(Engine(model, tokenizer).submit(request))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import EngineError
@@ -101,12 +101,6 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     constraint: Constraint | None = None
     tenant: str = ""
-
-    def copies(self, n: int) -> list[Request]:
-        """``n`` requests for as many answers to one prompt: seeds count up from its own. Its pages are shared."""
-        seed = self.sampling.seed
-        seeds = [None if seed is None else seed + i for i in range(n)]
-        return [replace(self, sampling=replace(self.sampling, seed=s)) for s in seeds]
 
     def validate(self, vocab_size: int, context: int) -> None:
         """Raises EngineError if a model of this vocabulary and context cannot serve the request."""

@@ -159,11 +159,16 @@ def certain(guesses: Sequence[int], like_BV: Tensor) -> Tensor:
     return torch.zeros_like(like_BV).scatter_(1, torch.tensor(guesses, device=like_BV.device)[:, None], 1.0)
 
 
-def speed_up(acceptance: float, k: int, draft_cost: float, verify_cost: float = 1.0) -> float:
-    """Expected speed-up over plain decoding with k guesses a round, each kept with probability ``acceptance``.
+def tokens_a_round(acceptance: float, k: int) -> float:
+    """Expected tokens of a round with k guesses, each kept with probability ``acceptance``: (1 - a^(k+1)) / (1 - a)
+    (Leviathan et al., section 3.2)."""
+    return k + 1 if acceptance == 1 else (1 - acceptance ** (k + 1)) / (1 - acceptance)
 
-    A round gives (1 - a^(k+1)) / (1 - a) tokens (Leviathan et al., section 3.2). ``draft_cost`` is a draft's forward,
-    ``verify_cost`` the check of k + 1 rows, both in plain decode steps; the paper takes the latter for 1.
+
+def speed_up(acceptance: float, k: int, draft_cost: float, verify_cost: float = 1.0) -> float:
+    """Expected speed-up over plain decoding with k guesses a round.
+
+    ``draft_cost`` is a draft's forward, ``verify_cost`` the check of k + 1 rows, both in plain decode steps; the paper
+    takes the latter for 1.
     """
-    tokens = k + 1 if acceptance == 1 else (1 - acceptance ** (k + 1)) / (1 - acceptance)
-    return tokens / (verify_cost + k * draft_cost)
+    return tokens_a_round(acceptance, k) / (verify_cost + k * draft_cost)

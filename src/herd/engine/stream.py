@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from .engine import Engine
 
 
+HOPED = 0.8
+"""What is thought of guesses before any was made."""
+LEARNT = 0.1
+"""How much the last guess counts among all before it."""
+
+
 class Stream(Iterator[Delta]):
     """The deltas of one request. Iterating drives the engine; `cancel` ends the answer and frees its pages.
 
@@ -101,6 +107,7 @@ class Row:
         self.digests: list[bytes] = []  # of the prompt's full pages, once known
         self.cached: Cached | None = None  # None while it waits
         self.n_new = 0
+        self.acceptance = HOPED  # how likely a guess stays, as the last ones fared
         room = context - len(request.prompt_ids)
         self.limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
         self.limit_reason: FinishReason = "length" if self.limit == sampling.max_tokens else "context"
@@ -135,6 +142,11 @@ class Row:
     def count(self, guesses: Speculated) -> None:
         """Account for guesses."""
         self.speculated = guesses if self.speculated is None else self.speculated + guesses
+        self.acceptance += LEARNT * (guesses.kept - guesses.judged * self.acceptance)
+
+    def hope(self) -> None:
+        """No guess was worth making now; sooner or later one may be."""
+        self.acceptance += LEARNT / 10 * (HOPED - self.acceptance)
 
     def end(self, reason: FinishReason, stop_id: int | None = None) -> None:
         """The last delta, without a token."""
