@@ -74,17 +74,12 @@ class PagedCache:
         return self.pages.touched * self.page_bytes
 
     @property
-    def spare_page(self) -> int:
-        """A page that belongs to nobody: what must be written somewhere and is never read goes there."""
-        return self.pages.capacity
-
-    @property
     def pool(self) -> Tensor:
-        """All pages and the spare one, (P, L, G, bytes of a head) uint8."""
+        """All pages, (P, L, G, bytes of a head) uint8."""
         if self._pool is None:
-            c, n = self.config, self.pages.capacity + 1
-            shape = (n, c.n_layers, c.n_kv_heads, head_bytes(self.kind, c.head_dim))
-            self._pool = _reserve(n * self.page_bytes, self.device).view(shape)
+            c = self.config
+            shape = (self.pages.capacity, c.n_layers, c.n_kv_heads, head_bytes(self.kind, c.head_dim))
+            self._pool = _reserve(self.pages.capacity * self.page_bytes, self.device).view(shape)
         return self._pool
 
     def open(self) -> Cached:

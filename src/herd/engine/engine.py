@@ -31,7 +31,6 @@ from ..llama.model import LlamaLM
 from ..quant.linear import is_quantized
 from ..text.tokenizer import Tokenizer
 from .cache import Cached, PagedCache
-from .compiled import DecodeStep
 from .constraint import Guide
 from .draft import Draft, ModelDraft, NGramDraft
 from .pace import Pace, best_guesses
@@ -94,7 +93,6 @@ class Engine:
         self.n_preempted = 0
         """How often a request had to give its pages back and begin again."""
         self._paces = Pace(), Pace()  # of the model and of the draft
-        self._decode_step = DecodeStep(model, self.cache) if model.device.type == "cuda" else None
         self._stop_ids = frozenset() if tokenizer is None else frozenset(tokenizer.stop_ids)
         self._submitted = 0
         self._waiting: deque[Row] = deque()
@@ -296,15 +294,11 @@ class Engine:
 
     def _forward(self, parts: list[tuple[Cached, int]], tokens: list[int], places: list[int]) -> Tensor:
         """Feed these tokens, so many to each sequence; logits (N, V) fp32 at these places of the row."""
-        if self._decode_step is not None and len(parts) == len(tokens) == len(places):
-            logits_NV = self._decode_step([cached for cached, _ in parts], tokens)
-        else:
-            device = self.model.device
-            positions_1N, attend = self.cache.step(parts)
-            hidden_1ND = self.model(torch.tensor([tokens], device=device), positions_1N, attend)
-            if not places:
-                return torch.empty(0, self.model.config.vocab_size)
-            logits_NV = self.model.lm_head(hidden_1ND[0, places]).float()
+        positions_1N, attend = self.cache.step(parts)
+        hidden_1ND = self.model(torch.tensor([tokens], device=self.model.device), positions_1N, attend)
+        if not places:
+            return torch.empty(0, self.model.config.vocab_size)
+        logits_NV = self.model.lm_head(hidden_1ND[0, places]).float()
         # what may be said at all: rows of the head that are no token never are
         if self.tokenizer is not None and self.tokenizer.vocab_size < logits_NV.shape[1]:
             logits_NV[:, self.tokenizer.vocab_size :] = -torch.inf
