@@ -18,7 +18,7 @@ import math
 import mmap
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -261,17 +261,9 @@ def _alignment(metadata: dict[str, Any], path: Path) -> int:
     return value
 
 
-@dataclass(frozen=True)
-class _Row:
-    name: str
-    format: Format
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-
-def _table(cursor: _Cursor, n_tensors: int) -> list[_Row]:
-    rows: list[_Row] = []
+def _table(cursor: _Cursor, n_tensors: int) -> list[Entry]:
+    """The tensors as the table lists them: their starts are counted from the end of the header."""
+    rows: list[Entry] = []
     seen: set[str] = set()
     for index in range(n_tensors):
         name = _decoded(cursor, cursor.text(f"the name of tensor {index}", MAX_NAME), f"the name of tensor {index}")
@@ -284,7 +276,7 @@ def _table(cursor: _Cursor, n_tensors: int) -> list[_Row]:
     return rows
 
 
-def _row(cursor: _Cursor, name: str) -> _Row:
+def _row(cursor: _Cursor, name: str) -> Entry:
     n_dims = cursor.take("I", f"{name}: the number of dimensions")
     if not 1 <= n_dims <= 4:
         raise cursor.fail(f"corrupt: {name} has {n_dims} dimensions; 1 to 4 are possible")
@@ -298,16 +290,16 @@ def _row(cursor: _Cursor, name: str) -> _Row:
     nbytes = math.prod(shape) // format.block * format.block_bytes
     if nbytes > cursor.size:
         raise cursor.fail(f"corrupt: {name} of shape {list(shape)} takes {nbytes} bytes, the file has {cursor.size}")
-    return _Row(name, format, shape, offset, nbytes)
+    return Entry(name, format, shape, offset, nbytes)
 
 
-def _placed(rows: list[_Row], header_bytes: int, alignment: int, size: int, path: Path) -> dict[str, Entry]:
+def _placed(rows: list[Entry], header_bytes: int, alignment: int, size: int, path: Path) -> dict[str, Entry]:
     """Where the tensors lie: one behind another, padded to the alignment, and nothing after the last."""
     data = _aligned(header_bytes, alignment)
     end, before = data, "the header"
     out: dict[str, Entry] = {}
     for row in rows:
-        start = data + row.offset
+        start = data + row.start
         if start != _aligned(end, alignment):
             what = "overlaps" if start < end else "does not follow"
             raise CheckpointError(f"{path}: corrupt: {row.name} at {start} {what} {before}; fetch the file again")
@@ -316,7 +308,7 @@ def _placed(rows: list[_Row], header_bytes: int, alignment: int, size: int, path
             raise CheckpointError(
                 f"{path}: truncated: {row.name} ends at {end}, the file has {size} bytes; fetch the file again"
             )
-        out[row.name] = Entry(row.name, row.format, row.shape, start, row.nbytes)
+        out[row.name] = replace(row, start=start)
     if rows and size > _aligned(end, alignment):
         raise CheckpointError(f"{path}: corrupt: {size - end} bytes follow the last tensor; fetch the file again")
     return out

@@ -39,6 +39,8 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PIECE = 1 << 22
+"""Values looked at at a time."""
 _MAX_HEADER = 100_000_000
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _ITEM_BYTES |= {"U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -195,17 +197,24 @@ def cast(name: str, tensor: Tensor, dtype: torch.dtype, where: Path | str) -> Te
     """``tensor`` in ``dtype``; `CheckpointError` where a finite value would become infinite."""
     if tensor.dtype == dtype:
         return tensor
-    out = tensor.to(dtype)
+    out = torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
     narrower = torch.finfo(dtype).max < torch.finfo(tensor.dtype).max
-    if narrower and bool((torch.isinf(out) & ~torch.isinf(tensor)).any()):
-        raise CheckpointError(f"{where}: {name} has values beyond the range of {dtype}; use bfloat16 or float32")
+    for target, part in zip(_pieces(out), _pieces(tensor), strict=True):
+        target.copy_(part)
+        if narrower and bool((torch.isinf(target) & ~torch.isinf(part)).any()):
+            raise CheckpointError(f"{where}: {name} has values beyond the range of {dtype}; use bfloat16 or float32")
     return out
 
 
 def require_finite(name: str, tensor: Tensor, where: Path | str) -> None:
     """`CheckpointError` when a weight is NaN or infinite."""
-    if not bool(torch.isfinite(tensor).all()):
+    if not all(bool(torch.isfinite(part).all()) for part in _pieces(tensor)):
         raise CheckpointError(f"{where}: {name} has values that are not finite; the checkpoint is damaged")
+
+
+def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    """All values in parts, so that what is made of them on the way is small; of a contiguous tensor they are views."""
+    return tensor.reshape(-1).split(PIECE)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -30,6 +30,8 @@ __all__ = ["Grid", "decode", "encode", "fit", "pack"]
 
 PIECE = 1 << 18
 """Weights encoded or decoded at a time."""
+SCANNED = 1 << 20
+"""Blocks whose scales are looked at at a time: enough for all threads."""
 _SCALES = {"F16": [1], "Q8_0": [1], "Q4_0": [1], "Q4_K": [1, 3], "Q6_K": [209]}
 """Where in a block the high bytes of half-precision numbers stand."""
 _PLAIN_DTYPES = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
@@ -64,15 +66,12 @@ def decode(blocks_RB: Tensor, format: Format, dtype: torch.dtype = torch.float32
 def finite(blocks_RB: Tensor, format: Format) -> bool:
     """Whether all weights are finite; in Herd's own formats that shows in the half-precision scales alone."""
     places = _SCALES.get(format.name)
-    for rows in _pieces(*blocks_RB.shape):
-        if places is None:
-            if not bool(torch.isfinite(_decode_piece(blocks_RB[rows], format)).all()):
-                return False
-            continue
-        high_NP = blocks_RB[rows].reshape(-1, format.block_bytes)[:, places]
-        if bool(((high_NP & 0x7C) == 0x7C).any()):  # all exponent bits set: infinite or not a number
-            return False
-    return True
+    if places is None:
+        pieces = _pieces(blocks_RB.shape[0], blocks_RB.shape[1])
+        return all(bool(torch.isfinite(_decode_piece(blocks_RB[rows], format)).all()) for rows in pieces)
+    pieces = blocks_RB.reshape(-1, format.block_bytes).split(SCANNED)
+    # all exponent bits set: infinite or not a number
+    return all(bool((piece_NB[:, place] & 0x7C).max() < 0x7C) for piece_NB in pieces for place in places)
 
 
 def fit(x_RD: Tensor, format: Format, importance_D: Tensor | None = None) -> Grid:
@@ -83,6 +82,8 @@ def fit(x_RD: Tensor, format: Format, importance_D: Tensor | None = None) -> Gri
 
 
 def _pieces(n_rows: int, row_length: int) -> list[slice]:
+    if torch.compiler.is_compiling():  # which leaves nothing in between anyway
+        return [slice(0, n_rows)]
     step = max(1, PIECE // max(1, row_length))
     return [slice(start, start + step) for start in range(0, n_rows, step)]
 
