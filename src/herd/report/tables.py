@@ -183,7 +183,7 @@ def _here_rows(receipt: Receipt | None) -> Iterator[list[str]]:
             count = int(values["configurations"])
             median, worst = (fixed(100 * value, 1) for value in (statistics.median(errors), max(errors)))
             yield [f"this machine, {count} configurations: {what}", _NONE, _NONE, f"median {median} %, worst {worst} %",
-                   "nothing fitted"]  # fmt: skip
+                   "profile re-measured"]  # fmt: skip
 
 
 def _signed(share: float) -> str:
