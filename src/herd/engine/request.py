@@ -25,9 +25,9 @@ class Sampling:
 
     ``max_tokens`` None goes on to the end of the context. ``temperature`` 0 is greedy; otherwise logits are divided by
     it, then ``top_k`` (0 = off), ``top_p`` (1 = off) and ``min_p`` (0 = off) cut the tail, in this order. ``seed`` None
-    takes a fresh one; with a seed the tokens do not depend on the batch where weights lie in blocks. ``stop`` strings end the
-    answer and are not part of it. ``logprobs`` None is off; n gives each token's logprob under the model's own
-    distribution (temperature 1, nothing cut) and the n likeliest tokens at its place.
+    takes a fresh one; with a seed, and weights in blocks, the tokens do not depend on what else is in the batch.
+    ``stop`` strings end the answer and are not part of it. ``logprobs`` None is off; n gives each token's logprob under
+    the model's own distribution (temperature 1, nothing cut) and the n likeliest tokens at its place.
 
     Before all that, logits may be bent (`rules.py`): ``repetition_penalty`` divides the positive and multiplies the
     negative logits of every token seen in prompt or answer (1 = off; CTRL, arXiv 1909.05858); ``presence_penalty`` and

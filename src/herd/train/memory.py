@@ -96,7 +96,8 @@ def kept_nbytes(
 
     glibc cannot give an aligned block out again at its own size, so its heap has holes: a second chunk of logits and
     the temporaries of a block and a half come on top. Measured with glibc 2.36 on six shapes, within 100 MB, and
-    on one (256 wide, 8 layers, fp32, remat) that took 280 MB more; tensors alone, as without keeping, are `train_nbytes`.
+    on one (256 wide, 8 layers, fp32, remat) that took 280 MB more; tensors alone, as without keeping, are
+    `train_nbytes`.
     """
     held = train_nbytes(config, rows, context, dtype=dtype, remat=remat, average=average)
     tokens = rows * context
