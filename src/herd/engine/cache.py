@@ -14,8 +14,6 @@ Shapes: N new tokens of all sequences, H query heads, G KV heads, K head dim, P 
 
 from __future__ import annotations
 
-import mmap
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -23,15 +21,13 @@ import torch
 from torch import Tensor
 
 from ..errors import EngineError
+from ..kernels.large_pages import reserve
 from ..kernels.page_layout import BLOCK, BYTES, PAGE, head_bytes
 from ..kernels.paged_attention import Ragged, paged_attention
 from ..llama.attention import Attend
 from ..llama.config import ModelConfig
 from .memory import n_pages, page_nbytes, require_kind
 from .pages import Pages, chain
-
-_LAZILY = 0x4000 | 0x20 | 0x02
-"""Linux: MAP_NORESERVE, which Python has no name for, MAP_ANONYMOUS and MAP_PRIVATE."""
 
 
 @dataclass(eq=False)
@@ -181,11 +177,8 @@ def _reserve(n: int, device: torch.device) -> Tensor:
     if device.type != "cpu":
         return torch.zeros(n, dtype=torch.uint8, device=device)
     try:
-        memory = mmap.mmap(-1, n, **({"flags": _LAZILY} if sys.platform == "linux" else {}))
+        return reserve(n)
     except OSError as error:
         raise EngineError(
             f"no room for a cache of {n / 1e9:.1f} GB ({error}): lower cache_bytes or max_context"
         ) from None
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)

@@ -18,7 +18,7 @@ CHUNK = 256 << 20
 """Bytes of addresses taken at a time; memory comes when they are written to."""
 LINE = 64
 _FLAGS = {"flags": 0x4000 | 0x20 | 0x02} if sys.platform == "linux" else {}
-"""Private (what could be shared never comes in large pages), anonymous, not reserved beforehand: as in <sys/mman.h>."""
+"""MAP_NORESERVE, for which Python has no name, MAP_ANONYMOUS, and MAP_PRIVATE: shared memory never has large pages."""
 
 
 def reserve(nbytes: int) -> Tensor:
