@@ -58,7 +58,7 @@ def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
     first = math.ceil(low / step - 1e-9)
     ticks: list[float] = []
     while (first + len(ticks)) * step <= high + 1e-9 * step:
-        ticks.append((first + len(ticks)) * step)
+        ticks.append(min(max((first + len(ticks)) * step, low), high))  # rounding may have left the range by a hair
     return ticks
 
 
