@@ -113,7 +113,7 @@ SHARES: dict[str, Shares] = {
         fixed={"tokenizer": 30, "measure": 150, "report": 3},
         pretrain=300,
         extend=120,
-        instruct=570,
+        instruct=630,
         distil=130,
         instruct_tokens=10.5e6,
     ),
