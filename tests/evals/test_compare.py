@@ -35,7 +35,7 @@ def evaluation(folder, model, tasks, hash_=None):
         detail = {"by_group": by_group([i.group for i in items], [i.value for i in items])}
         score = mean("acc", [i.value for i in items], detail).record()
         rows.append(TaskResult(name, "done", settings={"shots": 5, "mode": "base"}, scores=[score], n_items=len(items),
-                               n_total=len(items), file=f"{name}.jsonl"))  # fmt: skip
+                               n_total=len(items), file=f"{name}.jsonl", ids=[i.id for i in items]))  # fmt: skip
     write_summary(folder, model, hash_ or f"{model}-hash", rows, mode="base", data="builtin", limit=None)
     return read_evaluation(folder)
 

@@ -82,6 +82,17 @@ def test_a_higher_limit_asks_only_what_is_new(tmp_path):
     assert len(set(model.asked)) == len(model.asked) == 30
 
 
+def test_a_lower_limit_is_of_its_own_items_only(tmp_path):
+    model = Fake()
+    evaluate(model, tasks(), Data(), tmp_path)
+    few = evaluate(model, tasks(), Data(), tmp_path, limit=4)
+    assert len(model.asked) == 30
+    for row in few.tasks:
+        values = [item.value for item in few.items(row)]
+        assert len(values) == 4
+        assert row.score.value == pytest.approx(sum(values) / 4)
+
+
 @pytest.mark.parametrize("change", ["shots", "mode", "precision", "model", "version"])
 def test_other_settings_are_another_file(tmp_path, monkeypatch, change):
     model, task = Fake(), make("boolq")

@@ -61,8 +61,8 @@ def measure_fidelity(
         results = [file.done[item.id] for item in chosen]
     row = TaskResult(
         TASK, "done", VERSION, settings, [score.record() for score in _scores(results)], note=f"against {parent.name}",
-        n_items=len(chosen), n_total=len(items), seconds=time.monotonic() - began, file=path.name, data=data.label,
-        source="Herd", licence=make("bpb_sentences").licence,
+        n_items=len(chosen), n_total=len(items), seconds=time.monotonic() - began, file=path.name,
+        ids=[item.id for item in chosen], data=data.label, source="Herd", licence=make("bpb_sentences").licence,
     )  # fmt: skip
     _add(out, child, row, data, limit)
     return row

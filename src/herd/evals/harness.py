@@ -125,6 +125,7 @@ def run_task(
         n_total=len(every),
         seconds=time.monotonic() - began,
         file=path.name,
+        ids=[item.id for item in items],
         **about,
     )
 

@@ -51,8 +51,9 @@ class ItemResult:
 class TaskResult:
     """One row of the table. ``status``: "done", or "failed" with ``reason`` (one line naming the cure) and no scores.
 
-    ``scores`` are `Score` records, the headline first; ``file`` holds the items; ``n_items`` of ``n_total`` were asked
-    (fewer by --limit); ``note`` is what a reader must know besides, e.g. that the data has fewer examples than shots.
+    ``scores`` are `Score` records, the headline first; ``ids`` are the items they are of, which ``file`` holds (and more,
+    if an earlier run asked more); ``n_items`` of ``n_total`` were asked (fewer by --limit); ``note`` is what a reader
+    must know besides, e.g. that the data has fewer examples than shots.
     """
 
     task: str
@@ -66,6 +67,7 @@ class TaskResult:
     n_total: int = 0
     seconds: float = 0.0
     file: str = ""
+    ids: Sequence[str] = ()
     source: str = ""
     licence: str = ""
     shots_from: str = ""
@@ -88,8 +90,13 @@ class Evaluation:
     summary: Mapping[str, Any]
 
     def items(self, task: TaskResult) -> list[ItemResult]:
-        """The items behind a row, in the order asked."""
-        return list(read_items(self.folder / task.file))
+        """The items behind a row, in its order; none of those that only an earlier, longer run asked."""
+        path = self.folder / task.file
+        found = {item.id: item for item in read_items(path)}
+        try:
+            return [found[i] for i in task.ids]
+        except KeyError as missing:
+            raise DataError(f"{path}: item {missing} is not there; herd eval MODEL asks it again") from None
 
 
 def digest(value: Any) -> str:
