@@ -105,6 +105,19 @@ def test_one_answer(run, folders):
     assert run(folders / "instruct", "--max-tokens", 5, stdin="Hello\n")[1] == out
 
 
+def test_how_tokens_are_chosen(run, folders):
+    ask = [folders / "instruct", "-p", "Hello", "--max-tokens", 8]
+    greedy = run(*ask, "--temperature", 0)[1]
+    hot = [*ask, "--temperature", 5, "--seed", 1]
+    assert run(*hot)[1] == run(*hot)[1] != greedy
+    for narrowed in (["--top-k", 1], ["--min-p", 1]):
+        assert run(*hot, *narrowed)[1] == greedy
+    for bent in (["--presence-penalty", 2], ["--frequency-penalty", 2], ["--repetition-penalty", 9]):
+        assert run(*ask, "--temperature", 0, *bent)[1] != greedy
+    stop = greedy.strip()[3:5]
+    assert run(*ask, "--temperature", 0, "--stop", "never said", "--stop", stop)[1] == greedy.split(stop)[0] + "\n"
+
+
 def test_one_answer_with_a_tool(run, folders, scripted):
     prompts = scripted(CALL, "It is 42.")
     code, out, err = run(folders / "instruct", "-p", "6*7?")
@@ -210,6 +223,8 @@ def test_a_base_model_says_so(run, folders, scripted):
         (["nowhere", "-p", "x"], "no such folder"),
         (["nowhere"], "no such folder"),  # and not that stdin is empty
         (["instruct", "-p", "x", "--temperature", "-1"], "temperature=-1.0 must be at least 0"),
+        (["instruct", "-p", "x", "--top-k", "-1"], "top_k=-1 must be at least 0"),
+        (["instruct", "-p", "x", "--stop", ""], "stop strings must be non-empty text"),
         (["instruct", "-p", "x", "--form", "xml"], "--form xml is unknown: use one of json, builtin, function"),
         (["instruct", "-p", "x", "--dtype", "int7"], "--dtype int7 is unknown"),
         (["instruct", "-p", "x", "--kv", "int4"], "kv='int4': the cache can be fp32, bf16, int8 or auto"),

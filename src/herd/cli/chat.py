@@ -44,6 +44,12 @@ def command(
     complete: Annotated[bool, typer.Option("--complete", help="Continue text, as a base model does.")] = False,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the model's own.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens of this mass.")] = None,
+    top_k: Annotated[int, typer.Option(help="Keep this many of the likeliest tokens; 0: all.")] = 0,
+    min_p: Annotated[float, typer.Option(help="Keep tokens at least this likely beside the likeliest; 0: all.")] = 0,
+    repetition: Annotated[float, typer.Option("--repetition-penalty", help="Above 1 discourages repeating.")] = 1,
+    presence: Annotated[float, typer.Option("--presence-penalty", help="Off tokens that came, -2 to 2.")] = 0,
+    frequency: Annotated[float, typer.Option("--frequency-penalty", help="The same for every time they came.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer; may be given again.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer; default: to the end of the context.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same answers again, with a temperature.")] = None,
     schema: Annotated[
@@ -77,6 +83,12 @@ def command(
         max_tokens=max_tokens,
         temperature=default_temperature if temperature is None else temperature,
         top_p=default_top_p if top_p is None else top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        stop=tuple(stop or ()),
         seed=seed,
     )
     guesser = open_draft(draft, talker, dtype, device) if draft else None
