@@ -119,10 +119,10 @@ def plain_interleave(blocks_RB: Tensor, format_code: int) -> Tensor:
     b_TrNB = blocks_RB[:whole].reshape(-1, _ROWS, blocks_RB.shape[1] // layout.block_bytes, layout.block_bytes)
     start = 2 if layout.half_at == 0 else 0
     words = b_TrNB[..., start : start + layout.block_bytes // 4 * 4].unflatten(-1, (-1, 4))
-    planes = [words.permute(0, 2, 3, 1, 4).flatten(1)]
+    planes = [words.permute(0, 2, 3, 1, 4).flatten(2)]
     if layout.half_at is not None:
-        planes.append(b_TrNB[..., layout.half_at : layout.half_at + 2].permute(0, 2, 1, 3).flatten(1))
-    return torch.cat((torch.cat(planes, dim=1).view(whole, blocks_RB.shape[1]), blocks_RB[whole:]))
+        planes.append(b_TrNB[..., layout.half_at : layout.half_at + 2].permute(0, 2, 1, 3).flatten(2))
+    return torch.cat((torch.cat(planes, dim=2).view(whole, blocks_RB.shape[1]), blocks_RB[whole:]))
 
 
 def round_activations(x_ND: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,8 +18,9 @@ namespace {
 using namespace quantized;
 
 constexpr int64_t DIRECT_GROUPS = 4;  // up to so many groups of tokens codes are taken from the blocks themselves
-constexpr int64_t TILES = 4;          // of a unit of work
+constexpr int64_t FEW = 2;            // up to so many tokens at once one tile is taken after the other
 constexpr int64_t GROUPS = 16;        // of tokens, of a unit of work
+constexpr int64_t TILES[] = {4, 16};  // of a unit of work: unpacked, direct (where every break costs reading time)
 constexpr int64_t PIECE = 16;         // blocks of a panel: two of 10 KiB stay in the first cache
 
 int index_of(int64_t code) {
@@ -58,18 +59,17 @@ void share_out(int64_t units, const Body& body) {
 // One tile there or back; of its rows only the first n_rows are in the file.
 template <bool BACK>
 void reorder(const Layout& layout, uint8_t* file, uint8_t* tile, int64_t n_blocks, int64_t n_rows) {
-  uint8_t* halves = tile + n_blocks * layout.words * WORD_BYTES;
   const auto move = [](uint8_t* in_file, uint8_t* in_tile, int64_t n) {
     if constexpr (BACK) std::memcpy(in_file, in_tile, n);
     else std::memcpy(in_tile, in_file, n);
   };
   for (int64_t b = 0; b < n_blocks; b++) {
-    uint8_t* words = tile + b * layout.words * WORD_BYTES;
+    uint8_t *words = tile + b * layout.bytes * ROWS, *halves = words + layout.words * WORD_BYTES;
     for (int64_t row = 0; row < n_rows; row++) {
       uint8_t* block = file + (row * n_blocks + b) * layout.bytes;
       for (int64_t w = 0; w < layout.words; w++)
         move(block + layout.words_at() + 4 * w, words + w * WORD_BYTES + 4 * row, 4);
-      if (layout.has_half()) move(block + layout.half_at, halves + (b * ROWS + row) * 2, 2);
+      if (layout.has_half()) move(block + layout.half_at, halves + row * 2, 2);
     }
   }
 }
@@ -107,6 +107,7 @@ struct Groups {
   Groups(int64_t N, int64_t most) : count((N + most - 1) / most), size(N / count), longer(N % count) {}
   int64_t start(int64_t g) const { return g * size + std::min(g, longer); }
   int64_t length(int64_t g) const { return size + (g < longer); }
+  bool direct() const { return count <= DIRECT_GROUPS; }
 };
 
 // One token's block: codes, scale, sums. A block with a value that is not finite gets a scale that is not either.
@@ -161,13 +162,14 @@ void round_tokens(const Tensor& x_ND, const Groups& groups, uint8_t* out) {
 struct Weights {
   int format;
   int64_t rows, blocks;  // R, and 32-weight blocks of a row
+  int64_t tile_bytes;
   const uint8_t* tiles;
   std::vector<uint8_t> rest;  // the rows beyond the last whole tile, as a tile
 
   Weights(const Tensor& tiles_RB, int64_t code) : format(index_of(code)), rows(tiles_RB.size(0)) {
     check_blocks(tiles_RB, layout());
     const int64_t B = tiles_RB.size(1), n_blocks = B / layout().bytes;
-    blocks = n_blocks * layout().blocks;
+    blocks = n_blocks * layout().blocks, tile_bytes = ROWS * B;
     tiles = data<uint8_t>(tiles_RB);
     if (rows % ROWS == 0) return;
     rest.resize(ROWS * B);
@@ -175,16 +177,8 @@ struct Weights {
   }
   const Layout& layout() const { return LAYOUTS[format]; }
   int64_t n_tiles() const { return (rows + ROWS - 1) / ROWS; }
-  int64_t n_units() const { return (n_tiles() + TILES - 1) / TILES; }
-  const uint8_t* words(int64_t tile, int64_t block) const {
-    const int64_t n = blocks / layout().blocks, size = n * layout().bytes * ROWS;
-    const uint8_t* begin = tile < rows / ROWS ? tiles + tile * size : rest.data();
-    return begin + block / layout().blocks * layout().words * WORD_BYTES;
-  }
-  const uint16_t* halves(int64_t tile, int64_t block) const {
-    const uint8_t* begin = words(tile, 0) + blocks / layout().blocks * layout().words * WORD_BYTES;
-    return reinterpret_cast<const uint16_t*>(begin) + block / layout().blocks * ROWS;
-  }
+  const uint8_t* tile(int64_t i) const { return i < rows / ROWS ? tiles + i * tile_bytes : rest.data(); }
+  int64_t offset(int64_t block) const { return block / layout().blocks * layout().bytes * ROWS; }  // in each tile
 };
 
 template <class T>
@@ -199,28 +193,27 @@ template <class T>
 void multiply_unit(const Path& path, const Weights& weights, int64_t first_tile, int64_t end_tile, const Groups& groups,
                    int64_t first_group, int64_t end_group, const uint8_t* tokens, T* y) {
   const int64_t start = groups.start(first_group), n_tokens = groups.start(end_group) - start;
-  const bool direct = groups.count <= DIRECT_GROUPS;
+  const bool direct = groups.direct();
   const int64_t piece = direct ? weights.blocks : PIECE, stride = n_tokens * ROWS;
-  // the long blocks of two tiles would take each other's place in the first cache
-  const bool paired = groups.length(first_group) <= path.paired && !(direct && weights.layout().blocks > 1);
+  // with few tokens memory is what counts, and it is read best in one go; nor do two tiles' long blocks fit a cache
+  const int64_t m = groups.length(first_group);
+  const bool paired = m <= path.paired && !(direct && (m <= FEW || weights.layout().blocks > 1));
   std::vector<float> sums((end_tile - first_tile) * stride);
   alignas(64) uint8_t panel[2 * PIECE * PANEL_BYTES];
   for (int64_t block = 0; block < weights.blocks; block += piece) {
-    const int64_t n = std::min(piece, weights.blocks - block);
+    const int64_t n = std::min(piece, weights.blocks - block), offset = weights.offset(block);
     for (int64_t tile = first_tile, tiles; tile < end_tile; tile += tiles) {
       tiles = paired && tile + 2 <= std::min(end_tile, weights.rows / ROWS) ? 2 : 1;
       for (int64_t i = 0; i < tiles && !direct; i++)
-        path.unpack[weights.format](weights.words(tile + i, block), weights.halves(tile + i, block), n,
-                                    panel + i * n * PANEL_BYTES);
+        path.unpack[weights.format](weights.tile(tile + i) + offset, n, panel + i * n * PANEL_BYTES);
       for (int64_t g = first_group; g < end_group; g++) {
         const int64_t m = groups.length(g);
         const uint8_t* group = tokens + (groups.start(g) * weights.blocks + block * m) * TOKEN_BYTES;
         float* out = sums.data() + (tile - first_tile) * stride + (groups.start(g) - start) * ROWS;
         if (direct)
-          path.direct[tiles - 1][weights.format][m - 1](weights.words(tile, block), weights.halves(tile, block), group,
-                                                        n, out, stride);
+          path.direct[tiles - 1][weights.format][m - 1](weights.tile(tile) + offset, group, n, out, stride);
         else
-          path.unpacked[tiles - 1][weights.format][m - 1](panel, nullptr, group, n, out, stride);
+          path.unpacked[tiles - 1][weights.format][m - 1](panel, group, n, out, stride);
       }
     }
   }
@@ -236,7 +229,8 @@ std::vector<Tensor> qmatmul(Tensor x_ND, std::vector<Tensor> matrices, std::vect
   require(x_ND.is_contiguous(), "activations must be contiguous");
   require(matrices.size() == codes.size(), "every matrix has a format");
   const Groups groups(std::max<int64_t>(N, 1), path.group);
-  const int64_t token_units = (groups.count + GROUPS - 1) / GROUPS;
+  const int64_t token_units = (groups.count + GROUPS - 1) / GROUPS, tiles = TILES[groups.direct()];
+  const auto n_units = [&](const Weights& w) { return (w.n_tiles() + tiles - 1) / tiles; };
   std::vector<Weights> weights;
   std::vector<Tensor> out;
   std::vector<int64_t> units{0};  // of all matrices before
@@ -244,7 +238,7 @@ std::vector<Tensor> qmatmul(Tensor x_ND, std::vector<Tensor> matrices, std::vect
     weights.emplace_back(matrices[i], codes[i]);
     require(D == weights[i].blocks * BLOCK, "activations are not as long as the weights' rows");
     out.push_back(torch::stable::new_empty(x_ND, {N, weights[i].rows}, x_ND.scalar_type()));
-    units.push_back(units[i] + token_units * weights[i].n_units());
+    units.push_back(units[i] + token_units * n_units(weights[i]));
   }
   if (N == 0) return out;
   std::unique_ptr<uint8_t[]> tokens(new uint8_t[N * (D / BLOCK) * TOKEN_BYTES]);
@@ -252,8 +246,8 @@ std::vector<Tensor> qmatmul(Tensor x_ND, std::vector<Tensor> matrices, std::vect
   by_type(x_ND, [&]<class T>(T*) {
     share_out(units.back(), [&](int64_t unit) {
       const int64_t i = std::upper_bound(units.begin(), units.end(), unit) - units.begin() - 1;
-      const int64_t t = (unit - units[i]) / weights[i].n_units(), r = (unit - units[i]) % weights[i].n_units();
-      multiply_unit(path, weights[i], r * TILES, std::min(weights[i].n_tiles(), (r + 1) * TILES), groups,
+      const int64_t n = n_units(weights[i]), t = (unit - units[i]) / n, r = (unit - units[i]) % n;
+      multiply_unit(path, weights[i], r * tiles, std::min(weights[i].n_tiles(), (r + 1) * tiles), groups,
                     t * groups.count / token_units, (t + 1) * groups.count / token_units, tokens.get(), data<T>(out[i]));
     });
   });

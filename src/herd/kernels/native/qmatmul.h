@@ -1,9 +1,11 @@
 // How quantized weights and activations lie in memory while they are multiplied, and what each instruction set offers.
 //
 // Weights. Sixteen rows make a tile. A tile holds the very bytes of its sixteen rows' blocks in another order, so
-// nothing is lost and nothing is added: first every block's 32-bit words (codes, and the packed scales of the K
-// formats), word w of all sixteen rows side by side, so that one 64-byte load feeds sixteen outputs; then every block's
-// half-precision scale, sixteen side by side. Rows beyond the last whole tile stay as a file has them.
+// nothing is lost and nothing is added: block after block, first the 32-bit words (codes, and the packed scales of the
+// K formats), word w of all sixteen rows side by side, so that one 64-byte load feeds sixteen outputs; then the
+// half-precision scales, sixteen side by side. It is read from its first byte to its last, which is what processors
+// foresee: with all scales behind all words, or two tiles at a time, one core drew two thirds of what it could (Zen 4),
+// and fetching ahead by hand took more away. Rows beyond the last whole tile stay as a file has them.
 //
 // Activations. Each 32 of a token become int8 codes with one fp32 scale. Tokens go in groups, as many as the registers
 // hold sums for, and a group lies block by block: m x 32 codes, m scales, and three sums of the codes, negated, that
@@ -39,9 +41,8 @@ constexpr Layout LAYOUTS[FORMATS] = {
 };
 
 // sums += the products of n_blocks blocks with a group of m tokens: 16 a token, and the next tile's `stride` behind them
-using Multiply = void (*)(const uint8_t* words, const uint16_t* halves, const uint8_t* tokens, int64_t n_blocks,
-                          float* sums, int64_t stride);
-using Unpack = void (*)(const uint8_t* words, const uint16_t* halves, int64_t n_blocks, uint8_t* panel);
+using Multiply = void (*)(const uint8_t* blocks, const uint8_t* tokens, int64_t n_blocks, float* sums, int64_t stride);
+using Unpack = void (*)(const uint8_t* blocks, int64_t n_blocks, uint8_t* panel);
 
 constexpr int MOST_TOKENS = 8;
 

@@ -20,14 +20,12 @@ inline Ints<Isa> right(Ints<Isa> x, int bits) {
 // Weights. Each format gives codes without sign for quad j of its block g (four weights a row), and its scales. What a
 // code of zero stands for is the negated sum of the activations shifted left by START. PARTS: groups with a scale of
 // their own among 32 weights. BYTES: whether codes use all eight bits. LOW: whether there is a lowest weight besides.
-// AHEAD: bytes between what is multiplied and what is fetched from memory, into cache NEAR (3: the first); 0: codes
-// are in the first cache already. FROM: with fewer tokens the processor's own prefetchers do better. Tried out on Zen 4.
+// BUSY: whether they come from memory and have to be taken apart.
 
 template <class Isa>
 struct Q4_0 {
   static constexpr int WORDS = 4, HALVES = ROWS, BLOCKS = 1, PARTS = 1, START = 3;
-  static constexpr int AHEAD = 8192, NEAR = 2, FROM = 1;
-  static constexpr bool LOW = false, BYTES = false;
+  static constexpr bool LOW = false, BYTES = false, BUSY = true;
   const uint8_t* words;
   const uint16_t* halves;
   Ints<Isa> codes(int, int j) const {
@@ -40,8 +38,7 @@ struct Q4_0 {
 template <class Isa>
 struct Q8_0 {
   static constexpr int WORDS = 8, HALVES = ROWS, BLOCKS = 1, PARTS = 1, START = 7;
-  static constexpr int AHEAD = 8192, NEAR = 2, FROM = 1;
-  static constexpr bool LOW = false, BYTES = true;
+  static constexpr bool LOW = false, BYTES = true, BUSY = false;
   const uint8_t* words;
   const uint16_t* halves;
   Ints<Isa> codes(int, int j) const { return load<Isa>(words + j * WORD_BYTES) ^ int32_t(0x80808080); }
@@ -51,8 +48,7 @@ struct Q8_0 {
 template <class Isa>
 struct Q4_K {
   static constexpr int WORDS = 36, HALVES = 0, BLOCKS = 8, PARTS = 1, START = 31;
-  static constexpr int AHEAD = 3072, NEAR = 3, FROM = 3;
-  static constexpr bool LOW = true, BYTES = false;
+  static constexpr bool LOW = true, BYTES = false, BUSY = true;
   const uint8_t* words;
   const uint16_t* halves;
   Ints<Isa> codes(int g, int j) const {
@@ -78,8 +74,7 @@ struct Q4_K {
 template <class Isa>
 struct Q6_K {
   static constexpr int WORDS = 52, HALVES = ROWS, BLOCKS = 8, PARTS = 2, START = 5;
-  static constexpr int AHEAD = 3072, NEAR = 3, FROM = 3;
-  static constexpr bool LOW = false, BYTES = false;
+  static constexpr bool LOW = false, BYTES = false, BUSY = true;
   const uint8_t* words;
   const uint16_t* halves;
   Ints<Isa> codes(int g, int j) const {
@@ -100,8 +95,7 @@ template <class Isa, class Packed>
 struct Panel {
   static constexpr int WORDS = PANEL_BYTES / WORD_BYTES, HALVES = 0, BLOCKS = 1, PARTS = Packed::PARTS;
   static constexpr int START = Packed::START;
-  static constexpr int AHEAD = 0, NEAR = 0, FROM = 0;
-  static constexpr bool LOW = Packed::LOW, BYTES = Packed::BYTES;
+  static constexpr bool LOW = Packed::LOW, BYTES = Packed::BYTES, BUSY = false;
   const uint8_t* words;
   const uint16_t* halves;
   Ints<Isa> codes(int, int j) const { return load<Isa>(words + j * WORD_BYTES); }
@@ -109,17 +103,26 @@ struct Panel {
   Floats<Isa> low(int) const { return (Floats<Isa>)load<Isa>(words + 9 * WORD_BYTES); }
 };
 
+// Of a block of sixteen rows, and where its part from `row` on lies.
+template <class Weights>
+constexpr int64_t bytes = Weights::WORDS * WORD_BYTES + Weights::HALVES * 2;
+
+template <class Weights>
+inline Weights at(const uint8_t* block, int row) {
+  return {block + 4 * row, (const uint16_t*)(block + Weights::WORDS * WORD_BYTES) + row};
+}
+
 template <class Isa, class Vector>
 inline void put(uint8_t* panel, int word, Vector value) {
   *(Ints<Isa>*)(panel + word * WORD_BYTES) = (Ints<Isa>)value;
 }
 
 template <class Isa, class Packed>
-void unpack(const uint8_t* words, const uint16_t* halves, int64_t n_blocks, uint8_t* panel) {
-  for (int64_t b = 0; b < n_blocks; b += Packed::BLOCKS, words += Packed::WORDS * WORD_BYTES, halves += Packed::HALVES)
+void unpack(const uint8_t* blocks, int64_t n_blocks, uint8_t* panel) {
+  for (int64_t b = 0; b < n_blocks; b += Packed::BLOCKS, blocks += bytes<Packed>)
     for (int g = 0; g < Packed::BLOCKS; g++, panel += PANEL_BYTES)
       for (int row = 0; row < ROWS; row += Isa::LANES) {
-        const Packed weights{words + 4 * row, halves + row};
+        const Packed weights = at<Packed>(blocks, row);
         uint8_t* to = panel + 4 * row;
 #pragma GCC unroll 8
         for (int j = 0; j < 8; j++) put<Isa>(to, j, weights.codes(g, j));
@@ -127,16 +130,6 @@ void unpack(const uint8_t* words, const uint16_t* halves, int64_t n_blocks, uint
         if constexpr (Packed::LOW) put<Isa>(to, 9, weights.low(g));
         else put<Isa>(to, 9, weights.step(g, Packed::PARTS - 1));
       }
-}
-
-// Decoding waits for memory, and where blocks are short the processor's own prefetchers keep too few lines on their way.
-template <class Weights>
-inline __attribute__((always_inline)) void prefetch(const Weights& weights, int g) {
-#pragma GCC unroll 64
-  for (int w = g * Weights::WORDS / Weights::BLOCKS; w < (g + 1) * Weights::WORDS / Weights::BLOCKS; w++)
-    __builtin_prefetch(weights.words + Weights::AHEAD + w * WORD_BYTES, 0, Weights::NEAR);
-  if (Weights::HALVES && g == 0)
-    __builtin_prefetch((const uint8_t*)weights.halves + Weights::AHEAD / (2 * Weights::WORDS), 0, Weights::NEAR);
 }
 
 // f += block g of each tile's weights times a group's codes at t; each code is loaded once for all tiles.
@@ -186,37 +179,39 @@ inline __attribute__((always_inline)) void add_block(const Weights* weights, int
   }
 }
 
-// TILES tiles at once, one after the other in memory: more of it on its way, and each code of a token serves them all.
+// With several tokens there is too much arithmetic between two loads for the processor to see the next ones in time.
+template <class Weights>
+inline __attribute__((always_inline)) void fetch(const uint8_t* block, int g) {
+  constexpr int64_t AHEAD = 8192, PART = bytes<Weights> / Weights::BLOCKS;
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < PART; i += WORD_BYTES) __builtin_prefetch(block + AHEAD + g * PART + i, 0, 2);
+}
+
+// TILES tiles at once, one after the other in memory, so that each code of a token serves them all.
 template <class Isa, class Weights, int M, int TILES>
-void multiply(const uint8_t* words, const uint16_t* halves, const uint8_t* tokens, int64_t n_blocks, float* sums,
-              int64_t stride) {
+void multiply(const uint8_t* blocks, const uint8_t* tokens, int64_t n_blocks, float* sums, int64_t stride) {
   // with few tokens taking out codes is most of the work: a file's block at once then, so that shifts are constants
   constexpr int TURN = M <= 4 ? Weights::BLOCKS : 1;
-  const int64_t tile_bytes = n_blocks / Weights::BLOCKS * (Weights::WORDS * WORD_BYTES + Weights::HALVES * 2);
+  const int64_t tile_bytes = n_blocks / Weights::BLOCKS * bytes<Weights>;
   for (int row = 0; row < ROWS; row += Isa::LANES) {
     Floats<Isa> f[TILES][M];
-    Weights weights[TILES];
 #pragma GCC unroll 2
-    for (int n = 0; n < TILES; n++) {
+    for (int n = 0; n < TILES; n++)
 #pragma GCC unroll 16
       for (int i = 0; i < M; i++) f[n][i] = *(const Floats<Isa>*)(sums + n * stride + i * ROWS + row);
-      weights[n] = {words + n * tile_bytes + 4 * row, halves + n * tile_bytes / 2 + row};
-    }
-    const uint8_t* t = tokens;
-    for (int64_t b = 0; b < n_blocks; b += Weights::BLOCKS) {
+    const uint8_t *block = blocks, *t = tokens;
+    for (int64_t b = 0; b < n_blocks; b += Weights::BLOCKS, block += bytes<Weights>) {
+      Weights weights[TILES];
+#pragma GCC unroll 2
+      for (int n = 0; n < TILES; n++) weights[n] = at<Weights>(block + n * tile_bytes, row);
       for (int g = 0; g < Weights::BLOCKS; g += TURN)
 #pragma GCC unroll 8
         for (int k = 0; k < TURN; k++, t += M * TOKEN_BYTES) {
+          if constexpr (Weights::BUSY && M >= 3)
 #pragma GCC unroll 2
-          for (int n = 0; n < TILES; n++)
-            if constexpr (Weights::AHEAD > 0 && M >= Weights::FROM) prefetch(weights[n], g + k);
+            for (int n = 0; n < TILES; n++) fetch<Weights>(block + n * tile_bytes, g + k);
           add_block<Isa, Weights, M, TILES>(weights, g + k, t, f);
         }
-#pragma GCC unroll 2
-      for (int n = 0; n < TILES; n++) {
-        weights[n].words += Weights::WORDS * WORD_BYTES;
-        weights[n].halves += Weights::HALVES;
-      }
     }
 #pragma GCC unroll 2
     for (int n = 0; n < TILES; n++)
