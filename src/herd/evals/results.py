@@ -51,9 +51,9 @@ class ItemResult:
 class TaskResult:
     """One row of the table. ``status``: "done", or "failed" with ``reason`` (one line naming the cure) and no scores.
 
-    ``scores`` are `Score` records, the headline first; ``ids`` are the items they are of, which ``file`` holds (and more,
-    if an earlier run asked more); ``n_items`` of ``n_total`` were asked (fewer by --limit); ``note`` is what a reader
-    must know besides, e.g. that the data has fewer examples than shots.
+    ``scores`` are `Score` records, the headline first; ``ids`` are the items they are of, which ``file`` holds (with
+    more, if an earlier run asked more); ``n_items`` of ``n_total`` were asked (fewer by --limit); ``note`` is what a
+    reader must know besides, e.g. that the data has fewer examples than shots.
     """
 
     task: str
