@@ -15,7 +15,7 @@ from ..data.packing import DialogStream
 from ..data.repetition import RepetitionStream
 from ..data.shards import Shards
 from ..data.sources import Document
-from ..data.stream import MixStream, Stream, TokenStream
+from ..data.stream import MixStream, Stream, ThenStream, TokenStream
 from ..errors import DataError
 from ..text import Rendered, Tokenizer, render
 from .plan import Plan
@@ -24,8 +24,9 @@ PARALLEL_SHARE = 0.08
 """Share of rows that are parallel sentences: Llama 3's share of multilingual text (paper section 3.1.2)."""
 RETRIEVAL_SHARE, REPETITION_SHARE = 0.1, 0.15
 """Shares of pre-training rows that exercise copying, which a small model learns too slowly from text alone."""
-REPLAY_SHARE = 0.12
-"""Share of rows of plain text during instruct tuning, so that the model does not forget how to write."""
+REPLAY_SHARE, ANNEALED_REPLAY_SHARE = 0.12, 0.4
+"""Shares of rows of plain text during instruct tuning, so that the model does not forget how to write: while it learns
+to copy, which more text delays, and in the annealing tail, which brings the text back."""
 DIALOG_SHARE = 0.4
 """Share of rows of dialogs when a student learns from the instruct teacher."""
 
@@ -112,11 +113,12 @@ class Material:
         dialogs = make_dialogs(self.plan.n_dialogs, seed, split="train")
         return [render_dialog(dialog, self.tokenizer) for dialog in dialogs]
 
-    def instruct(self, context: int) -> Stream:
-        """Dialogs with a little replayed text: what instruct tuning trains on."""
+    def instruct(self, context: int, anneal_row: int) -> Stream:
+        """Dialogs with a little replayed text, and with more of it from ``anneal_row`` on."""
         seed = self.plan.seed
         parts = [self.dialogs(seed, context), self.text("teacher", context, seed + 7, documents=True)]
-        return MixStream(parts, [1 - REPLAY_SHARE, REPLAY_SHARE], seed)
+        bulk, tail = (MixStream(parts, [1 - share, share], seed) for share in (REPLAY_SHARE, ANNEALED_REPLAY_SHARE))
+        return ThenStream(bulk, tail, anneal_row)
 
     def student(self, context: int) -> Stream:
         """Text no teacher saw and other dialogs: what student and control train on, in the same order."""
