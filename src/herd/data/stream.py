@@ -6,7 +6,8 @@ the same rows in the same order. An epoch is one pass over all rows; each epoch 
 by entry (`shuffle.permute`), never held in memory.
 
 `TokenStream` cuts the concatenated documents of shards into rows; `MixStream` interleaves streams by weight, and
-`ThenStream` goes from one to another. Dialogs are packed in `packing.py`, synthetic retrieval documents made in `needle.py`; all have the attributes of `Stream`.
+`ThenStream` goes from one to another. Dialogs are packed in `packing.py`, synthetic retrieval documents made in
+`needle.py`; all have the attributes of `Stream`.
 
 Shapes: B rows, T = context.
 """

@@ -5,7 +5,7 @@ KV head takes of it (K channels; w of them side by side among values; c of them 
 
     keys           (PAGE / 16, K / c, 16, c)    16 tokens abreast: one load feeds sixteen scores, with no sum across it
     key scales     (K / 32, PAGE) bf16          int8 only: one for 32 channels of a token
-    values         (K / w, PAGE, w)             read token after token, w channels at a time
+    values         (K / w, PAGE / p, w, p)      read p tokens at a time (two in int8, else one), w channels of each
     value scales   (K / 32, PAGE) bf16          int8 only
 
 int8 keys are stored plus 128: processors multiply unsigned bytes by signed ones.

@@ -128,17 +128,17 @@ def write(pool: Tensor, layer: int, pages_N: Tensor, places_N: Tensor, k_NGK: Te
         k_NGK = (k_NGK.short() + 128).to(torch.uint8)
         views.key_scales[pages_N, :, :, places_N] = key_scales_NGb
         views.value_scales[pages_N, :, :, places_N] = value_scales_NGb
-    c, w = views.keys.shape[-1], views.values.shape[-1]
+    c, (w, p) = views.keys.shape[-1], views.values.shape[-2:]
     keys, values = k_NGK.to(views.keys.dtype), v_NGK.to(views.values.dtype)
     views.keys[pages_N, :, places_N // LANES, :, places_N % LANES] = keys.unflatten(2, (K // c, c))
-    views.values[pages_N, :, :, places_N] = values.unflatten(2, (K // w, w))
+    views.values[pages_N, :, :, places_N // p, :, places_N % p] = values.unflatten(2, (K // w, w))
 
 
 def read(pool: Tensor, layer: int, pages_n: Tensor, K: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Keys and values (n * PAGE, G, K) of whole pages; int8 comes back multiplied out."""
     views = _views(pool, layer, K)
     k_SGK = views.keys[pages_n].permute(0, 2, 4, 1, 3, 5).flatten(4).flatten(0, 2)
-    v_SGK = views.values[pages_n].permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1)
+    v_SGK = views.values[pages_n].permute(0, 3, 5, 1, 2, 4).flatten(4).flatten(0, 2)
     if views.key_scales is None or views.value_scales is None:
         return k_SGK.to(dtype), v_SGK.to(dtype)
     scales = [x[pages_n].permute(0, 3, 1, 2).flatten(0, 1) for x in (views.key_scales, views.value_scales)]
@@ -159,8 +159,8 @@ def dequantize(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _Views(NamedTuple):
-    """One layer of all pages: keys (P, G, PAGE / 16, K / c, 16, c), values (P, G, K / w, PAGE, w), scales (P, G, K /
-    BLOCK, PAGE)."""
+    """One layer of all pages: keys (P, G, PAGE / 16, K / c, 16, c), values (P, G, K / w, PAGE / p, w, p), scales (P, G,
+    K / BLOCK, PAGE)."""
 
     keys: Tensor
     values: Tensor
@@ -180,7 +180,8 @@ def _views(pool: Tensor, layer: int, K: int) -> _Views:
     n = PAGE * K * key_type.itemsize
     c = 4 // key_type.itemsize
     keys = halves[0][..., :n].view(key_type).unflatten(-1, (PAGE // LANES, K // c, LANES, c))
-    values = halves[1][..., :n].view(value_type).unflatten(-1, (K // w, PAGE, w))
+    p = 2 if kind == "int8" else 1
+    values = halves[1][..., :n].view(value_type).unflatten(-1, (K // w, PAGE // p, w, p))
     if kind != "int8":
         return _Views(keys, values, None, None)
     scales = [half[..., n:].view(torch.bfloat16).unflatten(-1, (K // BLOCK, PAGE)) for half in halves]

@@ -9,7 +9,7 @@
 
 #include <algorithm>
 #include <atomic>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -29,17 +29,54 @@ constexpr int TALL = 4;
 // The compiler makes these two or four registers where the machine's are narrower.
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+typedef int8_t bytes __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
+typedef int16_t shorts __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 inline vec as_float(ivec x) { return (vec)x; }
-inline vec load16(const bf16* p) { return as_float(__builtin_convertvector(*(const halves*)p, ivec) << 16); }
 
-inline ivec widen(const bytes* p) {
+inline vec load16(const bf16* p) {
 #if defined(__AVX512F__)
-  return (ivec)_mm512_cvtepi8_epi32((__m128i)*p);  // the compiler's own conversion goes byte by byte
+  return as_float((ivec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)) << 16);  // as below, in one step
 #else
-  return __builtin_convertvector(*p, ivec);
+  return as_float(__builtin_convertvector(*(const halves*)p, ivec) << 16);
+#endif
+}
+
+// 32 bytes become as many signed numbers of 16 bits.
+inline ivec widen(const uint8_t* p) {
+#if defined(__AVX512BW__)
+  return (ivec)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));  // the compiler's own goes byte by byte
+#else
+  return (ivec)__builtin_convertvector(*(const bytes*)p, shorts);
+#endif
+}
+
+// a x b + c in one rounding, said outright where a compiler could choose which of two products it joins to the sum.
+inline vec fma(vec a, vec b, vec c) {
+#if defined(__AVX512F__)
+  return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  vec sum;
+  for (int i = 0; i < LANES; i++) sum[i] = std::fma(a[i], b[i], c[i]);
+  return sum;
+#else
+  return a * b + c;
+#endif
+}
+
+// Two products of signed 16 bits, added to each lane.
+inline ivec dot2(ivec sum, ivec a, int32_t b) {
+#if defined(__AVX512VNNI__)
+  return (ivec)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, _mm512_set1_epi32(b));
+#elif defined(__AVX2__)
+  __m256i half[2];
+  std::memcpy(half, &a, sizeof a);
+  for (__m256i& x : half) x = _mm256_madd_epi16(x, _mm256_set1_epi32(b));
+  std::memcpy(&a, half, sizeof a);
+  return sum + a;
+#else
+  return sum + ((a << 16) >> 16) * int32_t(int16_t(b)) + (a >> 16) * (b >> 16);
 #endif
 }
 
@@ -82,7 +119,8 @@ struct Half {
   static vec value(const uint8_t* values, int64_t at) { return load16((const bf16*)values + at); }
 };
 
-// Bytes with a bf16 scale for every BLOCK of a head's channels; keys are stored plus 128, as dot4 wants them.
+// Bytes with a bf16 scale for every BLOCK of a head's channels; keys are stored plus 128, as dot4 wants them, and the
+// values of two tokens side by side, as dot2 does.
 // A query row: K bytes, then K / BLOCK scales, then as many starting values -128 * sum(bytes).
 struct Bytes {
   static constexpr int64_t itemsize = 1;
@@ -94,6 +132,7 @@ struct Bytes {
     for (int64_t b = 0; b < K / BLOCK; b++) {
       ivec dot[M];
       for (int m = 0; m < M; m++) dot[m] = ((const int32_t*)query)[m * K + K / 4 + K / BLOCK + b] + ivec{};
+#pragma GCC unroll 8
       for (int64_t k = b * (BLOCK / 4); k < (b + 1) * (BLOCK / 4); k++)
         for (int m = 0; m < M; m++) dot[m] = dot4(dot[m], keys[k], ((const int32_t*)query)[m * K + k]);
       const vec scale = load16(scales + b * PAGE);
@@ -103,7 +142,6 @@ struct Bytes {
       }
     }
   }
-  static vec value(const uint8_t* values, int64_t at) { return __builtin_convertvector(widen((const bytes*)(values + at)), vec); }
 };
 
 struct Shape {
@@ -167,7 +205,7 @@ void store(const Shape& s, uint8_t* head, int64_t place, const float* key, const
   const auto value_at = [&](int64_t k) { return (k / width * PAGE + place) * width + k % width; };
   if constexpr (Kind::scaled) {
     uint8_t* const values = head + PAGE * K + PAGE * (K / BLOCK) * 2;
-    int8_t part[BLOCK];
+    alignas(64) int8_t part[BLOCK];
     for (int64_t b = 0; b < K / BLOCK; b++) {
       put(((bf16*)(head + PAGE * K))[b * PAGE + place], quantize(key + b * BLOCK, part));
       for (int64_t i = 0; i < BLOCK; i++) {
@@ -175,7 +213,7 @@ void store(const Shape& s, uint8_t* head, int64_t place, const float* key, const
         head[((group * (K / 4) + k / 4) * LANES + lane) * 4 + k % 4] = uint8_t(part[i] + 128);
       }
       put(((bf16*)(values + PAGE * K))[b * PAGE + place], quantize(value + b * BLOCK, part));
-      std::memcpy(values + value_at(b * BLOCK), part, BLOCK);
+      for (int64_t i = 0; i < BLOCK; i++) values[((b * PAGE + place) / 2 * BLOCK + i) * 2 + place % 2] = part[i];
     }
   } else if constexpr (Kind::itemsize == 2) {
     bf16 *const keys = (bf16*)head, *const values = keys + PAGE * K;
@@ -195,32 +233,38 @@ void store(const Shape& s, uint8_t* head, int64_t place, const float* key, const
 // What a thread works with: prepared queries and, for each, the running softmax over the keys of this part and over all.
 struct Scratch {
   std::vector<float> memory;
-  float *query, *out, *sum, *top, *total, *total_sum, *total_top, *score, *weight;
-  explicit Scratch(int64_t K) : memory(QUERIES * (3 * K + LANES + 3) + 2 * TALL * PAGE + 16) {
+  float *query, *out, *sum, *top, *total, *total_sum, *total_top, *score;
+  explicit Scratch(int64_t K) : memory(QUERIES * (3 * K + LANES + 3) + TALL * PAGE) {
     float* at = memory.data();
     const auto take = [&](int64_t n) { return std::exchange(at, at + n); };
     query = take(QUERIES * K), out = take(QUERIES * K), total = take(QUERIES * K), sum = take(QUERIES * LANES);
-    score = take(TALL * PAGE), weight = take(TALL * PAGE);
+    score = take(TALL * PAGE);
     top = take(QUERIES), total_sum = take(QUERIES), total_top = take(QUERIES);
   }
 };
 
-// Scores of one query against a page become weights exp(score - top); what was summed before shrinks to the new top.
-__attribute__((noinline)) void soften(float* score, int64_t visible, int64_t K, float* top, float* sum, float* out) {
+// What is to be done with the sums of a page: sum before x `shrink` + this page's x `grow`.
+struct Factors {
+  float shrink, grow;
+};
+
+// Scores of one query against a page become weights exp(score - the page's best), 0 for those it does not see.
+__attribute__((noinline)) Factors soften(float* score, int64_t visible, float* top, float* sum) {
   for (int64_t j = std::max<int64_t>(visible, 0); j < PAGE; j++) score[j] = -INFINITY;
-  float best = *top;
+  float best = -INFINITY;
 #pragma omp simd reduction(max : best)
   for (int64_t j = 0; j < PAGE; j++) best = score[j] > best ? score[j] : best;
-  const float anchor = best == -INFINITY ? 0.0f : best, shrink = fast_exp(*top - anchor);
+  const float anchor = best == -INFINITY ? 0.0f : best;
 #pragma omp simd
   for (int64_t j = 0; j < PAGE; j++) score[j] = fast_exp(score[j] - anchor);
+  const float highest = std::max(*top, best), zero = highest == -INFINITY ? 0.0f : highest;
+  const Factors f{fast_exp(*top - zero), fast_exp(best - zero)};
 #pragma omp simd
   for (int64_t i = 0; i < LANES; i++)
-    sum[i] = sum[i] * shrink + ((score[i] + score[LANES + i]) + (score[2 * LANES + i] + score[3 * LANES + i]));
-  *top = best;
-  if (shrink != 1.0f)
-#pragma omp simd
-    for (int64_t k = 0; k < K; k++) out[k] *= shrink;
+    sum[i] = sum[i] * f.shrink +
+             ((score[i] + score[LANES + i]) + (score[2 * LANES + i] + score[3 * LANES + i])) * f.grow;
+  *top = highest;
+  return f;
 }
 
 // Adds one part's softmax to that of the parts before it.
@@ -240,11 +284,10 @@ inline float add_lanes(const float* sum) {
   return ((halves[0] + halves[4]) + (halves[2] + halves[6])) + ((halves[1] + halves[5]) + (halves[3] + halves[7]));
 }
 
+// out = out x shrink + weights times values x grow, for M queries and N vectors of channels.
 template <class Kind, int M, int N>
-inline void accumulate(const uint8_t* values, int64_t n, const float* weight, float* out, int64_t K) {
-  vec sum[M][N];
-  for (int m = 0; m < M; m++)
-    for (int i = 0; i < N; i++) sum[m][i] = *(const vec*)(out + m * K + i * LANES);
+inline void accumulate(const uint8_t* values, int64_t n, const float* weight, const Factors* f, float* out, int64_t K) {
+  vec sum[M][N] = {};
   for (int64_t j = 0; j < n; j++) {
     vec value[N];
     for (int i = 0; i < N; i++) value[i] = Kind::value(values, (j * N + i) * LANES);
@@ -252,7 +295,55 @@ inline void accumulate(const uint8_t* values, int64_t n, const float* weight, fl
       for (int i = 0; i < N; i++) sum[m][i] += weight[m * PAGE + j] * value[i];
   }
   for (int m = 0; m < M; m++)
-    for (int i = 0; i < N; i++) *(vec*)(out + m * K + i * LANES) = sum[m][i];
+    for (int i = 0; i < N; i++) {
+      vec* to = (vec*)(out + m * K + i * LANES);
+      *to = fma(sum[m][i], f[m].grow + vec{}, *to * f[m].shrink);
+    }
+}
+
+// The same with values in bytes, a block of channels with its scales. A query's weights times scales become steps of
+// 1 / STEPS of the largest scale it sees, so that all products are exact integers: half the work of floating point.
+constexpr float STEPS = 32767;
+
+template <int M>
+inline void accumulate_bytes(const uint8_t* values, const bf16* scales, int64_t n, const int64_t* visible,
+                             const float* weight, const Factors* f, float* out, int64_t K) {
+  constexpr int N = BLOCK / LANES;
+  alignas(64) int16_t codes[M][PAGE];
+  alignas(64) float steps[PAGE];
+  float step[M], most = 0;
+  int64_t before = -1;
+  for (int m = 0; m < M; m++) {
+    const int64_t seen = std::clamp<int64_t>(visible[m], 0, PAGE);
+    if (seen != before) {
+      before = seen, most = 0;
+      for (int64_t j = 0; j < PAGE; j += LANES) *(vec*)(steps + j) = load16(scales + j);
+      for (int64_t j = seen; j < PAGE; j++) steps[j] = 0;
+#pragma omp simd reduction(max : most)
+      for (int64_t j = 0; j < PAGE; j++) most = steps[j] > most ? steps[j] : most;
+      const float inverse = most > 0 ? STEPS / most : 0.0f;
+#pragma omp simd
+      for (int64_t j = 0; j < PAGE; j++) steps[j] *= inverse;
+    }
+    step[m] = most / STEPS * f[m].grow;
+#pragma omp simd
+    for (int64_t j = 0; j < PAGE; j++) codes[m][j] = int16_t(int32_t(weight[m * PAGE + j] * steps[j] + 0.5f));
+  }
+  ivec sum[M][N] = {};
+  for (int64_t j = 0; j < n; j += 2) {
+    ivec value[N];
+    for (int i = 0; i < N; i++) value[i] = widen(values + j * BLOCK + i * 2 * LANES);
+    for (int m = 0; m < M; m++) {
+      int32_t pair;
+      std::memcpy(&pair, codes[m] + j, 4);
+      for (int i = 0; i < N; i++) sum[m][i] = dot2(sum[m][i], value[i], pair);
+    }
+  }
+  for (int m = 0; m < M; m++)
+    for (int i = 0; i < N; i++) {
+      vec* to = (vec*)(out + m * K + i * LANES);
+      *to = fma(__builtin_convertvector(sum[m][i], vec), step[m] + vec{}, *to * f[m].shrink);
+    }
 }
 
 inline void prefetch(const uint8_t* from, int64_t bytes) {
@@ -272,29 +363,26 @@ void page_part(const Shape& s, const uint8_t* head, const uint8_t* next, Scratch
     Kind::template scores<M>(head, group, t.query + m * K, K, sum);
     for (int i = 0; i < M; i++) *(vec*)(t.score + i * PAGE + group * LANES) = sum[i];
   }
+  Factors f[M];
   for (int i = 0; i < M; i++)
-    soften(t.score + i * PAGE, visible[m + i], K, t.top + m + i, t.sum + (m + i) * LANES, t.out + (m + i) * K);
+    f[i] = soften(t.score + i * PAGE, visible[m + i], t.top + m + i, t.sum + (m + i) * LANES);
   const int64_t offset = PAGE * K * Kind::itemsize + (Kind::scaled ? PAGE * (K / BLOCK) * 2 : 0);
   const bf16* scales = (const bf16*)(head + offset + PAGE * K * Kind::itemsize);
-  if (next && Kind::scaled) prefetch(next + PAGE * K, offset - PAGE * K);
+  if (next && Kind::scaled) {
+    prefetch(next + PAGE * K, offset - PAGE * K);
+    prefetch(next + offset + PAGE * K, offset - PAGE * K);
+  }
   const int64_t block_bytes = PAGE * s.width * Kind::itemsize;
   for (int64_t b = 0; b < K / s.width; b++) {
-    const float* weight = t.score;
     if (next) prefetch(next + offset + b * block_bytes, block_bytes);
-    if constexpr (Kind::scaled) {
-      for (int64_t j = 0; j < PAGE; j += LANES) {
-        const vec scale = load16(scales + b * PAGE + j);
-        for (int i = 0; i < M; i++)
-          *(vec*)(t.weight + i * PAGE + j) = *(const vec*)(t.score + i * PAGE + j) * scale;
-      }
-      weight = t.weight;
-    }
     const uint8_t* values = head + offset + b * block_bytes;
     float* out = t.out + m * K + b * s.width;
-    if (s.width == 2 * LANES)
-      accumulate<Kind, M, 2>(values, n, weight, out, K);
+    if constexpr (Kind::scaled)
+      accumulate_bytes<M>(values, scales + b * PAGE, n, visible + m, t.score, f, out, K);
+    else if (s.width == 2 * LANES)
+      accumulate<Kind, M, 2>(values, n, t.score, f, out, K);
     else
-      accumulate<Kind, M, 1>(values, n, weight, out, K);
+      accumulate<Kind, M, 1>(values, n, t.score, f, out, K);
   }
 }
 
