@@ -105,7 +105,7 @@ def main() -> None:
     longest = longest_sequence(works, args.rounds, args.steps)
     shown = lambda name, done, total: print(f"\r{name}: {done} of {total}  ", end="", file=sys.stderr, flush=True)  # noqa: E731
     theirs = "q8_0" if args.kv == "int8" else "f16"
-    with LlamaCpp(file, threads=threads, context=longest, batch=args.batch, cache=theirs) as rival:
+    with LlamaCpp(file, threads=threads, context=longest, batch=args.batch, cache=theirs, keep=long) as rival:
         records = measure(
             model,
             works,

@@ -5,6 +5,7 @@ Reads JSON requests from stdin, one a line, and answers each on stdout with one 
     {"do": "load", "file": PATH, "threads": 2, "context": 640, "batch": 1, "cache": "f16"}  -> {"version": "..."}
     {"do": "prefill", "tokens": 512}               -> {"seconds": 15.1}, one prompt to its last token's logits
     {"do": "start", "context": 128, "batch": 16}   -> {}, that many prompts read; the steps follow
+    {"do": "start", "context": 32768, "batch": 1, "kept": PATH}  -> {}, and what reading left is kept for the next time
     {"do": "steps", "steps": 8}                    -> {"seconds": [...]}, each one token for every sequence
     {"do": "rss"}                                  -> {"nbytes": ...}, memory of this process
 
@@ -84,10 +85,29 @@ class Rival:
 
     def start(self, request: dict) -> dict:
         self.forget()
-        for sequence in range(request["batch"]):
-            self.read(sequence, request["context"])
-        self.places = [request["context"]] * request["batch"]
+        n, kept = request["context"], request.get("kept")
+        if not (kept and self.recall(kept, n)):
+            for sequence in range(request["batch"]):
+                self.read(sequence, n)
+            if kept:
+                self.keep(kept, n)
+        self.places = [n] * request["batch"]
         return {}
+
+    def keep(self, path: str, n: int) -> None:
+        """Keys and values of the first sequence to a file, whole or not at all."""
+        if not lib.llama_state_seq_save_file(self.context, f"{path}.part".encode(), 0, (lib.llama_token * n)(), n):
+            raise RuntimeError(f"llama.cpp cannot write {path}")
+        os.replace(f"{path}.part", path)
+
+    def recall(self, path: str, n: int) -> bool:
+        """What `keep` wrote, as the first sequence; False where there is no such file."""
+        if not os.path.exists(path):
+            return False
+        count = ctypes.c_size_t()
+        if not lib.llama_state_seq_load_file(self.context, path.encode(), 0, (lib.llama_token * n)(), n, count):
+            raise RuntimeError(f"llama.cpp cannot read {path}: delete it")
+        return True
 
     def steps(self, request: dict) -> dict:
         seconds = []

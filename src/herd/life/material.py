@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ REPLAY_SHARE, ANNEALED_REPLAY_SHARE = 0.12, 0.4
 to copy, which more text delays, and in the annealing tail, which brings the text back."""
 DIALOG_SHARE = 0.4
 """Share of rows of dialogs when a student learns from the instruct teacher."""
+
+SHORT_DIALOG = 64
+"""Tokens; dialogs have about a hundred."""
 
 STUDENT_SEED = 1_000_003
 """Added to the plan's seed for everything the student sees: other dialogs than the teacher's, in another order."""
@@ -105,25 +109,24 @@ class Material:
         streams.append(RepetitionStream(self.tokenizer.n_ranks, context, seed))
         return MixStream(streams, [1 - RETRIEVAL_SHARE - REPETITION_SHARE, RETRIEVAL_SHARE, REPETITION_SHARE], seed)
 
-    def dialogs(self, seed: int, context: int) -> DialogStream:
-        """Program-made training dialogs, rendered and packed."""
-        return DialogStream(self.rendered(seed), context, seed, pad_id=self.tokenizer.pad_id)
-
-    def rendered(self, seed: int) -> list[Rendered]:
-        dialogs = make_dialogs(self.plan.n_dialogs, seed, split="train")
-        return [render_dialog(dialog, self.tokenizer) for dialog in dialogs]
+    def dialogs(self, seed: int, context: int, n: int) -> DialogStream:
+        """``n`` training dialogs made by program, rendered and packed."""
+        made = (render_dialog(dialog, self.tokenizer) for dialog in make_dialogs(n, seed, split="train"))
+        return DialogStream(made, context, seed, pad_id=self.tokenizer.pad_id)
 
     def instruct(self, context: int, anneal_row: int) -> Stream:
         """Dialogs with a little replayed text, and with more of it from ``anneal_row`` on."""
         seed = self.plan.seed
-        parts = [self.dialogs(seed, context), self.text("teacher", context, seed + 7, documents=True)]
+        dialogs = self.dialogs(seed, context, self.plan.n_dialogs)
+        parts = [dialogs, self.text("teacher", context, seed + 7, documents=True)]
         bulk, tail = (MixStream(parts, [1 - share, share], seed) for share in (REPLAY_SHARE, ANNEALED_REPLAY_SHARE))
         return ThenStream(bulk, tail, anneal_row)
 
     def student(self, context: int) -> Stream:
-        """Text no teacher saw and other dialogs: what student and control train on, in the same order."""
-        seed = self.plan.seed + STUDENT_SEED
-        parts = [self.text("student", context, seed, documents=True), self.dialogs(seed, context)]
+        """Text no teacher saw and other dialogs, none twice: what student and control train on, in the same order."""
+        plan, seed = self.plan, self.plan.seed + STUDENT_SEED
+        n = min(plan.n_dialogs, math.ceil(plan.distil.tokens * DIALOG_SHARE / SHORT_DIALOG))
+        parts = [self.text("student", context, seed, documents=True), self.dialogs(seed, context, n)]
         return MixStream(parts, [1 - DIALOG_SHARE, DIALOG_SHARE], seed)
 
 
