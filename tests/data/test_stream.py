@@ -13,7 +13,7 @@ from herd.data.packing import DialogStream, pack
 from herd.data.shards import Shards
 from herd.data.shuffle import key, permute
 from herd.data.sources import DataWarning
-from herd.data.stream import MixStream, ThenStream, TokenStream
+from herd.data.stream import MixStream, TokenStream
 from herd.errors import DataError
 
 
@@ -63,11 +63,10 @@ def make_streams(shards):
     packed = TokenStream(shards, 32, seed=5, documents=True)
     talk = DialogStream(dialogs, 32, seed=1, pad_id=511)
     mixed = MixStream([plain, talk], [0.7, 0.3], seed=9)
-    then = ThenStream(mixed, packed, 47)
-    return {"plain": plain, "packed": packed, "dialogs": talk, "mix": mixed, "then": then}
+    return {"plain": plain, "packed": packed, "dialogs": talk, "mix": mixed}
 
 
-@pytest.mark.parametrize("name", ["plain", "packed", "dialogs", "mix", "then"])
+@pytest.mark.parametrize("name", ["plain", "packed", "dialogs", "mix"])
 @given(position=st.integers(0, 400), cuts=st.lists(st.integers(1, 7), min_size=1, max_size=6))
 @settings(max_examples=25, deadline=None)
 def test_any_split_gives_the_same_rows(shards, name, position, cuts):
@@ -81,7 +80,7 @@ def test_any_split_gives_the_same_rows(shards, name, position, cuts):
     same(whole, make_streams(shards)[name].batch(position, sum(cuts)))
 
 
-@pytest.mark.parametrize("name", ["plain", "packed", "dialogs", "mix", "then"])
+@pytest.mark.parametrize("name", ["plain", "packed", "dialogs", "mix"])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_rank_slices_make_the_global_batch(shards, name, ranks):
     stream = make_streams(shards)[name]
@@ -230,16 +229,6 @@ def test_mix_refuses(shards, weights, match):
         MixStream([stream, stream], weights, seed=0)
     with pytest.raises(DataError, match="contexts"):
         MixStream([stream, TokenStream(shards, 8, seed=1)], [1, 1], seed=0)
-
-
-def test_one_stream_then_another(shards):
-    streams = make_streams(shards)
-    then = ThenStream(streams["mix"], streams["packed"], 47)
-    same(then.batch(40, 7), streams["mix"].batch(40, 7))
-    same(then.batch(47, 5), streams["packed"].batch(47, 5))
-    same(then.batch(44, 6), joined([streams["mix"].batch(44, 3), streams["packed"].batch(47, 3)]))
-    with pytest.raises(DataError, match="same context"):
-        ThenStream(streams["plain"], streams["packed"], 47)
 
 
 def test_packed_rows_train_like_separate_ones():

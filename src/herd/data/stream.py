@@ -5,9 +5,8 @@ many restarts: rank r of R takes rows ``[position + r*k, position + (r+1)*k)`` o
 the same rows in the same order. An epoch is one pass over all rows; each epoch has its own permutation, computed entry
 by entry (`shuffle.permute`), never held in memory.
 
-`TokenStream` cuts the concatenated documents of shards into rows; `MixStream` interleaves streams by weight, and
-`ThenStream` goes from one to another. Dialogs are packed in `packing.py`, synthetic retrieval documents made in
-`needle.py`; all have the attributes of `Stream`.
+`TokenStream` cuts the concatenated documents of shards into rows; `MixStream` interleaves streams by weight. Dialogs
+are packed in `packing.py`, synthetic retrieval documents made in `needle.py`; all have the attributes of `Stream`.
 
 Shapes: B rows, T = context.
 """
@@ -143,32 +142,6 @@ class MixStream:
 
     def _order(self, block: int) -> np.ndarray:
         return self._parts_K[permute(np.arange(self.block), self.block, key(self.seed, block, 2))]
-
-
-class ThenStream:
-    """Rows of ``first`` before row ``at``, of ``second`` from there on, each asked by the global row number.
-
-    The end of training may want another mixture than its bulk (annealing: "The Llama 3 Herd of Models", section 3.4.3).
-    """
-
-    def __init__(self, first: Stream, second: Stream, at: int) -> None:
-        if first.context != second.context or first.packed != second.packed:
-            raise DataError("streams that follow each other must have the same context, and both be packed or neither")
-        self.first, self.second, self.at = first, second, at
-        self.context, self.packed = first.context, first.packed
-        self.n_rows = min(first.n_rows, second.n_rows)
-
-    def batch(self, position: int, count: int) -> Batch:
-        """Rows ``position`` up to ``position + count``."""
-        check_range(position, count)
-        before = min(max(self.at - position, 0), count)
-        if before == count:
-            return self.first.batch(position, count)
-        if before == 0:
-            return self.second.batch(position, count)
-        parts = self.first.batch(position, before), self.second.batch(self.at, count - before)
-        names = ("tokens_BT", "targets_BT", *(("positions_BT", "documents_BT") if self.packed else ()))
-        return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
 def check_range(position: int, count: int) -> None:

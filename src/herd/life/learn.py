@@ -42,7 +42,7 @@ class Learned:
 
 def config_of(phase: Phase, plan: Plan) -> TrainConfig:
     """The loop's configuration: 5 % warm-up, cosine, a quarter of annealing to zero whose weights are averaged."""
-    anneal = anneal_steps(phase)
+    anneal = max(2, phase.steps // 4)
     return TrainConfig(
         steps=phase.steps,
         batch_rows=phase.rows,
@@ -58,11 +58,6 @@ def config_of(phase: Phase, plan: Plan) -> TrainConfig:
         keep_states=1,
         eval_every=max(5, phase.steps // 12),
     )
-
-
-def anneal_steps(phase: Phase) -> int:
-    """Steps of a phase's last quarter, in which the learning rate falls to zero."""
-    return max(2, phase.steps // 4)
 
 
 def learn(

@@ -16,7 +16,7 @@ from ..data.packing import DialogStream
 from ..data.repetition import RepetitionStream
 from ..data.shards import Shards
 from ..data.sources import Document
-from ..data.stream import MixStream, Stream, ThenStream, TokenStream
+from ..data.stream import MixStream, Stream, TokenStream
 from ..errors import DataError
 from ..text import Rendered, Tokenizer, render
 from .plan import Plan
@@ -25,9 +25,8 @@ PARALLEL_SHARE = 0.08
 """Share of rows that are parallel sentences: Llama 3's share of multilingual text (paper section 3.1.2)."""
 RETRIEVAL_SHARE, REPETITION_SHARE = 0.1, 0.15
 """Shares of pre-training rows that exercise copying, which a small model learns too slowly from text alone."""
-REPLAY_SHARE, ANNEALED_REPLAY_SHARE = 0.12, 0.4
-"""Shares of rows of plain text during instruct tuning, so that the model does not forget how to write: while it learns
-to copy, which more text delays, and in the annealing tail, which brings the text back."""
+REPLAY_SHARE = 0.12
+"""Share of rows of plain text during instruct tuning, so that the model does not forget how to write."""
 DIALOG_SHARE = 0.4
 """Share of rows of dialogs when a student learns from the instruct teacher."""
 
@@ -114,13 +113,12 @@ class Material:
         made = (render_dialog(dialog, self.tokenizer) for dialog in make_dialogs(n, seed, split="train"))
         return DialogStream(made, context, seed, pad_id=self.tokenizer.pad_id)
 
-    def instruct(self, context: int, anneal_row: int) -> Stream:
-        """Dialogs with a little replayed text, and with more of it from ``anneal_row`` on."""
+    def instruct(self, context: int) -> Stream:
+        """Dialogs with a little replayed text: what instruct tuning trains on."""
         seed = self.plan.seed
         dialogs = self.dialogs(seed, context, self.plan.n_dialogs)
         parts = [dialogs, self.text("teacher", context, seed + 7, documents=True)]
-        bulk, tail = (MixStream(parts, [1 - share, share], seed) for share in (REPLAY_SHARE, ANNEALED_REPLAY_SHARE))
-        return ThenStream(bulk, tail, anneal_row)
+        return MixStream(parts, [1 - REPLAY_SHARE, REPLAY_SHARE], seed)
 
     def student(self, context: int) -> Stream:
         """Text no teacher saw and other dialogs, none twice: what student and control train on, in the same order."""

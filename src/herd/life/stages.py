@@ -19,7 +19,7 @@ from ..llama.model import LlamaLM
 from ..text import Tokenizer, render
 from ..train import distil, lm, sft
 from ..train.memory import kept_nbytes
-from .learn import Learned, Prompt, anneal_steps, cut, heldout_loss, learn
+from .learn import Learned, Prompt, cut, heldout_loss, learn
 from .material import Material, bytes_per_token, is_parallel, numbers
 from .plan import Phase, extended
 from .run import Outcome, Run
@@ -146,7 +146,7 @@ def instruct(run: Run) -> Outcome:
         run,
         "instruct",
         model,
-        material.instruct(phase.context, (phase.steps - anneal_steps(phase)) * phase.rows),
+        material.instruct(phase.context),
         sft,
         phase,
         tokenizer=tokenizer,
