@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, islice
 from random import Random
 from typing import Any
 
@@ -40,6 +40,7 @@ __all__ = [
     "score",
     "showcase",
     "showcase_dialogs",
+    "stream_dialogs",
     "training_texts",
 ]
 
@@ -187,16 +188,20 @@ def _known(what: str, values: Sequence[str], allowed: Sequence[str]) -> tuple[st
     return tuple(values)
 
 
-def make_dialogs(
-    n: int,
+def make_dialogs(n: int, seed: int, **choices: Any) -> list[Dialog]:
+    """The first ``n`` of `stream_dialogs`."""
+    return list(islice(stream_dialogs(seed, **choices), n))
+
+
+def stream_dialogs(
     seed: int,
     *,
     split: str = "train",
     languages: Sequence[str] = LANGUAGES,
     forms: Sequence[str] = FORMS,
     tasks: Sequence[str] | None = None,
-) -> list[Dialog]:
-    """``n`` verified dialogs, a pure function of the arguments; the first k of n are the k of the same seed.
+) -> Iterator[Dialog]:
+    """Verified dialogs without end, a pure function of the arguments.
 
     ``split``: ``train`` or ``test`` (other wordings, names and values). ``languages`` and ``forms`` are drawn evenly;
     name one twice to double its share. ``tasks``: tasks or kinds, by default all in the proportions of ``KINDS``.
@@ -207,16 +212,14 @@ def make_dialogs(
     kinds, weights = _kinds(tasks)
     rng = Random(f"dialogs {split} {seed}")
     sources = {lang: Source(rng, load(lang), split, split) for lang in set(languages)}
-    dialogs = []
-    for _ in range(n):
+    while True:
         lang, form = rng.choice(languages), rng.choice(forms)
         picked = rng.choices(kinds, cum_weights=weights, k=1)
         if split == "train" and rng.random() < _EARLIER_TURN:
             picked = rng.choices(kinds, cum_weights=weights, k=1) + picked
         turns = [make_turn(sources[lang], kind) for kind in picked]
         names = _named_tools(rng, form, {turn.tool for turn in turns if turn.tool})
-        dialogs.append(_assemble(picked[-1], lang, form, turns, names))
-    return dialogs
+        yield _assemble(picked[-1], lang, form, turns, names)
 
 
 _SHOWCASE = ("mul", "story_sub", "date_after", "program", "identity")

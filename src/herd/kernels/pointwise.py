@@ -74,8 +74,10 @@ def plain_swiglu(gate: Tensor, up: Tensor) -> Tensor:
 def _native(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
-    fits = all(x.device.type == "cpu" and x.dtype in NATIVE_DTYPES and type(x) in _PLAIN for x in tensors)
-    return fits and build.ready()
+    for x in tensors:  # a loop, not a generator: this is asked six times a layer and token
+        if type(x) not in _PLAIN or not x.is_cpu or x.dtype not in NATIVE_DTYPES:
+            return False
+    return build.ready()
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)  # DTensors and fake tensors have their own ways
@@ -83,8 +85,9 @@ _PLAIN = (Tensor, torch.nn.Parameter)  # DTensors and fake tensors have their ow
 
 def _narrow(x: Tensor) -> bool:
     """Whether autocast would round the result to bf16 at the next matmul anyway."""
-    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return autocast and x.dtype == torch.float32
+    if x.dtype != torch.float32 or not torch.is_autocast_enabled("cpu"):
+        return False
+    return torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def _rows(x: Tensor) -> Tensor:

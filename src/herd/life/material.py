@@ -7,10 +7,11 @@ import math
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from ..data.corpus import Corpus
-from ..data.dialogs import Dialog, make_dialogs
+from ..data.dialogs import Dialog, stream_dialogs
 from ..data.needle import NeedleMaker, RetrievalStream
 from ..data.packing import DialogStream
 from ..data.repetition import RepetitionStream
@@ -110,8 +111,9 @@ class Material:
 
     def dialogs(self, seed: int, context: int, n: int) -> DialogStream:
         """``n`` training dialogs made by program, rendered and packed."""
-        made = (render_dialog(dialog, self.tokenizer) for dialog in make_dialogs(n, seed, split="train"))
-        return DialogStream(made, context, seed, pad_id=self.tokenizer.pad_id)
+        dialogs = islice(stream_dialogs(seed, split="train"), n)  # one at a time: so many take a gigabyte
+        rendered = (render_dialog(dialog, self.tokenizer) for dialog in dialogs)
+        return DialogStream(rendered, context, seed, pad_id=self.tokenizer.pad_id)
 
     def instruct(self, context: int) -> Stream:
         """Dialogs with a little replayed text: what instruct tuning trains on."""
