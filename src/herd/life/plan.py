@@ -110,7 +110,7 @@ SHARES: dict[str, Shares] = {
         instruct_tokens=3.5e6,
     ),
     "full": Shares(
-        fixed={"tokenizer": 30, "measure": 150, "report": 3},
+        fixed={"tokenizer": 8, "measure": 50, "report": 1},
         pretrain=300,
         extend=120,
         instruct=630,
