@@ -94,7 +94,7 @@ class Evaluation:
         path = self.folder / task.file
         found = {item.id: item for item in read_items(path)}
         try:
-            return [found[i] for i in task.ids]
+            return [found[i] for i in task.ids or found]  # rows of before had no ids: all there is
         except KeyError as missing:
             raise DataError(f"{path}: item {missing} is not there; herd eval MODEL asks it again") from None
 
