@@ -7,7 +7,8 @@
     ... --rounds 5 --steps 8 --layers 32           # five minutes at most on two cores; each writes a receipt of its own
 
 Weights are random, seeded, of the true shape; llama.cpp reads the very same blocks from a GGUF file (without a
-vocabulary: none is needed to decode ids), which stays in --work for the next time. A turn is a prefill, or the median
+vocabulary: none is needed to decode ids), which stays in --work for the next time, as does what llama.cpp made of a
+prompt of 32k, which takes it a quarter of an hour. A turn is a prefill, or the median
 of some decode steps; a ratio is the median of the rounds' ratios, so it is not quite that of the medians beside it. The
 speed of the memory is measured in the same rounds. Herd samples greedily and goes through its engine; llama.cpp only
 decodes, as in its own llama-bench.

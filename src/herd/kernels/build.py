@@ -1,4 +1,4 @@
-"""Builds and loads the native kernels (`native/*.cpp`): once a machine, on first use, in about ten seconds.
+"""Builds and loads the native kernels (`native/*.cpp`): once a machine, on first use, in about twenty seconds.
 
 The library lies in ``~/.cache/herd`` (or ``HERD_CACHE``) under a name made of everything it depends on: sources, flags,
 compiler, processor and torch's minor version; another machine or a changed source builds another file. It is written

@@ -66,7 +66,8 @@ class Ragged:
 def paged_attention(q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, pool: Tensor, ragged: Ragged, layer: int) -> Tensor:
     """Writes k and v into ``pool`` (P, L, G, bytes) uint8 and gives softmax(q·k / sqrt(K)) v, (N, H, K).
 
-    What kind of cache it is, the bytes of ``pool`` tell. In an int8 cache queries are rounded as keys are.
+    What kind of cache it is, the bytes of ``pool`` tell. In an int8 cache queries are rounded as keys are, and the
+    native kernel rounds softmax weights to 16 bits, page by page: about 5e-5 of the result.
     """
     if _native(q_NHK, k_NGK, v_NGK, pool):
         return torch.ops.herd_native.paged_attention(
