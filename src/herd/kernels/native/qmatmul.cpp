@@ -20,7 +20,8 @@ using namespace quantized;
 constexpr int64_t DIRECT_GROUPS = 4;  // up to so many groups of tokens codes are taken from the blocks themselves
 constexpr int64_t FEW = 2;            // up to so many tokens at once one tile is taken after the other
 constexpr int64_t GROUPS = 16;        // of tokens, of a unit of work
-constexpr int64_t TILES[] = {4, 16};  // of a unit of work: unpacked, direct (where every break costs reading time)
+constexpr int64_t TILES = 4;          // of a unit of work, where codes are unpacked
+constexpr int64_t STRETCH = 16;       // tiles taken at once, where they are not: every break costs reading time
 constexpr int64_t PIECE = 16;         // blocks of a panel: two of 10 KiB stay in the first cache
 
 int index_of(int64_t code) {
@@ -36,9 +37,10 @@ const Path& path_of(int64_t number) {
 }
 
 // Each thread goes through units of its own, one behind the other in memory, and then takes what others have left:
-// another program on one core delays one unit, not half of them.
+// another program on one core delays one piece, not half of them. A piece is `most` units, fewer near the end, so that
+// all end together; `body` gets its first unit and the one behind its last.
 template <class Body>
-void share_out(int64_t units, const Body& body) {
+void share_out(int64_t units, int64_t most, const Body& body) {
   struct alignas(64) Counter {
     std::atomic<int64_t> next;
     int64_t end;
@@ -49,7 +51,12 @@ void share_out(int64_t units, const Body& body) {
   parallel(threads, 1, [&](int64_t begin, int64_t) {
     for (int64_t i = 0; i < threads; i++) {
       Counter& counter = counters[(begin + i) % threads];
-      for (int64_t unit; (unit = counter.next++) < counter.end;) body(unit);
+      for (int64_t first = counter.next; first < counter.end;) {
+        const int64_t behind = first + std::clamp<int64_t>((counter.end - first) / 2, 1, most);
+        if (!counter.next.compare_exchange_weak(first, behind)) continue;
+        body(first, behind);
+        first = counter.next;
+      }
     }
   });
 }
@@ -229,7 +236,8 @@ std::vector<Tensor> qmatmul(Tensor x_ND, std::vector<Tensor> matrices, std::vect
   require(x_ND.is_contiguous(), "activations must be contiguous");
   require(matrices.size() == codes.size(), "every matrix has a format");
   const Groups groups(std::max<int64_t>(N, 1), path.group);
-  const int64_t token_units = (groups.count + GROUPS - 1) / GROUPS, tiles = TILES[groups.direct()];
+  const int64_t token_units = (groups.count + GROUPS - 1) / GROUPS;
+  const int64_t tiles = groups.direct() ? 1 : TILES, most = groups.direct() ? STRETCH : 1;
   const auto n_units = [&](const Weights& w) { return (w.n_tiles() + tiles - 1) / tiles; };
   std::vector<Weights> weights;
   std::vector<Tensor> out;
@@ -244,11 +252,15 @@ std::vector<Tensor> qmatmul(Tensor x_ND, std::vector<Tensor> matrices, std::vect
   std::unique_ptr<uint8_t[]> tokens(new uint8_t[N * (D / BLOCK) * TOKEN_BYTES]);
   round_tokens(x_ND, groups, tokens.get());
   by_type(x_ND, [&]<class T>(T*) {
-    share_out(units.back(), [&](int64_t unit) {
-      const int64_t i = std::upper_bound(units.begin(), units.end(), unit) - units.begin() - 1;
-      const int64_t n = n_units(weights[i]), t = (unit - units[i]) / n, r = (unit - units[i]) % n;
-      multiply_unit(path, weights[i], r * tiles, std::min(weights[i].n_tiles(), (r + 1) * tiles), groups,
-                    t * groups.count / token_units, (t + 1) * groups.count / token_units, tokens.get(), data<T>(out[i]));
+    share_out(units.back(), most, [&](int64_t unit, int64_t end) {
+      for (int64_t behind; unit < end; unit = behind) {
+        const int64_t i = std::upper_bound(units.begin(), units.end(), unit) - units.begin() - 1;
+        const int64_t n = n_units(weights[i]), t = (unit - units[i]) / n, row = units[i] + t * n;
+        behind = std::min(end, row + n);
+        multiply_unit(path, weights[i], (unit - row) * tiles, std::min(weights[i].n_tiles(), (behind - row) * tiles),
+                      groups, t * groups.count / token_units, (t + 1) * groups.count / token_units, tokens.get(),
+                      data<T>(out[i]));
+      }
     });
   });
   return out;

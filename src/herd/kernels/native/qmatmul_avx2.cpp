@@ -21,6 +21,7 @@ namespace {
 
 struct Avx2 {
   static constexpr int LANES = 8, GROUP = 4, PAIRED = 2;
+  static constexpr bool WHOLE_BYTES = false;
   typedef int32_t Ints __attribute__((vector_size(32), aligned(4), may_alias));
   typedef uint32_t Bits __attribute__((vector_size(32), aligned(4), may_alias));
   typedef float Floats __attribute__((vector_size(32), aligned(4), may_alias));

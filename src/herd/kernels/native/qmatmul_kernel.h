@@ -1,5 +1,6 @@
 // The kernel itself, written once for every instruction set. An `Isa` says how many rows fit a vector and how four
-// unsigned codes a row meet four signed activations; the rest are GCC's vector types, which every target has.
+// unsigned codes a row meet four signed activations, and whether codes of eight bits cost no more there (WHOLE_BYTES);
+// the rest are GCC's vector types, which every target has.
 // Included by qmatmul_vnni.cpp, qmatmul_avx2.cpp and qmatmul_portable.cpp, each within its own anonymous namespace.
 
 template <class Isa>
@@ -51,12 +52,16 @@ struct Q4_K {
   static constexpr bool LOW = true, BYTES = false, BUSY = true;
   const uint8_t* words;
   const uint16_t* halves;
+  // Odd groups have the high nibbles. Where a product takes whole bytes they stay there, and the step is a 16th.
   Ints<Isa> codes(int g, int j) const {
-    return right<Isa>(load<Isa>(words + (4 + (g >> 1) * 8 + j) * WORD_BYTES), 4 * (g & 1)) & 0x0f0f0f0f;
+    const Ints<Isa> w = load<Isa>(words + (4 + (g >> 1) * 8 + j) * WORD_BYTES);
+    if constexpr (Isa::WHOLE_BYTES) return w & (g & 1 ? int32_t(0xf0f0f0f0) : 0x0f0f0f0f);
+    else return right<Isa>(w, 4 * (g & 1)) & 0x0f0f0f0f;
   }
   Floats<Isa> step(int g, int) const {
-    const Ints<Isa> d = load<Isa>(words) & 0xffff;
-    return Isa::from_halves(d) * __builtin_convertvector(six_bits(g, 1, 0), Floats<Isa>);
+    Floats<Isa> d = Isa::from_halves(load<Isa>(words) & 0xffff);
+    if (Isa::WHOLE_BYTES && g & 1) d *= 0.0625f;
+    return d * __builtin_convertvector(six_bits(g, 1, 0), Floats<Isa>);
   }
   Floats<Isa> low(int g) const {
     const Ints<Isa> d = right<Isa>(load<Isa>(words), 16);

@@ -10,6 +10,7 @@ namespace {
 
 struct Portable {
   static constexpr int LANES = 4, GROUP = 4, PAIRED = 2;
+  static constexpr bool WHOLE_BYTES = true;
   typedef int32_t Ints __attribute__((vector_size(16), aligned(4), may_alias));
   typedef uint32_t Bits __attribute__((vector_size(16), aligned(4), may_alias));
   typedef float Floats __attribute__((vector_size(16), aligned(4), may_alias));

@@ -21,6 +21,7 @@ namespace {
 
 struct Vnni {
   static constexpr int LANES = 16, GROUP = 6, PAIRED = 6;
+  static constexpr bool WHOLE_BYTES = true;
   typedef int32_t Ints __attribute__((vector_size(64), aligned(4), may_alias));
   typedef uint32_t Bits __attribute__((vector_size(64), aligned(4), may_alias));
   typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
