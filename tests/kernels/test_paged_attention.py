@@ -120,7 +120,8 @@ def test_ragged_steps_are_the_whole_attention(attention, kind, data):
     for out, qkv in zip(got, s.qkv, strict=True):
         rounded = kind == "int8" and attention is paged_attention
         want = truth(*qkv, kind, rounded=rounded)
-        assert (out.double() - want).norm() <= 1e-5 * want.norm()
+        # a weight on the edge between two codes may go either way: one step of 16 bits
+        assert (out.double() - want).norm() <= (1e-5 + rounded / 32767) * want.norm()
         if rounded:  # and what rounding costs
             exact = truth(*qkv, kind)
             assert (out.double() - exact).norm() <= 1e-4 * exact.norm()

@@ -5,9 +5,9 @@ written. So the cache grows without copying, and what it holds is `nbytes`, to t
 without memory: there the pool is allocated whole.) Sequences share the pages of a common beginning; a page that others
 hold or may find is copied before it is changed.
 
-Attention is handed to the model as a closure (`llama.attention.Attend`) over the new tokens of any number of sequences,
-flattened into one row: the model never sees a cache, and a decode step, a piece of a prompt and both together are one
-forward.
+Attention is handed to the model as an `Attention` (an `llama.attention.Attend`) of the new tokens of any number of
+sequences, flattened into one row: the model never sees a cache, and a decode step, a piece of a prompt and both
+together are one forward.
 
 Shapes: N new tokens of all sequences, H query heads, G KV heads, K head dim, P pages, L layers.
 """
@@ -24,7 +24,6 @@ from ..errors import EngineError
 from ..kernels.large_pages import reserve
 from ..kernels.page_layout import BLOCK, BYTES, PAGE, head_bytes
 from ..kernels.paged_attention import Ragged, paged_attention
-from ..llama.attention import Attend
 from ..llama.config import ModelConfig
 from .memory import n_pages, page_nbytes, require_kind
 from .pages import Pages, chain
@@ -38,6 +37,17 @@ class Cached:
     length: int = 0
     pages: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How the new tokens of a step see the cache and go into it: what a model calls in each of its layers."""
+
+    pool: Tensor
+    ragged: Ragged
+
+    def __call__(self, layer: int, q_1NHK: Tensor, k_1NGK: Tensor, v_1NGK: Tensor) -> Tensor:
+        return paged_attention(q_1NHK[0], k_1NGK[0], v_1NGK[0], self.pool, self.ragged, layer)[None]
 
 
 class PagedCache:
@@ -139,7 +149,7 @@ class PagedCache:
             for page, digest in zip(cached.pages[known:], cached.digests[known:], strict=False):
                 self.pages.remember(page, digest)
 
-    def step(self, parts: Sequence[tuple[Cached, int]]) -> tuple[Tensor, Attend]:
+    def step(self, parts: Sequence[tuple[Cached, int]]) -> tuple[Tensor, Attention]:
         """Positions (1, N) and attention for the next n tokens of each (sequence, n), in this order in one row.
 
         The pages must be there (`grow`); the sequences count the tokens as theirs from now on.
@@ -152,13 +162,8 @@ class PagedCache:
             positions += range(cached.length, cached.length + n)
             cached.length += n
             start += n
-        pool = self.pool
-        ragged = Ragged(self._tables, torch.tensor(rows), pool.device)
-
-        def attend(layer: int, q_1NHK: Tensor, k_1NGK: Tensor, v_1NGK: Tensor) -> Tensor:
-            return paged_attention(q_1NHK[0], k_1NGK[0], v_1NGK[0], pool, ragged, layer)[None]
-
-        return torch.tensor([positions], device=pool.device), attend
+        ragged = Ragged(self._tables, torch.tensor(rows), self.device)
+        return torch.tensor([positions], device=self.device), Attention(self.pool, ragged)
 
     def _append(self, cached: Cached, pages: list[int]) -> None:
         first = len(cached.pages)

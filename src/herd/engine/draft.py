@@ -28,6 +28,7 @@ from .ngram import NGramIndex
 from .sampling import distribution, draw, likeliest
 from .speculate import Guess, guess_uniform
 from .stream import Row
+from .trunk import Trunk
 
 CATCH_UP = 512
 """Most tokens a draft reads in one step of what it does not know yet."""
@@ -103,6 +104,7 @@ class ModelDraft:
         self.context = min(context, model.config.max_context)
         cache_bytes = n_pages * page_nbytes(model.config, BYTES[kind])
         self.cache = PagedCache(model.config, kind, cache_bytes, self.context, model.device)
+        self._trunk = Trunk(model, self.cache)
         self._states: dict[Row, _State] = {}
 
     def guess(self, rows: Sequence[Row], most: Sequence[int]) -> list[Guess | None]:
@@ -180,10 +182,11 @@ class ModelDraft:
         """Feed these tokens; hidden states (B, D) of each row's last."""
         if not parts:
             return torch.empty(0)
-        positions_1N, attend = self.cache.step([(state.cached, len(tokens)) for state, tokens in parts])
-        tokens_1N = torch.tensor([[t for _, tokens in parts for t in tokens]], device=self.model.device)
+        hidden_ND = self._trunk(
+            [(state.cached, len(tokens)) for state, tokens in parts], [t for _, tokens in parts for t in tokens]
+        )
         ends = list(accumulate(len(tokens) for _, tokens in parts))
-        return self.model(tokens_1N, positions_1N, attend)[0, [end - 1 for end in ends]]
+        return hidden_ND[[end - 1 for end in ends]]
 
     def _pick(self, hidden_BD: Tensor, going: Sequence[_State]) -> None:
         """One more guess for each of these rows."""

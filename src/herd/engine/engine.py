@@ -40,6 +40,7 @@ from .rules import Rules
 from .sampling import seed_of
 from .speculate import Guess, settle
 from .stream import Row, Stream
+from .trunk import Trunk
 
 __all__ = ["Engine", "Stream"]
 
@@ -87,6 +88,7 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self.max_batch, self.context = max_batch, max_context or config.max_context
         self.cache = PagedCache(config, _kind(model, kv), cache_bytes, self.context, model.device)
+        self._trunk = Trunk(model, self.cache)
         self.draft, self._draft_tokens = self._drafted(draft, kv), draft_tokens
         if draft_tokens < 1:
             raise EngineError(f"draft_tokens={draft_tokens} must be at least 1; without a draft nothing is guessed")
@@ -294,11 +296,10 @@ class Engine:
 
     def _forward(self, parts: list[tuple[Cached, int]], tokens: list[int], places: list[int]) -> Tensor:
         """Feed these tokens, so many to each sequence; logits (N, V) fp32 at these places of the row."""
-        positions_1N, attend = self.cache.step(parts)
-        hidden_1ND = self.model(torch.tensor([tokens], device=self.model.device), positions_1N, attend)
+        hidden_ND = self._trunk(parts, tokens)
         if not places:
             return torch.empty(0, self.model.config.vocab_size)
-        logits_NV = self.model.lm_head(hidden_1ND[0, places]).float()
+        logits_NV = self.model.lm_head(hidden_ND[places]).float()
         # what may be said at all: rows of the head that are no token never are
         if self.tokenizer is not None and self.tokenizer.vocab_size < logits_NV.shape[1]:
             logits_NV[:, self.tokenizer.vocab_size :] = -torch.inf

@@ -24,6 +24,7 @@ from ..kernels.page_layout import BYTES, PAGE
 from ..llama.model import LlamaLM
 from .cache import Cached, PagedCache
 from .memory import nbytes
+from .trunk import Trunk
 
 PACK_TOKENS = 2048
 """Room of one forward: enough to fill the matmuls, little enough memory for activations."""
@@ -90,6 +91,7 @@ class Scorer:
         config, kind = self.model.config, "bf16" if self.model.dtype == torch.bfloat16 else "fp32"
         room = nbytes(config, 3, tokens, BYTES[kind]) + nbytes(config, 4, PACK_TOKENS, BYTES[kind])
         self._longest, self._cache = tokens, PagedCache(config, kind, room, tokens, self.model.device)
+        self._trunk = Trunk(self.model, self._cache)
         self._head, self._ids = self._cache.open(), list[int]()
 
     def _go_to(self, ids: Sequence[int]) -> None:
@@ -130,9 +132,7 @@ class Scorer:
             return torch.empty(0, self.model.config.dim, dtype=self.model.dtype, device=self.model.device)
         for cached, ids in parts:
             self._cache.grow(cached, cached.length + len(ids))
-        positions_1N, attend = self._cache.step([(cached, len(ids)) for cached, ids in parts])
-        tokens_1N = torch.tensor([[i for _, ids in parts for i in ids]], device=self.model.device)
-        return self.model(tokens_1N, positions_1N, attend)[0]
+        return self._trunk([(cached, len(ids)) for cached, ids in parts], [i for _, ids in parts for i in ids])
 
     def _close(self, parts: Sequence[tuple[Cached, Sequence[int]]]) -> None:
         for cached, _ in parts:

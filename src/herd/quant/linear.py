@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import QuantError
+from ..kernels.block import Block as NativeBlock
 from ..llama import rope
 from ..llama.config import ModelConfig
-from ..llama.model import LlamaLM
+from ..llama.model import Block, LlamaLM
 from . import blocks
 from .formats import Format, Scheme
-from .matmul import Kernel, choose
+from .matmul import NATIVE, Kernel, choose
 
 
 class QuantLinear(nn.Module):
@@ -175,6 +176,34 @@ def packed_weights(model: LlamaLM) -> Iterator[tuple[str, Format, Tensor]]:
             if name == "lm_head" and model.config.tie_embeddings:
                 continue
             yield f"{name}.weight", module.format, module.blocks
+
+
+def native_blocks(model: LlamaLM) -> list[NativeBlock] | None:
+    """The model's blocks as one native operator each; None where not all of each lies in blocks that one kernel on the
+    CPU multiplies."""
+    blocks = [_native_block(layer) for layer in model.model.layers]
+    native = [block for block in blocks if block is not None and block.native]
+    return native if len(native) == len(blocks) else None
+
+
+def _native_block(layer: nn.Module) -> NativeBlock | None:
+    assert isinstance(layer, Block)
+    attention, mlp = layer.self_attn, layer.mlp
+    linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    packed = [linear for linear in linears if isinstance(linear, QuantLinear)]
+    kernels = {linear.kernel for linear in packed}
+    if len(packed) < len(linears) or len(kernels) > 1 or not kernels.issubset(NATIVE.values()):
+        return None
+    norms = layer.input_layernorm, layer.post_attention_layernorm
+    return NativeBlock(
+        norms=[norm.weight for norm in norms],
+        tiles=[linear.prepared for linear in packed],
+        format_codes=[linear.format.code for linear in packed],
+        path=packed[0].kernel.name,
+        eps=norms[0].eps,
+        head_dim=attention.head_dim,
+    )
 
 
 def _row_weights(blocks_RB: Tensor, format: Format) -> int:

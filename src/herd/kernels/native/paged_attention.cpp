@@ -5,7 +5,7 @@
 // A query's result depends on its own sequence only, to the bit: each of its sums runs in one order, over the same 16
 // lanes, whoever shares the registers with it; keys are cut every SPLIT whether or not the parts run side by side. So a
 // token is the same decoded alone, in a batch, as part of a prompt, or with any number of threads.
-#include "common.h"
+#include "operators.h"
 
 #include <algorithm>
 #include <atomic>
@@ -509,7 +509,9 @@ void run(const Shape& s, std::vector<Row>& rows, const Tensor& q, const Tensor& 
   });
 }
 
-Tensor forward(Tensor q, Tensor k, Tensor v, Tensor pool, Tensor tables, Tensor rows_, int64_t layer) {
+}  // namespace
+
+Tensor paged_attention(Tensor q, Tensor k, Tensor v, Tensor pool, Tensor tables, Tensor rows_, int64_t layer) {
   Shape s;
   s.H = q.size(1), s.G = k.size(1), s.K = q.size(2), s.R = s.H / s.G;
   s.layer = layer, s.layers = pool.size(1), s.head_bytes = pool.size(3);
@@ -540,7 +542,6 @@ Tensor forward(Tensor q, Tensor k, Tensor v, Tensor pool, Tensor tables, Tensor 
   return out;
 }
 
-}  // namespace
 }  // namespace herd
 
 STABLE_TORCH_LIBRARY_FRAGMENT(herd_native, m) {
@@ -548,4 +549,4 @@ STABLE_TORCH_LIBRARY_FRAGMENT(herd_native, m) {
       "paged_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) pool, Tensor tables, Tensor rows, int layer) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(herd_native, CPU, m) { m.impl("paged_attention", TORCH_BOX(&herd::forward)); }
+STABLE_TORCH_LIBRARY_IMPL(herd_native, CPU, m) { m.impl("paged_attention", TORCH_BOX(&herd::paged_attention)); }

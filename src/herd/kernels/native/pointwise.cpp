@@ -1,6 +1,6 @@
 // RMSNorm, rotary positions and SwiGLU, forward and backward, one pass over memory each; statistics in fp32.
 // References in plain torch: pointwise.py. Rows are tokens.
-#include "common.h"
+#include "operators.h"
 
 namespace herd {
 namespace {
@@ -8,6 +8,8 @@ namespace {
 constexpr int64_t ROWS = 64;  // a unit of work; sums over tokens are made per unit, so they do not depend on threads
 
 int64_t blocks_of(int64_t n) { return (n + ROWS - 1) / ROWS; }
+
+}  // namespace
 
 // y = weight * cast(x * rstd), rstd = 1 / sqrt(mean(x^2) + eps); y in x's type, or in bf16 for a matmul that wants it
 std::tuple<Tensor, Tensor> rms_norm(Tensor x_ND, Tensor weight_D, double eps, bool narrow) {
@@ -135,7 +137,6 @@ std::tuple<Tensor, Tensor> swiglu_backward(Tensor dy_, Tensor gate, Tensor up) {
   return {dgate, dup};
 }
 
-}  // namespace
 }  // namespace herd
 
 STABLE_TORCH_LIBRARY_FRAGMENT(herd_native, m) {

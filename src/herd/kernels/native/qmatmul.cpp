@@ -10,7 +10,7 @@
 #include <atomic>
 #include <memory>
 
-#include "common.h"
+#include "operators.h"
 
 namespace herd {
 namespace {
@@ -229,6 +229,8 @@ void multiply_unit(const Path& path, const Weights& weights, int64_t first_tile,
           y + start * weights.rows + tile * ROWS, weights.rows);
 }
 
+}  // namespace
+
 // x (N, D) times each of the weights (R, D) transposed: as many (N, R) in x's type
 std::vector<Tensor> qmatmul(Tensor x_ND, std::vector<Tensor> matrices, std::vector<int64_t> codes, int64_t path_number) {
   const Path& path = path_of(path_number);
@@ -265,6 +267,8 @@ std::vector<Tensor> qmatmul(Tensor x_ND, std::vector<Tensor> matrices, std::vect
   });
   return out;
 }
+
+namespace {
 
 // The paths that this processor and this build have: numbers for `qmatmul`, fastest first.
 std::vector<int64_t> qmatmul_paths() {
