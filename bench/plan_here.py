@@ -73,7 +73,7 @@ def blank(**measured: Any) -> Any:
 
     nothing = Profile(
         key="", date="", cpu="", cores=0, isa=(), memory=0, threads=1, bandwidth={1: 1.0}, gemm={},
-        attention_prefill={}, attention_decode={}, pointwise=1.0, between=0.0, encode={}, hash=1.0, hash_all=1.0,
+        attention_prefill={}, attention_decode={}, pointwise=1.0, between={}, encode={}, hash=1.0, hash_all=1.0,
         disk=None, disk_write=None, base=0, seconds=0.0,
     )  # fmt: skip
     return dataclasses.replace(nothing, **measured)

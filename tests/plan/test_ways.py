@@ -34,8 +34,8 @@ def made_up(**changes: object) -> Profile:
         bandwidth={1: 2e10, 2: 4e10},
         gemm={name: {1: 2 * 4e10 / nbytes, 1024: 4e11} for name, nbytes in rates.items()},
         attention_prefill=dict.fromkeys(BYTES, 1e11), attention_decode=dict.fromkeys(BYTES, 2e10),
-        pointwise=2e10, between=0.0, encode=dict.fromkeys(rates, 1e8), hash=1e9, hash_all=1e9, disk=1e9, disk_write=5e8,
-        base=300_000_000, seconds=30.0,
+        pointwise=2e10, between={"plain": 0.0, "packed": 0.0}, encode=dict.fromkeys(rates, 1e8), hash=1e9,
+        hash_all=1e9, disk=1e9, disk_write=5e8, base=300_000_000, seconds=30.0,
     )  # fmt: skip
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 

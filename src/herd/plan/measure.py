@@ -21,6 +21,8 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from ..engine.cache import PagedCache
+from ..engine.trunk import Trunk
 from ..kernels.bandwidth import MemoryReader
 from ..kernels.page_layout import BYTES, PAGE, head_bytes
 from ..kernels.paged_attention import Ragged, paged_attention
@@ -28,8 +30,8 @@ from ..kernels.pointwise import swiglu
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..quant.blocks import encode
-from ..quant.formats import FORMATS, Format
-from ..quant.linear import QuantLinear
+from ..quant.formats import FORMATS, Format, scheme
+from ..quant.linear import QuantLinear, swap_linears
 from ..quant.random import random_rows
 from ..report import receipt
 from .profile import Gpu, Profile, cache_folder, key, now
@@ -193,17 +195,28 @@ def pointwise_bandwidth() -> float:
     return 3 * gate.nbytes / seconds_of(lambda: swiglu(gate, up), 0.3)
 
 
-def between_operators() -> float:
-    """Seconds of one block in a decode step when its arithmetic is next to nothing: the difference between 8 layers and
-    4 of a tiny model."""
+def between_operators() -> dict[str, float]:
+    """Seconds of one block in a decode step when its arithmetic is next to nothing, with plain and with packed weights:
+    the difference between 8 layers and 4 of a tiny model."""
     config = ModelConfig(256, 64, 4, 4, 2, 128, max_context=128)
 
-    def step_of(layers: int) -> float:
+    def step_of(layers: int, packed: bool) -> float:
         model = LlamaLM(config.replace(n_layers=layers)).init_weights(0)
-        token = torch.zeros(1, 1, dtype=torch.int64)
-        return seconds_of(lambda: model(token), 0.3, 50)
+        if packed:
+            model = swap_linears(model, scheme("q8"))
+        cache = PagedCache(model.config, "bf16", 1 << 20)
+        trunk, row = Trunk(model, cache), cache.open()
 
-    return max(0.0, (step_of(8) - step_of(4)) / 4)
+        def step() -> None:
+            cache.grow(row, 1)
+            trunk([(row, 1)], [0])
+            cache.truncate(row, 0)
+
+        with torch.inference_mode():
+            return seconds_of(step, 0.2, 50)
+
+    kinds = {"plain": False, "packed": True}
+    return {name: max(0.0, (step_of(8, packed) - step_of(4, packed)) / 4) for name, packed in kinds.items()}
 
 
 def encode_rate(name: str) -> float:

@@ -28,7 +28,7 @@ from ..report import receipt
 from .machines import Machine
 from .roofline import Curve, Device, Efficiency, Link
 
-SCHEMA = 3
+SCHEMA = 4
 BYTES = {"fp32": 4.0, "bf16": 2.0, "q8": 34 / 32, "q4k": 144 / 256, "q4": 18 / 32}
 """Of a weight, by the name of its format."""
 OPS_PER_LAYER = 9
@@ -48,7 +48,8 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Profile:
-    """``gemm``: operations/s by weight format and rows; ``between``: seconds between operators in a block, all told."""
+    """``gemm``: operations/s by weight format and rows; ``between``: seconds between operators in a block, all told, of
+    a model with ``plain`` weights and of a ``packed`` one, whose blocks are one native operator each."""
 
     key: str
     date: str
@@ -62,7 +63,7 @@ class Profile:
     attention_prefill: Mapping[str, float]  # operations/s by kind of KV cache
     attention_decode: Mapping[str, float]  # bytes/s of keys and values by kind of KV cache
     pointwise: float  # bytes/s
-    between: float
+    between: Mapping[str, float]
     encode: Mapping[str, float]  # weights/s that are rounded to blocks, by format
     hash: float  # bytes/s of SHA-256 on one thread
     hash_all: float  # on all of them
@@ -78,8 +79,9 @@ class Profile:
         rows = ((BYTES[name], rates[1]) for name, rates in self.gemm.items() if 1 in rates)
         return max([*self.bandwidth.values(), *(nbytes * rate / 2 for nbytes, rate in rows)])
 
-    def device(self) -> Device:
-        """The processor as the roofline sees it: peaks are the best rates measured, shares what is reached of them."""
+    def device(self, weights: str = "plain") -> Device:
+        """The processor as the roofline sees it: peaks are the best rates measured, shares what is reached of them.
+        ``weights``: a key of ``between``."""
         peaks = {name: max(rates.values()) for name, rates in self.gemm.items()}
         curves = {
             name: Curve(tuple((float(rows), rate / peaks[name]) for rows, rate in sorted(rates.items())))
@@ -99,7 +101,7 @@ class Profile:
                 memory=Curve.flat(1.0),
                 attention_forward=max(self.attention_prefill.values()) / reference,
                 attention_backward=max(self.attention_prefill.values()) / reference,
-                op_seconds=self.between / OPS_PER_LAYER,
+                op_seconds=self.between[weights] / OPS_PER_LAYER,
                 source=f"measured here, {self.date}",
             ),
             title=f"this machine: {self.cpu}, {self.cores} cores",

@@ -20,7 +20,7 @@ from ..quant.formats import scheme
 from . import ops
 from .machines import Machine
 from .profile import Profile
-from .roofline import Op, seconds
+from .roofline import Device, Op, seconds
 
 CONTEXTS = (1_024, 32_768, 131_072)
 PREFILL_TOKENS = 2048
@@ -151,14 +151,14 @@ class Here:
         return self.profile.base + activation_nbytes(config, min(PREFILL_TOKENS, max(tokens, batch)), 4.0)
 
     def decode(self, config: ModelConfig, form: Form, kv: str, context: int, batch: int = 1) -> float:
-        device = self.profile.device()
+        device = self._device(form)
         listed = ops.forward_ops(config, batch, context, batch * context, weights=_weights(form), kv_bytes=BYTES[kv])
         slower = self.profile.read / self.profile.attention_decode[kv]
         return self.factors.get("decode", 1.0) * seconds((self._here(op, form, slower) for op in listed), device)
 
     def prefill(self, config: ModelConfig, form: Form, kv: str, tokens: int) -> float:
         """Pieces of `PREFILL_TOKENS`, each attending to itself and to all before it."""
-        device, total = self.profile.device(), 0.0
+        device, total = self._device(form), 0.0
         for start in range(0, tokens, PREFILL_TOKENS):
             rows = min(PREFILL_TOKENS, tokens - start)
             listed = ops.forward_ops(
@@ -170,6 +170,9 @@ class Here:
         head = ops.head_ops(config, 1, weights=_weights(form))
         total += seconds((self._here(op, form, None) for op in head), device)
         return self.factors.get("prefill", 1.0) * total
+
+    def _device(self, form: Form) -> Device:
+        return self.profile.device("plain" if form.dtype == "bf16" else "packed")
 
     def _here(self, op: Op, form: Form, decode_slower: float | None) -> Op:
         """An operator as it runs here: matmuls in the form's own kernel, streams at the rate measured for them."""
