@@ -7,11 +7,11 @@
     ... --rounds 5 --steps 8 --layers 32           # five minutes at most on two cores; each writes a receipt of its own
 
 Weights are random, seeded, of the true shape; llama.cpp reads the very same blocks from a GGUF file (without a
-vocabulary: none is needed to decode ids), which stays in --work for the next time, as does what llama.cpp made of a
-prompt of 32k, which takes it a quarter of an hour. A turn is a prefill, or the median
-of some decode steps; a ratio is the median of the rounds' ratios, so it is not quite that of the medians beside it. The
+vocabulary: none is needed to decode ids), which stays in --work for the next time. A turn is a prefill, or the median of
+some decode steps; a ratio is the median of the rounds' ratios, so it is not quite that of the medians beside it. The
 speed of the memory is measured in the same rounds. Herd samples greedily and goes through its engine; llama.cpp only
-decodes, as in its own llama-bench.
+decodes, as in its own llama-bench. A prompt of 32k, which would take llama.cpp an hour, it reads in pieces that see
+themselves only; Herd reads it whole. What the measured steps read is the same.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def main() -> None:
     longest = longest_sequence(works, args.rounds, args.steps)
     shown = lambda name, done, total: print(f"\r{name}: {done} of {total}  ", end="", file=sys.stderr, flush=True)  # noqa: E731
     theirs = "q8_0" if args.kv == "int8" else "f16"
-    with LlamaCpp(file, threads=threads, context=longest, batch=args.batch, cache=theirs, keep=long) as rival:
+    with LlamaCpp(file, threads=threads, context=longest, batch=args.batch, cache=theirs) as rival:
         records = measure(
             model,
             works,

@@ -30,12 +30,9 @@ def find_python() -> Path:
 class LlamaCpp:
     """One model file in llama.cpp. A context manager: the process ends with it. Times are seconds."""
 
-    def __init__(
-        self, file: Path, *, threads: int, context: int, batch: int = 1, cache: str = "f16", keep: bool = False
-    ) -> None:
-        """``context`` is the longest of a sequence, ``batch`` the number of sequences; ``cache`` is f16 or q8_0.
-        ``keep``: a single prompt's keys and values stay in a file beside the model's, to begin there another time."""
-        self.file, self._cache, self._keep = file, cache, keep
+    def __init__(self, file: Path, *, threads: int, context: int, batch: int = 1, cache: str = "f16") -> None:
+        """``context`` is the longest of a sequence, ``batch`` the number of sequences; ``cache`` is f16 or q8_0."""
+        self.file = file
         self._process = subprocess.Popen(
             [str(find_python()), str(Path(__file__).with_name("rival_worker.py"))],
             stdin=subprocess.PIPE,
@@ -60,9 +57,9 @@ class LlamaCpp:
         return self._ask("prefill", tokens=tokens)["seconds"]
 
     def start(self, context: int, batch: int = 1) -> None:
-        """Reads ``batch`` prompts of ``context`` tokens; `steps` go on from there."""
-        kept = self.file.absolute().with_suffix(f".{self._cache}.{context}") if self._keep and batch == 1 else None
-        self._ask("start", context=context, batch=batch, kept=kept and str(kept))
+        """Reads ``batch`` prompts of ``context`` tokens; `steps` go on from there. A single one of more than 8,192 is
+        read in pieces that see themselves only: what counts is how much the steps read."""
+        self._ask("start", context=context, batch=batch)
 
     def steps(self, n: int) -> list[float]:
         """``n`` steps of one token for each sequence."""

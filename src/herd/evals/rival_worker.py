@@ -5,12 +5,12 @@ Reads JSON requests from stdin, one a line, and answers each on stdout with one 
     {"do": "load", "file": PATH, "threads": 2, "context": 640, "batch": 1, "cache": "f16"}  -> {"version": "..."}
     {"do": "prefill", "tokens": 512}               -> {"seconds": 15.1}, one prompt to its last token's logits
     {"do": "start", "context": 128, "batch": 16}   -> {}, that many prompts read; the steps follow
-    {"do": "start", "context": 32768, "batch": 1, "kept": PATH}  -> {}, and what reading left is kept for the next time
     {"do": "steps", "steps": 8}                    -> {"seconds": [...]}, each one token for every sequence
     {"do": "rss"}                                  -> {"nbytes": ...}, memory of this process
 
 `cache` q8_0 turns flash attention on, which llama.cpp demands for it; otherwise it chooses. Tokens are arbitrary and
-nothing is sampled, as in llama.cpp's own `llama-bench`.
+nothing is sampled, as in llama.cpp's own `llama-bench`. A single prompt longer than `LONG` is read in pieces that see
+themselves only, where whole it would take an hour: the steps behind it read as many keys and values, at the same places.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from importlib.metadata import version
 
 import llama_cpp as lib
 
-CHUNK = 512
+CHUNK, LONG = 512, 8192
 
 
 class Rival:
@@ -40,7 +40,9 @@ class Rival:
             raise RuntimeError(f"llama.cpp cannot load {request['file']}")
         params = lib.llama_context_default_params()
         params.n_threads = params.n_threads_batch = request["threads"]
-        params.n_seq_max = request["batch"]
+        self.pieces = request["batch"] == 1 and request["context"] > LONG
+        params.kv_unified = self.pieces  # the second sequence is where a piece is read: all cells are for both
+        params.n_seq_max = 2 if self.pieces else request["batch"]
         params.n_ctx = request["batch"] * (-(-request["context"] // 256) * 256)
         params.n_batch = params.n_ubatch = CHUNK
         kinds = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0}
@@ -77,6 +79,14 @@ class Rival:
             places = range(start, min(n, start + CHUNK))
             self.decode([(sequence, place) for place in places], [place == n - 1 for place in places])
 
+    def read_in_pieces(self, n: int) -> None:
+        """The first sequence's tokens: each piece as a sequence of its own that becomes part of the first."""
+        memory = lib.llama_get_memory(self.context)
+        for start in range(0, n, CHUNK):
+            self.decode([(1, place) for place in range(start, min(n, start + CHUNK))], [False] * min(CHUNK, n - start))
+            lib.llama_memory_seq_cp(memory, 1, 0, -1, -1)
+            lib.llama_memory_seq_rm(memory, 1, -1, -1)
+
     def prefill(self, request: dict) -> dict:
         self.forget()
         start = time.perf_counter()
@@ -85,29 +95,14 @@ class Rival:
 
     def start(self, request: dict) -> dict:
         self.forget()
-        n, kept = request["context"], request.get("kept")
-        if not (kept and self.recall(kept, n)):
+        n = request["context"]
+        if self.pieces:
+            self.read_in_pieces(n)
+        else:
             for sequence in range(request["batch"]):
                 self.read(sequence, n)
-            if kept:
-                self.keep(kept, n)
         self.places = [n] * request["batch"]
         return {}
-
-    def keep(self, path: str, n: int) -> None:
-        """Keys and values of the first sequence to a file, whole or not at all."""
-        if not lib.llama_state_seq_save_file(self.context, f"{path}.part".encode(), 0, (lib.llama_token * n)(), n):
-            raise RuntimeError(f"llama.cpp cannot write {path}")
-        os.replace(f"{path}.part", path)
-
-    def recall(self, path: str, n: int) -> bool:
-        """What `keep` wrote, as the first sequence; False where there is no such file."""
-        if not os.path.exists(path):
-            return False
-        count = ctypes.c_size_t()
-        if not lib.llama_state_seq_load_file(self.context, path.encode(), 0, (lib.llama_token * n)(), n, count):
-            raise RuntimeError(f"llama.cpp cannot read {path}: delete it")
-        return True
 
     def steps(self, request: dict) -> dict:
         seconds = []

@@ -129,11 +129,12 @@ def assemble(
 ) -> LlamaLM:
     """A model made of bytes: ``rows_of(name)`` gives a parameter's (R, B) uint8, asked for once, in file order.
 
-    What is packed stays packed; the rest becomes parameters in ``dtype``.
+    What is packed stays packed; the rest becomes parameters in ``dtype``. The two tables of words come before all: what
+    is asked for lies in memory beside what becomes of it, and should be small once the rest is there.
     """
     with torch.device("meta"):
         model = LlamaLM(config)
-    for name, shape in config.param_shapes():
+    for name, shape in sorted(config.param_shapes(), key=lambda named: named[1][0] != config.vocab_size):
         rows_RB = rows_of(name).to(device)
         if formats[name].packed:
             place(model, name, rows_RB, formats[name], dtype)
