@@ -7,8 +7,8 @@
     ... --rounds 5 --steps 8 --layers 32           # five minutes at most on two cores; each writes a receipt of its own
 
 Weights are random, seeded, of the true shape; llama.cpp reads the very same blocks from a GGUF file (without a
-vocabulary: none is needed to decode ids), which stays in --work for the next time. A turn is a prefill, or the median of
-some decode steps; a ratio is the median of the rounds' ratios, so it is not quite that of the medians beside it. The
+vocabulary: none is needed to decode ids), which stays in --work for the next time. A turn is a prefill, or the median
+of some decode steps; a ratio is the median of the rounds' ratios, so it is not quite that of the medians beside it. The
 speed of the memory is measured in the same rounds. Herd samples greedily and goes through its engine; llama.cpp only
 decodes, as in its own llama-bench. A prompt of 32k, which would take llama.cpp an hour, it reads in pieces that see
 themselves only; Herd reads it whole. What the measured steps read is the same.

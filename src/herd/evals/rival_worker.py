@@ -10,7 +10,7 @@ Reads JSON requests from stdin, one a line, and answers each on stdout with one 
 
 `cache` q8_0 turns flash attention on, which llama.cpp demands for it; otherwise it chooses. Tokens are arbitrary and
 nothing is sampled, as in llama.cpp's own `llama-bench`. A single prompt longer than `LONG` is read in pieces that see
-themselves only, where whole it would take an hour: the steps behind it read as many keys and values, at the same places.
+themselves only, where whole it would take an hour: the steps behind it read as many keys and values.
 """
 
 from __future__ import annotations
