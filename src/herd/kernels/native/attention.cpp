@@ -153,8 +153,8 @@ void forward_block(const Shape& s, const float* q, const float* kt, const float*
 std::tuple<Tensor, Tensor> forward(Tensor q_, Tensor k_, Tensor v_, std::optional<Tensor> starts_, double scale) {
   const Shape s(q_, k_);
   const int64_t R = s.H / s.G, K = s.K, T_ = s.T;
-  Tensor out_ = torch::stable::empty_like(q_);
-  Tensor lse_ = torch::stable::new_empty(q_, {s.B, s.H, T_}, ScalarType::Float);
+  Tensor out_ = fresh_like(q_);
+  Tensor lse_ = fresh({s.B, s.H, T_}, ScalarType::Float);
   by_type(q_, [&]<class T>(T*) {
     parallel(s.B * s.G, 1, [&](int64_t begin, int64_t end) {
       std::vector<float> scratch(4 * s.padded * K + BLOCK * K);
@@ -216,7 +216,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor d_out_, Tensor q_, Tensor k_,
                                             std::optional<Tensor> starts_, double scale) {
   const Shape s(q_, k_);
   const int64_t R = s.H / s.G, K = s.K, T_ = s.T, size = s.padded * K;
-  Tensor d_q_ = torch::stable::empty_like(q_), d_k_ = torch::stable::empty_like(k_), d_v_ = torch::stable::empty_like(v_);
+  Tensor d_q_ = fresh_like(q_), d_k_ = fresh_like(k_), d_v_ = fresh_like(v_);
   by_type(q_, [&]<class T>(T*) {
     parallel(s.B * s.G, 1, [&](int64_t begin, int64_t end) {
       std::vector<float> scratch(9 * size + s.padded);

@@ -31,15 +31,16 @@ Tensor block(Tensor x_ND, std::vector<Tensor> norms, std::vector<Tensor> matrice
     return qmatmul(x, {matrices.begin() + first, matrices.begin() + end}, {formats.begin() + first, formats.begin() + end},
                    path);
   };
-  const auto heads = [&](const Tensor& x) { return torch::stable::view(x, {1, N, x.size(1) / K, K}); };
-  const auto flat = [&](const Tensor& x) { return torch::stable::view(x, {N, x.numel() / (N * K), K}); };
+  const auto heads = [&](const Tensor& x) { return reshaped(x, {1, N, x.size(1) / K, K}); };
+  const auto flat = [&](const Tensor& x) { return reshaped(x, {N, x.numel() / (N * K), K}); };
 
-  Tensor out_ND = torch::stable::clone(x_ND);
+  Tensor out_ND = fresh_like(x_ND);
+  by_type(x_ND, [&]<class T>(T*) { std::memcpy(data<T>(out_ND), data<T>(x_ND), x_ND.numel() * sizeof(T)); });
   {
     const std::vector<Tensor> qkv = times(norm(out_ND, 0), 0, 3);
     const Tensor q = rotate(heads(qkv[0]), cos, sin, 1), k = rotate(heads(qkv[1]), cos, sin, 1);
     const Tensor seen = paged_attention(flat(q), flat(k), flat(qkv[2]), pool, tables, rows, layer);
-    add(out_ND, times(torch::stable::view(seen, {N, seen.size(1) * K}), 3, 4)[0]);
+    add(out_ND, times(reshaped(seen, {N, seen.size(1) * K}), 3, 4)[0]);
   }
   const std::vector<Tensor> wide = times(norm(out_ND, 1), 4, 6);
   add(out_ND, times(swiglu(wide[0], wide[1]), 6, 7)[0]);

@@ -4,6 +4,7 @@
 // serves AVX2, AVX-512 and NEON. PyTorch's stable ABI: one binary for many torch versions.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -83,6 +84,36 @@ void by_types(const Tensor& x, const Tensor& y, const Body& body) {
 template <class T>
 T* data(const Tensor& x) {
   return static_cast<T*>(x.data_ptr());
+}
+
+// New memory, and the same memory in another shape. Torch's own functions for it go through its dispatcher, which costs
+// ten times as much; a step of decoding asks for some hundreds.
+inline std::vector<int64_t> strides_of(const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];
+  return strides;
+}
+
+inline Tensor fresh(const std::vector<int64_t>& sizes, ScalarType type) {
+  require(type == ScalarType::Float || type == ScalarType::BFloat16, "herd kernels make float32 or bfloat16");
+  const int32_t dtype = type == ScalarType::Float ? aoti_torch_dtype_float32() : aoti_torch_dtype_bfloat16();
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides_of(sizes).data(), dtype,
+                                                         aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
+}
+
+inline Tensor fresh_like(const Tensor& x) {
+  std::vector<int64_t> sizes(x.dim());
+  for (size_t i = 0; i < sizes.size(); i++) sizes[i] = x.size(i);
+  return fresh(sizes, x.scalar_type());
+}
+
+inline Tensor reshaped(const Tensor& x, const std::vector<int64_t>& sizes) {
+  AtenTensorHandle made;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(x.get(), sizes.size(), sizes.data(),
+                                                               strides_of(sizes).data(), x.storage_offset(), &made));
+  return Tensor(made);
 }
 
 }  // namespace herd

@@ -531,7 +531,7 @@ Tensor paged_attention(Tensor q, Tensor k, Tensor v, Tensor pool, Tensor tables,
                 row.position >= 0 && row.position + row.n <= s.pages * PAGE,
             "paged attention: a row outside its tensors");
   }
-  Tensor out = torch::stable::empty_like(q);
+  Tensor out = fresh_like(q);
   by_type(q, [&]<class T>(T*) {
     const int64_t values = 2 * PAGE * s.K;
     if (s.head_bytes == values * 4) return run<Wide, T>(s, rows, q, k, v, out);

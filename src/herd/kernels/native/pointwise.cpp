@@ -14,8 +14,8 @@ int64_t blocks_of(int64_t n) { return (n + ROWS - 1) / ROWS; }
 // y = weight * cast(x * rstd), rstd = 1 / sqrt(mean(x^2) + eps); y in x's type, or in bf16 for a matmul that wants it
 std::tuple<Tensor, Tensor> rms_norm(Tensor x_ND, Tensor weight_D, double eps, bool narrow) {
   const int64_t N = x_ND.size(0), D = x_ND.size(1);
-  Tensor y_ND = torch::stable::new_empty(x_ND, {N, D}, narrow ? ScalarType::BFloat16 : x_ND.scalar_type());
-  Tensor rstd_N = torch::stable::new_empty(x_ND, {N}, ScalarType::Float);
+  Tensor y_ND = fresh({N, D}, narrow ? ScalarType::BFloat16 : x_ND.scalar_type());
+  Tensor rstd_N = fresh({N}, ScalarType::Float);
   by_types(x_ND, y_ND, [&]<class T, class Y>(T*, Y*) {
     const T *x = data<T>(x_ND), *weight = data<T>(weight_D);
     Y* y = data<Y>(y_ND);
@@ -42,8 +42,8 @@ std::tuple<Tensor, Tensor> rms_norm(Tensor x_ND, Tensor weight_D, double eps, bo
 // dx = rstd (w dy - x rstd^2 mean(w dy x)); dw = sum over tokens of dy x rstd, a partial sum a unit of work
 std::tuple<Tensor, Tensor> rms_norm_backward(Tensor dy_ND, Tensor x_ND, Tensor weight_D, Tensor rstd_N) {
   const int64_t N = x_ND.size(0), D = x_ND.size(1), units = blocks_of(N);
-  Tensor dx_ND = torch::stable::empty_like(x_ND);
-  Tensor dw_UD = torch::stable::new_empty(x_ND, {units, D}, ScalarType::Float);
+  Tensor dx_ND = fresh_like(x_ND);
+  Tensor dw_UD = fresh({units, D}, ScalarType::Float);
   by_types(x_ND, dy_ND, [&]<class T, class Y>(T*, Y*) {
     const Y* dy = data<Y>(dy_ND);
     const T *x = data<T>(x_ND), *weight = data<T>(weight_D);
@@ -78,7 +78,7 @@ std::tuple<Tensor, Tensor> rms_norm_backward(Tensor dy_ND, Tensor x_ND, Tensor w
 Tensor rotate(Tensor x_BTHK, Tensor cos_BTK, Tensor sin_BTK, double sign) {
   const int64_t B = x_BTHK.size(0), T_ = x_BTHK.size(1), H = x_BTHK.size(2), K = x_BTHK.size(3), half = K / 2;
   const bool shared = cos_BTK.size(0) == 1;
-  Tensor out = torch::stable::empty_like(x_BTHK);
+  Tensor out = fresh_like(x_BTHK);
   by_types(x_BTHK, cos_BTK, [&]<class T, class A>(T*, A*) {
     const T* x = data<T>(x_BTHK);
     const A *cos = data<A>(cos_BTK), *sin = data<A>(sin_BTK);
@@ -105,7 +105,7 @@ Tensor rotate(Tensor x_BTHK, Tensor cos_BTK, Tensor sin_BTK, double sign) {
 
 // silu(gate) * up
 Tensor swiglu(Tensor gate, Tensor up) {
-  Tensor out = torch::stable::empty_like(gate);
+  Tensor out = fresh_like(gate);
   by_type(gate, [&]<class T>(T*) {
     const T *g = data<T>(gate), *u = data<T>(up);
     T* y = data<T>(out);
@@ -121,7 +121,7 @@ Tensor swiglu(Tensor gate, Tensor up) {
 }
 
 std::tuple<Tensor, Tensor> swiglu_backward(Tensor dy_, Tensor gate, Tensor up) {
-  Tensor dgate = torch::stable::empty_like(gate), dup = torch::stable::empty_like(up);
+  Tensor dgate = fresh_like(gate), dup = fresh_like(up);
   by_type(gate, [&]<class T>(T*) {
     const T *dy = data<T>(dy_), *g = data<T>(gate), *u = data<T>(up);
     T *dg = data<T>(dgate), *du = data<T>(dup);

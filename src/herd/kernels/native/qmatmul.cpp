@@ -247,7 +247,7 @@ std::vector<Tensor> qmatmul(Tensor x_ND, std::vector<Tensor> matrices, std::vect
   for (size_t i = 0; i < matrices.size(); i++) {
     weights.emplace_back(matrices[i], codes[i]);
     require(D == weights[i].blocks * BLOCK, "activations are not as long as the weights' rows");
-    out.push_back(torch::stable::new_empty(x_ND, {N, weights[i].rows}, x_ND.scalar_type()));
+    out.push_back(fresh({N, weights[i].rows}, x_ND.scalar_type()));
     units.push_back(units[i] + token_units * n_units(weights[i]));
   }
   if (N == 0) return out;

@@ -23,7 +23,7 @@ float* numerators(bf16*, std::vector<float>& scratch, int64_t V) {
 // logits_CV, targets_C int64 -> losses_C fp32; logits become softmax - onehot.
 Tensor cross_entropy(Tensor logits_CV, Tensor targets_C, bool with_gradient) {
   const int64_t C = logits_CV.size(0), V = logits_CV.size(1);
-  Tensor losses_C = torch::stable::new_empty(logits_CV, {C}, ScalarType::Float);
+  Tensor losses_C = fresh({C}, ScalarType::Float);
   float* losses = data<float>(losses_C);
   const int64_t* targets = data<int64_t>(targets_C);
   by_type(logits_CV, [&]<class T>(T*) {
@@ -53,8 +53,8 @@ Tensor cross_entropy(Tensor logits_CV, Tensor targets_C, bool with_gradient) {
 // Cross-entropy and KL of every row; the student's logits become the gradient of their mixture.
 std::tuple<Tensor, Tensor> distil(Tensor student_CV, Tensor teacher_CV, Tensor targets_C, double tau, double kl_weight) {
   const int64_t C = student_CV.size(0), V = student_CV.size(1);
-  Tensor ce_C = torch::stable::new_empty(student_CV, {C}, ScalarType::Float);
-  Tensor kl_C = torch::stable::new_empty(student_CV, {C}, ScalarType::Float);
+  Tensor ce_C = fresh({C}, ScalarType::Float);
+  Tensor kl_C = fresh({C}, ScalarType::Float);
   require(student_CV.scalar_type() == teacher_CV.scalar_type(), "distil_: student and teacher differ in dtype");
   const int64_t* targets = data<int64_t>(targets_C);
   float *ces = data<float>(ce_C), *kls = data<float>(kl_C);
