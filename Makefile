@@ -49,6 +49,7 @@ test: setup  ## every test except the long ones; no network
 soak: setup  ## the long tests: kills and fuzz, one at a time
 	$(OFFLINE) $(BIN)/python -m pytest -n 0 -m soak
 	$(BIN)/python bench/kill_resume.py
+	$(BIN)/python bench/mutations.py
 
 demo: setup  ## raise a small herd on this machine and write its page
 	$(BIN)/herd raise --resume

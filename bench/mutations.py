@@ -1,0 +1,109 @@
+"""Ten thousand damaged files: is each refused in one line, and is none of them ever another model?
+
+    python bench/mutations.py             # about ten minutes on one core; what is done is kept, so it may be stopped
+
+Seeded damage (flipped bits, numbers that overflow, bytes cut out, put in or copied: `tests/checkpoint/damage.py`) of
+a Q4_0 GGUF and of a safetensors file, half of it in the header. Each file is loaded through its folder, whose lineage
+knows the hash: it must be refused, or give the very model. The GGUF is imported as well, as a bare file: refused, or
+sound. All of that in little memory, so that nothing can be allocated for a claim, in processes of a few hundred files,
+so that a crash or a hang is seen and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from herd import checkpoint
+from herd.llama.config import ModelConfig
+from herd.llama.model import LlamaLM
+from herd.quant import scheme
+from herd.report.receipt import Value, lines, write_receipt
+from herd.text.tokenizer import Tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "checkpoint"))
+from damage import fuzz
+
+FILES = {"gguf": "model.gguf", "safetensors": "model.safetensors"}
+CHUNK = 250
+PATIENCE = 600
+"""Seconds for a chunk: one file takes some hundredths of a second."""
+
+
+def folder_of(kind: str, work: Path) -> Path:
+    """The whole file in its folder: a small model with a tokenizer."""
+    model = LlamaLM(ModelConfig(540, 64, 1, 2, 1, 96, max_context=512)).init_weights(0, std=0.25)
+    tokenizer = Tokenizer.train(["The quick brown fox jumps over the lazy dog, again and again. " * 3], 512 + 20)
+    plain = work / "plain"
+    checkpoint.save(plain, model, tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher"))
+    if kind == "safetensors":
+        return plain
+    checkpoint.quantize(checkpoint.Source(plain), work / "q", scheme("q4"))
+    return work / "q"
+
+
+def chunk(kind: str, first: int) -> None:
+    """What one process does: prints its counts."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as work:
+        counts = fuzz(folder_of(kind, Path(work)), FILES[kind], range(first, first + CHUNK), Path(work))
+    print(json.dumps(counts))
+
+
+def main() -> None:
+    """All chunks that are not known yet, then the receipt."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=5000, help="mutations of each of the two files")
+    parser.add_argument("--chunk", nargs=2, metavar=("KIND", "FIRST"), help=argparse.SUPPRESS)
+    parser.add_argument("--state", type=Path, default=Path.home() / ".cache" / "herd" / "bench" / "mutations.json")
+    args = parser.parse_args()
+    if args.chunk:
+        chunk(args.chunk[0], int(args.chunk[1]))
+        return
+    known = json.loads(args.state.read_text()) if args.state.exists() else {}
+    total: dict[str, Counter[str]] = {kind: Counter() for kind in FILES}
+    slowest = 0
+    for kind in FILES:
+        for first in range(0, args.n, CHUNK):
+            name = f"{kind} {first}"
+            if name not in known:
+                command = [sys.executable, __file__, "--chunk", kind, str(first)]
+                done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+                if done.returncode:
+                    sys.exit(f"{name} to {first + CHUNK}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+                known[name] = json.loads(done.stdout)
+                args.state.parent.mkdir(parents=True, exist_ok=True)
+                args.state.write_text(json.dumps(known))
+                print(name, known[name], flush=True)
+            slowest = max(slowest, known[name].pop("slowest"))
+            total[kind].update(known[name])
+    values: dict[str, Value] = {}
+    for kind, counts in total.items():
+        right = counts["refused"] + counts["the same model"]
+        values[f"{kind}: refused, or the very model"] = Value(right, f"of {args.n}", bar="all", passed=right == args.n)
+        for what, n in sorted(counts.items()):
+            values[f"{kind}: {what}"] = Value(n, "files")
+    values["slowest file"] = Value(slowest, "ms")
+    path = write_receipt(
+        "mutations",
+        what="checkpoint files damaged at random, half of the damage in the header: none crashes, hangs or is believed",
+        values=values,
+        command="python bench/mutations.py",
+        seed=0,
+        notes=f"processes of {CHUNK} files with 2 GiB of addresses each; a bare GGUF file has no hash beside it, so "
+        "changed weights are imported as long as they are finite",
+    )
+    args.state.unlink()
+    print(lines(values))
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
