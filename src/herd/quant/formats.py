@@ -130,9 +130,10 @@ class Scheme:
         return self.nbytes(config) + (self._head_nbytes(config) if config.tie_embeddings else 0)
 
     def loading_nbytes(self, config: ModelConfig) -> int:
-        """Bytes that come on top for a moment while a model is loaded: the head, which is last and largest, as a file
-        has it, until it is in the kernel's order."""
-        return 0 if config.tie_embeddings else self._head_nbytes(config)
+        """Bytes that come on top for a moment while a model is loaded: a matrix as a file has it, until it is in the
+        kernel's order. The tables of words are larger, but come first, when nothing else is there."""
+        shapes = [shape for _, shape in config.param_shapes() if shape[0] != config.vocab_size]
+        return max(nbytes(shape, self.linears) for shape in shapes if len(shape) > 1)
 
     def _head_nbytes(self, config: ModelConfig) -> int:
         return nbytes((config.vocab_size, config.dim), self.head) if self.head.packed else 0
