@@ -127,7 +127,7 @@ def assemble(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
 ) -> LlamaLM:
-    """A model made of bytes: ``rows_of(name)`` gives a parameter's (R, B) uint8, asked for once, in file order.
+    """A model made of bytes: ``rows_of(name)`` gives a parameter's (R, B) uint8, asked for once each.
 
     What is packed stays packed; the rest becomes parameters in ``dtype``. The two tables of words come before all: what
     is asked for lies in memory beside what becomes of it, and should be small once the rest is there.
