@@ -60,7 +60,7 @@ def trained() -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="a trained checkpoint whose rows divide by 256")
-    parser.add_argument("--text", default="builtin", help="held-out and calibration text: splits of this corpus")
+    parser.add_argument("--text", help="held-out and calibration text: splits of this corpus; Python's own if none")
     parser.add_argument("--tokens", type=int, default=60_000, help="held-out tokens that are compared")
     parser.add_argument("--calib", type=int, default=32_768, help="tokens GPTQ is fitted to")
     args = parser.parse_args()
