@@ -16,6 +16,7 @@ from herd.llama import SIZES
 from herd.report import read_receipts, write_receipt
 from herd.report.page import command
 from herd.report.picture import write_pictures
+from herd.report.receipt import read_receipt
 from herd.report.run import load_run
 from herd.report.tables import (
     checks_table,
@@ -88,18 +89,21 @@ def tables() -> dict[str, str]:
 
 
 def take(folder: Path) -> None:
-    """A run's numbers into a receipt and its picture into docs/img."""
+    """A run's numbers into a receipt, unless it has them already, and its picture into docs/img."""
     run = load_run(folder)
     mode = run.plan.get("mode", "run")
     seed = run.plan.get("seed")
-    receipt = write_receipt(
-        ROOT / "bench" / "receipts" / f"raise-{mode}.json",
-        what=f"a herd raised with --{mode}" if mode != "demo" else "a herd raised by default",
-        values=run_values(run),
-        command=command(run) or "herd raise",
-        seed=None if seed is None else int(seed),
-    )
-    subprocess.run(["git", "add", str(receipt)], cwd=ROOT, check=False)
+    path = ROOT / "bench" / "receipts" / f"raise-{mode}.json"
+    values = run_values(run)
+    if not path.exists() or read_receipt(path).values != values:
+        write_receipt(
+            path,
+            what=f"a herd raised with --{mode}" if mode != "demo" else "a herd raised by default",
+            values=values,
+            command=command(run) or "herd raise",
+            seed=None if seed is None else int(seed),
+        )
+        subprocess.run(["git", "add", str(path)], cwd=ROOT, check=False)
     for path in write_pictures(run, ROOT / "docs" / "img"):
         print(path.relative_to(ROOT))
 
