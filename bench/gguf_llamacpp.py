@@ -3,8 +3,8 @@
 Herd exports a folder as F32, F16, Q8_0, Q4_0 and Q4_K; llama.cpp loads each, cuts the same texts into the same ids, and
 goes on greedily for 64 tokens. llama.cpp writes files of its own from Herd's (F32, Q8_0, Q4_0, Q4_K_M and Q5_K_M, with
 its own quantizer); Herd imports them. What such a file *means* is compared without either's rounding of activations:
-Herd runs its blocks by the reference (HERD_ISA), unpacks them, exports that as F32, and llama.cpp's logits on it must be
-Herd's. All of it is done once more with Llama 3.1's RoPE scaling put on the same weights.
+Herd runs its blocks by the reference (HERD_ISA), unpacks them, exports that as F32, and llama.cpp's logits on it must
+be Herd's. All of it is done once more with Llama 3.1's RoPE scaling put on the same weights.
 
     make rivals                                              # llama-cpp-python from its source, in .venv-rivals
     python bench/gguf_llamacpp.py runs/full/teacher          # a minute; writes bench/receipts/gguf-llamacpp.json
