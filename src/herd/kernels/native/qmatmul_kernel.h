@@ -8,6 +8,8 @@ using Ints = typename Isa::Ints;
 template <class Isa>
 using Floats = typename Isa::Floats;
 
+constexpr int NEVER = MOST_TOKENS + 1;
+
 template <class Isa>
 inline Ints<Isa> load(const uint8_t* from) {
   return *(const Ints<Isa>*)from;
@@ -18,18 +20,20 @@ inline Ints<Isa> right(Ints<Isa> x, int bits) {
   return (Ints<Isa>)((typename Isa::Bits)x >> bits);
 }
 
-// Weights. Each format gives codes without sign for quad j of its block g (four weights a row), and its scales. What a
-// code of zero stands for is the negated sum of the activations shifted left by START. PARTS: groups with a scale of
-// their own among 32 weights. BYTES: whether codes use all eight bits. LOW: whether there is a lowest weight besides.
-// BUSY: whether they come from memory and have to be taken apart.
+// Weights. A format's block has BLOCKS groups of 32 weights, of which so many as are TOGETHER share words. It gives codes
+// without sign for quad j (four weights a row) of group k among the n-th that share, and each group's scales. What a
+// code of zero stands for is the negated sum of the activations shifted left by START. PARTS: scales of 32 weights.
+// BYTES: whether codes use all eight bits. LOW: whether there is a lowest weight besides. FETCH: from how many tokens
+// at once on weights are fetched ahead by hand.
 
 template <class Isa>
 struct Q4_0 {
-  static constexpr int WORDS = 4, HALVES = ROWS, BLOCKS = 1, PARTS = 1, START = 3;
-  static constexpr bool LOW = false, BYTES = false, BUSY = true;
+  static constexpr int WORDS = 4, HALVES = ROWS, BLOCKS = 1, TOGETHER = 1, PARTS = 1, START = 3;
+  static constexpr bool LOW = false, BYTES = false;
+  static constexpr int FETCH = 2;
   const uint8_t* words;
   const uint16_t* halves;
-  Ints<Isa> codes(int, int j) const {
+  Ints<Isa> codes(int64_t, int, int j) const {
     const Ints<Isa> w = load<Isa>(words + (j & 3) * WORD_BYTES);
     return (j < 4 ? w : right<Isa>(w, 4)) & 0x0f0f0f0f;
   }
@@ -38,25 +42,27 @@ struct Q4_0 {
 
 template <class Isa>
 struct Q8_0 {
-  static constexpr int WORDS = 8, HALVES = ROWS, BLOCKS = 1, PARTS = 1, START = 7;
-  static constexpr bool LOW = false, BYTES = true, BUSY = false;
+  static constexpr int WORDS = 8, HALVES = ROWS, BLOCKS = 1, TOGETHER = 1, PARTS = 1, START = 7;
+  static constexpr bool LOW = false, BYTES = true;
+  static constexpr int FETCH = NEVER;
   const uint8_t* words;
   const uint16_t* halves;
-  Ints<Isa> codes(int, int j) const { return load<Isa>(words + j * WORD_BYTES) ^ int32_t(0x80808080); }
+  Ints<Isa> codes(int64_t, int, int j) const { return load<Isa>(words + j * WORD_BYTES) ^ int32_t(0x80808080); }
   Floats<Isa> step(int, int) const { return Isa::from_halves(Isa::widen(halves)); }
 };
 
 template <class Isa>
 struct Q4_K {
-  static constexpr int WORDS = 36, HALVES = 0, BLOCKS = 8, PARTS = 1, START = 31;
-  static constexpr bool LOW = true, BYTES = false, BUSY = true;
+  static constexpr int WORDS = 36, HALVES = 0, BLOCKS = 8, TOGETHER = 2, PARTS = 1, START = 31;
+  static constexpr bool LOW = true, BYTES = false;
+  static constexpr int FETCH = 2;
   const uint8_t* words;
   const uint16_t* halves;
   // Odd groups have the high nibbles. Where a product takes whole bytes they stay there, and the step is a 16th.
-  Ints<Isa> codes(int g, int j) const {
-    const Ints<Isa> w = load<Isa>(words + (4 + (g >> 1) * 8 + j) * WORD_BYTES);
-    if constexpr (Isa::WHOLE_BYTES) return w & (g & 1 ? int32_t(0xf0f0f0f0) : 0x0f0f0f0f);
-    else return right<Isa>(w, 4 * (g & 1)) & 0x0f0f0f0f;
+  Ints<Isa> codes(int64_t n, int k, int j) const {
+    const Ints<Isa> w = load<Isa>(words + (4 + n * 8 + j) * WORD_BYTES);
+    if constexpr (Isa::WHOLE_BYTES) return w & (k ? int32_t(0xf0f0f0f0) : 0x0f0f0f0f);
+    else return right<Isa>(w, 4 * k) & 0x0f0f0f0f;
   }
   Floats<Isa> step(int g, int) const {
     Floats<Isa> d = Isa::from_halves(load<Isa>(words) & 0xffff);
@@ -78,15 +84,15 @@ struct Q4_K {
 
 template <class Isa>
 struct Q6_K {
-  static constexpr int WORDS = 52, HALVES = ROWS, BLOCKS = 8, PARTS = 2, START = 5;
-  static constexpr bool LOW = false, BYTES = false, BUSY = true;
+  static constexpr int WORDS = 52, HALVES = ROWS, BLOCKS = 8, TOGETHER = 4, PARTS = 2, START = 5;
+  static constexpr bool LOW = false, BYTES = false;
+  static constexpr int FETCH = 1;
   const uint8_t* words;
   const uint16_t* halves;
-  Ints<Isa> codes(int g, int j) const {
-    const int row = g & 3, half = g >> 2;
-    const Ints<Isa> ql = load<Isa>(words + (half * 16 + (row & 1) * 8 + j) * WORD_BYTES);
-    const Ints<Isa> qh = load<Isa>(words + (32 + half * 8 + j) * WORD_BYTES);
-    return (right<Isa>(ql, 4 * (row >> 1)) & 0x0f0f0f0f) | ((right<Isa>(qh, 2 * row) & 0x03030303) << 4);
+  Ints<Isa> codes(int64_t n, int k, int j) const {
+    const Ints<Isa> ql = load<Isa>(words + (n * 16 + (k & 1) * 8 + j) * WORD_BYTES);
+    const Ints<Isa> qh = load<Isa>(words + (32 + n * 8 + j) * WORD_BYTES);
+    return (right<Isa>(ql, 4 * (k >> 1)) & 0x0f0f0f0f) | ((right<Isa>(qh, 2 * k) & 0x03030303) << 4);
   }
   Floats<Isa> step(int g, int part) const {
     const Ints<Isa> scales = load<Isa>(words + (48 + (g >> 1)) * WORD_BYTES);
@@ -98,14 +104,30 @@ struct Q6_K {
 // A block already unpacked: codes, then the steps and either the second steps or the lows.
 template <class Isa, class Packed>
 struct Panel {
-  static constexpr int WORDS = PANEL_BYTES / WORD_BYTES, HALVES = 0, BLOCKS = 1, PARTS = Packed::PARTS;
+  static constexpr int WORDS = PANEL_BYTES / WORD_BYTES, HALVES = 0, BLOCKS = 1, TOGETHER = 1, PARTS = Packed::PARTS;
   static constexpr int START = Packed::START;
-  static constexpr bool LOW = Packed::LOW, BYTES = Packed::BYTES, BUSY = false;
+  static constexpr bool LOW = Packed::LOW, BYTES = Packed::BYTES;
+  static constexpr int FETCH = NEVER;
   const uint8_t* words;
   const uint16_t* halves;
-  Ints<Isa> codes(int, int j) const { return load<Isa>(words + j * WORD_BYTES); }
+  Ints<Isa> codes(int64_t, int, int j) const { return load<Isa>(words + j * WORD_BYTES); }
   Floats<Isa> step(int, int part) const { return (Floats<Isa>)load<Isa>(words + (8 + part) * WORD_BYTES); }
   Floats<Isa> low(int) const { return (Floats<Isa>)load<Isa>(words + 9 * WORD_BYTES); }
+};
+
+// The scales of a block, taken out all at once: what is left to do is then a short loop, whose few loads the processor
+// foresees (with eight groups and their scales in a row one core drew a tenth less, Zen 4).
+template <class Isa, class Weights>
+struct Scales {
+  Floats<Isa> steps[Weights::BLOCKS][Weights::PARTS], lows[Weights::BLOCKS];
+  void take(const Weights& weights) {
+#pragma GCC unroll 8
+    for (int g = 0; g < Weights::BLOCKS; g++) {
+#pragma GCC unroll 2
+      for (int part = 0; part < Weights::PARTS; part++) steps[g][part] = weights.step(g, part);
+      if constexpr (Weights::LOW) lows[g] = weights.low(g);
+    }
+  }
 };
 
 // Of a block of sixteen rows, and where its part from `row` on lies.
@@ -130,18 +152,18 @@ void unpack(const uint8_t* blocks, int64_t n_blocks, uint8_t* panel) {
         const Packed weights = at<Packed>(blocks, row);
         uint8_t* to = panel + 4 * row;
 #pragma GCC unroll 8
-        for (int j = 0; j < 8; j++) put<Isa>(to, j, weights.codes(g, j));
+        for (int j = 0; j < 8; j++) put<Isa>(to, j, weights.codes(g / Packed::TOGETHER, g % Packed::TOGETHER, j));
         put<Isa>(to, 8, weights.step(g, 0));
         if constexpr (Packed::LOW) put<Isa>(to, 9, weights.low(g));
         else put<Isa>(to, 9, weights.step(g, Packed::PARTS - 1));
       }
 }
 
-// f += block g of each tile's weights times a group's codes at t; each code is loaded once for all tiles.
+// f += group k of each tile's n-th that share words, times its activations at t; a code of those serves all tiles.
 template <class Isa, class Weights, int M, int TILES>
-inline __attribute__((always_inline)) void add_block(const Weights* weights, int g, const uint8_t* t,
-                                                     Floats<Isa> (*f)[M]) {
-  const float *scales = (const float*)(t + M * BLOCK), *minus = scales + M;
+inline __attribute__((always_inline)) void add_group(const Weights* weights, const Scales<Isa, Weights>* scales,
+                                                     int64_t n, int k, const uint8_t* t, Floats<Isa> (*f)[M]) {
+  const float *token_scales = (const float*)(t + M * BLOCK), *minus = token_scales + M;
   const int32_t *minus_int = (const int32_t*)(minus + M), *minus_second = minus_int + M;
 #pragma GCC unroll 2
   for (int part = 0; part < Weights::PARTS; part++) {
@@ -156,29 +178,30 @@ inline __attribute__((always_inline)) void add_block(const Weights* weights, int
         start <<= Weights::START;
       }
 #pragma GCC unroll 2
-      for (int n = 0; n < TILES; n++) a[n][i] = start;
+      for (int tile = 0; tile < TILES; tile++) a[tile][i] = start;
     }
 #pragma GCC unroll 8
     for (int q = 0; q < 8 / Weights::PARTS; q++) {
       const int j = part * (8 / Weights::PARTS) + q;
       Ints<Isa> codes[TILES];
 #pragma GCC unroll 2
-      for (int n = 0; n < TILES; n++) codes[n] = weights[n].codes(g, j);
+      for (int tile = 0; tile < TILES; tile++) codes[tile] = weights[tile].codes(n, k, j);
 #pragma GCC unroll 16
       for (int i = 0; i < M; i++) {
         const Ints<Isa> x = Isa::all(*(const int32_t*)(t + i * BLOCK + 4 * j));
 #pragma GCC unroll 2
-        for (int n = 0; n < TILES; n++) a[n][i] = Isa::template dot<Weights::BYTES>(a[n][i], codes[n], x);
+        for (int tile = 0; tile < TILES; tile++)
+          a[tile][i] = Isa::template dot<Weights::BYTES>(a[tile][i], codes[tile], x);
       }
     }
 #pragma GCC unroll 2
-    for (int n = 0; n < TILES; n++) {
-      const Floats<Isa> step = weights[n].step(g, part);
+    for (int tile = 0; tile < TILES; tile++) {
+      const int64_t g = n * Weights::TOGETHER + k;
 #pragma GCC unroll 16
       for (int i = 0; i < M; i++) {
-        Floats<Isa> sum = __builtin_convertvector(a[n][i], Floats<Isa>) * step;
-        if constexpr (Weights::LOW) sum = Isa::fma(weights[n].low(g), Isa::all(minus[i]), sum);
-        f[n][i] = Isa::fma(sum, Isa::all(scales[i]), f[n][i]);
+        Floats<Isa> sum = __builtin_convertvector(a[tile][i], Floats<Isa>) * scales[tile].steps[g][part];
+        if constexpr (Weights::LOW) sum = Isa::fma(scales[tile].lows[g], Isa::all(minus[i]), sum);
+        f[tile][i] = Isa::fma(sum, Isa::all(token_scales[i]), f[tile][i]);
       }
     }
   }
@@ -195,8 +218,6 @@ inline __attribute__((always_inline)) void fetch(const uint8_t* block, int g) {
 // TILES tiles at once, one after the other in memory, so that each code of a token serves them all.
 template <class Isa, class Weights, int M, int TILES>
 void multiply(const uint8_t* blocks, const uint8_t* tokens, int64_t n_blocks, float* sums, int64_t stride) {
-  // with few tokens taking out codes is most of the work: a file's block at once then, so that shifts are constants
-  constexpr int TURN = M <= 4 ? Weights::BLOCKS : 1;
   const int64_t tile_bytes = n_blocks / Weights::BLOCKS * bytes<Weights>;
   for (int row = 0; row < ROWS; row += Isa::LANES) {
     Floats<Isa> f[TILES][M];
@@ -206,16 +227,22 @@ void multiply(const uint8_t* blocks, const uint8_t* tokens, int64_t n_blocks, fl
       for (int i = 0; i < M; i++) f[n][i] = *(const Floats<Isa>*)(sums + n * stride + i * ROWS + row);
     const uint8_t *block = blocks, *t = tokens;
     for (int64_t b = 0; b < n_blocks; b += Weights::BLOCKS, block += bytes<Weights>) {
+      constexpr int TOGETHER = Weights::TOGETHER;
       Weights weights[TILES];
+      Scales<Isa, Weights> scales[TILES];
 #pragma GCC unroll 2
-      for (int n = 0; n < TILES; n++) weights[n] = at<Weights>(block + n * tile_bytes, row);
-      for (int g = 0; g < Weights::BLOCKS; g += TURN)
-#pragma GCC unroll 8
-        for (int k = 0; k < TURN; k++, t += M * TOKEN_BYTES) {
-          if constexpr (Weights::BUSY && M >= 3)
+      for (int tile = 0; tile < TILES; tile++) {
+        weights[tile] = at<Weights>(block + tile * tile_bytes, row);
+        scales[tile].take(weights[tile]);
+      }
+#pragma GCC unroll 1
+      for (int64_t n = 0; n < Weights::BLOCKS / TOGETHER; n++)
+#pragma GCC unroll 4
+        for (int k = 0; k < TOGETHER; k++, t += M * TOKEN_BYTES) {
+          if constexpr (M >= Weights::FETCH)
 #pragma GCC unroll 2
-            for (int n = 0; n < TILES; n++) fetch<Weights>(block + n * tile_bytes, g + k);
-          add_block<Isa, Weights, M, TILES>(weights, g + k, t, f);
+            for (int tile = 0; tile < TILES; tile++) fetch<Weights>(block + tile * tile_bytes, n * TOGETHER + k);
+          add_group<Isa, Weights, M, TILES>(weights, scales, n, k, t, f);
         }
     }
 #pragma GCC unroll 2
