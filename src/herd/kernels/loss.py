@@ -10,7 +10,7 @@ Both are custom operators, opaque to torch.compile and ordinary to autograd, exc
 up the gradients that forward left. The matmuls run in the inputs' dtype (or autocast's), softmax and sums in fp32
 (float64 for float64 inputs), the weight's gradient is gathered in fp32.
 
-Shapes: N tokens (N' trained ones), C tokens of a chunk, D model dim, E the teacher's, V vocab.
+Shapes: N tokens (N' trained ones), C tokens of a chunk, P the same padded, D model dim, E the teacher's, V vocab.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 from .softmax import cross_entropy_, distil_
 
 IGNORED = -100
+ROWS = 64  # chunks are padded to a multiple
 CHUNK_BYTES = 128 << 20  # fp32 logits of one chunk; larger gains little speed, smaller loses some in every matmul
 
 
@@ -90,11 +91,12 @@ def _linear_cross_entropy(
     rows, grads = _trained(targets_N), _Gradients(hidden_ND, weight_VD, need_hidden, need_weight)
     total = torch.zeros((), dtype=_wide(hidden_ND), device=hidden_ND.device)
     for rows_C in _chunks(rows, weight_VD):
-        hidden_CD = hidden_ND[_index(rows_C)]
-        logits_CV = hidden_CD @ weight_VD.T
+        hidden_PD = _padded(hidden_ND[_index(rows_C)])
+        logits_PV = hidden_PD @ weight_VD.T
+        logits_CV = logits_PV[: len(rows_C)]
         total += cross_entropy_(logits_CV, targets_N[rows_C], with_gradient=need_hidden or need_weight).sum()
-        grads.add(rows_C, hidden_CD, logits_CV)
-        del logits_CV  # before the next chunk's are made
+        grads.add(rows_C, hidden_PD, logits_PV)
+        del logits_PV, logits_CV  # before the next chunk's are made
     return total.to(_wide(hidden_ND)), *grads.finish()
 
 
@@ -114,15 +116,16 @@ def _linear_distil(
     rows, grads = _trained(targets_N), _Gradients(student_ND, student_weight_VD, need_hidden, need_weight)
     ce, kl = (torch.zeros((), dtype=_wide(student_ND), device=student_ND.device) for _ in range(2))
     for rows_C in _chunks(rows, student_weight_VD):
-        hidden_CD = student_ND[_index(rows_C)]
-        logits_CV = hidden_CD @ student_weight_VD.T
-        teacher_CV = teacher_NE[_index(rows_C)] @ teacher_weight_VE.T
-        ce_C, kl_C = distil_(logits_CV, teacher_CV, targets_N[rows_C], tau, kl_weight)
-        del teacher_CV
+        hidden_PD = _padded(student_ND[_index(rows_C)])
+        logits_PV = hidden_PD @ student_weight_VD.T
+        logits_CV = logits_PV[: len(rows_C)]
+        teacher_PV = _padded(teacher_NE[_index(rows_C)]) @ teacher_weight_VE.T
+        ce_C, kl_C = distil_(logits_CV, teacher_PV[: len(rows_C)], targets_N[rows_C], tau, kl_weight)
+        del teacher_PV
         ce += ce_C.sum()
         kl += kl_C.sum()
-        grads.add(rows_C, hidden_CD, logits_CV)
-        del logits_CV
+        grads.add(rows_C, hidden_PD, logits_PV)
+        del logits_PV, logits_CV
     kl *= tau * tau
     total = kl_weight * kl + (1 - kl_weight) * ce
     dtype = _wide(student_ND)
@@ -138,21 +141,22 @@ class _Gradients:
         self.weight_grad_VD: Tensor | None = None
         self.need_hidden, self.need_weight = need_hidden, need_weight
 
-    def add(self, rows_C: Tensor, hidden_CD: Tensor, grad_CV: Tensor) -> None:
+    def add(self, rows_C: Tensor, hidden_PD: Tensor, grad_PV: Tensor) -> None:
+        grad_PV[len(rows_C) :] = 0  # of the padding
         if self.need_hidden:
-            self.hidden_grad_ND[_index(rows_C)] = grad_CV @ self.weight_VD
+            self.hidden_grad_ND[_index(rows_C)] = (grad_PV @ self.weight_VD)[: len(rows_C)]
         if self.need_weight:
-            self._add_weight(grad_CV, hidden_CD)
+            self._add_weight(grad_PV, hidden_PD)
 
-    def _add_weight(self, grad_CV: Tensor, hidden_CD: Tensor) -> None:
+    def _add_weight(self, grad_PV: Tensor, hidden_PD: Tensor) -> None:
         if self.weight_grad_VD is None:
-            self.weight_grad_VD = (grad_CV.T @ hidden_CD).to(_wide(self.weight_VD))
-        elif self.weight_grad_VD.dtype == grad_CV.dtype:
-            self.weight_grad_VD.addmm_(grad_CV.T, hidden_CD)
+            self.weight_grad_VD = (grad_PV.T @ hidden_PD).to(_wide(self.weight_VD))
+        elif self.weight_grad_VD.dtype == grad_PV.dtype:
+            self.weight_grad_VD.addmm_(grad_PV.T, hidden_PD)
         else:  # a tile of the vocabulary at a time, so that the narrow product never exists whole
-            tiles = zip(self.weight_grad_VD.split(8192), grad_CV.split(8192, dim=1), strict=True)
-            for sum_vD, grad_Cv in tiles:
-                sum_vD += grad_Cv.T @ hidden_CD
+            tiles = zip(self.weight_grad_VD.split(8192), grad_PV.split(8192, dim=1), strict=True)
+            for sum_vD, grad_Pv in tiles:
+                sum_vD += grad_Pv.T @ hidden_PD
 
     def finish(self) -> tuple[Tensor, Tensor]:
         if not self.need_weight:
@@ -171,6 +175,13 @@ def _index(rows_C: Tensor) -> Tensor | slice:
     """The chunk's rows as an index; a slice, which copies nothing, where they follow each other as in pre-training."""
     first, n = int(rows_C[0]), rows_C.numel()
     return slice(first, first + n) if int(rows_C[-1]) - first == n - 1 else rows_C
+
+
+def _padded(hidden_CD: Tensor) -> Tensor:
+    """The same with rows of zeros behind it, up to a multiple of `ROWS`. A step of instruct tuning has another number
+    of trained tokens than the last, and oneDNN keeps a program and its memory, about a megabyte, for each it meets."""
+    missing = -len(hidden_CD) % ROWS
+    return torch.cat((hidden_CD, hidden_CD.new_zeros(missing, hidden_CD.shape[1]))) if missing else hidden_CD
 
 
 def _chunks(rows: Tensor, weight_VD: Tensor) -> tuple[Tensor, ...]:

@@ -19,6 +19,8 @@ from ..train.objectives import Objective
 from .plan import Phase, Plan
 from .run import Run
 
+STEP_TOKENS = 2048
+"""Tokens that the plans' phases read in a step."""
 SAMPLES_EVERY = 15.0
 """Seconds between live samples."""
 
@@ -103,9 +105,9 @@ def heldout_loss(model: LlamaLM, batches: Sequence[Batch]) -> float:
     return total / sum(b.n_targets for b in batches)
 
 
-def cut(stream: Stream, rows: int, at_once: int = 16) -> list[Batch]:
-    """The first ``rows`` rows of a stream as batches, for repeated evaluation."""
-    rows = min(rows, stream.n_rows)
+def cut(stream: Stream, rows: int) -> list[Batch]:
+    """The first ``rows`` rows of a stream, for repeated evaluation: in batches no larger than a step's."""
+    rows, at_once = min(rows, stream.n_rows), max(1, STEP_TOKENS // stream.context)
     return [stream.batch(start, min(at_once, rows - start)) for start in range(0, rows, at_once)]
 
 

@@ -26,13 +26,15 @@ PARALLEL_SHARE = 0.08
 """Share of rows that are parallel sentences: Llama 3's share of multilingual text (paper section 3.1.2)."""
 RETRIEVAL_SHARE, REPETITION_SHARE = 0.1, 0.15
 """Shares of pre-training rows that exercise copying, which a small model learns too slowly from text alone."""
-REPLAY_SHARE = 0.12
+REPLAY_SHARE = 0.15
 """Share of rows of plain text during instruct tuning, so that the model does not forget how to write."""
 DIALOG_SHARE = 0.4
 """Share of rows of dialogs when a student learns from the instruct teacher."""
 
 SHORT_DIALOG = 64
 """Tokens; dialogs have about a hundred."""
+DIALOG_NBYTES = 1_250
+"""Memory of one that is rendered and waits for its row."""
 
 STUDENT_SEED = 1_000_003
 """Added to the plan's seed for everything the student sees: other dialogs than the teacher's, in another order."""
@@ -122,11 +124,15 @@ class Material:
         parts = [dialogs, self.text("teacher", context, seed + 7, documents=True)]
         return MixStream(parts, [1 - REPLAY_SHARE, REPLAY_SHARE], seed)
 
+    @property
+    def n_lessons(self) -> int:
+        """Dialogs that a student reads: enough that none comes twice."""
+        return min(self.plan.n_dialogs, math.ceil(self.plan.distil.tokens * DIALOG_SHARE / SHORT_DIALOG))
+
     def student(self, context: int) -> Stream:
         """Text no teacher saw and other dialogs, none twice: what student and control train on, in the same order."""
-        plan, seed = self.plan, self.plan.seed + STUDENT_SEED
-        n = min(plan.n_dialogs, math.ceil(plan.distil.tokens * DIALOG_SHARE / SHORT_DIALOG))
-        parts = [self.text("student", context, seed, documents=True), self.dialogs(seed, context, n)]
+        seed = self.plan.seed + STUDENT_SEED
+        parts = [self.text("student", context, seed, documents=True), self.dialogs(seed, context, self.n_lessons)]
         return MixStream(parts, [1 - DIALOG_SHARE, DIALOG_SHARE], seed)
 
 

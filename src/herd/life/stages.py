@@ -18,9 +18,9 @@ from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..text import Tokenizer, render
 from ..train import distil, lm, sft
-from ..train.memory import kept_nbytes
+from ..train.memory import MASTER, kept_nbytes, loss_nbytes
 from .learn import Learned, Prompt, cut, heldout_loss, learn
-from .material import Material, bytes_per_token, is_parallel, numbers
+from .material import DIALOG_NBYTES, Material, bytes_per_token, is_parallel, numbers
 from .plan import Phase, extended
 from .run import Outcome, Run
 
@@ -154,7 +154,7 @@ def instruct(run: Run) -> Outcome:
         heldout=heldout,
     )
     keep(run, "instruct", model, tokenizer, parents=("long",), phase=phase)
-    return trained("instruct", model.config, [learned], phase)
+    return trained("instruct", model.config, [learned], phase, besides=plan.n_dialogs * DIALOG_NBYTES)
 
 
 def student(run: Run) -> Outcome:
@@ -180,7 +180,8 @@ def student(run: Run) -> Outcome:
         heldout=heldout,
     )
     keep(run, "student", model, material.tokenizer, parents=("instruct",), phase=phase)
-    outcome = trained("student", target, [learned], phase)
+    listening = MASTER * teacher.config.n_params + loss_nbytes(teacher.config, phase.rows, phase.context)
+    outcome = trained("student", target, [learned], phase, besides=listening + material.n_lessons * DIALOG_NBYTES)
     outcome.extra["layers_kept"] = kept.layers
     outcome.extra["loss_after_pruning"] = before
     return outcome
@@ -205,7 +206,7 @@ def control(run: Run) -> Outcome:
         heldout=cut(material.text("heldout", phase.context, 0), plan.eval_rows // 2),
     )
     keep(run, "control", model, material.tokenizer, parents=(), phase=phase)
-    return trained("control", config, [learned], phase)
+    return trained("control", config, [learned], phase, besides=material.n_lessons * DIALOG_NBYTES)
 
 
 # Small helpers of the stages -----------------------------------------------------------------------------------------
@@ -250,15 +251,15 @@ def keep(run: Run, name: str, model: LlamaLM, tokenizer: Tokenizer, parents: tup
     save(run.folder / name, model, tokenizer, lineage=lineage)
 
 
-def trained(name: str, config: ModelConfig, learned: list[Learned], phase: Phase) -> Outcome:
-    """What a training stage reports."""
+def trained(name: str, config: ModelConfig, learned: list[Learned], phase: Phase, besides: int = 0) -> Outcome:
+    """What a training stage reports. ``besides``: bytes it holds that are not the trained model's."""
     return Outcome(
         model=name,
         n_params=config.n_params,
         tokens=sum(part.tokens for part in learned),
         flops=sum(part.flops for part in learned),
         earlier_seconds=sum(part.earlier_seconds for part in learned),
-        predicted_bytes=kept_nbytes(config, phase.rows, phase.context, average=True),
+        predicted_bytes=kept_nbytes(config, phase.rows, phase.context, average=True) + besides,
     )
 
 
