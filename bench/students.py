@@ -33,7 +33,7 @@ from herd.life.material import STUDENT_SEED, Material
 from herd.life.measure import heldout
 from herd.life.plan import Phase
 from herd.life.run import Run, write_json
-from herd.life.stages import fitted, student_config
+from herd.life.stages import fitted, init_std, student_config
 from herd.llama.model import LlamaLM
 from herd.report.receipt import Value, write_receipt
 from herd.train import distil, lm, train
@@ -52,7 +52,7 @@ def run_arm(folder: Path, arm: str, material: Material, phase: Phase, documents:
         model, _ = prune(teacher, target, [stream.batch(0, 8), stream.batch(8, 8)])
         objective = distil(teacher)
     else:
-        model, objective = LlamaLM(target).init_weights(seed + 1), lm
+        model, objective = LlamaLM(target).init_weights(seed + 1, std=init_std(target)), lm
     work = folder / f"{arm}-{seed}"
     config = config_of(phase, material.plan).model_copy(update={"eval_every": 0})
     trained = train(model, stream, objective, config, work)

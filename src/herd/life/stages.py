@@ -213,8 +213,8 @@ def control(run: Run) -> Outcome:
 
 
 def init_std(config: ModelConfig) -> float:
-    """Weights of a random start: 0.8 / sqrt(D), as 0.02 is for D = 1,600; at toy widths 0.02 is too flat to begin."""
-    return 0.8 / config.dim**0.5
+    """Weights of a random start: 0.55 / sqrt(D), as 0.02 is for D = 760; at toy widths 0.02 is too flat to begin."""
+    return 0.55 / config.dim**0.5
 
 
 def stretch(model: LlamaLM, context: int) -> LlamaLM:
