@@ -48,6 +48,10 @@ class EngineError(HerdError):
     """A generation request that cannot be served, e.g. a prompt beyond the context."""
 
 
+class ContextError(EngineError):
+    """A prompt, or what is to be scored, that is longer than the context."""
+
+
 class ToolError(HerdError):
     """A tool call that is malformed, unknown, or failed."""
 

@@ -73,7 +73,7 @@ def test_shared_beginnings_are_computed_once(model, monkeypatch):
 
 def test_what_cannot_be_scored_says_so(model):
     scorer = Scorer(model)
-    with pytest.raises(EngineError, match="513 tokens, the context holds 512: use fewer shots"):
+    with pytest.raises(EngineError, match="513 tokens, the context holds 512: use a model with a longer context"):
         scorer.check([[Pair([1] * 512, [1, 2])]])
     scorer.check([[Pair([1] * 512, [1])]])
     with pytest.raises(EngineError, match="at least one token"):

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import EngineError
+from ..errors import ContextError, EngineError
 from ..kernels.page_layout import BYTES, PAGE
 from ..llama.model import LlamaLM
 from .cache import Cached, PagedCache
@@ -57,7 +57,7 @@ class Scorer:
         self._room_for(PAGE)
 
     def check(self, items: Sequence[Sequence[Pair]]) -> None:
-        """Raises EngineError where a pair is empty, too long for the context, or not of this vocabulary."""
+        """Raises EngineError where a pair is empty or not of this vocabulary, ContextError where one is too long."""
         vocab = self.model.config.vocab_size
         for item in items:
             for context, continuation in item:
@@ -65,9 +65,9 @@ class Scorer:
                     raise EngineError("a continuation and what stands before it need at least one token each")
                 n = len(context) + len(continuation) - 1  # the last token is only predicted
                 if n > self.context:
-                    raise EngineError(
+                    raise ContextError(
                         f"prompt and continuation have {n} tokens, the context holds {self.context}: "
-                        "use fewer shots or a model with a longer context"
+                        "use a model with a longer context"
                     )
                 highest = max(max(context), max(continuation))
                 if highest >= vocab or min(min(context), min(continuation)) < 0:

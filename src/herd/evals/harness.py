@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import HerdError
+from ..errors import ContextError, HerdError
 from .results import Evaluation, ItemResult, TaskFile, TaskResult, digest, read_evaluation, write_summary
 from .tasks.data import Data
 from .tasks.task import Answer, Generate, Item, Judgement, Mode, Rank, Request, Task
@@ -115,7 +115,8 @@ def run_task(
         results = _results(model, task, items, path, watcher or Quiet())
         scores = [score.record() for score in task.scores(results)]
     except HerdError as error:
-        return TaskResult(task.name, "failed", reason=str(error), seconds=time.monotonic() - began, **about)
+        fewer = f" or fewer than {task.shots} shots" if isinstance(error, ContextError) and task.shots else ""
+        return TaskResult(task.name, "failed", reason=f"{error}{fewer}", seconds=time.monotonic() - began, **about)
     return TaskResult(
         task.name,
         "done",

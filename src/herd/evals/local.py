@@ -10,7 +10,7 @@ from functools import lru_cache
 from ..engine import Engine, Sampling
 from ..engine import Request as EngineRequest
 from ..engine.score import Pair, Scorer
-from ..errors import EngineError
+from ..errors import ContextError
 from ..llama.model import LlamaLM
 from ..text.chat import render
 from ..text.tokenizer import Tokenizer
@@ -78,7 +78,7 @@ class LocalModel:
         return Pair(context_ids, whole[len(context_ids) :])
 
     def _encoded(self, some: Sequence[tuple[int, Request]]) -> tuple[dict[int, list[Pair]], dict[int, EngineRequest]]:
-        """What is to be ranked and what to be written, as ids, by number. EngineError for what cannot be served."""
+        """What is to be ranked and what to be written, as ids, by number. ContextError for what is too long."""
         ranks = {n: [self.pair(*pair) for pair in r.pairs] for n, r in some if isinstance(r, Rank)}
         asked = {n: self._generate(r) for n, r in some if isinstance(r, Generate)}
         self._scorer.check(list(ranks.values()))
@@ -112,9 +112,9 @@ class LocalModel:
 
     def _check(self, request: EngineRequest) -> None:
         if len(request.prompt_ids) >= self._engine.context:
-            raise EngineError(
+            raise ContextError(
                 f"a prompt has {len(request.prompt_ids)} tokens, the context holds {self._engine.context}: "
-                "use fewer shots or a model with a longer context"
+                "use a model with a longer context"
             )
 
     def _write(self, asked: dict[int, EngineRequest]) -> Iterator[tuple[int, Answer]]:
