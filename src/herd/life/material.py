@@ -26,7 +26,7 @@ PARALLEL_SHARE = 0.08
 """Share of rows that are parallel sentences: Llama 3's share of multilingual text (paper section 3.1.2)."""
 RETRIEVAL_SHARE, REPETITION_SHARE = 0.1, 0.15
 """Shares of pre-training rows that exercise copying, which a small model learns too slowly from text alone."""
-REPLAY_SHARE = 0.15
+REPLAY_SHARE = 0.22
 """Share of rows of plain text during instruct tuning, so that the model does not forget how to write."""
 DIALOG_SHARE = 0.4
 """Share of rows of dialogs when a student learns from the instruct teacher."""
