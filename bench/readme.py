@@ -102,6 +102,7 @@ def take(folder: Path) -> None:
             values=values,
             command=command(run) or "herd raise",
             seed=None if seed is None else int(seed),
+            made_by=run.commit or None,
         )
         subprocess.run(["git", "add", str(path)], cwd=ROOT, check=False)
     for path in write_pictures(run, ROOT / "docs" / "img"):

@@ -112,6 +112,9 @@ def test_commit_and_dirty_flag(tmp_path):
     (tmp_path / "bench" / "receipts").mkdir(parents=True)
     write(tmp_path / "bench" / "receipts" / "r.json")
     assert receipt.commit(tmp_path)["dirty"] is False, "a new receipt does not make the tree dirty"
+    made_by = {"hash": "ab" * 20, "dirty": False}
+    write(tmp_path / "bench" / "receipts" / "earlier.json", made_by=made_by)
+    assert read_receipt(tmp_path / "bench" / "receipts" / "earlier.json").commit == made_by
     (tmp_path / "file").write_text("2")
     assert receipt.commit(tmp_path)["dirty"] is True
     assert re.fullmatch(r"[0-9a-f]{40}", receipt.commit(tmp_path)["hash"])

@@ -111,13 +111,14 @@ def write_receipt(
     seed: int | None = None,
     rivals: Mapping[str, str] | None = None,
     notes: str | None = None,
+    made_by: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write one receipt and return its path.
 
     ``path_or_name``: a bare name ("throughput") goes to ``bench/receipts/throughput.json`` of the checkout; a `Path`,
     or text with a slash or ending in ``.json``, is taken as it is. ``values`` are `Value`s or ``(value, unit)`` pairs.
-    ``command`` is what a reader types to repeat it; ``rivals`` maps a rival's name to its version. The file appears
-    whole or not at all.
+    ``command`` is what a reader types to repeat it; ``rivals`` maps a rival's name to its version. ``made_by``: the
+    `commit` whose code measured, where that was not the checkout's as it is now. The file appears whole or not at all.
     Raises `ReportError` for a value that is not finite, a missing unit or an empty set of values.
     """
     path = _receipt_path(path_or_name)
@@ -133,7 +134,7 @@ def write_receipt(
         "seed": seed,
         "rivals": dict(rivals or {}),
         "notes": notes,
-        "commit": commit(path.parent),
+        "commit": commit(path.parent) if made_by is None else dict(made_by),
         "machine": machine(),
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
