@@ -295,7 +295,7 @@ def main() -> None:
     two = verbs.add_parser("student")
     two.add_argument("model", help="folder of the model, e.g. runs/demo/instruct")
     two.add_argument("draft", help="folder of its student, e.g. runs/demo/student")
-    two.add_argument("--n", type=int, default=1000, help="answers")
+    two.add_argument("--n", type=int, default=5000, help="answers")
     two.add_argument("--tokens", type=int, default=64)
     two.add_argument("--temperature", type=float, default=1.0)
     two.add_argument("--threads", type=int, default=1)
