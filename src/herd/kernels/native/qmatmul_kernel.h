@@ -8,7 +8,7 @@ using Ints = typename Isa::Ints;
 template <class Isa>
 using Floats = typename Isa::Floats;
 
-constexpr int NEVER = MOST_TOKENS + 1;
+constexpr int NEVER = MOST_TOKENS + 1;  // more than a group has
 
 template <class Isa>
 inline Ints<Isa> load(const uint8_t* from) {
@@ -207,9 +207,9 @@ inline __attribute__((always_inline)) void add_group(const Weights* weights, con
   }
 }
 
-// With several tokens there is too much arithmetic between two loads for the processor to see the next ones in time.
+// From FETCH tokens on there is too much arithmetic between two loads for the processor to see the next ones in time.
 template <class Weights>
-inline __attribute__((always_inline)) void fetch(const uint8_t* block, int g) {
+inline __attribute__((always_inline)) void fetch(const uint8_t* block, int64_t g) {
   constexpr int64_t AHEAD = 8192, PART = bytes<Weights> / Weights::BLOCKS;
 #pragma GCC unroll 16
   for (int64_t i = 0; i < PART; i += WORD_BYTES) __builtin_prefetch(block + AHEAD + g * PART + i, 0, 2);
