@@ -54,13 +54,19 @@ def trained() -> Path:
     data["model"]["shape"] |= SHAPE
     data["out"] = str(Path.home() / ".cache" / "herd" / "bench" / "bits-order")
     recipe = parse_recipe(yaml.safe_dump(data), RECIPE.name)
-    return run_recipe(recipe, on_step=lambda at: print(f"\rtraining: {at['step']}", end="", file=sys.stderr))[0]
+    return run_recipe(recipe, on_step=lambda at: print(f"\rtraining: {at['step']}", end="", file=sys.stderr))[
+        0
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, nargs="?", help="a trained checkpoint whose rows divide by 256")
-    parser.add_argument("--text", help="held-out and calibration text: splits of this corpus; Python's own if none")
+    parser.add_argument(
+        "--text", help="held-out and calibration text: splits of this corpus; Python's own if none"
+    )
     parser.add_argument("--tokens", type=int, default=60_000, help="held-out tokens that are compared")
     parser.add_argument("--calib", type=int, default=32_768, help="tokens GPTQ is fitted to")
     args = parser.parse_args()
@@ -71,7 +77,9 @@ def main() -> None:
         parser.error(f"{folder} has no tokenizer")
     corpus = load_corpus(args.text, max_bytes=20_000_000)
     documents = first_tokens(from_texts(corpus.splits["heldout"], tokenizer), args.tokens)
-    ids = [i for document in corpus.splits["teacher"][:2000] for i in tokenizer.encode(document.text, bos=True)]
+    ids = [
+        i for document in corpus.splits["teacher"][:2000] for i in tokenizer.encode(document.text, bos=True)
+    ]
     calibration = torch.tensor(ids[: args.calib // CONTEXT * CONTEXT]).view(-1, CONTEXT).split(8)
     parent = checkpoint.load(folder, dtype=torch.float32)
     found: dict[str, Fidelity] = {}

@@ -47,7 +47,10 @@ print(json.dumps({{"seconds": seconds, "peak": peak, "before": before}}))
 """
 LOAD = "model = checkpoint.load(sys.argv[1])"
 CALLS = {
-    "quantize to Q4_0": ("q4", 'checkpoint.quantize(checkpoint.Source(sys.argv[1]), sys.argv[2], scheme("q4"))'),
+    "quantize to Q4_0": (
+        "q4",
+        'checkpoint.quantize(checkpoint.Source(sys.argv[1]), sys.argv[2], scheme("q4"))',
+    ),
     "export as GGUF in F16": ("f16.gguf", 'checkpoint.export_gguf(*sys.argv[1:], "f16")'),
     "export for vLLM": ("vllm", "checkpoint.export_vllm(*sys.argv[1:])"),
 }
@@ -60,7 +63,9 @@ def make(folder: Path, size: str) -> None:
     rows_of, shapes = random_rows_of(config, formats, SEED), dict(config.param_shapes())
 
     def get(name: str) -> torch.Tensor:
-        return rows_of(name).view(torch.bfloat16 if len(shapes[name]) > 1 else torch.float32).view(shapes[name])
+        return (
+            rows_of(name).view(torch.bfloat16 if len(shapes[name]) > 1 else torch.float32).view(shapes[name])
+        )
 
     lineage = checkpoint.Lineage(name=f"random-{size}", stage="test")
     checkpoint.write_folder(folder, config, get, dtype=torch.bfloat16, lineage=lineage)
@@ -95,7 +100,9 @@ def killed(body: str, source: Path, out: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", default="8B", choices=list(SIZES))
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "herd" / "bench" / "conversion")
     args = parser.parse_args()
@@ -131,14 +138,20 @@ def main() -> None:
     values: dict[str, Value] = {}
     for name in CALLS:
         found = state[name]
-        values[f"{name}: peak memory"] = Value(found["peak"], "bytes", bar="≤ 3 GiB", passed=found["peak"] <= LIMIT)
+        values[f"{name}: peak memory"] = Value(
+            found["peak"], "bytes", bar="≤ 3 GiB", passed=found["peak"] <= LIMIT
+        )
         values[f"{name}: time"] = Value(found["seconds"], "s")
         values[f"{name}: pace"] = Value(config.nbytes(2.0) / found["seconds"] / 1e9, "GB/s of bf16")
     load = state["load"]
-    values["load of the Q4_0 folder: time"] = Value(load["seconds"], "s", bar="< 5", passed=load["seconds"] < 5)
+    values["load of the Q4_0 folder: time"] = Value(
+        load["seconds"], "s", bar="< 5", passed=load["seconds"] < 5
+    )
     values["first load, which hashes the file: time"] = Value(state["first load"]["seconds"], "s")
     copies = (load["peak"] - load["before"]) / scheme("q4").nbytes(config)
-    values["load of the Q4_0 folder: memory over its weights"] = Value(copies, "×", bar="≤ 1.1", passed=copies <= 1.1)
+    values["load of the Q4_0 folder: memory over its weights"] = Value(
+        copies, "×", bar="≤ 1.1", passed=copies <= 1.1
+    )
     resumed = state["killed"]
     values["killed and resumed: tensors kept"] = Value(resumed["kept"], f"of {resumed['tensors']}")
     values["killed and resumed: time of the rest"] = Value(resumed["seconds"], "s")

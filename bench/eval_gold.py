@@ -36,7 +36,11 @@ def main() -> None:
         for mode in ("base", "instruct"):
             n, without, right, wrong = counts(name, mode, data)
             impossible |= {f"{name} {item}": why for item, why in without.items()}
-            print(f"{name} {mode}: {n} items, gold {right} right, wrong ones {wrong} right", *without, flush=True)
+            print(
+                f"{name} {mode}: {n} items, gold {right} right, wrong ones {wrong} right",
+                *without,
+                flush=True,
+            )
             key, possible = f"{name}_{mode}", n - len(without)
             bar = f"{possible} of {n}" + (f", {len(without)} contradict themselves" if without else "")
             values[f"{key}_gold"] = Value(right, "items", bar=bar, passed=right == possible)
@@ -47,7 +51,8 @@ def main() -> None:
             what="real items whose gold answer the judge takes for right, and whose wrong answer it takes for right",
             values=values,
             command="python bench/eval_gold.py",
-            notes="no answer can be right: " + "; ".join(f"{item} ({why})" for item, why in impossible.items()),
+            notes="no answer can be right: "
+            + "; ".join(f"{item} ({why})" for item, why in impossible.items()),
         )
 
 

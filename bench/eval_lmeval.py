@@ -77,7 +77,9 @@ def model_folder(work: Path, data: Path) -> Path:
     """The random model, made once; wide weights, so that choices differ."""
     folder = work / "d64"
     if not folder.exists():
-        config = ModelConfig(128256, 64, 2, 4, 2, 128, rope_theta=500_000.0, max_context=8192, tie_embeddings=True)
+        config = ModelConfig(
+            128256, 64, 2, 4, 2, 128, rope_theta=500_000.0, max_context=8192, tie_embeddings=True
+        )
         model = LlamaLM(config).init_weights(0, std=0.2)
         tokenizer = Tokenizer.from_file(data / "llama3_tokenizer" / "tokenizer.model")
         checkpoint.save(folder, model, tokenizer, lineage=checkpoint.Lineage(name="d64", stage="lm"))
@@ -106,7 +108,9 @@ def compare(name: str, ours: LocalModel, theirs: Any, data: Path, limit: int, to
     return result
 
 
-def _likelihoods(result: dict[str, Any], task: Any, herd: Any, items: list, ours: LocalModel, theirs: Any) -> None:
+def _likelihoods(
+    result: dict[str, Any], task: Any, herd: Any, items: list, ours: LocalModel, theirs: Any
+) -> None:
     said: dict[int, list[tuple[float, bool]]] = {}
     answers = theirs.loglikelihood(task.instances, disable_tqdm=True)
     for instance, answer in zip(task.instances, answers, strict=True):
@@ -129,7 +133,9 @@ def _likelihoods(result: dict[str, Any], task: Any, herd: Any, items: list, ours
             result["examples"].append({"id": item.id, "ours": [a.nats for a in mine], "theirs": nats})
 
 
-def _texts(result: dict[str, Any], task: Any, items: list, ours: LocalModel, theirs: Any, tokens: int) -> None:
+def _texts(
+    result: dict[str, Any], task: Any, items: list, ours: LocalModel, theirs: Any, tokens: int
+) -> None:
     from dataclasses import replace
 
     for instance in task.instances:
@@ -138,7 +144,9 @@ def _texts(result: dict[str, Any], task: Any, items: list, ours: LocalModel, the
     texts = theirs.generate_until(task.instances, disable_tqdm=True)
     said = {instance.doc_id: text for instance, text in zip(task.instances, texts, strict=True)}
     for number, answer in ours.answer([replace(item.request, max_tokens=tokens) for item in items]):
-        same = without(answer.text, ours.tokenizer) == said[number]  # lm-eval leaves special tokens out of its texts
+        same = (
+            without(answer.text, ours.tokenizer) == said[number]
+        )  # lm-eval leaves special tokens out of its texts
         result["items"] += 1
         result["same"] += same
         if not same:
@@ -160,7 +168,9 @@ def receipt(results: dict[str, Any], args: argparse.Namespace, n: int, same: int
         "largest_difference": (max(result["nats"] for result in results.values()), "nats"),
         "greedy_flags_that_differ": (sum(result["greedy"] for result in results.values()), "continuations"),
     }
-    values |= {f"same_{name}": (result["same"] / result["items"], "fraction") for name, result in results.items()}
+    values |= {
+        f"same_{name}": (result["same"] / result["items"], "fraction") for name, result in results.items()
+    }
     different = {name: result["examples"][:3] for name, result in results.items() if result["examples"]}
     write_receipt(
         "eval_lmeval",
@@ -169,10 +179,17 @@ def receipt(results: dict[str, Any], args: argparse.Namespace, n: int, same: int
         command=f"python bench/eval_lmeval.py --limit {args.limit} --tokens {args.tokens}"
         + ("" if tuple(results) == oracle.LEAK else f" --tasks {','.join(results)}"),
         seed=0,
-        rivals={"lm-eval": package_version("lm-eval") or "", "transformers": package_version("transformers") or ""},
+        rivals={
+            "lm-eval": package_version("lm-eval") or "",
+            "transformers": package_version("transformers") or "",
+        },
         notes=f"D=64 random model, Meta's tokenizer, 8k context, {args.limit} items a task (human_eval has 164); "
         f"shots by the first_n sampler; written texts compared over {args.tokens} tokens. "
-        + (f"Different: {json.dumps(different, ensure_ascii=False)[:1500]}" if different else "No difference."),
+        + (
+            f"Different: {json.dumps(different, ensure_ascii=False)[:1500]}"
+            if different
+            else "No difference."
+        ),
     )
 
 

@@ -40,11 +40,15 @@ from herd.text.tokenizer import Tokenizer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "evals"))
 import hostile
 
-TASKS = "boolq,gsm8k,hellaswag,human_eval,openbookqa,piqa,social_iqa,truthfulqa_mc1,winogrande,ifeval,tool_calls"
+TASKS = (
+    "boolq,gsm8k,hellaswag,human_eval,openbookqa,piqa,social_iqa,truthfulqa_mc1,winogrande,ifeval,tool_calls"
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -78,7 +82,9 @@ def hostile_answers(folder: Path) -> dict[str, Value]:
                 task = make(name, mode=mode)
                 item = task.items(Data())[0]
                 answers = hostile.answers(task, made, kept, server.getsockname()[1])
-                judged = dict(zip(answers, task.judge_all([(item, a) for a in answers.values()]), strict=True))
+                judged = dict(
+                    zip(answers, task.judge_all([(item, a) for a in answers.values()]), strict=True)
+                )
                 n += len(judged)
                 passed += [f"{name} {mode}: {program}" for program, j in judged.items() if j.value]
                 unexplained += [f"{name} {mode}: {program}" for program, j in judged.items() if not j.why]
@@ -157,13 +163,17 @@ def killed(folder: Path, kills: int, randomness: random.Random) -> dict[str, Val
 def random_checkpoint(folder: Path) -> Path:
     tokenizer = Tokenizer.train([document.text for document in read_parallel()], 1024)
     config = ModelConfig(tokenizer.vocab_size, 64, 2, 4, 2, 128, rope_theta=500_000.0, max_context=8192)
-    checkpoint.save(folder, LlamaLM(config).init_weights(0, std=0.2), tokenizer, lineage=Lineage(name="m", stage="lm"))
+    checkpoint.save(
+        folder, LlamaLM(config).init_weights(0, std=0.2), tokenizer, lineage=Lineage(name="m", stage="lm")
+    )
     return folder
 
 
 def start(model: Path, out: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "herd", "eval", str(model), "--tasks", TASKS, "--out", str(out)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def scores(folder: Path) -> dict[str, object]:

@@ -57,8 +57,13 @@ def main() -> None:
     results = {}
     for name in args.tasks.split(","):
         parts = [kept_part(name, part, data, args) for part in range(PARTS)]
-        results[name] = {key: sum(part[key] for part in parts) for key in ("items", "same", "herd", "lm_eval")}
-        results[name] |= {"ratio": results[name]["lm_eval"] / results[name]["herd"], "params": parts[0]["params"]}
+        results[name] = {
+            key: sum(part[key] for part in parts) for key in ("items", "same", "herd", "lm_eval")
+        }
+        results[name] |= {
+            "ratio": results[name]["lm_eval"] / results[name]["herd"],
+            "params": parts[0]["params"],
+        }
         print(name, results[name], flush=True)
     receipt(results, args)
 
@@ -67,7 +72,9 @@ def model_folder(work: Path, data: Path) -> Path:
     """The random model, made once."""
     folder = work / "m100"
     if not folder.exists():
-        config = ModelConfig(128256, 512, 12, 8, 4, 1536, rope_theta=500_000.0, max_context=8192, tie_embeddings=True)
+        config = ModelConfig(
+            128256, 512, 12, 8, 4, 1536, rope_theta=500_000.0, max_context=8192, tie_embeddings=True
+        )
         tokenizer = Tokenizer.from_file(data / "llama3_tokenizer" / "tokenizer.model")
         model = LlamaLM(config).init_weights(0)
         checkpoint.save(folder, model, tokenizer, lineage=checkpoint.Lineage(name="m100", stage="lm"))
@@ -124,7 +131,13 @@ def measure(name: str, part: int, data: Path, args: argparse.Namespace) -> dict[
         found = {herd.metric: judged.value, **judged.metrics}
         expected = task.process_results(docs[number], by_number[number])
         same += all(found[metric] == value for metric, value in expected.items())
-    return {"items": len(numbers), "same": same, "herd": herd_s, "lm_eval": lm_eval_s, "params": model.config.n_params}
+    return {
+        "items": len(numbers),
+        "same": same,
+        "herd": herd_s,
+        "lm_eval": lm_eval_s,
+        "params": model.config.n_params,
+    }
 
 
 def fresh(model: LlamaLM, tokenizer: Tokenizer) -> LocalModel:
@@ -136,7 +149,9 @@ def receipt(results: dict[str, Any], args: argparse.Namespace) -> None:
     values: dict[str, Value | tuple[Any, str]] = {}
     for name, result in results.items():
         bar = BARS[name]
-        values[f"{name}_speedup"] = Value(result["ratio"], "x", bar=f"≥ {bar:g}", passed=result["ratio"] >= bar)
+        values[f"{name}_speedup"] = Value(
+            result["ratio"], "x", bar=f"≥ {bar:g}", passed=result["ratio"] >= bar
+        )
         values[f"{name}_herd"] = (result["herd"], "s")
         values[f"{name}_lm_eval"] = (result["lm_eval"], "s")
         values[f"{name}_same"] = (result["same"], f"of {result['items']} decisions")
@@ -147,7 +162,10 @@ def receipt(results: dict[str, Any], args: argparse.Namespace) -> None:
         values=values,
         command=f"python bench/eval_speed.py --limit {args.limit} --batch {args.batch} --threads {args.threads}",
         seed=0,
-        rivals={"lm-eval": package_version("lm-eval") or "", "transformers": package_version("transformers") or ""},
+        rivals={
+            "lm-eval": package_version("lm-eval") or "",
+            "transformers": package_version("transformers") or "",
+        },
         notes=f"{params:,} random parameters, fp32, {args.threads} threads, 5 shots, {args.limit} items a task.",
     )
 

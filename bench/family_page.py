@@ -30,7 +30,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="A folder that herd raise has filled.")
     run = parser.parse_args().run
     data = ["--data", os.environ.get("HERD_TEST_DATA", str(ROOT.parent / "shared" / "data"))]
@@ -65,7 +67,8 @@ def receipt(folders: list[Path]) -> None:
         "models": Value(len(folders), "models", bar=f"{len(MODELS)}", passed=len(folders) == len(MODELS)),
         "tasks_done": Value(done, f"of {len(asked)} rows; the others say why not"),
         "differences_that_stand": Value(
-            sum(d.stands for d in comparison.differences), f"of {len(comparison.differences)}, by Holm's procedure"
+            sum(d.stands for d in comparison.differences),
+            f"of {len(comparison.differences)}, by Holm's procedure",
         ),
     }
     for evaluation, name in zip(evaluations, MODELS, strict=True):

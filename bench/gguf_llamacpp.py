@@ -83,7 +83,9 @@ def possible(folder: Path) -> tuple[list[str], dict[str, int]]:
         scheme("q4k").plan(checkpoint.load_config(folder))
     except QuantError as error:
         print(f"without 256-wide blocks: {error}", file=sys.stderr)
-        return [name for name in FORMATS if name != "q4_k"], {k: v for k, v in WRITTEN.items() if "_K" not in k}
+        return [name for name in FORMATS if name != "q4_k"], {
+            k: v for k, v in WRITTEN.items() if "_K" not in k
+        }
     return list(FORMATS), WRITTEN
 
 
@@ -98,7 +100,9 @@ def measure(python: Path, folder: Path, work: Path, label: str) -> tuple[dict[st
     for name in formats:
         checkpoint.export_gguf(folder, work / f"{name}.gguf", name)
     jobs = [{"do": "tokenize", "file": str(work / "f16.gguf"), "texts": TEXTS}]
-    jobs += [{"do": "run", "file": str(work / f"{name}.gguf"), "prompt": prompt, "n": N_TOKENS} for name in formats]
+    jobs += [
+        {"do": "run", "file": str(work / f"{name}.gguf"), "prompt": prompt, "n": N_TOKENS} for name in formats
+    ]
     source = str(work / "f32.gguf")
     jobs += [
         {
@@ -116,7 +120,9 @@ def measure(python: Path, folder: Path, work: Path, label: str) -> tuple[dict[st
         ours == theirs
         for ours, theirs in zip([tokenizer.encode(t, bos=True) for t in TEXTS], tokenized["ids"], strict=True)
     ]
-    values[f"texts tokenized alike{label}"] = Value(sum(equal), "texts", bar=f"= {len(TEXTS)}", passed=all(equal))
+    values[f"texts tokenized alike{label}"] = Value(
+        sum(equal), "texts", bar=f"= {len(TEXTS)}", passed=all(equal)
+    )
     for name, theirs in zip(formats, runs, strict=True):
         checkpoint.import_gguf(work / f"{name}.gguf", work / name)
         model = checkpoint.load(work / name, dtype=torch.float32)
@@ -134,7 +140,9 @@ def measure(python: Path, folder: Path, work: Path, label: str) -> tuple[dict[st
     return values, answer["version"]
 
 
-def imports(python: Path, work: Path, prompt: list[int], label: str, written: dict[str, int]) -> dict[str, Value]:
+def imports(
+    python: Path, work: Path, prompt: list[int], label: str, written: dict[str, int]
+) -> dict[str, Value]:
     """Files of llama.cpp's own making: Herd's logits on them against llama.cpp's on what they unpack to."""
     values: dict[str, Value] = {}
     jobs, ours = [], []
@@ -156,8 +164,12 @@ def imports(python: Path, work: Path, prompt: list[int], label: str, written: di
         )
     for name in ("Q8_0", "Q4_0"):
         mine, theirs = GGUF(work / f"{name.lower()}.gguf"), GGUF(work / f"their-{name}.gguf")
-        pairs = [(entry, theirs.tensors[key]) for key, entry in mine.tensors.items() if entry.format.name == name]
-        alike = sum(a.format == b.format and torch.equal(mine.rows(a.name), theirs.rows(b.name)) for a, b in pairs)
+        pairs = [
+            (entry, theirs.tensors[key]) for key, entry in mine.tensors.items() if entry.format.name == name
+        ]
+        alike = sum(
+            a.format == b.format and torch.equal(mine.rows(a.name), theirs.rows(b.name)) for a, b in pairs
+        )
         values[f"{name} tensors with llama.cpp's very bytes{label}"] = Value(
             alike, f"of {len(pairs)}", bar=f"= {len(pairs)}", passed=alike == len(pairs)
         )
@@ -173,9 +185,13 @@ def scaled(folder: Path, out: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="a checkpoint whose rows divide by 32, best a trained one")
-    parser.add_argument("--rivals", type=Path, default=ROOT / ".venv-rivals", help="the environment of `make rivals`")
+    parser.add_argument(
+        "--rivals", type=Path, default=ROOT / ".venv-rivals", help="the environment of `make rivals`"
+    )
     args = parser.parse_args()
     python = args.rivals / "bin" / "python"
     if not python.exists():
@@ -184,7 +200,9 @@ def main() -> None:
     config = checkpoint.load_config(args.folder)
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
         values, version = measure(python, args.folder, Path(first), "")
-        more, _ = measure(python, scaled(args.folder, Path(second) / "scaled"), Path(second), " (scaled RoPE)")
+        more, _ = measure(
+            python, scaled(args.folder, Path(second) / "scaled"), Path(second), " (scaled RoPE)"
+        )
     path = write_receipt(
         "gguf-llamacpp",
         what="GGUF between Herd and llama.cpp, both ways",

@@ -55,5 +55,8 @@ def quantize(job: dict) -> dict:
 
 
 if __name__ == "__main__":
-    answers = [{"run": run, "tokenize": tokenize, "quantize": quantize}[job["do"]](job) for job in json.load(sys.stdin)]
+    answers = [
+        {"run": run, "tokenize": tokenize, "quantize": quantize}[job["do"]](job)
+        for job in json.load(sys.stdin)
+    ]
     json.dump({"version": llama_cpp.__version__, "answers": answers}, sys.stdout)

@@ -49,7 +49,9 @@ def fill(cache: PagedCache) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", default="8B", choices=list(SIZES))
     parser.add_argument("--quant", default="q4")
     parser.add_argument("--context", type=int)
@@ -96,7 +98,9 @@ def main() -> None:
         "share of read bandwidth": Value(nbytes_read / step / bandwidth, "1"),
         "bytes of weights": Value(parameters, "bytes"),
         "bytes of the cache": Value(cache.nbytes, "bytes"),
-        "tensors over the formulas": Value(held / total, "×", bar="1 ± 0.02", passed=abs(held / total - 1) <= 0.02),
+        "tensors over the formulas": Value(
+            held / total, "×", bar="1 ± 0.02", passed=abs(held / total - 1) <= 0.02
+        ),
         "peak memory": Value(peak, "bytes", bar="≤ 24 GiB", passed=peak <= 24 << 30),
         "peak over formulas and process": Value(
             peak / (total + before), "×", bar="1 ± 0.05", passed=abs(peak / (total + before) - 1) <= 0.05

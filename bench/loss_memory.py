@@ -90,7 +90,9 @@ def ask(process: subprocess.Popen[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
@@ -110,7 +112,11 @@ def main() -> None:
     for turn in range(arguments.rounds + 1):  # the first warms up; its peak counts, its time does not
         for side, process in processes.items():
             turns[side].append(ask(process))
-        print(turn, {side: {k: round(v, 3) for k, v in steps[-1].items()} for side, steps in turns.items()}, flush=True)
+        print(
+            turn,
+            {side: {k: round(v, 3) for k, v in steps[-1].items()} for side, steps in turns.items()},
+            flush=True,
+        )
     for process in processes.values():
         process.communicate()
     report(turns, arguments.threads)

@@ -40,7 +40,9 @@ PATIENCE = 600
 def folder_of(kind: str, work: Path) -> Path:
     """The whole file in its folder: a small model with a tokenizer."""
     model = LlamaLM(ModelConfig(540, 64, 1, 2, 1, 96, max_context=512)).init_weights(0, std=0.25)
-    tokenizer = Tokenizer.train(["The quick brown fox jumps over the lazy dog, again and again. " * 3], 512 + 20)
+    tokenizer = Tokenizer.train(
+        ["The quick brown fox jumps over the lazy dog, again and again. " * 3], 512 + 20
+    )
     plain = work / "plain"
     checkpoint.save(plain, model, tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher"))
     if kind == "safetensors":
@@ -59,10 +61,14 @@ def chunk(kind: str, first: int) -> None:
 
 def main() -> None:
     """All chunks that are not known yet, then the receipt."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--n", type=int, default=5000, help="mutations of each of the two files")
     parser.add_argument("--chunk", nargs=2, metavar=("KIND", "FIRST"), help=argparse.SUPPRESS)
-    parser.add_argument("--state", type=Path, default=Path.home() / ".cache" / "herd" / "bench" / "mutations.json")
+    parser.add_argument(
+        "--state", type=Path, default=Path.home() / ".cache" / "herd" / "bench" / "mutations.json"
+    )
     args = parser.parse_args()
     if args.chunk:
         chunk(args.chunk[0], int(args.chunk[1]))
@@ -87,7 +93,9 @@ def main() -> None:
     values: dict[str, Value] = {}
     for kind, counts in total.items():
         right = counts["refused"] + counts["the same model"]
-        values[f"{kind}: refused, or the very model"] = Value(right, f"of {args.n}", bar="all", passed=right == args.n)
+        values[f"{kind}: refused, or the very model"] = Value(
+            right, f"of {args.n}", bar="all", passed=right == args.n
+        )
         for what, n in sorted(counts.items()):
             values[f"{kind}: {what}"] = Value(n, "files")
     values["slowest file"] = Value(slowest, "ms")

@@ -89,7 +89,9 @@ def draw(config: ModelConfig, *shape: int, seed: int = SEED) -> Tensor:
     return torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def full(seen: Differences, model: LlamaLM, reference: transformers.LlamaForCausalLM, lengths: tuple[int, ...]) -> None:
+def full(
+    seen: Differences, model: LlamaLM, reference: transformers.LlamaForCausalLM, lengths: tuple[int, ...]
+) -> None:
     for T in lengths:
         tokens_BT = draw(model.config, 2 if T < 100 else 1, T, seed=T)
         kind = "lengths 1 to 65" if T <= 65 else "lengths 333 to 3000"
@@ -112,7 +114,9 @@ def packed_rows(seen: Differences, model: LlamaLM, reference: transformers.Llama
         start = 0
         for length in row:
             alone = tokens_BT[b : b + 1, start : start + length]
-            seen.compare("packed documents", ours_BTV[b : b + 1, start : start + length], reference(alone).logits)
+            seen.compare(
+                "packed documents", ours_BTV[b : b + 1, start : start + length], reference(alone).logits
+            )
             start += length
 
 
@@ -136,7 +140,11 @@ def cached(seen: Differences, model: LlamaLM, reference: transformers.LlamaForCa
     theirs_BTV = reference(tokens_BT).logits
     cache = PagedCache(model.config, "fp32", 64 << 20)
     rows = [cache.open() for _ in lengths]
-    stops = [[min(n, half) for n in lengths], list(lengths), *([n + i for n in lengths] for i in range(1, n_new + 1))]
+    stops = [
+        [min(n, half) for n in lengths],
+        list(lengths),
+        *([n + i for n in lengths] for i in range(1, n_new + 1)),
+    ]
     for ends in stops:
         parts = [(row, end - row.length) for row, end in zip(rows, ends, strict=True)]
         spans = [(b, row.length, end) for b, (row, end) in enumerate(zip(rows, ends, strict=True))]
@@ -151,7 +159,9 @@ def cached(seen: Differences, model: LlamaLM, reference: transformers.LlamaForCa
                 seen.compare(kind, part, theirs_BTV[b, start:end])
 
 
-def rounding(model: LlamaLM, references: dict[str, transformers.LlamaForCausalLM], T: int = 1000) -> dict[str, float]:
+def rounding(
+    model: LlamaLM, references: dict[str, transformers.LlamaForCausalLM], T: int = 1000
+) -> dict[str, float]:
     """Largest differences that rounding alone makes: Herd and transformers from transformers in float64, and
     transformers' two ways to attend from each other. No bar below these says anything of the model."""
     tokens_1T = draw(model.config, 1, T, seed=T)
@@ -173,14 +183,21 @@ def logits_receipt(command: str) -> None:
         ways = ("sdpa",) if config.dim > 512 else ("sdpa", "eager")
         references = {way: in_transformers(model, way) for way in ways}
         for attention, reference in references.items():
-            full(seen, model, reference, (1, 65, 333) if wide else LENGTHS if attention == "sdpa" else LENGTHS[:-2])
+            full(
+                seen,
+                model,
+                reference,
+                (1, 65, 333) if wide else LENGTHS if attention == "sdpa" else LENGTHS[:-2],
+            )
             for case in (positions, packed_rows, ragged, cached):
                 case(seen, model, reference)
         if config.dim <= 512:
             for who, distance in rounding(model, references).items():
                 rounded[who] = max(rounded.get(who, 0.0), distance)
         print(f"  {name}: {seen.of_shape:.1e}", flush=True)
-    values = {kind: Value(diff, "logit", bar="≤ 1e-4", passed=diff <= BAR) for kind, diff in seen.largest.items()}
+    values = {
+        kind: Value(diff, "logit", bar="≤ 1e-4", passed=diff <= BAR) for kind, diff in seen.largest.items()
+    }
     worst = max(seen.largest.values())
     values["largest difference"] = Value(worst, "logit", bar="≤ 1e-4", passed=worst <= BAR)
     values |= {who: Value(distance, "logit") for who, distance in rounded.items()}
@@ -312,7 +329,9 @@ def stories_receipt(command: str, data: Path) -> None:
 
 def write(name: str, what: str, values: dict[str, Value], command: str, notes: str) -> None:
     rivals = {"transformers": version("transformers")}
-    path = write_receipt(name, what=what, values=values, command=command, seed=SEED, rivals=rivals, notes=notes)
+    path = write_receipt(
+        name, what=what, values=values, command=command, seed=SEED, rivals=rivals, notes=notes
+    )
     for key, value in values.items():
         if value.unit != "text":
             shown = f"{value.value:.2e}" if isinstance(value.value, float) else value.value

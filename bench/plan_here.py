@@ -41,7 +41,12 @@ TRAIN = {  # (dim, layers, rows, context, dtype, remat)
     "train-512x8": (512, 8, 8, 256, "float32", False),
     "train-768x8-remat": (768, 8, 8, 512, "bfloat16", True),
 }  # fmt: skip
-QUANTIZE = {"quantize-q8": "q8", "quantize-q4": "q4", "quantize-q4k": "q4k", "quantize-q4-larger": "q4-larger"}
+QUANTIZE = {
+    "quantize-q8": "q8",
+    "quantize-q4": "q4",
+    "quantize-q4k": "q4k",
+    "quantize-q4-larger": "q4-larger",
+}
 NAMES = (*CHAT, *TRAIN, *QUANTIZE)
 MEMORY_SLACK = 100e6
 Record = dict[str, Any]
@@ -94,7 +99,9 @@ def chat(name: str) -> Record:
     size, quant = CHAT[name]
     config, form = SIZES[size], next(f for f in ways.GGUF_FORMS if f.name == quant)
     base = base_rss()
-    model = random_quantized(config, scheme(quant), dtype=torch.bfloat16 if quant == "bf16" else torch.float32)
+    model = random_quantized(
+        config, scheme(quant), dtype=torch.bfloat16 if quant == "bf16" else torch.float32
+    )
     longest = max(PROMPT, CONTEXT) + (ROUNDS + 2) * (STEPS + 1)
     runner = Runner(model, context=longest, batch=1)
     runner.prefill(Work("prefill", PROMPT))
@@ -173,7 +180,9 @@ def train(name: str) -> Record:
     dim, n_layers, rows, context, dtype, remat = TRAIN[name]
     config = rung(dim, n_layers, 4096, context)
     steps = 6
-    fields = {k: getattr(config, k) for k in ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim")}
+    fields = {
+        k: getattr(config, k) for k in ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim")
+    }
     text = json.dumps(
         {
             "name": name,
@@ -305,7 +314,9 @@ def values_of(name: str, record: Record) -> dict[str, Value]:
             error, "fraction", bar=f"≤ {100 * allowed:.1f} %", passed=error <= allowed
         )
     for kind in record["measured"]:
-        ratios = sorted(p / m for p, m in zip(record["predicted"][kind], record["measured"][kind], strict=True))
+        ratios = sorted(
+            p / m for p, m in zip(record["predicted"][kind], record["measured"][kind], strict=True)
+        )
         ratio = statistics.median(ratios)
         values[f"{name}/{kind} predicted"] = Value(statistics.median(record["predicted"][kind]), "s")
         values[f"{name}/{kind} measured"] = Value(statistics.median(record["measured"][kind]), "s")
@@ -322,7 +333,9 @@ def values_of(name: str, record: Record) -> dict[str, Value]:
 
 def main() -> None:
     """Run what is asked for, keep what the receipt has of the rest."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -344,7 +357,8 @@ def main() -> None:
         found = values_of(name, json.loads(done.stdout.splitlines()[-1]))
         values = {key: value for key, value in values.items() if not key.startswith(f"{name}/")} | found
         print(
-            "\n".join(f"{key:44} {value.value:>16,.4g} {value.bar or ''}" for key, value in found.items()), flush=True
+            "\n".join(f"{key:44} {value.value:>16,.4g} {value.bar or ''}" for key, value in found.items()),
+            flush=True,
         )
         write(path, values)
     print(path)

@@ -153,7 +153,10 @@ def hours_values(values: Values) -> None:
     rows = {"405B": (busy / effective, flops)}
     for name, devices in (("70B", 4_096), ("8B", 1_024)):
         config = SIZES[name]
-        job, machine = Job(config, default_batch(config, 8_192, devices), 8_192), machines.find(f"{devices}xH100")
+        job, machine = (
+            Job(config, default_batch(config, 8_192, devices), 8_192),
+            machines.find(f"{devices}xH100"),
+        )
         good = young_daly(devices, state_nbytes(config)).effective
         steps = published.TOKENS / job.tokens
         rows[name] = (steps * search(job, machine).best.seconds * devices / 3600 / good, steps * job.flops)
@@ -200,7 +203,9 @@ def failures_receipt() -> None:
     for minutes in (2, 5, 10, 15, 20, 30):
         share = simulated(60 * minutes)
         print(f"  restart {minutes:2} min: {100 * share:.1f} % of the time counts")
-        bar: dict[str, Any] = {"bar": "90 to 97 %", "passed": 0.9 <= share <= 0.97} if 60 * minutes == RESTART else {}
+        bar: dict[str, Any] = (
+            {"bar": "90 to 97 %", "passed": 0.9 <= share <= 0.97} if 60 * minutes == RESTART else {}
+        )
         values[f"restart {minutes} min"] = Value(percent(share), "%", **bar)
     write_receipt(
         "plan-failures",
@@ -225,7 +230,14 @@ def titan_tuning(row: published.TitanRow, values: Mapping[str, float]) -> Tuning
 
 
 _MACHINES = {row.machine: machines.find(row.machine) for row in (*published.TITAN, *published.GPT_FAST)}
-TITAN_START = {"gemm": 1.0, "power": 1.15, "pointwise": 1.0, "eager": 2.0, "attention": 1.0, "exposed_tp": 1.0}
+TITAN_START = {
+    "gemm": 1.0,
+    "power": 1.15,
+    "pointwise": 1.0,
+    "eager": 2.0,
+    "attention": 1.0,
+    "exposed_tp": 1.0,
+}
 
 
 def titan(row: published.TitanRow, values: Mapping[str, float]) -> float:
@@ -290,14 +302,19 @@ def fitted_receipt(
     halves = [statistics.median(map(abs, errors[half::2])) for half in (0, 1)]
     for half, word in enumerate(("first", "second")):
         median = halves[half]
-        values[f"median error, {word} half, fitted on the other"] = Value(percent(median), "%", **within(median, 0.15))
+        values[f"median error, {word} half, fitted on the other"] = Value(
+            percent(median), "%", **within(median, 0.15)
+        )
     values["worst error"] = (percent(max(map(abs, errors))), "%")
     values["median error, fitted on the other families"] = (percent(statistics.median(apart)), "%")
     unfitted = statistics.median(abs(model(row, plain) / measured(row) - 1) for row in rows)
     values["median error, nothing fitted"] = (percent(unfitted), "%")
     for which, factors in zip(("first", "second"), reversed(fits), strict=True):
         for key, factor in factors.items():
-            values[f"factor {key}, for the {which} half"] = (float(f"{factor:.4g}"), "1" if factor > 1e-3 else "s")
+            values[f"factor {key}, for the {which} half"] = (
+                float(f"{factor:.4g}"),
+                "1" if factor > 1e-3 else "s",
+            )
     print(
         f"  median {100 * halves[0]:.1f} and {100 * halves[1]:.1f} % on the half not fitted, worst "
         f"{100 * max(map(abs, errors)):.1f} %; other families {100 * statistics.median(apart):.1f} %; "

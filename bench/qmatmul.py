@@ -39,7 +39,9 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def accuracy(format: Format, name: str, D: int = 4096, R: int = 512, N: int = 64) -> dict[str, tuple[float, str]]:
+def accuracy(
+    format: Format, name: str, D: int = 4096, R: int = 512, N: int = 64
+) -> dict[str, tuple[float, str]]:
     """Errors relative to the result's size: of the kernel on its own codes, and of rounding activations to them."""
     rows_RB = random_rows((R, D), format, SEED)
     x_ND = torch.randn(N, D, generator=torch.Generator().manual_seed(SEED))
@@ -67,7 +69,9 @@ def speed(format: Format, R: int, D: int, rounds: int, reader: MemoryReader, nam
             pace = sum(tile.nbytes for tile in tiles) / took
             _note(records, round_, {f"tokens{N}": pace / 1e9, f"tokens{N}.share_of_read": pace / read})
         took = (
-            seconds(lambda: qmatmul(x_PD, next(cycle), format.code, name)) if (cycle := itertools.cycle(tiles)) else 0
+            seconds(lambda: qmatmul(x_PD, next(cycle), format.code, name))
+            if (cycle := itertools.cycle(tiles))
+            else 0
         )
         _note(records, round_, {"prompt512": 2 * PROMPT * R * D / took / 1e9, "read": read / 1e9})
     units = {"prompt512": "GOP/s", "tokens1.share_of_read": "1", "tokens8.share_of_read": "1"}
@@ -85,7 +89,9 @@ def _note(records: dict[str, list[float]], round_: int, values: dict[str, float]
 
 def main() -> None:
     """Measure, print, write both receipts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
     name = path()
@@ -98,14 +104,16 @@ def main() -> None:
     values: dict[str, Value | tuple[float, str]] = {**errors}
     values["worst_vs_float64"] = Value(worst, "1", bar="≤ 1e-5", passed=worst <= 1e-5)
     what = "quantized matmul: error relative to the result, against float64 on the same codes and on float activations"
-    print(write_receipt("kernel-accuracy", what=what, values=values, command="python bench/qmatmul.py", seed=SEED))
+    print(
+        write_receipt(
+            "kernel-accuracy", what=what, values=values, command="python bench/qmatmul.py", seed=SEED
+        )
+    )
     reader, speeds = MemoryReader(), dict[str, Value]()
     for format, (R, D) in itertools.product(FORMATS.values(), SHAPES):
         speeds |= (new := speed(format, R, D, rounds, reader, name))
         print("  ".join(f"{key} {value.value:.3g}" for key, value in new.items()), flush=True)
-    what = (
-        f"quantized matmul, {name}, {torch.get_num_threads()} threads: decode and prefill, in turns with plain reading"
-    )
+    what = f"quantized matmul, {name}, {torch.get_num_threads()} threads: decode and prefill, in turns with plain reading"
     print(write_receipt("qmatmul", what=what, values=speeds, command="python bench/qmatmul.py", seed=SEED))
 
 

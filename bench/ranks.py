@@ -24,7 +24,9 @@ from herd.report.receipt import Value, write_receipt
 from herd.train import TrainConfig, metrics, parallel, sft, train
 
 SEED = 0
-MODEL = ModelConfig(vocab_size=2048, dim=128, n_layers=4, n_heads=4, n_kv_heads=2, ffn_dim=352, max_context=128)
+MODEL = ModelConfig(
+    vocab_size=2048, dim=128, n_layers=4, n_heads=4, n_kv_heads=2, ffn_dim=352, max_context=128
+)
 CONFIG = TrainConfig(
     steps=8,
     batch_rows=8,
@@ -61,7 +63,14 @@ def rank(folder: str, shard: int) -> None:
 
 def losses(n_ranks: int, shard: int, folder: Path) -> list[float]:
     """Losses of a run in processes of its own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_ranks}", __file__]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={n_ranks}",
+        __file__,
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([*command, str(folder), str(shard)], check=True, env=env, stderr=subprocess.DEVNULL)
     return [record["loss"] for record in metrics.read(folder)]
@@ -76,13 +85,16 @@ def main() -> None:
         }
     print(json.dumps(runs, indent=1))
     difference = {
-        name: max(abs(a - b) for a, b in zip(runs["one"], runs[name], strict=True)) for name in ("ddp", "fsdp2")
+        name: max(abs(a - b) for a, b in zip(runs["one"], runs[name], strict=True))
+        for name in ("ddp", "fsdp2")
     }
     path = write_receipt(
         "ranks",
         what="1 rank vs 2 ranks, same tokens, fp32: largest difference of the loss over the steps",
         values={
-            **{name: Value(d, "nats/token", bar="≤ 1e-5", passed=d <= 1e-5) for name, d in difference.items()},
+            **{
+                name: Value(d, "nats/token", bar="≤ 1e-5", passed=d <= 1e-5) for name, d in difference.items()
+            },
             "steps": (CONFIG.steps, "steps"),
             "parameters": (MODEL.n_params, "parameters"),
             "first_loss": (runs["one"][0], "nats/token"),

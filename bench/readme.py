@@ -48,7 +48,16 @@ def sizes_table() -> str:
         ]
         for name, config in SIZES.items()
     ]
-    header = ["model", "parameters", "layers", "width", "heads : KV", "FFN", "weights, bf16", "KV cache at 128k, bf16"]
+    header = [
+        "model",
+        "parameters",
+        "layers",
+        "width",
+        "heads : KV",
+        "FFN",
+        "weights, bf16",
+        "KV cache at 128k, bf16",
+    ]
     return markdown(header, rows)
 
 
@@ -74,7 +83,9 @@ def tables() -> dict[str, str]:
     """Every table a marker may name."""
     known = tracked()
     receipts = read_receipts(ROOT / "bench" / "receipts")
-    receipts = {name: receipt for name, receipt in receipts.items() if known is None or f"{name}.json" in known}
+    receipts = {
+        name: receipt for name, receipt in receipts.items() if known is None or f"{name}.json" in known
+    }
     family = receipts.get("raise-full")
     checks = {name: receipt for name, receipt in receipts.items() if not name.startswith("raise-")}
     return {

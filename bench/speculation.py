@@ -52,7 +52,9 @@ BAR = 0.10
 class ForcedDraft(ModelDraft):
     """Guesses as `ModelDraft` does, at its full cost, and then says what it is told."""
 
-    def __init__(self, model: LlamaLM, context: int, answer: Sequence[int], acceptance: float, seed: int) -> None:
+    def __init__(
+        self, model: LlamaLM, context: int, answer: Sequence[int], acceptance: float, seed: int
+    ) -> None:
         super().__init__(model, model.config.vocab_size, n_pages(context), context, "bf16")
         self._answer, self._share, self._random = answer, round(20 * acceptance), random.Random(seed)
         self._verdicts: list[bool] = []
@@ -80,7 +82,9 @@ class FreeDraft:
 
     def guess(self, rows: Sequence[Row], most: Sequence[int]) -> list[Guess | None]:
         """The answer itself."""
-        return [Guess(list(self._answer[row.n_new : row.n_new + n])) for row, n in zip(rows, most, strict=True)]
+        return [
+            Guess(list(self._answer[row.n_new : row.n_new + n])) for row, n in zip(rows, most, strict=True)
+        ]
 
     def forget(self, row: Row) -> None:
         """Nothing is kept."""
@@ -90,7 +94,9 @@ def forced(args: argparse.Namespace) -> None:
     """Speed-up at forced acceptance beside the formula."""
     model = random_model(args.size, args.layers, args.quant, args.seed)
     small = random_model(args.draft_size, args.draft_layers, args.quant, args.seed + 1)
-    prompt = torch.randint(10_000, (PROMPT_TOKENS,), generator=torch.Generator().manual_seed(args.seed)).tolist()
+    prompt = torch.randint(
+        10_000, (PROMPT_TOKENS,), generator=torch.Generator().manual_seed(args.seed)
+    ).tolist()
     request, k = Request(prompt, Sampling(max_tokens=args.tokens, seed=args.seed)), args.draft_tokens
     context = PROMPT_TOKENS + args.tokens + 1
     plain = Engine(model, None, max_context=context)
@@ -138,7 +144,9 @@ def forced(args: argparse.Namespace) -> None:
         "c": (draft_cost, "plain steps"),
         "verify_cost": (verify_cost, "plain steps"),
     }
-    print(f"k={k}, a draft's step {draft_cost:.3f} and the check of {k + 1} rows {verify_cost:.3f} plain steps")
+    print(
+        f"k={k}, a draft's step {draft_cost:.3f} and the check of {k + 1} rows {verify_cost:.3f} plain steps"
+    )
     for a in args.acceptance:
         measured, low, high = paired(seconds[f"{a:g}"], seconds["plain"])
         counted = found[f"{a:g}"][1:]  # the first round does not count
@@ -204,7 +212,9 @@ def student(args: argparse.Namespace) -> None:
     model, small = (load(folder).float().eval().requires_grad_(False) for folder in (args.model, args.draft))
     tokenizer, context = load_tokenizer(args.model), model.config.max_context
     assert tokenizer is not None
-    prompts = [encode_prompt(tokenizer, list(d.prompt)) for d in make_dialogs(args.n, args.seed, split="test")]
+    prompts = [
+        encode_prompt(tokenizer, list(d.prompt)) for d in make_dialogs(args.n, args.seed, split="test")
+    ]
     requests = [
         Request(prompt, Sampling(temperature=args.temperature, max_tokens=args.tokens, seed=args.seed + i))
         for i, prompt in enumerate(p for p in prompts if len(p) + args.tokens < context)
@@ -227,7 +237,9 @@ def student(args: argparse.Namespace) -> None:
     if (kept, judged) != (sum(s.kept for s in stated), sum(s.judged for s in stated)):
         sys.exit("the engine's own counts are not what the answers show")
 
-    overlaps = [x for number, at in places.items() for x in overlap(model, small, whole[number], at, tokenizer, args)]
+    overlaps = [
+        x for number, at in places.items() for x in overlap(model, small, whole[number], at, tokenizer, args)
+    ]
     expected = statistics.fmean(overlaps)
     # kept guesses are draws with these probabilities, one after another
     sigma = sum(x * (1 - x) for x in overlaps) ** 0.5 / judged
@@ -265,7 +277,12 @@ def student(args: argparse.Namespace) -> None:
 
 @torch.inference_mode()
 def overlap(
-    model: LlamaLM, draft: LlamaLM, ids: list[int], places: list[int], tokenizer: Tokenizer, args: argparse.Namespace
+    model: LlamaLM,
+    draft: LlamaLM,
+    ids: list[int],
+    places: list[int],
+    tokenizer: Tokenizer,
+    args: argparse.Namespace,
 ) -> list[float]:
     """1 - TV of the two distributions of the token at each of these places."""
     rows = [place - 1 for place in places]
@@ -279,7 +296,9 @@ def overlap(
 
 def main() -> None:
     """Parse and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     verbs = parser.add_subparsers(required=True)
     one = verbs.add_parser("forced")
     one.add_argument("--size", default="8B", choices=SIZES)

@@ -56,7 +56,9 @@ def verdicts(record: dict, quant: str, batched: bool, long: bool) -> dict[str, V
     if record["work"] == "prefill":
         least = 2.0 if quant == "q4" else 1.5
         plain = batched or long
-        values[f"{name}: ratio"] = ratio() if plain else ratio(bar=f"≥ {least}", passed=rival["ratio"] >= least)
+        values[f"{name}: ratio"] = (
+            ratio() if plain else ratio(bar=f"≥ {least}", passed=rival["ratio"] >= least)
+        )
         return values | {f"{name}: herd, arithmetic": Value(record["gops"], "GOP/s")}
     if batched:
         values[f"{name}: ratio"] = ratio(bar="≥ 1.7", passed=rival["ratio"] >= 1.7)
@@ -82,7 +84,9 @@ def verdicts(record: dict, quant: str, batched: bool, long: bool) -> dict[str, V
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("quant", choices=["q4", "q8", "q4k"])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", default="8B", choices=list(SIZES))
@@ -91,7 +95,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--kv", choices=["auto", "bf16", "int8"], default="auto", help="int8: llama.cpp's is q8_0 then")
+    parser.add_argument(
+        "--kv", choices=["auto", "bf16", "int8"], default="auto", help="int8: llama.cpp's is q8_0 then"
+    )
     parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "herd" / "bench")
     args = parser.parse_args()
     find_python()
@@ -104,7 +110,9 @@ def main() -> None:
     works = [Work("decode", args.context, args.batch), Work("prefill", args.prompt)]
     reader = MemoryReader()
     longest = longest_sequence(works, args.rounds, args.steps)
-    shown = lambda name, done, total: print(f"\r{name}: {done} of {total}  ", end="", file=sys.stderr, flush=True)  # noqa: E731
+    shown = lambda name, done, total: print(
+        f"\r{name}: {done} of {total}  ", end="", file=sys.stderr, flush=True
+    )  # noqa: E731
     theirs = "q8_0" if args.kv == "int8" else "f16"
     with LlamaCpp(file, threads=threads, context=longest, batch=args.batch, cache=theirs) as rival:
         records = measure(
@@ -137,7 +145,10 @@ def main() -> None:
     if batched:
         name, words = f"{name}-batch{args.batch}", [*words, f"--batch {args.batch}"]
     if long:
-        name, words = f"{name}-long", [*words, f"--layers {config.n_layers} --context {args.context} --kv {args.kv}"]
+        name, words = (
+            f"{name}-long",
+            [*words, f"--layers {config.n_layers} --context {args.context} --kv {args.kv}"],
+        )
     whole = "whole model" if config.n_layers == SIZES[args.size].n_layers else f"{config.n_layers} layers"
     path = write_receipt(
         name,

@@ -71,7 +71,9 @@ def run_arm(folder: Path, arm: str, material: Material, phase: Phase, documents:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
@@ -101,7 +103,9 @@ def main() -> None:
         return np.concatenate([np.asarray(record[key]) for record in arms[arm]])
 
     def gap(arm: str) -> Value:
-        interval = paired_difference(joined("student", "bits"), joined(arm, "bits"), joined(arm, "n_bytes"), seed=0)
+        interval = paired_difference(
+            joined("student", "bits"), joined(arm, "bits"), joined(arm, "n_bytes"), seed=0
+        )
         bar = {"bar": "< 0, interval without 0", "passed": interval.hi < 0} if arm == "control" else {}
         return Value(interval.value, "bits/byte", lo=interval.lo, hi=interval.hi, **bar)
 

@@ -38,7 +38,9 @@ def sentences(data: Path) -> dict[str, list[str]]:
     """All lines of the real data by language."""
     found: dict[str, list[str]] = defaultdict(list)
     sources = [(path.stem, path) for path in sorted((data / "ud_pud_parallel").glob("??.txt"))]
-    sources += [(path.parent.name[:2], path) for path in sorted((data / "common_voice_sentences").glob("*/*.txt"))]
+    sources += [
+        (path.parent.name[:2], path) for path in sorted((data / "common_voice_sentences").glob("*/*.txt"))
+    ]
     sources += [("th", data / "thai_wisesight" / "neu.txt")]
     for language, path in sources:
         found[language] += path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -57,7 +59,9 @@ def seconds(encode: Callable[[str], object], texts: Iterable[str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", default="tokenizer", help="receipt name or path")
     options = parser.parse_args()
     model = DATA / "llama3_tokenizer" / "tokenizer.model"
@@ -90,7 +94,9 @@ def main() -> None:
         for _ in range(ROUNDS):
             times["herd"] += seconds(ours.encode, sample)
             times["tiktoken"] += seconds(oracle.encode_ordinary, sample)
-            times["tokenizers"] += seconds(lambda text: derived.encode(text, add_special_tokens=False), sample)
+            times["tokenizers"] += seconds(
+                lambda text: derived.encode(text, add_special_tokens=False), sample
+            )
 
     values |= {
         "sentences": Value(n_sentences, "sentences"),
@@ -110,7 +116,8 @@ def main() -> None:
         notes="time_vs_*: encoding sentence by sentence on one thread, alternated in one run; below 1 is faster.",
     )
     print(
-        f"{n_sentences} sentences, {n_bytes} bytes: unlike tiktoken {unlike_tiktoken}, unlike tokenizer.json", end=" "
+        f"{n_sentences} sentences, {n_bytes} bytes: unlike tiktoken {unlike_tiktoken}, unlike tokenizer.json",
+        end=" ",
     )
     print(f"{unlike_derived}, not round trip {lossy}; {path}")
 

@@ -72,7 +72,9 @@ def transformers_step(words: list[str]):
     if "compile" in words:
         loss = torch.compile(loss, mode="max-autotune-no-cudagraphs" if "autotune" in words else None)
     if "optimizer" in words:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, foreach=True)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, foreach=True
+        )
         update = torch.compile(optimizer.step)
     return stepper(model, loss, optimizer, update)
 
@@ -90,7 +92,9 @@ def herd_step(words: list[str]):
     keep_freed_memory()
     build.ready()
     model = LlamaLM(ModelConfig(**SHAPE)).init_weights(SEED)
-    optimizer = make_optimizer(model, TrainConfig(steps=1, batch_rows=ROWS, context=CONTEXT, lr=3e-4, weight_decay=0.1))
+    optimizer = make_optimizer(
+        model, TrainConfig(steps=1, batch_rows=ROWS, context=CONTEXT, lr=3e-4, weight_decay=0.1)
+    )
 
     def loss(tokens, targets):
         with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in words):
@@ -108,7 +112,9 @@ def adamw(model):
 def stepper(model, loss, optimizer, update):
     import torch
 
-    tokens = torch.randint(SHAPE["vocab_size"], (ROWS, CONTEXT), generator=torch.Generator().manual_seed(SEED))
+    tokens = torch.randint(
+        SHAPE["vocab_size"], (ROWS, CONTEXT), generator=torch.Generator().manual_seed(SEED)
+    )
     targets = torch.full_like(tokens, -100)
     targets[:, :-1] = tokens[:, 1:]
 
@@ -137,7 +143,11 @@ def contestant(words: list[str], threads: int) -> None:
         began = time.perf_counter()
         loss = step()
         took = time.perf_counter() - began
-        print(json.dumps({"seconds": took, "loss": loss, "peak": peak_bytes(), "base": base}), file=out, flush=True)
+        print(
+            json.dumps({"seconds": took, "loss": loss, "peak": peak_bytes(), "base": base}),
+            file=out,
+            flush=True,
+        )
 
 
 def peak_bytes() -> int:
@@ -182,13 +192,18 @@ def tournament(candidates: dict[str, str], threads: int) -> dict[str, dict[str, 
     """Best of three steps after two for warming up; one that is hopelessly slow is not asked again."""
     results: dict[str, dict[str, float]] = {}
     for name, words in candidates.items():
-        process, best = Process(words, threads), min((r["seconds"] for r in results.values()), default=float("inf"))
+        process, best = (
+            Process(words, threads),
+            min((r["seconds"] for r in results.values()), default=float("inf")),
+        )
         try:
             steps = [process.step(), process.step()]
             if steps[-1]["seconds"] < 2 * best:
                 steps = [process.step() for _ in range(3)]
             results[name] = {"seconds": min(s["seconds"] for s in steps), "peak": steps[-1]["peak"]}
-            print(f"{name}: {TOKENS / results[name]['seconds']:.0f} tokens/s, {results[name]['peak'] / 1e9:.2f} GB")
+            print(
+                f"{name}: {TOKENS / results[name]['seconds']:.0f} tokens/s, {results[name]['peak'] / 1e9:.2f} GB"
+            )
         except RuntimeError as error:
             print(f"{name}: {error}")
         finally:
@@ -199,7 +214,9 @@ def tournament(candidates: dict[str, str], threads: int) -> dict[str, dict[str, 
 def match(names: dict[str, str], rounds: int, threads: int) -> dict[str, dict[str, list[float]]]:
     """All resident, a step each in turn."""
     processes = {name: Process(words, threads) for name, words in names.items()}
-    record: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "peak": [], "loss": []} for name in names}
+    record: dict[str, dict[str, list[float]]] = {
+        name: {"seconds": [], "peak": [], "loss": []} for name in names
+    }
     for turn in range(-2, rounds):
         for name, process in processes.items():
             step = process.step()
@@ -214,7 +231,9 @@ def match(names: dict[str, str], rounds: int, threads: int) -> dict[str, dict[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--resume", action="store_true", help="keep the choice of settings of the last run")
@@ -263,7 +282,9 @@ def report(field, best, record, threads: int) -> None:
         memory = max(ours["peak"]) / max(theirs["peak"])
         values[f"pace_vs_{side}"] = Value(ratio, "ratio", low, high, f"≥ {pace_bar}", ratio >= pace_bar)
         values[f"peak_vs_{side}"] = Value(memory, "ratio", bar=f"≤ {memory_bar}", passed=memory <= memory_bar)
-        print(f"herd / {side}: {ratio:.3f} x the pace (bar {pace_bar}), {memory:.3f} x the memory (bar {memory_bar})")
+        print(
+            f"herd / {side}: {ratio:.3f} x the pace (bar {pace_bar}), {memory:.3f} x the memory (bar {memory_bar})"
+        )
     tried = ", ".join(
         f"{name} {TOKENS / r['seconds']:.0f} tokens/s {r['peak'] / 1e9:.2f} GB" for name, r in field.items()
     )

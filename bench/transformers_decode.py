@@ -29,7 +29,9 @@ CONTEXT, STEPS, SEED = 128, 16, 0
 
 def rival(size: str):
     """generate(n) -> seconds of n new tokens behind a prompt of `CONTEXT`."""
-    config = LlamaConfig.from_dict(config_to_hf(SIZES[size], dtype="bfloat16", bos_token_id=0, eos_token_id=None))
+    config = LlamaConfig.from_dict(
+        config_to_hf(SIZES[size], dtype="bfloat16", bos_token_id=0, eos_token_id=None)
+    )
     torch.manual_seed(SEED)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
@@ -51,7 +53,9 @@ def rival(size: str):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", default="1B", choices=list(SIZES))
     args = parser.parse_args()
@@ -77,7 +81,9 @@ def main() -> None:
         values[f"herd {quant}, decode at {CONTEXT}"] = Value(ours, "tokens/s")
         values[f"transformers bf16, beside {quant}"] = Value(theirs, "tokens/s")
         bar, passed = ("≥ 4", ratio >= 4) if quant == "q4" else (None, None)
-        values[f"herd {quant} over transformers bf16"] = Value(ratio, "×", lo=low, hi=high, bar=bar, passed=passed)
+        values[f"herd {quant} over transformers bf16"] = Value(
+            ratio, "×", lo=low, hi=high, bar=bar, passed=passed
+        )
         runner.stop()
     path = write_receipt(
         "transformers-decode",

@@ -44,7 +44,9 @@ def read(tokenizer: Tokenizer, path: Path, spaced: bool) -> Text:
     prefix = " " if spaced else ""
     tokens = np.array([len(tokenizer.encode(prefix + line)) for line in lines])
     return Text(
-        tokens, np.array([len(line.split()) for line in lines]), sum(map(len, lines)) + len(prefix) * len(lines)
+        tokens,
+        np.array([len(line.split()) for line in lines]),
+        sum(map(len, lines)) + len(prefix) * len(lines),
     )
 
 
@@ -81,11 +83,15 @@ def main() -> None:
             table.append(f"    {code}: {{tokens: {tokens}, words: {own}, chars: {text.chars}}}")
             if name == "pud":  # its lines agree between languages, so sentences can be drawn together
                 middle, low, high = interval(english, text)
-                values[f"{code}/english words a window"] = Value(round(middle), "words", round(low), round(high))
+                values[f"{code}/english words a window"] = Value(
+                    round(middle), "words", round(low), round(high)
+                )
             else:
                 share = float(WINDOW * english.words_L.sum() / tokens)
                 values[f"{code}/english words a window, udhr"] = Value(round(share), "words")
-            values[f"{code}/characters a token, {name}"] = Value(round(text.chars / tokens, 3), "characters/token")
+            values[f"{code}/characters a token, {name}"] = Value(
+                round(text.chars / tokens, 3), "characters/token"
+            )
     write_atomically(ROOT / "src" / "herd" / "plan" / "words.yaml", "\n".join(table) + "\n")
     path = write_receipt(
         "words-per-window",

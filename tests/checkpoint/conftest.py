@@ -30,7 +30,10 @@ def make_model():
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    text = ["The quick brown fox jumps over the lazy dog, again and again. " * 3, "def area(r): return 3 * r * r\n" * 3]
+    text = [
+        "The quick brown fox jumps over the lazy dog, again and again. " * 3,
+        "def area(r): return 3 * r * r\n" * 3,
+    ]
     return Tokenizer.train(text, 256 + 256 + 20)
 
 

@@ -73,7 +73,9 @@ def fuzz(folder: Path, file: str, seeds: Iterable[int], work: Path) -> Counter[s
     else: AssertionError, with the seed.
     """
     data, reference = (folder / file).read_bytes(), checkpoint.load(folder)
-    header = GGUF(folder / file).header_bytes if file.endswith(".gguf") else 8 + int.from_bytes(data[:8], "little")
+    header = (
+        GGUF(folder / file).header_bytes if file.endswith(".gguf") else 8 + int.from_bytes(data[:8], "little")
+    )
     target, imported = work / "fuzz", work / "imported"
     shutil.copytree(folder, target)
     counts = Counter[str]()
@@ -83,7 +85,9 @@ def fuzz(folder: Path, file: str, seeds: Iterable[int], work: Path) -> Counter[s
             start = time.perf_counter()
             (target / file).write_bytes(mutate(data, random.Random(seed), header))
             try:
-                assert same_model(checkpoint.load(target), reference), f"seed {seed}: another model was loaded"
+                assert same_model(checkpoint.load(target), reference), (
+                    f"seed {seed}: another model was loaded"
+                )
                 checkpoint.load_tokenizer(target)
                 counts["the same model"] += 1
             except HerdError as error:

@@ -26,7 +26,9 @@ class Vocabulary:
 
     def decode(self, ids: list[int]) -> str:
         """Text after the beginning-of-text token, whose following space is not text; control tokens are left out."""
-        out = b"".join(bytes([int(self.pieces[i][3:5], 16)]) if 3 <= i < 259 else self.pieces[i] for i in ids if i > 2)
+        out = b"".join(
+            bytes([int(self.pieces[i][3:5], 16)]) if 3 <= i < 259 else self.pieces[i] for i in ids if i > 2
+        )
         return out.decode("utf-8", "replace").removeprefix(" ")
 
 

@@ -53,7 +53,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def write_elsewhere(folder, how):
-    return subprocess.run([sys.executable, "-c", WRITER, str(folder), how], capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        [sys.executable, "-c", WRITER, str(folder), how], capture_output=True, text=True, timeout=600
+    )
 
 
 def test_disk_full(old):
@@ -78,13 +80,17 @@ def test_killed(old, make_model, same_bits):
 
 def test_too_little_room_is_seen_before_writing(old, make_model, monkeypatch):
     before = contents(old)
-    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    monkeypatch.setattr(
+        atomic.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000)
+    )
     with pytest.raises(CheckpointError, match=r"the disk has 0\.00 GB free"):
         checkpoint.save(old, make_model(seed=1))
     assert contents(old) == before
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt(), OSError(28, "No space left")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("out of memory"), KeyboardInterrupt(), OSError(28, "No space left")]
+)
 def test_interrupted(old, make_model, error):
     before = contents(old)
     asked = []

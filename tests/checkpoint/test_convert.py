@@ -38,7 +38,9 @@ def test_files_of_the_release_are_kept(tmp_path, make_model, tokenizer):
         "generation_config.json": b'{"temperature": 0.3}',
         "LICENSE": b"terms",
         "USE_POLICY.md": b"policy",
-        "tokenizer_config.json": (tmp_path / "a" / "tokenizer_config.json").read_bytes().replace(b"{", b"{ ", 1),
+        "tokenizer_config.json": (tmp_path / "a" / "tokenizer_config.json")
+        .read_bytes()
+        .replace(b"{", b"{ ", 1),
     }
     for name, data in kept.items():
         (tmp_path / "a" / name).write_bytes(data)
@@ -55,7 +57,9 @@ def test_a_tokenizer_of_another_kind_is_kept_and_announced(tmp_path, make_model)
     assert (tmp_path / "b" / "tokenizer.model").read_bytes() == b"\x0a\x0e\x0a\x05<unk>\x15"
 
 
-@pytest.mark.parametrize("dialect, key", [("rope_scaling", "rope_theta"), ("rope_parameters", "rope_parameters")])
+@pytest.mark.parametrize(
+    "dialect, key", [("rope_scaling", "rope_theta"), ("rope_parameters", "rope_parameters")]
+)
 def test_export(tmp_path, make_model, tokenizer, dialect, key):
     model = make_model()
     checkpoint.save(tmp_path / "a", model, tokenizer)
@@ -78,7 +82,10 @@ def test_export(tmp_path, make_model, tokenizer, dialect, key):
 
 def test_lineage_goes_along(tmp_path, make_model, tokenizer):
     exact = checkpoint.save(
-        tmp_path / "a", make_model(), tokenizer, lineage=Lineage(name="teacher", stage="teacher", recipe={"steps": 3})
+        tmp_path / "a",
+        make_model(),
+        tokenizer,
+        lineage=Lineage(name="teacher", stage="teacher", recipe={"steps": 3}),
     )
     checkpoint.export_hf(tmp_path / "a", tmp_path / "same")
     assert load_lineage(tmp_path / "same") == load_lineage(tmp_path / "a")
@@ -100,7 +107,10 @@ def test_weights_that_are_not_finite(tmp_path, make_model):
     state = load_file(tmp_path / "a" / "model.safetensors")
     state["model.norm.weight"][0] = float("nan")
     save_file(state, tmp_path / "a" / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight has values that are not finite"), pytest.warns():
+    with (
+        pytest.raises(CheckpointError, match=r"model\.norm\.weight has values that are not finite"),
+        pytest.warns(),
+    ):
         checkpoint.import_hf(tmp_path / "a", tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
@@ -112,15 +122,21 @@ def test_one_tensor_at_a_time(tmp_path, make_model, tokenizer, monkeypatch):
     checkpoint.save(tmp_path / "a", make_model(), tokenizer)
     order = []
     monkeypatch.setattr(
-        write, "digest", lambda name, *rest, digest=write.digest: order.append(("written", name)) or digest(name, *rest)
+        write,
+        "digest",
+        lambda name, *rest, digest=write.digest: order.append(("written", name)) or digest(name, *rest),
     )
     weights = checkpoint.folder.weights
     monkeypatch.setattr(
-        weights, "read", lambda name, info, read=weights.read: order.append(("read", name)) or read(name, info)
+        weights,
+        "read",
+        lambda name, info, read=weights.read: order.append(("read", name)) or read(name, info),
     )
     checkpoint.import_hf(tmp_path / "a", tmp_path / "b")
     assert [step for step, _ in order] == ["read", "written"] * (len(order) // 2)
-    assert [name for step, name in order if step == "read"] == [n for n, _ in make_model().config.param_shapes()]
+    assert [name for step, name in order if step == "read"] == [
+        n for n, _ in make_model().config.param_shapes()
+    ]
 
 
 @pytest.mark.parametrize("size", SIZES)

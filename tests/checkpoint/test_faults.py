@@ -68,7 +68,19 @@ def test_truncated_anywhere(whole, copy):
     path = folder / "model.safetensors"
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
-    points = [0, 1, 7, 8, 9, 8 + length // 2, 8 + length - 1, 8 + length, 8 + length + 1, len(data) // 2, len(data) - 1]
+    points = [
+        0,
+        1,
+        7,
+        8,
+        9,
+        8 + length // 2,
+        8 + length - 1,
+        8 + length,
+        8 + length + 1,
+        len(data) // 2,
+        len(data) - 1,
+    ]
     for point in points:
         path.write_bytes(data[:point])
         refused(folder, "model.safetensors", "truncated")
@@ -143,7 +155,9 @@ def test_overlapping_and_oversized_ranges(whole, copy):
     refused(folder, "does not fit")
     shutil.rmtree(folder)
     folder = copy(whole)
-    change_entry(folder, name, shape=[10**12, 48])  # a claim of 192 TB: refused from its header, nothing allocated
+    change_entry(
+        folder, name, shape=[10**12, 48]
+    )  # a claim of 192 TB: refused from its header, nothing allocated
     refused(folder, "does not fit")
 
 

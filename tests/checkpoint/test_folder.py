@@ -52,7 +52,9 @@ def test_round_trip_through_transformers(tmp_path, make_model, tokenizer, same_b
     if dtype == torch.float32:
         assert greedy_here(model) == greedy_there(theirs)
     else:  # rounded sums depend on the order of adding; the same weights in fp32 must agree
-        assert greedy_here(checkpoint.load(tmp_path / "ours", dtype=torch.float32)) == greedy_there(theirs.float())
+        assert greedy_here(checkpoint.load(tmp_path / "ours", dtype=torch.float32)) == greedy_there(
+            theirs.float()
+        )
         theirs = theirs.to(dtype)
 
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size=shard)
@@ -68,13 +70,17 @@ def test_tokenizer_and_generation_files(tmp_path, make_model, tokenizer):
     assert checkpoint.load_tokenizer(tmp_path / "x") == tokenizer
     text = "The quick dog <|eot_id|> don't 12345\n\n  end"
     theirs = AutoTokenizer.from_pretrained(tmp_path / "x")
-    assert theirs("again and again", add_special_tokens=False).input_ids == tokenizer.encode("again and again")
+    assert theirs("again and again", add_special_tokens=False).input_ids == tokenizer.encode(
+        "again and again"
+    )
     assert theirs.bos_token_id == tokenizer.bos_id
     generation = GenerationConfig.from_pretrained(tmp_path / "x")
     assert set(generation.eos_token_id) == tokenizer.stop_ids
     assert AutoConfig.from_pretrained(tmp_path / "x").eos_token_id == sorted(tokenizer.stop_ids)
     assert checkpoint.load_tokenizer(tmp_path / "x").decode(tokenizer.encode(text)) == text
-    checkpoint.save(tmp_path / "x", make_model(), tokenizer, generation_config={"temperature": 0.5, "do_sample": True})
+    checkpoint.save(
+        tmp_path / "x", make_model(), tokenizer, generation_config={"temperature": 0.5, "do_sample": True}
+    )
     assert json.loads((tmp_path / "x" / "generation_config.json").read_text())["temperature"] == 0.5
 
 
@@ -100,7 +106,9 @@ def test_hash_knows_bits_not_files(tmp_path, make_model):
     model = make_model()
     first = checkpoint.save(tmp_path / "a", model)
     assert (
-        first == checkpoint.save(tmp_path / "b", model, max_shard_bytes=1) == checkpoint.checkpoint_hash(tmp_path / "b")
+        first
+        == checkpoint.save(tmp_path / "b", model, max_shard_bytes=1)
+        == checkpoint.checkpoint_hash(tmp_path / "b")
     )
     assert first != checkpoint.save(tmp_path / "b", model, dtype=torch.bfloat16)
     with torch.no_grad():
@@ -110,7 +118,11 @@ def test_hash_knows_bits_not_files(tmp_path, make_model):
 
 def test_lineage(tmp_path, make_model):
     lineage = Lineage(
-        name="student", stage="distil", parents={"teacher": "ab" * 32}, recipe={"steps": 5}, evals={"bpb": 1.25}
+        name="student",
+        stage="distil",
+        parents={"teacher": "ab" * 32},
+        recipe={"steps": 5},
+        evals={"bpb": 1.25},
     )
     hash_ = checkpoint.save(tmp_path / "x", make_model(), lineage=lineage)
     found = load_lineage(tmp_path / "x")

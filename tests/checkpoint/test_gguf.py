@@ -77,7 +77,9 @@ def test_rope_factors_are_those_of_llama_cpp(config):
     from herd.checkpoint.gguf_names import rope_factors
 
     scaling = config.rope_scaling
-    freqs = 1.0 / (config.rope_theta ** (torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim))
+    freqs = 1.0 / (
+        config.rope_theta ** (torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
+    )
     low, high = (scaling.original_context / f for f in (scaling.low_freq_factor, scaling.high_freq_factor))
     wanted = []
     for freq in freqs.tolist():
@@ -123,7 +125,9 @@ def test_scaling_is_found_again(tmp_path, make_model, scaling, own, monkeypatch)
         warnings.simplefilter("ignore")
         checkpoint.export_gguf(tmp_path / "a", tmp_path / "a.gguf", "f32")
     found = config_from_gguf(GGUF(tmp_path / "a.gguf"))
-    torch.testing.assert_close(inverse_frequencies(found), inverse_frequencies(model.config), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        inverse_frequencies(found), inverse_frequencies(model.config), rtol=1e-5, atol=0
+    )
     if own:
         assert found == model.config
     assert found.replace(rope_scaling=None) == model.config.replace(rope_scaling=None)
@@ -174,7 +178,9 @@ def test_quantized_folder(tmp_path, make_model, tokenizer, tokens_BT, name, tied
 
 @pytest.mark.parametrize("name", ["q8", "q4k"])
 def test_import_keeps_the_file(plain, tmp_path, name, tokens_BT, monkeypatch):
-    monkeypatch.setenv("HERD_ISA", "reference")  # the same weights, so the same logits: activations are not rounded
+    monkeypatch.setenv(
+        "HERD_ISA", "reference"
+    )  # the same weights, so the same logits: activations are not rounded
     checkpoint.export_gguf(plain, tmp_path / "x.gguf", name)
     checkpoint.import_gguf(tmp_path / "x.gguf", tmp_path / "kept", name="mine")
     assert (tmp_path / "kept" / "model.gguf").read_bytes() == (tmp_path / "x.gguf").read_bytes()
@@ -195,7 +201,9 @@ def test_import_keeps_the_file(plain, tmp_path, name, tokens_BT, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("name, dtype", [("f32", torch.float32), ("f16", torch.float16), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(
+    "name, dtype", [("f32", torch.float32), ("f16", torch.float16), ("bf16", torch.bfloat16)]
+)
 def test_plain_files_become_plain_folders(plain, tmp_path, name, dtype, tokenizer):
     """Exported and imported, weights are the rounded ones; tokenizer and configuration come back."""
     checkpoint.export_gguf(plain, tmp_path / "x.gguf", name)
@@ -221,13 +229,20 @@ def test_every_other_type_is_unpacked(tmp_path, make_model, name):
     file = GGUF(tmp_path / "a.gguf")
     rng = np.random.default_rng(int(name))
     format = next(f for f in herd.quant.TYPES.values() if f.code == int(name))
-    rows = torch.from_numpy(rng.integers(0, 40, (512, 256 // format.block * format.block_bytes), dtype=np.uint8))
+    rows = torch.from_numpy(
+        rng.integers(0, 40, (512, 256 // format.block * format.block_bytes), dtype=np.uint8)
+    )
     plan = {n: (e.shape, format if n == "blk.0.ffn_up.weight" else e.format) for n, e in file.tensors.items()}
     metadata = [("general.architecture", "s", "llama")]
     from herd.checkpoint.gguf_names import model_metadata
 
     metadata += list(model_metadata(config))
-    write_gguf(tmp_path / "b.gguf", metadata, plan, lambda n: [rows] if n == "blk.0.ffn_up.weight" else [file.rows(n)])
+    write_gguf(
+        tmp_path / "b.gguf",
+        metadata,
+        plan,
+        lambda n: [rows] if n == "blk.0.ffn_up.weight" else [file.rows(n)],
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         checkpoint.import_gguf(tmp_path / "b.gguf", tmp_path / "out", dtype=torch.float32)
@@ -243,11 +258,18 @@ def test_types_without_kernels_run_with_a_warning(plain, tmp_path, tokens_BT):
     file = GGUF(tmp_path / "a.gguf")
     up = blocks.decode(file.rows("blk.0.ffn_up.weight"), F32)
     rows = torch.from_numpy(oracle.quants.quantize(up.numpy(), oracle.GGMLQuantizationType.Q5_0))
-    plan = {n: (e.shape, file_format if n == "blk.0.ffn_up.weight" else e.format) for n, e in file.tensors.items()}
+    plan = {
+        n: (e.shape, file_format if n == "blk.0.ffn_up.weight" else e.format) for n, e in file.tensors.items()
+    }
     from herd.checkpoint.gguf_names import model_metadata
 
     metadata = [("general.architecture", "s", "llama"), *model_metadata(checkpoint.load_config(plain))]
-    write_gguf(tmp_path / "b.gguf", metadata, plan, lambda n: [rows] if n == "blk.0.ffn_up.weight" else [file.rows(n)])
+    write_gguf(
+        tmp_path / "b.gguf",
+        metadata,
+        plan,
+        lambda n: [rows] if n == "blk.0.ffn_up.weight" else [file.rows(n)],
+    )
     with pytest.warns(UserWarning, match="has no tokenizer"):
         checkpoint.import_gguf(tmp_path / "b.gguf", tmp_path / "b")
     with pytest.warns(UserWarning, match="Q5_0 runs slowly here; import it with --dtype bf16"):
@@ -300,7 +322,9 @@ def test_targets(plain, tmp_path):
         checkpoint.quantize(checkpoint.Source(plain), tmp_path / "mine", scheme("q8"))
     checkpoint.quantize(checkpoint.Source(plain), tmp_path / "q", scheme("q8"))
     first = checkpoint.checkpoint_hash(tmp_path / "q")
-    checkpoint.quantize(checkpoint.Source(plain), tmp_path / "q", scheme("q4"))  # a checkpoint may be replaced
+    checkpoint.quantize(
+        checkpoint.Source(plain), tmp_path / "q", scheme("q4")
+    )  # a checkpoint may be replaced
     assert checkpoint.checkpoint_hash(tmp_path / "q") != first
     (tmp_path / "q" / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"both model.gguf and config.json"):
@@ -365,7 +389,9 @@ def test_foreign_tokenizers(plain, tmp_path):
 
 
 def test_lineage_of_what_is_unpacked(plain, tmp_path):
-    made = checkpoint.quantize(checkpoint.Source(plain), tmp_path / "q", scheme("q4"), recipe={"format": "Q4_0"})
+    made = checkpoint.quantize(
+        checkpoint.Source(plain), tmp_path / "q", scheme("q4"), recipe={"format": "Q4_0"}
+    )
     lineage = checkpoint.load_lineage(tmp_path / "q")
     assert lineage.recipe == {"format": "Q4_0"}
     checkpoint.export_hf(tmp_path / "q", tmp_path / "hf")

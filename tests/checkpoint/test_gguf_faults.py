@@ -18,13 +18,23 @@ from herd.llama import SIZES
 from herd.quant import TYPES, scheme
 from herd.quant.formats import F32, Q4_0
 
-SMALL = {"dim": 64, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 96, "head_dim": 0, "vocab_size": 540, "n_layers": 1}
+SMALL = {
+    "dim": 64,
+    "n_heads": 2,
+    "n_kv_heads": 1,
+    "ffn_dim": 96,
+    "head_dim": 0,
+    "vocab_size": 540,
+    "n_layers": 1,
+}
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, make_model, tokenizer):
     folder = tmp_path_factory.mktemp("plain") / "toy"
-    checkpoint.save(folder, make_model(**SMALL), tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher"))
+    checkpoint.save(
+        folder, make_model(**SMALL), tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher")
+    )
     return folder
 
 
@@ -63,7 +73,9 @@ def refused(tmp_path):
     return check
 
 
-def build(metadata=(), tensors=(), *, version=3, n_tensors=None, n_values=None, tail=b"\0" * 4096, alignment=32):
+def build(
+    metadata=(), tensors=(), *, version=3, n_tensors=None, n_values=None, tail=b"\0" * 4096, alignment=32
+):
     """A file by hand: metadata as (key, type, bytes), tensors as (name, dims, type, offset)."""
     parts = [b"GGUF", struct.pack("<I", version)]
     parts.append(struct.pack("<Q", len(tensors) if n_tensors is None else n_tensors))
@@ -71,7 +83,11 @@ def build(metadata=(), tensors=(), *, version=3, n_tensors=None, n_values=None, 
     for key, code, raw in metadata:
         parts += [text(key), struct.pack("<I", code), raw]
     for name, dims, code, offset in tensors:
-        parts += [text(name), struct.pack(f"<I{len(dims)}Q", len(dims), *dims), struct.pack("<IQ", code, offset)]
+        parts += [
+            text(name),
+            struct.pack(f"<I{len(dims)}Q", len(dims), *dims),
+            struct.pack("<IQ", code, offset),
+        ]
     data = b"".join(parts)
     return data + b"\0" * (-len(data) % alignment) + tail
 
@@ -236,7 +252,10 @@ def rewritten(whole, tmp_path, plain):
 
 
 def test_other_models(refused, rewritten):
-    refused(rewritten({"general.architecture": ("s", "qwen2")}), "architecture 'qwen2' cannot be run; only 'llama'")
+    refused(
+        rewritten({"general.architecture": ("s", "qwen2")}),
+        "architecture 'qwen2' cannot be run; only 'llama'",
+    )
     refused(rewritten({"general.architecture": None}), "general.architecture is missing")
     refused(rewritten({"general.architecture": ("I", 7)}), "general.architecture is a int, not a str")
     refused(rewritten({"llama.expert_count": ("I", 8)}), "llama.expert_count=8 cannot be run")
@@ -250,7 +269,9 @@ def test_other_models(refused, rewritten):
     refused(rewritten({"llama.attention.head_count": ("[I", [2])}), "is a tuple, not a int")
     refused(rewritten({"llama.attention.layer_norm_rms_epsilon": ("f", float("nan"))}), "norm_eps")
     refused(rewritten({"llama.vocab_size": ("I", 7)}), "llama.vocab_size is not the 540 rows")
-    refused(rewritten({"llama.rope.dimension_count": ("I", 16)}), "rope.dimension_count=16 is not head_dim=32")
+    refused(
+        rewritten({"llama.rope.dimension_count": ("I", 16)}), "rope.dimension_count=16 is not head_dim=32"
+    )
 
 
 def test_other_tensors(refused, rewritten):
@@ -259,10 +280,14 @@ def test_other_tensors(refused, rewritten):
     extra = ((64,), F32), torch.zeros(256, dtype=torch.uint8)
     refused(rewritten(tensors={"blk.0.attn_q.bias": extra}), "unexpected tensor blk.0.attn_q.bias")
     refused(
-        rewritten(tensors={"output_norm.weight": (((32,), F32), extra[1][:128])}), "shape [32], the metadata says [64]"
+        rewritten(tensors={"output_norm.weight": (((32,), F32), extra[1][:128])}),
+        "shape [32], the metadata says [64]",
     )
     ints = ((64,), TYPES["I32"]), extra[1]
-    refused(rewritten(tensors={"output_norm.weight": ints}), "output_norm.weight is I32, which is no type for weights")
+    refused(
+        rewritten(tensors={"output_norm.weight": ints}),
+        "output_norm.weight is I32, which is no type for weights",
+    )
 
 
 @pytest.mark.parametrize("scale", [0x7C00, 0xFC00, 0x7E01], ids=["inf", "-inf", "nan"])
@@ -281,8 +306,14 @@ def test_tokenizers_that_are_none(rewritten, tmp_path):
     base = {"tokenizer.ggml.model": ("s", "gpt2"), "tokenizer.ggml.pre": ("s", "llama-bpe")}
     letters = [chr(c) for c in range(256)]
     for change, reason in (
-        ({"tokenizer.ggml.tokens": ("[s", ["a", "a"]), "tokenizer.ggml.token_type": ("[i", [1, 1])}, "there twice"),
-        ({"tokenizer.ggml.tokens": ("[s", ["a", "b"]), "tokenizer.ggml.token_type": ("[i", [1])}, "1 token types"),
+        (
+            {"tokenizer.ggml.tokens": ("[s", ["a", "a"]), "tokenizer.ggml.token_type": ("[i", [1, 1])},
+            "there twice",
+        ),
+        (
+            {"tokenizer.ggml.tokens": ("[s", ["a", "b"]), "tokenizer.ggml.token_type": ("[i", [1])},
+            "1 token types",
+        ),
         (
             {"tokenizer.ggml.tokens": ("[s", letters), "tokenizer.ggml.token_type": ("[i", [1] * 256)},
             "stands for no byte",

@@ -99,7 +99,9 @@ def test_round_trip_and_transformers_agrees(dialect, config):
 
 
 def test_what_transformers_writes(tmp_path):
-    LlamaConfig(vocab_size=64, hidden_size=32, num_attention_heads=4, num_hidden_layers=1).save_pretrained(tmp_path)
+    LlamaConfig(vocab_size=64, hidden_size=32, num_attention_heads=4, num_hidden_layers=1).save_pretrained(
+        tmp_path
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         config = read_config(tmp_path / "config.json")
@@ -143,7 +145,15 @@ def test_refused_by_name(change, named):
 
 
 @pytest.mark.parametrize(
-    "key", ["model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    "key",
+    [
+        "model_type",
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+    ],
 )
 def test_missing_key(key):
     with pytest.raises(CheckpointError, match=f"{key} is missing"):

@@ -29,7 +29,9 @@ SHAPE = {"dim": 64, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 96, "head_dim": 0,
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, make_model, tokenizer):
     folder = tmp_path_factory.mktemp("plain") / "toy"
-    checkpoint.save(folder, make_model(**SHAPE), tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher"))
+    checkpoint.save(
+        folder, make_model(**SHAPE), tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher")
+    )
     return folder
 
 
@@ -182,6 +184,8 @@ def test_kill(plain, tmp_path, monkeypatch):
     read, asked = weights.read, []
     monkeypatch.setattr(weights, "read", lambda name, info: asked.append(name) or read(name, info))
     checkpoint.quantize(checkpoint.Source(plain), tmp_path / "out", scheme("q4"))
-    assert len(asked) == len(list(checkpoint.load_config(plain).param_shapes())) + 1 - done  # and RoPE's table
+    assert (
+        len(asked) == len(list(checkpoint.load_config(plain).param_shapes())) + 1 - done
+    )  # and RoPE's table
     checkpoint.quantize(checkpoint.Source(plain), tmp_path / "whole", scheme("q4"))
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")

@@ -60,7 +60,9 @@ def meta_state(model: LlamaLM) -> dict[str, torch.Tensor]:
     return state
 
 
-def write(folder, model, pieces=1, *, repeats=1, embedding_dim=0, dtype=torch.float32, params=PARAMS, change=None):
+def write(
+    folder, model, pieces=1, *, repeats=1, embedding_dim=0, dtype=torch.float32, params=PARAMS, change=None
+):
     """Cuts a model as Meta's model-parallel release is cut."""
     folder.mkdir()
     state = {name: tensor.to(dtype) for name, tensor in meta_state(model).items()}
@@ -107,10 +109,16 @@ def metas_forward(state, config: ModelConfig, tokens_BT):
     mask_TT = torch.full((T, T), float("-inf")).triu(1)
     h = state["tok_embeddings.weight"][tokens_BT]
     for i in range(config.n_layers):
-        w = {name.split(".", 2)[2]: tensor for name, tensor in state.items() if name.startswith(f"layers.{i}.")}
+        w = {
+            name.split(".", 2)[2]: tensor for name, tensor in state.items() if name.startswith(f"layers.{i}.")
+        }
         x = norm(h, w["attention_norm.weight"])
         q = rotate((x @ w["attention.wq.weight"].T).view(B, T, H, K)).transpose(1, 2)
-        k = rotate((x @ w["attention.wk.weight"].T).view(B, T, G, K)).repeat_interleave(H // G, 2).transpose(1, 2)
+        k = (
+            rotate((x @ w["attention.wk.weight"].T).view(B, T, G, K))
+            .repeat_interleave(H // G, 2)
+            .transpose(1, 2)
+        )
         v = (x @ w["attention.wv.weight"].T).view(B, T, G, K).repeat_interleave(H // G, 2).transpose(1, 2)
         scores = (q @ k.transpose(2, 3) / K**0.5 + mask_TT).softmax(-1)
         h = h + (scores @ v).transpose(1, 2).reshape(B, T, H * K) @ w["attention.wo.weight"].T
@@ -141,7 +149,13 @@ def test_pieces_are_merged_bit_for_bit(tmp_path, same_bits, pieces, repeats, sta
     model = make().to(dtype)
     params = PARAMS | {"n_kv_heads": stated}
     source = write(
-        tmp_path / "meta", model, pieces, repeats=repeats, embedding_dim=embedding_dim, dtype=dtype, params=params
+        tmp_path / "meta",
+        model,
+        pieces,
+        repeats=repeats,
+        embedding_dim=embedding_dim,
+        dtype=dtype,
+        params=params,
     )
     back = imported(source, tmp_path / "out", max_shard_bytes=20_000)
     same_bits(back, model)
@@ -234,12 +248,22 @@ def test_ffn_rule(dim, multiple_of, multiplier, expected):
         ("405B", 16, 8, SHAPE_405B),
         ("405B", 16, 16, SHAPE_405B),
         ("1B", 1, 8, {"dim": 2048, "n_layers": 16, "ffn_dim_multiplier": 1.5, "multiple_of": 256}),
-        ("3B", 1, 8, {"dim": 3072, "n_layers": 28, "n_heads": 24, "ffn_dim_multiplier": 1.0, "multiple_of": 256}),
+        (
+            "3B",
+            1,
+            8,
+            {"dim": 3072, "n_layers": 28, "n_heads": 24, "ffn_dim_multiplier": 1.0, "multiple_of": 256},
+        ),
     ],
 )
 def test_released_sizes_from_params(tmp_path, size, pieces, stated, change):
     """All five sizes from params.json and the shapes of their pieces; 405B also as MP16, whatever it says of G."""
-    params = SHAPES_8B | {"norm_eps": 1e-5, "rope_theta": 500000.0, "use_scaled_rope": True, "vocab_size": 128256}
+    params = SHAPES_8B | {
+        "norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "use_scaled_rope": True,
+        "vocab_size": 128256,
+    }
     (tmp_path / "params.json").write_text(json.dumps(params | change | {"n_kv_heads": stated}))
     config = SIZES[size]
     rows = max(1, 8 // pieces) * config.head_dim

@@ -42,7 +42,9 @@ def test_it_has_learnt_english(stories):
     """Half-rotation and all, the weights mean something: a story costs under 1.3 nats a token, its shuffle over 5."""
     folder, _ = stories
     model = checkpoint.load(folder)
-    story = Engine(model, None).run([Request([BOS], Sampling(max_tokens=200, temperature=0.8, seed=3))])[0].ids
+    story = (
+        Engine(model, None).run([Request([BOS], Sampling(max_tokens=200, temperature=0.8, seed=3))])[0].ids
+    )
     tokens = torch.tensor([[BOS, *story]])
     shuffled = torch.cat((tokens[:, :1], tokens[:, 1:][:, torch.randperm(200)]), 1)
     nats = [float(model.loss(x[:, :-1], x[:, 1:])) / 200 for x in (tokens, shuffled)]

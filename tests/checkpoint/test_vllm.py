@@ -23,7 +23,9 @@ SHAPE = {"dim": 64, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 96, "head_dim": 0}
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, make_model, tokenizer):
     folder = tmp_path_factory.mktemp("vllm") / "toy"
-    checkpoint.save(folder, make_model(**SHAPE), tokenizer, lineage=checkpoint.Lineage(name="toy", stage="instruct"))
+    checkpoint.save(
+        folder, make_model(**SHAPE), tokenizer, lineage=checkpoint.Lineage(name="toy", stage="instruct")
+    )
     return folder
 
 
@@ -37,7 +39,9 @@ def stored(folder):
 
 def unpack(codes_RP, scales_RN, bits):
     """As the format says: little-endian fields of ``bits`` bits, offset by half their range, times a group's scale."""
-    fields = (codes_RP.numpy().view(np.uint32)[..., None] >> np.arange(0, 32, bits, dtype=np.uint32)) & (2**bits - 1)
+    fields = (codes_RP.numpy().view(np.uint32)[..., None] >> np.arange(0, 32, bits, dtype=np.uint32)) & (
+        2**bits - 1
+    )
     signed = fields.reshape(len(codes_RP), -1).astype(np.int64) - 2 ** (bits - 1)
     return torch.from_numpy(signed).float() * scales_RN.float().repeat_interleave(32, dim=1)
 
@@ -56,14 +60,18 @@ def test_blocks_go_over_bit_for_bit(name, bits):
 def test_a_whole_folder(tmp_path, make_model, tokenizer, to, bits, tied):
     """The written tensors are the quantized model's, every linear packed and nothing else."""
     model = make_model(**SHAPE, tie_embeddings=tied)
-    checkpoint.save(tmp_path / "a", model, tokenizer, lineage=checkpoint.Lineage(name="toy", stage="instruct"))
+    checkpoint.save(
+        tmp_path / "a", model, tokenizer, lineage=checkpoint.Lineage(name="toy", stage="instruct")
+    )
     source = tmp_path / "a"
     if to:
         source = tmp_path / "q"
         checkpoint.quantize(checkpoint.Source(tmp_path / "a"), source, scheme(to))
     found = checkpoint.export_vllm(source, tmp_path / "out", dtype=torch.float16)
     tensors = stored(tmp_path / "out")
-    expected = swap_linears(model, scheme(to or "q4", embeddings=None if to else "f32", head=None if to else "f32"))
+    expected = swap_linears(
+        model, scheme(to or "q4", embeddings=None if to else "f32", head=None if to else "f32")
+    )
     seen = set()
     for name, shape in model.config.param_shapes():
         module = expected.get_submodule(name.removesuffix(".weight"))
@@ -103,7 +111,9 @@ def test_the_package_itself_reads_it(tmp_path, plain):
         state = {f"weight_{p}": tensors[f"{name}.weight_{p}"] for p in ("packed", "scale", "shape")}
         state["weight_shape"] = torch.Size(state["weight_shape"].tolist())
         theirs = compressor.decompress(state, group)["weight"]
-        torch.testing.assert_close(theirs.float(), model.get_submodule(name).weight, rtol=1e-3, atol=0)  # fp16 products
+        torch.testing.assert_close(
+            theirs.float(), model.get_submodule(name).weight, rtol=1e-3, atol=0
+        )  # fp16 products
 
 
 @pytest.mark.filterwarnings("ignore:.* has no tokenizer")

@@ -29,7 +29,11 @@ def small(monkeypatch):
 def test_random_weights(capsys):
     assert run(["bench", "--size", "tiny", "--batch", "1,3", *QUICK, "--json"]) == 0
     out = json.loads(capsys.readouterr().out)
-    assert [(row["work"], row["batch"]) for row in out["rows"]] == [("decode", 1), ("decode", 3), ("prefill", 1)]
+    assert [(row["work"], row["batch"]) for row in out["rows"]] == [
+        ("decode", 1),
+        ("decode", 3),
+        ("prefill", 1),
+    ]
     assert out["n_params"] == TINY.n_params
     for row in out["rows"]:
         assert row["tokens_per_second"] > 0

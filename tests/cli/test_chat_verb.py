@@ -115,7 +115,10 @@ def test_how_tokens_are_chosen(run, folders):
     for bent in (["--presence-penalty", 2], ["--frequency-penalty", 2], ["--repetition-penalty", 9]):
         assert run(*ask, "--temperature", 0, *bent)[1] != greedy
     stop = greedy.strip()[3:5]
-    assert run(*ask, "--temperature", 0, "--stop", "never said", "--stop", stop)[1] == greedy.split(stop)[0] + "\n"
+    assert (
+        run(*ask, "--temperature", 0, "--stop", "never said", "--stop", stop)[1]
+        == greedy.split(stop)[0] + "\n"
+    )
 
 
 def test_one_answer_with_a_tool(run, folders, scripted):
@@ -179,7 +182,11 @@ def test_opening_questions_are_those_it_answers(run, folders, scripted, monkeypa
             for d in dialogs:
                 if d.prompt[-1]["content"] in text:
                     call = d.call and json.dumps({"name": d.call["name"], "parameters": d.call["arguments"]})
-                    said = call if d.call and "ipython<|end_header_id|>" not in text else d.messages[-1]["content"]
+                    said = (
+                        call
+                        if d.call and "ipython<|end_header_id|>" not in text
+                        else d.messages[-1]["content"]
+                    )
             out.append(Completion([], said, "stop"))
         return out
 
@@ -225,7 +232,10 @@ def test_a_base_model_says_so(run, folders, scripted):
         (["instruct", "-p", "x", "--temperature", "-1"], "temperature=-1.0 must be at least 0"),
         (["instruct", "-p", "x", "--top-k", "-1"], "top_k=-1 must be at least 0"),
         (["instruct", "-p", "x", "--stop", ""], "stop strings must be non-empty text"),
-        (["instruct", "-p", "x", "--form", "xml"], "--form xml is unknown: use one of json, builtin, function"),
+        (
+            ["instruct", "-p", "x", "--form", "xml"],
+            "--form xml is unknown: use one of json, builtin, function",
+        ),
         (["instruct", "-p", "x", "--dtype", "int7"], "--dtype int7 is unknown"),
         (["instruct", "-p", "x", "--kv", "int4"], "kv='int4': the cache can be fp32, bf16, int8 or auto"),
         (["instruct", "-p", "x", "--kv", "int8"], "head_dim that 32 divides, not 8"),
@@ -265,7 +275,9 @@ def test_answers_under_a_schema_or_a_regex(run, folders, tmp_path):
 
 def test_a_draft_changes_nothing(run, folders):
     plain = run(folders / "instruct", "-p", "Hello", "--max-tokens", 12)
-    assert run(folders / "instruct", "-p", "Hello", "--max-tokens", 12, "--draft", folders / "imported") == plain
+    assert (
+        run(folders / "instruct", "-p", "Hello", "--max-tokens", 12, "--draft", folders / "imported") == plain
+    )
 
 
 @pytest.mark.parametrize(

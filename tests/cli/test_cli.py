@@ -40,7 +40,9 @@ def test_help_lists_every_verb_and_imports_nothing_heavy():
 def test_every_verb_exists_and_explains_itself(verb):
     command = cli.load_verb(verb)
     assert command.help, f"herd {verb} has no docstring"
-    assert all(getattr(parameter, "help", None) for parameter in command.params), f"herd {verb} has a bare option"
+    assert all(getattr(parameter, "help", None) for parameter in command.params), (
+        f"herd {verb} has a bare option"
+    )
     assert cli.run([verb, "--help"]) == 0
 
 
@@ -67,7 +69,9 @@ def test_numbers_are_not_cut_in_a_narrow_terminal():
     assert "405,853,388,800" in table
 
 
-@pytest.mark.parametrize("words", [["no-such-verb"], ["sizes", "--no-such-option"], ["report"], ["export", "only-one"]])
+@pytest.mark.parametrize(
+    "words", [["no-such-verb"], ["sizes", "--no-such-option"], ["report"], ["export", "only-one"]]
+)
 def test_wrong_usage_is_code_2(words, capsys):
     assert cli.run(words) == 2
     assert "Error:" in capsys.readouterr().err
@@ -163,7 +167,9 @@ def test_import_and_export_a_checkpoint(tmp_path, capsys):
     assert cli.run(["import", str(tmp_path / "b"), str(tmp_path / "c")]) == 0
     assert f"{model.config.n_params:,} parameters" in capsys.readouterr().out
     assert (
-        checkpoint.checkpoint_hash(tmp_path / "b") == checkpoint.checkpoint_hash(tmp_path / "c") == made["weights_hash"]
+        checkpoint.checkpoint_hash(tmp_path / "b")
+        == checkpoint.checkpoint_hash(tmp_path / "c")
+        == made["weights_hash"]
     )
     before = sorted(path.name for path in tmp_path.iterdir())
     for words in (["--format", "onnx"], ["--dtype", "int3"]):

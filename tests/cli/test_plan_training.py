@@ -54,7 +54,10 @@ def test_machines_are_listed(capsys):
 
 def test_page_is_whole(tmp_path, capsys):
     page = tmp_path / "plan.html"
-    assert run(["plan", "train", "--size", "8B", "--machine", "64xH100", "--tokens", "1T", "--html", str(page)]) == 0
+    assert (
+        run(["plan", "train", "--size", "8B", "--machine", "64xH100", "--tokens", "1T", "--html", str(page)])
+        == 0
+    )
     text = page.read_text()
     assert text.count("<svg") >= 6
     assert "<script" not in text

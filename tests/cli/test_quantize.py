@@ -20,7 +20,9 @@ TEXT = "def area(r):\n    return 3 * r * r\n\nThe quick brown fox jumps over the
 def toy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy") / "toy"
     tokenizer = Tokenizer.train([TEXT * 3], 256 + 256 + 20)
-    model = LlamaLM(ModelConfig(tokenizer.vocab_size, 256, 1, 4, 2, 256, max_context=128)).init_weights(0, std=0.1)
+    model = LlamaLM(ModelConfig(tokenizer.vocab_size, 256, 1, 4, 2, 256, max_context=128)).init_weights(
+        0, std=0.1
+    )
     checkpoint.save(folder, model, tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher"))
     (folder.parent / "text.txt").write_text(TEXT * 40)
     return folder
@@ -65,7 +67,9 @@ def test_the_default_place_and_text(toy, capsys):
 
 
 def test_gguf_out_and_in(toy, tmp_path, capsys):
-    code, out, _ = run("export", toy, tmp_path / "x.gguf", "--format", "gguf", "--type", "q8_0", capsys=capsys)
+    code, out, _ = run(
+        "export", toy, tmp_path / "x.gguf", "--format", "gguf", "--type", "q8_0", capsys=capsys
+    )
     assert code == 0
     assert "x.gguf: " in out
     code, out, _ = run("import", tmp_path / "x.gguf", tmp_path / "kept", "--json", capsys=capsys)
@@ -104,7 +108,9 @@ def test_mistakes(toy, tmp_path, capsys, monkeypatch, words, reason):
 
 
 def test_without_a_tokenizer_nothing_is_measured(toy, tmp_path, capsys):
-    checkpoint.save(tmp_path / "bare", checkpoint.load(toy), lineage=checkpoint.Lineage(name="bare", stage="teacher"))
+    checkpoint.save(
+        tmp_path / "bare", checkpoint.load(toy), lineage=checkpoint.Lineage(name="bare", stage="teacher")
+    )
     with pytest.warns(UserWarning, match="the loss cannot be measured"):
         code, out, err = run("quantize", tmp_path / "bare", "--to", "q4", capsys=capsys)
     assert code == 0, err

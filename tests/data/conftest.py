@@ -33,7 +33,10 @@ def byte_tokenizer():
 def documents():
     return [
         Document(
-            f"Document {n}.\n" + f"Line of number {n}.\n" * (n % 7), f"file{n}.txt", "text", "en" if n % 2 else "de"
+            f"Document {n}.\n" + f"Line of number {n}.\n" * (n % 7),
+            f"file{n}.txt",
+            "text",
+            "en" if n % 2 else "de",
         )
         for n in range(60)
     ]

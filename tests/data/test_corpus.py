@@ -87,7 +87,9 @@ def test_parallel_blocks_stay_together(default):
 
 
 def test_docstrings_are_prose():
-    tree = __import__("ast").parse(f'"""{LONG}"""\nclass A:\n    def b(self):\n        """{LONG}\n\n        More."""\n')
+    tree = __import__("ast").parse(
+        f'"""{LONG}"""\nclass A:\n    def b(self):\n        """{LONG}\n\n        More."""\n'
+    )
     found = dict(builtin.docstrings(tree))
     assert list(found) == ["module", "A.b"]
     assert found["A.b"] == LONG.rstrip() + " \n\nMore.\n" or found["A.b"].endswith("\n\nMore.\n")
@@ -100,7 +102,10 @@ def test_no_sources_is_one_line(tmp_path):
 
 @given(
     documents=st.lists(
-        st.tuples(st.sampled_from([f"f{i}" for i in range(12)]), st.lists(st.integers(0, 30), min_size=1, max_size=4)),
+        st.tuples(
+            st.sampled_from([f"f{i}" for i in range(12)]),
+            st.lists(st.integers(0, 30), min_size=1, max_size=4),
+        ),
         min_size=10,
         max_size=30,
     )
@@ -109,7 +114,10 @@ def test_no_sources_is_one_line(tmp_path):
 @pytest.mark.filterwarnings("ignore::herd.data.sources.DataWarning")
 def test_splits_never_share(documents):
     """Documents made of a few long paragraphs that recur everywhere: each paragraph ends up in one split."""
-    made = [Document("\n\n".join(f"{n} {LONG}" for n in ns) + f"\n\nend {i}", f) for i, (f, ns) in enumerate(documents)]
+    made = [
+        Document("\n\n".join(f"{n} {LONG}" for n in ns) + f"\n\nend {i}", f)
+        for i, (f, ns) in enumerate(documents)
+    ]
     made += [Document(f"{name}: only here", name) for name in ("x", "y", "z")]
     corpus = split_corpus(made)
     owner = {}
@@ -338,7 +346,9 @@ def test_hub_reads_files(monkeypatch, tmp_path):
     monkeypatch.setattr(
         huggingface_hub.HfApi, "list_repo_files", lambda self, repo, repo_type: ["train.jsonl", "x.bin"]
     )
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file, repo_type: str(tmp_path / file))
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda repo, file, repo_type: str(tmp_path / file)
+    )
     found = list(read_corpus("hf:me/mine"))
     assert [(d.text, d.source) for d in found] == [
         ("one", "hf:me/mine/train.jsonl@0000001"),
@@ -377,5 +387,7 @@ def test_hub_offline_is_one_line(monkeypatch):
         raise huggingface_hub.errors.OfflineModeIsEnabled("Cannot reach https://huggingface.co\nmore lines")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", offline)
-    with pytest.raises(DataError, match=r"^hf:a/b: cannot be read .*Cannot reach.*check the name and the network$"):
+    with pytest.raises(
+        DataError, match=r"^hf:a/b: cannot be read .*Cannot reach.*check the name and the network$"
+    ):
         list(read_corpus("hf:a/b"))

@@ -112,7 +112,9 @@ def test_a_model_that_knows_everything_scores_full_marks_through_the_tool_loop(t
         tried[dialog.kind, dialog.form] += 1
         script = [m for m in after_prompt(dialog) if m["role"] == "assistant"]
         written = iter(written_text(m, dialog.form) for m in script)
-        produced = run_tool_loop(lambda _, written=written: next(written), list(dialog.prompt))[len(dialog.prompt) :]
+        produced = run_tool_loop(lambda _, written=written: next(written), list(dialog.prompt))[
+            len(dialog.prompt) :
+        ]
         verdict = score(dialog, produced, sandbox.run)
         assert verdict.correct, (verdict, produced)
     assert len(tried) == len(KINDS) * len(FORMS)
@@ -147,7 +149,9 @@ def test_wordings_of_train_and_test_are_disjoint_and_many(lang):
         if KINDS[kind][0] in ("arithmetic", "dates", "programs"):
             assert len(train) >= 5
     for task in ("arithmetic", "dates", "strings"):
-        assert sum(len(line) for k, t in words.topics.items() if KINDS[k][0] == task for line in t.train) >= 25
+        assert (
+            sum(len(line) for k, t in words.topics.items() if KINDS[k][0] == task for line in t.train) >= 25
+        )
 
 
 def test_numbers_words_dates_and_programs_are_disjoint(train, test):
@@ -157,17 +161,25 @@ def test_numbers_words_dates_and_programs_are_disjoint(train, test):
     assert not arithmetic(train) & arithmetic(test)
 
     def arguments(dialogs, kind):
-        found = {str(sorted(d.call["arguments"].items())) for d in dialogs if d.kind == kind and d.form != "builtin"}
+        found = {
+            str(sorted(d.call["arguments"].items()))
+            for d in dialogs
+            if d.kind == kind and d.form != "builtin"
+        }
         assert found
         return found
 
     for kind in ("date_after", "date_before", "days_between", "weekday", "reverse", "upper", "count"):
         assert not arguments(train, kind) & arguments(test, kind)
-    programs = [{d.messages[-1]["content"] for d in dialogs if d.kind == "program"} for dialogs in (train, test)]
+    programs = [
+        {d.messages[-1]["content"] for d in dialogs if d.kind == "program"} for dialogs in (train, test)
+    ]
     assert not programs[0] & programs[1]
     for lang in LANGUAGES:
         for name in load(lang).names["test"]:
-            assert not any(re.search(rf"(?<!\w){name}(?!\w)", d.prompt[-1]["content"]) for d in train if d.lang == lang)
+            assert not any(
+                re.search(rf"(?<!\w){name}(?!\w)", d.prompt[-1]["content"]) for d in train if d.lang == lang
+            )
 
 
 def test_every_small_number_is_an_operand_in_train():
@@ -229,7 +241,9 @@ def test_rendered_calls_parse_back(test, tokenizer):
         rendered = render(dialog.messages, tokenizer, form=dialog.form)
         first = next(s for s in rendered.spans if s.message == len(dialog.prompt))
         assert first.role == "assistant"
-        parsed = parse(tokenizer.decode(rendered.ids[first.start : first.end]).split("\n\n", 1)[1].rsplit("<|eo", 1)[0])
+        parsed = parse(
+            tokenizer.decode(rendered.ids[first.start : first.end]).split("\n\n", 1)[1].rsplit("<|eo", 1)[0]
+        )
         assert [{"name": c.name, "arguments": c.arguments} for c in parsed.calls] == (
             [dialog.call] if dialog.call else []
         )
@@ -244,7 +258,11 @@ def test_dialogs_are_short(train, tokenizer):
 def test_operands_keep_their_tokens_from_question_to_call(train, tokenizer):
     """What makes the task learnable: a number or word to copy is cut into the same tokens wherever it stands."""
     for dialog in train[:500]:
-        if dialog.kind not in ("mul", "reverse", "date_after") or dialog.form == "builtin" or len(dialog.messages) > 5:
+        if (
+            dialog.kind not in ("mul", "reverse", "date_after")
+            or dialog.form == "builtin"
+            or len(dialog.messages) > 5
+        ):
             continue
         arguments = dialog.call["arguments"]
         wanted = re.findall(r"\d+", dialog.expression) or [arguments.get("text") or arguments["date"]]
@@ -310,9 +328,14 @@ def messages_for(call_: dict | None, answer: str) -> list[dict]:
 
 def test_score_wants_call_and_answer(test):
     dialog = next(
-        d for d in test if d.kind == "mul" and d.form == "json" and "*0" not in d.expression and int(d.result) > 9
+        d
+        for d in test
+        if d.kind == "mul" and d.form == "json" and "*0" not in d.expression and int(d.result) > 9
     )
-    right, wrong = {"name": "calculator", "arguments": {"expression": dialog.expression}}, {"expression": "1+1"}
+    right, wrong = (
+        {"name": "calculator", "arguments": {"expression": dialog.expression}},
+        {"expression": "1+1"},
+    )
     answer = f"It is {dialog.result}."
     assert score(dialog, messages_for(right, answer)).correct
     a, b = dialog.expression.split("*")
@@ -354,7 +377,13 @@ def test_showcase_is_held_out_and_in_every_language(train):
             for dialog in showcase_dialogs(lang, form):
                 assert dialog.form == form
                 assert dialog.messages[0] == {"role": "system", "content": system_prompt(form)}
-    assert [d.kind for d in showcase_dialogs("en")] == ["mul", "story_sub", "date_after", "program", "identity"]
+    assert [d.kind for d in showcase_dialogs("en")] == [
+        "mul",
+        "story_sub",
+        "date_after",
+        "program",
+        "identity",
+    ]
 
 
 def test_expand():

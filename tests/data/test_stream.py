@@ -53,7 +53,18 @@ def test_permute_huge_and_random_looking():
 
 
 def test_key_depends_on_every_number():
-    keys = {key(), key(0), key(0, 0), key(1), key(-1), key(1, 0), key(0, 1), key(2**64), key(2**64 + 1), key(-(2**64))}
+    keys = {
+        key(),
+        key(0),
+        key(0, 0),
+        key(1),
+        key(-1),
+        key(1, 0),
+        key(0, 1),
+        key(2**64),
+        key(2**64 + 1),
+        key(-(2**64)),
+    }
     assert len(keys) == 10
 
 
@@ -169,7 +180,9 @@ def test_dialog_rows_hold_every_trained_token_once(sizes, seed):
     stream = DialogStream(dialogs, 24, seed, pad_id=10**6)
     batch = stream.batch(stream.n_rows * seed, stream.n_rows)
     trained = batch.targets_BT[batch.targets_BT != IGNORE].tolist()
-    assert sorted(trained) == sorted(i for ids, mask in dialogs for i, m in zip(ids[1:], mask[1:], strict=True) if m)
+    assert sorted(trained) == sorted(
+        i for ids, mask in dialogs for i, m in zip(ids[1:], mask[1:], strict=True) if m
+    )
     # Each target follows its own token, in its own document, at its own position.
     hit = batch.targets_BT != IGNORE
     assert torch.equal(batch.tokens_BT[hit] + 1, batch.targets_BT[hit])
@@ -238,7 +251,14 @@ def test_packed_rows_train_like_separate_ones():
 
     torch.manual_seed(0)
     config = ModelConfig(
-        vocab_size=64, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48, max_context=64, rope_theta=10000.0
+        vocab_size=64,
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        ffn_dim=48,
+        max_context=64,
+        rope_theta=10000.0,
     )
     model = LlamaLM(config)
     model.init_weights(seed=1)

@@ -46,7 +46,9 @@ def test_a_dead_structure_is_cut_and_the_function_stays(teacher: LlamaLM) -> Non
     for name, param in student.named_parameters():
         if "norm" in name:
             param.data *= (32 / 28) ** 0.5
-    torch.testing.assert_close(student.logits(batch.tokens_BT), teacher.logits(batch.tokens_BT), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        student.logits(batch.tokens_BT), teacher.logits(batch.tokens_BT), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_heads_are_ranked_inside_their_group(teacher: LlamaLM) -> None:
@@ -62,7 +64,9 @@ def test_heads_are_ranked_inside_their_group(teacher: LlamaLM) -> None:
 def test_importance_equals_a_hand_computation(teacher: LlamaLM) -> None:
     batch = make_batch()
     seen: list[torch.Tensor] = []
-    handle = teacher.model.layers[2].mlp.down_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    handle = teacher.model.layers[2].mlp.down_proj.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0])
+    )
     scores = importance(teacher, [batch, batch])
     handle.remove()
     expected = (2 * seen[0].abs().mean(1).square().sum(0)).sqrt()

@@ -60,7 +60,11 @@ def joined(events):
 
 
 def calculate(call):
-    return (str(eval(call.arguments["expression"])), True) if call.name == "calculator" else ("error: unknown", False)
+    return (
+        (str(eval(call.arguments["expression"])), True)
+        if call.name == "calculator"
+        else ("error: unknown", False)
+    )
 
 
 def test_plain_answers(tok):

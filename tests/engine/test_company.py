@@ -60,7 +60,9 @@ def check(small, kv: str, draft: str | None, trial: int) -> int:
     return crowd.n_preempted
 
 
-@pytest.mark.parametrize(("kv", "draft"), [("fp32", None), ("bf16", "ngram"), ("int8", None), ("int8", "draft")])
+@pytest.mark.parametrize(
+    ("kv", "draft"), [("fp32", None), ("bf16", "ngram"), ("int8", None), ("int8", "draft")]
+)
 def test_alone_and_in_any_company(small, kv, draft):
     assert sum(check(small, kv, draft, trial) for trial in range(2)) > 0
 

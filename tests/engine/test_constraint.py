@@ -40,7 +40,9 @@ def accepts(constraint: Constraint, tokenizer, text: str) -> bool:
     return bool(guide.allowed()[tokenizer.eos_id])
 
 
-@pytest.mark.parametrize("pattern", ["a{1,3}b?", "(ab|ac)*", "[0-9]{2}-[0-9]{2}", "(a|aa)(b|ab)", "[^x]y|é+", ""])
+@pytest.mark.parametrize(
+    "pattern", ["a{1,3}b?", "(ab|ac)*", "[0-9]{2}-[0-9]{2}", "(a|aa)(b|ab)", "[^x]y|é+", ""]
+)
 @settings(max_examples=60)
 @given(st.text("abcxy019-é", max_size=6))
 def test_regex_is_pythons(tokenizer, pattern, text):
@@ -111,7 +113,10 @@ DEEP = '{"items":' * 5000 + "{}" + "}" * 5000
         (Constraint.json_schema({"$ref": "http://example.com/s.json"}), "example.com"),
         (Constraint.json_schema({"type": "integer", "minimum": 5, "maximum": 3}), "minimum .5. is greater"),
         (Constraint.json_schema({"allOf": [False]}), "schema is false"),
-        (Constraint.json_schema({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}), "nothing can come next"),
+        (
+            Constraint.json_schema({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}),
+            "nothing can come next",
+        ),
         (Constraint.json_schema({"type": "string", "pattern": "(?=a)b"}), "look-ahead"),
         (Constraint.json_schema({"enum": [f"value {i}" for i in range(100_000)]}), "too big"),
         (Constraint.regex("(a"), "unclosed group"),
@@ -157,7 +162,9 @@ LEAVES = st.sampled_from(
 
 
 def _deeper(inner):
-    arrays = st.builds(lambda items, n: {"type": "array", "items": items, "maxItems": n}, inner, st.integers(0, 3))
+    arrays = st.builds(
+        lambda items, n: {"type": "array", "items": items, "maxItems": n}, inner, st.integers(0, 3)
+    )
     objects = st.dictionaries(st.sampled_from("abc"), inner, max_size=3).flatmap(
         lambda fields: st.sets(st.sampled_from(sorted(fields)) if fields else st.nothing()).map(
             lambda needed: {
@@ -168,7 +175,9 @@ def _deeper(inner):
             }
         )
     )
-    return st.one_of(arrays, objects, st.lists(inner, min_size=1, max_size=2).map(lambda some: {"anyOf": some}))
+    return st.one_of(
+        arrays, objects, st.lists(inner, min_size=1, max_size=2).map(lambda some: {"anyOf": some})
+    )
 
 
 SCHEMAS = st.recursive(LEAVES, _deeper, max_leaves=5)
@@ -208,7 +217,11 @@ def valid(value, schema) -> bool:
 
 
 @settings(max_examples=40)
-@given(st.lists(SCHEMAS, min_size=1, max_size=4), st.sampled_from([0, 1.0, 3.0]), st.sampled_from([None, "ngram"]))
+@given(
+    st.lists(SCHEMAS, min_size=1, max_size=4),
+    st.sampled_from([0, 1.0, 3.0]),
+    st.sampled_from([None, "ngram"]),
+)
 def test_a_model_that_knows_nothing_writes_valid_json(model, tokenizer, schemas, temperature, draft):
     """Random weights, random schemas, batched, some unconstrained between them: valid, or the beginning of it."""
     sampling = Sampling(max_tokens=120, temperature=temperature, seed=1)
@@ -248,7 +261,9 @@ def test_alone_in_batches_and_put_back(model, tokenizer):
     assert re.fullmatch("[0-9]{3}-[0-9]{4}", want[0].text)
     assert want[0].finish_reason == "stop"
     assert told(Engine(model, tokenizer).run(REQUESTS)) == told(want)
-    longer = [replace(r, prompt_ids=[*range(60)], sampling=replace(r.sampling, max_tokens=90)) for r in REQUESTS]
+    longer = [
+        replace(r, prompt_ids=[*range(60)], sampling=replace(r.sampling, max_tokens=90)) for r in REQUESTS
+    ]
     tight = Engine(model, tokenizer, cache_bytes=8 * PagedCache(model.config, "fp32", 0).page_bytes)
     assert told(tight.run(longer)) == told([Engine(model, tokenizer).run([r])[0] for r in longer])
     assert tight.n_preempted > 0
@@ -291,5 +306,7 @@ def test_a_guide_that_fails_costs_its_own_request_only(model, tokenizer, monkeyp
     monkeypatch.setattr(Guide, "allowed", lambda self: (_ for _ in ()).throw(EngineError("too complex")))
     with pytest.raises(EngineError, match="too complex"):
         bad.completion()
-    assert good.completion().ids == Engine(model, tokenizer).run([Request([1], Sampling(max_tokens=20))])[0].ids
+    assert (
+        good.completion().ids == Engine(model, tokenizer).run([Request([1], Sampling(max_tokens=20))])[0].ids
+    )
     assert engine.n_active == engine.cache.pages.n_used == 0

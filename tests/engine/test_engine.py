@@ -91,7 +91,9 @@ def test_stop_string(model, tokenizer):
     plain = Engine(model, tokenizer).run([Request([5, 6], Sampling(max_tokens=30))])[0]
     for a in range(0, len(plain.text) - 3, 3):
         stop = plain.text[a : a + 3]
-        got = Engine(model, tokenizer).run([Request([5, 6], Sampling(max_tokens=30, stop=(stop, "never")))])[0]
+        got = Engine(model, tokenizer).run([Request([5, 6], Sampling(max_tokens=30, stop=(stop, "never")))])[
+            0
+        ]
         assert got.text == plain.text[: plain.text.index(stop)]
         assert got.finish_reason == "stop"
         assert got.stop_id is None
@@ -143,7 +145,9 @@ def test_logprobs_are_the_softmax_of_the_full_forward(model, tokenizer):
     sampling = Sampling(max_tokens=12, temperature=1.3, top_k=9, seed=4, logprobs=3)
     got = Engine(model, tokenizer).run([Request(prompt, sampling)])[0]
     with torch.inference_mode():
-        logp = model.logits(torch.tensor([prompt + got.ids])).double().log_softmax(-1)[0, len(prompt) - 1 : -1]
+        logp = (
+            model.logits(torch.tensor([prompt + got.ids])).double().log_softmax(-1)[0, len(prompt) - 1 : -1]
+        )
     assert [p.id for p in got.logprobs] == got.ids
     for row, p in zip(logp, got.logprobs, strict=True):
         assert p.logprob == pytest.approx(float(row[p.id]), abs=1e-4)
@@ -154,7 +158,11 @@ def test_logprobs_are_the_softmax_of_the_full_forward(model, tokenizer):
 
 def test_seeds(model, tokenizer):
     def run(seed):
-        return Engine(model, tokenizer).run([Request([1], Sampling(max_tokens=20, temperature=1, seed=seed))])[0].ids
+        return (
+            Engine(model, tokenizer)
+            .run([Request([1], Sampling(max_tokens=20, temperature=1, seed=seed))])[0]
+            .ids
+        )
 
     assert run(3) == run(3) != run(4)
     assert run(None) != run(None)

@@ -31,7 +31,9 @@ def cached_logits(model, ids, cuts) -> torch.Tensor:
     """Logits of every token of one row: prefilled in chunks that end at ``cuts``, the rest decoded one by one."""
     cache = paged(model)
     cached, ends = cache.open(), [*cuts, *range(cuts[-1] + 1, len(ids) + 1)]
-    return torch.cat([feed(model, cache, [(cached, ids[a:b])]) for a, b in zip([0, *ends[:-1]], ends, strict=True)])
+    return torch.cat(
+        [feed(model, cache, [(cached, ids[a:b])]) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

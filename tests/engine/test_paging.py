@@ -87,7 +87,9 @@ def test_a_long_prompt_holds_nobody_up(wide, monkeypatch):
         steps += 1
         assert len(talker._deltas) == before + 1
     assert steps == 10
-    assert long.completion().ids == Engine(wide, None).run([Request(prompt(320), Sampling(max_tokens=4))])[0].ids
+    assert (
+        long.completion().ids == Engine(wide, None).run([Request(prompt(320), Sampling(max_tokens=4))])[0].ids
+    )
 
 
 def test_cancelling_frees_pages_at_once(wide):
@@ -109,7 +111,9 @@ def test_interrupted_steps_leave_no_pages_behind(wide, monkeypatch):
     next(stream)
     with monkeypatch.context() as patch:
         patch.setattr(wide, "forward", None)
-        patch.setattr(type(wide), "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt), raising=False)
+        patch.setattr(
+            type(wide), "__call__", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt), raising=False
+        )
         with pytest.raises(KeyboardInterrupt):
             next(stream)
     assert engine.cache.pages.n_used == engine.n_active == 0

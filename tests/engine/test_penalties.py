@@ -24,7 +24,9 @@ def bent(sampling: Sampling, prompt: list[int], answer: list[int]) -> torch.Tens
 def test_repetition_penalty_is_transformers():
     processors = pytest.importorskip("transformers.generation.logits_process")
     prompt, answer = [1, 2, 2, 5], [7, 7, 0]
-    want = processors.RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([prompt + answer]), LOGITS.clone()[None])[0]
+    want = processors.RepetitionPenaltyLogitsProcessor(1.7)(
+        torch.tensor([prompt + answer]), LOGITS.clone()[None]
+    )[0]
     assert torch.allclose(bent(Sampling(repetition_penalty=1.7), prompt, answer), want)
 
 
@@ -102,7 +104,9 @@ def test_logprobs_are_of_the_model_not_of_the_rules(model, tokenizer):
     got = Engine(model, tokenizer).run([Request([1], sampling)])[0]
     with torch.inference_mode():
         logp = model.logits(torch.tensor([[1, *got.ids]]))[0, :-1].double().log_softmax(-1)
-    assert [p.logprob for p in got.logprobs] == pytest.approx([float(logp[i, 66]) for i in range(5)], abs=1e-4)
+    assert [p.logprob for p in got.logprobs] == pytest.approx(
+        [float(logp[i, 66]) for i in range(5)], abs=1e-4
+    )
 
 
 def test_bias_outside_the_vocabulary(model, tokenizer):

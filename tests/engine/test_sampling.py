@@ -99,7 +99,11 @@ def test_rows_do_not_see_each_other(rows, seed):
 
 def test_top_k_one_and_tiny_temperature_are_greedy():
     best = int(LOGITS.argmax())
-    for s in (Sampling(temperature=5, top_k=1), Sampling(temperature=1e-300), Sampling(temperature=9, top_p=1e-9)):
+    for s in (
+        Sampling(temperature=5, top_k=1),
+        Sampling(temperature=1e-300),
+        Sampling(temperature=9, top_p=1e-9),
+    ):
         assert sample(LOGITS.expand(50, V), [s] * 50, [1] * 50, range(50)) == [best] * 50
 
 

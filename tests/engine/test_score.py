@@ -31,7 +31,9 @@ def same(model, items, found):
 
 
 @settings(max_examples=60)
-@given(st.lists(st.lists(st.tuples(IDS, IDS), min_size=1, max_size=4), min_size=1, max_size=6), st.integers(0, 8))
+@given(
+    st.lists(st.lists(st.tuples(IDS, IDS), min_size=1, max_size=4), min_size=1, max_size=6), st.integers(0, 8)
+)
 def test_any_items(model, items, slack):
     items = [[Pair(*pair) for pair in item] for item in items]
     with pytest.MonkeyPatch.context() as patch:
@@ -73,7 +75,9 @@ def test_shared_beginnings_are_computed_once(model, monkeypatch):
 
 def test_what_cannot_be_scored_says_so(model):
     scorer = Scorer(model)
-    with pytest.raises(EngineError, match="513 tokens, the context holds 512: use a model with a longer context"):
+    with pytest.raises(
+        EngineError, match="513 tokens, the context holds 512: use a model with a longer context"
+    ):
         scorer.check([[Pair([1] * 512, [1, 2])]])
     scorer.check([[Pair([1] * 512, [1])]])
     with pytest.raises(EngineError, match="at least one token"):

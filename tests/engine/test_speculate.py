@@ -27,7 +27,9 @@ def chi2(counts, expected) -> float:
 
 
 def random_p(seed: int, sharp: float = 1.0) -> torch.Tensor:
-    return (torch.randn(V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * sharp).softmax(-1)
+    return (
+        torch.randn(V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * sharp
+    ).softmax(-1)
 
 
 def judged(p, q, n, guesses=None):
@@ -127,7 +129,9 @@ class Poor:
         out = []
         for row, n in zip(rows, most, strict=True):
             own = self.answers[row.number][row.n_new : row.n_new + n]
-            out.append(Guess([token if (row.n_new + i) % 5 else (token + 1) % 256 for i, token in enumerate(own)]))
+            out.append(
+                Guess([token if (row.n_new + i) % 5 else (token + 1) % 256 for i, token in enumerate(own)])
+            )
         return out
 
     def forget(self, row):
@@ -137,7 +141,12 @@ class Poor:
 @pytest.fixture(scope="module")
 def drafts(model, make_model):
     """From useless to perfect."""
-    return {"ngram": "ngram", "other": make_model(9), "smaller": make_model(4, n_layers=1, dim=24), "itself": model}
+    return {
+        "ngram": "ngram",
+        "other": make_model(9),
+        "smaller": make_model(4, n_layers=1, dim=24),
+        "itself": model,
+    }
 
 
 def mixed(n: int) -> list[Request]:
@@ -155,7 +164,9 @@ def mixed(n: int) -> list[Request]:
             logit_bias={65: 2.0} if i % 4 == 3 else {},
         )
         constraint = Constraint.regex("[a-y ]{5,40}") if i % 6 == 5 else None
-        out.append(Request(prompt, sampling, frozenset({7, 90}) if i % 2 else frozenset(), constraint=constraint))
+        out.append(
+            Request(prompt, sampling, frozenset({7, 90}) if i % 2 else frozenset(), constraint=constraint)
+        )
     return out
 
 
@@ -196,7 +207,15 @@ def test_greedy_with_guesses_wrong_now_and_then(model, tokenizer):
     assert sorted(draft.forgotten) == list(range(6))
 
 
-TINY = {"vocab_size": 5, "dim": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 24, "head_dim": 8}
+TINY = {
+    "vocab_size": 5,
+    "dim": 16,
+    "n_layers": 2,
+    "n_heads": 2,
+    "n_kv_heads": 1,
+    "ffn_dim": 24,
+    "head_dim": 8,
+}
 
 
 @pytest.mark.parametrize(

@@ -33,5 +33,7 @@ def answers(task: Task, target: Path, victim: Path, port: int) -> dict[str, Answ
              for name, text in PROGRAMS.items()}  # fmt: skip
     if task.mode == "instruct":
         return {name: Answer(f"```python\n{text}\n```") for name, text in texts.items()}
-    body = "    return 1\n\n" if task.name == "human_eval" else ""  # there the answer goes on within the function
+    body = (
+        "    return 1\n\n" if task.name == "human_eval" else ""
+    )  # there the answer goes on within the function
     return {name: Answer(body + text) for name, text in texts.items()}

@@ -105,7 +105,9 @@ def rows(name: str, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, 
         return data.rows("openbookqa/test.jsonl", "openbookqa/validation.jsonl"), []
     if name == "piqa":
         labels = data.text("piqa/valid-labels.lst").split()
-        return [row | {"label": int(l)} for row, l in zip(data.rows("piqa/valid.jsonl"), labels, strict=True)], []
+        return [
+            row | {"label": int(l)} for row, l in zip(data.rows("piqa/valid.jsonl"), labels, strict=True)
+        ], []
     if name == "social_iqa":
         return data.rows("social_iqa/validation.jsonl"), []
     if name == "truthfulqa_mc1":
@@ -114,7 +116,10 @@ def rows(name: str, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, 
             wrong = [answer.strip() for answer in row["Incorrect Answers"].split(";") if answer.strip()]
             choices = [row["Best Answer"].strip(), *wrong]
             out.append(
-                {"question": row["Question"], "mc1_targets": {"choices": choices, "labels": [1, *[0] * len(wrong)]}}
+                {
+                    "question": row["Question"],
+                    "mc1_targets": {"choices": choices, "labels": [1, *[0] * len(wrong)]},
+                }
             )
         return out, []
     if name == "winogrande":

@@ -116,7 +116,9 @@ def test_every_changed_argument_of_real_items_is_wrong(real_data):
                 possible = item.gold[number][made.name][key]
                 if isinstance(value, bool) and other in possible:
                     continue
-                assert why_wrong([*calls[:number], bad, *calls[number + 1 :]], item.doc["functions"], item.gold)
+                assert why_wrong(
+                    [*calls[:number], bad, *calls[number + 1 :]], item.doc["functions"], item.gold
+                )
                 changed += 1
     assert changed > 3000
 

@@ -117,7 +117,9 @@ def test_wilson_holds_its_share(n, data):
     assert 0 <= got.lo <= got.value <= got.hi <= 1
 
 
-@pytest.mark.parametrize("call", [lambda: mean_interval([]), lambda: mean_interval([math.nan]), lambda: wilson(0, 0)])
+@pytest.mark.parametrize(
+    "call", [lambda: mean_interval([]), lambda: mean_interval([math.nan]), lambda: wilson(0, 0)]
+)
 def test_nothing_to_average(call):
     with pytest.raises(DataError):
         call()

@@ -27,7 +27,9 @@ def evaluation(folder, model, tasks, hash_=None):
             rows.append(TaskResult(name, "failed", settings={"shots": 0, "mode": "base"}, reason=values))
             continue
         items = [
-            ItemResult(str(i), float(v), "gold", "x", f"said <b>{v}</b>", "de" if i % 2 else "en", why="no" * (not v))
+            ItemResult(
+                str(i), float(v), "gold", "x", f"said <b>{v}</b>", "de" if i % 2 else "en", why="no" * (not v)
+            )
             for i, v in enumerate(values)
         ]
         with TaskFile(folder / f"{name}.jsonl", {"schema": 1}) as file:

@@ -24,7 +24,10 @@ def words(n: int, start: int = 0) -> str:
 
 
 @settings(max_examples=60)
-@given(st.lists(st.sampled_from("abcde"), max_size=60), st.lists(st.sampled_from("abcde"), min_size=1, max_size=200))
+@given(
+    st.lists(st.sampled_from("abcde"), max_size=60),
+    st.lists(st.sampled_from("abcde"), min_size=1, max_size=200),
+)
 def test_same_as_comparing_words(test, corpus):
     def runs(some):
         return {tuple(some[i : i + WORDS]) for i in range(len(some) - WORDS + 1)}

@@ -29,7 +29,16 @@ def models(tmp_path_factory, make_model, tokenizer):
 def results(models):
     """Both evaluated; of the child's tasks one cannot run."""
     for name, status in (("elder", 0), ("younger", 1)):
-        args = ["eval", str(models / name), "--tasks", TASKS, "--limit", "4", "--out", str(models / "out" / name)]
+        args = [
+            "eval",
+            str(models / name),
+            "--tasks",
+            TASKS,
+            "--limit",
+            "4",
+            "--out",
+            str(models / "out" / name),
+        ]
         assert herd(args) == status
     return models / "out"
 
@@ -60,7 +69,9 @@ def test_compare(results, tmp_path, capsys):
     assert "not run" in text
     assert "- gsm8k, 8-shot, younger: a prompt has" in text
     assert "Llama 3.1 405B" in text
-    assert {path.name for path in tmp_path.iterdir()} == {f"compare.{kind}" for kind in ("html", "json", "csv", "md")}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"compare.{kind}" for kind in ("html", "json", "csv", "md")
+    }
     record = json.loads(said(capsys, "compare", *folders, "--out", str(tmp_path), "--json"))
     assert record["models"] == ["elder", "younger"]
     assert [row["metric"] for row in record["rows"]] == ["acc_norm", "exact_match"]
@@ -71,7 +82,10 @@ def test_compare(results, tmp_path, capsys):
 @pytest.mark.parametrize(
     "args, words",
     [
-        (["compare", "nowhere"], "nowhere: no evaluation here (no summary.json); make one with: herd eval MODEL"),
+        (
+            ["compare", "nowhere"],
+            "nowhere: no evaluation here (no summary.json); make one with: herd eval MODEL",
+        ),
         (["contamination", "nowhere", "--corpus", "builtin"], "no evaluation here"),
         (["nowhere"], "nowhere: no such folder"),
         (["fidelity", "nowhere", "--parent", "nowhere"], "nowhere: no such folder"),
@@ -127,10 +141,14 @@ def test_contamination_finds_what_is_there_and_writes_it_beside_the_score(result
     item = make("gsm8k", 0).items(Data())[1]
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("Nothing here.\n\n" + item.request.prompt + "\n")
-    record = json.loads(said(capsys, "contamination", str(results / "elder"), "--corpus", str(corpus), "--json"))
+    record = json.loads(
+        said(capsys, "contamination", str(results / "elder"), "--corpus", str(corpus), "--json")
+    )
     assert (record["gsm8k"]["n_hit"], record["gsm8k"]["n_clean"]) == (1, 3)
     assert record["piqa"]["n_hit"] == 0
     assert read_evaluation(results / "elder").tasks[1].scores[0]["detail"]["contamination"] == record["gsm8k"]
     assert "25.0 %" in said(capsys, "contamination", str(results / "elder"), "--corpus", str(corpus))
-    text = said(capsys, "contamination", str(results / "elder"), "--corpus", "x", "--data", str(tmp_path), status=1)
+    text = said(
+        capsys, "contamination", str(results / "elder"), "--corpus", "x", "--data", str(tmp_path), status=1
+    )
     assert "was measured on builtin: give the same --data" in text

@@ -43,7 +43,11 @@ class Fake:
                 bits = int(key, 16)
                 yield (
                     number,
-                    Answer(likelihoods=tuple(Likelihood(-float(bits >> i & 7)) for i in range(len(request.pairs)))),
+                    Answer(
+                        likelihoods=tuple(
+                            Likelihood(-float(bits >> i & 7)) for i in range(len(request.pairs))
+                        )
+                    ),
                 )
             else:
                 yield number, Answer(f"#### {int(key, 16) % 100}", "stop")
@@ -240,9 +244,9 @@ def local(make_model, tokenizer):
 
 
 @given(
-    st.lists(st.sampled_from(["a", "!", "\n", "\n\n", " ", "\t", "Brown fox", "7", "\r\n", "é", "'s", "。"])).map(
-        "".join
-    )
+    st.lists(
+        st.sampled_from(["a", "!", "\n", "\n\n", " ", "\t", "Brown fox", "7", "\r\n", "é", "'s", "。"])
+    ).map("".join)
 )
 def test_paragraphs_are_encoded_as_the_whole(local, tokenizer, text):
     assert local.encode(text) == tokenizer.encode(text)

@@ -168,7 +168,25 @@ def test_languages_are_told_apart(real_data):
         assert sum(guess_language(text) == language for text in paragraphs) >= 98, language
 
 
-OTHERS = ["ar", "fa", "ur", "ru", "bg", "uk", "bn", "gu", "pa", "ko", "kn", "ml", "ta", "te", "th", "ja", "zh"]
+OTHERS = [
+    "ar",
+    "fa",
+    "ur",
+    "ru",
+    "bg",
+    "uk",
+    "bn",
+    "gu",
+    "pa",
+    "ko",
+    "kn",
+    "ml",
+    "ta",
+    "te",
+    "th",
+    "ja",
+    "zh",
+]
 
 
 @pytest.mark.parametrize("language", [*(code for group in WORDS.values() for code in group), *OTHERS])

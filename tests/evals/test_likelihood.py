@@ -24,7 +24,8 @@ def documents(sentences, tokenizer):
     def make(repeat=1):
         langs = ("en", "de", "en", "fr", "ja")
         return from_texts(
-            [Document(text * repeat, "", "prose", lang) for text, lang in zip(sentences, langs, strict=True)], tokenizer
+            [Document(text * repeat, "", "prose", lang) for text, lang in zip(sentences, langs, strict=True)],
+            tokenizer,
         )
 
     return make

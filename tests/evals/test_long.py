@@ -116,7 +116,9 @@ def test_tasks_fit_themselves_to_the_model():
     assert len(items) == 3 * PER_LENGTH
     assert {item.group for item in items[:3]} == {"512", "1,024", "2,048"}
     for item in items:
-        assert len(item.request.prompt[0]["content"].split()) + item.request.max_tokens <= int(item.id.split("/")[0])
+        assert len(item.request.prompt[0]["content"].split()) + item.request.max_tokens <= int(
+            item.id.split("/")[0]
+        )
     judged = [task.judge(item, task.example(item, n % 2 == 0)).value for n, item in enumerate(items)]
     assert judged == [1.0, 0.0] * (len(items) // 2)
     assert make("needle_multi").fitted(object()).settings["lengths"] == list(LENGTHS)
@@ -142,7 +144,8 @@ def test_grid_of_length_and_depth():
 
     task = make("needle_single").fitted(_Small())
     results = [
-        ItemResult(item.id, float("/0.50/" in item.id), item.gold, "", "", item.group) for item in task.items(Data())
+        ItemResult(item.id, float("/0.50/" in item.id), item.gold, "", "", item.group)
+        for item in task.items(Data())
     ]
     score = task.scores(results)[0]
     grid = {(cell["length"], cell["depth"]): cell["value"] for cell in score.detail["grid"]}

@@ -64,7 +64,9 @@ def test_random_weights_find_nothing(make_model, tokenizer, filler):
 
 def test_questions_are_not_those_of_training(tokenizer, filler):
     maker = NeedleMaker(tokenizer, filler)
-    test, train = ({maker.make(400, 0.5, s, split=split).answer for s in range(40)} for split in ("test", "train"))
+    test, train = (
+        {maker.make(400, 0.5, s, split=split).answer for s in range(40)} for split in ("test", "train")
+    )
     assert not test & train
 
 

@@ -72,7 +72,9 @@ def test_steps_move_every_sequence_by_one(model):
     work = speed.Work("decode", 10, 3)
     runner.start(work, 6)
     assert len(runner.steps(5)) == 5
-    rest = [stream.completion().ids for stream in runner._streams]  # what is left of 6 + AHEAD after one and five
+    rest = [
+        stream.completion().ids for stream in runner._streams
+    ]  # what is left of 6 + AHEAD after one and five
     assert [len(ids) for ids in rest] == [speed.AHEAD] * 3
     runner.start(work, 2)
     runner.stop()
@@ -84,7 +86,9 @@ def test_no_prompt_comes_twice(model, monkeypatch):
     prompts = []
     submit = runner.engine.submit
     monkeypatch.setattr(
-        runner.engine, "submit", lambda request: (prompts.append(tuple(request.prompt_ids)), submit(request))[1]
+        runner.engine,
+        "submit",
+        lambda request: (prompts.append(tuple(request.prompt_ids)), submit(request))[1],
     )
     for _ in range(3):
         assert runner.prefill(speed.Work("prefill", 12, 2)) > 0

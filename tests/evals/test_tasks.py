@@ -124,7 +124,13 @@ def test_numbers(text, number):
 
 
 def test_number_forms():
-    assert [plain_number(x) for x in ("1,000", "$5.", "4.00", "4.05", "-3")] == ["1000", "5", "4", "4.05", "-3"]
+    assert [plain_number(x) for x in ("1,000", "$5.", "4.00", "4.05", "-3")] == [
+        "1000",
+        "5",
+        "4",
+        "4.05",
+        "-3",
+    ]
 
 
 def test_gsm8k_base_wants_the_mark_and_instruct_the_final_answer():

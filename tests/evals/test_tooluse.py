@@ -25,7 +25,9 @@ def scripted(monkeypatch, tokenizer, make_model):
     def install(items, say):
         rendered = {}
         for i, dialog in enumerate(items):
-            ids = render(dialog.prompt, tokenizer, tools=dialog.tools or None, form=dialog.form, generation_prompt=True)
+            ids = render(
+                dialog.prompt, tokenizer, tools=dialog.tools or None, form=dialog.form, generation_prompt=True
+            )
             rendered[tuple(ids.ids)] = i
         rounds = []
 
@@ -52,7 +54,11 @@ def written(call, form):
     if name == "code_interpreter":
         return "<|python_tag|>" + arguments["code"]
     if form == "builtin":
-        return f"<|python_tag|>{name}.call(" + ", ".join(f"{k}={json.dumps(v)}" for k, v in arguments.items()) + ")"
+        return (
+            f"<|python_tag|>{name}.call("
+            + ", ".join(f"{k}={json.dumps(v)}" for k, v in arguments.items())
+            + ")"
+        )
     if form == "function":
         return f"<function={name}>{json.dumps(arguments)}</function>"
     return json.dumps({"type": "function", "name": name, "parameters": arguments})

@@ -24,7 +24,10 @@ def plain_kl(student, student_weight, teacher, teacher_weight, mask, tau=1.0):
 
 def leaves(*shapes, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for shape in shapes
+    ]
 
 
 def targets_for(N, V, ignored=0.3, seed=1):
@@ -42,7 +45,12 @@ def chunk(request, monkeypatch):
     monkeypatch.setattr(losses, "_chunk_tokens", lambda weight: request.param)
 
 
-@given(N=st.integers(1, 40), D=st.integers(1, 9), V=st.integers(2, 50), ignored=st.sampled_from([0.0, 0.3, 0.9, 1.1]))
+@given(
+    N=st.integers(1, 40),
+    D=st.integers(1, 9),
+    V=st.integers(2, 50),
+    ignored=st.sampled_from([0.0, 0.3, 0.9, 1.1]),
+)
 @settings(max_examples=40, deadline=None)
 def test_cross_entropy_is_the_plain_one_in_float64(N, D, V, ignored):
     hidden, weight = leaves((N, D), (V, D))
@@ -90,7 +98,9 @@ def test_distil_mixes_both_over_one_set_of_logits(kl_weight, tau):
     torch.testing.assert_close((ours.ce, ours.kl), (ce.detach(), kl.detach()))
     total = kl_weight * kl + (1 - kl_weight) * ce
     torch.testing.assert_close(ours.total, total)
-    torch.testing.assert_close(grads(ours.total, student, student_weight), grads(total, student, student_weight))
+    torch.testing.assert_close(
+        grads(ours.total, student, student_weight), grads(total, student, student_weight)
+    )
 
 
 def test_nothing_trained_is_zero_with_zero_gradients():
@@ -132,7 +142,9 @@ def test_narrow_inputs_stay_close_to_float64(dtype, tolerance):
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("tau, kl_weight", [(1.0, 1.0), (2.0, 0.3)])
 def test_narrow_distillation_stays_close_to_float64(dtype, tolerance, tau, kl_weight):
-    student, student_weight, teacher, teacher_weight = leaves((64, 16), (300, 16), (64, 8), (300, 8), dtype=dtype)
+    student, student_weight, teacher, teacher_weight = leaves(
+        (64, 16), (300, 16), (64, 8), (300, 8), dtype=dtype
+    )
     targets = targets_for(64, 300)
     ours = linear_distil(student, student_weight, targets, teacher, teacher_weight, tau, kl_weight)
     wide = [x.detach().double().requires_grad_() for x in (student, student_weight, teacher, teacher_weight)]
@@ -191,7 +203,9 @@ def test_operators_are_well_formed():
     hidden, weight, teacher, teacher_weight = leaves((5, 4), (9, 4), (5, 3), (9, 3), dtype=torch.float32)
     targets = targets_for(5, 9)
     checks = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_static")
-    torch.library.opcheck(torch.ops.herd.linear_cross_entropy, (hidden, weight, targets, True, True), test_utils=checks)
+    torch.library.opcheck(
+        torch.ops.herd.linear_cross_entropy, (hidden, weight, targets, True, True), test_utils=checks
+    )
     teacher, teacher_weight = teacher.detach(), teacher_weight.detach()
     arguments = (hidden, weight, targets, teacher, teacher_weight, 2.0, 0.5, True, True)
     torch.library.opcheck(torch.ops.herd.linear_distil, arguments, test_utils=checks)

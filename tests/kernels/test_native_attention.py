@@ -17,7 +17,9 @@ needs_native = pytest.mark.skipif(not build.ready(), reason="no C++ compiler")
 def inputs(B, T, H, G, K, dtype, seed=0):
     generator = torch.Generator().manual_seed(seed)
     shapes = [(B, T, H, K), (B, T, G, K), (B, T, G, K)]
-    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
+    return [
+        torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes
+    ]
 
 
 def starts_of(lengths_B, T):

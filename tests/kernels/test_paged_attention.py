@@ -39,7 +39,9 @@ def truth(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kind: str, *, round
     later = torch.ones(T, T, dtype=torch.bool).triu(1)
     scores = scores.masked_fill(later, -torch.inf)
     if rounded:
-        return rounded_average(scores, later, scale_Sgb.double().repeat_interleave(H // scale_Sgb.shape[1], 1), v)
+        return rounded_average(
+            scores, later, scale_Sgb.double().repeat_interleave(H // scale_Sgb.shape[1], 1), v
+        )
     return torch.einsum("hts,shk->thk", scores.softmax(-1), v), torch.zeros(())
 
 
@@ -115,7 +117,9 @@ def cut(data, n: int) -> list[int]:
     return sizes
 
 
-@pytest.mark.parametrize("attention", [pytest.param(paged_attention, marks=needs_native), plain_paged_attention])
+@pytest.mark.parametrize(
+    "attention", [pytest.param(paged_attention, marks=needs_native), plain_paged_attention]
+)
 @pytest.mark.parametrize("kind", BYTES)
 @given(data=st.data())
 @settings(max_examples=12)
@@ -140,7 +144,9 @@ def test_ragged_steps_are_the_whole_attention(attention, kind, data):
 def test_bits_do_not_depend_on_company_pieces_or_threads(kind, H, G):
     """In a ragged batch, alone all at once, alone token by token (past a split), with one and with three threads."""
     s = Sequences([600, 130, 33, 1], H, G, 32, kind, torch.float32)
-    together = s.run([[300, 1, 1, 100, 64, 5, 129], [1] * 5 + [125], [33], [1]], paged_attention, s.pool.clone())
+    together = s.run(
+        [[300, 1, 1, 100, 64, 5, 129], [1] * 5 + [125], [33], [1]], paged_attention, s.pool.clone()
+    )
     alone = s.pool.clone()
     for i, n in enumerate(s.lengths):
         for threads, piece in ((1, n), (3, n), (1, 1), (2, 37)):
@@ -185,7 +191,9 @@ def test_what_is_written_is_read(kind):
     s.run([[130]], plain_paged_attention, s.pool)
     kept = {"fp32": lambda x: x, "bf16": lambda x: x.bfloat16().float()}
     kept["int8"] = lambda x: dequantize(*quantize(x), torch.float32)
-    for got, want in zip(read(s.pool, LAYER, s.tables[0].long(), 32, torch.float32), s.qkv[0][1:], strict=True):
+    for got, want in zip(
+        read(s.pool, LAYER, s.tables[0].long(), 32, torch.float32), s.qkv[0][1:], strict=True
+    ):
         assert torch.equal(got[:130], kept[kind](want))
 
 

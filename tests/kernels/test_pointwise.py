@@ -47,14 +47,22 @@ def test_rms_norm(dtype, B, T, D):
 
 
 @dtypes
-@given(B=st.integers(1, 3), T=st.integers(1, 40), H=st.integers(1, 3), half=st.integers(1, 20), shared=st.booleans())
+@given(
+    B=st.integers(1, 3),
+    T=st.integers(1, 40),
+    H=st.integers(1, 3),
+    half=st.integers(1, 20),
+    shared=st.booleans(),
+)
 @settings(max_examples=25, deadline=None)
 def test_rotate(dtype, B, T, H, half, shared):
     torch.manual_seed(B * T * half)
     angles = torch.randn(1 if shared else B, T, 1, half, dtype=torch.float64).repeat(1, 1, 1, 2)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     inputs = leaves((B, T, H, 2 * half), dtype=dtype)
-    compare(lambda x: rotate(x, cos, sin), lambda x: plain_rotate(x, cos.double(), sin.double()), inputs, dtype)
+    compare(
+        lambda x: rotate(x, cos, sin), lambda x: plain_rotate(x, cos.double(), sin.double()), inputs, dtype
+    )
 
 
 @dtypes
@@ -76,7 +84,9 @@ def test_swiglu_of_extreme_gates():
 def test_rotation_of_a_transposed_view_and_of_float64():
     x = torch.randn(2, 3, 5, 8).transpose(1, 2)
     angles = torch.randn(1, 5, 1, 4).repeat(1, 1, 1, 2)
-    torch.testing.assert_close(rotate(x, angles.cos(), angles.sin()), plain_rotate(x, angles.cos(), angles.sin()))
+    torch.testing.assert_close(
+        rotate(x, angles.cos(), angles.sin()), plain_rotate(x, angles.cos(), angles.sin())
+    )
     wide = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: rms_norm(x, torch.ones(4, dtype=torch.float64), 1e-5), wide)
 

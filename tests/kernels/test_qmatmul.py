@@ -85,7 +85,9 @@ def test_the_extreme_codes(format):
     rows_RB = random_rows((16, 256), format, 0)
     for high in (0, 255, 127, 128):
         extreme_RB = rows_RB.clone().view(16, -1, format.block_bytes)
-        codes = {"Q8_0": slice(2, 34), "Q4_0": slice(2, 18), "Q4_K": slice(16, 144), "Q6_K": slice(0, 208)}[format.name]
+        codes = {"Q8_0": slice(2, 34), "Q4_0": slice(2, 18), "Q4_K": slice(16, 144), "Q6_K": slice(0, 208)}[
+            format.name
+        ]
         extreme_RB[..., codes] = high
         extreme_RB = extreme_RB.view(16, -1)
         for sign in (1, -1):
@@ -175,7 +177,9 @@ def test_activations_are_rounded_as_the_reference_says(seed):
     rows_RB = blocks.encode(torch.eye(32), FORMATS["Q8_0"])
     x_ND = (torch.randn(9, 32, generator=torch.Generator().manual_seed(seed)) * 8).round() / 8
     codes, scales = round_activations(x_ND)
-    values = codes.double() * scales.double() * blocks.decode(rows_RB, FORMATS["Q8_0"], torch.float64).diagonal()
+    values = (
+        codes.double() * scales.double() * blocks.decode(rows_RB, FORMATS["Q8_0"], torch.float64).diagonal()
+    )
     y_NR = qmatmul(x_ND, interleave(rows_RB, 8), 8, module.here()[0])
     torch.testing.assert_close(y_NR.double(), values, rtol=1e-6, atol=0)
 
@@ -196,17 +200,23 @@ def test_operators_are_well_formed():
     tiles_RB = random_rows((20, 64), FORMATS["Q4_0"], 0)
     ops = torch.ops.herd_native
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(ops.qmatmul.default, (tokens(3, 64), [tiles_RB, tiles_RB], [2, 2], 2), test_utils=checks)
+    torch.library.opcheck(
+        ops.qmatmul.default, (tokens(3, 64), [tiles_RB, tiles_RB], [2, 2], 2), test_utils=checks
+    )
     for reorder in (ops.qmatmul_interleave.default, ops.qmatmul_deinterleave.default):
         torch.library.opcheck(reorder, (tiles_RB, 2, torch.empty_like(tiles_RB)), test_utils=checks)
 
 
 @paths
-@given(N=st.integers(0, 40), sizes=st.lists(st.tuples(st.integers(1, 90), st.sampled_from(PACKED)), max_size=4))
+@given(
+    N=st.integers(0, 40), sizes=st.lists(st.tuples(st.integers(1, 90), st.sampled_from(PACKED)), max_size=4)
+)
 @settings(max_examples=30)
 def test_several_matrices_at_once_are_each_alone(path, N, sizes):
     x_ND = tokens(N, 256)
-    tiles = [interleave(random_rows((R, 256), format, seed), format.code) for seed, (R, format) in enumerate(sizes)]
+    tiles = [
+        interleave(random_rows((R, 256), format, seed), format.code) for seed, (R, format) in enumerate(sizes)
+    ]
     codes = [format.code for _, format in sizes]
     for y_NR, tiles_RB, code in zip(qmatmul_each(x_ND, tiles, codes, path), tiles, codes, strict=True):
         assert torch.equal(y_NR, qmatmul(x_ND, tiles_RB, code, path))
@@ -214,7 +224,9 @@ def test_several_matrices_at_once_are_each_alone(path, N, sizes):
 
 def test_under_compile():
     tiles_RB, x_ND = interleave(random_rows((20, 64), FORMATS["Q4_0"], 0), 2), tokens(3, 64)
-    compiled = torch.compile(lambda x: qmatmul(2 * x, tiles_RB, 2, "portable"), backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(
+        lambda x: qmatmul(2 * x, tiles_RB, 2, "portable"), backend="aot_eager", fullgraph=True
+    )
     assert torch.equal(compiled(x_ND), qmatmul(2 * x_ND, tiles_RB, 2, "portable"))
 
 

@@ -50,7 +50,9 @@ def test_every_model_is_a_checkpoint_with_a_family(run: Run) -> None:
 
 
 def test_training_learned_something(run: Run) -> None:
-    lines = [json.loads(line) for line in (run.folder / "stages/teacher/metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (run.folder / "stages/teacher/metrics.jsonl").read_text().splitlines()
+    ]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < losses[0] - 1
 
@@ -58,7 +60,9 @@ def test_training_learned_something(run: Run) -> None:
 def test_student_and_control_see_the_same_tokens(run: Run) -> None:
     assert run.record("student")["tokens"] == run.record("control")["tokens"] > 0
     assert run.record("student")["n_params"] == run.record("control")["n_params"]
-    assert run.record("student")["flops"] > run.record("control")["flops"]  # the teacher's forwards are charged
+    assert (
+        run.record("student")["flops"] > run.record("control")["flops"]
+    )  # the teacher's forwards are charged
 
 
 def test_scores_samples_and_page_are_there(run: Run) -> None:
@@ -79,7 +83,9 @@ def test_splits_share_no_file(run: Run) -> None:
     assert all(of for of in counts.values())
 
 
-def test_a_run_cut_short_ends_with_the_same_bits(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_cut_short_ends_with_the_same_bits(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stop inside the teacher's training and inside the student's, then resume: the same weights."""
     folder = tmp_path / "quick"
     import herd.life.learn as learning

@@ -33,7 +33,9 @@ def in_transformers(model: LlamaLM, attention: str = "sdpa") -> LlamaForCausalLM
     config = LlamaConfig(**config_to_hf(model.config, dtype="float32"))
     config._attn_implementation = attention
     reference = LlamaForCausalLM(config)
-    state = model.state_dict() | ({"lm_head.weight": model.lm_head.weight} if model.config.tie_embeddings else {})
+    state = model.state_dict() | (
+        {"lm_head.weight": model.lm_head.weight} if model.config.tie_embeddings else {}
+    )
     reference.load_state_dict(state, strict=True)
     return reference.eval()
 

@@ -69,7 +69,16 @@ dims = st.integers(-2, 40)
 
 
 @settings(max_examples=300, deadline=None)
-@given(vocab_size=dims, heads=dims, kv=dims, per_head=dims, layers=dims, ffn=dims, head_dim=dims, theta=st.floats())
+@given(
+    vocab_size=dims,
+    heads=dims,
+    kv=dims,
+    per_head=dims,
+    layers=dims,
+    ffn=dims,
+    head_dim=dims,
+    theta=st.floats(),
+)
 def test_a_config_is_valid_or_refused(vocab_size, heads, kv, per_head, layers, ffn, head_dim, theta):
     dim = heads * per_head if heads % 3 else per_head
     try:

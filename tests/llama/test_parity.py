@@ -18,7 +18,9 @@ CONFIGS = {
     "5 heads, 1 kv, tied": ModelConfig(101, 40, 2, 5, 1, 72, tie_embeddings=True, rope_scaling=NEAR),
     "7 heads, 7 kv, no scaling": ModelConfig(101, 56, 2, 7, 7, 64, rope_theta=10_000.0),
     "head_dim 24, not dim / heads, tied": ModelConfig(101, 48, 2, 4, 2, 64, head_dim=24, tie_embeddings=True),
-    "head_dim 64, Llama 3.1 scaling": ModelConfig(101, 96, 1, 3, 1, 96, head_dim=64, rope_scaling=RopeScaling()),
+    "head_dim 64, Llama 3.1 scaling": ModelConfig(
+        101, 96, 1, 3, 1, 96, head_dim=64, rope_scaling=RopeScaling()
+    ),
     "1 head": ModelConfig(7, 8, 3, 1, 1, 8, norm_eps=1e-6),
 }
 
@@ -63,13 +65,17 @@ def test_any_positions():
     assert max_diff(model.logits(tokens_BT, positions_BT), theirs) <= BAR
 
 
-@pytest.mark.parametrize("name", ["6 heads, 3 kv", "5 heads, 1 kv, tied", "head_dim 24, not dim / heads, tied"])
+@pytest.mark.parametrize(
+    "name", ["6 heads, 3 kv", "5 heads, 1 kv, tied", "head_dim 24, not dim / heads, tied"]
+)
 @torch.no_grad()
 def test_packed_documents_are_separate_runs(name):
     model = random_model(CONFIGS[name])
     reference = in_transformers(model)
     rows = [[13, 1, 50, 36], [100], [1] * 5 + [95]]
-    documents_BT = torch.stack([torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in rows])
+    documents_BT = torch.stack(
+        [torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in rows]
+    )
     tokens_BT = tokens_of(model.config, *documents_BT.shape)
     ours_BTV = model.logits(tokens_BT, packed_positions(documents_BT), packed(documents_BT))
     for b, row in enumerate(rows):
@@ -92,14 +98,18 @@ def test_ragged_batch():
     right = model.logits(tokens_BT)
     real_BT = torch.stack([torch.arange(max(lengths)) >= max(lengths) - n for n in lengths])
     left = model.logits(tokens_BT, (real_BT.cumsum(1) - 1).clamp(min=0), packed(real_BT.long()))
-    theirs = reference(tokens_BT, attention_mask=real_BT.long(), position_ids=(real_BT.cumsum(1) - 1).clamp(min=0))
+    theirs = reference(
+        tokens_BT, attention_mask=real_BT.long(), position_ids=(real_BT.cumsum(1) - 1).clamp(min=0)
+    )
     for b, n in enumerate(lengths):
         assert max_diff(right[b, :n], reference(tokens_BT[b : b + 1, :n]).logits[0]) <= BAR
         assert max_diff(left[b, -n:], reference(tokens_BT[b : b + 1, -n:]).logits[0]) <= BAR
         assert max_diff(left[b, -n:], theirs.logits[b, -n:]) <= BAR
 
 
-@pytest.mark.parametrize("name", ["6 heads, 3 kv", "7 heads, 7 kv, no scaling", "head_dim 64, Llama 3.1 scaling"])
+@pytest.mark.parametrize(
+    "name", ["6 heads, 3 kv", "7 heads, 7 kv, no scaling", "head_dim 64, Llama 3.1 scaling"]
+)
 @pytest.mark.parametrize("steps", [[1] * 12, [50, 1, 1, 7, 1], [3, 90, 1]])
 @torch.no_grad()
 def test_cached(name, steps):
@@ -132,7 +142,9 @@ def test_the_engines_cache_ragged(name):
         ours_NV = model.logits(fed, *cache.step(parts))[0]
         ends = torch.tensor([n for _, n in parts]).cumsum(0) - 1
         for b, row in enumerate(rows):
-            assert max_diff(ours_NV[ends[b]], reference(tokens_BT[b : b + 1, : row.length]).logits[0, -1]) <= BAR
+            assert (
+                max_diff(ours_NV[ends[b]], reference(tokens_BT[b : b + 1, : row.length]).logits[0, -1]) <= BAR
+            )
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -141,7 +153,11 @@ def test_same_greedy_tokens(name):
     prompt = tokens_of(model.config, 5).tolist()
     prompt_BT = torch.tensor([prompt])
     theirs = in_transformers(model).generate(
-        prompt_BT, attention_mask=torch.ones_like(prompt_BT), max_new_tokens=80, do_sample=False, eos_token_id=None
+        prompt_BT,
+        attention_mask=torch.ones_like(prompt_BT),
+        max_new_tokens=80,
+        do_sample=False,
+        eos_token_id=None,
     )
     assert greedy(model, prompt, 80) == theirs[0, 5:].tolist()
 

@@ -18,7 +18,9 @@ from herd.llama.model import LlamaLM
 
 
 def shape(head_dim: int, theta: float = 500_000.0, scaling: RopeScaling | None = None) -> ModelConfig:
-    return ModelConfig(10, 2 * head_dim, 1, 2, 1, 8, head_dim=head_dim, rope_theta=theta, rope_scaling=scaling)
+    return ModelConfig(
+        10, 2 * head_dim, 1, 2, 1, 8, head_dim=head_dim, rope_theta=theta, rope_scaling=scaling
+    )
 
 
 def meta_frequencies(config: ModelConfig) -> list[float]:
@@ -48,7 +50,9 @@ def test_released_sizes_match_transformers_and_meta(size):
     assert ours.dtype == torch.float32
     assert attention_factor == 1.0
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
-    torch.testing.assert_close(ours.double(), torch.tensor(meta_frequencies(config)).double(), rtol=2e-6, atol=0)
+    torch.testing.assert_close(
+        ours.double(), torch.tensor(meta_frequencies(config)).double(), rtol=2e-6, atol=0
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -72,7 +76,9 @@ def test_any_scaling_matches_transformers(head_dim, theta, factor, low, width, o
 
 def test_factor_one_changes_nothing():
     plain, scaled = shape(64), shape(64, scaling=RopeScaling(factor=1.0, original_context=64))
-    torch.testing.assert_close(rope.inverse_frequencies(scaled), rope.inverse_frequencies(plain), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        rope.inverse_frequencies(scaled), rope.inverse_frequencies(plain), rtol=1e-6, atol=0
+    )
 
 
 def test_scores_depend_on_distance_only():

@@ -38,7 +38,12 @@ def test_the_figures_of_the_news():
 
 def test_like_is_compared_with_like():
     values = CLAIMS["8b-near-70b"].values
-    assert values["old_8b_instruct"] < values["new_8b_instruct"] < values["old_70b_base"] < values["old_70b_instruct"]
+    assert (
+        values["old_8b_instruct"]
+        < values["new_8b_instruct"]
+        < values["old_70b_base"]
+        < values["old_70b_instruct"]
+    )
     jump = CLAIMS["code-and-truth"].values
     assert jump["humaneval_70B_new"] < jump["humaneval_70B_old"]
     assert jump["truthfulqa_mc1_70B_new"] == jump["truthfulqa_mc1_70B_old"]

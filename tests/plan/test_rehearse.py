@@ -45,7 +45,10 @@ def test_large_blocks_are_cut_until_they_fit(size):
     assert piece.config.dim == SIZES[size].dim
     assert piece.config.ffn_dim * piece.slices == SIZES[size].ffn_dim
     assert piece.config.head_dim == 128
-    whole, found = rehearse._block_flops(SIZES[size], 0), rehearse._block_flops(piece.config, 0) * piece.slices
+    whole, found = (
+        rehearse._block_flops(SIZES[size], 0),
+        rehearse._block_flops(piece.config, 0) * piece.slices,
+    )
     assert whole <= found < 1.4 * whole  # KV heads are repeated beyond their number
 
 
@@ -72,7 +75,8 @@ def test_prediction_for_a_target_is_for_its_ranks():
     outlook = rehearse.target(recipe(8), machines.find("8xH100"))
     assert 0 < outlook.mfu < 1
     assert (
-        outlook.nbytes.total == train_nbytes(rehearse.shape(recipe(8)), 2, 128, dtype="float32", shard=8, ranks=8).total
+        outlook.nbytes.total
+        == train_nbytes(rehearse.shape(recipe(8)), 2, 128, dtype="float32", shard=8, ranks=8).total
     )
     with pytest.raises(RecipeError, match="use 8xA100"):
         rehearse.target(recipe(8), machines.find("A100"))

@@ -101,5 +101,7 @@ def test_the_room_needs_no_torch():
 
 
 def test_more_ranks_decode_faster_but_not_in_proportion():
-    times = [ops.decode_seconds(SIZES["70B"], machines.find("8xA100"), context=128, tp=tp) for tp in (1, 2, 4, 8)]
+    times = [
+        ops.decode_seconds(SIZES["70B"], machines.find("8xA100"), context=128, tp=tp) for tp in (1, 2, 4, 8)
+    ]
     assert all(math.ceil(a / b) == 2 and a / b < 2 for a, b in itertools.pairwise(times))

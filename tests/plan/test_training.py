@@ -132,7 +132,9 @@ def test_plain_autograd_keeps_every_matmuls_input(monkeypatch):
         return sum(size for place, size in found.items() if place not in params)
 
     job = Job(config, 2, 128)
-    plain, cheap = (rank_nbytes(job, Layout(micro=2, recompute=kind)).activations for kind in ("plain", "none"))
+    plain, cheap = (
+        rank_nbytes(job, Layout(micro=2, recompute=kind)).activations for kind in ("plain", "none")
+    )
     assert kept(False) - kept(True) == pytest.approx(cheap - plain, rel=0.01)
 
 
@@ -155,7 +157,9 @@ def test_metas_layouts_from_hardware_data_alone(index):
     row = published.META[index]
     machine = machines.find(f"{row.devices}xH100")
     assert row.layout.devices == row.devices
-    assert mfu(row.job, machine, predict(row.job, row.layout, machine).seconds) == pytest.approx(row.mfu, rel=0.15)
+    assert mfu(row.job, machine, predict(row.job, row.layout, machine).seconds) == pytest.approx(
+        row.mfu, rel=0.15
+    )
     result = search(row.job, machine, recomputes=PLAIN_RECOMPUTES)
     rank = [found.layout for found in result.found].index(row.layout) + 1
     assert rank <= 0.1 * len(result.found)
@@ -257,7 +261,11 @@ def test_adapter_parameters_by_hand():
     q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     pairs = [(config.dim, q), (config.dim, kv), (config.dim, kv), (q, config.dim)]
     pairs += [(config.dim, config.ffn_dim)] * 2 + [(config.ffn_dim, config.dim)]
-    assert training.adapter_params(config, 16) == config.n_layers * 16 * sum(a + b for a, b in pairs) == 41_943_040
+    assert (
+        training.adapter_params(config, 16)
+        == config.n_layers * 16 * sum(a + b for a, b in pairs)
+        == 41_943_040
+    )
 
 
 def test_labelling_takes_a_forward_pass_of_every_token():
@@ -300,7 +308,8 @@ def test_money_is_hours_times_price():
 
 
 @pytest.mark.parametrize(
-    "text, value", [("15.6T", 15_600_000_000_000), ("94B", 94_000_000_000), ("100m", 100_000_000), ("1,000", 1000)]
+    "text, value",
+    [("15.6T", 15_600_000_000_000), ("94B", 94_000_000_000), ("100m", 100_000_000), ("1,000", 1000)],
 )
 def test_tokens_as_written(text, value):
     assert quantity.tokens(text) == value

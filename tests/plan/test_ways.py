@@ -92,8 +92,12 @@ def test_prefill_is_flops_over_rate():
 
 def test_learned_factors_multiply():
     plain, learned = ways.Here(made_up(), LARGE), ways.Here(made_up(), LARGE, {"decode": 2.0})
-    assert learned.decode(SIZES["8B"], ways.BF16, "bf16", 10) == 2 * plain.decode(SIZES["8B"], ways.BF16, "bf16", 10)
-    assert learned.prefill(SIZES["8B"], ways.BF16, "bf16", 10) == plain.prefill(SIZES["8B"], ways.BF16, "bf16", 10)
+    assert learned.decode(SIZES["8B"], ways.BF16, "bf16", 10) == 2 * plain.decode(
+        SIZES["8B"], ways.BF16, "bf16", 10
+    )
+    assert learned.prefill(SIZES["8B"], ways.BF16, "bf16", 10) == plain.prefill(
+        SIZES["8B"], ways.BF16, "bf16", 10
+    )
 
 
 @given(st.sampled_from(list(SIZES)), st.integers(1, 131_072), st.integers(0, 10**12))
@@ -276,7 +280,19 @@ def test_times_are_read_as_people_write_them():
         ["run", "--size", "70b", "--machine", "2xRTX4090", "--context", "4k"],
         ["run", "--size", "405B", "--machine", "2xRTX4090"],
         ["run", "--price", "1500", "--watts", "120"],
-        ["serve", "--machine", "8xH100", "--users", "50", "--prompt", "2k", "--answer", "400", "--p95-ttft", "1s"],
+        [
+            "serve",
+            "--machine",
+            "8xH100",
+            "--users",
+            "50",
+            "--prompt",
+            "2k",
+            "--answer",
+            "400",
+            "--p95-ttft",
+            "1s",
+        ],
         ["serve", "--users", "3"],
         ["finetune", "--size", "1B", "--machine", "here", "--tokens", "1M"],
         ["draft", "--size", "8B", "--draft", "1B"],

@@ -73,7 +73,9 @@ def test_decode_any_bytes(seed, format):
     assert not np.isfinite(ours[~finite]).any()
 
 
-OTHERS = [f for f in TYPES.values() if f.name not in {*FORMATS, "F32", "F16", "I8", "I16", "I32", "I64", "F64"}]
+OTHERS = [
+    f for f in TYPES.values() if f.name not in {*FORMATS, "F32", "F16", "I8", "I16", "I32", "I64", "F64"}
+]
 
 
 @pytest.mark.parametrize("format", [f for f in OTHERS if f.name not in ("Q8_1", "Q8_K", "Q1_0")], ids=str)
@@ -205,7 +207,9 @@ def test_beyond_half_precision(format):
 
 
 def test_rows_that_do_not_divide():
-    with pytest.raises(QuantError, match=r"w: rows of 320 weights .* Q4_K blocks of 256; Q8_0 and Q4_0 and F16 fit"):
+    with pytest.raises(
+        QuantError, match=r"w: rows of 320 weights .* Q4_K blocks of 256; Q8_0 and Q4_0 and F16 fit"
+    ):
         blocks.encode(torch.zeros(2, 320), Q4_K, "w")
     with pytest.raises(QuantError, match="F16 fits"):
         nbytes((2, 80), "q4")

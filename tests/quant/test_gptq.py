@@ -105,7 +105,10 @@ def test_a_whole_model(make_model, name, tied):
     formats, out = plan.plan(model.config), make_model(tie_embeddings=tied)
     for param, shape in model.config.param_shapes():
         rows = torch.cat(list(quantizer.rows(param)))
-        assert rows.numel() * formats[param].block == model.get_parameter(param).numel() * formats[param].block_bytes
+        assert (
+            rows.numel() * formats[param].block
+            == model.get_parameter(param).numel() * formats[param].block_bytes
+        )
         if len(shape) == 1:
             continue
         place(out, param, rows, formats[param], torch.float32)
@@ -116,7 +119,8 @@ def test_a_whole_model(make_model, name, tied):
     with torch.no_grad():
         wanted = model.logits(test_BT).log_softmax(-1)
         kl = [
-            float((wanted.exp() * (wanted - m.logits(test_BT).log_softmax(-1))).sum(-1).mean()) for m in (out, nearest)
+            float((wanted.exp() * (wanted - m.logits(test_BT).log_softmax(-1))).sum(-1).mean())
+            for m in (out, nearest)
         ]
     assert kl[0] < kl[1]
 
@@ -129,6 +133,8 @@ def test_refusals(make_model):
     with pytest.raises(QuantError, match="Q4_K blocks of 256"):
         gptq.quantize_matrix(torch.zeros(2, 32), torch.eye(32), FORMATS["Q4_K"], "w")
     model = make_model()
-    quantizer = gptq.Gptq(model.config, model.get_parameter, scheme("q4"), [torch.zeros(1, 4, dtype=torch.int64)])
+    quantizer = gptq.Gptq(
+        model.config, model.get_parameter, scheme("q4"), [torch.zeros(1, 4, dtype=torch.int64)]
+    )
     with pytest.raises(QuantError, match="in file order"):
         quantizer.rows("model.layers.0.input_layernorm.weight")

@@ -36,7 +36,9 @@ def unpacked(model):
     for name, module in model.named_modules():
         if isinstance(module, QuantLinear | QuantEmbedding):
             plain = (
-                torch.nn.Embedding(1, 1) if isinstance(module, QuantEmbedding) else torch.nn.Linear(1, 1, bias=False)
+                torch.nn.Embedding(1, 1)
+                if isinstance(module, QuantEmbedding)
+                else torch.nn.Linear(1, 1, bias=False)
             )
             plain.weight = torch.nn.Parameter(module.weight)
             parent, _, leaf = name.rpartition(".")
@@ -106,7 +108,9 @@ def test_whole_model(make_model, format, tied):
     assert is_quantized(model)
     assert all(param.ndim == 1 for param in model.parameters())
     tokens_BT = torch.randint(300, (2, 17), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(model.logits(tokens_BT), unpacked(model).logits(tokens_BT), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        model.logits(tokens_BT), unpacked(model).logits(tokens_BT), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("format", PACKED, ids=str)
@@ -119,7 +123,9 @@ def test_rounded_activations_move_a_model_little(make_model, format):
 
 
 def test_default_scheme_is_kind_to_the_head(make_model):
-    formats = {name: format.name for name, format, _ in packed_weights(swap_linears(make_model(), scheme("q4k")))}
+    formats = {
+        name: format.name for name, format, _ in packed_weights(swap_linears(make_model(), scheme("q4k")))
+    }
     assert formats["lm_head.weight"] == "Q8_0"
     assert {format for name, format in formats.items() if name != "lm_head.weight"} == {"Q4_K"}
     tied = swap_linears(make_model(tie_embeddings=True), scheme("q4"))
@@ -138,7 +144,9 @@ def test_bytes_are_as_planned(make_model):
     for name in ("q8", "q4", "q4k", "q6k"):
         for tied in (False, True):
             model = swap_linears(make_model(tie_embeddings=tied), scheme(name))
-            held = sum(b.numel() for _, _, b in packed_weights(model)) + 4 * sum(p.numel() for p in model.parameters())
+            held = sum(b.numel() for _, _, b in packed_weights(model)) + 4 * sum(
+                p.numel() for p in model.parameters()
+            )
             assert held == scheme(name).nbytes(model.config)
 
 

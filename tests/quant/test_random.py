@@ -20,7 +20,9 @@ def test_weights_are_of_the_size_of_a_trained_matrix(format, row_length):
     weight = blocks.decode(random_rows((16, row_length), format, 3), format)
     size = weight.square().mean().sqrt() * row_length**0.5
     assert torch.isfinite(weight).all()
-    assert 0.5 < size < (1.5 if row_length <= 4096 else 4)  # in the widest, half precision ends the step's smallness
+    assert (
+        0.5 < size < (1.5 if row_length <= 4096 else 4)
+    )  # in the widest, half precision ends the step's smallness
     assert weight.mean().abs() < 0.05 * weight.std()
     assert len(weight.unique()) > 100
 

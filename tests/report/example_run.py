@@ -27,7 +27,9 @@ def hash_of(model: str) -> str:
     return f"{random.Random(model).getrandbits(256):064x}"
 
 
-def metrics(rng: random.Random, tokens: int, start: float, end: float, offset: float = 0.0, steps: int = 300) -> str:
+def metrics(
+    rng: random.Random, tokens: int, start: float, end: float, offset: float = 0.0, steps: int = 300
+) -> str:
     lines = []
     for step in range(1, steps + 1):
         seen = tokens * step // steps
@@ -41,7 +43,12 @@ def metrics(rng: random.Random, tokens: int, start: float, end: float, offset: f
 
 
 def interval(value: float, half: float, n: int) -> dict:
-    return {"value": round(value, 4), "lo": round(value - half, 4), "hi": round(min(value + half, 1e9), 4), "n": n}
+    return {
+        "value": round(value, 4),
+        "lo": round(value - half, 4),
+        "hi": round(min(value + half, 1e9), 4),
+        "n": n,
+    }
 
 
 def share(value: float, n: int) -> dict:
@@ -53,7 +60,9 @@ def scores(rng: random.Random) -> list[dict]:
     out: list[dict] = []
     bpb = {"teacher": 1.412, "long": 1.398, "instruct": 1.471, "student": 1.466, "control": 1.538}
     for model in MODELS:
-        by_lang = {lang: interval(bpb[model] * (0.9 + 0.05 * i), 0.02, 200) for i, lang in enumerate(LANGUAGES)}
+        by_lang = {
+            lang: interval(bpb[model] * (0.9 + 0.05 * i), 0.02, 200) for i, lang in enumerate(LANGUAGES)
+        }
         out.append({"model": model, "name": "bpb", "unit": "bits/byte", **interval(bpb[model], 0.014, 512),
                     "detail": {"by_lang": by_lang | {"code": interval(bpb[model] * 0.8, 0.01, 300)}}})  # fmt: skip
         grid = [
@@ -147,9 +156,27 @@ def make(folder: Path, seed: int = 0) -> Path:
             (folder / name / "model.safetensors").write_bytes(b"\0" * 4000)
         if name == "long":
             record["gates"] = [
-                {"name": "needle at 1,024 tokens", "passed": True, "value": 0.91, "bar": "≥ 0.8", "unit": "fraction"},
-                {"name": "needle at 2,048 tokens", "passed": False, "value": 0.62, "bar": 0.8, "unit": "fraction"},
-                {"name": "short-context loss", "passed": True, "value": 2.391, "bar": 2.45, "unit": "nats/token"},
+                {
+                    "name": "needle at 1,024 tokens",
+                    "passed": True,
+                    "value": 0.91,
+                    "bar": "≥ 0.8",
+                    "unit": "fraction",
+                },
+                {
+                    "name": "needle at 2,048 tokens",
+                    "passed": False,
+                    "value": 0.62,
+                    "bar": 0.8,
+                    "unit": "fraction",
+                },
+                {
+                    "name": "short-context loss",
+                    "passed": True,
+                    "value": 2.391,
+                    "bar": 2.45,
+                    "unit": "nats/token",
+                },
             ]
             record["notes"] = ["stopped at 1,024 tokens: the needle gate at 2,048 was not passed"]
         write(folder / "stages" / name / "stage.json", record)

@@ -47,7 +47,9 @@ def test_spread_keeps_order_and_distance(positions):
         assert all(-1e-6 <= place <= 300 + 1e-6 for place in placed)
 
 
-@given(st.lists(st.tuples(positive, finite), min_size=1, max_size=60, unique_by=lambda p: p[0]), st.booleans())
+@given(
+    st.lists(st.tuples(positive, finite), min_size=1, max_size=60, unique_by=lambda p: p[0]), st.booleans()
+)
 def test_a_line_chart_is_valid_and_stays_in_its_frame(points, x_log):
     drawn = charts.line_chart(
         [Line("a <b>", sorted(points), "teacher", dots=True)],
@@ -66,7 +68,9 @@ def test_a_line_chart_is_valid_and_stays_in_its_frame(points, x_log):
 
 def test_nothing_to_draw_draws_nothing():
     assert charts.line_chart([], label="", x_title="", y_title="", x_log=True) == ""
-    assert charts.line_chart([Line("a", [(0, 1.0)], "long")], label="", x_title="", y_title="", x_log=True) == ""
+    assert (
+        charts.line_chart([Line("a", [(0, 1.0)], "long")], label="", x_title="", y_title="", x_log=True) == ""
+    )
     assert charts.interval_chart([Row("a", None, None, None, "long", "–")], label="", title="") == ""
     assert charts.divided_bar([("measured", [("a", 0.0, "none")])], label="", show=str) == ""
 

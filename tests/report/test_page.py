@@ -34,7 +34,9 @@ class Checker(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         for key, value in attrs:
-            assert key not in {"src", "srcset", "xlink:href", "onclick", "onload"}, f"<{tag} {key}> reaches outside"
+            assert key not in {"src", "srcset", "xlink:href", "onclick", "onload"}, (
+                f"<{tag} {key}> reaches outside"
+            )
             if key == "id":
                 self.ids.append(value)
             if key == "href":
@@ -85,13 +87,24 @@ def test_a_whole_run_is_shown(example):
         "What it cost",
     ):
         assert heading in text
-    for number in ("1.412", "1.398 – 1.426", "74.1", "−0.072", "−0.081 – −0.063", "87.0", "2 of 3", "398 TFLOP"):
+    for number in (
+        "1.412",
+        "1.398 – 1.426",
+        "74.1",
+        "−0.072",
+        "−0.081 – −0.063",
+        "87.0",
+        "2 of 3",
+        "398 TFLOP",
+    ):
         assert number in text, number
     assert "English" in text
     assert "Japanese" in text
     assert "seed 42" in text
     assert "herd raise --name demo --seed 42" in text
-    assert "way to do this is to use the <b>copy</b> module & friends." in text, "model output is text, not markup"
+    assert "way to do this is to use the <b>copy</b> module & friends." in text, (
+        "model output is text, not markup"
+    )
     assert "stopped at 1,024 tokens" in text
     lineage = json.loads((example / "student" / "herd.json").read_text())["weights_hash"]
     assert lineage in text
@@ -133,7 +146,9 @@ def test_any_part_may_be_missing(example, part):
     checked(example)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2", b"null", b"3", b'"text"', b"\xff\xfe\x00", b"[{}]", b"{}"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1, 2", b"null", b"3", b'"text"', b"\xff\xfe\x00", b"[{}]", b"{}"]
+)
 @pytest.mark.parametrize("part", ["run.json", "machine.json", "scores.json", "samples.json",
                                   "stages/teacher/stage.json", "teacher/herd.json",
                                   "stages/teacher/metrics.jsonl"])  # fmt: skip

@@ -53,7 +53,14 @@ def test_every_score_is_a_percentage_and_stands_once():
     keys = [(row.task, row.model, row.kind, row.source.name) for row in published()]
     assert len(keys) == len(set(keys)) > 400
     assert all(0 < row.score <= 100 for row in published())
-    assert {row.source.name for row in published()} == {"card", "paper", "paper-t2", "paper-t20", "azure", "azure-leak"}
+    assert {row.source.name for row in published()} == {
+        "card",
+        "paper",
+        "paper-t2",
+        "paper-t20",
+        "azure",
+        "azure-leak",
+    }
 
 
 def test_a_star_marks_another_setting():

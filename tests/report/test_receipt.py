@@ -19,7 +19,9 @@ from herd.report.receipt import Value, lines, read_receipt, read_receipts, write
 
 
 def write(path, **changes):
-    return write_receipt(path, **({"what": "a test", "values": {"x": (1.0, "s")}, "command": "true"} | changes))
+    return write_receipt(
+        path, **({"what": "a test", "values": {"x": (1.0, "s")}, "command": "true"} | changes)
+    )
 
 
 def test_round_trip_and_what_is_added(tmp_path):
@@ -27,7 +29,9 @@ def test_round_trip_and_what_is_added(tmp_path):
         "speed": Value(980.25, "tokens/s", lo=962.0, hi=995.1, bar="≥ 880", passed=True),
         "memory": (2**31, "bytes"),
     }
-    path = write(tmp_path / "throughput.json", values=values, seed=7, rivals={"transformers": "5.23.0"}, notes="é")
+    path = write(
+        tmp_path / "throughput.json", values=values, seed=7, rivals={"transformers": "5.23.0"}, notes="é"
+    )
     back = read_receipts(tmp_path)["throughput"]
     assert path == tmp_path / "throughput.json"
     assert back.values == {"speed": values["speed"], "memory": Value(2**31, "bytes")}
@@ -51,7 +55,11 @@ def test_any_finite_number_and_any_unit_survive(tmp_path_factory, number, unit):
 
 def test_verdict_of_a_receipt(tmp_path):
     good, bad, none = Value(1, "s", passed=True), Value(1, "s", passed=False), Value(1, "s")
-    for values, verdict in (({"a": good, "b": none}, True), ({"a": good, "b": bad}, False), ({"a": none}, None)):
+    for values, verdict in (
+        ({"a": good, "b": none}, True),
+        ({"a": good, "b": bad}, False),
+        ({"a": none}, None),
+    ):
         assert read_receipt(write(tmp_path / "v.json", values=values)).passed is verdict
 
 
@@ -133,5 +141,9 @@ def test_committed_receipts_are_readable():
 
 
 def test_values_as_a_terminal_shows_them() -> None:
-    values = {"pace": Value(1.234567, "×", bar="≥ 1", passed=True), "who": Value("fp32", "name"), "left": Value(3, "s")}
+    values = {
+        "pace": Value(1.234567, "×", bar="≥ 1", passed=True),
+        "who": Value("fp32", "name"),
+        "left": Value(3, "s"),
+    }
     assert lines(values).splitlines() == ["pace: 1.2346 ×   (≥ 1) passed", "who: fp32 name", "left: 3 s"]

@@ -30,7 +30,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_committed_tables_are_up_to_date():
-    done = subprocess.run([sys.executable, "bench/readme.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "bench/readme.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -54,7 +56,10 @@ def test_fill_replaces_between_markers_only_and_twice_changes_nothing():
 
 @pytest.mark.parametrize(
     "text, word",
-    [("<!-- herd:table z -->\n<!-- herd:end -->", "'z'"), ("<!-- herd:table x -->\nnever closed", "not closed")],
+    [
+        ("<!-- herd:table z -->\n<!-- herd:end -->", "'z'"),
+        ("<!-- herd:table x -->\nnever closed", "not closed"),
+    ],
 )
 def test_markers_that_cannot_be_filled_are_refused(text, word):
     with pytest.raises(ReportError, match=word):
@@ -92,14 +97,20 @@ def test_plans_stand_beside_what_was_real(tmp_path):
         "three: error": (5.0, "%"),
         "median error, nothing fitted": (30.0, "%"),
     }
-    here = {"configurations": (1, "1"), "chat/decode time error": (0.1, "fraction"), "time, worst error": (0.1, "1")}
+    here = {
+        "configurations": (1, "1"),
+        "chat/decode time error": (0.1, "fraction"),
+        "time, worst error": (0.1, "1"),
+    }
     for name, values in (("plan-meta", meta), ("plan-gptfast", fitted), ("plan-here", here)):
         write_receipt(tmp_path / f"{name}.json", what=name, values=values, command="true")
     table = plan_table(read_receipts(tmp_path))
     assert "context 8,192: MFU | 43 % | 49.0 % | +14.0 % | constant 50 %: +16.3 % |" in table
     assert "| Llama 3.1 405B: GPU hours | 30.84 M | 26.57 M | −13.8 % | constant 50 %: −27.4 % |" in table
     assert "| median 5.0 %, worst 8.0 % | nothing fitted: median 30.0 % |" in table
-    assert "| this machine, 1 configurations: time | – | – | median 10.0 %, worst 10.0 % | profile re" in table
+    assert (
+        "| this machine, 1 configurations: time | – | – | median 10.0 %, worst 10.0 % | profile re" in table
+    )
     assert plan_table({}) == "*Not measured yet.*"
 
 
@@ -115,7 +126,9 @@ def test_values_are_shown_with_their_units(value, text):
 
 def test_a_run_becomes_a_receipt_and_tables(tmp_path):
     run = load_run(make(tmp_path / "demo"))
-    write_receipt(tmp_path / "raise-full.json", what="a herd", values=run_values(run), command="herd raise --full")
+    write_receipt(
+        tmp_path / "raise-full.json", what="a herd", values=run_values(run), command="herd raise --full"
+    )
     receipt = read_receipts(tmp_path)["raise-full"]
     family = family_table(receipt).replace("\u00a0", " ")
     assert "| **teacher** | 8.39 M | 1.412<br><sub>1.398 – 1.426</sub> |" in family

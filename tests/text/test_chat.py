@@ -8,7 +8,17 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_strategies import CALCULATOR, DIALOG, QUESTION, calls, dialogs, forms, messy_texts, texts, tool_lists
+from text_strategies import (
+    CALCULATOR,
+    DIALOG,
+    QUESTION,
+    calls,
+    dialogs,
+    forms,
+    messy_texts,
+    texts,
+    tool_lists,
+)
 
 from herd.errors import ChatError, TokenizerError
 from herd.text import parse, render, render_document, tool_output
@@ -49,7 +59,11 @@ def test_documented_conversation(small):
         "<|start_header_id|>assistant<|end_header_id|>\n\nWhat is a helpful assistant?<|eot_id|>"
     )
     assert trained(rendered, small) == "What is a helpful assistant?<|eot_id|>"
-    assert [(span.role, span.message) for span in rendered.spans] == [("system", 0), ("user", 1), ("assistant", 2)]
+    assert [(span.role, span.message) for span in rendered.spans] == [
+        ("system", 0),
+        ("user", 1),
+        ("assistant", 2),
+    ]
     assert rendered.spans[0].start == 1
     assert rendered.spans[-1].end == len(rendered.ids)
 
@@ -79,8 +93,13 @@ def test_documented_builtin_tools(small):
     )
     assert rendered.ids.count(small.python_tag_id) == 1
     assert rendered.ids[-1] == small.eom_id
-    assert trained(rendered, small) == '<|python_tag|>brave_search.call(query="latest price of 1oz gold")<|eom_id|>'
-    by_form = render(dialog, small, tools=["brave_search", "wolfram_alpha"], form="builtin", date="21 September 2024")
+    assert (
+        trained(rendered, small)
+        == '<|python_tag|>brave_search.call(query="latest price of 1oz gold")<|eom_id|>'
+    )
+    by_form = render(
+        dialog, small, tools=["brave_search", "wolfram_alpha"], form="builtin", date="21 September 2024"
+    )
     assert by_form.ids == rendered.ids
 
 
@@ -152,7 +171,11 @@ def test_documented_function_form(small):
 
 
 def test_wrapped_openai_shapes_are_the_same(small):
-    call = {"id": "1", "type": "function", "function": {"name": "calculator", "arguments": '{"expression": "2 + 2"}'}}
+    call = {
+        "id": "1",
+        "type": "function",
+        "function": {"name": "calculator", "arguments": '{"expression": "2 + 2"}'},
+    }
     dialog = [QUESTION, {"role": "assistant", "content": None, "tool_calls": [call]}, *DIALOG[2:]]
     dialog[2] = {"role": "tool", "content": "4", "tool_call_id": "1"}
     wrapped = {"type": "function", "function": CALCULATOR}
@@ -190,7 +213,12 @@ def test_code_among_calls_has_its_own_tag(small):
         'Both:<|python_tag|>brave_search.call(query="x"); <function=f>{}</function>'
         '<|python_tag|>print(1)<|python_tag|>brave_search.call(query="x")<|eom_id|>'
     )
-    assert [call.name for call in parse(text).calls] == ["brave_search", "f", "code_interpreter", "brave_search"]
+    assert [call.name for call in parse(text).calls] == [
+        "brave_search",
+        "f",
+        "code_interpreter",
+        "brave_search",
+    ]
 
 
 def test_documents(small):
@@ -201,7 +229,10 @@ def test_documents(small):
 
 def test_tool_output():
     assert tool_output(ok=True) == "completed"
-    assert tool_output(ok=False, stdout="1\n", stderr="oops") == "failed\n[stdout]1\n[/stdout]\n[stderr]oops[/stderr]"
+    assert (
+        tool_output(ok=False, stdout="1\n", stderr="oops")
+        == "failed\n[stdout]1\n[/stdout]\n[stderr]oops[/stderr]"
+    )
 
 
 def test_user_text_cannot_end_its_turn(small):

@@ -36,7 +36,9 @@ def _sayable(messages) -> bool:
 @given(
     dialog=dialogs(),
     form=forms,
-    builtin=st.sampled_from([[], ["brave_search"], ["code_interpreter"], ["brave_search", "code_interpreter"]]),
+    builtin=st.sampled_from(
+        [[], ["brave_search"], ["code_interpreter"], ["brave_search", "code_interpreter"]]
+    ),
     custom=st.sampled_from([[], [CALCULATOR], [CALCULATOR, WEATHER]]),
     date=st.sampled_from([None, "23 July 2024"]),
     prompt=st.booleans(),

@@ -64,7 +64,9 @@ def test_hash_is_that_of_the_canonical_file(meta, real_data, small):
 def test_equal_to_tiktoken_in_ten_languages(meta, real_data):
     lines = (real_data("llama3_tokenizer") / "tokenizer.model").read_text().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
-    oracle = tiktoken.Encoding("oracle", pat_str=tokenizer_module.PATTERN, mergeable_ranks=ranks, special_tokens={})
+    oracle = tiktoken.Encoding(
+        "oracle", pat_str=tokenizer_module.PATTERN, mergeable_ranks=ranks, special_tokens={}
+    )
     files = [*real_data("common_voice_sentences").rglob("*.txt"), *real_data("ud_pud_parallel").glob("*.txt")]
     languages = set()
     for file in files:
@@ -264,7 +266,9 @@ def test_missing_files(tmp_path):
 
 @st.composite
 def _random_ranks(draw) -> dict[bytes, int]:
-    words = draw(st.lists(st.binary(min_size=2, max_size=6).map(lambda b: bytes(97 + x % 3 for x in b)), unique=True))
+    words = draw(
+        st.lists(st.binary(min_size=2, max_size=6).map(lambda b: bytes(97 + x % 3 for x in b)), unique=True)
+    )
     return {bytes([byte]): byte for byte in range(256)} | {word: 256 + i for i, word in enumerate(words)}
 
 

@@ -58,7 +58,9 @@ def test_ten_languages_have_the_same_ids_everywhere(meta, meta_folder, real_data
         assert auto.decode(ids, skip_special_tokens=True) == text
         turns = zip(["user", "assistant"] * 5, text.splitlines()[:10], strict=True)
         dialog = [{"role": role, "content": line} for role, line in turns]
-        templated = auto.apply_chat_template(dialog, tokenize=True, return_dict=True, add_generation_prompt=True)
+        templated = auto.apply_chat_template(
+            dialog, tokenize=True, return_dict=True, add_generation_prompt=True
+        )
         assert templated["input_ids"] == render(dialog, meta, generation_prompt=True).ids
 
 
@@ -76,7 +78,11 @@ def test_transformers_knows_the_special_tokens(small, folder):
     from transformers import AutoTokenizer
 
     auto = AutoTokenizer.from_pretrained(folder)
-    assert (auto.bos_token_id, auto.eos_token_id, auto.pad_token_id) == (small.bos_id, small.eos_id, small.pad_id)
+    assert (auto.bos_token_id, auto.eos_token_id, auto.pad_token_id) == (
+        small.bos_id,
+        small.eos_id,
+        small.pad_id,
+    )
     assert auto.convert_tokens_to_ids("<|python_tag|>") == small.python_tag_id
     assert auto.model_max_length == 2048
 

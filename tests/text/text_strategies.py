@@ -7,7 +7,11 @@ from hypothesis import strategies as st
 CALCULATOR = {
     "name": "calculator",
     "description": "Evaluates an arithmetic expression",
-    "parameters": {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]},
+    "parameters": {
+        "type": "object",
+        "properties": {"expression": {"type": "string"}},
+        "required": ["expression"],
+    },
 }
 QUESTION = {"role": "user", "content": "What is 2 + 2?"}
 CALL = {"role": "assistant", "tool_calls": [{"name": "calculator", "arguments": {"expression": "2 + 2"}}]}
@@ -27,7 +31,9 @@ calls = st.fixed_dictionaries(
 code_calls = st.fixed_dictionaries(
     {"name": st.just("code_interpreter"), "arguments": st.fixed_dictionaries({"code": texts})}
 )
-tool_lists = st.sampled_from([None, [CALCULATOR], ["code_interpreter", CALCULATOR], ["weather", "code_interpreter"]])
+tool_lists = st.sampled_from(
+    [None, [CALCULATOR], ["code_interpreter", CALCULATOR], ["weather", "code_interpreter"]]
+)
 forms = st.sampled_from(["json", "builtin", "function"])
 
 
@@ -42,7 +48,9 @@ def dialogs(draw) -> list[dict]:
             messages.append({"role": kind, "content": draw(texts)})
             continue
         one = code_calls if kind == "code" else calls
-        made = draw(st.lists(one, min_size=1, max_size=1) | st.lists(calls | code_calls, min_size=1, max_size=3))
+        made = draw(
+            st.lists(one, min_size=1, max_size=1) | st.lists(calls | code_calls, min_size=1, max_size=3)
+        )
         messages.append({"role": "assistant", "content": draw(texts), "tool_calls": made})
         messages += [{"role": "ipython", "content": draw(texts)} for _ in made]
     return messages
@@ -58,5 +66,6 @@ FRAGMENTS = [
     "print(1)", "Hello ", "x", "; ", ";", "\n", "  ", "{", "}", '"', "\\", "<", "<|", "(", ")", "é", "1", ",",
 ]  # fmt: skip
 messy_texts = st.lists(
-    st.one_of(st.sampled_from(FRAGMENTS), st.text(st.characters(exclude_categories=["Cs"]), max_size=4)), max_size=10
+    st.one_of(st.sampled_from(FRAGMENTS), st.text(st.characters(exclude_categories=["Cs"]), max_size=4)),
+    max_size=10,
 ).map("".join)

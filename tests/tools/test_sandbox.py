@@ -37,7 +37,9 @@ def test_ordinary_program(sandbox):
 
 
 def test_two_hundred_functions_and_no_shared_state(sandbox):
-    programs = [f"import math\nassert not hasattr(math, 'seen')\nmath.seen = 1\nprint({n} ** 2)" for n in range(200)]
+    programs = [
+        f"import math\nassert not hasattr(math, 'seen')\nmath.seen = 1\nprint({n} ** 2)" for n in range(200)
+    ]
     assert [r.stdout for r in sandbox.run_many(programs)] == [f"{n * n}\n" for n in range(200)]
 
 
@@ -127,7 +129,9 @@ def test_no_processes(sandbox, program):
 @pytest.mark.parametrize("target", ["os.getppid()", "-1", "1", "OURS"])
 def test_no_signals_to_others(sandbox, target):
     target = target.replace("OURS", str(os.getpid()))  # here, not above: workers must collect the same names
-    refused(sandbox.run(f"import os; os.kill({target}, 9)"), "not permitted", "not allowed", "ProcessLookupError")
+    refused(
+        sandbox.run(f"import os; os.kill({target}, 9)"), "not permitted", "not allowed", "ProcessLookupError"
+    )
     assert sandbox.run("print(1)").ok
 
 
@@ -170,7 +174,9 @@ def test_files(sandbox, tmp_path):
 
 
 def test_own_folder_is_writable_and_vanishes(sandbox):
-    result = sandbox.run("import os\nopen('a', 'w').write('hi')\nos.mkdir('d')\nprint(os.getcwd(), open('a').read())")
+    result = sandbox.run(
+        "import os\nopen('a', 'w').write('hi')\nos.mkdir('d')\nprint(os.getcwd(), open('a').read())"
+    )
     folder, said = result.stdout.split()
     assert said == "hi"
     assert not Path(folder).exists()
@@ -274,7 +280,9 @@ def audit_only(tmp_path, monkeypatch):
 
 
 def test_audit_lock(audit_only, tmp_path):
-    assert audit_only.run("import json, statistics, decimal; open('a', 'w').write('1'); print(open('a').read())").ok
+    assert audit_only.run(
+        "import json, statistics, decimal; open('a', 'w').write('1'); print(open('a').read())"
+    ).ok
     for program in (
         "import os; os.fork()",
         "import socket; socket.socket().bind(('127.0.0.1', 0))",

@@ -51,7 +51,9 @@ def run(folder: Path, result: Path, kill_at: int) -> None:
     total = calls
     calls = -1_000_000
     torch.save(dict(model.named_parameters()), result)
-    result.with_suffix(".json").write_text(json.dumps({"calls": total, "log": toy.timeless(metrics.read(folder))}))
+    result.with_suffix(".json").write_text(
+        json.dumps({"calls": total, "log": toy.timeless(metrics.read(folder))})
+    )
 
 
 def child(folder: Path, result: Path, kill_at: int) -> int:
@@ -79,7 +81,8 @@ def main(base: Path, every: int) -> dict:
         resumed = child(folder, result, -1)
         got = json.loads(result.with_suffix(".json").read_text()) if resumed == 0 else {}
         same = resumed == 0 and all(
-            torch.equal(a, b) for a, b in zip(torch.load(whole).values(), torch.load(result).values(), strict=True)
+            torch.equal(a, b)
+            for a, b in zip(torch.load(whole).values(), torch.load(result).values(), strict=True)
         )
         left = [p.name for p in (folder / "state").iterdir() if p.name.startswith(".")]
         if killed != -signal.SIGKILL or halves or not same or got["log"] != wanted["log"] or left:

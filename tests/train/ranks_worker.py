@@ -29,7 +29,9 @@ def job(name: str, folder: Path, shard: int | None, **changes) -> dict:
     ranks = parallel.start(shard)
     model, stream = toy.model(tie_embeddings=name == "tied"), Recorder()
     objective = {"distil": distil(toy.model(seed=1, dim=48, n_heads=6)), "lm": lm}.get(name, sft)
-    config = toy.config(**({"steps": 6, "batch_rows": 8, "micro_rows": 2, "eps": 1e-4, "eval_every": 3} | changes))
+    config = toy.config(
+        **({"steps": 6, "batch_rows": 8, "micro_rows": 2, "eps": 1e-4, "eval_every": 3} | changes)
+    )
     batch = toy.Counting().batch(1000, 2)
 
     def evaluate(model, step):

@@ -71,11 +71,20 @@ def test_state_is_what_lies_on_the_disk(tmp_path):
 
     model = LlamaLM(config).init_weights(0)
     plan = TrainConfig(
-        steps=4, batch_rows=2, context=16, lr=1e-3, anneal_steps=4, average_every=1, save_every=2, eval_every=3
+        steps=4,
+        batch_rows=2,
+        context=16,
+        lr=1e-3,
+        anneal_steps=4,
+        average_every=1,
+        save_every=2,
+        eval_every=3,
     )
     with pytest.raises(Stop):
         train(model, Stream(), lm, plan, tmp_path, evaluate=stop)
-    assert (states.newest(tmp_path) / "rank-0.bin").stat().st_size == memory.state_nbytes(config, average=True)
+    assert (states.newest(tmp_path) / "rank-0.bin").stat().st_size == memory.state_nbytes(
+        config, average=True
+    )
 
 
 def test_the_big_ones():
@@ -83,7 +92,9 @@ def test_the_big_ones():
     big = memory.train_nbytes(SIZES["405B"], 1, 8192, dtype="bfloat16", remat=True, shard=1024, ranks=1024)
     assert (big.weights + big.gradients + big.moments) / 1e9 == pytest.approx(6.34, abs=0.01)
     assert big.total < 80e9
-    eight = memory.train_nbytes(SIZES["8B"], 4, 8192, dtype="bfloat16", remat=True, average=True, shard=8, ranks=64)
+    eight = memory.train_nbytes(
+        SIZES["8B"], 4, 8192, dtype="bfloat16", remat=True, average=True, shard=8, ranks=64
+    )
     assert (eight.weights + eight.gradients + eight.moments) / 1e9 == pytest.approx(16.06, abs=0.01)
     assert eight.total < 80e9
 

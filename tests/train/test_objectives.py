@@ -79,7 +79,9 @@ def test_distil_brings_the_student_to_its_teacher(tmp_path):
     before = toy.bits(teacher)
     student, records = toy.model(seed=3, dim=16, ffn_dim=24, n_heads=2, n_kv_heads=1), []
     objective = distil(teacher)
-    result = train(student, toy.Counting(), objective, toy.config(steps=60), tmp_path / "s", on_step=records.append)
+    result = train(
+        student, toy.Counting(), objective, toy.config(steps=60), tmp_path / "s", on_step=records.append
+    )
     assert records[-1]["kl"] < records[0]["kl"] / 4
     assert records[-1]["loss"] == pytest.approx(records[-1]["kl"])
     assert toy.bits(teacher) == before

@@ -81,7 +81,12 @@ def test_a_run_goes_on_with_another_number_of_ranks(folder):
     whole = json.loads((folder / "one" / "sft" / "log.json").read_text())
     losses = [r["loss"] for r in whole if "loss" in r]
     assert [r["loss"] for r in records if "loss" in r] == pytest.approx(losses, abs=1e-5)
-    assert json.loads((folder / "stopped" / "rows-2-1.json").read_text())[:4] == [20, 21, 22, 23]  # from step 3 on
+    assert json.loads((folder / "stopped" / "rows-2-1.json").read_text())[:4] == [
+        20,
+        21,
+        22,
+        23,
+    ]  # from step 3 on
     one, two = (torch.load(folder / which / "weights.pt") for which in ("one/sft", "stopped"))
     assert max((one[key] - two[key]).abs().max() for key in one) < 1e-5
 
@@ -101,7 +106,10 @@ def test_a_state_of_two_ranks_loads_on_one(folder, tmp_path):
 def test_ctrl_c_under_torchrun_saves_the_state(tmp_path):
     job = json.dumps(["sft", str(tmp_path), 2, {"steps": 100_000, "eval_every": 0}])
     process = subprocess.Popen(
-        [*COMMAND, "--nproc-per-node=2", WORKER, job], env=ENV, stderr=subprocess.DEVNULL, start_new_session=True
+        [*COMMAND, "--nproc-per-node=2", WORKER, job],
+        env=ENV,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     while process.poll() is None and len(metrics.read(tmp_path)) < 3:
         pass

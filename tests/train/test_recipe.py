@@ -121,7 +121,11 @@ WRONG = [
     ("    n_kv_heads: 2", "    n_kv_heads: 3", "n_heads=4 is not a multiple of n_kv_heads=3"),
     ("  shape:", "  size: 9B\n  shape:", "give one of size, shape or start, not 2 of them"),
     ("text: [corpus]", "shards: here", "a tokenizer is trained on data.text"),
-    ("text: [corpus]", "text: [corpus]\n  shards: here", "give one of shards, text, dialogs, made_dialogs, not 2"),
+    (
+        "text: [corpus]",
+        "text: [corpus]\n  shards: here",
+        "give one of shards, text, dialogs, made_dialogs, not 2",
+    ),
     ("text: [corpus]", "text: [1]", "data.text"),
     ("name: toy", "name: a/b", "name='a/b': string should match pattern"),
     ("out: runs/toy\n", "", "out is missing"),
@@ -190,7 +194,9 @@ def test_check_looks_at_ranks_and_folders(tmp_path):
     assert check(recipe, 2).dim == 32
     with pytest.raises(RecipeError, match=r"recipe is for parallel.ranks=2, started are 1: use torchrun"):
         check(recipe, 1)
-    shards = edited(("text: [corpus]", f"shards: {tmp_path}/none"), ("train_vocab: 1024", "path: tokenizer.model"))
+    shards = edited(
+        ("text: [corpus]", f"shards: {tmp_path}/none"), ("train_vocab: 1024", "path: tokenizer.model")
+    )
     with pytest.raises(RecipeError, match="none does not exist"):
         check(parse_recipe(shards), 2)
     missing = edited(("kind: lm", f"kind: distil\n  teacher: {tmp_path}/nobody"))

@@ -126,7 +126,14 @@ def test_cutting_rows_anew_may_change_between_starts(tmp_path):
 def stopped(tmp_path):
     """A folder with states of steps 2 and 4."""
     with pytest.raises(Crash):
-        train(toy.model(), toy.Counting(), lm, toy.config(save_every=2, eval_every=5), tmp_path, evaluate=crash_at(5))
+        train(
+            toy.model(),
+            toy.Counting(),
+            lm,
+            toy.config(save_every=2, eval_every=5),
+            tmp_path,
+            evaluate=crash_at(5),
+        )
     return tmp_path
 
 
@@ -194,7 +201,14 @@ def test_a_corrupt_state_names_itself_and_the_cure(stopped, damage, reason):
 
 def test_a_corrupt_only_state(tmp_path):
     with pytest.raises(Crash):
-        train(toy.model(), toy.Counting(), lm, toy.config(save_every=2, eval_every=3), tmp_path, evaluate=crash_at(3))
+        train(
+            toy.model(),
+            toy.Counting(),
+            lm,
+            toy.config(save_every=2, eval_every=3),
+            tmp_path,
+            evaluate=crash_at(3),
+        )
     truncate(tmp_path / "state" / "step-00000002")
     with pytest.raises(TrainingError, match="remove this folder to start from the beginning"):
         train(toy.model(), toy.Counting(), lm, toy.config(), tmp_path)
@@ -203,7 +217,9 @@ def test_a_corrupt_only_state(tmp_path):
 def test_a_full_disk_is_one_line_and_keeps_what_was(stopped, monkeypatch):
     Usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 1000))
-    with pytest.raises(TrainingError, match=r"cannot save state .*has 0 MB free; .*step-00000004 is kept") as error:
+    with pytest.raises(
+        TrainingError, match=r"cannot save state .*has 0 MB free; .*step-00000004 is kept"
+    ) as error:
         train(toy.model(), toy.Counting(), lm, toy.config(), stopped)
     assert "\n" not in str(error.value)
 
@@ -213,7 +229,9 @@ def test_a_disk_that_fills_up_while_saving(stopped, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(RawWriter, "write_data", full)
-    with pytest.raises(TrainingError, match=r"cannot save state .*No space left on device; .*step-00000004 is kept"):
+    with pytest.raises(
+        TrainingError, match=r"cannot save state .*No space left on device; .*step-00000004 is kept"
+    ):
         train(toy.model(), toy.Counting(), lm, toy.config(), stopped)
     assert [p.name for p in (stopped / "state").iterdir() if p.name.startswith(".")] == []
 

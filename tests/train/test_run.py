@@ -138,7 +138,15 @@ def test_two_ranks_make_the_same_checkpoints(base):
             path.write_text(text.format(base=base, ranks=2, shard=shard))
             paths.append(str(path))
     script = str(Path(__file__).parent / "run_worker.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, *paths]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        script,
+        *paths,
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -151,7 +159,9 @@ def test_two_ranks_make_the_same_checkpoints(base):
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(base, tmp_path):
-    other = TEACHER.replace("vocab_size: 600", "vocab_size: 700").replace("train_vocab: 600", "train_vocab: 700")
+    other = TEACHER.replace("vocab_size: 600", "vocab_size: 700").replace(
+        "train_vocab: 600", "train_vocab: 700"
+    )
     run_recipe(recipe(other.replace("{base}/teacher", str(tmp_path / "other")), base))
     wrong = STUDENT.replace('teacher: "{base}/teacher/model"', f'teacher: "{tmp_path}/other/model"')
     with pytest.raises(RecipeError, match="model's vocabulary is 600, its teacher's 700"):
@@ -181,7 +191,13 @@ def test_dialog_files(base, tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_text(json.dumps({"messages": messages}) + "\n\n" + json.dumps({"messages": messages}) + "\n")
     assert len(list(read_dialogs(path, tokenizer))) == 2
-    for bad in ("nonsense", '{"messages": []}', '{"message": 1}', "[]", '{"messages": [{"role": "x", "content": ""}]}'):
+    for bad in (
+        "nonsense",
+        '{"messages": []}',
+        '{"message": 1}',
+        "[]",
+        '{"messages": [{"role": "x", "content": ""}]}',
+    ):
         path.write_text(json.dumps({"messages": messages}) + "\n" + bad + "\n")
         with pytest.raises(DataError, match=r"d.jsonl:2: "):
             list(read_dialogs(path, tokenizer))

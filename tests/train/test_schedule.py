@@ -16,7 +16,9 @@ from herd.train.schedule import averages_at
 
 def test_llama3_405b():
     """8,000 warm-up steps to 8e-5, cosine to 8e-7 over 1.2 M steps (section 3.4.1)."""
-    config = TrainConfig(steps=1_200_000, batch_rows=2048, context=8192, lr=8e-5, warmup_steps=8000, min_lr_ratio=0.01)
+    config = TrainConfig(
+        steps=1_200_000, batch_rows=2048, context=8192, lr=8e-5, warmup_steps=8000, min_lr_ratio=0.01
+    )
     assert learning_rate(0, config) == pytest.approx(1e-8)
     assert learning_rate(3999, config) == pytest.approx(4e-5)
     assert learning_rate(7999, config) == learning_rate(8000, config) == 8e-5

@@ -35,7 +35,9 @@ class Masked(Counting):
             targets[row, : self.context - ((position + row) % 4 + 1)] = -100
         documents = (torch.arange(self.context) >= self.context // 2).long().expand_as(targets)
         positions = torch.arange(self.context) % (self.context // 2)
-        return Batch(plain.tokens_BT, targets, positions.expand_as(targets).contiguous(), documents.contiguous())
+        return Batch(
+            plain.tokens_BT, targets, positions.expand_as(targets).contiguous(), documents.contiguous()
+        )
 
 
 def model(seed: int = 0, **changes) -> LlamaLM:

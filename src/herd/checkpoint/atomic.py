@@ -131,5 +131,7 @@ def _exchange(a: Path, b: Path) -> bool:
 
 def readable(target: Path, error: OSError) -> CheckpointError:
     if error.errno in _NO_ROOM:
-        return CheckpointError(f"{target}: no room left on the disk; nothing was changed, make room and try again")
+        return CheckpointError(
+            f"{target}: no room left on the disk; nothing was changed, make room and try again"
+        )
     return CheckpointError(f"{target}: cannot write: {error.strerror or error}; nothing was changed")

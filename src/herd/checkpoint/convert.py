@@ -139,7 +139,9 @@ def _rewrite(
         dialect=dialect,
         extra_files=kept,
         progress=progress,
-        key=key_of(weights.files(wanted), do="rewrite", dtype=dtype, shard=max_shard_bytes, kept=sorted(kept.items())),
+        key=key_of(
+            weights.files(wanted), do="rewrite", dtype=dtype, shard=max_shard_bytes, kept=sorted(kept.items())
+        ),
     )
 
 

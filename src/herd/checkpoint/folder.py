@@ -74,7 +74,9 @@ def save(
     if dtype is None:
         dtypes = {param.dtype for param in params.values()}
         if len(dtypes) != 1:
-            raise CheckpointError(f"{folder}: parameters have several dtypes {sorted(map(str, dtypes))}; pass dtype=")
+            raise CheckpointError(
+                f"{folder}: parameters have several dtypes {sorted(map(str, dtypes))}; pass dtype="
+            )
         dtype = dtypes.pop()
     return write_folder(
         folder,
@@ -131,7 +133,8 @@ def write_folder(
         bos = None if tokenizer is None else tokenizer.bos_id
         name = str(dtype).removeprefix("torch.")
         _write_json(
-            temporary / CONFIG, config_to_hf(config, dtype=name, bos_token_id=bos, eos_token_id=stops, dialect=dialect)
+            temporary / CONFIG,
+            config_to_hf(config, dtype=name, bos_token_id=bos, eos_token_id=stops, dialect=dialect),
         )
         if tokenizer is not None:
             tokenizer.save(temporary, model_max_length=config.max_context)
@@ -277,7 +280,9 @@ def resolve(source: str | Path) -> Path:
     patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "LICENSE*", "USE_POLICY*"]
     with _from_the_hub(source):
         return Path(
-            snapshot_download(name, revision=revision or None, allow_patterns=patterns, ignore_patterns=["original/*"])
+            snapshot_download(
+                name, revision=revision or None, allow_patterns=patterns, ignore_patterns=["original/*"]
+            )
         )
 
 
@@ -331,7 +336,9 @@ def require_replaceable(folder: Path) -> None:
         raise CheckpointError(f"{folder}: is a file; choose another name")
     others = sorted(p.name for p in folder.iterdir() if p.name not in _OURS and p.suffix != ".safetensors")
     if others:
-        raise CheckpointError(f"{folder}: holds {others[0]}, which is not a checkpoint's; choose another folder")
+        raise CheckpointError(
+            f"{folder}: holds {others[0]}, which is not a checkpoint's; choose another folder"
+        )
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

@@ -79,11 +79,15 @@ class GGUF:
             with self.path.open("rb") as file:
                 self.size = os.fstat(file.fileno()).st_size
                 if self.size < 24:
-                    raise CheckpointError(f"{path}: truncated or not GGUF: {self.size} bytes; fetch the file again")
+                    raise CheckpointError(
+                        f"{path}: truncated or not GGUF: {self.size} bytes; fetch the file again"
+                    )
                 # private and writable, as torch wants its memory; nobody writes
                 self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_COPY)
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot read: {error.strerror or error}; fetch the file again") from error
+            raise CheckpointError(
+                f"{path}: cannot read: {error.strerror or error}; fetch the file again"
+            ) from error
         cursor = _Cursor(self._map, self.size, self.path)
         n_tensors, n_values = _header(cursor)
         self.metadata = _metadata(cursor, n_values)
@@ -155,7 +159,9 @@ class _Cursor:
 
     def require(self, nbytes: int, what: str) -> None:
         if nbytes > self.size - self.at:
-            raise self.fail(f"truncated or corrupt: {what} takes {nbytes} bytes at {self.at}, the file has {self.size}")
+            raise self.fail(
+                f"truncated or corrupt: {what} takes {nbytes} bytes at {self.at}, the file has {self.size}"
+            )
 
     def count(self, number: int, smallest: int, what: str) -> int:
         """A number of items, of which each takes at least ``smallest`` bytes of what is left."""
@@ -172,7 +178,9 @@ def _header(cursor: _Cursor) -> tuple[int, int]:
     version = cursor.take("I", "the version")
     if version not in VERSIONS:
         if version & 0xFFFF == 0:
-            raise CheckpointError(f"{cursor.path}: big-endian GGUF is not read; convert it on its own machine")
+            raise CheckpointError(
+                f"{cursor.path}: big-endian GGUF is not read; convert it on its own machine"
+            )
         raise CheckpointError(f"{cursor.path}: GGUF version {version} is not read; versions 2 and 3 are")
     n_tensors = cursor.take("Q", "the number of tensors")
     n_values = cursor.take("Q", "the number of metadata values")
@@ -242,7 +250,9 @@ def _texts(cursor: _Cursor, length: int, key: str) -> list[bytes]:
         out.append(data[at + 8 : stop])
         at = stop
     if len(out) < length:
-        raise cursor.fail(f"truncated or corrupt: text {len(out)} of {key} reaches beyond the file's {size} bytes")
+        raise cursor.fail(
+            f"truncated or corrupt: text {len(out)} of {key} reaches beyond the file's {size} bytes"
+        )
     cursor.at = at
     return out
 
@@ -257,7 +267,9 @@ def _decoded(cursor: _Cursor, raw: bytes, what: str) -> str:
 def _alignment(metadata: dict[str, Any], path: Path) -> int:
     value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if type(value) is not int or value < 1 or value & (value - 1):
-        raise CheckpointError(f"{path}: general.alignment={value!r} is not a power of two; fetch the file again")
+        raise CheckpointError(
+            f"{path}: general.alignment={value!r} is not a power of two; fetch the file again"
+        )
     return value
 
 
@@ -266,7 +278,9 @@ def _table(cursor: _Cursor, n_tensors: int) -> list[Entry]:
     rows: list[Entry] = []
     seen: set[str] = set()
     for index in range(n_tensors):
-        name = _decoded(cursor, cursor.text(f"the name of tensor {index}", MAX_NAME), f"the name of tensor {index}")
+        name = _decoded(
+            cursor, cursor.text(f"the name of tensor {index}", MAX_NAME), f"the name of tensor {index}"
+        )
         if not name or not name.isprintable():
             raise cursor.fail(f"corrupt: tensor {index} has the name {name!r}")
         if name in seen:
@@ -289,7 +303,9 @@ def _row(cursor: _Cursor, name: str) -> Entry:
         raise cursor.fail(f"corrupt: {name} of shape {list(shape)} does not divide into {format.name} blocks")
     nbytes = math.prod(shape) // format.block * format.block_bytes
     if nbytes > cursor.size:
-        raise cursor.fail(f"corrupt: {name} of shape {list(shape)} takes {nbytes} bytes, the file has {cursor.size}")
+        raise cursor.fail(
+            f"corrupt: {name} of shape {list(shape)} takes {nbytes} bytes, the file has {cursor.size}"
+        )
     return Entry(name, format, shape, offset, nbytes)
 
 
@@ -302,7 +318,9 @@ def _placed(rows: list[Entry], header_bytes: int, alignment: int, size: int, pat
         start = data + row.start
         if start != _aligned(end, alignment):
             what = "overlaps" if start < end else "does not follow"
-            raise CheckpointError(f"{path}: corrupt: {row.name} at {start} {what} {before}; fetch the file again")
+            raise CheckpointError(
+                f"{path}: corrupt: {row.name} at {start} {what} {before}; fetch the file again"
+            )
         end, before = start + row.nbytes, row.name
         if end > size:
             raise CheckpointError(
@@ -310,7 +328,9 @@ def _placed(rows: list[Entry], header_bytes: int, alignment: int, size: int, pat
             )
         out[row.name] = replace(row, start=start)
     if rows and size > _aligned(end, alignment):
-        raise CheckpointError(f"{path}: corrupt: {size - end} bytes follow the last tensor; fetch the file again")
+        raise CheckpointError(
+            f"{path}: corrupt: {size - end} bytes follow the last tensor; fetch the file again"
+        )
     return out
 
 

@@ -27,9 +27,25 @@ from . import gguf_names as names
 from . import weights
 from .atomic import require_room, whole_folder
 from .convert import notice
-from .folder import load_config, require_fit, require_replaceable, resolve, resolve_file, write_folder, written_folder
+from .folder import (
+    load_config,
+    require_fit,
+    require_replaceable,
+    resolve,
+    resolve_file,
+    write_folder,
+    written_folder,
+)
 from .gguf import FILE, GGUF, Entry
-from .gguf_folder import compute_dtype, encoded, file_plan, is_gguf_folder, require_finite, unpacked, write_model
+from .gguf_folder import (
+    compute_dtype,
+    encoded,
+    file_plan,
+    is_gguf_folder,
+    require_finite,
+    unpacked,
+    write_model,
+)
 from .gguf_tokenizer import check_tokenizer, has_tokenizer, read_tokenizer
 from .gguf_write import hash_file
 from .journal import key_of, resumable_file
@@ -117,12 +133,26 @@ def quantize(
     # GPTQ works through a model from its beginning, so it cannot go on in the middle
     key = None if rows_of else source.key(do="quantize", formats=sorted(formats.items()), recipe=recipe)
     return _write_folder(
-        Path(out), source.config, formats, rows_of or rounded, tokenizer, name, lineage, progress, key, source.remember
+        Path(out),
+        source.config,
+        formats,
+        rows_of or rounded,
+        tokenizer,
+        name,
+        lineage,
+        progress,
+        key,
+        source.remember,
     )
 
 
 def write_random(
-    out: str | Path, config: ModelConfig, plan: Scheme, seed: int = 0, *, progress: weights.Progress | None = None
+    out: str | Path,
+    config: ModelConfig,
+    plan: Scheme,
+    seed: int = 0,
+    *,
+    progress: weights.Progress | None = None,
 ) -> None:
     """Writes a GGUF file of random weights, those of `quant.random.random_quantized`; it has no tokenizer.
 
@@ -165,7 +195,13 @@ def save_quantized(
         return encoded(model.get_parameter(name).detach().cpu(), formats[name], name)
 
     return _write_folder(
-        folder, model.config, formats, rows_of, tokenizer, lineage.name if lineage else folder.name, lambda: lineage
+        folder,
+        model.config,
+        formats,
+        rows_of,
+        tokenizer,
+        lineage.name if lineage else folder.name,
+        lambda: lineage,
     )
 
 
@@ -210,7 +246,12 @@ def import_gguf(
 
 
 def unpack_folder(
-    folder: Path, out: str | Path, *, dtype: torch.dtype, max_shard_bytes: int, progress: weights.Progress | None
+    folder: Path,
+    out: str | Path,
+    *,
+    dtype: torch.dtype,
+    max_shard_bytes: int,
+    progress: weights.Progress | None,
 ) -> str:
     """Writes a quantized folder's weights as plain ones, for programs that read no GGUF; returns their hash."""
     file = GGUF(folder / FILE)
@@ -313,7 +354,14 @@ def _write_folder(
         if journal and remember:
             remember(journal.part("source"))
         write_model(
-            temporary / FILE, config, formats, rows_of, tokenizer, name=name, progress=progress, journal=journal
+            temporary / FILE,
+            config,
+            formats,
+            rows_of,
+            tokenizer,
+            name=name,
+            progress=progress,
+            journal=journal,
         )
         lineage, weights_hash = lineage_of(), hash_file(temporary / FILE)
         if lineage is not None:

@@ -65,12 +65,18 @@ def load_gguf(folder: Path, *, dtype: torch.dtype | None, device: str | torch.de
 
 
 def load_model(
-    file: GGUF, config: ModelConfig, wanted: Mapping[str, Entry], dtype: torch.dtype, device: str | torch.device
+    file: GGUF,
+    config: ModelConfig,
+    wanted: Mapping[str, Entry],
+    dtype: torch.dtype,
+    device: str | torch.device,
 ) -> LlamaLM:
     """The model of a checked file, each weight as it is stored."""
     slow = sorted({e.format.name for e in wanted.values() if _runs_slowly(e.format)})
     if slow:
-        warnings.warn(f"{file.path}: {', '.join(slow)} runs slowly here; import it with --dtype bf16", stacklevel=4)
+        warnings.warn(
+            f"{file.path}: {', '.join(slow)} runs slowly here; import it with --dtype bf16", stacklevel=4
+        )
     done: list[str] = []
 
     def rows_of(name: str) -> Tensor:
@@ -99,7 +105,9 @@ def require_hash(folder: Path) -> None:
 def require_finite(file: GGUF, entry: Entry) -> None:
     """`CheckpointError` when a weight, or a block's scale, is not finite."""
     if not blocks.finite(file.rows(entry.name), entry.format):
-        raise CheckpointError(f"{file.path}: {entry.name} has values that are not finite; the checkpoint is damaged")
+        raise CheckpointError(
+            f"{file.path}: {entry.name} has values that are not finite; the checkpoint is damaged"
+        )
 
 
 def compute_dtype(wanted: Mapping[str, Entry]) -> torch.dtype:
@@ -177,7 +185,11 @@ def encoded(weight: Tensor, format: Format, name: str) -> Iterator[Tensor]:
 
 
 def _metadata(
-    config: ModelConfig, formats: Mapping[str, Format], tokenizer: Tokenizer | None, name: str, licence: str | None
+    config: ModelConfig,
+    formats: Mapping[str, Format],
+    tokenizer: Tokenizer | None,
+    name: str,
+    licence: str | None,
 ) -> Iterator[Value]:
     from .gguf_tokenizer import tokenizer_metadata
 

@@ -126,7 +126,10 @@ def config_from_gguf(file: GGUF) -> ModelConfig:
     _refuse_other_models(file)
     if "token_embd.weight" not in file.tensors:
         raise CheckpointError(f"{file.path}: tensor token_embd.weight is missing; fetch the file again")
-    n_heads, dim = file.require("llama.attention.head_count", int), file.require("llama.embedding_length", int)
+    n_heads, dim = (
+        file.require("llama.attention.head_count", int),
+        file.require("llama.embedding_length", int),
+    )
     head_dim = file.get("llama.attention.key_length", int, 0)
     if file.get("llama.attention.value_length", int, head_dim) != head_dim:
         raise CheckpointError(f"{file.path}: llama.attention.value_length differs from key_length={head_dim}")
@@ -152,7 +155,9 @@ def config_from_gguf(file: GGUF) -> ModelConfig:
             raise ConfigError(f"llama.vocab_size is not the {plain.vocab_size} rows of token_embd.weight")
         # more layers than tensors: refused before any of them is named
         if plain.n_layers > len(file.tensors):
-            raise ConfigError(f"llama.block_count={plain.n_layers}, but there are {len(file.tensors)} tensors")
+            raise ConfigError(
+                f"llama.block_count={plain.n_layers}, but there are {len(file.tensors)} tensors"
+            )
         return plain.replace(rope_scaling=_scaling(file, plain))
     except ConfigError as error:
         raise CheckpointError(f"{file.path}: {error}") from error
@@ -171,12 +176,16 @@ def check_tensors(file: GGUF, config: ModelConfig) -> dict[str, Entry]:
                 f"{file.path}: {theirs} has shape {list(entry.shape)}, the metadata says {list(shape)}"
             )
         if entry.format.name in ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"):
-            raise CheckpointError(f"{file.path}: {theirs} is {entry.format.name}, which is no type for weights")
+            raise CheckpointError(
+                f"{file.path}: {theirs} is {entry.format.name}, which is no type for weights"
+            )
         wanted[name] = entry
     known = {entry.name for entry in wanted.values()} | {ROPE_FREQS}
     for theirs in file.tensors:
         if theirs not in known:
-            raise CheckpointError(f"{file.path}: unexpected tensor {theirs}; this is not a Llama as it is known here")
+            raise CheckpointError(
+                f"{file.path}: unexpected tensor {theirs}; this is not a Llama as it is known here"
+            )
     return wanted
 
 
@@ -198,14 +207,18 @@ def _scaling(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
         )
     factors = blocks.decode(file.rows(ROPE_FREQS), F32)[0].clone()
     if not bool(torch.isfinite(factors).all()) or float(factors.min()) < 0.999:
-        raise CheckpointError(f"{file.path}: {ROPE_FREQS} is not a table of factors of at least 1; fetch it again")
+        raise CheckpointError(
+            f"{file.path}: {ROPE_FREQS} is not a table of factors of at least 1; fetch it again"
+        )
     if bool((factors == 1).all()) and "herd.rope_scaling.factor" not in file.metadata:
         return None
     for candidate in _candidates(file, plain, factors):
         found = rope_factors(plain.replace(rope_scaling=candidate))
         if found is not None and torch.allclose(found, factors, rtol=1e-4, atol=0):
             return candidate
-    raise CheckpointError(f"{file.path}: {ROPE_FREQS} is not Llama 3's frequency scaling, the only one that can be run")
+    raise CheckpointError(
+        f"{file.path}: {ROPE_FREQS} is not Llama 3's frequency scaling, the only one that can be run"
+    )
 
 
 def _candidates(file: GGUF, plain: ModelConfig, factors: Tensor) -> Iterator[RopeScaling]:

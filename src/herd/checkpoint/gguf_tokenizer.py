@@ -58,13 +58,17 @@ def read_tokenizer(file: GGUF) -> Tokenizer:
     """
     kind = file.get("tokenizer.ggml.model", str, "none")
     if kind != "gpt2":
-        raise TokenizerError(f"{file.path}: its tokenizer is {kind!r}; only Llama 3's byte-level BPE ('gpt2') is read")
+        raise TokenizerError(
+            f"{file.path}: its tokenizer is {kind!r}; only Llama 3's byte-level BPE ('gpt2') is read"
+        )
     pre = file.get("tokenizer.ggml.pre", str, "")
     if pre not in _SAME_PRE:
         raise TokenizerError(f"{file.path}: its pre-tokenizer is {pre!r}, not Llama 3's ({PRE!r})")
     words, types = _texts(file, "tokenizer.ggml.tokens"), file.require("tokenizer.ggml.token_type", tuple)
     if len(types) != len(words):
-        raise TokenizerError(f"{file.path}: {len(words)} tokens, but {len(types)} token types; fetch the file again")
+        raise TokenizerError(
+            f"{file.path}: {len(words)} tokens, but {len(types)} token types; fetch the file again"
+        )
     ranks: Ranks = {}
     special: dict[str, int] = {}
     unused = len(words)
@@ -80,7 +84,9 @@ def read_tokenizer(file: GGUF) -> Tokenizer:
             raise TokenizerError("a token is there twice")
         tokenizer = Tokenizer(ranks, special)
     except KeyError as error:
-        raise TokenizerError(f"{file.path}: {error.args[0]!r} in a token stands for no byte; not Llama 3's") from error
+        raise TokenizerError(
+            f"{file.path}: {error.args[0]!r} in a token stands for no byte; not Llama 3's"
+        ) from error
     except (TokenizerError, ValueError) as error:
         raise TokenizerError(f"{file.path}: {error}") from error
     for key, ours in (("bos", tokenizer.bos_id), ("eot", tokenizer.eot_id)):

@@ -28,7 +28,20 @@ Value = tuple[str, str, Any]
 Plan = Mapping[str, tuple[tuple[int, ...], Format]]
 """Shape (rows first) and format of each tensor by its name in the file, in order."""
 
-_CODES = {"B": 0, "b": 1, "H": 2, "h": 3, "I": 4, "i": 5, "f": 6, "?": 7, "s": STRING, "Q": 10, "q": 11, "d": 12}
+_CODES = {
+    "B": 0,
+    "b": 1,
+    "H": 2,
+    "h": 3,
+    "I": 4,
+    "i": 5,
+    "f": 6,
+    "?": 7,
+    "s": STRING,
+    "Q": 10,
+    "q": 11,
+    "d": 12,
+}
 HASH_PIECE = 64 << 20
 
 
@@ -45,7 +58,9 @@ def write_gguf(
     What a ``journal`` says is done is kept and not asked for again. Raises `CheckpointError` for pieces that do not
     add up, and passes on what ``get`` raises; OSError from the disk.
     """
-    sizes = {name: math.prod(shape) // format.block * format.block_bytes for name, (shape, format) in plan.items()}
+    sizes = {
+        name: math.prod(shape) // format.block * format.block_bytes for name, (shape, format) in plan.items()
+    }
     header = _header(list(metadata), plan, sizes)
     if journal and journal.done and not _begins_with(path, header):  # another tokenizer, say
         journal.restart()
@@ -65,7 +80,9 @@ def write_gguf(
                 if progress:
                     progress(done + written, total)
             if written != sizes[name]:
-                raise CheckpointError(f"{path}: {name} came as {written} bytes, its shape and type take {sizes[name]}")
+                raise CheckpointError(
+                    f"{path}: {name} came as {written} bytes, its shape and type take {sizes[name]}"
+                )
             done += written
             _pad(out)
             if journal:

@@ -151,8 +151,12 @@ def config_from_hf(data: dict[str, Any], where: str = "config.json") -> ModelCon
         "max_position_embeddings",
         where,
     )
-    fields["norm_eps"] = _number(_or(data.get("rms_norm_eps"), _FORMAT_DEFAULTS["rms_norm_eps"]), "rms_norm_eps", where)
-    fields["tie_embeddings"] = _boolean(_or(data.get("tie_word_embeddings"), False), "tie_word_embeddings", where)
+    fields["norm_eps"] = _number(
+        _or(data.get("rms_norm_eps"), _FORMAT_DEFAULTS["rms_norm_eps"]), "rms_norm_eps", where
+    )
+    fields["tie_embeddings"] = _boolean(
+        _or(data.get("tie_word_embeddings"), False), "tie_word_embeddings", where
+    )
     fields["rope_theta"], fields["rope_scaling"] = _rope_from_hf(data, where)
     try:
         return ModelConfig(**fields)
@@ -214,7 +218,10 @@ def _rope_from_hf(data: dict[str, Any], where: str) -> tuple[float, RopeScaling 
             raise CheckpointError(f"{where}: {key}={group!r} is not a JSON object; restore the file")
         theta = group.get("rope_theta")
         found.append(
-            (None if theta is None else _number(theta, f"{key}.rope_theta", where), _scaling_from_hf(group, key, where))
+            (
+                None if theta is None else _number(theta, f"{key}.rope_theta", where),
+                _scaling_from_hf(group, key, where),
+            )
         )
     thetas = {theta for theta, _ in found if theta is not None}
     if data.get("rope_theta") is not None:
@@ -225,21 +232,29 @@ def _rope_from_hf(data: dict[str, Any], where: str) -> tuple[float, RopeScaling 
             f"{where}: rope_parameters, rope_scaling and rope_theta disagree; keep one of the dialects"
         )
     if not thetas:
-        warnings.warn(f"{where}: rope_theta is missing; using the format's default {_DEFAULT_ROPE_THETA}", stacklevel=4)
+        warnings.warn(
+            f"{where}: rope_theta is missing; using the format's default {_DEFAULT_ROPE_THETA}", stacklevel=4
+        )
     return (thetas.pop() if thetas else _DEFAULT_ROPE_THETA), (scalings.pop() if scalings else None)
 
 
 def _scaling_from_hf(group: dict[str, Any], key: str, where: str) -> RopeScaling | None:
     kinds = {group[name] for name in ("rope_type", "type") if isinstance(group.get(name), str)}
     if len(kinds) != 1:
-        raise CheckpointError(f"{where}: {key} needs one rope_type, got {sorted(kinds)}; use 'default' or 'llama3'")
+        raise CheckpointError(
+            f"{where}: {key} needs one rope_type, got {sorted(kinds)}; use 'default' or 'llama3'"
+        )
     kind = kinds.pop()
     if not _same(group.get("partial_rotary_factor", 1.0), 1.0):
-        raise CheckpointError(f"{where}: {key}.partial_rotary_factor={group['partial_rotary_factor']!r} cannot be run")
+        raise CheckpointError(
+            f"{where}: {key}.partial_rotary_factor={group['partial_rotary_factor']!r} cannot be run"
+        )
     if kind == "default":
         return None
     if kind != "llama3":
-        raise CheckpointError(f"{where}: {key}.rope_type={kind!r} cannot be run; only 'default' and 'llama3' can")
+        raise CheckpointError(
+            f"{where}: {key}.rope_type={kind!r} cannot be run; only 'default' and 'llama3' can"
+        )
     for name in _LLAMA3_KEYS:
         if name not in group:
             raise CheckpointError(f"{where}: {key}.{name} is missing; rope_type 'llama3' needs it")

@@ -53,7 +53,9 @@ class Journal:
         if self._unsaved >= SAVE_EVERY:
             file.flush()
             os.fsync(file.fileno())
-            write_atomically(self._path, json.dumps({"key": self._key, "done": self.done, "notes": self.notes}))
+            write_atomically(
+                self._path, json.dumps({"key": self._key, "done": self.done, "notes": self.notes})
+            )
             self._unsaved = 0
 
     def restart(self) -> None:

@@ -18,8 +18,14 @@ def require_memory(config: ModelConfig, needed: int, where: Path) -> None:
     free = free_bytes()
     if needed <= free:
         return
-    fitting = [f"--to {name} ({nbytes / 1e9:.1f} GB)" for name, nbytes in fitting_formats(config, free).items()]
-    cure = f"herd quantize {' or '.join(fitting)} would fit" if fitting else "take a smaller model or a larger machine"
+    fitting = [
+        f"--to {name} ({nbytes / 1e9:.1f} GB)" for name, nbytes in fitting_formats(config, free).items()
+    ]
+    cure = (
+        f"herd quantize {' or '.join(fitting)} would fit"
+        if fitting
+        else "take a smaller model or a larger machine"
+    )
     raise CheckpointError(
         f"{where}: its weights need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; {cure}"
     )

@@ -39,7 +39,11 @@ from .pairs import half_rotation
 from .write import MAX_SHARD_BYTES
 
 _PIECE = re.compile(r"consolidated\.(\d{2})\.pth")
-_TOP = {"model.embed_tokens.weight": "tok_embeddings", "model.norm.weight": "norm", "lm_head.weight": "output"}
+_TOP = {
+    "model.embed_tokens.weight": "tok_embeddings",
+    "model.norm.weight": "norm",
+    "lm_head.weight": "output",
+}
 _IN_LAYER = {
     "self_attn.q_proj": "attention.wq",
     "self_attn.k_proj": "attention.wk",
@@ -154,7 +158,9 @@ def read_params(
             ffn_dim=ffn_dim(dim, multiple_of, None if multiplier is None else float(multiplier)),
             norm_eps=float(params["norm_eps"]),
             rope_theta=float(params.get("rope_theta", 10_000.0)),  # absent before Llama 3
-            rope_scaling=RopeScaling(factor=float(params.get("rope_scaling_factor") or 8)) if scaled else None,
+            rope_scaling=RopeScaling(factor=float(params.get("rope_scaling_factor") or 8))
+            if scaled
+            else None,
             tie_embeddings=_tied(pieces),
         )
     except (ConfigError, TypeError, ValueError) as error:
@@ -162,7 +168,9 @@ def read_params(
     return _with_context(config, scaled, "rope_scaling_factor" in params, max_context, where), repeats
 
 
-def _with_context(config: ModelConfig, scaled: bool, factor_given: bool, asked: int | None, where: Path) -> ModelConfig:
+def _with_context(
+    config: ModelConfig, scaled: bool, factor_given: bool, asked: int | None, where: Path
+) -> ModelConfig:
     """What ``params.json`` leaves out: the context, and 3.2's scaling factor of 32 (the file only says 'scaled')."""
     size = released_as(config)
     if size is not None and scaled:
@@ -183,10 +191,14 @@ def _kv_heads(source: Path, pieces: list[dict[str, Tensor]], stated: int, head_d
         where = source / f"consolidated.{number:02}.pth"
         rows = _matrix(where, piece, "layers.0.attention.wk.weight").shape[0]
     if rows % head_dim:
-        raise CheckpointError(f"{source}: wk has {rows} rows in a piece, not a multiple of head_dim={head_dim}")
+        raise CheckpointError(
+            f"{source}: wk has {rows} rows in a piece, not a multiple of head_dim={head_dim}"
+        )
     stored = rows * len(pieces) // head_dim
     if stored % stated or (stored > stated and rows != head_dim):
-        raise CheckpointError(f"{source}: pieces hold {stored} KV heads, params.json says n_kv_heads={stated}")
+        raise CheckpointError(
+            f"{source}: pieces hold {stored} KV heads, params.json says n_kv_heads={stated}"
+        )
     if stored > stated or rows != head_dim:
         return stored, stored // stated
     # One head a piece, and params.json counts pieces: the repeats show in the weights alone (405B MP16).
@@ -205,7 +217,9 @@ def _tied(pieces: list[dict[str, Tensor]]) -> bool:
 
 def _open_pieces(source: Path) -> list[dict[str, Tensor]]:
     if not source.is_dir():
-        raise CheckpointError(f"{source}: no such folder; give the folder with params.json and consolidated.00.pth")
+        raise CheckpointError(
+            f"{source}: no such folder; give the folder with params.json and consolidated.00.pth"
+        )
     numbers = sorted(int(match[1]) for path in source.iterdir() if (match := _PIECE.fullmatch(path.name)))
     if not numbers:
         raise CheckpointError(f"{source}: no consolidated.NN.pth; give the folder with Meta's files")
@@ -237,22 +251,32 @@ def _check_pieces(
         for name, shape in shapes.items():
             tensor = _tensor(where, piece, name)
             if tensor.dtype not in weights.NAMES:
-                raise CheckpointError(f"{where}: {name} is {tensor.dtype}; import the bfloat16 release instead")
+                raise CheckpointError(
+                    f"{where}: {name} is {tensor.dtype}; import the bfloat16 release instead"
+                )
             want = list(shape)
             dim = _split_dim(name, tensor, config)
             if dim is not None:
                 share, rest = divmod(want[dim] * (repeats if name.endswith(_KV) else 1), len(pieces))
                 want[dim] = share
                 if rest:
-                    raise CheckpointError(f"{where}: {name}: {shape[dim]} cannot be cut into {len(pieces)} pieces")
+                    raise CheckpointError(
+                        f"{where}: {name}: {shape[dim]} cannot be cut into {len(pieces)} pieces"
+                    )
             if list(tensor.shape) != want:
-                raise CheckpointError(f"{where}: {name} has shape {list(tensor.shape)}, params.json says {want}")
+                raise CheckpointError(
+                    f"{where}: {name} has shape {list(tensor.shape)}, params.json says {want}"
+                )
         extra = sorted(set(piece) - set(shapes) - {"rope.freqs", "output.weight"})
         if extra:
-            raise CheckpointError(f"{where}: unexpected tensor {extra[0]}; only the plain text models can be imported")
+            raise CheckpointError(
+                f"{where}: unexpected tensor {extra[0]}; only the plain text models can be imported"
+            )
 
 
-def _merge(source: Path, pieces: list[dict[str, Tensor]], name: str, config: ModelConfig, repeats: int) -> Tensor:
+def _merge(
+    source: Path, pieces: list[dict[str, Tensor]], name: str, config: ModelConfig, repeats: int
+) -> Tensor:
     """One whole tensor from its pieces."""
     parts = [piece[name] for piece in pieces]
     dim = _split_dim(name, parts[0], config)
@@ -269,7 +293,9 @@ def _merge(source: Path, pieces: list[dict[str, Tensor]], name: str, config: Mod
 def _require_equal(source: Path, name: str, parts: list[Tensor]) -> None:
     for part in parts[1:]:
         if not torch.equal(parts[0], part):
-            raise CheckpointError(f"{source}: copies of {name} differ between pieces; they are from different releases")
+            raise CheckpointError(
+                f"{source}: copies of {name} differ between pieces; they are from different releases"
+            )
 
 
 def _split_dim(name: str, part: Tensor, config: ModelConfig) -> int | None:
@@ -290,7 +316,9 @@ def _tensor(where: Path, piece: dict[str, Tensor], name: str) -> Tensor:
 def _matrix(where: Path, piece: dict[str, Tensor], name: str) -> Tensor:
     tensor = _tensor(where, piece, name)
     if tensor.ndim != 2 or tensor.numel() == 0:
-        raise CheckpointError(f"{where}: {name} has shape {list(tensor.shape)}, not a matrix's; fetch the file again")
+        raise CheckpointError(
+            f"{where}: {name} has shape {list(tensor.shape)}, not a matrix's; fetch the file again"
+        )
     return tensor
 
 
@@ -303,7 +331,9 @@ def _positive(params: dict[str, Any], key: str, where: Path) -> int:
 
 def _tokenizer(source: Path) -> Any:
     if not (source / "tokenizer.model").exists():
-        warnings.warn(f"{source}: has no tokenizer.model; the checkpoint will have no tokenizer", stacklevel=3)
+        warnings.warn(
+            f"{source}: has no tokenizer.model; the checkpoint will have no tokenizer", stacklevel=3
+        )
         return None
     from ..text.tokenizer import Tokenizer
 

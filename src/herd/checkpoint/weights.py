@@ -42,7 +42,18 @@ INDEX = "model.safetensors.index.json"
 PIECE = 1 << 22
 """Values looked at at a time."""
 _MAX_HEADER = 100_000_000
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_ITEM_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
 _ITEM_BYTES |= {"U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -68,7 +79,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _MAX_HEADER):
-                raise CheckpointError(f"{path}: truncated or not safetensors: header of {length} bytes in {size} bytes")
+                raise CheckpointError(
+                    f"{path}: truncated or not safetensors: header of {length} bytes in {size} bytes"
+                )
             text = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read: {error.strerror}; fetch the file again") from error
@@ -83,7 +96,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     end = 0
     for name, (dtype, shape, start, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if start != end or stop - start != math.prod(shape) * _ITEM_BYTES[dtype]:
-            raise CheckpointError(f"{path}: {name}: byte range [{start}, {stop}) does not fit; fetch the file again")
+            raise CheckpointError(
+                f"{path}: {name}: byte range [{start}, {stop}) does not fit; fetch the file again"
+            )
         end = stop
     if 8 + length + end != size:
         raise CheckpointError(
@@ -118,12 +133,16 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
     out: dict[str, TensorInfo] = {}
     for file in sorted({str(file) for file in weight_map.values()}):
         if not _SHARD_NAME.fullmatch(file):
-            raise CheckpointError(f"{index}: {file!r} is not a plain *.safetensors file name in this folder; refused")
+            raise CheckpointError(
+                f"{index}: {file!r} is not a plain *.safetensors file name in this folder; refused"
+            )
         if not (folder / file).exists():
             raise CheckpointError(f"{folder}: shard {file} is missing; fetch it again")
         for name, info in read_header(folder / file).items():
             if name in out:
-                raise CheckpointError(f"{folder}: {name} is in both {out[name].file.name} and {file}; fetch them again")
+                raise CheckpointError(
+                    f"{folder}: {name} is in both {out[name].file.name} and {file}; fetch them again"
+                )
             if weight_map.get(name) != file:
                 raise CheckpointError(
                     f"{folder}: {name} is in {file}, {INDEX} says {weight_map.get(name)}; fetch them again"
@@ -131,7 +150,9 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
             out[name] = info
     for name, file in weight_map.items():
         if name not in out:
-            raise CheckpointError(f"{folder}: {INDEX} promises {name} in {file}, which lacks it; fetch them again")
+            raise CheckpointError(
+                f"{folder}: {INDEX} promises {name} in {file}, which lacks it; fetch them again"
+            )
     return out
 
 
@@ -143,12 +164,18 @@ def check_against(config: ModelConfig, index: Mapping[str, TensorInfo], where: P
     wanted: dict[str, TensorInfo] = {}
     for name, shape in config.param_shapes():
         if name not in index:
-            raise CheckpointError(f"{where}: tensor {name} is missing; config.json and weights do not belong together")
+            raise CheckpointError(
+                f"{where}: tensor {name} is missing; config.json and weights do not belong together"
+            )
         info = index[name]
         if info.shape != shape:
-            raise CheckpointError(f"{where}: {name} has shape {list(info.shape)}, config.json says {list(shape)}")
+            raise CheckpointError(
+                f"{where}: {name} has shape {list(info.shape)}, config.json says {list(shape)}"
+            )
         if info.dtype not in DTYPES:
-            raise CheckpointError(f"{where}: {name} has dtype {info.dtype}; only {', '.join(DTYPES)} can be run")
+            raise CheckpointError(
+                f"{where}: {name} has dtype {info.dtype}; only {', '.join(DTYPES)} can be run"
+            )
         wanted[name] = info
     for name in index:
         if name in wanted or name.endswith(".rotary_emb.inv_freq"):
@@ -156,7 +183,9 @@ def check_against(config: ModelConfig, index: Mapping[str, TensorInfo], where: P
         if config.tie_embeddings and name == "lm_head.weight":
             _check_tied_copy(index, where)
             continue
-        raise CheckpointError(f"{where}: unexpected tensor {name}; config.json and weights do not belong together")
+        raise CheckpointError(
+            f"{where}: unexpected tensor {name}; config.json and weights do not belong together"
+        )
     return wanted
 
 
@@ -168,7 +197,9 @@ def _check_tied_copy(index: Mapping[str, TensorInfo], where: Path) -> None:
         first, second = (raw_bytes(read(name, index[name])) for name in names)
         same = torch.equal(first, second)
     if not same:
-        raise CheckpointError(f"{where}: lm_head.weight differs from the embedding, yet tie_word_embeddings is true")
+        raise CheckpointError(
+            f"{where}: lm_head.weight differs from the embedding, yet tie_word_embeddings is true"
+        )
 
 
 def read(name: str, info: TensorInfo) -> Tensor:
@@ -202,7 +233,9 @@ def cast(name: str, tensor: Tensor, dtype: torch.dtype, where: Path | str) -> Te
     for target, part in zip(_pieces(out), _pieces(tensor), strict=True):
         target.copy_(part)
         if narrower and bool((torch.isinf(target) & ~torch.isinf(part)).any()):
-            raise CheckpointError(f"{where}: {name} has values beyond the range of {dtype}; use bfloat16 or float32")
+            raise CheckpointError(
+                f"{where}: {name} has values beyond the range of {dtype}; use bfloat16 or float32"
+            )
     return out
 
 
@@ -280,7 +313,9 @@ def digest(name: str, dtype: str, shape: tuple[int, ...], data: Tensor) -> str:
 
 def combine(digests: Mapping[str, str]) -> str:
     """The checkpoint's hash from its tensors' digests."""
-    return hashlib.sha256("".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode()
+    ).hexdigest()
 
 
 def raw_bytes(tensor: Tensor) -> Tensor:

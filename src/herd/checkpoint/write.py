@@ -84,12 +84,16 @@ def write_weights(
     return combine(digests)
 
 
-def _whole(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, where: Path | str) -> Tensor:
+def _whole(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, where: Path | str
+) -> Tensor:
     """A tensor's bytes as they will lie in the file."""
     tensor = tensor.detach().cpu()
     tensor = cast(name, tensor, dtype, where) if dtype.is_floating_point else tensor.to(dtype)
     if tuple(tensor.shape) != shape:
-        raise CheckpointError(f"{where}: {name} has shape {list(tensor.shape)}, its config says {list(shape)}")
+        raise CheckpointError(
+            f"{where}: {name} has shape {list(tensor.shape)}, its config says {list(shape)}"
+        )
     return raw_bytes(tensor.contiguous())
 
 

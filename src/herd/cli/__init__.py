@@ -38,7 +38,9 @@ class Verb:
 
 
 VERBS: dict[str, Verb] = {
-    "raise": Verb("raise_", "Raise a family from text: teacher, instruct model, students.", resume="--resume"),
+    "raise": Verb(
+        "raise_", "Raise a family from text: teacher, instruct model, students.", resume="--resume"
+    ),
     "chat": Verb("chat", "Talk to a model; see the tools it calls."),
     "train": Verb("train", "Train by a recipe (YAML); the same command resumes.", resume=""),
     "quantize": Verb("quantize", "Make a model smaller: 8 or 4 bits a weight.", resume=""),
@@ -87,7 +89,9 @@ def _version(wanted: bool) -> None:
 
 
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show version.")
+    ] = False,
 ) -> None:
     """The whole life of a Llama, from text to a model that talks. Start with: herd raise"""
 

@@ -28,13 +28,21 @@ OVERHEAD_MEMORY = 1_500_000_000
 
 
 def command(
-    folder: Annotated[Path | None, typer.Argument(help="A checkpoint folder; or --size for random weights.")] = None,
-    size: Annotated[str | None, typer.Option(help="8B, 70B, 405B, 3B or 1B: random weights of that shape.")] = None,
-    quant: Annotated[str | None, typer.Option(help="With --size: q4 (if not given), q8, q4k, q6k or bf16.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(help="A checkpoint folder; or --size for random weights.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="8B, 70B, 405B, 3B or 1B: random weights of that shape.")
+    ] = None,
+    quant: Annotated[
+        str | None, typer.Option(help="With --size: q4 (if not given), q8, q4k, q6k or bf16.")
+    ] = None,
     context: Annotated[int, typer.Option(help="Tokens in the cache when decoding is measured.")] = 128,
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt whose prefill is measured.")] = 512,
     batch: Annotated[str, typer.Option(help="How many sequences decode at once, e.g. 1,16.")] = "1",
-    kv: Annotated[str, typer.Option(help="What keys and values are kept in: fp32, bf16, int8 or auto.")] = "auto",
+    kv: Annotated[
+        str, typer.Option(help="What keys and values are kept in: fp32, bf16, int8 or auto.")
+    ] = "auto",
     rounds: Annotated[int, typer.Option(help="Rounds of which medians are taken.")] = 5,
     steps: Annotated[int, typer.Option(help="Tokens decoded in a round.")] = 8,
     layers: Annotated[int | None, typer.Option(help="With --size: only so many of its layers.")] = None,
@@ -61,7 +69,9 @@ def command(
     if (folder is None) == (size is None):
         raise ConfigError("give a checkpoint folder or --size, one of the two: herd bench --size 8B")
     if folder is not None and (quant is not None or layers is not None):
-        raise ConfigError("--quant and --layers are for --size; a folder is measured as it is (see herd quantize)")
+        raise ConfigError(
+            "--quant and --layers are for --size; a folder is measured as it is (see herd quantize)"
+        )
     from ..engine.memory import require_kind
 
     require_kind(kv)
@@ -126,11 +136,17 @@ class _Random:
         free = free_bytes()
         if self.nbytes + beside <= free:
             return
-        fitting = [f"--quant {name}" for name in fitting_formats(self.config, free - beside) if name != self.quant]
+        fitting = [
+            f"--quant {name}" for name in fitting_formats(self.config, free - beside) if name != self.quant
+        ]
         if not fitting:
             smaller = [n for n, c in SIZES.items() if self.plan.nbytes(c) + beside <= free]
             fitting = [f"--size {name}" for name in smaller[:1]]
-        cure = f"{' or '.join(fitting)} would fit" if fitting else "make memory free, or lower --batch and --context"
+        cure = (
+            f"{' or '.join(fitting)} would fit"
+            if fitting
+            else "make memory free, or lower --batch and --context"
+        )
         raise CheckpointError(
             f"{self.name}: weights of {self.nbytes / 1e9:.1f} GB and {beside / 1e9:.1f} GB beside them need "
             f"{(self.nbytes + beside) / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; {cure}"
@@ -237,7 +253,9 @@ def _measured(
         "threads": torch.get_num_threads(),
         "resident_nbytes": resident,
         "rows": records,
-        "rival": None if rival is None else {"name": "llama.cpp", "version": rival.version, "system": rival.system},
+        "rival": None
+        if rival is None
+        else {"name": "llama.cpp", "version": rival.version, "system": rival.system},
     }
 
 
@@ -248,7 +266,9 @@ def _rival(source: _Random | _Stored, stack: ExitStack, context: int, batch: int
     from ..evals.rival import LlamaCpp
 
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="herd-bench-")))
-    with LlamaCpp(source.gguf(folder), threads=torch.get_num_threads(), context=context, batch=batch) as rival:
+    with LlamaCpp(
+        source.gguf(folder), threads=torch.get_num_threads(), context=context, batch=batch
+    ) as rival:
         yield rival
 
 
@@ -259,7 +279,9 @@ def _steps_shown() -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(
+        *columns, console=Console(file=sys.stderr), transient=True, disable=not sys.stderr.isatty()
+    ) as bar:
         task = bar.add_task("", total=None)
         yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
 
@@ -276,10 +298,18 @@ def _say(result: dict[str, Any]) -> None:
     rows = []
     for row in result["rows"]:
         decodes = row["work"] == "decode"
-        cells = [row["name"], f"{row['tokens_per_second']:,.1f}", f"{1e3 * row['seconds']:,.1f}", f"{row['gops']:,.0f}"]
+        cells = [
+            row["name"],
+            f"{row['tokens_per_second']:,.1f}",
+            f"{1e3 * row['seconds']:,.1f}",
+            f"{row['gops']:,.0f}",
+        ]
         if decodes:
             cells += [f"{row['nbytes'] / 1e9:.2f}", f"{row['bytes_per_second'] / 1e9:.1f}"]
-            cells += [f"{100 * row['share_of_bandwidth']:.0f} %", f"{100 * row['share_between_kernels']:.1f} %"]
+            cells += [
+                f"{100 * row['share_of_bandwidth']:.0f} %",
+                f"{100 * row['share_between_kernels']:.1f} %",
+            ]
         else:
             cells += [""] * 4
         if rival:
@@ -299,7 +329,9 @@ def _say(result: dict[str, Any]) -> None:
         )
         print(f"herd plan would have said: {said}; see herd plan score.")
     if rival:
-        print(f"llama.cpp {rival['version']} on the same weights, taking turns; ratio above 1: Herd takes less time.")
+        print(
+            f"llama.cpp {rival['version']} on the same weights, taking turns; ratio above 1: Herd takes less time."
+        )
 
 
 def _batches(text: str) -> list[int]:

@@ -31,37 +31,59 @@ HELP = "/reset forgets the dialog, /quit (or Ctrl-D) leaves, Ctrl-C stops an ans
 
 
 def command(
-    folder: Annotated[str, typer.Argument(help="A checkpoint folder, e.g. runs/demo/instruct, or hf:ORG/NAME.")],
+    folder: Annotated[
+        str, typer.Argument(help="A checkpoint folder, e.g. runs/demo/instruct, or hf:ORG/NAME.")
+    ],
     prompt: Annotated[
         str | None, typer.Option("-p", "--prompt", help="Ask this one thing; - reads it from stdin.")
     ] = None,
     system: Annotated[
         str | None, typer.Option(help="System message; default: what the model was trained with.")
     ] = None,
-    tools: Annotated[bool, typer.Option("--tools", help="Describe Herd's tools to a model from elsewhere.")] = False,
+    tools: Annotated[
+        bool, typer.Option("--tools", help="Describe Herd's tools to a model from elsewhere.")
+    ] = False,
     form: Annotated[str, typer.Option(help="How calls are written: json, builtin or function.")] = "json",
     lang: Annotated[str, typer.Option(help="Language of the opening questions.")] = "en",
-    complete: Annotated[bool, typer.Option("--complete", help="Continue text, as a base model does.")] = False,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="Continue text, as a base model does.")
+    ] = False,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the model's own.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens of this mass.")] = None,
     top_k: Annotated[int, typer.Option(help="Keep this many of the likeliest tokens; 0: all.")] = 0,
-    min_p: Annotated[float, typer.Option(help="Keep tokens at least this likely beside the likeliest; 0: all.")] = 0,
-    repetition: Annotated[float, typer.Option("--repetition-penalty", help="Above 1 discourages repeating.")] = 1,
+    min_p: Annotated[
+        float, typer.Option(help="Keep tokens at least this likely beside the likeliest; 0: all.")
+    ] = 0,
+    repetition: Annotated[
+        float, typer.Option("--repetition-penalty", help="Above 1 discourages repeating.")
+    ] = 1,
     presence: Annotated[float, typer.Option("--presence-penalty", help="Off tokens that came, -2 to 2.")] = 0,
-    frequency: Annotated[float, typer.Option("--frequency-penalty", help="The same for every time they came.")] = 0,
-    stop: Annotated[list[str] | None, typer.Option(help="Text that ends an answer; may be given again.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer; default: to the end of the context.")] = None,
+    frequency: Annotated[
+        float, typer.Option("--frequency-penalty", help="The same for every time they came.")
+    ] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends an answer; may be given again.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer; default: to the end of the context.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same answers again, with a temperature.")] = None,
     schema: Annotated[
         Path | None, typer.Option(help="A file with a JSON schema: every answer is JSON that it accepts.")
     ] = None,
-    regex: Annotated[str | None, typer.Option(help="Every answer is text that this matches as a whole.")] = None,
+    regex: Annotated[
+        str | None, typer.Option(help="Every answer is text that this matches as a whole.")
+    ] = None,
     draft: Annotated[
         str | None, typer.Option(help="Guess ahead with this smaller model's folder, or with: ngram.")
     ] = None,
-    kv: Annotated[str, typer.Option(help="What keys and values are kept in: bf16, int8, fp32 or auto.")] = "auto",
+    kv: Annotated[
+        str, typer.Option(help="What keys and values are kept in: bf16, int8, fp32 or auto.")
+    ] = "auto",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Talk to a model; see the tools it calls. One question with -p or from stdin; otherwise a dialog."""
@@ -100,7 +122,9 @@ def command(
         session.constraint = constraint
         speaker = Dialog(session)
     if once is not None and not once.strip() and isinstance(speaker, Dialog):
-        raise EngineError("the question is empty: ask something (a base model, or --complete, may begin from nothing)")
+        raise EngineError(
+            "the question is empty: ask something (a base model, or --complete, may begin from nothing)"
+        )
     if once is not None:
         _answer_once(speaker, once, as_json)
     else:
@@ -154,7 +178,9 @@ def _session(
     described: list[str | dict[str, Any]] = []
     if tools:
         described = (
-            ["wolfram_alpha", CODE_INTERPRETER] if form == "builtin" else [t.schema for t in CUSTOM_TOOLS.values()]
+            ["wolfram_alpha", CODE_INTERPRETER]
+            if form == "builtin"
+            else [t.schema for t in CUSTOM_TOOLS.values()]
         )
     offered = bool(described) or talker.raised
     system = ("" if described else talker.system(form)) if system is None else system
@@ -209,14 +235,21 @@ def _answer_once(speaker: Speaker, question: str, as_json: bool) -> None:
             if not as_json:
                 print(event.text, end="", flush=True)
         elif isinstance(event, Result):
-            calls.append({"name": event.call.name, "arguments": event.call.arguments, "result": event.content})
+            calls.append(
+                {"name": event.call.name, "arguments": event.call.arguments, "result": event.content}
+            )
             if not as_json:
                 print(f"{_written(event.call)} → {event.content}", file=sys.stderr)
         elif isinstance(event, Problem):
             print(f"warning: {event.reason}", file=sys.stderr)
         elif isinstance(event, End):
             if as_json:
-                result = {"text": text, "calls": calls, "finish_reason": event.reason, "n_tokens": event.n_tokens}
+                result = {
+                    "text": text,
+                    "calls": calls,
+                    "finish_reason": event.reason,
+                    "n_tokens": event.n_tokens,
+                }
                 print_json(result | ({"speculated": asdict(event.speculated)} if event.speculated else {}))
             else:
                 print()
@@ -249,7 +282,9 @@ def _converse(speaker: Speaker, talker: Talker, lang: str, form: str) -> None:
         with console.status("trying the opening questions"):
             questions, n_right, n_tried = opening_questions(talker, lang, form)
         if n_tried:
-            console.print(f"It was just tried on {n_tried} questions and answered {n_right} rightly.", style="dim")
+            console.print(
+                f"It was just tried on {n_tried} questions and answered {n_right} rightly.", style="dim"
+            )
         for number, question in enumerate(questions, 1):
             console.print(f"  {number}  {question}", markup=False)
         if questions:

@@ -96,12 +96,15 @@ class Talker:
         """Its held-out tool use, where its run has measured it."""
         try:
             records = json.loads((self.folder.resolve().parent / "scores.json").read_text())
-            found = [r for r in records if r["model"] == self.folder.resolve().name and r["name"] == "tool_use"]
+            found = [
+                r for r in records if r["model"] == self.folder.resolve().name and r["name"] == "tool_use"
+            ]
             values = [(float(r["value"]), int(r["n"])) for r in found]
         except (OSError, ValueError, TypeError, KeyError):
             return []  # not within a run, or not measured yet
         return [
-            f"Measured on {n} held-out questions that need a tool: {100 * value:.0f} % right." for value, n in values
+            f"Measured on {n} held-out questions that need a tool: {100 * value:.0f} % right."
+            for value, n in values
         ]
 
 
@@ -131,7 +134,9 @@ def open_model(folder: str, dtype: str | None = None, device: str | None = None)
     return Talker(path, model.eval().requires_grad_(False), tokenizer, lineage)
 
 
-def open_draft(name: str, talker: Talker, dtype: str | None = None, device: str | None = None) -> LlamaLM | str:
+def open_draft(
+    name: str, talker: Talker, dtype: str | None = None, device: str | None = None
+) -> LlamaLM | str:
     """What guesses ahead for a model: "ngram", or another one with the same tokenizer."""
     if name == "ngram":
         return name

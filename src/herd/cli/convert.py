@@ -78,7 +78,9 @@ def export_command(
     if format not in ("hf", "gguf", "vllm"):
         raise CheckpointError(f"--format {format!r} is not known: hf, gguf and vllm are")
     if dtype is not None and format == "gguf":
-        raise CheckpointError("--dtype is for --format hf: say --type f16, bf16, f32, q8_0, q4_0, q4_k or q6_k")
+        raise CheckpointError(
+            "--dtype is for --format hf: say --type f16, bf16, f32, q8_0, q4_0, q4_k or q6_k"
+        )
     if type is not None and format != "gguf":
         raise CheckpointError("--type is for --format gguf: say --dtype bf16, fp16 or fp32")
     if format == "gguf":
@@ -117,7 +119,9 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(
+        *columns, console=Console(file=sys.stderr), transient=True, disable=not sys.stderr.isatty()
+    ) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -53,7 +53,9 @@ def command(
     data: Annotated[
         Path | None, typer.Option(help="Folder of data sets; the ten built-in items of each if not given.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of results; runs/evals/NAME-HASH if not given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of results; runs/evals/NAME-HASH if not given.")
+    ] = None,
     shots: Annotated[
         int | None, typer.Option(help="Worked examples before each item; the suite's if not given.")
     ] = None,
@@ -63,8 +65,12 @@ def command(
     name: Annotated[str | None, typer.Option("--model", help="The model's name at an endpoint.")] = None,
     batch: Annotated[int, typer.Option(help="Answers written at once.")] = 32,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one.")] = None,
-    parent: Annotated[str | None, typer.Option(help="For --suite fidelity: the model it is measured against.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one.")
+    ] = None,
+    parent: Annotated[
+        str | None, typer.Option(help="For --suite fidelity: the model it is measured against.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run benchmarks on a model. Interrupted, the same command goes on; what is known is not asked again."""
@@ -79,7 +85,9 @@ def command(
         raise DataError("--suite and --tasks: give one of the two")
     if suite == "fidelity":
         if parent is None:
-            raise DataError("--suite fidelity needs --parent CHECKPOINT: the model this one is measured against")
+            raise DataError(
+                "--suite fidelity needs --parent CHECKPOINT: the model this one is measured against"
+            )
         return eval_more.fidelity(model, parent, data, limit, out, dtype, device, as_json)
     source = Data() if data is None else Data(data)
     planned = _plan(suite, tasks)
@@ -90,7 +98,9 @@ def command(
         evaluation = evaluate(opened, chosen, source, folder, limit=limit, watcher=watcher, suite=suite or "")
     rows = [*evaluation.tasks, *unknown]
     if as_json:
-        print_json({**evaluation.summary, "folder": str(folder), "tasks": [dataclasses.asdict(row) for row in rows]})
+        print_json(
+            {**evaluation.summary, "folder": str(folder), "tasks": [dataclasses.asdict(row) for row in rows]}
+        )
     else:
         _print(evaluation, rows, folder, source.builtin)
     if any(row.status != "done" for row in rows):
@@ -107,7 +117,9 @@ def list_command(as_json: Json = False) -> None:
     if as_json:
         fields = ("name", "version", "shots", "metric", "source", "licence", "shots_from")
         suites = {name: [dataclasses.asdict(entry) for entry in entries] for name, entries in SUITES.items()}
-        print_json({"suites": suites, "tasks": [{field: getattr(task, field) for field in fields} for task in known]})
+        print_json(
+            {"suites": suites, "tasks": [{field: getattr(task, field) for field in fields} for task in known]}
+        )
         return
     of_subjects = {f"mmlu_{subject}" for subjects in SUBJECTS.values() for subject in subjects}
     for name, entries in SUITES.items():
@@ -117,7 +129,9 @@ def list_command(as_json: Json = False) -> None:
     shown = [task for task in known if task.name not in of_subjects]
     rows = [(t.name, t.metric, t.version, str(t.shots), t.shots_from, t.licence, t.source) for t in shown]
     print_table(header, rows, left=len(header))
-    print(f"mmlu_SUBJECT: one of {len(of_subjects)} subjects; lm-eval:NAME: a task of lm-eval's own, data from the Hub")
+    print(
+        f"mmlu_SUBJECT: one of {len(of_subjects)} subjects; lm-eval:NAME: a task of lm-eval's own, data from the Hub"
+    )
 
 
 app.command("compare")(eval_compare.command)
@@ -147,7 +161,9 @@ def _make(planned: Sequence[Any], shots: int | None, mode: Any) -> tuple[list[Ta
     return made, unknown
 
 
-def _open(model: str, name: str | None, mode: Any, dtype: str | None, device: str | None, batch: int) -> Model:
+def _open(
+    model: str, name: str | None, mode: Any, dtype: str | None, device: str | None, batch: int
+) -> Model:
     if model.startswith(("http://", "https://")):
         from ..evals.endpoint import EndpointModel
 
@@ -167,7 +183,8 @@ def open_local(model: str, mode: Any, dtype: str | None, device: str | None, bat
     lineage = talker.lineage
     if mode is None and lineage is None:
         print(
-            f"{model}: nothing says what it was trained for: asked as an instruct model (--mode base)", file=sys.stderr
+            f"{model}: nothing says what it was trained for: asked as an instruct model (--mode base)",
+            file=sys.stderr,
         )
     hash_ = (lineage.weights_hash if lineage else None) or checkpoint_hash(talker.folder)
     called = lineage.name if lineage else talker.folder.resolve().name
@@ -187,7 +204,9 @@ def _print(evaluation: Evaluation, rows: Sequence[TaskResult], folder: Path, bui
         if row.reason or row.note:
             print(f"{row.task}: {'not run: ' if row.reason else ''}{row.reason or row.note}")
     if builtin:
-        print("On the ten built-in items of each format: a check that all works, not a score. Real ones: --data DIR")
+        print(
+            "On the ten built-in items of each format: a check that all works, not a score. Real ones: --data DIR"
+        )
     print(f"{evaluation.model}: items and summary in {folder}")
 
 
@@ -220,7 +239,9 @@ def _watch() -> Iterator[Any]:
     from rich.live import Live
 
     table = _Table()
-    with Live(get_renderable=table.render, console=Console(file=sys.stderr), transient=True, refresh_per_second=4):
+    with Live(
+        get_renderable=table.render, console=Console(file=sys.stderr), transient=True, refresh_per_second=4
+    ):
         yield table
 
 

@@ -11,8 +11,12 @@ from .output import Json, print_json
 
 
 def command(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of herd eval; others are compared with the first.")],
-    out: Annotated[Path, typer.Option(help="Where compare.html, .json, .csv and .md go.")] = Path("runs/evals"),
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of herd eval; others are compared with the first.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where compare.html, .json, .csv and .md go.")] = Path(
+        "runs/evals"
+    ),
     as_json: Json = False,
 ) -> None:
     """Evaluations side by side: paired differences, flipped items, what others published, verdicts."""

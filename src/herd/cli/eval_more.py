@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ..evals.local import LocalModel
     from ..evals.results import Evaluation, TaskResult
 
-DataOption = Annotated[Path | None, typer.Option(help="Folder of data sets; the built-in items if not given.")]
+DataOption = Annotated[
+    Path | None, typer.Option(help="Folder of data sets; the built-in items if not given.")
+]
 
 
 def fidelity(
@@ -24,9 +26,13 @@ def fidelity(
     parent: Annotated[str, typer.Option(help="The checkpoint it was made from, or is measured against.")],
     data: DataOption = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many texts.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of results; runs/evals/NAME-HASH if not given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of results; runs/evals/NAME-HASH if not given.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """How near a model is to its parent: KL, same first choice, same distribution on parallel text; items flipped."""
@@ -41,12 +47,16 @@ def fidelity(
     if as_json:
         print_json(dataclasses.asdict(row) | {"folder": str(folder), "flips": flips})
         return
-    scores = [(s["name"], f"{s['value']:.4g}", s["unit"], f"{s['lo']:.4g} to {s['hi']:.4g}") for s in row.scores]
+    scores = [
+        (s["name"], f"{s['value']:.4g}", s["unit"], f"{s['lo']:.4g} to {s['hi']:.4g}") for s in row.scores
+    ]
     print_table(("score", "value", "unit", "95 % interval"), scores)
     print(f"{child.name} against {elder.name}, {row.n_items} texts; in {folder}")
     if flips:
         print()
-        print_table(("items flipped", "won", "lost", "of"), [tuple(map(str, flip.values())) for flip in flips])
+        print_table(
+            ("items flipped", "won", "lost", "of"), [tuple(map(str, flip.values())) for flip in flips]
+        )
     else:
         print(f"Flipped items are counted where both were evaluated: herd eval {parent}, herd eval {model}")
 
@@ -71,11 +81,15 @@ def contamination(
     for name, row in done.items():
         items = make(name, 0, row.settings.get("mode", "base")).items(source)
         tests[name] = items[: row.n_items]
-    texts: Iterator[str] = (document.text for document in read_corpus(None if corpus == "builtin" else corpus))
+    texts: Iterator[str] = (
+        document.text for document in read_corpus(None if corpus == "builtin" else corpus)
+    )
     found = overlaps(tests, texts, corpus)
     records = {name: found[name].record(_values(evaluation, row)) for name, row in done.items()}
     rows = [_with(row, records.get(row.task)) for row in evaluation.tasks]
-    about = {k: v for k, v in evaluation.summary.items() if k not in ("schema", "model", "model_hash", "tasks")}
+    about = {
+        k: v for k, v in evaluation.summary.items() if k not in ("schema", "model", "model_hash", "tasks")
+    }
     write_summary(folder, evaluation.model, evaluation.model_hash, rows, **about)
     if as_json:
         print_json(records)
@@ -102,7 +116,9 @@ def _flips(parent: Path, child: Path) -> list[dict[str, Any]]:
     if not (parent / "summary.json").is_file() or parent.resolve() == child.resolve():
         return []
     found = compare([read_evaluation(folder) for folder in (parent, child)]).differences
-    return [{"task": d.task, "won": d.gained, "lost": d.lost, "n": d.n} for d in found if d.unit == "fraction"]
+    return [
+        {"task": d.task, "won": d.gained, "lost": d.lost, "n": d.n} for d in found if d.unit == "fraction"
+    ]
 
 
 def _values(evaluation: Evaluation, row: TaskResult) -> dict[str, float]:
@@ -114,4 +130,6 @@ def _with(row: TaskResult, record: dict[str, Any] | None) -> TaskResult:
     if record is None:
         return row
     first, *others = row.scores
-    return dataclasses.replace(row, scores=[{**first, "detail": {**first["detail"], "contamination": record}}, *others])
+    return dataclasses.replace(
+        row, scores=[{**first, "detail": {**first["detail"], "contamination": record}}, *others]
+    )

@@ -52,7 +52,11 @@ def _shown(number: int, claim: Claim, width: int, colour: bool) -> str:
     said = f"“{claim.said}”"
     lines = textwrap.wrap(said, inner - 12)
     lines = [line.ljust(inner - 10) for line in lines[:1]] + lines[1:]
-    head = f"{number:2}  " + paint(lines[0], "1") + paint(claim.verdict.rjust(10), f"1;{_COLOURS[claim.verdict]}")
+    head = (
+        f"{number:2}  "
+        + paint(lines[0], "1")
+        + paint(claim.verdict.rjust(10), f"1;{_COLOURS[claim.verdict]}")
+    )
     out = [head, *("    " + paint(line, "1") for line in lines[1:])]
     out += ["    " + line for line in textwrap.wrap(claim.answer, inner)]
     out.append("")

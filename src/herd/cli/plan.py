@@ -42,13 +42,17 @@ Machines = Annotated[Path | None, typer.Option("--machines", help="A file of you
 class Asked:
     """The options that all training verbs share, as they were typed. `PlanError` for values that cannot be."""
 
-    machine: Annotated[str, typer.Option("--machine", help="How many of what: 16384xH100, 2xRTX4090; or here.")] = (
-        "16384xH100"
-    )
+    machine: Annotated[
+        str, typer.Option("--machine", help="How many of what: 16384xH100, 2xRTX4090; or here.")
+    ] = "16384xH100"
     context: Annotated[str, typer.Option(help="Tokens of a sequence: 8192, 32k, 128k.")] = "8192"
-    batch: Annotated[str | None, typer.Option(help="Tokens of a step, e.g. 16M, if not the usual ones.")] = None
+    batch: Annotated[str | None, typer.Option(help="Tokens of a step, e.g. 16M, if not the usual ones.")] = (
+        None
+    )
     precision: Annotated[str, typer.Option(help="What the matmuls run in: bf16 or fp8.")] = "bf16"
-    usd_per_hour: Annotated[float | None, typer.Option(help="Rent of one device, if not the catalogue's.")] = None
+    usd_per_hour: Annotated[
+        float | None, typer.Option(help="Rent of one device, if not the catalogue's.")
+    ] = None
     budget: Annotated[float | None, typer.Option(help="US dollars there are: says what they buy.")] = None
     machines: Machines = None
     top: Annotated[int, typer.Option(help="How many layouts to show.")] = 5
@@ -77,9 +81,13 @@ class Asked:
 
         length = quantity.context(self.context)
         if self.batch is not None:
-            tokens = quantity.context(self.batch, "batch")  # 16M of a batch is 16 · 2^20: batches are powers of two
+            tokens = quantity.context(
+                self.batch, "batch"
+            )  # 16M of a batch is 16 · 2^20: batches are powers of two
             if tokens < length:
-                raise PlanError(f"batch={tokens:,} tokens is less than one sequence of {length:,}: give at least that")
+                raise PlanError(
+                    f"batch={tokens:,} tokens is less than one sequence of {length:,}: give at least that"
+                )
             return training.Job(config, tokens // length, length)
         if usual_batch is not None:
             return training.Job(config, usual_batch(length) // length, length)
@@ -89,7 +97,12 @@ class Asked:
         from ..plan import quantity, training
 
         return training.plan(
-            job, self.target, quantity.tokens(tokens), precision=self.precision, usd_per_hour=self.usd_per_hour, **more
+            job,
+            self.target,
+            quantity.tokens(tokens),
+            precision=self.precision,
+            usd_per_hour=self.usd_per_hour,
+            **more,
         )
 
 
@@ -128,7 +141,8 @@ def train(
     size: Size = "405B",
     tokens: Tokens = "15.6T",
     layout: Annotated[
-        str | None, typer.Option(help="Only this one: tp=8,pp=16,dp=128,chunks=8,recompute=none,shard=gradients.")
+        str | None,
+        typer.Option(help="Only this one: tp=8,pp=16,dp=128,chunks=8,recompute=none,shard=gradients."),
     ] = None,
     restart: Annotated[float | None, typer.Option(help="Seconds from a failure to training again.")] = None,
 ) -> tuple[Any, str]:
@@ -186,7 +200,9 @@ def machines_command(
     from ..plan import machines as known
 
     catalogue = known.catalogue(machines)
-    found = [catalogue.machine(name)] if name else [catalogue.machine(each) for each in catalogue.device_names()]
+    found = (
+        [catalogue.machine(name)] if name else [catalogue.machine(each) for each in catalogue.device_names()]
+    )
     if as_json:
         print_json([_machine_record(machine) for machine in found])
         return
@@ -204,7 +220,17 @@ def machines_command(
         for machine in found
     ]
     print_table(
-        ["a device of", "memory GB", "read GB/s", "bf16 TFLOP/s", "reached", "link", "rent USD/h", "bought USD"], rows
+        [
+            "a device of",
+            "memory GB",
+            "read GB/s",
+            "bf16 TFLOP/s",
+            "reached",
+            "link",
+            "rent USD/h",
+            "bought USD",
+        ],
+        rows,
     )
     if name:
         device = found[0].device
@@ -239,12 +265,23 @@ def _layout(text: str | None, precision: str) -> Layout | None:
 
     if text is None:
         return None
-    known = {"tp": int, "cp": int, "pp": int, "dp": int, "micro": int, "chunks": int, "recompute": str, "shard": str}
+    known = {
+        "tp": int,
+        "cp": int,
+        "pp": int,
+        "dp": int,
+        "micro": int,
+        "chunks": int,
+        "recompute": str,
+        "shard": str,
+    }
     values: dict[str, Any] = {"precision": precision}
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
         if name not in known or not value:
-            raise PlanError(f"layout part {part!r} is not one of {', '.join(known)}: write it like tp=8,pp=16,dp=128")
+            raise PlanError(
+                f"layout part {part!r} is not one of {', '.join(known)}: write it like tp=8,pp=16,dp=128"
+            )
         try:
             values[name] = known[name](value)
         except ValueError:
@@ -355,7 +392,8 @@ def _print(plan: TrainPlan, title: str, top: int, budget: float | None) -> None:
     print()
     seconds, nbytes = best.step.parts(), best.nbytes.parts()
     print_table(
-        ["a step", "s", "%"], [[n, f"{v:.3f}", f"{100 * v / best.seconds:.1f}"] for n, v in seconds.items() if v > 0]
+        ["a step", "s", "%"],
+        [[n, f"{v:.3f}", f"{100 * v / best.seconds:.1f}"] for n, v in seconds.items() if v > 0],
     )
     print()
     print_table(
@@ -390,7 +428,9 @@ def _print_costs(plan: TrainPlan, budget: float | None) -> None:
     )
     for word, price in (("Rent", cost.rent_price), ("Purchase", cost.buy_price)):
         if price is not None:
-            print(f"{word}: {price.usd:,.2f} USD a device{f', {price.date}' if price.date else ''}, {price.source}.")
+            print(
+                f"{word}: {price.usd:,.2f} USD a device{f', {price.date}' if price.date else ''}, {price.source}."
+            )
     if plan.machine.approximate:
         print(f"Not of a data sheet for this machine: {', '.join(plan.machine.approximate)}.")
     if budget is not None:

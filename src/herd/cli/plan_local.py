@@ -57,8 +57,15 @@ def here(
                 "profile": _profile_record(target.profile),
                 "free_bytes": int(target.free),
                 "learned": dict(target.factors),
-                "sizes": {name: [way_record(found) for row in rows for found in row] for name, rows in tables.items()},
-                "best": {name: found and way_record(found) for name, rows in tables.items() for found in [best(rows)]},
+                "sizes": {
+                    name: [way_record(found) for row in rows for found in row]
+                    for name, rows in tables.items()
+                },
+                "best": {
+                    name: found and way_record(found)
+                    for name, rows in tables.items()
+                    for found in [best(rows)]
+                },
             }
         )
         return
@@ -83,11 +90,15 @@ def run(
     machine: Where = "here",
     context: Annotated[str, typer.Option(help="Tokens of a sequence: 8192, 32k, 128k.")] = "8192",
     batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
-    price: Annotated[float | None, typer.Option(help="USD the machine costs, if not the catalogue's.")] = None,
+    price: Annotated[
+        float | None, typer.Option(help="USD the machine costs, if not the catalogue's.")
+    ] = None,
     usd_per_hour: Annotated[
         float | None, typer.Option(help="USD an hour it rents for, if not the catalogue's.")
     ] = None,
-    watts: Annotated[float | None, typer.Option(help="Watts it draws at work, if not the catalogue's.")] = None,
+    watts: Annotated[
+        float | None, typer.Option(help="Watts it draws at work, if not the catalogue's.")
+    ] = None,
     machines: Machines = None,
     as_json: Json = False,
 ) -> None:
@@ -188,7 +199,9 @@ def _print_machine(target: Here) -> None:
     isa = ", ".join(
         name for name in p.isa if name in ("avx2", "avx512_vnni", "avx512_bf16", "amx_int8", "neon", "i8mm")
     )
-    print(f"This machine: {p.cpu}, {p.cores} cores ({isa}), {nbytes(p.memory)} of memory, {nbytes(target.free)} free")
+    print(
+        f"This machine: {p.cpu}, {p.cores} cores ({isa}), {nbytes(p.memory)} of memory, {nbytes(target.free)} free"
+    )
     rates = ", ".join(f"{name} {max(r.values()) / 1e9:,.0f}" for name, r in p.gemm.items())
     threads = ", ".join(f"{rate / 1e9:.1f} with {n}" for n, rate in p.bandwidth.items())
     print(f"Reads memory at GB/s: {threads} threads. Matmul GOP/s: {rates}.")
@@ -197,7 +210,9 @@ def _print_machine(target: Here) -> None:
         f"{gpu.name}, {nbytes(gpu.memory)}, {gpu.bandwidth / 1e9:,.0f} GB/s, bf16 {gpu.bf16 / 1e12:,.0f} TFLOP/s"
         for gpu in p.gpus
     )
-    print(f"{disk[0].upper()}{disk[1:]}. GPUs: {gpus or 'none'}. Measured {p.date[:10]} in {p.seconds:.0f} s.")
+    print(
+        f"{disk[0].upper()}{disk[1:]}. GPUs: {gpus or 'none'}. Measured {p.date[:10]} in {p.seconds:.0f} s."
+    )
 
 
 def _print_ways(target: Target, size: str, rows: list[list[Way]]) -> None:
@@ -208,7 +223,9 @@ def _print_ways(target: Target, size: str, rows: list[list[Way]]) -> None:
     title = f"{size} on {target.name}" + (f", {batch} at once" if batch > 1 else "")
     if chosen is None:
         context = rows[0][0].context
-        print(f"{title}: no, not even {context:,} tokens. {sentence(smallest_change(target, size, context, batch))}")
+        print(
+            f"{title}: no, not even {context:,} tokens. {sentence(smallest_change(target, size, context, batch))}"
+        )
         return
     print(f"{title}")
     contexts = [found.context for found in rows[0]]
@@ -270,7 +287,12 @@ def _draft_line(target: Target, chosen: Way) -> str:
 
 
 def _own_costs(
-    target: Target, machine: Machine | None, chosen: Way, price: float | None, rent: float | None, watts: float | None
+    target: Target,
+    machine: Machine | None,
+    chosen: Way,
+    price: float | None,
+    rent: float | None,
+    watts: float | None,
 ) -> dict[str, OwnCost] | None:
     """Cost of a million tokens alone, and with as many sequences at once as fit and still pay; None without a price."""
     from ..plan.money import OVERHEAD
@@ -362,7 +384,9 @@ def _feel(target: Here, tables: dict[str, list[list[Way]]], size: str | None) ->
     from ..plan.feel import stream
     from ..plan.ways import best
 
-    name, chosen = next(((n, f) for n, rows in tables.items() if (f := best(rows)) is not None), (size or "8B", None))
+    name, chosen = next(
+        ((n, f) for n, rows in tables.items() if (f := best(rows)) is not None), (size or "8B", None)
+    )
     if chosen is None or chosen.step is None or chosen.ttft is None:
         raise PlanError(f"{name} does not run here, so there is nothing to feel: try --size 1B")
     print(
@@ -416,4 +440,10 @@ def brief(seconds: float) -> str:
         if seconds >= scale:
             value = seconds / {"days": 86_400, "h": 3_600, "min": 60}[unit]
             return f"{value:,.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
-    return f"{1000 * seconds:.0f} ms" if seconds < 0.1 else f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return (
+        f"{1000 * seconds:.0f} ms"
+        if seconds < 0.1
+        else f"{seconds:.1f} s"
+        if seconds < 10
+        else f"{seconds:.0f} s"
+    )

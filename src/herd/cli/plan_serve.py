@@ -9,7 +9,18 @@ import typer
 
 from ..errors import PlanError
 from .output import Json, print_json, print_table
-from .plan_local import ALPHA, Machines, Size, Where, brief, finite, sentence, size_name, target_of, way_record
+from .plan_local import (
+    ALPHA,
+    Machines,
+    Size,
+    Where,
+    brief,
+    finite,
+    sentence,
+    size_name,
+    target_of,
+    way_record,
+)
 
 if TYPE_CHECKING:
     from ..plan.serve import Served
@@ -35,19 +46,38 @@ def serve(
 
     size, config = size_name(size), model_config(size_name(size))
     load = Load(
-        users, quantity.context(prompt, "prompt"), quantity.context(answer, "answer"), quantity.seconds(think, "think")
+        users,
+        quantity.context(prompt, "prompt"),
+        quantity.context(answer, "answer"),
+        quantity.seconds(think, "think"),
     )
     bar = quantity.seconds(p95_ttft, "p95-ttft")
     target, known = target_of(machine, machines, config)
     splits: list[tuple[Target, int]] = [(target, 1)]
     if known is not None and isinstance(target, There):
-        splits = [(There(known, tp), known.count // tp) for tp in (1 << n for n in range(target.tp.bit_length()))]
+        splits = [
+            (There(known, tp), known.count // tp) for tp in (1 << n for n in range(target.tp.bit_length()))
+        ]
     found = [serve(part, size, form, load, replicas) for part, replicas in splits for form in part.forms]
     able = [served for served in found if served.meets(bar)]
-    found.sort(key=lambda s: (not s.meets(bar), not s.fits, s.way.form.kld is None, s.way.form.kld or 0.0, s.ttft_p95))
+    found.sort(
+        key=lambda s: (
+            not s.meets(bar),
+            not s.fits,
+            s.way.form.kld is None,
+            s.way.form.kld or 0.0,
+            s.ttft_p95,
+        )
+    )
     if as_json:
         print_json(
-            finite({"machine": target.name, "meets": bool(able), "splits": [_served_record(s, bar) for s in found]})
+            finite(
+                {
+                    "machine": target.name,
+                    "meets": bool(able),
+                    "splits": [_served_record(s, bar) for s in found],
+                }
+            )
         )
         return
     asked = f"{users} users, {load.prompt:,} tokens in, {load.answer:,} out, {load.think:g} s between"
@@ -68,9 +98,13 @@ def serve(
     if rent is not None and known is not None:
         tokens = best.replicas * best.requests_per_s * 3600 * (load.prompt + load.answer)
         own = 1e6 * rent * known.count / tokens
-        print(f"Rented at {rent:.2f} USD an hour and device: {own:,.2f} USD a million tokens in and out, at this load.")
+        print(
+            f"Rented at {rent:.2f} USD an hour and device: {own:,.2f} USD a million tokens in and out, at this load."
+        )
         if hosts := prices.of(f"Llama 3.1 {size}"):
-            print(f"Hosts of Llama 3.1 {size} ask from {hosts[0].blended:.2f} (3:1, {hosts[0].host}, {hosts[0].date}).")
+            print(
+                f"Hosts of Llama 3.1 {size} ask from {hosts[0].blended:.2f} (3:1, {hosts[0].host}, {hosts[0].date})."
+            )
 
 
 def draft(
@@ -104,7 +138,9 @@ def draft(
     tried = [model.draft(alpha, cost, n, verify) for n in ([k] if k is not None else range(1, 9))]
     top = max(tried, key=lambda found: found.speedup)
     fits = chosen.resident + beside.weights_nbytes + beside.kv_nbytes <= chosen.capacity
-    level = next((a / 100 for a in range(1, 100) if model.best_draft(a / 100, cost, verify).speedup > 1), None)
+    level = next(
+        (a / 100 for a in range(1, 100) if model.best_draft(a / 100, cost, verify).speedup > 1), None
+    )
     if as_json:
         rows = [dataclasses.asdict(found) | {"speedup": found.speedup} for found in tried]
         print_json({"target": way_record(chosen), "draft": way_record(beside), "c": cost, "both_fit": fits,
@@ -143,7 +179,13 @@ def score(as_json: Json = False) -> None:
     print_table(
         ["predicted", "runs", "median error", "worst", "measured / predicted"],
         [
-            [s.kind, str(s.n), f"{100 * s.median_error:.1f} %", f"{100 * s.worst_error:.1f} %", f"{s.factor:.2f}"]
+            [
+                s.kind,
+                str(s.n),
+                f"{100 * s.median_error:.1f} %",
+                f"{100 * s.worst_error:.1f} %",
+                f"{s.factor:.2f}",
+            ]
             for s in found
         ],
     )
@@ -162,7 +204,14 @@ def _served_row(served: Served, bar: float | None) -> list[str]:
     if not served.fits and served.most_batch < 1:
         return [served.way.form.name, str(served.replicas), *["–"] * 7, "does not fit"]
     if not served.stable:
-        return [served.way.form.name, str(served.replicas), "∞", str(served.most_batch), *["–"] * 5, "too slow"]
+        return [
+            served.way.form.name,
+            str(served.replicas),
+            "∞",
+            str(served.most_batch),
+            *["–"] * 5,
+            "too slow",
+        ]
     why = "ok" if served.meets(bar) else "memory" if not served.fits else "waits too long"
     return [
         served.way.form.name,

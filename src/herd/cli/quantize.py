@@ -26,17 +26,25 @@ MEASURED_CONTEXT = 512
 def command(
     folder: Annotated[Path, typer.Argument(help="A checkpoint folder, e.g. runs/demo/student.")],
     to: Annotated[str, typer.Option(help="q8, q4, q4k or q6k: the blocks Q8_0, Q4_0, Q4_K or Q6_K of GGUF.")],
-    out: Annotated[Path | None, typer.Option(help="The folder to make; FOLDER-q4 and so on if not given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to make; FOLDER-q4 and so on if not given.")
+    ] = None,
     gptq: Annotated[
         bool, typer.Option("--gptq", help="Better 4-bit weights, fitted to --calib; takes longer.")
     ] = False,
     calib: Annotated[
-        str | None, typer.Option(help="Text for --gptq, like what the model will meet: a file, a folder or hf:NAME.")
+        str | None,
+        typer.Option(help="Text for --gptq, like what the model will meet: a file, a folder or hf:NAME."),
     ] = None,
-    embeddings: Annotated[str | None, typer.Option(help="Format of the embeddings; --to's if not given.")] = None,
-    head: Annotated[str | None, typer.Option(help="Format of the head; q8 for a 4-bit model if not given.")] = None,
+    embeddings: Annotated[
+        str | None, typer.Option(help="Format of the embeddings; --to's if not given.")
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Format of the head; q8 for a 4-bit model if not given.")
+    ] = None,
     text: Annotated[
-        str | None, typer.Option(help="Text to measure the loss on; the project's own sentences if not given.")
+        str | None,
+        typer.Option(help="Text to measure the loss on; the project's own sentences if not given."),
     ] = None,
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Compare the result with the original on --text.")
@@ -68,7 +76,9 @@ def command(
         rows_of = Gptq(source.config, source.get, plan, _batches(source, calib)).rows
     with progress_bar(f"quantize {folder}") as progress:
         began = time.perf_counter()
-        weights_hash = checkpoint.quantize(source, target, plan, rows_of=rows_of, recipe=recipe, progress=progress)
+        weights_hash = checkpoint.quantize(
+            source, target, plan, rows_of=rows_of, recipe=recipe, progress=progress
+        )
         seconds = time.perf_counter() - began
     width = sum(info.nbytes for info in source.wanted.values()) / source.config.n_params
     planned = None if gptq else compare.quantizing(source.config, plan, width, seconds, target.name)
@@ -89,7 +99,9 @@ def command(
 
 
 def _say(result: dict[str, Any]) -> None:
-    print(f"{result['folder']}: {result['nbytes'] / 1e6:,.1f} MB, {result['bits_per_weight']:.2f} bits a weight")
+    print(
+        f"{result['folder']}: {result['nbytes'] / 1e6:,.1f} MB, {result['bits_per_weight']:.2f} bits a weight"
+    )
     found = result["fidelity"]
     if found:
         kl, top1, ppl = found["kl"], found["top1"], found["ppl"]
@@ -109,7 +121,9 @@ def _batches(source: Any, calib: str) -> Sequence[Tensor]:
     config: ModelConfig = source.config
     tokenizer = source.tokenizer()
     if tokenizer is None:
-        raise CheckpointError(f"{source.folder}: --gptq needs a tokenizer to read --calib with, and there is none")
+        raise CheckpointError(
+            f"{source.folder}: --gptq needs a tokenizer to read --calib with, and there is none"
+        )
     context = min(CALIBRATION_CONTEXT, config.max_context)
     wanted = max(16_384, 4 * max(config.dim, config.ffn_dim))
     ids: list[int] = []
@@ -121,7 +135,9 @@ def _batches(source: Any, calib: str) -> Sequence[Tensor]:
     if not len(windows):
         raise DataError(f"{calib}: {len(ids)} tokens are too few to calibrate with; give at least {context}")
     if len(ids) < max(config.dim, config.ffn_dim):
-        _warn(f"{calib}: {len(ids):,} tokens are few for matrices {config.ffn_dim:,} wide; more text fits better")
+        _warn(
+            f"{calib}: {len(ids):,} tokens are few for matrices {config.ffn_dim:,} wide; more text fits better"
+        )
     return windows.split(max(1, 2048 // context))
 
 

@@ -13,9 +13,12 @@ def command(
     full: Annotated[
         bool, typer.Option("--full", help="The better family: 20 to 25 minutes instead of about 6.")
     ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="All stages in a minute, too small to be good.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="All stages in a minute, too small to be good.")
+    ] = False,
     text: Annotated[
-        list[str] | None, typer.Option(help="Your own text: a file, a folder, or hf:NAME. May be given several times.")
+        list[str] | None,
+        typer.Option(help="Your own text: a file, a folder, or hf:NAME. May be given several times."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Every random choice follows from it.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
@@ -49,7 +52,9 @@ def command(
         resume=resume,
         show=Show({}, console),
     )
-    if not quick and not resume:  # a quick run has no forecast of this machine, a resumed one was scored in part
+    if (
+        not quick and not resume
+    ):  # a quick run has no forecast of this machine, a resumed one was scored in part
         compare.stages(name, (run.record(stage) for stage in run.plan.predicted_seconds))
     if json_:
         typer.echo((folder / "scores.json").read_text())

@@ -97,7 +97,9 @@ def _print(recipe: Any, found: Rehearsal, outlooks: list[Outlook]) -> None:
         [
             [
                 outlook.machine,
-                f"{outlook.step_seconds:.3g} s" if outlook.step_seconds < 10 else units.duration(outlook.step_seconds),
+                f"{outlook.step_seconds:.3g} s"
+                if outlook.step_seconds < 10
+                else units.duration(outlook.step_seconds),
                 f"{outlook.tokens_per_s:,.0f}",
                 "–" if outlook.mfu is None else f"{100 * outlook.mfu:.1f}",
                 f"{outlook.peak / 1e9:,.1f}",

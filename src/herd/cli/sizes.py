@@ -50,4 +50,6 @@ def command(as_json: Json = False) -> None:
             for row in table
         ],
     )
-    print("Weights in GB (10^9 bytes), KV cache in KiB (1,024 bytes), both bf16. 3B and 1B tie their embeddings.")
+    print(
+        "Weights in GB (10^9 bytes), KV cache in KiB (1,024 bytes), both bf16. 3B and 1B tie their embeddings."
+    )

@@ -18,10 +18,14 @@ def command(
     recipe: Annotated[Path, typer.Argument(help="A recipe (YAML), e.g. recipes/tiny-lm.yaml.")],
     check: Annotated[bool, typer.Option("--check", help="Only look for mistakes in the recipe.")] = False,
     rehearse: Annotated[
-        bool, typer.Option("--rehearse", help="A few real steps of its blocks here, and what the whole run will take.")
+        bool,
+        typer.Option(
+            "--rehearse", help="A few real steps of its blocks here, and what the whole run will take."
+        ),
     ] = False,
     machine: Annotated[
-        str | None, typer.Option(help="With --rehearse: where it will run, e.g. 64xH100; predicts and scripts that.")
+        str | None,
+        typer.Option(help="With --rehearse: where it will run, e.g. 64xH100; predicts and scripts that."),
     ] = None,
     script: Annotated[Path | None, typer.Option(help="With --rehearse: write a Slurm script here.")] = None,
     as_json: Json = False,

@@ -58,7 +58,9 @@ def read_stdlib(root: Path) -> Iterator[Document]:
     """Code and documentation strings of the library under ``root``."""
     files = sorted(_modules(root))
     if not files:
-        raise DataError(f"{root}: this Python came without its library's sources; give your own text with --text")
+        raise DataError(
+            f"{root}: this Python came without its library's sources; give your own text with --text"
+        )
     for file in files:
         source = file.relative_to(root).as_posix()
         try:
@@ -128,7 +130,11 @@ def _topics(tree: ast.Module) -> Iterator[Document]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Dict):
             for key, value in zip(node.keys, node.values, strict=True):
-                if isinstance(key, ast.Constant) and isinstance(value, ast.Constant) and isinstance(value.value, str):
+                if (
+                    isinstance(key, ast.Constant)
+                    and isinstance(value, ast.Constant)
+                    and isinstance(value.value, str)
+                ):
                     yield Document(value.value, f"stdlib/pydoc_data/topics/{key.value!s}", "text", "en")
 
 

@@ -22,7 +22,16 @@ from .builtin import read_builtin
 from .hub import read_hub
 from .sources import DataWarning, Document, read_path
 
-__all__ = ["SPLITS", "Corpus", "DataWarning", "Document", "load_corpus", "read_corpus", "split_corpus", "split_of"]
+__all__ = [
+    "SPLITS",
+    "Corpus",
+    "DataWarning",
+    "Document",
+    "load_corpus",
+    "read_corpus",
+    "split_corpus",
+    "split_of",
+]
 
 SPLITS = ("teacher", "student", "heldout")
 FRACTIONS = (0.6, 0.3, 0.1)
@@ -161,7 +170,9 @@ def split_corpus(documents: Iterable[Document], fractions: Sequence[float] = FRA
             splits[split].append(document if n == 0 else replace(document, text=text))
     for split, members in splits.items():
         if not members:
-            raise DataError(f"corpus: nothing is left for the {split} split once copies are removed; give more text")
+            raise DataError(
+                f"corpus: nothing is left for the {split} split once copies are removed; give more text"
+            )
     return Corpus(splits, n_duplicates, n_shared, tuple(moved))
 
 
@@ -220,5 +231,7 @@ def _until(documents: Iterable[Document], max_bytes: int | None) -> Iterator[Doc
         yield document
         total += document.n_bytes
         if max_bytes is not None and total >= max_bytes:
-            warnings.warn(f"corpus: stopped after {total} bytes of text (limit {max_bytes})", DataWarning, stacklevel=2)
+            warnings.warn(
+                f"corpus: stopped after {total} bytes of text (limit {max_bytes})", DataWarning, stacklevel=2
+            )
             return

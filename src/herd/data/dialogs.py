@@ -117,9 +117,13 @@ def _exchange(turn: Turn, form: str, names: tuple[str, ...]) -> tuple[list[Messa
     return [user, asked, {"role": "ipython", "content": content}, last], call
 
 
-def _assemble(kind: str, lang: str, form: str, turns: Sequence[Turn], names: tuple[str, ...] | None) -> Dialog:
+def _assemble(
+    kind: str, lang: str, form: str, turns: Sequence[Turn], names: tuple[str, ...] | None
+) -> Dialog:
     """The dialog of ``turns``, the last of ``kind``; ``names``: tools of the system message, None for no message."""
-    messages: list[Message] = [] if names is None else [{"role": "system", "content": system_prompt(form, names)}]
+    messages: list[Message] = (
+        [] if names is None else [{"role": "system", "content": system_prompt(form, names)}]
+    )
     call = None
     for one in turns:
         exchange, call = _exchange(one, form, names or ())
@@ -145,7 +149,9 @@ def documented(dialog: Dialog) -> Dialog:
     if dialog.form == "builtin" or dialog.messages[0]["role"] != "system":
         return dialog
     names = dialog.messages[0]["content"].split(": ", 1)[1].split(", ")
-    return replace(dialog, messages=dialog.messages[1:], tools=tuple(CUSTOM_TOOLS[name].schema for name in names))
+    return replace(
+        dialog, messages=dialog.messages[1:], tools=tuple(CUSTOM_TOOLS[name].schema for name in names)
+    )
 
 
 def training_texts(dialogs: Iterable[Dialog]) -> Iterator[str]:

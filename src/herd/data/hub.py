@@ -28,7 +28,9 @@ def read_hub(name: str) -> Iterator[Document]:
         raise _unreachable(repo, error) from None
     chosen = choose(files, part)
     if not chosen:
-        raise DataError(f"hf:{name}: no .jsonl, .parquet or .txt among its {len(files)} files; choose another data set")
+        raise DataError(
+            f"hf:{name}: no .jsonl, .parquet or .txt among its {len(files)} files; choose another data set"
+        )
     for file in chosen:
         try:
             local = hub.hf_hub_download(repo, file, repo_type="dataset")
@@ -70,4 +72,6 @@ def read_parquet(file: Path, source: str) -> Iterator[Document]:
 
 def _unreachable(repo: str, error: Exception) -> DataError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return DataError(f"hf:{repo}: cannot be read from the Hugging Face hub ({reason}); check the name and the network")
+    return DataError(
+        f"hf:{repo}: cannot be read from the Hugging Face hub ({reason}); check the name and the network"
+    )

@@ -114,7 +114,9 @@ class Needle:
 class NeedleMaker:
     """Makes needles with one tokenizer and one source of running text; both are looked at once."""
 
-    def __init__(self, tokenizer: TextTokenizer, filler: Shards | Sequence[int] | np.ndarray | Filler) -> None:
+    def __init__(
+        self, tokenizer: TextTokenizer, filler: Shards | Sequence[int] | np.ndarray | Filler
+    ) -> None:
         self.tokenizer = tokenizer
         self.filler: Filler = filler if callable(filler) else filler_from(filler, tokenizer)
 
@@ -145,7 +147,9 @@ class NeedleMaker:
         if not 0.0 <= depth <= 1.0:
             raise DataError(f"needle: depth {depth} is not within 0..1")
         if not 1 <= n_questions <= n_facts:
-            raise DataError(f"needle: {n_questions} questions about {n_facts} facts; ask between 1 and all of them")
+            raise DataError(
+                f"needle: {n_questions} questions about {n_facts} facts; ask between 1 and all of them"
+            )
         random = generator(seed, key(length, int(depth * 1e6)), int(split == "test"))
         style = int(random.integers(len(STYLES))) if style is None else style
         names, codes = draw_names(random, split, n_facts), draw_codes(random, split, n_facts)

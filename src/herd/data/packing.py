@@ -110,7 +110,9 @@ def pack(lengths: Sequence[int], capacity: int, order: Sequence[int]) -> list[li
     if lengths and max(lengths) > capacity:
         raise DataError(f"packing: a length of {max(lengths)} exceeds the row's {capacity}; leave it out")
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (free places, row), sorted: the tightest row that fits is found by bisection
+    room: list[
+        tuple[int, int]
+    ] = []  # (free places, row), sorted: the tightest row that fits is found by bisection
     for member in sorted(order, key=lambda i: -lengths[i]):
         at = bisect_left(room, (lengths[member], -1))
         if at == len(room):
@@ -129,7 +131,11 @@ def _arrays(dialog: Any, number: int) -> tuple[np.ndarray, np.ndarray]:
     ids, mask = (dialog.ids, dialog.mask) if hasattr(dialog, "ids") else dialog
     ids_N, mask_N = np.asarray(ids, dtype=np.int64), np.asarray(mask, dtype=bool)
     if ids_N.shape != mask_N.shape or ids_N.ndim != 1:
-        raise DataError(f"dialog {number}: {ids_N.shape} ids and {mask_N.shape} mask; give one mask entry a token")
+        raise DataError(
+            f"dialog {number}: {ids_N.shape} ids and {mask_N.shape} mask; give one mask entry a token"
+        )
     if len(ids_N) < 2 or not mask_N[1:].any():
-        raise DataError(f"dialog {number}: no token of its {len(ids_N)} is trained; give it an assistant's answer")
+        raise DataError(
+            f"dialog {number}: no token of its {len(ids_N)} is trained; give it an assistant's answer"
+        )
     return ids_N, mask_N

@@ -32,7 +32,9 @@ class RepetitionStream:
 
     def __init__(self, n_ranks: int, context: int, seed: int) -> None:
         if context < 2 * SHORTEST:
-            raise DataError(f"repetition: context={context} does not hold a passage twice; give {2 * SHORTEST} or more")
+            raise DataError(
+                f"repetition: context={context} does not hold a passage twice; give {2 * SHORTEST} or more"
+            )
         self.n_ranks, self.context, self.seed = n_ranks, context, seed
         self.n_rows = 1 << 40  # every position is a row of its own
 

@@ -68,7 +68,11 @@ def score(
     """
     calls = [call for message in produced for call in message.get("tool_calls") or ()]
     last = produced[-1] if produced else {}
-    content = str(last.get("content") or "") if last.get("role") == "assistant" and not last.get("tool_calls") else ""
+    content = (
+        str(last.get("content") or "")
+        if last.get("role") == "assistant" and not last.get("tool_calls")
+        else ""
+    )
     if dialog.check:
         passed = not calls and _passes(content, dialog.check, run)
         return Verdict(not calls, passed, "" if passed else "the program fails its check")
@@ -89,7 +93,9 @@ def score(
 
 
 def _value(
-    calls: Sequence[Mapping[str, Any]], produced: Sequence[Mapping[str, Any]], run: Callable[[str], SandboxResult]
+    calls: Sequence[Mapping[str, Any]],
+    produced: Sequence[Mapping[str, Any]],
+    run: Callable[[str], SandboxResult],
 ) -> tuple[str | None, str]:
     """What the first call evaluates to, and why not."""
     first = calls[0].get("function", calls[0])
@@ -102,7 +108,9 @@ def _value(
         return None, str(error)
 
 
-def _printed(code: str, produced: Sequence[Mapping[str, Any]], run: Callable[[str], SandboxResult]) -> str | None:
+def _printed(
+    code: str, produced: Sequence[Mapping[str, Any]], run: Callable[[str], SandboxResult]
+) -> str | None:
     for message in produced:
         if message.get("role") in ("ipython", "tool"):
             found = _STDOUT.match(str(message.get("content", "")))

@@ -60,7 +60,11 @@ class Shards:
 
     @staticmethod
     def write(
-        folder: Path | str, documents: Iterable[Document | str], tokenizer: Encoder, *, file_tokens: int = FILE_TOKENS
+        folder: Path | str,
+        documents: Iterable[Document | str],
+        tokenizer: Encoder,
+        *,
+        file_tokens: int = FILE_TOKENS,
     ) -> Shards:
         """Encode documents into a new folder and open it. DataError if it exists, the disk is full, or nothing came."""
         return write_shards(Path(folder), documents, tokenizer, file_tokens)
@@ -132,7 +136,9 @@ class Shards:
         if number not in self.checked:
             entry = self.index["files"][number]
             if _crc(tokens_N) != entry["crc32"]:
-                raise DataError(f"{self.folder / entry['name']}: corrupt, its checksum differs; make the shards again")
+                raise DataError(
+                    f"{self.folder / entry['name']}: corrupt, its checksum differs; make the shards again"
+                )
             self.checked.add(number)
         return tokens_N
 
@@ -206,7 +212,9 @@ class _Writer:
             self.file = None
 
 
-def _write_files(folder: Path, documents: Iterable[Document | str], tokenizer: Encoder, file_tokens: int) -> None:
+def _write_files(
+    folder: Path, documents: Iterable[Document | str], tokenizer: Encoder, file_tokens: int
+) -> None:
     dtype = np.dtype("<u2") if tokenizer.vocab_size <= 1 << 16 else np.dtype("<u4")
     writer = _Writer(folder, dtype, file_tokens)
     labels: dict[str, int] = {}
@@ -216,7 +224,9 @@ def _write_files(folder: Path, documents: Iterable[Document | str], tokenizer: E
             document = Document(document, "")
         ids_N = np.asarray(tokenizer.encode(document.text, bos=True, eos=True), dtype=np.int64)
         if ids_N.min() < 0 or ids_N.max() >= tokenizer.vocab_size:
-            raise DataError(f"{document.source}: token {ids_N.max()} is outside the {tokenizer.vocab_size} words")
+            raise DataError(
+                f"{document.source}: token {ids_N.max()} is outside the {tokenizer.vocab_size} words"
+            )
         label = labels.setdefault(f"{document.kind}/{document.lang}", len(labels))
         records.append((writer.n_tokens, document.n_bytes, label))
         writer.write(ids_N)
@@ -271,7 +281,9 @@ def _map(path: Path, dtype: np.dtype, n: int) -> np.ndarray:
     except FileNotFoundError:
         raise DataError(f"{path}: missing; make the shards again") from None
     if size != n * dtype.itemsize:
-        raise DataError(f"{path}: {size} bytes instead of {n * dtype.itemsize}, truncated; make the shards again")
+        raise DataError(
+            f"{path}: {size} bytes instead of {n * dtype.itemsize}, truncated; make the shards again"
+        )
     return np.memmap(path, dtype=dtype, mode="r", shape=(n,))
 
 

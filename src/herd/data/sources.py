@@ -191,7 +191,9 @@ def _json_lines(stream: BinaryIO, name: str, source: str) -> Iterator[Document]:
         try:
             row = json.loads(line)
         except UnicodeDecodeError as error:
-            raise NotText(f"{where}: not UTF-8 at byte {error.start} of the line; convert it to UTF-8") from None
+            raise NotText(
+                f"{where}: not UTF-8 at byte {error.start} of the line; convert it to UTF-8"
+            ) from None
         except ValueError as error:
             raise DataError(f"{where}: not JSON ({error}); one JSON object a line") from None
         yield row_document(row, where, f"{source}@{line_number:07d}")
@@ -202,14 +204,20 @@ def _json_lines(stream: BinaryIO, name: str, source: str) -> Iterator[Document]:
 def row_document(row: object, where: str, source: str) -> Document:
     """The document of one row of a data set: its ``text`` (or ``content``), and ``lang`` where it has one."""
     if not isinstance(row, dict):
-        raise DataError(f"{where}: {type(row).__name__} instead of an object; give objects with a field 'text'")
+        raise DataError(
+            f"{where}: {type(row).__name__} instead of an object; give objects with a field 'text'"
+        )
     text = next((row[field] for field in TEXT_FIELDS if isinstance(row.get(field), str)), None)
     if text is None:
-        raise DataError(f"{where}: no string 'text' among {sorted(map(str, row))[:8]}; rename the field to 'text'")
+        raise DataError(
+            f"{where}: no string 'text' among {sorted(map(str, row))[:8]}; rename the field to 'text'"
+        )
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: half a surrogate pair at character {error.start}; repair the text") from None
+        raise DataError(
+            f"{where}: half a surrogate pair at character {error.start}; repair the text"
+        ) from None
     lang = row.get("lang") or row.get("language")
     return Document(text, source, "text", lang if isinstance(lang, str) else "und")
 

@@ -81,7 +81,9 @@ class TokenStream:
         for epoch in np.unique(epoch_B):
             here_B = epoch_B == epoch
             shift = int(generator(self.seed, int(epoch), 1).integers(self._slack + 1))
-            starts_B[here_B] = permute(index_B[here_B], self.n_rows, key(self.seed, int(epoch))) * self.context + shift
+            starts_B[here_B] = (
+                permute(index_B[here_B], self.n_rows, key(self.seed, int(epoch))) * self.context + shift
+            )
         return starts_B
 
 
@@ -96,7 +98,9 @@ class MixStream:
 
     def __init__(self, streams: Sequence[Stream], weights: Sequence[float], seed: int) -> None:
         if not streams or len(streams) != len(weights):
-            raise DataError(f"mix: {len(streams)} streams and {len(weights)} weights; give one weight a stream")
+            raise DataError(
+                f"mix: {len(streams)} streams and {len(weights)} weights; give one weight a stream"
+            )
         if not all(np.isfinite(weights)) or min(weights) <= 0:
             raise DataError(f"mix: weights {list(weights)} must be positive; leave out a stream of weight 0")
         contexts = sorted({stream.context for stream in streams})
@@ -105,10 +109,14 @@ class MixStream:
         self.streams, self.seed, self.context = list(streams), seed, contexts[0]
         self.packed = any(stream.packed for stream in streams)
         share_P = np.asarray(weights, dtype=np.float64) / sum(weights)
-        self.block = next((k for k in self.BLOCKS if np.allclose(share_P * k, np.round(share_P * k), atol=1e-6)), 1000)
+        self.block = next(
+            (k for k in self.BLOCKS if np.allclose(share_P * k, np.round(share_P * k), atol=1e-6)), 1000
+        )
         self.quota_P = _largest_remainder(share_P, self.block)
         if self.quota_P.min() == 0:
-            raise DataError(f"mix: weights {list(weights)} give a stream less than one row in {self.block}; raise it")
+            raise DataError(
+                f"mix: weights {list(weights)} give a stream less than one row in {self.block}; raise it"
+            )
         self._parts_K = np.repeat(np.arange(len(streams)), self.quota_P)
         # One epoch of the mixture: until the first part has given all its rows.
         self.n_rows = int(min(s.n_rows * self.block // q for s, q in zip(streams, self.quota_P, strict=True)))
@@ -147,7 +155,9 @@ class MixStream:
 def check_range(position: int, count: int) -> None:
     """Rows asked of a stream: DataError for a negative position or no rows."""
     if position < 0 or count < 1:
-        raise DataError(f"stream: rows {position}..{position + count} asked; give a position >= 0 and a count >= 1")
+        raise DataError(
+            f"stream: rows {position}..{position + count} asked; give a position >= 0 and a count >= 1"
+        )
 
 
 def as_batch(

@@ -217,7 +217,8 @@ def _echo(source: Source) -> Turn:
     rng = source.rng
     while True:
         items = [
-            _word(source) if rng.random() < 0.4 else str(_number(rng, _SUM_SHARES)) for _ in range(rng.randrange(2, 7))
+            _word(source) if rng.random() < 0.4 else str(_number(rng, _SUM_SHARES))
+            for _ in range(rng.randrange(2, 7))
         ]
         if source.fits(" ".join(items)):
             break

@@ -32,7 +32,15 @@ class Kept:
 
 def check_target(source: ModelConfig, target: ModelConfig) -> None:
     """Raise `ConfigError` unless ``target`` can be cut out of ``source``."""
-    for name in ("vocab_size", "n_kv_heads", "head_dim", "norm_eps", "rope_theta", "rope_scaling", "tie_embeddings"):
+    for name in (
+        "vocab_size",
+        "n_kv_heads",
+        "head_dim",
+        "norm_eps",
+        "rope_theta",
+        "rope_scaling",
+        "tie_embeddings",
+    ):
         if getattr(source, name) != getattr(target, name):
             raise ConfigError(
                 f"pruning keeps {name}: the teacher has {getattr(source, name)}, "
@@ -40,7 +48,9 @@ def check_target(source: ModelConfig, target: ModelConfig) -> None:
             )
     for name in ("dim", "n_layers", "n_heads", "ffn_dim"):
         if getattr(target, name) > getattr(source, name):
-            raise ConfigError(f"{name}={getattr(target, name)} is larger than the teacher's {getattr(source, name)}")
+            raise ConfigError(
+                f"{name}={getattr(target, name)} is larger than the teacher's {getattr(source, name)}"
+            )
 
 
 def choose(source: ModelConfig, target: ModelConfig, scores: Importance, drop: range) -> Kept:

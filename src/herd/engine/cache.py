@@ -64,7 +64,9 @@ class PagedCache:
     ) -> None:
         require_kind(kind)
         if kind == "int8" and config.head_dim % BLOCK:
-            raise EngineError(f'kv="int8" needs a head_dim that {BLOCK} divides, not {config.head_dim}: use "bf16"')
+            raise EngineError(
+                f'kv="int8" needs a head_dim that {BLOCK} divides, not {config.head_dim}: use "bf16"'
+            )
         self.config, self.kind, self.device = config, kind, torch.device(device)
         self.page_bytes = page_nbytes(config, BYTES[kind])
         self._line_pages = n_pages(context or config.max_context)

@@ -141,7 +141,12 @@ class ChatSession:
         assert self.engine.tokenizer is not None
         tools = list(self.tools) or None
         rendered = render(
-            self.messages, self.engine.tokenizer, tools=tools, form=self.form, generation_prompt=True, date=self.date
+            self.messages,
+            self.engine.tokenizer,
+            tools=tools,
+            form=self.form,
+            generation_prompt=True,
+            date=self.date,
         )
         if len(rendered.ids) >= self.engine.context:
             raise EngineError(

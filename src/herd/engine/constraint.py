@@ -143,7 +143,9 @@ def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
     from llguidance import LLTokenizer, TokenizerWrapper
 
     return LLTokenizer(
-        TokenizerWrapper(_Tokens(tokenizer)), n_vocab=tokenizer.vocab_size, eos_token=sorted(tokenizer.stop_ids)
+        TokenizerWrapper(_Tokens(tokenizer)),
+        n_vocab=tokenizer.vocab_size,
+        eos_token=sorted(tokenizer.stop_ids),
     )
 
 

@@ -183,7 +183,8 @@ class ModelDraft:
         if not parts:
             return torch.empty(0)
         hidden_ND = self._trunk(
-            [(state.cached, len(tokens)) for state, tokens in parts], [t for _, tokens in parts for t in tokens]
+            [(state.cached, len(tokens)) for state, tokens in parts],
+            [t for _, tokens in parts for t in tokens],
         )
         ends = list(accumulate(len(tokens) for _, tokens in parts))
         return hidden_ND[[end - 1 for end in ends]]
@@ -201,7 +202,10 @@ class ModelDraft:
         if drawn:
             rows = [going[b].row for b in drawn]
             p_BV = distribution(logits_BV[drawn], [row.sampling for row in rows])
-            u = [guess_uniform(r.seed, r.n_new + len(going[b].guess.tokens)) for b, r in zip(drawn, rows, strict=True)]
+            u = [
+                guess_uniform(r.seed, r.n_new + len(going[b].guess.tokens))
+                for b, r in zip(drawn, rows, strict=True)
+            ]
             for b, p_V, token in zip(drawn, p_BV, draw(p_BV, u).tolist(), strict=True):
                 tokens[b], guess = token, going[b].guess
                 guess.q = [*(guess.q or ()), p_V]

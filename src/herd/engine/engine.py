@@ -79,7 +79,9 @@ class Engine:
         if max_batch < 1:
             raise EngineError(f"max_batch={max_batch} must be at least 1")
         if max_context is not None and not 2 <= max_context <= config.max_context:
-            raise EngineError(f"max_context={max_context} must be between 2 and the model's {config.max_context}")
+            raise EngineError(
+                f"max_context={max_context} must be between 2 and the model's {config.max_context}"
+            )
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise EngineError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}: "
@@ -91,7 +93,9 @@ class Engine:
         self._trunk = Trunk(model, self.cache)
         self.draft, self._draft_tokens = self._drafted(draft, kv), draft_tokens
         if draft_tokens < 1:
-            raise EngineError(f"draft_tokens={draft_tokens} must be at least 1; without a draft nothing is guessed")
+            raise EngineError(
+                f"draft_tokens={draft_tokens} must be at least 1; without a draft nothing is guessed"
+            )
         self.n_preempted = 0
         """How often a request had to give its pages back and begin again."""
         self._paces = Pace(), Pace()  # of the model and of the draft
@@ -187,7 +191,9 @@ class Engine:
             return NGramDraft()
         ours, theirs = self.model.config.vocab_size, draft.config.vocab_size
         if ours != theirs:
-            raise EngineError(f"the draft has {theirs} tokens and the model {ours}: both must have the same tokenizer")
+            raise EngineError(
+                f"the draft has {theirs} tokens and the model {ours}: both must have the same tokenizer"
+            )
         n_tokens = ours if self.tokenizer is None else self.tokenizer.vocab_size
         return ModelDraft(draft, n_tokens, self.cache.pages.limit, self.context, _kind(draft, kv))
 
@@ -197,7 +203,9 @@ class Engine:
         computing = {digest for row in self._rows for digest in row.digests[len(_cached(row).digests) :]}
         while self._waiting and len(self._rows) < self.max_batch:
             row = self._waiting[0]
-            chain(row.digests, row.request.tenant, row.tokens, len(row.tokens) - 1)  # one token at least is fed
+            chain(
+                row.digests, row.request.tenant, row.tokens, len(row.tokens) - 1
+            )  # one token at least is fed
             cached = self.cache.open()
             self.cache.match(cached, row.digests)
             lacking += self.cache.lacking(cached, row.soon)
@@ -217,7 +225,9 @@ class Engine:
         """What each active row feeds in this step, its pages taken: so many of its tokens, then guesses. The oldest
         rows come first."""
         pending = {row: len(row.tokens) - _cached(row).length for row in self._rows}
-        guesses = self._guess([row for row, n in pending.items() if n == 1 and row.n_new], sum(pending.values()))
+        guesses = self._guess(
+            [row for row, n in pending.items() if n == 1 and row.n_new], sum(pending.values())
+        )
         room = PREFILL_TOKENS if all(n > 1 for n in pending.values()) else MIXED_TOKENS
         parts: list[tuple[Row, int, Guess]] = []
         for row in list(self._rows):
@@ -246,7 +256,10 @@ class Engine:
         if k == 0:
             for row in free:
                 row.hope()
-        most = [min(k if row.sampling.seed is None else self._draft_tokens, row.limit - row.n_new - 1) for row in rows]
+        most = [
+            min(k if row.sampling.seed is None else self._draft_tokens, row.limit - row.n_new - 1)
+            for row in rows
+        ]
         start = time.perf_counter()
         guesses = self.draft.guess(rows, most)
         if depth := max(len(guess.tokens) if guess else 0 for guess in guesses):
@@ -283,7 +296,9 @@ class Engine:
                     row.count(Speculated(guessed=len(guess.tokens)))
                 ready.append((row, guess, at + n))
         start = time.perf_counter()
-        logits_NV = self._forward([(_cached(row), n + len(guess.tokens)) for row, n, guess in parts], tokens, places)
+        logits_NV = self._forward(
+            [(_cached(row), n + len(guess.tokens)) for row, n, guess in parts], tokens, places
+        )
         if ready:
             kept = settle(logits_NV, [row for row, _, _ in ready], [guess for _, guess, _ in ready])
             self._paces[0].note(len(tokens), time.perf_counter() - start)

@@ -80,7 +80,9 @@ def encode_prompt(
 ) -> list[int]:
     """Ids of a text (with beginning-of-text) or of messages up to where the assistant's answer begins."""
     if tokenizer is None:
-        raise EngineError("this model has no tokenizer: put its tokenizer.model or tokenizer.json into the folder")
+        raise EngineError(
+            "this model has no tokenizer: put its tokenizer.model or tokenizer.json into the folder"
+        )
     if isinstance(prompt, str):
         if tools:
             raise EngineError("tools need a list of messages; a text prompt is only continued")

@@ -70,7 +70,9 @@ class Sampling:
                 raise EngineError(f"stop={self.stop!r}: stop strings must be non-empty text")
         _real("repetition_penalty", self.repetition_penalty, 0, math.inf, "1 turns it off")
         if self.repetition_penalty == 0:
-            raise EngineError("repetition_penalty=0 would divide by zero: above 1 discourages, 1 turns it off")
+            raise EngineError(
+                "repetition_penalty=0 would divide by zero: above 1 discourages, 1 turns it off"
+            )
         _real("presence_penalty", self.presence_penalty, -2, 2, "0 turns it off")
         _real("frequency_penalty", self.frequency_penalty, -2, 2, "0 turns it off")
         if not isinstance(self.logit_bias, Mapping):
@@ -106,7 +108,9 @@ class Request:
         """Raises EngineError if a model of this vocabulary and context cannot serve the request."""
         n = len(self.prompt_ids)
         if n == 0:
-            raise EngineError("the prompt is empty: give at least one token, e.g. the beginning-of-text token")
+            raise EngineError(
+                "the prompt is empty: give at least one token, e.g. the beginning-of-text token"
+            )
         if n >= context:
             raise EngineError(
                 f"the prompt has {n} tokens, the context holds {context} and the answer needs at least one: shorten it"
@@ -122,7 +126,9 @@ class Request:
                 f"top_k={self.sampling.top_k} is more than the vocabulary of {vocab_size}; 0 turns it off"
             )
         if (self.sampling.logprobs or 0) > vocab_size:
-            raise EngineError(f"logprobs={self.sampling.logprobs} is more than the vocabulary of {vocab_size}")
+            raise EngineError(
+                f"logprobs={self.sampling.logprobs} is more than the vocabulary of {vocab_size}"
+            )
         if (most := max(self.sampling.logit_bias, default=0)) >= vocab_size:
             raise EngineError(f"logit_bias: token {most} is outside the model's vocabulary of {vocab_size}")
 

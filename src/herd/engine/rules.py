@@ -41,7 +41,9 @@ class Rules:
         s = self._sampling
         if s.repetition_penalty != 1 and (seen := list(self._prompted | self._said.keys())):
             seen_S = logits_V[seen]
-            logits_V[seen] = torch.where(seen_S > 0, seen_S / s.repetition_penalty, seen_S * s.repetition_penalty)
+            logits_V[seen] = torch.where(
+                seen_S > 0, seen_S / s.repetition_penalty, seen_S * s.repetition_penalty
+            )
         if self._said and (s.presence_penalty or s.frequency_penalty):
             penalties = [s.presence_penalty + s.frequency_penalty * n for n in self._said.values()]
             logits_V[list(self._said)] -= torch.tensor(penalties, device=logits_V.device)

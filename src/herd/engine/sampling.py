@@ -23,7 +23,9 @@ _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-def sample(logits_BV: Tensor, samplings: Sequence[Sampling], seeds: Sequence[int], steps: Sequence[int]) -> list[int]:
+def sample(
+    logits_BV: Tensor, samplings: Sequence[Sampling], seeds: Sequence[int], steps: Sequence[int]
+) -> list[int]:
     """One token id a row. ``logits_BV`` is fp32; ``steps`` counts each request's tokens so far. NaN: EngineError."""
     ids = likeliest(logits_BV)
     drawn = [i for i, s in enumerate(samplings) if not s.greedy]
@@ -39,8 +41,12 @@ def sample(logits_BV: Tensor, samplings: Sequence[Sampling], seeds: Sequence[int
 def likeliest(logits_BV: Tensor) -> list[int]:
     """The greedy token of each row; a tie goes to the lower id. NaN: EngineError."""
     best_B = logits_BV.argmax(-1)
-    if not bool(torch.isfinite(logits_BV.gather(1, best_B[:, None])).all()):  # argmax finds a NaN if there is one
-        raise EngineError("the model's logits are not finite numbers: its weights are damaged or its training diverged")
+    if not bool(
+        torch.isfinite(logits_BV.gather(1, best_B[:, None])).all()
+    ):  # argmax finds a NaN if there is one
+        raise EngineError(
+            "the model's logits are not finite numbers: its weights are damaged or its training diverged"
+        )
     return best_B.tolist()
 
 
@@ -72,7 +78,9 @@ def seed_of(seed: int, number: int) -> int:
     return seed if number == 0 else _mix(_mix(seed & _MASK) ^ number)
 
 
-def logprobs(logits_BV: Tensor, ids: Sequence[int], tops: Sequence[int | None]) -> list[tuple[TokenLogprob, ...]]:
+def logprobs(
+    logits_BV: Tensor, ids: Sequence[int], tops: Sequence[int | None]
+) -> list[tuple[TokenLogprob, ...]]:
     """Log-probabilities of the chosen ids under the plain softmax; an empty tuple for rows that did not ask."""
     out: list[tuple[TokenLogprob, ...]] = [()] * len(ids)
     rows = [i for i, top in enumerate(tops) if top is not None]
@@ -101,7 +109,9 @@ def _cuts(s: Sampling) -> bool:
 
 def _probs(logits_BV: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     """Softmax at each row's temperature. The best logit comes off first, so tiny temperatures do not overflow."""
-    temperature_B1 = torch.tensor([[s.temperature] for s in samplings], dtype=torch.float64, device=logits_BV.device)
+    temperature_B1 = torch.tensor(
+        [[s.temperature] for s in samplings], dtype=torch.float64, device=logits_BV.device
+    )
     shifted_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)).double()
     return torch.softmax(shifted_BV / temperature_B1, dim=-1)
 

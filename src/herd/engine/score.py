@@ -76,7 +76,9 @@ class Scorer:
     @torch.inference_mode()
     def score(self, items: Sequence[Sequence[Pair]]) -> Iterator[tuple[int, list[Scored]]]:
         """(number of the item, a `Scored` of each of its pairs), pack by pack; `check` is the caller's to call."""
-        trees = sorted((_Tree.of(number, item) for number, item in enumerate(items)), key=lambda tree: tree.trunk)
+        trees = sorted(
+            (_Tree.of(number, item) for number, item in enumerate(items)), key=lambda tree: tree.trunk
+        )
         self._room_for(max((tree.n_longest for tree in trees), default=0))
         while trees:
             n_head, n_trees = _pack(trees)
@@ -107,7 +109,12 @@ class Scorer:
     def _run(self, pack: Sequence[_Tree], n_head: int) -> Iterator[tuple[int, list[Scored]]]:
         trunks = [(self._cache.fork(self._head), tree.trunk[n_head:]) for tree in pack]
         hidden = [self._feed(trunks)]
-        branches = [(trunk, ids) for (trunk, _), tree in zip(trunks, pack, strict=True) for ids in tree.branches if ids]
+        branches = [
+            (trunk, ids)
+            for (trunk, _), tree in zip(trunks, pack, strict=True)
+            for ids in tree.branches
+            if ids
+        ]
         for group in _groups(branches):
             twins = [(self._cache.fork(trunk), ids) for trunk, ids in group]
             hidden.append(self._feed(twins))
@@ -116,7 +123,10 @@ class Scorer:
         asked, start, branch_start = list[tuple[int, int]](), 0, sum(len(ids) for _, ids in trunks)
         for tree in pack:
             asked += tree.asked(start - n_head, branch_start - len(tree.trunk))
-            start, branch_start = start + len(tree.trunk) - n_head, branch_start + sum(map(len, tree.branches))
+            start, branch_start = (
+                start + len(tree.trunk) - n_head,
+                branch_start + sum(map(len, tree.branches)),
+            )
         logp = iter(_log_probs(self.model, torch.cat(hidden), asked))
         for tree in pack:
             out = []
@@ -132,7 +142,9 @@ class Scorer:
             return torch.empty(0, self.model.config.dim, dtype=self.model.dtype, device=self.model.device)
         for cached, ids in parts:
             self._cache.grow(cached, cached.length + len(ids))
-        return self._trunk([(cached, len(ids)) for cached, ids in parts], [i for _, ids in parts for i in ids])
+        return self._trunk(
+            [(cached, len(ids)) for cached, ids in parts], [i for _, ids in parts for i in ids]
+        )
 
     def _close(self, parts: Sequence[tuple[Cached, Sequence[int]]]) -> None:
         for cached, _ in parts:
@@ -150,7 +162,9 @@ class _Tree:
 
     @classmethod
     def of(cls, number: int, pairs: Sequence[Pair]) -> _Tree:
-        inputs = [[*pair.context, *pair.continuation[:-1]] for pair in pairs]  # the last token is only predicted
+        inputs = [
+            [*pair.context, *pair.continuation[:-1]] for pair in pairs
+        ]  # the last token is only predicted
         n = min(_common(inputs[0], other) for other in inputs)
         return cls(number, pairs, inputs[0][:n], [ids[n:] for ids in inputs])
 
@@ -218,7 +232,9 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return low
 
 
-def _log_probs(model: LlamaLM, hidden_ND: Tensor, asked: Sequence[tuple[int, int]]) -> list[tuple[float, bool]]:
+def _log_probs(
+    model: LlamaLM, hidden_ND: Tensor, asked: Sequence[tuple[int, int]]
+) -> list[tuple[float, bool]]:
     """(log p of the token, whether it is the likeliest) of every (place, token); each place's logits exist once."""
     places = sorted({place for place, _ in asked})
     row_of = {place: row for row, place in enumerate(places)}

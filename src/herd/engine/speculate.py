@@ -118,10 +118,14 @@ def _pick(
 ) -> tuple[list[bool], list[int]]:
     """(whether each guess stays, each row's token) at one place of every row."""
     stays, tokens = [False] * len(rows), [0] * len(rows)
-    drawn = [guess is not None and not row.sampling.greedy for row, (guess, _) in zip(rows, guesses, strict=True)]
+    drawn = [
+        guess is not None and not row.sampling.greedy for row, (guess, _) in zip(rows, guesses, strict=True)
+    ]
     judged, others = ([b for b, yes in enumerate(drawn) if yes == wanted] for wanted in (True, False))
     if others:
-        samplings, seeds, steps = zip(*((rows[b].sampling, rows[b].seed, rows[b].n_new) for b in others), strict=True)
+        samplings, seeds, steps = zip(
+            *((rows[b].sampling, rows[b].seed, rows[b].n_new) for b in others), strict=True
+        )
         for b, token in zip(others, sample(logits_BV[others], samplings, seeds, steps), strict=True):
             stays[b], tokens[b] = token == guesses[b][0], token
     if judged:
@@ -132,7 +136,9 @@ def _pick(
         for j, b in enumerate(judged):
             if (q_V := guesses[b][1]) is not None:
                 q_BV[j] = q_V
-        u = [(judge_uniform(rows[b].seed, rows[b].n_new), uniform(rows[b].seed, rows[b].n_new)) for b in judged]
+        u = [
+            (judge_uniform(rows[b].seed, rows[b].n_new), uniform(rows[b].seed, rows[b].n_new)) for b in judged
+        ]
         found = judge(p_BV, q_BV, guessed, [x for x, _ in u], [x for _, x in u])
         for b, stay, token in zip(judged, *found, strict=True):
             stays[b], tokens[b] = stay, token

@@ -65,7 +65,9 @@ class Stream(Iterator[Delta]):
             text="".join(d.text for d in deltas),
             finish_reason=last.finish_reason,
             stop_id=last.stop_id,
-            logprobs=None if self.request.sampling.logprobs is None else [p for d in deltas for p in d.logprobs],
+            logprobs=None
+            if self.request.sampling.logprobs is None
+            else [p for d in deltas for p in d.logprobs],
             prompt_tokens=len(self.request.prompt_ids),
             shared_tokens=self.shared_tokens,
             speculated=last.speculated,

@@ -47,7 +47,9 @@ def why_wrong(calls: Sequence[ToolCall], functions: Sequence[Schema], expected: 
         schema = next(function for function in functions if function["name"] == name)
         reasons = [_why_wrong(call, schema, one[name]) for call in left]
         if all(reasons):
-            return reasons[0] if len(expected) == 1 else f"no call is the expected {name}: {'; '.join(reasons)}"
+            return (
+                reasons[0] if len(expected) == 1 else f"no call is the expected {name}: {'; '.join(reasons)}"
+            )
         del left[reasons.index("")]
     return ""
 
@@ -59,14 +61,20 @@ def calls_expected(expected: Sequence[Expected], schemas: Sequence[Schema]) -> l
     for one in expected:
         for name, values in one.items():
             known, required = by_name[name]["properties"], by_name[name]["required"]
-            given = [key for key in values if key in known and (key in required or set(map(str, values[key])) != {""})]
+            given = [
+                key
+                for key in values
+                if key in known and (key in required or set(map(str, values[key])) != {""})
+            ]
             calls.append(ToolCall(name, {key: _first(values[key], known[key]) for key in given}, "json"))
     return calls
 
 
 def tool_schema(function: Schema) -> dict[str, Any]:
     """A function of the data set as a JSON schema, whose names of types are not Python's."""
-    return {key: function[key] for key in ("name", "description")} | {"parameters": _as_json(function["parameters"])}
+    return {key: function[key] for key in ("name", "description")} | {
+        "parameters": _as_json(function["parameters"])
+    }
 
 
 def _as_json(schema: Any) -> Any:
@@ -106,7 +114,9 @@ def _compare(call: ToolCall, schema: Schema, expected: Mapping[str, Sequence[Any
 
 def _compare_value(name: str, value: Any, schema: Schema, possible: Sequence[Any]) -> None:
     wanted = _TYPES[schema["type"]]
-    possible = possible or [wanted()]  # two items list no value where the empty one is meant; no call could be right
+    possible = possible or [
+        wanted()
+    ]  # two items list no value where the empty one is meant; no call could be right
     nested = _TYPES[schema["items"]["type"]] if schema["type"] in ("array", "tuple") else None
     if wanted is float and type(value) is int:
         value = float(value)

@@ -71,8 +71,12 @@ def paired_difference(
     """
     first, second = _numbers("a", a), _numbers("b", b)
     if len(first) != len(second):
-        raise DataError(f"{len(first)} values against {len(second)}: a paired difference needs the same items")
-    return ratio_interval(first - second, np.ones_like(first) if weights is None else weights, seed=seed, draws=draws)
+        raise DataError(
+            f"{len(first)} values against {len(second)}: a paired difference needs the same items"
+        )
+    return ratio_interval(
+        first - second, np.ones_like(first) if weights is None else weights, seed=seed, draws=draws
+    )
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> Interval:

@@ -41,10 +41,14 @@ class Compression:
 
     def score(self, seed: int = 0) -> Score:
         """Overall, and by language and kind where documents tell them."""
-        detail: dict[str, Any] = {"nats_per_token": float(self.bits.sum() * math.log(2) / self.n_tokens.sum())}
+        detail: dict[str, Any] = {
+            "nats_per_token": float(self.bits.sum() * math.log(2) / self.n_tokens.sum())
+        }
         for name, labels in (("by_lang", self.lang), ("by_kind", self.kind)):
             if any(labels):
-                detail[name] = {label: self._part(labels, label, seed) for label in dict.fromkeys(labels) if label}
+                detail[name] = {
+                    label: self._part(labels, label, seed) for label in dict.fromkeys(labels) if label
+                }
         interval = ratio_interval(self.bits, self.n_bytes, seed=seed)
         return from_interval("bpb", interval, "bits/byte", len(self.bits), detail)
 

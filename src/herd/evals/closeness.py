@@ -40,7 +40,9 @@ def measure_fidelity(
         waiting = [i for i in chosen if i.id not in known or known[i.id].digest != digest(i.request)]
         if waiting:
             texts = [item.doc["text"] for item in waiting]
-            documents = [HeldOut(child.tokenizer.encode(text, bos=True), len(text.encode())) for text in texts]
+            documents = [
+                HeldOut(child.tokenizer.encode(text, bos=True), len(text.encode())) for text in texts
+            ]
             found = fidelity(parent.model, child.model, documents)
             sums = zip(found.kl, found.agree, found.overlap, found.n_tokens, strict=True)
             file.add(
@@ -52,7 +54,12 @@ def measure_fidelity(
                         None,
                         None,
                         item.group,
-                        {"nats": float(kl), "agree": float(agree), "overlap": float(overlap), "tokens": float(n)},
+                        {
+                            "nats": float(kl),
+                            "agree": float(agree),
+                            "overlap": float(overlap),
+                            "tokens": float(n),
+                        },
                         digest=digest(item.request),
                     )
                     for item, (kl, agree, overlap, n) in zip(waiting, sums, strict=True)
@@ -69,7 +76,9 @@ def measure_fidelity(
 
 
 def _scores(results: Sequence[ItemResult]) -> list[Score]:
-    groups = {group: [r for r in results if r.group == group] for group in dict.fromkeys(r.group for r in results)}
+    groups = {
+        group: [r for r in results if r.group == group] for group in dict.fromkeys(r.group for r in results)
+    }
     out = []
     for name, top, unit in PARTS:
         parts = {group: part(_ratio(some, top), len(some)) for group, some in groups.items()}
@@ -83,10 +92,17 @@ def _ratio(results: Sequence[ItemResult], top: str) -> Interval:
 
 def _add(out: Path, child: LocalModel, row: TaskResult, data: Data, limit: int | None) -> None:
     """The row in summary.json, in place of an earlier one against the same parent."""
-    about: dict[str, Any] = {"mode": child.mode, "data": data.label, "limit": limit, "precision": child.precision}
+    about: dict[str, Any] = {
+        "mode": child.mode,
+        "data": data.label,
+        "limit": limit,
+        "precision": child.precision,
+    }
     rows: list[TaskResult] = []
     if (out / "summary.json").is_file():
         evaluation = read_evaluation(out)
         rows = [r for r in evaluation.tasks if (r.task, r.settings) != (row.task, row.settings)]
-        about = {k: v for k, v in evaluation.summary.items() if k not in ("schema", "model", "model_hash", "tasks")}
+        about = {
+            k: v for k, v in evaluation.summary.items() if k not in ("schema", "model", "model_hash", "tasks")
+        }
     write_summary(out, child.name, child.hash, [*rows, row], **about)

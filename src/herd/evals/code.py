@@ -47,7 +47,8 @@ def written_in_chat(
 ) -> list[Written]:
     """An instruct model's programs; greedy unless ``sampling`` says otherwise."""
     prompts = [
-        render(d.prompt, tokenizer, tools=d.tools or None, form=d.form, generation_prompt=True).ids for d in dialogs
+        render(d.prompt, tokenizer, tools=d.tools or None, form=d.form, generation_prompt=True).ids
+        for d in dialogs
     ]
     texts = _texts(model, tokenizer, prompts, sampling or Sampling(max_tokens=160))
     return check([(dialog, extract(text)) for dialog, text in zip(dialogs, texts, strict=True)])
@@ -99,7 +100,8 @@ def body(text: str) -> str:
     """Lines up to the first that is neither indented nor empty."""
     lines = text.split("\n")
     end = next(
-        (i for i, line in enumerate(lines) if i and line.strip() and not line.startswith((" ", "\t"))), len(lines)
+        (i for i, line in enumerate(lines) if i and line.strip() and not line.startswith((" ", "\t"))),
+        len(lines),
     )
     return "\n".join(lines[:end])
 

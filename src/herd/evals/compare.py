@@ -121,7 +121,9 @@ def compare(evaluations: Sequence[Evaluation]) -> Comparison:
     rows, further, differences, flips, n_flips = [], [], [], [], {}
     keys = dict.fromkeys(_key(task) for evaluation in evaluations for task in evaluation.tasks)
     for key in keys:
-        results = {name: _result(evaluation, key) for name, evaluation in zip(names, evaluations, strict=True)}
+        results = {
+            name: _result(evaluation, key) for name, evaluation in zip(names, evaluations, strict=True)
+        }
         headline, *others = _rows(key[0], results)
         rows.append(headline)
         further += others
@@ -185,7 +187,9 @@ def _rows(task: str, results: Mapping[str, TaskResult | None]) -> list[Row]:
             for metric in metrics]  # fmt: skip
 
 
-def _row(task: str, metric: str, results: Mapping[str, TaskResult | None], scores: Mapping[str, Score | None]) -> Row:
+def _row(
+    task: str, metric: str, results: Mapping[str, TaskResult | None], scores: Mapping[str, Score | None]
+) -> Row:
     known = [result for result in results.values() if result is not None]
     unit = next((score.unit for score in scores.values() if score), "")
     reasons = {n: r.reason if r else NOT_ASKED for n, r in results.items() if scores[n] is None}
@@ -218,7 +222,9 @@ def _differences(row: Row, items: Mapping[str, Mapping[str, ItemResult]]) -> lis
     return out
 
 
-def _difference(row: Row, first: str, second: str, pairs: Sequence[tuple[ItemResult, ItemResult]]) -> Difference:
+def _difference(
+    row: Row, first: str, second: str, pairs: Sequence[tuple[ItemResult, ItemResult]]
+) -> Difference:
     interval = _paired(row, pairs)
     groups: dict[str, list[tuple[ItemResult, ItemResult]]] = {}
     for pair in pairs:
@@ -243,7 +249,9 @@ def _paired(row: Row, pairs: Sequence[tuple[ItemResult, ItemResult]]) -> Interva
     if row.metric in RATIOS:
         top, bottom = RATIOS[row.metric]
         weights = np.array([a.metrics[bottom] for a, _ in pairs])
-        return paired_difference([a.metrics[top] for a, _ in pairs], [b.metrics[top] for _, b in pairs], weights)
+        return paired_difference(
+            [a.metrics[top] for a, _ in pairs], [b.metrics[top] for _, b in pairs], weights
+        )
     return paired_difference([a.value for a, _ in pairs], [b.value for _, b in pairs])
 
 
@@ -253,7 +261,9 @@ def _flips(row: Row, items: Mapping[str, Mapping[str, ItemResult]]) -> tuple[lis
         return [], 0
     shared = set.intersection(*(set(found) for found in items.values()))
     flipped = [
-        i for i in next(iter(items.values())) if i in shared and len({found[i].value for found in items.values()}) > 1
+        i
+        for i in next(iter(items.values()))
+        if i in shared and len({found[i].value for found in items.values()}) > 1
     ]
     shown = []
     for i in flipped[:FLIPS_SHOWN]:

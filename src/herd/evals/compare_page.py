@@ -101,7 +101,9 @@ def score_cell(score: Score | None, reason: str = "") -> Cell:
 
 def score_rows(rows: Sequence[Row], models: Sequence[str]) -> list[tuple[Row, list[Cell]]]:
     """Every row with a cell a model."""
-    return [(row, [score_cell(row.scores[model], row.reasons.get(model, "")) for model in models]) for row in rows]
+    return [
+        (row, [score_cell(row.scores[model], row.reasons.get(model, "")) for model in models]) for row in rows
+    ]
 
 
 def not_run(comparison: Comparison) -> list[tuple[Row, list[str], str]]:
@@ -121,7 +123,9 @@ def difference_cell(found: Difference | None) -> Cell:
     if found.better:
         kind = "good" if found.better == found.first else "bad"
     flips = f"+{found.gained} −{found.lost} of {found.n}" if found.unit == "fraction" else f"{found.n} texts"
-    return Cell(signed(found.interval.value, found.unit), f"{bounds(found.interval, found.unit)}; {flips}", kind)
+    return Cell(
+        signed(found.interval.value, found.unit), f"{bounds(found.interval, found.unit)}; {flips}", kind
+    )
 
 
 def signed(value: float, unit: str) -> str:
@@ -130,7 +134,11 @@ def signed(value: float, unit: str) -> str:
 
 
 def bounds(interval: Interval, unit: str) -> str:
-    return "one item" if interval.lo != interval.lo else f"{signed(interval.lo, unit)} … {signed(interval.hi, unit)}"
+    return (
+        "one item"
+        if interval.lo != interval.lo
+        else f"{signed(interval.lo, unit)} … {signed(interval.hi, unit)}"
+    )
 
 
 def group_rows(comparison: Comparison, row: Row) -> list[tuple[str, list[Cell]]]:
@@ -156,7 +164,9 @@ def _part(score: Score, group: str) -> Score | None:
     return Score(group, found["value"], score.unit, found["lo"], found["hi"], found["n"]) if found else None
 
 
-def published_tables(rows: Sequence[Row]) -> list[tuple[str, str, list[str], list[tuple[str, str, list[str]]]]]:
+def published_tables(
+    rows: Sequence[Row],
+) -> list[tuple[str, str, list[str], list[tuple[str, str, list[str]]]]]:
     """(title, where and when, models, rows of (task, setting, scores)) for every source and kind that has some."""
     tables: dict[tuple[str, str], list[Any]] = {}
     for row in rows:
@@ -169,8 +179,12 @@ def published_tables(rows: Sequence[Row]) -> list[tuple[str, str, list[str], lis
         lines: dict[tuple[str, str], dict[str, str]] = {}
         for task, score in found:
             setting = score.setting.removesuffix(" (another setting)")
-            lines.setdefault((task, setting), {})[score.model] = f"{score.score:g}{'*' if score.starred else ''}"
-        listed = [(task, setting, [cells.get(m, "–") for m in models]) for (task, setting), cells in lines.items()]
+            lines.setdefault((task, setting), {})[score.model] = (
+                f"{score.score:g}{'*' if score.starred else ''}"
+            )
+        listed = [
+            (task, setting, [cells.get(m, "–") for m in models]) for (task, setting), cells in lines.items()
+        ]
         out.append((f"{source.title} ({kind} models)", f"{source.where}, {source.date}", models, listed))
     return out
 
@@ -197,14 +211,18 @@ def heat_maps(comparison: Comparison) -> list[tuple[str, list[tuple[str, Markup]
 def score_chart(row: Row, tones: Mapping[str, str]) -> str:
     """Scores with their intervals, a line a model."""
     lines = [
-        charts.Row(m, s.value * _scale(s), _scaled(s.lo, s), _scaled(s.hi, s), tones[m], number(s.value, s.unit))
+        charts.Row(
+            m, s.value * _scale(s), _scaled(s.lo, s), _scaled(s.hi, s), tones[m], number(s.value, s.unit)
+        )
         for m, s in row.scores.items()
         if s is not None
     ]
     if len(lines) < 2:
         return ""
     title = f"{row.title}: {row.metric}, {unit_title(row.unit)}"
-    return charts.interval_chart(lines, label=row.title, title=title, decimals=1 if row.unit == "fraction" else 3)
+    return charts.interval_chart(
+        lines, label=row.title, title=title, decimals=1 if row.unit == "fraction" else 3
+    )
 
 
 def _scale(score: Score) -> float:
@@ -234,7 +252,9 @@ def as_markdown(comparison: Comparison) -> str:
         parts.append(markdown(["task", "metric", "unit", *models], rows, left=3))
     if len(models) > 1:
         n = len(comparison.differences)
-        parts.append(f"Paired differences from {reference}; **bold** ones stand by Holm's procedure over all {n}.")
+        parts.append(
+            f"Paired differences from {reference}; **bold** ones stand by Holm's procedure over all {n}."
+        )
         rows = []
         for row in comparison.rows:
             found = [_find(comparison, row, m) for m in models[1:]]
@@ -243,7 +263,9 @@ def as_markdown(comparison: Comparison) -> str:
         parts.append(markdown(["task", "unit", *models[1:]], rows, left=2))
     for title, where, columns, lines in published_tables(comparison.rows):
         parts.append(f"**Published under other settings, not measured here:** {title}. {where}. Percent.")
-        parts.append(markdown(["task", "setting", *columns], [[t, s, *cells] for t, s, cells in lines], left=2))
+        parts.append(
+            markdown(["task", "setting", *columns], [[t, s, *cells] for t, s, cells in lines], left=2)
+        )
     parts += [f"- “{v.claim.said}”: **{v.verdict}** ({len(v.wins)} ahead, {len(v.losses)} behind, {len(v.ties)} within "
               f"the noise){'; ' + v.own if v.own else ''}" for v in comparison.verdicts]  # fmt: skip
     missing = [f"- {row.title}, {', '.join(some)}: {why}" for row, some, why in not_run(comparison)]

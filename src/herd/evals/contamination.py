@@ -72,7 +72,10 @@ class _Set:
 
 def overlaps(tests: Mapping[str, Sequence[Item]], corpus: Iterable[str], label: str) -> dict[str, Overlap]:
     """By test set's name. ``corpus``: texts, read once; ``label``: what it is called. DataError for an empty corpus."""
-    sets = {name: _Set([i.id for i in items], [grams(own_text(i)) for i in items]) for name, items in tests.items()}
+    sets = {
+        name: _Set([i.id for i in items], [grams(own_text(i)) for i in items])
+        for name, items in tests.items()
+    }
     every = [gram for one in sets.values() for gram in one.grams]
     table = np.unique(np.concatenate(every)) if every else np.zeros(0, np.uint64)
     found = np.zeros(len(table), dtype=bool)

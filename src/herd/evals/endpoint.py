@@ -71,7 +71,11 @@ class EndpointModel:
                 "logprobs): use a server that does, e.g. vLLM, or --mode instruct"
             )
         columns = (logprobs["text_offset"], logprobs["token_logprobs"], logprobs["top_logprobs"])
-        rows = [row for row in zip(*columns, strict=True) if len(context) <= row[0] < len(text) and row[1] is not None]
+        rows = [
+            row
+            for row in zip(*columns, strict=True)
+            if len(context) <= row[0] < len(text) and row[1] is not None
+        ]
         return Likelihood(
             float(sum(nats for _, nats, _ in rows)),
             all(nats >= max(top.values()) for _, nats, top in rows if top),
@@ -87,7 +91,8 @@ class EndpointModel:
             return Answer(_cut(choice.get("text") or "", request.stop), choice.get("finish_reason") or "")
         if request.tools:
             body["tools"] = [
-                tool if "function" in tool else {"type": "function", "function": tool} for tool in request.tools
+                tool if "function" in tool else {"type": "function", "function": tool}
+                for tool in request.tools
             ]
         choice = self._choice("/chat/completions", body | {"messages": list(request.prompt)})
         message = choice.get("message") or {}

@@ -48,7 +48,9 @@ class Fidelity:
 
 
 @torch.inference_mode()
-def fidelity(teacher: LlamaLM, student: LlamaLM, documents: Sequence[HeldOut], context: int | None = None) -> Fidelity:
+def fidelity(
+    teacher: LlamaLM, student: LlamaLM, documents: Sequence[HeldOut], context: int | None = None
+) -> Fidelity:
     """Both on the same tokens; ``context`` defaults to the shorter of the two. One vocabulary for both."""
     if teacher.config.vocab_size != student.config.vocab_size:
         raise ConfigError(
@@ -63,7 +65,9 @@ def fidelity(teacher: LlamaLM, student: LlamaLM, documents: Sequence[HeldOut], c
     token_kl = []
     for batch in windows(documents, context, teacher.device):
         scored_BT = batch.targets_BT != -100
-        hidden = [model(batch.tokens_BT)[scored_BT].split(chunk_tokens(teacher)) for model in (teacher, student)]
+        hidden = [
+            model(batch.tokens_BT)[scored_BT].split(chunk_tokens(teacher)) for model in (teacher, student)
+        ]
         owner_N = batch.document_B[:, None].expand(scored_BT.shape)[scored_BT.cpu()]
         parts = [_compare(teacher.lm_head(t), student.lm_head(s)) for t, s in zip(*hidden, strict=True)]
         values_3N = torch.cat(parts, dim=1).cpu()

@@ -74,7 +74,9 @@ def sample(language: str) -> str:
             if code == language:
                 return " ".join(letter * 3 for letter in letters)
     script = next(script for script, code in _SCRIPTS.items() if code == language)
-    return "".join(chr(c) for c in range(0x370, 0xFFFF) if chr(c).isalpha() and _script(chr(c)) == script)[:12]
+    return "".join(chr(c) for c in range(0x370, 0xFFFF) if chr(c).isalpha() and _script(chr(c)) == script)[
+        :12
+    ]
 
 
 def _by_letters(text: str, script: str) -> str:

@@ -95,7 +95,13 @@ def evaluate(
 
 
 def run_task(
-    model: Model, task: Task, data: Data, out: Path, *, limit: int | None = None, watcher: Watcher | None = None
+    model: Model,
+    task: Task,
+    data: Data,
+    out: Path,
+    *,
+    limit: int | None = None,
+    watcher: Watcher | None = None,
 ) -> TaskResult:
     """One task; whatever a user can cause comes back as a row with status "failed"."""
     began = time.monotonic()
@@ -116,7 +122,9 @@ def run_task(
         scores = [score.record() for score in task.scores(results)]
     except HerdError as error:
         fewer = f" or fewer than {task.shots} shots" if isinstance(error, ContextError) and task.shots else ""
-        return TaskResult(task.name, "failed", reason=f"{error}{fewer}", seconds=time.monotonic() - began, **about)
+        return TaskResult(
+            task.name, "failed", reason=f"{error}{fewer}", seconds=time.monotonic() - began, **about
+        )
     return TaskResult(
         task.name,
         "done",
@@ -152,7 +160,9 @@ def file_name(model: Model, task: Task) -> str:
     return f"{task.name}-{task.shots}shot-{task.mode}-{digest(head(model, task))[:8]}.jsonl"
 
 
-def _results(model: Model, task: Task, items: Sequence[Item], path: Path, watcher: Watcher) -> list[ItemResult]:
+def _results(
+    model: Model, task: Task, items: Sequence[Item], path: Path, watcher: Watcher
+) -> list[ItemResult]:
     """The results of ``items``, in their order; those not in the file are asked, judged and written to it."""
     digests = {item.id: digest(item.request) for item in items}
     with TaskFile(path, head(model, task)) as file:
@@ -172,7 +182,11 @@ def _results(model: Model, task: Task, items: Sequence[Item], path: Path, watche
 
 
 def _keep(
-    task: Task, file: TaskFile, batch: Sequence[tuple[Item, Answer]], digests: dict[str, str], watcher: Watcher
+    task: Task,
+    file: TaskFile,
+    batch: Sequence[tuple[Item, Answer]],
+    digests: dict[str, str],
+    watcher: Watcher,
 ) -> None:
     if not batch:
         return

@@ -29,7 +29,9 @@ FOR_GOOD_IF_LESS = ("keywords:frequency", "keywords:letter_frequency")
 """Kinds that, once broken, stay broken however the text goes on; the latter those that want less than so many."""
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*(?=\s|$)")
-_NO_END = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|e\.g|i\.e|No|Inc|Ltd|Co)|\b[A-Z]|^\s*\d+)\.$", re.M)
+_NO_END = re.compile(
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|e\.g|i\.e|No|Inc|Ltd|Co)|\b[A-Z]|^\s*\d+)\.$", re.M
+)
 _WORD = re.compile(r"\w(?:[\w.&-]*\w)?")
 
 
@@ -54,7 +56,10 @@ def strict(instructions: Sequence[str], text: str, kwargs: Sequence[Mapping[str,
 def loose(instructions: Sequence[str], text: str, kwargs: Sequence[Mapping[str, Any]]) -> list[bool]:
     """Which ones it follows in at least one of its eight `forgiven` forms."""
     forms = forgiven(text)
-    return [any(follows(name, form, given) for form in forms) for name, given in zip(instructions, kwargs, strict=True)]
+    return [
+        any(follows(name, form, given) for form in forms)
+        for name, given in zip(instructions, kwargs, strict=True)
+    ]
 
 
 def forgiven(text: str) -> list[str]:
@@ -150,7 +155,10 @@ def _placeholders(text: str, num_placeholders: int) -> bool:
 @_check("detectable_content:postscript")
 def _postscript(text: str, postscript_marker: str) -> bool:
     usual = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
-    return re.search(usual.get(postscript_marker, re.escape(postscript_marker.lower())), text.lower()) is not None
+    return (
+        re.search(usual.get(postscript_marker, re.escape(postscript_marker.lower())), text.lower())
+        is not None
+    )
 
 
 @_check("detectable_format:constrained_response")

@@ -56,7 +56,9 @@ class _Wanted:
             for name, given in self.pairs
             if "forbidden_words" in name or ("less than" in given.values() and "number_" not in name)
         ]
-        return next(word for word in _WORDS if all(follows(name, f"{word} " * 999, given) for name, given in limits))
+        return next(
+            word for word in _WORDS if all(follows(name, f"{word} " * 999, given) for name, given in limits)
+        )
 
     def cased(self, text: str) -> str:
         if self.any("change_case:english_capital"):

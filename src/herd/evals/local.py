@@ -27,7 +27,14 @@ class LocalModel:
     """A loaded model under a name; ``hash`` is that of its weights."""
 
     def __init__(
-        self, model: LlamaLM, tokenizer: Tokenizer, *, name: str, hash: str, mode: Mode = "base", max_batch: int = 32
+        self,
+        model: LlamaLM,
+        tokenizer: Tokenizer,
+        *,
+        name: str,
+        hash: str,
+        mode: Mode = "base",
+        max_batch: int = 32,
     ) -> None:
         self.name, self.hash, self.mode = name, hash, mode
         self.precision = str(model.dtype).removeprefix("torch.")
@@ -77,7 +84,9 @@ class LocalModel:
         whole = [self.tokenizer.bos_id, *self.encode(context + continuation)]
         return Pair(context_ids, whole[len(context_ids) :])
 
-    def _encoded(self, some: Sequence[tuple[int, Request]]) -> tuple[dict[int, list[Pair]], dict[int, EngineRequest]]:
+    def _encoded(
+        self, some: Sequence[tuple[int, Request]]
+    ) -> tuple[dict[int, list[Pair]], dict[int, EngineRequest]]:
         """What is to be ranked and what to be written, as ids, by number. ContextError for what is too long."""
         ranks = {n: [self.pair(*pair) for pair in r.pairs] for n, r in some if isinstance(r, Rank)}
         asked = {n: self._generate(r) for n, r in some if isinstance(r, Generate)}
@@ -93,7 +102,9 @@ class LocalModel:
             yield (
                 numbers[at],
                 Answer(
-                    likelihoods=tuple(Likelihood(s.nats, s.greedy, len(pair.continuation)) for pair, s in likelihoods)
+                    likelihoods=tuple(
+                        Likelihood(s.nats, s.greedy, len(pair.continuation)) for pair, s in likelihoods
+                    )
                 ),
             )
 
@@ -107,7 +118,9 @@ class LocalModel:
             ids = [self.tokenizer.bos_id, *self.encode(request.prompt)]
         else:
             tools = list(request.tools) or None
-            ids = render(request.prompt, self.tokenizer, tools=tools, form=request.form, generation_prompt=True).ids
+            ids = render(
+                request.prompt, self.tokenizer, tools=tools, form=request.form, generation_prompt=True
+            ).ids
         return EngineRequest(ids, Sampling(max_tokens=request.max_tokens, stop=request.stop))
 
     def _check(self, request: EngineRequest) -> None:

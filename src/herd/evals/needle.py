@@ -44,7 +44,9 @@ def needle(
     """
     longest = model.config.max_context
     if any(length > longest for length in lengths):
-        raise DataError(f"needle lengths {[n for n in lengths if n > longest]} are beyond the context of {longest}")
+        raise DataError(
+            f"needle lengths {[n for n in lengths if n > longest]} are beyond the context of {longest}"
+        )
     if n < 1 or not lengths or not depths:
         raise DataError(f"needle: n={n}, lengths={list(lengths)}, depths={list(depths)}: nothing to ask")
     maker = NeedleMaker(tokenizer, filler)

@@ -38,7 +38,9 @@ def first_tokens(documents: Sequence[HeldOut], n: int) -> list[HeldOut]:
     return out
 
 
-def cost_of_quantizing(parent: LlamaLM, child: LlamaLM, documents: Sequence[HeldOut], context: int) -> dict[str, Any]:
+def cost_of_quantizing(
+    parent: LlamaLM, child: LlamaLM, documents: Sequence[HeldOut], context: int
+) -> dict[str, Any]:
     """``kl``, ``top1``, ``overlap`` and ``ppl`` as plain records with their 95 % intervals over documents."""
     scores = fidelity(parent, child, documents, context).scores()
     before, after = (compression(model, documents, context).score() for model in (parent, child))

@@ -101,7 +101,11 @@ class Evaluation:
 
 def digest(value: Any) -> str:
     """16 hex digits of the SHA-256 of a JSON-ready value or dataclass."""
-    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    plain = (
+        dataclasses.asdict(value)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type)
+        else value
+    )
     return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
@@ -144,7 +148,9 @@ class TaskFile:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise DataError(f"{self.path}: another herd eval is writing it; wait or give another --out") from None
+            raise DataError(
+                f"{self.path}: another herd eval is writing it; wait or give another --out"
+            ) from None
 
     def _recover(self, head: Mapping[str, Any]) -> None:
         """Read what is whole, cut off what is not, and leave the write position at the end."""
@@ -178,10 +184,14 @@ def _parse(path: Path, data: bytes) -> Iterator[ItemResult]:
             if line:
                 yield ItemResult(**json.loads(line))
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise DataError(f"{path}: not a results file ({error}); delete it, and its items are asked again") from None
+        raise DataError(
+            f"{path}: not a results file ({error}); delete it, and its items are asked again"
+        ) from None
 
 
-def write_summary(folder: Path, model: str, model_hash: str, tasks: Sequence[TaskResult], **more: Any) -> Path:
+def write_summary(
+    folder: Path, model: str, model_hash: str, tasks: Sequence[TaskResult], **more: Any
+) -> Path:
     """summary.json of a folder, in one piece."""
     rows = [dataclasses.asdict(task) for task in tasks]
     record = {"schema": SCHEMA, "model": model, "model_hash": model_hash, **more, "tasks": rows}
@@ -198,6 +208,10 @@ def read_evaluation(folder: Path | str) -> Evaluation:
         rows = [TaskResult(**row) for row in summary["tasks"]]
         return Evaluation(folder, summary["model"], summary["model_hash"], rows, summary)
     except OSError:
-        raise DataError(f"{folder}: no evaluation here (no summary.json); make one with: herd eval MODEL") from None
+        raise DataError(
+            f"{folder}: no evaluation here (no summary.json); make one with: herd eval MODEL"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / 'summary.json'}: unreadable ({error}); herd eval MODEL makes it anew") from None
+        raise DataError(
+            f"{folder / 'summary.json'}: unreadable ({error}); herd eval MODEL makes it anew"
+        ) from None

@@ -20,11 +20,17 @@ ENVIRONMENT = ".venv-rivals"
 def find_python() -> Path:
     """The rival's interpreter: in ``HERD_RIVALS``, the current folder or this checkout. `EngineError` if none is."""
     named = os.environ.get("HERD_RIVALS")
-    places = [Path(named)] if named else [Path.cwd() / ENVIRONMENT, *(p / ENVIRONMENT for p in Path(__file__).parents)]
+    places = (
+        [Path(named)]
+        if named
+        else [Path.cwd() / ENVIRONMENT, *(p / ENVIRONMENT for p in Path(__file__).parents)]
+    )
     for place in places:
         if (place / "bin" / "python").exists():
             return place / "bin" / "python"
-    raise EngineError(f"{places[0]}: no rival there; build it with `make rivals`, or name its environment: HERD_RIVALS")
+    raise EngineError(
+        f"{places[0]}: no rival there; build it with `make rivals`, or name its environment: HERD_RIVALS"
+    )
 
 
 class LlamaCpp:
@@ -41,7 +47,13 @@ class LlamaCpp:
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         )
-        request = {"file": str(file.absolute()), "threads": threads, "context": context, "batch": batch, "cache": cache}
+        request = {
+            "file": str(file.absolute()),
+            "threads": threads,
+            "context": context,
+            "batch": batch,
+            "cache": cache,
+        }
         answer = self._ask("load", **request)
         self.version, self.system = answer["version"], answer["system"]
 

@@ -35,13 +35,17 @@ class Rival:
         quiet = lib.llama_log_callback(lambda level, text, data: None)
         self._quiet = quiet  # the library keeps only a pointer
         lib.llama_log_set(quiet, ctypes.c_void_p(0))
-        self.model = lib.llama_model_load_from_file(request["file"].encode(), lib.llama_model_default_params())
+        self.model = lib.llama_model_load_from_file(
+            request["file"].encode(), lib.llama_model_default_params()
+        )
         if not self.model:
             raise RuntimeError(f"llama.cpp cannot load {request['file']}")
         params = lib.llama_context_default_params()
         params.n_threads = params.n_threads_batch = request["threads"]
         self.pieces = request["batch"] == 1 and request["context"] > LONG
-        params.kv_unified = self.pieces  # the second sequence is where a piece is read: all cells are for both
+        params.kv_unified = (
+            self.pieces
+        )  # the second sequence is where a piece is read: all cells are for both
         params.n_seq_max = 2 if self.pieces else request["batch"]
         params.n_ctx = request["batch"] * (-(-request["context"] // 256) * 256)
         params.n_batch = params.n_ubatch = CHUNK
@@ -83,7 +87,9 @@ class Rival:
         """The first sequence's tokens: each piece as a sequence of its own that becomes part of the first."""
         memory = lib.llama_get_memory(self.context)
         for start in range(0, n, CHUNK):
-            self.decode([(1, place) for place in range(start, min(n, start + CHUNK))], [False] * min(CHUNK, n - start))
+            self.decode(
+                [(1, place) for place in range(start, min(n, start + CHUNK))], [False] * min(CHUNK, n - start)
+            )
             lib.llama_memory_seq_cp(memory, 1, 0, -1, -1)
             lib.llama_memory_seq_rm(memory, 1, -1, -1)
 
@@ -126,7 +132,10 @@ def main() -> None:
             if request["do"] == "load":
                 rival = None
                 rival = Rival(request)
-                answer = {"version": version("llama-cpp-python"), "system": lib.llama_print_system_info().decode()}
+                answer = {
+                    "version": version("llama-cpp-python"),
+                    "system": lib.llama_print_system_info().decode(),
+                }
             else:
                 answer = getattr(rival, request["do"])(request)
         except Exception as error:

@@ -106,7 +106,9 @@ class Maker:
         """Lines of ``filler`` with the facts among them (the first at ``depth``), and the tokens of everything."""
         used = self.count(f"\n\n{question}\n{begun}") + sum(self.count(f"{fact}\n") for fact in facts)
         if used > length:
-            raise DataError(f"a text of {length} tokens does not hold this question; at least {used} are needed")
+            raise DataError(
+                f"a text of {length} tokens does not hold this question; at least {used} are needed"
+            )
         lines: list[str] = []
         for line in filler:
             cost = self.count(f"{line}\n")
@@ -125,13 +127,17 @@ class Maker:
         return cycle([*self.lines[start:], *self.lines[:start]])
 
 
-def _needles(asked: int, names: int, values: int) -> Callable[[Maker, int, float, np.random.Generator], Found]:
+def _needles(
+    asked: int, names: int, values: int
+) -> Callable[[Maker, int, float, np.random.Generator], Found]:
     """``names`` names with ``values`` codes each; the first ``asked`` are asked for."""
 
     def make(maker: Maker, length: int, depth: float, random: np.random.Generator) -> Found:
         called, codes = draw_names(random, "test", names), draw_codes(random, "test", names * values)
         facts = [FACT.format(name=called[i // values], code=code) for i, code in enumerate(codes)]
-        return _ask(maker, length, depth, random, facts, called[:asked], codes[: asked * values], maker.filler(random))
+        return _ask(
+            maker, length, depth, random, facts, called[:asked], codes[: asked * values], maker.filler(random)
+        )
 
     return make
 
@@ -145,7 +151,9 @@ def _distractors(maker: Maker, length: int, depth: float, random: np.random.Gene
         while True:
             a, b, c = random.integers(len(first)), random.integers(len(first)), random.integers(len(second))
             if a != b:
-                yield FACT.format(name=f"{first[a]} {first[b]} {second[c]}", code=codes[random.integers(len(codes))])
+                yield FACT.format(
+                    name=f"{first[a]} {first[b]} {second[c]}", code=codes[random.integers(len(codes))]
+                )
 
     fact = FACT.format(name=name[0], code=code)
     return _ask(maker, length, depth, random, [fact], name, [code], others())
@@ -191,7 +199,9 @@ def _variables(maker: Maker, length: int, depth: float, random: np.random.Genera
         at = next(i for i in range(len(lines) - 1, -1, -1) if not lines[i].startswith("VAR "))
         used -= maker.count(f"{lines.pop(at)}\n")
     if used > length:
-        raise DataError(f"a text of {length} tokens does not hold the assignments; at least {used} are needed")
+        raise DataError(
+            f"a text of {length} tokens does not hold the assignments; at least {used} are needed"
+        )
     return Found("\n".join(lines), question, begun, tuple(right), used)
 
 
@@ -202,7 +212,9 @@ def _words(random: np.random.Generator, n: int) -> list[str]:
     return ["".join(_SYLLABLES[int(p) // size**k % size] for k in range(3)) for p in picked]
 
 
-def _common_words(maker: Maker, length: int, depth: float, random: np.random.Generator, common: int = 10) -> Found:
+def _common_words(
+    maker: Maker, length: int, depth: float, random: np.random.Generator, common: int = 10
+) -> Found:
     """Ten words thirty times each among others three times each (fewer where the text is short), shuffled."""
     question = f"Which {common} words are the most frequent in the list above?"
     begun = f"The {common} most frequent words are"
@@ -223,7 +235,9 @@ def _common_words(maker: Maker, length: int, depth: float, random: np.random.Gen
     return Found(text, question, begun, tuple(words[:common]), used)
 
 
-def _frequent_words(maker: Maker, length: int, depth: float, random: np.random.Generator, asked: int = 3) -> Found:
+def _frequent_words(
+    maker: Maker, length: int, depth: float, random: np.random.Generator, asked: int = 3
+) -> Found:
     """The r-th of the words has a share of r^-2: each clearly rarer than the one before."""
     question = f"Which {asked} made-up words are the most frequent in the text above?"
     begun = f"The {asked} most frequent words are"

@@ -18,7 +18,11 @@ def samples(
     A prompt of messages is shown by its last message.
     """
     outputs = {
-        name: [c.text for c in generate_many(model, tokenizer, prompts, **sampling)] for name, model in models.items()
+        name: [c.text for c in generate_many(model, tokenizer, prompts, **sampling)]
+        for name, model in models.items()
     }
     shown = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
-    return [{"prompt": text, "outputs": {name: outputs[name][i] for name in models}} for i, text in enumerate(shown)]
+    return [
+        {"prompt": text, "outputs": {name: outputs[name][i] for name in models}}
+        for i, text in enumerate(shown)
+    ]

@@ -34,10 +34,14 @@ class Score:
         number = (lambda x: f"{100 * x:.1f} %") if self.unit == "fraction" else (lambda x: f"{x:.4g}")
         unit = "" if self.unit == "fraction" else f" {self.unit}"
         interval = "" if self.lo is None or self.hi is None else f" [{number(self.lo)}, {number(self.hi)}]"
-        return f"{self.name} {number(self.value)}{unit}{interval}" + ("" if self.n is None else f", n={self.n}")
+        return f"{self.name} {number(self.value)}{unit}{interval}" + (
+            "" if self.n is None else f", n={self.n}"
+        )
 
 
-def from_interval(name: str, interval: Interval, unit: str, n: int, detail: dict[str, Any] | None = None) -> Score:
+def from_interval(
+    name: str, interval: Interval, unit: str, n: int, detail: dict[str, Any] | None = None
+) -> Score:
     """A score from a value with its interval."""
     return Score(name, interval.value, unit, _known(interval.lo), _known(interval.hi), n, detail or {})
 

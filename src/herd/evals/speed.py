@@ -100,7 +100,9 @@ class Runner:
     def _submit(self, work: Work, max_tokens: int) -> list[Stream]:
         vocab = self.engine.model.config.vocab_size
         prompts = torch.randint(vocab, (work.batch, work.tokens), generator=self._generator).tolist()
-        return [self.engine.submit(Request(p, Sampling(max_tokens=max_tokens, temperature=0))) for p in prompts]
+        return [
+            self.engine.submit(Request(p, Sampling(max_tokens=max_tokens, temperature=0))) for p in prompts
+        ]
 
     def _step(self) -> float:
         """The next token of every stream: the first that has none in store moves all of them on."""
@@ -141,7 +143,9 @@ def weights_read(model: LlamaLM) -> int:
         if name == "model.embed_tokens":
             continue  # a tied head is counted as the head
         if isinstance(module, QuantLinear):
-            total += module.out_features * module.in_features // module.format.block * module.format.block_bytes
+            total += (
+                module.out_features * module.in_features // module.format.block * module.format.block_bytes
+            )
         elif not isinstance(module, QuantEmbedding):
             total += sum(p.nbytes for p in module.parameters(recurse=False))
     return total
@@ -155,11 +159,15 @@ def cache_read(config: ModelConfig, kind: str, context: int) -> int:
 def scheme_of(model: LlamaLM) -> Scheme:
     """The formats of a model's parts, as its first layer has them."""
     parts = map(model.get_submodule, ("model.layers.0.mlp.up_proj", "model.embed_tokens", "lm_head"))
-    formats = [p.format if isinstance(p, QuantLinear | QuantEmbedding) else _PLAIN[p.weight.dtype] for p in parts]  # type: ignore
+    formats = [
+        p.format if isinstance(p, QuantLinear | QuantEmbedding) else _PLAIN[p.weight.dtype] for p in parts
+    ]  # type: ignore
     return Scheme(*formats)
 
 
-def overhead_seconds(config: ModelConfig, plan: Scheme, dtype: torch.dtype, batch: int, steps: int = 20) -> float:
+def overhead_seconds(
+    config: ModelConfig, plan: Scheme, dtype: torch.dtype, batch: int, steps: int = 20
+) -> float:
     """A decode step of the same layers so narrow that nothing is left to compute: Python, dispatch, starting threads.
 
     An upper bound of what lies between the kernels, since a little work remains.
@@ -202,7 +210,10 @@ def measure(
 
 def longest_sequence(works: list[Work], rounds: int, steps: int) -> int:
     """Tokens that the longest sequence of `measure` may come to hold."""
-    return max(work.tokens + (0 if work.kind == "prefill" else (rounds + 1) * steps + AHEAD) for work in works) + 1
+    return (
+        max(work.tokens + (0 if work.kind == "prefill" else (rounds + 1) * steps + AHEAD) for work in works)
+        + 1
+    )
 
 
 def _turns(work: Work, runner: Runner, rival: LlamaCpp | None, rounds: int, steps: int) -> dict[str, Turn]:
@@ -220,7 +231,9 @@ def _turns(work: Work, runner: Runner, rival: LlamaCpp | None, rounds: int, step
     return turns
 
 
-def _record(engine: Engine, work: Work, times: dict[str, list[float]], steps: int, rounds: int) -> dict[str, Any]:
+def _record(
+    engine: Engine, work: Work, times: dict[str, list[float]], steps: int, rounds: int
+) -> dict[str, Any]:
     model, kind = engine.model, engine.cache.kind
     seconds = statistics.median(times["herd"])
     record: dict[str, Any] = {

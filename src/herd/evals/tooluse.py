@@ -84,7 +84,9 @@ def tool_items(
     block = max(64, n)
     for part in range(100):
         tasks = ("arithmetic", "dates", "strings")
-        more = make_dialogs(block, seed * 1000 + part, split="test", languages=languages, forms=forms, tasks=tasks)
+        more = make_dialogs(
+            block, seed * 1000 + part, split="test", languages=languages, forms=forms, tasks=tasks
+        )
         items += [dialog for dialog in more if dialog.call]
         if len(items) >= n:
             return items[:n]
@@ -92,7 +94,12 @@ def tool_items(
 
 
 def tool_use(
-    model: LlamaLM, tokenizer: Tokenizer, dialogs: Sequence[Dialog], *, max_tokens: int = 160, max_batch: int = 128
+    model: LlamaLM,
+    tokenizer: Tokenizer,
+    dialogs: Sequence[Dialog],
+    *,
+    max_tokens: int = 160,
+    max_batch: int = 128,
 ) -> ToolUse:
     """Answers and judges ``dialogs`` (`tool_items`, or any others of `herd.data.dialogs`)."""
     if not dialogs:
@@ -122,7 +129,9 @@ def answer_dialogs(
             for i, completion in zip(going, completions, strict=True):
                 parsed = parse(completion.text)
                 calls = [{"name": c.name, "arguments": c.arguments, "form": c.form} for c in parsed.calls]
-                message = {"role": "assistant", "content": parsed.content} | ({"tool_calls": calls} if calls else {})
+                message = {"role": "assistant", "content": parsed.content} | (
+                    {"tool_calls": calls} if calls else {}
+                )
                 produced[i].append(message)
                 if completion.finish_reason != "stop":
                     trouble[i] = "no end"
@@ -153,4 +162,6 @@ def _interpreter(sandbox: Sandbox) -> Tool:
 
 def _prompt(tokenizer: Tokenizer, dialog: Dialog, produced: Sequence[Message]) -> list[int]:
     messages = [*dialog.prompt, *produced]
-    return render(messages, tokenizer, tools=dialog.tools or None, form=dialog.form, generation_prompt=True).ids
+    return render(
+        messages, tokenizer, tools=dialog.tools or None, form=dialog.form, generation_prompt=True
+    ).ids

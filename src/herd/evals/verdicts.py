@@ -78,7 +78,11 @@ def _verdict(claim: Claim, own: Mapping[str, Mapping[str, Score]]) -> Verdict:
 
 
 def _published(model: str, source: str) -> dict[str, float]:
-    return {row.task: row.score for row in find(model=model, kind="instruct", source=source) if row.task in N_ITEMS}
+    return {
+        row.task: row.score
+        for row in find(model=model, kind="instruct", source=source)
+        if row.task in N_ITEMS
+    }
 
 
 def _variance(share: float) -> float:
@@ -87,7 +91,9 @@ def _variance(share: float) -> float:
 
 def _measured(claim: Claim, own: Mapping[str, Mapping[str, Score]]) -> str:
     """In words, where models of these names have been measured; "" else."""
-    first, second = (next((s for name, s in own.items() if _same(name, m)), {}) for m in (claim.first, claim.second))
+    first, second = (
+        next((s for name, s in own.items() if _same(name, m)), {}) for m in (claim.first, claim.second)
+    )
     shared = [task for task in first if task in second]
     if not shared:
         return ""

@@ -66,7 +66,12 @@ def from_texts(documents: Iterable[Any], tokenizer: Tokenizer, max_bytes: int | 
 
 
 def from_shards(
-    shards: Shards, tokenizer: Tokenizer, *, max_bytes: int | None = None, excerpt: int | None = None, seed: int = 0
+    shards: Shards,
+    tokenizer: Tokenizer,
+    *,
+    max_bytes: int | None = None,
+    excerpt: int | None = None,
+    seed: int = 0,
 ) -> list[HeldOut]:
     """Documents of held-out shards in an order shuffled by ``seed``, until ``max_bytes`` of text are reached.
 
@@ -92,7 +97,9 @@ def from_shards(
     return out
 
 
-def windows(documents: Sequence[HeldOut], context: int, device: torch.device | str = "cpu") -> Iterator[Scored]:
+def windows(
+    documents: Sequence[HeldOut], context: int, device: torch.device | str = "cpu"
+) -> Iterator[Scored]:
     """Batches of at most `BATCH_TOKENS` tokens (or one row), long ones first so that memory peaks at once."""
     cuts = [(d, *cut) for d, document in enumerate(documents) for cut in _cuts(len(document.ids), context)]
     cuts.sort(key=lambda cut: cut[2] - cut[1], reverse=True)

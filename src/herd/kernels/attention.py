@@ -33,7 +33,9 @@ def attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, starts_BT: Tensor 
     return plain_attention(q_BTHK, k_BTGK, v_BTGK, starts_BT)
 
 
-def plain_attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, starts_BT: Tensor | None = None) -> Tensor:
+def plain_attention(
+    q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, starts_BT: Tensor | None = None
+) -> Tensor:
     """`attention` by torch's scaled_dot_product_attention, with a (B, T, T) mask where there are documents."""
     mask = None if starts_BT is None else visible(starts_BT)[:, None]
     out_BHTK = F.scaled_dot_product_attention(
@@ -75,7 +77,9 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, starts_BT: Tensor | None) -> Tensor:
         q_BTHK, k_BTGK, v_BTGK = q_BTHK.contiguous(), k_BTGK.contiguous(), v_BTGK.contiguous()
         starts_BT = None if starts_BT is None else starts_BT.contiguous()
-        out_BTHK, lse_BHT = torch.ops.herd_native.attention(q_BTHK, k_BTGK, v_BTGK, starts_BT, q_BTHK.shape[-1] ** -0.5)
+        out_BTHK, lse_BHT = torch.ops.herd_native.attention(
+            q_BTHK, k_BTGK, v_BTGK, starts_BT, q_BTHK.shape[-1] ** -0.5
+        )
         ctx.save_for_backward(q_BTHK, k_BTGK, v_BTGK, out_BTHK, lse_BHT, starts_BT)
         return out_BTHK
 

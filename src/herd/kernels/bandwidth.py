@@ -35,7 +35,9 @@ class MemoryReader:
         while not passes or sum(passes) < seconds:
             start = time.perf_counter()
             if read_all(self.words) != self.words.numel():
-                raise AssertionError("the sum of ones is wrong: this machine's memory or the kernel is broken")
+                raise AssertionError(
+                    "the sum of ones is wrong: this machine's memory or the kernel is broken"
+                )
             passes.append(time.perf_counter() - start)
         return self.words.nbytes / statistics.median(passes)
 

@@ -47,7 +47,9 @@ class Block:
             and self.head_dim <= WIDEST
         )
 
-    def __call__(self, x_ND: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, ragged: Ragged, layer: int) -> Tensor:
+    def __call__(
+        self, x_ND: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, ragged: Ragged, layer: int
+    ) -> Tensor:
         """What becomes of x (N, D), as a new tensor. Keys and values go to ``pool``; cos and sin are (1, N, 1, K)."""
         return torch.ops.herd_native.block(
             x_ND,

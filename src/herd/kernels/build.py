@@ -24,7 +24,9 @@ import torch
 
 SOURCES = Path(__file__).parent / "native"
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
-FLAGS += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]  # the stable ABI of torch 2.10: later versions load it too
+FLAGS += [
+    "-DTORCH_TARGET_VERSION=0x020a000000000000"
+]  # the stable ABI of torch 2.10: later versions load it too
 
 
 @torch.compiler.assume_constant_result
@@ -40,7 +42,9 @@ def _load() -> bool:
     try:
         torch.ops.load_library(str(library()))
     except (OSError, subprocess.SubprocessError) as error:
-        warnings.warn(f"native kernels unavailable, plain torch takes over (slower): {_reason(error)}", stacklevel=4)
+        warnings.warn(
+            f"native kernels unavailable, plain torch takes over (slower): {_reason(error)}", stacklevel=4
+        )
         return False
     return True
 
@@ -94,7 +98,9 @@ def _sources() -> list[Path]:
 
 
 def _fingerprint(compiler: str, flags: list[str]) -> str:
-    version = subprocess.run([compiler, "-dumpfullversion", "-dumpmachine"], capture_output=True, text=True, check=True)
+    version = subprocess.run(
+        [compiler, "-dumpfullversion", "-dumpmachine"], capture_output=True, text=True, check=True
+    )
     parts = [*flags, version.stdout, _processor(), torch.__version__]
     digest = hashlib.sha256("\0".join(parts).encode())
     for source in sorted(SOURCES.iterdir()):

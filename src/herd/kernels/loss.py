@@ -24,7 +24,9 @@ from .softmax import cross_entropy_, distil_
 
 IGNORED = -100
 ROWS = 64  # chunks are padded to a multiple
-CHUNK_BYTES = 128 << 20  # fp32 logits of one chunk; larger gains little speed, smaller loses some in every matmul
+CHUNK_BYTES = (
+    128 << 20
+)  # fp32 logits of one chunk; larger gains little speed, smaller loses some in every matmul
 
 
 class DistilLoss(NamedTuple):
@@ -58,7 +60,9 @@ def linear_kl(
     tau² keeps the gradient's size whatever the temperature (Hinton et al., arXiv 1503.02531); the teacher gets none.
     """
     targets_N = torch.where(mask_N.bool(), 0, IGNORED)
-    return linear_distil(student_ND, student_weight_VD, targets_N, teacher_NE, teacher_weight_VE, tau, 1.0).total
+    return linear_distil(
+        student_ND, student_weight_VD, targets_N, teacher_NE, teacher_weight_VE, tau, 1.0
+    ).total
 
 
 def linear_distil(
@@ -208,7 +212,9 @@ def _autocast(x: Tensor) -> Tensor:
     return x
 
 
-def _gradient_shapes(hidden_ND: Tensor, weight_VD: Tensor, need_hidden: bool, need_weight: bool) -> list[Tensor]:
+def _gradient_shapes(
+    hidden_ND: Tensor, weight_VD: Tensor, need_hidden: bool, need_weight: bool
+) -> list[Tensor]:
     return [
         torch.empty_like(hidden_ND) if need_hidden else hidden_ND.new_empty(0),
         torch.empty_like(weight_VD) if need_weight else weight_VD.new_empty(0),

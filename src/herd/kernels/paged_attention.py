@@ -63,7 +63,9 @@ class Ragged:
         return rows[:, 1].to(self.device), pages_Bn.to(self.device), seen_BS.to(self.device)
 
 
-def paged_attention(q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, pool: Tensor, ragged: Ragged, layer: int) -> Tensor:
+def paged_attention(
+    q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, pool: Tensor, ragged: Ragged, layer: int
+) -> Tensor:
     """Writes k and v into ``pool`` (P, L, G, bytes) uint8 and gives softmax(q·k / sqrt(K)) v, (N, H, K).
 
     What kind of cache it is, the bytes of ``pool`` tell. In an int8 cache queries are rounded as keys are, and the
@@ -90,7 +92,9 @@ def plain_paged_attention(
         tokens_B, pages_Bn, seen_BS = ragged.singles
         held = read(pool, layer, pages_Bn.flatten(), K, q_NHK.dtype)
         # what lies behind a sequence's end may be NaN, and 0 x NaN is NaN
-        k_BSGK, v_BSGK = (torch.where(seen_BS[..., None, None], x.unflatten(0, seen_BS.shape), 0) for x in held)
+        k_BSGK, v_BSGK = (
+            torch.where(seen_BS[..., None, None], x.unflatten(0, seen_BS.shape), 0) for x in held
+        )
         # the query heads of a KV head stand side by side: they are R queries of one head
         out_BGRK = F.scaled_dot_product_attention(
             q_NHK[tokens_B].unflatten(1, (G, H // G)),
@@ -107,7 +111,10 @@ def plain_paged_attention(
         for t in range(0, n, QUERY_BLOCK):
             stop = min(t + QUERY_BLOCK, n)
             S = position + stop
-            seen_tS = torch.arange(S, device=pool.device) <= torch.arange(position + t, S, device=pool.device)[:, None]
+            seen_tS = (
+                torch.arange(S, device=pool.device)
+                <= torch.arange(position + t, S, device=pool.device)[:, None]
+            )
             out_HtK = F.scaled_dot_product_attention(
                 q_NHK[start + t : start + stop].transpose(0, 1)[None],
                 k_SGK[:S].transpose(0, 1)[None],

@@ -73,7 +73,8 @@ def here() -> tuple[str, ...]:
     if not build.ready():
         return ()
     torch.library.register_fake(
-        "herd_native::qmatmul", lambda x, tiles, *_: [x.new_empty(x.shape[0], each.shape[0]) for each in tiles]
+        "herd_native::qmatmul",
+        lambda x, tiles, *_: [x.new_empty(x.shape[0], each.shape[0]) for each in tiles],
     )
     for name in ("qmatmul_interleave", "qmatmul_deinterleave"):
         torch.library.register_fake(f"herd_native::{name}", lambda *_: None)
@@ -116,7 +117,9 @@ def plain_interleave(blocks_RB: Tensor, format_code: int) -> Tensor:
     """`interleave` in plain torch."""
     layout = LAYOUTS[format_code]
     whole = blocks_RB.shape[0] // _ROWS * _ROWS
-    b_TrNB = blocks_RB[:whole].reshape(-1, _ROWS, blocks_RB.shape[1] // layout.block_bytes, layout.block_bytes)
+    b_TrNB = blocks_RB[:whole].reshape(
+        -1, _ROWS, blocks_RB.shape[1] // layout.block_bytes, layout.block_bytes
+    )
     start = 2 if layout.half_at == 0 else 0
     words = b_TrNB[..., start : start + layout.block_bytes // 4 * 4].unflatten(-1, (-1, 4))
     planes = [words.permute(0, 2, 3, 1, 4).flatten(2)]

@@ -91,14 +91,20 @@ def _store(result: Tensor, to: Tensor) -> None:
 
 
 def _native(logits_CV: Tensor) -> bool:
-    return logits_CV.device.type == "cpu" and logits_CV.dtype in (torch.float32, torch.bfloat16) and build.ready()
+    return (
+        logits_CV.device.type == "cpu"
+        and logits_CV.dtype in (torch.float32, torch.bfloat16)
+        and build.ready()
+    )
 
 
 def _check(targets_C: Tensor, logits_CV: Tensor) -> None:
     """The kernel indexes by targets, so they are looked at first, with torch's own words."""
     low, high = (int(x) for x in torch.aminmax(targets_C))
     if low < 0 or high >= logits_CV.shape[1]:
-        raise IndexError(f"Target {low if low < 0 else high} is out of bounds for {logits_CV.shape[1]} classes.")
+        raise IndexError(
+            f"Target {low if low < 0 else high} is out of bounds for {logits_CV.shape[1]} classes."
+        )
 
 
 def _exponentiate_(logits_cV: Tensor) -> tuple[Tensor, Tensor]:

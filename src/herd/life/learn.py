@@ -92,7 +92,9 @@ def learn(
         return {"loss": heldout_loss(now, heldout)}
 
     config = config_of(phase, run.plan)
-    result = train(model, stream, objective, config, run.stage_folder(name), evaluate=evaluate, on_step=on_step)
+    result = train(
+        model, stream, objective, config, run.stage_folder(name), evaluate=evaluate, on_step=on_step
+    )
     sampler.show(result.step)
     earlier = max(0.0, result.seconds - (time.perf_counter() - began)) if result.resumed_from else 0.0
     return Learned(result.tokens, result.flops, earlier)

@@ -69,7 +69,9 @@ class Material:
             (f"{split}-parallel", [d for d in documents if is_parallel(d)]),
         ):
             folder = self.folder / "data" / name
-            shutil.rmtree(folder, ignore_errors=True)  # of a start that was cut short: not yet a finished stage
+            shutil.rmtree(
+                folder, ignore_errors=True
+            )  # of a start that was cut short: not yet a finished stage
             if chosen:
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 Shards.write(folder, chosen, tokenizer)
@@ -102,14 +104,18 @@ class Material:
         """Text with facts hidden in it and asked for at the end: as many as the context holds, up to eight."""
         n_facts = max(2, min(8, context // 128))
         maker = NeedleMaker(self.tokenizer, self.filler("teacher"))
-        return RetrievalStream(maker, context, self.plan.seed, n_facts=n_facts, n_questions=max(1, n_facts * 3 // 4))
+        return RetrievalStream(
+            maker, context, self.plan.seed, n_facts=n_facts, n_questions=max(1, n_facts * 3 // 4)
+        )
 
     def pretraining(self, context: int) -> Stream:
         """What the teacher begins with: text, and some rows that teach it to look back and copy."""
         seed = self.plan.seed
         streams: list[Stream] = [self.text("teacher", context, seed), self.retrieval(context)]
         streams.append(RepetitionStream(self.tokenizer.n_ranks, context, seed))
-        return MixStream(streams, [1 - RETRIEVAL_SHARE - REPETITION_SHARE, RETRIEVAL_SHARE, REPETITION_SHARE], seed)
+        return MixStream(
+            streams, [1 - RETRIEVAL_SHARE - REPETITION_SHARE, RETRIEVAL_SHARE, REPETITION_SHARE], seed
+        )
 
     def dialogs(self, seed: int, context: int, n: int) -> DialogStream:
         """``n`` training dialogs made by program, rendered and packed."""
@@ -132,7 +138,10 @@ class Material:
     def student(self, context: int) -> Stream:
         """Text no teacher saw and other dialogs, none twice: what student and control train on, in the same order."""
         seed = self.plan.seed + STUDENT_SEED
-        parts = [self.text("student", context, seed, documents=True), self.dialogs(seed, context, self.n_lessons)]
+        parts = [
+            self.text("student", context, seed, documents=True),
+            self.dialogs(seed, context, self.n_lessons),
+        ]
         return MixStream(parts, [1 - DIALOG_SHARE, DIALOG_SHARE], seed)
 
 

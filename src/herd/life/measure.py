@@ -56,7 +56,10 @@ def measure(run: Run) -> Outcome:
         add(name, compressed[name].score(SEED))
         tick(f"{name}: needles")
         lengths = needle_lengths(model)
-        add(name, needle(model, tokenizer, material.filler("heldout"), lengths, n=plan.needle_items, seed=SEED))
+        add(
+            name,
+            needle(model, tokenizer, material.filler("heldout"), lengths, n=plan.needle_items, seed=SEED),
+        )
         tick(f"{name}: functions")
         writes = code.written_as_text if name in BASES else code.written_in_chat
         add(name, *code.scores(writes(model, tokenizer, code.code_items(plan.tool_items // 4, SEED))))

@@ -56,7 +56,9 @@ class Plan(BaseModel):
     seed: int
     created: str
     version: str
-    text: list[str] | None  # the user's corpus; None: the standard library and the project's parallel sentences
+    text: (
+        list[str] | None
+    )  # the user's corpus; None: the standard library and the project's parallel sentences
     dtype: Dtype  # of the matmuls in training; weights and Adam's state are always fp32
     corpus_bytes: int  # at most this much text is read
     vocab_size: int
@@ -142,7 +144,9 @@ def student_of(teacher: ModelConfig) -> ModelConfig:
     (Llama-3.1-Minitron, arXiv 2408.11796).
     """
     return teacher.replace(
-        dim=teacher.dim * 3 // 4, ffn_dim=teacher.ffn_dim * 5 // 8 // 16 * 16, n_layers=max(2, teacher.n_layers - 1)
+        dim=teacher.dim * 3 // 4,
+        ffn_dim=teacher.ffn_dim * 5 // 8 // 16 * 16,
+        n_layers=max(2, teacher.n_layers - 1),
     )
 
 
@@ -196,7 +200,9 @@ def chosen(rungs: dict[Rung, float], mode: Mode) -> Rung:
     return max([r for r in rungs if rungs[r] >= SHARES[mode].wanted_speed] or [min(rungs)])
 
 
-def timed_plan(name: str, mode: Mode, seed: int, text: list[str] | None, vocab_size: int, speeds: Speeds) -> Plan:
+def timed_plan(
+    name: str, mode: Mode, seed: int, text: list[str] | None, vocab_size: int, speeds: Speeds
+) -> Plan:
     """The plan that fills its mode's time on a machine of these speeds; every phase gets as many steps as its seconds
     allow."""
     shares, context = SHARES[mode], 256
@@ -220,7 +226,9 @@ def timed_plan(name: str, mode: Mode, seed: int, text: list[str] | None, vocab_s
     pretrain = Phase(steps=steps(shares.pretrain, 8, context, speed), rows=8, context=context, lr=3e-3)
     instruct_steps = steps(shares.instruct, 4, 2 * context, long_speed(2 * context))
     instruct = Phase(steps=instruct_steps, rows=4, context=2 * context, lr=2e-3)
-    distil = Phase(steps=steps(shares.distil, 4, 2 * context, speeds.distil), rows=4, context=2 * context, lr=2e-3)
+    distil = Phase(
+        steps=steps(shares.distil, 4, 2 * context, speeds.distil), rows=4, context=2 * context, lr=2e-3
+    )
     full = mode == "full"
     return Plan(
         name=name,

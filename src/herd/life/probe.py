@@ -66,4 +66,6 @@ def probe(vocab_size: int, mode: Mode) -> Speeds:
         rungs[shape] = training_speed(config(shape), dtype)
     teacher = LlamaLM(config(chosen(rungs, mode))).init_weights(0).requires_grad_(False)
     student = student_of(teacher.config)
-    return Speeds(dtype, rungs, training_speed(student, dtype, distil(teacher)), training_speed(student, dtype))
+    return Speeds(
+        dtype, rungs, training_speed(student, dtype, distil(teacher)), training_speed(student, dtype)
+    )

@@ -41,7 +41,13 @@ def plan_run(name: str, mode: Mode, seed: int, text: list[str] | None, show: Sho
 
 
 def raise_herd(
-    folder: Path, mode: Mode, *, seed: int = 0, text: list[str] | None = None, resume: bool = False, show: Show
+    folder: Path,
+    mode: Mode,
+    *,
+    seed: int = 0,
+    text: list[str] | None = None,
+    resume: bool = False,
+    show: Show,
 ) -> Run:
     """Raise a herd into ``folder``. With ``resume`` a run that is there goes on by its plan; without, that is an error.
 
@@ -60,7 +66,9 @@ def raise_herd(
             with show:
                 run.carry_out(STAGES)
         except HerdError:
-            if fresh and not run.done(STAGES[0].name):  # the text was no good: nothing to resume, leave nothing
+            if fresh and not run.done(
+                STAGES[0].name
+            ):  # the text was no good: nothing to resume, leave nothing
                 shutil.rmtree(folder)
             raise
     return run

@@ -70,7 +70,9 @@ class Run:
     def refuse_existing(folder: Path) -> None:
         """`DataError` where ``folder`` holds anything: a new run never touches what is there."""
         if folder.exists() and any(folder.iterdir()):
-            raise DataError(f"{folder} exists already: add --resume to go on with it, or choose another --name")
+            raise DataError(
+                f"{folder} exists already: add --resume to go on with it, or choose another --name"
+            )
 
     @staticmethod
     def create(folder: Path, plan: Plan) -> None:
@@ -89,7 +91,9 @@ class Run:
         except FileNotFoundError:
             raise DataError(f"{folder} is not a run: it has no run.json") from None
         except ValueError as error:
-            raise DataError(f"{path} is damaged or from another version ({str(error).splitlines()[0]})") from None
+            raise DataError(
+                f"{path} is damaged or from another version ({str(error).splitlines()[0]})"
+            ) from None
 
     def stage_folder(self, stage: str) -> Path:
         folder = self.folder / "stages" / stage

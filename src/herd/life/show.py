@@ -51,7 +51,9 @@ class Show:
     @property
     def seconds_left(self) -> float:
         """Predicted time of all that is still to do, corrected by the pace of the stage under way."""
-        waiting = sum(s for name, s in self.predicted.items() if name not in self.finished and name != self.stage)
+        waiting = sum(
+            s for name, s in self.predicted.items() if name not in self.finished and name != self.stage
+        )
         current = self.predicted.get(self.stage, 0.0)
         if self.fraction > 0.05:
             current = (time.monotonic() - self.stage_began) / self.fraction

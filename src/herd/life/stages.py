@@ -110,7 +110,9 @@ def extend(run: Run) -> Outcome:
                 phase,
                 tokenizer=tokenizer,
                 prompts=text_prompts(tokenizer),
-                heldout=cut(material.text("heldout", context, 0), plan.eval_rows * plan.pretrain.context // context),
+                heldout=cut(
+                    material.text("heldout", context, 0), plan.eval_rows * plan.pretrain.context // context
+                ),
                 progress=(number / len(plan.extend), (number + 1) / len(plan.extend)),
             )
         )
@@ -181,7 +183,9 @@ def student(run: Run) -> Outcome:
     )
     keep(run, "student", model, material.tokenizer, parents=("instruct",), phase=phase)
     listening = MASTER * teacher.config.n_params + loss_nbytes(teacher.config, phase.rows, phase.context)
-    outcome = trained("student", target, [learned], phase, besides=listening + material.n_lessons * DIALOG_NBYTES)
+    outcome = trained(
+        "student", target, [learned], phase, besides=listening + material.n_lessons * DIALOG_NBYTES
+    )
     outcome.extra["layers_kept"] = kept.layers
     outcome.extra["loss_after_pruning"] = before
     return outcome
@@ -237,7 +241,9 @@ def fitted(phase: Phase, config: ModelConfig) -> Phase:
     return phase.model_copy(update={"context": config.max_context, "rows": phase.rows * factor})
 
 
-def keep(run: Run, name: str, model: LlamaLM, tokenizer: Tokenizer, parents: tuple[str, ...], phase: Phase) -> None:
+def keep(
+    run: Run, name: str, model: LlamaLM, tokenizer: Tokenizer, parents: tuple[str, ...], phase: Phase
+) -> None:
     """Save a checkpoint with its lineage. It is replaced whole if an earlier start left one."""
     found = {parent: load_lineage(run.folder / parent) for parent in parents}
     shards = Material(run.plan, run.folder).shards("student" if name in ("student", "control") else "teacher")
@@ -251,7 +257,9 @@ def keep(run: Run, name: str, model: LlamaLM, tokenizer: Tokenizer, parents: tup
     save(run.folder / name, model, tokenizer, lineage=lineage)
 
 
-def trained(name: str, config: ModelConfig, learned: list[Learned], phase: Phase, besides: int = 0) -> Outcome:
+def trained(
+    name: str, config: ModelConfig, learned: list[Learned], phase: Phase, besides: int = 0
+) -> Outcome:
     """What a training stage reports. ``besides``: bytes it holds that are not the trained model's."""
     return Outcome(
         model=name,

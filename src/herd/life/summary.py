@@ -27,7 +27,9 @@ COLUMNS: tuple[tuple[str, str, float, str, str], ...] = (
 def print_summary(run: Run, console: Console) -> None:
     """Scores by model with 95 % intervals, the gates, and the next commands."""
     scores = {(s["model"], s["name"]): s for s in json.loads((run.folder / "scores.json").read_text())}
-    console.print(f"\n[bold]{run.plan.name}[/bold]: held-out scores, below each its 95 % interval", highlight=False)
+    console.print(
+        f"\n[bold]{run.plan.name}[/bold]: held-out scores, below each its 95 % interval", highlight=False
+    )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 0, 0, 1))
     table.add_column("model", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)

@@ -19,7 +19,9 @@ from ..kernels.attention import attention
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
-def sdpa(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def sdpa(
+    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
     """torch's fused attention on Herd's axis order, KV heads shared by groups of query heads (GQA)."""
     out_BHTK = F.scaled_dot_product_attention(
         q_BTHK.transpose(1, 2),
@@ -44,7 +46,9 @@ def packed(documents_BT: Tensor) -> Attend:
     contexts this way (paper section 3.2): no attention across documents packed into one row.
     """
     if _in_runs(documents_BT):
-        starts_BT = torch.arange(documents_BT.shape[1], device=documents_BT.device) - packed_positions(documents_BT)
+        starts_BT = torch.arange(documents_BT.shape[1], device=documents_BT.device) - packed_positions(
+            documents_BT
+        )
         return lambda layer, q_BTHK, k_BTGK, v_BTGK: attention(q_BTHK, k_BTGK, v_BTGK, starts_BT)
 
     same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]

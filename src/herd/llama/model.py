@@ -105,7 +105,9 @@ class Llama(nn.Module):
         self.inv_freq = rope.inverse_frequencies(self.config).to(self.inv_freq.device)
         return self
 
-    def forward(self, tokens_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal) -> Tensor:
+    def forward(
+        self, tokens_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal
+    ) -> Tensor:
         """Hidden states (B, T, D) after the last norm.
 
         ``positions_BT`` are int64 positions for RoPE; None counts 0..T-1 in every row.
@@ -157,11 +159,15 @@ class LlamaLM(nn.Module):
                 fill(param, torch.randn(param.shape, generator=generator) * scale)
         return self
 
-    def forward(self, tokens_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal) -> Tensor:
+    def forward(
+        self, tokens_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal
+    ) -> Tensor:
         """Final hidden states (B, T, D)."""
         return self.model(tokens_BT, positions_BT, attend)
 
-    def logits(self, tokens_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal) -> Tensor:
+    def logits(
+        self, tokens_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal
+    ) -> Tensor:
         """Scores of the next token, (B, T, V) fp32. For evaluation and decoding; training never makes this tensor."""
         return self.lm_head(self.model(tokens_BT, positions_BT, attend)).float()
 
@@ -194,7 +200,13 @@ class LlamaLM(nn.Module):
         hidden_ND = self.model(tokens_BT, positions_BT, attend).flatten(0, 1)
         teacher_NE = teacher_hidden_BTE.flatten(0, 1)
         return linear_distil(
-            hidden_ND, self.lm_head.weight, targets_BT.flatten(), teacher_NE, teacher_weight_VE, tau, kl_weight
+            hidden_ND,
+            self.lm_head.weight,
+            targets_BT.flatten(),
+            teacher_NE,
+            teacher_weight_VE,
+            tau,
+            kl_weight,
         )
 
 

@@ -31,7 +31,9 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
         scaling.high_freq_factor - scaling.low_freq_factor
     )
     blended = (1 - smooth) * freqs / scaling.factor + smooth * freqs
-    out = torch.where(wavelength > scaling.original_context / scaling.low_freq_factor, freqs / scaling.factor, blended)
+    out = torch.where(
+        wavelength > scaling.original_context / scaling.low_freq_factor, freqs / scaling.factor, blended
+    )
     return torch.where(wavelength < scaling.original_context / scaling.high_freq_factor, freqs, out)
 
 

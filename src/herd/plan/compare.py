@@ -38,7 +38,16 @@ def bench(config: ModelConfig, blocks: str, rows: Iterable[MutableMapping[str, A
             row["predicted_seconds"] = here.decode(config, form, kv, row["tokens"], row["batch"])
         else:
             row["predicted_seconds"] = here.prefill(config, form, kv, row["tokens"]) * row["batch"]
-        record(Event(row["work"], f"{what}, {row['name']}", "s", row["predicted_seconds"], row["seconds"], profile.key))
+        record(
+            Event(
+                row["work"],
+                f"{what}, {row['name']}",
+                "s",
+                row["predicted_seconds"],
+                row["seconds"],
+                profile.key,
+            )
+        )
 
 
 def training(config: ModelConfig, train: TrainConfig, seconds: float, steps: int, what: str) -> float | None:
@@ -53,12 +62,16 @@ def training(config: ModelConfig, train: TrainConfig, seconds: float, steps: int
         recompute="full" if train.remat else "none",
         precision="bf16" if train.dtype == "bfloat16" else "fp32",
     )
-    predicted = steps * predict(Job(config, train.batch_rows, train.context), layout, profile.machine()).seconds
+    predicted = (
+        steps * predict(Job(config, train.batch_rows, train.context), layout, profile.machine()).seconds
+    )
     record(Event("train", what, "s", predicted, seconds, profile.key))
     return predicted
 
 
-def quantizing(config: ModelConfig, plan: Scheme, source_bytes: float, seconds: float, what: str) -> float | None:
+def quantizing(
+    config: ModelConfig, plan: Scheme, source_bytes: float, seconds: float, what: str
+) -> float | None:
     """The same of `herd quantize`: weights of ``source_bytes`` a parameter rounded to blocks."""
     profile = profiles.load()
     known = {} if profile is None else profile.encode

@@ -36,7 +36,9 @@ def fit(
 
     def loss(values: Mapping[str, float]) -> float:
         errors = log_errors(rows, measured, predict, values)
-        return statistics.fmean(map(abs, errors)) + PULL * sum(abs(math.log(values[k] / start[k])) for k in start)
+        return statistics.fmean(map(abs, errors)) + PULL * sum(
+            abs(math.log(values[k] / start[k])) for k in start
+        )
 
     best = dict(start)
     least = loss(best)
@@ -69,8 +71,12 @@ def cross(
 ) -> tuple[list[float], tuple[dict[str, float], dict[str, float]]]:
     """Relative errors of all rows, each predicted with the factors fitted to the other half, and both fits."""
     even, odd = halves(rows)
-    for_odd, for_even = fit(even, measured, predict, start, limits), fit(odd, measured, predict, start, limits)
+    for_odd, for_even = (
+        fit(even, measured, predict, start, limits),
+        fit(odd, measured, predict, start, limits),
+    )
     errors = [
-        predict(row, for_even if index % 2 == 0 else for_odd) / measured(row) - 1 for index, row in enumerate(rows)
+        predict(row, for_even if index % 2 == 0 else for_odd) / measured(row) - 1
+        for index, row in enumerate(rows)
     ]
     return errors, (for_odd, for_even)

@@ -35,11 +35,17 @@ class Goodput:
 
 
 def young_daly(
-    devices: int, checkpoint_bytes: float, *, restart: float = RESTART, hours_per_failure: float = HOURS_PER_FAILURE
+    devices: int,
+    checkpoint_bytes: float,
+    *,
+    restart: float = RESTART,
+    hours_per_failure: float = HOURS_PER_FAILURE,
 ) -> Goodput:
     """The best checkpoint interval and what is left with it."""
     if restart < 0 or hours_per_failure <= 0:
-        raise PlanError(f"restart={restart} s and {hours_per_failure} h between failures: give positive times")
+        raise PlanError(
+            f"restart={restart} s and {hours_per_failure} h between failures: give positive times"
+        )
     between = hours_per_failure * 3600 / devices
     write = checkpoint_bytes / (STORE_RATE * devices)
     interval = max(math.sqrt(2 * write * between), write)

@@ -111,13 +111,19 @@ def check(layout: Layout, job: Job) -> None:
         if getattr(layout, name) < 1:
             raise PlanError(f"{name}={getattr(layout, name)}: give at least 1")
     if config.n_heads % layout.tp or config.ffn_dim % layout.tp:
-        raise PlanError(f"tp={layout.tp} does not divide {config.n_heads} heads and an FFN of {config.ffn_dim:,}")
+        raise PlanError(
+            f"tp={layout.tp} does not divide {config.n_heads} heads and an FFN of {config.ffn_dim:,}"
+        )
     if layout.cp > 1 and job.context % (2 * layout.cp):
-        raise PlanError(f"cp={layout.cp} does not cut {job.context:,} tokens into {2 * layout.cp} equal pieces")
+        raise PlanError(
+            f"cp={layout.cp} does not cut {job.context:,} tokens into {2 * layout.cp} equal pieces"
+        )
     layers = stage_layers(config.n_layers, layout.pp)
     if layers is None:
         fits = [pp for pp in range(1, config.n_layers + 1) if stage_layers(config.n_layers, pp)]
-        raise PlanError(f"pp={layout.pp} does not divide {config.n_layers} layers: use {', '.join(map(str, fits))}")
+        raise PlanError(
+            f"pp={layout.pp} does not divide {config.n_layers} layers: use {', '.join(map(str, fits))}"
+        )
     if layout.replicas < 1 or (layout.dp * layout.cp) % layout.replicas:
         raise PlanError(f"replicas={layout.replicas} does not divide dp={layout.dp} times cp={layout.cp}")
     if layers[0] % layout.chunks or (layout.chunks > 1 and layout.pp == 1):

@@ -120,7 +120,11 @@ def _three_times() -> Claim:
         ],
         ["Llama 2, arXiv 2307.09288", f"{PAPER}, table 3"],
         "herd sizes",
-        {"llama2_fp32_bytes": float(old.nbytes(4.0)), "llama2_bf16_bytes": float(old.nbytes(2.0)), "ratio_bf16": times},
+        {
+            "llama2_fp32_bytes": float(old.nbytes(4.0)),
+            "llama2_bf16_bytes": float(old.nbytes(2.0)),
+            "ratio_bf16": times,
+        },
     )
 
 
@@ -128,7 +132,9 @@ def words_per_window(window: int = 131_072) -> dict[str, dict[str, float]]:
     """English words' worth of text in a window, by kind of text and language: measured (``words.yaml``)."""
     table = read_yaml("herd.plan", "words.yaml")
     return {
-        name: {code: window * text["english_words"] / row["tokens"] for code, row in text["languages"].items()}
+        name: {
+            code: window * text["english_words"] / row["tokens"] for code, row in text["languages"].items()
+        }
         for name, text in table.items()
     }
 
@@ -175,7 +181,9 @@ def _gpu_hours() -> Claim:
     desk, station = machine("2xDDR5-5600"), machine("8xDDR5-4800")
     q4 = scheme("q4").nbytes(config)
     packed = Weights(q4 / config.n_params, q4 / config.n_params)
-    slow, slower = (1 / decode_seconds(config, where, context=1024, weights=packed) for where in (station, desk))
+    slow, slower = (
+        1 / decode_seconds(config, where, context=1024, weights=packed) for where in (station, desk)
+    )
     flops = 6 * config.n_params * TOKENS
     return Claim(
         "gpu-hours",
@@ -190,7 +198,10 @@ def _gpu_hours() -> Claim:
             ("the same on 16,384 GPUs", f"{hours / 16_384 / 24:,.0f} days"),
             (f"to do it in {MONTH_HOURS} hours", f"{month:,.0f} GPUs"),
             ("43,000 × $40,000", f"${cost / 1e9:.2f} billion"),
-            ("rented at $2, $2.85 or $4 an hour", ", ".join(f"${hours * usd / 1e6:.1f}M" for usd in (2, 2.85, 4))),
+            (
+                "rented at $2, $2.85 or $4 an hour",
+                ", ".join(f"${hours * usd / 1e6:.1f}M" for usd in (2, 2.85, 4)),
+            ),
             (f"weights in bf16 {_gb(config.nbytes(2.0))}, memory of 16 H100s", _gb(pair.memory)),
             (f"weights in FP8 {_gb(fp8)}, memory of 8 H100s", _gb(card.memory)),
             *(
@@ -201,9 +212,17 @@ def _gpu_hours() -> Claim:
                 for at, rate in ((station, slow), (desk, slower))
             ),
         ],
-        [f"{MODEL_CARD} (GPU hours)", "H100 prices: latent.space, October 2024; memory and bandwidth: data sheets"],
+        [
+            f"{MODEL_CARD} (GPU hours)",
+            "H100 prices: latent.space, October 2024; memory and bandwidth: data sheets",
+        ],
         "herd plan run --size 405B --machine 8xH100",
-        {"years": hours / YEAR_HOURS, "gpus_for_a_month": month, "usd": float(cost), "desktop_tokens_per_s": slow},
+        {
+            "years": hours / YEAR_HOURS,
+            "gpus_for_a_month": month,
+            "usd": float(cost),
+            "desktop_tokens_per_s": slow,
+        },
     )
 
 
@@ -215,9 +234,13 @@ def azure_mean(model: str, kind: Any, source: str = "azure") -> float:
     return sum(row.score for row in rows) / len(rows)
 
 
-def wins(model: str, rival: str, *, source: str = "azure", rival_source: str | None = None) -> tuple[int, int]:
+def wins(
+    model: str, rival: str, *, source: str = "azure", rival_source: str | None = None
+) -> tuple[int, int]:
     """(tasks in which ``model`` is ahead of ``rival``, tasks both have), instruct models."""
-    mine = {row.task: row.score for row in find(model=model, kind="instruct", source=source) if not row.starred}
+    mine = {
+        row.task: row.score for row in find(model=model, kind="instruct", source=source) if not row.starred
+    }
     theirs = find(model=rival, kind="instruct", source=rival_source or source)
     both = [(mine[row.task], row.score) for row in theirs if row.task in mine and not row.starred]
     return sum(a > b for a, b in both), len(both)
@@ -251,8 +274,13 @@ def _small_near_large() -> Claim:
 
 
 def _beats_gpt4o() -> Claim:
-    first, again = wins("Llama 3.1 405B", "GPT-4o", rival_source="azure-leak"), wins("Llama 3.1 405B", "GPT-4o")
-    paper, claude = (wins("Llama 3.1 405B", rival, source="paper-t2") for rival in ("GPT-4o", "Claude 3.5 Sonnet"))
+    first, again = (
+        wins("Llama 3.1 405B", "GPT-4o", rival_source="azure-leak"),
+        wins("Llama 3.1 405B", "GPT-4o"),
+    )
+    paper, claude = (
+        wins("Llama 3.1 405B", rival, source="paper-t2") for rival in ("GPT-4o", "Claude 3.5 Sonnet")
+    )
     seventy = wins("Llama 3.1 70B", "GPT-4o", rival_source="azure-leak"), wins("Llama 3.1 70B", "GPT-4o")
     means = {
         "405b": azure_mean("Llama 3.1 405B", "instruct"),
@@ -273,13 +301,20 @@ def _beats_gpt4o() -> Claim:
             ("405B ahead of GPT-4o, run again", f"{again[0]} of {again[1]}"),
             ("405B ahead of GPT-4o, Meta's settings", f"{paper[0]} of {paper[1]}"),
             ("405B ahead of Claude 3.5 Sonnet, Meta's settings", f"{claude[0]} of {claude[1]}"),
-            ("70B ahead of GPT-4o, first run and again", f"{seventy[0][0]} and {seventy[1][0]} of {seventy[1][1]}"),
+            (
+                "70B ahead of GPT-4o, first run and again",
+                f"{seventy[0][0]} and {seventy[1][0]} of {seventy[1][1]}",
+            ),
             ("mean of 13: 405B, 70B", f"{means['405b']:.1f}, {means['70b']:.1f}"),
-            ("mean of 13: GPT-4o first run, run again", f"{means['gpt4o_first']:.1f}, {means['gpt4o_again']:.1f}"),
+            (
+                "mean of 13: GPT-4o first run, run again",
+                f"{means['gpt4o_first']:.1f}, {means['gpt4o_again']:.1f}",
+            ),
         ],
         [AZURE, f"{PAPER}, table 2"],
         "herd eval FOLDER --suite leak",
-        {"wins_first_run": float(first[0]), "wins_rerun": float(again[0]), "wins_paper": float(paper[0])} | means,
+        {"wins_first_run": float(first[0]), "wins_rerun": float(again[0]), "wins_paper": float(paper[0])}
+        | means,
     )
 
 
@@ -291,7 +326,9 @@ def _code_and_truth() -> Claim:
             base = score(task, f"Llama 3 {size}", kind="base", source="azure")
             old = score(task, f"Llama 3 {size}", kind="instruct", source="azure")
             new = score(task, f"Llama 3.1 {size}", kind="instruct", source="azure")
-            rows.append((f"{task}, {size}: 3 base → 3 Instruct → 3.1 Instruct", f"{base:.1f} → {old:.1f} → {new:.1f}"))
+            rows.append(
+                (f"{task}, {size}: 3 base → 3 Instruct → 3.1 Instruct", f"{base:.1f} → {old:.1f} → {new:.1f}")
+            )
             values |= {f"{task}_{size}_base": base, f"{task}_{size}_old": old, f"{task}_{size}_new": new}
 
     def moved(key: str) -> str:
@@ -320,17 +357,26 @@ def _compute_saved() -> Claim:
         flops, weights = config.flops_per_token(), config.nbytes(2.0)
         rows.append((f"{size} Instruct, mean of 13 tasks: 3 → 3.1", f"{old:.1f} → {new:.1f}"))
         rows.append(
-            (f"{size}, points a GFLOP/token: 3 → 3.1", f"{short(old / flops * 1e9)} → {short(new / flops * 1e9)}")
+            (
+                f"{size}, points a GFLOP/token: 3 → 3.1",
+                f"{short(old / flops * 1e9)} → {short(new / flops * 1e9)}",
+            )
         )
         rows.append(
-            (f"{size}, points a GB of bf16: 3 → 3.1", f"{short(old / weights * 1e9)} → {short(new / weights * 1e9)}")
+            (
+                f"{size}, points a GB of bf16: 3 → 3.1",
+                f"{short(old / weights * 1e9)} → {short(new / weights * 1e9)}",
+            )
         )
         values |= {f"old_{size}": old, f"new_{size}": new, f"flops_{size}": flops}
     cheapest = {size: prices.of(f"Llama 3.1 {size}")[0] for size in SIZES if prices.of(f"Llama 3.1 {size}")}
     for size, price in sorted(cheapest.items(), key=lambda item: SIZES[item[0]].n_params):
         points = azure_mean(f"Llama 3.1 {size}", "instruct")
         rows.append(
-            (f"{size}, points a blended dollar for 1M tokens ({price.host})", f"{short(points / price.blended)}")
+            (
+                f"{size}, points a blended dollar for 1M tokens ({price.host})",
+                f"{short(points / price.blended)}",
+            )
         )
         values[f"points_per_usd_{size}"] = points / price.blended
     times = SIZES["70B"].flops_per_token() / SIZES["8B"].flops_per_token()
@@ -351,7 +397,14 @@ def _compute_saved() -> Claim:
 
 def _cheaper() -> Claim:
     rows: list[tuple[str, str]] = []
-    for model in ("GPT-4o", "Claude 3.5 Sonnet", "Llama 3.1 405B", "GPT-4o mini", "Llama 3.1 70B", "Llama 3.1 8B"):
+    for model in (
+        "GPT-4o",
+        "Claude 3.5 Sonnet",
+        "Llama 3.1 405B",
+        "GPT-4o mini",
+        "Llama 3.1 70B",
+        "Llama 3.1 8B",
+    ):
         offers = prices.of(model)
         for price in (offers[0], offers[-1]) if len(offers) > 1 else offers:
             what = f"{model}, {price.host} ({price.date}): {price.input:g} in, {price.output:g} out"

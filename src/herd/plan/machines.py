@@ -186,7 +186,9 @@ class Catalogue:
         turned = re.fullmatch(r"(.+?)\s*[x×*]\s*(\d+)", name)
         if turned and (found := _match(turned[1], self.devices)):
             raise PlanError(f"machine {text!r}: the number comes first, as in {turned[2]}x{found}")
-        raise PlanError(f"machine {text!r} is not known: {_near(name, self.names())}, or add it to a machines.yaml")
+        raise PlanError(
+            f"machine {text!r} is not known: {_near(name, self.names())}, or add it to a machines.yaml"
+        )
 
 
 def catalogue(path: Path | str | None = None) -> Catalogue:
@@ -246,7 +248,9 @@ def _plain(name: str) -> str:
 
 def _match(name: str, names: Mapping[str, Any]) -> str | None:
     wanted = _plain(name)
-    return next((known for known in names if wanted in (_plain(known), _plain(known).removeprefix("rtx"))), None)
+    return next(
+        (known for known in names if wanted in (_plain(known), _plain(known).removeprefix("rtx"))), None
+    )
 
 
 def _near(name: str, names: Any) -> str:
@@ -254,14 +258,22 @@ def _near(name: str, names: Any) -> str:
     close = difflib.get_close_matches(_plain(name), plain, n=3, cutoff=0.4)
     holding = [key for key in plain if _plain(name) and (_plain(name) in key) and key not in close]
     found = [plain[key] for key in (*holding, *close)][:4]
-    return f"near it are {', '.join(found)}" if found else f"known are {', '.join(list(names)[:8])} and others"
+    return (
+        f"near it are {', '.join(found)}" if found else f"known are {', '.join(list(names)[:8])} and others"
+    )
 
 
 _REQUIRED: Any = object()
 
 
 def _number(
-    entry: Mapping[str, Any], key: str, where: str, *, least: float = 0.0, strict: bool = True, default: Any = _REQUIRED
+    entry: Mapping[str, Any],
+    key: str,
+    where: str,
+    *,
+    least: float = 0.0,
+    strict: bool = True,
+    default: Any = _REQUIRED,
 ) -> float:
     """YAML reads 80e9 as text, so text that is a number counts as one."""
     value = entry.get(key, default)

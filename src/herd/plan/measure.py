@@ -151,7 +151,9 @@ def gemm_rates(name: str) -> dict[int, float]:
     return rates_of(name, linears(name), ROWS)
 
 
-def rates_of(name: str, layers: list[nn.Module], rows: tuple[int, ...], budget: float = 0.2) -> dict[int, float]:
+def rates_of(
+    name: str, layers: list[nn.Module], rows: tuple[int, ...], budget: float = 0.2
+) -> dict[int, float]:
     """The same of layers that are there already, all of `linears`' shape."""
     dtype, found = PLAIN.get(name, torch.float32), {}
     for n in rows:
@@ -164,8 +166,12 @@ def attention_seconds(kind: str, cached: int, tokens: int, layers: int = 1) -> f
     """Seconds of attention in ``layers`` layers for ``tokens`` new tokens behind ``cached`` ones, on a paged cache."""
     H, G, K = HEADS
     n = -(-(cached + tokens) // PAGE)
-    pool = torch.empty(n, layers, G, head_bytes(kind, K), dtype=torch.uint8).fill_(1)  # written: pages are real memory
-    ragged = Ragged(torch.arange(n, dtype=torch.int32)[None], torch.tensor([[0, 0, tokens, cached]]), pool.device)
+    pool = torch.empty(n, layers, G, head_bytes(kind, K), dtype=torch.uint8).fill_(
+        1
+    )  # written: pages are real memory
+    ragged = Ragged(
+        torch.arange(n, dtype=torch.int32)[None], torch.tensor([[0, 0, tokens, cached]]), pool.device
+    )
     q, k, v = torch.randn(tokens, H, K), torch.randn(tokens, G, K), torch.randn(tokens, G, K)
 
     def work() -> None:
@@ -280,7 +286,9 @@ def gpus() -> Iterator[Gpu]:
             if torch.cuda.device_count() > 1:
                 there = torch.empty_like(words, device=f"cuda:{(index + 1) % torch.cuda.device_count()}")
                 peer = words.nbytes / _cuda_seconds(lambda: there.copy_(words))  # noqa: B023
-            yield Gpu(properties.name, properties.total_memory, 2 * words.nbytes / copy, 2 * 8192**3 / product, peer)
+            yield Gpu(
+                properties.name, properties.total_memory, 2 * words.nbytes / copy, 2 * 8192**3 / product, peer
+            )
 
 
 def _cuda_seconds(work: Callable[[], object]) -> float:

@@ -68,7 +68,9 @@ def rank_nbytes(job: Job, layout: Layout) -> RankBytes:
     ranks, tp = layout.sharers, layout.tp
     rows = job.context // layout.cp
     stage = first_stage(job.config, layout.pp)
-    kept, least = (_whole(stage, layout.micro, rows, remat, layout.dp * layout.cp > 1) for remat in (False, True))
+    kept, least = (
+        _whole(stage, layout.micro, rows, remat, layout.dp * layout.cp > 1) for remat in (False, True)
+    )
     activations = {
         "plain": kept.activations + _matmul_inputs(stage, layout.micro * rows),
         "none": kept.activations,
@@ -93,7 +95,9 @@ def rank_nbytes(job: Job, layout: Layout) -> RankBytes:
     )
 
 
-def _with_adapters(job: Job, layout: Layout, params: float, kept: TrainBytes, activations: float) -> RankBytes:
+def _with_adapters(
+    job: Job, layout: Layout, params: float, kept: TrainBytes, activations: float
+) -> RankBytes:
     """Frozen weights as they are stored, sharded or whole; state for the adapters alone; no gradient of the head."""
     ranks = layout.sharers
     trained = (job.adapters or 0) / layout.tp / layout.pp

@@ -70,7 +70,14 @@ def layer_ops(
         pointwise("attention norm", 3 * own),  # the residual is added and kept: read two, write one
         gemm("qkv", D, q + 2 * kv),
         pointwise("rope", 2 * (q + kv)),
-        Op("attention", "attention", 4 * rows * keys * q, act * 2 * q + kv_bytes * cached * 2 * kv, "bf16", rows),
+        Op(
+            "attention",
+            "attention",
+            4 * rows * keys * q,
+            act * 2 * q + kv_bytes * cached * 2 * kv,
+            "bf16",
+            rows,
+        ),
         gemm("out", q, D),
         pointwise("ffn norm", 3 * own),
         gemm("gate up", D, 2 * F),
@@ -84,7 +91,9 @@ def head_ops(config: ModelConfig, rows: float, *, weights: Weights = BF16, tp: i
     D, V = config.dim, config.vocab_size / tp
     return [
         Op("last norm", "memory", 0.0, 4 * rows * D),
-        Op("head", "gemm", 2 * rows * D * V, weights.head * D * V + 2 * rows * D + 4 * rows * V, "bf16", rows),
+        Op(
+            "head", "gemm", 2 * rows * D * V, weights.head * D * V + 2 * rows * D + 4 * rows * V, "bf16", rows
+        ),
     ]
 
 
@@ -101,7 +110,9 @@ def forward_ops(
     tp: int = 1,
 ) -> list[Op]:
     """The whole forward pass on one of ``tp`` ranks; logits of ``head_rows`` tokens (default: all)."""
-    block = layer_ops(config, rows, keys, cached, weights=weights, kv_bytes=kv_bytes, act_bytes=act_bytes, tp=tp)
+    block = layer_ops(
+        config, rows, keys, cached, weights=weights, kv_bytes=kv_bytes, act_bytes=act_bytes, tp=tp
+    )
     repeated = [Op(op.name, op.kind, op.flops, op.nbytes, op.dtype, op.rows, config.n_layers) for op in block]
     return repeated + head_ops(config, rows if head_rows is None else head_rows, weights=weights, tp=tp)
 
@@ -138,7 +149,9 @@ def prefill_seconds(
 ) -> float:
     """Seconds until a prompt of ``tokens`` has its first logits, over ``tp`` ranks: the time to the first token."""
     device, link = _parts(machine, tp)
-    ops = forward_ops(config, tokens, tokens / 2, tokens, head_rows=1, weights=weights, kv_bytes=kv_bytes, tp=tp)
+    ops = forward_ops(
+        config, tokens, tokens / 2, tokens, head_rows=1, weights=weights, kv_bytes=kv_bytes, tp=tp
+    )
     return seconds(ops, device) + tp_seconds(config, tokens, tp, link)
 
 
@@ -148,8 +161,12 @@ _NO_LINK = Link("none", 1e12, 0.0, 1.0)
 def _parts(machine: Machine | Device, tp: int) -> tuple[Device, Link]:
     if isinstance(machine, Device):
         if tp > 1:
-            raise PlanError(f"tp={tp} needs a machine with links: give a Machine, not the device {machine.name}")
+            raise PlanError(
+                f"tp={tp} needs a machine with links: give a Machine, not the device {machine.name}"
+            )
         return machine, _NO_LINK
     if tp > machine.count:
-        raise PlanError(f"tp={tp} is more than the {machine.count} devices of {machine.name}: use at most that many")
+        raise PlanError(
+            f"tp={tp} is more than the {machine.count} devices of {machine.name}: use at most that many"
+        )
     return machine.device, machine.join(tp)

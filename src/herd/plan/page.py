@@ -74,11 +74,21 @@ def render(plan: TrainPlan, title: str) -> str:
 def cards(plan: TrainPlan) -> list[Card]:
     """Time, MFU, goodput, memory, dollars."""
     good, money = plan.goodput, plan.money
-    share = f"{100 * good.effective:.1f} % of it counts; a failure every {units.duration(good.between_failures)}"
+    share = (
+        f"{100 * good.effective:.1f} % of it counts; a failure every {units.duration(good.between_failures)}"
+    )
     found = [
         Card("Time", f"{plan.days:,.1f}", "days", share, "teacher"),
-        Card("MFU", f"{100 * plan.best.mfu:.1f}", "%", f"{plan.best.tokens_per_s:,.0f} tokens a second", "long"),
-        Card("Device hours", units.si(plan.device_hours), "", f"{units.si(1000 * money.energy_kwh, 'Wh')}", "control"),
+        Card(
+            "MFU", f"{100 * plan.best.mfu:.1f}", "%", f"{plan.best.tokens_per_s:,.0f} tokens a second", "long"
+        ),
+        Card(
+            "Device hours",
+            units.si(plan.device_hours),
+            "",
+            f"{units.si(1000 * money.energy_kwh, 'Wh')}",
+            "control",
+        ),
         Card(
             "Fullest device",
             f"{plan.best.nbytes.total / 1e9:.1f}",
@@ -150,7 +160,9 @@ def context_chart() -> Markup:
     """KV cache bytes by context, for each published size."""
     contexts = [1 << exponent for exponent in range(10, 18)]
     lines = [
-        charts.Line(name, [(length, length * config.kv_nbytes_per_token()) for length in contexts], tone, dots=True)
+        charts.Line(
+            name, [(length, length * config.kv_nbytes_per_token()) for length in contexts], tone, dots=True
+        )
         for (name, config), tone in zip(SIZES.items(), TONES, strict=False)
     ]
     drawn = charts.line_chart(

@@ -50,7 +50,8 @@ def prices() -> tuple[ApiPrice, ...]:
     """The whole catalogue, in the order of the file."""
     rows = read_yaml("herd.plan", "prices.yaml")["prices"]
     return tuple(
-        ApiPrice(row["model"], row["host"], row["in"], row["out"], str(row["date"]), row["source"]) for row in rows
+        ApiPrice(row["model"], row["host"], row["in"], row["out"], str(row["date"]), row["source"])
+        for row in rows
     )
 
 
@@ -82,7 +83,9 @@ def hourly(purchase_usd: float | None, rent_usd: float | None, watts: float) -> 
     return fixed, fixed + watts / 1000 * USD_PER_KWH
 
 
-def own_cost(input_rate: float, output_rate: float, fixed_per_hour: float, working_per_hour: float) -> OwnCost:
+def own_cost(
+    input_rate: float, output_rate: float, fixed_per_hour: float, working_per_hour: float
+) -> OwnCost:
     """Cost at full use, from tokens/s of prefill and of decode (all streams together)."""
 
     def million(rate: float) -> float:

@@ -173,7 +173,8 @@ def _from_record(record: Mapping[str, Any]) -> Profile:
             "isa": tuple(fields["isa"]),
             "bandwidth": {int(threads): float(rate) for threads, rate in fields["bandwidth"].items()},
             "gemm": {
-                name: {int(rows): float(rate) for rows, rate in rates.items()} for name, rates in fields["gemm"].items()
+                name: {int(rows): float(rate) for rows, rate in rates.items()}
+                for name, rates in fields["gemm"].items()
             },
             "gpus": tuple(Gpu(**gpu) for gpu in fields["gpus"]),
         }

@@ -50,7 +50,9 @@ def _meta(devices: int, shape: tuple[int, int, int, int], context: int, per_dp: 
 META = (
     _meta(8_192, (8, 1, 16, 64), 8_192, 32, 0.43),
     _meta(16_384, (8, 1, 16, 128), 8_192, 16, 0.41),
-    _meta(16_384, (8, 16, 16, 8), 131_072, 16, 0.38),  # DP 8 as in later versions; 4 in the first does not multiply up
+    _meta(
+        16_384, (8, 16, 16, 8), 131_072, 16, 0.38
+    ),  # DP 8 as in later versions; 4 in the first does not multiply up
 )
 
 
@@ -71,7 +73,9 @@ class TitanRow:
     @property
     def job(self) -> Job:
         config = SIZES[self.size]
-        return Job(config.replace(max_context=max(config.max_context, self.context)), self.batch, self.context)
+        return Job(
+            config.replace(max_context=max(config.max_context, self.context)), self.batch, self.context
+        )
 
 
 def _titan(
@@ -106,7 +110,9 @@ def _titan_rows() -> tuple[TitanRow, ...]:
         _titan("8B, 128, fp8", "8B", f"128x{h100}", fsdp(128, "fp8"), 256, k8, (8380, 61.8)),
     ]
     for cp, measured in ((1, (3890, 83.9)), (2, (2540, 84.2)), (4, (1071, 84.0)), (8, (548, 84.5))):
-        rows.append(_titan(f"8B, 8, CP {cp}, fp8", "8B", f"8x{h100}", long(cp), 8 // cp, 32_768 * cp, measured))
+        rows.append(
+            _titan(f"8B, 8, CP {cp}, fp8", "8B", f"8x{h100}", long(cp), 8 // cp, 32_768 * cp, measured)
+        )
     for name, precision, async_tp, measured in (
         ("70B, 256, TP 8, fp8", "fp8", False, (829, 71.9)),
         ("70B, 256, async TP, fp8", "fp8", True, (876, 67.6)),
@@ -122,7 +128,9 @@ def _titan_rows() -> tuple[TitanRow, ...]:
         job = (64 // cp, 32_768 * cp)
         rows.append(_titan(f"405B, 512, CP {cp}", "405B", f"512x{h100}", three_d(1, 1, cp), *job, measured))
     for gpus, measured in ((32, (10_938, 47.96)), (64, (10_753, 46.97))):
-        rows.append(_titan(f"8B, {gpus} H200, fp8", "8B", f"{gpus}xH200", fsdp(gpus, "fp8"), 2 * gpus, k8, measured))
+        rows.append(
+            _titan(f"8B, {gpus} H200, fp8", "8B", f"{gpus}xH200", fsdp(gpus, "fp8"), 2 * gpus, k8, measured)
+        )
     return tuple(rows)
 
 

@@ -108,8 +108,12 @@ def cut(config: ModelConfig, micro: int, context: int, free: float, most_flops: 
     """The largest piece of a model whose two blocks fit into ``free`` bytes with all training state, and take no more
     than ``most_flops`` a step. The sequence is shortened first, then the vocabulary, then the block."""
     slices = [s for s in _powers(config.n_heads) if config.ffn_dim % s == 0]
-    lengths = [context >> halved for halved in range(context.bit_length()) if context >> halved >= min(context, 64)]
-    for cuts, parts, rows, length in itertools.product(slices, (1, 2, 4, 8, 16, 32), {micro: 0, 1: 0}, lengths):
+    lengths = [
+        context >> halved for halved in range(context.bit_length()) if context >> halved >= min(context, 64)
+    ]
+    for cuts, parts, rows, length in itertools.product(
+        slices, (1, 2, 4, 8, 16, 32), {micro: 0, 1: 0}, lengths
+    ):
         piece = config.replace(
             n_layers=2,
             n_heads=config.n_heads // cuts,
@@ -180,7 +184,9 @@ def _rate(dim: int, dtype: str, device: Any) -> float:
 
     from ..train.loop import DTYPES
 
-    left, right = (torch.ones(min(dim, 4096), min(dim, 4096), dtype=DTYPES[dtype], device=device) for _ in range(2))
+    left, right = (
+        torch.ones(min(dim, 4096), min(dim, 4096), dtype=DTYPES[dtype], device=device) for _ in range(2)
+    )
     times = []
     for _ in range(3):
         began = _now(device)
@@ -189,7 +195,9 @@ def _rate(dim: int, dtype: str, device: Any) -> float:
     return 2 * left.shape[0] ** 3 / min(times)
 
 
-def _measure(recipe: Recipe, piece: Piece, layers: int, device: Any, tell: Callable[[str], None]) -> _Measured:
+def _measure(
+    recipe: Recipe, piece: Piece, layers: int, device: Any, tell: Callable[[str], None]
+) -> _Measured:
     """Seconds of forward and backward, and of what follows (norm, clipping, Adam), of a model of so many blocks."""
     import torch
 
@@ -228,12 +236,18 @@ def _measure(recipe: Recipe, piece: Piece, layers: int, device: Any, tell: Calla
         for length in times:
             for number in range(STEPS):
                 step(length)
-                tell(f"{layers} block{'s' * (layers > 1)}, {length:,} tokens, step {number + 1}: loss {losses[-1]:.3f}")
+                tell(
+                    f"{layers} block{'s' * (layers > 1)}, {length:,} tokens, step {number + 1}: loss {losses[-1]:.3f}"
+                )
     if not all(map(math.isfinite, losses)):
-        raise PlanError(f"the rehearsal's loss is {losses[-1]} after {len(losses)} steps: lower lr={train.lr:g}")
+        raise PlanError(
+            f"the rehearsal's loss is {losses[-1]} after {len(losses)} steps: lower lr={train.lr:g}"
+        )
     peak = _peak(device, before)
     predicted = _grown(train, config, piece.rows, piece.context, device.type == "cuda")
-    whole, half = (min(found[1:]) for found in times.values())  # other work only adds, and differences are taken
+    whole, half = (
+        min(found[1:]) for found in times.values()
+    )  # other work only adds, and differences are taken
     params = sum(p.numel() for p in model.parameters())
     return _Measured(whole, half, statistics.median(adams[1:]), params, predicted, peak, losses[0])
 

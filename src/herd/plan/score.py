@@ -52,7 +52,9 @@ def record(event: Event) -> None:
     """Append one event. A cache folder that cannot be written is no reason to fail a run: the event is then lost.
     `PlanError` for numbers that are not positive."""
     if not (event.predicted > 0 and event.measured > 0 and math.isfinite(event.predicted + event.measured)):
-        raise PlanError(f"{event.kind}: predicted {event.predicted} and measured {event.measured} must be positive")
+        raise PlanError(
+            f"{event.kind}: predicted {event.predicted} and measured {event.measured} must be positive"
+        )
     line = json.dumps(asdict(event) | {"date": event.date or now()}, ensure_ascii=False) + "\n"
     try:
         history_path().parent.mkdir(parents=True, exist_ok=True)
@@ -120,4 +122,8 @@ def factors(machine: str, events: Iterable[Event] | None = None) -> dict[str, fl
     for event in events:
         if event.machine == machine:
             kinds.setdefault(event.kind, []).append(event.measured / event.predicted)
-    return {kind: statistics.median(ratios[-LEARN_FROM:]) for kind, ratios in kinds.items() if len(ratios) >= LEAST}
+    return {
+        kind: statistics.median(ratios[-LEARN_FROM:])
+        for kind, ratios in kinds.items()
+        if len(ratios) >= LEAST
+    }

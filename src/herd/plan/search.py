@@ -95,7 +95,9 @@ def evaluate(
     """One layout that divides, with what it takes."""
     step = step_time(job, layout, machine, tuning)
     seconds = step.seconds
-    return Found(layout, step, nbytes or rank_nbytes(job, layout), mfu(job, machine, seconds), job.tokens / seconds)
+    return Found(
+        layout, step, nbytes or rank_nbytes(job, layout), mfu(job, machine, seconds), job.tokens / seconds
+    )
 
 
 def layouts(
@@ -141,7 +143,9 @@ def _variants(
                 for shard in SHARDS if dp * cp > 1 else SHARDS[-1:]:
                     if pp > 1 and shard == "all":
                         continue  # weights gathered for every micro-batch of every piece: never worth it in a pipeline
-                    layout = Layout(tp, cp, pp, dp, micro, chunks, recompute, precision, shard, async_tp and tp > 1)
+                    layout = Layout(
+                        tp, cp, pp, dp, micro, chunks, recompute, precision, shard, async_tp and tp > 1
+                    )
                     if pp == 1 or micro_batches(layout, job) >= pp:
                         yield layout
 

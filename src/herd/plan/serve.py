@@ -132,7 +132,9 @@ def serve(target: Target, size: str, form: Form, load: Load, replicas: int = 1, 
     busy = low * prefill
     wait = busy * prefill / (2 * (1 - busy)) if busy < 1 else math.inf
     p95 = prefill + step(batch if stable else 1) + TAIL * wait
-    return Served(single, replicas, load.answer, stable, batch, low, ttft, p95, tpot, busy, batch <= most, most)
+    return Served(
+        single, replicas, load.answer, stable, batch, low, ttft, p95, tpot, busy, batch <= most, most
+    )
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,9 @@ class Draft:
 def draft(alpha: float, cost: float, k: int, verify: Callable[[int], float] = lambda k: 1.0) -> Draft:
     """Speculation with k proposals. ``verify(k)``: verifying k + 1 tokens over one step. `PlanError` out of range."""
     if not 0 <= alpha < 1:
-        raise PlanError(f"alpha={alpha:g} must be from 0 up to, not at, 1: the share of proposals that are accepted")
+        raise PlanError(
+            f"alpha={alpha:g} must be from 0 up to, not at, 1: the share of proposals that are accepted"
+        )
     if cost < 0 or not math.isfinite(cost):
         raise PlanError(f"cost={cost:g} must not be negative: the draft's step over the target's")
     if not 1 <= k <= 64:
@@ -161,12 +165,16 @@ def draft(alpha: float, cost: float, k: int, verify: Callable[[int], float] = la
     return Draft(alpha, cost, k, (1 - alpha ** (k + 1)) / (1 - alpha), k * cost + verify(k))
 
 
-def best_draft(alpha: float, cost: float, verify: Callable[[int], float] = lambda k: 1.0, most: int = 16) -> Draft:
+def best_draft(
+    alpha: float, cost: float, verify: Callable[[int], float] = lambda k: 1.0, most: int = 16
+) -> Draft:
     """The k that pays most."""
     return max((draft(alpha, cost, k, verify) for k in range(1, most + 1)), key=lambda found: found.speedup)
 
 
-def verify_cost(target: Target, config: ModelConfig, form: Form, kv: str, context: int) -> Callable[[int], float]:
+def verify_cost(
+    target: Target, config: ModelConfig, form: Form, kv: str, context: int
+) -> Callable[[int], float]:
     """What a pass over k + 1 tokens of one sequence costs over a step of one: a batch that shares its cache."""
     one = target.decode(config, form, kv, context)
     empty_one = target.decode(config, form, kv, 1)

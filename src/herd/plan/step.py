@@ -34,7 +34,12 @@ CONTENTION = 20 / 132
 """Share of compute lost while collectives run beside it: 20 of a Hopper's 132 multiprocessors move data (DeepSeek-V3,
 arXiv 2412.19437, section 3.2.2)."""
 ATTENTION_BACKWARD = 2.5  # of its forward's operations (FlashAttention-2, arXiv 2307.08691, section 4.1)
-RECOMPUTED = {"plain": 0.0, "none": 0.0, "selective": 0.5, "full": 1.0}  # share of the forward matmuls computed again
+RECOMPUTED = {
+    "plain": 0.0,
+    "none": 0.0,
+    "selective": 0.5,
+    "full": 1.0,
+}  # share of the forward matmuls computed again
 
 
 @dataclass(frozen=True)
@@ -88,10 +93,16 @@ def step_time(job: Job, layout: Layout, machine: Machine, tuning: Tuning = HARDW
     if frozen and job.frozen_bytes < WEIGHT:
         block = block.plus(_unpack(config, layout.tp, job.frozen_bytes, machine.device))
     head = _head(config, rows, layout.tp, frozen, machine.device, tuning)
-    stages = [block.times(end).plus(head)] if layout.pp == 1 else [block.times(middle), block.times(end).plus(head)]
+    stages = (
+        [block.times(end).plus(head)]
+        if layout.pp == 1
+        else [block.times(middle), block.times(end).plus(head)]
+    )
     whole = max(stages, key=lambda stage: stage.total).times(micros)
     again = RECOMPUTED[layout.recompute]
-    recompute = again * whole.forward_gemm + (whole.forward_attention if again == 1 else 0) + again * whole.memory / 3
+    recompute = (
+        again * whole.forward_gemm + (whole.forward_attention if again == 1 else 0) + again * whole.memory / 3
+    )
     tp = micros * middle * _tp_seconds(config, rows, layout, machine, tuning, again == 1)
     cp = micros * middle * _cp_seconds(config, job.context * layout.micro, layout, machine)
     pp = micros * _pp_seconds(config, rows, layout, machine)
@@ -173,7 +184,9 @@ def _busy(ops: list[Op], frozen: bool, device: Device, tuning: Tuning) -> _Busy:
             forward_gemm += once
             gemm += (2 if frozen else 3) * once
             memory += 0.0 if frozen else add * tuning.pointwise
-            if op.dtype == "fp8":  # forward x and w, backward dy twice over: read 2 bytes, write 1, and its transpose
+            if (
+                op.dtype == "fp8"
+            ):  # forward x and w, backward dy twice over: read 2 bytes, write 1, and its transpose
                 cast = 3 * (2 * op.rows * inner_outer + 2 * params)
                 memory += cost(Op("cast", "memory", 0.0, cast), device).seconds * tuning.pointwise
         elif op.kind == "attention":

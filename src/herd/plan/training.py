@@ -152,7 +152,9 @@ def _just(job: Job, layout: Layout, machine: Machine, tuning: Tuning) -> Search:
             f"{layout} is {layout.devices:,} devices, the machine has {machine.count:,}: make the product equal"
         )
     if layout.tp > machine.per_node:
-        raise PlanError(f"tp={layout.tp} is more than the {machine.per_node} devices of a node: use at most that many")
+        raise PlanError(
+            f"tp={layout.tp} is more than the {machine.per_node} devices of a node: use at most that many"
+        )
     check(layout, job)
     nbytes = rank_nbytes(job, layout)
     room = usable(machine.device.memory)
@@ -205,5 +207,9 @@ def label(teacher: ModelConfig, machine: Machine, tokens: float, context: int) -
     ops = forward_ops(teacher, rows, context / 2, rows, tp=tp)
     each = seconds(ops, machine.device) + tp_seconds(teacher, rows, tp, machine.join(tp))
     replicas = machine.count // spread
-    stages = spread // tp  # beyond a node its layers are divided, and a steady stream of batches keeps all stages busy
-    return Teacher(teacher, tp, replicas, tokens / rows * each / (replicas * stages) / 3600, CACHE_BYTES * tokens)
+    stages = (
+        spread // tp
+    )  # beyond a node its layers are divided, and a steady stream of batches keeps all stages busy
+    return Teacher(
+        teacher, tp, replicas, tokens / rows * each / (replicas * stages) / 3600, CACHE_BYTES * tokens
+    )

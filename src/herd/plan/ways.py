@@ -152,9 +152,13 @@ class Here:
 
     def decode(self, config: ModelConfig, form: Form, kv: str, context: int, batch: int = 1) -> float:
         device = self._device(form)
-        listed = ops.forward_ops(config, batch, context, batch * context, weights=_weights(form), kv_bytes=BYTES[kv])
+        listed = ops.forward_ops(
+            config, batch, context, batch * context, weights=_weights(form), kv_bytes=BYTES[kv]
+        )
         slower = self.profile.read / self.profile.attention_decode[kv]
-        return self.factors.get("decode", 1.0) * seconds((self._here(op, form, slower) for op in listed), device)
+        return self.factors.get("decode", 1.0) * seconds(
+            (self._here(op, form, slower) for op in listed), device
+        )
 
     def prefill(self, config: ModelConfig, form: Form, kv: str, tokens: int) -> float:
         """Pieces of `PREFILL_TOKENS`, each attending to itself and to all before it."""
@@ -162,7 +166,13 @@ class Here:
         for start in range(0, tokens, PREFILL_TOKENS):
             rows = min(PREFILL_TOKENS, tokens - start)
             listed = ops.forward_ops(
-                config, rows, start + rows / 2, start + rows, head_rows=0, weights=_weights(form), kv_bytes=BYTES[kv]
+                config,
+                rows,
+                start + rows / 2,
+                start + rows,
+                head_rows=0,
+                weights=_weights(form),
+                kv_bytes=BYTES[kv],
             )
             body = [self._here(op, form, None) for op in listed if op.name not in ("head", "attention")]
             attention = sum(op.count * op.flops for op in listed if op.name == "attention")
@@ -181,7 +191,9 @@ class Here:
         if op.kind == "attention" and decode_slower is not None:
             return replace(op, kind="memory", flops=0.0, nbytes=op.nbytes * decode_slower)
         if op.kind == "memory":
-            return replace(op, nbytes=2 * op.nbytes * self.profile.read / self.profile.pointwise)  # fp32, not bf16
+            return replace(
+                op, nbytes=2 * op.nbytes * self.profile.read / self.profile.pointwise
+            )  # fp32, not bf16
         return op
 
 
@@ -205,7 +217,9 @@ class There:
     @property
     def capacity(self) -> float:
         device = self.machine.device
-        share = {"gpu": 0.92, "apple": 0.75, "cpu": 0.9}[device.kind]  # the rest is the driver's and the system's
+        share = {"gpu": 0.92, "apple": 0.75, "cpu": 0.9}[
+            device.kind
+        ]  # the rest is the driver's and the system's
         return device.memory * share * self.tp
 
     @property
@@ -231,7 +245,13 @@ class There:
 
     def decode(self, config: ModelConfig, form: Form, kv: str, context: int, batch: int = 1) -> float:
         return ops.decode_seconds(
-            config, self.machine, batch=batch, context=context, weights=_weights(form), kv_bytes=BYTES[kv], tp=self.tp
+            config,
+            self.machine,
+            batch=batch,
+            context=context,
+            weights=_weights(form),
+            kv_bytes=BYTES[kv],
+            tp=self.tp,
         )
 
     def prefill(self, config: ModelConfig, form: Form, kv: str, tokens: int) -> float:
@@ -242,7 +262,11 @@ class There:
 
 def there(machine: Machine, config: ModelConfig) -> There:
     """``machine`` with the largest tensor parallelism its number of devices and the model's heads allow."""
-    tp = max(n for n in range(1, machine.count + 1) if not (config.n_heads % n or config.ffn_dim % n or n & (n - 1)))
+    tp = max(
+        n
+        for n in range(1, machine.count + 1)
+        if not (config.n_heads % n or config.ffn_dim % n or n & (n - 1))
+    )
     return There(machine, tp)
 
 
@@ -296,7 +320,9 @@ def way(target: Target, size: str, form: Form, kv: str, context: int, batch: int
     """One way, with its times if it fits. `PlanError` for a context beyond the model's."""
     config = model_config(size)
     if not 1 <= context <= config.max_context:
-        raise PlanError(f"context {context:,} is not within the 1 to {config.max_context:,} of {size}: choose less")
+        raise PlanError(
+            f"context {context:,} is not within the 1 to {config.max_context:,} of {size}: choose less"
+        )
     found = Way(
         size,
         form,
@@ -359,7 +385,9 @@ def _loss(found: Way) -> float:
 
 def smallest_change(target: Target, size: str, context: int, batch: int = 1) -> str:
     """What would make ``size`` fit at ``context``: fewer bits, less context, or so much more memory. One line."""
-    tried = [way(target, size, form, kv, context, batch) for form in target.forms for kv in target.kv_names(form)]
+    tried = [
+        way(target, size, form, kv, context, batch) for form in target.forms for kv in target.kv_names(form)
+    ]
     fitting = [found for found in tried if found.fits]
     if fitting:
         found = min(fitting, key=lambda f: (_loss(f), f.resident))

@@ -134,7 +134,9 @@ def _inverse(d: Tensor) -> Tensor:
 
 def _require_range(stored: Tensor, x: Tensor, format: Format, name: str) -> None:
     if not bool(torch.isfinite(stored).all()):
-        raise QuantError(f"{name}: has a weight of {x.abs().max().item():.3g}, beyond the range of {format.name}")
+        raise QuantError(
+            f"{name}: has a weight of {x.abs().max().item():.3g}, beyond the range of {format.name}"
+        )
 
 
 def _decode_piece(blocks_RB: Tensor, format: Format) -> Tensor:

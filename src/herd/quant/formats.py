@@ -146,4 +146,6 @@ def scheme(
     go straight into the probabilities, and it is a small part of a large model."""
     chosen = find(linears)
     careful = Q8_0 if chosen in (Q4_0, Q4_K) else chosen
-    return Scheme(chosen, chosen if embeddings is None else find(embeddings), careful if head is None else find(head))
+    return Scheme(
+        chosen, chosen if embeddings is None else find(embeddings), careful if head is None else find(head)
+    )

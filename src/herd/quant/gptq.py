@@ -54,7 +54,9 @@ def quantize_matrix(weight_RD: Tensor, moments_DD: Tensor, format: Format, name:
     """
     require_fit(weight_RD.shape, format, name)
     if not bool(torch.isfinite(weight_RD).all() and torch.isfinite(moments_DD).all()):
-        raise QuantError(f"{name}: it or its inputs have values that are not finite; the checkpoint is damaged")
+        raise QuantError(
+            f"{name}: it or its inputs have values that are not finite; the checkpoint is damaged"
+        )
     importance_D = moments_DD.diagonal().clone()
     order_D = importance_D.argsort(descending=True, stable=True)
     factor_DD = _inverse_factor(moments_DD[order_D][:, order_D], name)
@@ -79,7 +81,9 @@ def _inverse_factor(moments_DD: Tensor, name: str) -> Tensor:
     raise QuantError(f"{name}: its inputs cannot be inverted; calibrate with more text")
 
 
-def _rows(weight_RD: Tensor, importance_D: Tensor, order_D: Tensor, factor_DD: Tensor, format: Format) -> Tensor:
+def _rows(
+    weight_RD: Tensor, importance_D: Tensor, order_D: Tensor, factor_DD: Tensor, format: Format
+) -> Tensor:
     grid = blocks.fit(weight_RD, format, importance_D)
     size = weight_RD.shape[1] // grid.step_RG.shape[1]
     step_RD = grid.step_RG.repeat_interleave(size, dim=1)[:, order_D]
@@ -154,7 +158,9 @@ class Gptq:
             weight = self._get(prefix + name)
             setattr(block.get_submodule(parent), leaf, nn.Parameter(weight.float(), requires_grad=False))
             if weight.ndim == 1:
-                self._ready[prefix + name] = blocks.encode(weight.view(1, -1), self._formats[prefix + name], name)
+                self._ready[prefix + name] = blocks.encode(
+                    weight.view(1, -1), self._formats[prefix + name], name
+                )
         for stage in STAGES:
             moments_DD = self._moments(block, block.get_submodule(stage[0]))
             for module in stage:

@@ -83,7 +83,9 @@ def affine_step(x_RGS: Tensor, weights_RGS: Tensor, top: int) -> tuple[Tensor, T
         lifted = offset > 0
         step, offset = torch.where(lifted, sum_xl / sum_ll, step), torch.where(lifted, 0, offset)
         loss = (w * (codes * step + offset - x_RGS).square_()).sum(-1, keepdim=True)
-        better = (loss < best_loss) & (step >= 0)  # also False for NaN: a group of equal weights has no answer
+        better = (loss < best_loss) & (
+            step >= 0
+        )  # also False for NaN: a group of equal weights has no answer
         best_loss = torch.where(better, loss, best_loss)
         best_step = torch.where(better, step, best_step)
         best_low = torch.where(better, offset, best_low)
@@ -104,7 +106,9 @@ def _q4k(x_RGS: Tensor, weights_RGS: Tensor) -> Grid:
     step_RN8, depth_RN8 = (t.unflatten(-1, (-1, 8)) for t in affine_step(x_RGS, weights_RGS, 15))
     d_RN1, scales = _in_codes(step_RN8, 63)
     dmin_RN1, lows = _in_codes(depth_RN8, 63)
-    header = torch.cat((d_RN1.view(torch.uint8), dmin_RN1.view(torch.uint8), pack_scales(scales, lows)), dim=-1)
+    header = torch.cat(
+        (d_RN1.view(torch.uint8), dmin_RN1.view(torch.uint8), pack_scales(scales, lows)), dim=-1
+    )
     step_RG = (d_RN1.float() * scales.float()).flatten(-2)
     low_RG = -(dmin_RN1.float() * lows.float()).flatten(-2)
     return Grid(Q4_K, step_RG, low_RG, 15, header)

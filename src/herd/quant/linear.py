@@ -209,5 +209,7 @@ def _native_block(layer: nn.Module) -> NativeBlock | None:
 
 def _row_weights(blocks_RB: Tensor, format: Format) -> int:
     if blocks_RB.ndim != 2 or blocks_RB.dtype != torch.uint8 or blocks_RB.shape[1] % format.block_bytes:
-        raise QuantError(f"{format.name} blocks of shape {list(blocks_RB.shape)} and {blocks_RB.dtype} are malformed")
+        raise QuantError(
+            f"{format.name} blocks of shape {list(blocks_RB.shape)} and {blocks_RB.dtype} are malformed"
+        )
     return blocks_RB.shape[1] // format.block_bytes * format.block

@@ -81,7 +81,12 @@ class _Native(torch.autograd.Function):
         tiles = _tiles(_restore(ctx.prepared, ctx.format), ctx.format)
         parts = dy_NR.split([len(tile_RB) for tile_RB in tiles], dim=-1)
         weights = (decode(tile_RB, ctx.format, dy_NR.dtype) for tile_RB in tiles)
-        return torch.stack([dy @ weight for dy, weight in zip(parts, weights, strict=True)]).sum(0), None, None, None
+        return (
+            torch.stack([dy @ weight for dy, weight in zip(parts, weights, strict=True)]).sum(0),
+            None,
+            None,
+            None,
+        )
 
 
 def _native(path: str) -> Kernel:

@@ -75,7 +75,9 @@ def random_rows_of(config: ModelConfig, formats: Mapping[str, Format], seed: int
 def random_rows(shape: Sequence[int], format: Format, seed: int | Sequence[int]) -> Tensor:
     """Bytes (R, B) uint8 of a random matrix (R, D). QuantError for rows that do not divide and unknown formats."""
     if format not in _SPREAD:
-        raise QuantError(f"random weights are not made in {format.name}; choose {', '.join(map(str, _SPREAD))}")
+        raise QuantError(
+            f"random weights are not made in {format.name}; choose {', '.join(map(str, _SPREAD))}"
+        )
     R, D = shape
     size = nbytes(shape, format)
     bits = np.random.Generator(np.random.SFC64(seed)).integers(-(2**63), 2**63, -(-size // 8), dtype=np.int64)
@@ -86,11 +88,15 @@ def random_rows(shape: Sequence[int], format: Format, seed: int | Sequence[int])
         return rows_RB
     half_RNH = rows_RB.view(torch.int16).view(R, -1, format.block_bytes // 2)
     if format == Q6_K:
-        half_RNH.view(torch.int8)[..., 192:208] >>= 3  # scales of up to 16: with larger ones the step is too small
+        half_RNH.view(torch.int8)[..., 192:208] >>= (
+            3  # scales of up to 16: with larger ones the step is too small
+        )
         _scale(half_RNH[..., -1:], *_HALF, typical)
         return rows_RB
     _scale(half_RNH[..., :1], *_HALF, typical)
-    if format == Q4_K:  # w = step · s · code - low · s: with low = 7.5 step, the middle of the codes, the mean is 0
+    if (
+        format == Q4_K
+    ):  # w = step · s · code - low · s: with low = 7.5 step, the middle of the codes, the mean is 0
         half_RNH[..., 1] = (half_RNH[..., :1].view(torch.float16) * 7.5).view(torch.int16)[..., 0]
         scales_RN8 = half_RNH.view(torch.uint8)[..., 4:12] & 63
         half_RNH.view(torch.uint8)[..., 4:16] = pack_scales(scales_RN8, scales_RN8)

@@ -29,7 +29,9 @@ def cards(run: Run) -> list[Card]:
     return [card for card in [*found, _gates(run), _time(run)] if card]
 
 
-def _score_card(run: Run, model: str, name: str, title: str, caption: str, part: Estimate | None = None) -> Card | None:
+def _score_card(
+    run: Run, model: str, name: str, title: str, caption: str, part: Estimate | None = None
+) -> Card | None:
     score = run.score(model, name)
     if score is None:
         return None
@@ -76,7 +78,9 @@ def _needle(run: Run) -> Card | None:
     for model in run.models:
         score = run.score(model, "needle")
         lengths = [int(key) for key in score.detail.get("by_length", {}) if key.isdigit()] if score else []
-        context = int((stage.config if (stage := run.maker(model)) else {}).get("max_position_embeddings") or 0)
+        context = int(
+            (stage.config if (stage := run.maker(model)) else {}).get("max_position_embeddings") or 0
+        )
         reach = max((length for length in lengths if not context or length <= context), default=0)
         if score and reach and (best is None or reach > best[0]):
             best = (reach, model, score)
@@ -117,4 +121,6 @@ def _time(run: Run) -> Card | None:
         return None
     said = f"Predicted beforehand: {duration(predicted)}." if predicted else "No prediction was recorded."
     energy = total(run.stages, "flops")
-    return Card("Time", "none", duration(seconds), "", "", said + (f" {si(energy, 'FLOP')} in all." if energy else ""))
+    return Card(
+        "Time", "none", duration(seconds), "", "", said + (f" {si(energy, 'FLOP')} in all." if energy else "")
+    )

@@ -86,7 +86,9 @@ def line_chart(
         x = to_x(tick)
         parts.append(tag("line", x1=x, x2=x, y1=height - bottom, y2=height - bottom + 4, class_="axis"))
         parts.append(text(x, height - bottom + 18, si(tick, digits=2), "middle", "num"))
-    parts.append(tag("line", x1=left, x2=width - right, y1=height - bottom, y2=height - bottom, class_="axis"))
+    parts.append(
+        tag("line", x1=left, x2=width - right, y1=height - bottom, y2=height - bottom, class_="axis")
+    )
     parts.append(text(0, 12, y_title, class_="faint"))
     parts.append(text(width - right, height - 6, x_title, "end", "faint"))
 
@@ -95,9 +97,21 @@ def line_chart(
     ends = svg.spread([to_y(line.points[-1][1]) for line in named], 16, top + 4, height - bottom)
     for line, y in zip(named, ends, strict=True):
         x = to_x(line.points[-1][0]) + 10
-        value = tag("tspan", shown(line.points[-1][1]), class_="num", dx=6, style="fill: var(--soft); font-weight: 400")
+        value = tag(
+            "tspan",
+            shown(line.points[-1][1]),
+            class_="num",
+            dx=6,
+            style="fill: var(--soft); font-weight: 400",
+        )
         parts.append(
-            tag("text", escape(line.label) + value, x=x, y=y + 4, style=f"fill: var(--{line.tone}); font-weight: 600")
+            tag(
+                "text",
+                escape(line.label) + value,
+                x=x,
+                y=y + 4,
+                style=f"fill: var(--{line.tone}); font-weight: 600",
+            )
         )
     ending = "; ".join(f"{line.label} ends at {shown(line.points[-1][1])}" for line in named)
     return svg.drawing(width, height, "".join(parts), f"{label}: {ending}")
@@ -131,7 +145,9 @@ def interval_chart(
     ticks = svg.linear_ticks(low, high, 4)
     for tick in ticks:
         parts.append(tag("line", x1=to_x(tick), x2=to_x(tick), y1=top - 8, y2=foot, class_="grid"))
-        parts.append(text(to_x(tick), foot + 16, fixed(tick, min(decimals, svg.decimals_for(ticks))), "middle", "num"))
+        parts.append(
+            text(to_x(tick), foot + 16, fixed(tick, min(decimals, svg.decimals_for(ticks))), "middle", "num")
+        )
     if bar is not None:
         parts.append(tag("line", x1=to_x(bar), x2=to_x(bar), y1=top - 8, y2=foot, class_="bar"))
         parts.append(text(to_x(bar), top - 12, bar_label, "middle", "strong"))
@@ -176,7 +192,13 @@ def heat_map(
                 parts.append(tag("rect", **box, class_="cell", fill_opacity=strength))
             shown = "–" if value is None else fixed(100 * value, 0)
             parts.append(
-                text(x + cell / 2, y + step / 2 + 4, shown, "middle", f"num {'on' if strength > 0.62 else 'off'}")
+                text(
+                    x + cell / 2,
+                    y + step / 2 + 4,
+                    shown,
+                    "middle",
+                    f"num {'on' if strength > 0.62 else 'off'}",
+                )
             )
     foot = top + step * len(rows)
     for c, column in enumerate(columns):
@@ -207,7 +229,10 @@ def divided_bar(
         for name, size, colour in parts:
             wide = (width - left - right) * size / whole
             body = tag("title", escape(f"{name}: {show(size)}"))
-            look: dict[str, object] = {"style": f"fill: var(--{colour})", "fill_opacity": 0.4 if index else 0.85}
+            look: dict[str, object] = {
+                "style": f"fill: var(--{colour})",
+                "fill_opacity": 0.4 if index else 0.85,
+            }
             out.append(tag("rect", body, x=x, y=y, width=max(0.0, wide - 2), height=thick, rx=3, **look))
             if wide > svg.text_width(name) + 14:
                 out.append(
@@ -220,17 +245,27 @@ def divided_bar(
                     )
                 )
             x += wide
-        out.append(text(x + 8, y + thick / 2 + 4, show(sum(size for _, size, _ in parts)), class_="strong num"))
+        out.append(
+            text(x + 8, y + thick / 2 + 4, show(sum(size for _, size, _ in parts)), class_="strong num")
+        )
     said = "; ".join(f"{title}: " + ", ".join(f"{n} {show(s)}" for n, s, _ in parts) for title, parts in rows)
     return svg.drawing(width, step * len(rows), "".join(out), f"{label}: {said}", "chart time")
 
 
-def loss_lines(name: str, train: Sequence[Point], evals: Sequence[Point], label: str | None = None) -> list[Line]:
+def loss_lines(
+    name: str, train: Sequence[Point], evals: Sequence[Point], label: str | None = None
+) -> list[Line]:
     """The two curves of one training: raw training loss behind, held-out loss (or, without one, training) in front."""
     colour = tone(name)
     dashed = colour == "control"
-    lines = [Line(label or name, thin(train), colour, faint=bool(evals), dashed=dashed and not evals)] if train else []
-    return lines + ([Line(label or name, evals, colour, dots=len(evals) <= 40, dashed=dashed)] if evals else [])
+    lines = (
+        [Line(label or name, thin(train), colour, faint=bool(evals), dashed=dashed and not evals)]
+        if train
+        else []
+    )
+    return lines + (
+        [Line(label or name, evals, colour, dots=len(evals) <= 40, dashed=dashed)] if evals else []
+    )
 
 
 def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
@@ -239,7 +274,9 @@ def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
     if size <= 1:
         return list(points)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+    return [
+        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups
+    ]
 
 
 def _padded(values: Sequence[float]) -> tuple[float, float]:
@@ -258,7 +295,10 @@ def _visible(line: Line, x_log: bool, y_log: bool) -> Line:
 
 
 def _curve(
-    line: Line, to_x: Callable[[float], float], to_y: Callable[[float], float], read: Callable[[float, float], str]
+    line: Line,
+    to_x: Callable[[float], float],
+    to_y: Callable[[float], float],
+    read: Callable[[float, float], str],
 ) -> str:
     points = [(to_x(x), to_y(y)) for x, y in line.points]
     colour = f"stroke: var(--{line.tone})"

@@ -29,10 +29,17 @@ def loss_charts(run: Run) -> list[tuple[str, str, str]]:
 
     def draw(title: str, lines: list[charts.Line], x_log: bool, x_title: str) -> str:
         return charts.line_chart(
-            lines, label=f"Loss of {title}", x_title=x_title, y_title="loss, nats/token", x_log=x_log, right=right
+            lines,
+            label=f"Loss of {title}",
+            x_title=x_title,
+            y_title="loss, nats/token",
+            x_log=x_log,
+            right=right,
         )
 
-    drawn = [(t, draw(t, ls, True, "tokens, logarithmic"), draw(t, ls, False, "tokens")) for t, ls in drawings]
+    drawn = [
+        (t, draw(t, ls, True, "tokens, logarithmic"), draw(t, ls, False, "tokens")) for t, ls in drawings
+    ]
     return [(title, log, linear) for title, log, linear in drawn if log and linear]
 
 
@@ -41,8 +48,12 @@ def bpb_chart(run: Run) -> str:
     for model in run.models:
         if score := run.score(model, "bpb"):
             found = score.estimate
-            rows.append(charts.Row(model, found.value, found.lo, found.hi, tone(model), fixed(found.value, 3)))
-    return charts.interval_chart(rows, label="Bits per byte", title="bits per byte on held-out text, less is better")
+            rows.append(
+                charts.Row(model, found.value, found.lo, found.hi, tone(model), fixed(found.value, 3))
+            )
+    return charts.interval_chart(
+        rows, label="Bits per byte", title="bits per byte on held-out text, less is better"
+    )
 
 
 def tools_chart(run: Run, model: str = "instruct") -> str:
@@ -52,14 +63,23 @@ def tools_chart(run: Run, model: str = "instruct") -> str:
         return ""
     colour, by_lang = tone(model), score.detail.get("by_lang", {})
     rows = [
-        charts.Row(language(code), 100 * e.value, _percent(e.lo), _percent(e.hi), colour, fixed(100 * e.value, 0))
+        charts.Row(
+            language(code), 100 * e.value, _percent(e.lo), _percent(e.hi), colour, fixed(100 * e.value, 0)
+        )
         for code, e in ((code, by_lang[code]) for code in in_order(by_lang))
     ]
     label = f"Tool use of {model} by language, percent"
     if run.plan.get("mode") != "full":
         return charts.interval_chart(rows, label=label, title=f"{model}, %", decimals=0, low=0, high=100)
     return charts.interval_chart(
-        rows, label=label, title="", bar=TOOL_BAR, bar_label="bar for English: 80 %", decimals=0, low=0, high=100
+        rows,
+        label=label,
+        title="",
+        bar=TOOL_BAR,
+        bar_label="bar for English: 80 %",
+        decimals=0,
+        low=0,
+        high=100,
     )
 
 
@@ -79,7 +99,12 @@ def needle_maps(run: Run) -> list[tuple[str, str]]:
             label = f"Needle accuracy of {model} by length and depth"
             y_title = "depth of the fact in the text, %" if len(rows) > 1 else ""
             drawn.append(
-                (model, charts.heat_map(values, columns, rows, label=label, x_title="length, tokens", y_title=y_title))
+                (
+                    model,
+                    charts.heat_map(
+                        values, columns, rows, label=label, x_title="length, tokens", y_title=y_title
+                    ),
+                )
             )
     return drawn
 
@@ -90,7 +115,9 @@ def _grid(score: Score) -> tuple[dict[tuple[str, str], float], list[str], list[s
         depths = sorted({depth for _, depth, _ in score.grid})
         values = {(f"{length:,}", fixed(100 * depth, 0)): value for length, depth, value in score.grid}
         return values, [f"{length:,}" for length in lengths], [fixed(100 * depth, 0) for depth in depths]
-    by_length = {int(key): found.value for key, found in score.detail.get("by_length", {}).items() if key.isdigit()}
+    by_length = {
+        int(key): found.value for key, found in score.detail.get("by_length", {}).items() if key.isdigit()
+    }
     columns = [f"{length:,}" for length in sorted(by_length)]
     return {(f"{length:,}", "all"): value for length, value in by_length.items()}, columns, ["all"]
 

@@ -44,7 +44,9 @@ def contents(run: Run) -> dict[str, Any]:
         "cards": cards.cards(run),
         "tree_wide": Markup(tree.wide(root)) if root else None,
         "tree_narrow": Markup(tree.narrow(root)) if root else None,
-        "loss_charts": [(title, Markup(log), Markup(linear)) for title, log, linear in figures.loss_charts(run)],
+        "loss_charts": [
+            (title, Markup(log), Markup(linear)) for title, log, linear in figures.loss_charts(run)
+        ],
         "scores": tabulate.scores_table(run),
         "differences": tabulate.differences_table(run),
         "bpb_chart": Markup(figures.bpb_chart(run)),
@@ -91,12 +93,16 @@ def provenance(run: Run) -> list[tuple[str, str]]:
     rows = [
         ("command", command(run)),
         ("seed", run.plan.get("seed")),
-        ("text", ", ".join(map(str, text)) if text else "Python's standard library and Herd's parallel sentences"),
+        (
+            "text",
+            ", ".join(map(str, text)) if text else "Python's standard library and Herd's parallel sentences",
+        ),
         ("started", run.plan.get("created")),
         ("herd", run.plan.get("version")),
         (
             "commit",
-            commit.get("hash") and commit["hash"] + (" with uncommitted changes" if commit.get("dirty") else ""),
+            commit.get("hash")
+            and commit["hash"] + (" with uncommitted changes" if commit.get("dirty") else ""),
         ),
         ("processor", machine.get("cpu")),
         ("cores", machine.get("cores")),
@@ -119,7 +125,9 @@ def command(run: Run) -> str | None:
         return None
     words = ["herd", "raise", "--name", run.name, "--seed", str(seed)]
     words += [f"--{mode}"] if mode in ("full", "quick") else []
-    return shlex.join([*words, *(word for text in run.plan.get("text") or [] for word in ("--text", str(text)))])
+    return shlex.join(
+        [*words, *(word for text in run.plan.get("text") or [] for word in ("--text", str(text)))]
+    )
 
 
 def _probe(run: Run) -> str | None:
@@ -133,7 +141,9 @@ def lineage(run: Run) -> list[tuple[str, str, str, str]]:
     for stage in run.stages:
         if stage.model_name is None:
             continue
-        parents = [f"{role} {str(hashed)[:16]}" for role, hashed in (stage.lineage.get("parents") or {}).items()]
+        parents = [
+            f"{role} {str(hashed)[:16]}" for role, hashed in (stage.lineage.get("parents") or {}).items()
+        ]
         params = f"{stage.n_params:,}" if stage.n_params else "not recorded"
         hashed = str(stage.lineage.get("weights_hash") or "not recorded")
         rows.append((stage.model_name, params, hashed, ", ".join(parents) or "random weights"))

@@ -51,7 +51,9 @@ _MODELS = ("teacher", "long", "instruct", "student", "control")
 def tone(model: str) -> str:
     """Name of the colour a model is drawn in: its own, or that of the kind its name begins or ends with."""
     lower = model.lower()
-    return next((known for known in reversed(_MODELS) if lower.startswith(known) or lower.endswith(known)), "other")
+    return next(
+        (known for known in reversed(_MODELS) if lower.startswith(known) or lower.endswith(known)), "other"
+    )
 
 
 def variables(colours: dict[str, str]) -> str:

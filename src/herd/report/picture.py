@@ -43,7 +43,9 @@ def picture(run: Run, colours: dict[str, str]) -> str:
         parts.append(drawn)
         y += height + 40
     losses = {title: log for title, log, _ in figures.loss_charts(run)}
-    charts: list[tuple[str, str]] = [(title, losses.get(title, "")) for title in ("teacher", "student and control")]
+    charts: list[tuple[str, str]] = [
+        (title, losses.get(title, "")) for title in ("teacher", "student and control")
+    ]
     charts += [("bits per byte", figures.bpb_chart(run)), ("tool use by language", figures.tools_chart(run))]
     shown = [(title, chart) for title, chart in charts if chart]
     for index in range(0, len(shown), 2):
@@ -55,7 +57,9 @@ def picture(run: Run, colours: dict[str, str]) -> str:
             parts.append(drawn)
             tallest = max(tallest, height)
         y += tallest + 64
-    return _standalone("".join(parts), y - 24 + MARGIN, colours, f"{headline(run)}: family tree, losses and scores")
+    return _standalone(
+        "".join(parts), y - 24 + MARGIN, colours, f"{headline(run)}: family tree, losses and scores"
+    )
 
 
 def _placed(drawing: str, x: float, y: float, width: float) -> tuple[str, float]:
@@ -70,9 +74,13 @@ def _placed(drawing: str, x: float, y: float, width: float) -> tuple[str, float]
 
 
 def _standalone(body: str, height: float, colours: dict[str, str], label: str) -> str:
-    background = tag("rect", width=WIDTH, height=height, rx=12, style="fill: var(--paper); stroke: var(--line)")
+    background = tag(
+        "rect", width=WIDTH, height=height, rx=12, style="fill: var(--paper); stroke: var(--line)"
+    )
     whole = svg.drawing(WIDTH, height, tag("style", CHART_CSS.replace("svg ", "")) + background + body, label)
-    whole = whole.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH:g}" height="{height:g}" ', 1)
+    whole = whole.replace(
+        "<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH:g}" height="{height:g}" ', 1
+    )
 
     def written(found: re.Match[str]) -> str:
         return colours.get(found[1], found[2] or "")

@@ -50,7 +50,11 @@ class Published:
     @property
     def setting(self) -> str:
         """Shots, reasoning and metric in words: ``5-shot, chain of thought, exact match``."""
-        parts = [f"{self.shots}-shot" if self.shots else "", "chain of thought" if self.cot else "", self.metric]
+        parts = [
+            f"{self.shots}-shot" if self.shots else "",
+            "chain of thought" if self.cot else "",
+            self.metric,
+        ]
         return ", ".join(part for part in parts if part) + (" (another setting)" if self.starred else "")
 
 

@@ -99,7 +99,9 @@ def receipts_folder(start: Path | str | None = None) -> Path:
         for folder in (place, *place.parents):
             if (folder / "pyproject.toml").is_file() and (folder / "src" / "herd").is_dir():
                 return folder / "bench" / "receipts"
-    raise ReportError(f"no checkout of herd at or above {places[0]}: run in the repository or give the receipt a path")
+    raise ReportError(
+        f"no checkout of herd at or above {places[0]}: run in the repository or give the receipt a path"
+    )
 
 
 def write_receipt(
@@ -129,7 +131,9 @@ def write_receipt(
         "schema": SCHEMA,
         "name": path.stem,
         "what": what,
-        "values": {key: {k: v for k, v in asdict(value).items() if v is not None} for key, value in checked.items()},
+        "values": {
+            key: {k: v for k, v in asdict(value).items() if v is not None} for key, value in checked.items()
+        },
         "command": command,
         "seed": seed,
         "rivals": dict(rivals or {}),
@@ -150,7 +154,9 @@ def read_receipt(path: Path | str) -> Receipt:
         if record["schema"] != SCHEMA:
             raise ReportError(f"{path}: receipt schema {record['schema']} is not {SCHEMA}: write it anew")
         fields = {key: record[key] for key in Receipt.__dataclass_fields__ if record.get(key) is not None}
-        return Receipt(**(fields | {"values": {key: Value(**value) for key, value in record["values"].items()}}))
+        return Receipt(
+            **(fields | {"values": {key: Value(**value) for key, value in record["values"].items()}})
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ReportError(f"{path}: not a receipt ({reason}); delete it or write it anew") from error
@@ -247,7 +253,9 @@ def _checked(receipt: str, key: str, value: Value | tuple[Any, str]) -> Value:
         raise ReportError(f"receipt {receipt!r}: value {key!r} has no unit; use '1' for a plain ratio")
     for number in (value.value, value.lo, value.hi):
         if isinstance(number, float) and not math.isfinite(number):
-            raise ReportError(f"receipt {receipt!r}: value {key!r} is {number}; only finite numbers are recorded")
+            raise ReportError(
+                f"receipt {receipt!r}: value {key!r} is {number}; only finite numbers are recorded"
+            )
     return value
 
 
@@ -259,7 +267,9 @@ def _cpu() -> tuple[str, set[str]]:
         return _darwin_cpu() or platform.processor() or platform.machine(), set()
     name = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    return name.group(1).strip() if name else platform.machine(), set(flags.group(1).split()) if flags else set()
+    return name.group(1).strip() if name else platform.machine(), set(
+        flags.group(1).split()
+    ) if flags else set()
 
 
 def _darwin_cpu() -> str | None:

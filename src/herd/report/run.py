@@ -161,7 +161,9 @@ def load_run(folder: Path | str) -> Run:
     """Read a run's folder. Raises `ReportError` only if it is no run at all."""
     folder = Path(folder)
     if not (folder / "run.json").is_file() and not (folder / "stages").is_dir():
-        raise ReportError(f"{folder} is not a run: no run.json and no stages/ in it; give the folder `herd raise` made")
+        raise ReportError(
+            f"{folder} is not a run: no run.json and no stages/ in it; give the folder `herd raise` made"
+        )
     problems: list[str] = []
     plan = _typed(_read(folder / "run.json", dict, problems), _PLAN, "run.json", problems)
     where = _typed(_read(folder / "machine.json", dict, problems), _WHERE, "machine.json", problems)
@@ -183,7 +185,15 @@ def load_run(folder: Path | str) -> Run:
         else:
             problems.append(f"samples.json, entry {index}: no outputs")
     return Run(
-        folder, plan.get("name") or folder.resolve().name, plan, machine, commit, stages, scores, samples, problems
+        folder,
+        plan.get("name") or folder.resolve().name,
+        plan,
+        machine,
+        commit,
+        stages,
+        scores,
+        samples,
+        problems,
     )
 
 
@@ -243,7 +253,9 @@ def _stage_names(folder: Path, plan: dict[str, Any]) -> list[str]:
     listed = plan.get("stages") or list(plan.get("predicted_seconds") or {})
     planned = [str(stage.get("name")) if isinstance(stage, dict) else str(stage) for stage in listed]
     root = folder / "stages"
-    begun = (path for path in root.iterdir() if (path / "stage.json").exists() or (path / "metrics.jsonl").exists())
+    begun = (
+        path for path in root.iterdir() if (path / "stage.json").exists() or (path / "metrics.jsonl").exists()
+    )
     found = [path.name for path in begun] if root.is_dir() else []
 
     def order(name: str) -> tuple[int, float]:
@@ -265,7 +277,9 @@ def _stage(folder: Path, name: str, plan: dict[str, Any], problems: list[str]) -
         name=name,
         title=record.get("title", name),
         seconds=record.get("seconds"),
-        predicted_seconds=record.get("predicted_seconds", number((plan.get("predicted_seconds") or {}).get(name))),
+        predicted_seconds=record.get(
+            "predicted_seconds", number((plan.get("predicted_seconds") or {}).get(name))
+        ),
         tokens=record.get("tokens"),
         flops=record.get("flops"),
         peak_bytes=record.get("peak_rss_bytes"),
@@ -313,11 +327,15 @@ def _curve(path: Path, name: str, problems: list[str]) -> Curve:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-            records.append({key: found for key, value in record.items() if (found := number(value)) is not None})
+            records.append(
+                {key: found for key, value in record.items() if (found := number(value)) is not None}
+            )
         except (ValueError, AttributeError):
             broken += 1
     if broken:
-        problems.append(f"{path.name} of {name}: {broken} line{'s' if broken > 1 else ''} not readable as JSON")
+        problems.append(
+            f"{path.name} of {name}: {broken} line{'s' if broken > 1 else ''} not readable as JSON"
+        )
     tokens = {record["step"]: record["tokens"] for record in records if record.keys() >= {"step", "tokens"}}
     train, evals = {}, {}
     for record in records:
@@ -340,7 +358,9 @@ def _scores(record: dict[str, Any]) -> list[Score]:
     for key, parts in raw.items():
         if isinstance(parts, dict):
             detail[key] = {str(part): estimate(value) for part, value in parts.items() if value is not None}
-    grid = [(int(cell["length"]), float(cell["depth"]), float(cell["value"])) for cell in raw.get("grid") or []]
+    grid = [
+        (int(cell["length"]), float(cell["depth"]), float(cell["value"])) for cell in raw.get("grid") or []
+    ]
     unit = str(record.get("unit") or "")
     scores = [Score(record["model"], record["name"], unit, estimate(record), detail, grid)]
     if (p99 := number(raw.get("p99"))) is not None:

@@ -24,9 +24,17 @@ def tag(name: str, content: str = "", /, **attributes: object) -> str:
     return f"<{head}>{content}</{name}>" if content else f"<{head}/>"
 
 
-def text(x: float, y: float, content: str, anchor: str = "start", class_: str | None = None, **more: object) -> str:
+def text(
+    x: float, y: float, content: str, anchor: str = "start", class_: str | None = None, **more: object
+) -> str:
     return tag(
-        "text", escape(content), x=x, y=y, text_anchor=None if anchor == "start" else anchor, class_=class_, **more
+        "text",
+        escape(content),
+        x=x,
+        y=y,
+        text_anchor=None if anchor == "start" else anchor,
+        class_=class_,
+        **more,
     )
 
 
@@ -58,7 +66,9 @@ def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
     first = math.ceil(low / step - 1e-9)
     ticks: list[float] = []
     while (first + len(ticks)) * step <= high + 1e-9 * step:
-        ticks.append(min(max((first + len(ticks)) * step, low), high))  # rounding may have left the range by a hair
+        ticks.append(
+            min(max((first + len(ticks)) * step, low), high)
+        )  # rounding may have left the range by a hair
     return ticks
 
 

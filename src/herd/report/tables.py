@@ -93,14 +93,18 @@ def family_table(receipt: Receipt | None) -> str:
     known = [name for name in _FAMILY if name in names]
     header = ["model", "parameters"]
     for name in known:
-        value = next(receipt.values[f"{model}/{name}"] for model in models if f"{model}/{name}" in receipt.values)
+        value = next(
+            receipt.values[f"{model}/{name}"] for model in models if f"{model}/{name}" in receipt.values
+        )
         unit = unit_name(value.unit)
         header.append(f"{metric(name).title}{', ' + unit if unit else ''}")
     rows = []
     for model in models:
         params = receipt.values[f"{model}/parameters"].value
         cells = [f"**{model}**", si(float(params))]
-        cells += [_with_interval(receipt.values.get(f"{model}/{name}"), metric(name).decimals) for name in known]
+        cells += [
+            _with_interval(receipt.values.get(f"{model}/{name}"), metric(name).decimals) for name in known
+        ]
         rows.append(cells)
     return markdown(header, rows)
 
@@ -140,7 +144,10 @@ def plan_table(receipts: Mapping[str, Receipt]) -> str:
     """Predicted against real: Meta's runs one by one, with what a constant MFU would have said beside; the runs that
     others published, and those of this machine, by their errors."""
     rows = [*_meta_rows(receipts.get("plan-meta"))]
-    for name, what in (("plan-torchtitan", "torchtitan’s published runs"), ("plan-gptfast", "gpt-fast’s decode rates")):
+    for name, what in (
+        ("plan-torchtitan", "torchtitan’s published runs"),
+        ("plan-gptfast", "gpt-fast’s decode rates"),
+    ):
         if (receipt := receipts.get(name)) is not None:
             rows.append(_fitted_row(what, receipt))
     rows += _here_rows(receipts.get("plan-here"))
@@ -156,12 +163,20 @@ def _meta_rows(receipt: Receipt | None) -> Iterator[list[str]]:
         if match := re.fullmatch(r"(MFU \d+): (.+)", key):
             real, naive = values[f"{match[1]}, published"], values[f"{match[1]} error of a constant 0.5"]
             layout, _, context = match[2].rpartition(", ")
-            cells = [f"Llama 3.1 405B, {layout}, context {context}: MFU", f"{fixed(real, 0)} %", f"{fixed(found, 1)} %"]
+            cells = [
+                f"Llama 3.1 405B, {layout}, context {context}: MFU",
+                f"{fixed(real, 0)} %",
+                f"{fixed(found, 1)} %",
+            ]
             yield [*cells, _signed(found / real - 1), f"constant 50 %: {_signed(naive / 100)}"]
     for key, found in values.items():
         if match := re.fullmatch(r"(\w+) GPU hours", key):
             real, naive = values[f"{key}, published"], values[f"{key} of a constant 0.5"]
-            cells = [f"Llama 3.1 {match[1]}: GPU hours", f"{fixed(real / 1e6, 2)} M", f"{fixed(found / 1e6, 2)} M"]
+            cells = [
+                f"Llama 3.1 {match[1]}: GPU hours",
+                f"{fixed(real / 1e6, 2)} M",
+                f"{fixed(found / 1e6, 2)} M",
+            ]
             yield [*cells, _signed(found / real - 1), f"constant 50 %: {_signed(naive / real - 1)}"]
 
 
@@ -171,13 +186,23 @@ def _fitted_row(what: str, receipt: Receipt) -> list[str]:
     errors = [abs(value) for key, value in values.items() if key.endswith(": error")]
     error = f"median {fixed(statistics.median(errors), 1)} %, worst {fixed(max(errors), 1)} %"
     beside = f"nothing fitted: median {fixed(values['median error, nothing fitted'], 1)} %"
-    return [f"{what}, {len(errors)} rows, each fitted on the other half: tokens/s", _NONE, _NONE, error, beside]
+    return [
+        f"{what}, {len(errors)} rows, each fitted on the other half: tokens/s",
+        _NONE,
+        _NONE,
+        error,
+        beside,
+    ]
 
 
 def _here_rows(receipt: Receipt | None) -> Iterator[list[str]]:
     """This machine: bytes of tensors, peak memory, time, each over all configurations."""
     values = {} if receipt is None else {key: float(value.value) for key, value in receipt.values.items()}
-    for ending, what in (("tensors error", "bytes of tensors"), ("peak error", "peak memory"), ("time error", "time")):
+    for ending, what in (
+        ("tensors error", "bytes of tensors"),
+        ("peak error", "peak memory"),
+        ("time error", "time"),
+    ):
         errors = [abs(value) for key, value in values.items() if key.endswith(f"{ending}") and "/" in key]
         if errors:
             count = int(values["configurations"])
@@ -203,7 +228,9 @@ def run_values(run: Run) -> dict[str, Value]:
             values[f"{score.model}/{name}"] = Value(found.value, score.unit or "1", found.lo, found.hi)
         for kind in ("by_lang", "by_form"):
             for part, found in score.detail.get(kind, {}).items():
-                values[f"{score.model}/{score.name}/{part}"] = Value(found.value, score.unit or "1", found.lo, found.hi)
+                values[f"{score.model}/{score.name}/{part}"] = Value(
+                    found.value, score.unit or "1", found.lo, found.hi
+                )
     for stage in run.stages:
         costs = (
             ("seconds", stage.seconds, "s"),

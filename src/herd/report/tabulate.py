@@ -83,7 +83,11 @@ def interval(found: Estimate, unit: str, decimals: int | None = None) -> str:
 
 
 def cell(found: Estimate | None, unit: str, decimals: int | None = None) -> Cell:
-    return MISSING if found is None else Cell(measure(found.value, unit, decimals), interval(found, unit, decimals))
+    return (
+        MISSING
+        if found is None
+        else Cell(measure(found.value, unit, decimals), interval(found, unit, decimals))
+    )
 
 
 def scores_table(run: Run) -> Table | None:
@@ -100,7 +104,9 @@ def scores_table(run: Run) -> Table | None:
         cells = []
         for name, part, _, unit in columns:
             score = run.score(model, name)
-            found = (score.detail.get("by_length", {}).get(part) if part else score.estimate) if score else None
+            found = (
+                (score.detail.get("by_length", {}).get(part) if part else score.estimate) if score else None
+            )
             cells.append(cell(found, unit, metric(name).decimals))
         rows.append((model, tone(model), cells))
     return Table([("model", ""), *header], rows)
@@ -109,11 +115,15 @@ def scores_table(run: Run) -> Table | None:
 def _columns(run: Run) -> list[tuple[str, str, str, str]]:
     """(score's name, part, title, unit), known scores first, in the table's order."""
     present = dict.fromkeys(score.name for score in run.scores if "_vs_" not in score.name)
-    names = [m.name for m in METRICS if m.name in present] + [name for name in present if name not in _BY_NAME]
+    names = [m.name for m in METRICS if m.name in present] + [
+        name for name in present if name not in _BY_NAME
+    ]
     columns = []
     for name in names:
         unit = next(score.unit for score in run.scores if score.name == name)
-        lengths = {part for score in run.scores if score.name == name for part in score.detail.get("by_length", {})}
+        lengths = {
+            part for score in run.scores if score.name == name for part in score.detail.get("by_length", {})
+        }
         parts = sorted(lengths, key=lambda part: int(part) if part.isdigit() else 0)
         for part in parts or [""]:
             title = f"{metric(name).title} at {int(part):,}" if part.isdigit() else metric(name).title
@@ -158,7 +168,11 @@ def language_table(run: Run) -> Table | None:
         cells = [MISSING if value is None else Cell(fixed(value, 2))]
         cells += [cell(parts.get(code), "bits/byte", 3) for parts in measured.values()]
         rows.append((language(code), None, cells))
-    header = [("language", ""), ("tokenizer", "bytes/token ↑"), *((model, "bits/byte ↓") for model in measured)]
+    header = [
+        ("language", ""),
+        ("tokenizer", "bytes/token ↑"),
+        *((model, "bits/byte ↓") for model in measured),
+    ]
     return Table(header, rows)
 
 

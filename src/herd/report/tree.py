@@ -95,7 +95,9 @@ def narrow(root: Node) -> str:
 
     draw(root, 0)
     depth = max(node.lane for node in _walk(root))
-    return _framed(BOX_WIDTH + depth * INDENT + 2, row * (BOX_HEIGHT + GAP_Y) - GAP_Y, parts, root, "chart tree-narrow")
+    return _framed(
+        BOX_WIDTH + depth * INDENT + 2, row * (BOX_HEIGHT + GAP_Y) - GAP_Y, parts, root, "chart tree-narrow"
+    )
 
 
 def _framed(width: float, height: float, parts: list[str], root: Node, class_: str) -> str:
@@ -139,7 +141,9 @@ def _root(run: Run) -> Node:
 def _node(stage: Stage) -> Node:
     name = stage.model_name or stage.name
     config = stage.config
-    layers, dim, context = (config.get(key) for key in ("num_hidden_layers", "hidden_size", "max_position_embeddings"))
+    layers, dim, context = (
+        config.get(key) for key in ("num_hidden_layers", "hidden_size", "max_position_embeddings")
+    )
     how = _HOW.get(tone(name), "trained")
     shape = [f"{layers} layers × {dim}"] if layers and dim else []
     shape += [f"context {context:,}"] if isinstance(context, int) else []

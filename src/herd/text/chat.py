@@ -44,7 +44,13 @@ FORMS = ("json", "builtin", "function")
 CODE_INTERPRETER = "code_interpreter"
 TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-_ROLES = {"system": "system", "user": "user", "assistant": "assistant", "ipython": "ipython", "tool": "ipython"}
+_ROLES = {
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "ipython": "ipython",
+    "tool": "ipython",
+}
 # fmt: off
 _MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
@@ -227,7 +233,9 @@ def _call(call: Any, where: str, form: str) -> _Call:
         raise ChatError(f"{where} must be a dict with name and arguments")
     name, arguments = inner.get("name"), inner.get("arguments")
     if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
-        raise ChatError(f"{where}: name {name!r} must begin with a letter and hold letters, digits, '_', '.', '-' only")
+        raise ChatError(
+            f"{where}: name {name!r} must begin with a letter and hold letters, digits, '_', '.', '-' only"
+        )
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
@@ -308,13 +316,19 @@ def _call_text(call: _Call, where: str) -> str:
         return f"<function={call.name}>{_dump(call.arguments, where)}</function>"
     for word in (call.name, *call.arguments):
         if not _IDENTIFIER.fullmatch(word):
-            raise ChatError(f"{where}: {word!r} is no identifier, which the builtin form name.call(key=value) needs")
+            raise ChatError(
+                f"{where}: {word!r} is no identifier, which the builtin form name.call(key=value) needs"
+            )
     pairs = ", ".join(f"{key}={_dump(value, where)}" for key, value in call.arguments.items())
     return f"{call.name}.call({pairs})"
 
 
 def _is_code(call: _Call) -> bool:
-    return call.name == CODE_INTERPRETER and isinstance(call.arguments.get("code"), str) and len(call.arguments) == 1
+    return (
+        call.name == CODE_INTERPRETER
+        and isinstance(call.arguments.get("code"), str)
+        and len(call.arguments) == 1
+    )
 
 
 def _dump(value: Any, where: str, indent: int | None = None) -> str:
@@ -350,7 +364,9 @@ def _add_assistant(rendered: Rendered, tokenizer: Tokenizer, turn: _Turn, tools:
     start = len(rendered.ids)
     where = f"messages[{turn.index}].tool_calls"
     calls = [_in_form(call, tools) for call in turn.calls]
-    tagged = any(_is_code(call) or call.form == "builtin" or (call.form == "json" and tools.builtin) for call in calls)
+    tagged = any(
+        _is_code(call) or call.form == "builtin" or (call.form == "json" and tools.builtin) for call in calls
+    )
     segments = _segments(calls, where)
     _extend(rendered, _header(tokenizer, "assistant"), trained=False)
     if tagged:

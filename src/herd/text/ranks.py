@@ -43,10 +43,16 @@ def read_ranks(path: Path) -> Ranks:
             token_base64, rank_text = line.split()
             token, rank = base64.b64decode(token_base64, validate=True), int(rank_text)
         except (ValueError, binascii.Error) as error:
-            hint = "SentencePiece models (Llama 2) are not read" if b"<unk>" in data[:64] else "is this a ranks file?"
+            hint = (
+                "SentencePiece models (Llama 2) are not read"
+                if b"<unk>" in data[:64]
+                else "is this a ranks file?"
+            )
             raise TokenizerError(f"{path}:{number}: {line[:40]!r} is not 'base64 rank'; {hint}") from error
         if token in ranks:
-            raise TokenizerError(f"{path}:{number}: token {token!r} is there twice (ranks {ranks[token]} and {rank})")
+            raise TokenizerError(
+                f"{path}:{number}: token {token!r} is there twice (ranks {ranks[token]} and {rank})"
+            )
         ranks[token] = rank
     check_ranks(ranks, str(path))
     return ranks

@@ -60,7 +60,9 @@ class Tokenizer:
         self.special_tokens: dict[str, int] = dict(default if special_tokens is None else special_tokens)
         self.vocab_size = self.n_ranks + len(self.special_tokens)
         if sorted(self.special_tokens.values()) != list(range(self.n_ranks, self.vocab_size)):
-            raise TokenizerError(f"special tokens must have the ids after the {self.n_ranks} ranks, without gaps")
+            raise TokenizerError(
+                f"special tokens must have the ids after the {self.n_ranks} ranks, without gaps"
+            )
         self._encoding = tiktoken.Encoding(
             "llama3", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens=self.special_tokens
         )
@@ -111,7 +113,9 @@ class Tokenizer:
         ranks = read_ranks(model)
         vocabulary, special_tokens = tokenizer_json.read_vocabulary(json_)
         if vocabulary != ranks:
-            raise TokenizerError(f"{folder}: tokenizer.model and tokenizer.json disagree; remove the wrong one")
+            raise TokenizerError(
+                f"{folder}: tokenizer.model and tokenizer.json disagree; remove the wrong one"
+            )
         return cls(ranks, special_tokens)
 
     @classmethod
@@ -123,7 +127,9 @@ class Tokenizer:
         """
         n_ranks = vocab_size - N_SPECIAL
         if n_ranks < 256:
-            raise TokenizerError(f"vocab_size={vocab_size} is below 512 = 256 bytes + {N_SPECIAL} special tokens")
+            raise TokenizerError(
+                f"vocab_size={vocab_size} is below 512 = 256 bytes + {N_SPECIAL} special tokens"
+            )
         ranks = tokenizer_json.train_ranks(map(check_text, texts), n_ranks)
         if len(ranks) < n_ranks:
             raise TokenizerError(
@@ -149,7 +155,9 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str], *, n_threads: int = 2) -> list[list[int]]:
         """`encode` of many texts on several threads (tiktoken releases the interpreter's lock)."""
         pieces = [list(split_long(check_text(text))) for text in texts]
-        flat = iter(self._encoding.encode_ordinary_batch([p for some in pieces for p in some], num_threads=n_threads))
+        flat = iter(
+            self._encoding.encode_ordinary_batch([p for some in pieces for p in some], num_threads=n_threads)
+        )
         return [[id_ for _ in some for id_ in next(flat)] for some in pieces]
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False, errors: str = "replace") -> str:
@@ -185,7 +193,9 @@ class Tokenizer:
 
     def __eq__(self, other: object) -> bool:
         return (
-            isinstance(other, Tokenizer) and self.ranks == other.ranks and self.special_tokens == other.special_tokens
+            isinstance(other, Tokenizer)
+            and self.ranks == other.ranks
+            and self.special_tokens == other.special_tokens
         )
 
     def __hash__(self) -> int:
@@ -208,7 +218,8 @@ class Tokenizer:
         config = tokenizer_json.config(self.special_tokens, named, CHAT_TEMPLATE, model_max_length)
         write_atomically(folder / "tokenizer.model", ranks_bytes(self.ranks))
         write_atomically(
-            folder / "tokenizer.json", _json(tokenizer_json.document(self.ranks, self.special_tokens, self.bos_id))
+            folder / "tokenizer.json",
+            _json(tokenizer_json.document(self.ranks, self.special_tokens, self.bos_id)),
         )
         write_atomically(folder / "tokenizer_config.json", _json(config))
         write_atomically(folder / "special_tokens_map.json", _json(named))

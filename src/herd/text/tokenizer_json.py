@@ -70,7 +70,10 @@ def document(ranks: Ranks, special_tokens: Mapping[str, int], bos_id: int) -> di
                 byte_level,
             ],
         },
-        "post_processor": {"type": "Sequence", "processors": [byte_level | {"trim_offsets": False}, template]},
+        "post_processor": {
+            "type": "Sequence",
+            "processors": [byte_level | {"trim_offsets": False}, template],
+        },
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {
             "type": "BPE",
@@ -143,18 +146,28 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _vocabulary(path: Path, content: dict[str, Any]) -> tuple[Ranks, dict[str, int]]:
     model = content.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
+    if (
+        not isinstance(model, dict)
+        or model.get("type", "BPE") != "BPE"
+        or not isinstance(model.get("vocab"), dict)
+    ):
         raise TokenizerError(f"{path}: its model is not byte-level BPE; only Llama 3 tokenizers are read")
     if content.get("normalizer") is not None:
-        raise TokenizerError(f"{path}: has a normalizer, so text would not come back exactly; Llama 3 has none")
+        raise TokenizerError(
+            f"{path}: has a normalizer, so text would not come back exactly; Llama 3 has none"
+        )
     if PATTERN not in _patterns(content.get("pre_tokenizer")):
         raise TokenizerError(f"{path}: its pre-tokenizer is not Llama 3's regular expression")
     try:
-        special_tokens = {str(token["content"]): int(token["id"]) for token in content.get("added_tokens", [])}
+        special_tokens = {
+            str(token["content"]): int(token["id"]) for token in content.get("added_tokens", [])
+        }
         words = {word: int(id_) for word, id_ in model["vocab"].items() if special_tokens.get(word) != id_}
         ranks = {unspell(word): id_ for word, id_ in words.items()}
     except KeyError as error:
-        raise TokenizerError(f"{path}: {error.args[0]!r} is no byte-level character or key; not Llama 3's") from error
+        raise TokenizerError(
+            f"{path}: {error.args[0]!r} is no byte-level character or key; not Llama 3's"
+        ) from error
     except (TypeError, ValueError) as error:
         raise TokenizerError(f"{path}: malformed vocabulary or added_tokens ({error})") from error
     check_ranks(ranks, str(path))
@@ -173,11 +186,15 @@ def _patterns(pre_tokenizer: Any) -> list[str]:
 
 def check_merges(path: Path, model: dict[str, Any], ranks: Ranks) -> None:
     try:
-        pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+        pairs = [
+            tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]
+        ]
         listed = [(unspell(left), unspell(right)) for left, right in pairs]
         order = [ranks[left + right] for left, right in listed]
     except (KeyError, TypeError, ValueError) as error:
-        raise TokenizerError(f"{path}: malformed merges, or of words outside the vocabulary ({error})") from error
+        raise TokenizerError(
+            f"{path}: malformed merges, or of words outside the vocabulary ({error})"
+        ) from error
     wanted = merges(ranks)
     reached = sum(len(token) == 1 for token in ranks) + len(wanted)
     if order != sorted(order):

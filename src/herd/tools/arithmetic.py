@@ -30,7 +30,9 @@ def calculator(expression: str) -> str:
     Raises ToolError, one line, for anything that is not arithmetic, too large, or has no value.
     """
     if not isinstance(expression, str):
-        raise ToolError(f"calculator: {type(expression).__name__} instead of text; give an expression like 2*(3+4)")
+        raise ToolError(
+            f"calculator: {type(expression).__name__} instead of text; give an expression like 2*(3+4)"
+        )
     if len(expression) > MAX_CHARS:
         raise ToolError(f"calculator: {len(expression)} characters; give at most {MAX_CHARS}")
     source = expression.strip().replace("^", "**").replace("×", "*").replace("÷", "/").replace("−", "-")
@@ -57,19 +59,27 @@ def render_number(value: Number) -> str:
 def _value(node: ast.expr, whole: str, depth: int) -> Number:
     if depth > MAX_DEPTH:
         raise ToolError(f"calculator: {_short(whole)} is nested deeper than {MAX_DEPTH}; simplify it")
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+    if (
+        isinstance(node, ast.Constant)
+        and isinstance(node.value, int | float)
+        and not isinstance(node.value, bool)
+    ):
         if isinstance(node.value, int):
             return _bounded(node.value, whole)
         if not math.isfinite(node.value):
             raise ToolError(f"calculator: {_short(whole)} is too large; use smaller numbers")
-        return _bounded(Fraction(repr(node.value)), whole)  # 0.1 means a tenth, not the nearest binary fraction
+        return _bounded(
+            Fraction(repr(node.value)), whole
+        )  # 0.1 means a tenth, not the nearest binary fraction
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.UAdd | ast.USub):
         value = _value(node.operand, whole, depth + 1)
         return -value if isinstance(node.op, ast.USub) else value
     if isinstance(node, ast.BinOp):
         left, right = _value(node.left, whole, depth + 1), _value(node.right, whole, depth + 1)
         return _bounded(_combine(node.op, left, right, whole), whole)
-    raise ToolError(f"calculator: {_short(whole)} is not arithmetic; use numbers, + - * / // % ** and parentheses")
+    raise ToolError(
+        f"calculator: {_short(whole)} is not arithmetic; use numbers, + - * / // % ** and parentheses"
+    )
 
 
 def _combine(op: ast.operator, left: Number, right: Number, whole: str) -> Number:

@@ -17,7 +17,9 @@ def add_days(date: str, days: int) -> str:
     try:
         return (day(date) + timedelta(days=days)).isoformat()
     except OverflowError:
-        raise ToolError(f"add_days: {date} + {days} days is outside the years 1 to 9999; give fewer days") from None
+        raise ToolError(
+            f"add_days: {date} + {days} days is outside the years 1 to 9999; give fewer days"
+        ) from None
 
 
 def days_between(start: str, end: str) -> str:

@@ -58,9 +58,13 @@ def run_tool_loop(
         parsed = parse(generate(list(dialog)))
         message: Message = {"role": "assistant", "content": parsed.content}
         if parsed.calls:
-            message["tool_calls"] = [{"name": c.name, "arguments": c.arguments, "form": c.form} for c in parsed.calls]
+            message["tool_calls"] = [
+                {"name": c.name, "arguments": c.arguments, "form": c.form} for c in parsed.calls
+            ]
         dialog.append(message)
         if not parsed.calls:
             return dialog
-        dialog += [{"role": "ipython", "content": answer_call(c.name, c.arguments, tools)[0]} for c in parsed.calls]
+        dialog += [
+            {"role": "ipython", "content": answer_call(c.name, c.arguments, tools)[0]} for c in parsed.calls
+        ]
     raise TooManyRounds(max_rounds, dialog)

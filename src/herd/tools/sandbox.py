@@ -72,9 +72,22 @@ class Sandbox:
         ours, theirs = socket.socketpair()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-s", "-S", "-P", "-X", "utf8", str(self.PROGRAM), str(theirs.fileno()), self._folder],
+                [
+                    sys.executable,
+                    "-s",
+                    "-S",
+                    "-P",
+                    "-X",
+                    "utf8",
+                    str(self.PROGRAM),
+                    str(theirs.fileno()),
+                    self._folder,
+                ],
                 pass_fds=(theirs.fileno(),),
-                env={"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"},  # the same sets in the same order, always
+                env={
+                    "PYTHONHASHSEED": "0",
+                    "PYTHONDONTWRITEBYTECODE": "1",
+                },  # the same sets in the same order, always
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -122,7 +135,12 @@ class Sandbox:
                 raise self._gone() from None
             reply = self._receive(timeout_s + GRACE_S)
         return SandboxResult(
-            not reply["reason"], reply["stdout"], reply["stderr"], reply["reason"], self.protections, reply["seconds"]
+            not reply["reason"],
+            reply["stdout"],
+            reply["stderr"],
+            reply["reason"],
+            self.protections,
+            reply["seconds"],
         )
 
     def run_many(self, programs: Iterable[str], **limits: Any) -> list[SandboxResult]:
@@ -168,7 +186,9 @@ class Sandbox:
         self._process.kill()
         self._process.wait()
         error = self._process.stderr.read().decode(errors="replace").strip() if self._process.stderr else ""
-        return ToolError(f"sandbox: its helper process ended ({error.splitlines()[-1] if error else 'no answer'})")
+        return ToolError(
+            f"sandbox: its helper process ended ({error.splitlines()[-1] if error else 'no answer'})"
+        )
 
 
 def run_python(
@@ -181,4 +201,6 @@ def run_python(
 ) -> SandboxResult:
     """Run one program in a sandbox of its own (about 0.1 s to start); see `Sandbox.run`. For many, keep a `Sandbox`."""
     with Sandbox() as sandbox:
-        return sandbox.run(code, stdin=stdin, timeout_s=timeout_s, memory_bytes=memory_bytes, output_bytes=output_bytes)
+        return sandbox.run(
+            code, stdin=stdin, timeout_s=timeout_s, memory_bytes=memory_bytes, output_bytes=output_bytes
+        )

@@ -114,13 +114,18 @@ class Locks:
         """Files: read below ``readable``, read and write below ``writable``, nothing anywhere else."""
         abi = self.syscall(SYS_LANDLOCK, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
         handled = (
-            (1 << 13) - 1 | (1 << 13 if abi >= 2 else 0) | (1 << 14 if abi >= 3 else 0) | (1 << 15 if abi >= 5 else 0)
+            (1 << 13) - 1
+            | (1 << 13 if abi >= 2 else 0)
+            | (1 << 14 if abi >= 3 else 0)
+            | (1 << 15 if abi >= 5 else 0)
         )
         network, scope = (3 if abi >= 4 else 0), (3 if abi >= 6 else 0)
         attributes = struct.pack("QQQ", handled, network, scope)[: 8 if abi < 4 else 16 if abi < 6 else 24]
         ruleset = self.syscall(SYS_LANDLOCK, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
         read = 1 << 2 | 1 << 3  # read files, list folders
-        make = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 13 | 1 << 14  # write, remove, make, rename, truncate
+        make = (
+            1 << 1 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 13 | 1 << 14
+        )  # write, remove, make, rename, truncate
         for paths, access in ((readable, read), (writable, (read | make) & handled)):
             for path in paths:
                 try:
@@ -190,7 +195,9 @@ def audit(folder):
                 raise PermissionError(f"sandbox: {arguments[0]!r} is outside the program's folder")
             return
         allowed = inside if event in writing else roots if event in reading else None
-        if allowed and not all(below(path, allowed) for path in arguments[: 2 if event == "os.rename" else 1]):
+        if allowed and not all(
+            below(path, allowed) for path in arguments[: 2 if event == "os.rename" else 1]
+        ):
             raise PermissionError(f"sandbox: {event} outside the program's folder")
 
     sys.addaudithook(hook)
@@ -378,7 +385,10 @@ def protect(locks, root):
             with contextlib.suppress(OSError):
                 locks.tmpfs(root)
                 names.append("tmpfs")
-        for name, action in (("landlock", lambda: locks.landlock(libraries(), [root])), ("seccomp", locks.seccomp)):
+        for name, action in (
+            ("landlock", lambda: locks.landlock(libraries(), [root])),
+            ("seccomp", locks.seccomp),
+        ):
             if works(lambda action=action: (locks.prctl(PR_SET_NO_NEW_PRIVS, 1), action(), os.listdir(root))):
                 names.append(name)
     if "landlock" not in names or "seccomp" not in names:

@@ -39,14 +39,18 @@ class TrainConfig(BaseModel):
     min_lr_ratio: Fraction = 0.1  # where the cosine ends, as a part of the peak
     warmup_steps: Count = 0
     anneal_steps: Count = 0  # the last steps: linear to zero
-    average_every: Count = 0  # every so many steps of annealing the weights enter the mean that is the result; 0: never
+    average_every: Count = (
+        0  # every so many steps of annealing the weights enter the mean that is the result; 0: never
+    )
 
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.95)
     eps: PositiveReal = 1e-8
     clip: PositiveReal | None = 1.0  # of the global gradient norm
 
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the matmuls; weights and Adam's state are always fp32
+    dtype: Literal["float32", "bfloat16"] = (
+        "float32"  # of the matmuls; weights and Adam's state are always fp32
+    )
     compile: bool = False
     remat: bool = False  # recompute a block's activations in backward instead of keeping them
 
@@ -66,13 +70,18 @@ class TrainConfig(BaseModel):
                 f"warmup_steps={self.warmup_steps} + anneal_steps={self.anneal_steps} are more than steps={self.steps}",
             )
         if self.average_every and not self.anneal_steps:
-            raise impossible("average_every", "average_every needs anneal_steps: only annealed weights are averaged")
+            raise impossible(
+                "average_every", "average_every needs anneal_steps: only annealed weights are averaged"
+            )
         if self.average_every > max(self.anneal_steps, 1):
             raise impossible(
-                "average_every", f"average_every={self.average_every} exceeds anneal_steps={self.anneal_steps}"
+                "average_every",
+                f"average_every={self.average_every} exceeds anneal_steps={self.anneal_steps}",
             )
         if self.micro_rows is not None and self.batch_rows % self.micro_rows:
-            raise impossible("micro_rows", f"micro_rows={self.micro_rows} does not divide batch_rows={self.batch_rows}")
+            raise impossible(
+                "micro_rows", f"micro_rows={self.micro_rows} does not divide batch_rows={self.batch_rows}"
+            )
         for name, beta in zip(("first", "second"), self.betas, strict=True):
             if not 0 <= beta < 1:
                 raise impossible("betas", f"the {name} of betas={list(self.betas)} must be in [0, 1)")

@@ -91,7 +91,13 @@ class _Run:
     """One call of `train`: the pieces that every step needs."""
 
     def __init__(
-        self, model: LlamaLM, stream: Stream, objective: Objective, config: TrainConfig, folder: Path, ranks: Ranks
+        self,
+        model: LlamaLM,
+        stream: Stream,
+        objective: Objective,
+        config: TrainConfig,
+        folder: Path,
+        ranks: Ranks,
     ) -> None:
         self.model, self.stream, self.objective, self.config = model, stream, objective, config
         self.folder, self.ranks = folder, ranks
@@ -100,7 +106,9 @@ class _Run:
         except ValueError as error:
             raise TrainingError(str(error)) from error
         if config.context > model.config.max_context:
-            raise TrainingError(f"context={config.context} exceeds the model's max_context={model.config.max_context}")
+            raise TrainingError(
+                f"context={config.context} exceeds the model's max_context={model.config.max_context}"
+            )
         self.params = dict(model.named_parameters())
         self.weights = {name: p.detach() for name, p in self.params.items()}
         self.device = next(model.parameters()).device
@@ -141,11 +149,15 @@ class _Run:
                     if stopping or (config.save_every and self.step % config.save_every == 0):
                         path = self._save(log)
                     if stopping:
-                        raise KeyboardInterrupt(f"stopped after step {self.step} of {config.steps}; state in {path}")
+                        raise KeyboardInterrupt(
+                            f"stopped after step {self.step} of {config.steps}; state in {path}"
+                        )
                 if not finished:
                     self._finish(evaluate, log)
                 if interrupted.is_set():
-                    raise KeyboardInterrupt(f"stopped after the last step, {self.step}; the result is in the state")
+                    raise KeyboardInterrupt(
+                        f"stopped after the last step, {self.step}; the result is in the state"
+                    )
             finally:
                 if log is not None:
                     log.close()
@@ -203,7 +215,12 @@ class _Run:
         self.seconds += took
         record: dict[str, Any] = {"step": self.step, "loss": total / count}
         record |= {name: value / count for name, value in zip(names, others, strict=True)}
-        record |= {"lr": rate, "grad_norm": norm, "tokens": self.step * config.tokens_per_step, "targets": int(count)}
+        record |= {
+            "lr": rate,
+            "grad_norm": norm,
+            "tokens": self.step * config.tokens_per_step,
+            "targets": int(count),
+        }
         return record | self._speed(took), bool(stopping)
 
     def _forward_backward(self) -> list[objectives.Loss]:

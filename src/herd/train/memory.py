@@ -57,7 +57,10 @@ def activation_nbytes(
     config: ModelConfig, rows: int, context: int, *, dtype: str = "float32", remat: bool = False
 ) -> int:
     """Bytes that backward needs of one micro-batch of ``rows`` x ``context`` tokens, without the loss."""
-    block, residual = _block_nbytes(config, rows * context, dtype), rows * context * WIDTHS[dtype] * config.dim
+    block, residual = (
+        _block_nbytes(config, rows * context, dtype),
+        rows * context * WIDTHS[dtype] * config.dim,
+    )
     kept = config.n_layers * residual + block if remat else config.n_layers * block
     return kept + 2 * residual
 
@@ -90,7 +93,13 @@ def _chunk_nbytes(config: ModelConfig, tokens: int, dtype: str) -> int:
 
 
 def kept_nbytes(
-    config: ModelConfig, rows: int, context: int, *, dtype: str = "float32", remat: bool = False, average: bool = False
+    config: ModelConfig,
+    rows: int,
+    context: int,
+    *,
+    dtype: str = "float32",
+    remat: bool = False,
+    average: bool = False,
 ) -> int:
     """Bytes by which a process on a CPU grows that keeps freed memory (`kernels.memory`), as training does.
 
@@ -117,13 +126,17 @@ def train_nbytes(
 ) -> TrainBytes:
     """Bytes on each of ``ranks`` ranks, weights split over ``shard``, micro-batches of ``rows`` x ``context``."""
     params = -(-config.n_params // shard)
-    block = sum(_product(shape) for name, shape in config.param_shapes() if name.startswith("model.layers.0."))
+    block = sum(
+        _product(shape) for name, shape in config.param_shapes() if name.startswith("model.layers.0.")
+    )
     root = config.n_params - config.n_layers * block
     if ranks > 1:
         gathered = WIDTHS[dtype] * (root + 2 * block)
     else:
         gathered = (
-            0 if dtype == "float32" else WIDTHS[dtype] * (config.n_layers * block + config.vocab_size * config.dim)
+            0
+            if dtype == "float32"
+            else WIDTHS[dtype] * (config.n_layers * block + config.vocab_size * config.dim)
         )
     return TrainBytes(
         weights=MASTER * params,

@@ -35,7 +35,9 @@ def read(folder: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             record["step"]
         except (ValueError, TypeError, KeyError) as error:
-            raise TrainingError(f"{path}:{number} is not a metrics record: remove this line or the file") from error
+            raise TrainingError(
+                f"{path}:{number} is not a metrics record: remove this line or the file"
+            ) from error
         records.append(record)
     return records
 

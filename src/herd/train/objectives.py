@@ -70,7 +70,9 @@ class distil:
     def __call__(self, model: LlamaLM, batch: Batch) -> Loss:
         ours, theirs = model.config.vocab_size, self.teacher.config.vocab_size
         if ours != theirs:
-            raise TrainingError(f"distil: the student's vocabulary is {ours}, its teacher's {theirs}; they must be one")
+            raise TrainingError(
+                f"distil: the student's vocabulary is {ours}, its teacher's {theirs}; they must be one"
+            )
         attend = batch.attend
         with torch.no_grad():
             teacher_BTE = self.teacher(batch.tokens_BT, batch.positions_BT, attend)
@@ -98,4 +100,8 @@ class distil:
 def signature(objective: Objective) -> dict[str, object]:
     """An objective's name and constants, as JSON values; an object may give its own by a method of this name."""
     own = getattr(objective, "signature", None)
-    return own() if own is not None else {"objective": getattr(objective, "__qualname__", type(objective).__name__)}
+    return (
+        own()
+        if own is not None
+        else {"objective": getattr(objective, "__qualname__", type(objective).__name__)}
+    )

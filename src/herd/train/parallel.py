@@ -79,7 +79,9 @@ def start(shard: int | None = 1) -> Ranks:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     shard = world if shard is None else shard
     if shard < 1 or world % shard:
-        raise TrainingError(f"{world} ranks cannot be cut into shards of {shard}: start another number of processes")
+        raise TrainingError(
+            f"{world} ranks cannot be cut into shards of {shard}: start another number of processes"
+        )
     if world == 1:
         return Ranks()
     device = device_of_rank()
@@ -87,7 +89,9 @@ def start(shard: int | None = 1) -> Ranks:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return ranks_of(init_device_mesh(device.type, (world // shard, shard), mesh_dim_names=("replicate", "shard")))
+    return ranks_of(
+        init_device_mesh(device.type, (world // shard, shard), mesh_dim_names=("replicate", "shard"))
+    )
 
 
 def ranks_of(mesh: DeviceMesh | None) -> Ranks:
@@ -95,7 +99,9 @@ def ranks_of(mesh: DeviceMesh | None) -> Ranks:
     if mesh is None:
         return Ranks()
     if mesh.mesh_dim_names != ("replicate", "shard"):
-        raise TrainingError(f"mesh dimensions are {mesh.mesh_dim_names}; training needs ('replicate', 'shard')")
+        raise TrainingError(
+            f"mesh dimensions are {mesh.mesh_dim_names}; training needs ('replicate', 'shard')"
+        )
     return Ranks(dist.get_rank(), mesh.size(), mesh)
 
 
@@ -114,7 +120,11 @@ def distribute(model: LlamaLM, ranks: Ranks, dtype: torch.dtype = torch.float32)
     """
     if ranks.mesh is None or isinstance(model, FSDPModule):
         return model
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) if dtype != torch.float32 else None
+    policy = (
+        MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        if dtype != torch.float32
+        else None
+    )
     shard = partial(fully_shard, mesh=ranks.mesh, mp_policy=policy or MixedPrecisionPolicy())
     for block in model.model.layers:
         shard(block)
@@ -150,7 +160,9 @@ def prepared(model: LlamaLM, *, remat: bool, compiled: bool) -> Iterator[None]:
     try:
         for block in blocks:
             if remat:
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+                block.forward = partial(
+                    checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+                )
             if compiled:
                 block.compile()
         yield

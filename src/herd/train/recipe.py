@@ -53,7 +53,9 @@ class ModelSpec(BaseModel):
     def _one(self) -> ModelSpec:
         given = [name for name in ("size", "shape", "start") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise impossible(given[-1] if given else "", f"give one of size, shape or start, not {len(given)} of them")
+            raise impossible(
+                given[-1] if given else "", f"give one of size, shape or start, not {len(given)} of them"
+            )
         if self.size is not None and self.size not in SIZES:
             raise impossible("size", f"size {self.size!r} is not one of {', '.join(SIZES)}")
         if self.shape is not None:
@@ -61,7 +63,9 @@ class ModelSpec(BaseModel):
                 self.config()
             except ConfigError as error:
                 name = str(error).partition("=")[0]
-                raise impossible(f"shape.{name}" if name in ShapeSpec.model_fields else "shape", str(error)) from error
+                raise impossible(
+                    f"shape.{name}" if name in ShapeSpec.model_fields else "shape", str(error)
+                ) from error
         return self
 
     def config(self) -> ModelConfig | None:
@@ -82,7 +86,9 @@ class TokenizerSpec(BaseModel):
     model_config = _STRICT
 
     path: str | None = None
-    train_vocab: Annotated[int, Field(ge=512)] | None = None  # with the 256 single bytes and 256 special tokens
+    train_vocab: Annotated[int, Field(ge=512)] | None = (
+        None  # with the 256 single bytes and 256 special tokens
+    )
 
     @model_validator(mode="after")
     def _one(self) -> TokenizerSpec:
@@ -97,8 +103,12 @@ class DataSpec(BaseModel):
     model_config = _STRICT
 
     shards: str | None = None
-    text: Annotated[list[str], Field(min_length=1)] | None = None  # files, folders, hf:NAME; [builtin]: Python's own
-    split: Literal["teacher", "student"] = "teacher"  # which part of the text; the rest of it is another model's
+    text: Annotated[list[str], Field(min_length=1)] | None = (
+        None  # files, folders, hf:NAME; [builtin]: Python's own
+    )
+    split: Literal["teacher", "student"] = (
+        "teacher"  # which part of the text; the rest of it is another model's
+    )
     max_bytes: Positive | None = None  # of text
     dialogs: str | None = None  # a .jsonl file: {"messages": [...], "tools": [...], "form": "json"} a line
     made_dialogs: Positive | None = None  # that many, made by program and verified
@@ -111,7 +121,9 @@ class DataSpec(BaseModel):
         names = ("shards", "text", "dialogs", "made_dialogs")
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:
-            raise impossible(given[-1] if given else "", f"give one of {', '.join(names)}, not {len(given)} of them")
+            raise impossible(
+                given[-1] if given else "", f"give one of {', '.join(names)}, not {len(given)} of them"
+            )
         if self.text is None:
             for name in ("max_bytes", "split"):
                 if name in self.model_fields_set:
@@ -190,16 +202,23 @@ class Recipe(BaseModel):
                     f"context={self.train.context} exceeds the model's max_context={config.max_context}",
                 )
             if self.tokenizer is None:
-                raise impossible("model", "random weights come without a tokenizer: give tokenizer.path or train_vocab")
+                raise impossible(
+                    "model", "random weights come without a tokenizer: give tokenizer.path or train_vocab"
+                )
             vocab = self.tokenizer.train_vocab
             if vocab is not None and vocab != config.vocab_size:
                 raise impossible(
-                    "tokenizer.train_vocab", f"train_vocab={vocab} is not the model's vocab_size={config.vocab_size}"
+                    "tokenizer.train_vocab",
+                    f"train_vocab={vocab} is not the model's vocab_size={config.vocab_size}",
                 )
         elif self.tokenizer is not None and self.tokenizer.train_vocab is not None:
-            raise impossible("tokenizer.train_vocab", "a new tokenizer does not fit the weights of model.start")
+            raise impossible(
+                "tokenizer.train_vocab", "a new tokenizer does not fit the weights of model.start"
+            )
         if self.tokenizer is not None and self.tokenizer.train_vocab is not None and self.data.text is None:
-            raise impossible("tokenizer.train_vocab", "a tokenizer is trained on data.text, which is not given")
+            raise impossible(
+                "tokenizer.train_vocab", "a tokenizer is trained on data.text, which is not given"
+            )
         if (self.objective.kind == "sft") != self.data.is_dialogs and self.objective.kind != "distil":
             what = "dialogs or made_dialogs" if self.objective.kind == "sft" else "shards or text"
             raise impossible("objective.kind", f"objective {self.objective.kind} reads {what}")
@@ -221,7 +240,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
 )
 
 Path_ = tuple[str | int, ...]
@@ -259,7 +280,9 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
         return Recipe.model_validate(data)
     except ValidationError as error:
         # What is missing comes last: mostly it is what an unknown key was meant to be.
-        problems = sorted((detail["type"] == "missing", *_problem(detail, lines)) for detail in error.errors())
+        problems = sorted(
+            (detail["type"] == "missing", *_problem(detail, lines)) for detail in error.errors()
+        )
         _, line, message = problems[0]
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise RecipeError(f"{where}:{line}: {message}{more}") from error

@@ -18,7 +18,16 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from ..checkpoint import Lineage, checkpoint_hash, load, load_config, load_tokenizer, resolve, weights, write_folder
+from ..checkpoint import (
+    Lineage,
+    checkpoint_hash,
+    load,
+    load_config,
+    load_tokenizer,
+    resolve,
+    weights,
+    write_folder,
+)
 from ..data.batch import Batch
 from ..data.corpus import DataWarning, load_corpus
 from ..data.dialogs import make_dialogs
@@ -46,7 +55,9 @@ class Material:
     hash: str
 
 
-def run_recipe(recipe: Recipe, *, on_step: Callable[[dict[str, Any]], None] | None = None) -> tuple[Path, TrainResult]:
+def run_recipe(
+    recipe: Recipe, *, on_step: Callable[[dict[str, Any]], None] | None = None
+) -> tuple[Path, TrainResult]:
     """Train as the recipe says, on as many processes as ``torchrun`` started. Returns the checkpoint folder.
 
     Raises `HerdError` of the room whose input is wrong; KeyboardInterrupt after Ctrl-C, with the state saved.
@@ -87,7 +98,9 @@ def prepare(recipe: Recipe, config: ModelConfig, out: Path) -> Material:
         return _dialogs(recipe, tokenizer)
     made = data.shards is None
     shards = (
-        _text_shards(recipe, tokenizer, out, data.split) if made else Shards.open(Path(str(data.shards)), tokenizer)
+        _text_shards(recipe, tokenizer, out, data.split)
+        if made
+        else Shards.open(Path(str(data.shards)), tokenizer)
     )
     stream = TokenStream(shards, context, seed, documents=data.documents)
     heldout = None
@@ -172,7 +185,9 @@ def read_dialogs(path: Path, tokenizer: Tokenizer) -> Iterator[Any]:
                 options = {key: record[key] for key in ("tools", "form", "date") if record.get(key)}
                 yield render(record["messages"], tokenizer, **options)
             except (ValueError, KeyError, TypeError, AttributeError, ChatError) as error:
-                raise DataError(f"{path}:{number}: not a dialog ({error}); give an object with messages") from error
+                raise DataError(
+                    f"{path}:{number}: not a dialog ({error}); give an object with messages"
+                ) from error
             found = True
     if not found:
         raise DataError(f"{path}: no dialogs in it; give one JSON object a line")
@@ -260,7 +275,9 @@ def _evaluator(heldout: list[Batch]) -> Callable[[LlamaLM, int], dict[str, float
     return evaluate
 
 
-def _save(recipe: Recipe, config: ModelConfig, model: LlamaLM, material: Material, folder: Path, ranks: Ranks) -> None:
+def _save(
+    recipe: Recipe, config: ModelConfig, model: LlamaLM, material: Material, folder: Path, ranks: Ranks
+) -> None:
     """The result as a checkpoint folder with its lineage. Sharded weights are gathered tensor by tensor."""
     params = dict(model.named_parameters())
 

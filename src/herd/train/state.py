@@ -102,7 +102,9 @@ def progress_of(path: Path) -> Progress:
             return Progress(**record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _corrupt(path, error) from error
-    raise TrainingError(f"state {path} has format {version}, this herd reads {VERSION}: use the version that wrote it")
+    raise TrainingError(
+        f"state {path} has format {version}, this herd reads {VERSION}: use the version that wrote it"
+    )
 
 
 def load(path: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:

@@ -78,7 +78,9 @@ class RawWriter(StorageWriter):
                     raise TrainingError(f"{item.index.fqn} is not a tensor; a state holds tensors only")
                 tensor = tensor.detach().cpu().contiguous()
                 data = tensor.reshape(-1).view(torch.uint8).numpy().data
-                piece = Piece(plan.storage_data, offset, len(data), zlib.crc32(data), tensor.dtype, tuple(tensor.shape))
+                piece = Piece(
+                    plan.storage_data, offset, len(data), zlib.crc32(data), tensor.dtype, tuple(tensor.shape)
+                )
                 file.write(data)
                 offset += piece.nbytes
                 results.append(WriteResult(item.index, piece.nbytes, piece))
@@ -116,7 +118,9 @@ class RawReader(StorageReader):
         with (self.folder / INDEX).open("rb") as file:
             return pickle.load(file)
 
-    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+    def set_up_storage_reader(
+        self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
+    ) -> None:
         """Remember where the pieces lie."""
         self.pieces = metadata.storage_data
 

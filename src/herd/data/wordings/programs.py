@@ -52,19 +52,66 @@ PROGRAMS: tuple[Program, ...] = (
         _TWO,
     ),
     Program("square", ("square", "squared", "sq", "power2"), _NUMBER, "{a} * {a}", lambda a: a * a, _ONE),
-    Program("cube", ("cube", "cubed", "power3", "get_cube"), _NUMBER, "{a} * {a} * {a}", lambda a: a**3, _ONE),
+    Program(
+        "cube", ("cube", "cubed", "power3", "get_cube"), _NUMBER, "{a} * {a} * {a}", lambda a: a**3, _ONE
+    ),
     Program("add", ("add", "total", "plus", "sum_of"), _PAIRS, "{a} + {b}", lambda a, b: a + b, _TWO),
-    Program("difference", ("difference", "minus", "diff", "sub"), _PAIRS, "{a} - {b}", lambda a, b: a - b, _TWO),
-    Program("mean", ("mean", "average", "middle", "avg"), _PAIRS, "({a} + {b}) / 2", lambda a, b: (a + b) / 2, _TWO),
+    Program(
+        "difference", ("difference", "minus", "diff", "sub"), _PAIRS, "{a} - {b}", lambda a, b: a - b, _TWO
+    ),
+    Program(
+        "mean",
+        ("mean", "average", "middle", "avg"),
+        _PAIRS,
+        "({a} + {b}) / 2",
+        lambda a, b: (a + b) / 2,
+        _TWO,
+    ),
     Program("larger", ("larger", "biggest", "maximum", "top"), _PAIRS, "max({a}, {b})", max, _TWO),
     Program("smaller", ("smaller", "smallest", "minimum", "least"), _PAIRS, "min({a}, {b})", min, _TWO),
     Program(
-        "even", ("is_even", "even", "check_even", "even_number"), _NUMBER, "{a} % 2 == 0", lambda a: a % 2 == 0, _ONE
+        "even",
+        ("is_even", "even", "check_even", "even_number"),
+        _NUMBER,
+        "{a} % 2 == 0",
+        lambda a: a % 2 == 0,
+        _ONE,
     ),
-    Program("odd", ("is_odd", "odd", "check_odd", "odd_number"), _NUMBER, "{a} % 2 == 1", lambda a: a % 2 == 1, _ONE),
-    Program("plus_k", ("add_to", "increase", "shift", "more"), _NUMBER, "{a} + {k}", lambda a, k: a + k, _ONE, True),
-    Program("times_k", ("multiply", "scale", "times", "grow"), _NUMBER, "{a} * {k}", lambda a, k: a * k, _ONE, True),
-    Program("minus_k", ("reduce", "lower_by", "less", "take"), _NUMBER, "{a} - {k}", lambda a, k: a - k, _ONE, True),
+    Program(
+        "odd",
+        ("is_odd", "odd", "check_odd", "odd_number"),
+        _NUMBER,
+        "{a} % 2 == 1",
+        lambda a: a % 2 == 1,
+        _ONE,
+    ),
+    Program(
+        "plus_k",
+        ("add_to", "increase", "shift", "more"),
+        _NUMBER,
+        "{a} + {k}",
+        lambda a, k: a + k,
+        _ONE,
+        True,
+    ),
+    Program(
+        "times_k",
+        ("multiply", "scale", "times", "grow"),
+        _NUMBER,
+        "{a} * {k}",
+        lambda a, k: a * k,
+        _ONE,
+        True,
+    ),
+    Program(
+        "minus_k",
+        ("reduce", "lower_by", "less", "take"),
+        _NUMBER,
+        "{a} - {k}",
+        lambda a, k: a - k,
+        _ONE,
+        True,
+    ),
     Program(
         "divisible_k",
         ("divisible", "divides", "is_multiple", "fits"),
@@ -83,9 +130,13 @@ PROGRAMS: tuple[Program, ...] = (
         _ONE,
         True,
     ),
-    Program("remainder", ("remainder", "rest", "mod", "left_over"), _PAIRS, "{a} % {b}", lambda a, b: a % b, _TWO),
+    Program(
+        "remainder", ("remainder", "rest", "mod", "left_over"), _PAIRS, "{a} % {b}", lambda a, b: a % b, _TWO
+    ),
     Program("length", ("length", "size", "count", "how_long"), _TEXT, "len({a})", len, _WORDS),
-    Program("reverse", ("reverse", "backwards", "flip", "mirror"), _TEXT, "{a}[::-1]", lambda s: s[::-1], _WORDS),
+    Program(
+        "reverse", ("reverse", "backwards", "flip", "mirror"), _TEXT, "{a}[::-1]", lambda s: s[::-1], _WORDS
+    ),
     Program("upper", ("upper", "shout", "capitals", "loud"), _TEXT, "{a}.upper()", str.upper, _WORDS),
     Program("lower", ("lower", "quiet", "small", "to_lower"), _TEXT, "{a}.lower()", str.lower, _WORDS),
     Program("first", ("first", "head", "start", "get_first"), _LIST, "{a}[0]", lambda v: v[0], _LISTS),

@@ -76,7 +76,9 @@ class ChoiceTask(Task):
             if doc.group not in pools:
                 pools[doc.group] = self.examples(data, doc) if self.shots else ()
             # compared by content: the same question in train and test must not answer itself
-            shots = [other for other in pools[doc.group][: 2 * self.shots + 1] if not _same(other, doc)][: self.shots]
+            shots = [other for other in pools[doc.group][: 2 * self.shots + 1] if not _same(other, doc)][
+                : self.shots
+            ]
             items.append(self._item(doc, shots))
         return items
 
@@ -96,9 +98,13 @@ class ChoiceTask(Task):
     def example(self, item: Item, right: bool) -> Answer:
         choices = item.doc["choices"]
         if isinstance(item.request, Generate):
-            return Answer(next(letter for letter in LETTERS[: len(choices)] if (letter == item.gold) == right), "stop")
+            return Answer(
+                next(letter for letter in LETTERS[: len(choices)] if (letter == item.gold) == right), "stop"
+            )
         best = item.gold if right else (item.gold + 1) % len(choices)
-        return Answer(likelihoods=tuple(Likelihood(-1e-3 if i == best else -1e3) for i in range(len(choices))))
+        return Answer(
+            likelihoods=tuple(Likelihood(-1e-3 if i == best else -1e3) for i in range(len(choices)))
+        )
 
     def head(self, shots: Sequence[Doc], doc: Doc) -> str:
         """What stands before a base model's question."""
@@ -139,7 +145,9 @@ class ChoiceTask(Task):
 
     def _turns(self, doc: Doc) -> list[dict[str, str]]:
         order = self.order(doc)
-        lines = [f"{letter}. {(doc.shown or doc.choices)[i]}" for letter, i in zip(LETTERS, order, strict=False)]
+        lines = [
+            f"{letter}. {(doc.shown or doc.choices)[i]}" for letter, i in zip(LETTERS, order, strict=False)
+        ]
         question = "\n".join((doc.asked or doc.text, *lines, ASK))
         return [
             {"role": "user", "content": question},
@@ -155,7 +163,9 @@ def chosen_letter(text: str, letters: str, choices: Sequence[str]) -> str | None
     for found in (_STATED.search(text), _LEADING.match(text)):
         if found and found[1].upper() in letters:
             return found[1].upper()
-    return next((x for x, choice in zip(letters, choices, strict=True) if _plain(choice) == _plain(text)), None)
+    return next(
+        (x for x, choice in zip(letters, choices, strict=True) if _plain(choice) == _plain(text)), None
+    )
 
 
 class BoolQ(ChoiceTask):
@@ -327,7 +337,9 @@ def _same(a: Doc, b: Doc) -> bool:
 def _labelled(row: Row, text: str, asked: str, number: int) -> Doc:
     """Choices as the Allen Institute's sets have them: texts beside labels."""
     labels = row["choices"]["label"]
-    return Doc(str(number), text, tuple(row["choices"]["text"]), labels.index(row["answerKey"].strip()), asked)
+    return Doc(
+        str(number), text, tuple(row["choices"]["text"]), labels.index(row["answerKey"].strip()), asked
+    )
 
 
 def _answers(row: Row) -> tuple[str, ...]:

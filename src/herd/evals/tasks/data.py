@@ -75,9 +75,13 @@ class Data:
                 row = json.loads(line)
                 missing = [name for name in needs if name not in row]
             except (ValueError, TypeError) as error:
-                raise DataError(f"{path}, line {number}: not a JSON object ({error}); fetch it anew") from None
+                raise DataError(
+                    f"{path}, line {number}: not a JSON object ({error}); fetch it anew"
+                ) from None
             if missing:
-                raise DataError(f"{path}, line {number}: no field {missing[0]!r}; wanted are {', '.join(needs)}")
+                raise DataError(
+                    f"{path}, line {number}: no field {missing[0]!r}; wanted are {', '.join(needs)}"
+                )
             out.append(row)
         if not out:
             raise DataError(f"{path}: no items in it; fetch it anew")

@@ -42,11 +42,16 @@ class IfEval(Task):
 
     def judge(self, item: Item, answer: Answer) -> Judgement:
         given = item.doc["kwargs"]
-        strict, loose = ifeval.strict(item.gold, answer.text, given), ifeval.loose(item.gold, answer.text, given)
+        strict, loose = (
+            ifeval.strict(item.gold, answer.text, given),
+            ifeval.loose(item.gold, answer.text, given),
+        )
         extracted = [[name, *both] for name, *both in zip(item.gold, strict, loose, strict=True)]
         broken = [name for name, kept in zip(item.gold, strict, strict=True) if not kept]
         metrics = {"prompt_loose": float(all(loose))}
-        return Judgement(float(all(strict)), extracted, metrics, "not followed: " + ", ".join(broken) if broken else "")
+        return Judgement(
+            float(all(strict)), extracted, metrics, "not followed: " + ", ".join(broken) if broken else ""
+        )
 
     def example(self, item: Item, right: bool) -> Answer:
         """Wrong is silence: it follows nothing."""
@@ -58,7 +63,11 @@ class IfEval(Task):
 
     def note(self, data: Data) -> str:
         impossible = [item.id for item in self.items(data) if self.contradiction(item)]
-        return f"no answer can be right to {', '.join(impossible)}: they contradict themselves" if impossible else ""
+        return (
+            f"no answer can be right to {', '.join(impossible)}: they contradict themselves"
+            if impossible
+            else ""
+        )
 
     def scores(self, results: Sequence[ItemResult]) -> list[Score]:
         out = super().scores(results)
@@ -69,5 +78,7 @@ class IfEval(Task):
             if len(results) == 1:
                 out[-1] = mean(name, [kept[0] / asked[0]])
         every = [one for result in results for one in result.extracted]
-        out[0].detail["by_instruction"] = by_group([one[0] for one in every], [float(one[1]) for one in every])
+        out[0].detail["by_instruction"] = by_group(
+            [one[0] for one in every], [float(one[1]) for one in every]
+        )
         return out

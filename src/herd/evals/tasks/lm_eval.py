@@ -43,7 +43,9 @@ class LmEvalTask(Task):
             [inner] = tasks.get_task_dict([name]).values()
         except Exception as error:  # whatever a task's own code and the Hub may raise
             reason = str(error).strip().splitlines()
-            raise DataError(f"{PREFIX}{name}: lm-eval cannot make it ({reason[0] if reason else error!r})") from None
+            raise DataError(
+                f"{PREFIX}{name}: lm-eval cannot make it ({reason[0] if reason else error!r})"
+            ) from None
         if isinstance(inner, Mapping):
             raise DataError(f"{PREFIX}{name} is a group: name its tasks one by one")
         return cls.around(inner, f"{PREFIX}{name}", shots, mode)
@@ -109,7 +111,9 @@ class LmEvalTask(Task):
         gold = self.inner.doc_to_target(instances[0].doc)
         best = gold if isinstance(gold, int) else 0
         return Answer(
-            likelihoods=tuple(Likelihood(-1.0 if (i == best) == right else -9.0) for i in range(len(instances)))
+            likelihoods=tuple(
+                Likelihood(-1.0 if (i == best) == right else -9.0) for i in range(len(instances))
+            )
         )
 
 

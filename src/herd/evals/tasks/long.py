@@ -28,7 +28,13 @@ PER_LENGTH = 20
 CHAT_TOKENS = 40
 """What a dialog's headers take at most."""
 KINDS = {"needle_single": "single", "needle_multi": "multiquery"}
-ANSWER_TOKENS = {"common_words": 120, "variables": 60, "multivalue": 60, "multiquery": 60, "frequent_words": 60}
+ANSWER_TOKENS = {
+    "common_words": 120,
+    "variables": 60,
+    "multivalue": 60,
+    "multiquery": 60,
+    "frequent_words": 60,
+}
 TEXTS = ("long/text.txt", "wikitext2/test.txt", "tinyshakespeare/input.txt")
 _SENTENCE = re.compile(r"(?<=[.!?]) |\n")
 
@@ -78,7 +84,10 @@ class LongText(Task):
         return [self._item(maker, length, n) for n in range(PER_LENGTH) for length in held]
 
     def note(self, data: Data) -> str:
-        text, maker = "the built-in lines" if not data.find(*TEXTS) else "the data folder's text", self._maker(data)
+        text, maker = (
+            "the built-in lines" if not data.find(*TEXTS) else "the data folder's text",
+            self._maker(data),
+        )
         held = [length for length in self.lengths if not self._too_short(maker, length)]
         return f"in {text}; lengths {', '.join(f'{n:,}' for n in held)} tokens"
 
@@ -121,7 +130,9 @@ class LongText(Task):
             prompt = ({"role": "user", "content": f"{found.text}\n\n{found.question}"},)
         stop = ("\n",) if self.mode == "base" else ()
         request = Generate(prompt, max_tokens=room, stop=stop)
-        return Item(f"{length}/{depth:.2f}/{n}", request, list(found.expected), f"{length:,}", {"found": found})
+        return Item(
+            f"{length}/{depth:.2f}/{n}", request, list(found.expected), f"{length:,}", {"found": found}
+        )
 
 
 def _lines(data: Data) -> Sequence[str]:
@@ -134,4 +145,6 @@ def _lines(data: Data) -> Sequence[str]:
 
 def _passages(data: Data) -> list[Passage]:
     rows = data.rows("squad/validation.jsonl", "squad/dev.jsonl", needs=("context", "question", "answers"))
-    return [Passage(row["context"], row["question"], tuple(dict.fromkeys(row["answers"]["text"]))) for row in rows]
+    return [
+        Passage(row["context"], row["question"], tuple(dict.fromkeys(row["answers"]["text"]))) for row in rows
+    ]

@@ -76,9 +76,18 @@ class Mmlu(ChoiceTask):
 
     def doc(self, row: Row, number: int) -> Doc:
         question = row["question"].strip()
-        lettered = "".join(f"\n{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True))
+        lettered = "".join(
+            f"\n{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True)
+        )
         text = f"{question}{lettered}\nAnswer:"
         number_id = f"{row['subject']}-{number}"
         return Doc(
-            number_id, text, ("A", "B", "C", "D"), int(row["answer"]), question, row["subject"], "", row["choices"]
+            number_id,
+            text,
+            ("A", "B", "C", "D"),
+            int(row["answer"]),
+            question,
+            row["subject"],
+            "",
+            row["choices"],
         )

@@ -124,6 +124,8 @@ def _ratio(name: str, unit: str, results: Sequence[ItemResult], top: str, bottom
     def interval(some: Sequence[ItemResult]) -> Interval:
         return ratio_interval([scale * r.metrics[top] for r in some], [r.metrics[bottom] for r in some])
 
-    groups = {group: [r for r in results if r.group == group] for group in dict.fromkeys(r.group for r in results)}
+    groups = {
+        group: [r for r in results if r.group == group] for group in dict.fromkeys(r.group for r in results)
+    }
     parts = {group: part(interval(some), len(some)) for group, some in groups.items()}
     return from_interval(name, interval(results), unit, len(results), {"by_group": parts})

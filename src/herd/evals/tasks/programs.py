@@ -53,7 +53,9 @@ class ProgramTask(Task):
         if result.ok and result.stdout.endswith(f"\n{word}\n"):
             return Judgement(1.0, "passed")
         error = result.stderr.strip().splitlines()[-1:]
-        return Judgement(0.0, "failed", why="; ".join([*filter(None, [result.reason]), *error])[:500] or "ended early")
+        return Judgement(
+            0.0, "failed", why="; ".join([*filter(None, [result.reason]), *error])[:500] or "ended early"
+        )
 
 
 class HumanEval(ProgramTask):
@@ -80,16 +82,16 @@ class HumanEval(ProgramTask):
         doc = {
             "prompt": prompt,
             "tests": f"{row['test']}\ncheck({row['entry_point']})",
-            "solution": row["canonical_solution"] if self.mode == "base" else prompt + row["canonical_solution"],
+            "solution": row["canonical_solution"]
+            if self.mode == "base"
+            else prompt + row["canonical_solution"],
             "wrong": "    return 'herd'\n" if self.mode == "base" else f"{prompt}    return 'herd'\n",
         }
         if self.mode == "base":
             stop = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
             request = Generate(prompt, max_tokens=1024, stop=stop)
         else:
-            asked = (
-                f"Complete this function. Answer with the whole function in one code block.\n\n```python\n{prompt}```"
-            )
+            asked = f"Complete this function. Answer with the whole function in one code block.\n\n```python\n{prompt}```"
             request = Generate(({"role": "user", "content": asked},), max_tokens=1024)
         return Item(row["task_id"], request, row["entry_point"], doc=doc)
 

@@ -31,7 +31,9 @@ class Gsm8k(Task):
         items = []
         for number, row in enumerate(rows):
             shots = [shot for shot in pool if shot != row][: self.shots]
-            items.append(Item(str(number), self._request(row, shots), _gold(row), doc={"worked": row["answer"]}))
+            items.append(
+                Item(str(number), self._request(row, shots), _gold(row), doc={"worked": row["answer"]})
+            )
         return items
 
     def note(self, data: Data) -> str:
@@ -54,8 +56,12 @@ class Gsm8k(Task):
 
     def example(self, item: Item, right: bool) -> Answer:
         if right:
-            return Answer(f" {item.doc['worked']}" if self.mode == "base" else _worked(item.doc["worked"]), "stop")
-        return Answer(f"#### {item.gold}1" if self.mode == "base" else f"The final answer is {item.gold}1", "stop")
+            return Answer(
+                f" {item.doc['worked']}" if self.mode == "base" else _worked(item.doc["worked"]), "stop"
+            )
+        return Answer(
+            f"#### {item.gold}1" if self.mode == "base" else f"The final answer is {item.gold}1", "stop"
+        )
 
     def _examples(self, data: Data, rows: list[Row]) -> list[Row]:
         train = ("gsm8k/train.jsonl", "gsm8k/train.head1500.jsonl")
@@ -93,11 +99,18 @@ class Mgsm(Task):
     metric = "exact_match"
 
     def items(self, data: Data) -> list[Item]:
-        by_language = {lang: _problems(data, lang) for lang in LANGUAGES if data.find(f"mgsm/mgsm_{lang}.tsv")}
+        by_language = {
+            lang: _problems(data, lang) for lang in LANGUAGES if data.find(f"mgsm/mgsm_{lang}.tsv")
+        }
         if not by_language:
             data.text("mgsm/mgsm_en.tsv")  # says what is missing
         return [
-            Item(f"{lang}-{number}", self._request(lang, problems, number), plain_number(problems[number][1]), lang)
+            Item(
+                f"{lang}-{number}",
+                self._request(lang, problems, number),
+                plain_number(problems[number][1]),
+                lang,
+            )
             for number in range(max(map(len, by_language.values())))
             for lang, problems in by_language.items()
             if number < len(problems)
@@ -106,7 +119,9 @@ class Mgsm(Task):
     def note(self, data: Data) -> str:
         there = [lang for lang in LANGUAGES if data.find(f"mgsm/mgsm_{lang}.tsv")]
         fewest = min(len(_problems(data, lang)) for lang in there) - 1
-        notes = [f"no data for {', '.join(lang for lang in LANGUAGES if lang not in there)}"] * (there != [*LANGUAGES])
+        notes = [f"no data for {', '.join(lang for lang in LANGUAGES if lang not in there)}"] * (
+            there != [*LANGUAGES]
+        )
         notes += [f"{fewest} shots: the data has no more"] * (self.mode == "base" and fewest < self.shots)
         return "; ".join(notes)
 
@@ -120,7 +135,9 @@ class Mgsm(Task):
 
     def _request(self, lang: str, problems: Sequence[tuple[str, str]], number: int) -> Generate:
         question, _ = problems[number]
-        shots = [problem for problem in problems[: self.shots + 1] if problem != problems[number]][: self.shots]
+        shots = [problem for problem in problems[: self.shots + 1] if problem != problems[number]][
+            : self.shots
+        ]
         if self.mode == "instruct":
             return Generate((_user(question),), max_tokens=1024)
         asked, answered = LANGUAGES[lang]
