@@ -113,7 +113,10 @@ def main() -> None:
     for format, (R, D) in itertools.product(FORMATS.values(), SHAPES):
         speeds |= (new := speed(format, R, D, rounds, reader, name))
         print("  ".join(f"{key} {value.value:.3g}" for key, value in new.items()), flush=True)
-    what = f"quantized matmul, {name}, {torch.get_num_threads()} threads: decode and prefill, in turns with plain reading"
+    what = (
+        f"quantized matmul, {name}, {torch.get_num_threads()} threads: "
+        "decode and prefill, alternated with plain reading"
+    )
     print(write_receipt("qmatmul", what=what, values=speeds, command="python bench/qmatmul.py", seed=SEED))
 
 

@@ -110,9 +110,10 @@ def main() -> None:
     works = [Work("decode", args.context, args.batch), Work("prefill", args.prompt)]
     reader = MemoryReader()
     longest = longest_sequence(works, args.rounds, args.steps)
-    shown = lambda name, done, total: print(
-        f"\r{name}: {done} of {total}  ", end="", file=sys.stderr, flush=True
-    )  # noqa: E731
+
+    def shown(name, done, total):
+        return print(f"\r{name}: {done} of {total}  ", end="", file=sys.stderr, flush=True)
+
     theirs = "q8_0" if args.kv == "int8" else "f16"
     with LlamaCpp(file, threads=threads, context=longest, batch=args.batch, cache=theirs) as rival:
         records = measure(

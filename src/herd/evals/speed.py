@@ -160,8 +160,9 @@ def scheme_of(model: LlamaLM) -> Scheme:
     """The formats of a model's parts, as its first layer has them."""
     parts = map(model.get_submodule, ("model.layers.0.mlp.up_proj", "model.embed_tokens", "lm_head"))
     formats = [
-        p.format if isinstance(p, QuantLinear | QuantEmbedding) else _PLAIN[p.weight.dtype] for p in parts
-    ]  # type: ignore
+        p.format if isinstance(p, QuantLinear | QuantEmbedding) else _PLAIN[p.weight.dtype]  # type: ignore[index]
+        for p in parts
+    ]
     return Scheme(*formats)
 
 

@@ -91,7 +91,8 @@ class HumanEval(ProgramTask):
             stop = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
             request = Generate(prompt, max_tokens=1024, stop=stop)
         else:
-            asked = f"Complete this function. Answer with the whole function in one code block.\n\n```python\n{prompt}```"
+            task = "Complete this function. Answer with the whole function in one code block."
+            asked = f"{task}\n\n```python\n{prompt}```"
             request = Generate(({"role": "user", "content": asked},), max_tokens=1024)
         return Item(row["task_id"], request, row["entry_point"], doc=doc)
 
