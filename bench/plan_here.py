@@ -35,11 +35,11 @@ CHAT = {
     "chat-3B-q8": ("3B", "q8"),
     "chat-1B-bf16": ("1B", "bf16"),
 }
-TRAIN = {  # (dim, layers, rows, context, dtype, remat)
+TRAIN = {  # (dim, layers, rows, context, dtype, activation_checkpointing)
     "train-256x5": (256, 5, 16, 256, "float32", False),
     "train-384x6-bf16": (384, 6, 16, 256, "bfloat16", False),
     "train-512x8": (512, 8, 8, 256, "float32", False),
-    "train-768x8-remat": (768, 8, 8, 512, "bfloat16", True),
+    "train-768x8-checkpointing": (768, 8, 8, 512, "bfloat16", True),
 }  # fmt: skip
 QUANTIZE = {
     "quantize-q8": "q8",
@@ -177,7 +177,7 @@ def train(name: str) -> Record:
 
     build.ready()
     keep_freed_memory()
-    dim, n_layers, rows, context, dtype, remat = TRAIN[name]
+    dim, n_layers, rows, context, dtype, activation_checkpointing = TRAIN[name]
     config = rung(dim, n_layers, 4096, context)
     steps = 6
     fields = {
@@ -192,11 +192,11 @@ def train(name: str) -> Record:
             "objective": {"kind": "lm"},
             "train": {
                 "steps": steps,
-                "batch_rows": rows,
+                "batch_size": rows,
                 "context": context,
                 "lr": 1e-3,
                 "dtype": dtype,
-                "remat": remat,
+                "activation_checkpointing": activation_checkpointing,
             },
             "out": "unused",
         }
@@ -232,7 +232,9 @@ def train(name: str) -> Record:
     base = base_rss()
     _, weights = real()
     peak = peak_rss()
-    sized = train_nbytes(config, rows, context, dtype=dtype, remat=remat)
+    sized = train_nbytes(
+        config, rows, context, dtype=dtype, activation_checkpointing=activation_checkpointing
+    )
     predicted: dict[str, list[float]] = {"step": []}
     measured: dict[str, list[float]] = {"step": []}
     for _ in range(ROUNDS):
@@ -241,7 +243,13 @@ def train(name: str) -> Record:
         measured["step"].append(real()[0])
     return {
         "tensors": [sized.weights, weights],
-        "peak": [base + kept_nbytes(config, rows, context, dtype=dtype, remat=remat), peak],
+        "peak": [
+            base
+            + kept_nbytes(
+                config, rows, context, dtype=dtype, activation_checkpointing=activation_checkpointing
+            ),
+            peak,
+        ],
         "predicted": predicted,
         "measured": measured,
     }

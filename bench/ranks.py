@@ -3,7 +3,7 @@
     .venv/bin/python bench/ranks.py
 
 Trains a 1.3 M-parameter Llama in fp32 for 8 steps three times: in one process, and in two under ``torchrun`` as DDP and
-as FSDP2 (gloo, CPU); packed rows with uneven numbers of trained tokens, gradient accumulation, clipping, annealing.
+as FSDP2 (gloo, CPU); packed rows with uneven numbers of trained tokens, gradient accumulation, clipping, decay to zero.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ MODEL = ModelConfig(
 )
 CONFIG = TrainConfig(
     steps=8,
-    batch_rows=8,
-    micro_rows=2,
+    batch_size=8,
+    micro_batch_size=2,
     context=128,
     lr=3e-3,
     warmup_steps=2,
-    anneal_steps=3,
+    decay_steps=3,
     average_every=1,
     seed=SEED,
 )

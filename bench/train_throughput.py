@@ -93,7 +93,7 @@ def herd_step(words: list[str]):
     build.ready()
     model = LlamaLM(ModelConfig(**SHAPE)).init_weights(SEED)
     optimizer = make_optimizer(
-        model, TrainConfig(steps=1, batch_rows=ROWS, context=CONTEXT, lr=3e-4, weight_decay=0.1)
+        model, TrainConfig(steps=1, batch_size=ROWS, context=CONTEXT, lr=3e-4, weight_decay=0.1)
     )
 
     def loss(tokens, targets):

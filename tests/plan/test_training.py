@@ -28,11 +28,19 @@ from herd.train.memory import state_nbytes, train_nbytes
 SMALL = Job(SIZES["8B"], 512, 8192)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
 @pytest.mark.parametrize("ranks", [8, 64])
-def test_sharded_data_parallel_bytes_are_the_trainers_own(remat, ranks):
-    layout = Layout(dp=ranks, micro=2, recompute="full" if remat else "none", shard="all")
-    own = train_nbytes(SIZES["8B"], 2, 8192, dtype="bfloat16", remat=remat, shard=ranks, ranks=ranks)
+def test_sharded_data_parallel_bytes_are_the_trainers_own(activation_checkpointing, ranks):
+    layout = Layout(dp=ranks, micro=2, recompute="full" if activation_checkpointing else "none", shard="all")
+    own = train_nbytes(
+        SIZES["8B"],
+        2,
+        8192,
+        dtype="bfloat16",
+        activation_checkpointing=activation_checkpointing,
+        shard=ranks,
+        ranks=ranks,
+    )
     assert rank_nbytes(SMALL, layout).total == pytest.approx(own.total, rel=1e-6)
 
 

@@ -20,7 +20,7 @@ import toy
 from herd.train import lm, metrics, train
 
 POINTS = ("fsync", "rename", "replace", "mkdir", "rmdir", "unlink")
-CONFIG = {"steps": 6, "save_every": 2, "eval_every": 2, "batch_rows": 2, "keep_states": 1}
+CONFIG = {"steps": 6, "save_every": 2, "eval_every": 2, "batch_size": 2, "keep_states": 1}
 
 
 def run(folder: Path, result: Path, kill_at: int) -> None:

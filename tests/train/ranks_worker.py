@@ -30,7 +30,7 @@ def job(name: str, folder: Path, shard: int | None, **changes) -> dict:
     model, stream = toy.model(tie_embeddings=name == "tied"), Recorder()
     objective = {"distil": distil(toy.model(seed=1, dim=48, n_heads=6)), "lm": lm}.get(name, sft)
     config = toy.config(
-        **({"steps": 6, "batch_rows": 8, "micro_rows": 2, "eps": 1e-4, "eval_every": 3} | changes)
+        **({"steps": 6, "batch_size": 8, "micro_batch_size": 2, "eps": 1e-4, "eval_every": 3} | changes)
     )
     batch = toy.Counting().batch(1000, 2)
 

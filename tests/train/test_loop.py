@@ -16,7 +16,7 @@ from herd.train import Loss, learning_rate, lm, metrics, objectives, sft, state,
 
 
 def reference(model, stream, config):
-    """AdamW with clipping, warm-up, cosine and annealing in float64, one plain forward a step. Losses and weights."""
+    """Return losses and weights of AdamW in float64: clipping, warm-up, cosine, decay, one plain forward per step."""
     model = model.double()
     params = dict(model.named_parameters())
     first = {name: torch.zeros_like(p) for name, p in params.items()}
@@ -24,7 +24,7 @@ def reference(model, stream, config):
     b1, b2 = config.betas
     losses = []
     for step in range(config.steps):
-        batch = stream.batch(step * config.batch_rows, config.batch_rows)
+        batch = stream.batch(step * config.batch_size, config.batch_size)
         hidden = model(batch.tokens_BT, batch.positions_BT, batch.attend)
         logits = hidden @ model.lm_head.weight.T
         loss = F.cross_entropy(logits.flatten(0, 1), batch.targets_BT.flatten(), ignore_index=-100)
@@ -47,7 +47,7 @@ def reference(model, stream, config):
 @pytest.mark.parametrize("stream", [toy.Counting(), toy.Masked()], ids=["plain", "packed"])
 @pytest.mark.parametrize("clip", [0.3, 100.0])
 def test_matches_float64_reference(tmp_path, stream, clip):
-    config = toy.config(micro_rows=2, clip=clip, eps=1e-3, average_every=0)
+    config = toy.config(micro_batch_size=2, clip=clip, eps=1e-3, average_every=0)
     ours = toy.model()
     train(ours, stream, lm, config, tmp_path)
     losses, params = reference(toy.model(), stream, config)
@@ -57,7 +57,7 @@ def test_matches_float64_reference(tmp_path, stream, clip):
 
 
 def test_learns(tmp_path):
-    train(toy.model(), toy.Counting(), lm, toy.config(steps=60, batch_rows=8), tmp_path)
+    train(toy.model(), toy.Counting(), lm, toy.config(steps=60, batch_size=8), tmp_path)
     losses = [r["loss"] for r in metrics.read(tmp_path)]
     assert losses[0] > 4.4
     assert losses[-1] < 1.0
@@ -67,21 +67,21 @@ def test_learns(tmp_path):
 def test_gradient_accumulation_is_exact(tmp_path, micro):
     """Rows train 1 to 4 tokens each: a mean of micro-batch means would differ in the first digit."""
     whole, cut = toy.model(), toy.model()
-    base = {"batch_rows": 8, "eps": 1e-3, "average_every": 0}
+    base = {"batch_size": 8, "eps": 1e-3, "average_every": 0}
     train(whole, toy.Masked(), sft, toy.config(**base), tmp_path / "whole")
-    train(cut, toy.Masked(), sft, toy.config(**base, micro_rows=micro), tmp_path / "cut")
+    train(cut, toy.Masked(), sft, toy.config(**base, micro_batch_size=micro), tmp_path / "cut")
     for a, b in zip(whole.parameters(), cut.parameters(), strict=True):
         assert (a - b).abs().max() < 2e-6
 
 
 def test_recomputation_changes_nothing(tmp_path):
-    plain, remat = toy.model(), toy.model()
-    names = list(remat.state_dict())
+    plain, recomputed = toy.model(), toy.model()
+    names = list(recomputed.state_dict())
     train(plain, toy.Masked(), lm, toy.config(), tmp_path / "plain")
-    train(remat, toy.Masked(), lm, toy.config(remat=True), tmp_path / "remat")
-    assert toy.bits(plain) == toy.bits(remat)
-    assert list(remat.state_dict()) == names
-    assert "forward" not in vars(remat.model.layers[0])
+    train(recomputed, toy.Masked(), lm, toy.config(activation_checkpointing=True), tmp_path / "recomputed")
+    assert toy.bits(plain) == toy.bits(recomputed)
+    assert list(recomputed.state_dict()) == names
+    assert "forward" not in vars(recomputed.model.layers[0])
 
 
 def test_bf16_keeps_fp32_masters(tmp_path):
@@ -94,9 +94,9 @@ def test_bf16_keeps_fp32_masters(tmp_path):
     assert a == pytest.approx(b, rel=0.02)
 
 
-def test_average_is_the_mean_of_annealed_weights(tmp_path):
+def test_average_is_the_mean_of_weights_during_decay(tmp_path):
     model, seen = toy.model(), {}
-    config = toy.config(steps=9, anneal_steps=5, average_every=2)
+    config = toy.config(steps=9, decay_steps=5, average_every=2)
 
     def keep(record):
         seen[record["step"]] = {n: p.detach().clone().double() for n, p in model.named_parameters()}
@@ -108,9 +108,9 @@ def test_average_is_the_mean_of_annealed_weights(tmp_path):
         assert (p - mean).abs().max() < 1e-6, name
 
 
-def test_annealing_reaches_zero(tmp_path):
+def test_decay_reaches_zero(tmp_path):
     model, seen = toy.model(), []
-    config = toy.config(steps=8, anneal_steps=8, warmup_steps=0, average_every=0)
+    config = toy.config(steps=8, decay_steps=8, warmup_steps=0, average_every=0)
     train(model, toy.Counting(), lm, config, tmp_path, on_step=lambda r: seen.append(r["lr"]))
     assert seen == pytest.approx([config.lr * (8 - i) / 8 for i in range(8)])
 
@@ -124,7 +124,7 @@ def test_reads_each_row_once_in_order(tmp_path):
             return super().batch(position, count)
 
     stream = Recorder()
-    config = toy.config(micro_rows=2, start_position=100)
+    config = toy.config(micro_batch_size=2, start_position=100)
     result = train(toy.model(), stream, lm, config, tmp_path)
     assert stream.rows == list(range(100, 100 + 6 * 4))
     assert result.tokens == 6 * 4 * 16
@@ -169,7 +169,7 @@ def nan_at(row):
 
 def test_nan_loss_names_step_and_rows_and_keeps_the_state(tmp_path):
     model = toy.model()
-    config = toy.config(micro_rows=2, save_every=1)
+    config = toy.config(micro_batch_size=2, save_every=1)
     with pytest.raises(TrainingError, match=r"loss is nan at step 4, rows 14 to 15 .* is kept") as error:
         train(model, toy.Counting(), nan_at(14), config, tmp_path)
     assert "\n" not in str(error.value)

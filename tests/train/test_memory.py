@@ -48,10 +48,10 @@ def test_activations_with_recomputation(monkeypatch):
     config = ModelConfig(64, 128, 6, 4, 2, 384)
     model, rows, context = LlamaLM(config).init_weights(0), 2, 128
     tokens = torch.randint(0, 64, (rows, context))
-    with prepared(model, remat=True, compiled=False):
+    with prepared(model, activation_checkpointing=True, compiled=False):
         measured = saved_bytes(model, tokens, monkeypatch)
     block = memory.activation_nbytes(config.replace(n_layers=1), rows, context)
-    predicted = memory.activation_nbytes(config, rows, context, remat=True)
+    predicted = memory.activation_nbytes(config, rows, context, activation_checkpointing=True)
     assert measured < predicted < measured + 1.1 * block
 
 
@@ -72,10 +72,10 @@ def test_state_is_what_lies_on_the_disk(tmp_path):
     model = LlamaLM(config).init_weights(0)
     plan = TrainConfig(
         steps=4,
-        batch_rows=2,
+        batch_size=2,
         context=16,
         lr=1e-3,
-        anneal_steps=4,
+        decay_steps=4,
         average_every=1,
         save_every=2,
         eval_every=3,
@@ -89,11 +89,13 @@ def test_state_is_what_lies_on_the_disk(tmp_path):
 
 def test_the_big_ones():
     """16 bytes a parameter; what the recipes say in their comments."""
-    big = memory.train_nbytes(SIZES["405B"], 1, 8192, dtype="bfloat16", remat=True, shard=1024, ranks=1024)
+    big = memory.train_nbytes(
+        SIZES["405B"], 1, 8192, dtype="bfloat16", activation_checkpointing=True, shard=1024, ranks=1024
+    )
     assert (big.weights + big.gradients + big.moments) / 1e9 == pytest.approx(6.34, abs=0.01)
     assert big.total < 80e9
     eight = memory.train_nbytes(
-        SIZES["8B"], 4, 8192, dtype="bfloat16", remat=True, average=True, shard=8, ranks=64
+        SIZES["8B"], 4, 8192, dtype="bfloat16", activation_checkpointing=True, average=True, shard=8, ranks=64
     )
     assert (eight.weights + eight.gradients + eight.moments) / 1e9 == pytest.approx(16.06, abs=0.01)
     assert eight.total < 80e9

@@ -95,7 +95,7 @@ def test_a_state_of_two_ranks_loads_on_one(folder, tmp_path):
     model = toy.model(seed=9)
     (tmp_path / "state").mkdir()
     (folder / "fsdp" / "sft" / "state" / "step-00000006").rename(tmp_path / "state" / "step-00000006")
-    config = toy.config(steps=6, batch_rows=8, micro_rows=2, eps=1e-4)
+    config = toy.config(steps=6, batch_size=8, micro_batch_size=2, eps=1e-4)
     assert train(model, toy.Masked(), sft, config, tmp_path).resumed_from == 6
     weights = torch.load(folder / "fsdp" / "sft" / "weights.pt")
     assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())

@@ -34,12 +34,12 @@ objective:
   kind: lm
 train:
   steps: 10
-  batch_rows: 8
-  micro_rows: 2
+  batch_size: 8
+  micro_batch_size: 2
   context: 64
   lr: 3e-3
   warmup_steps: 2
-  anneal_steps: 4
+  decay_steps: 4
 parallel:
   ranks: 2
 out: runs/toy
@@ -69,7 +69,7 @@ def test_the_405b_recipe_is_the_papers():
     train = read_recipe(next(p for p in RECIPES if p.stem == "405b-pretrain")).train
     assert train.tokens_per_step == 2048 * 8192
     assert learning_rate(8000, train) == 8e-5
-    assert learning_rate(train.steps - train.anneal_steps, train) == pytest.approx(8e-7)
+    assert learning_rate(train.steps - train.decay_steps, train) == pytest.approx(8e-7)
 
 
 def test_the_distillation_recipe_is_minitrons():
@@ -91,7 +91,7 @@ def test_reading_needs_no_torch():
 
 
 WRONG = [
-    ("batch_rows: 8", "batch_row: 8", "train.batch_row is not a key; did you mean batch_rows?"),
+    ("batch_size: 8", "batch_row: 8", "train.batch_row is not a key; did you mean batch_size?"),
     (
         "  train_vocab: 1024",
         "  train_vocabulary: 1024",
@@ -108,13 +108,13 @@ WRONG = [
     ("kind: lm", "kind: distil", "distil needs a teacher"),
     ("kind: lm", "kind: sft", "objective sft reads dialogs or made_dialogs"),
     ("kind: lm", "kind: lm\n  tau: 2.0", "tau is for distil, the objective here is lm"),
-    ("micro_rows: 2", "micro_rows: 3", "micro_rows=3 does not divide batch_rows=8"),
-    ("micro_rows: 2", "micro_rows: 8", "micro_rows=8 does not divide the 4 rows of a rank"),
-    ("ranks: 2", "ranks: 3", "batch_rows=8 is not a multiple of the 3 ranks"),
+    ("micro_batch_size: 2", "micro_batch_size: 3", "micro_batch_size=3 does not divide batch_size=8"),
+    ("micro_batch_size: 2", "micro_batch_size: 8", "micro_batch_size=8 does not divide the 4 rows of a rank"),
+    ("ranks: 2", "ranks: 3", "batch_size=8 is not a multiple of the 3 ranks"),
     ("ranks: 2", "ranks: 2\n  shard: 3", "shard=3 does not divide ranks=2"),
     ("context: 64", "context: 256", "context=256 exceeds the model's max_context=128"),
-    ("anneal_steps: 4", "anneal_steps: 11", "anneal_steps=11 are more than steps=10"),
-    ("  warmup_steps: 2", "  average_every: 5", "average_every=5 exceeds anneal_steps=4"),
+    ("decay_steps: 4", "decay_steps: 11", "decay_steps=11 are more than steps=10"),
+    ("  warmup_steps: 2", "  average_every: 5", "average_every=5 exceeds decay_steps=4"),
     ("  train_vocab: 1024", "  train_vocab: 2048", "train_vocab=2048 is not the model's vocab_size=1024"),
     ("  train_vocab: 1024", "  train_vocab: 1024\n  path: x", "give one of path or train_vocab"),
     ("tokenizer:\n  train_vocab: 1024\n", "", "random weights come without a tokenizer"),
@@ -147,12 +147,28 @@ def test_errors_carry_the_line(old, new, message):
 
 
 @pytest.mark.parametrize(
+    "new, old",
+    [
+        ("batch_size: 8", "batch_rows: 8"),
+        ("micro_batch_size: 2", "micro_rows: 2"),
+        ("decay_steps: 4", "anneal_steps: 4"),
+        ("lr: 3e-3", "lr: 3e-3\n  remat: true"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(new, old):
+    key, now = old.split("\n")[-1].strip().split(":")[0], new.split(":")[0]
+    now = "activation_checkpointing" if key == "remat" else now
+    with pytest.raises(RecipeError, match=rf"train\.{key} is now called train\.{now}"):
+        parse_recipe(edited((f"  {new}\n", f"  {old}\n")))
+
+
+@pytest.mark.parametrize(
     "old, new, needle",
     [
-        ("batch_rows: 8", "batch_row: 8", "batch_row:"),
+        ("batch_size: 8", "batch_row: 8", "batch_row:"),
         ("lr: 3e-3", "lr: fast", "lr: fast"),
-        ("micro_rows: 2", "micro_rows: 3", "micro_rows: 3"),
-        ("micro_rows: 2", "micro_rows: 8", "micro_rows: 8"),
+        ("micro_batch_size: 2", "micro_batch_size: 3", "micro_batch_size: 3"),
+        ("micro_batch_size: 2", "micro_batch_size: 8", "micro_batch_size: 8"),
         ("context: 64", "context: 256", "context: 256"),
         ("    n_kv_heads: 2", "    n_kv_heads: 3", "n_heads: 4"),
         ("kind: lm", "kind: distil", "kind: distil"),

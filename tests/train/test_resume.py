@@ -115,7 +115,13 @@ def test_cutting_rows_anew_may_change_between_starts(tmp_path):
     a, b = toy.model(), toy.model()
     with pytest.raises(Crash):
         train(a, toy.Counting(), lm, toy.config(save_every=3, eval_every=4), tmp_path, evaluate=crash_at(4))
-    train(b, toy.Counting(), lm, toy.config(save_every=2, micro_rows=1, remat=True), tmp_path)
+    train(
+        b,
+        toy.Counting(),
+        lm,
+        toy.config(save_every=2, micro_batch_size=1, activation_checkpointing=True),
+        tmp_path,
+    )
     assert [r["step"] for r in metrics.read(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
@@ -142,7 +148,7 @@ def stopped(tmp_path):
     [
         ({"lr": 2e-2}, "lr=0.01, not 0.02"),
         ({"steps": 7}, "steps=6, not 7"),
-        ({"batch_rows": 8}, "batch_rows=4, not 8"),
+        ({"batch_size": 8}, "batch_size=4, not 8"),
         ({"betas": (0.9, 0.999)}, "betas="),
     ],
 )

@@ -17,7 +17,7 @@ from herd.train.schedule import averages_at
 def test_llama3_405b():
     """8,000 warm-up steps to 8e-5, cosine to 8e-7 over 1.2 M steps (section 3.4.1)."""
     config = TrainConfig(
-        steps=1_200_000, batch_rows=2048, context=8192, lr=8e-5, warmup_steps=8000, min_lr_ratio=0.01
+        steps=1_200_000, batch_size=2048, context=8192, lr=8e-5, warmup_steps=8000, min_lr_ratio=0.01
     )
     assert learning_rate(0, config) == pytest.approx(1e-8)
     assert learning_rate(3999, config) == pytest.approx(4e-5)
@@ -30,16 +30,16 @@ def test_llama3_405b():
 def configs(draw):
     steps = draw(st.integers(1, 300))
     warmup = draw(st.integers(0, steps))
-    anneal = draw(st.integers(0, steps - warmup))
-    every = draw(st.integers(0, anneal)) if anneal else 0
+    decay = draw(st.integers(0, steps - warmup))
+    every = draw(st.integers(0, decay)) if decay else 0
     low = draw(st.floats(0, 1))
     return TrainConfig(
         steps=steps,
-        batch_rows=1,
+        batch_size=1,
         context=1,
         lr=1.0,
         warmup_steps=warmup,
-        anneal_steps=anneal,
+        decay_steps=decay,
         min_lr_ratio=low,
         average_every=every,
     )
@@ -53,11 +53,11 @@ def test_rises_falls_and_ends(config):
     assert rates[:warm] == sorted(rates[:warm])
     tail = rates[warm:]
     assert all(a >= b - 1e-12 for a, b in pairwise(tail))
-    if config.anneal_steps:  # straight: the steps down are equal, and the next would be zero
-        steps_down = [a - b for a, b in pairwise([*rates[-config.anneal_steps :], 0.0])]
-        if config.anneal_steps > 1:
+    if config.decay_steps:  # straight: the steps down are equal, and the next would be zero
+        steps_down = [a - b for a, b in pairwise([*rates[-config.decay_steps :], 0.0])]
+        if config.decay_steps > 1:
             assert max(steps_down) - min(steps_down) < 1e-9
-        assert math.isclose(rates[-1], rates[-config.anneal_steps] / config.anneal_steps, abs_tol=1e-12)
+        assert math.isclose(rates[-1], rates[-config.decay_steps] / config.decay_steps, abs_tol=1e-12)
 
 
 @given(configs())
@@ -67,18 +67,18 @@ def test_averages_the_last_step_and_only_the_tail(config):
         assert taken == []
         return
     assert taken[-1] == config.steps
-    assert taken[0] > config.steps - config.anneal_steps
-    assert len(taken) == math.ceil(config.anneal_steps / config.average_every)
+    assert taken[0] > config.steps - config.decay_steps
+    assert len(taken) == math.ceil(config.decay_steps / config.average_every)
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"anneal_steps": 11}, "anneal_steps=11 are more than steps=10"),
-        ({"warmup_steps": 6, "anneal_steps": 5}, "warmup_steps=6"),
-        ({"average_every": 2}, "average_every needs anneal_steps"),
-        ({"average_every": 5, "anneal_steps": 2}, "average_every=5 exceeds anneal_steps=2"),
-        ({"micro_rows": 3}, "micro_rows=3 does not divide batch_rows=8"),
+        ({"decay_steps": 11}, "decay_steps=11 are more than steps=10"),
+        ({"warmup_steps": 6, "decay_steps": 5}, "warmup_steps=6"),
+        ({"average_every": 2}, "average_every needs decay_steps"),
+        ({"average_every": 5, "decay_steps": 2}, "average_every=5 exceeds decay_steps=2"),
+        ({"micro_batch_size": 3}, "micro_batch_size=3 does not divide batch_size=8"),
         ({"betas": (0.9, 1.0)}, "second of betas"),
         ({"lr": 0.0}, "greater than 0"),
         ({"lr": float("inf")}, "finite"),
@@ -90,13 +90,13 @@ def test_averages_the_last_step_and_only_the_tail(config):
 )
 def test_impossible_configurations(changes, message):
     with pytest.raises(ValidationError, match=message):
-        TrainConfig(**({"steps": 10, "batch_rows": 8, "context": 4, "lr": 1e-3} | changes))
+        TrainConfig(**({"steps": 10, "batch_size": 8, "context": 4, "lr": 1e-3} | changes))
 
 
 def test_rows_of_ranks():
-    config = TrainConfig(steps=1, batch_rows=12, micro_rows=3, context=4, lr=1e-3)
+    config = TrainConfig(steps=1, batch_size=12, micro_batch_size=3, context=4, lr=1e-3)
     assert [config.rows_of_rank(world) for world in (1, 2, 4)] == [12, 6, 3]
-    with pytest.raises(ValueError, match="batch_rows=12 is not a multiple of the 5 ranks"):
+    with pytest.raises(ValueError, match="batch_size=12 is not a multiple of the 5 ranks"):
         config.rows_of_rank(5)
-    with pytest.raises(ValueError, match="micro_rows=3 does not divide the 2 rows of a rank"):
+    with pytest.raises(ValueError, match="micro_batch_size=3 does not divide the 2 rows of a rank"):
         config.rows_of_rank(6)

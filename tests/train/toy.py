@@ -45,7 +45,7 @@ def model(seed: int = 0, **changes) -> LlamaLM:
 
 
 def config(**changes) -> TrainConfig:
-    fields = {"steps": 6, "batch_rows": 4, "context": 16, "lr": 1e-2, "warmup_steps": 2, "anneal_steps": 3}
+    fields = {"steps": 6, "batch_size": 4, "context": 16, "lr": 1e-2, "warmup_steps": 2, "decay_steps": 3}
     return TrainConfig(**(fields | {"average_every": 1} | changes))
 
 

@@ -92,7 +92,7 @@ def _check(path: Path, recipe: Any, as_json: bool) -> None:
     from ..train.recipe import check
 
     config = check(recipe, recipe.parallel.ranks)
-    tokens = recipe.train.steps * recipe.train.batch_rows * recipe.train.context
+    tokens = recipe.train.steps * recipe.train.batch_size * recipe.train.context
     flops = tokens * config.flops_per_token(recipe.train.context / 2, training=True)
     if as_json:
         print_json({"recipe": str(path), "n_params": config.n_params, "tokens": tokens, "flops": flops})

@@ -4,6 +4,6 @@ Distillation itself is `herd.train` with the `distil` objective; there is no sec
 """
 
 from .importance import Importance, best_block, importance
-from .prune import Kept, prune
+from .prune import PruneMask, prune
 
-__all__ = ["Importance", "Kept", "best_block", "importance", "prune"]
+__all__ = ["Importance", "PruneMask", "best_block", "importance", "prune"]

@@ -21,7 +21,7 @@ from .importance import Importance, best_block, importance
 
 
 @dataclass(frozen=True)
-class Kept:
+class PruneMask:
     """Indices that survive, ascending: layers; channels (D',); per kept layer heads (H',) and neurons (F',)."""
 
     layers: list[int]
@@ -53,7 +53,7 @@ def check_target(source: ModelConfig, target: ModelConfig) -> None:
             )
 
 
-def choose(source: ModelConfig, target: ModelConfig, scores: Importance, drop: range) -> Kept:
+def choose(source: ModelConfig, target: ModelConfig, scores: Importance, drop: range) -> PruneMask:
     """The best-scoring structures that make ``target``, with the layers in ``drop`` gone."""
     layers = [i for i in range(source.n_layers) if i not in drop]
     group, group_kept = source.n_heads // source.n_kv_heads, target.n_heads // target.n_kv_heads
@@ -65,7 +65,7 @@ def choose(source: ModelConfig, target: ModelConfig, scores: Importance, drop: r
         inside = scores_H.view(source.n_kv_heads, group).topk(group_kept, dim=1).indices.sort(dim=1).values
         return (inside + torch.arange(source.n_kv_heads)[:, None] * group).flatten()
 
-    return Kept(
+    return PruneMask(
         layers=layers,
         channels=top(scores.channels_D, target.dim),
         heads=[top_heads(scores.heads_LH[i]) for i in layers],
@@ -74,7 +74,7 @@ def choose(source: ModelConfig, target: ModelConfig, scores: Importance, drop: r
 
 
 @torch.no_grad()
-def cut(model: LlamaLM, target: ModelConfig, kept: Kept) -> LlamaLM:
+def cut(model: LlamaLM, target: ModelConfig, kept: PruneMask) -> LlamaLM:
     """A new ``target``-shaped model holding the kept rows and columns of ``model``'s weights."""
     K = target.head_dim
     source = model.state_dict()
@@ -100,7 +100,7 @@ def cut(model: LlamaLM, target: ModelConfig, kept: Kept) -> LlamaLM:
     return student
 
 
-def prune(model: LlamaLM, target: ModelConfig, batches: Sequence[Batch]) -> tuple[LlamaLM, Kept]:
+def prune(model: LlamaLM, target: ModelConfig, batches: Sequence[Batch]) -> tuple[LlamaLM, PruneMask]:
     """Cut ``target`` out of ``model`` by importance on calibration ``batches``. The input model is unchanged.
 
     Raises `ConfigError` where the target cannot be cut out of the source.

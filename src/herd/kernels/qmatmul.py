@@ -35,14 +35,14 @@ _ROWS, _GROUP = 16, 32
 
 
 @dataclass(frozen=True)
-class Layout:
+class TileLayout:
     """Where a block of one format keeps its half-precision scale (None: among the words), and how long it is."""
 
     block_bytes: int
     half_at: int | None
 
 
-LAYOUTS = {2: Layout(18, 0), 8: Layout(34, 0), 12: Layout(144, None), 14: Layout(210, 208)}
+LAYOUTS = {2: TileLayout(18, 0), 8: TileLayout(34, 0), 12: TileLayout(144, None), 14: TileLayout(210, 208)}
 """By GGUF's number of the format: Q4_0, Q8_0, Q4_K, Q6_K."""
 
 

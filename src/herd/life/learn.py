@@ -43,17 +43,17 @@ class Learned:
 
 
 def config_of(phase: Phase, plan: Plan) -> TrainConfig:
-    """The loop's configuration: 5 % warm-up, cosine, a quarter of annealing to zero whose weights are averaged."""
-    anneal = max(2, phase.steps // 4)
+    """The loop's configuration: 5 % warm-up, cosine, a quarter of decay to zero whose weights are averaged."""
+    decay = max(2, phase.steps // 4)
     return TrainConfig(
         steps=phase.steps,
-        batch_rows=phase.rows,
+        batch_size=phase.rows,
         context=phase.context,
         lr=phase.lr,
         min_lr_ratio=0.3,
         warmup_steps=max(1, phase.steps // 20),
-        anneal_steps=anneal,
-        average_every=max(1, anneal // 10),
+        decay_steps=decay,
+        average_every=max(1, decay // 10),
         seed=plan.seed,
         dtype=plan.dtype,
         save_every=max(5, phase.steps // 25),

@@ -61,7 +61,7 @@ def make_tokenizer(run: Run) -> Outcome:
 
 
 def pretrain(run: Run) -> Outcome:
-    """The teacher from nothing: next-token prediction, annealed to zero, the last weights averaged."""
+    """The teacher from nothing: next-token prediction, the rate decayed to zero, the last weights averaged."""
     plan, material = run.plan, Material(run.plan, run.folder)
     config = plan.teacher_config
     model = LlamaLM(config).init_weights(plan.seed, std=init_std(config))

@@ -56,14 +56,14 @@ def training(config: ModelConfig, train: TrainConfig, seconds: float, steps: int
     profile = profiles.load()
     if profile is None or profile.gpus or seconds <= 0 or steps < 1:
         return None
-    micro = train.micro_rows or train.batch_rows
+    micro = train.micro_batch_size or train.batch_size
     layout = Layout(
         micro=micro,
-        recompute="full" if train.remat else "none",
+        recompute="full" if train.activation_checkpointing else "none",
         precision="bf16" if train.dtype == "bfloat16" else "fp32",
     )
     predicted = (
-        steps * predict(Job(config, train.batch_rows, train.context), layout, profile.machine()).seconds
+        steps * predict(Job(config, train.batch_size, train.context), layout, profile.machine()).seconds
     )
     record(Event("train", what, "s", predicted, seconds, profile.key))
     return predicted

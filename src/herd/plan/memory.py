@@ -69,7 +69,8 @@ def rank_nbytes(job: Job, layout: Layout) -> RankBytes:
     rows = job.context // layout.cp
     stage = first_stage(job.config, layout.pp)
     kept, least = (
-        _whole(stage, layout.micro, rows, remat, layout.dp * layout.cp > 1) for remat in (False, True)
+        _whole(stage, layout.micro, rows, activation_checkpointing, layout.dp * layout.cp > 1)
+        for activation_checkpointing in (False, True)
     )
     activations = {
         "plain": kept.activations + _matmul_inputs(stage, layout.micro * rows),
@@ -114,8 +115,17 @@ def _with_adapters(
 
 
 @functools.lru_cache(maxsize=4096)
-def _whole(stage: ModelConfig, micro: int, rows: int, remat: bool, sharded: bool) -> TrainBytes:
-    return train_nbytes(stage, micro, rows, dtype="bfloat16", remat=remat, ranks=2 if sharded else 1)
+def _whole(
+    stage: ModelConfig, micro: int, rows: int, activation_checkpointing: bool, sharded: bool
+) -> TrainBytes:
+    return train_nbytes(
+        stage,
+        micro,
+        rows,
+        dtype="bfloat16",
+        activation_checkpointing=activation_checkpointing,
+        ranks=2 if sharded else 1,
+    )
 
 
 def _matmul_inputs(stage: ModelConfig, tokens: int) -> float:

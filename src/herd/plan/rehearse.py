@@ -140,7 +140,7 @@ def rehearse(recipe: Recipe, on_step: Callable[[str], None] | None = None) -> Re
     config, train = shape(recipe), recipe.train
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else free_bytes()
-    micro = train.micro_rows or train.rows_of_rank(recipe.parallel.ranks)
+    micro = train.micro_batch_size or train.rows_of_rank(recipe.parallel.ranks)
     piece = cut(config, micro, train.context, free, SECONDS * _rate(config.dim, train.dtype, device))
     tell = on_step or (lambda _: None)
     one, two = (_measure(recipe, piece, layers, device, tell) for layers in (1, 2))
@@ -232,7 +232,11 @@ def _measure(
         adams.append(_now(device) - middle)
         losses.append(result.total.item() / (piece.rows * length))
 
-    with parallel.prepared(model, remat=train.remat, compiled=train.compile and device.type == "cuda"):
+    with parallel.prepared(
+        model,
+        activation_checkpointing=train.activation_checkpointing,
+        compiled=train.compile and device.type == "cuda",
+    ):
         for length in times:
             for number in range(STEPS):
                 step(length)
@@ -294,8 +298,12 @@ def _peak(device: Any, before: int) -> float | None:
 def _grown(train: TrainConfig, config: ModelConfig, rows: int, context: int, accelerated: bool) -> int:
     """Bytes that training adds: on a CPU, to a process that keeps freed memory."""
     if accelerated:
-        return train_nbytes(config, rows, context, dtype=train.dtype, remat=train.remat).total
-    return kept_nbytes(config, rows, context, dtype=train.dtype, remat=train.remat)
+        return train_nbytes(
+            config, rows, context, dtype=train.dtype, activation_checkpointing=train.activation_checkpointing
+        ).total
+    return kept_nbytes(
+        config, rows, context, dtype=train.dtype, activation_checkpointing=train.activation_checkpointing
+    )
 
 
 def _block_flops(config: ModelConfig, keys: float) -> float:
@@ -314,12 +322,17 @@ def _powers(most: int) -> list[int]:
 def here(recipe: Recipe, rehearsal: Rehearsal) -> Outlook:
     """The whole recipe on this machine, all its ranks one after another: what one device of this kind would take."""
     config, train, ranks = shape(recipe), recipe.train, recipe.parallel.ranks
-    micro = train.micro_rows or train.rows_of_rank(ranks)
-    micros = train.batch_rows // micro
+    micro = train.micro_batch_size or train.rows_of_rank(ranks)
+    micros = train.batch_size // micro
     step = micros * (config.n_layers * rehearsal.block_seconds + rehearsal.rest_seconds)
     step += rehearsal.adam_seconds * config.n_params
     nbytes = train_nbytes(
-        config, micro, train.context, dtype=train.dtype, remat=train.remat, average=bool(train.average_every)
+        config,
+        micro,
+        train.context,
+        dtype=train.dtype,
+        activation_checkpointing=train.activation_checkpointing,
+        average=bool(train.average_every),
     )
     from ..checkpoint.memory import free_bytes
 
@@ -347,16 +360,16 @@ def target(recipe: Recipe, machine: Machine) -> Outlook:
             f"{recipe.name}: the recipe is for parallel.ranks={spec.ranks}, {machine.name} has {machine.count}: "
             f"use {machine.of(spec.ranks).name}, or change the recipe"
         )
-    micro = train.micro_rows or train.rows_of_rank(spec.ranks)
+    micro = train.micro_batch_size or train.rows_of_rank(spec.ranks)
     layout = Layout(
         dp=spec.ranks,
         micro=micro,
-        recompute="full" if train.remat else "none",
+        recompute="full" if train.activation_checkpointing else "none",
         precision="bf16" if train.dtype == "bfloat16" else "fp32",
         shard="all" if spec.shard > 1 else "optimizer",
         replicas=spec.ranks // spec.shard,
     )
-    job = Job(config, train.batch_rows, train.context)
+    job = Job(config, train.batch_size, train.context)
     check(layout, job)
     step = step_time(job, layout, machine).seconds
     teacher = teacher_shape(recipe)
@@ -369,7 +382,7 @@ def target(recipe: Recipe, machine: Machine) -> Outlook:
         micro,
         train.context,
         dtype=train.dtype,
-        remat=train.remat,
+        activation_checkpointing=train.activation_checkpointing,
         average=bool(train.average_every),
         shard=spec.shard,
         ranks=spec.ranks,

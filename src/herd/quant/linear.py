@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import QuantError
-from ..kernels.block import Block as NativeBlock
+from ..kernels.fused_layer import FusedLayer
 from ..llama import rope
 from ..llama.config import ModelConfig
 from ..llama.model import Block, LlamaLM
@@ -179,7 +179,7 @@ def packed_weights(model: LlamaLM) -> Iterator[tuple[str, Format, Tensor]]:
             yield f"{name}.weight", module.format, module.blocks
 
 
-def native_blocks(model: LlamaLM) -> list[NativeBlock] | None:
+def native_blocks(model: LlamaLM) -> list[FusedLayer] | None:
     """The model's blocks as one native operator each; None where not all of each lies in blocks that one kernel on the
     CPU multiplies."""
     blocks = [_native_block(layer) for layer in model.model.layers]
@@ -187,7 +187,7 @@ def native_blocks(model: LlamaLM) -> list[NativeBlock] | None:
     return native if len(native) == len(blocks) else None
 
 
-def _native_block(layer: nn.Module) -> NativeBlock | None:
+def _native_block(layer: nn.Module) -> FusedLayer | None:
     assert isinstance(layer, Block)
     attention, mlp = layer.self_attn, layer.mlp
     linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
@@ -197,7 +197,7 @@ def _native_block(layer: nn.Module) -> NativeBlock | None:
     if len(packed) < len(linears) or len(kernels) > 1 or not kernels.issubset(NATIVE.values()):
         return None
     norms = layer.input_layernorm, layer.post_attention_layernorm
-    return NativeBlock(
+    return FusedLayer(
         norms=[norm.weight for norm in norms],
         tiles=[linear.prepared for linear in packed],
         format_codes=[linear.format.code for linear in packed],

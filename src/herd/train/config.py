@@ -24,23 +24,25 @@ def impossible(field: str, message: str) -> PydanticCustomError:
 
 
 class TrainConfig(BaseModel):
-    """How to train, in optimizer steps and rows. ``batch_rows`` is the global batch of one step over all ranks."""
+    """How to train, in optimizer steps and rows. ``batch_size`` is the global batch of one step over all ranks."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     steps: Positive
-    batch_rows: Positive
+    batch_size: Positive
     context: Positive  # tokens a row
-    micro_rows: Positive | None = None  # rows of one forward on one rank; None: all rows of the rank at once
+    micro_batch_size: Positive | None = (
+        None  # rows of one forward on one rank; None: all rows of the rank at once
+    )
     start_position: Count = 0  # the stream's row that step 0 begins with
     seed: int = 0  # for who builds the model and the stream; the loop itself draws no random number
 
     lr: PositiveReal  # peak
     min_lr_ratio: Fraction = 0.1  # where the cosine ends, as a part of the peak
     warmup_steps: Count = 0
-    anneal_steps: Count = 0  # the last steps: linear to zero
+    decay_steps: Count = 0  # the last steps: linear to zero
     average_every: Count = (
-        0  # every so many steps of annealing the weights enter the mean that is the result; 0: never
+        0  # every this many steps of the decay the weights enter the mean that is the result; 0: never
     )
 
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
@@ -52,7 +54,9 @@ class TrainConfig(BaseModel):
         "float32"  # of the matmuls; weights and Adam's state are always fp32
     )
     compile: bool = False
-    remat: bool = False  # recompute a block's activations in backward instead of keeping them
+    activation_checkpointing: bool = (
+        False  # recompute a block's activations in backward instead of keeping them
+    )
 
     save_every: Count = 0  # steps; 0: when interrupted and at the end only
     keep_states: Positive = 2
@@ -63,24 +67,25 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _possible(self) -> TrainConfig:
-        if self.warmup_steps + self.anneal_steps > self.steps:
-            field = "anneal_steps" if self.anneal_steps > self.warmup_steps else "warmup_steps"
+        if self.warmup_steps + self.decay_steps > self.steps:
+            field = "decay_steps" if self.decay_steps > self.warmup_steps else "warmup_steps"
             raise impossible(
                 field,
-                f"warmup_steps={self.warmup_steps} + anneal_steps={self.anneal_steps} are more than steps={self.steps}",
+                f"warmup_steps={self.warmup_steps} + decay_steps={self.decay_steps} are more than steps={self.steps}",
             )
-        if self.average_every and not self.anneal_steps:
+        if self.average_every and not self.decay_steps:
             raise impossible(
-                "average_every", "average_every needs anneal_steps: only annealed weights are averaged"
+                "average_every", "average_every needs decay_steps: only weights of the decay are averaged"
             )
-        if self.average_every > max(self.anneal_steps, 1):
+        if self.average_every > max(self.decay_steps, 1):
             raise impossible(
                 "average_every",
-                f"average_every={self.average_every} exceeds anneal_steps={self.anneal_steps}",
+                f"average_every={self.average_every} exceeds decay_steps={self.decay_steps}",
             )
-        if self.micro_rows is not None and self.batch_rows % self.micro_rows:
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise impossible(
-                "micro_rows", f"micro_rows={self.micro_rows} does not divide batch_rows={self.batch_rows}"
+                "micro_batch_size",
+                f"micro_batch_size={self.micro_batch_size} does not divide batch_size={self.batch_size}",
             )
         for name, beta in zip(("first", "second"), self.betas, strict=True):
             if not 0 <= beta < 1:
@@ -90,17 +95,17 @@ class TrainConfig(BaseModel):
     @property
     def tokens_per_step(self) -> int:
         """Tokens all ranks together read in one step."""
-        return self.batch_rows * self.context
+        return self.batch_size * self.context
 
     def rows_of_rank(self, world: int) -> int:
         """Rows one of ``world`` ranks reads in a step. Raises ValueError naming the numbers that do not divide."""
-        if self.batch_rows % world:
-            raise ValueError(f"batch_rows={self.batch_rows} is not a multiple of the {world} ranks")
-        rows = self.batch_rows // world
-        if self.micro_rows is not None and rows % self.micro_rows:
+        if self.batch_size % world:
+            raise ValueError(f"batch_size={self.batch_size} is not a multiple of the {world} ranks")
+        rows = self.batch_size // world
+        if self.micro_batch_size is not None and rows % self.micro_batch_size:
             raise ValueError(
-                f"micro_rows={self.micro_rows} does not divide the {rows} rows of a rank "
-                f"(batch_rows={self.batch_rows} over {world} ranks)"
+                f"micro_batch_size={self.micro_batch_size} does not divide the {rows} rows of a rank "
+                f"(batch_size={self.batch_size} over {world} ranks)"
             )
         return rows
 
@@ -110,9 +115,9 @@ class TrainConfig(BaseModel):
 
 
 TRAJECTORY = frozenset(TrainConfig.model_fields) - {
-    "micro_rows",
+    "micro_batch_size",
     "compile",
-    "remat",
+    "activation_checkpointing",
     "save_every",
     "keep_states",
     "eval_every",
@@ -120,4 +125,4 @@ TRAJECTORY = frozenset(TrainConfig.model_fields) - {
     "tensorboard",
     "peak_flops",
 }
-"""The fields that decide the resulting numbers (up to rounding, which `micro_rows` and `compile` change)."""
+"""The fields that decide the resulting numbers (up to rounding, which `micro_batch_size` and `compile` change)."""

@@ -4,7 +4,7 @@ A step, on every rank: read its own rows of the global batch, run them in micro-
 the gradient, divide by the number of trained tokens of all ranks, clip by the global norm, one AdamW update in fp32.
 
 Nothing here is random and the stream is a pure function of its position, so a state is the weights, the moments, the
-mean of annealed weights and one integer; a run killed anywhere and started again ends with the same bits as one that
+mean of the decay's weights and one integer; a run killed anywhere and started again ends with the same bits as one that
 was not. Under ``torchrun`` the same call runs on all ranks and sees the same tokens in the same order.
 """
 
@@ -57,7 +57,7 @@ class TrainResult:
     seconds: float
     flops: float
     last: dict[str, Any]  # the last step's record
-    averaged: int  # annealed weights that were averaged; 0: the weights are the last step's
+    averaged: int  # weights of the decay that were averaged; 0: the weights are the last step's
     resumed_from: int
 
 
@@ -135,7 +135,9 @@ class _Run:
         log = MetricsLog(self.folder, self.step, tensorboard=config.tensorboard) if self.ranks.first else None
         with (
             _interrupts(once=self.ranks.mesh is None) as interrupted,
-            parallel.prepared(self.model, remat=config.remat, compiled=config.compile),
+            parallel.prepared(
+                self.model, activation_checkpointing=config.activation_checkpointing, compiled=config.compile
+            ),
         ):
             try:
                 stopping = False
@@ -164,7 +166,7 @@ class _Run:
         return self._result(resumed_from)
 
     def _finish(self, evaluate: Any, log: MetricsLog | None) -> None:
-        """The mean of annealed weights becomes the model; it is evaluated and kept."""
+        """The mean of the decay's weights becomes the model; it is evaluated and kept."""
         self.average.copy_to(self.weights)
         if self.config.eval_every:
             self._evaluate(evaluate, log)
@@ -225,7 +227,7 @@ class _Run:
 
     def _forward_backward(self) -> list[objectives.Loss]:
         """Gradients of the summed losses of this rank's rows, and the detached losses of its micro-batches."""
-        micro = self.config.micro_rows or self.rows
+        micro = self.config.micro_batch_size or self.rows
         losses = []
         for start in range(0, self.rows, micro):
             batch = self.stream.batch(self._first_row() + start, micro).to(self.device)
@@ -249,15 +251,15 @@ class _Run:
 
     def _first_row(self) -> int:
         """The stream's row where this rank's part of the step begins."""
-        return self.config.start_position + self.step * self.config.batch_rows + self.ranks.rank * self.rows
+        return self.config.start_position + self.step * self.config.batch_size + self.ranks.rank * self.rows
 
     def _rows_text(self) -> str:
-        first = self.config.start_position + self.step * self.config.batch_rows
-        return f"rows {first} to {first + self.config.batch_rows - 1}"
+        first = self.config.start_position + self.step * self.config.batch_size
+        return f"rows {first} to {first + self.config.batch_size - 1}"
 
     def _not_finite(self, loss: float, norm: float, totals: Tensor, rate: float) -> TrainingError:
         """Which micro-batch it was; the weights are those before the step, and so is what is on the disk."""
-        micro = self.config.micro_rows or self.rows
+        micro = self.config.micro_batch_size or self.rows
         bad = (~totals.isfinite()).nonzero().flatten().tolist()
         nowhere = 1 << 62
         first = self.ranks.smallest(self._first_row() + bad[0] * micro if bad else nowhere)

@@ -1,8 +1,9 @@
 """What training holds in memory, by formula and without torch: for the planner, receipts and recipes.
 
-Per parameter: the fp32 weight, its fp32 gradient and Adam's two fp32 moments, 16 bytes; 4 more while annealed weights
-are averaged. All of it is split over the shards. Copies in the compute dtype come on top: FSDP2 gathers the root
-(embedding and head) and about two blocks at a time; alone, autocast keeps a bf16 copy of every matrix.
+Per parameter: the fp32 weight, its fp32 gradient and Adam's two fp32 moments, 16 bytes; 4 more
+while the decay's weights are averaged. All of it is split over the shards. Copies in the compute dtype come on
+top: FSDP2 gathers the root (embedding and head) and about two blocks at a time; alone, autocast keeps a bf16 copy
+of every matrix.
 
 Per token of a micro-batch, what backward needs of each block (D model dim, q = H·K, kv = G·K, F ffn dim), in values of
 the compute dtype:
@@ -49,19 +50,24 @@ class TrainBytes:
 
 
 def state_nbytes(config: ModelConfig, *, average: bool = False) -> int:
-    """Bytes of a state on disk: weights, both moments, and the mean of annealed weights; fp32."""
+    """Bytes of a state on disk: weights, both moments, and the mean of the decay's weights; fp32."""
     return config.n_params * MASTER * (4 if average else 3)
 
 
 def activation_nbytes(
-    config: ModelConfig, rows: int, context: int, *, dtype: str = "float32", remat: bool = False
+    config: ModelConfig,
+    rows: int,
+    context: int,
+    *,
+    dtype: str = "float32",
+    activation_checkpointing: bool = False,
 ) -> int:
     """Bytes that backward needs of one micro-batch of ``rows`` x ``context`` tokens, without the loss."""
     block, residual = (
         _block_nbytes(config, rows * context, dtype),
         rows * context * WIDTHS[dtype] * config.dim,
     )
-    kept = config.n_layers * residual + block if remat else config.n_layers * block
+    kept = config.n_layers * residual + block if activation_checkpointing else config.n_layers * block
     return kept + 2 * residual
 
 
@@ -98,17 +104,19 @@ def kept_nbytes(
     context: int,
     *,
     dtype: str = "float32",
-    remat: bool = False,
+    activation_checkpointing: bool = False,
     average: bool = False,
 ) -> int:
     """Bytes by which a process on a CPU grows that keeps freed memory (`kernels.memory`), as training does.
 
     glibc cannot give an aligned block out again at its own size, so its heap has holes: a second chunk of logits and
     the temporaries of a block and a half come on top. Measured with glibc 2.36 on six shapes, within 100 MB, and
-    on one (256 wide, 8 layers, fp32, remat) that took 280 MB more; tensors alone, as without keeping, are
+    on one (256 wide, 8 layers, fp32, recomputed) that took 280 MB more; tensors alone, as without keeping, are
     `train_nbytes`.
     """
-    held = train_nbytes(config, rows, context, dtype=dtype, remat=remat, average=average)
+    held = train_nbytes(
+        config, rows, context, dtype=dtype, activation_checkpointing=activation_checkpointing, average=average
+    )
     tokens = rows * context
     return held.total + _chunk_nbytes(config, tokens, dtype) + _block_nbytes(config, tokens, dtype) * 3 // 2
 
@@ -119,7 +127,7 @@ def train_nbytes(
     context: int,
     *,
     dtype: str = "float32",
-    remat: bool = False,
+    activation_checkpointing: bool = False,
     average: bool = False,
     shard: int = 1,
     ranks: int = 1,
@@ -144,7 +152,9 @@ def train_nbytes(
         moments=2 * MASTER * params,
         average=MASTER * params if average else 0,
         gathered=gathered,
-        activations=activation_nbytes(config, rows, context, dtype=dtype, remat=remat),
+        activations=activation_nbytes(
+            config, rows, context, dtype=dtype, activation_checkpointing=activation_checkpointing
+        ),
         loss=loss_nbytes(config, rows, context, dtype=dtype),
     )
 

@@ -1,4 +1,4 @@
-"""AdamW, the global gradient norm, and the mean of annealed weights.
+"""AdamW, the global gradient norm, and the mean of the weights during decay.
 
 Weights and Adam's moments are fp32 whatever the matmuls run in: a bf16 weight cannot hold an update 2^-8 of its size.
 Decay is for matrices only; the gains of RMSNorm have no reason to shrink (arXiv 1711.05101; Llama 3 keeps 0.1 x lr).
@@ -78,7 +78,7 @@ def gradient_norm(grads: Iterable[Tensor]) -> float:
 
 
 class Average:
-    """The running mean of weights sampled while annealing (Polyak; Llama 3 section 3.4.3), in fp32.
+    """The running mean of weights sampled during the decay (Polyak; Llama 3 section 3.4.3), in fp32.
 
     ``count`` samples are in ``mean``, by parameter name; empty until the first.
     """

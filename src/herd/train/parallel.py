@@ -150,7 +150,7 @@ def full_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def prepared(model: LlamaLM, *, remat: bool, compiled: bool) -> Iterator[None]:
+def prepared(model: LlamaLM, *, activation_checkpointing: bool, compiled: bool) -> Iterator[None]:
     """Blocks recomputed in backward and / or compiled, while the block lasts; parameter names stay what they are.
 
     Recomputation keeps one residual (rows x context x dim) a block instead of some 20 of them, for a third more FLOPs
@@ -159,7 +159,7 @@ def prepared(model: LlamaLM, *, remat: bool, compiled: bool) -> Iterator[None]:
     blocks: list[nn.Module] = list(model.model.layers)
     try:
         for block in blocks:
-            if remat:
+            if activation_checkpointing:
                 block.forward = partial(
                     checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
                 )

@@ -227,7 +227,7 @@ class Recipe(BaseModel):
         try:
             self.train.rows_of_rank(self.parallel.ranks)
         except ValueError as error:
-            field = "micro_rows" if str(error).startswith("micro_rows") else "batch_rows"
+            field = "micro_batch_size" if str(error).startswith("micro_batch_size") else "batch_size"
             raise impossible(f"train.{field}", str(error)) from error
         return self
 
@@ -244,6 +244,14 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)[eE][-+]?\d+$"),
     list("-+0123456789."),
 )
+
+RENAMED: dict[str | int, str] = {
+    "batch_rows": "batch_size",
+    "micro_rows": "micro_batch_size",
+    "anneal_steps": "decay_steps",
+    "remat": "activation_checkpointing",
+}
+"""Keys of earlier recipes, which are refused with their new names."""
 
 Path_ = tuple[str | int, ...]
 
@@ -313,6 +321,8 @@ def _problem(detail: ErrorDetails, lines: dict[Path_, int]) -> tuple[int, str]:
         at = (*at, *(part for part in context["field"].split(".") if part))
         return _line(at, lines), context["reason"]
     if detail["type"] == "extra_forbidden":
+        if at[-1] in RENAMED:
+            return _line(at, lines), f"{_dotted(at)} is now called {_dotted((*at[:-1], RENAMED[at[-1]]))}"
         known = _keys(at[:-1])
         near = difflib.get_close_matches(str(at[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
@@ -385,4 +395,4 @@ def check(recipe: Recipe, world: int) -> ModelConfig:
 
 def epochs(recipe: Recipe, n_rows: int) -> float:
     """How often the run reads a stream of ``n_rows`` rows."""
-    return recipe.train.steps * recipe.train.batch_rows / n_rows if n_rows else math.inf
+    return recipe.train.steps * recipe.train.batch_size / n_rows if n_rows else math.inf

@@ -195,7 +195,7 @@ def read_dialogs(path: Path, tokenizer: Tokenizer) -> Iterator[Any]:
 
 def _first_rows(stream: Any, recipe: Recipe) -> list[Batch]:
     rows = min(recipe.data.heldout_rows, stream.n_rows)
-    at_once = recipe.train.micro_rows or 8
+    at_once = recipe.train.micro_batch_size or 8
     return [stream.batch(start, min(at_once, rows - start)) for start in range(0, rows, at_once)]
 
 

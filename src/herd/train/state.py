@@ -1,6 +1,6 @@
 """The state of a run on disk: whole or not at all.
 
-``folder/state/step-00000200/`` holds weights, Adam's moments and the mean of annealed weights as DCP tensors
+``folder/state/step-00000200/`` holds weights, Adam's moments and the mean of the decay's weights as DCP tensors
 (`storage.py`) and ``state.json``: how far the run is and what decided it. A state is written under a temporary name,
 flushed, and made real by one rename; a kill at any moment leaves either the old states or one more. What was never
 renamed is ignored and removed by the next start. The stream's position is a function of the step, so no random state
@@ -26,7 +26,7 @@ from ..errors import TrainingError
 from .parallel import Ranks
 from .storage import RawReader, RawWriter
 
-VERSION = 1
+VERSION = 2  # 1: before batch_rows, micro_rows and anneal_steps got their present names
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -103,7 +103,8 @@ def progress_of(path: Path) -> Progress:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _corrupt(path, error) from error
     raise TrainingError(
-        f"state {path} has format {version}, this herd reads {VERSION}: use the version that wrote it"
+        f"state {path} has format {version} and this version of Herd reads format {VERSION}: "
+        "finish the run with the version that started it, or train into another folder"
     )
 
 

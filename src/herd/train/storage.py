@@ -30,7 +30,7 @@ INDEX = ".metadata"
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorChunk:
     """Where one piece of one tensor lies, and what it is."""
 
     file: str
@@ -78,7 +78,7 @@ class RawWriter(StorageWriter):
                     raise TrainingError(f"{item.index.fqn} is not a tensor; a state holds tensors only")
                 tensor = tensor.detach().cpu().contiguous()
                 data = tensor.reshape(-1).view(torch.uint8).numpy().data
-                piece = Piece(
+                piece = TensorChunk(
                     plan.storage_data, offset, len(data), zlib.crc32(data), tensor.dtype, tuple(tensor.shape)
                 )
                 file.write(data)
@@ -108,7 +108,7 @@ class RawReader(StorageReader):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.folder = Path(folder)
-        self.pieces: dict[Any, Piece] = {}
+        self.chunks: dict[Any, TensorChunk] = {}
 
     def reset(self, checkpoint_id: str | os.PathLike | None = None) -> None:
         """Nothing is kept from one load to the next."""
@@ -122,7 +122,7 @@ class RawReader(StorageReader):
         self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
     ) -> None:
         """Remember where the pieces lie."""
-        self.pieces = metadata.storage_data
+        self.chunks = metadata.storage_data
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Every rank reads what it needs."""
@@ -135,7 +135,7 @@ class RawReader(StorageReader):
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Check each piece and copy the part that is asked for into its tensor."""
         for item in plan.items:
-            stored = self._read(self.pieces[item.storage_index], item.storage_index.fqn)
+            stored = self._read(self.chunks[item.storage_index], item.storage_index.fqn)
             for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
                 stored = stored.narrow(dim, start, length)
             target = planner.resolve_tensor(item).detach()
@@ -143,7 +143,7 @@ class RawReader(StorageReader):
             planner.commit_tensor(item, target)
         return _done(None)
 
-    def _read(self, piece: Piece, name: str) -> Tensor:
+    def _read(self, piece: TensorChunk, name: str) -> Tensor:
         with (self.folder / piece.file).open("rb") as file:
             file.seek(piece.offset)
             data = bytearray(file.read(piece.nbytes))

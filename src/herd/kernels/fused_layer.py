@@ -21,7 +21,7 @@ from .qmatmul import PATHS
 
 
 @dataclass(frozen=True)
-class Block:
+class FusedLayer:
     """The weights of a block in the order the operator takes them.
 
     ``norms``: (D,) before attention and before the feed-forward. ``tiles`` and ``format_codes``: q, k, v, o, gate, up,
