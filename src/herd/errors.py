@@ -20,6 +20,10 @@ class RecipeError(HerdError):
     """A recipe with an unknown key, a wrong type or an impossible combination; carries the line."""
 
 
+class StorageError(HerdError):
+    """A disk that is full, a path that cannot be written, or a folder that another process holds."""
+
+
 class CheckpointError(HerdError):
     """A checkpoint folder or file that is missing, truncated, corrupt or of the wrong shape."""
 

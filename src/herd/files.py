@@ -1,27 +1,180 @@
-"""Writing a file so that nobody ever sees half of it: a temporary name in the same folder, fsync, one rename."""
+"""Write files and folders so that no reader ever sees half of one.
+
+A file is written under a temporary name in the same folder, flushed to the disk and renamed. A folder (a checkpoint has
+many files) is written under a temporary name next to its final one, every file is flushed, and one rename makes it
+real. An existing folder is exchanged with the new one in a single system call where the kernel has it (Linux
+`renameat2` with `RENAME_EXCHANGE`); elsewhere the old one is moved aside first and moved back if the second rename
+fails. If anything goes wrong before that moment, a full disk included, the old file or folder is unchanged and the
+temporary one is removed. A `kill -9` leaves a temporary folder, which the next write to the same target removes.
+
+Every function here that writes raises `StorageError` when the disk is full or the target cannot be written.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import json
 import os
+import platform
+import secrets
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from .errors import StorageError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write ``content`` (text as UTF-8) so that ``path`` is at every moment the old file or the whole new one.
-
-    Missing parent folders are made. On any error the old file stays and the temporary one is removed.
-    """
+    """Replace the content of ``path`` (text is encoded as UTF-8), creating missing parent folders."""
     data = content.encode("utf-8") if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace the content of ``path`` by ``value`` as JSON."""
+    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder, which becomes ``target`` when the block ends without an error."""
+    target = Path(target).absolute()
+    if target.is_symlink():
+        target = target.resolve()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
+        temporary = target.parent / f"{_temporary_prefix(target)}{os.getpid()}-{secrets.token_hex(4)}"
+        temporary.mkdir()
+    except OSError as error:
+        raise storage_error(target, error) from error
+    try:
+        yield temporary
+        flush_folder(temporary)
+        put_in_place(temporary, target)
+    except StorageError as error:  # from a file inside: name the folder that the user asked for
+        cause = error.__cause__
+        raise (storage_error(target, cause) if isinstance(cause, OSError) else error) from cause
+    except OSError as error:
+        raise storage_error(target, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # after an exchange this is the old folder
+
+
+def free_disk_bytes(path: Path) -> int:
+    """Return the free bytes of the disk that holds ``path``, or would hold it once it is created."""
+    path = Path(path).absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def require_free_space(target: Path, nbytes: int) -> None:
+    """Raise `StorageError` when the disk of ``target`` has less than ``nbytes`` free."""
+    free = free_disk_bytes(target)
+    if free < nbytes:
+        raise StorageError(
+            f"{target}: needs {_size(nbytes)}, the disk has {_size(free)} free; "
+            "free some disk space or choose another folder"
+        )
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush every file and folder below ``folder`` to the disk, so that no rename can get there before them."""
+    for root, _, names in os.walk(folder):
+        for path in [*(os.path.join(root, name) for name in names), root]:
+            _fsync(path)
+
+
+def put_in_place(temporary: Path, target: Path) -> None:
+    """Rename the folder ``temporary`` to ``target``; an old ``target`` is exchanged with it, or removed."""
+    if not target.exists():
+        temporary.rename(target)
+    elif not _exchange(temporary, target):
+        aside = temporary.with_name(temporary.name + "-old")
+        target.rename(aside)
+        try:
+            temporary.rename(target)
+        except OSError:
+            aside.rename(target)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    _fsync(target.parent)
+
+
+def storage_error(target: Path, error: OSError) -> StorageError:
+    """Return the one-line error a user sees for an ``error`` of the system while ``target`` was written."""
+    if error.errno in _DISK_FULL:
+        return StorageError(f"{target}: the disk is full; nothing was changed, free some space and try again")
+    return StorageError(f"{target}: cannot write: {error.strerror or error}; nothing was changed")
+
+
+def _temporary_prefix(target: Path) -> str:
+    return f".{target.name}.tmp-{platform.node()}-"
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove temporary folders of ``target`` whose process, on this machine, has ended."""
+    prefix = _temporary_prefix(target)
+    for entry in target.parent.iterdir():
+        if not entry.name.startswith(prefix):
+            continue
+        pid = entry.name[len(prefix) :].split("-")[0]
+        if pid.isdigit() and int(pid) != os.getpid() and not _is_running(int(pid)):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _fsync(path: str | Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two names atomically; return False where the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    return renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0
+
+
+def _size(nbytes: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:.3g} {unit}" if nbytes < 1e3 * scale else f"{nbytes / scale:,.0f} {unit}"
+    return f"{nbytes} bytes"

@@ -14,7 +14,7 @@ import torch
 
 from herd import checkpoint
 from herd.checkpoint import gguf_convert, journal, weights
-from herd.errors import CheckpointError, QuantError
+from herd.errors import CheckpointError, QuantError, StorageError
 from herd.quant import scheme
 
 KINDS = {
@@ -150,7 +150,7 @@ def test_failures_leave_nothing(plain, tmp_path, monkeypatch):
 
         return reading
 
-    for error, raised in ((OSError(28, "full"), CheckpointError), (QuantError("bad"), QuantError)):
+    for error, raised in ((OSError(28, "full"), StorageError), (QuantError("bad"), QuantError)):
         monkeypatch.setattr(weights, "read", fail(error))
         with pytest.raises(raised):
             KINDS["quantize"](plain, tmp_path / "out")

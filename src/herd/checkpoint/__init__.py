@@ -1,7 +1,7 @@
 """Checkpoints on disk: Hugging Face's folder layout with a lineage, and imports from and exports to it.
 
 `folder.py` saves and loads, `hf.py` knows `config.json`, `weights.py` and `write.py` the safetensors, `convert.py`
-imports and exports, `meta.py` reads Meta's own files, `atomic.py` makes folders appear whole or not at all. The
+imports and exports, `meta.py` reads Meta's own files. The
 `gguf*.py` are for quantized folders and GGUF files: `gguf.py` reads, `gguf_convert.py` quantizes, imports, exports.
 """
 

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, TokenizerError
+from ..files import require_free_space, whole_folder
 from ..llama import rope
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..quant.linear import is_quantized
 from . import gguf, weights
-from .atomic import require_room, whole_folder
 from .gguf_folder import is_gguf_folder, load_gguf
 from .gguf_names import config_from_gguf
 from .gguf_write import hash_file
@@ -118,7 +118,7 @@ def write_folder(
     if tokenizer is not None:
         require_fit(tokenizer, config, folder)
     require_replaceable(folder)
-    require_room(folder, config.nbytes(dtype.itemsize) + 1_000_000)
+    require_free_space(folder, config.nbytes(dtype.itemsize) + 1_000_000)
     with written_folder(folder, key) as (temporary, journal):
         weights_hash = write_weights(
             temporary,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, TokenizerError
+from ..files import require_free_space, whole_folder
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..quant.formats import BF16, F16, F32, Format, Scheme, find, nbytes, scheme
@@ -25,7 +26,6 @@ from ..quant.linear import packed_weights
 from ..quant.random import random_rows_of
 from . import gguf_names as names
 from . import weights
-from .atomic import require_room, whole_folder
 from .convert import notice
 from .folder import (
     load_config,
@@ -160,7 +160,7 @@ def write_random(
     """
     formats = plan.plan(config)
     rows_of = random_rows_of(config, formats, seed)
-    require_room(Path(out), _nbytes(config, formats))
+    require_free_space(Path(out), _nbytes(config, formats))
     key = key_of([], do="random", config=config, formats=sorted(formats.items()), seed=seed)
     with resumable_file(Path(out), key) as (path, journal):
         write_model(
@@ -301,7 +301,7 @@ def export_gguf(
     chosen = find(format or F16)
     formats = scheme(chosen, head=chosen).plan(source.config)
     known = load_lineage(resolved)
-    require_room(out, _nbytes(source.config, formats))
+    require_free_space(out, _nbytes(source.config, formats))
     _require_folder(out)
     with resumable_file(out, source.key(do="export", format=chosen)) as (path, journal):
         write_model(
@@ -322,7 +322,7 @@ def _keep(
 ) -> str:
     """The file as it is, in a folder of its own, once all of it has been looked at."""
     require_replaceable(out)
-    require_room(out, file.size + 1_000_000)
+    require_free_space(out, file.size + 1_000_000)
     for entry in wanted.values():
         require_finite(file, entry)
         file.forget(entry.name)
@@ -349,7 +349,7 @@ def _write_folder(
     if tokenizer is not None:
         require_fit(tokenizer, config, out)
     require_replaceable(out)
-    require_room(out, _nbytes(config, formats))
+    require_free_space(out, _nbytes(config, formats))
     with written_folder(out, key) as (temporary, journal):
         if journal and remember:
             remember(journal.part("source"))
@@ -393,7 +393,7 @@ def _copy(source: Path, target: Path, progress: weights.Progress | None) -> None
     """A byte-for-byte copy under a temporary name, then renamed."""
     _require_folder(target)
     total, done = source.stat().st_size, 0
-    require_room(target, total)
+    require_free_space(target, total)
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
         with source.open("rb") as read, temporary.open("wb") as write:

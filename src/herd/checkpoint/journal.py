@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import CheckpointError
-from ..files import write_atomically
-from .atomic import flush, put_in_place, readable
+from ..files import flush_folder, put_in_place, storage_error, write_atomically
 
 FILE = "journal.json"
 SAVE_EVERY = 256 << 20
@@ -102,13 +101,13 @@ def _resumable(target: Path, key: str, finish: Callable[[Path], None]) -> Iterat
             _empty(part)
         yield part, journal
         (part / FILE).unlink(missing_ok=True)
-        flush(part)
+        flush_folder(part)
         finish(part)
     except (KeyboardInterrupt, SystemExit):
         keep = (part / FILE).exists()
         raise
     except OSError as error:
-        raise readable(target, error) from error
+        raise storage_error(target, error) from error
     finally:
         if lock is not None:
             if not keep:

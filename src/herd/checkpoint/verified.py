@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from ..errors import StorageError
 from ..files import write_atomically
 
 
@@ -33,7 +34,7 @@ def verified_hash(path: Path, take: Callable[[Path], str]) -> str:
                 return str(known["hash"])
     found = take(path)
     if _state(path) == state:  # not written meanwhile
-        with suppress(OSError):  # no cache, no note: it is hashed again next time
+        with suppress(StorageError):  # without a cache folder the file is hashed again next time
             write_atomically(note, json.dumps({"file": str(path.resolve()), "state": state, "hash": found}))
     return found
 

@@ -1,0 +1,76 @@
+"""The number formats of tensors: one table of names, sizes and spellings in other programs.
+
+The short names are what recipes, the command line and printed tables use; the long names of torch and Hugging Face,
+and safetensors' codes, are accepted wherever a user gives one. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class DType:
+    """A number format: ``name`` here, ``torch_name``, code in a safetensors header, and bytes per value."""
+
+    name: str
+    torch_name: str
+    safetensors: str
+    nbytes: int
+
+
+DTYPES = {
+    dtype.name: dtype
+    for dtype in (
+        DType("fp64", "float64", "F64", 8),
+        DType("fp32", "float32", "F32", 4),
+        DType("bf16", "bfloat16", "BF16", 2),
+        DType("fp16", "float16", "F16", 2),
+        DType("fp8", "float8_e4m3fn", "F8_E4M3", 1),
+        DType("int64", "int64", "I64", 8),
+        DType("int32", "int32", "I32", 4),
+        DType("int16", "int16", "I16", 2),
+        DType("int8", "int8", "I8", 1),
+        DType("uint8", "uint8", "U8", 1),
+        DType("bool", "bool", "BOOL", 1),
+    )
+}
+_BY_ANY_NAME = {
+    spelling.lower(): dtype.name
+    for dtype in DTYPES.values()
+    for spelling in (dtype.name, dtype.torch_name, f"torch.{dtype.torch_name}", dtype.safetensors)
+} | {"half": "fp16", "float": "fp32", "double": "fp64"}
+
+
+def parse_dtype(text: str, allowed: tuple[str, ...] = tuple(DTYPES)) -> str:
+    """Return the short name that ``text`` (in any of the known spellings) stands for.
+
+    Raises `ConfigError`, which lists ``allowed``, for anything else.
+    """
+    name = _BY_ANY_NAME.get(text.lower())
+    if name is None or name not in allowed:
+        raise ConfigError(f"dtype {text!r} is not one of {', '.join(allowed)}")
+    return name
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Return torch's dtype for a name in any spelling."""
+    import torch
+
+    return getattr(torch, DTYPES[parse_dtype(name)].torch_name)
+
+
+def short_name(dtype: torch.dtype) -> str:
+    """Return the short name of torch's ``dtype``, e.g. "bf16"."""
+    return parse_dtype(str(dtype))
+
+
+def nbytes_per_value(name: str) -> int:
+    """Return the bytes of one value in the number format ``name``."""
+    return DTYPES[parse_dtype(name)].nbytes

@@ -1,0 +1,154 @@
+"""What this machine lets the process use: cores, memory, a cache folder, and the memory used so far.
+
+Linux control groups (versions 1 and 2), which containers and batch systems use to limit a process, are respected: a
+limit set on any parent group counts. Elsewhere the numbers of the operating system are returned. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import StorageError
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+PROC_CGROUP = Path("/proc/self/cgroup")
+
+
+def cores() -> int:
+    """Return how many cores this process may use: its affinity mask, or the CPU quota where that is lower."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [quota for folder in _cgroup_folders("cpu") if (quota := _cpu_quota(folder)) is not None]
+    return max(1, min([allowed, *(round(quota) for quota in quotas)]))
+
+
+def total_memory() -> int:
+    """Return the physical memory in bytes, or the memory limit of the process's control groups if lower."""
+    import psutil
+
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in _memory_limits())])
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that can be allocated now without swapping."""
+    import psutil
+
+    free = [limit - used for limit, used in _memory_limits()]
+    return max(0, min([psutil.virtual_memory().available, *free]))
+
+
+def cache_folder() -> Path:
+    """Return the folder of everything that can be made again: ``HERD_CACHE``, or ``~/.cache/herd``."""
+    return Path(os.environ.get("HERD_CACHE") or Path.home() / ".cache" / "herd")
+
+
+def resident_memory() -> int:
+    """Return the bytes of memory that this process holds now (its resident set)."""
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def reset_peak_memory() -> None:
+    """Start measuring `peak_memory` again from the present resident set, where the system can (Linux).
+
+    Freed memory is given back to the system first, so that it does not count towards the new peak.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Return the largest resident set in bytes since `reset_peak_memory`, or of the whole process elsewhere."""
+    import resource
+
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for this process alone; the system releases it however the process ends.
+
+    Raises `StorageError`, which names the process that holds it.
+    """
+    import fcntl
+
+    path = folder / ".lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip()
+            which = f"process {holder}" if holder else "another process"
+            raise StorageError(
+                f"{folder}: {which} is working in this folder; wait until it ends, or choose another folder"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def _cgroup_folders(controller: str) -> list[Path]:
+    """Return the control group folders that limit this process for ``controller``, innermost first."""
+    try:
+        lines = PROC_CGROUP.read_text().splitlines()
+    except OSError:
+        return []
+    folders: list[Path] = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if not controllers:  # version 2: one tree for all controllers
+            root = CGROUP_ROOT
+        elif controller in controllers.split(","):
+            root = CGROUP_ROOT / controllers
+            root = root if root.is_dir() else CGROUP_ROOT / controller
+        else:
+            continue
+        # Inside a container the group's own path may not be visible; its root is then the container's group.
+        inner = root / group.lstrip("/")
+        inside = [folder for folder in (inner, *inner.parents) if folder.is_relative_to(root)]
+        folders += [folder for folder in inside if folder.is_dir()]
+    return folders
+
+
+def _cpu_quota(folder: Path) -> float | None:
+    with suppress(OSError, ValueError):
+        quota, period = (folder / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    with suppress(OSError, ValueError):
+        microseconds = int((folder / "cpu.cfs_quota_us").read_text())
+        period_us = int((folder / "cpu.cfs_period_us").read_text())
+        return None if microseconds <= 0 else microseconds / period_us
+    return None
+
+
+def _memory_limits() -> Iterator[tuple[int, int]]:
+    """Yield (limit, used) in bytes of each control group that limits this process.
+
+    File pages that are not in active use are counted as used by the kernel, but it gives them up on demand.
+    """
+    names = (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
+    for folder in _cgroup_folders("memory"):
+        for limit_name, used_name, inactive_name in names:
+            with suppress(OSError, ValueError):
+                text = (folder / limit_name).read_text().strip()
+                if text == "max" or int(text) >= 1 << 60:  # version 1 writes a huge number for no limit
+                    continue
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                used = int((folder / used_name).read_text()) - int(stat.get(inactive_name, 0))
+                yield int(text), used
