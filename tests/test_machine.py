@@ -38,7 +38,11 @@ V1 = "4:memory:/a\n3:cpu,cpuacct:/a/b\n1:name=systemd:/x\n"
         ("0::/\n", {"cpu.max": "max 100000"}, 16),
         ("0::/\n", {"cpu.max": "200000 100000"}, 2),
         ("0::/\n", {"cpu.max": "50000 100000"}, 1),
-        ("0::/a/b\n", {"cpu.max": "max 100000", "a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3),
+        (
+            "0::/a/b\n",
+            {"cpu.max": "max 100000", "a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"},
+            3,
+        ),
         ("0::/a/b\n", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "200000 100000"}, 2),
         ("0::/not/visible\n", {"cpu.max": "400000 100000"}, 4),
         (V1, {"cpu,cpuacct/a/b/cpu.cfs_quota_us": "250000", "cpu,cpuacct/a/b/cpu.cfs_period_us": "50000"}, 5),
@@ -107,7 +111,9 @@ def test_memory_respects_the_limit_of_the_control_group(
 ):
     import psutil
 
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("V", (), {"total": 8 * GB, "available": 7 * GB}))
+    monkeypatch.setattr(
+        psutil, "virtual_memory", lambda: type("V", (), {"total": 8 * GB, "available": 7 * GB})
+    )
     groups(membership, files)
     assert machine.total_memory() == (total or 8 * GB)
     assert machine.available_memory() == (available or 7 * GB)
@@ -129,7 +135,10 @@ def test_a_locked_folder_names_the_process_that_holds_it(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(StorageError, match=f"process {other.pid} is working"), machine.lock_folder(tmp_path):
+        with (
+            pytest.raises(StorageError, match=f"process {other.pid} is working"),
+            machine.lock_folder(tmp_path),
+        ):
             pass
         other.kill()
     with machine.lock_folder(tmp_path):  # the system released it
