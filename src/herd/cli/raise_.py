@@ -20,7 +20,9 @@ def command(
         list[str] | None,
         typer.Option(help="Your own text: a file, a folder, or hf:NAME. May be given several times."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Every random choice follows from it.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="The number that every random choice follows from. [default: 0]")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
     runs: Annotated[Path, typer.Option(help="Where runs live.")] = Path("runs"),
     json_: Annotated[bool, typer.Option("--json", help="Print the scores as JSON at the end.")] = False,
@@ -46,7 +48,7 @@ def command(
     folder = runs / name
     run = raise_herd(
         folder,
-        "full" if full else "quick" if quick else "demo",
+        "full" if full else "quick" if quick else None,
         seed=seed,
         text=text,
         resume=resume,

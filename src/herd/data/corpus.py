@@ -16,11 +16,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import DataError
 from .builtin import read_builtin
 from .hub import read_hub
-from .sources import DataWarning, Document, read_path
+from .origin import builtin_identity
+from .sources import DataWarning, Document, list_files, read_path
 
 __all__ = [
     "SPLITS",
@@ -113,6 +115,27 @@ def read_corpus(spec: Spec = None) -> Iterator[Document]:
             yield from (replace(document, source=f"{one}/{document.source}") for document in read_path(one))
         else:
             yield from read_path(one)
+
+
+def corpus_origin(spec: Spec = None) -> tuple[list[tuple[str, Path]], dict[str, Any]]:
+    """Return what a specification's text comes from, for `origin.bind`: (name, path) of its local files, and settings.
+
+    Data sets of the hub count by their name: their content is not looked up again. DataError where a path is missing.
+    """
+    if spec is None:
+        return [], {"text": builtin_identity()}
+    files: list[tuple[str, Path]] = []
+    hub_names = []
+    for one in [spec] if isinstance(spec, str | Path) else spec:
+        if str(one).startswith("hf:"):
+            hub_names.append(str(one))
+            continue
+        root = Path(one)
+        files += [
+            (root.name if file == root else f"{root.name}/{file.relative_to(root).as_posix()}", file)
+            for file in list_files(root)
+        ]
+    return files, {"hub": hub_names}
 
 
 def load_corpus(spec: Spec = None, *, max_bytes: int | None = None) -> Corpus:

@@ -77,13 +77,10 @@ class NotText(DataError):
 
 def read_path(path: Path | str) -> Iterator[Document]:
     """Every document of a file, or of all files below a folder. DataError where there is none."""
-    root = Path(path)
-    if not root.exists():
-        raise DataError(f"{root}: no such file or folder; give a path that exists")
+    root, files = Path(path), list_files(path)
     if root.is_file():
-        yield from read_file(root, source=root.name, part_chars=part_chars([root]))
+        yield from read_file(root, source=root.name, part_chars=part_chars(files))
         return
-    files = sorted(_walk(root))
     size = part_chars(files)
     skipped: Counter[str] = Counter()
     found = False
@@ -104,6 +101,14 @@ def read_path(path: Path | str) -> Iterator[Document]:
         warnings.warn(note, DataWarning, stacklevel=2)
     if not found:
         raise DataError(f"{root}: no text in any of its {len(files)} files; give a folder with UTF-8 text")
+
+
+def list_files(path: Path | str) -> list[Path]:
+    """Return the file itself, or all files below a folder sorted by name. DataError where the path does not exist."""
+    root = Path(path)
+    if not root.exists():
+        raise DataError(f"{root}: no such file or folder; give a path that exists")
+    return [root] if root.is_file() else sorted(_walk(root))
 
 
 def part_chars(files: list[Path]) -> int:

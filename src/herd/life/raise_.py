@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from ..data.corpus import read_corpus
-from ..errors import HerdError
+from ..errors import DataError, HerdError
 from . import measure, stages
 from .plan import Mode, Plan, quick_plan, timed_plan
 from .probe import probe
@@ -42,27 +43,31 @@ def plan_run(name: str, mode: Mode, seed: int, text: list[str] | None, show: Sho
 
 def raise_herd(
     folder: Path,
-    mode: Mode,
+    mode: Mode | None = None,
     *,
-    seed: int = 0,
+    seed: int | None = None,
     text: list[str] | None = None,
     resume: bool = False,
     show: Show,
 ) -> Run:
     """Raise a herd into ``folder``. With ``resume`` a run that is there goes on by its plan; without, that is an error.
 
+    ``mode`` is "demo" and ``seed`` 0 where None is given; on resuming, what is given must be what the run began with.
     Raises `HerdError`s for anything wrong with text, machine or folder, and KeyboardInterrupt when stopped, after which
     the run can be resumed.
     """
     fresh = not (resume and (folder / "run.json").exists())
     if fresh:
         Run.refuse_existing(folder)
-        Run.create(folder, plan_run(folder.name, mode, seed, text, show))
+        Run.create(folder, plan_run(folder.name, mode or "demo", seed or 0, text, show))
     with run_lock(folder):
         run = Run(folder, Run.saved_plan(folder), show)
+        refuse_other_options(run, {"mode": mode, "seed": seed, "text": text})
         show.predicted = run.plan.predicted_seconds
         describe(run)
         try:
+            if not all(run.done(stage.name) for stage in STAGES):
+                stages.bind_text(run, run.stage_folder(STAGES[0].name) / "stage.json")
             with show:
                 run.carry_out(STAGES)
         except HerdError:
@@ -72,6 +77,17 @@ def raise_herd(
                 shutil.rmtree(folder)
             raise
     return run
+
+
+def refuse_other_options(run: Run, given: dict[str, Any]) -> None:
+    """Raise `DataError` where an option (None: not given) contradicts the plan the run began with."""
+    for name, value in given.items():
+        begun = getattr(run.plan, name)
+        if value is not None and value != begun:
+            raise DataError(
+                f"{run.folder} was started with {name} {begun!r}, not {value!r}: leave the option out to resume it, "
+                "or choose another --name"
+            )
 
 
 def describe(run: Run) -> None:

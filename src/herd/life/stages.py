@@ -7,10 +7,12 @@ Sources: "The Llama 3 Herd of Models" sections 3.4 and 4; Minitron (arXiv 2407.1
 from __future__ import annotations
 
 from itertools import chain
+from pathlib import Path
 
 from ..checkpoint import Lineage, load, load_lineage, save
-from ..data.corpus import load_corpus
+from ..data.corpus import corpus_origin, load_corpus
 from ..data.dialogs import make_dialogs, showcase_dialogs, training_texts
+from ..data.origin import bind
 from ..data.stream import MixStream
 from ..distill import prune
 from ..evals.needle import needle
@@ -33,6 +35,15 @@ NEEDLE_BAR = 0.8
 MIN_VOCAB_FOR_NUMBERS = 2048
 
 
+def bind_text(run: Run, prepared: Path) -> None:
+    """Tie the run's data to the content of its text, once ``prepared`` exists. `DataError` where the text has changed."""
+    plan = run.plan
+    files, settings = corpus_origin(plan.text)
+    settings |= {"seed": plan.seed, "corpus_bytes": plan.corpus_bytes, "vocab_size": plan.vocab_size}
+    cure = "Restore the text, or raise a new herd under another --name"
+    bind(run.folder, files, settings, prepared=[prepared], cure=cure)
+
+
 def make_tokenizer(run: Run) -> Outcome:
     """Corpus to splits, byte-level BPE, and token shards."""
     plan, material = run.plan, Material(run.plan, run.folder)
@@ -49,6 +60,7 @@ def make_tokenizer(run: Run) -> Outcome:
     for done, split in enumerate(("teacher", "student", "heldout")):
         run.show.advance(0.6 + 0.13 * done, f"writing {split} tokens")
         material.write_shards(split, corpus.splits[split], tokenizer)
+    bind_text(run, run.folder / "tokenizer")  # refuses text that was edited while it was read
     density = bytes_per_token(corpus, tokenizer)
     counts = {
         split: {kind: {"documents": n, "bytes": size} for kind, (n, size) in of.items()}

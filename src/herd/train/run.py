@@ -29,10 +29,11 @@ from ..checkpoint import (
     write_folder,
 )
 from ..data.batch import Batch
-from ..data.corpus import DataWarning, load_corpus
+from ..data.corpus import DataWarning, corpus_origin, load_corpus
 from ..data.dialogs import make_dialogs
+from ..data.origin import bind
 from ..data.packing import DialogStream
-from ..data.shards import Shards
+from ..data.shards import INDEX, Shards
 from ..data.stream import Stream, TokenStream
 from ..errors import ChatError, DataError, RecipeError
 from ..llama.config import ModelConfig
@@ -66,7 +67,9 @@ def run_recipe(
     config = check(recipe, ranks.world)
     out = Path(recipe.out)
     if ranks.first:  # the others find what this one made
+        bind_data(recipe, out)
         prepare(recipe, config, out)
+        bind_data(recipe, out)  # refuses text that was edited while it was read
     ranks.barrier()
     material = prepare(recipe, config, out)
     if (passes := epochs(recipe, material.stream.n_rows)) > 1 and ranks.first:
@@ -83,6 +86,37 @@ def run_recipe(
 
 
 # The data -----------------------------------------------------------------------------------------------------------
+
+
+def bind_data(recipe: Recipe, out: Path) -> None:
+    """Tie the data under ``out`` to the content of its sources and the settings it depends on.
+
+    Raises `DataError` naming what changed since the data was prepared: an edited file, another tokenizer, ...
+    """
+    data, spec = recipe.data, recipe.tokenizer
+    settings: dict[str, Any] = {
+        "train.seed": recipe.train.seed,
+        "data.documents": data.documents,
+        "data.made_dialogs": data.made_dialogs,
+        "tokenizer.train_vocab": spec.train_vocab if spec is not None else None,
+    }
+    if spec is None or spec.train_vocab is None:
+        settings["tokenizer (SHA-256)"] = _tokenizer(recipe, out).sha256
+    files: list[tuple[str, Path]] = []
+    if data.text is not None:
+        files, text_settings = corpus_origin(_corpus_spec(recipe))
+        settings |= text_settings | {"data.split": data.split, "data.max_bytes": data.max_bytes}
+    for path in (Path(name) for name in (data.shards, data.dialogs, data.heldout) if name is not None):
+        # The index of shards holds the checksum of every file beside it.
+        file = path / INDEX if path.is_dir() else path
+        files.append((f"{path.name}/{INDEX}" if path.is_dir() else path.name, file))
+    bind(
+        out,
+        files,
+        settings,
+        prepared=[out / name for name in ("tokenizer", "shards", "state", "model")],
+        cure=f"Restore it, choose another 'out', or remove {out} to start from the beginning",
+    )
 
 
 def prepare(recipe: Recipe, config: ModelConfig, out: Path) -> Material:
@@ -132,8 +166,11 @@ def _tokenizer(recipe: Recipe, out: Path) -> Tokenizer:
 
 
 def _corpus(recipe: Recipe) -> Any:
-    text = recipe.data.text
-    return load_corpus(None if text == ["builtin"] else text, max_bytes=recipe.data.max_bytes)
+    return load_corpus(_corpus_spec(recipe), max_bytes=recipe.data.max_bytes)
+
+
+def _corpus_spec(recipe: Recipe) -> list[str] | None:
+    return None if recipe.data.text == ["builtin"] else recipe.data.text
 
 
 def _text_shards(recipe: Recipe, tokenizer: Tokenizer, out: Path, split: str) -> Shards:
