@@ -78,7 +78,9 @@ def test_an_edit_of_the_same_size_and_time_is_refused(sources: Path) -> None:
     before = (sources / "a.txt").stat()
     (sources / "a.txt").write_text("THE first file")
     os.utime(sources / "a.txt", ns=(before.st_atime_ns, before.st_mtime_ns))
-    refused(sources, sources, r"a\.txt has other content \(14 bytes with SHA-256 [0-9a-f]{12} before, 14 bytes")
+    refused(
+        sources, sources, r"a\.txt has other content \(14 bytes with SHA-256 [0-9a-f]{12} before, 14 bytes"
+    )
 
 
 def test_added_removed_and_renamed_files_are_refused(sources: Path) -> None:
@@ -96,7 +98,9 @@ def test_another_order_of_the_same_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     binding(tmp_path / "out", files)
     (tmp_path / "out" / "made").write_text("")
-    with pytest.raises(DataError, match=r"order of the source files was a\.txt, b\.txt and is now b\.txt, a\.txt"):
+    with pytest.raises(
+        DataError, match=r"order of the source files was a\.txt, b\.txt and is now b\.txt, a\.txt"
+    ):
         binding(tmp_path / "out", files[::-1])
 
 
@@ -240,9 +244,18 @@ def other_tokenizer(run: Path) -> dict:
         (other_tokenizer, r"train_vocab was 600 and is now None"),
         (lambda run: {"vocab": 601}, r"train_vocab was 600 and is now 601"),
         (lambda run: {"seed": 1}, r"train\.seed was 0 and is now 1"),
-        (lambda run: {"data": f'{{text: ["{run}/text"], split: student}}'}, r"split was 'teacher' and is now"),
-        (lambda run: {"data": f'{{text: ["{run}/text"], max_bytes: 30000}}'}, r"max_bytes was None and is now 30000"),
-        (lambda run: {"data": f'{{text: ["{run}/text"], documents: true}}'}, r"documents was False and is now True"),
+        (
+            lambda run: {"data": f'{{text: ["{run}/text"], split: student}}'},
+            r"split was 'teacher' and is now",
+        ),
+        (
+            lambda run: {"data": f'{{text: ["{run}/text"], max_bytes: 30000}}'},
+            r"max_bytes was None and is now 30000",
+        ),
+        (
+            lambda run: {"data": f'{{text: ["{run}/text"], documents: true}}'},
+            r"documents was False and is now True",
+        ),
         (lambda run: {"data": "{text: [builtin]}"}, r"text was None and is now 'Python"),
     ],
 )
