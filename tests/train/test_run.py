@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(base, tmp_path)
 def test_other_data_is_not_resumed(base):
     changed = INSTRUCT.replace("made_dialogs: 12", "made_dialogs: 13")
     run_recipe(recipe(INSTRUCT, base))
-    with pytest.raises(DataError, match="data.made_dialogs was 12 and is now 13"):
+    with pytest.raises(DataError, match=r"data\.made_dialogs was 12 and is now 13"):
         run_recipe(recipe(changed, base))
 
 

@@ -36,7 +36,7 @@ MIN_VOCAB_FOR_NUMBERS = 2048
 
 
 def bind_text(run: Run, prepared: Path) -> None:
-    """Tie the run's data to the content of its text, once ``prepared`` exists. `DataError` where the text has changed."""
+    """Tie the run's data to the content of its text. `DataError` if it changed after ``prepared`` was made."""
     plan = run.plan
     files, settings = corpus_origin(plan.text)
     settings |= {"seed": plan.seed, "corpus_bytes": plan.corpus_bytes, "vocab_size": plan.vocab_size}
