@@ -92,8 +92,8 @@ def bind(
             f"{found}: prepared by a version of Herd that did not record its sources, so it cannot be checked; {cure}"
         )
     known = {file.path: file for file in old.files} if old is not None else {}
-    settings = json.loads(json.dumps({"preparation": PREPARATION, **settings}))
-    new = Origin(tuple(_source_file(name, path, known) for name, path in files), settings)
+    values: dict[str, Any] = json.loads(json.dumps({"preparation": PREPARATION, **settings}))
+    new = Origin(tuple(_source_file(name, path, known) for name, path in files), values)
     if found is not None and old is not None and (differences := old.differences(new)):
         shown = "; ".join(differences[:SHOWN])
         more = f"; and {len(differences) - SHOWN} more differences" if len(differences) > SHOWN else ""
