@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from collections import defaultdict
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "herd"
@@ -20,8 +24,106 @@ def test_the_map_names_every_room_and_only_files_that_exist():
         assert (SOURCE / name).exists(), f"architecture.md names {name}, which does not exist"
 
 
-def test_every_module_has_a_docstring_and_is_not_too_long():
+def test_every_module_has_a_docstring_and_at_most_400_lines_of_code():
     for path in MODULES:
         text = path.read_text(encoding="utf-8")
         assert text.startswith(('"""', 'r"""')), f"{path} has no docstring"
-        assert text.count("\n") <= 600, f"{path} is too long: split it"
+        assert code_lines(text) <= 400, f"{path} is too long: split it"
+
+
+@pytest.mark.xfail(reason="being mended")
+def test_a_public_class_name_is_defined_in_one_room_only():
+    rooms = defaultdict(set)
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                rooms[node.name].add(path.relative_to(SOURCE).parts[0])
+    twice = {name: sorted(where) for name, where in rooms.items() if len(where) > 1}
+    assert twice == {}
+
+
+@pytest.mark.xfail(reason="being mended")
+def test_no_files_import_each_other_in_a_circle():
+    graph = {path: set(imported_modules(path)) for path in MODULES}
+    assert [" -> ".join(circle) for circle in circles(graph)] == []
+
+
+def code_lines(text: str) -> int:
+    """Count the lines of Python that hold code: no blank lines, comments or docstrings."""
+    docstrings: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                docstrings |= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    skipped = {
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    }
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in skipped:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    return len(lines - docstrings)
+
+
+def imported_modules(path: Path) -> list[Path]:
+    """Return the files of the package that ``path`` imports, at module level or inside a function.
+
+    Imports for type checkers only and a package's own ``__init__`` (which names what it exports) do not count.
+    """
+    found = []
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or node.level == 0 or node in typing_only:
+            continue
+        base = path.parents[node.level - 1]
+        base = base.joinpath(*node.module.split(".")) if node.module else base
+        for name in node.names:
+            for target in (base / f"{name.name}.py", base.with_suffix(".py")):
+                if target.is_file():
+                    found.append(target)
+                    break
+    return found
+
+
+def circles(graph: dict[Path, set[Path]]) -> list[list[str]]:
+    """Return one circle of imports for every file from which a path leads back to itself."""
+    found = []
+    for start in graph:
+        trail: dict[Path, Path] = {}
+        queue = [start]
+        while queue:
+            here = queue.pop()
+            for target in graph[here]:
+                if target not in trail:
+                    trail[target] = here
+                    queue.append(target)
+        if start in trail:
+            steps, here = [start], trail[start]
+            while here != start:
+                steps.append(here)
+                here = trail[here]
+            found.append([str(step.relative_to(SOURCE)) for step in [start, *reversed(steps[1:]), start]])
+    return found
+
+
+@pytest.mark.parametrize(
+    "text, count",
+    [
+        ('"""Doc."""\n\nx = 1  # one\n# two\n', 1),
+        ("def f():\n    '''Doc\n    more.'''\n    return '''a\n    b'''\n", 3),
+    ],
+)
+def test_code_lines_leave_out_blanks_comments_and_docstrings(text, count):
+    assert code_lines(text) == count
