@@ -137,6 +137,69 @@ def test_json(run, folders, scripted):
     assert json.loads(out) == {"text": "It is 42.", "calls": [call], "finish_reason": "stop", "n_tokens": 14}
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"name": "Alice", "parameters": {"role": "admin"}}',
+        '{"name": "Bob", "arguments": {"role": null}}',
+        '{"type": "function", "name": "x", "parameters": {}}',
+        '{"function": {"name": "y", "arguments": "{}"}}',
+        '[{"name": "Alice", "parameters": {}}, {"name": "Bob", "parameters": {}}]',
+        '{\n  "name": "Alice",\n  "parameters": {\n    "role": "admin"\n  }\n}',
+        'The record is {"name": "Alice", "parameters": {"role": "admin"}}.',
+        "<function=area>{}</function>",
+        "subprocess.call(args=1)",
+        "<|python_tag|>x = 1",
+        '```json\n{"name": "Alice", "parameters": {}}\n```',
+    ],
+)
+def test_without_tools_json_and_code_are_answers(run, folders, scripted, answer):
+    scripted(answer, answer)
+    assert run(folders / "imported", "-p", "Which?") == (0, answer + "\n", "")
+    _, out, _ = run(folders / "plain", "-p", "Which?", "--json")
+    assert (json.loads(out)["text"], json.loads(out)["calls"]) == (answer, [])
+
+
+def test_a_call_that_was_cut_off_before_it_ran_is_shown(run, folders, scripted):
+    scripted((CALL, "length"), (CALL, "length"))
+    _, out, err = run(folders / "instruct", "-p", "6*7?")
+    assert out == "\n"
+    assert "calculator(expression='6*7') was not run\n" in err
+    _, out, _ = run(folders / "instruct", "-p", "6*7?", "--json")
+    call = {"name": "calculator", "arguments": {"expression": "6*7"}, "result": None}
+    assert json.loads(out)["calls"] == [call]
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("ratio 1:100:2", "ratio 1:100:2"),
+        (":key: :smile: :100:", ":key: :smile: :100:"),
+        ("a\tb\t\tc", "a\tb\t\tc"),
+        ("[bold]x[/bold] [red]", "[bold]x[/bold] [red]"),
+        ("\x1b[31mred\x1b[0m", "\\x1b[31mred\\x1b[0m"),
+        ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
+        ("over\rwritten", "over\\x0dwritten"),
+        ("back\x08space \x00 \x7f", "back\\x08space \\x00 \\x7f"),
+        ("\x9b31m C1 \x85", "\\x9b31m C1 \\x85"),
+        ("trailing spaces   \n\n  indented", "trailing spaces   \n\n  indented"),
+        ("word " * 100, "word " * 100),
+        ("Größe 🔑 日本", "Größe 🔑 日本"),
+    ],
+)
+def test_a_dialog_shows_exactly_what_the_model_wrote(run, folders, scripted, written, shown):
+    scripted(written)
+    _, out, _ = run(folders / "imported", lines=["Hi"])
+    assert f"\n{shown}\n" in out
+
+
+def test_escape_sequences_are_spelled_out_on_a_terminal_and_kept_in_pipes(run, folders, scripted, monkeypatch):
+    scripted("\x1b[2J:key:\t", "\x1b[2J:key:\t")
+    assert run(folders / "imported", "-p", "x")[1] == "\x1b[2J:key:\t\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run(folders / "imported", "-p", "x")[1] == "\\x1b[2J:key:\t\n"
+
+
 def test_base_models_continue_text(run, folders, scripted):
     prompts = scripted("width):", "more")
     assert run(folders / "teacher", "-p", "def area(")[1] == "width):\n"
@@ -151,7 +214,8 @@ def test_models_from_elsewhere_get_no_system_message_unless_asked(run, folders, 
     assert "system" not in prompts[0]
     run(folders / "plain", "-p", "Hello", "--system", "Be kind.")
     assert "Be kind." in prompts[1]
-    assert run(folders / "imported", "-p", "6*7?")[2] == ""  # a call nobody offered is not run
+    code, out, err = run(folders / "imported", "-p", "6*7?")
+    assert (code, out, err) == (0, CALL + "\n", "")  # without tools it is no call
 
 
 def test_dialog(run, folders, scripted):

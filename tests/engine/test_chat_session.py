@@ -117,9 +117,35 @@ def test_endless_calling_is_stopped(tok):
     assert sum(isinstance(e, Calling) for e in events) == 5
 
 
-def test_without_execute_calls_are_only_shown(tok):
-    events = joined(ChatSession(Script(tok, JSON_CALL)).ask("x"))
+def test_calls_are_reported_where_tools_are_offered_and_nothing_runs_them(tok):
+    events = joined(ChatSession(Script(tok, JSON_CALL), tools=["wolfram_alpha"]).ask("x"))
     assert [type(e) for e in events] == [Calling, End]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"name": "Alice", "parameters": {"role": "admin"}}',
+        '{"name": "f", "arguments": {}}',
+        '[{"name": "Alice", "parameters": {"role": "admin"}}]',
+        'Here it is: {"name": "Alice", "parameters": {}} and no more',
+        JSON_CALL,
+        '```json\n{"name": "x", "parameters": {"a": [1, 2]}}\n```',
+        '<function=f>{"a": 1}</function>',
+        '<tool_call>{"name": "f", "arguments": {}}</tool_call>',
+        'brave_search.call(query="x")',
+        "<|python_tag|>print(1)",
+        '[f(x="y"), g()]',
+        '{"type": "function", "name": "broken", "parameters": ',
+    ],
+)
+def test_without_tools_an_answer_that_looks_like_a_call_is_text(tok, answer):
+    session = ChatSession(Script(tok, answer, "Yes."))
+    text, end = joined(session.ask("x"))
+    assert (text, end.reason) == (Text(answer), "stop")
+    assert session.messages[-1] == {"role": "assistant", "content": answer}
+    list(session.ask("Sure?"))
+    assert answer in tok.decode(session.engine.prompts[1])
 
 
 def test_malformed_call_is_a_problem_and_stays_text(tok):

@@ -7,6 +7,7 @@ that it can be piped. Ctrl-C stops an answer, not the program; Ctrl-D leaves.
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ..text.toolcall import ToolCall
     from .chat_model import Talker
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 HELP = "/reset forgets the dialog, /quit (or Ctrl-D) leaves, Ctrl-C stops an answer."
 
 
@@ -228,35 +230,42 @@ def _answer_once(speaker: Speaker, question: str, as_json: bool) -> None:
     """The answer to stdout as it comes; calls, results and warnings to stderr."""
     from ..engine.chat_session import Calling, End, Problem, Result, Text
 
-    text, calls = "", []
+    shown = visible if sys.stdout.isatty() else str
+    text = ""
+    calls: list[dict[str, Any]] = []
+    waiting: list[ToolCall] = []
     for event in _closing_line(speaker.ask(question)):
         if isinstance(event, Text):
             text += event.text
             if not as_json:
-                print(event.text, end="", flush=True)
+                print(shown(event.text), end="", flush=True)
+        elif isinstance(event, Calling):
+            waiting.append(event.call)
         elif isinstance(event, Result):
+            waiting.remove(event.call)
             calls.append(
                 {"name": event.call.name, "arguments": event.call.arguments, "result": event.content}
             )
             if not as_json:
-                print(f"{_written(event.call)} → {event.content}", file=sys.stderr)
+                print(visible(f"{_written(event.call)} → {event.content}"), file=sys.stderr)
         elif isinstance(event, Problem):
-            print(f"warning: {event.reason}", file=sys.stderr)
+            print(visible(f"warning: {event.reason}"), file=sys.stderr)
         elif isinstance(event, End):
+            not_run = [{"name": call.name, "arguments": call.arguments, "result": None} for call in waiting]
             if as_json:
                 result = {
                     "text": text,
-                    "calls": calls,
+                    "calls": calls + not_run,
                     "finish_reason": event.reason,
                     "n_tokens": event.n_tokens,
                 }
                 print_json(result | ({"speculated": asdict(event.speculated)} if event.speculated else {}))
             else:
                 print()
+                for call in waiting:
+                    print(visible(f"{_written(call)} was not run"), file=sys.stderr)
                 if note := _ending(event):
                     print(f"warning: {note}", file=sys.stderr)
-        else:
-            assert isinstance(event, Calling)
 
 
 def _closing_line(events: Iterator[ChatEvent]) -> Iterator[ChatEvent]:
@@ -274,9 +283,9 @@ def _converse(speaker: Speaker, talker: Talker, lang: str, form: str) -> None:
     from ..errors import HerdError
     from .chat_model import opening_questions
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     for about in talker.card():
-        console.print(about, style="dim", markup=False)
+        console.print(about, style="dim")
     questions: list[str] = []
     if isinstance(speaker, Dialog) and talker.raised:
         with console.status("trying the opening questions"):
@@ -286,10 +295,10 @@ def _converse(speaker: Speaker, talker: Talker, lang: str, form: str) -> None:
                 f"It was just tried on {n_tried} questions and answered {n_right} rightly.", style="dim"
             )
         for number, question in enumerate(questions, 1):
-            console.print(f"  {number}  {question}", markup=False)
+            console.print(f"  {number}  {question}")
         if questions:
             console.print("Type a number to ask one of these, or anything of your own.", style="dim")
-    console.print(HELP, style="dim", markup=False)
+    console.print(HELP, style="dim")
     while True:
         line = _read(console)
         if line is None or line == "/quit":
@@ -298,15 +307,15 @@ def _converse(speaker: Speaker, talker: Talker, lang: str, form: str) -> None:
             speaker.reset()
             console.print("The dialog is forgotten.", style="dim")
         elif line.startswith("/"):
-            console.print(f"{line.split()[0]} is unknown. {HELP}", style="dim", markup=False)
+            console.print(f"{line.split()[0]} is unknown. {HELP}", style="dim")
         elif line.strip():
             if line.strip().isdecimal() and 1 <= int(line) <= len(questions):
                 line = questions[int(line) - 1]
-                console.print(line, style="bold", markup=False)
+                console.print(line, style="bold")
             try:
                 _show(console, speaker.ask(line))
             except HerdError as error:
-                console.print(f"error: {error}", style="red", markup=False)
+                console.print(f"error: {error}", style="red")
 
 
 def _read(console: Console) -> str | None:
@@ -333,13 +342,14 @@ def _show(console: Console, events: Iterator[ChatEvent]) -> None:
 
     def aside(text: str, style: str) -> None:
         nonlocal line_open
-        console.print(("\n" if line_open else "") + text, style=style, markup=False)
+        console.print(("\n" if line_open else "") + visible(text), style=style, soft_wrap=True)
         line_open = False
 
     try:
         for event in events:
             if isinstance(event, Text):
-                console.print(event.text, end="", markup=False, soft_wrap=True)
+                console.file.write(visible(event.text))  # rich would expand tabs and drop control characters
+                console.file.flush()
                 line_open = not event.text.endswith("\n")
             elif isinstance(event, Calling):
                 aside(f"calls {_written(event.call)}", "cyan")
@@ -356,6 +366,14 @@ def _show(console: Console, events: Iterator[ChatEvent]) -> None:
             events.close()
     if line_open:
         console.print()
+
+
+def visible(text: str) -> str:
+    """Return ``text`` with control characters spelled out (``\\x1b``), except line breaks and tabs.
+
+    A model's text could otherwise move the cursor, change colours or retitle the terminal's window.
+    """
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _written(call: ToolCall) -> str:

@@ -76,9 +76,13 @@ ChatEvent = Text | Calling | Result | Problem | End
 
 @dataclass
 class ChatSession:
-    """``system`` goes before the dialog; ``tools`` are schemas or builtin names for the renderer, ``form`` how calls
-    are written, ``execute`` runs them (None: calls are shown and nothing is run). Under a ``constraint`` an answer is
-    what it says and never a call, whatever it looks like."""
+    """A dialog with a model, and the settings of its answers.
+
+    ``system`` is the system message. ``tools`` are schemas or names of built-in tools, which the renderer describes to
+    the model, and ``form`` is how calls are written. ``execute`` runs a call; with tools but without ``execute``,
+    calls are reported and not run. With neither, and under a ``constraint``, every answer is plain text, whatever it
+    looks like.
+    """
 
     engine: Engine
     system: str = ""
@@ -119,7 +123,8 @@ class ChatSession:
         n_tokens, guesses = 0, None
         for _ in range(MAX_ROUNDS):
             ids = self._prompt()
-            turn = _Turn(self.engine, Request(ids, self.sampling, constraint=self.constraint))
+            request = Request(ids, self.sampling, constraint=self.constraint)
+            turn = _Turn(self.engine, request, find_calls=self._offers_tools and self.constraint is None)
             try:
                 yield from turn.events()
             finally:  # also when interrupted: keep what was said
@@ -136,6 +141,11 @@ class ChatSession:
                 self.messages.append({"role": "ipython", "content": content})
                 yield Result(call, content, ok)
         yield End("rounds", n_tokens, len(self._prompt()), self.engine.context, guesses)
+
+    @property
+    def _offers_tools(self) -> bool:
+        """Whether the model was offered any tools. Without them, an answer that looks like a call is an answer."""
+        return bool(self.tools) or self.execute is not None
 
     def _prompt(self) -> list[int]:
         assert self.engine.tokenizer is not None
@@ -159,9 +169,9 @@ class ChatSession:
 class _Turn:
     """One message of the assistant as it comes."""
 
-    def __init__(self, engine: Engine, request: Request) -> None:
+    def __init__(self, engine: Engine, request: Request, *, find_calls: bool) -> None:
         self._stream = engine.submit(request)
-        self._parser = ToolCallParser() if request.constraint is None else None
+        self._parser = ToolCallParser() if find_calls else None
         self.content, self.calls, self.n_tokens = "", list[ToolCall](), 0
         self.reason: FinishReason = "cancelled"
         self.guesses: Speculated | None = None
