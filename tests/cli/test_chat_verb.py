@@ -193,7 +193,9 @@ def test_a_dialog_shows_exactly_what_the_model_wrote(run, folders, scripted, wri
     assert f"\n{shown}\n" in out
 
 
-def test_escape_sequences_are_spelled_out_on_a_terminal_and_kept_in_pipes(run, folders, scripted, monkeypatch):
+def test_escape_sequences_are_spelled_out_on_a_terminal_and_kept_in_pipes(
+    run, folders, scripted, monkeypatch
+):
     scripted("\x1b[2J:key:\t", "\x1b[2J:key:\t")
     assert run(folders / "imported", "-p", "x")[1] == "\x1b[2J:key:\t\n"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
