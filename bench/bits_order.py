@@ -13,7 +13,6 @@ Without FOLDER `recipes/tiny-lm.yaml` is trained with rows of 256 and 768, as Q4
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from common import WORK, bench_parser, save_receipt
 from herd import checkpoint
 from herd.data.corpus import load_corpus
 from herd.evals.bootstrap import ratio_interval
@@ -29,7 +29,7 @@ from herd.evals.quantized import first_tokens
 from herd.evals.windows import from_texts
 from herd.quant import scheme
 from herd.quant.gptq import Gptq
-from herd.report.receipt import Value, lines, write_receipt
+from herd.report.receipt import Value
 from herd.train.recipe import parse_recipe
 from herd.train.run import run_recipe
 
@@ -52,7 +52,7 @@ def trained() -> Path:
     """A model raised for this."""
     data = yaml.safe_load(RECIPE.read_text())
     data["model"]["shape"] |= SHAPE
-    data["out"] = str(Path.home() / ".cache" / "herd" / "bench" / "bits-order")
+    data["out"] = str(WORK / "bits-order")
     recipe = parse_recipe(yaml.safe_dump(data), RECIPE.name)
     return run_recipe(recipe, on_step=lambda at: print(f"\rtraining: {at['step']}", end="", file=sys.stderr))[
         0
@@ -60,9 +60,7 @@ def trained() -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="a trained checkpoint whose rows divide by 256")
     parser.add_argument(
         "--text", help="held-out and calibration text: splits of this corpus; Python's own if none"
@@ -103,17 +101,15 @@ def main() -> None:
         )
     times = float(found["Q4_K"].kl.sum() / found["Q8_0"].kl.sum())
     values["KL of Q4_K over that of Q8_0"] = Value(times, "×", bar=f"≥ {MUCH}", passed=times >= MUCH)
-    path = write_receipt(
+    save_receipt(
         "bits-order",
+        commit=args.commit,
         what="KL from the original by format and rounding, on a trained model",
         values=values,
-        command="python " + " ".join(sys.argv),
         seed=0,
         notes=f"{config.n_params:,} parameters, D {config.dim}, F {config.ffn_dim}; {len(documents)} held-out "
         f"documents, context {CONTEXT}; embedding and head Q8_0 everywhere; differences are of paired documents",
     )
-    print(lines(values))
-    print(path)
 
 
 if __name__ == "__main__":

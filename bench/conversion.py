@@ -11,7 +11,6 @@ resumed. What is done is kept in --work, so the same command goes on.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -23,12 +22,13 @@ from pathlib import Path
 
 import torch
 
+from common import WORK, bench_parser, save_receipt
 from herd import checkpoint
 from herd.llama.config import SIZES
 from herd.quant import scheme
 from herd.quant.formats import BF16, F32
 from herd.quant.random import random_rows_of
-from herd.report.receipt import Value, write_receipt
+from herd.report.receipt import Value
 
 SEED = 0
 LIMIT = 3 << 30
@@ -100,11 +100,9 @@ def killed(body: str, source: Path, out: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--size", default="8B", choices=list(SIZES))
-    parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "herd" / "bench" / "conversion")
+    parser.add_argument("--work", type=Path, default=WORK / "conversion")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     state_file = args.work / "state.json"
@@ -156,20 +154,16 @@ def main() -> None:
     values["killed and resumed: tensors kept"] = Value(resumed["kept"], f"of {resumed['tensors']}")
     values["killed and resumed: time of the rest"] = Value(resumed["seconds"], "s")
     values["killed and resumed: same bytes"] = Value(state["same"], "1", bar="= 1", passed=state["same"])
-    path = write_receipt(
+    save_receipt(
         "conversion",
+        commit=args.commit,
         what=f"Conversions of an {args.size} folder in bf16 ({config.nbytes(2.0) / 1e9:.1f} GB) stream",
         values=values,
-        command="python bench/conversion.py",
         seed=SEED,
         notes="random weights; each conversion in a process of its own, peak resident memory as the kernel counts it, "
         "mapped file pages included; the load reads from a warm page cache, knows the hash and repacks; its "
         "memory is what it takes at most on top of a process that has torch and the kernels",
     )
-    for key, value in values.items():
-        verdict = "" if value.passed is None else f"   ({value.bar}) {'passed' if value.passed else 'FAILED'}"
-        print(f"{key}: {value.value:.4g} {value.unit}{verdict}")
-    print(path)
     shutil.rmtree(args.work)
 
 

@@ -6,28 +6,25 @@ Five of IFEval's 541 prompts contradict themselves: they want to be repeated wor
 comma; a word), so no text can follow both (`ifeval.contradictions`). The bar is every item that can be satisfied; the
 others are named in the receipt.
 
-    HERD_TEST_DATA=../shared/data python bench/eval_gold.py      # two minutes; writes bench/receipts/eval_gold.json
+    HERD_TEST_DATA=../shared/data python bench/eval_gold.py      # two minutes
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-from pathlib import Path
 from typing import Any
 
+from common import DATA, bench_parser, save_receipt
 from herd.evals.tasks import SUITES, Data, make
-from herd.report.receipt import Value, write_receipt
+from herd.report.receipt import Value
 
-ROOT = Path(__file__).resolve().parents[1]
 SUITES_OF_SETS = ("leak", "base", "instruct", "tools")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = bench_parser(__doc__)
     parser.add_argument("--tasks", help="Only these; no receipt.")
     args = parser.parse_args()
-    data = Data(Path(os.environ.get("HERD_TEST_DATA", ROOT.parent / "shared" / "data")))
+    data = Data(DATA)
     entries = [entry.task for suite in SUITES_OF_SETS for entry in SUITES.get(suite, ())]
     names = args.tasks.split(",") if args.tasks else list(dict.fromkeys(entries))
     values: dict[str, Value | tuple[Any, str]] = {}
@@ -46,11 +43,11 @@ def main() -> None:
             values[f"{key}_gold"] = Value(right, "items", bar=bar, passed=right == possible)
             values[f"{key}_wrong"] = Value(wrong, "items", bar="0", passed=wrong == 0)
     if args.tasks is None:
-        write_receipt(
+        save_receipt(
             "eval_gold",
+            commit=args.commit,
             what="real items whose gold answer the judge takes for right, and whose wrong answer it takes for right",
             values=values,
-            command="python bench/eval_gold.py",
             notes="no answer can be right: "
             + "; ".join(f"{item} ({why})" for item, why in impossible.items()),
         )

@@ -25,18 +25,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 
+from common import DATA, ROOT, bench_parser, save_receipt
 from herd import checkpoint
 from herd.evals.local import LocalModel
 from herd.evals.tasks import Rank
 from herd.files import write_atomically
 from herd.llama import ModelConfig
 from herd.llama.model import LlamaLM
-from herd.report.receipt import Value, package_version, write_receipt
+from herd.report.receipt import Value, package_version
 from herd.text.tokenizer import Tokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "evals"))
-import lmeval_oracle as oracle  # noqa: E402
+import lmeval_oracle as oracle
 
 BAR = 0.999
 TIE = 1e-4
@@ -44,36 +44,33 @@ TIE = 1e-4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = bench_parser(__doc__)
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--tasks", default=",".join(oracle.LEAK))
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "eval_lmeval")
-    parser.add_argument("--no-receipt", action="store_true")
     args = parser.parse_args()
-    data = Path(os.environ.get("HERD_TEST_DATA", ROOT.parent / "shared" / "data"))
     logging.disable(logging.WARNING)
-    folder = model_folder(args.work, data)
+    folder = model_folder(args.work)
     names = args.tasks.split(",")
     todo = [name for name in names if not partial(args, name).is_file()]
     if todo:
         ours, theirs = open_both(folder)
         for name in todo:
-            result = compare(name, ours, theirs, data, args.limit, args.tokens)
+            result = compare(name, ours, theirs, args.limit, args.tokens)
             write_atomically(partial(args, name), json.dumps(result))
             print(name, {key: value for key, value in result.items() if key != "examples"}, flush=True)
     results = {name: json.loads(partial(args, name).read_text()) for name in names}
     n, same = (sum(result[key] for result in results.values()) for key in ("items", "same"))
     print(f"{same} of {n} items decided alike ({same / n:.4%})")
-    if not args.no_receipt:
-        receipt(results, args, n, same)
+    receipt(results, args, n, same)
 
 
 def partial(args: argparse.Namespace, name: str) -> Path:
     return args.work / f"{name}-{args.limit}-{args.tokens}.json"
 
 
-def model_folder(work: Path, data: Path) -> Path:
+def model_folder(work: Path) -> Path:
     """The random model, made once; wide weights, so that choices differ."""
     folder = work / "d64"
     if not folder.exists():
@@ -81,7 +78,7 @@ def model_folder(work: Path, data: Path) -> Path:
             128256, 64, 2, 4, 2, 128, rope_theta=500_000.0, max_context=8192, tie_embeddings=True
         )
         model = LlamaLM(config).init_weights(0, std=0.2)
-        tokenizer = Tokenizer.from_file(data / "llama3_tokenizer" / "tokenizer.model")
+        tokenizer = Tokenizer.from_file(DATA / "llama3_tokenizer" / "tokenizer.model")
         checkpoint.save(folder, model, tokenizer, lineage=checkpoint.Lineage(name="d64", stage="lm"))
     return folder
 
@@ -97,10 +94,10 @@ def open_both(folder: Path) -> tuple[LocalModel, Any]:
     return ours, HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=1, max_length=8192)
 
 
-def compare(name: str, ours: LocalModel, theirs: Any, data: Path, limit: int, tokens: int) -> dict[str, Any]:
+def compare(name: str, ours: LocalModel, theirs: Any, limit: int, tokens: int) -> dict[str, Any]:
     """Counts over the items of one task."""
     result: dict[str, Any] = {"items": 0, "same": 0, "ties": 0, "nats": 0.0, "greedy": 0, "examples": []}
-    for task, herd, items in oracle.pairs(name, data, limit):
+    for task, herd, items in oracle.pairs(name, DATA, limit):
         if isinstance(items[0].request, Rank):
             _likelihoods(result, task, herd, items, ours, theirs)
         else:
@@ -172,12 +169,11 @@ def receipt(results: dict[str, Any], args: argparse.Namespace, n: int, same: int
         f"same_{name}": (result["same"] / result["items"], "fraction") for name, result in results.items()
     }
     different = {name: result["examples"][:3] for name, result in results.items() if result["examples"]}
-    write_receipt(
+    save_receipt(
         "eval_lmeval",
+        commit=args.commit,
         what="per-item decisions of herd eval and of lm-eval on transformers, leak suite, fp32",
         values=values,
-        command=f"python bench/eval_lmeval.py --limit {args.limit} --tokens {args.tokens}"
-        + ("" if tuple(results) == oracle.LEAK else f" --tasks {','.join(results)}"),
         seed=0,
         rivals={
             "lm-eval": package_version("lm-eval") or "",

@@ -1,4 +1,4 @@
-"""Hostile answers and kill -9: does an evaluation stay whole? Writes ``bench/receipts/eval-robust.json``.
+"""Hostile answers and kill -9: does an evaluation stay whole?
 
     python bench/eval_robust.py             # 20 kills, about 4 minutes on two cores
 
@@ -14,7 +14,6 @@ once in its file.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -27,6 +26,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from common import bench_parser, save_receipt
 from herd import checkpoint
 from herd.checkpoint import Lineage
 from herd.data.builtin import read_parallel
@@ -34,7 +34,7 @@ from herd.evals.results import read_evaluation
 from herd.evals.tasks import Data, make
 from herd.llama import ModelConfig
 from herd.llama.model import LlamaLM
-from herd.report.receipt import Value, lines, write_receipt
+from herd.report.receipt import Value
 from herd.text.tokenizer import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "evals"))
@@ -46,9 +46,7 @@ TASKS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -57,12 +55,11 @@ def main() -> None:
         values = hostile_answers(folder) | killed(folder, options.kills, random.Random(options.seed))
     finally:
         shutil.rmtree(folder)
-    print(lines(values))
-    write_receipt(
+    save_receipt(
         "eval-robust",
+        commit=options.commit,
         what="herd eval with hostile answers in its sandbox, and killed -9 at random moments and started again",
         values=values,
-        command=f"python bench/eval_robust.py --kills {options.kills} --seed {options.seed}",
         seed=options.seed,
         notes=f"hostile: {', '.join(hostile.PROGRAMS)}; killed: the ten built-in items of {TASKS.replace(',', ', ')}",
     )

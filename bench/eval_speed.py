@@ -5,7 +5,7 @@ A random model of about 100M parameters with Meta's tokenizer (12 layers, D = 51
 `hf` model in fp32 on the same threads, batch by batch (--batch), rows from the same files. Both are asked in turns, a
 part of the items at a time, so that a noisy machine is noisy for both; tokenizing counts for both, loading for neither.
 
-    HERD_TEST_DATA=../shared/data python bench/eval_speed.py           # writes bench/receipts/eval_speed.json
+    HERD_TEST_DATA=../shared/data python bench/eval_speed.py
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 
+from common import DATA, ROOT, bench_parser, save_receipt
 from herd import checkpoint
 from herd.evals.local import LocalModel
 from herd.files import write_atomically
 from herd.llama import ModelConfig
 from herd.llama.model import LlamaLM
-from herd.report.receipt import Value, package_version, write_receipt
+from herd.report.receipt import Value, package_version
 from herd.text.tokenizer import Tokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "evals"))
-import lmeval_oracle as oracle  # noqa: E402
+import lmeval_oracle as oracle
 
 BARS = {"mmlu_astronomy": 5.0, "hellaswag": 3.0}
 PARTS = 4
@@ -44,19 +44,18 @@ nothing cached, which is to its disadvantage."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = bench_parser(__doc__)
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tasks", default=",".join(BARS))
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "eval_speed")
     args = parser.parse_args()
-    data = Path(os.environ.get("HERD_TEST_DATA", ROOT.parent / "shared" / "data"))
     logging.disable(logging.WARNING)
     torch.set_num_threads(args.threads)
     results = {}
     for name in args.tasks.split(","):
-        parts = [kept_part(name, part, data, args) for part in range(PARTS)]
+        parts = [kept_part(name, part, args) for part in range(PARTS)]
         results[name] = {
             key: sum(part[key] for part in parts) for key in ("items", "same", "herd", "lm_eval")
         }
@@ -68,24 +67,24 @@ def main() -> None:
     receipt(results, args)
 
 
-def model_folder(work: Path, data: Path) -> Path:
+def model_folder(work: Path) -> Path:
     """The random model, made once."""
     folder = work / "m100"
     if not folder.exists():
         config = ModelConfig(
             128256, 512, 12, 8, 4, 1536, rope_theta=500_000.0, max_context=8192, tie_embeddings=True
         )
-        tokenizer = Tokenizer.from_file(data / "llama3_tokenizer" / "tokenizer.model")
+        tokenizer = Tokenizer.from_file(DATA / "llama3_tokenizer" / "tokenizer.model")
         model = LlamaLM(config).init_weights(0)
         checkpoint.save(folder, model, tokenizer, lineage=checkpoint.Lineage(name="m100", stage="lm"))
     return folder
 
 
-def kept_part(name: str, part: int, data: Path, args: argparse.Namespace) -> dict[str, Any]:
+def kept_part(name: str, part: int, args: argparse.Namespace) -> dict[str, Any]:
     """A part's result, measured now if it was not yet."""
     path = args.work / f"{name}-{args.limit}-{args.batch}-{args.threads}-{part}.json"
     if not path.is_file():
-        write_atomically(path, json.dumps(measure(name, part, data, args)))
+        write_atomically(path, json.dumps(measure(name, part, args)))
     return json.loads(path.read_text())
 
 
@@ -104,10 +103,10 @@ def open_both(folder: Path, batch: int) -> tuple[LlamaLM, Tokenizer, Any]:
     )
 
 
-def measure(name: str, part: int, data: Path, args: argparse.Namespace) -> dict[str, Any]:
+def measure(name: str, part: int, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of both for the same items, and how many they decide alike."""
-    model, tokenizer, theirs = open_both(model_folder(args.work, data), args.batch)
-    [(task, herd, items)] = list(oracle.pairs(name, data, args.limit))
+    model, tokenizer, theirs = open_both(model_folder(args.work), args.batch)
+    [(task, herd, items)] = list(oracle.pairs(name, DATA, args.limit))
     by_doc = oracle.instances(task)
     numbers = range(part, len(items), PARTS)
     instances = [instance for number in numbers for instance in by_doc[number]]
@@ -156,11 +155,11 @@ def receipt(results: dict[str, Any], args: argparse.Namespace) -> None:
         values[f"{name}_lm_eval"] = (result["lm_eval"], "s")
         values[f"{name}_same"] = (result["same"], f"of {result['items']} decisions")
     params = next(iter(results.values()))["params"]
-    write_receipt(
+    save_receipt(
         "eval_speed",
+        commit=args.commit,
         what="herd eval beside lm-eval --model hf on the CPU: the same items, shots and scores",
         values=values,
-        command=f"python bench/eval_speed.py --limit {args.limit} --batch {args.batch} --threads {args.threads}",
         seed=0,
         rivals={
             "lm-eval": package_version("lm-eval") or "",

@@ -4,21 +4,19 @@
 
 Uses nothing but the verbs: `herd quantize` makes what is missing of RUN/instruct-q8 and -q4; `herd eval` asks every
 model the suites tools (its own templates and calls), long and multilingual; `herd eval fidelity` measures them against
-instruct; `herd eval compare` sets all of it side by side in RUN/evals/compare.html. The main figures become
-bench/receipts/eval-family.json.
+instruct; `herd eval compare` sets all of it side by side in RUN/evals/compare.html. The main figures become a receipt.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 from pathlib import Path
 
+from common import DATA, bench_parser, save_receipt
 from herd.cli import run as herd
 from herd.evals.compare import compare
 from herd.evals.results import read_evaluation
 from herd.evals.score import Score
-from herd.report.receipt import Value, write_receipt
+from herd.report.receipt import Value
 
 MODELS = ("instruct", "teacher", "student", "control", "instruct-q8", "instruct-q4")
 """The first is what the others are compared with."""
@@ -26,16 +24,13 @@ SUITES = {"tools": 40, "long": 10, "multilingual": 30}
 """Suite to how many items of each task."""
 TEXTS = 20
 SHOWN = ("tool_calls", "tool_answers", "needle_single", "bpb_sentences", "fidelity")
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("run", type=Path, help="A folder that herd raise has filled.")
-    run = parser.parse_args().run
-    data = ["--data", os.environ.get("HERD_TEST_DATA", str(ROOT.parent / "shared" / "data"))]
+    args = parser.parse_args()
+    run, data = args.run, ["--data", str(DATA)]
     for bits in ("q8", "q4"):
         if not (run / f"instruct-{bits}").exists():
             must(["quantize", str(run / "instruct"), "--to", bits, "--no-measure"])
@@ -49,7 +44,7 @@ def main() -> None:
             must(["eval", "fidelity", model, *parent, "--limit", str(TEXTS), *data, *out])
     folders = [run / "evals" / name for name in MODELS]
     must(["eval", "compare", *map(str, folders), "--out", str(run / "evals")])
-    receipt(folders)
+    receipt(folders, args.commit)
 
 
 def must(args: list[str]) -> None:
@@ -57,7 +52,7 @@ def must(args: list[str]) -> None:
         raise SystemExit(f"herd {' '.join(args)}: exit code {code}")
 
 
-def receipt(folders: list[Path]) -> None:
+def receipt(folders: list[Path], commit: bool) -> None:
     """The main figures with their intervals, and how many differences stand."""
     evaluations = [read_evaluation(folder) for folder in folders]
     comparison = compare(evaluations)
@@ -75,11 +70,11 @@ def receipt(folders: list[Path]) -> None:
         for row in evaluation.tasks:
             if row.task in SHOWN and (score := row.score):
                 values[f"{name.replace('-', '_')}_{row.task}"] = value(score)
-    write_receipt(
+    save_receipt(
         "eval-family",
+        commit=commit,
         what="a raised family with its q8 and q4 on one page: tools, long, multilingual, fidelity to instruct",
         values=values,
-        command="python bench/family_page.py runs/full",
         seed=0,
         notes="; ".join(f"{suite}: first {limit} items of each task" for suite, limit in SUITES.items())
         + f"; fidelity: {TEXTS} texts; no worked examples, which a context of 256 tokens does not hold",

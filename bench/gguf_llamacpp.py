@@ -7,12 +7,11 @@ Herd runs its blocks by the reference (HERD_ISA), unpacks them, exports that as 
 be Herd's. All of it is done once more with Llama 3.1's RoPE scaling put on the same weights.
 
     make rivals                                              # llama-cpp-python from its source, in .venv-rivals
-    python bench/gguf_llamacpp.py runs/full/teacher          # a minute; writes bench/receipts/gguf-llamacpp.json
+    python bench/gguf_llamacpp.py runs/full/teacher          # a minute
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -27,15 +26,15 @@ import numpy as np
 import torch
 
 import herd
+from common import ROOT, bench_parser, save_receipt
 from herd import checkpoint
 from herd.checkpoint.gguf import GGUF
 from herd.errors import QuantError
 from herd.llama.config import RopeScaling
 from herd.quant import scheme
 from herd.quant.linear import is_quantized
-from herd.report.receipt import Value, write_receipt
+from herd.report.receipt import Value
 
-ROOT = Path(__file__).parents[1]
 N_TOKENS = 64
 FORMATS = ("f32", "f16", "q8_0", "q4_0", "q4_k")
 WRITTEN = {"F32": 0, "Q8_0": 7, "Q4_0": 2, "Q4_K_M": 15, "Q5_K_M": 17}
@@ -185,9 +184,7 @@ def scaled(folder: Path, out: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("folder", type=Path, help="a checkpoint whose rows divide by 32, best a trained one")
     parser.add_argument(
         "--rivals", type=Path, default=ROOT / ".venv-rivals", help="the environment of `make rivals`"
@@ -203,20 +200,16 @@ def main() -> None:
         more, _ = measure(
             python, scaled(args.folder, Path(second) / "scaled"), Path(second), " (scaled RoPE)"
         )
-    path = write_receipt(
+    save_receipt(
         "gguf-llamacpp",
+        commit=args.commit,
         what="GGUF between Herd and llama.cpp, both ways",
         values=values | more,
-        command=f"python bench/gguf_llamacpp.py {args.folder}",
         rivals={"llama-cpp-python": version},
         notes=f"{config.n_params:,} parameters; both round activations to int8 in quantized products, each its own "
         "way, so logits of quantized files differ where both run the blocks; imported files run by Herd's reference, "
         "which does not round",
     )
-    for key, value in (values | more).items():
-        verdict = "" if value.passed is None else "   passed" if value.passed else "   FAILED"
-        print(f"{key}: {value.value:.4g} {value.unit}{verdict}")
-    print(path)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Does a 95 % interval hold the truth 95 times in 100? Writes ``bench/receipts/interval-coverage.json``.
+"""Does a 95 % interval hold the truth 95 times in 100?
 
-    .venv/bin/python bench/interval_coverage.py
+    python bench/interval_coverage.py
 
 Pairs of models with a difference that is known, because both are simulated: every item has a difficulty, both models
 answer it, and `paired_difference` gives an interval for the difference of the population they come from. Cases differ
@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common import bench_parser, save_receipt
 from herd.evals.bootstrap import paired_difference
-from herd.report.receipt import Value, write_receipt
+from herd.report.receipt import Value
 
 PAIRS, SEED = 2000, 0
 Draw = tuple[np.ndarray, np.ndarray, np.ndarray | None]
@@ -77,16 +78,17 @@ def coverage(case: Case, seed: int) -> float:
 
 def main() -> None:
     """Measure every case, print, write the receipt."""
+    args = bench_parser(__doc__).parse_args()
     values = {}
     for number, case in enumerate(CASES):
         found = coverage(case, SEED + number)
         values[case.what] = Value(100 * found, "%", bar="93 to 97", passed=0.93 <= found <= 0.97)
         print(f"{case.what}: {100 * found:.1f} %", flush=True)
-    write_receipt(
+    save_receipt(
         "interval-coverage",
+        commit=args.commit,
         what=f"95 % intervals of paired differences: how often they hold the true one, {PAIRS:,} pairs a case",
         values=values,
-        command=".venv/bin/python bench/interval_coverage.py",
         seed=SEED,
     )
 

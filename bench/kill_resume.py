@@ -9,7 +9,6 @@ kill each checkpoint folder that exists must load whole: nothing half-written ma
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import shutil
@@ -20,8 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from common import bench_parser, save_receipt
 from herd.checkpoint import checkpoint_hash, load
-from herd.report.receipt import Value, write_receipt
+from herd.report.receipt import Value
 
 MODELS = ("teacher", "long", "instruct", "student", "control")
 
@@ -59,9 +59,7 @@ def start(runs: Path, name: str, seed: int) -> subprocess.Popen[bytes]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -100,8 +98,9 @@ def main() -> None:
             different = [m for m, h in hashes(runs / name).items() if h != expected[m]]
             broken += len(different)
             print(f"{name}: done, {'identical' if not different else f'DIFFERENT: {different}'}", flush=True)
-        write_receipt(
+        save_receipt(
             "kill-resume",
+            commit=options.commit,
             what="kill -9 at random moments of `herd raise --quick`, resumed: weights against an undisturbed run",
             values={
                 "kills": Value(kills, "kills", bar="≥ 20", passed=kills >= 20),
@@ -109,7 +108,6 @@ def main() -> None:
                 "lives": Value(rounds, "runs brought to their end"),
                 **{f"in_{stage}": Value(n, "kills") for stage, n in stages.items()},
             },
-            command=f"python bench/kill_resume.py --kills {options.kills} --seed {options.seed}",
             seed=options.seed,
         )
         if broken:

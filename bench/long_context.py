@@ -9,7 +9,6 @@ context are decoded, each reading all of it. Bytes are compared with the formula
 
 from __future__ import annotations
 
-import argparse
 import resource
 import statistics
 import time
@@ -18,6 +17,7 @@ import numpy as np
 import psutil
 import torch
 
+from common import bench_parser, save_receipt
 from herd.engine.cache import PagedCache
 from herd.engine.memory import nbytes
 from herd.evals.speed import cache_read, weights_read
@@ -26,7 +26,7 @@ from herd.kernels.page_layout import BLOCK, BYTES, PAGE
 from herd.llama.config import SIZES
 from herd.quant import scheme
 from herd.quant.random import random_quantized
-from herd.report.receipt import Value, lines, write_receipt
+from herd.report.receipt import Value
 
 SEED = 0
 SCALE_BITS = 0x3C00
@@ -49,9 +49,7 @@ def fill(cache: PagedCache) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--size", default="8B", choices=list(SIZES))
     parser.add_argument("--quant", default="q4")
     parser.add_argument("--context", type=int)
@@ -106,17 +104,15 @@ def main() -> None:
             peak / (total + before), "×", bar="1 ± 0.05", passed=abs(peak / (total + before) - 1) <= 0.05
         ),
     }
-    path = write_receipt(
+    save_receipt(
         "long-context",
+        commit=args.commit,
         what=f"{args.size} shape, {plan.linears.name}, decoding behind {context:,} tokens of an int8 cache",
         values=values,
-        command="python bench/long_context.py",
         seed=SEED,
         notes=f"{torch.get_num_threads()} threads; random weights, every page written with seeded keys and values; "
         f"median of {args.steps - 1} steps; the process held {before / 1e6:.0f} MB before",
     )
-    print(lines(values))
-    print(path)
 
 
 if __name__ == "__main__":

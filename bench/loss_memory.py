@@ -22,6 +22,8 @@ import time
 
 import psutil
 
+from common import bench_parser, save_receipt
+
 N, D, V, SEED = 8192, 512, 128_256, 0
 MEMORY_BAR, SPEED_BAR = 1 / 8, 1.0
 
@@ -90,15 +92,14 @@ def ask(process: subprocess.Popen[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contestant:
-        return contestant(arguments.contestant, arguments.threads)
+        contestant(arguments.contestant, arguments.threads)
+        return
     processes = {
         side: subprocess.Popen(
             [sys.executable, __file__, "--contestant", side, "--threads", str(arguments.threads)],
@@ -119,20 +120,21 @@ def main() -> None:
         )
     for process in processes.values():
         process.communicate()
-    report(turns, arguments.threads)
+    report(turns, arguments.threads, arguments.commit)
 
 
-def report(turns: dict[str, list[dict[str, float]]], threads: int) -> None:
+def report(turns: dict[str, list[dict[str, float]]], threads: int, commit: bool) -> None:
     from importlib.metadata import version
 
-    from herd.report.receipt import Value, write_receipt
+    from herd.report.receipt import Value
 
     peak = {side: max(int(step["peak"]) for step in steps) for side, steps in turns.items()}
     seconds = {side: [step["seconds"] for step in steps[1:]] for side, steps in turns.items()}
     ratios = [a / b for a, b in zip(seconds["plain"], seconds["chunked"], strict=True)]
     memory, speed = peak["chunked"] / peak["plain"], statistics.median(ratios)
-    write_receipt(
+    save_receipt(
         "loss-memory",
+        commit=commit,
         what=f"Linear + cross-entropy, forward and backward, N {N}, D {D}, V {V}, fp32, {threads} threads: peak "
         "resident memory above the inputs, and seconds in turns",
         values={
@@ -143,11 +145,9 @@ def report(turns: dict[str, list[dict[str, float]]], threads: int) -> None:
             "chunked_seconds": (statistics.median(seconds["chunked"]), "s"),
             "speed_ratio": Value(speed, "ratio", min(ratios), max(ratios), "≥ 1", speed >= SPEED_BAR),
         },
-        command="python bench/loss_memory.py",
         seed=SEED,
         rivals={"torch": version("torch")},
     )
-    print(f"peak {memory:.4f} of the plain loss (bar 0.125), {speed:.2f} x its speed (bar 1)")
 
 
 if __name__ == "__main__":

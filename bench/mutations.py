@@ -21,11 +21,12 @@ from pathlib import Path
 
 import torch
 
+from common import WORK, bench_parser, save_receipt
 from herd import checkpoint
 from herd.llama.config import ModelConfig
 from herd.llama.model import LlamaLM
 from herd.quant import scheme
-from herd.report.receipt import Value, lines, write_receipt
+from herd.report.receipt import Value
 from herd.text.tokenizer import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "checkpoint"))
@@ -61,14 +62,10 @@ def chunk(kind: str, first: int) -> None:
 
 def main() -> None:
     """All chunks that are not known yet, then the receipt."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--n", type=int, default=5000, help="mutations of each of the two files")
     parser.add_argument("--chunk", nargs=2, metavar=("KIND", "FIRST"), help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--state", type=Path, default=Path.home() / ".cache" / "herd" / "bench" / "mutations.json"
-    )
+    parser.add_argument("--state", type=Path, default=WORK / "mutations.json")
     args = parser.parse_args()
     if args.chunk:
         chunk(args.chunk[0], int(args.chunk[1]))
@@ -99,18 +96,16 @@ def main() -> None:
         for what, n in sorted(counts.items()):
             values[f"{kind}: {what}"] = Value(n, "files")
     values["slowest file"] = Value(slowest, "ms")
-    path = write_receipt(
+    save_receipt(
         "mutations",
+        commit=args.commit,
         what="checkpoint files damaged at random, half of the damage in the header: none crashes, hangs or is believed",
         values=values,
-        command="python bench/mutations.py",
         seed=0,
         notes=f"processes of {CHUNK} files with 2 GiB of addresses each; a bare GGUF file has no hash beside it, so "
         "changed weights are imported as long as they are finite",
     )
     args.state.unlink()
-    print(lines(values))
-    print(path)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Is it the same model? Herd beside transformers, number for number: logits, folders, and a real checkpoint's stories.
 
-    python bench/parity.py            # about a minute on one core; writes bench/receipts/parity-*.json
+    python bench/parity.py            # about a minute on one core
 
 Three receipts:
 
@@ -18,7 +18,6 @@ difference of order 1, not 1e-6. The oracle's code is the tests'.
 # ruff: noqa: E402 (the tests' oracle is found by path)
 from __future__ import annotations
 
-import argparse
 import copy
 import os
 import sys
@@ -29,8 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests" / "llama"), str(ROOT / "tests" / "checkpoint")]
+sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / room) for room in ("llama", "checkpoint")]
 
 import torch
 import transformers
@@ -39,12 +37,13 @@ from llama_oracle import in_transformers, random_model
 from torch import Tensor
 
 import herd.checkpoint as checkpoint
+from common import DATA, bench_parser, save_receipt
 from herd.engine import Engine, Request, Sampling
 from herd.engine.cache import PagedCache
 from herd.llama.attention import packed, packed_positions
 from herd.llama.config import ModelConfig, RopeScaling
 from herd.llama.model import LlamaLM
-from herd.report.receipt import Value, write_receipt
+from herd.report.receipt import Value
 
 BAR = 1e-4
 SEED = 0
@@ -174,7 +173,7 @@ def rounding(
 
 
 @torch.no_grad()
-def logits_receipt(command: str) -> None:
+def logits_receipt(commit: bool) -> None:
     seen, rounded = Differences(), dict[str, float]()
     for name, config in SHAPES.items():
         seen.of_shape = 0.0
@@ -207,7 +206,7 @@ def logits_receipt(command: str) -> None:
         "parity-logits",
         "Logits of the one forward against transformers' Llama, same random weights, fp32",
         values,
-        command,
+        commit,
         "Shapes: " + "; ".join(SHAPES),
     )
 
@@ -249,7 +248,7 @@ def folder_cases() -> Iterator[tuple[ModelConfig, torch.dtype, int]]:
 
 
 @torch.no_grad()
-def folders_receipt(command: str) -> None:
+def folders_receipt(commit: bool) -> None:
     counts: dict[str, int] = defaultdict(int)
     n_tokens = 64
     for config, dtype, shard_bytes in folder_cases():
@@ -289,13 +288,13 @@ def folders_receipt(command: str) -> None:
             "checkpoint hashes equal after the round trip": share("hash", "folders"),
             f"greedy sequences of {n_tokens} tokens equal": share("same tokens", "sequences"),
         },
-        command,
+        commit,
         "fp32, bf16 and fp16; tied and untied; one file and many shards; AutoModelForCausalLM.from_pretrained(folder)",
     )
 
 
 @torch.no_grad()
-def stories_receipt(command: str, data: Path) -> None:
+def stories_receipt(commit: bool, data: Path) -> None:
     config, tensors = read_llama2c(data / "stories260K.bin")
     vocabulary = read_vocabulary(data / "tok512.bin")
     with tempfile.TemporaryDirectory() as folder:
@@ -311,7 +310,6 @@ def stories_receipt(command: str, data: Path) -> None:
     )
     stories = [vocabulary.decode(ids) for ids in (ours, *(answer.ids for answer in sampled))]
     equal = sum(a == b for a, b in zip(ours, theirs, strict=True))
-    print("\n\n".join(stories))
     write(
         "parity-stories260k",
         "llama2.c's pre-trained stories260K, converted: greedy tokens against transformers on the same weights",
@@ -322,36 +320,28 @@ def stories_receipt(command: str, data: Path) -> None:
             "sampled story 1": Value(stories[1], "text"),
             "sampled story 2": Value(stories[2], "text"),
         },
-        command,
+        commit,
         "Sampled at temperature 0.8, seeds 0 and 1, 200 tokens.",
     )
 
 
-def write(name: str, what: str, values: dict[str, Value], command: str, notes: str) -> None:
+def write(name: str, what: str, values: dict[str, Value], commit: bool, notes: str) -> None:
     rivals = {"transformers": version("transformers")}
-    path = write_receipt(
-        name, what=what, values=values, command=command, seed=SEED, rivals=rivals, notes=notes
-    )
-    for key, value in values.items():
-        if value.unit != "text":
-            shown = f"{value.value:.2e}" if isinstance(value.value, float) else value.value
-            print(f"  {'ok  ' if value.passed is not False else 'FAIL'} {key}: {shown} {value.unit}")
-    print(f"  -> {path}", flush=True)
+    save_receipt(name, commit=commit, what=what, values=values, seed=SEED, rivals=rivals, notes=notes)
     if any(value.passed is False for value in values.values()):
         sys.exit(f"{name}: a bar was not reached")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    default = os.environ.get("HERD_TEST_DATA", ROOT.parent / "shared" / "data")
-    parser.add_argument("--data", type=Path, default=Path(default), help="folder that holds stories260K/")
-    data = parser.parse_args().data / "stories260K"
-    command = "python bench/parity.py"
+    parser = bench_parser(__doc__)
+    parser.add_argument("--data", type=Path, default=DATA, help="folder that holds stories260K/")
+    args = parser.parse_args()
+    data, commit = args.data / "stories260K", args.commit
     transformers.utils.logging.disable_progress_bar()
-    logits_receipt(command)
-    folders_receipt(command)
+    logits_receipt(commit)
+    folders_receipt(commit)
     if data.exists():
-        stories_receipt(command, data)
+        stories_receipt(commit, data)
     else:
         print(f"  skipped stories260K: no {data}; set HERD_TEST_DATA or --data")
 

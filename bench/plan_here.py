@@ -1,6 +1,6 @@
 """The planner against this machine: twelve configurations, predicted and then run.
 
-    python bench/plan_here.py                 # all twelve, about ten minutes; writes bench/receipts/plan-here.json
+    python bench/plan_here.py                 # all twelve, about ten minutes
     python bench/plan_here.py chat-8B-q4      # only this one; the receipt keeps the others' rows
 
 Chat (decode and prefill at true shapes with random weights), training (small models, forward to Adam), quantizing (a
@@ -25,7 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from herd.report.receipt import Value, read_receipt, receipts_folder, write_receipt
+from common import bench_parser, receipt_path, save_receipt
+from herd.report.receipt import Value, read_receipt
 
 ROUNDS = 3
 PROMPT, CONTEXT, STEPS = 512, 512, 8
@@ -341,9 +342,7 @@ def values_of(name: str, record: Record) -> dict[str, Value]:
 
 def main() -> None:
     """Run what is asked for, keep what the receipt has of the rest."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -353,8 +352,8 @@ def main() -> None:
     unknown = set(args.names) - set(NAMES)
     if unknown:
         sys.exit(f"no configuration {', '.join(sorted(unknown))}: there are {', '.join(NAMES)}")
-    path = receipts_folder() / "plan-here.json"
-    known = read_receipt(path).values if path.exists() else {}
+    places = [receipt_path("plan-here", commit=commit) for commit in {args.commit, True}]
+    known = next((read_receipt(path).values for path in places if path.exists()), {})
     values = {key: value for key, value in known.items() if "/" in key}
     for name in args.names or NAMES:
         done = subprocess.run(
@@ -368,11 +367,10 @@ def main() -> None:
             "\n".join(f"{key:44} {value.value:>16,.4g} {value.bar or ''}" for key, value in found.items()),
             flush=True,
         )
-        write(path, values)
-    print(path)
+        write(values, args.commit)
 
 
-def write(path: Path, values: dict[str, Value]) -> None:
+def write(values: dict[str, Value], commit: bool) -> None:
     """The receipt, with the median and the worst error over everything that is in it."""
     ordered = {key: values[key] for name in NAMES for key in values if key.startswith(f"{name}/")}
     errors = [float(value.value) for key, value in ordered.items() if key.endswith("time error")]
@@ -382,11 +380,11 @@ def write(path: Path, values: dict[str, Value]) -> None:
         "time, median error": Value(middle, "fraction", bar="≤ 10 %", passed=middle <= 0.10),
         "time, worst error": Value(worst, "fraction", bar="≤ 25 %", passed=worst <= 0.25),
     }
-    write_receipt(
-        path,
+    save_receipt(
+        "plan-here",
+        commit=commit,
         what="twelve configurations on this machine, predicted by the planner and run: memory and time",
         values=head | ordered,
-        command="python bench/plan_here.py",
         seed=0,
         notes="profile re-measured in turn with the runs; nothing fitted; errors of time are medians over rounds",
     )

@@ -1,7 +1,7 @@
 """The planner against published runs. Writes receipts plan-sizes, plan-meta, plan-torchtitan, plan-gptfast,
 plan-failures.
 
-    .venv/bin/python bench/plan_published.py
+    python bench/plan_published.py
 
 Nothing is run but arithmetic: predictions beside what others measured (`herd.plan.published`). Meta's rows are
 predicted from data sheets and published measurements of matmuls, attention and collectives alone. For torchtitan and
@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from common import bench_parser, save_receipt
 from herd.llama.config import SIZES
 from herd.plan import files, fit, machines, published, sizes
 from herd.plan.goodput import RESTART, simulate, young_daly
@@ -25,10 +26,9 @@ from herd.plan.roofline import Curve
 from herd.plan.search import search
 from herd.plan.step import HARDWARE, Tuning, mfu, predict, step_time
 from herd.plan.training import default_batch
-from herd.report.receipt import Value, write_receipt
+from herd.report.receipt import Value
 from herd.train.memory import state_nbytes
 
-COMMAND = "python bench/plan_published.py"
 GUESSED_MFU = 0.5  # what a planner without a model assumes: llm-analysis takes 0.5 to 0.7
 Values = dict[str, Value | tuple[Any, str]]
 
@@ -42,7 +42,7 @@ def percent(value: float) -> float:
     return round(100 * value, 2)
 
 
-def sizes_receipt() -> None:
+def sizes_receipt(commit: bool) -> None:
     """Exact sizes, and the three published forms of 405B."""
     values: Values = {}
     for name, config in SIZES.items():
@@ -60,10 +60,10 @@ def sizes_receipt() -> None:
         values[f"405B {form} against the published shards"] = Value(
             round(100 * error, 5), "%", **within(error, 0.0005) | {"bar": "≤ 0.05 %"}
         )
-    write_receipt("plan-sizes", what="exact sizes; published 405B shards", values=values, command=COMMAND)
+    save_receipt("plan-sizes", commit=commit, what="exact sizes; published 405B shards", values=values)
 
 
-def meta_receipt() -> None:
+def meta_receipt(commit: bool) -> None:
     """Layouts, GPU hours, the rank of Meta's own layouts."""
     values: Values = {}
     predicted = []
@@ -86,11 +86,11 @@ def meta_receipt() -> None:
     ordered = predicted == sorted(predicted, reverse=True)
     values["layouts in the published order"] = Value(ordered, "1", bar="true", passed=ordered)
     hours_values(values)
-    write_receipt(
+    save_receipt(
         "plan-meta",
+        commit=commit,
         what="Meta's published layouts and GPU hours, predicted from hardware data alone",
         values=values,
-        command=COMMAND,
         notes="Rank: of all configurations that fit (TP × CP × PP × DP, micro-batch, pieces, recomputation, sharding), "
         "and of the best one of each TP × CP × PP × DP. Without checkpoints every matmul's input is kept, SwiGLU "
         "fused: with a fourth tensor of the FFN kept the published layouts would not fit. Assumed, for it is not "
@@ -191,7 +191,7 @@ def simulated(restart: float, seeds: int = 20) -> float:
     return statistics.fmean(shares)
 
 
-def failures_receipt() -> None:
+def failures_receipt(commit: bool) -> None:
     """54 days on 16,384 GPUs, by restart time."""
     good = young_daly(16_384, state_nbytes(SIZES["405B"]))
     values: Values = {
@@ -207,11 +207,11 @@ def failures_receipt() -> None:
             {"bar": "90 to 97 %", "passed": 0.9 <= share <= 0.97} if 60 * minutes == RESTART else {}
         )
         values[f"restart {minutes} min"] = Value(percent(share), "%", **bar)
-    write_receipt(
+    save_receipt(
         "plan-failures",
+        commit=commit,
         what="simulated share of 54 days on 16,384 GPUs that is training, by the time a restart takes",
         values=values,
-        command=COMMAND,
         seed=0,
         notes="Mean of 20 histories. The paper says more than 90 % and gives no restart time.",
     )
@@ -266,6 +266,7 @@ def fast(row: published.FastRow, values: Mapping[str, float]) -> float:
 
 
 def fitted_receipt(
+    commit: bool,
     name: str,
     what: str,
     rows: Sequence[Any],
@@ -320,15 +321,17 @@ def fitted_receipt(
         f"{100 * max(map(abs, errors)):.1f} %; other families {100 * statistics.median(apart):.1f} %; "
         f"unfitted {100 * unfitted:.1f} %"
     )
-    write_receipt(name, what=what, values=values, command=COMMAND)
+    save_receipt(name, commit=commit, what=what, values=values)
 
 
 def main() -> None:
-    """All receipts."""
-    sizes_receipt()
-    meta_receipt()
-    failures_receipt()
+    """Write all receipts."""
+    commit = bench_parser(__doc__).parse_args().commit
+    sizes_receipt(commit)
+    meta_receipt(commit)
+    failures_receipt(commit)
     fitted_receipt(
+        commit,
         "plan-torchtitan",
         "torchtitan's published runs: tokens a second and GPU",
         published.TITAN,
@@ -340,6 +343,7 @@ def main() -> None:
         "tokens/s a GPU",
     )
     fitted_receipt(
+        commit,
         "plan-gptfast",
         "gpt-fast's published decode rates: tokens a second of one sequence",
         published.GPT_FAST,

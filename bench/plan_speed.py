@@ -1,6 +1,6 @@
 """How long the planner lets one wait: the first `herd plan` on a machine, every later one, and `herd leak`.
 
-    python bench/plan_speed.py        # about a minute; writes bench/receipts/plan-speed.json
+    python bench/plan_speed.py        # about a minute
 
 The first one begins with an empty cache folder, so it builds the native kernels as well as measuring the machine;
 what measuring alone takes stands beside it. Each verb runs as a process of its own, as a shell would run it.
@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from herd.report.receipt import Value, write_receipt
+from common import bench_parser, save_receipt
+from herd.report.receipt import Value
 
 ROUNDS = 5
 COLD, WARM = 45.0, 1.0
@@ -33,7 +34,8 @@ def seconds(verb: list[str], cache: str) -> float:
 
 
 def main() -> None:
-    """The first time, then every verb several times."""
+    """Measure the first call, then every verb several times."""
+    args = bench_parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory(prefix="herd-plan-speed-") as cache:
         cold = seconds(["plan"], cache)
         measuring = json.loads((Path(cache) / "profile.json").read_text())["seconds"]
@@ -47,14 +49,13 @@ def main() -> None:
             middle, name = statistics.median(times), f"herd {' '.join(verb)}"
             print(f"{name}: {middle:.2f} s ({times[0]:.2f} to {times[-1]:.2f})")
             values[name] = Value(middle, "s", times[0], times[-1], bar=f"≤ {WARM:g} s", passed=middle <= WARM)
-    path = write_receipt(
+    save_receipt(
         "plan-speed",
+        commit=args.commit,
         what="seconds until the planner answers: the first time, from the saved profile, and the claims of the news",
         values=values,
-        command="python bench/plan_speed.py",
         notes=f"Medians of {ROUNDS}, lowest and highest beside. The first time builds the native kernels too.",
     )
-    print(path)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Products with quantized weights: how exact, how fast. Writes receipts ``kernel-accuracy`` and ``qmatmul``.
 
-    .venv/bin/python bench/qmatmul.py [--rounds 7]
+    python bench/qmatmul.py [--rounds 7]
 
 Decoding (1 and 8 tokens) reads every weight once, so it is told as bytes of blocks a second, beside a loop that does
 nothing but read, in turns with it. Reading in a prompt (512 tokens) is told as operations a second, a multiply-add
@@ -9,7 +9,6 @@ being two. Matrices are random ones of an 8B model's shapes, as many in a row as
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import time
@@ -17,12 +16,13 @@ from collections.abc import Callable
 
 import torch
 
+from common import bench_parser, save_receipt
 from herd.errors import QuantError
 from herd.kernels.bandwidth import MemoryReader
 from herd.kernels.qmatmul import here, interleave, path, qmatmul, round_activations
 from herd.quant import FORMATS, Format, blocks
 from herd.quant.random import random_rows
-from herd.report.receipt import Value, write_receipt
+from herd.report.receipt import Value
 
 SEED = 0
 SHAPES = ((4096, 4096), (14336, 4096), (4096, 14336))
@@ -89,11 +89,9 @@ def _note(records: dict[str, list[float]], round_: int, values: dict[str, float]
 
 def main() -> None:
     """Measure, print, write both receipts."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    args = parser.parse_args()
     name = path()
     if name is None:
         raise QuantError("no native kernels here: nothing to measure")
@@ -104,20 +102,16 @@ def main() -> None:
     values: dict[str, Value | tuple[float, str]] = {**errors}
     values["worst_vs_float64"] = Value(worst, "1", bar="≤ 1e-5", passed=worst <= 1e-5)
     what = "quantized matmul: error relative to the result, against float64 on the same codes and on float activations"
-    print(
-        write_receipt(
-            "kernel-accuracy", what=what, values=values, command="python bench/qmatmul.py", seed=SEED
-        )
-    )
+    save_receipt("kernel-accuracy", commit=args.commit, what=what, values=values, seed=SEED)
     reader, speeds = MemoryReader(), dict[str, Value]()
     for format, (R, D) in itertools.product(FORMATS.values(), SHAPES):
-        speeds |= (new := speed(format, R, D, rounds, reader, name))
+        speeds |= (new := speed(format, R, D, args.rounds, reader, name))
         print("  ".join(f"{key} {value.value:.3g}" for key, value in new.items()), flush=True)
     what = (
         f"quantized matmul, {name}, {torch.get_num_threads()} threads: "
         "decode and prefill, alternated with plain reading"
     )
-    print(write_receipt("qmatmul", what=what, values=speeds, command="python bench/qmatmul.py", seed=SEED))
+    save_receipt("qmatmul", commit=args.commit, what=what, values=speeds, seed=SEED)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""One rank, two replicas, two shards: the same tokens must give the same losses. Writes ``bench/receipts/ranks.json``.
+"""One rank, two replicas, two shards: the same tokens must give the same losses.
 
-    .venv/bin/python bench/ranks.py
+    python bench/ranks.py
 
 Trains a 1.3 M-parameter Llama in fp32 for 8 steps three times: in one process, and in two under ``torchrun`` as DDP and
 as FSDP2 (gloo, CPU); packed rows with uneven numbers of trained tokens, gradient accumulation, clipping, decay to zero.
@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 
+from common import bench_parser, save_receipt
 from herd.data.batch import Batch
 from herd.llama.config import ModelConfig
 from herd.llama.model import LlamaLM
-from herd.report.receipt import Value, write_receipt
+from herd.report.receipt import Value
 from herd.train import TrainConfig, metrics, parallel, sft, train
 
 SEED = 0
@@ -77,7 +78,8 @@ def losses(n_ranks: int, shard: int, folder: Path) -> list[float]:
 
 
 def main() -> None:
-    """Run the three, print and write the receipt."""
+    """Run all three ways, print and write the receipt."""
+    args = bench_parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as base:
         runs = {
             name: losses(n_ranks, shard, Path(base) / name)
@@ -88,8 +90,9 @@ def main() -> None:
         name: max(abs(a - b) for a, b in zip(runs["one"], runs[name], strict=True))
         for name in ("ddp", "fsdp2")
     }
-    path = write_receipt(
+    save_receipt(
         "ranks",
+        commit=args.commit,
         what="1 rank vs 2 ranks, same tokens, fp32: largest difference of the loss over the steps",
         values={
             **{
@@ -100,10 +103,8 @@ def main() -> None:
             "first_loss": (runs["one"][0], "nats/token"),
             "last_loss": (runs["one"][-1], "nats/token"),
         },
-        command="python bench/ranks.py",
         seed=SEED,
     )
-    print(path)
     if max(difference.values()) > 1e-5:
         sys.exit("the losses differ by more than 1e-5")
 

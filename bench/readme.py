@@ -11,25 +11,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+from common import COMMITTED, ROOT
 from herd.files import write_atomically
 from herd.llama import SIZES
 from herd.report import read_receipts, write_receipt
 from herd.report.page import command
-from herd.report.picture import write_pictures
 from herd.report.receipt import read_receipt
 from herd.report.run import load_run
-from herd.report.tables import (
+from herd.report.tabulate import markdown
+from readme_picture import write_pictures
+from readme_tables import (
     checks_table,
     family_table,
     fill,
-    markdown,
     plan_table,
     run_values,
     stages_table,
     summary_table,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "checks.md")
 
 
@@ -82,7 +82,7 @@ def tracked() -> set[str] | None:
 def tables() -> dict[str, str]:
     """Every table a marker may name."""
     known = tracked()
-    receipts = read_receipts(ROOT / "bench" / "receipts")
+    receipts = read_receipts(COMMITTED)
     receipts = {
         name: receipt for name, receipt in receipts.items() if known is None or f"{name}.json" in known
     }
@@ -104,7 +104,7 @@ def take(folder: Path) -> None:
     run = load_run(folder)
     mode = run.plan.get("mode", "run")
     seed = run.plan.get("seed")
-    path = ROOT / "bench" / "receipts" / f"raise-{mode}.json"
+    path = COMMITTED / f"raise-{mode}.json"
     values = run_values(run)
     if not path.exists() or read_receipt(path).values != values:
         write_receipt(

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from common import add_commit, save_receipt
 from herd.checkpoint import load, load_tokenizer
 from herd.data.dialogs import make_dialogs
 from herd.engine import Completion, Engine, Request, Sampling
@@ -39,7 +40,7 @@ from herd.llama import SIZES
 from herd.llama.model import LlamaLM
 from herd.quant import scheme
 from herd.quant.random import random_quantized
-from herd.report.receipt import Value, write_receipt
+from herd.report.receipt import Value
 from herd.text.tokenizer import Tokenizer
 
 PROMPT_TOKENS = 128
@@ -165,17 +166,15 @@ def forced(args: argparse.Namespace) -> None:
             f"formula_check_free_{a:g}": (papers, "x"),
             f"off_{a:g}": Value(off, "1", bar="within 0.10", passed=abs(off) <= BAR),
         }
-    print(
-        write_receipt(
-            args.receipt or "speculation-forced",
-            what=f"speculation, {shape(args.size, args.layers)}, draft of {shape(args.draft_size, args.draft_layers)}, "
-            f"random {args.quant}: speed-up over plain greedy decoding at forced acceptance, medians of paired ratios",
-            values=values,
-            command="python bench/speculation.py " + " ".join(sys.argv[1:]),
-            seed=args.seed,
-            notes=f"{args.tokens} tokens a turn after a prompt of {PROMPT_TOKENS}, {args.rounds} rounds, "
-            f"{torch.get_num_threads()} threads; the formula is (1 - a^(k+1)) / ((1 - a) (verify_cost + k c))",
-        )
+    save_receipt(
+        "speculation-forced",
+        commit=args.commit,
+        what=f"speculation, {shape(args.size, args.layers)}, draft of {shape(args.draft_size, args.draft_layers)}, "
+        f"random {args.quant}: speed-up over plain greedy decoding at forced acceptance, medians of paired ratios",
+        values=values,
+        seed=args.seed,
+        notes=f"{args.tokens} tokens a turn after a prompt of {PROMPT_TOKENS}, {args.rounds} rounds, "
+        f"{torch.get_num_threads()} threads; the formula is (1 - a^(k+1)) / ((1 - a) (verify_cost + k c))",
     )
 
 
@@ -250,28 +249,26 @@ def student(args: argparse.Namespace) -> None:
         f"{len(requests)} answers, {judged} guesses looked at: kept {measured:.4f}, 1 - TV {expected:.4f} "
         f"+- {1.96 * sigma:.4f} (95 %), {off:+.2f} sigma; {n_tokens / max(1, n_rounds):.2f} tokens a round"
     )
-    print(
-        write_receipt(
-            args.receipt or "speculation-student",
-            what="speculation with a real student as draft: share of guesses that stay, beside 1 - TV of the pair",
-            values={
-                "acceptance": Value(
-                    measured,
-                    "1",
-                    measured - 1.96 * sigma,
-                    measured + 1.96 * sigma,
-                    bar="its 95 % interval holds 1 - TV",
-                    passed=abs(off) <= 1.96,
-                ),
-                "one_minus_tv": (expected, "1"),
-                "judged": (judged, "guesses"),
-                "tokens_a_round": (n_tokens / max(1, n_rounds), "tokens"),
-                "draft_parameters": (small.config.n_params / model.config.n_params, "of the model's"),
-            },
-            command=f"python bench/speculation.py student {args.model} {args.draft}",
-            seed=args.seed,
-            notes=f"temperature {args.temperature:g}, {args.draft_tokens} guesses a round, held-out dialogs",
-        )
+    save_receipt(
+        "speculation-student",
+        commit=args.commit,
+        what="speculation with a real student as draft: share of guesses that stay, beside 1 - TV of the pair",
+        values={
+            "acceptance": Value(
+                measured,
+                "1",
+                measured - 1.96 * sigma,
+                measured + 1.96 * sigma,
+                bar="its 95 % interval holds 1 - TV",
+                passed=abs(off) <= 1.96,
+            ),
+            "one_minus_tv": (expected, "1"),
+            "judged": (judged, "guesses"),
+            "tokens_a_round": (n_tokens / max(1, n_rounds), "tokens"),
+            "draft_parameters": (small.config.n_params / model.config.n_params, "of the model's"),
+        },
+        seed=args.seed,
+        notes=f"temperature {args.temperature:g}, {args.draft_tokens} guesses a round, held-out dialogs",
     )
 
 
@@ -322,7 +319,7 @@ def main() -> None:
     for verb in (one, two):
         verb.add_argument("--draft-tokens", type=int, default=4)
         verb.add_argument("--seed", type=int, default=0)
-        verb.add_argument("--receipt", help="path of the receipt; default: bench/receipts")
+        add_commit(verb)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.run(args)

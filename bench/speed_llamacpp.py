@@ -16,7 +16,6 @@ themselves only; Herd reads it whole. What the measured steps read is the same.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from common import WORK, bench_parser, save_receipt
 from herd.checkpoint import write_random
 from herd.evals.rival import LlamaCpp, find_python
 from herd.evals.speed import Work, longest_sequence, measure, overhead_seconds
@@ -31,7 +31,7 @@ from herd.kernels.bandwidth import MemoryReader
 from herd.llama.config import SIZES
 from herd.quant import scheme
 from herd.quant.random import random_quantized
-from herd.report.receipt import Value, lines, write_receipt
+from herd.report.receipt import Value
 
 SEED = 0
 
@@ -84,9 +84,7 @@ def verdicts(record: dict, quant: str, batched: bool, long: bool) -> dict[str, V
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("quant", choices=["q4", "q8", "q4k"])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", default="8B", choices=list(SIZES))
@@ -98,7 +96,7 @@ def main() -> None:
     parser.add_argument(
         "--kv", choices=["auto", "bf16", "int8"], default="auto", help="int8: llama.cpp's is q8_0 then"
     )
-    parser.add_argument("--work", type=Path, default=Path.home() / ".cache" / "herd" / "bench")
+    parser.add_argument("--work", type=Path, default=WORK)
     args = parser.parse_args()
     find_python()
     config = SIZES[args.size]
@@ -151,19 +149,17 @@ def main() -> None:
             [*words, f"--layers {config.n_layers} --context {args.context} --kv {args.kv}"],
         )
     whole = "whole model" if config.n_layers == SIZES[args.size].n_layers else f"{config.n_layers} layers"
-    path = write_receipt(
+    save_receipt(
         name,
+        commit=args.commit,
         what=f"{args.size} shape, {whole}, {plan.linears.name}: Herd and llama.cpp in turns on the same blocks",
         values=values,
-        command=f"python bench/speed_llamacpp.py {' '.join(words)}",
         seed=SEED,
         rivals={"llama-cpp-python": version},
         notes=f"{threads} threads; medians of {args.rounds} rounds, ratios of paired rounds with their quartiles; "
         f"Herd's cache is {decode['kv']}, llama.cpp's {theirs}; head {plan.head.name}, embedding "
         f"{plan.embeddings.name}; the GGUF file has no vocabulary",
     )
-    print(lines(values))
-    print(path)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Does teaching pay? The pruned and distilled student against its control, over seeds, at equal tokens and equal FLOPs.
 
-    python bench/students.py runs/full          # about 15 minutes on two cores; bench/receipts/students.json
+    python bench/students.py runs/full          # about 15 minutes on two cores
 
 Uses the teacher, the shards and the plan of a finished `herd raise`. For each seed (its own data order, dialogs and
 random weights) three arms of one architecture are trained with the same settings:
@@ -15,13 +15,13 @@ that are done are kept in the run's folder, so the command may be stopped and st
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 
+from common import bench_parser, save_receipt
 from herd.checkpoint import Lineage, load, save
 from herd.distill import prune
 from herd.evals.bootstrap import paired_difference
@@ -35,7 +35,7 @@ from herd.life.plan import Phase
 from herd.life.run import Run, write_json
 from herd.life.stages import fitted, init_std, student_config
 from herd.llama.model import LlamaLM
-from herd.report.receipt import Value, write_receipt
+from herd.report.receipt import Value
 from herd.train import distil, lm, train
 
 
@@ -71,9 +71,7 @@ def run_arm(folder: Path, arm: str, material: Material, phase: Phase, documents:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
@@ -112,8 +110,9 @@ def main() -> None:
     def mean(arm: str) -> Value:
         return Value(float(joined(arm, "bits").sum() / joined(arm, "n_bytes").sum()), "bits/byte")
 
-    write_receipt(
+    save_receipt(
         "students",
+        commit=options.commit,
         what=f"pruned and distilled student against its control, {options.seeds} seeds, held-out text",
         values={
             "gap_at_equal_tokens": gap("control"),
@@ -124,7 +123,6 @@ def main() -> None:
             "student_params": Value(target.n_params, "parameters"),
             "teacher_params": Value(teacher.n_params, "parameters"),
         },
-        command=f"python bench/students.py {options.run} --seeds {options.seeds}",
         seed=plan.seed,
         notes="Equal FLOPs charge the teacher's forwards to the student, not the teacher's own training.",
     )

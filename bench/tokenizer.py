@@ -4,12 +4,11 @@ Meta's ranks are loaded three times, independently: by Herd, by tiktoken's own l
 Herd derives, read by Hugging Face's `tokenizers`. Every sentence must have the same ids in all three and come back
 exactly. Speed is measured in the same run, alternating, one thread each.
 
-    python bench/tokenizer.py            # about a minute; writes bench/receipts/tokenizer.json
+    python bench/tokenizer.py            # about a minute
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -24,12 +23,11 @@ import tiktoken
 import tokenizers
 from tiktoken.load import load_tiktoken_bpe
 
-from herd.report.receipt import Value, write_receipt
+from common import DATA, bench_parser, save_receipt
+from herd.report.receipt import Value
 from herd.text import Tokenizer
 from herd.text.tokenizer import PATTERN
 
-ROOT = Path(__file__).parents[1]
-DATA = Path(os.environ.get("HERD_TEST_DATA", ROOT.parent / "shared" / "data"))
 LANGUAGES = ("en", "de", "fr", "it", "pt", "hi", "es", "th", "ja", "zh")
 ROUNDS = 3
 
@@ -59,10 +57,7 @@ def seconds(encode: Callable[[str], object], texts: Iterable[str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", default="tokenizer", help="receipt name or path")
+    parser = bench_parser(__doc__)
     options = parser.parse_args()
     model = DATA / "llama3_tokenizer" / "tokenizer.model"
     ours = Tokenizer.from_file(model)
@@ -107,19 +102,14 @@ def main() -> None:
         "time_vs_tiktoken": Value(round(times["herd"] / times["tiktoken"], 2), "1"),
         "time_vs_tokenizers": Value(round(times["herd"] / times["tokenizers"], 2), "1"),
     }
-    path = write_receipt(
-        options.out,
+    save_receipt(
+        "tokenizer",
+        commit=options.commit,
         what="Herd's tokenizer with Meta's ranks against tiktoken and against its own tokenizer.json, in ten languages",
         values=values,
-        command="python bench/tokenizer.py",
         rivals={"tiktoken": tiktoken.__version__, "tokenizers": tokenizers.__version__},
         notes="time_vs_*: encoding sentence by sentence on one thread, alternated in one run; below 1 is faster.",
     )
-    print(
-        f"{n_sentences} sentences, {n_bytes} bytes: unlike tiktoken {unlike_tiktoken}, unlike tokenizer.json",
-        end=" ",
-    )
-    print(f"{unlike_derived}, not round trip {lossy}; {path}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ from pathlib import Path
 
 import psutil
 
+from common import WORK, bench_parser, save_receipt
+from herd.files import write_atomically
+
 SHAPE = {"vocab_size": 32_000, "dim": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": 4, "ffn_dim": 1408}
 ROWS, CONTEXT, SEED = 8, 512, 0
 TOKENS = ROWS * CONTEXT
@@ -39,7 +42,7 @@ RIVALS = {
     "compiled bf16": "transformers bf16 compile",
 }
 OURS = {"herd fp32": "herd fp32", "herd bf16": "herd bf16"}
-STATE = Path(__file__).parent / "receipts" / ".train_throughput.json"
+STATE = WORK / "train_throughput.json"
 
 
 # One contestant, in its own process -------------------------------------------------------------------------------
@@ -231,26 +234,25 @@ def match(names: dict[str, str], rounds: int, threads: int) -> dict[str, dict[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--resume", action="store_true", help="keep the choice of settings of the last run")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.contestant:
-        return contestant(arguments.contestant.split(), arguments.threads)
+        contestant(arguments.contestant.split(), arguments.threads)
+        return
     if arguments.resume and STATE.exists():
         field = json.loads(STATE.read_text())
     else:
         field = tournament(RIVALS, arguments.threads) | tournament(OURS, arguments.threads)
-        STATE.write_text(json.dumps(field))
+        write_atomically(STATE, json.dumps(field))
     finalists = [name for side in SIDES for name in close_to_best(field, side)]
     record = match({name: (RIVALS | OURS)[name] for name in finalists}, arguments.rounds, arguments.threads)
     pace = {name: statistics.median(r["seconds"]) for name, r in record.items()}
     best = {side: min((n for n in pace if n.startswith(side)), key=pace.__getitem__) for side in SIDES}
-    report(field, best, record, arguments.threads)
+    report(field, best, record, arguments.threads, arguments.commit)
 
 
 def close_to_best(field: dict[str, dict[str, float]], side: str) -> list[str]:
@@ -263,8 +265,8 @@ SIDES = ("eager", "compiled", "herd")
 BARS = {"eager": (1.8, 0.6), "compiled": (1.15, 0.9)}
 
 
-def report(field, best, record, threads: int) -> None:
-    from herd.report.receipt import Value, write_receipt
+def report(field, best, record, threads: int, commit: bool) -> None:
+    from herd.report.receipt import Value
 
     ours = record[best["herd"]]
     values = {}
@@ -282,18 +284,15 @@ def report(field, best, record, threads: int) -> None:
         memory = max(ours["peak"]) / max(theirs["peak"])
         values[f"pace_vs_{side}"] = Value(ratio, "ratio", low, high, f"≥ {pace_bar}", ratio >= pace_bar)
         values[f"peak_vs_{side}"] = Value(memory, "ratio", bar=f"≤ {memory_bar}", passed=memory <= memory_bar)
-        print(
-            f"herd / {side}: {ratio:.3f} x the pace (bar {pace_bar}), {memory:.3f} x the memory (bar {memory_bar})"
-        )
     tried = ", ".join(
         f"{name} {TOKENS / r['seconds']:.0f} tokens/s {r['peak'] / 1e9:.2f} GB" for name, r in field.items()
     )
-    write_receipt(
+    save_receipt(
         "train-throughput",
+        commit=commit,
         what=f"Training steps of {ROWS} x {CONTEXT} tokens, D 512, F 1408, 8 layers, 32,000 words, {threads} threads, "
         "alternated with transformers + fused AdamW; peak is the whole process's largest resident set",
         values=values,
-        command="python bench/train_throughput.py",
         seed=SEED,
         rivals={"transformers": version("transformers"), "torch": version("torch")},
         notes=f"Settings tried (best of three steps): {tried}.",

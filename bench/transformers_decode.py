@@ -8,7 +8,6 @@ tokens, less a turn of one token, so that the prompt does not count; a turn of H
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from importlib.metadata import version
@@ -16,13 +15,14 @@ from importlib.metadata import version
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from common import bench_parser, save_receipt
 from herd.checkpoint import config_to_hf
 from herd.evals.speed import Runner, Work, alternate, paired
 from herd.kernels.memory import keep_freed_memory
 from herd.llama.config import SIZES
 from herd.quant import scheme
 from herd.quant.random import random_quantized
-from herd.report.receipt import Value, lines, write_receipt
+from herd.report.receipt import Value
 
 CONTEXT, STEPS, SEED = 128, 16, 0
 
@@ -53,9 +53,7 @@ def rival(size: str):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", default="1B", choices=list(SIZES))
     args = parser.parse_args()
@@ -85,18 +83,16 @@ def main() -> None:
             ratio, "×", lo=low, hi=high, bar=bar, passed=passed
         )
         runner.stop()
-    path = write_receipt(
+    save_receipt(
         "transformers-decode",
+        commit=args.commit,
         what=f"{args.size} shape on the CPU: decode in Herd's 4 and 8 bits beside transformers' bf16 generate",
         values=values,
-        command="python bench/transformers_decode.py",
         seed=SEED,
         rivals={"transformers": version("transformers")},
         notes=f"{torch.get_num_threads()} threads; medians of {args.rounds} rounds of {STEPS} tokens, ratios of paired "
         "rounds with their quartiles; transformers with SDPA attention, prefill subtracted",
     )
-    print(lines(values))
-    print(path)
 
 
 if __name__ == "__main__":

@@ -3,26 +3,24 @@
 The same 1,000 sentences (Parallel Universal Dependencies) and the same declaration (Universal Declaration of Human
 Rights) in every language, so that languages can be compared by content: a window holds N English words' worth of each.
 Needs the real tokenizer and the texts in HERD_TEST_DATA. Writes the small table that `herd leak` reads
-(src/herd/plan/words.yaml) and bench/receipts/words-per-window.json.
+(src/herd/plan/words.yaml) with --commit.
 
     python bench/words_per_window.py            # seconds
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from common import DATA, ROOT, bench_parser, save_receipt
 from herd.files import write_atomically
-from herd.report.receipt import Value, write_receipt
+from herd.report.receipt import Value
 from herd.text import Tokenizer
 
-ROOT = Path(__file__).parents[1]
-DATA = Path(os.environ.get("HERD_TEST_DATA", ROOT.parent / "shared" / "data"))
 LANGUAGES = ("en", "de", "fr", "it", "pt", "hi", "es", "th", "ja", "zh")
 UNSPACED = ("th", "ja", "zh")  # languages that put no spaces between words
 WINDOW = 131_072
@@ -61,7 +59,8 @@ def interval(english: Text, other: Text) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    """Measure, print, write the table and the receipt."""
+    """Measure, print, write the receipt and, with ``--commit``, the planner's table."""
+    args = bench_parser(__doc__).parse_args()
     model = DATA / "llama3_tokenizer" / "tokenizer.model"
     if not model.exists():
         sys.exit(f"{model} is absent: set HERD_TEST_DATA")
@@ -92,17 +91,15 @@ def main() -> None:
             values[f"{code}/characters a token, {name}"] = Value(
                 round(text.chars / tokens, 3), "characters/token"
             )
-    write_atomically(ROOT / "src" / "herd" / "plan" / "words.yaml", "\n".join(table) + "\n")
-    path = write_receipt(
+    if args.commit:
+        write_atomically(ROOT / "src" / "herd" / "plan" / "words.yaml", "\n".join(table) + "\n")
+    save_receipt(
         "words-per-window",
+        commit=args.commit,
         what="English words' worth of text in a window of 131,072 tokens, by language, with Meta's tokenizer",
         values=values,
-        command="python bench/words_per_window.py",
         seed=SEED,
     )
-    for key, value in values.items():
-        print(f"{key:45} {value.value:>12,}")
-    print(path)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ from markupsafe import Markup
 from ..files import write_atomically
 from ..report import charts
 from ..report.palette import tone
-from ..report.tables import markdown
-from ..report.tabulate import Cell
+from ..report.tabulate import Cell, markdown
 from ..report.template import template
 from ..report.units import fixed, in_order, language
 from .bootstrap import Interval

@@ -1,5 +1,6 @@
-"""What was measured and how it is shown: receipts (`receipt.py`), the page of a run (`page.py`, `charts.py`), README
-tables and pictures (`tables.py`, `picture.py`). Needs no torch, so a report can be rebuilt anywhere.
+"""How measured numbers are recorded and shown: receipts (`receipt.py`) and the HTML page of a run (`page.py`).
+
+Needs no torch, so a page can be rebuilt on any machine.
 """
 
 from .receipt import Receipt, Value, read_receipts, write_receipt

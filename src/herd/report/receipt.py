@@ -36,7 +36,6 @@ from ..errors import ReportError
 from ..files import write_atomically
 
 SCHEMA = 1
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 # fmt: off
 _ISA_FLAGS = (
     "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni", "avx512_bf16",
@@ -80,32 +79,8 @@ class Receipt:
         return all(verdicts) if verdicts else None
 
 
-def lines(values: Mapping[str, Value]) -> str:
-    """The values as a terminal shows them, a line each, with bars and verdicts."""
-
-    def line(key: str, value: Value) -> str:
-        number = f"{value.value:.5g}" if isinstance(value.value, int | float) else value.value
-        verdict = "" if value.passed is None else f"   ({value.bar}) {'passed' if value.passed else 'FAILED'}"
-        return f"{key}: {number} {value.unit}{verdict}"
-
-    return "\n".join(line(key, value) for key, value in values.items())
-
-
-def receipts_folder(start: Path | str | None = None) -> Path:
-    """``bench/receipts`` of the checkout that holds ``start`` (default: the current folder, else this source file)."""
-    places = [Path(start)] if start is not None else [Path.cwd(), Path(__file__)]
-    for place in places:
-        place = place.resolve()
-        for folder in (place, *place.parents):
-            if (folder / "pyproject.toml").is_file() and (folder / "src" / "herd").is_dir():
-                return folder / "bench" / "receipts"
-    raise ReportError(
-        f"no checkout of herd at or above {places[0]}: run in the repository or give the receipt a path"
-    )
-
-
 def write_receipt(
-    path_or_name: Path | str,
+    path: Path,
     *,
     what: str,
     values: Mapping[str, Value | tuple[Any, str]],
@@ -115,15 +90,13 @@ def write_receipt(
     notes: str | None = None,
     made_by: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write one receipt and return its path.
+    """Write one receipt, named after its file, and return its path.
 
-    ``path_or_name``: a bare name ("throughput") goes to ``bench/receipts/throughput.json`` of the checkout; a `Path`,
-    or text with a slash or ending in ``.json``, is taken as it is. ``values`` are `Value`s or ``(value, unit)`` pairs.
-    ``command`` is what a reader types to repeat it; ``rivals`` maps a rival's name to its version. ``made_by``: the
-    `commit` whose code measured, where that was not the checkout's as it is now. The file appears whole or not at all.
+    ``values`` are `Value`s or ``(value, unit)`` pairs. ``command`` is what a reader types to repeat the measurement;
+    ``rivals`` maps a rival's name to its version. ``made_by`` is the `commit` whose code measured, if that is not the
+    current commit of the checkout around the file. An old file stays as it is until the new one is complete.
     Raises `ReportError` for a value that is not finite, a missing unit or an empty set of values.
     """
-    path = _receipt_path(path_or_name)
     if not values:
         raise ReportError(f"receipt {path.stem!r} has no values: a receipt records at least one number")
     checked = {key: _checked(path.stem, key, value) for key, value in values.items()}
@@ -162,9 +135,8 @@ def read_receipt(path: Path | str) -> Receipt:
         raise ReportError(f"{path}: not a receipt ({reason}); delete it or write it anew") from error
 
 
-def read_receipts(folder: Path | str | None = None) -> dict[str, Receipt]:
-    """All receipts ``*.json`` of a folder (default: the checkout's ``bench/receipts``) by name, in name order."""
-    folder = receipts_folder() if folder is None else Path(folder)
+def read_receipts(folder: Path) -> dict[str, Receipt]:
+    """Read all receipts ``*.json`` of a folder; return them by name, in the order of their names."""
     return {path.stem: read_receipt(path) for path in sorted(folder.glob("[!.]*.json"))}
 
 
@@ -236,15 +208,6 @@ def package_version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _receipt_path(path_or_name: Path | str) -> Path:
-    text = str(path_or_name)
-    if isinstance(path_or_name, Path) or os.sep in text or text.endswith(".json"):
-        return Path(path_or_name)
-    if not _NAME.fullmatch(text):
-        raise ReportError(f"receipt name {text!r} must be lower case letters, digits, '.', '_' and '-'")
-    return receipts_folder() / f"{text}.json"
 
 
 def _checked(receipt: str, key: str, value: Value | tuple[Any, str]) -> Value:

@@ -71,6 +71,12 @@ class Table:
     total: list[Cell] = field(default_factory=list)
 
 
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table whose first ``left`` columns are set left and the others right."""
+    rule = [":--" if index < left else "--:" for index in range(len(header))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
+
+
 def metric(name: str) -> Metric:
     return _BY_NAME.get(name) or Metric(name, name.replace("_", " "), "higher")
 

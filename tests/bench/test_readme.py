@@ -13,9 +13,9 @@ from example_run import make
 
 from herd.errors import ReportError
 from herd.report import Value, read_receipts, write_receipt
-from herd.report.picture import write_pictures
 from herd.report.run import load_run
-from herd.report.tables import (
+from readme_picture import write_pictures
+from readme_tables import (
     checks_table,
     family_table,
     fill,

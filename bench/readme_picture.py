@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..files import write_atomically
-from . import figures, svg, tree
-from .page import facts, headline
-from .palette import CHART_CSS, DARK, LIGHT
-from .run import Run
-from .svg import tag, text
+from herd.files import write_atomically
+from herd.report import figures, svg, tree
+from herd.report.page import facts, headline
+from herd.report.palette import CHART_CSS, DARK, LIGHT
+from herd.report.run import Run
+from herd.report.svg import tag, text
 
 WIDTH, MARGIN, GUTTER = 1180.0, 40.0, 48.0
 _SERIF = "'Iowan Old Style', 'Palatino Linotype', Palatino, Georgia, serif"

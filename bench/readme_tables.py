@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
-from ..errors import ReportError
-from .receipt import Receipt, Value
-from .run import Run
-from .tabulate import metric
-from .units import MINUS, NBSP, duration, fixed, is_share, measure, nbytes, short, si, unit_name
+from herd.errors import ReportError
+from herd.report.receipt import Receipt, Value
+from herd.report.run import Run
+from herd.report.tabulate import markdown, metric
+from herd.report.units import MINUS, NBSP, duration, fixed, is_share, measure, nbytes, short, si, unit_name
 
 _MARKED = re.compile(r"(<!-- herd:table ([\w-]+) -->\n)(.*?)(<!-- herd:end -->)", re.DOTALL)
 _NONE = "–"
@@ -36,12 +36,6 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
         return f"{found[1]}{body}{chr(10) if body else ''}{found[4]}"
 
     return _MARKED.sub(table, text)
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table whose first ``left`` columns are set left and the others right."""
-    rule = [":--" if index < left else "--:" for index in range(len(header))]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
 
 
 def summary_table(receipts: Mapping[str, Receipt]) -> str:

@@ -1,0 +1,70 @@
+"""Share what every bench script needs: the real data, the options, and the place where a receipt goes.
+
+A bench measures into ``runs/receipts/``, which git ignores, so that measuring never changes what the README and
+docs/checks.md are generated from. With ``--commit`` the receipt replaces the committed one in ``bench/receipts/``;
+`make readme` then rewrites the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from herd.report import Value, write_receipt
+from herd.report.receipt import read_receipt
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("HERD_TEST_DATA", ROOT.parent / "shared" / "data"))
+WORK = Path.home() / ".cache" / "herd" / "bench"
+"""Where benches keep large files and half-finished work between calls."""
+COMMITTED, UNCOMMITTED = ROOT / "bench" / "receipts", ROOT / "runs" / "receipts"
+
+
+def bench_parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose help is the script's docstring and which knows ``--commit``."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_commit(parser)
+    return parser
+
+
+def add_commit(parser: argparse.ArgumentParser) -> None:
+    """Add ``--commit`` to a parser or to one of its verbs."""
+    text = "write the receipt to bench/receipts, where the README's numbers come from, not to runs/receipts"
+    parser.add_argument("--commit", action="store_true", help=text)
+
+
+def receipt_path(name: str, *, commit: bool) -> Path:
+    """Return where the receipt ``name`` is written."""
+    return (COMMITTED if commit else UNCOMMITTED) / f"{name}.json"
+
+
+def save_receipt(
+    name: str, *, commit: bool, what: str, values: Mapping[str, Value | tuple[Any, str]], **more: Any
+) -> Path:
+    """Write a receipt, print its values with their verdicts and its path, and return the path.
+
+    The command that it names is the one that runs now, without ``--commit``. ``more``: seed, rivals, notes.
+    """
+    words = [word for word in sys.argv[1:] if word != "--commit"]
+    command = shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *words])
+    path = receipt_path(name, commit=commit)
+    write_receipt(path, what=what, values=values, command=command, **more)
+    print(lines(read_receipt(path).values))
+    print(path, flush=True)
+    return path
+
+
+def lines(values: Mapping[str, Value]) -> str:
+    """Return the values as a terminal shows them: one line each, with the bar and whether it was reached."""
+
+    def line(key: str, value: Value) -> str:
+        number = f"{value.value:.5g}" if isinstance(value.value, int | float) else value.value
+        verdict = "" if value.passed is None else f"   ({value.bar}) {'passed' if value.passed else 'FAILED'}"
+        return f"{key}: {number} {value.unit}{verdict}"
+
+    return "\n".join(line(key, value) for key, value in values.items())
