@@ -66,9 +66,9 @@ def base_rss() -> int:
     """Resident bytes of this process before there is any model; the high-water mark begins here."""
     import psutil
 
-    from herd.life.run import reset_peak_rss
+    from herd.machine import reset_peak_memory
 
-    reset_peak_rss()
+    reset_peak_memory()
     return psutil.Process().memory_info().rss
 
 
@@ -90,7 +90,7 @@ def chat(name: str) -> Record:
 
     from herd.evals.speed import Runner, Work
     from herd.kernels import build
-    from herd.life.run import peak_rss
+    from herd.machine import peak_memory
     from herd.llama.config import SIZES
     from herd.plan import measure, ways
     from herd.quant import scheme
@@ -106,7 +106,7 @@ def chat(name: str) -> Record:
     longest = max(PROMPT, CONTEXT) + (ROUNDS + 2) * (STEPS + 1)
     runner = Runner(model, context=longest, batch=1)
     runner.prefill(Work("prefill", PROMPT))
-    peak = peak_rss()
+    peak = peak_memory()
     held = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
     kind = runner.engine.cache.kind
     tensors = sum(held.values()) + runner.engine.cache.nbytes
@@ -167,7 +167,7 @@ def train(name: str) -> Record:
     from herd.kernels import build
     from herd.kernels.memory import keep_freed_memory
     from herd.life.plan import rung
-    from herd.life.run import peak_rss
+    from herd.machine import peak_memory
     from herd.llama.config import ModelConfig
     from herd.llama.model import LlamaLM
     from herd.plan import rehearse
@@ -232,7 +232,7 @@ def train(name: str) -> Record:
     real(rung(64, 1, 4096, context))  # what is imported on first use belongs to the process, not to the model
     base = base_rss()
     _, weights = real()
-    peak = peak_rss()
+    peak = peak_memory()
     sized = train_nbytes(
         config, rows, context, dtype=dtype, activation_checkpointing=activation_checkpointing
     )
@@ -261,7 +261,7 @@ def quantize(name: str) -> Record:
 
     from herd import checkpoint
     from herd.kernels import build
-    from herd.life.run import peak_rss
+    from herd.machine import peak_memory
     from herd.llama.config import ModelConfig
     from herd.plan import measure, quantizing
     from herd.quant import scheme
@@ -288,7 +288,7 @@ def quantize(name: str) -> Record:
             began = time.perf_counter()
             checkpoint.quantize(checkpoint.Source(folder / "source"), folder / f"out{number}", plan)
             measured["whole"].append(time.perf_counter() - began)
-            peak = peak or peak_rss()
+            peak = peak or peak_memory()
             with torch.inference_mode():
                 one, every = measure.hash_rates()
                 made = blank(

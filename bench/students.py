@@ -28,18 +28,19 @@ from herd.evals.bootstrap import paired_difference
 from herd.evals.bpb import compression
 from herd.evals.windows import HeldOut
 from herd.kernels.memory import keep_freed_memory
+from herd.files import write_json
 from herd.life.learn import config_of
-from herd.life.material import STUDENT_SEED, Material
+from herd.life.material import STUDENT_SEED, RaiseData
 from herd.life.measure import heldout
 from herd.life.plan import Phase
-from herd.life.run import Run, write_json
+from herd.life.run import RaiseRun
 from herd.life.stages import fitted, init_std, student_config
 from herd.llama.model import LlamaLM
 from herd.report.receipt import Value
 from herd.train import distil, lm, train
 
 
-def run_arm(folder: Path, arm: str, material: Material, phase: Phase, documents: list[HeldOut]) -> dict:
+def run_arm(folder: Path, arm: str, material: RaiseData, phase: Phase, documents: list[HeldOut]) -> dict:
     """Train one arm, measure it, and keep the result in ``folder``."""
     seed = material.plan.seed
     result = folder / f"{arm}-{seed}.json"
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     keep_freed_memory()
-    plan = Run.saved_plan(options.run)
+    plan = RaiseRun.saved_plan(options.run)
     folder = options.run / "students-bench"
     folder.mkdir(exist_ok=True)
     teacher = load(options.run / "instruct").config
@@ -89,7 +90,7 @@ def main() -> None:
     arms: dict[str, list[dict]] = {"student": [], "control": [], "control-flops": []}
     for seed in range(options.seeds):
         seeded = plan.model_copy(update={"seed": plan.seed + seed * 10 * STUDENT_SEED})
-        material = Material(seeded, options.run)
+        material = RaiseData(seeded, options.run)
         documents = heldout(material)
         for arm, its_phase in (("student", phase), ("control", phase), ("control-flops", longer)):
             record = run_arm(folder, arm, material, its_phase, documents)

@@ -10,7 +10,7 @@ from herd.distill.prune import check_target
 from herd.errors import DataError
 from herd.life.plan import SHARES, Plan, Speeds, chosen, extended, quick_plan, rung, student_of, timed_plan
 from herd.life.probe import LADDER
-from herd.life.run import Run
+from herd.life.run import RaiseRun
 
 SPEEDS = st.builds(
     lambda dtype, of, distil, control: Speeds(dtype, dict(zip(LADDER, of, strict=False)), distil, control),
@@ -64,11 +64,11 @@ def test_extension_counts_from_the_first_context() -> None:
 
 def test_a_run_is_never_started_over(tmp_path) -> None:
     folder = tmp_path / "x"
-    Run.create(folder, quick_plan("x", 0, None))
+    RaiseRun.create(folder, quick_plan("x", 0, None))
     with pytest.raises(DataError, match="--resume"):
-        Run.refuse_existing(folder)
+        RaiseRun.refuse_existing(folder)
     (folder / "run.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):
-        Run.saved_plan(folder)
+        RaiseRun.saved_plan(folder)
     with pytest.raises(DataError, match="not a run"):
-        Run.saved_plan(tmp_path / "nothing")
+        RaiseRun.saved_plan(tmp_path / "nothing")

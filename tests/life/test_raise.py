@@ -14,7 +14,7 @@ from herd.checkpoint import checkpoint_hash, load, load_lineage, load_tokenizer
 from herd.errors import DataError
 from herd.life import raise_herd
 from herd.life.measure import MODELS
-from herd.life.run import Run, Stage
+from herd.life.run import RaiseRun, RaiseStage
 from herd.life.show import Show
 
 LIBRARY = Path(sysconfig.get_paths()["stdlib"])
@@ -28,12 +28,12 @@ def quiet() -> Show:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> RaiseRun:
     torch.set_num_threads(1)
     return raise_herd(tmp_path_factory.mktemp("runs") / "quick", "quick", text=TEXT, show=quiet())
 
 
-def test_every_model_is_a_checkpoint_with_a_family(run: Run) -> None:
+def test_every_model_is_a_checkpoint_with_a_family(run: RaiseRun) -> None:
     for name in MODELS:
         model = load(run.folder / name)
         lineage = load_lineage(run.folder / name)
@@ -49,7 +49,7 @@ def test_every_model_is_a_checkpoint_with_a_family(run: Run) -> None:
     assert load_lineage(run.folder / "control").parents == {}
 
 
-def test_training_learned_something(run: Run) -> None:
+def test_training_learned_something(run: RaiseRun) -> None:
     lines = [
         json.loads(line) for line in (run.folder / "stages/teacher/metrics.jsonl").read_text().splitlines()
     ]
@@ -57,7 +57,7 @@ def test_training_learned_something(run: Run) -> None:
     assert losses[-1] < losses[0] - 1
 
 
-def test_student_and_control_see_the_same_tokens(run: Run) -> None:
+def test_student_and_control_see_the_same_tokens(run: RaiseRun) -> None:
     assert run.record("student")["tokens"] == run.record("control")["tokens"] > 0
     assert run.record("student")["n_params"] == run.record("control")["n_params"]
     assert (
@@ -65,7 +65,7 @@ def test_student_and_control_see_the_same_tokens(run: Run) -> None:
     )  # the teacher's forwards are charged
 
 
-def test_scores_samples_and_page_are_there(run: Run) -> None:
+def test_scores_samples_and_page_are_there(run: RaiseRun) -> None:
     scores = {(s["model"], s["name"]): s for s in json.loads((run.folder / "scores.json").read_text())}
     for model in MODELS:
         assert scores[model, "bpb"]["lo"] <= scores[model, "bpb"]["value"] <= scores[model, "bpb"]["hi"]
@@ -77,14 +77,14 @@ def test_scores_samples_and_page_are_there(run: Run) -> None:
     assert "student" in page
 
 
-def test_splits_share_no_file(run: Run) -> None:
+def test_splits_share_no_file(run: RaiseRun) -> None:
     counts = run.record("tokenizer")["corpus"]
     assert set(counts) == {"teacher", "student", "heldout"}
     assert all(of for of in counts.values())
 
 
 def test_a_run_cut_short_ends_with_the_same_bits(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: RaiseRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stop inside the teacher's training and inside the student's, then resume: the same weights."""
     folder = tmp_path / "quick"
@@ -110,14 +110,14 @@ def test_a_run_cut_short_ends_with_the_same_bits(
         assert checkpoint_hash(folder / name) == checkpoint_hash(run.folder / name)
 
 
-def test_a_stage_done_is_not_done_again(run: Run) -> None:
-    def never(_: Run) -> None:
+def test_a_stage_done_is_not_done_again(run: RaiseRun) -> None:
+    def never(_: RaiseRun) -> None:
         raise AssertionError
 
-    run.carry_out([Stage("teacher", "", never), Stage("student", "", never)])
+    run.carry_out([RaiseStage("teacher", "", never), RaiseStage("student", "", never)])
 
 
-def test_what_is_there_is_left_alone(run: Run) -> None:
+def test_what_is_there_is_left_alone(run: RaiseRun) -> None:
     before = (run.folder / "run.json").read_bytes()
     with pytest.raises(DataError, match="--resume"):
         raise_herd(run.folder, "quick", text=TEXT, show=quiet())

@@ -11,13 +11,13 @@ from rich.console import Console
 
 from herd.errors import DataError
 from herd.life import raise_, raise_herd
-from herd.life.run import Run
+from herd.life.run import RaiseRun
 from herd.life.show import Show
 
 pytestmark = pytest.mark.filterwarnings("ignore::herd.data.sources.DataWarning")
 
 
-def stop(run: Run) -> None:
+def stop(run: RaiseRun) -> None:
     raise KeyboardInterrupt
 
 

@@ -24,8 +24,8 @@ from ..errors import DataError
 from ..text.chat import CODE_INTERPRETER, FORMS
 from ..tools import CUSTOM_TOOLS
 from .prompts import CODE, TOOL_NAMES, interpreter_result, system_prompt
-from .scoring import Verdict, score
-from .turns import KINDS, TASKS, Source, Turn, make_turn
+from .scoring import DialogVerdict, score
+from .turns import KINDS, TASKS, DialogSource, Turn, make_turn
 from .wordings import LANGUAGES, load
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
     "LANGUAGES",
     "TASKS",
     "Dialog",
-    "Verdict",
+    "DialogVerdict",
     "documented",
     "make_dialogs",
     "score",
@@ -217,7 +217,7 @@ def stream_dialogs(
     languages, forms = _known("languages", languages, LANGUAGES), _known("forms", forms, FORMS)
     kinds, weights = _kinds(tasks)
     rng = Random(f"dialogs {split} {seed}")
-    sources = {lang: Source(rng, load(lang), split, split) for lang in set(languages)}
+    sources = {lang: DialogSource(rng, load(lang), split, split) for lang in set(languages)}
     while True:
         lang, form = rng.choice(languages), rng.choice(forms)
         picked = rng.choices(kinds, cum_weights=weights, k=1)
@@ -237,7 +237,7 @@ def showcase_dialogs(lang: str = "en", form: str = "json") -> tuple[Dialog, ...]
     _known("lang", (lang,), LANGUAGES)
     rng, words = Random(f"showcase {lang}"), load(lang)
     first = {kind: replace(topic, train=((topic.train[0][0],),)) for kind, topic in words.topics.items()}
-    source = Source(rng, replace(words, topics=first), "test", "train")
+    source = DialogSource(rng, replace(words, topics=first), "test", "train")
     names = ("wolfram_alpha",) if form == "builtin" else TOOL_NAMES
     found = []
     for kind in _SHOWCASE:

@@ -29,7 +29,7 @@ _SPACELESS = ("THAI", "DEVANAGARI")  # scripts where a word boundary in the sens
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DialogVerdict:
     """``call_ok``: the call evaluates to the expected value (or none was made where none is wanted); ``answer_ok``:
     the last message says it; ``correct``: both. ``why`` names what is wrong, for people."""
 
@@ -59,7 +59,7 @@ def states(text: str, answer: str) -> bool:
 
 def score(
     dialog: Dialog, produced: Sequence[Mapping[str, Any]], run: Callable[[str], SandboxResult] = run_python
-) -> Verdict:
+) -> DialogVerdict:
     """Judge ``produced``, the messages that followed ``dialog.prompt``: assistant with calls, ipython, assistant.
 
     The first call counts. It is evaluated here, whatever the ipython message claims; only code of the interpreter is
@@ -75,11 +75,11 @@ def score(
     )
     if dialog.check:
         passed = not calls and _passes(content, dialog.check, run)
-        return Verdict(not calls, passed, "" if passed else "the program fails its check")
+        return DialogVerdict(not calls, passed, "" if passed else "the program fails its check")
     if not dialog.call:
         said = states(content.casefold(), dialog.answer.casefold())
         why = "a call where none was wanted" if calls else "" if said else f"does not say {dialog.answer!r}"
-        return Verdict(not calls, said, why)
+        return DialogVerdict(not calls, said, why)
     value, why = _value(calls, produced, run) if calls else (None, "no call")
     call_ok = value == dialog.result
     if not call_ok and not why:
@@ -89,7 +89,7 @@ def score(
     answer_ok = states(fold(content), fold(dialog.answer))
     if call_ok and not answer_ok:
         why = f"the answer does not say {dialog.answer!r}"
-    return Verdict(call_ok, answer_ok, why)
+    return DialogVerdict(call_ok, answer_ok, why)
 
 
 def _value(

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -25,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import DataError
+from ..files import whole_folder, write_json
 from .sources import Document
 
 FORMAT = "herd-shards-1"
@@ -149,19 +148,8 @@ def write_shards(
     """See `Shards.write`."""
     if folder.exists():
         raise DataError(f"{folder}: exists already; remove it or choose another folder")
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
+    with whole_folder(folder) as temporary:
         _write_files(temporary, documents, tokenizer, file_tokens)
-        os.replace(temporary, folder)
-        _sync(folder.parent)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise DataError(f"{folder}: cannot be written ({error.strerror or error}); free some space") from None
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return open_shards(folder, tokenizer)
 
 
@@ -208,7 +196,7 @@ class _Writer:
 
     def close(self) -> None:
         if self.file is not None:
-            _finish(self.file)
+            self.file.close()
             self.file = None
 
 
@@ -234,9 +222,7 @@ def _write_files(
     if not records:
         raise DataError(f"{folder.parent}: no documents to write shards from; give text")
     table_D = np.array(records, dtype=DOCUMENT)
-    with open(folder / DOCUMENTS, "wb") as file:
-        file.write(table_D.tobytes())
-        _finish(file)
+    (folder / DOCUMENTS).write_bytes(table_D.tobytes())
     index = {
         "format": FORMAT,
         "tokenizer_sha256": tokenizer.sha256,
@@ -253,10 +239,7 @@ def _write_files(
         "files": writer.entries,
     }
     index["sha256"] = _digest(index)
-    with open(folder / INDEX, "w", encoding="utf-8") as text:
-        json.dump(index, text, indent=1)
-        _finish(text)
-    _sync(folder)
+    write_json(folder / INDEX, index)
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -297,21 +280,3 @@ def _crc(array: np.ndarray) -> int:
     for at in range(0, len(view), step):
         crc = zlib.crc32(view[at : at + step], crc)
     return crc
-
-
-def _finish(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename or new names durable, where the system allows syncing a folder."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

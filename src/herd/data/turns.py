@@ -73,7 +73,7 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class DialogSource:
     """Where a turn draws from: the generator, the language, and the split of values and of wordings."""
 
     rng: Random
@@ -107,7 +107,7 @@ def _number(rng: Random, shares: tuple[float, float, float]) -> int:
     return rng.randrange(100, 1000) if u < shares[2] else rng.randrange(1000, 10000)
 
 
-def _pair(source: Source, draw: Callable[[Random], tuple[int, int]]) -> tuple[int, int]:
+def _pair(source: DialogSource, draw: Callable[[Random], tuple[int, int]]) -> tuple[int, int]:
     while True:
         a, b = draw(source.rng)
         if source.fits(f"{a},{b}"):
@@ -165,7 +165,7 @@ _OPERATIONS: dict[str, tuple[str, Callable[[int, int], int], Callable[[Random], 
 }
 
 
-def _word(source: Source) -> str:
+def _word(source: DialogSource) -> str:
     """A word of the language, or an invented one, so that copying is learned and not a list of words."""
     rng = source.rng
     invented = rng.random() < 0.4
@@ -182,7 +182,7 @@ def _word(source: Source) -> str:
 # --- turns -------------------------------------------------------------------------------------------------------
 
 
-def _arithmetic(source: Source, kind: str) -> Turn:
+def _arithmetic(source: DialogSource, kind: str) -> Turn:
     sign, operation, draw = _OPERATIONS[kind]
     a, b = _pair(source, draw)
     result = str(operation(a, b))
@@ -190,7 +190,7 @@ def _arithmetic(source: Source, kind: str) -> Turn:
     return Turn(question, reply, result, "calculator", {"expression": f"{a}{sign}{b}"}, result)
 
 
-def _dates(source: Source, kind: str) -> Turn:
+def _dates(source: DialogSource, kind: str) -> Turn:
     rng = source.rng
     while True:
         day = date.fromordinal(rng.randrange(_FIRST_DAY, _LAST_DAY + 1))
@@ -212,7 +212,7 @@ def _dates(source: Source, kind: str) -> Turn:
     return Turn(question, reply, result, "add_days", {"date": d, "days": days}, result)
 
 
-def _echo(source: Source) -> Turn:
+def _echo(source: DialogSource) -> Turn:
     """A list to say again. Nearly every token is copied: the densest lesson there is in what all calls need."""
     rng = source.rng
     while True:
@@ -226,7 +226,7 @@ def _echo(source: Source) -> Turn:
     return Turn(question, reply, " ".join(items))
 
 
-def _strings(source: Source, kind: str) -> Turn:
+def _strings(source: DialogSource, kind: str) -> Turn:
     if kind == "echo":
         return _echo(source)
     w = _word(source)
@@ -244,7 +244,7 @@ def _strings(source: Source, kind: str) -> Turn:
     return Turn(question, reply, result, kind, {"text": w}, result)
 
 
-def _program(source: Source, kind: str) -> Turn:
+def _program(source: DialogSource, kind: str) -> Turn:
     rng = source.rng
     while True:
         program = rng.choice(PROGRAMS)
@@ -260,12 +260,12 @@ def _program(source: Source, kind: str) -> Turn:
     return Turn(question, reply, f"def {name}(", check=check(program, name, k))
 
 
-def _chat(source: Source, kind: str) -> Turn:
+def _chat(source: DialogSource, kind: str) -> Turn:
     question, reply = source.say(kind)
     return Turn(question, reply, reply)
 
 
-MAKERS: dict[str, Callable[[Source, str], Turn]] = {
+MAKERS: dict[str, Callable[[DialogSource, str], Turn]] = {
     "arithmetic": _arithmetic,
     "dates": _dates,
     "strings": _strings,
@@ -274,6 +274,6 @@ MAKERS: dict[str, Callable[[Source, str], Turn]] = {
 }
 
 
-def make_turn(source: Source, kind: str) -> Turn:
+def make_turn(source: DialogSource, kind: str) -> Turn:
     """A turn of ``kind`` (a key of ``KINDS``), drawn from ``source``."""
     return MAKERS[KINDS[kind][0]](source, kind)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data.dialogs import Dialog, make_dialogs
-from ..data.scoring import Verdict
+from ..data.scoring import DialogVerdict
 from ..data.scoring import score as judge
 from ..data.wordings import LANGUAGES
 from ..engine.engine import Engine
@@ -46,7 +46,7 @@ class ToolUse:
     """Every dialog with its verdict."""
 
     answered: list[Answered]
-    verdicts: list[Verdict]
+    verdicts: list[DialogVerdict]
 
     def score(self, name: str = "tool_use") -> Score:
         """Share of right dialogs: by language, form, task and kind; how many called rightly; what went wrong."""

@@ -17,7 +17,7 @@ from ..text import Tokenizer
 from ..train import TrainConfig, train
 from ..train.objectives import Objective
 from .plan import Phase, Plan
-from .run import Run
+from .run import RaiseRun
 
 STEP_TOKENS = 2048
 """Tokens that the plans' phases read in a step."""
@@ -63,7 +63,7 @@ def config_of(phase: Phase, plan: Plan) -> TrainConfig:
 
 
 def learn(
-    run: Run,
+    run: RaiseRun,
     name: str,
     model: LlamaLM,
     stream: Stream,
@@ -116,7 +116,7 @@ def cut(stream: Stream, rows: int) -> list[Batch]:
 class _Sampler:
     """Shows a few greedy tokens of the model in training every `SAMPLES_EVERY` seconds, prompts in turn."""
 
-    def __init__(self, run: Run, model: LlamaLM, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> None:
+    def __init__(self, run: RaiseRun, model: LlamaLM, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> None:
         self.run, self.model, self.tokenizer, self.prompts = run, model, tokenizer, prompts
         self.last, self.turn = time.monotonic(), 0
 

@@ -51,7 +51,7 @@ def numbers() -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Material:
+class RaiseData:
     """Opened data of a run. Streams are pure functions, so any stage may make them anew."""
 
     plan: Plan

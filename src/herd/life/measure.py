@@ -19,11 +19,12 @@ from ..evals.samples import samples
 from ..evals.score import Score
 from ..evals.tooluse import tool_items, tool_use
 from ..evals.windows import HeldOut, from_shards
+from ..files import write_json
 from ..llama.model import LlamaLM
 from ..report.page import build_page
-from .material import Material
+from .material import RaiseData
 from .plan import Plan
-from .run import Outcome, Run, write_json
+from .run import Outcome, RaiseRun
 
 SEED = 20_240_723
 """Of all final items; the gates' needles have another."""
@@ -37,9 +38,9 @@ MODELS = (*BASES, *TALKERS)
 TEXT_PROMPTS = ("def area(", "import os\n\ndef ", "Return the ", "class Point:\n    ", "The sun ", "Das ist ")
 
 
-def measure(run: Run) -> Outcome:
+def measure(run: RaiseRun) -> Outcome:
     """All scores of all models into ``scores.json``, samples side by side into ``samples.json``."""
-    plan, material = run.plan, Material(run.plan, run.folder)
+    plan, material = run.plan, RaiseData(run.plan, run.folder)
     tokenizer = material.tokenizer
     models = {name: load(run.folder / name).eval().requires_grad_(False) for name in MODELS}
     documents = heldout(material)
@@ -80,13 +81,13 @@ def measure(run: Run) -> Outcome:
     return Outcome()
 
 
-def report(run: Run) -> Outcome:
+def report(run: RaiseRun) -> Outcome:
     """``report.html``: one self-contained page."""
     build_page(run.folder)
     return Outcome()
 
 
-def heldout(material: Material) -> list[HeldOut]:
+def heldout(material: RaiseData) -> list[HeldOut]:
     """The documents every model is scored on."""
     documents: list[HeldOut] = []
     budget = HELDOUT_BYTES[material.plan.mode]
@@ -113,7 +114,7 @@ def needle_lengths(model: LlamaLM) -> list[int]:
     return lengths[::-1]
 
 
-def _ticker(run: Run, steps: int) -> Callable[[str], None]:
+def _ticker(run: RaiseRun, steps: int) -> Callable[[str], None]:
     """Moves the stage's bar on by one of ``steps`` with each call."""
     done = 0
 

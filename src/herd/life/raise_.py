@@ -8,21 +8,23 @@ from typing import Any
 
 from ..data.corpus import read_corpus
 from ..errors import DataError, HerdError
+from ..machine import lock_folder
+from ..report.units import duration
 from . import measure, stages
 from .plan import Mode, Plan, quick_plan, timed_plan
 from .probe import probe
-from .run import Run, Stage, run_lock
-from .show import Show, clock
+from .run import RaiseRun, RaiseStage
+from .show import Show
 
 STAGES = [
-    Stage("tokenizer", "corpus, byte-level BPE, token shards", stages.make_tokenizer),
-    Stage("teacher", "pre-training from random weights", stages.pretrain),
-    Stage("long", "a longer context, gated by needles", stages.extend),
-    Stage("instruct", "dialogs with tools, in eight languages", stages.instruct),
-    Stage("student", "pruned from the instruct model, distilled by it", stages.student),
-    Stage("control", "the student's shape from random weights, same tokens", stages.control),
-    Stage("measure", "every model against the same held-out items", measure.measure),
-    Stage("report", "one page", measure.report),
+    RaiseStage("tokenizer", "corpus, byte-level BPE, token shards", stages.make_tokenizer),
+    RaiseStage("teacher", "pre-training from random weights", stages.pretrain),
+    RaiseStage("long", "a longer context, gated by needles", stages.extend),
+    RaiseStage("instruct", "dialogs with tools, in eight languages", stages.instruct),
+    RaiseStage("student", "pruned from the instruct model, distilled by it", stages.student),
+    RaiseStage("control", "the student's shape from random weights, same tokens", stages.control),
+    RaiseStage("measure", "every model against the same held-out items", measure.measure),
+    RaiseStage("report", "one page", measure.report),
 ]
 
 VOCAB_SIZE = 4096
@@ -49,7 +51,7 @@ def raise_herd(
     text: list[str] | None = None,
     resume: bool = False,
     show: Show,
-) -> Run:
+) -> RaiseRun:
     """Raise a herd into ``folder``. With ``resume`` a run that is there goes on by its plan; without, that is an error.
 
     ``mode`` is "demo" and ``seed`` 0 where None is given; on resuming, what is given must be what the run began with.
@@ -58,10 +60,10 @@ def raise_herd(
     """
     fresh = not (resume and (folder / "run.json").exists())
     if fresh:
-        Run.refuse_existing(folder)
-        Run.create(folder, plan_run(folder.name, mode or "demo", seed or 0, text, show))
-    with run_lock(folder):
-        run = Run(folder, Run.saved_plan(folder), show)
+        RaiseRun.refuse_existing(folder)
+        RaiseRun.create(folder, plan_run(folder.name, mode or "demo", seed or 0, text, show))
+    with lock_folder(folder):
+        run = RaiseRun(folder, RaiseRun.saved_plan(folder), show)
         refuse_other_options(run, {"mode": mode, "seed": seed, "text": text})
         show.predicted = run.plan.predicted_seconds
         describe(run)
@@ -79,7 +81,7 @@ def raise_herd(
     return run
 
 
-def refuse_other_options(run: Run, given: dict[str, Any]) -> None:
+def refuse_other_options(run: RaiseRun, given: dict[str, Any]) -> None:
     """Raise `DataError` where an option (None: not given) contradicts the plan the run began with."""
     for name, value in given.items():
         begun = getattr(run.plan, name)
@@ -90,13 +92,13 @@ def refuse_other_options(run: Run, given: dict[str, Any]) -> None:
             )
 
 
-def describe(run: Run) -> None:
+def describe(run: RaiseRun) -> None:
     """What is about to happen, in two lines."""
     plan = run.plan
     teacher, student = plan.teacher_config, plan.student_config
     total = sum(plan.predicted_seconds.values())
     run.show.line(
         f"teacher {teacher.n_params / 1e6:.2f} M parameters ({teacher.dim} wide, {teacher.n_layers} layers), "
-        f"student {student.n_params / 1e6:.2f} M, vocabulary {plan.vocab_size}; about {clock(total)} minutes in all"
+        f"student {student.n_params / 1e6:.2f} M, vocabulary {plan.vocab_size}; about {duration(total)} in all"
     )
     run.show.line(f"[dim]into {run.folder}; Ctrl-C stops at any moment, --resume goes on[/dim]")

@@ -13,20 +13,17 @@ again gives the same bytes. So resuming is nothing but walking the stages and sk
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
-import resource
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..files import write_atomically
+from ..files import write_json
+from ..machine import peak_memory, reset_peak_memory
 from ..report import receipt
 from .plan import Plan
 from .show import Show
@@ -52,14 +49,14 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Stage:
+class RaiseStage:
     name: str
     title: str
-    work: Callable[[Run], Outcome]
+    work: Callable[[RaiseRun], Outcome]
 
 
 @dataclass
-class Run:
+class RaiseRun:
     """An open run folder."""
 
     folder: Path
@@ -107,15 +104,15 @@ class Run:
         """``stage.json`` of a stage that is done."""
         return json.loads((self.folder / "stages" / stage / "stage.json").read_text())
 
-    def carry_out(self, stages: list[Stage]) -> None:
+    def carry_out(self, stages: list[RaiseStage]) -> None:
         """Do every stage that is not done yet, in order."""
         for stage in stages:
             if self.done(stage.name):
                 self.show.skip(stage.name)
                 continue
             self.show.begin(stage.name, stage.title)
-            reset_peak_rss()
-            before, began = peak_rss(), time.perf_counter()
+            reset_peak_memory()
+            before, began = peak_memory(), time.perf_counter()
             outcome = stage.work(self)
             seconds = outcome.earlier_seconds + time.perf_counter() - began
             folder = self.stage_folder(stage.name)
@@ -129,7 +126,7 @@ class Run:
                     "predicted_seconds": self.plan.predicted_seconds.get(stage.name),
                     "tokens": outcome.tokens,
                     "flops": outcome.flops,
-                    "peak_rss_bytes": peak_rss(),
+                    "peak_rss_bytes": peak_memory(),
                     "predicted_peak_bytes": None if grown is None else before + grown,
                     "model": outcome.model,
                     "n_params": outcome.n_params,
@@ -140,41 +137,3 @@ class Run:
             )
             shutil.rmtree(folder / "state", ignore_errors=True)
             self.show.end(seconds)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON, whole or not at all."""
-    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False))
-
-
-def reset_peak_rss() -> None:
-    """Start measuring peak memory anew, where the system can (Linux): what was freed is given back, so that the peak is
-    of what comes."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_rss() -> int:
-    """Largest resident size in bytes since `reset_peak_rss`; elsewhere than on Linux, of the whole process."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
-@contextlib.contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for this process alone. `DataError` where another `herd raise` is at work in it."""
-    import fcntl
-
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(
-                f"{folder} is being raised by another process; wait for it or choose another --name"
-            ) from None
-        yield

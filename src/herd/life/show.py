@@ -12,11 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-
-def clock(seconds: float) -> str:
-    """``m:ss`` of a duration."""
-    whole = max(0, round(seconds))
-    return f"{whole // 60}:{whole % 60:02d}"
+from ..report.units import duration
 
 
 class Show:
@@ -61,7 +57,7 @@ class Show:
 
     def begin(self, stage: str, title: str) -> None:
         self.stage, self.stage_began, self.fraction = stage, time.monotonic(), 0.0
-        self.line(f"[bold]{stage}[/bold]  {title}  [dim]({clock(self.seconds_left)} to go)[/dim]")
+        self.line(f"[bold]{stage}[/bold]  {title}  [dim]({duration(self.seconds_left)} to go)[/dim]")
         if self.task is not None:
             self.bar.remove_task(self.task)
         self.task = self.bar.add_task(stage, total=1.0, note="")
@@ -70,12 +66,12 @@ class Show:
         """``fraction`` of the current stage is done; ``note`` is shown beside the bar."""
         self.fraction = fraction
         if self.task is not None:
-            self.bar.update(self.task, completed=fraction, note=f"{note}  {clock(self.seconds_left)} left")
+            self.bar.update(self.task, completed=fraction, note=f"{note}  {duration(self.seconds_left)} left")
 
     def end(self, seconds: float, note: str = "") -> None:
         self.finished.add(self.stage)
         predicted = self.predicted.get(self.stage, 0.0)
-        self.line(f"  [green]done[/green] in {seconds:.0f} s [dim](planned {predicted:.0f} s)[/dim]  {note}")
+        self.line(f"  [green]done[/green] in {duration(seconds)} [dim](planned {duration(predicted)})[/dim]  {note}")
 
     def skip(self, stage: str) -> None:
         self.finished.add(stage)

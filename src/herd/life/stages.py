@@ -22,9 +22,9 @@ from ..text import Tokenizer, render
 from ..train import distil, lm, sft
 from ..train.memory import MASTER, kept_nbytes, loss_nbytes
 from .learn import Learned, Prompt, cut, heldout_loss, learn
-from .material import DIALOG_NBYTES, Material, bytes_per_token, is_parallel, numbers
+from .material import DIALOG_NBYTES, RaiseData, bytes_per_token, is_parallel, numbers
 from .plan import Phase, extended
-from .run import Outcome, Run
+from .run import Outcome, RaiseRun
 
 NEEDLE_SEED = 424_242
 """Needles of the gates; the final measurement uses others."""
@@ -35,7 +35,7 @@ NEEDLE_BAR = 0.8
 MIN_VOCAB_FOR_NUMBERS = 2048
 
 
-def bind_text(run: Run, prepared: Path) -> None:
+def bind_text(run: RaiseRun, prepared: Path) -> None:
     """Tie the run's data to the content of its text. `DataError` if it changed after ``prepared`` was made."""
     plan = run.plan
     files, settings = corpus_origin(plan.text)
@@ -44,9 +44,9 @@ def bind_text(run: Run, prepared: Path) -> None:
     bind(run.folder, files, settings, prepared=[prepared], cure=cure)
 
 
-def make_tokenizer(run: Run) -> Outcome:
+def make_tokenizer(run: RaiseRun) -> Outcome:
     """Corpus to splits, byte-level BPE, and token shards."""
-    plan, material = run.plan, Material(run.plan, run.folder)
+    plan, material = run.plan, RaiseData(run.plan, run.folder)
     run.show.advance(0.05, "reading")
     corpus = load_corpus(plan.text, max_bytes=plan.corpus_bytes)
     run.show.advance(0.4, "learning merges")
@@ -72,9 +72,9 @@ def make_tokenizer(run: Run) -> Outcome:
     )
 
 
-def pretrain(run: Run) -> Outcome:
+def pretrain(run: RaiseRun) -> Outcome:
     """The teacher from nothing: next-token prediction, the rate decayed to zero, the last weights averaged."""
-    plan, material = run.plan, Material(run.plan, run.folder)
+    plan, material = run.plan, RaiseData(run.plan, run.folder)
     config = plan.teacher_config
     model = LlamaLM(config).init_weights(plan.seed, std=init_std(config))
     heldout = cut(material.text("heldout", plan.pretrain.context, 0), plan.eval_rows)
@@ -96,9 +96,9 @@ def pretrain(run: Run) -> Outcome:
     return outcome
 
 
-def extend(run: Run) -> Outcome:
+def extend(run: RaiseRun) -> Outcome:
     """Longer context in steps, each gated by short-context loss and by needles; the last model that passed stays."""
-    plan, material = run.plan, Material(run.plan, run.folder)
+    plan, material = run.plan, RaiseData(run.plan, run.folder)
     tokenizer = material.tokenizer
     model = load(run.folder / "teacher")
     short = cut(material.text("heldout", plan.pretrain.context, 0), plan.eval_rows)
@@ -149,9 +149,9 @@ def extend(run: Run) -> Outcome:
     return done
 
 
-def instruct(run: Run) -> Outcome:
+def instruct(run: RaiseRun) -> Outcome:
     """Dialogs with tools, trained on what the assistant says, packed."""
-    plan, material = run.plan, Material(run.plan, run.folder)
+    plan, material = run.plan, RaiseData(run.plan, run.folder)
     tokenizer = material.tokenizer
     model = load(run.folder / "long")
     phase = fitted(plan.instruct, model.config)
@@ -171,9 +171,9 @@ def instruct(run: Run) -> Outcome:
     return trained("instruct", model.config, [learned], phase, besides=plan.n_dialogs * DIALOG_NBYTES)
 
 
-def student(run: Run) -> Outcome:
+def student(run: RaiseRun) -> Outcome:
     """Cut out of the instruct model by importance, then taught by it: forward KL on logits, tau 1."""
-    plan, material = run.plan, Material(run.plan, run.folder)
+    plan, material = run.plan, RaiseData(run.plan, run.folder)
     teacher = load(run.folder / "instruct").requires_grad_(False).eval()
     phase = fitted(plan.distil, teacher.config)
     stream = material.student(phase.context)
@@ -203,9 +203,9 @@ def student(run: Run) -> Outcome:
     return outcome
 
 
-def control(run: Run) -> Outcome:
+def control(run: RaiseRun) -> Outcome:
     """The student's architecture from random weights with cross-entropy on the same tokens in the same order."""
-    plan, material = run.plan, Material(run.plan, run.folder)
+    plan, material = run.plan, RaiseData(run.plan, run.folder)
     final = load(run.folder / "instruct").config
     phase = fitted(plan.distil, final)
     config = student_config(plan.student_config, final)
@@ -254,11 +254,11 @@ def fitted(phase: Phase, config: ModelConfig) -> Phase:
 
 
 def keep(
-    run: Run, name: str, model: LlamaLM, tokenizer: Tokenizer, parents: tuple[str, ...], phase: Phase
+    run: RaiseRun, name: str, model: LlamaLM, tokenizer: Tokenizer, parents: tuple[str, ...], phase: Phase
 ) -> None:
     """Save a checkpoint with its lineage. It is replaced whole if an earlier start left one."""
     found = {parent: load_lineage(run.folder / parent) for parent in parents}
-    shards = Material(run.plan, run.folder).shards("student" if name in ("student", "control") else "teacher")
+    shards = RaiseData(run.plan, run.folder).shards("student" if name in ("student", "control") else "teacher")
     lineage = Lineage(
         name=f"{run.plan.name}-{name}",
         stage=name,

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .measure import MODELS
-from .run import Run
+from .run import RaiseRun
 
 # Name, heading, factor to what is shown, format of the value and of its interval; narrow enough for 80 columns,
 # because a terminal that is too narrow cuts numbers.
@@ -24,7 +24,7 @@ COLUMNS: tuple[tuple[str, str, float, str, str], ...] = (
 )
 
 
-def print_summary(run: Run, console: Console) -> None:
+def print_summary(run: RaiseRun, console: Console) -> None:
     """Scores by model with 95 % intervals, the gates, and the next commands."""
     scores = {(s["model"], s["name"]): s for s in json.loads((run.folder / "scores.json").read_text())}
     console.print(
