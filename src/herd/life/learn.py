@@ -116,7 +116,9 @@ def cut(stream: Stream, rows: int) -> list[Batch]:
 class _Sampler:
     """Shows a few greedy tokens of the model in training every `SAMPLES_EVERY` seconds, prompts in turn."""
 
-    def __init__(self, run: RaiseRun, model: LlamaLM, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> None:
+    def __init__(
+        self, run: RaiseRun, model: LlamaLM, tokenizer: Tokenizer, prompts: Sequence[Prompt]
+    ) -> None:
         self.run, self.model, self.tokenizer, self.prompts = run, model, tokenizer, prompts
         self.last, self.turn = time.monotonic(), 0
 

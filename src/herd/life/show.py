@@ -71,7 +71,9 @@ class Show:
     def end(self, seconds: float, note: str = "") -> None:
         self.finished.add(self.stage)
         predicted = self.predicted.get(self.stage, 0.0)
-        self.line(f"  [green]done[/green] in {duration(seconds)} [dim](planned {duration(predicted)})[/dim]  {note}")
+        self.line(
+            f"  [green]done[/green] in {duration(seconds)} [dim](planned {duration(predicted)})[/dim]  {note}"
+        )
 
     def skip(self, stage: str) -> None:
         self.finished.add(stage)

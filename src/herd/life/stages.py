@@ -258,7 +258,9 @@ def keep(
 ) -> None:
     """Save a checkpoint with its lineage. It is replaced whole if an earlier start left one."""
     found = {parent: load_lineage(run.folder / parent) for parent in parents}
-    shards = RaiseData(run.plan, run.folder).shards("student" if name in ("student", "control") else "teacher")
+    shards = RaiseData(run.plan, run.folder).shards(
+        "student" if name in ("student", "control") else "teacher"
+    )
     lineage = Lineage(
         name=f"{run.plan.name}-{name}",
         stage=name,
