@@ -90,8 +90,8 @@ def chat(name: str) -> Record:
 
     from herd.evals.speed import Runner, Work
     from herd.kernels import build
-    from herd.machine import peak_memory
     from herd.llama.config import SIZES
+    from herd.machine import peak_memory
     from herd.plan import measure, ways
     from herd.quant import scheme
     from herd.quant.random import random_quantized
@@ -167,9 +167,9 @@ def train(name: str) -> Record:
     from herd.kernels import build
     from herd.kernels.memory import keep_freed_memory
     from herd.life.plan import rung
-    from herd.machine import peak_memory
     from herd.llama.config import ModelConfig
     from herd.llama.model import LlamaLM
+    from herd.machine import peak_memory
     from herd.plan import rehearse
     from herd.train import lm
     from herd.train import train as run
@@ -261,8 +261,8 @@ def quantize(name: str) -> Record:
 
     from herd import checkpoint
     from herd.kernels import build
-    from herd.machine import peak_memory
     from herd.llama.config import ModelConfig
+    from herd.machine import peak_memory
     from herd.plan import measure, quantizing
     from herd.quant import scheme
 

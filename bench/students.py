@@ -27,8 +27,8 @@ from herd.distill import prune
 from herd.evals.bootstrap import paired_difference
 from herd.evals.bpb import compression
 from herd.evals.windows import HeldOut
-from herd.kernels.memory import keep_freed_memory
 from herd.files import write_json
+from herd.kernels.memory import keep_freed_memory
 from herd.life.learn import config_of
 from herd.life.material import STUDENT_SEED, RaiseData
 from herd.life.measure import heldout
