@@ -18,7 +18,7 @@ from typing import Any
 
 from common import bench_parser, save_receipt
 from herd.llama.config import SIZES
-from herd.plan import files, fit, machines, published, sizes
+from herd.plan import fit, machines, published, shard_files, sizes
 from herd.plan.goodput import RESTART, simulate, young_daly
 from herd.plan.layout import PLAIN_RECOMPUTES, Job
 from herd.plan.ops import decode_seconds
@@ -50,9 +50,9 @@ def sizes_receipt(commit: bool) -> None:
         values[f"{name} KV a token, bf16"] = (config.kv_nbytes_per_token(), "bytes")
         for form, nbytes in sizes.block_formats(config).items():
             values[f"{name} {form}"] = (nbytes, "bytes")
-    computed = files.computed_405b()
+    computed = shard_files.computed_405b()
     values["405B FP8"] = (computed["FP8"], "bytes")
-    for form, shards in files.PUBLISHED_405B.items():
+    for form, shards in shard_files.PUBLISHED_405B.items():
         error = computed[form] / shards.nbytes - 1
         print(
             f"405B {form:5} {computed[form] / 1e9:8.3f} GB, published {shards.nbytes / 1e9:8.3f}, {100 * error:+.4f} %"
@@ -69,7 +69,7 @@ def meta_receipt(commit: bool) -> None:
     predicted = []
     print(f"\nMeta, table 4, from hardware data alone; a constant {100 * GUESSED_MFU:.0f} % beside")
     for index, row in enumerate(published.META):
-        machine = machines.find(f"{row.devices}xH100")
+        machine = machines.find_machine(f"{row.devices}xH100")
         found = mfu(row.job, machine, predict(row.job, row.layout, machine).seconds)
         predicted.append(found)
         error, naive = found / row.mfu - 1, GUESSED_MFU / row.mfu - 1
@@ -139,7 +139,7 @@ def hours_405b() -> tuple[float, float]:
     hours = flops = 0.0
     for tokens, devices, layout, context, batch in phases:
         job = Job(config, batch, context)
-        seconds = predict(job, layout, machines.find(f"{devices}xH100")).seconds
+        seconds = predict(job, layout, machines.find_machine(f"{devices}xH100")).seconds
         hours += tokens / job.tokens * seconds * devices / 3600
         flops += tokens / job.tokens * job.flops
     return hours, flops
@@ -149,13 +149,13 @@ def hours_values(values: Values) -> None:
     """GPU hours of the three sizes: predicted, implied rate, what is unexplained."""
     effective = simulated(RESTART)
     busy, flops = hours_405b()
-    peak = machines.find("H100").device.peak("bf16")
+    peak = machines.find_machine("H100").device.peak("bf16")
     rows = {"405B": (busy / effective, flops)}
     for name, devices in (("70B", 4_096), ("8B", 1_024)):
         config = SIZES[name]
         job, machine = (
             Job(config, default_batch(config, 8_192, devices), 8_192),
-            machines.find(f"{devices}xH100"),
+            machines.find_machine(f"{devices}xH100"),
         )
         good = young_daly(devices, state_nbytes(config)).effective
         steps = published.TOKENS / job.tokens
@@ -229,7 +229,9 @@ def titan_tuning(row: published.TitanRow, values: Mapping[str, float]) -> Tuning
     )
 
 
-_MACHINES = {row.machine: machines.find(row.machine) for row in (*published.TITAN, *published.GPT_FAST)}
+_MACHINES = {
+    row.machine: machines.find_machine(row.machine) for row in (*published.TITAN, *published.GPT_FAST)
+}
 TITAN_START = {
     "gemm": 1.0,
     "power": 1.15,

@@ -2,7 +2,7 @@
 
 The same 1,000 sentences (Parallel Universal Dependencies) and the same declaration (Universal Declaration of Human
 Rights) in every language, so that languages can be compared by content: a window holds N English words' worth of each.
-Needs the real tokenizer and the texts in HERD_TEST_DATA. Writes the small table that `herd leak` reads
+Needs the real tokenizer and the texts in HERD_TEST_DATA. Writes the small table that `herd plan leak` reads
 (src/herd/plan/words.yaml) with --commit.
 
     python bench/words_per_window.py            # seconds

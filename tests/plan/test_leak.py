@@ -1,4 +1,4 @@
-"""The leak, claim by claim: figures against published ones, and the verb without torch or weights."""
+"""Claims about the leak: figures compared with published ones, and the verb without torch or weights."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pathlib import Path
 import pytest
 
 from herd.cli import VERBS, run
-from herd.plan import files, leak, prices
-from herd.plan.leak_page import TONES, page
+from herd.plan import leak, prices, shard_files
+from herd.plan.leak import TONES, claims_page
 
 ROOT = Path(__file__).parents[2]
-CLAIMS = {claim.key: claim for claim in leak.claims()}
+CLAIMS = {claim.key: claim for claim in leak.all_claims()}
 
 
-def test_metas_own_files_within_the_bar():
-    """Three published checkpoints of 405B; shards carry a little more than weights."""
-    computed = files.computed_405b()
-    assert set(computed) == set(files.PUBLISHED_405B)
-    for name, shards in files.PUBLISHED_405B.items():
+def test_computed_sizes_of_405b_match_metas_published_files():
+    # 0.05 %: the shards carry a little more than weights.
+    computed = shard_files.computed_405b()
+    assert set(computed) == set(shard_files.PUBLISHED_405B)
+    for name, shards in shard_files.PUBLISHED_405B.items():
         assert computed[name] == pytest.approx(shards.nbytes, rel=0.0005), name
 
 
-def test_the_figures_of_the_news():
+def test_figures_quoted_in_the_news_are_reproduced():
     assert CLAIMS["820-gb"].values["mp16_bytes"] == 2 * 410_081_247_232
     assert CLAIMS["three-times"].values["llama2_bf16_bytes"] == 2 * 68_976_648_192  # as released
     hours = CLAIMS["gpu-hours"].values
@@ -36,7 +36,7 @@ def test_the_figures_of_the_news():
     assert CLAIMS["three-times"].values["llama2_fp32_bytes"] == pytest.approx(280e9, rel=0.02)
 
 
-def test_like_is_compared_with_like():
+def test_instruct_models_are_compared_with_instruct_models():
     values = CLAIMS["8b-near-70b"].values
     assert (
         values["old_8b_instruct"]
@@ -49,15 +49,14 @@ def test_like_is_compared_with_like():
     assert jump["truthfulqa_mc1_70B_new"] == jump["truthfulqa_mc1_70B_old"]
 
 
-def test_wins_count_by_hand():
+def test_wins_equal_a_count_by_hand():
     assert leak.wins("Llama 3.1 405B", "GPT-4o", rival_source="azure-leak") == (10, 13)
     assert leak.wins("Llama 3.1 405B", "GPT-4o") == (4, 13)
     tasks = leak.wins("Llama 3.1 405B", "Claude 3.5 Sonnet", source="paper-t2")[1]
-    assert tasks == 14  # 16, less one in another setting and one it has no score for
+    assert tasks == 14  # 16, without one in another setting and one that has no score
 
 
-def test_words_follow_the_table(real_data):
-    """The committed table is what the tokenizer says of the sentences, here of three languages."""
+def test_the_tokenizer_reproduces_the_committed_word_table(real_data):
     from herd.report.published import read_yaml
     from herd.text import Tokenizer
 
@@ -69,14 +68,14 @@ def test_words_follow_the_table(real_data):
         assert count == table["languages"][code]["tokens"], code
 
 
-def test_blended_prices_are_artificial_analysis():
-    assert min(price.blended for price in prices.of("Claude 3.5 Sonnet")) == 6.00
-    azure = next(price for price in prices.of("Llama 3.1 405B") if price.host == "Azure")
+def test_blended_prices_equal_those_of_artificial_analysis():
+    assert min(price.blended for price in prices.offers_for("Claude 3.5 Sonnet")) == 6.00
+    azure = next(price for price in prices.offers_for("Llama 3.1 405B") if price.host == "Azure")
     assert azure.blended == pytest.approx(8.00, abs=0.005)
-    assert all(price.source and price.date for price in prices.prices())
+    assert all(price.source and price.date for price in prices.all_offers())
 
 
-def test_break_even_by_hand():
+def test_break_even_equals_a_sum_by_hand():
     """USD 1 an hour fixed, 0.5 more at work, 1,000 tokens/s: a month's 730.5 hours cost 730.5 USD; a million tokens
     cost 0.139 USD of energy, so each million saves the rest of the price."""
     own = prices.own_cost(1000.0, 1000.0, 1.0, 1.5)
@@ -90,7 +89,7 @@ def test_break_even_by_hand():
     assert prices.break_even(own, cheap).tokens is None
 
 
-def test_every_claim_is_whole():
+def test_every_claim_has_arithmetic_sources_and_a_command():
     assert len(CLAIMS) == 10
     for claim in CLAIMS.values():
         assert claim.verdict in TONES
@@ -99,20 +98,20 @@ def test_every_claim_is_whole():
         assert claim.values
         program, argument = claim.see.split()[:2]
         assert argument in VERBS if program == "herd" else (ROOT / argument).is_file()
-    html = page(list(CLAIMS.values()))
+    html = claims_page(list(CLAIMS.values()))
     assert html.count("<article") == 10
     assert "http" not in html.replace("<!doctype html>", "")  # nothing to load
 
 
-def test_the_verb_prints_plain_lines_of_80_columns(capsys):
-    assert run(["leak"]) == 0
+def test_leak_prints_lines_of_at_most_80_columns(capsys):
+    assert run(["plan", "leak"]) == 0
     text = capsys.readouterr().out
     assert "\033" not in text
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("See:") == 10
 
 
-def test_the_verb_needs_no_torch_and_gives_json():
-    code = "import sys; from herd.cli import run; code = run(['leak', '--json']); assert 'torch' not in sys.modules"
+def test_leak_needs_no_torch_and_prints_json():
+    code = "import sys; from herd.cli import run; code = run(['plan', 'leak', '--json']); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert [claim["key"] for claim in json.loads(done.stdout)] == list(CLAIMS)

@@ -33,16 +33,16 @@ def test_every_entry_is_whole():
     ],
 )
 def test_names(text, count, name):
-    machine = machines.find(text)
+    machine = machines.find_machine(text)
     assert (machine.count, machine.device.name) == (count, name)
 
 
 def test_memory_behind_the_name():
-    assert machines.find("M2Ultra-128GB").device.memory == 128 * 2**30
+    assert machines.find_machine("M2Ultra-128GB").device.memory == 128 * 2**30
 
 
 def test_channels_add_up():
-    one, twelve = machines.find("DDR5-4800"), machines.find("12xDDR5-4800")
+    one, twelve = machines.find_machine("DDR5-4800"), machines.find_machine("12xDDR5-4800")
     assert twelve.count == 1
     assert twelve.device.bandwidth == pytest.approx(460.8e9)
     assert twelve.device.memory == 12 * one.device.memory
@@ -61,13 +61,13 @@ def test_channels_add_up():
 )
 def test_unknown_names_say_what_to_change(text, said):
     with pytest.raises(PlanError) as caught:
-        machines.find(text)
+        machines.find_machine(text)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_groups_talk_over_the_link_they_fit_on():
-    machine = machines.find("16xH100")
+    machine = machines.find_machine("16xH100")
     assert machine.join(8).name == "NVLink4"
     assert machine.join(2, stride=8).name == "RDMA-400G"
     assert machine.join(16).name == "RDMA-400G"
@@ -83,7 +83,7 @@ def test_own_file_adds_and_replaces(tmp_path, monkeypatch):
     known = machines.catalogue(extra)
     assert known.machine("2xabacus").device.memory == 1e9
     assert known.link("string").rate == 0.5
-    assert known.machine("H100").device.memory == machines.find("H100").device.memory
+    assert known.machine("H100").device.memory == machines.find_machine("H100").device.memory
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,6 @@ def test_mistakes_in_a_file_are_one_line(tmp_path, text, said):
     file = tmp_path / "machines.yaml"
     file.write_text(text)
     with pytest.raises(PlanError) as caught:
-        machines.find("X", file)
+        machines.find_machine("X", file)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)

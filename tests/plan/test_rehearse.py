@@ -72,19 +72,19 @@ def test_rehearsal_trains_for_real():
 
 
 def test_prediction_for_a_target_is_for_its_ranks():
-    outlook = rehearse.target(recipe(8), machines.find("8xH100"))
+    outlook = rehearse.target(recipe(8), machines.find_machine("8xH100"))
     assert 0 < outlook.mfu < 1
     assert (
         outlook.nbytes.total
         == train_nbytes(rehearse.shape(recipe(8)), 2, 128, dtype="float32", shard=8, ranks=8).total
     )
     with pytest.raises(RecipeError, match="use 8xA100"):
-        rehearse.target(recipe(8), machines.find("A100"))
+        rehearse.target(recipe(8), machines.find_machine("A100"))
 
 
 @pytest.mark.parametrize("name, count", [("H100", 1), ("8xH100", 8), ("16xH100", 16)])
 def test_scripts_are_valid_shell_and_start_every_rank(name, count, tmp_path):
-    text = rehearse.script(recipe(), tmp_path / "my recipe.yaml", machines.find(name), 30.0)
+    text = rehearse.script(recipe(), tmp_path / "my recipe.yaml", machines.find_machine(name), 30.0)
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
     assert "'" + str(tmp_path / "my recipe.yaml") + "'" in text
     assert "--time=1-10:00:00" in text

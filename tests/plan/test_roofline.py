@@ -41,7 +41,7 @@ def test_one_token_reads_every_weight_once_and_the_whole_cache(size):
 
 
 def test_decode_waits_for_memory_and_prefill_for_compute():
-    device = machines.find("H100").device
+    device = machines.find_machine("H100").device
     config = SIZES["8B"]
     for rows, bound in ((1, "memory"), (4096, "compute")):
         by_name = {op.name: cost(op, device) for op in ops.layer_ops(config, rows, rows / 2, rows)}
@@ -52,7 +52,7 @@ def test_tp_that_does_not_divide_or_exceeds_the_machine():
     with pytest.raises(PlanError, match="tp=3"):
         ops.layer_ops(SIZES["8B"], 1, 1, 1, tp=3)
     with pytest.raises(PlanError, match="at most that many"):
-        ops.decode_seconds(SIZES["8B"], machines.find("2xA100"), tp=4)
+        ops.decode_seconds(SIZES["8B"], machines.find_machine("2xA100"), tp=4)
 
 
 @given(st.floats(1, 1e12), st.floats(1, 1e12))
@@ -73,7 +73,7 @@ def test_curve_meets_its_points():
 
 
 def test_roofline_is_the_slower_of_two_and_the_overhead():
-    device = machines.find("A100").device
+    device = machines.find_machine("A100").device
     share = device.efficiency
     gemm = cost(Op("x", "gemm", 1e12, 1.0), device)
     assert gemm.seconds == pytest.approx(1e12 / (312e12 * share.gemm["bf16"](1)) + share.op_seconds)
@@ -82,14 +82,14 @@ def test_roofline_is_the_slower_of_two_and_the_overhead():
 
 
 def test_a_dtype_the_chip_lacks_falls_back():
-    a100 = machines.find("A100").device
+    a100 = machines.find_machine("A100").device
     assert a100.peak("fp8") == a100.peak("bf16")
     assert not a100.has("fp8")
 
 
 @given(st.integers(2, 4096), st.floats(1e3, 1e12))
 def test_ring_never_beats_the_link(ranks, nbytes):
-    link = machines.find("8xH100").link
+    link = machines.find_machine("8xH100").link
     assert all_gather(nbytes, ranks, link) >= nbytes / 2 / link.bandwidth
     assert all_reduce(nbytes, ranks, link) == pytest.approx(2 * all_gather(nbytes, ranks, link))
     assert all_gather(nbytes, 1, link) == 0
@@ -102,6 +102,7 @@ def test_the_room_needs_no_torch():
 
 def test_more_ranks_decode_faster_but_not_in_proportion():
     times = [
-        ops.decode_seconds(SIZES["70B"], machines.find("8xA100"), context=128, tp=tp) for tp in (1, 2, 4, 8)
+        ops.decode_seconds(SIZES["70B"], machines.find_machine("8xA100"), context=128, tp=tp)
+        for tp in (1, 2, 4, 8)
     ]
     assert all(math.ceil(a / b) == 2 and a / b < 2 for a, b in itertools.pairwise(times))

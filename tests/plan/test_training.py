@@ -92,7 +92,7 @@ def test_layouts_that_do_not_divide_say_what_would(changes, said):
 
 
 def test_no_layout_computes_faster_than_the_machine_can():
-    machine = machines.find("64xH100")
+    machine = machines.find_machine("64xH100")
     for layout in list(layouts(SMALL, machine))[::40]:
         step = step_time(SMALL, layout, machine)
         assert 0 < mfu(SMALL, machine, step.seconds) < machine.device.efficiency.gemm["bf16"](1)
@@ -100,7 +100,7 @@ def test_no_layout_computes_faster_than_the_machine_can():
 
 
 def test_bubble_is_the_formula():
-    machine, job = machines.find("8192xH100"), Job(SIZES["405B"], 2048, 8192)
+    machine, job = machines.find_machine("8192xH100"), Job(SIZES["405B"], 2048, 8192)
     for chunks in (1, 2, 8):
         step = step_time(job, Layout(8, 1, 16, 64, chunks=chunks, shard="gradients"), machine)
         busy = step.gemm + step.attention + step.memory + step.recompute + step.tp + step.cp + step.pp
@@ -108,7 +108,7 @@ def test_bubble_is_the_formula():
 
 
 def test_recomputation_costs_time_and_saves_memory():
-    machine = machines.find("8xH100")
+    machine = machines.find_machine("8xH100")
     runs = [Layout(dp=8, micro=1, recompute=kind) for kind in ("plain", "none", "selective", "full")]
     times = [step_time(SMALL, layout, machine).seconds for layout in runs]
     held = [rank_nbytes(SMALL, layout).total for layout in runs]
@@ -147,7 +147,7 @@ def test_plain_autograd_keeps_every_matmuls_input(monkeypatch):
 
 
 def test_search_is_exhaustive_and_sorted():
-    machine = machines.find("8xH100")
+    machine = machines.find_machine("8xH100")
     job = Job(SIZES["8B"], 64, 8192)
     result = search(job, machine)
     assert result.seen == len(set(layouts(job, machine)))
@@ -163,7 +163,7 @@ def test_search_is_exhaustive_and_sorted():
 @pytest.mark.parametrize("index", range(3))
 def test_metas_layouts_from_hardware_data_alone(index):
     row = published.META[index]
-    machine = machines.find(f"{row.devices}xH100")
+    machine = machines.find_machine(f"{row.devices}xH100")
     assert row.layout.devices == row.devices
     assert mfu(row.job, machine, predict(row.job, row.layout, machine).seconds) == pytest.approx(
         row.mfu, rel=0.15
@@ -177,7 +177,7 @@ def test_metas_layouts_keep_their_order():
     found = [
         mfu(row.job, machine, predict(row.job, row.layout, machine).seconds)
         for row in published.META
-        for machine in [machines.find(f"{row.devices}xH100")]
+        for machine in [machines.find_machine(f"{row.devices}xH100")]
     ]
     assert found == sorted(found, reverse=True)
 
@@ -185,7 +185,7 @@ def test_metas_layouts_keep_their_order():
 def test_published_rows_are_jobs_that_divide():
     for row in published.TITAN:
         check(row.layout, row.job)
-        assert row.layout.devices == machines.find(row.machine).count
+        assert row.layout.devices == machines.find_machine(row.machine).count
 
 
 def test_fit_finds_factors_it_was_not_told():
@@ -253,7 +253,7 @@ def test_block_formats_of_every_size():
 
 
 def test_adapters_hold_less_and_step_sooner():
-    machine = machines.find("8xA100")
+    machine = machines.find_machine("8xA100")
     jobs = [training.finetune_job(SIZES["8B"], 64, 2048, method) for method in training.METHODS]
     plans = [training.plan(job, machine, 1e8) for job in jobs]
     layout = Layout(dp=8, micro=1, recompute="full", shard="gradients")
@@ -277,17 +277,19 @@ def test_adapter_parameters_by_hand():
 
 
 def test_labelling_takes_a_forward_pass_of_every_token():
-    machine = machines.find("16xH100")
+    machine = machines.find_machine("16xH100")
     found = training.label(SIZES["405B"], machine, 1e9, 8192)
     ideal = 1e9 * SIZES["405B"].flops_per_token(4096) / (16 * machine.device.peak("bf16")) / 3600
     assert ideal / 0.73 < found.hours < ideal / 0.4
     with pytest.raises(PlanError, match="16xH100"):
-        training.label(SIZES["405B"], machines.find("8xH100"), 1e9, 8192)
+        training.label(SIZES["405B"], machines.find_machine("8xH100"), 1e9, 8192)
 
 
 def test_no_comes_with_the_change_that_makes_it_yes():
     with pytest.raises(PlanError, match="8xRTX4090 would do"):
-        training.plan(training.finetune_job(SIZES["8B"], 16, 2048, "full"), machines.find("RTX4090"), 1e8)
+        training.plan(
+            training.finetune_job(SIZES["8B"], 16, 2048, "full"), machines.find_machine("RTX4090"), 1e8
+        )
 
 
 @pytest.mark.parametrize(
@@ -300,17 +302,17 @@ def test_no_comes_with_the_change_that_makes_it_yes():
 )
 def test_layouts_asked_for_must_be_possible(layout, said):
     with pytest.raises(PlanError, match=said):
-        training.plan(SMALL, machines.find("16xH100"), 1e9, fixed=layout)
+        training.plan(SMALL, machines.find_machine("16xH100"), 1e9, fixed=layout)
 
 
 def test_money_is_hours_times_price():
-    machine = machines.find("10xH100")
+    machine = machines.find_machine("10xH100")
     found = money(machine, 100.0, 2.0)
     assert found.rent == 2000
     assert found.energy_kwh == pytest.approx(10 * 700 * 1.25 * 100 / 1000)
     assert found.own is not None
     assert found.own < found.buy
-    assert money(machines.find("M1"), 1.0).rent is None
+    assert money(machines.find_machine("M1"), 1.0).rent is None
     with pytest.raises(PlanError, match="positive"):
         money(machine, 1.0, -3.0)
 

@@ -120,7 +120,7 @@ def test_the_smallest_change_is_enough():
     richer = ways.Here(made_up(), LARGE + more + 0.1e9)
     assert ways.best(ways.ways(richer, "70B", (1024,))) is not None
     assert ways.best(ways.ways(ways.Here(made_up(), LARGE + more - 0.2e9), "70B", (1024,))) is None
-    pair = ways.there(machines.find("2xRTX4090"), SIZES["70B"])
+    pair = ways.there(machines.find_machine("2xRTX4090"), SIZES["70B"])
     told = ways.smallest_change(pair, "70B", 32_768)
     tokens = int(told.split()[3].replace(",", ""))
     assert ways.best(ways.ways(pair, "70B", (tokens,))) is not None
@@ -153,7 +153,7 @@ def test_quantizing_adds_up():
 
 
 def test_littles_law_and_saturation():
-    target = ways.there(machines.find("H100"), SIZES["8B"])
+    target = ways.there(machines.find_machine("H100"), SIZES["8B"])
     few, many = (serve.serve(target, "8B", ways.BF16, serve.Load(n, 2048, 400)) for n in (10, 60))
     for found in (few, many):
         assert found.batch == pytest.approx(found.requests_per_s * 400 * found.tpot, rel=0.01)

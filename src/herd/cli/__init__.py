@@ -51,7 +51,6 @@ VERBS: dict[str, Verb] = {
     "bench": Verb("bench", "How fast a model runs here, beside the memory's own speed."),
     "sizes": Verb("sizes", "The published models: parameters, bytes, KV cache."),
     "plan": Verb("plan", "What fits, how fast, what it costs: beforehand.", "app"),
-    "leak": Verb("leak", "The news about Llama 3.1, claim by claim, and what is so."),
 }
 
 

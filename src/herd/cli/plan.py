@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import PlanError
-from . import plan_local, plan_serve
+from . import plan_leak, plan_local, plan_serve
 from .output import Json, long_time, print_json, print_table
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ app.command("run")(plan_local.run)
 app.command("serve")(plan_serve.serve)
 app.command("draft")(plan_serve.draft)
 app.command("score")(plan_serve.score)
+app.command("leak")(plan_leak.leak_command)
 
 Size = Annotated[str, typer.Option(help="A published model: 405B, 70B, 8B, 3B, 1B.")]
 Tokens = Annotated[str, typer.Option(help="Tokens to train on, all epochs together: 15.6T, 94B, 100M.")]
@@ -73,7 +74,7 @@ class Asked:
             return plan_local.measured_once().profile.machine()
         from ..plan import machines
 
-        return machines.find(self.machine, self.machines)
+        return machines.find_machine(self.machine, self.machines)
 
     def job(self, config: ModelConfig, usual_batch: Callable[[int], int] | None = None) -> Job:
         """``usual_batch``: tokens of a step by context, where they are not those of Llama 3.1's pre-training."""

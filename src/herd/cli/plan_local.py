@@ -185,7 +185,7 @@ def target_of(name: str, path: Path | None, config: ModelConfig) -> tuple[Here |
 
     if name == "here":
         return measured_once(), None
-    machine = machines.find(name, path)
+    machine = machines.find_machine(name, path)
     return ways.there(machine, config), machine
 
 
@@ -329,10 +329,10 @@ def _print_money(size: str, costs: dict[str, OwnCost]) -> None:
     from ..plan import prices
 
     apis = [
-        *prices.of(f"Llama 3.1 {size}")[:3],
-        *prices.of("GPT-4o")[:1],
-        *prices.of("GPT-4o mini"),
-        *prices.of("Claude 3.5 Sonnet"),
+        *prices.offers_for(f"Llama 3.1 {size}")[:3],
+        *prices.offers_for("GPT-4o")[:1],
+        *prices.offers_for("GPT-4o mini"),
+        *prices.offers_for("Claude 3.5 Sonnet"),
     ]
     rows = [
         [
@@ -367,7 +367,7 @@ def _break_even_records(size: str, own: OwnCost) -> list[dict[str, Any]]:
     from ..plan import prices
 
     models = (f"Llama 3.1 {size}", "GPT-4o", "GPT-4o mini", "Claude 3.5 Sonnet")
-    evens = [prices.break_even(own, api) for model in models for api in prices.of(model)]
+    evens = [prices.break_even(own, api) for model in models for api in prices.offers_for(model)]
     return [
         dataclasses.asdict(even.api)
         | {

@@ -101,7 +101,7 @@ def serve(
         print(
             f"Rented at {rent:.2f} USD an hour and device: {own:,.2f} USD a million tokens in and out, at this load."
         )
-        if hosts := prices.of(f"Llama 3.1 {size}"):
+        if hosts := prices.offers_for(f"Llama 3.1 {size}"):
             print(
                 f"Hosts of Llama 3.1 {size} ask from {hosts[0].blended:.2f} (3:1, {hosts[0].host}, {hosts[0].date})."
             )

@@ -22,7 +22,7 @@ def rehearse_recipe(path: Path, recipe: Any, machine: str | None, script: Path |
     keep_freed_memory()  # as training does
     if script is not None and machine is None:
         raise PlanError("--script needs to know the machine: give --machine, e.g. 64xH100")
-    target = None if machine is None else machines.find(machine)
+    target = None if machine is None else machines.find_machine(machine)
     outlooks = [] if target is None else [rehearse.target(recipe, target)]  # refuses before anything is run
     shown = not as_json and sys.stderr.isatty()
     found = rehearse.rehearse(recipe, (lambda line: print(f"  {line}", file=sys.stderr)) if shown else None)

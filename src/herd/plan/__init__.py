@@ -2,7 +2,7 @@
 
 Floor 5. What other files of the room, and the command line, build on:
 
-    machines.find("2xRTX4090") -> Machine      count, device, per_node, link, network, rent, buy, join(ranks, stride)
+    machines.find_machine("2xRTX4090") -> Machine      count, device, per_node, link, network, rent, buy, join(ranks, stride)
     machines.catalogue(path) -> Catalogue      .machine(text), .device(name), .names(); documented in machines.yaml
     roofline.Device                            memory, bandwidth, flops by dtype, efficiency (default or measured)
     roofline.Efficiency, roofline.Curve        measured shares by rows (GEMM) and bytes (memory)

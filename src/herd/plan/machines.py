@@ -202,8 +202,8 @@ def catalogue(path: Path | str | None = None) -> Catalogue:
     return Catalogue(**merged)
 
 
-def find(text: str, path: Path | str | None = None) -> Machine:
-    """The machine a user names, e.g. ``find("2xRTX4090")``."""
+def find_machine(text: str, path: Path | str | None = None) -> Machine:
+    """The machine a user names, e.g. ``find_machine("2xRTX4090")``."""
     return catalogue(path).machine(text)
 
 

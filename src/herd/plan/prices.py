@@ -46,7 +46,7 @@ class ApiPrice:
 
 
 @functools.cache
-def prices() -> tuple[ApiPrice, ...]:
+def all_offers() -> tuple[ApiPrice, ...]:
     """The whole catalogue, in the order of the file."""
     rows = read_yaml("herd.plan", "prices.yaml")["prices"]
     return tuple(
@@ -55,9 +55,9 @@ def prices() -> tuple[ApiPrice, ...]:
     )
 
 
-def of(model: str) -> list[ApiPrice]:
+def offers_for(model: str) -> list[ApiPrice]:
     """Every host's price of a model, cheapest first."""
-    return sorted((price for price in prices() if price.model == model), key=lambda price: price.blended)
+    return sorted((price for price in all_offers() if price.model == model), key=lambda price: price.blended)
 
 
 @dataclass(frozen=True)
