@@ -1,18 +1,9 @@
-"""What fits, how fast, what it costs: the planner. No torch.
+"""The planner: what fits on a machine, how fast it runs and what it costs. Only `measure` and `rehearse` use torch.
 
-Floor 5. What other files of the room, and the command line, build on:
-
-    machines.find_machine("2xRTX4090") -> Machine      count, device, per_node, link, network, rent, buy, join(ranks, stride)
-    machines.catalogue(path) -> Catalogue      .machine(text), .device(name), .names(); documented in machines.yaml
-    roofline.Device                            memory, bandwidth, flops by dtype, efficiency (default or measured)
-    roofline.Efficiency, roofline.Curve        measured shares by rows (GEMM) and bytes (memory)
-    roofline.Op, cost, seconds                 one operator on a Device: max(compute, memory) + overhead
-    roofline.all_gather, all_reduce, send      collectives on a Link
-    ops.forward_ops(config, ...) -> list[Op]   every operator of a forward pass: prefill, decode, training
-    ops.decode_seconds, ops.prefill_seconds    these on a machine, with tensor parallelism
-
-A training run: `layout` (TP, CP, PP, DP), `memory` (bytes of a rank), `step` (seconds by part), `search` (every
-layout), `goodput` (failures), `money`, `training` (all of these together), `page` (charts), `rehearse` (real steps;
-needs torch). Judged by `published` (what others measured), with `fit` where software has factors of its own:
-bench/plan_published.py.
+Machines: `machines` reads the catalogue (``machines.yaml``), `profile` holds what was measured on this machine.
+Time of operators: `roofline` (one operator on one device) and `ops` (the operators of a forward pass).
+Training: `layout` (tensor, context, pipeline and data parallelism), `memory` (bytes per rank), `step` (seconds per
+step), `search` (all layouts), `goodput` (failures), `money`, `training` (the whole plan) and `page` (charts).
+Running: `ways` (weight formats and KV caches), `serve` (users and draft models), `prices`.
+Checks: `score` keeps predictions and measurements, `rehearse` runs real steps of a recipe.
 """

@@ -1,9 +1,11 @@
-"""The news about Llama 3.1 of July 2024, claim by claim: verdict, arithmetic, sources, and a command to check it.
+"""The news about Llama 3.1 of July 2024, claim by claim: verdict, arithmetic, sources, and a command to check
+it.
 
-A torrent of "820 GB" appeared the day before the release, with one table of benchmarks and no explanation. Much of what
-was written about it was arithmetic that nobody did. This file does it, from the shapes in `llama.config`, published
-scores and prices, and Meta's tokenizer measured on parallel text. The texts are in ``leak.yaml``; each function here
-computes the numbers that one claim's texts name. Neither weights nor torch are needed.
+A torrent of "820 GB" appeared the day before the release, with one table of benchmarks and no explanation.
+Much of what was written about it was arithmetic that nobody did. This file does it, from the shapes in
+`llama.config`, published scores and prices, and Meta's tokenizer measured on parallel text. The texts are in
+``leak.yaml``; each function here computes the numbers that one claim's texts name. Neither weights nor torch
+are needed.
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ TONES = {"true": "good", "half true": "other", "misread": "other", "false": "bad
 class Claim:
     """What the news said and whether it is true.
 
-    ``arithmetic`` holds (what, value) rows for people; ``values`` holds the same numbers unrounded, for programs;
-    ``see`` is a command that shows the figures.
+    ``arithmetic`` holds (what, value) rows for people; ``values`` holds the same numbers unrounded, for
+    programs; ``see`` is a command that shows the figures.
     """
 
     key: str
@@ -114,7 +116,8 @@ def _fill(text: str, facts: Facts, item: Any = None) -> str:
     return _Formatter().vformat(text, (), facts | {"item": item})
 
 
-# The numbers of each claim ------------------------------------------------------------------------------------------
+# The numbers of each claim
+# ------------------------------------------------------------------------------------------
 
 
 def _size() -> Facts:

@@ -1,8 +1,9 @@
-"""Sizes of a model's published files, to the byte of the weights, and Meta's own files of 405B to check them against.
+"""Sizes of a model's published files, to the byte of the weights, and Meta's own files of 405B to check them
+against.
 
-Meta published 405B three times: in bf16 for 8 ranks, in FP8 for 8 ranks, and in bf16 for 16 ranks. The last is larger
-than the model: 16 ranks cannot divide 8 KV heads, so each rank has a copy of one head, and the files store each KV
-head twice.
+Meta published 405B three times: in bf16 for 8 ranks, in FP8 for 8 ranks, and in bf16 for 16 ranks. The last
+is larger than the model: 16 ranks cannot divide 8 KV heads, so each rank has a copy of one head, and the
+files store each KV head twice.
 """
 
 from __future__ import annotations
@@ -33,15 +34,17 @@ PUBLISHED_405B: dict[str, ShardFiles] = {
 
 
 def model_parallel_params(config: ModelConfig, ranks: int) -> int:
-    """Return the parameters stored for ``ranks`` model-parallel ranks: KV heads repeat until each rank has one."""
+    """Return the parameters stored for ``ranks`` model-parallel ranks: KV heads repeat until each rank has
+    one."""
     return config.replace(n_kv_heads=max(config.n_kv_heads, ranks)).n_params
 
 
 def fp8_nbytes(config: ModelConfig) -> int:
     """Return the bytes of Meta's FP8 checkpoint.
 
-    The three matrices of each FFN take one byte per weight and an fp32 scale per row, except in the first and the last
-    layer; everything else is bf16. Source: section 6.2 of the paper, and the sizes of the published files.
+    The three matrices of each FFN take one byte per weight and an fp32 scale per row, except in the first and
+    the last layer; everything else is bf16. Source: section 6.2 of the paper, and the sizes of the published
+    files.
     """
     layers = config.n_layers - 2
     eight_bit = layers * 3 * config.dim * config.ffn_dim
