@@ -49,8 +49,8 @@ def _claim_text(number: int, claim: Claim, width: int, colour: bool) -> str:
     def paint(text: str, code: str) -> str:
         return f"\033[{code}m{text}\033[0m" if colour else text
 
-    def wrapped(text: str, indent: str = "    ", **more: str) -> list[str]:
-        return textwrap.wrap(text, width, initial_indent=indent, **({"subsequent_indent": indent} | more))
+    def wrapped(text: str, further_indent: str = "    ") -> list[str]:
+        return textwrap.wrap(text, width, initial_indent="    ", subsequent_indent=further_indent)
 
     # The verdict stands at the right of the first line.
     first, *rest = textwrap.wrap(f"“{claim.said}”", width - 16)
@@ -62,6 +62,6 @@ def _claim_text(number: int, claim: Claim, width: int, colour: bool) -> str:
         *above, last = textwrap.wrap(what, width - 8 - len(value))
         lines += [paint(f"      {line}", "2") for line in above]
         lines.append(paint(f"      {last}".ljust(width - len(value)), "2") + value)
-    sources = wrapped("Source: " + "; ".join(claim.sources), subsequent_indent=" " * 12)
+    sources = wrapped("Source: " + "; ".join(claim.sources), further_indent=" " * 12)
     lines += ["", *(paint(line, "2") for line in sources), "    See:    " + paint(claim.see, "36"), ""]
     return "\n".join(lines)
