@@ -324,7 +324,7 @@ def test_unreadable_generation_config(run, folders, tmp_path):
     (folder / "generation_config.json").write_text("[]")
     code, _, err = run(folder, "-p", "x")
     assert code == 1
-    assert "generation_config.json: unreadable" in err
+    assert "generation_config.json: holds list" in err
 
 
 def test_answers_under_a_schema_or_a_regex(run, folders, tmp_path):

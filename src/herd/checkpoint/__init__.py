@@ -5,6 +5,7 @@ imports and exports, `meta.py` reads Meta's own files. The
 `gguf*.py` are for quantized folders and GGUF files: `gguf.py` reads, `gguf_convert.py` quantizes, imports, exports.
 """
 
+from .chat_format import generation_defaults
 from .convert import export_hf, import_hf
 from .folder import checkpoint_hash, load, load_config, load_tokenizer, resolve, save, write_folder
 from .gguf_convert import Source, export_gguf, import_gguf, quantize, write_random
@@ -22,6 +23,7 @@ __all__ = [
     "export_gguf",
     "export_hf",
     "export_vllm",
+    "generation_defaults",
     "import_gguf",
     "import_hf",
     "import_meta",

@@ -151,9 +151,10 @@ def _tokenizer(source: Path) -> Tokenizer | None:
         warnings.warn(f"{source}: has no tokenizer; the copy will have none", stacklevel=4)
         return None
     from ..text.tokenizer import Tokenizer
+    from .chat_format import with_chat_settings
 
     try:
-        return Tokenizer.from_folder(source)
+        return with_chat_settings(Tokenizer.from_folder(source), source)
     except TokenizerError as error:
         warnings.warn(f"{source}: tokenizer files are copied, but cannot be used here: {error}", stacklevel=4)
         return None

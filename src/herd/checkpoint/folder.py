@@ -235,8 +235,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer | None:
         warnings.warn(f"{folder}: has no tokenizer (tokenizer.model or tokenizer.json)", stacklevel=2)
         return None
     from ..text.tokenizer import Tokenizer  # tiktoken, which loading weights does not need
+    from .chat_format import with_chat_settings
 
-    tokenizer = Tokenizer.from_folder(folder)
+    tokenizer = with_chat_settings(Tokenizer.from_folder(folder), folder)
     if (folder / CONFIG).exists():
         require_fit(tokenizer, load_config(folder), folder)
     return tokenizer

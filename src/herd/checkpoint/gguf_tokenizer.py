@@ -17,10 +17,12 @@ from ..text.chat import CHAT_TEMPLATE
 from ..text.ranks import Ranks, merges, spell, unspell
 from ..text.tokenizer import Tokenizer
 from ..text.tokenizer_json import check_merges
+from .chat_format import with_template
 from .gguf import GGUF, Strings
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 PRE = "llama-bpe"
+STOP_IDS = "herd.stop_token_ids"
 _SAME_PRE = (PRE, "llama3", "llama-v3")
 """Names llama.cpp gives to the same regular expression."""
 
@@ -43,12 +45,15 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> Iterator[tuple[
     yield "tokenizer.ggml.token_type", "[i", types
     yield "tokenizer.ggml.merges", "[s", pairs
     yield "tokenizer.ggml.bos_token_id", "I", tokenizer.bos_id
-    yield "tokenizer.ggml.eos_token_id", "I", tokenizer.eos_id
+    extra = sorted(tokenizer.stop_ids - {tokenizer.eos_id, tokenizer.eot_id, tokenizer.eom_id})
+    yield "tokenizer.ggml.eos_token_id", "I", (extra or [tokenizer.eos_id])[0]
+    if len(extra) > 1:  # GGUF has a place for one
+        yield STOP_IDS, "[i", extra
     yield "tokenizer.ggml.eot_token_id", "I", tokenizer.eot_id
     yield "tokenizer.ggml.eom_token_id", "I", tokenizer.eom_id
     yield "tokenizer.ggml.padding_token_id", "I", tokenizer.pad_id
     yield "tokenizer.ggml.add_bos_token", "?", True
-    yield "tokenizer.chat_template", "s", CHAT_TEMPLATE
+    yield "tokenizer.chat_template", "s", tokenizer.chat_template or CHAT_TEMPLATE
 
 
 def read_tokenizer(file: GGUF) -> Tokenizer:
@@ -89,13 +94,21 @@ def read_tokenizer(file: GGUF) -> Tokenizer:
         ) from error
     except (TokenizerError, ValueError) as error:
         raise TokenizerError(f"{file.path}: {error}") from error
-    for key, ours in (("bos", tokenizer.bos_id), ("eot", tokenizer.eot_id)):
-        theirs = file.get(f"tokenizer.ggml.{key}_token_id", int, ours)
-        if theirs != ours:
-            raise TokenizerError(
-                f"{file.path}: {key}_token_id={theirs}, but a Llama 3 vocabulary of this size has {ours}"
-            )
-    return tokenizer
+    bos = file.get("tokenizer.ggml.bos_token_id", int, tokenizer.bos_id)
+    if bos != tokenizer.bos_id:
+        raise TokenizerError(
+            f"{file.path}: bos_token_id={bos}, but a Llama 3 vocabulary of this size has {tokenizer.bos_id}"
+        )
+    stop_ids = set(file.get(STOP_IDS, tuple, ()))
+    for role in ("eos", "eot", "eom"):
+        id_ = file.get(f"tokenizer.ggml.{role}_token_id", int)
+        if id_ is not None and not 0 <= id_ < tokenizer.vocab_size:
+            raise TokenizerError(f"{file.path}: {role}_token_id={id_} is outside its vocabulary")
+        stop_ids |= set() if id_ is None else {id_}
+    eos = tokenizer.token_bytes(file.get("tokenizer.ggml.eos_token_id", int, tokenizer.eos_id))
+    names = {"bos_token": words[bos], "eos_token": eos.decode("utf-8", "replace")}
+    template = file.get("tokenizer.chat_template", str)
+    return with_template(tokenizer, template, stop_ids, names, file.path)
 
 
 def check_tokenizer(file: GGUF, tokenizer: Tokenizer) -> None:

@@ -52,13 +52,16 @@ def command(
     ] = False,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the model's own.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens of this mass.")] = None,
-    top_k: Annotated[int, typer.Option(help="Keep this many of the likeliest tokens; 0: all.")] = 0,
+    top_k: Annotated[
+        int | None, typer.Option(help="Keep this many of the most likely tokens; 0: all.")
+    ] = None,
     min_p: Annotated[
-        float, typer.Option(help="Keep tokens at least this likely beside the likeliest; 0: all.")
-    ] = 0,
+        float | None,
+        typer.Option(help="Keep tokens at least this fraction as likely as the most likely one; 0: all."),
+    ] = None,
     repetition: Annotated[
-        float, typer.Option("--repetition-penalty", help="Above 1 discourages repeating.")
-    ] = 1,
+        float | None, typer.Option("--repetition-penalty", help="Above 1 discourages repetition; 1: off.")
+    ] = None,
     presence: Annotated[float, typer.Option("--presence-penalty", help="Off tokens that came, -2 to 2.")] = 0,
     frequency: Annotated[
         float, typer.Option("--frequency-penalty", help="The same for every time they came.")
@@ -102,14 +105,16 @@ def command(
         resolve(folder)  # what is not there is said before a question is asked for
     once = _once(prompt, as_json)
     talker = open_model(folder, dtype, device)
-    default_temperature, default_top_p = talker.defaults
+    asked = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition,
+    }
     sampling = Sampling(
+        **(talker.defaults | {name: value for name, value in asked.items() if value is not None}),
         max_tokens=max_tokens,
-        temperature=default_temperature if temperature is None else temperature,
-        top_p=default_top_p if top_p is None else top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition,
         presence_penalty=presence,
         frequency_penalty=frequency,
         stop=tuple(stop or ()),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Lineage, load, load_lineage, load_tokenizer, resolve
+from ..checkpoint import Lineage, generation_defaults, load, load_lineage, load_tokenizer, resolve
 from ..data.dialogs import Dialog, make_dialogs, showcase_dialogs
 from ..data.prompts import TOOL_NAMES, system_prompt
 from ..errors import CheckpointError, EngineError
@@ -50,21 +50,9 @@ class Talker:
         return self.lineage is not None and self.lineage.stage in RAISED_STAGES
 
     @property
-    def defaults(self) -> tuple[float, float]:
-        """(temperature, top_p): greedy for raised models, whose answers are checked so; else what the folder says."""
-        if self.raised:
-            return 0.0, 1.0
-        try:
-            settings: dict[str, Any] = json.loads((self.folder / "generation_config.json").read_text())
-            if not settings.get("do_sample", False):
-                return 0.0, 1.0
-            return float(settings.get("temperature", 1.0)), float(settings.get("top_p", 1.0))
-        except FileNotFoundError:
-            return 0.0, 1.0
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{self.folder / 'generation_config.json'}: unreadable ({error}); fix or delete it"
-            ) from None
+    def defaults(self) -> dict[str, Any]:
+        """Sampling settings: greedy for raised models, which are evaluated that way; else what the folder says."""
+        return {} if self.raised else generation_defaults(self.folder)
 
     def system(self, form: str) -> str:
         """The system message it was trained with; empty for a model from elsewhere."""

@@ -97,6 +97,7 @@ class ChatSession:
     def __post_init__(self) -> None:
         if self.engine.tokenizer is None:
             raise EngineError("chat needs a tokenizer, and this model has none")
+        self.engine.tokenizer.require_chat_format()
         self.reset()
 
     def reset(self) -> None:

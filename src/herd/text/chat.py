@@ -147,6 +147,7 @@ def render(
     """
     if form not in FORMS:
         raise ChatError(f"form={form!r} is unknown: use one of {', '.join(FORMS)}")
+    tokenizer.require_chat_format()
     turns = _turns(messages, form)
     known = _tools(tools, form)
     rendered = Rendered([tokenizer.bos_id], [False])

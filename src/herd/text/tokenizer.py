@@ -14,6 +14,7 @@ Source: llama-models ``models/llama3/tokenizer.py`` (regex, special tokens, guar
 from __future__ import annotations
 
 import codecs
+import copy
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import tiktoken
 
-from ..errors import TokenizerError
+from ..errors import ChatError, TokenizerError
 from ..files import write_atomically
 from . import tokenizer_json
 from .ranks import Ranks, check_ranks, ranks_bytes, ranks_sha256, read_ranks
@@ -76,6 +77,8 @@ class Tokenizer:
         self.eot_id = self._special("eot_id")
         self.python_tag_id = self._special("python_tag")
         self.stop_ids = frozenset({self.eos_id, self.eom_id, self.eot_id})
+        self.chat_template: str | None = None  # a checkpoint's own, where it is not Llama 3.1's
+        self.chat_problem: str | None = None  # why dialogs must not be written in Llama 3.1's format
 
     def _special(self, name: str) -> int:
         """Id of ``<|name|>``; a release that calls it otherwise (Llama 3: reserved) has it at the same place."""
@@ -137,7 +140,22 @@ class Tokenizer:
             )
         return cls(ranks)
 
+    def with_settings(
+        self, *, stop_ids: Iterable[int], chat_problem: str | None, chat_template: str | None
+    ) -> Tokenizer:
+        """Return a copy with more stop tokens and, for a checkpoint with another chat format, the reason against chat
+        and the checkpoint's own template, which is saved again with it."""
+        out = copy.copy(self)
+        out.stop_ids = self.stop_ids | frozenset(stop_ids)
+        out.chat_problem, out.chat_template = chat_problem, chat_template
+        return out
+
     # Using it
+
+    def require_chat_format(self) -> None:
+        """Raise `ChatError` where dialogs must not be written in Llama 3.1's format."""
+        if self.chat_problem is not None:
+            raise ChatError(self.chat_problem)
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
         """Ids of ``text``, with ``<|begin_of_text|>`` before and ``<|end_of_text|>`` after where asked.
@@ -215,7 +233,8 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         roles = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
         named = {role: self._special_names[id_] for role, id_ in roles.items()}
-        config = tokenizer_json.config(self.special_tokens, named, CHAT_TEMPLATE, model_max_length)
+        template = self.chat_template or CHAT_TEMPLATE
+        config = tokenizer_json.config(self.special_tokens, named, template, model_max_length)
         write_atomically(folder / "tokenizer.model", ranks_bytes(self.ranks))
         write_atomically(
             folder / "tokenizer.json",

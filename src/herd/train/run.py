@@ -155,7 +155,7 @@ def _tokenizer(recipe: Recipe, out: Path) -> Tokenizer:
         return tokenizer
     if spec.path is not None:
         path = Path(spec.path)
-        return Tokenizer.from_folder(path) if path.is_dir() else Tokenizer.from_file(path)
+        return (load_tokenizer(path) if path.is_dir() else None) or Tokenizer.from_file(path)
     folder = out / "tokenizer"
     if not (folder / "tokenizer.model").exists():
         texts = (document.text for document in _corpus(recipe).splits[recipe.data.split])
@@ -182,6 +182,7 @@ def _text_shards(recipe: Recipe, tokenizer: Tokenizer, out: Path, split: str) ->
 
 
 def _dialogs(recipe: Recipe, tokenizer: Tokenizer) -> Material:
+    tokenizer.require_chat_format()
     data, context, seed = recipe.data, recipe.train.context, recipe.train.seed
     if data.dialogs is not None:
         rendered = list(read_dialogs(Path(data.dialogs), tokenizer))

@@ -1,0 +1,254 @@
+"""A checkpoint whose dialogs are not written in Llama 3.1's format is refused for chat and keeps its stop tokens."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+
+import herd
+from herd import checkpoint
+from herd.cli import run
+from herd.engine import Engine, Request, Sampling
+from herd.errors import ChatError, CheckpointError
+from herd.evals.local import LocalModel
+from herd.evals.tasks.task import Generate, Rank
+from herd.quant.formats import Q8_0, scheme
+from herd.text.chat import CHAT_TEMPLATE, render
+from herd.text.tokenizer import SPECIAL_TOKENS, Tokenizer
+
+QUESTION = [{"role": "user", "content": "The quick brown fox?"}]
+HEADER = "'<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n'"
+PROMPT = (
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+OTHER_FORMATS = {
+    "ChatML": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
+    "DeepSeek": "{{ bos_token }}{% for m in messages %}{{ '<｜User｜>' + m.content }}{% endfor %}<｜Assistant｜>",
+    "Llama 2": "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}",
+    "Zephyr": "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}",
+    "Gemma": "{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>\n{% endfor %}",
+    "Alpaca": "{% for m in messages %}### Instruction:\n{{ m.content }}\n\n### Response:\n{% endfor %}",
+    "another end of turn": "{{ bos_token }}{% for m in messages %}{{ "
+    + HEADER
+    + " + m['content'] + '<|end_of_text|>' }}{% endfor %}"
+    + PROMPT,
+    "a system message of its own": "{{ bos_token }}"
+    "{{ '<|start_header_id|>system<|end_header_id|>\\n\\nYou are Bob.<|eot_id|>' }}"
+    "{% for m in messages %}{{ " + HEADER + " + m['content'] + '<|eot_id|>' }}{% endfor %}" + PROMPT,
+    "the system message dropped": "{{ bos_token }}{% for m in messages if m.role != 'system' %}{{ "
+    + HEADER
+    + " + m['content'] + '<|eot_id|>' }}{% endfor %}"
+    + PROMPT,
+    "an exception": "{{ raise_exception('this model has no dialogs') }}",
+    "broken Jinja": "{% for m in messages %}{{ m.content }}",
+    "an escape from the sandbox": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "one name of a list": [
+        {"name": "default", "template": "{{ messages[0].content }}"},
+        {"name": "x", "template": CHAT_TEMPLATE},
+    ],
+}
+LLAMA3_FORMATS = {
+    "Herd's": CHAT_TEMPLATE,
+    "Llama 3's": "{% for m in messages %}{% set text = "
+    + HEADER
+    + " + m['content'] | trim + '<|eot_id|>' %}{% if loop.first %}{% set text = bos_token + text %}{% endif %}"
+    "{{ text }}{% endfor %}" + PROMPT,
+    "without begin_of_text": "{% for m in messages %}{{ "
+    + HEADER
+    + " + m['content'] + '<|eot_id|>' }}{% endfor %}"
+    + PROMPT,
+    "Llama 3.1's dates": "{{ bos_token }}{% if messages[0].role == 'system' %}{% set system = messages[0].content %}"
+    "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
+    "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}"
+    "{{ '<|start_header_id|>system<|end_header_id|>\\n\\nCutting Knowledge Date: December 2023\\nToday Date: ' "
+    "+ date_string + '\\n\\n' + system + '<|eot_id|>' }}{% for m in messages %}{{ "
+    + HEADER
+    + " + m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    + PROMPT,
+    "Llama 3.2's today": "{{ bos_token }}{% if messages[0].role == 'system' %}{% set system = messages[0].content %}"
+    "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
+    "{{ '<|start_header_id|>system<|end_header_id|>\\n\\nCutting Knowledge Date: December 2023\\nToday Date: ' "
+    "+ strftime_now('%d %b %Y') + '\\n\\n' + system + '<|eot_id|>' }}{% for m in messages %}{{ "
+    + HEADER
+    + " + m['content'] + '<|eot_id|>' }}{% endfor %}"
+    + PROMPT,
+    "tags of transformers' loss mask": "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}"
+    "{% generation %}{{ " + HEADER + " + m['content'] + '<|eot_id|>' }}{% endgeneration %}{% else %}{{ "
+    "" + HEADER + " + m['content'] + '<|eot_id|>' }}{% endif %}{% endfor %}" + PROMPT,
+    "a list of templates": [
+        {"name": "tool_use", "template": "{{ 1 }}"},
+        {"name": "default", "template": CHAT_TEMPLATE},
+    ],
+    "none": None,
+}
+
+
+def change(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture
+def folder(tmp_path, make_model, tokenizer):
+    """A checkpoint of Llama 3.1's format, to be changed by a test."""
+    model = make_model(
+        vocab_size=tokenizer.vocab_size, dim=64, n_heads=4, n_kv_heads=2, ffn_dim=96, head_dim=16
+    )
+    checkpoint.save(tmp_path / "model", model, tokenizer)
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("name", OTHER_FORMATS)
+def test_another_chat_template_is_refused_for_dialogs_with_the_folder_and_the_cure(folder, name):
+    change(folder / "tokenizer_config.json", chat_template=OTHER_FORMATS[name])
+    found = checkpoint.load_tokenizer(folder)
+    with pytest.raises(ChatError) as raised:
+        render(QUESTION, found)
+    message = str(raised.value)
+    assert message.startswith(f"{folder}: its own chat template")
+    assert "--complete" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", LLAMA3_FORMATS)
+def test_a_template_that_writes_llama_3_dialogs_is_accepted(folder, name):
+    change(folder / "tokenizer_config.json", chat_template=LLAMA3_FORMATS[name])
+    assert checkpoint.load_tokenizer(folder).chat_problem is None
+
+
+def test_the_template_file_replaces_the_one_in_the_configuration(folder):
+    (folder / "chat_template.jinja").write_text(OTHER_FORMATS["ChatML"])
+    assert "<|im_start|>" in checkpoint.load_tokenizer(folder).chat_problem
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, None])
+def test_other_special_names_are_refused_whatever_the_template(tmp_path, make_model, tokenizer, template):
+    names = list(SPECIAL_TOKENS)
+    names[0], names[1], names[6] = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>"
+    renamed = Tokenizer(tokenizer.ranks, {name: tokenizer.n_ranks + i for i, name in enumerate(names)})
+    checkpoint.save(tmp_path / "m", make_model(vocab_size=tokenizer.vocab_size), renamed)
+    (tmp_path / "m" / "tokenizer.model").unlink()
+    change(tmp_path / "m" / "tokenizer_config.json", chat_template=template)
+    found = checkpoint.load_tokenizer(tmp_path / "m")
+    assert "<｜begin▁of▁sentence｜>" in found.chat_problem
+    assert "<|begin_of_text|>" in found.chat_problem
+
+
+def test_names_of_the_first_llama_3_are_accepted(tmp_path, make_model, tokenizer):
+    later = {"<|finetune_right_pad_id|>", "<|step_id|>", "<|eom_id|>", "<|python_tag|>"}
+    names = [f"<|reserved_special_token_x{i}|>" if n in later else n for i, n in enumerate(SPECIAL_TOKENS)]
+    first = Tokenizer(tokenizer.ranks, {name: tokenizer.n_ranks + i for i, name in enumerate(names)})
+    checkpoint.save(tmp_path / "m", make_model(vocab_size=tokenizer.vocab_size), first)
+    assert checkpoint.load_tokenizer(tmp_path / "m").chat_problem is None
+
+
+def test_chat_evaluation_and_training_on_dialogs_are_refused_but_completion_and_scoring_work(
+    folder, tmp_path, capsys
+):
+    change(folder / "tokenizer_config.json", chat_template=OTHER_FORMATS["ChatML"])
+    assert run(["chat", str(folder), "-p", "hello"]) == 1
+    assert f"{folder}: its own chat template" in capsys.readouterr().err
+    assert run(["chat", str(folder), "-p", "The quick", "--complete", "--max-tokens", "3"]) == 0
+
+    model, tokenizer = herd.load(folder)
+    asked = LocalModel(model, tokenizer, name="other", hash="0", mode="instruct")
+    with pytest.raises(ChatError):
+        list(asked.answer([Generate(tuple(QUESTION), max_tokens=2)]))
+    (_, answer), *_ = asked.answer([Rank((("The quick", " brown"), ("The quick", " fox")))])
+    assert len(answer.likelihoods) == 2
+    with pytest.raises(ChatError):
+        herd.generate(model, tokenizer, QUESTION)
+
+    recipe = tmp_path / "sft.yaml"
+    recipe.write_text(
+        f"name: sft\nout: {tmp_path / 'out'}\nmodel: {{start: {folder}}}\n"
+        "data: {made_dialogs: 4}\nobjective: {kind: sft}\ntrain: {context: 64, steps: 1, batch_size: 1, lr: 1e-3}\n"
+    )
+    capsys.readouterr()
+    assert run(["train", str(recipe)]) == 1
+    assert f"{folder}: its own chat template" in capsys.readouterr().err
+
+
+def test_quantizing_exporting_and_importing_keep_the_template_and_the_stop_tokens(folder, tmp_path):
+    stops = {checkpoint.load_tokenizer(folder).n_ranks + n for n in (1, 8, 9, 40, 41)}
+    change(folder / "tokenizer_config.json", chat_template=OTHER_FORMATS["ChatML"])
+    change(folder / "generation_config.json", eos_token_id=sorted(stops)[-2:])
+    checkpoint.export_gguf(folder, tmp_path / "m.gguf")
+    checkpoint.import_gguf(tmp_path / "m.gguf", tmp_path / "plain")
+    checkpoint.import_hf(folder, tmp_path / "hf")
+    checkpoint.quantize(checkpoint.Source(folder), tmp_path / "quantized", scheme(Q8_0))
+    checkpoint.export_hf(tmp_path / "quantized", tmp_path / "unpacked")
+    for copy in ("plain", "hf", "quantized", "unpacked"):
+        found = checkpoint.load_tokenizer(tmp_path / copy)
+        assert "<|im_start|>" in found.chat_problem, copy
+        assert found.stop_ids == stops, copy
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("as_list", [False, True])
+def test_generation_ends_at_every_stop_token_that_any_file_names(folder, file, as_list):
+    stop, wish = 97, Sampling(max_tokens=3, logit_bias={97: 100.0})
+    model, tokenizer = herd.load(folder)
+    assert Engine(model, tokenizer).run([Request([5], wish)])[0].ids == [stop, stop, stop]
+    change(folder / file, eos_token_id=[stop] if as_list else stop)
+    model, tokenizer = herd.load(folder)
+    assert tokenizer.stop_ids >= {stop, tokenizer.eos_id, tokenizer.eot_id, tokenizer.eom_id}
+    assert Engine(model, tokenizer).run([Request([5], wish)])[0].finish_reason == "stop"
+
+
+def test_the_end_token_of_the_tokenizer_configuration_is_a_stop_token(folder):
+    change(folder / "tokenizer_config.json", eos_token={"content": "<|reserved_special_token_7|>"})
+    found = checkpoint.load_tokenizer(folder)
+    assert found.special_tokens["<|reserved_special_token_7|>"] in found.stop_ids
+
+
+def test_stop_tokens_outside_the_vocabulary_are_said_and_malformed_ones_refused(folder):
+    change(folder / "generation_config.json", eos_token_id=[9_999_999, 5])
+    with pytest.warns(UserWarning, match="9999999"):
+        assert 5 in checkpoint.load_tokenizer(folder).stop_ids
+    change(folder / "generation_config.json", eos_token_id="</s>")
+    with pytest.raises(CheckpointError, match="eos_token_id='</s>'"):
+        checkpoint.load_tokenizer(folder)
+
+
+def test_sampling_defaults_come_from_the_generation_configuration(folder):
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({"do_sample": True, "temperature": None, "top_p": None, "top_k": None}))
+    neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert checkpoint.generation_defaults(folder) == neutral
+    own = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.05}
+    path.write_text(json.dumps({"do_sample": True} | own))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert checkpoint.generation_defaults(folder) == own
+    assert Sampling(**checkpoint.generation_defaults(folder)).top_k == 20
+    path.write_text(json.dumps({"do_sample": False} | own))
+    greedy = checkpoint.generation_defaults(folder)
+    assert greedy["temperature"] == 0
+    assert greedy["repetition_penalty"] == 1.05
+    path.write_text(json.dumps({"do_sample": True, "num_beams": 4, "typical_p": 1.0}))
+    with pytest.warns(UserWarning, match="num_beams cannot be followed"):
+        checkpoint.generation_defaults(folder)
+    path.write_text(json.dumps({"temperature": "hot"}))
+    with pytest.raises(CheckpointError, match="temperature='hot'"):
+        checkpoint.generation_defaults(folder)
+    path.unlink()
+    assert checkpoint.generation_defaults(folder)["temperature"] == 0
+
+
+@pytest.mark.parametrize("name", ["hf-deepseek-like", "chatml_eos_808.gguf"])
+def test_reported_checkpoints_are_refused_for_chat_and_complete_text(tmp_path, capsys, name):
+    source = Path(os.environ.get("HERD_TEST_CASES", "missing")) / name
+    if not source.exists():
+        pytest.skip("needs HERD_TEST_CASES")
+    out = tmp_path / "model"
+    assert run(["import", str(source), str(out)]) == 0
+    capsys.readouterr()
+    assert run(["chat", str(out), "-p", "hello"]) == 1
+    assert f"{out}: its " in capsys.readouterr().err
+    assert run(["chat", str(out), "-p", "hello", "--complete", "--max-tokens", "2"]) == 0
+    if name.endswith(".gguf"):
+        assert 808 in checkpoint.load_tokenizer(out).stop_ids
