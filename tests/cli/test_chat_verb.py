@@ -299,8 +299,8 @@ def test_a_base_model_says_so(run, folders, scripted):
         (["instruct", "-p", "x", "--top-k", "-1"], "top_k=-1 must be at least 0"),
         (["instruct", "-p", "x", "--stop", ""], "stop strings must be non-empty text"),
         (
-            ["instruct", "-p", "x", "--form", "xml"],
-            "--form xml is unknown: use one of json, builtin, function",
+            ["instruct", "-p", "x", "--tool-call-format", "xml"],
+            "--tool-call-format xml is unknown: use one of json, builtin, function",
         ),
         (["instruct", "-p", "x", "--dtype", "int7"], "--dtype int7 is unknown"),
         (["instruct", "-p", "x", "--kv", "int4"], "kv='int4': the cache can be fp32, bf16, int8 or auto"),

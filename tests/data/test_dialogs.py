@@ -25,7 +25,7 @@ from herd.data.scoring import score, states
 from herd.data.wordings import LANGUAGES, expand, load
 from herd.data.wordings.programs import PROGRAMS
 from herd.errors import DataError
-from herd.text.chat import CODE_INTERPRETER, FORMS, render
+from herd.text.chat import CODE_INTERPRETER, TOOL_CALL_FORMATS, render
 from herd.text.tokenizer import Tokenizer
 from herd.text.toolcall import parse
 from herd.tools import Sandbox, call, run_tool_loop
@@ -107,21 +107,21 @@ def test_a_model_that_knows_everything_scores_full_marks_through_the_tool_loop(t
     """The scripted model writes the calls as text; parser, loop and tools are the real ones."""
     tried = Counter()
     for dialog in test:
-        if tried[dialog.kind, dialog.form] >= 2:
+        if tried[dialog.kind, dialog.tool_call_format] >= 2:
             continue
-        tried[dialog.kind, dialog.form] += 1
+        tried[dialog.kind, dialog.tool_call_format] += 1
         script = [m for m in after_prompt(dialog) if m["role"] == "assistant"]
-        written = iter(written_text(m, dialog.form) for m in script)
+        written = iter(written_text(m, dialog.tool_call_format) for m in script)
         produced = run_tool_loop(lambda _, written=written: next(written), list(dialog.prompt))[
             len(dialog.prompt) :
         ]
         verdict = score(dialog, produced, sandbox.run)
         assert verdict.correct, (verdict, produced)
-    assert len(tried) == len(KINDS) * len(FORMS)
+    assert len(tried) == len(KINDS) * len(TOOL_CALL_FORMATS)
 
 
-def written_text(message: dict, form: str) -> str:
-    dialog = Dialog((message,), (), form, "en", "", "", "")
+def written_text(message: dict, tool_call_format: str) -> str:
+    dialog = Dialog((message,), (), tool_call_format, "en", "", "", "")
     code = any(call["name"] == CODE_INTERPRETER for call in message.get("tool_calls", ()))
     return ("<|python_tag|>" if code else "") + list(training_texts([dialog]))[-1]
 
@@ -164,7 +164,7 @@ def test_numbers_words_dates_and_programs_are_disjoint(train, test):
         found = {
             str(sorted(d.call["arguments"].items()))
             for d in dialogs
-            if d.kind == kind and d.form != "builtin"
+            if d.kind == kind and d.tool_call_format != "builtin"
         }
         assert found
         return found
@@ -197,17 +197,17 @@ def test_every_small_number_is_an_operand_in_train():
     n=st.integers(0, 40),
     split=st.sampled_from(["train", "test"]),
     languages=st.lists(st.sampled_from(LANGUAGES), min_size=1, max_size=3),
-    forms=st.lists(st.sampled_from(FORMS), min_size=1, max_size=3),
+    tool_call_formats=st.lists(st.sampled_from(TOOL_CALL_FORMATS), min_size=1, max_size=3),
     tasks=st.none() | st.lists(st.sampled_from((*TASKS, *KINDS)), min_size=1, max_size=3),
 )
-def test_pure_function_of_its_arguments(seed, n, split, languages, forms, tasks):
-    options = {"split": split, "languages": languages, "forms": forms, "tasks": tasks}
+def test_pure_function_of_its_arguments(seed, n, split, languages, tool_call_formats, tasks):
+    options = {"split": split, "languages": languages, "tool_call_formats": tool_call_formats, "tasks": tasks}
     dialogs = make_dialogs(n, seed, **options)
     assert dialogs == make_dialogs(n, seed, **options)
     assert dialogs[: n // 2] == make_dialogs(n // 2, seed, **options)
     for dialog in dialogs:
         assert dialog.lang in languages
-        assert dialog.form in forms
+        assert dialog.tool_call_format in tool_call_formats
         assert tasks is None or dialog.kind in tasks or dialog.task in tasks
         assert dialog.prompt[-1]["role"] == "user"
         assert dialog.messages[-1]["role"] == "assistant"
@@ -217,7 +217,9 @@ def test_splits_and_seeds_differ(train):
     assert make_dialogs(50, 1) != make_dialogs(50, 2)
     assert make_dialogs(50, 1) != make_dialogs(50, 1, split="test")
     assert {d.task for d in train} == set(TASKS)
-    assert {(d.lang, d.form) for d in train} == {(lang, form) for lang in LANGUAGES for form in FORMS}
+    assert {(d.lang, d.tool_call_format) for d in train} == {
+        (lang, tool_call_format) for lang in LANGUAGES for tool_call_format in TOOL_CALL_FORMATS
+    }
 
 
 def test_no_slot_is_left_open(train, test):
@@ -238,7 +240,7 @@ def tokenizer(train) -> Tokenizer:
 
 def test_rendered_calls_parse_back(test, tokenizer):
     for dialog in test[:600]:
-        rendered = render(dialog.messages, tokenizer, form=dialog.form)
+        rendered = render(dialog.messages, tokenizer, tool_call_format=dialog.tool_call_format)
         first = next(s for s in rendered.spans if s.message == len(dialog.prompt))
         assert first.role == "assistant"
         parsed = parse(
@@ -250,7 +252,9 @@ def test_rendered_calls_parse_back(test, tokenizer):
 
 
 def test_dialogs_are_short(train, tokenizer):
-    lengths = sorted(len(render(d.messages, tokenizer, form=d.form).ids) for d in train[3000:4000])
+    lengths = sorted(
+        len(render(d.messages, tokenizer, tool_call_format=d.tool_call_format).ids) for d in train[3000:4000]
+    )
     assert sum(lengths) / len(lengths) <= 100
     assert lengths[-1] <= 320
 
@@ -260,13 +264,13 @@ def test_operands_keep_their_tokens_from_question_to_call(train, tokenizer):
     for dialog in train[:500]:
         if (
             dialog.kind not in ("mul", "reverse", "date_after")
-            or dialog.form == "builtin"
+            or dialog.tool_call_format == "builtin"
             or len(dialog.messages) > 5
         ):
             continue
         arguments = dialog.call["arguments"]
         wanted = re.findall(r"\d+", dialog.expression) or [arguments.get("text") or arguments["date"]]
-        ids = render(dialog.messages, tokenizer, form=dialog.form).ids
+        ids = render(dialog.messages, tokenizer, tool_call_format=dialog.tool_call_format).ids
         for value in wanted:
             piece = tokenizer.encode(value)
             places = [i for i in range(len(ids)) if ids[i : i + len(piece)] == piece]
@@ -274,13 +278,13 @@ def test_operands_keep_their_tokens_from_question_to_call(train, tokenizer):
 
 
 def test_documented_carries_schemas_in_place_of_the_short_line(train, tokenizer):
-    dialog = next(d for d in train if d.form == "json" and d.kind == "add" and len(d.prompt) == 2)
+    dialog = next(d for d in train if d.tool_call_format == "json" and d.kind == "add" and len(d.prompt) == 2)
     full = documented(dialog)
     assert full.messages[0]["role"] == "user"
     assert "calculator" in {tool["function"]["name"] for tool in full.tools}
-    text = tokenizer.decode(render(full.messages, tokenizer, tools=full.tools, form="json").ids)
+    text = tokenizer.decode(render(full.messages, tokenizer, tools=full.tools, tool_call_format="json").ids)
     assert "Here is a list of functions in JSON format" in text
-    assert documented(next(d for d in train if d.form == "builtin")).tools == ()
+    assert documented(next(d for d in train if d.tool_call_format == "builtin")).tools == ()
 
 
 # Scoring
@@ -330,7 +334,7 @@ def test_score_wants_call_and_answer(test):
     dialog = next(
         d
         for d in test
-        if d.kind == "mul" and d.form == "json" and "*0" not in d.expression and int(d.result) > 9
+        if d.kind == "mul" and d.tool_call_format == "json" and "*0" not in d.expression and int(d.result) > 9
     )
     right, wrong = (
         {"name": "calculator", "arguments": {"expression": dialog.expression}},
@@ -373,10 +377,10 @@ def test_score_of_chat_refuses_a_call(test):
 def test_showcase_is_held_out_and_in_every_language(train):
     for lang in LANGUAGES:
         assert len(set(showcase(lang))) == 5
-        for form in FORMS:
-            for dialog in showcase_dialogs(lang, form):
-                assert dialog.form == form
-                assert dialog.messages[0] == {"role": "system", "content": system_prompt(form)}
+        for tool_call_format in TOOL_CALL_FORMATS:
+            for dialog in showcase_dialogs(lang, tool_call_format):
+                assert dialog.tool_call_format == tool_call_format
+                assert dialog.messages[0] == {"role": "system", "content": system_prompt(tool_call_format)}
     assert [d.kind for d in showcase_dialogs("en")] == [
         "mul",
         "story_sub",
@@ -391,7 +395,8 @@ def test_expand():
 
 
 @pytest.mark.parametrize(
-    "options", [{"split": "dev"}, {"languages": ["xx"]}, {"forms": []}, {"tasks": ["sums"]}, {"tasks": []}]
+    "options",
+    [{"split": "dev"}, {"languages": ["xx"]}, {"tool_call_formats": []}, {"tasks": ["sums"]}, {"tasks": []}],
 )
 def test_unknown_names_are_refused(options):
     with pytest.raises(DataError, match="choose from"):

@@ -82,25 +82,30 @@ def test_plain_answers(tok):
 
 
 @pytest.mark.parametrize(
-    ("form", "written", "name"),
+    ("tool_call_format", "written", "name"),
     [
         ("json", JSON_CALL, "calculator"),
         ("function", '<function=calculator>{"expression": "6*7"}</function>', "calculator"),
         ("builtin", '<|python_tag|>wolfram_alpha.call(query="6*7")', "wolfram_alpha"),
     ],
 )
-def test_tool_is_called_and_the_answer_goes_on(tok, form, written, name):
+def test_tool_is_called_and_the_answer_goes_on(tok, tool_call_format, written, name):
     engine = Script(tok, written, "It is 42.")
     seen = []
-    session = ChatSession(engine, form=form, execute=lambda call: (seen.append(call), ("42", True))[1])
+    session = ChatSession(
+        engine, tool_call_format=tool_call_format, execute=lambda call: (seen.append(call), ("42", True))[1]
+    )
     calling, result, text, end = joined(session.ask("6*7?"))
-    assert (calling.call.name, calling.call.form) == (name, form)
+    assert (calling.call.name, calling.call.tool_call_format) == (name, tool_call_format)
     assert result == Result(calling.call, "42", True)
     assert (text, end.reason) == (Text("It is 42."), "stop")
     assert seen == [calling.call]
     assert [m["role"] for m in session.messages] == ["user", "assistant", "ipython", "assistant"]
     # the second prompt is the dialog the renderer makes of these messages, in the form the model used
-    assert engine.prompts[1] == render(session.messages[:-1], tok, form=form, generation_prompt=True).ids
+    assert (
+        engine.prompts[1]
+        == render(session.messages[:-1], tok, tool_call_format=tool_call_format, generation_prompt=True).ids
+    )
 
 
 def test_several_calls_and_a_failure(tok):

@@ -26,7 +26,11 @@ def scripted(monkeypatch, tokenizer, make_model):
         rendered = {}
         for i, dialog in enumerate(items):
             ids = render(
-                dialog.prompt, tokenizer, tools=dialog.tools or None, form=dialog.form, generation_prompt=True
+                dialog.prompt,
+                tokenizer,
+                tools=dialog.tools or None,
+                tool_call_format=dialog.tool_call_format,
+                generation_prompt=True,
             )
             rendered[tuple(ids.ids)] = i
         rounds = []
@@ -48,30 +52,30 @@ def scripted(monkeypatch, tokenizer, make_model):
     return install
 
 
-def written(call, form):
+def written(call, tool_call_format):
     """A call as a model writes it."""
     name, arguments = call["name"], call["arguments"]
     if name == "code_interpreter":
         return "<|python_tag|>" + arguments["code"]
-    if form == "builtin":
+    if tool_call_format == "builtin":
         return (
             f"<|python_tag|>{name}.call("
             + ", ".join(f"{k}={json.dumps(v)}" for k, v in arguments.items())
             + ")"
         )
-    if form == "function":
+    if tool_call_format == "function":
         return f"<function={name}>{json.dumps(arguments)}</function>"
     return json.dumps({"type": "function", "name": name, "parameters": arguments})
 
 
 def right(dialog, turn):
-    return written(dialog.call, dialog.form) if turn == 0 else dialog.messages[-1]["content"]
+    return written(dialog.call, dialog.tool_call_format) if turn == 0 else dialog.messages[-1]["content"]
 
 
 def test_items_need_tools_and_come_in_all_kinds(items):
     assert len(items) == N
     assert all(dialog.call for dialog in items)
-    assert {dialog.form for dialog in items} == {"json", "builtin", "function"}
+    assert {dialog.tool_call_format for dialog in items} == {"json", "builtin", "function"}
     assert len({dialog.lang for dialog in items}) >= 6
     assert tool_items(10, seed=3) == items[:10]
     assert {dialog.lang for dialog in tool_items(5, languages=["de"])} == {"de"}

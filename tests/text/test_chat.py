@@ -14,9 +14,9 @@ from text_strategies import (
     QUESTION,
     calls,
     dialogs,
-    forms,
     messy_texts,
     texts,
+    tool_call_formats,
     tool_lists,
 )
 
@@ -97,10 +97,14 @@ def test_documented_builtin_tools(small):
         trained(rendered, small)
         == '<|python_tag|>brave_search.call(query="latest price of 1oz gold")<|eom_id|>'
     )
-    by_form = render(
-        dialog, small, tools=["brave_search", "wolfram_alpha"], form="builtin", date="21 September 2024"
+    by_tool_call_format = render(
+        dialog,
+        small,
+        tools=["brave_search", "wolfram_alpha"],
+        tool_call_format="builtin",
+        date="21 September 2024",
     )
-    assert by_form.ids == rendered.ids
+    assert by_tool_call_format.ids == rendered.ids
 
 
 def test_documented_code_interpreter(small):
@@ -111,8 +115,8 @@ def test_documented_code_interpreter(small):
         {"role": "ipython", "content": tool_output(ok=True, stdout="True\n")},
         {"role": "assistant", "content": "Yes."},
     ]
-    for form in ("json", "builtin", "function"):
-        rendered = render(dialog, small, tools=["code_interpreter"], form=form)
+    for tool_call_format in ("json", "builtin", "function"):
+        rendered = render(dialog, small, tools=["code_interpreter"], tool_call_format=tool_call_format)
         assert text_of(rendered, small) == (
             "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nEnvironment: ipython<|eot_id|>"
             "<|start_header_id|>user<|end_header_id|>\n\nIs 7 a prime?<|eot_id|>"
@@ -156,7 +160,7 @@ def test_json_call_in_the_ipython_environment(small):
 
 
 def test_documented_function_form(small):
-    rendered = render(DIALOG, small, tools=[CALCULATOR], form="function")
+    rendered = render(DIALOG, small, tools=[CALCULATOR], tool_call_format="function")
     line = json.dumps(CALCULATOR)
     assert text_of(rendered, small).startswith(
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nYou have access to the following functions:\n\n"
@@ -179,13 +183,13 @@ def test_wrapped_openai_shapes_are_the_same(small):
     dialog = [QUESTION, {"role": "assistant", "content": None, "tool_calls": [call]}, *DIALOG[2:]]
     dialog[2] = {"role": "tool", "content": "4", "tool_call_id": "1"}
     wrapped = {"type": "function", "function": CALCULATOR}
-    for form in ("json", "builtin", "function"):
-        expected = render(DIALOG, small, tools=[CALCULATOR], form=form)
-        assert render(dialog, small, tools=[wrapped], form=form).ids == expected.ids
+    for tool_call_format in ("json", "builtin", "function"):
+        expected = render(DIALOG, small, tools=[CALCULATOR], tool_call_format=tool_call_format)
+        assert render(dialog, small, tools=[wrapped], tool_call_format=tool_call_format).ids == expected.ids
 
 
 def test_a_call_keeps_the_form_it_was_made_in(small):
-    call = {"name": "calculator", "arguments": {"expression": "1"}, "form": "function"}
+    call = {"name": "calculator", "arguments": {"expression": "1"}, "tool_call_format": "function"}
     rendered = render([QUESTION, {"role": "assistant", "content": "", "tool_calls": [call]}], small)
     assert trained(rendered, small) == '<function=calculator>{"expression": "1"}</function><|eot_id|>'
 
@@ -194,11 +198,11 @@ def test_several_calls_and_content(small):
     calls = [{"name": "calculator", "arguments": {"expression": x}} for x in ("1", "2")]
     dialog = [QUESTION, {"role": "assistant", "content": "Let me see.", "tool_calls": calls}]
     dialog += [{"role": "tool", "content": "1"}, {"role": "tool", "content": "2"}]
-    assert trained(render(dialog, small, form="function"), small) == (
+    assert trained(render(dialog, small, tool_call_format="function"), small) == (
         'Let me see.\n<function=calculator>{"expression": "1"}</function>; '
         '<function=calculator>{"expression": "2"}</function><|eot_id|>'
     )
-    assert trained(render(dialog, small, form="builtin"), small) == (
+    assert trained(render(dialog, small, tool_call_format="builtin"), small) == (
         'Let me see.<|python_tag|>calculator.call(expression="1"); calculator.call(expression="2")<|eom_id|>'
     )
 
@@ -206,7 +210,7 @@ def test_several_calls_and_content(small):
 def test_code_among_calls_has_its_own_tag(small):
     code = {"name": "code_interpreter", "arguments": {"code": "print(1)"}}
     search = {"name": "brave_search", "arguments": {"query": "x"}}
-    f = {"name": "f", "arguments": {}, "form": "function"}
+    f = {"name": "f", "arguments": {}, "tool_call_format": "function"}
     dialog = [{"role": "assistant", "content": "Both:", "tool_calls": [search, f, code, search]}]
     text = trained(render(dialog, small, tools=["brave_search"]), small)
     assert text == (
@@ -250,10 +254,15 @@ def test_user_text_cannot_end_its_turn(small):
 
 
 @settings(max_examples=120)
-@given(dialog=dialogs(), tools=tool_lists, form=forms, date=st.sampled_from([None, "23 July 2024"]))
-def test_every_prompt_begins_its_dialog(small, dialog, tools, form, date):
+@given(
+    dialog=dialogs(),
+    tools=tool_lists,
+    tool_call_format=tool_call_formats,
+    date=st.sampled_from([None, "23 July 2024"]),
+)
+def test_every_prompt_begins_its_dialog(small, dialog, tools, tool_call_format, date):
     """What the model is asked with is what it was trained on; and exactly the assistant's tokens are trained."""
-    full = render(dialog, small, tools=tools, form=form, date=date)
+    full = render(dialog, small, tools=tools, tool_call_format=tool_call_format, date=date)
     assert len(full.ids) == len(full.mask)
     expected_mask = [False] * len(full.ids)
     spans = {span.message: span for span in full.spans}
@@ -261,7 +270,14 @@ def test_every_prompt_begins_its_dialog(small, dialog, tools, form, date):
     for index, message in enumerate(dialog):
         if message["role"] != "assistant":
             continue
-        prompt = render(dialog[:index], small, tools=tools, form=form, date=date, generation_prompt=True).ids
+        prompt = render(
+            dialog[:index],
+            small,
+            tools=tools,
+            tool_call_format=tool_call_format,
+            date=date,
+            generation_prompt=True,
+        ).ids
         assert full.ids[: len(prompt)] == prompt
         end = spans[index].end
         expected_mask[len(prompt) : end] = [True] * (end - len(prompt))
@@ -270,10 +286,10 @@ def test_every_prompt_begins_its_dialog(small, dialog, tools, form, date):
 
 
 @settings(max_examples=120)
-@given(call=calls, content=texts.map(str.strip), tools=tool_lists, form=forms)
-def test_a_rendered_call_is_parsed_back(small, call, content, tools, form):
+@given(call=calls, content=texts.map(str.strip), tools=tool_lists, tool_call_format=tool_call_formats)
+def test_a_rendered_call_is_parsed_back(small, call, content, tools, tool_call_format):
     reply = {"role": "assistant", "content": content, "tool_calls": [call]}
-    rendered = render([QUESTION, reply], small, tools=tools, form=form)
+    rendered = render([QUESTION, reply], small, tools=tools, tool_call_format=tool_call_format)
     if any(sign in content for sign in "{<;") or ".call" in content:
         return  # content that may itself look like a call
     parsed = parse(trained(rendered, small))
@@ -283,12 +299,15 @@ def test_a_rendered_call_is_parsed_back(small, call, content, tools, form):
 
 
 @settings(max_examples=200)
-@given(text=messy_texts, tools=tool_lists, form=forms)
-def test_whatever_is_parsed_can_be_rendered(small, text, tools, form):
+@given(text=messy_texts, tools=tool_lists, tool_call_format=tool_call_formats)
+def test_whatever_is_parsed_can_be_rendered(small, text, tools, tool_call_format):
     parsed = parse(text)
-    made = [{"name": call.name, "arguments": call.arguments, "form": call.form} for call in parsed.calls]
+    made = [
+        {"name": call.name, "arguments": call.arguments, "tool_call_format": call.tool_call_format}
+        for call in parsed.calls
+    ]
     dialog = [QUESTION, {"role": "assistant", "content": parsed.content, "tool_calls": made}]
-    again = parse(trained(render(dialog, small, tools=tools, form=form), small))
+    again = parse(trained(render(dialog, small, tools=tools, tool_call_format=tool_call_format), small))
     if not parsed.content:
         assert again == parsed
 
@@ -320,7 +339,14 @@ def test_whatever_is_parsed_can_be_rendered(small, text, tools, form):
         ([{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{"}]}], "arguments are not JSON"),
         ([{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": {1}}}]}], "written as JSON"),
         ([{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": 1e999}}]}], "written as JSON"),
-        ([{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {}, "form": "x"}]}], "form 'x' is unknown"),
+        (
+            [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {}, "tool_call_format": "x"}]}],
+            "tool_call_format 'x' is unknown",
+        ),
+        (
+            [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {}, "form": "json"}]}],
+            "'form' is now called 'tool_call_format'",
+        ),
     ],
 )  # fmt: skip
 def test_dialogs_the_format_cannot_express(small, messages, message):
@@ -332,7 +358,7 @@ def test_dialogs_the_format_cannot_express(small, messages, message):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"form": "xml"}, "form='xml' is unknown"),
+        ({"tool_call_format": "xml"}, "tool_call_format='xml' is unknown"),
         ({"tools": "calculator"}, "tools must be a list"),
         ({"tools": [{"description": "x"}]}, r"tools\[0\]: name None"),
         ({"tools": [CALCULATOR, CALCULATOR]}, "'calculator' is there twice"),
@@ -351,8 +377,8 @@ def test_calls_a_form_cannot_express(small):
         return [{"role": "assistant", "tool_calls": list(calls)}]
 
     with pytest.raises(ChatError, match="'my-tool' is no identifier"):
-        render(with_calls({"name": "my-tool", "arguments": {}}), small, form="builtin")
+        render(with_calls({"name": "my-tool", "arguments": {}}), small, tool_call_format="builtin")
     with pytest.raises(ChatError, match="'a b' is no identifier"):
-        render(with_calls({"name": "f", "arguments": {"a b": 1}}), small, form="builtin")
+        render(with_calls({"name": "f", "arguments": {"a b": 1}}), small, tool_call_format="builtin")
     with pytest.raises(TokenizerError, match="surrogate"):
         render([{"role": "user", "content": "\ud800"}], small)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_strategies import CALCULATOR, DIALOG, QUESTION, dialogs, forms
+from text_strategies import CALCULATOR, DIALOG, QUESTION, dialogs, tool_call_formats
 
 from herd.text import render
 
@@ -35,7 +35,7 @@ def _sayable(messages) -> bool:
 @settings(max_examples=120)
 @given(
     dialog=dialogs(),
-    form=forms,
+    tool_call_format=tool_call_formats,
     builtin=st.sampled_from(
         [[], ["brave_search"], ["code_interpreter"], ["brave_search", "code_interpreter"]]
     ),
@@ -43,11 +43,22 @@ def _sayable(messages) -> bool:
     date=st.sampled_from([None, "23 July 2024"]),
     prompt=st.booleans(),
 )
-def test_ids_of_template_and_renderer(small, auto, dialog, form, builtin, custom, date, prompt):
+def test_ids_of_template_and_renderer(small, auto, dialog, tool_call_format, builtin, custom, date, prompt):
     if not _sayable(dialog):
         return
-    ours = render(dialog, small, tools=[*builtin, *custom], form=form, date=date, generation_prompt=prompt)
-    options = {"form": form, "builtin_tools": builtin, "add_generation_prompt": prompt}
+    ours = render(
+        dialog,
+        small,
+        tools=[*builtin, *custom],
+        tool_call_format=tool_call_format,
+        date=date,
+        generation_prompt=prompt,
+    )
+    options = {
+        "tool_call_format": tool_call_format,
+        "builtin_tools": builtin,
+        "add_generation_prompt": prompt,
+    }
     if date:
         options["date_string"] = date
     assert ids_by_template(auto, dialog, tools=custom or None, **options) == ours.ids
@@ -66,7 +77,7 @@ def test_defaults_and_openai_shapes(small, auto):
     [
         ([{"role": "robot", "content": "x"}], {}, "unknown role robot"),
         ([QUESTION, {"role": "system", "content": "x"}], {}, "must be the first"),
-        ([QUESTION], {"form": "xml"}, "form must be"),
+        ([QUESTION], {"tool_call_format": "xml"}, "tool_call_format must be"),
     ],
 )
 def test_template_errors(auto, messages, options, message):

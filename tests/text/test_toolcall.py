@@ -77,12 +77,12 @@ json_values = st.recursive(
 
 @given(
     arguments=st.dictionaries(st.sampled_from(["a", "b", "query"]), json_values, max_size=3),
-    form=st.sampled_from(["json", "builtin", "function"]),
+    tool_call_format=st.sampled_from(["json", "builtin", "function"]),
     tag=st.booleans(),
     ascii_=st.booleans(),
     before=st.sampled_from(["", "Let me see.", "Braces {} and <b>.\nThen"]),
 )
-def test_any_arguments_in_every_form(arguments, form, tag, ascii_, before):
+def test_any_arguments_in_every_form(arguments, tool_call_format, tag, ascii_, before):
     def dump(value):
         return json.dumps(value, ensure_ascii=ascii_)
 
@@ -90,9 +90,9 @@ def test_any_arguments_in_every_form(arguments, form, tag, ascii_, before):
         "json": '{"type": "function", "name": "f", "parameters": ' + dump(arguments) + "}",
         "builtin": "f.call(" + ", ".join(f"{key}={dump(value)}" for key, value in arguments.items()) + ")",
         "function": f"<function=f>{dump(arguments)}</function>",
-    }[form]
+    }[tool_call_format]
     parsed = parse(before + ("<|python_tag|>" if tag else "\n" if before else "") + written)
-    assert parsed == Parsed(before, [ToolCall("f", arguments, form)], [])
+    assert parsed == Parsed(before, [ToolCall("f", arguments, tool_call_format)], [])
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ values = st.recursive(
 names = st.sampled_from(["calculator", "brave_search", "weather"])
 calls = st.fixed_dictionaries(
     {"name": names, "arguments": st.dictionaries(st.sampled_from(["a", "query", "n_1"]), values, max_size=3)},
-    optional={"form": st.sampled_from(["json", "builtin", "function"])},
+    optional={"tool_call_format": st.sampled_from(["json", "builtin", "function"])},
 )
 code_calls = st.fixed_dictionaries(
     {"name": st.just("code_interpreter"), "arguments": st.fixed_dictionaries({"code": texts})}
@@ -34,7 +34,7 @@ code_calls = st.fixed_dictionaries(
 tool_lists = st.sampled_from(
     [None, [CALCULATOR], ["code_interpreter", CALCULATOR], ["weather", "code_interpreter"]]
 )
-forms = st.sampled_from(["json", "builtin", "function"])
+tool_call_formats = st.sampled_from(["json", "builtin", "function"])
 
 
 @st.composite

@@ -150,7 +150,7 @@ def test_loop(reply, result):
     dialog = run_tool_loop(script(reply, "It is 42."), start)
     assert [m["role"] for m in dialog] == ["user", "assistant", "ipython", "assistant"]
     assert dialog[2]["content"].startswith(result)
-    assert dialog[1]["tool_calls"][0]["form"] in ("json", "function", "builtin")
+    assert dialog[1]["tool_calls"][0]["tool_call_format"] in ("json", "function", "builtin")
     assert dialog[-1] == {"role": "assistant", "content": "It is 42."}
     assert len(start) == 1
 

@@ -45,7 +45,9 @@ def command(
     tools: Annotated[
         bool, typer.Option("--tools", help="Describe Herd's tools to a model from elsewhere.")
     ] = False,
-    form: Annotated[str, typer.Option(help="How calls are written: json, builtin or function.")] = "json",
+    tool_call_format: Annotated[
+        str, typer.Option(help="How calls are written: json, builtin or function.")
+    ] = "json",
     lang: Annotated[str, typer.Option(help="Language of the opening questions.")] = "en",
     complete: Annotated[
         bool, typer.Option("--complete", help="Continue text, as a base model does.")
@@ -125,7 +127,7 @@ def command(
     if complete or talker.base:
         speaker: Speaker = Completer(engine, sampling, constraint)
     else:
-        session = _session(engine, talker, sampling, system, tools, form)
+        session = _session(engine, talker, sampling, system, tools, tool_call_format)
         session.constraint = constraint
         speaker = Dialog(session)
     if once is not None and not once.strip() and isinstance(speaker, Dialog):
@@ -135,7 +137,7 @@ def command(
     if once is not None:
         _answer_once(speaker, once, as_json)
     else:
-        _converse(speaker, talker, lang, form)
+        _converse(speaker, talker, lang, tool_call_format)
 
 
 # Who answers: a base model's continuation, or a dialog. Both give the same events.
@@ -173,25 +175,27 @@ Speaker = Completer | Dialog
 
 
 def _session(
-    engine: Engine, talker: Talker, sampling: Sampling, system: str | None, tools: bool, form: str
+    engine: Engine, talker: Talker, sampling: Sampling, system: str | None, tools: bool, tool_call_format: str
 ) -> ChatSession:
     from ..engine.chat_session import ChatSession, run_tool
     from ..errors import ChatError
-    from ..text.chat import CODE_INTERPRETER, FORMS
+    from ..text.chat import CODE_INTERPRETER, TOOL_CALL_FORMATS
     from ..tools import CUSTOM_TOOLS
 
-    if form not in FORMS:
-        raise ChatError(f"--form {form} is unknown: use one of {', '.join(FORMS)}")
+    if tool_call_format not in TOOL_CALL_FORMATS:
+        raise ChatError(
+            f"--tool-call-format {tool_call_format} is unknown: use one of {', '.join(TOOL_CALL_FORMATS)}"
+        )
     described: list[str | dict[str, Any]] = []
     if tools:
         described = (
             ["wolfram_alpha", CODE_INTERPRETER]
-            if form == "builtin"
+            if tool_call_format == "builtin"
             else [t.schema for t in CUSTOM_TOOLS.values()]
         )
     offered = bool(described) or talker.raised
-    system = ("" if described else talker.system(form)) if system is None else system
-    return ChatSession(engine, system, described, form, run_tool if offered else None, sampling)
+    system = ("" if described else talker.system(tool_call_format)) if system is None else system
+    return ChatSession(engine, system, described, tool_call_format, run_tool if offered else None, sampling)
 
 
 def _constraint(schema: Path | None, regex: str | None) -> Constraint | None:
@@ -282,7 +286,7 @@ def _closing_line(events: Iterator[ChatEvent]) -> Iterator[ChatEvent]:
         raise
 
 
-def _converse(speaker: Speaker, talker: Talker, lang: str, form: str) -> None:
+def _converse(speaker: Speaker, talker: Talker, lang: str, tool_call_format: str) -> None:
     from rich.console import Console
 
     from ..errors import HerdError
@@ -294,7 +298,7 @@ def _converse(speaker: Speaker, talker: Talker, lang: str, form: str) -> None:
     questions: list[str] = []
     if isinstance(speaker, Dialog) and talker.raised:
         with console.status("trying the opening questions"):
-            questions, n_right, n_tried = opening_questions(talker, lang, form)
+            questions, n_right, n_tried = opening_questions(talker, lang, tool_call_format)
         if n_tried:
             console.print(
                 f"It was just tried on {n_tried} questions and answered {n_right} rightly.", style="dim"

@@ -54,9 +54,9 @@ class Talker:
         """Sampling settings: greedy for raised models, which are evaluated that way; else what the folder says."""
         return {} if self.raised else generation_defaults(self.folder)
 
-    def system(self, form: str) -> str:
+    def system(self, tool_call_format: str) -> str:
         """The system message it was trained with; empty for a model from elsewhere."""
-        return system_prompt(form, TOOL_NAMES) if self.raised else ""
+        return system_prompt(tool_call_format, TOOL_NAMES) if self.raised else ""
 
     def card(self) -> list[str]:
         """What it is and what it cannot do, in a few lines."""
@@ -134,7 +134,7 @@ def open_draft(
     return draft.model
 
 
-def opening_questions(talker: Talker, lang: str, form: str) -> tuple[list[str], int, int]:
+def opening_questions(talker: Talker, lang: str, tool_call_format: str) -> tuple[list[str], int, int]:
     """(questions it answers rightly, how many were right, how many were tried), at most five questions.
 
     A raised model is tried on the showcase and then on more held-out dialogs, calls really run, answers checked.
@@ -143,7 +143,7 @@ def opening_questions(talker: Talker, lang: str, form: str) -> tuple[list[str], 
         return [], 0, 0
     right: list[Dialog] = []
     n_right = n_tried = 0
-    for dialogs in (list(showcase_dialogs(lang, form)), _more(talker, lang, form)):
+    for dialogs in (list(showcase_dialogs(lang, tool_call_format)), _more(talker, lang, tool_call_format)):
         use = tool_use(talker.model, talker.tokenizer, dialogs, max_tokens=96)
         hits = [verdict.correct for verdict in use.verdicts]
         right += [dialog for dialog, hit in zip(dialogs, hits, strict=True) if hit]
@@ -153,11 +153,13 @@ def opening_questions(talker: Talker, lang: str, form: str) -> tuple[list[str], 
     return [dialog.prompt[-1]["content"] for dialog in _varied(right)[:QUESTIONS]], n_right, n_tried
 
 
-def _more(talker: Talker, lang: str, form: str) -> list[Dialog]:
+def _more(talker: Talker, lang: str, tool_call_format: str) -> list[Dialog]:
     """Held-out dialogs under the very system message of the chat."""
     tasks = ("arithmetic", "dates", "strings", "programs")
-    dialogs = make_dialogs(20, 1, split="test", languages=(lang,), forms=(form,), tasks=tasks)
-    system = {"role": "system", "content": talker.system(form)}
+    dialogs = make_dialogs(
+        20, 1, split="test", languages=(lang,), tool_call_formats=(tool_call_format,), tasks=tasks
+    )
+    system = {"role": "system", "content": talker.system(tool_call_format)}
     return [replace(d, messages=(system, *(m for m in d.messages if m["role"] != "system"))) for d in dialogs]
 
 

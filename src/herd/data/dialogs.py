@@ -21,7 +21,7 @@ from random import Random
 from typing import Any
 
 from ..errors import DataError
-from ..text.chat import CODE_INTERPRETER, FORMS
+from ..text.chat import CODE_INTERPRETER, TOOL_CALL_FORMATS
 from ..tools import CUSTOM_TOOLS
 from .prompts import CODE, TOOL_NAMES, interpreter_result, system_prompt
 from .scoring import DialogVerdict, score
@@ -29,10 +29,10 @@ from .turns import KINDS, TASKS, DialogSource, Turn, make_turn
 from .wordings import LANGUAGES, load
 
 __all__ = [
-    "FORMS",
     "KINDS",
     "LANGUAGES",
     "TASKS",
+    "TOOL_CALL_FORMATS",
     "Dialog",
     "DialogVerdict",
     "documented",
@@ -61,7 +61,7 @@ class Dialog:
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...]
-    form: str
+    tool_call_format: str
     lang: str
     task: str
     kind: str
@@ -81,12 +81,12 @@ class Dialog:
 # --- forms -------------------------------------------------------------------------------------------------------
 
 
-def _named_tools(rng: Random, form: str, needed: set[str]) -> tuple[str, ...] | None:
+def _named_tools(rng: Random, tool_call_format: str, needed: set[str]) -> tuple[str, ...] | None:
     """Which tools the system message names: just the needed, some more, or all. None: no system message at all."""
     if not needed and rng.random() < 0.25:
         return None
     u = rng.random()
-    if form == "builtin":
+    if tool_call_format == "builtin":
         return () if u < 0.25 else ("wolfram_alpha",)
     if u < 0.3:
         return TOOL_NAMES
@@ -94,10 +94,10 @@ def _named_tools(rng: Random, form: str, needed: set[str]) -> tuple[str, ...] | 
     return tuple(name for name in TOOL_NAMES if name in needed or name in extra)
 
 
-def _call(turn: Turn, form: str, names: tuple[str, ...]) -> tuple[dict[str, Any], str]:
-    """The tool call in ``form`` and the ipython message's content."""
+def _call(turn: Turn, tool_call_format: str, names: tuple[str, ...]) -> tuple[dict[str, Any], str]:
+    """The tool call in ``tool_call_format`` and the ipython message's content."""
     arguments = turn.arguments or {}
-    if form != "builtin":
+    if tool_call_format != "builtin":
         return {"name": turn.tool, "arguments": arguments}, turn.result
     if turn.tool == "calculator" and names:
         return {"name": "wolfram_alpha", "arguments": {"query": arguments["expression"]}}, turn.result
@@ -107,32 +107,34 @@ def _call(turn: Turn, form: str, names: tuple[str, ...]) -> tuple[dict[str, Any]
     return {"name": CODE_INTERPRETER, "arguments": {"code": code}}, interpreter_result(turn.result)
 
 
-def _exchange(turn: Turn, form: str, names: tuple[str, ...]) -> tuple[list[Message], dict[str, Any] | None]:
+def _exchange(
+    turn: Turn, tool_call_format: str, names: tuple[str, ...]
+) -> tuple[list[Message], dict[str, Any] | None]:
     user = {"role": "user", "content": turn.question}
     last = {"role": "assistant", "content": turn.reply}
     if not turn.tool:
         return [user, last], None
-    call, content = _call(turn, form, names)
+    call, content = _call(turn, tool_call_format, names)
     asked = {"role": "assistant", "content": "", "tool_calls": [call]}
     return [user, asked, {"role": "ipython", "content": content}, last], call
 
 
 def _assemble(
-    kind: str, lang: str, form: str, turns: Sequence[Turn], names: tuple[str, ...] | None
+    kind: str, lang: str, tool_call_format: str, turns: Sequence[Turn], names: tuple[str, ...] | None
 ) -> Dialog:
     """The dialog of ``turns``, the last of ``kind``; ``names``: tools of the system message, None for no message."""
     messages: list[Message] = (
-        [] if names is None else [{"role": "system", "content": system_prompt(form, names)}]
+        [] if names is None else [{"role": "system", "content": system_prompt(tool_call_format, names)}]
     )
     call = None
     for one in turns:
-        exchange, call = _exchange(one, form, names or ())
+        exchange, call = _exchange(one, tool_call_format, names or ())
         messages += exchange
     turn = turns[-1]
     return Dialog(
         messages=tuple(messages),
         tools=(),
-        form=form,
+        tool_call_format=tool_call_format,
         lang=lang,
         task=KINDS[kind][0],
         kind=kind,
@@ -146,7 +148,7 @@ def _assemble(
 
 def documented(dialog: Dialog) -> Dialog:
     """The same dialog with full JSON schemas for the renderer in place of the short system line (json, function)."""
-    if dialog.form == "builtin" or dialog.messages[0]["role"] != "system":
+    if dialog.tool_call_format == "builtin" or dialog.messages[0]["role"] != "system":
         return dialog
     names = dialog.messages[0]["content"].split(": ", 1)[1].split(", ")
     return replace(
@@ -162,16 +164,16 @@ def training_texts(dialogs: Iterable[Dialog]) -> Iterator[str]:
             if message["content"]:
                 yield message["content"]
             for call in message.get("tool_calls", ()):
-                yield _written(call, dialog.form)
+                yield _written(call, dialog.tool_call_format)
 
 
-def _written(call: dict[str, Any], form: str) -> str:
+def _written(call: dict[str, Any], tool_call_format: str) -> str:
     name, arguments = call["name"], call["arguments"]
     if name == CODE_INTERPRETER:
         return arguments["code"]
-    if form == "builtin":
+    if tool_call_format == "builtin":
         return f"{name}.call({', '.join(f'{key}={json.dumps(value)}' for key, value in arguments.items())})"
-    if form == "json":
+    if tool_call_format == "json":
         return json.dumps({"type": "function", "name": name, "parameters": arguments}, ensure_ascii=False)
     return f"<function={name}>{json.dumps(arguments, ensure_ascii=False)}</function>"
 
@@ -204,47 +206,49 @@ def stream_dialogs(
     *,
     split: str = "train",
     languages: Sequence[str] = LANGUAGES,
-    forms: Sequence[str] = FORMS,
+    tool_call_formats: Sequence[str] = TOOL_CALL_FORMATS,
     tasks: Sequence[str] | None = None,
 ) -> Iterator[Dialog]:
     """Verified dialogs without end, a pure function of the arguments.
 
-    ``split``: ``train`` or ``test`` (other wordings, names and values). ``languages`` and ``forms`` are drawn evenly;
-    name one twice to double its share. ``tasks``: tasks or kinds, by default all in the proportions of ``KINDS``.
+    ``split``: ``train`` or ``test`` (other wordings, names and values). ``languages`` and ``tool_call_formats`` are
+    drawn evenly; name one twice to double its share. ``tasks``: tasks or kinds, by default all in the proportions
+    of ``KINDS``.
     Raises DataError for an unknown name.
     """
     (split,) = _known("split", (split,), ("train", "test"))
-    languages, forms = _known("languages", languages, LANGUAGES), _known("forms", forms, FORMS)
+    languages = _known("languages", languages, LANGUAGES)
+    tool_call_formats = _known("tool_call_formats", tool_call_formats, TOOL_CALL_FORMATS)
     kinds, weights = _kinds(tasks)
     rng = Random(f"dialogs {split} {seed}")
     sources = {lang: DialogSource(rng, load(lang), split, split) for lang in set(languages)}
     while True:
-        lang, form = rng.choice(languages), rng.choice(forms)
+        lang, tool_call_format = rng.choice(languages), rng.choice(tool_call_formats)
         picked = rng.choices(kinds, cum_weights=weights, k=1)
         if split == "train" and rng.random() < _EARLIER_TURN:
             picked = rng.choices(kinds, cum_weights=weights, k=1) + picked
         turns = [make_turn(sources[lang], kind) for kind in picked]
-        names = _named_tools(rng, form, {turn.tool for turn in turns if turn.tool})
-        yield _assemble(picked[-1], lang, form, turns, names)
+        names = _named_tools(rng, tool_call_format, {turn.tool for turn in turns if turn.tool})
+        yield _assemble(picked[-1], lang, tool_call_format, turns, names)
 
 
 _SHOWCASE = ("mul", "story_sub", "date_after", "program", "identity")
 
 
 @cache
-def showcase_dialogs(lang: str = "en", form: str = "json") -> tuple[Dialog, ...]:
+def showcase_dialogs(lang: str = "en", tool_call_format: str = "json") -> tuple[Dialog, ...]:
     """Five verified dialogs to show first: wordings as trained, numbers and names held out, every tool named."""
     _known("lang", (lang,), LANGUAGES)
     rng, words = Random(f"showcase {lang}"), load(lang)
     first = {kind: replace(topic, train=((topic.train[0][0],),)) for kind, topic in words.topics.items()}
     source = DialogSource(rng, replace(words, topics=first), "test", "train")
-    names = ("wolfram_alpha",) if form == "builtin" else TOOL_NAMES
+    names = ("wolfram_alpha",) if tool_call_format == "builtin" else TOOL_NAMES
     found = []
     for kind in _SHOWCASE:
         turn = make_turn(source, kind)
         while kind == "mul" and not 5 <= len(turn.expression) <= 6:  # neither 1*7 nor a monster
             turn = make_turn(source, kind)
-        found.append(_assemble(kind, lang, form, (turn,), names))
+        found.append(_assemble(kind, lang, tool_call_format, (turn,), names))
     return tuple(found)
 
 

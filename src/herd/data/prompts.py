@@ -29,14 +29,14 @@ CODE = {
 }
 
 
-def system_prompt(form: str, names: Sequence[str] = TOOL_NAMES) -> str:
-    """The short system message of ``form`` (json, builtin, function) for the tools ``names``.
+def system_prompt(tool_call_format: str, names: Sequence[str] = TOOL_NAMES) -> str:
+    """The short system message of ``tool_call_format`` (json, builtin, function) for the tools ``names``.
 
     The builtin form has the interpreter always, and ``wolfram_alpha`` unless ``names`` is empty.
     """
-    if form == "builtin":
+    if tool_call_format == "builtin":
         return "Environment: ipython\nTools: wolfram_alpha" if names else "Environment: ipython"
-    return ("Tools as JSON: " if form == "json" else "Tools as <function>: ") + ", ".join(names)
+    return ("Tools as JSON: " if tool_call_format == "json" else "Tools as <function>: ") + ", ".join(names)
 
 
 def interpreter_result(printed: str) -> str:

@@ -78,16 +78,16 @@ ChatEvent = Text | Calling | Result | Problem | End
 class ChatSession:
     """A dialog with a model, and the settings of its answers.
 
-    ``system`` is the system message. ``tools`` are schemas or names of built-in tools, which the renderer describes to
-    the model, and ``form`` is how calls are written. ``execute`` runs a call; with tools but without ``execute``,
-    calls are reported and not run. With neither, and under a ``constraint``, every answer is plain text, whatever it
-    looks like.
+    ``system`` is the system message. ``tools`` are schemas or names of built-in tools, which the renderer describes
+    to the model, and ``tool_call_format`` is how calls are written. ``execute`` runs a call; with tools but without
+    ``execute``, calls are reported and not run. With neither, and under a ``constraint``, every answer is plain
+    text, whatever it looks like.
     """
 
     engine: Engine
     system: str = ""
     tools: Sequence[str | dict[str, Any]] = ()
-    form: str = "json"
+    tool_call_format: str = "json"
     execute: Execute | None = None
     sampling: Sampling = field(default_factory=lambda: Sampling(max_tokens=None))
     date: str | None = None
@@ -155,7 +155,7 @@ class ChatSession:
             self.messages,
             self.engine.tokenizer,
             tools=tools,
-            form=self.form,
+            tool_call_format=self.tool_call_format,
             generation_prompt=True,
             date=self.date,
         )
@@ -193,7 +193,10 @@ class _Turn:
         self._stream.cancel()
 
     def message(self) -> dict[str, Any]:
-        calls = [{"name": c.name, "arguments": c.arguments, "form": c.form} for c in self.calls]
+        calls = [
+            {"name": c.name, "arguments": c.arguments, "tool_call_format": c.tool_call_format}
+            for c in self.calls
+        ]
         return {"role": "assistant", "content": self.content} | ({"tool_calls": calls} if calls else {})
 
     def _take(self, events: list[Event]) -> Iterator[ChatEvent]:

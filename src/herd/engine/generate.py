@@ -76,7 +76,10 @@ def _pieces(deltas: Stream) -> Iterator[str]:
 
 
 def encode_prompt(
-    tokenizer: Tokenizer | None, prompt: Prompt, tools: list[dict[str, Any]] | None = None, form: str = "json"
+    tokenizer: Tokenizer | None,
+    prompt: Prompt,
+    tools: list[dict[str, Any]] | None = None,
+    tool_call_format: str = "json",
 ) -> list[int]:
     """Ids of a text (with beginning-of-text) or of messages up to where the assistant's answer begins."""
     if tokenizer is None:
@@ -89,4 +92,6 @@ def encode_prompt(
         return tokenizer.encode(prompt, bos=True)
     from ..text.chat import render
 
-    return render(list(prompt), tokenizer, tools=tools, form=form, generation_prompt=True).ids
+    return render(
+        list(prompt), tokenizer, tools=tools, tool_call_format=tool_call_format, generation_prompt=True
+    ).ids

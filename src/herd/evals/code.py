@@ -39,7 +39,9 @@ class Written:
 
 def code_items(n: int, seed: int = 0, *, languages: Sequence[str] = ("en",)) -> list[Dialog]:
     """``n`` held-out dialogs that ask for a function."""
-    return make_dialogs(n, seed, split="test", languages=languages, forms=("json",), tasks=("programs",))
+    return make_dialogs(
+        n, seed, split="test", languages=languages, tool_call_formats=("json",), tasks=("programs",)
+    )
 
 
 def written_in_chat(
@@ -47,7 +49,13 @@ def written_in_chat(
 ) -> list[Written]:
     """An instruct model's programs; greedy unless ``sampling`` says otherwise."""
     prompts = [
-        render(d.prompt, tokenizer, tools=d.tools or None, form=d.form, generation_prompt=True).ids
+        render(
+            d.prompt,
+            tokenizer,
+            tools=d.tools or None,
+            tool_call_format=d.tool_call_format,
+            generation_prompt=True,
+        ).ids
         for d in dialogs
     ]
     texts = _texts(model, tokenizer, prompts, sampling or Sampling(max_tokens=160))

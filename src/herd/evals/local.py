@@ -119,7 +119,11 @@ class LocalModel:
         else:
             tools = list(request.tools) or None
             ids = render(
-                request.prompt, self.tokenizer, tools=tools, form=request.form, generation_prompt=True
+                request.prompt,
+                self.tokenizer,
+                tools=tools,
+                tool_call_format=request.tool_call_format,
+                generation_prompt=True,
             ).ids
         return EngineRequest(ids, Sampling(max_tokens=request.max_tokens, stop=request.stop))
 

@@ -20,7 +20,7 @@ from ..engine.engine import Engine
 from ..engine.request import Request, Sampling
 from ..errors import DataError, ToolError
 from ..llama.model import LlamaLM
-from ..text.chat import CODE_INTERPRETER, FORMS, render
+from ..text.chat import CODE_INTERPRETER, TOOL_CALL_FORMATS, render
 from ..text.tokenizer import Tokenizer
 from ..text.toolcall import parse
 from ..tools import TOOLS, Sandbox, Tool
@@ -54,7 +54,7 @@ class ToolUse:
         dialogs = [a.dialog for a in self.answered]
         detail: dict[str, Any] = {
             "by_lang": shares_by((d.lang for d in dialogs), hits),
-            "by_form": shares_by((d.form for d in dialogs), hits),
+            "by_form": shares_by((d.tool_call_format for d in dialogs), hits),
             "by_task": shares_by((d.task for d in dialogs), hits),
             "by_kind": shares_by((d.kind for d in dialogs), hits),
             "call_ok": sum(verdict.call_ok for verdict in self.verdicts) / len(hits),
@@ -77,7 +77,11 @@ class ToolUse:
 
 
 def tool_items(
-    n: int, seed: int = 0, *, languages: Sequence[str] = LANGUAGES, forms: Sequence[str] = FORMS
+    n: int,
+    seed: int = 0,
+    *,
+    languages: Sequence[str] = LANGUAGES,
+    tool_call_formats: Sequence[str] = TOOL_CALL_FORMATS,
 ) -> list[Dialog]:
     """``n`` held-out dialogs that need a tool, languages and forms evenly."""
     items: list[Dialog] = []
@@ -85,7 +89,12 @@ def tool_items(
     for part in range(100):
         tasks = ("arithmetic", "dates", "strings")
         more = make_dialogs(
-            block, seed * 1000 + part, split="test", languages=languages, forms=forms, tasks=tasks
+            block,
+            seed * 1000 + part,
+            split="test",
+            languages=languages,
+            tool_call_formats=tool_call_formats,
+            tasks=tasks,
         )
         items += [dialog for dialog in more if dialog.call]
         if len(items) >= n:
@@ -128,7 +137,10 @@ def answer_dialogs(
             calling = []
             for i, completion in zip(going, completions, strict=True):
                 parsed = parse(completion.text)
-                calls = [{"name": c.name, "arguments": c.arguments, "form": c.form} for c in parsed.calls]
+                calls = [
+                    {"name": c.name, "arguments": c.arguments, "tool_call_format": c.tool_call_format}
+                    for c in parsed.calls
+                ]
                 message = {"role": "assistant", "content": parsed.content} | (
                     {"tool_calls": calls} if calls else {}
                 )
@@ -163,5 +175,9 @@ def _interpreter(sandbox: Sandbox) -> Tool:
 def _prompt(tokenizer: Tokenizer, dialog: Dialog, produced: Sequence[Message]) -> list[int]:
     messages = [*dialog.prompt, *produced]
     return render(
-        messages, tokenizer, tools=dialog.tools or None, form=dialog.form, generation_prompt=True
+        messages,
+        tokenizer,
+        tools=dialog.tools or None,
+        tool_call_format=dialog.tool_call_format,
+        generation_prompt=True,
     ).ids

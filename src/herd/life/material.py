@@ -147,7 +147,12 @@ class RaiseData:
 
 def render_dialog(dialog: Dialog, tokenizer: Tokenizer) -> Rendered:
     """A dialog as the model is trained on it."""
-    return render(list(dialog.messages), tokenizer, tools=list(dialog.tools) or None, form=dialog.form)
+    return render(
+        list(dialog.messages),
+        tokenizer,
+        tools=list(dialog.tools) or None,
+        tool_call_format=dialog.tool_call_format,
+    )
 
 
 def bytes_per_token(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, float]:

@@ -296,6 +296,8 @@ def chat_prompts(tokenizer: Tokenizer) -> list[Prompt]:
     prompts = []
     for dialog in (*showcase_dialogs("en"), *showcase_dialogs("de")):
         messages, tools = list(dialog.prompt), list(dialog.tools) or None
-        ids = render(messages, tokenizer, tools=tools, form=dialog.form, generation_prompt=True).ids
+        ids = render(
+            messages, tokenizer, tools=tools, tool_call_format=dialog.tool_call_format, generation_prompt=True
+        ).ids
         prompts.append(Prompt(str(messages[-1]["content"]) + " → ", ids))
     return prompts

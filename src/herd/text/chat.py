@@ -40,7 +40,7 @@ from typing import Any
 from ..errors import ChatError
 from .tokenizer import Tokenizer
 
-FORMS = ("json", "builtin", "function")
+TOOL_CALL_FORMATS = ("json", "builtin", "function")
 CODE_INTERPRETER = "code_interpreter"
 TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
@@ -58,9 +58,10 @@ _MONTHS = (
 )
 # fmt: on
 
-# The same format for other programs: `render` in Jinja, for tokenizer_config.json. Takes `tools`, `builtin_tools`
-# (names), `form`, `date_string`, `add_generation_prompt`. Equal ids wherever Jinja can say it: not where a content
-# begins with a line break (joined with the header's there) or spells a special token (taken for it there).
+# The same format for other programs: `render` as a Jinja template, for tokenizer_config.json. Its variables are
+# `tools`, `builtin_tools` (names), `tool_call_format`, `date_string` and `add_generation_prompt`. The ids are equal
+# except where Jinja cannot help it: a content that begins with a line break is merged with the header's line breaks,
+# and a content that spells a special token becomes that token.
 CHAT_TEMPLATE = files(__package__).joinpath("chat_template.jinja").read_text(encoding="utf-8")
 
 JSON_INTRODUCTION = (
@@ -107,8 +108,8 @@ class Rendered:
 class _Call:
     name: str
     arguments: dict[str, Any]
-    form: str
-    own_form: bool  # given with the call, not by the dialog
+    tool_call_format: str
+    own_format: bool  # given with the call, not by the dialog
 
 
 @dataclass(frozen=True)
@@ -130,26 +131,28 @@ def render(
     tokenizer: Tokenizer,
     *,
     tools: Sequence[str | Mapping[str, Any]] | None = None,
-    form: str = "json",
+    tool_call_format: str = "json",
     generation_prompt: bool = False,
     date: str | datetime.date | None = None,
 ) -> Rendered:
     """Token ids and loss mask of a dialog.
 
     ``messages``: ``{"role": system|user|assistant|ipython|tool, "content": str}``; an assistant's may hold
-    ``"tool_calls": [{"name", "arguments": dict}]`` (OpenAI's nesting under ``"function"`` is accepted, and a call's own
-    ``"form"`` goes before ``form``). ``tools``: JSON schemas ``{"name", "description", "parameters"}``, bare or
-    as OpenAI wraps them, or names of builtin tools. ``date``: text or date for "Today Date". With
-    ``generation_prompt`` the header of the assistant's next message is added; the result is then the beginning of what
-    `render` gives for the longer dialog.
+    ``"tool_calls": [{"name", "arguments": dict}]`` (OpenAI's nesting under ``"function"`` is accepted, and a call's
+    own ``"tool_call_format"`` overrides the dialog's). ``tools``: JSON schemas ``{"name", "description",
+    "parameters"}``, bare or as OpenAI wraps them, or names of builtin tools. ``date``: text or date for "Today
+    Date". With ``generation_prompt`` the header of the assistant's next message is added; the result is then the
+    beginning of what `render` gives for the longer dialog.
 
     Raises `ChatError` for what the format cannot express and `TokenizerError` for text that is not Unicode.
     """
-    if form not in FORMS:
-        raise ChatError(f"form={form!r} is unknown: use one of {', '.join(FORMS)}")
+    if tool_call_format not in TOOL_CALL_FORMATS:
+        raise ChatError(
+            f"tool_call_format={tool_call_format!r} is unknown: use one of {', '.join(TOOL_CALL_FORMATS)}"
+        )
     tokenizer.require_chat_format()
-    turns = _turns(messages, form)
-    known = _tools(tools, form)
+    turns = _turns(messages, tool_call_format)
+    known = _tools(tools, tool_call_format)
     rendered = Rendered([tokenizer.bos_id], [False])
     head = _system_head(known.builtin, _date_text(date))
     if turns[0].role == "system" or head:
@@ -157,7 +160,7 @@ def render(
         text = "\n\n".join(part for part in (head, own.content) if part)
         _add_text(rendered, tokenizer, _Turn("system", text, (), own.index))
     if known.custom:
-        _add_text(rendered, tokenizer, _Turn("user", _describe(known.custom, form), (), None))
+        _add_text(rendered, tokenizer, _Turn("user", _describe(known.custom, tool_call_format), (), None))
     for turn in turns:
         if turn.role == "assistant":
             _add_assistant(rendered, tokenizer, turn, known)
@@ -186,7 +189,7 @@ def tool_output(*, ok: bool, stdout: str = "", stderr: str = "") -> str:
 # Checking what came in
 
 
-def _turns(messages: Sequence[Mapping[str, Any]], form: str) -> list[_Turn]:
+def _turns(messages: Sequence[Mapping[str, Any]], tool_call_format: str) -> list[_Turn]:
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
         raise ChatError(f"messages must be a list of messages, not {type(messages).__name__}")
     if not messages:
@@ -194,7 +197,7 @@ def _turns(messages: Sequence[Mapping[str, Any]], form: str) -> list[_Turn]:
     turns: list[_Turn] = []
     waiting = 0  # tool results the last assistant message still may get
     for index, message in enumerate(messages):
-        turn = _turn(message, index, form)
+        turn = _turn(message, index, tool_call_format)
         if turn.role == "system" and index > 0:
             raise ChatError(f"messages[{index}]: the system message must be the first")
         if turn.role == "ipython":
@@ -207,7 +210,7 @@ def _turns(messages: Sequence[Mapping[str, Any]], form: str) -> list[_Turn]:
     return turns
 
 
-def _turn(message: Mapping[str, Any], index: int, form: str) -> _Turn:
+def _turn(message: Mapping[str, Any], index: int, tool_call_format: str) -> _Turn:
     where = f"messages[{index}]"
     if not isinstance(message, Mapping):
         raise ChatError(f"{where} must be a dict with role and content, not {type(message).__name__}")
@@ -224,11 +227,13 @@ def _turn(message: Mapping[str, Any], index: int, form: str) -> _Turn:
         content = ""
     if not isinstance(content, str):
         raise ChatError(f"{where}: content must be str, not {type(content).__name__}")
-    checked = tuple(_call(call, f"{where}.tool_calls[{number}]", form) for number, call in enumerate(calls))
+    checked = tuple(
+        _call(call, f"{where}.tool_calls[{number}]", tool_call_format) for number, call in enumerate(calls)
+    )
     return _Turn(_ROLES[role], content, checked, index)
 
 
-def _call(call: Any, where: str, form: str) -> _Call:
+def _call(call: Any, where: str, tool_call_format: str) -> _Call:
     inner = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(inner, Mapping):
         raise ChatError(f"{where} must be a dict with name and arguments")
@@ -244,13 +249,17 @@ def _call(call: Any, where: str, form: str) -> _Call:
             raise ChatError(f"{where}: arguments are not JSON ({error})") from error
     if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
         raise ChatError(f"{where}: arguments must be a dict with str keys, not {type(arguments).__name__}")
-    own_form = call.get("form", form)
-    if own_form not in FORMS:
-        raise ChatError(f"{where}: form {own_form!r} is unknown: use one of {', '.join(FORMS)}")
-    return _Call(name, arguments, own_form, "form" in call)
+    if "form" in call:
+        raise ChatError(f"{where}: 'form' is now called 'tool_call_format'; rename it")
+    own_format = call.get("tool_call_format", tool_call_format)
+    if own_format not in TOOL_CALL_FORMATS:
+        raise ChatError(
+            f"{where}: tool_call_format {own_format!r} is unknown: use one of {', '.join(TOOL_CALL_FORMATS)}"
+        )
+    return _Call(name, arguments, own_format, "tool_call_format" in call)
 
 
-def _tools(tools: Sequence[str | Mapping[str, Any]] | None, form: str) -> _Tools:
+def _tools(tools: Sequence[str | Mapping[str, Any]] | None, tool_call_format: str) -> _Tools:
     builtin: list[str] = []
     custom: list[dict[str, Any]] = []
     if isinstance(tools, (str, Mapping)):
@@ -262,7 +271,7 @@ def _tools(tools: Sequence[str | Mapping[str, Any]] | None, form: str) -> _Tools
             raise ChatError(f"tools[{index}]: name {name!r} must be letters, digits, '_', '.', '-'")
         if name in builtin or any(name == other["name"] for other in custom):
             raise ChatError(f"tools[{index}]: {name!r} is there twice")
-        if isinstance(tool, str) or form == "builtin" or name == CODE_INTERPRETER:
+        if isinstance(tool, str) or tool_call_format == "builtin" or name == CODE_INTERPRETER:
             builtin.append(name)
         else:
             custom.append(dict(schema))
@@ -297,9 +306,9 @@ def _system_head(builtin: Sequence[str], date: str) -> str:
     return "\n".join(lines)
 
 
-def _describe(custom: Sequence[dict[str, Any]], form: str) -> str:
+def _describe(custom: Sequence[dict[str, Any]], tool_call_format: str) -> str:
     """The user message that tells the model its tools."""
-    if form == "json":
+    if tool_call_format == "json":
         schemas = [_dump({"type": "function", "function": tool}, "tools", indent=4) + "\n" for tool in custom]
         return JSON_INTRODUCTION + "".join(schemas) + "\n" + JSON_REQUEST
     text = FUNCTION_INTRODUCTION
@@ -311,9 +320,9 @@ def _describe(custom: Sequence[dict[str, Any]], form: str) -> str:
 
 
 def _call_text(call: _Call, where: str) -> str:
-    if call.form == "json":
+    if call.tool_call_format == "json":
         return _dump({"type": "function", "name": call.name, "parameters": call.arguments}, where)
-    if call.form == "function":
+    if call.tool_call_format == "function":
         return f"<function={call.name}>{_dump(call.arguments, where)}</function>"
     for word in (call.name, *call.arguments):
         if not _IDENTIFIER.fullmatch(word):
@@ -364,9 +373,12 @@ def _add_assistant(rendered: Rendered, tokenizer: Tokenizer, turn: _Turn, tools:
     """A message of the assistant: content, then calls; trained from after the header to the ending token."""
     start = len(rendered.ids)
     where = f"messages[{turn.index}].tool_calls"
-    calls = [_in_form(call, tools) for call in turn.calls]
+    calls = [_in_format(call, tools) for call in turn.calls]
     tagged = any(
-        _is_code(call) or call.form == "builtin" or (call.form == "json" and tools.builtin) for call in calls
+        _is_code(call)
+        or call.tool_call_format == "builtin"
+        or (call.tool_call_format == "json" and tools.builtin)
+        for call in calls
     )
     segments = _segments(calls, where)
     _extend(rendered, _header(tokenizer, "assistant"), trained=False)
@@ -382,11 +394,11 @@ def _add_assistant(rendered: Rendered, tokenizer: Tokenizer, turn: _Turn, tools:
     rendered.spans.append(Span("assistant", start, len(rendered.ids), turn.index))
 
 
-def _in_form(call: _Call, tools: _Tools) -> _Call:
+def _in_format(call: _Call, tools: _Tools) -> _Call:
     """The call with its form settled: the one it came with, else builtin for a builtin tool, else the dialog's."""
-    if call.own_form:
+    if call.own_format:
         return call
-    return replace(call, form="builtin") if call.name in tools.builtin else call
+    return replace(call, tool_call_format="builtin") if call.name in tools.builtin else call
 
 
 def _segments(calls: Sequence[_Call], where: str) -> list[str]:

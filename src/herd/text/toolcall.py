@@ -209,7 +209,7 @@ class ToolCallParser:
         self._events.append(Call(call))
         self._space.clear()
         self._after_call = self._line_start = True
-        self._after_function = call.form == "function"
+        self._after_function = call.tool_call_format == "function"
 
     def _reject(self, reason: str, *, ended: bool = False) -> None:
         """The held text is no call: give it out, with an error where it was meant as one."""

@@ -35,11 +35,11 @@ _DECODER = json.JSONDecoder(strict=False)  # models do write raw line breaks wit
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call: ``form`` is "json", "builtin" or "function", the way it was written."""
+    """One call: ``tool_call_format`` is "json", "builtin" or "function", the way it was written."""
 
     name: str
     arguments: dict[str, Any]
-    form: str
+    tool_call_format: str
 
 
 class NotACall(Exception):

@@ -59,7 +59,8 @@ def run_tool_loop(
         message: Message = {"role": "assistant", "content": parsed.content}
         if parsed.calls:
             message["tool_calls"] = [
-                {"name": c.name, "arguments": c.arguments, "form": c.form} for c in parsed.calls
+                {"name": c.name, "arguments": c.arguments, "tool_call_format": c.tool_call_format}
+                for c in parsed.calls
             ]
         dialog.append(message)
         if not parsed.calls:

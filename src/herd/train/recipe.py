@@ -110,7 +110,9 @@ class DataSpec(BaseModel):
         "teacher"  # which part of the text; the rest of it is another model's
     )
     max_bytes: Positive | None = None  # of text
-    dialogs: str | None = None  # a .jsonl file: {"messages": [...], "tools": [...], "form": "json"} a line
+    dialogs: str | None = (
+        None  # a .jsonl file: {"messages": [...], "tools": [...], "tool_call_format": "json"} a line
+    )
     made_dialogs: Positive | None = None  # that many, made by program and verified
     heldout: str | None = None  # shards, or a .jsonl file of dialogs, to evaluate on; text has its own
     heldout_rows: Positive = 64

@@ -190,7 +190,10 @@ def _dialogs(recipe: Recipe, tokenizer: Tokenizer) -> Material:
     else:
         made = {split: make_dialogs(n, seed, split=split) for split, n in _numbers(recipe)}
         rendered, heldout = (
-            [render(d.messages, tokenizer, tools=d.tools or None, form=d.form) for d in made[split]]
+            [
+                render(d.messages, tokenizer, tools=d.tools or None, tool_call_format=d.tool_call_format)
+                for d in made[split]
+            ]
             for split in ("train", "test")
         )
     stream = DialogStream(rendered, context, seed, pad_id=tokenizer.pad_id)
@@ -206,7 +209,7 @@ def _numbers(recipe: Recipe) -> list[tuple[str, int]]:
 
 
 def read_dialogs(path: Path, tokenizer: Tokenizer) -> Iterator[Any]:
-    """Rendered dialogs of a ``.jsonl`` file: ``{"messages": [...], "tools": [...], "form": "json"}`` a line.
+    """Render the dialogs of a ``.jsonl`` file, a ``{"messages", "tools", "tool_call_format", "date"}`` per line.
 
     Raises `DataError` naming the line that is not one, or a file without any.
     """
@@ -217,10 +220,14 @@ def read_dialogs(path: Path, tokenizer: Tokenizer) -> Iterator[Any]:
                 continue
             try:
                 record = json.loads(line)
-                unknown = sorted(record.keys() - {"messages", "tools", "form", "date"})
+                unknown = sorted(record.keys() - {"messages", "tools", "tool_call_format", "date"})
+                if "form" in unknown:
+                    raise DataError(f"{path}:{number}: 'form' is now called 'tool_call_format'; rename it")
                 if unknown:
                     raise DataError(f"{path}:{number}: {unknown[0]!r} is not a field of a dialog; remove it")
-                options = {key: record[key] for key in ("tools", "form", "date") if record.get(key)}
+                options = {
+                    key: record[key] for key in ("tools", "tool_call_format", "date") if record.get(key)
+                }
                 yield render(record["messages"], tokenizer, **options)
             except (ValueError, KeyError, TypeError, AttributeError, ChatError) as error:
                 raise DataError(

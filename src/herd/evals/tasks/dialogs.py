@@ -57,14 +57,19 @@ class ToolDialogs(Task):
         if self.name == "tool_answers":
             last = max(i for i, message in enumerate(dialog.messages) if message["role"] == "ipython")
             messages = dialog.messages[: last + 1]
-        request = Generate(messages, max_tokens=MAX_TOKENS, tools=dialog.tools, form=dialog.form)
+        request = Generate(
+            messages, max_tokens=MAX_TOKENS, tools=dialog.tools, tool_call_format=dialog.tool_call_format
+        )
         gold: Any = dialog.answer if self.name == "tool_answers" else dialog.call
-        return Item(f"{n}-{dialog.form}", request, gold, dialog.lang, {"dialog": dialog})
+        return Item(f"{n}-{dialog.tool_call_format}", request, gold, dialog.lang, {"dialog": dialog})
 
 
 def _called(dialog: Dialog, text: str, sandbox: Sandbox) -> Judgement:
     parsed = parse(text)
-    calls = [{"name": call.name, "arguments": call.arguments, "form": call.form} for call in parsed.calls]
+    calls = [
+        {"name": call.name, "arguments": call.arguments, "tool_call_format": call.tool_call_format}
+        for call in parsed.calls
+    ]
     produced = [{"role": "assistant", "content": parsed.content} | ({"tool_calls": calls} if calls else {})]
     verdict = score(dialog, produced, sandbox.run)
     why = "" if verdict.call_ok else "; ".join([verdict.why, *parsed.errors])[:300]

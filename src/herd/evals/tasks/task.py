@@ -46,7 +46,7 @@ class Generate:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
-    form: str = "json"
+    tool_call_format: str = "json"
 
 
 Request = Rank | Read | Generate
