@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from .text.chat import render
     from .text.tokenizer import Tokenizer
 
-__version__ = metadata.version("llamaherd")
+try:
+    __version__ = metadata.version("llamaherd")
+except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+    __version__ = "0+source"
 __all__ = ["SIZES", "Constraint", "ModelConfig", "Tokenizer", "__version__"]
 __all__ += ["generate", "generate_many", "load", "render", "stream"]
 

@@ -115,13 +115,17 @@ def test_many_sequences_at_once_are_answered_as_one_by_one(model):
     alone = [Engine(cuda, None).run([request])[0] for request in requests]
     together = Engine(cuda, None).run(requests)
     agree = sum(a.ids == b.ids for a, b in zip(alone, together, strict=True))
-    assert agree >= len(requests) - 1  # cuBLAS may choose another kernel for another batch: one near tie may turn
+    assert (
+        agree >= len(requests) - 1
+    )  # cuBLAS may choose another kernel for another batch: one near tie may turn
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("format", ["q4", "q4k", "q8"])
 def test_quantized_layers_agree(monkeypatch, format):
-    monkeypatch.setenv("HERD_ISA", "reference")  # the CPU's kernels round activations to int8, the reference does not
+    monkeypatch.setenv(
+        "HERD_ISA", "reference"
+    )  # the CPU's kernels round activations to int8, the reference does not
     quantized = random_quantized(CONFIG, scheme(format), seed=1)
     tokens_BT = random_tokens(1, 40)
     expected = quantized.logits(tokens_BT)
