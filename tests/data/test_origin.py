@@ -17,7 +17,8 @@ from herd.checkpoint import load_lineage
 from herd.data import origin
 from herd.data.corpus import corpus_origin
 from herd.data.origin import RECORD, bind
-from herd.errors import DataError
+from herd.errors import DataError, StorageError
+from herd.machine import lock_folder
 from herd.train import metrics
 from herd.train.recipe import parse_recipe
 from herd.train.run import run_recipe
@@ -170,7 +171,7 @@ model:
 tokenizer: {tokenizer}
 data: {data}
 objective: {{kind: lm}}
-train: {{steps: 2, batch_rows: 2, context: 16, lr: 1e-3, save_every: 1, seed: {seed}}}
+train: {{steps: 2, batch_size: 2, context: 16, lr: 1e-3, save_every: 1, seed: {seed}}}
 save_dtype: float32
 out: {out}
 """
@@ -210,6 +211,14 @@ def test_an_unchanged_run_goes_on(run: Path) -> None:
     assert result.resumed_from == 2
 
 
+def test_a_second_start_in_the_same_folder_names_the_first_process(run: Path) -> None:
+    with (
+        lock_folder(run / "out"),
+        pytest.raises(StorageError, match=f"out: process {os.getpid()} is working"),
+    ):
+        train(run)
+
+
 def edit(run: Path) -> dict:
     text = (run / "text" / "0.txt").read_text()
     (run / "text" / "0.txt").write_text(text.swapcase())
@@ -232,6 +241,10 @@ def other_tokenizer(run: Path) -> dict:
     (run / "new").mkdir()
     Tokenizer.train([prose(3)], 600).save(run / "new")
     return {"tokenizer": f'{{path: "{run}/new"}}'}
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
 
 
 @pytest.mark.parametrize("finished", [True, False], ids=["finished", "killed after the shards"])
@@ -263,11 +276,11 @@ def test_a_changed_source_or_setting_stops_the_run(run: Path, change, match: str
     if not finished:
         shutil.rmtree(run / "out" / "state")
         shutil.rmtree(run / "out" / "model")
-    before = {p: p.read_bytes() for p in (run / "out").rglob("*") if p.is_file()}
+    before = contents(run / "out")
     with pytest.raises(DataError, match=match) as error:
         train(run, **change(run))
     assert f"remove {run / 'out'} to start from the beginning" in str(error.value)
-    assert before == {p: p.read_bytes() for p in (run / "out").rglob("*") if p.is_file()}
+    assert before == contents(run / "out")
 
 
 def test_removing_the_folder_trains_on_the_new_text(run: Path, trained: Path) -> None:

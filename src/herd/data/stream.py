@@ -152,6 +152,12 @@ class MixStream:
         return self._parts_K[permute(np.arange(self.block), self.block, key(self.seed, block, 2))]
 
 
+def first_rows(stream: Stream, n_rows: int, at_once: int) -> list[Batch]:
+    """Return the first ``n_rows`` rows of a stream (fewer if an epoch is shorter), in batches of ``at_once``."""
+    n_rows = min(n_rows, stream.n_rows)
+    return [stream.batch(start, min(at_once, n_rows - start)) for start in range(0, n_rows, at_once)]
+
+
 def check_range(position: int, count: int) -> None:
     """Rows asked of a stream: DataError for a negative position or no rows."""
     if position < 0 or count < 1:

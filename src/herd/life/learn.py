@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ..data.batch import Batch
-from ..data.stream import Stream
+from ..data.stream import Stream, first_rows
 from ..engine import Engine, Request, Sampling
 from ..llama.model import LlamaLM
 from ..text import Tokenizer
 from ..train import TrainConfig, train
+from ..train.heldout import heldout_loss
 from ..train.objectives import Objective
 from .plan import Phase, Plan
 from .run import RaiseRun
@@ -100,17 +99,9 @@ def learn(
     return Learned(result.tokens, result.flops, earlier)
 
 
-def heldout_loss(model: LlamaLM, batches: Sequence[Batch]) -> float:
-    """Mean loss in nats a token over ``batches``."""
-    with torch.no_grad():
-        total = sum(float(model.loss(b.tokens_BT, b.targets_BT, b.positions_BT, b.attend)) for b in batches)
-    return total / sum(b.n_targets for b in batches)
-
-
-def cut(stream: Stream, rows: int) -> list[Batch]:
-    """The first ``rows`` rows of a stream, for repeated evaluation: in batches no larger than a step's."""
-    rows, at_once = min(rows, stream.n_rows), max(1, STEP_TOKENS // stream.context)
-    return [stream.batch(start, min(at_once, rows - start)) for start in range(0, rows, at_once)]
+def evaluation_rows(stream: Stream, rows: int) -> list[Batch]:
+    """Return the first ``rows`` rows of a stream for repeated evaluation, in batches no larger than a step's."""
+    return first_rows(stream, rows, max(1, STEP_TOKENS // stream.context))
 
 
 class _Sampler:

@@ -20,8 +20,9 @@ from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..text import Tokenizer, render
 from ..train import distil, lm, sft
+from ..train.heldout import heldout_loss
 from ..train.memory import MASTER, kept_nbytes, loss_nbytes
-from .learn import Learned, Prompt, cut, heldout_loss, learn
+from .learn import Learned, Prompt, evaluation_rows, learn
 from .material import DIALOG_NBYTES, RaiseData, bytes_per_token, is_parallel, numbers
 from .plan import Phase, extended
 from .run import Outcome, RaiseRun
@@ -77,7 +78,7 @@ def pretrain(run: RaiseRun) -> Outcome:
     plan, material = run.plan, RaiseData(run.plan, run.folder)
     config = plan.teacher_config
     model = LlamaLM(config).init_weights(plan.seed, std=init_std(config))
-    heldout = cut(material.text("heldout", plan.pretrain.context, 0), plan.eval_rows)
+    heldout = evaluation_rows(material.text("heldout", plan.pretrain.context, 0), plan.eval_rows)
     stream = material.pretraining(plan.pretrain.context)
     learned = learn(
         run,
@@ -101,7 +102,7 @@ def extend(run: RaiseRun) -> Outcome:
     plan, material = run.plan, RaiseData(run.plan, run.folder)
     tokenizer = material.tokenizer
     model = load(run.folder / "teacher")
-    short = cut(material.text("heldout", plan.pretrain.context, 0), plan.eval_rows)
+    short = evaluation_rows(material.text("heldout", plan.pretrain.context, 0), plan.eval_rows)
     before = heldout_loss(model, short)
     unseen = material.filler("heldout")
     outcome, learned = Outcome(), []
@@ -122,7 +123,7 @@ def extend(run: RaiseRun) -> Outcome:
                 phase,
                 tokenizer=tokenizer,
                 prompts=text_prompts(tokenizer),
-                heldout=cut(
+                heldout=evaluation_rows(
                     material.text("heldout", context, 0), plan.eval_rows * plan.pretrain.context // context
                 ),
                 progress=(number / len(plan.extend), (number + 1) / len(plan.extend)),
@@ -155,7 +156,7 @@ def instruct(run: RaiseRun) -> Outcome:
     tokenizer = material.tokenizer
     model = load(run.folder / "long")
     phase = fitted(plan.instruct, model.config)
-    heldout = cut(material.text("heldout", phase.context, 0), plan.eval_rows // 2)
+    heldout = evaluation_rows(material.text("heldout", phase.context, 0), plan.eval_rows // 2)
     learned = learn(
         run,
         "instruct",
@@ -180,7 +181,7 @@ def student(run: RaiseRun) -> Outcome:
     target = student_config(plan.student_config, teacher.config)
     calibration = [stream.batch(start, 8) for start in (0, 8)]
     model, kept = prune(teacher, target, calibration)
-    heldout = cut(material.text("heldout", phase.context, 0), plan.eval_rows // 2)
+    heldout = evaluation_rows(material.text("heldout", phase.context, 0), plan.eval_rows // 2)
     before = heldout_loss(model, heldout)
     learned = learn(
         run,
@@ -219,7 +220,7 @@ def control(run: RaiseRun) -> Outcome:
         phase,
         tokenizer=material.tokenizer,
         prompts=chat_prompts(material.tokenizer),
-        heldout=cut(material.text("heldout", phase.context, 0), plan.eval_rows // 2),
+        heldout=evaluation_rows(material.text("heldout", phase.context, 0), plan.eval_rows // 2),
     )
     keep(run, "control", model, material.tokenizer, parents=(), phase=phase)
     return trained("control", config, [learned], phase, besides=material.n_lessons * DIALOG_NBYTES)

@@ -34,12 +34,15 @@ from ..data.dialogs import make_dialogs
 from ..data.origin import bind
 from ..data.packing import DialogStream
 from ..data.shards import INDEX, Shards
-from ..data.stream import Stream, TokenStream
+from ..data.stream import Stream, TokenStream, first_rows
 from ..errors import ChatError, DataError, RecipeError
+from ..files import storage_error
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM, fill
+from ..machine import lock_folder
 from ..text import Tokenizer, render
 from . import parallel
+from .heldout import heldout_loss
 from .loop import DTYPES, TrainResult, train
 from .objectives import Objective, distil, lm, sft
 from .parallel import Ranks
@@ -66,6 +69,23 @@ def run_recipe(
     ranks = parallel.start(recipe.parallel.shard)
     config = check(recipe, ranks.world)
     out = Path(recipe.out)
+    if not ranks.first:
+        return _train(recipe, config, out, ranks, on_step)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(out, error) from error
+    with lock_folder(out):
+        return _train(recipe, config, out, ranks, on_step)
+
+
+def _train(
+    recipe: Recipe,
+    config: ModelConfig,
+    out: Path,
+    ranks: Ranks,
+    on_step: Callable[[dict[str, Any]], None] | None,
+) -> tuple[Path, TrainResult]:
     if ranks.first:  # the others find what this one made
         bind_data(recipe, out)
         prepare(recipe, config, out)
@@ -76,9 +96,13 @@ def run_recipe(
         warnings.warn(f"{recipe.name}: the data is read {passes:.1f} times", DataWarning, stacklevel=2)
     model = build(recipe, config, ranks)
     objective = objective_of(recipe, ranks)
+
+    def evaluate(now: LlamaLM, step: int) -> dict[str, float]:
+        return {"heldout_loss": heldout_loss(now, material.heldout)}
+
     result = train(
         model, material.stream, objective, recipe.train, out, mesh=ranks.mesh,
-        evaluate=_evaluator(material.heldout) if material.heldout else None, on_step=on_step,
+        evaluate=evaluate if material.heldout else None, on_step=on_step,
     )  # fmt: skip
     folder = out / "model"
     _save(recipe, config, model, material, folder, ranks)
@@ -238,10 +262,8 @@ def read_dialogs(path: Path, tokenizer: Tokenizer) -> Iterator[Any]:
         raise DataError(f"{path}: no dialogs in it; give one JSON object a line")
 
 
-def _first_rows(stream: Any, recipe: Recipe) -> list[Batch]:
-    rows = min(recipe.data.heldout_rows, stream.n_rows)
-    at_once = recipe.train.micro_batch_size or 8
-    return [stream.batch(start, min(at_once, rows - start)) for start in range(0, rows, at_once)]
+def _first_rows(stream: Stream, recipe: Recipe) -> list[Batch]:
+    return first_rows(stream, recipe.data.heldout_rows, recipe.train.micro_batch_size or 8)
 
 
 def _signed(material: Material, seed: int) -> Material:
@@ -303,21 +325,6 @@ def objective_of(recipe: Recipe, ranks: Ranks) -> Objective:
     source, compute = str(spec.teacher), DTYPES[recipe.train.dtype]
     teacher = spread(load_config(source), source, 0, ranks, compute, compute)
     return distil(teacher.requires_grad_(False), kl_weight=spec.kl_weight, tau=spec.tau)
-
-
-def _evaluator(heldout: list[Batch]) -> Callable[[LlamaLM, int], dict[str, float]]:
-    """Mean loss on held-out rows, in nats a token."""
-
-    def evaluate(model: LlamaLM, step: int) -> dict[str, float]:
-        device = next(model.parameters()).device
-        total, count = 0.0, 0
-        for batch in heldout:
-            batch = batch.to(device)
-            total += float(model.loss(batch.tokens_BT, batch.targets_BT, batch.positions_BT, batch.attend))
-            count += batch.n_targets
-        return {"heldout_loss": total / count}
-
-    return evaluate
 
 
 def _save(
