@@ -3,11 +3,12 @@
     python bench/plan_here.py                 # all twelve, about ten minutes
     python bench/plan_here.py chat-8B-q4      # only this one; the receipt keeps the others' rows
 
-Chat (decode and prefill at true shapes with random weights), training (small models, forward to Adam), quantizing (a
-bf16 folder to blocks). Each runs in a process of its own, whose peak memory is read from the system. Nothing is fitted:
-what a prediction is made of (matmul rates by format and rows, attention, bandwidth, rounding, hashing, one and two
-training blocks) is measured in turn with the run itself, so that a machine with other work slows both alike. For time,
-the ratio is taken within each round, and the median of the rounds counts.
+Chat (decode and prefill at true shapes with random weights), training (small models, forward to Adam),
+quantizing (a bf16 folder to blocks). Each runs in a process of its own, whose peak memory is read from the
+system. Nothing is fitted: what a prediction is made of (matmul rates by format and rows, attention,
+bandwidth, rounding, hashing, one and two training blocks) is measured in turn with the run itself, so that a
+machine with other work slows both alike. For time, the ratio is taken within each round, and the median of
+the rounds counts.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ MEMORY_SLACK = 100e6
 Record = dict[str, Any]
 
 
-# One configuration, in a process of its own --------------------------------------------------------------------------
+# One configuration, in a process of its own
+# --------------------------------------------------------------------------
 
 
 def worker(name: str) -> Record:
@@ -73,8 +75,8 @@ def base_rss() -> int:
 
 
 def blank(**measured: Any) -> Any:
-    """A profile of nothing but what is given: only what a configuration needs is measured, so that it stands close to
-    the run in time."""
+    """A profile of nothing but what is given: only what a configuration needs is measured, so that it stands
+    close to the run in time."""
     from herd.plan.profile import Profile
 
     nothing = Profile(
@@ -307,7 +309,8 @@ def quantize(name: str) -> Record:
     }
 
 
-# All of them, and the receipt ----------------------------------------------------------------------------------------
+# All of them, and the receipt
+# ----------------------------------------------------------------------------------------
 
 
 def values_of(name: str, record: Record) -> dict[str, Value]:

@@ -3,10 +3,10 @@ plan-failures.
 
     python bench/plan_published.py
 
-Nothing is run but arithmetic: predictions beside what others measured (`herd.plan.published`). Meta's rows are
-predicted from data sheets and published measurements of matmuls, attention and collectives alone. For torchtitan and
-gpt-fast a few factors of their software are fitted: every row is predicted with factors fitted to the other half of
-the rows, and to be harder, each family of rows with factors fitted to the others."""
+Nothing is run but arithmetic: predictions beside what others measured (``published_runs.yaml``). Meta's rows
+are predicted from data sheets and published measurements of matmuls, attention and collectives alone. For
+torchtitan and gpt-fast a few factors of their software are fitted: every row is predicted with factors fitted
+to the other half of the rows, and to be harder, each family of rows with factors fitted to the others."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import published_runs as published
 from common import bench_parser, save_receipt
-from herd.llama.config import SIZES
-from herd.plan import fit, machines, published, shard_files, sizes
-from herd.plan.goodput import RESTART, simulate, young_daly
+from failures import simulate_run
+from fitting import cross_fit, fit_factors
+from herd.errors import QuantError
+from herd.llama.config import SIZES, ModelConfig
+from herd.plan import machines, shard_files
+from herd.plan.goodput import RESTART, young_daly
 from herd.plan.layout import PLAIN_RECOMPUTES, Job
+from herd.plan.leak import GPU_HOURS, TRAINING_TOKENS
 from herd.plan.ops import decode_seconds
-from herd.plan.roofline import Curve
+from herd.plan.roofline import EfficiencyCurve
 from herd.plan.search import search
 from herd.plan.step import HARDWARE, Tuning, mfu, predict, step_time
 from herd.plan.training import default_batch
+from herd.quant.formats import BF16, FORMATS, TYPES, Format, Scheme, scheme
 from herd.report.receipt import Value
 from herd.train.memory import state_nbytes
 
@@ -42,13 +48,40 @@ def percent(value: float) -> float:
     return round(100 * value, 2)
 
 
+def checkpoint_nbytes(config: ModelConfig, format: str | Format) -> int:
+    """Return the bytes of all weights in a GGUF format.
+
+    As `herd quantize` writes them: norms in F32, the head of a 4-bit model in 8 bits; in bf16, 2 bytes for
+    everything.
+    """
+    found = TYPES[format] if isinstance(format, str) else format
+    if found is BF16:
+        return config.nbytes(2.0)
+    return (scheme(found) if found.name in FORMATS else Scheme(found, found, found)).nbytes(config)
+
+
+def block_formats(config: ModelConfig) -> dict[str, int]:
+    """Return the bytes by GGUF format, for every weight format that the model's rows divide into."""
+    found = {}
+    for name in TYPES:
+        if name[0] in "IF" and name not in ("F32", "F16") and not name.startswith("IQ"):
+            continue  # I8 and similar, F64: types of data, not formats of weights
+        if name.endswith("8_1") or name == "Q8_K":
+            continue  # only for activations
+        try:
+            found[name] = checkpoint_nbytes(config, name)
+        except QuantError:
+            continue
+    return found
+
+
 def sizes_receipt(commit: bool) -> None:
     """Exact sizes, and the three published forms of 405B."""
     values: Values = {}
     for name, config in SIZES.items():
         values[f"{name} parameters"] = (config.n_params, "parameters")
         values[f"{name} KV a token, bf16"] = (config.kv_nbytes_per_token(), "bytes")
-        for form, nbytes in sizes.block_formats(config).items():
+        for form, nbytes in block_formats(config).items():
             values[f"{name} {form}"] = (nbytes, "bytes")
     computed = shard_files.computed_405b()
     values["405B FP8"] = (computed["FP8"], "bytes")
@@ -131,7 +164,7 @@ def hours_405b() -> tuple[float, float]:
     phases = [  # tokens, GPUs, layout, context, sequences a step
         (252e6, 8_192, eight, 4_096, 1_024),
         (2.87e12 - 252e6, 8_192, eight, 8_192, 1_024),
-        (published.TOKENS - 2.87e12 - 800e9, 16_384, sixteen, 8_192, 2_048),
+        (TRAINING_TOKENS - 2.87e12 - 800e9, 16_384, sixteen, 8_192, 2_048),
     ]
     for cp in (2, 4, 8, 16):
         layout = replace(sixteen, cp=cp, dp=128 // cp)
@@ -158,10 +191,10 @@ def hours_values(values: Values) -> None:
             machines.find_machine(f"{devices}xH100"),
         )
         good = young_daly(devices, state_nbytes(config)).effective
-        steps = published.TOKENS / job.tokens
+        steps = TRAINING_TOKENS / job.tokens
         rows[name] = (steps * search(job, machine).best.seconds * devices / 3600 / good, steps * job.flops)
     for name, (hours, flops) in rows.items():
-        true = published.GPU_HOURS[name]
+        true = GPU_HOURS[name]
         error = hours / true - 1
         naive = flops / (GUESSED_MFU * peak) / 3600
         implied = flops / true / 3600 / 1e12
@@ -179,10 +212,11 @@ def hours_values(values: Values) -> None:
 
 
 def simulated(restart: float, seeds: int = 20) -> float:
-    """Share of Meta's 54 days that counts, with the best checkpoint interval, the mean of several histories."""
+    """Share of Meta's 54 days that counts, with the best checkpoint interval, the mean of several
+    histories."""
     good = young_daly(16_384, state_nbytes(SIZES["405B"]), restart=restart)
     shares = [
-        simulate(
+        simulate_run(
             published.DAYS, published.UNEXPECTED, published.PLANNED, interval=good.interval,
             checkpoint_seconds=good.checkpoint_seconds, restart=restart, seed=seed,
         )
@@ -254,11 +288,14 @@ FAST_LIMITS = dict.fromkeys(("bf16", "int8", "int4"), (0.1, 1.0))
 
 
 def fast(row: published.FastRow, values: Mapping[str, float]) -> float:
-    """Tokens a second. Shares of the memory's speed by weight format, seconds an operator, seconds to begin a sum."""
+    """Tokens a second. Shares of the memory's speed by weight format, seconds an operator, seconds to begin a
+    sum."""
     machine = _MACHINES[row.machine]
     share = values[{2.0: "bf16", 1.0: "int8"}.get(row.weights.linears, "int4")]
     share *= 1.0 if "A100" in row.machine else values["amd"]
-    efficiency = replace(machine.device.efficiency, memory=Curve.flat(share), op_seconds=values["op_seconds"])
+    efficiency = replace(
+        machine.device.efficiency, memory=EfficiencyCurve.flat(share), op_seconds=values["op_seconds"]
+    )
     tuned = replace(
         machine,
         device=replace(machine.device, efficiency=efficiency),
@@ -284,9 +321,9 @@ def fitted_receipt(
     def measured(row: Any) -> float:
         return row.tokens_per_s
 
-    errors, fits = fit.cross(rows, measured, model, start, limits)
+    errors, fits = cross_fit(rows, measured, model, start, limits)
     hard = {
-        kind: fit.fit([row for row in rows if family(row) != kind], measured, model, start, limits)
+        kind: fit_factors([row for row in rows if family(row) != kind], measured, model, start, limits)
         for kind in {family(row) for row in rows}
     }
     values: Values = {}

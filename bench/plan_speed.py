@@ -1,9 +1,11 @@
-"""How long the planner lets one wait: the first `herd plan` on a machine, every later one, and `herd plan leak`.
+"""How long the planner lets one wait: the first `herd plan` on a machine, every later one, and `herd plan
+leak`.
 
     python bench/plan_speed.py        # about a minute
 
-The first one begins with an empty cache folder, so it builds the native kernels as well as measuring the machine;
-what measuring alone takes stands beside it. Each verb runs as a process of its own, as a shell would run it.
+The first one begins with an empty cache folder, so it builds the native kernels as well as measuring the
+machine; what measuring alone takes stands beside it. Each verb runs as a process of its own, as a shell would
+run it.
 """
 
 from __future__ import annotations

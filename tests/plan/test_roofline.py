@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from herd.errors import PlanError
 from herd.llama.config import SIZES
 from herd.plan import machines, ops
-from herd.plan.roofline import Curve, Op, all_gather, all_reduce, cost
+from herd.plan.roofline import EfficiencyCurve, Op, all_gather, all_reduce, cost
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -57,19 +57,19 @@ def test_tp_that_does_not_divide_or_exceeds_the_machine():
 
 @given(st.floats(1, 1e12), st.floats(1, 1e12))
 def test_curve_stays_between_its_points_and_rises_with_them(a, b):
-    curve = Curve(((10.0, 0.1), (1e3, 0.5), (1e6, 0.9)))
+    curve = EfficiencyCurve(((10.0, 0.1), (1e3, 0.5), (1e6, 0.9)))
     assert 0.1 <= curve(a) <= 0.9
     if a <= b:
         assert curve(a) <= curve(b) + 1e-12
 
 
 def test_curve_meets_its_points():
-    curve = Curve(((10.0, 0.1), (1e3, 0.5)))
+    curve = EfficiencyCurve(((10.0, 0.1), (1e3, 0.5)))
     assert curve(10) == 0.1
     assert curve(1e3) == 0.5
     assert curve(100) == pytest.approx(0.3)
     with pytest.raises(PlanError):
-        Curve(((2.0, 0.1), (1.0, 0.2)))
+        EfficiencyCurve(((2.0, 0.1), (1.0, 0.2)))
 
 
 def test_roofline_is_the_slower_of_two_and_the_overhead():

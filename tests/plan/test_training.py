@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from herd.errors import PlanError
 from herd.kernels import build, recompute
 from herd.llama.config import SIZES, ModelConfig
 from herd.llama.model import LlamaLM
-from herd.plan import fit, machines, published, quantity, sizes, training
-from herd.plan.goodput import HOURS_PER_FAILURE, RESTART, simulate, young_daly
-from herd.plan.layout import PLAIN_RECOMPUTES, Job, Layout, check, stage_layers
+from herd.plan import machines, quantity, training
+from herd.plan.goodput import HOURS_PER_FAILURE, young_daly
+from herd.plan.layout import Job, ParallelLayout, check, stage_layers
 from herd.plan.memory import in_flight, rank_nbytes, usable
 from herd.plan.money import money
 from herd.plan.search import layouts, search
-from herd.plan.step import mfu, predict, step_time
-from herd.quant import formats
+from herd.plan.step import mfu, step_time
 from herd.train.memory import state_nbytes, train_nbytes
 
 SMALL = Job(SIZES["8B"], 512, 8192)
@@ -31,7 +27,9 @@ SMALL = Job(SIZES["8B"], 512, 8192)
 @pytest.mark.parametrize("activation_checkpointing", [False, True])
 @pytest.mark.parametrize("ranks", [8, 64])
 def test_sharded_data_parallel_bytes_are_the_trainers_own(activation_checkpointing, ranks):
-    layout = Layout(dp=ranks, micro=2, recompute="full" if activation_checkpointing else "none", shard="all")
+    layout = ParallelLayout(
+        dp=ranks, micro=2, recompute="full" if activation_checkpointing else "none", shard="all"
+    )
     own = train_nbytes(
         SIZES["8B"],
         2,
@@ -47,21 +45,21 @@ def test_sharded_data_parallel_bytes_are_the_trainers_own(activation_checkpointi
 def test_every_split_saves_memory_and_full_state_adds_up():
     config = SIZES["405B"]
     job = Job(config, 2048, 8192)
-    base = Layout(tp=4, pp=4, dp=64, chunks=1, shard="optimizer")
+    base = ParallelLayout(tp=4, pp=4, dp=64, chunks=1, shard="optimizer")
     whole = rank_nbytes(job, base)
     assert rank_nbytes(job, replace(base, tp=8)).weights == pytest.approx(whole.weights / 2)
     assert rank_nbytes(job, replace(base, cp=2)).activations == pytest.approx(whole.activations / 2)
     assert rank_nbytes(job, replace(base, recompute="full")).activations < whole.activations / 5
     assert rank_nbytes(job, replace(base, shard="gradients")).gradients < whole.gradients * 1.1
     assert rank_nbytes(job, replace(base, dp=128)).optimizer == pytest.approx(whole.optimizer / 2)
-    one = rank_nbytes(Job(config, 1, 8192), Layout())
+    one = rank_nbytes(Job(config, 1, 8192), ParallelLayout())
     assert one.optimizer == state_nbytes(config)
 
 
 def test_a_pipeline_holds_no_more_than_it_has():
-    assert in_flight(Layout(pp=16, chunks=8), 32) == 16 + 15 / 8
-    assert in_flight(Layout(pp=16), 8) == 8
-    assert in_flight(Layout(), 100) == 1
+    assert in_flight(ParallelLayout(pp=16, chunks=8), 32) == 16 + 15 / 8
+    assert in_flight(ParallelLayout(pp=16), 8) == 8
+    assert in_flight(ParallelLayout(), 100) == 1
 
 
 def test_llama_405b_comes_out_even_with_one_layer_less_at_both_ends():
@@ -87,7 +85,7 @@ def test_llama_405b_comes_out_even_with_one_layer_less_at_both_ends():
 )
 def test_layouts_that_do_not_divide_say_what_would(changes, said):
     with pytest.raises(PlanError) as caught:
-        check(replace(Layout(), **changes), SMALL)
+        check(replace(ParallelLayout(), **changes), SMALL)
     assert said in str(caught.value)
 
 
@@ -102,14 +100,14 @@ def test_no_layout_computes_faster_than_the_machine_can():
 def test_bubble_is_the_formula():
     machine, job = machines.find_machine("8192xH100"), Job(SIZES["405B"], 2048, 8192)
     for chunks in (1, 2, 8):
-        step = step_time(job, Layout(8, 1, 16, 64, chunks=chunks, shard="gradients"), machine)
+        step = step_time(job, ParallelLayout(8, 1, 16, 64, chunks=chunks, shard="gradients"), machine)
         busy = step.gemm + step.attention + step.memory + step.recompute + step.tp + step.cp + step.pp
         assert step.bubble / busy == pytest.approx(15 / (chunks * 32))
 
 
 def test_recomputation_costs_time_and_saves_memory():
     machine = machines.find_machine("8xH100")
-    runs = [Layout(dp=8, micro=1, recompute=kind) for kind in ("plain", "none", "selective", "full")]
+    runs = [ParallelLayout(dp=8, micro=1, recompute=kind) for kind in ("plain", "none", "selective", "full")]
     times = [step_time(SMALL, layout, machine).seconds for layout in runs]
     held = [rank_nbytes(SMALL, layout).total for layout in runs]
     assert times == sorted(times)
@@ -141,7 +139,7 @@ def test_plain_autograd_keeps_every_matmuls_input(monkeypatch):
 
     job = Job(config, 2, 128)
     plain, cheap = (
-        rank_nbytes(job, Layout(micro=2, recompute=kind)).activations for kind in ("plain", "none")
+        rank_nbytes(job, ParallelLayout(micro=2, recompute=kind)).activations for kind in ("plain", "none")
     )
     assert kept(False) - kept(True) == pytest.approx(cheap - plain, rel=0.01)
 
@@ -160,47 +158,6 @@ def test_search_is_exhaustive_and_sorted():
         assert found.nbytes.total <= usable(machine.device.memory)
 
 
-@pytest.mark.parametrize("index", range(3))
-def test_metas_layouts_from_hardware_data_alone(index):
-    row = published.META[index]
-    machine = machines.find_machine(f"{row.devices}xH100")
-    assert row.layout.devices == row.devices
-    assert mfu(row.job, machine, predict(row.job, row.layout, machine).seconds) == pytest.approx(
-        row.mfu, rel=0.15
-    )
-    result = search(row.job, machine, recomputes=PLAIN_RECOMPUTES)
-    rank = [found.layout for found in result.found].index(row.layout) + 1
-    assert rank <= 0.1 * len(result.found)
-
-
-def test_metas_layouts_keep_their_order():
-    found = [
-        mfu(row.job, machine, predict(row.job, row.layout, machine).seconds)
-        for row in published.META
-        for machine in [machines.find_machine(f"{row.devices}xH100")]
-    ]
-    assert found == sorted(found, reverse=True)
-
-
-def test_published_rows_are_jobs_that_divide():
-    for row in published.TITAN:
-        check(row.layout, row.job)
-        assert row.layout.devices == machines.find_machine(row.machine).count
-
-
-def test_fit_finds_factors_it_was_not_told():
-    rows = [(a, b) for a in (1.0, 2.0, 5.0) for b in (1.0, 3.0, 7.0)]
-
-    def predict_row(row, values):
-        return 1 / (row[0] * values["x"] + row[1] * values["y"])
-
-    true = {"x": 1.7, "y": 0.6}
-    found = fit.fit(rows, lambda row: predict_row(row, true), predict_row, {"x": 1.0, "y": 1.0})
-    assert found == pytest.approx(true, rel=0.05)
-    errors, _ = fit.cross(rows, lambda row: predict_row(row, true), predict_row, {"x": 1.0, "y": 1.0})
-    assert statistics.median(map(abs, errors)) < 0.05
-
-
 def test_goodput_falls_with_devices_and_restarts():
     state = state_nbytes(SIZES["405B"])
     shares = [young_daly(count, state).effective for count in (1, 1_000, 16_384, 100_000)]
@@ -211,52 +168,11 @@ def test_goodput_falls_with_devices_and_restarts():
     assert best.interval == pytest.approx((2 * best.checkpoint_seconds * best.between_failures) ** 0.5)
 
 
-def test_metas_54_days():
-    good = young_daly(16_384, state_nbytes(SIZES["405B"]))
-
-    def share(restart):
-        return statistics.fmean(
-            simulate(54, 419, 47, interval=good.interval, checkpoint_seconds=good.checkpoint_seconds, restart=restart,
-                     seed=seed)
-            for seed in range(5)
-        )  # fmt: skip
-
-    assert 0.9 <= share(RESTART) <= 0.97
-    assert share(1800) < share(RESTART) < share(60)
-    assert share(RESTART) == pytest.approx(good.effective, abs=0.03)
-
-
-def test_simulation_without_failures_loses_the_checkpoints_alone():
-    assert simulate(10, 0, 0, interval=90, checkpoint_seconds=10, restart=60) == pytest.approx(0.9, abs=1e-3)
-    assert simulate(1, 0, 1, interval=90, checkpoint_seconds=0, restart=8640) == pytest.approx(0.9, abs=0.02)
-
-
-@given(st.integers(0, 300), st.floats(1, 7200), st.floats(1, 3600), st.integers(0, 99))
-def test_simulation_is_a_share(failures, restart, interval, seed):
-    share = simulate(5, failures, 3, interval=interval, checkpoint_seconds=2, restart=restart, seed=seed)
-    assert 0 <= share <= 1
-
-
-@pytest.mark.parametrize("name", ["Q8_0", "Q4_0", "Q4_K", "Q6_K"])
-def test_checkpoint_bytes_are_the_quantizers_own(name):
-    config = SIZES["8B"]
-    assert sizes.checkpoint_nbytes(config, name) == formats.scheme(name).nbytes(config)
-
-
-def test_block_formats_of_every_size():
-    for config in SIZES.values():
-        found = sizes.block_formats(config)
-        assert found["BF16"] == config.nbytes(2.0)
-        assert found["F32"] == config.nbytes(4.0)
-        assert set(formats.FORMATS) < set(found)
-        assert found["Q2_K"] < found["Q4_K"] < found["Q8_0"] < found["BF16"]
-
-
 def test_adapters_hold_less_and_step_sooner():
     machine = machines.find_machine("8xA100")
     jobs = [training.finetune_job(SIZES["8B"], 64, 2048, method) for method in training.METHODS]
     plans = [training.plan(job, machine, 1e8) for job in jobs]
-    layout = Layout(dp=8, micro=1, recompute="full", shard="gradients")
+    layout = ParallelLayout(dp=8, micro=1, recompute="full", shard="gradients")
     held = [rank_nbytes(job, layout).total for job in jobs]
     assert held == sorted(held, reverse=True)
     assert plans[1].hours < plans[0].hours
@@ -295,9 +211,9 @@ def test_no_comes_with_the_change_that_makes_it_yes():
 @pytest.mark.parametrize(
     "layout, said",
     [
-        (Layout(tp=8), "8 devices, the machine has 16"),
-        (Layout(tp=16), "more than the 8 devices of a node"),
-        (Layout(dp=16, micro=16, shard="optimizer"), "its activations need most"),
+        (ParallelLayout(tp=8), "8 devices, the machine has 16"),
+        (ParallelLayout(tp=16), "more than the 8 devices of a node"),
+        (ParallelLayout(dp=16, micro=16, shard="optimizer"), "its activations need most"),
     ],
 )
 def test_layouts_asked_for_must_be_possible(layout, said):

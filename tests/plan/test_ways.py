@@ -17,7 +17,7 @@ from herd.errors import PlanError
 from herd.kernels.page_layout import BYTES
 from herd.llama.config import SIZES, ModelConfig
 from herd.plan import compare, feel, machines, profile, quantity, quantizing, score, serve, ways
-from herd.plan.layout import Job, Layout
+from herd.plan.layout import Job, ParallelLayout
 from herd.plan.profile import Profile
 from herd.plan.step import predict
 from herd.quant import scheme
@@ -248,7 +248,7 @@ def test_training_and_quantizing_keep_score(here):
 
 def planned_step(here, config, train):
     job = Job(config, train.batch_size, train.context)
-    return predict(job, Layout(micro=16, precision="fp32"), here.profile.machine()).seconds
+    return predict(job, ParallelLayout(micro=16, precision="fp32"), here.profile.machine()).seconds
 
 
 def test_feeling_a_speed_takes_the_time_it_should():

@@ -1,7 +1,8 @@
-"""`herd plan`: what fits, how fast, what it costs. This file: training (`train`, `finetune`, `distil`) and `machines`.
+"""`herd plan`: what fits, how fast, what it costs. This file: training (`train`, `finetune`, `distil`) and
+`machines`.
 
-Each verb searches all layouts that divide and fit, prints the fastest beside the runners-up, says why it won, and ends
-in days and dollars. Nothing is downloaded or run; no torch."""
+Each verb searches all layouts that divide and fit, prints the fastest beside the runners-up, says why it won,
+and ends in days and dollars. Nothing is downloaded or run; no torch."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from .output import Json, long_time, print_json, print_table
 
 if TYPE_CHECKING:
     from ..llama.config import ModelConfig
-    from ..plan.layout import Job, Layout
+    from ..plan.layout import Job, ParallelLayout
     from ..plan.machines import Machine
     from ..plan.search import Found
     from ..plan.training import TrainPlan
@@ -41,7 +42,8 @@ Machines = Annotated[Path | None, typer.Option("--machines", help="A file of you
 
 @dataclass(frozen=True)
 class Asked:
-    """The options that all training verbs share, as they were typed. `PlanError` for values that cannot be."""
+    """The options that all training verbs share, as they were typed. `PlanError` for values that cannot
+    be."""
 
     machine: Annotated[
         str, typer.Option("--machine", help="How many of what: 16384xH100, 2xRTX4090; or here.")
@@ -77,7 +79,8 @@ class Asked:
         return machines.find_machine(self.machine, self.machines)
 
     def job(self, config: ModelConfig, usual_batch: Callable[[int], int] | None = None) -> Job:
-        """``usual_batch``: tokens of a step by context, where they are not those of Llama 3.1's pre-training."""
+        """``usual_batch``: tokens of a step by context, where they are not those of Llama 3.1's
+        pre-training."""
         from ..plan import quantity, training
 
         length = quantity.context(self.context)
@@ -108,8 +111,8 @@ class Asked:
 
 
 def training_verb(**defaults: str) -> Callable[[Callable[..., tuple[Any, str]]], None]:
-    """Registers a verb: a function from `Asked` and its own options to a plan and its title. The options of `Asked`,
-    with other ``defaults`` if need be, are added to its own; printing follows."""
+    """Registers a verb: a function from `Asked` and its own options to a plan and its title. The options of
+    `Asked`, with other ``defaults`` if need be, are added to its own; printing follows."""
 
     def register(planned: Callable[..., tuple[Any, str]]) -> None:
         hints = typing.get_type_hints(Asked, include_extras=True)
@@ -197,7 +200,8 @@ def machines_command(
     machines: Machines = None,
     as_json: Json = False,
 ) -> None:
-    """The machines there are: memory, bandwidth, peak, links, prices. Add your own in ~/.config/herd/machines.yaml."""
+    """The machines there are: memory, bandwidth, peak, links, prices. Add your own in
+    ~/.config/herd/machines.yaml."""
     from ..plan import machines as known
 
     catalogue = known.catalogue(machines)
@@ -261,8 +265,8 @@ def _machine_record(machine: Any) -> dict[str, Any]:
     }
 
 
-def _layout(text: str | None, precision: str) -> Layout | None:
-    from ..plan.layout import RECOMPUTES, SHARDS, Layout
+def _layout(text: str | None, precision: str) -> ParallelLayout | None:
+    from ..plan.layout import RECOMPUTES, SHARDS, ParallelLayout
 
     if text is None:
         return None
@@ -290,7 +294,7 @@ def _layout(text: str | None, precision: str) -> Layout | None:
     for name, allowed in (("recompute", RECOMPUTES), ("shard", SHARDS)):
         if name in values and values[name] not in allowed:
             raise PlanError(f"{name}={values[name]!r} is not one of {', '.join(allowed)}")
-    return Layout(**values)
+    return ParallelLayout(**values)
 
 
 def _show(plan: TrainPlan, title: str, asked: Asked) -> None:

@@ -1,4 +1,5 @@
-"""`herd plan`: this machine, and what runs on it; `herd plan run`: one size on any machine, with its dollars."""
+"""`herd plan`: this machine, and what runs on it; `herd plan run`: one size on any machine, with its
+dollars."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 SIZES_HERE = ("8B", "70B", "405B")
 ALPHA = 0.7
-"""Share of a draft's tokens that its target accepts, where none is measured: siblings of a family reach 0.6 to 0.8."""
+"""Share of a draft's tokens that its target accepts, where none is measured: siblings of a family reach 0.6
+to 0.8."""
 
 Size = Annotated[str, typer.Option(help="A published model: 405B, 70B, 8B, 3B, 1B.")]
 Where = Annotated[
@@ -39,8 +41,8 @@ def here(
     size: Annotated[str | None, typer.Option(help="Only this size; with --feel, the one to feel.")] = None,
     as_json: Json = False,
 ) -> None:
-    """What fits, how fast, what it costs. Alone: measures this machine, once, and prints the best ways to run each size
-    here. Predictions learn from what `herd bench` and `herd raise` measure on it."""
+    """What fits, how fast, what it costs. Alone: measures this machine, once, and prints the best ways to run
+    each size here. Predictions learn from what `herd bench` and `herd raise` measure on it."""
     if context.invoked_subcommand is not None:
         return
     from ..plan.ways import best, ways
@@ -141,7 +143,8 @@ def run(
         print("Dollars: say what the machine costs (--price, --watts) or rents for (--usd-per-hour).")
 
 
-# Targets -------------------------------------------------------------------------------------------------------------
+# Targets
+# -------------------------------------------------------------------------------------------------------------
 
 
 def size_name(text: str) -> str:
@@ -189,7 +192,8 @@ def target_of(name: str, path: Path | None, config: ModelConfig) -> tuple[Here |
     return ways.there(machine, config), machine
 
 
-# Printing ------------------------------------------------------------------------------------------------------------
+# Printing
+# ------------------------------------------------------------------------------------------------------------
 
 
 def _print_machine(target: Here) -> None:
@@ -294,7 +298,8 @@ def _own_costs(
     rent: float | None,
     watts: float | None,
 ) -> dict[str, OwnCost] | None:
-    """Cost of a million tokens alone, and with as many sequences at once as fit and still pay; None without a price."""
+    """Cost of a million tokens alone, and with as many sequences at once as fit and still pay; None without a
+    price."""
     from ..plan.money import OVERHEAD
     from ..plan.prices import hourly, own_cost
     from ..plan.ways import model_config

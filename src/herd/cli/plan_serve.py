@@ -1,4 +1,5 @@
-"""`herd plan serve`, `draft`, `score`: how many users, whether speculation pays, and whether the plans were right."""
+"""`herd plan serve`, `draft`, `score`: how many users, whether speculation pays, and whether the plans were
+right."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def serve(
     machines: Machines = None,
     as_json: Json = False,
 ) -> None:
-    """How many users a machine serves: batch, waiting, tokens/s, for each way of splitting it; an analytic model."""
+    """How many users a machine serves: batch, waiting, tokens/s, for each way of splitting it; an analytic
+    model."""
     from ..plan import prices, quantity
     from ..plan.serve import Load, serve
     from ..plan.ways import There, model_config

@@ -1,4 +1,5 @@
-"""`herd train RECIPE --rehearse`: real steps at the recipe's layer shapes, then what the whole run will take."""
+"""`herd train RECIPE --rehearse`: real steps at the recipe's layer shapes, then what the whole run will
+take."""
 
 from __future__ import annotations
 

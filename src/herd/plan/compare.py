@@ -1,8 +1,8 @@
 """Putting what was measured beside what would have been predicted, wherever something is measured anyway.
 
-`herd bench` and `herd raise` hand their results here. What comes back stands in their own output; what is kept is the
-history that `score` learns from. Predictions are made without what was learned before, so that a factor is never
-learned twice.
+`herd bench` and `herd raise` hand their results here. What comes back stands in their own output; what is
+kept is the history that `score` learns from. Predictions are made without what was learned before, so that a
+factor is never learned twice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..llama.config import ModelConfig
 from ..quant.formats import Scheme
 from ..train.config import TrainConfig
 from . import profile as profiles
-from .layout import Job, Layout
+from .layout import Job, ParallelLayout
 from .quantizing import SHORT, quantize_seconds
 from .score import Event, record
 from .step import predict
@@ -23,8 +23,8 @@ from .ways import GGUF_FORMS, Here
 
 
 def bench(config: ModelConfig, blocks: str, rows: Iterable[MutableMapping[str, Any]], what: str) -> None:
-    """Adds ``predicted_seconds`` to the rows of `herd bench` and keeps both, where this machine has a profile and the
-    weights (``blocks``: GGUF's name of their format) are of a form that is planned for."""
+    """Adds ``predicted_seconds`` to the rows of `herd bench` and keeps both, where this machine has a profile
+    and the weights (``blocks``: GGUF's name of their format) are of a form that is planned for."""
     profile = profiles.load()
     form = next((form for form in GGUF_FORMS if form.name == SHORT.get(blocks, blocks.lower())), None)
     if profile is None or form is None or form.dtype not in profile.gemm:
@@ -51,13 +51,13 @@ def bench(config: ModelConfig, blocks: str, rows: Iterable[MutableMapping[str, A
 
 
 def training(config: ModelConfig, train: TrainConfig, seconds: float, steps: int, what: str) -> float | None:
-    """What ``steps`` steps on this machine alone would have been said to take; kept beside the ``seconds`` they took.
-    None without a profile, and where an accelerator did the work."""
+    """What ``steps`` steps on this machine alone would have been said to take; kept beside the ``seconds``
+    they took. None without a profile, and where an accelerator did the work."""
     profile = profiles.load()
     if profile is None or profile.gpus or seconds <= 0 or steps < 1:
         return None
     micro = train.micro_batch_size or train.batch_size
-    layout = Layout(
+    layout = ParallelLayout(
         micro=micro,
         recompute="full" if train.activation_checkpointing else "none",
         precision="bf16" if train.dtype == "bfloat16" else "fp32",

@@ -38,7 +38,8 @@ def stream(
     write: Callable[[str], object] | None = None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> int:
-    """Wait, at most ``most_seconds``, then write pieces at ``tokens_per_s`` for as long; returns how many it were."""
+    """Wait, at most ``most_seconds``, then write pieces at ``tokens_per_s`` for as long; returns how many it
+    were."""
     write = write or _write
     sleep(min(wait, most_seconds))
     count, spent = 0, 0.0

@@ -1,17 +1,19 @@
 """How much of a long run is training: failures, checkpoints, restarts.
 
-With a mean time M between failures, a checkpoint of C seconds every τ, and R seconds until training goes on after one,
+With a mean time M between failures, a checkpoint of C seconds every τ, and R seconds until training goes on
+after one,
 
-    effective = 1 / ((1 + C / τ) · (1 + (R + τ / 2) / M))        best τ ≈ sqrt(2 · C · M)       (Young 1974, Daly 2006)
+    effective = 1 / ((1 + C / τ) · (1 + (R + τ / 2) / M))        best τ ≈ sqrt(2 · C · M)       (Young 1974,
+    Daly 2006)
 
-One device fails once in `HOURS_PER_FAILURE`: Llama 3 saw 419 unexpected interruptions in 54 days on 16,384 GPUs (paper,
-table 5), and failures of many devices add up. `simulate` plays such a run through, interruption by interruption.
+One device fails once in `HOURS_PER_FAILURE`: Llama 3 saw 419 unexpected interruptions in 54 days on 16,384
+GPUs (paper, table 5), and failures of many devices add up. `simulate` plays such a run through, interruption
+by interruption.
 """
 
 from __future__ import annotations
 
 import math
-import random
 from dataclasses import dataclass
 
 from ..errors import PlanError
@@ -21,7 +23,8 @@ HOURS_PER_FAILURE = 54 * 24 * 16_384 / 419
 STORE_RATE = 2e12 / 16_384
 """Bytes/s a device writes to storage: Llama 3's Tectonic, 2 TB/s sustained for 16,384 (paper, 3.3.1)."""
 RESTART = 600.0
-"""Seconds from a failure until training goes on: detect, replace, load, begin. Not published; see `simulate`."""
+"""Seconds from a failure until training goes on: detect, replace, load, begin. Not published; see
+`simulate`."""
 
 
 @dataclass(frozen=True)
@@ -51,31 +54,3 @@ def young_daly(
     interval = max(math.sqrt(2 * write * between), write)
     effective = 1 / ((1 + write / interval) * (1 + (restart + interval / 2) / between))
     return Goodput(between, write, interval, effective)
-
-
-def simulate(
-    days: float,
-    unexpected: int,
-    planned: int,
-    *,
-    interval: float,
-    checkpoint_seconds: float,
-    restart: float,
-    seed: int = 0,
-) -> float:
-    """Share of ``days`` that is training which counts, with interruptions at random moments. An unexpected one costs
-    the work since the last checkpoint and a restart; a planned one, a restart alone: a checkpoint is made before it.
-    A further failure during a restart begins it anew."""
-    rng = random.Random(seed)
-    end = days * 86_400
-    breaks = sorted((rng.uniform(0, end), index < unexpected) for index in range(unexpected + planned))
-    useful, at, saved = 0.0, 0.0, 0.0  # saved: work since the last checkpoint
-    for moment, lost in [*breaks, (end, False)]:
-        running = max(0.0, moment - at)  # nothing while a restart is still under way
-        cycle = interval + checkpoint_seconds
-        whole, rest = divmod(running + saved, cycle)
-        done = whole * interval + min(rest, interval)
-        useful += whole * interval if lost else done
-        saved = 0.0
-        at = max(at, moment) if moment == end else moment + restart
-    return useful / end

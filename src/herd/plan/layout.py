@@ -1,12 +1,15 @@
-"""How a training run is spread over devices: TP × CP × PP × DP, micro-batches, recomputation, precision, sharding.
+"""How a training run is spread over devices: TP × CP × PP × DP, micro-batches, recomputation, precision,
+sharding.
 
 - TP splits every matmul of a block over ranks of one node; between the matmuls the rows are split (sequence
   parallelism).
 - CP splits the sequence; K and V are gathered before attention.
-- PP splits the layers into stages; each stage holds ``chunks`` pieces of its layers in turn (interleaved 1F1B). Where
-  it comes out even, the first and last stage have one layer less, for the embedding and the head (Llama 3 paper,
-  3.3.2).
-- DP repeats all of that; states are sharded over DP · CP: ``optimizer`` alone, ``gradients`` too, or ``all`` (FSDP with
+- PP splits the layers into stages; each stage holds ``chunks`` pieces of its layers in turn (interleaved
+  1F1B). Where
+  it comes out even, the first and last stage have one layer less, for the embedding and the head (Llama 3
+  paper, 3.3.2).
+- DP repeats all of that; states are sharded over DP · CP: ``optimizer`` alone, ``gradients`` too, or ``all``
+  (FSDP with
   weights gathered before use and freed after).
 
 Ranks are numbered in this order, TP innermost, so that what talks most sits closest (same section).
@@ -23,14 +26,16 @@ from ..llama.config import ModelConfig
 Recompute = Literal["plain", "none", "selective", "full"]
 Shard = Literal["optimizer", "gradients", "all"]
 RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
-"""What Herd's trainer may be asked for; ``none`` makes the outputs of norms and SwiGLU again, which costs nothing."""
+"""What Herd's trainer may be asked for; ``none`` makes the outputs of norms and SwiGLU again, which costs
+nothing."""
 PLAIN_RECOMPUTES: tuple[Recompute, ...] = ("plain", "selective", "full")
-"""What other trainers may be asked for: without checkpoints plain autograd keeps the input of every matmul."""
+"""What other trainers may be asked for: without checkpoints plain autograd keeps the input of every
+matmul."""
 SHARDS: tuple[Shard, ...] = ("all", "gradients", "optimizer")
 
 
 @dataclass(frozen=True)
-class Layout:
+class ParallelLayout:
     """One way to spread a run; ``micro`` sequences a micro-batch."""
 
     tp: int = 1
@@ -64,8 +69,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained: a model on batches of ``batch`` sequences of ``context`` tokens; with ``adapters``, only that
-    many parameters beside a frozen model of ``frozen_bytes`` a parameter."""
+    """What is trained: a model on batches of ``batch`` sequences of ``context`` tokens; with ``adapters``,
+    only that many parameters beside a frozen model of ``frozen_bytes`` a parameter."""
 
     config: ModelConfig
     batch: int
@@ -90,8 +95,8 @@ class Job:
 
     @property
     def flops(self) -> float:
-        """Model FLOPs of one step: what MFU counts, recomputation left out. Frozen weights have no gradient of their
-        own: two thirds."""
+        """Model FLOPs of one step: what MFU counts, recomputation left out. Frozen weights have no gradient
+        of their own: two thirds."""
         whole = self.tokens * self.config.flops_per_token(self.context / 2, training=True)
         return whole if self.adapters is None else whole * 2 / 3
 
@@ -104,7 +109,7 @@ def stage_layers(n_layers: int, pp: int) -> tuple[int, int] | None:
     return (n_layers // pp, n_layers // pp) if n_layers % pp == 0 else None
 
 
-def check(layout: Layout, job: Job) -> None:
+def check(layout: ParallelLayout, job: Job) -> None:
     """PlanError naming what does not divide and what would."""
     config = job.config
     for name in ("tp", "cp", "pp", "dp", "micro", "chunks"):
@@ -135,6 +140,6 @@ def check(layout: Layout, job: Job) -> None:
         )
 
 
-def micro_batches(layout: Layout, job: Job) -> int:
+def micro_batches(layout: ParallelLayout, job: Job) -> int:
     """Micro-batches of one step on each data-parallel rank."""
     return job.batch // (layout.dp * layout.micro)

@@ -1,9 +1,11 @@
-"""Machines by name: ``2xRTX4090``, ``16384xH100``, ``M2Ultra-192GB``, ``12xDDR5-4800``. Data in ``machines.yaml``.
+"""Machines by name: ``2xRTX4090``, ``16384xH100``, ``M2Ultra-192GB``, ``12xDDR5-4800``. Data in
+``machines.yaml``.
 
-A name is a device, with how many of them before it and, for Apple chips and processors, the memory it was bought with
-behind it (as printed on the box, in 2^30 bytes). A processor that is not listed is its memory: channels times the kind
-of memory. A user's own ``~/.config/herd/machines.yaml``, or a file given by name, has the same sections as ours and
-replaces or adds entries; a mistake in it is one line that names the entry and the field.
+A name is a device, with how many of them before it and, for Apple chips and processors, the memory it was
+bought with behind it (as printed on the box, in 2^30 bytes). A processor that is not listed is its memory:
+channels times the kind of memory. A user's own ``~/.config/herd/machines.yaml``, or a file given by name, has
+the same sections as ours and replaces or adds entries; a mistake in it is one line that names the entry and
+the field.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 import yaml
 
 from ..errors import PlanError
-from .roofline import Curve, Device, Efficiency, Link
+from .roofline import Device, Efficiency, EfficiencyCurve, Link
 
 SECTIONS = ("links", "efficiencies", "devices", "parts")
 MAX_DEVICES = 1_000_000
@@ -59,8 +61,9 @@ class Machine:
         return self.device.memory * self.count
 
     def join(self, ranks: int, stride: int = 1) -> Link:
-        """What a group of ``ranks`` devices, every ``stride``-th, talks over: inside a node as long as it fits. Between
-        nodes each device has a network card of its own, and members on the same node use theirs together."""
+        """What a group of ``ranks`` devices, every ``stride``-th, talks over: inside a node as long as it
+        fits. Between nodes each device has a network card of its own, and members on the same node use theirs
+        together."""
         if ranks * stride <= self.per_node:
             return self.link
         together = max(1, self.per_node // stride)
@@ -288,11 +291,11 @@ def _number(
     return number
 
 
-def _curve(share: Any, where: str) -> Curve:
+def _curve(share: Any, where: str) -> EfficiencyCurve:
     """A number, or a mapping from size to share."""
     if isinstance(share, Mapping):
-        return Curve(tuple(sorted((float(size), float(value)) for size, value in share.items())))
-    return Curve.flat(_number({"share": share}, "share", where))
+        return EfficiencyCurve(tuple(sorted((float(size), float(value)) for size, value in share.items())))
+    return EfficiencyCurve.flat(_number({"share": share}, "share", where))
 
 
 def _flops(entry: Mapping[str, Any], where: str) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """Measuring this machine: half a minute, with torch. What comes out is a `profile.Profile`.
 
-Every operator is timed as a model would meet it: matmuls over enough matrices that none stays in a cache between two
-passes (`COLD` bytes), because a forward pass meets each matrix once; attention at a real length; a block of a tiny
-model for what lies between operators. Each number is the median of several passes.
+Every operator is timed as a model would meet it: matmuls over enough matrices that none stays in a cache
+between two passes (`COLD` bytes), because a forward pass meets each matrix once; attention at a real length;
+a block of a tiny model for what lies between operators. Each number is the median of several passes.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ Step = Callable[[str], None]
 
 
 def seconds_of(work: Callable[[], object], budget: float = 0.2, least: int = 3) -> float:
-    """Median seconds of one ``work`` over about ``budget`` seconds, after one that does not count. What takes longer
-    than twice the budget is timed once: on a machine that slow, one more digit is not worth the wait."""
+    """Median seconds of one ``work`` over about ``budget`` seconds, after one that does not count. What takes
+    longer than twice the budget is timed once: on a machine that slow, one more digit is not worth the
+    wait."""
     start = time.perf_counter()
     work()
     first = time.perf_counter() - start
@@ -163,7 +164,8 @@ def rates_of(
 
 
 def attention_seconds(kind: str, cached: int, tokens: int, layers: int = 1) -> float:
-    """Seconds of attention in ``layers`` layers for ``tokens`` new tokens behind ``cached`` ones, on a paged cache."""
+    """Seconds of attention in ``layers`` layers for ``tokens`` new tokens behind ``cached`` ones, on a paged
+    cache."""
     H, G, K = HEADS
     n = -(-(cached + tokens) // PAGE)
     pool = torch.empty(n, layers, G, head_bytes(kind, K), dtype=torch.uint8).fill_(
@@ -202,8 +204,8 @@ def pointwise_bandwidth() -> float:
 
 
 def between_operators() -> dict[str, float]:
-    """Seconds of one block in a decode step when its arithmetic is next to nothing, with plain and with packed weights:
-    the difference between 8 layers and 4 of a tiny model."""
+    """Seconds of one block in a decode step when its arithmetic is next to nothing, with plain and with
+    packed weights: the difference between 8 layers and 4 of a tiny model."""
     config = ModelConfig(256, 64, 4, 4, 2, 128, max_context=128)
 
     def step_of(layers: int, packed: bool) -> float:
@@ -245,8 +247,8 @@ def hash_rates() -> tuple[float, float]:
 
 
 def disk_bandwidths(folder: Path) -> tuple[float | None, float | None]:
-    """Bytes/s read from the disk of ``folder`` past the page cache, and written to it; None where the system offers no
-    direct reads or has no room."""
+    """Bytes/s read from the disk of ``folder`` past the page cache, and written to it; None where the system
+    offers no direct reads or has no room."""
     direct = getattr(os, "O_DIRECT", None)
     folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,8 +1,9 @@
 """Bytes on one rank of a training run, by what they are for: `herd.train.memory`, split over TP, CP and PP.
 
-With sequence parallelism everything a block keeps for backward is split over TP (rows between the matmuls, heads and F
-inside them) and over CP. In a pipeline the first stage holds most: with V pieces a stage, PP · (1 + (PP - 1) / (PP ·
-V)) micro-batches' worth of its layers are under way at once (Narayanan et al., arXiv 2104.04473, section 2.2)."""
+With sequence parallelism everything a block keeps for backward is split over TP (rows between the matmuls,
+heads and F inside them) and over CP. In a pipeline the first stage holds most: with V pieces a stage, PP · (1
++ (PP - 1) / (PP · V)) micro-batches' worth of its layers are under way at once (Narayanan et al., arXiv
+2104.04473, section 2.2)."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from dataclasses import dataclass, fields
 
 from ..llama.config import ModelConfig
 from ..train.memory import MASTER, TrainBytes, train_nbytes
-from .layout import Job, Layout, micro_batches, stage_layers
+from .layout import Job, ParallelLayout, micro_batches, stage_layers
 
 WEIGHT = 2  # bytes of the compute copy: bf16, also where matmuls run in FP8
 RESERVED = 3e9
@@ -42,8 +43,8 @@ class RankBytes:
 
 @functools.lru_cache(maxsize=256)
 def first_stage(config: ModelConfig, pp: int) -> ModelConfig:
-    """The part of a model that the first stage holds. Of embedding and head a stage of a pipeline has one, as in a
-    model that ties them."""
+    """The part of a model that the first stage holds. Of embedding and head a stage of a pipeline has one, as
+    in a model that ties them."""
     if pp == 1:
         return config
     _, end = stage_layers(config.n_layers, pp) or (0, config.n_layers // pp)
@@ -56,14 +57,14 @@ def stage_params(config: ModelConfig, pp: int) -> int:
     return first_stage(config, pp).n_params
 
 
-def in_flight(layout: Layout, micros: int) -> float:
+def in_flight(layout: ParallelLayout, micros: int) -> float:
     """Micro-batches' worth of its activations that the first stage holds at once."""
     if layout.pp == 1:
         return 1.0
     return min(float(micros), layout.pp + ((layout.pp - 1) / layout.chunks if layout.chunks > 1 else 0.0))
 
 
-def rank_nbytes(job: Job, layout: Layout) -> RankBytes:
+def rank_nbytes(job: Job, layout: ParallelLayout) -> RankBytes:
     """Bytes of the fullest rank of a layout."""
     ranks, tp = layout.sharers, layout.tp
     rows = job.context // layout.cp
@@ -97,9 +98,10 @@ def rank_nbytes(job: Job, layout: Layout) -> RankBytes:
 
 
 def _with_adapters(
-    job: Job, layout: Layout, params: float, kept: TrainBytes, activations: float
+    job: Job, layout: ParallelLayout, params: float, kept: TrainBytes, activations: float
 ) -> RankBytes:
-    """Frozen weights as they are stored, sharded or whole; state for the adapters alone; no gradient of the head."""
+    """Frozen weights as they are stored, sharded or whole; state for the adapters alone; no gradient of the
+    head."""
     ranks = layout.sharers
     trained = (job.adapters or 0) / layout.tp / layout.pp
     sharded = layout.shard == "all" and ranks > 1
@@ -133,9 +135,9 @@ def _matmul_inputs(stage: ModelConfig, tokens: int) -> float:
     return float(WEIGHT * tokens * stage.n_layers * (2 * stage.dim + stage.ffn_dim))
 
 
-def _gathered_rows(job: Job, layout: Layout) -> float:
-    """Rows of the residual stream gathered for a matmul (TP) and K and V of the whole sequence (CP), of one layer, with
-    their gradients."""
+def _gathered_rows(job: Job, layout: ParallelLayout) -> float:
+    """Rows of the residual stream gathered for a matmul (TP) and K and V of the whole sequence (CP), of one
+    layer, with their gradients."""
     config, rows = job.config, layout.micro * job.context
     gathered = 2 * WEIGHT * rows / layout.cp * config.dim if layout.tp > 1 else 0.0
     kv_heads = max(config.n_kv_heads // layout.tp, 1)

@@ -1,7 +1,7 @@
 """Dollars of a run on a machine: rented by the hour, or bought, worn off and fed with power.
 
-Prices of devices are those of ``machines.yaml``, with their date; where a device has none, there is none here. How a
-purchase is spread over its life is `prices.hourly`.
+Prices of devices are those of ``machines.yaml``, with their date; where a device has none, there is none
+here. How a purchase is spread over its life is `prices.hourly`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ OVERHEAD = 1.25
 
 @dataclass(frozen=True)
 class Money:
-    """USD for some hours on a whole machine, with the prices they come from (None where no price is known)."""
+    """USD for some hours on a whole machine, with the prices they come from (None where no price is
+    known)."""
 
     rent: float | None
     rent_price: Price | None
@@ -29,7 +30,8 @@ class Money:
 
 
 def money(machine: Machine, hours: float, usd_per_hour: float | None = None) -> Money:
-    """Dollars of ``hours`` on all devices; ``usd_per_hour`` of one device replaces the catalogue's newest rent."""
+    """Dollars of ``hours`` on all devices; ``usd_per_hour`` of one device replaces the catalogue's newest
+    rent."""
     if usd_per_hour is not None and not 0 < usd_per_hour < float("inf"):
         raise PlanError(f"usd-per-hour={usd_per_hour:g} must be positive")
     rent = Price(usd_per_hour, "", "given") if usd_per_hour is not None else next(iter(machine.rent), None)

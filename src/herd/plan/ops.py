@@ -1,11 +1,12 @@
-"""Every operator of a Llama's forward pass, with its operations and bytes: one list for prefill, decode and training.
+"""Every operator of a Llama's forward pass, with its operations and bytes: one list for prefill, decode and
+training.
 
-Legend: D model dim, H query heads, G KV heads, K head dim, F ffn dim, V vocab; rows of the activation are all tokens
-that pass together. Tensor parallelism over ``tp`` ranks divides heads, F and V; up to G ranks KV heads divide too, then
-they are repeated, one on each rank (as in Meta's MP16 file).
+Legend: D model dim, H query heads, G KV heads, K head dim, F ffn dim, V vocab; rows of the activation are all
+tokens that pass together. Tensor parallelism over ``tp`` ranks divides heads, F and V; up to G ranks KV heads
+divide too, then they are repeated, one on each rank (as in Meta's MP16 file).
 
-The operations are those of `ModelConfig.flops_per_token` (a test holds them equal); what is added here is how they
-split into operators, and the bytes each of these moves.
+The operations are those of `ModelConfig.flops_per_token` (a test holds them equal); what is added here is how
+they split into operators, and the bytes each of these moves.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ def layer_ops(
     tp: int = 1,
     split_rows: bool = False,
 ) -> list[Op]:
-    """One block over ``rows`` tokens that attend to ``keys`` others each in the mean; ``cached`` tokens of K and V are
-    read in all. Decode of B sequences at context C: rows B, keys C, cached B·C. Prefill of T: T, T/2, T.
-    ``split_rows``: between the matmuls each rank keeps its part of the rows (sequence parallelism), as training does.
+    """One block over ``rows`` tokens that attend to ``keys`` others each in the mean; ``cached`` tokens of K
+    and V are read in all. Decode of B sequences at context C: rows B, keys C, cached B·C. Prefill of T: T,
+    T/2, T. ``split_rows``: between the matmuls each rank keeps its part of the rows (sequence parallelism),
+    as training does.
     """
     if config.n_heads % tp or config.ffn_dim % tp:
         raise PlanError(
@@ -118,7 +120,8 @@ def forward_ops(
 
 
 def tp_seconds(config: ModelConfig, rows: float, tp: int, link: Link, act_bytes: float = 2.0) -> float:
-    """Seconds of the two all-reduces a block needs in a forward pass over ``tp`` ranks, all blocks together."""
+    """Seconds of the two all-reduces a block needs in a forward pass over ``tp`` ranks, all blocks
+    together."""
     return 2 * config.n_layers * all_reduce(rows * config.dim * act_bytes, tp, link)
 
 
@@ -132,7 +135,8 @@ def decode_seconds(
     kv_bytes: float = 2.0,
     tp: int = 1,
 ) -> float:
-    """Seconds of one decode step of ``batch`` sequences that hold ``context`` tokens each, over ``tp`` ranks."""
+    """Seconds of one decode step of ``batch`` sequences that hold ``context`` tokens each, over ``tp``
+    ranks."""
     device, link = _parts(machine, tp)
     ops = forward_ops(config, batch, context, batch * context, weights=weights, kv_bytes=kv_bytes, tp=tp)
     return seconds(ops, device) + tp_seconds(config, batch, tp, link)
@@ -147,7 +151,8 @@ def prefill_seconds(
     kv_bytes: float = 2.0,
     tp: int = 1,
 ) -> float:
-    """Seconds until a prompt of ``tokens`` has its first logits, over ``tp`` ranks: the time to the first token."""
+    """Seconds until a prompt of ``tokens`` has its first logits, over ``tp`` ranks: the time to the first
+    token."""
     device, link = _parts(machine, tp)
     ops = forward_ops(
         config, tokens, tokens / 2, tokens, head_rows=1, weights=weights, kv_bytes=kv_bytes, tp=tp

@@ -1,8 +1,8 @@
-"""A training plan as one HTML page without scripts: the step and the memory divided, the runners-up, one machine to
-many, memory by context, quality against bytes.
+"""A training plan as one HTML page without scripts: the step and the memory divided, the runners-up, one
+machine to many, memory by context, quality against bytes.
 
-It looks as the other pages do (`herd.report.template`); every number is computed when the page is written, except the
-fidelity of formats, which was measured and is named with its source.
+It looks as the other pages do (`herd.report.template`); every number is computed when the page is written,
+except the fidelity of formats, which was measured and is named with its source.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def divided(label: str, parts: dict[str, float], show: Callable[[float], str]) -
 
 
 def scale(plan: TrainPlan) -> list[tuple[int, float, float]]:
-    """(devices, days, USD a million tokens rented or 0) for 1, 2, 4 … devices as far as the plan's own, and 16 times
-    beyond a small one; those that the model fits on."""
+    """(devices, days, USD a million tokens rented or 0) for 1, 2, 4 … devices as far as the plan's own, and
+    16 times beyond a small one; those that the model fits on."""
     job, found = plan.job, []
     rent = plan.money.rent_price.usd if plan.money.rent_price else 0.0
     most = max(plan.machine.count, 1024)

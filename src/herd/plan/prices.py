@@ -1,12 +1,13 @@
 """What tokens cost: others' prices, one's own machine's, and the volume from which one's own is cheaper.
 
-Prices of APIs are data with dates (``prices.yaml``). One's own machine costs money by the hour whether it works or not:
-rent, or the purchase spread over its life, and electricity while it works. A million tokens then cost
+Prices of APIs are data with dates (``prices.yaml``). One's own machine costs money by the hour whether it
+works or not: rent, or the purchase spread over its life, and electricity while it works. A million tokens
+then cost
 
     hours a million tokens take · USD an hour
 
-and input is cheaper than output by as much as prefill is faster than decode. *Blended* is three parts input to one part
-output, as Artificial Analysis counts.
+and input is cheaper than output by as much as prefill is faster than decode. *Blended* is three parts input
+to one part output, as Artificial Analysis counts.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ def offers_for(model: str) -> list[ApiPrice]:
 
 @dataclass(frozen=True)
 class OwnCost:
-    """USD of a million tokens on one's own machine that does nothing else; ``per_hour`` is what it costs working,
-    ``fixed_per_hour`` what it costs anyway."""
+    """USD of a million tokens on one's own machine that does nothing else; ``per_hour`` is what it costs
+    working, ``fixed_per_hour`` what it costs anyway."""
 
     per_hour: float
     fixed_per_hour: float
@@ -76,7 +77,8 @@ class OwnCost:
 
 
 def hourly(purchase_usd: float | None, rent_usd: float | None, watts: float) -> tuple[float, float]:
-    """(fixed, working) USD an hour: rent, or the purchase over its life; electricity only where it is not rented."""
+    """(fixed, working) USD an hour: rent, or the purchase over its life; electricity only where it is not
+    rented."""
     if rent_usd is not None:
         return rent_usd, rent_usd
     fixed = (purchase_usd or 0.0) / LIFE_HOURS
@@ -96,8 +98,8 @@ def own_cost(
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Blended tokens a month from which one's own machine is cheaper than ``api``, and the most it can make a month.
-    ``tokens`` None: never, because working alone costs it more than the API asks."""
+    """Blended tokens a month from which one's own machine is cheaper than ``api``, and the most it can make a
+    month. ``tokens`` None: never, because working alone costs it more than the API asks."""
 
     api: ApiPrice
     tokens: float | None

@@ -1,13 +1,13 @@
 """What this machine can do, measured once and kept: the profile that `herd plan` predicts from.
 
-A data sheet says what a chip could do; a profile says what Herd's own operators reach on it: bytes read a second by
-number of threads, operations a second of a matmul by weight format and number of rows, attention in prefill and in
-decode, the time between operators, the disk. From it comes a `roofline.Device`, so a measured machine and one of the
-catalogue go through the same formulas. Measuring takes half a minute and torch (`measure.py`); reading a saved profile
-needs neither.
+A data sheet says what a chip could do; a profile says what Herd's own operators reach on it: bytes read a
+second by number of threads, operations a second of a matmul by weight format and number of rows, attention in
+prefill and in decode, the time between operators, the disk. From it comes a `roofline.Device`, so a measured
+machine and one of the catalogue go through the same formulas. Measuring takes half a minute and torch
+(`measure.py`); reading a saved profile needs neither.
 
-The file lies in ``~/.cache/herd`` (or ``HERD_CACHE``). It is measured anew where processor, torch or the native kernels
-are other ones than those it was measured with.
+The file lies in ``~/.cache/herd`` (or ``HERD_CACHE``). It is measured anew where processor, torch or the
+native kernels are other ones than those it was measured with.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ from ..errors import PlanError
 from ..files import write_atomically
 from ..report import receipt
 from .machines import Machine
-from .roofline import Curve, Device, Efficiency, Link
+from .roofline import Device, Efficiency, EfficiencyCurve, Link
 
 SCHEMA = 4
 BYTES = {"fp32": 4.0, "bf16": 2.0, "q8": 34 / 32, "q4k": 144 / 256, "q4": 18 / 32}
 """Of a weight, by the name of its format."""
 OPS_PER_LAYER = 9
-"""Operators that `ops.layer_ops` lists of a block; the measured time between operators is spread over them."""
+"""Operators that `ops.layer_ops` lists of a block; the measured time between operators is spread over
+them."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One accelerator as measured: bytes, bytes/s of a copy, operations/s of a bf16 matmul, bytes/s to the next one."""
+    """One accelerator as measured: bytes, bytes/s of a copy, operations/s of a bf16 matmul, bytes/s to the
+    next one."""
 
     name: str
     memory: int
@@ -48,8 +50,9 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Profile:
-    """``gemm``: operations/s by weight format and rows; ``between``: seconds between operators in a block, all told, of
-    a model with ``plain`` weights and of a ``packed`` one, whose blocks are one native operator each."""
+    """``gemm``: operations/s by weight format and rows; ``between``: seconds between operators in a block,
+    all told, of a model with ``plain`` weights and of a ``packed`` one, whose blocks are one native operator
+    each."""
 
     key: str
     date: str
@@ -75,20 +78,23 @@ class Profile:
 
     @property
     def read(self) -> float:
-        """Bytes/s that all threads read: plainly, or in a matmul of one row, which asks for them ahead of time."""
+        """Bytes/s that all threads read: plainly, or in a matmul of one row, which asks for them ahead of
+        time."""
         rows = ((BYTES[name], rates[1]) for name, rates in self.gemm.items() if 1 in rates)
         return max([*self.bandwidth.values(), *(nbytes * rate / 2 for nbytes, rate in rows)])
 
     def device(self, weights: str = "plain") -> Device:
-        """The processor as the roofline sees it: peaks are the best rates measured, shares what is reached of them.
-        ``weights``: a key of ``between``."""
+        """The processor as the roofline sees it: peaks are the best rates measured, shares what is reached of
+        them. ``weights``: a key of ``between``."""
         peaks = {name: max(rates.values()) for name, rates in self.gemm.items()}
         curves = {
-            name: Curve(tuple((float(rows), rate / peaks[name]) for rows, rate in sorted(rates.items())))
+            name: EfficiencyCurve(
+                tuple((float(rows), rate / peaks[name]) for rows, rate in sorted(rates.items()))
+            )
             for name, rates in self.gemm.items()
         }
         if "bf16" not in peaks:  # the roofline asks for it where an operator names no dtype of its own
-            peaks["bf16"], curves["bf16"] = max(peaks.values()), Curve.flat(1.0)
+            peaks["bf16"], curves["bf16"] = max(peaks.values()), EfficiencyCurve.flat(1.0)
         reference = peaks["bf16"]
         return Device(
             "here",
@@ -98,7 +104,7 @@ class Profile:
             peaks,
             Efficiency(
                 gemm=curves,
-                memory=Curve.flat(1.0),
+                memory=EfficiencyCurve.flat(1.0),
                 attention_forward=max(self.attention_prefill.values()) / reference,
                 attention_backward=max(self.attention_prefill.values()) / reference,
                 op_seconds=self.between[weights] / OPS_PER_LAYER,

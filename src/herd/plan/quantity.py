@@ -1,6 +1,7 @@
 """Quantities as people write them: ``15.6T`` tokens, ``32k`` of context, ``16M`` a batch.
 
-Tokens count in thousands (k, M, B or G, T). A context of ``32k`` is 32,768, as everybody means it: there k is 1,024.
+Tokens count in thousands (k, M, B or G, T). A context of ``32k`` is 32,768, as everybody means it: there k is
+1,024.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What `herd quantize` takes: seconds and bytes, from this machine's profile.
 
-The source's tensors are read one after another from a mapped file, hashed, rounded to blocks in pieces and written; at
-the end the new file is hashed once more, in pieces on all threads. Nothing overlaps, so the parts add up. In memory
-lies one tensor of the source at a time, and a piece on its way.
+The source's tensors are read one after another from a mapped file, hashed, rounded to blocks in pieces and
+written; at the end the new file is hashed once more, in pieces on all threads. Nothing overlaps, so the parts
+add up. In memory lies one tensor of the source at a time, and a piece on its way.
 """
 
 from __future__ import annotations

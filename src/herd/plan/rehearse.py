@@ -1,15 +1,16 @@
-"""A rehearsal: a few real steps at the true layer shapes of a recipe on whatever machine is here, before a run is paid
-for.
+"""A rehearsal: a few real steps at the true layer shapes of a recipe on whatever machine is here, before a
+run is paid for.
 
-One block, then two, are trained for real: the trainer's own forward, loss, backward and Adam, in the recipe's dtype,
-with its recomputation and compilation, on a whole sequence and on half of one. What the second block adds is a block's
-time; what the second half adds is a token's; the rest is embedding, head, and what each pass over the weights costs. A
-block too large for the memory here is cut as tensor parallelism would cut it: the same width, a part of the heads and
-of the FFN; so is the vocabulary. The whole model's time follows by counting, its memory by the trainer's own formula,
-which the rehearsal checks at its own size.
+One block, then two, are trained for real: the trainer's own forward, loss, backward and Adam, in the recipe's
+dtype, with its recomputation and compilation, on a whole sequence and on half of one. What the second block
+adds is a block's time; what the second half adds is a token's; the rest is embedding, head, and what each
+pass over the weights costs. A block too large for the memory here is cut as tensor parallelism would cut it:
+the same width, a part of the heads and of the FFN; so is the vocabulary. The whole model's time follows by
+counting, its memory by the trainer's own formula, which the rehearsal checks at its own size.
 
-For another machine than this one the time is `step.step_time`'s, with data sheets and published shares; where this
-machine *is* one of the target's, what was measured here corrects them. The only file of the room that needs torch.
+For another machine than this one the time is `step.step_time`'s, with data sheets and published shares; where
+this machine *is* one of the target's, what was measured here corrects them. The only file of the room that
+needs torch.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ..llama.config import ModelConfig
 from ..train.config import TrainConfig
 from ..train.memory import TrainBytes, kept_nbytes, train_nbytes
 from ..train.recipe import Recipe
-from .layout import Job, Layout, check
+from .layout import Job, ParallelLayout, check
 from .machines import Machine
 from .memory import usable
 from .ops import forward_ops
@@ -47,7 +48,8 @@ STEPS = 5
 
 @dataclass(frozen=True)
 class Piece:
-    """What is rehearsed: ``slices`` of a block's heads and FFN (1: whole), a part of the vocabulary, tokens."""
+    """What is rehearsed: ``slices`` of a block's heads and FFN (1: whole), a part of the vocabulary,
+    tokens."""
 
     config: ModelConfig  # of one block
     slices: int
@@ -105,8 +107,9 @@ def teacher_shape(recipe: Recipe) -> ModelConfig | None:
 
 
 def cut(config: ModelConfig, micro: int, context: int, free: float, most_flops: float = math.inf) -> Piece:
-    """The largest piece of a model whose two blocks fit into ``free`` bytes with all training state, and take no more
-    than ``most_flops`` a step. The sequence is shortened first, then the vocabulary, then the block."""
+    """The largest piece of a model whose two blocks fit into ``free`` bytes with all training state, and take
+    no more than ``most_flops`` a step. The sequence is shortened first, then the vocabulary, then the
+    block."""
     slices = [s for s in _powers(config.n_heads) if config.ffn_dim % s == 0]
     lengths = [
         context >> halved for halved in range(context.bit_length()) if context >> halved >= min(context, 64)
@@ -167,7 +170,8 @@ def rehearse(recipe: Recipe, on_step: Callable[[str], None] | None = None) -> Re
 
 @dataclass(frozen=True)
 class _Measured:
-    """``whole``, ``half``: seconds of forward and backward of the piece's rows, and of rows of half the length."""
+    """``whole``, ``half``: seconds of forward and backward of the piece's rows, and of rows of half the
+    length."""
 
     whole: float
     half: float
@@ -198,7 +202,8 @@ def _rate(dim: int, dtype: str, device: Any) -> float:
 def _measure(
     recipe: Recipe, piece: Piece, layers: int, device: Any, tell: Callable[[str], None]
 ) -> _Measured:
-    """Seconds of forward and backward, and of what follows (norm, clipping, Adam), of a model of so many blocks."""
+    """Seconds of forward and backward, and of what follows (norm, clipping, Adam), of a model of so many
+    blocks."""
     import torch
 
     from ..data.batch import Batch
@@ -265,8 +270,8 @@ def _now(device: Any) -> float:
 
 
 def _reset_peak(device: Any) -> int:
-    """Bytes held now, with the high-water mark set back to them where the system allows; memory that was freed before
-    is given back, so that it is not taken for this one's."""
+    """Bytes held now, with the high-water mark set back to them where the system allows; memory that was
+    freed before is given back, so that it is not taken for this one's."""
     import ctypes
 
     import psutil
@@ -316,11 +321,13 @@ def _powers(most: int) -> list[int]:
     return [1 << exponent for exponent in range(most.bit_length()) if most % (1 << exponent) == 0]
 
 
-# What it means for the whole run ------------------------------------------------------------------------------------
+# What it means for the whole run
+# ------------------------------------------------------------------------------------
 
 
 def here(recipe: Recipe, rehearsal: Rehearsal) -> Outlook:
-    """The whole recipe on this machine, all its ranks one after another: what one device of this kind would take."""
+    """The whole recipe on this machine, all its ranks one after another: what one device of this kind would
+    take."""
     config, train, ranks = shape(recipe), recipe.train, recipe.parallel.ranks
     micro = train.micro_batch_size or train.rows_of_rank(ranks)
     micros = train.batch_size // micro
@@ -353,7 +360,8 @@ def here(recipe: Recipe, rehearsal: Rehearsal) -> Outlook:
 
 
 def target(recipe: Recipe, machine: Machine) -> Outlook:
-    """The whole recipe on another machine, as the trainer lays it out: FSDP2 within ``shard``, replicas of that."""
+    """The whole recipe on another machine, as the trainer lays it out: FSDP2 within ``shard``, replicas of
+    that."""
     config, train, spec = shape(recipe), recipe.train, recipe.parallel
     if machine.count != spec.ranks:
         raise RecipeError(
@@ -361,7 +369,7 @@ def target(recipe: Recipe, machine: Machine) -> Outlook:
             f"use {machine.of(spec.ranks).name}, or change the recipe"
         )
     micro = train.micro_batch_size or train.rows_of_rank(spec.ranks)
-    layout = Layout(
+    layout = ParallelLayout(
         dp=spec.ranks,
         micro=micro,
         recompute="full" if train.activation_checkpointing else "none",
@@ -400,10 +408,11 @@ def target(recipe: Recipe, machine: Machine) -> Outlook:
 
 
 def script(recipe: Recipe, path: Path, machine: Machine, hours: float) -> str:
-    """A Slurm batch script for a recipe on a machine; without Slurm its last command runs as it stands on one node.
+    """A Slurm batch script for a recipe on a machine; without Slurm its last command runs as it stands on one
+    node.
 
-    Slurm asks five minutes before the end; the trainer then finishes its step and saves, and the job is put back in the
-    queue, where the same command goes on."""
+    Slurm asks five minutes before the end; the trainer then finishes its step and saves, and the job is put
+    back in the queue, where the same command goes on."""
     nodes, each = machine.nodes, min(machine.per_node, machine.count)
     days, rest = divmod(math.ceil(min(hours * 1.1 + 0.5, 7 * 24)), 24)
     quoted = shlex.quote(str(path))

@@ -1,15 +1,18 @@
 """How long one operator takes on one device: the roofline, with what chips reach of their data sheets.
 
-An operator does ``flops`` operations and moves ``nbytes``; it can take no less time than either at the chip's rates, so
+An operator does ``flops`` operations and moves ``nbytes``; it can take no less time than either at the chip's
+rates, so
 
     seconds = max(flops / (peak[dtype] · share), nbytes / (bandwidth · share)) + op_seconds
 
-The shares are measured, never assumed to be 1: a matmul of training shapes reaches 73 % of an H100's peak, a stream
-of weights 88 % of its bandwidth. They come from published measurements by kind of chip (``machines.yaml``) or from a
-profile of the very machine. A share may depend on the size of the work (`Curve`): a matmul with few rows, a read of few
-bytes. ``op_seconds`` is what every operator pays before it does anything; it is why small work is slow.
+The shares are measured, never assumed to be 1: a matmul of training shapes reaches 73 % of an H100's peak, a
+stream of weights 88 % of its bandwidth. They come from published measurements by kind of chip
+(``machines.yaml``) or from a profile of the very machine. A share may depend on the size of the work
+(`EfficiencyCurve`): a matmul with few rows, a read of few bytes. ``op_seconds`` is what every operator pays
+before it does anything; it is why small work is slow.
 
-Collectives follow the ring: each of n ranks sends (n - 1) / n of the bytes at the link's rate, twice for an all-reduce.
+Collectives follow the ring: each of n ranks sends (n - 1) / n of the bytes at the link's rate, twice for an
+all-reduce.
 
 Williams, Waterman, Patterson: "Roofline" (CACM 52, 2009). NCCL's "bus bandwidth": nccl-tests, PERFORMANCE.md.
 """
@@ -28,9 +31,9 @@ Kind = Literal["gemm", "attention", "attention_backward", "memory"]
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A share of the peak by size: points (size, share) in rising order, straight between them over the logarithm of
-    the size, level beyond both ends. One point is a constant."""
+class EfficiencyCurve:
+    """A share of the peak by size: points (size, share) in rising order, straight between them over the
+    logarithm of the size, level beyond both ends. One point is a constant."""
 
     points: tuple[tuple[float, float], ...]
 
@@ -42,7 +45,7 @@ class Curve:
             raise PlanError(f"efficiency curve {self.points} has a share outside 0 to 1.5")
 
     @classmethod
-    def flat(cls, share: float) -> Curve:
+    def flat(cls, share: float) -> EfficiencyCurve:
         """The same share at every size."""
         return cls(((1.0, share),))
 
@@ -57,11 +60,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Shares of the data sheet that a chip reaches: ``gemm`` by dtype over the rows of the activation, ``memory`` over
-    the bytes an operator moves, attention's two passes; ``op_seconds`` to begin an operator."""
+    """Shares of the data sheet that a chip reaches: ``gemm`` by dtype over the rows of the activation,
+    ``memory`` over the bytes an operator moves, attention's two passes; ``op_seconds`` to begin an
+    operator."""
 
-    gemm: Mapping[str, Curve]
-    memory: Curve
+    gemm: Mapping[str, EfficiencyCurve]
+    memory: EfficiencyCurve
     attention_forward: float
     attention_backward: float
     op_seconds: float
@@ -75,8 +79,8 @@ class Efficiency:
 
 @dataclass(frozen=True, eq=False)
 class Device:
-    """One accelerator or processor: bytes, bytes/s and operations/s of the data sheet, and what it reaches of them.
-    Compared by identity."""
+    """One accelerator or processor: bytes, bytes/s and operations/s of the data sheet, and what it reaches of
+    them. Compared by identity."""
 
     name: str
     kind: Literal["gpu", "apple", "cpu"]
@@ -89,7 +93,8 @@ class Device:
     source: str = ""
 
     def peak(self, dtype: str) -> float:
-        """Operations/s of the data sheet; for a dtype the chip lacks, those of the one it computes in instead."""
+        """Operations/s of the data sheet; for a dtype the chip lacks, those of the one it computes in
+        instead."""
         for name in (dtype, *_INSTEAD.get(dtype, ())):
             if name in self.flops:
                 return self.flops[name]
@@ -115,7 +120,8 @@ _INSTEAD = {
 
 @dataclass(frozen=True)
 class Op:
-    """Work of one operator, ``count`` times over: operations, bytes moved, the activation's rows (for GEMM)."""
+    """Work of one operator, ``count`` times over: operations, bytes moved, the activation's rows (for
+    GEMM)."""
 
     name: str
     kind: Kind
@@ -128,7 +134,8 @@ class Op:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of an operator and what bounds it: ``compute`` and ``memory`` overlap, ``overhead`` does not."""
+    """Seconds of an operator and what bounds it: ``compute`` and ``memory`` overlap, ``overhead`` does
+    not."""
 
     compute: float = 0.0
     memory: float = 0.0
@@ -167,7 +174,8 @@ def seconds(ops: Iterable[Op], device: Device) -> float:
 
 @dataclass(frozen=True)
 class Link:
-    """What joins devices: bytes/s in one direction for each of them, seconds to begin, the share that is reached."""
+    """What joins devices: bytes/s in one direction for each of them, seconds to begin, the share that is
+    reached."""
 
     name: str
     bandwidth: float
@@ -182,7 +190,8 @@ class Link:
 
 
 def all_gather(nbytes: float, ranks: int, link: Link) -> float:
-    """Seconds until each of ``ranks`` has all ``nbytes``, of which it held its part; a reduce-scatter is the same."""
+    """Seconds until each of ``ranks`` has all ``nbytes``, of which it held its part; a reduce-scatter is the
+    same."""
     return 0.0 if ranks < 2 else nbytes * (ranks - 1) / ranks / link.rate + link.latency * math.log2(ranks)
 
 

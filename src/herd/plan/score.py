@@ -1,9 +1,9 @@
 """Was the plan right? Every prediction beside what was measured, kept, and learned from.
 
-One line of JSON an event, appended to ``scores.jsonl`` in the cache folder: what was predicted (seconds, bytes), what
-was measured, on which machine. `factors` are what this machine's own runs say of the planner: the median of measured
-over predicted, by kind of work, over the last events. The history is never rewritten; a line cut short by a crash is
-skipped.
+One line of JSON an event, appended to ``scores.jsonl`` in the cache folder: what was predicted (seconds,
+bytes), what was measured, on which machine. `factors` are what this machine's own runs say of the planner:
+the median of measured over predicted, by kind of work, over the last events. The history is never rewritten;
+a line cut short by a crash is skipped.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ LEAST = 3
 
 @dataclass(frozen=True)
 class Event:
-    """One prediction come true, or not. ``kind``: what was predicted ("decode", "prefill", "stage", "peak memory");
-    ``what``: of what, in words; ``unit`` "s" or "bytes"."""
+    """One prediction come true, or not. ``kind``: what was predicted ("decode", "prefill", "stage", "peak
+    memory"); ``what``: of what, in words; ``unit`` "s" or "bytes"."""
 
     kind: str
     what: str
@@ -49,8 +49,8 @@ def history_path() -> Path:
 
 
 def record(event: Event) -> None:
-    """Append one event. A cache folder that cannot be written is no reason to fail a run: the event is then lost.
-    `PlanError` for numbers that are not positive."""
+    """Append one event. A cache folder that cannot be written is no reason to fail a run: the event is then
+    lost. `PlanError` for numbers that are not positive."""
     if not (event.predicted > 0 and event.measured > 0 and math.isfinite(event.predicted + event.measured)):
         raise PlanError(
             f"{event.kind}: predicted {event.predicted} and measured {event.measured} must be positive"
@@ -86,7 +86,8 @@ def history(path: Path | None = None) -> list[Event]:
 
 @dataclass(frozen=True)
 class Summary:
-    """Errors of one kind: how many events, median and worst absolute error, median ratio of measured to predicted."""
+    """Errors of one kind: how many events, median and worst absolute error, median ratio of measured to
+    predicted."""
 
     kind: str
     n: int
@@ -113,9 +114,11 @@ def summaries(events: Iterable[Event]) -> list[Summary]:
 
 
 def factors(machine: str, events: Iterable[Event] | None = None) -> dict[str, float]:
-    """What to multiply predictions by on this machine, by kind: learned from its last runs, absent below `LEAST`.
+    """What to multiply predictions by on this machine, by kind: learned from its last runs, absent below
+    `LEAST`.
 
-    Predictions are recorded before the factor is applied, so learning twice from the same error cannot happen.
+    Predictions are recorded before the factor is applied, so learning twice from the same error cannot
+    happen.
     """
     events = history() if events is None else events
     kinds: dict[str, list[float]] = {}

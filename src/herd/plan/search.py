@@ -1,8 +1,8 @@
 """The fastest layouts of a training job on a machine: all that divide and fit, in order of their step time.
 
-Small enough to look at every one: powers of two for TP and CP, every PP that comes out even, DP what is left; for each
-the micro-batch sizes, pieces a stage, what is recomputed and what is sharded. What does not fit the memory is counted
-by what it lacks, so that "no" can say why."""
+Small enough to look at every one: powers of two for TP and CP, every PP that comes out even, DP what is left;
+for each the micro-batch sizes, pieces a stage, what is recomputed and what is sharded. What does not fit the
+memory is counted by what it lacks, so that "no" can say why."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import PlanError
-from .layout import RECOMPUTES, SHARDS, Job, Layout, Recompute, micro_batches, stage_layers
+from .layout import RECOMPUTES, SHARDS, Job, ParallelLayout, Recompute, micro_batches, stage_layers
 from .machines import Machine
 from .memory import RankBytes, rank_nbytes, usable
 from .step import HARDWARE, Step, Tuning, mfu, step_time
@@ -25,7 +25,7 @@ SHORTEST = 2048
 class Found:
     """A layout with what it takes."""
 
-    layout: Layout
+    layout: ParallelLayout
     step: Step
     nbytes: RankBytes
     mfu: float
@@ -38,13 +38,14 @@ class Found:
 
 @dataclass
 class Search:
-    """What a search saw: layouts that fit, fastest first; how many were too big and the least bytes among them."""
+    """What a search saw: layouts that fit, fastest first; how many were too big and the least bytes among
+    them."""
 
     found: list[Found] = field(default_factory=list)
     seen: int = 0
     too_big: int = 0
     least: float = math.inf
-    least_layout: Layout | None = None
+    least_layout: ParallelLayout | None = None
 
     @property
     def best(self) -> Found:
@@ -67,8 +68,8 @@ def search(
     async_tp: bool = False,
     recomputes: Sequence[Recompute] = RECOMPUTES,
 ) -> Search:
-    """All layouts of ``machine.count`` devices that divide, those that fit in order of step time. PlanError where none
-    divides; an empty ``found`` where none fits."""
+    """All layouts of ``machine.count`` devices that divide, those that fit in order of step time. PlanError
+    where none divides; an empty ``found`` where none fits."""
     result, room = Search(), usable(machine.device.memory)
     for layout in layouts(job, machine, precision, async_tp, recomputes):
         result.seen += 1
@@ -90,7 +91,11 @@ def search(
 
 
 def evaluate(
-    job: Job, layout: Layout, machine: Machine, tuning: Tuning = HARDWARE, nbytes: RankBytes | None = None
+    job: Job,
+    layout: ParallelLayout,
+    machine: Machine,
+    tuning: Tuning = HARDWARE,
+    nbytes: RankBytes | None = None,
 ) -> Found:
     """One layout that divides, with what it takes."""
     step = step_time(job, layout, machine, tuning)
@@ -106,7 +111,7 @@ def layouts(
     precision: str = "bf16",
     async_tp: bool = False,
     recomputes: Sequence[Recompute] = RECOMPUTES,
-) -> Iterator[Layout]:
+) -> Iterator[ParallelLayout]:
     """Every layout that uses all devices and divides the model and the batch."""
     config, count = job.config, machine.count
     for tp in _powers(min(machine.per_node, count)):
@@ -133,7 +138,7 @@ def _variants(
     precision: str,
     async_tp: bool,
     recomputes: Sequence[Recompute],
-) -> Iterator[Layout]:
+) -> Iterator[ParallelLayout]:
     tp, cp, pp, dp = shape
     for micro in MICROS:
         if (job.batch // dp) % micro:
@@ -143,7 +148,7 @@ def _variants(
                 for shard in SHARDS if dp * cp > 1 else SHARDS[-1:]:
                     if pp > 1 and shard == "all":
                         continue  # weights gathered for every micro-batch of every piece: never worth it in a pipeline
-                    layout = Layout(
+                    layout = ParallelLayout(
                         tp, cp, pp, dp, micro, chunks, recompute, precision, shard, async_tp and tp > 1
                     )
                     if pp == 1 or micro_batches(layout, job) >= pp:

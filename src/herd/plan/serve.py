@@ -1,18 +1,19 @@
 """How many people a machine serves, and whether a draft pays: small analytic models, no simulation.
 
-**Batching.** Requests of P prompt and A answer tokens arrive at a rate λ; the engine decodes B of them together. A
-request costs its prefill S_p, during which the others mostly wait, and A steps of S_d(B). In steady state
+**Batching.** Requests of P prompt and A answer tokens arrive at a rate λ; the engine decodes B of them
+together. A request costs its prefill S_p, during which the others mostly wait, and A steps of S_d(B). In
+steady state
 
     B = λ · (time a request stays) = λ · (S_p + A · S_d(B) / (1 - ρ)),   ρ = λ · S_p
 
-where ρ is the share of the time that goes into prefill (Little's law). The prefill queue is M/D/1: its mean wait is
-ρ S_p / (2 (1 - ρ)), and the 95th percentile about three times that (exponential tail). ``users`` who read an answer and
-think for Z seconds before the next request make λ = users / (Z + time).
+where ρ is the share of the time that goes into prefill (Little's law). The prefill queue is M/D/1: its mean
+wait is ρ S_p / (2 (1 - ρ)), and the 95th percentile about three times that (exponential tail). ``users`` who
+read an answer and think for Z seconds before the next request make λ = users / (Z + time).
 
-**Speculation.** A draft proposes k tokens, each accepted with probability α; one pass of the target verifies them all
-and gives one more. Expected tokens a pass: (1 - α^(k+1)) / (1 - α); cost of a round in target steps: k c + v(k), with c
-the draft's step over the target's and v(k) what verifying k + 1 tokens costs over one step (Leviathan et al., arXiv
-2211.17192, theorem 3.8).
+**Speculation.** A draft proposes k tokens, each accepted with probability α; one pass of the target verifies
+them all and gives one more. Expected tokens a pass: (1 - α^(k+1)) / (1 - α); cost of a round in target steps:
+k c + v(k), with c the draft's step over the target's and v(k) what verifying k + 1 tokens costs over one step
+(Leviathan et al., arXiv 2211.17192, theorem 3.8).
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Load:
 
 @dataclass(frozen=True)
 class Served:
-    """How it goes: mean requests in the engine, requests/s, time to the first token, seconds a token, busy share.
+    """How it goes: mean requests in the engine, requests/s, time to the first token, seconds a token, busy
+    share.
 
     ``replicas``: so many machines share the users. ``stable`` False: work comes in faster than it is done."""
 
@@ -139,7 +141,8 @@ def serve(target: Target, size: str, form: Form, load: Load, replicas: int = 1, 
 
 @dataclass(frozen=True)
 class Draft:
-    """What speculation brings: expected tokens a round, its cost in target steps, the speed-up, and the best k."""
+    """What speculation brings: expected tokens a round, its cost in target steps, the speed-up, and the best
+    k."""
 
     alpha: float
     cost: float  # a draft's step over a target's
@@ -153,7 +156,8 @@ class Draft:
 
 
 def draft(alpha: float, cost: float, k: int, verify: Callable[[int], float] = lambda k: 1.0) -> Draft:
-    """Speculation with k proposals. ``verify(k)``: verifying k + 1 tokens over one step. `PlanError` out of range."""
+    """Speculation with k proposals. ``verify(k)``: verifying k + 1 tokens over one step. `PlanError` out of
+    range."""
     if not 0 <= alpha < 1:
         raise PlanError(
             f"alpha={alpha:g} must be from 0 up to, not at, 1: the share of proposals that are accepted"
@@ -175,7 +179,8 @@ def best_draft(
 def verify_cost(
     target: Target, config: ModelConfig, form: Form, kv: str, context: int
 ) -> Callable[[int], float]:
-    """What a pass over k + 1 tokens of one sequence costs over a step of one: a batch that shares its cache."""
+    """What a pass over k + 1 tokens of one sequence costs over a step of one: a batch that shares its
+    cache."""
     one = target.decode(config, form, kv, context)
     empty_one = target.decode(config, form, kv, 1)
     return lambda k: (target.decode(config, form, kv, 1, k + 1) - empty_one + one) / one

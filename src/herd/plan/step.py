@@ -1,19 +1,25 @@
-"""Seconds of one training step on one layout, by part: compute, memory traffic, collectives on their links, the bubble.
+"""Seconds of one training step on one layout, by part: compute, memory traffic, collectives on their links,
+the bubble.
 
 One micro-batch through one stage is a list of operators (`ops.layer_ops`), forward and backward:
 
-    backward   each matmul twice (gradients of its input and of its weight, the latter added to fp32 in memory);
-               attention 2.5 times its forward, for it is computed anew (FlashAttention); the rest moves twice the bytes
+    backward   each matmul twice (gradients of its input and of its weight, the latter added to fp32 in
+    memory);
+               attention 2.5 times its forward, for it is computed anew (FlashAttention); the rest moves twice
+               the bytes
     FP8        matmuls at that rate; casting reads each operand in bf16 and writes it in 8 bits
-    TP         two all-gathers and two reduce-scatters of the rows a block forward, as many backward and two gathers
-    more
-               for the weights' gradients (Korthikanti et al., arXiv 2205.05198); nothing overlaps them unless async
+    TP         two all-gathers and two reduce-scatters of the rows a block forward, as many backward and two
+    gathers more
+               for the weights' gradients (Korthikanti et al., arXiv 2205.05198); nothing overlaps them unless
+               async
     CP         K and V gathered before attention, their gradients scattered after it
-    PP         rows sent to the next stage, V times a micro-batch; the bubble is (PP - 1) / (V · M) of the rest
-    DP         weights gathered and gradients scattered in fp32, once a step, or with FSDP every micro-batch, beside the
+    PP         rows sent to the next stage, V times a micro-batch; the bubble is (PP - 1) / (V · M) of the
+    rest DP         weights gathered and gradients scattered in fp32, once a step, or with FSDP every
+    micro-batch, beside the
                compute as far as there is some; meanwhile it takes some of the chip's cores (`CONTENTION`)
 
-Nothing here is fitted to a training run. What a fit can add is `Tuning`: factors on these parts, all 1 by default.
+Nothing here is fitted to a training run. What a fit can add is `Tuning`: factors on these parts, all 1 by
+default.
 """
 
 from __future__ import annotations
@@ -24,15 +30,15 @@ from typing import NamedTuple
 
 from ..llama.config import ModelConfig
 from ..train.memory import MASTER
-from .layout import Job, Layout, check, micro_batches, stage_layers
+from .layout import Job, ParallelLayout, check, micro_batches, stage_layers
 from .machines import Machine
 from .memory import WEIGHT, stage_params
 from .ops import BF16, FP8, FP32, head_ops, layer_ops
 from .roofline import Device, Link, Op, all_gather, all_reduce, cost, send
 
 CONTENTION = 20 / 132
-"""Share of compute lost while collectives run beside it: 20 of a Hopper's 132 multiprocessors move data (DeepSeek-V3,
-arXiv 2412.19437, section 3.2.2)."""
+"""Share of compute lost while collectives run beside it: 20 of a Hopper's 132 multiprocessors move data
+(DeepSeek-V3, arXiv 2412.19437, section 3.2.2)."""
 ATTENTION_BACKWARD = 2.5  # of its forward's operations (FlashAttention-2, arXiv 2307.08691, section 4.1)
 RECOMPUTED = {
     "plain": 0.0,
@@ -44,7 +50,8 @@ RECOMPUTED = {
 
 @dataclass(frozen=True)
 class Tuning:
-    """What measured runs of one software on one kind of machine need beyond the hardware: factors, 1 by default."""
+    """What measured runs of one software on one kind of machine need beyond the hardware: factors, 1 by
+    default."""
 
     gemm: float = 1.0  # on matmul time
     fp8: float = 1.0  # on FP8 matmul time, besides
@@ -82,7 +89,7 @@ class Step:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def step_time(job: Job, layout: Layout, machine: Machine, tuning: Tuning = HARDWARE) -> Step:
+def step_time(job: Job, layout: ParallelLayout, machine: Machine, tuning: Tuning = HARDWARE) -> Step:
     """Seconds of one step of a layout that divides (`layout.check`)."""
     config, micros = job.config, micro_batches(layout, job)
     middle, end = stage_layers(config.n_layers, layout.pp) or (config.n_layers, config.n_layers)
@@ -212,7 +219,7 @@ def _unpack(config: ModelConfig, tp: int, width: float, device: Device) -> _Busy
 
 
 def _tp_seconds(
-    config: ModelConfig, rows: int, layout: Layout, machine: Machine, tuning: Tuning, recompute: bool
+    config: ModelConfig, rows: int, layout: ParallelLayout, machine: Machine, tuning: Tuning, recompute: bool
 ) -> float:
     """Exposed seconds of one block's collectives over TP, forward and backward."""
     if layout.tp == 1:
@@ -222,8 +229,9 @@ def _tp_seconds(
     return exposed * collectives * all_gather(WEIGHT * rows * config.dim, layout.tp, machine.join(layout.tp))
 
 
-def _cp_seconds(config: ModelConfig, tokens: int, layout: Layout, machine: Machine) -> float:
-    """One block's K and V of all ``tokens``: gathered forward, gathered again and scattered (fp32) backward."""
+def _cp_seconds(config: ModelConfig, tokens: int, layout: ParallelLayout, machine: Machine) -> float:
+    """One block's K and V of all ``tokens``: gathered forward, gathered again and scattered (fp32)
+    backward."""
     if layout.cp == 1:
         return 0.0
     link = machine.join(layout.cp, layout.tp)
@@ -231,9 +239,9 @@ def _cp_seconds(config: ModelConfig, tokens: int, layout: Layout, machine: Machi
     return all_gather(WEIGHT * nbytes, layout.cp, link) * 2 + all_gather(MASTER * nbytes, layout.cp, link)
 
 
-def _pp_seconds(config: ModelConfig, rows: int, layout: Layout, machine: Machine) -> float:
-    """One micro-batch's rows to the next stage and their gradients back. Interleaved schedules send beside the compute,
-    for what they send is not needed at once; what remains is the beginning of a transfer."""
+def _pp_seconds(config: ModelConfig, rows: int, layout: ParallelLayout, machine: Machine) -> float:
+    """One micro-batch's rows to the next stage and their gradients back. Interleaved schedules send beside
+    the compute, for what they send is not needed at once; what remains is the beginning of a transfer."""
     if layout.pp == 1:
         return 0.0
     link = machine.join(2, layout.tp * layout.cp)
@@ -241,8 +249,9 @@ def _pp_seconds(config: ModelConfig, rows: int, layout: Layout, machine: Machine
     return 2 * layout.chunks * (each * CONTENTION if layout.chunks > 1 else each)
 
 
-def _dp_seconds(job: Job, layout: Layout, machine: Machine, micros: int, compute: float) -> float:
-    """What gathering weights and scattering gradients adds to a step in which the chip computes for ``compute``."""
+def _dp_seconds(job: Job, layout: ParallelLayout, machine: Machine, micros: int, compute: float) -> float:
+    """What gathering weights and scattering gradients adds to a step in which the chip computes for
+    ``compute``."""
     ranks = layout.sharers
     if layout.dp * layout.cp == 1:
         return 0.0
@@ -265,22 +274,22 @@ def _dp_seconds(job: Job, layout: Layout, machine: Machine, micros: int, compute
     return total - hidden + CONTENTION * hidden
 
 
-def _join_dp(layout: Layout, machine: Machine, ranks: int) -> Link:
+def _join_dp(layout: ParallelLayout, machine: Machine, ranks: int) -> Link:
     """CP and DP together shard the states: their ranks stand TP, and with pipelines also PP, apart."""
     if layout.pp == 1:
         return machine.join(ranks, layout.tp)
     return machine.join(max(1, ranks // layout.cp), layout.tp * layout.cp * layout.pp)
 
 
-def _optimizer_seconds(job: Job, layout: Layout, device: Device) -> float:
-    """Adam reads weight, gradient and both moments, writes weight, moments and the bf16 copy; clipping reads once
-    more."""
+def _optimizer_seconds(job: Job, layout: ParallelLayout, device: Device) -> float:
+    """Adam reads weight, gradient and both moments, writes weight, moments and the bf16 copy; clipping reads
+    once more."""
     trained = stage_params(job.config, layout.pp) if job.adapters is None else job.adapters / layout.pp
     params = trained / layout.tp / layout.sharers
     return cost(Op("adam", "memory", 0.0, params * (5 * MASTER + 3 * MASTER + WEIGHT)), device).seconds
 
 
-def predict(job: Job, layout: Layout, machine: Machine, tuning: Tuning = HARDWARE) -> Step:
+def predict(job: Job, layout: ParallelLayout, machine: Machine, tuning: Tuning = HARDWARE) -> Step:
     """`step_time` of a layout that is checked first. PlanError where it does not divide."""
     check(layout, job)
     return step_time(job, layout, machine, tuning)

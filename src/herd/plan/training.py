@@ -1,7 +1,8 @@
-"""The plan of a training run: the fastest layout that fits, then days, dollars and what failures leave of them.
+"""The plan of a training run: the fastest layout that fits, then days, dollars and what failures leave of
+them.
 
-Three kinds of run share it: pre-training (every parameter learns), fine-tuning (all, or adapters beside a frozen
-model), distillation (a teacher's targets besides, made beforehand and kept on disk)."""
+Three kinds of run share it: pre-training (every parameter learns), fine-tuning (all, or adapters beside a
+frozen model), distillation (a teacher's targets besides, made beforehand and kept on disk)."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from ..llama.config import SIZES, ModelConfig
 from ..quant.formats import Q4_0
 from ..train.memory import state_nbytes
 from .goodput import Goodput, young_daly
-from .layout import Job, Layout, check
+from .layout import Job, ParallelLayout, check
 from .machines import Machine
 from .memory import rank_nbytes, usable
 from .money import Money, money
@@ -23,14 +24,15 @@ from .search import Found, Search, evaluate, search
 from .step import HARDWARE, Tuning
 
 CACHE_BYTES = 60
-"""Bytes a token of a teacher's sampled targets takes: ids, counts, probabilities and entropy (arXiv 2503.16870)."""
+"""Bytes a token of a teacher's sampled targets takes: ids, counts, probabilities and entropy (arXiv
+2503.16870)."""
 METHODS = ("full", "lora", "qlora")
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher's forward passes over all tokens, made before the student's training: on how many replicas, with how
-    many ranks of tensor parallelism each, hours, and bytes of the targets on disk."""
+    """A teacher's forward passes over all tokens, made before the student's training: on how many replicas,
+    with how many ranks of tensor parallelism each, hours, and bytes of the targets on disk."""
 
     config: ModelConfig
     tp: int
@@ -75,8 +77,8 @@ def size(name: str) -> ModelConfig:
 
 
 def default_batch(config: ModelConfig, context: int, devices: int) -> int:
-    """Sequences a step: 16 M tokens for the largest model, 4 M for the smallest (Llama 3 paper, 3.4.1), in a number
-    that spreads over the devices."""
+    """Sequences a step: 16 M tokens for the largest model, 4 M for the smallest (Llama 3 paper, 3.4.1), in a
+    number that spreads over the devices."""
     tokens = 16 * 2**20 if config.n_params > 5e10 else 4 * 2**20
     odd = devices // (devices & -devices)
     wanted = max(1, tokens // context)
@@ -106,14 +108,14 @@ def plan(
     tokens: float,
     *,
     precision: str = "bf16",
-    fixed: Layout | None = None,
+    fixed: ParallelLayout | None = None,
     usd_per_hour: float | None = None,
     restart: float | None = None,
     teacher: Teacher | None = None,
     tuning: Tuning = HARDWARE,
 ) -> TrainPlan:
-    """The fastest layout and what it comes to; with ``fixed``, that layout. A teacher's hours come before the run's.
-    PlanError where nothing fits, saying what would."""
+    """The fastest layout and what it comes to; with ``fixed``, that layout. A teacher's hours come before the
+    run's. PlanError where nothing fits, saying what would."""
     if precision == "fp8" and not machine.device.has("fp8"):
         raise PlanError(f"{machine.device.name} has no FP8: use --precision bf16")
     if fixed is None:
@@ -145,7 +147,7 @@ def plan(
     )
 
 
-def _just(job: Job, layout: Layout, machine: Machine, tuning: Tuning) -> Search:
+def _just(job: Job, layout: ParallelLayout, machine: Machine, tuning: Tuning) -> Search:
     """A layout that was asked for, nothing else. PlanError where it does not divide or fit."""
     if layout.devices != machine.count:
         raise PlanError(

@@ -1,8 +1,9 @@
-"""The ways of running a model on a machine: weights × KV cache × context, with bytes, seconds and the loss of quality.
+"""The ways of running a model on a machine: weights × KV cache × context, with bytes, seconds and the loss of
+quality.
 
-A *form* says how weights are stored and multiplied; a *target* is a machine that can be asked for bytes and seconds:
-this one, from its profile (`Here`), or one of the catalogue (`There`). Every way is tried; what does not fit comes with
-the smallest change that makes it fit.
+A *form* says how weights are stored and multiplied; a *target* is a machine that can be asked for bytes and
+seconds: this one, from its profile (`Here`), or one of the catalogue (`There`). Every way is tried; what does
+not fit comes with the smallest change that makes it fit.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ BEHIND_KLD = "llama.cpp tools/perplexity/README.md, Llama 3 8B, mean KL divergen
 
 @dataclass(frozen=True)
 class Form:
-    """How weights lie and are multiplied. ``kld``: published mean KL divergence in nats from 16 bits, None: unknown."""
+    """How weights lie and are multiplied. ``kld``: published mean KL divergence in nats from 16 bits, None:
+    unknown."""
 
     name: str
     linears: float  # bytes a weight
@@ -73,7 +75,8 @@ FP8 = Form("fp8", 1.0, 2.0, "fp8", "bf16", None)
 INT8 = Form("int8", 1.0, 2.0, "bf16", "bf16", None)
 W4 = Form("w4a16", 0.5625, 2.0, "bf16", "bf16", None)
 GPU_FORMS = (BF16, FP8, INT8, W4)
-"""What engines for accelerators run: w4a16 has a 16-bit scale for 32 weights of 4 bits; int8 is of weights only."""
+"""What engines for accelerators run: w4a16 has a 16-bit scale for 32 weights of 4 bits; int8 is of weights
+only."""
 
 
 class Target(Protocol):
@@ -110,8 +113,8 @@ class Target(Protocol):
 
 
 def activation_nbytes(config: ModelConfig, tokens: int, width: float) -> float:
-    """Bytes alive at once in a forward pass without gradients over ``tokens`` tokens, and fp32 logits of one: the
-    residual stream and its norm, and in the FFN gate, up and their product."""
+    """Bytes alive at once in a forward pass without gradients over ``tokens`` tokens, and fp32 logits of one:
+    the residual stream and its norm, and in the FFN gate, up and their product."""
     D, F = config.dim, config.ffn_dim
     attention = 2 * config.n_heads * config.head_dim + 2 * config.n_kv_heads * config.head_dim
     return tokens * width * (2 * D + max(3 * F, 2 * attention)) + 4.0 * config.vocab_size
@@ -185,7 +188,8 @@ class Here:
         return self.profile.device("plain" if form.dtype == "bf16" else "packed")
 
     def _here(self, op: Op, form: Form, decode_slower: float | None) -> Op:
-        """An operator as it runs here: matmuls in the form's own kernel, streams at the rate measured for them."""
+        """An operator as it runs here: matmuls in the form's own kernel, streams at the rate measured for
+        them."""
         if op.name == "head":
             return replace(op, dtype=form.head_dtype)
         if op.kind == "attention" and decode_slower is not None:
@@ -274,7 +278,8 @@ def _weights(form: Form) -> ops.Weights:
     return ops.Weights(form.linears, form.head, form.dtype)
 
 
-# Ways ----------------------------------------------------------------------------------------------------------------
+# Ways
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -296,7 +301,8 @@ class Way:
 
     @property
     def resident(self) -> int:
-        """The most bytes at once: while it runs, or already while it is loaded, when there is no cache yet."""
+        """The most bytes at once: while it runs, or already while it is loaded, when there is no cache
+        yet."""
         return self.weights_nbytes + self.beside_nbytes + max(self.kv_nbytes, self.loading_nbytes)
 
     @property
@@ -345,7 +351,8 @@ def way(target: Target, size: str, form: Form, kv: str, context: int, batch: int
 
 
 def ways(target: Target, size: str, contexts: Iterable[int] = CONTEXTS, batch: int = 1) -> list[list[Way]]:
-    """A row for each form and KV dtype, a way for each context. A second KV dtype only where it makes more fit."""
+    """A row for each form and KV dtype, a way for each context. A second KV dtype only where it makes more
+    fit."""
     rows: list[list[Way]] = []
     for form in target.forms:
         before = -1
@@ -359,8 +366,8 @@ def ways(target: Target, size: str, contexts: Iterable[int] = CONTEXTS, batch: i
 
 
 def best(rows: list[list[Way]]) -> Way | None:
-    """The way to take: of the forms that fit at most contexts, the one with the least loss that still speaks at reading
-    speed (5 tokens/s), else the fastest."""
+    """The way to take: of the forms that fit at most contexts, the one with the least loss that still speaks
+    at reading speed (5 tokens/s), else the fastest."""
     able = [row for row in rows if row[0].fits]
     if not able:
         return None
@@ -384,7 +391,8 @@ def _loss(found: Way) -> float:
 
 
 def smallest_change(target: Target, size: str, context: int, batch: int = 1) -> str:
-    """What would make ``size`` fit at ``context``: fewer bits, less context, or so much more memory. One line."""
+    """What would make ``size`` fit at ``context``: fewer bits, less context, or so much more memory. One
+    line."""
     tried = [
         way(target, size, form, kv, context, batch) for form in target.forms for kv in target.kv_names(form)
     ]

@@ -1,8 +1,10 @@
-"""Fitting a few factors to measured rows, and judging them on rows that were not fitted.
+"""Fit a few factors to measured rows, and judge them on rows that were not used for the fit.
 
-The error of a row is ``log(predicted / measured)``: twice and half as fast count the same. `fit` minimizes the mean of
-its absolute values, which one odd row cannot pull about, by walking each factor up and down in ever smaller steps; a
-weak pull towards the start keeps what the rows do not determine where the hardware put it."""
+The error of a row is ``log(predicted / measured)``, so twice as fast and half as fast count the same. The fit
+minimizes the mean of the absolute errors, which a single odd row cannot dominate, by changing one factor at a
+time in ever smaller steps. A weak pull towards the start keeps factors that the rows do not determine at
+their hardware values.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +16,24 @@ from typing import TypeVar
 Row = TypeVar("Row")
 Predict = Callable[[Row, Mapping[str, float]], float]
 
-PULL = 0.01  # of the loss, for each factor of e that a parameter stands from its start
+PULL = 0.01  # added to the loss for each factor of e between a parameter and its start
 
 
 def log_errors(
     rows: Sequence[Row], measured: Callable[[Row], float], predict: Predict[Row], values: Mapping[str, float]
 ) -> list[float]:
-    """``log(predicted / measured)`` of every row."""
+    """Return ``log(predicted / measured)`` of every row."""
     return [math.log(predict(row, values) / measured(row)) for row in rows]
 
 
-def fit(
+def fit_factors(
     rows: Sequence[Row],
     measured: Callable[[Row], float],
     predict: Predict[Row],
     start: Mapping[str, float],
     limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> dict[str, float]:
-    """The factors with the least mean absolute log error on ``rows``, each within its limits."""
+    """Return the factors with the least mean absolute log error on ``rows``, each within its limits."""
     limits = limits or {}
 
     def loss(values: Mapping[str, float]) -> float:
@@ -58,22 +60,23 @@ def fit(
 
 
 def halves(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Every other row, and the rest: neighbours in a table resemble each other, so each half has some of every kind."""
+    """Return the even and the odd rows: neighbours in a table are alike, so each half has rows of every
+    kind."""
     return list(rows[::2]), list(rows[1::2])
 
 
-def cross(
+def cross_fit(
     rows: Sequence[Row],
     measured: Callable[[Row], float],
     predict: Predict[Row],
     start: Mapping[str, float],
     limits: Mapping[str, tuple[float, float]] | None = None,
 ) -> tuple[list[float], tuple[dict[str, float], dict[str, float]]]:
-    """Relative errors of all rows, each predicted with the factors fitted to the other half, and both fits."""
+    """Return the relative errors of all rows, each predicted from the other half's fit, and both fits."""
     even, odd = halves(rows)
     for_odd, for_even = (
-        fit(even, measured, predict, start, limits),
-        fit(odd, measured, predict, start, limits),
+        fit_factors(even, measured, predict, start, limits),
+        fit_factors(odd, measured, predict, start, limits),
     )
     errors = [
         predict(row, for_even if index % 2 == 0 else for_odd) / measured(row) - 1
