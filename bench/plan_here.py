@@ -38,10 +38,10 @@ CHAT = {
     "chat-1B-bf16": ("1B", "bf16"),
 }
 TRAIN = {  # (dim, layers, rows, context, dtype, activation_checkpointing)
-    "train-256x5": (256, 5, 16, 256, "float32", False),
-    "train-384x6-bf16": (384, 6, 16, 256, "bfloat16", False),
-    "train-512x8": (512, 8, 8, 256, "float32", False),
-    "train-768x8-checkpointing": (768, 8, 8, 512, "bfloat16", True),
+    "train-256x5": (256, 5, 16, 256, "fp32", False),
+    "train-384x6-bf16": (384, 6, 16, 256, "bf16", False),
+    "train-512x8": (512, 8, 8, 256, "fp32", False),
+    "train-768x8-checkpointing": (768, 8, 8, 512, "bf16", True),
 }  # fmt: skip
 QUANTIZE = {
     "quantize-q8": "q8",

@@ -14,7 +14,7 @@ from herd.life.run import RaiseRun
 
 SPEEDS = st.builds(
     lambda dtype, of, distil, control: Speeds(dtype, dict(zip(LADDER, of, strict=False)), distil, control),
-    st.sampled_from(["float32", "bfloat16"]),
+    st.sampled_from(["fp32", "bf16"]),
     st.lists(st.floats(50, 1e6), min_size=1, max_size=len(LADDER)),
     st.floats(50, 1e6),
     st.floats(50, 1e6),

@@ -76,7 +76,7 @@ def test_prediction_for_a_target_is_for_its_ranks():
     assert 0 < outlook.mfu < 1
     assert (
         outlook.nbytes.total
-        == train_nbytes(rehearse.shape(recipe(8)), 2, 128, dtype="float32", shard=8, ranks=8).total
+        == train_nbytes(rehearse.shape(recipe(8)), 2, 128, dtype="fp32", shard=8, ranks=8).total
     )
     with pytest.raises(RecipeError, match="use 8xA100"):
         rehearse.target(recipe(8), machines.find_machine("A100"))

@@ -34,7 +34,7 @@ def test_sharded_data_parallel_bytes_are_the_trainers_own(activation_checkpointi
         SIZES["8B"],
         2,
         8192,
-        dtype="bfloat16",
+        dtype="bf16",
         activation_checkpointing=activation_checkpointing,
         shard=ranks,
         ranks=ranks,

@@ -87,7 +87,7 @@ def test_recomputation_changes_nothing(tmp_path):
 def test_bf16_keeps_fp32_masters(tmp_path):
     wide, narrow = toy.model(), toy.model()
     train(wide, toy.Counting(), lm, toy.config(), tmp_path / "wide")
-    train(narrow, toy.Counting(), lm, toy.config(dtype="bfloat16"), tmp_path / "narrow")
+    train(narrow, toy.Counting(), lm, toy.config(dtype="bf16"), tmp_path / "narrow")
     assert {p.dtype for p in narrow.parameters()} == {torch.float32}
     a, b = ([r["loss"] for r in metrics.read(tmp_path / name)] for name in ("wide", "narrow"))
     assert a != b
@@ -211,7 +211,7 @@ def test_a_step_that_trains_nothing_is_refused(tmp_path):
 
 
 def test_half_precision_masters_are_refused(tmp_path):
-    with pytest.raises(TrainingError, match=r"is bfloat16; master weights are float32"):
+    with pytest.raises(TrainingError, match=r"is bf16; master weights are fp32"):
         train(toy.model().bfloat16(), toy.Counting(), lm, toy.config(), tmp_path)
 
 

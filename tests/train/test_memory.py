@@ -90,12 +90,12 @@ def test_state_is_what_lies_on_the_disk(tmp_path):
 def test_the_big_ones():
     """16 bytes a parameter; what the recipes say in their comments."""
     big = memory.train_nbytes(
-        SIZES["405B"], 1, 8192, dtype="bfloat16", activation_checkpointing=True, shard=1024, ranks=1024
+        SIZES["405B"], 1, 8192, dtype="bf16", activation_checkpointing=True, shard=1024, ranks=1024
     )
     assert (big.weights + big.gradients + big.moments) / 1e9 == pytest.approx(6.34, abs=0.01)
     assert big.total < 80e9
     eight = memory.train_nbytes(
-        SIZES["8B"], 4, 8192, dtype="bfloat16", activation_checkpointing=True, average=True, shard=8, ranks=64
+        SIZES["8B"], 4, 8192, dtype="bf16", activation_checkpointing=True, average=True, shard=8, ranks=64
     )
     assert (eight.weights + eight.gradients + eight.moments) / 1e9 == pytest.approx(16.06, abs=0.01)
     assert eight.total < 80e9

@@ -85,6 +85,12 @@ def test_reads_what_it_says():
     assert recipe.parallel.ranks == 2
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "bfloat16", "torch.bfloat16"])
+def test_number_formats_have_short_names_and_their_long_ones_are_accepted(dtype):
+    recipe = parse_recipe(edited(("  lr: 3e-3", f"  lr: 3e-3\n  dtype: {dtype}")))
+    assert (recipe.train.dtype, recipe.save_dtype) == ("bf16", "bf16")
+
+
 def test_reading_needs_no_torch():
     code = "import sys, herd.train.recipe, herd.train.memory; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

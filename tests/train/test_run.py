@@ -58,7 +58,7 @@ data: {{text: ["{base}/text"], heldout_rows: 4}}
 objective: {{kind: lm}}
 train: {{steps: 6, batch_size: 4, context: 32, lr: 1e-2, warmup_steps: 1, decay_steps: 2, average_every: 1,
          save_every: 2, eval_every: 3}}
-save_dtype: float32
+save_dtype: fp32
 out: {base}/teacher
 """
 
@@ -71,7 +71,7 @@ data: {{text: ["{base}/text"], split: student, heldout_rows: 4, documents: true}
 objective: {{kind: distil, teacher: "{base}/teacher/model"}}
 train: {{steps: 4, batch_size: 4, micro_batch_size: 2, context: 32, lr: 1e-2, eval_every: 2}}
 parallel: {{ranks: {ranks}, shard: {shard}}}
-save_dtype: float32
+save_dtype: fp32
 out: {base}/student-{ranks}-{shard}
 """
 
@@ -82,7 +82,7 @@ data: {{made_dialogs: 12, heldout_rows: 2}}
 objective: {{kind: sft}}
 train: {{steps: 2, batch_size: 2, context: 256, lr: 1e-3, eval_every: 2}}
 parallel: {{ranks: {ranks}, shard: {shard}}}
-save_dtype: float32
+save_dtype: fp32
 out: {base}/instruct-{ranks}-{shard}
 """
 

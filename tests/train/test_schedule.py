@@ -85,7 +85,7 @@ def test_averages_the_last_step_and_only_the_tail(config):
         ({"steps": True}, "valid integer"),
         ({"clip": -1.0}, "greater than 0"),
         ({"learning_rate": 1.0}, "Extra inputs"),
-        ({"dtype": "float16"}, "float32"),
+        ({"dtype": "float16"}, "fp32"),
     ],
 )
 def test_impossible_configurations(changes, message):

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict
 
 from .. import __version__
 from ..llama.config import ModelConfig, RopeScaling
+from ..train.config import ComputeDtype
 
 Mode = Literal["quick", "demo", "full"]
-Dtype = Literal["float32", "bfloat16"]
 Rung = tuple[int, int]
 
 
@@ -25,7 +25,7 @@ class Speeds:
     """What a probe found, in tokens/s of training: each rung in the ``dtype`` that is faster here, and the chosen
     rung's student, taught by it (``distil``) and alone (``control``)."""
 
-    dtype: Dtype
+    dtype: ComputeDtype
     rungs: dict[Rung, float]
     distil: float
     control: float
@@ -59,7 +59,7 @@ class Plan(BaseModel):
     text: (
         list[str] | None
     )  # the user's corpus; None: the standard library and the project's parallel sentences
-    dtype: Dtype  # of the matmuls in training; weights and Adam's state are always fp32
+    dtype: ComputeDtype  # of the matmuls in training; weights and Adam's state are always fp32
     corpus_bytes: int  # at most this much text is read
     vocab_size: int
     teacher: dict[str, Any]  # fields of ModelConfig
@@ -168,7 +168,7 @@ def quick_plan(name: str, seed: int, text: list[str] | None) -> Plan:
         created=_now(),
         version=__version__,
         text=text,
-        dtype="float32",
+        dtype="fp32",
         corpus_bytes=400_000,
         vocab_size=768,
         teacher=_fields(teacher),

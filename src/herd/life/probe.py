@@ -17,8 +17,9 @@ from ..data.batch import Batch
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..train import distil, lm
+from ..train.config import ComputeDtype
 from ..train.objectives import Objective
-from .plan import SHARES, Dtype, Mode, Rung, Speeds, chosen, rung, student_of
+from .plan import SHARES, Mode, Rung, Speeds, chosen, rung, student_of
 
 ROWS, CONTEXT = 8, 256
 
@@ -28,7 +29,7 @@ SECONDS = 1.5
 """Of each measurement; there are five to eight."""
 
 
-def training_speed(config: ModelConfig, dtype: Dtype, objective: Objective = lm) -> float:
+def training_speed(config: ModelConfig, dtype: ComputeDtype, objective: Objective = lm) -> float:
     """Tokens per second of real training steps of ``config`` on this machine."""
     model = LlamaLM(config).init_weights(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -38,7 +39,7 @@ def training_speed(config: ModelConfig, dtype: Dtype, objective: Objective = lm)
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else nullcontext():
+        with torch.autocast("cpu", torch.bfloat16) if dtype == "bf16" else nullcontext():
             loss = objective(model, batch).total / batch.n_targets
         loss.backward()
         optimizer.step()
@@ -57,7 +58,7 @@ def probe(vocab_size: int, mode: Mode) -> Speeds:
     def config(of: Rung) -> ModelConfig:
         return rung(*of, vocab_size, CONTEXT)
 
-    by_dtype: dict[Dtype, float] = {d: training_speed(config(LADDER[0]), d) for d in ("float32", "bfloat16")}
+    by_dtype: dict[ComputeDtype, float] = {d: training_speed(config(LADDER[0]), d) for d in ("fp32", "bf16")}
     dtype = max(by_dtype, key=lambda d: by_dtype[d])
     rungs = {LADDER[0]: by_dtype[dtype]}
     for shape in LADDER[1:]:

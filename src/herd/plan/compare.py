@@ -60,7 +60,7 @@ def training(config: ModelConfig, train: TrainConfig, seconds: float, steps: int
     layout = ParallelLayout(
         micro=micro,
         recompute="full" if train.activation_checkpointing else "none",
-        precision="bf16" if train.dtype == "bfloat16" else "fp32",
+        precision=train.dtype,
     )
     predicted = (
         steps * predict(Job(config, train.batch_size, train.context), layout, profile.machine()).seconds

@@ -124,7 +124,7 @@ def _whole(
         stage,
         micro,
         rows,
-        dtype="bfloat16",
+        dtype="bf16",
         activation_checkpointing=activation_checkpointing,
         ranks=2 if sharded else 1,
     )

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..dtypes import torch_dtype
 from ..errors import PlanError, RecipeError
 from ..llama.config import ModelConfig
 from ..train.config import TrainConfig
@@ -186,10 +187,8 @@ def _rate(dim: int, dtype: str, device: Any) -> float:
     """Operations/s of one matmul of the model's width: how much can be rehearsed in little time."""
     import torch
 
-    from ..train.loop import DTYPES
-
     left, right = (
-        torch.ones(min(dim, 4096), min(dim, 4096), dtype=DTYPES[dtype], device=device) for _ in range(2)
+        torch.ones(min(dim, 4096), min(dim, 4096), dtype=torch_dtype(dtype), device=device) for _ in range(2)
     )
     times = []
     for _ in range(3):
@@ -209,7 +208,6 @@ def _measure(
     from ..data.batch import Batch
     from ..llama.model import LlamaLM
     from ..train import objectives, parallel
-    from ..train.loop import DTYPES
     from ..train.optim import gradient_norm, make_optimizer
 
     train = recipe.train
@@ -225,7 +223,7 @@ def _measure(
         tokens = torch.randint(0, config.vocab_size, (piece.rows, length + 1), generator=generator).to(device)
         batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
         began = _now(device)
-        with torch.autocast(device.type, DTYPES[train.dtype], enabled=train.dtype != "float32"):
+        with torch.autocast(device.type, torch_dtype(train.dtype), enabled=train.dtype != "fp32"):
             result = objectives.lm(model, batch)
         result.total.backward()
         middle = _now(device)
@@ -373,7 +371,7 @@ def target(recipe: Recipe, machine: Machine) -> Outlook:
         dp=spec.ranks,
         micro=micro,
         recompute="full" if train.activation_checkpointing else "none",
-        precision="bf16" if train.dtype == "bfloat16" else "fp32",
+        precision=train.dtype,
         shard="all" if spec.shard > 1 else "optimizer",
         replicas=spec.ranks // spec.shard,
     )

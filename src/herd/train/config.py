@@ -7,15 +7,30 @@ change between one start and the next.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+from ..dtypes import parse_dtype
+from ..errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _short_name(value: Any) -> Any:
+    """Return the short name of a number format; what is not one is left to the check that follows."""
+    try:
+        return parse_dtype(value)
+    except (ConfigError, AttributeError):
+        return value
+
+
+ComputeDtype = Annotated[Literal["fp32", "bf16"], BeforeValidator(_short_name)]
+"""What matmuls run in; torch's long names are accepted too."""
 
 
 def impossible(field: str, message: str) -> PydanticCustomError:
@@ -50,9 +65,7 @@ class TrainConfig(BaseModel):
     eps: PositiveReal = 1e-8
     clip: PositiveReal | None = 1.0  # of the global gradient norm
 
-    dtype: Literal["float32", "bfloat16"] = (
-        "float32"  # of the matmuls; weights and Adam's state are always fp32
-    )
+    dtype: ComputeDtype = "fp32"  # of the matmuls; weights and Adam's state are always fp32
     compile: bool = False
     activation_checkpointing: bool = (
         False  # recompute a block's activations in backward instead of keeping them

@@ -27,6 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
 from ..data.batch import Batch
+from ..dtypes import torch_dtype
 from ..errors import TrainingError
 from ..llama.model import LlamaLM
 from . import objectives, parallel, state
@@ -36,8 +37,6 @@ from .objectives import Objective
 from .optim import Average, gradient_norm, make_optimizer, moments, set_rate, set_updates
 from .parallel import Ranks
 from .schedule import averages_at, learning_rate
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Stream(Protocol):
@@ -83,7 +82,7 @@ def train(
     loss that is not finite (naming step and rows), a batch that trains nothing, or a state that does not fit this run.
     """
     ranks = parallel.start() if mesh is None else parallel.ranks_of(mesh)
-    parallel.distribute(model, ranks, DTYPES[config.dtype])
+    parallel.distribute(model, ranks, torch_dtype(config.dtype))
     return _Run(model, stream, objective, config, Path(folder), ranks).run(evaluate, on_step)
 
 
@@ -240,7 +239,7 @@ class _Run:
 
     def _autocast(self) -> Any:
         """FSDP2 gathers weights in the compute dtype; alone, autocast casts them at each matmul."""
-        dtype = DTYPES[self.config.dtype]
+        dtype = torch_dtype(self.config.dtype)
         if dtype == torch.float32 or isinstance(self.model, FSDPModule):
             return nullcontext()
         return torch.autocast(self.device.type, dtype)

@@ -20,9 +20,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..dtypes import nbytes_per_value
 from ..llama.config import ModelConfig
 
-WIDTHS = {"float32": 4, "bfloat16": 2}
 MASTER = 4  # bytes of fp32
 
 
@@ -59,13 +59,13 @@ def activation_nbytes(
     rows: int,
     context: int,
     *,
-    dtype: str = "float32",
+    dtype: str = "fp32",
     activation_checkpointing: bool = False,
 ) -> int:
     """Bytes that backward needs of one micro-batch of ``rows`` x ``context`` tokens, without the loss."""
     block, residual = (
         _block_nbytes(config, rows * context, dtype),
-        rows * context * WIDTHS[dtype] * config.dim,
+        rows * context * nbytes_per_value(dtype) * config.dim,
     )
     kept = config.n_layers * residual + block if activation_checkpointing else config.n_layers * block
     return kept + 2 * residual
@@ -74,13 +74,13 @@ def activation_nbytes(
 def _block_nbytes(config: ModelConfig, tokens: int, dtype: str) -> int:
     """What backward needs of one block."""
     q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    return tokens * WIDTHS[dtype] * 2 * (config.dim + q + kv + config.ffn_dim)
+    return tokens * nbytes_per_value(dtype) * 2 * (config.dim + q + kv + config.ffn_dim)
 
 
-def loss_nbytes(config: ModelConfig, rows: int, context: int, *, dtype: str = "float32") -> int:
+def loss_nbytes(config: ModelConfig, rows: int, context: int, *, dtype: str = "fp32") -> int:
     """Bytes of the fused loss: a chunk of logits, and the hidden states' and the head's gradients, made in forward."""
     tokens = rows * context
-    gradients = tokens * config.dim * WIDTHS[dtype] + config.vocab_size * config.dim * MASTER
+    gradients = tokens * config.dim * nbytes_per_value(dtype) + config.vocab_size * config.dim * MASTER
     return _chunk_nbytes(config, tokens, dtype) + gradients
 
 
@@ -95,7 +95,7 @@ def loss_chunk_tokens(config: ModelConfig) -> int:
 
 
 def _chunk_nbytes(config: ModelConfig, tokens: int, dtype: str) -> int:
-    return min(tokens, loss_chunk_tokens(config)) * config.vocab_size * WIDTHS[dtype]
+    return min(tokens, loss_chunk_tokens(config)) * config.vocab_size * nbytes_per_value(dtype)
 
 
 def kept_nbytes(
@@ -103,7 +103,7 @@ def kept_nbytes(
     rows: int,
     context: int,
     *,
-    dtype: str = "float32",
+    dtype: str = "fp32",
     activation_checkpointing: bool = False,
     average: bool = False,
 ) -> int:
@@ -126,7 +126,7 @@ def train_nbytes(
     rows: int,
     context: int,
     *,
-    dtype: str = "float32",
+    dtype: str = "fp32",
     activation_checkpointing: bool = False,
     average: bool = False,
     shard: int = 1,
@@ -139,12 +139,12 @@ def train_nbytes(
     )
     root = config.n_params - config.n_layers * block
     if ranks > 1:
-        gathered = WIDTHS[dtype] * (root + 2 * block)
+        gathered = nbytes_per_value(dtype) * (root + 2 * block)
     else:
         gathered = (
             0
-            if dtype == "float32"
-            else WIDTHS[dtype] * (config.n_layers * block + config.vocab_size * config.dim)
+            if dtype == "fp32"
+            else nbytes_per_value(dtype) * (config.n_layers * block + config.vocab_size * config.dim)
         )
     return TrainBytes(
         weights=MASTER * params,

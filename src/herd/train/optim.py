@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..dtypes import short_name
 from ..errors import TrainingError
 from .config import TrainConfig
 
@@ -26,8 +27,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     for name, param in params.items():
         if param.dtype != torch.float32:
             raise TrainingError(
-                f"{name} is {str(param.dtype).removeprefix('torch.')}; master weights are float32: load the model with "
-                "dtype=torch.float32 and set dtype: bfloat16 in the training configuration"
+                f"{name} is {short_name(param.dtype)}; master weights are fp32: load the model with "
+                "dtype=torch.float32 and set dtype: bf16 in the training configuration"
             )
     groups = [
         {"params": [p for p in params.values() if p.ndim >= 2], "weight_decay": config.weight_decay},

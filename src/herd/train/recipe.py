@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 
 from ..errors import ConfigError, RecipeError
 from ..llama.config import SIZES, ModelConfig, RopeScaling
-from .config import Fraction, Positive, PositiveReal, TrainConfig, impossible
+from .config import ComputeDtype, Fraction, Positive, PositiveReal, TrainConfig, impossible
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -191,7 +191,7 @@ class Recipe(BaseModel):
     objective: ObjectiveSpec
     train: TrainConfig
     parallel: ParallelSpec = ParallelSpec()
-    save_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the checkpoint; what Llama is released in
+    save_dtype: ComputeDtype = "bf16"  # of the checkpoint; what Llama is released in
     out: Annotated[str, Field(min_length=1)]
 
     @model_validator(mode="after")

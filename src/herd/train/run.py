@@ -35,6 +35,7 @@ from ..data.origin import bind
 from ..data.packing import DialogStream
 from ..data.shards import INDEX, Shards
 from ..data.stream import Stream, TokenStream, first_rows
+from ..dtypes import torch_dtype
 from ..errors import ChatError, DataError, RecipeError
 from ..files import storage_error
 from ..llama.config import ModelConfig
@@ -43,7 +44,7 @@ from ..machine import lock_folder
 from ..text import Tokenizer, render
 from . import parallel
 from .heldout import heldout_loss
-from .loop import DTYPES, TrainResult, train
+from .loop import TrainResult, train
 from .objectives import Objective, distil, lm, sft
 from .parallel import Ranks
 from .recipe import Recipe, check, epochs
@@ -285,7 +286,7 @@ def _digest(rendered: list[Any]) -> str:
 def build(recipe: Recipe, config: ModelConfig, ranks: Ranks) -> LlamaLM:
     """The recipe's model with fp32 weights, on this rank's device, spread over the ranks."""
     source = recipe.model.start
-    return spread(config, source, recipe.train.seed, ranks, DTYPES[recipe.train.dtype], torch.float32)
+    return spread(config, source, recipe.train.seed, ranks, torch_dtype(recipe.train.dtype), torch.float32)
 
 
 def spread(
@@ -322,7 +323,7 @@ def objective_of(recipe: Recipe, ranks: Ranks) -> Objective:
     spec = recipe.objective
     if spec.kind != "distil":
         return {"lm": lm, "sft": sft}[spec.kind]
-    source, compute = str(spec.teacher), DTYPES[recipe.train.dtype]
+    source, compute = str(spec.teacher), torch_dtype(recipe.train.dtype)
     teacher = spread(load_config(source), source, 0, ranks, compute, compute)
     return distil(teacher.requires_grad_(False), kl_weight=spec.kl_weight, tau=spec.tau)
 
@@ -351,5 +352,7 @@ def _save(
         recipe=recipe.model_dump(mode="json"),
         data_hash=material.hash,
     )
-    write_folder(folder, config, whole, material.tokenizer, dtype=DTYPES[recipe.save_dtype], lineage=lineage)
+    write_folder(
+        folder, config, whole, material.tokenizer, dtype=torch_dtype(recipe.save_dtype), lineage=lineage
+    )
     ranks.barrier()
