@@ -18,7 +18,18 @@ from herd.errors import ReportError
 from herd.report.receipt import Receipt, Value
 from herd.report.run import Run
 from herd.report.tabulate import markdown, metric
-from herd.report.units import MINUS, NBSP, duration, fixed, is_share, measure, nbytes, short, si, unit_name
+from herd.report.units import (
+    MINUS,
+    NBSP,
+    duration,
+    fixed,
+    format_value,
+    is_share,
+    nbytes,
+    short,
+    si,
+    unit_name,
+)
 
 _MARKED = re.compile(r"(<!-- herd:table ([\w-]+) -->\n)(.*?)(<!-- herd:end -->)", re.DOTALL)
 _NONE = "–"
@@ -263,7 +274,7 @@ def _plain(value: float, unit: str) -> str:
     if unit == "bytes":
         return nbytes(value)
     if is_share(unit):
-        return measure(value, unit)
+        return format_value(value, unit)
     if isinstance(value, int):
         return fixed(value, 0)
     if value and abs(value) < 1e-3:
@@ -274,9 +285,9 @@ def _plain(value: float, unit: str) -> str:
 def _with_interval(value: Value | None, decimals: int | None) -> str:
     if value is None or isinstance(value.value, str):
         return _NONE
-    text = measure(float(value.value), value.unit, decimals)
+    text = format_value(float(value.value), value.unit, decimals)
     if value.lo is not None and value.hi is not None:
-        low, high = (measure(end, value.unit, decimals) for end in (value.lo, value.hi))
+        low, high = (format_value(end, value.unit, decimals) for end in (value.lo, value.hi))
         text += f"<br><sub>{low} – {high}</sub>"
     return text
 

@@ -26,7 +26,7 @@ import torch
 from common import WORK, bench_parser, save_receipt
 from herd.checkpoint import write_random
 from herd.evals.rival import LlamaCpp, find_python
-from herd.evals.speed import Work, longest_sequence, measure, overhead_seconds
+from herd.evals.speed import Work, longest_sequence, measure_speed, overhead_seconds
 from herd.kernels.bandwidth import MemoryReader
 from herd.llama.config import SIZES
 from herd.quant import scheme
@@ -114,7 +114,7 @@ def main() -> None:
 
     theirs = "q8_0" if args.kv == "int8" else "f16"
     with LlamaCpp(file, threads=threads, context=longest, batch=args.batch, cache=theirs) as rival:
-        records = measure(
+        records = measure_speed(
             model,
             works,
             rounds=args.rounds,

@@ -13,7 +13,14 @@ import pytest
 from herd.errors import DataError
 from herd.evals.bootstrap import Interval
 from herd.evals.compare import Difference, compare, holm, p_value
-from herd.evals.compare_page import as_csv, as_markdown, colours, group_rows, page, write_comparison
+from herd.evals.compare_page import (
+    as_csv,
+    as_markdown,
+    colours,
+    comparison_page,
+    group_rows,
+    write_comparison,
+)
 from herd.evals.results import ItemResult, TaskFile, TaskResult, read_evaluation, write_summary
 from herd.evals.tasks.task import by_group, mean
 from herd.evals.verdicts import CLAIMS, verdicts
@@ -89,7 +96,7 @@ def test_p_of_an_interval():
 
 
 def test_page_shows_all_and_nothing_unescaped(three):
-    text = page(three)
+    text = comparison_page(three)
     assert "<b>1</b>" not in text
     assert "no piqa/validation.jsonl" in text
     assert "Holm" in text
@@ -126,7 +133,7 @@ def test_every_format_is_written_and_says_the_same(three, tmp_path):
 def test_one_model_alone_and_twins(tmp_path):
     first = evaluation(tmp_path / "a", "m", {"boolq": [1, 0]}, "aaaaaaaa")
     alone = compare([first])
-    assert "Two models" in page(alone)
+    assert "Two models" in comparison_page(alone)
     twins = compare([first, evaluation(tmp_path / "b", "m", {"boolq": [1, 1]}, "bbbbbbbb")])
     assert twins.models == ["a", "b"]
     with pytest.raises(DataError, match="twice"):

@@ -109,7 +109,9 @@ def test_records(model):
             return [3600.0] * n
 
     works = [speed.Work("decode", 8, 2), speed.Work("prefill", 16)]
-    decode, prefill = speed.measure(model, works, rounds=2, steps=2, bandwidth=lambda: 1e9, rival=Rival())
+    decode, prefill = speed.measure_speed(
+        model, works, rounds=2, steps=2, bandwidth=lambda: 1e9, rival=Rival()
+    )
     assert started == [(8, 2)]
     assert decode["nbytes"] == speed.weights_read(model) + 2 * speed.cache_read(CONFIG, "bf16", 11)
     assert math.isclose(decode["bytes_per_second"], decode["nbytes"] / decode["seconds"])

@@ -44,7 +44,7 @@ def made_up(**changes: object) -> Profile:
 def here(monkeypatch, tmp_path):
     """The made-up machine, saved as this one's profile."""
     monkeypatch.setenv("HERD_CACHE", str(tmp_path))
-    monkeypatch.setattr("herd.report.receipt.free_bytes", lambda: LARGE)
+    monkeypatch.setattr("herd.machine.available_memory", lambda: LARGE)
     made = made_up(key=profile.key())
     profile.save(made)
     return ways.Here(made, LARGE)

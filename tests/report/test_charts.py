@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from herd.report import charts, svg, units
-from herd.report.charts import Line, Row
+from herd.report.charts import ChartRow, Line
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 positive = st.floats(1e-3, 1e12)
@@ -71,7 +71,7 @@ def test_nothing_to_draw_draws_nothing():
     assert (
         charts.line_chart([Line("a", [(0, 1.0)], "long")], label="", x_title="", y_title="", x_log=True) == ""
     )
-    assert charts.interval_chart([Row("a", None, None, None, "long", "–")], label="", title="") == ""
+    assert charts.interval_chart([ChartRow("a", None, None, None, "long", "–")], label="", title="") == ""
     assert charts.divided_bar([("measured", [("a", 0.0, "none")])], label="", show=str) == ""
 
 
@@ -79,8 +79,8 @@ def test_every_chart_is_xml_with_words_for_those_who_cannot_see_it():
     drawn = {
         "one: teacher 1.41; long not measured": charts.interval_chart(
             [
-                Row("teacher", 1.41, 1.40, 1.42, "teacher", "1.41"),
-                Row("long", None, None, None, "long", "not measured"),
+                ChartRow("teacher", 1.41, 1.40, 1.42, "teacher", "1.41"),
+                ChartRow("long", None, None, None, "long", "not measured"),
             ],
             label="one", title="bits per byte",
         ),
@@ -115,7 +115,7 @@ def test_thinning_keeps_ends_and_mean(points):
         (units.nbytes(811_706_777_600), "812 GB"), (units.nbytes(512), "512 B"), (units.duration(0.44), "0.4 s"),
         (units.duration(9.97), "10.0 s"), (units.duration(59.6), "1 min 00 s"), (units.duration(372), "6 min 12 s"),
         (units.duration(3725), "1 h 02 min"), (units.duration(3599.7), "1 h 00 min"), (units.short(9.996), "10.0"),
-        (units.measure(0.8701, "fraction"), "87.0"), (units.measure(1.41234, "bits/byte", 3), "1.412"),
+        (units.format_value(0.8701, "fraction"), "87.0"), (units.format_value(1.41234, "bits/byte", 3), "1.412"),
         (units.language("ja"), "Japanese"), (units.language("code"), "code"),
     ],
 )  # fmt: skip

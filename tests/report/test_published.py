@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from herd.errors import ReportError
-from herd.report.published import find, published, score
+from herd.report.published import find_published, published, published_score
 
 COLUMNS = {
     "gpt-4o_2024-05-13_first_run": ("GPT-4o", "instruct", "azure-leak"),
@@ -31,19 +31,19 @@ def test_azure_columns_are_the_published_ones(real_data):
     for row in rows:
         task = row["task"].replace("human_eval", "humaneval")
         for column, (model, kind, source) in COLUMNS.items():
-            (found,) = find(task=task, model=model, kind=kind, source=source)
+            (found,) = find_published(task=task, model=model, kind=kind, source=source)
             assert found.score == pytest.approx(100 * float(row[column]), abs=0.0051), (task, column)
             assert found.shots == row["n_shot"]
             seen += 1
-    assert seen == len(find(source="azure")) + len(find(source="azure-leak")) == 117
+    assert seen == len(find_published(source="azure")) + len(find_published(source="azure-leak")) == 117
 
 
 def test_card_and_paper_agree_where_they_should():
     """Table 2 repeats the card's instruct scores; only GPQA is known to differ."""
     differing = [
         (row.task, row.model)
-        for row in find(source="paper-t2")
-        for other in find(task=row.task, model=row.model, kind="instruct", source="card")
+        for row in find_published(source="paper-t2")
+        for other in find_published(task=row.task, model=row.model, kind="instruct", source="card")
         if other.score != row.score
     ]
     assert {task for task, _ in differing} == {"gpqa"}
@@ -64,17 +64,17 @@ def test_every_score_is_a_percentage_and_stands_once():
 
 
 def test_a_star_marks_another_setting():
-    (starred,) = find(task="gsm8k", model="Claude 3.5 Sonnet", source="paper-t2")
+    (starred,) = find_published(task="gsm8k", model="Claude 3.5 Sonnet", source="paper-t2")
     assert starred.starred
     assert starred.setting == "8-shot, chain of thought, exact match (another setting)"
 
 
 def test_unknown_names_offer_the_nearest():
-    assert score("mmlu", "Llama 3.1 405B", kind="instruct", source="card") == 87.3
+    assert published_score("mmlu", "Llama 3.1 405B", kind="instruct", source="card") == 87.3
     with pytest.raises(ReportError, match=r"'humanevil'.*humaneval"):
-        score("humanevil", "GPT-4o", kind="instruct", source="azure")
+        published_score("humanevil", "GPT-4o", kind="instruct", source="azure")
     with pytest.raises(ReportError, match="card has no score of Llama 3 8B"):
-        score("gpqa", "Llama 3 8B", kind="instruct", source="card")
+        published_score("gpqa", "Llama 3 8B", kind="instruct", source="card")
 
 
 def test_needs_no_torch():

@@ -35,7 +35,6 @@ def test_round_trip_and_what_is_added(tmp_path):
     assert back.values == {"speed": values["speed"], "memory": Value(2**31, "bytes")}
     assert (back.what, back.command, back.seed, back.notes) == ("a test", "true", 7, "é")
     assert back.rivals == {"transformers": "5.23.0"}
-    assert back.passed is True
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", back.date)
     assert back.machine["cores"] >= 1
     assert back.machine["memory_bytes"] > 1 << 28
@@ -49,16 +48,6 @@ def test_any_finite_number_and_any_unit_survive(tmp_path_factory, number, unit):
     path = tmp_path_factory.getbasetemp() / "any.json"
     write(path, values={"x": Value(number, unit)})
     assert read_receipt(path).values["x"] == Value(number, unit)
-
-
-def test_verdict_of_a_receipt(tmp_path):
-    good, bad, none = Value(1, "s", passed=True), Value(1, "s", passed=False), Value(1, "s")
-    for values, verdict in (
-        ({"a": good, "b": none}, True),
-        ({"a": good, "b": bad}, False),
-        ({"a": none}, None),
-    ):
-        assert read_receipt(write(tmp_path / "v.json", values=values)).passed is verdict
 
 
 @pytest.mark.parametrize(
@@ -100,23 +89,41 @@ def test_commit_and_dirty_flag(tmp_path):
         subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *words], cwd=tmp_path, check=True,
                        capture_output=True)  # fmt: skip
 
-    assert receipt.commit(tmp_path)["hash"] is None
+    assert receipt.git_commit(tmp_path)["hash"] is None
     git("init")
     (tmp_path / "file").write_text("1")
     git("add", "file")
     git("commit", "-m", "one")
-    assert receipt.commit(tmp_path / "not" / "yet")["dirty"] is False
+    assert receipt.git_commit(tmp_path / "not" / "yet")["dirty"] is False
     (tmp_path / "bench" / "receipts").mkdir(parents=True)
     write(tmp_path / "bench" / "receipts" / "r.json")
-    assert receipt.commit(tmp_path)["dirty"] is False, "a new receipt does not make the tree dirty"
+    assert receipt.git_commit(tmp_path)["dirty"] is False, "a new receipt does not make the tree dirty"
     made_by = {"hash": "ab" * 20, "dirty": False}
     write(tmp_path / "bench" / "receipts" / "earlier.json", made_by=made_by)
     assert read_receipt(tmp_path / "bench" / "receipts" / "earlier.json").commit == made_by
     (tmp_path / "file").write_text("2")
-    assert receipt.commit(tmp_path)["dirty"] is True
-    assert re.fullmatch(r"[0-9a-f]{40}", receipt.commit(tmp_path)["hash"])
+    assert receipt.git_commit(tmp_path)["dirty"] is True
+    assert re.fullmatch(r"[0-9a-f]{40}", receipt.git_commit(tmp_path)["hash"])
+
+
+@pytest.mark.parametrize(
+    "flags, wanted, name",
+    [
+        ("avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_vnni", None, "AVX-512 VNNI"),
+        ("avx2 fma f16c avx512f", None, "AVX2"),
+        ("sse4_2 avx", None, "portable C++"),
+        ("avx2 fma f16c", "reference", "plain torch"),
+    ],
+)
+def test_a_receipt_names_the_instruction_set(monkeypatch, flags, wanted, name):
+    monkeypatch.setattr(receipt, "_processor", lambda: ("a processor", set(flags.split())))
+    monkeypatch.delenv("HERD_ISA", raising=False)
+    if wanted:
+        monkeypatch.setenv("HERD_ISA", wanted)
+    described = receipt.describe_machine()
+    assert (described["cpu"], described["instruction_set"]) == ("a processor", name)
 
 
 def test_no_torch_is_imported():
-    code = "import sys, herd.report.receipt as r; r.machine(); sys.exit('torch' in sys.modules)"
+    code = "import sys, herd.report.receipt as r; r.describe_machine(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..errors import CheckpointError, QuantError
 from ..llama.config import ModelConfig
+from ..machine import available_memory as free_bytes
 from ..quant.formats import scheme
-from ..report.receipt import free_bytes
 
 
 def require_memory(config: ModelConfig, needed: int, where: Path) -> None:

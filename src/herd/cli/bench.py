@@ -228,12 +228,12 @@ def _measured(
     import psutil
     import torch
 
-    from ..evals.speed import measure, overhead_seconds, scheme_of
+    from ..evals.speed import measure_speed, overhead_seconds, scheme_of
     from ..kernels.bandwidth import MemoryReader
 
     with _steps_shown() as progress:
         reader = MemoryReader()
-        records = measure(
+        records = measure_speed(
             model,
             works,
             rounds=rounds,

@@ -157,10 +157,10 @@ def size_name(text: str) -> str:
 
 def measured_once(again: bool = False) -> Here:
     """This machine, from its saved profile or measured now."""
+    from ..machine import available_memory as free_bytes
     from ..plan import profile as profiles
     from ..plan import score as scores
     from ..plan.ways import Here
-    from ..report.receipt import free_bytes
 
     found = None if again else profiles.load()
     if found is None:

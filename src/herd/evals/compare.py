@@ -70,7 +70,7 @@ class Flip:
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparedItem:
     """One metric of a task with one group of settings: a score a model (None: did not run, and why), the published ones
     beside."""
 
@@ -101,8 +101,8 @@ class Comparison:
     shown with their intervals but not tested against each other."""
 
     models: Sequence[str]
-    rows: Sequence[Row]
-    further: Sequence[Row]
+    rows: Sequence[ComparedItem]
+    further: Sequence[ComparedItem]
     differences: Sequence[Difference]
     flips: Sequence[Flip]
     n_flips: Mapping[str, int]
@@ -179,7 +179,7 @@ def _result(evaluation: Evaluation, key: tuple[str, str, str]) -> TaskResult | N
     return next((task for task in reversed(evaluation.tasks) if _key(task) == key), None)
 
 
-def _rows(task: str, results: Mapping[str, TaskResult | None]) -> list[Row]:
+def _rows(task: str, results: Mapping[str, TaskResult | None]) -> list[ComparedItem]:
     """A row for every metric, the headline first; one without a score if no model ran the task."""
     scores = {name: {s["name"]: Score(**s) for s in r.scores} if r else {} for name, r in results.items()}
     metrics = dict.fromkeys(metric for some in scores.values() for metric in some) or {"": None}
@@ -189,7 +189,7 @@ def _rows(task: str, results: Mapping[str, TaskResult | None]) -> list[Row]:
 
 def _row(
     task: str, metric: str, results: Mapping[str, TaskResult | None], scores: Mapping[str, Score | None]
-) -> Row:
+) -> ComparedItem:
     known = [result for result in results.values() if result is not None]
     unit = next((score.unit for score in scores.values() if score), "")
     reasons = {n: r.reason if r else NOT_ASKED for n, r in results.items() if scores[n] is None}
@@ -201,7 +201,7 @@ def _row(
     told = [note if len(notes) == 1 else f"{', '.join(names)}: {note}" for note, names in notes.items()]
     found = (s.detail["contamination"] for s in scores.values() if s and "contamination" in s.detail)
     overlap: dict[str, Any] = next(found, {})
-    return Row(task, known[0].settings, unit, metric, scores, reasons, told, others, overlap)
+    return ComparedItem(task, known[0].settings, unit, metric, scores, reasons, told, others, overlap)
 
 
 def _note(result: TaskResult) -> str:
@@ -210,7 +210,7 @@ def _note(result: TaskResult) -> str:
     return "; ".join(filter(None, (part, result.note)))
 
 
-def _differences(row: Row, items: Mapping[str, Mapping[str, ItemResult]]) -> list[Difference]:
+def _differences(row: ComparedItem, items: Mapping[str, Mapping[str, ItemResult]]) -> list[Difference]:
     """Every pair of models, the later one minus the earlier one."""
     names = list(items)
     out = []
@@ -223,7 +223,7 @@ def _differences(row: Row, items: Mapping[str, Mapping[str, ItemResult]]) -> lis
 
 
 def _difference(
-    row: Row, first: str, second: str, pairs: Sequence[tuple[ItemResult, ItemResult]]
+    row: ComparedItem, first: str, second: str, pairs: Sequence[tuple[ItemResult, ItemResult]]
 ) -> Difference:
     interval = _paired(row, pairs)
     groups: dict[str, list[tuple[ItemResult, ItemResult]]] = {}
@@ -244,7 +244,7 @@ def _difference(
     )
 
 
-def _paired(row: Row, pairs: Sequence[tuple[ItemResult, ItemResult]]) -> Interval:
+def _paired(row: ComparedItem, pairs: Sequence[tuple[ItemResult, ItemResult]]) -> Interval:
     """Of ratios (bits over bytes) the tops may differ and the bottoms are shared; else the mean of the items."""
     if row.metric in RATIOS:
         top, bottom = RATIOS[row.metric]
@@ -255,7 +255,7 @@ def _paired(row: Row, pairs: Sequence[tuple[ItemResult, ItemResult]]) -> Interva
     return paired_difference([a.value for a, _ in pairs], [b.value for _, b in pairs])
 
 
-def _flips(row: Row, items: Mapping[str, Mapping[str, ItemResult]]) -> tuple[list[Flip], int]:
+def _flips(row: ComparedItem, items: Mapping[str, Mapping[str, ItemResult]]) -> tuple[list[Flip], int]:
     """Items that some have right (1) and others wrong (0); the first few, and how many there are."""
     if len(items) < 2 or row.unit != "fraction":
         return [], 0

@@ -19,7 +19,7 @@ from ..report.tabulate import Cell, markdown
 from ..report.template import template
 from ..report.units import fixed, in_order, language
 from .bootstrap import Interval
-from .compare import LESS_IS_BETTER, NOT_ASKED, Comparison, Difference, Row
+from .compare import LESS_IS_BETTER, NOT_ASKED, ComparedItem, Comparison, Difference
 from .score import Score
 
 TONES = ("teacher", "instruct", "student", "long", "control", "other", "good", "bad")
@@ -32,7 +32,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> dict[str, Path]:
     """compare.html, .json, .csv and .md in ``folder``; each appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
-        "html": page(comparison),
+        "html": comparison_page(comparison),
         "json": json.dumps(comparison.record(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         "csv": as_csv(comparison),
         "md": as_markdown(comparison),
@@ -43,7 +43,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def page(comparison: Comparison) -> str:
+def comparison_page(comparison: Comparison) -> str:
     """The HTML page."""
     tones = colours(comparison.models)
     standing = [d for d in comparison.differences if d.stands]
@@ -98,16 +98,16 @@ def score_cell(score: Score | None, reason: str = "") -> Cell:
     return Cell(number(score.value, score.unit), bounds)
 
 
-def score_rows(rows: Sequence[Row], models: Sequence[str]) -> list[tuple[Row, list[Cell]]]:
+def score_rows(rows: Sequence[ComparedItem], models: Sequence[str]) -> list[tuple[ComparedItem, list[Cell]]]:
     """Every row with a cell a model."""
     return [
         (row, [score_cell(row.scores[model], row.reasons.get(model, "")) for model in models]) for row in rows
     ]
 
 
-def not_run(comparison: Comparison) -> list[tuple[Row, list[str], str]]:
+def not_run(comparison: Comparison) -> list[tuple[ComparedItem, list[str], str]]:
     """(row, models, why) of what was asked for and did not run."""
-    found: dict[tuple[str, str], tuple[Row, list[str], str]] = {}
+    found: dict[tuple[str, str], tuple[ComparedItem, list[str], str]] = {}
     for row in comparison.rows:
         for model, why in row.reasons.items():
             if why != NOT_ASKED:
@@ -140,7 +140,7 @@ def bounds(interval: Interval, unit: str) -> str:
     )
 
 
-def group_rows(comparison: Comparison, row: Row) -> list[tuple[str, list[Cell]]]:
+def group_rows(comparison: Comparison, row: ComparedItem) -> list[tuple[str, list[Cell]]]:
     """Languages in their usual order, everything else as it came; a row a group, of the headline metric with the paired
     difference from the first model."""
     headline = row in comparison.rows
@@ -164,7 +164,7 @@ def _part(score: Score, group: str) -> Score | None:
 
 
 def published_tables(
-    rows: Sequence[Row],
+    rows: Sequence[ComparedItem],
 ) -> list[tuple[str, str, list[str], list[tuple[str, str, list[str]]]]]:
     """(title, where and when, models, rows of (task, setting, scores)) for every source and kind that has some."""
     tables: dict[tuple[str, str], list[Any]] = {}
@@ -207,10 +207,10 @@ def heat_maps(comparison: Comparison) -> list[tuple[str, list[tuple[str, Markup]
     return out
 
 
-def score_chart(row: Row, tones: Mapping[str, str]) -> str:
+def score_chart(row: ComparedItem, tones: Mapping[str, str]) -> str:
     """Scores with their intervals, a line a model."""
     lines = [
-        charts.Row(
+        charts.ChartRow(
             m, s.value * _scale(s), _scaled(s.lo, s), _scaled(s.hi, s), tones[m], number(s.value, s.unit)
         )
         for m, s in row.scores.items()
@@ -232,7 +232,7 @@ def _scaled(value: float | None, score: Score) -> float | None:
     return None if value is None else value * _scale(score)
 
 
-def _find(comparison: Comparison, row: Row, model: str) -> Difference | None:
+def _find(comparison: Comparison, row: ComparedItem, model: str) -> Difference | None:
     """``model`` minus the first one."""
     return next((d for d in comparison.differences
                  if (d.task, d.first, d.second) == (row.title, model, comparison.models[0])), None)  # fmt: skip

@@ -180,7 +180,7 @@ def overhead_seconds(
     return statistics.median(runner.steps(steps))
 
 
-def measure(
+def measure_speed(
     model: LlamaLM,
     works: list[Work],
     *,
@@ -210,7 +210,7 @@ def measure(
 
 
 def longest_sequence(works: list[Work], rounds: int, steps: int) -> int:
-    """Tokens that the longest sequence of `measure` may come to hold."""
+    """Tokens that the longest sequence of `measure_speed` may come to hold."""
     return (
         max(work.tokens + (0 if work.kind == "prefill" else (rounds + 1) * steps + AHEAD) for work in works)
         + 1

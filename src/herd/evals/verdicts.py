@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..report.published import find
+from ..report.published import find_published
 from .score import Score
 
 N_ITEMS = {
@@ -80,7 +80,7 @@ def _verdict(claim: Claim, own: Mapping[str, Mapping[str, Score]]) -> Verdict:
 def _published(model: str, source: str) -> dict[str, float]:
     return {
         row.task: row.score
-        for row in find(model=model, kind="instruct", source=source)
+        for row in find_published(model=model, kind="instruct", source=source)
         if row.task in N_ITEMS
     }
 

@@ -76,7 +76,7 @@ class RaiseRun:
         """Start ``folder`` with its plan."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "run.json", plan.model_dump())
-        where = {"machine": receipt.machine(), "commit": receipt.commit(Path(__file__).parent)}
+        where = {"machine": receipt.describe_machine(), "commit": receipt.git_commit(Path(__file__).parent)}
         write_json(folder / "machine.json", where)
 
     @classmethod

@@ -71,7 +71,7 @@ def seconds_of(work: Callable[[], object], budget: float = 0.2, least: int = 3) 
 def measure(step: Step = lambda what: None) -> Profile:
     """Measure everything; ``step`` hears what is being measured."""
     began, base = time.perf_counter(), psutil.Process().memory_info().rss
-    where = receipt.machine()
+    where = receipt.describe_machine()
     step("memory")
     bandwidth = bandwidths()
     gemm: dict[str, dict[int, float]] = {}

@@ -131,7 +131,7 @@ def profile_path() -> Path:
 
 def key() -> str:
     """A hash of all that a profile depends on: processor, cores, memory, torch, native kernels."""
-    where = receipt.machine()
+    where = receipt.describe_machine()
     parts = [str(where[name]) for name in ("cpu", "cores", "isa", "memory_bytes", "torch")]
     digest = hashlib.sha256("\0".join([*parts, os.environ.get("OMP_NUM_THREADS", "")]).encode())
     native = Path(__file__).parent.parent / "kernels" / "native"

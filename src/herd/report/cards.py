@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .palette import tone
-from .run import Estimate, Run, Score
+from .run import Estimate, ModelScore, Run
 from .tabulate import interval, metric, total
-from .units import NBSP, duration, fixed, measure, si, unit_name
+from .units import NBSP, duration, fixed, format_value, si, unit_name
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def _score_card(
         return None
     shown, decimals = part or score.estimate, metric(name).decimals
     return Card(
-        title, tone(model), measure(shown.value, score.unit, decimals), unit_name(score.unit),
+        title, tone(model), format_value(shown.value, score.unit, decimals), unit_name(score.unit),
         interval(shown, score.unit, decimals), caption,
     )  # fmt: skip
 
@@ -59,7 +59,7 @@ def _student_vs_control(run: Run) -> Card | None:
             caption = "Paired difference on the same held-out text, after the same tokens in the same order."
             sign = "+" if shown.value > 0 else ""
             return Card(
-                title, "student", sign + measure(shown.value, score.unit, 3), unit_name(score.unit),
+                title, "student", sign + format_value(shown.value, score.unit, 3), unit_name(score.unit),
                 interval(shown, score.unit, 3), caption, (word, better and certain),
             )  # fmt: skip
     return None
@@ -74,7 +74,7 @@ def _fidelity(run: Run) -> Card | None:
 
 
 def _needle(run: Run) -> Card | None:
-    best: tuple[int, str, Score] | None = None
+    best: tuple[int, str, ModelScore] | None = None
     for model in run.models:
         score = run.score(model, "needle")
         lengths = [int(key) for key in score.detail.get("by_length", {}) if key.isdigit()] if score else []

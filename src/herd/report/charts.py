@@ -29,7 +29,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Row:
+class ChartRow:
     """One line of an interval chart; ``lo`` and ``hi`` None if there is no interval, ``value`` None if not measured."""
 
     label: str
@@ -123,8 +123,8 @@ def label_room(lines: Sequence[Line]) -> float:
 
 
 def interval_chart(
-    rows: Sequence[Row], *, label: str, title: str, bar: float | None = None, bar_label: str = "", decimals: int = 2,
-    low: float | None = None, high: float | None = None, width: int = 520,
+    rows: Sequence[ChartRow], *, label: str, title: str, bar: float | None = None, bar_label: str = "",
+    decimals: int = 2, low: float | None = None, high: float | None = None, width: int = 520,
 ) -> str:  # fmt: skip
     """A dot with its interval a row, the number at the right; ``bar`` draws a dashed line that had to be reached."""
     known = [row for row in rows if row.value is not None]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from . import charts
 from .palette import tone
-from .run import Run, Score
+from .run import ModelScore, Run
 from .units import duration, fixed, in_order, language
 
 TOOL_BAR = 80.0  # percent of held-out English items that the instruct model of a full herd must answer
@@ -49,7 +49,7 @@ def bpb_chart(run: Run) -> str:
         if score := run.score(model, "bpb"):
             found = score.estimate
             rows.append(
-                charts.Row(model, found.value, found.lo, found.hi, tone(model), fixed(found.value, 3))
+                charts.ChartRow(model, found.value, found.lo, found.hi, tone(model), fixed(found.value, 3))
             )
     return charts.interval_chart(
         rows, label="Bits per byte", title="bits per byte on held-out text, less is better"
@@ -63,7 +63,7 @@ def tools_chart(run: Run, model: str = "instruct") -> str:
         return ""
     colour, by_lang = tone(model), score.detail.get("by_lang", {})
     rows = [
-        charts.Row(
+        charts.ChartRow(
             language(code), 100 * e.value, _percent(e.lo), _percent(e.hi), colour, fixed(100 * e.value, 0)
         )
         for code, e in ((code, by_lang[code]) for code in in_order(by_lang))
@@ -109,7 +109,7 @@ def needle_maps(run: Run) -> list[tuple[str, str]]:
     return drawn
 
 
-def _grid(score: Score) -> tuple[dict[tuple[str, str], float], list[str], list[str]]:
+def _grid(score: ModelScore) -> tuple[dict[tuple[str, str], float], list[str], list[str]]:
     if score.grid:
         lengths = sorted({length for length, _, _ in score.grid})
         depths = sorted({depth for _, depth, _ in score.grid})

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from ..files import write_atomically
 from . import cards, figures, tabulate, tree
-from .run import Run, load_run, number
+from .run import Run, finite_number, load_run
 from .template import template
 from .units import NOT_MEASURED, duration, fixed, nbytes
 
@@ -106,6 +106,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
         ),
         ("processor", machine.get("cpu")),
         ("cores", machine.get("cores")),
+        ("instruction set used", machine.get("instruction_set")),
         ("vector instructions", ", ".join(map(str, machine.get("isa", []))) or None),
         ("memory", nbytes(memory) if isinstance(memory, int) else None),
         ("speed found by the probe", _probe(run)),
@@ -131,7 +132,9 @@ def command(run: Run) -> str | None:
 
 
 def _probe(run: Run) -> str | None:
-    speeds = {shape: speed for shape, value in run.plan.get("speeds", {}).items() if (speed := number(value))}
+    speeds = {
+        shape: speed for shape, value in run.plan.get("speeds", {}).items() if (speed := finite_number(value))
+    }
     return "; ".join(f"{shape}: {fixed(speed, 0)} tokens/s" for shape, speed in speeds.items()) or None
 
 

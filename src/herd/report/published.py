@@ -23,7 +23,7 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same result,
 
 
 @dataclass(frozen=True)
-class Source:
+class PublishedSource:
     """Where figures come from: a title, where to find it, its date."""
 
     name: str
@@ -42,7 +42,7 @@ class Published:
     kind: Kind
     score: float
     metric: str
-    source: Source
+    source: PublishedSource
     shots: str | None = None
     cot: bool = False
     starred: bool = False
@@ -64,7 +64,7 @@ def published() -> tuple[Published, ...]:
     return tuple(_parse(read_yaml("herd.report", "published.yaml")))
 
 
-def find(
+def find_published(
     *, task: str | None = None, model: str | None = None, kind: Kind | None = None, source: str | None = None
 ) -> list[Published]:
     """The scores that agree with everything given."""
@@ -78,9 +78,9 @@ def find(
     ]
 
 
-def score(task: str, model: str, *, kind: Kind, source: str) -> float:
+def published_score(task: str, model: str, *, kind: Kind, source: str) -> float:
     """One score in percent. `ReportError`, with the nearest names, where there is none."""
-    rows = find(task=task, model=model, kind=kind, source=source)
+    rows = find_published(task=task, model=model, kind=kind, source=source)
     if rows:
         return rows[0].score
     for what, name, names in (
@@ -101,7 +101,7 @@ def read_yaml(package: str, name: str) -> Any:
 
 def _parse(data: dict[str, Any]) -> Iterable[Published]:
     sources = {
-        name: Source(name, fields["title"], fields["where"], str(fields["date"]))
+        name: PublishedSource(name, fields["title"], fields["where"], str(fields["date"]))
         for name, fields in data["sources"].items()
     }
     for table in data["tables"]:

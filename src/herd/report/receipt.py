@@ -1,20 +1,19 @@
-"""Receipts: every measured number is one JSON record that says how it came to be.
+"""Receipts: every measured number is one JSON record that says how it was measured.
 
-A number without its command, commit and machine cannot be checked and soon cannot be believed. So a measurement ends
-in `write_receipt(...)`, which adds what nobody should type by hand (git commit and whether the tree was dirty,
-processor and its vector instructions, cores, memory, Python and torch versions, UTC date), and README tables are
-generated from these files, never typed (`tables.py`). A receipt is one flat file, so `git log bench/receipts/x.json`
-is the history of a number.
+A number without its command, commit and machine cannot be checked. So a measurement ends in `write_receipt(...)`, which
+adds the git commit and whether the tree had uncommitted changes, the processor and its instruction sets, cores, memory,
+the versions of Python and torch, and the date in UTC. The tables of the README are generated from these files. A
+receipt is one file, so `git log bench/receipts/NAME.json` is the history of a number.
 
 Layout of a file (`schema` 1)::
 
     {"schema": 1, "name": "throughput", "what": "one sentence",
-     "values": {"pace": {"value": 980.2, "unit": "tokens/s", "lo": 962.0, "hi": 995.1, "bar": "≥ 880", "passed": true},
+     "values": {"speed": {"value": 980.2, "unit": "tokens/s", "lo": 962.0, "hi": 995.1, "bar": "≥ 880", "passed": true},
                 "memory": {"value": 2147483648, "unit": "bytes"}},
      "command": "...", "seed": 0, "rivals": {"transformers": "5.23.0"}, "notes": "...",
      "commit": {"hash": "...", "dirty": false}, "machine": {...}, "date": "2026-01-31T12:00:00Z"}
 
-Torch is never imported here: its version is read from the installed package's metadata.
+Imports no torch: its version is read from the metadata of the installed package.
 """
 
 from __future__ import annotations
@@ -33,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ReportError
-from ..files import write_atomically
+from ..files import write_json
+from ..machine import cores, total_memory
 
 SCHEMA = 1
 # fmt: off
@@ -42,12 +42,15 @@ _ISA_FLAGS = (
     "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "neon", "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2",
 )
 # fmt: on
+_ISA_NAMES = {"vnni": "AVX-512 VNNI", "avx2": "AVX2", "portable": "portable C++", "reference": "plain torch"}
 
 
 @dataclass(frozen=True)
 class Value:
-    """One number: its unit ("tokens/s", "bytes", "1" for a plain ratio), and where they exist the interval
-    ``lo``..``hi``, the bar it had to pass as text ("≥ 1.15") and whether it did."""
+    """A number with its unit ("tokens/s", "bytes", "1" for a plain ratio).
+
+    Where they exist: its interval ``lo`` to ``hi``, the bar it has to reach as text ("≥ 1.15"), and whether it does.
+    """
 
     value: float | int | str | bool
     unit: str
@@ -59,7 +62,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Receipt:
-    """A receipt as read back from disk."""
+    """A receipt that was read from disk."""
 
     name: str
     what: str
@@ -71,12 +74,6 @@ class Receipt:
     seed: int | None = None
     rivals: dict[str, str] = field(default_factory=dict)
     notes: str | None = None
-
-    @property
-    def passed(self) -> bool | None:
-        """True if every value with a bar passed, False if one did not, None if there is no bar."""
-        verdicts = [value.passed for value in self.values.values() if value.passed is not None]
-        return all(verdicts) if verdicts else None
 
 
 def write_receipt(
@@ -111,28 +108,27 @@ def write_receipt(
         "seed": seed,
         "rivals": dict(rivals or {}),
         "notes": notes,
-        "commit": commit(path.parent) if made_by is None else dict(made_by),
-        "machine": machine(),
+        "commit": git_commit(path.parent) if made_by is None else dict(made_by),
+        "machine": describe_machine(),
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
-    write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json(path, record)
     return path
 
 
-def read_receipt(path: Path | str) -> Receipt:
-    """Read one receipt; raises `ReportError` naming the file if it is not one."""
-    path = Path(path)
+def read_receipt(path: Path) -> Receipt:
+    """Read one receipt. Raises `ReportError`, which names the file, if it is not a receipt."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["schema"] != SCHEMA:
-            raise ReportError(f"{path}: receipt schema {record['schema']} is not {SCHEMA}: write it anew")
+            raise ReportError(f"{path}: receipt schema {record['schema']} is not {SCHEMA}; measure again")
         fields = {key: record[key] for key in Receipt.__dataclass_fields__ if record.get(key) is not None}
         return Receipt(
             **(fields | {"values": {key: Value(**value) for key, value in record["values"].items()}})
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ReportError(f"{path}: not a receipt ({reason}); delete it or write it anew") from error
+        raise ReportError(f"{path}: not a receipt ({reason}); delete it or measure again") from error
 
 
 def read_receipts(folder: Path) -> dict[str, Receipt]:
@@ -140,9 +136,11 @@ def read_receipts(folder: Path) -> dict[str, Receipt]:
     return {path.stem: read_receipt(path) for path in sorted(folder.glob("[!.]*.json"))}
 
 
-def commit(folder: Path | str = ".") -> dict[str, Any]:
-    """``{"hash", "dirty"}`` of the git checkout around ``folder``; ``hash`` is None outside one. Untracked files and
-    receipts themselves do not make a tree dirty: measuring several things in a row leaves several new receipts."""
+def git_commit(folder: Path | str = ".") -> dict[str, Any]:
+    """Return ``{"hash", "dirty"}`` of the git checkout around ``folder``; ``hash`` is None outside a checkout.
+
+    Untracked files and receipts do not make a tree dirty: measuring several things leaves several new receipts.
+    """
     folder = Path(folder).resolve()
     while not folder.exists():
         folder = folder.parent
@@ -161,49 +159,23 @@ def commit(folder: Path | str = ".") -> dict[str, Any]:
     return {"hash": head, "dirty": None if changed is None else bool(changed)}
 
 
-def machine() -> dict[str, Any]:
-    """The machine in words and numbers: processor, usable cores, vector instructions, memory in bytes, versions."""
-    cpu, flags = _cpu()
+def describe_machine() -> dict[str, Any]:
+    """Return the processor, instruction sets, usable cores, memory in bytes and versions that a number depends on."""
+    cpu, flags = _processor()
     return {
         "cpu": cpu,
-        "cores": usable_cores(),
+        "cores": cores(),
+        "instruction_set": _instruction_set(flags),
         "isa": [flag for flag in _ISA_FLAGS if flag in flags],
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": total_memory(),
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": package_version("torch"),
     }
 
 
-def usable_cores() -> int:
-    """Cores this process may run on: its affinity mask, and a container's CPU quota where one is set."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
-    return cores
-
-
-def free_bytes() -> int:
-    """Memory that can be had now: what the system calls available, or less where a container is allowed less."""
-    import psutil
-
-    free = psutil.virtual_memory().available
-    root = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (root / "memory.max").read_text().strip(), int((root / "memory.current").read_text())
-        stat = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
-    except OSError:
-        return free
-    used -= int(stat.get("inactive_file", 0))  # cached files are counted as used, yet give way
-    return free if limit == "max" else min(free, max(0, int(limit) - used))
-
-
 def package_version(name: str) -> str | None:
-    """Version of an installed distribution without importing it, or None."""
+    """Return the version of an installed distribution without importing it, or None."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -222,34 +194,24 @@ def _checked(receipt: str, key: str, value: Value | tuple[Any, str]) -> Value:
     return value
 
 
-def _cpu() -> tuple[str, set[str]]:
-    """Name of the processor and its instruction set flags (empty where the system does not tell)."""
+def _processor() -> tuple[str, set[str]]:
+    """Return the name of the processor and its instruction set flags (none where the system does not tell)."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return _darwin_cpu() or platform.processor() or platform.machine(), set()
+        return platform.processor() or platform.machine(), set()
     name = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    return name.group(1).strip() if name else platform.machine(), set(
-        flags.group(1).split()
-    ) if flags else set()
+    return name[1].strip() if name else platform.machine(), set(flags[1].split()) if flags else set()
 
 
-def _darwin_cpu() -> str | None:
-    if platform.system() != "Darwin":
-        return None
-    done = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
-    return done.stdout.strip() or None
+def _instruction_set(flags: set[str]) -> str:
+    """Return the instruction set of the quantized matmul: what ``HERD_ISA`` asks for, or the best of the processor.
 
-
-def _memory_bytes() -> int | None:
-    """Physical memory, or the container's limit where that is lower."""
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        return min(total, int(limit)) if limit != "max" else total
-    except (OSError, ValueError):
-        return total
+    The conditions are those of ``kernels/native/qmatmul_vnni.cpp`` and ``qmatmul_avx2.cpp``.
+    """
+    if wanted := os.environ.get("HERD_ISA"):
+        return _ISA_NAMES.get(wanted, wanted)
+    if flags >= {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}:
+        return _ISA_NAMES["vnni"]
+    return _ISA_NAMES["avx2" if flags >= {"avx2", "fma", "f16c"} else "portable"]

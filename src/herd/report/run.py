@@ -4,7 +4,7 @@ This is the contract between the stages and the page::
 
     run.json             name, seed, mode, created, version, text, vocab_size, predicted_seconds {stage: seconds};
                          optional speeds {shape: tokens/s} of the probe and stages [name, ...]
-    machine.json         machine (as `receipt.machine()`) and commit (as `receipt.commit()`)
+    machine.json         machine (as `receipt.describe_machine()`) and commit (as `receipt.git_commit()`)
     stages/NAME/stage.json
                          stage, title, seconds, predicted_seconds, tokens, flops, peak_rss_bytes, predicted_peak_bytes,
                          model (folder, relative to the run, or null), n_params, notes [text],
@@ -49,7 +49,8 @@ _STAGE = {
     "notes": _LIST, "bytes_per_token": _DICT, "vocab_size": _NUMBER, "sha256": _TEXT,
 }  # fmt: skip
 _MACHINE = {
-    "cpu": _TEXT, "cores": _NUMBER, "isa": _LIST, "memory_bytes": _NUMBER, "os": _TEXT, "python": _TEXT, "torch": _TEXT
+    "cpu": _TEXT, "cores": _NUMBER, "isa": _LIST, "memory_bytes": _NUMBER, "os": _TEXT, "python": _TEXT, "torch": _TEXT,
+    "instruction_set": _TEXT,
 }  # fmt: skip
 _COMMIT = {"hash": _TEXT, "dirty": _ANY}
 _WHERE = {"machine": _DICT, "commit": _DICT}
@@ -68,7 +69,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Score:
+class ModelScore:
     """One measured quantity of one model; ``detail`` maps a breakdown (by_lang, by_form, by_length) to its parts."""
 
     model: str
@@ -80,7 +81,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Curve:
+class LossCurve:
     """Losses along a training, x in tokens, y in nats per token."""
 
     name: str
@@ -113,7 +114,7 @@ class Stage:
     model: str | None = None
     gates: list[Gate] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    curves: list[Curve] = field(default_factory=list)
+    curves: list[LossCurve] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
     lineage: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
@@ -135,7 +136,7 @@ class Run:
     machine: dict[str, Any]
     commit: dict[str, Any]
     stages: list[Stage]
-    scores: list[Score]
+    scores: list[ModelScore]
     samples: list[dict[str, Any]]
     problems: list[str]
 
@@ -150,10 +151,10 @@ class Run:
         """The stage that made a model."""
         return next((stage for stage in self.stages if stage.model_name == model), None)
 
-    def score(self, model: str, name: str) -> Score | None:
+    def score(self, model: str, name: str) -> ModelScore | None:
         return next((score for score in self.scores if score.model == model and score.name == name), None)
 
-    def curve(self, name: str) -> Curve | None:
+    def curve(self, name: str) -> LossCurve | None:
         return next((curve for stage in self.stages for curve in stage.curves if curve.name == name), None)
 
 
@@ -197,7 +198,7 @@ def load_run(folder: Path | str) -> Run:
     )
 
 
-def number(value: Any) -> float | None:
+def finite_number(value: Any) -> float | None:
     """``value`` if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
@@ -207,10 +208,12 @@ def number(value: Any) -> float | None:
 def estimate(value: Any) -> Estimate:
     """From a number or a dict {value, lo, hi, n}."""
     record = value if isinstance(value, dict) else {"value": value}
-    found, n = number(record["value"]), number(record.get("n"))
+    found, n = finite_number(record["value"]), finite_number(record.get("n"))
     if found is None:
         raise ValueError(f"{record['value']!r} is not a finite number")
-    return Estimate(found, number(record.get("lo")), number(record.get("hi")), None if n is None else int(n))
+    return Estimate(
+        found, finite_number(record.get("lo")), finite_number(record.get("hi")), None if n is None else int(n)
+    )
 
 
 def _read(path: Path, kind: type, problems: list[str]) -> Any:
@@ -244,7 +247,7 @@ def _typed(record: dict[str, Any], kinds: dict[str, str], where: str, problems: 
 
 def _is(value: Any, kind: str) -> bool:
     if kind == _NUMBER:
-        return number(value) is not None
+        return finite_number(value) is not None
     return isinstance(value, {_TEXT: str, _LIST: list, _DICT: dict}[kind])
 
 
@@ -278,7 +281,7 @@ def _stage(folder: Path, name: str, plan: dict[str, Any], problems: list[str]) -
         title=record.get("title", name),
         seconds=record.get("seconds"),
         predicted_seconds=record.get(
-            "predicted_seconds", number((plan.get("predicted_seconds") or {}).get(name))
+            "predicted_seconds", finite_number((plan.get("predicted_seconds") or {}).get(name))
         ),
         tokens=record.get("tokens"),
         flops=record.get("flops"),
@@ -309,7 +312,7 @@ def _model_folder(folder: Path, place: Path, model: str) -> Path | None:
         return None
 
 
-def _curves(place: Path, stage: str, problems: list[str]) -> list[Curve]:
+def _curves(place: Path, stage: str, problems: list[str]) -> list[LossCurve]:
     """One curve a metrics file: the stage's own is named after the stage, others after their folders."""
     curves = []
     for path in sorted(place.rglob("metrics.jsonl")):
@@ -320,7 +323,7 @@ def _curves(place: Path, stage: str, problems: list[str]) -> list[Curve]:
     return curves
 
 
-def _curve(path: Path, name: str, problems: list[str]) -> Curve:
+def _curve(path: Path, name: str, problems: list[str]) -> LossCurve:
     """Losses by tokens. A resumed run repeats lines; the last one of each position counts. Evaluations may give only
     their step, whose tokens the training lines tell."""
     records, broken = [], 0
@@ -328,7 +331,7 @@ def _curve(path: Path, name: str, problems: list[str]) -> Curve:
         try:
             record = json.loads(line)
             records.append(
-                {key: found for key, value in record.items() if (found := number(value)) is not None}
+                {key: found for key, value in record.items() if (found := finite_number(value)) is not None}
             )
         except (ValueError, AttributeError):
             broken += 1
@@ -346,10 +349,10 @@ def _curve(path: Path, name: str, problems: list[str]) -> Curve:
             train[at] = record["loss"]
         if (key := next((key for key in EVAL_LOSSES if key in record), None)) is not None:
             evals[at] = record[key]
-    return Curve(name, sorted(train.items()), sorted(evals.items()))
+    return LossCurve(name, sorted(train.items()), sorted(evals.items()))
 
 
-def _scores(record: dict[str, Any]) -> list[Score]:
+def _scores(record: dict[str, Any]) -> list[ModelScore]:
     """The score, and the 99th percentile in its detail as a score of its own."""
     if not isinstance(record["model"], str) or not isinstance(record["name"], str):
         raise TypeError("model and name must be text")
@@ -362,7 +365,7 @@ def _scores(record: dict[str, Any]) -> list[Score]:
         (int(cell["length"]), float(cell["depth"]), float(cell["value"])) for cell in raw.get("grid") or []
     ]
     unit = str(record.get("unit") or "")
-    scores = [Score(record["model"], record["name"], unit, estimate(record), detail, grid)]
-    if (p99 := number(raw.get("p99"))) is not None:
-        scores.append(Score(record["model"], f"{record['name']}_p99", unit, Estimate(p99)))
+    scores = [ModelScore(record["model"], record["name"], unit, estimate(record), detail, grid)]
+    if (p99 := finite_number(raw.get("p99"))) is not None:
+        scores.append(ModelScore(record["model"], f"{record['name']}_p99", unit, Estimate(p99)))
     return scores

@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .palette import tone
-from .run import Estimate, Gate, Run, Stage, number
+from .run import Estimate, Gate, Run, Stage, finite_number
 from .units import (
     NBSP,
     NOT_MEASURED,
     duration,
     fixed,
+    format_value,
     in_order,
     is_share,
     language,
-    measure,
     nbytes,
     short,
     si,
@@ -85,14 +85,14 @@ def interval(found: Estimate, unit: str, decimals: int | None = None) -> str:
     """``1.396 – 1.424``; "" if there is none."""
     if found.lo is None or found.hi is None:
         return ""
-    return f"{measure(found.lo, unit, decimals)} – {measure(found.hi, unit, decimals)}"
+    return f"{format_value(found.lo, unit, decimals)} – {format_value(found.hi, unit, decimals)}"
 
 
 def cell(found: Estimate | None, unit: str, decimals: int | None = None) -> Cell:
     return (
         MISSING
         if found is None
-        else Cell(measure(found.value, unit, decimals), interval(found, unit, decimals))
+        else Cell(format_value(found.value, unit, decimals), interval(found, unit, decimals))
     )
 
 
@@ -170,7 +170,7 @@ def language_table(run: Run) -> Table | None:
         return None
     rows: list[tuple[str, str | None, list[Cell]]] = []
     for code in order:
-        value = number(bytes_per_token.get(code))
+        value = finite_number(bytes_per_token.get(code))
         cells = [MISSING if value is None else Cell(fixed(value, 2))]
         cells += [cell(parts.get(code), "bits/byte", 3) for parts in measured.values()]
         rows.append((language(code), None, cells))
@@ -260,14 +260,14 @@ def gates_table(run: Run) -> Table | None:
 
 def _gate_numbers(gate: Gate) -> list[Cell]:
     def shown(value: object) -> str:
-        found = number(value)
+        found = finite_number(value)
         if found is None:
             return "–" if value is None else str(value)
-        return measure(found, gate.unit, None if is_share(gate.unit) else 3)
+        return format_value(found, gate.unit, None if is_share(gate.unit) else 3)
 
     unit = unit_name(gate.unit)
-    if is_share(gate.unit) and number(gate.bar) is None:  # a bar in words keeps its own scale
-        return [Cell(short(number(gate.value) or 0)), Cell(shown(gate.bar)), Cell("", kind="text")]
+    if is_share(gate.unit) and finite_number(gate.bar) is None:  # a bar in words keeps its own scale
+        return [Cell(short(finite_number(gate.value) or 0)), Cell(shown(gate.bar)), Cell("", kind="text")]
     return [Cell(shown(gate.value)), Cell(shown(gate.bar)), Cell(unit, kind="text")]
 
 

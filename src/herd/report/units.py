@@ -62,7 +62,7 @@ def is_share(unit: str) -> bool:
     return unit.lower() in {"fraction", "share", "accuracy", "ratio of 1"}
 
 
-def measure(value: float, unit: str, decimals: int | None = None) -> str:
+def format_value(value: float, unit: str, decimals: int | None = None) -> str:
     """A bare number for a column whose header has the unit: shares become percent with one decimal."""
     if is_share(unit):
         return fixed(100 * value, 1 if decimals is None else decimals)
