@@ -220,7 +220,7 @@ def _gpu_hours() -> Facts:
 
 def azure_mean(model: str, kind: published.Kind, source: str = "azure") -> float:
     """Return the mean score of a model over the thirteen tasks of the leaked table, in percent."""
-    rows = published.find(model=model, kind=kind, source=source)
+    rows = published.find_published(model=model, kind=kind, source=source)
     if len(rows) != AZURE_TASKS:
         raise AssertionError(f"{len(rows)} of {AZURE_TASKS} tasks for {model} ({kind})")
     return sum(row.score for row in rows) / len(rows)
@@ -230,9 +230,9 @@ def wins(
     model: str, rival: str, *, source: str = "azure", rival_source: str | None = None
 ) -> tuple[int, int]:
     """Return (tasks in which ``model`` is ahead of ``rival``, tasks that both have), for instruct models."""
-    rows = published.find(model=model, kind="instruct", source=source)
+    rows = published.find_published(model=model, kind="instruct", source=source)
     mine = {row.task: row.score for row in rows if not row.starred}
-    theirs = published.find(model=rival, kind="instruct", source=rival_source or source)
+    theirs = published.find_published(model=rival, kind="instruct", source=rival_source or source)
     both = [(mine[row.task], row.score) for row in theirs if row.task in mine and not row.starred]
     return sum(a > b for a, b in both), len(both)
 
@@ -247,8 +247,8 @@ def _small_near_large() -> Facts:
         "old_8b_instruct": old_small,
         "behind_70b": large - small,
         "ahead_of_8b": small - old_small,
-        "mmlu_8b": published.score("mmlu", "Llama 3.1 8B", kind="base", source="card"),
-        "mmlu_70b": published.score("mmlu", "Llama 3 70B", kind="base", source="card"),
+        "mmlu_8b": published.published_score("mmlu", "Llama 3.1 8B", kind="base", source="card"),
+        "mmlu_70b": published.published_score("mmlu", "Llama 3 70B", kind="base", source="card"),
     }
 
 
@@ -281,10 +281,10 @@ def _code_and_truth() -> Facts:
     for task in ("humaneval", "truthfulqa_mc1"):
         for size in ("8B", "70B"):
             base, old = (
-                published.score(task, f"Llama 3 {size}", kind=kind, source="azure")
+                published.published_score(task, f"Llama 3 {size}", kind=kind, source="azure")
                 for kind in ("base", "instruct")
             )
-            new = published.score(task, f"Llama 3.1 {size}", kind="instruct", source="azure")
+            new = published.published_score(task, f"Llama 3.1 {size}", kind="instruct", source="azure")
             found = {"base": base, "old": old, "new": new, "change": new - old}
             facts |= {f"{task}_{size}_{name}": value for name, value in found.items()}
             facts["scores"].append(found | {"task": task, "size": size})
