@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--calib", type=int, default=32_768, help="tokens GPTQ is fitted to")
     args = parser.parse_args()
     folder = args.folder or trained()
-    source = checkpoint.Source(folder)
+    source = checkpoint.ImportSource(folder)
     tokenizer, config = source.tokenizer(), source.config
     if tokenizer is None:
         parser.error(f"{folder} has no tokenizer")
@@ -79,14 +79,14 @@ def main() -> None:
         i for document in corpus.splits["teacher"][:2000] for i in tokenizer.encode(document.text, bos=True)
     ]
     calibration = torch.tensor(ids[: args.calib // CONTEXT * CONTEXT]).view(-1, CONTEXT).split(8)
-    parent = checkpoint.load(folder, dtype=torch.float32)
+    parent = checkpoint.load_model(folder, dtype=torch.float32)
     found: dict[str, Fidelity] = {}
     with tempfile.TemporaryDirectory() as work:
         for name, (short, fitted) in KINDS.items():
             plan = scheme(short, embeddings="q8", head="q8")
             rows = Gptq(config, source.get, plan, calibration).rows if fitted else None
-            checkpoint.quantize(source, Path(work) / short, plan, rows_of=rows)
-            found[name] = fidelity(parent, checkpoint.load(Path(work) / short), documents, CONTEXT)
+            checkpoint.quantize_folder(source, Path(work) / short, plan, rows_of=rows)
+            found[name] = fidelity(parent, checkpoint.load_model(Path(work) / short), documents, CONTEXT)
             print(name, *found[name].scores(), sep="\n  ")
     values: dict[str, Value] = {}
     for name, one in found.items():

@@ -45,11 +45,11 @@ seconds = time.perf_counter() - start
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 print(json.dumps({{"seconds": seconds, "peak": peak, "before": before}}))
 """
-LOAD = "model = checkpoint.load(sys.argv[1])"
+LOAD = "model = checkpoint.load_model(sys.argv[1])"
 CALLS = {
     "quantize to Q4_0": (
         "q4",
-        'checkpoint.quantize(checkpoint.Source(sys.argv[1]), sys.argv[2], scheme("q4"))',
+        'checkpoint.quantize_folder(checkpoint.ImportSource(sys.argv[1]), sys.argv[2], scheme("q4"))',
     ),
     "export as GGUF in F16": ("f16.gguf", 'checkpoint.export_gguf(*sys.argv[1:], "f16")'),
     "export for vLLM": ("vllm", "checkpoint.export_vllm(*sys.argv[1:])"),
@@ -68,7 +68,7 @@ def make(folder: Path, size: str) -> None:
         )
 
     lineage = checkpoint.Lineage(name=f"random-{size}", stage="test")
-    checkpoint.write_folder(folder, config, get, dtype=torch.bfloat16, lineage=lineage)
+    checkpoint.write_checkpoint(folder, config, get, dtype=torch.bfloat16, lineage=lineage)
 
 
 def run(body: str, *args: Path) -> dict[str, float]:

@@ -79,7 +79,7 @@ def model_folder(work: Path) -> Path:
         )
         model = LlamaLM(config).init_weights(0, std=0.2)
         tokenizer = Tokenizer.from_file(DATA / "llama3_tokenizer" / "tokenizer.model")
-        checkpoint.save(folder, model, tokenizer, lineage=checkpoint.Lineage(name="d64", stage="lm"))
+        checkpoint.save_model(folder, model, tokenizer, lineage=checkpoint.Lineage(name="d64", stage="lm"))
     return folder
 
 
@@ -87,7 +87,7 @@ def open_both(folder: Path) -> tuple[LocalModel, Any]:
     """The same files in Herd and in lm-eval's transformers model."""
     from lm_eval.models.huggingface import HFLM
 
-    model = checkpoint.load(folder, dtype=torch.float32).eval().requires_grad_(False)
+    model = checkpoint.load_model(folder, dtype=torch.float32).eval().requires_grad_(False)
     tokenizer = checkpoint.load_tokenizer(folder)
     assert tokenizer is not None
     ours = LocalModel(model, tokenizer, name="d64", hash=checkpoint.checkpoint_hash(folder), max_batch=8)

@@ -160,7 +160,7 @@ def killed(folder: Path, kills: int, randomness: random.Random) -> dict[str, Val
 def random_checkpoint(folder: Path) -> Path:
     tokenizer = Tokenizer.train([document.text for document in read_parallel()], 1024)
     config = ModelConfig(tokenizer.vocab_size, 64, 2, 4, 2, 128, rope_theta=500_000.0, max_context=8192)
-    checkpoint.save(
+    checkpoint.save_model(
         folder, LlamaLM(config).init_weights(0, std=0.2), tokenizer, lineage=Lineage(name="m", stage="lm")
     )
     return folder

@@ -76,7 +76,7 @@ def model_folder(work: Path) -> Path:
         )
         tokenizer = Tokenizer.from_file(DATA / "llama3_tokenizer" / "tokenizer.model")
         model = LlamaLM(config).init_weights(0)
-        checkpoint.save(folder, model, tokenizer, lineage=checkpoint.Lineage(name="m100", stage="lm"))
+        checkpoint.save_model(folder, model, tokenizer, lineage=checkpoint.Lineage(name="m100", stage="lm"))
     return folder
 
 
@@ -93,7 +93,7 @@ def open_both(folder: Path, batch: int) -> tuple[LlamaLM, Tokenizer, Any]:
     """The same files in Herd and in lm-eval's transformers model."""
     from lm_eval.models.huggingface import HFLM
 
-    model = checkpoint.load(folder, dtype=torch.float32).eval().requires_grad_(False)
+    model = checkpoint.load_model(folder, dtype=torch.float32).eval().requires_grad_(False)
     tokenizer = checkpoint.load_tokenizer(folder)
     assert tokenizer is not None
     return (

@@ -124,7 +124,7 @@ def measure(python: Path, folder: Path, work: Path, label: str) -> tuple[dict[st
     )
     for name, theirs in zip(formats, runs, strict=True):
         checkpoint.import_gguf(work / f"{name}.gguf", work / name)
-        model = checkpoint.load(work / name, dtype=torch.float32)
+        model = checkpoint.load_model(work / name, dtype=torch.float32)
         same = same_start(greedy(model, prompt), theirs["ids"])
         must = name in ("f32", "f16", "q8_0")
         values[f"{name}: same greedy tokens{label}"] = Value(
@@ -149,7 +149,7 @@ def imports(
         their = work / f"their-{name}.gguf"
         checkpoint.import_gguf(their, work / f"in-{name}")
         with mock.patch.dict(os.environ, HERD_ISA="reference"):
-            model = checkpoint.load(work / f"in-{name}")
+            model = checkpoint.load_model(work / f"in-{name}")
         if name != "F32":
             assert is_quantized(model)
         ours.append(logits(model, prompt))
@@ -179,7 +179,7 @@ def scaled(folder: Path, out: Path) -> Path:
     """The same weights with Llama 3.1's scaling of frequencies, its original context a short one."""
     model, tokenizer = herd.load(folder)
     model.config = model.model.config = model.config.replace(rope_scaling=RopeScaling(original_context=64))
-    checkpoint.save(out, model, tokenizer, lineage=checkpoint.Lineage(name="scaled", stage="test"))
+    checkpoint.save_model(out, model, tokenizer, lineage=checkpoint.Lineage(name="scaled", stage="test"))
     return out
 
 

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from common import bench_parser, save_receipt
-from herd.checkpoint import checkpoint_hash, load
+from herd.checkpoint import checkpoint_hash, load_model
 from herd.report.receipt import Value
 
 MODELS = ("teacher", "long", "instruct", "student", "control")
@@ -38,7 +38,7 @@ def hashes(folder: Path) -> dict[str, str]:
     found = {}
     for name in MODELS:
         if (folder / name).exists():
-            load(folder / name)
+            load_model(folder / name)
             found[name] = checkpoint_hash(folder / name)
     return found
 

@@ -45,10 +45,10 @@ def folder_of(kind: str, work: Path) -> Path:
         ["The quick brown fox jumps over the lazy dog, again and again. " * 3], 512 + 20
     )
     plain = work / "plain"
-    checkpoint.save(plain, model, tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher"))
+    checkpoint.save_model(plain, model, tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher"))
     if kind == "safetensors":
         return plain
-    checkpoint.quantize(checkpoint.Source(plain), work / "q", scheme("q4"))
+    checkpoint.quantize_folder(checkpoint.ImportSource(plain), work / "q", scheme("q4"))
     return work / "q"
 
 

@@ -257,10 +257,10 @@ def folders_receipt(commit: bool) -> None:
         prompts = [draw(config, n, seed=n).tolist() for n in (1, 7, 30)]
         with tempfile.TemporaryDirectory() as folder:
             ours, theirs = Path(folder, "ours"), Path(folder, "theirs")
-            checkpoint.save(ours, model, max_shard_bytes=shard_bytes)
+            checkpoint.save_model(ours, model, max_shard_bytes=shard_bytes)
             there = transformers.AutoModelForCausalLM.from_pretrained(ours, dtype="auto").eval()
             there.save_pretrained(theirs, max_shard_size=shard_bytes)
-            back = checkpoint.load(theirs)
+            back = checkpoint.load_model(theirs)
             counts["tensors"] += len(params)
             counts["there"] += same_bits(params, {n: t.detach() for n, t in there.state_dict().items()})
             counts["back"] += same_bits(params, {n: p.detach() for n, p in back.named_parameters()})
@@ -268,7 +268,7 @@ def folders_receipt(commit: bool) -> None:
             counts["config"] += back.config == config
             counts["folders"] += 1
             # Greedy in fp32 on the stored (rounded) weights: half-precision sums depend on the order of adding.
-            here = checkpoint.load(ours, dtype=torch.float32)
+            here = checkpoint.load_model(ours, dtype=torch.float32)
             expected = greedy_there(there.float(), prompts, n_tokens)
             counts["sequences"] += len(prompts)
             counts["same tokens"] += sum(
@@ -298,8 +298,8 @@ def stories_receipt(commit: bool, data: Path) -> None:
     config, tensors = read_llama2c(data / "stories260K.bin")
     vocabulary = read_vocabulary(data / "tok512.bin")
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.write_folder(Path(folder, "stories"), config, tensors.__getitem__, dtype=torch.float32)
-        model = checkpoint.load(Path(folder, "stories"))
+        checkpoint.write_checkpoint(Path(folder, "stories"), config, tensors.__getitem__, dtype=torch.float32)
+        model = checkpoint.load_model(Path(folder, "stories"))
         reference = transformers.AutoModelForCausalLM.from_pretrained(Path(folder, "stories")).eval()
     prompts = [[1]]
     ours, theirs = greedy_here(model, prompts, 256)[0], greedy_there(reference, prompts, 256)[0]

@@ -278,7 +278,7 @@ def quantize(name: str) -> Record:
             "import sys, torch; from herd import checkpoint; from herd.llama.config import ModelConfig; "
             "from herd.llama.model import LlamaLM; torch.set_default_dtype(torch.bfloat16); "
             f"m = LlamaLM({config!r}); [p.data.uniform_(-0.02, 0.02) for p in m.parameters()]; "
-            "checkpoint.save(sys.argv[1], m)"
+            "checkpoint.save_model(sys.argv[1], m)"
         )
         script = script.replace("rope_scaling=None, ", "")
         subprocess.run([sys.executable, "-W", "ignore", "-c", script, str(folder / "source")], check=True)
@@ -288,7 +288,9 @@ def quantize(name: str) -> Record:
         peak = 0
         for number in range(ROUNDS):
             began = time.perf_counter()
-            checkpoint.quantize(checkpoint.Source(folder / "source"), folder / f"out{number}", plan)
+            checkpoint.quantize_folder(
+                checkpoint.ImportSource(folder / "source"), folder / f"out{number}", plan
+            )
             measured["whole"].append(time.perf_counter() - began)
             peak = peak or peak_memory()
             with torch.inference_mode():

@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from common import add_commit, save_receipt
-from herd.checkpoint import load, load_tokenizer
+from herd.checkpoint import load_model, load_tokenizer
 from herd.data.dialogs import make_dialogs
 from herd.engine import Completion, Engine, Request, Sampling
 from herd.engine.draft import ModelDraft
@@ -208,7 +208,9 @@ class WatchedDraft(ModelDraft):
 
 def student(args: argparse.Namespace) -> None:
     """Acceptance of a real student beside 1 - TV."""
-    model, small = (load(folder).float().eval().requires_grad_(False) for folder in (args.model, args.draft))
+    model, small = (
+        load_model(folder).float().eval().requires_grad_(False) for folder in (args.model, args.draft)
+    )
     tokenizer, context = load_tokenizer(args.model), model.config.max_context
     assert tokenizer is not None
     prompts = [

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from common import bench_parser, save_receipt
-from herd.checkpoint import Lineage, load, save
+from herd.checkpoint import Lineage, load_model, save_model
 from herd.distill import prune
 from herd.evals.bootstrap import paired_difference
 from herd.evals.bpb import compression
@@ -46,7 +46,7 @@ def run_arm(folder: Path, arm: str, material: RaiseData, phase: Phase, documents
     result = folder / f"{arm}-{seed}.json"
     if result.exists():
         return json.loads(result.read_text())
-    teacher = load(material.folder / "instruct").requires_grad_(False).eval()
+    teacher = load_model(material.folder / "instruct").requires_grad_(False).eval()
     target = student_config(material.plan.student_config, teacher.config)
     stream = material.student(phase.context)
     if arm == "student":
@@ -58,7 +58,9 @@ def run_arm(folder: Path, arm: str, material: RaiseData, phase: Phase, documents
     config = config_of(phase, material.plan).model_copy(update={"eval_every": 0})
     trained = train(model, stream, objective, config, work)
     scored = compression(model.eval(), documents)
-    save(folder / f"{arm}-{seed}-model", model, material.tokenizer, lineage=Lineage(name=arm, stage=arm))
+    save_model(
+        folder / f"{arm}-{seed}-model", model, material.tokenizer, lineage=Lineage(name=arm, stage=arm)
+    )
     record = {
         "bits": scored.bits.tolist(),
         "n_bytes": scored.n_bytes.tolist(),
@@ -80,7 +82,7 @@ def main() -> None:
     plan = RaiseRun.saved_plan(options.run)
     folder = options.run / "students-bench"
     folder.mkdir(exist_ok=True)
-    teacher = load(options.run / "instruct").config
+    teacher = load_model(options.run / "instruct").config
     target = student_config(plan.student_config, teacher)
     phase = fitted(plan.distil, teacher)
     own = target.flops_per_token(phase.context / 2, training=True)

@@ -58,7 +58,7 @@ def load(
     A folder without a tokenizer gives None and a warning. Raises `CheckpointError` for a folder that is not one.
     """
     checkpoint = importlib.import_module(".checkpoint", __name__)
-    return checkpoint.load(folder, dtype=dtype, device=device), checkpoint.load_tokenizer(folder)
+    return checkpoint.load_model(folder, dtype=dtype, device=device), checkpoint.load_tokenizer(folder)
 
 
 def __getattr__(name: str) -> Any:

@@ -72,7 +72,7 @@ def fuzz(folder: Path, file: str, seeds: Iterable[int], work: Path) -> Counter[s
     as well, without its lineage: refused, or sound (its numbers cannot be known). A refusal is one line. For anything
     else: AssertionError, with the seed.
     """
-    data, reference = (folder / file).read_bytes(), checkpoint.load(folder)
+    data, reference = (folder / file).read_bytes(), checkpoint.load_model(folder)
     header = (
         GGUF(folder / file).header_bytes if file.endswith(".gguf") else 8 + int.from_bytes(data[:8], "little")
     )
@@ -85,7 +85,7 @@ def fuzz(folder: Path, file: str, seeds: Iterable[int], work: Path) -> Counter[s
             start = time.perf_counter()
             (target / file).write_bytes(mutate(data, random.Random(seed), header))
             try:
-                assert same_model(checkpoint.load(target), reference), (
+                assert same_model(checkpoint.load_model(target), reference), (
                     f"seed {seed}: another model was loaded"
                 )
                 checkpoint.load_tokenizer(target)
@@ -104,7 +104,7 @@ def fuzz(folder: Path, file: str, seeds: Iterable[int], work: Path) -> Counter[s
 def _import(file: Path, out: Path, seed: int) -> str:
     try:
         checkpoint.import_gguf(file, out)
-        model = checkpoint.load(out)
+        model = checkpoint.load_model(out)
     except HerdError as error:
         _one_line(error, seed)
         return "import refused"

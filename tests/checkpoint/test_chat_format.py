@@ -97,7 +97,7 @@ def folder(tmp_path, make_model, tokenizer):
     model = make_model(
         vocab_size=tokenizer.vocab_size, dim=64, n_heads=4, n_kv_heads=2, ffn_dim=96, head_dim=16
     )
-    checkpoint.save(tmp_path / "model", model, tokenizer)
+    checkpoint.save_model(tmp_path / "model", model, tokenizer)
     return tmp_path / "model"
 
 
@@ -129,7 +129,7 @@ def test_other_special_names_are_refused_whatever_the_template(tmp_path, make_mo
     names = list(SPECIAL_TOKENS)
     names[0], names[1], names[6] = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>"
     renamed = Tokenizer(tokenizer.ranks, {name: tokenizer.n_ranks + i for i, name in enumerate(names)})
-    checkpoint.save(tmp_path / "m", make_model(vocab_size=tokenizer.vocab_size), renamed)
+    checkpoint.save_model(tmp_path / "m", make_model(vocab_size=tokenizer.vocab_size), renamed)
     (tmp_path / "m" / "tokenizer.model").unlink()
     change(tmp_path / "m" / "tokenizer_config.json", chat_template=template)
     found = checkpoint.load_tokenizer(tmp_path / "m")
@@ -141,7 +141,7 @@ def test_names_of_the_first_llama_3_are_accepted(tmp_path, make_model, tokenizer
     later = {"<|finetune_right_pad_id|>", "<|step_id|>", "<|eom_id|>", "<|python_tag|>"}
     names = [f"<|reserved_special_token_x{i}|>" if n in later else n for i, n in enumerate(SPECIAL_TOKENS)]
     first = Tokenizer(tokenizer.ranks, {name: tokenizer.n_ranks + i for i, name in enumerate(names)})
-    checkpoint.save(tmp_path / "m", make_model(vocab_size=tokenizer.vocab_size), first)
+    checkpoint.save_model(tmp_path / "m", make_model(vocab_size=tokenizer.vocab_size), first)
     assert checkpoint.load_tokenizer(tmp_path / "m").chat_problem is None
 
 
@@ -179,7 +179,7 @@ def test_quantizing_exporting_and_importing_keep_the_template_and_the_stop_token
     checkpoint.export_gguf(folder, tmp_path / "m.gguf")
     checkpoint.import_gguf(tmp_path / "m.gguf", tmp_path / "plain")
     checkpoint.import_hf(folder, tmp_path / "hf")
-    checkpoint.quantize(checkpoint.Source(folder), tmp_path / "quantized", scheme(Q8_0))
+    checkpoint.quantize_folder(checkpoint.ImportSource(folder), tmp_path / "quantized", scheme(Q8_0))
     checkpoint.export_hf(tmp_path / "quantized", tmp_path / "unpacked")
     for copy in ("plain", "hf", "quantized", "unpacked"):
         found = checkpoint.load_tokenizer(tmp_path / copy)

@@ -20,11 +20,11 @@ from herd.llama.config import SIZES
 @pytest.mark.parametrize("tie", [False, True])
 def test_import_what_transformers_wrote(tmp_path, make_model, tokenizer, same_bits, tie):
     model = make_model(tie_embeddings=tie)
-    checkpoint.save(tmp_path / "a", model, tokenizer)
+    checkpoint.save_model(tmp_path / "a", model, tokenizer)
     LlamaForCausalLM.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b", max_shard_size=50_000)
     AutoTokenizer.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
     hash_ = checkpoint.import_hf(tmp_path / "b", tmp_path / "c", name="Llama-x")
-    same_bits(checkpoint.load(tmp_path / "c"), model)
+    same_bits(checkpoint.load_model(tmp_path / "c"), model)
     assert checkpoint.load_tokenizer(tmp_path / "c").ranks == tokenizer.ranks
     assert load_lineage(tmp_path / "c").name == "Llama-x"
     assert load_lineage(tmp_path / "c").weights_hash == hash_ == checkpoint.checkpoint_hash(tmp_path / "a")
@@ -33,7 +33,7 @@ def test_import_what_transformers_wrote(tmp_path, make_model, tokenizer, same_bi
 
 
 def test_files_of_the_release_are_kept(tmp_path, make_model, tokenizer):
-    checkpoint.save(tmp_path / "a", make_model(), tokenizer)
+    checkpoint.save_model(tmp_path / "a", make_model(), tokenizer)
     kept = {
         "generation_config.json": b'{"temperature": 0.3}',
         "LICENSE": b"terms",
@@ -50,7 +50,7 @@ def test_files_of_the_release_are_kept(tmp_path, make_model, tokenizer):
 
 
 def test_a_tokenizer_of_another_kind_is_kept_and_announced(tmp_path, make_model):
-    checkpoint.save(tmp_path / "a", make_model())
+    checkpoint.save_model(tmp_path / "a", make_model())
     (tmp_path / "a" / "tokenizer.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>\x15")
     with pytest.warns(UserWarning, match="cannot be used here"):
         checkpoint.import_hf(tmp_path / "a", tmp_path / "b")
@@ -62,7 +62,7 @@ def test_a_tokenizer_of_another_kind_is_kept_and_announced(tmp_path, make_model)
 )
 def test_export(tmp_path, make_model, tokenizer, dialect, key):
     model = make_model()
-    checkpoint.save(tmp_path / "a", model, tokenizer)
+    checkpoint.save_model(tmp_path / "a", model, tokenizer)
     seen = []
     checkpoint.export_hf(
         tmp_path / "a",
@@ -81,7 +81,7 @@ def test_export(tmp_path, make_model, tokenizer, dialect, key):
 
 
 def test_lineage_goes_along(tmp_path, make_model, tokenizer):
-    exact = checkpoint.save(
+    exact = checkpoint.save_model(
         tmp_path / "a",
         make_model(),
         tokenizer,
@@ -97,13 +97,13 @@ def test_lineage_goes_along(tmp_path, make_model, tokenizer):
 
 
 def test_in_place(tmp_path, make_model, tokenizer, same_bits):
-    checkpoint.save(tmp_path / "a", make_model(), tokenizer)
+    checkpoint.save_model(tmp_path / "a", make_model(), tokenizer)
     checkpoint.export_hf(tmp_path / "a", tmp_path / "a", max_shard_bytes=40_000)
-    same_bits(checkpoint.load(tmp_path / "a"), make_model())
+    same_bits(checkpoint.load_model(tmp_path / "a"), make_model())
 
 
 def test_weights_that_are_not_finite(tmp_path, make_model):
-    checkpoint.save(tmp_path / "a", make_model())
+    checkpoint.save_model(tmp_path / "a", make_model())
     state = load_file(tmp_path / "a" / "model.safetensors")
     state["model.norm.weight"][0] = float("nan")
     save_file(state, tmp_path / "a" / "model.safetensors")
@@ -119,18 +119,20 @@ def test_one_tensor_at_a_time(tmp_path, make_model, tokenizer, monkeypatch):
     """Memory: the next tensor is asked for only when the last one lies in its file."""
     from herd.checkpoint import write
 
-    checkpoint.save(tmp_path / "a", make_model(), tokenizer)
+    checkpoint.save_model(tmp_path / "a", make_model(), tokenizer)
     order = []
     monkeypatch.setattr(
         write,
-        "digest",
-        lambda name, *rest, digest=write.digest: order.append(("written", name)) or digest(name, *rest),
+        "tensor_digest",
+        lambda name, *rest, digest=write.tensor_digest: (
+            order.append(("written", name)) or digest(name, *rest)
+        ),
     )
     weights = checkpoint.folder.weights
     monkeypatch.setattr(
         weights,
-        "read",
-        lambda name, info, read=weights.read: order.append(("read", name)) or read(name, info),
+        "read_tensor",
+        lambda name, info, read=weights.read_tensor: order.append(("read", name)) or read(name, info),
     )
     checkpoint.import_hf(tmp_path / "a", tmp_path / "b")
     assert [step for step, _ in order] == ["read", "written"] * (len(order) // 2)
@@ -153,9 +155,9 @@ def test_notice(size):
 
 
 def test_without_tokenizer(tmp_path, make_model):
-    checkpoint.save(tmp_path / "a", make_model())
+    checkpoint.save_model(tmp_path / "a", make_model())
     with pytest.warns(UserWarning, match="has no tokenizer"):
         checkpoint.export_hf(tmp_path / "a", tmp_path / "b")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        checkpoint.load(tmp_path / "b")
+        checkpoint.load_model(tmp_path / "b")

@@ -22,14 +22,14 @@ from herd.llama.model import LlamaLM
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, make_model):
     folder = tmp_path_factory.mktemp("whole") / "single"
-    checkpoint.save(folder, make_model())
+    checkpoint.save_model(folder, make_model())
     return folder
 
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory, make_model):
     folder = tmp_path_factory.mktemp("whole") / "sharded"
-    checkpoint.save(folder, make_model(), max_shard_bytes=60_000)
+    checkpoint.save_model(folder, make_model(), max_shard_bytes=60_000)
     return folder
 
 
@@ -43,7 +43,7 @@ def copy(tmp_path):
 
 def refused(folder, *named):
     """Loading raises CheckpointError with one line that names these; hashing, too, never gives a number."""
-    for use in (checkpoint.load, checkpoint.checkpoint_hash):
+    for use in (checkpoint.load_model, checkpoint.checkpoint_hash):
         with pytest.raises(CheckpointError) as error:
             use(folder)
         text = str(error.value)
@@ -110,7 +110,7 @@ def test_any_flipped_header_byte_is_refused_or_harmless(whole, tmp_path, data):
         damaged[data.draw(st.integers(0, 8 + length - 1))] = data.draw(st.integers(0, 255))
     (folder / "model.safetensors").write_bytes(damaged)
     try:
-        model = checkpoint.load(folder)
+        model = checkpoint.load_model(folder)
     except CheckpointError as error:
         assert "\n" not in str(error)  # noqa: PT017 (either outcome is right)
         return
@@ -218,7 +218,7 @@ def test_nothing_is_allocated_for_a_bad_folder(whole, copy, monkeypatch):
     def never(*_, **__):
         raise AssertionError("a tensor was read or a model built before all headers were checked")
 
-    monkeypatch.setattr(weights, "read", never)
+    monkeypatch.setattr(weights, "read_tensor", never)
     monkeypatch.setattr(LlamaLM, "__init__", never)
     refused(folder, "model.norm.weight is missing")
 
@@ -300,17 +300,17 @@ def test_linked_files_are_followed(whole, tmp_path):
 
 def test_replaced_while_being_read(whole, copy, make_model, monkeypatch):
     folder = copy(whole)
-    read = weights.read
+    read = weights.read_tensor
     swapped = []
 
     def read_and_swap(name, info):
         if not swapped:
-            swapped.append(checkpoint.save(folder, make_model(seed=1)))
+            swapped.append(checkpoint.save_model(folder, make_model(seed=1)))
         return read(name, info)
 
-    monkeypatch.setattr(weights, "read", read_and_swap)
+    monkeypatch.setattr(weights, "read_tensor", read_and_swap)
     with pytest.raises(CheckpointError, match="was replaced while it was being read"):
-        checkpoint.load(folder)
+        checkpoint.load_model(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        checkpoint.load(folder)
+        checkpoint.load_model(folder)

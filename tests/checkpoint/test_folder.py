@@ -40,9 +40,9 @@ def bits(tensor):
 @pytest.mark.parametrize("tie", [False, True])
 def test_round_trip_through_transformers(tmp_path, make_model, tokenizer, same_bits, tie, dtype, shard):
     model = make_model(dtype=dtype, tie_embeddings=tie)
-    checkpoint.save(tmp_path / "ours", model, tokenizer, max_shard_bytes=shard)
+    checkpoint.save_model(tmp_path / "ours", model, tokenizer, max_shard_bytes=shard)
     assert (len(list((tmp_path / "ours").glob("*.safetensors"))) > 1) == (shard == 60_000)
-    same_bits(checkpoint.load(tmp_path / "ours"), model)
+    same_bits(checkpoint.load_model(tmp_path / "ours"), model)
 
     theirs = LlamaForCausalLM.from_pretrained(tmp_path / "ours", dtype="auto").eval()
     assert theirs.dtype == dtype
@@ -52,13 +52,13 @@ def test_round_trip_through_transformers(tmp_path, make_model, tokenizer, same_b
     if dtype == torch.float32:
         assert greedy_here(model) == greedy_there(theirs)
     else:  # rounded sums depend on the order of adding; the same weights in fp32 must agree
-        assert greedy_here(checkpoint.load(tmp_path / "ours", dtype=torch.float32)) == greedy_there(
+        assert greedy_here(checkpoint.load_model(tmp_path / "ours", dtype=torch.float32)) == greedy_there(
             theirs.float()
         )
         theirs = theirs.to(dtype)
 
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size=shard)
-    back = checkpoint.load(tmp_path / "theirs")
+    back = checkpoint.load_model(tmp_path / "theirs")
     same_bits(back, model)
     assert back.config == model.config
     assert greedy_here(back) == greedy_here(model)
@@ -66,7 +66,7 @@ def test_round_trip_through_transformers(tmp_path, make_model, tokenizer, same_b
 
 
 def test_tokenizer_and_generation_files(tmp_path, make_model, tokenizer):
-    checkpoint.save(tmp_path / "x", make_model(), tokenizer)
+    checkpoint.save_model(tmp_path / "x", make_model(), tokenizer)
     assert checkpoint.load_tokenizer(tmp_path / "x") == tokenizer
     text = "The quick dog <|eot_id|> don't 12345\n\n  end"
     theirs = AutoTokenizer.from_pretrained(tmp_path / "x")
@@ -78,14 +78,14 @@ def test_tokenizer_and_generation_files(tmp_path, make_model, tokenizer):
     assert set(generation.eos_token_id) == tokenizer.stop_ids
     assert AutoConfig.from_pretrained(tmp_path / "x").eos_token_id == sorted(tokenizer.stop_ids)
     assert checkpoint.load_tokenizer(tmp_path / "x").decode(tokenizer.encode(text)) == text
-    checkpoint.save(
+    checkpoint.save_model(
         tmp_path / "x", make_model(), tokenizer, generation_config={"temperature": 0.5, "do_sample": True}
     )
     assert json.loads((tmp_path / "x" / "generation_config.json").read_text())["temperature"] == 0.5
 
 
 def test_no_tokenizer_is_announced(tmp_path, make_model):
-    checkpoint.save(tmp_path / "x", make_model())
+    checkpoint.save_model(tmp_path / "x", make_model())
     with pytest.warns(UserWarning, match="no tokenizer"):
         assert checkpoint.load_tokenizer(tmp_path / "x") is None
     assert not (tmp_path / "x" / "generation_config.json").exists()
@@ -94,9 +94,9 @@ def test_no_tokenizer_is_announced(tmp_path, make_model):
 
 def test_tokenizer_too_big_for_the_model(tmp_path, make_model, tokenizer):
     with pytest.raises(TokenizerError, match="532 ids"):
-        checkpoint.save(tmp_path / "x", make_model(vocab_size=531), tokenizer)
+        checkpoint.save_model(tmp_path / "x", make_model(vocab_size=531), tokenizer)
     assert not list(tmp_path.iterdir())
-    checkpoint.save(tmp_path / "x", make_model(vocab_size=531))
+    checkpoint.save_model(tmp_path / "x", make_model(vocab_size=531))
     tokenizer.save(tmp_path / "x")
     with pytest.raises(TokenizerError, match="do not belong together"):
         checkpoint.load_tokenizer(tmp_path / "x")
@@ -104,16 +104,16 @@ def test_tokenizer_too_big_for_the_model(tmp_path, make_model, tokenizer):
 
 def test_hash_knows_bits_not_files(tmp_path, make_model):
     model = make_model()
-    first = checkpoint.save(tmp_path / "a", model)
+    first = checkpoint.save_model(tmp_path / "a", model)
     assert (
         first
-        == checkpoint.save(tmp_path / "b", model, max_shard_bytes=1)
+        == checkpoint.save_model(tmp_path / "b", model, max_shard_bytes=1)
         == checkpoint.checkpoint_hash(tmp_path / "b")
     )
-    assert first != checkpoint.save(tmp_path / "b", model, dtype=torch.bfloat16)
+    assert first != checkpoint.save_model(tmp_path / "b", model, dtype=torch.bfloat16)
     with torch.no_grad():
         model.model.norm.weight[3] *= -1
-    assert first != checkpoint.save(tmp_path / "b", model)
+    assert first != checkpoint.save_model(tmp_path / "b", model)
 
 
 def test_lineage(tmp_path, make_model):
@@ -124,11 +124,11 @@ def test_lineage(tmp_path, make_model):
         recipe={"steps": 5},
         evals={"bpb": 1.25},
     )
-    hash_ = checkpoint.save(tmp_path / "x", make_model(), lineage=lineage)
+    hash_ = checkpoint.save_model(tmp_path / "x", make_model(), lineage=lineage)
     found = load_lineage(tmp_path / "x")
     assert found == lineage.model_copy(update={"weights_hash": hash_})
     assert found.created_by.startswith("herd ")
-    checkpoint.save(tmp_path / "x", make_model())
+    checkpoint.save_model(tmp_path / "x", make_model())
     assert load_lineage(tmp_path / "x") is None
 
 
@@ -152,14 +152,14 @@ def test_lineage_not_understood(tmp_path, text, named):
 
 def test_dtypes(tmp_path, make_model):
     model = make_model()
-    checkpoint.save(tmp_path / "x", model)
-    loaded = checkpoint.load(tmp_path / "x", dtype=torch.bfloat16)
+    checkpoint.save_model(tmp_path / "x", model)
+    loaded = checkpoint.load_model(tmp_path / "x", dtype=torch.bfloat16)
     for name, param in loaded.named_parameters():
         assert torch.equal(param, dict(model.named_parameters())[name].bfloat16())
-    checkpoint.save(tmp_path / "h", model, dtype=torch.float16)
-    assert checkpoint.load(tmp_path / "h").lm_head.weight.dtype == torch.float16
+    checkpoint.save_model(tmp_path / "h", model, dtype=torch.float16)
+    assert checkpoint.load_model(tmp_path / "h").lm_head.weight.dtype == torch.float16
     with pytest.raises(CheckpointError, match="cannot be stored"):
-        checkpoint.save(tmp_path / "y", model.double())
+        checkpoint.save_model(tmp_path / "y", model.double())
 
 
 def test_values_that_float16_cannot_hold(tmp_path, make_model):
@@ -167,11 +167,11 @@ def test_values_that_float16_cannot_hold(tmp_path, make_model):
     with torch.no_grad():
         model.lm_head.weight[5, 5] = 1e6
     with pytest.raises(CheckpointError, match=r"lm_head.weight has values beyond the range of torch.float16"):
-        checkpoint.save(tmp_path / "x", model, dtype=torch.float16)
+        checkpoint.save_model(tmp_path / "x", model, dtype=torch.float16)
     assert not list(tmp_path.iterdir())
-    checkpoint.save(tmp_path / "x", model)
+    checkpoint.save_model(tmp_path / "x", model)
     with pytest.raises(CheckpointError, match="beyond the range"):
-        checkpoint.load(tmp_path / "x", dtype=torch.float16)
+        checkpoint.load_model(tmp_path / "x", dtype=torch.float16)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -179,15 +179,15 @@ def test_check_finite(tmp_path, make_model, bad):
     model = make_model()
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = bad
-    checkpoint.save(tmp_path / "x", model)
+    checkpoint.save_model(tmp_path / "x", model)
     with pytest.raises(CheckpointError, match=r"layers.1.mlp.up_proj.weight has values that are not finite"):
-        checkpoint.load(tmp_path / "x", check_finite=True)
+        checkpoint.load_model(tmp_path / "x", check_finite=True)
 
 
 def test_loaded_model_trains_and_owns_its_memory(tmp_path, make_model, same_bits):
     model = make_model(tie_embeddings=True)
-    checkpoint.save(tmp_path / "x", model)
-    loaded = checkpoint.load(tmp_path / "x")
+    checkpoint.save_model(tmp_path / "x", model)
+    loaded = checkpoint.load_model(tmp_path / "x")
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
     file = tmp_path / "x" / "model.safetensors"
     file.write_bytes(b"\xff" * file.stat().st_size)
@@ -201,37 +201,37 @@ def test_extras_old_programs_write(tmp_path, make_model, same_bits):
     from safetensors.torch import load_file, save_file
 
     model = make_model(tie_embeddings=True)
-    checkpoint.save(tmp_path / "x", model)
+    checkpoint.save_model(tmp_path / "x", model)
     file = tmp_path / "x" / "model.safetensors"
     state = load_file(file)
     state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
     state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()
     save_file(state, file)
-    same_bits(checkpoint.load(tmp_path / "x"), model)
+    same_bits(checkpoint.load_model(tmp_path / "x"), model)
     state["lm_head.weight"][0, 0] += 1
     save_file(state, file)
     with pytest.raises(CheckpointError, match="differs from the embedding"):
-        checkpoint.load(tmp_path / "x")
+        checkpoint.load_model(tmp_path / "x")
 
 
 def test_several_dtypes_are_announced(tmp_path, make_model):
     from safetensors.torch import load_file, save_file
 
-    checkpoint.save(tmp_path / "x", make_model(dtype=torch.bfloat16))
+    checkpoint.save_model(tmp_path / "x", make_model(dtype=torch.bfloat16))
     file = tmp_path / "x" / "model.safetensors"
     state = load_file(file)
     state["model.norm.weight"] = state["model.norm.weight"].float()
     save_file(state, file)
     with pytest.warns(UserWarning, match="several dtypes"):
-        assert checkpoint.load(tmp_path / "x").model.norm.weight.dtype == torch.float32
+        assert checkpoint.load_model(tmp_path / "x").model.norm.weight.dtype == torch.float32
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        checkpoint.load(tmp_path / "x", dtype=torch.float32)
+        checkpoint.load_model(tmp_path / "x", dtype=torch.float32)
 
 
 def test_hub(tmp_path, make_model, same_bits, monkeypatch):
     model = make_model()
-    checkpoint.save(tmp_path / "x", model)
+    checkpoint.save_model(tmp_path / "x", model)
     asked = []
 
     def snapshot_download(name, *, revision, allow_patterns, ignore_patterns):
@@ -239,14 +239,14 @@ def test_hub(tmp_path, make_model, same_bits, monkeypatch):
         return str(tmp_path / "x")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    same_bits(checkpoint.load("hf:some/model@v2"), model)
+    same_bits(checkpoint.load_model("hf:some/model@v2"), model)
     assert asked == [("some/model", "v2")]
 
 
 def test_import_from_the_hub(tmp_path, make_model, tokenizer, same_bits, monkeypatch, capsys):
     """`herd import hf:...`: a whole repository, or one GGUF file of it; the hub is stood in for by a folder."""
     model = make_model()
-    checkpoint.save(tmp_path / "hub", model, tokenizer)
+    checkpoint.save_model(tmp_path / "hub", model, tokenizer)
     checkpoint.export_gguf(tmp_path / "hub", tmp_path / "hub.gguf", "f32")
     asked = []
     hub = tmp_path / "hub"
@@ -259,7 +259,7 @@ def test_import_from_the_hub(tmp_path, make_model, tokenizer, same_bits, monkeyp
     monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
     for number, source in enumerate(["hf:some/model", "hf:some/model/sub/a.gguf", "hf:some/model/a.gguf@v1"]):
         assert run(["import", source, str(tmp_path / f"{number}"), "--json"]) == 0, source
-        same_bits(checkpoint.load(tmp_path / f"{number}"), model)
+        same_bits(checkpoint.load_model(tmp_path / f"{number}"), model)
     assert asked == ["some/model", ("some/model", "sub/a.gguf", None), ("some/model", "a.gguf", "v1")]
     capsys.readouterr()
     assert run(["import", "hf:a.gguf", str(tmp_path / "x")]) == 1
@@ -268,7 +268,7 @@ def test_import_from_the_hub(tmp_path, make_model, tokenizer, same_bits, monkeyp
 
 def test_hub_not_reachable():
     with pytest.raises(CheckpointError, match="hf:some/model: cannot be fetched") as error:
-        checkpoint.resolve("hf:some/model")
+        checkpoint.resolve_folder("hf:some/model")
     assert "\n" not in str(error.value)
 
 
@@ -276,14 +276,14 @@ def test_no_such_folder(tmp_path):
     for source in (tmp_path / "nothing", tmp_path / "file"):
         (tmp_path / "file").touch()
         with pytest.raises(CheckpointError, match="no such folder"):
-            checkpoint.load(source)
+            checkpoint.load_model(source)
 
 
 def test_front_door(tmp_path, make_model, tokenizer, same_bits):
     import herd
 
     model = make_model()
-    checkpoint.save(tmp_path / "x", model, tokenizer)
+    checkpoint.save_model(tmp_path / "x", model, tokenizer)
     loaded, its_tokenizer = herd.load(tmp_path / "x")
     same_bits(loaded, model)
     assert its_tokenizer == tokenizer

@@ -33,7 +33,7 @@ def plain(tmp_path_factory, make_model, tokenizer):
     """A folder of plain weights whose every row divides by 256."""
     folder = tmp_path_factory.mktemp("plain") / "toy"
     lineage = checkpoint.Lineage(name="toy", stage="teacher")
-    checkpoint.save(folder, make_model(**WIDE), tokenizer, lineage=lineage)
+    checkpoint.save_model(folder, make_model(**WIDE), tokenizer, lineage=lineage)
     return folder
 
 
@@ -62,7 +62,7 @@ def test_written_files_are_read_by_the_gguf_package(plain, tmp_path, tokenizer):
     assert field["tokenizer.ggml.eot_token_id"] == tokenizer.eot_id
     assert field["tokenizer.chat_template"].startswith("{")
     tensors = {t.name: t for t in reader.tensors}
-    model = checkpoint.load(plain)
+    model = checkpoint.load_model(plain)
     q = model.get_parameter("model.layers.1.self_attn.q_proj.weight").detach()
     theirs = torch.from_numpy(tensors["blk.1.attn_q.weight"].data.copy())
     pairs = q.view(4, 2, 32, 256).transpose(1, 2).reshape(256, 256)  # llama.cpp: neighbours rotate together
@@ -115,7 +115,7 @@ def test_scaling_is_found_again(tmp_path, make_model, scaling, own, monkeypatch)
     from herd.llama.rope import inverse_frequencies
 
     model = make_model(dim=128, n_heads=2, n_kv_heads=1, head_dim=64, ffn_dim=64, rope_scaling=scaling)
-    checkpoint.save(tmp_path / "a", model)
+    checkpoint.save_model(tmp_path / "a", model)
     if not own:
         whole = gguf_names.model_metadata
         monkeypatch.setattr(
@@ -149,11 +149,15 @@ def test_a_strange_rope_table_is_refused(plain, tmp_path):
 def test_quantized_folder(tmp_path, make_model, tokenizer, tokens_BT, name, tied):
     """The folder holds what quantizing in memory gives; it loads, runs and saves again, bit for bit."""
     model = make_model(**WIDE, tie_embeddings=tied)
-    checkpoint.save(tmp_path / "a", model, tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher"))
+    checkpoint.save_model(
+        tmp_path / "a", model, tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher")
+    )
     parent = checkpoint.checkpoint_hash(tmp_path / "a")
     done = []
-    source = checkpoint.Source(tmp_path / "a")
-    made = checkpoint.quantize(source, tmp_path / "b", scheme(name), progress=lambda *x: done.append(x))
+    source = checkpoint.ImportSource(tmp_path / "a")
+    made = checkpoint.quantize_folder(
+        source, tmp_path / "b", scheme(name), progress=lambda *x: done.append(x)
+    )
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["herd.json", "model.gguf"]
     assert done[-1][0] == done[-1][1]
     assert done == sorted(done)
@@ -170,8 +174,8 @@ def test_quantized_folder(tmp_path, make_model, tokenizer, tokens_BT, name, tied
     assert {n: f for n, (f, _) in ours.items()} == {n: f for n, (f, _) in theirs.items()}
     assert all(torch.equal(b, theirs[n][1]) for n, (_, b) in ours.items())
     assert torch.equal(loaded.logits(tokens_BT), wanted.logits(tokens_BT))
-    checkpoint.save(tmp_path / "c", loaded, found, lineage=lineage)
-    again = checkpoint.load(tmp_path / "c")
+    checkpoint.save_model(tmp_path / "c", loaded, found, lineage=lineage)
+    again = checkpoint.load_model(tmp_path / "c")
     assert all(torch.equal(b, theirs[n][1]) for n, _, b in packed_weights(again))
     assert (tmp_path / "c" / "model.gguf").stat().st_size == (tmp_path / "b" / "model.gguf").stat().st_size
 
@@ -185,19 +189,22 @@ def test_import_keeps_the_file(plain, tmp_path, name, tokens_BT, monkeypatch):
     checkpoint.import_gguf(tmp_path / "x.gguf", tmp_path / "kept", name="mine")
     assert (tmp_path / "kept" / "model.gguf").read_bytes() == (tmp_path / "x.gguf").read_bytes()
     assert checkpoint.load_lineage(tmp_path / "kept").name == "mine"
-    kept = checkpoint.load(tmp_path / "kept")
+    kept = checkpoint.load_model(tmp_path / "kept")
     assert is_quantized(kept)
     checkpoint.import_gguf(tmp_path / "x.gguf", tmp_path / "plain", dtype=torch.float32)
-    torch.testing.assert_close(checkpoint.load(tmp_path / "plain").logits(tokens_BT), kept.logits(tokens_BT))
+    torch.testing.assert_close(
+        checkpoint.load_model(tmp_path / "plain").logits(tokens_BT), kept.logits(tokens_BT)
+    )
     checkpoint.export_gguf(tmp_path / "kept", tmp_path / "again.gguf")
     assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "x.gguf").read_bytes()
     with pytest.raises(CheckpointError, match="is quantized already"):
         checkpoint.export_gguf(tmp_path / "kept", tmp_path / "no.gguf", "q4")
     with pytest.raises(CheckpointError, match="is quantized already"):
-        checkpoint.Source(tmp_path / "kept")
+        checkpoint.ImportSource(tmp_path / "kept")
     checkpoint.export_hf(tmp_path / "kept", tmp_path / "hf", dtype=torch.float32)
     assert torch.equal(
-        checkpoint.load(tmp_path / "hf").lm_head.weight, checkpoint.load(tmp_path / "plain").lm_head.weight
+        checkpoint.load_model(tmp_path / "hf").lm_head.weight,
+        checkpoint.load_model(tmp_path / "plain").lm_head.weight,
     )
 
 
@@ -210,7 +217,7 @@ def test_plain_files_become_plain_folders(plain, tmp_path, name, dtype, tokenize
     checkpoint.import_gguf(tmp_path / "x.gguf", tmp_path / "back")
     model, found = herd.load(tmp_path / "back")
     assert found == tokenizer
-    original = checkpoint.load(plain)
+    original = checkpoint.load_model(plain)
     assert model.config == original.config
     assert model.dtype == dtype
     for key, param in original.named_parameters():
@@ -222,7 +229,7 @@ def test_every_other_type_is_unpacked(tmp_path, make_model, name):
     """Random blocks of each type of the `gguf` package, with sound scales."""
     kind = oracle.GGMLQuantizationType(name)
     config = make_model(**WIDE, n_layers=1, vocab_size=512).config
-    checkpoint.save(tmp_path / "a", make_model(**WIDE, n_layers=1, vocab_size=512))
+    checkpoint.save_model(tmp_path / "a", make_model(**WIDE, n_layers=1, vocab_size=512))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         checkpoint.export_gguf(tmp_path / "a", tmp_path / "a.gguf", "f32")
@@ -246,7 +253,7 @@ def test_every_other_type_is_unpacked(tmp_path, make_model, name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         checkpoint.import_gguf(tmp_path / "b.gguf", tmp_path / "out", dtype=torch.float32)
-    up = checkpoint.load(tmp_path / "out").get_parameter("model.layers.0.mlp.up_proj.weight")
+    up = checkpoint.load_model(tmp_path / "out").get_parameter("model.layers.0.mlp.up_proj.weight")
     with np.errstate(all="ignore"):
         assert np.array_equal(up.detach().numpy(), oracle.quants.dequantize(rows.numpy(), kind))
 
@@ -273,26 +280,26 @@ def test_types_without_kernels_run_with_a_warning(plain, tmp_path, tokens_BT):
     with pytest.warns(UserWarning, match="has no tokenizer"):
         checkpoint.import_gguf(tmp_path / "b.gguf", tmp_path / "b")
     with pytest.warns(UserWarning, match="Q5_0 runs slowly here; import it with --dtype bf16"):
-        model = checkpoint.load(tmp_path / "b")
-    near = checkpoint.load(plain).logits(tokens_BT)
+        model = checkpoint.load_model(tmp_path / "b")
+    near = checkpoint.load_model(plain).logits(tokens_BT)
     assert (model.logits(tokens_BT) - near).abs().max() < 0.1 * near.abs().max()
 
 
 def test_dtype_and_device(plain, tmp_path, tokens_BT, monkeypatch):
     monkeypatch.setenv("HERD_ISA", "reference")
-    checkpoint.quantize(checkpoint.Source(plain), tmp_path / "q", scheme("q8"))
-    model = checkpoint.load(tmp_path / "q", dtype=torch.bfloat16)
+    checkpoint.quantize_folder(checkpoint.ImportSource(plain), tmp_path / "q", scheme("q8"))
+    model = checkpoint.load_model(tmp_path / "q", dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16
-    reference = checkpoint.load(tmp_path / "q")
+    reference = checkpoint.load_model(tmp_path / "q")
     assert reference.dtype == torch.float32
     near = reference.logits(tokens_BT)
     assert (model.logits(tokens_BT) - near).abs().mean() < 0.05 * near.abs().mean()
 
 
 def test_rows_that_do_not_divide(tmp_path, make_model):
-    checkpoint.save(tmp_path / "a", make_model(dim=96, n_heads=6, head_dim=16, ffn_dim=80))
+    checkpoint.save_model(tmp_path / "a", make_model(dim=96, n_heads=6, head_dim=16, ffn_dim=80))
     with pytest.raises(QuantError, match=r"down_proj.weight: rows of 80 .* Q8_0 blocks of 32; F16 fits"):
-        checkpoint.quantize(checkpoint.Source(tmp_path / "a"), tmp_path / "b", scheme("q8"))
+        checkpoint.quantize_folder(checkpoint.ImportSource(tmp_path / "a"), tmp_path / "b", scheme("q8"))
     assert not (tmp_path / "b").exists()
 
 
@@ -300,9 +307,11 @@ def test_rows_that_do_not_divide(tmp_path, make_model):
 def test_nothing_is_left_of_a_failure(plain, tmp_path, make_model):
     model = make_model(**WIDE)
     model.lm_head.weight.data[599, 255] = torch.inf
-    checkpoint.save(tmp_path / "a", model)
+    checkpoint.save_model(tmp_path / "a", model)
     for make in (
-        lambda: checkpoint.quantize(checkpoint.Source(tmp_path / "a"), tmp_path / "b", scheme("q4")),
+        lambda: checkpoint.quantize_folder(
+            checkpoint.ImportSource(tmp_path / "a"), tmp_path / "b", scheme("q4")
+        ),
         lambda: checkpoint.export_gguf(tmp_path / "a", tmp_path / "b.gguf", "q4"),
     ):
         with pytest.raises(QuantError, match=r"lm_head.weight: has values that are not finite"):
@@ -319,16 +328,16 @@ def test_targets(plain, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(CheckpointError, match=r"holds thesis.txt"):
-        checkpoint.quantize(checkpoint.Source(plain), tmp_path / "mine", scheme("q8"))
-    checkpoint.quantize(checkpoint.Source(plain), tmp_path / "q", scheme("q8"))
+        checkpoint.quantize_folder(checkpoint.ImportSource(plain), tmp_path / "mine", scheme("q8"))
+    checkpoint.quantize_folder(checkpoint.ImportSource(plain), tmp_path / "q", scheme("q8"))
     first = checkpoint.checkpoint_hash(tmp_path / "q")
-    checkpoint.quantize(
-        checkpoint.Source(plain), tmp_path / "q", scheme("q4")
+    checkpoint.quantize_folder(
+        checkpoint.ImportSource(plain), tmp_path / "q", scheme("q4")
     )  # a checkpoint may be replaced
     assert checkpoint.checkpoint_hash(tmp_path / "q") != first
     (tmp_path / "q" / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"both model.gguf and config.json"):
-        checkpoint.load(tmp_path / "q")
+        checkpoint.load_model(tmp_path / "q")
 
 
 def test_a_file_is_no_folder_yet(plain, tmp_path):
@@ -346,7 +355,7 @@ def test_tensors_pass_one_at_a_time(plain, tmp_path, monkeypatch):
     encode = blocks.encode
     monkeypatch.setattr(blocks, "encode", lambda x, *rest: largest.append(x.numel()) or encode(x, *rest))
     held = []
-    read = weights.read
+    read = weights.read_tensor
 
     def read_alone(name, info):
         assert not any(tensor() is not None for tensor in held), name
@@ -354,8 +363,8 @@ def test_tensors_pass_one_at_a_time(plain, tmp_path, monkeypatch):
         held.append(weakref.ref(tensor))
         return tensor
 
-    monkeypatch.setattr(weights, "read", read_alone)
-    checkpoint.quantize(checkpoint.Source(plain), tmp_path / "q", scheme("q8"))
+    monkeypatch.setattr(weights, "read_tensor", read_alone)
+    checkpoint.quantize_folder(checkpoint.ImportSource(plain), tmp_path / "q", scheme("q8"))
     assert max(largest) == 64 * 512
     assert len(held) == len(list(checkpoint.load_config(plain).param_shapes()))
 
@@ -389,8 +398,8 @@ def test_foreign_tokenizers(plain, tmp_path):
 
 
 def test_lineage_of_what_is_unpacked(plain, tmp_path):
-    made = checkpoint.quantize(
-        checkpoint.Source(plain), tmp_path / "q", scheme("q4"), recipe={"format": "Q4_0"}
+    made = checkpoint.quantize_folder(
+        checkpoint.ImportSource(plain), tmp_path / "q", scheme("q4"), recipe={"format": "Q4_0"}
     )
     lineage = checkpoint.load_lineage(tmp_path / "q")
     assert lineage.recipe == {"format": "Q4_0"}

@@ -32,7 +32,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, make_model, tokenizer):
     folder = tmp_path_factory.mktemp("plain") / "toy"
-    checkpoint.save(
+    checkpoint.save_model(
         folder, make_model(**SMALL), tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher")
     )
     return folder
@@ -41,7 +41,7 @@ def plain(tmp_path_factory, make_model, tokenizer):
 @pytest.fixture(scope="module")
 def quantized(plain):
     folder = plain.parent / "q"
-    checkpoint.quantize(checkpoint.Source(plain), folder, scheme("q4"))
+    checkpoint.quantize_folder(checkpoint.ImportSource(plain), folder, scheme("q4"))
     return folder
 
 
@@ -335,11 +335,11 @@ def test_more_than_the_memory(plain, quantized, monkeypatch):
     with pytest.raises(
         CheckpointError, match=r"need 0.0 GB of memory.*herd quantize --to q8 .* or --to q4 .* would fit"
     ):
-        checkpoint.load(plain)
+        checkpoint.load_model(plain)
     monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
     for folder in (plain, quantized):
         with pytest.raises(CheckpointError, match="take a smaller model or a larger machine"):
-            checkpoint.load(folder)
+            checkpoint.load_model(folder)
 
 
 def test_memory_that_is_free():

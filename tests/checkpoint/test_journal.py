@@ -18,7 +18,7 @@ from herd.errors import CheckpointError, QuantError, StorageError
 from herd.quant import scheme
 
 KINDS = {
-    "quantize": lambda a, out: checkpoint.quantize(checkpoint.Source(a), out, scheme("q4")),
+    "quantize": lambda a, out: checkpoint.quantize_folder(checkpoint.ImportSource(a), out, scheme("q4")),
     "import": lambda a, out: checkpoint.import_hf(a, out, max_shard_bytes=60_000),
     "export hf": lambda a, out: checkpoint.export_hf(a, out, dtype=torch.bfloat16),
     "export gguf": lambda a, out: checkpoint.export_gguf(a, out.with_suffix(".gguf"), "q8_0"),
@@ -29,7 +29,7 @@ SHAPE = {"dim": 64, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 96, "head_dim": 0,
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, make_model, tokenizer):
     folder = tmp_path_factory.mktemp("plain") / "toy"
-    checkpoint.save(
+    checkpoint.save_model(
         folder, make_model(**SHAPE), tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher")
     )
     return folder
@@ -44,7 +44,7 @@ def contents(path):
 def interrupted(monkeypatch, plain, tmp_path):
     """interrupted(kind, n): Ctrl-C as the n-th tensor is asked for; gives (result's path, tensors read after that)."""
     monkeypatch.setattr(journal, "SAVE_EVERY", 1)
-    read = weights.read
+    read = weights.read_tensor
     asked: list[str] = []
 
     def run(kind, n, before_resuming=lambda: None):
@@ -55,14 +55,14 @@ def interrupted(monkeypatch, plain, tmp_path):
             return read(name, info)
 
         out = tmp_path / "out"
-        monkeypatch.setattr(weights, "read", stop_at_n)
+        monkeypatch.setattr(weights, "read_tensor", stop_at_n)
         with pytest.raises(KeyboardInterrupt):
             KINDS[kind](plain, out)
         assert not out.exists()
         assert not out.with_suffix(".gguf").exists()
         before_resuming()
         first, asked[:] = list(asked), []
-        monkeypatch.setattr(weights, "read", lambda name, info: asked.append(name) or read(name, info))
+        monkeypatch.setattr(weights, "read_tensor", lambda name, info: asked.append(name) or read(name, info))
         KINDS[kind](plain, out)
         return (out.with_suffix(".gguf") if kind == "export gguf" else out), first, list(asked)
 
@@ -111,7 +111,7 @@ def test_only_the_same_conversion_goes_on(interrupted, plain, tmp_path):
 def test_what_is_damaged_begins_anew(interrupted, plain, tmp_path, damage):
     path, _, second = interrupted("quantize", 9, lambda: damage(tmp_path / ".out.part"))
     assert len(second) == len(list(checkpoint.load_config(plain).param_shapes()))
-    checkpoint.load(path)
+    checkpoint.load_model(path)
 
 
 def test_what_was_written_since_the_last_save_is_written_again(interrupted, plain, tmp_path):
@@ -121,7 +121,7 @@ def test_what_was_written_since_the_last_save_is_written_again(interrupted, plai
 
     path, _, second = interrupted("quantize", 9, grow)
     assert len(second) == len(list(checkpoint.load_config(plain).param_shapes())) - 9
-    assert checkpoint.load(path).model.embed_tokens.blocks.shape[0] == 600
+    assert checkpoint.load_model(path).model.embed_tokens.blocks.shape[0] == 600
 
 
 def test_two_at_once(plain, tmp_path, monkeypatch):
@@ -132,14 +132,14 @@ def test_two_at_once(plain, tmp_path, monkeypatch):
 
     write = gguf_convert.write_model
     monkeypatch.setattr(gguf_convert, "write_model", meanwhile)
-    checkpoint.quantize(checkpoint.Source(plain), tmp_path / "out", scheme("q8"))
-    checkpoint.load(tmp_path / "out")
+    checkpoint.quantize_folder(checkpoint.ImportSource(plain), tmp_path / "out", scheme("q8"))
+    checkpoint.load_model(tmp_path / "out")
 
 
 def test_failures_leave_nothing(plain, tmp_path, monkeypatch):
     """What would fail again is not kept, however far it came."""
     monkeypatch.setattr(journal, "SAVE_EVERY", 1)
-    read, seen = weights.read, []
+    read, seen = weights.read_tensor, []
 
     def fail(error):
         def reading(name, info):
@@ -151,7 +151,7 @@ def test_failures_leave_nothing(plain, tmp_path, monkeypatch):
         return reading
 
     for error, raised in ((OSError(28, "full"), StorageError), (QuantError("bad"), QuantError)):
-        monkeypatch.setattr(weights, "read", fail(error))
+        monkeypatch.setattr(weights, "read_tensor", fail(error))
         with pytest.raises(raised):
             KINDS["quantize"](plain, tmp_path / "out")
         assert not list(tmp_path.iterdir())
@@ -162,12 +162,12 @@ import sys, time
 from herd import checkpoint
 from herd.checkpoint import journal, weights
 from herd.quant import scheme
-journal.SAVE_EVERY, read = 1, weights.read
+journal.SAVE_EVERY, read = 1, weights.read_tensor
 def slowly(name, info):
     time.sleep(0.03)
     return read(name, info)
-weights.read = slowly
-checkpoint.quantize(checkpoint.Source(sys.argv[1]), sys.argv[2], scheme("q4"))
+weights.read_tensor = slowly
+checkpoint.quantize_folder(checkpoint.ImportSource(sys.argv[1]), sys.argv[2], scheme("q4"))
 """
 
 
@@ -181,11 +181,11 @@ def test_kill(plain, tmp_path, monkeypatch):
         process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "out").exists()
     done = json.loads(state.read_text())["done"]
-    read, asked = weights.read, []
-    monkeypatch.setattr(weights, "read", lambda name, info: asked.append(name) or read(name, info))
-    checkpoint.quantize(checkpoint.Source(plain), tmp_path / "out", scheme("q4"))
+    read, asked = weights.read_tensor, []
+    monkeypatch.setattr(weights, "read_tensor", lambda name, info: asked.append(name) or read(name, info))
+    checkpoint.quantize_folder(checkpoint.ImportSource(plain), tmp_path / "out", scheme("q4"))
     assert (
         len(asked) == len(list(checkpoint.load_config(plain).param_shapes())) + 1 - done
     )  # and RoPE's table
-    checkpoint.quantize(checkpoint.Source(plain), tmp_path / "whole", scheme("q4"))
+    checkpoint.quantize_folder(checkpoint.ImportSource(plain), tmp_path / "whole", scheme("q4"))
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")

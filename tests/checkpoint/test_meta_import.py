@@ -88,7 +88,7 @@ def write(
 def imported(source, out, **options) -> LlamaLM:
     with pytest.warns(UserWarning, match=r"has no tokenizer\.model|does not state a context"):
         checkpoint.import_meta(source, out, **options)
-    return checkpoint.load(out)
+    return checkpoint.load_model(out)
 
 
 def metas_forward(state, config: ModelConfig, tokens_BT):
@@ -202,7 +202,7 @@ def test_options(tmp_path, same_bits):
             name="Llama-test",
             progress=lambda done, total: seen.append((done, total)),
         )
-    back = checkpoint.load(tmp_path / "out")
+    back = checkpoint.load_model(tmp_path / "out")
     same_bits(back, make().to(torch.bfloat16))
     assert back.config.max_context == 4000
     assert checkpoint.checkpoint_hash(tmp_path / "out") == hash_

@@ -18,13 +18,13 @@ def stories(real_data, tmp_path_factory):
     folder = real_data("stories260K")
     config, tensors = read_llama2c(folder / "stories260K.bin")
     out = tmp_path_factory.mktemp("stories") / "stories260K"
-    checkpoint.write_folder(out, config, tensors.__getitem__, dtype=torch.float32)
+    checkpoint.write_checkpoint(out, config, tensors.__getitem__, dtype=torch.float32)
     return out, read_vocabulary(folder / "tok512.bin")
 
 
 def test_256_greedy_tokens_equal_transformers(stories):
     folder, vocabulary = stories
-    model = checkpoint.load(folder, check_finite=True)
+    model = checkpoint.load_model(folder, check_finite=True)
     assert model.config.n_params == 260_032
     theirs = LlamaForCausalLM.from_pretrained(folder).eval()
     ids = Engine(model, None).run([Request([BOS], Sampling(max_tokens=256))])[0].ids
@@ -41,7 +41,7 @@ def test_256_greedy_tokens_equal_transformers(stories):
 def test_it_has_learnt_english(stories):
     """Half-rotation and all, the weights mean something: a story costs under 1.3 nats a token, its shuffle over 5."""
     folder, _ = stories
-    model = checkpoint.load(folder)
+    model = checkpoint.load_model(folder)
     story = (
         Engine(model, None).run([Request([BOS], Sampling(max_tokens=200, temperature=0.8, seed=3))])[0].ids
     )

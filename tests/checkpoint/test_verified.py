@@ -90,10 +90,10 @@ def test_notes_that_cannot_be_read_or_written(counted, tmp_path, monkeypatch):
 def test_damage_is_found_though_the_folder_was_loaded_before(tmp_path, monkeypatch):
     monkeypatch.setenv("HERD_CACHE", str(tmp_path / "cache"))
     model = random_quantized(ModelConfig(512, 256, 1, 4, 2, 512), scheme("q8"))
-    checkpoint.save(tmp_path / "q", model, lineage=checkpoint.Lineage(name="q", stage="test"))
-    checkpoint.load(tmp_path / "q")
+    checkpoint.save_model(tmp_path / "q", model, lineage=checkpoint.Lineage(name="q", stage="test"))
+    checkpoint.load_model(tmp_path / "q")
     with (tmp_path / "q" / "model.gguf").open("r+b") as file:
         file.seek(-1000, os.SEEK_END)
         file.write(b"\0")
     with pytest.raises(CheckpointError, match=r"is not the file herd\.json speaks of"):
-        checkpoint.load(tmp_path / "q")
+        checkpoint.load_model(tmp_path / "q")

@@ -23,7 +23,7 @@ SHAPE = {"dim": 64, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 96, "head_dim": 0}
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, make_model, tokenizer):
     folder = tmp_path_factory.mktemp("vllm") / "toy"
-    checkpoint.save(
+    checkpoint.save_model(
         folder, make_model(**SHAPE), tokenizer, lineage=checkpoint.Lineage(name="toy", stage="instruct")
     )
     return folder
@@ -60,13 +60,13 @@ def test_blocks_go_over_bit_for_bit(name, bits):
 def test_a_whole_folder(tmp_path, make_model, tokenizer, to, bits, tied):
     """The written tensors are the quantized model's, every linear packed and nothing else."""
     model = make_model(**SHAPE, tie_embeddings=tied)
-    checkpoint.save(
+    checkpoint.save_model(
         tmp_path / "a", model, tokenizer, lineage=checkpoint.Lineage(name="toy", stage="instruct")
     )
     source = tmp_path / "a"
     if to:
         source = tmp_path / "q"
-        checkpoint.quantize(checkpoint.Source(tmp_path / "a"), source, scheme(to))
+        checkpoint.quantize_folder(checkpoint.ImportSource(tmp_path / "a"), source, scheme(to))
     found = checkpoint.export_vllm(source, tmp_path / "out", dtype=torch.float16)
     tensors = stored(tmp_path / "out")
     expected = swap_linears(
@@ -99,13 +99,13 @@ def test_the_package_itself_reads_it(tmp_path, plain):
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationConfig
 
-    checkpoint.quantize(checkpoint.Source(plain), tmp_path / "q", scheme("q4"))
+    checkpoint.quantize_folder(checkpoint.ImportSource(plain), tmp_path / "q", scheme("q4"))
     checkpoint.export_vllm(tmp_path / "q", tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     group = QuantizationConfig.model_validate(config).config_groups["group_0"]
     assert group.weights.num_bits == 4, package
     compressor = BaseCompressor.get_value_from_registry("pack-quantized")
-    tensors, model = stored(tmp_path / "out"), checkpoint.load(tmp_path / "q")
+    tensors, model = stored(tmp_path / "out"), checkpoint.load_model(tmp_path / "q")
     for layer in ("self_attn.q_proj", "mlp.down_proj"):
         name = f"model.layers.1.{layer}"
         state = {f"weight_{p}": tensors[f"{name}.weight_{p}"] for p in ("packed", "scale", "shape")}
@@ -118,17 +118,19 @@ def test_the_package_itself_reads_it(tmp_path, plain):
 
 @pytest.mark.filterwarnings("ignore:.* has no tokenizer")
 def test_refusals(tmp_path, plain, make_model):
-    checkpoint.save(tmp_path / "wide", make_model(dim=256, ffn_dim=256, n_heads=2, n_kv_heads=1, head_dim=0))
-    checkpoint.quantize(checkpoint.Source(tmp_path / "wide"), tmp_path / "k", scheme("q4k"))
+    checkpoint.save_model(
+        tmp_path / "wide", make_model(dim=256, ffn_dim=256, n_heads=2, n_kv_heads=1, head_dim=0)
+    )
+    checkpoint.quantize_folder(checkpoint.ImportSource(tmp_path / "wide"), tmp_path / "k", scheme("q4k"))
     with pytest.raises(QuantError, match=r"k: its linears are Q4_K; for vLLM all must be Q4_0 or all Q8_0"):
         checkpoint.export_vllm(tmp_path / "k", tmp_path / "out")
-    checkpoint.save(tmp_path / "narrow", make_model())
+    checkpoint.save_model(tmp_path / "narrow", make_model())
     with pytest.raises(QuantError, match=r"rows of 48 weights do not divide into Q4_0"):
         checkpoint.export_vllm(tmp_path / "narrow", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     checkpoint.export_vllm(plain, tmp_path / "out")
     with pytest.raises(CheckpointError):  # it is not a checkpoint of ours any more
-        checkpoint.load(tmp_path / "out")
+        checkpoint.load_model(tmp_path / "out")
 
 
 def test_stopped_between_the_parts_of_a_linear(tmp_path, plain, monkeypatch):

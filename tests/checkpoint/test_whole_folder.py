@@ -22,7 +22,7 @@ import herd.checkpoint as checkpoint
 from herd.errors import StorageError
 
 folder, how = sys.argv[1:]
-model = checkpoint.load(folder)
+model = checkpoint.load_model(folder)
 params, asked = dict(model.named_parameters()), 0
 
 def get(name):
@@ -35,7 +35,7 @@ def get(name):
 if how == "full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
-    checkpoint.write_folder(folder, model.config, get, dtype=torch.float32)
+    checkpoint.write_checkpoint(folder, model.config, get, dtype=torch.float32)
 except StorageError as error:
     print(error)
     sys.exit(3)
@@ -44,7 +44,7 @@ except StorageError as error:
 
 @pytest.fixture
 def old(tmp_path, make_model):
-    checkpoint.save(tmp_path / "x", make_model())
+    checkpoint.save_model(tmp_path / "x", make_model())
     return tmp_path / "x"
 
 
@@ -73,8 +73,8 @@ def test_killed(old, make_model, same_bits):
     assert write_elsewhere(old, "kill").returncode == -signal.SIGKILL
     assert contents(old) == before
     assert len(os.listdir(old.parent)) == 2
-    checkpoint.save(old, make_model(seed=1))  # and the next writer sweeps up
-    same_bits(checkpoint.load(old), make_model(seed=1))
+    checkpoint.save_model(old, make_model(seed=1))  # and the next writer sweeps up
+    same_bits(checkpoint.load_model(old), make_model(seed=1))
     assert os.listdir(old.parent) == ["x"]
 
 
@@ -82,7 +82,7 @@ def test_too_little_room_is_seen_before_writing(old, make_model, monkeypatch):
     before = contents(old)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(StorageError, match=r"the disk has 1 kB free"):
-        checkpoint.save(old, make_model(seed=1))
+        checkpoint.save_model(old, make_model(seed=1))
     assert contents(old) == before
 
 
@@ -101,7 +101,7 @@ def test_interrupted(old, make_model, error):
 
     model = make_model()
     with pytest.raises(StorageError if isinstance(error, OSError) else type(error)):
-        checkpoint.write_folder(old, model.config, get, dtype=torch.float32)
+        checkpoint.write_checkpoint(old, model.config, get, dtype=torch.float32)
     assert contents(old) == before
     assert os.listdir(old.parent) == ["x"]
 
@@ -110,8 +110,8 @@ def test_interrupted(old, make_model, error):
 def test_replace(old, make_model, same_bits, monkeypatch, exchange):
     if not exchange:
         monkeypatch.setattr(files, "_exchange", lambda a, b: False)
-    checkpoint.save(old, make_model(seed=1), max_shard_bytes=50_000)
-    same_bits(checkpoint.load(old), make_model(seed=1))
+    checkpoint.save_model(old, make_model(seed=1), max_shard_bytes=50_000)
+    same_bits(checkpoint.load_model(old), make_model(seed=1))
     assert not (old / "model.safetensors").exists()
     assert os.listdir(old.parent) == ["x"]
 
@@ -129,7 +129,7 @@ def test_second_rename_fails(old, make_model, monkeypatch):
 
     monkeypatch.setattr(files.os, "rename", failing)
     with pytest.raises(StorageError, match="Input/output error"):
-        checkpoint.save(old, make_model(seed=1))
+        checkpoint.save_model(old, make_model(seed=1))
     assert contents(old) == before
     assert os.listdir(old.parent) == ["x"]
 
@@ -139,26 +139,26 @@ def test_only_a_checkpoint_is_replaced(tmp_path, make_model):
     precious.mkdir()
     (precious / "thesis.tex").write_text("five years")
     with pytest.raises(CheckpointError, match=r"holds thesis\.tex"):
-        checkpoint.save(precious, make_model())
+        checkpoint.save_model(precious, make_model())
     assert contents(precious) == {"thesis.tex": b"five years"}
     with pytest.raises(CheckpointError, match="is a file"):
-        checkpoint.save(precious / "thesis.tex", make_model())
+        checkpoint.save_model(precious / "thesis.tex", make_model())
     (tmp_path / "empty").mkdir()
-    checkpoint.save(tmp_path / "empty", make_model())
+    checkpoint.save_model(tmp_path / "empty", make_model())
 
 
 def test_through_a_link_and_into_new_folders(tmp_path, make_model, same_bits):
-    checkpoint.save(tmp_path / "deep" / "er" / "real", make_model())
+    checkpoint.save_model(tmp_path / "deep" / "er" / "real", make_model())
     (tmp_path / "link").symlink_to(tmp_path / "deep" / "er" / "real")
-    checkpoint.save(tmp_path / "link", make_model(seed=1))
+    checkpoint.save_model(tmp_path / "link", make_model(seed=1))
     assert (tmp_path / "link").is_symlink()
-    same_bits(checkpoint.load(tmp_path / "deep" / "er" / "real"), make_model(seed=1))
+    same_bits(checkpoint.load_model(tmp_path / "deep" / "er" / "real"), make_model(seed=1))
 
 
 def test_unwritable_parent(tmp_path, make_model):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot write"):
-        checkpoint.save(tmp_path / "file" / "x", make_model())
+        checkpoint.save_model(tmp_path / "file" / "x", make_model())
 
 
 def test_other_writers_are_left_alone(tmp_path):

@@ -53,7 +53,7 @@ def test_table(quant, capsys):
 
 
 def test_a_folder(tmp_path, capsys):
-    checkpoint.save(tmp_path / "q", random_quantized(TINY, scheme("q8")))
+    checkpoint.save_model(tmp_path / "q", random_quantized(TINY, scheme("q8")))
     assert run(["bench", str(tmp_path / "q"), *QUICK, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["model"] == str(tmp_path / "q")
 

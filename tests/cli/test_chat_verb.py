@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import herd.cli as cli
-from herd.checkpoint import Lineage, save
+from herd.checkpoint import Lineage, save_model
 from herd.data.dialogs import make_dialogs, showcase_dialogs
 from herd.data.prompts import system_prompt
 from herd.engine import Completion, Delta, Engine
@@ -30,9 +30,9 @@ def folders(tmp_path_factory, tokenizer):
     config = ModelConfig(640, 32, 2, 4, 2, 48, rope_theta=10_000.0, max_context=256)
     model = LlamaLM(config).init_weights(0, std=0.2)
     for stage in ("teacher", "instruct", "imported"):
-        save(root / stage, model, tokenizer, lineage=Lineage(name=f"demo-{stage}", stage=stage))
-    save(root / "plain", model, tokenizer)
-    save(root / "mute", model)
+        save_model(root / stage, model, tokenizer, lineage=Lineage(name=f"demo-{stage}", stage=stage))
+    save_model(root / "plain", model, tokenizer)
+    save_model(root / "mute", model)
     scores = [{"model": "instruct", "name": "tool_use", "value": 0.875, "n": 400}]
     (root / "scores.json").write_text(json.dumps(scores))
     return root

@@ -160,7 +160,7 @@ def test_import_and_export_a_checkpoint(tmp_path, capsys):
 
     torch.manual_seed(0)
     model = LlamaLM(ModelConfig(64, 32, 2, 4, 2, 48))
-    checkpoint.save(tmp_path / "a", model, None, lineage=checkpoint.Lineage(name="a", stage="test"))
+    checkpoint.save_model(tmp_path / "a", model, None, lineage=checkpoint.Lineage(name="a", stage="test"))
     assert cli.run(["export", str(tmp_path / "a"), str(tmp_path / "b"), "--dtype", "bf16", "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert made["n_params"] == model.config.n_params

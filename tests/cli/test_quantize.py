@@ -23,7 +23,7 @@ def toy(tmp_path_factory):
     model = LlamaLM(ModelConfig(tokenizer.vocab_size, 256, 1, 4, 2, 256, max_context=128)).init_weights(
         0, std=0.1
     )
-    checkpoint.save(folder, model, tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher"))
+    checkpoint.save_model(folder, model, tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher"))
     (folder.parent / "text.txt").write_text(TEXT * 40)
     return folder
 
@@ -78,7 +78,7 @@ def test_gguf_out_and_in(toy, tmp_path, capsys):
     assert (tmp_path / "kept" / "model.gguf").read_bytes() == (tmp_path / "x.gguf").read_bytes()
     code, _, _ = run("import", tmp_path / "x.gguf", tmp_path / "plain", "--dtype", "bf16", capsys=capsys)
     assert code == 0
-    assert checkpoint.load(tmp_path / "plain").dtype == torch.bfloat16
+    assert checkpoint.load_model(tmp_path / "plain").dtype == torch.bfloat16
     code, _, _ = run("export", tmp_path / "kept", tmp_path / "y.gguf", "--format", "gguf", capsys=capsys)
     assert code == 0
     assert (tmp_path / "y.gguf").read_bytes() == (tmp_path / "x.gguf").read_bytes()
@@ -108,8 +108,10 @@ def test_mistakes(toy, tmp_path, capsys, monkeypatch, words, reason):
 
 
 def test_without_a_tokenizer_nothing_is_measured(toy, tmp_path, capsys):
-    checkpoint.save(
-        tmp_path / "bare", checkpoint.load(toy), lineage=checkpoint.Lineage(name="bare", stage="teacher")
+    checkpoint.save_model(
+        tmp_path / "bare",
+        checkpoint.load_model(toy),
+        lineage=checkpoint.Lineage(name="bare", stage="teacher"),
     )
     with pytest.warns(UserWarning, match="the loss cannot be measured"):
         code, out, err = run("quantize", tmp_path / "bare", "--to", "q4", capsys=capsys)

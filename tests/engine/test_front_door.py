@@ -38,13 +38,13 @@ def test_dir_shows_lazy_names():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from herd.checkpoint import save
+    from herd.checkpoint import save_model
     from herd.llama.model import LlamaLM
 
     config = herd.ModelConfig(600, 32, 2, 4, 2, 48, max_context=128)
     tokenizer = herd.Tokenizer.train(["a quick brown fox " + chr(i) * 3 for i in range(0x4E00, 0x4F00)], 600)
     path = tmp_path_factory.mktemp("front") / "model"
-    save(path, LlamaLM(config).init_weights(0, std=0.2), tokenizer)
+    save_model(path, LlamaLM(config).init_weights(0, std=0.2), tokenizer)
     return path
 
 

@@ -21,7 +21,7 @@ def models(tmp_path_factory, make_model, tokenizer):
     root = tmp_path_factory.mktemp("models")
     for seed, name, context in ((1, "elder", 2048), (2, "younger", 1024)):
         model = make_model(seed, max_context=context)
-        checkpoint.save(root / name, model, tokenizer, lineage=Lineage(name=name, stage="lm"))
+        checkpoint.save_model(root / name, model, tokenizer, lineage=Lineage(name=name, stage="lm"))
     return root
 
 

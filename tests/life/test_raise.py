@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from herd.checkpoint import checkpoint_hash, load, load_lineage, load_tokenizer
+from herd.checkpoint import checkpoint_hash, load_lineage, load_model, load_tokenizer
 from herd.errors import DataError
 from herd.life import raise_herd
 from herd.life.measure import MODELS
@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RaiseRun:
 
 def test_every_model_is_a_checkpoint_with_a_family(run: RaiseRun) -> None:
     for name in MODELS:
-        model = load(run.folder / name)
+        model = load_model(run.folder / name)
         lineage = load_lineage(run.folder / name)
         tokenizer = load_tokenizer(run.folder / name)
         assert lineage is not None

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.errors import QuantError
-from herd.quant import FORMATS, TYPES, blocks, find, nbytes
+from herd.quant import FORMATS, TYPES, blocks, find_format, tensor_nbytes
 from herd.quant.formats import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0
 
 PACKED = list(FORMATS.values())
@@ -104,7 +104,7 @@ def test_finite(format):
                 packed &= 0x3F
         with np.errstate(all="ignore"):
             finite = bool(torch.isfinite(blocks.decode(packed, format)).all())
-        assert blocks.finite(packed, format) == finite
+        assert blocks.all_finite(packed, format) == finite
         seen.add(finite)
     assert seen == {True, False}
 
@@ -137,17 +137,17 @@ def test_encoding_what_was_decoded_changes_nothing(format):
 def test_codes_pack_and_unpack(format, kind):
     """A grid's values are exactly what the packed blocks decode to."""
     x = weights(kind=kind)
-    grid = blocks.fit(x, format)
+    grid = blocks.fit_grid(x, format)
     codes = grid.codes(x)
     assert codes.max() <= grid.top
-    packed = blocks.pack(codes, grid)
-    assert packed.shape == (x.shape[0], nbytes(x.shape, format) // x.shape[0])
+    packed = blocks.pack_codes(codes, grid)
+    assert packed.shape == (x.shape[0], tensor_nbytes(x.shape, format) // x.shape[0])
     torch.testing.assert_close(blocks.decode(packed, format), grid.values(codes), rtol=1e-6, atol=1e-12)
 
 
 def error(x, format, importance=None):
-    grid = blocks.fit(x, format, importance)
-    back = blocks.decode(blocks.pack(grid.codes(x), grid), format)
+    grid = blocks.fit_grid(x, format, importance)
+    back = blocks.decode(blocks.pack_codes(grid.codes(x), grid), format)
     return (back - x).square()
 
 
@@ -212,15 +212,15 @@ def test_rows_that_do_not_divide():
     ):
         blocks.encode(torch.zeros(2, 320), Q4_K, "w")
     with pytest.raises(QuantError, match="F16 fits"):
-        nbytes((2, 80), "q4")
-    assert nbytes((4096, 4096), "q4") == 4096 * 4096 // 32 * 18
+        tensor_nbytes((2, 80), "q4")
+    assert tensor_nbytes((4096, 4096), "q4") == 4096 * 4096 // 32 * 18
 
 
 def test_names():
-    assert find("q4") is find("Q4_0") is Q4_0
-    assert find("q4k") is find("q4_k") is Q4_K
+    assert find_format("q4") is find_format("Q4_0") is Q4_0
+    assert find_format("q4k") is find_format("q4_k") is Q4_K
     with pytest.raises(QuantError, match="'q3' is not known: choose q8, q4, q4k"):
-        find("q3")
+        find_format("q3")
 
 
 def test_empty():

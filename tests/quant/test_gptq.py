@@ -7,7 +7,7 @@ import torch
 
 from herd.errors import QuantError
 from herd.quant import FORMATS, blocks, gptq, scheme
-from herd.quant.linear import place, swap_linears, tie
+from herd.quant.linear import place_blocks, swap_linears, tie_head
 
 PACKED = list(FORMATS.values())
 
@@ -26,7 +26,7 @@ def loss(weight, packed, format, x) -> float:
 
 def textbook(weight, moments, format):
     """Algorithm 1, one column at a time, with the whole inverse in float64: OBS updates, no blocking, no Cholesky."""
-    grid = blocks.fit(weight, format, moments.diagonal().clone())
+    grid = blocks.fit_grid(weight, format, moments.diagonal().clone())
     size = weight.shape[1] // grid.step_RG.shape[1]
     order = moments.diagonal().argsort(descending=True, stable=True)
     h = (moments / moments.diagonal().mean()).double()
@@ -42,7 +42,7 @@ def textbook(weight, moments, format):
         error = (left[:, j] - (code * step + low)) / inverse[0, 0]
         left[:, remaining] -= error[:, None] * inverse[0]
         remaining = remaining[1:]
-    return blocks.pack(codes.to(torch.uint8), grid)
+    return blocks.pack_codes(codes.to(torch.uint8), grid)
 
 
 @pytest.mark.parametrize("name", ["q4", "q8"])
@@ -76,9 +76,9 @@ def test_inputs_without_correlation_change_nothing():
     """With H = 1 there is nothing to make up for: the nearest codes of the searched grid."""
     weight = torch.randn(16, 256, generator=torch.Generator().manual_seed(1))
     for format in PACKED:
-        grid = blocks.fit(weight, format, torch.ones(256))
+        grid = blocks.fit_grid(weight, format, torch.ones(256))
         packed = gptq.quantize_matrix(weight, torch.eye(256), format)
-        nearest = blocks.pack(grid.codes(weight), grid)
+        nearest = blocks.pack_codes(grid.codes(weight), grid)
         near = blocks.decode(nearest, format)
         assert (blocks.decode(packed, format) != near).float().mean() < 1e-3
 
@@ -111,9 +111,9 @@ def test_a_whole_model(make_model, name, tied):
         )
         if len(shape) == 1:
             continue
-        place(out, param, rows, formats[param], torch.float32)
+        place_blocks(out, param, rows, formats[param], torch.float32)
     if tied:
-        tie(out)
+        tie_head(out)
     nearest = swap_linears(make_model(tie_embeddings=tied), plan)
     test_BT = torch.randint(300, (4, 64), generator=generator)
     with torch.no_grad():

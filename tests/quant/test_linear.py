@@ -22,7 +22,7 @@ PATHS = [name for name in qmatmul.PATHS if name in qmatmul.here()]
 @pytest.fixture
 def reference(monkeypatch):
     """Layers made in this test compute by the plain reference, which rounds no activations."""
-    monkeypatch.setattr(layers, "choose", lambda *_: matmul.REFERENCE)
+    monkeypatch.setattr(layers, "choose_kernel", lambda *_: matmul.REFERENCE)
 
 
 def rounded(x):
@@ -80,15 +80,15 @@ def test_native_linear(format, path, monkeypatch):
 def test_a_path_that_is_not_there(monkeypatch):
     monkeypatch.setenv("HERD_ISA", "avx1024")
     with pytest.raises(QuantError, match="HERD_ISA=avx1024: choose vnni, avx2, portable, reference"):
-        matmul.choose(FORMATS["Q4_0"], torch.device("cpu"))
+        matmul.choose_kernel(FORMATS["Q4_0"], torch.device("cpu"))
     monkeypatch.setenv("HERD_ISA", "reference")
-    assert matmul.choose(FORMATS["Q4_0"], torch.device("cpu")) is matmul.REFERENCE
+    assert matmul.choose_kernel(FORMATS["Q4_0"], torch.device("cpu")) is matmul.REFERENCE
 
 
 def test_elsewhere_the_reference_takes_over(monkeypatch):
-    assert matmul.choose(FORMATS["Q4_0"], torch.device("meta")) is matmul.REFERENCE
+    assert matmul.choose_kernel(FORMATS["Q4_0"], torch.device("meta")) is matmul.REFERENCE
     monkeypatch.setattr(qmatmul, "here", tuple)
-    assert matmul.choose(FORMATS["Q4_0"], torch.device("cpu")) is matmul.REFERENCE
+    assert matmul.choose_kernel(FORMATS["Q4_0"], torch.device("cpu")) is matmul.REFERENCE
 
 
 @pytest.mark.usefixtures("reference")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from herd.checkpoint import load, load_lineage
+from herd.checkpoint import load_lineage, load_model
 from herd.errors import DataError, RecipeError
 from herd.train import metrics
 from herd.train.recipe import parse_recipe
@@ -106,7 +106,7 @@ def base(tmp_path_factory):
 
 
 def test_text_to_a_checkpoint(base):
-    model = load(base / "teacher" / "model")
+    model = load_model(base / "teacher" / "model")
     lineage = load_lineage(base / "teacher" / "model")
     assert (lineage.name, lineage.stage, lineage.parents) == ("teacher", "lm", {})
     assert lineage.recipe["train"]["steps"] == 6
@@ -115,7 +115,9 @@ def test_text_to_a_checkpoint(base):
     assert records[-2]["loss"] < records[0]["loss"]
     again, result = run_recipe(recipe(TEACHER, base))  # finished: loads, saves the same
     assert result.resumed_from == 6
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), load(again).parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), load_model(again).parameters(), strict=True)
+    )
 
 
 def test_teacher_to_student_and_instruct(base):
@@ -151,9 +153,9 @@ def test_two_ranks_make_the_same_checkpoints(base):
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)
     assert done.returncode == 0, done.stderr[-4000:]
     for name in jobs:
-        one = load(base / f"{name}-1-1" / "model").state_dict()
+        one = load_model(base / f"{name}-1-1" / "model").state_dict()
         for shard in SHARDS[name]:
-            two = load(base / f"{name}-2-{shard}" / "model").state_dict()
+            two = load_model(base / f"{name}-2-{shard}" / "model").state_dict()
             for key in one:
                 assert (one[key] - two[key]).abs().max() < 2e-5, (name, shard, key)
 

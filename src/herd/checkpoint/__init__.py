@@ -7,16 +7,24 @@ imports and exports, `meta.py` reads Meta's own files. The
 
 from .chat_format import generation_defaults
 from .convert import export_hf, import_hf
-from .folder import checkpoint_hash, load, load_config, load_tokenizer, resolve, save, write_folder
-from .gguf_convert import Source, export_gguf, import_gguf, quantize, write_random
+from .folder import (
+    checkpoint_hash,
+    load_config,
+    load_model,
+    load_tokenizer,
+    resolve_folder,
+    save_model,
+    write_checkpoint,
+)
+from .gguf_convert import ImportSource, export_gguf, import_gguf, quantize_folder, write_random
 from .hf import config_from_hf, config_to_hf
 from .lineage import Lineage, load_lineage, update_lineage
 from .meta import import_meta
 from .vllm import export_vllm
 
 __all__ = [
+    "ImportSource",
     "Lineage",
-    "Source",
     "checkpoint_hash",
     "config_from_hf",
     "config_to_hf",
@@ -27,14 +35,14 @@ __all__ = [
     "import_gguf",
     "import_hf",
     "import_meta",
-    "load",
     "load_config",
     "load_lineage",
+    "load_model",
     "load_tokenizer",
-    "quantize",
-    "resolve",
-    "save",
+    "quantize_folder",
+    "resolve_folder",
+    "save_model",
     "update_lineage",
-    "write_folder",
+    "write_checkpoint",
     "write_random",
 ]

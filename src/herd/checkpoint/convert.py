@@ -18,7 +18,7 @@ import torch
 from ..errors import TokenizerError
 from ..llama.config import SIZES, ModelConfig
 from . import weights
-from .folder import CONFIG, GENERATION, TOKENIZER_FILES, resolve, write_folder
+from .folder import CONFIG, GENERATION, TOKENIZER_FILES, resolve_folder, write_checkpoint
 from .gguf_folder import is_gguf_folder
 from .hf import Dialect, config_from_hf, config_to_hf, read_json
 from .journal import key_of
@@ -46,7 +46,7 @@ def import_hf(
     ``dtype`` None keeps the stored one; ``name`` None is the source's. Weights that are not finite are refused. Returns
     the hash of the weights; raises `CheckpointError`, with ``out`` as it was, for anything that cannot be read or run.
     """
-    folder = resolve(source)
+    folder = resolve_folder(source)
     name = name or str(source).removeprefix("hf:").rstrip("/").split("/")[-1]
     return _rewrite(folder, Path(out), dtype, max_shard_bytes, "rope_scaling", name, notice, progress)
 
@@ -65,7 +65,7 @@ def export_hf(
     A quantized folder is unpacked, into bf16 if ``dtype`` is None.
     Returns the hash of the written weights. Raises `CheckpointError`, with ``out`` as it was.
     """
-    source = resolve(folder)
+    source = resolve_folder(folder)
     if is_gguf_folder(source):
         from .gguf_convert import unpack_folder
 
@@ -124,11 +124,11 @@ def _rewrite(
     kept[CONFIG] = (json.dumps(written_config, indent=2) + "\n").encode()
 
     def get(tensor_name: str) -> torch.Tensor:
-        tensor = weights.read(tensor_name, wanted[tensor_name])
+        tensor = weights.read_tensor(tensor_name, wanted[tensor_name])
         weights.require_finite(tensor_name, tensor, source)
         return tensor
 
-    return write_folder(
+    return write_checkpoint(
         out,
         config,
         get,
@@ -140,7 +140,11 @@ def _rewrite(
         extra_files=kept,
         progress=progress,
         key=key_of(
-            weights.files(wanted), do="rewrite", dtype=dtype, shard=max_shard_bytes, kept=sorted(kept.items())
+            weights.weight_files(wanted),
+            do="rewrite",
+            dtype=dtype,
+            shard=max_shard_bytes,
+            kept=sorted(kept.items()),
         ),
     )
 

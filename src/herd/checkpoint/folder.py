@@ -49,7 +49,7 @@ _OURS = {CONFIG, GENERATION, LINEAGE_FILE, weights.INDEX, gguf.FILE, *TOKENIZER_
 _OURS |= {"LICENSE", "LICENSE.txt", "USE_POLICY.md", "NOTICE", "README.md", ".gitattributes"}
 
 
-def save(
+def save_model(
     folder: str | Path,
     model: LlamaLM,
     tokenizer: Tokenizer | None = None,
@@ -78,7 +78,7 @@ def save(
                 f"{folder}: parameters have several dtypes {sorted(map(str, dtypes))}; pass dtype="
             )
         dtype = dtypes.pop()
-    return write_folder(
+    return write_checkpoint(
         folder,
         model.config,
         lambda name: _whole(params[name]),
@@ -90,7 +90,7 @@ def save(
     )
 
 
-def write_folder(
+def write_checkpoint(
     folder: str | Path,
     config: ModelConfig,
     get: Callable[[str], Tensor],
@@ -170,7 +170,7 @@ def written_folder(folder: Path, key: str | None) -> Iterator[tuple[Path, Journa
             yield found
 
 
-def load(
+def load_model(
     folder: str | Path,
     *,
     dtype: torch.dtype | None = None,
@@ -183,7 +183,7 @@ def load(
     ``config.json``; afterwards for weights whose hash is not that of ``herd.json``, and with ``check_finite`` for NaN
     and infinite ones. A quantized folder's blocks stay in the mapped file; ``dtype`` is what it computes in.
     """
-    folder = resolve(folder)
+    folder = resolve_folder(folder)
     if is_gguf_folder(folder):
         return load_gguf(folder, dtype=dtype, device=device)
     inode = folder.stat().st_ino
@@ -199,7 +199,7 @@ def load(
     for name, stored in weights.iterate(wanted):
         if hashed is not None:
             hashed.add(name, stored)
-        tensor = weights.cast(name, stored, dtype, folder).to(device)
+        tensor = weights.cast_tensor(name, stored, dtype, folder).to(device)
         if check_finite:
             weights.require_finite(name, tensor, folder)
         # A tensor that needed no conversion still lies in the mapped file.
@@ -220,7 +220,7 @@ def load(
 
 def load_config(folder: str | Path) -> ModelConfig:
     """The configuration of a checkpoint folder (or ``hf:ORG/NAME``)."""
-    folder = resolve(folder)
+    folder = resolve_folder(folder)
     if is_gguf_folder(folder):
         return config_from_gguf(gguf.GGUF(folder / gguf.FILE))
     return read_config(folder / CONFIG)
@@ -228,7 +228,7 @@ def load_config(folder: str | Path) -> ModelConfig:
 
 def load_tokenizer(folder: str | Path) -> Tokenizer | None:
     """The tokenizer of a checkpoint folder; None, with a warning, when it has none."""
-    folder = resolve(folder)
+    folder = resolve_folder(folder)
     if is_gguf_folder(folder):
         return _tokenizer_in_gguf(folder)
     if not any((folder / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
@@ -260,14 +260,14 @@ def checkpoint_hash(folder: str | Path, progress: weights.Progress | None = None
 
     A quantized folder's is that of its whole file.
     """
-    folder = resolve(folder)
+    folder = resolve_folder(folder)
     if is_gguf_folder(folder):
         return hash_file(folder / gguf.FILE, progress)
     wanted = weights.check_against(load_config(folder), weights.read_index(folder), folder)
     return weights.hash_weights(wanted, progress)
 
 
-def resolve(source: str | Path) -> Path:
+def resolve_folder(source: str | Path) -> Path:
     """A folder on disk: ``source`` itself, or for ``hf:ORG/NAME[@REVISION]`` its download from the Hugging Face hub."""
     if not str(source).startswith("hf:"):
         if Path(source).suffix == ".gguf" and Path(source).is_file():

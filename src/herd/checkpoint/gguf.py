@@ -56,7 +56,7 @@ class Strings:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor: ``shape`` with rows first (GGUF lists them last), ``start`` in the file, ``nbytes``."""
 
     name: str
@@ -273,9 +273,9 @@ def _alignment(metadata: dict[str, Any], path: Path) -> int:
     return value
 
 
-def _table(cursor: _Cursor, n_tensors: int) -> list[Entry]:
+def _table(cursor: _Cursor, n_tensors: int) -> list[TensorEntry]:
     """The tensors as the table lists them: their starts are counted from the end of the header."""
-    rows: list[Entry] = []
+    rows: list[TensorEntry] = []
     seen: set[str] = set()
     for index in range(n_tensors):
         name = _decoded(
@@ -290,7 +290,7 @@ def _table(cursor: _Cursor, n_tensors: int) -> list[Entry]:
     return rows
 
 
-def _row(cursor: _Cursor, name: str) -> Entry:
+def _row(cursor: _Cursor, name: str) -> TensorEntry:
     n_dims = cursor.take("I", f"{name}: the number of dimensions")
     if not 1 <= n_dims <= 4:
         raise cursor.fail(f"corrupt: {name} has {n_dims} dimensions; 1 to 4 are possible")
@@ -306,14 +306,16 @@ def _row(cursor: _Cursor, name: str) -> Entry:
         raise cursor.fail(
             f"corrupt: {name} of shape {list(shape)} takes {nbytes} bytes, the file has {cursor.size}"
         )
-    return Entry(name, format, shape, offset, nbytes)
+    return TensorEntry(name, format, shape, offset, nbytes)
 
 
-def _placed(rows: list[Entry], header_bytes: int, alignment: int, size: int, path: Path) -> dict[str, Entry]:
+def _placed(
+    rows: list[TensorEntry], header_bytes: int, alignment: int, size: int, path: Path
+) -> dict[str, TensorEntry]:
     """Where the tensors lie: one behind another, padded to the alignment, and nothing after the last."""
     data = _aligned(header_bytes, alignment)
     end, before = data, "the header"
-    out: dict[str, Entry] = {}
+    out: dict[str, TensorEntry] = {}
     for row in rows:
         start = data + row.start
         if start != _aligned(end, alignment):

@@ -21,7 +21,7 @@ from ..errors import CheckpointError, TokenizerError
 from ..files import require_free_space, whole_folder
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
-from ..quant.formats import BF16, F16, F32, Format, Scheme, find, nbytes, scheme
+from ..quant.formats import BF16, F16, F32, Format, Scheme, find_format, scheme, tensor_nbytes
 from ..quant.linear import packed_weights
 from ..quant.random import random_rows_of
 from . import gguf_names as names
@@ -31,12 +31,12 @@ from .folder import (
     load_config,
     require_fit,
     require_replaceable,
-    resolve,
     resolve_file,
-    write_folder,
+    resolve_folder,
+    write_checkpoint,
     written_folder,
 )
-from .gguf import FILE, GGUF, Entry
+from .gguf import FILE, GGUF, TensorEntry
 from .gguf_folder import (
     compute_dtype,
     encoded,
@@ -58,12 +58,12 @@ Rows = Callable[[str], Iterable[Tensor]]
 """A parameter's bytes (rows, B) by name, in pieces."""
 
 
-class Source:
+class ImportSource:
     """A folder of plain weights, read one tensor at a time. ``get(name)`` reads; every tensor read once gives ``hash``,
     the folder's `checkpoint_hash`."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = resolve(folder)
+        self.folder = resolve_folder(folder)
         if is_gguf_folder(self.folder):
             raise CheckpointError(f"{folder}: is quantized already; take the folder it was made from")
         self.config = load_config(self.folder)
@@ -73,14 +73,16 @@ class Source:
     def get(self, name: str) -> Tensor:
         """The tensor as stored, lying in a mapped file that is let go with it."""
         info = self.wanted[name]
-        tensor = weights.read(name, info)
+        tensor = weights.read_tensor(name, info)
         if name not in self._digests:
-            self._digests[name] = weights.digest(name, info.dtype, info.shape, weights.raw_bytes(tensor))
+            self._digests[name] = weights.tensor_digest(
+                name, info.dtype, info.shape, weights.raw_bytes(tensor)
+            )
         return tensor
 
     def key(self, **choices: object) -> str:
         """Names a conversion of this folder, for its journal."""
-        return key_of(weights.files(self.wanted), **choices)
+        return key_of(weights.weight_files(self.wanted), **choices)
 
     def remember(self, digests: dict[str, str]) -> None:
         """Takes the digests of an earlier run, and puts new ones where they are: a journal's part."""
@@ -92,7 +94,7 @@ class Source:
         for name in self.wanted:
             if name not in self._digests:
                 self.get(name)
-        return weights.combine(self._digests)
+        return weights.combine_digests(self._digests)
 
     def tokenizer(self) -> Tokenizer | None:
         """The folder's tokenizer; None, with a warning, where there is none."""
@@ -101,8 +103,8 @@ class Source:
         return load_tokenizer(self.folder)
 
 
-def quantize(
-    source: Source,
+def quantize_folder(
+    source: ImportSource,
     out: str | Path,
     plan: Scheme,
     *,
@@ -232,7 +234,7 @@ def import_gguf(
     packed = any(entry.format.packed for entry in wanted.values())
     if packed and dtype is None:
         return _keep(file, wanted, Path(out), lineage, progress)
-    return write_folder(
+    return write_checkpoint(
         out,
         config,
         unpacked(file, config, wanted, dtype or compute_dtype(wanted)),
@@ -262,7 +264,7 @@ def unpack_folder(
     if known is not None:
         parents = {known.name: known.weights_hash} if known.weights_hash else {}
         lineage = known.model_copy(update={"parents": parents, "evals": {}})
-    return write_folder(
+    return write_checkpoint(
         out,
         config,
         unpacked(file, config, wanted, dtype),
@@ -287,7 +289,7 @@ def export_gguf(
     ``format`` (f16 if None) is that of all matrices; a quantized folder's file is copied as it is, and takes no format.
     Raises QuantError where rows do not divide, `CheckpointError` for what cannot be read or written.
     """
-    out, resolved = Path(out), resolve(folder)
+    out, resolved = Path(out), resolve_folder(folder)
     if out.suffix != ".gguf" or out.is_dir():
         raise CheckpointError(f"{out}: give the name of a file that ends in .gguf")
     if is_gguf_folder(resolved):
@@ -297,8 +299,8 @@ def export_gguf(
             )
         _copy(resolved / FILE, out, progress)
         return
-    source = Source(folder)
-    chosen = find(format or F16)
+    source = ImportSource(folder)
+    chosen = find_format(format or F16)
     formats = scheme(chosen, head=chosen).plan(source.config)
     known = load_lineage(resolved)
     require_free_space(out, _nbytes(source.config, formats))
@@ -318,7 +320,11 @@ def export_gguf(
 
 
 def _keep(
-    file: GGUF, wanted: Mapping[str, Entry], out: Path, lineage: Lineage, progress: weights.Progress | None
+    file: GGUF,
+    wanted: Mapping[str, TensorEntry],
+    out: Path,
+    lineage: Lineage,
+    progress: weights.Progress | None,
 ) -> str:
     """The file as it is, in a folder of its own, once all of it has been looked at."""
     require_replaceable(out)
@@ -372,7 +378,7 @@ def _write_folder(
 def _nbytes(config: ModelConfig, formats: Mapping[str, Format]) -> int:
     """Bytes of the tensors, and room for a vocabulary."""
     plan, _ = file_plan(config, formats)
-    return sum(nbytes(shape, format) for shape, format in plan.values()) + 16_000_000
+    return sum(tensor_nbytes(shape, format) for shape, format in plan.values()) + 16_000_000
 
 
 def tokenizer_of(file: GGUF) -> Tokenizer | None:

@@ -23,9 +23,9 @@ from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..quant import blocks
 from ..quant.formats import BF16, F16, F32, FORMATS, PLAIN, Format
-from ..quant.linear import assemble
+from ..quant.linear import assemble_model
 from . import gguf_names as names
-from .gguf import FILE, GGUF, Entry
+from .gguf import FILE, GGUF, TensorEntry
 from .gguf_write import Plan, Value, hash_file, write_gguf
 from .journal import Journal
 from .lineage import load_lineage
@@ -67,7 +67,7 @@ def load_gguf(folder: Path, *, dtype: torch.dtype | None, device: str | torch.de
 def load_model(
     file: GGUF,
     config: ModelConfig,
-    wanted: Mapping[str, Entry],
+    wanted: Mapping[str, TensorEntry],
     dtype: torch.dtype,
     device: str | torch.device,
 ) -> LlamaLM:
@@ -88,7 +88,9 @@ def load_model(
         done.append(entry.name)
         return names.from_pairs(name, file.rows(entry.name), config)
 
-    return assemble(config, {name: entry.format for name, entry in wanted.items()}, rows_of, dtype, device)
+    return assemble_model(
+        config, {name: entry.format for name, entry in wanted.items()}, rows_of, dtype, device
+    )
 
 
 def require_hash(folder: Path) -> None:
@@ -102,22 +104,22 @@ def require_hash(folder: Path) -> None:
         )
 
 
-def require_finite(file: GGUF, entry: Entry) -> None:
+def require_finite(file: GGUF, entry: TensorEntry) -> None:
     """`CheckpointError` when a weight, or a block's scale, is not finite."""
-    if not blocks.finite(file.rows(entry.name), entry.format):
+    if not blocks.all_finite(file.rows(entry.name), entry.format):
         raise CheckpointError(
             f"{file.path}: {entry.name} has values that are not finite; the checkpoint is damaged"
         )
 
 
-def compute_dtype(wanted: Mapping[str, Entry]) -> torch.dtype:
+def compute_dtype(wanted: Mapping[str, TensorEntry]) -> torch.dtype:
     """fp32 where anything is packed, otherwise the stored type of the matrices (the widest of several)."""
     formats = {entry.format for entry in wanted.values() if len(entry.shape) > 1}
     return _DTYPES[formats.pop()] if len(formats) == 1 and formats <= set(_DTYPES) else torch.float32
 
 
 def unpacked(
-    file: GGUF, config: ModelConfig, wanted: Mapping[str, Entry], dtype: torch.dtype
+    file: GGUF, config: ModelConfig, wanted: Mapping[str, TensorEntry], dtype: torch.dtype
 ) -> Callable[[str], Tensor]:
     """get(name): a parameter unpacked into ``dtype``, in our order; its pages are let go afterwards."""
 

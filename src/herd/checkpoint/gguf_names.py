@@ -28,7 +28,7 @@ from ..llama.config import ModelConfig, RopeScaling
 from ..llama.rope import inverse_frequencies
 from ..quant import blocks
 from ..quant.formats import F32, TYPES
-from .gguf import GGUF, Entry
+from .gguf import GGUF, TensorEntry
 from .pairs import half_rotation, interleaved_pairs
 
 ROPE_FREQS = "rope_freqs.weight"
@@ -163,9 +163,9 @@ def config_from_gguf(file: GGUF) -> ModelConfig:
         raise CheckpointError(f"{file.path}: {error}") from error
 
 
-def check_tensors(file: GGUF, config: ModelConfig) -> dict[str, Entry]:
+def check_tensors(file: GGUF, config: ModelConfig) -> dict[str, TensorEntry]:
     """Every parameter's tensor by our name, in our order. `CheckpointError` for one missing, extra or misshapen."""
-    wanted: dict[str, Entry] = {}
+    wanted: dict[str, TensorEntry] = {}
     for name, shape in config.param_shapes():
         theirs = gguf_name(name)
         if theirs not in file.tensors:
@@ -278,7 +278,7 @@ def _short(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def formats_of(wanted: Mapping[str, Entry]) -> list[str]:
+def formats_of(wanted: Mapping[str, TensorEntry]) -> list[str]:
     """The names of the formats in use, most bytes first."""
     total: dict[str, int] = {}
     for entry in wanted.values():

@@ -32,7 +32,7 @@ from ..errors import CheckpointError, ConfigError
 from ..llama.config import SIZES, ModelConfig, RopeScaling
 from . import weights
 from .convert import LICENCE_FILES, notice, released_as
-from .folder import write_folder
+from .folder import write_checkpoint
 from .hf import read_json
 from .lineage import Lineage
 from .pairs import half_rotation
@@ -92,7 +92,7 @@ def import_meta(
     text = notice(config)
     if text and "NOTICE" not in extra_files:
         extra_files["NOTICE"] = (text + "\n").encode()
-    return write_folder(
+    return write_checkpoint(
         out,
         config,
         get,

@@ -25,9 +25,9 @@ from ..quant.formats import Q4_0, Q8_0, Format, require_fit
 from ..quant.packing import halves, unpack_nibbles
 from . import gguf_names as names
 from . import weights
-from .folder import CONFIG, resolve, write_folder
+from .folder import CONFIG, resolve_folder, write_checkpoint
 from .gguf import FILE, GGUF
-from .gguf_convert import Source, tokenizer_of
+from .gguf_convert import ImportSource, tokenizer_of
 from .gguf_folder import encoded, is_gguf_folder, require_finite, unpacked
 from .hf import config_to_hf
 from .journal import key_of
@@ -52,7 +52,7 @@ def export_vllm(
     A quantized folder's Q4_0 or Q8_0 linears go over as they are; a plain folder's are rounded to Q4_0. Raises
     QuantError for other formats and rows that do not divide, `CheckpointError` for what cannot be read or written.
     """
-    source = resolve(folder)
+    source = resolve_folder(folder)
     known = load_lineage(source)
     choices = {"do": "vllm", "dtype": dtype, "shard": max_shard_bytes}
     if is_gguf_folder(source):
@@ -67,7 +67,7 @@ def export_vllm(
             require_finite(file, wanted[name])
             return names.from_pairs(name, file.rows(wanted[name].name), config)
     else:
-        plain = Source(source)
+        plain = ImportSource(source)
         config, format = plain.config, Q4_0
         tokenizer, key = plain.tokenizer(), plain.key(**choices)
 
@@ -94,7 +94,7 @@ def export_vllm(
         eos_token_id=None if tokenizer is None else sorted(tokenizer.stop_ids),
     )
     written["quantization_config"] = quantization_config(_BITS[format])
-    return write_folder(
+    return write_checkpoint(
         out,
         config,
         _pieces(rows_of, weight_of, format),

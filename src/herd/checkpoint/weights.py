@@ -194,7 +194,7 @@ def _check_tied_copy(index: Mapping[str, TensorInfo], where: Path) -> None:
     infos = [index[name] for name in names]
     same = infos[0].shape == infos[1].shape and infos[0].dtype == infos[1].dtype
     if same:
-        first, second = (raw_bytes(read(name, index[name])) for name in names)
+        first, second = (raw_bytes(read_tensor(name, index[name])) for name in names)
         same = torch.equal(first, second)
     if not same:
         raise CheckpointError(
@@ -202,7 +202,7 @@ def _check_tied_copy(index: Mapping[str, TensorInfo], where: Path) -> None:
         )
 
 
-def read(name: str, info: TensorInfo) -> Tensor:
+def read_tensor(name: str, info: TensorInfo) -> Tensor:
     """The tensor as stored, on the CPU, lying in the mapped file: clone it to change it.
 
     The file is opened for it alone, so that its pages are let go with it: a model of any size passes through.
@@ -224,7 +224,7 @@ def common_dtype(index: Mapping[str, TensorInfo], where: Path) -> torch.dtype:
     return widest
 
 
-def cast(name: str, tensor: Tensor, dtype: torch.dtype, where: Path | str) -> Tensor:
+def cast_tensor(name: str, tensor: Tensor, dtype: torch.dtype, where: Path | str) -> Tensor:
     """``tensor`` in ``dtype``; `CheckpointError` where a finite value would become infinite."""
     if tensor.dtype == dtype:
         return tensor
@@ -277,11 +277,11 @@ def hash_weights(wanted: Mapping[str, TensorInfo], progress: Progress | None = N
     total, done = sum(info.nbytes for info in wanted.values()), 0
     digests: dict[str, str] = {}
     for name, info in wanted.items():
-        digests[name] = digest(name, info.dtype, info.shape, raw_bytes(read(name, info)))
+        digests[name] = tensor_digest(name, info.dtype, info.shape, raw_bytes(read_tensor(name, info)))
         done += info.nbytes
         if progress:
             progress(done, total)
-    return combine(digests)
+    return combine_digests(digests)
 
 
 class Hashing:
@@ -295,23 +295,25 @@ class Hashing:
     def add(self, name: str, stored: Tensor) -> None:
         """One tensor as stored; it must not change until `result`."""
         info = self._wanted[name]
-        self._digests[name] = self._pool.submit(digest, name, info.dtype, info.shape, raw_bytes(stored))
+        self._digests[name] = self._pool.submit(
+            tensor_digest, name, info.dtype, info.shape, raw_bytes(stored)
+        )
 
     def result(self) -> str:
         """The hash, once all have been added."""
-        out = combine({name: future.result() for name, future in self._digests.items()})
+        out = combine_digests({name: future.result() for name, future in self._digests.items()})
         self._pool.shutdown()
         return out
 
 
-def digest(name: str, dtype: str, shape: tuple[int, ...], data: Tensor) -> str:
+def tensor_digest(name: str, dtype: str, shape: tuple[int, ...], data: Tensor) -> str:
     """sha256 of one tensor; ``data`` are its `raw_bytes`."""
     sha = hashlib.sha256(f"{name}\0{dtype}\0{list(shape)}\0".encode())
     sha.update(data.numpy())  # type: ignore[arg-type]
     return sha.hexdigest()
 
 
-def combine(digests: Mapping[str, str]) -> str:
+def combine_digests(digests: Mapping[str, str]) -> str:
     """The checkpoint's hash from its tensors' digests."""
     return hashlib.sha256(
         "".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode()
@@ -323,7 +325,7 @@ def raw_bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
-def files(wanted: Mapping[str, TensorInfo]) -> list[Path]:
+def weight_files(wanted: Mapping[str, TensorInfo]) -> list[Path]:
     """The files that hold these tensors, each once."""
     return sorted({info.file for info in wanted.values()})
 
@@ -331,4 +333,4 @@ def files(wanted: Mapping[str, TensorInfo]) -> list[Path]:
 def iterate(wanted: Mapping[str, TensorInfo]) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor as stored) of every tensor, one at a time."""
     for name, info in wanted.items():
-        yield name, read(name, info)
+        yield name, read_tensor(name, info)

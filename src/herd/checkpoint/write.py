@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .journal import Journal
-from .weights import INDEX, NAMES, SINGLE, Progress, cast, combine, digest, raw_bytes
+from .weights import INDEX, NAMES, SINGLE, Progress, cast_tensor, combine_digests, raw_bytes, tensor_digest
 
 MAX_SHARD_BYTES = 5_000_000_000
 Specs = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -68,7 +68,7 @@ def write_weights(
             for name in list(shard)[len(known) :]:
                 data = _whole(name, get(name), *shard[name], where)
                 out.write(memoryview(data.numpy()))  # type: ignore[arg-type]
-                digests[name] = digest(name, _NAMES[shard[name][1]], shard[name][0], data)
+                digests[name] = tensor_digest(name, _NAMES[shard[name][1]], shard[name][0], data)
                 done += data.numel()
                 if journal:
                     journal.add(data.numel(), out)
@@ -81,7 +81,7 @@ def write_weights(
         weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return combine(digests)
+    return combine_digests(digests)
 
 
 def _whole(
@@ -89,7 +89,7 @@ def _whole(
 ) -> Tensor:
     """A tensor's bytes as they will lie in the file."""
     tensor = tensor.detach().cpu()
-    tensor = cast(name, tensor, dtype, where) if dtype.is_floating_point else tensor.to(dtype)
+    tensor = cast_tensor(name, tensor, dtype, where) if dtype.is_floating_point else tensor.to(dtype)
     if tuple(tensor.shape) != shape:
         raise CheckpointError(
             f"{where}: {name} has shape {list(tensor.shape)}, its config says {list(shape)}"

@@ -191,7 +191,7 @@ class _Stored:
         from .. import checkpoint
 
         start = time.perf_counter()
-        return checkpoint.load(self.folder), time.perf_counter() - start
+        return checkpoint.load_model(self.folder), time.perf_counter() - start
 
     def gguf(self, folder: Path) -> Path:
         """The same weights as a file: the folder's own, or an export in bf16."""

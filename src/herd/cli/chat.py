@@ -95,7 +95,7 @@ def command(
 ) -> None:
     """Talk to a model; see the tools it calls. One question with -p or from stdin; otherwise a dialog."""
     constraint = _constraint(schema, regex)
-    from ..checkpoint import resolve
+    from ..checkpoint import resolve_folder
     from ..engine.engine import Engine
     from ..engine.memory import require_kind
     from ..engine.request import Sampling
@@ -104,7 +104,7 @@ def command(
 
     require_kind(kv)
     if not folder.startswith("hf:"):
-        resolve(folder)  # what is not there is said before a question is asked for
+        resolve_folder(folder)  # what is not there is said before a question is asked for
     once = _once(prompt, as_json)
     talker = open_model(folder, dtype, device)
     asked = {

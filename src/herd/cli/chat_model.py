@@ -14,7 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Lineage, generation_defaults, load, load_lineage, load_tokenizer, resolve
+from ..checkpoint import (
+    Lineage,
+    generation_defaults,
+    load_lineage,
+    load_model,
+    load_tokenizer,
+    resolve_folder,
+)
 from ..data.dialogs import Dialog, make_dialogs, showcase_dialogs
 from ..data.prompts import TOOL_NAMES, system_prompt
 from ..errors import CheckpointError, EngineError
@@ -100,7 +107,7 @@ def open_model(folder: str, dtype: str | None = None, device: str | None = None)
     """Loads a checkpoint folder for chat. Without a tokenizer: EngineError, before the weights are read."""
     import torch
 
-    path = resolve(folder)
+    path = resolve_folder(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said as an error below
         tokenizer = load_tokenizer(path)
@@ -116,7 +123,7 @@ def open_model(folder: str, dtype: str | None = None, device: str | None = None)
         raise EngineError(
             f"{folder}: has no tokenizer; put the model's own tokenizer.model or tokenizer.json into the folder"
         )
-    model = load(path, dtype=wanted, device=device)
+    model = load_model(path, dtype=wanted, device=device)
     if wanted is None and device == "cpu" and model.config.n_params <= FP32_PARAMS:
         model = model.float()
     return Talker(path, model.eval().requires_grad_(False), tokenizer, lineage)

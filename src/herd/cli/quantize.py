@@ -63,7 +63,7 @@ def command(
         raise QuantError("--gptq fits the weights to text: give --calib TEXT")
     if calib is not None and not gptq:
         raise QuantError("--calib is for --gptq: add --gptq or leave it out")
-    source = checkpoint.Source(folder)
+    source = checkpoint.ImportSource(folder)
     plan = scheme(to, embeddings=embeddings, head=head)
     target = out or folder.with_name(f"{folder.resolve().name}-{to.lower()}")
     formats = {part: getattr(plan, part).name for part in ("linears", "embeddings", "head")}
@@ -76,7 +76,7 @@ def command(
         rows_of = Gptq(source.config, source.get, plan, _batches(source, calib)).rows
     with progress_bar(f"quantize {folder}") as progress:
         began = time.perf_counter()
-        weights_hash = checkpoint.quantize(
+        weights_hash = checkpoint.quantize_folder(
             source, target, plan, rows_of=rows_of, recipe=recipe, progress=progress
         )
         seconds = time.perf_counter() - began
@@ -165,7 +165,7 @@ def _measure(source: Any, target: Path, nbytes: int, text: str | None) -> dict[s
     context = min(MEASURED_CONTEXT, source.config.max_context)
     documents = read_parallel() if text is None else read_corpus(text)
     held_out = from_texts(islice(documents, 2000), tokenizer, max_bytes=16 * n_tokens)
-    parent, child = checkpoint.load(source.folder), checkpoint.load(target)
+    parent, child = checkpoint.load_model(source.folder), checkpoint.load_model(target)
     found = cost_of_quantizing(parent, child, first_tokens(held_out, n_tokens), context)
     return {"fidelity": found | {"text": text or "the project's parallel sentences", "context": context}}
 

@@ -25,7 +25,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..data.batch import Batch
 from ..errors import ConfigError
-from ..llama.model import Block, LlamaLM
+from ..llama.model import DecoderLayer, LlamaLM
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def importance(model: LlamaLM, batches: Iterable[Batch]) -> Importance:
     def head_energy(x_BTHK: Tensor) -> Tensor:
         return _energy(x_BTHK.unflatten(-1, (config.n_heads, config.head_dim)).float().norm(dim=-1))
 
-    for index, block in enumerate(cast("list[Block]", model.model.layers)):
+    for index, block in enumerate(cast("list[DecoderLayer]", model.model.layers)):
         watch_input(block.self_attn.o_proj, heads_LH[index], head_energy)
         watch_input(block.mlp.down_proj, neurons_LF[index], _energy)
         watch_output(block.input_layernorm)

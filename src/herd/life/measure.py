@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..checkpoint import load
+from ..checkpoint import load_model
 from ..data.dialogs import Dialog, showcase_dialogs
 from ..data.wordings import LANGUAGES
 from ..evals import bpb, code
@@ -42,7 +42,7 @@ def measure(run: RaiseRun) -> Outcome:
     """All scores of all models into ``scores.json``, samples side by side into ``samples.json``."""
     plan, material = run.plan, RaiseData(run.plan, run.folder)
     tokenizer = material.tokenizer
-    models = {name: load(run.folder / name).eval().requires_grad_(False) for name in MODELS}
+    models = {name: load_model(run.folder / name).eval().requires_grad_(False) for name in MODELS}
     documents = heldout(material)
     records: list[dict[str, Any]] = []
     tick = _ticker(run, steps=3 * len(MODELS) + 3 + len(TALKERS))

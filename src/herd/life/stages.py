@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import chain
 from pathlib import Path
 
-from ..checkpoint import Lineage, load, load_lineage, save
+from ..checkpoint import Lineage, load_lineage, load_model, save_model
 from ..data.corpus import corpus_origin, load_corpus
 from ..data.dialogs import make_dialogs, showcase_dialogs, training_texts
 from ..data.origin import bind
@@ -101,7 +101,7 @@ def extend(run: RaiseRun) -> Outcome:
     """Longer context in steps, each gated by short-context loss and by needles; the last model that passed stays."""
     plan, material = run.plan, RaiseData(run.plan, run.folder)
     tokenizer = material.tokenizer
-    model = load(run.folder / "teacher")
+    model = load_model(run.folder / "teacher")
     short = evaluation_rows(material.text("heldout", plan.pretrain.context, 0), plan.eval_rows)
     before = heldout_loss(model, short)
     unseen = material.filler("heldout")
@@ -154,7 +154,7 @@ def instruct(run: RaiseRun) -> Outcome:
     """Dialogs with tools, trained on what the assistant says, packed."""
     plan, material = run.plan, RaiseData(run.plan, run.folder)
     tokenizer = material.tokenizer
-    model = load(run.folder / "long")
+    model = load_model(run.folder / "long")
     phase = fitted(plan.instruct, model.config)
     heldout = evaluation_rows(material.text("heldout", phase.context, 0), plan.eval_rows // 2)
     learned = learn(
@@ -175,7 +175,7 @@ def instruct(run: RaiseRun) -> Outcome:
 def student(run: RaiseRun) -> Outcome:
     """Cut out of the instruct model by importance, then taught by it: forward KL on logits, tau 1."""
     plan, material = run.plan, RaiseData(run.plan, run.folder)
-    teacher = load(run.folder / "instruct").requires_grad_(False).eval()
+    teacher = load_model(run.folder / "instruct").requires_grad_(False).eval()
     phase = fitted(plan.distil, teacher.config)
     stream = material.student(phase.context)
     target = student_config(plan.student_config, teacher.config)
@@ -207,7 +207,7 @@ def student(run: RaiseRun) -> Outcome:
 def control(run: RaiseRun) -> Outcome:
     """The student's architecture from random weights with cross-entropy on the same tokens in the same order."""
     plan, material = run.plan, RaiseData(run.plan, run.folder)
-    final = load(run.folder / "instruct").config
+    final = load_model(run.folder / "instruct").config
     phase = fitted(plan.distil, final)
     config = student_config(plan.student_config, final)
     model = LlamaLM(config).init_weights(plan.seed + 1, std=init_std(config))
@@ -269,7 +269,7 @@ def keep(
         recipe={"mode": run.plan.mode, "seed": run.plan.seed, **phase.model_dump()},
         data_hash=shards.sha256 if shards else None,
     )
-    save(run.folder / name, model, tokenizer, lineage=lineage)
+    save_model(run.folder / name, model, tokenizer, lineage=lineage)
 
 
 def trained(

@@ -72,7 +72,7 @@ class MLP(nn.Module):
         return self.down_proj(swiglu(*project(x_BTD, self.gate_proj, self.up_proj)))
 
 
-class Block(nn.Module):
+class DecoderLayer(nn.Module):
     """One layer: h = x + attn(norm(x)); out = h + mlp(norm(h))."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -94,7 +94,7 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.inv_freq: Tensor
         self.register_buffer("inv_freq", rope.inverse_frequencies(config), persistent=False)
@@ -156,7 +156,7 @@ class LlamaLM(nn.Module):
                     continue
                 generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
                 scale = residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else std
-                fill(param, torch.randn(param.shape, generator=generator) * scale)
+                fill_parameter(param, torch.randn(param.shape, generator=generator) * scale)
         return self
 
     def forward(
@@ -210,7 +210,7 @@ class LlamaLM(nn.Module):
         )
 
 
-def fill(param: Tensor, value: Tensor) -> None:
+def fill_parameter(param: Tensor, value: Tensor) -> None:
     """Copy a whole tensor into a parameter; into one that FSDP2 shards, this rank's part of it."""
     if hasattr(param, "device_mesh"):
         from torch.distributed.tensor import distribute_tensor  # slow to import, and only needed here

@@ -4,6 +4,6 @@
 `linear.py` holds packed layers, `matmul.py` is where kernels slot in; `gptq.py` finds better codes for the same blocks.
 """
 
-from .formats import FORMATS, TYPES, Format, Scheme, find, nbytes, scheme
+from .formats import FORMATS, TYPES, Format, Scheme, find_format, scheme, tensor_nbytes
 
-__all__ = ["FORMATS", "TYPES", "Format", "Scheme", "find", "nbytes", "scheme"]
+__all__ = ["FORMATS", "TYPES", "Format", "Scheme", "find_format", "scheme", "tensor_nbytes"]

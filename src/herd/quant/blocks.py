@@ -24,9 +24,9 @@ from torch import Tensor
 from ..errors import QuantError
 from .formats import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, Format, require_fit
 from .grids import best_grid
-from .packing import Grid, halves, pack, unpack_nibbles, unpack_q6, unpack_scales
+from .packing import Grid, halves, pack_codes, unpack_nibbles, unpack_q6, unpack_scales
 
-__all__ = ["Grid", "decode", "encode", "fit", "pack"]
+__all__ = ["Grid", "decode", "encode", "fit_grid", "pack_codes"]
 
 PIECE = 1 << 18
 """Weights encoded or decoded at a time."""
@@ -63,7 +63,7 @@ def decode(blocks_RB: Tensor, format: Format, dtype: torch.dtype = torch.float32
     return out_RD
 
 
-def finite(blocks_RB: Tensor, format: Format) -> bool:
+def all_finite(blocks_RB: Tensor, format: Format) -> bool:
     """Whether all weights are finite; in Herd's own formats that shows in the half-precision scales alone."""
     places = _SCALES.get(format.name)
     if places is None:
@@ -74,7 +74,7 @@ def finite(blocks_RB: Tensor, format: Format) -> bool:
     return all(bool((piece_NB[:, place] & 0x7C).max() < 0x7C) for piece_NB in pieces for place in places)
 
 
-def fit(x_RD: Tensor, format: Format, importance_D: Tensor | None = None) -> Grid:
+def fit_grid(x_RD: Tensor, format: Format, importance_D: Tensor | None = None) -> Grid:
     """The grid that represents the weights best in squares, each column weighted by ``importance_D`` (None: by the
     weights' own size, a little). For all packed formats; takes some times as long as `encode`."""
     require_fit(x_RD.shape, format)
@@ -99,9 +99,9 @@ def _encode_piece(x_RD: Tensor, format: Format, name: str) -> Tensor:
         return _encode_as_reference(x_RD, format, name)
     if format in (Q4_K, Q6_K):
         _require_range(x_RD.square(), x_RD, format, name)  # the search works with squares
-        grid = fit(x_RD, format)
+        grid = fit_grid(x_RD, format)
         _require_range(grid.step_RG + grid.low_RG, x_RD, format, name)
-        return pack(grid.codes(x_RD), grid)
+        return pack_codes(grid.codes(x_RD), grid)
     raise QuantError(f"{name}: {format.name} can be read, not written; choose Q8_0, Q4_0, Q4_K or Q6_K")
 
 
@@ -123,7 +123,7 @@ def _encode_as_reference(x_RD: Tensor, format: Format, name: str) -> Tensor:
     half_RN1 = d_RN1.half()
     _require_range(half_RN1, x_RD, format, name)
     none = torch.empty(0)
-    return pack(codes.reshape(R, D), Grid(format, none, none, 0, half_RN1.view(torch.uint8)))
+    return pack_codes(codes.reshape(R, D), Grid(format, none, none, 0, half_RN1.view(torch.uint8)))
 
 
 def _inverse(d: Tensor) -> Tensor:

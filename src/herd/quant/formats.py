@@ -65,7 +65,7 @@ PLAIN: dict[str, Format] = {format.name: format for format in (F32, F16, BF16)}
 _SHORT = {"q8": Q8_0, "q4": Q4_0, "q4k": Q4_K, "q6k": Q6_K}
 
 
-def find(name: str | Format) -> Format:
+def find_format(name: str | Format) -> Format:
     """A format by its name or short name (``q4`` is Q4_0, ``q4k`` is Q4_K), in any case. Raises QuantError."""
     if isinstance(name, Format):
         return name
@@ -86,9 +86,9 @@ def require_fit(shape: Sequence[int], format: Format, name: str = "weight") -> N
     )
 
 
-def nbytes(shape: Sequence[int], format: Format | str) -> int:
+def tensor_nbytes(shape: Sequence[int], format: Format | str) -> int:
     """Bytes of a tensor of ``shape`` in ``format``. QuantError if its rows do not divide."""
-    format = find(format)
+    format = find_format(format)
     require_fit(shape, format)
     return math.prod(shape) // format.block * format.block_bytes
 
@@ -122,7 +122,7 @@ class Scheme:
     def nbytes(self, config: ModelConfig) -> int:
         """Bytes of all weights of a model in this scheme."""
         plan = self.plan(config)
-        return sum(nbytes(shape, plan[name]) for name, shape in config.param_shapes())
+        return sum(tensor_nbytes(shape, plan[name]) for name, shape in config.param_shapes())
 
     def resident_nbytes(self, config: ModelConfig) -> int:
         """Bytes of the weights as they lie in memory here. A tied head lies twice: its product wants the rows in the
@@ -133,10 +133,10 @@ class Scheme:
         """Bytes that come on top for a moment while a model is loaded: a matrix as a file has it, until it is in the
         kernel's order. The tables of words are larger, but come first, when nothing else is there."""
         shapes = [shape for _, shape in config.param_shapes() if shape[0] != config.vocab_size]
-        return max(nbytes(shape, self.linears) for shape in shapes if len(shape) > 1)
+        return max(tensor_nbytes(shape, self.linears) for shape in shapes if len(shape) > 1)
 
     def _head_nbytes(self, config: ModelConfig) -> int:
-        return nbytes((config.vocab_size, config.dim), self.head) if self.head.packed else 0
+        return tensor_nbytes((config.vocab_size, config.dim), self.head) if self.head.packed else 0
 
 
 def scheme(
@@ -144,8 +144,10 @@ def scheme(
 ) -> Scheme:
     """A scheme by names. By default embeddings are as the linears, and the head of a 4-bit model has 8 bits: its errors
     go straight into the probabilities, and it is a small part of a large model."""
-    chosen = find(linears)
+    chosen = find_format(linears)
     careful = Q8_0 if chosen in (Q4_0, Q4_K) else chosen
     return Scheme(
-        chosen, chosen if embeddings is None else find(embeddings), careful if head is None else find(head)
+        chosen,
+        chosen if embeddings is None else find_format(embeddings),
+        careful if head is None else find_format(head),
     )

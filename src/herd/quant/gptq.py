@@ -29,7 +29,7 @@ from ..errors import QuantError
 from ..llama import rope
 from ..llama.attention import causal
 from ..llama.config import ModelConfig
-from ..llama.model import Block
+from ..llama.model import DecoderLayer
 from . import blocks
 from .formats import Format, Scheme, require_fit
 
@@ -84,7 +84,7 @@ def _inverse_factor(moments_DD: Tensor, name: str) -> Tensor:
 def _rows(
     weight_RD: Tensor, importance_D: Tensor, order_D: Tensor, factor_DD: Tensor, format: Format
 ) -> Tensor:
-    grid = blocks.fit(weight_RD, format, importance_D)
+    grid = blocks.fit_grid(weight_RD, format, importance_D)
     size = weight_RD.shape[1] // grid.step_RG.shape[1]
     step_RD = grid.step_RG.repeat_interleave(size, dim=1)[:, order_D]
     low_RD = grid.low_RG.repeat_interleave(size, dim=1)[:, order_D]
@@ -103,7 +103,7 @@ def _rows(
         left_RD[:, stop:] -= errors @ factor_DD[start:stop, stop:]
     in_place_RD = torch.empty_like(codes_RD)
     in_place_RD[:, order_D] = codes_RD
-    return blocks.pack(in_place_RD.to(torch.uint8), grid)
+    return blocks.pack_codes(in_place_RD.to(torch.uint8), grid)
 
 
 class Gptq:
@@ -152,7 +152,7 @@ class Gptq:
         if not self._hidden or layer >= self._config.n_layers:
             raise QuantError(f"GPTQ gives parameters in file order; layer {layer} was asked for out of turn")
         with torch.device("meta"):
-            block = Block(self._config, layer)
+            block = DecoderLayer(self._config, layer)
         for name, _ in list(block.named_parameters()):
             parent, _, leaf = name.rpartition(".")
             weight = self._get(prefix + name)
@@ -176,12 +176,12 @@ class Gptq:
         self._hidden = [self._run(block, x_BTD) for x_BTD in self._hidden]
         self._next_layer += 1
 
-    def _run(self, block: Block, x_BTD: Tensor) -> Tensor:
+    def _run(self, block: DecoderLayer, x_BTD: Tensor) -> Tensor:
         positions_1T = torch.arange(x_BTD.shape[1])[None]
         cos, sin = rope.rotation(rope.inverse_frequencies(self._config), positions_1T, x_BTD.dtype)
         return block(x_BTD, cos, sin, causal)
 
-    def _moments(self, block: Block, module: nn.Module) -> Tensor:
+    def _moments(self, block: DecoderLayer, module: nn.Module) -> Tensor:
         """The mean of x x^T over what reaches ``module``, (D, D) fp32; the forward ends there."""
         total: list[Tensor] = []
         count = 0

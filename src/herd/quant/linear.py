@@ -18,10 +18,10 @@ from ..errors import QuantError
 from ..kernels.fused_layer import FusedLayer
 from ..llama import rope
 from ..llama.config import ModelConfig
-from ..llama.model import Block, LlamaLM
+from ..llama.model import DecoderLayer, LlamaLM
 from . import blocks
 from .formats import Format, Scheme
-from .matmul import NATIVE, Kernel, choose
+from .matmul import NATIVE, Kernel, choose_kernel
 
 
 class QuantLinear(nn.Module):
@@ -34,7 +34,7 @@ class QuantLinear(nn.Module):
         super().__init__()
         self.format, self.out_features = format, blocks_RB.shape[0]
         self.in_features = _row_weights(blocks_RB, format)
-        self.kernel: Kernel = choose(format, blocks_RB.device)
+        self.kernel: Kernel = choose_kernel(format, blocks_RB.device)
         self.register_buffer("prepared", self.kernel.prepare(blocks_RB, format))
         self.register_buffer("like", torch.empty(0, dtype=dtype, device=blocks_RB.device), persistent=False)
 
@@ -54,7 +54,7 @@ class QuantLinear(nn.Module):
         super()._apply(fn, recurse)
         if self.prepared.device != before:
             restored_RB = self.kernel.restore(blocks_RB, self.format).to(self.prepared.device)
-            self.kernel = choose(self.format, self.prepared.device)
+            self.kernel = choose_kernel(self.format, self.prepared.device)
             self.prepared = self.kernel.prepare(restored_RB, self.format)
         return self
 
@@ -114,13 +114,15 @@ def swap_linears(model: LlamaLM, scheme: Scheme) -> LlamaLM:
             raise QuantError(f"{name}: has values that are not finite; the checkpoint is damaged")
     for name, format in plan.items():
         if format.packed:
-            place(model, name, blocks.encode(model.get_parameter(name).detach(), format, name), format, dtype)
+            place_blocks(
+                model, name, blocks.encode(model.get_parameter(name).detach(), format, name), format, dtype
+            )
     if tied:
-        tie(model)
+        tie_head(model)
     return model
 
 
-def assemble(
+def assemble_model(
     config: ModelConfig,
     formats: Mapping[str, Format],
     rows_of: Callable[[str], Tensor],
@@ -137,18 +139,18 @@ def assemble(
     for name, shape in sorted(config.param_shapes(), key=lambda named: named[1][0] != config.vocab_size):
         rows_RB = rows_of(name).to(device)
         if formats[name].packed:
-            place(model, name, rows_RB, formats[name], dtype)
+            place_blocks(model, name, rows_RB, formats[name], dtype)
         else:
             parent, _, leaf = name.rpartition(".")
             weight = blocks.decode(rows_RB, formats[name], dtype).view(shape)
             setattr(model.get_submodule(parent), leaf, nn.Parameter(weight))
     if config.tie_embeddings:
-        tie(model)
+        tie_head(model)
     model.model.inv_freq = rope.inverse_frequencies(config).to(device)
     return model
 
 
-def place(model: LlamaLM, name: str, blocks_RB: Tensor, format: Format, dtype: torch.dtype) -> None:
+def place_blocks(model: LlamaLM, name: str, blocks_RB: Tensor, format: Format, dtype: torch.dtype) -> None:
     """Puts blocks where the parameter ``name`` (Hugging Face's) was."""
     module = name.removesuffix(".weight")
     parent, _, leaf = module.rpartition(".")
@@ -156,7 +158,7 @@ def place(model: LlamaLM, name: str, blocks_RB: Tensor, format: Format, dtype: t
     setattr(model.get_submodule(parent), leaf, kind(blocks_RB, format, dtype))
 
 
-def tie(model: LlamaLM) -> None:
+def tie_head(model: LlamaLM) -> None:
     """Makes the head of the embedding's blocks, or of its weight where that is plain."""
     embedding = model.model.embed_tokens
     if isinstance(embedding, QuantEmbedding):
@@ -188,7 +190,7 @@ def native_blocks(model: LlamaLM) -> list[FusedLayer] | None:
 
 
 def _native_block(layer: nn.Module) -> FusedLayer | None:
-    assert isinstance(layer, Block)
+    assert isinstance(layer, DecoderLayer)
     attention, mlp = layer.self_attn, layer.mlp
     linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
     linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]

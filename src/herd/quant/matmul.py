@@ -2,7 +2,7 @@
 
 A kernel may want the blocks in another order (rows interleaved, say) than the file has them. So it has three functions:
 ``prepare`` once, when a layer is made; ``matmul`` ever after; and ``restore``, so that a model that runs can be saved
-without loss. `choose` picks the kernel for a format and a device; the reference serves where no other does.
+without loss. `choose_kernel` picks the kernel for a format and a device; the reference serves where no other does.
 
 The native kernels round activations to int8 (see `kernels/qmatmul.py`); the reference does not. Gradients reach the
 activations through either: those of the weights as they are, with rounding passed over.
@@ -40,7 +40,7 @@ class Kernel:
     restore: Callable[[Tensor, Format], Tensor]
 
 
-def choose(format: Format, device: torch.device) -> Kernel:
+def choose_kernel(format: Format, device: torch.device) -> Kernel:
     """The fastest kernel for ``format`` on ``device``; ``HERD_ISA`` may name a slower one."""
     if device.type != "cpu" or format.code not in qmatmul.LAYOUTS:
         return REFERENCE

@@ -41,7 +41,7 @@ class Grid:
         return (codes_RGS * self.step_RG[..., None] + self.low_RG[..., None]).reshape(codes_RD.shape)
 
 
-def pack(codes_RD: Tensor, grid: Grid) -> Tensor:
+def pack_codes(codes_RD: Tensor, grid: Grid) -> Tensor:
     """Bytes (R, B) uint8 of codes (R, D) uint8 on a grid."""
     R, N = grid.header_RNB.shape[:2]
     codes_RNS = codes_RD.reshape(R, N, -1)

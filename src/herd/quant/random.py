@@ -21,8 +21,8 @@ from torch import Tensor
 from ..errors import QuantError
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
-from .formats import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, Format, Scheme, nbytes
-from .linear import assemble
+from .formats import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, Format, Scheme, tensor_nbytes
+from .linear import assemble_model
 from .packing import pack_scales
 
 _HALF = (torch.float16, 10, 15)
@@ -51,12 +51,12 @@ def random_quantized(
     def counted(name: str) -> Tensor:
         nonlocal done
         rows_RB = rows_of(name)
-        done += nbytes(shapes[name], formats[name])
+        done += tensor_nbytes(shapes[name], formats[name])
         if progress:
             progress(done, total)
         return rows_RB
 
-    return assemble(config, formats, counted, dtype)
+    return assemble_model(config, formats, counted, dtype)
 
 
 def random_rows_of(config: ModelConfig, formats: Mapping[str, Format], seed: int) -> Callable[[str], Tensor]:
@@ -79,7 +79,7 @@ def random_rows(shape: Sequence[int], format: Format, seed: int | Sequence[int])
             f"random weights are not made in {format.name}; choose {', '.join(map(str, _SPREAD))}"
         )
     R, D = shape
-    size = nbytes(shape, format)
+    size = tensor_nbytes(shape, format)
     bits = np.random.Generator(np.random.SFC64(seed)).integers(-(2**63), 2**63, -(-size // 8), dtype=np.int64)
     rows_RB = torch.from_numpy(bits).view(torch.uint8)[:size].view(R, -1)
     typical = 1 / math.sqrt(D) / _SPREAD[format]

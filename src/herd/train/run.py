@@ -21,12 +21,12 @@ from torch.distributed.tensor import DTensor
 from ..checkpoint import (
     Lineage,
     checkpoint_hash,
-    load,
     load_config,
+    load_model,
     load_tokenizer,
-    resolve,
+    resolve_folder,
     weights,
-    write_folder,
+    write_checkpoint,
 )
 from ..data.batch import Batch
 from ..data.corpus import DataWarning, corpus_origin, load_corpus
@@ -39,7 +39,7 @@ from ..dtypes import torch_dtype
 from ..errors import ChatError, DataError, RecipeError
 from ..files import storage_error
 from ..llama.config import ModelConfig
-from ..llama.model import LlamaLM, fill
+from ..llama.model import LlamaLM, fill_parameter
 from ..machine import lock_folder
 from ..text import Tokenizer, render
 from . import parallel
@@ -299,7 +299,7 @@ def spread(
     device = parallel.device_of_rank()
     if ranks.mesh is None or config.tie_embeddings:  # tied tensors must be one before they are sharded
         if source is not None:
-            model = load(source, dtype=dtype, device=device)
+            model = load_model(source, dtype=dtype, device=device)
         else:
             model = LlamaLM(config).init_weights(seed).to(device, dtype)
         return parallel.distribute(model, ranks, compute)
@@ -309,12 +309,12 @@ def spread(
     model.to_empty(device=device)
     if source is None:
         return model.init_weights(seed)
-    folder = resolve(source)
+    folder = resolve_folder(source)
     wanted = weights.check_against(config, weights.read_index(folder), folder)
     params = dict(model.named_parameters())
     with torch.no_grad():
         for name, stored in weights.iterate(wanted):
-            fill(params[name], stored.to(dtype))
+            fill_parameter(params[name], stored.to(dtype))
     return model
 
 
@@ -352,7 +352,7 @@ def _save(
         recipe=recipe.model_dump(mode="json"),
         data_hash=material.hash,
     )
-    write_folder(
+    write_checkpoint(
         folder, config, whole, material.tokenizer, dtype=torch_dtype(recipe.save_dtype), lineage=lineage
     )
     ranks.barrier()
