@@ -1,9 +1,11 @@
-"""What a tool call looks like, character by character: the grammars behind `toolcall.ToolCallParser`.
+"""Grammars of tool calls, matched one character at a time; `toolcall.ToolCallParser` decides where to try them.
 
-A grammar is a coroutine that is sent one character after another (``c = yield`` waits for the next), returns the kind
-of call once it has its last character, and raises `NotACall` at the first one that cannot belong to a call. It
-remembers where it is by itself, so a parser that is given text in pieces reads nothing twice. The readers below then
-turn the whole text of a candidate into a name and arguments; JSON proper is Python's own.
+A grammar is a coroutine. It is sent one character after another (``c = yield`` waits for the next one), returns a
+`Match` when it has seen enough, and raises `NotACall` at the first character that cannot belong to a call. It
+remembers its own position, so a parser that is given text in pieces reads nothing twice.
+
+Values are read the way models write them: strings in double or single quotes and with raw line breaks, ``True`` next
+to ``true``, a trailing comma.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import json
 import re
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from .chat import TOOL_NAME
 
@@ -20,71 +22,98 @@ PYTHON_TAG = "<|python_tag|>"
 END_MARKERS = ("<|eom_id|>", "<|eot_id|>")
 FUNCTION = "<function="
 FUNCTION_END = "</function>"
-SPACE = " \t\r\n"
-MAX_DEPTH = 64  # nesting of arguments; Python's own parser gives up near 1000
+FENCE = "```"
+WRAPPERS = {"<tool_call>": "</tool_call>", "<|python_start|>": "<|python_end|>", FENCE: FENCE}
+"""What models put around calls: opening to closing text. The first is Hermes's and Qwen's, the second Llama 4's."""
+WHITE_SPACE = " \t\r\n"
+MAX_DEPTH = 64  # of nested arguments; Python's own JSON parser fails near 1000
 
-_TAGS = (PYTHON_TAG, *END_MARKERS, FUNCTION, FUNCTION_END)
+_TAGS = (PYTHON_TAG, *END_MARKERS, FUNCTION, FUNCTION_END, *WRAPPERS, *WRAPPERS.values())
+_QUOTES = ("'", '"')
 _CALL_KEYS = ("name", "type", "function", "parameters", "arguments", "id")
-_FIRST_KEY = re.compile(r'\{\s*"(?:name|type|function|parameters|arguments|id)"\s*:')
-_TYPE = re.compile(r'"type"\s*:\s*"function"')
-_NAME = re.compile(r'"name"\s*:\s*"')
-_PARAMETERS = re.compile(r'"(?:parameters|arguments)"\s*:')
-_PAIR = re.compile(r"[\s,]*([A-Za-z_]\w*)\s*=\s*", re.ASCII)
-_DECODER = json.JSONDecoder(strict=False)  # models do write raw line breaks within strings
+_WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
+_END = "\0"
+_FIRST_KEY = re.compile(rf"""\[?\s*\{{\s*["'](?:{"|".join(_CALL_KEYS)})["']\s*:""")
+_TYPE = re.compile(r"""["']type["']\s*:\s*["']function["']""")
+_NAME = re.compile(r"""["']name["']\s*:\s*["']""")
+_PARAMETERS = re.compile(r"""["'](?:parameters|arguments)["']\s*:""")
+
+T = TypeVar("T")
+Reader = Generator[None, str, T]
+"""A part of a grammar, which returns a value. A part that cannot know its end without looking at the character after
+it returns that character as well."""
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call: ``tool_call_format`` is "json", "builtin" or "function", the way it was written."""
+    """A call with its arguments, and the format it was written in: "json", "builtin" or "function"."""
 
     name: str
     arguments: dict[str, Any]
     tool_call_format: str
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the call as an element of a message's ``tool_calls``."""
+        return {"name": self.name, "arguments": self.arguments, "tool_call_format": self.tool_call_format}
+
+
+@dataclass(frozen=True)
+class Match:
+    """Calls, or a ``tag`` that is text around calls. ``ahead``: the last character sent comes after the match."""
+
+    calls: tuple[ToolCall, ...] = ()
+    tag: str = ""
+    ahead: bool = False
+
 
 class NotACall(Exception):
-    """The candidate is no call; ``reason`` says why for one that was clearly meant so, and is empty for plain text."""
+    """Raised where text cannot be a call. ``reason`` is empty for text that was never meant as one."""
 
     def __init__(self, reason: str = "") -> None:
         self.reason = reason
 
 
-Candidate = Generator[None, str, str]
-_Scan = Generator[None, str, None]
-_ScanOn = Generator[None, str, str]
+# Grammars. Each begins after its first character, by which the parser chose it.
 
 
-# The grammars. Parts that cannot know their end without looking further return the character after it.
+def json_call() -> Reader[Match]:
+    """Match a JSON object whose first key is one that a call may have, after its ``{``."""
+    return Match((_read_call((yield from _call_object())),))
 
 
-def json_call() -> Candidate:
-    """A JSON object whose first key is one a call may have; its ``{`` has been taken."""
+def bracketed_calls(pythonic: bool) -> Reader[Match]:
+    """Match a list of JSON calls, or one like ``[f(x="y"), g()]`` where ``pythonic`` allows it, after its ``[``."""
+    calls: list[ToolCall] = []
     c = yield from _skip((yield))
-    if c != '"':
+    written_in_json = c == "{"
+    if not (written_in_json or pythonic):
         raise NotACall
-    word = ""
-    while (c := (yield)) != '"':
-        word += c
-        if not any(key.startswith(word) for key in _CALL_KEYS):
-            raise NotACall
-    c = yield from _skip((yield))
-    if word not in _CALL_KEYS or c != ":":
+    while c != "]":
+        if written_in_json:
+            if c != "{":
+                raise NotACall(f"'{{' expected, not {c!r}")
+            calls.append(_read_call((yield from _call_object())))
+        else:
+            name, c = yield from _identifier(c, ".")
+            if c != "(":
+                raise NotACall
+            arguments = yield from _keyword_arguments(name)
+            calls.append(_checked(name.removesuffix(".call"), arguments, "json"))
+        c = yield from _separator((yield from _skip((yield))), "]")
+    if not calls:
         raise NotACall
-    c = yield from _skip((yield))
-    c = yield from _skip((yield from _value(c, 1)))
-    yield from _members(c, 1)
-    return "json"
+    return Match(tuple(calls))
 
 
-def tag() -> Candidate:
-    """A special token spelled out, or a call of the function form; its ``<`` has been taken."""
+def tag() -> Reader[Match]:
+    """Match a special token that is spelled out, a wrapper, or ``<function=name>{…}``, after its ``<``."""
     text = "<"
     while text not in _TAGS:
         text += yield
         if not any(tag.startswith(text) for tag in _TAGS):
             raise NotACall
     if text != FUNCTION:
-        return text
+        return Match(tag=text)
     name = ""
     while (c := (yield)) != ">":
         name += c
@@ -93,112 +122,177 @@ def tag() -> Candidate:
     c = yield from _skip((yield))
     if c != "{":
         raise NotACall("<function=name> must be followed by a JSON object")
-    yield from _object(1)
-    return "function"
+    return Match((_checked(name, (yield from _object(1)), "function"),))
 
 
-def builtin_call() -> Candidate:
-    """``name.call(key=value, …)``; the first letter of the name has been taken."""
-    c = yield
-    while c == "_" or (c.isascii() and c.isalnum()):
-        c = yield
-    for expected in ".call(":
+def fence(closing: bool) -> Reader[Match]:
+    """Match the three backticks of a fence after the first one, and the language behind an opening fence."""
+    for _ in FENCE[1:]:
+        if (yield) != "`":
+            raise NotACall
+    if closing:
+        return Match(tag=FENCE)
+    while (c := (yield)) in "_-+." or c.isalnum():
+        pass
+    if c not in WHITE_SPACE and c not in "{[<":
+        raise NotACall
+    return Match(tag=FENCE, ahead=True)
+
+
+def builtin_call(first: str) -> Reader[Match]:
+    """Match ``name.call(key=value, …)`` after the first letter of the name. What follows it must not go on with it."""
+    name, c = yield from _identifier(first)
+    for expected in ".call":
         if c != expected:
             raise NotACall
         c = yield
-    c = yield from _skip(c)
+    if c != "(":
+        raise NotACall
+    call = _checked(name, (yield from _keyword_arguments(name)), "builtin")
+    if (yield) not in WHITE_SPACE + ";<`":  # `name.call(x=1).other` is code
+        raise NotACall
+    return Match((call,), ahead=True)
+
+
+# Parts of grammars
+
+
+def _call_object() -> Reader[dict[str, Any]]:
+    """Read an object, after its ``{``, whose first key is one that a call may have."""
+    quote = yield from _skip((yield))
+    if quote not in _QUOTES:
+        raise NotACall
+    key = ""
+    while (c := (yield)) != quote:
+        key += c
+        if not any(word.startswith(key) for word in _CALL_KEYS):
+            raise NotACall
+    c = yield from _skip((yield))
+    if key not in _CALL_KEYS or c != ":":
+        raise NotACall
+    value, c = yield from _value((yield from _skip((yield))), 1)
+    rest = yield from _members((yield from _separator(c, "}")), 1)
+    return {key: value, **rest}
+
+
+def _keyword_arguments(name: str) -> Reader[dict[str, Any]]:
+    """Read ``key=value, …)``."""
+    arguments: dict[str, Any] = {}
+    c = yield from _skip((yield))
     while c != ")":
-        if not (c == "_" or (c.isascii() and c.isalpha())):
+        key, c = yield from _identifier(c)
+        if (yield from _skip(c)) != "=":
             raise NotACall
-        while c == "_" or (c.isascii() and c.isalnum()):
-            c = yield
-        c = yield from _skip(c)
-        if c != "=":
-            raise NotACall
-        c = yield from _skip((yield))
-        c = yield from _skip((yield from _value(c, 0)))
-        if c == ",":
-            c = yield from _skip((yield))
-        elif c != ")":
-            raise NotACall(f"',' or ')' expected, not {c!r}")
-    return "builtin"
+        value, c = yield from _value((yield from _skip((yield))), 0)
+        c = yield from _separator(c, ")")
+        if key in arguments:
+            raise NotACall(f"{name} is given {key} twice")
+        arguments[key] = value
+    return arguments
 
 
-def _skip(c: str) -> _ScanOn:
-    """The first character from ``c`` on that is no white space."""
-    while c in SPACE:
+def _identifier(c: str, more: str = "") -> Reader[tuple[str, str]]:
+    """Read an ASCII identifier that begins with ``c`` and may hold ``more``; return the character after it too."""
+    if not starts_identifier(c):
+        raise NotACall
+    name = ""
+    while c == "_" or (c.isascii() and c.isalnum()) or c in more:
+        name += c
+        c = yield
+    return name, c
+
+
+def starts_identifier(c: str) -> bool:
+    """Return whether a Python identifier in ASCII may begin with ``c``."""
+    return c == "_" or (c.isascii() and c.isalpha())
+
+
+def _skip(c: str) -> Reader[str]:
+    """Return the first character from ``c`` on that is no white space."""
+    while c in WHITE_SPACE:
         c = yield
     return c
 
 
-def _value(c: str, depth: int) -> _ScanOn:
-    """A JSON value that begins with ``c``; returns the character after it."""
-    if c == '"':
-        yield from _string()
+def _separator(c: str, close: str) -> Reader[str]:
+    """Pass a comma and return the character after it, or return ``close``."""
+    if c == ",":
+        return (yield from _skip((yield)))
+    if c != close:
+        raise NotACall(f"',' or {close!r} expected, not {c!r}")
+    return c
+
+
+def _value(c: str, depth: int) -> Reader[tuple[Any, str]]:
+    """Read a value that begins with ``c``, and the character after it and its white space."""
+    value: Any
+    if c in _QUOTES:
+        value = yield from _string(c)
     elif c == "{":
-        yield from _object(depth + 1)
+        value = yield from _object(depth + 1)
     elif c == "[":
-        yield from _array(depth + 1)
+        value = yield from _array(depth + 1)
     elif c == "-" or (c.isascii() and c.isalnum()):
-        c = yield
-        while c in "+-." or (c.isascii() and c.isalnum()):
-            c = yield
-        return c
+        word = c
+        while (c := (yield)) in "+-." or (c.isascii() and c.isalnum()):
+            word += c
+        return (_WORDS[word] if word in _WORDS else _json(word)), (yield from _skip(c))
     else:
         raise NotACall(f"a value expected, not {c!r}")
-    return (yield)
+    return value, (yield from _skip((yield)))
 
 
-def _string() -> _Scan:
-    """The rest of a string, to its closing quote."""
-    while (c := (yield)) != '"':
+def _string(quote: str) -> Reader[str]:
+    """Read the rest of a string, to its closing quote."""
+    parts = ['"']
+    while (c := (yield)) != quote:
         if c == "\\":
-            yield
+            c += yield
+            c = "'" if c == "\\'" else c
+        elif c == '"':
+            c = '\\"'
+        parts.append(c)
+    return _json("".join(parts) + '"')
 
 
-def _object(depth: int) -> _Scan:
-    """The rest of an object, to its ``}``."""
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text, strict=False)  # strict JSON refuses raw line breaks in strings
+    except (ValueError, RecursionError) as error:
+        raise NotACall(str(error)) from error
+
+
+def _object(depth: int) -> Reader[dict[str, Any]]:
+    """Read the rest of an object, to its ``}``."""
     _check_depth(depth)
-    c = yield from _skip((yield))
-    if c == "}":
-        return
-    c = yield from _member(c, depth)
-    yield from _members(c, depth)
+    return (yield from _members((yield from _skip((yield))), depth))
 
 
-def _members(c: str, depth: int) -> _Scan:
-    """The rest of an object after a member; ``c`` is the character after that."""
+def _members(c: str, depth: int) -> Reader[dict[str, Any]]:
+    """Read the members of an object from the quote ``c`` of a key on, to the ``}``."""
+    members: dict[str, Any] = {}
     while c != "}":
-        if c != ",":
-            raise NotACall(f"',' or '}}' expected, not {c!r}")
-        c = yield from _member((yield from _skip((yield))), depth)
-
-
-def _member(c: str, depth: int) -> _ScanOn:
-    """``"key": value`` that begins with ``c``; returns the character after it and its white space."""
-    if c != '"':
-        raise NotACall(f"a key in double quotes expected, not {c!r}")
-    yield from _string()
-    c = yield from _skip((yield))
-    if c != ":":
-        raise NotACall(f"':' expected, not {c!r}")
-    c = yield from _value((yield from _skip((yield))), depth)
-    return (yield from _skip(c))
-
-
-def _array(depth: int) -> _Scan:
-    """The rest of an array, to its ``]``."""
-    _check_depth(depth)
-    c = yield from _skip((yield))
-    if c == "]":
-        return
-    while True:
-        c = yield from _skip((yield from _value(c, depth)))
-        if c == "]":
-            return
-        if c != ",":
-            raise NotACall(f"',' or ']' expected, not {c!r}")
+        if c not in _QUOTES:
+            raise NotACall(f"a key in quotes expected, not {c!r}")
+        key = yield from _string(c)
         c = yield from _skip((yield))
+        if c != ":":
+            raise NotACall(f"':' expected, not {c!r}")
+        members[key], c = yield from _value((yield from _skip((yield))), depth)
+        c = yield from _separator(c, "}")
+    return members
+
+
+def _array(depth: int) -> Reader[list[Any]]:
+    """Read the rest of an array, to its ``]``."""
+    _check_depth(depth)
+    items: list[Any] = []
+    c = yield from _skip((yield))
+    while c != "]":
+        item, c = yield from _value(c, depth)
+        c = yield from _separator(c, "]")
+        items.append(item)
+    return items
 
 
 def _check_depth(depth: int) -> None:
@@ -206,77 +300,74 @@ def _check_depth(depth: int) -> None:
         raise NotACall(f"nested more than {MAX_DEPTH} deep")
 
 
-# From a candidate's whole text to a call
+# From values to calls
 
 
-def _read_json(text: str) -> ToolCall:
-    meant = _names_a_function(text)
-    try:
-        value = _DECODER.decode(text)
-        inner = value["function"] if isinstance(value.get("function"), dict) else value
-        name = inner.get("name")
-        arguments = inner["parameters"] if "parameters" in inner else inner.get("arguments")
-    except (ValueError, RecursionError) as error:
-        raise NotACall(f"malformed call: {error}" if meant else "") from error
+def _read_call(value: dict[str, Any]) -> ToolCall:
+    """Return the call that a JSON object describes.
+
+    Understood are ``{"name", "parameters"}``, OpenAI's ``{"function": {"name", "arguments"}}``, and the name as
+    ``"function"``. Parameters may be an object, an object written as a string, null, or absent where nothing but the
+    name is there.
+    """
+    function = value.get("function")
+    parts = (function, value) if isinstance(function, dict) else (value,)
+    names = [part["name"] for part in parts if "name" in part]
+    name = names[0] if names else function
+    given = [part[key] for part in parts for key in ("parameters", "arguments") if key in part]
+    is_typed = value.get("type") == "function"
+    if not given and not is_typed and any(part.keys() - {"name", "function"} for part in parts):
+        raise NotACall
+    was_meant = is_typed or bool(given and isinstance(name, str))
     if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
-        raise NotACall(f"malformed call: {str(name)[:40]!r} is no function name" if meant else "")
+        raise NotACall(f"{str(name)[:40]!r} is no function name" if was_meant else "")
+    arguments = given[0] if given else None
+    if isinstance(arguments, str):
+        arguments = _read_text(arguments)
+    if arguments is None:
+        arguments = {}
     if not isinstance(arguments, dict):
         kind = type(arguments).__name__
-        raise NotACall(f"malformed call: parameters of {name} are {kind}, not an object" if meant else "")
-    return _checked(ToolCall(name, arguments, "json"))
+        raise NotACall(f"parameters of {name} are {kind}, not an object" if was_meant else "")
+    return _checked(name, arguments, "json")
 
 
-def _read_function(text: str) -> ToolCall:
-    name, _, arguments = text.removeprefix(FUNCTION).partition(">")
+def _read_text(text: str) -> Any:
+    """Return the value that ``text`` spells, None for blank text, and the text itself where it spells none."""
+    stripped = text.strip(WHITE_SPACE)
+    if not stripped:
+        return None
+    reader = _value(stripped[0], 0)
     try:
-        return _checked(ToolCall(name, _DECODER.decode(arguments.strip(SPACE)), "function"))
-    except (ValueError, RecursionError) as error:
-        raise NotACall(f"malformed call: arguments of {name}: {error}") from error
+        next(reader)
+        for c in stripped[1:] + _END:
+            reader.send(c)
+    except StopIteration as stop:
+        value, after = stop.value
+        return value if after == _END else text
+    except NotACall:
+        pass
+    return text
 
 
-def _read_builtin(text: str) -> ToolCall:
-    name, _, rest = text.partition(".call(")
-    arguments: dict[str, Any] = {}
-    position = 0
-    while pair := _PAIR.match(rest, position):
-        try:
-            value, position = _python_or_json(rest, pair.end())
-        except (ValueError, RecursionError) as error:
-            raise NotACall(f"malformed call: {pair[1]} of {name}: {error}") from error
-        if pair[1] in arguments:
-            raise NotACall(f"malformed call: {name} is given {pair[1]} twice")
-        arguments[pair[1]] = value
-    return _checked(ToolCall(name, arguments, "builtin"))
-
-
-def _python_or_json(text: str, position: int) -> tuple[Any, int]:
-    for word, value in (("True", True), ("False", False), ("None", None)):
-        if text.startswith(word, position):
-            return value, position + len(word)
-    return _DECODER.raw_decode(text, position)
-
-
-def _checked(call: ToolCall) -> ToolCall:
-    """The call, unless its arguments hold what could not be written again: a lone surrogate, NaN or infinity."""
+def _checked(name: str, arguments: dict[str, Any], tool_call_format: str) -> ToolCall:
+    """Return the call unless its arguments could not be written again: a lone surrogate, NaN or infinity."""
     try:
-        json.dumps(call.arguments, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except ValueError as error:
-        raise NotACall(f"malformed call: arguments of {call.name}: {error}") from error
-    return call
+        raise NotACall(f"arguments of {name}: {error}") from error
+    return ToolCall(name, arguments, tool_call_format)
 
 
-READ = {"json": _read_json, "function": _read_function, "builtin": _read_builtin}
+def was_meant_as_call(text: str, *, first: bool, ended: bool) -> bool:
+    """Return whether rejected text was meant as a call.
 
-
-def was_meant(text: str, *, first: bool, ended: bool) -> bool:
-    """Was this rejected candidate meant as a call? JSON is so if it names a function with parameters, or if the message
-    begins with it; of the other forms the grammar gives a reason only then, or the text has come far enough."""
-    if text.startswith("{"):
-        return _names_a_function(text) or (first and _FIRST_KEY.match(text) is not None)
+    JSON was if it names a function with parameters, or if a message begins with it. The grammars of the other formats
+    give a reason only where it was, except for text that has ended too soon (``ended``).
+    """
+    if text.startswith(("{", "[")):
+        names_a_function = _TYPE.search(text) or (_NAME.search(text) and _PARAMETERS.search(text))
+        return bool(names_a_function) or (first and _FIRST_KEY.match(text) is not None)
     if text.startswith("<"):
         return text.startswith(FUNCTION)
     return not ended or re.match(r"\w+\.call\(\s*\w+\s*=", text) is not None
-
-
-def _names_a_function(text: str) -> bool:
-    return bool(_TYPE.search(text) or (_NAME.search(text) and _PARAMETERS.search(text)))
