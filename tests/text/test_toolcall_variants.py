@@ -10,8 +10,8 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_strategies import FRAGMENTS
 from test_toolcall import gather
+from text_strategies import FRAGMENTS
 
 from herd.text import parse
 
@@ -66,8 +66,10 @@ VARIANTS = {
         ('[\n  {"name": "f", "parameters": {"a": 1}},\n  {"name": "now"}\n]\n', "", [A, ("now", {})]),
         ('[{"name": "f", "parameters": {"a": 1}},]', "", [A]),
         ('<|python_tag|>[{"name": "f", "parameters": {"a": 1}}]<|eom_id|>', "", [A]),
-        ('Two calls:\n[{"name": "f", "arguments": {"a": 1}},{"name": "f", "arguments": {"a": 1}}]', "Two calls:", [A, A]),
-        ('[{"type": "function", "function": {"name": "f", "arguments": "{\\"a\\": 1}"}}] Done.', " Done.", [A]),
+        ('Two calls:\n[{"name": "f", "arguments": {"a": 1}},{"name": "f", "arguments": {"a": 1}}]',
+         "Two calls:", [A, A]),
+        ('[{"type": "function", "function": {"name": "f", "arguments": "{\\"a\\": 1}"}}] Done.',
+         " Done.", [A]),
         ("[{'name': 'f', 'parameters': {'a': 1}}]", "", [A]),
         ('[{"function": "f", "parameters": {"a": 1}}]', "", [A]),
         ('[{"name": "f", "parameters": {"a": [1, {"b": "]"}]}}]', "", [("f", {"a": [1, {"b": "]"}]})]),
@@ -84,7 +86,8 @@ VARIANTS = {
         ('Sure:\n```json\n{"name": "f", "parameters": {"a": 1}}\n```\nDone.', "Sure:\nDone.", [A]),
         ('```json\n{"name": "f", "parameters": {"a": 1}}', "", [A]),
         ('<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', "", [A]),
-        ('<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call><tool_call>{"name": "now"}</tool_call>', "", [A, ("now", {})]),
+        ('<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call><tool_call>{"name": "now"}</tool_call>',
+         "", [A, ("now", {})]),
         ('I look.\n<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>\n', "I look.", [A]),
         ('<tool_call>\n```json\n{"name": "f", "arguments": {"a": 1}}\n```\n</tool_call>', "", [A]),
         ('<tool_call>[{"name": "f", "arguments": {"a": 1}}]</tool_call> ok', " ok", [A]),
@@ -101,7 +104,8 @@ VARIANTS = {
         ("[get_weather(city='Paris')]", "", [PARIS]),
         ("[f(a=1)]\n", "", [A]),
         ("[ f( a = 1 ) , g( ) ]", "", [A, ("g", {})]),
-        ("[f(a=True, b=None, c=-1.5, d=[1, 2], e={'k': \"v\"})]", "", [("f", {"a": True, "b": None, "c": -1.5, "d": [1, 2], "e": {"k": "v"}})]),
+        ("[f(a=True, b=None, c=-1.5, d=[1, 2], e={'k': \"v\"})]",
+         "", [("f", {"a": True, "b": None, "c": -1.5, "d": [1, 2], "e": {"k": "v"}})]),
         ("<|python_tag|>[f(a=1)]<|eom_id|>", "", [A]),
         ("Let me call it.\n[f(a=1)]", "Let me call it.", [A]),
         ("[\n    f(a=1),\n    g(),\n]", "", [A, ("g", {})]),
@@ -118,7 +122,8 @@ VARIANTS = {
         ("{\"name\": 'f', 'parameters': {\"a\": 1}}", "", [A]),
         ("{'name': 'f', 'parameters': {'a': 'it\\'s'}}", "", [("f", {"a": "it's"})]),
         ("{'name': 'f', 'parameters': {'a': 'say \"hi\"'}}", "", [("f", {"a": 'say "hi"'})]),
-        ("{'name': 'f', 'parameters': {'a': True, 'b': None, 'c': false}}", "", [("f", {"a": True, "b": None, "c": False})]),
+        ("{'name': 'f', 'parameters': {'a': True, 'b': None, 'c': false}}",
+         "", [("f", {"a": True, "b": None, "c": False})]),
         ("{'name': 'f', 'parameters': {'a': 'x\\ny', 'b': '\\u00e9'}}", "", [("f", {"a": "x\ny", "b": "é"})]),
         ("<function=f>{'a': 1}</function>", "", [A]),
         ("f.call(a='x')", "", [("f", {"a": "x"})]),
@@ -141,7 +146,8 @@ VARIANTS = {
         ("```\n```", "```\n```", []),
         ("Use `x` and ``y`` and ```z```.", "Use `x` and ``y`` and ```z```.", []),
         ("<tool_call>not a call</tool_call>", "<tool_call>not a call</tool_call>", []),
-        ("```python\nx = {'a': 1}\n```\n\n```sh\nls\n```", "```python\nx = {'a': 1}\n```\n\n```sh\nls\n```", []),
+        ("```python\nx = {'a': 1}\n```\n\n```sh\nls\n```",
+         "```python\nx = {'a': 1}\n```\n\n```sh\nls\n```", []),
         ("f(a=1)", "f(a=1)", []),
         ("print(end='')\n", "print(end='')\n", []),
         ("a, b; c", "a, b; c", []),

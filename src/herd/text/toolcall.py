@@ -47,7 +47,6 @@ from .toolcall_grammar import (
     ToolCall,
 )
 
-
 ENDED = "the message ends within it"
 
 
