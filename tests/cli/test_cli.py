@@ -101,7 +101,9 @@ def give(monkeypatch, error: BaseException, verb: str = "sizes") -> None:
 
     module = sys.modules.setdefault("herd.cli.failing", type(sys)("herd.cli.failing"))
     module.command = command
-    monkeypatch.setitem(cli.VERBS, verb, cli.Verb("failing", "Fails.", resume=cli.VERBS[verb].resume))
+    monkeypatch.setitem(
+        cli.VERBS, verb, cli.Verb("failing", "Fails.", "command", resume=cli.VERBS[verb].resume)
+    )
 
 
 def test_foreseen_errors_and_their_codes(monkeypatch, capsys):

@@ -1,17 +1,17 @@
-"""The command ``herd``: one file a verb (or two that belong together), each thin: parse, call, print.
+"""The command ``herd``: one file per verb or group of verbs, each of which parses its options, calls a room and prints.
 
-`herd --help` must answer at once, and importing torch alone takes a second, so this file knows of every verb only its
-name, one line of help and the module that holds it; the module is imported when the verb is called. Modules expose a
-typed function (typer reads its signature), named in the table.
+`herd --help` must answer at once, and importing torch alone takes a second. So this file knows only the name of each
+verb, one line of help, and the module and function to import when the verb is called.
 
-Exit codes: 0 done; 1 an error of the input or the machine, one line on stderr; 2 wrong usage; 130 stopped by Ctrl-C.
-A traceback means a bug; HERD_DEBUG=1 shows one for every error.
+Exit codes: 0 success; 1 an error in the input or of the machine, one line on stderr; 2 wrong usage; 130 Ctrl-C.
+A traceback means a bug in Herd; ``HERD_DEBUG=1`` shows one for every error.
 """
 
 from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import shlex
 import sys
@@ -23,53 +23,57 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from .. import machine
 from ..errors import HerdError
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb of the command line: ``function`` of module ``herd.cli.<module>``; ``resume`` is what to add to the same
-    command to go on after Ctrl-C ("" if nothing), None where there is nothing to go on with."""
+    """A verb of the command line: ``function`` in the module ``herd.cli.<module>``.
+
+    ``resume`` is the option that resumes the same command after Ctrl-C ("" if the command resumes by itself), None
+    where there is nothing to resume.
+    """
 
     module: str
     help: str
-    function: str = "command"
+    function: str
     resume: str | None = None
 
 
 VERBS: dict[str, Verb] = {
-    "raise": Verb(
-        "raise_", "Raise a family from text: teacher, instruct model, students.", resume="--resume"
+    "raise": Verb("raise_", "Train a small family of models from text.", "raise_command", resume="--resume"),
+    "chat": Verb("chat", "Talk to a model in the terminal.", "chat_command"),
+    "train": Verb("train", "Train a model by a recipe (YAML).", "train_command", resume=""),
+    "quantize": Verb(
+        "quantize", "Store a model in 8, 6 or 4 bits per weight.", "quantize_command", resume=""
     ),
-    "chat": Verb("chat", "Talk to a model; see the tools it calls."),
-    "train": Verb("train", "Train by a recipe (YAML); the same command resumes.", resume=""),
-    "quantize": Verb("quantize", "Make a model smaller: 8 or 4 bits a weight.", resume=""),
-    "import": Verb("convert", "Bring in weights: Meta, Hugging Face, GGUF.", "import_command", resume=""),
-    "export": Verb("convert", "Write a checkpoint for other tools.", "export_command", resume=""),
-    "report": Verb("report", "Write the page of a run anew."),
-    "eval": Verb("eval", "Benchmarks for any checkpoint, and how sure each number is.", "app", resume=""),
-    "bench": Verb("bench", "How fast a model runs here, beside the memory's own speed."),
-    "sizes": Verb("sizes", "The published models: parameters, bytes, KV cache."),
-    "plan": Verb("plan", "What fits, how fast, what it costs: beforehand.", "app"),
+    "import": Verb("convert", "Import weights: Meta, Hugging Face, GGUF.", "import_command", resume=""),
+    "export": Verb("convert", "Export a checkpoint for other programs.", "export_command", resume=""),
+    "eval": Verb("eval", "Evaluate a model or an endpoint on benchmarks.", "app", resume=""),
+    "bench": Verb("bench", "Measure the speed of a model on this machine.", "bench_command"),
+    "plan": Verb("plan", "Predict memory, speed and cost before you start.", "app"),
+    "report": Verb("report", "Write the page of a run again.", "report_command"),
+    "sizes": Verb("sizes", "List the published models and their sizes.", "sizes_command"),
 }
 
 
 class _LazyCommand(TyperCommand):
-    """Stands for a verb in the help and hands over to the real command once the verb is called."""
+    """A verb in the help text, which loads the real command once it is called."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         return load_verb(self.name or "").make_context(info_name, args, parent=parent, **extra)
 
 
 class _InOrder(TyperGroup):
-    """Lists the verbs in the order of the table: the order of a model's life."""
+    """The group of all verbs, listed in the order of the table."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)
 
 
 def load_verb(name: str) -> Any:
-    """The real command of a verb, its module imported."""
+    """Import the module of a verb and return its command."""
     verb = VERBS[name]
     function = getattr(importlib.import_module(f".{verb.module}", __name__), verb.function)
     if isinstance(function, typer.Typer):
@@ -92,11 +96,11 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show version.")
     ] = False,
 ) -> None:
-    """The whole life of a Llama, from text to a model that talks. Start with: herd raise"""
+    """Train, shrink, measure and run models of the Llama family. Start with: herd raise"""
 
 
 def build() -> Any:
-    """The whole command, without importing any verb."""
+    """Return the command with all verbs, none of them imported."""
     app = typer.Typer(cls=_InOrder, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
     app.callback()(_root)
     for name, verb in VERBS.items():
@@ -105,26 +109,30 @@ def build() -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``herd``: runs the verb and leaves with its exit code."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    warnings.showwarning = _warn
-    sys.exit(run(args))
+    """Run the command line and exit the process with its code."""
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="replace")  # a terminal that cannot show a character shows "?"
+    warnings.showwarning = _print_warning
+    if (cores := machine.cores()) < (os.cpu_count() or 1):  # a container's quota, which torch does not see
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
 
 
 def run(args: list[str]) -> int:
-    """Run one command line; returns the exit code, with every foreseen error printed as one line."""
+    """Run one command line and return its exit code; every foreseen error is printed as one line."""
     try:
         code = build()(args, prog_name="herd", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except HerdError as error:
-        return _fail(str(error), error.exit_code)
+        return _print_error(str(error), error.exit_code)
     except OSError as error:
         if error.errno == errno.EPIPE:
-            return _closed_pipe()
-        if error.errno is None:  # not from the system but from a library: a bug until shown otherwise
+            return _stop_writing()
+        if error.errno is None:  # raised by a library, not by the system: show it as a bug
             raise
-        return _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror))
+        return _print_error(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror))
     except Exception as error:
         if not hasattr(error, "format_message"):  # click's own usage errors have one
             raise
@@ -133,16 +141,16 @@ def run(args: list[str]) -> int:
         return int(getattr(error, "exit_code", 2))
     code = code if isinstance(code, int) else 0
     if code == 130:
-        print(_stopped(args), file=sys.stderr)
+        print(_stopped_message(args), file=sys.stderr)
     return code
 
 
-def _warn(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-    """Warnings are for the user: the sentence, not the line of code it comes from."""
+def _print_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Print a warning without the line of code that raised it, which means nothing to a user."""
     print(f"warning: {message}", file=sys.stderr)
 
 
-def _fail(line: str, code: int = 1) -> int:
+def _print_error(line: str, code: int = 1) -> int:
     if os.environ.get("HERD_DEBUG"):
         import traceback
 
@@ -151,7 +159,7 @@ def _fail(line: str, code: int = 1) -> int:
     return code
 
 
-def _stopped(args: list[str]) -> str:
+def _stopped_message(args: list[str]) -> str:
     verb = VERBS.get(args[0]) if args else None
     if verb is None or verb.resume is None:
         return "stopped"
@@ -159,8 +167,8 @@ def _stopped(args: list[str]) -> str:
     return f"stopped; resume with: {shlex.join(again)}"
 
 
-def _closed_pipe() -> int:
-    """The reader went away (``herd sizes | head -1``): nothing more to say, not even when Python flushes at exit."""
+def _stop_writing() -> int:
+    """Discard further output after the reader closed the pipe (``herd sizes | head -1``), also Python's at exit."""
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, sys.stdout.fileno())
-    return 141  # 128 + SIGPIPE, as the shell would report it
+    return 141  # 128 + SIGPIPE, as a shell reports it

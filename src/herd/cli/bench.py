@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import CheckpointError, ConfigError, EngineError
+from .common import Json, print_json, print_table
 from .convert import progress_bar
-from .output import Json, print_json, print_table
 
 if TYPE_CHECKING:
     from ..evals.rival import LlamaCpp
@@ -27,7 +27,7 @@ OVERHEAD_MEMORY = 1_500_000_000
 """Bytes beside weights and cache: the process, activations, the buffer that the bandwidth is measured on."""
 
 
-def command(
+def bench_command(
     folder: Annotated[
         Path | None, typer.Argument(help="A checkpoint folder; or --size for random weights.")
     ] = None,

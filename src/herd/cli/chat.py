@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import Json, print_json
+from .common import Json, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +32,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 HELP = "/reset forgets the dialog, /quit (or Ctrl-D) leaves, Ctrl-C stops an answer."
 
 
-def command(
+def chat_command(
     folder: Annotated[
         str, typer.Argument(help="A checkpoint folder, e.g. runs/demo/instruct, or hf:ORG/NAME.")
     ],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import CheckpointError
-from .output import Json, print_json
+from .common import Json, print_json
 
 if TYPE_CHECKING:
     from ..llama.config import ModelConfig

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from ..errors import CheckpointError, DataError
 from . import eval_compare, eval_more
-from .output import Json, print_json, print_table
+from .common import Json, print_json, print_table
 
 if TYPE_CHECKING:
     from ..evals.harness import Model
@@ -45,7 +45,7 @@ def _group() -> None:
 
 
 @app.command(RUN)
-def command(
+def eval_command(
     model: Annotated[str, typer.Argument(help="A checkpoint folder, hf:ORG/NAME, or http://HOST:PORT.")],
     suite: Annotated[str | None, typer.Option(help="A suite (herd eval list); leak if no --tasks.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks by name instead, e.g. boolq,piqa.")] = None,
@@ -134,7 +134,7 @@ def list_command(as_json: Json = False) -> None:
     )
 
 
-app.command("compare")(eval_compare.command)
+app.command("compare")(eval_compare.compare_command)
 app.command("fidelity")(eval_more.fidelity)
 app.command("contamination")(eval_more.contamination)
 

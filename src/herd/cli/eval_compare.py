@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from .output import Json, print_json
+from .common import Json, print_json
 
 
-def command(
+def compare_command(
     folders: Annotated[
         list[Path], typer.Argument(help="Folders of herd eval; others are compared with the first.")
     ],

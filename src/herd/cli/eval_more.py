@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DataError
-from .output import Json, print_json, print_table
+from .common import Json, print_json, print_table
 
 if TYPE_CHECKING:
     from ..evals.local import LocalModel

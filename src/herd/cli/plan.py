@@ -18,7 +18,7 @@ import typer
 
 from ..errors import PlanError
 from . import plan_leak, plan_local, plan_serve
-from .output import Json, long_time, print_json, print_table
+from .common import Json, long_time, print_json, print_table
 
 if TYPE_CHECKING:
     from ..llama.config import ModelConfig

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .output import Json, print_json
+from .common import Json, print_json
 
 if TYPE_CHECKING:
     from ..plan.leak import Claim

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import PlanError
-from .output import Json, print_json, print_table
+from .common import Json, print_json, print_table
 
 if TYPE_CHECKING:
     from ..llama.config import ModelConfig

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import CheckpointError, DataError, QuantError
+from .common import Json, print_json
 from .convert import progress_bar
-from .output import Json, print_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,7 @@ CALIBRATION_CONTEXT = 512
 MEASURED_CONTEXT = 512
 
 
-def command(
+def quantize_command(
     folder: Annotated[Path, typer.Argument(help="A checkpoint folder, e.g. runs/demo/student.")],
     to: Annotated[str, typer.Option(help="q8, q4, q4k or q6k: the blocks Q8_0, Q4_0, Q4_K or Q6_K of GGUF.")],
     out: Annotated[

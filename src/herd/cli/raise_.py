@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 
-def command(
+def raise_command(
     name: Annotated[str, typer.Option(help="Name of the run.")] = "demo",
     full: Annotated[
         bool, typer.Option("--full", help="The better family: 20 to 25 minutes instead of about 6.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PlanError
-from .output import long_time, print_json, print_table
+from .common import long_time, print_json, print_table
 
 if TYPE_CHECKING:
     from ..plan.rehearse import Outlook, Rehearsal

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from .output import Json, print_json
+from .common import Json, print_json
 
 
-def command(
+def report_command(
     run: Annotated[Path, typer.Argument(help="A run's folder, e.g. runs/demo.")],
     as_json: Json = False,
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..llama.config import SIZES
-from .output import Json, print_json, print_table
+from .common import Json, print_json, print_table
 
 
 def rows() -> list[dict[str, Any]]:
@@ -29,7 +29,7 @@ def rows() -> list[dict[str, Any]]:
     ]
 
 
-def command(as_json: Json = False) -> None:
+def sizes_command(as_json: Json = False) -> None:
     """The published models: Llama 3.1 8B, 70B, 405B and Llama 3.2 1B, 3B, with exact parameter counts."""
     table = rows()
     if as_json:

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .output import Json, print_json
+from .common import Json, print_json
 
 
-def command(
+def train_command(
     recipe: Annotated[Path, typer.Argument(help="A recipe (YAML), e.g. recipes/tiny-lm.yaml.")],
     check: Annotated[bool, typer.Option("--check", help="Only look for mistakes in the recipe.")] = False,
     rehearse: Annotated[

@@ -1,0 +1,116 @@
+"""What all verbs share: options with one name and one meaning, tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from ..dtypes import parse_dtype
+from ..errors import ConfigError
+
+COMPUTE_DTYPES = ("fp32", "bf16", "fp16")
+
+
+def _dtype(text: str | None) -> str | None:
+    return None if text is None else _parsed(text, COMPUTE_DTYPES)
+
+
+def _kv(text: str | None) -> str | None:
+    return text if text in (None, "auto") else _parsed(text, ("fp32", "bf16", "int8"))
+
+
+def _parsed(text: str, allowed: tuple[str, ...]) -> str:
+    try:
+        return parse_dtype(text, allowed)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _device(text: str | None) -> str | None:
+    """Refuse a device that this machine or this torch does not have. ``cpu`` needs no check and no torch."""
+    if text in (None, "cpu"):
+        return text
+    import torch
+
+    try:
+        torch.empty(1, device=text)
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # torch raises AssertionError where it is built without CUDA
+        reason = str(error).strip().splitlines()[0]
+        raise typer.BadParameter(f"{text!r} cannot be used here: {reason}") from error
+    return text
+
+
+def _threads(count: int | None) -> int | None:
+    """Set the number of threads before torch starts its pool; afterwards torch has to be told."""
+    if count is not None:
+        os.environ["OMP_NUM_THREADS"] = str(count)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(count)
+    return count
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", callback=_dtype, help="Compute in fp32, bf16 or fp16 (default: as stored)."),
+]
+Kv = Annotated[
+    str,
+    typer.Option(
+        "--kv", callback=_kv, help="Store keys and values in fp32, bf16 or int8 (auto: the model's)."
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", callback=_device, help="cpu, cuda, cuda:1, … (default: a GPU if there is one)."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        max=4096,
+        is_eager=True,
+        callback=_threads,
+        help="Number of CPU threads (default: the cores this process may use).",
+    ),
+]
+
+
+def print_json(result: Any) -> None:
+    """Print one JSON document. Raises ValueError for NaN and infinity, which JSON does not have."""
+    json.dump(result, sys.stdout, indent=1, ensure_ascii=False, allow_nan=False)
+    print()
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
+    """Print a table whose first ``left`` columns are aligned left and the others right; nothing is cut off."""
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        placed = [cell.ljust(width) for cell, width in zip(cells[:left], widths, strict=False)]
+        placed += [cell.rjust(width) for cell, width in zip(cells[left:], widths[left:], strict=True)]
+        return "  ".join(placed).rstrip()
+
+    title = line(header)
+    print(f"\033[1m{title}\033[0m" if sys.stdout.isatty() else title)
+    print("─" * len(title))
+    for row in rows:
+        print(line(row))
+
+
+def long_time(hours: float) -> str:
+    """Return a run's time in hours and minutes up to two days, then in days, then in years."""
+    from ..report.units import duration
+
+    if hours < 48:
+        return duration(hours * 3600)
+    return f"{hours / 24:,.1f} days" if hours < 24 * 1000 else f"{hours / 24 / 365.25:,.0f} years"
