@@ -339,6 +339,23 @@ def test_answers_under_a_schema_or_a_regex(run, folders, tmp_path):
     assert set(json.loads(out)["speculated"]) == {"guessed", "judged", "kept"}
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "minimum": -9223372036854775817, "maximum": -9223372036854775809},
+        {"const": 1234567890123456789},
+        {"$defs": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(5000)}, "$ref": "#/$defs/a0"},
+    ],
+    ids=["below int64", "above 2^53", "dangling chain"],
+)
+def test_a_schema_that_cannot_be_kept_is_refused_in_one_line(run, folders, tmp_path, schema):
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    code, out, err = run(folders / "instruct", "-p", "x", "--schema", tmp_path / "schema.json")
+    assert (code, out) == (1, "")
+    assert "the JSON schema" in err
+    assert err.count("\n") == 1
+
+
 def test_a_draft_changes_nothing(run, folders):
     plain = run(folders / "instruct", "-p", "Hello", "--max-tokens", 12)
     assert (

@@ -1,19 +1,22 @@
-"""Answers that are right by construction: a JSON schema, a regular expression or a grammar says what may come next.
+"""Constraints on an answer: a JSON schema, a regular expression or a grammar decides which tokens may come next.
 
-A `Constraint` is what the caller asks for; a `Guide` is where one answer stands in it. Before each token the guide
-marks the tokens that can still lead to a valid answer, and the sampler sees no other (Willard & Louf, arXiv
-2307.09702). The parsing is llguidance's: an Earley parser over lexemes that walks the vocabulary as a trie, about 50 µs
-a token with 128,256 tokens. It is a plain dependency of Herd: one small wheel without dependencies, and an engine
-without it would have to refuse what it promises.
+A `Constraint` is what the caller asks for; a `Guide` follows one answer through it. Before each token the guide marks
+the tokens that can still lead to a valid answer, and the sampler sees no other (Willard & Louf, arXiv 2307.09702).
+llguidance does the parsing: an Earley parser over lexemes that walks the vocabulary as a trie, about 50 µs per token
+with 128,256 tokens.
 
-Fail closed: what cannot be held is refused when the request is submitted, a keyword of JSON Schema that the parser does
-not know included, and a guide that can go no further raises; nothing ever continues unconstrained. An answer that
-ends by ``max_tokens`` is the valid *beginning* of one: look at its finish reason.
+Whatever cannot be guaranteed is refused when the request is submitted, and a guide that cannot go on raises; an answer
+never continues unconstrained. `schema.py` refuses numbers that the library would change. A constraint that is large or
+has a regular expression is first compiled in a child process with limits, because the library can overflow its stack,
+which no Python code can catch. An answer that ends by ``max_tokens`` is the *beginning* of a valid one: look at its
+finish reason.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import EngineError
+from .schema import canonical_schema
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -29,28 +33,45 @@ if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
 
 WHITESPACE = r"[ \t\n\r]{1,40}"
-"""Between JSON's tokens: enough for any usual layout, bounded because a model in doubt would write blanks for ever."""
+"""Blanks between the tokens of JSON. They are bounded because a model in doubt would write them forever."""
+MOST_TEXT = 500_000
+"""Characters of a constraint; the library's own limits on a grammar come soon after."""
+PLAIN_TEXT = 4_000
+"""A JSON schema up to this length, without patterns, compiles in milliseconds and cannot nest deep enough to overflow
+the library's stack (that takes 1,000 references on 8 MB), so it needs no child process."""
+CHILD_SECONDS, CHILD_BYTES = 4, 2 << 30
+"""Processor time and address space to compile a constraint in. A child takes 50 ms for an ordinary one."""
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """What an answer must be, from its first to its last character. Make one with `json_schema`, `regex` or `lark`."""
+    """The form that an answer must have, from its first to its last character. Make one with `json_schema`, `regex` or
+    `lark`."""
 
     kind: Literal["json_schema", "regex", "lark"]
     text: str
+
+    def __post_init__(self) -> None:
+        if len(self.text) > MOST_TEXT:
+            raise EngineError(
+                f"the {self.label} has {len(self.text):,} characters: it is too big, at most {MOST_TEXT:,} are possible"
+            )
+        if self.kind == "json_schema":
+            object.__setattr__(self, "text", canonical_schema(self.text))
+
+    @property
+    def label(self) -> str:
+        """The kind in words, for messages."""
+        return {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar"}[self.kind]
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | bool | str) -> Constraint:
         """JSON that is valid under ``schema`` (a mapping, or its text); properties come in the schema's order."""
         try:
-            schema = json.loads(schema if isinstance(schema, str) else json.dumps(schema))
+            text = schema if isinstance(schema, str) else json.dumps(schema, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise EngineError(f"the JSON schema is no JSON: {error}") from None
-        if schema is True:
-            schema = {}
-        if not isinstance(schema, dict):
-            raise EngineError(f"a JSON schema is an object or true, not {json.dumps(schema)[:60]}")
-        return cls("json_schema", json.dumps(schema))
+            raise EngineError(f"the JSON schema is not valid JSON: {error}") from None
+        return cls("json_schema", text)
 
     @classmethod
     def regex(cls, pattern: str) -> Constraint:
@@ -72,13 +93,17 @@ class Guide:
     def __init__(self, constraint: Constraint, tokenizer: Tokenizer) -> None:
         from llguidance import LLMatcher, LLParserLimits
 
-        self._kind = constraint.kind.replace("_", " ")
+        self._label = constraint.label
         self._n_vocab = tokenizer.vocab_size
         try:
+            grammar = _grammar(constraint)
+            if not (_is_plain(constraint) or _compiles_in_a_child(grammar)):
+                raise EngineError(
+                    f"the {self._label} is too complex: compiling it takes more than {CHILD_SECONDS} s or "
+                    f"{CHILD_BYTES >> 30} GiB, or crashes the grammar library; simplify it"
+                )
             limits = LLParserLimits(verbose_errors=False)
-            self._matcher: LLMatcher = LLMatcher(
-                _vocabulary(tokenizer), _grammar(constraint), log_level=0, limits=limits
-            )
+            self._matcher: LLMatcher = LLMatcher(_vocabulary(tokenizer), grammar, log_level=0, limits=limits)
         except ValueError as error:
             raise EngineError(self._told(str(error))) from None
         self._check()
@@ -122,7 +147,7 @@ class Guide:
     def _told(self, problem: str) -> str:
         if problem.startswith("NoExtension"):
             problem = "nothing can come next that leads to an answer"
-        return f"the {self._kind} cannot be followed: {' '.join(problem.split())[:300]}"
+        return f"the {self._label} cannot be followed: {' '.join(problem.split())[:300]}"
 
 
 def _grammar(constraint: Constraint) -> str:
@@ -135,6 +160,36 @@ def _grammar(constraint: Constraint) -> str:
     # a schema may carry options for the parser under "x-guidance": being lenient is not one of them
     options: Any = {"whitespace_pattern": WHITESPACE, "lenient": False}
     return LLMatcher.grammar_from_json_schema(constraint.text, overrides=options)
+
+
+def _is_plain(constraint: Constraint) -> bool:
+    json_schema = (
+        constraint.kind == "json_schema" and "attern" not in constraint.text
+    )  # "pattern", "patternProperties"
+    return json_schema and len(constraint.text) <= PLAIN_TEXT
+
+
+COMPILE = f"""
+import resource, sys
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+resource.setrlimit(resource.RLIMIT_CPU, ({CHILD_SECONDS}, {CHILD_SECONDS}))
+resource.setrlimit(resource.RLIMIT_AS, ({CHILD_BYTES}, {CHILD_BYTES}))
+limits = LLParserLimits(verbose_errors=False)
+LLMatcher(LLTokenizer("byte"), sys.stdin.read(), log_level=0, limits=limits).compute_bitmask()
+"""
+
+
+@lru_cache(maxsize=1000)
+def _compiles_in_a_child(grammar: str) -> bool:
+    """Whether a process with limits survives compiling ``grammar``, with or without an error message."""
+    command = [sys.executable, "-P", "-c", COMPILE]
+    try:
+        child = subprocess.run(
+            command, input=grammar.encode(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return child.returncode == 0
 
 
 @lru_cache(maxsize=4)

@@ -1,0 +1,193 @@
+"""Rewrite a JSON schema so that the grammar library (llguidance) reads every number in it exactly, or refuse it.
+
+The library stores numbers as 64-bit floats, computes integer ranges in 64-bit integers, and multiplies the
+``multipleOf`` of merged schemas in 32-bit integers. Outside their range it changes constants, accepts wrong answers or
+overflows its stack and takes the process with it. So only numbers that all of these represent exactly are let through.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, TypeGuard
+from urllib.parse import unquote
+
+from ..errors import EngineError
+
+LARGEST_INTEGER = 2**53 - 1
+"""Integers up to here, and their neighbours, are exact as 64-bit floats."""
+MOST_DIGITS = 15
+"""Decimals of this many significant digits survive the way through a 64-bit float and back."""
+LARGEST_MULTIPLE = 5_000
+"""The library's automaton has a state for each remainder and each digit of a bound: a multiple of 10,000 with a bound
+of ten digits exceeds its limits in the middle of an answer. The product of two must stay below 2^32."""
+MOST_LEVELS = 60
+"""Nesting that the library's recursion survives even on a thread with a small stack."""
+
+ANNOTATIONS = {"title", "description", "default", "examples", "$comment", "readOnly", "writeOnly"}
+SCHEMAS_BY_NAME = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
+BOUNDS = (("minimum", "exclusiveMinimum", 1, max), ("maximum", "exclusiveMaximum", -1, min))
+
+Numeric = int | Decimal
+
+
+def canonical_schema(text: str) -> str:
+    """Return the text of an equivalent schema whose numbers the library reads exactly.
+
+    Annotations are dropped. Raises EngineError, naming the keyword and its value, for numbers that cannot be kept, and
+    for references that do not lead to a schema of this document.
+    """
+    try:
+        schema = json.loads(text, parse_float=_exact_number, parse_constant=_refuse_constant)
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        raise EngineError(
+            f"the JSON schema is not valid JSON: {' '.join(str(error).split())[:200]}"
+        ) from None
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        raise EngineError(f"a JSON schema is an object or true, not {' '.join(text.split())[:60]}")
+    return json.dumps(_Canonical().document(schema), default=_json_number)
+
+
+class _Canonical:
+    """One walk over a schema; it remembers what can only be judged at the end."""
+
+    def __init__(self) -> None:
+        self._pointers: set[str] = set()  # of all schemas in the document, as JSON pointers
+        self._references: list[str] = []
+        self._multiples: list[Decimal] = []
+
+    def document(self, schema: dict[str, Any]) -> Any:
+        if "x-guidance" in schema:
+            raise EngineError('the JSON schema has "x-guidance", which would change the grammar: remove it')
+        schema = self._schema(
+            {key: value for key, value in schema.items() if key not in ("$id", "id")}, "#", 0
+        )
+        for reference in self._references:
+            if unquote(reference) not in self._pointers:
+                raise EngineError(
+                    f'the JSON schema\'s "$ref": {json.dumps(reference)[:100]} does not exist: '
+                    "a reference must lead to another schema of the same document, as #/$defs/NAME"
+                )
+        places = max((-int(x.as_tuple().exponent) for x in self._multiples), default=0)
+        units = [int(Fraction(x) * 10 ** max(places, 0)) for x in self._multiples]
+        if math.lcm(*units) > LARGEST_MULTIPLE:
+            raise EngineError(
+                f'the JSON schema\'s "multipleOf" (up to {max(self._multiples)}) are too large: their least common '
+                f"multiple, in units of the last decimal place, must be at most {LARGEST_MULTIPLE}"
+            )
+        return schema
+
+    def _schema(self, node: Any, pointer: str, level: int) -> Any:
+        """Return the canonical form of one schema; what is not an object is left for the library to judge."""
+        if level > MOST_LEVELS:
+            raise EngineError(f"the JSON schema is nested more than {MOST_LEVELS} levels deep")
+        if _is_number(node):
+            _check_number(node, pointer)
+        if not isinstance(node, dict):
+            return node
+        self._pointers.add(pointer)
+        if level and "$id" in node:
+            raise EngineError(
+                'the JSON schema has an "$id" below its top: put the schemas into "$defs" instead'
+            )
+        schema = {
+            key: self._keyword(key, value, f"{pointer}/{_escaped(key)}", level + 1)
+            for key, value in node.items()
+            if key not in ANNOTATIONS
+        }
+        _rewrite_exclusive_bounds(schema)
+        return schema
+
+    def _keyword(self, key: str, value: Any, pointer: str, level: int) -> Any:
+        if key in ("const", "enum"):
+            _check_data(value, key, level)
+        elif key == "$ref":
+            self._references.append(str(value))
+        elif _is_number(value):
+            _check_number(value, key)
+            if key == "multipleOf":
+                if value <= 0:
+                    raise EngineError(f'the JSON schema\'s "multipleOf": {value} must be above 0')
+                self._multiples.append(Decimal(value))
+        elif isinstance(value, list):
+            return [self._schema(x, f"{pointer}/{i}", level) for i, x in enumerate(value)]
+        elif isinstance(value, dict) and key in SCHEMAS_BY_NAME:
+            return {name: self._schema(x, f"{pointer}/{_escaped(name)}", level) for name, x in value.items()}
+        elif isinstance(value, dict):
+            return self._schema(value, pointer, level)
+        return value
+
+
+def _rewrite_exclusive_bounds(schema: dict[str, Any]) -> None:
+    """Turn an exclusive bound that points away from zero into an inclusive one, a step of `MOST_DIGITS` digits further.
+
+    Those are the ones that the library gets wrong: it accepts 1 for ``{"exclusiveMinimum": 1, "maximum": 1.5}``.
+    """
+    for plain, exclusive, sign, stricter in BOUNDS:
+        bound: Any = schema.get(exclusive)
+        if isinstance(bound, bool):  # draft 4: whether "minimum" itself is exclusive
+            del schema[exclusive]
+            if bound and plain in schema:
+                schema[exclusive] = bound = schema.pop(plain)
+        if not _is_number(bound) or sign * bound < 0:
+            continue
+        del schema[exclusive]
+        inclusive = bound + sign * Decimal(10) ** min(0, max(Decimal(bound).adjusted(), 0) - MOST_DIGITS + 1)
+        old: Any = schema.get(plain)
+        schema[plain] = stricter(old, inclusive) if _is_number(old) else inclusive
+
+
+def _check_data(value: Any, key: str, level: int) -> None:
+    if level > MOST_LEVELS:
+        raise EngineError(f"the JSON schema is nested more than {MOST_LEVELS} levels deep")
+    if _is_number(value):
+        _check_number(value, key)
+    elif isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_data(inner, key, level + 1)
+
+
+def _check_number(value: Numeric, key: str) -> None:
+    if not -LARGEST_INTEGER <= value <= LARGEST_INTEGER:
+        raise EngineError(
+            f'the JSON schema\'s "{key}" has the number {_short(value)}, which cannot be kept exactly: the limit is '
+            "2^53 - 1; make it a string, or leave it out"
+        )
+    if isinstance(value, Decimal):
+        _, digits, exponent = value.as_tuple()
+        if len(digits) > MOST_DIGITS or int(exponent) < -MOST_DIGITS:
+            raise EngineError(
+                f'the JSON schema\'s "{key}" has the number {_short(value)}, which cannot be kept exactly: round it to '
+                f"{MOST_DIGITS} digits"
+            )
+
+
+def _exact_number(text: str) -> Numeric:
+    value = Decimal(text)
+    return int(value) if value.adjusted() < 20 and value == value.to_integral_value() else value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def _is_number(value: Any) -> TypeGuard[Numeric]:
+    return isinstance(value, int | Decimal) and not isinstance(value, bool)
+
+
+def _json_number(value: Decimal) -> Numeric | float:
+    whole = value == value.to_integral_value()
+    return int(value) if whole else float(value)
+
+
+def _short(value: Numeric) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:30]}… ({len(text)} characters)"
+
+
+def _escaped(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
