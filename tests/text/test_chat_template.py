@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_strategies import CALCULATOR, DIALOG, QUESTION, dialogs, tool_call_formats
 
+from herd.errors import ChatError
 from herd.text import render
 
 WEATHER = CALCULATOR | {"name": "weather", "description": "Wetter: ü"}
@@ -85,3 +86,67 @@ def test_template_errors(auto, messages, options, message):
 
     with pytest.raises(TemplateError, match=message):
         ids_by_template(auto, messages, **options)
+
+
+TEXT = {"type": "text", "text": "Hello"}
+MORE = {"type": "text", "text": " there, é"}
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"role": "user", "content": [TEXT]}, "user<|end_header_id|>\n\nHello<|eot_id|>"),
+        ({"role": "user", "content": [TEXT, MORE]}, "user<|end_header_id|>\n\nHello there, é<|eot_id|>"),
+        ({"role": "user", "content": []}, "user<|end_header_id|>\n\n<|eot_id|>"),
+        (
+            {"role": "assistant", "content": [TEXT, MORE]},
+            "assistant<|end_header_id|>\n\nHello there, é<|eot_id|>",
+        ),
+        ({"role": "assistant", "content": None}, "assistant<|end_header_id|>\n\n<|eot_id|>"),
+        ({"role": "assistant"}, "assistant<|end_header_id|>\n\n<|eot_id|>"),
+        ({"role": "assistant", "content": []}, "assistant<|end_header_id|>\n\n<|eot_id|>"),
+        ({"role": "tool", "content": [TEXT, MORE]}, "ipython<|end_header_id|>\n\nHello there, é<|eot_id|>"),
+        ({"role": "tool", "content": {"a": [1, None], "b": "é"}}, '\n\n{"a": [1, null], "b": "é"}<|eot_id|>'),
+        ({"role": "ipython", "content": [1, "x"]}, 'ipython<|end_header_id|>\n\n[1, "x"]<|eot_id|>'),
+        ({"role": "tool", "content": []}, "ipython<|end_header_id|>\n\n[]<|eot_id|>"),
+        ({"role": "tool", "content": {}}, "ipython<|end_header_id|>\n\n{}<|eot_id|>"),
+        ({"role": "tool", "content": 4.5}, "ipython<|end_header_id|>\n\n4.5<|eot_id|>"),
+        ({"role": "tool", "content": False}, "ipython<|end_header_id|>\n\nfalse<|eot_id|>"),
+    ],
+)
+def test_contents_of_every_type_are_the_same_in_both(small, auto, message, text):
+    before = [QUESTION, DIALOG[1]] if message["role"] in ("tool", "ipython") else [QUESTION]
+    dialog = [*before, message]
+    ids = render(dialog, small).ids
+    assert small.decode(ids).endswith(text)
+    assert ids_by_template(auto, dialog) == ids
+
+
+@pytest.mark.parametrize("content", ["Be kind.", [TEXT], [TEXT, MORE], "", []])
+@pytest.mark.parametrize("date", [None, "23 July 2024"])
+def test_a_developer_message_is_the_system_message(small, auto, content, date):
+    dialogs = [[{"role": role, "content": content}, QUESTION] for role in ("developer", "system")]
+    options = {"date_string": date} if date else {}
+    developer, system = (render(dialog, small, date=date).ids for dialog in dialogs)
+    assert developer == system == ids_by_template(auto, dialogs[0], **options)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user"},
+        {"role": "user", "content": None},
+        {"role": "user", "content": {"a": 1}},
+        {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]},
+        {"role": "system", "content": None},
+        {"role": "developer", "content": [TEXT, {"type": "image"}]},
+        {"role": "assistant", "content": 5},
+    ],
+)
+def test_contents_neither_can_express(small, auto, message):
+    from jinja2.exceptions import TemplateError
+
+    with pytest.raises(ChatError, match="content must be text"):
+        render([message], small)
+    with pytest.raises(TemplateError, match="content"):
+        ids_by_template(auto, [message])

@@ -46,6 +46,7 @@ TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _ROLES = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "assistant": "assistant",
     "ipython": "ipython",
@@ -222,15 +223,27 @@ def _turn(message: Mapping[str, Any], index: int, tool_call_format: str) -> _Tur
         raise ChatError(f"{where}: tool_calls in a {role} message; only an assistant calls tools")
     if not isinstance(calls, Sequence) or isinstance(calls, str):
         raise ChatError(f"{where}: tool_calls must be a list, not {type(calls).__name__}")
-    content = message.get("content")
-    if content is None and calls:
-        content = ""
-    if not isinstance(content, str):
-        raise ChatError(f"{where}: content must be str, not {type(content).__name__}")
+    content = _content_text(message.get("content"), _ROLES[role], where)
     checked = tuple(
         _call(call, f"{where}.tool_calls[{number}]", tool_call_format) for number, call in enumerate(calls)
     )
     return _Turn(_ROLES[role], content, checked, index)
+
+
+def _content_text(content: Any, role: str, where: str) -> str:
+    """Return a message's content as text: parts of text are joined, other results of tools are written as JSON."""
+    if isinstance(content, str):
+        return content
+    if content is None and role == "assistant":
+        return ""
+    if isinstance(content, Sequence) and not (role == "ipython" and not content):
+        parts = [part if isinstance(part, Mapping) else {} for part in content]
+        if all(part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts):
+            return "".join(part["text"] for part in parts)
+    if role == "ipython" and content is not None:
+        return _dump(content, where)
+    what = "a part that is not text" if isinstance(content, Sequence) else type(content).__name__
+    raise ChatError(f"{where}: content must be text or a list of parts of type 'text', not {what}")
 
 
 def _call(call: Any, where: str, tool_call_format: str) -> _Call:
