@@ -279,7 +279,7 @@ def test_full_context_is_said(run, folders, scripted):
     long = "word " * 300
     _, out, _ = run(folders / "imported", lines=["Hi", long, "Hi"])
     assert "cut\nthe context of 256 tokens is full: the answer was cut here; /reset starts anew\n" in out
-    assert "the model's context holds 256: start anew (/reset) or ask something shorter" in out
+    assert "the model's context holds 256: forget it with /reset or ask something shorter" in out
     assert "Hello again." in out
 
 

@@ -28,7 +28,7 @@ from herd.errors import DataError
 from herd.text.chat import CODE_INTERPRETER, TOOL_CALL_FORMATS, render
 from herd.text.tokenizer import Tokenizer
 from herd.text.toolcall import parse
-from herd.tools import Sandbox, call, run_tool_loop
+from herd.tools import Sandbox, ToolLoop, call_tool, execute_call
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_every_call_evaluates_to_its_result_and_the_answer_says_it(train, test):
     for dialog in train + test:
         if not dialog.call or dialog.call["name"] == CODE_INTERPRETER:
             continue
-        assert call(dialog.call["name"], dialog.call["arguments"]) == dialog.result
+        assert call_tool(dialog.call["name"], dialog.call["arguments"]) == dialog.result
         said = (
             datetime.date.fromisoformat(dialog.call["arguments"]["date"]).weekday()
             if dialog.kind == "weekday"
@@ -111,10 +111,11 @@ def test_a_model_that_knows_everything_scores_full_marks_through_the_tool_loop(t
             continue
         tried[dialog.kind, dialog.tool_call_format] += 1
         script = [m for m in after_prompt(dialog) if m["role"] == "assistant"]
-        written = iter(written_text(m, dialog.tool_call_format) for m in script)
-        produced = run_tool_loop(lambda _, written=written: next(written), list(dialog.prompt))[
-            len(dialog.prompt) :
-        ]
+        loop = ToolLoop(list(dialog.prompt), execute_call, max_rounds=4)
+        for message in script:
+            loop.add(parse(written_text(message, dialog.tool_call_format)))
+            list(loop.run_calls())
+        produced = loop.messages[len(dialog.prompt) :]
         verdict = score(dialog, produced, sandbox.run)
         assert verdict.correct, (verdict, produced)
     assert len(tried) == len(KINDS) * len(TOOL_CALL_FORMATS)

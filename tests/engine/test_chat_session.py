@@ -3,10 +3,11 @@
 import pytest
 
 from herd.engine import Delta, Engine, Sampling
-from herd.engine.chat_session import Calling, ChatSession, End, Problem, Result, Text, complete
+from herd.engine.chat_session import Calling, ChatSession, End, Problem, Text, complete
 from herd.errors import EngineError
 from herd.text.chat import render
 from herd.text.tokenizer import Tokenizer
+from herd.tools import ToolResult
 
 JSON_CALL = '{"type": "function", "name": "calculator", "parameters": {"expression": "6*7"}}'
 
@@ -97,7 +98,7 @@ def test_tool_is_called_and_the_answer_goes_on(tok, tool_call_format, written, n
     )
     calling, result, text, end = joined(session.ask("6*7?"))
     assert (calling.call.name, calling.call.tool_call_format) == (name, tool_call_format)
-    assert result == Result(calling.call, "42", True)
+    assert result == ToolResult(calling.call, "42", True)
     assert (text, end.reason) == (Text("It is 42."), "stop")
     assert seen == [calling.call]
     assert [m["role"] for m in session.messages] == ["user", "assistant", "ipython", "assistant"]
@@ -111,7 +112,7 @@ def test_tool_is_called_and_the_answer_goes_on(tok, tool_call_format, written, n
 def test_several_calls_and_a_failure(tok):
     engine = Script(tok, JSON_CALL + "; " + JSON_CALL.replace("calculator", "oracle"), "Sorry.")
     events = joined(ChatSession(engine, execute=calculate).ask("x"))
-    assert [type(e) for e in events] == [Calling, Calling, Result, Result, Text, End]
+    assert [type(e) for e in events] == [Calling, Calling, ToolResult, ToolResult, Text, End]
     assert [(e.content, e.ok) for e in events[2:4]] == [("42", True), ("error: unknown", False)]
 
 
@@ -193,7 +194,7 @@ def test_full_context_is_said_and_leaves_the_dialog_as_it_was(tok):
     session = ChatSession(engine)
     list(session.ask("Hi"))
     before = list(session.messages)
-    with pytest.raises(EngineError, match=r"the model's context holds 60: start anew \(/reset\)"):
+    with pytest.raises(EngineError, match=r"the model's context holds 60: forget it with /reset"):
         list(session.ask("A long question. " * 20))
     assert session.messages == before
 

@@ -10,8 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herd.errors import ToolError
-from herd.tools import TOOLS, add_days, answer_call, calculator, call, count_letter, days_between, weekday
-from herd.tools.loop import TooManyRounds, run_tool_loop
+from herd.text import ToolCall, parse
+from herd.tools import (
+    TOOLS,
+    ToolLoop,
+    add_days,
+    calculator,
+    call_tool,
+    count_letter,
+    days_between,
+    execute_call,
+    weekday,
+)
 
 INTEGERS = st.integers(-(10**12), 10**12)
 
@@ -112,9 +122,9 @@ def test_schemas_describe_the_functions():
 
 
 def test_call_checks_everything():
-    assert call("calculator", {"expression": "6*7"}) == "42"
-    assert call("wolfram_alpha", {"query": "6*7"}) == "42"
-    assert call("code_interpreter", {"code": "print(6*7)"}) == "42\n"
+    assert call_tool("calculator", {"expression": "6*7"}) == "42"
+    assert call_tool("wolfram_alpha", {"query": "6*7"}) == "42"
+    assert call_tool("code_interpreter", {"code": "print(6*7)"}) == "42\n"
     for name, arguments, match in (
         ("rm", {}, "unknown tool 'rm'"),
         ("calculator", {}, "missing"),
@@ -126,12 +136,18 @@ def test_call_checks_everything():
         ("code_interpreter", {"code": "1/0"}, "ZeroDivisionError"),
     ):
         with pytest.raises(ToolError, match=match):
-            call(name, arguments)
+            call_tool(name, arguments)
 
 
-def script(*replies):
+def run_loop(*replies, tools=TOOLS, messages=(), max_rounds=4):
+    """Let a scripted model reply until the loop ends."""
+    loop = ToolLoop(list(messages), lambda call: execute_call(call, tools), max_rounds)
     left = list(replies)
-    return lambda messages: left.pop(0)
+    while loop.waiting:
+        loop.add(parse(left.pop(0)))
+        list(loop.run_calls())
+    assert not left
+    return loop
 
 
 @pytest.mark.parametrize(
@@ -145,28 +161,37 @@ def script(*replies):
         ('<function=nothing>{"x": 1}</function>', "error: unknown tool 'nothing'"),
     ],
 )
-def test_loop(reply, result):
-    start = [{"role": "user", "content": "What is 6 times 7?"}]
-    dialog = run_tool_loop(script(reply, "It is 42."), start)
+def test_the_loop_runs_a_call_and_goes_on_with_its_result(reply, result):
+    loop = run_loop(reply, "It is 42.", messages=[{"role": "user", "content": "What is 6 times 7?"}])
+    dialog = loop.messages
     assert [m["role"] for m in dialog] == ["user", "assistant", "ipython", "assistant"]
     assert dialog[2]["content"].startswith(result)
     assert dialog[1]["tool_calls"][0]["tool_call_format"] in ("json", "function", "builtin")
     assert dialog[-1] == {"role": "assistant", "content": "It is 42."}
-    assert len(start) == 1
+    assert not loop.exhausted
 
 
-def test_loop_without_calls_with_own_tools_and_without_end():
-    assert run_tool_loop(script("Hello."), [])[-1]["content"] == "Hello."
-    own = {"greet": lambda name: f"hi {name}"}
+def test_the_loop_ends_with_an_answer_or_after_its_rounds():
+    assert run_loop("Hello.").messages[-1]["content"] == "Hello."
+    greet = {"greet": lambda name: f"hi {name}"}
     reply = '{"name": "greet", "parameters": {"name": "Ada"}}'
-    assert run_tool_loop(script(reply, "ok"), [], own)[1]["content"] == "hi Ada"
-    with pytest.raises(TooManyRounds, match="after 2 rounds") as error:
-        run_tool_loop(lambda messages: reply, [], own, max_rounds=2)
-    assert len(error.value.messages) == 4
+    assert run_loop(reply, "ok", tools=greet).messages[1]["content"] == "hi Ada"
+    loop = run_loop(reply, reply, tools=greet, max_rounds=2)
+    assert loop.exhausted
+    assert len(loop.messages) == 4
+
+
+def test_the_loop_runs_nothing_of_an_incomplete_reply_or_without_a_runner():
+    call = parse('{"name": "upper", "parameters": {"text": "x"}}')
+    for execute, complete in ((execute_call, False), (None, True)):
+        loop = ToolLoop([], execute, 4)
+        loop.add(call, complete=complete)
+        assert list(loop.run_calls()) == []
+        assert (loop.waiting, loop.exhausted, len(loop.messages)) == (False, False, 1)
 
 
 def test_failed_code_is_told_in_the_documented_form():
-    text, ok = answer_call("code_interpreter", {"code": "print(1/0)"})
+    text, ok = execute_call(ToolCall("code_interpreter", {"code": "print(1/0)"}, "builtin"))
     assert not ok
     assert text.startswith("failed\n[stderr]")
     assert "ZeroDivisionError" in text

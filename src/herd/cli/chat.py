@@ -177,10 +177,10 @@ Speaker = Completer | Dialog
 def _session(
     engine: Engine, talker: Talker, sampling: Sampling, system: str | None, tools: bool, tool_call_format: str
 ) -> ChatSession:
-    from ..engine.chat_session import ChatSession, run_tool
+    from ..engine.chat_session import ChatSession
     from ..errors import ChatError
     from ..text.chat import CODE_INTERPRETER, TOOL_CALL_FORMATS
-    from ..tools import CUSTOM_TOOLS
+    from ..tools import CUSTOM_TOOLS, execute_call
 
     if tool_call_format not in TOOL_CALL_FORMATS:
         raise ChatError(
@@ -195,7 +195,9 @@ def _session(
         )
     offered = bool(described) or talker.raised
     system = ("" if described else talker.system(tool_call_format)) if system is None else system
-    return ChatSession(engine, system, described, tool_call_format, run_tool if offered else None, sampling)
+    return ChatSession(
+        engine, system, described, tool_call_format, execute_call if offered else None, sampling
+    )
 
 
 def _constraint(schema: Path | None, regex: str | None) -> Constraint | None:
@@ -237,7 +239,8 @@ def _once(prompt: str | None, as_json: bool) -> str | None:
 
 def _answer_once(speaker: Speaker, question: str, as_json: bool) -> None:
     """The answer to stdout as it comes; calls, results and warnings to stderr."""
-    from ..engine.chat_session import Calling, End, Problem, Result, Text
+    from ..engine.chat_session import Calling, End, Problem, Text
+    from ..tools import ToolResult
 
     shown = visible if sys.stdout.isatty() else str
     text = ""
@@ -250,7 +253,7 @@ def _answer_once(speaker: Speaker, question: str, as_json: bool) -> None:
                 print(shown(event.text), end="", flush=True)
         elif isinstance(event, Calling):
             waiting.append(event.call)
-        elif isinstance(event, Result):
+        elif isinstance(event, ToolResult):
             waiting.remove(event.call)
             calls.append(
                 {"name": event.call.name, "arguments": event.call.arguments, "result": event.content}
@@ -345,7 +348,8 @@ def _read(console: Console) -> str | None:
 
 def _show(console: Console, events: Iterator[ChatEvent]) -> None:
     """Print an answer as it comes. Ctrl-C ends it where it is; the dialog keeps what was said."""
-    from ..engine.chat_session import Calling, End, Problem, Result, Text
+    from ..engine.chat_session import Calling, End, Problem, Text
+    from ..tools import ToolResult
 
     line_open = False
 
@@ -362,7 +366,7 @@ def _show(console: Console, events: Iterator[ChatEvent]) -> None:
                 line_open = not event.text.endswith("\n")
             elif isinstance(event, Calling):
                 aside(f"calls {_written(event.call)}", "cyan")
-            elif isinstance(event, Result):
+            elif isinstance(event, ToolResult):
                 aside(f"  {'→' if event.ok else '✗'} {event.content}", "green" if event.ok else "red")
             elif isinstance(event, Problem):
                 aside(event.reason, "yellow")

@@ -12,7 +12,6 @@ idea of synthetic tool data in Llama 3.1 (arXiv 2407.21783, section 4.3.5), with
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,7 +20,7 @@ from random import Random
 from typing import Any
 
 from ..errors import DataError
-from ..text.chat import CODE_INTERPRETER, TOOL_CALL_FORMATS
+from ..text.chat import CODE_INTERPRETER, TOOL_CALL_FORMATS, call_text
 from ..tools import CUSTOM_TOOLS
 from .prompts import CODE, TOOL_NAMES, interpreter_result, system_prompt
 from .scoring import DialogVerdict, score
@@ -164,18 +163,9 @@ def training_texts(dialogs: Iterable[Dialog]) -> Iterator[str]:
             if message["content"]:
                 yield message["content"]
             for call in message.get("tool_calls", ()):
-                yield _written(call, dialog.tool_call_format)
-
-
-def _written(call: dict[str, Any], tool_call_format: str) -> str:
-    name, arguments = call["name"], call["arguments"]
-    if name == CODE_INTERPRETER:
-        return arguments["code"]
-    if tool_call_format == "builtin":
-        return f"{name}.call({', '.join(f'{key}={json.dumps(value)}' for key, value in arguments.items())})"
-    if tool_call_format == "json":
-        return json.dumps({"type": "function", "name": name, "parameters": arguments}, ensure_ascii=False)
-    return f"<function={name}>{json.dumps(arguments, ensure_ascii=False)}</function>"
+                name, arguments = call["name"], call["arguments"]
+                is_code = name == CODE_INTERPRETER
+                yield arguments["code"] if is_code else call_text(name, arguments, dialog.tool_call_format)
 
 
 # --- public ------------------------------------------------------------------------------------------------------

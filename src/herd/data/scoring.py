@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ToolError
 from ..text.chat import CODE_INTERPRETER
-from ..tools import SandboxResult, call, run_python
+from ..tools import SandboxResult, call_tool, run_python
 
 if TYPE_CHECKING:
     from .dialogs import Dialog
@@ -103,7 +103,7 @@ def _value(
     if name == CODE_INTERPRETER and isinstance(arguments, Mapping):
         return _printed(str(arguments.get("code", "")), produced, run), ""
     try:
-        return call(str(name), arguments), ""
+        return call_tool(str(name), arguments), ""
     except ToolError as error:
         return None, str(error)
 

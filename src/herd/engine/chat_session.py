@@ -1,33 +1,25 @@
-"""A dialog with a model: keeps the messages, streams the answer, runs the tools it calls, goes on with their results.
+"""A dialog with a model: keeps the messages, streams the answer, runs the tools it calls and goes on with the results.
 
-Everything a viewer could want to show comes as an event, in order: pieces of text, a call, its result, the end. What
-tools *are* is the caller's business: a `ToolCall` goes to ``execute`` and text comes back. The dialog stays valid
-whatever happens: an interrupted answer is kept as far as it came, a question without any answer is taken back.
+What happens comes as events, in order: pieces of text, a call, its result, the end. The caller chooses how calls are
+run (`Execute`). The dialog stays valid whatever happens: an interrupted answer is kept as far as it came, and a
+question without any answer is removed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import EngineError
 from ..text.chat import render
-from ..text.toolcall import Call, Content, Event, Malformed, ToolCall, ToolCallParser
-from ..tools.loop import answer_call
+from ..text.toolcall import Call, Content, Event, Parsed, ToolCall, ToolCallParser
+from ..tools.loop import Execute, ToolLoop, ToolResult
 from .constraint import Constraint
 from .engine import Engine
 from .request import FinishReason, Request, Sampling, Speculated
 
-Execute = Callable[[ToolCall], tuple[str, bool]]
-"""Runs a call: what the model is to read, and whether it worked. See `run_tool`."""
-
 MAX_ROUNDS = 5
-
-
-def run_tool(call: ToolCall) -> tuple[str, bool]:
-    """Runs what is in `herd.tools`, code in its sandbox. A failure is told to the model as well."""
-    return answer_call(call.name, call.arguments)
 
 
 @dataclass(frozen=True)
@@ -45,24 +37,15 @@ class Calling:
 
 
 @dataclass(frozen=True)
-class Result:
-    """What the tool gave; ``ok`` False where it failed and ``content`` says why."""
-
-    call: ToolCall
-    content: str
-    ok: bool
-
-
-@dataclass(frozen=True)
 class Problem:
-    """The model meant to call a tool and did not manage to; its text was shown as text."""
+    """The model meant to call a tool and wrote something else; what it wrote came as `Text`."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class End:
-    """The answer is over. ``reason`` "rounds": it kept calling tools and was stopped after `MAX_ROUNDS`."""
+    """The answer is over. ``reason`` "rounds": the model called tools in all `MAX_ROUNDS` replies and was stopped."""
 
     reason: FinishReason | str
     n_tokens: int
@@ -71,7 +54,7 @@ class End:
     speculated: Speculated | None = None
 
 
-ChatEvent = Text | Calling | Result | Problem | End
+ChatEvent = Text | Calling | ToolResult | Problem | End
 
 
 @dataclass
@@ -101,7 +84,7 @@ class ChatSession:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the dialog."""
+        """Forget the dialog, except for the system message."""
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
     def ask(self, question: str) -> Iterator[ChatEvent]:
@@ -112,49 +95,50 @@ class ChatSession:
         before = len(self.messages)
         self.messages.append({"role": "user", "content": question})
         try:
-            yield from self._rounds()
+            yield from self._answer()
         except EngineError:
             del self.messages[before:]
             raise
         finally:
-            if len(self.messages) == before + 1:  # nothing came
-                del self.messages[before:]
+            if self.messages[before + 1 :] and self.messages[-1] == Parsed().message():
+                self.messages.pop()  # the model wrote nothing
+            if len(self.messages) == before + 1:
+                self.messages.pop()
 
-    def _rounds(self) -> Iterator[ChatEvent]:
-        n_tokens, guesses = 0, None
-        for _ in range(MAX_ROUNDS):
+    def _answer(self) -> Iterator[ChatEvent]:
+        loop = ToolLoop(self.messages, self.execute, MAX_ROUNDS)
+        replies: list[_Reply] = []
+        while loop.waiting:
             ids = self._prompt()
-            request = Request(ids, self.sampling, constraint=self.constraint)
-            turn = _Turn(self.engine, request, find_calls=self._offers_tools and self.constraint is None)
+            reply = _Reply(self.engine, Request(ids, self.sampling, constraint=self.constraint))
+            replies.append(reply)
             try:
-                yield from turn.events()
-            finally:  # also when interrupted: keep what was said
-                turn.cancel()
-                if turn.content or turn.calls:
-                    self.messages.append(turn.message())
-            n_tokens += turn.n_tokens
-            guesses = turn.guesses if guesses is None or turn.guesses is None else guesses + turn.guesses
-            if not turn.calls or self.execute is None or turn.reason != "stop":
-                yield End(turn.reason, n_tokens, len(ids) + turn.n_tokens, self.engine.context, guesses)
-                return
-            for call in turn.calls:
-                content, ok = self.execute(call)
-                self.messages.append({"role": "ipython", "content": content})
-                yield Result(call, content, ok)
-        yield End("rounds", n_tokens, len(self._prompt()), self.engine.context, guesses)
+                yield from reply.events(ToolCallParser() if self._looks_for_calls else None)
+            finally:  # an interrupted reply is kept as far as it came
+                reply.cancel()
+                loop.add(reply.parsed, complete=reply.reason == "stop")
+            yield from loop.run_calls()
+        reason = "rounds" if loop.exhausted else reply.reason
+        speculated = [each.speculated for each in replies if each.speculated]
+        yield End(
+            reason,
+            sum(each.n_tokens for each in replies),
+            len(ids) + reply.n_tokens,
+            self.engine.context,
+            sum(speculated, Speculated()) if speculated else None,
+        )
 
     @property
-    def _offers_tools(self) -> bool:
-        """Whether the model was offered any tools. Without them, an answer that looks like a call is an answer."""
-        return bool(self.tools) or self.execute is not None
+    def _looks_for_calls(self) -> bool:
+        """Whether the model was offered any tools. If not, an answer that looks like a call is an answer."""
+        return self.constraint is None and (bool(self.tools) or self.execute is not None)
 
     def _prompt(self) -> list[int]:
         assert self.engine.tokenizer is not None
-        tools = list(self.tools) or None
         rendered = render(
             self.messages,
             self.engine.tokenizer,
-            tools=tools,
+            tools=list(self.tools) or None,
             tool_call_format=self.tool_call_format,
             generation_prompt=True,
             date=self.date,
@@ -162,72 +146,57 @@ class ChatSession:
         if len(rendered.ids) >= self.engine.context:
             raise EngineError(
                 f"the dialog has {len(rendered.ids)} tokens and the model's context holds {self.engine.context}: "
-                "start anew (/reset) or ask something shorter"
+                "forget it with /reset or ask something shorter"
             )
         return rendered.ids
 
 
-class _Turn:
-    """One message of the assistant as it comes."""
+class _Reply:
+    """One message of the model while it is generated."""
 
-    def __init__(self, engine: Engine, request: Request, *, find_calls: bool) -> None:
+    def __init__(self, engine: Engine, request: Request) -> None:
         self._stream = engine.submit(request)
-        self._parser = ToolCallParser() if find_calls else None
-        self.content, self.calls, self.n_tokens = "", list[ToolCall](), 0
+        self.parsed, self.n_tokens = Parsed(), 0
         self.reason: FinishReason = "cancelled"
-        self.guesses: Speculated | None = None
+        self.speculated: Speculated | None = None
 
-    def events(self) -> Iterator[ChatEvent]:
+    def events(self, parser: ToolCallParser | None) -> Iterator[ChatEvent]:
+        """Yield the message as it comes. Without a ``parser`` all of it is text."""
         for delta in self._stream:
             self.n_tokens += len(delta.token_ids)
             self.reason = delta.finish_reason or self.reason
-            self.guesses = delta.speculated
-            if self._parser is not None:
-                yield from self._take(self._parser.feed(delta.text))
+            self.speculated = delta.speculated
+            if parser is not None:
+                yield from self._keep(parser.feed(delta.text))
             elif delta.text:
-                yield from self._take([Content(delta.text)])
-        if self._parser is not None:
-            yield from self._take(self._parser.finish())
+                yield from self._keep([Content(delta.text)])
+        if parser is not None:
+            yield from self._keep(parser.finish())
 
     def cancel(self) -> None:
         self._stream.cancel()
 
-    def message(self) -> dict[str, Any]:
-        calls = [
-            {"name": c.name, "arguments": c.arguments, "tool_call_format": c.tool_call_format}
-            for c in self.calls
-        ]
-        return {"role": "assistant", "content": self.content} | ({"tool_calls": calls} if calls else {})
-
-    def _take(self, events: list[Event]) -> Iterator[ChatEvent]:
+    def _keep(self, events: list[Event]) -> Iterator[ChatEvent]:
         for event in events:
+            self.parsed.add(event)
             if isinstance(event, Content):
-                self.content += event.text
                 yield Text(event.text)
             elif isinstance(event, Call):
-                self.calls.append(event.call)
                 yield Calling(event.call)
-            elif isinstance(event, Malformed):
+            else:
                 yield Problem(event.reason)
 
 
 def complete(
     engine: Engine, prompt: str, sampling: Sampling, constraint: Constraint | None = None
 ) -> Iterator[ChatEvent]:
-    """A base model's way: the text goes on. The same events, without calls."""
+    """Continue text as a base model does, with the same events as a dialog and without calls."""
     if engine.tokenizer is None:
         raise EngineError("completion needs a tokenizer, and this model has none")
     ids = engine.tokenizer.encode(prompt, bos=True)
-    stream = engine.submit(Request(ids, sampling, constraint=constraint))
-    n_tokens = 0
-    reason: FinishReason = "cancelled"
-    guesses: Speculated | None = None
+    reply = _Reply(engine, Request(ids, sampling, constraint=constraint))
     try:
-        for delta in stream:
-            n_tokens += len(delta.token_ids)
-            reason, guesses = delta.finish_reason or reason, delta.speculated
-            if delta.text:
-                yield Text(delta.text)
+        yield from reply.events(None)
     finally:
-        stream.cancel()
-    yield End(reason, n_tokens, len(ids) + n_tokens, engine.context, guesses)
+        reply.cancel()
+    yield End(reply.reason, reply.n_tokens, len(ids) + reply.n_tokens, engine.context, reply.speculated)

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from ..errors import EngineError
+from ..text.chat import call_text
 from .tasks.task import Answer, Generate, Likelihood, Mode, Rank, Request
 
 AT_ONCE = 8
@@ -159,4 +160,5 @@ def _cut(text: str, stop: Sequence[str]) -> str:
 def _call(call: Any) -> str:
     """A call as Llama writes it, so that one judge reads checkpoints and endpoints."""
     function = call["function"]
-    return f'{{"name": {json.dumps(function["name"])}, "parameters": {function["arguments"] or "{}"}}}'
+    arguments: Any = function["arguments"] or {}  # usually text; the parser of calls reads that as well
+    return call_text(function["name"], arguments)

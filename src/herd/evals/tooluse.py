@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..data.dialogs import Dialog, make_dialogs
@@ -23,8 +24,7 @@ from ..llama.model import LlamaLM
 from ..text.chat import CODE_INTERPRETER, TOOL_CALL_FORMATS, render
 from ..text.tokenizer import Tokenizer
 from ..text.toolcall import parse
-from ..tools import TOOLS, Sandbox, Tool
-from ..tools.loop import answer_call
+from ..tools import TOOLS, Sandbox, Tool, ToolLoop, execute_call
 from .score import Score, share, shares_by
 
 Message = dict[str, Any]
@@ -122,41 +122,31 @@ def answer_dialogs(
     engine: Engine, tokenizer: Tokenizer, dialogs: Sequence[Dialog], max_tokens: int = 160
 ) -> list[Answered]:
     """What the model says after each dialog's prompt, calls run and answered, all dialogs in lockstep."""
-    produced: list[list[Message]] = [[] for _ in dialogs]
     trouble = [""] * len(dialogs)
-    going = list(range(len(dialogs)))
     with Sandbox() as sandbox:
-        tools = {**TOOLS, CODE_INTERPRETER: _interpreter(sandbox)}
-        for _ in range(ROUNDS):
-            prompts = {i: _prompt(tokenizer, dialogs[i], produced[i]) for i in going}
+        execute = partial(execute_call, tools={**TOOLS, CODE_INTERPRETER: _interpreter(sandbox)})
+        loops = [ToolLoop(list(dialog.prompt), execute, ROUNDS) for dialog in dialogs]
+        going = list(range(len(dialogs)))
+        while going:
+            prompts = {i: _prompt(tokenizer, dialogs[i], loops[i].messages) for i in going}
             for i in going:
                 if len(prompts[i]) >= engine.context:
                     trouble[i] = "beyond the context"
             going = [i for i in going if not trouble[i]]
             completions = engine.run([Request(prompts[i], Sampling(max_tokens=max_tokens)) for i in going])
-            calling = []
             for i, completion in zip(going, completions, strict=True):
-                parsed = parse(completion.text)
-                calls = [
-                    {"name": c.name, "arguments": c.arguments, "tool_call_format": c.tool_call_format}
-                    for c in parsed.calls
-                ]
-                message = {"role": "assistant", "content": parsed.content} | (
-                    {"tool_calls": calls} if calls else {}
-                )
-                produced[i].append(message)
-                if completion.finish_reason != "stop":
+                complete = completion.finish_reason == "stop"
+                loops[i].add(parse(completion.text), complete=complete)
+                list(loops[i].run_calls())
+                if not complete:
                     trouble[i] = "no end"
-                elif calls:
-                    results = (answer_call(call.name, call.arguments, tools)[0] for call in parsed.calls)
-                    produced[i] += [{"role": "ipython", "content": content} for content in results]
-                    calling.append(i)
-            going = calling
-            if not going:
-                break
-    for i in going:
-        trouble[i] = "keeps calling"
-    return [Answered(d, tuple(p), t) for d, p, t in zip(dialogs, produced, trouble, strict=True)]
+                elif loops[i].exhausted:
+                    trouble[i] = "keeps calling"
+            going = [i for i in going if loops[i].waiting]
+    return [
+        Answered(dialog, tuple(loop.messages[len(dialog.prompt) :]), why)
+        for dialog, loop, why in zip(dialogs, loops, trouble, strict=True)
+    ]
 
 
 def _interpreter(sandbox: Sandbox) -> Tool:
@@ -172,8 +162,7 @@ def _interpreter(sandbox: Sandbox) -> Tool:
     return Tool(code_interpreter)
 
 
-def _prompt(tokenizer: Tokenizer, dialog: Dialog, produced: Sequence[Message]) -> list[int]:
-    messages = [*dialog.prompt, *produced]
+def _prompt(tokenizer: Tokenizer, dialog: Dialog, messages: Sequence[Message]) -> list[int]:
     return render(
         messages,
         tokenizer,

@@ -1,6 +1,6 @@
 """Text in and out: the tokenizer (load, train), the one renderer of dialogs, the parser of tool calls. No torch."""
 
-from .chat import CHAT_TEMPLATE, Rendered, render, render_document, tool_output
+from .chat import CHAT_TEMPLATE, Rendered, call_text, render, render_document, tool_output
 from .tokenizer import StreamDecoder, Tokenizer
 from .toolcall import Call, Content, Malformed, Parsed, ToolCall, ToolCallParser, parse
 
@@ -15,6 +15,7 @@ __all__ = [
     "Tokenizer",
     "ToolCall",
     "ToolCallParser",
+    "call_text",
     "parse",
     "render",
     "render_document",

@@ -332,18 +332,21 @@ def _describe(custom: Sequence[dict[str, Any]], tool_call_format: str) -> str:
     return text + FUNCTION_REQUEST
 
 
-def _call_text(call: _Call, where: str) -> str:
-    if call.tool_call_format == "json":
-        return _dump({"type": "function", "name": call.name, "parameters": call.arguments}, where)
-    if call.tool_call_format == "function":
-        return f"<function={call.name}>{_dump(call.arguments, where)}</function>"
-    for word in (call.name, *call.arguments):
+def call_text(
+    name: str, arguments: Mapping[str, Any], tool_call_format: str = "json", where: str = "call"
+) -> str:
+    """Return a call as a model writes it. Raises `ChatError`, which begins with ``where``, if the format cannot."""
+    if tool_call_format == "json":
+        return _dump({"type": "function", "name": name, "parameters": arguments}, where)
+    if tool_call_format == "function":
+        return f"<function={name}>{_dump(arguments, where)}</function>"
+    for word in (name, *arguments):
         if not _IDENTIFIER.fullmatch(word):
             raise ChatError(
-                f"{where}: {word!r} is no identifier, which the builtin form name.call(key=value) needs"
+                f"{where}: {word!r} is no identifier, which the builtin format name.call(key=value) needs"
             )
-    pairs = ", ".join(f"{key}={_dump(value, where)}" for key, value in call.arguments.items())
-    return f"{call.name}.call({pairs})"
+    pairs = ", ".join(f"{key}={_dump(value, where)}" for key, value in arguments.items())
+    return f"{name}.call({pairs})"
 
 
 def _is_code(call: _Call) -> bool:
@@ -422,8 +425,8 @@ def _segments(calls: Sequence[_Call], where: str) -> list[str]:
         if _is_code(call):
             segments.append(call.arguments["code"])
         elif after_call:
-            segments[-1] += "; " + _call_text(call, where)
+            segments[-1] += "; " + call_text(call.name, call.arguments, call.tool_call_format, where)
         else:
-            segments.append(_call_text(call, where))
+            segments.append(call_text(call.name, call.arguments, call.tool_call_format, where))
         after_call = not _is_code(call)
     return segments

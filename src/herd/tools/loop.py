@@ -1,71 +1,81 @@
-"""The loop between a model and its tools: generate, run what was called, show the results, until an answer comes.
+"""The loop between a model and its tools: reply, run the calls in it, show their results, until an answer comes.
 
-The generator is handed in, so that the same few lines serve the command line, evaluations and tests with a scripted
-model. A call that fails is told to the model as text, for it may do better; only a model that never stops calling is an
-error of the caller's.
+The caller generates the replies, so the same loop serves a streamed chat, evaluations that answer a batch of dialogs
+in lockstep, and tests with a script. A call that fails is told to the model as text, because it may do better in the
+next round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ToolError
 from ..text.chat import CODE_INTERPRETER, tool_output
-from ..text.toolcall import parse
-from .registry import TOOLS, call
+from ..text.toolcall import Parsed, ToolCall
+from .registry import TOOLS, call_tool
 
-Message = dict[str, Any]
-
-
-class TooManyRounds(ToolError):
-    """The model called tools in every round; ``messages`` is the dialog so far."""
-
-    def __init__(self, rounds: int, messages: list[Message]) -> None:
-        super().__init__(f"tools: still calling after {rounds} rounds; allow more, or ask something simpler")
-        self.messages = messages
+Execute = Callable[[ToolCall], tuple[str, bool]]
+"""Runs a call: returns the text that the model reads, and whether the tool worked. See `execute_call`."""
 
 
-def answer_call(
-    name: str, arguments: Mapping[str, Any], tools: Mapping[str, Callable[..., str]] = TOOLS
-) -> tuple[str, bool]:
-    """(what the model reads, whether the tool worked).
+@dataclass(frozen=True)
+class ToolResult:
+    """The ``content`` that a tool returned for a call, or, where ``ok`` is False, why it failed."""
 
-    A tool's text comes as it is; the code interpreter answers in the documented form, ``completed`` or ``failed`` with
-    what was printed; a failure says why.
+    call: ToolCall
+    content: str
+    ok: bool
+
+
+@dataclass
+class ToolLoop:
+    """A dialog that a model and its tools take turns to continue.
+
+    While `waiting`, `add` the model's next reply and iterate over `run_calls`; both append to ``messages``. With
+    ``execute`` None nothing is run, and the first reply ends the loop.
     """
-    code = name == CODE_INTERPRETER
+
+    messages: list[dict[str, Any]]
+    execute: Execute | None
+    max_rounds: int
+    rounds: int = 0
+    _calls: list[ToolCall] = field(default_factory=list)
+
+    def add(self, reply: Parsed, *, complete: bool = True) -> None:
+        """Append the model's reply. The calls of a reply that is not complete are not run."""
+        self.messages.append(reply.message())
+        self.rounds += 1
+        self._calls = list(reply.calls) if complete and self.execute else []
+
+    def run_calls(self) -> Iterator[ToolResult]:
+        """Run the calls of the last reply one after another."""
+        for call in self._calls:
+            assert self.execute is not None
+            content, ok = self.execute(call)
+            self.messages.append({"role": "ipython", "content": content})
+            yield ToolResult(call, content, ok)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the model is to reply next."""
+        return (self.rounds == 0 or bool(self._calls)) and self.rounds < self.max_rounds
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the model called tools in every one of ``max_rounds`` replies and never answered."""
+        return bool(self._calls) and self.rounds >= self.max_rounds
+
+
+def execute_call(call: ToolCall, tools: Mapping[str, Callable[..., str]] = TOOLS) -> tuple[str, bool]:
+    """Run a call; return the text that the model reads, and whether the tool worked.
+
+    The code interpreter answers in the documented form: ``completed`` or ``failed``, with what was printed.
+    """
+    is_code = call.name == CODE_INTERPRETER
     try:
-        text = call(name, arguments, tools)
+        text = call_tool(call.name, call.arguments, tools)
     except ToolError as error:
-        return (tool_output(ok=False, stderr=str(error)) if code else f"error: {error}"), False
-    return (tool_output(ok=True, stdout=text) if code else text), True
-
-
-def run_tool_loop(
-    generate: Callable[[list[Message]], str],
-    messages: Sequence[Message],
-    tools: Mapping[str, Callable[..., str]] = TOOLS,
-    max_rounds: int = 4,
-) -> list[Message]:
-    """The dialog continued up to the model's answer; the given messages are not changed.
-
-    ``generate(messages)`` gives the text of the assistant's next message. ``tools``: name to function, called with
-    named arguments. Raises TooManyRounds after ``max_rounds`` messages that all call tools.
-    """
-    dialog = list(messages)
-    for _ in range(max_rounds):
-        parsed = parse(generate(list(dialog)))
-        message: Message = {"role": "assistant", "content": parsed.content}
-        if parsed.calls:
-            message["tool_calls"] = [
-                {"name": c.name, "arguments": c.arguments, "tool_call_format": c.tool_call_format}
-                for c in parsed.calls
-            ]
-        dialog.append(message)
-        if not parsed.calls:
-            return dialog
-        dialog += [
-            {"role": "ipython", "content": answer_call(c.name, c.arguments, tools)[0]} for c in parsed.calls
-        ]
-    raise TooManyRounds(max_rounds, dialog)
+        return (tool_output(ok=False, stderr=str(error)) if is_code else f"error: {error}"), False
+    return (tool_output(ok=True, stdout=text) if is_code else text), True

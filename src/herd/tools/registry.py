@@ -1,10 +1,10 @@
 """Every tool by name, with the JSON schema the model reads and the check its arguments must pass.
 
-A schema is what Llama 3.1's JSON form shows the model (``{"type": "function", "function": {"name", "description",
-"parameters"}}``); a call is ``call(name, arguments)``. A model's call is untrusted input: unknown names, missing, extra
-and mistyped arguments are each one ToolError line, which the tool loop hands back to the model.
+A schema has the shape that Llama 3.1's JSON format shows the model (``{"type": "function", "function": {"name",
+"description", "parameters"}}``). A call is ``call_tool(name, arguments)``, and it is untrusted input: an unknown name,
+or a missing, extra or mistyped argument raises a ToolError of one line, which the tool loop shows to the model.
 
-``wolfram_alpha`` and ``code_interpreter`` are Llama 3.1's built-in tools; here the first computes arithmetic on this
+``wolfram_alpha`` and ``code_interpreter`` are Llama 3.1's built-in tools. Here the first computes arithmetic on this
 machine and the second runs Python in the sandbox.
 """
 
@@ -92,7 +92,9 @@ BUILTIN_TOOLS: dict[str, Tool] = {f.__name__: Tool(f) for f in (wolfram_alpha, c
 TOOLS: dict[str, Tool] = {**CUSTOM_TOOLS, **BUILTIN_TOOLS}
 
 
-def call(name: str, arguments: Mapping[str, Any], tools: Mapping[str, Callable[..., str]] = TOOLS) -> str:
+def call_tool(
+    name: str, arguments: Mapping[str, Any], tools: Mapping[str, Callable[..., str]] = TOOLS
+) -> str:
     """Call a tool by name. ToolError for an unknown name, arguments that do not fit, or a tool that fails."""
     if name not in tools:
         raise ToolError(f"unknown tool {name!r}; there are {', '.join(sorted(tools))}")

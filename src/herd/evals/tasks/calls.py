@@ -6,7 +6,7 @@ import json
 from itertools import chain, zip_longest
 from typing import Any
 
-from ...text.chat import JSON_INTRODUCTION, JSON_REQUEST
+from ...text.chat import JSON_INTRODUCTION, JSON_REQUEST, call_text
 from ...text.toolcall import parse
 from ...text.toolcall_grammar import ToolCall
 from ..bfcl import calls_expected, tool_schema, why_wrong
@@ -51,7 +51,7 @@ class Bfcl(Task):
             calls = some if right else []
         elif not right:  # no call where some are expected, and the other way round
             calls = [] if calls else some
-        text = "\n".join(json.dumps({"name": call.name, "parameters": call.arguments}) for call in calls)
+        text = "\n".join(call_text(call.name, call.arguments) for call in calls)
         return Answer(text or "None of the functions can be used.", "stop")
 
     def _category(self, data: Data, category: str) -> list[Item]:

@@ -6,13 +6,12 @@ does the answer state it? Wordings, names and numbers are held out from training
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from ...data.dialogs import Dialog
 from ...data.scoring import score, states
-from ...text.chat import CODE_INTERPRETER
+from ...text.chat import CODE_INTERPRETER, call_text
 from ...text.toolcall import parse
 from ...tools.sandbox import Sandbox
 from ..tooluse import tool_items
@@ -47,7 +46,7 @@ class ToolDialogs(Task):
         if self.name == "tool_answers":
             return Answer(dialog.answer if right else "?", "stop")
         name, arguments = dialog.call["name"], dialog.call["arguments"]
-        text = json.dumps({"name": name, "parameters": arguments})
+        text = call_text(name, arguments)
         if name == CODE_INTERPRETER:
             text = f"<|python_tag|>{arguments['code']}"
         return Answer(text if right else "I do not know.", "stop")
@@ -66,14 +65,10 @@ class ToolDialogs(Task):
 
 def _called(dialog: Dialog, text: str, sandbox: Sandbox) -> Judgement:
     parsed = parse(text)
-    calls = [
-        {"name": call.name, "arguments": call.arguments, "tool_call_format": call.tool_call_format}
-        for call in parsed.calls
-    ]
-    produced = [{"role": "assistant", "content": parsed.content} | ({"tool_calls": calls} if calls else {})]
-    verdict = score(dialog, produced, sandbox.run)
+    message = parsed.message()
+    verdict = score(dialog, [message], sandbox.run)
     why = "" if verdict.call_ok else "; ".join([verdict.why, *parsed.errors])[:300]
-    return Judgement(float(verdict.call_ok), calls or parsed.content[:200], why=why)
+    return Judgement(float(verdict.call_ok), message.get("tool_calls") or parsed.content[:200], why=why)
 
 
 def _answered(dialog: Dialog, text: str) -> Judgement:
