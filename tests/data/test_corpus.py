@@ -15,9 +15,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from herd.data import builtin, hub, sources
+from herd.data import builtin, hub, text_files
 from herd.data.corpus import SPLITS, load_corpus, read_corpus, split_corpus, split_of
-from herd.data.sources import DataWarning, Document, cut, decode_stream, read_path
+from herd.data.sources import Document, part_end, read_path
+from herd.data.text_files import DataWarning, decode_blocks
 from herd.errors import DataError
 
 LONG = (
@@ -111,7 +112,7 @@ def test_no_sources_is_one_line(tmp_path):
     )
 )
 @settings(max_examples=25, deadline=None)
-@pytest.mark.filterwarnings("ignore::herd.data.sources.DataWarning")
+@pytest.mark.filterwarnings("ignore::herd.data.text_files.DataWarning")
 def test_splits_never_share(documents):
     """Documents made of a few long paragraphs that recur everywhere: each paragraph ends up in one split."""
     made = [
@@ -178,10 +179,10 @@ def test_one_byte_file(tmp_path):
 
 
 @given(st.text(max_size=3000), st.integers(4, 400))
-def test_cut_loses_nothing(text, size):
+def test_cutting_loses_nothing(text, size):
     pieces, rest = [], text
     while len(rest) > size:
-        end = cut(rest[:size], size)
+        end = part_end(rest[:size], size)
         assert 0 < end <= size
         pieces.append(rest[:end])
         rest = rest[end:]
@@ -233,7 +234,7 @@ def test_unreadable(tmp_path, monkeypatch):
 
     file = tmp_path / "a.txt"
     file.write_text("x")
-    monkeypatch.setattr(sources, "_open", refuse)
+    monkeypatch.setattr(text_files, "_open", refuse)
     with pytest.raises(DataError, match=r"a.txt: cannot be read .*Permission denied"):
         list(read_path(file))
 
@@ -244,9 +245,9 @@ def test_decoding_by_blocks_is_decoding(data, block):
     """Against Python's own decoder, whatever the block size: same text or the same bad byte."""
     import io
 
-    previous, sources.BLOCK_BYTES = sources.BLOCK_BYTES, block
+    previous, text_files.BLOCK_BYTES = text_files.BLOCK_BYTES, block
     try:
-        text = "".join(decode_stream(io.BytesIO(data), "f"))
+        text = "".join(decode_blocks(io.BytesIO(data), "f"))
     except DataError as error:
         bad = int(str(error).partition("byte ")[2].partition(";")[0])
         if data[bad] != 0:
@@ -256,7 +257,7 @@ def test_decoding_by_blocks_is_decoding(data, block):
     else:
         assert text == data.decode().removeprefix("\ufeff")
     finally:
-        sources.BLOCK_BYTES = previous
+        text_files.BLOCK_BYTES = previous
 
 
 @pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
@@ -297,11 +298,11 @@ def test_truncated_archives(tmp_path, ending):
 @pytest.mark.parametrize(
     "line, match",
     [
-        ("{", "line 2: not JSON"),
-        ("[1]", "line 2: list instead of an object"),
-        ('{"body": "x"}', r"line 2: no string 'text' among \['body'\]"),
-        ('{"text": 5}', "line 2: no string 'text'"),
-        ('{"text": "\\ud800"}', "line 2: half a surrogate pair at character 0"),
+        ("{", "a.jsonl:2: not JSON"),
+        ("[1]", "a.jsonl:2: list instead of an object"),
+        ('{"body": "x"}', r"a.jsonl:2: no string 'text' among \['body'\]"),
+        ('{"text": 5}', "a.jsonl:2: no string 'text'"),
+        ('{"text": "\\ud800"}', "a.jsonl:2: half a surrogate pair at character 0"),
     ],
 )
 def test_bad_json_lines(tmp_path, line, match):
@@ -356,28 +357,6 @@ def test_hub_reads_files(monkeypatch, tmp_path):
     ]
     with pytest.raises(DataError, match="among its 2 files"):
         list(read_corpus("hf:me/mine:nothing"))
-
-
-def test_hub_parquet(monkeypatch, tmp_path):
-    class File:
-        def __init__(self, path):
-            if path.read_bytes() != b"PAR1":
-                raise ValueError("no magic bytes")
-
-        def iter_batches(self, batch_size):
-            for rows in ([{"text": "one"}, {"text": "two"}], [{"content": "three"}]):
-                yield SimpleNamespace(to_pylist=lambda rows=rows: rows)
-
-    (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", SimpleNamespace(ParquetFile=File))
-    assert [d.text for d in hub.read_parquet(tmp_path / "a.parquet", "hf:a/b")] == ["one", "two", "three"]
-    (tmp_path / "a.parquet").write_bytes(b"????")
-    with pytest.raises(DataError, match="not a Parquet file"):
-        list(hub.read_parquet(tmp_path / "a.parquet", "hf:a/b"))
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(DataError, match="pip install pyarrow"):
-        list(hub.read_parquet(tmp_path / "a.parquet", "hf:a/b"))
 
 
 def test_hub_offline_is_one_line(monkeypatch):

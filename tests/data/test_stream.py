@@ -12,7 +12,7 @@ from herd.data.batch import IGNORE
 from herd.data.packing import DialogStream, pack
 from herd.data.shards import Shards
 from herd.data.shuffle import key, permute
-from herd.data.sources import DataWarning
+from herd.data.text_files import DataWarning
 from herd.data.stream import MixStream, TokenStream
 from herd.errors import DataError
 

@@ -14,7 +14,7 @@ from herd.life import raise_, raise_herd
 from herd.life.run import RaiseRun
 from herd.life.show import Show
 
-pytestmark = pytest.mark.filterwarnings("ignore::herd.data.sources.DataWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::herd.data.text_files.DataWarning")
 
 
 def stop(run: RaiseRun) -> None:

@@ -22,7 +22,8 @@ from ..errors import DataError
 from .builtin import read_builtin
 from .hub import read_hub
 from .origin import builtin_identity
-from .sources import DataWarning, Document, list_files, read_path
+from .sources import Document, part_chars, read_path
+from .text_files import DataWarning, expand_paths, list_files
 
 __all__ = [
     "SPLITS",
@@ -43,6 +44,7 @@ PARAGRAPH_CHARS = 120
 """Paragraphs at least this long may stand in one split only; shorter ones are the language's own phrases."""
 
 BLANK = re.compile(r"\n[ \t]*\n+")
+HUB = "hf:"
 Spec = str | Path | Sequence[str | Path] | None
 
 
@@ -99,22 +101,31 @@ class Corpus:
 def read_corpus(spec: Spec = None) -> Iterator[Document]:
     """Documents of a specification, always in the same order, nothing split and nothing removed yet.
 
-    ``None``: the built-in corpus. Otherwise a file, a folder, ``hf:owner/name``, or several of those in a list.
+    ``None``: the built-in corpus. Otherwise a file, a folder, a pattern (``text/*.txt``), ``hf:owner/name``, or a list.
     Raises DataError for anything missing, empty, binary or broken.
     """
     if spec is None:
         yield from read_builtin()
         return
-    if isinstance(spec, str | Path):
-        spec = [spec]
-    names = Counter(Path(s).name for s in spec if not str(s).startswith("hf:"))
-    for one in spec:
-        if str(one).startswith("hf:"):
-            yield from read_hub(str(one)[3:])
-        elif names[Path(one).name] > 1:  # two folders of one name: tell their files apart by the whole path
-            yield from (replace(document, source=f"{one}/{document.source}") for document in read_path(one))
+    paths = _expanded(spec)
+    local = [path for path in paths if isinstance(path, Path)]
+    names = Counter(path.name for path in local)
+    size = part_chars([file for path in local for file in list_files(path)])
+    for path in paths:
+        if isinstance(path, str):
+            yield from read_hub(path.removeprefix(HUB))
+        elif names[path.name] > 1:  # several of one name: tell their files apart by the whole path
+            yield from (replace(document, source=f"{path}/{document.source}") for document in read_path(path, size))
         else:
-            yield from read_path(one)
+            yield from read_path(path, size)
+
+
+def _expanded(spec: str | Path | Sequence[str | Path]) -> list[Path | str]:
+    """Return the paths of a specification with ``~`` and patterns expanded; names of the hub stay strings."""
+    found: list[Path | str] = []
+    for one in [spec] if isinstance(spec, str | Path) else spec:
+        found += [str(one)] if str(one).startswith(HUB) else expand_paths(one)
+    return found
 
 
 def corpus_origin(spec: Spec = None) -> tuple[list[tuple[str, Path]], dict[str, Any]]:
@@ -124,18 +135,14 @@ def corpus_origin(spec: Spec = None) -> tuple[list[tuple[str, Path]], dict[str, 
     """
     if spec is None:
         return [], {"text": builtin_identity()}
+    paths = _expanded(spec)
     files: list[tuple[str, Path]] = []
-    hub_names = []
-    for one in [spec] if isinstance(spec, str | Path) else spec:
-        if str(one).startswith("hf:"):
-            hub_names.append(str(one))
-            continue
-        root = Path(one)
+    for root in (path for path in paths if isinstance(path, Path)):
         files += [
             (root.name if file == root else f"{root.name}/{file.relative_to(root).as_posix()}", file)
             for file in list_files(root)
         ]
-    return files, {"hub": hub_names}
+    return files, {"hub": [path for path in paths if isinstance(path, str)]}
 
 
 def load_corpus(spec: Spec = None, *, max_bytes: int | None = None) -> Corpus:

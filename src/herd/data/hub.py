@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DataError
-from .sources import JSON_LINES, PACKED, Document, read_file, row_document
+from .rows import JSON_LINES
+from .sources import Document, read_file
+from .text_files import COMPRESSED
 
-KINDS = (JSON_LINES, (".parquet",), (".txt", ".md"))
+KINDS = (JSON_LINES, (".parquet",), (".json", ".csv"), (".txt", ".md"))
 """What is read, best first: the first kind present in the data set is taken."""
 
 
@@ -29,7 +31,7 @@ def read_hub(name: str) -> Iterator[Document]:
     chosen = choose(files, part)
     if not chosen:
         raise DataError(
-            f"hf:{name}: no .jsonl, .parquet or .txt among its {len(files)} files; choose another data set"
+            f"hf:{name}: no .jsonl, .parquet, .json, .csv or .txt among its {len(files)} files; choose another data set"
         )
     for file in chosen:
         try:
@@ -37,37 +39,17 @@ def read_hub(name: str) -> Iterator[Document]:
         except Exception as error:
             raise _unreachable(repo, error) from None
         source = f"hf:{repo}/{file}"
-        if file.endswith(".parquet"):
-            yield from read_parquet(Path(local), source)
-        else:
-            yield from read_file(Path(local), source=source)
+        yield from read_file(Path(local), source=source)
 
 
 def choose(files: list[str], part: str = "") -> list[str]:
     """The files to read: those under ``part``, of the best kind present, training files where any is called so."""
     files = sorted(file for file in files if part in file and not file.startswith("."))
     for endings in KINDS:
-        kind = [file for file in files if file.endswith(tuple(e + p for e in endings for p in ("", *PACKED)))]
+        kind = [file for file in files if file.endswith(tuple(e + p for e in endings for p in ("", *COMPRESSED)))]
         if kind:
             return [file for file in kind if "train" in file.lower()] or kind
     return []
-
-
-def read_parquet(file: Path, source: str) -> Iterator[Document]:
-    """Documents of a Parquet file, a row group at a time."""
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise DataError(f"{source}: Parquet needs pyarrow; pip install pyarrow") from None
-    try:
-        table = parquet.ParquetFile(file)
-    except Exception as error:
-        raise DataError(f"{source}: not a Parquet file ({error}); download it again") from None
-    number = 0
-    for batch in table.iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
-            yield row_document(row, f"{source}: row {number}", f"{source}@{number:07d}")
-            number += 1
 
 
 def _unreachable(repo: str, error: Exception) -> DataError:

@@ -23,7 +23,7 @@ import numpy as np
 from ..errors import DataError
 from .batch import IGNORE, Batch
 from .shuffle import key, permute
-from .sources import DataWarning
+from .text_files import DataWarning
 from .stream import as_batch, check_range
 
 

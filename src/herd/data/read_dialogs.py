@@ -1,0 +1,211 @@
+"""The one reader of dialogs: every common format becomes chat messages, for training, tuning and evaluation.
+
+Understood are, one per row (JSON lines, a JSON array, CSV or Parquet, compressed or not):
+
+- ``{"messages": [{"role", "content", "tool_calls"?, "weight"?}], "tools"?, "date"?, "tool_call_format"?}``, the format
+  of OpenAI and of chat templates; a bare list of such messages too;
+- ShareGPT: ``{"conversations": [{"from": "human", "value": ...}], "system"?, "tools"?}``;
+- Alpaca: ``{"instruction", "input"?, "output", "system"?, "history"?}``;
+- ``{"prompt", "completion"}`` (or ``response``), as texts or as lists of messages.
+
+An answer with ``"weight": 0`` is read but not trained. Fields that are not understood are ignored with one warning that
+names them; conversion from another format is said in a warning too.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import ChatError, DataError
+from ..text import Rendered, Tokenizer, render
+from .rows import DataRow, read_rows
+from .text_files import DataWarning, expand_paths
+
+Message = dict[str, Any]
+
+OPTIONS = ("tools", "tool_call_format", "date")
+MESSAGE_FIELDS = {"role", "content", "tool_calls", "tool_call_id", "name", "weight"}
+SHAREGPT_ROLES = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
+    "bing": "assistant", "bard": "assistant", "model": "assistant", "system": "system", "tool": "tool",
+    "observation": "tool", "function_response": "tool", "function_call": "function_call",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ReadDialog:
+    """A dialog as read: chat messages, the options its renderer needs, and which messages are not to be trained."""
+
+    messages: list[Message]
+    options: dict[str, Any]
+    untrained: frozenset[int]
+    where: str
+
+
+def read_dialogs(path: Path | str) -> Iterator[ReadDialog]:
+    """Yield the dialogs of a file. DataError names the line that is not one, and a file without any.
+
+    A dialog whose answers all have weight 0 is left out, with a counted warning.
+    """
+    ignored: Counter[str] = Counter()
+    converted: Counter[str] = Counter()
+    n_found = n_weightless = 0
+    for file in expand_paths(path):
+        if file.is_dir():
+            raise DataError(f"{file}: is a folder; give a file of dialogs, e.g. {file}/dialogs.jsonl")
+        for row in read_rows(file, str(file)):
+            kind, dialog = _convert(row, ignored)
+            n_found += 1
+            converted[kind] += 1
+            if _answers(dialog.messages) <= dialog.untrained and dialog.untrained:
+                n_weightless += 1
+                continue
+            yield dialog
+    if n_found == 0:
+        raise DataError(f"{path}: no dialogs in it; give one JSON object per line")
+    for kind, n in converted.items():
+        if kind:
+            warnings.warn(f"{path}: converted {n} dialogs from {kind}", DataWarning, stacklevel=2)
+    if n_weightless:
+        note = f"{path}: left out {n_weightless} dialogs whose answers all have weight 0"
+        warnings.warn(note, DataWarning, stacklevel=2)
+    if ignored:
+        names = ", ".join(f"{name} ({n} times)" for name, n in sorted(ignored.items()))
+        warnings.warn(f"{path}: ignored fields that are not part of a dialog: {names}", DataWarning, stacklevel=2)
+
+
+def rendered_dialogs(path: Path | str, tokenizer: Tokenizer) -> Iterator[Rendered]:
+    """Yield the dialogs of a file as token ids and a mask of the tokens to train; DataError names the bad line."""
+    for dialog in read_dialogs(path):
+        try:
+            rendered = render(dialog.messages, tokenizer, **dialog.options)
+        except (ChatError, TypeError) as error:
+            raise DataError(f"{dialog.where}: not a dialog: {error}") from error
+        mask = list(rendered.mask)
+        for span in rendered.spans:
+            if span.message in dialog.untrained:
+                mask[span.start : span.end] = [False] * (span.end - span.start)
+        yield replace(rendered, mask=mask)
+
+
+def _convert(row: DataRow, ignored: Counter[str]) -> tuple[str, ReadDialog]:
+    """Return the name of the row's format ("" for chat messages) and its dialog; counts the fields it ignores."""
+    fields = {"messages": row.value} if isinstance(row.value, list) else row.value
+    if not isinstance(fields, dict):
+        raise DataError(f"{row.where}: {type(fields).__name__} instead of an object; give an object with messages")
+    if "form" in fields:
+        raise DataError(f"{row.where}: 'form' is now called 'tool_call_format'; rename it")
+    fields = {key: value for key, value in fields.items() if value is not None}
+    used, kind, messages = _messages(fields, row.where)
+    options = {name: fields[name] for name in OPTIONS if fields.get(name)}
+    if isinstance(options.get("tools"), str):
+        options["tools"] = _parsed_json(options["tools"], f"{row.where}: tools")
+    untrained = set()
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise DataError(
+                f"{row.where}: messages[{number}] is {type(message).__name__}; give objects with role and content"
+            )
+        if _weight(message, f"{row.where}: messages[{number}]") == 0:
+            untrained.add(number)
+        unknown = [key for key, value in message.items() if value is not None and key not in MESSAGE_FIELDS]
+        ignored.update(f"messages.{key}" for key in unknown)
+    if _weight(fields, row.where) == 0:
+        untrained |= _answers(messages)
+    ignored.update(str(key) for key in fields.keys() - used - {*OPTIONS, "weight"})
+    return kind, ReadDialog(messages, options, frozenset(untrained), row.where)
+
+
+def _messages(fields: Mapping[str, Any], where: str) -> tuple[set[str], str, list[Message]]:
+    """Return the fields that hold the dialog, the name of the format they are in, and the dialog's messages."""
+    for key in ("messages", "conversations", "conversation"):
+        if key in fields:
+            turns = _list(fields[key], f"{where}: {key}")
+            if any(isinstance(turn, dict) and "from" in turn for turn in turns):
+                system = _system(fields.get("system"))
+                return {key, "system"}, "ShareGPT", system + _sharegpt(turns, where)
+            return {key}, "", turns
+    if "instruction" in fields and "output" in fields:
+        question = "\n\n".join(str(fields[key]) for key in ("instruction", "input") if fields.get(key))
+        turns = [*fields.get("history", ()), (question, fields["output"])]
+        try:
+            pairs = [_exchange(str(asked), str(answer)) for asked, answer in turns]
+        except (TypeError, ValueError):
+            raise DataError(f"{where}: history is not a list of [question, answer]") from None
+        known = {"instruction", "input", "output", "system", "history"}
+        return known, "Alpaca", _system(fields.get("system")) + [m for pair in pairs for m in pair]
+    answer = next((key for key in ("completion", "response") if key in fields), None)
+    if "prompt" in fields and answer is not None:
+        asked, said = fields["prompt"], fields[answer]
+        if isinstance(asked, list) and isinstance(said, list):
+            history = [{**message, "weight": 0} if isinstance(message, dict) else message for message in asked]
+            return {"prompt", answer}, "prompt and completion", history + said
+        system = _system(fields.get("system"))
+        return {"prompt", answer, "system"}, "prompt and completion", system + _exchange(str(asked), str(said))
+    if "chosen" in fields and "rejected" in fields:
+        raise DataError(f"{where}: a pair of preferences, not a dialog; give an object with messages")
+    raise DataError(
+        f"{where}: no dialog among {sorted(map(str, fields))[:8]}; give an object with messages, conversations, "
+        "instruction and output, or prompt and completion"
+    )
+
+
+def _sharegpt(turns: list[Any], where: str) -> list[Message]:
+    messages: list[Message] = []
+    for number, turn in enumerate(turns):
+        at = f"{where}: conversations[{number}]"
+        if not isinstance(turn, dict):
+            raise DataError(f"{at} is {type(turn).__name__}; give objects with from and value")
+        role = SHAREGPT_ROLES.get(str(turn.get("from")).lower())
+        if role is None or "value" not in turn:
+            raise DataError(f"{at}: from={turn.get('from')!r}; give one of {', '.join(SHAREGPT_ROLES)}, and a value")
+        rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
+        if role == "function_call":
+            calls = _parsed_json(turn["value"], at)
+            calls = calls if isinstance(calls, list) else [calls]
+            messages.append({"role": "assistant", "content": "", "tool_calls": calls, **rest})
+        else:
+            messages.append({"role": role, "content": turn["value"], **rest})
+    return messages
+
+
+def _system(text: Any) -> list[Message]:
+    return [{"role": "system", "content": str(text)}] if text else []
+
+
+def _exchange(question: str, answer: str) -> list[Message]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _answers(messages: list[Message]) -> set[int]:
+    return {number for number, message in enumerate(messages) if message.get("role") == "assistant"}
+
+
+def _weight(fields: Mapping[str, Any], where: str) -> int:
+    weight = fields.get("weight", 1)
+    if weight not in (0, 1):
+        raise DataError(f"{where}: weight {weight!r} is neither 0 (not trained) nor 1 (trained)")
+    return int(weight)
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    value = _parsed_json(value, where) if isinstance(value, str) else value
+    if not isinstance(value, list):
+        raise DataError(f"{where} is {type(value).__name__}; give a list of messages")
+    return value
+
+
+def _parsed_json(text: Any, where: str) -> Any:
+    """Return the value of a field that files hold as JSON text (a cell of a CSV, ShareGPT's calls)."""
+    if not isinstance(text, str):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON ({error})") from None
