@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
 import sysconfig
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import zstandard

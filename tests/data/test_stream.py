@@ -12,8 +12,8 @@ from herd.data.batch import IGNORE
 from herd.data.packing import DialogStream, pack
 from herd.data.shards import Shards
 from herd.data.shuffle import key, permute
-from herd.data.text_files import DataWarning
 from herd.data.stream import MixStream, TokenStream
+from herd.data.text_files import DataWarning
 from herd.errors import DataError
 
 

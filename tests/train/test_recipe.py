@@ -211,15 +211,19 @@ def test_files_that_cannot_be_read(tmp_path):
         read_recipe(tmp_path / "binary.yaml")
 
 
-def test_check_looks_at_ranks_and_folders(tmp_path):
+def test_check_looks_at_ranks_and_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     recipe = parse_recipe(GOOD)
+    with pytest.raises(RecipeError, match="corpus: no such file or folder"):
+        check(recipe, 2)
+    (tmp_path / "corpus").mkdir()
     assert check(recipe, 2).dim == 32
     with pytest.raises(RecipeError, match=r"recipe is for parallel.ranks=2, started are 1: use torchrun"):
         check(recipe, 1)
     shards = edited(
         ("text: [corpus]", f"shards: {tmp_path}/none"), ("train_vocab: 1024", "path: tokenizer.model")
     )
-    with pytest.raises(RecipeError, match="none does not exist"):
+    with pytest.raises(RecipeError, match="none: no such file or folder"):
         check(parse_recipe(shards), 2)
     missing = edited(("kind: lm", f"kind: distil\n  teacher: {tmp_path}/nobody"))
     with pytest.raises(HerdError, match="nobody"):

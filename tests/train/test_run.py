@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import subprocess
@@ -16,7 +15,7 @@ from herd.checkpoint import load_lineage, load_model
 from herd.errors import DataError, RecipeError
 from herd.train import metrics
 from herd.train.recipe import parse_recipe
-from herd.train.run import read_dialogs, run_recipe
+from herd.train.run import run_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore::herd.data.corpus.DataWarning")
 
@@ -183,26 +182,3 @@ def test_other_data_is_not_resumed(base):
     run_recipe(recipe(INSTRUCT, base))
     with pytest.raises(DataError, match=r"data\.made_dialogs was 12 and is now 13"):
         run_recipe(recipe(changed, base))
-
-
-def test_dialog_files(base, tmp_path):
-    from herd.text import Tokenizer
-
-    tokenizer = Tokenizer.from_folder(base / "teacher" / "model")
-    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "the cat"}]
-    path = tmp_path / "d.jsonl"
-    path.write_text(json.dumps({"messages": messages}) + "\n\n" + json.dumps({"messages": messages}) + "\n")
-    assert len(list(read_dialogs(path, tokenizer))) == 2
-    for bad in (
-        "nonsense",
-        '{"messages": []}',
-        '{"message": 1}',
-        "[]",
-        '{"messages": [{"role": "x", "content": ""}]}',
-    ):
-        path.write_text(json.dumps({"messages": messages}) + "\n" + bad + "\n")
-        with pytest.raises(DataError, match=r"d.jsonl:2: "):
-            list(read_dialogs(path, tokenizer))
-    path.write_text("\n")
-    with pytest.raises(DataError, match="no dialogs in it"):
-        list(read_dialogs(path, tokenizer))

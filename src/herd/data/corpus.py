@@ -115,7 +115,9 @@ def read_corpus(spec: Spec = None) -> Iterator[Document]:
         if isinstance(path, str):
             yield from read_hub(path.removeprefix(HUB))
         elif names[path.name] > 1:  # several of one name: tell their files apart by the whole path
-            yield from (replace(document, source=f"{path}/{document.source}") for document in read_path(path, size))
+            yield from (
+                replace(document, source=f"{path}/{document.source}") for document in read_path(path, size)
+            )
         else:
             yield from read_path(path, size)
 

@@ -46,7 +46,9 @@ def choose(files: list[str], part: str = "") -> list[str]:
     """The files to read: those under ``part``, of the best kind present, training files where any is called so."""
     files = sorted(file for file in files if part in file and not file.startswith("."))
     for endings in KINDS:
-        kind = [file for file in files if file.endswith(tuple(e + p for e in endings for p in ("", *COMPRESSED)))]
+        kind = [
+            file for file in files if file.endswith(tuple(e + p for e in endings for p in ("", *COMPRESSED)))
+        ]
         if kind:
             return [file for file in kind if "train" in file.lower()] or kind
     return []

@@ -23,8 +23,8 @@ import numpy as np
 from ..errors import DataError
 from .batch import IGNORE, Batch
 from .shuffle import key, permute
-from .text_files import DataWarning
 from .stream import as_batch, check_range
+from .text_files import DataWarning
 
 
 class DialogStream:

@@ -77,7 +77,9 @@ def read_dialogs(path: Path | str) -> Iterator[ReadDialog]:
         warnings.warn(note, DataWarning, stacklevel=2)
     if ignored:
         names = ", ".join(f"{name} ({n} times)" for name, n in sorted(ignored.items()))
-        warnings.warn(f"{path}: ignored fields that are not part of a dialog: {names}", DataWarning, stacklevel=2)
+        warnings.warn(
+            f"{path}: ignored fields that are not part of a dialog: {names}", DataWarning, stacklevel=2
+        )
 
 
 def rendered_dialogs(path: Path | str, tokenizer: Tokenizer) -> Iterator[Rendered]:
@@ -98,7 +100,9 @@ def _convert(row: DataRow, ignored: Counter[str]) -> tuple[str, ReadDialog]:
     """Return the name of the row's format ("" for chat messages) and its dialog; counts the fields it ignores."""
     fields = {"messages": row.value} if isinstance(row.value, list) else row.value
     if not isinstance(fields, dict):
-        raise DataError(f"{row.where}: {type(fields).__name__} instead of an object; give an object with messages")
+        raise DataError(
+            f"{row.where}: {type(fields).__name__} instead of an object; give an object with messages"
+        )
     if "form" in fields:
         raise DataError(f"{row.where}: 'form' is now called 'tool_call_format'; rename it")
     fields = {key: value for key, value in fields.items() if value is not None}
@@ -144,10 +148,16 @@ def _messages(fields: Mapping[str, Any], where: str) -> tuple[set[str], str, lis
     if "prompt" in fields and answer is not None:
         asked, said = fields["prompt"], fields[answer]
         if isinstance(asked, list) and isinstance(said, list):
-            history = [{**message, "weight": 0} if isinstance(message, dict) else message for message in asked]
+            history = [
+                {**message, "weight": 0} if isinstance(message, dict) else message for message in asked
+            ]
             return {"prompt", answer}, "prompt and completion", history + said
         system = _system(fields.get("system"))
-        return {"prompt", answer, "system"}, "prompt and completion", system + _exchange(str(asked), str(said))
+        return (
+            {"prompt", answer, "system"},
+            "prompt and completion",
+            system + _exchange(str(asked), str(said)),
+        )
     if "chosen" in fields and "rejected" in fields:
         raise DataError(f"{where}: a pair of preferences, not a dialog; give an object with messages")
     raise DataError(
@@ -164,7 +174,9 @@ def _sharegpt(turns: list[Any], where: str) -> list[Message]:
             raise DataError(f"{at} is {type(turn).__name__}; give objects with from and value")
         role = SHAREGPT_ROLES.get(str(turn.get("from")).lower())
         if role is None or "value" not in turn:
-            raise DataError(f"{at}: from={turn.get('from')!r}; give one of {', '.join(SHAREGPT_ROLES)}, and a value")
+            raise DataError(
+                f"{at}: from={turn.get('from')!r}; give one of {', '.join(SHAREGPT_ROLES)}, and a value"
+            )
         rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
         if role == "function_call":
             calls = _parsed_json(turn["value"], at)

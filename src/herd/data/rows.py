@@ -101,7 +101,7 @@ def _table(lines: Iterator[str], name: str, delimiter: str) -> Iterator[DataRow]
                 raise DataError(f"{where}: more fields than the header has; quote fields with {delimiter!r}")
             yield DataRow(row, number, where)
     except csv.Error as error:
-        raise DataError(f"{name}:{reader.line_num}: not CSV ({error}); check its quotes") from None
+        raise DataError(f"{name}: not CSV after line {reader.line_num} ({error}); check its quotes") from None
 
 
 def _parquet(file: Path, name: str) -> Iterator[DataRow]:

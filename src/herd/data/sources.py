@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
-from .rows import JSON_LINES, ROW_ENDINGS, NoRows, DataRow, read_rows
+from .rows import JSON_LINES, ROW_ENDINGS, DataRow, NoRows, read_rows
 from .text_files import (
     DataWarning,
     NotText,

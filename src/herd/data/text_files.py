@@ -44,7 +44,7 @@ def expand_paths(name: Path | str) -> list[Path]:
 
     Raises DataError where nothing exists.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.exists():
         return [path]
     if not glob.has_magic(str(path)):

@@ -19,7 +19,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic_core import ErrorDetails
 
-from ..errors import ConfigError, RecipeError
+from ..data.text_files import expand_paths
+from ..errors import ConfigError, DataError, RecipeError
 from ..llama.config import SIZES, ModelConfig, RopeScaling
 from .config import ComputeDtype, Fraction, Positive, PositiveReal, TrainConfig, impossible
 
@@ -389,9 +390,14 @@ def check(recipe: Recipe, world: int) -> ModelConfig:
                 f"{recipe.name}: train.context={recipe.train.context} exceeds the teacher's "
                 f"max_context={teacher.max_context}"
             )
-    for path in (recipe.data.shards, recipe.data.dialogs, recipe.data.heldout):
-        if path is not None and not Path(path).exists():
-            raise RecipeError(f"{recipe.name}: {path} does not exist; give data that is there")
+    data = recipe.data
+    text = [] if data.text in (None, ["builtin"]) else data.text or []
+    for path in (data.shards, data.dialogs, data.heldout, *text):
+        if path is not None and not path.startswith("hf:"):
+            try:
+                expand_paths(path)
+            except DataError as error:
+                raise RecipeError(f"{recipe.name}: {error}") from error
     return config
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,12 @@ from ..data.corpus import DataWarning, corpus_origin, load_corpus
 from ..data.dialogs import make_dialogs
 from ..data.origin import bind
 from ..data.packing import DialogStream
+from ..data.read_dialogs import rendered_dialogs
 from ..data.shards import INDEX, Shards
 from ..data.stream import Stream, TokenStream, first_rows
+from ..data.text_files import expand_paths
 from ..dtypes import torch_dtype
-from ..errors import ChatError, DataError, RecipeError
+from ..errors import RecipeError
 from ..files import storage_error
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM, fill_parameter
@@ -131,10 +133,12 @@ def bind_data(recipe: Recipe, out: Path) -> None:
     if data.text is not None:
         files, text_settings = corpus_origin(_corpus_spec(recipe))
         settings |= text_settings | {"data.split": data.split, "data.max_bytes": data.max_bytes}
-    for path in (Path(name) for name in (data.shards, data.dialogs, data.heldout) if name is not None):
-        # The index of shards holds the checksum of every file beside it.
-        file = path / INDEX if path.is_dir() else path
-        files.append((f"{path.name}/{INDEX}" if path.is_dir() else path.name, file))
+    for name in (data.shards, data.dialogs, data.heldout):
+        for path in expand_paths(name) if name is not None else []:
+            if path.is_dir():  # the index of shards holds the checksums of the other files
+                files.append((f"{path.name}/{INDEX}", path / INDEX))
+            else:
+                files.append((path.name, path))
     bind(
         out,
         files,
@@ -159,12 +163,12 @@ def prepare(recipe: Recipe, config: ModelConfig, out: Path) -> Material:
     shards = (
         _text_shards(recipe, tokenizer, out, data.split)
         if made
-        else Shards.open(Path(str(data.shards)), tokenizer)
+        else Shards.open(expand_paths(str(data.shards))[0], tokenizer)
     )
     stream = TokenStream(shards, context, seed, documents=data.documents)
     heldout = None
     if data.heldout is not None:
-        heldout = Shards.open(Path(data.heldout), tokenizer)
+        heldout = Shards.open(expand_paths(data.heldout)[0], tokenizer)
     elif made:
         heldout = _text_shards(recipe, tokenizer, out, "heldout")
     batches = [] if heldout is None else _first_rows(TokenStream(heldout, context, 0), recipe)
@@ -210,8 +214,8 @@ def _dialogs(recipe: Recipe, tokenizer: Tokenizer) -> Material:
     tokenizer.require_chat_format()
     data, context, seed = recipe.data, recipe.train.context, recipe.train.seed
     if data.dialogs is not None:
-        rendered = list(read_dialogs(Path(data.dialogs), tokenizer))
-        heldout = list(read_dialogs(Path(data.heldout), tokenizer)) if data.heldout is not None else []
+        rendered = list(rendered_dialogs(data.dialogs, tokenizer))
+        heldout = list(rendered_dialogs(data.heldout, tokenizer)) if data.heldout is not None else []
     else:
         made = {split: make_dialogs(n, seed, split=split) for split, n in _numbers(recipe)}
         rendered, heldout = (
@@ -231,36 +235,6 @@ def _dialogs(recipe: Recipe, tokenizer: Tokenizer) -> Material:
 def _numbers(recipe: Recipe) -> list[tuple[str, int]]:
     n = int(recipe.data.made_dialogs or 0)
     return [("train", n), ("test", max(1, min(n, 4 * recipe.data.heldout_rows)))]
-
-
-def read_dialogs(path: Path, tokenizer: Tokenizer) -> Iterator[Any]:
-    """Render the dialogs of a ``.jsonl`` file, a ``{"messages", "tools", "tool_call_format", "date"}`` per line.
-
-    Raises `DataError` naming the line that is not one, or a file without any.
-    """
-    found = False
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-                unknown = sorted(record.keys() - {"messages", "tools", "tool_call_format", "date"})
-                if "form" in unknown:
-                    raise DataError(f"{path}:{number}: 'form' is now called 'tool_call_format'; rename it")
-                if unknown:
-                    raise DataError(f"{path}:{number}: {unknown[0]!r} is not a field of a dialog; remove it")
-                options = {
-                    key: record[key] for key in ("tools", "tool_call_format", "date") if record.get(key)
-                }
-                yield render(record["messages"], tokenizer, **options)
-            except (ValueError, KeyError, TypeError, AttributeError, ChatError) as error:
-                raise DataError(
-                    f"{path}:{number}: not a dialog ({error}); give an object with messages"
-                ) from error
-            found = True
-    if not found:
-        raise DataError(f"{path}: no dialogs in it; give one JSON object a line")
 
 
 def _first_rows(stream: Stream, recipe: Recipe) -> list[Batch]:
