@@ -15,7 +15,7 @@ from common import COMMITTED, ROOT
 from herd.files import write_atomically
 from herd.llama import SIZES
 from herd.report import read_receipts, write_receipt
-from herd.report.page import command
+from herd.report.page import raise_command
 from herd.report.receipt import read_receipt
 from herd.report.run import load_run
 from herd.report.tabulate import markdown
@@ -111,7 +111,7 @@ def take(folder: Path) -> None:
             path,
             what=f"a herd raised with --{mode}" if mode != "demo" else "a herd raised by default",
             values=values,
-            command=command(run) or "herd raise",
+            command=raise_command(run) or "herd raise",
             seed=None if seed is None else int(seed),
             made_by=run.commit or None,
         )

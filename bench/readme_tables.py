@@ -242,7 +242,7 @@ def run_values(run: Run) -> dict[str, Value]:
             ("predicted seconds", stage.predicted_seconds, "s"),
             ("tokens", stage.tokens, "tokens"),
             ("flops", stage.flops, "FLOP"),
-            ("peak memory", stage.peak_bytes, "bytes"),
+            ("peak memory", stage.peak_rss_bytes, "bytes"),
             ("predicted peak memory", stage.predicted_peak_bytes, "bytes"),
         )
         for key, number, unit in costs:

@@ -67,11 +67,7 @@ def test_simulated_54_days_agree_with_meta_and_with_the_formula():
     good = young_daly(16_384, state_nbytes(SIZES["405B"]))
 
     def share(restart):
-        times = {
-            "interval": good.interval,
-            "checkpoint_seconds": good.checkpoint_seconds,
-            "restart": restart,
-        }
+        times = {"interval": good.interval, "checkpoint_seconds": good.checkpoint_seconds, "restart": restart}
         return statistics.fmean(simulate_run(54, 419, 47, **times, seed=seed) for seed in range(5))
 
     assert 0.9 <= share(RESTART) <= 0.97

@@ -83,8 +83,8 @@ def test_a_whole_run_is_shown(example):
         "Long context",
         "Languages",
         "Tools",
-        "In their own words",
-        "What it cost",
+        "Sample texts",
+        "Costs",
     ):
         assert heading in text
     for number in (

@@ -217,13 +217,7 @@ def _beside(config: ModelConfig, kv: str, context: int, batch: int, rival: int) 
 
 
 def _measured(
-    model: LlamaLM,
-    works: list[Work],
-    rounds: int,
-    steps: int,
-    kv: str,
-    seed: int,
-    rival: LlamaCpp | None,
+    model: LlamaLM, works: list[Work], rounds: int, steps: int, kv: str, seed: int, rival: LlamaCpp | None
 ) -> dict[str, Any]:
     import psutil
     import torch

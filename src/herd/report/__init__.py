@@ -1,4 +1,5 @@
-"""How measured numbers are recorded and shown: receipts (`receipt.py`) and the HTML page of a run (`page.py`).
+"""How measured numbers are recorded and shown: receipts (`receipt.py`) and the HTML page of a run
+(`page.py`).
 
 Needs no torch, so a page can be rebuilt on any machine.
 """

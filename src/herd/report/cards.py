@@ -1,4 +1,5 @@
-"""The cards at the top of the page: the few numbers a reader wants first, as far as they were measured."""
+"""Make the cards at the top of the page: the few numbers a reader wants first, as far as they were
+measured."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from .units import NBSP, duration, fixed, format_value, si, unit_name
 
 @dataclass(frozen=True)
 class Card:
-    """A number worth reading first; ``verdict`` is (a word, whether it is good) where something had to be shown."""
+    """A number with its caption; ``verdict`` is (a word, whether it is good) where a condition had to be
+    met."""
 
     title: str
     tone: str
@@ -24,7 +26,7 @@ class Card:
 
 
 def cards(run: Run) -> list[Card]:
-    """What a reader wants to know first, as far as it was measured."""
+    """Return the cards of everything that was measured."""
     found = [_teacher(run), _student_vs_control(run), _fidelity(run), _needle(run), _tools(run), _code(run)]
     return [card for card in [*found, _gates(run), _time(run)] if card]
 
@@ -43,7 +45,7 @@ def _score_card(
 
 
 def _teacher(run: Run) -> Card | None:
-    caption = "What the teacher needs to write down a byte of text it has never seen. Less is better."
+    caption = "Bits the teacher needs to encode a byte of text it has never seen. Less is better."
     return _score_card(run, "teacher", "bpb", "Teacher", caption)
 
 
@@ -56,7 +58,7 @@ def _student_vs_control(run: Run) -> Card | None:
             better = shown.value < 0 if lower else shown.value > 0
             certain = shown.lo is not None and shown.hi is not None and (shown.hi < 0 or shown.lo > 0)
             word = ("better" if better else "worse") if certain else "not shown"
-            caption = "Paired difference on the same held-out text, after the same tokens in the same order."
+            caption = "Paired difference on the same held-out text, after training on the same tokens."
             sign = "+" if shown.value > 0 else ""
             return Card(
                 title, "student", sign + format_value(shown.value, score.unit, 3), unit_name(score.unit),
@@ -66,7 +68,7 @@ def _student_vs_control(run: Run) -> Card | None:
 
 
 def _fidelity(run: Run) -> Card | None:
-    caption = "How often the student’s likeliest next token is its teacher’s."
+    caption = "How often the student’s most likely next token is also its teacher’s."
     student, teacher = run.maker("student"), run.maker("instruct") or run.maker("teacher")
     if student and teacher and student.n_params and teacher.n_params:
         caption += f" It has {fixed(100 * student.n_params / teacher.n_params, 0)}{NBSP}% of its parameters."
@@ -87,7 +89,7 @@ def _needle(run: Run) -> Card | None:
     if best is None:
         return None
     length, model, score = best
-    caption = f"Planted facts that the model “{model}” finds again in {length:,} tokens of other text."
+    caption = f"Facts hidden in {length:,} tokens of other text that the model “{model}” finds."
     return _score_card(run, model, "needle", "Long context", caption, score.detail["by_length"][str(length)])
 
 
@@ -95,12 +97,12 @@ def _tools(run: Run) -> Card | None:
     score = run.score("instruct", "tool_use")
     part = score.detail.get("by_lang", {}).get("en") if score else None
     words = "English questions" if part else "questions"
-    caption = f"Unseen {words} where the call computes the right value and the answer says it."
+    caption = f"Unseen {words} where the tool call computes the right value and the answer states it."
     return _score_card(run, "instruct", "tool_use", "Tool use", caption, part)
 
 
 def _code(run: Run) -> Card | None:
-    caption = "Functions it wrote that pass their tests in the sandbox."
+    caption = "Functions the model wrote that pass their tests in the sandbox."
     return _score_card(run, "instruct", "code_pass", "Code", caption)
 
 
@@ -110,7 +112,7 @@ def _gates(run: Run) -> Card | None:
         return None
     passed = sum(gate.passed for gate in gates)
     failed = [gate.name for gate in gates if not gate.passed]
-    caption = "Every gate on the way was passed." if not failed else f"Not passed: {', '.join(failed)}."
+    caption = "Every stage passed its gates." if not failed else f"Not passed: {', '.join(failed)}."
     verdict = ("not all", False) if failed else ("all", True)
     return Card("Gates", "none", f"{passed} of {len(gates)}", "passed", "", caption, verdict)
 
@@ -119,8 +121,8 @@ def _time(run: Run) -> Card | None:
     seconds, predicted = total(run.stages, "seconds"), total(run.stages, "predicted_seconds")
     if not seconds:
         return None
-    said = f"Predicted beforehand: {duration(predicted)}." if predicted else "No prediction was recorded."
-    energy = total(run.stages, "flops")
+    said = f"Predicted: {duration(predicted)}." if predicted else "No prediction was recorded."
+    flops = total(run.stages, "flops")
     return Card(
-        "Time", "none", duration(seconds), "", "", said + (f" {si(energy, 'FLOP')} in all." if energy else "")
+        "Time", "none", duration(seconds), "", "", said + (f" {si(flops, 'FLOP')} in all." if flops else "")
     )

@@ -1,9 +1,9 @@
-"""The page of a run: one HTML file that needs nothing else, in light and dark, on a phone and on paper.
+"""Write the page of a run: one HTML file that needs nothing else, for light and dark mode, phones and paper.
 
-`build_page` reads what the run left on disk (`run.py` has the contract), makes cards, charts and tables of it
-(`cards.py`, `figures.py`, `tabulate.py`), lays them out by ``page.html.jinja`` and writes ``report.html`` into the run.
-No script, no font, no image is fetched: mailed to a colleague or opened in ten years it shows the same. Built anew from
-the same folder it is the same, byte for byte.
+`build_page` reads what the run left on disk (`run.py` describes it), makes cards, charts and tables of it
+(`cards.py`, `figures.py`, `tabulate.py`), lays them out with ``page.html.jinja`` and writes ``report.html``
+into the run's folder. No script, font or image is fetched, so the file can be mailed or kept for years. The
+same folder always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -22,20 +22,16 @@ from .units import NOT_MEASURED, duration, fixed, nbytes
 
 
 def build_page(run_folder: Path | str) -> Path:
-    """Write ``report.html`` into a run's folder and return its path. Raises `ReportError` if the folder is no run."""
+    """Write ``report.html`` into a run's folder and return its path. Raises `ReportError` if it is not a
+    run."""
     run = load_run(run_folder)
     path = run.folder / "report.html"
-    write_atomically(path, render_page(run))
+    write_atomically(path, template("herd.report", "page.html.jinja").render(_contents(run)))
     return path
 
 
-def render_page(run: Run) -> str:
-    """The page as text."""
-    return template("herd.report", "page.html.jinja").render(contents(run))
-
-
-def contents(run: Run) -> dict[str, Any]:
-    """Everything the template shows."""
+def _contents(run: Run) -> dict[str, Any]:
+    """Return everything that the template shows."""
     root = tree.family(run)
     return {
         "run": run,
@@ -59,19 +55,20 @@ def contents(run: Run) -> dict[str, Any]:
         "cost": tabulate.cost_table(run),
         "gates": tabulate.gates_table(run),
         "notes": [(stage.name, note) for stage in run.stages for note in stage.notes],
-        "provenance": provenance(run),
-        "lineage": lineage(run),
+        "provenance": _provenance(run),
+        "lineage": _lineage(run),
         "not_measured": NOT_MEASURED,
     }
 
 
 def headline(run: Run) -> str:
+    """Return the title of the page."""
     seconds = sum(stage.seconds or 0 for stage in run.stages)
     return f"A herd raised in {duration(seconds)}" if seconds else f"The herd “{run.name}”"
 
 
 def facts(run: Run) -> list[str]:
-    """The line under the title: run, mode, seed, machine, date."""
+    """Return the line under the title: run, mode, seed, machine, date."""
     cores, cpu = run.machine.get("cores"), run.machine.get("cpu", "unknown processor")
     where = f"{cores} cores, {cpu}" if cores else None
     seed = run.plan.get("seed")
@@ -85,25 +82,20 @@ def facts(run: Run) -> list[str]:
     return [fact for fact in found if fact]
 
 
-def provenance(run: Run) -> list[tuple[str, str]]:
-    """Machine, software and what to type to have it again; what was not recorded says so."""
+def _provenance(run: Run) -> list[tuple[str, str]]:
+    """Return the machine, the software and the command that repeats the run, or "not recorded"."""
     machine, commit = run.machine, run.commit
     memory = machine.get("memory_bytes")
-    text = run.plan.get("text")
+    if (hashed := commit.get("hash")) and commit.get("dirty"):
+        hashed += " with uncommitted changes"
+    text = ", ".join(map(str, run.plan.get("text") or []))
     rows = [
-        ("command", command(run)),
+        ("command", raise_command(run)),
         ("seed", run.plan.get("seed")),
-        (
-            "text",
-            ", ".join(map(str, text)) if text else "Python's standard library and Herd's parallel sentences",
-        ),
+        ("text", text or "Python's standard library and Herd's parallel sentences"),
         ("started", run.plan.get("created")),
         ("herd", run.plan.get("version")),
-        (
-            "commit",
-            commit.get("hash")
-            and commit["hash"] + (" with uncommitted changes" if commit.get("dirty") else ""),
-        ),
+        ("commit", hashed),
         ("processor", machine.get("cpu")),
         ("cores", machine.get("cores")),
         ("instruction set used", machine.get("instruction_set")),
@@ -117,8 +109,8 @@ def provenance(run: Run) -> list[tuple[str, str]]:
     return [(name, "not recorded" if value in (None, "") else str(value)) for name, value in rows]
 
 
-def command(run: Run) -> str | None:
-    """What to type to raise this herd again."""
+def raise_command(run: Run) -> str | None:
+    """Return the command that raises this family again."""
     if run.plan.get("command"):
         return str(run.plan["command"])
     mode, seed = run.plan.get("mode"), run.plan.get("seed")
@@ -126,9 +118,9 @@ def command(run: Run) -> str | None:
         return None
     words = ["herd", "raise", "--name", run.name, "--seed", str(seed)]
     words += [f"--{mode}"] if mode in ("full", "quick") else []
-    return shlex.join(
-        [*words, *(word for text in run.plan.get("text") or [] for word in ("--text", str(text)))]
-    )
+    for text in run.plan.get("text") or []:
+        words += ["--text", str(text)]
+    return shlex.join(words)
 
 
 def _probe(run: Run) -> str | None:
@@ -138,15 +130,13 @@ def _probe(run: Run) -> str | None:
     return "; ".join(f"{shape}: {fixed(speed, 0)} tokens/s" for shape, speed in speeds.items()) or None
 
 
-def lineage(run: Run) -> list[tuple[str, str, str, str]]:
-    """(model, parameters, hash of its weights, parents) of every model that was made."""
+def _lineage(run: Run) -> list[tuple[str, str, str, str]]:
+    """Return (model, parameters, hash of its weights, parents) of every model that was made."""
     rows = []
     for stage in run.stages:
         if stage.model_name is None:
             continue
-        parents = [
-            f"{role} {str(hashed)[:16]}" for role, hashed in (stage.lineage.get("parents") or {}).items()
-        ]
+        parents = [f"{role} {str(hash_)[:16]}" for role, hash_ in stage.lineage.get("parents", {}).items()]
         params = f"{stage.n_params:,}" if stage.n_params else "not recorded"
         hashed = str(stage.lineage.get("weights_hash") or "not recorded")
         rows.append((stage.model_name, params, hashed, ", ".join(parents) or "random weights"))

@@ -1,8 +1,9 @@
-"""Scores that others published, as data: what one's own measurement is put beside, and what the news was made of.
+"""Read the scores that others published, to show next to one's own measurements and to check what the news
+claimed.
 
-``published.yaml`` holds every figure with its source, its setting and whether the model was a base or an instruct one;
-a score without these cannot be compared with anything. Torch-free, so that evaluations, reports and plans may all read
-it. All scores are percent.
+``published.yaml`` holds every figure with its source, its setting and whether the model was a base or an
+instruct model; a score without these cannot be compared with anything. All scores are percent. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ import yaml
 from ..errors import ReportError
 
 Kind = Literal["base", "instruct"]
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same result, ten times sooner
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # gives the same result ten times faster
 
 
 @dataclass(frozen=True)
 class PublishedSource:
-    """Where figures come from: a title, where to find it, its date."""
+    """A publication: its title, where to find it, its date."""
 
     name: str
     title: str
@@ -34,8 +35,10 @@ class PublishedSource:
 
 @dataclass(frozen=True)
 class Published:
-    """One score in percent. ``shots`` None: the source names none. ``starred``: the source says that this model was run
-    in another setting than its row."""
+    """A score in percent. ``shots`` is None if the source does not say.
+
+    ``starred``: the source says that this model was run in another setting than the others in its row.
+    """
 
     task: str
     model: str
@@ -49,25 +52,22 @@ class Published:
 
     @property
     def setting(self) -> str:
-        """Shots, reasoning and metric in words: ``5-shot, chain of thought, exact match``."""
-        parts = [
-            f"{self.shots}-shot" if self.shots else "",
-            "chain of thought" if self.cot else "",
-            self.metric,
-        ]
+        """The setting in words: ``5-shot, chain of thought, exact match``."""
+        shots, thought = f"{self.shots}-shot" if self.shots else "", "chain of thought" if self.cot else ""
+        parts = [shots, thought, self.metric]
         return ", ".join(part for part in parts if part) + (" (another setting)" if self.starred else "")
 
 
 @functools.cache
 def published() -> tuple[Published, ...]:
-    """Every published score, in the order of the file."""
+    """Return every published score, in the order of the file."""
     return tuple(_parse(read_yaml("herd.report", "published.yaml")))
 
 
 def find_published(
     *, task: str | None = None, model: str | None = None, kind: Kind | None = None, source: str | None = None
 ) -> list[Published]:
-    """The scores that agree with everything given."""
+    """Return the scores that match everything given."""
     return [
         row
         for row in published()
@@ -79,7 +79,7 @@ def find_published(
 
 
 def published_score(task: str, model: str, *, kind: Kind, source: str) -> float:
-    """One score in percent. `ReportError`, with the nearest names, where there is none."""
+    """Return a score in percent. Raises `ReportError`, with the nearest names, if there is none."""
     rows = find_published(task=task, model=model, kind=kind, source=source)
     if rows:
         return rows[0].score
@@ -95,7 +95,7 @@ def published_score(task: str, model: str, *, kind: Kind, source: str) -> float:
 
 
 def read_yaml(package: str, name: str) -> Any:
-    """A YAML file that lies inside a package."""
+    """Read a YAML file of a package."""
     return yaml.load(resources.files(package).joinpath(name).read_text(encoding="utf-8"), Loader=_LOADER)
 
 

@@ -1,14 +1,16 @@
 """Receipts: every measured number is one JSON record that says how it was measured.
 
-A number without its command, commit and machine cannot be checked. So a measurement ends in `write_receipt(...)`, which
-adds the git commit and whether the tree had uncommitted changes, the processor and its instruction sets, cores, memory,
-the versions of Python and torch, and the date in UTC. The tables of the README are generated from these files. A
-receipt is one file, so `git log bench/receipts/NAME.json` is the history of a number.
+A number without its command, commit and machine cannot be checked. So a measurement ends in
+`write_receipt(...)`, which adds the git commit and whether the tree had uncommitted changes, the processor
+and its instruction sets, cores, memory, the versions of Python and torch, and the date in UTC. The tables of
+the README are generated from these files. A receipt is one file, so `git log bench/receipts/NAME.json` is the
+history of a number.
 
 Layout of a file (`schema` 1)::
 
     {"schema": 1, "name": "throughput", "what": "one sentence",
-     "values": {"speed": {"value": 980.2, "unit": "tokens/s", "lo": 962.0, "hi": 995.1, "bar": "≥ 880", "passed": true},
+     "values": {"speed": {"value": 980.2, "unit": "tokens/s", "lo": 962.0, "hi": 995.1, "bar": "≥ 880",
+                          "passed": true},
                 "memory": {"value": 2147483648, "unit": "bytes"}},
      "command": "...", "seed": 0, "rivals": {"transformers": "5.23.0"}, "notes": "...",
      "commit": {"hash": "...", "dirty": false}, "machine": {...}, "date": "2026-01-31T12:00:00Z"}
@@ -38,8 +40,9 @@ from ..machine import cores, total_memory
 SCHEMA = 1
 # fmt: off
 _ISA_FLAGS = (
-    "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni", "avx512_bf16",
-    "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "neon", "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2",
+    "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx_vnni",
+    "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8",
+    "neon", "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2",
 )
 # fmt: on
 _ISA_NAMES = {"vnni": "AVX-512 VNNI", "avx2": "AVX2", "portable": "portable C++", "reference": "plain torch"}
@@ -49,7 +52,8 @@ _ISA_NAMES = {"vnni": "AVX-512 VNNI", "avx2": "AVX2", "portable": "portable C++"
 class Value:
     """A number with its unit ("tokens/s", "bytes", "1" for a plain ratio).
 
-    Where they exist: its interval ``lo`` to ``hi``, the bar it has to reach as text ("≥ 1.15"), and whether it does.
+    Where they exist: its interval ``lo`` to ``hi``, the bar it has to reach as text ("≥ 1.15"), and whether
+    it does.
     """
 
     value: float | int | str | bool
@@ -89,10 +93,11 @@ def write_receipt(
 ) -> Path:
     """Write one receipt, named after its file, and return its path.
 
-    ``values`` are `Value`s or ``(value, unit)`` pairs. ``command`` is what a reader types to repeat the measurement;
-    ``rivals`` maps a rival's name to its version. ``made_by`` is the `commit` whose code measured, if that is not the
-    current commit of the checkout around the file. An old file stays as it is until the new one is complete.
-    Raises `ReportError` for a value that is not finite, a missing unit or an empty set of values.
+    ``values`` are `Value`s or ``(value, unit)`` pairs. ``command`` is what a reader types to repeat the
+    measurement; ``rivals`` maps a rival's name to its version. ``made_by`` is the `commit` whose code
+    measured, if that is not the current commit of the checkout around the file. An old file stays as it is
+    until the new one is complete. Raises `ReportError` for a value that is not finite, a missing unit or an
+    empty set of values.
     """
     if not values:
         raise ReportError(f"receipt {path.stem!r} has no values: a receipt records at least one number")
@@ -137,9 +142,11 @@ def read_receipts(folder: Path) -> dict[str, Receipt]:
 
 
 def git_commit(folder: Path | str = ".") -> dict[str, Any]:
-    """Return ``{"hash", "dirty"}`` of the git checkout around ``folder``; ``hash`` is None outside a checkout.
+    """Return ``{"hash", "dirty"}`` of the git checkout around ``folder``; ``hash`` is None outside a
+    checkout.
 
-    Untracked files and receipts do not make a tree dirty: measuring several things leaves several new receipts.
+    Untracked files and receipts do not make a tree dirty: measuring several things leaves several new
+    receipts.
     """
     folder = Path(folder).resolve()
     while not folder.exists():
@@ -160,7 +167,8 @@ def git_commit(folder: Path | str = ".") -> dict[str, Any]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the processor, instruction sets, usable cores, memory in bytes and versions that a number depends on."""
+    """Return the processor, instruction sets, usable cores, memory in bytes and versions that a number
+    depends on."""
     cpu, flags = _processor()
     return {
         "cpu": cpu,
@@ -195,7 +203,8 @@ def _checked(receipt: str, key: str, value: Value | tuple[Any, str]) -> Value:
 
 
 def _processor() -> tuple[str, set[str]]:
-    """Return the name of the processor and its instruction set flags (none where the system does not tell)."""
+    """Return the name of the processor and its instruction set flags (none where the system does not
+    tell)."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -206,7 +215,8 @@ def _processor() -> tuple[str, set[str]]:
 
 
 def _instruction_set(flags: set[str]) -> str:
-    """Return the instruction set of the quantized matmul: what ``HERD_ISA`` asks for, or the best of the processor.
+    """Return the instruction set of the quantized matmul: what ``HERD_ISA`` asks for, or the best of the
+    processor.
 
     The conditions are those of ``kernels/native/qmatmul_vnni.cpp`` and ``qmatmul_avx2.cpp``.
     """

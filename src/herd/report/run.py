@@ -1,27 +1,31 @@
-"""A run's folder as data: what the stages left on disk, read without torch and without ever failing on a missing part.
+"""Read the folder of a run as data: what its stages left on disk. Imports no torch; a missing part is no
+error.
 
 This is the contract between the stages and the page::
 
-    run.json             name, seed, mode, created, version, text, vocab_size, predicted_seconds {stage: seconds};
-                         optional speeds {shape: tokens/s} of the probe and stages [name, ...]
-    machine.json         machine (as `receipt.describe_machine()`) and commit (as `receipt.git_commit()`)
+    run.json             name, seed, mode, created, version, text, vocab_size,
+                         predicted_seconds {stage: seconds}; optional: stages [name, ...] and
+                         speeds {shape: tokens/s} of the probe
+    machine.json         machine (from `receipt.describe_machine()`) and commit (from `receipt.git_commit()`)
     stages/NAME/stage.json
-                         stage, title, seconds, predicted_seconds, tokens, flops, peak_rss_bytes, predicted_peak_bytes,
-                         model (folder, relative to the run, or null), n_params, notes [text],
-                         gates [{name, passed, value, bar, unit}]; the tokenizer's also bytes_per_token {lang: number}
-                         and vocab_size
+                         stage, title, seconds, predicted_seconds, tokens, flops, peak_rss_bytes,
+                         predicted_peak_bytes, model (folder, relative to the run, or null), n_params,
+                         notes [text], gates [{name, passed, value, bar, unit}]; the tokenizer's also
+                         bytes_per_token {lang: number} and vocab_size
     stages/NAME/**/metrics.jsonl
-                         one JSON a line from the training loop: step, tokens, loss (nats/token); or step with a
-                         held-out loss under one of the names in `EVAL_LOSSES`
-    scores.json          [{model, name, value, unit, lo, hi, n, detail}, ...]; names the page knows: bpb, kl, top1,
-                         needle, tool_use, code_parse, code_pass, and NAME_vs_MODEL for paired differences. detail
-                         may hold by_lang, by_form, by_task, by_length {key: number or {value, lo, hi, n}} and
-                         grid [{length, depth, value}, ...]; shares have the unit "fraction" and are shown in percent
+                         one JSON record per line from the training loop: step, tokens, loss (nats/token);
+                         or step with a held-out loss under one of the names in `EVAL_LOSSES`
+    scores.json          [{model, name, value, unit, lo, hi, n, detail}, ...]; names the page knows: bpb, kl,
+                         top1, needle, tool_use, code_parse, code_pass, and NAME_vs_MODEL for paired
+                         differences. detail may hold by_lang, by_form, by_task, by_length
+                         {key: number or {value, lo, hi, n}} and grid [{length, depth, value}, ...];
+                         shares have the unit "fraction" and are shown in percent
     samples.json         [{prompt, outputs: {model: text}}, ...]
     MODEL/herd.json, config.json
                          lineage and shape of each stage's model
 
-A file that cannot be understood is named in `Run.problems`, which the page shows: nothing is left out silently.
+A file that cannot be understood is named in `Run.problems`, which the page shows: nothing is left out
+silently.
 """
 
 from __future__ import annotations
@@ -37,23 +41,23 @@ from ..errors import ReportError
 Point = tuple[float, float]
 EVAL_LOSSES = ("eval/loss", "eval/heldout_loss", "eval_loss")
 
-# The kinds of the fields that the page looks at; a field of another kind counts as missing and is named as a problem.
 _NUMBER, _TEXT, _LIST, _DICT, _ANY = "number", "text", "list", "object", "anything"
+# The fields of each file that the page uses, with their types. A value of another type counts as missing, and
+# the page names it as a problem.
 _PLAN = {
-    "name": _TEXT, "mode": _TEXT, "seed": _NUMBER, "created": _TEXT, "version": _TEXT, "command": _TEXT, "text": _LIST,
-    "stages": _LIST, "predicted_seconds": _DICT, "speeds": _DICT, "vocab_size": _NUMBER,
+    "name": _TEXT, "mode": _TEXT, "seed": _NUMBER, "created": _TEXT, "version": _TEXT, "command": _TEXT,
+    "text": _LIST, "stages": _LIST, "predicted_seconds": _DICT, "speeds": _DICT, "vocab_size": _NUMBER,
 }  # fmt: skip
 _STAGE = {
     "title": _TEXT, "seconds": _NUMBER, "predicted_seconds": _NUMBER, "tokens": _NUMBER, "flops": _NUMBER,
-    "peak_rss_bytes": _NUMBER, "predicted_peak_bytes": _NUMBER, "model": _TEXT, "n_params": _NUMBER, "gates": _LIST,
-    "notes": _LIST, "bytes_per_token": _DICT, "vocab_size": _NUMBER, "sha256": _TEXT,
+    "peak_rss_bytes": _NUMBER, "predicted_peak_bytes": _NUMBER, "model": _TEXT, "n_params": _NUMBER,
+    "gates": _LIST, "notes": _LIST, "bytes_per_token": _DICT, "vocab_size": _NUMBER, "sha256": _TEXT,
 }  # fmt: skip
 _MACHINE = {
-    "cpu": _TEXT, "cores": _NUMBER, "isa": _LIST, "memory_bytes": _NUMBER, "os": _TEXT, "python": _TEXT, "torch": _TEXT,
-    "instruction_set": _TEXT,
+    "cpu": _TEXT, "cores": _NUMBER, "instruction_set": _TEXT, "isa": _LIST, "memory_bytes": _NUMBER,
+    "os": _TEXT, "python": _TEXT, "torch": _TEXT,
 }  # fmt: skip
 _COMMIT = {"hash": _TEXT, "dirty": _ANY}
-_WHERE = {"machine": _DICT, "commit": _DICT}
 _LINEAGE = {"weights_hash": _TEXT, "parents": _DICT}
 _CONFIG = {"num_hidden_layers": _NUMBER, "hidden_size": _NUMBER, "max_position_embeddings": _NUMBER}
 
@@ -70,7 +74,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ModelScore:
-    """One measured quantity of one model; ``detail`` maps a breakdown (by_lang, by_form, by_length) to its parts."""
+    """A measured quantity of one model; ``detail`` maps a breakdown (by_lang, by_form, by_length) to its
+    parts."""
 
     model: str
     name: str
@@ -82,7 +87,7 @@ class ModelScore:
 
 @dataclass(frozen=True)
 class LossCurve:
-    """Losses along a training, x in tokens, y in nats per token."""
+    """The losses of a training: x in tokens, y in nats per token."""
 
     name: str
     train: list[Point]
@@ -91,6 +96,8 @@ class LossCurve:
 
 @dataclass(frozen=True)
 class Gate:
+    """A condition that a stage had to meet: ``value`` against ``bar``."""
+
     name: str
     passed: bool
     value: Any = None
@@ -100,7 +107,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage did and cost; None where it did not say."""
+    """What a stage did and cost; None for what it did not record."""
 
     name: str
     title: str
@@ -108,7 +115,7 @@ class Stage:
     predicted_seconds: float | None = None
     tokens: float | None = None
     flops: float | None = None
-    peak_bytes: float | None = None
+    peak_rss_bytes: float | None = None
     predicted_peak_bytes: float | None = None
     n_params: int | None = None
     model: str | None = None
@@ -122,7 +129,8 @@ class Stage:
 
     @property
     def model_name(self) -> str | None:
-        """The model this stage made is called after its folder, or after the stage if only its size is known."""
+        """The name of the model that the stage made: its folder, or the stage's name if only its size is
+        known."""
         return Path(self.model).name if self.model else self.name if self.n_params else None
 
 
@@ -142,13 +150,13 @@ class Run:
 
     @property
     def models(self) -> list[str]:
-        """Names of models: those of stages in order of their making, then any other that was scored."""
+        """Names of the models: first those that stages made, in that order, then any other that has a
+        score."""
         made = [stage.model_name for stage in self.stages if stage.model_name]
-        scored = [score.model for score in self.scores]
-        return list(dict.fromkeys(made + scored))
+        return list(dict.fromkeys([*made, *(score.model for score in self.scores)]))
 
     def maker(self, model: str) -> Stage | None:
-        """The stage that made a model."""
+        """Return the stage that made a model."""
         return next((stage for stage in self.stages if stage.model_name == model), None)
 
     def score(self, model: str, name: str) -> ModelScore | None:
@@ -159,65 +167,56 @@ class Run:
 
 
 def load_run(folder: Path | str) -> Run:
-    """Read a run's folder. Raises `ReportError` only if it is no run at all."""
+    """Read a run's folder. Raises `ReportError` only if the folder is not a run at all."""
     folder = Path(folder)
     if not (folder / "run.json").is_file() and not (folder / "stages").is_dir():
         raise ReportError(
             f"{folder} is not a run: no run.json and no stages/ in it; give the folder `herd raise` made"
         )
     problems: list[str] = []
-    plan = _typed(_read(folder / "run.json", dict, problems), _PLAN, "run.json", problems)
-    where = _typed(_read(folder / "machine.json", dict, problems), _WHERE, "machine.json", problems)
+    plan = _typed(_read_json(folder / "run.json", dict, problems), _PLAN, "run.json", problems)
+    where = _read_json(folder / "machine.json", dict, problems)
+    where = _typed(where, {"machine": _DICT, "commit": _DICT}, "machine.json", problems)
     machine = _typed(where.get("machine", {}), _MACHINE, "machine.json, machine", problems)
     commit = _typed(where.get("commit", {}), _COMMIT, "machine.json, commit", problems)
     stages = [_stage(folder, name, plan, problems) for name in _stage_names(folder, plan)]
     scores = []
-    for index, record in enumerate(_read(folder / "scores.json", list, problems)):
+    for index, record in enumerate(_read_json(folder / "scores.json", list, problems)):
         try:
             scores += _scores(record)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             problems.append(f"scores.json, entry {index}: {type(error).__name__}: {error}")
     samples = []
-    for index, sample in enumerate(_read(folder / "samples.json", list, problems)):
+    for index, sample in enumerate(_read_json(folder / "samples.json", list, problems)):
         outputs = sample.get("outputs") if isinstance(sample, dict) else None
         if isinstance(outputs, dict):
             words = {model: str(text) for model, text in outputs.items()}
             samples.append({"prompt": str(sample.get("prompt", "")), "outputs": words})
         else:
             problems.append(f"samples.json, entry {index}: no outputs")
-    return Run(
-        folder,
-        plan.get("name") or folder.resolve().name,
-        plan,
-        machine,
-        commit,
-        stages,
-        scores,
-        samples,
-        problems,
-    )
+    name = plan.get("name") or folder.resolve().name
+    return Run(folder, name, plan, machine, commit, stages, scores, samples, problems)
 
 
 def finite_number(value: Any) -> float | None:
-    """``value`` if it is a finite number, else None."""
+    """Return ``value`` if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value
 
 
-def estimate(value: Any) -> Estimate:
-    """From a number or a dict {value, lo, hi, n}."""
+def _estimate(value: Any) -> Estimate:
+    """Return an estimate from a number or a dict {value, lo, hi, n}."""
     record = value if isinstance(value, dict) else {"value": value}
-    found, n = finite_number(record["value"]), finite_number(record.get("n"))
+    found, lo, hi, n = (finite_number(record.get(key)) for key in ("value", "lo", "hi", "n"))
     if found is None:
-        raise ValueError(f"{record['value']!r} is not a finite number")
-    return Estimate(
-        found, finite_number(record.get("lo")), finite_number(record.get("hi")), None if n is None else int(n)
-    )
+        raise ValueError(f"{record.get('value')!r} is not a finite number")
+    return Estimate(found, lo, hi, None if n is None else int(n))
 
 
-def _read(path: Path, kind: type, problems: list[str]) -> Any:
-    """The file's JSON if it is of the kind, an empty one otherwise; a missing file is no problem, a broken one is."""
+def _read_json(path: Path, kind: type, problems: list[str]) -> Any:
+    """Read JSON of a type; a missing file reads as an empty value, a broken one as well, with a problem
+    noted."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -231,71 +230,64 @@ def _read(path: Path, kind: type, problems: list[str]) -> Any:
     return data
 
 
-def _typed(record: dict[str, Any], kinds: dict[str, str], where: str, problems: list[str]) -> dict[str, Any]:
-    """The record with only those known fields that are of their kind; nulls are dropped, they mean "not measured"."""
+def _typed(record: dict[str, Any], types: dict[str, str], where: str, problems: list[str]) -> dict[str, Any]:
+    """Return the known fields that have the right type; null means "not measured" and is dropped."""
     good: dict[str, Any] = {}
-    for key, kind in kinds.items():
+    classes = {_TEXT: str, _LIST: list, _DICT: dict, _ANY: object}
+    for key, wanted in types.items():
         value = record.get(key)
         if value is None:
             continue
-        if kind == _ANY or _is(value, kind):
+        if finite_number(value) is not None if wanted == _NUMBER else isinstance(value, classes[wanted]):
             good[key] = value
         else:
-            problems.append(f"{where}: {key} is not a {kind}")
+            problems.append(f"{where}: {key} is not a {wanted}")
     return good
 
 
-def _is(value: Any, kind: str) -> bool:
-    if kind == _NUMBER:
-        return finite_number(value) is not None
-    return isinstance(value, {_TEXT: str, _LIST: list, _DICT: dict}[kind])
-
-
 def _stage_names(folder: Path, plan: dict[str, Any]) -> list[str]:
-    """Stages on disk, in the plan's order; those that the plan does not know come last."""
+    """Return the stages on disk in the order of the plan; those that it does not know come last."""
     listed = plan.get("stages") or list(plan.get("predicted_seconds") or {})
     planned = [str(stage.get("name")) if isinstance(stage, dict) else str(stage) for stage in listed]
-    root = folder / "stages"
-    begun = (
-        path for path in root.iterdir() if (path / "stage.json").exists() or (path / "metrics.jsonl").exists()
-    )
-    found = [path.name for path in begun] if root.is_dir() else []
+    records = {path.parent.name: path for path in (folder / "stages").glob("*/stage.json")}
+    begun = [path.parent.name for path in (folder / "stages").glob("*/metrics.jsonl")]
 
     def order(name: str) -> tuple[int, float]:
-        record = root / name / "stage.json"
-        made = record.stat().st_mtime if record.exists() else math.inf
-        return (planned.index(name), 0.0) if name in planned else (len(planned), made)
+        if name in planned:
+            return planned.index(name), 0.0
+        return len(planned), records[name].stat().st_mtime if name in records else math.inf
 
-    return sorted(found, key=order)
+    return sorted(dict.fromkeys([*records, *begun]), key=order)
 
 
 def _stage(folder: Path, name: str, plan: dict[str, Any], problems: list[str]) -> Stage:
     place = folder / "stages" / name
-    record = _typed(_read(place / "stage.json", dict, problems), _STAGE, f"stage.json of {name}", problems)
-    made = _model_folder(folder, place, record["model"]) if record.get("model") else None
-    lineage = _read(made / "herd.json", dict, problems) if made else {}
-    config = _read(made / "config.json", dict, problems) if made else {}
-    params = record.get("n_params")
+    record = _typed(
+        _read_json(place / "stage.json", dict, problems), _STAGE, f"stage.json of {name}", problems
+    )
+    model, params = record.get("model"), record.get("n_params")
+    made = _model_folder(folder, place, model) if model else None
+    lineage = _read_json(made / "herd.json", dict, problems) if made else {}
+    config = _read_json(made / "config.json", dict, problems) if made else {}
+    costs = {
+        key: record.get(key)
+        for key in ("seconds", "tokens", "flops", "peak_rss_bytes", "predicted_peak_bytes")
+    }
+    predicted = finite_number((plan.get("predicted_seconds") or {}).get(name))
     return Stage(
         name=name,
         title=record.get("title", name),
-        seconds=record.get("seconds"),
-        predicted_seconds=record.get(
-            "predicted_seconds", finite_number((plan.get("predicted_seconds") or {}).get(name))
-        ),
-        tokens=record.get("tokens"),
-        flops=record.get("flops"),
-        peak_bytes=record.get("peak_rss_bytes"),
-        predicted_peak_bytes=record.get("predicted_peak_bytes"),
+        predicted_seconds=record.get("predicted_seconds", predicted),
         n_params=None if params is None else int(params),
-        model=record.get("model"),
+        model=model,
         gates=[_gate(gate) for gate in record.get("gates", []) if isinstance(gate, dict)],
         notes=[str(note) for note in record.get("notes", [])],
         curves=_curves(place, name, problems),
         record=record,
-        lineage=_typed(lineage, _LINEAGE, f"herd.json of {record.get('model')}", problems),
-        config=_typed(config, _CONFIG, f"config.json of {record.get('model')}", problems),
+        lineage=_typed(lineage, _LINEAGE, f"herd.json of {model}", problems),
+        config=_typed(config, _CONFIG, f"config.json of {model}", problems),
         weight_bytes=sum(path.stat().st_size for path in made.glob("*.safetensors")) if made else None,
+        **costs,
     )
 
 
@@ -305,15 +297,17 @@ def _gate(gate: dict[str, Any]) -> Gate:
 
 
 def _model_folder(folder: Path, place: Path, model: str) -> Path | None:
-    """A stage names its model relative to the run, to itself or to where it ran."""
+    """Find the folder of a model, which is named relative to the run, to the stage or to where the stage
+    ran."""
     try:
         return next((path for path in (folder / model, place / model, Path(model)) if path.is_dir()), None)
-    except (OSError, ValueError):  # not a name a file can have
+    except (OSError, ValueError):  # not a name that a file can have
         return None
 
 
 def _curves(place: Path, stage: str, problems: list[str]) -> list[LossCurve]:
-    """One curve a metrics file: the stage's own is named after the stage, others after their folders."""
+    """Return a curve per metrics file: the stage's own has the stage's name, others add that of their
+    folder."""
     curves = []
     for path in sorted(place.rglob("metrics.jsonl")):
         inside = path.parent.relative_to(place).as_posix()
@@ -324,15 +318,16 @@ def _curves(place: Path, stage: str, problems: list[str]) -> list[LossCurve]:
 
 
 def _curve(path: Path, name: str, problems: list[str]) -> LossCurve:
-    """Losses by tokens. A resumed run repeats lines; the last one of each position counts. Evaluations may give only
-    their step, whose tokens the training lines tell."""
+    """Return the losses by tokens.
+
+    A resumed run repeats lines, of which the last one counts. An evaluation may record only its step; the
+    training lines say how many tokens that was.
+    """
     records, broken = [], 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-            records.append(
-                {key: found for key, value in record.items() if (found := finite_number(value)) is not None}
-            )
+            records.append({key: value for key, value in record.items() if finite_number(value) is not None})
         except (ValueError, AttributeError):
             broken += 1
     if broken:
@@ -353,19 +348,20 @@ def _curve(path: Path, name: str, problems: list[str]) -> LossCurve:
 
 
 def _scores(record: dict[str, Any]) -> list[ModelScore]:
-    """The score, and the 99th percentile in its detail as a score of its own."""
-    if not isinstance(record["model"], str) or not isinstance(record["name"], str):
+    """Return the score, and the 99th percentile in its detail as a score of its own."""
+    model, name = record["model"], record["name"]
+    if not isinstance(model, str) or not isinstance(name, str):
         raise TypeError("model and name must be text")
     raw = record.get("detail") or {}
     detail: dict[str, dict[str, Estimate]] = {}
     for key, parts in raw.items():
         if isinstance(parts, dict):
-            detail[key] = {str(part): estimate(value) for part, value in parts.items() if value is not None}
+            detail[key] = {str(part): _estimate(value) for part, value in parts.items() if value is not None}
     grid = [
         (int(cell["length"]), float(cell["depth"]), float(cell["value"])) for cell in raw.get("grid") or []
     ]
     unit = str(record.get("unit") or "")
-    scores = [ModelScore(record["model"], record["name"], unit, estimate(record), detail, grid)]
+    scores = [ModelScore(model, name, unit, _estimate(record), detail, grid)]
     if (p99 := finite_number(raw.get("p99"))) is not None:
-        scores.append(ModelScore(record["model"], f"{record['name']}_p99", unit, Estimate(p99)))
+        scores.append(ModelScore(model, f"{name}_p99", unit, Estimate(p99)))
     return scores

@@ -1,7 +1,7 @@
-"""The little of SVG that charts need: elements, ticks, and labels that keep apart.
+"""Write the parts of SVG that charts need: elements, ticks, and labels that do not overlap.
 
-Charts are text with CSS classes, so that one drawing serves light and dark, screen and print; a plotting library would
-paint its colours in and weigh a megabyte.
+Charts are text with CSS classes, so that one drawing serves light and dark mode, screen and print; a plotting
+library would write its colours into the drawing and weigh a megabyte.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ from itertools import pairwise
 
 
 def tag(name: str, content: str = "", /, **attributes: object) -> str:
-    """An element; ``class_`` becomes class, underscores hyphens, numbers at most two decimals, None is left out."""
+    """Return an element with its attributes.
+
+    Of a name, a trailing underscore is dropped (``class_``) and the others become hyphens; numbers get at
+    most two decimals; None is left out.
+    """
     parts = [name]
     for key, value in attributes.items():
         if value is None:
@@ -25,39 +29,26 @@ def tag(name: str, content: str = "", /, **attributes: object) -> str:
 
 
 def text(
-    x: float, y: float, content: str, anchor: str = "start", class_: str | None = None, **more: object
+    x: float, y: float, content: str, anchor: str | None = None, class_: str | None = None, **more: object
 ) -> str:
-    return tag(
-        "text",
-        escape(content),
-        x=x,
-        y=y,
-        text_anchor=None if anchor == "start" else anchor,
-        class_=class_,
-        **more,
-    )
+    """Return a line of text; ``anchor`` is None (``x`` is its start), "middle" or "end"."""
+    return tag("text", escape(content), x=x, y=y, text_anchor=anchor, class_=class_, **more)
 
 
 def drawing(width: float, height: float, body: str, label: str, class_: str = "chart") -> str:
-    """The whole picture; ``label`` says in words what it shows, for readers who cannot see it."""
-    return tag(
-        "svg",
-        tag("title", escape(label)) + body,
-        viewBox=f"0 0 {width:g} {height:g}",
-        role="img",
-        class_=class_,
-        style=f"max-width: {width:g}px",
-        aria_label=label,
-    )
+    """Return the whole picture; ``label`` describes it in words, for readers who cannot see it."""
+    size = {"viewBox": f"0 0 {width:g} {height:g}", "style": f"max-width: {width:g}px"}
+    return tag("svg", tag("title", escape(label)) + body, role="img", class_=class_, aria_label=label, **size)
 
 
 def path(points: Sequence[tuple[float, float]]) -> str:
-    """Path data of a polyline."""
+    """Return the path data of a polyline."""
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
 def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About ``count`` round numbers inside ``low``..``high``, in steps of 1, 2, 2.5 or 5 times a power of ten."""
+    """Return about ``count`` numbers from ``low`` to ``high``, in steps of 1, 2, 2.5 or 5 times a power of
+    ten."""
     if not high > low:
         return [low]
     raw = (high - low) / max(1, count)
@@ -66,14 +57,14 @@ def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
     first = math.ceil(low / step - 1e-9)
     ticks: list[float] = []
     while (first + len(ticks)) * step <= high + 1e-9 * step:
-        ticks.append(
-            min(max((first + len(ticks)) * step, low), high)
-        )  # rounding may have left the range by a hair
+        tick = (first + len(ticks)) * step
+        ticks.append(min(max(tick, low), high))  # rounding may have left the range by a little
     return ticks
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten inside ``low``..``high``; where they are fewer than three, 3 or 2 and 5 times them as well."""
+    """Return the powers of ten from ``low`` to ``high``; if they are few, also 3 times or 2 and 5 times
+    them."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 3), (1, 2, 5)):
         ticks = [f * 10.0**d for d in decades for f in factors if low * 0.999 <= f * 10.0**d <= high * 1.001]
@@ -83,7 +74,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def decimals_for(ticks: Sequence[float]) -> int:
-    """Decimals that tell neighbouring ticks apart."""
+    """Return how many decimals tell neighbouring ticks apart."""
     if len(ticks) < 2:
         return 2
     step = min(b - a for a, b in pairwise(ticks))
@@ -92,7 +83,7 @@ def decimals_for(ticks: Sequence[float]) -> int:
 
 
 def spread(positions: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """The positions, moved so that neighbours are ``gap`` apart, in their order and within ``low``..``high``."""
+    """Move positions so that neighbours are ``gap`` apart, in the same order and from ``low`` to ``high``."""
     order = sorted(range(len(positions)), key=lambda index: positions[index])
     placed = [min(max(positions[index], low), high) for index in order]
     for i in range(1, len(placed)):
@@ -108,5 +99,5 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
 
 
 def text_width(content: str, size: float = 12.0) -> float:
-    """About how wide a sans-serif text is at most, in pixels: fonts differ, so the widest common one is assumed."""
+    """Return about how wide a sans-serif text is in pixels, in the widest of the common fonts."""
     return sum(size * (1.0 if ord(letter) > 0x2E7F else 0.64) for letter in content)

@@ -1,6 +1,8 @@
-"""The one jinja environment of all pages: everything escaped, nothing undefined, the house's style at hand.
+"""The jinja environment of all pages: it escapes everything, allows nothing undefined, and has the common
+style.
 
-A template says ``:root { {{ light }} }``, ``{{ css }}`` and ``{% include "page.css" %}``, and looks like the others.
+A template says ``:root { {{ light }} }``, ``{{ css }}`` and ``{% include "page.css" %}`` to look like the
+others.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from .palette import CHART_CSS, DARK, LIGHT, tone, variables
 
 @cache
 def template(package: str, name: str) -> Template:
-    """A template that lies in ``package``; it may include what lies here."""
+    """Return a template of ``package``; it may include files of ``herd.report``, such as ``page.css``."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader("herd.report", ".")]),
         autoescape=True,

@@ -1,7 +1,9 @@
-"""The family tree: who was made from whom, checked by the hashes in each checkpoint's `herd.json`.
+"""Draw the family tree of a run: which model was made from which, by the hashes in each checkpoint's
+`herd.json`.
 
-Two drawings of one tree: sideways for wide screens, downwards for narrow ones; the page's style sheet shows one.
-A model's first child goes on in its parent's line (teacher → long → instruct); others branch off.
+There are two drawings of the tree: to the right for wide screens, downwards for narrow ones; the page's style
+sheet shows one of them. A model's first child continues its parent's line (teacher → long → instruct); others
+branch off.
 """
 
 from __future__ import annotations
@@ -25,13 +27,13 @@ _HOW = {
     "student": "pruned and distilled",
     "control": "from random weights",
 }
-# Used where a checkpoint carries no lineage: the order in which a herd is raised.
+# Used where a checkpoint has no lineage: the order in which `herd raise` makes the models.
 _USUAL_PARENTS = {"long": "teacher", "instruct": "long", "student": "instruct", "control": None}
 
 
 @dataclass
 class Node:
-    """One member of the family; ``lines`` are printed under its name."""
+    """A member of the family; ``lines`` are printed under its name."""
 
     name: str
     size: str
@@ -44,7 +46,7 @@ class Node:
 
 
 def family(run: Run) -> Node | None:
-    """The tree of a run's models under their tokenizer; None if there is no model yet."""
+    """Return the tree of a run's models under their tokenizer; None if there is no model yet."""
     nodes = {stage.model_name: _node(stage) for stage in run.stages if stage.model_name}
     if not nodes:
         return None
@@ -58,7 +60,7 @@ def family(run: Run) -> Node | None:
 
 
 def wide(root: Node) -> str:
-    """The tree drawn from left to right."""
+    """Draw the tree from left to right."""
     nodes = list(_walk(root))
     parts = []
     for node in nodes:
@@ -75,7 +77,8 @@ def wide(root: Node) -> str:
 
 
 def narrow(root: Node) -> str:
-    """The tree drawn downwards, branches indented and drawn before the line goes on, so that no edge crosses a box."""
+    """Draw the tree downwards. Indented branches come before the main line continues, so no edge crosses a
+    box."""
     parts: list[str] = []
     row = 0
 
@@ -102,16 +105,17 @@ def narrow(root: Node) -> str:
 
 def _framed(width: float, height: float, parts: list[str], root: Node, class_: str) -> str:
     body = tag("g", "".join(parts), transform="translate(1 1)")
-    return svg.drawing(width + 2, height + 2, body, "Family tree: " + _told(root), class_)
+    return svg.drawing(width + 2, height + 2, body, "Family tree: " + _describe(root), class_)
 
 
-def _told(node: Node) -> str:
-    children = " and ".join(_told(child) for child in node.children)
+def _describe(node: Node) -> str:
+    children = " and ".join(_describe(child) for child in node.children)
     return f"{node.name} {node.size}".strip() + (f", parent of ({children})" if children else "")
 
 
 def _parent(stage: Stage, stages: list[Stage]) -> str | None:
-    """The model whose weights the lineage names; where two have the same weights, the one with the role's name."""
+    """Return the model whose weights the lineage names; of two with the same weights, the one named as the
+    role."""
     hashes = {
         other.model_name: other.lineage.get("weights_hash")
         for other in stages
@@ -124,7 +128,7 @@ def _parent(stage: Stage, stages: list[Stage]) -> str | None:
     for hashed in parents.values():
         if (found := next((name for name, own in hashes.items() if own and own == hashed), None)) is not None:
             return found
-    if stage.lineage:  # it says that it has no parents here
+    if stage.lineage:  # the lineage says that it has no parent here
         return None
     usual = _USUAL_PARENTS.get(stage.model_name or "")
     return usual if usual in hashes else None
@@ -156,8 +160,10 @@ def _node(stage: Stage) -> Node:
 
 
 def _place(node: Node, level: int, lane: int, used: dict[int, int]) -> None:
-    """Give every node its place. A branch takes the first lane that is free at all of its levels; ``used`` is the last
-    lane taken at each level."""
+    """Give every node its place: a branch takes the first lane that is free at all of its levels.
+
+    ``used`` is the last lane taken at each level.
+    """
     node.level, node.lane = level, lane
     used[level] = max(lane, used.get(level, 0))
     for index, child in enumerate(node.children):
@@ -198,8 +204,8 @@ def _box(node: Node, x: float, y: float) -> str:
     colour = f"var(--{node.tone})"
     dashed = "5 4" if node.tone == "control" else None
     parts = [
-        tag("rect", x=x, y=y, width=BOX_WIDTH, height=BOX_HEIGHT, rx=8, class_="node", style=f"stroke: {colour}",
-            stroke_dasharray=dashed),
+        tag("rect", x=x, y=y, width=BOX_WIDTH, height=BOX_HEIGHT, rx=8, class_="node",
+            style=f"stroke: {colour}", stroke_dasharray=dashed),
         tag("circle", cx=x + 18, cy=y + 20, r=5, style=f"fill: {colour}"),
         tag("text", escape(node.name), x=x + 30, y=y + 25, class_="big"),
         text(x + BOX_WIDTH - 14, y + 25, node.size, "end", "num strong"),

@@ -1,6 +1,6 @@
-"""Numbers as a reader wants them: few digits, a unit always, thousands apart, a real minus sign.
+"""Format numbers for readers: few digits, always a unit, thousands separated, a true minus sign.
 
-GB means 10^9 bytes everywhere in reports; GiB is never written.
+GB means 10^9 bytes everywhere in reports; GiB is not used.
 """
 
 from __future__ import annotations
@@ -16,22 +16,24 @@ _SI = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")
 
 
 def fixed(value: float, decimals: int) -> str:
-    """``value`` with a fixed number of decimals, thousands separated, a true minus sign, never minus zero."""
+    """Format with a fixed number of decimals, thousands separated, a true minus sign, and never minus
+    zero."""
     text = f"{abs(value):,.{decimals}f}"
     negative = value < 0 and any(digit in text for digit in "123456789")
     return (MINUS if negative else "") + text
 
 
 def short(value: float, digits: int = 3) -> str:
-    """About ``digits`` significant digits without scientific notation: 0.0123, 1.23, 12.3, 123, 1,234."""
+    """Format with about ``digits`` significant digits, without an exponent: 0.0123, 1.23, 12.3, 123,
+    1,234."""
     if value == 0 or not math.isfinite(value):
         return fixed(value, 0) if value == 0 else str(value)
-    rounded = float(f"{value:.{digits - 1}e}")  # first round, then count: 9.996 is 10.0 and not 10.00
+    rounded = float(f"{value:.{digits - 1}e}")  # round before counting digits: 9.996 becomes 10.0, not 10.00
     return fixed(value, max(0, digits - 1 - math.floor(math.log10(abs(rounded)))))
 
 
 def si(value: float, unit: str = "", digits: int = 3) -> str:
-    """With an SI prefix: ``si(3.1e14, "FLOP")`` → ``310 TFLOP``; plain below 1,000."""
+    """Format with an SI prefix: ``si(3.1e14, "FLOP")`` → ``310 TFLOP``; without one below 1,000."""
     for scale, prefix in _SI:
         if abs(value) >= scale * (1 - 0.5 * 10**-digits):
             return f"{short(value / scale, digits)}{NBSP}{prefix}{unit}"
@@ -40,12 +42,12 @@ def si(value: float, unit: str = "", digits: int = 3) -> str:
 
 
 def nbytes(value: float) -> str:
-    """Bytes with a decimal prefix: 812 GB."""
+    """Format bytes with a decimal prefix: 812 GB."""
     return si(value, "B")
 
 
 def duration(seconds: float) -> str:
-    """0.4 s, 41 s, 6 min 12 s, 1 h 02 min."""
+    """Format a duration: 0.4 s, 41 s, 6 min 12 s, 1 h 02 min."""
     if seconds < 10:
         return f"{fixed(seconds, 1)}{NBSP}s"
     whole = round(seconds)
@@ -58,12 +60,12 @@ def duration(seconds: float) -> str:
 
 
 def is_share(unit: str) -> bool:
-    """Whether values of this unit are shares between 0 and 1 that read better in percent."""
+    """Tell whether values of this unit are shares between 0 and 1, which are shown in percent."""
     return unit.lower() in {"fraction", "share", "accuracy", "ratio of 1"}
 
 
 def format_value(value: float, unit: str, decimals: int | None = None) -> str:
-    """A bare number for a column whose header has the unit: shares become percent with one decimal."""
+    """Format a number without its unit, for a column whose header has it; shares become percent."""
     if is_share(unit):
         return fixed(100 * value, 1 if decimals is None else decimals)
     if unit == "%":
@@ -72,32 +74,27 @@ def format_value(value: float, unit: str, decimals: int | None = None) -> str:
 
 
 def unit_name(unit: str) -> str:
-    """The unit as shown in headers; shares are shown in percent, plain ratios without a unit."""
+    """Return the unit as headers show it: percent for shares, nothing for plain ratios."""
     return "%" if is_share(unit) else "" if unit == "1" else unit
 
 
+# fmt: off
 LANGUAGES = {
-    "en": "English",
-    "de": "German",
-    "fr": "French",
-    "it": "Italian",
-    "pt": "Portuguese",
-    "hi": "Hindi",
-    "es": "Spanish",
-    "th": "Thai",
-    "ja": "Japanese",
+    "en": "English", "de": "German", "fr": "French", "it": "Italian", "pt": "Portuguese", "hi": "Hindi",
+    "es": "Spanish", "th": "Thai", "ja": "Japanese", "bn": "Bengali", "ru": "Russian", "sw": "Swahili",
+    "te": "Telugu", "zh": "Chinese",
 }
-"""The eight languages of Llama 3.1 in the order of its model card, and Japanese."""
-OTHERS = {"bn": "Bengali", "ru": "Russian", "sw": "Swahili", "te": "Telugu", "zh": "Chinese"}
-"""Further languages of benchmarks."""
+# fmt: on
+"""The eight languages of Llama 3.1 in the order of its model card, then those of the benchmarks."""
 
 
 def in_order(codes: Iterable[str]) -> list[str]:
-    """Codes without repeats, languages in the order of `LANGUAGES`, everything else behind them as it came."""
+    """Return the codes without repeats: languages in the order of `LANGUAGES`, then everything else as it
+    came."""
     known = {code: place for place, code in enumerate(LANGUAGES)}
     return sorted(dict.fromkeys(codes), key=lambda code: known.get(code, len(known)))
 
 
 def language(code: str) -> str:
-    """English name of a language code, the code itself where it is not one of ours ("code" stays "code")."""
-    return LANGUAGES.get(code) or OTHERS.get(code, code)
+    """Return the English name of a language; a code that is no language ("code") stays as it is."""
+    return LANGUAGES.get(code, code)
