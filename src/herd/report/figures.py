@@ -81,7 +81,8 @@ def tools_chart(run: Run) -> str:
     full = run.plan.get("mode") == "full"
     return charts.interval_chart(
         rows, label="Tool use of instruct by language, percent", title="" if full else "instruct, %",
-        decimals=0, low=0, high=100, bar=TOOL_BAR if full else None, bar_label=f"bar for English: {TOOL_BAR:.0f} %",
+        decimals=0, low=0, high=100, bar=TOOL_BAR if full else None,
+        bar_label=f"bar for English: {TOOL_BAR:.0f} %",
     )  # fmt: skip
 
 
