@@ -20,6 +20,7 @@ from herd.evals.harness import evaluate, run_task
 from herd.evals.local import LocalModel
 from herd.evals.results import ItemResult, TaskFile, digest, read_evaluation, read_items
 from herd.evals.tasks import Answer, Data, Generate, Likelihood, Rank, Read, make
+from herd.text import ToolCall, parse
 
 TASKS = ("boolq", "gsm8k", "winogrande")
 
@@ -367,7 +368,7 @@ def test_an_endpoint_answers_all_kinds(server, monkeypatch):
     assert all(x.greedy for x in answers[0].likelihoods)
     assert answers[1] == Answer(" 18\n#### 18 ", "length")
     assert answers[2].text == "The answer is B."
-    assert '{"name": "f", "parameters": {"a": 1}}' in answers[3].text
+    assert parse(answers[3].text).calls == [ToolCall("f", {"a": 1}, "json")]
     assert {key for _, _, key in server.seen} == {"Bearer secret"}
     assert all(body["model"] == "stub" and body["temperature"] == 0 for _, body, _ in server.seen)
 
