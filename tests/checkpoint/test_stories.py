@@ -8,7 +8,9 @@ from llama2c import read_llama2c, read_vocabulary
 from transformers import LlamaForCausalLM
 
 import herd.checkpoint as checkpoint
+from herd.data.batch import Batch
 from herd.engine import Engine, Request, Sampling
+from herd.train.heldout import heldout_loss
 
 BOS = 1
 
@@ -47,6 +49,6 @@ def test_it_has_learnt_english(stories):
     )
     tokens = torch.tensor([[BOS, *story]])
     shuffled = torch.cat((tokens[:, :1], tokens[:, 1:][:, torch.randperm(200)]), 1)
-    nats = [float(model.loss(x[:, :-1], x[:, 1:])) / 200 for x in (tokens, shuffled)]
+    nats = [heldout_loss(model, [Batch(x[:, :-1], x[:, 1:])]) for x in (tokens, shuffled)]
     assert nats[0] < 1.5
     assert nats[1] > 4

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.kernels import loss as losses
-from herd.kernels.loss import linear_cross_entropy, linear_distil, linear_kl
+from herd.kernels.loss import linear_cross_entropy, linear_distil
 
 
 def plain_cross_entropy(hidden, weight, targets):
@@ -77,12 +77,12 @@ def test_cross_entropy_in_chunks_and_for_one_input_alone(needs):
 @pytest.mark.parametrize("tau", [0.5, 1.0, 3.0])
 def test_kl_is_the_plain_one_in_float64(tau):
     student, student_weight, teacher, teacher_weight = leaves((23, 6), (31, 6), (23, 9), (31, 9))
-    mask = targets_for(23, 31) != -100
-    ours = linear_kl(student, student_weight, teacher, teacher_weight, mask, tau)
-    plain = plain_kl(student, student_weight, teacher, teacher_weight, mask, tau)
+    targets = targets_for(23, 31)
+    ours = linear_distil(student, student_weight, targets, teacher, teacher_weight, tau).total
+    plain = plain_kl(student, student_weight, teacher, teacher_weight, targets != -100, tau)
     torch.testing.assert_close(ours, plain)
     torch.testing.assert_close(grads(ours, student, student_weight), grads(plain, student, student_weight))
-    ours = linear_kl(student, student_weight, teacher, teacher_weight, mask)
+    ours = linear_distil(student, student_weight, targets, teacher, teacher_weight).total
     assert grads(ours, teacher, teacher_weight) == (None, None)
 
 
@@ -107,7 +107,7 @@ def test_nothing_trained_is_zero_with_zero_gradients():
     hidden, weight, teacher, teacher_weight = leaves((5, 4), (9, 4), (5, 3), (9, 3))
     for loss in (
         linear_cross_entropy(hidden, weight, torch.full((5,), -100)),
-        linear_kl(hidden, weight, teacher, teacher_weight, torch.zeros(5)),
+        linear_distil(hidden, weight, torch.full((5,), -100), teacher, teacher_weight).total,
     ):
         assert loss.item() == 0
         hidden_grad, weight_grad = grads(loss, hidden, weight)
@@ -118,7 +118,8 @@ def test_nothing_trained_is_zero_with_zero_gradients():
 
 def test_a_student_equal_to_its_teacher_has_no_kl_and_no_gradient():
     hidden, weight = leaves((11, 6), (17, 6), dtype=torch.float32)
-    loss = linear_kl(hidden, weight, hidden.detach(), weight.detach(), torch.ones(11))
+    targets = torch.zeros(11, dtype=torch.int64)
+    loss = linear_distil(hidden, weight, targets, hidden.detach(), weight.detach()).total
     assert abs(loss.item()) < 1e-5
     assert all(grad.abs().max() < 1e-6 for grad in grads(loss, hidden, weight))
 
@@ -209,3 +210,34 @@ def test_operators_are_well_formed():
     teacher, teacher_weight = teacher.detach(), teacher_weight.detach()
     arguments = (hidden, weight, targets, teacher, teacher_weight, 2.0, 0.5, True, True)
     torch.library.opcheck(torch.ops.herd.linear_distil, arguments, test_utils=checks)
+
+
+class Packed:
+    """A head that hands out its weight in pieces, as a quantized one does."""
+
+    def __init__(self, weight_VD):
+        self.weight_VD, self.asked = weight_VD.detach(), []
+        self.out_features, self.in_features = weight_VD.shape
+
+    def weight_rows(self, start, stop):
+        self.asked.append((start, stop))
+        return self.weight_VD[start:stop]
+
+
+@pytest.mark.usefixtures("chunk")
+def test_a_packed_head_gives_the_same_loss_and_gradient_a_tile_at_a_time(monkeypatch):
+    monkeypatch.setattr(losses, "TILE", 16 * 6)
+    hidden, weight, teacher, teacher_weight = leaves((23, 6), (70, 6), (23, 9), (70, 9))
+    targets, packed = targets_for(23, 70), Packed(weight)
+    ours, plain = (linear_cross_entropy(hidden, w, targets) for w in (packed, weight))
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(grads(ours, hidden), grads(plain, hidden))
+    assert {(start % 16, stop - start) for start, stop in packed.asked} == {(0, 16), (0, 6)}
+    for student, of in ((packed, Packed(teacher_weight)), (weight, Packed(teacher_weight))):
+        ours = linear_distil(hidden, student, targets, teacher, of, 2.0, 0.3)
+        plain = linear_distil(hidden, weight, targets, teacher, teacher_weight, 2.0, 0.3)
+        torch.testing.assert_close(ours, plain)
+        inputs = (hidden, weight) if student is weight else (hidden,)
+        torch.testing.assert_close(grads(ours.total, *inputs), grads(plain.total, *inputs))
+    with torch.no_grad():
+        assert not linear_cross_entropy(hidden, packed, targets).requires_grad

@@ -10,6 +10,7 @@ import torch
 from herd.engine.engine import Engine
 from herd.engine.request import Request, Sampling
 from herd.errors import QuantError
+from herd.kernels import loss as losses
 from herd.kernels import qmatmul
 from herd.quant import FORMATS, blocks, matmul, scheme
 from herd.quant import linear as layers
@@ -165,14 +166,20 @@ def test_runs_in_the_engine(make_model):
     assert len(Engine(half, None).run(requests)[0].ids) == 12
 
 
-def test_a_quantized_teacher_has_a_weight(make_model):
-    """Losses take the head's weight; a packed head gives it unpacked."""
+def test_losses_unpack_a_quantized_head_a_few_rows_at_a_time(make_model, monkeypatch):
     student, teacher = make_model(seed=1), swap_linears(make_model(), scheme("q8"))
-    tokens_BT = torch.randint(300, (2, 9))
-    with torch.no_grad():
-        hidden_BTD = teacher(tokens_BT)
-    loss = student.distil_loss(tokens_BT, tokens_BT, hidden_BTD, teacher.lm_head.weight)
-    assert all(part.isfinite().all() for part in loss)
+    monkeypatch.setattr(losses, "TILE", 64 * student.config.dim)
+    head = teacher.lm_head
+    whole = torch.cat(
+        [head.weight_rows(v, min(v + 64, head.out_features)) for v in range(0, head.out_features, 64)]
+    )
+    assert torch.equal(whole, head.weight)
+    tokens_N = torch.randint(300, (18,))
+    hidden_ND = torch.randn(18, student.config.dim, requires_grad=True)
+    arguments = (student.lm_head.weight, tokens_N, hidden_ND.detach())
+    packed = losses.linear_distil(hidden_ND, *arguments, losses.weight_of(head))
+    plain = losses.linear_distil(hidden_ND, *arguments, head.weight)
+    torch.testing.assert_close(packed, plain)
 
 
 def test_gradients_reach_the_input(make_model):

@@ -10,6 +10,7 @@ import torch
 import toy
 
 from herd.train import distil, lm, metrics, parallel, sft, train
+from herd.train.heldout import heldout_loss
 
 
 class Recorder(toy.Masked):
@@ -37,7 +38,7 @@ def job(name: str, folder: Path, shard: int | None, **changes) -> dict:
     def evaluate(model, step):
         if changes.get("stop") == step:
             raise KeyboardInterrupt
-        return {"loss": model.loss(batch.tokens_BT, batch.targets_BT).item() / 32}
+        return {"loss": heldout_loss(model, [batch])}
 
     train(model, stream, objective, config, folder, mesh=ranks.mesh, evaluate=evaluate)
     weights = parallel.full_weights(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 
 import pytest
@@ -13,6 +14,7 @@ import toy
 
 from herd.errors import TrainingError
 from herd.train import Loss, learning_rate, lm, metrics, objectives, sft, state, train
+from herd.train.storage import RawReader
 
 
 def reference(model, stream, config):
@@ -155,14 +157,37 @@ def test_absent_tensorboard_says_so(tmp_path, monkeypatch):
         train(toy.model(), toy.Counting(), lm, toy.config(tensorboard=True), tmp_path)
 
 
+def test_only_what_is_trainable_is_kept_and_averaged(tmp_path):
+    def partly_frozen():
+        model = toy.model()
+        for name, param in model.named_parameters():
+            param.requires_grad_("mlp" in name)
+        return model
+
+    whole = partly_frozen()
+    before = {name: p.clone() for name, p in whole.named_parameters()}
+    config = toy.config(save_every=2, keep_states=9)
+    train(whole, toy.Counting(), lm, config, tmp_path)
+    for name, p in whole.named_parameters():
+        assert torch.equal(p, before[name]) == ("mlp" not in name), name
+    for path in state.states(tmp_path):
+        names = RawReader(path).read_metadata().state_dict_metadata
+        assert all("mlp" in name for name in names), path
+        if path.name == "step-00000006":
+            shutil.rmtree(path)
+    resumed = partly_frozen()
+    assert train(resumed, toy.Counting(), lm, config, tmp_path).resumed_from == 4
+    assert toy.bits(resumed) == toy.bits(whole)
+
+
 # What goes wrong -------------------------------------------------------------------------------------------------
 
 
 def nan_at(row):
-    def objective(model, batch):
-        loss = lm(model, batch)
+    def objective(hidden_BTD, head, batch):
+        loss = lm(hidden_BTD, head, batch)
         bad = (batch.tokens_BT[:, 0] == row * 7 % 96).any()
-        return Loss(loss.total * (float("nan") if bad else 1.0), loss.count, {})
+        return Loss(loss.total * (float("nan") if bad else 1.0), loss.denominator, {})
 
     return objective
 
@@ -188,8 +213,8 @@ def test_infinite_gradient_is_not_applied(tmp_path):
         def backward(ctx, grad):
             return grad * float("inf")
 
-    def objective(model, batch):
-        loss = lm(model, batch)
+    def objective(hidden_BTD, head, batch):
+        loss = lm(hidden_BTD, head, batch)
         return loss._replace(total=Explode.apply(loss.total))
 
     model = toy.model()

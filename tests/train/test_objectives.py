@@ -8,6 +8,7 @@ import toy
 
 from herd.errors import TrainingError
 from herd.train import distil, lm, sft, train
+from herd.train.objectives import batch_loss
 
 
 def logits64(model, batch):
@@ -17,7 +18,7 @@ def logits64(model, batch):
 
 def test_sft_counts_only_the_unmasked():
     batch = toy.Masked().batch(0, 4)
-    loss = sft(toy.model(), batch)
+    loss = batch_loss(toy.model(), sft, batch)
     logits = logits64(toy.model(), batch)
     total, count = 0.0, 0
     for row in range(4):
@@ -25,7 +26,7 @@ def test_sft_counts_only_the_unmasked():
             if batch.targets_BT[row, t] != -100:
                 total -= F.log_softmax(logits[row, t], -1)[batch.targets_BT[row, t]].item()
                 count += 1
-    assert int(loss.count) == count == 1 + 2 + 3 + 4
+    assert int(loss.denominator) == count == 1 + 2 + 3 + 4
     assert loss.total.item() == pytest.approx(total, rel=1e-6)
 
 
@@ -34,7 +35,7 @@ def test_sft_gradient_is_zero_where_nothing_can_see_a_target():
     model, batch = toy.model(), toy.Masked().batch(0, 4)
     batch.targets_BT.fill_(-100)
     batch.targets_BT[0, 3] = 5
-    sft(model, batch).total.backward()
+    batch_loss(model, sft, batch).total.backward()
     grad = model.model.embed_tokens.weight.grad.abs().sum(-1)
     seen = set(batch.tokens_BT[0, :4].tolist())
     assert set(grad.nonzero().flatten().tolist()) == seen
@@ -46,7 +47,7 @@ def test_distil_against_float64(tau, kl_weight):
     teacher = toy.model(seed=1, dim=48, n_layers=1, n_heads=6)
     batch = toy.Masked().batch(3, 4)
     student = toy.model()
-    loss = distil(teacher, kl_weight=kl_weight, tau=tau)(student, batch)
+    loss = batch_loss(student, distil(teacher, kl_weight=kl_weight, tau=tau), batch)
     loss.total.backward()
     reference = toy.model()
     ours, theirs = logits64(reference, batch).flatten(0, 1), logits64(teacher, batch).flatten(0, 1).detach()
@@ -67,7 +68,7 @@ def test_distil_against_float64(tau, kl_weight):
 
 def test_distil_from_an_identical_teacher_is_zero():
     student, teacher = toy.model(), toy.model()
-    loss = distil(teacher)(student, toy.Counting().batch(0, 4))
+    loss = batch_loss(student, distil(teacher), toy.Counting().batch(0, 4))
     loss.total.backward()
     assert abs(loss.total.item()) < 1e-4
     assert max(p.grad.abs().max() for p in student.parameters()) < 1e-5
@@ -91,7 +92,7 @@ def test_distil_brings_the_student_to_its_teacher(tmp_path):
 
 def test_distil_refuses_what_cannot_be():
     with pytest.raises(TrainingError, match="student's vocabulary is 96, its teacher's 64"):
-        distil(toy.model(vocab_size=64))(toy.model(), toy.Counting().batch(0, 1))
+        batch_loss(toy.model(), distil(toy.model(vocab_size=64)), toy.Counting().batch(0, 1))
     with pytest.raises(TrainingError, match=r"kl_weight=1.5 must be between 0"):
         distil(toy.model(), kl_weight=1.5)
     with pytest.raises(TrainingError, match=r"tau=0 must be positive"):

@@ -14,13 +14,14 @@ Shapes: B rows, T = context.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from ..errors import DataError
-from .batch import IGNORE, Batch
+from .batch import IGNORE, Batch, concatenate
 from .shards import Shards
 from .shuffle import generator, key, permute
 
@@ -139,14 +140,7 @@ class MixStream:
                                stream.batch(before, len(place_B)))  # fmt: skip
                 places.append(place_B)
         order = torch.from_numpy(np.argsort(np.concatenate(places)))
-
-        def gather(name: str) -> torch.Tensor:
-            return torch.cat([getattr(batch, name) for batch in batches])[order]
-
-        tokens_BT, targets_BT = gather("tokens_BT"), gather("targets_BT")
-        if not self.packed:
-            return Batch(tokens_BT, targets_BT)
-        return Batch(tokens_BT, targets_BT, gather("positions_BT"), gather("documents_BT"))
+        return concatenate(batches).map(lambda tensor: tensor[order])
 
     def _order(self, block: int) -> np.ndarray:
         return self._parts_K[permute(np.arange(self.block), self.block, key(self.seed, block, 2))]
@@ -182,7 +176,8 @@ def _with_documents(batch: Batch) -> Batch:
     if batch.documents_BT is not None:
         return batch
     positions_BT = torch.arange(batch.tokens_BT.shape[1]).expand_as(batch.tokens_BT).clone()
-    return Batch(batch.tokens_BT, batch.targets_BT, positions_BT, torch.zeros_like(batch.tokens_BT))
+    documents_BT = torch.zeros_like(batch.tokens_BT)
+    return replace(batch, positions_BT=positions_BT, documents_BT=documents_BT)
 
 
 def _largest_remainder(share_P: np.ndarray, total: int) -> np.ndarray:

@@ -26,6 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from ..data.batch import Batch
 from ..errors import ConfigError
 from ..llama.model import DecoderLayer, LlamaLM
+from ..train.heldout import heldout_loss
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,7 @@ def best_block(model: LlamaLM, n_drop: int, batches: Sequence[Batch]) -> range:
     def loss_without(drop: range) -> float:
         model.model.layers = nn.ModuleList(layer for i, layer in enumerate(layers) if i not in drop)
         try:
-            return sum(
-                float(model.loss(batch.tokens_BT, batch.targets_BT, batch.positions_BT, batch.attend))
-                for batch in batches
-            )
+            return heldout_loss(model, batches)
         finally:
             model.model.layers = nn.ModuleList(layers)
 

@@ -15,18 +15,41 @@ Shapes: N tokens (N' trained ones), C tokens of a chunk, P the same padded, D mo
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .softmax import cross_entropy_, distil_
 
 IGNORED = -100
-ROWS = 64  # chunks are padded to a multiple
-CHUNK_BYTES = (
-    128 << 20
-)  # fp32 logits of one chunk; larger gains little speed, smaller loses some in every matmul
+ROWS = 64
+"""Chunks are padded to a multiple of this many tokens."""
+CHUNK_BYTES = 128 << 20
+"""fp32 logits of one chunk: larger chunks gain little speed, smaller ones lose some in every matmul."""
+TILE = 1 << 22
+"""Weights of a packed head that are unpacked at a time: 16 MiB in fp32."""
+
+
+class PackedHead(Protocol):
+    """A frozen head whose weight (V, D) is stored quantized and unpacked a few rows at a time."""
+
+    in_features: int
+    out_features: int
+
+    def weight_rows(self, start: int, stop: int) -> Tensor:
+        """Return rows of the weight, unpacked; ``start`` is a multiple of 16, and ``stop`` too or the last row."""
+
+
+Weight = Tensor | PackedHead
+W = TypeVar("W", bound=Weight)
+
+
+def weight_of(head: nn.Module) -> Weight:
+    """Return what the losses below take for ``head``: its weight, or the head itself where that is packed."""
+    return cast("Weight", head if hasattr(head, "weight_rows") else head.weight)
 
 
 class DistilLoss(NamedTuple):
@@ -37,53 +60,47 @@ class DistilLoss(NamedTuple):
     kl: Tensor
 
 
-def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Sum over tokens of -log softmax(hidden @ weight.T)[target]; targets of -100 do not count. fp32 scalar.
+def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Weight, targets_N: Tensor) -> Tensor:
+    """Return the sum over tokens of -log softmax(hidden @ weight.T)[target], an fp32 scalar.
 
-    Gradients flow to ``hidden_ND`` and ``weight_VD``; their memory is taken in forward, the logits' never.
+    Targets of -100 do not count. Gradients flow to ``hidden_ND`` and to a ``weight_VD`` that is a tensor; their memory
+    is taken in forward, the logits' never.
     """
     hidden_ND, weight_VD = _autocast(hidden_ND), _autocast(weight_VD)
-    needs = [torch.is_grad_enabled() and x.requires_grad for x in (hidden_ND, weight_VD)]
-    return torch.ops.herd.linear_cross_entropy(hidden_ND, weight_VD, targets_N, *needs)[0]
-
-
-def linear_kl(
-    student_ND: Tensor,
-    student_weight_VD: Tensor,
-    teacher_NE: Tensor,
-    teacher_weight_VE: Tensor,
-    mask_N: Tensor,
-    tau: float = 1.0,
-) -> Tensor:
-    """Sum over tokens where ``mask_N`` of tau² · KL(teacher || student) in nats at temperature ``tau``. fp32 scalar.
-
-    tau² keeps the gradient's size whatever the temperature (Hinton et al., arXiv 1503.02531); the teacher gets none.
-    """
-    targets_N = torch.where(mask_N.bool(), 0, IGNORED)
-    return linear_distil(
-        student_ND, student_weight_VD, targets_N, teacher_NE, teacher_weight_VE, tau, 1.0
-    ).total
+    needs = _needs(hidden_ND, weight_VD)
+    if isinstance(weight_VD, Tensor):
+        return torch.ops.herd.linear_cross_entropy(hidden_ND, weight_VD, targets_N, *needs)[0]
+    sums = partial(_cross_entropy_sums, hidden_ND, weight_VD, targets_N)
+    return _Packed.apply(hidden_ND, weight_VD, sums, *needs)[0]
 
 
 def linear_distil(
     student_ND: Tensor,
-    student_weight_VD: Tensor,
+    student_weight_VD: Weight,
     targets_N: Tensor,
     teacher_NE: Tensor,
-    teacher_weight_VE: Tensor,
+    teacher_weight_VE: Weight,
     tau: float = 1.0,
     kl_weight: float = 1.0,
 ) -> DistilLoss:
-    """``kl_weight`` · tau² · KL + (1 - ``kl_weight``) · cross-entropy, over one computation of the student's logits.
+    """Return ``kl_weight`` · tau² · KL(teacher || student) + (1 - ``kl_weight``) · cross-entropy, summed over tokens.
 
-    Tokens with target -100 count in neither. Both parts come back as numbers, also the one that has no weight.
+    The student's logits are computed once for both. tau² keeps the gradient's size whatever the temperature ``tau``
+    (Hinton et al., arXiv 1503.02531); the teacher gets no gradient. Tokens with target -100 count in neither part; both
+    parts come back unweighted, in nats.
     """
     student_ND, student_weight_VD = _autocast(student_ND), _autocast(student_weight_VD)
-    teacher_NE, teacher_weight_VE = _autocast(teacher_NE.detach()), _autocast(teacher_weight_VE.detach())
-    needs = [torch.is_grad_enabled() and x.requires_grad for x in (student_ND, student_weight_VD)]
-    total, ce, kl, *_ = torch.ops.herd.linear_distil(
-        student_ND, student_weight_VD, targets_N, teacher_NE, teacher_weight_VE, tau, kl_weight, *needs
-    )
+    teacher_NE = _autocast(teacher_NE.detach())
+    if isinstance(teacher_weight_VE, Tensor):
+        teacher_weight_VE = _autocast(teacher_weight_VE.detach())
+    needs = _needs(student_ND, student_weight_VD)
+    inputs = (student_ND, student_weight_VD, targets_N, teacher_NE, teacher_weight_VE, tau, kl_weight)
+    if isinstance(student_weight_VD, Tensor) and isinstance(teacher_weight_VE, Tensor):
+        total, ce, kl, *_ = torch.ops.herd.linear_distil(*inputs, *needs)
+    else:
+        total, ce, kl, *_ = _Packed.apply(
+            student_ND, student_weight_VD, partial(_distil_sums, *inputs), *needs
+        )
     return DistilLoss(total, ce, kl)
 
 
@@ -91,12 +108,18 @@ def linear_distil(
 def _linear_cross_entropy(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, need_hidden: bool, need_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, its gradient for the hidden states, for the weight); a gradient not needed is empty."""
+    return _cross_entropy_sums(hidden_ND, weight_VD, targets_N, need_hidden, need_weight)
+
+
+def _cross_entropy_sums(
+    hidden_ND: Tensor, weight_VD: Weight, targets_N: Tensor, need_hidden: bool, need_weight: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss and its gradients for the hidden states and the weight; one that is not needed is empty."""
     rows, grads = _trained(targets_N), _Gradients(hidden_ND, weight_VD, need_hidden, need_weight)
     total = torch.zeros((), dtype=_wide(hidden_ND), device=hidden_ND.device)
     for rows_C in _chunks(rows, weight_VD):
         hidden_PD = _padded(hidden_ND[_index(rows_C)])
-        logits_PV = hidden_PD @ weight_VD.T
+        logits_PV = _logits(hidden_PD, weight_VD)
         logits_CV = logits_PV[: len(rows_C)]
         total += cross_entropy_(logits_CV, targets_N[rows_C], with_gradient=need_hidden or need_weight).sum()
         grads.add(rows_C, hidden_PD, logits_PV)
@@ -116,14 +139,29 @@ def _linear_distil(
     need_hidden: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(total, ce, kl, total's gradient for the student's hidden states, for its weight)."""
+    inputs = (student_ND, student_weight_VD, targets_N, teacher_NE, teacher_weight_VE, tau, kl_weight)
+    return _distil_sums(*inputs, need_hidden, need_weight)
+
+
+def _distil_sums(
+    student_ND: Tensor,
+    student_weight_VD: Weight,
+    targets_N: Tensor,
+    teacher_NE: Tensor,
+    teacher_weight_VE: Weight,
+    tau: float,
+    kl_weight: float,
+    need_hidden: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return total, cross-entropy, KL, and total's gradients for the student's hidden states and its weight."""
     rows, grads = _trained(targets_N), _Gradients(student_ND, student_weight_VD, need_hidden, need_weight)
     ce, kl = (torch.zeros((), dtype=_wide(student_ND), device=student_ND.device) for _ in range(2))
     for rows_C in _chunks(rows, student_weight_VD):
         hidden_PD = _padded(student_ND[_index(rows_C)])
-        logits_PV = hidden_PD @ student_weight_VD.T
+        logits_PV = _logits(hidden_PD, student_weight_VD)
         logits_CV = logits_PV[: len(rows_C)]
-        teacher_PV = _padded(teacher_NE[_index(rows_C)]) @ teacher_weight_VE.T
+        teacher_PV = _logits(_padded(teacher_NE[_index(rows_C)]), teacher_weight_VE)
         ce_C, kl_C = distil_(logits_CV, teacher_PV[: len(rows_C)], targets_N[rows_C], tau, kl_weight)
         del teacher_PV
         ce += ce_C.sum()
@@ -139,7 +177,7 @@ def _linear_distil(
 class _Gradients:
     """Where the chunks' gradients gather: rows of the hidden states, and the weight's sum in fp32."""
 
-    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, need_hidden: bool, need_weight: bool) -> None:
+    def __init__(self, hidden_ND: Tensor, weight_VD: Weight, need_hidden: bool, need_weight: bool) -> None:
         self.weight_VD, self.n_tokens = weight_VD, hidden_ND.shape[0]
         self.hidden_grad_ND = torch.zeros_like(hidden_ND) if need_hidden else hidden_ND.new_empty(0)
         self.weight_grad_VD: Tensor | None = None
@@ -148,13 +186,13 @@ class _Gradients:
     def add(self, rows_C: Tensor, hidden_PD: Tensor, grad_PV: Tensor) -> None:
         grad_PV[len(rows_C) :] = 0  # of the padding
         if self.need_hidden:
-            self.hidden_grad_ND[_index(rows_C)] = (grad_PV @ self.weight_VD)[: len(rows_C)]
+            self.hidden_grad_ND[_index(rows_C)] = _times_weight(grad_PV, self.weight_VD)[: len(rows_C)]
         if self.need_weight:
             self._add_weight(grad_PV, hidden_PD)
 
     def _add_weight(self, grad_PV: Tensor, hidden_PD: Tensor) -> None:
         if self.weight_grad_VD is None:
-            self.weight_grad_VD = (grad_PV.T @ hidden_PD).to(_wide(self.weight_VD))
+            self.weight_grad_VD = (grad_PV.T @ hidden_PD).to(_wide(hidden_PD))
         elif self.weight_grad_VD.dtype == grad_PV.dtype:
             self.weight_grad_VD.addmm_(grad_PV.T, hidden_PD)
         else:  # a tile of the vocabulary at a time, so that the narrow product never exists whole
@@ -163,11 +201,39 @@ class _Gradients:
                 sum_vD += grad_Pv.T @ hidden_PD
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        if not self.need_weight:
-            return self.hidden_grad_ND, self.weight_VD.new_empty(0)
+        if not self.need_weight or not isinstance(self.weight_VD, Tensor):
+            return self.hidden_grad_ND, self.hidden_grad_ND.new_empty(0)
         if self.weight_grad_VD is None:
             return self.hidden_grad_ND, torch.zeros_like(self.weight_VD)
         return self.hidden_grad_ND, self.weight_grad_VD.to(self.weight_VD.dtype)
+
+
+def _logits(hidden_PD: Tensor, weight_VD: Weight) -> Tensor:
+    """Return hidden @ weight.T (P, V), a tile of the vocabulary at a time where the weight is packed."""
+    if isinstance(weight_VD, Tensor):
+        return hidden_PD @ weight_VD.T
+    logits_PV = hidden_PD.new_empty(len(hidden_PD), weight_VD.out_features)
+    for words, rows_vD in _unpacked(weight_VD, hidden_PD.dtype):
+        logits_PV[:, words] = hidden_PD @ rows_vD.T
+    return logits_PV
+
+
+def _times_weight(grad_PV: Tensor, weight_VD: Weight) -> Tensor:
+    """Return grad @ weight (P, D), in the same tiles."""
+    if isinstance(weight_VD, Tensor):
+        return grad_PV @ weight_VD
+    out_PD = grad_PV.new_zeros(len(grad_PV), weight_VD.in_features)
+    for words, rows_vD in _unpacked(weight_VD, grad_PV.dtype):
+        out_PD += grad_PV[:, words] @ rows_vD
+    return out_PD
+
+
+def _unpacked(head: PackedHead, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the weight of a packed head as slices of the vocabulary with their rows (v, D)."""
+    at_once = max(16, TILE // head.in_features // 16 * 16)
+    for start in range(0, head.out_features, at_once):
+        words = slice(start, min(start + at_once, head.out_features))
+        yield words, head.weight_rows(words.start, words.stop).to(dtype)
 
 
 def _trained(targets_N: Tensor) -> Tensor:
@@ -188,14 +254,16 @@ def _padded(hidden_CD: Tensor) -> Tensor:
     return torch.cat((hidden_CD, hidden_CD.new_zeros(missing, hidden_CD.shape[1]))) if missing else hidden_CD
 
 
-def _chunks(rows: Tensor, weight_VD: Tensor) -> tuple[Tensor, ...]:
+def _chunks(rows: Tensor, weight_VD: Weight) -> tuple[Tensor, ...]:
     """The trained tokens in chunks; none if there are none."""
     return rows.split(_chunk_tokens(weight_VD)) if rows.numel() else ()
 
 
-def _chunk_tokens(weight_VD: Tensor) -> int:
+def _chunk_tokens(weight_VD: Weight) -> int:
     """Tokens a chunk: `CHUNK_BYTES` of fp32 logits, but not less than D, where the logits are as big as the weight."""
-    V, D = weight_VD.shape
+    V, D = (
+        weight_VD.shape if isinstance(weight_VD, Tensor) else (weight_VD.out_features, weight_VD.in_features)
+    )
     tokens = max(CHUNK_BYTES // (4 * V), D)
     return tokens // 128 * 128 or tokens
 
@@ -204,11 +272,19 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _autocast(x: Tensor) -> Tensor:
-    """What autocast would do to a matmul's input; its cast is seen by autograd."""
+def _needs(hidden_ND: Tensor, weight_VD: Weight) -> list[bool]:
+    """Return which of the two need a gradient."""
+    tensors = (hidden_ND, weight_VD)
+    return [torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad for x in tensors]
+
+
+def _autocast(x: W) -> W:
+    """Cast as autocast casts a matmul's input, seen by autograd; a packed head stays as it is."""
+    if not isinstance(x, Tensor):
+        return x
     kind = x.device.type
     if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype(kind))
+        return x.to(torch.get_autocast_dtype(kind))  # type: ignore[return-value]
     return x
 
 
@@ -255,6 +331,19 @@ def _scaled(grad: Tensor, scale: Tensor) -> Tensor:
     if grad.device.type == "cpu" and scale.item() == 1:
         return grad
     return grad.mul_(scale.to(grad.dtype))
+
+
+class _Packed(torch.autograd.Function):
+    """A loss with a packed head, which no custom operator can take: ``sums`` computes it and its gradients."""
+
+    @staticmethod
+    def forward(
+        hidden_ND: Tensor, weight_VD: Weight, sums: Callable[..., tuple[Tensor, ...]], *needs: bool
+    ) -> tuple[Tensor, ...]:
+        return sums(*needs)
+
+    setup_context = staticmethod(_keep_gradients)
+    backward = staticmethod(_scale_gradients)
 
 
 _linear_cross_entropy.register_autograd(_scale_gradients, setup_context=_keep_gradients)

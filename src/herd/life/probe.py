@@ -18,7 +18,7 @@ from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..train import distil, lm
 from ..train.config import ComputeDtype
-from ..train.objectives import Objective
+from ..train.objectives import Objective, batch_loss
 from .plan import SHARES, Mode, Rung, Speeds, chosen, rung, student_of
 
 ROWS, CONTEXT = 8, 256
@@ -40,7 +40,7 @@ def training_speed(config: ModelConfig, dtype: ComputeDtype, objective: Objectiv
     def step() -> None:
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16) if dtype == "bf16" else nullcontext():
-            loss = objective(model, batch).total / batch.n_targets
+            loss = batch_loss(model, objective, batch).total / batch.n_targets
         loss.backward()
         optimizer.step()
 

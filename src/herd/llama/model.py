@@ -13,12 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..kernels.loss import DistilLoss, linear_cross_entropy, linear_distil
 from ..kernels.pointwise import rms_norm, swiglu
 from ..kernels.recompute import cheaply
 from . import rope
 from .attention import Attend, causal
 from .config import ModelConfig
+from .fill import fill_normal
 
 
 class RMSNorm(nn.Module):
@@ -146,7 +146,8 @@ class LlamaLM(nn.Module):
     def init_weights(self, seed: int, std: float = 0.02) -> LlamaLM:
         """Normal(0, ``std``) weights; projections back into the residual stream scaled by 1 / sqrt(2 · layers).
 
-        A pure function of ``seed`` and the parameter's place in the model, whatever the device. Returns self.
+        A pure function of ``seed`` and the parameter's place in the model, whatever the device and however many ranks
+        share it: under FSDP2 each draws only its own rows. Returns self.
         """
         residual_std = std / (2 * self.config.n_layers) ** 0.5
         with torch.no_grad():
@@ -154,9 +155,8 @@ class LlamaLM(nn.Module):
                 if param.ndim == 1:
                     param.fill_(1.0)
                     continue
-                generator = torch.Generator().manual_seed(seed * 1_000_003 + i)
                 scale = residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else std
-                fill_parameter(param, torch.randn(param.shape, generator=generator) * scale)
+                fill_normal(param, seed * 1_000_003 + i, scale)
         return self
 
     def forward(
@@ -170,51 +170,3 @@ class LlamaLM(nn.Module):
     ) -> Tensor:
         """Scores of the next token, (B, T, V) fp32. For evaluation and decoding; training never makes this tensor."""
         return self.lm_head(self.model(tokens_BT, positions_BT, attend)).float()
-
-    def loss(
-        self,
-        tokens_BT: Tensor,
-        targets_BT: Tensor,
-        positions_BT: Tensor | None = None,
-        attend: Attend = causal,
-    ) -> Tensor:
-        """Sum of next-token cross-entropy in nats over targets that are not -100; fp32 scalar."""
-        hidden_ND = self.model(tokens_BT, positions_BT, attend).flatten(0, 1)
-        return linear_cross_entropy(hidden_ND, self.lm_head.weight, targets_BT.flatten())
-
-    def distil_loss(
-        self,
-        tokens_BT: Tensor,
-        targets_BT: Tensor,
-        teacher_hidden_BTE: Tensor,
-        teacher_weight_VE: Tensor,
-        positions_BT: Tensor | None = None,
-        attend: Attend = causal,
-        tau: float = 1.0,
-        kl_weight: float = 1.0,
-    ) -> DistilLoss:
-        """Sums over trained targets of kl_weight · tau² · KL(teacher || self) + (1 - kl_weight) · cross-entropy; nats.
-
-        The teacher comes as its final hidden states for the same tokens and its head. Both parts come back unweighted.
-        """
-        hidden_ND = self.model(tokens_BT, positions_BT, attend).flatten(0, 1)
-        teacher_NE = teacher_hidden_BTE.flatten(0, 1)
-        return linear_distil(
-            hidden_ND,
-            self.lm_head.weight,
-            targets_BT.flatten(),
-            teacher_NE,
-            teacher_weight_VE,
-            tau,
-            kl_weight,
-        )
-
-
-def fill_parameter(param: Tensor, value: Tensor) -> None:
-    """Copy a whole tensor into a parameter; into one that FSDP2 shards, this rank's part of it."""
-    if hasattr(param, "device_mesh"):
-        from torch.distributed.tensor import distribute_tensor  # slow to import, and only needed here
-
-        mesh, placements = param.device_mesh, param.placements  # type: ignore[attr-defined]
-        value = distribute_tensor(value.to(param.device), mesh, placements, src_data_rank=None)
-    param.copy_(value)

@@ -224,7 +224,7 @@ def _measure(
         batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
         began = _now(device)
         with torch.autocast(device.type, torch_dtype(train.dtype), enabled=train.dtype != "fp32"):
-            result = objectives.lm(model, batch)
+            result = objectives.batch_loss(model, objectives.lm, batch)
         result.total.backward()
         middle = _now(device)
         grads = [p.grad for p in model.parameters() if p.grad is not None]

@@ -48,6 +48,14 @@ class QuantLinear(nn.Module):
         """The whole weight unpacked, (R, D) in the model's dtype: made anew each time, so ask seldom."""
         return blocks.decode(self.blocks, self.format, self.like.dtype)
 
+    def weight_rows(self, start: int, stop: int) -> Tensor:
+        """Return some rows of the weight, unpacked.
+
+        ``start`` must be a multiple of 16, and ``stop`` too or the number of rows: kernels interleave 16 rows.
+        """
+        rows_RB = self.kernel.restore(self.prepared[start:stop], self.format)
+        return blocks.decode(rows_RB, self.format, self.like.dtype)
+
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         # on another device another kernel runs, which wants the blocks in another order
         before, blocks_RB = self.prepared.device, self.prepared

@@ -8,6 +8,7 @@ import torch
 
 from ..data.batch import Batch
 from ..llama.model import LlamaLM
+from .objectives import batch_loss, lm
 
 
 def heldout_loss(model: LlamaLM, batches: Sequence[Batch]) -> float:
@@ -16,5 +17,5 @@ def heldout_loss(model: LlamaLM, batches: Sequence[Batch]) -> float:
     total = 0.0
     with torch.no_grad():
         for batch in (batch.to(device) for batch in batches):
-            total += float(model.loss(batch.tokens_BT, batch.targets_BT, batch.positions_BT, batch.attend))
+            total += float(batch_loss(model, lm, batch).total)
     return total / sum(batch.n_targets for batch in batches)

@@ -108,7 +108,7 @@ class _Run:
             raise TrainingError(
                 f"context={config.context} exceeds the model's max_context={model.config.max_context}"
             )
-        self.params = dict(model.named_parameters())
+        self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.weights = {name: p.detach() for name, p in self.params.items()}
         self.device = next(model.parameters()).device
         self.optimizer = make_optimizer(model, config)
@@ -232,7 +232,7 @@ class _Run:
             batch = self.stream.batch(self._first_row() + start, micro).to(self.device)
             parallel.postpone_reduction(self.model, last=start + micro == self.rows)
             with self._autocast():
-                loss = self.objective(self.model, batch)
+                loss = objectives.batch_loss(self.model, self.objective, batch)
             loss.total.backward()
             losses.append(loss._replace(total=loss.total.detach()))
         return losses
@@ -344,9 +344,10 @@ class _Run:
 
 
 def _numbers(loss: objectives.Loss, names: list[str]) -> Tensor:
-    """total, count and metrics of a micro-batch as one float64 vector: one transfer a step, exact counts."""
-    count = torch.as_tensor(loss.count, device=loss.total.device)
-    return torch.stack([x.double() for x in (loss.total, count, *(loss.metrics[name] for name in names))])
+    """Return total, denominator and metrics of a micro-batch as one float64 vector: one transfer, exact counts."""
+    denominator = torch.as_tensor(loss.denominator, device=loss.total.device)
+    values = (loss.total, denominator, *(loss.metrics[name] for name in names))
+    return torch.stack([x.double() for x in values])
 
 
 @contextmanager

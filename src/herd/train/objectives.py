@@ -1,13 +1,13 @@
-"""What is minimized: functions of (model, batch), so that one loop trains everything.
+"""What training minimizes: functions of (hidden states, head, batch), so that one loop trains everything.
 
-An objective returns *sums* over trained tokens and their number; the loop divides by the number of tokens of the whole
-global batch. So the gradient is the same however rows are cut into micro-batches and ranks, and a row with few trained
-tokens does not weigh more than one with many (a mean of means would).
+An objective returns *sums* over trained tokens and their number; the loop divides by the number of the whole global
+batch. So the gradient is the same however rows are cut into micro-batches and ranks, and a row with few trained tokens
+does not weigh more than one with many, as it would in a mean of means.
 
-The model does its losses inside its own methods (`LlamaLM.loss`, `LlamaLM.distil_loss`): FSDP2 gathers parameters
-around methods it knows, and the vocabulary-wide logits never leave the fused kernel.
+The loop runs the model; an objective sees the final hidden states and the head, so that the scores of the whole
+vocabulary never leave the fused loss kernel.
 
-Shapes: B batch rows, T time, E teacher's width.
+Shapes: B batch rows, T time, D model dim, E the teacher's.
 """
 
 from __future__ import annotations
@@ -16,40 +16,48 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.batch import IGNORE, Batch
 from ..errors import TrainingError
+from ..kernels.loss import linear_cross_entropy, linear_distil, weight_of
 from ..llama.model import LlamaLM
 
 
 class Loss(NamedTuple):
-    """Of one micro-batch: ``total`` (fp32 scalar with gradient) and ``metrics`` are sums over ``count`` tokens."""
+    """Sums over a micro-batch: ``total`` (fp32 scalar with gradient) and ``metrics``, to divide by ``denominator``."""
 
     total: Tensor
-    count: Tensor  # type: ignore[assignment]
+    denominator: Tensor
     metrics: dict[str, Tensor]
 
 
-Objective = Callable[[LlamaLM, Batch], Loss]
+Objective = Callable[[Tensor, nn.Module, Batch], Loss]
+"""Maps hidden states (B, T, D), the head and the batch to a loss."""
 
 
-def _count(batch: Batch) -> Tensor:
+def batch_loss(model: LlamaLM, objective: Objective, batch: Batch) -> Loss:
+    """Run ``model`` on ``batch`` and return the objective's loss."""
+    hidden_BTD = model(batch.tokens_BT, batch.positions_BT, batch.attend)
+    return objective(hidden_BTD, model.lm_head, batch)
+
+
+def _n_targets(batch: Batch) -> Tensor:
     return (batch.targets_BT != IGNORE).sum()
 
 
-def lm(model: LlamaLM, batch: Batch) -> Loss:
-    """Next-token cross-entropy in nats over every target that is not -100."""
-    total = model.loss(batch.tokens_BT, batch.targets_BT, batch.positions_BT, batch.attend)
-    return Loss(total, _count(batch), {})
+def lm(hidden_BTD: Tensor, head: nn.Module, batch: Batch) -> Loss:
+    """Return the next-token cross-entropy in nats over every target that is not -100."""
+    total = linear_cross_entropy(hidden_BTD.flatten(0, 1), weight_of(head), batch.targets_BT.flatten())
+    return Loss(total, _n_targets(batch), {})
 
 
-def sft(model: LlamaLM, batch: Batch) -> Loss:
-    """The same loss on dialogs: the renderer's mask has made every target -100 that the assistant did not write.
+def sft(hidden_BTD: Tensor, head: nn.Module, batch: Batch) -> Loss:
+    """Return the same loss on dialogs, where every target that the assistant did not write is -100.
 
-    It stands here under its own name because a state remembers what it was trained for.
+    It has its own name because a state remembers what it was trained for.
     """
-    return lm(model, batch)
+    return lm(hidden_BTD, head, batch)
 
 
 class distil:
@@ -67,26 +75,24 @@ class distil:
             raise TrainingError(f"distil: temperature tau={tau} must be positive")
         self.teacher, self.kl_weight, self.tau = teacher, kl_weight, tau
 
-    def __call__(self, model: LlamaLM, batch: Batch) -> Loss:
-        ours, theirs = model.config.vocab_size, self.teacher.config.vocab_size
+    def __call__(self, hidden_BTD: Tensor, head: nn.Module, batch: Batch) -> Loss:
+        ours, theirs = head.out_features, self.teacher.config.vocab_size
         if ours != theirs:
             raise TrainingError(
                 f"distil: the student's vocabulary is {ours}, its teacher's {theirs}; they must be one"
             )
-        attend = batch.attend
         with torch.no_grad():
-            teacher_BTE = self.teacher(batch.tokens_BT, batch.positions_BT, attend)
-        total, ce, kl = model.distil_loss(
-            batch.tokens_BT,
-            batch.targets_BT,
-            teacher_BTE,
-            self.teacher.lm_head.weight,
-            batch.positions_BT,
-            attend,
-            tau=self.tau,
-            kl_weight=self.kl_weight,
+            teacher_BTE = self.teacher(batch.tokens_BT, batch.positions_BT, batch.attend)
+        total, ce, kl = linear_distil(
+            hidden_BTD.flatten(0, 1),
+            weight_of(head),
+            batch.targets_BT.flatten(),
+            teacher_BTE.flatten(0, 1),
+            weight_of(self.teacher.lm_head),
+            self.tau,
+            self.kl_weight,
         )
-        return Loss(total, _count(batch), {"ce": ce.detach(), "kl": kl.detach()})
+        return Loss(total, _n_targets(batch), {"ce": ce.detach(), "kl": kl.detach()})
 
     def extra_flops_per_token(self, context: int) -> float:
         """The teacher's forward, charged to the run: FLOPs a token of causal rows of ``context`` tokens."""

@@ -61,7 +61,6 @@ def moments(params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
     return {
         f"{key}/{name}": optimizer.state[param][key]
         for name, param in params.items()
-        if param.requires_grad
         for key in ("exp_avg", "exp_avg_sq")
     }
 

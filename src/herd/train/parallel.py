@@ -5,7 +5,8 @@ block over the second and all-reduces its gradients over the first. So (n, 1) is
 in one code path whose reductions have a fixed order: DDP's own reducer lays out its buckets anew after the first step,
 and a resumed run would then add in another order than an uninterrupted one.
 
-Loss methods of the model are registered with FSDP2, which gathers parameters around them as it does around `forward`.
+FSDP2 keeps the root unit (embedding, last norm and head) gathered between forward and backward, so that the loss can
+use the head.
 """
 
 from __future__ import annotations
@@ -26,8 +27,6 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import TrainingError
 from ..llama.model import LlamaLM
-
-LOSS_METHODS = ("loss", "distil_loss", "logits")
 
 
 @dataclass(frozen=True)
@@ -129,8 +128,7 @@ def distribute(model: LlamaLM, ranks: Ranks, dtype: torch.dtype = torch.float32)
     for block in model.model.layers:
         shard(block)
     shard(model)
-    for name in LOSS_METHODS:
-        register_fsdp_forward_method(model, name)
+    register_fsdp_forward_method(model, "logits")
     return model
 
 

@@ -41,7 +41,8 @@ from ..dtypes import torch_dtype
 from ..errors import RecipeError
 from ..files import storage_error
 from ..llama.config import ModelConfig
-from ..llama.model import LlamaLM, fill_parameter
+from ..llama.fill import fill_parameter
+from ..llama.model import LlamaLM
 from ..machine import lock_folder
 from ..text import Tokenizer, render
 from . import parallel
