@@ -1,10 +1,12 @@
-"""`herd eval`'s verbs on real checkpoints: what is measured, written and said, and what a mistake gets."""
+"""The verbs of `herd eval` on small checkpoints: what they measure, write and print, and how they refuse
+mistakes."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+import torch
 
 from herd import checkpoint
 from herd.checkpoint import Lineage
@@ -27,7 +29,7 @@ def models(tmp_path_factory, make_model, tokenizer):
 
 @pytest.fixture(scope="module")
 def results(models):
-    """Both evaluated; of the child's tasks one cannot run."""
+    """Evaluate both models; one of the child's tasks cannot run."""
     for name, status in (("elder", 0), ("younger", 1)):
         args = [
             "eval",
@@ -63,7 +65,7 @@ def test_a_context_too_short_fails_one_task_and_the_other_is_done(results):
     assert "use a model with a longer context or fewer than" in younger.tasks[1].reason
 
 
-def test_compare(results, tmp_path, capsys):
+def test_compare_writes_four_files_and_the_differences(results, tmp_path, capsys):
     folders = [str(results / name) for name in ("elder", "younger")]
     text = said(capsys, "compare", *folders, "--out", str(tmp_path))
     assert "not run" in text
@@ -90,6 +92,11 @@ def test_compare(results, tmp_path, capsys):
         (["nowhere"], "nowhere: no such folder"),
         (["fidelity", "nowhere", "--parent", "nowhere"], "nowhere: no such folder"),
         (["nowhere", "--suite", "fidelity"], "--suite fidelity needs --parent"),
+        (["nowhere", "--tasks", ""], "--tasks '' names no task"),
+        (["nowhere", "--tasks", " , "], "--tasks ' , ' names no task"),
+        (["nowhere", "--mode", "chat"], "--mode chat is unknown: use base or instruct"),
+        (["nowhere", "--tasks", "piqa", "--suite", "leak"], "give one of the two"),
+        (["nowhere", "--model", "x"], "--model names the model of an endpoint"),
         (["http://127.0.0.1:9", "--model", "x"], "http://127.0.0.1:9/v1: no answer (Connection refused)"),
     ],
 )
@@ -97,6 +104,24 @@ def test_a_mistake_is_one_line_that_names_it(capsys, args, words):
     text = said(capsys, *args, status=1)
     assert words in text
     assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--shots=-1", "--shots=x", "--limit=0", "--limit=-3", "--batch=0", "--threads=0", "--dtype=fp8",
+     "--dtype=int4", "--device=nowhere"],
+)  # fmt: skip
+def test_an_impossible_option_is_refused_with_its_name(capsys, option):
+    name = option.partition("=")[0]
+    assert f"Error: Invalid value for '{name}'" in said(capsys, "nowhere", option, status=2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("verb", [["nowhere"], ["fidelity", "nowhere", "--parent", "nowhere"]])
+def test_a_gpu_that_is_not_there_is_refused(capsys, verb):
+    text = said(capsys, *verb, "--device", "cuda", status=2)
+    assert "Error: Invalid value for '--device': 'cuda' cannot be used here" in text
+    assert "Traceback" not in text
 
 
 def test_compare_refuses_the_same_twice(results, capsys):
@@ -120,7 +145,7 @@ def test_fidelity_is_measured_kept_and_exact_for_a_model_itself(models, tmp_path
 
 def test_fidelity_counts_flips_where_both_were_evaluated(models, capsys):
     ask = ("fidelity", str(models / "younger"), "--parent", str(models / "elder"), "--limit", "2")
-    assert "Flipped items are counted where both were evaluated: herd eval" in said(capsys, *ask)
+    assert "To count flipped items, evaluate both models: herd eval" in said(capsys, *ask)
     for name in ("elder", "younger"):
         said(capsys, str(models / name), "--tasks", "piqa", "--shots", "0")
     assert json.loads(said(capsys, *ask, "--json"))["flips"][0].keys() == {"task", "won", "lost", "n"}
@@ -130,7 +155,7 @@ def test_fidelity_counts_flips_where_both_were_evaluated(models, capsys):
 def test_fidelity_as_a_suite_stands_beside_the_others(models, results, tmp_path, capsys):
     out = str(tmp_path / "out")
     ask = (str(models / "younger"), "--suite", "fidelity", "--parent", str(models / "elder"), "--limit", "2")
-    assert "younger against elder, 2 texts" in said(capsys, *ask, "--out", out)
+    assert "younger compared with elder on 2 texts" in said(capsys, *ask, "--out", out)
     record = json.loads(said(capsys, "compare", str(results / "elder"), out, "--out", out, "--json"))
     kl = next(row for row in record["rows"] if row["task"] == "fidelity")
     assert kl["scores"]["elder"] is None

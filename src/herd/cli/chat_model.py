@@ -24,14 +24,14 @@ from ..checkpoint import (
 )
 from ..data.dialogs import Dialog, make_dialogs, showcase_dialogs
 from ..data.prompts import TOOL_NAMES, system_prompt
-from ..errors import CheckpointError, EngineError
+from ..dtypes import torch_dtype
+from ..errors import EngineError
 from ..evals.tooluse import tool_use
 from ..llama.model import LlamaLM
 from ..text.tokenizer import Tokenizer
 
 BASE_STAGES = ("teacher", "long", "lm")
 RAISED_STAGES = ("instruct", "student", "control", "sft")
-DTYPES = ("float32", "bfloat16", "float16")
 QUESTIONS = 5
 FP32_PARAMS = 1_000_000_000
 """Up to this size a CPU computes in fp32 whatever the file holds: many CPUs have no fast bf16."""
@@ -112,10 +112,8 @@ def open_model(folder: str, dtype: str | None = None, device: str | None = None)
         warnings.simplefilter("ignore")  # said as an error below
         tokenizer = load_tokenizer(path)
     lineage = load_lineage(path)
-    if dtype not in (None, *DTYPES):
-        raise CheckpointError(f"--dtype {dtype} is unknown: use one of {', '.join(DTYPES)}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    wanted = None if dtype is None else getattr(torch, dtype)
+    wanted = None if dtype is None else torch_dtype(dtype)
     if tokenizer is None:
         from ..checkpoint import load_config
 

@@ -1,5 +1,7 @@
-"""`herd eval`: benchmarks for any checkpoint or endpoint, with how sure each number is; `herd eval compare` and others
-of its kind are verbs beneath it."""
+"""`herd eval`: run benchmarks on a checkpoint or an endpoint; each score has its interval.
+
+Its other verbs (compare, fidelity, contamination) are in `eval_compare.py`.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,9 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import CheckpointError, DataError
-from . import eval_compare, eval_more
-from .common import Json, print_json, print_table
+from . import eval_compare
+from .common import Device, Dtype, Json, Threads, print_json, print_table
+from .eval_compare import DataOption, Limit, Out, data_source
 
 if TYPE_CHECKING:
     from ..evals.harness import Model
@@ -28,7 +31,8 @@ RUN = "run"
 
 
 class _RunFirst(TyperGroup):
-    """``herd eval MODEL`` is ``herd eval run MODEL``: what is no verb of the group is a model."""
+    """A group in which ``herd eval MODEL`` means ``herd eval run MODEL``: a word that is no verb is a
+    model."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, "--help"):
@@ -41,56 +45,46 @@ app = typer.Typer(cls=_RunFirst, add_completion=False, no_args_is_help=True, ric
 
 @app.callback()
 def _group() -> None:
-    """Benchmarks for any checkpoint: herd eval MODEL [--suite leak]."""
+    """Run benchmarks on a checkpoint or an endpoint: herd eval MODEL [--suite leak]."""
 
 
 @app.command(RUN)
 def eval_command(
     model: Annotated[str, typer.Argument(help="A checkpoint folder, hf:ORG/NAME, or http://HOST:PORT.")],
-    suite: Annotated[str | None, typer.Option(help="A suite (herd eval list); leak if no --tasks.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="Tasks by name instead, e.g. boolq,piqa.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many items of each task.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of data sets; the ten built-in items of each if not given.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of results; runs/evals/NAME-HASH if not given.")
-    ] = None,
+    suite: Annotated[str | None, typer.Option(help="A suite of `herd eval list` (default: leak).")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks instead of a suite, e.g. boolq,piqa.")] = None,
+    limit: Limit = None,
+    data: DataOption = None,
+    out: Out = None,
     shots: Annotated[
-        int | None, typer.Option(help="Worked examples before each item; the suite's if not given.")
+        int | None, typer.Option(min=0, help="Worked examples before each item (default: the suite's).")
     ] = None,
     mode: Annotated[
-        str | None, typer.Option(help="base: continue text; instruct: talk. What the model is if not given.")
+        str | None, typer.Option(help="base: continue text; instruct: answer (default: as it was trained).")
     ] = None,
-    name: Annotated[str | None, typer.Option("--model", help="The model's name at an endpoint.")] = None,
-    batch: Annotated[int, typer.Option(help="Answers written at once.")] = 32,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one.")
-    ] = None,
+    name: Annotated[str | None, typer.Option("--model", help="Name of the model at an endpoint.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Answers to write at once.")] = 32,
+    dtype: Dtype = None,
+    device: Device = None,
+    threads: Threads = None,
     parent: Annotated[
-        str | None, typer.Option(help="For --suite fidelity: the model it is measured against.")
+        str | None, typer.Option(help="With --suite fidelity: the model to compare with.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run benchmarks on a model. Interrupted, the same command goes on; what is known is not asked again."""
+    """Run benchmarks on a model. After an interruption the same command continues; no item is asked twice."""
     from ..evals.harness import evaluate
-    from ..evals.tasks import Data
 
-    if limit is not None and limit < 1:
-        raise DataError(f"--limit {limit} must be at least 1")
     if mode not in (None, "base", "instruct"):
         raise DataError(f"--mode {mode} is unknown: use base or instruct")
     if suite is not None and tasks is not None:
         raise DataError("--suite and --tasks: give one of the two")
     if suite == "fidelity":
         if parent is None:
-            raise DataError(
-                "--suite fidelity needs --parent CHECKPOINT: the model this one is measured against"
-            )
-        return eval_more.fidelity(model, parent, data, limit, out, dtype, device, as_json)
-    source = Data() if data is None else Data(data)
-    planned = _plan(suite, tasks)
+            raise DataError("--suite fidelity needs --parent CHECKPOINT, the model to compare with")
+        eval_compare.fidelity_command(model, parent, data, limit, out, dtype, device, threads, as_json)
+        return
+    source, planned = data_source(data), _plan(suite, tasks)
     opened = _open(model, name, mode, dtype, device, batch)
     chosen, unknown = _make(planned, shots, mode or opened.mode)
     folder = out or results_folder(opened)
@@ -98,9 +92,8 @@ def eval_command(
         evaluation = evaluate(opened, chosen, source, folder, limit=limit, watcher=watcher, suite=suite or "")
     rows = [*evaluation.tasks, *unknown]
     if as_json:
-        print_json(
-            {**evaluation.summary, "folder": str(folder), "tasks": [dataclasses.asdict(row) for row in rows]}
-        )
+        records = [dataclasses.asdict(row) for row in rows]
+        print_json({**evaluation.summary, "folder": str(folder), "tasks": records})
     else:
         _print(evaluation, rows, folder, source.builtin)
     if any(row.status != "done" for row in rows):
@@ -109,7 +102,7 @@ def eval_command(
 
 @app.command("list")
 def list_command(as_json: Json = False) -> None:
-    """All suites and tasks: version, source, licence, where shots come from."""
+    """List all suites and tasks with version, source, licence and where their worked examples come from."""
     from ..evals.tasks import SUITES, TASKS, make
     from ..evals.tasks.mmlu import SUBJECTS
 
@@ -117,38 +110,41 @@ def list_command(as_json: Json = False) -> None:
     if as_json:
         fields = ("name", "version", "shots", "metric", "source", "licence", "shots_from")
         suites = {name: [dataclasses.asdict(entry) for entry in entries] for name, entries in SUITES.items()}
-        print_json(
-            {"suites": suites, "tasks": [{field: getattr(task, field) for field in fields} for task in known]}
-        )
+        tasks = [{field: getattr(task, field) for field in fields} for task in known]
+        print_json({"suites": suites, "tasks": tasks})
         return
     of_subjects = {f"mmlu_{subject}" for subjects in SUBJECTS.values() for subject in subjects}
     for name, entries in SUITES.items():
         print(f"{name}: {', '.join(entry.task for entry in entries)}")
-    print("fidelity: KL, same first choice and flipped items against --parent MODEL\n")
+    print("fidelity: KL divergence, same first choice and flipped items compared with --parent MODEL\n")
     header = ("task", "metric", "version", "shots", "shots from", "licence", "source")
     shown = [task for task in known if task.name not in of_subjects]
     rows = [(t.name, t.metric, t.version, str(t.shots), t.shots_from, t.licence, t.source) for t in shown]
     print_table(header, rows, left=len(header))
     print(
-        f"mmlu_SUBJECT: one of {len(of_subjects)} subjects; lm-eval:NAME: a task of lm-eval's own, data from the Hub"
+        f"mmlu_SUBJECT: one of {len(of_subjects)} subjects; lm-eval:NAME: a task of lm-eval (data from the Hub)"
     )
 
 
 app.command("compare")(eval_compare.compare_command)
-app.command("fidelity")(eval_more.fidelity)
-app.command("contamination")(eval_more.contamination)
+app.command("fidelity")(eval_compare.fidelity_command)
+app.command("contamination")(eval_compare.contamination_command)
 
 
 def _plan(suite: str | None, tasks: str | None) -> Sequence[Any]:
+    """Return the entries of a suite or of the tasks named."""
     from ..evals import tasks as registry
 
     if tasks is None:
         return registry.suite(suite or "leak")
-    return [registry.Entry(name.strip()) for name in tasks.split(",") if name.strip()]
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise DataError(f"--tasks {tasks!r} names no task: choose from `herd eval list`, e.g. boolq,piqa")
+    return [registry.Entry(name) for name in dict.fromkeys(names)]
 
 
 def _make(planned: Sequence[Any], shots: int | None, mode: Any) -> tuple[list[Task], list[TaskResult]]:
-    """The tasks, and a row for every name that is none: the others go on."""
+    """Return the tasks, and a failed row for every name that is not a task: the others still run."""
     from ..evals.results import TaskResult
     from ..evals.tasks import make
 
@@ -173,8 +169,10 @@ def _open(
     return open_local(model, mode, dtype, device, batch)
 
 
-def open_local(model: str, mode: Any, dtype: str | None, device: str | None, batch: int) -> LocalModel:
-    """A checkpoint as the harness asks it; ``mode`` None: what it was trained for."""
+def open_local(
+    model: str, mode: Any = None, dtype: str | None = None, device: str | None = None, batch: int = 32
+) -> LocalModel:
+    """Open a checkpoint for the harness; without ``mode`` it is asked as it was trained."""
     from ..checkpoint import checkpoint_hash
     from ..evals.local import LocalModel
     from .chat_model import open_model
@@ -183,7 +181,7 @@ def open_local(model: str, mode: Any, dtype: str | None, device: str | None, bat
     lineage = talker.lineage
     if mode is None and lineage is None:
         print(
-            f"{model}: nothing says what it was trained for: asked as an instruct model (--mode base)",
+            f"{model}: does not say how it was trained; it is asked as an instruct model (else: --mode base)",
             file=sys.stderr,
         )
     hash_ = (lineage.weights_hash if lineage else None) or checkpoint_hash(talker.folder)
@@ -193,8 +191,9 @@ def open_local(model: str, mode: Any, dtype: str | None, device: str | None, bat
 
 
 def results_folder(model: Model) -> Path:
-    """Where a model's results go unless told otherwise."""
-    return Path("runs") / "evals" / f"{_safe(model.name)}-{model.hash[:8]}"
+    """Return the folder of a model's results when none is given."""
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in model.name)
+    return Path("runs") / "evals" / f"{safe}-{model.hash[:8]}"
 
 
 def _print(evaluation: Evaluation, rows: Sequence[TaskResult], folder: Path, builtin: bool) -> None:
@@ -204,10 +203,9 @@ def _print(evaluation: Evaluation, rows: Sequence[TaskResult], folder: Path, bui
         if row.reason or row.note:
             print(f"{row.task}: {'not run: ' if row.reason else ''}{row.reason or row.note}")
     if builtin:
-        print(
-            "On the ten built-in items of each format: a check that all works, not a score. Real ones: --data DIR"
-        )
-    print(f"{evaluation.model}: items and summary in {folder}")
+        print("These are the ten built-in items per task: a check that everything works, not a score.")
+        print("For real scores give the folder of the data sets with --data.")
+    print(f"{evaluation.model}: items and summary are in {folder}")
 
 
 def _row(row: TaskResult) -> tuple[str, ...]:
@@ -225,28 +223,26 @@ def _percent(x: float) -> str:
     return f"{100 * x:.1f}"
 
 
-def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
-
-
 @contextmanager
 def _watch() -> Iterator[Any]:
-    """A live table in a terminal; elsewhere a line a task."""
+    """Show progress on stderr: a live table in a terminal, elsewhere a line per task."""
     if not sys.stderr.isatty():
         yield _Lines()
         return
     from rich.console import Console
     from rich.live import Live
 
-    table = _Table()
-    with Live(
-        get_renderable=table.render, console=Console(file=sys.stderr), transient=True, refresh_per_second=4
-    ):
+    table, console = _Table(), Console(file=sys.stderr)
+    with Live(get_renderable=table.render, console=console, transient=True, refresh_per_second=4):
         yield table
 
 
+def _result_line(result: TaskResult) -> str:
+    return str(result.score) if result.score else f"not run: {result.reason}"
+
+
 class _Lines:
-    """One line on stderr when a task has ended."""
+    """Progress as a line when a task begins and one when it ends."""
 
     def begin(self, task: Task, done: int, total: int) -> None:
         print(f"{task.name}: {total} items" + (f", {done} known" if done else ""), file=sys.stderr)
@@ -254,8 +250,7 @@ class _Lines:
     def advance(self, task: Task, results: Sequence[ItemResult]) -> None: ...
 
     def end(self, result: TaskResult) -> None:
-        said = result.score or f"not run: {result.reason}"
-        print(f"{result.task}: {said}", file=sys.stderr)
+        print(f"{result.task}: {_result_line(result)}", file=sys.stderr)
 
 
 @dataclasses.dataclass
@@ -269,7 +264,7 @@ class _Progress:
 
 
 class _Table:
-    """Tasks as they run: how many items, the score so far, the time left."""
+    """Progress as a table of the tasks: items done, the score so far, the time left."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, _Progress] = {}
@@ -284,18 +279,16 @@ class _Table:
         progress.value += sum(result.value for result in results)
 
     def end(self, result: TaskResult) -> None:
-        said = str(result.score) if result.score else f"not run: {result.reason}"
-        self._tasks.setdefault(result.task, _Progress(0, 0)).ended = said
+        self._tasks.setdefault(result.task, _Progress(0, 0)).ended = _result_line(result)
 
     def render(self) -> Any:
         from rich.table import Table
 
         table = Table("task", "items", "score so far", "left", box=None, pad_edge=False)
         for name, p in self._tasks.items():
-            if p.ended:
-                table.add_row(name, "", p.ended, "")
+            if p.ended or not p.asked:
+                table.add_row(name, "" if p.ended else f"{p.done:,} of {p.total:,}", p.ended, "")
                 continue
-            score = _percent(p.value / p.asked) if p.asked else ""
-            rest = (time.monotonic() - p.began) / p.asked * (p.total - p.done) if p.asked else 0.0
-            table.add_row(name, f"{p.done:,} of {p.total:,}", score, f"{rest:,.0f} s" if p.asked else "")
+            left = (time.monotonic() - p.began) / p.asked * (p.total - p.done)
+            table.add_row(name, f"{p.done:,} of {p.total:,}", _percent(p.value / p.asked), f"{left:,.0f} s")
         return table

@@ -1,4 +1,4 @@
-"""`herd report`: write a run's page anew from what the run left on disk; no torch, no model is loaded."""
+"""`herd report`: write the page of a run again from its records; no model is loaded."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .common import Json, print_json
 
 
 def report_command(
-    run: Annotated[Path, typer.Argument(help="A run's folder, e.g. runs/demo.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/demo.")],
     as_json: Json = False,
 ) -> None:
-    """Write RUN/report.html anew from the run's records. Parts that were not measured say so."""
+    """Write RUN/report.html again from the run's records. Parts that were not measured say so."""
     from ..report.page import build_page
 
     page = build_page(run)
