@@ -4,7 +4,7 @@ import pytest
 
 from herd.engine import Completion, Engine, Sampling
 from herd.evals import code
-from herd.evals.code import body, check, code_items, extract, scores, written_as_text, written_in_chat
+from herd.evals.code import body, check, code_items, scores, written_as_text, written_in_chat
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def solution(dialog):
 
 
 def test_own_solutions_pass_and_others_do_not(items):
-    assert all(w.parses and w.passes for w in check([(d, extract(solution(d))) for d in items]))
+    assert all(w.parses and w.passes for w in check([(d, solution(d)) for d in items]))
     name = [solution(d).partition("(")[0] for d in items]
     wrong = check([(d, f"{n}(*_):\n    return 'herd'\n") for d, n in zip(items, name, strict=True)])
     assert all(w.parses and not w.passes for w in wrong)
@@ -58,19 +58,6 @@ def test_endless_programs_fail(items, monkeypatch):
     monkeypatch.setattr(code, "TIMEOUT_S", 0.3)
     [written] = check([(items[0], "def f():\n    pass\nwhile True: pass")])
     assert (written.parses, written.passes) == (True, False)
-
-
-@pytest.mark.parametrize(
-    ("answer", "program"),
-    [
-        ("Here:\n```python\ndef f(): pass\n```\nDone.", "def f(): pass\n"),
-        ("```\ndef f(): pass", "def f(): pass"),
-        ("Sure! def f(): pass", "def f(): pass"),
-        ("no program", "no program"),
-    ],
-)
-def test_extract(answer, program):
-    assert extract(answer) == program
 
 
 def test_body_ends_at_the_first_unindented_line():

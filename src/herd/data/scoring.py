@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ToolError
 from ..text.chat import CODE_INTERPRETER
+from ..text.fenced import python_program
 from ..tools import SandboxResult, call_tool, run_python
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ _DIGIT = re.compile(r"\d")
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:[,.'’_\u00a0\u202f]\d{3})+(?![\d]|[.,]\d)")
 _SEPARATOR = re.compile(r"[,.'’_\u00a0\u202f]")
 _STDOUT = re.compile(r"^completed\n\[stdout\](.*)\[/stdout\]$", re.DOTALL)
-_FENCED = re.compile(r"```(?:python|py)?\n(.*?)```", re.DOTALL)
 _SPACELESS = ("THAI", "DEVANAGARI")  # scripts where a word boundary in the sense of \b says little
 
 
@@ -121,6 +121,5 @@ def _printed(
 
 def _passes(content: str, check: str, run: Callable[[str], SandboxResult]) -> bool:
     """Whether the code in ``content`` (fenced or bare) runs and meets its asserts."""
-    fenced = _FENCED.search(content)
-    outcome = run(f"{fenced[1] if fenced else content}\n\n{check}\nprint('met')\n")
+    outcome = run(f"{python_program(content)}\n\n{check}\nprint('met')\n")
     return outcome.ok and outcome.stdout.endswith("met\n")

@@ -7,7 +7,6 @@ arXiv 2107.03374).
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from ..engine.request import Request, Sampling
 from ..errors import DataError
 from ..llama.model import LlamaLM
 from ..text.chat import render
+from ..text.fenced import defined_functions, python_program
 from ..text.tokenizer import Tokenizer
 from ..tools import Sandbox
 from .score import Score, share, shares_by
 
-_FENCED = re.compile(r"```(?:python|py)?\n(.*?)(?:```|$)", re.DOTALL)
 _DEF = re.compile(r"^def .*:$", re.MULTILINE)
 TIMEOUT_S = 2.0
 
@@ -59,7 +58,7 @@ def written_in_chat(
         for d in dialogs
     ]
     texts = _texts(model, tokenizer, prompts, sampling or Sampling(max_tokens=160))
-    return check([(dialog, extract(text)) for dialog, text in zip(dialogs, texts, strict=True)])
+    return check([(dialog, python_program(text)) for dialog, text in zip(dialogs, texts, strict=True)])
 
 
 def written_as_text(
@@ -87,21 +86,13 @@ def check(programs: Sequence[tuple[Dialog, str]]) -> list[Written]:
     out = []
     with Sandbox() as sandbox:
         for dialog, code in programs:
-            parses = _parses(code)
+            parses = bool(defined_functions(code))
             passes = False
             if parses:
                 result = sandbox.run(f"{code}\n\n{dialog.check}\nprint('met')\n", timeout_s=TIMEOUT_S)
                 passes = result.ok and result.stdout.endswith("met\n")
             out.append(Written(dialog, code, parses, passes))
     return out
-
-
-def extract(answer: str) -> str:
-    """The program in an answer: its first fenced block, else everything from the first ``def`` on, else all of it."""
-    if fenced := _FENCED.search(answer):
-        return fenced[1]
-    at = answer.find("def ")
-    return answer[at:] if at >= 0 else answer
 
 
 def body(text: str) -> str:
@@ -128,12 +119,3 @@ def _texts(model: LlamaLM, tokenizer: Tokenizer, prompts: list[list[int]], sampl
         raise DataError("code: no dialogs to answer")
     requests = [Request(ids, sampling) for ids in prompts]
     return [completion.text for completion in Engine(model, tokenizer, max_batch=128).run(requests)]
-
-
-def _parses(code: str) -> bool:
-    """Whether it is Python with a function in it."""
-    try:
-        tree = ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return any(isinstance(node, ast.FunctionDef) for node in tree.body)

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .data import Data, Row
+from .letters import chosen_letter
 from .primer import PRIMERS
 from .task import Answer, Generate, Item, Judgement, Likelihood, Rank, Task
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ASK = "Answer with the letter of the right choice only."
-_STATED = re.compile(r"answer(?: is)?:?\s*\**\(?([A-Z])\b", re.IGNORECASE)
-_LEADING = re.compile(r"\W*([A-Z])(?![A-Za-z'])")
 
 
 @dataclass(frozen=True)
@@ -156,16 +155,6 @@ class ChoiceTask(Task):
 
     def _read(self, data: Data, files: Sequence[str]) -> list[Doc]:
         return [self.doc(row, number) for number, row in enumerate(data.rows(*files, needs=self.needs))]
-
-
-def chosen_letter(text: str, letters: str, choices: Sequence[str]) -> str | None:
-    """The letter an answer names: stated ("the answer is B"), leading ("B. because"), or the choice written out."""
-    for found in (_STATED.search(text), _LEADING.match(text)):
-        if found and found[1].upper() in letters:
-            return found[1].upper()
-    return next(
-        (x for x, choice in zip(letters, choices, strict=True) if _plain(choice) == _plain(text)), None
-    )
 
 
 class BoolQ(ChoiceTask):
@@ -324,10 +313,6 @@ class TruthfulQaMc1(ChoiceTask):
 
     def _doc(self, number: int, question: str, choices: tuple[str, ...], gold: int) -> Doc:
         return Doc(str(number), f"Q: {question}\nA:", choices, gold, question)
-
-
-def _plain(text: str) -> str:
-    return text.strip().rstrip(".").casefold()
 
 
 def _same(a: Doc, b: Doc) -> bool:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import re
 import secrets
+import textwrap
 from abc import abstractmethod
 from collections.abc import Sequence
 
+from ...text.fenced import defined_functions, future_imports_first, python_program
 from ...tools.sandbox import Sandbox
 from .data import Data, Row
 from .task import Answer, Generate, Item, Judgement, Task
 
-_FENCED = re.compile(r"```(?:python|py)?[^\S\n]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
-_DEF = re.compile(r"^\s*(?:async\s+)?def\s", re.MULTILINE)
 TIMEOUT_S = 10.0
 CODE_CHARS = 1 << 20
 """More than this is no program: it is not even started."""
@@ -73,9 +73,10 @@ class HumanEval(ProgramTask):
         prompt = item.doc["prompt"]
         if self.mode == "base":
             return prompt + text
-        code = fenced(text)
-        # the whole function, with the imports that stand before it in the prompt; or just its body
-        return f"{prompt}    pass\n\n{code}" if _DEF.search(code) else prompt + code
+        code = python_program(text, item.gold)
+        if item.gold in defined_functions(code):  # the whole function, which may use the prompt's imports
+            return future_imports_first(f"{prompt}    pass\n\n{code}")
+        return prompt + textwrap.indent(textwrap.dedent(code.strip("\n")), "    ")  # only its body
 
     def _item(self, row: Row) -> Item:
         prompt = row["prompt"]
@@ -111,13 +112,15 @@ class Mbpp(ProgramTask):
         return [self._item(row, [shot for shot in pool if shot is not row][: self.shots]) for row in tests]
 
     def code(self, item: Item, text: str) -> str:
-        return text if self.mode == "base" else fenced(text)
+        return text if self.mode == "base" else python_program(text, item.doc["name"])
 
     def _item(self, row: Row, shots: Sequence[Row]) -> Item:
-        name = re.search(r"assert\s+\(*(?:\w+\()?\s*(\w+)\(", row["test_list"][0])
-        wrong = f"def {name[1] if name else 'herd'}(*_, **__):\n    return 'herd'\n"
+        called = re.search(r"assert\s+\(*(?:\w+\()?\s*(\w+)\(", row["test_list"][0])
+        name = called[1] if called else ""
+        wrong = f"def {name or 'herd'}(*_, **__):\n    return 'herd'\n"
         setup = row.get("test_setup_code", "")
-        doc = {"tests": "\n".join([setup, *row["test_list"]]), "solution": row["code"], "wrong": wrong}
+        tests = "\n".join([setup, *row["test_list"]])
+        doc = {"tests": tests, "solution": row["code"], "wrong": wrong, "name": name}
         if self.mode == "base":
             text = "".join(f"{_task(shot)}\n[BEGIN]\n{shot['code']}\n[DONE]\n\n" for shot in shots)
             request = Generate(f"{text}{_task(row)}\n[BEGIN]\n", max_tokens=512, stop=("[DONE]",))
@@ -125,15 +128,6 @@ class Mbpp(ProgramTask):
             turns = [turn for shot in shots for turn in (_ask(shot), _write(shot))]
             request = Generate((*turns, _ask(row)), max_tokens=512)
         return Item(str(row["task_id"]), request, "passes", doc=doc)
-
-
-def fenced(text: str) -> str:
-    """The code block that defines a function, else the first one, else from the first ``def`` on, else all."""
-    blocks = _FENCED.findall(text)
-    if blocks:
-        return next((block for block in blocks if _DEF.search(block)), blocks[0])
-    found = _DEF.search(text)
-    return text[found.start() :] if found else text
 
 
 def _task(row: Row) -> str:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 
 from .data import Data, Row
+from .numbers import final_number
 from .task import Answer, Generate, Item, Judgement, Task
 
 _NUMBER = re.compile(r"-?[$]?[0-9][0-9.,]*")
 _MARKED = re.compile(r"#### (-?[0-9.,]+)")
 _CALCULATION = re.compile(r"<<.*?>>")
-_FINAL = re.compile(r"final answer is:?\s*\**\$?(-?[$0-9][0-9.,]*)", re.IGNORECASE)
 ASK = 'Work it out step by step, and end with "The final answer is N", where N is the number alone.'
 
 
@@ -43,15 +44,12 @@ class Gsm8k(Task):
         return f"{there} shots: the data has no more" if there < self.shots else ""
 
     def judge(self, item: Item, answer: Answer) -> Judgement:
-        """base: the number after ``####``, as trained; instruct: the final answer, else the last number."""
-        flexible = last_number(answer.text)
-        if self.mode == "base":
-            marked = _MARKED.search(answer.text)
-            found = plain_number(marked[1]) if marked else None
-        else:
-            stated = _FINAL.findall(answer.text)
-            found = plain_number(stated[-1]) if stated else flexible
-        metrics = {"flexible_match": float(flexible == item.gold)}
+        """Judge the number after ``####`` (base, as trained and as lm-eval does) or the one the answer ends on."""
+        metrics = {"flexible_match": float(last_number(answer.text) == item.gold)}
+        if self.mode == "instruct":
+            return _judge_final(item, answer, "en", metrics)
+        marked = _MARKED.search(answer.text)
+        found = plain_number(marked[1]) if marked else None
         return Judgement(float(found == item.gold), found, metrics, "" if found else "no number")
 
     def example(self, item: Item, right: bool) -> Answer:
@@ -126,8 +124,9 @@ class Mgsm(Task):
         return "; ".join(notes)
 
     def judge(self, item: Item, answer: Answer) -> Judgement:
-        stated = _FINAL.findall(answer.text)
-        found = plain_number(stated[-1]) if stated else last_number(answer.text)
+        if self.mode == "instruct":
+            return _judge_final(item, answer, item.group, {})
+        found = last_number(answer.text)  # written as in the shots: 1,234 in every language
         return Judgement(float(found == item.gold), found, why="" if found else "no number")
 
     def example(self, item: Item, right: bool) -> Answer:
@@ -156,6 +155,14 @@ def last_number(text: str) -> str | None:
     """The last number of a text, plainly written."""
     found = _NUMBER.findall(text)
     return plain_number(found[-1]) if found else None
+
+
+def _judge_final(item: Item, answer: Answer, language: str, metrics: dict[str, float]) -> Judgement:
+    found = final_number(answer.text, language)
+    right = found is not None and found == Fraction(item.gold)
+    return Judgement(
+        float(right), None if found is None else str(found), metrics, "no number" * (found is None)
+    )
 
 
 def _user(question: str) -> dict[str, str]:

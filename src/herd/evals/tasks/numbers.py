@@ -1,0 +1,123 @@
+"""The number that an answer in words gives as its result.
+
+Models write one number in many ways: in LaTeX, in bold, with a currency, with the digits of another script, with
+thousands separators that depend on the language. A range, an alternative, a time or a denied number is no result.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from fractions import Fraction
+
+DECIMAL_COMMA = ("de", "es", "fr", "it", "pt", "ru")
+"""Languages in which 1.234 is more than a thousand, 2,5 is two and a half, and a space separates thousands (CLDR)."""
+
+_STATEMENT = re.compile(
+    unicodedata.normalize("NFKC", r"คำตอบ[^\d\n]{0,9}?(?:คือ|:)|")  # as the text it is compared with
+    + r"(?P<english>(?P<final>final )?answer)(?: (?:to|of|for)(?: [\w']+){1,6}?)?"
+    r"(?: (?:is|would be|should be|must be)\b|\W*?[:=\n])"
+    r"|(?P<boxed>\\boxed(?=\{)|####(?=\s*[-+]?\d))"
+    r"|antwort(?: ist| lautet|\W*?:)|respuesta(?: \w+)?(?: es\b|\W*?:)|réponse(?: \w+)?(?: est\b|\W*?:)"
+    r"|ответ(?: \w+)?\W*?[:=—-]|答え[^\d\n]{0,9}?[は:]|答案[^\d\n]{0,9}?[是为為:]"
+    r"|উত্তর|సమాధానం|jibu(?: \w+)?(?: ni\b|\W*?:)",
+    re.IGNORECASE,
+)
+_CURRENCY = r"(?:\b(?:US|A|C|R)(?=\$)|\b(?:USD|EUR|GBP|Rs\.?)|[$€£¥₹฿₽¢])\s?"
+_DENIED = re.compile(
+    r"(?:\b(?:not|never|nicht|pas|не)|n't|no es) (?:equal to |exactly |just |simply )?[-+]?\d[\d.,]*",
+    re.IGNORECASE,
+)
+_UNSURE = re.compile(
+    r"\b(?:do not|don't) know\b|\bnot (?:sure|certain)\b|\b(?:cannot|can't|could not) (?:be|say|tell|d)"
+)
+_NUMBER = re.compile(
+    r"(?<![A-Za-z_\d^])(?<!\d[.,:/])(?P<sign>[-+]?)(?P<digits>\d(?:[\d.,]{0,60}\d)?|\.\d{1,60})"
+)
+_FRACTION = re.compile(r"(?: (\d+))? ?/ ?(\d{1,9})(?![\d/])")
+_NO_RESULT_BEFORE = re.compile(
+    r"\d[\d.,]*(?:\s*\w+)?\s*(?:[-~/]|\b(?:to|or|bis|oder|ou|или)\b)\s*$|between \S+ and $"
+)
+"""Before the last number of a text: it ends a range, an alternative or a calculation without a result."""
+_NO_RESULT_AFTER = re.compile(
+    r"\s*(?:[-~:^*×/+,]|\b(?:to|bis|à|a)\b)\s*[-+]?\d"
+    r"|(?: [^\W\d]+)? (?:or|and|oder|und|ou|et|o|y|или|и) [-+]?\d|e[-+]?\d|\d"
+)
+
+
+def final_number(text: str, language: str = "en") -> Fraction | None:
+    """Return the number that an answer commits to, or None.
+
+    The last statement of the form "the final answer is N", ``\\boxed{N}`` or ``#### N`` counts; then "the answer is
+    N", in English or in the language of the problem; without a statement, the last number. ``language`` decides what
+    points and commas mean; an English statement may also write a number the English way.
+    """
+    text = _DENIED.sub("", _plain(text))
+    stated: dict[bool, Fraction | None] = {}
+    thousands = "." if language in DECIMAL_COMMA else ","
+    for found in _STATEMENT.finditer(text):
+        clause = re.split(r"[.!?;。]\s|\n", _close_sign(text[found.end() :]).lstrip(), maxsplit=1)[0]
+        clause = re.sub(r"^[\d\s.,%()+*/×·÷x-]*=(?:[\d\s.,%()+*/×·÷x-]*=)*", "", _join_thousands(clause))
+        if number := _NUMBER.search(clause):
+            certain = not _NO_RESULT_AFTER.match(clause, number.end()) or _FRACTION.match(
+                clause, number.end()
+            )
+            marks = thousands + "," * bool(found["english"])
+            final = bool(found["final"] or found["boxed"])
+            stated[final] = _value(number, marks) if certain else None
+    if stated:
+        return stated.get(True, stated.get(False))
+    if language in DECIMAL_COMMA:
+        text = _join_thousands(text)
+    numbers = list(_NUMBER.finditer(text))
+    if not numbers or _UNSURE.search(text) or _NO_RESULT_BEFORE.search(text, 0, numbers[-1].start()):
+        return None
+    return _value(numbers[-1], thousands)
+
+
+def _plain(text: str) -> str:
+    """Write numbers with ASCII digits, points, commas and signs, and remove currencies and the markup around them."""
+    text = re.sub(r"(?<=\d)[⁰¹²³⁴-⁹]+", "^2", text)
+    text = re.sub(r"[¼-¾⅐-⅞]", lambda match: f" {match[0]}", text)
+    text = re.sub(r"(?<=\d)(?:[\u00a0\u202f\u2009'’_٬]|\\[,!]\\?!?|\{,\})(?=\d{3}(?!\d))", "", text)
+    text = unicodedata.normalize("NFKC", text).translate(str.maketrans("−–‐⁄٫’", "---/.'"))
+    text = "".join(str(unicodedata.digit(char)) if char.isdecimal() else char for char in text)
+    text = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
+    text = re.sub(r"\\(?:text(?:bf)?|math(?:rm|bf))(?=\{)|\\(?=[$%])|\\[()\[\],! ]|\*\*|__|`", "", text)
+    return re.sub(_CURRENCY, "", text)
+
+
+def _close_sign(clause: str) -> str:
+    """Remove the space in "- 5" at the beginning, unless it is an item of a list."""
+    return re.sub(r"^([ {(]*[-+]) (?=\d)", r"\1", clause)
+
+
+def _join_thousands(text: str) -> str:
+    return re.sub(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?!\d)", lambda match: match[0].replace(" ", ""), text)
+
+
+def _value(number: re.Match[str], thousands: str) -> Fraction | None:
+    """Return the value of a number with a fraction behind it, or None where its points and commas make no sense."""
+    digits = number["digits"]
+    separators = [char for char in digits if char in ".,"]
+    if separators:
+        last = separators[-1]
+        grouped = re.fullmatch(rf"[1-9]\d{{0,2}}(?:\{last}\d{{3}})+|[1-9]\d?(?:,\d\d)+,\d{{3}}", digits)
+        if grouped and (last in thousands or len(separators) > 1):
+            digits = digits.replace(last, "")
+        elif separators.count(last) > 1:
+            return None
+        else:
+            whole, _, decimals = digits.rpartition(last)
+            other = "," if last == "." else "."
+            if other in whole and not re.fullmatch(
+                rf"\d{{1,3}}(?:\{other}\d{{3}})+|\d\d?(?:,\d\d)+,\d{{3}}", whole
+            ):
+                return None
+            digits = f"{whole.replace(other, '') or '0'}.{decimals}"
+    value = Fraction(digits)
+    if over := _FRACTION.match(number.string, number.end()):
+        if not int(over[2]):
+            return None
+        value = value + Fraction(int(over[1]), int(over[2])) if over[1] else value / int(over[2])
+    return -value if number["sign"] == "-" else value

@@ -1,0 +1,122 @@
+"""The choice an answer names, kind by kind, and the answers that name none."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from herd.evals.tasks.letters import chosen_letter
+
+CITIES = ("Paris", "London", "A dog", "None of the above")
+B = [
+    # the letter alone, however it is wrapped
+    "B", "b", "(b)", "[B]", "B.", "b)", "**B**", '"B"', "`B`", "Ｂ", "（Ｂ）", " b. because",
+    "B. because it is", "B: it is",
+    "$\\boxed{B}$", "\\boxed{B}", "\\boxed{\\text{B}}", "$$\\boxed{\\textbf{(B)}}$$", "\\(B\\)",
+    "B) London", "B.\n\nBecause A is not.",
+    # stated
+    "The answer is B", "The answer is B.", "The answer is: **B**", "The answer is (b).",
+    "The answer is \"B\"", "answer: (b)",
+    "Answer: $\\boxed{B}$", "The answer is option B", "The answer is the letter B.", "The answer is b",
+    "ANSWER: B",
+    "The correct option is B.", "The correct answer is B, London.", "The right choice here is clearly B",
+    "Answer choice B",
+    "The best answer to this question would be B.", "Final answer: B", "The answer is\nB",
+    "The answer must be B!",
+    "B is correct.", "(B) is the right one", "I believe that B is the best answer.", "A: The answer is B",
+    # marked
+    "Option B", "option B", "Choice (B)", "It is B because A is wrong", "It's B.", "I choose B.",
+    "I would go with B", "I'd pick (B)",
+    "The answer is a capital of France, so B.", "A capital of England is asked, therefore B",
+    "I think (B) fits", "Thus, B.",
+    "Let me think.\n\nB", "I'm not sure, but the answer is B.",
+    # other languages
+    "Antwort: B", "Die richtige Antwort ist B.", "La respuesta correcta es la B", "Respuesta: B",
+    "Réponse : B", "La bonne réponse est B",
+    "Ответ: B", "答案是B", "答案：B", "答えはBです", "คำตอบคือ B", "Jibu ni B",
+    # denials and corrections
+    "The answer is not A. The answer is B.", "Not A but B", "It's not A, it's B.",
+    "A is wrong, B is right.", "A is incorrect. B is correct.",
+    "The answer is A. Wait, no: the answer is B.", "B, not A", "B rather than A",
+    "The answer isn't A; the answer is B.", "B. A is wrong.",
+    "Option A is wrong. Option B", "The answer is B and not C.",
+    # the text of the choice
+    "London", "london", "London.", '"London"', "'London'", "“London”", "**London**",
+    "London is the capital", "The answer is London.",
+    "The answer is London, not Paris.", "It is London.", "It's \"London\" of course",
+    "The capital of England is London", "Not Paris but London",
+    "London (B)", "Option London", "Paris is wrong. London", "I think the city that is meant is London.",
+    "Answer: London",
+]  # fmt: skip
+NONE = [
+    "", " ", "?", "\x00" * 100, "E", "Z.", "I don't know", "I'm not sure", "I do not know whether it is B",
+    "I'm not sure. (B)",
+    # letters that are words, or parts of them
+    "A cat", "A capital of England", "The answer is a capital", "The answer is a city in England.",
+    "It is a city", "So a city",
+    "Because", "Dover", "Berlin", "Answer", "Cold", "D.C. is a city", "C++ is a language", "C# is one",
+    "B-12 is a vitamin", "A's",
+    "Vitamin B is healthy", "Plan B was dropped", "He got a C", "Hepatitis B", "E = mc^2", "B = 3",
+    "C'est la vie", "D'accord", "A&E",
+    # two choices, or none
+    "A or B", "A and B", "Both A and B", "Either A or B", "The answer is A or B.", "The answer is B or A",
+    "A, B", "A/B", "A & B", "(A) or (B)",
+    "The answer is A and B", "Options A and B", "Neither A nor B", "Option A or option B",
+    "A, B and C are right",
+    "Not A", "The answer is not B", "The answer isn't B.", "B is not correct", "B is wrong",
+    "B is incorrect.", "B can't be", "It cannot be B",
+    "A. Paris\nB. London\nC. A dog", "London or Paris", "Paris and London", "Neither London nor Paris",
+    "Not London", "London is wrong",
+    "It is not London", "It isn't London", "Everything except London", "Londoners", "New-London",
+]  # fmt: skip
+OTHERS = [
+    ("A dog", CITIES, "C"), ("A dog.", CITIES, "C"), ("a dog", CITIES, "C"),
+    ("The answer is A dog", CITIES, "C"), ("A dog is an animal", CITIES, "C"),
+    ("None of the above", CITIES, "D"), ("The answer is none of the above.", CITIES, "D"),
+    ("A", CITIES, "A"), ("A.", CITIES, "A"),
+    ("A, because it is", CITIES, "A"), ("A is correct", CITIES, "A"),
+    ("The answer is A because", CITIES, "A"), ("a)", CITIES, "A"), ("a", CITIES, "A"),
+    ("The answer is a.", CITIES, "A"), ("B. Paris", CITIES, "B"), ("Antwort: C", CITIES, "C"),
+    ("D", CITIES, "D"),
+    ("York", ("York", "New York"), "A"), ("New York", ("York", "New York"), "B"),
+    ("It is New York.", ("York", "New York"), "B"),
+    ("no", ("no", "yes"), "A"), ("Yes, it is.", ("no", "yes"), "B"),
+    ("The answer is no.", ("no", "yes"), "A"),
+    ("There is no way to know", ("no", "yes"), None), ("I know that", ("no", "yes"), None),
+    ("Yes. There is no doubt", ("no", "yes"), "B"),
+    ("4", ("3", "4", "5"), "B"), ("The answer is 4.", ("3", "4", "5"), "B"),
+    ("4 apples", ("3", "4", "5"), "B"), ("4.5", ("3", "4", "5"), None),
+    ("40", ("3", "4", "5"), None), ("3 + 1 = 4", ("3", "4", "5"), "B"), ("-4", ("-4", "4"), "A"),
+    ("3 or 4", ("3", "4", "5"), None),
+    ("1/2", ("1", "1/2"), "B"), ("$\\frac{1}{2}$", ("1", "\\frac{1}{2}"), "B"), ("x", ("x", "y"), None),
+    ("C", ("A", "B", "C", "D"), "C"),
+    ("B", ("D", "C", "A"), "B"), ("Vitamin C", ("Vitamin C", "Vitamin D", "x", "z"), "A"),
+    ("The answer is Vitamin C", ("x", "Vitamin C", "z", "w"), "B"),
+    ("same", ("same", "same"), None), ("A red one", ("red", "blue", "green"), None),
+    ("green", ("red", "blue", "green"), "C"),
+    ("It is I", tuple("rstuvwxyz"), "I"), ("I think so", tuple("rstuvwxyz"), None),
+    ("東京です", ("大阪", "東京"), "B"), ("東京", ("大阪", "東京"), "B"),
+]  # fmt: skip
+
+
+def letter(text, choices=CITIES):
+    return chosen_letter(text, "ABCDEFGHIJ"[: len(choices)], choices)
+
+
+@pytest.mark.parametrize("text", B)
+def test_an_answer_that_names_b_is_read_as_b(text):
+    assert letter(text) == "B"
+
+
+@pytest.mark.parametrize("text", NONE)
+def test_no_letter_is_made_of_an_answer_that_names_none(text):
+    assert letter(text) is None
+
+
+@pytest.mark.parametrize(("text", "choices", "expected"), OTHERS)
+def test_the_text_of_a_choice_counts_where_it_cannot_mean_another(text, choices, expected):
+    assert letter(text, choices) == expected
+
+
+@given(st.text() | st.text("ABab .,()not is or answer"))
+def test_any_text_gives_a_letter_or_none(text):
+    assert chosen_letter(text, "AB", ["yes", "no"]) in ("A", "B", None)
