@@ -94,7 +94,7 @@ def future_imports_first(code: str) -> str:
 
 def _content(lines: Iterator[str], fence: str, indent: int) -> tuple[str, bool]:
     """Consume lines up to the closing fence. Returns the code, and whether there was a closing fence."""
-    code = []
+    code: list[str] = []
     for line in lines:
         bare = line.strip()
         blanks = len(line) - len(line.lstrip(" \t"))
