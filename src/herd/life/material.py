@@ -81,6 +81,20 @@ class RaiseData:
         folder = self.folder / "data" / name
         return Shards.open(folder, self.tokenizer) if folder.exists() else None
 
+    def require_rows(self, corpus_bytes: int) -> None:
+        """Raise DataError where a split does not fill one row of the longest context that a stage reads."""
+        plan = self.plan
+        context = max(phase.context for phase in (plan.pretrain, *plan.extend, plan.instruct, plan.distil))
+        for split in ("teacher", "student", "heldout"):
+            parts = [self.shards(split), self.shards(f"{split}-parallel")]
+            n_tokens = max(shards.n_tokens for shards in parts if shards is not None)
+            if n_tokens <= context:
+                wanted = round(1.5 * corpus_bytes * context / n_tokens, -3)
+                raise DataError(
+                    f"{corpus_bytes:,} bytes of text are too few: its {split} part has {n_tokens:,} tokens, and a row "
+                    f"of training has {context:,}; give at least about {wanted:,.0f} bytes"
+                )
+
     def filler(self, split: str) -> Shards:
         """Running text for needles: the split's main shards, or its parallel ones where it has no others."""
         found = self.shards(split) or self.shards(f"{split}-parallel")

@@ -61,6 +61,7 @@ def make_tokenizer(run: RaiseRun) -> Outcome:
     for done, split in enumerate(("teacher", "student", "heldout")):
         run.show.advance(0.6 + 0.13 * done, f"writing {split} tokens")
         material.write_shards(split, corpus.splits[split], tokenizer)
+    material.require_rows(corpus.n_bytes)
     bind_text(run, run.folder / "tokenizer")  # refuses text that was edited while it was read
     density = bytes_per_token(corpus, tokenizer)
     counts = {

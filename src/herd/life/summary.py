@@ -43,10 +43,10 @@ def print_summary(run: RaiseRun, console: Console) -> None:
     console.print()
     gap = scores.get(("student", "bpb_vs_control"))
     if gap is not None:
+        known = gap["lo"] is not None
+        bounds = f"[{gap['lo']:+.3f}, {gap['hi']:+.3f}]" if known else "(too little text for an interval)"
         console.print(
-            f"student minus control at equal tokens: "
-            f"{gap['value']:+.3f} bits/byte [{gap['lo']:+.3f}, {gap['hi']:+.3f}]",
-            highlight=False,
+            f"student minus control at equal tokens: {gap['value']:+.3f} bits/byte {bounds}", highlight=False
         )
     folder = run.folder
     console.print("\nNext:", highlight=False)

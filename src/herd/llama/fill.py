@@ -20,7 +20,7 @@ def normal_rows(shape: Sequence[int], seed: int, start: int, stop: int) -> Tenso
     for block in range(start // at_once, -(-stop // at_once)):
         first = block * at_once
         # torch's generator uses the low 32 bits; the factor keeps parameters' and blocks' seeds apart within a model
-        generator = torch.Generator().manual_seed(seed + block * 100_003)
+        generator = torch.Generator().manual_seed((seed + block * 100_003) % (1 << 63))
         rows = torch.randn((min(at_once, n_rows - first), *shape[1:]), generator=generator)
         parts.append(rows[max(start - first, 0) : stop - first])
     return torch.cat(parts)
