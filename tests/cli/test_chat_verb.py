@@ -100,7 +100,7 @@ def test_one_answer(run, folders):
     code, out, err = run(folders / "instruct", "-p", "Hello", "--max-tokens", 5)
     assert code == 0
     assert out.endswith("\n")
-    assert err == "warning: cut after 5 tokens, as --max-tokens asks\n"
+    assert err == "warning: the answer was cut off, as --max-tokens asks\n"
     assert run(folders / "instruct", "-p", "-", "--max-tokens", 5, stdin="Hello\n")[1] == out
     assert run(folders / "instruct", "--max-tokens", 5, stdin="Hello\n")[1] == out
 
@@ -227,8 +227,8 @@ def test_dialog(run, folders, scripted):
     assert code == 0
     assert "demo-instruct:" in out
     assert "stage instruct, context 256 tokens" in out
-    assert "Measured on 400 held-out questions that need a tool: 88 % right." in out
-    assert "It was just tried on 25 questions and answered 0 rightly." in out
+    assert "Measured on 400 held-out questions that need a tool: 88 % correct." in out
+    assert "It was just tried on 25 questions and answered 0 correctly." in out
     assert "Hello!\ncalls calculator(expression='6*7')\n  → 42\nIt is 42.\n" in out
     assert "/what is unknown." in out
     assert "Hello!" in prompts[1]
@@ -258,7 +258,7 @@ def test_opening_questions_are_those_it_answers(run, folders, scripted, monkeypa
 
     monkeypatch.setattr(Engine, "run", answer)
     _, out, _ = run(folders / "instruct", "--lang", "de", lines=["2"])
-    assert "tried on 5 questions and answered 5 rightly" in out
+    assert "tried on 5 questions and answered 5 correctly" in out
     for number, dialog in enumerate(dialogs, 1):
         assert f"  {number}  {dialog.prompt[-1]['content']}" in out
     assert dialogs[1].prompt[-1]["content"] in prompts[0]
@@ -278,7 +278,7 @@ def test_full_context_is_said(run, folders, scripted):
     scripted(("cut", "context"), "Hello again.")
     long = "word " * 300
     _, out, _ = run(folders / "imported", lines=["Hi", long, "Hi"])
-    assert "cut\nthe context of 256 tokens is full: the answer was cut here; /reset starts anew\n" in out
+    assert "cut\nthe context is full, and the answer was cut off; /reset empties the context\n" in out
     assert "the model's context holds 256: forget it with /reset or ask something shorter" in out
     assert "Hello again." in out
 
@@ -286,13 +286,13 @@ def test_full_context_is_said(run, folders, scripted):
 def test_a_base_model_says_so(run, folders, scripted):
     scripted("more")
     _, out, _ = run(folders / "teacher", lines=["def area("])
-    assert "A base model: it continues your text" in out
+    assert "This is a base model: it continues your text" in out
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["mute", "-p", "x"], "has no tokenizer; put the model's own"),
+        (["mute", "-p", "x"], "has no tokenizer; put the model's"),
         (["nowhere", "-p", "x"], "no such folder"),
         (["nowhere"], "no such folder"),  # and not that stdin is empty
         (["instruct", "-p", "x", "--temperature", "-1"], "temperature=-1.0 must be at least 0"),
@@ -302,8 +302,6 @@ def test_a_base_model_says_so(run, folders, scripted):
             ["instruct", "-p", "x", "--tool-call-format", "xml"],
             "--tool-call-format xml is unknown: use one of json, builtin, function",
         ),
-        (["instruct", "-p", "x", "--dtype", "int7"], "--dtype int7 is unknown"),
-        (["instruct", "-p", "x", "--kv", "int4"], "kv='int4': the cache can be fp32, bf16, int8 or auto"),
         (["instruct", "-p", "x", "--kv", "int8"], "head_dim that 32 divides, not 8"),
         (["instruct", "-p", "word " * 300], "the model's context holds 256"),
         (["instruct"], "stdin is empty"),
@@ -315,6 +313,16 @@ def test_one_clear_line(run, folders, args, message):
     assert err.startswith("error: ")
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("--dtype", "int7", "'int7' is not one of fp32, bf16, fp16"), ("--kv", "int4", "'int4' is not one of")],
+)
+def test_unknown_number_formats_are_wrong_usage(run, folders, option, value, message):
+    code, out, err = run(folders / "instruct", "-p", "x", option, value)
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.replace("│", " ").split())
 
 
 def test_unreadable_generation_config(run, folders, tmp_path):
@@ -366,7 +374,7 @@ def test_a_draft_changes_nothing(run, folders):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--schema", "nowhere.json"], "--schema nowhere.json: unreadable"),
+        (["--schema", "nowhere.json"], "--schema nowhere.json: cannot be read"),
         (["--schema", "schema.json", "--regex", "a"], "--schema and --regex exclude each other"),
         (["--regex", "(a"], "unclosed group"),
         (["--draft", "mute"], "--draft"),
@@ -388,7 +396,7 @@ def test_nothing_and_bytes_are_no_question(run, folders, monkeypatch):
     binary = io.TextIOWrapper(io.BytesIO(b"\x7fELF\xff\xfe\x00"), encoding="utf-8")
     monkeypatch.setattr(io, "StringIO", lambda _: binary)
     code, out, err = run(folders / "instruct")
-    assert (code, out, err) == (1, "", "error: stdin is not text: byte 4 is no UTF-8\n")
+    assert (code, out, err) == (1, "", "error: stdin is not text: byte 4 is not UTF-8\n")
 
 
 def test_ctrl_c_closes_the_line_and_leaves(run, folders, scripted):

@@ -1,7 +1,7 @@
-"""`herd chat`: talk to a model in the terminal, see its words as they come and the tools it calls.
+"""`herd chat`: talk to a model in the terminal, see its answer as it is generated and the tools it calls.
 
-Interactive where there is a terminal; otherwise, or with -p, one question and one answer, which alone goes to stdout so
-that it can be piped. Ctrl-C stops an answer, not the program; Ctrl-D leaves.
+The chat is interactive in a terminal. With -p, or where stdin is not a terminal, there is one question and one
+answer, and only the answer goes to stdout, so that it can be piped. Ctrl-C stops an answer, Ctrl-D leaves the chat.
 """
 
 from __future__ import annotations
@@ -9,201 +9,143 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from .common import Json, print_json
+from ..errors import ChatError, EngineError, HerdError
+from ..text import ToolCall
+from ..text.chat import CODE_INTERPRETER, TOOL_CALL_FORMATS
+from ..tools import CUSTOM_TOOLS, ToolResult, execute_call
+from .common import Device, Dtype, Json, Kv, Threads, print_json
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from ..engine.chat_session import ChatEvent, ChatSession, End
+    from ..engine.chat_session import ChatEvent, ChatSession
     from ..engine.constraint import Constraint
     from ..engine.engine import Engine
     from ..engine.request import Sampling
-    from ..text.toolcall import ToolCall
-    from .chat_model import Talker
+    from .chat_model import ChatModel
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+    Ask = Callable[[str], Generator[ChatEvent, None, None]]
+
 HELP = "/reset forgets the dialog, /quit (or Ctrl-D) leaves, Ctrl-C stops an answer."
+ENDINGS = {
+    "context": "the context is full, and the answer was cut off; /reset empties the context",
+    "length": "the answer was cut off, as --max-tokens asks",
+    "rounds": "the model kept calling tools without giving an answer, and was stopped",
+}
+"""What the user is told about answers that did not simply end, by the reason why."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def chat_command(
-    folder: Annotated[
-        str, typer.Argument(help="A checkpoint folder, e.g. runs/demo/instruct, or hf:ORG/NAME.")
-    ],
-    prompt: Annotated[
-        str | None, typer.Option("-p", "--prompt", help="Ask this one thing; - reads it from stdin.")
-    ] = None,
-    system: Annotated[
-        str | None, typer.Option(help="System message; default: what the model was trained with.")
-    ] = None,
-    tools: Annotated[
-        bool, typer.Option("--tools", help="Describe Herd's tools to a model from elsewhere.")
-    ] = False,
-    tool_call_format: Annotated[
-        str, typer.Option(help="How calls are written: json, builtin or function.")
-    ] = "json",
-    lang: Annotated[str, typer.Option(help="Language of the opening questions.")] = "en",
-    complete: Annotated[
-        bool, typer.Option("--complete", help="Continue text, as a base model does.")
-    ] = False,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the model's own.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens of this mass.")] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Keep this many of the most likely tokens; 0: all.")
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(help="Keep tokens at least this fraction as likely as the most likely one; 0: all."),
-    ] = None,
-    repetition: Annotated[
-        float | None, typer.Option("--repetition-penalty", help="Above 1 discourages repetition; 1: off.")
-    ] = None,
-    presence: Annotated[float, typer.Option("--presence-penalty", help="Off tokens that came, -2 to 2.")] = 0,
-    frequency: Annotated[
-        float, typer.Option("--frequency-penalty", help="The same for every time they came.")
-    ] = 0,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="Text that ends an answer; may be given again.")
-    ] = None,
+    folder: Annotated[str, Argument(help="Checkpoint folder, e.g. runs/demo/instruct, or hf:ORG/NAME.")],
+    prompt: Annotated[str | None, Option("-p", "--prompt", help="Ask one question (-: from stdin).")] = None,
+    system: Annotated[str | None, Option(help="System message (default: the one from training).")] = None,
+    tools: Annotated[bool, Option("--tools", help="Offer Herd's tools to a model from elsewhere.")] = False,
+    tool_call_format: Annotated[str, Option(help="Write calls as json, builtin or function.")] = "json",
+    lang: Annotated[str, Option(help="Language of the suggested questions.")] = "en",
+    complete: Annotated[bool, Option("--complete", help="Continue text, as a base model does.")] = False,
+    temperature: Annotated[float | None, Option(help="Sampling temperature (0: greedy).")] = None,
+    top_p: Annotated[float | None, Option(help="Top-p sampling (1: off).")] = None,
+    top_k: Annotated[int | None, Option(help="Top-k sampling (0: off).")] = None,
+    min_p: Annotated[float | None, Option(help="Min-p sampling (0: off).")] = None,
+    repetition_penalty: Annotated[float | None, Option(help="Penalize repetition (1: off).")] = None,
+    presence_penalty: Annotated[float, Option(help="Penalize tokens that already appeared (-2 to 2).")] = 0,
+    frequency_penalty: Annotated[float, Option(help="Penalize tokens for each appearance (-2 to 2).")] = 0,
+    stop: Annotated[list[str] | None, Option(help="Stop before this text; may be repeated.")] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer; default: to the end of the context.")
+        int | None, Option(help="Longest answer (default: until the context ends).")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same answers again, with a temperature.")] = None,
-    schema: Annotated[
-        Path | None, typer.Option(help="A file with a JSON schema: every answer is JSON that it accepts.")
-    ] = None,
-    regex: Annotated[
-        str | None, typer.Option(help="Every answer is text that this matches as a whole.")
-    ] = None,
-    draft: Annotated[
-        str | None, typer.Option(help="Guess ahead with this smaller model's folder, or with: ngram.")
-    ] = None,
-    kv: Annotated[
-        str, typer.Option(help="What keys and values are kept in: bf16, int8, fp32 or auto.")
-    ] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, ...; default: a GPU if there is one.")
-    ] = None,
+    seed: Annotated[int | None, Option(help="Seed of the random numbers.")] = None,
+    schema: Annotated[Path | None, Option(help="File with a JSON schema that answers satisfy.")] = None,
+    regex: Annotated[str | None, Option(help="Regular expression that answers match as a whole.")] = None,
+    draft: Annotated[str | None, Option(help="Folder of a smaller draft model, or: ngram.")] = None,
+    kv: Kv = "auto",
+    dtype: Dtype = None,
+    device: Device = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Talk to a model; see the tools it calls. One question with -p or from stdin; otherwise a dialog."""
+    """Talk to a model and see the tools it calls. With -p or input from a pipe: one question, one answer.
+
+    The sampling options default to what the checkpoint says, and to greedy decoding where it says nothing.
+    """
     constraint = _constraint(schema, regex)
     from ..checkpoint import resolve_folder
+    from ..engine.chat_session import complete as continue_text
     from ..engine.engine import Engine
-    from ..engine.memory import require_kind
     from ..engine.request import Sampling
-    from ..errors import EngineError
-    from .chat_model import open_draft, open_model
+    from .chat_model import load_chat_model, load_draft
 
-    require_kind(kv)
     if not folder.startswith("hf:"):
-        resolve_folder(folder)  # what is not there is said before a question is asked for
-    once = _once(prompt, as_json)
-    talker = open_model(folder, dtype, device)
-    asked = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "repetition_penalty": repetition,
-    }
+        resolve_folder(folder)  # a missing folder is reported before stdin is read
+    question = _one_question(prompt, as_json)
+    model = load_chat_model(folder, dtype, device)
+    given: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    given["repetition_penalty"] = repetition_penalty
     sampling = Sampling(
-        **(talker.defaults | {name: value for name, value in asked.items() if value is not None}),
+        **(model.sampling_defaults | {name: value for name, value in given.items() if value is not None}),
         max_tokens=max_tokens,
-        presence_penalty=presence,
-        frequency_penalty=frequency,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
         stop=tuple(stop or ()),
         seed=seed,
     )
-    guesser = open_draft(draft, talker, dtype, device) if draft else None
-    engine = Engine(talker.model, talker.tokenizer, max_batch=1, kv=kv, draft=guesser)
-    if complete or talker.base:
-        speaker: Speaker = Completer(engine, sampling, constraint)
+    draft_model = load_draft(draft, model, dtype, device) if draft else None
+    engine = Engine(model.model, model.tokenizer, max_batch=1, kv=kv, draft=draft_model)
+    session = None
+    if complete or model.is_base:
+        ask: Ask = lambda text: continue_text(engine, text, sampling, constraint)  # noqa: E731
     else:
-        session = _session(engine, talker, sampling, system, tools, tool_call_format)
+        session = _session(engine, model, sampling, system, tools, tool_call_format)
         session.constraint = constraint
-        speaker = Dialog(session)
-    if once is not None and not once.strip() and isinstance(speaker, Dialog):
+        ask = session.ask
+    if question is None:
+        TerminalChat(model, ask, session).run(lang, tool_call_format)
+        return
+    if session is not None and not question.strip():
         raise EngineError(
-            "the question is empty: ask something (a base model, or --complete, may begin from nothing)"
+            "the question is empty: ask something (only text completion may begin with nothing)"
         )
-    if once is not None:
-        _answer_once(speaker, once, as_json)
-    else:
-        _converse(speaker, talker, lang, tool_call_format)
-
-
-# Who answers: a base model's continuation, or a dialog. Both give the same events.
-
-
-class Completer:
-    """Each text is continued by itself."""
-
-    def __init__(self, engine: Engine, sampling: Sampling, constraint: Constraint | None = None) -> None:
-        self._engine, self._sampling, self._constraint = engine, sampling, constraint
-
-    def ask(self, text: str) -> Iterator[ChatEvent]:
-        from ..engine.chat_session import complete
-
-        return complete(self._engine, text, self._sampling, self._constraint)
-
-    def reset(self) -> None:
-        """Nothing is kept."""
-
-
-class Dialog:
-    """A dialog with tools."""
-
-    def __init__(self, session: ChatSession) -> None:
-        self.session = session
-
-    def ask(self, text: str) -> Iterator[ChatEvent]:
-        return self.session.ask(text)
-
-    def reset(self) -> None:
-        self.session.reset()
-
-
-Speaker = Completer | Dialog
+    try:
+        _answer_once(ask(question), as_json)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)  # ends the line that the interrupt cut short
+        raise
 
 
 def _session(
-    engine: Engine, talker: Talker, sampling: Sampling, system: str | None, tools: bool, tool_call_format: str
+    engine: Engine,
+    model: ChatModel,
+    sampling: Sampling,
+    system: str | None,
+    tools: bool,
+    tool_call_format: str,
 ) -> ChatSession:
     from ..engine.chat_session import ChatSession
-    from ..errors import ChatError
-    from ..text.chat import CODE_INTERPRETER, TOOL_CALL_FORMATS
-    from ..tools import CUSTOM_TOOLS, execute_call
 
     if tool_call_format not in TOOL_CALL_FORMATS:
         raise ChatError(
             f"--tool-call-format {tool_call_format} is unknown: use one of {', '.join(TOOL_CALL_FORMATS)}"
         )
     described: list[str | dict[str, Any]] = []
-    if tools:
-        described = (
-            ["wolfram_alpha", CODE_INTERPRETER]
-            if tool_call_format == "builtin"
-            else [t.schema for t in CUSTOM_TOOLS.values()]
-        )
-    offered = bool(described) or talker.raised
-    system = ("" if described else talker.system(tool_call_format)) if system is None else system
-    return ChatSession(
-        engine, system, described, tool_call_format, execute_call if offered else None, sampling
-    )
+    if tools and tool_call_format == "builtin":
+        described = ["wolfram_alpha", CODE_INTERPRETER]
+    elif tools:
+        described = [tool.schema for tool in CUSTOM_TOOLS.values()]
+    if system is None:
+        system = "" if described else model.system_message(tool_call_format)
+    execute = execute_call if described or model.is_raised else None
+    return ChatSession(engine, system, described, tool_call_format, execute, sampling)
 
 
 def _constraint(schema: Path | None, regex: str | None) -> Constraint | None:
-    """What answers must be. Read before anything is loaded."""
     from ..engine.constraint import Constraint
-    from ..errors import EngineError
 
     if schema is not None and regex is not None:
         raise EngineError("--schema and --regex exclude each other: give one of them")
@@ -214,13 +156,12 @@ def _constraint(schema: Path | None, regex: str | None) -> Constraint | None:
     try:
         text = schema.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise EngineError(f"--schema {schema}: unreadable ({error})") from None
+        raise EngineError(f"--schema {schema}: cannot be read ({error})") from None
     return Constraint.json_schema(text)
 
 
-def _once(prompt: str | None, as_json: bool) -> str | None:
-    """The one question, or None for a dialog. Read before anything is loaded."""
-    from ..errors import EngineError
+def _one_question(prompt: str | None, as_json: bool) -> str | None:
+    """Return the only question, from -p or stdin, or None for an interactive chat."""
 
     if prompt not in (None, "-"):
         return prompt
@@ -231,174 +172,156 @@ def _once(prompt: str | None, as_json: bool) -> str | None:
     try:
         text = sys.stdin.read().strip()
     except UnicodeDecodeError as error:
-        raise EngineError(f"stdin is not text: byte {error.start:,} is no UTF-8") from None
+        raise EngineError(f"stdin is not text: byte {error.start:,} is not UTF-8") from None
     if not text:
         raise EngineError("stdin is empty: pipe a question in, or give it with -p")
     return text
 
 
-def _answer_once(speaker: Speaker, question: str, as_json: bool) -> None:
-    """The answer to stdout as it comes; calls, results and warnings to stderr."""
+def _answer_once(events: Iterator[ChatEvent], as_json: bool) -> None:
+    """Print the answer to stdout as it comes; print calls, results and warnings to stderr."""
     from ..engine.chat_session import Calling, End, Problem, Text
-    from ..tools import ToolResult
 
     shown = visible if sys.stdout.isatty() else str
     text = ""
-    calls: list[dict[str, Any]] = []
-    waiting: list[ToolCall] = []
-    for event in _closing_line(speaker.ask(question)):
+    calls: list[ToolCall] = []
+    results: list[str] = []
+    for event in events:
         if isinstance(event, Text):
             text += event.text
             if not as_json:
                 print(shown(event.text), end="", flush=True)
         elif isinstance(event, Calling):
-            waiting.append(event.call)
+            calls.append(event.call)
         elif isinstance(event, ToolResult):
-            waiting.remove(event.call)
-            calls.append(
-                {"name": event.call.name, "arguments": event.call.arguments, "result": event.content}
-            )
+            results.append(event.content)
             if not as_json:
-                print(visible(f"{_written(event.call)} → {event.content}"), file=sys.stderr)
+                _warn(f"{_written(event.call)} → {event.content}")
         elif isinstance(event, Problem):
-            print(visible(f"warning: {event.reason}"), file=sys.stderr)
+            _warn(f"warning: {event.reason}")
+        elif isinstance(event, End) and as_json:
+            made = [
+                {"name": call.name, "arguments": call.arguments, "result": result}
+                for call, result in zip_longest(calls, results)
+            ]
+            record = {"text": text, "calls": made, "finish_reason": event.reason, "n_tokens": event.n_tokens}
+            print_json(record | ({"speculated": asdict(event.speculated)} if event.speculated else {}))
         elif isinstance(event, End):
-            not_run = [{"name": call.name, "arguments": call.arguments, "result": None} for call in waiting]
-            if as_json:
-                result = {
-                    "text": text,
-                    "calls": calls + not_run,
-                    "finish_reason": event.reason,
-                    "n_tokens": event.n_tokens,
-                }
-                print_json(result | ({"speculated": asdict(event.speculated)} if event.speculated else {}))
-            else:
-                print()
-                for call in waiting:
-                    print(visible(f"{_written(call)} was not run"), file=sys.stderr)
-                if note := _ending(event):
-                    print(f"warning: {note}", file=sys.stderr)
+            print()
+            for call in calls[len(results) :]:
+                _warn(f"{_written(call)} was not run")
+            if event.reason in ENDINGS:
+                _warn(f"warning: {ENDINGS[event.reason]}")
 
 
-def _closing_line(events: Iterator[ChatEvent]) -> Iterator[ChatEvent]:
-    """The events; where Ctrl-C cuts a line short, it is closed before anybody says so."""
-    try:
-        yield from events
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        raise
+def _warn(line: str) -> None:
+    print(visible(line), file=sys.stderr)
 
 
-def _converse(speaker: Speaker, talker: Talker, lang: str, tool_call_format: str) -> None:
-    from rich.console import Console
+class TerminalChat:
+    """An interactive chat. ``ask`` answers a line; ``session`` keeps the dialog (None for text completion)."""
 
-    from ..errors import HerdError
-    from .chat_model import opening_questions
+    def __init__(self, model: ChatModel, ask: Ask, session: ChatSession | None) -> None:
+        from rich.console import Console
 
-    console = Console(highlight=False, markup=False, emoji=False)
-    for about in talker.card():
-        console.print(about, style="dim")
-    questions: list[str] = []
-    if isinstance(speaker, Dialog) and talker.raised:
-        with console.status("trying the opening questions"):
-            questions, n_right, n_tried = opening_questions(talker, lang, tool_call_format)
+        self._console = Console(highlight=False, markup=False, emoji=False)
+        self._model, self._ask, self._session = model, ask, session
+
+    def run(self, lang: str, tool_call_format: str) -> None:
+        """Introduce the model, then answer the user's lines until the user leaves."""
+        for line in self._model.card():
+            self._say(line)
+        questions = self._suggest_questions(lang, tool_call_format)
+        self._say(HELP)
+        while (line := self._read_line()) not in (None, "/quit"):
+            assert line is not None
+            if line == "/reset":
+                if self._session is not None:
+                    self._session.reset()
+                self._say("The dialog is forgotten.")
+            elif line.startswith("/"):
+                self._say(f"{line.split()[0]} is unknown. {HELP}")
+            elif line.strip():
+                if line.strip().isdecimal() and 1 <= int(line) <= len(questions):
+                    line = questions[int(line) - 1]
+                    self._say(line, "bold")
+                self._answer(line)
+
+    def _suggest_questions(self, lang: str, tool_call_format: str) -> list[str]:
+        from .chat_model import opening_questions
+
+        if self._session is None or not self._model.is_raised:
+            return []
+        with self._console.status("trying the suggested questions"):
+            questions, n_correct, n_tried = opening_questions(self._model, lang, tool_call_format)
         if n_tried:
-            console.print(
-                f"It was just tried on {n_tried} questions and answered {n_right} rightly.", style="dim"
-            )
+            self._say(f"It was just tried on {n_tried} questions and answered {n_correct} correctly.")
         for number, question in enumerate(questions, 1):
-            console.print(f"  {number}  {question}")
+            self._say(f"  {number}  {question}", "none")
         if questions:
-            console.print("Type a number to ask one of these, or anything of your own.", style="dim")
-    console.print(HELP, style="dim")
-    while True:
-        line = _read(console)
-        if line is None or line == "/quit":
-            break
-        if line == "/reset":
-            speaker.reset()
-            console.print("The dialog is forgotten.", style="dim")
-        elif line.startswith("/"):
-            console.print(f"{line.split()[0]} is unknown. {HELP}", style="dim")
-        elif line.strip():
-            if line.strip().isdecimal() and 1 <= int(line) <= len(questions):
-                line = questions[int(line) - 1]
-                console.print(line, style="bold")
+            self._say("Type a number to ask one of these, or any other question.")
+        return questions
+
+    def _read_line(self) -> str | None:
+        """Return a line of the user, or None at the end of input."""
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (gives input() arrow keys and a history)
+        while True:
             try:
-                _show(console, speaker.ask(line))
-            except HerdError as error:
-                console.print(f"error: {error}", style="red")
+                return input("> ")
+            except EOFError:
+                self._console.print()
+                return None
+            except UnicodeDecodeError:
+                self._say("That was not text.")
+            except KeyboardInterrupt:
+                self._say("\nCtrl-D leaves.")
 
+    def _answer(self, question: str) -> None:
+        """Print an answer as it comes. Ctrl-C ends it early; the dialog keeps what was said."""
+        from ..engine.chat_session import Calling, End, Problem, Text
 
-def _read(console: Console) -> str | None:
-    """A line of the user's; None at the end of input."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (arrow keys and history for input())
-    while True:
-        try:
-            return input("> ")
-        except EOFError:
-            console.print()
-            return None
-        except UnicodeDecodeError:
-            console.print("That was not text.", style="dim")
-        except KeyboardInterrupt:
-            console.print("\nCtrl-D leaves.", style="dim")
-
-
-def _show(console: Console, events: Iterator[ChatEvent]) -> None:
-    """Print an answer as it comes. Ctrl-C ends it where it is; the dialog keeps what was said."""
-    from ..engine.chat_session import Calling, End, Problem, Text
-    from ..tools import ToolResult
-
-    line_open = False
-
-    def aside(text: str, style: str) -> None:
-        nonlocal line_open
-        console.print(("\n" if line_open else "") + visible(text), style=style, soft_wrap=True)
         line_open = False
 
-    try:
-        for event in events:
-            if isinstance(event, Text):
-                console.file.write(visible(event.text))  # rich would expand tabs and drop control characters
-                console.file.flush()
-                line_open = not event.text.endswith("\n")
-            elif isinstance(event, Calling):
-                aside(f"calls {_written(event.call)}", "cyan")
-            elif isinstance(event, ToolResult):
-                aside(f"  {'→' if event.ok else '✗'} {event.content}", "green" if event.ok else "red")
-            elif isinstance(event, Problem):
-                aside(event.reason, "yellow")
-            elif isinstance(event, End) and (note := _ending(event)):
-                aside(note, "yellow")
-    except KeyboardInterrupt:
-        aside("stopped", "yellow")
-    finally:
-        if hasattr(events, "close"):
-            events.close()
-    if line_open:
-        console.print()
+        def note(text: str, style: str) -> None:
+            nonlocal line_open
+            self._say(("\n" if line_open else "") + text, style, soft_wrap=True)
+            line_open = False
+
+        with contextlib.closing(self._ask(question)) as events:
+            try:
+                for event in events:
+                    if isinstance(event, Text):
+                        self._console.file.write(visible(event.text))  # rich would expand tabs
+                        self._console.file.flush()
+                        line_open = not event.text.endswith("\n")
+                    elif isinstance(event, Calling):
+                        note(f"calls {_written(event.call)}", "cyan")
+                    elif isinstance(event, ToolResult):
+                        sign, style = ("→", "green") if event.ok else ("✗", "red")
+                        note(f"  {sign} {event.content}", style)
+                    elif isinstance(event, Problem):
+                        note(event.reason, "yellow")
+                    elif isinstance(event, End) and event.reason in ENDINGS:
+                        note(ENDINGS[event.reason], "yellow")
+            except KeyboardInterrupt:
+                note("stopped", "yellow")
+            except HerdError as error:
+                note(f"error: {error}", "red")
+        if line_open:
+            self._console.print()
+
+    def _say(self, text: str, style: str = "dim", *, soft_wrap: bool = False) -> None:
+        self._console.print(visible(text), style=style, soft_wrap=soft_wrap)
 
 
 def visible(text: str) -> str:
     """Return ``text`` with control characters spelled out (``\\x1b``), except line breaks and tabs.
 
-    A model's text could otherwise move the cursor, change colours or retitle the terminal's window.
+    A model's text could otherwise move the cursor, change colours or rename the terminal's window.
     """
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _written(call: ToolCall) -> str:
     return f"{call.name}({', '.join(f'{key}={value!r}' for key, value in call.arguments.items())})"
-
-
-def _ending(end: End) -> str:
-    """What the user must know of how the answer ended; nothing where it simply ended."""
-    if end.reason == "context":
-        return f"the context of {end.context:,} tokens is full: the answer was cut here; /reset starts anew"
-    if end.reason == "length":
-        return f"cut after {end.n_tokens} tokens, as --max-tokens asks"
-    if end.reason == "rounds":
-        return "it kept calling tools without an answer, and was stopped"
-    return ""

@@ -175,9 +175,9 @@ def open_local(
     """Open a checkpoint for the harness; without ``mode`` it is asked as it was trained."""
     from ..checkpoint import checkpoint_hash
     from ..evals.local import LocalModel
-    from .chat_model import open_model
+    from .chat_model import load_chat_model
 
-    talker = open_model(model, dtype, device)
+    talker = load_chat_model(model, dtype, device)
     lineage = talker.lineage
     if mode is None and lineage is None:
         print(

@@ -7,7 +7,7 @@ question without any answer is removed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,7 +87,7 @@ class ChatSession:
         """Forget the dialog, except for the system message."""
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
-    def ask(self, question: str) -> Iterator[ChatEvent]:
+    def ask(self, question: str) -> Generator[ChatEvent, None, None]:
         """Answer ``question``. Raises EngineError, and leaves the dialog as it was, when the context is full.
 
         Closing the iterator, or an exception such as Ctrl-C inside it, ends the answer where it is.
@@ -189,7 +189,7 @@ class _Reply:
 
 def complete(
     engine: Engine, prompt: str, sampling: Sampling, constraint: Constraint | None = None
-) -> Iterator[ChatEvent]:
+) -> Generator[ChatEvent, None, None]:
     """Continue text as a base model does, with the same events as a dialog and without calls."""
     if engine.tokenizer is None:
         raise EngineError("completion needs a tokenizer, and this model has none")
