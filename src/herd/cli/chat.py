@@ -229,12 +229,11 @@ class TerminalChat:
 
     def run(self, lang: str, tool_call_format: str) -> None:
         """Introduce the model, then answer the user's lines until the user leaves."""
-        for line in self._model.card():
-            self._say(line)
+        for about in self._model.card():
+            self._say(about)
         questions = self._suggest_questions(lang, tool_call_format)
         self._say(HELP)
-        while (line := self._read_line()) not in (None, "/quit"):
-            assert line is not None
+        while (line := self._read_line()) is not None and line != "/quit":
             if line == "/reset":
                 if self._session is not None:
                     self._session.reset()

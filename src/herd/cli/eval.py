@@ -177,17 +177,17 @@ def open_local(
     from ..evals.local import LocalModel
     from .chat_model import load_chat_model
 
-    talker = load_chat_model(model, dtype, device)
-    lineage = talker.lineage
+    loaded = load_chat_model(model, dtype, device)
+    lineage = loaded.lineage
     if mode is None and lineage is None:
         print(
             f"{model}: does not say how it was trained; it is asked as an instruct model (else: --mode base)",
             file=sys.stderr,
         )
-    hash_ = (lineage.weights_hash if lineage else None) or checkpoint_hash(talker.folder)
-    called = lineage.name if lineage else talker.folder.resolve().name
-    kind: Mode = mode or ("base" if talker.base else "instruct")
-    return LocalModel(talker.model, talker.tokenizer, name=called, hash=hash_, mode=kind, max_batch=batch)
+    hash_ = (lineage.weights_hash if lineage else None) or checkpoint_hash(loaded.folder)
+    called = lineage.name if lineage else loaded.folder.resolve().name
+    kind: Mode = mode or ("base" if loaded.is_base else "instruct")
+    return LocalModel(loaded.model, loaded.tokenizer, name=called, hash=hash_, mode=kind, max_batch=batch)
 
 
 def results_folder(model: Model) -> Path:
