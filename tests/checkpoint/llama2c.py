@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from herd.checkpoint.pairs import half_rotation
+from herd.checkpoint.names import from_pairs
 from herd.llama.config import ModelConfig
 
 
@@ -79,9 +79,8 @@ def read_llama2c(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         ("mlp.up_proj", (ffn_dim, dim)),
     ):
         for layer, tensor in enumerate(take(L, *shape)):
-            if part.endswith(("q_proj", "k_proj")):
-                tensor = half_rotation(tensor, config.head_dim)
-            tensors[f"model.layers.{layer}.{part}.weight"] = tensor
+            name = f"model.layers.{layer}.{part}.weight"
+            tensors[name] = from_pairs(name, tensor, config.head_dim)
     tensors["model.norm.weight"] = take(dim)
     take(2, context, config.head_dim // 2)  # cos and sin, computed here instead
     if not config.tie_embeddings:

@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 import herd.checkpoint as checkpoint
-from herd.checkpoint.convert import notice, released_as
-from herd.checkpoint.lineage import Lineage, load_lineage
+from herd.checkpoint.lineage import Lineage, licence_notice, load_lineage, released_as
 from herd.errors import CheckpointError
 from herd.llama.config import SIZES
 
@@ -132,7 +131,7 @@ def test_one_tensor_at_a_time(tmp_path, make_model, tokenizer, monkeypatch):
     monkeypatch.setattr(
         weights,
         "read_tensor",
-        lambda name, info, read=weights.read_tensor: order.append(("read", name)) or read(name, info),
+        lambda info, read=weights.read_tensor: order.append(("read", info.name)) or read(info),
     )
     checkpoint.import_hf(tmp_path / "a", tmp_path / "b")
     assert [step for step, _ in order] == ["read", "written"] * (len(order) // 2)
@@ -146,12 +145,12 @@ def test_notice(size):
     config = SIZES[size]
     assert released_as(config.replace(max_context=9)) == size
     assert released_as(config.replace(ffn_dim=9)) is None
-    assert notice(config.replace(n_layers=1)) is None
-    assert notice(config).startswith(
+    assert licence_notice(config.replace(n_layers=1)) is None
+    assert licence_notice(config).startswith(
         "Llama 3.2 is" if size in ("1B", "3B") else "Llama 3.1 is licensed under the Llama"
     )
     if size == "8B":
-        assert notice(config.replace(rope_scaling=None)).startswith("Meta Llama 3 is")
+        assert licence_notice(config.replace(rope_scaling=None)).startswith("Meta Llama 3 is")
 
 
 def test_without_tokenizer(tmp_path, make_model):

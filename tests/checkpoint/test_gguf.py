@@ -16,7 +16,7 @@ import torch
 import herd
 import herd.checkpoint as checkpoint
 from herd.checkpoint.gguf import GGUF
-from herd.checkpoint.gguf_names import config_from_gguf
+from herd.checkpoint.gguf_config import config_from_gguf
 from herd.checkpoint.gguf_write import write_gguf
 from herd.errors import CheckpointError, QuantError
 from herd.llama.config import SIZES, RopeScaling
@@ -74,7 +74,7 @@ def test_written_files_are_read_by_the_gguf_package(plain, tmp_path, tokenizer):
 @pytest.mark.parametrize("config", [SIZES["8B"], SIZES["1B"], SIZES["8B"].replace(head_dim=64, n_heads=64)])
 def test_rope_factors_are_those_of_llama_cpp(config):
     """Its converter's own lines, LlamaModel.generate_extra_tensors."""
-    from herd.checkpoint.gguf_names import rope_factors
+    from herd.checkpoint.gguf_config import rope_factors
 
     scaling = config.rope_scaling
     freqs = 1.0 / (
@@ -111,15 +111,15 @@ def test_rope_factors_are_those_of_llama_cpp(config):
 @pytest.mark.parametrize("own", [True, False], ids=["own", "foreign"])
 def test_scaling_is_found_again(tmp_path, make_model, scaling, own, monkeypatch):
     """From our own keys, and from the tensor alone: the same rotation."""
-    from herd.checkpoint import gguf_names
+    from herd.checkpoint import gguf_config
     from herd.llama.rope import inverse_frequencies
 
     model = make_model(dim=128, n_heads=2, n_kv_heads=1, head_dim=64, ffn_dim=64, rope_scaling=scaling)
     checkpoint.save_model(tmp_path / "a", model)
     if not own:
-        whole = gguf_names.model_metadata
+        whole = gguf_config.model_metadata
         monkeypatch.setattr(
-            gguf_names, "model_metadata", lambda c: [v for v in whole(c) if not v[0].startswith("herd.")]
+            gguf_config, "model_metadata", lambda c: [v for v in whole(c) if not v[0].startswith("herd.")]
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -240,8 +240,8 @@ def test_every_other_type_is_unpacked(tmp_path, make_model, name):
         rng.integers(0, 40, (512, 256 // format.block * format.block_bytes), dtype=np.uint8)
     )
     plan = {n: (e.shape, format if n == "blk.0.ffn_up.weight" else e.format) for n, e in file.tensors.items()}
-    metadata = [("general.architecture", "s", "llama")]
-    from herd.checkpoint.gguf_names import model_metadata
+    metadata = [("general.architecture", "STRING", "llama")]
+    from herd.checkpoint.gguf_config import model_metadata
 
     metadata += list(model_metadata(config))
     write_gguf(
@@ -268,9 +268,9 @@ def test_types_without_kernels_run_with_a_warning(plain, tmp_path, tokens_BT):
     plan = {
         n: (e.shape, file_format if n == "blk.0.ffn_up.weight" else e.format) for n, e in file.tensors.items()
     }
-    from herd.checkpoint.gguf_names import model_metadata
+    from herd.checkpoint.gguf_config import model_metadata
 
-    metadata = [("general.architecture", "s", "llama"), *model_metadata(checkpoint.load_config(plain))]
+    metadata = [("general.architecture", "STRING", "llama"), *model_metadata(checkpoint.load_config(plain))]
     write_gguf(
         tmp_path / "b.gguf",
         metadata,
@@ -357,9 +357,9 @@ def test_tensors_pass_one_at_a_time(plain, tmp_path, monkeypatch):
     held = []
     read = weights.read_tensor
 
-    def read_alone(name, info):
-        assert not any(tensor() is not None for tensor in held), name
-        tensor = read(name, info)
+    def read_alone(info):
+        assert not any(tensor() is not None for tensor in held), info.name
+        tensor = read(info)
         held.append(weakref.ref(tensor))
         return tensor
 

@@ -11,7 +11,7 @@ from damage import fuzz
 
 import herd.checkpoint as checkpoint
 from herd.checkpoint.gguf import GGUF
-from herd.checkpoint.gguf_names import model_metadata
+from herd.checkpoint.gguf_config import model_metadata
 from herd.checkpoint.gguf_write import write_gguf
 from herd.errors import CheckpointError
 from herd.llama import SIZES
@@ -204,7 +204,7 @@ def test_values(refused):
     refused(build([("", 4, u32(1))]), "metadata key 0 is ''")
     refused(build([("a" * 70_000, 4, u32(1))]), "at most 65535")
     refused(build([], [("a" * 64, (4,), 0, 0)]), "at most 63")
-    refused(build([], [("", (4,), 0, 0)]), "has the name ''")
+    refused(build([], [("", (4,), 0, 0)]), "the name of tensor 0 is ''")
     deep = u32(9) + struct.pack("<Q", 1)
     refused(build([("a", 9, deep * 1000)]), "nested deeper than 4")
 
@@ -236,7 +236,7 @@ def rewritten(whole, tmp_path, plain):
 
     def make(metadata=None, tensors=None):
         values = {k: (k, letter, v) for k, letter, v in model_metadata(checkpoint.load_config(plain))}
-        values["general.architecture"] = ("general.architecture", "s", "llama")
+        values["general.architecture"] = ("general.architecture", "STRING", "llama")
         values |= {k: (k, *v) if v else None for k, v in (metadata or {}).items()}
         plan = {n: (e.shape, e.format) for n, e in file.tensors.items()}
         rows = {n: file.rows(n) for n in file.tensors}
@@ -253,24 +253,28 @@ def rewritten(whole, tmp_path, plain):
 
 def test_other_models(refused, rewritten):
     refused(
-        rewritten({"general.architecture": ("s", "qwen2")}),
+        rewritten({"general.architecture": ("STRING", "qwen2")}),
         "architecture 'qwen2' cannot be run; only 'llama'",
     )
-    refused(rewritten({"general.architecture": None}), "general.architecture is missing")
-    refused(rewritten({"general.architecture": ("I", 7)}), "general.architecture is a int, not a str")
-    refused(rewritten({"llama.expert_count": ("I", 8)}), "llama.expert_count=8 cannot be run")
-    refused(rewritten({"llama.rope.scaling.type": ("s", "yarn")}), "llama.rope.scaling.type='yarn'")
+    nameless = rewritten().replace(b"general.architecture", b"general.architectura")
+    refused(nameless, "general.architecture is missing")
+    refused(rewritten({"general.architecture": ("UINT32", 7)}), "general.architecture is a int, not a str")
+    refused(rewritten({"llama.expert_count": ("UINT32", 8)}), "llama.expert_count=8 cannot be run")
+    refused(rewritten({"llama.rope.scaling.type": ("STRING", "yarn")}), "llama.rope.scaling.type='yarn'")
     refused(rewritten({"llama.block_count": None}), "llama.block_count is missing")
-    refused(rewritten({"llama.block_count": ("I", 2)}), "blk.1.attn_q.weight is missing")
-    refused(rewritten({"llama.block_count": ("I", 2**32 - 1)}), "llama.block_count=4294967295, but there are")
-    refused(rewritten({"llama.block_count": ("I", 0)}), "n_layers=0 must be")
-    refused(rewritten({"llama.embedding_length": ("I", 2**31)}), "has shape [540, 64]")
-    refused(rewritten({"llama.attention.key_length": ("I", 2**32 - 2)}), "value_length differs")
-    refused(rewritten({"llama.attention.head_count": ("[I", [2])}), "is a tuple, not a int")
-    refused(rewritten({"llama.attention.layer_norm_rms_epsilon": ("f", float("nan"))}), "norm_eps")
-    refused(rewritten({"llama.vocab_size": ("I", 7)}), "llama.vocab_size is not the 540 rows")
+    refused(rewritten({"llama.block_count": ("UINT32", 2)}), "blk.1.attn_q.weight is missing")
     refused(
-        rewritten({"llama.rope.dimension_count": ("I", 16)}), "rope.dimension_count=16 is not head_dim=32"
+        rewritten({"llama.block_count": ("UINT32", 2**32 - 1)}), "llama.block_count=4294967295, but there are"
+    )
+    refused(rewritten({"llama.block_count": ("UINT32", 0)}), "n_layers=0 must be")
+    refused(rewritten({"llama.embedding_length": ("UINT32", 2**31)}), "has shape [540, 64]")
+    refused(rewritten({"llama.attention.key_length": ("UINT32", 2**32 - 2)}), "value_length differs")
+    refused(rewritten({"llama.attention.head_count": ("[UINT32", [2])}), "is a tuple, not a int")
+    refused(rewritten({"llama.attention.layer_norm_rms_epsilon": ("FLOAT32", float("nan"))}), "norm_eps")
+    refused(rewritten({"llama.vocab_size": ("UINT32", 7)}), "llama.vocab_size is not the 540 rows")
+    refused(
+        rewritten({"llama.rope.dimension_count": ("UINT32", 16)}),
+        "rope.dimension_count=16 is not head_dim=32",
     )
 
 
@@ -303,22 +307,31 @@ def test_scales_that_are_no_numbers(refused, rewritten, scale, whole, tmp_path):
 
 def test_tokenizers_that_are_none(rewritten, tmp_path):
     """The weights come; the tokenizer is refused with its reason."""
-    base = {"tokenizer.ggml.model": ("s", "gpt2"), "tokenizer.ggml.pre": ("s", "llama-bpe")}
+    base = {"tokenizer.ggml.model": ("STRING", "gpt2"), "tokenizer.ggml.pre": ("STRING", "llama-bpe")}
     letters = [chr(c) for c in range(256)]
     for change, reason in (
         (
-            {"tokenizer.ggml.tokens": ("[s", ["a", "a"]), "tokenizer.ggml.token_type": ("[i", [1, 1])},
+            {
+                "tokenizer.ggml.tokens": ("[STRING", ["a", "a"]),
+                "tokenizer.ggml.token_type": ("[INT32", [1, 1]),
+            },
             "there twice",
         ),
         (
-            {"tokenizer.ggml.tokens": ("[s", ["a", "b"]), "tokenizer.ggml.token_type": ("[i", [1])},
+            {"tokenizer.ggml.tokens": ("[STRING", ["a", "b"]), "tokenizer.ggml.token_type": ("[INT32", [1])},
             "1 token types",
         ),
         (
-            {"tokenizer.ggml.tokens": ("[s", letters), "tokenizer.ggml.token_type": ("[i", [1] * 256)},
+            {
+                "tokenizer.ggml.tokens": ("[STRING", letters),
+                "tokenizer.ggml.token_type": ("[INT32", [1] * 256),
+            },
             "stands for no byte",
         ),
-        ({"tokenizer.ggml.tokens": ("[s", ["a"]), "tokenizer.ggml.token_type": ("[i", [1])}, "single bytes"),
+        (
+            {"tokenizer.ggml.tokens": ("[STRING", ["a"]), "tokenizer.ggml.token_type": ("[INT32", [1])},
+            "single bytes",
+        ),
     ):
         (tmp_path / "t.gguf").write_bytes(rewritten(base | change))
         with pytest.warns(UserWarning, match=f"tokenizer cannot be used here: .*{reason}"):
@@ -331,21 +344,20 @@ def test_more_than_the_memory(plain, quantized, monkeypatch):
 
     config = checkpoint.load_config(plain)
     small = scheme("q8").nbytes(config)
-    monkeypatch.setattr(memory, "free_bytes", lambda: small)
+    monkeypatch.setattr(memory, "available_memory", lambda: small)
     with pytest.raises(
         CheckpointError, match=r"need 0.0 GB of memory.*herd quantize --to q8 .* or --to q4 .* would fit"
     ):
         checkpoint.load_model(plain)
-    monkeypatch.setattr(memory, "free_bytes", lambda: 1000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     for folder in (plain, quantized):
         with pytest.raises(CheckpointError, match="take a smaller model or a larger machine"):
             checkpoint.load_model(folder)
 
 
-def test_memory_that_is_free():
+def test_sizes_of_quantized_formats():
     from herd.checkpoint import memory
 
-    assert 0 < memory.free_bytes() < 2**50
     config = SIZES["8B"]
     assert {k: round(v / 1e9, 1) for k, v in memory.quantized_nbytes(config).items()} == {
         "q8": 8.5,

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from herd import checkpoint
-from herd.checkpoint import gguf_convert, journal, weights
-from herd.errors import CheckpointError, QuantError, StorageError
+from herd.checkpoint import gguf_folder, journal, weights
+from herd.errors import QuantError, StorageError
 from herd.quant import scheme
 
 KINDS = {
@@ -48,11 +48,11 @@ def interrupted(monkeypatch, plain, tmp_path):
     asked: list[str] = []
 
     def run(kind, n, before_resuming=lambda: None):
-        def stop_at_n(name, info):
+        def stop_at_n(info):
             if len(asked) == n:
                 raise KeyboardInterrupt
-            asked.append(name)
-            return read(name, info)
+            asked.append(info.name)
+            return read(info)
 
         out = tmp_path / "out"
         monkeypatch.setattr(weights, "read_tensor", stop_at_n)
@@ -62,7 +62,7 @@ def interrupted(monkeypatch, plain, tmp_path):
         assert not out.with_suffix(".gguf").exists()
         before_resuming()
         first, asked[:] = list(asked), []
-        monkeypatch.setattr(weights, "read_tensor", lambda name, info: asked.append(name) or read(name, info))
+        monkeypatch.setattr(weights, "read_tensor", lambda info: asked.append(info.name) or read(info))
         KINDS[kind](plain, out)
         return (out.with_suffix(".gguf") if kind == "export gguf" else out), first, list(asked)
 
@@ -126,12 +126,12 @@ def test_what_was_written_since_the_last_save_is_written_again(interrupted, plai
 
 def test_two_at_once(plain, tmp_path, monkeypatch):
     def meanwhile(*args, **more):
-        with pytest.raises(CheckpointError, match="out: another process is writing it"):
+        with pytest.raises(StorageError, match=f"out.part: process {os.getpid()} is working in this folder"):
             KINDS["quantize"](plain, tmp_path / "out")
         return write(*args, **more)
 
-    write = gguf_convert.write_model
-    monkeypatch.setattr(gguf_convert, "write_model", meanwhile)
+    write = gguf_folder.write_model
+    monkeypatch.setattr(gguf_folder, "write_model", meanwhile)
     checkpoint.quantize_folder(checkpoint.ImportSource(plain), tmp_path / "out", scheme("q8"))
     checkpoint.load_model(tmp_path / "out")
 
@@ -142,11 +142,11 @@ def test_failures_leave_nothing(plain, tmp_path, monkeypatch):
     read, seen = weights.read_tensor, []
 
     def fail(error):
-        def reading(name, info):
-            seen.append(name)
+        def reading(info):
+            seen.append(info.name)
             if len(seen) % 10 == 0:
                 raise error
-            return read(name, info)
+            return read(info)
 
         return reading
 
@@ -163,9 +163,9 @@ from herd import checkpoint
 from herd.checkpoint import journal, weights
 from herd.quant import scheme
 journal.SAVE_EVERY, read = 1, weights.read_tensor
-def slowly(name, info):
+def slowly(info):
     time.sleep(0.03)
-    return read(name, info)
+    return read(info)
 weights.read_tensor = slowly
 checkpoint.quantize_folder(checkpoint.ImportSource(sys.argv[1]), sys.argv[2], scheme("q4"))
 """
@@ -182,7 +182,7 @@ def test_kill(plain, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
     done = json.loads(state.read_text())["done"]
     read, asked = weights.read_tensor, []
-    monkeypatch.setattr(weights, "read_tensor", lambda name, info: asked.append(name) or read(name, info))
+    monkeypatch.setattr(weights, "read_tensor", lambda info: asked.append(info.name) or read(info))
     checkpoint.quantize_folder(checkpoint.ImportSource(plain), tmp_path / "out", scheme("q4"))
     assert (
         len(asked) == len(list(checkpoint.load_config(plain).param_shapes())) + 1 - done

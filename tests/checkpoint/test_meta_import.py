@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import herd.checkpoint as checkpoint
-from herd.checkpoint import meta, pairs
+from herd.checkpoint import meta, names
 from herd.checkpoint.lineage import load_lineage
 from herd.errors import CheckpointError
 from herd.llama import rope
@@ -53,10 +53,7 @@ def make(seed: int = 0, **changes) -> LlamaLM:
 def meta_state(model: LlamaLM) -> dict[str, torch.Tensor]:
     state = {}
     for name, param in model.named_parameters():
-        tensor = param.detach()
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            tensor = pairs.interleaved_pairs(tensor, model.config.head_dim)
-        state[meta.meta_name(name)] = tensor
+        state[names.meta_name(name)] = names.to_pairs(name, param.detach(), model.config.head_dim)
     return state
 
 
@@ -394,7 +391,7 @@ def test_damaged_and_hostile_files(tmp_path):
 
 
 def test_permutation_is_undone_by_its_inverse():
-    weight = torch.arange(24 * 5).view(24, 5)
-    assert torch.equal(pairs.half_rotation(pairs.interleaved_pairs(weight, 8), 8), weight)
-    assert torch.equal(pairs.interleaved_pairs(pairs.half_rotation(weight, 8), 8), weight)
-    assert pairs.half_rotation(torch.arange(6)[:, None], 6).flatten().tolist() == [0, 2, 4, 1, 3, 5]
+    weight, Q = torch.arange(24 * 5).view(24, 5), "q_proj.weight"
+    assert torch.equal(names.from_pairs(Q, names.to_pairs(Q, weight, 8), 8), weight)
+    assert torch.equal(names.to_pairs(Q, names.from_pairs(Q, weight, 8), 8), weight)
+    assert names.from_pairs(Q, torch.arange(6)[:, None], 6).flatten().tolist() == [0, 2, 4, 1, 3, 5]

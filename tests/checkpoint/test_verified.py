@@ -95,5 +95,5 @@ def test_damage_is_found_though_the_folder_was_loaded_before(tmp_path, monkeypat
     with (tmp_path / "q" / "model.gguf").open("r+b") as file:
         file.seek(-1000, os.SEEK_END)
         file.write(b"\0")
-    with pytest.raises(CheckpointError, match=r"is not the file herd\.json speaks of"):
+    with pytest.raises(CheckpointError, match=r"is not the file that herd\.json describes"):
         checkpoint.load_model(tmp_path / "q")

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from herd import checkpoint
 from herd.checkpoint import journal, weights
-from herd.checkpoint.vllm import packed, quantization_config
+from herd.checkpoint.vllm import packed_codes, quantization_config
 from herd.cli import run
 from herd.errors import CheckpointError, QuantError
 from herd.quant import FORMATS, blocks, scheme
@@ -50,7 +50,7 @@ def unpack(codes_RP, scales_RN, bits):
 def test_blocks_go_over_bit_for_bit(name, bits):
     weight = torch.randn(7, 96, generator=torch.Generator().manual_seed(0))
     rows = blocks.encode(weight, FORMATS[name])
-    codes, scales = packed(rows, FORMATS[name])
+    codes, scales = packed_codes(rows, FORMATS[name])
     assert codes.shape == (7, 96 * bits // 32)
     assert torch.equal(unpack(codes, scales, bits), blocks.decode(rows, FORMATS[name]))
 
@@ -122,7 +122,9 @@ def test_refusals(tmp_path, plain, make_model):
         tmp_path / "wide", make_model(dim=256, ffn_dim=256, n_heads=2, n_kv_heads=1, head_dim=0)
     )
     checkpoint.quantize_folder(checkpoint.ImportSource(tmp_path / "wide"), tmp_path / "k", scheme("q4k"))
-    with pytest.raises(QuantError, match=r"k: its linears are Q4_K; for vLLM all must be Q4_0 or all Q8_0"):
+    with pytest.raises(
+        QuantError, match=r"k: its linear layers are Q4_K; for vLLM all must be Q4_0 or all Q8_0"
+    ):
         checkpoint.export_vllm(tmp_path / "k", tmp_path / "out")
     checkpoint.save_model(tmp_path / "narrow", make_model())
     with pytest.raises(QuantError, match=r"rows of 48 weights do not divide into Q4_0"):

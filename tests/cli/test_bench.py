@@ -7,7 +7,6 @@ import json
 import pytest
 
 from herd import checkpoint
-from herd.checkpoint import memory
 from herd.cli import run
 from herd.kernels.bandwidth import MemoryReader
 from herd.llama.config import SIZES, ModelConfig
@@ -97,7 +96,7 @@ def test_an_impossible_number_is_refused_with_its_option(option, capsys):
 
 
 def test_weights_that_do_not_fit_are_refused_before_loading(capsys, monkeypatch):
-    monkeypatch.setattr(memory, "free_bytes", lambda: 8 * 10**9)
+    monkeypatch.setattr("herd.machine.available_memory", lambda: 8 * 10**9)
     assert run(["bench", "--size", "8B", "--quant", "q8"]) == 1
     err = capsys.readouterr().err
     assert "8.0 GB are free" in err

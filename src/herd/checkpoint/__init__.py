@@ -1,25 +1,18 @@
-"""Checkpoints on disk: Hugging Face's folder layout with a lineage, and imports from and exports to it.
+"""Checkpoints on disk: Hugging Face's folder layout with a lineage, quantized GGUF folders, imports and exports.
 
-`folder.py` saves and loads, `hf.py` knows `config.json`, `weights.py` and `write.py` the safetensors, `convert.py`
-imports and exports, `meta.py` reads Meta's own files. The
-`gguf*.py` are for quantized folders and GGUF files: `gguf.py` reads, `gguf_convert.py` quantizes, imports, exports.
+`folder.py` saves and loads; `gguf_folder.py` does the same for quantized weights. `convert.py` (Hugging Face),
+`meta.py`, `gguf_convert.py` and `vllm.py` import and export. The other files each know one thing: a file format, the
+names of other programs, the lineage, the chat format.
 """
 
 from .chat_format import generation_defaults
-from .convert import export_hf, import_hf
-from .folder import (
-    checkpoint_hash,
-    load_config,
-    load_model,
-    load_tokenizer,
-    resolve_folder,
-    save_model,
-    write_checkpoint,
-)
-from .gguf_convert import ImportSource, export_gguf, import_gguf, quantize_folder, write_random
+from .convert import ImportSource, export_hf, import_hf
+from .folder import checkpoint_hash, load_config, load_model, load_tokenizer, save_model, write_checkpoint
+from .gguf_convert import export_gguf, import_gguf, quantize_folder, write_random
 from .hf import config_from_hf, config_to_hf
 from .lineage import Lineage, load_lineage, update_lineage
 from .meta import import_meta
+from .paths import resolve_folder
 from .vllm import export_vllm
 
 __all__ = [

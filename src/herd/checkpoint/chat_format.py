@@ -16,12 +16,14 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import CheckpointError
-from ..text.chat import CHAT_TEMPLATE, render
-from ..text.tokenizer import Tokenizer
+from ..errors import CheckpointError, TokenizerError
+from ..llama.config import ModelConfig
 from .hf import read_json
+
+if TYPE_CHECKING:
+    from ..text.tokenizer import Tokenizer
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -48,6 +50,25 @@ _NOT_FOLLOWED: dict[str, tuple[Any, ...]] = {
     "penalty_alpha": (0,),
 }
 """Settings of ``generation_config.json`` that change answers and are not implemented, with their neutral values."""
+
+
+def read_folder_tokenizer(folder: Path) -> Tokenizer | None:
+    """Return the tokenizer of a folder's files; None, with a warning, when it has none."""
+    if not any((folder / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
+        warnings.warn(f"{folder}: has no tokenizer (tokenizer.model or tokenizer.json)", stacklevel=3)
+        return None
+    from ..text.tokenizer import Tokenizer  # tiktoken, which loading weights does not need
+
+    return with_chat_settings(Tokenizer.from_folder(folder), folder)
+
+
+def require_vocabulary_fits(tokenizer: Tokenizer, config: ModelConfig, where: Path) -> None:
+    """Raise `TokenizerError` when the tokenizer has ids beyond the model's vocabulary."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise TokenizerError(
+            f"{where}: tokenizer has {tokenizer.vocab_size} ids, the model's vocab_size is {config.vocab_size}; "
+            "they do not belong together"
+        )
 
 
 def with_chat_settings(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
@@ -87,6 +108,8 @@ def chat_format_problem(
     tokenizer: Tokenizer, template: str | None, words: Mapping[str, str], where: Path
 ) -> str | None:
     """Return why dialogs must not be written in Llama 3.1's format, in one line; None where they may."""
+    from ..text.chat import CHAT_TEMPLATE, render
+
     cure = (
         "only Llama 3.1's format can be written, so it cannot chat, learn dialogs or be evaluated as an instruct "
         "model; continue text with it (herd chat --complete, herd eval --mode base) or take a Llama 3.1 model"

@@ -1,35 +1,82 @@
-"""From one folder to another: import what Hugging Face folders hold, export for other programs.
+"""Import folders in Hugging Face's layout, and export checkpoints for programs that read it.
 
-Both directions rewrite a folder tensor by tensor (one dtype, one shard size, the canonical set of tensors, one dialect
-of `config.json`), so the memory needed is that of the largest tensor. What Herd does not derive from the model is kept
-byte for byte: the release's own tokenizer files, generation settings, licence. Nothing is fetched or run.
+Both directions rewrite a folder tensor by tensor (one dtype, one shard size, the standard set of tensors, one dialect
+of `config.json`), so the memory needed is that of the largest tensor. What is not derived from the model is kept byte
+for byte: the release's own tokenizer files, generation settings, licence. Nothing is downloaded or executed.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from ..errors import TokenizerError
-from ..llama.config import SIZES, ModelConfig
+from ..errors import CheckpointError, TokenizerError
 from . import weights
-from .folder import CONFIG, GENERATION, TOKENIZER_FILES, resolve_folder, write_checkpoint
-from .gguf_folder import is_gguf_folder
-from .hf import Dialect, config_from_hf, config_to_hf, read_json
+from .chat_format import read_folder_tokenizer
+from .folder import load_config, load_tokenizer, write_checkpoint
+from .gguf import FILE, is_gguf_folder
+from .gguf_folder import GGUFSource
+from .hf import Dialect, config_to_hf, read_json
 from .journal import key_of
-from .lineage import Lineage, load_lineage
+from .lineage import Lineage, licence_notice, load_lineage
+from .paths import ADAPTER, CONFIG, KEPT_FILES, resolve_folder
+from .stream import Progress
 from .write import MAX_SHARD_BYTES
 
 if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
 
-LICENCE_FILES = ("LICENSE", "LICENSE.txt", "USE_POLICY.md", "NOTICE")
-_KEPT = (*TOKENIZER_FILES, "chat_template.jinja", GENERATION, *LICENCE_FILES)
+
+class ImportSource:
+    """A folder of plain weights, read one tensor at a time.
+
+    Every tensor is hashed when it is read first; ``hash`` is then the folder's `checkpoint_hash`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = resolve_folder(folder)
+        if is_gguf_folder(self.folder):
+            raise CheckpointError(f"{folder}: is quantized already; take the folder it was made from")
+        self.config = load_config(self.folder)
+        self.wanted = weights.check_against(self.config, weights.read_index(self.folder), self.folder)
+        self.lineage = load_lineage(self.folder)
+        self.name = self.lineage.name if self.lineage else self.folder.resolve().name
+        self._digests: dict[str, str] = {}
+
+    def get(self, name: str) -> Tensor:
+        """Return the tensor as stored, mapped from a file whose pages are released with it."""
+        info = self.wanted[name]
+        tensor = weights.read_tensor(info)
+        if name not in self._digests:
+            self._digests[name] = weights.tensor_digest(
+                name, info.dtype, info.shape, weights.raw_bytes(tensor)
+            )
+        return tensor
+
+    def key(self, **choices: object) -> str:
+        """Return a name for a conversion of this folder, for its journal."""
+        return key_of(weights.weight_files(self.wanted), **choices)
+
+    def remember(self, digests: dict[str, str]) -> None:
+        """Use a journal's part for the digests: those of an earlier run are in it, new ones are added to it."""
+        self._digests = digests
+
+    @property
+    def hash(self) -> str:
+        """The hash of all weights, as `checkpoint_hash` gives it; reads those that have not been read."""
+        for name in self.wanted:
+            if name not in self._digests:
+                self.get(name)
+        return weights.combine_digests(self._digests)
+
+    def tokenizer(self) -> Tokenizer | None:
+        """Return the folder's tokenizer; None, with a warning, where there is none."""
+        return load_tokenizer(self.folder)
 
 
 def import_hf(
@@ -39,16 +86,16 @@ def import_hf(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     name: str | None = None,
-    progress: weights.Progress | None = None,
+    progress: Progress | None = None,
 ) -> str:
-    """Rewrites a Llama in Hugging Face's layout (a folder, or ``hf:ORG/NAME``) as a checkpoint folder of Herd's.
+    """Rewrite a Llama in Hugging Face's layout (a folder, or ``hf:ORG/NAME``) as a checkpoint folder.
 
-    ``dtype`` None keeps the stored one; ``name`` None is the source's. Weights that are not finite are refused. Returns
-    the hash of the weights; raises `CheckpointError`, with ``out`` as it was, for anything that cannot be read or run.
+    ``dtype`` None keeps the stored one; ``name`` None is the source's. Weights that are not finite are refused.
+    Returns the hash of the weights; raises `CheckpointError`, with ``out`` unchanged, for anything that cannot be run.
     """
     folder = resolve_folder(source)
     name = name or str(source).removeprefix("hf:").rstrip("/").split("/")[-1]
-    return _rewrite(folder, Path(out), dtype, max_shard_bytes, "rope_scaling", name, notice, progress)
+    return _rewrite(folder, Path(out), dtype, max_shard_bytes, "rope_scaling", name, progress, importing=True)
 
 
 def export_hf(
@@ -58,118 +105,89 @@ def export_hf(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     dialect: Dialect = "rope_scaling",
-    progress: weights.Progress | None = None,
+    progress: Progress | None = None,
 ) -> str:
-    """Copies a checkpoint folder for another program: dtype, shard size and dialect of ``config.json`` of your choice.
+    """Copy a checkpoint folder for another program, with a choice of dtype, shard size and dialect of ``config.json``.
 
-    A quantized folder is unpacked, into bf16 if ``dtype`` is None.
-    Returns the hash of the written weights. Raises `CheckpointError`, with ``out`` as it was.
+    A quantized folder is unpacked, into bf16 if ``dtype`` is None. Returns the hash of the written weights. Raises
+    `CheckpointError`, with ``out`` unchanged.
     """
     source = resolve_folder(folder)
-    if is_gguf_folder(source):
-        from .gguf_convert import unpack_folder
-
-        return unpack_folder(
-            source, out, dtype=dtype or torch.bfloat16, max_shard_bytes=max_shard_bytes, progress=progress
-        )
-    return _rewrite(source, Path(out), dtype, max_shard_bytes, dialect, source.resolve().name, None, progress)
-
-
-def released_as(config: ModelConfig) -> str | None:
-    """The name in `SIZES` of this shape, whatever its context and RoPE scaling; None if Meta released no such model."""
-    for size, released in SIZES.items():
-        if released == config.replace(rope_scaling=released.rope_scaling, max_context=released.max_context):
-            return size
-    return None
-
-
-def notice(config: ModelConfig) -> str | None:
-    """The NOTICE Meta's licence asks for, where the shape is that of a released model."""
-    size = released_as(config)
-    if size is None:
-        return None
-    family = "Llama 3.2" if config.tie_embeddings else "Llama 3.1" if config.rope_scaling else "Meta Llama 3"
-    return (
-        f"{family} is licensed under the {family} Community License, "
-        "Copyright © Meta Platforms, Inc. All Rights Reserved."
+    if not is_gguf_folder(source):
+        name = source.resolve().name
+        return _rewrite(source, Path(out), dtype, max_shard_bytes, dialect, name, progress, importing=False)
+    packed, known, chosen = GGUFSource(source / FILE), load_lineage(source), dtype or torch.bfloat16
+    return write_checkpoint(
+        out,
+        packed.config,
+        lambda name: packed.weight(name, chosen),
+        packed.tokenizer,
+        dtype=chosen,
+        lineage=known.child() if known else None,
+        max_shard_bytes=max_shard_bytes,
+        dialect=dialect,
+        progress=progress,
+        key=packed.key(do="unpack", dtype=chosen, shard=max_shard_bytes, dialect=dialect),
     )
 
 
 def _rewrite(
-    source: Path,
+    folder: Path,
     out: Path,
     dtype: torch.dtype | None,
     max_shard_bytes: int,
     dialect: Dialect,
     name: str,
-    notice_of: Callable[[ModelConfig], str | None] | None,
-    progress: weights.Progress | None,
+    progress: Progress | None,
+    *,
+    importing: bool,
 ) -> str:
-    data = read_json(source / CONFIG)
-    config = config_from_hf(data, str(source / CONFIG))
-    wanted = weights.check_against(config, weights.read_index(source), source)
-    stored = weights.common_dtype(wanted, source)
-    dtype = stored if dtype is None else dtype
-    kept = {file: (source / file).read_bytes() for file in _KEPT if (source / file).exists()}
+    source, data = ImportSource(folder), read_json(folder / CONFIG)
+    dtype = weights.common_dtype(source.wanted, folder) if dtype is None else dtype
+    if (folder / ADAPTER).exists():
+        warnings.warn(
+            f"{folder}: {ADAPTER} is not copied; merge it into the model with peft first", stacklevel=4
+        )
+    kept = {file: (folder / file).read_bytes() for file in KEPT_FILES if (folder / file).exists()}
     written_config = config_to_hf(
-        config,
+        source.config,
         dtype=str(dtype).removeprefix("torch."),
         bos_token_id=data.get("bos_token_id"),
         eos_token_id=data.get("eos_token_id"),
         dialect=dialect,
     )
-    licence = notice_of(config) if notice_of else None
+    licence = licence_notice(source.config) if importing else None
     if licence:
         kept.setdefault("NOTICE", (licence + "\n").encode())
     kept[CONFIG] = (json.dumps(written_config, indent=2) + "\n").encode()
 
-    def get(tensor_name: str) -> torch.Tensor:
-        tensor = weights.read_tensor(tensor_name, wanted[tensor_name])
-        weights.require_finite(tensor_name, tensor, source)
+    def get(tensor_name: str) -> Tensor:
+        tensor = weights.read_tensor(source.wanted[tensor_name])
+        weights.require_finite(tensor_name, tensor, folder)
         return tensor
 
+    lineage = source.lineage or Lineage(name=name, stage="imported", licence=licence)
+    if source.lineage and any(weights.STORABLE[info.dtype] != dtype for info in source.wanted.values()):
+        lineage = source.lineage.child()  # rounded weights descend from the exact ones
     return write_checkpoint(
         out,
-        config,
+        source.config,
         get,
-        _tokenizer(source),
+        usable_tokenizer(folder),
         dtype=dtype,
-        lineage=_lineage(source, name, same_weights=dtype == stored, licence=licence),
+        lineage=lineage,
         max_shard_bytes=max_shard_bytes,
         dialect=dialect,
         extra_files=kept,
         progress=progress,
-        key=key_of(
-            weights.weight_files(wanted),
-            do="rewrite",
-            dtype=dtype,
-            shard=max_shard_bytes,
-            kept=sorted(kept.items()),
-        ),
+        key=source.key(do="rewrite", dtype=dtype, shard=max_shard_bytes, kept=sorted(kept.items())),
     )
 
 
-def _tokenizer(source: Path) -> Tokenizer | None:
-    """The source's tokenizer if it is one of Llama 3's kind; else a warning, and only its files are kept."""
-    if not any((source / file).exists() for file in ("tokenizer.model", "tokenizer.json")):
-        warnings.warn(f"{source}: has no tokenizer; the copy will have none", stacklevel=4)
-        return None
-    from ..text.tokenizer import Tokenizer
-    from .chat_format import with_chat_settings
-
+def usable_tokenizer(folder: Path) -> Tokenizer | None:
+    """Return the folder's tokenizer if it is one of Llama 3's kind; else None and a warning."""
     try:
-        return with_chat_settings(Tokenizer.from_folder(source), source)
+        return read_folder_tokenizer(folder)
     except TokenizerError as error:
-        warnings.warn(f"{source}: tokenizer files are copied, but cannot be used here: {error}", stacklevel=4)
+        warnings.warn(f"{folder}: tokenizer files are copied, but cannot be used here: {error}", stacklevel=4)
         return None
-
-
-def _lineage(source: Path, name: str, *, same_weights: bool, licence: str | None) -> Lineage:
-    """A lineage goes along with its weights; rounded weights are a child of the exact ones."""
-    known = load_lineage(source)
-    if known is None:
-        return Lineage(name=name, stage="imported", licence=licence)
-    if same_weights:
-        return known
-    parents = {known.name: known.weights_hash} if known.weights_hash else {}
-    return known.model_copy(update={"parents": parents})

@@ -1,13 +1,15 @@
-"""Reading GGUF: everything is checked before anything is believed.
+"""Read GGUF files, and check everything before any of it is used.
 
 A GGUF file is a header (magic, version, counts), metadata (typed key-value pairs), a table of tensors (name,
-dimensions, type, offset), and their bytes, each tensor beginning on a multiple of the alignment. Readers that trusted
+dimensions, type, offset), and their bytes, each tensor starting at a multiple of the alignment. Readers that trusted
 these numbers have had heap overflows and leaks (CVE-2025-53630, CVE-2026-7482), so this one trusts none: every count
 and length is compared with the bytes that are left before it is used, dimensions are multiplied as unbounded integers,
-and tensors must lie one behind another within the file, as llama.cpp writes them and demands them. Python's integers
-do not overflow, and the file is mapped, not read: it can claim what it likes, nothing is allocated for a claim.
+and tensors must follow one another within the file, as llama.cpp writes and requires. The file is mapped and not read,
+so nothing is allocated for what a file claims. That is why the gguf package's own reader is not used.
 
-Torch-free but for `GGUF.rows`, which gives a tensor's bytes without copying them.
+A model may be split into files named ``NAME-00001-of-00003.gguf``; the first one is opened, and the others with it.
+
+Only `GGUF.rows`, which gives a tensor's bytes without copying them, needs torch.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little endian).
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import re
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,18 +36,20 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MAX_NAME = 63
-"""Bytes of a tensor's name; llama.cpp has room for no more."""
+"""Longest name of a tensor in bytes; llama.cpp has room for no more."""
 MAX_KEY = 65_535
 MAX_NESTING = 4
+MAX_PARTS = 10_000
 STRING, ARRAY, BOOL = 8, 9, 7
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
 """Value types by number, as `struct` spells them: u8 i8 u16 i16 u32 i32 f32 bool u64 i64 f64."""
 _SMALLEST = {STRING: 8, ARRAY: 12} | {code: struct.calcsize("<" + letter) for code, letter in SCALARS.items()}
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
 @dataclass(frozen=True)
 class Strings:
-    """An array of texts as it lies in the file; decoded when asked for."""
+    """An array of texts as stored; decoded on request."""
 
     raw: list[bytes]
 
@@ -57,7 +62,7 @@ class Strings:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor: ``shape`` with rows first (GGUF lists them last), ``start`` in the file, ``nbytes``."""
+    """A tensor in the table: ``shape`` with rows first (GGUF lists them last), ``start`` in its file, ``nbytes``."""
 
     name: str
     format: Format
@@ -82,22 +87,33 @@ class GGUF:
                     raise CheckpointError(
                         f"{path}: truncated or not GGUF: {self.size} bytes; fetch the file again"
                     )
-                # private and writable, as torch wants its memory; nobody writes
+                # private and writable, because torch wants writable memory; it is never written
                 self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_COPY)
         except OSError as error:
             raise CheckpointError(
                 f"{path}: cannot read: {error.strerror or error}; fetch the file again"
             ) from error
         cursor = _Cursor(self._map, self.size, self.path)
-        n_tensors, n_values = _header(cursor)
-        self.metadata = _metadata(cursor, n_values)
-        self.alignment = _alignment(self.metadata, self.path)
-        table = _table(cursor, n_tensors)
+        n_tensors, n_values = _read_header(cursor)
+        self.metadata = _read_metadata(cursor, n_values)
+        self.alignment = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+        if type(self.alignment) is not int or self.alignment < 1 or self.alignment & (self.alignment - 1):
+            raise cursor.fail(f"general.alignment={self.alignment!r} is not a power of two")
+        table = _read_table(cursor, n_tensors)
         self.header_bytes = cursor.at
-        self.tensors = _placed(table, cursor.at, self.alignment, self.size, self.path)
+        self.tensors = _placed(table, cursor, self.alignment)
+        self._part_of: dict[str, GGUF] = {}
+        self._open_other_parts()
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the tensors are in several files."""
+        return bool(self._part_of)
 
     def rows(self, name: str) -> Tensor:
-        """A tensor's bytes as (rows, bytes of a row) uint8, lying in the mapped file; one dimension: one row."""
+        """Return a tensor's bytes as (rows, bytes per row) uint8, mapped from the file; a vector is one row."""
+        if name in self._part_of:
+            return self._part_of[name].rows(name)
         import torch
 
         entry = self.tensors[name]
@@ -106,16 +122,20 @@ class GGUF:
 
     def forget(self, name: str) -> None:
         """Tell the system that a tensor's pages are not needed soon, so that streaming a file does not fill memory."""
-        if hasattr(self._map, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+        if name in self._part_of:
+            self._part_of[name].forget(name)
+        elif hasattr(self._map, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
             entry = self.tensors[name]
-            start = -(-entry.start // mmap.PAGESIZE) * mmap.PAGESIZE
+            start = _aligned(entry.start, mmap.PAGESIZE)
             stop = (entry.start + entry.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
             if stop > start:
                 self._map.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
     def get(self, key: str, kind: type, default: Any = None) -> Any:
-        """A metadata value of type int, float, bool, str or `Strings` (tuple: an array of numbers); ``default`` if the
-        key is absent. Raises `CheckpointError` for another type."""
+        """Return a metadata value of type int, float, bool, str, tuple (an array of numbers) or `Strings`.
+
+        Returns ``default`` if the key is absent. Raises `CheckpointError` for another type.
+        """
         if key not in self.metadata:
             return default
         value = self.metadata[key]
@@ -126,14 +146,48 @@ class GGUF:
         return value
 
     def require(self, key: str, kind: type) -> Any:
-        """`get` of a key that must be there."""
+        """Return `get` of a key that must be present."""
         if key not in self.metadata:
             raise CheckpointError(f"{self.path}: {key} is missing; fetch the file again")
         return self.get(key, kind)
 
+    def _open_other_parts(self) -> None:
+        count, number = self.get("split.count", int, 1), self.get("split.no", int, 0)
+        named = _PART.fullmatch(self.path.name)
+        if count <= 1 or number > 0:
+            return
+        if named is None or int(named[2]) != 1 or int(named[3]) != count or count > MAX_PARTS:
+            raise CheckpointError(
+                f"{self.path}: is part 1 of {count}; keep the names NAME-00001-of-{count:05}.gguf, and do not join "
+                "the parts with cat (llama-gguf-split --merge joins them)"
+            )
+        for part in range(2, count + 1):
+            path = self.path.with_name(f"{named[1]}-{part:05}-of-{count:05}.gguf")
+            if not path.exists():
+                raise CheckpointError(
+                    f"{self.path}: part {path.name} is missing; put it into the same folder"
+                )
+            other = GGUF(path)
+            twice = self.tensors.keys() & other.tensors.keys()
+            if other.get("split.no", int, -1) != part - 1 or twice:
+                raise CheckpointError(f"{path}: is not part {part} of {self.path.name}; fetch it again")
+            self.tensors |= other.tensors
+            self._part_of |= dict.fromkeys(other.tensors, other)
+            self.size += other.size
+
+
+def is_gguf_folder(folder: Path) -> bool:
+    """Return whether a folder's weights are in ``model.gguf``; `CheckpointError` if it has plain ones as well."""
+    if not (folder / FILE).exists():
+        return False
+    others = [*folder.glob("*.safetensors"), *folder.glob("config.json")]
+    if others:
+        raise CheckpointError(f"{folder}: has both {FILE} and {others[0].name}; delete the stale one")
+    return True
+
 
 class _Cursor:
-    """Reads forward; each step is compared with the bytes left."""
+    """A position in the file that moves forward; each step is compared with the bytes left."""
 
     def __init__(self, data: mmap.mmap, size: int, path: Path) -> None:
         self.data, self.size, self.path, self.at = data, size, path, 0
@@ -142,14 +196,14 @@ class _Cursor:
         return CheckpointError(f"{self.path}: {what}; fetch the file again")
 
     def take(self, letters: str, what: str) -> Any:
-        """One number (or several) of little-endian `struct` letters."""
+        """Read one number (or several) of little-endian `struct` letters."""
         length = struct.calcsize("<" + letters)
         self.require(length, what)
         values = struct.unpack_from("<" + letters, self.data, self.at)
         self.at += length
         return values[0] if len(letters) == 1 else values
 
-    def text(self, what: str, limit: int | None = None) -> bytes:
+    def raw_text(self, what: str, limit: int | None = None) -> bytes:
         length = self.take("Q", f"the length of {what}")
         if limit is not None and length > limit:
             raise self.fail(f"corrupt: {what} has {length} bytes, at most {limit} are allowed")
@@ -157,22 +211,37 @@ class _Cursor:
         self.at += length
         return self.data[self.at - length : self.at]
 
+    def text(self, what: str, limit: int | None = None) -> str:
+        try:
+            return self.raw_text(what, limit).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self.fail(f"corrupt: {what} is not UTF-8") from error
+
+    def name(self, what: str, limit: int) -> str:
+        """Read a text that is not empty and can be printed."""
+        name = self.text(what, limit)
+        if not name or not name.isprintable():
+            raise self.fail(f"corrupt: {what} is {name!r}")
+        return name
+
     def require(self, nbytes: int, what: str) -> None:
         if nbytes > self.size - self.at:
             raise self.fail(
                 f"truncated or corrupt: {what} takes {nbytes} bytes at {self.at}, the file has {self.size}"
             )
 
-    def count(self, number: int, smallest: int, what: str) -> int:
-        """A number of items, of which each takes at least ``smallest`` bytes of what is left."""
+    def require_count(self, number: int, smallest: int, what: str) -> None:
+        """Check a number of items, of which each takes at least ``smallest`` bytes of what is left."""
         if number * smallest > self.size - self.at:
             raise self.fail(f"truncated or corrupt: {number} {what} do not fit in {self.size} bytes")
-        return number
 
 
-def _header(cursor: _Cursor) -> tuple[int, int]:
+def _read_header(cursor: _Cursor) -> tuple[int, int]:
+    """Return the numbers of tensors and of metadata values."""
     magic = cursor.data[:4]
     if magic != MAGIC:
+        if cursor.data[:19] == b"version https://git":
+            raise CheckpointError(f"{cursor.path}: is a git-lfs pointer, not the weights; run: git lfs pull")
         raise cursor.fail(f"not GGUF: begins with {magic!r}")
     cursor.at = 4
     version = cursor.take("I", "the version")
@@ -184,49 +253,45 @@ def _header(cursor: _Cursor) -> tuple[int, int]:
         raise CheckpointError(f"{cursor.path}: GGUF version {version} is not read; versions 2 and 3 are")
     n_tensors = cursor.take("Q", "the number of tensors")
     n_values = cursor.take("Q", "the number of metadata values")
-    cursor.count(n_values, 8 + 4 + 1, "metadata values")
-    cursor.count(n_tensors, 8 + 4 + 8 + 4 + 8, "tensors")
+    cursor.require_count(n_values, 8 + 4 + 1, "metadata values")
+    cursor.require_count(n_tensors, 8 + 4 + 8 + 4 + 8, "tensors")
     return n_tensors, n_values
 
 
-def _metadata(cursor: _Cursor, n_values: int) -> dict[str, Any]:
+def _read_metadata(cursor: _Cursor, n_values: int) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for index in range(n_values):
-        key = _decoded(cursor, cursor.text(f"metadata key {index}", MAX_KEY), f"metadata key {index}")
-        if not key or not key.isprintable():
-            raise cursor.fail(f"corrupt: metadata key {index} is {key!r}")
+        key = cursor.name(f"metadata key {index}", MAX_KEY)
         if key in out:
             raise cursor.fail(f"corrupt: metadata key {key} is there twice")
-        out[key] = _value(cursor, cursor.take("I", f"the type of {key}"), key, 0)
+        out[key] = _read_value(cursor, cursor.take("I", f"the type of {key}"), key, 0)
     return out
 
 
-def _value(cursor: _Cursor, code: int, key: str, depth: int) -> Any:
+def _read_value(cursor: _Cursor, code: int, key: str, depth: int) -> Any:
     if code == STRING:
-        return _decoded(cursor, cursor.text(key), key)
+        return cursor.text(key)
     if code == ARRAY:
-        return _array(cursor, key, depth)
+        return _read_array(cursor, key, depth)
     if code not in SCALARS:
         raise cursor.fail(f"corrupt: {key} has unknown value type {code}")
     value = cursor.take(SCALARS[code], key)
-    if code == BOOL:
-        if value > 1:
-            raise cursor.fail(f"corrupt: {key} is a truth value of {value}")
-        return bool(value)
-    return value
+    if code == BOOL and value > 1:
+        raise cursor.fail(f"corrupt: {key} is a truth value of {value}")
+    return bool(value) if code == BOOL else value
 
 
-def _array(cursor: _Cursor, key: str, depth: int) -> Any:
+def _read_array(cursor: _Cursor, key: str, depth: int) -> Any:
     code, length = cursor.take("I", f"the type of {key}"), cursor.take("Q", f"the length of {key}")
     if code not in _SMALLEST:
         raise cursor.fail(f"corrupt: {key} is an array of unknown type {code}")
-    cursor.count(length, _SMALLEST[code], f"elements of {key}")
+    cursor.require_count(length, _SMALLEST[code], f"elements of {key}")
     if code == STRING:
-        return Strings(_texts(cursor, length, key))
+        return Strings(_read_texts(cursor, length, key))
     if code == ARRAY:
         if depth + 1 >= MAX_NESTING:
             raise cursor.fail(f"corrupt: {key} is an array nested deeper than {MAX_NESTING}")
-        return tuple(_array(cursor, key, depth + 1) for _ in range(length))
+        return tuple(_read_array(cursor, key, depth + 1) for _ in range(length))
     letters = f"<{length}{SCALARS[code]}"
     values = struct.unpack_from(letters, cursor.data, cursor.at)
     cursor.at += struct.calcsize(letters)
@@ -235,8 +300,8 @@ def _array(cursor: _Cursor, key: str, depth: int) -> Any:
     return tuple(map(bool, values)) if code == BOOL else values
 
 
-def _texts(cursor: _Cursor, length: int, key: str) -> list[bytes]:
-    """Many texts quickly: a vocabulary has a hundred thousand and its merges twice that."""
+def _read_texts(cursor: _Cursor, length: int, key: str) -> list[bytes]:
+    """Read many texts quickly: a vocabulary has a hundred thousand, and twice as many merges."""
     data, size, at = cursor.data, cursor.size, cursor.at
     unpack = struct.Struct("<Q").unpack_from
     out: list[bytes] = []
@@ -257,40 +322,18 @@ def _texts(cursor: _Cursor, length: int, key: str) -> list[bytes]:
     return out
 
 
-def _decoded(cursor: _Cursor, raw: bytes, what: str) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise cursor.fail(f"corrupt: {what} is not UTF-8") from error
-
-
-def _alignment(metadata: dict[str, Any], path: Path) -> int:
-    value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-    if type(value) is not int or value < 1 or value & (value - 1):
-        raise CheckpointError(
-            f"{path}: general.alignment={value!r} is not a power of two; fetch the file again"
-        )
-    return value
-
-
-def _table(cursor: _Cursor, n_tensors: int) -> list[TensorEntry]:
-    """The tensors as the table lists them: their starts are counted from the end of the header."""
-    rows: list[TensorEntry] = []
-    seen: set[str] = set()
+def _read_table(cursor: _Cursor, n_tensors: int) -> list[TensorEntry]:
+    """Return the tensors as the table lists them; their starts are counted from the end of the header."""
+    entries: dict[str, TensorEntry] = {}
     for index in range(n_tensors):
-        name = _decoded(
-            cursor, cursor.text(f"the name of tensor {index}", MAX_NAME), f"the name of tensor {index}"
-        )
-        if not name or not name.isprintable():
-            raise cursor.fail(f"corrupt: tensor {index} has the name {name!r}")
-        if name in seen:
+        name = cursor.name(f"the name of tensor {index}", MAX_NAME)
+        if name in entries:
             raise cursor.fail(f"corrupt: tensor {name} is there twice")
-        seen.add(name)
-        rows.append(_row(cursor, name))
-    return rows
+        entries[name] = _read_entry(cursor, name)
+    return list(entries.values())
 
 
-def _row(cursor: _Cursor, name: str) -> TensorEntry:
+def _read_entry(cursor: _Cursor, name: str) -> TensorEntry:
     n_dims = cursor.take("I", f"{name}: the number of dimensions")
     if not 1 <= n_dims <= 4:
         raise cursor.fail(f"corrupt: {name} has {n_dims} dimensions; 1 to 4 are possible")
@@ -309,30 +352,25 @@ def _row(cursor: _Cursor, name: str) -> TensorEntry:
     return TensorEntry(name, format, shape, offset, nbytes)
 
 
-def _placed(
-    rows: list[TensorEntry], header_bytes: int, alignment: int, size: int, path: Path
-) -> dict[str, TensorEntry]:
-    """Where the tensors lie: one behind another, padded to the alignment, and nothing after the last."""
-    data = _aligned(header_bytes, alignment)
+def _placed(table: list[TensorEntry], cursor: _Cursor, alignment: int) -> dict[str, TensorEntry]:
+    """Return the tensors with their starts in the file: one after another, aligned, and nothing after the last."""
+    data = _aligned(cursor.at, alignment)
     end, before = data, "the header"
     out: dict[str, TensorEntry] = {}
-    for row in rows:
-        start = data + row.start
+    for entry in table:
+        start = data + entry.start
         if start != _aligned(end, alignment):
             what = "overlaps" if start < end else "does not follow"
-            raise CheckpointError(
-                f"{path}: corrupt: {row.name} at {start} {what} {before}; fetch the file again"
-            )
-        end, before = start + row.nbytes, row.name
-        if end > size:
-            raise CheckpointError(
-                f"{path}: truncated: {row.name} ends at {end}, the file has {size} bytes; fetch the file again"
-            )
-        out[row.name] = replace(row, start=start)
-    if rows and size > _aligned(end, alignment):
-        raise CheckpointError(
-            f"{path}: corrupt: {size - end} bytes follow the last tensor; fetch the file again"
-        )
+            raise cursor.fail(f"corrupt: {entry.name} at {start} {what} {before}")
+        end, before = start + entry.nbytes, entry.name
+        if end > cursor.size:
+            raise cursor.fail(f"truncated: {entry.name} ends at {end}, the file has {cursor.size} bytes")
+        out[entry.name] = replace(entry, start=start)
+    if table and cursor.size > _aligned(end, alignment):
+        after = _aligned(end, alignment)
+        tail = cursor.data[after : after + 4]
+        joined = "; parts of a split file are not joined by cat: keep them apart" if tail == MAGIC else ""
+        raise cursor.fail(f"corrupt: {cursor.size - end} bytes follow the last tensor{joined}")
     return out
 
 

@@ -1,147 +1,167 @@
-"""A quantized checkpoint: ``model.gguf`` and ``herd.json`` in a folder. Load it, import into it, export from it.
+"""Load and write quantized checkpoints: a folder with ``model.gguf`` and ``herd.json``.
 
-What is in the GGUF file is everything there is: weights in blocks, the model's shape, the tokenizer. `load` maps the
-file and puts the blocks, as they lie there, into packed layers: nothing is unpacked, and only q and k are copied (their
-rows stand in another order). The lineage's hash is that of the whole file; a file that has changed is refused
-(`verified.py`).
-
-`gguf_convert.py` makes such folders and files of others.
+The GGUF file holds everything: weights in blocks, the model's shape, the tokenizer. Loading maps the file and puts the
+blocks into packed layers as they are: nothing is unpacked, and only q and k are copied (their rows are permuted). The
+lineage's hash is that of the whole file; a file that has changed is refused (`verified.py`).
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, TokenizerError
+from ..files import require_free_space
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..quant import blocks
-from ..quant.formats import BF16, F16, F32, FORMATS, PLAIN, Format
-from ..quant.linear import assemble_model
-from . import gguf_names as names
+from ..quant.formats import BF16, F16, F32, FORMATS, PLAIN, Format, tensor_nbytes
+from ..quant.linear import assemble_model, packed_weights
+from . import gguf_config
+from .chat_format import require_vocabulary_fits
 from .gguf import FILE, GGUF, TensorEntry
-from .gguf_write import Plan, Value, hash_file, write_gguf
-from .journal import Journal
-from .lineage import load_lineage
+from .gguf_write import Plan, Value, write_gguf
+from .journal import Journal, key_of, new_folder
+from .lineage import Lineage, load_lineage
 from .memory import require_memory
-from .verified import verified_hash
-from .weights import Progress
+from .names import from_pairs, gguf_name, rotates, to_pairs
+from .paths import require_replaceable
+from .stream import Progress
+from .verified import hash_file, verified_hash
 
 if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
 
-_DTYPES = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
+PLAIN_DTYPES = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 14, "Q6_K": 18, "BF16": 32}
-"""llama.cpp's number for "mostly this format"; 1024: see the tensors."""
+"""llama.cpp's number for "mostly this format"; 1024 means that the tensors tell."""
 PIECE_ROWS = 1024
+RowsOf = Callable[[str], Iterable[Tensor]]
+"""Gives a parameter's bytes (rows, B) by name, in pieces."""
 
 
-def is_gguf_folder(folder: Path) -> bool:
-    """Whether a folder's weights are in ``model.gguf``. `CheckpointError` if it has plain weights as well."""
-    if not (folder / FILE).exists():
-        return False
-    others = [*folder.glob("*.safetensors"), *folder.glob("config.json")]
-    if others:
-        raise CheckpointError(f"{folder}: has both {FILE} and {others[0].name}; delete the stale one")
-    return True
+class GGUFSource:
+    """A checked GGUF file of a Llama, read one tensor at a time by our names and in our order of rows.
+
+    Raises `CheckpointError` for a file that is unsound or not a Llama.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.file = GGUF(path)
+        self.config = gguf_config.config_from_gguf(self.file)
+        self.wanted: dict[str, TensorEntry] = gguf_config.check_tensors(self.file, self.config)
+
+    @property
+    def formats(self) -> dict[str, Format]:
+        """The format of every parameter."""
+        return {name: entry.format for name, entry in self.wanted.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(entry.nbytes for entry in self.wanted.values())
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """fp32 where a matrix is packed or several types are stored, otherwise the stored type of the matrices."""
+        formats = {entry.format for entry in self.wanted.values() if len(entry.shape) > 1}
+        return (
+            PLAIN_DTYPES[formats.pop()]
+            if len(formats) == 1 and formats <= set(PLAIN_DTYPES)
+            else torch.float32
+        )
+
+    def rows(self, name: str) -> Tensor:
+        """Return a parameter's bytes (R, B). Raises `CheckpointError` for weights or scales that are not finite."""
+        theirs, format = self.wanted[name].name, self.wanted[name].format
+        if not blocks.all_finite(self.file.rows(theirs), format):
+            raise CheckpointError(
+                f"{self.file.path}: {theirs} has values that are not finite; the checkpoint is damaged"
+            )
+        return from_pairs(name, self.file.rows(theirs), self.config.head_dim)
+
+    def weight(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Return a parameter unpacked into ``dtype``; its pages in memory are released."""
+        entry = self.wanted[name]
+        weight = blocks.decode(self.rows(name), entry.format, dtype).view(entry.shape)
+        self.file.forget(entry.name)
+        return weight
+
+    def key(self, **choices: object) -> str:
+        """Return a name for a conversion of this file, for its journal."""
+        return key_of([self.file.path], **choices)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The file's tokenizer if it is one of Llama 3's kind and fits the model; else None and a warning."""
+        from .gguf_tokenizer import check_tokenizer, has_tokenizer, read_tokenizer
+
+        if not has_tokenizer(self.file):
+            warnings.warn(f"{self.file.path}: has no tokenizer; the copy will have none", stacklevel=4)
+            return None
+        try:
+            tokenizer = read_tokenizer(self.file)
+            check_tokenizer(self.file, tokenizer)
+        except TokenizerError as error:
+            warnings.warn(f"its tokenizer cannot be used here: {error}", stacklevel=4)
+            return None
+        require_vocabulary_fits(tokenizer, self.config, self.file.path)
+        return tokenizer
 
 
-def load_gguf(folder: Path, *, dtype: torch.dtype | None, device: str | torch.device) -> LlamaLM:
-    """The model of a quantized folder, its blocks lying in the mapped file (on the CPU). ``dtype`` is what it computes
-    in: fp32 by default, or the stored one where nothing is packed. Raises `CheckpointError`."""
-    file = GGUF(folder / FILE)
-    config = names.config_from_gguf(file)
-    wanted = names.check_tensors(file, config)
+def load_gguf_folder(folder: Path, *, dtype: torch.dtype | None, device: str | torch.device) -> LlamaLM:
+    """Return the model of a quantized folder, on the CPU with its blocks mapped from the file.
+
+    ``dtype`` is what it computes in: fp32 by default, or the stored dtype where nothing is packed.
+    """
+    source = GGUFSource(folder / FILE)
     if torch.device(device).type == "cpu":
-        require_memory(config, sum(entry.nbytes for entry in wanted.values()), folder)
-    require_hash(folder)
-    return load_model(file, config, wanted, dtype or compute_dtype(wanted), device)
-
-
-def load_model(
-    file: GGUF,
-    config: ModelConfig,
-    wanted: Mapping[str, TensorEntry],
-    dtype: torch.dtype,
-    device: str | torch.device,
-) -> LlamaLM:
-    """The model of a checked file, each weight as it is stored."""
-    slow = sorted({e.format.name for e in wanted.values() if _runs_slowly(e.format)})
+        require_memory(source.config, source.nbytes, folder)
+    _require_hash(folder)
+    slow = sorted({f.name for f in source.formats.values() if f.name not in FORMATS and f.name not in PLAIN})
     if slow:
         warnings.warn(
-            f"{file.path}: {', '.join(slow)} runs slowly here; import it with --dtype bf16", stacklevel=4
+            f"{source.file.path}: {', '.join(slow)} runs slowly here; import it with --dtype bf16",
+            stacklevel=4,
         )
-    done: list[str] = []
+    before: list[str] = []
 
     def rows_of(name: str) -> Tensor:
-        # the tensor before has been repacked or unpacked by now; what still lies in the file is read again when needed
-        if done:
-            file.forget(done.pop())
-        entry = wanted[name]
-        require_finite(file, entry)
-        done.append(entry.name)
-        return names.from_pairs(name, file.rows(entry.name), config)
+        # the previous tensor is repacked or unpacked by now; if it is still mapped, it is read again when needed
+        if before:
+            source.file.forget(before.pop())
+        before.append(source.wanted[name].name)
+        return source.rows(name)
 
-    return assemble_model(
-        config, {name: entry.format for name, entry in wanted.items()}, rows_of, dtype, device
-    )
+    return assemble_model(source.config, source.formats, rows_of, dtype or source.compute_dtype, device)
 
 
-def require_hash(folder: Path) -> None:
-    """`CheckpointError` when the file is not the one ``herd.json`` speaks of. A folder without it is believed."""
+def _require_hash(folder: Path) -> None:
+    """Raise `CheckpointError` when the file is not the one in ``herd.json``; without that file nothing is checked."""
     lineage = load_lineage(folder)
     if lineage is None or lineage.weights_hash is None:
         return
     if verified_hash(folder / FILE, hash_file) != lineage.weights_hash:
         raise CheckpointError(
-            f"{folder / FILE}: is not the file herd.json speaks of: damaged or replaced; restore it, or import it anew"
+            f"{folder / FILE}: is not the file that herd.json describes: damaged or replaced; "
+            "restore it, or import it again"
         )
-
-
-def require_finite(file: GGUF, entry: TensorEntry) -> None:
-    """`CheckpointError` when a weight, or a block's scale, is not finite."""
-    if not blocks.all_finite(file.rows(entry.name), entry.format):
-        raise CheckpointError(
-            f"{file.path}: {entry.name} has values that are not finite; the checkpoint is damaged"
-        )
-
-
-def compute_dtype(wanted: Mapping[str, TensorEntry]) -> torch.dtype:
-    """fp32 where anything is packed, otherwise the stored type of the matrices (the widest of several)."""
-    formats = {entry.format for entry in wanted.values() if len(entry.shape) > 1}
-    return _DTYPES[formats.pop()] if len(formats) == 1 and formats <= set(_DTYPES) else torch.float32
-
-
-def unpacked(
-    file: GGUF, config: ModelConfig, wanted: Mapping[str, TensorEntry], dtype: torch.dtype
-) -> Callable[[str], Tensor]:
-    """get(name): a parameter unpacked into ``dtype``, in our order; its pages are let go afterwards."""
-
-    def get(name: str) -> Tensor:
-        entry = wanted[name]
-        require_finite(file, entry)
-        rows = names.from_pairs(name, file.rows(entry.name), config)
-        weight = blocks.decode(rows, entry.format, dtype).view(entry.shape)
-        file.forget(entry.name)
-        return weight
-
-    return get
 
 
 def file_plan(config: ModelConfig, formats: Mapping[str, Format]) -> tuple[Plan, dict[str, str]]:
-    """The tensors of a file in order, and our name of each."""
+    """Return the tensors of a file in order, and our name of each."""
     plan: dict[str, tuple[tuple[int, ...], Format]] = {}
     ours: dict[str, str] = {}
     if config.rope_scaling is not None:
-        plan[names.ROPE_FREQS] = ((config.head_dim // 2,), F32)
+        plan[gguf_config.ROPE_FREQS] = ((config.head_dim // 2,), F32)
     for name, shape in config.param_shapes():
-        theirs = names.gguf_name(name)
+        theirs = gguf_name(name)
         plan[theirs], ours[theirs] = (shape, formats[name]), name
     return plan, ours
 
@@ -150,7 +170,7 @@ def write_model(
     path: Path,
     config: ModelConfig,
     formats: Mapping[str, Format],
-    rows_of: Callable[[str], Iterable[Tensor]],
+    rows_of: RowsOf,
     tokenizer: Tokenizer | None,
     *,
     name: str,
@@ -158,30 +178,30 @@ def write_model(
     progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> None:
-    """Writes a whole model as one GGUF file, or goes on with it where ``journal`` says (see `write_gguf`).
+    """Write a whole model as one GGUF file, or continue it where ``journal`` says (see `write_gguf`).
 
     ``formats`` are by our names; ``rows_of(name)`` gives a parameter's bytes (rows, B) in our order, in pieces.
     """
     plan, ours = file_plan(config, formats)
-    factors = names.rope_factors(config)
+    factors = gguf_config.rope_factors(config)
 
-    def get(theirs: str) -> Iterable[Tensor]:
-        if factors is not None and theirs == names.ROPE_FREQS:
+    def pieces_of(theirs: str) -> Iterable[Tensor]:
+        if factors is not None and theirs == gguf_config.ROPE_FREQS:
             return [factors.view(torch.uint8)]
-        return _in_pairs(ours[theirs], rows_of(ours[theirs]), config)
+        param = ours[theirs]
+        if rotates(param):
+            return [to_pairs(param, torch.cat(list(rows_of(param))), config.head_dim)]
+        return rows_of(param)
 
-    write_gguf(path, list(_metadata(config, formats, tokenizer, name, licence)), plan, get, progress, journal)
-
-
-def _in_pairs(name: str, pieces: Iterable[Tensor], config: ModelConfig) -> Iterator[Tensor]:
-    if names.rotates(name):
-        yield names.to_pairs(name, torch.cat(list(pieces)), config)
-    else:
-        yield from pieces
+    metadata = list(_metadata(config, formats, tokenizer, name, licence))
+    write_gguf(path, metadata, plan, pieces_of, progress, journal)
 
 
 def encoded(weight: Tensor, format: Format, name: str) -> Iterator[Tensor]:
-    """A weight's bytes in pieces of some rows. QuantError for values that are not finite or beyond the format."""
+    """Yield a weight's bytes, some rows at a time.
+
+    Raises QuantError for values that are not finite or beyond the format's range.
+    """
     for piece in weight.view(1, -1).split(1) if weight.ndim == 1 else weight.split(PIECE_ROWS):
         yield blocks.encode(piece, format, name)
 
@@ -195,19 +215,84 @@ def _metadata(
 ) -> Iterator[Value]:
     from .gguf_tokenizer import tokenizer_metadata
 
-    yield "general.architecture", "s", "llama"
-    yield "general.type", "s", "model"
-    yield "general.name", "s", name
-    yield "general.quantization_version", "I", 2
-    yield "general.file_type", "I", _FILE_TYPES.get(formats["model.layers.0.mlp.up_proj.weight"].name, 1024)
+    yield "general.type", "STRING", "model"
+    yield "general.name", "STRING", name
+    yield "general.quantization_version", "UINT32", 2
+    most = formats["model.layers.0.mlp.up_proj.weight"].name
+    yield "general.file_type", "UINT32", _FILE_TYPES.get(most, 1024)
     if licence:
-        yield "general.license", "s", licence
-    yield from names.model_metadata(config)
+        yield "general.license", "STRING", licence
+    yield from gguf_config.model_metadata(config)
     if tokenizer is None:
-        yield "tokenizer.ggml.model", "s", "none"
+        yield "tokenizer.ggml.model", "STRING", "none"
     else:
         yield from tokenizer_metadata(tokenizer, config.vocab_size)
 
 
-def _runs_slowly(format: Format) -> bool:
-    return format.name not in FORMATS and format.name not in PLAIN
+def write_gguf_folder(
+    out: Path,
+    config: ModelConfig,
+    formats: Mapping[str, Format],
+    rows_of: RowsOf,
+    tokenizer: Tokenizer | None,
+    name: str,
+    lineage_of: Callable[[], Lineage | None],
+    *,
+    progress: Progress | None = None,
+    key: str | None = None,
+    remember: Callable[[dict[str, str]], None] | None = None,
+) -> str:
+    """Write a quantized folder and return its hash.
+
+    With a ``key`` the work is resumable; ``remember`` is then given the digests of the source that an earlier run has
+    computed. ``lineage_of`` is called after all weights have been read.
+    """
+    if tokenizer is not None:
+        require_vocabulary_fits(tokenizer, config, out)
+    require_replaceable(out)
+    require_free_space(out, file_nbytes(config, formats))
+    with new_folder(out, key) as (temporary, journal):
+        if journal and remember:
+            remember(journal.part("source"))
+        write_model(
+            temporary / FILE,
+            config,
+            formats,
+            rows_of,
+            tokenizer,
+            name=name,
+            progress=progress,
+            journal=journal,
+        )
+        lineage, weights_hash = lineage_of(), hash_file(temporary / FILE)
+        if lineage is not None:
+            lineage.model_copy(update={"weights_hash": weights_hash}).write(temporary)
+    return weights_hash
+
+
+def save_quantized(
+    folder: Path, model: LlamaLM, tokenizer: Tokenizer | None = None, *, lineage: Lineage | None = None
+) -> str:
+    """Write a quantized model from memory as a folder, its blocks as they are, and return the hash."""
+    packed = {name: (format, rows) for name, format, rows in packed_weights(model)}
+    plain = {dtype: format for format, dtype in PLAIN_DTYPES.items()}
+    formats: dict[str, Format] = {}
+    for name, shape in model.config.param_shapes():
+        if name in packed:
+            formats[name] = packed[name][0]
+        else:
+            formats[name] = F32 if len(shape) == 1 else plain[model.get_parameter(name).dtype]
+
+    def rows_of(name: str) -> Iterable[Tensor]:
+        if name in packed:
+            return [packed[name][1].cpu()]
+        return encoded(model.get_parameter(name).detach().cpu(), formats[name], name)
+
+    called = lineage.name if lineage else folder.name
+    return write_gguf_folder(folder, model.config, formats, rows_of, tokenizer, called, lambda: lineage)
+
+
+def file_nbytes(config: ModelConfig, formats: Mapping[str, Format]) -> int:
+    """Return the bytes of a file's tensors, and room for a vocabulary."""
+    plan, _ = file_plan(config, formats)
+    return sum(tensor_nbytes(shape, format) for shape, format in plan.values()) + 16_000_000

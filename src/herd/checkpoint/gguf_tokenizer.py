@@ -1,8 +1,8 @@
-"""The tokenizer in GGUF's metadata, both ways.
+"""Write a tokenizer as GGUF metadata, and read one.
 
-llama.cpp calls byte-level BPE ``gpt2`` and Llama 3's regular expression ``llama-bpe``. Tokens stand by id, spelled as
-in `tokenizer.json`; a type says which are special. A model may have more rows than the tokenizer has ids: the rest are
-written as unused ``[PAD…]`` tokens, and left out again when read.
+llama.cpp calls byte-level BPE ``gpt2`` and Llama 3's regular expression ``llama-bpe``. Tokens are listed by id, spelled
+as in `tokenizer.json`, with types that say which are special. A model may have more rows than the tokenizer has ids:
+the rest are written as unused ``[PAD…]`` tokens, which are left out when a file is read.
 
 Source: llama.cpp ``convert_hf_to_gguf.py`` (``_set_vocab_gpt2``), ``llama-vocab.cpp``.
 """
@@ -24,42 +24,43 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 PRE = "llama-bpe"
 STOP_IDS = "herd.stop_token_ids"
 _SAME_PRE = (PRE, "llama3", "llama-v3")
-"""Names llama.cpp gives to the same regular expression."""
+"""llama.cpp's names of the same regular expression."""
 
 
 def has_tokenizer(file: GGUF) -> bool:
-    """Whether the file says it has one."""
+    """Return whether the file has a tokenizer."""
     return file.get("tokenizer.ggml.model", str, "none") not in ("none", "no_vocab")
 
 
 def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> Iterator[tuple[str, str, Any]]:
-    """(key, type letter, value) of ``tokenizer.*`` for a model with ``vocab_size`` rows; "s" is text, "[s" an array."""
+    """Yield (key, type, value) of ``tokenizer.*`` for a model with ``vocab_size`` rows; see `gguf_write.Value`."""
     words = [spell(tokenizer.token_bytes(id_)) for id_ in range(tokenizer.n_ranks)]
     special = [tokenizer.token_bytes(id_).decode() for id_ in range(tokenizer.n_ranks, tokenizer.vocab_size)]
     unused = [f"[PAD{id_}]" for id_ in range(tokenizer.vocab_size, vocab_size)]
     types = [NORMAL] * len(words) + [CONTROL] * len(special) + [UNUSED] * len(unused)
     pairs = [f"{spell(left)} {spell(right)}" for left, right in merges(tokenizer.ranks)]
-    yield "tokenizer.ggml.model", "s", "gpt2"
-    yield "tokenizer.ggml.pre", "s", PRE
-    yield "tokenizer.ggml.tokens", "[s", words + special + unused
-    yield "tokenizer.ggml.token_type", "[i", types
-    yield "tokenizer.ggml.merges", "[s", pairs
-    yield "tokenizer.ggml.bos_token_id", "I", tokenizer.bos_id
+    yield "tokenizer.ggml.model", "STRING", "gpt2"
+    yield "tokenizer.ggml.pre", "STRING", PRE
+    yield "tokenizer.ggml.tokens", "[STRING", words + special + unused
+    yield "tokenizer.ggml.token_type", "[INT32", types
+    yield "tokenizer.ggml.merges", "[STRING", pairs
+    yield "tokenizer.ggml.bos_token_id", "UINT32", tokenizer.bos_id
     extra = sorted(tokenizer.stop_ids - {tokenizer.eos_id, tokenizer.eot_id, tokenizer.eom_id})
-    yield "tokenizer.ggml.eos_token_id", "I", (extra or [tokenizer.eos_id])[0]
+    yield "tokenizer.ggml.eos_token_id", "UINT32", (extra or [tokenizer.eos_id])[0]
     if len(extra) > 1:  # GGUF has a place for one
-        yield STOP_IDS, "[i", extra
-    yield "tokenizer.ggml.eot_token_id", "I", tokenizer.eot_id
-    yield "tokenizer.ggml.eom_token_id", "I", tokenizer.eom_id
-    yield "tokenizer.ggml.padding_token_id", "I", tokenizer.pad_id
-    yield "tokenizer.ggml.add_bos_token", "?", True
-    yield "tokenizer.chat_template", "s", tokenizer.chat_template or CHAT_TEMPLATE
+        yield STOP_IDS, "[INT32", extra
+    yield "tokenizer.ggml.eot_token_id", "UINT32", tokenizer.eot_id
+    yield "tokenizer.ggml.eom_token_id", "UINT32", tokenizer.eom_id
+    yield "tokenizer.ggml.padding_token_id", "UINT32", tokenizer.pad_id
+    yield "tokenizer.ggml.add_bos_token", "BOOL", True
+    yield "tokenizer.chat_template", "STRING", tokenizer.chat_template or CHAT_TEMPLATE
 
 
 def read_tokenizer(file: GGUF) -> Tokenizer:
-    """The file's tokenizer. Raises `TokenizerError` when it is missing, malformed or not one of Llama 3's kind.
+    """Return the file's tokenizer, with its own stop tokens and chat format (see `chat_format`).
 
-    Merges are believed here; `check_tokenizer` compares them.
+    Merges are not compared with the vocabulary here; `check_tokenizer` does that. Raises `TokenizerError` when the
+    tokenizer is missing, malformed or not one of Llama 3's kind.
     """
     kind = file.get("tokenizer.ggml.model", str, "none")
     if kind != "gpt2":
@@ -112,7 +113,7 @@ def read_tokenizer(file: GGUF) -> Tokenizer:
 
 
 def check_tokenizer(file: GGUF, tokenizer: Tokenizer) -> None:
-    """`TokenizerError` unless the file's merges mean the same as its vocabulary. Takes seconds for Meta's."""
+    """Raise `TokenizerError` unless the file's merges agree with its vocabulary. Takes seconds for Meta's."""
     model = {"merges": _texts(file, "tokenizer.ggml.merges"), "ignore_merges": True}
     check_merges(file.path, model, tokenizer.ranks)
 

@@ -1,7 +1,7 @@
-"""Where a checkpoint comes from: `herd.json`, beside the weights.
+"""Read and write `herd.json`: where a checkpoint comes from, and the licence of its weights.
 
-Parents are named by the hash of their weights (`checkpoint_hash`), so a family tree can be checked and not only told:
-the hash does not depend on how the tensors were cut into files. Torch-free, so that reports and planners can read it.
+Parents are named by the hash of their weights (`checkpoint_hash`), so a family tree can be verified: the hash does not
+depend on how tensors are split into files. This module does not import torch, so reports and planners can use it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import CheckpointError
 from ..files import write_atomically
+from ..llama.config import SIZES, ModelConfig
 
 FILE = "herd.json"
 FORMAT = 1
@@ -30,8 +31,8 @@ def _herd_version() -> str:
 class Lineage(BaseModel):
     """What a checkpoint is and what it was made of.
 
-    ``parents`` maps a role or name (``"teacher"``) to the parent's `checkpoint_hash`; ``recipe`` is the validated
-    recipe as plain data; ``evals`` maps a measurement's name to its value; `save` fills in ``weights_hash``.
+    ``parents`` maps a role or name ("teacher") to the parent's `checkpoint_hash`; ``recipe`` is the validated recipe
+    as plain data; ``evals`` maps a measurement's name to its value; saving a model fills in ``weights_hash``.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -48,20 +49,25 @@ class Lineage(BaseModel):
     created_by: str = Field(default_factory=lambda: f"herd {_herd_version()}")
 
     def write(self, folder: Path) -> None:
-        """Writes ``herd.json`` into a folder that is still being made."""
-        (Path(folder) / FILE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        """Write ``herd.json`` into ``folder``."""
+        write_atomically(Path(folder) / FILE, self.model_dump_json(indent=2) + "\n")
+
+    def child(self, **changes: Any) -> Lineage:
+        """Return the lineage of weights made from these by rounding or unpacking them."""
+        parents = {self.name: self.weights_hash} if self.weights_hash else {}
+        return self.model_copy(update={"parents": parents, "evals": {}} | changes)
 
 
 def update_lineage(folder: str | Path, **changes: Any) -> None:
-    """Changes fields of a finished folder's ``herd.json``, in one step. `CheckpointError` where there is none."""
+    """Change fields of a finished folder's ``herd.json``. Raises `CheckpointError` where there is none."""
     known = load_lineage(folder)
     if known is None:
         raise CheckpointError(f"{folder}: has no {FILE} to change; save the checkpoint with its lineage")
-    write_atomically(Path(folder) / FILE, known.model_copy(update=changes).model_dump_json(indent=2) + "\n")
+    known.model_copy(update=changes).write(Path(folder))
 
 
 def load_lineage(folder: str | Path) -> Lineage | None:
-    """The folder's lineage; None without a ``herd.json``. `CheckpointError` when it cannot be understood."""
+    """Return the folder's lineage; None without a ``herd.json``. Raises `CheckpointError` for a malformed one."""
     path = Path(folder) / FILE
     if not path.exists():
         return None
@@ -80,3 +86,22 @@ def load_lineage(folder: str | Path) -> Lineage | None:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(f"{path}: {where}: {first['msg']}; restore it or delete it") from error
+
+
+def released_as(config: ModelConfig) -> str | None:
+    """Return the name in `SIZES` of this shape, whatever its context and RoPE scaling; None if there is none."""
+    for size, released in SIZES.items():
+        if released == config.replace(rope_scaling=released.rope_scaling, max_context=released.max_context):
+            return size
+    return None
+
+
+def licence_notice(config: ModelConfig) -> str | None:
+    """Return the notice that Meta's licence asks for, where the shape is that of a released model."""
+    if released_as(config) is None:
+        return None
+    family = "Llama 3.2" if config.tie_embeddings else "Llama 3.1" if config.rope_scaling else "Meta Llama 3"
+    return (
+        f"{family} is licensed under the {family} Community License, "
+        "Copyright © Meta Platforms, Inc. All Rights Reserved."
+    )

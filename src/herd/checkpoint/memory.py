@@ -1,48 +1,44 @@
-"""Weights that do not fit in memory are refused before they are read, with the numbers and with what would fit.
+"""Refuse weights that do not fit in memory before they are read, with the numbers and with what would fit.
 
-The alternative is worse for everybody: the machine swaps for minutes, then the kernel kills the process, or another.
+Otherwise the machine would swap for minutes, and then the kernel would kill this process, or another one.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from ..errors import CheckpointError, QuantError
 from ..llama.config import ModelConfig
-from ..machine import available_memory as free_bytes
+from ..machine import available_memory
 from ..quant.formats import scheme
 
 
 def require_memory(config: ModelConfig, needed: int, where: Path) -> None:
-    """`CheckpointError` when ``needed`` bytes of weights are more than the memory that is free."""
-    free = free_bytes()
+    """Raise `CheckpointError` when ``needed`` bytes of weights are more than the memory that is free."""
+    free = available_memory()
     if needed <= free:
         return
-    fitting = [
-        f"--to {name} ({nbytes / 1e9:.1f} GB)" for name, nbytes in fitting_formats(config, free).items()
-    ]
-    cure = (
-        f"herd quantize {' or '.join(fitting)} would fit"
-        if fitting
-        else "take a smaller model or a larger machine"
-    )
+    fitting = fitting_formats(config, free).items()
+    choices = " or ".join(f"--to {name} ({nbytes / 1e9:.1f} GB)" for name, nbytes in fitting)
+    cure = f"herd quantize {choices} would fit" if choices else "take a smaller model or a larger machine"
     raise CheckpointError(
         f"{where}: its weights need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; {cure}"
     )
 
 
 def fitting_formats(config: ModelConfig, free: int) -> dict[str, int]:
-    """The part of `quantized_nbytes` that ``free`` bytes hold."""
+    """Return the part of `quantized_nbytes` that ``free`` bytes can hold."""
     return {name: nbytes for name, nbytes in quantized_nbytes(config).items() if nbytes <= free}
 
 
 def quantized_nbytes(config: ModelConfig) -> dict[str, int]:
-    """Bytes of all weights by short name of the format, largest first; formats the shape does not divide into are left
-    out."""
+    """Return the bytes of all weights by short name of the format, largest first.
+
+    Formats whose blocks do not divide the rows are left out.
+    """
     out: dict[str, int] = {}
     for name in ("q8", "q4k", "q4"):
-        try:
+        with suppress(QuantError):
             out[name] = scheme(name).nbytes(config)
-        except QuantError:
-            continue
     return out

@@ -31,30 +31,15 @@ from torch import Tensor
 from ..errors import CheckpointError, ConfigError
 from ..llama.config import SIZES, ModelConfig, RopeScaling
 from . import weights
-from .convert import LICENCE_FILES, notice, released_as
 from .folder import write_checkpoint
 from .hf import read_json
-from .lineage import Lineage
-from .pairs import half_rotation
+from .lineage import Lineage, licence_notice, released_as
+from .names import from_pairs, meta_name
+from .paths import LICENCE_FILES
+from .stream import Progress
 from .write import MAX_SHARD_BYTES
 
 _PIECE = re.compile(r"consolidated\.(\d{2})\.pth")
-_TOP = {
-    "model.embed_tokens.weight": "tok_embeddings",
-    "model.norm.weight": "norm",
-    "lm_head.weight": "output",
-}
-_IN_LAYER = {
-    "self_attn.q_proj": "attention.wq",
-    "self_attn.k_proj": "attention.wk",
-    "self_attn.v_proj": "attention.wv",
-    "self_attn.o_proj": "attention.wo",
-    "mlp.gate_proj": "feed_forward.w1",
-    "mlp.up_proj": "feed_forward.w3",
-    "mlp.down_proj": "feed_forward.w2",
-    "input_layernorm": "attention_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
 _ROW_PARALLEL = ("attention.wo.weight", "feed_forward.w2.weight")
 _KV = ("attention.wk.weight", "attention.wv.weight")
 
@@ -67,7 +52,7 @@ def import_meta(
     max_context: int | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     name: str | None = None,
-    progress: weights.Progress | None = None,
+    progress: Progress | None = None,
 ) -> str:
     """Rewrites a folder of Meta's layout as a checkpoint folder and returns the hash of its weights.
 
@@ -84,12 +69,10 @@ def import_meta(
     def get(ours: str) -> Tensor:
         tensor = _merge(source, pieces, names[ours], config, repeats)
         weights.require_finite(names[ours], tensor, source)
-        if ours.endswith(("q_proj.weight", "k_proj.weight")):
-            tensor = half_rotation(tensor, config.head_dim)
-        return tensor
+        return from_pairs(ours, tensor, config.head_dim)
 
     extra_files = {file: (source / file).read_bytes() for file in LICENCE_FILES if (source / file).exists()}
-    text = notice(config)
+    text = licence_notice(config)
     if text and "NOTICE" not in extra_files:
         extra_files["NOTICE"] = (text + "\n").encode()
     return write_checkpoint(
@@ -111,14 +94,6 @@ def ffn_dim(dim: int, multiple_of: int, multiplier: float | None) -> int:
     if multiplier is not None:
         hidden = int(multiplier * hidden)
     return multiple_of * ((hidden + multiple_of - 1) // multiple_of)
-
-
-def meta_name(name: str) -> str:
-    """Meta's name of a parameter."""
-    if name in _TOP:
-        return _TOP[name] + ".weight"
-    _, _, layer, rest = name.split(".", 3)
-    return f"layers.{layer}.{_IN_LAYER[rest.removesuffix('.weight')]}.weight"
 
 
 def read_params(
@@ -250,7 +225,7 @@ def _check_pieces(
         where = source / f"consolidated.{number:02}.pth"
         for name, shape in shapes.items():
             tensor = _tensor(where, piece, name)
-            if tensor.dtype not in weights.NAMES:
+            if tensor.dtype not in weights.STORABLE.values():
                 raise CheckpointError(
                     f"{where}: {name} is {tensor.dtype}; import the bfloat16 release instead"
                 )

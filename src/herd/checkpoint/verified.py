@@ -1,13 +1,12 @@
-"""Which large files have been compared with their hash already, as they stand on this disk.
+"""Remember which large files have been compared with their hash already.
 
-Hashing 4.7 GB takes as long as all the rest of a load, and a file that nobody has touched since cannot give another
-hash. So what was verified is noted with what the system knows of the file: device, inode, size, time of the last
-modification and of the last change of any kind (which no program can set back). Whatever differs, it is hashed again.
-What this does not see is a disk that returns other bytes than were written, without an error; ``HERD_VERIFY=always``
-hashes at every load.
+Hashing 4.7 GB takes as long as the rest of a load, and a file that nobody has touched has the same hash. So a verified
+file is noted together with its device, inode, size, and the times of its last modification and last change (the
+latter cannot be set back by a program). If any of them differs, the file is hashed again. A disk that silently
+returns other bytes than were written is not noticed; ``HERD_VERIFY=always`` hashes at every load.
 
-The notes lie in ``~/.cache/herd`` (or ``HERD_CACHE``), not beside the file: folders may be read-only, and a copied
-folder must not vouch for itself.
+The notes are kept in the cache folder and not next to the file: folders may be read-only, and a copied folder must not
+vouch for itself.
 """
 
 from __future__ import annotations
@@ -16,33 +15,60 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 from ..errors import StorageError
-from ..files import write_atomically
+from ..files import write_json
+from ..machine import cache_folder, cores
+from .stream import Progress, advance_of
+
+HASH_PIECE = 64 << 20
 
 
-def verified_hash(path: Path, take: Callable[[Path], str]) -> str:
-    """The hash of ``path`` as ``take`` gives it, or gave it while the file was just as it is now."""
+def verified_hash(path: Path, hash_of: Callable[[Path], str]) -> str:
+    """Return ``hash_of(path)``, or its earlier result if the file has not changed since."""
     state = _state(path)
-    note = _folder() / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
+    note = (
+        cache_folder() / "verified" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
+    )
     if os.environ.get("HERD_VERIFY") != "always":
         with suppress(OSError, ValueError, KeyError, TypeError):
             known = json.loads(note.read_text(encoding="utf-8"))
             if known["state"] == state:
                 return str(known["hash"])
-    found = take(path)
-    if _state(path) == state:  # not written meanwhile
-        with suppress(StorageError):  # without a cache folder the file is hashed again next time
-            write_atomically(note, json.dumps({"file": str(path.resolve()), "state": state, "hash": found}))
+    found = hash_of(path)
+    if _state(path) == state:  # not written to meanwhile
+        with suppress(StorageError):  # without a cache it is hashed again next time
+            write_json(note, {"file": str(path.resolve()), "state": state, "hash": found})
     return found
+
+
+def hash_file(path: Path, progress: Progress | None = None) -> str:
+    """Return sha256 over the sha256 of each 64 MiB of a file, computed on several cores."""
+    size = path.stat().st_size
+    advance = advance_of(progress, size)
+    digests: list[bytes] = []
+    starts = range(0, size, HASH_PIECE)
+    with ThreadPoolExecutor(min(8, cores())) as pool:
+        for start, digest in zip(starts, pool.map(lambda at: _hash_piece(path, at), starts), strict=True):
+            digests.append(digest)
+            advance(min(HASH_PIECE, size - start))
+    return hashlib.sha256(b"gguf" + b"".join(digests)).hexdigest()
+
+
+def _hash_piece(path: Path, start: int) -> bytes:
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(start)
+        left = HASH_PIECE
+        while left and (data := file.read(min(left, 1 << 20))):
+            sha.update(data)
+            left -= len(data)
+    return sha.digest()
 
 
 def _state(path: Path) -> list[int]:
     stat = path.stat()
     return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("HERD_CACHE") or Path.home() / ".cache" / "herd") / "verified"

@@ -1,11 +1,12 @@
 """Export for vLLM: 4- or 8-bit weights in the layout of compressed-tensors ("pack-quantized", W4A16 and W8A16).
 
-A Q4_0 block is 32 weights d · (code - 8), and compressed-tensors stores just that: codes with the same offset, eight to
-an int32 from its low bits up, and a scale for every group of 32. So nothing is rounded anew: codes go over bit for bit,
-scales as the half-precision numbers they are (in a checkpoint of dtype float16; in bfloat16 they lose three bits). Q8_0
-goes the same way, four codes to an int32. Embeddings and head are unpacked: vLLM quantizes linears only.
+A Q4_0 block is 32 weights d · (code - 8), and compressed-tensors stores the same: codes with the same offset, eight to
+an int32 from its low bits up, and a scale for every group of 32. So nothing is rounded again: codes are copied bit for
+bit, and scales as the half-precision numbers they are (exact in a checkpoint of dtype float16; bfloat16 loses three
+bits). Q8_0 is written the same way, four codes to an int32. Embeddings and head are unpacked: vLLM quantizes linear
+layers only.
 
-Shapes: R rows, D weights of a row, N = D / 32 groups, P = int32s of a row.
+Shapes: R rows, D weights per row, N = D / 32 groups, P = int32s per row.
 Source: https://github.com/vllm-project/compressed-tensors (``pack_to_int32``); vLLM ``compressed_tensors_wNa16``.
 """
 
@@ -23,15 +24,15 @@ from ..errors import QuantError
 from ..llama.config import ModelConfig
 from ..quant.formats import Q4_0, Q8_0, Format, require_fit
 from ..quant.packing import halves, unpack_nibbles
-from . import gguf_names as names
 from . import weights
-from .folder import CONFIG, resolve_folder, write_checkpoint
-from .gguf import FILE, GGUF
-from .gguf_convert import ImportSource, tokenizer_of
-from .gguf_folder import encoded, is_gguf_folder, require_finite, unpacked
+from .convert import ImportSource
+from .folder import write_checkpoint
+from .gguf import FILE, is_gguf_folder
+from .gguf_folder import GGUFSource, encoded
 from .hf import config_to_hf
-from .journal import key_of
 from .lineage import Lineage, load_lineage
+from .paths import CONFIG, resolve_folder
+from .stream import Progress
 from .write import MAX_SHARD_BYTES, Specs
 
 GROUP = 32
@@ -45,41 +46,37 @@ def export_vllm(
     *,
     dtype: torch.dtype = torch.float16,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    progress: weights.Progress | None = None,
+    progress: Progress | None = None,
 ) -> str:
-    """Writes ``folder`` for vLLM and returns the hash of what is written; ``dtype`` is that of scales and plain parts.
+    """Write ``folder`` for vLLM and return the hash of the new weights.
 
-    A quantized folder's Q4_0 or Q8_0 linears go over as they are; a plain folder's are rounded to Q4_0. Raises
-    QuantError for other formats and rows that do not divide, `CheckpointError` for what cannot be read or written.
+    ``dtype`` is that of scales and unquantized parts. A quantized folder's Q4_0 or Q8_0 linear layers are copied as
+    they are; a plain folder's are rounded to Q4_0. Raises `QuantError` for other formats and rows that do not divide,
+    `CheckpointError` for what cannot be read or written.
     """
-    source = resolve_folder(folder)
-    known = load_lineage(source)
+    folder = resolve_folder(folder)
     choices = {"do": "vllm", "dtype": dtype, "shard": max_shard_bytes}
-    if is_gguf_folder(source):
-        file = GGUF(source / FILE)
-        config = names.config_from_gguf(file)
-        wanted = names.check_tensors(file, config)
-        format = _format(config, {name: entry.format for name, entry in wanted.items()}, source)
-        tokenizer, key = tokenizer_of(file), key_of([source / FILE], **choices)
-        weight_of = unpacked(file, config, wanted, dtype)
-
-        def rows_of(name: str) -> Tensor:
-            require_finite(file, wanted[name])
-            return names.from_pairs(name, file.rows(wanted[name].name), config)
+    source: GGUFSource | ImportSource
+    rows_of: Get
+    weight_of: Get
+    if is_gguf_folder(folder):
+        source = packed = GGUFSource(folder / FILE)
+        format, tokenizer = _format(source.config, source.formats, folder), source.tokenizer
+        rows_of, weight_of = packed.rows, lambda name: packed.weight(name, dtype)
     else:
-        plain = ImportSource(source)
-        config, format = plain.config, Q4_0
-        tokenizer, key = plain.tokenizer(), plain.key(**choices)
+        source = plain = ImportSource(folder)
+        format, tokenizer = Q4_0, plain.tokenizer()
 
         def weight_of(name: str) -> Tensor:
             weight = plain.get(name)
-            weights.require_finite(name, weight, source)
+            weights.require_finite(name, weight, folder)
             return weight
 
         def rows_of(name: str) -> Tensor:
             return torch.cat(list(encoded(plain.get(name), format, name)))
 
-    parent = known.name if known else source.resolve().name
+    config, known = source.config, load_lineage(folder)
+    parent = known.name if known else folder.resolve().name
     lineage = Lineage(
         name=f"{parent}-w{_BITS[format]}a16",
         stage=known.stage if known else "exported",
@@ -97,7 +94,7 @@ def export_vllm(
     return write_checkpoint(
         out,
         config,
-        _pieces(rows_of, weight_of, format),
+        _tensors(rows_of, weight_of, format),
         tokenizer,
         dtype=dtype,
         specs=_specs(config, dtype, format),
@@ -105,12 +102,12 @@ def export_vllm(
         max_shard_bytes=max_shard_bytes,
         extra_files={CONFIG: (json.dumps(written, indent=2) + "\n").encode()},
         progress=progress,
-        key=key,
+        key=source.key(**choices),
     )
 
 
 def quantization_config(bits: int) -> dict[str, Any]:
-    """What `config.json` says of the linears: symmetric groups of 32 along a row, activations as they are."""
+    """Return the entry of `config.json`: symmetric groups of 32 along a row, activations not quantized."""
     grid = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP}
     group = {"targets": ["Linear"], "weights": grid | {"dynamic": False, "actorder": None}}
     return {
@@ -122,8 +119,8 @@ def quantization_config(bits: int) -> dict[str, Any]:
     }
 
 
-def packed(rows_RB: Tensor, format: Format) -> tuple[Tensor, Tensor]:
-    """(codes (R, P) int32, scales (R, N) fp16) of Q4_0 or Q8_0 blocks, bit for bit."""
+def packed_codes(rows_RB: Tensor, format: Format) -> tuple[Tensor, Tensor]:
+    """Return codes (R, P) int32 and scales (R, N) fp16 of Q4_0 or Q8_0 blocks, bit for bit."""
     R = rows_RB.shape[0]
     blocks_RNB = rows_RB.reshape(R, -1, format.block_bytes)
     scales_RN = halves(blocks_RNB[..., :2]).half().squeeze(-1)
@@ -134,8 +131,8 @@ def packed(rows_RB: Tensor, format: Format) -> tuple[Tensor, Tensor]:
     return (codes[..., 0] | (codes[..., 1] << 4)).contiguous().view(torch.int32), scales_RN
 
 
-def _pieces(rows_of: Get, weight_of: Get, format: Format) -> Get:
-    """get(name) of the written tensors; a linear's three come one after the other and are made at once."""
+def _tensors(rows_of: Get, weight_of: Get, format: Format) -> Get:
+    """Return a function that makes the written tensors by name; a linear layer's three are made together."""
     made: dict[str, Tensor] = {}
 
     def get(name: str) -> Tensor:
@@ -144,7 +141,7 @@ def _pieces(rows_of: Get, weight_of: Get, format: Format) -> Get:
             return weight_of(name)
         if name not in made:
             made.clear()
-            codes_RP, scales_RN = packed(rows_of(f"{linear}.weight"), format)
+            codes_RP, scales_RN = packed_codes(rows_of(f"{linear}.weight"), format)
             made[f"{linear}.weight_packed"], made[f"{linear}.weight_scale"] = codes_RP, scales_RN
             made[f"{linear}.weight_shape"] = torch.tensor([len(scales_RN), scales_RN.shape[1] * GROUP])
         return made[name]
@@ -167,12 +164,12 @@ def _specs(config: ModelConfig, dtype: torch.dtype, format: Format) -> Specs:
 
 
 def _format(config: ModelConfig, formats: Mapping[str, Format], where: Path) -> Format:
-    """The one format of all linears."""
+    """Return the one format of all linear layers."""
     found = {formats[name] for name, _ in config.param_shapes() if _is_linear(name)}
     if len(found) > 1 or not found <= set(_BITS):
         have = ", ".join(sorted(format.name for format in found))
         raise QuantError(
-            f"{where}: its linears are {have}; for vLLM all must be Q4_0 or all Q8_0: "
+            f"{where}: its linear layers are {have}; for vLLM all must be Q4_0 or all Q8_0: "
             "export the folder it was made from, or its --format hf"
         )
     return found.pop()

@@ -1,128 +1,116 @@
-"""Weights in safetensors files: look before loading, hash what matters.
+"""Read weights from safetensors files: check everything in the headers first, and hash what matters.
 
-A safetensors file is 8 bytes of header length, a JSON header (name -> dtype, shape, byte range), raw bytes. What can
-be wrong with a file shows in its header and size, so all headers are read and compared with the configuration before
-one byte is allocated for weights. A pickle is never opened: it can run code.
+What can be wrong with a file shows in its header and size, which the safetensors library checks when it opens a file
+(no holes, no overlaps, nothing missing). So the headers of all files are read and compared with the configuration
+before a byte is allocated for weights. Pickles are never opened: they can run code.
 
-The hash of a checkpoint is taken over tensors sorted by name (name, dtype, shape, bytes), so it does not depend on how
-they were cut into files.
-
-Source: https://github.com/huggingface/safetensors (format; no holes, no overlaps, header at most 100 MB).
+The hash of a checkpoint is computed over its tensors sorted by name (name, dtype, shape, bytes), so it does not depend
+on how they are split into files.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..dtypes import DTYPES, torch_dtype
 from ..errors import CheckpointError
 from ..llama.config import ModelConfig
+from ..machine import cores
 from .hf import read_json
+from .stream import Progress, advance_of
 
-Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all)."""
-
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+STORABLE = {DTYPES[name].safetensors: torch_dtype(name) for name in ("fp32", "fp16", "bf16")}
+"""The dtypes of weights, by their codes in a safetensors header."""
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PIECE = 1 << 22
-"""Values looked at at a time."""
-_MAX_HEADER = 100_000_000
-_ITEM_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-}
-_ITEM_BYTES |= {"U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
+"""Values that are converted or checked at a time."""
+LFS_POINTER = b"version https://git-lfs"
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: its file, safetensors dtype name and shape."""
+    """Where a tensor is stored: its file and name there, safetensors' dtype code, and shape."""
 
     file: Path
+    name: str
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+        return math.prod(self.shape) * STORABLE[self.dtype].itemsize
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of one file, from its header, checked against the file's size. Raises `CheckpointError`."""
+    """Return the tensors of one file. Raises `CheckpointError` for a file that is damaged or not safetensors."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER):
-                raise CheckpointError(
-                    f"{path}: truncated or not safetensors: header of {length} bytes in {size} bytes"
-                )
-            text = file.read(length)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot read: {error.strerror}; fetch the file again") from error
-    try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
-        if not isinstance(header, dict):
-            raise ValueError("not a JSON object")
-        header.pop("__metadata__", None)
-        entries = {name: _entry(value) for name, value in header.items()}
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: corrupt safetensors header: {error}; fetch the file again") from error
-    end = 0
-    for name, (dtype, shape, start, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
-        if start != end or stop - start != math.prod(shape) * _ITEM_BYTES[dtype]:
-            raise CheckpointError(
-                f"{path}: {name}: byte range [{start}, {stop}) does not fit; fetch the file again"
-            )
-        end = stop
-    if 8 + length + end != size:
+        with path.open("rb") as start:
+            if start.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise CheckpointError(f"{path}: is a git-lfs pointer, not the weights; run: git lfs pull")
+        with safe_open(path, framework="pt", device="cpu") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return {
+                name: TensorInfo(path, name, part.get_dtype(), tuple(part.get_shape()))
+                for name, part in slices.items()
+            }
+    except (SafetensorError, OSError, RuntimeError, ValueError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{path}: truncated: {8 + length + end} bytes promised, {size} found; fetch the file again"
-        )
-    return {name: TensorInfo(path, dtype, shape) for name, (dtype, shape, _, _) in entries.items()}
+            f"{path}: truncated, corrupt or not safetensors ({reason}); fetch the file again"
+        ) from error
 
 
 def read_index(folder: Path) -> dict[str, TensorInfo]:
-    """All tensors of a checkpoint folder, from the headers alone. Raises `CheckpointError`."""
+    """Return all tensors of a checkpoint folder, from the headers alone. Raises `CheckpointError`."""
     single, index = folder / SINGLE, folder / INDEX
     if single.exists() and index.exists():
         raise CheckpointError(f"{folder}: has both {SINGLE} and {INDEX}; delete the stale one")
     if single.exists():
-        return read_header(single)
+        return _without_prefix(read_header(single), folder)
     if not index.exists():
-        pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-        if pickles:
-            raise CheckpointError(
-                f"{folder}: only pickled weights ({pickles[0]}), which can run code and are refused; "
-                "convert them to safetensors first"
-            )
-        raise CheckpointError(f"{folder}: no {SINGLE} and no {INDEX}; is it a checkpoint folder?")
-    return _read_sharded(folder, index)
+        raise CheckpointError(_why_no_weights(folder))
+    return _without_prefix(_read_sharded(folder, index), folder)
+
+
+def _why_no_weights(folder: Path) -> str:
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        return (
+            f"{folder}: only pickled weights ({pickles[0]}), which can run code and are refused; "
+            "convert them to safetensors first"
+        )
+    return f"{folder}: no {SINGLE} and no {INDEX}; is it a checkpoint folder?"
+
+
+def _without_prefix(index: dict[str, TensorInfo], folder: Path) -> dict[str, TensorInfo]:
+    """Remove prefixes that torch.compile (``_orig_mod.``) and DDP (``module.``) leave before every name."""
+    for prefix in ("_orig_mod.", "module."):
+        if any(name.startswith(prefix) for name in index):
+            warnings.warn(f"{folder}: removing the prefix {prefix} from the names of tensors", stacklevel=4)
+            stripped = [name.removeprefix(prefix) for name in index]
+            twice = [name for name, n in Counter(stripped).items() if n > 1]
+            if twice:
+                raise CheckpointError(
+                    f"{folder}: has {twice[0]} with and without {prefix}; delete one of them"
+                )
+            return _without_prefix(dict(zip(stripped, index.values(), strict=True)), folder)
+    return index
 
 
 def _read_sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
@@ -157,10 +145,14 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
 
 
 def check_against(config: ModelConfig, index: Mapping[str, TensorInfo], where: Path) -> dict[str, TensorInfo]:
-    """The tensors the model needs, in file order, or `CheckpointError` for one missing, extra or of the wrong shape.
+    """Return the tensors the model needs, in file order.
 
-    Two extras are known and dropped: the rotary table old transformers saved, and the copy of a tied head.
+    Raises `CheckpointError` for a tensor that is missing, unexpected or of the wrong shape. Two extra tensors are
+    known and left out: the rotary table of old transformers, and the copy of a tied head. A tied model that stores
+    only its head takes the embedding from there.
     """
+    if config.tie_embeddings and _EMBEDDING not in index and _HEAD in index:
+        index = {_EMBEDDING if name == _HEAD else name: info for name, info in index.items()}
     wanted: dict[str, TensorInfo] = {}
     for name, shape in config.param_shapes():
         if name not in index:
@@ -172,15 +164,15 @@ def check_against(config: ModelConfig, index: Mapping[str, TensorInfo], where: P
             raise CheckpointError(
                 f"{where}: {name} has shape {list(info.shape)}, config.json says {list(shape)}"
             )
-        if info.dtype not in DTYPES:
+        if info.dtype not in STORABLE:
             raise CheckpointError(
-                f"{where}: {name} has dtype {info.dtype}; only {', '.join(DTYPES)} can be run"
+                f"{where}: {name} has dtype {info.dtype}; only {', '.join(STORABLE)} can be run"
             )
         wanted[name] = info
     for name in index:
         if name in wanted or name.endswith(".rotary_emb.inv_freq"):
             continue
-        if config.tie_embeddings and name == "lm_head.weight":
+        if config.tie_embeddings and name == _HEAD:
             _check_tied_copy(index, where)
             continue
         raise CheckpointError(
@@ -190,42 +182,40 @@ def check_against(config: ModelConfig, index: Mapping[str, TensorInfo], where: P
 
 
 def _check_tied_copy(index: Mapping[str, TensorInfo], where: Path) -> None:
-    names = ("model.embed_tokens.weight", "lm_head.weight")
-    infos = [index[name] for name in names]
+    infos = [index[name] for name in (_EMBEDDING, _HEAD)]
     same = infos[0].shape == infos[1].shape and infos[0].dtype == infos[1].dtype
-    if same:
-        first, second = (raw_bytes(read_tensor(name, index[name])) for name in names)
-        same = torch.equal(first, second)
-    if not same:
+    if not same or not torch.equal(*(raw_bytes(read_tensor(info)) for info in infos)):
         raise CheckpointError(
             f"{where}: lm_head.weight differs from the embedding, yet tie_word_embeddings is true"
         )
 
 
-def read_tensor(name: str, info: TensorInfo) -> Tensor:
-    """The tensor as stored, on the CPU, lying in the mapped file: clone it to change it.
+def read_tensor(info: TensorInfo) -> Tensor:
+    """Return the tensor as stored, on the CPU, mapped from its file: clone it before changing it.
 
-    The file is opened for it alone, so that its pages are let go with it: a model of any size passes through.
+    The file is opened for this tensor alone, so its pages are released with it and a model of any size can be streamed.
     """
     try:
         with safe_open(info.file, framework="pt", device="cpu") as file:
-            return file.get_tensor(name)
+            return file.get_tensor(info.name)
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise CheckpointError(f"{info.file}: {name} cannot be read: {error}") from error
+        raise CheckpointError(f"{info.file}: {info.name} cannot be read: {error}") from error
 
 
 def common_dtype(index: Mapping[str, TensorInfo], where: Path) -> torch.dtype:
-    """The dtype the weights are stored in; where they differ, the widest, with a warning."""
-    found = {DTYPES[info.dtype] for info in index.values()}
+    """Return the dtype of the matrices; fp32, with a warning, where they are stored in several.
+
+    Norms do not count: they are few, and some tools store them in fp32 within a bf16 checkpoint.
+    """
+    found = {STORABLE[info.dtype] for info in index.values() if len(info.shape) > 1}
     if len(found) == 1:
         return found.pop()
-    widest = torch.float32
-    warnings.warn(f"{where}: weights are stored in several dtypes; using {widest} for all", stacklevel=3)
-    return widest
+    warnings.warn(f"{where}: matrices are stored in several dtypes; using fp32 for all", stacklevel=3)
+    return torch.float32
 
 
 def cast_tensor(name: str, tensor: Tensor, dtype: torch.dtype, where: Path | str) -> Tensor:
-    """``tensor`` in ``dtype``; `CheckpointError` where a finite value would become infinite."""
+    """Return ``tensor`` in ``dtype``. Raises `CheckpointError` where a finite value would become infinite."""
     if tensor.dtype == dtype:
         return tensor
     out = torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
@@ -233,104 +223,70 @@ def cast_tensor(name: str, tensor: Tensor, dtype: torch.dtype, where: Path | str
     for target, part in zip(_pieces(out), _pieces(tensor), strict=True):
         target.copy_(part)
         if narrower and bool((torch.isinf(target) & ~torch.isinf(part)).any()):
-            raise CheckpointError(
-                f"{where}: {name} has values beyond the range of {dtype}; use bfloat16 or float32"
-            )
+            raise CheckpointError(f"{where}: {name} has values beyond the range of {dtype}; use bf16 or fp32")
     return out
 
 
 def require_finite(name: str, tensor: Tensor, where: Path | str) -> None:
-    """`CheckpointError` when a weight is NaN or infinite."""
+    """Raise `CheckpointError` when a weight is NaN or infinite."""
     if not all(bool(torch.isfinite(part).all()) for part in _pieces(tensor)):
         raise CheckpointError(f"{where}: {name} has values that are not finite; the checkpoint is damaged")
 
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-    """All values in parts, so that what is made of them on the way is small; of a contiguous tensor they are views."""
+    """Split all values into parts, so that temporaries are small; parts of a contiguous tensor are views of it."""
     return tensor.reshape(-1).split(PIECE)
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        raise ValueError("a tensor name appears twice")
-    return out
-
-
-def _entry(value: Any) -> tuple[str, tuple[int, ...], int, int]:
-    if not isinstance(value, dict):
-        raise ValueError(f"entry {value!r} is not an object")
-    dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
-    if dtype not in _ITEM_BYTES:
-        raise ValueError(f"unknown dtype {dtype!r}")
-    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
-        raise ValueError(f"shape {shape!r} or data_offsets {offsets!r} is malformed")
-    return dtype, tuple(shape), offsets[0], offsets[1]
-
-
-def _naturals(values: Any) -> TypeGuard[list[int]]:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
-
-
 def hash_weights(wanted: Mapping[str, TensorInfo], progress: Progress | None = None) -> str:
-    """sha256 over the tensors as stored, independent of sharding; reads every byte once."""
-    total, done = sum(info.nbytes for info in wanted.values()), 0
+    """Return sha256 over the tensors as stored, independent of sharding; reads every byte once."""
+    advance = advance_of(progress, sum(info.nbytes for info in wanted.values()))
     digests: dict[str, str] = {}
     for name, info in wanted.items():
-        digests[name] = tensor_digest(name, info.dtype, info.shape, raw_bytes(read_tensor(name, info)))
-        done += info.nbytes
-        if progress:
-            progress(done, total)
+        digests[name] = tensor_digest(name, info.dtype, info.shape, raw_bytes(read_tensor(info)))
+        advance(info.nbytes)
     return combine_digests(digests)
 
 
-class Hashing:
-    """The hash of weights as they are read for another purpose, taken beside it on other threads."""
+class BackgroundHash:
+    """The hash of weights that are read for another purpose, computed meanwhile on other threads."""
 
     def __init__(self, wanted: Mapping[str, TensorInfo]) -> None:
         self._wanted = wanted
-        self._pool = ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1)))
+        self._pool = ThreadPoolExecutor(min(4, cores()))
         self._digests: dict[str, Future[str]] = {}
 
     def add(self, name: str, stored: Tensor) -> None:
-        """One tensor as stored; it must not change until `result`."""
+        """Hash one tensor as stored; it must not change until `result`."""
         info = self._wanted[name]
-        self._digests[name] = self._pool.submit(
-            tensor_digest, name, info.dtype, info.shape, raw_bytes(stored)
-        )
+        data = raw_bytes(stored)
+        self._digests[name] = self._pool.submit(tensor_digest, name, info.dtype, info.shape, data)
 
     def result(self) -> str:
-        """The hash, once all have been added."""
+        """Return the hash, once all tensors have been added."""
         out = combine_digests({name: future.result() for name, future in self._digests.items()})
         self._pool.shutdown()
         return out
 
 
 def tensor_digest(name: str, dtype: str, shape: tuple[int, ...], data: Tensor) -> str:
-    """sha256 of one tensor; ``data`` are its `raw_bytes`."""
+    """Return sha256 of one tensor; ``data`` are its `raw_bytes`."""
     sha = hashlib.sha256(f"{name}\0{dtype}\0{list(shape)}\0".encode())
     sha.update(data.numpy())  # type: ignore[arg-type]
     return sha.hexdigest()
 
 
 def combine_digests(digests: Mapping[str, str]) -> str:
-    """The checkpoint's hash from its tensors' digests."""
-    return hashlib.sha256(
-        "".join(f"{name} {digests[name]}\n" for name in sorted(digests)).encode()
-    ).hexdigest()
+    """Return the checkpoint's hash from its tensors' digests."""
+    lines = (f"{name} {digests[name]}\n" for name in sorted(digests))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def raw_bytes(tensor: Tensor) -> Tensor:
-    """The tensor's memory as a flat uint8 tensor."""
+    """Return the tensor's memory as a flat uint8 tensor."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 def weight_files(wanted: Mapping[str, TensorInfo]) -> list[Path]:
-    """The files that hold these tensors, each once."""
+    """Return the files that hold these tensors, each once."""
     return sorted({info.file for info in wanted.values()})
-
-
-def iterate(wanted: Mapping[str, TensorInfo]) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor as stored) of every tensor, one at a time."""
-    for name, info in wanted.items():
-        yield name, read_tensor(name, info)

@@ -1,30 +1,29 @@
-"""Writing weights: plan first, then stream.
+"""Write weights as safetensors files, one tensor at a time.
 
-Which tensor lies at which byte of which file follows from the shapes alone. So the headers are written first and the
-tensors follow one at a time, asked for in order: the memory needed is that of the largest tensor, not of a shard or of
-the model, and 405B can pass through a laptop. The hash of the weights is taken on the way.
+The headers follow from the shapes, so they are written first; the memory needed is that of the largest tensor, not of
+a shard or of the model. The hash of the weights is computed on the way.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..dtypes import DTYPES, short_name
 from ..errors import CheckpointError
 from .journal import Journal
-from .weights import INDEX, NAMES, SINGLE, Progress, cast_tensor, combine_digests, raw_bytes, tensor_digest
+from .stream import Progress, advance_of, write_tensors
+from .weights import INDEX, SINGLE, cast_tensor, combine_digests, raw_bytes, tensor_digest
 
 MAX_SHARD_BYTES = 5_000_000_000
 Specs = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 """Shape and dtype of each tensor by name, in order."""
-_NAMES = NAMES | {torch.int32: "I32", torch.int64: "I64"}
 
 
 def write_weights(
@@ -37,46 +36,31 @@ def write_weights(
     where: Path | str = "checkpoint",
     journal: Journal | None = None,
 ) -> str:
-    """Writes all tensors into ``folder``, asking ``get`` for each once, in order; returns the hash of the weights.
+    """Write all tensors into ``folder`` and return the hash of the weights.
 
-    ``get(name)`` may return any float dtype on any device; only one tensor is held at a time. Call under
-    `atomic.whole_folder`, or under `journal.resumable_folder` with its journal: what that says is done is not asked for
-    again. Raises `CheckpointError` for a wrong shape or a value beyond the dtype's range.
+    ``get(name)`` is called once per tensor, in order, and may return any float dtype on any device. Call this within
+    `files.whole_folder`, or within `journal.resumable_folder` with its journal; tensors that the journal counts as
+    done are not asked for again. Raises `CheckpointError` for a wrong shape or a value beyond the dtype's range.
     """
-    shards = _plan(specs, max_shard_bytes)
-    files = (
-        [SINGLE]
-        if len(shards) == 1
-        else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    )
+    shards = _shards(specs, max_shard_bytes)
+    files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    files = [SINGLE] if len(shards) == 1 else files
     digests = journal.part("written") if journal else {}
-    total, done, left = sum(_nbytes(specs[name]) for name in specs), 0, journal.done if journal else 0
+    total = sum(_nbytes(spec) for spec in specs.values())
+    advance, left = advance_of(progress, total), journal.done if journal else 0
+
+    def pieces_of(name: str) -> Iterator[Tensor]:
+        data = _stored_bytes(name, get(name), *specs[name], where)
+        yield data
+        digests[name] = tensor_digest(name, _code(specs[name][1]), specs[name][0], data)
+
     for file, shard in zip(files, shards, strict=True):
-        header = _header(shard)
-        known = list(shard)[:left]  # tensors of this shard that an earlier run has written
-        left -= len(known)
-        start = sum(_nbytes(shard[name]) for name in known)
-        done += start
-        if progress and known:
-            progress(done, total)
-        with (folder / file).open("r+b" if known else "wb") as out:
-            if known:
-                out.truncate(len(header) + start)
-                out.seek(0, os.SEEK_END)
-            else:
-                out.write(header)
-            for name in list(shard)[len(known) :]:
-                data = _whole(name, get(name), *shard[name], where)
-                out.write(memoryview(data.numpy()))  # type: ignore[arg-type]
-                digests[name] = tensor_digest(name, _NAMES[shard[name][1]], shard[name][0], data)
-                done += data.numel()
-                if journal:
-                    journal.add(data.numel(), out)
-                if progress:
-                    progress(done, total)
-            if journal:  # it may speak of this file while the next is written
-                out.flush()
-                os.fsync(out.fileno())
+        n_written = min(left, len(shard))
+        left -= n_written
+        sizes = {name: _nbytes(spec) for name, spec in shard.items()}
+        write_tensors(
+            folder / file, _header(shard), sizes, pieces_of, advance, n_written=n_written, journal=journal
+        )
     if len(shards) > 1:
         weight_map = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -84,25 +68,29 @@ def write_weights(
     return combine_digests(digests)
 
 
-def _whole(
+def _stored_bytes(
     name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, where: Path | str
 ) -> Tensor:
-    """A tensor's bytes as they will lie in the file."""
+    """Return a tensor's bytes as the file stores them, flat uint8."""
     tensor = tensor.detach().cpu()
     tensor = cast_tensor(name, tensor, dtype, where) if dtype.is_floating_point else tensor.to(dtype)
     if tuple(tensor.shape) != shape:
         raise CheckpointError(
-            f"{where}: {name} has shape {list(tensor.shape)}, its config says {list(shape)}"
+            f"{where}: {name} has shape {list(tensor.shape)}, the model needs {list(shape)}"
         )
-    return raw_bytes(tensor.contiguous())
+    return raw_bytes(tensor)
 
 
 def _nbytes(spec: tuple[tuple[int, ...], torch.dtype]) -> int:
     return math.prod(spec[0]) * spec[1].itemsize
 
 
-def _plan(specs: Specs, limit: int) -> list[dict[str, tuple[tuple[int, ...], torch.dtype]]]:
-    """Cuts the tensors, in order, into shards of at most ``limit`` bytes (a larger tensor gets a shard of its own)."""
+def _code(dtype: torch.dtype) -> str:
+    return DTYPES[short_name(dtype)].safetensors
+
+
+def _shards(specs: Specs, limit: int) -> list[dict[str, tuple[tuple[int, ...], torch.dtype]]]:
+    """Split the tensors, in order, into shards of at most ``limit`` bytes; a larger tensor gets its own shard."""
     if limit < 1:
         raise CheckpointError(f"max_shard_bytes={limit} must be positive")
     shards: list[dict[str, tuple[tuple[int, ...], torch.dtype]]] = [{}]
@@ -119,9 +107,9 @@ def _plan(specs: Specs, limit: int) -> list[dict[str, tuple[tuple[int, ...], tor
 def _header(shard: Specs) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
-    for name, (shape, dtype) in shard.items():
-        stop = start + _nbytes((shape, dtype))
-        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, stop]}
+    for name, spec in shard.items():
+        stop = start + _nbytes(spec)
+        header[name] = {"dtype": _code(spec[1]), "shape": list(spec[0]), "data_offsets": [start, stop]}
         start = stop
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # data starts on a multiple of 8, so that mapped tensors are aligned

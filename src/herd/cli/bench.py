@@ -117,10 +117,11 @@ class _Random:
 
     def require_memory(self, overhead: int) -> None:
         """Raise `CheckpointError` with the numbers, and with what would fit, if memory is too small."""
-        from ..checkpoint.memory import fitting_formats, free_bytes
+        from ..checkpoint.memory import fitting_formats
         from ..llama.config import SIZES
+        from ..machine import available_memory
 
-        needed, free = self.nbytes + overhead, free_bytes()
+        needed, free = self.nbytes + overhead, available_memory()
         if needed <= free:
             return
         formats = fitting_formats(self.config, free - overhead)

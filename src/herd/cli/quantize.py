@@ -144,17 +144,17 @@ def _batches(source: Any, calib: str) -> Sequence[Tensor]:
 def _measure(source: Any, target: Path, nbytes: int, text: str | None) -> dict[str, Any]:
     """The receipt; empty, with a warning, where the original does not fit beside its copy or has no tokenizer."""
     from .. import checkpoint
-    from ..checkpoint.memory import free_bytes
     from ..data.builtin import read_parallel
     from ..data.corpus import read_corpus
     from ..evals.quantized import affordable_tokens, cost_of_quantizing, first_tokens
     from ..evals.windows import from_texts
+    from ..machine import available_memory
 
     tokenizer = source.tokenizer()
     if tokenizer is None:
         _warn(f"{source.folder}: without a tokenizer the loss cannot be measured")
         return {}
-    needed, free = sum(info.nbytes for info in source.wanted.values()) + nbytes, free_bytes()
+    needed, free = sum(info.nbytes for info in source.wanted.values()) + nbytes, available_memory()
     if needed > free:
         _warn(
             f"not measured: the original beside its copy needs {needed / 1e9:.1f} GB of memory, "

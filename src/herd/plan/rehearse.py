@@ -139,11 +139,11 @@ def rehearse(recipe: Recipe, on_step: Callable[[str], None] | None = None) -> Re
     """Train one block, then two, for a few steps; on_step is told what is done."""
     import torch
 
-    from ..checkpoint.memory import free_bytes
+    from ..machine import available_memory
 
     config, train = shape(recipe), recipe.train
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else free_bytes()
+    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else available_memory()
     micro = train.micro_batch_size or train.rows_of_rank(recipe.parallel.ranks)
     piece = cut(config, micro, train.context, free, SECONDS * _rate(config.dim, train.dtype, device))
     tell = on_step or (lambda _: None)
@@ -339,7 +339,7 @@ def here(recipe: Recipe, rehearsal: Rehearsal) -> Outlook:
         activation_checkpointing=train.activation_checkpointing,
         average=bool(train.average_every),
     )
-    from ..checkpoint.memory import free_bytes
+    from ..machine import available_memory
 
     peak = nbytes.average + _grown(train, config, micro, train.context, rehearsal.accelerated)
     tokens = train.tokens_per_step
@@ -351,7 +351,7 @@ def here(recipe: Recipe, rehearsal: Rehearsal) -> Outlook:
         share,
         nbytes,
         peak,
-        peak <= free_bytes(),
+        peak <= available_memory(),
         step * train.steps / 3600,
         tokens / step,
     )

@@ -288,8 +288,8 @@ def spread(
     wanted = weights.check_against(config, weights.read_index(folder), folder)
     params = dict(model.named_parameters())
     with torch.no_grad():
-        for name, stored in weights.iterate(wanted):
-            fill_parameter(params[name], stored.to(dtype))
+        for name, info in wanted.items():
+            fill_parameter(params[name], weights.read_tensor(info).to(dtype))
     return model
 
 

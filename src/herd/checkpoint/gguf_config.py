@@ -1,13 +1,8 @@
-"""What GGUF calls things: tensors, the shape of a Llama, its rotary positions. Both ways.
+"""Translate the shape of a Llama and its rotary positions to GGUF's metadata and back.
 
-Three translations happen here:
-
-* **Names**: ``blk.0.attn_q.weight`` is ``model.layers.0.self_attn.q_proj.weight``.
-* **Pairs**: llama.cpp rotates neighbouring channels, as Meta does, so the rows of q and k are permuted
-  (`pairs.interleaved_pairs`). Blocks lie along rows, so packed rows are permuted as they are.
-* **Frequencies**: Llama 3's scaling is not in the metadata but in a tensor, ``rope_freqs.weight``: what each channel
-  pair's rotation speed is divided by. The scaling that gives these numbers is found again from them; files of Herd's
-  carry it in ``herd.rope_scaling.*`` as well, which others ignore.
+Llama 3's frequency scaling is not in the metadata but in a tensor, ``rope_freqs.weight``: the numbers that each channel
+pair's rotation speed is divided by. When a file is read, the scaling that gives these numbers is reconstructed; files
+written here also carry it in ``herd.rope_scaling.*``, which other programs ignore.
 
 Source: llama.cpp ``convert_hf_to_gguf.py`` (LlamaModel) and ``gguf-py/gguf/constants.py``.
 """
@@ -17,7 +12,8 @@ from __future__ import annotations
 import math
 import struct
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -27,115 +23,58 @@ from ..errors import CheckpointError, ConfigError
 from ..llama.config import ModelConfig, RopeScaling
 from ..llama.rope import inverse_frequencies
 from ..quant import blocks
-from ..quant.formats import F32, TYPES
+from ..quant.formats import F32
 from .gguf import GGUF, TensorEntry
-from .pairs import half_rotation, interleaved_pairs
+from .names import TABLES, gguf_name
 
 ROPE_FREQS = "rope_freqs.weight"
-_TOP = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
-_IN_LAYER = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-# Keys of llama.* that are read, or change nothing that is computed.
-_KNOWN = {
-    "block_count",
-    "context_length",
-    "embedding_length",
-    "feed_forward_length",
-    "attention.head_count",
-    "attention.head_count_kv",
-    "attention.key_length",
-    "attention.value_length",
-    "attention.layer_norm_rms_epsilon",
-    "rope.freq_base",
-    "rope.dimension_count",
-    "rope.scaling.type",
-    "rope.scaling.original_context_length",
-    "vocab_size",
-}
-# Keys that make another model of it unless they hold these values.
-_ONLY: dict[str, tuple[Any, ...]] = {
-    "rope.scaling.type": ("none", "llama3"),
-    "expert_count": (0,),
-    "expert_used_count": (0,),
-    "attention.causal": (True,),
-    "attention.sliding_window": (0,),
-}
-
-
-def gguf_name(name: str) -> str:
-    """llama.cpp's name of a parameter."""
-    if name in _TOP:
-        return _TOP[name]
-    _, _, layer, rest = name.split(".", 3)
-    return f"blk.{layer}.{_IN_LAYER[rest.removesuffix('.weight')]}.weight"
-
-
-def rotates(name: str) -> bool:
-    """Whether a parameter's rows are channels that rotate (q and k)."""
-    return name.endswith(("q_proj.weight", "k_proj.weight"))
-
-
-def to_pairs(name: str, rows: Tensor, config: ModelConfig) -> Tensor:
-    """Rows of the parameter ``name`` (packed or not), from our order to GGUF's."""
-    return interleaved_pairs(rows, config.head_dim) if rotates(name) else rows
-
-
-def from_pairs(name: str, rows: Tensor, config: ModelConfig) -> Tensor:
-    """The inverse of `to_pairs`."""
-    return half_rotation(rows, config.head_dim) if rotates(name) else rows
+# Formats that a file may hold but that are not for weights.
+_NOT_WEIGHTS = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")
+_SCALING_FIELDS = tuple(RopeScaling.__dataclass_fields__)
 
 
 def model_metadata(config: ModelConfig) -> Iterator[tuple[str, str, Any]]:
-    """(key, type letter, value) of ``llama.*``, and the scaling in our own words."""
-    K = config.head_dim
-    yield "llama.vocab_size", "I", config.vocab_size
-    yield "llama.context_length", "I", config.max_context
-    yield "llama.embedding_length", "I", config.dim
-    yield "llama.block_count", "I", config.n_layers
-    yield "llama.feed_forward_length", "I", config.ffn_dim
-    yield "llama.attention.head_count", "I", config.n_heads
-    yield "llama.attention.head_count_kv", "I", config.n_kv_heads
-    yield "llama.attention.key_length", "I", K
-    yield "llama.attention.value_length", "I", K
-    yield "llama.attention.layer_norm_rms_epsilon", "f", config.norm_eps
-    yield "llama.rope.freq_base", "f", config.rope_theta
-    yield "llama.rope.dimension_count", "I", K
+    """Yield (key, type, value) of ``llama.*``, and of the scaling under Herd's own keys."""
+    integers = {
+        "vocab_size": config.vocab_size,
+        "context_length": config.max_context,
+        "embedding_length": config.dim,
+        "block_count": config.n_layers,
+        "feed_forward_length": config.ffn_dim,
+        "attention.head_count": config.n_heads,
+        "attention.head_count_kv": config.n_kv_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "rope.dimension_count": config.head_dim,
+    }
+    for key, number in integers.items():
+        yield f"llama.{key}", "UINT32", number
+    yield "llama.attention.layer_norm_rms_epsilon", "FLOAT32", config.norm_eps
+    yield "llama.rope.freq_base", "FLOAT32", config.rope_theta
     if config.rope_scaling is not None:
         for name, value in vars(config.rope_scaling).items():
-            yield f"herd.rope_scaling.{name}", "I" if isinstance(value, int) else "d", value
+            yield f"herd.rope_scaling.{name}", "UINT32" if isinstance(value, int) else "FLOAT64", value
 
 
 def config_from_gguf(file: GGUF) -> ModelConfig:
-    """The model a file describes. Raises `CheckpointError` for another architecture or one that cannot be run."""
+    """Return the model a file describes. Raises `CheckpointError` for another architecture."""
+    if file.get("split.no", int, 0) > 0:
+        raise CheckpointError(
+            f"{file.path}: is not the first part of a split file; give the part named -00001-of-"
+        )
     architecture = file.require("general.architecture", str)
     if architecture != "llama":
         raise CheckpointError(f"{file.path}: architecture {architecture!r} cannot be run; only 'llama' can")
     _refuse_other_models(file)
     if "token_embd.weight" not in file.tensors:
         raise CheckpointError(f"{file.path}: tensor token_embd.weight is missing; fetch the file again")
-    n_heads, dim = (
-        file.require("llama.attention.head_count", int),
-        file.require("llama.embedding_length", int),
-    )
+    n_heads = file.require("llama.attention.head_count", int)
     head_dim = file.get("llama.attention.key_length", int, 0)
     if file.get("llama.attention.value_length", int, head_dim) != head_dim:
         raise CheckpointError(f"{file.path}: llama.attention.value_length differs from key_length={head_dim}")
     fields: dict[str, Any] = {
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
-        "dim": dim,
+        "dim": file.require("llama.embedding_length", int),
         "n_layers": file.require("llama.block_count", int),
         "n_heads": n_heads,
         "n_kv_heads": file.get("llama.attention.head_count_kv", int, n_heads),
@@ -164,7 +103,10 @@ def config_from_gguf(file: GGUF) -> ModelConfig:
 
 
 def check_tensors(file: GGUF, config: ModelConfig) -> dict[str, TensorEntry]:
-    """Every parameter's tensor by our name, in our order. `CheckpointError` for one missing, extra or misshapen."""
+    """Return every parameter's tensor by our name, in our order.
+
+    Raises `CheckpointError` for a tensor that is missing, unexpected or of the wrong shape.
+    """
     wanted: dict[str, TensorEntry] = {}
     for name, shape in config.param_shapes():
         theirs = gguf_name(name)
@@ -175,7 +117,7 @@ def check_tensors(file: GGUF, config: ModelConfig) -> dict[str, TensorEntry]:
             raise CheckpointError(
                 f"{file.path}: {theirs} has shape {list(entry.shape)}, the metadata says {list(shape)}"
             )
-        if entry.format.name in ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K"):
+        if entry.format.name in _NOT_WEIGHTS:
             raise CheckpointError(
                 f"{file.path}: {theirs} is {entry.format.name}, which is no type for weights"
             )
@@ -190,14 +132,14 @@ def check_tensors(file: GGUF, config: ModelConfig) -> dict[str, TensorEntry]:
 
 
 def rope_factors(config: ModelConfig) -> Tensor | None:
-    """What each pair's rotation speed is divided by, (K / 2,) fp32; None without scaling."""
+    """Return the numbers that each pair's rotation speed is divided by, (K/2,) fp32; None without scaling."""
     if config.rope_scaling is None:
         return None
     return inverse_frequencies(config.replace(rope_scaling=None)) / inverse_frequencies(config)
 
 
 def _scaling(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
-    """The scaling that gives the file's ``rope_freqs.weight``."""
+    """Return the scaling that gives the file's ``rope_freqs.weight``."""
     entry = file.tensors.get(ROPE_FREQS)
     if entry is None:
         return None
@@ -222,17 +164,11 @@ def _scaling(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
 
 
 def _candidates(file: GGUF, plain: ModelConfig, factors: Tensor) -> Iterator[RopeScaling]:
-    """Our own words; then the scalings Meta has used; then the solution of the blend between slow and fast channels."""
-    try:
-        own = {
-            name: file.metadata[f"herd.rope_scaling.{name}"]
-            for name in RopeScaling.__dataclass_fields__
-            if f"herd.rope_scaling.{name}" in file.metadata
-        }
-        if len(own) == len(RopeScaling.__dataclass_fields__):
+    """Yield the scaling of Herd's own keys, those Meta has used, and the solution for factors that blend."""
+    own: dict[str, Any] = {name: file.metadata.get(f"herd.rope_scaling.{name}") for name in _SCALING_FIELDS}
+    if None not in own.values():
+        with suppress(ConfigError, TypeError):
             yield RopeScaling(**own)
-    except (ConfigError, TypeError):
-        pass
     factor = _short(float(factors.max()))
     if factor <= 1:
         return
@@ -242,7 +178,7 @@ def _candidates(file: GGUF, plain: ModelConfig, factors: Tensor) -> Iterator[Rop
     smooth = (1 / factors.double() - 1 / factor) / (1 - 1 / factor)
     blended = (smooth > 1e-3) & (smooth < 1 - 1e-3)
     if int(blended.sum()) >= 2:
-        # smooth = (original · speed - low) / (high - low), and low = 1 by choice: only ratios count
+        # smooth = (original · speed - low) / (high - low); low = 1 may be chosen, because only ratios matter
         x, y = speeds[blended], smooth[blended]
         slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
         intercept = y.mean() - slope * x.mean()
@@ -253,21 +189,23 @@ def _candidates(file: GGUF, plain: ModelConfig, factors: Tensor) -> Iterator[Rop
 
 
 def _refuse_other_models(file: GGUF) -> None:
-    unknown = []
+    allowed, known, unknown = TABLES["gguf_allowed"], TABLES["gguf_known"].split(), []
     for key, value in file.metadata.items():
         name = key.removeprefix("llama.")
         if name == key:
             continue
-        if name in _ONLY and value not in _ONLY[name]:
-            raise CheckpointError(f"{file.path}: {key}={value!r} cannot be run; only {_ONLY[name][0]!r} can")
-        if name not in _KNOWN and name not in _ONLY:
+        if name in allowed and value not in allowed[name]:
+            raise CheckpointError(
+                f"{file.path}: {key}={value!r} cannot be run; only {allowed[name][0]!r} can"
+            )
+        if name not in known and name not in allowed:
             unknown.append(key)
     if unknown:
         warnings.warn(f"{file.path}: ignoring unknown keys {', '.join(sorted(unknown))}", stacklevel=3)
 
 
 def _short(value: float) -> float:
-    """The shortest decimal that is this number in single precision: 1e-5 was meant, not 9.999999747e-06."""
+    """Return the shortest decimal that is this number in single precision: 1e-5 was meant, not 9.999999747e-06."""
     try:
         if struct.unpack("<f", struct.pack("<f", value))[0] != value:
             return value
@@ -276,11 +214,3 @@ def _short(value: float) -> float:
     import numpy as np
 
     return float(str(np.float32(value)))
-
-
-def formats_of(wanted: Mapping[str, TensorEntry]) -> list[str]:
-    """The names of the formats in use, most bytes first."""
-    total: dict[str, int] = {}
-    for entry in wanted.values():
-        total[entry.format.name] = total.get(entry.format.name, 0) + entry.nbytes
-    return sorted(total, key=lambda name: (-total[name], list(TYPES).index(name)))

@@ -1,0 +1,55 @@
+"""What other programs call a parameter, and how they order the channels that rotate together.
+
+RoPE rotates pairs of channels. Meta and GGUF pair neighbours (2i, 2i + 1); Hugging Face and Herd pair the two halves
+of a head (i, i + K/2). The attention scores are the same as long as q and k agree, so the rows of both matrices are
+permuted when weights are imported or exported. Blocks of quantized weights lie along rows, so packed rows are permuted
+like plain ones.
+
+Shapes: D model dim (or the bytes of a packed row), K head dim.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import yaml
+from torch import Tensor
+
+TABLES = yaml.safe_load(files(__package__).joinpath("names.yaml").read_text(encoding="utf-8"))
+
+
+def gguf_name(name: str) -> str:
+    """Return llama.cpp's name of a parameter, e.g. ``blk.0.attn_q.weight``."""
+    return _translate(name, 0, "blk")
+
+
+def meta_name(name: str) -> str:
+    """Return Meta's name of a parameter, e.g. ``layers.0.attention.wq.weight``."""
+    return _translate(name, 1, "layers")
+
+
+def _translate(name: str, column: int, layers: str) -> str:
+    stem = name.removesuffix(".weight")
+    if stem in TABLES["tensors"]:
+        return f"{TABLES['tensors'][stem][column]}.weight"
+    _, _, layer, rest = stem.split(".", 3)
+    return f"{layers}.{layer}.{TABLES['layer_tensors'][rest][column]}.weight"
+
+
+def rotates(name: str) -> bool:
+    """Return whether a parameter's rows are channels that rotate (q and k)."""
+    return name.endswith(("q_proj.weight", "k_proj.weight"))
+
+
+def to_pairs(name: str, rows: Tensor, head_dim: int) -> Tensor:
+    """Return the rows of parameter ``name``, (heads·K, D), in the order of Meta and GGUF."""
+    if not rotates(name):
+        return rows
+    return rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).reshape(rows.shape)
+
+
+def from_pairs(name: str, rows: Tensor, head_dim: int) -> Tensor:
+    """Return the rows of parameter ``name``, (heads·K, D), from the order of Meta and GGUF in ours."""
+    if not rotates(name):
+        return rows
+    return rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).reshape(rows.shape)
