@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from common import DATA, bench_parser, save_receipt
-from herd.evals.tasks import SUITES, Data, make
+from herd.evals.tasks import SUITES, Data, make_task
 from herd.report.receipt import Value
 
 SUITES_OF_SETS = ("leak", "base", "instruct", "tools")
@@ -55,7 +55,7 @@ def main() -> None:
 
 def counts(name: str, mode: Any, data: Data) -> tuple[int, dict[str, str], int, int]:
     """(items, those that contradict themselves and why, gold answers judged right, wrong answers judged right)."""
-    task = make(name, mode=mode)
+    task = make_task(name, mode=mode)
     items = task.items(data)
     right, wrong = (
         sum(j.value == 1 for j in task.judge_all([(item, task.example(item, good)) for item in items]))

@@ -31,7 +31,7 @@ from herd import checkpoint
 from herd.checkpoint import Lineage
 from herd.data.builtin import read_parallel
 from herd.evals.results import read_evaluation
-from herd.evals.tasks import Data, make
+from herd.evals.tasks import Data, make_task
 from herd.llama import ModelConfig
 from herd.llama.model import LlamaLM
 from herd.report.receipt import Value
@@ -76,7 +76,7 @@ def hostile_answers(folder: Path) -> dict[str, Value]:
         server.settimeout(0.1)
         for name in ("human_eval", "mbpp"):
             for mode in ("base", "instruct"):
-                task = make(name, mode=mode)
+                task = make_task(name, mode=mode)
                 item = task.items(Data())[0]
                 answers = hostile.answers(task, made, kept, server.getsockname()[1])
                 judged = dict(

@@ -15,7 +15,7 @@ from lm_eval import tasks as lm_eval_tasks
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from herd.evals.tasks import Data, Item, Task, make
+from herd.evals.tasks import Data, Item, Task, make_task
 from herd.evals.tasks.mmlu import SUBJECTS
 
 FILES = {
@@ -41,7 +41,7 @@ LEAK = (
 def pairs(name: str, folder: Path, limit: int) -> Iterator[tuple[ConfigurableTask, Task, list[Item]]]:
     """(lm-eval's task, Herd's, Herd's items in lm-eval's order); one for each subject of a group of MMLU."""
     data = Data(folder)
-    herd = make(name)
+    herd = make_task(name)
     items = herd.items(data)[:limit]
     if name.removeprefix("mmlu_") not in SUBJECTS:
         yield oracle(name, folder, len(items)), herd, items
@@ -49,7 +49,7 @@ def pairs(name: str, folder: Path, limit: int) -> Iterator[tuple[ConfigurableTas
     for subject in SUBJECTS[name.removeprefix("mmlu_")]:
         of_subject = [item for item in items if item.group == subject]
         if of_subject:
-            yield oracle(f"mmlu_{subject}", folder, len(of_subject)), make(f"mmlu_{subject}"), of_subject
+            yield oracle(f"mmlu_{subject}", folder, len(of_subject)), make_task(f"mmlu_{subject}"), of_subject
 
 
 def oracle(name: str, folder: Path, limit: int) -> ConfigurableTask:
@@ -59,7 +59,7 @@ def oracle(name: str, folder: Path, limit: int) -> ConfigurableTask:
     code = name in ("human_eval", "mbpp")  # their functions fetch from the network when they are imported
     config = load_yaml(root / file, resolve_func=not code)
     tests, examples = rows(name, folder)
-    shots = make(name).shots
+    shots = make_task(name).shots
     config |= {
         "custom_dataset": lambda **_: DatasetDict(
             {"test": Dataset.from_list(tests), "dev": Dataset.from_list(examples or tests[: shots + 1])}

@@ -1,10 +1,17 @@
-"""Written programs: what counts as one, what parses, what passes."""
+"""WrittenProgram programs: what counts as one, what parses, what passes."""
 
 import pytest
 
 from herd.engine import Completion, Engine, Sampling
 from herd.evals import code
-from herd.evals.code import body, check, code_items, scores, written_as_text, written_in_chat
+from herd.evals.code import (
+    code_items,
+    function_body,
+    program_scores,
+    run_programs,
+    written_as_text,
+    written_in_chat,
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +39,9 @@ def solution(dialog):
 
 
 def test_own_solutions_pass_and_others_do_not(items):
-    assert all(w.parses and w.passes for w in check([(d, solution(d)) for d in items]))
+    assert all(w.parses and w.passes for w in run_programs([(d, solution(d)) for d in items]))
     name = [solution(d).partition("(")[0] for d in items]
-    wrong = check([(d, f"{n}(*_):\n    return 'herd'\n") for d, n in zip(items, name, strict=True)])
+    wrong = run_programs([(d, f"{n}(*_):\n    return 'herd'\n") for d, n in zip(items, name, strict=True)])
     assert all(w.parses and not w.passes for w in wrong)
 
 
@@ -50,25 +57,25 @@ def test_own_solutions_pass_and_others_do_not(items):
     ],
 )
 def test_what_parses(items, program, parses):
-    [written] = check([(items[0], program)])
+    [written] = run_programs([(items[0], program)])
     assert (written.parses, written.passes) == (parses, False)
 
 
 def test_endless_programs_fail(items, monkeypatch):
     monkeypatch.setattr(code, "TIMEOUT_S", 0.3)
-    [written] = check([(items[0], "def f():\n    pass\nwhile True: pass")])
+    [written] = run_programs([(items[0], "def f():\n    pass\nwhile True: pass")])
     assert (written.parses, written.passes) == (True, False)
 
 
 def test_body_ends_at_the_first_unindented_line():
-    assert body(" return a\n\n    # more\nprint(1)\n") == " return a\n\n    # more"
-    assert body(" return a") == " return a"
+    assert function_body(" return a\n\n    # more\nprint(1)\n") == " return a\n\n    # more"
+    assert function_body(" return a") == " return a"
 
 
 def test_in_a_dialog(scripted, items, tokenizer, make_model):
     seen = scripted([f"```python\n{solution(d)}\n```" for d in items[:-1]] + ["I cannot."])
     written = written_in_chat(make_model(0), tokenizer, items)
-    parse, passed = scores(written)
+    parse, passed = program_scores(written)
     assert (parse.name, passed.name) == ("code_parse", "code_pass")
     assert parse.value == passed.value == pytest.approx(11 / 12)
     assert passed.detail["by_lang"]["en"]["n"] == 12
@@ -88,7 +95,7 @@ def test_as_text(scripted, items, tokenizer, make_model):
 
 
 def test_random_weights(items, tokenizer, make_model):
-    parse, passed = scores(
+    parse, passed = program_scores(
         written_as_text(make_model(0, max_context=512), tokenizer, items[:3], Sampling(max_tokens=5))
     )
     assert passed.value == 0

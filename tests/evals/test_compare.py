@@ -23,7 +23,7 @@ from herd.evals.compare_page import (
 )
 from herd.evals.results import ItemResult, TaskFile, TaskResult, read_evaluation, write_summary
 from herd.evals.tasks.task import by_group, mean
-from herd.evals.verdicts import CLAIMS, verdicts
+from herd.evals.verdicts import CLAIMS, judge_claims
 
 
 def evaluation(folder, model, tasks, hash_=None):
@@ -149,7 +149,7 @@ def test_colours_are_each_models_own():
 
 
 def test_claims_are_counted_on_published_scores():
-    by_claim = {v.claim.said: v for v in verdicts({})}
+    by_claim = {v.claim.said: v for v in judge_claims({})}
     assert len(by_claim) == len(CLAIMS)
     leak = by_claim["Llama 3.1 405B beats GPT-4o"]
     assert len(leak.wins) + len(leak.losses) + len(leak.ties) == 13

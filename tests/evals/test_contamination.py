@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from herd.errors import DataError
 from herd.evals import contamination
 from herd.evals.contamination import WORDS, grams, overlaps, own_text
-from herd.evals.tasks import Data, make
+from herd.evals.tasks import Data, make_task
 from herd.evals.tasks.task import Generate, Item, Rank
 
 
@@ -66,7 +66,7 @@ def test_memory_does_not_grow_with_the_corpus():
 
 def test_gold_answer_belongs_to_an_item_and_shots_do_not():
     assert own_text(Item("0", Rank((("Q:", " no"), ("Q:", " yes"))), 1)) == "Q: yes"
-    tasks = {"boolq": make("boolq", shots=0).items(Data())}
+    tasks = {"boolq": make_task("boolq", shots=0).items(Data())}
     text = own_text(tasks["boolq"][3])
     found = overlaps(tasks, ["other words", f"... {text} ..."], "c")["boolq"]
     assert found.hit == [tasks["boolq"][3].id]

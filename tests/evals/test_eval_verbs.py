@@ -12,7 +12,7 @@ from herd import checkpoint
 from herd.checkpoint import Lineage
 from herd.cli import run as herd
 from herd.evals.results import read_evaluation
-from herd.evals.tasks import Data, make
+from herd.evals.tasks import Data, make_task
 
 TASKS = "piqa,gsm8k"
 
@@ -163,7 +163,7 @@ def test_fidelity_as_a_suite_stands_beside_the_others(models, results, tmp_path,
 
 
 def test_contamination_finds_what_is_there_and_writes_it_beside_the_score(results, tmp_path, capsys):
-    item = make("gsm8k", 0).items(Data())[1]
+    item = make_task("gsm8k", 0).items(Data())[1]
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("Nothing here.\n\n" + item.request.prompt + "\n")
     record = json.loads(

@@ -19,7 +19,7 @@ from herd.evals import endpoint, harness, results
 from herd.evals.harness import evaluate, run_task
 from herd.evals.local import LocalModel
 from herd.evals.results import ItemResult, TaskFile, digest, read_evaluation, read_items
-from herd.evals.tasks import Answer, Data, Generate, Likelihood, Rank, Read, make
+from herd.evals.tasks import Answer, Data, Generate, Likelihood, Rank, Read, make_task
 from herd.text import ToolCall, parse
 
 TASKS = ("boolq", "gsm8k", "winogrande")
@@ -55,7 +55,7 @@ class Fake:
 
 
 def tasks():
-    return [make(name) for name in TASKS]
+    return [make_task(name) for name in TASKS]
 
 
 def lines(folder: Path) -> dict[str, list[str]]:
@@ -100,12 +100,12 @@ def test_a_lower_limit_is_of_its_own_items_only(tmp_path):
 
 @pytest.mark.parametrize("change", ["shots", "mode", "precision", "model", "version"])
 def test_other_settings_are_another_file(tmp_path, monkeypatch, change):
-    model, task = Fake(), make("boolq")
+    model, task = Fake(), make_task("boolq")
     evaluate(model, [task], Data(), tmp_path)
     if change == "shots":
-        task = make("boolq", shots=1)
+        task = make_task("boolq", shots=1)
     elif change == "mode":
-        task = make("boolq", mode="instruct")
+        task = make_task("boolq", mode="instruct")
     elif change == "version":
         monkeypatch.setattr(type(task), "version", "999")
     else:
@@ -122,7 +122,7 @@ def test_changed_data_is_asked_again(tmp_path):
     rows = Data().rows("boolq/validation.jsonl")
     file = tmp_path / "data" / "boolq" / "validation.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model, task, data = Fake(), make("boolq", shots=0), Data(tmp_path / "data")
+    model, task, data = Fake(), make_task("boolq", shots=0), Data(tmp_path / "data")
     evaluate(model, [task], data, tmp_path / "out")
     rows[7]["question"] = "is this another question"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -174,7 +174,7 @@ def test_killed_again_and_again_gives_the_same(tmp_path, tear):
 @given(data=st.data())
 def test_a_file_cut_anywhere_is_made_whole(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("cut")
-    task = make("boolq")
+    task = make_task("boolq")
     row = run_task(Fake(), task, Data(), folder)
     path = folder / row.file
     whole = path.read_bytes()
@@ -218,7 +218,9 @@ def test_the_others_go_on(tmp_path):
     (tmp_path / "data" / "piqa" / "validation.jsonl").write_bytes(
         (Data().folder / "piqa" / "validation.jsonl").read_bytes()
     )
-    evaluation = evaluate(Fake(), [make("boolq"), make("piqa")], Data(tmp_path / "data"), tmp_path / "out")
+    evaluation = evaluate(
+        Fake(), [make_task("boolq"), make_task("piqa")], Data(tmp_path / "data"), tmp_path / "out"
+    )
     missing, there = evaluation.tasks
     assert (missing.status, there.status) == ("failed", "done")
     assert "no boolq/validation.jsonl in" in missing.reason
@@ -228,8 +230,8 @@ def test_the_others_go_on(tmp_path):
 
 
 def test_summary_keeps_earlier_tasks(tmp_path):
-    evaluate(Fake(), [make("boolq")], Data(), tmp_path)
-    second = evaluate(Fake(), [make("piqa")], Data(), tmp_path)
+    evaluate(Fake(), [make_task("boolq")], Data(), tmp_path)
+    second = evaluate(Fake(), [make_task("piqa")], Data(), tmp_path)
     assert [row.task for row in second.tasks] == ["piqa"]
     assert [row.task for row in read_evaluation(tmp_path).tasks] == ["boolq", "piqa"]
     assert len(read_evaluation(tmp_path).items(second.tasks[0])) == 10
@@ -279,7 +281,11 @@ def test_a_checkpoint_answers_all_three_kinds(local):
 
 def test_a_suite_on_a_checkpoint(local, tmp_path):
     rows = evaluate(
-        local, [make(name, shots=0) for name in ("piqa", "winogrande", "gsm8k")], Data(), tmp_path, limit=3
+        local,
+        [make_task(name, shots=0) for name in ("piqa", "winogrande", "gsm8k")],
+        Data(),
+        tmp_path,
+        limit=3,
     ).tasks
     assert [row.status for row in rows] == ["done"] * 3
     assert [row.score.n for row in rows] == [3] * 3
@@ -291,7 +297,7 @@ def test_a_suite_on_a_checkpoint(local, tmp_path):
 )
 def test_a_context_too_short_names_the_cure(make_model, tokenizer, tmp_path, name, shots, cure):
     model = LocalModel(make_model(3), tokenizer, name="short", hash="cd" * 32)
-    row = run_task(model, make(name, shots=shots), Data(), tmp_path)
+    row = run_task(model, make_task(name, shots=shots), Data(), tmp_path)
     assert row.status == "failed"
     assert row.reason.endswith("the context holds 64: use a model with a longer context" + cure)
 
@@ -376,7 +382,7 @@ def test_an_endpoint_answers_all_kinds(server, monkeypatch):
 def test_an_endpoint_without_logprobs_fails_only_those_tasks(server, tmp_path):
     server.logprobs = False
     model = endpoint.EndpointModel(server.url, mode="base")
-    rows = evaluate(model, [make("boolq"), make("gsm8k")], Data(), tmp_path).tasks
+    rows = evaluate(model, [make_task("boolq"), make_task("gsm8k")], Data(), tmp_path).tasks
     assert [row.status for row in rows] == ["failed", "done"]
     assert "gives no logprobs of the prompt" in rows[0].reason
     assert "--mode instruct" in rows[0].reason

@@ -12,7 +12,7 @@ from herd.data.shards import Shards
 from herd.data.sources import Document
 from herd.errors import ConfigError, DataError
 from herd.evals import bpb, windows
-from herd.evals.bpb import compare, compression
+from herd.evals.bpb import compare_compression, compression
 from herd.evals.fidelity import fidelity
 from herd.evals.windows import HeldOut, from_shards, from_texts
 
@@ -103,11 +103,11 @@ def test_batches_do_not_matter(teacher, student, monkeypatch, documents):
 
 def test_compare_is_paired(teacher, student, documents):
     a, b = (compression(m, documents()) for m in (teacher, student))
-    score = compare("teacher_vs_student", a, b)
+    score = compare_compression("teacher_vs_student", a, b)
     assert score.value == pytest.approx(a.score().value - b.score().value)
-    assert (compare("same", a, a).value, compare("same", a, a).hi) == (0, 0)
+    assert (compare_compression("same", a, a).value, compare("same", a, a).hi) == (0, 0)
     with pytest.raises(DataError, match="same held-out"):
-        compare("x", a, compression(teacher, documents()[:2]))
+        compare_compression("x", a, compression(teacher, documents()[:2]))
 
 
 def test_fidelity_by_definition(teacher, student, documents):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from herd.data.needle import TEST_EVERY, WORDS
 from herd.errors import DataError
-from herd.evals.ruler import CALM, KINDS, Found, Maker, Passage, share_found
-from herd.evals.tasks import Data, make
+from herd.evals.ruler import CALM, KINDS, LongQuestion, Maker, Passage, share_found
+from herd.evals.tasks import Data, make_task
 from herd.evals.tasks.long import DEPTHS, LENGTHS, PER_LENGTH, bytes_as_tokens
 from herd.evals.tasks.task import Answer
 
@@ -97,7 +97,7 @@ def test_too_short_and_unknown_say_so(maker):
 
 
 def test_numbers_must_stand_alone():
-    found = Found("", "", "", ("4715",), 0)
+    found = LongQuestion("", "", "", ("4715",), 0)
     assert share_found(found, "14715 47150") == 0
     assert share_found(found, "4715.") == 1
 
@@ -110,7 +110,7 @@ class _Small:
 
 
 def test_tasks_fit_themselves_to_the_model():
-    task = make("needle_single", mode="instruct").fitted(_Small())
+    task = make_task("needle_single", mode="instruct").fitted(_Small())
     assert task.settings["lengths"] == [512, 1_024, 2_048]
     items = task.items(Data())
     assert len(items) == 3 * PER_LENGTH
@@ -121,13 +121,13 @@ def test_tasks_fit_themselves_to_the_model():
         )
     judged = [task.judge(item, task.example(item, n % 2 == 0)).value for n, item in enumerate(items)]
     assert judged == [1.0, 0.0] * (len(items) // 2)
-    assert make("needle_multi").fitted(object()).settings["lengths"] == list(LENGTHS)
+    assert make_task("needle_multi").fitted(object()).settings["lengths"] == list(LENGTHS)
 
 
 def test_of_short_contexts_those_lengths_remain_that_hold_the_question():
     def fitted(name: str, context: int):
         model = type("Model", (), {"context": context, "count": staticmethod(lambda text: len(text) // 2)})
-        return make(name, mode="instruct").fitted(model())
+        return make_task(name, mode="instruct").fitted(model())
 
     task = fitted("needle_single", 256)
     assert task.settings["lengths"] == [128, 256]
@@ -142,7 +142,7 @@ def test_of_short_contexts_those_lengths_remain_that_hold_the_question():
 def test_grid_of_length_and_depth():
     from herd.evals.results import ItemResult
 
-    task = make("needle_single").fitted(_Small())
+    task = make_task("needle_single").fitted(_Small())
     results = [
         ItemResult(item.id, float("/0.50/" in item.id), item.gold, "", "", item.group)
         for item in task.items(Data())
@@ -156,7 +156,7 @@ def test_grid_of_length_and_depth():
 
 @pytest.mark.parametrize("name", ["needle_multi", "ruler_questions", "ruler_variables"])
 def test_builtin_items_of_every_kind(name):
-    task = make(name).fitted(type("Model", (_Small,), {"context": 1_024})())
+    task = make_task(name).fitted(type("Model", (_Small,), {"context": 1_024})())
     items = task.items(Data())
     assert all(task.judge(item, task.example(item, True)).value == 1 for item in items)
     assert not any(task.judge(item, task.example(item, False)).value for item in items)

@@ -7,13 +7,13 @@ import json
 import pytest
 
 from herd.evals.results import ItemResult
-from herd.evals.tasks import Data, make
+from herd.evals.tasks import Data, make_task
 from herd.evals.tasks.task import Answer
 
 
 @pytest.mark.parametrize("name", ["tool_calls", "tool_answers"])
 def test_dialogs_have_right_and_wrong_answers(name):
-    task = make(name, mode="instruct")
+    task = make_task(name, mode="instruct")
     items = task.items(Data())
     assert len({item.id for item in items}) == 200
     assert {item.id.partition("-")[2] for item in items} == {"json", "builtin", "function"}
@@ -25,7 +25,7 @@ def test_dialogs_have_right_and_wrong_answers(name):
 
 
 def test_an_answer_that_calls_again_is_none():
-    task = make("tool_answers", mode="instruct")
+    task = make_task("tool_answers", mode="instruct")
     item = task.items(Data())[0]
     text = json.dumps({"name": "x", "parameters": {"a": item.gold}})
     assert task.judge(item, Answer(text)).value == 0
@@ -41,7 +41,7 @@ def scored(task, items, right=True):
 
 
 def test_bits_per_byte_by_language_on_own_text():
-    task = make("bpb_sentences")
+    task = make_task("bpb_sentences")
     items = task.items(Data())
     assert {item.group for item in items} == {"en", "de", "fr", "it", "pt", "hi", "es", "th", "ja"}
     found = scored(task, items)
@@ -52,7 +52,7 @@ def test_bits_per_byte_by_language_on_own_text():
 
 
 def test_a_window_holds_as_many_words_as_its_tokens_allow(real_data):
-    task = make("bpb_sentences")
+    task = make_task("bpb_sentences")
     items = task.items(Data(real_data("ud_pud_parallel").parent))
     assert len(items) == 1_000
     results = []

@@ -20,9 +20,9 @@ from herd.evals.tasks import (
     Item,
     Likelihood,
     Rank,
-    make,
+    make_task,
     programs,
-    suite,
+    suite_entries,
 )
 from herd.evals.tasks.choice import LETTERS
 from herd.evals.tasks.word_problems import last_number, plain_number
@@ -39,7 +39,7 @@ PROGRAMS = ("human_eval", "mbpp")
 @pytest.mark.parametrize("mode", ["base", "instruct"])
 @pytest.mark.parametrize("name", OF_SUITES)
 def test_built_in_items(name, mode):
-    task = make(name, mode=mode)
+    task = make_task(name, mode=mode)
     items = task.items(Data())
     assert len(items) >= 10
     right = task.judge_all([(item, task.example(item, True)) for item in items])
@@ -51,7 +51,7 @@ def test_built_in_items(name, mode):
 @pytest.mark.parametrize("name", sorted(N_REAL))
 def test_real_items(real_data, name):
     """All parse; a sample of programs really runs (all of them: bench/eval_gold.py)."""
-    task = make(name, mode="instruct")
+    task = make_task(name, mode="instruct")
     items = task.items(Data(real_data("README.md").parent))
     assert len(items) == len({item.id for item in items}) == N_REAL[name]
     some = items[::30] if name in PROGRAMS else items
@@ -62,7 +62,7 @@ def test_real_items(real_data, name):
 @pytest.mark.parametrize("name", OF_SUITES)
 def test_no_item_is_its_own_example(name):
     """The question asked does not stand among the shots with its answer."""
-    for item in make(name).items(Data()):
+    for item in make_task(name).items(Data()):
         if isinstance(item.request, Rank):
             context, continuation = item.request.pairs[item.gold]
             assert context + continuation not in context
@@ -72,25 +72,25 @@ def test_no_item_is_its_own_example(name):
 
 
 def test_shots_share_one_head():
-    items = make("boolq", shots=3).items(Data())
+    items = make_task("boolq", shots=3).items(Data())
     heads = {item.request.pairs[0][0].rpartition("\n\n")[0] for item in items[4:]}
     assert len(heads) == 1
     assert heads.pop().count("Question:") == 3
 
 
 def test_too_few_examples_are_told():
-    assert make("openbookqa", shots=10).note(Data()) == "9 shots: the data has no more"
-    assert make("openbookqa", shots=9).note(Data()) == ""
+    assert make_task("openbookqa", shots=10).note(Data()) == "9 shots: the data has no more"
+    assert make_task("openbookqa", shots=9).note(Data()) == ""
 
 
 def test_answers_by_likelihood_and_per_character():
-    task = make("hellaswag")
+    task = make_task("hellaswag")
     item = replace(task.items(Data())[0], gold=1, doc={"choices": ["ab", "abcdefgh", "c", "d"]})
     answer = Answer(likelihoods=tuple(Likelihood(x) for x in (-4.0, -8.0, -9.0, -9.0)))
     judged = task.judge(item, answer)
     assert (judged.value, dict(judged.metrics)) == (1.0, {"acc": 0.0})  # -1 a character against -2
     ties = Answer(likelihoods=(Likelihood(-2.0),) * 4)
-    assert make("boolq").judge(replace(item, gold=0), ties).value == 1  # the first of equals
+    assert make_task("boolq").judge(replace(item, gold=0), ties).value == 1  # the first of equals
 
 
 @pytest.mark.parametrize(
@@ -128,19 +128,19 @@ def test_collected_answers_are_judged_rightly():
         answer = Answer(case.get("output", ""))
         if "letter" in case:
             item = Item("1", Generate(""), case["letter"], doc={"choices": case["choices"]})
-            assert make("boolq", mode="instruct").judge(item, answer).extracted == case["letter"], case
+            assert make_task("boolq", mode="instruct").judge(item, answer).extracted == case["letter"], case
         elif "gold" in case:
             language = next(
                 (code for begin, code in languages.items() if answer.text.startswith(begin)), "en"
             )
-            task = make(case["judge"].split()[0], mode="instruct")
+            task = make_task(case["judge"].split()[0], mode="instruct")
             judged = task.judge(Item("1", Generate(""), case["gold"], language), answer)
             assert judged.value == case["right"], (case, judged)
 
 
 def test_gsm8k_base_wants_the_mark_and_instruct_the_final_answer():
     for mode, text in (("base", "so 18\n#### 18"), ("instruct", "3 + 15.\nThe final answer is $18.")):
-        task = make("gsm8k", mode=mode)
+        task = make_task("gsm8k", mode=mode)
         item = replace(task.items(Data())[0], gold="18")
         assert task.judge(item, Answer(text)).value == 1
         assert task.judge(item, Answer("18 it is")).value == (mode == "instruct")
@@ -167,20 +167,20 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_right_function_passes_however_it_is_presented(variant):
-    task = make("human_eval", mode="instruct")
+    task = make_task("human_eval", mode="instruct")
     items = task.items(Data())
     answers = [(item, Answer(VARIANTS[variant](item.doc["solution"]))) for item in items]
     assert [judged.why for judged in task.judge_all(answers)] == [""] * len(items)
 
 
 def test_true_answers_do_not_always_stand_under_a():
-    golds = {item.gold for item in make("truthfulqa_mc1", mode="instruct").items(Data())}
+    golds = {item.gold for item in make_task("truthfulqa_mc1", mode="instruct").items(Data())}
     assert len(golds) > 1
     assert all(len(gold) == 1 and gold in LETTERS for gold in golds)
 
 
 def test_mmlu_takes_subjects_in_turn_with_their_own_examples(real_data):
-    items = make("mmlu_stem", shots=2).items(Data(real_data("mmlu").parent))
+    items = make_task("mmlu_stem", shots=2).items(Data(real_data("mmlu").parent))
     assert len({item.group for item in items[:19]}) == 19
     for item in items[:50]:
         title = f"The following are multiple choice questions (with answers) about {item.group.replace('_', ' ')}."
@@ -192,15 +192,15 @@ def test_mmlu_takes_subjects_in_turn_with_their_own_examples(real_data):
 
 def test_unknown_names_give_the_nearest():
     with pytest.raises(DataError, match="unknown task 'hellaswg': did you mean hellaswag"):
-        make("hellaswg")
+        make_task("hellaswg")
     with pytest.raises(DataError, match="unknown suite 'leek': did you mean leak"):
-        suite("leek")
+        suite_entries("leek")
 
 
 @pytest.mark.parametrize("name", OF_SUITES)
 def test_missing_files_are_named(tmp_path, name):
     with pytest.raises(DataError, match=r"put it there .* or leave --data out"):
-        make(name).items(Data(tmp_path))
+        make_task(name).items(Data(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_broken_files_are_refused(tmp_path, content, said):
     (tmp_path / "boolq").mkdir()
     (tmp_path / "boolq" / "validation.jsonl").write_text(content)
     with pytest.raises(DataError, match=said):
-        make("boolq").items(Data(tmp_path))
+        make_task("boolq").items(Data(tmp_path))
 
 
 def test_packed_files_are_read(tmp_path):
@@ -225,15 +225,15 @@ def test_packed_files_are_read(tmp_path):
     (tmp_path / "boolq").mkdir()
     original = (Data().folder / "boolq" / "validation.jsonl").read_bytes()
     (tmp_path / "boolq" / "validation.jsonl.gz").write_bytes(gzip.compress(original))
-    assert make("boolq").items(Data(tmp_path)) == make("boolq").items(Data())
+    assert make_task("boolq").items(Data(tmp_path)) == make_task("boolq").items(Data())
     (tmp_path / "boolq" / "validation.jsonl.gz").write_bytes(gzip.compress(original)[:100])
     with pytest.raises(DataError, match="cannot be read"):
-        make("boolq").items(Data(tmp_path))
+        make_task("boolq").items(Data(tmp_path))
 
 
 def test_every_task_says_where_it_comes_from():
     for name in TASKS:
-        task = make(name)
+        task = make_task(name)
         assert task.name == name
         assert task.version
         assert task.source
@@ -250,7 +250,7 @@ def test_hostile_programs_are_contained_and_fail(tmp_path, monkeypatch, name, mo
     monkeypatch.setattr(programs, "TIMEOUT_S", 1.0)
     target, victim = tmp_path / "made", tmp_path / "kept"
     victim.write_text("here")
-    task = make(name, mode=mode)
+    task = make_task(name, mode=mode)
     [item, *_] = task.items(Data())
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.05)
@@ -268,14 +268,14 @@ def test_hostile_programs_are_contained_and_fail(tmp_path, monkeypatch, name, mo
 
 
 def test_a_program_that_passes_its_asserts_only_by_leaving_is_wrong():
-    task = make("human_eval")
+    task = make_task("human_eval")
     item = task.items(Data())[0]
     assert task.judge(item, Answer("    return 1\n\nprint('all is well')\nraise SystemExit(0)\n")).value == 0
 
 
 def test_requests_of_instruct_models_are_dialogs():
     for name in OF_SUITES:
-        for item in make(name, mode="instruct").items(Data()):
+        for item in make_task(name, mode="instruct").items(Data()):
             assert isinstance(item.request, Generate)
             roles = [message["role"] for message in item.request.prompt]
             assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]

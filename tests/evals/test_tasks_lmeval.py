@@ -8,7 +8,7 @@ import lmeval_oracle as oracle
 
 from herd.errors import DataError
 from herd.evals.harness import run_task
-from herd.evals.tasks import Answer, Data, Generate, Likelihood, Rank, Read, make
+from herd.evals.tasks import Answer, Data, Generate, Likelihood, Rank, Read, make_task
 from herd.evals.tasks.lm_eval import LmEvalTask
 
 NAMES = [*oracle.LEAK, "arc_challenge", "arc_easy", "mbpp"]
@@ -71,7 +71,7 @@ def _plain(request):
 @pytest.mark.soak  # lm-eval reads its thousands of task files first
 def test_lm_evals_unknown_tasks_say_so():
     with pytest.raises(DataError, match="lm-eval:no_such_task: lm-eval cannot make it"):
-        make("lm-eval:no_such_task")
+        make_task("lm-eval:no_such_task")
 
 
 def test_texts_read_by_lm_eval():

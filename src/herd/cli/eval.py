@@ -103,10 +103,10 @@ def eval_command(
 @app.command("list")
 def list_command(as_json: Json = False) -> None:
     """List all suites and tasks with version, source, licence and where their worked examples come from."""
-    from ..evals.tasks import SUITES, TASKS, make
+    from ..evals.tasks import SUITES, TASKS, make_task
     from ..evals.tasks.mmlu import SUBJECTS
 
-    known = [make(name) for name in TASKS]
+    known = [make_task(name) for name in TASKS]
     if as_json:
         fields = ("name", "version", "shots", "metric", "source", "licence", "shots_from")
         suites = {name: [dataclasses.asdict(entry) for entry in entries] for name, entries in SUITES.items()}
@@ -136,22 +136,22 @@ def _plan(suite: str | None, tasks: str | None) -> Sequence[Any]:
     from ..evals import tasks as registry
 
     if tasks is None:
-        return registry.suite(suite or "leak")
+        return registry.suite_entries(suite or "leak")
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise DataError(f"--tasks {tasks!r} names no task: choose from `herd eval list`, e.g. boolq,piqa")
-    return [registry.Entry(name) for name in dict.fromkeys(names)]
+    return [registry.TaskEntry(name) for name in dict.fromkeys(names)]
 
 
 def _make(planned: Sequence[Any], shots: int | None, mode: Any) -> tuple[list[Task], list[TaskResult]]:
     """Return the tasks, and a failed row for every name that is not a task: the others still run."""
     from ..evals.results import TaskResult
-    from ..evals.tasks import make
+    from ..evals.tasks import make_task
 
     made, unknown = [], []
     for entry in planned:
         try:
-            made.append(make(entry.task, entry.shots if shots is None else shots, entry.mode or mode))
+            made.append(make_task(entry.task, entry.shots if shots is None else shots, entry.mode or mode))
         except DataError as error:
             unknown.append(TaskResult(entry.task, "failed", reason=str(error)))
     return made, unknown

@@ -104,14 +104,14 @@ def contamination_command(
     from ..data.corpus import read_corpus
     from ..evals.contamination import overlaps
     from ..evals.results import read_evaluation, write_summary
-    from ..evals.tasks import make
+    from ..evals.tasks import make_task
 
     evaluation, source = read_evaluation(folder), data_source(data)
     if source.label != evaluation.summary.get("data"):
         raise DataError(f"{folder} was measured on {evaluation.summary.get('data')}: give the same --data")
     done = {row.task: row for row in evaluation.tasks if row.status == "done" and row.task != "fidelity"}
     tests = {
-        name: make(name, 0, row.settings.get("mode", "base")).items(source)[: row.n_items]
+        name: make_task(name, 0, row.settings.get("mode", "base")).items(source)[: row.n_items]
         for name, row in done.items()
     }
     documents = read_corpus(None if corpus == "builtin" else corpus)

@@ -80,7 +80,7 @@ def compression(model: LlamaLM, documents: Sequence[HeldOut], context: int | Non
     )
 
 
-def compare(name: str, a: Compression, b: Compression, seed: int = 0) -> Score:
+def compare_compression(name: str, a: Compression, b: Compression, seed: int = 0) -> Score:
     """Bits per byte of ``a`` minus ``b`` over the same documents; below zero: ``a`` is better."""
     if not np.array_equal(a.n_bytes, b.n_bytes):
         raise DataError("two models can only be compared on the same held-out documents")

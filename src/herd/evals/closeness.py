@@ -16,7 +16,7 @@ from .fidelity import fidelity
 from .local import LocalModel
 from .results import ItemResult, TaskFile, TaskResult, digest, read_evaluation, write_summary
 from .score import Score, from_interval, part
-from .tasks import Data, make
+from .tasks import Data, make_task
 from .windows import HeldOut
 
 TASK, VERSION = "fidelity", "1"
@@ -29,7 +29,7 @@ def measure_fidelity(
 ) -> TaskResult:
     """Adds the row to the child's folder ``out``; texts measured before are not read again."""
     began = time.monotonic()
-    items = make("bpb_sentences").items(data)
+    items = make_task("bpb_sentences").items(data)
     chosen = items[:limit]
     settings = {"parent": parent.name, "parent_hash": parent.hash, "parent_precision": parent.precision}
     head: dict[str, Any] = {"schema": 1, "model": child.hash, "precision": child.precision, "task": TASK,
@@ -69,7 +69,7 @@ def measure_fidelity(
     row = TaskResult(
         TASK, "done", VERSION, settings, [score.record() for score in _scores(results)], note=f"against {parent.name}",
         n_items=len(chosen), n_total=len(items), seconds=time.monotonic() - began, file=path.name,
-        ids=[item.id for item in chosen], data=data.label, source="Herd", licence=make("bpb_sentences").licence,
+        ids=[item.id for item in chosen], data=data.label, source="Herd", licence=make_task("bpb_sentences").licence,
     )  # fmt: skip
     _add(out, child, row, data, limit)
     return row

@@ -27,7 +27,7 @@ TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenProgram:
     """A dialog's program as the model wrote it: does it parse, does it pass."""
 
     dialog: Dialog
@@ -45,7 +45,7 @@ def code_items(n: int, seed: int = 0, *, languages: Sequence[str] = ("en",)) -> 
 
 def written_in_chat(
     model: LlamaLM, tokenizer: Tokenizer, dialogs: Sequence[Dialog], sampling: Sampling | None = None
-) -> list[Written]:
+) -> list[WrittenProgram]:
     """An instruct model's programs; greedy unless ``sampling`` says otherwise."""
     prompts = [
         render(
@@ -58,20 +58,22 @@ def written_in_chat(
         for d in dialogs
     ]
     texts = _texts(model, tokenizer, prompts, sampling or Sampling(max_tokens=160))
-    return check([(dialog, python_program(text)) for dialog, text in zip(dialogs, texts, strict=True)])
+    return run_programs([(dialog, python_program(text)) for dialog, text in zip(dialogs, texts, strict=True)])
 
 
 def written_as_text(
     model: LlamaLM, tokenizer: Tokenizer, dialogs: Sequence[Dialog], sampling: Sampling | None = None
-) -> list[Written]:
+) -> list[WrittenProgram]:
     """A base model's programs: the body that follows a comment and a ``def`` line, up to the next unindented line."""
     heads = [_head(dialog) for dialog in dialogs]
     prompts = [tokenizer.encode(comment + head, bos=True) for comment, head in heads]
     texts = _texts(model, tokenizer, prompts, sampling or Sampling(max_tokens=80))
-    return check([(d, head + body(text)) for d, (_, head), text in zip(dialogs, heads, texts, strict=True)])
+    return run_programs(
+        [(d, head + function_body(text)) for d, (_, head), text in zip(dialogs, heads, texts, strict=True)]
+    )
 
 
-def scores(written: Sequence[Written]) -> list[Score]:
+def program_scores(written: Sequence[WrittenProgram]) -> list[Score]:
     """``code_parse`` and ``code_pass``, by language."""
     langs = [w.dialog.lang for w in written]
     parses, passes = [w.parses for w in written], [w.passes for w in written]
@@ -81,7 +83,7 @@ def scores(written: Sequence[Written]) -> list[Score]:
     ]
 
 
-def check(programs: Sequence[tuple[Dialog, str]]) -> list[Written]:
+def run_programs(programs: Sequence[tuple[Dialog, str]]) -> list[WrittenProgram]:
     """Parse every program and run those that parse with their dialog's asserts, each in a process of its own."""
     out = []
     with Sandbox() as sandbox:
@@ -91,11 +93,11 @@ def check(programs: Sequence[tuple[Dialog, str]]) -> list[Written]:
             if parses:
                 result = sandbox.run(f"{code}\n\n{dialog.check}\nprint('met')\n", timeout_s=TIMEOUT_S)
                 passes = result.ok and result.stdout.endswith("met\n")
-            out.append(Written(dialog, code, parses, passes))
+            out.append(WrittenProgram(dialog, code, parses, passes))
     return out
 
 
-def body(text: str) -> str:
+def function_body(text: str) -> str:
     """Lines up to the first that is neither indented nor empty."""
     lines = text.split("\n")
     end = next(

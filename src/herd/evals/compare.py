@@ -21,7 +21,7 @@ from ..report.published import Published, published
 from .bootstrap import Interval, paired_difference
 from .results import Evaluation, ItemResult, TaskResult
 from .score import Score
-from .verdicts import Verdict, verdicts
+from .verdicts import ClaimVerdict, judge_claims
 
 LESS_IS_BETTER = ("bits/byte", "nats/token")
 """Units of scores of which less is better."""
@@ -106,7 +106,7 @@ class Comparison:
     differences: Sequence[Difference]
     flips: Sequence[Flip]
     n_flips: Mapping[str, int]
-    verdicts: Sequence[Verdict]
+    verdicts: Sequence[ClaimVerdict]
     about: Sequence[Mapping[str, Any]]
 
     def record(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def compare(evaluations: Sequence[Evaluation]) -> Comparison:
         n_flips[headline.title] = total
     about = [{"name": n, "hash": e.model_hash} | _about(e) for n, e in zip(names, evaluations, strict=True)]
     own = {name: {row.task: s for row in rows if (s := row.scores[name])} for name in names}
-    return Comparison(names, rows, further, holm(differences), flips, n_flips, verdicts(own), about)
+    return Comparison(names, rows, further, holm(differences), flips, n_flips, judge_claims(own), about)
 
 
 def holm(differences: Sequence[Difference], alpha: float = ALPHA) -> list[Difference]:

@@ -46,7 +46,7 @@ _SYLLABLES = [consonant + vowel for consonant in "bdklmnr" for vowel in "aeiou"]
 
 
 @dataclass(frozen=True)
-class Found:
+class LongQuestion:
     """A text with its question. ``begun``: how the answer begins, which a base model is given as well; ``expected``:
     what the answer must hold, all of it, or (``any_of``) one of them. ``n_tokens`` of text and question."""
 
@@ -71,7 +71,7 @@ class Passage:
     answers: tuple[str, ...]
 
 
-def share_found(found: Found, answer: str) -> float:
+def share_found(found: LongQuestion, answer: str) -> float:
     """Share of what was expected that the answer holds; capitals do not matter, and a number must stand alone."""
     hits = [_holds(answer, one) for one in found.expected]
     return float(any(hits)) if found.any_of else sum(hits) / len(hits)
@@ -90,7 +90,7 @@ class Maker:
     lines: Sequence[str] = CALM
     passages: Sequence[Passage] = ()
 
-    def make(self, kind: str, length: int, depth: float, seed: int) -> Found:
+    def make(self, kind: str, length: int, depth: float, seed: int) -> LongQuestion:
         """At most ``length`` tokens, question and ``begun`` included, and hardly fewer. ``depth``: where the first
         thing asked for stands, 0 = at the beginning. DataError for an unknown kind or a length that does not hold it.
         """
@@ -129,10 +129,10 @@ class Maker:
 
 def _needles(
     asked: int, names: int, values: int
-) -> Callable[[Maker, int, float, np.random.Generator], Found]:
+) -> Callable[[Maker, int, float, np.random.Generator], LongQuestion]:
     """``names`` names with ``values`` codes each; the first ``asked`` are asked for."""
 
-    def make(maker: Maker, length: int, depth: float, random: np.random.Generator) -> Found:
+    def make(maker: Maker, length: int, depth: float, random: np.random.Generator) -> LongQuestion:
         called, codes = draw_names(random, "test", names), draw_codes(random, "test", names * values)
         facts = [FACT.format(name=called[i // values], code=code) for i, code in enumerate(codes)]
         return _ask(
@@ -142,7 +142,7 @@ def _needles(
     return make
 
 
-def _distractors(maker: Maker, length: int, depth: float, random: np.random.Generator) -> Found:
+def _distractors(maker: Maker, length: int, depth: float, random: np.random.Generator) -> LongQuestion:
     """Every line is a name with a code; names have three words, so that there are enough of them."""
     first, second = WORDS["test"]
     (code, *codes), name = draw_codes(random, "test", 1000), draw_names(random, "test", 1)
@@ -162,16 +162,18 @@ def _distractors(maker: Maker, length: int, depth: float, random: np.random.Gene
 def _ask(
     maker: Maker, length: int, depth: float, random: np.random.Generator, facts: Sequence[str], names: Sequence[str],
     codes: Sequence[str], filler: Iterator[str],
-) -> Found:  # fmt: skip
+) -> LongQuestion:  # fmt: skip
     listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
     are, codes_ = ("are", "codes") if len(codes) > 1 else ("is", "code")
     question = f"Question: What {are} the secret {codes_} for {listed}?"
     begun = f"Answer: The secret {codes_} for {listed} {are}"
     text, used = maker.hide(length, depth, random, facts, filler, question, begun)
-    return Found(text, question, begun, tuple(codes), used)
+    return LongQuestion(text, question, begun, tuple(codes), used)
 
 
-def _variables(maker: Maker, length: int, depth: float, random: np.random.Generator, hops: int = 4) -> Found:
+def _variables(
+    maker: Maker, length: int, depth: float, random: np.random.Generator, hops: int = 4
+) -> LongQuestion:
     """One chain of assignments in its order; another, with another value, leads astray."""
     letters = list("ABCDEFGHJKLMNPQRSTUVWXYZ")
     names: list[str] = []
@@ -202,7 +204,7 @@ def _variables(maker: Maker, length: int, depth: float, random: np.random.Genera
         raise DataError(
             f"a text of {length} tokens does not hold the assignments; at least {used} are needed"
         )
-    return Found("\n".join(lines), question, begun, tuple(right), used)
+    return LongQuestion("\n".join(lines), question, begun, tuple(right), used)
 
 
 def _words(random: np.random.Generator, n: int) -> list[str]:
@@ -214,7 +216,7 @@ def _words(random: np.random.Generator, n: int) -> list[str]:
 
 def _common_words(
     maker: Maker, length: int, depth: float, random: np.random.Generator, common: int = 10
-) -> Found:
+) -> LongQuestion:
     """Ten words thirty times each among others three times each (fewer where the text is short), shuffled."""
     question = f"Which {common} words are the most frequent in the list above?"
     begun = f"The {common} most frequent words are"
@@ -232,12 +234,12 @@ def _common_words(
     listed = random.permutation([*words[:common] * often, *words[common : common + others] * rare]).tolist()
     lines = [" ".join(listed[i : i + 12]) for i in range(0, len(listed), 12)]
     text, used = maker.hide(length, depth, random, [], iter(lines), question, begun)
-    return Found(text, question, begun, tuple(words[:common]), used)
+    return LongQuestion(text, question, begun, tuple(words[:common]), used)
 
 
 def _frequent_words(
     maker: Maker, length: int, depth: float, random: np.random.Generator, asked: int = 3
-) -> Found:
+) -> LongQuestion:
     """The r-th of the words has a share of r^-2: each clearly rarer than the one before."""
     question = f"Which {asked} made-up words are the most frequent in the text above?"
     begun = f"The {asked} most frequent words are"
@@ -249,10 +251,10 @@ def _frequent_words(
             yield " ".join(words[int(i)] for i in random.choice(len(words), 12, p=shares / shares.sum()))
 
     text, used = maker.hide(length, depth, random, [], lines(), question, begun)
-    return Found(text, question, begun, tuple(words[:asked]), used)
+    return LongQuestion(text, question, begun, tuple(words[:asked]), used)
 
 
-def _questions(maker: Maker, length: int, depth: float, random: np.random.Generator) -> Found:
+def _questions(maker: Maker, length: int, depth: float, random: np.random.Generator) -> LongQuestion:
     """The paragraph that answers at its depth among paragraphs of other questions, as many as there is room for."""
     if len(maker.passages) < 2:
         raise DataError(
@@ -263,10 +265,10 @@ def _questions(maker: Maker, length: int, depth: float, random: np.random.Genera
     others = dict.fromkeys(maker.passages[i].text for i in order[1:] if maker.passages[i].text != asked.text)
     question = f"Answer by the text above, in a few words only: {asked.question}"
     text, used = maker.hide(length, depth, random, [asked.text], iter(others), question, "Answer:")
-    return Found(text, question, "Answer:", asked.answers, used, any_of=True)
+    return LongQuestion(text, question, "Answer:", asked.answers, used, any_of=True)
 
 
-KINDS: dict[str, Callable[[Maker, int, float, np.random.Generator], Found]] = {
+KINDS: dict[str, Callable[[Maker, int, float, np.random.Generator], LongQuestion]] = {
     "single": _needles(1, 1, 1),
     "multikey": _needles(1, 4, 1),
     "multivalue": _needles(1, 1, 4),

@@ -23,7 +23,7 @@ N_ITEMS = {
 
 
 @dataclass(frozen=True)
-class Claim:
+class ScoreClaim:
     """``first`` is said to be ahead of ``second``, by the scores of ``source``."""
 
     said: str
@@ -33,19 +33,19 @@ class Claim:
 
 
 CLAIMS = (
-    Claim("Llama 3.1 405B beats GPT-4o", "Llama 3.1 405B", "GPT-4o", "azure-leak"),
-    Claim("Llama 3.1 70B beats GPT-4o", "Llama 3.1 70B", "GPT-4o", "azure-leak"),
-    Claim("Llama 3.1 8B is far ahead of Llama 3 8B", "Llama 3.1 8B", "Llama 3 8B", "azure"),
-    Claim("Llama 3.1 70B beats Llama 3 70B", "Llama 3.1 70B", "Llama 3 70B", "azure"),
+    ScoreClaim("Llama 3.1 405B beats GPT-4o", "Llama 3.1 405B", "GPT-4o", "azure-leak"),
+    ScoreClaim("Llama 3.1 70B beats GPT-4o", "Llama 3.1 70B", "GPT-4o", "azure-leak"),
+    ScoreClaim("Llama 3.1 8B is far ahead of Llama 3 8B", "Llama 3.1 8B", "Llama 3 8B", "azure"),
+    ScoreClaim("Llama 3.1 70B beats Llama 3 70B", "Llama 3.1 70B", "Llama 3 70B", "azure"),
 )
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ClaimVerdict:
     """How many benchmarks ``first`` wins, loses and neither by what is published; ``own``: the same comparison where
     both models have been measured here."""
 
-    claim: Claim
+    claim: ScoreClaim
     wins: Sequence[str]
     losses: Sequence[str]
     ties: Sequence[str]
@@ -58,12 +58,12 @@ class Verdict:
         return "holds in part" if len(self.wins) > len(self.losses) else "does not hold"
 
 
-def verdicts(own: Mapping[str, Mapping[str, Score]]) -> list[Verdict]:
+def judge_claims(own: Mapping[str, Mapping[str, Score]]) -> list[ClaimVerdict]:
     """One for each claim. ``own``: model to task to score, as measured."""
     return [_verdict(claim, own) for claim in CLAIMS]
 
 
-def _verdict(claim: Claim, own: Mapping[str, Mapping[str, Score]]) -> Verdict:
+def _verdict(claim: ScoreClaim, own: Mapping[str, Mapping[str, Score]]) -> ClaimVerdict:
     first = _published(claim.first, "azure")
     second = _published(claim.second, claim.source)
     wins: list[str] = []
@@ -74,7 +74,7 @@ def _verdict(claim: Claim, own: Mapping[str, Mapping[str, Score]]) -> Verdict:
             gap = first[task] - second[task]
             noise = 200 * math.sqrt(2 * _variance((first[task] + second[task]) / 200) / N_ITEMS[task])
             (ties if abs(gap) <= noise else wins if gap > 0 else losses).append(task)
-    return Verdict(claim, wins, losses, ties, _measured(claim, own))
+    return ClaimVerdict(claim, wins, losses, ties, _measured(claim, own))
 
 
 def _published(model: str, source: str) -> dict[str, float]:
@@ -89,7 +89,7 @@ def _variance(share: float) -> float:
     return share * (1 - share)
 
 
-def _measured(claim: Claim, own: Mapping[str, Mapping[str, Score]]) -> str:
+def _measured(claim: ScoreClaim, own: Mapping[str, Mapping[str, Score]]) -> str:
     """In words, where models of these names have been measured; "" else."""
     first, second = (
         next((s for name, s in own.items() if _same(name, m)), {}) for m in (claim.first, claim.second)

@@ -35,7 +35,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Scored:
+class WindowScore:
     """A batch of windows: targets of -100 are not scored; ``document_BT`` numbers the document of each token."""
 
     tokens_BT: Tensor
@@ -99,7 +99,7 @@ def from_shards(
 
 def windows(
     documents: Sequence[HeldOut], context: int, device: torch.device | str = "cpu"
-) -> Iterator[Scored]:
+) -> Iterator[WindowScore]:
     """Batches of at most `BATCH_TOKENS` tokens (or one row), long ones first so that memory peaks at once."""
     cuts = [(d, *cut) for d, document in enumerate(documents) for cut in _cuts(len(document.ids), context)]
     cuts.sort(key=lambda cut: cut[2] - cut[1], reverse=True)
@@ -113,7 +113,7 @@ def windows(
             tokens_BT[b, : stop - start] = ids[:-1]
             targets_BT[b, first - start : stop - start] = ids[1 + first - start :]
         document_B = torch.tensor([cut[0] for cut in batch])
-        yield Scored(tokens_BT.to(device), targets_BT.to(device), document_B)
+        yield WindowScore(tokens_BT.to(device), targets_BT.to(device), document_B)
 
 
 def _cuts(n_ids: int, context: int) -> Iterator[tuple[int, int, int]]:

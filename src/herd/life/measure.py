@@ -63,9 +63,9 @@ def measure(run: RaiseRun) -> Outcome:
         )
         tick(f"{name}: functions")
         writes = code.written_as_text if name in BASES else code.written_in_chat
-        add(name, *code.scores(writes(model, tokenizer, code.code_items(plan.tool_items // 4, SEED))))
+        add(name, *code.program_scores(writes(model, tokenizer, code.code_items(plan.tool_items // 4, SEED))))
     for better, other in (("student", "control"), ("long", "teacher"), ("instruct", "long")):
-        add(better, bpb.compare(f"bpb_vs_{other}", compressed[better], compressed[other], SEED))
+        add(better, bpb.compare_compression(f"bpb_vs_{other}", compressed[better], compressed[other], SEED))
     for name in ("student", "control"):
         tick(f"{name}: nearness to its teacher")
         add(name, *fidelity(models["instruct"], models[name], documents).scores(SEED))

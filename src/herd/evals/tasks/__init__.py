@@ -4,8 +4,8 @@
 `Answer` for each, and gives a `Judgement`. `data.py` finds the files (`--data`, or ten built-in items of every format).
 `registry.py` knows tasks and suites by name::
 
-    from herd.evals.tasks import Data, make
-    task = make("boolq", shots=5, mode="base")        # unknown names: DataError with the nearest ones
+    from herd.evals.tasks import Data, make_task
+    task = make_task("boolq", shots=5, mode="base")        # unknown names: DataError with the nearest ones
     items = task.items(Data())
     task.judge(items[0], task.example(items[0], right=True)).value == 1.0
 
@@ -19,7 +19,7 @@ that is computed once.
 """
 
 from .data import Data
-from .registry import SUITES, TASKS, Entry, make, suite
+from .registry import SUITES, TASKS, TaskEntry, make_task, suite_entries
 from .task import Answer, Generate, Item, Judgement, Likelihood, Mode, Rank, Read, Request, Task
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "TASKS",
     "Answer",
     "Data",
-    "Entry",
     "Generate",
     "Item",
     "Judgement",
@@ -37,6 +36,7 @@ __all__ = [
     "Read",
     "Request",
     "Task",
-    "make",
-    "suite",
+    "TaskEntry",
+    "make_task",
+    "suite_entries",
 ]

@@ -21,7 +21,7 @@ from .word_problems import Gsm8k, Mgsm
 
 
 @dataclass(frozen=True)
-class Entry:
+class TaskEntry:
     """A task as a suite runs it; ``shots`` None is the task's usual number, ``mode`` None what the model is."""
 
     task: str
@@ -30,8 +30,8 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Known:
-    """How to make a task: ``make(name, shots, mode)``, and its usual number of shots."""
+class TaskMaker:
+    """How to make a task: ``make_task(name, shots, mode)``, and its usual number of shots."""
 
     make: Callable[[str, int, Mode], Task]
     shots: int = 0
@@ -42,59 +42,59 @@ RULER = (
 )  # fmt: skip
 
 # The shots of Azure's published table (and of the leaked one).
-TASKS: dict[str, Known] = {
-    "boolq": Known(choice.BoolQ, 5),
-    "gsm8k": Known(Gsm8k, 8),
-    "hellaswag": Known(choice.HellaSwag, 5),
-    "human_eval": Known(HumanEval, 0),
-    **{f"mmlu_{group}": Known(Mmlu.of, 5) for group in SUBJECTS},
-    "openbookqa": Known(choice.OpenBookQA, 10),
-    "piqa": Known(choice.Piqa, 5),
-    "social_iqa": Known(choice.SocialIqa, 5),
-    "truthfulqa_mc1": Known(choice.TruthfulQaMc1, 6),
-    "winogrande": Known(choice.Winogrande, 5),
-    "arc_challenge": Known(choice.Arc, 25),
-    "arc_easy": Known(choice.Arc, 25),
-    "mbpp": Known(Mbpp, 3),
-    "mgsm": Known(Mgsm, 8),
-    "ifeval": Known(IfEval),
-    "bfcl": Known(Bfcl),
-    "tool_calls": Known(ToolDialogs),
-    "tool_answers": Known(ToolDialogs),
-    "bpb_sentences": Known(Sentences),
-    "bpb_declaration": Known(Declaration),
-    "needle_single": Known(LongText),
-    "needle_multi": Known(LongText),
-    **{f"ruler_{kind}": Known(LongText) for kind in RULER},
-    **{f"mmlu_{subject}": Known(Mmlu.of, 5) for subjects in SUBJECTS.values() for subject in subjects},
+TASKS: dict[str, TaskMaker] = {
+    "boolq": TaskMaker(choice.BoolQ, 5),
+    "gsm8k": TaskMaker(Gsm8k, 8),
+    "hellaswag": TaskMaker(choice.HellaSwag, 5),
+    "human_eval": TaskMaker(HumanEval, 0),
+    **{f"mmlu_{group}": TaskMaker(Mmlu.of, 5) for group in SUBJECTS},
+    "openbookqa": TaskMaker(choice.OpenBookQA, 10),
+    "piqa": TaskMaker(choice.Piqa, 5),
+    "social_iqa": TaskMaker(choice.SocialIqa, 5),
+    "truthfulqa_mc1": TaskMaker(choice.TruthfulQaMc1, 6),
+    "winogrande": TaskMaker(choice.Winogrande, 5),
+    "arc_challenge": TaskMaker(choice.Arc, 25),
+    "arc_easy": TaskMaker(choice.Arc, 25),
+    "mbpp": TaskMaker(Mbpp, 3),
+    "mgsm": TaskMaker(Mgsm, 8),
+    "ifeval": TaskMaker(IfEval),
+    "bfcl": TaskMaker(Bfcl),
+    "tool_calls": TaskMaker(ToolDialogs),
+    "tool_answers": TaskMaker(ToolDialogs),
+    "bpb_sentences": TaskMaker(Sentences),
+    "bpb_declaration": TaskMaker(Declaration),
+    "needle_single": TaskMaker(LongText),
+    "needle_multi": TaskMaker(LongText),
+    **{f"ruler_{kind}": TaskMaker(LongText) for kind in RULER},
+    **{f"mmlu_{subject}": TaskMaker(Mmlu.of, 5) for subjects in SUBJECTS.values() for subject in subjects},
 }
 
-_MMLU = tuple(Entry(f"mmlu_{group}") for group in SUBJECTS)
+_MMLU = tuple(TaskEntry(f"mmlu_{group}") for group in SUBJECTS)
 
-SUITES: dict[str, tuple[Entry, ...]] = {
+SUITES: dict[str, tuple[TaskEntry, ...]] = {
     # Azure's thirteen: as published, whatever the model is
     "leak": (
-        Entry("boolq"), Entry("gsm8k"), Entry("hellaswag"), Entry("human_eval"), *_MMLU, Entry("openbookqa"),
-        Entry("piqa"), Entry("social_iqa"), Entry("truthfulqa_mc1"), Entry("winogrande"),
+        TaskEntry("boolq"), TaskEntry("gsm8k"), TaskEntry("hellaswag"), TaskEntry("human_eval"), *_MMLU, TaskEntry("openbookqa"),
+        TaskEntry("piqa"), TaskEntry("social_iqa"), TaskEntry("truthfulqa_mc1"), TaskEntry("winogrande"),
     ),
     # Llama 3.1's model card and paper (tables 9 to 14), with their shots, as far as the data sets are here
     "base": (
-        *_MMLU, Entry("winogrande", 5), Entry("arc_challenge", 25), Entry("boolq", 0), Entry("human_eval", 0),
-        Entry("mbpp", 3), Entry("gsm8k", 8), Entry("piqa", 0), Entry("social_iqa", 0), Entry("openbookqa", 0),
+        *_MMLU, TaskEntry("winogrande", 5), TaskEntry("arc_challenge", 25), TaskEntry("boolq", 0), TaskEntry("human_eval", 0),
+        TaskEntry("mbpp", 3), TaskEntry("gsm8k", 8), TaskEntry("piqa", 0), TaskEntry("social_iqa", 0), TaskEntry("openbookqa", 0),
     ),
     "instruct": (
-        *_MMLU, Entry("arc_challenge", 0), Entry("human_eval", 0), Entry("mbpp", 0), Entry("gsm8k", 8),
-        Entry("mgsm", 0), Entry("ifeval"), Entry("bfcl"),
+        *_MMLU, TaskEntry("arc_challenge", 0), TaskEntry("human_eval", 0), TaskEntry("mbpp", 0), TaskEntry("gsm8k", 8),
+        TaskEntry("mgsm", 0), TaskEntry("ifeval"), TaskEntry("bfcl"),
     ),
     # which function, with which arguments; and Herd's own forms of asking
-    "tools": (Entry("bfcl"), Entry("tool_calls"), Entry("tool_answers")),
-    "multilingual": (Entry("mgsm"), Entry("bpb_sentences"), Entry("bpb_declaration")),
+    "tools": (TaskEntry("bfcl"), TaskEntry("tool_calls"), TaskEntry("tool_answers")),
+    "multilingual": (TaskEntry("mgsm"), TaskEntry("bpb_sentences"), TaskEntry("bpb_declaration")),
     # one thing and several by length and depth; then RULER's kinds
-    "long": (Entry("needle_single"), Entry("needle_multi"), *(Entry(f"ruler_{kind}") for kind in RULER)),
+    "long": (TaskEntry("needle_single"), TaskEntry("needle_multi"), *(TaskEntry(f"ruler_{kind}") for kind in RULER)),
 }  # fmt: skip
 
 
-def make(name: str, shots: int | None = None, mode: Mode = "base") -> Task:
+def make_task(name: str, shots: int | None = None, mode: Mode = "base") -> Task:
     """A task by name, ``lm-eval:NAME`` for lm-eval's own. DataError naming the nearest ones for an unknown name."""
     if name.startswith(PREFIX):
         return LmEvalTask.of(name.removeprefix(PREFIX), shots, mode)
@@ -104,7 +104,7 @@ def make(name: str, shots: int | None = None, mode: Mode = "base") -> Task:
     return known.make(name, known.shots if shots is None else shots, mode)
 
 
-def suite(name: str) -> tuple[Entry, ...]:
+def suite_entries(name: str) -> tuple[TaskEntry, ...]:
     """A suite's tasks. Raises DataError naming the nearest suites for an unknown name."""
     if name not in SUITES:
         raise DataError(f"unknown suite {name!r}: {_nearest(name, SUITES)}")
