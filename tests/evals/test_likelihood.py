@@ -105,7 +105,7 @@ def test_compare_is_paired(teacher, student, documents):
     a, b = (compression(m, documents()) for m in (teacher, student))
     score = compare_compression("teacher_vs_student", a, b)
     assert score.value == pytest.approx(a.score().value - b.score().value)
-    assert (compare_compression("same", a, a).value, compare("same", a, a).hi) == (0, 0)
+    assert (compare_compression("same", a, a).value, compare_compression("same", a, a).hi) == (0, 0)
     with pytest.raises(DataError, match="same held-out"):
         compare_compression("x", a, compression(teacher, documents()[:2]))
 

@@ -151,7 +151,7 @@ def _make(planned: Sequence[Any], shots: int | None, mode: Any) -> tuple[list[Ta
     made, unknown = [], []
     for entry in planned:
         try:
-            made.append(make_task(entry.task, entry.shots if shots is None else shots, entry.mode or mode))
+            made.append(make_task(entry.task, entry.shots if shots is None else shots, mode))
         except DataError as error:
             unknown.append(TaskResult(entry.task, "failed", reason=str(error)))
     return made, unknown

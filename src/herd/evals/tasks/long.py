@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ...errors import DataError
+from .. import ruler
 from ..ruler import CALM, Maker, Passage, share_found
 from ..score import Score
 from .data import Data
@@ -27,7 +28,10 @@ DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PER_LENGTH = 20
 CHAT_TOKENS = 40
 """What a dialog's headers take at most."""
-KINDS = {"needle_single": "single", "needle_multi": "multiquery"}
+LONG_TASKS = {"needle_single": "single", "needle_multi": "multiquery"} | {
+    f"ruler_{kind}": kind for kind in ruler.KINDS if kind not in ("single", "multiquery")
+}
+"""Task to kind of text."""
 ANSWER_TOKENS = {
     "common_words": 120,
     "variables": 60,
@@ -64,7 +68,7 @@ class LongText(Task):
     @property
     def kind(self) -> str:
         """As `ruler` calls it."""
-        return KINDS.get(self.name, self.name.removeprefix("ruler_"))
+        return LONG_TASKS[self.name]
 
     def fitted(self, model: Any) -> Task:
         context, count = getattr(model, "context", None), getattr(model, "count", None)

@@ -5,37 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
+
+import yaml
 
 from ...errors import DataError
 from .choice import ChoiceTask, Doc
 from .data import Data, Row
 from .task import Mode
 
-SUBJECTS: dict[str, tuple[str, ...]] = {
-    "humanities": (
-        "formal_logic", "high_school_european_history", "high_school_us_history", "high_school_world_history",
-        "international_law", "jurisprudence", "logical_fallacies", "moral_disputes", "moral_scenarios", "philosophy",
-        "prehistory", "professional_law", "world_religions",
-    ),
-    "other": (
-        "business_ethics", "clinical_knowledge", "college_medicine", "global_facts", "human_aging", "management",
-        "marketing", "medical_genetics", "miscellaneous", "nutrition", "professional_accounting",
-        "professional_medicine", "virology",
-    ),
-    "social_sciences": (
-        "econometrics", "high_school_geography", "high_school_government_and_politics", "high_school_macroeconomics",
-        "high_school_microeconomics", "high_school_psychology", "human_sexuality", "professional_psychology",
-        "public_relations", "security_studies", "sociology", "us_foreign_policy",
-    ),
-    "stem": (
-        "abstract_algebra", "anatomy", "astronomy", "college_biology", "college_chemistry",
-        "college_computer_science", "college_mathematics", "college_physics", "computer_security",
-        "conceptual_physics", "electrical_engineering", "elementary_mathematics", "high_school_biology",
-        "high_school_chemistry", "high_school_computer_science", "high_school_mathematics", "high_school_physics",
-        "high_school_statistics", "machine_learning",
-    ),
-}  # fmt: skip
-"""Subjects of each group, as lm-eval (and the paper) sort them."""
+_SUBJECTS = yaml.safe_load(Path(__file__).with_name("mmlu_subjects.yaml").read_text(encoding="utf-8"))
+SUBJECTS: dict[str, tuple[str, ...]] = {group: tuple(names.split()) for group, names in _SUBJECTS.items()}
+"""Subjects of each group."""
 
 
 @dataclass(frozen=True)

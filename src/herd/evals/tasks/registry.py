@@ -1,10 +1,13 @@
-"""Tasks and suites by name."""
+"""The tasks and suites that ``herd eval`` knows, by name."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
 
 from ...errors import DataError
 from . import choice
@@ -12,7 +15,7 @@ from .calls import Bfcl
 from .dialogs import ToolDialogs
 from .instructions import IfEval
 from .lm_eval import PREFIX, LmEvalTask
-from .long import LongText
+from .long import LONG_TASKS, LongText
 from .mmlu import SUBJECTS, Mmlu
 from .parallel_text import Declaration, Sentences
 from .programs import HumanEval, Mbpp
@@ -22,27 +25,21 @@ from .word_problems import Gsm8k, Mgsm
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """A task as a suite runs it; ``shots`` None is the task's usual number, ``mode`` None what the model is."""
+    """A task of a suite; ``shots`` is None for the task's usual number."""
 
     task: str
     shots: int | None = None
-    mode: Mode | None = None
 
 
 @dataclass(frozen=True)
 class TaskMaker:
-    """How to make a task: ``make_task(name, shots, mode)``, and its usual number of shots."""
+    """The function ``make(name, shots, mode)`` that makes a task, and the task's usual number of shots."""
 
     make: Callable[[str, int, Mode], Task]
     shots: int = 0
 
 
-RULER = (
-    "multikey", "multivalue", "distractors", "variables", "common_words", "frequent_words", "questions"
-)  # fmt: skip
-
-# The shots of Azure's published table (and of the leaked one).
-TASKS: dict[str, TaskMaker] = {
+TASKS: dict[str, TaskMaker] = {  # with the shots of Azure's published table (and of the leaked one)
     "boolq": TaskMaker(choice.BoolQ, 5),
     "gsm8k": TaskMaker(Gsm8k, 8),
     "hellaswag": TaskMaker(choice.HellaSwag, 5),
@@ -63,39 +60,22 @@ TASKS: dict[str, TaskMaker] = {
     "tool_answers": TaskMaker(ToolDialogs),
     "bpb_sentences": TaskMaker(Sentences),
     "bpb_declaration": TaskMaker(Declaration),
-    "needle_single": TaskMaker(LongText),
-    "needle_multi": TaskMaker(LongText),
-    **{f"ruler_{kind}": TaskMaker(LongText) for kind in RULER},
+    **{name: TaskMaker(LongText) for name in LONG_TASKS},
     **{f"mmlu_{subject}": TaskMaker(Mmlu.of, 5) for subjects in SUBJECTS.values() for subject in subjects},
 }
 
-_MMLU = tuple(TaskEntry(f"mmlu_{group}") for group in SUBJECTS)
 
-SUITES: dict[str, tuple[TaskEntry, ...]] = {
-    # Azure's thirteen: as published, whatever the model is
-    "leak": (
-        TaskEntry("boolq"), TaskEntry("gsm8k"), TaskEntry("hellaswag"), TaskEntry("human_eval"), *_MMLU, TaskEntry("openbookqa"),
-        TaskEntry("piqa"), TaskEntry("social_iqa"), TaskEntry("truthfulqa_mc1"), TaskEntry("winogrande"),
-    ),
-    # Llama 3.1's model card and paper (tables 9 to 14), with their shots, as far as the data sets are here
-    "base": (
-        *_MMLU, TaskEntry("winogrande", 5), TaskEntry("arc_challenge", 25), TaskEntry("boolq", 0), TaskEntry("human_eval", 0),
-        TaskEntry("mbpp", 3), TaskEntry("gsm8k", 8), TaskEntry("piqa", 0), TaskEntry("social_iqa", 0), TaskEntry("openbookqa", 0),
-    ),
-    "instruct": (
-        *_MMLU, TaskEntry("arc_challenge", 0), TaskEntry("human_eval", 0), TaskEntry("mbpp", 0), TaskEntry("gsm8k", 8),
-        TaskEntry("mgsm", 0), TaskEntry("ifeval"), TaskEntry("bfcl"),
-    ),
-    # which function, with which arguments; and Herd's own forms of asking
-    "tools": (TaskEntry("bfcl"), TaskEntry("tool_calls"), TaskEntry("tool_answers")),
-    "multilingual": (TaskEntry("mgsm"), TaskEntry("bpb_sentences"), TaskEntry("bpb_declaration")),
-    # one thing and several by length and depth; then RULER's kinds
-    "long": (TaskEntry("needle_single"), TaskEntry("needle_multi"), *(TaskEntry(f"ruler_{kind}") for kind in RULER)),
-}  # fmt: skip
+def _entry(text: str) -> TaskEntry:
+    name, _, shots = text.partition(":")
+    return TaskEntry(name, int(shots) if shots else None)
+
+
+_SUITES = yaml.safe_load(Path(__file__).with_name("suites.yaml").read_text(encoding="utf-8"))
+SUITES = {name: tuple(map(_entry, tasks.split())) for name, tasks in _SUITES.items()}
 
 
 def make_task(name: str, shots: int | None = None, mode: Mode = "base") -> Task:
-    """A task by name, ``lm-eval:NAME`` for lm-eval's own. DataError naming the nearest ones for an unknown name."""
+    """Return the task of a name; ``lm-eval:NAME`` is one of lm-eval's. DataError lists similar names if unknown."""
     if name.startswith(PREFIX):
         return LmEvalTask.of(name.removeprefix(PREFIX), shots, mode)
     if name not in TASKS:
@@ -105,7 +85,7 @@ def make_task(name: str, shots: int | None = None, mode: Mode = "base") -> Task:
 
 
 def suite_entries(name: str) -> tuple[TaskEntry, ...]:
-    """A suite's tasks. Raises DataError naming the nearest suites for an unknown name."""
+    """Return the tasks of a suite. DataError lists similar names if the suite is unknown."""
     if name not in SUITES:
         raise DataError(f"unknown suite {name!r}: {_nearest(name, SUITES)}")
     return SUITES[name]
