@@ -1,4 +1,4 @@
-"""Needles: exact length, the fact where it should be, answerable from the text alone, train and test disjoint."""
+"""Needles have the exact length, the fact where it should be, and an answer that only the text gives."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from herd.data.batch import IGNORE
-from herd.data.needle import STYLES, WORDS, NeedleMaker, RetrievalStream, draw_codes, draw_names, make_needle
+from herd.data.needle import STYLES, WORDS, NeedleMaker, RetrievalStream, draw_codes, draw_names
 from herd.data.shuffle import generator
 from herd.errors import DataError
 
@@ -30,7 +29,9 @@ def maker(shards, byte_tokenizer):
     split=st.sampled_from(["train", "test"]),
 )
 @settings(max_examples=60, deadline=None)
-def test_needles(maker, byte_tokenizer, length, depth, seed, style, n_facts, split):
+def test_a_needle_has_its_length_and_its_fact_at_its_depth(
+    maker, byte_tokenizer, length, depth, seed, style, n_facts, split
+):
     needle = maker.make(length, depth, seed, split=split, n_facts=n_facts, style=style)
     assert needle.ids_N.shape == (length,)
     assert needle.ids_N[0] == byte_tokenizer.bos_id
@@ -68,7 +69,7 @@ def test_a_question_gives_the_facts_words_before_its_code():
         assert "{name}" in question
 
 
-def test_seeds_differ(maker):
+def test_other_seeds_give_other_needles(maker):
     needles = [maker.make(900, 0.5, seed) for seed in range(20)]
     assert len({needle.answer for needle in needles}) > 15
     assert len({needle.ids_N.tobytes() for needle in needles}) == 20
@@ -83,7 +84,7 @@ def test_seeds_differ(maker):
         ((900, 1.5, 0), "depth 1.5"),
     ],
 )
-def test_refused(maker, arguments, match):
+def test_impossible_requests_are_refused(maker, arguments, match):
     with pytest.raises(DataError, match=match):
         maker.make(*arguments)
     with pytest.raises(DataError, match="split 'both'"):
@@ -92,43 +93,37 @@ def test_refused(maker, arguments, match):
         maker.make(900, 0.5, 0, n_facts=1, n_questions=2)
 
 
-def test_shortest_length_named_is_enough(maker):
+def test_the_shortest_length_that_the_error_names_is_enough(maker):
     with pytest.raises(DataError, match="at least") as error:
         maker.make(100, 0.5, 3)
     least = int(re.search(r"at least (\d+)", str(error.value))[1])
     assert len(maker.make(least + 40, 0.5, 3).ids_N) == least + 40
 
 
-def test_retrieval_stream_is_pure_and_trains_answers(maker, byte_tokenizer):
+def test_the_retrieval_stream_is_a_pure_function_of_the_position(maker):
     stream = RetrievalStream(maker, 1200, seed=5)
     whole = stream.batch(7, 6)
     parts = [stream.batch(7, 1), stream.batch(8, 3), stream.batch(11, 2)]
     assert torch.equal(whole.tokens_BT, torch.cat([p.tokens_BT for p in parts]))
     assert torch.equal(whole.targets_BT, torch.cat([p.targets_BT for p in parts]))
     assert torch.equal(whole.tokens_BT[:, 1:], whole.targets_BT[:, :-1])
-    only = RetrievalStream(maker, 1200, seed=5, answers_only=True).batch(7, 6)
-    assert torch.equal(only.tokens_BT, whole.tokens_BT)
-    for row in range(6):
-        needle = stream.needle(7 + row)
-        assert len(needle.questions) == 6
-        said = byte_tokenizer.decode(only.targets_BT[row][only.targets_BT[row] != IGNORE].tolist())
-        assert said == "".join(f" {q.code}" for q in needle.questions)
+    assert all(len(stream.needle(7 + row).questions) == 6 for row in range(6))
     with pytest.raises(DataError, match="do not hold"):
         RetrievalStream(maker, 64, seed=0)
 
 
 def test_filler_may_be_an_array_or_a_function(byte_tokenizer):
-    array = np.arange(97, 123)
-    needle = make_needle(byte_tokenizer, array, 600, 0.0, 1, n_facts=2)
-    assert len(needle.ids_N) == 600
-    constant = make_needle(byte_tokenizer, lambda random, n: np.full(n, 120), 600, 1.0, 1, n_facts=2)
+    def needle(filler, depth):
+        return NeedleMaker(byte_tokenizer, filler).make(600, depth, 1, split="test", n_facts=2)
+
+    assert len(needle(np.arange(97, 123), 0.0).ids_N) == 600
+    constant = needle(lambda random, n: np.full(n, 120), 1.0)
     assert (constant.ids_N == 120).sum() > 200
-    with pytest.raises(DataError, match="hardly any text"):
-        make_needle(byte_tokenizer, np.array([byte_tokenizer.bos_id]), 600, 0.0, 1)
+    with pytest.raises(DataError, match="almost no ordinary text"):
+        needle(np.array([byte_tokenizer.bos_id]), 0.0)
 
 
-def test_codes_are_cut_from_their_words_by_the_real_pattern():
-    """The answer encoded alone is the answer encoded in place: prompt + answer is how the text itself is encoded."""
+def test_the_answer_has_the_same_tokens_alone_and_in_place():
     from herd.text.tokenizer import Tokenizer
 
     texts = ["The secret code for amber falcon is 4821.\n" * 20, "# code(x) = 1234\n>>> Look up.\n" * 20]

@@ -1,15 +1,15 @@
-"""Needles: a fact hidden in long real text and asked for at its end, for training long contexts and for testing them.
+"""Needles: facts hidden in long real text and asked for at its end, to train and to test long contexts.
 
-A document is real text of the corpus with several short facts on lines of their own, "The secret code for amber falcon
-is 4821.", and a question at the end about one of them. Whoever answers right has looked across the whole distance: the
-code stands nowhere else, and the other facts make it useless to copy just any code. Llama 3 moves on to the next
-context length only when it solves these perfectly (paper section 3.4.2).
+A document is real text of the corpus with several short facts on lines of their own ("The secret code for amber falcon
+is 4821.") and a question at the end about one of them. A right answer shows that the model looked across the whole
+distance: the code stands nowhere else, and the other facts make it useless to copy just any code. Llama 3 moved on to
+the next context length only when these were solved perfectly (paper, section 3.4.2).
 
-Training needles and test needles are disjoint: names are made from different words, codes are different numbers, and
-the caller takes the filler from another split. Everything is a pure function of the seed.
+Training and test needles are disjoint: their names are made of different words, their codes are different numbers, and
+the caller takes the running text ("filler") from another split. Everything is a pure function of the seed.
 
 Sources: G. Kamradt, "Needle in a haystack" (2023); RULER, arXiv 2404.06654, section 3 (several keys and values).
-Shapes: B rows, T = context, N tokens.
+Shapes: B rows, T = context, N tokens, V vocabulary, S = T + 1.
 """
 
 from __future__ import annotations
@@ -17,47 +17,32 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import yaml
 
 from ..errors import DataError
-from .batch import IGNORE, Batch
+from .batch import Batch
 from .shards import Shards
 from .shuffle import generator, key
 from .stream import as_batch, check_range
 
-WORDS = {
-    "train": (
-        ("amber", "bitter", "calm", "distant", "early", "faded", "gentle", "hollow", "ivory", "jolly", "kind", "little",
-         "modern", "narrow", "olive", "proud", "quiet", "rapid", "silver", "tender", "upper", "velvet", "winter"),
-        ("anchor", "bridge", "castle", "dragon", "engine", "forest", "garden", "harbor", "island", "jacket", "kettle",
-         "lantern", "meadow", "needle", "orchard", "planet", "quarry", "river", "shadow", "temple", "valley", "window"),
-    ),
-    "test": (
-        ("ancient", "brave", "copper", "dusty", "endless", "frozen", "golden", "humble", "lonely", "mighty",
-         "purple", "rusty"),
-        ("beacon", "candle", "desert", "falcon", "glacier", "hammer", "mirror", "ocean", "pencil",
-         "rocket", "spider", "tower"),
-    ),
-}  # fmt: skip
-"""(first words, second words) of names; no word stands in both splits."""
+_TEXTS: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+WORDS: dict[str, tuple[list[str], list[str]]] = {
+    split: (words["first"].split(), words["second"].split()) for split, words in _TEXTS["names"].items()
+}
+"""(first words, second words) of names, by split; no word stands in both splits."""
+STYLES: list[tuple[str, str]] = [(style["fact"], style["question"]) for style in _TEXTS["styles"]]
+"""(fact, question) sentences."""
 
 FIRST_CODE, LAST_CODE, TEST_EVERY = 1000, 9999, 5
 """Codes have four digits; every fifth number is kept for testing."""
 
-STYLES: tuple[tuple[str, str], ...] = (
-    ("The secret code for {name} is{code}.\n",
-     "Question: What is the secret code for {name}?\nAnswer: The secret code for {name} is"),
-    ("# code({name}) ={code}\n", ">>> code({name})\n# code({name}) ="),
-    ("Remember this: {name} has the number{code}.\n", "Which number has {name}? Remember this: {name} has the number"),
-    ("{name}:{code}\n", "Look up {name}.\n{name}:"),
-)  # fmt: skip
-"""(fact, question) pairs. A question ends just before its code, repeating the fact's words before it."""
-
 
 class TextTokenizer(Protocol):
-    """What needles need of a tokenizer."""
+    """The part of a tokenizer that needles use."""
 
     n_ranks: int
     bos_id: int
@@ -74,7 +59,7 @@ Filler = Callable[[np.random.Generator, int], np.ndarray]
 
 @dataclass(frozen=True)
 class Question:
-    """A name and its code; ``ids_N[start:stop]`` of the needle are the tokens of the code in the answer."""
+    """A question about a name; ``ids_N[start:stop]`` of the needle are the tokens of the code that answers it."""
 
     name: str
     code: str
@@ -84,10 +69,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Needle:
-    """A whole document: text, facts, question and answer.
+    """A whole document: text, facts, questions and answers.
 
-    ``ids_N``: int64, begins with ``<|begin_of_text|>``. A test has one question: feed `prompt`, expect `answer`.
-    ``depth``: where the asked fact stands, 0 = at the beginning, 1 = right before the question.
+    ``ids_N``: int64, begins with ``<|begin_of_text|>``. A test has one question: give the model `prompt` and expect
+    `answer`. ``depth``: where the fact asked last stands, 0 = at the beginning, 1 = right before the question.
     """
 
     ids_N: np.ndarray
@@ -97,12 +82,12 @@ class Needle:
 
     @property
     def prompt(self) -> list[int]:
-        """Ids up to the last answer."""
+        """The ids before the last answer."""
         return self.ids_N[: self.questions[-1].start].tolist()
 
     @property
     def answer_ids(self) -> list[int]:
-        """Ids of the last answer's code, with its leading space."""
+        """The ids of the last answer's code, with its leading space."""
         return self.ids_N[self.questions[-1].start : self.questions[-1].stop].tolist()
 
     @property
@@ -112,7 +97,7 @@ class Needle:
 
 
 class NeedleMaker:
-    """Makes needles with one tokenizer and one source of running text; both are looked at once."""
+    """A maker of needles from one tokenizer and one source of running text."""
 
     def __init__(
         self, tokenizer: TextTokenizer, filler: Shards | Sequence[int] | np.ndarray | Filler
@@ -122,7 +107,7 @@ class NeedleMaker:
 
     @cached_property
     def line_end_V(self) -> np.ndarray:
-        """Which ordinary tokens end a line: facts are put in after these only."""
+        """Whether each ordinary token ends a line, bool (V,): facts are put in after these only."""
         tokenizer = self.tokenizer
         return np.array([tokenizer.token_bytes(i).endswith(b"\n") for i in range(tokenizer.n_ranks)])
 
@@ -137,10 +122,10 @@ class NeedleMaker:
         n_questions: int = 1,
         style: int | None = None,
     ) -> Needle:
-        """A document of exactly ``length`` tokens (question and answer included).
+        """Return a document of exactly ``length`` tokens, question and answer included.
 
-        ``depth`` is that of the fact asked last; the others stand anywhere. ``style`` indexes `STYLES`, None draws one.
-        DataError where the length does not hold the facts and questions.
+        ``depth`` is that of the fact asked last; the others stand anywhere. ``style`` is an index of `STYLES`, None
+        draws one. Raises DataError where the length does not hold the facts and questions.
         """
         if split not in WORDS:
             raise DataError(f"needle: split {split!r}; choose train or test")
@@ -180,7 +165,7 @@ class NeedleMaker:
     def _hide(
         self, text_N: np.ndarray, facts: list[list[int]], depths: Sequence[float], newline: list[int]
     ) -> list[int]:
-        """The text with every fact put on a line of its own near its depth, one newline more before each."""
+        """Return the text with every fact on a line of its own near its depth, and a line end before each."""
         ends_N = np.flatnonzero(self.line_end_V[text_N]) + 1
         places = []
         for number, depth in enumerate(depths):
@@ -196,74 +181,38 @@ class NeedleMaker:
         return out + text_N[done:].tolist()
 
 
-def make_needle(
-    tokenizer: TextTokenizer,
-    filler: Shards | Sequence[int] | np.ndarray | Filler,
-    length: int,
-    depth: float,
-    seed: int,
-    *,
-    split: str = "test",
-    n_facts: int = 4,
-    style: int | None = None,
-) -> Needle:
-    """One needle with one question; see `NeedleMaker.make`. Many are made faster by one `NeedleMaker`."""
-    return NeedleMaker(tokenizer, filler).make(length, depth, seed, split=split, n_facts=n_facts, style=style)
-
-
 class RetrievalStream:
-    """Synthetic retrieval documents as training rows: row p is a needle made of (seed, p), as long as the context.
+    """Training rows of synthetic retrieval documents: row p is a needle made of (seed, p), as long as the context.
 
-    A row hides ``n_facts`` facts and asks for ``n_questions`` of them, so that a good part of the row's signal is
-    retrieval. ``answers_only=True`` trains nothing but the codes; otherwise every token counts.
+    A row hides ``n_facts`` facts and asks for ``n_questions`` of them, so that a good part of what it trains is
+    retrieval.
     """
 
     packed = False
 
     def __init__(
-        self,
-        maker: NeedleMaker,
-        context: int,
-        seed: int,
-        *,
-        n_facts: int = 8,
-        n_questions: int = 6,
-        answers_only: bool = False,
+        self, maker: NeedleMaker, context: int, seed: int, *, n_facts: int = 8, n_questions: int = 6
     ) -> None:
-        self.maker, self.context, self.seed, self.answers_only = maker, context, seed, answers_only
+        self.maker, self.context, self.seed = maker, context, seed
         self.n_facts, self.n_questions = n_facts, n_questions
         self.n_rows = 1 << 40  # every position is a document of its own
         self.needle(0)  # refuses a context that is too short before training begins
 
     def needle(self, position: int) -> Needle:
-        """The document of one row: ``context + 1`` tokens."""
+        """Return the document of one row: ``context + 1`` tokens."""
         depth = float(generator(self.seed, position, 4).random())
-        return self.maker.make(
-            self.context + 1,
-            depth,
-            key(self.seed, position),
-            split="train",
-            n_facts=self.n_facts,
-            n_questions=self.n_questions,
-        )
+        counts = {"n_facts": self.n_facts, "n_questions": self.n_questions}
+        return self.maker.make(self.context + 1, depth, key(self.seed, position), **counts)
 
     def batch(self, position: int, count: int) -> Batch:
-        """Rows ``position`` up to ``position + count``."""
+        """Return rows ``position`` up to ``position + count``."""
         check_range(position, count)
-        needles = [self.needle(p) for p in range(position, position + count)]
-        rows_BS = np.stack([needle.ids_N for needle in needles])
-        targets_BT = rows_BS[:, 1:].copy()
-        if self.answers_only:
-            trained_BT = np.zeros_like(targets_BT, dtype=bool)
-            for row, needle in enumerate(needles):
-                for question in needle.questions:
-                    trained_BT[row, question.start - 1 : question.stop - 1] = True
-            targets_BT[~trained_BT] = IGNORE
-        return as_batch(rows_BS[:, :-1], targets_BT)
+        rows_BS = np.stack([self.needle(p).ids_N for p in range(position, position + count)])
+        return as_batch(rows_BS[:, :-1], rows_BS[:, 1:])
 
 
 def filler_from(source: Shards | Sequence[int] | np.ndarray, tokenizer: TextTokenizer) -> Filler:
-    """Random windows of running text from shards or a token array, special tokens taken out."""
+    """Return a source of random windows of running text from shards or a token array, without special tokens."""
     if isinstance(source, Shards):
         total, read = source.n_tokens, source.tokens
     else:
@@ -283,7 +232,7 @@ def filler_from(source: Shards | Sequence[int] | np.ndarray, tokenizer: TextToke
             start = stop % total
             tries += 1
             if tries > 1000 + n:
-                raise DataError(f"needle: {total} tokens of filler hold hardly any text; give more")
+                raise DataError(f"needle: {total} tokens of filler hold almost no ordinary text; give more")
         return np.concatenate(pieces)
 
     if total < 1:
@@ -292,7 +241,7 @@ def filler_from(source: Shards | Sequence[int] | np.ndarray, tokenizer: TextToke
 
 
 def draw_names(random: np.random.Generator, split: str, n: int) -> list[str]:
-    """``n`` different names of two words, e.g. "amber castle"."""
+    """Draw ``n`` different names of two words, e.g. "amber castle"."""
     first, second = WORDS[split]
     if n > len(first) * len(second):
         raise DataError(f"needle: {n} facts, there are only {len(first) * len(second)} names; hide fewer")
@@ -301,7 +250,7 @@ def draw_names(random: np.random.Generator, split: str, n: int) -> list[str]:
 
 
 def draw_codes(random: np.random.Generator, split: str, n: int) -> list[str]:
-    """``n`` different codes of four digits, from the split's own numbers."""
+    """Draw ``n`` different codes of four digits from the split's own numbers."""
     numbers = np.arange(FIRST_CODE, LAST_CODE + 1)
     own = numbers[(numbers % TEST_EVERY == 0) == (split == "test")]
     return [str(code) for code in random.choice(own, size=n, replace=False)]

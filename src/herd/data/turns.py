@@ -15,40 +15,22 @@ from typing import Any
 from zlib import crc32
 
 from .wordings import Wordings
-from .wordings.programs import PROGRAMS, check, slots
+from .wordings.programs import PROGRAMS, hidden_check, slot_values
 
-# Kind of dialog -> (its task, its share of the default mix in per mille).
-KINDS: dict[str, tuple[str, int]] = {
-    "add": ("arithmetic", 60),
-    "sub": ("arithmetic", 50),
-    "mul": ("arithmetic", 70),
-    "div": ("arithmetic", 40),
-    "story_add": ("arithmetic", 40),
-    "story_sub": ("arithmetic", 40),
-    "story_mul": ("arithmetic", 40),
-    "story_div": ("arithmetic", 40),
-    "date_after": ("dates", 60),
-    "date_before": ("dates", 30),
-    "days_between": ("dates", 50),
-    "weekday": ("dates", 40),
-    "reverse": ("strings", 40),
-    "upper": ("strings", 40),
-    "count": ("strings", 40),
-    "repeat": ("strings", 20),
-    "echo": ("strings", 60),
-    "program": ("programs", 100),
-    "greeting": ("chat", 15),
-    "identity": ("chat", 30),
-    "ability": ("chat", 20),
-    "lookup": ("chat", 15),
-    "act": ("chat", 15),
-    "see": ("chat", 10),
-    "harm": ("chat", 10),
-    "unknown": ("chat", 15),
-    "thanks": ("chat", 5),
-    "goodbye": ("chat", 5),
+_SHARES = {
+    "arithmetic": "add 60, sub 50, mul 70, div 40, story_add 40, story_sub 40, story_mul 40, story_div 40",
+    "dates": "date_after 60, date_before 30, days_between 50, weekday 40",
+    "strings": "reverse 40, upper 40, count 40, repeat 20, echo 60",
+    "programs": "program 100",
+    "chat": "greeting 15, identity 30, ability 20, lookup 15, act 15, see 10, harm 10, unknown 15, thanks 5, goodbye 5",
 }
-TASKS = ("arithmetic", "dates", "strings", "programs", "chat")
+TASKS = tuple(_SHARES)
+KINDS: dict[str, tuple[str, int]] = {
+    kind: (task, int(share))
+    for task, shares in _SHARES.items()
+    for kind, share in (entry.split() for entry in shares.split(", "))
+}
+"""Kind of dialog -> (its task, its share of the default mix, per mille)."""
 
 _HELD_OUT = 10  # one pair of numbers in ten is held out
 _HELD_OUT_FEW = 4  # one in four where there are few: words, programs
@@ -252,12 +234,12 @@ def _program(source: DialogSource, kind: str) -> Turn:
         k = rng.randrange(2, 100) if program.constant else 0
         if source.fits(f"{program.key},{name},{params},{k}", _HELD_OUT_FEW):
             break
-    values = slots(program, params, k)
+    values = slot_values(params, k)
     signature = f"{name}({', '.join(params)})"
     body = program.body.format_map(values)
     what = source.words.programs[program.key].format_map(values)
     question, reply = source.say(kind, sig=signature, what=what, code=f"def {signature}:\n    return {body}")
-    return Turn(question, reply, f"def {name}(", check=check(program, name, k))
+    return Turn(question, reply, f"def {name}(", check=hidden_check(program, name, k))
 
 
 def _chat(source: DialogSource, kind: str) -> Turn:
