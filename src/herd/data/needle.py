@@ -201,8 +201,9 @@ class RetrievalStream:
     def needle(self, position: int) -> Needle:
         """Return the document of one row: ``context + 1`` tokens."""
         depth = float(generator(self.seed, position, 4).random())
-        counts = {"n_facts": self.n_facts, "n_questions": self.n_questions}
-        return self.maker.make(self.context + 1, depth, key(self.seed, position), **counts)
+        seed = key(self.seed, position)
+        n_facts, n_questions = self.n_facts, self.n_questions
+        return self.maker.make(self.context + 1, depth, seed, n_facts=n_facts, n_questions=n_questions)
 
     def batch(self, position: int, count: int) -> Batch:
         """Return rows ``position`` up to ``position + count``."""

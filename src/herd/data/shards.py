@@ -1,13 +1,13 @@
-"""Token shards: a corpus as plain arrays of token numbers on disk, read through the memory map.
+"""Token shards: a corpus as plain arrays of token ids on disk, read through the memory map.
 
 A folder holds ``tokens-00000.bin`` … (little-endian uint16, or uint32 for vocabularies above 65,536; each document is
-``<|begin_of_text|> … <|end_of_text|>``), ``documents.bin`` (where each starts, how many UTF-8 bytes its text had, its
-label) and ``index.json``. Files are cut at a fixed number of tokens, so that token ``i`` is found by division.
+``<|begin_of_text|> … <|end_of_text|>``), ``documents.bin`` (where each document starts, how many UTF-8 bytes its text
+had, its label) and ``index.json``. Files are cut at a fixed number of tokens, so token ``i`` is found by division.
 
-Nothing is trusted: the index carries its own checksum and the tokenizer's hash, file lengths are checked at opening,
-and every file's CRC-32 once, when it is first read (about 1 GB/s). A folder becomes real by one rename.
+Everything is checked: the index carries its own checksum and the tokenizer's hash, file lengths are compared when the
+folder is opened, and each file's CRC-32 once, when the file is first read (about 1 GB/s).
 
-Shapes: N tokens.
+Shapes: N tokens, D documents.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ DOCUMENT = np.dtype([("start", "<i8"), ("n_bytes", "<i8"), ("label", "<i8")])
 """One record of ``documents.bin``: first token, UTF-8 bytes of the text, index into the labels."""
 
 INDEX, DOCUMENTS = "index.json", "documents.bin"
+CURE = "remove this folder and make the shards again"
 
 
 class Encoder(Protocol):
-    """What shards need of a tokenizer."""
+    """The part of a tokenizer that shards use."""
 
     vocab_size: int
     bos_id: int
@@ -65,13 +66,33 @@ class Shards:
         *,
         file_tokens: int = FILE_TOKENS,
     ) -> Shards:
-        """Encode documents into a new folder and open it. DataError if it exists, the disk is full, or nothing came."""
-        return write_shards(Path(folder), documents, tokenizer, file_tokens)
+        """Encode documents into a new folder and open it.
+
+        Raises DataError if the folder exists or there are no documents, and StorageError if the disk is full.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            raise DataError(f"{folder}: exists already; remove it or choose another folder")
+        with whole_folder(folder) as temporary:
+            _write_files(temporary, documents, tokenizer, file_tokens)
+        return Shards.open(folder, tokenizer)
 
     @staticmethod
     def open(folder: Path | str, tokenizer: Encoder | None = None) -> Shards:
-        """Open a folder; DataError where it is missing, truncated, corrupt, or made with another tokenizer."""
-        return open_shards(Path(folder), tokenizer)
+        """Open a folder. Raises DataError if it is missing, truncated, corrupt, or made with another tokenizer."""
+        folder = Path(folder)
+        index = _read_index(folder)
+        if tokenizer is not None and tokenizer.sha256 != index["tokenizer_sha256"]:
+            raise DataError(
+                f"{folder}: made with the tokenizer of hash {index['tokenizer_sha256'][:12]}, not with "
+                f"{tokenizer.sha256[:12]}; {CURE}"
+            )
+        dtype = np.dtype(index["dtype"])
+        files = [_map(folder / entry["name"], dtype, entry["n_tokens"]) for entry in index["files"]]
+        documents_D = _map(folder / DOCUMENTS, DOCUMENT, index["n_documents"])
+        if _crc(documents_D) != index["documents_crc32"]:
+            raise DataError(f"{folder / DOCUMENTS}: corrupt, its checksum differs; {CURE}")
+        return Shards(folder, index, documents_D, files)
 
     @property
     def n_tokens(self) -> int:
@@ -82,29 +103,14 @@ class Shards:
         return len(self.documents_D)
 
     @property
-    def n_bytes(self) -> int:
-        """UTF-8 bytes of all texts: the denominator of bits per byte."""
-        return int(self.index["n_bytes"])
-
-    @property
-    def labels(self) -> list[str]:
-        """``kind/lang`` of the documents, by label number."""
-        return list(self.index["labels"])
-
-    @property
     def sha256(self) -> str:
-        """Identity of these tokens, for lineage: the tokenizer, and length and CRC of every file."""
+        """The identity of these tokens, for lineage: hash of the tokenizer and of length and CRC of every file."""
         return str(self.index["sha256"])
 
-    @property
-    def special_ids(self) -> tuple[int, int]:
-        """(begin of text, end of text)."""
-        return int(self.index["bos_id"]), int(self.index["eos_id"])
-
     def tokens(self, start: int, stop: int) -> np.ndarray:
-        """Tokens ``start`` up to ``stop`` as int64 (N,), across file borders. DataError where a file is corrupt."""
+        """Return tokens ``start`` up to ``stop`` as int64 (N,), across files. DataError where a file is corrupt."""
         if not 0 <= start <= stop <= self.n_tokens:
-            raise DataError(f"{self.folder}: tokens {start}..{stop} asked, it has {self.n_tokens}")
+            raise DataError(f"{self.folder}: tokens {start} to {stop} asked for, but it has {self.n_tokens}")
         out_N = np.empty(stop - start, dtype=np.int64)
         size = int(self.index["file_tokens"])
         at = start
@@ -116,61 +122,27 @@ class Shards:
         return out_N
 
     def document(self, number: int) -> np.ndarray:
-        """Tokens of one document, begin and end of text included: int64 (N,)."""
+        """Return the tokens of one document, begin and end of text included: int64 (N,)."""
         start = int(self.documents_D["start"][number])
         last = number + 1 == self.n_documents
         return self.tokens(start, self.n_tokens if last else int(self.documents_D["start"][number + 1]))
 
     def label(self, number: int) -> str:
-        """``kind/lang`` of one document."""
-        return self.labels[int(self.documents_D["label"][number])]
-
-    def verify(self) -> None:
-        """Check every file's CRC now; DataError names the corrupt one."""
-        for number in range(len(self.files)):
-            self._file(number)
+        """Return ``kind/lang`` of one document."""
+        return str(self.index["labels"][int(self.documents_D["label"][number])])
 
     def _file(self, number: int) -> np.ndarray:
         tokens_N = self.files[number]
         if number not in self.checked:
             entry = self.index["files"][number]
             if _crc(tokens_N) != entry["crc32"]:
-                raise DataError(
-                    f"{self.folder / entry['name']}: corrupt, its checksum differs; make the shards again"
-                )
+                raise DataError(f"{self.folder / entry['name']}: corrupt, its checksum differs; {CURE}")
             self.checked.add(number)
         return tokens_N
 
 
-def write_shards(
-    folder: Path, documents: Iterable[Document | str], tokenizer: Encoder, file_tokens: int = FILE_TOKENS
-) -> Shards:
-    """See `Shards.write`."""
-    if folder.exists():
-        raise DataError(f"{folder}: exists already; remove it or choose another folder")
-    with whole_folder(folder) as temporary:
-        _write_files(temporary, documents, tokenizer, file_tokens)
-    return open_shards(folder, tokenizer)
-
-
-def open_shards(folder: Path, tokenizer: Encoder | None = None) -> Shards:
-    """See `Shards.open`."""
-    index = _read_index(folder)
-    if tokenizer is not None and tokenizer.sha256 != index["tokenizer_sha256"]:
-        raise DataError(
-            f"{folder}: made with tokenizer {index['tokenizer_sha256'][:12]}, not {tokenizer.sha256[:12]}; "
-            "make the shards again with this tokenizer"
-        )
-    dtype = np.dtype(index["dtype"])
-    files = [_map(folder / entry["name"], dtype, entry["n_tokens"]) for entry in index["files"]]
-    documents_D = _map(folder / DOCUMENTS, DOCUMENT, index["n_documents"])
-    if _crc(documents_D) != index["documents_crc32"]:
-        raise DataError(f"{folder / DOCUMENTS}: corrupt, its checksum differs; make the shards again")
-    return Shards(folder, index, documents_D, files)
-
-
 class _Writer:
-    """Cuts a flow of tokens into files of ``file_tokens``."""
+    """A writer that cuts a flow of tokens into files of ``file_tokens``."""
 
     def __init__(self, folder: Path, dtype: np.dtype, file_tokens: int) -> None:
         self.folder, self.dtype, self.file_tokens = folder, dtype, file_tokens
@@ -213,7 +185,7 @@ def _write_files(
         ids_N = np.asarray(tokenizer.encode(document.text, bos=True, eos=True), dtype=np.int64)
         if ids_N.min() < 0 or ids_N.max() >= tokenizer.vocab_size:
             raise DataError(
-                f"{document.source}: token {ids_N.max()} is outside the {tokenizer.vocab_size} words"
+                f"{document.source}: token {ids_N.max()} is outside the vocabulary of {tokenizer.vocab_size}"
             )
         label = labels.setdefault(f"{document.kind}/{document.lang}", len(labels))
         records.append((writer.n_tokens, document.n_bytes, label))
@@ -249,12 +221,12 @@ def _read_index(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"{folder}: not a folder of shards, it has no {INDEX}; make shards first") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: unreadable ({error}); make the shards again") from None
+        raise DataError(f"{path}: unreadable ({error}); {CURE}") from None
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         found = index.get("format") if isinstance(index, dict) else type(index).__name__
-        raise DataError(f"{path}: format {found!r}, expected {FORMAT!r}; make the shards again")
+        raise DataError(f"{path}: format {found!r}, expected {FORMAT!r}; {CURE}")
     if index.pop("sha256", None) != (digest := _digest(index)):
-        raise DataError(f"{path}: corrupt, its checksum differs; make the shards again")
+        raise DataError(f"{path}: corrupt, its checksum differs; {CURE}")
     return {**index, "sha256": digest}
 
 
@@ -262,11 +234,9 @@ def _map(path: Path, dtype: np.dtype, n: int) -> np.ndarray:
     try:
         size = path.stat().st_size
     except FileNotFoundError:
-        raise DataError(f"{path}: missing; make the shards again") from None
+        raise DataError(f"{path}: missing; {CURE}") from None
     if size != n * dtype.itemsize:
-        raise DataError(
-            f"{path}: {size} bytes instead of {n * dtype.itemsize}, truncated; make the shards again"
-        )
+        raise DataError(f"{path}: truncated, {size} bytes instead of {n * dtype.itemsize}; {CURE}")
     return np.memmap(path, dtype=dtype, mode="r", shape=(n,))
 
 
