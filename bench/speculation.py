@@ -21,7 +21,8 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import abc
+from collections.abc import Callable
 
 import torch
 
@@ -33,8 +34,9 @@ from herd.engine.draft import ModelDraft
 from herd.engine.generate import encode_prompt
 from herd.engine.memory import n_pages
 from herd.engine.sampling import distribution
-from herd.engine.speculate import Guess, speed_up
-from herd.engine.stream import Row
+from herd.engine.speculate import DraftTokens
+from herd.engine.step_timer import tokens_per_round
+from herd.engine.stream import Sequence
 from herd.evals.speed import alternate, paired
 from herd.llama import SIZES
 from herd.llama.model import LlamaLM
@@ -54,19 +56,20 @@ class ForcedDraft(ModelDraft):
     """Guesses as `ModelDraft` does, at its full cost, and then says what it is told."""
 
     def __init__(
-        self, model: LlamaLM, context: int, answer: Sequence[int], acceptance: float, seed: int
+        self, model: LlamaLM, context: int, answer: abc.Sequence[int], acceptance: float, seed: int
     ) -> None:
         super().__init__(model, model.config.vocab_size, n_pages(context), context, "bf16")
         self._answer, self._share, self._random = answer, round(20 * acceptance), random.Random(seed)
         self._verdicts: list[bool] = []
         self._right = True
 
-    def _pick(self, hidden_BD: torch.Tensor, going: list) -> None:
-        super()._pick(hidden_BD, going)
-        (state,) = going
-        place, first = state.row.n_new + len(state.guess.tokens) - 1, len(state.guess.tokens) == 1
+    def _pick(self, hidden_BD: torch.Tensor, states: abc.Sequence) -> list:
+        picked = super()._pick(hidden_BD, states)
+        (state,) = picked
+        place, first = state.sequence.n_new + len(state.draft.tokens) - 1, len(state.draft.tokens) == 1
         self._right = (first or self._right) and self._verdict()  # behind a wrong guess nothing is looked at
-        state.guess.tokens[-1] = self._answer[place] if self._right else self._answer[place] ^ 1
+        state.draft.tokens[-1] = self._answer[place] if self._right else self._answer[place] ^ 1
+        return picked
 
     def _verdict(self) -> bool:
         if not self._verdicts:
@@ -78,17 +81,27 @@ class ForcedDraft(ModelDraft):
 class FreeDraft:
     """Always right, at no cost: what remains is the check."""
 
-    def __init__(self, answer: Sequence[int]) -> None:
+    def __init__(self, answer: abc.Sequence[int]) -> None:
         self._answer = answer
 
-    def guess(self, rows: Sequence[Row], most: Sequence[int]) -> list[Guess | None]:
+    def propose(self, rows: abc.Sequence[Sequence], most: abc.Sequence[int]) -> list[DraftTokens | None]:
         """The answer itself."""
         return [
-            Guess(list(self._answer[row.n_new : row.n_new + n])) for row, n in zip(rows, most, strict=True)
+            DraftTokens(list(self._answer[row.n_new : row.n_new + n]))
+            for row, n in zip(rows, most, strict=True)
         ]
 
-    def forget(self, row: Row) -> None:
+    def forget(self, row: Sequence) -> None:
         """Nothing is kept."""
+
+
+def speed_up(acceptance: float, k: int, draft_cost: float, verify_cost: float = 1.0) -> float:
+    """Expected speed-up over plain decoding with k draft tokens per round (Leviathan et al., arXiv 2211.17192).
+
+    ``draft_cost`` is a draft's forward, ``verify_cost`` the forward over k + 1 tokens, both in plain decode steps; the
+    paper takes the latter for 1.
+    """
+    return tokens_per_round(acceptance, k) / (verify_cost + k * draft_cost)
 
 
 def forced(args: argparse.Namespace) -> None:
@@ -151,8 +164,8 @@ def forced(args: argparse.Namespace) -> None:
     for a in args.acceptance:
         measured, low, high = paired(seconds[f"{a:g}"], seconds["plain"])
         counted = found[f"{a:g}"][1:]  # the first round does not count
-        kept = sum(d.speculated.kept for d in counted if d.speculated)
-        judged = sum(d.speculated.judged for d in counted if d.speculated)
+        kept = sum(d.speculated.accepted for d in counted if d.speculated)
+        judged = sum(d.speculated.verified for d in counted if d.speculated)
         papers, ours = speed_up(a, k, draft_cost), speed_up(a, k, draft_cost, verify_cost)
         off = measured / ours - 1
         print(
@@ -199,9 +212,9 @@ class WatchedDraft(ModelDraft):
         super().__init__(model, n_tokens, pages, context, kind)
         self.seen: list[tuple[int, int, list[int]]] = []
 
-    def guess(self, rows: Sequence[Row], most: Sequence[int]) -> list[Guess | None]:
+    def propose(self, rows: abc.Sequence[Sequence], most: abc.Sequence[int]) -> list[DraftTokens | None]:
         """As ever."""
-        guesses = super().guess(rows, most)
+        guesses = super().propose(rows, most)
         self.seen += [(r.number, len(r.tokens), g.tokens) for r, g in zip(rows, guesses, strict=True) if g]
         return guesses
 
@@ -235,7 +248,7 @@ def student(args: argparse.Namespace) -> None:
         places.setdefault(number, []).extend(range(start, start + min(n_kept + 1, len(followed))))
     judged = sum(map(len, places.values()))
     stated = [d.speculated for d in done if d.speculated]
-    if (kept, judged) != (sum(s.kept for s in stated), sum(s.judged for s in stated)):
+    if (kept, judged) != (sum(s.accepted for s in stated), sum(s.verified for s in stated)):
         sys.exit("the engine's own counts are not what the answers show")
 
     overlaps = [

@@ -344,7 +344,7 @@ def test_answers_under_a_schema_or_a_regex(run, folders, tmp_path):
     assert run(folders / "teacher", "-p", "1 + 1 =", "--regex", "[0-9]{3}")[1].strip().isdecimal()
     same, out, _ = run(folders / "instruct", "-p", "Which?", "--schema", schema, "--draft", "ngram", "--json")
     assert same == 0
-    assert set(json.loads(out)["speculated"]) == {"guessed", "judged", "kept"}
+    assert set(json.loads(out)["speculated"]) == {"drafted", "verified", "accepted"}
 
 
 @pytest.mark.parametrize(

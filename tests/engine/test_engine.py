@@ -124,7 +124,7 @@ def test_cancel_frees_the_slot(model, tokenizer):
     assert [d.finish_reason for d in streams[2]] == ["cancelled"]
     assert [streams[1].completion().ids, streams[3].completion().ids] == [want[1], want[3]]
     streams[1].cancel()  # ended long ago: nothing happens
-    with pytest.raises(EngineError, match="already taken"):
+    with pytest.raises(EngineError, match="already read"):
         streams[1].completion()
 
 
@@ -178,16 +178,58 @@ def test_head_rows_without_a_token_are_never_said(tokenizer, make_model):
         assert max(Engine(model, tokenizer).run([Request([1], sampling)])[0].ids) < 259
 
 
-def test_broken_weights_are_named(make_model):
+def test_damaged_weights_fail_every_request_and_leave_nothing_behind(make_model):
     model = make_model()
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
     engine = Engine(model, None)
-    waiting = engine.submit(Request([1], Sampling()))
+    streams = [engine.submit(Request([i], Sampling())) for i in (1, 2)]
+    for answer in streams:
+        with pytest.raises(EngineError, match="logits are not finite numbers"):
+            answer.completion()
     with pytest.raises(EngineError, match="not finite"):
         engine.run([Request([1], Sampling())])
-    assert engine.n_active == engine.n_waiting == 0
-    assert [d.finish_reason for d in waiting] == ["cancelled"]
+    assert engine.n_active == engine.n_waiting == engine.cache.pages.n_used == 0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kv", ["fp32", "bf16"])
+@pytest.mark.parametrize("draft", [None, "ngram", "model"])
+def test_only_the_request_with_a_damaged_embedding_fails(make_model, tokenizer, bad, kv, draft):
+    """The other requests, in the same batch or later on the same pages, give the very same tokens."""
+    model, damaged = make_model(), make_model()
+    with torch.no_grad():
+        damaged.model.embed_tokens.weight[200, 7] = bad
+    how = {"kv": kv, "draft": make_model(4, n_layers=1) if draft == "model" else draft}
+    short = Request([1, 2, 3], Sampling(max_tokens=30, logprobs=2, seed=1))
+    # a draft model proposes token 200 too; then drafting stops, which changes what a seed draws, but no greedy token
+    long = Request(list(range(90)), Sampling(max_tokens=30, temperature=int(draft != "model"), seed=5))
+    guilty = Request([4, 200, 5] * 30, Sampling(max_tokens=1))
+    first, _, second = Engine(model, tokenizer, **how).run([short, guilty, long])
+    assert 200 not in first.ids + second.ids
+    engine = Engine(damaged, tokenizer, **how)
+    streams = [engine.submit(request) for request in (short, guilty, long)]
+    with pytest.raises(EngineError, match="logits are not finite numbers"):
+        streams[1].completion()
+    got = [streams[0].completion(), streams[2].completion()]
+    assert [a.ids for a in got] == [first.ids, second.ids]
+    assert draft == "model" or got == [first, second]
+    tight = Engine(damaged, tokenizer, cache_bytes=1, **how)  # one at a time, on the pages of the one before
+    for request in (short, long):
+        want = Engine(model, tokenizer, **how).run([request])[0]
+        with pytest.raises(EngineError, match="not finite"):
+            tight.run([guilty])
+        assert tight.run([request])[0].ids == want.ids
+
+
+def test_a_draft_model_that_is_damaged_changes_no_answer(make_model, tokenizer):
+    model, draft = make_model(), make_model(4, n_layers=1)
+    with torch.no_grad():
+        draft.model.embed_tokens.weight[2] = float("nan")
+    requests = [Request([1, 2, 3], Sampling(max_tokens=30)), Request([1, 3], Sampling(max_tokens=30))]
+    got = Engine(model, tokenizer, draft=draft).run(requests)
+    assert [a.ids for a in got] == [a.ids for a in Engine(model, tokenizer).run(requests)]
+    assert got[0].speculated.drafted == 0 < got[1].speculated.drafted
 
 
 @pytest.mark.parametrize(

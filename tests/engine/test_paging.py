@@ -67,10 +67,10 @@ def test_the_oldest_is_never_put_back(wide):
     engine = pages(Engine(wide, None), 4)
     streams = [engine.submit(Request(prompt(100, i), Sampling(max_tokens=150))) for i in range(3)]
     while not streams[0].done:
-        held = engine._rows[0].cached.length if engine._rows else 0
+        held = engine._active[0].cached.length if engine._active else 0
         engine.step()
-        assert streams[0].done or engine._rows[0].stream is streams[0]
-        assert streams[0].done or engine._rows[0].cached.length > held
+        assert streams[0].done or engine._active[0].stream is streams[0]
+        assert streams[0].done or engine._active[0].cached.length > held
 
 
 def test_a_long_prompt_holds_nobody_up(wide, monkeypatch):

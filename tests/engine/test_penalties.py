@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herd.engine import Engine, Request, Sampling
-from herd.engine.rules import Rules
+from herd.engine.logits import LogitsProcessor
 from herd.errors import EngineError
 
 V = 12
@@ -14,10 +14,10 @@ LOGITS = torch.linspace(3, -3, V)[torch.randperm(V, generator=torch.Generator().
 
 
 def bent(sampling: Sampling, prompt: list[int], answer: list[int]) -> torch.Tensor:
-    rules = Rules(sampling, prompt, None)
-    rules.push(answer)
+    processor = LogitsProcessor(sampling, prompt, None)
+    processor.push(answer)
     logits = LOGITS.clone()
-    rules.apply(logits)
+    processor.process(logits)
     return logits
 
 
@@ -52,11 +52,11 @@ TOKENS = st.lists(st.integers(0, V - 1), max_size=8)
 @given(TOKENS, TOKENS, TOKENS, st.floats(0.5, 2), st.floats(-2, 2), st.floats(-2, 2))
 def test_tokens_taken_back_leave_no_trace(prompt, answer, guessed, repetition, presence, frequency):
     s = Sampling(repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency)
-    rules, logits = Rules(s, prompt, None), LOGITS.clone()
-    rules.push(answer)
-    rules.push(guessed)
-    rules.pop(guessed)
-    rules.apply(logits)
+    processor, logits = LogitsProcessor(s, prompt, None), LOGITS.clone()
+    processor.push(answer)
+    processor.push(guessed)
+    processor.pop(guessed)
+    processor.process(logits)
     assert torch.allclose(logits, bent(s, prompt, answer))
 
 

@@ -6,11 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.engine import Sampling
-from herd.engine.sampling import sample, uniform
+from herd.engine.sampling import likeliest, sample, uniform
 from herd.errors import EngineError
 
 V = 12
 LOGITS = torch.linspace(2.5, -3, V)[torch.randperm(V, generator=torch.Generator().manual_seed(0))]
+
+
+def sampled(logits_BV, samplings, seeds, steps) -> list[int]:
+    """The tokens that the engine picks from these logits."""
+    return sample(logits_BV, likeliest(logits_BV)[0], samplings, seeds, steps)
 
 
 def allowed(logits, s: Sampling) -> torch.Tensor:
@@ -42,7 +47,7 @@ def allowed(logits, s: Sampling) -> torch.Tensor:
 def test_frequencies(s):
     """χ² against the definition, 20,000 draws; the bound is the 99.99th percentile for 11 degrees of freedom."""
     n = 20_000
-    drawn = sample(LOGITS.expand(n, V), [s] * n, [7] * n, range(n))
+    drawn = sampled(LOGITS.expand(n, V), [s] * n, [7] * n, range(n))
     counts = torch.bincount(torch.tensor(drawn), minlength=V).double()
     expected = allowed(LOGITS, s) * n
     assert not counts[expected == 0].any()
@@ -88,9 +93,9 @@ def test_rows_do_not_see_each_other(rows, seed):
     logits = torch.randn(len(rows), V, generator=torch.Generator().manual_seed(seed)) * 30
     samplings = [Sampling(temperature=t, top_k=k, top_p=p, min_p=m) for t, k, p, m, _, _ in rows]
     seeds, steps = [r[4] for r in rows], [r[5] for r in rows]
-    together = sample(logits, samplings, seeds, steps)
+    together = sampled(logits, samplings, seeds, steps)
     for i, s in enumerate(samplings):
-        assert sample(logits[i : i + 1], [s], [seeds[i]], [steps[i]]) == [together[i]]
+        assert sampled(logits[i : i + 1], [s], [seeds[i]], [steps[i]]) == [together[i]]
         if s.greedy:
             assert together[i] == int(logits[i].argmax())
         else:
@@ -104,13 +109,13 @@ def test_top_k_one_and_tiny_temperature_are_greedy():
         Sampling(temperature=1e-300),
         Sampling(temperature=9, top_p=1e-9),
     ):
-        assert sample(LOGITS.expand(50, V), [s] * 50, [1] * 50, range(50)) == [best] * 50
+        assert sampled(LOGITS.expand(50, V), [s] * 50, [1] * 50, range(50)) == [best] * 50
 
 
 def test_forbidden_tokens_are_never_drawn():
     logits = LOGITS.clone()
     logits[:6] = -torch.inf
-    drawn = sample(logits.expand(2000, V), [Sampling(temperature=3)] * 2000, [0] * 2000, range(2000))
+    drawn = sampled(logits.expand(2000, V), [Sampling(temperature=3)] * 2000, [0] * 2000, range(2000))
     assert min(drawn) >= 6
 
 
@@ -123,9 +128,14 @@ def test_uniform_is_uniform():
     assert abs(float(torch.corrcoef(torch.stack((u[:-1], u[1:])))[0, 1])) < 0.03
 
 
-def test_nan_is_refused():
-    with pytest.raises(EngineError, match="not finite"):
-        sample(torch.tensor([[0.0, float("nan")]]), [Sampling()], [0], [0])
+def test_rows_that_are_not_finite_are_told_apart():
+    nan, inf = float("nan"), float("inf")
+    logits = torch.tensor(
+        [[0.0, nan, 2.0], [0.0, 1.0, -inf], [0.0, inf, 1.0], [-inf, -inf, -inf], [3.0, 1.0, 2.0]]
+    )
+    best, finite = likeliest(logits)
+    assert finite == [False, True, False, False, True]
+    assert (best[1], best[4]) == (1, 0)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_any_items(model, items, slack):
     items = [[Pair(*pair) for pair in item] for item in items]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(score, "SLACK_TOKENS", slack)
-        patch.setattr(score, "PACK_TOKENS", 300)
+        patch.setattr(score, "PREFILL_TOKENS", 300)
         same(model, items, list(Scorer(model).score(items)))
 
 

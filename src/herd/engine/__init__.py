@@ -1,7 +1,7 @@
 """The only code that decodes: requests in, streams of tokens out. Chat, evals, synthesis and serving all stand on it.
 
 `request.py` says what is asked and answered, `engine.py` batches requests over `cache.py`, `sampling.py` picks tokens,
-`rules.py` and `constraint.py` say which may be picked, `speculate.py` takes several of a `draft.py` at once,
+`logits.py` and `constraint.py` say which may be picked, `speculate.py` takes several of a `draft.py` at once,
 `generate.py` is the small front door and `chat_session.py` a dialog with tools. `Engine` is imported when first used,
 so that planners can ask `nbytes` without torch.
 """
@@ -13,7 +13,7 @@ from .memory import nbytes
 from .request import Completion, Delta, Request, Sampling, Speculated, TokenLogprob
 
 if TYPE_CHECKING:
-    from .engine import Engine, Stream
+    from .engine import Engine, ResponseStream
 
 __all__ = [
     "Completion",
@@ -21,16 +21,16 @@ __all__ = [
     "Delta",
     "Engine",
     "Request",
+    "ResponseStream",
     "Sampling",
     "Speculated",
-    "Stream",
     "TokenLogprob",
     "nbytes",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Engine", "Stream"):
+    if name in ("Engine", "ResponseStream"):
         from . import engine
 
         return getattr(engine, name)

@@ -5,9 +5,8 @@ written. So the cache grows without copying, and what it holds is `nbytes`, to t
 without memory: there the pool is allocated whole.) Sequences share the pages of a common beginning; a page that others
 hold or may find is copied before it is changed.
 
-Attention is handed to the model as an `Attention` (an `llama.attention.Attend`) of the new tokens of any number of
-sequences, flattened into one row: the model never sees a cache, and a decode step, a piece of a prompt and both
-together are one forward.
+A model attends through a `PagedAttention` (an `llama.attention.Attend`) of the new tokens of any number of sequences,
+concatenated: it never sees a cache, and a decode step, a piece of a prompt and both together are one forward.
 
 Shapes: N new tokens of all sequences, H query heads, G KV heads, K head dim, P pages, L layers.
 """
@@ -40,7 +39,7 @@ class Cached:
 
 
 @dataclass(frozen=True)
-class Attention:
+class PagedAttention:
     """How the new tokens of a step see the cache and go into it: what a model calls in each of its layers."""
 
     pool: Tensor
@@ -151,7 +150,7 @@ class PagedCache:
             for page, digest in zip(cached.pages[known:], cached.digests[known:], strict=False):
                 self.pages.remember(page, digest)
 
-    def step(self, parts: Sequence[tuple[Cached, int]]) -> tuple[Tensor, Attention]:
+    def step(self, parts: Sequence[tuple[Cached, int]]) -> tuple[Tensor, PagedAttention]:
         """Positions (1, N) and attention for the next n tokens of each (sequence, n), in this order in one row.
 
         The pages must be there (`grow`); the sequences count the tokens as theirs from now on.
@@ -165,7 +164,7 @@ class PagedCache:
             cached.length += n
             start += n
         ragged = Ragged(self._tables, torch.tensor(rows), self.device)
-        return torch.tensor([positions], device=self.device), Attention(self.pool, ragged)
+        return torch.tensor([positions], device=self.device), PagedAttention(self.pool, ragged)
 
     def _append(self, cached: Cached, pages: list[int]) -> None:
         first = len(cached.pages)

@@ -1,17 +1,18 @@
 """The one generator: continuous batching of requests over a paged KV cache.
 
-`submit` queues a request and gives its stream; every `step` is one forward over the next tokens of all active requests,
-flattened into one row: a token each for those that decode, and a piece of their prompt for those that begin (Orca, Yu
-et al., OSDI 2022; chunked prefill, Sarathi, arXiv 2308.16369). So a long prompt holds the others up by one piece at
-most, and finished requests cost nothing. A stream pulls steps when it has nothing to give, so one request and fifty go
-the same way. One thread drives an engine.
+`submit` queues a request and returns its stream; every `step` is one forward over the next tokens of all active
+requests, concatenated: one token for each that decodes, and a piece of the prompt for each that begins (Orca, Yu et
+al., OSDI 2022; chunked prefill, Sarathi, arXiv 2308.16369). So a long prompt delays the others by one piece at most,
+and finished requests cost nothing. A stream runs steps while it has nothing to give, so one request and fifty are
+served the same way. One thread drives an engine.
 
-With a draft (`draft.py`) a row that decodes feeds its last token and the guesses that may follow, and gets as many as
-prove right and one more (`speculate.py`); the cache forgets the others.
+With a draft (`draft.py`), a sequence that decodes feeds its last token and the draft tokens that may follow, and gets
+those that are accepted and one more (`speculate.py`); the cache forgets the others.
 
 Prompts that begin alike share their pages. When pages run out, the latest request gives its own back and computes them
-again later. Matrices in blocks and attention give each token the same bits in any company, so its answer does not
-change. (Plain fp32 matrices are torch's, which adds fewer than four rows up otherwise: there a near tie may turn.)
+again later. Quantized matrices and attention give each token the same bits in any batch, so its answer does not change.
+(Plain fp32 matrices are multiplied by torch, which sums batches of fewer than four tokens in another order: there a
+near tie between two tokens may turn.)
 
 Shapes: N tokens of a step, or its places whose next token is wanted, D model dim, V vocab.
 """
@@ -19,8 +20,7 @@ Shapes: N tokens of a step, or its places whose next token is wanted, D model di
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections import abc, deque
 from dataclasses import replace
 
 import torch
@@ -33,35 +33,33 @@ from ..text.tokenizer import Tokenizer
 from .cache import Cached, PagedCache
 from .constraint import Guide
 from .draft import Draft, ModelDraft, NGramDraft
-from .pace import Pace, best_guesses
+from .memory import PREFILL_TOKENS
 from .pages import chain
 from .request import Completion, Request, Speculated
-from .rules import Rules
+from .runner import ModelRunner
 from .sampling import seed_of
-from .speculate import Guess, settle
-from .stream import Row, Stream
-from .trunk import Trunk
+from .speculate import DraftTokens, verify
+from .step_timer import StepTimer, best_draft_length
+from .stream import ResponseStream, Sequence
 
-__all__ = ["Engine", "Stream"]
+__all__ = ["Engine", "ResponseStream"]
 
-PREFILL_TOKENS = 2048
-"""Most prompt tokens of one step: enough to fill the matmuls, little enough memory for activations."""
 MIXED_TOKENS = 256
-"""The same while others decode: what they wait for at most."""
+"""Most prompt tokens of a step in which others decode: it bounds what they wait."""
 
 
 class Engine:
-    """Runs ``model``; ``tokenizer`` None gives ids without text and without stop tokens of its own.
+    """An engine that runs ``model``, as it is, on its device and in its dtype.
 
-    ``max_batch`` requests are worked on together; ``max_context`` defaults to the model's. ``cache_bytes`` bounds what
-    they hold in the cache: others wait their turn (one alone always runs). ``kv`` is what keys and values are kept in:
-    "fp32", "bf16", "int8", or "auto", which is what the model computes in, and bf16 where its weights are quantized.
-    The model is used as it is, on its device and in its dtype.
+    With ``tokenizer`` None, answers are ids without text, and nothing but the request's own stop ids ends them.
+    ``max_batch`` requests are active at once; ``max_context`` defaults to the model's. ``cache_bytes`` bounds what they
+    hold in the cache: others wait (a single one always runs). ``kv`` is the dtype of keys and values: "fp32", "bf16",
+    "int8", or "auto", which is what the model computes in, and bf16 for quantized weights.
 
-    ``draft`` guesses up to ``draft_tokens`` tokens ahead: a smaller model with the same tokens, "ngram" for what stood
-    in prompt or answer before, or any `Draft`. It guesses as many as pay (`pace.py`), and for a request with a seed
-    always so many. No distribution changes, and no greedy token (`speculate.py`). A draft model's cache may take as
-    many pages as the model's, on top.
+    ``draft`` proposes up to ``draft_tokens`` tokens ahead: a smaller model with the same tokenizer, "ngram" for what
+    stood in prompt or answer before, or any `Draft`. As many are verified as pay (`step_timer.py`), but always
+    ``draft_tokens`` for a request with a seed. Neither distributions nor greedy answers change (`speculate.py`). A
+    draft model's cache may take as many pages as the model's, in addition.
     """
 
     def __init__(
@@ -87,53 +85,53 @@ class Engine:
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {config.vocab_size}: "
                 "use the tokenizer the model was trained with"
             )
-        self.model, self.tokenizer = model, tokenizer
-        self.max_batch, self.context = max_batch, max_context or config.max_context
-        self.cache = PagedCache(config, _kind(model, kv), cache_bytes, self.context, model.device)
-        self._trunk = Trunk(model, self.cache)
-        self.draft, self._draft_tokens = self._drafted(draft, kv), draft_tokens
         if draft_tokens < 1:
             raise EngineError(
-                f"draft_tokens={draft_tokens} must be at least 1; without a draft nothing is guessed"
+                f"draft_tokens={draft_tokens} must be at least 1; leave out the draft to propose none"
             )
+        self.model, self.tokenizer = model, tokenizer
+        self.max_batch, self.context = max_batch, max_context or config.max_context
+        self.cache = PagedCache(config, _cache_kind(model, kv), cache_bytes, self.context, model.device)
+        self._runner = ModelRunner(model, self.cache)
+        self.draft, self._draft_tokens = self._make_draft(draft, kv), draft_tokens
         self.n_preempted = 0
         """How often a request had to give its pages back and begin again."""
-        self._paces = Pace(), Pace()  # of the model and of the draft
+        self._timers = StepTimer(), StepTimer()  # of the model and of the draft
         self._stop_ids = frozenset() if tokenizer is None else frozenset(tokenizer.stop_ids)
         self._submitted = 0
-        self._waiting: deque[Row] = deque()
-        self._rows: list[Row] = []  # in the order of their submission
+        self._waiting: deque[Sequence] = deque()
+        self._active: list[Sequence] = []  # in the order of their submission
 
     @property
     def n_active(self) -> int:
-        """Requests worked on now."""
-        return len(self._rows)
+        """Requests that are worked on now."""
+        return len(self._active)
 
     @property
     def n_waiting(self) -> int:
-        """Requests not yet begun, or put back."""
+        """Requests that have not begun, or had to give their pages back."""
         return len(self._waiting)
 
-    def submit(self, request: Request) -> Stream:
+    def submit(self, request: Request) -> ResponseStream:
         """Queue a request; computing begins with the next `step`. Raises EngineError if it cannot be served."""
-        return self._queue(self._row(request))
+        return self._queue([self._sequence(request)])[0]
 
-    def submit_many(self, request: Request, n: int) -> list[Stream]:
-        """``n`` answers to one request, whose prompt is computed once. With a seed the first answer is the one that
-        `submit` gives, and the others have seeds of their own that follow from it."""
+    def submit_many(self, request: Request, n: int) -> list[ResponseStream]:
+        """Queue ``n`` answers to one request, whose prompt is computed once.
+
+        With a seed, the first answer is the one that `submit` gives; the others have seeds that follow from it.
+        """
         if n < 1:
             raise EngineError(f"n={n} must be at least 1")
-        sampling = request.sampling
+        sampling, requests = request.sampling, [request] * n
         if sampling.seed is not None:
             seeds = [seed_of(sampling.seed, number) for number in range(n)]
             requests = [replace(request, sampling=replace(sampling, seed=seed)) for seed in seeds]
-        else:
-            requests = [request] * n
-        return [self._queue(row) for row in [self._row(request) for request in requests]]
+        return self._queue([self._sequence(request) for request in requests])
 
-    def run(self, requests: Sequence[Request]) -> list[Completion]:
-        """All requests to their end, batched; answers in the order of the requests. One invalid request: none runs."""
-        streams = [self._queue(row) for row in [self._row(request) for request in requests]]
+    def run(self, requests: abc.Sequence[Request]) -> list[Completion]:
+        """Run all requests to their end, batched, and return their answers in order. If one is invalid, none runs."""
+        streams = self._queue([self._sequence(request) for request in requests])
         try:
             while not all(stream.done for stream in streams):
                 self.step()
@@ -145,44 +143,44 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> bool:
-        """Take requests in and move the active ones on by one forward. False when there was nothing to do.
+        """Admit requests and move the active ones on by one forward. Returns False when there was nothing to do.
 
         If it fails or is interrupted, active requests end as "cancelled", since their state is no longer certain.
         """
         try:
             self._admit()
-            if not self._rows:
+            if not self._active:
                 return False
             self._advance(self._plan())
         except BaseException:
-            for row in list(self._rows):
-                self._drop(row)
-                if not row.stream.done:
-                    row.end("cancelled")
+            for sequence in list(self._active):
+                self._release(sequence)
+                if not sequence.stream.done:
+                    sequence.end("cancelled")
             raise
         return True
 
-    def _row(self, request: Request) -> Row:
-        """A request checked, and its constraint read."""
+    def _sequence(self, request: Request) -> Sequence:
+        """Check a request and compile its constraint."""
         request.validate(self.model.config.vocab_size, self.context)
         if self.tokenizer is None and request.sampling.stop:
             raise EngineError("stop strings need a tokenizer, and this engine has none")
-        guide = rules = None
+        guide = None
         if request.constraint is not None:
             if self.tokenizer is None:
                 raise EngineError("a constraint needs a tokenizer, and this engine has none")
             guide = Guide(request.constraint, self.tokenizer)
-        if guide is not None or request.sampling.bends:
-            rules = Rules(request.sampling, request.prompt_ids, guide)
+        stream = ResponseStream(request, self.step, self._cancel)
         counts = None if self.draft is None else Speculated()
-        return Row(Stream(self, request), self.tokenizer, self._stop_ids, self.context, rules, counts)
+        return Sequence(stream, self.tokenizer, self._stop_ids, self.context, guide, counts)
 
-    def _queue(self, row: Row) -> Stream:
-        row.number, self._submitted = self._submitted, self._submitted + 1
-        self._waiting.append(row)
-        return row.stream
+    def _queue(self, sequences: list[Sequence]) -> list[ResponseStream]:
+        for sequence in sequences:
+            sequence.number, self._submitted = self._submitted, self._submitted + 1
+            self._waiting.append(sequence)
+        return [sequence.stream for sequence in sequences]
 
-    def _drafted(self, draft: LlamaLM | Draft | str | None, kv: str) -> Draft | None:
+    def _make_draft(self, draft: LlamaLM | Draft | str | None, kv: str) -> Draft | None:
         if not isinstance(draft, LlamaLM | str):
             return draft
         if isinstance(draft, str):
@@ -195,156 +193,158 @@ class Engine:
                 f"the draft has {theirs} tokens and the model {ours}: both must have the same tokenizer"
             )
         n_tokens = ours if self.tokenizer is None else self.tokenizer.vocab_size
-        return ModelDraft(draft, n_tokens, self.cache.pages.limit, self.context, _kind(draft, kv))
+        return ModelDraft(draft, n_tokens, self.cache.pages.limit, self.context, _cache_kind(draft, kv))
 
     def _admit(self) -> None:
-        """Who may begin now: while there are pages for the whole prompt beside what the active ones need soon."""
-        lacking = sum(self.cache.lacking(_cached(row), row.soon) for row in self._rows)
-        computing = {digest for row in self._rows for digest in row.digests[len(_cached(row).digests) :]}
-        while self._waiting and len(self._rows) < self.max_batch:
-            row = self._waiting[0]
-            chain(
-                row.digests, row.request.tenant, row.tokens, len(row.tokens) - 1
-            )  # one token at least is fed
+        """Begin waiting requests while there are pages for the whole prompt and for what the active ones need soon."""
+        lacking = sum(self.cache.lacking(s.cached, s.soon) for s in self._active)
+        computing = {digest for s in self._active for digest in s.digests[len(s.cached.digests) :]}
+        while self._waiting and len(self._active) < self.max_batch:
+            sequence = self._waiting[0]
+            n_shareable = len(sequence.tokens) - 1  # the last token must be fed, or there are no logits
+            chain(sequence.digests, sequence.request.tenant, sequence.tokens, n_shareable)
             cached = self.cache.open()
-            self.cache.match(cached, row.digests)
-            lacking += self.cache.lacking(cached, row.soon)
+            self.cache.match(cached, sequence.digests)
+            lacking += self.cache.lacking(cached, sequence.soon)
             # what an active request is about to compute is worth waiting for
-            shared = len(cached.digests) < len(row.digests) and row.digests[len(cached.digests)] in computing
-            if self._rows and (shared or lacking > self.cache.pages.available):
+            missing = sequence.digests[len(cached.digests) :]
+            shared = bool(missing) and missing[0] in computing
+            if self._active and (shared or lacking > self.cache.pages.available):
                 self.cache.close(cached)
                 return
-            row.cached = cached
-            if not row.n_new:
-                row.stream.shared_tokens = cached.length
-            computing.update(row.digests[len(cached.digests) :])
-            self._rows.append(self._waiting.popleft())
-            self._rows.sort(key=lambda row: row.number)
+            sequence.in_cache = cached
+            if not sequence.n_new:
+                sequence.stream.shared_tokens = cached.length
+            computing.update(missing)
+            self._active.append(self._waiting.popleft())
+            self._active.sort(key=lambda sequence: sequence.number)
 
-    def _plan(self) -> list[tuple[Row, int, Guess]]:
-        """What each active row feeds in this step, its pages taken: so many of its tokens, then guesses. The oldest
-        rows come first."""
-        pending = {row: len(row.tokens) - _cached(row).length for row in self._rows}
-        guesses = self._guess(
-            [row for row, n in pending.items() if n == 1 and row.n_new], sum(pending.values())
-        )
+    def _plan(self) -> list[tuple[Sequence, int, DraftTokens]]:
+        """Take pages for this step and return what each sequence feeds: (sequence, n of its tokens, draft tokens).
+
+        The oldest sequences come first.
+        """
+        pending = {s: len(s.tokens) - s.cached.length for s in self._active}
+        decoding = [s for s, n in pending.items() if n == 1 and s.n_new and s.may_draft]
+        drafts = self._propose(decoding, sum(pending.values()))
         room = PREFILL_TOKENS if all(n > 1 for n in pending.values()) else MIXED_TOKENS
-        parts: list[tuple[Row, int, Guess]] = []
-        for row in list(self._rows):
-            if row.cached is None:  # put back for an older one's sake
+        parts: list[tuple[Sequence, int, DraftTokens]] = []
+        for sequence in list(self._active):
+            if sequence.in_cache is None:  # gave its pages to an older one
                 continue
-            guess = guesses.get(row, Guess([]))
-            if guess is None:  # its draft is not ready
+            draft = drafts.get(sequence, DraftTokens([]))
+            if draft is None:  # not ready
                 continue
-            n = pending[row]
+            n = pending[sequence]
             if n > 1:
-                # one that was put back goes on where it was, with guesses behind its last token as it would have had
-                n = min(n - 1 if row.n_new and self.draft is not None else n, room)
+                # one that had to begin again leaves its last token for a step with draft tokens, as it would have had
+                n = min(n - 1 if sequence.n_new and self.draft is not None else n, room)
                 room -= n
-            if n and self._make_room(row, row.cached.length + n + len(guess.tokens)):
-                parts.append((row, n, guess))
+            if n and self._make_room(sequence, sequence.cached.length + n + len(draft.tokens)):
+                parts.append((sequence, n, draft))
         return parts
 
-    def _guess(self, rows: list[Row], n_tokens: int) -> dict[Row, Guess | None]:
-        """What the draft has for rows that decode; no more than may still be said beside the model's own token, and
-        for rows without a seed no more than pay (`pace.py`). ``n_tokens`` wait to be fed besides."""
-        if self.draft is None or not rows:
+    def _propose(self, sequences: list[Sequence], n_tokens: int) -> dict[Sequence, DraftTokens | None]:
+        """Return the draft tokens of sequences that decode, ``n_tokens`` being the tokens fed without them.
+
+        There are no more than the answer may still have besides the model's own token, and for sequences without a
+        seed no more than pay (`step_timer.py`).
+        """
+        if self.draft is None or not sequences:
             return {}
-        free = [row for row in rows if row.sampling.seed is None]
-        n_tokens = min(n_tokens, len(self._rows) + MIXED_TOKENS)
-        k = best_guesses(self._draft_tokens, [row.acceptance for row in free], n_tokens, *self._paces)
+        unseeded = [s for s in sequences if s.sampling.seed is None]
+        n_tokens = min(n_tokens, len(self._active) + MIXED_TOKENS)
+        rates = [s.acceptance_rate for s in unseeded]
+        k = best_draft_length(self._draft_tokens, rates, n_tokens, *self._timers)
         if k == 0:
-            for row in free:
-                row.hope()
+            for sequence in unseeded:
+                sequence.forget_acceptance_rate()
         most = [
-            min(k if row.sampling.seed is None else self._draft_tokens, row.limit - row.n_new - 1)
-            for row in rows
+            min(k if s.sampling.seed is None else self._draft_tokens, s.limit - s.n_new - 1)
+            for s in sequences
         ]
         start = time.perf_counter()
-        guesses = self.draft.guess(rows, most)
-        if depth := max(len(guess.tokens) if guess else 0 for guess in guesses):
-            self._paces[1].note(len(rows), (time.perf_counter() - start) / depth)
-        return dict(zip(rows, guesses, strict=True))
+        drafts = self.draft.propose(sequences, most)
+        if depth := max(len(draft.tokens) if draft else 0 for draft in drafts):
+            self._timers[1].note(len(sequences), (time.perf_counter() - start) / depth)
+        return dict(zip(sequences, drafts, strict=True))
 
-    def _make_room(self, row: Row, length: int) -> bool:
-        """Pages for ``length`` tokens of a row, taken from later rows if need be. False if it was put back itself."""
-        cached = _cached(row)
-        while self.cache.lacking(cached, length) > self.cache.pages.available and len(self._rows) > 1:
-            latest = self._rows[-1]
-            self._drop(latest)
+    def _make_room(self, sequence: Sequence, length: int) -> bool:
+        """Take pages for ``length`` tokens of a sequence, from later ones if need be.
+
+        Returns False if the sequence had to give its own pages back.
+        """
+        cached = sequence.cached
+        while self.cache.lacking(cached, length) > self.cache.pages.available and len(self._active) > 1:
+            latest = self._active[-1]
+            self._release(latest)
             self._waiting.appendleft(latest)
             self.n_preempted += 1
-            if latest is row:
+            if latest is sequence:
                 return False
         self.cache.grow(cached, length)
         return True
 
-    def _advance(self, parts: list[tuple[Row, int, Guess]]) -> None:
-        """One forward over these tokens; rows whose last known token was among them get their next ones."""
+    def _advance(self, parts: list[tuple[Sequence, int, DraftTokens]]) -> None:
+        """Run one forward over these tokens; sequences whose last known token was among them get their next ones."""
         if not parts:
             return
         tokens: list[int] = []
-        ready: list[tuple[Row, Guess, int]] = []  # with the tokens they had
+        ready: list[tuple[Sequence, DraftTokens, int]] = []  # with the number of tokens known before
         places: list[int] = []
-        for row, n, guess in parts:
-            at = _cached(row).length
-            tokens += row.tokens[at : at + n]
-            if at + n == len(row.tokens):
-                places += range(len(tokens) - 1, len(tokens) + len(guess.tokens))
-                if guess.tokens:
-                    tokens += guess.tokens
-                    row.count(Speculated(guessed=len(guess.tokens)))
-                ready.append((row, guess, at + n))
-        start = time.perf_counter()
-        logits_NV = self._forward(
-            [(_cached(row), n + len(guess.tokens)) for row, n, guess in parts], tokens, places
-        )
+        for sequence, n, draft in parts:
+            start = sequence.cached.length
+            tokens += sequence.tokens[start : start + n]
+            if start + n == len(sequence.tokens):
+                places += range(len(tokens) - 1, len(tokens) + len(draft.tokens))
+                if draft.tokens:
+                    tokens += draft.tokens
+                    sequence.record_draft(Speculated(drafted=len(draft.tokens)))
+                ready.append((sequence, draft, start + n))
+        began = time.perf_counter()
+        lengths = [(sequence.cached, n + len(draft.tokens)) for sequence, n, draft in parts]
+        logits_NV = self._forward(lengths, tokens, places)
         if ready:
-            kept = settle(logits_NV, [row for row, _, _ in ready], [guess for _, guess, _ in ready])
-            self._paces[0].note(len(tokens), time.perf_counter() - start)
-            for (row, _, known), n_kept in zip(ready, kept, strict=True):
-                self.cache.truncate(_cached(row), min(known + n_kept, len(row.tokens)))
-        for row, _, _ in parts:
-            self.cache.remember(_cached(row), row.request.tenant, row.tokens)
-            if row.stream.done:
-                self._drop(row)
+            accepted = verify(logits_NV, [s for s, _, _ in ready], [draft for _, draft, _ in ready])
+            self._timers[0].note(len(tokens), time.perf_counter() - began)
+            for (sequence, _, known), n in zip(ready, accepted, strict=True):
+                self.cache.truncate(sequence.cached, min(known + n, len(sequence.tokens)))
+        for sequence, _, _ in parts:
+            self.cache.remember(sequence.cached, sequence.request.tenant, sequence.tokens)
+            if sequence.stream.done:
+                self._release(sequence)
 
     def _forward(self, parts: list[tuple[Cached, int]], tokens: list[int], places: list[int]) -> Tensor:
-        """Feed these tokens, so many to each sequence; logits (N, V) fp32 at these places of the row."""
-        hidden_ND = self._trunk(parts, tokens)
+        """Feed ``tokens``, the next n of each (sequence, n), and return logits (N, V) fp32 at these places."""
+        hidden_ND = self._runner(parts, tokens)
         if not places:
             return torch.empty(0, self.model.config.vocab_size)
         logits_NV = self.model.lm_head(hidden_ND[places]).float()
-        # what may be said at all: rows of the head that are no token never are
+        # a head may be padded beyond the tokenizer's tokens: those are never picked
         if self.tokenizer is not None and self.tokenizer.vocab_size < logits_NV.shape[1]:
             logits_NV[:, self.tokenizer.vocab_size :] = -torch.inf
         return logits_NV
 
-    def _drop(self, row: Row) -> None:
-        """Its pages are free at once."""
+    def _release(self, sequence: Sequence) -> None:
+        """Free the pages of an active sequence."""
         if self.draft is not None:
-            self.draft.forget(row)
-        self.cache.close(_cached(row))
-        row.cached = None
-        self._rows.remove(row)
+            self.draft.forget(sequence)
+        self.cache.close(sequence.cached)
+        sequence.in_cache = None
+        self._active.remove(sequence)
 
-    def _cancel(self, stream: Stream) -> None:
-        for row in (*self._rows, *self._waiting):
-            if row.stream is stream:
-                row.end("cancelled")
-                if row.cached is None:
-                    self._waiting.remove(row)
+    def _cancel(self, stream: ResponseStream) -> None:
+        for sequence in (*self._active, *self._waiting):
+            if sequence.stream is stream:
+                sequence.end("cancelled")
+                if sequence.in_cache is None:
+                    self._waiting.remove(sequence)
                 else:
-                    self._drop(row)
+                    self._release(sequence)
                 return
 
 
-def _kind(model: LlamaLM, kv: str) -> str:
+def _cache_kind(model: LlamaLM, kv: str) -> str:
     if kv != "auto":
         return kv
     return "bf16" if model.dtype == torch.bfloat16 or is_quantized(model) else "fp32"
-
-
-def _cached(row: Row) -> Cached:
-    assert row.cached is not None
-    return row.cached

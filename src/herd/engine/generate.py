@@ -14,7 +14,7 @@ from ..errors import EngineError
 from ..llama.model import LlamaLM
 from ..text.tokenizer import Tokenizer
 from .constraint import Constraint
-from .engine import Engine, Stream
+from .engine import Engine, ResponseStream
 from .request import Completion, Request, Sampling
 
 Prompt = str | Sequence[dict[str, Any]]
@@ -66,7 +66,7 @@ def stream(
     return _pieces(Engine(model, tokenizer).submit(request))
 
 
-def _pieces(deltas: Stream) -> Iterator[str]:
+def _pieces(deltas: ResponseStream) -> Iterator[str]:
     try:
         for delta in deltas:
             if delta.text:

@@ -6,6 +6,9 @@ from ..errors import EngineError
 from ..kernels.page_layout import BYTES, PAGE
 from ..llama.config import ModelConfig
 
+PREFILL_TOKENS = 2048
+"""Most prompt tokens of one step: enough to fill the matmuls, few enough to keep the activations small."""
+
 
 def nbytes(config: ModelConfig, slots: int, context: int, bytes_per_value: float = BYTES["bf16"]) -> int:
     """Bytes of a cache of ``slots`` sequences of ``context`` tokens (rounded up to pages), of one of the `BYTES`."""

@@ -29,7 +29,7 @@ class Sampling:
     ``stop`` strings end the answer and are not part of it. ``logprobs`` None is off; n gives each token's logprob under
     the model's own distribution (temperature 1, nothing cut) and the n likeliest tokens at its place.
 
-    Before all that, logits may be bent (`rules.py`): ``repetition_penalty`` divides the positive and multiplies the
+    Before all that, logits may be bent (`logits.py`): ``repetition_penalty`` divides the positive and multiplies the
     negative logits of every token seen in prompt or answer (1 = off; CTRL, arXiv 1909.05858); ``presence_penalty`` and
     ``frequency_penalty`` are taken off tokens of the answer, once and as often as they came; ``logit_bias`` {id: x} is
     added. The latter three as in OpenAI's interface, and with its bounds.
@@ -86,7 +86,7 @@ class Sampling:
         return self.temperature == 0
 
     @property
-    def bends(self) -> bool:
+    def changes_logits(self) -> bool:
         """Whether penalties or biases change the logits."""
         bent = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1)
         return any(bent) or bool(self.logit_bias)
@@ -146,17 +146,19 @@ class TokenLogprob:
 class Speculated:
     """How a request's guesses fared: tokens guessed, those looked at (up to the first wrong one), those kept."""
 
-    guessed: int = 0
-    judged: int = 0
-    kept: int = 0
+    drafted: int = 0
+    verified: int = 0
+    accepted: int = 0
 
     def __add__(self, other: Speculated) -> Speculated:
-        return Speculated(self.guessed + other.guessed, self.judged + other.judged, self.kept + other.kept)
+        return Speculated(
+            self.drafted + other.drafted, self.verified + other.verified, self.accepted + other.accepted
+        )
 
     @property
-    def acceptance(self) -> float:
+    def acceptance_rate(self) -> float:
         """Share of kept among judged: an estimate of 1 - TV(model, draft); 0 where nothing was judged."""
-        return self.kept / self.judged if self.judged else 0.0
+        return self.accepted / self.verified if self.verified else 0.0
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Randomness is counter-based: the number drawn for a request's n-th token is a hash of (seed, n), so a request's tokens
 depend neither on the other rows nor on when it was admitted (SplitMix64: Steele, Lea & Flood, OOPSLA 2014). The token
 is found by inverting the cumulative distribution. Top-k, top-p and min-p all keep a prefix of the tokens sorted by
-probability, so one sort serves the three. Penalties and constraints have changed the logits before (`rules.py`);
+probability, so one sort serves the three. Penalties and constraints have changed the logits before (`logits.py`);
 speculation asks for whole distributions (`distribution`) and compares them (`speculate.py`).
 
 Shapes: B batch rows, V vocab.
@@ -16,7 +16,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import EngineError
 from .request import Sampling, TokenLogprob
 
 _MASK = (1 << 64) - 1
@@ -24,10 +23,17 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def sample(
-    logits_BV: Tensor, samplings: Sequence[Sampling], seeds: Sequence[int], steps: Sequence[int]
+    logits_BV: Tensor,
+    best: Sequence[int],
+    samplings: Sequence[Sampling],
+    seeds: Sequence[int],
+    steps: Sequence[int],
 ) -> list[int]:
-    """One token id a row. ``logits_BV`` is fp32; ``steps`` counts each request's tokens so far. NaN: EngineError."""
-    ids = likeliest(logits_BV)
+    """Return one token id for each row of ``logits_BV`` (fp32, finite); ``best`` holds the likeliest of each.
+
+    ``steps`` counts each request's tokens so far.
+    """
+    ids = list(best)
     drawn = [i for i, s in enumerate(samplings) if not s.greedy]
     for rows, cut in ((r, c) for c in (False, True) if (r := [i for i in drawn if _cuts(samplings[i]) == c])):
         u = [uniform(seeds[i], steps[i]) for i in rows]
@@ -38,16 +44,15 @@ def sample(
     return ids
 
 
-def likeliest(logits_BV: Tensor) -> list[int]:
-    """The greedy token of each row; a tie goes to the lower id. NaN: EngineError."""
+def likeliest(logits_BV: Tensor) -> tuple[list[int], list[bool]]:
+    """Return (the greedy token of each row, whether that row is finite); a tie goes to the lower id.
+
+    A row is not finite where it has a NaN or +inf, or nothing but -inf: argmax finds those first.
+    """
     best_B = logits_BV.argmax(-1)
-    if not bool(
-        torch.isfinite(logits_BV.gather(1, best_B[:, None])).all()
-    ):  # argmax finds a NaN if there is one
-        raise EngineError(
-            "the model's logits are not finite numbers: its weights are damaged or its training diverged"
-        )
-    return best_B.tolist()
+    finite_B = torch.isfinite(logits_BV.gather(1, best_B[:, None])[:, 0])
+    best, finite = torch.stack((best_B, finite_B.long())).tolist()
+    return best, [bool(ok) for ok in finite]
 
 
 def distribution(logits_BV: Tensor, samplings: Sequence[Sampling]) -> Tensor:

@@ -23,11 +23,9 @@ from ..errors import ContextError, EngineError
 from ..kernels.page_layout import BYTES, PAGE
 from ..llama.model import LlamaLM
 from .cache import Cached, PagedCache
-from .memory import nbytes
-from .trunk import Trunk
+from .memory import PREFILL_TOKENS, nbytes
+from .runner import ModelRunner
 
-PACK_TOKENS = 2048
-"""Room of one forward: enough to fill the matmuls, little enough memory for activations."""
 SLACK_TOKENS = 256
 """An item joins a pack with a shorter common beginning while that makes the others compute at most so much again."""
 LOGIT_BYTES = 64 << 20
@@ -91,9 +89,9 @@ class Scorer:
         if tokens <= self._longest:
             return
         config, kind = self.model.config, "bf16" if self.model.dtype == torch.bfloat16 else "fp32"
-        room = nbytes(config, 3, tokens, BYTES[kind]) + nbytes(config, 4, PACK_TOKENS, BYTES[kind])
+        room = nbytes(config, 3, tokens, BYTES[kind]) + nbytes(config, 4, PREFILL_TOKENS, BYTES[kind])
         self._longest, self._cache = tokens, PagedCache(config, kind, room, tokens, self.model.device)
-        self._trunk = Trunk(self.model, self._cache)
+        self._runner = ModelRunner(self.model, self._cache)
         self._head, self._ids = self._cache.open(), list[int]()
 
     def _go_to(self, ids: Sequence[int]) -> None:
@@ -101,8 +99,8 @@ class Scorer:
         kept = _common(self._ids, ids)
         self._cache.truncate(self._head, kept)
         self._ids = list(ids[:kept])
-        for start in range(kept, len(ids), PACK_TOKENS):
-            part = list(ids[start : start + PACK_TOKENS])
+        for start in range(kept, len(ids), PREFILL_TOKENS):
+            part = list(ids[start : start + PREFILL_TOKENS])
             self._feed([(self._head, part)])
             self._ids += part
 
@@ -142,7 +140,7 @@ class Scorer:
             return torch.empty(0, self.model.config.dim, dtype=self.model.dtype, device=self.model.device)
         for cached, ids in parts:
             self._cache.grow(cached, cached.length + len(ids))
-        return self._trunk(
+        return self._runner(
             [(cached, len(ids)) for cached, ids in parts], [i for _, ids in parts for i in ids]
         )
 
@@ -180,7 +178,7 @@ class _Tree:
 
     @property
     def cost(self) -> int:
-        """What it takes of `PACK_TOKENS`, were nothing shared."""
+        """What it takes of `PREFILL_TOKENS`, were nothing shared."""
         return _cost(self.trunk) + sum(_cost(branch) for branch in self.branches if branch)
 
     def asked(self, trunk_at: int, branch_at: int) -> Iterator[tuple[int, int]]:
@@ -193,19 +191,19 @@ class _Tree:
 
 
 def _cost(ids: Sequence[int]) -> int:
-    """What a sequence takes of `PACK_TOKENS`: its tokens, and a page that it may have to copy to go on from."""
+    """What a sequence takes of `PREFILL_TOKENS`: its tokens, and a page that it may have to copy to go on from."""
     return len(ids) + PAGE
 
 
 def _groups(branches: Sequence[tuple[Cached, Sequence[int]]]) -> Iterator[list[tuple[Cached, Sequence[int]]]]:
-    """All of them, in parts of `PACK_TOKENS`; one alone may be longer."""
+    """All of them, in parts of `PREFILL_TOKENS`; one alone may be longer."""
     group: list[tuple[Cached, Sequence[int]]] = []
-    room = PACK_TOKENS
+    room = PREFILL_TOKENS
     for branch in branches:
         room -= _cost(branch[1])
         if group and room < 0:
             yield group
-            group, room = [], PACK_TOKENS - _cost(branch[1])
+            group, room = [], PREFILL_TOKENS - _cost(branch[1])
         group.append(branch)
     if group:
         yield group
@@ -217,7 +215,7 @@ def _pack(trees: Sequence[_Tree]) -> tuple[int, int]:
     for n, tree in enumerate(trees[1:], 1):
         shared = min(n_head, tree.n_shareable, _common(trees[0].trunk, tree.trunk))
         cost += tree.cost
-        if (n_head - shared) * n > SLACK_TOKENS or cost - (n + 1) * shared > PACK_TOKENS:
+        if (n_head - shared) * n > SLACK_TOKENS or cost - (n + 1) * shared > PREFILL_TOKENS:
             return n_head, n
         n_head = shared
     return n_head, len(trees)

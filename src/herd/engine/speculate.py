@@ -1,32 +1,32 @@
-"""Several tokens a forward: a cheap draft guesses, the model checks all guesses at once, and nothing is lost.
+"""Verify draft tokens: a cheap draft proposes several, the model checks all of them in one forward, losslessly.
 
-Decoding reads every weight for one token. Checking k guessed tokens reads them once for k + 1 rows, so a guess costs
-the draft's work and a right one saves a whole read. Which guesses stay is the rejection rule of speculative sampling
-(Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318). With p the model's and q the draft's distribution,
-cuts, penalties and constraints included:
+Decoding reads every weight for one token. Verifying k draft tokens reads them once for k + 1 tokens, so a draft token
+costs the draft's work, and an accepted one saves a whole read. The rule is that of speculative sampling (Leviathan et
+al., arXiv 2211.17192; Chen et al., arXiv 2302.01318). With p the model's and q the draft's distribution, after cuts,
+penalties and constraints:
 
-    a guess x drawn from q stays with probability min(1, p(x) / q(x));
-    the first that does not stay is replaced by a draw from the residual max(p - q, 0), normalized;
-    if all stay, one more token is drawn from p.
+    a draft token x drawn from q is accepted with probability min(1, p(x) / q(x));
+    the first that is rejected is replaced by a draw from the residual max(p - q, 0), normalized;
+    if all are accepted, one more token is drawn from p.
 
-Each token is then distributed exactly as p says, whatever the draft; a guess stays with probability 1 - TV(p, q). A
-certain guess (n-gram lookup, or any draft of a greedy row) is the same rule with all of q on one token. Greedy rows
-keep guesses while they are the likeliest token, so their tokens are the same as without speculation.
+Each token is then distributed exactly as p says, whatever the draft; a draft token is accepted with probability
+1 - TV(p, q). A draft token that was not drawn (n-gram lookup, or any draft of a greedy sequence) is the same rule with
+all of q on one token. Greedy sequences accept draft tokens while they are the likeliest token, so their answers are the
+same as without speculation.
 
-What a seed promises here. The numbers for guessing, judging and drawing a request's n-th token are three hashes of
-(seed, n), and each is consulted for at most one guess that counts. So with the same model, draft and number of
-guesses a seed gives the same tokens, alone and in any batch. Without speculation, or with another draft, it gives
-*other* tokens of the same distribution: the rule keeps the distribution, and only greedy rows keep the very tokens.
+With a seed, the numbers for drafting, verifying and drawing the n-th token of a request are three hashes of (seed, n),
+and each decides about at most one token of the answer. So with the same model, draft and number of draft tokens, a
+seed gives the same answer, alone and in any batch. Without speculation, or with another draft, it gives *another*
+answer from the same distribution; only greedy answers are identical.
 
-Shapes: N places whose next token is wanted, B rows looked at together, V vocab.
+Shapes: N places whose next token is wanted, B sequences at one place, V vocab.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -34,147 +34,169 @@ from torch import Tensor
 from ..errors import EngineError
 from .request import Speculated
 from .sampling import distribution, draw, likeliest, logprobs, sample, uniform
+from .stream import Sequence
 
-if TYPE_CHECKING:
-    from .stream import Row
-
-_GUESS, _JUDGE = 0x5851F42D4C957F2D, 0x14057B7EF767814F
-"""Two seeds of a row's own, so that guessing, judging and drawing are independent."""
+_DRAFT, _VERIFY = 0x5851F42D4C957F2D, 0x14057B7EF767814F
+"""Mixed into a sequence's seed, so that drafting, verifying and drawing use independent numbers."""
 
 
-def guess_uniform(seed: int, step: int) -> float:
-    """The number with which the draft draws its guess for a request's ``step``-th token."""
-    return uniform(seed ^ _GUESS, step)
+def draft_uniform(seed: int, step: int) -> float:
+    """Return the number in [0, 1) with which the draft draws its proposal for a request's ``step``-th token."""
+    return uniform(seed ^ _DRAFT, step)
 
 
-def judge_uniform(seed: int, step: int) -> float:
-    """The number that decides whether that guess stays."""
-    return uniform(seed ^ _JUDGE, step)
+def verify_uniform(seed: int, step: int) -> float:
+    """Return the number in [0, 1) that decides whether that proposal is accepted."""
+    return uniform(seed ^ _VERIFY, step)
 
 
 @dataclass
-class Guess:
-    """Tokens proposed to follow a row. ``q`` holds the distribution (V,) fp64 each was drawn from; None: certain."""
+class DraftTokens:
+    """Tokens proposed to follow a sequence.
+
+    ``q`` holds the distribution (V,) fp64 that each was drawn from; None where they were not drawn.
+    """
 
     tokens: list[int]
     q: list[Tensor] | None = None
 
+    def at(self, place: int) -> tuple[int | None, Tensor | None]:
+        """Return the token at ``place`` and its distribution; (None, None) after the last."""
+        if place >= len(self.tokens):
+            return None, None
+        return self.tokens[place], None if self.q is None else self.q[place]
 
-def settle(logits_NV: Tensor, rows: Sequence[Row], guesses: Sequence[Guess]) -> list[int]:
-    """Hand each row its next tokens: the guesses that stay and one more. Returns how many stayed, row by row.
 
-    ``logits_NV`` has, row after row, a place for each guess and one behind them. A row without guesses gets one token,
-    so this is plain decoding as well. Rows end, and fail by their own constraint, one by one.
+def verify(
+    logits_NV: Tensor, sequences: abc.Sequence[Sequence], drafts: abc.Sequence[DraftTokens]
+) -> list[int]:
+    """Give each sequence its next tokens: the draft tokens that are accepted, and one more.
+
+    ``logits_NV`` has, for one sequence after the other, a place for each draft token and one after them. A sequence
+    without draft tokens gets one token, so this is plain decoding as well. Each sequence ends on its own, and fails on
+    its own where its constraint cannot be followed or its logits are not finite. Returns for each sequence how many
+    draft tokens were accepted, or -1 where the last token must be fed again.
     """
-    starts = list(accumulate((len(guess.tokens) + 1 for guess in guesses), initial=0))
-    kept = [0] * len(rows)
-    going, t = list(range(len(rows))), 0
+    starts = list(accumulate((len(draft.tokens) + 1 for draft in drafts), initial=0))
+    n_accepted = [0] * len(sequences)
+    going, place = list(range(len(sequences))), 0
     while going:
-        raw_BV = logits_NV[[starts[i] + t for i in going]]
-        bent_BV, going, raw_BV = _bend(raw_BV, rows, going)
+        raw_BV = logits_NV[[starts[i] + place for i in going]]
+        processed_BV, best, errors = _process(raw_BV, [sequences[i] for i in going])
+        if errors:
+            for b, error in errors.items():
+                if place < len(drafts[going[b]].tokens):
+                    # attention to a damaged draft token can spoil the tokens before it: feed the last one again
+                    sequences[going[b]].may_draft, n_accepted[going[b]] = False, place - 1
+                else:
+                    sequences[going[b]].stream.fail(error)
+            well = [b for b in range(len(going)) if b not in errors]
+            going, best = [going[b] for b in well], [best[b] for b in well]
+            raw_BV, processed_BV = raw_BV[well], processed_BV[well]
         if not going:
             break
-        some, at = [rows[i] for i in going], [_at(guesses[i], t) for i in going]
-        stays, tokens = _pick(bent_BV, some, at)
-        lps = logprobs(raw_BV, tokens, [row.sampling.logprobs for row in some])
+        some, proposed = [sequences[i] for i in going], [drafts[i].at(place) for i in going]
+        accepted, tokens = _pick(processed_BV, best, some, proposed)
+        lps = logprobs(raw_BV, tokens, [sequence.sampling.logprobs for sequence in some])
         still = []
-        for i, (guess, _), stay, token, lp in zip(going, at, stays, tokens, lps, strict=True):
-            if guess is not None:
-                rows[i].count(Speculated(judged=1, kept=int(stay)))
-            kept[i] += stay
+        for i, (draft_token, _), ok, token, lp in zip(going, proposed, accepted, tokens, lps, strict=True):
+            if draft_token is not None:
+                sequences[i].record_draft(Speculated(verified=1, accepted=int(ok)))
+            n_accepted[i] += ok
             try:
-                if not rows[i].take(token, lp) and stay:
+                if not sequences[i].take(token, lp) and ok:
                     still.append(i)
             except EngineError as error:
-                rows[i].stream.fail(error)
-        going, t = still, t + 1
-    return kept
+                sequences[i].stream.fail(error)
+        going, place = still, place + 1
+    return n_accepted
 
 
-def _at(guess: Guess, t: int) -> tuple[int | None, Tensor | None]:
-    """The guess for place ``t`` and what it was drawn from; (None, None) behind the last."""
-    if t >= len(guess.tokens):
-        return None, None
-    return guess.tokens[t], None if guess.q is None else guess.q[t]
-
-
-def _bend(raw_BV: Tensor, rows: Sequence[Row], going: list[int]) -> tuple[Tensor, list[int], Tensor]:
-    """(logits under each row's rules, the rows that could follow theirs, their logits as they were)."""
-    if not any(rows[i].rules for i in going):
-        return raw_BV, going, raw_BV
-    bent_BV, well = raw_BV.clone(), []
-    for b, i in enumerate(going):
-        try:
-            if (rules := rows[i].rules) is not None:
-                rules.apply(bent_BV[b])
-            well.append(b)
-        except EngineError as error:
-            rows[i].stream.fail(error)
-    return bent_BV[well], [going[b] for b in well], raw_BV[well]
+def _process(
+    raw_BV: Tensor, sequences: abc.Sequence[Sequence]
+) -> tuple[Tensor, list[int], dict[int, EngineError]]:
+    """Return (processed logits, the likeliest token of each, what is wrong with those that cannot go on)."""
+    errors: dict[int, EngineError] = {}
+    processed_BV = raw_BV
+    if any(sequence.logits_processor.active for sequence in sequences):
+        processed_BV = raw_BV.clone()
+        for b, sequence in enumerate(sequences):
+            try:
+                sequence.logits_processor.process(processed_BV[b])
+            except EngineError as error:
+                errors[b] = error
+    best, finite = likeliest(processed_BV)
+    for b, ok in enumerate(finite):
+        if not ok:
+            problem = (
+                "the model's logits are not finite numbers: its weights are damaged or its training diverged"
+            )
+            errors.setdefault(b, EngineError(problem))
+    return processed_BV, best, errors
 
 
 def _pick(
-    logits_BV: Tensor, rows: Sequence[Row], guesses: Sequence[tuple[int | None, Tensor | None]]
+    logits_BV: Tensor,
+    best: abc.Sequence[int],
+    sequences: abc.Sequence[Sequence],
+    proposed: abc.Sequence[tuple[int | None, Tensor | None]],
 ) -> tuple[list[bool], list[int]]:
-    """(whether each guess stays, each row's token) at one place of every row."""
-    stays, tokens = [False] * len(rows), [0] * len(rows)
-    drawn = [
-        guess is not None and not row.sampling.greedy for row, (guess, _) in zip(rows, guesses, strict=True)
-    ]
-    judged, others = ([b for b, yes in enumerate(drawn) if yes == wanted] for wanted in (True, False))
-    if others:
-        samplings, seeds, steps = zip(
-            *((rows[b].sampling, rows[b].seed, rows[b].n_new) for b in others), strict=True
+    """Return (whether each draft token is accepted, each sequence's token) at one place of every sequence."""
+    accepted, tokens = [False] * len(sequences), list(best)
+    # greedy sequences, and those without a draft token here, are sampled; the others go through the rejection rule
+    sampled = [b for b, s in enumerate(sequences) if s.sampling.greedy or proposed[b][0] is None]
+    verified = [b for b in range(len(sequences)) if b not in sampled]
+    if sampled:
+        some = [sequences[b] for b in sampled]
+        picked = sample(
+            logits_BV[sampled] if verified else logits_BV,
+            [best[b] for b in sampled],
+            [s.sampling for s in some],
+            [s.seed for s in some],
+            [s.n_new for s in some],
         )
-        for b, token in zip(others, sample(logits_BV[others], samplings, seeds, steps), strict=True):
-            stays[b], tokens[b] = token == guesses[b][0], token
-    if judged:
-        likeliest(logits_BV[judged])  # refuses what is no number
-        p_BV = distribution(logits_BV[judged], [rows[b].sampling for b in judged])
-        guessed = [guess for b in judged if (guess := guesses[b][0]) is not None]
-        q_BV = certain(guessed, p_BV)
-        for j, b in enumerate(judged):
-            if (q_V := guesses[b][1]) is not None:
+        for b, token in zip(sampled, picked, strict=True):
+            accepted[b], tokens[b] = token == proposed[b][0], token
+    if verified:
+        some = [sequences[b] for b in verified]
+        p_BV = distribution(logits_BV[verified], [s.sampling for s in some])
+        draft_tokens = [draft for b in verified if (draft := proposed[b][0]) is not None]
+        q_BV = one_hot(draft_tokens, p_BV)
+        for j, b in enumerate(verified):
+            if (q_V := proposed[b][1]) is not None:
                 q_BV[j] = q_V
-        u = [
-            (judge_uniform(rows[b].seed, rows[b].n_new), uniform(rows[b].seed, rows[b].n_new)) for b in judged
-        ]
-        found = judge(p_BV, q_BV, guessed, [x for x, _ in u], [x for _, x in u])
-        for b, stay, token in zip(judged, *found, strict=True):
-            stays[b], tokens[b] = stay, token
-    return stays, tokens
+        u_verify, u_draw = (
+            [verify_uniform(s.seed, s.n_new) for s in some],
+            [uniform(s.seed, s.n_new) for s in some],
+        )
+        found = reject(p_BV, q_BV, draft_tokens, u_verify, u_draw)
+        for b, ok, token in zip(verified, *found, strict=True):
+            accepted[b], tokens[b] = ok, token
+    return accepted, tokens
 
 
-def judge(
-    p_BV: Tensor, q_BV: Tensor, guesses: Sequence[int], u_judge: Sequence[float], u_draw: Sequence[float]
+def reject(
+    p_BV: Tensor,
+    q_BV: Tensor,
+    draft_tokens: abc.Sequence[int],
+    u_verify: abc.Sequence[float],
+    u_draw: abc.Sequence[float],
 ) -> tuple[list[bool], list[int]]:
-    """(which guesses stay, the token of each row: its guess, or what replaces it). ``q_BV`` drew the guesses."""
+    """Apply the rejection rule to draft tokens that were drawn from ``q_BV``.
+
+    Returns (whether each is accepted, the token of each sequence: the draft token or its replacement).
+    """
     device = p_BV.device
-    guess_B1 = torch.tensor(guesses, device=device)[:, None]
-    u_B = torch.tensor(u_judge, dtype=torch.float64, device=device)
-    stays_B = u_B * q_BV.gather(1, guess_B1)[:, 0] < p_BV.gather(1, guess_B1)[:, 0]
+    draft_B1 = torch.tensor(draft_tokens, device=device)[:, None]
+    u_B = torch.tensor(u_verify, dtype=torch.float64, device=device)
+    accepted_B = u_B * q_BV.gather(1, draft_B1)[:, 0] < p_BV.gather(1, draft_B1)[:, 0]
     residual_BV = (p_BV - q_BV).clamp_(min=0)
-    # p = q up to rounding: a guess hardly ever falls, and if so p itself is the residual's limit
+    # where p = q up to rounding, hardly anything is rejected, and the limit of the residual is p itself
     empty_B1 = residual_BV.sum(-1, keepdim=True) <= 0
     replacement_B = draw(torch.where(empty_B1, p_BV, residual_BV), u_draw)
-    return stays_B.tolist(), torch.where(stays_B, guess_B1[:, 0], replacement_B).tolist()
+    return accepted_B.tolist(), torch.where(accepted_B, draft_B1[:, 0], replacement_B).tolist()
 
 
-def certain(guesses: Sequence[int], like_BV: Tensor) -> Tensor:
-    """q (B, V) of guesses that were not drawn: all mass on each."""
-    return torch.zeros_like(like_BV).scatter_(1, torch.tensor(guesses, device=like_BV.device)[:, None], 1.0)
-
-
-def tokens_a_round(acceptance: float, k: int) -> float:
-    """Expected tokens of a round with k guesses, each kept with probability ``acceptance``: (1 - a^(k+1)) / (1 - a)
-    (Leviathan et al., section 3.2)."""
-    return k + 1 if acceptance == 1 else (1 - acceptance ** (k + 1)) / (1 - acceptance)
-
-
-def speed_up(acceptance: float, k: int, draft_cost: float, verify_cost: float = 1.0) -> float:
-    """Expected speed-up over plain decoding with k guesses a round.
-
-    ``draft_cost`` is a draft's forward, ``verify_cost`` the check of k + 1 rows, both in plain decode steps; the paper
-    takes the latter for 1.
-    """
-    return tokens_a_round(acceptance, k) / (verify_cost + k * draft_cost)
+def one_hot(tokens: abc.Sequence[int], like_BV: Tensor) -> Tensor:
+    """Return distributions (B, V) with all their mass on these tokens."""
+    return torch.zeros_like(like_BV).scatter_(1, torch.tensor(tokens, device=like_BV.device)[:, None], 1.0)

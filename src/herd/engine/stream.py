@@ -1,39 +1,37 @@
-"""A request on its way: the `Stream` its caller reads, and the `Row` the engine works on."""
+"""A request in progress: the `ResponseStream` that its caller reads, and the `Sequence` that the engine works on."""
 
 from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 from ..errors import EngineError
 from ..kernels.page_layout import PAGE
 from ..text.tokenizer import Tokenizer
 from .cache import Cached
+from .constraint import Guide
 from .detokenize import TextStream
+from .logits import LogitsProcessor
 from .request import Completion, Delta, FinishReason, Request, Speculated, TokenLogprob
-from .rules import Rules
 
-if TYPE_CHECKING:
-    from .engine import Engine
-
-
-HOPED = 0.8
-"""What is thought of guesses before any was made."""
-LEARNT = 0.1
-"""How much the last guess counts among all before it."""
+INITIAL_ACCEPTANCE_RATE = 0.8
+"""Assumed before any draft token of a sequence was verified: high enough that drafting is tried."""
+ACCEPTANCE_UPDATE = 0.1
+"""Weight of the latest draft token in the running acceptance rate."""
 
 
-class Stream(Iterator[Delta]):
+class ResponseStream(Iterator[Delta]):
     """The deltas of one request. Iterating drives the engine; `cancel` ends the answer and frees its pages.
 
-    Raises EngineError, after the deltas that came before, where this request alone could not go on.
-    ``shared_tokens``: how many of the prompt's tokens were in the cache already when it began.
+    Raises EngineError, after the deltas that came before, where this request alone cannot go on.
+    ``shared_tokens`` counts the prompt tokens that were in the cache when it began.
     """
 
-    def __init__(self, engine: Engine, request: Request) -> None:
-        self._engine, self.request = engine, request
+    def __init__(
+        self, request: Request, step: Callable[[], bool], cancel: Callable[[ResponseStream], None]
+    ) -> None:
+        self.request, self._step, self._cancel = request, step, cancel
         self._deltas: deque[Delta] = deque()
         self._error: EngineError | None = None
         self.done = False
@@ -45,92 +43,98 @@ class Stream(Iterator[Delta]):
                 raise self._error
             if self.done:
                 raise StopIteration
-            if not self._engine.step():
-                raise EngineError("this answer was given up when its engine failed earlier")
+            if not self._step():
+                raise EngineError("this answer ended without a result when its engine failed earlier")
         return self._deltas.popleft()
 
     def cancel(self) -> None:
-        """Stop this answer now; its last delta says "cancelled". Nothing happens if it has ended already."""
-        self._engine._cancel(self)
+        """End this answer now; its last delta says "cancelled". Does nothing if it has ended already."""
+        self._cancel(self)
 
     def completion(self) -> Completion:
-        """The rest of the answer, run to its end; all of it if nothing was taken yet."""
+        """Run to the end and return the rest of the answer, which is all of it if nothing was taken before."""
         deltas = list(self)
         if not deltas:
-            raise EngineError("this answer was already taken from its stream, to the end")
+            raise EngineError("this answer was already read from its stream to the end")
         last = deltas[-1]
         assert last.finish_reason is not None
+        logprobs = [p for d in deltas for p in d.logprobs]
         return Completion(
             ids=[i for d in deltas for i in d.token_ids],
             text="".join(d.text for d in deltas),
             finish_reason=last.finish_reason,
             stop_id=last.stop_id,
-            logprobs=None
-            if self.request.sampling.logprobs is None
-            else [p for d in deltas for p in d.logprobs],
+            logprobs=None if self.request.sampling.logprobs is None else logprobs,
             prompt_tokens=len(self.request.prompt_ids),
             shared_tokens=self.shared_tokens,
             speculated=last.speculated,
         )
 
     def push(self, delta: Delta) -> None:
-        """What the engine adds."""
+        """Add what the engine produced."""
         self._deltas.append(delta)
         self.done = delta.finish_reason is not None
 
     def fail(self, error: EngineError) -> None:
-        """The engine gives this answer up."""
+        """End this answer with an error that its reader gets."""
         self._error, self.done = error, True
 
 
-class Row:
-    """A request in the engine: its tokens so far, and how many of them the cache has seen (``cached.length``).
+class Sequence:
+    """A request in the engine: its tokens so far, and its place in the cache.
 
-    ``rules`` bend its logits; None where nothing does. ``speculated`` counts guesses; None where nobody guesses.
+    ``speculated`` counts draft tokens; it is None in an engine without a draft.
     """
 
     def __init__(
         self,
-        stream: Stream,
+        stream: ResponseStream,
         tokenizer: Tokenizer | None,
         stop_ids: frozenset[int],
         context: int,
-        rules: Rules | None = None,
+        guide: Guide | None = None,
         speculated: Speculated | None = None,
     ) -> None:
         request, sampling = stream.request, stream.request.sampling
         self.number = -1  # in the order of submission
         self.stream, self.request, self.sampling = stream, request, sampling
-        self.rules, self.speculated = rules, speculated
+        self.logits_processor = LogitsProcessor(sampling, request.prompt_ids, guide)
+        self.speculated = speculated
         self.stop_ids = stop_ids | request.stop_ids
         self.seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         self.text = None if tokenizer is None else TextStream(tokenizer, sampling.stop)
         self.tokens = list(request.prompt_ids)
-        self.digests: list[bytes] = []  # of the prompt's full pages, once known
-        self.cached: Cached | None = None  # None while it waits
-        self.n_new = 0
-        self.acceptance = HOPED  # how likely a guess stays, as the last ones fared
+        self.digests: list[bytes] = []  # of the prompt's full pages, once computed
+        self.in_cache: Cached | None = None  # None while it waits
+        self.n_new = 0  # tokens of the answer so far
+        self.acceptance_rate = INITIAL_ACCEPTANCE_RATE
+        self.may_draft = True
         room = context - len(request.prompt_ids)
         self.limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
         self.limit_reason: FinishReason = "length" if self.limit == sampling.max_tokens else "context"
+
+    @property
+    def cached(self) -> Cached:
+        """Its place in the cache; only for an active sequence."""
+        assert self.in_cache is not None
+        return self.in_cache
 
     @property
     def soon(self) -> int:
         """Tokens it will hold a page from now; the last token of an answer is never fed back."""
         return min(len(self.tokens) + PAGE, len(self.request.prompt_ids) + self.limit - 1)
 
-    def take(self, token: int, lps: tuple[TokenLogprob, ...]) -> bool:
-        """Account for a sampled token and push its delta; True if the answer has ended."""
+    def take(self, token: int, logprobs: tuple[TokenLogprob, ...]) -> bool:
+        """Add a sampled token, push its delta, and return whether the answer has ended."""
         if token in self.stop_ids:
             self.end("stop", stop_id=token)
             return True
         self.n_new += 1
         self.tokens.append(token)
-        if self.rules is not None:
-            self.rules.push((token,))
+        self.logits_processor.push((token,))
         piece = "" if self.text is None else self.text.feed(token)
         reason: FinishReason | None = None
-        if (self.text is not None and self.text.stopped) or (self.rules is not None and self.rules.complete):
+        if (self.text is not None and self.text.stopped) or self.logits_processor.complete:
             reason = "stop"
         elif self.n_new == self.limit:
             reason = self.limit_reason
@@ -138,19 +142,19 @@ class Row:
             piece += self.text.finish()
             if self.text.stopped:  # the end of a broken character may complete a stop string
                 reason = "stop"
-        self.stream.push(Delta(piece, (token,), reason, None, lps, self.speculated if reason else None))
+        self.stream.push(Delta(piece, (token,), reason, None, logprobs, self.speculated if reason else None))
         return reason is not None
 
-    def count(self, guesses: Speculated) -> None:
-        """Account for guesses."""
-        self.speculated = guesses if self.speculated is None else self.speculated + guesses
-        self.acceptance += LEARNT * (guesses.kept - guesses.judged * self.acceptance)
+    def record_draft(self, counts: Speculated) -> None:
+        """Count draft tokens, and update the acceptance rate with those that were verified."""
+        self.speculated = counts if self.speculated is None else self.speculated + counts
+        self.acceptance_rate += ACCEPTANCE_UPDATE * (counts.accepted - counts.verified * self.acceptance_rate)
 
-    def hope(self) -> None:
-        """No guess was worth making now; sooner or later one may be."""
-        self.acceptance += LEARNT / 10 * (HOPED - self.acceptance)
+    def forget_acceptance_rate(self) -> None:
+        """Move the acceptance rate slowly back to its initial value, so that drafting is tried again after a while."""
+        self.acceptance_rate += ACCEPTANCE_UPDATE / 10 * (INITIAL_ACCEPTANCE_RATE - self.acceptance_rate)
 
     def end(self, reason: FinishReason, stop_id: int | None = None) -> None:
-        """The last delta, without a token."""
+        """Push the last delta, without a token."""
         text = "" if self.text is None else self.text.finish()
         self.stream.push(Delta(text, (), reason, stop_id, speculated=self.speculated))

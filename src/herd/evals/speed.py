@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..engine.engine import Engine, Stream
+from ..engine.engine import Engine, ResponseStream
 from ..engine.memory import nbytes
 from ..engine.request import Request, Sampling
 from ..kernels.page_layout import BYTES
@@ -71,7 +71,7 @@ class Runner:
         room = nbytes(model.config, batch, context, BYTES["fp32"])
         self.engine = Engine(model, None, max_batch=batch, max_context=context, cache_bytes=room, kv=kv)
         self._generator = torch.Generator().manual_seed(seed)
-        self._streams: list[Stream] = []
+        self._streams: list[ResponseStream] = []
 
     def prefill(self, work: Work) -> float:
         """Seconds from handing in the prompts to the last one's first token."""
@@ -97,7 +97,7 @@ class Runner:
             stream.cancel()
         self._streams = []
 
-    def _submit(self, work: Work, max_tokens: int) -> list[Stream]:
+    def _submit(self, work: Work, max_tokens: int) -> list[ResponseStream]:
         vocab = self.engine.model.config.vocab_size
         prompts = torch.randint(vocab, (work.batch, work.tokens), generator=self._generator).tolist()
         return [

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.cache import PagedCache
-from ..engine.trunk import Trunk
+from ..engine.runner import ModelRunner
 from ..kernels.bandwidth import MemoryReader
 from ..kernels.page_layout import BYTES, PAGE, head_bytes
 from ..kernels.paged_attention import Ragged, paged_attention
@@ -213,7 +213,7 @@ def between_operators() -> dict[str, float]:
         if packed:
             model = swap_linears(model, scheme("q8"))
         cache = PagedCache(model.config, "bf16", 1 << 20)
-        trunk, row = Trunk(model, cache), cache.open()
+        trunk, row = ModelRunner(model, cache), cache.open()
 
         def step() -> None:
             cache.grow(row, 1)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from ..engine.memory import PREFILL_TOKENS
 from ..engine.memory import nbytes as kv_nbytes
 from ..errors import PlanError
 from ..kernels.page_layout import BYTES
@@ -24,8 +25,6 @@ from .profile import Profile
 from .roofline import Device, Op, seconds
 
 CONTEXTS = (1_024, 32_768, 131_072)
-PREFILL_TOKENS = 2048
-"""The engine reads a prompt in pieces of at most this many tokens."""
 BEHIND_KLD = "llama.cpp tools/perplexity/README.md, Llama 3 8B, mean KL divergence from 16 bits on Wikitext-2"
 
 

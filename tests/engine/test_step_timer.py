@@ -3,48 +3,53 @@
 import pytest
 
 from herd.engine import Engine, Request, Sampling
-from herd.engine.pace import REMEMBERED, Pace, best_guesses
-from herd.engine.speculate import Guess
+from herd.engine.speculate import DraftTokens
+from herd.engine.step_timer import REMEMBERED, StepTimer, best_draft_length, tokens_per_round
 
 
-def paced(seconds) -> Pace:
-    pace = Pace()
+def paced(seconds) -> StepTimer:
+    timer = StepTimer()
     for n in (1, 2, 5, 8, 16, 80, 96):
-        pace.note(n, seconds(n))
-    return pace
+        timer.note(n, seconds(n))
+    return timer
 
 
 def test_seconds():
-    pace = Pace()
-    assert pace.seconds(7) == 0  # nothing is known
-    pace.note(4, 2.0)
-    pace.note(8, 3.0)
-    assert [pace.seconds(n) for n in (4, 6, 8)] == [2, 2.5, 3]
-    assert [pace.seconds(n) for n in (2, 40)] == [1, 3]  # as good as could be
-    pace.note(4, 1.5)
-    pace.note(4, 9.0)  # something else went on
-    assert pace.seconds(4) == pytest.approx(1.5 * 1.05)
-    assert pace.seconds(17) == pace.seconds(16)
+    timer = StepTimer()
+    assert timer.seconds(7) == 0  # nothing is known
+    timer.note(4, 2.0)
+    timer.note(8, 3.0)
+    assert [timer.seconds(n) for n in (4, 6, 8)] == [2, 2.5, 3]
+    assert [timer.seconds(n) for n in (2, 40)] == [1, 3]  # as good as could be
+    timer.note(4, 1.5)
+    timer.note(4, 9.0)  # something else went on
+    assert timer.seconds(4) == pytest.approx(1.5 * 1.05)
+    assert timer.seconds(17) == timer.seconds(16)
 
 
 def test_what_is_old_is_forgotten():
-    pace = Pace()
-    pace.note(5, 100.0)
+    timer = StepTimer()
+    timer.note(5, 100.0)
     for _ in range(REMEMBERED):
-        pace.note(1, 1.0)
-    assert pace.seconds(5) == 100
-    pace.note(1, 1.0)
-    assert pace.seconds(5) == 1
+        timer.note(1, 1.0)
+    assert timer.seconds(5) == 100
+    timer.note(1, 1.0)
+    assert timer.seconds(5) == 1
+
+
+def test_expected_tokens_of_a_round_are_those_of_the_paper():
+    assert tokens_per_round(0.8, 3) == pytest.approx(1 + 0.8 + 0.64 + 0.512)  # Leviathan et al., table 1
+    assert (tokens_per_round(1.0, 4), tokens_per_round(0.0, 4)) == (5, 1)
 
 
 def test_one_user_wants_guesses_and_a_crowd_does_not():
     """A forward that reads memory for a second, or computes 0.2 s a token; a draft of a tenth of a second."""
     model, draft = paced(lambda n: max(1.0, 0.2 * n)), paced(lambda n: 0.1)
-    assert best_guesses(4, [0.8], 1, model, draft) == 4
-    assert best_guesses(4, [0.3], 1, model, draft) < 4
-    assert best_guesses(4, [0.0], 1, model, draft) == 0
-    assert best_guesses(4, [0.8] * 16, 16, model, draft) == 0
-    assert best_guesses(4, [], 1, model, draft) == 0
+    assert best_draft_length(4, [0.8], 1, model, draft) == 4
+    assert best_draft_length(4, [0.3], 1, model, draft) < 4
+    assert best_draft_length(4, [0.0], 1, model, draft) == 0
+    assert best_draft_length(4, [0.8] * 16, 16, model, draft) == 0
+    assert best_draft_length(4, [], 1, model, draft) == 0
 
 
 class Fixed:
@@ -53,15 +58,15 @@ class Fixed:
     def __init__(self, token: int) -> None:
         self.token, self.most = token, []
 
-    def guess(self, rows, most):
+    def propose(self, rows, most):
         self.most += most
-        return [Guess([self.token] * n) for n in most]
+        return [DraftTokens([self.token] * n) for n in most]
 
     def forget(self, row):
         pass
 
 
-class Clock(Pace):
+class Clock(StepTimer):
     """Tells other times than those it is told."""
 
     def __init__(self, seconds) -> None:
@@ -85,6 +90,6 @@ def test_the_engine_follows_its_clock(model, seconds, sampling, guesses):
     request = Request([1, 2, 3], Sampling(max_tokens=60, **sampling))
     plain = Engine(model, None).run([request])[0].ids
     engine = Engine(model, None, draft=draft)
-    engine._paces = Clock(seconds), Clock(lambda n: 0.0)
+    engine._timers = Clock(seconds), Clock(lambda n: 0.0)
     assert engine.run([request])[0].ids == plain
     assert set(draft.most[20:50]) == {guesses}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from herd.engine.cache import PagedCache
-from herd.engine.trunk import Trunk
+from herd.engine.runner import ModelRunner
 from herd.kernels import qmatmul
 from herd.quant import scheme
 from herd.quant.linear import native_blocks, swap_linears
@@ -18,17 +18,17 @@ STEPS = [[70, 3], [1, 1], [1, 9], [130, 1]]
 
 def hidden(model, kind: str, *, whole: bool) -> list[torch.Tensor]:
     cache = PagedCache(model.config, kind, 1 << 24)
-    trunk = Trunk(model, cache)
-    assert trunk._blocks is not None
+    runner = ModelRunner(model, cache)
+    assert runner._layers is not None
     if whole:
-        trunk._blocks = None
+        runner._layers = None
     rows, generator, out = [cache.open(), cache.open()], torch.Generator().manual_seed(0), []
     for counts in STEPS:
         for row, n in zip(rows, counts, strict=True):
             cache.grow(row, row.length + n)
         tokens = torch.randint(model.config.vocab_size, (sum(counts),), generator=generator).tolist()
         with torch.inference_mode():
-            out.append(trunk(list(zip(rows, counts, strict=True)), tokens))
+            out.append(runner(list(zip(rows, counts, strict=True)), tokens))
     return out
 
 
