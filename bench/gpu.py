@@ -182,7 +182,7 @@ def training(compiled: bool, rows: int = 4, context: int = 4096, steps: int = 8)
     from herd.data.batch import Batch
     from herd.llama.config import SIZES
     from herd.llama.model import LlamaLM
-    from herd.train import TrainConfig, lm, train
+    from herd.train import AdamW, TrainConfig, lm, train
 
     config = SIZES["1B"].replace(max_context=context)
 
@@ -195,7 +195,12 @@ def training(compiled: bool, rows: int = 4, context: int = 4096, steps: int = 8)
     with torch.device("cuda"):
         model = LlamaLM(config).init_weights(0)
     how = TrainConfig(
-        steps=steps, batch_size=rows, micro_batch_size=rows, context=context, lr=1e-4, dtype="bf16"
+        steps=steps,
+        batch_size=rows,
+        micro_batch_size=rows,
+        context=context,
+        optimizer=AdamW(lr=1e-4),
+        dtype="bf16",
     ).model_copy(update={"compile": compiled, "activation_checkpointing": False})
     records: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -191,13 +191,13 @@ def train(name: str) -> Record:
             "name": name,
             "model": {"shape": fields | {"max_context": context, "tie_embeddings": True}},
             "tokenizer": {"train_vocab": 4096},
-            "data": {"text": ["builtin"]},
+            "data": {"kind": "text", "paths": ["builtin"]},
             "objective": {"kind": "lm"},
+            "optimizer": {"kind": "adamw", "lr": 1e-3},
             "train": {
                 "steps": steps,
                 "batch_size": rows,
                 "context": context,
-                "lr": 1e-3,
                 "dtype": dtype,
                 "activation_checkpointing": activation_checkpointing,
             },
@@ -227,7 +227,7 @@ def train(name: str) -> Record:
             last = now
 
         with tempfile.TemporaryDirectory() as folder:
-            run(model, Rows(), lm, recipe.train, folder, on_step=on_step)
+            run(model, Rows(), lm, recipe.config, folder, on_step=on_step)
         held = sum(p.nbytes for p in model.parameters())
         return statistics.median(times[1:]), held
 

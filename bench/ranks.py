@@ -22,7 +22,7 @@ from herd.data.batch import Batch
 from herd.llama.config import ModelConfig
 from herd.llama.model import LlamaLM
 from herd.report.receipt import Value
-from herd.train import TrainConfig, metrics, parallel, sft, train
+from herd.train import AdamW, Cosine, TrainConfig, metrics, parallel, sft, train
 
 SEED = 0
 MODEL = ModelConfig(
@@ -33,10 +33,8 @@ CONFIG = TrainConfig(
     batch_size=8,
     micro_batch_size=2,
     context=128,
-    lr=3e-3,
-    warmup_steps=2,
-    decay_steps=3,
-    average_every=1,
+    optimizer=AdamW(lr=3e-3),
+    schedule=Cosine(warmup_steps=2, decay_steps=3, average_every=1),
     seed=SEED,
 )
 

@@ -90,15 +90,12 @@ def herd_step(words: list[str]):
     from herd.kernels.memory import keep_freed_memory
     from herd.llama.config import ModelConfig
     from herd.llama.model import LlamaLM
-    from herd.train.config import TrainConfig
-    from herd.train.optim import make_optimizer
+    from herd.train import AdamW
 
     keep_freed_memory()
     build.ready()
     model = LlamaLM(ModelConfig(**SHAPE)).init_weights(SEED)
-    optimizer = make_optimizer(
-        model, TrainConfig(steps=1, batch_size=ROWS, context=CONTEXT, lr=3e-4, weight_decay=0.1)
-    )
+    optimizer = AdamW(lr=3e-4, weight_decay=0.1).build(model)
 
     def loss(tokens, targets):
         with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in words):

@@ -165,7 +165,8 @@ def test_chat_evaluation_and_training_on_dialogs_are_refused_but_completion_and_
     recipe = tmp_path / "sft.yaml"
     recipe.write_text(
         f"name: sft\nout: {tmp_path / 'out'}\nmodel: {{start: {folder}}}\n"
-        "data: {made_dialogs: 4}\nobjective: {kind: sft}\ntrain: {context: 64, steps: 1, batch_size: 1, lr: 1e-3}\n"
+        "data: {kind: made_dialogs, count: 4}\nobjective: {kind: sft}\noptimizer: {kind: adamw, lr: 1e-3}\n"
+        "train: {context: 64, steps: 1, batch_size: 1}\n"
     )
     capsys.readouterr()
     assert run(["train", str(recipe)]) == 1

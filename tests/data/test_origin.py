@@ -171,7 +171,8 @@ model:
 tokenizer: {tokenizer}
 data: {data}
 objective: {{kind: lm}}
-train: {{steps: 2, batch_size: 2, context: 16, lr: 1e-3, save_every: 1, seed: {seed}}}
+optimizer: {{kind: adamw, lr: 1e-3}}
+train: {{steps: 2, batch_size: 2, context: 16, save_every: 1, seed: {seed}}}
 save_dtype: float32
 out: {out}
 """
@@ -181,7 +182,7 @@ def train(base: Path, *, vocab: int = 600, tokenizer: str = "", data: str = "", 
     text = RECIPE.format(
         vocab=vocab,
         tokenizer=tokenizer or f"{{train_vocab: {vocab}}}",
-        data=data or f'{{text: ["{base}/text"], heldout_rows: 2}}',
+        data=data or f'{{kind: text, paths: ["{base}/text"], heldout_rows: 2}}',
         seed=seed,
         out=base / "out",
     )
@@ -232,7 +233,7 @@ def add(run: Path) -> dict:
 
 def other_text(run: Path) -> dict:
     (run / "other.txt").write_text(prose(5))
-    return {"data": f'{{text: ["{run}/other.txt"], heldout_rows: 2}}'}
+    return {"data": f'{{kind: text, paths: ["{run}/other.txt"], heldout_rows: 2}}'}
 
 
 def other_tokenizer(run: Path) -> dict:
@@ -258,18 +259,18 @@ def contents(folder: Path) -> dict[Path, bytes]:
         (lambda run: {"vocab": 601}, r"train_vocab was 600 and is now 601"),
         (lambda run: {"seed": 1}, r"train\.seed was 0 and is now 1"),
         (
-            lambda run: {"data": f'{{text: ["{run}/text"], split: student}}'},
+            lambda run: {"data": f'{{kind: text, paths: ["{run}/text"], split: student}}'},
             r"split was 'teacher' and is now",
         ),
         (
-            lambda run: {"data": f'{{text: ["{run}/text"], max_bytes: 30000}}'},
+            lambda run: {"data": f'{{kind: text, paths: ["{run}/text"], max_bytes: 30000}}'},
             r"max_bytes was None and is now 30000",
         ),
         (
-            lambda run: {"data": f'{{text: ["{run}/text"], documents: true}}'},
+            lambda run: {"data": f'{{kind: text, paths: ["{run}/text"], documents: true}}'},
             r"documents was False and is now True",
         ),
-        (lambda run: {"data": "{text: [builtin]}"}, r"text was None and is now 'Python"),
+        (lambda run: {"data": "{kind: text, paths: [builtin]}"}, r"text was None and is now 'Python"),
     ],
 )
 def test_a_changed_source_or_setting_stops_the_run(run: Path, change, match: str, finished: bool) -> None:
@@ -299,7 +300,7 @@ def test_edited_dialogs_stop_the_run(trained: Path, tmp_path: Path) -> None:
     text = RECIPE.format(
         vocab=600,
         tokenizer=f'{{path: "{trained}/out/tokenizer"}}',
-        data=f'{{dialogs: "{tmp_path}/d.jsonl"}}',
+        data=f'{{kind: dialogs, path: "{tmp_path}/d.jsonl"}}',
         seed=0,
         out=tmp_path / "out",
     )
@@ -317,7 +318,7 @@ def test_other_shards_stop_the_run(trained: Path, tmp_path: Path) -> None:
         text = RECIPE.format(
             vocab=600,
             tokenizer=f'{{path: "{trained}/out/tokenizer"}}',
-            data=f'{{shards: "{shards}"}}',
+            data=f'{{kind: shards, folder: "{shards}"}}',
             seed=0,
             out=tmp_path / "out",
         )

@@ -19,7 +19,7 @@ from herd.llama.config import ModelConfig, RopeScaling
 from herd.llama.model import LlamaLM
 from herd.quant import scheme
 from herd.quant.random import random_quantized
-from herd.train import TrainConfig, lm, train
+from herd.train import AdamW, Cosine, TrainConfig, lm, train
 
 pytestmark = pytest.mark.gpu
 
@@ -80,7 +80,11 @@ class RandomRows:
 
 def test_three_training_steps_agree(model, tmp_path):
     config = TrainConfig(
-        steps=3, batch_size=4, context=64, lr=1e-3, warmup_steps=1, decay_steps=1, average_every=0, eps=1e-3
+        steps=3,
+        batch_size=4,
+        context=64,
+        optimizer=AdamW(lr=1e-3, eps=1e-3),
+        schedule=Cosine(warmup_steps=1, decay_steps=1),
     )
     weights = []
     for device in ("cpu", "cuda"):

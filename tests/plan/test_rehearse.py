@@ -18,9 +18,10 @@ RECIPE = """
 name: small
 model: {shape: {vocab_size: 512, dim: 64, n_layers: 3, n_heads: 4, n_kv_heads: 2, ffn_dim: 128, max_context: 128}}
 tokenizer: {train_vocab: 512}
-data: {text: [builtin]}
+data: {kind: text, paths: [builtin]}
 objective: {kind: lm}
-train: {steps: 100, batch_size: 16, micro_batch_size: 2, context: 128, lr: 1e-3}
+optimizer: {kind: adamw, lr: 1e-3}
+train: {steps: 100, batch_size: 16, micro_batch_size: 2, context: 128}
 parallel: {ranks: RANKS, shard: RANKS}
 out: nowhere
 """

@@ -21,7 +21,7 @@ from herd.plan.layout import Job, ParallelLayout
 from herd.plan.profile import Profile
 from herd.plan.step import predict
 from herd.quant import scheme
-from herd.train.config import TrainConfig
+from herd.train import AdamW, TrainConfig
 
 LARGE = 25_000_000_000
 
@@ -237,7 +237,7 @@ def test_measurements_are_put_beside_predictions(here):
 
 def test_training_and_quantizing_keep_score(here):
     config = ModelConfig(4096, 256, 5, 8, 4, 704)
-    train = TrainConfig(steps=10, batch_size=16, context=256, lr=1e-3)
+    train = TrainConfig(steps=10, batch_size=16, context=256, optimizer=AdamW(lr=1e-3))
     planned = compare.training(config, train, seconds=5.0, steps=10, what="tiny")
     assert planned == pytest.approx(10 * planned_step(here, config, train))
     assert compare.training(config, train, seconds=0.0, steps=0, what="nothing was done") is None

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import toy
 
 from herd.errors import TrainingError
-from herd.train import Loss, learning_rate, lm, metrics, objectives, sft, state, train
+from herd.train import Loss, lm, metrics, objectives, sft, state, train
 from herd.train.storage import RawReader
 
 
@@ -23,7 +23,8 @@ def reference(model, stream, config):
     params = dict(model.named_parameters())
     first = {name: torch.zeros_like(p) for name, p in params.items()}
     second = {name: torch.zeros_like(p) for name, p in params.items()}
-    b1, b2 = config.betas
+    adam = config.optimizer
+    b1, b2 = adam.betas
     losses = []
     for step in range(config.steps):
         batch = stream.batch(step * config.batch_size, config.batch_size)
@@ -36,13 +37,13 @@ def reference(model, stream, config):
         norm = math.sqrt(sum(p.grad.square().sum().item() for p in params.values()))
         with torch.no_grad():
             for name, p in params.items():
-                grad = p.grad * min(1.0, config.clip / norm)
+                grad = p.grad * min(1.0, adam.clip / norm)
                 first[name] = b1 * first[name] + (1 - b1) * grad
                 second[name] = b2 * second[name] + (1 - b2) * grad.square()
                 m = first[name] / (1 - b1 ** (step + 1))
                 v = second[name] / (1 - b2 ** (step + 1))
-                lr = learning_rate(step, config)
-                p -= lr * (config.weight_decay * p * (p.ndim > 1) + m / (v.sqrt() + config.eps))
+                lr = config.learning_rate(step)
+                p -= lr * (adam.weight_decay * p * (p.ndim > 1) + m / (v.sqrt() + adam.eps))
     return losses, params
 
 
@@ -114,7 +115,7 @@ def test_decay_reaches_zero(tmp_path):
     model, seen = toy.model(), []
     config = toy.config(steps=8, decay_steps=8, warmup_steps=0, average_every=0)
     train(model, toy.Counting(), lm, config, tmp_path, on_step=lambda r: seen.append(r["lr"]))
-    assert seen == pytest.approx([config.lr * (8 - i) / 8 for i in range(8)])
+    assert seen == pytest.approx([config.optimizer.lr * (8 - i) / 8 for i in range(8)])
 
 
 def test_reads_each_row_once_in_order(tmp_path):

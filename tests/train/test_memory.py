@@ -10,7 +10,7 @@ from herd.kernels import build, recompute
 from herd.kernels import loss as kernel
 from herd.llama.config import SIZES, ModelConfig
 from herd.llama.model import LlamaLM
-from herd.train import TrainConfig, lm, memory, train
+from herd.train import AdamW, Cosine, TrainConfig, lm, memory, train
 from herd.train import state as states
 from herd.train.parallel import prepared
 
@@ -74,9 +74,8 @@ def test_state_is_what_lies_on_the_disk(tmp_path):
         steps=4,
         batch_size=2,
         context=16,
-        lr=1e-3,
-        decay_steps=4,
-        average_every=1,
+        optimizer=AdamW(lr=1e-3),
+        schedule=Cosine(decay_steps=4, average_every=1),
         save_every=2,
         eval_every=3,
     )

@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from herd.errors import HerdError, RecipeError
-from herd.train import learning_rate
 from herd.train.recipe import check, parse_recipe, read_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -29,17 +28,22 @@ model:
 tokenizer:
   train_vocab: 1024
 data:
-  text: [corpus]
+  kind: text
+  paths: [corpus]
 objective:
   kind: lm
+optimizer:
+  kind: adamw
+  lr: 3e-3
+schedule:
+  kind: cosine
+  warmup_steps: 2
+  decay_steps: 4
 train:
   steps: 10
   batch_size: 8
   micro_batch_size: 2
   context: 64
-  lr: 3e-3
-  warmup_steps: 2
-  decay_steps: 4
 parallel:
   ranks: 2
 out: runs/toy
@@ -66,10 +70,10 @@ def test_shipped_recipes_are_valid(path):
 
 
 def test_the_405b_recipe_is_the_papers():
-    train = read_recipe(next(p for p in RECIPES if p.stem == "405b-pretrain")).train
+    train = read_recipe(next(p for p in RECIPES if p.stem == "405b-pretrain")).config
     assert train.tokens_per_step == 2048 * 8192
-    assert learning_rate(8000, train) == 8e-5
-    assert learning_rate(train.steps - train.decay_steps, train) == pytest.approx(8e-7)
+    assert train.learning_rate(8000) == 8e-5
+    assert train.learning_rate(train.steps - train.schedule.decay_steps) == pytest.approx(8e-7)
 
 
 def test_the_distillation_recipe_is_minitrons():
@@ -80,19 +84,19 @@ def test_the_distillation_recipe_is_minitrons():
 
 def test_reads_what_it_says():
     recipe = parse_recipe(GOOD)
-    assert recipe.train.lr == 3e-3  # which YAML 1.1 would read as text
+    assert recipe.optimizer.lr == 3e-3  # which YAML 1.1 would read as text
     assert recipe.model.config().dim == 32
     assert recipe.parallel.ranks == 2
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "bfloat16", "torch.bfloat16"])
 def test_number_formats_have_short_names_and_their_long_ones_are_accepted(dtype):
-    recipe = parse_recipe(edited(("  lr: 3e-3", f"  lr: 3e-3\n  dtype: {dtype}")))
+    recipe = parse_recipe(edited(("  context: 64", f"  context: 64\n  dtype: {dtype}")))
     assert (recipe.train.dtype, recipe.save_dtype) == ("bf16", "bf16")
 
 
-def test_reading_needs_no_torch():
-    code = "import sys, herd.train.recipe, herd.train.memory; sys.exit('torch' in sys.modules)"
+def test_configurations_and_memory_formulas_need_no_torch():
+    code = "import sys, herd.train, herd.train.config, herd.train.memory; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -105,15 +109,25 @@ WRONG = [
     ),
     ("    n_kv_heads: 2", "    kv_heads: 2", "model.shape.kv_heads is not a key; did you mean n_kv_heads?"),
     ("objective:", "goal:", "goal is not a key; "),
-    ("lr: 3e-3", "lr: fast", "train.lr='fast': input should be a valid number"),
+    ("lr: 3e-3", "lr: fast", "optimizer.lr='fast': input should be a valid number"),
     ("steps: 10", "steps: '10'", "train.steps='10': input should be a valid integer"),
     ("steps: 10", "steps: 10.5", "train.steps=10.5: input should be a valid integer"),
     ("steps: 10", "steps: 0", "train.steps=0: input should be greater than or equal to 1"),
-    ("lr: 3e-3", "lr: .nan", "train.lr=nan: input should be"),
-    ("kind: lm", "kind: dpo", "objective.kind='dpo': input should be 'lm', 'sft' or 'distil'"),
-    ("kind: lm", "kind: distil", "distil needs a teacher"),
-    ("kind: lm", "kind: sft", "objective sft reads dialogs or made_dialogs"),
-    ("kind: lm", "kind: lm\n  tau: 2.0", "tau is for distil, the objective here is lm"),
+    ("lr: 3e-3", "lr: .nan", "optimizer.lr=nan: input should be"),
+    ("kind: lm", "kind: dpo", "objective.kind='dpo': give one of 'lm', 'sft', 'distil'"),
+    ("kind: lm", "kind: distil", "objective.teacher is missing"),
+    ("  kind: lm\n", "  tau: 1.0\n", "objective.kind is missing; give one of lm, sft, distil"),
+    ("  kind: text\n", "", "data.kind is missing; give one of text, shards, dialogs, made_dialogs"),
+    ("kind: cosine", "kind: cosin", "schedule.kind='cosin': give one of 'cosine', 'constant'"),
+    ("kind: adamw", "kind: adam", "optimizer.kind='adam': input should be 'adamw'"),
+    ("paths: [corpus]", "path: [corpus]", "data.path is not a key; did you mean paths?"),
+    (
+        "  kind: text\n  paths: [corpus]",
+        "  kind: dialogs\n  path: d\n  split: x",
+        "data.split is not a key; known are",
+    ),
+    ("kind: lm", "kind: sft", "objective sft reads dialogs; data of kind text is text"),
+    ("kind: lm", "kind: lm\n  tau: 2.0", "objective.tau is not a key; known are kind"),
     ("micro_batch_size: 2", "micro_batch_size: 3", "micro_batch_size=3 does not divide batch_size=8"),
     ("micro_batch_size: 2", "micro_batch_size: 8", "micro_batch_size=8 does not divide the 4 rows of a rank"),
     ("ranks: 2", "ranks: 3", "batch_size=8 is not a multiple of the 3 ranks"),
@@ -126,13 +140,13 @@ WRONG = [
     ("tokenizer:\n  train_vocab: 1024\n", "", "random weights come without a tokenizer"),
     ("    n_kv_heads: 2", "    n_kv_heads: 3", "n_heads=4 is not a multiple of n_kv_heads=3"),
     ("  shape:", "  size: 9B\n  shape:", "give one of size, shape or start, not 2 of them"),
-    ("text: [corpus]", "shards: here", "a tokenizer is trained on data.text"),
     (
-        "text: [corpus]",
-        "text: [corpus]\n  shards: here",
-        "give one of shards, text, dialogs, made_dialogs, not 2",
+        "kind: text\n  paths: [corpus]",
+        "kind: shards\n  folder: here",
+        "a tokenizer is trained on data of kind text",
     ),
-    ("text: [corpus]", "text: [1]", "data.text"),
+    ("paths: [corpus]", "paths: [corpus]\n  folder: here", "data.folder is not a key; known are"),
+    ("paths: [corpus]", "paths: [1]", "data.paths.0=1: input should be a valid string"),
     ("name: toy", "name: a/b", "name='a/b': string should match pattern"),
     ("out: runs/toy\n", "", "out is missing"),
     ("steps: 10", "steps: 10\n  steps: 11", "train.steps is given twice"),
@@ -152,20 +166,49 @@ def test_errors_carry_the_line(old, new, message):
     assert "\n" not in said
 
 
-@pytest.mark.parametrize(
-    "new, old",
-    [
-        ("batch_size: 8", "batch_rows: 8"),
-        ("micro_batch_size: 2", "micro_rows: 2"),
-        ("decay_steps: 4", "anneal_steps: 4"),
-        ("lr: 3e-3", "lr: 3e-3\n  remat: true"),
-    ],
-)
-def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(new, old):
-    key, now = old.split("\n")[-1].strip().split(":")[0], new.split(":")[0]
-    now = "activation_checkpointing" if key == "remat" else now
-    with pytest.raises(RecipeError, match=rf"train\.{key} is now called train\.{now}"):
-        parse_recipe(edited((f"  {new}\n", f"  {old}\n")))
+OLD = [
+    ("  batch_size: 8", "  batch_rows: 8", "train.batch_rows is now train.batch_size"),
+    ("  micro_batch_size: 2", "  micro_rows: 2", "train.micro_rows is now train.micro_batch_size"),
+    ("  context: 64", "  context: 64\n  remat: true", "train.remat is now train.activation_checkpointing"),
+    ("  context: 64", "  context: 64\n  anneal_steps: 4", "train.anneal_steps is now schedule.decay_steps"),
+    ("  context: 64", "  context: 64\n  lr: 3e-4", "train.lr is now optimizer.lr"),
+    ("  context: 64", "  context: 64\n  warmup_steps: 3", "train.warmup_steps is now schedule.warmup_steps"),
+    (
+        "  kind: text\n  paths: [corpus]",
+        "  text: [corpus]",
+        "data.text is now data.paths, with data.kind: text",
+    ),
+    (
+        "  kind: text\n  paths: [corpus]",
+        "  shards: x",
+        "data.shards is now data.folder, with data.kind: shards",
+    ),
+    (
+        "  kind: text\n  paths: [corpus]",
+        "  dialogs: x",
+        "data.dialogs is now data.path, with data.kind: dialogs",
+    ),
+    (
+        "  kind: text\n  paths: [corpus]",
+        "  made_dialogs: 9",
+        "data.made_dialogs is now data.count, with data.kind: made_dialogs",
+    ),
+]
+
+
+@pytest.mark.parametrize("new, old, message", OLD, ids=[message.split()[0] for _, _, message in OLD])
+def test_a_key_of_an_earlier_version_is_refused_with_what_to_write_now(new, old, message):
+    text = edited((new, old))
+    line = line_of(text, old.splitlines()[-1])
+    with pytest.raises(RecipeError, match=rf"^toy:{line}: {message}"):
+        parse_recipe(text, "toy")
+
+
+def test_a_whole_recipe_of_an_earlier_version_is_refused_in_one_line():
+    sections = GOOD.partition("optimizer:")[0].replace("  kind: text\n  paths:", "  text:")
+    old = sections + "train:\n  steps: 10\n  batch_rows: 8\n  context: 64\n  lr: 3e-3\nout: runs/toy\n"
+    with pytest.raises(RecipeError, match=r"^toy:14: data.text is now data.paths, .* \(and 4 more\)$"):
+        parse_recipe(old, "toy")
 
 
 @pytest.mark.parametrize(
@@ -177,10 +220,10 @@ def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(new, old):
         ("micro_batch_size: 2", "micro_batch_size: 8", "micro_batch_size: 8"),
         ("context: 64", "context: 256", "context: 256"),
         ("    n_kv_heads: 2", "    n_kv_heads: 3", "n_heads: 4"),
-        ("kind: lm", "kind: distil", "kind: distil"),
+        ("kind: lm", "kind: dpo", "kind: dpo"),
         ("  train_vocab: 1024", "  train_vocab: 2048", "train_vocab"),
         ("steps: 10", "steps: 10\n  steps: 11", "steps: 11"),
-        ("text: [corpus]", "text:\n  - one\n  - 2", "- 2"),
+        ("paths: [corpus]", "paths:\n  - one\n  - 2", "- 2"),
     ],
 )
 def test_the_line_is_the_right_one(old, new, needle):
@@ -191,7 +234,7 @@ def test_the_line_is_the_right_one(old, new, needle):
 
 def test_several_errors_show_the_first_and_count_the_rest():
     text = edited(("steps: 10", "steps: ten"), ("lr: 3e-3", "lr: fast"), ("kind: lm", "kind: x"))
-    with pytest.raises(RecipeError, match=r"toy:16: objective.kind='x'.* \(and 2 more\)$"):
+    with pytest.raises(RecipeError, match=r"toy:17: objective.kind='x'.* \(and 2 more\)$"):
         parse_recipe(text, "toy")
 
 
@@ -221,7 +264,8 @@ def test_check_looks_at_ranks_and_folders(tmp_path, monkeypatch):
     with pytest.raises(RecipeError, match=r"recipe is for parallel.ranks=2, started are 1: use torchrun"):
         check(recipe, 1)
     shards = edited(
-        ("text: [corpus]", f"shards: {tmp_path}/none"), ("train_vocab: 1024", "path: tokenizer.model")
+        ("kind: text\n  paths: [corpus]", f"kind: shards\n  folder: {tmp_path}/none"),
+        ("train_vocab: 1024", "path: tokenizer.model"),
     )
     with pytest.raises(RecipeError, match="none: no such file or folder"):
         check(parse_recipe(shards), 2)

@@ -53,10 +53,11 @@ name: teacher
 model:
   shape: {{vocab_size: 600, dim: 32, n_layers: 2, n_heads: 4, n_kv_heads: 2, ffn_dim: 48, max_context: 256}}
 tokenizer: {{train_vocab: 600}}
-data: {{text: ["{base}/text"], heldout_rows: 4}}
+data: {{kind: text, paths: ["{base}/text"], heldout_rows: 4}}
 objective: {{kind: lm}}
-train: {{steps: 6, batch_size: 4, context: 32, lr: 1e-2, warmup_steps: 1, decay_steps: 2, average_every: 1,
-         save_every: 2, eval_every: 3}}
+optimizer: {{kind: adamw, lr: 1e-2}}
+schedule: {{kind: cosine, warmup_steps: 1, decay_steps: 2, average_every: 1}}
+train: {{steps: 6, batch_size: 4, context: 32, save_every: 2, eval_every: 3}}
 save_dtype: fp32
 out: {base}/teacher
 """
@@ -66,9 +67,10 @@ name: student
 model:
   shape: {{vocab_size: 600, dim: 16, n_layers: 1, n_heads: 2, n_kv_heads: 1, ffn_dim: 24, max_context: 256}}
 tokenizer: {{path: "{base}/teacher/model"}}
-data: {{text: ["{base}/text"], split: student, heldout_rows: 4, documents: true}}
+data: {{kind: text, paths: ["{base}/text"], split: student, heldout_rows: 4, documents: true}}
 objective: {{kind: distil, teacher: "{base}/teacher/model"}}
-train: {{steps: 4, batch_size: 4, micro_batch_size: 2, context: 32, lr: 1e-2, eval_every: 2}}
+optimizer: {{kind: adamw, lr: 1e-2}}
+train: {{steps: 4, batch_size: 4, micro_batch_size: 2, context: 32, eval_every: 2}}
 parallel: {{ranks: {ranks}, shard: {shard}}}
 save_dtype: fp32
 out: {base}/student-{ranks}-{shard}
@@ -77,9 +79,10 @@ out: {base}/student-{ranks}-{shard}
 INSTRUCT = """\
 name: instruct
 model: {{start: "{base}/teacher/model"}}
-data: {{made_dialogs: 12, heldout_rows: 2}}
+data: {{kind: made_dialogs, count: 12, heldout_rows: 2}}
 objective: {{kind: sft}}
-train: {{steps: 2, batch_size: 2, context: 256, lr: 1e-3, eval_every: 2}}
+optimizer: {{kind: adamw, lr: 1e-3}}
+train: {{steps: 2, batch_size: 2, context: 256, eval_every: 2}}
 parallel: {{ranks: {ranks}, shard: {shard}}}
 save_dtype: fp32
 out: {base}/instruct-{ranks}-{shard}
@@ -178,7 +181,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(base, tmp_path)
 
 
 def test_other_data_is_not_resumed(base):
-    changed = INSTRUCT.replace("made_dialogs: 12", "made_dialogs: 13")
+    changed = INSTRUCT.replace("count: 12", "count: 13")
     run_recipe(recipe(INSTRUCT, base))
-    with pytest.raises(DataError, match=r"data\.made_dialogs was 12 and is now 13"):
+    with pytest.raises(DataError, match=r"data\.count was 12 and is now 13"):
         run_recipe(recipe(changed, base))

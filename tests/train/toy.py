@@ -7,7 +7,7 @@ import torch
 from herd.data.batch import Batch
 from herd.llama.config import ModelConfig
 from herd.llama.model import LlamaLM
-from herd.train import TrainConfig
+from herd.train import AdamW, Cosine, TrainConfig
 
 MODEL = ModelConfig(vocab_size=96, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=48, max_context=64)
 TIMES = ("seconds", "tokens_per_s", "mfu")
@@ -46,7 +46,16 @@ def model(seed: int = 0, **changes) -> LlamaLM:
 
 def config(**changes) -> TrainConfig:
     fields = {"steps": 6, "batch_size": 4, "context": 16, "lr": 1e-2, "warmup_steps": 2, "decay_steps": 3}
-    return TrainConfig(**(fields | {"average_every": 1} | changes))
+    return flat(**(fields | {"average_every": 1} | changes))
+
+
+def flat(**fields) -> TrainConfig:
+    """A configuration of fields by name alone, given to the section that has them."""
+    optimizer = {name: fields.pop(name) for name in AdamW.model_fields if name in fields}
+    schedule = {name: fields.pop(name) for name in Cosine.model_fields if name in fields}
+    return TrainConfig(
+        optimizer={"kind": "adamw"} | optimizer, schedule={"kind": "cosine"} | schedule, **fields
+    )
 
 
 def bits(lm: LlamaLM) -> dict[str, bytes]:

@@ -82,7 +82,7 @@ def _planned(recipe: Any, folder: Path, result: Any) -> float | None:
     from ..checkpoint import load_config
     from ..plan import compare
 
-    if recipe.parallel.ranks > 1 or result.resumed_from or recipe.objective.teacher is not None:
+    if recipe.parallel.ranks > 1 or result.resumed_from or recipe.objective.parents():
         return None
     return compare.training(load_config(folder), recipe.train, result.seconds, result.step, recipe.name)
 

@@ -12,7 +12,7 @@ from ..data.stream import Stream, first_rows
 from ..engine import Engine, Request, Sampling
 from ..llama.model import LlamaLM
 from ..text import Tokenizer
-from ..train import TrainConfig, train
+from ..train import AdamW, Cosine, TrainConfig, train
 from ..train.heldout import heldout_loss
 from ..train.objectives import Objective
 from .plan import Phase, Plan
@@ -48,11 +48,13 @@ def config_of(phase: Phase, plan: Plan) -> TrainConfig:
         steps=phase.steps,
         batch_size=phase.rows,
         context=phase.context,
-        lr=phase.lr,
-        min_lr_ratio=0.3,
-        warmup_steps=max(1, phase.steps // 20),
-        decay_steps=decay,
-        average_every=max(1, decay // 10),
+        optimizer=AdamW(lr=phase.lr),
+        schedule=Cosine(
+            min_lr_ratio=0.3,
+            warmup_steps=max(1, phase.steps // 20),
+            decay_steps=decay,
+            average_every=max(1, decay // 10),
+        ),
         seed=plan.seed,
         dtype=plan.dtype,
         save_every=max(5, phase.steps // 25),

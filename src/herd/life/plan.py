@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from .. import __version__
 from ..llama.config import ModelConfig, RopeScaling
-from ..train.config import ComputeDtype
+from ..train.section import ComputeDtype
 
 Mode = Literal["quick", "demo", "full"]
 Rung = tuple[int, int]

@@ -17,8 +17,8 @@ from ..data.batch import Batch
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..train import distil, lm
-from ..train.config import ComputeDtype
 from ..train.objectives import Objective, batch_loss
+from ..train.section import ComputeDtype
 from .plan import SHARES, Mode, Rung, Speeds, chosen, rung, student_of
 
 ROWS, CONTEXT = 8, 256

@@ -13,7 +13,7 @@ from typing import Any
 from ..kernels.page_layout import BYTES
 from ..llama.config import ModelConfig
 from ..quant.formats import Scheme
-from ..train.config import TrainConfig
+from ..train.config import TrainSettings
 from . import profile as profiles
 from .layout import Job, ParallelLayout
 from .quantizing import SHORT, quantize_seconds
@@ -50,7 +50,9 @@ def bench(config: ModelConfig, blocks: str, rows: Iterable[MutableMapping[str, A
         )
 
 
-def training(config: ModelConfig, train: TrainConfig, seconds: float, steps: int, what: str) -> float | None:
+def training(
+    config: ModelConfig, train: TrainSettings, seconds: float, steps: int, what: str
+) -> float | None:
     """What ``steps`` steps on this machine alone would have been said to take; kept beside the ``seconds``
     they took. None without a profile, and where an accelerator did the work."""
     profile = profiles.load()

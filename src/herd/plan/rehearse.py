@@ -29,7 +29,7 @@ from typing import Any
 from ..dtypes import torch_dtype
 from ..errors import PlanError, RecipeError
 from ..llama.config import ModelConfig
-from ..train.config import TrainConfig
+from ..train.config import TrainSettings
 from ..train.memory import TrainBytes, kept_nbytes, train_nbytes
 from ..train.recipe import Recipe
 from .layout import Job, ParallelLayout, check
@@ -100,11 +100,12 @@ def shape(recipe: Recipe) -> ModelConfig:
 
 def teacher_shape(recipe: Recipe) -> ModelConfig | None:
     """The teacher's shape, where the recipe distils."""
-    if recipe.objective.teacher is None:
+    teacher = recipe.objective.parents().get("teacher")
+    if teacher is None:
         return None
     from ..checkpoint import load_config
 
-    return load_config(recipe.objective.teacher)
+    return load_config(teacher)
 
 
 def cut(config: ModelConfig, micro: int, context: int, free: float, most_flops: float = math.inf) -> Piece:
@@ -208,13 +209,13 @@ def _measure(
     from ..data.batch import Batch
     from ..llama.model import LlamaLM
     from ..train import objectives, parallel
-    from ..train.optim import gradient_norm, make_optimizer
+    from ..train.optim import gradient_norm
 
     train = recipe.train
     config = piece.config.replace(n_layers=layers)
     before = _reset_peak(device)
     model = LlamaLM(config).init_weights(train.seed).to(device)
-    optimizer = make_optimizer(model, train)
+    optimizer = recipe.optimizer.build(model)
     generator = torch.Generator().manual_seed(train.seed)
     times: dict[int, list[float]] = {piece.context: [], piece.context // 2: []}
     adams, losses = [], []
@@ -248,7 +249,7 @@ def _measure(
                 )
     if not all(map(math.isfinite, losses)):
         raise PlanError(
-            f"the rehearsal's loss is {losses[-1]} after {len(losses)} steps: lower lr={train.lr:g}"
+            f"the rehearsal's loss is {losses[-1]} after {len(losses)} steps: lower lr={recipe.optimizer.lr:g}"
         )
     peak = _peak(device, before)
     predicted = _grown(train, config, piece.rows, piece.context, device.type == "cuda")
@@ -298,7 +299,7 @@ def _peak(device: Any, before: int) -> float | None:
     return None if high is None else 1024.0 * int(high.split()[1]) - before
 
 
-def _grown(train: TrainConfig, config: ModelConfig, rows: int, context: int, accelerated: bool) -> int:
+def _grown(train: TrainSettings, config: ModelConfig, rows: int, context: int, accelerated: bool) -> int:
     """Bytes that training adds: on a CPU, to a process that keeps freed memory."""
     if accelerated:
         return train_nbytes(
@@ -337,7 +338,7 @@ def here(recipe: Recipe, rehearsal: Rehearsal) -> Outlook:
         train.context,
         dtype=train.dtype,
         activation_checkpointing=train.activation_checkpointing,
-        average=bool(train.average_every),
+        average=bool(recipe.schedule.average_every),
     )
     from ..machine import available_memory
 
@@ -389,7 +390,7 @@ def target(recipe: Recipe, machine: Machine) -> Outlook:
         train.context,
         dtype=train.dtype,
         activation_checkpointing=train.activation_checkpointing,
-        average=bool(train.average_every),
+        average=bool(recipe.schedule.average_every),
         shard=spec.shard,
         ranks=spec.ranks,
     )

@@ -1,7 +1,8 @@
-"""Training: one loop, objectives as functions, and a state that survives kill -9 without changing a bit.
+"""Training: one loop for every objective, and a state that survives kill -9 without changing a bit.
 
-`TrainConfig`, `learning_rate`, the memory formulas and recipes need no torch; `train` and the objectives load it when
-first asked for.
+`TrainConfig` with its optimizers and schedules, and the memory formulas, need no torch; `train` and the objectives load
+it when they are first used. A recipe (`recipe.py`) names one class of `sources`, `objectives`, `optimizers` and
+`schedules` each.
 """
 
 from __future__ import annotations
@@ -10,17 +11,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .config import TrainConfig
-from .schedule import learning_rate
+from .optimizers import AdamW
+from .schedules import Constant, Cosine
 
 if TYPE_CHECKING:
     from .loop import TrainResult, train
     from .objectives import Loss, distil, lm, sft
 
-_HOMES = {"train": "loop", "TrainResult": "loop", "Loss": "objectives"} | dict.fromkeys(
-    ("lm", "sft", "distil"), "objectives"
+_HOMES = {"train": "loop", "TrainResult": "loop"} | dict.fromkeys(
+    ("Loss", "lm", "sft", "distil"), "objectives"
 )
 
-__all__ = ["Loss", "TrainConfig", "TrainResult", "distil", "learning_rate", "lm", "sft", "train"]
+__all__ = [
+    "AdamW",
+    "Constant",
+    "Cosine",
+    "Loss",
+    "TrainConfig",
+    "TrainResult",
+    "distil",
+    "lm",
+    "sft",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

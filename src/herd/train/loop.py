@@ -34,9 +34,8 @@ from . import objectives, parallel, state
 from .config import TrainConfig
 from .metrics import MetricsLog
 from .objectives import Objective
-from .optim import Average, gradient_norm, make_optimizer, moments, set_rate, set_updates
+from .optim import Average, gradient_norm, moments, set_rate, set_updates
 from .parallel import Ranks
-from .schedule import averages_at, learning_rate
 
 
 class Stream(Protocol):
@@ -111,7 +110,7 @@ class _Run:
         self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.weights = {name: p.detach() for name, p in self.params.items()}
         self.device = next(model.parameters()).device
-        self.optimizer = make_optimizer(model, config)
+        self.optimizer = config.optimizer.build(model)
         self.average = Average()
         self.step = 0
         self.seconds = 0.0
@@ -188,7 +187,7 @@ class _Run:
     def _step(self, interrupted: threading.Event) -> tuple[dict[str, Any], bool]:
         """One update. Returns its record and whether some rank was asked to stop."""
         config, began = self.config, time.perf_counter()
-        rate = learning_rate(self.step, config)
+        rate = config.learning_rate(self.step)
         losses = self._forward_backward()
         names = sorted(losses[0].metrics)
         sums_M3 = torch.stack([_numbers(loss, names) for loss in losses])  # a row a micro-batch
@@ -203,14 +202,15 @@ class _Run:
         norm = gradient_norm(grads) * scale
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise self._not_finite(total / count, norm, sums_M3[:, 0], rate)
-        if config.clip is not None and norm > config.clip:
-            scale *= config.clip / norm
+        clip = config.optimizer.clip
+        if clip is not None and norm > clip:
+            scale *= clip / norm
         torch._foreach_mul_(grads, scale)
         set_rate(self.optimizer, rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        if averages_at(self.step, config):
+        if config.schedule.averages_at(self.step, config.steps):
             self.average.add(self.weights)
         took = time.perf_counter() - began
         self.seconds += took

@@ -1,10 +1,4 @@
-"""AdamW, the global gradient norm, and the mean of the weights during decay.
-
-Weights and Adam's moments are fp32 whatever the matmuls run in: a bf16 weight cannot hold an update 2^-8 of its size.
-Decay is for matrices only; the gains of RMSNorm have no reason to shrink (arXiv 1711.05101; Llama 3 keeps 0.1 x lr).
-
-Moments are made at once rather than at the first step, so that a resumed run can load straight into them.
-"""
+"""What the loop needs of an optimizer's state, the norm of all gradients, and the mean of the decay's weights."""
 
 from __future__ import annotations
 
@@ -13,41 +7,6 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-
-from ..dtypes import short_name
-from ..errors import TrainingError
-from .config import TrainConfig
-
-
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW over the model's trainable parameters with all its state present. They must be fp32."""
-    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not params:
-        raise TrainingError("nothing to train: no parameter of the model requires a gradient")
-    for name, param in params.items():
-        if param.dtype != torch.float32:
-            raise TrainingError(
-                f"{name} is {short_name(param.dtype)}; master weights are fp32: load the model with "
-                "dtype=torch.float32 and set dtype: bf16 in the training configuration"
-            )
-    groups = [
-        {"params": [p for p in params.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in params.values() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        fused=True,
-    )
-    for param in params.values():
-        optimizer.state[param] = {
-            "step": torch.zeros((), dtype=torch.float32, device=param.device),
-            "exp_avg": torch.zeros_like(param, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(param, memory_format=torch.preserve_format),
-        }
-    return optimizer
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

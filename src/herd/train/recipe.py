@@ -13,18 +13,21 @@ import math
 import re
 import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 from pydantic_core import ErrorDetails
 
 from ..data.text_files import expand_paths
 from ..errors import ConfigError, DataError, RecipeError
 from ..llama.config import SIZES, ModelConfig, RopeScaling
-from .config import ComputeDtype, Fraction, Positive, PositiveReal, TrainConfig, impossible
-
-_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
+from .config import TrainConfig, TrainSettings
+from .objectives import AnyObjective
+from .optimizers import AnyOptimizer
+from .schedules import AnySchedule, Cosine
+from .section import ComputeDtype, Positive, Section, impossible
+from .sources import AnyData
 
 
 def _mirror(source: type, **replaced: Any) -> type[BaseModel]:
@@ -34,17 +37,15 @@ def _mirror(source: type, **replaced: Any) -> type[BaseModel]:
     for field in dataclasses.fields(source):
         default = ... if field.default is dataclasses.MISSING else field.default
         fields[field.name] = (replaced.get(field.name, hints[field.name]), default)
-    return create_model(source.__name__ + "Spec", __config__=_STRICT, **fields)
+    return create_model(source.__name__ + "Spec", __base__=Section, **fields)
 
 
 RopeSpec = _mirror(RopeScaling)
 ShapeSpec = _mirror(ModelConfig, rope_scaling=RopeSpec | None)
 
 
-class ModelSpec(BaseModel):
+class ModelSpec(Section):
     """Where the weights come from; exactly one of the three. With ``size`` and ``shape`` they are drawn at random."""
-
-    model_config = _STRICT
 
     size: str | None = None  # of the published table
     shape: ShapeSpec | None = None  # type: ignore[valid-type]
@@ -81,10 +82,8 @@ class ModelSpec(BaseModel):
         return ModelConfig(**fields)
 
 
-class TokenizerSpec(BaseModel):
+class TokenizerSpec(Section):
     """A tokenizer's file or folder, or the size of one to train on the corpus. Neither: the checkpoint's own."""
-
-    model_config = _STRICT
 
     path: str | None = None
     train_vocab: Annotated[int, Field(ge=512)] | None = (
@@ -98,77 +97,8 @@ class TokenizerSpec(BaseModel):
         return self
 
 
-class DataSpec(BaseModel):
-    """What is read: ready-made ``shards``, or ``text`` to make them of, or ``dialogs``."""
-
-    model_config = _STRICT
-
-    shards: str | None = None
-    text: Annotated[list[str], Field(min_length=1)] | None = (
-        None  # files, folders, hf:NAME; [builtin]: Python's own
-    )
-    split: Literal["teacher", "student"] = (
-        "teacher"  # which part of the text; the rest of it is another model's
-    )
-    max_bytes: Positive | None = None  # of text
-    dialogs: str | None = (
-        None  # a .jsonl file: {"messages": [...], "tools": [...], "tool_call_format": "json"} a line
-    )
-    made_dialogs: Positive | None = None  # that many, made by program and verified
-    heldout: str | None = None  # shards, or a .jsonl file of dialogs, to evaluate on; text has its own
-    heldout_rows: Positive = 64
-    documents: bool = False  # attention stays within a document
-
-    @model_validator(mode="after")
-    def _one(self) -> DataSpec:
-        names = ("shards", "text", "dialogs", "made_dialogs")
-        given = [name for name in names if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise impossible(
-                given[-1] if given else "", f"give one of {', '.join(names)}, not {len(given)} of them"
-            )
-        if self.text is None:
-            for name in ("max_bytes", "split"):
-                if name in self.model_fields_set:
-                    raise impossible(name, f"{name} is for text; the data here is {given[0]}")
-        return self
-
-    @property
-    def is_dialogs(self) -> bool:
-        """Whether rows are packed dialogs rather than running text."""
-        return self.dialogs is not None or self.made_dialogs is not None
-
-    @property
-    def has_heldout(self) -> bool:
-        """Whether there is something to evaluate on."""
-        return self.heldout is not None or self.text is not None or self.made_dialogs is not None
-
-
-class ObjectiveSpec(BaseModel):
-    """What is minimized. ``teacher`` (a checkpoint folder), ``kl_weight`` and ``tau`` belong to ``distil``."""
-
-    model_config = _STRICT
-
-    kind: Literal["lm", "sft", "distil"]
-    teacher: str | None = None
-    kl_weight: Fraction = 1.0
-    tau: PositiveReal = 1.0
-
-    @model_validator(mode="after")
-    def _fits(self) -> ObjectiveSpec:
-        if self.kind == "distil" and self.teacher is None:
-            raise impossible("kind", "distil needs a teacher: give the folder of its checkpoint")
-        if self.kind != "distil":
-            for name in ("teacher", "kl_weight", "tau"):
-                if name in self.model_fields_set:
-                    raise impossible(name, f"{name} is for distil, the objective here is {self.kind}")
-        return self
-
-
-class ParallelSpec(BaseModel):
+class ParallelSpec(Section):
     """How many processes, and over how many of them weights are split: 1 is DDP, all are FSDP, between them HSDP."""
-
-    model_config = _STRICT
 
     ranks: Positive = 1
     shard: Positive = 1
@@ -180,17 +110,17 @@ class ParallelSpec(BaseModel):
         return self
 
 
-class Recipe(BaseModel):
+class Recipe(Section):
     """One run. ``out`` receives state, metrics and, at the end, the checkpoint ``out/model``."""
-
-    model_config = _STRICT
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")]
     model: ModelSpec
     tokenizer: TokenizerSpec | None = None
-    data: DataSpec
-    objective: ObjectiveSpec
-    train: TrainConfig
+    data: AnyData
+    objective: AnyObjective
+    optimizer: AnyOptimizer
+    schedule: AnySchedule = Cosine()
+    train: TrainSettings
     parallel: ParallelSpec = ParallelSpec()
     save_dtype: ComputeDtype = "bf16"  # of the checkpoint; what Llama is released in
     out: Annotated[str, Field(min_length=1)]
@@ -218,21 +148,28 @@ class Recipe(BaseModel):
             raise impossible(
                 "tokenizer.train_vocab", "a new tokenizer does not fit the weights of model.start"
             )
-        if self.tokenizer is not None and self.tokenizer.train_vocab is not None and self.data.text is None:
+        if self.tokenizer is not None and self.tokenizer.train_vocab is not None and self.data.kind != "text":
+            raise impossible("tokenizer.train_vocab", "a tokenizer is trained on data of kind text")
+        if self.data.rows not in self.objective.rows:
+            wanted = " or ".join(sorted(self.objective.rows))
             raise impossible(
-                "tokenizer.train_vocab", "a tokenizer is trained on data.text, which is not given"
+                "objective.kind",
+                f"objective {self.objective.kind} reads {wanted}; data of kind {self.data.kind} is {self.data.rows}",
             )
-        if (self.objective.kind == "sft") != self.data.is_dialogs and self.objective.kind != "distil":
-            what = "dialogs or made_dialogs" if self.objective.kind == "sft" else "shards or text"
-            raise impossible("objective.kind", f"objective {self.objective.kind} reads {what}")
         if self.train.eval_every and not self.data.has_heldout:
             raise impossible("train.eval_every", "eval_every needs data.heldout to evaluate on")
+        self.schedule.require_steps(self.train.steps)
         try:
             self.train.rows_of_rank(self.parallel.ranks)
         except ValueError as error:
             field = "micro_batch_size" if str(error).startswith("micro_batch_size") else "batch_size"
             raise impossible(f"train.{field}", str(error)) from error
         return self
+
+    @property
+    def config(self) -> TrainConfig:
+        """What the loop is given."""
+        return TrainConfig(**dict(self.train), optimizer=self.optimizer, schedule=self.schedule)
 
 
 # Reading YAML with lines --------------------------------------------------------------------------------------------
@@ -248,13 +185,19 @@ _Loader.add_implicit_resolver(
     list("-+0123456789."),
 )
 
-RENAMED: dict[str | int, str] = {
-    "batch_rows": "batch_size",
-    "micro_rows": "micro_batch_size",
-    "anneal_steps": "decay_steps",
-    "remat": "activation_checkpointing",
+RENAMED = {
+    "train.batch_rows": "train.batch_size",
+    "train.micro_rows": "train.micro_batch_size",
+    "train.remat": "train.activation_checkpointing",
+    "train.anneal_steps": "schedule.decay_steps",
+    **{f"train.{key}": f"optimizer.{key}" for key in ("lr", "weight_decay", "betas", "eps", "clip")},
+    **{f"train.{key}": f"schedule.{key}" for key in Cosine.model_fields if key != "kind"},
+    "data.text": "data.paths, with data.kind: text",
+    "data.shards": "data.folder, with data.kind: shards",
+    "data.dialogs": "data.path, with data.kind: dialogs",
+    "data.made_dialogs": "data.count, with data.kind: made_dialogs",
 }
-"""Keys of earlier recipes, which are refused with their new names."""
+"""Keys of earlier recipes, which are refused with what to write instead."""
 
 Path_ = tuple[str | int, ...]
 
@@ -315,18 +258,30 @@ def _mark(node: Any, at: Path_, lines: dict[Path_, int], where: str) -> None:
 
 
 def _problem(detail: ErrorDetails, lines: dict[Path_, int]) -> tuple[int, str]:
-    """Line and text of one of pydantic's complaints."""
+    """Return line and text of one of pydantic's complaints."""
+    loc, section = detail["loc"], detail["loc"][:1]
+    tag = str(loc[1]) if section in (("data",), ("objective",), ("schedule",)) and len(loc) > 1 else ""
     at: Path_ = tuple(
-        part for part in detail["loc"] if isinstance(part, int) or ("[" not in part and "literal" not in part)
+        part
+        for part in (*section, *loc[2 if tag else 1 :])
+        if isinstance(part, int) or ("[" not in part and "literal" not in part)
     )
     if detail["type"] == "impossible":
         context = detail["ctx"]
         at = (*at, *(part for part in context["field"].split(".") if part))
         return _line(at, lines), context["reason"]
+    if detail["type"].startswith("union_tag"):
+        kinds = detail["ctx"].get("expected_tags") or ", ".join(_kinds(str(at[0])))
+        old = [key for key in detail["input"] if f"{_dotted(at)}.{key}" in RENAMED]
+        if old and "kind" not in detail["input"]:
+            return _renamed((*at, old[0]), lines)
+        at = (*at, "kind")
+        given = f"={detail['input']['kind']!r}: " if "kind" in detail["input"] else " is missing; "
+        return _line(at, lines), f"{_dotted(at)}{given}give one of {kinds}"
     if detail["type"] == "extra_forbidden":
-        if at[-1] in RENAMED:
-            return _line(at, lines), f"{_dotted(at)} is now called {_dotted((*at[:-1], RENAMED[at[-1]]))}"
-        known = _keys(at[:-1])
+        if _dotted(at) in RENAMED:
+            return _renamed(at, lines)
+        known = _keys(at[:-1], tag)
         near = difflib.get_close_matches(str(at[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
         return _line(at, lines), f"{_dotted(at)} is not a key; {hint}"
@@ -336,6 +291,10 @@ def _problem(detail: ErrorDetails, lines: dict[Path_, int]) -> tuple[int, str]:
     return _line(at, lines), f"{_dotted(at)}={detail['input']!r}: {said}"
 
 
+def _renamed(at: Path_, lines: dict[Path_, int]) -> tuple[int, str]:
+    return _line(at, lines), f"{_dotted(at)} is now {RENAMED[_dotted(at)]}"
+
+
 def _line(at: Path_, lines: dict[Path_, int]) -> int:
     """Line of a key, or of the nearest one around it."""
     while at and at not in lines:
@@ -343,14 +302,26 @@ def _line(at: Path_, lines: dict[Path_, int]) -> int:
     return lines.get(at, 1)
 
 
-def _keys(at: Path_) -> list[str]:
-    """The keys that exist at a place of a recipe."""
+def _keys(at: Path_, tag: str) -> list[str]:
+    """Return the keys that exist at a place of a recipe; ``tag`` is the kind of its section."""
     model: Any = Recipe
     for part in at:
-        annotation = model.model_fields[str(part)].annotation
-        options = [annotation, *typing.get_args(annotation)]
-        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+        options = _models(model.model_fields[str(part)].annotation)
+        model = next((option for option in options if tag in _kind_of(option)), options[0])
     return list(model.model_fields)
+
+
+def _kinds(section: str) -> list[str]:
+    return [kind for model in _models(Recipe.model_fields[section].annotation) for kind in _kind_of(model)]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    options = (annotation, *typing.get_args(annotation))
+    return [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+
+
+def _kind_of(model: type[BaseModel]) -> tuple[str, ...]:
+    return typing.get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
 
 
 def _dotted(at: Path_) -> str:
@@ -378,26 +349,23 @@ def check(recipe: Recipe, world: int) -> ModelConfig:
                 f"{recipe.name}: train.context={recipe.train.context} exceeds the max_context={config.max_context} of "
                 f"{recipe.model.start}"
             )
-    if recipe.objective.teacher is not None:
-        teacher = load_config(recipe.objective.teacher)
-        if teacher.vocab_size != config.vocab_size:
+    for role, folder in recipe.objective.parents().items():
+        other = load_config(folder)
+        if other.vocab_size != config.vocab_size:
             raise RecipeError(
-                f"{recipe.name}: the model's vocabulary is {config.vocab_size}, its teacher's {teacher.vocab_size}: "
-                "distillation needs one vocabulary"
+                f"{recipe.name}: the model's vocabulary is {config.vocab_size}, its {role}'s {other.vocab_size}: "
+                f"objective {recipe.objective.kind} needs one vocabulary"
             )
-        if recipe.train.context > teacher.max_context:
+        if recipe.train.context > other.max_context:
             raise RecipeError(
-                f"{recipe.name}: train.context={recipe.train.context} exceeds the teacher's "
-                f"max_context={teacher.max_context}"
+                f"{recipe.name}: train.context={recipe.train.context} exceeds the {role}'s "
+                f"max_context={other.max_context}"
             )
-    data = recipe.data
-    text = [] if data.text in (None, ["builtin"]) else data.text or []
-    for path in (data.shards, data.dialogs, data.heldout, *text):
-        if path is not None and not path.startswith("hf:"):
-            try:
-                expand_paths(path)
-            except DataError as error:
-                raise RecipeError(f"{recipe.name}: {error}") from error
+    for path in recipe.data.paths_given():
+        try:
+            expand_paths(path)
+        except DataError as error:
+            raise RecipeError(f"{recipe.name}: {error}") from error
     return config
 
 

@@ -6,11 +6,8 @@ by the first rank, under ``out``; starting again finds them, and the loop goes o
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +25,8 @@ from ..checkpoint import (
     weights,
     write_checkpoint,
 )
-from ..data.batch import Batch
-from ..data.corpus import DataWarning, corpus_origin, load_corpus
-from ..data.dialogs import make_dialogs
+from ..data.corpus import DataWarning
 from ..data.origin import bind
-from ..data.packing import DialogStream
-from ..data.read_dialogs import rendered_dialogs
-from ..data.shards import INDEX, Shards
-from ..data.stream import Stream, TokenStream, first_rows
-from ..data.text_files import expand_paths
 from ..dtypes import torch_dtype
 from ..errors import RecipeError
 from ..files import storage_error
@@ -44,23 +34,14 @@ from ..llama.config import ModelConfig
 from ..llama.fill import fill_parameter
 from ..llama.model import LlamaLM
 from ..machine import lock_folder
-from ..text import Tokenizer, render
+from ..text import Tokenizer
 from . import parallel
 from .heldout import heldout_loss
 from .loop import TrainResult, train
-from .objectives import Objective, distil, lm, sft
+from .objectives import Objective
 from .parallel import Ranks
 from .recipe import Recipe, check, epochs
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a run reads. ``hash`` names the data in states and lineage."""
-
-    tokenizer: Tokenizer
-    stream: Stream
-    heldout: list[Batch]
-    hash: str
+from .sources import OpenedData, TextData
 
 
 def run_recipe(
@@ -95,21 +76,26 @@ def _train(
         prepare(recipe, config, out)
         bind_data(recipe, out)  # refuses text that was edited while it was read
     ranks.barrier()
-    material = prepare(recipe, config, out)
-    if (passes := epochs(recipe, material.stream.n_rows)) > 1 and ranks.first:
+    tokenizer, data = prepare(recipe, config, out)
+    if (passes := epochs(recipe, data.stream.n_rows)) > 1 and ranks.first:
         warnings.warn(f"{recipe.name}: the data is read {passes:.1f} times", DataWarning, stacklevel=2)
     model = build(recipe, config, ranks)
-    objective = objective_of(recipe, ranks)
 
     def evaluate(now: LlamaLM, step: int) -> dict[str, float]:
-        return {"heldout_loss": heldout_loss(now, material.heldout)}
+        return {"heldout_loss": heldout_loss(now, data.heldout)}
 
     result = train(
-        model, material.stream, objective, recipe.train, out, mesh=ranks.mesh,
-        evaluate=evaluate if material.heldout else None, on_step=on_step,
-    )  # fmt: skip
+        model,
+        data.stream,
+        objective_of(recipe, ranks),
+        recipe.config,
+        out,
+        mesh=ranks.mesh,
+        evaluate=evaluate if data.heldout else None,
+        on_step=on_step,
+    )
     folder = out / "model"
-    _save(recipe, config, model, material, folder, ranks)
+    _save(recipe, config, model, tokenizer, data.hash, folder, ranks)
     return folder, result
 
 
@@ -121,25 +107,15 @@ def bind_data(recipe: Recipe, out: Path) -> None:
 
     Raises `DataError` naming what changed since the data was prepared: an edited file, another tokenizer, ...
     """
-    data, spec = recipe.data, recipe.tokenizer
-    settings: dict[str, Any] = {
+    spec = recipe.tokenizer
+    files, settings = recipe.data.origin()
+    settings |= {
+        "data.kind": recipe.data.kind,
         "train.seed": recipe.train.seed,
-        "data.documents": data.documents,
-        "data.made_dialogs": data.made_dialogs,
         "tokenizer.train_vocab": spec.train_vocab if spec is not None else None,
     }
     if spec is None or spec.train_vocab is None:
         settings["tokenizer (SHA-256)"] = _tokenizer(recipe, out).sha256
-    files: list[tuple[str, Path]] = []
-    if data.text is not None:
-        files, text_settings = corpus_origin(_corpus_spec(recipe))
-        settings |= text_settings | {"data.split": data.split, "data.max_bytes": data.max_bytes}
-    for name in (data.shards, data.dialogs, data.heldout):
-        for path in expand_paths(name) if name is not None else []:
-            if path.is_dir():  # the index of shards holds the checksums of the other files
-                files.append((f"{path.name}/{INDEX}", path / INDEX))
-            else:
-                files.append((path.name, path))
     bind(
         out,
         files,
@@ -149,31 +125,17 @@ def bind_data(recipe: Recipe, out: Path) -> None:
     )
 
 
-def prepare(recipe: Recipe, config: ModelConfig, out: Path) -> Material:
-    """The tokenizer and the streams; shards and a new tokenizer are written under ``out`` unless they are there."""
-    data, context, seed = recipe.data, recipe.train.context, recipe.train.seed
+def prepare(recipe: Recipe, config: ModelConfig, out: Path) -> tuple[Tokenizer, OpenedData]:
+    """Return the tokenizer and the data; shards and a new tokenizer are written to ``out`` unless they are there."""
     tokenizer = _tokenizer(recipe, out)
     if tokenizer.vocab_size > config.vocab_size:
         raise RecipeError(
             f"{recipe.name}: the tokenizer has {tokenizer.vocab_size} ids, the model's vocabulary is "
             f"{config.vocab_size}: they do not belong together"
         )
-    if data.is_dialogs:
-        return _dialogs(recipe, tokenizer)
-    made = data.shards is None
-    shards = (
-        _text_shards(recipe, tokenizer, out, data.split)
-        if made
-        else Shards.open(expand_paths(str(data.shards))[0], tokenizer)
-    )
-    stream = TokenStream(shards, context, seed, documents=data.documents)
-    heldout = None
-    if data.heldout is not None:
-        heldout = Shards.open(expand_paths(data.heldout)[0], tokenizer)
-    elif made:
-        heldout = _text_shards(recipe, tokenizer, out, "heldout")
-    batches = [] if heldout is None else _first_rows(TokenStream(heldout, context, 0), recipe)
-    return _signed(Material(tokenizer, stream, batches, str(shards.index["sha256"])), seed)
+    data = recipe.data.open(tokenizer, out, recipe.train)
+    data.stream.signature = {"data": data.hash, "seed": recipe.train.seed}  # type: ignore[attr-defined]
+    return tokenizer, data
 
 
 def _tokenizer(recipe: Recipe, out: Path) -> Tokenizer:
@@ -188,71 +150,11 @@ def _tokenizer(recipe: Recipe, out: Path) -> Tokenizer:
         return (load_tokenizer(path) if path.is_dir() else None) or Tokenizer.from_file(path)
     folder = out / "tokenizer"
     if not (folder / "tokenizer.model").exists():
-        texts = (document.text for document in _corpus(recipe).splits[recipe.data.split])
-        tokenizer = Tokenizer.train(texts, int(spec.train_vocab or 0))
+        assert isinstance(recipe.data, TextData)  # the recipe was refused otherwise
+        tokenizer = Tokenizer.train(recipe.data.texts(), int(spec.train_vocab or 0))
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(folder)
     return Tokenizer.from_folder(folder)
-
-
-def _corpus(recipe: Recipe) -> Any:
-    return load_corpus(_corpus_spec(recipe), max_bytes=recipe.data.max_bytes)
-
-
-def _corpus_spec(recipe: Recipe) -> list[str] | None:
-    return None if recipe.data.text == ["builtin"] else recipe.data.text
-
-
-def _text_shards(recipe: Recipe, tokenizer: Tokenizer, out: Path, split: str) -> Shards:
-    folder = out / "shards" / split
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        Shards.write(folder, _corpus(recipe).splits[split], tokenizer)
-    return Shards.open(folder, tokenizer)
-
-
-def _dialogs(recipe: Recipe, tokenizer: Tokenizer) -> Material:
-    tokenizer.require_chat_format()
-    data, context, seed = recipe.data, recipe.train.context, recipe.train.seed
-    if data.dialogs is not None:
-        rendered = list(rendered_dialogs(data.dialogs, tokenizer))
-        heldout = list(rendered_dialogs(data.heldout, tokenizer)) if data.heldout is not None else []
-    else:
-        made = {split: make_dialogs(n, seed, split=split) for split, n in _numbers(recipe)}
-        rendered, heldout = (
-            [
-                render(d.messages, tokenizer, tools=d.tools or None, tool_call_format=d.tool_call_format)
-                for d in made[split]
-            ]
-            for split in ("train", "test")
-        )
-    stream = DialogStream(rendered, context, seed, pad_id=tokenizer.pad_id)
-    batches = []
-    if heldout:
-        batches = _first_rows(DialogStream(heldout, context, 0, pad_id=tokenizer.pad_id), recipe)
-    return _signed(Material(tokenizer, stream, batches, _digest(rendered)), seed)
-
-
-def _numbers(recipe: Recipe) -> list[tuple[str, int]]:
-    n = int(recipe.data.made_dialogs or 0)
-    return [("train", n), ("test", max(1, min(n, 4 * recipe.data.heldout_rows)))]
-
-
-def _first_rows(stream: Stream, recipe: Recipe) -> list[Batch]:
-    return first_rows(stream, recipe.data.heldout_rows, recipe.train.micro_batch_size or 8)
-
-
-def _signed(material: Material, seed: int) -> Material:
-    """The loop compares a stream's signature when it resumes."""
-    material.stream.signature = {"data": material.hash, "seed": seed}  # type: ignore[attr-defined]
-    return material
-
-
-def _digest(rendered: list[Any]) -> str:
-    digest = hashlib.sha256()
-    for dialog in rendered:
-        digest.update(json.dumps([dialog.ids, dialog.mask]).encode())
-    return digest.hexdigest()
 
 
 # The model ----------------------------------------------------------------------------------------------------------
@@ -294,17 +196,23 @@ def spread(
 
 
 def objective_of(recipe: Recipe, ranks: Ranks) -> Objective:
-    """The recipe's objective, its teacher loaded: frozen, in the compute dtype, sharded as the student is."""
-    spec = recipe.objective
-    if spec.kind != "distil":
-        return {"lm": lm, "sft": sft}[spec.kind]
-    source, compute = str(spec.teacher), torch_dtype(recipe.train.dtype)
-    teacher = spread(load_config(source), source, 0, ranks, compute, compute)
-    return distil(teacher.requires_grad_(False), kl_weight=spec.kl_weight, tau=spec.tau)
+    """Return the recipe's objective; its other models are frozen, in the compute dtype, and sharded as the model is."""
+    compute = torch_dtype(recipe.train.dtype)
+
+    def load_frozen(source: str) -> LlamaLM:
+        return spread(load_config(source), source, 0, ranks, compute, compute).requires_grad_(False)
+
+    return recipe.objective.build(load_frozen)
 
 
 def _save(
-    recipe: Recipe, config: ModelConfig, model: LlamaLM, material: Material, folder: Path, ranks: Ranks
+    recipe: Recipe,
+    config: ModelConfig,
+    model: LlamaLM,
+    tokenizer: Tokenizer,
+    data_hash: str,
+    folder: Path,
+    ranks: Ranks,
 ) -> None:
     """The result as a checkpoint folder with its lineage. Sharded weights are gathered tensor by tensor."""
     params = dict(model.named_parameters())
@@ -319,15 +227,13 @@ def _save(
                 whole(name)
         ranks.barrier()
         return
-    sources = {"start": recipe.model.start, "teacher": recipe.objective.teacher}
+    sources = {"start": recipe.model.start, **recipe.objective.parents()}
     lineage = Lineage(
         name=recipe.name,
         stage=recipe.objective.kind,
         parents={role: checkpoint_hash(source) for role, source in sources.items() if source is not None},
         recipe=recipe.model_dump(mode="json"),
-        data_hash=material.hash,
+        data_hash=data_hash,
     )
-    write_checkpoint(
-        folder, config, whole, material.tokenizer, dtype=torch_dtype(recipe.save_dtype), lineage=lineage
-    )
+    write_checkpoint(folder, config, whole, tokenizer, dtype=torch_dtype(recipe.save_dtype), lineage=lineage)
     ranks.barrier()

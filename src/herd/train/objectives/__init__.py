@@ -1,0 +1,28 @@
+"""What training minimizes, one objective per file: its function and its section of a recipe.
+
+A new objective is a function (hidden states, head, batch) -> `Loss`, a subclass of `ObjectiveSection` that builds it,
+and one more name in `AnyObjective`.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from .base import Loss, Objective, ObjectiveSection, batch_loss, signature
+from .distil import DistilSection, distil
+from .lm import LmSection, lm
+from .sft import SftSection, sft
+
+AnyObjective = Annotated[LmSection | SftSection | DistilSection, Field(discriminator="kind")]
+
+__all__ = [
+    "AnyObjective",
+    "Loss",
+    "Objective",
+    "ObjectiveSection",
+    "batch_loss",
+    "distil",
+    "lm",
+    "sft",
+    "signature",
+]

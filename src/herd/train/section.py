@@ -1,0 +1,39 @@
+"""What the sections of a recipe have in common: strict checking, and the types of their fields. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from ..dtypes import parse_dtype
+from ..errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _short_name(value: Any) -> Any:
+    """Return the short name of a number format; what is not one is left to the check that follows."""
+    try:
+        return parse_dtype(value)
+    except (ConfigError, AttributeError):
+        return value
+
+
+ComputeDtype = Annotated[Literal["fp32", "bf16"], BeforeValidator(_short_name)]
+"""What matmuls run in; torch's long names are accepted too."""
+
+
+class Section(BaseModel):
+    """A checked record without unknown keys, which cannot change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def impossible(field: str, message: str) -> PydanticCustomError:
+    """Return the error for fields that contradict each other, pinned to the one that the user should look at."""
+    return PydanticCustomError("impossible", "{reason}", {"field": field, "reason": message})

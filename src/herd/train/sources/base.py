@@ -1,0 +1,85 @@
+"""What all sources of training data have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ...data.batch import Batch
+from ...data.packing import DialogStream
+from ...data.shards import INDEX
+from ...data.stream import Stream, first_rows
+from ...data.text_files import expand_paths
+from ...text import Rendered, Tokenizer
+from ..config import TrainSettings
+from ..section import Positive, Section
+
+
+@dataclass(frozen=True)
+class OpenedData:
+    """The stream that a run trains on, its held-out rows, and the hash of the data for states and lineage."""
+
+    stream: Stream
+    heldout: list[Batch]
+    hash: str
+
+
+class DataSection(Section):
+    """The section ``data`` of a recipe."""
+
+    rows: ClassVar[str]
+    """What a row holds: "text" or "dialogs"."""
+    heldout: str | None = None  # shards, or a file of dialogs, to evaluate on
+    heldout_rows: Positive = 64
+
+    @property
+    def has_heldout(self) -> bool:
+        """Whether there is something to evaluate on."""
+        return self.heldout is not None
+
+    def paths_given(self) -> list[str]:
+        """Return the paths that must exist before the run starts."""
+        return [] if self.heldout is None else [self.heldout]
+
+    def origin(self) -> tuple[list[tuple[str, Path]], dict[str, Any]]:
+        """Return (name, path) of the files that the data is made from, and the settings that shape it."""
+        files = [file for path in self.paths_given() for file in map(source_file, expand_paths(path))]
+        own = self.model_dump(
+            mode="json", exclude={"kind", "heldout", "heldout_rows", "paths", "folder", "path"}
+        )
+        return files, {f"data.{name}": value for name, value in own.items()}
+
+    def open(self, tokenizer: Tokenizer, out: Path, settings: TrainSettings) -> OpenedData:
+        """Open the data; what has to be made of it is written below ``out`` unless it is there."""
+        raise NotImplementedError
+
+    def first_rows(self, stream: Stream, settings: TrainSettings) -> list[Batch]:
+        """Return the rows to evaluate on, in batches of the run's size."""
+        return first_rows(stream, self.heldout_rows, settings.micro_batch_size or 8)
+
+    def pack(
+        self,
+        dialogs: Sequence[Rendered],
+        heldout: Sequence[Rendered],
+        tokenizer: Tokenizer,
+        settings: TrainSettings,
+    ) -> OpenedData:
+        """Pack rendered dialogs into rows."""
+        stream = DialogStream(dialogs, settings.context, settings.seed, pad_id=tokenizer.pad_id)
+        rows = []
+        if heldout:
+            other = DialogStream(heldout, settings.context, 0, pad_id=tokenizer.pad_id)
+            rows = self.first_rows(other, settings)
+        digest = hashlib.sha256()
+        for dialog in dialogs:
+            digest.update(json.dumps([dialog.ids, dialog.mask]).encode())
+        return OpenedData(stream, rows, digest.hexdigest())
+
+
+def source_file(path: Path) -> tuple[str, Path]:
+    """Return the name and the file that stand for a path: the index of shards has the checksums of the others."""
+    return (f"{path.name}/{INDEX}", path / INDEX) if path.is_dir() else (path.name, path)

@@ -1,0 +1,30 @@
+"""Dialogs in a file of any of the common formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from ...data.read_dialogs import rendered_dialogs
+from ...text import Tokenizer
+from ..config import TrainSettings
+from .base import DataSection, OpenedData
+
+
+class DialogData(DataSection):
+    """A file of dialogs, e.g. JSON lines of ``{"messages": [...], "tools": [...]}``."""
+
+    kind: Literal["dialogs"]
+    path: str
+    rows = "dialogs"
+
+    def paths_given(self) -> list[str]:
+        return [self.path, *super().paths_given()]
+
+    def open(self, tokenizer: Tokenizer, out: Path, settings: TrainSettings) -> OpenedData:
+        tokenizer.require_chat_format()
+        dialogs, heldout = (
+            [] if path is None else list(rendered_dialogs(path, tokenizer))
+            for path in (self.path, self.heldout)
+        )
+        return self.pack(dialogs, heldout, tokenizer, settings)

@@ -1,0 +1,40 @@
+"""Dialogs made by program, whose answers and tool calls are verified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from ...data.dialogs import make_dialogs
+from ...data.read_dialogs import rendered_dialogs
+from ...text import Rendered, Tokenizer, render
+from ..config import TrainSettings
+from ..section import Positive
+from .base import DataSection, OpenedData
+
+
+class MadeDialogData(DataSection):
+    """``count`` dialogs made by program; others are made to evaluate on unless ``heldout`` names a file."""
+
+    kind: Literal["made_dialogs"]
+    count: Positive
+    rows = "dialogs"
+
+    @property
+    def has_heldout(self) -> bool:
+        return True
+
+    def open(self, tokenizer: Tokenizer, out: Path, settings: TrainSettings) -> OpenedData:
+        tokenizer.require_chat_format()
+
+        def made(split: str, count: int) -> list[Rendered]:
+            return [
+                render(d.messages, tokenizer, tools=d.tools or None, tool_call_format=d.tool_call_format)
+                for d in make_dialogs(count, settings.seed, split=split)
+            ]
+
+        if self.heldout is None:
+            heldout = made("test", min(self.count, 4 * self.heldout_rows))
+        else:
+            heldout = list(rendered_dialogs(self.heldout, tokenizer))
+        return self.pack(made("train", self.count), heldout, tokenizer, settings)
