@@ -11,11 +11,16 @@ others are named in the receipt.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 from common import DATA, bench_parser, save_receipt
 from herd.evals.tasks import SUITES, Data, make_task
 from herd.report.receipt import Value
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "evals"))
+from gold import gold_answer
 
 SUITES_OF_SETS = ("leak", "base", "instruct", "tools")
 
@@ -58,7 +63,7 @@ def counts(name: str, mode: Any, data: Data) -> tuple[int, dict[str, str], int, 
     task = make_task(name, mode=mode)
     items = task.items(data)
     right, wrong = (
-        sum(j.value == 1 for j in task.judge_all([(item, task.example(item, good)) for item in items]))
+        sum(j.value == 1 for j in task.judge_all([(item, gold_answer(task, item, good)) for item in items]))
         for good in (True, False)
     )
     return len(items), {item.id: why for item in items if (why := task.contradiction(item))}, right, wrong

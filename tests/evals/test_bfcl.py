@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from gold import expected_calls, gold_answer
 
-from herd.evals.bfcl import calls_expected, tool_schema, why_wrong
+from herd.evals.bfcl import tool_schema, why_wrong
 from herd.evals.tasks.calls import CATEGORIES, Bfcl
 from herd.evals.tasks.data import Data
 from herd.evals.tasks.task import Answer
@@ -99,8 +100,8 @@ def test_every_real_item_has_a_right_and_a_wrong_answer(real_data):
     assert len(items) == len({item.id for item in items}) == 400 + 3 * 200 + 240 + 258 + 16
     assert {item.group for item in items} == set(CATEGORIES)
     assert {item.group for item in items[: len(CATEGORIES)]} == set(CATEGORIES)
-    assert all(task.judge(item, task.example(item, True)).value == 1 for item in items)
-    assert not any(task.judge(item, task.example(item, False)).value for item in items)
+    assert all(task.judge(item, gold_answer(task, item, True)).value == 1 for item in items)
+    assert not any(task.judge(item, gold_answer(task, item, False)).value for item in items)
     assert task.note(data) == ""
 
 
@@ -108,7 +109,7 @@ def test_every_changed_argument_of_real_items_is_wrong(real_data):
     items = Bfcl("bfcl", 0, "instruct").items(Data(real_data("bfcl").parent))
     changed = 0
     for item in items:
-        calls = calls_expected(item.gold, item.doc["functions"])
+        calls = expected_calls(item.gold, item.doc["functions"])
         for number, made in enumerate(calls):
             for key, value in made.arguments.items():
                 other = not value if isinstance(value, bool) else {"x": value}

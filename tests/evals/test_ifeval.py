@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from gold import gold_answer
 from hypothesis import given
 from hypothesis import strategies as st
+from ifeval_answers import sample, satisfying
 
 from herd.errors import DataError
-from herd.evals.guess_language import WORDS, guess_language, sample
+from herd.evals.guess_language import WORDS, guess_language
 from herd.evals.ifeval import (
     CHECKS,
     capital_words,
@@ -21,7 +23,6 @@ from herd.evals.ifeval import (
     sentences,
     strict,
 )
-from herd.evals.ifeval_example import satisfying
 from herd.evals.tasks.data import Data
 from herd.evals.tasks.instructions import IfEval
 from herd.evals.tasks.task import Answer
@@ -129,7 +130,7 @@ def test_what_can_still_be_followed_is_no_contradiction(kind, kwargs):
 def test_task_scores_prompts_and_instructions(real_data):
     task = IfEval("ifeval", 0, "instruct")
     items = [item for item in task.items(Data(real_data("ifeval").parent)) if len(item.gold) == 2][:10]
-    judged = [task.judge(item, task.example(item, n % 2 == 0)) for n, item in enumerate(items)]
+    judged = [task.judge(item, gold_answer(task, item, n % 2 == 0)) for n, item in enumerate(items)]
     assert [judgement.value for judgement in judged] == [1, 0] * 5
     half = task.judge(items[0], Answer("so"))
     assert half.why.startswith("not followed: ")

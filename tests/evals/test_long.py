@@ -6,6 +6,7 @@ import re
 from collections import Counter
 
 import pytest
+from gold import gold_answer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -119,7 +120,7 @@ def test_tasks_fit_themselves_to_the_model():
         assert len(item.request.prompt[0]["content"].split()) + item.request.max_tokens <= int(
             item.id.split("/")[0]
         )
-    judged = [task.judge(item, task.example(item, n % 2 == 0)).value for n, item in enumerate(items)]
+    judged = [task.judge(item, gold_answer(task, item, n % 2 == 0)).value for n, item in enumerate(items)]
     assert judged == [1.0, 0.0] * (len(items) // 2)
     assert make_task("needle_multi").fitted(object()).settings["lengths"] == list(LENGTHS)
 
@@ -158,8 +159,8 @@ def test_grid_of_length_and_depth():
 def test_builtin_items_of_every_kind(name):
     task = make_task(name).fitted(type("Model", (_Small,), {"context": 1_024})())
     items = task.items(Data())
-    assert all(task.judge(item, task.example(item, True)).value == 1 for item in items)
-    assert not any(task.judge(item, task.example(item, False)).value for item in items)
+    assert all(task.judge(item, gold_answer(task, item, True)).value == 1 for item in items)
+    assert not any(task.judge(item, gold_answer(task, item, False)).value for item in items)
     assert task.judge(items[0], Answer("\0" * 9999)).value == 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from gold import gold_answer
 
 from herd.evals.results import ItemResult
 from herd.evals.tasks import Data, make_task
@@ -18,8 +19,8 @@ def test_dialogs_have_right_and_wrong_answers(name):
     assert len({item.id for item in items}) == 200
     assert {item.id.partition("-")[2] for item in items} == {"json", "builtin", "function"}
     some = items[::4]
-    assert all(j.value == 1 for j in task.judge_all([(item, task.example(item, True)) for item in some]))
-    wrong = task.judge_all([(item, task.example(item, False)) for item in some])
+    assert all(j.value == 1 for j in task.judge_all([(item, gold_answer(task, item, True)) for item in some]))
+    wrong = task.judge_all([(item, gold_answer(task, item, False)) for item in some])
     assert not any(j.value for j in wrong)
     assert all(j.why for j in wrong)
 
@@ -32,7 +33,7 @@ def test_an_answer_that_calls_again_is_none():
 
 
 def scored(task, items, right=True):
-    judged = [task.judge(item, task.example(item, right)) for item in items]
+    judged = [task.judge(item, gold_answer(task, item, right)) for item in items]
     results = [
         ItemResult(item.id, j.value, None, None, None, item.group, j.metrics)
         for item, j in zip(items, judged, strict=True)
@@ -58,7 +59,7 @@ def test_a_window_holds_as_many_words_as_its_tokens_allow(real_data):
     results = []
     for item in items:  # a model with a token for every word, and twice as many for German
         words = len(item.doc["text"].split()) * (2 if item.group == "de" else 1)
-        metrics = task.judge(item, task.example(item, True)).metrics | {"tokens": words}
+        metrics = task.judge(item, gold_answer(task, item, True)).metrics | {"tokens": words}
         results.append(ItemResult(item.id, 1.0, None, None, None, item.group, metrics))
     found = {score.name: score for score in task.scores(results)}
     by_group = found["english_words_per_128k"].detail["by_group"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import hostile
 import pytest
+from gold import gold_answer
 
 from herd.errors import DataError
 from herd.evals.tasks import (
@@ -42,8 +43,8 @@ def test_built_in_items(name, mode):
     task = make_task(name, mode=mode)
     items = task.items(Data())
     assert len(items) >= 10
-    right = task.judge_all([(item, task.example(item, True)) for item in items])
-    wrong = task.judge_all([(item, task.example(item, False)) for item in items])
+    right = task.judge_all([(item, gold_answer(task, item, True)) for item in items])
+    wrong = task.judge_all([(item, gold_answer(task, item, False)) for item in items])
     assert [j.value for j in right] == [1] * len(items)
     assert [j.value for j in wrong] == [0] * len(items)
 
@@ -55,8 +56,8 @@ def test_real_items(real_data, name):
     items = task.items(Data(real_data("README.md").parent))
     assert len(items) == len({item.id for item in items}) == N_REAL[name]
     some = items[::30] if name in PROGRAMS else items
-    assert all(j.value == 1 for j in task.judge_all([(item, task.example(item, True)) for item in some]))
-    assert not any(j.value for j in task.judge_all([(item, task.example(item, False)) for item in some]))
+    assert all(j.value == 1 for j in task.judge_all([(item, gold_answer(task, item, True)) for item in some]))
+    assert not any(j.value for j in task.judge_all([(item, gold_answer(task, item, False)) for item in some]))
 
 
 @pytest.mark.parametrize("name", OF_SUITES)
@@ -263,7 +264,7 @@ def test_hostile_programs_are_contained_and_fail(tmp_path, monkeypatch, name, mo
         assert judgement.why, program
     assert victim.read_text() == "here"
     assert not target.exists()
-    good = task.example(item, True)
+    good = gold_answer(task, item, True)
     assert task.judge(item, good).value == 1
 
 

@@ -5,6 +5,7 @@ import pytest
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install llamaherd[evals]")
 
 import lmeval_oracle as oracle
+from gold import gold_answer
 
 from herd.errors import DataError
 from herd.evals.harness import run_task
@@ -45,9 +46,9 @@ def test_lm_evals_own_tasks_run_on_herd(real_data, tmp_path, name):
     assert [item.request for item in asked][:12] == [_plain(item.request) for item in items]
     for mine, item in zip(items, asked, strict=True):
         for right in (True, False):
-            answer = herd.example(mine, right)
+            answer = gold_answer(herd, mine, right)
             if name != "winogrande":  # whose target is a text, not a number
-                assert theirs.judge(item, theirs.example(item, right)).value == right
+                assert theirs.judge(item, gold_answer(theirs, item, right)).value == right
             assert theirs.judge(item, answer).value == herd.judge(mine, answer).value == right
 
     class Model:

@@ -54,22 +54,6 @@ def why_wrong(calls: Sequence[ToolCall], functions: Sequence[Schema], expected: 
     return ""
 
 
-def calls_expected(expected: Sequence[Expected], schemas: Sequence[Schema]) -> list[ToolCall]:
-    """Calls that must be judged right: of every argument the first possible value."""
-    by_name = {schema["name"]: schema["parameters"] for schema in schemas}
-    calls = []
-    for one in expected:
-        for name, values in one.items():
-            known, required = by_name[name]["properties"], by_name[name]["required"]
-            given = [
-                key
-                for key in values
-                if key in known and (key in required or set(map(str, values[key])) != {""})
-            ]
-            calls.append(ToolCall(name, {key: _first(values[key], known[key]) for key in given}, "json"))
-    return calls
-
-
 def tool_schema(function: Schema) -> dict[str, Any]:
     """A function of the data set as a JSON schema, whose names of types are not Python's."""
     return {key: function[key] for key in ("name", "description")} | {
@@ -179,21 +163,6 @@ def _standard(value: Any) -> Any:
 
 def _standard_text(value: Any) -> Any:
     return _IGNORED.sub("", value).lower().replace("'", '"') if isinstance(value, str) else value
-
-
-def _first(values: Sequence[Any], schema: Schema) -> Any:
-    """The first listed value that is one; within dictionaries each key has a list again."""
-    value = next((one for one in values if one != ""), "" if values else _TYPES[schema["type"]]())
-    if isinstance(value, dict):
-        return _plain_dict(value)
-    if isinstance(value, list) and schema.get("items", {}).get("type") == "dict":
-        return [_plain_dict(item) for item in value]
-    return value
-
-
-def _plain_dict(possible: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    firsts = {key: next((one for one in values if one != ""), None) for key, values in possible.items()}
-    return {key: value for key, value in firsts.items() if value is not None}
 
 
 def _brief(value: Any) -> str:

@@ -6,10 +6,9 @@ import json
 from itertools import chain, zip_longest
 from typing import Any
 
-from ...text.chat import JSON_INTRODUCTION, JSON_REQUEST, call_text
+from ...text.chat import JSON_INTRODUCTION, JSON_REQUEST
 from ...text.toolcall import parse
-from ...text.toolcall_grammar import ToolCall
-from ..bfcl import calls_expected, tool_schema, why_wrong
+from ..bfcl import tool_schema, why_wrong
 from .data import Data, Row
 from .task import Answer, Generate, Item, Judgement, Task
 
@@ -43,16 +42,6 @@ class Bfcl(Task):
         else:
             why = why_wrong(parsed.calls, item.doc["functions"], item.gold)
         return Judgement(float(not why), calls, why="; ".join([why, *parsed.errors])[:500] if why else "")
-
-    def example(self, item: Item, right: bool) -> Answer:
-        calls = calls_expected(item.gold, item.doc["functions"])
-        some = [ToolCall(item.doc["functions"][0]["name"], {}, "json")] if item.doc["functions"] else []
-        if item.group == "live_relevance":
-            calls = some if right else []
-        elif not right:  # no call where some are expected, and the other way round
-            calls = [] if calls else some
-        text = "\n".join(call_text(call.name, call.arguments) for call in calls)
-        return Answer(text or "None of the functions can be used.", "stop")
 
     def _category(self, data: Data, category: str) -> list[Item]:
         rows = data.rows(f"bfcl/BFCL_v4_{category}.json", needs=("id", "question", "function"))

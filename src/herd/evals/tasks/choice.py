@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from .data import Data, Row
 from .letters import chosen_letter
 from .primer import PRIMERS
-from .task import Answer, Generate, Item, Judgement, Likelihood, Rank, Task
+from .task import Answer, Generate, Item, Judgement, Rank, Task
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ASK = "Answer with the letter of the right choice only."
@@ -93,17 +93,6 @@ class ChoiceTask(Task):
         letters = LETTERS[: len(item.doc["choices"])]
         letter = chosen_letter(answer.text, letters, item.doc["choices"])
         return Judgement(float(letter == item.gold), letter, why="" if letter else "no letter")
-
-    def example(self, item: Item, right: bool) -> Answer:
-        choices = item.doc["choices"]
-        if isinstance(item.request, Generate):
-            return Answer(
-                next(letter for letter in LETTERS[: len(choices)] if (letter == item.gold) == right), "stop"
-            )
-        best = item.gold if right else (item.gold + 1) % len(choices)
-        return Answer(
-            likelihoods=tuple(Likelihood(-1e-3 if i == best else -1e3) for i in range(len(choices)))
-        )
 
     def head(self, shots: Sequence[Doc], doc: Doc) -> str:
         """What stands before a base model's question."""

@@ -11,7 +11,6 @@ from typing import Any
 
 from ...data.dialogs import Dialog
 from ...data.scoring import score, states
-from ...text.chat import CODE_INTERPRETER, call_text
 from ...text.toolcall import parse
 from ...tools.sandbox import Sandbox
 from ..tooluse import tool_items
@@ -40,16 +39,6 @@ class ToolDialogs(Task):
             return [_answered(item.doc["dialog"], answer.text) for item, answer in answered]
         with Sandbox() as sandbox:
             return [_called(item.doc["dialog"], answer.text, sandbox) for item, answer in answered]
-
-    def example(self, item: Item, right: bool) -> Answer:
-        dialog = item.doc["dialog"]
-        if self.name == "tool_answers":
-            return Answer(dialog.answer if right else "?", "stop")
-        name, arguments = dialog.call["name"], dialog.call["arguments"]
-        text = call_text(name, arguments)
-        if name == CODE_INTERPRETER:
-            text = f"<|python_tag|>{arguments['code']}"
-        return Answer(text if right else "I do not know.", "stop")
 
     def _item(self, n: int, dialog: Dialog) -> Item:
         messages = dialog.prompt

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from .. import ifeval
 from ..bootstrap import ratio_interval
-from ..ifeval_example import satisfying
 from ..score import Score, from_interval
 from .data import Data
 from .task import Answer, Generate, Item, Judgement, Task, by_group, mean
@@ -52,10 +51,6 @@ class IfEval(Task):
         return Judgement(
             float(all(strict)), extracted, metrics, "not followed: " + ", ".join(broken) if broken else ""
         )
-
-    def example(self, item: Item, right: bool) -> Answer:
-        """Wrong is silence: it follows nothing."""
-        return Answer(satisfying(item.gold, item.doc["kwargs"]) if right else "", "stop")
 
     def contradiction(self, item: Item) -> str:
         broken = ifeval.contradictions(item.gold, item.doc["kwargs"])

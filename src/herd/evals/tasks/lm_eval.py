@@ -15,7 +15,7 @@ from typing import Any
 
 from ...errors import DataError
 from .data import Data
-from .task import Answer, Generate, Item, Judgement, Likelihood, Mode, Rank, Read, Request, Task
+from .task import Answer, Generate, Item, Judgement, Mode, Rank, Read, Request, Task
 
 PREFIX = "lm-eval:"
 MAX_TOKENS = 256
@@ -101,20 +101,6 @@ class LmEvalTask(Task):
             raise DataError(f"{self.name}: has no metric of single items; run it with lm-eval itself")
         first, *others = numbers
         return Judgement(numbers[first], None, {name: numbers[name] for name in others})
-
-    def example(self, item: Item, right: bool) -> Answer:
-        """The target lm-eval names, or something else."""
-        instances = item.doc["instances"]
-        if isinstance(item.request, Generate):
-            target = self.inner.doc_to_target(instances[0].doc)
-            return Answer(str(target[0] if isinstance(target, list) else target) if right else "herd", "stop")
-        gold = self.inner.doc_to_target(instances[0].doc)
-        best = gold if isinstance(gold, int) else 0
-        return Answer(
-            likelihoods=tuple(
-                Likelihood(-1.0 if (i == best) == right else -9.0) for i in range(len(instances))
-            )
-        )
 
 
 def _request(name: str, instances: list[Any]) -> Request:

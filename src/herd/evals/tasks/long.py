@@ -98,9 +98,6 @@ class LongText(Task):
     def judge(self, item: Item, answer: Answer) -> Judgement:
         return Judgement(share_found(item.doc["found"], answer.text), answer.text.strip()[:200])
 
-    def example(self, item: Item, right: bool) -> Answer:
-        return Answer(" " + ", ".join(item.gold) if right else " It does not say.", "stop")
-
     def scores(self, results: Sequence[ItemResult]) -> list[Score]:
         """With a grid of length and depth, for the heat map."""
         cells: dict[tuple[int, float], list[float]] = {}

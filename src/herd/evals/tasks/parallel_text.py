@@ -16,7 +16,7 @@ from ...report.units import in_order
 from ..bootstrap import Interval, ratio_interval
 from ..score import Score, from_interval, part
 from .data import Data
-from .task import Answer, Item, Judgement, Likelihood, Read, Task
+from .task import Answer, Item, Judgement, Read, Task
 
 if TYPE_CHECKING:
     from ..results import ItemResult
@@ -64,11 +64,6 @@ class ParallelText(Task):
             "english_words": item.doc["english"],
         }
         return Judgement(bits / n_bytes, metrics=metrics)
-
-    def example(self, item: Item, right: bool) -> Answer:
-        """Nothing is right or wrong here: one bit a byte, or no bit at all."""
-        nats = -math.log(2) * len(item.doc["text"].encode())
-        return Answer(likelihoods=(Likelihood(nats if right else 0.0, n_tokens=1),))
 
     def scores(self, results: Sequence[ItemResult]) -> list[Score]:
         known = [result for result in results if result.metrics.get("tokens")]

@@ -40,10 +40,6 @@ class ProgramTask(Task):
         with Sandbox() as sandbox:
             return [self._run(sandbox, item, answer) for item, answer in answered]
 
-    def example(self, item: Item, right: bool) -> Answer:
-        text = item.doc["solution"] if right else item.doc["wrong"]
-        return Answer(f"Here it is:\n```python\n{text}\n```" if self.mode == "instruct" else text, "stop")
-
     def _run(self, sandbox: Sandbox, item: Item, answer: Answer) -> Judgement:
         code = self.code(item, answer.text)
         if len(code) > CODE_CHARS:
@@ -86,7 +82,6 @@ class HumanEval(ProgramTask):
             "solution": row["canonical_solution"]
             if self.mode == "base"
             else prompt + row["canonical_solution"],
-            "wrong": "    return 'herd'\n" if self.mode == "base" else f"{prompt}    return 'herd'\n",
         }
         if self.mode == "base":
             stop = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
@@ -117,10 +112,9 @@ class Mbpp(ProgramTask):
     def _item(self, row: Row, shots: Sequence[Row]) -> Item:
         called = re.search(r"assert\s+\(*(?:\w+\()?\s*(\w+)\(", row["test_list"][0])
         name = called[1] if called else ""
-        wrong = f"def {name or 'herd'}(*_, **__):\n    return 'herd'\n"
         setup = row.get("test_setup_code", "")
         tests = "\n".join([setup, *row["test_list"]])
-        doc = {"tests": tests, "solution": row["code"], "wrong": wrong, "name": name}
+        doc = {"tests": tests, "solution": row["code"], "name": name}
         if self.mode == "base":
             text = "".join(f"{_task(shot)}\n[BEGIN]\n{shot['code']}\n[DONE]\n\n" for shot in shots)
             request = Generate(f"{text}{_task(row)}\n[BEGIN]\n", max_tokens=512, stop=("[DONE]",))

@@ -134,10 +134,6 @@ class Task(ABC):
         """`judge` for several; tasks that need something costly to judge (a sandbox) open it once here."""
         return [self.judge(item, answer) for item, answer in answered]
 
-    @abstractmethod
-    def example(self, item: Item, right: bool) -> Answer:
-        """An answer that must be judged right (but for a `contradiction`), or wrong: what proves the judge."""
-
     def contradiction(self, item: Item) -> str:
         """Why no answer to this item can be right, if none can: a few real ones contradict themselves."""
         return ""

@@ -52,15 +52,6 @@ class Gsm8k(Task):
         found = plain_number(marked[1]) if marked else None
         return Judgement(float(found == item.gold), found, metrics, "" if found else "no number")
 
-    def example(self, item: Item, right: bool) -> Answer:
-        if right:
-            return Answer(
-                f" {item.doc['worked']}" if self.mode == "base" else _worked(item.doc["worked"]), "stop"
-            )
-        return Answer(
-            f"#### {item.gold}1" if self.mode == "base" else f"The final answer is {item.gold}1", "stop"
-        )
-
     def _examples(self, data: Data, rows: list[Row]) -> list[Row]:
         train = ("gsm8k/train.jsonl", "gsm8k/train.head1500.jsonl")
         return data.rows(*train, needs=("question", "answer")) if data.find(*train) else rows
@@ -73,7 +64,10 @@ class Gsm8k(Task):
         turns = [
             turn
             for shot in shots
-            for turn in (_user(shot["question"]), {"role": "assistant", "content": _worked(shot["answer"])})
+            for turn in (
+                _user(shot["question"]),
+                {"role": "assistant", "content": worked_solution(shot["answer"])},
+            )
         ]
         return Generate((*turns, _user(row["question"])), max_tokens=1024)
 
@@ -129,9 +123,6 @@ class Mgsm(Task):
         found = last_number(answer.text)  # written as in the shots: 1,234 in every language
         return Judgement(float(found == item.gold), found, why="" if found else "no number")
 
-    def example(self, item: Item, right: bool) -> Answer:
-        return Answer(f" {item.gold}" if right else f" {item.gold}1", "stop")
-
     def _request(self, lang: str, problems: Sequence[tuple[str, str]], number: int) -> Generate:
         question, _ = problems[number]
         shots = [problem for problem in problems[: self.shots + 1] if problem != problems[number]][
@@ -173,7 +164,7 @@ def _gold(row: Row) -> str:
     return plain_number(row["answer"].rpartition("#### ")[2].strip())
 
 
-def _worked(answer: str) -> str:
+def worked_solution(answer: str) -> str:
     """A solution as a person would write it: without the calculator's marks, the number in a sentence."""
     steps, _, number = _CALCULATION.sub("", answer).rpartition("\n#### ")
     return f"{steps}\nThe final answer is {number}"

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .guess_language import sample
-from .ifeval import OPTIONS, follows, sentences
+from herd.evals.guess_language import OWN_LETTERS, SCRIPTS, WORDS, script_of
+from herd.evals.ifeval import OPTIONS, follows, sentences
 
 _WORDS = ("the", "and", "of", "to", "so", "we", "up", "go", "by", "myth", "lynx", "zoo")
 
@@ -121,3 +121,16 @@ def _paragraphs(wanted: _Wanted, text: str, filler: str) -> str:
     elif more:
         text += f" {more.strip()}"
     return between.join([*before, text])
+
+
+def sample(language: str) -> str:
+    """Return words by which `guess_language` recognises a language; they make no sense."""
+    for words in WORDS.values():
+        if language in words:
+            return words[language]
+    for languages in OWN_LETTERS.values():
+        if language in languages:
+            return " ".join(letter * 3 for letter in languages[language])
+    script = next(script for script, code in SCRIPTS.items() if code == language)
+    letters = (chr(code) for code in range(0x370, 0xFFFF))
+    return "".join(letter for letter in letters if letter.isalpha() and script_of(letter) == script)[:12]
