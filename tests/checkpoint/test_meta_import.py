@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import herd.checkpoint as checkpoint
+from herd import cli
 from herd.checkpoint import meta, names
 from herd.checkpoint.lineage import load_lineage
 from herd.errors import CheckpointError
@@ -395,3 +396,21 @@ def test_permutation_is_undone_by_its_inverse():
     assert torch.equal(names.from_pairs(Q, names.to_pairs(Q, weight, 8), 8), weight)
     assert torch.equal(names.to_pairs(Q, names.from_pairs(Q, weight, 8), 8), weight)
     assert names.from_pairs(Q, torch.arange(6)[:, None], 6).flatten().tolist() == [0, 2, 4, 1, 3, 5]
+
+
+def test_import_takes_a_context_for_metas_files_only(tmp_path, capsys):
+    model = make(rope_scaling=None)
+    source = write(tmp_path / "meta", model, params=PARAMS | {"use_scaled_rope": False})
+    assert cli.run(["import", str(source), str(tmp_path / "a"), "--max-context", "777"]) == 0
+    assert checkpoint.load_config(tmp_path / "a").max_context == 777
+    assert cli.run(["import", str(tmp_path / "a"), str(tmp_path / "b"), "--max-context", "777"]) == 1
+    assert "--max-context is for Meta's files" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+def test_export_to_a_name_that_ends_in_gguf_writes_a_gguf_file(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpoint.save_model(tmp_path / "a", make())
+        assert cli.run(["export", str(tmp_path / "a"), str(tmp_path / "out.gguf")]) == 0
+    assert (tmp_path / "out.gguf").read_bytes()[:4] == b"GGUF"

@@ -62,7 +62,7 @@ def test_the_default_place_and_text(toy, capsys):
     code, out, err = run("quantize", toy, "--to", "q8", capsys=capsys)
     assert code == 0, err
     assert "toy-q8: " in out
-    assert "same first choice" in out
+    assert "same most likely token" in out
     assert (toy.parent / "toy-q8" / "model.gguf").exists()
 
 
@@ -91,9 +91,9 @@ def test_gguf_out_and_in(toy, tmp_path, capsys):
         (["quantize", "TOY", "--to", "q4", "--gptq"], "give --calib TEXT"),
         (["quantize", "TOY", "--to", "q4", "--calib", "x"], "--calib is for --gptq"),
         (["quantize", "TOY", "--to", "q4", "--gptq", "--calib", "no.txt"], "no.txt"),
-        (["export", "TOY", "out.gguf", "--format", "onnx"], "hf, gguf and vllm are"),
-        (["export", "TOY", "out.gguf", "--format", "gguf", "--dtype", "bf16"], "say --type"),
-        (["export", "TOY", "out", "--type", "q4_0"], "say --dtype"),
+        (["export", "TOY", "out.gguf", "--format", "onnx"], "choose hf, gguf or vllm"),
+        (["export", "TOY", "out.gguf", "--format", "gguf", "--dtype", "bf16"], "use --type"),
+        (["export", "TOY", "out", "--type", "q4_0"], "use --dtype"),
         (["export", "TOY", "out", "--format", "gguf"], "ends in .gguf"),
         (["import", "no.gguf", "out"], "no.gguf: cannot read"),
     ],

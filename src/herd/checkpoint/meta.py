@@ -1,17 +1,16 @@
-"""Meta's own release: `consolidated.NN.pth` and `params.json`, translated at the border.
+"""Import Meta's own release, `consolidated.NN.pth` and `params.json`.
 
 Three things differ from the layout used everywhere else:
 
 * Names and a few shapes: ``layers.0.attention.wq`` is ``model.layers.0.self_attn.q_proj``; the FFN width is not stored
   but follows from a rule (`ffn_dim`).
-* RoPE turns neighbouring channels (2i, 2i+1) of a head, where Hugging Face turns (i, i + K/2). Rows of wq and wk are
-  permuted accordingly (`half_rotation`); scores, and so the model, stay the same.
-* Large models come in model-parallel pieces. Column-parallel matrices are cut along their outputs (dim 0), row-parallel
-  ones (wo, w2) along their inputs (dim 1), the embedding along the vocabulary (Llama 3) or the width (Llama 2); norms
-  are whole in each piece. With more pieces than KV heads, as in 405B's MP16 release, each piece holds one KV head and
-  neighbours repeat it: repeats are verified to be equal and dropped.
+* RoPE rotates neighbouring channels, so the rows of wq and wk are permuted (`names.from_pairs`).
+* Large models come in model-parallel pieces. Column-parallel matrices are split along their outputs (dim 0),
+  row-parallel ones (wo, w2) along their inputs (dim 1), the embedding along the vocabulary (Llama 3) or the width
+  (Llama 2); norms are whole in each piece. With more pieces than KV heads, as in the 16-piece release of 405B, each
+  piece holds one KV head and neighbours repeat it: the repeats are checked for equality and dropped.
 
-Pieces are memory-mapped and never unpickled beyond tensors, and the output is written one tensor at a time.
+Pieces are memory-mapped and nothing but tensors is unpickled; the output is written one tensor at a time.
 
 Source: meta-llama/llama-models, `models/llama3/{args,model}.py` and `models/checkpoint.py`.
 Shapes: D model dim, H query heads, G KV heads, K head dim, F ffn dim, V vocab.
@@ -23,7 +22,7 @@ import pickle
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -39,9 +38,14 @@ from .paths import LICENCE_FILES
 from .stream import Progress
 from .write import MAX_SHARD_BYTES
 
+if TYPE_CHECKING:
+    from ..text.tokenizer import Tokenizer
+
 _PIECE = re.compile(r"consolidated\.(\d{2})\.pth")
+_EMBEDDING, _HEAD, _WK = "tok_embeddings.weight", "output.weight", "layers.0.attention.wk.weight"
 _ROW_PARALLEL = ("attention.wo.weight", "feed_forward.w2.weight")
 _KV = ("attention.wk.weight", "attention.wv.weight")
+Piece = dict[str, Tensor]
 
 
 def import_meta(
@@ -54,11 +58,11 @@ def import_meta(
     name: str | None = None,
     progress: Progress | None = None,
 ) -> str:
-    """Rewrites a folder of Meta's layout as a checkpoint folder and returns the hash of its weights.
+    """Rewrite a folder of Meta's layout as a checkpoint folder and return the hash of its weights.
 
-    ``dtype`` None keeps the stored one. ``max_context`` is not in Meta's files; None takes the released model's, or for
-    an unknown shape the generation's, with a warning. Raises `CheckpointError`, with ``out`` as it was, for pieces that
-    are missing, damaged, quantized or do not fit ``params.json``.
+    ``dtype`` None keeps the stored one. Meta's files do not state ``max_context``; None takes the released model's, or
+    for an unknown shape that of its generation, with a warning. Raises `CheckpointError`, with ``out`` unchanged, for
+    pieces that are missing, damaged, quantized or do not fit ``params.json``.
     """
     source = Path(source)
     pieces = _open_pieces(source)
@@ -72,16 +76,16 @@ def import_meta(
         return from_pairs(ours, tensor, config.head_dim)
 
     extra_files = {file: (source / file).read_bytes() for file in LICENCE_FILES if (source / file).exists()}
-    text = licence_notice(config)
-    if text and "NOTICE" not in extra_files:
-        extra_files["NOTICE"] = (text + "\n").encode()
+    notice = licence_notice(config)
+    if notice:
+        extra_files.setdefault("NOTICE", (notice + "\n").encode())
     return write_checkpoint(
         out,
         config,
         get,
-        _tokenizer(source),
-        dtype=dtype or pieces[0]["tok_embeddings.weight"].dtype,
-        lineage=Lineage(name=name or source.resolve().name, stage="imported", licence=text),
+        _read_tokenizer(source),
+        dtype=dtype or pieces[0][_EMBEDDING].dtype,
+        lineage=Lineage(name=name or source.resolve().name, stage="imported", licence=notice),
         max_shard_bytes=max_shard_bytes,
         extra_files=extra_files,
         progress=progress,
@@ -89,22 +93,20 @@ def import_meta(
 
 
 def ffn_dim(dim: int, multiple_of: int, multiplier: float | None) -> int:
-    """Meta's rule for the FFN width: 2/3 of 4 D, times the multiplier, rounded up to a multiple."""
+    """Return the FFN width by Meta's rule: 2/3 of 4 D, times the multiplier, rounded up to a multiple."""
     hidden = int(2 * 4 * dim / 3)
     if multiplier is not None:
         hidden = int(multiplier * hidden)
     return multiple_of * ((hidden + multiple_of - 1) // multiple_of)
 
 
-def read_params(
-    source: Path, pieces: list[dict[str, Tensor]], max_context: int | None = None
-) -> tuple[ModelConfig, int]:
-    """The configuration ``params.json`` and the pieces' shapes describe, and how often each KV head is repeated."""
+def read_params(source: Path, pieces: list[Piece], max_context: int | None = None) -> tuple[ModelConfig, int]:
+    """Return the configuration of ``params.json`` and the pieces, and how often each KV head is repeated."""
     where = source / "params.json"
     params = read_json(where)
     if not isinstance(params, dict):
         raise CheckpointError(f"{where}: not a JSON object; fetch the file again")
-    params = params.get("model", params)  # as wrapped in the first 3.1 release
+    params = params.get("model", params)  # as nested in the first 3.1 release
     for key in ("quantization_args", "lora_args", "vision_chunk_size"):
         if params.get(key) not in (None, -1):
             raise CheckpointError(f"{where}: {key} is set; only the plain text models can be imported")
@@ -112,10 +114,9 @@ def read_params(
     n_kv_heads = _positive(params, "n_kv_heads", where) if params.get("n_kv_heads") is not None else n_heads
     if dim % n_heads or n_heads % n_kv_heads:
         raise CheckpointError(f"{where}: dim={dim}, n_heads={n_heads}, n_kv_heads={n_kv_heads} do not divide")
-    head_dim = dim // n_heads
-    stored, repeats = _kv_heads(source, pieces, n_kv_heads, head_dim)
-    embedding = _matrix(source / "consolidated.00.pth", pieces[0], "tok_embeddings.weight")
-    vocab_size = embedding.shape[0] * (len(pieces) if embedding.shape[1] == dim else 1)
+    stored, repeats = _kv_heads(source, pieces, n_kv_heads, dim // n_heads)
+    rows, width = _matrix(source / "consolidated.00.pth", pieces[0], _EMBEDDING).shape
+    vocab_size = rows * (len(pieces) if width == dim else 1)
     if params.get("vocab_size", -1) not in (-1, vocab_size):
         raise CheckpointError(f"{where}: vocab_size={params['vocab_size']}, the weights have {vocab_size}")
     multiplier = params.get("ffn_dim_multiplier")
@@ -124,6 +125,7 @@ def read_params(
         raise CheckpointError(f"{where}: norm_eps is missing; fetch the file again")
     scaled = bool(params.get("use_scaled_rope", False))
     try:
+        factor = float(params.get("rope_scaling_factor") or 8)
         config = ModelConfig(
             vocab_size=vocab_size,
             dim=dim,
@@ -133,10 +135,8 @@ def read_params(
             ffn_dim=ffn_dim(dim, multiple_of, None if multiplier is None else float(multiplier)),
             norm_eps=float(params["norm_eps"]),
             rope_theta=float(params.get("rope_theta", 10_000.0)),  # absent before Llama 3
-            rope_scaling=RopeScaling(factor=float(params.get("rope_scaling_factor") or 8))
-            if scaled
-            else None,
-            tie_embeddings=_tied(pieces),
+            rope_scaling=RopeScaling(factor=factor) if scaled else None,
+            tie_embeddings=_is_tied(pieces),
         )
     except (ConfigError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: {error}") from error
@@ -146,7 +146,7 @@ def read_params(
 def _with_context(
     config: ModelConfig, scaled: bool, factor_given: bool, asked: int | None, where: Path
 ) -> ModelConfig:
-    """What ``params.json`` leaves out: the context, and 3.2's scaling factor of 32 (the file only says 'scaled')."""
+    """Add what ``params.json`` leaves out: the context, and the scaling factor of 32 of Llama 3.2."""
     size = released_as(config)
     if size is not None and scaled:
         if not factor_given:
@@ -155,16 +155,19 @@ def _with_context(
     if asked is None:
         asked = 131_072 if scaled else 8_192 if config.rope_theta >= 500_000 else 4_096
         warnings.warn(
-            f"{where}: does not state a context; assuming {asked} tokens, else pass max_context", stacklevel=4
+            f"{where}: does not state a context; assuming {asked} tokens, else give --max-context",
+            stacklevel=4,
         )
     return config.replace(max_context=asked)
 
 
-def _kv_heads(source: Path, pieces: list[dict[str, Tensor]], stated: int, head_dim: int) -> tuple[int, int]:
-    """(KV heads stored in all pieces together, repeats of each). Repeats exist only where a piece holds one head."""
+def _kv_heads(source: Path, pieces: list[Piece], stated: int, head_dim: int) -> tuple[int, int]:
+    """Return the KV heads stored in all pieces together and the repeats of each.
+
+    Heads are repeated only where a piece holds one of them.
+    """
     for number, piece in enumerate(pieces):
-        where = source / f"consolidated.{number:02}.pth"
-        rows = _matrix(where, piece, "layers.0.attention.wk.weight").shape[0]
+        rows = _matrix(source / f"consolidated.{number:02}.pth", piece, _WK).shape[0]
     if rows % head_dim:
         raise CheckpointError(
             f"{source}: wk has {rows} rows in a piece, not a multiple of head_dim={head_dim}"
@@ -176,21 +179,18 @@ def _kv_heads(source: Path, pieces: list[dict[str, Tensor]], stated: int, head_d
         )
     if stored > stated or rows != head_dim:
         return stored, stored // stated
-    # One head a piece, and params.json counts pieces: the repeats show in the weights alone (405B MP16).
-    heads = [piece["layers.0.attention.wk.weight"] for piece in pieces]
+    # One head per piece, and params.json counts pieces: only the weights show the repeats (405B in 16 pieces).
+    heads = [piece[_WK] for piece in pieces]
     repeats = next((i for i in range(1, stored) if not torch.equal(heads[0], heads[i])), stored)
     return stored, repeats if stored % repeats == 0 else 1
 
 
-def _tied(pieces: list[dict[str, Tensor]]) -> bool:
-    """Llama 3.2's small models have no head of their own, or a copy of the embedding."""
-    return all(
-        "output.weight" not in piece or torch.equal(piece["output.weight"], piece["tok_embeddings.weight"])
-        for piece in pieces
-    )
+def _is_tied(pieces: list[Piece]) -> bool:
+    """Return whether there is no head, or only a copy of the embedding, as in Llama 3.2's small models."""
+    return all(_HEAD not in piece or torch.equal(piece[_HEAD], piece[_EMBEDDING]) for piece in pieces)
 
 
-def _open_pieces(source: Path) -> list[dict[str, Tensor]]:
+def _open_pieces(source: Path) -> list[Piece]:
     if not source.is_dir():
         raise CheckpointError(
             f"{source}: no such folder; give the folder with params.json and consolidated.00.pth"
@@ -217,78 +217,67 @@ def _open_pieces(source: Path) -> list[dict[str, Tensor]]:
 
 
 def _check_pieces(
-    source: Path, pieces: list[dict[str, Tensor]], config: ModelConfig, names: dict[str, str], repeats: int
+    source: Path, pieces: list[Piece], config: ModelConfig, names: dict[str, str], repeats: int
 ) -> None:
-    """Every piece has every tensor, in a floating dtype and in the shape that its share must have; nothing else."""
+    """Check that every piece has every tensor, in a float dtype and in its share's shape, and nothing else."""
     shapes = {names[ours]: shape for ours, shape in config.param_shapes()}
     for number, piece in enumerate(pieces):
         where = source / f"consolidated.{number:02}.pth"
         for name, shape in shapes.items():
-            tensor = _tensor(where, piece, name)
+            tensor, want = _tensor(where, piece, name), list(shape)
             if tensor.dtype not in weights.STORABLE.values():
                 raise CheckpointError(
                     f"{where}: {name} is {tensor.dtype}; import the bfloat16 release instead"
                 )
-            want = list(shape)
             dim = _split_dim(name, tensor, config)
             if dim is not None:
-                share, rest = divmod(want[dim] * (repeats if name.endswith(_KV) else 1), len(pieces))
-                want[dim] = share
+                want[dim], rest = divmod(want[dim] * (repeats if name.endswith(_KV) else 1), len(pieces))
                 if rest:
                     raise CheckpointError(
-                        f"{where}: {name}: {shape[dim]} cannot be cut into {len(pieces)} pieces"
+                        f"{where}: {name}: {shape[dim]} is no multiple of {len(pieces)} pieces"
                     )
             if list(tensor.shape) != want:
                 raise CheckpointError(
                     f"{where}: {name} has shape {list(tensor.shape)}, params.json says {want}"
                 )
-        extra = sorted(set(piece) - set(shapes) - {"rope.freqs", "output.weight"})
+        extra = sorted(set(piece) - set(shapes) - {"rope.freqs", _HEAD})
         if extra:
             raise CheckpointError(
                 f"{where}: unexpected tensor {extra[0]}; only the plain text models can be imported"
             )
 
 
-def _merge(
-    source: Path, pieces: list[dict[str, Tensor]], name: str, config: ModelConfig, repeats: int
-) -> Tensor:
-    """One whole tensor from its pieces."""
+def _merge(source: Path, pieces: list[Piece], name: str, config: ModelConfig, repeats: int) -> Tensor:
+    """Return one whole tensor from its pieces."""
     parts = [piece[name] for piece in pieces]
     dim = _split_dim(name, parts[0], config)
-    if dim is None:
-        _require_equal(source, name, parts)
-        return parts[0]
-    if name.endswith(_KV) and repeats > 1:
-        for start in range(0, len(parts), repeats):
-            _require_equal(source, name, parts[start : start + repeats])
-        parts = parts[::repeats]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
-
-
-def _require_equal(source: Path, name: str, parts: list[Tensor]) -> None:
-    for part in parts[1:]:
-        if not torch.equal(parts[0], part):
+    group = len(parts) if dim is None else repeats if name.endswith(_KV) else 1
+    for start in range(0, len(parts), group):
+        copies = parts[start : start + group]
+        if not all(torch.equal(copies[0], copy) for copy in copies[1:]):
             raise CheckpointError(
                 f"{source}: copies of {name} differ between pieces; they are from different releases"
             )
+    parts = parts[::group]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim or 0)
 
 
 def _split_dim(name: str, part: Tensor, config: ModelConfig) -> int | None:
-    """The dimension a tensor is cut along; None for the norms."""
+    """Return the dimension along which a tensor is split; None for the norms."""
     if part.ndim == 1:
         return None
-    if name == "tok_embeddings.weight":
+    if name == _EMBEDDING:
         return 0 if part.shape[1] == config.dim else 1
     return 1 if name.endswith(_ROW_PARALLEL) else 0
 
 
-def _tensor(where: Path, piece: dict[str, Tensor], name: str) -> Tensor:
+def _tensor(where: Path, piece: Piece, name: str) -> Tensor:
     if name not in piece:
         raise CheckpointError(f"{where}: tensor {name} is missing; fetch the file again")
     return piece[name]
 
 
-def _matrix(where: Path, piece: dict[str, Tensor], name: str) -> Tensor:
+def _matrix(where: Path, piece: Piece, name: str) -> Tensor:
     tensor = _tensor(where, piece, name)
     if tensor.ndim != 2 or tensor.numel() == 0:
         raise CheckpointError(
@@ -304,12 +293,10 @@ def _positive(params: dict[str, Any], key: str, where: Path) -> int:
     return value
 
 
-def _tokenizer(source: Path) -> Any:
-    if not (source / "tokenizer.model").exists():
-        warnings.warn(
-            f"{source}: has no tokenizer.model; the checkpoint will have no tokenizer", stacklevel=3
-        )
-        return None
+def _read_tokenizer(source: Path) -> Tokenizer | None:
     from ..text.tokenizer import Tokenizer
 
-    return Tokenizer.from_file(source / "tokenizer.model")
+    if (source / "tokenizer.model").exists():
+        return Tokenizer.from_file(source / "tokenizer.model")
+    warnings.warn(f"{source}: has no tokenizer.model; the checkpoint will have no tokenizer", stacklevel=3)
+    return None

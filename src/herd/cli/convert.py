@@ -1,4 +1,4 @@
-"""`herd import` and `herd export`: weights from and for other tools."""
+"""`herd import` and `herd export`: convert checkpoints from and for other programs."""
 
 from __future__ import annotations
 
@@ -10,41 +10,57 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import CheckpointError
+from ..dtypes import parse_dtype, torch_dtype
+from ..errors import CheckpointError, ConfigError
 from .common import Json, print_json
 
 if TYPE_CHECKING:
     from ..llama.config import ModelConfig
 
-Dtype = Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; without it the stored one is kept.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="Number format of the weights: bf16, fp16 or fp32. Default: as stored.")
+]
 
 
 def import_command(
     source: Annotated[
         str,
         typer.Argument(
-            help="A GGUF file, Meta's folder (params.json, *.pth), a Hugging Face folder, hf:ORG/NAME[@REVISION], "
-            "or hf:ORG/NAME/FILE.gguf."
+            help="A GGUF file, a folder with Meta's files (params.json, *.pth), a Hugging Face folder, "
+            "hf:ORG/NAME[@REVISION], or hf:ORG/NAME/FILE.gguf."
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="The checkpoint folder to make.")],
+    out: Annotated[Path, typer.Argument(help="The checkpoint folder to create.")],
     dtype: Dtype = None,
-    name: Annotated[str | None, typer.Option(help="Name in the lineage; the source's if not given.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model in herd.json. Default: the source's name.")
+    ] = None,
+    max_context: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest context in tokens, for Meta's files, which do not state it."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Bring in weights from Meta, Hugging Face or a GGUF file as a checkpoint folder.
+    """Import weights from Meta, Hugging Face or a GGUF file as a checkpoint folder.
 
-    Quantized weights of a GGUF file stay as they are unless --dtype asks for others. hf: downloads from the Hugging
-    Face hub, with your token where a licence must be accepted first; the rest touches no network.
+    Quantized weights of a GGUF file are kept as they are unless --dtype is given. A source that starts with hf: is
+    downloaded from the Hugging Face hub, with your token where a licence must be accepted first; no other source uses
+    the network.
     """
     from .. import checkpoint
 
-    chosen = _dtype(dtype)
+    chosen, is_meta = _dtype(dtype), is_meta_folder(Path(source))
+    if max_context is not None and not is_meta:
+        raise CheckpointError(
+            f"--max-context is for Meta's files; {source} states its own context: leave it out"
+        )
     with progress_bar(f"import {source}") as progress:
         if source.partition("@")[0].endswith(".gguf"):
             checkpoint.import_gguf(source, out, dtype=chosen, name=name, progress=progress)
-        elif is_meta_folder(Path(source)):
-            checkpoint.import_meta(source, out, dtype=chosen, name=name, progress=progress)
+        elif is_meta:
+            checkpoint.import_meta(
+                source, out, dtype=chosen, max_context=max_context, name=name, progress=progress
+            )
         else:
             checkpoint.import_hf(source, out, dtype=chosen, name=name, progress=progress)
     _say(out, checkpoint.load_config(out), as_json)
@@ -52,37 +68,41 @@ def import_command(
 
 def export_command(
     folder: Annotated[Path, typer.Argument(help="A checkpoint folder, e.g. runs/demo/student.")],
-    out: Annotated[Path, typer.Argument(help="The folder to make; for --format gguf the file, NAME.gguf.")],
+    out: Annotated[Path, typer.Argument(help="The folder to create, or a file NAME.gguf.")],
     format: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="hf: what transformers and others read; gguf: one file for llama.cpp; vllm: 4 or 8 bits for vLLM."
+            help="hf: for transformers and others; gguf: one file for llama.cpp; vllm: 4- or 8-bit weights for vLLM. "
+            "Default: gguf if the target ends in .gguf, else hf."
         ),
-    ] = "hf",
+    ] = None,
     dtype: Dtype = None,
     type: Annotated[
         str | None,
         typer.Option(
-            help="For gguf: f16 (if not given), bf16, f32, q8_0, q4_0, q4_k or q6_k. Quantized folders: none."
+            help="Weight format for gguf: f16 (default), bf16, f32, q8_0, q4_0, q4_k or q6_k. Not for quantized "
+            "folders, which are copied."
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a checkpoint for other tools, in the dtype they want.
+    """Export a checkpoint for other programs.
 
-    A GGUF file carries tokenizer, chat template and RoPE factors with the weights; llama.cpp runs it as it is. For vLLM
-    the blocks of a q4 or q8 folder go over as they are (compressed-tensors), and a plain folder's weights become q4.
+    A GGUF file contains the tokenizer, chat template and RoPE factors as well as the weights; llama.cpp can run it. For
+    vLLM, the blocks of a q4 or q8 folder are copied unchanged (compressed-tensors), and a plain folder's weights are
+    rounded to q4.
     """
     from .. import checkpoint
 
+    format = format or ("gguf" if out.suffix == ".gguf" else "hf")
     if format not in ("hf", "gguf", "vllm"):
-        raise CheckpointError(f"--format {format!r} is not known: hf, gguf and vllm are")
+        raise CheckpointError(f"--format {format!r} is not known: choose hf, gguf or vllm")
     if dtype is not None and format == "gguf":
         raise CheckpointError(
-            "--dtype is for --format hf: say --type f16, bf16, f32, q8_0, q4_0, q4_k or q6_k"
+            "--dtype is for --format hf and vllm: use --type f16, bf16, f32, q8_0, q4_0, q4_k or q6_k"
         )
     if type is not None and format != "gguf":
-        raise CheckpointError("--type is for --format gguf: say --dtype bf16, fp16 or fp32")
+        raise CheckpointError("--type is for --format gguf: use --dtype bf16, fp16 or fp32")
     if format == "gguf":
         with progress_bar(f"export {folder}") as progress:
             checkpoint.export_gguf(folder, out, type, progress=progress)
@@ -99,22 +119,20 @@ def export_command(
 
 
 def is_meta_folder(source: Path) -> bool:
-    """Whether a folder has Meta's own layout: ``params.json`` and no ``config.json``."""
+    """Return whether a folder has Meta's own layout: ``params.json`` and no ``config.json``."""
     return (source / "params.json").is_file() and not (source / "config.json").is_file()
 
 
 def _dtype(name: str | None) -> Any:
-    import torch
-
-    known = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    if name is not None and name not in known:
-        raise CheckpointError(f"--dtype {name!r} is not known: choose bf16, fp16 or fp32")
-    return None if name is None else known[name]
+    try:
+        return None if name is None else torch_dtype(parse_dtype(name, ("bf16", "fp16", "fp32")))
+    except ConfigError as error:
+        raise CheckpointError(f"--{error}") from error
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr in a terminal, nothing elsewhere."""
+    """Show a progress bar on stderr if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -127,7 +145,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _say(out: Path, config: ModelConfig, as_json: bool) -> None:
-    """What was made, and the notice that Meta's licence wants beside models made from its weights."""
+    """Print what was created, with the notice that Meta's licence asks for."""
     from .. import checkpoint
 
     lineage = checkpoint.load_lineage(out)

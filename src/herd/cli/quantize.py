@@ -1,4 +1,4 @@
-"""`herd quantize`: the same model in 8 or 4 bits a weight, and what that cost."""
+"""`herd quantize`: the same model with 8 or 4 bits per weight, and how much it loses."""
 
 from __future__ import annotations
 
@@ -25,35 +25,39 @@ MEASURED_CONTEXT = 512
 
 def quantize_command(
     folder: Annotated[Path, typer.Argument(help="A checkpoint folder, e.g. runs/demo/student.")],
-    to: Annotated[str, typer.Option(help="q8, q4, q4k or q6k: the blocks Q8_0, Q4_0, Q4_K or Q6_K of GGUF.")],
+    to: Annotated[
+        str, typer.Option(help="Weight format: q8, q4, q4k or q6k (GGUF's Q8_0, Q4_0, Q4_K or Q6_K).")
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="The folder to make; FOLDER-q4 and so on if not given.")
+        Path | None, typer.Option(help="The folder to create. Default: FOLDER-q4, or as the format is.")
     ] = None,
     gptq: Annotated[
-        bool, typer.Option("--gptq", help="Better 4-bit weights, fitted to --calib; takes longer.")
+        bool, typer.Option("--gptq", help="Fit the weights to calibration text: more exact, but slower.")
     ] = False,
     calib: Annotated[
         str | None,
-        typer.Option(help="Text for --gptq, like what the model will meet: a file, a folder or hf:NAME."),
+        typer.Option(
+            help="Calibration text for --gptq, typical of the model's use: a file, a folder or hf:NAME."
+        ),
     ] = None,
     embeddings: Annotated[
-        str | None, typer.Option(help="Format of the embeddings; --to's if not given.")
+        str | None, typer.Option(help="Format of the embeddings. Default: that of --to.")
     ] = None,
     head: Annotated[
-        str | None, typer.Option(help="Format of the head; q8 for a 4-bit model if not given.")
+        str | None, typer.Option(help="Format of the output layer. Default: q8 for a 4-bit model.")
     ] = None,
     text: Annotated[
         str | None,
-        typer.Option(help="Text to measure the loss on; the project's own sentences if not given."),
+        typer.Option(help="Text to measure the loss on. Default: sentences that come with Herd."),
     ] = None,
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Compare the result with the original on --text.")
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Make a model smaller: 8 or 4 bits a weight, in GGUF's own blocks. FOLDER stays as it is.
+    """Make a smaller copy of a model with 8 or 4 bits per weight, in GGUF's block formats.
 
-    The new folder says in herd.json how near it is to the original: KL, same first choice, perplexity.
+    The new folder's herd.json says how close it is to the original: KL divergence, top-1 agreement, perplexity.
     """
     from .. import checkpoint
     from ..plan import compare
@@ -100,20 +104,20 @@ def quantize_command(
 
 def _say(result: dict[str, Any]) -> None:
     print(
-        f"{result['folder']}: {result['nbytes'] / 1e6:,.1f} MB, {result['bits_per_weight']:.2f} bits a weight"
+        f"{result['folder']}: {result['nbytes'] / 1e6:,.1f} MB, {result['bits_per_weight']:.2f} bits per weight"
     )
     found = result["fidelity"]
     if found:
         kl, top1, ppl = found["kl"], found["top1"], found["ppl"]
         print(
             f"against the original: KL {kl['value']:.3g} nats/token (99th percentile {kl['detail']['p99']:.3g}), "
-            f"same first choice {100 * top1['value']:.1f} %, "
+            f"same most likely token {100 * top1['value']:.1f} %, "
             f"perplexity {ppl['detail']['parent']:.4g} -> {ppl['value']:.4g} on {kl['detail']['n_tokens']:,} tokens"
         )
 
 
 def _batches(source: Any, calib: str) -> Sequence[Tensor]:
-    """Calibration tokens in windows of one length: four for each column of the widest matrix, if there are as many."""
+    """Return calibration tokens in windows of one length: four per column of the widest matrix, if there are enough."""
     import torch
 
     from ..data.corpus import read_corpus
@@ -142,7 +146,10 @@ def _batches(source: Any, calib: str) -> Sequence[Tensor]:
 
 
 def _measure(source: Any, target: Path, nbytes: int, text: str | None) -> dict[str, Any]:
-    """The receipt; empty, with a warning, where the original does not fit beside its copy or has no tokenizer."""
+    """Return the comparison with the original.
+
+    It is empty, with a warning, where both do not fit in memory together or there is no tokenizer.
+    """
     from .. import checkpoint
     from ..data.builtin import read_parallel
     from ..data.corpus import read_corpus
@@ -157,7 +164,7 @@ def _measure(source: Any, target: Path, nbytes: int, text: str | None) -> dict[s
     needed, free = sum(info.nbytes for info in source.wanted.values()) + nbytes, available_memory()
     if needed > free:
         _warn(
-            f"not measured: the original beside its copy needs {needed / 1e9:.1f} GB of memory, "
+            f"not measured: the original and its copy together need {needed / 1e9:.1f} GB of memory, "
             f"{free / 1e9:.1f} GB are free; add --no-measure, or measure on a larger machine"
         )
         return {}
