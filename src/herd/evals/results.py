@@ -1,14 +1,14 @@
-"""What an evaluation leaves on disk, and how it is read back. Everything is plain JSON.
+"""Write the results of an evaluation to disk and read them back. Everything is plain JSON.
 
 ::
 
-    runs/evals/student-1a2b3c4d/            one folder a model: its name and the first digits of its weights' hash
-        summary.json                        one `TaskResult` a task, as of the last run
-        boolq-5shot-base-9f8e7d6c.jsonl      one task with one set of settings: a head line, then an item a line
+    runs/evals/student-1a2b3c4d/            a folder per model: its name and the first digits of its weights' hash
+        summary.json                        a `TaskResult` per task, from the last run
+        boolq-5shot-base-9f8e7d6c.jsonl      a task with its settings: a head line, then a line per item
 
-A task's file is the cache and the state to resume from. Its name ends in a hash of its head: model hash, task, version
-and settings, so another setting is another file. A line is written in one piece and only then counts; half a line at
-the end (the machine died while writing) is dropped. Each line has ``digest``, a hash of the very request: if the data
+A task's file serves as the cache and as the state to resume from. Its name ends in a hash of its head (model hash,
+task, version, settings), so other settings go to another file. Each line is written with one call; half a line at the
+end (the machine stopped while writing) is dropped. Each line has ``digest``, a hash of the request: if the data
 changed, the item is asked again.
 """
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..files import write_atomically
+from ..files import write_json
 from .score import Score
 
 SCHEMA = 1
@@ -33,7 +33,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class ItemResult:
-    """One item's line. ``output``: the text written, or [nats, greedy, n_tokens] of every continuation."""
+    """The line of an item; ``output`` is the text, or [nats, greedy, n_tokens] of every continuation."""
 
     id: str
     value: float
@@ -49,11 +49,11 @@ class ItemResult:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One row of the table. ``status``: "done", or "failed" with ``reason`` (one line naming the cure) and no scores.
+    """The result of a task: ``status`` is "done", or "failed" with a ``reason`` of one line and no scores.
 
-    ``scores`` are `Score` records, the headline first; ``ids`` are the items they are of, which ``file`` holds (with
-    more, if an earlier run asked more); ``n_items`` of ``n_total`` were asked (fewer by --limit); ``note`` is what a
-    reader must know besides, e.g. that the data has fewer examples than shots.
+    ``scores`` are `Score` records, the main one first. ``ids`` are the items they count, which ``file`` holds (and
+    possibly more, from an earlier run); ``n_items`` of ``n_total`` were asked. ``note`` is anything else that a reader
+    must know, e.g. that the data has fewer examples than shots.
     """
 
     task: str
@@ -75,13 +75,13 @@ class TaskResult:
 
     @property
     def score(self) -> Score | None:
-        """The headline."""
+        """The main score."""
         return Score(**self.scores[0]) if self.scores else None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model's folder as read back: ``summary`` is all of summary.json, ``tasks`` its rows."""
+    """The folder of a model: ``summary`` is all of summary.json, ``tasks`` its rows."""
 
     folder: Path
     model: str
@@ -90,30 +90,26 @@ class Evaluation:
     summary: Mapping[str, Any]
 
     def items(self, task: TaskResult) -> list[ItemResult]:
-        """The items behind a row, in its order; none of those that only an earlier, longer run asked."""
+        """Return the items that a row counts, in its order, without those that only an earlier run asked."""
         path = self.folder / task.file
         found = {item.id: item for item in read_items(path)}
         try:
-            return [found[i] for i in task.ids or found]  # rows of before had no ids: all there is
+            return [found[i] for i in task.ids or found]  # rows of older versions have no ids
         except KeyError as missing:
             raise DataError(f"{path}: item {missing} is not there; herd eval MODEL asks it again") from None
 
 
 def digest(value: Any) -> str:
-    """16 hex digits of the SHA-256 of a JSON-ready value or dataclass."""
-    plain = (
-        dataclasses.asdict(value)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type)
-        else value
-    )
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+    """Return 16 hex digits of the SHA-256 of a dataclass or of a value that JSON can hold."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=dataclasses.asdict)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class TaskFile:
-    """The open file of one task: what it holds already (`done`, by item id), and `add` for more.
+    """The open file of a task: `done` has the results so far by item id, `add` appends more.
 
-    A file that belongs to another model, version or setting cannot be met here, as its name differs; one that is no
-    task file at all is refused.
+    One process at a time holds the file; the system releases it however the process ends. Raises DataError for a file
+    that another process holds or that is not a results file.
     """
 
     def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
@@ -122,14 +118,17 @@ class TaskFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            self._lock()
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._recover(head)
+        except BlockingIOError:
+            self.close()
+            raise DataError(f"{path}: another herd eval is writing it; wait or give another --out") from None
         except BaseException:
             self.close()
             raise
 
     def add(self, results: Sequence[ItemResult]) -> None:
-        """Append results; each is on disk as a whole or not at all."""
+        """Append results, each as one line."""
         for result in results:
             self._write(dataclasses.asdict(result))
             self.done[result.id] = result
@@ -143,25 +142,16 @@ class TaskFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _lock(self) -> None:
-        """One writer at a time, so that no item is asked twice; the system lets go when the process ends, however."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(
-                f"{self.path}: another herd eval is writing it; wait or give another --out"
-            ) from None
-
     def _recover(self, head: Mapping[str, Any]) -> None:
-        """Read what is whole, cut off what is not, and leave the write position at the end."""
+        """Read the complete lines, cut off an incomplete one, and leave the write position at the end."""
         data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        os.ftruncate(self._file, whole)
-        os.lseek(self._file, whole, os.SEEK_SET)
-        if not whole:
-            return self._write(dict(head))
-        self.done = {result.id: result for result in _parse(self.path, data[:whole])}
-        return None
+        complete = data.rfind(b"\n") + 1
+        os.ftruncate(self._file, complete)
+        os.lseek(self._file, complete, os.SEEK_SET)
+        if complete:
+            self.done = {result.id: result for result in _parse(self.path, data[:complete])}
+        else:
+            self._write(dict(head))
 
     def _write(self, record: Mapping[str, Any]) -> None:
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
@@ -170,48 +160,40 @@ class TaskFile:
 
 
 def read_items(path: Path) -> Iterator[ItemResult]:
-    """The items of a task's file; an item asked again (its data had changed) counts once, as it was last."""
-    latest = {result.id: result for result in _parse(path, path.read_bytes())}
-    yield from latest.values()
+    """Yield the items of a task's file; an item that was asked again (its data had changed) counts once."""
+    yield from {result.id: result for result in _parse(path, path.read_bytes())}.values()
 
 
 def _parse(path: Path, data: bytes) -> Iterator[ItemResult]:
-    lines = data.split(b"\n")
+    head, *lines = data.split(b"\n")
     try:
-        if json.loads(lines[0])["schema"] != SCHEMA:
+        if json.loads(head)["schema"] != SCHEMA:
             raise ValueError("another schema")
-        for line in lines[1:]:
-            if line:
-                yield ItemResult(**json.loads(line))
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise DataError(
-            f"{path}: not a results file ({error}); delete it, and its items are asked again"
-        ) from None
+        for line in filter(None, lines):
+            yield ItemResult(**json.loads(line))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a results file ({error}); delete it to ask its items again") from None
 
 
 def write_summary(
     folder: Path, model: str, model_hash: str, tasks: Sequence[TaskResult], **more: Any
-) -> Path:
-    """summary.json of a folder, in one piece."""
+) -> None:
+    """Write the summary.json of a folder."""
     rows = [dataclasses.asdict(task) for task in tasks]
     record = {"schema": SCHEMA, "model": model, "model_hash": model_hash, **more, "tasks": rows}
-    path = folder / "summary.json"
-    write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    return path
+    write_json(folder / "summary.json", record)
 
 
 def read_evaluation(folder: Path | str) -> Evaluation:
-    """A folder written by `herd eval`. Raises DataError if it is none."""
-    folder = Path(folder)
+    """Read a folder that `herd eval` wrote. Raises DataError if it is not one."""
+    path = Path(folder) / "summary.json"
     try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads(path.read_text(encoding="utf-8"))
         rows = [TaskResult(**row) for row in summary["tasks"]]
-        return Evaluation(folder, summary["model"], summary["model_hash"], rows, summary)
+        return Evaluation(path.parent, summary["model"], summary["model_hash"], rows, summary)
     except OSError:
         raise DataError(
             f"{folder}: no evaluation here (no summary.json); make one with: herd eval MODEL"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{folder / 'summary.json'}: unreadable ({error}); herd eval MODEL makes it anew"
-        ) from None
+        raise DataError(f"{path}: unreadable ({error}); herd eval MODEL writes it again") from None
