@@ -1,10 +1,10 @@
-"""Several evaluations side by side: paired differences item by item, what flipped, and the published scores beside.
+"""Compare evaluations: paired differences, items that flipped, and the scores that others published.
 
-All models answered the same items, so a difference is known better than either score: the items' differences are
-resampled (`bootstrap.paired_difference`). Many differences are looked at, and some exclude zero by chance alone; Holm's
-procedure over all pairs and tasks says which ones still stand (family-wise error at most 5 %).
+All models answered the same items, so a difference is known more precisely than either score: the differences of the
+items are resampled (`bootstrap.paired_difference`). Of many differences some exclude zero by chance; Holm's procedure
+over all pairs and tasks says which ones hold (family-wise error at most 5 %).
 
-`compare` gives plain data; `compare_page.py` shows it. Source: Holm, Scand. J. Stat. 6 (1979).
+`compare` returns plain data; `compare_page.py` shows it. Source: Holm, Scand. J. Stat. 6 (1979).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .score import Score
 from .verdicts import ClaimVerdict, judge_claims
 
 LESS_IS_BETTER = ("bits/byte", "nats/token")
-"""Units of scores of which less is better."""
+"""Units in which less is better."""
 RATIOS = {"bpb": ("bits", "bytes"), "kl": ("nats", "tokens")}
-"""Scores that are a sum over a sum, by their metric: what is summed of each item."""
+"""Metrics that are a ratio of sums: the quantities of each item that are summed."""
 PUBLISHED_NAMES = {"human_eval": "humaneval"}
 FLIPS_SHOWN = 12
 NOT_ASKED = "not asked"
@@ -35,7 +35,10 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Difference:
-    """``first`` minus ``second`` on the items both answered. ``p``: two-sided; ``stands``: by Holm's procedure."""
+    """``first`` minus ``second`` on the items that both answered.
+
+    ``gained`` and ``lost`` count items, ``p`` is two-sided, ``stands`` is what Holm's procedure says.
+    """
 
     task: str
     first: str
@@ -51,7 +54,7 @@ class Difference:
 
     @property
     def better(self) -> str:
-        """The better model where the difference stands, else ""."""
+        """The better model if the difference stands, else ""."""
         if not self.stands or not self.interval.value:
             return ""
         return self.first if (self.interval.value > 0) != (self.unit in LESS_IS_BETTER) else self.second
@@ -59,7 +62,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Flip:
-    """An item that one model has right and another has not: what each made of it."""
+    """An item that one model has right and another has wrong, with the answer of each."""
 
     task: str
     id: str
@@ -71,8 +74,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class ComparedItem:
-    """One metric of a task with one group of settings: a score a model (None: did not run, and why), the published ones
-    beside."""
+    """A metric of a task with its settings: a score per model, or None and the reason, and the published scores."""
 
     task: str
     settings: Mapping[str, Any]
@@ -97,8 +99,10 @@ class ComparedItem:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything the page shows. ``rows``: the headline metric of every task; ``further``: all other metrics, which are
-    shown with their intervals but not tested against each other."""
+    """Everything that the page shows.
+
+    ``rows`` have the main metric of every task; ``further`` have all other metrics, whose differences are not tested.
+    """
 
     models: Sequence[str]
     rows: Sequence[ComparedItem]
@@ -110,39 +114,45 @@ class Comparison:
     about: Sequence[Mapping[str, Any]]
 
     def record(self) -> dict[str, Any]:
-        """JSON-ready; numbers that are not finite become null."""
+        """Return plain data for JSON; numbers that are not finite become null."""
         return _finite(asdict(self))
 
 
 def compare(evaluations: Sequence[Evaluation]) -> Comparison:
-    """All tasks that any of them ran; models are told apart by name, namesakes by their folders. Raises DataError for
-    no evaluation or twice the same."""
-    names = _names(evaluations)
+    """Compare all tasks that any of the evaluations ran.
+
+    Models are told apart by name, or by folder if two have the same name. Raises DataError if there is no evaluation or
+    one is given twice.
+    """
+    by_name = dict(zip(_names(evaluations), evaluations, strict=True))
     rows, further, differences, flips, n_flips = [], [], [], [], {}
-    keys = dict.fromkeys(_key(task) for evaluation in evaluations for task in evaluation.tasks)
-    for key in keys:
+    for key in dict.fromkeys(_key(task) for evaluation in evaluations for task in evaluation.tasks):
         results = {
-            name: _result(evaluation, key) for name, evaluation in zip(names, evaluations, strict=True)
+            name: next((task for task in reversed(evaluation.tasks) if _key(task) == key), None)
+            for name, evaluation in by_name.items()
         }
         headline, *others = _rows(key[0], results)
         rows.append(headline)
         further += others
         items = {
-            name: {item.id: item for item in evaluation.items(found)}
-            for name, evaluation in zip(names, evaluations, strict=True)
-            if (found := results[name]) is not None and found.status == "done"
+            name: {item.id: item for item in by_name[name].items(found)}
+            for name, found in results.items()
+            if found is not None and found.status == "done"
         }
         differences += _differences(headline, items)
-        shown, total = _flips(headline, items)
+        shown, n_flips[headline.title] = _flips(headline, items)
         flips += shown
-        n_flips[headline.title] = total
-    about = [{"name": n, "hash": e.model_hash} | _about(e) for n, e in zip(names, evaluations, strict=True)]
-    own = {name: {row.task: s for row in rows if (s := row.scores[name])} for name in names}
-    return Comparison(names, rows, further, holm(differences), flips, n_flips, judge_claims(own), about)
+    about = [
+        {"name": name, "hash": e.model_hash}
+        | {key: e.summary.get(key) for key in ("mode", "data", "precision")}
+        for name, e in by_name.items()
+    ]
+    own = {name: {row.task: score for row in rows if (score := row.scores[name])} for name in by_name}
+    return Comparison(list(by_name), rows, further, holm(differences), flips, n_flips, judge_claims(own), about)
 
 
 def holm(differences: Sequence[Difference], alpha: float = ALPHA) -> list[Difference]:
-    """The same with ``stands`` decided: p values in order against alpha / (how many are left), up to the first miss."""
+    """Decide which differences stand: p values in order against alpha / (number left), up to the first that fails."""
     order = sorted(range(len(differences)), key=lambda i: differences[i].p)
     out = list(differences)
     for rank, i in enumerate(order):
@@ -153,7 +163,7 @@ def holm(differences: Sequence[Difference], alpha: float = ALPHA) -> list[Differ
 
 
 def p_value(interval: Interval) -> float:
-    """Two-sided p of "no difference" for an interval of 95 %, taken as normal around its value."""
+    """Return the two-sided p value of "no difference" for a 95 % interval, taken as normal around its value."""
     if math.isnan(interval.lo) or interval.hi == interval.lo:
         return 1.0 if not interval.value else 0.0
     return math.erfc(abs(interval.value) / ((interval.hi - interval.lo) / (2 * 1.959964)) / math.sqrt(2))
@@ -171,47 +181,42 @@ def _names(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def _key(task: TaskResult) -> tuple[str, str, str]:
-    """Scores stand beside each other if task, shots and parent are the same; the mode may differ (base, instruct)."""
+    """Scores are compared if task, shots and parent are the same; the mode (base, instruct) may differ."""
     return task.task, str(task.settings.get("shots", "")), str(task.settings.get("parent_hash", ""))
 
 
-def _result(evaluation: Evaluation, key: tuple[str, str, str]) -> TaskResult | None:
-    return next((task for task in reversed(evaluation.tasks) if _key(task) == key), None)
-
-
 def _rows(task: str, results: Mapping[str, TaskResult | None]) -> list[ComparedItem]:
-    """A row for every metric, the headline first; one without a score if no model ran the task."""
+    """Return a row per metric, the main one first; one without scores if no model ran the task."""
     scores = {name: {s["name"]: Score(**s) for s in r.scores} if r else {} for name, r in results.items()}
     metrics = dict.fromkeys(metric for some in scores.values() for metric in some) or {"": None}
-    return [_row(task, metric, results, {model: some.get(metric) for model, some in scores.items()})
-            for metric in metrics]  # fmt: skip
-
-
-def _row(
-    task: str, metric: str, results: Mapping[str, TaskResult | None], scores: Mapping[str, Score | None]
-) -> ComparedItem:
-    known = [result for result in results.values() if result is not None]
-    unit = next((score.unit for score in scores.values() if score), "")
-    reasons = {n: r.reason if r else NOT_ASKED for n, r in results.items() if scores[n] is None}
+    settings = next(result.settings for result in results.values() if result is not None)
     others = [row for row in published() if row.task in (task, PUBLISHED_NAMES.get(task))]
+    notes = _notes(results)
+    rows = []
+    for metric in metrics:
+        by_model = {model: some.get(metric) for model, some in scores.items()}
+        known = [score for score in by_model.values() if score]
+        reasons = {n: r.reason if r else NOT_ASKED for n, r in results.items() if by_model[n] is None}
+        overlap: Mapping[str, Any] = next((s.detail["contamination"] for s in known if "contamination" in s.detail), {})
+        unit = known[0].unit if known else ""
+        rows.append(ComparedItem(task, settings, unit, metric, by_model, reasons, notes, others, overlap))
+    return rows
+
+
+def _notes(results: Mapping[str, TaskResult | None]) -> list[str]:
+    """Return what a reader must know of the items, with the models it is true of."""
     notes: dict[str, list[str]] = {}
     for name, result in results.items():
-        if result and (note := _note(result)):
+        if result is None:
+            continue
+        part = f"{result.n_items:,} of {result.n_total:,} items" if result.n_items < result.n_total else ""
+        if note := "; ".join(filter(None, (part, result.note))):
             notes.setdefault(note, []).append(name)
-    told = [note if len(notes) == 1 else f"{', '.join(names)}: {note}" for note, names in notes.items()]
-    found = (s.detail["contamination"] for s in scores.values() if s and "contamination" in s.detail)
-    overlap: dict[str, Any] = next(found, {})
-    return ComparedItem(task, known[0].settings, unit, metric, scores, reasons, told, others, overlap)
-
-
-def _note(result: TaskResult) -> str:
-    """What a reader must know of the items."""
-    part = f"{result.n_items:,} of {result.n_total:,} items" if result.n_items < result.n_total else ""
-    return "; ".join(filter(None, (part, result.note)))
+    return [note if len(notes) == 1 else f"{', '.join(names)}: {note}" for note, names in notes.items()]
 
 
 def _differences(row: ComparedItem, items: Mapping[str, Mapping[str, ItemResult]]) -> list[Difference]:
-    """Every pair of models, the later one minus the earlier one."""
+    """Return the difference of every pair of models, the later one minus the earlier one."""
     names = list(items)
     out = []
     for a, first in enumerate(names):
@@ -230,6 +235,7 @@ def _difference(
     for pair in pairs:
         groups.setdefault(pair[0].group, []).append(pair)
     by_group = {group: _paired(row, some) for group, some in groups.items()} if len(groups) > 1 else {}
+    gained, lost = sum(a.value > b.value for a, b in pairs), sum(a.value < b.value for a, b in pairs)
     return Difference(
         row.title,
         first,
@@ -237,15 +243,15 @@ def _difference(
         interval,
         len(pairs),
         row.unit,
-        gained=sum(a.value > b.value for a, b in pairs),
-        lost=sum(a.value < b.value for a, b in pairs),
-        p=p_value(interval),
+        gained,
+        lost,
+        p_value(interval),
         by_group=by_group,
     )
 
 
 def _paired(row: ComparedItem, pairs: Sequence[tuple[ItemResult, ItemResult]]) -> Interval:
-    """Of ratios (bits over bytes) the tops may differ and the bottoms are shared; else the mean of the items."""
+    """Return the difference of the ratios (bits over bytes; both models share the bytes), or of the means."""
     if row.metric in RATIOS:
         top, bottom = RATIOS[row.metric]
         weights = np.array([a.metrics[bottom] for a, _ in pairs])
@@ -256,30 +262,21 @@ def _paired(row: ComparedItem, pairs: Sequence[tuple[ItemResult, ItemResult]]) -
 
 
 def _flips(row: ComparedItem, items: Mapping[str, Mapping[str, ItemResult]]) -> tuple[list[Flip], int]:
-    """Items that some have right (1) and others wrong (0); the first few, and how many there are."""
+    """Return the first items that some models have right (1) and others wrong (0), and how many there are."""
     if len(items) < 2 or row.unit != "fraction":
         return [], 0
-    shared = set.intersection(*(set(found) for found in items.values()))
-    flipped = [
-        i
-        for i in next(iter(items.values()))
-        if i in shared and len({found[i].value for found in items.values()}) > 1
-    ]
-    shown = []
+    first, *others = items.values()
+    shared = [i for i in first if all(i in found for found in others)]
+    flipped = [i for i in shared if len({found[i].value for found in items.values()}) > 1]
+    flips = []
     for i in flipped[:FLIPS_SHOWN]:
-        first = next(iter(items.values()))[i]
-        answers = {name: (found[i].value, _said(found[i]), found[i].why) for name, found in items.items()}
-        shown.append(Flip(row.title, i, first.group, first.gold, answers))
-    return shown, len(flipped)
+        answers = {name: (found[i].value, _answer(found[i]), found[i].why) for name, found in items.items()}
+        flips.append(Flip(row.title, i, first[i].group, first[i].gold, answers))
+    return flips, len(flipped)
 
 
-def _said(item: ItemResult) -> str:
-    text = item.output if isinstance(item.output, str) else f"choice {item.extracted}"
-    return text[:600]
-
-
-def _about(evaluation: Evaluation) -> dict[str, Any]:
-    return {name: evaluation.summary.get(name) for name in ("mode", "data", "precision")}
+def _answer(item: ItemResult) -> str:
+    return (item.output if isinstance(item.output, str) else f"choice {item.extracted}")[:600]
 
 
 def _finite(value: Any) -> Any:

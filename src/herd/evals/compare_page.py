@@ -1,20 +1,21 @@
-"""A comparison as one HTML page that needs nothing else, as Markdown, and as CSV for whoever computes on."""
+"""Write a comparison as an HTML page that needs no other file, as JSON, as Markdown, and as CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
 from ..files import write_atomically
 from ..report import charts
 from ..report.palette import tone
+from ..report.published import Published
 from ..report.tabulate import Cell, markdown
 from ..report.template import template
 from ..report.units import fixed, in_order, language
@@ -24,13 +25,12 @@ from .score import Score
 
 TONES = ("teacher", "instruct", "student", "long", "control", "other", "good", "bad")
 SHORT = {"words": 0, "bits/byte": 3, "nats/token": 4, "bytes": 2}
-"""Decimals of units that are no shares."""
+"""Decimals by unit, for units that are not shares."""
 COLUMNS = ("task", "settings", "model", "metric", "unit", "group", "value", "lo", "hi", "n")
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> dict[str, Path]:
-    """compare.html, .json, .csv and .md in ``folder``; each appears whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write compare.html, .json, .csv and .md into ``folder`` and return their paths by kind."""
     texts = {
         "html": comparison_page(comparison),
         "json": json.dumps(comparison.record(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
@@ -44,69 +44,68 @@ def write_comparison(comparison: Comparison, folder: Path) -> dict[str, Path]:
 
 
 def comparison_page(comparison: Comparison) -> str:
-    """The HTML page."""
-    tones = colours(comparison.models)
-    standing = [d for d in comparison.differences if d.stands]
+    """Return the HTML page."""
+    reference, *others = comparison.models
+    tones, rows = colours(comparison.models), comparison.rows
     return template("herd.evals", "compare.html.jinja").render(
         c=comparison,
         tones=tones,
-        reference=comparison.models[0],
-        others=comparison.models[1:],
-        standing=standing,
-        scores=score_rows(comparison.rows, comparison.models),
+        reference=reference,
+        others=others,
+        standing=[d for d in comparison.differences if d.stands],
+        scores=score_rows(rows, comparison.models),
         further=score_rows(comparison.further, comparison.models),
-        published=published_tables(comparison.rows),
-        paired=[(row, [difference_cell(_find(comparison, row, m)) for m in comparison.models[1:]])
-                for row in comparison.rows if any(_find(comparison, row, m) for m in comparison.models[1:])],
+        published=published_tables(rows),
+        paired=[(row, [difference_cell(d) for d in found]) for row, found in _from_reference(comparison)],
         pairs=[(d, difference_cell(d)) for d in comparison.differences],
-        groups=[(row, group_rows(comparison, row))
-                for row in (*comparison.rows, *comparison.further) if row.groups],
+        groups=[(row, group_rows(comparison, row)) for row in (*rows, *comparison.further) if row.groups],
         maps=heat_maps(comparison),
-        charts=[Markup(drawn) for row in comparison.rows if (drawn := score_chart(row, tones))],
-        flips={row.title: [f for f in comparison.flips if f.task == row.title] for row in comparison.rows},
+        charts=[Markup(drawn) for row in rows if (drawn := score_chart(row, tones))],
+        flips={row.title: [f for f in comparison.flips if f.task == row.title] for row in rows},
         missing=not_run(comparison),
         unit=unit_title,
         fixed=fixed,
-    )  # fmt: skip
+    )
 
 
 def colours(models: Sequence[str]) -> dict[str, str]:
-    """A colour for each model: its kind's own while that is free, then the next free one."""
+    """Return a colour per model: that of its role while it is free, else the next free one."""
     out: dict[str, str] = {}
     for model in models:
-        wanted = tone(model)
-        free = [colour for colour in TONES if colour not in out.values()]
+        wanted, free = tone(model), [colour for colour in TONES if colour not in out.values()]
         out[model] = wanted if wanted in free and wanted != "other" else (free or ["other"])[0]
     return out
 
 
-def number(value: float, unit: str) -> str:
-    """Shares in percent with one decimal, words with thousands apart, others as their unit wants."""
+def format_score(value: float, unit: str) -> str:
+    """Format shares in percent with one decimal, others with the decimals of their unit."""
     return fixed(100 * value, 1) if unit == "fraction" else fixed(value, SHORT.get(unit, 3))
 
 
 def unit_title(unit: str) -> str:
-    """The unit as a row shows it, with the better direction where it is downwards."""
+    """Return the unit as a row shows it, with an arrow if less is better."""
     return "%" if unit == "fraction" else f"{unit}{' ↓' if unit in LESS_IS_BETTER else ''}"
 
 
 def score_cell(score: Score | None, reason: str = "") -> Cell:
+    """Return the cell of a score with its interval; without a score it says whether the task was asked."""
     if score is None:
         return Cell("–" if reason in ("", NOT_ASKED) else "not run", kind="none")
-    bounds = "" if score.lo is None or score.hi is None else f"{number(score.lo, score.unit)} – " \
-        f"{number(score.hi, score.unit)}"  # fmt: skip
-    return Cell(number(score.value, score.unit), bounds)
+    ends = [] if score.lo is None or score.hi is None else [score.lo, score.hi]
+    return Cell(
+        format_score(score.value, score.unit), " – ".join(format_score(end, score.unit) for end in ends)
+    )
 
 
 def score_rows(rows: Sequence[ComparedItem], models: Sequence[str]) -> list[tuple[ComparedItem, list[Cell]]]:
-    """Every row with a cell a model."""
+    """Return every row with a cell per model."""
     return [
         (row, [score_cell(row.scores[model], row.reasons.get(model, "")) for model in models]) for row in rows
     ]
 
 
 def not_run(comparison: Comparison) -> list[tuple[ComparedItem, list[str], str]]:
-    """(row, models, why) of what was asked for and did not run."""
+    """Return (row, models, reason) for everything that was asked for and did not run."""
     found: dict[tuple[str, str], tuple[ComparedItem, list[str], str]] = {}
     for row in comparison.rows:
         for model, why in row.reasons.items():
@@ -116,11 +115,10 @@ def not_run(comparison: Comparison) -> list[tuple[ComparedItem, list[str], str]]
 
 
 def difference_cell(found: Difference | None) -> Cell:
+    """Return the cell of a difference: value, interval and items won and lost; good or bad if it stands."""
     if found is None:
         return Cell("–", kind="none")
-    kind = "num"
-    if found.better:
-        kind = "good" if found.better == found.first else "bad"
+    kind = {"": "num", found.first: "good"}.get(found.better, "bad")
     flips = f"+{found.gained} −{found.lost} of {found.n}" if found.unit == "fraction" else f"{found.n} texts"
     return Cell(
         signed(found.interval.value, found.unit), f"{bounds(found.interval, found.unit)}; {flips}", kind
@@ -128,21 +126,20 @@ def difference_cell(found: Difference | None) -> Cell:
 
 
 def signed(value: float, unit: str) -> str:
-    text = number(value, unit)
+    """Format a difference, with a plus sign if it is positive."""
+    text = format_score(value, unit)
     return text if value <= 0 or text.strip("0.") == "" else f"+{text}"
 
 
 def bounds(interval: Interval, unit: str) -> str:
-    return (
-        "one item"
-        if interval.lo != interval.lo
-        else f"{signed(interval.lo, unit)} … {signed(interval.hi, unit)}"
-    )
+    """Format the interval of a difference; a single item has none."""
+    if math.isnan(interval.lo):
+        return "one item"
+    return f"{signed(interval.lo, unit)} … {signed(interval.hi, unit)}"
 
 
 def group_rows(comparison: Comparison, row: ComparedItem) -> list[tuple[str, list[Cell]]]:
-    """Languages in their usual order, everything else as it came; a row a group, of the headline metric with the paired
-    difference from the first model."""
+    """Return a row per group, languages in their usual order; the main metric also has the paired differences."""
     headline = row in comparison.rows
     found = {m: d.by_group for m in comparison.models if headline and (d := _find(comparison, row, m))}
     lines = []
@@ -151,8 +148,8 @@ def group_rows(comparison: Comparison, row: ComparedItem) -> list[tuple[str, lis
         for model, score in row.scores.items():
             cell = score_cell(_part(score, group) if score else None)
             if difference := found.get(model, {}).get(group):
-                said = f"{signed(difference.value, row.unit)} ({bounds(difference, row.unit)})"
-                cell = replace(cell, sub=f"{cell.sub}; Δ {said}")
+                delta = f"Δ {signed(difference.value, row.unit)} ({bounds(difference, row.unit)})"
+                cell = replace(cell, sub=f"{cell.sub}; {delta}")
             cells.append(cell)
         lines.append((language(group), cells))
     return lines
@@ -166,8 +163,8 @@ def _part(score: Score, group: str) -> Score | None:
 def published_tables(
     rows: Sequence[ComparedItem],
 ) -> list[tuple[str, str, list[str], list[tuple[str, str, list[str]]]]]:
-    """(title, where and when, models, rows of (task, setting, scores)) for every source and kind that has some."""
-    tables: dict[tuple[str, str], list[Any]] = {}
+    """Return (title, where and when, models, rows of (task, setting, scores)) per source and kind of model."""
+    tables: dict[tuple[str, str], list[tuple[str, Published]]] = {}
     for row in rows:
         for score in row.published:
             tables.setdefault((score.source.name, score.kind), []).append((row.task, score))
@@ -177,98 +174,92 @@ def published_tables(
         models = list(dict.fromkeys(score.model for _, score in found))
         lines: dict[tuple[str, str], dict[str, str]] = {}
         for task, score in found:
-            setting = score.setting.removesuffix(" (another setting)")
-            lines.setdefault((task, setting), {})[score.model] = (
-                f"{score.score:g}{'*' if score.starred else ''}"
-            )
-        listed = [
-            (task, setting, [cells.get(m, "–") for m in models]) for (task, setting), cells in lines.items()
-        ]
+            line = lines.setdefault((task, score.setting.removesuffix(" (another setting)")), {})
+            line[score.model] = f"{score.score:g}{'*' if score.starred else ''}"
+        listed = [(task, how, [line.get(m, "–") for m in models]) for (task, how), line in lines.items()]
         out.append((f"{source.title} ({kind} models)", f"{source.where}, {source.date}", models, listed))
     return out
 
 
 def heat_maps(comparison: Comparison) -> list[tuple[str, list[tuple[str, Markup]]]]:
-    """Length and depth of every task that has them, a map a model."""
+    """Draw a map of length and depth per model, for every task that has them."""
     out = []
     for row in comparison.rows:
         maps = []
         for model, score in row.scores.items():
             grid = score.detail.get("grid") if score else None
-            if grid:
-                lengths = [f"{n:,}" for n in sorted({cell["length"] for cell in grid})]
-                depths = [f"{100 * d:.0f} %" for d in sorted({cell["depth"] for cell in grid})]
-                cells = {(f"{c['length']:,}", f"{100 * c['depth']:.0f} %"): c["value"] for c in grid}
-                drawn = charts.heat_map(cells, lengths, depths, label=f"{row.title}, {model}", x_title="length, tokens",
-                                        y_title="depth")  # fmt: skip
-                maps.append((model, Markup(drawn)))
+            if not grid:
+                continue
+            values = {(cell["length"], cell["depth"]): cell["value"] for cell in grid}
+            lengths, depths = (sorted({pair[i] for pair in values}) for i in (0, 1))
+            columns, lines = [f"{n:,}" for n in lengths], [f"{100 * d:.0f} %" for d in depths]
+            cells = {(f"{n:,}", f"{100 * d:.0f} %"): value for (n, d), value in values.items()}
+            label = f"{row.title}, {model}"
+            drawn = charts.heat_map(
+                cells, columns, lines, label=label, x_title="length, tokens", y_title="depth"
+            )
+            maps.append((model, Markup(drawn)))
         if maps:
             out.append((row.title, maps))
     return out
 
 
 def score_chart(row: ComparedItem, tones: Mapping[str, str]) -> str:
-    """Scores with their intervals, a line a model."""
-    lines = [
-        charts.ChartRow(
-            m, s.value * _scale(s), _scaled(s.lo, s), _scaled(s.hi, s), tones[m], number(s.value, s.unit)
-        )
-        for m, s in row.scores.items()
-        if s is not None
-    ]
+    """Draw the scores of two or more models with their intervals."""
+    lines = []
+    for model, score in row.scores.items():
+        if score is not None:
+            scale = 100.0 if score.unit == "fraction" else 1.0
+            lo, hi = (None if end is None else end * scale for end in (score.lo, score.hi))
+            shown = format_score(score.value, score.unit)
+            lines.append(charts.ChartRow(model, score.value * scale, lo, hi, tones[model], shown))
     if len(lines) < 2:
         return ""
     title = f"{row.title}: {row.metric}, {unit_title(row.unit)}"
-    return charts.interval_chart(
-        lines, label=row.title, title=title, decimals=1 if row.unit == "fraction" else 3
-    )
-
-
-def _scale(score: Score) -> float:
-    return 100.0 if score.unit == "fraction" else 1.0
-
-
-def _scaled(value: float | None, score: Score) -> float | None:
-    return None if value is None else value * _scale(score)
+    decimals = 1 if row.unit == "fraction" else 3
+    return charts.interval_chart(lines, label=row.title, title=title, decimals=decimals)
 
 
 def _find(comparison: Comparison, row: ComparedItem, model: str) -> Difference | None:
-    """``model`` minus the first one."""
-    return next((d for d in comparison.differences
-                 if (d.task, d.first, d.second) == (row.title, model, comparison.models[0])), None)  # fmt: skip
+    """Return the difference of ``model`` from the first model."""
+    wanted = (row.title, model, comparison.models[0])
+    return next((d for d in comparison.differences if (d.task, d.first, d.second) == wanted), None)
+
+
+def _from_reference(comparison: Comparison) -> list[tuple[ComparedItem, list[Difference | None]]]:
+    """Return the rows with the differences of all other models from the first one, where there are any."""
+    found = [(row, [_find(comparison, row, m) for m in comparison.models[1:]]) for row in comparison.rows]
+    return [(row, differences) for row, differences in found if any(differences)]
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """Scores, differences from the first model, verdicts."""
+    """Return the scores, the differences from the first model, the published scores and the verdicts as Markdown."""
     models, reference = comparison.models, comparison.models[0]
     parts = [f"# {', '.join(models)}", "Scores with their 95 % intervals."]
     for some in filter(None, (comparison.rows, comparison.further)):
-        rows = [
-            [row.title, row.metric.replace("_", " "), unit_title(row.unit),
-             *(f"{c.text} [{c.sub}]" if c.sub else c.text for c in cells)]
-            for row, cells in score_rows(some, models)
-        ]  # fmt: skip
+        rows = []
+        for row, cells in score_rows(some, models):
+            texts = [f"{c.text} [{c.sub}]" if c.sub else c.text for c in cells]
+            rows.append([row.title, row.metric.replace("_", " "), unit_title(row.unit), *texts])
         parts.append(markdown(["task", "metric", "unit", *models], rows, left=3))
     if len(models) > 1:
         n = len(comparison.differences)
         parts.append(
-            f"Paired differences from {reference}; **bold** ones stand by Holm's procedure over all {n}."
+            f"Paired differences from {reference}; **bold** ones hold by Holm's procedure over all {n}."
         )
-        rows = []
-        for row in comparison.rows:
-            found = [_find(comparison, row, m) for m in models[1:]]
-            if any(found):
-                rows.append([row.title, unit_title(row.unit), *map(_markdown_difference, found)])
+        rows = [
+            [row.title, unit_title(row.unit), *map(_markdown_difference, found)]
+            for row, found in _from_reference(comparison)
+        ]
         parts.append(markdown(["task", "unit", *models[1:]], rows, left=2))
     for title, where, columns, lines in published_tables(comparison.rows):
         parts.append(f"**Published under other settings, not measured here:** {title}. {where}. Percent.")
-        parts.append(
-            markdown(["task", "setting", *columns], [[t, s, *cells] for t, s, cells in lines], left=2)
-        )
-    parts += [f"- “{v.claim.said}”: **{v.verdict}** ({len(v.wins)} ahead, {len(v.losses)} behind, {len(v.ties)} within "
-              f"the noise){'; ' + v.own if v.own else ''}" for v in comparison.verdicts]  # fmt: skip
-    missing = [f"- {row.title}, {', '.join(some)}: {why}" for row, some, why in not_run(comparison)]
-    if missing:
+        rows = [[task, setting, *cells] for task, setting, cells in lines]
+        parts.append(markdown(["task", "setting", *columns], rows, left=2))
+    for v in comparison.verdicts:
+        counts = f"{len(v.wins)} ahead, {len(v.losses)} behind, {len(v.ties)} within the noise"
+        parts.append(f"- “{v.claim.said}”: **{v.verdict}** ({counts}){'; ' + v.own if v.own else ''}")
+    if missing := [f"- {row.title}, {', '.join(some)}: {why}" for row, some, why in not_run(comparison)]:
         parts += ["Not run:", "\n".join(missing)]
     return "\n\n".join(parts) + "\n"
 
@@ -282,7 +273,7 @@ def _markdown_difference(found: Difference | None) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """A line for every score and every part of it; empty cells where there is no number."""
+    """Return a line per score and per part of it; a cell without a number is empty."""
     out = io.StringIO()
     write = csv.writer(out, lineterminator="\n")
     write.writerow(COLUMNS)
