@@ -1,8 +1,8 @@
-"""What a model is worth, measured: every function here gives `Score`s, numbers with an interval, ready for JSON.
+"""Measure models: functions here return `Score`s, numbers with an interval, ready for JSON.
 
-`bpb.py` compression of held-out text; `fidelity.py` closeness to a teacher, and `quantized.py` to the original of a
-quantized model; `needle.py` finding a fact by length and depth; `tooluse.py` calls and answers; `code.py` functions
-that run; `samples.py` texts side by side. All decode through `herd.engine`, and all intervals come from `bootstrap.py`.
+Benchmarks: `tasks/` and `harness.py`. Without questions: `bpb.py` (compression of held-out text),
+`fidelity.py` (closeness to a teacher), `quantized.py` (to the original), `needle.py`, `tooluse.py`,
+`code.py`, `samples.py`. Models decode through `herd.engine`; intervals come from `bootstrap.py`.
 """
 
 from .bootstrap import Interval, mean_interval, paired_difference, wilson

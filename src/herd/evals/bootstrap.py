@@ -1,10 +1,12 @@
-"""How sure a number is: 95 % intervals by resampling items with replacement, seeded; Wilson's for plain shares.
+"""Give numbers 95 % intervals: by resampling items with replacement (seeded), or by Wilson's formula for
+plain shares.
 
-Items (documents, dialogs) are resampled, not tokens: tokens of one document are not independent. To compare two models,
-resample the *differences* on the same items (`paired_difference`): what both find hard cancels out.
-Source: Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), percentile intervals, the jackknife; Hesterberg,
-Am. Stat. 69 (2015), widening them for few items; Kish, "Survey Sampling" (1965), how many items unequal ones are worth;
-Wilson, JASA 22 (1927). How often they hold the truth: bench/interval_coverage.py.
+Items (documents, dialogs) are resampled, not tokens, because the tokens of a document are not independent. To
+compare two models, the *differences* on the same items are resampled (`paired_difference`), so that what both
+find hard cancels out. Source: Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), percentile
+intervals, the jackknife; Hesterberg, Am. Stat. 69 (2015), widening them for few items; Kish, "Survey
+Sampling" (1965), the effective number of unequal items; Wilson, JASA 22 (1927). bench/interval_coverage.py
+measures how often they hold the true value.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ _CHUNK = 1 << 21  # random indices alive at a time
 
 
 class Interval(NamedTuple):
-    """A value and its interval; ``nan`` bounds where a single item (with any weight) says nothing about spread."""
+    """A value and its interval; the bounds are NaN where a single item says nothing about the spread."""
 
     value: float
     lo: float
@@ -36,7 +38,7 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values: ArrayLike, *, seed: int = 0, draws: int = DRAWS, level: float = 0.95) -> Interval:
-    """Mean of one number an item."""
+    """Return the mean of a number per item."""
     numbers = _numbers("values", values)
     return ratio_interval(numbers, np.ones_like(numbers), seed=seed, draws=draws, level=level)
 
@@ -44,7 +46,7 @@ def mean_interval(values: ArrayLike, *, seed: int = 0, draws: int = DRAWS, level
 def ratio_interval(
     numerators: ArrayLike, denominators: ArrayLike, *, seed: int = 0, draws: int = DRAWS, level: float = 0.95
 ) -> Interval:
-    """Sum of numerators over sum of denominators, e.g. bits and bytes of documents."""
+    """Return the sum of numerators over the sum of denominators, e.g. bits and bytes of documents."""
     top, bottom = _numbers("numerators", numerators), _numbers("denominators", denominators)
     if len(top) != len(bottom):
         raise DataError(f"{len(top)} numerators for {len(bottom)} denominators: each item needs both")
@@ -65,22 +67,20 @@ def ratio_interval(
 def paired_difference(
     a: ArrayLike, b: ArrayLike, weights: ArrayLike | None = None, *, seed: int = 0, draws: int = DRAWS
 ) -> Interval:
-    """``a`` - ``b`` on the same items. With ``weights`` (bytes, tokens) it is the difference of the two ratios.
+    """Return ``a`` - ``b`` on the same items; with ``weights`` (bytes, tokens), the difference of the two
+    ratios.
 
-    The interval excludes 0 when one model is surely better on items like these.
+    An interval without 0 means that one model is better on items like these.
     """
     first, second = _numbers("a", a), _numbers("b", b)
     if len(first) != len(second):
-        raise DataError(
-            f"{len(first)} values against {len(second)}: a paired difference needs the same items"
-        )
-    return ratio_interval(
-        first - second, np.ones_like(first) if weights is None else weights, seed=seed, draws=draws
-    )
+        raise DataError(f"{len(first)} and {len(second)} values: a paired difference needs the same items")
+    weights = np.ones_like(first) if weights is None else weights
+    return ratio_interval(first - second, weights, seed=seed, draws=draws)
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> Interval:
-    """A share and its score interval: right also near 0 and 1, where the bootstrap of a share fails."""
+    """Return a share with Wilson's interval, which also holds near 0 and 1, where the bootstrap fails."""
     if not 0 <= successes <= n or n < 1:
         raise DataError(f"{successes} successes of {n}: a share needs at least one item")
     p = successes / n
@@ -90,12 +90,14 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> Interval:
 
 
 def _tail(top: NDArray[np.float64], bottom: NDArray[np.float64], level: float) -> float:
-    """Share of the draws beyond either end: less than half of 1 - ``level``, for two things resampling does not know.
+    """Return the share of the draws beyond either end of the interval.
 
-    Resampled ratios spread too little, as a long document pulls the ratio towards itself: leaving each item out in turn
-    (the jackknife) says by how much. And Student's tails are wider than the normal ones, the more so the fewer items:
-    documents of unequal length count as (sum of lengths)^2 / (sum of squares). Together a quarter more width for 20
-    equal items, nothing to speak of for 1,000. Student's quantile by the first terms of Cornish and Fisher's expansion.
+    It is less than half of 1 - ``level``, for two reasons. Resampled ratios spread too little, because a long
+    document pulls the ratio towards itself; leaving out each item in turn (the jackknife) says by how much.
+    And with few items Student's tails are wider than the normal ones; documents of unequal length count as
+    (sum of lengths)^2 / (sum of squares). Together this widens the interval by a quarter for 20 equal items
+    and hardly at all for 1,000. Student's quantile comes from the first terms of Cornish and Fisher's
+    expansion.
     """
     n, total, whole = len(top), top.sum(), bottom.sum()
     without = (total - top) / (whole - bottom)

@@ -1,8 +1,8 @@
 """Compare evaluations: paired differences, items that flipped, and the scores that others published.
 
-All models answered the same items, so a difference is known more precisely than either score: the differences of the
-items are resampled (`bootstrap.paired_difference`). Of many differences some exclude zero by chance; Holm's procedure
-over all pairs and tasks says which ones hold (family-wise error at most 5 %).
+All models answered the same items, so a difference is known more precisely than either score: the differences
+of the items are resampled (`bootstrap.paired_difference`). Of many differences some exclude zero by chance;
+Holm's procedure over all pairs and tasks says which ones hold (family-wise error at most 5 %).
 
 `compare` returns plain data; `compare_page.py` shows it. Source: Holm, Scand. J. Stat. 6 (1979).
 """
@@ -74,7 +74,8 @@ class Flip:
 
 @dataclass(frozen=True)
 class ComparedItem:
-    """A metric of a task with its settings: a score per model, or None and the reason, and the published scores."""
+    """A metric of a task with its settings: a score per model, or None and the reason, and the published
+    scores."""
 
     task: str
     settings: Mapping[str, Any]
@@ -101,7 +102,8 @@ class ComparedItem:
 class Comparison:
     """Everything that the page shows.
 
-    ``rows`` have the main metric of every task; ``further`` have all other metrics, whose differences are not tested.
+    ``rows`` have the main metric of every task; ``further`` have all other metrics, whose differences are not
+    tested.
     """
 
     models: Sequence[str]
@@ -121,8 +123,8 @@ class Comparison:
 def compare(evaluations: Sequence[Evaluation]) -> Comparison:
     """Compare all tasks that any of the evaluations ran.
 
-    Models are told apart by name, or by folder if two have the same name. Raises DataError if there is no evaluation or
-    one is given twice.
+    Models are told apart by name, or by folder if two have the same name. Raises DataError if there is no
+    evaluation or one is given twice.
     """
     by_name = dict(zip(_names(evaluations), evaluations, strict=True))
     rows, further, differences, flips, n_flips = [], [], [], [], {}
@@ -152,7 +154,8 @@ def compare(evaluations: Sequence[Evaluation]) -> Comparison:
 
 
 def holm(differences: Sequence[Difference], alpha: float = ALPHA) -> list[Difference]:
-    """Decide which differences stand: p values in order against alpha / (number left), up to the first that fails."""
+    """Decide which differences stand: p values in order against alpha / (number left), up to the first that
+    fails."""
     order = sorted(range(len(differences)), key=lambda i: differences[i].p)
     out = list(differences)
     for rank, i in enumerate(order):
@@ -163,7 +166,8 @@ def holm(differences: Sequence[Difference], alpha: float = ALPHA) -> list[Differ
 
 
 def p_value(interval: Interval) -> float:
-    """Return the two-sided p value of "no difference" for a 95 % interval, taken as normal around its value."""
+    """Return the two-sided p value of "no difference" for a 95 % interval, taken as normal around its
+    value."""
     if math.isnan(interval.lo) or interval.hi == interval.lo:
         return 1.0 if not interval.value else 0.0
     return math.erfc(abs(interval.value) / ((interval.hi - interval.lo) / (2 * 1.959964)) / math.sqrt(2))
@@ -197,7 +201,9 @@ def _rows(task: str, results: Mapping[str, TaskResult | None]) -> list[ComparedI
         by_model = {model: some.get(metric) for model, some in scores.items()}
         known = [score for score in by_model.values() if score]
         reasons = {n: r.reason if r else NOT_ASKED for n, r in results.items() if by_model[n] is None}
-        overlap: Mapping[str, Any] = next((s.detail["contamination"] for s in known if "contamination" in s.detail), {})
+        overlap: Mapping[str, Any] = next(
+            (s.detail["contamination"] for s in known if "contamination" in s.detail), {}
+        )
         unit = known[0].unit if known else ""
         rows.append(ComparedItem(task, settings, unit, metric, by_model, reasons, notes, others, overlap))
     return rows

@@ -1,9 +1,9 @@
-"""An endpoint as the harness asks it: any server that speaks OpenAI's completions and chat completions.
+"""Let an endpoint answer the harness: any server that speaks OpenAI's completions and chat completions.
 
-Likelihoods come from ``/v1/completions`` with ``echo`` and ``logprobs``: the server scores the prompt itself, and the
-tokens behind the context's last character are summed. vLLM, llama.cpp's server and Herd's gateway over them can; most
-hosted chat services cannot, and then a likelihood task says so. Dialogs go to ``/v1/chat/completions``. The key is
-taken from ``HERD_API_KEY``.
+Likelihoods come from ``/v1/completions`` with ``echo`` and ``logprobs``: the server scores the prompt itself,
+and the log-probabilities of the tokens after the context are summed. vLLM, llama.cpp's server and Herd's
+gateway can do this; most hosted chat services cannot, and then a task that needs likelihoods says so. Dialogs
+go to ``/v1/chat/completions``. The key is read from ``HERD_API_KEY``.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ AT_ONCE = 8
 REACH_S = 10.0
 TIMEOUT_S = 600.0
 WAITS_S = (1.0, 4.0, 15.0)
-"""Before asking again, where a server is busy (429, 5xx) or not there for a moment."""
+"""Waits before another try when a server is busy (429, 5xx) or briefly not reachable."""
 
 
 class EndpointModel:
-    """``url``: http(s)://host[:port][/v1]; ``model`` None takes the only one it serves."""
+    """A model at ``url``, http(s)://host[:port][/v1]; without ``model``, the only one that the server has."""
 
     precision = "endpoint"
 
@@ -42,7 +42,8 @@ class EndpointModel:
         self.hash = hashlib.sha256(f"{self.url} {self.name}".encode()).hexdigest()
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-        """See `harness.Model`. The first likelihood is asked alone: an endpoint that cannot says so at once."""
+        """Answer as `harness.Model` says; the first likelihood is asked alone, in case the endpoint has
+        none."""
         first = next((n for n, r in enumerate(requests) if not isinstance(r, Generate)), None)
         if first is not None:
             yield first, self._one(requests[first])
@@ -68,20 +69,14 @@ class EndpointModel:
         logprobs = choice.get("logprobs")
         if not isinstance(logprobs, dict) or not logprobs.get("text_offset"):
             raise EngineError(
-                f"{self.url}: gives no logprobs of the prompt, which likelihood tasks need (completions with echo and "
-                "logprobs): use a server that does, e.g. vLLM, or --mode instruct"
+                f"{self.url}: gives no logprobs of the prompt, which this task needs (completions with "
+                "echo and logprobs): use a server that does, e.g. vLLM, or --mode instruct"
             )
         columns = (logprobs["text_offset"], logprobs["token_logprobs"], logprobs["top_logprobs"])
-        rows = [
-            row
-            for row in zip(*columns, strict=True)
-            if len(context) <= row[0] < len(text) and row[1] is not None
-        ]
-        return Likelihood(
-            float(sum(nats for _, nats, _ in rows)),
-            all(nats >= max(top.values()) for _, nats, top in rows if top),
-            len(rows),
-        )
+        after = range(len(context), len(text))
+        rows = [row for row in zip(*columns, strict=True) if row[0] in after and row[1] is not None]
+        greedy = all(nats >= max(top.values()) for _, nats, top in rows if top)
+        return Likelihood(float(sum(nats for _, nats, _ in rows)), greedy, len(rows))
 
     def _write(self, request: Generate) -> Answer:
         body: dict[str, Any] = {"max_tokens": request.max_tokens, "temperature": 0}
@@ -91,10 +86,8 @@ class EndpointModel:
             choice = self._choice("/completions", body | {"prompt": request.prompt})
             return Answer(_cut(choice.get("text") or "", request.stop), choice.get("finish_reason") or "")
         if request.tools:
-            body["tools"] = [
-                tool if "function" in tool else {"type": "function", "function": tool}
-                for tool in request.tools
-            ]
+            wrapped = [tool if "function" in tool else {"function": tool} for tool in request.tools]
+            body["tools"] = [{"type": "function", **tool} for tool in wrapped]
         choice = self._choice("/chat/completions", body | {"messages": list(request.prompt)})
         message = choice.get("message") or {}
         calls = [_call(call) for call in message.get("tool_calls") or ()]
@@ -109,11 +102,11 @@ class EndpointModel:
             raise EngineError(f"{self.url}{path}: answered without choices: {str(answer)[:200]}") from None
 
     def _reach(self) -> None:
-        """EngineError at once, not after patient waiting, where nobody listens at all."""
+        """Raise EngineError at once, without retries, if nothing listens at the address."""
         try:
             urllib.request.urlopen(self.url + "/models", timeout=REACH_S).close()
         except urllib.error.HTTPError:
-            pass  # somebody is there
+            pass  # a server is there
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
             why = getattr(reason, "strerror", None) or reason
@@ -152,13 +145,13 @@ class EndpointModel:
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:
-    """``text`` up to the first stop string, for those a server was not told of."""
+    """Return the text before the first stop string: the server was not told of all of them."""
     ends = [at for at in (text.find(mark) for mark in stop) if at >= 0]
     return text[: min(ends, default=len(text))]
 
 
 def _call(call: Any) -> str:
-    """A call as Llama writes it, so that one judge reads checkpoints and endpoints."""
+    """Write a call as Llama does, so that one judge can read checkpoints and endpoints."""
     function = call["function"]
     arguments: Any = function["arguments"] or {}  # usually text; the parser of calls reads that as well
     return call_text(function["name"], arguments)

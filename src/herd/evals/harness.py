@@ -3,14 +3,15 @@
 One call runs a suite::
 
     from herd.evals.harness import evaluate
-    evaluation = evaluate(model, [make("boolq"), make("piqa")], Data(), Path("runs/evals/student-1a2b3c4d"), limit=100)
+    out = Path("runs/evals/student-1a2b3c4d")
+    evaluation = evaluate(model, [make("boolq"), make("piqa")], Data(), out, limit=100)
     for row in evaluation.tasks: print(row.task, row.status, row.score or row.reason)
 
-The model is anything with the members of `Model`: a checkpoint (`local.py`) or an endpoint (`endpoint.py`). Items that
-begin alike are asked together. A task that cannot run (a file is missing, the context is too short, the endpoint gives
-no log-probabilities) becomes a row with the reason and the cure, and the other tasks still run. Stopping at any moment,
-even by kill -9, loses only the items in progress: the next call finds the others in the task's file (`results.py`) and
-asks only for the missing ones.
+The model is anything with the members of `Model`: a checkpoint (`local.py`) or an endpoint (`endpoint.py`).
+Items that begin alike are asked together. A task that cannot run (a file is missing, the context is too
+short, the endpoint gives no log-probabilities) becomes a row with the reason and the cure, and the other
+tasks still run. Stopping at any moment, even by kill -9, loses only the items in progress: the next call
+finds the others in the task's file (`results.py`) and asks only for the missing ones.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ BATCH = 32
 
 
 class Model(Protocol):
-    """What the harness asks. ``hash`` names the weights (or the endpoint and its model), ``precision`` the dtype."""
+    """What the harness asks. ``hash`` names the weights (or the endpoint and its model), ``precision`` the
+    dtype."""
 
     name: str
     hash: str
@@ -63,8 +65,8 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Run every task on ``model``, with the first ``limit`` items of each; ``out`` is the model's folder.
 
-    Returns the rows of these tasks. summary.json is written after every task; it also keeps the rows of earlier calls
-    and holds ``more``.
+    Returns the rows of these tasks. summary.json is written after every task; it also keeps the rows of
+    earlier calls and holds ``more``.
     """
     watcher = watcher or Watcher()
     asked = {(task.name, digest(task.settings)) for task in tasks}
@@ -92,8 +94,8 @@ def run_task(
     began = time.monotonic()
     task = task.fitted(model)
     row = TaskResult(
-        task.name, "done", version=task.version, settings=task.settings, source=task.source, licence=task.licence,
-        shots_from=task.shots_from, data=data.label,
+        task.name, "done", version=task.version, settings=task.settings, source=task.source,
+        licence=task.licence, shots_from=task.shots_from, data=data.label,
     )  # fmt: skip
     try:
         every = task.items(data)

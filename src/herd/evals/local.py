@@ -1,4 +1,5 @@
-"""A checkpoint as the harness asks it: likelihoods by `engine.score`, texts by the engine, whole texts by `bpb`."""
+"""Let a checkpoint answer the harness: likelihoods from `engine.score`, texts from the engine, or from
+`bpb`."""
 
 from __future__ import annotations
 
@@ -19,23 +20,17 @@ from .tasks.task import Answer, Generate, Likelihood, Mode, Rank, Read, Request
 from .windows import HeldOut
 
 SLICE = 512
-"""Requests encoded at a time, so that the first answer does not wait for all of them."""
+"""Requests to encode at a time, so that the first answer does not wait for all of them."""
 _PARAGRAPH = re.compile(r"(?<=\n\n)(?=\S)")
 
 
 class LocalModel:
-    """A loaded model under a name; ``hash`` is that of its weights."""
+    """A loaded model with a name and the hash of its weights."""
 
     def __init__(
-        self,
-        model: LlamaLM,
-        tokenizer: Tokenizer,
-        *,
-        name: str,
-        hash: str,
-        mode: Mode = "base",
+        self, model: LlamaLM, tokenizer: Tokenizer, *, name: str, hash: str, mode: Mode = "base",
         max_batch: int = 32,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.name, self.hash, self.mode = name, hash, mode
         self.precision = str(model.dtype).removeprefix("torch.")
         self.model, self.tokenizer = model, tokenizer
@@ -44,7 +39,8 @@ class LocalModel:
         self._paragraph = lru_cache(maxsize=8192)(tokenizer.encode)
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-        """See `harness.Model`. The longest is checked before anything is computed, each before its own slice is."""
+        """Answer as `harness.Model` says: the longest request is checked at once, the others with their
+        slice."""
         numbered = list(enumerate(requests))
         if numbered:
             self._encoded([max(numbered, key=lambda pair: _n_chars(pair[1]))])
@@ -63,20 +59,23 @@ class LocalModel:
         return self._engine.context
 
     def count(self, text: str) -> int:
-        """Tokens of a text."""
+        """Return the number of tokens of a text."""
         return len(self.tokenizer.encode(text))
 
     def encode(self, text: str) -> list[int]:
-        """The same ids as the tokenizer's, but what is repeated (worked examples) is encoded once.
+        """Return the ids that the tokenizer gives, but encode repeated paragraphs (worked examples) only
+        once.
 
-        No token of Llama's pattern reaches over a newline into the next word, so paragraphs are encoded one by one.
+        Paragraphs can be encoded one by one, because no token of Llama's pattern contains a newline and the
+        word after it.
         """
         return [i for paragraph in _PARAGRAPH.split(text) for i in self._paragraph(paragraph)]
 
     def pair(self, context: str, continuation: str) -> Pair:
-        """Ids of both, cut where the whole text's ids are cut, spaces before the cut belonging to the continuation.
+        """Return the ids of both parts, as lm-eval does: the whole text is encoded, and its ids are cut in
+        two.
 
-        As lm-eval does it: tokens are those of the text as it would be written, not of its two halves.
+        Spaces between the parts belong to the continuation.
         """
         bare = context.rstrip()
         continuation, context = context[len(bare) :] + continuation, bare
@@ -87,7 +86,8 @@ class LocalModel:
     def _encoded(
         self, some: Sequence[tuple[int, Request]]
     ) -> tuple[dict[int, list[Pair]], dict[int, EngineRequest]]:
-        """What is to be ranked and what to be written, as ids, by number. ContextError for what is too long."""
+        """Return the ids to rank and the requests to generate, by index. Raises ContextError for one too
+        long."""
         ranks = {n: [self.pair(*pair) for pair in r.pairs] for n, r in some if isinstance(r, Rank)}
         asked = {n: self._generate(r) for n, r in some if isinstance(r, Generate)}
         self._scorer.check(list(ranks.values()))
@@ -98,15 +98,11 @@ class LocalModel:
     def _rank(self, ranks: dict[int, list[Pair]]) -> Iterator[tuple[int, Answer]]:
         numbers, items = list(ranks), list(ranks.values())
         for at, scored in self._scorer.score(items):
-            likelihoods = zip(items[at], scored, strict=True)
-            yield (
-                numbers[at],
-                Answer(
-                    likelihoods=tuple(
-                        Likelihood(s.nats, s.greedy, len(pair.continuation)) for pair, s in likelihoods
-                    )
-                ),
+            likelihoods = (
+                Likelihood(score.nats, score.greedy, len(pair.continuation))
+                for pair, score in zip(items[at], scored, strict=True)
             )
+            yield numbers[at], Answer(likelihoods=tuple(likelihoods))
 
     def _read(self, read: Read) -> Answer:
         ids = self.tokenizer.encode(read.text, bos=True)
@@ -135,7 +131,7 @@ class LocalModel:
             )
 
     def _write(self, asked: dict[int, EngineRequest]) -> Iterator[tuple[int, Answer]]:
-        """All in one queue, like lengths together; the engine batches them, and each comes when it has ended."""
+        """Generate all texts, like lengths together; the engine batches them."""
         order = sorted(asked, key=lambda n: len(asked[n].prompt_ids))
         streams = [self._engine.submit(asked[n]) for n in order]
         try:

@@ -1,7 +1,8 @@
-"""What quantizing cost: a model against the one it was made from, on the same text.
+"""Measure what quantizing cost: a model compared with the one it was made from, on the same text.
 
-The numbers of a quantized folder's receipt: KL divergence (mean and 99th percentile over tokens), how often the first
-choice is the same, and both perplexities per token. Perplexity alone can hide what KL shows: errors that cancel.
+The result goes into the receipt of a quantized folder: KL divergence (mean and 99th percentile over tokens),
+how often the most likely token is the same, and both perplexities per token. Errors that cancel can hide in
+the perplexity, but not in the KL divergence.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from .score import Score
 from .windows import HeldOut
 
 BUDGET_FLOPS = 2e13
-"""What a measurement may cost a model: some minutes on a small machine, whatever the model's size."""
+"""What a measurement may cost: some minutes on a small machine, whatever the model's size."""
 MIN_TOKENS, MAX_TOKENS = 2_048, 100_000
 
 
 def affordable_tokens(config: ModelConfig) -> int:
-    """Tokens that `BUDGET_FLOPS` pay for, within reason."""
+    """Return how many tokens `BUDGET_FLOPS` allow, within reason."""
     return int(min(MAX_TOKENS, max(MIN_TOKENS, BUDGET_FLOPS / config.flops_per_token(512))))
 
 
 def first_tokens(documents: Sequence[HeldOut], n: int) -> list[HeldOut]:
-    """Whole documents from the first on until they have ``n`` tokens; at least one."""
+    """Return whole documents from the first on until they have ``n`` tokens; at least one."""
     out: list[HeldOut] = []
     for document in documents:
         out.append(document)
@@ -41,7 +42,8 @@ def first_tokens(documents: Sequence[HeldOut], n: int) -> list[HeldOut]:
 def cost_of_quantizing(
     parent: LlamaLM, child: LlamaLM, documents: Sequence[HeldOut], context: int
 ) -> dict[str, Any]:
-    """``kl``, ``top1``, ``overlap`` and ``ppl`` as plain records with their 95 % intervals over documents."""
+    """Return ``kl``, ``top1``, ``overlap`` and ``ppl`` as records with their 95 % intervals over
+    documents."""
     scores = fidelity(parent, child, documents, context).scores()
     before, after = (compression(model, documents, context).score() for model in (parent, child))
     ppl_before, ppl_after = (math.exp(score.detail["nats_per_token"]) for score in (before, after))

@@ -2,14 +2,14 @@
 
 ::
 
-    runs/evals/student-1a2b3c4d/            a folder per model: its name and the first digits of its weights' hash
+    runs/evals/student-1a2b3c4d/            a folder per model: its name and the start of its weights' hash
         summary.json                        a `TaskResult` per task, from the last run
         boolq-5shot-base-9f8e7d6c.jsonl      a task with its settings: a head line, then a line per item
 
-A task's file serves as the cache and as the state to resume from. Its name ends in a hash of its head (model hash,
-task, version, settings), so other settings go to another file. Each line is written with one call; half a line at the
-end (the machine stopped while writing) is dropped. Each line has ``digest``, a hash of the request: if the data
-changed, the item is asked again.
+A task's file serves as the cache and as the state to resume from. Its name ends in a hash of its head (model
+hash, task, version, settings), so other settings go to another file. Each line is written with one call; half
+a line at the end (the machine stopped while writing) is dropped. Each line has ``digest``, a hash of the
+request: if the data changed, the item is asked again.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class ItemResult:
 class TaskResult:
     """The result of a task: ``status`` is "done", or "failed" with a ``reason`` of one line and no scores.
 
-    ``scores`` are `Score` records, the main one first. ``ids`` are the items they count, which ``file`` holds (and
-    possibly more, from an earlier run); ``n_items`` of ``n_total`` were asked. ``note`` is anything else that a reader
-    must know, e.g. that the data has fewer examples than shots.
+    ``scores`` are `Score` records, the main one first. ``ids`` are the items they count, which ``file`` holds
+    (and possibly more, from an earlier run); ``n_items`` of ``n_total`` were asked. ``note`` is anything else
+    that a reader must know, e.g. that the data has fewer examples than shots.
     """
 
     task: str
@@ -108,8 +108,8 @@ def digest(value: Any) -> str:
 class TaskFile:
     """The open file of a task: `done` has the results so far by item id, `add` appends more.
 
-    One process at a time holds the file; the system releases it however the process ends. Raises DataError for a file
-    that another process holds or that is not a results file.
+    One process at a time holds the file; the system releases it however the process ends. Raises DataError
+    for a file that another process holds or that is not a results file.
     """
 
     def __init__(self, path: Path, head: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The same prompts continued by every model, side by side: what no number shows."""
+"""Let every model continue the same prompts, to show their texts side by side."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ..text.tokenizer import Tokenizer
 def samples(
     models: Mapping[str, LlamaLM], tokenizer: Tokenizer, prompts: Sequence[Prompt], **sampling: Any
 ) -> list[dict[str, Any]]:
-    """``[{prompt, outputs: {model: text}}]`` as the page takes it; greedy unless ``sampling`` says otherwise.
+    """Return ``[{prompt, outputs: {model: text}}]`` for the page; greedy unless ``sampling`` says otherwise.
 
-    A prompt of messages is shown by its last message.
+    Of a prompt of messages the last message is shown.
     """
     outputs = {
         name: [c.text for c in generate_many(model, tokenizer, prompts, **sampling)]

@@ -1,4 +1,4 @@
-"""One measured number of one model, as receipts, run folders and pages take it."""
+"""Hold a measured number of a model in the form that receipts, run folders and pages use."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .bootstrap import Interval, wilson
 
 @dataclass(frozen=True)
 class Score:
-    """``value`` in ``unit`` with its 95 % interval over ``n`` items (None where it makes no sense).
+    """A value with its unit and its 95 % interval over ``n`` items (None where it makes no sense).
 
-    ``detail`` breaks it down: ``by_lang``, ``by_form``, ``by_length`` ... map a key to ``{value, lo, hi, n}``, ``grid``
-    lists ``{length, depth, value}``. Shares have the unit "fraction". Plain data: `record` is JSON-ready.
+    ``detail`` breaks it down: ``by_lang``, ``by_form``, ``by_length`` ... map a key to ``{value, lo, hi,
+    n}``; ``grid`` lists ``{length, depth, value}``. Shares have the unit "fraction".
     """
 
     name: str
@@ -27,32 +27,31 @@ class Score:
     detail: dict[str, Any] = field(default_factory=dict)
 
     def record(self, model: str | None = None) -> dict[str, Any]:
-        """The entry of a run's ``scores.json``."""
+        """Return the entry of a run's ``scores.json``."""
         return ({} if model is None else {"model": model}) | asdict(self)
 
     def __str__(self) -> str:
         number = (lambda x: f"{100 * x:.1f} %") if self.unit == "fraction" else (lambda x: f"{x:.4g}")
         unit = "" if self.unit == "fraction" else f" {self.unit}"
         interval = "" if self.lo is None or self.hi is None else f" [{number(self.lo)}, {number(self.hi)}]"
-        return f"{self.name} {number(self.value)}{unit}{interval}" + (
-            "" if self.n is None else f", n={self.n}"
-        )
+        n = "" if self.n is None else f", n={self.n}"
+        return f"{self.name} {number(self.value)}{unit}{interval}{n}"
 
 
 def from_interval(
     name: str, interval: Interval, unit: str, n: int, detail: dict[str, Any] | None = None
 ) -> Score:
-    """A score from a value with its interval."""
+    """Return a score from a value with its interval."""
     return Score(name, interval.value, unit, _known(interval.lo), _known(interval.hi), n, detail or {})
 
 
 def share(name: str, hits: Sequence[bool], detail: dict[str, Any] | None = None) -> Score:
-    """A fraction of items, with Wilson's interval."""
+    """Return a fraction of items with Wilson's interval."""
     return from_interval(name, wilson(sum(map(bool, hits)), len(hits)), "fraction", len(hits), detail)
 
 
 def shares_by(keys: Iterable[Hashable], hits: Iterable[bool]) -> dict[str, dict[str, Any]]:
-    """The same fraction within each group: key to ``{value, lo, hi, n}``, keys in order of first appearance."""
+    """Return the fraction within each group: key to ``{value, lo, hi, n}``, in order of first appearance."""
     groups: dict[str, list[bool]] = {}
     for key, hit in zip(keys, hits, strict=True):
         groups.setdefault(str(key), []).append(bool(hit))
@@ -60,7 +59,7 @@ def shares_by(keys: Iterable[Hashable], hits: Iterable[bool]) -> dict[str, dict[
 
 
 def part(interval: Interval, n: int) -> dict[str, Any]:
-    """One entry of a breakdown."""
+    """Return an entry of a breakdown."""
     return {"value": interval.value, "lo": _known(interval.lo), "hi": _known(interval.hi), "n": n}
 
 

@@ -1,11 +1,13 @@
-"""How fast a model runs here: prefill and decode as a user gets them, beside what the memory can give.
+"""Measure how fast a model runs here: prefill and decode as a user gets them, compared with the speed of the
+memory.
 
-Everything goes through the engine's own front (`submit`, and streams that pull steps), so scheduler, cache, sampling
-and Python are in the times. Whoever is compared takes turns: one round is Herd, then the memory, then the rival, and
-ratios are taken within a round, so that a machine with other work slows all of them alike. Medians are reported.
+Everything goes through the engine's public interface, so scheduler, cache, sampling and Python are part of
+the times. Contestants take turns: a round is Herd, then the memory, then the rival. Ratios are taken within a
+round, so that other work on the machine slows all of them alike. Medians are reported.
 
-A decode step reads every weight but the embedding's other rows, and the cached keys and values, once. So bytes read
-over time is a bandwidth, and its share of the read bandwidth measured in the same rounds says what is left to gain.
+A decode step reads all weights once, except the rows of the embedding that it does not need, and all cached
+keys and values. So bytes read per second is a bandwidth, and its share of the bandwidth measured in the same
+rounds says what is left to gain.
 """
 
 from __future__ import annotations
@@ -31,16 +33,17 @@ from ..quant.random import random_quantized
 from .rival import LlamaCpp
 
 Turn = Callable[[], float]
-"""Does one piece of work and gives its seconds (or any other number)."""
+"""Does a piece of work and returns its seconds (or another number)."""
 AHEAD = 32
-"""Tokens that the first of many sequences may be ahead while the last ones' prompts are still read in."""
+"""Tokens by which the first of many sequences may be ahead while the last prompts are still in prefill."""
 _PLAIN = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
 
 
 @dataclass(frozen=True)
 class Work:
-    """A piece of work: ``batch`` prompts of ``tokens`` read in (prefill), or ``batch`` sequences of ``tokens`` moved on
-    by one token each (decode)."""
+    """A piece of work: the prefill of ``batch`` prompts of ``tokens``, or one decode step of ``batch``
+    sequences of ``tokens``.
+    """
 
     kind: str
     tokens: int
@@ -48,7 +51,7 @@ class Work:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that one turn brings."""
+        """Tokens that a turn processes or makes."""
         return self.batch * (self.tokens if self.kind == "prefill" else 1)
 
     def __str__(self) -> str:
@@ -56,7 +59,8 @@ class Work:
         return where if self.batch == 1 else f"{where}, {self.batch} at once"
 
     def flops(self, config: ModelConfig) -> float:
-        """Operations of one turn, a multiply-add being two. Of a prompt only the last token goes through the head."""
+        """Return the operations of a turn (a multiply-add is two); only a prompt's last token goes through
+        the head."""
         if self.kind == "decode":
             return self.batch * config.flops_per_token(self.tokens)
         head = 2.0 * config.dim * config.vocab_size
@@ -64,17 +68,19 @@ class Work:
 
 
 class Runner:
-    """An engine that is made to work. Prompts are random and never the same twice, so that no prefix cache helps."""
+    """An engine with work to do. Prompts are random and never repeat, so that the prefix cache cannot
+    help."""
 
     def __init__(self, model: LlamaLM, *, context: int, batch: int, kv: str = "auto", seed: int = 0) -> None:
-        """``context``: tokens of the longest sequence; ``batch``: the most at once; ``kv``: as in `Engine`."""
+        """``context``: tokens of the longest sequence; ``batch``: sequences at once; ``kv``: as in
+        `Engine`."""
         room = nbytes(model.config, batch, context, BYTES["fp32"])
         self.engine = Engine(model, None, max_batch=batch, max_context=context, cache_bytes=room, kv=kv)
         self._generator = torch.Generator().manual_seed(seed)
         self._streams: list[ResponseStream] = []
 
     def prefill(self, work: Work) -> float:
-        """Seconds from handing in the prompts to the last one's first token."""
+        """Return the seconds from submitting the prompts to the first token of the last one."""
         start = time.perf_counter()
         streams = self._submit(work, max_tokens=1)
         for stream in streams:
@@ -82,17 +88,17 @@ class Runner:
         return time.perf_counter() - start
 
     def start(self, work: Work, steps: int) -> None:
-        """Reads in the prompts that `steps` will go on from, ``steps`` times at most."""
+        """Prefill the prompts that `steps` then continues, by at most ``steps`` tokens."""
         self.stop()
         self._streams = self._submit(work, max_tokens=steps + AHEAD)
         self._step()
 
     def steps(self, n: int) -> list[float]:
-        """Seconds of each of ``n`` steps."""
+        """Return the seconds of each of ``n`` steps."""
         return [self._step() for _ in range(n)]
 
     def stop(self) -> None:
-        """Ends what `start` began."""
+        """Cancel the sequences of `start`."""
         for stream in self._streams:
             stream.cancel()
         self._streams = []
@@ -105,7 +111,7 @@ class Runner:
         ]
 
     def _step(self) -> float:
-        """The next token of every stream: the first that has none in store moves all of them on."""
+        """Take the next token of every stream; the first stream without one makes the engine step for all."""
         start = time.perf_counter()
         for stream in self._streams:
             next(stream)
@@ -115,7 +121,7 @@ class Runner:
 def alternate(
     turns: Mapping[str, Turn], rounds: int, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, list[float]]:
-    """``rounds`` rounds in which everybody takes one turn, after a first one that does not count: lists by name."""
+    """Return what every turn returned in ``rounds`` rounds, after one round that does not count."""
     out: dict[str, list[float]] = {name: [] for name in turns}
     for round_ in range(rounds + 1):
         for place, (name, turn) in enumerate(turns.items()):
@@ -128,7 +134,7 @@ def alternate(
 
 
 def paired(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
-    """Median, first and third quartile of the ratios theirs / ours of each round: above 1, we took less time."""
+    """Return the median and the quartiles of theirs / ours per round: above 1, ours is faster."""
     ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
     if len(ratios) < 2:
         return ratios[0], ratios[0], ratios[0]
@@ -137,30 +143,30 @@ def paired(ours: list[float], theirs: list[float]) -> tuple[float, float, float]
 
 
 def weights_read(model: LlamaLM) -> int:
-    """Bytes of weights that one decode step reads: all but the embedding's rows, of which it takes one a token."""
+    """Return the bytes of weights that a decode step reads: all but the embedding, of which it needs one
+    row."""
     total = 0
     for name, module in model.named_modules():
         if name == "model.embed_tokens":
             continue  # a tied head is counted as the head
         if isinstance(module, QuantLinear):
-            total += (
-                module.out_features * module.in_features // module.format.block * module.format.block_bytes
-            )
+            blocks = module.out_features * module.in_features // module.format.block
+            total += blocks * module.format.block_bytes
         elif not isinstance(module, QuantEmbedding):
             total += sum(p.nbytes for p in module.parameters(recurse=False))
     return total
 
 
 def cache_read(config: ModelConfig, kind: str, context: int) -> int:
-    """Bytes of keys and values, in a cache of ``kind``, that one step of one sequence reads."""
+    """Return the bytes of keys and values in a cache of ``kind`` that a step of one sequence reads."""
     return context * config.kv_nbytes_per_token(BYTES[kind])
 
 
 def scheme_of(model: LlamaLM) -> Scheme:
-    """The formats of a model's parts, as its first layer has them."""
+    """Return the formats of a model's parts, taken from its first layer."""
     parts = map(model.get_submodule, ("model.layers.0.mlp.up_proj", "model.embed_tokens", "lm_head"))
     formats = [
-        p.format if isinstance(p, QuantLinear | QuantEmbedding) else _PLAIN[p.weight.dtype]  # type: ignore[index]
+        p.format if isinstance(p, QuantLinear | QuantEmbedding) else _PLAIN[p.weight.dtype]  # type: ignore
         for p in parts
     ]
     return Scheme(*formats)
@@ -169,9 +175,10 @@ def scheme_of(model: LlamaLM) -> Scheme:
 def overhead_seconds(
     config: ModelConfig, plan: Scheme, dtype: torch.dtype, batch: int, steps: int = 20
 ) -> float:
-    """A decode step of the same layers so narrow that nothing is left to compute: Python, dispatch, starting threads.
+    """Return the seconds of a decode step whose layers are so narrow that only Python, dispatch and threads
+    cost time.
 
-    An upper bound of what lies between the kernels, since a little work remains.
+    It is an upper bound of the time between kernels, since a little computing remains.
     """
     narrow = config.replace(dim=256, n_heads=4, n_kv_heads=2, head_dim=64, ffn_dim=256, vocab_size=256)
     runner = Runner(random_quantized(narrow, plan, dtype=dtype), context=steps + AHEAD + 8, batch=batch)
@@ -181,20 +188,13 @@ def overhead_seconds(
 
 
 def measure_speed(
-    model: LlamaLM,
-    works: list[Work],
-    *,
-    rounds: int = 5,
-    steps: int = 8,
-    bandwidth: Turn | None = None,
-    rival: LlamaCpp | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
-    kv: str = "auto",
+    model: LlamaLM, works: list[Work], *, rounds: int = 5, steps: int = 8, bandwidth: Turn | None = None,
+    rival: LlamaCpp | None = None, progress: Callable[[str, int, int], None] | None = None, kv: str = "auto",
     seed: int = 0,
-) -> list[dict[str, Any]]:
-    """One record for each piece of work, with its medians; ``bandwidth`` gives bytes/s, ``rival`` is a `LlamaCpp`.
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Return a record per piece of work with its medians; ``bandwidth`` measures bytes per second.
 
-    A decode turn is the median of ``steps`` steps; sequences grow by those, on both sides alike.
+    A decode turn is the median of ``steps`` steps, by which the sequences grow, Herd's and the rival's alike.
     """
     longest = longest_sequence(works, rounds, steps)
     runner = Runner(model, context=longest, batch=max(work.batch for work in works), kv=kv, seed=seed)
@@ -210,26 +210,21 @@ def measure_speed(
 
 
 def longest_sequence(works: list[Work], rounds: int, steps: int) -> int:
-    """Tokens that the longest sequence of `measure_speed` may come to hold."""
-    return (
-        max(work.tokens + (0 if work.kind == "prefill" else (rounds + 1) * steps + AHEAD) for work in works)
-        + 1
-    )
+    """Return the tokens that the longest sequence of `measure_speed` may hold."""
+    growth = (rounds + 1) * steps + AHEAD
+    return 1 + max(work.tokens + (growth if work.kind == "decode" else 0) for work in works)
 
 
 def _turns(work: Work, runner: Runner, rival: LlamaCpp | None, rounds: int, steps: int) -> dict[str, Turn]:
-    turns: dict[str, Turn] = {}
     if work.kind == "prefill":
-        turns["herd"] = functools.partial(runner.prefill, work)
-        if rival is not None:
-            turns["rival"] = functools.partial(rival.prefill, work.tokens)
-        return turns
+        turns: dict[str, Turn] = {"herd": lambda: runner.prefill(work)}
+        return turns if rival is None else turns | {"rival": lambda: rival.prefill(work.tokens)}
     runner.start(work, (rounds + 1) * steps)
-    turns["herd"] = lambda: statistics.median(runner.steps(steps))
-    if rival is not None:
-        rival.start(work.tokens, work.batch)
-        turns["rival"] = lambda: statistics.median(rival.steps(steps))
-    return turns
+    turns = {"herd": lambda: statistics.median(runner.steps(steps))}
+    if rival is None:
+        return turns
+    rival.start(work.tokens, work.batch)
+    return turns | {"rival": lambda: statistics.median(rival.steps(steps))}
 
 
 def _record(
@@ -238,30 +233,25 @@ def _record(
     model, kind = engine.model, engine.cache.kind
     seconds = statistics.median(times["herd"])
     record: dict[str, Any] = {
-        "name": str(work),
-        "work": work.kind,
-        "tokens": work.tokens,
-        "batch": work.batch,
-        "rounds": rounds,
-        "seconds": seconds,
-        "tokens_per_second": work.n_tokens / seconds,
+        "name": str(work), "work": work.kind, "tokens": work.tokens, "batch": work.batch, "rounds": rounds,
+        "seconds": seconds, "tokens_per_second": work.n_tokens / seconds,
         "gops": work.flops(model.config) / seconds / 1e9,
-    }
+    }  # fmt: skip
     if work.kind == "decode":
-        middle = work.tokens + (rounds + 1) * steps // 2  # the sequences grow meanwhile
-        record["kv"] = kind
-        record["nbytes"] = weights_read(model) + work.batch * cache_read(model.config, kind, middle)
-        record["bytes_per_second"] = record["nbytes"] / seconds
+        middle = work.tokens + (rounds + 1) * steps // 2  # the sequences grow while they are measured
+        read = weights_read(model) + work.batch * cache_read(model.config, kind, middle)
+        record |= {"kv": kind, "nbytes": read, "bytes_per_second": read / seconds}
     if "bandwidth" in times:
+        shares = [record["nbytes"] / t / b for t, b in zip(times["herd"], times["bandwidth"], strict=True)]
         record["read_bandwidth"] = statistics.median(times["bandwidth"])
-        record["share_of_bandwidth"] = statistics.median(
-            record["nbytes"] / t / b for t, b in zip(times["herd"], times["bandwidth"], strict=True)
-        )
+        record["share_of_bandwidth"] = statistics.median(shares)
     if "rival" in times:
         ratio, low, high = paired(times["herd"], times["rival"])
         theirs = statistics.median(times["rival"])
-        record["rival"] = {"seconds": theirs, "tokens_per_second": work.n_tokens / theirs}
-        record["rival"] |= {"ratio": ratio, "ratio_quartiles": [low, high]}
+        record["rival"] = {
+            "seconds": theirs, "tokens_per_second": work.n_tokens / theirs, "ratio": ratio,
+            "ratio_quartiles": [low, high],
+        }  # fmt: skip
         if work.kind == "decode":
             record["rival"]["bytes_per_second"] = record["nbytes"] / theirs
     return record
