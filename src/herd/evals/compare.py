@@ -150,7 +150,9 @@ def compare(evaluations: Sequence[Evaluation]) -> Comparison:
         for name, e in by_name.items()
     ]
     own = {name: {row.task: score for row in rows if (score := row.scores[name])} for name in by_name}
-    return Comparison(list(by_name), rows, further, holm(differences), flips, n_flips, judge_claims(own), about)
+    return Comparison(
+        list(by_name), rows, further, holm(differences), flips, n_flips, judge_claims(own), about
+    )
 
 
 def holm(differences: Sequence[Difference], alpha: float = ALPHA) -> list[Difference]:
