@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Library
 
 from ..errors import TokenizerError
@@ -70,6 +71,46 @@ class LibraryTokenizer:
         else:
             ids += self._library.encode(text, add_special_tokens=False).ids
         return [*ids, self.eos_id] if eos and self.eos_id is not None else ids
+
+    def encode_with_special(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the ids of ``text``, in which special tokens are read as such, and where each starts (characters)."""
+        return self._with_offsets(self._reading_special, text)
+
+    def encode_with_offsets(self, text: str, *, continued: bool = False) -> tuple[list[int], list[int]]:
+        """Return the ids of plain ``text`` and where each starts (characters).
+
+        ``continued``: the text follows a special token, where some vocabularies add no space before it.
+        """
+        if not continued:
+            return self._with_offsets(self._library, text)
+        ids, starts = self._with_offsets(self._continuing, self._separator + text)
+        return ids[1:], [start - len(self._separator) for start in starts[1:]]
+
+    def _with_offsets(self, library: Library, text: str) -> tuple[list[int], list[int]]:
+        encoding = library.encode(check_text(text), add_special_tokens=False)
+        return encoding.ids, [start for start, _ in encoding.offsets]
+
+    @cached_property
+    def _reading_special(self) -> Library:
+        """A copy of the library's tokenizer that turns special tokens spelled in a text into their ids."""
+        copy = Library.from_str(self._library.to_str())
+        copy.encode_special_tokens = False
+        return copy
+
+    @cached_property
+    def _continuing(self) -> Library:
+        """A copy with one more token, after which a text is encoded as it is after a special token."""
+        copy = Library.from_str(self._library.to_str())
+        copy.encode_special_tokens = True
+        copy.add_tokens([AddedToken(self._separator, normalized=False)])
+        return copy
+
+    @cached_property
+    def _separator(self) -> str:
+        """A character without meaning that the vocabulary does not have."""
+        return next(
+            chr(code) for code in range(0xF8FF, 0xE000, -1) if self._library.token_to_id(chr(code)) is None
+        )
 
     def encode_batch(self, texts: Sequence[str], *, n_threads: int = 2) -> list[list[int]]:
         """Return `encode` of many texts; the library chooses the number of threads."""
