@@ -26,7 +26,7 @@ from tiktoken.load import load_tiktoken_bpe
 from common import DATA, bench_parser, save_receipt
 from herd.report.receipt import Value
 from herd.text import Tokenizer
-from herd.text.tokenizer import PATTERN
+from herd.text.tokenizer_json import PATTERN
 
 LANGUAGES = ("en", "de", "fr", "it", "pt", "hi", "es", "th", "ja", "zh")
 ROUNDS = 3

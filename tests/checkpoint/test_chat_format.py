@@ -17,8 +17,9 @@ from herd.errors import ChatError, CheckpointError
 from herd.evals.local import LocalModel
 from herd.evals.tasks.task import Generate, Rank
 from herd.quant.formats import Q8_0, scheme
-from herd.text.chat import CHAT_TEMPLATE, render
+from herd.text.chat import render
 from herd.text.tokenizer import SPECIAL_TOKENS, Tokenizer
+from herd.text.tokenizer_json import CHAT_TEMPLATE
 
 QUESTION = [{"role": "user", "content": "The quick brown fox?"}]
 HEADER = "'<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n'"

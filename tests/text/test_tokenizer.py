@@ -16,6 +16,7 @@ from herd.text import StreamDecoder, Tokenizer
 from herd.text import tokenizer as tokenizer_module
 from herd.text.ranks import last_merge, merges, ranks_bytes, spell, unspell
 from herd.text.tokenizer import SPECIAL_TOKENS, split_long
+from herd.text.tokenizer_json import PATTERN
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -64,9 +65,7 @@ def test_hash_is_that_of_the_canonical_file(meta, real_data, small):
 def test_equal_to_tiktoken_in_ten_languages(meta, real_data):
     lines = (real_data("llama3_tokenizer") / "tokenizer.model").read_text().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
-    oracle = tiktoken.Encoding(
-        "oracle", pat_str=tokenizer_module.PATTERN, mergeable_ranks=ranks, special_tokens={}
-    )
+    oracle = tiktoken.Encoding("oracle", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
     files = [*real_data("common_voice_sentences").rglob("*.txt"), *real_data("ud_pud_parallel").glob("*.txt")]
     languages = set()
     for file in files:
@@ -101,14 +100,13 @@ def test_spelled_special_tokens_stay_text(small, parts):
 @given(data=st.data())
 def test_stream_decoder_equals_decode(small, data):
     ids = data.draw(st.lists(st.integers(0, small.vocab_size - 1), max_size=40))
-    skip = data.draw(st.booleans())
-    decoder = StreamDecoder(small, skip_special=skip)
+    decoder = StreamDecoder(small)
     pieces, rest = [], list(ids)
     while rest:
         n = data.draw(st.integers(1, len(rest)))
         pieces.append(decoder.feed(rest[:n] if n > 1 else rest[0]))
         rest = rest[n:]
-    assert "".join(pieces) + decoder.finish() == small.decode(ids, skip_special=skip)
+    assert "".join(pieces) + decoder.finish() == small.decode(ids)
 
 
 def test_stream_decoder_holds_unfinished_characters(small):
@@ -183,7 +181,7 @@ def test_training_equals_the_trained_model(sample):
     trained = HFTokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(tokenizer_module.PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -154,7 +154,7 @@ def _set(content, keys, value):
         (["normalizer"], {"type": "NFC"}, "normalizer"),
         (["pre_tokenizer"], {"type": "ByteLevel"}, "not Llama 3's regular expression"),
         (["pre_tokenizer", "pretokenizers", 0, "pattern", "Regex"], PATTERN + "x", "not Llama 3's"),
-        (["model", "vocab", "▁the"], 644, "'▁' is no byte-level character"),
+        (["model", "vocab", "▁the"], 644, "'▁' is not a byte-level character"),
         (["model", "vocab", "!!!!"], 700, "rank 644 is missing"),
         (["model", "vocab", "!!!!"], "x", "malformed vocabulary"),
         (["added_tokens"], [], "special token <|begin_of_text|> is missing"),

@@ -108,7 +108,8 @@ def chat_format_problem(
     tokenizer: Tokenizer, template: str | None, words: Mapping[str, str], where: Path
 ) -> str | None:
     """Return why dialogs must not be written in Llama 3.1's format, in one line; None where they may."""
-    from ..text.chat import CHAT_TEMPLATE, render
+    from ..text.chat import render
+    from ..text.tokenizer_json import CHAT_TEMPLATE
 
     cure = (
         "only Llama 3.1's format can be written, so it cannot chat, learn dialogs or be evaluated as an instruct "

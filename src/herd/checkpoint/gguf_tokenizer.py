@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import CheckpointError, TokenizerError
-from ..text.chat import CHAT_TEMPLATE
 from ..text.ranks import Ranks, merges, spell, unspell
 from ..text.tokenizer import Tokenizer
-from ..text.tokenizer_json import check_merges
+from ..text.tokenizer_json import CHAT_TEMPLATE, check_merges
 from .chat_format import with_template
 from .gguf import GGUF, Strings
 

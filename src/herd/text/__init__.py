@@ -1,7 +1,8 @@
-"""Text in and out: the tokenizer (load, train), the one renderer of dialogs, the parser of tool calls. No torch."""
+"""Text and tokens: the tokenizer, the renderer of dialogs, the parser of tool calls, fenced code. No torch."""
 
-from .chat import CHAT_TEMPLATE, Rendered, call_text, render, render_document, tool_output
+from .chat import Rendered, call_text, render, tool_output
 from .tokenizer import StreamDecoder, Tokenizer
+from .tokenizer_json import CHAT_TEMPLATE
 from .toolcall import Call, Content, Malformed, Parsed, ToolCall, ToolCallParser, parse
 
 __all__ = [
@@ -18,6 +19,5 @@ __all__ = [
     "call_text",
     "parse",
     "render",
-    "render_document",
     "tool_output",
 ]

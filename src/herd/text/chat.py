@@ -1,30 +1,33 @@
-"""The one renderer: a dialog in, token ids and a loss mask out, exactly in Llama 3.1's format.
+"""The one renderer: a dialog becomes token ids and a loss mask, exactly in Llama 3.1's format.
 
-Training, chat, serving and evaluation all take their ids from here, so that a model is asked in the tokens it was
-trained on. A dialog is ``<|begin_of_text|>`` and then per message
-``<|start_header_id|>ROLE<|end_header_id|>\\n\\nCONTENT<|eot_id|>``; special tokens are put in as ids, and contents are
-encoded as plain text, so nothing a user writes can end a turn or start one. Header and content are encoded apart, as
-Meta's code does: whatever a content begins with, it is trained after the very header tokens it is generated after.
+Training, chat, serving and evaluation all take their ids from here, so a model is asked in the tokens it was
+trained on. A dialog is ``<|begin_of_text|>`` and then, for each message,
+``<|start_header_id|>ROLE<|end_header_id|>\\n\\nCONTENT<|eot_id|>``. Special tokens are inserted as ids and
+contents are encoded as plain text, so nothing that a user writes can end a turn or start one. Header and
+content are encoded separately, as in Meta's code, so the header has the same tokens in training and in
+generation, whatever follows.
 
-Tools come in three forms, all documented with Llama 3.1:
+Tool calls have three formats, all documented for Llama 3.1:
 
 ========  =============================================  ====================================================
-form      how the model learns of its tools              how it calls one
+format    how the model learns of its tools              how it calls one
 ========  =============================================  ====================================================
 json      user message with JSON schemas                 ``{"type": "function", "name": …, "parameters": {…}}``
 builtin   system: ``Environment: ipython``, ``Tools: a`` ``<|python_tag|>name.call(query="…")<|eom_id|>``
 function  user message with schemas and instructions     ``<function=name>{…}</function>``
 ========  =============================================  ====================================================
 
-A tool given as a bare name ("brave_search"), and ``code_interpreter`` in whichever way, is builtin in every form; the
-code interpreter is called by ``<|python_tag|>`` and then just code. ``<|eom_id|>`` ends a message that waits for a tool
-within the ipython environment; ``<|eot_id|>`` ends every other. Nothing is put into the system message unless asked
-for: the knowledge and today's date come with ``date``, the environment with builtin tools.
+A tool that is given as a bare name ("brave_search"), and ``code_interpreter`` in any case, is builtin in
+every format. The code interpreter is called by ``<|python_tag|>`` and then just code. ``<|eom_id|>`` ends a
+message that waits for a tool in the ipython environment; ``<|eot_id|>`` ends every other message. Nothing is
+added to the system message unless it is asked for: ``date`` adds today's date and the knowledge cutoff,
+builtin tools add the environment.
 
-A call that says its own form keeps it, so that a history is rendered as it was generated, however odd: whatever
+A call with a format of its own keeps it, so a history is rendered the way it was generated: whatever
 `toolcall.parse` finds in a message can be rendered again.
 
-Source: llama-models ``models/llama3_1/prompt_format.md``, ``models/llama3/chat_format.py`` and ``prompt_templates/``.
+Source: llama-models ``models/llama3_1/prompt_format.md``, ``models/llama3/chat_format.py`` and
+``prompt_templates/``.
 """
 
 from __future__ import annotations
@@ -33,9 +36,11 @@ import datetime
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
+
+import yaml
 
 from ..errors import ChatError
 from .tokenizer import Tokenizer
@@ -43,52 +48,27 @@ from .tokenizer import Tokenizer
 TOOL_CALL_FORMATS = ("json", "builtin", "function")
 CODE_INTERPRETER = "code_interpreter"
 TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
+TOOL_PROMPTS: dict[str, str] = yaml.safe_load(
+    files(__package__).joinpath("tool_prompts.yaml").read_text(encoding="utf-8")
+)
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-_ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "ipython": "ipython",
-    "tool": "ipython",
-}
-# fmt: off
-_MONTHS = (
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
-    "December",
-)
-# fmt: on
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant",
+          "ipython": "ipython", "tool": "ipython"}  # fmt: skip
+_MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
+           "November", "December")  # fmt: skip
 
-# The same format for other programs: `render` as a Jinja template, for tokenizer_config.json. Its variables are
-# `tools`, `builtin_tools` (names), `tool_call_format`, `date_string` and `add_generation_prompt`. The ids are equal
-# except where Jinja cannot help it: a content that begins with a line break is merged with the header's line breaks,
-# and a content that spells a special token becomes that token.
-CHAT_TEMPLATE = files(__package__).joinpath("chat_template.jinja").read_text(encoding="utf-8")
-
-JSON_INTRODUCTION = (
-    "Answer the user's question by making use of the following functions if needed.\n"
-    "If none of the function can be used, please say so.\n"
-    "Here is a list of functions in JSON format:\n"
-)
-JSON_REQUEST = "Return function calls in JSON format."
-FUNCTION_INTRODUCTION = "You have access to the following functions:\n\n"
-FUNCTION_REQUEST = (
-    "Think very carefully before calling functions.\n"
-    "If you choose to call a function ONLY reply in the following format with no prefix or suffix:\n\n"
-    '<function=example_function_name>{"example_name": "example_value"}</function>\n\n'
-    "Reminder:\n"
-    "- If looking for real time information use relevant functions before falling back to brave_search\n"
-    "- Function calls MUST follow the specified format, start with <function= and end with </function>\n"
-    "- Required parameters MUST be specified\n"
-    "- Only call one function at a time\n"
-    "- Put the entire function call reply on one line"
-)
+Tools = Sequence[str | Mapping[str, Any]]
+"""Names of builtin tools, and JSON schemas ``{"name", "description", "parameters"}``, bare or as in OpenAI's
+API."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """One message's tokens ``ids[start:end]``, header and ending included. ``message`` is its index in the dialog, None
-    where the renderer added it (tool descriptions, or a system message with only the environment or date)."""
+    """The tokens ``ids[start:end]`` of a message, with its header and ending.
+
+    ``message`` is its index in the dialog, or None for a message that the renderer added (descriptions of
+    tools, or a system message with only the environment or date).
+    """
 
     role: str
     start: int
@@ -98,52 +78,62 @@ class Span:
 
 @dataclass
 class Rendered:
-    """``ids`` (T) and ``mask`` (T): True exactly on tokens an assistant writes, its ending token included."""
+    """Token ids and a mask, both of length T. The mask is True for what an assistant writes."""
 
     ids: list[int]
     mask: list[bool]
     spans: list[Span] = field(default_factory=list)
+
+    def add(
+        self, role: str, message: int | None, header: list[int], body: list[int], *, trained: bool
+    ) -> None:
+        """Append a message."""
+        start = len(self.ids)
+        self.ids += header + body
+        self.mask += [False] * len(header) + [trained] * len(body)
+        self.spans.append(Span(role, start, len(self.ids), message))
 
 
 @dataclass(frozen=True)
 class _Call:
     name: str
     arguments: dict[str, Any]
-    tool_call_format: str
-    own_format: bool  # given with the call, not by the dialog
+    tool_call_format: str | None  # None: that of the dialog
+
+    @property
+    def code(self) -> str | None:
+        """The program, if it is a call of the code interpreter with nothing else."""
+        code = self.arguments.get("code")
+        alone = self.name == CODE_INTERPRETER and len(self.arguments) == 1
+        return code if alone and isinstance(code, str) else None
 
 
 @dataclass(frozen=True)
 class _Turn:
     role: str
     content: str
-    calls: tuple[_Call, ...]
-    index: int | None
-
-
-@dataclass(frozen=True)
-class _Tools:
-    builtin: tuple[str, ...]
-    custom: tuple[dict[str, Any], ...]
+    calls: tuple[_Call, ...] = ()
+    index: int | None = None
 
 
 def render(
     messages: Sequence[Mapping[str, Any]],
     tokenizer: Tokenizer,
     *,
-    tools: Sequence[str | Mapping[str, Any]] | None = None,
+    tools: Tools | None = None,
     tool_call_format: str = "json",
     generation_prompt: bool = False,
     date: str | datetime.date | None = None,
 ) -> Rendered:
-    """Token ids and loss mask of a dialog.
+    """Return the token ids and the loss mask of a dialog.
 
-    ``messages``: ``{"role": system|user|assistant|ipython|tool, "content": str}``; an assistant's may hold
-    ``"tool_calls": [{"name", "arguments": dict}]`` (OpenAI's nesting under ``"function"`` is accepted, and a call's
-    own ``"tool_call_format"`` overrides the dialog's). ``tools``: JSON schemas ``{"name", "description",
-    "parameters"}``, bare or as OpenAI wraps them, or names of builtin tools. ``date``: text or date for "Today
-    Date". With ``generation_prompt`` the header of the assistant's next message is added; the result is then the
-    beginning of what `render` gives for the longer dialog.
+    ``messages``: ``{"role": system|developer|user|assistant|ipython|tool, "content": …}``. A content is text
+    or a list of ``{"type": "text", "text": …}``; that of a tool may be any JSON value, and that of an
+    assistant may be None. An assistant's message may hold ``"tool_calls": [{"name", "arguments": dict}]``;
+    OpenAI's nesting under ``"function"`` is accepted, and a call's own ``"tool_call_format"`` overrides the
+    dialog's. ``date``: the text or date for "Today Date". With ``generation_prompt`` the header of the
+    assistant's next message is added; the result is then the beginning of what `render` returns for the
+    longer dialog.
 
     Raises `ChatError` for what the format cannot express and `TokenizerError` for text that is not Unicode.
     """
@@ -152,34 +142,54 @@ def render(
             f"tool_call_format={tool_call_format!r} is unknown: use one of {', '.join(TOOL_CALL_FORMATS)}"
         )
     tokenizer.require_chat_format()
-    turns = _turns(messages, tool_call_format)
-    known = _tools(tools, tool_call_format)
+    turns = _checked_turns(messages)
+    builtin, custom = _split_tools(tools, tool_call_format)
+    if custom:
+        turns.insert(int(turns[0].role == "system"), _Turn("user", _describe(custom, tool_call_format)))
+    head = _system_head(builtin, _date_text(date))
+    if turns[0].role == "system":
+        own = turns.pop(0)
+        turns.insert(
+            0, _Turn("system", "\n\n".join(part for part in (head, own.content) if part), (), own.index)
+        )
+    elif head:
+        turns.insert(0, _Turn("system", head))
     rendered = Rendered([tokenizer.bos_id], [False])
-    head = _system_head(known.builtin, _date_text(date))
-    if turns[0].role == "system" or head:
-        own = turns.pop(0) if turns and turns[0].role == "system" else _Turn("system", "", (), None)
-        text = "\n\n".join(part for part in (head, own.content) if part)
-        _add_text(rendered, tokenizer, _Turn("system", text, (), own.index))
-    if known.custom:
-        _add_text(rendered, tokenizer, _Turn("user", _describe(known.custom, tool_call_format), (), None))
     for turn in turns:
+        header = _header(tokenizer, turn.role)
         if turn.role == "assistant":
-            _add_assistant(rendered, tokenizer, turn, known)
+            body = _assistant_body(turn, tokenizer, builtin, tool_call_format)
         else:
-            _add_text(rendered, tokenizer, turn)
+            body = [*tokenizer.encode(turn.content), tokenizer.eot_id]
+        rendered.add(turn.role, turn.index, header, body, trained=turn.role == "assistant")
     if generation_prompt:
-        _extend(rendered, _header(tokenizer, "assistant"), trained=False)
+        header = _header(tokenizer, "assistant")
+        rendered.ids += header
+        rendered.mask += [False] * len(header)
     return rendered
 
 
-def render_document(text: str, tokenizer: Tokenizer) -> Rendered:
-    """A document for a base model: begin_of_text, the text, end_of_text; all but the first is trained."""
-    ids = tokenizer.encode(text, bos=True, eos=True)
-    return Rendered(ids, [False] + [True] * (len(ids) - 1), [Span("document", 0, len(ids), 0)])
+def call_text(
+    name: str, arguments: Mapping[str, Any], tool_call_format: str = "json", where: str = "call"
+) -> str:
+    """Return a call as a model writes it.
+
+    Raises `ChatError`, which begins with ``where``, if the format cannot express it.
+    """
+    if tool_call_format == "json":
+        return _dump({"type": "function", "name": name, "parameters": arguments}, where)
+    if tool_call_format == "function":
+        return f"<function={name}>{_dump(arguments, where)}</function>"
+    for word in (name, *arguments):
+        if not _IDENTIFIER.fullmatch(word):
+            raise ChatError(
+                f"{where}: {word!r} is not an identifier, which the builtin format name.call(key=value) needs"
+            )
+    return f"{name}.call({', '.join(f'{key}={_dump(value, where)}' for key, value in arguments.items())})"
 
 
 def tool_output(*, ok: bool, stdout: str = "", stderr: str = "") -> str:
-    """Content of the ipython message after code ran: ``completed`` or ``failed``, then what it printed."""
+    """Return the ipython message after code ran: ``completed`` or ``failed``, and what it printed."""
     text = "completed" if ok else "failed"
     for name, printed in (("stdout", stdout), ("stderr", stderr)):
         if printed:
@@ -187,31 +197,26 @@ def tool_output(*, ok: bool, stdout: str = "", stderr: str = "") -> str:
     return text
 
 
-# Checking what came in
+# Checking the input
 
 
-def _turns(messages: Sequence[Mapping[str, Any]], tool_call_format: str) -> list[_Turn]:
+def _checked_turns(messages: Sequence[Mapping[str, Any]]) -> list[_Turn]:
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
         raise ChatError(f"messages must be a list of messages, not {type(messages).__name__}")
     if not messages:
         raise ChatError("messages is empty: a dialog has at least one message")
-    turns: list[_Turn] = []
-    waiting = 0  # tool results the last assistant message still may get
-    for index, message in enumerate(messages):
-        turn = _turn(message, index, tool_call_format)
-        if turn.role == "system" and index > 0:
-            raise ChatError(f"messages[{index}]: the system message must be the first")
-        if turn.role == "ipython":
-            if waiting == 0:
-                raise ChatError(f"messages[{index}]: a tool result without a call before it")
-            waiting -= 1
-        else:
-            waiting = len(turn.calls)
-        turns.append(turn)
+    turns = [_checked_turn(message, index) for index, message in enumerate(messages)]
+    n_open = 0  # results of tools that the last assistant message may still get
+    for turn in turns:
+        if turn.role == "system" and turn.index:
+            raise ChatError(f"messages[{turn.index}]: the system message must be the first")
+        if turn.role == "ipython" and n_open == 0:
+            raise ChatError(f"messages[{turn.index}]: a tool result without a call before it")
+        n_open = n_open - 1 if turn.role == "ipython" else len(turn.calls)
     return turns
 
 
-def _turn(message: Mapping[str, Any], index: int, tool_call_format: str) -> _Turn:
+def _checked_turn(message: Mapping[str, Any], index: int) -> _Turn:
     where = f"messages[{index}]"
     if not isinstance(message, Mapping):
         raise ChatError(f"{where} must be a dict with role and content, not {type(message).__name__}")
@@ -224,14 +229,12 @@ def _turn(message: Mapping[str, Any], index: int, tool_call_format: str) -> _Tur
     if not isinstance(calls, Sequence) or isinstance(calls, str):
         raise ChatError(f"{where}: tool_calls must be a list, not {type(calls).__name__}")
     content = _content_text(message.get("content"), _ROLES[role], where)
-    checked = tuple(
-        _call(call, f"{where}.tool_calls[{number}]", tool_call_format) for number, call in enumerate(calls)
-    )
+    checked = tuple(_checked_call(call, f"{where}.tool_calls[{number}]") for number, call in enumerate(calls))
     return _Turn(_ROLES[role], content, checked, index)
 
 
 def _content_text(content: Any, role: str, where: str) -> str:
-    """Return a message's content as text: parts of text are joined, other results of tools are written as JSON."""
+    """Return a message's content as text: text parts joined, other results of tools as JSON."""
     if isinstance(content, str):
         return content
     if content is None and role == "assistant":
@@ -246,7 +249,7 @@ def _content_text(content: Any, role: str, where: str) -> str:
     raise ChatError(f"{where}: content must be text or a list of parts of type 'text', not {what}")
 
 
-def _call(call: Any, where: str, tool_call_format: str) -> _Call:
+def _checked_call(call: Any, where: str) -> _Call:
     inner = call.get("function", call) if isinstance(call, Mapping) else None
     if not isinstance(inner, Mapping):
         raise ChatError(f"{where} must be a dict with name and arguments")
@@ -264,15 +267,16 @@ def _call(call: Any, where: str, tool_call_format: str) -> _Call:
         raise ChatError(f"{where}: arguments must be a dict with str keys, not {type(arguments).__name__}")
     if "form" in call:
         raise ChatError(f"{where}: 'form' is now called 'tool_call_format'; rename it")
-    own_format = call.get("tool_call_format", tool_call_format)
-    if own_format not in TOOL_CALL_FORMATS:
+    own = call.get("tool_call_format")
+    if own not in (None, *TOOL_CALL_FORMATS):
         raise ChatError(
-            f"{where}: tool_call_format {own_format!r} is unknown: use one of {', '.join(TOOL_CALL_FORMATS)}"
+            f"{where}: tool_call_format {own!r} is unknown: use one of {', '.join(TOOL_CALL_FORMATS)}"
         )
-    return _Call(name, arguments, own_format, "tool_call_format" in call)
+    return _Call(name, arguments, own)
 
 
-def _tools(tools: Sequence[str | Mapping[str, Any]] | None, tool_call_format: str) -> _Tools:
+def _split_tools(tools: Tools | None, tool_call_format: str) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return the names of builtin tools and the schemas of the others."""
     builtin: list[str] = []
     custom: list[dict[str, Any]] = []
     if isinstance(tools, (str, Mapping)):
@@ -288,7 +292,7 @@ def _tools(tools: Sequence[str | Mapping[str, Any]] | None, tool_call_format: st
             builtin.append(name)
         else:
             custom.append(dict(schema))
-    return _Tools(tuple(builtin), tuple(custom))
+    return builtin, custom
 
 
 def _date_text(date: str | datetime.date | None) -> str:
@@ -301,60 +305,33 @@ def _date_text(date: str | datetime.date | None) -> str:
     return date
 
 
-# Texts the format prescribes
+# Texts that the format prescribes
 
 
 def _system_head(builtin: Sequence[str], date: str) -> str:
-    """Environment, builtin tools and dates, which stand before the system message's own text."""
-    lines = []
-    if builtin:
-        lines.append("Environment: ipython")
-        listed = [name for name in builtin if name != CODE_INTERPRETER]
-        if listed:
-            lines.append("Tools: " + ", ".join(listed))
-        elif date:
-            lines.append("")  # documented so: a blank line where the list of tools would be
+    """Return the lines before the system message's own text: environment, builtin tools and dates."""
+    lines = ["Environment: ipython"] if builtin else []
+    listed = [name for name in builtin if name != CODE_INTERPRETER]
+    if listed:
+        lines.append("Tools: " + ", ".join(listed))
+    elif builtin and date:
+        lines.append("")  # the documentation has a blank line where the list of tools would be
     if date:
         lines += ["Cutting Knowledge Date: December 2023", f"Today Date: {date}"]
     return "\n".join(lines)
 
 
 def _describe(custom: Sequence[dict[str, Any]], tool_call_format: str) -> str:
-    """The user message that tells the model its tools."""
+    """Return the user message that describes the tools to the model."""
     if tool_call_format == "json":
         schemas = [_dump({"type": "function", "function": tool}, "tools", indent=4) + "\n" for tool in custom]
-        return JSON_INTRODUCTION + "".join(schemas) + "\n" + JSON_REQUEST
-    text = FUNCTION_INTRODUCTION
+        return TOOL_PROMPTS["json_introduction"] + "".join(schemas) + "\n" + TOOL_PROMPTS["json_request"]
+    text = TOOL_PROMPTS["function_introduction"]
     for tool in custom:
         description = tool.get("description", "")
         line = {"name": tool["name"], "description": description, "parameters": tool.get("parameters", {})}
         text += f"Use the function '{tool['name']}' to '{description}':\n{_dump(line, 'tools')}\n\n"
-    return text + FUNCTION_REQUEST
-
-
-def call_text(
-    name: str, arguments: Mapping[str, Any], tool_call_format: str = "json", where: str = "call"
-) -> str:
-    """Return a call as a model writes it. Raises `ChatError`, which begins with ``where``, if the format cannot."""
-    if tool_call_format == "json":
-        return _dump({"type": "function", "name": name, "parameters": arguments}, where)
-    if tool_call_format == "function":
-        return f"<function={name}>{_dump(arguments, where)}</function>"
-    for word in (name, *arguments):
-        if not _IDENTIFIER.fullmatch(word):
-            raise ChatError(
-                f"{where}: {word!r} is no identifier, which the builtin format name.call(key=value) needs"
-            )
-    pairs = ", ".join(f"{key}={_dump(value, where)}" for key, value in arguments.items())
-    return f"{name}.call({pairs})"
-
-
-def _is_code(call: _Call) -> bool:
-    return (
-        call.name == CODE_INTERPRETER
-        and isinstance(call.arguments.get("code"), str)
-        and len(call.arguments) == 1
-    )
+    return text + TOOL_PROMPTS["function_request"]
 
 
 def _dump(value: Any, where: str, indent: int | None = None) -> str:
@@ -364,7 +341,7 @@ def _dump(value: Any, where: str, indent: int | None = None) -> str:
         raise ChatError(f"{where}: cannot be written as JSON ({error})") from error
 
 
-# Putting ids together
+# Ids
 
 
 def _header(tokenizer: Tokenizer, role: str) -> list[int]:
@@ -372,61 +349,28 @@ def _header(tokenizer: Tokenizer, role: str) -> list[int]:
     return [tokenizer.start_header_id, *role_ids, tokenizer.end_header_id, *gap_ids]
 
 
-def _extend(rendered: Rendered, ids: Sequence[int], *, trained: bool) -> None:
-    rendered.ids += ids
-    rendered.mask += [trained] * len(ids)
-
-
-def _add_text(rendered: Rendered, tokenizer: Tokenizer, turn: _Turn) -> None:
-    """A message that is read, not written: nothing of it is trained."""
-    start = len(rendered.ids)
-    ids = [*_header(tokenizer, turn.role), *tokenizer.encode(turn.content), tokenizer.eot_id]
-    _extend(rendered, ids, trained=False)
-    rendered.spans.append(Span(turn.role, start, len(rendered.ids), turn.index))
-
-
-def _add_assistant(rendered: Rendered, tokenizer: Tokenizer, turn: _Turn, tools: _Tools) -> None:
-    """A message of the assistant: content, then calls; trained from after the header to the ending token."""
-    start = len(rendered.ids)
+def _assistant_body(
+    turn: _Turn, tokenizer: Tokenizer, builtin: Sequence[str], tool_call_format: str
+) -> list[int]:
+    """Return the ids of an assistant's content, calls and ending."""
     where = f"messages[{turn.index}].tool_calls"
-    calls = [_in_format(call, tools) for call in turn.calls]
-    tagged = any(
-        _is_code(call)
-        or call.tool_call_format == "builtin"
-        or (call.tool_call_format == "json" and tools.builtin)
-        for call in calls
-    )
-    segments = _segments(calls, where)
-    _extend(rendered, _header(tokenizer, "assistant"), trained=False)
-    if tagged:
-        body = tokenizer.encode(turn.content)
-        for segment in segments:
-            body += [tokenizer.python_tag_id, *tokenizer.encode(segment)]
-        body.append(tokenizer.eom_id)
-    else:
-        between = "\n" if turn.content and segments else ""
-        body = [*tokenizer.encode(turn.content + between + "".join(segments)), tokenizer.eot_id]
-    _extend(rendered, body, trained=True)
-    rendered.spans.append(Span("assistant", start, len(rendered.ids), turn.index))
-
-
-def _in_format(call: _Call, tools: _Tools) -> _Call:
-    """The call with its form settled: the one it came with, else builtin for a builtin tool, else the dialog's."""
-    if call.own_format:
-        return call
-    return replace(call, tool_call_format="builtin") if call.name in tools.builtin else call
-
-
-def _segments(calls: Sequence[_Call], where: str) -> list[str]:
-    """Texts that each follow a <|python_tag|> of their own where there is one: code alone, other calls together."""
-    segments: list[str] = []
-    after_call = False
-    for call in calls:
-        if _is_code(call):
-            segments.append(call.arguments["code"])
-        elif after_call:
-            segments[-1] += "; " + call_text(call.name, call.arguments, call.tool_call_format, where)
+    segments: list[
+        str
+    ] = []  # texts that each follow a <|python_tag|> where there is one: code alone, calls together
+    is_tagged = after_call = False
+    for call in turn.calls:
+        used = call.tool_call_format or ("builtin" if call.name in builtin else tool_call_format)
+        text = call.code if call.code is not None else call_text(call.name, call.arguments, used, where)
+        if after_call and call.code is None:
+            segments[-1] += "; " + text
         else:
-            segments.append(call_text(call.name, call.arguments, call.tool_call_format, where))
-        after_call = not _is_code(call)
-    return segments
+            segments.append(text)
+        after_call = call.code is None
+        is_tagged |= call.code is not None or used == "builtin" or (used == "json" and bool(builtin))
+    if not is_tagged:
+        between = "\n" if turn.content and segments else ""
+        return [*tokenizer.encode(turn.content + between + "".join(segments)), tokenizer.eot_id]
+    body = tokenizer.encode(turn.content)
+    for segment in segments:
+        body += [tokenizer.python_tag_id, *tokenizer.encode(segment)]
+    return [*body, tokenizer.eom_id]

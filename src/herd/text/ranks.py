@@ -1,17 +1,20 @@
-"""Ranks: a byte-level BPE vocabulary as one mapping from bytes to merge order, the tokenizer's canonical form.
+"""Ranks: a byte-level BPE vocabulary as one mapping from token bytes to merge order.
 
-Byte-pair encoding is fully described by which byte strings are tokens and in which order they were learnt: to encode,
-join the adjacent pair whose joined bytes have the lowest rank, leftmost first, until no joined pair is a token. This is
-how tiktoken runs and what Meta's ``tokenizer.model`` holds (one line ``base64(token) rank`` each). Everything else,
-`tokenizer.json`'s merge list above all, can be computed from it.
+Byte-pair encoding is fully described by which byte strings are tokens and in which order they were learned.
+To encode, join the adjacent pair whose joined bytes have the lowest rank, leftmost first, until no joined
+pair is a token. This is how tiktoken works and what Meta's ``tokenizer.model`` holds (lines of
+``base64(token) rank``). Everything else, such as the merge list of `tokenizer.json`, can be computed from the
+ranks.
 
-**Merges from ranks.** Hugging Face's BPE wants pairs, tiktoken only joined bytes. They agree exactly if each token
-lists one pair: the last pair met when BPE runs on the token's own bytes. For if in some text a token T is formed by
-joining x and y, no merge before crossed T's two ends, so the merges inside them were the ones BPE makes on T's bytes
-alone; hence (x, y) is that pair. A token that BPE does not reach from its own bytes is never formed by merging, only
-found whole (tiktoken looks a whole piece up first; ``ignore_merges`` in `tokenizer.json`), and gets no pair.
+**Merges from ranks.** Hugging Face's BPE needs pairs, tiktoken only joined bytes. They agree exactly if each
+token lists one pair: the last one that BPE joins when it runs on the token's own bytes. For if a token T is
+formed in some text by joining x and y, no earlier merge crossed the ends of T, so the merges inside were
+those that BPE makes on T's bytes alone; hence (x, y) is that pair. A token that BPE does not reach from its
+own bytes is never formed by merging. It is only found as a whole piece (tiktoken looks pieces up first;
+``ignore_merges`` in `tokenizer.json`), and gets no pair.
 
-Source: tiktoken's ``_educational.py`` and ``lib.rs``; facts of the file: llama-models ``models/llama3/tokenizer.py``.
+Sources: tiktoken's ``_educational.py`` and ``lib.rs``; for the file, llama-models
+``models/llama3/tokenizer.py``.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ Ranks = dict[bytes, int]
 
 
 def read_ranks(path: Path) -> Ranks:
-    """Read Meta's ``tokenizer.model``: lines ``base64 rank``. Raises `TokenizerError` naming file and line."""
+    """Read Meta's ``tokenizer.model``. Raises `TokenizerError`, which names the file and the line."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -59,7 +62,7 @@ def read_ranks(path: Path) -> Ranks:
 
 
 def check_ranks(ranks: Ranks, source: str) -> None:
-    """Raise `TokenizerError` unless the ranks are 0..n-1, no token is empty and all 256 single bytes are tokens."""
+    """Raise `TokenizerError` unless the ranks are 0..n-1, no token is empty and all 256 bytes are tokens."""
     if b"" in ranks:
         raise TokenizerError(f"{source}: rank {ranks[b'']} is an empty token; remove it")
     by_rank = sorted(ranks.values())
@@ -78,18 +81,18 @@ def check_ranks(ranks: Ranks, source: str) -> None:
 
 
 def ranks_bytes(ranks: Ranks) -> bytes:
-    """The canonical file: tokens in rank order, ``base64 rank`` a line; byte for byte Meta's file for Meta's ranks."""
+    """Return the content of ``tokenizer.model``, in rank order. Meta's ranks give Meta's file."""
     in_order = sorted(ranks.items(), key=lambda item: item[1])
     return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in in_order)
 
 
 def ranks_sha256(ranks: Ranks) -> str:
-    """Hex sha256 of the canonical file."""
+    """Return the hex sha256 of `ranks_bytes`."""
     return hashlib.sha256(ranks_bytes(ranks)).hexdigest()
 
 
 def last_merge(token: bytes, ranks: Ranks) -> tuple[bytes, bytes] | None:
-    """The pair that BPE joins last on the bytes of ``token``, or None if BPE never reaches it from single bytes."""
+    """Return the pair that BPE joins last on a token's bytes, or None if it never reaches the token."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         best = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], len(ranks)))
@@ -101,7 +104,7 @@ def last_merge(token: bytes, ranks: Ranks) -> tuple[bytes, bytes] | None:
 
 
 def merges(ranks: Ranks) -> list[tuple[bytes, bytes]]:
-    """The merge list equivalent to the ranks, in rank order: one pair per token that merging can reach."""
+    """Return the equivalent merge list in rank order: one pair per token that merging reaches."""
     in_order = sorted((token for token in ranks if len(token) > 1), key=ranks.__getitem__)
     pairs = (last_merge(token, ranks) for token in in_order)
     return [pair for pair in pairs if pair is not None]
@@ -109,7 +112,7 @@ def merges(ranks: Ranks) -> list[tuple[bytes, bytes]]:
 
 @cache
 def byte_characters() -> tuple[str, ...]:
-    """GPT-2's printable stand-in for each byte, as `tokenizer.json` spells tokens: byte 0x20 is "Ġ"."""
+    """Return GPT-2's printable character for each byte, as in `tokenizer.json`: byte 0x20 is "Ġ"."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
@@ -117,17 +120,17 @@ def byte_characters() -> tuple[str, ...]:
 
 @cache
 def character_bytes() -> dict[str, int]:
-    """Inverse of `byte_characters`."""
+    """Return the inverse of `byte_characters`."""
     return {character: byte for byte, character in enumerate(byte_characters())}
 
 
 def spell(token: bytes) -> str:
-    """A token's bytes as `tokenizer.json` spells them."""
+    """Return a token's bytes as `tokenizer.json` spells them."""
     characters = byte_characters()
     return "".join([characters[byte] for byte in token])
 
 
 def unspell(spelling: str) -> bytes:
-    """Inverse of `spell`; raises KeyError for a character that stands for no byte."""
+    """Return the bytes of a spelling. Raises KeyError for a character that stands for no byte."""
     table = character_bytes()
     return bytes([table[character] for character in spelling])

@@ -7,21 +7,21 @@
 ``<|python_tag|>`` and then any other text                 builtin: code for the code interpreter
 =========================================================  =================================================
 
-These are Llama 3.1's formats. Models also write lists of JSON calls, lists like ``[f(x="y"), g()]``, single quotes,
-parameters as a string, and fences or ``<tool_call>`` around calls; those are read as json, and what stood around the
-calls is dropped.
+These are Llama 3.1's formats. Models also write lists of JSON calls, lists like ``[f(x="y"), g()]``, single
+quotes, parameters as a string, and fences or ``<tool_call>`` around calls; those are read as json, and what
+stood around the calls is dropped.
 
 Text before, between and after calls is content. Calls may be separated by ``;``, ``,`` or white space.
-``<|python_tag|>`` may be missing, because decoders often drop special tokens; without it, builtin calls and lists
-like ``[f()]`` are found at the start of a line only. Text that begins like a call and is none stays in the content,
-and where it was clearly meant as a call, an error says what is wrong. No text raises, and the time is linear in the
-text.
+``<|python_tag|>`` may be missing, because decoders often drop special tokens; without it, builtin calls and
+lists like ``[f()]`` are found at the start of a line only. Text that begins like a call and is none stays in
+the content, and where it was clearly meant as a call, an error says what is wrong. No text raises, and the
+time is linear in the text.
 
-**Streaming gives the same result as parsing the whole text**, because the parser takes one character at a time and
-what it does depends on characters alone. A possible call is matched by a grammar (`toolcall_grammar.py`) that gives
-up at the first character that cannot belong to a call; then all text that was held back becomes content. So plain
-text streams without delay. What follows ``<|python_tag|>`` is decided at the end of the message, where it would be
-run at the earliest.
+**Streaming gives the same result as parsing the whole text**, because the parser takes one character at a
+time and what it does depends on characters alone. A possible call is matched by a grammar
+(`toolcall_grammar.py`) that gives up at the first character that cannot belong to a call; then all text that
+was held back becomes content. So plain text streams without delay. What follows ``<|python_tag|>`` is decided
+at the end of the message, where it would be run at the earliest.
 
 Source: llama-models ``models/llama3/tool_utils.py`` for the formats; it parses whole messages with regular
 expressions.
@@ -77,7 +77,7 @@ Event = Content | Call | Malformed
 
 @dataclass
 class Parsed:
-    """A parsed message: its content, its calls in order, and what is wrong with text that was meant as a call."""
+    """A parsed message: content, calls in order, and what is wrong with text that was meant as a call."""
 
     content: str = ""
     calls: list[ToolCall] = field(default_factory=list)
@@ -123,7 +123,7 @@ class ToolCallParser:
         self._any_content = False
 
     def feed(self, text: str) -> list[Event]:
-        """Return the events that are certain after this piece of text; adjacent content comes as one event."""
+        """Return the events that are certain after this piece of text. Adjacent content is one event."""
         for character in text:
             self._take(character)
         return self._take_events()

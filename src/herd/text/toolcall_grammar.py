@@ -1,11 +1,11 @@
-"""Grammars of tool calls, matched one character at a time; `toolcall.ToolCallParser` decides where to try them.
+"""Grammars of tool calls, matched one character at a time for `toolcall.ToolCallParser`.
 
-A grammar is a coroutine. It is sent one character after another (``c = yield`` waits for the next one), returns a
-`Match` when it has seen enough, and raises `NotACall` at the first character that cannot belong to a call. It
-remembers its own position, so a parser that is given text in pieces reads nothing twice.
+A grammar is a coroutine. It is sent one character after another (``c = yield`` waits for the next one),
+returns a `Match` when it has seen enough, and raises `NotACall` at the first character that cannot belong to
+a call. It remembers its own position, so a parser that is given text in pieces reads nothing twice.
 
-Values are read the way models write them: strings in double or single quotes and with raw line breaks, ``True`` next
-to ``true``, a trailing comma.
+Values are read the way models write them: strings in double or single quotes and with raw line breaks,
+``True`` next to ``true``, a trailing comma.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FUNCTION = "<function="
 FUNCTION_END = "</function>"
 FENCE = "```"
 WRAPPERS = {"<tool_call>": "</tool_call>", "<|python_start|>": "<|python_end|>", FENCE: FENCE}
-"""What models put around calls: opening to closing text. The first is Hermes's and Qwen's, the second Llama 4's."""
+"""What models put around calls: Hermes and Qwen the first, Llama 4 the second."""
 WHITE_SPACE = " \t\r\n"
 MAX_DEPTH = 64  # of nested arguments; Python's own JSON parser fails near 1000
 
@@ -40,8 +40,8 @@ _PARAMETERS = re.compile(r"""["'](?:parameters|arguments)["']\s*:""")
 
 T = TypeVar("T")
 Reader = Generator[None, str, T]
-"""A part of a grammar, which returns a value. A part that cannot know its end without looking at the character after
-it returns that character as well."""
+"""A part of a grammar, which returns a value. A part that cannot know its end without looking at the
+character after it returns that character as well."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Match:
-    """Calls, or a ``tag`` that is text around calls. ``ahead``: the last character sent comes after the match."""
+    """Calls, or a ``tag`` around calls. ``ahead``: the last character sent comes after the match."""
 
     calls: tuple[ToolCall, ...] = ()
     tag: str = ""
@@ -82,7 +82,7 @@ def json_call() -> Reader[Match]:
 
 
 def bracketed_calls(pythonic: bool) -> Reader[Match]:
-    """Match a list of JSON calls, or one like ``[f(x="y"), g()]`` where ``pythonic`` allows it, after its ``[``."""
+    """Match a list of JSON calls or, where ``pythonic``, one like ``[f(x="y"), g()]``, after its ``[``."""
     calls: list[ToolCall] = []
     c = yield from _skip((yield))
     written_in_json = c == "{"
@@ -140,7 +140,7 @@ def fence(closing: bool) -> Reader[Match]:
 
 
 def builtin_call(first: str) -> Reader[Match]:
-    """Match ``name.call(key=value, …)`` after the first letter of the name. What follows it must not go on with it."""
+    """Match ``name.call(key=value, …)``, which must not go on behind that, after the name's first letter."""
     name, c = yield from _identifier(first)
     for expected in ".call":
         if c != expected:
@@ -192,7 +192,7 @@ def _keyword_arguments(name: str) -> Reader[dict[str, Any]]:
 
 
 def _identifier(c: str, more: str = "") -> Reader[tuple[str, str]]:
-    """Read an ASCII identifier that begins with ``c`` and may hold ``more``; return the character after it too."""
+    """Read an ASCII identifier that begins with ``c`` and may hold ``more``, and the character after it."""
     if not starts_identifier(c):
         raise NotACall
     name = ""
@@ -306,9 +306,9 @@ def _check_depth(depth: int) -> None:
 def _read_call(value: dict[str, Any]) -> ToolCall:
     """Return the call that a JSON object describes.
 
-    Understood are ``{"name", "parameters"}``, OpenAI's ``{"function": {"name", "arguments"}}``, and the name as
-    ``"function"``. Parameters may be an object, an object written as a string, null, or absent where nothing but the
-    name is there.
+    Understood are ``{"name", "parameters"}``, OpenAI's ``{"function": {"name", "arguments"}}``, and the name
+    as ``"function"``. Parameters may be an object, an object written as a string, null, or absent where
+    nothing but the name is there.
     """
     function = value.get("function")
     parts = (function, value) if isinstance(function, dict) else (value,)
@@ -333,7 +333,7 @@ def _read_call(value: dict[str, Any]) -> ToolCall:
 
 
 def _read_text(text: str) -> Any:
-    """Return the value that ``text`` spells, None for blank text, and the text itself where it spells none."""
+    """Return the value that ``text`` spells, None for blank text, and other text itself."""
     stripped = text.strip(WHITE_SPACE)
     if not stripped:
         return None
@@ -362,8 +362,8 @@ def _checked(name: str, arguments: dict[str, Any], tool_call_format: str) -> Too
 def was_meant_as_call(text: str, *, first: bool, ended: bool) -> bool:
     """Return whether rejected text was meant as a call.
 
-    JSON was if it names a function with parameters, or if a message begins with it. The grammars of the other formats
-    give a reason only where it was, except for text that has ended too soon (``ended``).
+    JSON was if it names a function with parameters, or if a message begins with it. The grammars of the other
+    formats give a reason only where it was, except for text that has ended too soon (``ended``).
     """
     if text.startswith(("{", "[")):
         names_a_function = _TYPE.search(text) or (_NAME.search(text) and _PARAMETERS.search(text))

@@ -6,7 +6,7 @@ import json
 from itertools import chain, zip_longest
 from typing import Any
 
-from ...text.chat import JSON_INTRODUCTION, JSON_REQUEST
+from ...text.chat import TOOL_PROMPTS
 from ...text.toolcall import parse
 from ..bfcl import tool_schema, why_wrong
 from .data import Data, Row
@@ -58,7 +58,8 @@ class Bfcl(Task):
         if self.mode == "base":
             listed = "\n\n".join(json.dumps(tool) for tool in tools)
             asked = "\n".join(message["content"] for message in messages)
-            prompt, tools = f"{JSON_INTRODUCTION}{listed}\n\n{JSON_REQUEST}\n\n{asked}\n", ()
+            introduction, request_ = TOOL_PROMPTS["json_introduction"], TOOL_PROMPTS["json_request"]
+            prompt, tools = f"{introduction}{listed}\n\n{request_}\n\n{asked}\n", ()
         stop = ("\n\n",) if self.mode == "base" else ()
         request = Generate(prompt, max_tokens=512, stop=stop, tools=tools)
         return Item(row["id"], request, expected, category, {"functions": row["function"]})
