@@ -119,9 +119,8 @@ def read_tokenizer_json(path: Path, *, compare_merges: bool = True) -> tuple[Ran
         raise TokenizerError(f"{path}: not JSON ({error})") from error
     if not isinstance(content, dict):
         raise TokenizerError(f"{path}: a tokenizer.json is one JSON object, not {type(content).__name__}")
-    model = content.get("model")
-    is_bpe = isinstance(model, dict) and model.get("type", "BPE") == "BPE"
-    if not is_bpe or not isinstance(model.get("vocab"), dict):
+    model = content["model"] if isinstance(content.get("model"), dict) else {}
+    if model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise TokenizerError(f"{path}: its model is not byte-level BPE; only Llama 3 tokenizers are read")
     if content.get("normalizer") is not None:
         raise TokenizerError(
