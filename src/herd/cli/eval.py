@@ -19,13 +19,12 @@ from typer.core import TyperGroup
 from ..errors import CheckpointError, DataError
 from . import eval_compare
 from .common import Device, Dtype, Json, Threads, print_json, print_table
-from .eval_compare import DataOption, Limit, Out, data_source
+from .eval_model import DataOption, Limit, Out, data_source, open_local, results_folder
 
 if TYPE_CHECKING:
     from ..evals.harness import Model
-    from ..evals.local import LocalModel
     from ..evals.results import Evaluation, ItemResult, TaskResult
-    from ..evals.tasks import Mode, Task
+    from ..evals.tasks import Task
 
 RUN = "run"
 
@@ -167,33 +166,6 @@ def _open(
     if name is not None:
         raise CheckpointError("--model names the model of an endpoint; a folder has only one")
     return open_local(model, mode, dtype, device, batch)
-
-
-def open_local(
-    model: str, mode: Any = None, dtype: str | None = None, device: str | None = None, batch: int = 32
-) -> LocalModel:
-    """Open a checkpoint for the harness; without ``mode`` it is asked as it was trained."""
-    from ..checkpoint import checkpoint_hash
-    from ..evals.local import LocalModel
-    from .chat_model import load_chat_model
-
-    loaded = load_chat_model(model, dtype, device)
-    lineage = loaded.lineage
-    if mode is None and lineage is None:
-        print(
-            f"{model}: does not say how it was trained; it is asked as an instruct model (else: --mode base)",
-            file=sys.stderr,
-        )
-    hash_ = (lineage.weights_hash if lineage else None) or checkpoint_hash(loaded.folder)
-    called = lineage.name if lineage else loaded.folder.resolve().name
-    kind: Mode = mode or ("base" if loaded.is_base else "instruct")
-    return LocalModel(loaded.model, loaded.tokenizer, name=called, hash=hash_, mode=kind, max_batch=batch)
-
-
-def results_folder(model: Model) -> Path:
-    """Return the folder of a model's results when none is given."""
-    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in model.name)
-    return Path("runs") / "evals" / f"{safe}-{model.hash[:8]}"
 
 
 def _print(evaluation: Evaluation, rows: Sequence[TaskResult], folder: Path, builtin: bool) -> None:

@@ -11,23 +11,10 @@ import typer
 
 from ..errors import DataError
 from .common import Device, Dtype, Json, Threads, print_json, print_table
+from .eval_model import DataOption, Limit, Out, data_source, open_local, results_folder
 
 if TYPE_CHECKING:
     from ..evals.results import TaskResult
-    from ..evals.tasks import Data
-
-DataOption = Annotated[
-    Path | None, typer.Option(help="Folder of data sets (default: the ten built-in items of each task).")
-]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N items of each task.")]
-Out = Annotated[Path | None, typer.Option(help="Folder of results (default: runs/evals/NAME-HASH).")]
-
-
-def data_source(folder: Path | None) -> Data:
-    """Return the data sets of a folder, or the built-in items."""
-    from ..evals.tasks import Data
-
-    return Data() if folder is None else Data(folder)
 
 
 def compare_command(
@@ -70,7 +57,6 @@ def fidelity_command(
     """Measure how close a model is to its parent: KL divergence, same first choice, overlap, and items that
     flipped."""
     from ..evals.closeness import measure_fidelity
-    from .eval import open_local, results_folder
 
     child, elder = (open_local(folder, None, dtype, device) for folder in (model, parent))
     folder = out or results_folder(child)

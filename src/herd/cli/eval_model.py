@@ -1,0 +1,54 @@
+"""Open what the verbs of `herd eval` measure: a model, the data sets, the folder of results."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..evals.harness import Model
+    from ..evals.local import LocalModel
+    from ..evals.tasks import Data, Mode
+
+DataOption = Annotated[
+    Path | None, typer.Option(help="Folder of data sets (default: the ten built-in items of each task).")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N items of each task.")]
+Out = Annotated[Path | None, typer.Option(help="Folder of results (default: runs/evals/NAME-HASH).")]
+
+
+def data_source(folder: Path | None) -> Data:
+    """Return the data sets of a folder, or the built-in items."""
+    from ..evals.tasks import Data
+
+    return Data() if folder is None else Data(folder)
+
+
+def open_local(
+    model: str, mode: Any = None, dtype: str | None = None, device: str | None = None, batch: int = 32
+) -> LocalModel:
+    """Open a checkpoint for the harness; without ``mode`` it is asked as it was trained."""
+    from ..checkpoint import checkpoint_hash
+    from ..evals.local import LocalModel
+    from .chat_model import load_chat_model
+
+    loaded = load_chat_model(model, dtype, device)
+    lineage = loaded.lineage
+    if mode is None and lineage is None:
+        print(
+            f"{model}: does not say how it was trained; it is asked as an instruct model (else: --mode base)",
+            file=sys.stderr,
+        )
+    hash_ = (lineage.weights_hash if lineage else None) or checkpoint_hash(loaded.folder)
+    called = lineage.name if lineage else loaded.folder.resolve().name
+    kind: Mode = mode or ("base" if loaded.is_base else "instruct")
+    return LocalModel(loaded.model, loaded.tokenizer, name=called, hash=hash_, mode=kind, max_batch=batch)
+
+
+def results_folder(model: Model) -> Path:
+    """Return the folder of a model's results when none is given."""
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in model.name)
+    return Path("runs") / "evals" / f"{safe}-{model.hash[:8]}"
