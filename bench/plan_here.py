@@ -100,7 +100,7 @@ def chat(name: str) -> Record:
 
     build.ready()
     size, quant = CHAT[name]
-    config, form = SIZES[size], next(f for f in ways.GGUF_FORMS if f.name == quant)
+    config, form = SIZES[size], next(f for f in ways.GGUF_FORMATS if f.name == quant)
     base = base_rss()
     model = random_quantized(
         config, scheme(quant), dtype=torch.bfloat16 if quant == "bf16" else torch.float32
@@ -112,12 +112,12 @@ def chat(name: str) -> Record:
     held = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
     kind = runner.engine.cache.kind
     tensors = sum(held.values()) + runner.engine.cache.nbytes
-    planned = ways.way(ways.Here(blank(base=base), 0.0), size, form, kind, PROMPT + 1)
+    planned = ways.plan_way(ways.MeasuredTarget(blank(base=base), 0.0), size, form, kind, PROMPT + 1)
 
     layers = {part: measure.linears(part) for part in {form.dtype, form.head_dtype}}
 
     def profile() -> Any:
-        rates = {part: measure.rates_of(part, layers[part], (1, PROMPT)) for part in layers}
+        rates = {part: measure.matmul_rates(part, layers[part], (1, PROMPT)) for part in layers}
         return blank(
             threads=torch.get_num_threads(),
             bandwidth=measure.bandwidths(all_counts=False),
@@ -137,14 +137,14 @@ def chat(name: str) -> Record:
         decode = statistics.median(runner.steps(STEPS))
         measured["decode"].append(decode)
         middle = _with(profile)
-        here = [ways.Here(p, 1e12) for p in (before, middle)]
+        here = [ways.MeasuredTarget(p, 1e12) for p in (before, middle)]
         predicted["decode"].append(statistics.fmean(h.decode(config, form, kind, CONTEXT) for h in here))
         before = middle
     runner.stop()
     for _ in range(ROUNDS):
         measured["prefill"].append(runner.prefill(Work("prefill", PROMPT)))
         middle = _with(profile)
-        here = [ways.Here(p, 1e12) for p in (before, middle)]
+        here = [ways.MeasuredTarget(p, 1e12) for p in (before, middle)]
         predicted["prefill"].append(statistics.fmean(h.prefill(config, form, kind, PROMPT) for h in here))
         before = middle
     return {
@@ -241,7 +241,7 @@ def train(name: str) -> Record:
     predicted: dict[str, list[float]] = {"step": []}
     measured: dict[str, list[float]] = {"step": []}
     for _ in range(ROUNDS):
-        outlook = rehearse.here(recipe, rehearse.rehearse(recipe))
+        outlook = rehearse.outlook_here(recipe, rehearse.run_rehearsal(recipe))
         predicted["step"].append(outlook.step_seconds)
         measured["step"].append(real()[0])
     return {

@@ -29,7 +29,7 @@ from herd.plan.leak import GPU_HOURS, TRAINING_TOKENS
 from herd.plan.ops import decode_seconds
 from herd.plan.roofline import EfficiencyCurve
 from herd.plan.search import search
-from herd.plan.step import HARDWARE, Tuning, mfu, predict, step_time
+from herd.plan.step import HARDWARE, Tuning, model_flops_utilization, predict_step, step_time
 from herd.plan.training import default_batch
 from herd.quant.formats import BF16, FORMATS, TYPES, Format, Scheme, scheme
 from herd.report.receipt import Value
@@ -103,7 +103,7 @@ def meta_receipt(commit: bool) -> None:
     print(f"\nMeta, table 4, from hardware data alone; a constant {100 * GUESSED_MFU:.0f} % beside")
     for index, row in enumerate(published.META):
         machine = machines.find_machine(f"{row.devices}xH100")
-        found = mfu(row.job, machine, predict(row.job, row.layout, machine).seconds)
+        found = model_flops_utilization(row.job, machine, predict_step(row.job, row.layout, machine).seconds)
         predicted.append(found)
         error, naive = found / row.mfu - 1, GUESSED_MFU / row.mfu - 1
         name = f"{row.layout}, {row.context:,}"
@@ -172,7 +172,7 @@ def hours_405b() -> tuple[float, float]:
     hours = flops = 0.0
     for tokens, devices, layout, context, batch in phases:
         job = Job(config, batch, context)
-        seconds = predict(job, layout, machines.find_machine(f"{devices}xH100")).seconds
+        seconds = predict_step(job, layout, machines.find_machine(f"{devices}xH100")).seconds
         hours += tokens / job.tokens * seconds * devices / 3600
         flops += tokens / job.tokens * job.flops
     return hours, flops

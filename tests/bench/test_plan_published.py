@@ -14,9 +14,9 @@ from fitting import cross_fit, fit_factors
 from herd.llama.config import SIZES
 from herd.plan import machines
 from herd.plan.goodput import RESTART, young_daly
-from herd.plan.layout import PLAIN_RECOMPUTES, check
+from herd.plan.layout import PLAIN_RECOMPUTES, check_layout
 from herd.plan.search import search
-from herd.plan.step import mfu, predict
+from herd.plan.step import model_flops_utilization, predict_step
 from herd.quant import formats
 from herd.train.memory import state_nbytes
 from plan_published import block_formats, checkpoint_nbytes
@@ -27,9 +27,8 @@ def test_mfu_of_metas_layouts_is_predicted_within_15_percent(index):
     row = published.META[index]
     machine = machines.find_machine(f"{row.devices}xH100")
     assert row.layout.devices == row.devices
-    assert mfu(row.job, machine, predict(row.job, row.layout, machine).seconds) == pytest.approx(
-        row.mfu, rel=0.15
-    )
+    seconds = predict_step(row.job, row.layout, machine).seconds
+    assert model_flops_utilization(row.job, machine, seconds) == pytest.approx(row.mfu, rel=0.15)
     result = search(row.job, machine, recomputes=PLAIN_RECOMPUTES)
     rank = [found.layout for found in result.found].index(row.layout) + 1
     assert rank <= 0.1 * len(result.found)
@@ -37,7 +36,7 @@ def test_mfu_of_metas_layouts_is_predicted_within_15_percent(index):
 
 def test_predictions_keep_the_order_of_metas_layouts():
     found = [
-        mfu(row.job, machine, predict(row.job, row.layout, machine).seconds)
+        model_flops_utilization(row.job, machine, predict_step(row.job, row.layout, machine).seconds)
         for row in published.META
         for machine in [machines.find_machine(f"{row.devices}xH100")]
     ]
@@ -46,7 +45,7 @@ def test_predictions_keep_the_order_of_metas_layouts():
 
 def test_published_layouts_divide_their_jobs_and_machines():
     for row in published.TITAN:
-        check(row.layout, row.job)
+        check_layout(row.layout, row.job)
         assert row.layout.devices == machines.find_machine(row.machine).count
 
 

@@ -1,4 +1,4 @@
-"""`herd plan train`, `finetune`, `distil`, `machines`: what they print, and one line for what cannot be."""
+"""`herd plan train`, `finetune`, `distil` and `machines`: their output, and one-line errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from herd.cli import run
         ["distil", "--teacher", "70B", "--machine", "16xH100"],
     ],
 )
-def test_json_adds_up(arguments, capsys):
+def test_the_json_of_a_training_plan_adds_up(arguments, capsys):
     assert run(["plan", *arguments, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     best = record["best"]
@@ -33,7 +33,7 @@ def test_json_adds_up(arguments, capsys):
     assert usd["rent"] == pytest.approx(record["device_hours"] * usd["rent_price"]["usd"])
 
 
-def test_tables_explain_the_winner(capsys):
+def test_the_tables_say_why_the_winner_is_faster(capsys):
     assert run(["plan", "train", "--budget", "1e6"]) == 0
     out = capsys.readouterr().out
     assert "% ahead of" in out
@@ -43,7 +43,7 @@ def test_tables_explain_the_winner(capsys):
     assert "not enough" in out
 
 
-def test_machines_are_listed(capsys):
+def test_machines_are_listed_as_a_table_and_json(capsys):
     assert run(["plan", "machines"]) == 0
     assert "RTX4090" in capsys.readouterr().out
     assert run(["plan", "machines", "2xRTX4090", "--json"]) == 0
@@ -52,7 +52,7 @@ def test_machines_are_listed(capsys):
     assert machine["rent"]
 
 
-def test_page_is_whole(tmp_path, capsys):
+def test_the_page_has_charts_and_loads_nothing(tmp_path, capsys):
     page = tmp_path / "plan.html"
     assert (
         run(["plan", "train", "--size", "8B", "--machine", "64xH100", "--tokens", "1T", "--html", str(page)])
@@ -68,30 +68,30 @@ def test_page_is_whole(tmp_path, capsys):
     "arguments, said",
     [
         (["train", "--machine", "0xH100"], "0 devices"),
-        (["train", "--machine", "8xH101"], "near it are H100"),
+        (["train", "--machine", "8xH101"], "similar names are H100"),
         (["train", "--machine", "H100x8"], "as in 8xH100"),
         (["train", "--context", "256k"], "131,072"),
         (["train", "--size", "9B"], "405B, 70B"),
-        (["train", "--budget", "-5"], "positive"),
-        (["train", "--usd-per-hour", "0"], "positive"),
-        (["train", "--tokens", "-1T"], "positive"),
+        (["train", "--budget", "-5"], "out of range"),
+        (["train", "--usd-per-hour", "0"], "out of range"),
+        (["train", "--tokens", "-1T"], "out of range"),
         (["train", "--batch", "2k"], "one sequence"),
         (["train", "--precision", "int4"], "bf16, fp8"),
         (["train", "--precision", "fp8", "--machine", "2048xA100"], "no FP8"),
         (["train", "--layout", "tp=8,pp=15,dp=128"], "15,360 devices"),
-        (["train", "--layout", "tp=eight"], "whole number"),
+        (["train", "--layout", "tp=eight"], "tp=8"),
         (["train", "--layout", "zp=8"], "tp, cp, pp"),
         (["train", "--layout", "shard=most"], "gradients"),
-        (["train", "--restart", "-1"], "positive"),
+        (["train", "--restart", "-1"], "out of range"),
         (["train", "--machines", "/no/such/file.yaml"], "/no/such/file.yaml"),
         (["train", "--machine", "8xH100"], "would do"),
         (["finetune", "--method", "magic"], "full, lora, qlora"),
-        (["finetune", "--rank", "0"], "rank=0"),
+        (["finetune", "--rank", "0"], "--rank"),
         (["distil", "--teacher", "8B", "--student", "70B"], "exchange"),
         (["distil", "--machine", "2xRTX4090"], "smaller teacher"),
     ],
 )
-def test_impossible_asks_are_one_line(arguments, said, capsys):
+def test_an_impossible_request_is_refused_in_one_line(arguments, said, capsys):
     assert run(["plan", *arguments]) == 1
     err = capsys.readouterr().err
     assert said in err

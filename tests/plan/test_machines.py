@@ -1,4 +1,4 @@
-"""Machines by name, the user's own on top, every mistake in one line."""
+"""Machines by name, the user's own file, and one-line errors for mistakes in it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from herd.errors import PlanError
 from herd.plan import machines
 
 
-def test_every_entry_is_whole():
-    known = machines.catalogue()
-    for name in known.device_names():
+def test_every_entry_of_the_catalogue_is_complete():
+    known = machines.read_catalogue()
+    for name in known.devices:
         machine = known.machine(f"16x{name}")
         assert machine.count == 16
         assert machine.nodes * machine.per_node >= 16
@@ -32,16 +32,16 @@ def test_every_entry_is_whole():
         ("16,384×h100", 16384, "H100"),
     ],
 )
-def test_names(text, count, name):
+def test_machines_are_found_by_their_usual_names(text, count, name):
     machine = machines.find_machine(text)
     assert (machine.count, machine.device.name) == (count, name)
 
 
-def test_memory_behind_the_name():
+def test_the_memory_may_follow_the_name():
     assert machines.find_machine("M2Ultra-128GB").device.memory == 128 * 2**30
 
 
-def test_channels_add_up():
+def test_memory_channels_add_up():
     one, twelve = machines.find_machine("DDR5-4800"), machines.find_machine("12xDDR5-4800")
     assert twelve.count == 1
     assert twelve.device.bandwidth == pytest.approx(460.8e9)
@@ -59,28 +59,28 @@ def test_channels_add_up():
         ("quantum", "machines.yaml"),
     ],
 )
-def test_unknown_names_say_what_to_change(text, said):
+def test_an_unknown_name_is_refused_with_what_to_change(text, said):
     with pytest.raises(PlanError) as caught:
         machines.find_machine(text)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_groups_talk_over_the_link_they_fit_on():
+def test_a_group_uses_the_link_inside_a_node_if_it_fits_there():
     machine = machines.find_machine("16xH100")
     assert machine.join(8).name == "NVLink4"
     assert machine.join(2, stride=8).name == "RDMA-400G"
     assert machine.join(16).name == "RDMA-400G"
 
 
-def test_own_file_adds_and_replaces(tmp_path, monkeypatch):
+def test_a_users_file_adds_and_replaces_entries(tmp_path, monkeypatch):
     own = tmp_path / "herd" / "machines.yaml"
     own.parent.mkdir()
     own.write_text("devices:\n  Abacus: {kind: cpu, memory: 1e9, bandwidth: 2e9, flops: {fp32: 1e12}}\n")
     extra = tmp_path / "more.yaml"
     extra.write_text("links:\n  string: {bandwidth: 1, latency: 1, efficiency: 0.5}\n")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    known = machines.catalogue(extra)
+    known = machines.read_catalogue(extra)
     assert known.machine("2xabacus").device.memory == 1e9
     assert known.link("string").rate == 0.5
     assert known.machine("H100").device.memory == machines.find_machine("H100").device.memory
@@ -100,7 +100,7 @@ def test_own_file_adds_and_replaces(tmp_path, monkeypatch):
         ("devices: {X: {kind: cpu, memory: 1, bandwidth: 1}}", "flops"),
     ],
 )
-def test_mistakes_in_a_file_are_one_line(tmp_path, text, said):
+def test_a_mistake_in_a_file_is_reported_in_one_line(tmp_path, text, said):
     file = tmp_path / "machines.yaml"
     file.write_text(text)
     with pytest.raises(PlanError) as caught:

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from herd.errors import PlanError
 from herd.llama.config import SIZES
 from herd.plan import machines, ops
-from herd.plan.roofline import EfficiencyCurve, Op, all_gather, all_reduce, cost
+from herd.plan.roofline import EfficiencyCurve, Op, all_gather, all_reduce, operator_cost
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("tp", [1, 8])
-def test_operators_are_the_models_flops(size, tp):
+def test_operators_add_up_to_the_models_flops(size, tp):
     config, rows, keys = SIZES[size], 64, 777
     found = sum(op.flops * op.count for op in ops.forward_ops(config, rows, keys, keys * rows, tp=tp))
     assert found * tp == pytest.approx(rows * config.flops_per_token(keys), rel=1e-12)
@@ -40,15 +40,16 @@ def test_one_token_reads_every_weight_once_and_the_whole_cache(size):
     assert moved == pytest.approx(expected, rel=1e-12)
 
 
-def test_decode_waits_for_memory_and_prefill_for_compute():
+def test_decode_is_bound_by_memory_and_prefill_by_compute():
     device = machines.find_machine("H100").device
     config = SIZES["8B"]
     for rows, bound in ((1, "memory"), (4096, "compute")):
-        by_name = {op.name: cost(op, device) for op in ops.layer_ops(config, rows, rows / 2, rows)}
-        assert by_name["gate up"].bound == bound
+        by_name = {op.name: operator_cost(op, device) for op in ops.layer_ops(config, rows, rows / 2, rows)}
+        found = by_name["gate up"]
+        assert (found.compute > found.memory) == (bound == "compute")
 
 
-def test_tp_that_does_not_divide_or_exceeds_the_machine():
+def test_tp_that_does_not_divide_or_exceeds_the_machine_is_refused():
     with pytest.raises(PlanError, match="tp=3"):
         ops.layer_ops(SIZES["8B"], 1, 1, 1, tp=3)
     with pytest.raises(PlanError, match="at most that many"):
@@ -56,14 +57,14 @@ def test_tp_that_does_not_divide_or_exceeds_the_machine():
 
 
 @given(st.floats(1, 1e12), st.floats(1, 1e12))
-def test_curve_stays_between_its_points_and_rises_with_them(a, b):
+def test_a_curve_stays_between_its_points_and_rises_with_them(a, b):
     curve = EfficiencyCurve(((10.0, 0.1), (1e3, 0.5), (1e6, 0.9)))
     assert 0.1 <= curve(a) <= 0.9
     if a <= b:
         assert curve(a) <= curve(b) + 1e-12
 
 
-def test_curve_meets_its_points():
+def test_a_curve_passes_through_its_points():
     curve = EfficiencyCurve(((10.0, 0.1), (1e3, 0.5)))
     assert curve(10) == 0.1
     assert curve(1e3) == 0.5
@@ -72,35 +73,35 @@ def test_curve_meets_its_points():
         EfficiencyCurve(((2.0, 0.1), (1.0, 0.2)))
 
 
-def test_roofline_is_the_slower_of_two_and_the_overhead():
+def test_an_operator_takes_the_longer_of_compute_and_memory_plus_overhead():
     device = machines.find_machine("A100").device
     share = device.efficiency
-    gemm = cost(Op("x", "gemm", 1e12, 1.0), device)
+    gemm = operator_cost(Op("x", "gemm", 1e12, 1.0), device)
     assert gemm.seconds == pytest.approx(1e12 / (312e12 * share.gemm["bf16"](1)) + share.op_seconds)
-    stream = cost(Op("x", "memory", 0.0, 1e9), device)
+    stream = operator_cost(Op("x", "memory", 0.0, 1e9), device)
     assert stream.seconds == pytest.approx(1e9 / (2.039e12 * share.memory(1)) + share.op_seconds)
 
 
-def test_a_dtype_the_chip_lacks_falls_back():
+def test_a_dtype_that_the_chip_lacks_falls_back_to_bf16():
     a100 = machines.find_machine("A100").device
     assert a100.peak("fp8") == a100.peak("bf16")
     assert not a100.has("fp8")
 
 
 @given(st.integers(2, 4096), st.floats(1e3, 1e12))
-def test_ring_never_beats_the_link(ranks, nbytes):
+def test_a_ring_is_never_faster_than_its_link(ranks, nbytes):
     link = machines.find_machine("8xH100").link
     assert all_gather(nbytes, ranks, link) >= nbytes / 2 / link.bandwidth
     assert all_reduce(nbytes, ranks, link) == pytest.approx(2 * all_gather(nbytes, ranks, link))
     assert all_gather(nbytes, 1, link) == 0
 
 
-def test_the_room_needs_no_torch():
+def test_planning_needs_no_torch():
     code = "import sys, herd.plan.ops; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_more_ranks_decode_faster_but_not_in_proportion():
+def test_more_ranks_decode_faster_but_less_than_proportionally():
     times = [
         ops.decode_seconds(SIZES["70B"], machines.find_machine("8xA100"), context=128, tp=tp)
         for tp in (1, 2, 4, 8)

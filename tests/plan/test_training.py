@@ -1,4 +1,5 @@
-"""Training plans: bytes as the trainer counts them, time that behaves, published runs met, impossible asks refused."""
+"""Training plans: bytes as the trainer counts them, time that behaves, published runs met, impossible asks
+refused."""
 
 from __future__ import annotations
 
@@ -12,13 +13,13 @@ from herd.errors import PlanError
 from herd.kernels import build, recompute
 from herd.llama.config import SIZES, ModelConfig
 from herd.llama.model import LlamaLM
-from herd.plan import machines, quantity, training
+from herd.plan import machines, training
 from herd.plan.goodput import HOURS_PER_FAILURE, young_daly
-from herd.plan.layout import Job, ParallelLayout, check, stage_layers
-from herd.plan.memory import in_flight, rank_nbytes, usable
-from herd.plan.money import money
+from herd.plan.layout import Job, ParallelLayout, check_layout, stage_layers
+from herd.plan.memory import in_flight, rank_nbytes, usable_memory
+from herd.plan.money import run_cost
 from herd.plan.search import layouts, search
-from herd.plan.step import mfu, step_time
+from herd.plan.step import model_flops_utilization, step_time
 from herd.train.memory import state_nbytes, train_nbytes
 
 SMALL = Job(SIZES["8B"], 512, 8192)
@@ -26,7 +27,7 @@ SMALL = Job(SIZES["8B"], 512, 8192)
 
 @pytest.mark.parametrize("activation_checkpointing", [False, True])
 @pytest.mark.parametrize("ranks", [8, 64])
-def test_sharded_data_parallel_bytes_are_the_trainers_own(activation_checkpointing, ranks):
+def test_sharded_data_parallel_bytes_equal_the_trainers_formula(activation_checkpointing, ranks):
     layout = ParallelLayout(
         dp=ranks, micro=2, recompute="full" if activation_checkpointing else "none", shard="all"
     )
@@ -42,7 +43,7 @@ def test_sharded_data_parallel_bytes_are_the_trainers_own(activation_checkpointi
     assert rank_nbytes(SMALL, layout).total == pytest.approx(own.total, rel=1e-6)
 
 
-def test_every_split_saves_memory_and_full_state_adds_up():
+def test_every_split_saves_memory_and_the_full_state_adds_up():
     config = SIZES["405B"]
     job = Job(config, 2048, 8192)
     base = ParallelLayout(tp=4, pp=4, dp=64, chunks=1, shard="optimizer")
@@ -56,13 +57,13 @@ def test_every_split_saves_memory_and_full_state_adds_up():
     assert one.optimizer == state_nbytes(config)
 
 
-def test_a_pipeline_holds_no_more_than_it_has():
+def test_a_pipeline_holds_at_most_all_micro_batches():
     assert in_flight(ParallelLayout(pp=16, chunks=8), 32) == 16 + 15 / 8
     assert in_flight(ParallelLayout(pp=16), 8) == 8
     assert in_flight(ParallelLayout(), 100) == 1
 
 
-def test_llama_405b_comes_out_even_with_one_layer_less_at_both_ends():
+def test_405b_divides_with_one_layer_less_in_the_first_and_last_stage():
     assert stage_layers(126, 16) == (8, 7)
     assert stage_layers(126, 7) == (18, 18)
     assert stage_layers(126, 5) is None
@@ -83,9 +84,9 @@ def test_llama_405b_comes_out_even_with_one_layer_less_at_both_ends():
         ({"micro": 0}, "micro=0"),
     ],
 )
-def test_layouts_that_do_not_divide_say_what_would(changes, said):
+def test_a_layout_that_does_not_divide_is_refused_with_a_cure(changes, said):
     with pytest.raises(PlanError) as caught:
-        check(replace(ParallelLayout(), **changes), SMALL)
+        check_layout(replace(ParallelLayout(), **changes), SMALL)
     assert said in str(caught.value)
 
 
@@ -93,11 +94,15 @@ def test_no_layout_computes_faster_than_the_machine_can():
     machine = machines.find_machine("64xH100")
     for layout in list(layouts(SMALL, machine))[::40]:
         step = step_time(SMALL, layout, machine)
-        assert 0 < mfu(SMALL, machine, step.seconds) < machine.device.efficiency.gemm["bf16"](1)
+        assert (
+            0
+            < model_flops_utilization(SMALL, machine, step.seconds)
+            < machine.device.efficiency.gemm["bf16"](1)
+        )
         assert all(part >= 0 for part in step.parts().values())
 
 
-def test_bubble_is_the_formula():
+def test_the_bubble_follows_the_formula():
     machine, job = machines.find_machine("8192xH100"), Job(SIZES["405B"], 2048, 8192)
     for chunks in (1, 2, 8):
         step = step_time(job, ParallelLayout(8, 1, 16, 64, chunks=chunks, shard="gradients"), machine)
@@ -117,7 +122,7 @@ def test_recomputation_costs_time_and_saves_memory():
 
 
 @pytest.mark.skipif(not build.ready(), reason="no C++ compiler: plain torch keeps more")
-def test_plain_autograd_keeps_every_matmuls_input(monkeypatch):
+def test_plain_autograd_keeps_the_input_of_every_matmul(monkeypatch):
     config = ModelConfig(64, 128, 4, 4, 2, 384, head_dim=32)
     model = LlamaLM(config).init_weights(0).bfloat16()
     params = {param.untyped_storage().data_ptr() for param in model.parameters()}
@@ -144,7 +149,7 @@ def test_plain_autograd_keeps_every_matmuls_input(monkeypatch):
     assert kept(False) - kept(True) == pytest.approx(cheap - plain, rel=0.01)
 
 
-def test_search_is_exhaustive_and_sorted():
+def test_the_search_is_exhaustive_and_sorted():
     machine = machines.find_machine("8xH100")
     job = Job(SIZES["8B"], 64, 8192)
     result = search(job, machine)
@@ -153,9 +158,9 @@ def test_search_is_exhaustive_and_sorted():
     times = [found.seconds for found in result.found]
     assert times == sorted(times)
     for found in result.found:
-        check(found.layout, job)
+        check_layout(found.layout, job)
         assert found.layout.devices == 8
-        assert found.nbytes.total <= usable(machine.device.memory)
+        assert found.nbytes.total <= usable_memory(machine.device.memory)
 
 
 def test_goodput_falls_with_devices_and_restarts():
@@ -168,10 +173,10 @@ def test_goodput_falls_with_devices_and_restarts():
     assert best.interval == pytest.approx((2 * best.checkpoint_seconds * best.between_failures) ** 0.5)
 
 
-def test_adapters_hold_less_and_step_sooner():
+def test_adapters_take_less_memory_and_time():
     machine = machines.find_machine("8xA100")
     jobs = [training.finetune_job(SIZES["8B"], 64, 2048, method) for method in training.METHODS]
-    plans = [training.plan(job, machine, 1e8) for job in jobs]
+    plans = [training.plan_training(job, machine, 1e8) for job in jobs]
     layout = ParallelLayout(dp=8, micro=1, recompute="full", shard="gradients")
     held = [rank_nbytes(job, layout).total for job in jobs]
     assert held == sorted(held, reverse=True)
@@ -180,7 +185,7 @@ def test_adapters_hold_less_and_step_sooner():
     assert plans[1].best.mfu < 1
 
 
-def test_adapter_parameters_by_hand():
+def test_adapter_parameters_equal_a_sum_by_hand():
     config = SIZES["8B"]
     q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     pairs = [(config.dim, q), (config.dim, kv), (config.dim, kv), (q, config.dim)]
@@ -192,18 +197,18 @@ def test_adapter_parameters_by_hand():
     )
 
 
-def test_labelling_takes_a_forward_pass_of_every_token():
+def test_labelling_takes_one_forward_pass_over_every_token():
     machine = machines.find_machine("16xH100")
-    found = training.label(SIZES["405B"], machine, 1e9, 8192)
+    found = training.label_with_teacher(SIZES["405B"], machine, 1e9, 8192)
     ideal = 1e9 * SIZES["405B"].flops_per_token(4096) / (16 * machine.device.peak("bf16")) / 3600
     assert ideal / 0.73 < found.hours < ideal / 0.4
     with pytest.raises(PlanError, match="16xH100"):
-        training.label(SIZES["405B"], machines.find_machine("8xH100"), 1e9, 8192)
+        training.label_with_teacher(SIZES["405B"], machines.find_machine("8xH100"), 1e9, 8192)
 
 
-def test_no_comes_with_the_change_that_makes_it_yes():
+def test_a_refusal_names_a_machine_that_would_do():
     with pytest.raises(PlanError, match="8xRTX4090 would do"):
-        training.plan(
+        training.plan_training(
             training.finetune_job(SIZES["8B"], 16, 2048, "full"), machines.find_machine("RTX4090"), 1e8
         )
 
@@ -216,37 +221,16 @@ def test_no_comes_with_the_change_that_makes_it_yes():
         (ParallelLayout(dp=16, micro=16, shard="optimizer"), "its activations need most"),
     ],
 )
-def test_layouts_asked_for_must_be_possible(layout, said):
+def test_a_given_layout_that_is_impossible_is_refused(layout, said):
     with pytest.raises(PlanError, match=said):
-        training.plan(SMALL, machines.find_machine("16xH100"), 1e9, fixed=layout)
+        training.plan_training(SMALL, machines.find_machine("16xH100"), 1e9, fixed=layout)
 
 
-def test_money_is_hours_times_price():
+def test_cost_is_hours_times_price():
     machine = machines.find_machine("10xH100")
-    found = money(machine, 100.0, 2.0)
+    found = run_cost(machine, 100.0, 2.0)
     assert found.rent == 2000
     assert found.energy_kwh == pytest.approx(10 * 700 * 1.25 * 100 / 1000)
     assert found.own is not None
     assert found.own < found.buy
-    assert money(machines.find_machine("M1"), 1.0).rent is None
-    with pytest.raises(PlanError, match="positive"):
-        money(machine, 1.0, -3.0)
-
-
-@pytest.mark.parametrize(
-    "text, value",
-    [("15.6T", 15_600_000_000_000), ("94B", 94_000_000_000), ("100m", 100_000_000), ("1,000", 1000)],
-)
-def test_tokens_as_written(text, value):
-    assert quantity.tokens(text) == value
-
-
-def test_contexts_are_powers_of_two():
-    assert quantity.context("32k") == 32_768
-    assert quantity.context("8192") == 8192
-
-
-@pytest.mark.parametrize("text", ["", "-1", "0", "many", "3x", "1.2.3", "nan"])
-def test_quantities_that_are_none(text):
-    with pytest.raises(PlanError, match="tokens="):
-        quantity.tokens(text)
+    assert run_cost(machines.find_machine("M1"), 1.0).rent is None

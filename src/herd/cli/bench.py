@@ -89,7 +89,7 @@ def bench_command(
         load_seconds = time.perf_counter() - start
         rival = stack.enter_context(_rival(source, longest, max(batches))) if rivals else None
         result = _measured(model, works, rounds, steps, kv, seed, rival)
-        compare.bench(config, scheme_of(model).linears.name, result["rows"], source.name)
+        compare.compare_bench(config, scheme_of(model).linears.name, result["rows"], source.name)
     result = {"model": source.name, "n_params": config.n_params, "load_seconds": load_seconds} | result
     print_json(result) if as_json else _print(result)
 

@@ -1,237 +1,245 @@
-"""`herd plan serve`, `draft`, `score`: how many users, whether speculation pays, and whether the plans were
-right."""
+"""`herd plan serve`, `draft` and `score`: users, speculation, and how accurate earlier predictions were."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from ..errors import PlanError
+from ..plan import quantity
 from .common import Json, print_json, print_table
-from .plan_local import (
-    ALPHA,
+from .plan_local import ALPHA
+from .plan_options import (
+    Context,
+    Learned,
     Machines,
+    Number,
     Size,
+    UsdPerHour,
     Where,
-    brief,
+    count,
+    find_target,
     finite,
+    number,
+    seconds,
     sentence,
-    size_name,
-    target_of,
+    size_option,
+    time_text,
     way_record,
 )
 
 if TYPE_CHECKING:
-    from ..plan.serve import Served
+    from ..plan.serve import Load, Served
     from ..plan.ways import Target
 
 
-def serve(
+def serve_command(
     size: Size = "8B",
     machine: Where = "here",
-    users: Annotated[int, typer.Option(help="People at it.")] = 50,
-    prompt: Annotated[str, typer.Option(help="Tokens of a prompt.")] = "2k",
-    answer: Annotated[str, typer.Option(help="Tokens of an answer.")] = "400",
-    think: Annotated[str, typer.Option(help="Time between an answer and the next request.")] = "30s",
-    p95_ttft: Annotated[str, typer.Option("--p95-ttft", help="Bar for the time to the first token.")] = "10s",
-    usd_per_hour: Annotated[float | None, typer.Option(help="USD an hour a device rents for.")] = None,
+    users: Annotated[Number, count("users", "People who use it at the same time.", 1e9)] = "50",
+    prompt: Annotated[Number, count("prompt", "Tokens of a prompt.", 2**40, "2k", quantity.CONTEXT)] = "2k",
+    answer: Annotated[
+        Number, count("answer", "Tokens of an answer.", 2**40, "400", quantity.CONTEXT)
+    ] = "400",
+    think: Annotated[Number, seconds("think", "Time between an answer and the next request.")] = "30s",
+    p95_ttft: Annotated[
+        Number,
+        number(quantity.seconds("p95-ttft", 1e-6), "Longest accepted time to first token (95th percentile)."),
+    ] = "10s",
+    usd_per_hour: UsdPerHour = None,
     machines: Machines = None,
+    learned: Learned = False,
     as_json: Json = False,
 ) -> None:
-    """How many users a machine serves: batch, waiting, tokens/s, for each way of splitting it; an analytic
-    model."""
-    from ..plan import prices, quantity
-    from ..plan.serve import Load, serve
-    from ..plan.ways import There, model_config
+    """Predict how many users a machine serves: batch, waiting time and tokens/s for each way of splitting
+    it."""
+    from ..plan.serve import Load, predict_serving
+    from ..plan.ways import CatalogueTarget
 
-    size, config = size_name(size), model_config(size_name(size))
-    load = Load(
-        users,
-        quantity.context(prompt, "prompt"),
-        quantity.context(answer, "answer"),
-        quantity.seconds(think, "think"),
-    )
-    bar = quantity.seconds(p95_ttft, "p95-ttft")
-    target, known = target_of(machine, machines, config)
+    load = Load(users, prompt, answer, think)
+    target = find_target(machine, machines, size, learned)
     splits: list[tuple[Target, int]] = [(target, 1)]
-    if known is not None and isinstance(target, There):
-        splits = [
-            (There(known, tp), known.count // tp) for tp in (1 << n for n in range(target.tp.bit_length()))
-        ]
-    found = [serve(part, size, form, load, replicas) for part, replicas in splits for form in part.forms]
-    able = [served for served in found if served.meets(bar)]
+    if isinstance(target, CatalogueTarget):
+        powers = (1 << n for n in range(target.tp.bit_length()))
+        splits = [(dataclasses.replace(target, tp=tp), target.machine.count // tp) for tp in powers]
+    found = [
+        predict_serving(part, size, weights, load, replicas)
+        for part, replicas in splits
+        for weights in part.formats
+    ]
     found.sort(
-        key=lambda s: (
-            not s.meets(bar),
-            not s.fits,
-            s.way.form.kld is None,
-            s.way.form.kld or 0.0,
-            s.ttft_p95,
+        key=lambda served: (
+            not served.meets(p95_ttft),
+            not served.fits,
+            served.way.weights.kld is None,
+            served.way.weights.kld or 0.0,
+            served.ttft_p95,
         )
     )
+    able = [served for served in found if served.meets(p95_ttft)]
     if as_json:
-        print_json(
-            finite(
-                {
-                    "machine": target.name,
-                    "meets": bool(able),
-                    "splits": [_served_record(s, bar) for s in found],
-                }
-            )
-        )
+        records = [_served_record(served, p95_ttft) for served in found]
+        print_json(finite({"machine": target.name, "meets": bool(able), "splits": records}))
         return
-    asked = f"{users} users, {load.prompt:,} tokens in, {load.answer:,} out, {load.think:g} s between"
+    asked = f"{users} users, {prompt:,} tokens in, {answer:,} out, {think:g} s between"
     print(f"{size} on {target.name}: {asked}\n")
     print_table(
         ["weights", "replicas", "at once", "of", "requests/s", "TTFT", "p95", "s/token", "tokens/s", ""],
-        [_served_row(served, bar) for served in found[:12]],
+        [_served_row(served, p95_ttft) for served in found[:12]],
     )
     if not able:
-        print(f"\nNo. {_serve_change(target, size, load, bar, found)}")
+        print(f"\nNo. {_serving_change(target, size, load, p95_ttft, found)}")
         return
-    best = min(able, key=lambda s: (s.way.form.kld if s.way.form.kld is not None else 0.02, s.ttft_p95))
+    best = min(able, key=lambda served: (served.way.weights.loss, served.ttft_p95))
     print(
-        f"\nYes: {best.way.form.name} weights, {best.replicas} replica{'s' if best.replicas > 1 else ''}; "
-        f"{best.output_tokens_per_s:,.0f} tokens/s out, p95 to the first token {brief(best.ttft_p95)}."
+        f"\nYes: {best.way.weights.name} weights, {best.replicas} replica{'s' if best.replicas > 1 else ''}; "
+        f"{best.output_tokens_per_s:,.0f} tokens/s out, 95th percentile of the time to first token "
+        f"{time_text(best.ttft_p95)}."
     )
-    rent = usd_per_hour or (known.rent[0].usd if known is not None and known.rent else None)
-    if rent is not None and known is not None:
-        tokens = best.replicas * best.requests_per_s * 3600 * (load.prompt + load.answer)
-        own = 1e6 * rent * known.count / tokens
-        print(
-            f"Rented at {rent:.2f} USD an hour and device: {own:,.2f} USD a million tokens in and out, at this load."
-        )
-        if hosts := prices.offers_for(f"Llama 3.1 {size}"):
-            print(
-                f"Hosts of Llama 3.1 {size} ask from {hosts[0].blended:.2f} (3:1, {hosts[0].host}, {hosts[0].date})."
-            )
+    if isinstance(target, CatalogueTarget):
+        _print_rent(target, size, load, best, usd_per_hour)
 
 
-def draft(
+def _print_rent(target: Any, size: str, load: Load, best: Served, usd_per_hour: float | None) -> None:
+    from ..plan.prices import offers_for
+
+    rent = usd_per_hour or (target.machine.rent[0].usd if target.machine.rent else None)
+    if rent is None:
+        return
+    tokens = best.replicas * best.requests_per_s * 3600 * (load.prompt + load.answer)
+    own = 1e6 * rent * target.machine.count / tokens
+    print(f"Rented at {rent:.2f} USD per hour and device: {own:,.2f} USD per million tokens at this load.")
+    if hosts := offers_for(f"Llama 3.1 {size}"):
+        cheapest = f"{hosts[0].blended:.2f} USD (3:1, {hosts[0].host}, {hosts[0].date})"
+        print(f"The cheapest host of Llama 3.1 {size} asks {cheapest}.")
+
+
+def draft_command(
     size: Size = "70B",
-    draft_size: Annotated[str, typer.Option("--draft", help="The draft's size.")] = "8B",
+    draft: Annotated[str, size_option("The draft model's size.", "--draft")] = "8B",
     machine: Where = "here",
-    context: Annotated[str, typer.Option(help="Tokens of a sequence: 8192, 32k, 128k.")] = "8192",
-    alpha: Annotated[float, typer.Option(help="Share of proposals that are accepted.")] = ALPHA,
-    k: Annotated[int | None, typer.Option(help="Proposals a round; all from 1 to 8 if not given.")] = None,
+    context: Context = "8192",
+    alpha: Annotated[
+        Number,
+        number(quantity.Quantity("alpha", 0, 0.999, {"": 1}, "0.7"), "Acceptance rate of draft tokens."),
+    ] = str(ALPHA),
+    k: Annotated[Number, count("k", "Draft tokens per round (default: all from 1 to 8).", 64)] = None,
     machines: Machines = None,
+    learned: Learned = False,
     as_json: Json = False,
 ) -> None:
-    """Does speculation pay? A small model proposes, the large one verifies several tokens in one pass."""
-    from ..plan import quantity
-    from ..plan import serve as model
-    from ..plan.ways import best, model_config, smallest_change, way, ways
+    """Predict whether a draft model pays: it proposes tokens, and the large model verifies several in one
+    pass."""
+    from ..llama.config import SIZES
+    from ..plan.serve import best_draft, predict_draft, verify_cost
+    from ..plan.ways import best_way, plan_way, plan_ways, smallest_change
 
-    size, small = size_name(size), size_name(draft_size)
-    if model_config(small).n_params >= model_config(size).n_params:
-        raise PlanError(f"a draft of {small} is no smaller than its target of {size}: choose a smaller one")
-    length = quantity.context(context)
-    target, _ = target_of(machine, machines, model_config(size))
-    chosen = best(ways(target, size, (length,)))
+    config = SIZES[size]
+    if SIZES[draft].n_params >= config.n_params:
+        raise PlanError(
+            f"a draft model of {draft} is no smaller than its target of {size}: choose a smaller one"
+        )
+    target = find_target(machine, machines, size, learned)
+    chosen = best_way(plan_ways(target, size, (context,)))
     if chosen is None:
-        raise PlanError(f"{size} does not fit on {target.name}: {smallest_change(target, size, length)}")
-    beside = way(target, small, target.forms[-1], chosen.kv, length)
-    if chosen.step is None or beside.step is None:
-        raise PlanError(f"a draft of {small} does not fit on {target.name} at {length:,} tokens")
-    cost = beside.step / chosen.step
-    verify = model.verify_cost(target, model_config(size), chosen.form, chosen.kv, length)
-    tried = [model.draft(alpha, cost, n, verify) for n in ([k] if k is not None else range(1, 9))]
-    top = max(tried, key=lambda found: found.speedup)
-    fits = chosen.resident + beside.weights_nbytes + beside.kv_nbytes <= chosen.capacity
-    level = next(
-        (a / 100 for a in range(1, 100) if model.best_draft(a / 100, cost, verify).speedup > 1), None
-    )
+        raise PlanError(f"{size} does not fit on {target.name}: {smallest_change(target, size, context)}")
+    small = plan_way(target, draft, target.formats[-1], chosen.kv, context)
+    if chosen.step is None or small.step is None:
+        raise PlanError(f"a draft model of {draft} does not fit on {target.name} at {context:,} tokens")
+    cost = small.step / chosen.step
+    verify = verify_cost(target, config, chosen.weights, chosen.kv, context)
+    tried = [predict_draft(alpha, cost, n, verify) for n in ([k] if k is not None else range(1, 9))]
+    fits = chosen.resident + small.weights_nbytes + small.kv_nbytes <= chosen.capacity
+    rates = (percent / 100 for percent in range(1, 100))
+    pays_from = next((rate for rate in rates if best_draft(rate, cost, verify).speedup > 1), None)
     if as_json:
-        rows = [dataclasses.asdict(found) | {"speedup": found.speedup} for found in tried]
-        print_json({"target": way_record(chosen), "draft": way_record(beside), "c": cost, "both_fit": fits,
-                    "pays_from_alpha": level, "rounds": rows})  # fmt: skip
+        print_json(
+            {
+                "target": way_record(chosen),
+                "draft": way_record(small),
+                "c": cost,
+                "both_fit": fits,
+                "pays_from_alpha": pays_from,
+                "rounds": [dataclasses.asdict(plan) | {"speedup": plan.speedup} for plan in tried],
+            }
+        )
         return
     print(
-        f"{size} in {chosen.form.name} at {1 / chosen.step:,.3g} tokens/s, drafted by {small} in {beside.form.name} "
-        f"({1 / beside.step:,.3g} tokens/s) on {target.name}: c = {cost:.3f}, α = {alpha:g}\n"
+        f"{size} in {chosen.weights.name} at {1 / chosen.step:,.3g} tokens/s with {draft} in "
+        f"{small.weights.name} "
+        f"({1 / small.step:,.3g} tokens/s)\nas a draft model on {target.name}: c = {cost:.3f}, α = "
+        f"{alpha:g}\n"
     )
     print_table(
-        ["k", "tokens a round", "cost in steps", "speed-up", "tokens/s"],
+        ["k", "tokens per round", "cost in steps", "speed-up", "tokens/s"],
         [
-            [str(found.k), f"{found.tokens_a_round:.2f}", f"{found.round_cost:.2f}", f"{found.speedup:.2f}",
-             f"{found.speedup / chosen.step:,.3g}"]
-            for found in tried
+            [
+                str(plan.k),
+                f"{plan.tokens_a_round:.2f}",
+                f"{plan.round_cost:.2f}",
+                f"{plan.speedup:.2f}",
+                f"{plan.speedup / chosen.step:,.3g}",
+            ]
+            for plan in tried
         ],
-    )  # fmt: skip
-    pays = f"It pays: k = {top.k}, × {top.speedup:.2f}." if top.speedup > 1 else "It does not pay."
-    from_ = "It never would here." if level is None else f"It pays from α = {level:.2f}."
-    print(f"\n{pays} {from_}" + ("" if fits else " But the two do not fit together."))
+    )
+    best = max(tried, key=lambda plan: plan.speedup)
+    pays = f"It pays: k = {best.k}, × {best.speedup:.2f}." if best.speedup > 1 else "It does not pay."
+    level = "It would never pay here." if pays_from is None else f"It pays from α = {pays_from:.2f}."
+    print(f"\n{pays} {level}" + ("" if fits else " But the two do not fit together."))
 
 
-def score(as_json: Json = False) -> None:
-    """Was the plan right? Predicted against measured, from this machine's own runs."""
-    from ..plan import score as scores
+def score_command(as_json: Json = False) -> None:
+    """Compare predictions with what this machine's own runs took."""
+    from ..plan.score import read_history, summarize_errors
+    from ..report.units import nbytes
 
-    events = scores.history()
-    found = scores.summaries(events)
+    events = read_history()
+    kinds = summarize_errors(events)
     if as_json:
-        print_json({"events": [dataclasses.asdict(e) | {"error": e.error} for e in events],
-                    "kinds": [dataclasses.asdict(s) for s in found]})  # fmt: skip
+        records = [dataclasses.asdict(event) | {"error": event.error} for event in events]
+        print_json({"events": records, "kinds": [dataclasses.asdict(kind) for kind in kinds]})
         return
     if not events:
         print("Nothing to compare yet: run herd plan once, then herd bench or herd raise.")
         return
-    print_table(
-        ["predicted", "runs", "median error", "worst", "measured / predicted"],
-        [
-            [
-                s.kind,
-                str(s.n),
-                f"{100 * s.median_error:.1f} %",
-                f"{100 * s.worst_error:.1f} %",
-                f"{s.factor:.2f}",
-            ]
-            for s in found
-        ],
-    )
+    rows = []
+    for kind in kinds:
+        errors = [f"{100 * error:.1f} %" for error in (kind.median_error, kind.worst_error)]
+        rows.append([kind.kind, str(kind.n), *errors, f"{kind.factor:.2f}"])
+    print_table(["predicted", "runs", "median error", "worst", "measured / predicted"], rows)
     print()
-    print_table(
-        ["latest", "predicted", "measured", "error", "date"],
-        [
-            [f"{e.kind}, {e.what}", _value(e.predicted, e.unit), _value(e.measured, e.unit), f"{100 * e.error:+.1f} %",
-             e.date[:10]]
-            for e in events[-12:]
-        ],
-    )  # fmt: skip
+    latest = []
+    for event in events[-12:]:
+        show = nbytes if event.unit == "bytes" else time_text
+        values = [show(event.predicted), show(event.measured), f"{100 * event.error:+.1f} %"]
+        latest.append([f"{event.kind}, {event.what}", *values, event.date[:10]])
+    print_table(["latest", "predicted", "measured", "error", "date"], latest)
 
 
-def _served_row(served: Served, bar: float | None) -> list[str]:
-    if not served.fits and served.most_batch < 1:
-        return [served.way.form.name, str(served.replicas), *["–"] * 7, "does not fit"]
+def _served_row(served: Served, bar: float) -> list[str]:
+    name, replicas, most = served.way.weights.name, str(served.replicas), str(served.most_batch)
+    if served.most_batch < 1:
+        return [name, replicas, *["–"] * 7, "does not fit"]
     if not served.stable:
-        return [
-            served.way.form.name,
-            str(served.replicas),
-            "∞",
-            str(served.most_batch),
-            *["–"] * 5,
-            "too slow",
-        ]
-    why = "ok" if served.meets(bar) else "memory" if not served.fits else "waits too long"
+        return [name, replicas, "∞", most, *["–"] * 5, "too slow"]
     return [
-        served.way.form.name,
-        str(served.replicas),
+        name,
+        replicas,
         f"{served.batch:.1f}",
-        str(served.most_batch),
+        most,
         f"{served.replicas * served.requests_per_s:.2f}",
-        brief(served.ttft_mean),
-        brief(served.ttft_p95),
+        time_text(served.ttft_mean),
+        time_text(served.ttft_p95),
         f"{served.tpot:.3f}",
         f"{served.output_tokens_per_s:,.0f}",
-        why,
+        "ok" if served.meets(bar) else "waits too long" if served.fits else "memory",
     ]
 
 
-def _serve_change(target: Target, size: str, load: Any, bar: float | None, found: list[Served]) -> str:
-    """The largest number of users that the best split still serves, or what makes it fit."""
-    from ..plan.serve import serve
+def _serving_change(target: Target, size: str, load: Load, bar: float, found: list[Served]) -> str:
+    """Say how many users the machine would serve, or what makes the model fit."""
+    from ..plan.serve import predict_serving
     from ..plan.ways import smallest_change
 
     if not any(served.most_batch for served in found):
@@ -239,26 +247,21 @@ def _serve_change(target: Target, size: str, load: Any, bar: float | None, found
     low, high = 0, load.users
     while high - low > 1:
         middle = (low + high) // 2
-        less = dataclasses.replace(load, users=middle)
-        if any(serve(target, size, form, less).meets(bar) for form in target.forms):
+        fewer = dataclasses.replace(load, users=middle)
+        if any(predict_serving(target, size, weights, fewer).meets(bar) for weights in target.formats):
             low = middle
         else:
             high = middle
     if low:
-        return f"{low} users would be served as asked."
-    return "Not even one user: shorten --prompt, raise --p95-ttft, or take a faster machine."
+        return f"{low} users would be served in time."
+    return "Not even one user: shorten --prompt, raise --p95-ttft, or use a faster machine."
 
 
-def _served_record(served: Served, bar: float | None) -> dict[str, Any]:
+def _served_record(served: Served, bar: float) -> dict[str, Any]:
+    fields = {key: value for key, value in dataclasses.asdict(served).items() if key != "way"}
     return {
-        "weights": served.way.form.name,
+        "weights": served.way.weights.name,
         "meets": served.meets(bar),
         "output_tokens_per_s": served.output_tokens_per_s,
-        **{k: v for k, v in dataclasses.asdict(served).items() if k != "way"},
+        **fields,
     }
-
-
-def _value(value: float, unit: str) -> str:
-    from ..report.units import nbytes
-
-    return nbytes(value) if unit == "bytes" else brief(value)

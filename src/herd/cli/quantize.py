@@ -85,7 +85,7 @@ def quantize_command(
         )
         seconds = time.perf_counter() - began
     width = sum(info.nbytes for info in source.wanted.values()) / source.config.n_params
-    planned = None if gptq else compare.quantizing(source.config, plan, width, seconds, target.name)
+    planned = None if gptq else compare.compare_quantizing(source.config, plan, width, seconds, target.name)
     evals = _measure(source, target, plan.nbytes(source.config), text) if measure else {}
     if evals:
         checkpoint.update_lineage(target, evals=evals)

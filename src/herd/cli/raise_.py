@@ -57,7 +57,7 @@ def raise_command(
     if (
         not quick and not resume
     ):  # a quick run has no forecast of this machine, a resumed one was scored in part
-        compare.stages(name, (run.record(stage) for stage in run.plan.predicted_seconds))
+        compare.record_stages(name, (run.record(stage) for stage in run.plan.predicted_seconds))
     if json_:
         typer.echo((folder / "scores.json").read_text())
         return

@@ -1,5 +1,5 @@
-"""`herd train RECIPE --rehearse`: real steps at the recipe's layer shapes, then what the whole run will
-take."""
+"""`herd train RECIPE --rehearse`: real steps at the recipe's layer shapes, then a prediction for the whole
+run."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ if TYPE_CHECKING:
 
 
 def rehearse_recipe(path: Path, recipe: Any, machine: str | None, script: Path | None, as_json: bool) -> None:
-    """Rehearse, predict, print; write the script where one is asked for."""
+    """Rehearse the recipe, print the prediction, and write the script if one is asked for."""
     from ..kernels.memory import keep_freed_memory
-    from ..plan import machines, rehearse
+    from ..plan import rehearse
+    from ..plan.machines import find_machine
 
     keep_freed_memory()  # as training does
     if script is not None and machine is None:
         raise PlanError("--script needs to know the machine: give --machine, e.g. 64xH100")
-    target = None if machine is None else machines.find_machine(machine)
-    outlooks = [] if target is None else [rehearse.target(recipe, target)]  # refuses before anything is run
+    target = None if machine is None else find_machine(machine)
+    # Another machine comes first, because it can be refused before anything runs.
+    outlooks = [] if target is None else [rehearse.outlook_on(recipe, target)]
     shown = not as_json and sys.stderr.isatty()
-    found = rehearse.rehearse(recipe, (lambda line: print(f"  {line}", file=sys.stderr)) if shown else None)
-    outlooks.insert(0, rehearse.here(recipe, found))
-    text = None if target is None else rehearse.script(recipe, path, target, outlooks[-1].hours)
+    found = rehearse.run_rehearsal(
+        recipe, lambda line: print(f"  {line}", file=sys.stderr) if shown else None
+    )
+    outlooks.insert(0, rehearse.outlook_here(recipe, found))
+    text = None if target is None else rehearse.slurm_script(recipe, path, target, outlooks[-1].hours)
     if script is not None and text is not None:
         from ..files import write_atomically
 
@@ -36,7 +40,10 @@ def rehearse_recipe(path: Path, recipe: Any, machine: str | None, script: Path |
     if as_json:
         print_json(_record(path, found, outlooks, text))
         return
-    _print(recipe, found, outlooks)
+    _print_rehearsal(recipe, found)
+    _print_outlooks(outlooks)
+    if recipe.parallel.ranks > 1:
+        print(f"“{outlooks[0].machine}”: the work of all {recipe.parallel.ranks:,} ranks on one device.")
     if script is not None:
         print(f"\nScript: {script} (sbatch {script})")
     elif text is not None:
@@ -75,40 +82,39 @@ def _record(path: Path, found: Rehearsal, outlooks: list[Outlook], script: str |
     }
 
 
-def _print(recipe: Any, found: Rehearsal, outlooks: list[Outlook]) -> None:
+def _print_rehearsal(recipe: Any, found: Rehearsal) -> None:
     from ..report import units
 
-    piece, train = found.piece, recipe.train
-    cuts = [f"1/{piece.slices} of its heads and FFN"] if piece.slices > 1 else []
+    piece = found.piece
+    cuts = [f"1/{piece.slices} of the heads and FFN"] if piece.slices > 1 else []
     cuts += [f"1/{piece.vocab_parts} of the vocabulary"] if piece.vocab_parts > 1 else []
+    what = ", ".join([f"layers of width {piece.config.dim:,}", *cuts])
     print(
-        f"{recipe.name}: blocks of width {piece.config.dim:,} trained for real here in {train.dtype}"
-        f"{', ' + ' and '.join(cuts) if cuts else ''}, {piece.rows} x {piece.context:,} tokens."
+        f"{recipe.name}: trained {what} here in {recipe.train.dtype}, {piece.rows} x {piece.context:,} "
+        "tokens."
     )
-    print(f"First loss {found.loss:.2f}; of chance {math.log(piece.config.vocab_size):.2f}.")
-    print(f"A block runs at {units.si(found.flops_rate, 'FLOP/s')}.")
-    if found.measured_bytes is not None:
-        print(
-            f"Memory of the piece: {units.nbytes(found.measured_bytes)} measured, "
-            f"{units.nbytes(found.predicted_bytes)} by the formula."
-        )
-    print()
-    print_table(
-        ["the whole run on", "step", "tokens/s", "MFU %", "GB a device", "fits", "time"],
-        [
+    chance = math.log(piece.config.vocab_size)
+    print(f"The first loss is {found.loss:.2f}; guessing gives {chance:.2f}.")
+    print(f"A layer runs at {units.si(found.flops_rate, 'FLOP/s')}.")
+    sizes = [units.nbytes(value) for value in (found.measured_bytes, found.predicted_bytes)]
+    print(f"Memory of the rehearsed part: {sizes[0]} measured, {sizes[1]} by the formula.\n")
+
+
+def _print_outlooks(outlooks: list[Outlook]) -> None:
+    from ..report.units import duration
+
+    rows = []
+    for outlook in outlooks:
+        step = outlook.step_seconds
+        rows.append(
             [
                 outlook.machine,
-                f"{outlook.step_seconds:.3g} s"
-                if outlook.step_seconds < 10
-                else units.duration(outlook.step_seconds),
+                f"{step:.3g} s" if step < 10 else duration(step),
                 f"{outlook.tokens_per_s:,.0f}",
                 "–" if outlook.mfu is None else f"{100 * outlook.mfu:.1f}",
                 f"{outlook.peak / 1e9:,.1f}",
                 "yes" if outlook.fits else "no",
                 long_time(outlook.hours),
             ]
-            for outlook in outlooks
-        ],
-    )
-    if recipe.parallel.ranks > 1:
-        print(f"“{outlooks[0].machine}”: the work of all {recipe.parallel.ranks:,} ranks on one.")
+        )
+    print_table(["the whole run on", "step", "tokens/s", "MFU %", "GB per device", "fits", "time"], rows)

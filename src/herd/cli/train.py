@@ -84,7 +84,9 @@ def _planned(recipe: Any, folder: Path, result: Any) -> float | None:
 
     if recipe.parallel.ranks > 1 or result.resumed_from or recipe.objective.parents():
         return None
-    return compare.training(load_config(folder), recipe.train, result.seconds, result.step, recipe.name)
+    return compare.compare_training(
+        load_config(folder), recipe.train, result.seconds, result.step, recipe.name
+    )
 
 
 def _check(path: Path, recipe: Any, as_json: bool) -> None:

@@ -1,8 +1,7 @@
-"""Putting what was measured beside what would have been predicted, wherever something is measured anyway.
+"""Predict what other verbs have just measured, so that they can show both and `score` can keep them.
 
-`herd bench` and `herd raise` hand their results here. What comes back stands in their own output; what is
-kept is the history that `score` learns from. Predictions are made without what was learned before, so that a
-factor is never learned twice.
+`herd bench`, `herd train`, `herd quantize` and `herd raise` pass their results to this file. Predictions are
+made without learned factors.
 """
 
 from __future__ import annotations
@@ -14,84 +13,90 @@ from ..kernels.page_layout import BYTES
 from ..llama.config import ModelConfig
 from ..quant.formats import Scheme
 from ..train.config import TrainSettings
-from . import profile as profiles
 from .layout import Job, ParallelLayout
-from .quantizing import SHORT, quantize_seconds
-from .score import Event, record
-from .step import predict
-from .ways import GGUF_FORMS, Here
+from .profile import SHORT_NAMES, load_profile, machine_key
+from .quantizing import quantize_seconds
+from .score import ScoredPrediction, record_prediction
+from .step import predict_step
+from .ways import GGUF_FORMATS, MeasuredTarget
 
 
-def bench(config: ModelConfig, blocks: str, rows: Iterable[MutableMapping[str, Any]], what: str) -> None:
-    """Adds ``predicted_seconds`` to the rows of `herd bench` and keeps both, where this machine has a profile
-    and the weights (``blocks``: GGUF's name of their format) are of a form that is planned for."""
-    profile = profiles.load()
-    form = next((form for form in GGUF_FORMS if form.name == SHORT.get(blocks, blocks.lower())), None)
-    if profile is None or form is None or form.dtype not in profile.gemm:
+def compare_bench(
+    config: ModelConfig, blocks: str, rows: Iterable[MutableMapping[str, Any]], what: str
+) -> None:
+    """Add ``predicted_seconds`` to the rows of `herd bench` and record both.
+
+    Does nothing without a profile, or where the planner does not know the weight format (``blocks``, by
+    GGUF's name) or the kind of KV cache.
+    """
+    profile, rows = load_profile(), list(rows)
+    name = SHORT_NAMES.get(blocks, blocks.lower())
+    weights = next((known for known in GGUF_FORMATS if known.name == name), None)
+    kv = next((row["kv"] for row in rows if "kv" in row), "bf16")
+    if profile is None or weights is None or weights.dtype not in profile.gemm or kv not in BYTES:
         return
-    here, found = Here(profile, 0.0), list(rows)
-    kv = next((row["kv"] for row in found if "kv" in row), "bf16")
-    if kv not in BYTES:
-        return
-    for row in found:
+    here = MeasuredTarget(profile, 0.0)
+    for row in rows:
         if row["work"] == "decode":
-            row["predicted_seconds"] = here.decode(config, form, kv, row["tokens"], row["batch"])
+            seconds = here.decode(config, weights, kv, row["tokens"], row["batch"])
         else:
-            row["predicted_seconds"] = here.prefill(config, form, kv, row["tokens"]) * row["batch"]
-        record(
-            Event(
-                row["work"],
-                f"{what}, {row['name']}",
-                "s",
-                row["predicted_seconds"],
-                row["seconds"],
-                profile.key,
-            )
-        )
+            seconds = here.prefill(config, weights, kv, row["tokens"]) * row["batch"]
+        row["predicted_seconds"] = seconds
+        _record(row["work"], f"{what}, {row['name']}", seconds, row["seconds"], profile.key)
 
 
-def training(
+def compare_training(
     config: ModelConfig, train: TrainSettings, seconds: float, steps: int, what: str
 ) -> float | None:
-    """What ``steps`` steps on this machine alone would have been said to take; kept beside the ``seconds``
-    they took. None without a profile, and where an accelerator did the work."""
-    profile = profiles.load()
+    """Return the predicted seconds of ``steps`` steps on this machine alone, and record them with the real
+    ones.
+
+    Returns None without a profile, and where an accelerator did the work.
+    """
+    profile = load_profile()
     if profile is None or profile.gpus or seconds <= 0 or steps < 1:
         return None
-    micro = train.micro_batch_size or train.batch_size
     layout = ParallelLayout(
-        micro=micro,
+        micro=train.micro_batch_size or train.batch_size,
         recompute="full" if train.activation_checkpointing else "none",
         precision=train.dtype,
     )
-    predicted = (
-        steps * predict(Job(config, train.batch_size, train.context), layout, profile.machine()).seconds
-    )
-    record(Event("train", what, "s", predicted, seconds, profile.key))
+    job = Job(config, train.batch_size, train.context)
+    predicted = steps * predict_step(job, layout, profile.machine()).seconds
+    _record("train", what, predicted, seconds, profile.key)
     return predicted
 
 
-def quantizing(
+def compare_quantizing(
     config: ModelConfig, plan: Scheme, source_bytes: float, seconds: float, what: str
 ) -> float | None:
-    """The same of `herd quantize`: weights of ``source_bytes`` a parameter rounded to blocks."""
-    profile = profiles.load()
-    known = {} if profile is None else profile.encode
-    if profile is None or any(SHORT.get(f.name) not in known for f in plan.plan(config).values() if f.packed):
+    """Return the predicted seconds of `herd quantize`, and record them with the real ones.
+
+    ``source_bytes`` is the width of a source parameter. Returns None without a profile or for other formats.
+    """
+    profile = load_profile()
+    packed = {found.name for found in plan.plan(config).values() if found.packed}
+    if profile is None or not packed <= {
+        name for name, short in SHORT_NAMES.items() if short in profile.encode
+    }:
         return None
     predicted = quantize_seconds(profile, config, plan, source_bytes)
-    record(Event("quantize", what, "s", predicted, seconds, profile.key))
+    _record("quantize", what, predicted, seconds, profile.key)
     return predicted
 
 
-def stages(run: str, records: Iterable[Mapping[str, Any]]) -> None:
-    """Keeps the stages of `herd raise`: their seconds and, where it was foretold, their peak memory."""
-    key = profiles.key()
-    for found in records:
-        what = f"{run}: {found['stage']}"
+def record_stages(run: str, records: Iterable[Mapping[str, Any]]) -> None:
+    """Record the stages of `herd raise`: their seconds and, where it was predicted, their peak memory."""
+    key = machine_key()
+    for stage in records:
+        what = f"{run}: {stage['stage']}"
         for kind, unit, predicted, measured in (
-            ("stage", "s", found.get("predicted_seconds"), found.get("seconds")),
-            ("peak memory", "bytes", found.get("predicted_peak_bytes"), found.get("peak_rss_bytes")),
+            ("stage", "s", "predicted_seconds", "seconds"),
+            ("peak memory", "bytes", "predicted_peak_bytes", "peak_rss_bytes"),
         ):
-            if predicted and measured:
-                record(Event(kind, what, unit, float(predicted), float(measured), key))
+            if stage.get(predicted) and stage.get(measured):
+                _record(kind, what, float(stage[predicted]), float(stage[measured]), key, unit)
+
+
+def _record(kind: str, what: str, predicted: float, measured: float, machine: str, unit: str = "s") -> None:
+    record_prediction(ScoredPrediction(kind, what, unit, predicted, measured, machine))

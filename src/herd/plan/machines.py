@@ -1,20 +1,21 @@
-"""Machines by name: ``2xRTX4090``, ``16384xH100``, ``M2Ultra-192GB``, ``12xDDR5-4800``. Data in
+"""Machines by name: ``2xRTX4090``, ``16384xH100``, ``M2Ultra-192GB``, ``12xDDR5-4800``. The data is
 ``machines.yaml``.
 
-A name is a device, with how many of them before it and, for Apple chips and processors, the memory it was
-bought with behind it (as printed on the box, in 2^30 bytes). A processor that is not listed is its memory:
-channels times the kind of memory. A user's own ``~/.config/herd/machines.yaml``, or a file given by name, has
-the same sections as ours and replaces or adds entries; a mistake in it is one line that names the entry and
-the field.
+A name is a device, preceded by how many of them there are. For Apple chips and processors the size of the
+memory may follow, as printed on the box (in GiB). A processor that is not listed is described by its memory:
+the number of channels and the kind of memory. A user's own ``~/.config/herd/machines.yaml``, or a file given
+by name, has the same sections and replaces or adds entries. A mistake in it is reported in one line that
+names the entry and the field.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import yaml
 
 from ..errors import PlanError
-from .roofline import Device, Efficiency, EfficiencyCurve, Link
+from .roofline import NO_LINK, Device, Efficiency, EfficiencyCurve, Link
 
 SECTIONS = ("links", "efficiencies", "devices", "parts")
 MAX_DEVICES = 1_000_000
@@ -30,7 +31,7 @@ MAX_DEVICES = 1_000_000
 
 @dataclass(frozen=True)
 class Price:
-    """US dollars, an hour or once, with the month (YYYY-MM) and where the figure is from."""
+    """US dollars, per hour or once, with the month (YYYY-MM) and the source of the figure."""
 
     usd: float
     date: str
@@ -39,7 +40,8 @@ class Price:
 
 @dataclass(frozen=True)
 class Machine:
-    """``count`` devices, ``per_node`` of them on ``link``, nodes on ``network``; prices of one device."""
+    """``count`` devices, ``per_node`` of them joined by ``link``, nodes joined by ``network``; prices of one
+    device."""
 
     name: str
     device: Device
@@ -47,7 +49,7 @@ class Machine:
     per_node: int
     link: Link
     network: Link
-    rent: tuple[Price, ...] = ()
+    rent: tuple[Price, ...] = ()  # newest first
     buy: tuple[Price, ...] = ()
     approximate: tuple[str, ...] = ()
 
@@ -61,161 +63,207 @@ class Machine:
         return self.device.memory * self.count
 
     def join(self, ranks: int, stride: int = 1) -> Link:
-        """What a group of ``ranks`` devices, every ``stride``-th, talks over: inside a node as long as it
-        fits. Between nodes each device has a network card of its own, and members on the same node use theirs
-        together."""
+        """Return the link of a group of ``ranks`` devices, every ``stride``-th one: inside a node if it fits
+        there.
+
+        Between nodes each device has its own network card, and members on the same node use theirs together.
+        """
         if ranks * stride <= self.per_node:
             return self.link
         together = max(1, self.per_node // stride)
         return replace(self.network, bandwidth=min(self.link.bandwidth, together * self.network.bandwidth))
 
-    def of(self, count: int) -> Machine:
-        """The same with another number of devices."""
-        return replace(self, count=count, name=_name(count, self.device.name))
+    def with_devices(self, count: int) -> Machine:
+        """Return the same machine with another number of devices."""
+        return replace(self, count=count, name=_counted(count, self.device.name))
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All machines that are known: sections of raw entries, checked when one is asked for."""
+    """All known machines: sections of raw entries, which are checked when one is asked for."""
 
     links: Mapping[str, Any]
     efficiencies: Mapping[str, Any]
     devices: Mapping[str, Any]
     parts: Mapping[str, Any]
 
-    def names(self) -> list[str]:
-        return [*self.devices, *(f"12x{part}" for part in self.parts)]
-
-    def device_names(self) -> list[str]:
-        return list(self.devices)
-
     def link(self, name: str) -> Link:
-        """A link by name. PlanError with the nearest names."""
-        if name not in self.links:
-            raise PlanError(f"link {name!r} is not known: {_near(name, self.links)}")
-        entry = self.links[name]
-        where = f"links: {name}"
+        """Return a link by name. Raises PlanError with the nearest names."""
+        entry = _Entry.of("links", name, self.links)
         return Link(
             name,
-            _number(entry, "bandwidth", where),
-            _number(entry, "latency", where, least=0.0, strict=False),
-            _number(entry, "efficiency", where),
-            str(entry.get("source", "")),
+            entry.number("bandwidth"),
+            entry.number("latency", zero=True),
+            entry.number("efficiency"),
+            entry.text("source"),
         )
 
     def efficiency(self, name: str) -> Efficiency:
-        """What a kind of chip reaches. PlanError with the nearest names."""
-        if name not in self.efficiencies:
-            raise PlanError(f"efficiency {name!r} is not known: {_near(name, self.efficiencies)}")
-        entry, where = self.efficiencies[name], f"efficiencies: {name}"
-        gemm = entry.get("gemm")
-        if not isinstance(gemm, Mapping) or not gemm:
-            raise PlanError(f"{where}: gemm must give a share for each dtype, like {{bf16: 0.7}}")
+        """Return the efficiency of a kind of chip. Raises PlanError with the nearest names."""
+        entry = _Entry.of("efficiencies", name, self.efficiencies)
         return Efficiency(
-            gemm={dtype: _curve(share, f"{where}: gemm {dtype}") for dtype, share in gemm.items()},
-            memory=_curve(entry.get("memory"), f"{where}: memory"),
-            attention_forward=_number(entry, "attention_forward", where),
-            attention_backward=_number(entry, "attention_backward", where),
-            op_seconds=_number(entry, "op_seconds", where, strict=False),
-            source=str(entry.get("source", "")),
+            gemm={dtype: entry.curve(share, f"gemm {dtype}") for dtype, share in entry.table("gemm").items()},
+            memory=entry.curve(entry.values.get("memory"), "memory"),
+            attention_forward=entry.number("attention_forward"),
+            attention_backward=entry.number("attention_backward"),
+            op_seconds=entry.number("op_seconds", zero=True),
+            source=entry.text("source"),
         )
 
     def device(self, name: str) -> Device:
-        """A device by its exact name."""
-        entry, where = self.devices[name], f"devices: {name}"
-        kind = entry.get("kind")
+        """Return a device by its exact name."""
+        entry = _Entry.of("devices", name, self.devices)
+        kind = entry.values.get("kind")
         if kind not in ("gpu", "apple", "cpu"):
-            raise PlanError(f"{where}: kind {kind!r} must be gpu, apple or cpu")
+            raise PlanError(f"{entry.where}: kind {kind!r} must be gpu, apple or cpu")
         return Device(
             name,
             kind,
-            _number(entry, "memory", where),
-            _number(entry, "bandwidth", where),
-            _flops(entry, where),
-            self.efficiency(entry.get("efficiency", kind)),
-            _number(entry, "power", where, strict=False, default=0.0),
-            str(entry.get("title", name)),
-            str(entry.get("source", "")),
+            entry.number("memory"),
+            entry.number("bandwidth"),
+            entry.flops(),
+            self.efficiency(entry.text("efficiency", kind)),
+            entry.number("power", 0.0, zero=True),
+            entry.text("title", name),
+            entry.text("source"),
         )
 
     def machine(self, text: str) -> Machine:
-        """The machine a user names. PlanError that says what to change, with the nearest names."""
-        count, name = _split(text)
-        part = _match(name, self.parts)
+        """Return the machine a user names. Raises PlanError with the nearest names and what to change."""
+        match = re.fullmatch(r"\s*(?:(-?\d[\d,_]{0,20})\s*[x×*]\s*)?(\S.*?)\s*", text)
+        if not match:
+            raise PlanError(f"machine {text!r} is empty: name one, like 2xRTX4090")
+        count = int(re.sub("[,_]", "", match[1])) if match[1] else 1
+        if not 1 <= count <= MAX_DEVICES:
+            raise PlanError(f"machine {text!r} has {count:,} devices: give 1 to {MAX_DEVICES:,}")
+        part = _match(match[2], self.parts)
         if part is not None:
-            return self._channels(part, count)
-        name, gigabytes = self._device_name(text, name)
-        entry, device, where = self.devices[name], self.device(name), f"devices: {name}"
-        if gigabytes is not None:
-            device = replace(device, memory=gigabytes * 2**30, name=f"{name}-{gigabytes}GB")
-        per_node = int(_number(entry, "per_node", where, default=1))
-        alone = "none" if per_node == 1 else "PCIe4x16"
+            return self._memory_channels(part, count)
+        name, gibibytes = self._device_name(text, match[2])
+        entry, device = _Entry.of("devices", name, self.devices), self.device(name)
+        if gibibytes is not None:
+            device = replace(device, memory=gibibytes * 2**30, name=f"{name}-{gibibytes}GB")
+        per_node = int(entry.number("per_node", 1))
         return Machine(
-            _name(count, device.name),
+            _counted(count, device.name),
             device,
             count,
             per_node,
-            self.link(entry.get("link", alone)),
-            self.link(entry.get("network", "Thunderbolt4" if device.kind == "apple" else "Ethernet-10G")),
-            _prices(entry, "rent", where),
-            _prices(entry, "buy", where),
-            tuple(entry.get("approximate", ())),
+            self.link(entry.text("link", "none" if per_node == 1 else "PCIe4x16")),
+            self.link(entry.text("network", "Thunderbolt4" if device.kind == "apple" else "Ethernet-10G")),
+            entry.prices("rent"),
+            entry.prices("buy"),
+            tuple(entry.values.get("approximate", ())),
         )
 
-    def _channels(self, part: str, count: int) -> Machine:
-        entry, where = self.parts[part], f"parts: {part}"
-        name = _name(count, part)
+    def _memory_channels(self, part: str, count: int) -> Machine:
+        entry, name = _Entry.of("parts", part, self.parts), _counted(count, part)
         device = Device(
             name,
             "cpu",
-            count * _number(entry, "memory", where),
-            count * _number(entry, "bandwidth", where),
-            {dtype: count * rate for dtype, rate in _flops(entry, where).items()},
-            self.efficiency(entry.get("efficiency", "cpu")),
+            count * entry.number("memory"),
+            count * entry.number("bandwidth"),
+            {dtype: count * rate for dtype, rate in entry.flops().items()},
+            self.efficiency(entry.text("efficiency", "cpu")),
             title=f"a processor with {count} channels of {part}",
         )
-        none = self.link("none")
-        return Machine(name, device, 1, 1, none, none, approximate=("memory", "flops"))
+        return Machine(name, device, 1, 1, NO_LINK, NO_LINK, approximate=("memory", "flops"))
 
     def _device_name(self, text: str, name: str) -> tuple[str, int | None]:
-        found = _match(name, self.devices)
-        if found is not None:
+        """Return (device, GiB of memory if given)."""
+        if found := _match(name, self.devices):
             return found, None
-        sized = re.fullmatch(r"(.+?)[-_ ]?(\d+)\s*G(?:i?B)?", name, re.IGNORECASE)
-        if sized:
-            found = _match(sized[1], self.devices)
-            if found is not None and self.devices[found].get("kind") in ("apple", "cpu") and int(sized[2]):
-                return found, int(sized[2])
+        sized = re.fullmatch(r"(.+?)[-_ ]?(\d{1,9})\s*G(?:i?B)?", name, re.IGNORECASE)
+        found = _match(sized[1], self.devices) if sized else None
+        if sized and found and int(sized[2]) and self.devices[found].get("kind") in ("apple", "cpu"):
+            return found, int(sized[2])
         turned = re.fullmatch(r"(.+?)\s*[x×*]\s*(\d+)", name)
         if turned and (found := _match(turned[1], self.devices)):
             raise PlanError(f"machine {text!r}: the number comes first, as in {turned[2]}x{found}")
+        known = [*self.devices, *(f"12x{part}" for part in self.parts)]
         raise PlanError(
-            f"machine {text!r} is not known: {_near(name, self.names())}, or add it to a machines.yaml"
+            f"machine {text!r} is not known: {_nearest(name, known)}, or add it to a machines.yaml"
         )
 
 
-def catalogue(path: Path | str | None = None) -> Catalogue:
-    """The shipped machines, the user's own on top, and the file ``path`` on top of these."""
+@dataclass(frozen=True)
+class _Entry:
+    """One entry of a machines file; ``where`` names it in error messages."""
+
+    where: str
+    values: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, section: str, name: str, entries: Mapping[str, Any]) -> _Entry:
+        if name not in entries:
+            kind = "efficiency" if section == "efficiencies" else section.removesuffix("s")
+            raise PlanError(f"{kind} {name!r} is not known: {_nearest(name, entries)}")
+        return cls(f"{section}: {name}", entries[name])
+
+    def text(self, key: str, default: str = "") -> str:
+        return str(self.values.get(key, default))
+
+    def number(self, key: str, default: float | None = None, *, zero: bool = False) -> float:
+        """Return a positive number, or also zero. YAML reads 80e9 as text, so text that is a number counts as
+        one."""
+        value = self.values.get(key, default)
+        if value is None:
+            raise PlanError(f"{self.where}: {key} is missing")
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise PlanError(f"{self.where}: {key}={value!r} is not a number") from None
+        if not (number > 0 or (zero and number == 0)) or math.isinf(number):
+            raise PlanError(f"{self.where}: {key}={value!r} must be {'at least' if zero else 'above'} 0")
+        return number
+
+    def table(self, key: str) -> Mapping[str, Any]:
+        table = self.values.get(key)
+        if not isinstance(table, Mapping) or not table:
+            raise PlanError(f"{self.where}: {key} must give a number for each dtype, like {{bf16: 1}}")
+        return table
+
+    def flops(self) -> dict[str, float]:
+        """Return the operations/s by dtype."""
+        table = _Entry(f"{self.where}: flops", self.table("flops"))
+        return {str(dtype): table.number(dtype) for dtype in table.values}
+
+    def curve(self, share: Any, what: str) -> EfficiencyCurve:
+        """Return the curve of a number, or of a mapping from size to share."""
+        if isinstance(share, Mapping):
+            return EfficiencyCurve(tuple(sorted((float(size), float(at)) for size, at in share.items())))
+        return EfficiencyCurve.flat(_Entry(f"{self.where}: {what}", {"share": share}).number("share"))
+
+    def prices(self, key: str) -> tuple[Price, ...]:
+        """Return the prices, newest first."""
+        items = [_Entry(f"{self.where}: {key}", item) for item in self.values.get(key, ())]
+        found = [Price(item.number("usd"), item.text("date"), item.text("source")) for item in items]
+        return tuple(sorted(found, key=lambda price: price.date, reverse=True))
+
+
+def read_catalogue(path: Path | str | None = None) -> Catalogue:
+    """Return the machines that come with Herd, replaced or added to by the user's own file and then by
+    ``path``."""
     own = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "herd" / "machines.yaml"
     files = ([own] if own.is_file() else []) + ([Path(path)] if path is not None else [])
     merged = {section: dict(entries) for section, entries in _shipped().items()}
     for file in files:
-        for section, entries in _read(file).items():
+        for section, entries in _read_file(file).items():
             merged[section] |= entries
     return Catalogue(**merged)
 
 
 def find_machine(text: str, path: Path | str | None = None) -> Machine:
-    """The machine a user names, e.g. ``find_machine("2xRTX4090")``."""
-    return catalogue(path).machine(text)
+    """Return the machine a user names, e.g. ``find_machine("2xRTX4090")``."""
+    return read_catalogue(path).machine(text)
 
 
 @functools.cache
 def _shipped() -> dict[str, dict[str, Any]]:
-    return _read(Path(__file__).with_name("machines.yaml"))
+    return _read_file(Path(__file__).with_name("machines.yaml"))
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _read_file(path: Path) -> dict[str, dict[str, Any]]:
     try:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         data = yaml.load(path.read_text(encoding="utf-8"), loader)
@@ -231,17 +279,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     return data
 
 
-def _split(text: str) -> tuple[int, str]:
-    match = re.fullmatch(r"\s*(?:(-?\d[\d,_]*)\s*[x×*]\s*)?(\S.*?)\s*", text)
-    if not match:
-        raise PlanError(f"machine {text!r} is empty: name one, like 2xRTX4090")
-    count = int(re.sub("[,_]", "", match[1])) if match[1] else 1
-    if not 1 <= count <= MAX_DEVICES:
-        raise PlanError(f"machine {text!r} has {count:,} devices: give 1 to {MAX_DEVICES:,}")
-    return count, match[2]
-
-
-def _name(count: int, device: str) -> str:
+def _counted(count: int, device: str) -> str:
     return device if count == 1 else f"{count}x{device}"
 
 
@@ -249,66 +287,18 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower()).removeprefix("nvidia").removeprefix("geforce")
 
 
-def _match(name: str, names: Mapping[str, Any]) -> str | None:
+def _match(name: str, names: Iterable[str]) -> str | None:
     wanted = _plain(name)
     return next(
         (known for known in names if wanted in (_plain(known), _plain(known).removeprefix("rtx"))), None
     )
 
 
-def _near(name: str, names: Any) -> str:
+def _nearest(name: str, names: Iterable[str]) -> str:
     plain = {_plain(known): known for known in names}
     close = difflib.get_close_matches(_plain(name), plain, n=3, cutoff=0.4)
-    holding = [key for key in plain if _plain(name) and (_plain(name) in key) and key not in close]
-    found = [plain[key] for key in (*holding, *close)][:4]
-    return (
-        f"near it are {', '.join(found)}" if found else f"known are {', '.join(list(names)[:8])} and others"
-    )
-
-
-_REQUIRED: Any = object()
-
-
-def _number(
-    entry: Mapping[str, Any],
-    key: str,
-    where: str,
-    *,
-    least: float = 0.0,
-    strict: bool = True,
-    default: Any = _REQUIRED,
-) -> float:
-    """YAML reads 80e9 as text, so text that is a number counts as one."""
-    value = entry.get(key, default)
-    if value is _REQUIRED:
-        raise PlanError(f"{where}: {key} is missing")
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise PlanError(f"{where}: {key}={value!r} is not a number") from None
-    if not (number > least or (number == least and not strict)) or number == float("inf"):
-        raise PlanError(f"{where}: {key}={value!r} must be {'above' if strict else 'at least'} {least:g}")
-    return number
-
-
-def _curve(share: Any, where: str) -> EfficiencyCurve:
-    """A number, or a mapping from size to share."""
-    if isinstance(share, Mapping):
-        return EfficiencyCurve(tuple(sorted((float(size), float(value)) for size, value in share.items())))
-    return EfficiencyCurve.flat(_number({"share": share}, "share", where))
-
-
-def _flops(entry: Mapping[str, Any], where: str) -> dict[str, float]:
-    flops = entry.get("flops")
-    if not isinstance(flops, Mapping) or not flops:
-        raise PlanError(f"{where}: flops must give operations/s by dtype, like {{bf16: 989e12}}")
-    return {str(dtype): _number(flops, dtype, f"{where}: flops") for dtype in flops}
-
-
-def _prices(entry: Mapping[str, Any], key: str, where: str) -> tuple[Price, ...]:
-    """Newest first."""
-    found = [
-        Price(_number(item, "usd", f"{where}: {key}"), str(item.get("date", "")), str(item.get("source", "")))
-        for item in entry.get(key, ())
-    ]
-    return tuple(sorted(found, key=lambda price: price.date, reverse=True))
+    containing = [key for key in plain if _plain(name) and _plain(name) in key and key not in close]
+    found = [plain[key] for key in (*containing, *close)][:4]
+    if found:
+        return f"similar names are {', '.join(found)}"
+    return f"known are {', '.join(list(plain.values())[:8])} and others"

@@ -1,26 +1,27 @@
-"""Measuring this machine: half a minute, with torch. What comes out is a `profile.Profile`.
+"""Measure this machine in half a minute, with torch: the result is a `profile.Profile`.
 
-Every operator is timed as a model would meet it: matmuls over enough matrices that none stays in a cache
+Every operator is timed as a model would use it: matmuls over so many matrices that none stays in a cache
 between two passes (`COLD` bytes), because a forward pass meets each matrix once; attention at a real length;
-a block of a tiny model for what lies between operators. Each number is the median of several passes.
+a tiny model for the time between operators. Each number is the median of several passes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import mmap
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ..dtypes import torch_dtype
 from ..engine.cache import PagedCache
 from ..engine.runner import ModelRunner
 from ..kernels.bandwidth import MemoryReader
@@ -29,31 +30,32 @@ from ..kernels.paged_attention import Ragged, paged_attention
 from ..kernels.pointwise import swiglu
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
+from ..machine import cache_folder, cores, resident_memory
 from ..quant.blocks import encode
-from ..quant.formats import FORMATS, Format, scheme
+from ..quant.formats import FORMATS, scheme
 from ..quant.linear import QuantLinear, swap_linears
 from ..quant.random import random_rows
 from ..report import receipt
-from .profile import Gpu, Profile, cache_folder, key, now
+from .profile import SHORT_NAMES, Gpu, Profile, machine_key, utc_now
 
 COLD = 256 << 20
-"""Bytes of matrices passed through in turn: several last-level caches."""
+"""Bytes of the matrices that take turns: several last-level caches."""
 INNER, OUTER = 4096, 14336
-"""The matrix that is multiplied by: of the FFN of 8B, where most of a model's weights are."""
+"""Shape of the measured matrix: the FFN of 8B, which holds most of a model's weights."""
 ROWS = (1, 4, 16, 64, 512)
-PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16}
-FORMAT_NAMES = {"q8": "Q8_0", "q4": "Q4_0", "q4k": "Q4_K"}
+PLAIN = ("fp32", "bf16")
+FORMAT_NAMES = {short: name for name, short in SHORT_NAMES.items()}
 DISK_BYTES = 256 << 20
 HEADS = (32, 8, 128)
-"""Query heads, KV heads and their dim of the attention that is measured: those of 8B."""
-
-Step = Callable[[str], None]
+"""Query heads, KV heads and head dim of the measured attention: those of 8B."""
 
 
 def seconds_of(work: Callable[[], object], budget: float = 0.2, least: int = 3) -> float:
-    """Median seconds of one ``work`` over about ``budget`` seconds, after one that does not count. What takes
-    longer than twice the budget is timed once: on a machine that slow, one more digit is not worth the
-    wait."""
+    """Return the median seconds of ``work`` over about ``budget`` seconds, after one run that does not count.
+
+    Work that takes longer than twice the budget is timed only once: on a machine that slow, another digit is
+    not worth the wait.
+    """
     start = time.perf_counter()
     work()
     first = time.perf_counter() - start
@@ -68,31 +70,31 @@ def seconds_of(work: Callable[[], object], budget: float = 0.2, least: int = 3) 
 
 
 @torch.inference_mode()
-def measure(step: Step = lambda what: None) -> Profile:
-    """Measure everything; ``step`` hears what is being measured."""
-    began, base = time.perf_counter(), psutil.Process().memory_info().rss
+def measure_machine(on_step: Callable[[str], None] = lambda what: None) -> Profile:
+    """Measure everything; ``on_step`` is told what is being measured."""
+    began, base = time.perf_counter(), resident_memory()
     where = receipt.describe_machine()
-    step("memory")
+    on_step("memory")
     bandwidth = bandwidths()
     gemm: dict[str, dict[int, float]] = {}
     for name in (*PLAIN, *FORMAT_NAMES):
-        step(f"matmul, {name}")
-        gemm[name] = gemm_rates(name)
-    step("attention")
+        on_step(f"matmul, {name}")
+        gemm[name] = matmul_rates(name, linears(name), ROWS)
+    on_step("attention")
     prefill = {kind: attention_prefill(kind) for kind in BYTES}
     decode = {kind: attention_decode(kind) for kind in BYTES}
-    step("between operators")
+    on_step("between operators")
     pointwise, between = pointwise_bandwidth(), between_operators()
-    step("quantizing")
-    encode = {name: encode_rate(name) for name in FORMAT_NAMES}
+    on_step("quantizing")
+    encode_rates = {name: encode_rate(name) for name in FORMAT_NAMES}
     hashing, hashing_all = hash_rates()
-    step("disk")
+    on_step("disk")
     disk, disk_write = disk_bandwidths(cache_folder())
     if torch.cuda.is_available():
-        step("GPUs")
+        on_step("GPUs")
     return Profile(
-        key=key(),
-        date=now(),
+        key=machine_key(),
+        date=utc_now(),
         cpu=where["cpu"],
         cores=where["cores"],
         isa=tuple(where["isa"]),
@@ -104,25 +106,25 @@ def measure(step: Step = lambda what: None) -> Profile:
         attention_decode=decode,
         pointwise=pointwise,
         between=between,
-        encode=encode,
+        encode=encode_rates,
         hash=hashing,
         hash_all=hashing_all,
         disk=disk,
         disk_write=disk_write,
         base=base,
         seconds=time.perf_counter() - began,
-        gpus=tuple(gpus()),
+        gpus=tuple(measured_gpus()),
     )
 
 
 def bandwidths(all_counts: bool = True) -> dict[int, float]:
-    """Bytes/s read from memory by all threads, and with ``all_counts`` by 1, 2, 4 ... of them as well."""
+    """Return the bytes/s read from memory by all threads, and with ``all_counts`` also by 1, 2, 4, … of
+    them."""
     most, reader = torch.get_num_threads(), MemoryReader(COLD * 2)
-    fewer = {1 << power for power in range(most.bit_length()) if 1 << power <= most} if all_counts else set()
-    counts = sorted(fewer | {most})
+    fewer = {1 << power for power in range(most.bit_length())} if all_counts else set()
     found = {}
     try:
-        for threads in counts:
+        for threads in sorted(fewer | {most}):
             torch.set_num_threads(threads)
             reader.measure(0)
             found[threads] = reader.measure(0.3)
@@ -131,50 +133,41 @@ def bandwidths(all_counts: bool = True) -> dict[int, float]:
     return found
 
 
-def linears(name: str, inner: int = INNER, outer: int = OUTER, cold: int = COLD) -> list[nn.Module]:
-    """Layers of one format and shape, as many as fill ``cold`` bytes."""
-    if name in PLAIN:
-        dtype = PLAIN[name]
-        count = max(1, round(cold / (inner * outer * dtype.itemsize)))
-        layers: list[nn.Module] = []
-        for _ in range(count):
-            layer = nn.Linear(inner, outer, bias=False, dtype=dtype, device="meta").to_empty(device="cpu")
-            layer.weight.data.uniform_(-0.01, 0.01)
-            layers.append(layer)
-        return layers
-    format: Format = FORMATS[FORMAT_NAMES[name]]
-    count = max(1, round(cold / (inner * outer * format.bits / 8)))
-    return [QuantLinear(random_rows((outer, inner), format, seed), format) for seed in range(count)]
+def linears(name: str) -> list[nn.Module]:
+    """Return as many layers of one weight format as fill `COLD` bytes."""
+    if name not in PLAIN:
+        format = FORMATS[FORMAT_NAMES[name]]
+        count = max(1, round(COLD / (INNER * OUTER * format.bits / 8)))
+        return [QuantLinear(random_rows((OUTER, INNER), format, seed), format) for seed in range(count)]
+    dtype = torch_dtype(name)
+    layers: list[nn.Module] = []
+    for _ in range(max(1, round(COLD / (INNER * OUTER * dtype.itemsize)))):
+        layer = nn.Linear(INNER, OUTER, bias=False, dtype=dtype, device="meta").to_empty(device="cpu")
+        layer.weight.data.uniform_(-0.01, 0.01)
+        layers.append(layer)
+    return layers
 
 
-def gemm_rates(name: str) -> dict[int, float]:
-    """Operations/s of a matmul with weights in this format that are not in a cache, by rows."""
-    return rates_of(name, linears(name), ROWS)
-
-
-def rates_of(
-    name: str, layers: list[nn.Module], rows: tuple[int, ...], budget: float = 0.2
-) -> dict[int, float]:
-    """The same of layers that are there already, all of `linears`' shape."""
-    dtype, found = PLAIN.get(name, torch.float32), {}
+def matmul_rates(name: str, layers: Sequence[nn.Module], rows: Sequence[int]) -> dict[int, float]:
+    """Return the operations/s of a matmul with these layers (of `linears`), by rows."""
+    dtype, found = torch_dtype(name) if name in PLAIN else torch.float32, {}
     for n in rows:
-        x_ND, turn = torch.randn(n, INNER).to(dtype), _in_turn(layers)
-        found[n] = 2.0 * n * INNER * OUTER / seconds_of(lambda x=x_ND, turn=turn: next(turn)(x), budget)  # type: ignore[misc]
+        x_ND, turns = torch.randn(n, INNER).to(dtype), itertools.cycle(layers)
+        seconds = seconds_of(lambda x=x_ND, turns=turns: next(turns)(x))  # type: ignore[misc]
+        found[n] = 2.0 * n * INNER * OUTER / seconds
     return found
 
 
 def attention_seconds(kind: str, cached: int, tokens: int, layers: int = 1) -> float:
-    """Seconds of attention in ``layers`` layers for ``tokens`` new tokens behind ``cached`` ones, on a paged
-    cache."""
+    """Return the seconds of attention in ``layers`` layers, for ``tokens`` new tokens after ``cached``
+    ones."""
     H, G, K = HEADS
     n = -(-(cached + tokens) // PAGE)
-    pool = torch.empty(n, layers, G, head_bytes(kind, K), dtype=torch.uint8).fill_(
-        1
-    )  # written: pages are real memory
-    ragged = Ragged(
-        torch.arange(n, dtype=torch.int32)[None], torch.tensor([[0, 0, tokens, cached]]), pool.device
-    )
-    q, k, v = torch.randn(tokens, H, K), torch.randn(tokens, G, K), torch.randn(tokens, G, K)
+    pool = torch.empty(n, layers, G, head_bytes(kind, K), dtype=torch.uint8)
+    pool.fill_(1)  # pages that were never written are not real memory
+    parts = torch.tensor([[0, 0, tokens, cached]])
+    ragged = Ragged(torch.arange(n, dtype=torch.int32)[None], parts, pool.device)
+    q, k, v = (torch.randn(tokens, heads, K) for heads in (H, G, G))
 
     def work() -> None:
         for layer in range(layers):
@@ -184,13 +177,13 @@ def attention_seconds(kind: str, cached: int, tokens: int, layers: int = 1) -> f
 
 
 def attention_prefill(kind: str, cached: int = 512, tokens: int = 1024) -> float:
-    """Operations/s of a piece of a prompt, of the places that count."""
+    """Return the operations/s of attention for a part of a prompt, without the masked ones."""
     H, _, K = HEADS
     return 4 * tokens * (cached + tokens / 2) * H * K / attention_seconds(kind, cached, tokens)
 
 
 def attention_decode(kind: str, context: int = 4096) -> float:
-    """Bytes/s of keys and values in a decode step, over layers enough to be cold."""
+    """Return the bytes/s of keys and values in a decode step, over so many layers that none is in a cache."""
     _, G, K = HEADS
     layer = 2 * G * K * context * BYTES[kind]
     layers = max(1, round(COLD / layer))
@@ -198,44 +191,50 @@ def attention_decode(kind: str, context: int = 4096) -> float:
 
 
 def pointwise_bandwidth() -> float:
-    """Bytes/s of SwiGLU over tensors beyond the caches: two read, one written."""
+    """Return the bytes/s of SwiGLU over tensors larger than the caches: two read, one written."""
     gate, up = (torch.randn(1024, OUTER) for _ in range(2))
     return 3 * gate.nbytes / seconds_of(lambda: swiglu(gate, up), 0.3)
 
 
 def between_operators() -> dict[str, float]:
-    """Seconds of one block in a decode step when its arithmetic is next to nothing, with plain and with
-    packed weights: the difference between 8 layers and 4 of a tiny model."""
+    """Return the seconds of one layer in a decode step with next to no arithmetic, with plain and packed
+    weights.
+
+    This is the difference between 8 layers and 4 layers of a tiny model.
+    """
     config = ModelConfig(256, 64, 4, 4, 2, 128, max_context=128)
 
-    def step_of(layers: int, packed: bool) -> float:
+    def step_seconds(layers: int, packed: bool) -> float:
         model = LlamaLM(config.replace(n_layers=layers)).init_weights(0)
         if packed:
             model = swap_linears(model, scheme("q8"))
         cache = PagedCache(model.config, "bf16", 1 << 20)
-        trunk, row = ModelRunner(model, cache), cache.open()
+        runner, row = ModelRunner(model, cache), cache.open()
 
         def step() -> None:
             cache.grow(row, 1)
-            trunk([(row, 1)], [0])
+            runner([(row, 1)], [0])
             cache.truncate(row, 0)
 
         with torch.inference_mode():
             return seconds_of(step, 0.2, 50)
 
-    kinds = {"plain": False, "packed": True}
-    return {name: max(0.0, (step_of(8, packed) - step_of(4, packed)) / 4) for name, packed in kinds.items()}
+    return {
+        name: max(0.0, (step_seconds(8, packed) - step_seconds(4, packed)) / 4)
+        for name, packed in (("plain", False), ("packed", True))
+    }
 
 
 def encode_rate(name: str) -> float:
-    """Weights/s in bf16 that are rounded to blocks."""
+    """Return how many bf16 weights per second are rounded to blocks."""
     weight = torch.randn(1024, INNER).bfloat16()
-    return weight.numel() / seconds_of(lambda: encode(weight, FORMATS[FORMAT_NAMES[name]], "weight"), 0.2)
+    return weight.numel() / seconds_of(lambda: encode(weight, FORMATS[FORMAT_NAMES[name]], "weight"))
 
 
 def hash_rates() -> tuple[float, float]:
-    """Bytes/s of SHA-256, in which checkpoints name their weights: on one thread, and on all."""
-    block, threads = bytes(16 << 20), os.cpu_count() or 1
+    """Return the bytes/s of SHA-256, by which checkpoints name their weights: on one thread, and on all
+    cores."""
+    block, threads = bytes(16 << 20), cores()
 
     def digest(_: int) -> bytes:
         return hashlib.sha256(block).digest()
@@ -247,8 +246,10 @@ def hash_rates() -> tuple[float, float]:
 
 
 def disk_bandwidths(folder: Path) -> tuple[float | None, float | None]:
-    """Bytes/s read from the disk of ``folder`` past the page cache, and written to it; None where the system
-    offers no direct reads or has no room."""
+    """Return the bytes/s read from the disk of ``folder`` past the page cache, and written to it.
+
+    Either is None where the system has no direct reads or the disk no room.
+    """
     direct = getattr(os, "O_DIRECT", None)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -263,7 +264,7 @@ def disk_bandwidths(folder: Path) -> tuple[float | None, float | None]:
                 return None, written
             handle = os.open(file.name, os.O_RDONLY | direct)
             try:
-                buffer = mmap.mmap(-1, 8 << 20)  # aligned to a page, as direct reads want
+                buffer = mmap.mmap(-1, 8 << 20)  # aligned to a page, as direct reads require
                 start, total = time.perf_counter(), 0
                 while count := os.readv(handle, [buffer]):
                     total += count
@@ -274,33 +275,27 @@ def disk_bandwidths(folder: Path) -> tuple[float | None, float | None]:
         return None, None
 
 
-def gpus() -> Iterator[Gpu]:
-    """Every CUDA device, measured; nothing where there is none."""
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+def measured_gpus() -> Iterator[Gpu]:
+    """Measure every CUDA device."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for index in range(count):
         with torch.cuda.device(index):
             properties = torch.cuda.get_device_properties(index)
             words = torch.empty(1 << 28, dtype=torch.int32, device="cuda")
-            other = torch.empty_like(words)
             a, b = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(2))
-            copy = _cuda_seconds(lambda: other.copy_(words))  # noqa: B023
-            product = _cuda_seconds(lambda: a @ b)  # noqa: B023
+            product = _cuda_seconds(torch.mm, a, b)
+            copy = _cuda_seconds(torch.empty_like(words).copy_, words)
             peer = None
-            if torch.cuda.device_count() > 1:
-                there = torch.empty_like(words, device=f"cuda:{(index + 1) % torch.cuda.device_count()}")
-                peer = words.nbytes / _cuda_seconds(lambda: there.copy_(words))  # noqa: B023
-            yield Gpu(
-                properties.name, properties.total_memory, 2 * words.nbytes / copy, 2 * 8192**3 / product, peer
-            )
+            if count > 1:
+                there = torch.empty_like(words, device=f"cuda:{(index + 1) % count}")
+                peer = words.nbytes / _cuda_seconds(there.copy_, words)
+            rates = (2 * words.nbytes / copy, 2 * 8192**3 / product, peer)
+            yield Gpu(properties.name, properties.total_memory, *rates)
 
 
-def _cuda_seconds(work: Callable[[], object]) -> float:
-    def synced() -> None:
-        work()
+def _cuda_seconds(work: Callable[..., object], *arguments: torch.Tensor) -> float:
+    def synchronized() -> None:
+        work(*arguments)
         torch.cuda.synchronize()
 
-    return seconds_of(synced, 0.2, 5)
-
-
-def _in_turn(layers: list[nn.Module]) -> Iterator[Callable[[Tensor], Tensor]]:
-    while True:
-        yield from layers
+    return seconds_of(synchronized, 0.2, 5)

@@ -1,45 +1,46 @@
 """What this machine can do, measured once and kept: the profile that `herd plan` predicts from.
 
-A data sheet says what a chip could do; a profile says what Herd's own operators reach on it: bytes read a
-second by number of threads, operations a second of a matmul by weight format and number of rows, attention in
-prefill and in decode, the time between operators, the disk. From it comes a `roofline.Device`, so a measured
-machine and one of the catalogue go through the same formulas. Measuring takes half a minute and torch
-(`measure.py`); reading a saved profile needs neither.
+A data sheet says what a chip could do; a profile says what Herd's own operators reach on it: bytes per second
+read by number of threads, operations per second of a matmul by weight format and number of rows, attention in
+prefill and in decode, the time between operators, the disk. `Profile.device` makes a `roofline.Device` of it,
+so that a measured machine and one of the catalogue go through the same formulas. Measuring takes half a
+minute and torch (`measure.py`); reading a saved profile needs neither.
 
-The file lies in ``~/.cache/herd`` (or ``HERD_CACHE``). It is measured anew where processor, torch or the
-native kernels are other ones than those it was measured with.
+The file lies in the cache folder. The machine is measured again when its processor, torch or the native
+kernels differ from those of the saved profile.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..errors import PlanError
-from ..files import write_atomically
+from ..files import write_json
+from ..machine import cache_folder
 from ..report import receipt
 from .machines import Machine
-from .roofline import Device, Efficiency, EfficiencyCurve, Link
+from .roofline import NO_LINK, Device, Efficiency, EfficiencyCurve
 
 SCHEMA = 4
+SHORT_NAMES = {"Q8_0": "q8", "Q4_0": "q4", "Q4_K": "q4k"}
+"""Names in a profile of the block formats that are measured."""
 BYTES = {"fp32": 4.0, "bf16": 2.0, "q8": 34 / 32, "q4k": 144 / 256, "q4": 18 / 32}
-"""Of a weight, by the name of its format."""
+"""Bytes per weight by the name of its format."""
 OPS_PER_LAYER = 9
-"""Operators that `ops.layer_ops` lists of a block; the measured time between operators is spread over
+"""Operators that `ops.layer_ops` lists; the measured time between the operators of a layer is spread over
 them."""
 
 
 @dataclass(frozen=True)
 class Gpu:
     """One accelerator as measured: bytes, bytes/s of a copy, operations/s of a bf16 matmul, bytes/s to the
-    next one."""
+    next GPU."""
 
     name: str
     memory: int
@@ -50,9 +51,11 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Profile:
-    """``gemm``: operations/s by weight format and rows; ``between``: seconds between operators in a block,
-    all told, of a model with ``plain`` weights and of a ``packed`` one, whose blocks are one native operator
-    each."""
+    """What was measured on one machine.
+
+    ``between`` is the total time between the operators of a layer, for a model with ``plain`` weights and for
+    one with ``packed`` weights, whose layers are one native operator each.
+    """
 
     key: str
     date: str
@@ -62,30 +65,31 @@ class Profile:
     memory: int
     threads: int
     bandwidth: Mapping[int, float]  # bytes/s by threads
-    gemm: Mapping[str, Mapping[int, float]]
+    gemm: Mapping[str, Mapping[int, float]]  # operations/s by weight format and rows
     attention_prefill: Mapping[str, float]  # operations/s by kind of KV cache
     attention_decode: Mapping[str, float]  # bytes/s of keys and values by kind of KV cache
     pointwise: float  # bytes/s
-    between: Mapping[str, float]
+    between: Mapping[str, float]  # seconds
     encode: Mapping[str, float]  # weights/s that are rounded to blocks, by format
     hash: float  # bytes/s of SHA-256 on one thread
-    hash_all: float  # on all of them
+    hash_all: float  # on all threads
     disk: float | None  # bytes/s read past the page cache; None where it could not be measured
     disk_write: float | None  # bytes/s written, until they are on the disk
-    base: int  # bytes of a process with everything loaded but a model
+    base: int  # bytes of a process that has loaded everything except a model
     seconds: float  # that measuring took
     gpus: tuple[Gpu, ...] = ()
 
     @property
     def read(self) -> float:
-        """Bytes/s that all threads read: plainly, or in a matmul of one row, which asks for them ahead of
-        time."""
+        """Bytes/s that all threads read: in a plain loop, or in a matmul of one row, which prefetches."""
         rows = ((BYTES[name], rates[1]) for name, rates in self.gemm.items() if 1 in rates)
         return max([*self.bandwidth.values(), *(nbytes * rate / 2 for nbytes, rate in rows)])
 
     def device(self, weights: str = "plain") -> Device:
-        """The processor as the roofline sees it: peaks are the best rates measured, shares what is reached of
-        them. ``weights``: a key of ``between``."""
+        """Return the processor for the roofline: the peaks are the best measured rates.
+
+        ``weights`` is a key of ``between``.
+        """
         peaks = {name: max(rates.values()) for name, rates in self.gemm.items()}
         curves = {
             name: EfficiencyCurve(
@@ -93,44 +97,34 @@ class Profile:
             )
             for name, rates in self.gemm.items()
         }
-        if "bf16" not in peaks:  # the roofline asks for it where an operator names no dtype of its own
+        if "bf16" not in peaks:  # the dtype of operators that name none
             peaks["bf16"], curves["bf16"] = max(peaks.values()), EfficiencyCurve.flat(1.0)
-        reference = peaks["bf16"]
+        attention = max(self.attention_prefill.values()) / peaks["bf16"]
+        efficiency = Efficiency(
+            gemm=curves,
+            memory=EfficiencyCurve.flat(1.0),
+            attention_forward=attention,
+            attention_backward=attention,
+            op_seconds=self.between[weights] / OPS_PER_LAYER,
+            source=f"measured here, {self.date}",
+        )
+        title = f"this machine: {self.cpu}, {self.cores} cores"
         return Device(
-            "here",
-            "cpu",
-            float(self.memory),
-            self.read,
-            peaks,
-            Efficiency(
-                gemm=curves,
-                memory=EfficiencyCurve.flat(1.0),
-                attention_forward=max(self.attention_prefill.values()) / reference,
-                attention_backward=max(self.attention_prefill.values()) / reference,
-                op_seconds=self.between[weights] / OPS_PER_LAYER,
-                source=f"measured here, {self.date}",
-            ),
-            title=f"this machine: {self.cpu}, {self.cores} cores",
-            source="measured",
+            "here", "cpu", float(self.memory), self.read, peaks, efficiency, title=title, source="measured"
         )
 
     def machine(self) -> Machine:
-        """This machine as one of the catalogue: a single device, joined to nothing, without prices."""
-        alone = Link("none", 1e12, 0.0, 1.0)
-        return Machine("this machine", self.device(), 1, 1, alone, alone)
-
-
-def cache_folder() -> Path:
-    """Where Herd keeps what can be made again."""
-    return Path(os.environ.get("HERD_CACHE") or Path.home() / ".cache" / "herd")
+        """Return this machine as one of the catalogue: a single device without links and prices."""
+        return Machine("this machine", self.device(), 1, 1, NO_LINK, NO_LINK)
 
 
 def profile_path() -> Path:
     return cache_folder() / "profile.json"
 
 
-def key() -> str:
-    """A hash of all that a profile depends on: processor, cores, memory, torch, native kernels."""
+def machine_key() -> str:
+    """Return a hash of everything a profile depends on: processor, cores, memory, torch, threads, native
+    kernels."""
     where = receipt.describe_machine()
     parts = [str(where[name]) for name in ("cpu", "cores", "isa", "memory_bytes", "torch")]
     digest = hashlib.sha256("\0".join([*parts, os.environ.get("OMP_NUM_THREADS", "")]).encode())
@@ -140,52 +134,36 @@ def key() -> str:
     return digest.hexdigest()[:16]
 
 
-def load() -> Profile | None:
-    """The saved profile of this very machine, or None where there is none or it is of another state of it."""
+def load_profile() -> Profile | None:
+    """Return the saved profile of this machine, or None where there is none or it was measured in another
+    state."""
     try:
         record = json.loads(profile_path().read_text(encoding="utf-8"))
-        if record["schema"] != SCHEMA or record["key"] != key():
+        if record["schema"] != SCHEMA or record["key"] != machine_key():
             return None
         return _from_record(record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def save(profile: Profile) -> Path:
-    """Write the profile where `load` finds it."""
-    record = {"schema": SCHEMA} | dataclasses.asdict(profile)
-    path = profile_path()
-    write_atomically(path, json.dumps(record, indent=1) + "\n")
-    return path
-
-
-def from_file(path: Path) -> Profile:
-    """A profile that was saved elsewhere. `PlanError` for anything else."""
-    try:
-        return _from_record(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise PlanError(f"profile {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PlanError(
-            f"{path} is not a profile ({type(error).__name__}: {error}): measure one with herd plan"
-        ) from error
+def save_profile(profile: Profile) -> Path:
+    """Write the profile where `load_profile` finds it, and return the path."""
+    write_json(profile_path(), {"schema": SCHEMA} | asdict(profile))
+    return profile_path()
 
 
 def _from_record(record: Mapping[str, Any]) -> Profile:
-    fields = {field.name: record[field.name] for field in dataclasses.fields(Profile)}
-    return Profile(
-        **fields
-        | {
-            "isa": tuple(fields["isa"]),
-            "bandwidth": {int(threads): float(rate) for threads, rate in fields["bandwidth"].items()},
-            "gemm": {
-                name: {int(rows): float(rate) for rows, rate in rates.items()}
-                for name, rates in fields["gemm"].items()
-            },
-            "gpus": tuple(Gpu(**gpu) for gpu in fields["gpus"]),
-        }
-    )
+    values = {field.name: record[field.name] for field in fields(Profile)}
+    values["isa"] = tuple(values["isa"])
+    values["bandwidth"] = _by_number(values["bandwidth"])
+    values["gemm"] = {name: _by_number(rates) for name, rates in values["gemm"].items()}
+    values["gpus"] = tuple(Gpu(**gpu) for gpu in values["gpus"])
+    return Profile(**values)
 
 
-def now() -> str:
+def _by_number(rates: Mapping[str, float]) -> dict[int, float]:
+    return {int(number): float(rate) for number, rate in rates.items()}  # JSON keys are text
+
+
+def utc_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

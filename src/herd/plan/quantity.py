@@ -1,45 +1,63 @@
-"""Quantities as people write them: ``15.6T`` tokens, ``32k`` of context, ``16M`` a batch.
+"""Read numbers as people write them: ``15.6T`` tokens, ``32k`` of context, ``1e12``, ``500ms``, ``2.50`` USD.
 
-Tokens count in thousands (k, M, B or G, T). A context of ``32k`` is 32,768, as everybody means it: there k is
-1,024.
+Every numeric option of the planner's verbs is a `Quantity`, which the command line calls with the option's
+text. It accepts finite numbers within its bounds and refuses everything else in one line that names the
+option.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
 
 from ..errors import PlanError
 
-_SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+COUNT = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+CONTEXT = {"": 1, "k": 2**10, "m": 2**20}
+"""For contexts and batches, 32k means 32,768 and 16M means 16 · 2^20."""
+SECONDS = {"": Decimal(1), "ms": Decimal("0.001"), "s": Decimal(1), "min": Decimal(60), "h": Decimal(3600)}
 
 
-def tokens(text: str, name: str = "tokens") -> int:
-    """``15.6T`` → 15,600,000,000,000. PlanError naming the option."""
-    return _positive(text, name, _SCALES)
+@dataclass(frozen=True)
+class Quantity:
+    """A numeric option: its name, the accepted bounds and suffixes, and an example for error messages."""
+
+    name: str
+    least: float
+    most: float
+    suffixes: Mapping[str, int | Decimal]
+    example: str
+    whole: bool = False
+
+    def parse(self, text: str) -> float:
+        """Return the number that ``text`` stands for. Raises PlanError."""
+        match = re.fullmatch(
+            r"([+-]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:e[+-]?\d{1,4})?)\s*([a-z]*)", text.strip().lower()
+        )
+        if not match or match[2] not in self.suffixes:
+            raise PlanError(f"--{self.name} {text!r} is not a number: write it like {self.example}")
+        value = Decimal(re.sub("[,_]", "", match[1])) * self.suffixes[match[2]]
+        if not Decimal(self.least) <= value <= Decimal(self.most):
+            raise PlanError(f"--{self.name} {text!r} is out of range: give {self.least:,g} to {self.most:,g}")
+        if self.whole and value != int(value):
+            raise PlanError(f"--{self.name} {text!r} must be a whole number")
+        return int(value) if self.whole else float(value)
 
 
-def context(text: str, name: str = "context") -> int:
-    """``128k`` → 131,072; ``8192`` → 8,192. PlanError naming the option."""
-    return _positive(text, name, {"": 1, "k": 1024, "m": 1024**2})
+def whole(
+    name: str, most: float, example: str, suffixes: Mapping[str, int] = COUNT, least: int = 1
+) -> Quantity:
+    """Return a whole number of at least ``least``."""
+    return Quantity(name, least, most, suffixes, example, whole=True)
 
 
-def _positive(text: str, name: str, scales: dict[str, int]) -> int:
-    match = re.fullmatch(r"\s*(-?[\d,_]*\.?\d+)\s*([a-zA-Z]?)\s*", text)
-    if not match or match[2].lower() not in scales:
-        example = "15.6T" if "t" in scales else "32k"
-        raise PlanError(f"{name}={text!r} is not a number: write it like {example}")
-    value = round(float(re.sub("[,_]", "", match[1])) * scales[match[2].lower()])
-    if value < 1:
-        raise PlanError(f"{name}={text!r} must be positive")
-    return value
+def usd(name: str) -> Quantity:
+    """Return an amount of US dollars, from a tenth of a cent to a quadrillion."""
+    return Quantity(name, 0.001, 1e15, COUNT, "2.50")
 
 
-def seconds(text: str, name: str = "seconds") -> float:
-    """``1s``, ``500ms``, ``2min`` → seconds. PlanError naming the option."""
-    match = re.fullmatch(r"\s*(\d*\.?\d+)\s*(ms|s|min|h)?\s*", text)
-    if not match:
-        raise PlanError(f"{name}={text!r} is not a time: write it like 1s, 500ms or 2min")
-    value = float(match[1]) * {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}[match[2] or "s"]
-    if not value > 0:
-        raise PlanError(f"{name}={text!r} must be positive")
-    return value
+def seconds(name: str, least: float = 0.0) -> Quantity:
+    """Return a time in seconds, up to a year."""
+    return Quantity(name, least, 366 * 86_400, SECONDS, "1s, 500ms or 2min")

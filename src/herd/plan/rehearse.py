@@ -1,16 +1,14 @@
-"""A rehearsal: a few real steps at the true layer shapes of a recipe on whatever machine is here, before a
-run is paid for.
+"""Rehearse a recipe: run a few real steps at its true layer shapes on this machine before a run is paid for.
 
-One block, then two, are trained for real: the trainer's own forward, loss, backward and Adam, in the recipe's
-dtype, with its recomputation and compilation, on a whole sequence and on half of one. What the second block
-adds is a block's time; what the second half adds is a token's; the rest is embedding, head, and what each
-pass over the weights costs. A block too large for the memory here is cut as tensor parallelism would cut it:
-the same width, a part of the heads and of the FFN; so is the vocabulary. The whole model's time follows by
-counting, its memory by the trainer's own formula, which the rehearsal checks at its own size.
+One layer, then two, are trained for real: the trainer's own forward, loss, backward and Adam, in the recipe's
+dtype and with its recomputation and compilation, on a whole sequence and on half of one. What the second
+layer adds is a layer's time; what the second half adds is the time per token; the rest is the embedding, the
+head, and the cost of each pass over the weights. A layer too large for the memory is cut as tensor
+parallelism would cut it: the same width, a part of the heads and of the FFN; the vocabulary is cut likewise.
+The whole model's time follows by counting, its memory from the trainer's own formula, which the rehearsal
+checks at its own size.
 
-For another machine than this one the time is `step.step_time`'s, with data sheets and published shares; where
-this machine *is* one of the target's, what was measured here corrects them. The only file of the room that
-needs torch.
+For another machine the time is that of `step.step_time`, from data sheets and published efficiencies.
 """
 
 from __future__ import annotations
@@ -21,38 +19,44 @@ import shlex
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import torch
+
+from ..checkpoint import load_config
+from ..data.batch import Batch
 from ..dtypes import torch_dtype
 from ..errors import PlanError, RecipeError
 from ..llama.config import ModelConfig
+from ..llama.model import LlamaLM
+from ..machine import available_memory, peak_memory, reset_peak_memory, resident_memory
+from ..train import objectives, parallel
 from ..train.config import TrainSettings
 from ..train.memory import TrainBytes, kept_nbytes, train_nbytes
+from ..train.optim import gradient_norm
 from ..train.recipe import Recipe
-from .layout import Job, ParallelLayout, check
+from .layout import Job, ParallelLayout
 from .machines import Machine
-from .memory import usable
+from .memory import usable_memory
 from .ops import forward_ops
-from .roofline import seconds
-from .step import mfu, step_time
+from .roofline import total_seconds
+from .step import model_flops_utilization, predict_step
 
 SHARE = 0.4
-"""Of the memory that is free, for the rehearsal."""
+"""Share of the free memory that the rehearsal may use."""
 SECONDS = 3.0
-"""What one rehearsed step may take."""
+"""Longest time of one rehearsed step."""
 STEPS = 5
 """Steps of each kind; the first does not count."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What is rehearsed: ``slices`` of a block's heads and FFN (1: whole), a part of the vocabulary,
-    tokens."""
+class RehearsedOp:
+    """What is rehearsed: one of ``slices`` equal parts of a layer's heads and FFN (1 means the whole layer),
+    one of ``vocab_parts`` of the vocabulary, and ``rows`` sequences of ``context`` tokens."""
 
-    config: ModelConfig  # of one block
+    config: ModelConfig  # with one layer
     slices: int
     vocab_parts: int
     rows: int
@@ -61,63 +65,52 @@ class Piece:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What was measured here. Seconds are of forward and backward of one micro-batch of the recipe."""
+    """What was measured here. Seconds are those of forward and backward of one micro-batch of the recipe."""
 
-    piece: Piece
-    block_seconds: float  # of a whole block
+    piece: RehearsedOp
+    layer_seconds: float  # of a whole layer
     rest_seconds: float  # of everything else
-    adam_seconds: float  # for each parameter
-    flops_rate: float  # model FLOP/s of a block's tokens here
-    predicted_bytes: float  # of the piece
-    measured_bytes: float | None
-    accelerated: bool  # on a GPU, whose memory is its own
+    adam_seconds: float  # per parameter
+    flops_rate: float  # model FLOP/s of a layer
+    predicted_bytes: float  # of the rehearsed part
+    measured_bytes: float
+    accelerated: bool  # on a GPU, which has its own memory
     loss: float  # of the first step: near the logarithm of the vocabulary
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """A recipe on its target: seconds of a step, MFU, bytes of a rank, hours to the end."""
+    """The prediction for a whole recipe on a machine."""
 
     machine: str
     step_seconds: float
     mfu: float | None
     nbytes: TrainBytes
-    peak: float  # bytes a process grows by: on a CPU with what its heap cannot use again
+    peak: float  # bytes a process grows by; on a CPU with the parts of its heap that it cannot use again
     fits: bool
     hours: float
     tokens_per_s: float
 
 
-def shape(recipe: Recipe) -> ModelConfig:
-    """The model's shape, from the recipe or from the checkpoint it starts with."""
-    config = recipe.model.config()
-    if config is not None:
-        return config
-    from ..checkpoint import load_config
-
-    return load_config(str(recipe.model.start))
+def model_shape(recipe: Recipe) -> ModelConfig:
+    """Return the model's shape, from the recipe or from the checkpoint it starts with."""
+    return recipe.model.config() or load_config(str(recipe.model.start))
 
 
-def teacher_shape(recipe: Recipe) -> ModelConfig | None:
-    """The teacher's shape, where the recipe distils."""
-    teacher = recipe.objective.parents().get("teacher")
-    if teacher is None:
-        return None
-    from ..checkpoint import load_config
+def cut_to_fit(
+    config: ModelConfig, micro: int, context: int, free: float, most_flops: float = math.inf
+) -> RehearsedOp:
+    """Return the largest part of a model whose two layers, with all training state, fit into a share of
+    ``free`` bytes.
 
-    return load_config(teacher)
-
-
-def cut(config: ModelConfig, micro: int, context: int, free: float, most_flops: float = math.inf) -> Piece:
-    """The largest piece of a model whose two blocks fit into ``free`` bytes with all training state, and take
-    no more than ``most_flops`` a step. The sequence is shortened first, then the vocabulary, then the
-    block."""
-    slices = [s for s in _powers(config.n_heads) if config.ffn_dim % s == 0]
-    lengths = [
-        context >> halved for halved in range(context.bit_length()) if context >> halved >= min(context, 64)
-    ]
+    A step takes at most ``most_flops``, unless even the smallest part takes more. The sequence is shortened
+    first, then the vocabulary is cut, then the layer.
+    """
+    halvings = [1 << exponent for exponent in range(config.n_heads.bit_length())]
+    slices = [s for s in halvings if config.n_heads % s == 0 and config.ffn_dim % s == 0]
+    lengths = [context >> n for n in range(context.bit_length()) if context >> n >= min(context, 64)]
     for cuts, parts, rows, length in itertools.product(
-        slices, (1, 2, 4, 8, 16, 32), {micro: 0, 1: 0}, lengths
+        slices, (1, 2, 4, 8, 16, 32), dict.fromkeys((micro, 1)), lengths
     ):
         piece = config.replace(
             n_layers=2,
@@ -129,40 +122,41 @@ def cut(config: ModelConfig, micro: int, context: int, free: float, most_flops: 
         flops = rows * length * piece.flops_per_token(length / 2, training=True)
         smallest = (rows, length, parts, cuts) == (1, lengths[-1], 32, slices[-1])
         if train_nbytes(piece, rows, length).total <= SHARE * free and (flops <= most_flops or smallest):
-            return Piece(piece.replace(n_layers=1), cuts, parts, rows, length)
+            return RehearsedOp(piece.replace(n_layers=1), cuts, parts, rows, length)
     raise PlanError(
-        f"not even one head of a block of width {config.dim:,} fits the {free / 1e9:.1f} GB that are free here: take "
-        "a larger machine"
+        f"not even one head of a layer of width {config.dim:,} fits into the {free / 1e9:.1f} GB of free "
+        "memory: "
+        "use a larger machine"
     )
 
 
-def rehearse(recipe: Recipe, on_step: Callable[[str], None] | None = None) -> Rehearsal:
-    """Train one block, then two, for a few steps; on_step is told what is done."""
-    import torch
-
-    from ..machine import available_memory
-
-    config, train = shape(recipe), recipe.train
+def run_rehearsal(recipe: Recipe, on_step: Callable[[str], None] = lambda line: None) -> Rehearsal:
+    """Train one layer, then two, for a few steps; ``on_step`` is told about each."""
+    config, train = model_shape(recipe), recipe.train
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else available_memory()
-    micro = train.micro_batch_size or train.rows_of_rank(recipe.parallel.ranks)
-    piece = cut(config, micro, train.context, free, SECONDS * _rate(config.dim, train.dtype, device))
-    tell = on_step or (lambda _: None)
-    one, two = (_measure(recipe, piece, layers, device, tell) for layers in (1, 2))
+    micro = _micro_batch(recipe)
+    most_flops = SECONDS * _matmul_rate(config.dim, train.dtype, device)
+    piece = cut_to_fit(config, micro, train.context, free, most_flops)
+    one, two = (_timed_steps(recipe, piece, layers, device, on_step) for layers in (1, 2))
     tokens, wanted = piece.rows * piece.context, micro * train.context
-    # seconds = passes + tokens · each, for a block and for the rest
-    block_whole, block_half = two.whole - one.whole, two.half - one.half
-    block_each = max(2 * (block_whole - block_half) / tokens, 0.1 * block_whole / tokens)
-    rest_each = max(2 * (one.whole - one.half) / tokens - block_each, 0.0)
-    block_pass = max(block_whole - block_each * tokens, 0.0)
-    rest_pass = max(one.whole - block_whole - rest_each * tokens, 0.0)
-    longer = _block_flops(piece.config, train.context / 2) / _block_flops(piece.config, piece.context / 2)
+    # seconds = passes + tokens · each, for a layer and for the rest
+    flops = layer_flops(piece.config, piece.context / 2)
+    # On a busy machine a difference of two times can be anything; a tenth of the layer's share of the FLOPs
+    # is sure.
+    least = 0.1 * one.whole * flops / piece.config.flops_per_token(piece.context / 2)
+    layer_whole, layer_half = max(two.whole - one.whole, least), two.half - one.half
+    layer_each = max(2 * (layer_whole - layer_half) / tokens, 0.1 * layer_whole / tokens)
+    rest_each = max(2 * (one.whole - one.half) / tokens - layer_each, 0.0)
+    layer_pass = max(layer_whole - layer_each * tokens, 0.0)
+    rest_pass = max(one.whole - layer_whole - rest_each * tokens, 0.0)
+    longer = layer_flops(piece.config, train.context / 2) / flops
     return Rehearsal(
         piece=piece,
-        block_seconds=piece.slices * (block_pass + block_each * wanted * longer),
+        layer_seconds=piece.slices * (layer_pass + layer_each * wanted * longer),
         rest_seconds=piece.vocab_parts * (rest_pass + rest_each * wanted),
         adam_seconds=two.adam / two.params,
-        flops_rate=3 * _block_flops(piece.config, piece.context / 2) / block_each,
+        flops_rate=3 * flops / layer_each,
         predicted_bytes=two.predicted,
         measured_bytes=two.peak,
         accelerated=device.type == "cuda",
@@ -171,49 +165,42 @@ def rehearse(recipe: Recipe, on_step: Callable[[str], None] | None = None) -> Re
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """``whole``, ``half``: seconds of forward and backward of the piece's rows, and of rows of half the
-    length."""
+class _Timed:
+    """Seconds of forward and backward with whole sequences and with half of each, and of the optimizer."""
 
     whole: float
     half: float
     adam: float
     params: int
     predicted: float
-    peak: float | None
+    peak: float
     loss: float
 
 
-def _rate(dim: int, dtype: str, device: Any) -> float:
-    """Operations/s of one matmul of the model's width: how much can be rehearsed in little time."""
-    import torch
-
-    left, right = (
-        torch.ones(min(dim, 4096), min(dim, 4096), dtype=torch_dtype(dtype), device=device) for _ in range(2)
-    )
+def _matmul_rate(dim: int, dtype: str, device: torch.device) -> float:
+    """Return the operations/s of one matmul of the model's width, which tells how much can be rehearsed."""
+    size = min(dim, 4096)
+    left, right = (torch.ones(size, size, dtype=torch_dtype(dtype), device=device) for _ in range(2))
     times = []
     for _ in range(3):
         began = _now(device)
         left @ right
         times.append(_now(device) - began)
-    return 2 * left.shape[0] ** 3 / min(times)
+    return 2 * size**3 / min(times)
 
 
-def _measure(
-    recipe: Recipe, piece: Piece, layers: int, device: Any, tell: Callable[[str], None]
-) -> _Measured:
-    """Seconds of forward and backward, and of what follows (norm, clipping, Adam), of a model of so many
-    blocks."""
-    import torch
-
-    from ..data.batch import Batch
-    from ..llama.model import LlamaLM
-    from ..train import objectives, parallel
-    from ..train.optim import gradient_norm
-
-    train = recipe.train
+def _timed_steps(
+    recipe: Recipe, piece: RehearsedOp, layers: int, device: torch.device, on_step: Callable[[str], None]
+) -> _Timed:
+    """Train a model of ``layers`` layers and time its steps; the optimizer's time includes clipping."""
+    train, cuda = recipe.train, device.type == "cuda"
     config = piece.config.replace(n_layers=layers)
-    before = _reset_peak(device)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        reset_peak_memory()
+        before = resident_memory()
     model = LlamaLM(config).init_weights(train.seed).to(device)
     optimizer = recipe.optimizer.build(model)
     generator = torch.Generator().manual_seed(train.seed)
@@ -236,138 +223,77 @@ def _measure(
         adams.append(_now(device) - middle)
         losses.append(result.total.item() / (piece.rows * length))
 
-    with parallel.prepared(
-        model,
-        activation_checkpointing=train.activation_checkpointing,
-        compiled=train.compile and device.type == "cuda",
-    ):
-        for length in times:
-            for number in range(STEPS):
-                step(length)
-                tell(
-                    f"{layers} block{'s' * (layers > 1)}, {length:,} tokens, step {number + 1}: loss {losses[-1]:.3f}"
-                )
+    checkpointing, compiled = train.activation_checkpointing, train.compile and cuda
+    with parallel.prepared(model, activation_checkpointing=checkpointing, compiled=compiled):
+        for length, number in itertools.product(times, range(STEPS)):
+            step(length)
+            what = f"{layers} layer{'s' * (layers > 1)}, {length:,} tokens"
+            on_step(f"{what}, step {number + 1}: loss {losses[-1]:.3f}")
     if not all(map(math.isfinite, losses)):
         raise PlanError(
             f"the rehearsal's loss is {losses[-1]} after {len(losses)} steps: lower lr={recipe.optimizer.lr:g}"
         )
-    peak = _peak(device, before)
-    predicted = _grown(train, config, piece.rows, piece.context, device.type == "cuda")
-    whole, half = (
-        min(found[1:]) for found in times.values()
-    )  # other work only adds, and differences are taken
+    peak = (torch.cuda.max_memory_allocated() if cuda else peak_memory()) - before
+    predicted = _grown_nbytes(train, config, piece.rows, piece.context, cuda)
+    # The least time of each kind: other work on the machine only adds, and differences are taken.
+    whole, half = (min(found[1:]) for found in times.values())
     params = sum(p.numel() for p in model.parameters())
-    return _Measured(whole, half, statistics.median(adams[1:]), params, predicted, peak, losses[0])
+    return _Timed(whole, half, statistics.median(adams[1:]), params, predicted, peak, losses[0])
 
 
-def _now(device: Any) -> float:
+def _now(device: torch.device) -> float:
     if device.type == "cuda":
-        import torch
-
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def _reset_peak(device: Any) -> int:
-    """Bytes held now, with the high-water mark set back to them where the system allows; memory that was
-    freed before is given back, so that it is not taken for this one's."""
-    import ctypes
-
-    import psutil
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    return psutil.Process().memory_info().rss
-
-
-def _peak(device: Any, before: int) -> float | None:
-    """Bytes above ``before`` at the highest."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() - before
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    high = next((line for line in lines if line.startswith("VmHWM")), None)
-    return None if high is None else 1024.0 * int(high.split()[1]) - before
-
-
-def _grown(train: TrainSettings, config: ModelConfig, rows: int, context: int, accelerated: bool) -> int:
-    """Bytes that training adds: on a CPU, to a process that keeps freed memory."""
-    if accelerated:
+def _grown_nbytes(train: TrainSettings, config: ModelConfig, rows: int, context: int, cuda: bool) -> int:
+    """Return the bytes that training adds: on a CPU, to a process that keeps freed memory."""
+    checkpointing = train.activation_checkpointing
+    if cuda:
         return train_nbytes(
-            config, rows, context, dtype=train.dtype, activation_checkpointing=train.activation_checkpointing
+            config, rows, context, dtype=train.dtype, activation_checkpointing=checkpointing
         ).total
-    return kept_nbytes(
-        config, rows, context, dtype=train.dtype, activation_checkpointing=train.activation_checkpointing
-    )
+    return kept_nbytes(config, rows, context, dtype=train.dtype, activation_checkpointing=checkpointing)
 
 
-def _block_flops(config: ModelConfig, keys: float) -> float:
-    """Forward FLOPs of one block for one token."""
+def layer_flops(config: ModelConfig, keys: float) -> float:
+    """Return the forward FLOPs of one layer for one token that attends to ``keys`` others."""
     return config.replace(n_layers=2).flops_per_token(keys) - config.replace(n_layers=1).flops_per_token(keys)
 
 
-def _powers(most: int) -> list[int]:
-    """Powers of two that divide ``most``."""
-    return [1 << exponent for exponent in range(most.bit_length()) if most % (1 << exponent) == 0]
+# The whole run
+# ------------------------------------------------------------------------------------------------------
 
 
-# What it means for the whole run
-# ------------------------------------------------------------------------------------
+def outlook_here(recipe: Recipe, rehearsal: Rehearsal) -> Outlook:
+    """Predict the whole recipe on this machine, with the work of all its ranks on one device of this kind."""
+    config, train = model_shape(recipe), recipe.train
+    micro = _micro_batch(recipe)
+    step = config.n_layers * rehearsal.layer_seconds + rehearsal.rest_seconds
+    step = train.batch_size // micro * step + rehearsal.adam_seconds * config.n_params
+    nbytes = _train_nbytes(recipe, config, micro, shard=1, ranks=1)
+    grown = _grown_nbytes(train, config, micro, train.context, rehearsal.accelerated)
+    peak = nbytes.average + grown
+    mfu = None
+    if train.peak_flops and recipe.parallel.ranks == 1:
+        flops = train.tokens_per_step * config.flops_per_token(train.context / 2, training=True)
+        mfu = flops / step / train.peak_flops
+    fits, hours = peak <= available_memory(), step * train.steps / 3600
+    return Outlook("one device as here", step, mfu, nbytes, peak, fits, hours, train.tokens_per_step / step)
 
 
-def here(recipe: Recipe, rehearsal: Rehearsal) -> Outlook:
-    """The whole recipe on this machine, all its ranks one after another: what one device of this kind would
-    take."""
-    config, train, ranks = shape(recipe), recipe.train, recipe.parallel.ranks
-    micro = train.micro_batch_size or train.rows_of_rank(ranks)
-    micros = train.batch_size // micro
-    step = micros * (config.n_layers * rehearsal.block_seconds + rehearsal.rest_seconds)
-    step += rehearsal.adam_seconds * config.n_params
-    nbytes = train_nbytes(
-        config,
-        micro,
-        train.context,
-        dtype=train.dtype,
-        activation_checkpointing=train.activation_checkpointing,
-        average=bool(recipe.schedule.average_every),
-    )
-    from ..machine import available_memory
-
-    peak = nbytes.average + _grown(train, config, micro, train.context, rehearsal.accelerated)
-    tokens = train.tokens_per_step
-    rate = tokens * config.flops_per_token(train.context / 2, training=True) / step
-    share = rate / train.peak_flops if train.peak_flops and ranks == 1 else None
-    return Outlook(
-        "one device as here",
-        step,
-        share,
-        nbytes,
-        peak,
-        peak <= available_memory(),
-        step * train.steps / 3600,
-        tokens / step,
-    )
-
-
-def target(recipe: Recipe, machine: Machine) -> Outlook:
-    """The whole recipe on another machine, as the trainer lays it out: FSDP2 within ``shard``, replicas of
-    that."""
-    config, train, spec = shape(recipe), recipe.train, recipe.parallel
+def outlook_on(recipe: Recipe, machine: Machine) -> Outlook:
+    """Predict the whole recipe on another machine, laid out as by the trainer: FSDP2 within ``shard``,
+    replicated."""
+    config, train, spec = model_shape(recipe), recipe.train, recipe.parallel
     if machine.count != spec.ranks:
         raise RecipeError(
-            f"{recipe.name}: the recipe is for parallel.ranks={spec.ranks}, {machine.name} has {machine.count}: "
-            f"use {machine.of(spec.ranks).name}, or change the recipe"
+            f"{recipe.name}: the recipe is for parallel.ranks={spec.ranks}, {machine.name} has "
+            f"{machine.count}: "
+            f"use {machine.with_devices(spec.ranks).name}, or change the recipe"
         )
-    micro = train.micro_batch_size or train.rows_of_rank(spec.ranks)
+    micro = _micro_batch(recipe)
     layout = ParallelLayout(
         dp=spec.ranks,
         micro=micro,
@@ -377,53 +303,60 @@ def target(recipe: Recipe, machine: Machine) -> Outlook:
         replicas=spec.ranks // spec.shard,
     )
     job = Job(config, train.batch_size, train.context)
-    check(layout, job)
-    step = step_time(job, layout, machine).seconds
-    teacher = teacher_shape(recipe)
-    if teacher is not None:
-        rows = micro * train.context
-        forward = seconds(forward_ops(teacher, rows, train.context / 2, rows, head_rows=rows), machine.device)
-        step += train.rows_of_rank(spec.ranks) // micro * forward
-    nbytes = train_nbytes(
+    step = predict_step(job, layout, machine).seconds
+    if "teacher" in recipe.objective.parents():
+        rows, teacher = micro * train.context, load_config(recipe.objective.parents()["teacher"])
+        ops = forward_ops(teacher, rows, train.context / 2, rows, head_rows=rows)
+        step += train.rows_of_rank(spec.ranks) // micro * total_seconds(ops, machine.device)
+    nbytes = _train_nbytes(recipe, config, micro, shard=spec.shard, ranks=spec.ranks)
+    return Outlook(
+        machine.name,
+        step,
+        model_flops_utilization(job, machine, step),
+        nbytes,
+        float(nbytes.total),
+        nbytes.total <= usable_memory(machine.device.memory),
+        step * train.steps / 3600,
+        job.tokens / step,
+    )
+
+
+def _micro_batch(recipe: Recipe) -> int:
+    return recipe.train.micro_batch_size or recipe.train.rows_of_rank(recipe.parallel.ranks)
+
+
+def _train_nbytes(recipe: Recipe, config: ModelConfig, micro: int, *, shard: int, ranks: int) -> TrainBytes:
+    train = recipe.train
+    return train_nbytes(
         config,
         micro,
         train.context,
         dtype=train.dtype,
         activation_checkpointing=train.activation_checkpointing,
         average=bool(recipe.schedule.average_every),
-        shard=spec.shard,
-        ranks=spec.ranks,
-    )
-    return Outlook(
-        machine.name,
-        step,
-        mfu(job, machine, step),
-        nbytes,
-        float(nbytes.total),
-        nbytes.total <= usable(machine.device.memory),
-        step * train.steps / 3600,
-        job.tokens / step,
+        shard=shard,
+        ranks=ranks,
     )
 
 
-def script(recipe: Recipe, path: Path, machine: Machine, hours: float) -> str:
-    """A Slurm batch script for a recipe on a machine; without Slurm its last command runs as it stands on one
-    node.
+def slurm_script(recipe: Recipe, path: Path, machine: Machine, hours: float) -> str:
+    """Return a Slurm batch script for a recipe on a machine; without Slurm its last command runs on one node.
 
-    Slurm asks five minutes before the end; the trainer then finishes its step and saves, and the job is put
-    back in the queue, where the same command goes on."""
+    Slurm sends a signal five minutes before the end. The trainer then finishes its step and saves, and the
+    job is put back into the queue, where the same command continues.
+    """
     nodes, each = machine.nodes, min(machine.per_node, machine.count)
+    # A tenth and half an hour more than predicted, at most a week: the limit of many clusters.
     days, rest = divmod(math.ceil(min(hours * 1.1 + 0.5, 7 * 24)), 24)
-    quoted = shlex.quote(str(path))
-    if machine.count == 1:
-        command = f"python -m herd train {quoted}"
-    elif nodes == 1:
-        command = f"torchrun --standalone --nproc-per-node={each} -m herd train {quoted}"
-    else:
-        command = (
-            f'torchrun --nnodes={nodes} --nproc-per-node={each} --rdzv-id="$SLURM_JOB_ID" --rdzv-backend=c10d '
-            f'--rdzv-endpoint="$head:29500" -m herd train {quoted}'
+    launcher = "python"
+    if nodes > 1:
+        launcher = (
+            f'torchrun --nnodes={nodes} --nproc-per-node={each} --rdzv-id="$SLURM_JOB_ID" '
+            "--rdzv-backend=c10d "
+            '--rdzv-endpoint="$head:29500"'
         )
+    elif machine.count > 1:
+        launcher = f"torchrun --standalone --nproc-per-node={each}"
     lines = [
         "#!/bin/bash",
         f"#SBATCH --job-name={recipe.name}",
@@ -438,6 +371,6 @@ def script(recipe: Recipe, path: Path, machine: Machine, hours: float) -> str:
         f"# Predicted: {hours:,.1f} h on {machine.name}.",
         "set -euo pipefail",
         *(['head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'] if nodes > 1 else []),
-        f"srun {command}",
+        f"srun {launcher} -m herd train {shlex.quote(str(path))}",
     ]
     return "\n".join(lines) + "\n"

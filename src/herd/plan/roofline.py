@@ -1,20 +1,22 @@
-"""How long one operator takes on one device: the roofline, with what chips reach of their data sheets.
+"""How long one operator takes on one device: the roofline, with the shares of the data sheet that chips
+reach.
 
-An operator does ``flops`` operations and moves ``nbytes``; it can take no less time than either at the chip's
-rates, so
+An operator does ``flops`` operations and moves ``nbytes``. It takes at least as long as either at the chip's
+rates:
 
     seconds = max(flops / (peak[dtype] · share), nbytes / (bandwidth · share)) + op_seconds
 
 The shares are measured, never assumed to be 1: a matmul of training shapes reaches 73 % of an H100's peak, a
 stream of weights 88 % of its bandwidth. They come from published measurements by kind of chip
-(``machines.yaml``) or from a profile of the very machine. A share may depend on the size of the work
-(`EfficiencyCurve`): a matmul with few rows, a read of few bytes. ``op_seconds`` is what every operator pays
-before it does anything; it is why small work is slow.
+(``machines.yaml``) or from a profile of this machine. A share can depend on the size of the work
+(`EfficiencyCurve`), because a matmul with few rows or a read of few bytes is less efficient. ``op_seconds``
+is the fixed cost of starting an operator.
 
 Collectives follow the ring: each of n ranks sends (n - 1) / n of the bytes at the link's rate, twice for an
 all-reduce.
 
-Williams, Waterman, Patterson: "Roofline" (CACM 52, 2009). NCCL's "bus bandwidth": nccl-tests, PERFORMANCE.md.
+Sources: Williams, Waterman, Patterson: "Roofline" (CACM 52, 2009); NCCL's "bus bandwidth": nccl-tests,
+PERFORMANCE.md.
 """
 
 from __future__ import annotations
@@ -32,8 +34,11 @@ Kind = Literal["gemm", "attention", "attention_backward", "memory"]
 
 @dataclass(frozen=True)
 class EfficiencyCurve:
-    """A share of the peak by size: points (size, share) in rising order, straight between them over the
-    logarithm of the size, level beyond both ends. One point is a constant."""
+    """A share of the peak by size of the work.
+
+    Points are (size, share) with rising sizes: linear between them over the logarithm of the size, constant
+    beyond both ends.
+    """
 
     points: tuple[tuple[float, float], ...]
 
@@ -46,23 +51,24 @@ class EfficiencyCurve:
 
     @classmethod
     def flat(cls, share: float) -> EfficiencyCurve:
-        """The same share at every size."""
+        """Return a curve with the same share at every size."""
         return cls(((1.0, share),))
 
     def __call__(self, size: float) -> float:
-        sizes = [at for at, _ in self.points]
-        right = bisect.bisect(sizes, size)
-        if right == 0 or right == len(sizes):
-            return self.points[min(right, len(sizes) - 1)][1]
+        right = bisect.bisect(self.points, size, key=lambda point: point[0])
+        if right in (0, len(self.points)):
+            return self.points[max(right - 1, 0)][1]
         (low, start), (high, end) = self.points[right - 1], self.points[right]
         return start + (end - start) * math.log(size / low) / math.log(high / low)
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Shares of the data sheet that a chip reaches: ``gemm`` by dtype over the rows of the activation,
-    ``memory`` over the bytes an operator moves, attention's two passes; ``op_seconds`` to begin an
-    operator."""
+    """Shares of the data sheet that a chip reaches.
+
+    ``gemm`` by dtype over the rows of the activation, ``memory`` over the bytes an operator moves, and both
+    passes of attention; ``op_seconds`` to start an operator.
+    """
 
     gemm: Mapping[str, EfficiencyCurve]
     memory: EfficiencyCurve
@@ -71,16 +77,14 @@ class Efficiency:
     op_seconds: float
     source: str = ""
 
-    def gemm_share(self, dtype: str, rows: float) -> float:
-        """For a dtype that was not measured, the first that was."""
-        curve = self.gemm.get(dtype) or next(iter(self.gemm.values()))
-        return curve(rows)
-
 
 @dataclass(frozen=True, eq=False)
 class Device:
-    """One accelerator or processor: bytes, bytes/s and operations/s of the data sheet, and what it reaches of
-    them. Compared by identity."""
+    """An accelerator or processor: bytes, bytes/s and operations/s of the data sheet, and what it reaches of
+    them.
+
+    Devices are compared by identity.
+    """
 
     name: str
     kind: Literal["gpu", "apple", "cpu"]
@@ -93,34 +97,31 @@ class Device:
     source: str = ""
 
     def peak(self, dtype: str) -> float:
-        """Operations/s of the data sheet; for a dtype the chip lacks, those of the one it computes in
+        """Return the operations/s of the data sheet, for a dtype without any those of the dtype used
         instead."""
-        for name in (dtype, *_INSTEAD.get(dtype, ())):
+        for name in (dtype, *_INSTEAD.get(dtype, ("bf16", "fp16", "fp32"))):
             if name in self.flops:
                 return self.flops[name]
         raise PlanError(f"{self.name} has no peak for {dtype}: give flops: {{{dtype}: ...}} in its entry")
 
     def has(self, dtype: str) -> bool:
-        """Whether the chip computes in this dtype rather than in another instead."""
+        """Return whether the chip computes in this dtype itself."""
         return dtype in self.flops
 
     def reachable(self, dtype: str, rows: float = 1e9) -> float:
-        """Operations/s that a matmul of this many rows reaches."""
-        return self.peak(dtype) * self.efficiency.gemm_share(dtype if self.has(dtype) else "bf16", rows)
+        """Return the operations/s that a matmul with this many rows reaches."""
+        shares = self.efficiency.gemm
+        measured = dtype if self.has(dtype) else "bf16"
+        return self.peak(dtype) * (shares.get(measured) or next(iter(shares.values())))(rows)
 
 
-_INSTEAD = {
-    "fp8": ("bf16", "fp16", "fp32"),
-    "int8": ("bf16", "fp16", "fp32"),
-    "bf16": ("fp16", "fp32"),
-    "fp16": ("bf16", "fp32"),
-    "fp32": ("bf16",),
-}
+_INSTEAD = {"bf16": ("fp16", "fp32"), "fp16": ("bf16", "fp32"), "fp32": ("bf16",)}
+"""What a chip computes in where it lacks a dtype. Any other dtype is unpacked to 16 or 32 bits."""
 
 
 @dataclass(frozen=True)
 class Op:
-    """Work of one operator, ``count`` times over: operations, bytes moved, the activation's rows (for
+    """The work of one operator, ``count`` times: operations, bytes moved, and rows of the activation (for
     GEMM)."""
 
     name: str
@@ -134,8 +135,7 @@ class Op:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of an operator and what bounds it: ``compute`` and ``memory`` overlap, ``overhead`` does
-    not."""
+    """Seconds of an operator: ``compute`` and ``memory`` overlap, ``overhead`` does not."""
 
     compute: float = 0.0
     memory: float = 0.0
@@ -145,14 +145,9 @@ class Cost:
     def seconds(self) -> float:
         return max(self.compute, self.memory) + self.overhead
 
-    @property
-    def bound(self) -> str:
-        """Which of the three takes longest."""
-        return max(("compute", "memory", "overhead"), key=lambda part: getattr(self, part))
 
-
-def cost(op: Op, device: Device) -> Cost:
-    """Roofline of one operator on a device, ``count`` times."""
+def operator_cost(op: Op, device: Device) -> Cost:
+    """Return the roofline of one operator on a device, ``count`` times."""
     share = device.efficiency
     if op.kind == "attention":
         rate = device.peak("bf16") * share.attention_forward
@@ -167,14 +162,14 @@ def cost(op: Op, device: Device) -> Cost:
     )
 
 
-def seconds(ops: Iterable[Op], device: Device) -> float:
-    """Seconds of operators one after another."""
-    return sum(cost(op, device).seconds for op in ops)
+def total_seconds(ops: Iterable[Op], device: Device) -> float:
+    """Return the seconds of operators that run one after another."""
+    return sum(operator_cost(op, device).seconds for op in ops)
 
 
 @dataclass(frozen=True)
 class Link:
-    """What joins devices: bytes/s in one direction for each of them, seconds to begin, the share that is
+    """A connection of devices: bytes/s in one direction per device, seconds to start, and the share that is
     reached."""
 
     name: str
@@ -189,17 +184,21 @@ class Link:
         return self.bandwidth * self.efficiency
 
 
+NO_LINK = Link("none", 1e12, 0.0, 1.0)
+"""The link of a single device: nothing is ever sent."""
+
+
 def all_gather(nbytes: float, ranks: int, link: Link) -> float:
-    """Seconds until each of ``ranks`` has all ``nbytes``, of which it held its part; a reduce-scatter is the
-    same."""
+    """Return the seconds until each rank has all ``nbytes``, having held its part; a reduce-scatter takes as
+    long."""
     return 0.0 if ranks < 2 else nbytes * (ranks - 1) / ranks / link.rate + link.latency * math.log2(ranks)
 
 
 def all_reduce(nbytes: float, ranks: int, link: Link) -> float:
-    """Seconds until ``nbytes`` on each of ``ranks`` are summed on all: a reduce-scatter and an all-gather."""
+    """Return the seconds until ``nbytes`` are summed over all ranks: a reduce-scatter and an all-gather."""
     return 2 * all_gather(nbytes, ranks, link)
 
 
 def send(nbytes: float, link: Link) -> float:
-    """Seconds for ``nbytes`` from one device to the next."""
+    """Return the seconds to send ``nbytes`` from one device to the next."""
     return nbytes / link.rate + link.latency

@@ -1,9 +1,10 @@
-"""Was the plan right? Every prediction beside what was measured, kept, and learned from.
+"""Keep every prediction with the measurement that followed, summarize the errors, and learn factors from
+them.
 
-One line of JSON an event, appended to ``scores.jsonl`` in the cache folder: what was predicted (seconds,
-bytes), what was measured, on which machine. `factors` are what this machine's own runs say of the planner:
-the median of measured over predicted, by kind of work, over the last events. The history is never rewritten;
-a line cut short by a crash is skipped.
+Each event is one line of JSON in ``scores.jsonl`` of the cache folder: what was predicted (seconds, bytes),
+what was measured, and on which machine. The file is only appended to; a line cut short by a crash is skipped.
+`learned_factors` is what this machine's own runs say about the planner: the median of measured over predicted
+by kind of work. Predictions use it only where the user asks for it (``herd plan --learned``).
 """
 
 from __future__ import annotations
@@ -13,80 +14,45 @@ import math
 import os
 import statistics
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import PlanError
-from .profile import cache_folder, now
+from ..machine import cache_folder
+from .profile import utc_now
 
 LEARN_FROM = 20
-"""Latest events of a kind that a factor is made of."""
+"""Latest events of a kind from which a factor is learned."""
 LEAST = 3
-"""Events below which a factor stays 1: two points are an accident."""
+"""Fewest events for a factor: two points can agree by accident."""
 
 
 @dataclass(frozen=True)
-class Event:
-    """One prediction come true, or not. ``kind``: what was predicted ("decode", "prefill", "stage", "peak
-    memory"); ``what``: of what, in words; ``unit`` "s" or "bytes"."""
+class ScoredPrediction:
+    """One prediction and its measurement.
+
+    ``kind`` is what was predicted ("decode", "prefill", "stage", "peak memory"), ``what`` describes the work,
+    ``unit`` is "s" or "bytes", ``machine`` is the profile's key.
+    """
 
     kind: str
     what: str
     unit: str
     predicted: float
     measured: float
-    machine: str  # the profile's key
+    machine: str
     date: str = ""
 
     @property
     def error(self) -> float:
-        """Relative to what was measured: 0.1 is ten percent too much."""
+        """Error relative to the measurement: 0.1 is ten percent too much."""
         return self.predicted / self.measured - 1
 
 
-def history_path() -> Path:
-    return cache_folder() / "scores.jsonl"
-
-
-def record(event: Event) -> None:
-    """Append one event. A cache folder that cannot be written is no reason to fail a run: the event is then
-    lost. `PlanError` for numbers that are not positive."""
-    if not (event.predicted > 0 and event.measured > 0 and math.isfinite(event.predicted + event.measured)):
-        raise PlanError(
-            f"{event.kind}: predicted {event.predicted} and measured {event.measured} must be positive"
-        )
-    line = json.dumps(asdict(event) | {"date": event.date or now()}, ensure_ascii=False) + "\n"
-    try:
-        history_path().parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(history_path(), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, line.encode())  # one write: lines of several processes do not mix
-        finally:
-            os.close(handle)
-    except OSError:
-        return
-
-
-def history(path: Path | None = None) -> list[Event]:
-    """All events, oldest first; lines that are not events are skipped."""
-    try:
-        lines = (path or history_path()).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    events = []
-    for line in lines:
-        try:
-            event = Event(**json.loads(line))
-            if event.predicted > 0 and event.measured > 0:
-                events.append(event)
-        except (ValueError, TypeError):
-            continue
-    return events
-
-
 @dataclass(frozen=True)
-class Summary:
-    """Errors of one kind: how many events, median and worst absolute error, median ratio of measured to
+class ErrorSummary:
+    """Errors of one kind: number, median and worst absolute error, and the median of measured over
     predicted."""
 
     kind: str
@@ -96,37 +62,72 @@ class Summary:
     factor: float
 
 
-def summaries(events: Iterable[Event]) -> list[Summary]:
-    """By kind, in order of first appearance."""
-    kinds: dict[str, list[Event]] = {}
-    for event in events:
-        kinds.setdefault(event.kind, []).append(event)
+def history_path() -> Path:
+    return cache_folder() / "scores.jsonl"
+
+
+def record_prediction(event: ScoredPrediction) -> None:
+    """Append one event; it is lost where the cache folder cannot be written, which is no reason to fail a
+    run.
+
+    Raises PlanError for numbers that are not positive.
+    """
+    if not (event.predicted > 0 and event.measured > 0 and math.isfinite(event.predicted + event.measured)):
+        raise PlanError(
+            f"{event.kind}: predicted {event.predicted} and measured {event.measured} must be positive"
+        )
+    line = json.dumps(asdict(event) | {"date": event.date or utc_now()}, ensure_ascii=False) + "\n"
+    with suppress(OSError):
+        history_path().parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(history_path(), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, line.encode())  # a single write, so that lines of several processes do not mix
+        finally:
+            os.close(handle)
+
+
+def read_history() -> list[ScoredPrediction]:
+    """Return all events, oldest first; lines that are not events are skipped."""
+    events = []
+    with suppress(OSError):
+        for line in history_path().read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError, TypeError):
+                event = ScoredPrediction(**json.loads(line))
+                if event.predicted > 0 and event.measured > 0:
+                    events.append(event)
+    return events
+
+
+def summarize_errors(events: Iterable[ScoredPrediction]) -> list[ErrorSummary]:
+    """Return a summary of each kind, in order of first appearance."""
     return [
-        Summary(
+        ErrorSummary(
             kind,
             len(found),
             statistics.median(abs(event.error) for event in found),
             max(abs(event.error) for event in found),
-            statistics.median(event.measured / event.predicted for event in found),
+            _median_ratio(found),
         )
-        for kind, found in kinds.items()
+        for kind, found in _by_kind(events).items()
     ]
 
 
-def factors(machine: str, events: Iterable[Event] | None = None) -> dict[str, float]:
-    """What to multiply predictions by on this machine, by kind: learned from its last runs, absent below
-    `LEAST`.
+def learned_factors(machine: str) -> dict[str, float]:
+    """Return what to multiply predictions by on this machine, by kind of work; kinds with few events are
+    absent.
 
-    Predictions are recorded before the factor is applied, so learning twice from the same error cannot
-    happen.
+    Predictions are recorded without the factor, so the same error is never learned twice.
     """
-    events = history() if events is None else events
-    kinds: dict[str, list[float]] = {}
+    kinds = _by_kind(event for event in read_history() if event.machine == machine)
+    return {kind: _median_ratio(found[-LEARN_FROM:]) for kind, found in kinds.items() if len(found) >= LEAST}
+
+
+def _by_kind(events: Iterable[ScoredPrediction]) -> dict[str, list[ScoredPrediction]]:
+    kinds: dict[str, list[ScoredPrediction]] = {}
     for event in events:
-        if event.machine == machine:
-            kinds.setdefault(event.kind, []).append(event.measured / event.predicted)
-    return {
-        kind: statistics.median(ratios[-LEARN_FROM:])
-        for kind, ratios in kinds.items()
-        if len(ratios) >= LEAST
-    }
+        kinds.setdefault(event.kind, []).append(event)
+    return kinds
+
+
+def _median_ratio(events: list[ScoredPrediction]) -> float:
+    return statistics.median(event.measured / event.predicted for event in events)

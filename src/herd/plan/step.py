@@ -1,68 +1,68 @@
-"""Seconds of one training step on one layout, by part: compute, memory traffic, collectives on their links,
-the bubble.
+"""Seconds of one training step on one layout, by part: compute, memory traffic, collectives and the pipeline
+bubble.
 
-One micro-batch through one stage is a list of operators (`ops.layer_ops`), forward and backward:
+One micro-batch through one stage is a list of operators (`ops.layer_ops`), run forward and backward:
 
     backward   each matmul twice (gradients of its input and of its weight, the latter added to fp32 in
     memory);
-               attention 2.5 times its forward, for it is computed anew (FlashAttention); the rest moves twice
-               the bytes
-    FP8        matmuls at that rate; casting reads each operand in bf16 and writes it in 8 bits
-    TP         two all-gathers and two reduce-scatters of the rows a block forward, as many backward and two
+               attention takes 2.5 times its forward pass, because it is recomputed (FlashAttention); other
+               operators move twice the bytes
+    FP8        matmuls at the FP8 rate; casting reads each operand in bf16 and writes it in 8 bits
+    TP         per layer, two all-gathers and two reduce-scatters of the rows in forward, the same and two
     gathers more
-               for the weights' gradients (Korthikanti et al., arXiv 2205.05198); nothing overlaps them unless
-               async
-    CP         K and V gathered before attention, their gradients scattered after it
-    PP         rows sent to the next stage, V times a micro-batch; the bubble is (PP - 1) / (V · M) of the
-    rest DP         weights gathered and gradients scattered in fp32, once a step, or with FSDP every
-    micro-batch, beside the
-               compute as far as there is some; meanwhile it takes some of the chip's cores (`CONTENTION`)
+               in backward, for the gradients of the weights (Korthikanti et al., arXiv 2205.05198); nothing
+               hides them unless they are asynchronous
+    CP         K and V are gathered before attention, their gradients are scattered after it
+    PP         rows are sent to the next stage, V times per micro-batch; the bubble is (PP - 1) / (V · M) of
+    the rest DP         weights are gathered and gradients scattered in fp32, once per step, or with FSDP for
+    every micro-batch.
+               This overlaps with compute where there is compute, and then takes some of the chip's cores
+               (`CONTENTION`)
 
-Nothing here is fitted to a training run. What a fit can add is `Tuning`: factors on these parts, all 1 by
+Nothing here is fitted to a training run. A fit can only add a `Tuning`: factors on these parts, all 1 by
 default.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 from ..llama.config import ModelConfig
 from ..train.memory import MASTER
-from .layout import Job, ParallelLayout, check, micro_batches, stage_layers
+from .layout import Job, ParallelLayout, check_layout, micro_batches, stage_layers
 from .machines import Machine
 from .memory import WEIGHT, stage_params
 from .ops import BF16, FP8, FP32, head_ops, layer_ops
-from .roofline import Device, Link, Op, all_gather, all_reduce, cost, send
+from .roofline import Device, Op, all_gather, all_reduce, operator_cost, send
 
 CONTENTION = 20 / 132
-"""Share of compute lost while collectives run beside it: 20 of a Hopper's 132 multiprocessors move data
-(DeepSeek-V3, arXiv 2412.19437, section 3.2.2)."""
-ATTENTION_BACKWARD = 2.5  # of its forward's operations (FlashAttention-2, arXiv 2307.08691, section 4.1)
-RECOMPUTED = {
-    "plain": 0.0,
-    "none": 0.0,
-    "selective": 0.5,
-    "full": 1.0,
-}  # share of the forward matmuls computed again
+"""Share of compute lost while collectives run at the same time: 20 of a Hopper's 132 multiprocessors move
+data (DeepSeek-V3, arXiv 2412.19437, section 3.2.2)."""
+ATTENTION_BACKWARD = (
+    2.5  # times the operations of its forward (FlashAttention-2, arXiv 2307.08691, section 4.1)
+)
+RECOMPUTED = {"plain": 0.0, "none": 0.0, "selective": 0.5, "full": 1.0}
+"""Share of the forward matmuls that is computed again."""
+ASYNC_TP = 0.5
+"""Share of TP's collectives that asynchronous tensor parallelism leaves exposed (PyTorch's, symmetric
+memory)."""
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What measured runs of one software on one kind of machine need beyond the hardware: factors, 1 by
-    default."""
+    """Factors that measured runs of one software on one kind of machine need in addition to the hardware's
+    data."""
 
     gemm: float = 1.0  # on matmul time
-    fp8: float = 1.0  # on FP8 matmul time, besides
+    fp8: float = 1.0  # on FP8 matmul time, in addition
     pointwise: float = 1.0  # on memory-bound operators; code that is not compiled runs them one by one
     exposed_tp: float = 1.0  # share of TP's collectives that nothing hides
     attention: float = 1.0
 
 
 HARDWARE = Tuning()
-ASYNC_TP = 0.5
-"""Share of TP's collectives left exposed by asynchronous tensor parallelism (PyTorch's, symmetric memory)."""
 
 
 @dataclass(frozen=True)
@@ -85,37 +85,36 @@ class Step:
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, float]:
-        """Seconds by part, in order."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return asdict(self)
+
+
+def predict_step(job: Job, layout: ParallelLayout, machine: Machine, tuning: Tuning = HARDWARE) -> Step:
+    """Return the seconds of one step. Raises PlanError where the layout does not divide the job."""
+    check_layout(layout, job)
+    return step_time(job, layout, machine, tuning)
 
 
 def step_time(job: Job, layout: ParallelLayout, machine: Machine, tuning: Tuning = HARDWARE) -> Step:
-    """Seconds of one step of a layout that divides (`layout.check`)."""
-    config, micros = job.config, micro_batches(layout, job)
+    """Return the seconds of one step of a layout that divides the job (`layout.check_layout`)."""
+    config, device, micros = job.config, machine.device, micro_batches(layout, job)
     middle, end = stage_layers(config.n_layers, layout.pp) or (config.n_layers, config.n_layers)
     rows, keys = layout.micro * job.context // layout.cp, job.context / 2
     frozen = job.adapters is not None
     cached = layout.micro * job.context
-    block = _block(config, rows, keys, cached, layout.tp, layout.precision, frozen, machine.device, tuning)
+    layer = _layer_time(config, rows, keys, cached, layout.tp, layout.precision, frozen, device, tuning)
     if frozen and job.frozen_bytes < WEIGHT:
-        block = block.plus(_unpack(config, layout.tp, job.frozen_bytes, machine.device))
-    head = _head(config, rows, layout.tp, frozen, machine.device, tuning)
-    stages = (
-        [block.times(end).plus(head)]
-        if layout.pp == 1
-        else [block.times(middle), block.times(end).plus(head)]
-    )
+        layer = layer.plus(_unpack_time(config, layout.tp, job.frozen_bytes, device))
+    last = layer.times(end).plus(_head_time(config, rows, layout.tp, frozen, device, tuning))
+    stages = [last] if layout.pp == 1 else [layer.times(middle), last]
     whole = max(stages, key=lambda stage: stage.total).times(micros)
     again = RECOMPUTED[layout.recompute]
-    recompute = (
-        again * whole.forward_gemm + (whole.forward_attention if again == 1 else 0) + again * whole.memory / 3
-    )
-    tp = micros * middle * _tp_seconds(config, rows, layout, machine, tuning, again == 1)
-    cp = micros * middle * _cp_seconds(config, job.context * layout.micro, layout, machine)
-    pp = micros * _pp_seconds(config, rows, layout, machine)
+    recompute = again * whole.forward_gemm + again * whole.memory / 3
+    if again == 1:
+        recompute += whole.forward_attention
+    tp = micros * middle * _tp_time(config, rows, layout, machine, tuning, again == 1)
+    cp = micros * middle * _cp_time(config, cached, layout, machine)
+    pp = micros * _pp_time(config, rows, layout, machine)
     busy = whole.total + recompute + tp + cp + pp
-    bubble = busy * (layout.pp - 1) / (layout.chunks * micros)
-    dp = _dp_seconds(job, layout, machine, micros, whole.total + recompute)
     return Step(
         gemm=whole.gemm,
         attention=whole.attention,
@@ -124,18 +123,18 @@ def step_time(job: Job, layout: ParallelLayout, machine: Machine, tuning: Tuning
         tp=tp,
         cp=cp,
         pp=pp,
-        dp=dp,
-        optimizer=_optimizer_seconds(job, layout, machine.device),
-        bubble=bubble,
+        dp=_dp_time(job, layout, machine, micros, whole.total + recompute),
+        optimizer=_optimizer_time(job, layout, device),
+        bubble=busy * (layout.pp - 1) / (layout.chunks * micros),
     )
 
 
-def mfu(job: Job, machine: Machine, seconds: float) -> float:
-    """Model FLOPs a second, as a share of the bf16 peak of the data sheet."""
+def model_flops_utilization(job: Job, machine: Machine, seconds: float) -> float:
+    """Return the MFU: model FLOPs per second as a share of the bf16 peak of the data sheet."""
     return job.flops / seconds / (machine.count * machine.device.peak("bf16"))
 
 
-class _Busy(NamedTuple):
+class _Compute(NamedTuple):
     """Seconds of compute by kind."""
 
     gemm: float = 0.0
@@ -148,15 +147,15 @@ class _Busy(NamedTuple):
     def total(self) -> float:
         return self.gemm + self.attention + self.memory
 
-    def times(self, factor: float) -> _Busy:
-        return _Busy(*(factor * value for value in self))
+    def times(self, factor: float) -> _Compute:
+        return _Compute(*(factor * value for value in self))
 
-    def plus(self, other: _Busy) -> _Busy:
-        return _Busy(*(a + b for a, b in zip(self, other, strict=True)))
+    def plus(self, other: _Compute) -> _Compute:
+        return _Compute(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 @functools.lru_cache(maxsize=8192)
-def _block(
+def _layer_time(
     config: ModelConfig,
     rows: int,
     keys: float,
@@ -166,62 +165,68 @@ def _block(
     frozen: bool,
     device: Device,
     tuning: Tuning,
-) -> _Busy:
-    """Forward and backward of one block."""
+) -> _Compute:
     weights = {"fp8": FP8, "fp32": FP32}.get(precision, BF16)
     ops = layer_ops(config, rows, keys, cached, weights=weights, tp=tp, split_rows=True)
-    return _busy(ops, frozen, device, tuning)
+    return _compute_time(ops, frozen, device, tuning)
 
 
 @functools.lru_cache(maxsize=1024)
-def _head(config: ModelConfig, rows: int, tp: int, frozen: bool, device: Device, tuning: Tuning) -> _Busy:
-    return _busy(head_ops(config, rows, tp=tp), frozen, device, tuning)
+def _head_time(
+    config: ModelConfig, rows: int, tp: int, frozen: bool, device: Device, tuning: Tuning
+) -> _Compute:
+    return _compute_time(head_ops(config, rows, tp=tp), frozen, device, tuning)
 
 
-def _busy(ops: list[Op], frozen: bool, device: Device, tuning: Tuning) -> _Busy:
-    """Forward and backward; frozen weights have no gradient, only what flows through them."""
+def _compute_time(ops: list[Op], frozen: bool, device: Device, tuning: Tuning) -> _Compute:
+    """Forward and backward. Frozen weights have no gradient of their own; gradients only pass through
+    them."""
+
+    def moving(nbytes: float) -> float:
+        return operator_cost(Op("move", "memory", 0.0, nbytes), device).seconds
+
     gemm = attention = memory = forward_gemm = forward_attention = 0.0
     for op in ops:
+        once = operator_cost(op, device).seconds
         if op.kind == "gemm":
             params = op.flops / 2 / op.rows
-            inner_outer = (op.nbytes - params) / 2 / op.rows  # values a row read and written
-            factor = tuning.gemm * (tuning.fp8 if op.dtype == "fp8" else 1.0)
-            once = cost(op, device).seconds * factor
-            add = cost(Op("add to fp32", "memory", 0.0, 2 * MASTER * params), device).memory
+            values_per_row = (op.nbytes - params) / 2 / op.rows  # read and written
+            once *= tuning.gemm * (tuning.fp8 if op.dtype == "fp8" else 1.0)
             forward_gemm += once
             gemm += (2 if frozen else 3) * once
-            memory += 0.0 if frozen else add * tuning.pointwise
-            if (
-                op.dtype == "fp8"
-            ):  # forward x and w, backward dy twice over: read 2 bytes, write 1, and its transpose
-                cast = 3 * (2 * op.rows * inner_outer + 2 * params)
-                memory += cost(Op("cast", "memory", 0.0, cast), device).seconds * tuning.pointwise
+            if not frozen:  # the gradient is added to fp32: memory traffic only
+                add = Op("add to fp32", "memory", 0.0, 2 * MASTER * params)
+                memory += operator_cost(add, device).memory * tuning.pointwise
+            if op.dtype == "fp8":
+                # x and w forward and dy twice in backward: read 2 bytes, write 1, and its transpose
+                cast = 3 * (2 * op.rows * values_per_row + 2 * params)
+                memory += moving(cast) * tuning.pointwise
         elif op.kind == "attention":
-            forward_attention = cost(op, device).seconds * tuning.attention
             backward = replace(
                 op,
                 kind="attention_backward",
                 flops=ATTENTION_BACKWARD * op.flops,
                 nbytes=ATTENTION_BACKWARD * op.nbytes,
             )
-            attention += forward_attention + cost(backward, device).seconds * tuning.attention
+            forward_attention = once * tuning.attention
+            attention += forward_attention + operator_cost(backward, device).seconds * tuning.attention
         else:
-            memory += 3 * cost(op, device).seconds * tuning.pointwise
-    return _Busy(gemm, attention, memory, forward_gemm, forward_attention)
+            memory += 3 * once * tuning.pointwise
+    return _Compute(gemm, attention, memory, forward_gemm, forward_attention)
 
 
 @functools.lru_cache(maxsize=256)
-def _unpack(config: ModelConfig, tp: int, width: float, device: Device) -> _Busy:
+def _unpack_time(config: ModelConfig, tp: int, width: float, device: Device) -> _Compute:
     """Frozen weights of fewer bits are unpacked to bf16 before each of their two uses."""
     params = stage_params(config.replace(tie_embeddings=True), 1) - config.vocab_size * config.dim
     op = Op("unpack", "memory", 0.0, params / tp / config.n_layers * (width + WEIGHT))
-    return _Busy(memory=2 * cost(op, device).seconds)
+    return _Compute(memory=2 * operator_cost(op, device).seconds)
 
 
-def _tp_seconds(
+def _tp_time(
     config: ModelConfig, rows: int, layout: ParallelLayout, machine: Machine, tuning: Tuning, recompute: bool
 ) -> float:
-    """Exposed seconds of one block's collectives over TP, forward and backward."""
+    """Exposed seconds of one layer's TP collectives, forward and backward."""
     if layout.tp == 1:
         return 0.0
     collectives = 4 + 6 + (2 if recompute else 0)
@@ -229,19 +234,22 @@ def _tp_seconds(
     return exposed * collectives * all_gather(WEIGHT * rows * config.dim, layout.tp, machine.join(layout.tp))
 
 
-def _cp_seconds(config: ModelConfig, tokens: int, layout: ParallelLayout, machine: Machine) -> float:
-    """One block's K and V of all ``tokens``: gathered forward, gathered again and scattered (fp32)
+def _cp_time(config: ModelConfig, tokens: int, layout: ParallelLayout, machine: Machine) -> float:
+    """One layer's K and V of all ``tokens``: gathered in forward, gathered again and scattered (fp32) in
     backward."""
     if layout.cp == 1:
         return 0.0
     link = machine.join(layout.cp, layout.tp)
-    nbytes = 2 * tokens * max(config.n_kv_heads // layout.tp, 1) * config.head_dim
-    return all_gather(WEIGHT * nbytes, layout.cp, link) * 2 + all_gather(MASTER * nbytes, layout.cp, link)
+    values = 2 * tokens * max(config.n_kv_heads // layout.tp, 1) * config.head_dim
+    return all_gather(WEIGHT * values, layout.cp, link) * 2 + all_gather(MASTER * values, layout.cp, link)
 
 
-def _pp_seconds(config: ModelConfig, rows: int, layout: ParallelLayout, machine: Machine) -> float:
-    """One micro-batch's rows to the next stage and their gradients back. Interleaved schedules send beside
-    the compute, for what they send is not needed at once; what remains is the beginning of a transfer."""
+def _pp_time(config: ModelConfig, rows: int, layout: ParallelLayout, machine: Machine) -> float:
+    """One micro-batch's rows to the next stage and their gradients back.
+
+    Interleaved schedules send while they compute, since the next stage does not need the rows at once; only
+    the contention remains.
+    """
     if layout.pp == 1:
         return 0.0
     link = machine.join(2, layout.tp * layout.cp)
@@ -249,13 +257,15 @@ def _pp_seconds(config: ModelConfig, rows: int, layout: ParallelLayout, machine:
     return 2 * layout.chunks * (each * CONTENTION if layout.chunks > 1 else each)
 
 
-def _dp_seconds(job: Job, layout: ParallelLayout, machine: Machine, micros: int, compute: float) -> float:
-    """What gathering weights and scattering gradients adds to a step in which the chip computes for
-    ``compute``."""
+def _dp_time(job: Job, layout: ParallelLayout, machine: Machine, micros: int, compute: float) -> float:
+    """What gathering weights and scattering gradients adds to a step of ``compute`` seconds of compute."""
     ranks = layout.sharers
     if layout.dp * layout.cp == 1:
         return 0.0
-    link = _join_dp(layout, machine, ranks)
+    # CP and DP together shard the states: their ranks are TP apart, and in a pipeline also PP apart.
+    link = machine.join(ranks, layout.tp)
+    if layout.pp > 1:
+        link = machine.join(max(1, ranks // layout.cp), layout.tp * layout.cp * layout.pp)
     params = stage_params(job.config, layout.pp) / layout.tp
     trained = params if job.adapters is None else job.adapters / layout.tp / layout.pp
     width = WEIGHT if job.adapters is None else job.frozen_bytes
@@ -264,9 +274,10 @@ def _dp_seconds(job: Job, layout: ParallelLayout, machine: Machine, micros: int,
         gather = 0.0  # every rank has the frozen weights
     if layout.shard == "all":
         total = micros * (2 * gather + scatter)
+    elif layout.shard == "gradients" and layout.pp > 1:
+        total = gather + scatter * max(1, micros // layout.pp)
     else:
-        rounds = max(1, micros // layout.pp) if layout.shard == "gradients" and layout.pp > 1 else 1
-        total = gather + scatter * (rounds if layout.shard == "gradients" else 1)
+        total = gather + scatter
     if layout.replicas > 1:
         between = machine.join(layout.replicas, layout.tp * ranks * layout.pp)
         total += all_reduce(MASTER * trained / ranks, layout.replicas, between)
@@ -274,22 +285,13 @@ def _dp_seconds(job: Job, layout: ParallelLayout, machine: Machine, micros: int,
     return total - hidden + CONTENTION * hidden
 
 
-def _join_dp(layout: ParallelLayout, machine: Machine, ranks: int) -> Link:
-    """CP and DP together shard the states: their ranks stand TP, and with pipelines also PP, apart."""
-    if layout.pp == 1:
-        return machine.join(ranks, layout.tp)
-    return machine.join(max(1, ranks // layout.cp), layout.tp * layout.cp * layout.pp)
+def _optimizer_time(job: Job, layout: ParallelLayout, device: Device) -> float:
+    """Adam reads the weight, the gradient and both moments, and writes the weight, the moments and the bf16
+    copy.
 
-
-def _optimizer_seconds(job: Job, layout: ParallelLayout, device: Device) -> float:
-    """Adam reads weight, gradient and both moments, writes weight, moments and the bf16 copy; clipping reads
-    once more."""
+    Clipping reads the gradient once more.
+    """
     trained = stage_params(job.config, layout.pp) if job.adapters is None else job.adapters / layout.pp
     params = trained / layout.tp / layout.sharers
-    return cost(Op("adam", "memory", 0.0, params * (5 * MASTER + 3 * MASTER + WEIGHT)), device).seconds
-
-
-def predict(job: Job, layout: ParallelLayout, machine: Machine, tuning: Tuning = HARDWARE) -> Step:
-    """`step_time` of a layout that is checked first. PlanError where it does not divide."""
-    check(layout, job)
-    return step_time(job, layout, machine, tuning)
+    adam = Op("adam", "memory", 0.0, params * (5 * MASTER + 3 * MASTER + WEIGHT))
+    return operator_cost(adam, device).seconds

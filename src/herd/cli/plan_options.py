@@ -1,0 +1,146 @@
+"""What the verbs of `herd plan` share: numeric options, machines, and parts of their printed results."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..plan import quantity
+from ..plan.quantity import CONTEXT, COUNT, Quantity
+
+if TYPE_CHECKING:
+    from ..plan.ways import MeasuredTarget, Target, Way
+
+Number = Any
+"""A number whose default is written as a user would write it: 15.6T."""
+
+
+def number(quantity: Quantity, help: str) -> Any:
+    """Return an option that is read as ``quantity``."""
+    return typer.Option(f"--{quantity.name}", parser=quantity.parse, metavar="NUMBER", help=help)
+
+
+def count(name: str, help: str, most: float, example: str = "2", suffixes: Mapping[str, int] = COUNT) -> Any:
+    """Return an option for a whole number of at least 1."""
+    return number(quantity.whole(name, most, example, suffixes), help)
+
+
+def usd(name: str, help: str) -> Any:
+    return number(quantity.usd(name), help)
+
+
+def seconds(name: str, help: str) -> Any:
+    return number(quantity.seconds(name), help)
+
+
+def _size(text: str) -> str:
+    from ..plan.ways import parse_size
+
+    return parse_size(text)
+
+
+def size_option(help: str, *names: str) -> Any:
+    return typer.Option(*names, parser=_size, metavar="SIZE", help=help)
+
+
+MAX_TOKENS = 1e18  # far beyond every text there is
+Size = Annotated[str, size_option("A published model: 405B, 70B, 8B, 3B, 1B.")]
+Where = Annotated[
+    str, typer.Option("--machine", help="here (measured), or a number of devices: 2xRTX4090, M2Ultra-192GB.")
+]
+Machines = Annotated[Path | None, typer.Option("--machines", help="A file of your own machines (YAML).")]
+Context = Annotated[Number, count("context", "Tokens per sequence: 8192, 32k, 128k.", 2**40, "32k", CONTEXT)]
+UsdPerHour = Annotated[
+    Number, usd("usd-per-hour", "Rent of one device per hour in USD (default: the catalogue's).")
+]
+Learned = Annotated[
+    bool,
+    typer.Option(
+        "--learned",
+        help="Correct predictions by this machine's earlier runs (default: off; see herd plan score).",
+    ),
+]
+
+
+def measured_target(learned: bool = False, again: bool = False) -> MeasuredTarget:
+    """Return this machine from its saved profile, or measure it now."""
+    from ..machine import available_memory
+    from ..plan.profile import load_profile, save_profile
+    from ..plan.score import learned_factors
+    from ..plan.ways import MeasuredTarget
+
+    profile = None if again else load_profile()
+    if profile is None:
+        profile = _measure_with_progress()
+        save_profile(profile)
+    factors = learned_factors(profile.key) if learned else {}
+    return MeasuredTarget(profile, available_memory(), factors)
+
+
+def _measure_with_progress() -> Any:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(file=sys.stderr)
+    console.print("Measuring this machine once, about half a minute; the result is kept.")
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("loading torch", total=None)
+        from ..plan.measure import measure_machine
+
+        return measure_machine(lambda what: bar.update(task, description=what))
+
+
+def find_target(name: str, machines: Path | None, size: str, learned: bool = False) -> Target:
+    """Return the machine that a user names, ready to run ``size``."""
+    from ..llama.config import SIZES
+    from ..plan.machines import find_machine
+    from ..plan.ways import catalogue_target
+
+    if name == "here":
+        return measured_target(learned)
+    return catalogue_target(find_machine(name, machines), SIZES[size])
+
+
+def way_record(found: Way) -> dict[str, Any]:
+    return {
+        "size": found.size,
+        "weights": found.weights.name,
+        "kv": found.kv,
+        "context": found.context,
+        "batch": found.batch,
+        "weights_bytes": found.weights_nbytes,
+        "kv_bytes": found.kv_nbytes,
+        "working_bytes": found.working_nbytes,
+        "resident_bytes": found.resident,
+        "capacity_bytes": found.capacity,
+        "fits": found.fits,
+        "ttft_seconds": found.ttft,
+        "tokens_per_s": found.tokens_per_s,
+        "kld_published": found.weights.kld,
+    }
+
+
+def finite(record: Any) -> Any:
+    """Return the record with None for infinity, which JSON does not have."""
+    if isinstance(record, dict):
+        return {key: finite(value) for key, value in record.items()}
+    if isinstance(record, list):
+        return [finite(value) for value in record]
+    return None if isinstance(record, float) and not math.isfinite(record) else record
+
+
+def time_text(seconds: float) -> str:
+    """Return a waiting time: milliseconds where it is short, days or years where it is long."""
+    from .common import long_time
+
+    return f"{1000 * seconds:.0f} ms" if seconds < 0.1 else long_time(seconds / 3600)
+
+
+def sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
