@@ -22,7 +22,7 @@ from herd.plan.layout import Job, ParallelLayout
 from herd.plan.profile import Profile
 from herd.plan.step import predict_step
 from herd.quant import scheme
-from herd.train import AdamW, TrainConfig
+from herd.train import TrainConfig
 
 LARGE = 25_000_000_000
 
@@ -253,7 +253,7 @@ def test_bench_rows_and_stages_are_recorded_with_their_predictions(here):
 
 def test_training_and_quantizing_are_recorded_with_their_predictions(here):
     config = ModelConfig(4096, 256, 5, 8, 4, 704)
-    train = TrainConfig(steps=10, batch_size=16, context=256, lr=1e-3)
+    train = TrainConfig(steps=10, batch_size=16, context=256, optimizer=AdamW(lr=1e-3))
     planned = compare.compare_training(config, train, seconds=5.0, steps=10, what="tiny")
     assert planned == pytest.approx(10 * planned_step(here, config, train))
     assert compare.compare_training(config, train, seconds=0.0, steps=0, what="nothing was done") is None

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..engine.memory import PREFILL_TOKENS
-from ..engine.memory import PREFILL_TOKENS
 from ..engine.memory import nbytes as kv_nbytes
 from ..errors import PlanError
 from ..kernels.page_layout import BYTES
@@ -26,7 +25,6 @@ from .profile import SHORT_NAMES, Profile
 from .roofline import Device, Op, total_seconds
 
 CONTEXTS = (1_024, 32_768, 131_072)
-torch)."""
 KLD_SOURCE = "llama.cpp tools/perplexity/README.md, Llama 3 8B, mean KL divergence from 16 bits on Wikitext-2"
 UNKNOWN_KLD = 0.02
 """Nats assumed for a format without a published figure: between 8 and 4 bits."""
