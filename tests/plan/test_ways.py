@@ -22,7 +22,7 @@ from herd.plan.layout import Job, ParallelLayout
 from herd.plan.profile import Profile
 from herd.plan.step import predict_step
 from herd.quant import scheme
-from herd.train import TrainConfig
+from herd.train import AdamW, TrainConfig
 
 LARGE = 25_000_000_000
 
