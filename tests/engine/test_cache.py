@@ -27,7 +27,8 @@ def test_bytes_are_the_formula(kind):
 
 
 def test_published_size():
-    """8B in bf16: 128 KiB a token, so 16 GiB for the whole context; int8 has a 16-bit scale for every 32 bytes."""
+    """8B in bf16: 128 KiB a token, so 16 GiB for the whole context; int8 has a 16-bit scale for every 32
+    bytes."""
     assert nbytes(SIZES["8B"], 1, 131_072) == 16 << 30
     assert nbytes(SIZES["8B"], 1, 131_072, BYTES["int8"]) == (8 << 30) * 34 // 32
 

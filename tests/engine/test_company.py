@@ -1,8 +1,10 @@
-"""A request's answer is its own, to the token, whatever else goes on: other requests, pages that run out, guesses.
+"""A request's answer is its own, to the token, whatever else goes on: other requests, pages that run out,
+guesses.
 
-With weights in blocks nothing may differ: the kernels give a token the same bits in any batch. Many requests of mixed
-lengths share so few pages that the latest are put back again and again, in model and draft; each must say what it says
-alone. The models are as narrow as can be, so that a wrong page or a stale guess shows at once.
+With weights in blocks nothing may differ: the kernels give a token the same bits in any batch. Many requests
+of mixed lengths share so few pages that the latest are put back again and again, in model and draft; each
+must say what it says alone. The models are as narrow as can be, so that a wrong page or a stale guess shows
+at once.
 """
 
 import random

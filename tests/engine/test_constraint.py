@@ -142,7 +142,8 @@ def test_any_json(tokenizer):
     assert json.loads(Constraint.json_schema({"const": "é"}).text) == {"const": "é"}
 
 
-# In the engine -------------------------------------------------------------------------------------------------------
+# In the engine
+# -------------------------------------------------------------------------------------------------------
 
 LEAVES = st.sampled_from(
     [
@@ -219,7 +220,8 @@ def valid(value, schema) -> bool:
     st.sampled_from([None, "ngram"]),
 )
 def test_a_model_that_knows_nothing_writes_valid_json(model, tokenizer, schemas, temperature, draft):
-    """Random weights, random schemas, batched, some unconstrained between them: valid, or the beginning of it."""
+    """Random weights, random schemas, batched, some unconstrained between them: valid, or the beginning of
+    it."""
     sampling = Sampling(max_tokens=120, temperature=temperature, seed=1)
     requests = [Request([1, 2, 3], sampling, constraint=Constraint.json_schema(s)) for s in schemas]
     plain = Request([4, 5], Sampling(max_tokens=30))

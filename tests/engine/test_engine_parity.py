@@ -1,4 +1,5 @@
-"""One model, many ways to run it: full, cached, chunked, ragged-batched, packed, and `transformers` as the oracle."""
+"""One model, many ways to run it: full, cached, chunked, ragged-batched, packed, and `transformers` as the
+oracle."""
 
 import pytest
 import torch
@@ -28,7 +29,8 @@ def feed(model, cache, parts) -> torch.Tensor:
 
 
 def cached_logits(model, ids, cuts) -> torch.Tensor:
-    """Logits of every token of one row: prefilled in chunks that end at ``cuts``, the rest decoded one by one."""
+    """Logits of every token of one row: prefilled in chunks that end at ``cuts``, the rest decoded one by
+    one."""
     cache = paged(model)
     cached, ends = cache.open(), [*cuts, *range(cuts[-1] + 1, len(ids) + 1)]
     return torch.cat(
@@ -48,7 +50,8 @@ def test_cached_equals_full(models, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
 def test_ragged_batch_equals_full(models, kind):
-    """Sequences of all lengths, each fed by pieces of its own size, prompts and single tokens in one forward."""
+    """Sequences of all lengths, each fed by pieces of its own size, prompts and single tokens in one
+    forward."""
     model = models[kind]
     rows = [tokens(n, seed=n) for n in (21, 22, 51, 90, 190)]
     cache = paged(model)

@@ -1,4 +1,5 @@
-"""What paging brings: shared prompts, requests put back when pages run out, long prompts that hold nobody up."""
+"""What paging brings: shared prompts, requests put back when pages run out, long prompts that hold nobody
+up."""
 
 import pytest
 import torch

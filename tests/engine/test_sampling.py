@@ -45,7 +45,8 @@ def allowed(logits, s: Sampling) -> torch.Tensor:
     ids=str,
 )
 def test_frequencies(s):
-    """χ² against the definition, 20,000 draws; the bound is the 99.99th percentile for 11 degrees of freedom."""
+    """χ² against the definition, 20,000 draws; the bound is the 99.99th percentile for 11 degrees of
+    freedom."""
     n = 20_000
     drawn = sampled(LOGITS.expand(n, V), [s] * n, [7] * n, range(n))
     counts = torch.bincount(torch.tensor(drawn), minlength=V).double()

@@ -1,4 +1,5 @@
-"""JSON schemas: every number is kept exactly or refused, and no schema can take the process down or stall it."""
+"""JSON schemas: every number is kept exactly or refused, and no schema can take the process down or stall
+it."""
 
 import json
 import math

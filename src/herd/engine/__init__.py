@@ -1,9 +1,10 @@
-"""The only code that decodes: requests in, streams of tokens out. Chat, evals, synthesis and serving all stand on it.
+"""The only code that decodes: requests in, streams of tokens out. Chat, evals, synthesis and serving are
+built on it.
 
-`request.py` says what is asked and answered, `engine.py` batches requests over `cache.py`, `sampling.py` picks tokens,
-`logits.py` and `constraint.py` say which may be picked, `speculate.py` takes several of a `draft.py` at once,
-`generate.py` is the small front door and `chat_session.py` a dialog with tools. `Engine` is imported when first used,
-so that planners can ask `nbytes` without torch.
+`request.py` defines requests and answers, `engine.py` batches them over `cache.py`, `sampling.py` picks
+tokens, `logits.py` and `constraint.py` decide which may be picked, `speculate.py` verifies the tokens that a
+`draft.py` proposes, `generate.py` is the small front door and `chat_session.py` a dialog with tools. `Engine`
+is imported when it is first used, so that planners can call `nbytes` without torch.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,12 +1,13 @@
 """The KV cache: pages of 64 tokens in one pool, and a table of pages for each sequence.
 
-The pool is a stretch of *addresses* as long as the cache may ever become; memory comes to a page when it is first
-written. So the cache grows without copying, and what it holds is `nbytes`, to the byte. (A GPU gives no addresses
-without memory: there the pool is allocated whole.) Sequences share the pages of a common beginning; a page that others
-hold or may find is copied before it is changed.
+The pool is a range of *addresses* as long as the cache may ever become; a page gets memory when it is first
+written. So the cache grows without copying, and what it holds is `nbytes`, to the byte. (A GPU has no
+addresses without memory: there the pool is allocated whole.) Sequences share the pages of a common beginning;
+a page that others hold or can find is copied before it is changed.
 
-A model attends through a `PagedAttention` (an `llama.attention.Attend`) of the new tokens of any number of sequences,
-concatenated: it never sees a cache, and a decode step, a piece of a prompt and both together are one forward.
+A model attends through a `PagedAttention` (an `llama.attention.Attend`) of the new tokens of any number of
+sequences, concatenated: it never sees a cache, and a decode step, a piece of a prompt and both together are
+one forward.
 
 Shapes: N new tokens of all sequences, H query heads, G KV heads, K head dim, P pages, L layers.
 """
@@ -24,13 +25,13 @@ from ..kernels.large_pages import reserve
 from ..kernels.page_layout import BLOCK, BYTES, PAGE, head_bytes
 from ..kernels.paged_attention import Ragged, paged_attention
 from ..llama.config import ModelConfig
-from .memory import n_pages, page_nbytes, require_kind
+from .memory import n_pages, page_nbytes
 from .pages import Pages, chain
 
 
 @dataclass(eq=False)
 class Cached:
-    """A sequence in the cache: how many tokens of it are there, on which pages, and its line in the table."""
+    """A sequence in the cache: the number of its tokens there, their pages, and its line in the table."""
 
     line: int
     length: int = 0
@@ -40,7 +41,8 @@ class Cached:
 
 @dataclass(frozen=True)
 class PagedAttention:
-    """How the new tokens of a step see the cache and go into it: what a model calls in each of its layers."""
+    """The attention of one step's new tokens: it writes them to the cache and lets them see it, layer by
+    layer."""
 
     pool: Tensor
     ragged: Ragged
@@ -50,8 +52,11 @@ class PagedAttention:
 
 
 class PagedCache:
-    """``kind`` "fp32", "bf16" or "int8"; ``cache_bytes`` is what all sequences together may take, though one alone may
-    always reach ``context``. Raises EngineError for a head that int8 does not divide."""
+    """A KV cache of "fp32", "bf16" or "int8" values (``kind``).
+
+    ``cache_bytes`` is what all sequences together may take, but a single one may always reach ``context``.
+    Raises EngineError for an unknown kind, and for a head size that blocks of int8 do not divide.
+    """
 
     def __init__(
         self,
@@ -61,10 +66,11 @@ class PagedCache:
         context: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        require_kind(kind)
+        if kind not in BYTES:
+            raise EngineError(f"kv={kind!r}: the cache can be {', '.join(BYTES)} or auto")
         if kind == "int8" and config.head_dim % BLOCK:
             raise EngineError(
-                f'kv="int8" needs a head_dim that {BLOCK} divides, not {config.head_dim}: use "bf16"'
+                f'kv="int8" needs a head_dim that is a multiple of {BLOCK}, not {config.head_dim}: use "bf16"'
             )
         self.config, self.kind, self.device = config, kind, torch.device(device)
         self.page_bytes = page_nbytes(config, BYTES[kind])
@@ -77,12 +83,12 @@ class PagedCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all pages written so far: `memory.nbytes` of what they can hold."""
+        """Bytes of all pages written so far; `memory.nbytes` computes the same."""
         return self.pages.touched * self.page_bytes
 
     @property
     def pool(self) -> Tensor:
-        """All pages, (P, L, G, bytes of a head) uint8."""
+        """All pages as a tensor (P, L, G, bytes of a head) uint8."""
         if self._pool is None:
             c = self.config
             shape = (self.pages.capacity, c.n_layers, c.n_kv_heads, head_bytes(self.kind, c.head_dim))
@@ -90,7 +96,7 @@ class PagedCache:
         return self._pool
 
     def open(self) -> Cached:
-        """A new sequence, empty."""
+        """Return a new, empty sequence."""
         if not self._lines:
             n = len(self._tables)
             self._tables = torch.cat((self._tables, self._tables.new_zeros(max(4, n), self._line_pages)))
@@ -98,21 +104,21 @@ class PagedCache:
         return Cached(self._lines.pop())
 
     def close(self, cached: Cached) -> None:
-        """Its pages are free at once; the full ones known by their content stay findable until they are needed."""
+        """Free the pages of a sequence. Full ones can be found by their content until they are needed."""
         self.pages.give(cached.pages)
         self._lines.append(cached.line)
         cached.pages, cached.length = [], 0
 
     def lacking(self, cached: Cached, length: int) -> int:
-        """Pages it needs in addition to hold ``length`` tokens."""
+        """Return how many more pages a sequence needs to hold ``length`` tokens."""
         return max(0, n_pages(length) - len(cached.pages))
 
     def grow(self, cached: Cached, length: int) -> None:
-        """Take the pages to hold ``length`` tokens; see `lacking` and `Pages.available` beforehand."""
+        """Take the pages to hold ``length`` tokens; compare `lacking` with `Pages.available` before."""
         self._append(cached, [self.pages.take() for _ in range(self.lacking(cached, length))])
 
     def truncate(self, cached: Cached, length: int) -> None:
-        """Forget all tokens from ``length`` on."""
+        """Drop all tokens from ``length`` on."""
         keep = n_pages(length)
         self.pages.give(cached.pages[keep:])
         del cached.pages[keep:], cached.digests[length // PAGE :]
@@ -123,7 +129,8 @@ class PagedCache:
             self.pages.give([shared])
 
     def fork(self, cached: Cached) -> Cached:
-        """Another sequence with the same tokens so far. Full pages are shared, a page in the making is copied."""
+        """Return another sequence with the same tokens. Full pages are shared, an unfinished one is
+        copied."""
         full = cached.length // PAGE
         twin = self.open()
         self._append(twin, [self.pages.share(page) for page in cached.pages[:full]])
@@ -133,7 +140,7 @@ class PagedCache:
         return twin
 
     def match(self, cached: Cached, digests: Sequence[bytes]) -> None:
-        """Let an empty sequence begin with the pages that are known already, as far as these hashes agree."""
+        """Give an empty sequence the pages that are known already, as far as these hashes agree."""
         found: list[int] = []
         for digest in digests:
             if (page := self.pages.find(digest)) is None:
@@ -143,7 +150,8 @@ class PagedCache:
         cached.length, cached.digests = len(found) * PAGE, list(digests[: len(found)])
 
     def remember(self, cached: Cached, tenant: str, tokens: Sequence[int]) -> None:
-        """Its full pages may be found by others of the tenant from now on. ``tokens``: what it holds, and may go on."""
+        """Make its full pages findable for the tenant. ``tokens`` begins with the tokens that the sequence
+        holds."""
         known = len(cached.digests)
         if cached.length // PAGE > known:
             chain(cached.digests, tenant, tokens, cached.length)
@@ -151,9 +159,10 @@ class PagedCache:
                 self.pages.remember(page, digest)
 
     def step(self, parts: Sequence[tuple[Cached, int]]) -> tuple[Tensor, PagedAttention]:
-        """Positions (1, N) and attention for the next n tokens of each (sequence, n), in this order in one row.
+        """Return positions (1, N) and attention for the next n tokens of each (sequence, n), concatenated in
+        order.
 
-        The pages must be there (`grow`); the sequences count the tokens as theirs from now on.
+        The pages must have been taken (`grow`). The sequences hold these tokens from now on.
         """
         rows: list[tuple[int, int, int, int]] = []
         positions: list[int] = []
@@ -179,7 +188,7 @@ class PagedCache:
 
 
 def _reserve(n: int, device: torch.device) -> Tensor:
-    """``n`` bytes: on the CPU addresses only, in large pages where the system has them."""
+    """Reserve ``n`` bytes: on the CPU only addresses, in large pages where the system has them."""
     if device.type != "cpu":
         return torch.zeros(n, dtype=torch.uint8, device=device)
     try:

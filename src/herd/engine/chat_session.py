@@ -1,8 +1,9 @@
-"""A dialog with a model: keeps the messages, streams the answer, runs the tools it calls and goes on with the results.
+"""A dialog with a model: keeps the messages, streams the answer, runs the tools it calls and goes on with the
+results.
 
-What happens comes as events, in order: pieces of text, a call, its result, the end. The caller chooses how calls are
-run (`Execute`). The dialog stays valid whatever happens: an interrupted answer is kept as far as it came, and a
-question without any answer is removed.
+What happens comes as events, in order: pieces of text, a call, its result, the end. The caller chooses how
+calls are run (`Execute`). The dialog stays valid whatever happens: an interrupted answer is kept as far as it
+came, and a question without any answer is removed.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class End:
-    """The answer is over. ``reason`` "rounds": the model called tools in all `MAX_ROUNDS` replies and was stopped."""
+    """The answer is over. ``reason`` "rounds": the model called tools in all `MAX_ROUNDS` replies and was
+    stopped."""
 
     reason: FinishReason | str
     n_tokens: int
@@ -61,10 +63,10 @@ ChatEvent = Text | Calling | ToolResult | Problem | End
 class ChatSession:
     """A dialog with a model, and the settings of its answers.
 
-    ``system`` is the system message. ``tools`` are schemas or names of built-in tools, which the renderer describes
-    to the model, and ``tool_call_format`` is how calls are written. ``execute`` runs a call; with tools but without
-    ``execute``, calls are reported and not run. With neither, and under a ``constraint``, every answer is plain
-    text, whatever it looks like.
+    ``system`` is the system message. ``tools`` are schemas or names of built-in tools, which the renderer
+    describes to the model, and ``tool_call_format`` is how calls are written. ``execute`` runs a call; with
+    tools but without ``execute``, calls are reported and not run. With neither, and under a ``constraint``,
+    every answer is plain text, whatever it looks like.
     """
 
     engine: Engine

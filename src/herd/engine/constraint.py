@@ -1,15 +1,16 @@
-"""Constraints on an answer: a JSON schema, a regular expression or a grammar decides which tokens may come next.
+"""Constraints on an answer: a JSON schema, a regular expression or a grammar decides which tokens may come
+next.
 
-A `Constraint` is what the caller asks for; a `Guide` follows one answer through it. Before each token the guide marks
-the tokens that can still lead to a valid answer, and the sampler sees no other (Willard & Louf, arXiv 2307.09702).
-llguidance does the parsing: an Earley parser over lexemes that walks the vocabulary as a trie, about 50 µs per token
-with 128,256 tokens.
+A `Constraint` is what the caller asks for; a `Guide` follows one answer through it. Before each token the
+guide marks the tokens that can still lead to a valid answer, and the sampler sees no other (Willard & Louf,
+arXiv 2307.09702). llguidance does the parsing: an Earley parser over lexemes that walks the vocabulary as a
+trie, about 50 µs per token with 128,256 tokens.
 
-Whatever cannot be guaranteed is refused when the request is submitted, and a guide that cannot go on raises; an answer
-never continues unconstrained. `schema.py` refuses numbers that the library would change. A constraint that is large or
-has a regular expression is first compiled in a child process with limits, because the library can overflow its stack,
-which no Python code can catch. An answer that ends by ``max_tokens`` is the *beginning* of a valid one: look at its
-finish reason.
+Whatever cannot be guaranteed is refused when the request is submitted, and a guide that cannot go on raises;
+an answer never continues unconstrained. `schema.py` refuses numbers that the library would change. A
+constraint that is large or has a regular expression is first compiled in a child process with limits, because
+the library can overflow its stack, which no Python code can catch. An answer that ends by ``max_tokens`` is
+the *beginning* of a valid one: look at its finish reason.
 """
 
 from __future__ import annotations
@@ -37,16 +38,16 @@ WHITESPACE = r"[ \t\n\r]{1,40}"
 MOST_TEXT = 500_000
 """Characters of a constraint; the library's own limits on a grammar come soon after."""
 PLAIN_TEXT = 4_000
-"""A JSON schema up to this length, without patterns, compiles in milliseconds and cannot nest deep enough to overflow
-the library's stack (that takes 1,000 references on 8 MB), so it needs no child process."""
+"""A JSON schema up to this length, without patterns, compiles in milliseconds and cannot nest deep enough to
+overflow the library's stack (that takes 1,000 references on 8 MB), so it needs no child process."""
 CHILD_SECONDS, CHILD_BYTES = 4, 2 << 30
 """Processor time and address space to compile a constraint in. A child takes 50 ms for an ordinary one."""
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """The form that an answer must have, from its first to its last character. Make one with `json_schema`, `regex` or
-    `lark`."""
+    """The form that an answer must have, from its first to its last character. Make one with `json_schema`,
+    `regex` or `lark`."""
 
     kind: Literal["json_schema", "regex", "lark"]
     text: str
@@ -66,7 +67,8 @@ class Constraint:
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | bool | str) -> Constraint:
-        """JSON that is valid under ``schema`` (a mapping, or its text); properties come in the schema's order."""
+        """JSON that is valid under ``schema`` (a mapping, or its text); properties come in the schema's
+        order."""
         try:
             text = schema if isinstance(schema, str) else json.dumps(schema, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
@@ -75,7 +77,8 @@ class Constraint:
 
     @classmethod
     def regex(cls, pattern: str) -> Constraint:
-        """Text that ``pattern`` matches as a whole: Rust's syntax, without look-around and back-references."""
+        """Text that ``pattern`` matches as a whole: Rust's syntax, without look-around and
+        back-references."""
         return cls("regex", pattern)
 
     @classmethod
@@ -85,9 +88,11 @@ class Constraint:
 
 
 class Guide:
-    """One answer under its constraint. A function of its tokens only: `push` those it has, and it is where it was.
+    """One answer under its constraint. A function of its tokens only: `push` those it has, and it is where it
+    was.
 
-    Raises EngineError, naming the problem, for a constraint that is malformed, unsupported or that nothing satisfies.
+    Raises EngineError, naming the problem, for a constraint that is malformed, unsupported or that nothing
+    satisfies.
     """
 
     def __init__(self, constraint: Constraint, tokenizer: Tokenizer) -> None:
@@ -122,7 +127,8 @@ class Guide:
         return self._matcher.is_error()
 
     def allowed(self) -> Tensor:
-        """(V,) bool: tokens that may come next. Where the answer may end here, the tokenizer's stop tokens as well."""
+        """(V,) bool: tokens that may come next. Where the answer may end here, the tokenizer's stop tokens as
+        well."""
         import numpy as np
         import torch
 
@@ -205,7 +211,8 @@ def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
 
 
 class _Tokens:
-    """Our tokenizer as llguidance wants to see it. Special tokens are named, so that text never becomes one."""
+    """Our tokenizer as llguidance wants to see it. Special tokens are named, so that text never becomes
+    one."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

@@ -1,7 +1,7 @@
-"""Token ids to text as they come: never half a character, never the beginning of a stop string.
+"""Turn token ids into text as they arrive, without half characters or beginnings of stop strings.
 
-The tokenizer's stream decoder holds back unfinished UTF-8; here, what may yet become a stop string is held back too,
-until the next tokens decide.
+The tokenizer's stream decoder holds back unfinished UTF-8. Here, text that may become a stop string is held
+back too, until the next tokens decide.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from ..text.tokenizer import StreamDecoder, Tokenizer
 
 
 class TextStream:
-    """Feed ids one by one; each call returns the text that is certain now. After ``stopped`` nothing more comes."""
+    """A decoder that is fed ids one by one and returns the text that is certain; after ``stopped`` there is
+    no more."""
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
         self._decoder = StreamDecoder(tokenizer)
@@ -19,11 +20,11 @@ class TextStream:
         self.stopped = False
 
     def feed(self, token_id: int) -> str:
-        """Text released by this token; sets ``stopped`` when a stop string is complete."""
+        """Return the text that this token releases; set ``stopped`` when a stop string is complete."""
         return self._release(self._decoder.feed(token_id))
 
     def finish(self) -> str:
-        """Whatever was held back; a broken character at the end becomes U+FFFD."""
+        """Return whatever was held back; a broken character at the end becomes U+FFFD."""
         if self.stopped:
             return ""
         text = self._release(self._decoder.finish()) + self._held
@@ -35,7 +36,7 @@ class TextStream:
             return piece
         text = self._held + piece
         found = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
-        if found:  # the one that is complete first, however the text was cut into pieces
+        if found:  # the one that is complete first, so that the cut into pieces does not matter
             self.stopped, self._held = True, ""
             return text[: min(found)[1]]
         keep = max(_overlap(text, s) for s in self._stop)
@@ -44,5 +45,5 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that begins ``stop``."""
+    """Return the length of the longest end of ``text`` that begins ``stop``."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

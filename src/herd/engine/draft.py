@@ -1,9 +1,11 @@
-"""Propose draft tokens for speculation, with a small model or by looking up what followed the same words before.
+"""Propose draft tokens for speculation, with a small model or by looking up what followed the same words
+before.
 
-At each step the engine asks its draft for tokens that may follow each sequence, and tells it when a sequence ends. A
-draft may answer "not yet" (None): then that sequence waits. So a small model catches up with a long prompt piece by
-piece, without holding the others up; and when its pages run out, the latest sequences give theirs back and wait, as in
-the engine. Draft tokens are therefore a function of the sequence alone, and so is the answer that a seed gives.
+At each step the engine asks its draft for tokens that may follow each sequence, and tells it when a sequence
+ends. A draft may answer "not yet" (None): then that sequence waits. So a small model catches up with a long
+prompt piece by piece, without holding the others up; and when its pages run out, the latest sequences give
+theirs back and wait, as in the engine. Draft tokens are therefore a function of the sequence alone, and so is
+the answer that a seed gives.
 
 Shapes: N tokens of a step, B sequences, D model dim, V vocab.
 """
@@ -38,7 +40,8 @@ class Draft(Protocol):
     """A source of draft tokens."""
 
     def propose(self, sequences: abc.Sequence[Sequence], most: abc.Sequence[int]) -> list[DraftTokens | None]:
-        """Return at most ``most[i]`` tokens to follow each sequence, oldest first; None: not yet, ask again."""
+        """Return at most ``most[i]`` tokens to follow each sequence, oldest first; None: not yet, ask
+        again."""
         ...
 
     def forget(self, sequence: Sequence) -> None:
@@ -74,7 +77,8 @@ class _State:
     draft: DraftTokens = field(default_factory=lambda: DraftTokens([]))
 
     def n_correct(self) -> int:
-        """Return how many tokens in the cache are the sequence's, now that it has accepted or rejected the draft."""
+        """Return how many tokens in the cache are the sequence's, now that it has accepted or rejected the
+        draft."""
         n = self.known
         end = min(
             self.cached.length, len(self.sequence.tokens) - 1
@@ -169,7 +173,8 @@ class ModelDraft:
         return self._states[sequence]
 
     def _make_room(self, state: _State, length: int) -> bool:
-        """Take pages for ``length`` tokens, if need be from later sequences; return False if this one must wait."""
+        """Take pages for ``length`` tokens, if need be from later sequences; return False if this one must
+        wait."""
         while (lacking := self.cache.lacking(state.cached, length)) > self.cache.pages.available:
             latest = max(self._states.values(), key=lambda other: other.sequence.number)
             if latest is state:

@@ -1,18 +1,18 @@
 """The one generator: continuous batching of requests over a paged KV cache.
 
-`submit` queues a request and returns its stream; every `step` is one forward over the next tokens of all active
-requests, concatenated: one token for each that decodes, and a piece of the prompt for each that begins (Orca, Yu et
-al., OSDI 2022; chunked prefill, Sarathi, arXiv 2308.16369). So a long prompt delays the others by one piece at most,
-and finished requests cost nothing. A stream runs steps while it has nothing to give, so one request and fifty are
-served the same way. One thread drives an engine.
+`submit` queues a request and returns its stream; every `step` is one forward over the next tokens of all
+active requests, concatenated: one token for each that decodes, and a piece of the prompt for each that begins
+(Orca, Yu et al., OSDI 2022; chunked prefill, Sarathi, arXiv 2308.16369). So a long prompt delays the others
+by one piece at most, and finished requests cost nothing. A stream runs steps while it has nothing to give, so
+one request and fifty are served the same way. One thread drives an engine.
 
-With a draft (`draft.py`), a sequence that decodes feeds its last token and the draft tokens that may follow, and gets
-those that are accepted and one more (`speculate.py`); the cache forgets the others.
+With a draft (`draft.py`), a sequence that decodes feeds its last token and the draft tokens that may follow,
+and gets those that are accepted and one more (`speculate.py`); the cache forgets the others.
 
-Prompts that begin alike share their pages. When pages run out, the latest request gives its own back and computes them
-again later. Quantized matrices and attention give each token the same bits in any batch, so its answer does not change.
-(Plain fp32 matrices are multiplied by torch, which sums batches of fewer than four tokens in another order: there a
-near tie between two tokens may turn.)
+Prompts that begin alike share their pages. When pages run out, the latest request gives its own back and
+computes them again later. Quantized matrices and attention give each token the same bits in any batch, so its
+answer does not change. (Plain fp32 matrices are multiplied by torch, which sums batches of fewer than four
+tokens in another order: there a near tie between two tokens may turn.)
 
 Shapes: N tokens of a step, or its places whose next token is wanted, D model dim, V vocab.
 """
@@ -51,15 +51,16 @@ MIXED_TOKENS = 256
 class Engine:
     """An engine that runs ``model``, as it is, on its device and in its dtype.
 
-    With ``tokenizer`` None, answers are ids without text, and nothing but the request's own stop ids ends them.
-    ``max_batch`` requests are active at once; ``max_context`` defaults to the model's. ``cache_bytes`` bounds what they
-    hold in the cache: others wait (a single one always runs). ``kv`` is the dtype of keys and values: "fp32", "bf16",
-    "int8", or "auto", which is what the model computes in, and bf16 for quantized weights.
+    With ``tokenizer`` None, answers are ids without text, and nothing but the request's own stop ids ends
+    them. ``max_batch`` requests are active at once; ``max_context`` defaults to the model's. ``cache_bytes``
+    bounds what they hold in the cache: others wait (a single one always runs). ``kv`` is the dtype of keys
+    and values: "fp32", "bf16", "int8", or "auto", which is what the model computes in, and bf16 for quantized
+    weights.
 
-    ``draft`` proposes up to ``draft_tokens`` tokens ahead: a smaller model with the same tokenizer, "ngram" for what
-    stood in prompt or answer before, or any `Draft`. As many are verified as pay (`step_timer.py`), but always
-    ``draft_tokens`` for a request with a seed. Neither distributions nor greedy answers change (`speculate.py`). A
-    draft model's cache may take as many pages as the model's, in addition.
+    ``draft`` proposes up to ``draft_tokens`` tokens ahead: a smaller model with the same tokenizer, "ngram"
+    for what stood in prompt or answer before, or any `Draft`. As many are verified as pay (`step_timer.py`),
+    but always ``draft_tokens`` for a request with a seed. Neither distributions nor greedy answers change
+    (`speculate.py`). A draft model's cache may take as many pages as the model's, in addition.
     """
 
     def __init__(
@@ -113,13 +114,15 @@ class Engine:
         return len(self._waiting)
 
     def submit(self, request: Request) -> ResponseStream:
-        """Queue a request; computing begins with the next `step`. Raises EngineError if it cannot be served."""
+        """Queue a request; computing begins with the next `step`. Raises EngineError if it cannot be
+        served."""
         return self._queue([self._sequence(request)])[0]
 
     def submit_many(self, request: Request, n: int) -> list[ResponseStream]:
         """Queue ``n`` answers to one request, whose prompt is computed once.
 
-        With a seed, the first answer is the one that `submit` gives; the others have seeds that follow from it.
+        With a seed, the first answer is the one that `submit` gives; the others have seeds that follow from
+        it.
         """
         if n < 1:
             raise EngineError(f"n={n} must be at least 1")
@@ -130,7 +133,8 @@ class Engine:
         return self._queue([self._sequence(request) for request in requests])
 
     def run(self, requests: abc.Sequence[Request]) -> list[Completion]:
-        """Run all requests to their end, batched, and return their answers in order. If one is invalid, none runs."""
+        """Run all requests to their end, batched, and return their answers in order. If one is invalid, none
+        runs."""
         streams = self._queue([self._sequence(request) for request in requests])
         try:
             while not all(stream.done for stream in streams):
@@ -143,9 +147,11 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> bool:
-        """Admit requests and move the active ones on by one forward. Returns False when there was nothing to do.
+        """Admit requests and move the active ones on by one forward. Returns False when there was nothing to
+        do.
 
-        If it fails or is interrupted, active requests end as "cancelled", since their state is no longer certain.
+        If it fails or is interrupted, active requests end as "cancelled", since their state is no longer
+        certain.
         """
         try:
             self._admit()
@@ -196,7 +202,8 @@ class Engine:
         return ModelDraft(draft, n_tokens, self.cache.pages.limit, self.context, _cache_kind(draft, kv))
 
     def _admit(self) -> None:
-        """Begin waiting requests while there are pages for the whole prompt and for what the active ones need soon."""
+        """Begin waiting requests while there are pages for the whole prompt and for what the active ones need
+        soon."""
         lacking = sum(self.cache.lacking(s.cached, s.soon) for s in self._active)
         computing = {digest for s in self._active for digest in s.digests[len(s.cached.digests) :]}
         while self._waiting and len(self._active) < self.max_batch:
@@ -220,7 +227,8 @@ class Engine:
             self._active.sort(key=lambda sequence: sequence.number)
 
     def _plan(self) -> list[tuple[Sequence, int, DraftTokens]]:
-        """Take pages for this step and return what each sequence feeds: (sequence, n of its tokens, draft tokens).
+        """Take pages for this step and return what each sequence feeds: (sequence, n of its tokens, draft
+        tokens).
 
         The oldest sequences come first.
         """
@@ -237,7 +245,8 @@ class Engine:
                 continue
             n = pending[sequence]
             if n > 1:
-                # one that had to begin again leaves its last token for a step with draft tokens, as it would have had
+                # one that had to begin again leaves its last token for a step with draft tokens, as it would
+                # have had
                 n = min(n - 1 if sequence.n_new and self.draft is not None else n, room)
                 room -= n
             if n and self._make_room(sequence, sequence.cached.length + n + len(draft.tokens)):
@@ -247,8 +256,8 @@ class Engine:
     def _propose(self, sequences: list[Sequence], n_tokens: int) -> dict[Sequence, DraftTokens | None]:
         """Return the draft tokens of sequences that decode, ``n_tokens`` being the tokens fed without them.
 
-        There are no more than the answer may still have besides the model's own token, and for sequences without a
-        seed no more than pay (`step_timer.py`).
+        There are no more than the answer may still have besides the model's own token, and for sequences
+        without a seed no more than pay (`step_timer.py`).
         """
         if self.draft is None or not sequences:
             return {}
@@ -286,7 +295,8 @@ class Engine:
         return True
 
     def _advance(self, parts: list[tuple[Sequence, int, DraftTokens]]) -> None:
-        """Run one forward over these tokens; sequences whose last known token was among them get their next ones."""
+        """Run one forward over these tokens; sequences whose last known token was among them get their next
+        ones."""
         if not parts:
             return
         tokens: list[int] = []
@@ -315,7 +325,8 @@ class Engine:
                 self._release(sequence)
 
     def _forward(self, parts: list[tuple[Cached, int]], tokens: list[int], places: list[int]) -> Tensor:
-        """Feed ``tokens``, the next n of each (sequence, n), and return logits (N, V) fp32 at these places."""
+        """Feed ``tokens``, the next n of each (sequence, n), and return logits (N, V) fp32 at these
+        places."""
         hidden_ND = self._runner(parts, tokens)
         if not places:
             return torch.empty(0, self.model.config.vocab_size)

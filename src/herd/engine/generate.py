@@ -1,8 +1,9 @@
-"""The small front door: prompt in, text out. A prompt is text (continued as it stands, after the beginning-of-text
-token) or a list of messages (answered as the assistant). Everything goes through one `Engine`.
+"""The small front door: prompt in, text out. A prompt is text (continued as it stands, after the
+beginning-of-text token) or a list of messages (answered as the assistant). Everything goes through one
+`Engine`.
 
-``sampling`` everywhere: the fields of `Sampling` (max_tokens=, temperature=, stop=, logit_bias=, ...). ``constraint``
-says what the answer must be: `Constraint.json_schema`, `.regex` or `.lark`.
+``sampling`` everywhere: the fields of `Sampling` (max_tokens=, temperature=, stop=, logit_bias=, ...).
+``constraint`` says what the answer must be: `Constraint.json_schema`, `.regex` or `.lark`.
 """
 
 from __future__ import annotations

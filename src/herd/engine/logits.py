@@ -1,7 +1,8 @@
 """Process a sequence's logits before a token is picked: penalties, biases and the mask of its constraint.
 
-The result depends on the request and its own tokens only, so a sequence gets the same logits alone and in any batch.
-Speculation asks about draft tokens that may be rejected: it pushes them, processes logits, and pops them again.
+The result depends on the request and its own tokens only, so a sequence gets the same logits alone and in any
+batch. Speculation asks about draft tokens that may be rejected: it pushes them, processes logits, and pops
+them again.
 
 Shapes: V vocab, S tokens seen.
 """
@@ -21,7 +22,8 @@ from .request import Sampling
 class LogitsProcessor:
     """The penalties, biases and constraint of one request, and the tokens of its answer so far.
 
-    ``guide`` None means unconstrained. ``active`` is False where nothing changes the logits; then nothing is counted.
+    ``guide`` None means unconstrained. ``active`` is False where nothing changes the logits; then nothing is
+    counted.
     """
 
     def __init__(self, sampling: Sampling, prompt_ids: Sequence[int], guide: Guide | None) -> None:

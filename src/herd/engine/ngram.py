@@ -1,8 +1,8 @@
-"""Guessing by looking back: what followed these very words the last time they stood here.
+"""Propose draft tokens by lookup: the tokens that followed the last time the same few tokens occurred.
 
-Answers repeat their prompts (summaries, edits of code, tool results) and themselves. The last few tokens are looked up
-among all earlier ones, and what came after them is proposed: a draft without a model (prompt lookup decoding, Saxena
-2023; Yang et al., arXiv 2304.04487). The index grows with each token and is a function of the tokens only.
+Answers repeat their prompts (summaries, edits of code, tool results) and themselves. This is a draft without
+a model (prompt lookup decoding, Saxena 2023; Yang et al., arXiv 2304.04487). The index grows with each token
+and is a function of the tokens only.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 LONGEST = 4
-"""Tokens that must stand there again; if these do not, one fewer, down to `SHORTEST`."""
+"""Tokens at the end that must have occurred before; if they have not, one fewer is tried, down to
+`SHORTEST`."""
 SHORTEST = 2
 
 
 class NGramIndex:
-    """Where each n-gram of a growing text last ended."""
+    """An index of where each n-gram of a growing text last ended."""
 
     def __init__(self, tokens: Sequence[int] = ()) -> None:
         self._tokens: list[int] = []
@@ -26,15 +27,16 @@ class NGramIndex:
         return len(self._tokens)
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Go on by ``tokens``."""
+        """Append ``tokens`` to the text."""
         for token in tokens:
-            # only now, with a follower, do the n-grams at the end become something that can be found
+            # an n-gram at the end can be found only once a token follows it
             for gram in self._last_grams():
                 self._followed[gram] = len(self._tokens)
             self._tokens.append(token)
 
     def propose(self, most: int) -> list[int]:
-        """Up to ``most`` tokens that followed the longest repeated ending; none where nothing repeats."""
+        """Return up to ``most`` tokens that followed the longest repeated ending; none where nothing
+        repeats."""
         for gram in self._last_grams():
             if (place := self._followed.get(gram)) is not None:
                 return self._tokens[place : place + most]

@@ -1,9 +1,10 @@
-"""Which pages of the KV cache are whose: a free list, reference counts and a memory of full pages by their content.
+"""Keep track of the KV cache's pages: a free list, reference counts, and full pages by their content.
 
-A page that is full can be found again by the hash of all tokens up to its end (a chain: each page's hash contains its
-predecessor's, and the first one the tenant's name, so that nobody can find what another tenant computed). Whoever asks
-for the same tokens shares the page; when nobody uses it any longer it idles, and the one that idles longest goes first
-when pages run short. This is vLLM's automatic prefix caching. No tensors here: pages are numbers.
+A full page can be found again by the hash of all tokens up to its end. Each page's hash includes that of the
+page before, and the first one the tenant's name, so that no tenant can find what another computed. Whoever
+asks for the same tokens shares the page; when nobody uses it any longer it idles, and the page that has idled
+longest is reused first when pages run short. This is vLLM's automatic prefix caching. There are no tensors
+here: pages are numbers.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from ..kernels.page_layout import PAGE
 
 
 class Pages:
-    """``limit`` pages to hand out; beyond them, up to ``capacity``, only when `take` is told so."""
+    """The pages of a cache: ``limit`` are handed out, and up to ``capacity`` where a single sequence needs
+    more."""
 
     def __init__(self, limit: int, capacity: int) -> None:
         self.limit, self.capacity = limit, capacity
         self.touched = 0
-        """Pages ever handed out: page numbers run from 0 to this."""
+        """Pages that were ever handed out: their numbers are below this."""
         self._free: list[int] = []
         self._users: dict[int, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
@@ -31,21 +33,21 @@ class Pages:
 
     @property
     def n_used(self) -> int:
-        """Pages that sequences hold now, shared ones counted once."""
+        """Pages that sequences hold now; shared ones count once."""
         return len(self._users)
 
     @property
     def n_idle(self) -> int:
-        """Pages that nobody holds and whose content is still known."""
+        """Pages that nobody holds and whose content can still be found."""
         return len(self._idle)
 
     @property
     def available(self) -> int:
-        """Pages that can be taken within the limit; negative where it was exceeded."""
+        """Pages that can be taken within the limit; negative where it is exceeded."""
         return self.limit - self.n_used
 
     def take(self) -> int:
-        """A page of one's own: a free one, one never used, or that which idled longest."""
+        """Return a page for one user: a free one, one never used, or the one that has idled longest."""
         if self._free:
             page = self._free.pop()
         elif self.touched < self.limit or (not self._idle and self.touched < self.capacity):
@@ -57,13 +59,14 @@ class Pages:
         return page
 
     def share(self, page: int) -> int:
-        """One more user of a page."""
+        """Add a user to a page, and return it."""
         self._users[page] = self._users.get(page, 0) + 1
         self._idle.pop(page, None)
         return page
 
     def give(self, pages: Sequence[int]) -> None:
-        """One user less for each; the last pages of a sequence idle longest, since they need those before them."""
+        """Remove a user from each page. The last pages of a sequence are reused first, since they need those
+        before."""
         for page in reversed(pages):
             self._users[page] -= 1
             if not self._users[page]:
@@ -74,17 +77,19 @@ class Pages:
                     self._free.append(page)
 
     def find(self, digest: bytes) -> int | None:
-        """The page with this content."""
+        """Return the page with this content, or None."""
         return self._by_digest.get(digest)
 
     def remember(self, page: int, digest: bytes) -> None:
-        """A page is full and its content settled. Where another page holds the same, that one stays the known one."""
+        """Make a full page findable. If another page has the same content, that one stays the one to be
+        found."""
         if digest not in self._by_digest:
             self._by_digest[digest] = page
             self._digests[page] = digest
 
     def writable(self, page: int) -> bool:
-        """Whether a sequence that holds the page may change it: nobody else holds it or may find it."""
+        """Return whether the sequence that holds a page may change it: nobody else holds it or can find
+        it."""
         return self._users[page] == 1 and page not in self._digests
 
     def _forget(self, page: int) -> None:
@@ -92,7 +97,8 @@ class Pages:
 
 
 def chain(known: list[bytes], tenant: str, tokens: Sequence[int], length: int) -> None:
-    """Add to ``known``, the hashes of a sequence's first pages, those of all pages that its first tokens fill."""
+    """Extend ``known``, the hashes of a sequence's first pages, to all pages that its first ``length`` tokens
+    fill."""
     for start in range(len(known) * PAGE, length - PAGE + 1, PAGE):
         before = known[-1] if known else hashlib.blake2b(tenant.encode(), digest_size=16).digest()
         page = array("i", tokens[start : start + PAGE]).tobytes()

@@ -1,7 +1,8 @@
-"""What a caller asks of the engine and what comes back. Torch-free, so that wire formats can be built from it.
+"""What a caller asks of the engine and what comes back. Torch-free, so that wire formats can be built from
+it.
 
-A `Request` is prompt ids and how to sample; the engine answers with a stream of `Delta`s, whose texts and ids joined
-are the `Completion`. Everything is checked when it is made or submitted, before any computing.
+A `Request` is prompt ids and how to sample; the engine answers with a stream of `Delta`s, whose texts and ids
+joined are the `Completion`. Everything is checked when it is made or submitted, before any computing.
 """
 
 from __future__ import annotations
@@ -15,24 +16,26 @@ from ..errors import EngineError
 from .constraint import Constraint
 
 FinishReason = Literal["stop", "length", "context", "cancelled"]
-"""stop: a stop token or stop string, or a constraint that allows no more; length: ``max_tokens`` reached; context: the
-model's context is full."""
+"""stop: a stop token or stop string, or a constraint that allows no more; length: ``max_tokens`` reached;
+context: the model's context is full."""
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How to pick tokens and when to end. The defaults are greedy: the same answer every time.
 
-    ``max_tokens`` None goes on to the end of the context. ``temperature`` 0 is greedy; otherwise logits are divided by
-    it, then ``top_k`` (0 = off), ``top_p`` (1 = off) and ``min_p`` (0 = off) cut the tail, in this order. ``seed`` None
-    takes a fresh one; with a seed, and weights in blocks, the tokens do not depend on what else is in the batch.
-    ``stop`` strings end the answer and are not part of it. ``logprobs`` None is off; n gives each token's logprob under
-    the model's own distribution (temperature 1, nothing cut) and the n likeliest tokens at its place.
+    ``max_tokens`` None goes on to the end of the context. ``temperature`` 0 is greedy; otherwise logits are
+    divided by it, then ``top_k`` (0 = off), ``top_p`` (1 = off) and ``min_p`` (0 = off) cut the tail, in this
+    order. ``seed`` None takes a fresh one; with a seed, and weights in blocks, the tokens do not depend on
+    what else is in the batch. ``stop`` strings end the answer and are not part of it. ``logprobs`` None is
+    off; n gives each token's logprob under the model's own distribution (temperature 1, nothing cut) and the
+    n likeliest tokens at its place.
 
-    Before all that, logits may be bent (`logits.py`): ``repetition_penalty`` divides the positive and multiplies the
-    negative logits of every token seen in prompt or answer (1 = off; CTRL, arXiv 1909.05858); ``presence_penalty`` and
-    ``frequency_penalty`` are taken off tokens of the answer, once and as often as they came; ``logit_bias`` {id: x} is
-    added. The latter three as in OpenAI's interface, and with its bounds.
+    Before all that, logits may be bent (`logits.py`): ``repetition_penalty`` divides the positive and
+    multiplies the negative logits of every token seen in prompt or answer (1 = off; CTRL, arXiv 1909.05858);
+    ``presence_penalty`` and ``frequency_penalty`` are taken off tokens of the answer, once and as often as
+    they came; ``logit_bias`` {id: x} is added. The latter three as in OpenAI's interface, and with its
+    bounds.
     """
 
     max_tokens: int | None = 256
@@ -94,9 +97,9 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt. ``stop_ids`` end the answer in addition to the tokenizer's own stop tokens; ``constraint`` says what
-    the answer must be, and ends it where nothing more may follow. Requests of one ``tenant`` share what the cache holds
-    of prompts that begin alike; nothing passes from one tenant to another."""
+    """One prompt. ``stop_ids`` end the answer in addition to the tokenizer's own stop tokens; ``constraint``
+    says what the answer must be, and ends it where nothing more may follow. Requests of one ``tenant`` share
+    what the cache holds of prompts that begin alike; nothing passes from one tenant to another."""
 
     prompt_ids: Sequence[int]
     sampling: Sampling = field(default_factory=Sampling)
@@ -135,7 +138,8 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A generated token's natural-log probability, and the likeliest tokens at its place (id, logprob), best first."""
+    """A generated token's natural-log probability, and the likeliest tokens at its place (id, logprob), best
+    first."""
 
     id: int
     logprob: float
@@ -144,7 +148,8 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Speculated:
-    """How a request's guesses fared: tokens guessed, those looked at (up to the first wrong one), those kept."""
+    """How a request's guesses fared: tokens guessed, those looked at (up to the first wrong one), those
+    kept."""
 
     drafted: int = 0
     verified: int = 0
@@ -163,9 +168,9 @@ class Speculated:
 
 @dataclass(frozen=True)
 class Delta:
-    """What one step adds to an answer. ``text`` may lag behind ``token_ids``: half a character or a possible beginning
-    of a stop string is held back. Only the last delta has a ``finish_reason``, and ``speculated`` where the engine
-    has a draft."""
+    """What one step adds to an answer. ``text`` may lag behind ``token_ids``: half a character or a possible
+    beginning of a stop string is held back. Only the last delta has a ``finish_reason``, and ``speculated``
+    where the engine has a draft."""
 
     text: str
     token_ids: tuple[int, ...] = ()
@@ -177,9 +182,9 @@ class Delta:
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole answer. ``ids`` exclude the stop token, which is ``stop_id`` (None if something else ended the answer);
-    with stop strings ``ids`` hold every token that was generated, while ``text`` ends before the stop string.
-    ``shared_tokens`` of the prompt came from the cache."""
+    """A whole answer. ``ids`` exclude the stop token, which is ``stop_id`` (None if something else ended the
+    answer); with stop strings ``ids`` hold every token that was generated, while ``text`` ends before the
+    stop string. ``shared_tokens`` of the prompt came from the cache."""
 
     ids: list[int]
     text: str

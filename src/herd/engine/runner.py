@@ -1,4 +1,5 @@
-"""Run a model over a paged cache. The engine, its draft model and the scorer all feed their tokens through this."""
+"""Run a model over a paged cache. The engine, its draft model and the scorer all feed their tokens through
+this."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from .cache import Cached, PagedCache
 
 
 class ModelRunner:
-    """A model with its cache. A quantized model on the CPU runs each layer as one native operator, with the results of
-    the model's own forward; any other model runs that forward."""
+    """A model with its cache. A quantized model on the CPU runs each layer as one native operator, with the
+    results of the model's own forward; any other model runs that forward."""
 
     def __init__(self, model: LlamaLM, cache: PagedCache) -> None:
         self.model, self.cache = model, cache

@@ -1,10 +1,11 @@
-"""From logits to tokens, for a whole batch at once, and for each row as if it were alone.
+"""Pick tokens from logits for a whole batch at once, with the same result for each row as if it were alone.
 
-Randomness is counter-based: the number drawn for a request's n-th token is a hash of (seed, n), so a request's tokens
-depend neither on the other rows nor on when it was admitted (SplitMix64: Steele, Lea & Flood, OOPSLA 2014). The token
-is found by inverting the cumulative distribution. Top-k, top-p and min-p all keep a prefix of the tokens sorted by
-probability, so one sort serves the three. Penalties and constraints have changed the logits before (`logits.py`);
-speculation asks for whole distributions (`distribution`) and compares them (`speculate.py`).
+Randomness is counter-based: the number drawn for a request's n-th token is a hash of (seed, n), so a
+request's tokens depend neither on the other rows nor on when it began (SplitMix64: Steele, Lea & Flood,
+OOPSLA 2014). The token is found by inverting the cumulative distribution. Top-k, top-p and min-p all keep a
+prefix of the tokens sorted by probability, so one sort serves the three. Penalties and constraints were
+applied to the logits before (`logits.py`); speculation compares whole distributions (`distribution`,
+`speculate.py`).
 
 Shapes: B batch rows, V vocab.
 """
@@ -56,7 +57,8 @@ def likeliest(logits_BV: Tensor) -> tuple[list[int], list[bool]]:
 
 
 def distribution(logits_BV: Tensor, samplings: Sequence[Sampling]) -> Tensor:
-    """The probabilities (B, V) fp64 with which `sample` picks: temperature, then what the cuts keep, summing to 1."""
+    """Return the probabilities (B, V) fp64 with which `sample` picks, after temperature and cuts; rows sum to
+    1."""
     p_BV = _probs(logits_BV, samplings)
     cut = [i for i, s in enumerate(samplings) if _cuts(s)]
     if cut:
@@ -68,25 +70,28 @@ def distribution(logits_BV: Tensor, samplings: Sequence[Sampling]) -> Tensor:
 
 
 def draw(p_BV: Tensor, u: Sequence[float]) -> Tensor:
-    """The token of each row at which the cumulative mass passes u: (B,) int64. Rows need not sum to 1."""
+    """Return the token of each row at which the cumulative mass passes u, (B,) int64. Rows need not sum to
+    1."""
     cdf_BV = p_BV.cumsum(-1)
     return _invert(cdf_BV, cdf_BV[:, -1:], u)
 
 
 def uniform(seed: int, step: int) -> float:
-    """The number in [0, 1) with 53 random bits that belongs to (seed, step)."""
+    """Return the number in [0, 1), with 53 random bits, that belongs to (seed, step)."""
     return (_mix((_mix(seed & _MASK) + (step + 1) * _GOLDEN) & _MASK) >> 11) * 2.0**-53
 
 
 def seed_of(seed: int, number: int) -> int:
-    """The seed of the ``number``-th of several answers to one request; the first one's is the request's own."""
+    """Return the seed of the ``number``-th of several answers to one request; the first has the request's
+    own."""
     return seed if number == 0 else _mix(_mix(seed & _MASK) ^ number)
 
 
 def logprobs(
     logits_BV: Tensor, ids: Sequence[int], tops: Sequence[int | None]
 ) -> list[tuple[TokenLogprob, ...]]:
-    """Log-probabilities of the chosen ids under the plain softmax; an empty tuple for rows that did not ask."""
+    """Return log-probabilities of the chosen ids under the plain softmax; an empty tuple for rows with None
+    in ``tops``."""
     out: list[tuple[TokenLogprob, ...]] = [()] * len(ids)
     rows = [i for i, top in enumerate(tops) if top is not None]
     if not rows:
@@ -113,7 +118,7 @@ def _cuts(s: Sampling) -> bool:
 
 
 def _probs(logits_BV: Tensor, samplings: Sequence[Sampling]) -> Tensor:
-    """Softmax at each row's temperature. The best logit comes off first, so tiny temperatures do not overflow."""
+    """Return the softmax at each row's temperature; the best logit is subtracted first against overflow."""
     temperature_B1 = torch.tensor(
         [[s.temperature] for s in samplings], dtype=torch.float64, device=logits_BV.device
     )
@@ -129,31 +134,28 @@ def _draw_cut(logits_BV: Tensor, samplings: Sequence[Sampling], u: Sequence[floa
 
 
 def _kept(p_BV: Tensor, samplings: Sequence[Sampling]) -> tuple[Tensor, Tensor, Tensor]:
-    """(probabilities from the largest down, their ids, how many of them stay) of each row."""
+    """Return (probabilities in descending order, their ids, how many are kept) of each row."""
     p_BV, order_BV = p_BV.sort(dim=-1, descending=True, stable=True)
     V = p_BV.shape[1]
-    column = _column(p_BV)
     cdf_BV = p_BV.cumsum(-1)
-    kept_B1 = column([s.top_k or V for s in samplings])
-    # top-p works on what top-k left, renormalized: keep tokens until the mass *before* a token reaches top_p
-    top_p_B1 = column([s.top_p for s in samplings], torch.float64)
+    kept_B1 = _column([s.top_k or V for s in samplings], torch.int64, p_BV)
+    # top-p works on what top-k kept, renormalized: tokens are kept until the mass *before* one reaches top_p
+    top_p_B1 = _column([s.top_p for s in samplings], torch.float64, p_BV)
     before_BV = (cdf_BV - p_BV) / cdf_BV.gather(1, kept_B1 - 1)
     n_top_p_B1 = (before_BV < top_p_B1).sum(-1, keepdim=True)
     kept_B1 = torch.where(top_p_B1 < 1, torch.minimum(kept_B1, n_top_p_B1), kept_B1)
-    min_p_B1 = column([s.min_p for s in samplings], torch.float64)
+    min_p_B1 = _column([s.min_p for s in samplings], torch.float64, p_BV)
     kept_B1 = torch.minimum(kept_B1, (p_BV >= min_p_B1 * p_BV[:, :1]).sum(-1, keepdim=True)).clamp_(min=1)
     return p_BV, order_BV, kept_B1
 
 
 def _invert(cdf_BV: Tensor, total_B1: Tensor, u: Sequence[float]) -> Tensor:
-    """First place where the cumulative mass exceeds u · total; such a place always has positive probability."""
+    """Return the first place where the cumulative mass exceeds u · total; its probability is always
+    positive."""
     u_B1 = torch.tensor(u, dtype=torch.float64, device=cdf_BV.device)[:, None]
     below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))  # u · total may round up to total itself
     return torch.searchsorted(cdf_BV, torch.minimum(u_B1 * total_B1, below_B1), right=True)[:, 0]
 
 
-def _column(like: Tensor):
-    def make(values: list, dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=like.device)[:, None]
-
-    return make
+def _column(values: list, dtype: torch.dtype, like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=like.device)[:, None]

@@ -1,8 +1,10 @@
-"""Rewrite a JSON schema so that the grammar library (llguidance) reads every number in it exactly, or refuse it.
+"""Rewrite a JSON schema so that the grammar library (llguidance) reads every number in it exactly, or refuse
+it.
 
 The library stores numbers as 64-bit floats, computes integer ranges in 64-bit integers, and multiplies the
-``multipleOf`` of merged schemas in 32-bit integers. Outside their range it changes constants, accepts wrong answers or
-overflows its stack and takes the process with it. So only numbers that all of these represent exactly are let through.
+``multipleOf`` of merged schemas in 32-bit integers. Outside their range it changes constants, accepts wrong
+answers or overflows its stack and takes the process with it. So only numbers that all of these represent
+exactly are let through.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ LARGEST_INTEGER = 2**53 - 1
 MOST_DIGITS = 15
 """Decimals of this many significant digits survive the way through a 64-bit float and back."""
 LARGEST_MULTIPLE = 5_000
-"""The library's automaton has a state for each remainder and each digit of a bound: a multiple of 10,000 with a bound
-of ten digits exceeds its limits in the middle of an answer. The product of two must stay below 2^32."""
+"""The library's automaton has a state for each remainder and each digit of a bound: a multiple of 10,000 with
+a bound of ten digits exceeds its limits in the middle of an answer. The product of two must stay below
+2^32."""
 MOST_LEVELS = 60
 """Nesting that the library's recursion survives even on a thread with a small stack."""
 
@@ -36,8 +39,8 @@ Numeric = int | Decimal
 def canonical_schema(text: str) -> str:
     """Return the text of an equivalent schema whose numbers the library reads exactly.
 
-    Annotations are dropped. Raises EngineError, naming the keyword and its value, for numbers that cannot be kept, and
-    for references that do not lead to a schema of this document.
+    Annotations are dropped. Raises EngineError, naming the keyword and its value, for numbers that cannot be
+    kept, and for references that do not lead to a schema of this document.
     """
     try:
         schema = json.loads(text, parse_float=_exact_number, parse_constant=_refuse_constant)
@@ -123,9 +126,11 @@ class _Canonical:
 
 
 def _rewrite_exclusive_bounds(schema: dict[str, Any]) -> None:
-    """Turn an exclusive bound that points away from zero into an inclusive one, a step of `MOST_DIGITS` digits further.
+    """Turn an exclusive bound that points away from zero into an inclusive one, a step of `MOST_DIGITS`
+    digits further.
 
-    Those are the ones that the library gets wrong: it accepts 1 for ``{"exclusiveMinimum": 1, "maximum": 1.5}``.
+    Those are the ones that the library gets wrong: it accepts 1 for ``{"exclusiveMinimum": 1, "maximum":
+    1.5}``.
     """
     for plain, exclusive, sign, stricter in BOUNDS:
         bound: Any = schema.get(exclusive)

@@ -1,11 +1,12 @@
 """Log-likelihoods of continuations, with every shared beginning computed once.
 
-A benchmark repeats the same five worked examples a thousand times, and each question once a choice. Here prompts are
-sorted, so that those with a common beginning stand side by side. It lies in the paged cache as a sequence of its own:
-going to the next beginning keeps what the two share. Every item is a small tree, its trunk (the question) and its
-branches (the choices): a fork of the beginning reads the trunk, and forks of that read the branches, many items in one
-forward. So an item costs its own tokens, not four times its whole prompt (sharing prefixes: Hydragen, arXiv 2402.05099;
-trees: SpecInfer, arXiv 2305.09781). Nothing is approximated: the same sums in another order.
+A benchmark repeats the same five worked examples a thousand times, and each question once a choice. Here
+prompts are sorted, so that those with a common beginning stand side by side. It lies in the paged cache as a
+sequence of its own: going to the next beginning keeps what the two share. Every item is a small tree, its
+trunk (the question) and its branches (the choices): a fork of the beginning reads the trunk, and forks of
+that read the branches, many items in one forward. So an item costs its own tokens, not four times its whole
+prompt (sharing prefixes: Hydragen, arXiv 2402.05099; trees: SpecInfer, arXiv 2305.09781). Nothing is
+approximated: the same sums in another order.
 
 Shapes: N tokens of one forward, P scored places, D model dim, V vocab.
 """
@@ -27,7 +28,8 @@ from .memory import PREFILL_TOKENS, nbytes
 from .runner import ModelRunner
 
 SLACK_TOKENS = 256
-"""An item joins a pack with a shorter common beginning while that makes the others compute at most so much again."""
+"""An item joins a pack with a shorter common beginning while that makes the others compute at most so much
+again."""
 LOGIT_BYTES = 64 << 20
 """fp32 logits alive at a time."""
 
@@ -47,7 +49,8 @@ class Scored(NamedTuple):
 
 
 class Scorer:
-    """Scores with ``model``, on its device and in its dtype. Keeps the last beginning, so calls may follow in parts."""
+    """Scores with ``model``, on its device and in its dtype. Keeps the last beginning, so calls may follow in
+    parts."""
 
     def __init__(self, model: LlamaLM, max_context: int | None = None) -> None:
         self.model, self.context = model, max_context or model.config.max_context
@@ -55,7 +58,8 @@ class Scorer:
         self._room_for(PAGE)
 
     def check(self, items: Sequence[Sequence[Pair]]) -> None:
-        """Raises EngineError where a pair is empty or not of this vocabulary, ContextError where one is too long."""
+        """Raises EngineError where a pair is empty or not of this vocabulary, ContextError where one is too
+        long."""
         vocab = self.model.config.vocab_size
         for item in items:
             for context, continuation in item:
@@ -73,7 +77,8 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, items: Sequence[Sequence[Pair]]) -> Iterator[tuple[int, list[Scored]]]:
-        """(number of the item, a `Scored` of each of its pairs), pack by pack; `check` is the caller's to call."""
+        """(number of the item, a `Scored` of each of its pairs), pack by pack; `check` is the caller's to
+        call."""
         trees = sorted(
             (_Tree.of(number, item) for number, item in enumerate(items)), key=lambda tree: tree.trunk
         )
@@ -85,7 +90,8 @@ class Scorer:
             yield from self._run(pack, n_head)
 
     def _room_for(self, tokens: int) -> None:
-        """A cache in which a beginning, a trunk and a branch may each be so long, and a pack stand beside them."""
+        """A cache in which a beginning, a trunk and a branch may each be so long, and a pack stand beside
+        them."""
         if tokens <= self._longest:
             return
         config, kind = self.model.config, "bf16" if self.model.dtype == torch.bfloat16 else "fp32"
@@ -182,8 +188,8 @@ class _Tree:
         return _cost(self.trunk) + sum(_cost(branch) for branch in self.branches if branch)
 
     def asked(self, trunk_at: int, branch_at: int) -> Iterator[tuple[int, int]]:
-        """(place of the hidden state, token to be predicted there), continuation after continuation: position p of
-        the trunk lies at ``trunk_at + p``, and of the first branch at ``branch_at + p``."""
+        """(place of the hidden state, token to be predicted there), continuation after continuation: position
+        p of the trunk lies at ``trunk_at + p``, and of the first branch at ``branch_at + p``."""
         for pair, branch in zip(self.pairs, self.branches, strict=True):
             for position, token in enumerate(pair.continuation, len(pair.context) - 1):
                 yield (trunk_at if position < len(self.trunk) else branch_at) + position, token
@@ -191,7 +197,8 @@ class _Tree:
 
 
 def _cost(ids: Sequence[int]) -> int:
-    """What a sequence takes of `PREFILL_TOKENS`: its tokens, and a page that it may have to copy to go on from."""
+    """What a sequence takes of `PREFILL_TOKENS`: its tokens, and a page that it may have to copy to go on
+    from."""
     return len(ids) + PAGE
 
 
@@ -233,7 +240,8 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 def _log_probs(
     model: LlamaLM, hidden_ND: Tensor, asked: Sequence[tuple[int, int]]
 ) -> list[tuple[float, bool]]:
-    """(log p of the token, whether it is the likeliest) of every (place, token); each place's logits exist once."""
+    """(log p of the token, whether it is the likeliest) of every (place, token); each place's logits exist
+    once."""
     places = sorted({place for place, _ in asked})
     row_of = {place: row for row, place in enumerate(places)}
     by_row: list[list[int]] = [[] for _ in places]

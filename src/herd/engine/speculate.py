@@ -1,23 +1,24 @@
-"""Verify draft tokens: a cheap draft proposes several, the model checks all of them in one forward, losslessly.
+"""Verify draft tokens: a cheap draft proposes several, the model checks all of them in one forward,
+losslessly.
 
-Decoding reads every weight for one token. Verifying k draft tokens reads them once for k + 1 tokens, so a draft token
-costs the draft's work, and an accepted one saves a whole read. The rule is that of speculative sampling (Leviathan et
-al., arXiv 2211.17192; Chen et al., arXiv 2302.01318). With p the model's and q the draft's distribution, after cuts,
-penalties and constraints:
+Decoding reads every weight for one token. Verifying k draft tokens reads them once for k + 1 tokens, so a
+draft token costs the draft's work, and an accepted one saves a whole read. The rule is that of speculative
+sampling (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318). With p the model's and q the
+draft's distribution, after cuts, penalties and constraints:
 
     a draft token x drawn from q is accepted with probability min(1, p(x) / q(x));
     the first that is rejected is replaced by a draw from the residual max(p - q, 0), normalized;
     if all are accepted, one more token is drawn from p.
 
-Each token is then distributed exactly as p says, whatever the draft; a draft token is accepted with probability
-1 - TV(p, q). A draft token that was not drawn (n-gram lookup, or any draft of a greedy sequence) is the same rule with
-all of q on one token. Greedy sequences accept draft tokens while they are the likeliest token, so their answers are the
-same as without speculation.
+Each token is then distributed exactly as p says, whatever the draft; a draft token is accepted with
+probability 1 - TV(p, q). A draft token that was not drawn (n-gram lookup, or any draft of a greedy sequence)
+is the same rule with all of q on one token. Greedy sequences accept draft tokens while they are the likeliest
+token, so their answers are the same as without speculation.
 
-With a seed, the numbers for drafting, verifying and drawing the n-th token of a request are three hashes of (seed, n),
-and each decides about at most one token of the answer. So with the same model, draft and number of draft tokens, a
-seed gives the same answer, alone and in any batch. Without speculation, or with another draft, it gives *another*
-answer from the same distribution; only greedy answers are identical.
+With a seed, the numbers for drafting, verifying and drawing the n-th token of a request are three hashes of
+(seed, n), and each decides about at most one token of the answer. So with the same model, draft and number of
+draft tokens, a seed gives the same answer, alone and in any batch. Without speculation, or with another
+draft, it gives *another* answer from the same distribution; only greedy answers are identical.
 
 Shapes: N places whose next token is wanted, B sequences at one place, V vocab.
 """
@@ -41,7 +42,8 @@ _DRAFT, _VERIFY = 0x5851F42D4C957F2D, 0x14057B7EF767814F
 
 
 def draft_uniform(seed: int, step: int) -> float:
-    """Return the number in [0, 1) with which the draft draws its proposal for a request's ``step``-th token."""
+    """Return the number in [0, 1) with which the draft draws its proposal for a request's ``step``-th
+    token."""
     return uniform(seed ^ _DRAFT, step)
 
 
@@ -72,10 +74,10 @@ def verify(
 ) -> list[int]:
     """Give each sequence its next tokens: the draft tokens that are accepted, and one more.
 
-    ``logits_NV`` has, for one sequence after the other, a place for each draft token and one after them. A sequence
-    without draft tokens gets one token, so this is plain decoding as well. Each sequence ends on its own, and fails on
-    its own where its constraint cannot be followed or its logits are not finite. Returns for each sequence how many
-    draft tokens were accepted, or -1 where the last token must be fed again.
+    ``logits_NV`` has, for one sequence after the other, a place for each draft token and one after them. A
+    sequence without draft tokens gets one token, so this is plain decoding as well. Each sequence ends on its
+    own, and fails on its own where its constraint cannot be followed or its logits are not finite. Returns
+    for each sequence how many draft tokens were accepted, or -1 where the last token must be fed again.
     """
     starts = list(accumulate((len(draft.tokens) + 1 for draft in drafts), initial=0))
     n_accepted = [0] * len(sequences)
@@ -86,7 +88,8 @@ def verify(
         if errors:
             for b, error in errors.items():
                 if place < len(drafts[going[b]].tokens):
-                    # attention to a damaged draft token can spoil the tokens before it: feed the last one again
+                    # attention to a damaged draft token can spoil the tokens before it: feed the last one
+                    # again
                     sequences[going[b]].may_draft, n_accepted[going[b]] = False, place - 1
                 else:
                     sequences[going[b]].stream.fail(error)
@@ -143,7 +146,8 @@ def _pick(
 ) -> tuple[list[bool], list[int]]:
     """Return (whether each draft token is accepted, each sequence's token) at one place of every sequence."""
     accepted, tokens = [False] * len(sequences), list(best)
-    # greedy sequences, and those without a draft token here, are sampled; the others go through the rejection rule
+    # greedy sequences, and those without a draft token here, are sampled; the others go through the rejection
+    # rule
     sampled = [b for b, s in enumerate(sequences) if s.sampling.greedy or proposed[b][0] is None]
     verified = [b for b in range(len(sequences)) if b not in sampled]
     if sampled:

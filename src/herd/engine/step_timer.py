@@ -1,14 +1,14 @@
 """Choose how many draft tokens to verify per step, from measured step times and the acceptance rate so far.
 
-Verifying k draft tokens for each of B sequences is one forward over B (k + 1) tokens instead of B. While reading the
-weights takes most of the time, that is nearly free, so a single user gains from many draft tokens; sixteen users keep
-the arithmetic busy, and there a rejected token costs what an accepted one saves. Where the change happens depends on
-machine, model, draft and text, so it is measured while running: seconds by number of tokens, and the share of draft
-tokens accepted. The k with the most expected tokens per second is taken. What has not been tried, or not recently, is
-assumed to be fast, so that it is tried.
+Verifying k draft tokens for each of B sequences is one forward over B (k + 1) tokens instead of B. While
+reading the weights takes most of the time, that is nearly free, so a single user gains from many draft
+tokens; sixteen users keep the arithmetic busy, and there a rejected token costs what an accepted one saves.
+Where the change happens depends on machine, model, draft and text, so it is measured while running: seconds
+by number of tokens, and the share of draft tokens accepted. The k with the most expected tokens per second is
+taken. What has not been tried, or not recently, is assumed to be fast, so that it is tried.
 
-The choice does not change any distribution: every k is lossless (`speculate.py`). Requests with a seed are left out,
-since their tokens must not depend on a clock.
+The choice does not change any distribution: every k is lossless (`speculate.py`). Requests with a seed are
+left out, since their tokens must not depend on a clock.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from collections.abc import Sequence
 REMEMBERED = 500
 """Steps after which a measured time is forgotten, so that what was slow once is tried again."""
 DRIFT = 1.05
-"""The fastest recent time counts, since slower ones have other causes; each measurement lets it grow by this factor."""
+"""The fastest recent time counts, since slower ones have other causes; each measurement lets it grow by this
+factor."""
 
 
 class StepTimer:
@@ -39,8 +40,8 @@ class StepTimer:
             del self._noted[old], self._seconds[old]
 
     def seconds(self, n_tokens: int) -> float:
-        """Return the time for ``n_tokens``. Outside the measured range it is the best possible: in proportion below,
-        and no more than the largest one above."""
+        """Return the time for ``n_tokens``. Outside the measured range it is the best possible: in proportion
+        below, and no more than the largest one above."""
         known, n = sorted(self._seconds), _rounded(n_tokens)
         at = bisect_left(known, n)
         if not known:
@@ -55,8 +56,8 @@ class StepTimer:
 
 
 def tokens_per_round(acceptance_rate: float, k: int) -> float:
-    """Return the expected tokens of a round with k draft tokens, (1 - a^(k+1)) / (1 - a) (Leviathan et al., arXiv
-    2211.17192, section 3.2)."""
+    """Return the expected tokens of a round with k draft tokens, (1 - a^(k+1)) / (1 - a) (Leviathan et al.,
+    arXiv 2211.17192, section 3.2)."""
     a = acceptance_rate
     return k + 1 if a == 1 else (1 - a ** (k + 1)) / (1 - a)
 
@@ -64,7 +65,8 @@ def tokens_per_round(acceptance_rate: float, k: int) -> float:
 def best_draft_length(
     most: int, acceptance_rates: Sequence[float], n_tokens: int, model: StepTimer, draft: StepTimer
 ) -> int:
-    """Return how many draft tokens, up to ``most``, each of the sequences with these acceptance rates should verify.
+    """Return how many draft tokens, up to ``most``, each of the sequences with these acceptance rates should
+    verify.
 
     ``n_tokens`` is the size of the forward without draft tokens. The draft runs k times for all sequences.
     """
