@@ -49,21 +49,16 @@ class Constraint:
     """The form that an answer must have, from its first to its last character. Make one with `json_schema`,
     `regex` or `lark`."""
 
-    kind: Literal["json_schema", "regex", "lark"]
+    kind: Literal["JSON schema", "regular expression", "grammar"]
     text: str
 
     def __post_init__(self) -> None:
-        if len(self.text) > MOST_TEXT:
+        if (n := len(self.text)) > MOST_TEXT:
             raise EngineError(
-                f"the {self.label} has {len(self.text):,} characters: it is too big, at most {MOST_TEXT:,} are possible"
+                f"the {self.kind} is too big: it has {n:,} characters, and {MOST_TEXT:,} are possible"
             )
-        if self.kind == "json_schema":
+        if self.kind == "JSON schema":
             object.__setattr__(self, "text", canonical_schema(self.text))
-
-    @property
-    def label(self) -> str:
-        """The kind in words, for messages."""
-        return {"json_schema": "JSON schema", "regex": "regular expression", "lark": "grammar"}[self.kind]
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | bool | str) -> Constraint:
@@ -73,23 +68,23 @@ class Constraint:
             text = schema if isinstance(schema, str) else json.dumps(schema, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise EngineError(f"the JSON schema is not valid JSON: {error}") from None
-        return cls("json_schema", text)
+        return cls("JSON schema", text)
 
     @classmethod
     def regex(cls, pattern: str) -> Constraint:
         """Text that ``pattern`` matches as a whole: Rust's syntax, without look-around and
         back-references."""
-        return cls("regex", pattern)
+        return cls("regular expression", pattern)
 
     @classmethod
     def lark(cls, grammar: str) -> Constraint:
         """Text of a context-free grammar in llguidance's dialect of Lark; it begins at the rule ``start``."""
-        return cls("lark", grammar)
+        return cls("grammar", grammar)
 
 
 class Guide:
-    """One answer under its constraint. A function of its tokens only: `push` those it has, and it is where it
-    was.
+    """The place of one answer in its constraint: a function of the answer's tokens, which are pushed and
+    popped.
 
     Raises EngineError, naming the problem, for a constraint that is malformed, unsupported or that nothing
     satisfies.
@@ -98,37 +93,36 @@ class Guide:
     def __init__(self, constraint: Constraint, tokenizer: Tokenizer) -> None:
         from llguidance import LLMatcher, LLParserLimits
 
-        self._label = constraint.label
+        self._kind = constraint.kind
         self._n_vocab = tokenizer.vocab_size
         try:
             grammar = _grammar(constraint)
             if not (_is_plain(constraint) or _compiles_in_a_child(grammar)):
                 raise EngineError(
-                    f"the {self._label} is too complex: compiling it takes more than {CHILD_SECONDS} s or "
+                    f"the {self._kind} is too complex: compiling it takes more than {CHILD_SECONDS} s or "
                     f"{CHILD_BYTES >> 30} GiB, or crashes the grammar library; simplify it"
                 )
             limits = LLParserLimits(verbose_errors=False)
             self._matcher: LLMatcher = LLMatcher(_vocabulary(tokenizer), grammar, log_level=0, limits=limits)
         except ValueError as error:
-            raise EngineError(self._told(str(error))) from None
+            raise EngineError(self._message(str(error))) from None
         self._check()
         for warning in self._matcher.get_grammar_warnings():
-            warnings.warn(self._told(warning), stacklevel=2)
+            warnings.warn(self._message(warning), stacklevel=2)
         self.allowed()  # a grammar that is well-formed and that nothing satisfies shows itself here
 
     @property
     def complete(self) -> bool:
-        """Nothing more can follow."""
+        """Whether nothing more can follow."""
         return self._matcher.is_stopped()
 
     @property
     def failed(self) -> bool:
-        """It went beyond what the parser can do; whatever is asked next raises."""
+        """Whether the parser gave up; `allowed`, `push` and `pop` then raise."""
         return self._matcher.is_error()
 
     def allowed(self) -> Tensor:
-        """(V,) bool: tokens that may come next. Where the answer may end here, the tokenizer's stop tokens as
-        well."""
+        """Return which tokens may come next, (V,) bool, with the stop tokens where the answer may end."""
         import numpy as np
         import torch
 
@@ -137,42 +131,39 @@ class Guide:
         return torch.from_numpy(np.unpackbits(bits, count=self._n_vocab, bitorder="little")).bool()
 
     def push(self, tokens: Sequence[int]) -> None:
-        """Go on by ``tokens``, each of which was allowed."""
+        """Append ``tokens``, each of which was allowed."""
         self._matcher.consume_tokens(list(tokens))
         self._check()
 
     def pop(self, n: int) -> None:
-        """Go back by the last ``n`` tokens."""
+        """Take back the last ``n`` tokens."""
         self._matcher.rollback(n)
         self._check()
 
     def _check(self) -> None:
         if self.failed:
-            raise EngineError(self._told(self._matcher.get_error()))
+            raise EngineError(self._message(self._matcher.get_error()))
 
-    def _told(self, problem: str) -> str:
+    def _message(self, problem: str) -> str:
         if problem.startswith("NoExtension"):
             problem = "nothing can come next that leads to an answer"
-        return f"the {self._label} cannot be followed: {' '.join(problem.split())[:300]}"
+        return f"the {self._kind} cannot be followed: {' '.join(problem.split())[:300]}"
 
 
 def _grammar(constraint: Constraint) -> str:
     from llguidance import LLMatcher
 
-    if constraint.kind == "regex":
+    if constraint.kind == "regular expression":
         return LLMatcher.grammar_from_regex(constraint.text)
-    if constraint.kind == "lark":
+    if constraint.kind == "grammar":
         return LLMatcher.grammar_from_lark(constraint.text)
-    # a schema may carry options for the parser under "x-guidance": being lenient is not one of them
     options: Any = {"whitespace_pattern": WHITESPACE, "lenient": False}
     return LLMatcher.grammar_from_json_schema(constraint.text, overrides=options)
 
 
 def _is_plain(constraint: Constraint) -> bool:
-    json_schema = (
-        constraint.kind == "json_schema" and "attern" not in constraint.text
-    )  # "pattern", "patternProperties"
-    return json_schema and len(constraint.text) <= PLAIN_TEXT
+    has_pattern = '"pattern' in constraint.text  # also "patternProperties"
+    return constraint.kind == "JSON schema" and not has_pattern and len(constraint.text) <= PLAIN_TEXT
 
 
 COMPILE = f"""
@@ -187,20 +178,21 @@ LLMatcher(LLTokenizer("byte"), sys.stdin.read(), log_level=0, limits=limits).com
 
 @lru_cache(maxsize=1000)
 def _compiles_in_a_child(grammar: str) -> bool:
-    """Whether a process with limits survives compiling ``grammar``, with or without an error message."""
+    """Return whether a process with limits survives compiling ``grammar``, with or without an error
+    message."""
     command = [sys.executable, "-P", "-c", COMPILE]
     try:
-        child = subprocess.run(
-            command, input=grammar.encode(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=60
+        return (
+            subprocess.run(command, input=grammar.encode(), capture_output=True, timeout=60).returncode == 0
         )
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return child.returncode == 0
 
 
 @lru_cache(maxsize=4)
 def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
-    """The vocabulary as the parser's trie; half a second of work for 128,256 tokens, so it is kept."""
+    """Return the vocabulary as the parser's trie. It takes half a second for 128,256 tokens, so it is
+    kept."""
     from llguidance import LLTokenizer, TokenizerWrapper
 
     return LLTokenizer(
@@ -211,8 +203,8 @@ def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
 
 
 class _Tokens:
-    """Our tokenizer as llguidance wants to see it. Special tokens are named, so that text never becomes
-    one."""
+    """A tokenizer with the interface that llguidance asks for. Special tokens are named, so text never
+    becomes one."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

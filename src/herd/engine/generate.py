@@ -1,9 +1,9 @@
-"""The small front door: prompt in, text out. A prompt is text (continued as it stands, after the
-beginning-of-text token) or a list of messages (answered as the assistant). Everything goes through one
-`Engine`.
+"""The small front door: prompt in, text out, through one `Engine`.
 
-``sampling`` everywhere: the fields of `Sampling` (max_tokens=, temperature=, stop=, logit_bias=, ...).
-``constraint`` says what the answer must be: `Constraint.json_schema`, `.regex` or `.lark`.
+A prompt is text (continued as it stands, after the beginning-of-text token) or a list of messages (answered
+as the assistant). ``sampling`` stands for the fields of `Sampling` (max_tokens=, temperature=, stop=,
+logit_bias=, ...), and ``constraint`` defines the form of the answer: `Constraint.json_schema`, `.regex` or
+`.lark`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def generate(
     constraint: Constraint | None = None,
     **sampling: Any,
 ) -> str:
-    """The text that follows ``prompt``."""
+    """Return the text that follows ``prompt``."""
     return generate_many(model, tokenizer, [prompt], tools=tools, constraint=constraint, **sampling)[0].text
 
 
@@ -45,7 +45,7 @@ def generate_many(
     max_batch: int = 32,
     **sampling: Any,
 ) -> list[Completion]:
-    """``n`` whole completions of each of many prompts, all at once; those of the first prompt come first."""
+    """Return ``n`` completions of each prompt, computed together; those of the first prompt come first."""
     settings = Sampling(**sampling)
     engine = Engine(model, tokenizer, max_batch=max_batch)
     requests = [Request(encode_prompt(tokenizer, p, tools), settings, constraint=constraint) for p in prompts]
@@ -62,7 +62,7 @@ def stream(
     constraint: Constraint | None = None,
     **sampling: Any,
 ) -> Iterator[str]:
-    """Like `generate`, piece by piece. Leaving the loop early stops the work."""
+    """Yield what `generate` returns, piece by piece. Leaving the loop early stops the work."""
     request = Request(encode_prompt(tokenizer, prompt, tools), Sampling(**sampling), constraint=constraint)
     return _pieces(Engine(model, tokenizer).submit(request))
 
@@ -82,7 +82,7 @@ def encode_prompt(
     tools: list[dict[str, Any]] | None = None,
     tool_call_format: str = "json",
 ) -> list[int]:
-    """Ids of a text (with beginning-of-text) or of messages up to where the assistant's answer begins."""
+    """Return the ids of a text (with beginning-of-text), or of messages up to the assistant's answer."""
     if tokenizer is None:
         raise EngineError(
             "this model has no tokenizer: put its tokenizer.model or tokenizer.json into the folder"

@@ -1,8 +1,7 @@
-"""What a caller asks of the engine and what comes back. Torch-free, so that wire formats can be built from
-it.
+"""Requests to the engine and its answers. Does not import torch, so that wire formats can be built from it.
 
-A `Request` is prompt ids and how to sample; the engine answers with a stream of `Delta`s, whose texts and ids
-joined are the `Completion`. Everything is checked when it is made or submitted, before any computing.
+A `Request` is prompt ids and how to sample; the engine answers with a stream of `Delta`s, whose ids and texts
+add up to the `Completion`. Everything is checked when it is made or submitted, before any computing.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ context: the model's context is full."""
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to pick tokens and when to end. The defaults are greedy: the same answer every time.
+    """Settings for picking tokens and for ending. The defaults are greedy: the same answer every time.
 
     ``max_tokens`` None goes on to the end of the context. ``temperature`` 0 is greedy; otherwise logits are
     divided by it, then ``top_k`` (0 = off), ``top_p`` (1 = off) and ``min_p`` (0 = off) cut the tail, in this
-    order. ``seed`` None takes a fresh one; with a seed, and weights in blocks, the tokens do not depend on
+    order. ``seed`` None takes a random one; with a seed, and quantized weights, the tokens do not depend on
     what else is in the batch. ``stop`` strings end the answer and are not part of it. ``logprobs`` None is
-    off; n gives each token's logprob under the model's own distribution (temperature 1, nothing cut) and the
-    n likeliest tokens at its place.
+    off; n gives each token's log-probability under the model's own distribution (temperature 1, nothing cut)
+    and the n likeliest tokens at its place.
 
-    Before all that, logits may be bent (`logits.py`): ``repetition_penalty`` divides the positive and
-    multiplies the negative logits of every token seen in prompt or answer (1 = off; CTRL, arXiv 1909.05858);
-    ``presence_penalty`` and ``frequency_penalty`` are taken off tokens of the answer, once and as often as
-    they came; ``logit_bias`` {id: x} is added. The latter three as in OpenAI's interface, and with its
+    Before that, these change the logits (`logits.py`): ``repetition_penalty`` divides positive and multiplies
+    negative logits of every token seen in prompt or answer (1 = off; CTRL, arXiv 1909.05858);
+    ``presence_penalty`` is subtracted once from each token of the answer, and ``frequency_penalty`` as many
+    times as it occurred; ``logit_bias`` {id: x} is added. These three are as in OpenAI's interface, with its
     bounds.
     """
 
@@ -52,37 +51,33 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        else:
-            object.__setattr__(self, "stop", tuple(self.stop))
-        if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1)
-        _real("temperature", self.temperature, 0, math.inf, "0 is greedy")
-        _real("top_p", self.top_p, 0, 1, "1 turns it off")
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        for name, least in (("max_tokens", 1), ("top_k", 0), ("seed", None), ("logprobs", 0)):
+            if (value := getattr(self, name)) is not None:
+                _check_integer(name, value, least)
+        for name, low, high, hint in (
+            ("temperature", 0, math.inf, "0 is greedy"),
+            ("top_p", 0, 1, "1 turns it off"),
+            ("min_p", 0, 1, "0 turns it off"),
+            ("repetition_penalty", 0, math.inf, "1 turns it off"),
+            ("presence_penalty", -2, 2, "0 turns it off"),
+            ("frequency_penalty", -2, 2, "0 turns it off"),
+        ):
+            _check_real(name, getattr(self, name), low, high, hint)
         if self.top_p == 0:
             raise EngineError("top_p=0 keeps no token: use temperature=0 for the likeliest one")
-        _real("min_p", self.min_p, 0, 1, "0 turns it off")
-        _integer("top_k", self.top_k, 0)
-        if self.seed is not None:
-            _integer("seed", self.seed, None)
-        if self.logprobs is not None:
-            _integer("logprobs", self.logprobs, 0)
+        if self.repetition_penalty == 0:
+            raise EngineError(
+                "repetition_penalty=0 would divide by zero: use more than 1 to discourage repetition"
+            )
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise EngineError(f"stop={self.stop!r}: stop strings must be non-empty text")
-        _real("repetition_penalty", self.repetition_penalty, 0, math.inf, "1 turns it off")
-        if self.repetition_penalty == 0:
-            raise EngineError(
-                "repetition_penalty=0 would divide by zero: above 1 discourages, 1 turns it off"
-            )
-        _real("presence_penalty", self.presence_penalty, -2, 2, "0 turns it off")
-        _real("frequency_penalty", self.frequency_penalty, -2, 2, "0 turns it off")
         if not isinstance(self.logit_bias, Mapping):
             raise EngineError(f"logit_bias={self.logit_bias!r} must map token ids to numbers")
         for id_, bias in self.logit_bias.items():
-            _integer("a token id of logit_bias", id_, 0)
-            _real(f"logit_bias of token {id_}", bias, -100, 100, "-100 all but forbids a token")
+            _check_integer("a token id of logit_bias", id_, 0)
+            _check_real(f"logit_bias of token {id_}", bias, -100, 100, "-100 all but forbids a token")
 
     @property
     def greedy(self) -> bool:
@@ -90,16 +85,19 @@ class Sampling:
 
     @property
     def changes_logits(self) -> bool:
-        """Whether penalties or biases change the logits."""
-        bent = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1)
-        return any(bent) or bool(self.logit_bias)
+        """Whether there are penalties or biases."""
+        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1)
+        return any(penalties) or bool(self.logit_bias)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt. ``stop_ids`` end the answer in addition to the tokenizer's own stop tokens; ``constraint``
-    says what the answer must be, and ends it where nothing more may follow. Requests of one ``tenant`` share
-    what the cache holds of prompts that begin alike; nothing passes from one tenant to another."""
+    """One prompt and how to answer it.
+
+    ``stop_ids`` end the answer in addition to the tokenizer's own stop tokens. A ``constraint`` defines the
+    form of the answer, and ends it where nothing more may follow. Requests of one ``tenant`` share what the
+    cache holds of prompts that begin alike; nothing passes from one tenant to another.
+    """
 
     prompt_ids: Sequence[int]
     sampling: Sampling = field(default_factory=Sampling)
@@ -108,7 +106,7 @@ class Request:
     tenant: str = ""
 
     def validate(self, vocab_size: int, context: int) -> None:
-        """Raises EngineError if a model of this vocabulary and context cannot serve the request."""
+        """Raise EngineError if a model with this vocabulary and context cannot serve the request."""
         n = len(self.prompt_ids)
         if n == 0:
             raise EngineError(
@@ -124,14 +122,9 @@ class Request:
                 f"prompt token {low if low < 0 else high} is outside the model's vocabulary of {vocab_size}: "
                 "encode the prompt with the model's own tokenizer"
             )
-        if self.sampling.top_k > vocab_size:
-            raise EngineError(
-                f"top_k={self.sampling.top_k} is more than the vocabulary of {vocab_size}; 0 turns it off"
-            )
-        if (self.sampling.logprobs or 0) > vocab_size:
-            raise EngineError(
-                f"logprobs={self.sampling.logprobs} is more than the vocabulary of {vocab_size}"
-            )
+        for name in ("top_k", "logprobs"):
+            if (value := getattr(self.sampling, name) or 0) > vocab_size:
+                raise EngineError(f"{name}={value} is more than the vocabulary of {vocab_size}")
         if (most := max(self.sampling.logit_bias, default=0)) >= vocab_size:
             raise EngineError(f"logit_bias: token {most} is outside the model's vocabulary of {vocab_size}")
 
@@ -148,8 +141,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Speculated:
-    """How a request's guesses fared: tokens guessed, those looked at (up to the first wrong one), those
-    kept."""
+    """Counts of a request's draft tokens: proposed, verified (up to the first one rejected) and accepted."""
 
     drafted: int = 0
     verified: int = 0
@@ -162,15 +154,17 @@ class Speculated:
 
     @property
     def acceptance_rate(self) -> float:
-        """Share of kept among judged: an estimate of 1 - TV(model, draft); 0 where nothing was judged."""
+        """Accepted among verified, an estimate of 1 - TV(model, draft); 0 where none was verified."""
         return self.accepted / self.verified if self.verified else 0.0
 
 
 @dataclass(frozen=True)
 class Delta:
-    """What one step adds to an answer. ``text`` may lag behind ``token_ids``: half a character or a possible
-    beginning of a stop string is held back. Only the last delta has a ``finish_reason``, and ``speculated``
-    where the engine has a draft."""
+    """What one step adds to an answer.
+
+    ``text`` may lag behind ``token_ids``: half a character, or a possible beginning of a stop string, is held
+    back. Only the last delta has a ``finish_reason``, and ``speculated`` where the engine has a draft.
+    """
 
     text: str
     token_ids: tuple[int, ...] = ()
@@ -182,9 +176,12 @@ class Delta:
 
 @dataclass(frozen=True)
 class Completion:
-    """A whole answer. ``ids`` exclude the stop token, which is ``stop_id`` (None if something else ended the
-    answer); with stop strings ``ids`` hold every token that was generated, while ``text`` ends before the
-    stop string. ``shared_tokens`` of the prompt came from the cache."""
+    """A whole answer.
+
+    ``ids`` exclude the stop token, which is ``stop_id`` (None if something else ended the answer). With stop
+    strings, ``ids`` hold every token that was generated, while ``text`` ends before the stop string.
+    ``shared_tokens`` of the prompt came from the cache.
+    """
 
     ids: list[int]
     text: str
@@ -196,14 +193,14 @@ class Completion:
     speculated: Speculated | None = None
 
 
-def _integer(name: str, value: object, least: int | None) -> None:
+def _check_integer(name: str, value: object, least: int | None) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise EngineError(f"{name}={value!r} must be an integer")
     if least is not None and value < least:
         raise EngineError(f"{name}={value} must be at least {least}")
 
 
-def _real(name: str, value: object, low: float, high: float, hint: str) -> None:
+def _check_real(name: str, value: object, low: float, high: float, hint: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise EngineError(f"{name}={value!r} must be a finite number")
     if not low <= value <= high:

@@ -45,58 +45,49 @@ def canonical_schema(text: str) -> str:
     try:
         schema = json.loads(text, parse_float=_exact_number, parse_constant=_refuse_constant)
     except (ValueError, ArithmeticError, RecursionError) as error:
-        raise EngineError(
-            f"the JSON schema is not valid JSON: {' '.join(str(error).split())[:200]}"
-        ) from None
+        problem = " ".join(str(error).split())[:200]
+        raise EngineError(f"the JSON schema is not valid JSON: {problem}") from None
     if schema is True:
         schema = {}
     if not isinstance(schema, dict):
         raise EngineError(f"a JSON schema is an object or true, not {' '.join(text.split())[:60]}")
-    return json.dumps(_Canonical().document(schema), default=_json_number)
+    return json.dumps(_Canonical().document(schema), default=float)
 
 
 class _Canonical:
-    """One walk over a schema; it remembers what can only be judged at the end."""
+    """One walk over a schema, and what can only be judged at its end."""
 
     def __init__(self) -> None:
         self._pointers: set[str] = set()  # of all schemas in the document, as JSON pointers
-        self._references: list[str] = []
-        self._multiples: list[Decimal] = []
+        self._references: list[Any] = []
+        self._multiples: list[Numeric] = []
 
     def document(self, schema: dict[str, Any]) -> Any:
         if "x-guidance" in schema:
-            raise EngineError('the JSON schema has "x-guidance", which would change the grammar: remove it')
+            raise _refusal("x-guidance", "…", "would change the grammar: remove it")
         schema = self._schema(
             {key: value for key, value in schema.items() if key not in ("$id", "id")}, "#", 0
         )
         for reference in self._references:
-            if unquote(reference) not in self._pointers:
-                raise EngineError(
-                    f'the JSON schema\'s "$ref": {json.dumps(reference)[:100]} does not exist: '
-                    "a reference must lead to another schema of the same document, as #/$defs/NAME"
-                )
-        places = max((-int(x.as_tuple().exponent) for x in self._multiples), default=0)
-        units = [int(Fraction(x) * 10 ** max(places, 0)) for x in self._multiples]
-        if math.lcm(*units) > LARGEST_MULTIPLE:
-            raise EngineError(
-                f'the JSON schema\'s "multipleOf" (up to {max(self._multiples)}) are too large: their least common '
-                f"multiple, in units of the last decimal place, must be at most {LARGEST_MULTIPLE}"
-            )
+            if unquote(str(reference)) not in self._pointers:
+                cure = "lead to another schema of the same document, as #/$defs/NAME does"
+                raise _refusal("$ref", reference, f"does not exist: a reference must {cure}")
+        places = max((-int(Decimal(x).as_tuple().exponent) for x in self._multiples), default=0)
+        if math.lcm(*(int(Fraction(x) * 10 ** max(places, 0)) for x in self._multiples)) > LARGEST_MULTIPLE:
+            limit = f"the least common multiple, in units of the last decimal place, must be at most {LARGEST_MULTIPLE}"
+            raise _refusal("multipleOf", max(self._multiples), f"is too large, alone or with others: {limit}")
         return schema
 
     def _schema(self, node: Any, pointer: str, level: int) -> Any:
         """Return the canonical form of one schema; what is not an object is left for the library to judge."""
-        if level > MOST_LEVELS:
-            raise EngineError(f"the JSON schema is nested more than {MOST_LEVELS} levels deep")
+        _check_level(level)
         if _is_number(node):
             _check_number(node, pointer)
         if not isinstance(node, dict):
             return node
         self._pointers.add(pointer)
         if level and "$id" in node:
-            raise EngineError(
-                'the JSON schema has an "$id" below its top: put the schemas into "$defs" instead'
-            )
+            raise _refusal("$id", node["$id"], 'is below the top of the schema: use "$defs" instead')
         schema = {
             key: self._keyword(key, value, f"{pointer}/{_escaped(key)}", level + 1)
             for key, value in node.items()
@@ -109,13 +100,13 @@ class _Canonical:
         if key in ("const", "enum"):
             _check_data(value, key, level)
         elif key == "$ref":
-            self._references.append(str(value))
+            self._references.append(value)
         elif _is_number(value):
             _check_number(value, key)
             if key == "multipleOf":
                 if value <= 0:
-                    raise EngineError(f'the JSON schema\'s "multipleOf": {value} must be above 0')
-                self._multiples.append(Decimal(value))
+                    raise _refusal(key, value, "must be above 0")
+                self._multiples.append(value)
         elif isinstance(value, list):
             return [self._schema(x, f"{pointer}/{i}", level) for i, x in enumerate(value)]
         elif isinstance(value, dict) and key in SCHEMAS_BY_NAME:
@@ -141,14 +132,14 @@ def _rewrite_exclusive_bounds(schema: dict[str, Any]) -> None:
         if not _is_number(bound) or sign * bound < 0:
             continue
         del schema[exclusive]
-        inclusive = bound + sign * Decimal(10) ** min(0, max(Decimal(bound).adjusted(), 0) - MOST_DIGITS + 1)
+        step = Decimal(10) ** min(0, max(Decimal(bound).adjusted(), 0) - MOST_DIGITS + 1)
+        inclusive = _exact_number(str(bound + sign * step))
         old: Any = schema.get(plain)
         schema[plain] = stricter(old, inclusive) if _is_number(old) else inclusive
 
 
 def _check_data(value: Any, key: str, level: int) -> None:
-    if level > MOST_LEVELS:
-        raise EngineError(f"the JSON schema is nested more than {MOST_LEVELS} levels deep")
+    _check_level(level)
     if _is_number(value):
         _check_number(value, key)
     elif isinstance(value, list | dict):
@@ -156,19 +147,25 @@ def _check_data(value: Any, key: str, level: int) -> None:
             _check_data(inner, key, level + 1)
 
 
+def _check_level(level: int) -> None:
+    if level > MOST_LEVELS:
+        raise EngineError(f"the JSON schema is nested more than {MOST_LEVELS} levels deep")
+
+
 def _check_number(value: Numeric, key: str) -> None:
     if not -LARGEST_INTEGER <= value <= LARGEST_INTEGER:
-        raise EngineError(
-            f'the JSON schema\'s "{key}" has the number {_short(value)}, which cannot be kept exactly: the limit is '
-            "2^53 - 1; make it a string, or leave it out"
-        )
+        cure = "the limit is 2^53 - 1; make it a string, or leave it out"
+        raise _refusal(key, value, f"cannot be kept exactly: {cure}")
     if isinstance(value, Decimal):
         _, digits, exponent = value.as_tuple()
         if len(digits) > MOST_DIGITS or int(exponent) < -MOST_DIGITS:
-            raise EngineError(
-                f'the JSON schema\'s "{key}" has the number {_short(value)}, which cannot be kept exactly: round it to '
-                f"{MOST_DIGITS} digits"
-            )
+            raise _refusal(key, value, f"cannot be kept exactly: round it to {MOST_DIGITS} digits")
+
+
+def _refusal(key: str, value: Any, problem: str) -> EngineError:
+    text = str(value)
+    short = text if len(text) <= 40 else f"{text[:30]}… ({len(text)} characters)"
+    return EngineError(f'the JSON schema\'s "{key}": {short} {problem}')
 
 
 def _exact_number(text: str) -> Numeric:
@@ -182,16 +179,6 @@ def _refuse_constant(name: str) -> None:
 
 def _is_number(value: Any) -> TypeGuard[Numeric]:
     return isinstance(value, int | Decimal) and not isinstance(value, bool)
-
-
-def _json_number(value: Decimal) -> Numeric | float:
-    whole = value == value.to_integral_value()
-    return int(value) if whole else float(value)
-
-
-def _short(value: Numeric) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:30]}… ({len(text)} characters)"
 
 
 def _escaped(name: str) -> str:
