@@ -17,7 +17,7 @@ from herd.train import metrics
 from herd.train.recipe import parse_recipe
 from herd.train.run import run_recipe
 
-pytestmark = pytest.mark.filterwarnings("ignore::herd.data.corpus.DataWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::herd.data.text_files.DataWarning")
 
 SOUNDS = [
     "ba",

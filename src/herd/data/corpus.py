@@ -1,10 +1,10 @@
-"""From a specification to three sets of documents that share no text: teacher, student and held-out.
+"""A corpus in three sets of documents that share no text: teacher, student and held-out.
 
-A document's split is decided by the hash of its *file's* name alone, so that it never depends on order, machine or what
-else is in the corpus, and everything that comes of one file (its documentation strings, its translations) goes where
-the file goes. Before that, exact copies are dropped; after it, long paragraphs that another split already holds
-(licence headers, copied functions) are cut out of the later one. Llama 3 removes duplicates at the same three grains:
-documents, lines, sources (paper section 3.1.1).
+The split of a document is decided by the hash of its file's name alone, so it never depends on the order of reading, on
+the machine or on what else is in the corpus; documents of one file (its docstrings, its translations) stay together.
+Exact copies are dropped before, and long paragraphs that another split already holds (licence headers, copied
+functions) are cut out after. Llama 3 removes duplicates at the same three levels: documents, lines, sources (paper,
+section 3.1.1).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +25,12 @@ from .origin import builtin_identity
 from .sources import Document, part_chars, read_path
 from .text_files import DataWarning, expand_paths, list_files
 
-__all__ = [
-    "SPLITS",
-    "Corpus",
-    "DataWarning",
-    "Document",
-    "load_corpus",
-    "read_corpus",
-    "split_corpus",
-    "split_of",
-]
-
 SPLITS = ("teacher", "student", "heldout")
 FRACTIONS = (0.6, 0.3, 0.1)
-"""Share of the files in each split: the teacher needs the most, the measure the least."""
+"""Share of the files in each split: the teacher needs the most text, evaluation the least."""
 
 PARAGRAPH_CHARS = 120
-"""Paragraphs at least this long may stand in one split only; shorter ones are the language's own phrases."""
+"""Paragraphs of at least this many characters may stand in one split only; shorter ones are common phrases."""
 
 BLANK = re.compile(r"\n[ \t]*\n+")
 HUB = "hf:"
@@ -50,56 +39,31 @@ Spec = str | Path | Sequence[str | Path] | None
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents by split, in reading order, with what was left out on the way."""
+    """Documents by split, in reading order, and notes on what was left out."""
 
     splits: dict[str, list[Document]]
-    n_duplicates: int = 0
-    n_shared_paragraphs: int = 0
-    notes: tuple[str, ...] = field(default=())
-
-    @property
-    def teacher(self) -> list[Document]:
-        return self.splits["teacher"]
-
-    @property
-    def student(self) -> list[Document]:
-        return self.splits["student"]
-
-    @property
-    def heldout(self) -> list[Document]:
-        return self.splits["heldout"]
+    notes: tuple[str, ...] = ()
 
     def counts(self) -> dict[str, dict[str, tuple[int, int]]]:
-        """{split: {"kind/lang": (documents, bytes)}}, sorted by name."""
+        """Return {split: {"kind/lang": (documents, bytes)}}, sorted by name."""
         table: dict[str, dict[str, tuple[int, int]]] = {}
         for split, documents in self.splits.items():
-            n_documents: Counter[str] = Counter()
-            n_bytes: Counter[str] = Counter()
+            row: dict[str, tuple[int, int]] = {}
             for document in documents:
                 label = f"{document.kind}/{document.lang}"
-                n_documents[label] += 1
-                n_bytes[label] += document.n_bytes
-            table[split] = {label: (n_documents[label], n_bytes[label]) for label in sorted(n_documents)}
+                n_documents, n_bytes = row.get(label, (0, 0))
+                row[label] = (n_documents + 1, n_bytes + document.n_bytes)
+            table[split] = dict(sorted(row.items()))
         return table
 
     @property
     def n_bytes(self) -> int:
         """UTF-8 bytes of all splits together."""
-        return sum(size for row in self.counts().values() for _, size in row.values())
-
-    @property
-    def sha256(self) -> str:
-        """Hash of every split's texts and names: the corpus in a lineage."""
-        digest = hashlib.sha256()
-        for split, documents in sorted(self.splits.items()):
-            for document in documents:
-                for part in (split, document.source, document.text):
-                    digest.update(hashlib.sha256(part.encode("utf-8")).digest())
-        return digest.hexdigest()
+        return sum(document.n_bytes for documents in self.splits.values() for document in documents)
 
 
 def read_corpus(spec: Spec = None) -> Iterator[Document]:
-    """Documents of a specification, always in the same order, nothing split and nothing removed yet.
+    """Yield the documents of a specification, always in the same order; nothing is split or removed yet.
 
     ``None``: the built-in corpus. Otherwise a file, a folder, a pattern (``text/*.txt``), ``hf:owner/name``, or a list.
     Raises DataError for anything missing, empty, binary or broken.
@@ -165,7 +129,7 @@ def load_corpus(spec: Spec = None, *, max_bytes: int | None = None) -> Corpus:
 
 
 def split_of(source: str, fractions: Sequence[float] = FRACTIONS) -> str:
-    """The split of a source: a pure function of its file's name (what stands before ``#``)."""
+    """Return the split of a source, which depends only on its file's name (the part before ``#``)."""
     digest = hashlib.sha256(source.partition("#")[0].encode("utf-8")).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64 * sum(fractions)
     for split, fraction in zip(SPLITS, fractions, strict=True):
@@ -178,19 +142,19 @@ def split_of(source: str, fractions: Sequence[float] = FRACTIONS) -> str:
 def split_corpus(documents: Iterable[Document], fractions: Sequence[float] = FRACTIONS) -> Corpus:
     """Divide documents by their file so that no document and no long paragraph stands in two splits.
 
-    Raises DataError where there are fewer than three files (or parts of files): one is needed for each split.
+    Raises DataError where there are fewer than three files (or parts of files): each split needs one.
     """
-    kept, n_duplicates = _unique(documents)
+    kept, n_copies = _unique(documents)
     files = sorted({document.source.partition("#")[0] for document in kept})
     if not kept:
-        raise DataError("corpus: empty, not one document with text; give text with --text")
+        raise DataError("corpus: empty, no document has text; give text with --text")
     if len(files) < len(SPLITS):
         size = sum(document.n_bytes for document in kept)
         raise DataError(
             f"corpus: {size} bytes in {len(files)} piece(s) cannot be divided into {', '.join(SPLITS)}; "
-            "give more text (some 10 kB at the least)"
+            "give more text (at least about 10 kB)"
         )
-    homes, moved = _homes(files, fractions)
+    homes, notes = _homes(files, fractions)
     splits: dict[str, list[Document]] = {split: [] for split in SPLITS}
     seen: dict[bytes, str] = {}
     n_shared = 0
@@ -205,11 +169,15 @@ def split_corpus(documents: Iterable[Document], fractions: Sequence[float] = FRA
             raise DataError(
                 f"corpus: nothing is left for the {split} split once copies are removed; give more text"
             )
-    return Corpus(splits, n_duplicates, n_shared, tuple(moved))
+    if n_copies:
+        notes.append(f"corpus: left out {n_copies} documents that are copies of others")
+    if n_shared:
+        notes.append(f"corpus: cut out {n_shared} paragraphs that stand in another split too")
+    return Corpus(splits, tuple(notes))
 
 
 def _homes(files: list[str], fractions: Sequence[float]) -> tuple[dict[str, str], list[str]]:
-    """Split of each file. Chance may leave a split of a tiny corpus empty: then one file moves, with a warning."""
+    """Return the split of each file. If the hashes leave a split of a tiny corpus empty, a file moves, with a warning."""
     homes = {file: split_of(file, fractions) for file in files}
     notes = []
     for split in SPLITS:
@@ -218,13 +186,15 @@ def _homes(files: list[str], fractions: Sequence[float]) -> tuple[dict[str, str]
             largest = max(SPLITS, key=lambda name: sizes[name])
             file = min(file for file in files if homes[file] == largest)
             homes[file] = split
-            notes.append(f"corpus: only {len(files)} pieces of text; {file} moved to {split}, which had none")
+            notes.append(
+                f"corpus: only {len(files)} pieces of text; moved {file} to the {split} split, which had none"
+            )
             warnings.warn(notes[-1], DataWarning, stacklevel=3)
     return homes, notes
 
 
 def _unique(documents: Iterable[Document]) -> tuple[list[Document], int]:
-    """First of every text, comparing without regard to white space, and how many copies were dropped."""
+    """Return the documents without copies (white space does not count), and how many copies were dropped."""
     seen: set[bytes] = set()
     kept: list[Document] = []
     n = 0
@@ -240,7 +210,7 @@ def _unique(documents: Iterable[Document]) -> tuple[list[Document], int]:
 
 
 def _without_shared(text: str, split: str, seen: dict[bytes, str]) -> tuple[str, int]:
-    """The text without the long paragraphs that another split holds, and how many they were; remembers the rest."""
+    """Return the text without long paragraphs that another split holds, and their number; adds the rest to ``seen``."""
     pieces, n, start = [], 0, 0
     ends = [match.end() for match in BLANK.finditer(text)] + [len(text)]
     for end in ends:

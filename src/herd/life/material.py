@@ -172,7 +172,7 @@ def render_dialog(dialog: Dialog, tokenizer: Tokenizer) -> Rendered:
 def bytes_per_token(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, float]:
     """UTF-8 bytes a token holds on held-out text, by language; higher is shorter."""
     sums: dict[str, list[int]] = {}
-    texts = corpus.heldout
+    texts = corpus.splits["heldout"]
     for document, ids in zip(texts, tokenizer.encode_batch([d.text for d in texts]), strict=True):
         entry = sums.setdefault(document.lang or "text", [0, 0])
         entry[0] += document.n_bytes

@@ -52,8 +52,10 @@ def make_tokenizer(run: RaiseRun) -> Outcome:
     corpus = load_corpus(plan.text, max_bytes=plan.corpus_bytes)
     run.show.advance(0.4, "learning merges")
     dialogs = make_dialogs(4000, plan.seed, split="train")
-    few = [d.text for d in corpus.teacher if is_parallel(d)] * 8  # small, but every language needs its words
-    texts = chain((d.text for d in corpus.teacher), few, training_texts(dialogs))
+    few = [
+        d.text for d in corpus.splits["teacher"] if is_parallel(d)
+    ] * 8  # small, but every language needs its words
+    texts = chain((d.text for d in corpus.splits["teacher"]), few, training_texts(dialogs))
     if plan.vocab_size >= MIN_VOCAB_FOR_NUMBERS:
         texts = chain(texts, numbers())
     tokenizer = Tokenizer.train(texts, plan.vocab_size)

@@ -25,8 +25,8 @@ from ..checkpoint import (
     weights,
     write_checkpoint,
 )
-from ..data.corpus import DataWarning
 from ..data.origin import bind
+from ..data.text_files import DataWarning
 from ..dtypes import torch_dtype
 from ..errors import RecipeError
 from ..files import storage_error
