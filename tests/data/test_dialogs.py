@@ -1,4 +1,4 @@
-"""Dialogs made by program: right by an independent reckoning, held out as promised, learnable by copying."""
+"""Dialogs made by program are right, held out as documented, and learnable by copying."""
 
 from __future__ import annotations
 
@@ -10,19 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from herd.data.dialogs import (
-    KINDS,
-    TASKS,
-    Dialog,
-    documented,
-    make_dialogs,
-    showcase,
-    showcase_dialogs,
-    training_texts,
-)
+from herd.data.dialogs import Dialog, make_dialogs, showcase_dialogs, training_texts
 from herd.data.prompts import system_prompt
 from herd.data.scoring import score, states
-from herd.data.wordings import LANGUAGES, expand, load
+from herd.data.turns import KINDS, TASKS
+from herd.data.wordings import LANGUAGES, expand, load_wordings
 from herd.data.wordings.programs import PROGRAMS
 from herd.errors import DataError
 from herd.text.chat import CODE_INTERPRETER, TOOL_CALL_FORMATS, render
@@ -51,10 +43,10 @@ def after_prompt(dialog: Dialog) -> tuple:
     return dialog.messages[len(dialog.prompt) :]
 
 
-# Oracle: tools and sandbox reckon again what the generator wrote
+# Oracle: the tools and the sandbox compute again what the generator wrote
 
 
-def test_every_call_evaluates_to_its_result_and_the_answer_says_it(train, test):
+def test_every_call_gives_its_result_and_the_answer_states_it(train, test):
     for dialog in train + test:
         if not dialog.call or dialog.call["name"] == CODE_INTERPRETER:
             continue
@@ -64,7 +56,7 @@ def test_every_call_evaluates_to_its_result_and_the_answer_says_it(train, test):
             if dialog.kind == "weekday"
             else None
         )
-        expected = dialog.result if said is None else load(dialog.lang).weekdays[said]
+        expected = dialog.result if said is None else load_wordings(dialog.lang).weekdays[said]
         assert dialog.answer == expected
         assert states(dialog.messages[-1]["content"], expected), dialog.messages
 
@@ -84,7 +76,7 @@ def test_interpreter_code_prints_the_result(train, sandbox):
     assert len(seen) == 15 - seen.get("repeat", 0)  # every kind that calls a tool
 
 
-def test_every_program_meets_its_check_and_wrong_ones_fail(train, test, sandbox):
+def test_right_programs_pass_their_check_and_wrong_ones_fail(train, test, sandbox):
     bodies = set()
     for dialog in train + test:
         if dialog.kind != "program":
@@ -103,7 +95,7 @@ def test_every_program_meets_its_check_and_wrong_ones_fail(train, test, sandbox)
         assert not score(dialog, [{"role": "assistant", "content": wrong}], sandbox.run).correct
 
 
-def test_a_model_that_knows_everything_scores_full_marks_through_the_tool_loop(test, sandbox):
+def test_a_perfect_model_gets_full_marks_through_the_tool_loop(test, sandbox):
     """The scripted model writes the calls as text; parser, loop and tools are the real ones."""
     tried = Counter()
     for dialog in test:
@@ -136,7 +128,7 @@ def normalised(question: str) -> str:
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_wordings_of_train_and_test_are_disjoint_and_many(lang):
-    words = load(lang)
+    words = load_wordings(lang)
     assert set(words.topics) == set(KINDS)
     assert set(words.programs) == {program.key for program in PROGRAMS}
     assert not set(words.names["train"]) & set(words.names["test"])
@@ -177,7 +169,7 @@ def test_numbers_words_dates_and_programs_are_disjoint(train, test):
     ]
     assert not programs[0] & programs[1]
     for lang in LANGUAGES:
-        for name in load(lang).names["test"]:
+        for name in load_wordings(lang).names["test"]:
             assert not any(
                 re.search(rf"(?<!\w){name}(?!\w)", d.prompt[-1]["content"]) for d in train if d.lang == lang
             )
@@ -201,7 +193,7 @@ def test_every_small_number_is_an_operand_in_train():
     tool_call_formats=st.lists(st.sampled_from(TOOL_CALL_FORMATS), min_size=1, max_size=3),
     tasks=st.none() | st.lists(st.sampled_from((*TASKS, *KINDS)), min_size=1, max_size=3),
 )
-def test_pure_function_of_its_arguments(seed, n, split, languages, tool_call_formats, tasks):
+def test_the_stream_is_a_pure_function_of_its_arguments(seed, n, split, languages, tool_call_formats, tasks):
     options = {"split": split, "languages": languages, "tool_call_formats": tool_call_formats, "tasks": tasks}
     dialogs = make_dialogs(n, seed, **options)
     assert dialogs == make_dialogs(n, seed, **options)
@@ -214,7 +206,7 @@ def test_pure_function_of_its_arguments(seed, n, split, languages, tool_call_for
         assert dialog.messages[-1]["role"] == "assistant"
 
 
-def test_splits_and_seeds_differ(train):
+def test_other_splits_and_seeds_give_other_dialogs(train):
     assert make_dialogs(50, 1) != make_dialogs(50, 2)
     assert make_dialogs(50, 1) != make_dialogs(50, 1, split="test")
     assert {d.task for d in train} == set(TASKS)
@@ -223,7 +215,7 @@ def test_splits_and_seeds_differ(train):
     }
 
 
-def test_no_slot_is_left_open(train, test):
+def test_every_slot_is_filled(train, test):
     for dialog in train + test:
         for message in dialog.messages:
             assert message["content"].strip() == message["content"]
@@ -252,7 +244,7 @@ def test_rendered_calls_parse_back(test, tokenizer):
         )
 
 
-def test_dialogs_are_short(train, tokenizer):
+def test_dialogs_fit_a_short_context(train, tokenizer):
     lengths = sorted(
         len(render(d.messages, tokenizer, tool_call_format=d.tool_call_format).ids) for d in train[3000:4000]
     )
@@ -276,16 +268,6 @@ def test_operands_keep_their_tokens_from_question_to_call(train, tokenizer):
             piece = tokenizer.encode(value)
             places = [i for i in range(len(ids)) if ids[i : i + len(piece)] == piece]
             assert len(places) >= 2, (value, dialog.messages)
-
-
-def test_documented_carries_schemas_in_place_of_the_short_line(train, tokenizer):
-    dialog = next(d for d in train if d.tool_call_format == "json" and d.kind == "add" and len(d.prompt) == 2)
-    full = documented(dialog)
-    assert full.messages[0]["role"] == "user"
-    assert "calculator" in {tool["function"]["name"] for tool in full.tools}
-    text = tokenizer.decode(render(full.messages, tokenizer, tools=full.tools, tool_call_format="json").ids)
-    assert "Here is a list of functions in JSON format" in text
-    assert documented(next(d for d in train if d.tool_call_format == "builtin")).tools == ()
 
 
 # Scoring
@@ -322,7 +304,7 @@ def test_documented_carries_schemas_in_place_of_the_short_line(train, tokenizer)
         ("", "1", False),
     ],
 )
-def test_states(text, answer, expected):
+def test_an_answer_is_found_only_as_a_whole_word(text, answer, expected):
     assert states(text, answer) is expected
 
 
@@ -331,7 +313,7 @@ def messages_for(call_: dict | None, answer: str) -> list[dict]:
     return [*(asked if call_ else []), {"role": "assistant", "content": answer}]
 
 
-def test_score_wants_call_and_answer(test):
+def test_a_right_dialog_needs_both_the_call_and_the_answer(test):
     dialog = next(
         d
         for d in test
@@ -363,7 +345,7 @@ def test_score_wants_call_and_answer(test):
     assert [v.answer_ok for v in verdicts] == [True, True, True, True, True, True, False, False, False]
 
 
-def test_score_of_chat_refuses_a_call(test):
+def test_a_call_is_wrong_where_none_is_wanted(test):
     dialog = next(d for d in test if d.kind == "identity")
     assert score(dialog, messages_for(None, dialog.answer)).correct
     assert not score(
@@ -377,7 +359,7 @@ def test_score_of_chat_refuses_a_call(test):
 
 def test_showcase_is_held_out_and_in_every_language(train):
     for lang in LANGUAGES:
-        assert len(set(showcase(lang))) == 5
+        assert len({dialog.prompt[-1]["content"] for dialog in showcase_dialogs(lang)}) == 5
         for tool_call_format in TOOL_CALL_FORMATS:
             for dialog in showcase_dialogs(lang, tool_call_format):
                 assert dialog.tool_call_format == tool_call_format
@@ -391,7 +373,7 @@ def test_showcase_is_held_out_and_in_every_language(train):
     ]
 
 
-def test_expand():
+def test_alternatives_are_expanded():
     assert expand("[a|b] {x}[?|]") == ("a {x}?", "a {x}", "b {x}?", "b {x}")
 
 
@@ -399,6 +381,6 @@ def test_expand():
     "options",
     [{"split": "dev"}, {"languages": ["xx"]}, {"tool_call_formats": []}, {"tasks": ["sums"]}, {"tasks": []}],
 )
-def test_unknown_names_are_refused(options):
+def test_unknown_options_are_refused(options):
     with pytest.raises(DataError, match="choose from"):
         make_dialogs(1, 0, **options)

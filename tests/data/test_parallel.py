@@ -1,4 +1,4 @@
-"""The project's own sentences: nine files, line by line the same thing."""
+"""The sentences of the built-in corpus say the same, line by line, in nine languages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def script(character: str) -> str:
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
-def test_every_line_says_something_once_in_its_own_script(lang):
+def test_every_line_is_unique_and_in_its_own_script(lang):
     sentences = lines(lang)
     assert len(sentences) == len(lines("en")) >= 250
     assert len(set(sentences)) == len(sentences)

@@ -1,4 +1,4 @@
-"""Rows that repeat: what is trained can be known from the row itself."""
+"""Every trained token of a repeating row can be predicted from the row itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from herd.errors import DataError
 
 
 @given(position=st.integers(0, 10**9), context=st.integers(2 * SHORTEST, 300), seed=st.integers(0, 9))
-def test_every_trained_token_was_said_before_at_one_distance(position: int, context: int, seed: int) -> None:
+def test_every_trained_token_occurred_before_at_one_distance(position: int, context: int, seed: int) -> None:
     batch = RepetitionStream(500, context, seed).batch(position, 1)
     ids = torch.cat([batch.tokens_BT[0], batch.targets_BT[0, -1:].clamp(min=0)]).tolist()
     for t, target in enumerate(batch.targets_BT[0].tolist()):

@@ -1,4 +1,4 @@
-"""Streams are pure: any split over batches or ranks gives the same rows; every row once an epoch; nothing is lost."""
+"""Streams are pure functions of the position: any split into batches or ranks gives the same rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.data.batch import IGNORE
-from herd.data.packing import DialogStream, pack
+from herd.data.packing import DialogStream, pack_rows
 from herd.data.shards import Shards
 from herd.data.shuffle import key, permute
 from herd.data.stream import MixStream, TokenStream
@@ -39,7 +39,7 @@ def test_permute_is_a_permutation(n, secret):
     assert np.array_equal(permute(some, n, secret), out[some])
 
 
-def test_permute_huge_and_random_looking():
+def test_a_huge_permutation_looks_random():
     n = 10**15 + 7
     out = permute(np.arange(2000), n, key(1, 2))
     assert len(set(out.tolist())) == 2000
@@ -80,7 +80,7 @@ def make_streams(shards):
 @pytest.mark.parametrize("name", ["plain", "packed", "dialogs", "mix"])
 @given(position=st.integers(0, 400), cuts=st.lists(st.integers(1, 7), min_size=1, max_size=6))
 @settings(max_examples=25, deadline=None)
-def test_any_split_gives_the_same_rows(shards, name, position, cuts):
+def test_rows_do_not_depend_on_how_they_are_asked_for(shards, name, position, cuts):
     stream = make_streams(shards)[name]
     whole = stream.batch(position, sum(cuts))
     at, parts = position, []
@@ -93,7 +93,7 @@ def test_any_split_gives_the_same_rows(shards, name, position, cuts):
 
 @pytest.mark.parametrize("name", ["plain", "packed", "dialogs", "mix"])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_rank_slices_make_the_global_batch(shards, name, ranks):
+def test_the_rows_of_all_ranks_are_the_global_batch(shards, name, ranks):
     stream = make_streams(shards)[name]
     whole = stream.batch(36, 12)
     share = 12 // ranks
@@ -101,7 +101,7 @@ def test_rank_slices_make_the_global_batch(shards, name, ranks):
 
 
 @pytest.mark.parametrize("context", [1, 7, 32, 100])
-def test_every_target_once_an_epoch(shards, context):
+def test_every_token_is_a_target_once_per_epoch(shards, context):
     stream = TokenStream(shards, context, seed=3)
     for epoch in range(3):
         starts = stream.starts(epoch * stream.n_rows, stream.n_rows)
@@ -112,7 +112,7 @@ def test_every_target_once_an_epoch(shards, context):
     assert first != second
 
 
-def test_rows_are_the_shards_tokens(shards):
+def test_rows_are_consecutive_tokens_of_the_shards(shards):
     stream = TokenStream(shards, 16, seed=0)
     starts, batch = stream.starts(10, 5), stream.batch(10, 5)
     assert batch.tokens_BT.dtype == torch.int64
@@ -123,7 +123,7 @@ def test_rows_are_the_shards_tokens(shards):
         assert batch.targets_BT[row].tolist() == expected[1:].tolist()
 
 
-def test_document_masks(shards, byte_tokenizer):
+def test_rows_with_documents_restart_positions_and_never_predict_across(shards, byte_tokenizer):
     stream = TokenStream(shards, 64, seed=2, documents=True)
     batch = stream.batch(0, stream.n_rows)
     begins = batch.tokens_BT == byte_tokenizer.bos_id
@@ -141,7 +141,7 @@ def test_document_masks(shards, byte_tokenizer):
     assert (inside == 1).all()
 
 
-def test_too_few_tokens(tmp_path, byte_tokenizer):
+def test_shards_shorter_than_a_row_are_refused(tmp_path, byte_tokenizer):
     one = Shards.write(tmp_path / "one", ["a"], byte_tokenizer)
     with pytest.raises(DataError, match=r"3 tokens do not fill one row of 8 \+ 1"):
         TokenStream(one, 8, seed=0)
@@ -155,9 +155,9 @@ def test_too_few_tokens(tmp_path, byte_tokenizer):
     seed=st.integers(0, 99),
 )
 @settings(max_examples=80, deadline=None)
-def test_pack_loses_nothing(lengths, capacity, seed):
+def test_packing_keeps_every_dialog_within_the_row(lengths, capacity, seed):
     order = np.random.default_rng(seed).permutation(len(lengths)).tolist()
-    rows = pack(lengths, capacity, order)
+    rows = pack_rows(lengths, capacity, order)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
     assert all(0 < sum(lengths[i] for i in row) <= capacity for row in rows)
     # Best fit never leaves two rows that would go into one.
@@ -199,11 +199,11 @@ def test_dialog_rows_hold_every_trained_token_once(sizes, seed):
         assert all(len(of) == 1 for of in homes.values())
 
 
-def test_dialog_of_exactly_the_context_fits_and_longer_is_counted():
+def test_a_dialog_of_exactly_the_context_fits_and_longer_ones_are_counted():
     fits, long = (list(range(9)), [True] * 9), (list(range(10)), [True] * 10)
-    assert DialogStream([fits], 8, 0, pad_id=0).fill == 1.0
+    assert (DialogStream([fits], 8, 0, pad_id=0).batch(0, 1).targets_BT != IGNORE).all()
     with pytest.warns(DataWarning, match="left out 1 of 2 .* 8 tokens .*10"):
-        assert DialogStream([fits, long], 8, 0, pad_id=0).n_dropped == 1
+        assert len(DialogStream([fits, long], 8, 0, pad_id=0).dialogs) == 1
     with pytest.raises(DataError, match="1 are longer than the context"):
         DialogStream([long], 8, 0, pad_id=0)
     with pytest.raises(DataError, match="none to train on"):
@@ -214,7 +214,7 @@ def test_dialog_of_exactly_the_context_fits_and_longer_is_counted():
         DialogStream([([1, 2, 3], [True])], 8, 0, pad_id=0)
 
 
-def test_mix_keeps_weights_and_orders(shards):
+def test_a_mixture_keeps_weights_and_orders(shards):
     a, b = TokenStream(shards, 16, seed=1), TokenStream(shards, 16, seed=2, documents=True)
     mix = MixStream([a, b], [3, 1], seed=4)
     assert mix.packed
@@ -236,7 +236,7 @@ def test_mix_keeps_weights_and_orders(shards):
     "weights, match",
     [([1, 0], "positive"), ([1], "one weight"), ([1, 1e-9], "less than one row"), ([1, float("nan")], "pos")],
 )
-def test_mix_refuses(shards, weights, match):
+def test_an_impossible_mixture_is_refused(shards, weights, match):
     stream = TokenStream(shards, 16, seed=1)
     with pytest.raises(DataError, match=match):
         MixStream([stream, stream], weights, seed=0)
@@ -244,7 +244,7 @@ def test_mix_refuses(shards, weights, match):
         MixStream([stream, TokenStream(shards, 8, seed=1)], [1, 1], seed=0)
 
 
-def test_packed_rows_train_like_separate_ones():
+def test_packed_dialogs_have_the_loss_they_have_alone():
     """The model's loss on a packed row is the sum of its dialogs' losses alone: nothing leaks across documents."""
     from herd.llama.config import ModelConfig
     from herd.llama.model import LlamaLM

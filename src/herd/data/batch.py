@@ -1,4 +1,4 @@
-"""What a stream hands to the loop: rows of tokens, what to predict, and who may see whom.
+"""A batch: rows of tokens, what to predict, and which tokens may attend to each other.
 
 A batch is four aligned (B, T) tensors. Targets are already shifted: ``targets_BT[b, t]`` is the token that follows
 ``tokens_BT[b, t]``, or -100 where nothing is trained (prompts, padding, the last token of a packed document). Positions

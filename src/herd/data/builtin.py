@@ -1,12 +1,12 @@
-"""The corpus every machine already has: Python's standard library and the project's own parallel sentences.
+"""The built-in corpus: Python's standard library and the project's own parallel sentences.
 
-Real code and real English, on the disk since Python came: nothing to download and nothing to license. Three kinds of
-documents come of it:
+It is real code and real English that every machine already has, with nothing to download and nothing to license. Its
+documents are of three kinds:
 
 - ``code``: every module's source, except test suites, bundled wheels and generated character tables;
-- ``text``: long documentation strings, dedented, as English prose of their own; they carry their file's name before the
-  ``#``, so that they are always split together with it; and the language reference that ``help()`` reads
-  (``pydoc_data/topics.py``), one document a topic;
+- ``text``: long docstrings, dedented, as English prose; their source names begin with their file's name before a
+  ``#``, so that they are always in the file's split; and the language reference that ``help()`` reads
+  (``pydoc_data/topics.py``), one document per topic;
 - ``parallel``: original sentences in the eight languages of Llama 3.1 and Japanese, in blocks of lines. A block has the
   same source name in every language, so that no sentence is trained in one language and held out in another.
 """
@@ -24,52 +24,41 @@ from pathlib import Path
 from ..errors import DataError
 from .sources import Document
 
-SKIPPED_FOLDERS = frozenset(
-    (
-        "test",
-        "tests",
-        "idle_test",
-        "lib2to3",
-        "site-packages",
-        "dist-packages",
-        "_bundled",
-        "lib-dynload",
-        "__pycache__",
-    )
-)
+_SKIPPED = "test tests idle_test lib2to3 site-packages dist-packages _bundled lib-dynload __pycache__"
+SKIPPED_FOLDERS = frozenset(_SKIPPED.split())
 MIN_DOCSTRING_CHARS = 200
 MIN_LETTERS = 0.6
-"""Share of letters and spaces above which a documentation string is prose, not a table or a session."""
+"""Share of letters and spaces from which a docstring counts as prose rather than a table or a session."""
 
 BLOCK_LINES = 4
 LANGUAGES = ("en", "de", "fr", "it", "pt", "hi", "es", "th", "ja")
 
 
 def read_builtin() -> Iterator[Document]:
-    """The default corpus, always in the same order. DataError where Python came without its sources.
+    """Yield the default corpus, always in the same order. DataError if Python's sources are not installed.
 
-    The sentences come first: who reads only the beginning of the corpus still has all languages.
+    The sentences come first, so that even the beginning of the corpus has all languages.
     """
     yield from read_parallel()
     yield from read_stdlib(Path(sysconfig.get_paths()["stdlib"]))
 
 
 def read_stdlib(root: Path) -> Iterator[Document]:
-    """Code and documentation strings of the library under ``root``."""
+    """Yield the code and the docstrings of the library under ``root``."""
     files = sorted(_modules(root))
     if not files:
         raise DataError(
-            f"{root}: this Python came without its library's sources; give your own text with --text"
+            f"{root}: this Python is installed without its library's sources; give your own text with --text"
         )
     for file in files:
         source = file.relative_to(root).as_posix()
         try:
             text = file.read_text(encoding="utf-8")
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the library's own code: nothing the user could mend
+                warnings.simplefilter("ignore")  # of the library's own code
                 tree = ast.parse(text)
         except (UnicodeDecodeError, SyntaxError, ValueError):
-            continue  # a few old modules are not UTF-8; they are not the user's, nothing is lost
+            continue  # a few old modules are not UTF-8
         if _is_table(text, source):
             continue
         if source == "pydoc_data/topics.py":
@@ -81,7 +70,7 @@ def read_stdlib(root: Path) -> Iterator[Document]:
 
 
 def docstrings(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """(qualified name, text) of every documentation string that is long and mostly prose, in source order."""
+    """Yield (qualified name, text) of every docstring that is long and mostly prose, in source order."""
     for name, node in _definitions(tree, ""):
         text = ast.get_docstring(node)
         if text and len(text) >= MIN_DOCSTRING_CHARS and letters(text) >= MIN_LETTERS:
@@ -89,12 +78,12 @@ def docstrings(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 def letters(text: str) -> float:
-    """Share of the characters that are letters or single spaces between them."""
+    """Return the share of the characters that are letters or single spaces."""
     return sum(c.isalpha() or c == " " for c in text) / len(text) - text.count("  ") / len(text)
 
 
 def read_parallel() -> Iterator[Document]:
-    """Blocks of `BLOCK_LINES` sentences, language by language; every language has the same number of lines."""
+    """Yield blocks of `BLOCK_LINES` sentences, language by language; every language has the same number of lines."""
     lines = {lang: parallel_lines(lang) for lang in LANGUAGES}
     counts = {lang: len(of) for lang, of in lines.items()}
     if len(set(counts.values())) != 1:
@@ -107,7 +96,7 @@ def read_parallel() -> Iterator[Document]:
 
 
 def parallel_lines(lang: str) -> list[str]:
-    """The project's sentences in one language, line i of each language saying the same."""
+    """Return the project's sentences in one language; line i says the same in every language."""
     file = resources.files(__package__).joinpath("parallel", f"{lang}.txt")
     try:
         return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -122,7 +111,7 @@ def _modules(root: Path) -> Iterator[Path]:
 
 
 def _is_table(text: str, source: str) -> bool:
-    """Character maps and build settings: machine-made, nothing to learn from."""
+    """Tell whether a module is a generated table (character maps, build settings), which teaches nothing."""
     return "gencodec.py" in text[:500] or source.startswith("_sysconfigdata") or not text.strip()
 
 
@@ -142,7 +131,7 @@ Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def _definitions(node: ast.AST, name: str) -> Iterator[tuple[str, Definition]]:
-    """The module, its classes and functions, and their methods; the insides of functions are not searched."""
+    """Yield the module, its classes, functions and methods with their names; functions are not searched inside."""
     if isinstance(node, ast.Module):
         yield "", node
     for child in [*getattr(node, "body", []), *getattr(node, "orelse", []), *getattr(node, "handlers", [])]:

@@ -177,7 +177,7 @@ def split_corpus(documents: Iterable[Document], fractions: Sequence[float] = FRA
 
 
 def _homes(files: list[str], fractions: Sequence[float]) -> tuple[dict[str, str], list[str]]:
-    """Return the split of each file. If the hashes leave a split of a tiny corpus empty, a file moves, with a warning."""
+    """Return the split of each file. A split that the hashes leave empty gets a file, with a warning."""
     homes = {file: split_of(file, fractions) for file in files}
     notes = []
     for split in SPLITS:

@@ -1,13 +1,13 @@
-"""Dialogs made by program, right by construction: what an instruct model of a few million parameters learns from.
+"""Dialogs made by program, correct by construction, from which a model of a few million parameters can learn.
 
-Every dialog carries what is needed to verify it: the expected result of its tool call, the string its answer must
-contain, for programs a hidden check. The stream is a pure function of the seed. Test dialogs are held out three ways
-at once: other wordings, other people's names, and other numbers (pairs of operands, dates, words and programs go to
-train or test by hash; each single number occurs in train, the pair does not).
+Every dialog carries what verifies it: the expected result of its tool call, the string that its answer must contain,
+for programs a hidden check. The stream is a pure function of the seed. Test dialogs are held out in three ways at once:
+other wordings, other people's names, and other values (pairs of operands, dates, words and programs belong to train or
+test by their hash; each number occurs in train, but not the pair).
 
-Small models learn this because it is mostly copying: operands appear in the question in the order in which the call
-needs them, and numbers and words stand where the tokenizer cuts them alike each time (see ``wordings``). After the
-idea of synthetic tool data in Llama 3.1 (arXiv 2407.21783, section 4.3.5), with programs in place of a big model.
+Small models can learn this because it is mostly copying: operands are in the question in the order in which the call
+needs them, and numbers and words stand where the tokenizer cuts them the same way every time (see ``wordings``). The
+idea is Llama 3.1's synthetic tool data (arXiv 2407.21783, section 4.3.5), with programs in place of a large model.
 """
 
 from __future__ import annotations
@@ -21,41 +21,24 @@ from typing import Any
 
 from ..errors import DataError
 from ..text.chat import CODE_INTERPRETER, TOOL_CALL_FORMATS, call_text
-from ..tools import CUSTOM_TOOLS
 from .prompts import CODE, TOOL_NAMES, interpreter_result, system_prompt
-from .scoring import DialogVerdict, score
 from .turns import KINDS, TASKS, DialogSource, Turn, make_turn
-from .wordings import LANGUAGES, load
-
-__all__ = [
-    "KINDS",
-    "LANGUAGES",
-    "TASKS",
-    "TOOL_CALL_FORMATS",
-    "Dialog",
-    "DialogVerdict",
-    "documented",
-    "make_dialogs",
-    "score",
-    "showcase",
-    "showcase_dialogs",
-    "stream_dialogs",
-    "training_texts",
-]
+from .wordings import LANGUAGES, load_wordings
 
 Message = dict[str, Any]
 
-_EARLIER_TURN = 0.05  # share of train dialogs that begin with another exchange
+_EARLIER_TURN = 0.05
+"""Share of train dialogs that begin with another exchange."""
 
 
 @dataclass(frozen=True)
 class Dialog:
-    """A dialog and what makes it verifiable.
+    """A dialog and what verifies it.
 
-    ``messages`` are in the chat format (system, user, assistant with ``tool_calls``, ipython, assistant); ``tools`` are
-    the JSON schemas to hand to the renderer, empty when the system message names the tools in its own short way.
-    ``call`` is the expected ``{"name", "arguments"}`` or None, ``expression`` what an arithmetic call carries,
-    ``result`` the tool's value, ``answer`` a string the last message must contain, ``check`` asserts for a program.
+    ``messages`` are chat messages (system, user, assistant with ``tool_calls``, ipython, assistant); ``tools`` are JSON
+    schemas for the renderer, empty where the system message names the tools in its own short way. ``call`` is the
+    expected ``{"name", "arguments"}`` or None, ``expression`` the argument of an arithmetic call, ``result`` the
+    tool's value, ``answer`` a string that the last message must contain, ``check`` the asserts for a program.
     """
 
     messages: tuple[Message, ...]
@@ -72,16 +55,13 @@ class Dialog:
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """The messages up to and including the last user message: what a model under test is given."""
+        """The messages up to the last user message, which a model under test is given."""
         last = max(i for i, message in enumerate(self.messages) if message["role"] == "user")
         return self.messages[: last + 1]
 
 
-# --- forms -------------------------------------------------------------------------------------------------------
-
-
 def _named_tools(rng: Random, tool_call_format: str, needed: set[str]) -> tuple[str, ...] | None:
-    """Which tools the system message names: just the needed, some more, or all. None: no system message at all."""
+    """Draw the tools that the system message names: those needed, some more, or all. None: no system message."""
     if not needed and rng.random() < 0.25:
         return None
     u = rng.random()
@@ -94,13 +74,13 @@ def _named_tools(rng: Random, tool_call_format: str, needed: set[str]) -> tuple[
 
 
 def _call(turn: Turn, tool_call_format: str, names: tuple[str, ...]) -> tuple[dict[str, Any], str]:
-    """The tool call in ``tool_call_format`` and the ipython message's content."""
+    """Return the tool call in ``tool_call_format`` and the content of the ipython message."""
     arguments = turn.arguments or {}
     if tool_call_format != "builtin":
         return {"name": turn.tool, "arguments": arguments}, turn.result
     if turn.tool == "calculator" and names:
         return {"name": "wolfram_alpha", "arguments": {"query": arguments["expression"]}}, turn.result
-    if turn.tool == "calculator":  # "/" would print 12.0
+    if turn.tool == "calculator":  # Python's "/" would print 12.0
         arguments = {"expression": turn.expression.replace("/", "//")}
     code = CODE[turn.tool].format_map(arguments)
     return {"name": CODE_INTERPRETER, "arguments": {"code": code}}, interpreter_result(turn.result)
@@ -121,7 +101,7 @@ def _exchange(
 def _assemble(
     kind: str, lang: str, tool_call_format: str, turns: Sequence[Turn], names: tuple[str, ...] | None
 ) -> Dialog:
-    """The dialog of ``turns``, the last of ``kind``; ``names``: tools of the system message, None for no message."""
+    """Return the dialog of ``turns``, the last of ``kind``. ``names``: tools that a system message names, or None."""
     messages: list[Message] = (
         [] if names is None else [{"role": "system", "content": system_prompt(tool_call_format, names)}]
     )
@@ -145,18 +125,8 @@ def _assemble(
     )
 
 
-def documented(dialog: Dialog) -> Dialog:
-    """The same dialog with full JSON schemas for the renderer in place of the short system line (json, function)."""
-    if dialog.tool_call_format == "builtin" or dialog.messages[0]["role"] != "system":
-        return dialog
-    names = dialog.messages[0]["content"].split(": ", 1)[1].split(", ")
-    return replace(
-        dialog, messages=dialog.messages[1:], tools=tuple(CUSTOM_TOOLS[name].schema for name in names)
-    )
-
-
 def training_texts(dialogs: Iterable[Dialog]) -> Iterator[str]:
-    """What a tokenizer should see of dialogs: roles, contents and calls as written, each on its own."""
+    """Yield the texts of dialogs for training a tokenizer: roles, contents and calls as written, one by one."""
     for dialog in dialogs:
         for message in dialog.messages:
             yield message["role"]
@@ -166,9 +136,6 @@ def training_texts(dialogs: Iterable[Dialog]) -> Iterator[str]:
                 name, arguments = call["name"], call["arguments"]
                 is_code = name == CODE_INTERPRETER
                 yield arguments["code"] if is_code else call_text(name, arguments, dialog.tool_call_format)
-
-
-# --- public ------------------------------------------------------------------------------------------------------
 
 
 def _kinds(tasks: Sequence[str] | None) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -187,7 +154,7 @@ def _known(what: str, values: Sequence[str], allowed: Sequence[str]) -> tuple[st
 
 
 def make_dialogs(n: int, seed: int, **choices: Any) -> list[Dialog]:
-    """The first ``n`` of `stream_dialogs`."""
+    """Return the first ``n`` of `stream_dialogs`."""
     return list(islice(stream_dialogs(seed, **choices), n))
 
 
@@ -199,19 +166,18 @@ def stream_dialogs(
     tool_call_formats: Sequence[str] = TOOL_CALL_FORMATS,
     tasks: Sequence[str] | None = None,
 ) -> Iterator[Dialog]:
-    """Verified dialogs without end, a pure function of the arguments.
+    """Yield verified dialogs without end, a pure function of the arguments.
 
     ``split``: ``train`` or ``test`` (other wordings, names and values). ``languages`` and ``tool_call_formats`` are
-    drawn evenly; name one twice to double its share. ``tasks``: tasks or kinds, by default all in the proportions
-    of ``KINDS``.
-    Raises DataError for an unknown name.
+    drawn evenly; name one twice to double its share. ``tasks``: tasks or kinds, by default all in the proportions of
+    ``KINDS``. Raises DataError for an unknown name.
     """
     (split,) = _known("split", (split,), ("train", "test"))
     languages = _known("languages", languages, LANGUAGES)
     tool_call_formats = _known("tool_call_formats", tool_call_formats, TOOL_CALL_FORMATS)
     kinds, weights = _kinds(tasks)
     rng = Random(f"dialogs {split} {seed}")
-    sources = {lang: DialogSource(rng, load(lang), split, split) for lang in set(languages)}
+    sources = {lang: DialogSource(rng, load_wordings(lang), split, split) for lang in set(languages)}
     while True:
         lang, tool_call_format = rng.choice(languages), rng.choice(tool_call_formats)
         picked = rng.choices(kinds, cum_weights=weights, k=1)
@@ -227,21 +193,16 @@ _SHOWCASE = ("mul", "story_sub", "date_after", "program", "identity")
 
 @cache
 def showcase_dialogs(lang: str = "en", tool_call_format: str = "json") -> tuple[Dialog, ...]:
-    """Five verified dialogs to show first: wordings as trained, numbers and names held out, every tool named."""
+    """Return five verified dialogs to show first: wordings from train, held-out numbers and names, all tools named."""
     _known("lang", (lang,), LANGUAGES)
-    rng, words = Random(f"showcase {lang}"), load(lang)
+    rng, words = Random(f"showcase {lang}"), load_wordings(lang)
     first = {kind: replace(topic, train=((topic.train[0][0],),)) for kind, topic in words.topics.items()}
     source = DialogSource(rng, replace(words, topics=first), "test", "train")
     names = ("wolfram_alpha",) if tool_call_format == "builtin" else TOOL_NAMES
     found = []
     for kind in _SHOWCASE:
         turn = make_turn(source, kind)
-        while kind == "mul" and not 5 <= len(turn.expression) <= 6:  # neither 1*7 nor a monster
+        while kind == "mul" and not 5 <= len(turn.expression) <= 6:  # neither trivial nor huge
             turn = make_turn(source, kind)
         found.append(_assemble(kind, lang, tool_call_format, (turn,), names))
     return tuple(found)
-
-
-def showcase(lang: str = "en") -> list[str]:
-    """The five questions of ``showcase_dialogs``."""
-    return [dialog.prompt[-1]["content"] for dialog in showcase_dialogs(lang)]

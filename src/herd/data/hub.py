@@ -1,8 +1,8 @@
-"""``hf:NAME``: a data set of the Hugging Face hub, read file by file, never wholly downloaded unless wholly read.
+"""``hf:NAME``: a data set of the Hugging Face hub, downloaded file by file as it is read.
 
 ``hf:owner/name`` takes the data set's training files; ``hf:owner/name:folder`` only those whose path contains
-``folder`` (a configuration or a split). Rows come from JSON lines, text, or Parquet (for which ``pyarrow`` must be
-installed); the field is ``text`` or ``content``.
+``folder`` (a configuration or a split). Rows come from JSON lines, Parquet (which needs
+``pyarrow``), JSON or CSV, in a field ``text`` or ``content``; text files are read whole.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from .sources import Document, read_file
 from .text_files import COMPRESSED
 
 KINDS = (JSON_LINES, (".parquet",), (".json", ".csv"), (".txt", ".md"))
-"""What is read, best first: the first kind present in the data set is taken."""
+"""Endings of the files that are read, best first: the first kind that the data set has is taken."""
 
 
 def read_hub(name: str) -> Iterator[Document]:
-    """Documents of the data set ``owner/name`` or ``owner/name:folder``; DataError offline or where nothing fits."""
+    """Yield the documents of ``owner/name`` or ``owner/name:folder``. DataError offline or without text."""
     repo, _, part = name.partition(":")
     hub = importlib.import_module("huggingface_hub")
     try:
         files = hub.HfApi().list_repo_files(repo, repo_type="dataset")
     except Exception as error:
         raise _unreachable(repo, error) from None
-    chosen = choose(files, part)
+    chosen = choose_files(files, part)
     if not chosen:
         raise DataError(
             f"hf:{name}: no .jsonl, .parquet, .json, .csv or .txt among its {len(files)} files; choose another data set"
@@ -38,17 +38,15 @@ def read_hub(name: str) -> Iterator[Document]:
             local = hub.hf_hub_download(repo, file, repo_type="dataset")
         except Exception as error:
             raise _unreachable(repo, error) from None
-        source = f"hf:{repo}/{file}"
-        yield from read_file(Path(local), source=source)
+        yield from read_file(Path(local), source=f"hf:{repo}/{file}")
 
 
-def choose(files: list[str], part: str = "") -> list[str]:
-    """The files to read: those under ``part``, of the best kind present, training files where any is called so."""
+def choose_files(files: list[str], part: str = "") -> list[str]:
+    """Return the files to read: of the best kind with ``part`` in their path; only "train" files if there are any."""
     files = sorted(file for file in files if part in file and not file.startswith("."))
     for endings in KINDS:
-        kind = [
-            file for file in files if file.endswith(tuple(e + p for e in endings for p in ("", *COMPRESSED)))
-        ]
+        wanted = tuple(ending + packed for ending in endings for packed in ("", *COMPRESSED))
+        kind = [file for file in files if file.endswith(wanted)]
         if kind:
             return [file for file in kind if "train" in file.lower()] or kind
     return []

@@ -1,12 +1,12 @@
 """Dialogs packed into rows: several short dialogs share one row, each in its own document.
 
-Dialogs are very uneven in length; one dialog a row would train mostly padding. Best-fit packing (every dialog goes into
-the row with the least room that still takes it, longest first) fills rows to well over 95 %. Document numbers and
-restarting positions keep dialogs from seeing each other (Llama 3 paper, section 3.2), so a packed dialog has exactly
-the loss and gradient it has alone. Which dialogs share a row is decided once; every epoch permutes the rows.
+Dialogs differ much in length; with one dialog per row most of a row would be padding. Best-fit packing (longest first,
+each dialog into the fullest row that still holds it) fills rows to well over 95 %. Document numbers and restarting
+positions keep dialogs from attending to each other (Llama 3 paper, section 3.2), so a packed dialog has exactly the
+loss and gradient it has alone. Which dialogs share a row is decided once; every epoch permutes the rows.
 
-Targets come from the renderer's mask, shifted: the token at place t predicts the one at t + 1 iff that one is trained.
-The last token of a dialog is only ever a target, so a dialog of n tokens takes n - 1 places.
+Targets come from the renderer's mask, shifted: the token at place t predicts the one at t + 1 if that one is trained.
+The last token of a dialog is only a target, so a dialog of n tokens takes n - 1 places.
 
 Shapes: B rows, T = context.
 """
@@ -31,8 +31,8 @@ class DialogStream:
     """Packed rows of rendered dialogs.
 
     ``dialogs``: objects with ``ids`` and ``mask``, or (ids, mask) pairs; the mask says which tokens are trained.
-    ``pad_id`` fills what is left of a row; padding is a document of its own and never a target. Dialogs of more than
-    ``context + 1`` tokens do not fit: they are left out with one counted warning, and DataError if none is left.
+    ``pad_id`` fills the rest of a row; padding is a document of its own and never a target. Dialogs of more than
+    ``context + 1`` tokens do not fit: they are left out with one counted warning. Raises DataError if none is left.
     """
 
     packed = True
@@ -52,7 +52,6 @@ class DialogStream:
         if not self.dialogs:
             too_long = f" ({n_long} are longer than the context of {context} tokens)" if n_long else ""
             raise DataError(f"dialogs: none to train on{too_long}; give some, or a longer context")
-        self.n_dropped = n_long
         if n_long:
             warnings.warn(
                 f"dialogs: left out {n_long} of {n_long + len(self.dialogs)} that exceed the context of {context} "
@@ -62,29 +61,22 @@ class DialogStream:
             )
         # Dialogs of one length in a random order, so that one row does not hold one kind of dialog only.
         order = permute(np.arange(len(self.dialogs)), len(self.dialogs), key(seed, 3))
-        self.rows = pack([len(ids_N) - 1 for ids_N, _ in self.dialogs], context, order.tolist())
+        self.rows = pack_rows([len(ids_N) - 1 for ids_N, _ in self.dialogs], context, order.tolist())
         self.n_rows = len(self.rows)
 
-    @property
-    def fill(self) -> float:
-        """Share of the places that hold dialog rather than padding, 0..1."""
-        return sum(len(ids_N) - 1 for ids_N, _ in self.dialogs) / (self.n_rows * self.context)
-
     def batch(self, position: int, count: int) -> Batch:
-        """Rows ``position`` up to ``position + count``, with documents and positions."""
+        """Return rows ``position`` up to ``position + count``, with documents and positions."""
         check_range(position, count)
         epoch_B, index_B = np.divmod(np.arange(position, position + count, dtype=np.int64), self.n_rows)
-        arrays = np.stack(
-            [
-                self._row(int(permute(index_B[b : b + 1], self.n_rows, key(self.seed, int(epoch_B[b])))[0]))
-                for b in range(count)
-            ],
-            axis=1,
-        )
+        numbers = [
+            int(permute(np.array([index]), self.n_rows, key(self.seed, int(epoch)))[0])
+            for epoch, index in zip(epoch_B, index_B, strict=True)
+        ]
+        arrays = np.stack([self._row(number) for number in numbers], axis=1)
         return as_batch(*arrays)
 
     def _row(self, number: int) -> np.ndarray:
-        """tokens, targets, positions, documents of a packed row: int64 (4, T)."""
+        """Return tokens, targets, positions and documents of a packed row: int64 (4, T)."""
         tokens_T = np.full(self.context, self.pad_id, dtype=np.int64)
         targets_T = np.full(self.context, IGNORE, dtype=np.int64)
         positions_T, documents_T = np.zeros((2, self.context), dtype=np.int64)
@@ -102,17 +94,15 @@ class DialogStream:
         return np.stack([tokens_T, targets_T, positions_T, documents_T])
 
 
-def pack(lengths: Sequence[int], capacity: int, order: Sequence[int]) -> list[list[int]]:
-    """Best-fit decreasing: members of each row so that no row's lengths exceed ``capacity``.
+def pack_rows(lengths: Sequence[int], capacity: int, order: Sequence[int]) -> list[list[int]]:
+    """Return the members of each row by best-fit decreasing: no row's lengths exceed ``capacity``.
 
-    ``order`` breaks ties between equal lengths. Every index appears in exactly one row; rows come as first opened.
+    ``order`` breaks ties between equal lengths. Every index is in exactly one row; rows are in the order of opening.
     """
     if lengths and max(lengths) > capacity:
         raise DataError(f"packing: a length of {max(lengths)} exceeds the row's {capacity}; leave it out")
     rows: list[list[int]] = []
-    room: list[
-        tuple[int, int]
-    ] = []  # (free places, row), sorted: the tightest row that fits is found by bisection
+    room: list[tuple[int, int]] = []  # (free places, row), sorted: bisection finds the fullest row that fits
     for member in sorted(order, key=lambda i: -lengths[i]):
         at = bisect_left(room, (lengths[member], -1))
         if at == len(room):
@@ -132,7 +122,7 @@ def _arrays(dialog: Any, number: int) -> tuple[np.ndarray, np.ndarray]:
     ids_N, mask_N = np.asarray(ids, dtype=np.int64), np.asarray(mask, dtype=bool)
     if ids_N.shape != mask_N.shape or ids_N.ndim != 1:
         raise DataError(
-            f"dialog {number}: {ids_N.shape} ids and {mask_N.shape} mask; give one mask entry a token"
+            f"dialog {number}: {ids_N.shape} ids and {mask_N.shape} mask; give one mask entry per token"
         )
     if len(ids_N) < 2 or not mask_N[1:].any():
         raise DataError(

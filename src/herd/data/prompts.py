@@ -1,9 +1,9 @@
-"""How program-made dialogs tell a model of its tools, and what the interpreter runs for each of them.
+"""The short system prompts of program-made dialogs, and the code that the interpreter runs for each tool.
 
-The documented Llama 3.1 tool prompt spends about 150 tokens a tool on instructions and schemas before a question is
+The documented Llama 3.1 tool prompt spends about 150 tokens per tool on instructions and schemas before a question is
 asked. A model of a few million parameters with a context of a few hundred tokens learns the same from one line that
-names the tools and the form of the call, so that line is what the dialogs carry by default. The builtin form is short
-as documented: ``Environment: ipython``.
+names the tools and the format of the call, so the dialogs carry that line. The documented prompt of the builtin format
+is short already: ``Environment: ipython``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from ..tools import CUSTOM_TOOLS
 
 TOOL_NAMES = tuple(CUSTOM_TOOLS)
 
-# What the interpreter runs where the other two forms call a function. Operands stand in the question's order, and
-# literals where the tokenizer cuts them as it does in the question.
+# The code that stands for a function call in the builtin format. Operands are in the question's order, and literals
+# stand where the tokenizer cuts them as it does in the question.
 _DATES = "from datetime import *\n"
 CODE = {
     "calculator": "print({expression})",
@@ -30,9 +30,9 @@ CODE = {
 
 
 def system_prompt(tool_call_format: str, names: Sequence[str] = TOOL_NAMES) -> str:
-    """The short system message of ``tool_call_format`` (json, builtin, function) for the tools ``names``.
+    """Return the short system message of ``tool_call_format`` (json, builtin, function) for the tools ``names``.
 
-    The builtin form has the interpreter always, and ``wolfram_alpha`` unless ``names`` is empty.
+    The builtin format always has the interpreter, and ``wolfram_alpha`` unless ``names`` is empty.
     """
     if tool_call_format == "builtin":
         return "Environment: ipython\nTools: wolfram_alpha" if names else "Environment: ipython"
@@ -40,5 +40,5 @@ def system_prompt(tool_call_format: str, names: Sequence[str] = TOOL_NAMES) -> s
 
 
 def interpreter_result(printed: str) -> str:
-    """What an ipython message holds after ``print(printed)`` ran."""
+    """Return the content of the ipython message after ``print(printed)`` ran."""
     return tool_output(ok=True, stdout=printed + "\n")

@@ -1,13 +1,13 @@
-"""Rows that repeat themselves: the shortest way to a model that can look back and copy.
+"""Rows of repeated random passages, which teach a model quickly to look back and copy.
 
-Using a tool is mostly copying: numbers from a question into a call, a result into an answer. What does it is an
-induction head ("after A came B before, so B comes after A now"), and in running text a small model meets too few
-occasions to form one: loss falls for a million tokens by word frequencies alone. A passage of random tokens that comes
-again has nothing else to be learnt by, and as every token of the vocabulary occurs in it, what is learnt holds for rare
-ones too. (Olsson et al., "In-context learning and induction heads", 2022, measure such heads with just these rows.)
+Using a tool is mostly copying: numbers from a question into a call, a result into an answer. Induction heads do this
+("B followed A before, so B follows A now"), and running text gives a small model too few occasions to form one: for a
+million tokens its loss falls by word frequencies alone. A repeated passage of random tokens can only be predicted by
+copying, and as every token of the vocabulary occurs in such passages, the skill holds for rare tokens too. (Olsson et
+al., "In-context learning and induction heads", 2022, measure induction heads with such rows.)
 
-Row p holds passages of random length over a few random tokens of its own, each said two to four times; the first time
-is not trained, as there is nothing to know. Shapes: B rows, T = context.
+Row p holds passages of random length over a few random tokens of its own, each repeated two to four times; the first
+occurrence is not trained, because nothing predicts it. Shapes: B rows, T = context, A alphabet, N tokens.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from .stream import as_batch, check_range
 SHORTEST, LONGEST = 4, 24
 """Tokens of a passage."""
 ALPHABET = 32
-"""Different tokens in a row: few, so that each is met often enough to be matched."""
+"""Different tokens in a row: few, so that each occurs often enough to be matched."""
 
 
 class RepetitionStream:
-    """Rows of repeated random passages over ids below ``n_ranks``; an endless pure function of (seed, position)."""
+    """Endless rows of repeated random passages over ids below ``n_ranks``, a pure function of (seed, position)."""
 
     packed = False
 
@@ -39,13 +39,13 @@ class RepetitionStream:
         self.n_rows = 1 << 40  # every position is a row of its own
 
     def batch(self, position: int, count: int) -> Batch:
-        """Rows ``position`` up to ``position + count``."""
+        """Return rows ``position`` up to ``position + count``."""
         check_range(position, count)
         rows = [self._row(p) for p in range(position, position + count)]
         return as_batch(np.stack([tokens for tokens, _ in rows]), np.stack([targets for _, targets in rows]))
 
     def _row(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """tokens and targets of one row, int64 (T,) each."""
+        """Return tokens and targets of one row, int64 (T,) each."""
         random = generator(self.seed, key(self.seed, position), 5)
         alphabet_A = random.integers(self.n_ranks, size=ALPHABET)
         pieces, trained, n = [], [], 0

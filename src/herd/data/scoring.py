@@ -1,8 +1,8 @@
-"""Is a produced dialog right? The call must evaluate to the expected value *and* the answer must state it.
+"""Judging a dialog that a model produced: the call must give the expected value *and* the answer must state it.
 
-Both halves are needed: a model that guesses the number without calling, or calls well and then miscopies, has not used
-its tool. Numbers are compared as numbers that stand alone ("816" is not in "8160" nor in "2816"), written with or
-without thousands separators; dates and words as whole words; programs by running their hidden check in the sandbox.
+Both are needed: a model that guesses the number without a call, or calls correctly and then miscopies, has not used its
+tool. Numbers are compared as whole numbers ("816" is not in "8160" or "2816"), with or without thousands separators;
+dates and words as whole words; programs by running their hidden check in the sandbox.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ _DIGIT = re.compile(r"\d")
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:[,.'’_\u00a0\u202f]\d{3})+(?![\d]|[.,]\d)")
 _SEPARATOR = re.compile(r"[,.'’_\u00a0\u202f]")
 _STDOUT = re.compile(r"^completed\n\[stdout\](.*)\[/stdout\]$", re.DOTALL)
-_SPACELESS = ("THAI", "DEVANAGARI")  # scripts where a word boundary in the sense of \b says little
+_SPACELESS = ("THAI", "DEVANAGARI")  # scripts where \b does not find word boundaries
 
 
 @dataclass(frozen=True)
 class DialogVerdict:
-    """``call_ok``: the call evaluates to the expected value (or none was made where none is wanted); ``answer_ok``:
-    the last message says it; ``correct``: both. ``why`` names what is wrong, for people."""
+    """The judgement of a produced dialog.
+
+    ``call_ok``: the call gives the expected value, or there is no call where none is wanted. ``answer_ok``: the last
+    message states the answer. ``why`` says what is wrong.
+    """
 
     call_ok: bool
     answer_ok: bool
@@ -43,11 +46,11 @@ class DialogVerdict:
 
 
 def states(text: str, answer: str) -> bool:
-    """Whether ``text`` contains ``answer`` standing alone; digits of every script count, letters in their case."""
+    """Tell whether ``text`` contains ``answer`` as a whole word; digits of every script count, case matters."""
     text = _DIGIT.sub(lambda match: str(unicodedata.digit(match[0])), text)
     if re.fullmatch(r"-?\d+", answer):
         plain = _GROUPED.sub(lambda match: _SEPARATOR.sub("", match[0]), text)
-        # Neither inside a longer number, nor part of a decimal or a date, nor with its sign cut off.
+        # Not inside a longer number, not part of a decimal or a date, and not without its sign.
         pattern = rf"(?<![\d-])(?<!\d[.,])(?<!\w){re.escape(answer)}(?![\d]|[.,]\d|-\d)"
         return any(re.search(pattern, one) for one in (text, plain))
     if any(unicodedata.name(c, "").startswith(_SPACELESS) for c in answer):
@@ -60,11 +63,11 @@ def states(text: str, answer: str) -> bool:
 def score(
     dialog: Dialog, produced: Sequence[Mapping[str, Any]], run: Callable[[str], SandboxResult] = run_python
 ) -> DialogVerdict:
-    """Judge ``produced``, the messages that followed ``dialog.prompt``: assistant with calls, ipython, assistant.
+    """Judge ``produced``, the messages after ``dialog.prompt``: assistant with calls, ipython, assistant.
 
-    The first call counts. It is evaluated here, whatever the ipython message claims; only code of the interpreter is
-    judged by what its ipython message says it printed, and run where there is none. ``run`` executes programs (one
-    sandbox for many: ``Sandbox().run``).
+    The first call counts. It is evaluated here, whatever the ipython message claims; only the interpreter's code is
+    judged by the output in its ipython message, and run if there is none. ``run`` executes programs (``Sandbox().run``
+    uses one sandbox for many).
     """
     calls = [call for message in produced for call in message.get("tool_calls") or ()]
     last = produced[-1] if produced else {}
@@ -78,13 +81,13 @@ def score(
         return DialogVerdict(not calls, passed, "" if passed else "the program fails its check")
     if not dialog.call:
         said = states(content.casefold(), dialog.answer.casefold())
-        why = "a call where none was wanted" if calls else "" if said else f"does not say {dialog.answer!r}"
+        why = "a call where none is wanted" if calls else "" if said else f"does not say {dialog.answer!r}"
         return DialogVerdict(not calls, said, why)
     value, why = _value(calls, produced, run) if calls else (None, "no call")
     call_ok = value == dialog.result
     if not call_ok and not why:
         why = f"the call gives {value!r}, not {dialog.result!r}"
-    # A weekday may be written with a capital or without; of capitals and reversed words the case is the point.
+    # The case of a weekday does not matter; for upper-cased and reversed words it does.
     fold = str.casefold if dialog.kind == "weekday" else str
     answer_ok = states(fold(content), fold(dialog.answer))
     if call_ok and not answer_ok:
@@ -97,7 +100,7 @@ def _value(
     produced: Sequence[Mapping[str, Any]],
     run: Callable[[str], SandboxResult],
 ) -> tuple[str | None, str]:
-    """What the first call evaluates to, and why not."""
+    """Return the value of the first call, and the error if it has none."""
     first = calls[0].get("function", calls[0])
     name, arguments = first.get("name"), first.get("arguments")
     if name == CODE_INTERPRETER and isinstance(arguments, Mapping):
@@ -120,6 +123,6 @@ def _printed(
 
 
 def _passes(content: str, check: str, run: Callable[[str], SandboxResult]) -> bool:
-    """Whether the code in ``content`` (fenced or bare) runs and meets its asserts."""
+    """Tell whether the code in ``content`` (fenced or bare) runs and passes its asserts."""
     outcome = run(f"{python_program(content)}\n\n{check}\nprint('met')\n")
     return outcome.ok and outcome.stdout.endswith("met\n")

@@ -1,8 +1,8 @@
-"""A random order of n things without a list of n numbers: a keyed permutation computed entry by entry.
+"""A random permutation of 0..n-1 that is computed entry by entry, without a list of n numbers.
 
-A Feistel network permutes the numbers below a power of four exactly and reversibly; numbers that land at n or above are
-sent through again until they land below (cycle walking), which keeps it a permutation of 0..n-1. Row 10**12 of a
-shuffled epoch costs the same as row 0, which is what lets a stream's whole state be one integer.
+A Feistel network permutes the numbers below a power of four; results of n or above are sent through again until they
+are below n (cycle walking), which gives a permutation of 0..n-1. Row 10**12 of a shuffled epoch costs the same as row
+0, so the whole state of a stream is one integer.
 Source: Black & Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002.
 """
 
@@ -15,18 +15,18 @@ MASK = (1 << 64) - 1
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """splitmix64's finalizer: uint64 in, uint64 out, every bit depends on every bit."""
+    """Return splitmix64's finalizer of uint64 numbers: every bit of the result depends on every bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def key(*numbers: int) -> int:
-    """One 64-bit key from several integers of any size (seed, epoch, purpose ...); their order matters."""
+    """Return one 64-bit key from several integers of any size (seed, epoch, purpose, ...); their order matters."""
     state = np.zeros(1, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for number in numbers:
-            # Python integers may be negative or longer than a word: fold every word in.
+            # Python integers may be negative or longer than 64 bits: mix in every word.
             while True:
                 word = np.array([number & MASK], dtype=np.uint64)
                 state = mix(state + np.uint64(0x9E3779B97F4A7C15) + mix(word + np.uint64(1)))
@@ -38,7 +38,7 @@ def key(*numbers: int) -> int:
 
 
 def permute(index_N: np.ndarray, n: int, secret: int) -> np.ndarray:
-    """Places of ``index_N`` (integers in 0..n-1) in the permutation of 0..n-1 that ``secret`` names: int64 (N,)."""
+    """Return the images of ``index_N`` under the permutation of 0..n-1 that ``secret`` names: int64 (N,)."""
     if n < 1 or (len(index_N) and (index_N.min() < 0 or index_N.max() >= n)):
         raise ValueError(f"permute: an index is outside 0..{n - 1}")
     half = max(1, ((n - 1).bit_length() + 1) // 2)
@@ -52,7 +52,7 @@ def permute(index_N: np.ndarray, n: int, secret: int) -> np.ndarray:
 
 
 def generator(*numbers: int) -> np.random.Generator:
-    """numpy's generator seeded by several integers: the same numbers, the same draws, on every machine."""
+    """Return numpy's generator seeded by several integers; it draws the same numbers on every machine."""
     return np.random.default_rng(key(*numbers))
 
 

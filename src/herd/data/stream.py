@@ -1,12 +1,12 @@
 """Streams: `batch(position, count)` is a pure function of the data, the seed and the global row number.
 
-There is nothing to save but one integer. Row 70,000 is the same row whoever asks, on however many ranks, after however
-many restarts: rank r of R takes rows ``[position + r*k, position + (r+1)*k)`` of a global batch and the union is always
-the same rows in the same order. An epoch is one pass over all rows; each epoch has its own permutation, computed entry
-by entry (`shuffle.permute`), never held in memory.
+The position in the data is therefore one integer. Row 70,000 is the same row on any number of ranks and after any
+number of restarts: rank r of R takes rows ``[position + r*k, position + (r+1)*k)`` of a global batch, and all ranks
+together take the same rows in the same order. An epoch is one pass over all rows; each epoch has its own permutation,
+which is computed entry by entry (`shuffle.permute`) and never held in memory.
 
 `TokenStream` cuts the concatenated documents of shards into rows; `MixStream` interleaves streams by weight. Dialogs
-are packed in `packing.py`, synthetic retrieval documents made in `needle.py`; all have the attributes of `Stream`.
+are packed in `packing.py`, synthetic documents are made in `needle.py` and `repetition.py`; all are a `Stream`.
 
 Shapes: B rows, T = context.
 """
@@ -27,7 +27,7 @@ from .shuffle import generator, key, permute
 
 
 class Stream(Protocol):
-    """What the loop needs. ``packed``: whether batches carry documents and positions. ``n_rows``: rows of an epoch."""
+    """Rows of tokens by number. ``packed``: batches carry documents and positions. ``n_rows``: rows of an epoch."""
 
     context: int
     packed: bool
@@ -37,13 +37,14 @@ class Stream(Protocol):
 
 
 class TokenStream:
-    """Rows of ``context`` tokens (and their successors) from shards, in another order every epoch.
+    """Rows of ``context`` tokens (and their successors) from shards, in a different order in every epoch.
 
-    Where the first row begins also changes with the epoch, so that rows are cut at other places and the few tokens that
-    do not fill a last row are not always the same ones.
+    The place where the first row begins also changes with the epoch, so that rows are cut at other places and the few
+    tokens that do not fill a last row are not always the same ones.
 
     With ``documents=True`` rows carry document numbers and restarting positions: attention stays within a document and
-    the last token of a document predicts nothing. Without, documents simply follow each other, as in most pre-training.
+    the last token of a document predicts nothing. Otherwise documents simply follow each other, as in most
+    pre-training.
     """
 
     def __init__(self, shards: Shards, context: int, seed: int, *, documents: bool = False) -> None:
@@ -60,7 +61,7 @@ class TokenStream:
         self._starts_D = np.asarray(shards.documents_D["start"])
 
     def batch(self, position: int, count: int) -> Batch:
-        """Rows ``position`` up to ``position + count``."""
+        """Return rows ``position`` up to ``position + count``."""
         starts_B = self.starts(position, count)
         rows_BS = np.stack([self.shards.tokens(int(s), int(s) + self.context + 1) for s in starts_B])
         tokens_BT, targets_BT = rows_BS[:, :-1], rows_BS[:, 1:]
@@ -75,7 +76,7 @@ class TokenStream:
         return as_batch(tokens_BT, targets_BT, index_BS[:, :-1] - begin_BT, documents_BT)
 
     def starts(self, position: int, count: int) -> np.ndarray:
-        """First token of each of the rows: int64 (B,)."""
+        """Return the first token of each of the rows: int64 (B,)."""
         check_range(position, count)
         epoch_B, index_B = np.divmod(np.arange(position, position + count, dtype=np.int64), self.n_rows)
         starts_B = np.empty(count, dtype=np.int64)
@@ -89,10 +90,10 @@ class TokenStream:
 
 
 class MixStream:
-    """Rows of several streams interleaved by weight; each part's own rows come in its own order, none left out.
+    """Rows of several streams interleaved by weight; each stream's rows keep their order and none is left out.
 
-    Positions go in blocks; in a block every part has a fixed number of rows, at places shuffled by the block's number.
-    How many rows of a part lie before any position is then a product and a short count.
+    Positions are grouped in blocks; in a block each stream has a fixed number of rows, at places shuffled by the
+    block's number. The number of a stream's rows before any position is then a product and a short count.
     """
 
     BLOCKS = (10, 20, 50, 100, 200, 500, 1000)
@@ -100,7 +101,7 @@ class MixStream:
     def __init__(self, streams: Sequence[Stream], weights: Sequence[float], seed: int) -> None:
         if not streams or len(streams) != len(weights):
             raise DataError(
-                f"mix: {len(streams)} streams and {len(weights)} weights; give one weight a stream"
+                f"mix: {len(streams)} streams and {len(weights)} weights; give one weight per stream"
             )
         if not all(np.isfinite(weights)) or min(weights) <= 0:
             raise DataError(f"mix: weights {list(weights)} must be positive; leave out a stream of weight 0")
@@ -123,12 +124,11 @@ class MixStream:
         self.n_rows = int(min(s.n_rows * self.block // q for s, q in zip(streams, self.quota_P, strict=True)))
 
     def batch(self, position: int, count: int) -> Batch:
-        """Rows ``position`` up to ``position + count`` of the mixture."""
+        """Return rows ``position`` up to ``position + count`` of the mixture."""
         check_range(position, count)
         first = position // self.block
-        part_N = np.concatenate(
-            [self._order(b) for b in range(first, (position + count - 1) // self.block + 1)]
-        )  # parts of whole blocks
+        blocks = range(first, (position + count - 1) // self.block + 1)
+        part_N = np.concatenate([self._order(block) for block in blocks])  # which stream each row is from
         offset = position - first * self.block
         part_B = part_N[offset : offset + count]
         batches, places = [], []
@@ -136,8 +136,8 @@ class MixStream:
             place_B = np.flatnonzero(part_B == number)
             if len(place_B):
                 before = first * int(self.quota_P[number]) + int((part_N[:offset] == number).sum())
-                batches.append(_with_documents(stream.batch(before, len(place_B))) if self.packed else
-                               stream.batch(before, len(place_B)))  # fmt: skip
+                batch = stream.batch(before, len(place_B))
+                batches.append(_with_documents(batch) if self.packed else batch)
                 places.append(place_B)
         order = torch.from_numpy(np.argsort(np.concatenate(places)))
         return concatenate(batches).map(lambda tensor: tensor[order])
@@ -153,10 +153,10 @@ def first_rows(stream: Stream, n_rows: int, at_once: int) -> list[Batch]:
 
 
 def check_range(position: int, count: int) -> None:
-    """Rows asked of a stream: DataError for a negative position or no rows."""
+    """Raise DataError for a negative position or no rows."""
     if position < 0 or count < 1:
         raise DataError(
-            f"stream: rows {position}..{position + count} asked; give a position >= 0 and a count >= 1"
+            f"stream: rows {position} to {position + count} asked for; give a position >= 0 and a count >= 1"
         )
 
 
@@ -166,13 +166,13 @@ def as_batch(
     positions_BT: np.ndarray | None = None,
     documents_BT: np.ndarray | None = None,
 ) -> Batch:
-    """A `Batch` of int64 tensors from numpy arrays of one shape."""
+    """Return a `Batch` of int64 tensors from numpy arrays of one shape."""
     arrays = (tokens_BT, targets_BT, positions_BT, documents_BT)
     return Batch(*(None if a is None else torch.from_numpy(np.array(a, dtype=np.int64)) for a in arrays))  # type: ignore[arg-type]
 
 
 def _with_documents(batch: Batch) -> Batch:
-    """The same rows with explicit documents and positions: a plain row is one document from 0 to T-1."""
+    """Return the rows with explicit documents and positions: a plain row is one document with positions 0 to T-1."""
     if batch.documents_BT is not None:
         return batch
     positions_BT = torch.arange(batch.tokens_BT.shape[1]).expand_as(batch.tokens_BT).clone()

@@ -1,8 +1,7 @@
-"""One exchange of a program-made dialog: a question, at most one call, a reply; and the values that fill them.
+"""The exchanges of program-made dialogs: a question, at most one tool call, a reply, and the values that fill them.
 
-A turn knows nothing yet of the form in which the tool is called. Values are drawn from the split they belong to: one
-key in ten (numbers, dates) or in four (words, programs) is held out for the test, by hash, so that membership needs no
-list and never changes.
+A turn does not depend on the format of the tool call. Values are drawn from the split they belong to: one key in ten
+(numbers, dates) or in four (words, programs) is held out for testing, by its hash, so membership never changes.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ KINDS: dict[str, tuple[str, int]] = {
 """Kind of dialog -> (its task, its share of the default mix, per mille)."""
 
 _HELD_OUT = 10  # one pair of numbers in ten is held out
-_HELD_OUT_FEW = 4  # one in four where there are few: words, programs
+_HELD_OUT_FEW = 4  # one word or program in four, as there are few
 _FIRST_DAY, _LAST_DAY = date(1990, 1, 1).toordinal(), date(2039, 12, 31).toordinal()
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One exchange before it takes a form: a question, at most one call of ``tool``, a reply."""
+    """One exchange: a question, at most one call of ``tool``, a reply."""
 
     question: str
     reply: str
@@ -56,7 +55,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class DialogSource:
-    """Where a turn draws from: the generator, the language, and the split of values and of wordings."""
+    """The generator, the language, and the splits of values and wordings that turns are drawn from."""
 
     rng: Random
     words: Wordings
@@ -64,11 +63,11 @@ class DialogSource:
     wording_split: str
 
     def fits(self, key: str, every: int = _HELD_OUT) -> bool:
-        """Whether ``key`` belongs to this split: one in ``every`` keys is held out."""
+        """Tell whether ``key`` belongs to this split: one key in ``every`` is held out for testing."""
         return (crc32(key.encode()) % every == 0) == (self.split == "test")
 
     def say(self, kind: str, **values: Any) -> tuple[str, str]:
-        """A wording and a reply of topic ``kind``, slots filled."""
+        """Draw a wording and a reply of topic ``kind`` and fill their slots."""
         topic = self.words.topics[kind]
         choice = self.rng.choice
         values.setdefault("name", choice(self.words.names[self.split]))
@@ -80,7 +79,7 @@ class DialogSource:
 
 
 def _number(rng: Random, shares: tuple[float, float, float]) -> int:
-    """A number whose length is 1, 2, 3 or 4 digits; ``shares`` are cumulative for the first three."""
+    """Draw a number of 1, 2, 3 or 4 digits; ``shares`` are cumulative for the first three lengths."""
     u = rng.random()
     if u < shares[0]:
         return rng.randrange(0, 10)
@@ -148,7 +147,7 @@ _OPERATIONS: dict[str, tuple[str, Callable[[int, int], int], Callable[[Random], 
 
 
 def _word(source: DialogSource) -> str:
-    """A word of the language, or an invented one, so that copying is learned and not a list of words."""
+    """Draw a word of the language or an invented one, so that the model learns to copy and not a list of words."""
     rng = source.rng
     invented = rng.random() < 0.4
     while True:
@@ -195,7 +194,7 @@ def _dates(source: DialogSource, kind: str) -> Turn:
 
 
 def _echo(source: DialogSource) -> Turn:
-    """A list to say again. Nearly every token is copied: the densest lesson there is in what all calls need."""
+    """Draw a list to repeat. Nearly every token is copied, which all calls need."""
     rng = source.rng
     while True:
         items = [
@@ -216,7 +215,7 @@ def _strings(source: DialogSource, kind: str) -> Turn:
         question, reply = source.say(kind, w=w)
         return Turn(question, reply, f'"{w}" "{w}"')
     if kind == "count":
-        # Mostly a letter of the word; now and then one that it lacks.
+        # Mostly a letter of the word, sometimes one that it does not have.
         c = source.rng.choice(w) if source.rng.random() < 0.9 else source.rng.choice("aeioust")
         result = str(w.count(c))
         question, reply = source.say(kind, w=w, c=c, r=result)
@@ -257,5 +256,5 @@ MAKERS: dict[str, Callable[[DialogSource, str], Turn]] = {
 
 
 def make_turn(source: DialogSource, kind: str) -> Turn:
-    """A turn of ``kind`` (a key of ``KINDS``), drawn from ``source``."""
+    """Draw a turn of ``kind`` (a key of ``KINDS``) from ``source``."""
     return MAKERS[KINDS[kind][0]](source, kind)

@@ -1,13 +1,13 @@
-"""Wordings: how people ask for the same thing, one YAML file a language, train and test kept apart.
+"""The wordings of questions and replies: one YAML file per language, train and test kept apart.
 
-A line is a pattern. ``[What is|How much is] {a} plus {b}?`` stands for two wordings: alternatives stand in square
-brackets, slots in braces. Each topic has a ``train`` and a ``test`` list with no wording in common, and the replies.
+A line is a pattern: ``[What is|How much is] {a} plus {b}?`` stands for two wordings, with alternatives in square
+brackets and slots in braces. Each topic has a ``train`` and a ``test`` list with no wording in common, and replies.
 Lines are drawn evenly first and alternatives second, so a line with many alternatives does not crowd out the others.
 
-Two habits of the files come from the tokenizer. Numbers and quoted words always stand between neighbours that are
-not letters or digits (a space, a quote, a bracket), and a quoted word always follows space + quote: then Llama's
-pre-tokenizer cuts the word into the same tokens in the question, in the call, in the result and in the answer, and
-copying, which is most of tool use, is one attention head's work.
+The files follow two rules because of the tokenizer. Numbers and quoted words always stand between characters that are
+not letters or digits (a space, a quote, a bracket), and a quoted word always follows a space and a quote. Llama's
+pre-tokenizer then cuts the word into the same tokens in the question, the call, the result and the answer, and one
+attention head can copy it, which is most of tool use.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ALTERNATIVES = re.compile(r"\[([^\[\]]*)\]")
 
 
 def expand(pattern: str) -> tuple[str, ...]:
-    """All wordings of one pattern: ``[a|b] c`` -> ``("a c", "b c")``. Alternatives do not nest."""
+    """Return all wordings of one pattern: ``[a|b] c`` -> ``("a c", "b c")``. Alternatives do not nest."""
     parts = _ALTERNATIVES.split(pattern)
     choices = [part.split("|") if index % 2 else [part] for index, part in enumerate(parts)]
     return tuple(" ".join("".join(chosen).split()) for chosen in itertools.product(*choices))
@@ -36,7 +36,7 @@ def expand(pattern: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Topic:
-    """One thing to ask for: wordings by split (a tuple of lines, each a tuple of expansions) and the replies."""
+    """A topic to ask about: wordings by split (a tuple of lines, each a tuple of expansions) and replies."""
 
     train: tuple[tuple[str, ...], ...]
     test: tuple[tuple[str, ...], ...]
@@ -48,7 +48,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Wordings:
-    """Everything of one language: topics by name, and the words that fill the slots."""
+    """The texts of one language: topics by name, and the words that fill the slots."""
 
     lang: str
     topics: dict[str, Topic]
@@ -69,8 +69,8 @@ def _topic(entry: dict[str, str]) -> Topic:
 
 
 @cache
-def load(lang: str) -> Wordings:
-    """The wordings of ``lang`` (one of ``LANGUAGES``), read once."""
+def load_wordings(lang: str) -> Wordings:
+    """Return the wordings of ``lang`` (one of ``LANGUAGES``), read once."""
     text = (_FOLDER / f"{lang}.yaml").read_text(encoding="utf-8")
     data: dict[str, Any] = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return Wordings(
