@@ -42,6 +42,9 @@ class Verb:
 
 
 VERBS: dict[str, Verb] = {
+    "pull": Verb("models", "Download a model by name.", "pull_command", resume=""),
+    "list": Verb("models", "List the models on this disk and the known names.", "list_command"),
+    "rm": Verb("models", "Delete a downloaded model.", "remove_command"),
     "raise": Verb("raise_", "Train a small family of models from text.", "raise_command", resume="--resume"),
     "chat": Verb("chat", "Talk to a model in the terminal.", "chat_command"),
     "train": Verb("train", "Train a model by a recipe (YAML).", "train_command", resume=""),

@@ -1,0 +1,143 @@
+"""Models by name (`models.yaml`), and the models that are already on this disk.
+
+Other programs keep models too: Hugging Face's cache, Ollama's blobs, LM Studio's folder. `local_models` finds those of
+the Llama architecture there; they are opened where they are, without a copy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..errors import CheckpointError
+from ..machine import cache_folder
+
+GGUF_MAGIC = b"GGUF"
+
+
+class NamedModel(BaseModel):
+    """An entry of `models.yaml`; the file explains the fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    about: str
+    licence: str
+    gb: float = Field(gt=0)
+    gated: bool = False
+    sha256: str | None = None
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model on this disk: what to type for it, who put it there, its file or folder, and its size in bytes."""
+
+    name: str
+    kept_by: str
+    path: Path
+    nbytes: int
+
+
+@cache
+def catalogue() -> dict[str, NamedModel]:
+    """Return the named models in the order of `models.yaml`."""
+    text = files(__package__).joinpath("models.yaml").read_text(encoding="utf-8")
+    return {name: NamedModel.model_validate(entry) for name, entry in yaml.safe_load(text).items()}
+
+
+def find_name(name: str) -> tuple[str, NamedModel] | None:
+    """Return the entry that ``name`` or one of its aliases means, without regard to case; None if there is none."""
+    wanted = name.lower()
+    for full, entry in catalogue().items():
+        if wanted == full or wanted in entry.aliases:
+            return full, entry
+    return None
+
+
+def unknown_name(name: str) -> CheckpointError:
+    """Return the error for a name that is neither a path nor in the catalogue, with names that look like it."""
+    known = [full for name_, entry in catalogue().items() for full in (name_, *entry.aliases)]
+    near = difflib.get_close_matches(name.lower(), known, n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return CheckpointError(
+        f"{name}: no such file, folder or model name; {hint}`herd list` shows the names; "
+        "hf:ORG/NAME takes any repository of the hub"
+    )
+
+
+def pulled_folder() -> Path:
+    """Return the folder of files that `herd pull` unpacked itself (the hub's are in Hugging Face's cache)."""
+    return cache_folder() / "models"
+
+
+def local_models() -> list[LocalModel]:
+    """Return the models found on this disk, those of `herd pull` first."""
+    found = [*_pulled(), *_hugging_face(), *_ollama(), *_lm_studio()]
+    by_path = {model.path.resolve(): model for model in reversed(found)}
+    return [model for model in found if by_path[model.path.resolve()] is model]
+
+
+def _pulled() -> Iterator[LocalModel]:
+    for path in sorted(pulled_folder().glob("*/*.gguf")):
+        yield LocalModel(path.parent.name, "herd", path, path.stat().st_size)
+
+
+def _hugging_face() -> Iterator[LocalModel]:
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    for repository in sorted(hub.glob("models--*--*")):
+        name = "hf:" + "/".join(repository.name.split("--")[1:])
+        for snapshot in sorted((repository / "snapshots").glob("*")):
+            for path in _files_of(snapshot, "*.gguf"):
+                yield LocalModel(
+                    f"{name}/{path.relative_to(snapshot)}", "Hugging Face", path, path.stat().st_size
+                )
+            weights = _files_of(snapshot, "*.safetensors")
+            if weights and _is_llama(snapshot / "config.json"):
+                yield LocalModel(name, "Hugging Face", snapshot, sum(path.stat().st_size for path in weights))
+
+
+def _ollama() -> Iterator[LocalModel]:
+    root = Path(os.environ.get("OLLAMA_MODELS") or Path.home() / ".ollama" / "models")
+    for manifest in sorted(path for path in (root / "manifests").rglob("*") if path.is_file()):
+        with suppress(OSError, ValueError, KeyError, TypeError, StopIteration):
+            layers = json.loads(manifest.read_text(encoding="utf-8"))["layers"]
+            layer = next(x for x in layers if x["mediaType"] == "application/vnd.ollama.image.model")
+            blob = root / "blobs" / layer["digest"].replace(":", "-")
+            if _is_gguf(blob):
+                name = f"{manifest.parent.name}:{manifest.name}"
+                yield LocalModel(f"ollama:{name}", "Ollama", blob, blob.stat().st_size)
+
+
+def _lm_studio() -> Iterator[LocalModel]:
+    for root in (Path.home() / ".lmstudio" / "models", Path.home() / ".cache" / "lm-studio" / "models"):
+        for path in _files_of(root, "*/*/*.gguf"):
+            yield LocalModel(str(path), "LM Studio", path, path.stat().st_size)
+
+
+def _files_of(folder: Path, pattern: str) -> list[Path]:
+    """Return the files of ``folder``; of a split GGUF only the first part."""
+    found = sorted(path for path in folder.glob(pattern) if path.is_file())
+    return [path for path in found if "-of-" not in path.stem or "-00001-of-" in path.stem]
+
+
+def _is_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == GGUF_MAGIC
+
+
+def _is_llama(config: Path) -> bool:
+    with suppress(OSError, ValueError, AttributeError):
+        return json.loads(config.read_text(encoding="utf-8")).get("model_type") == "llama"
+    return False

