@@ -1,5 +1,4 @@
-"""`herd bench`: measure how fast a model, or random weights of its shape, runs here compared with the
-memory's speed."""
+"""`herd bench`: measure how fast a model runs here, compared with the speed of the memory."""
 
 from __future__ import annotations
 

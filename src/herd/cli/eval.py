@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,9 @@ from .common import Device, Dtype, Json, Threads, print_json, print_table
 from .eval_model import DataOption, Limit, Out, data_source, open_local, results_folder
 
 if TYPE_CHECKING:
-    from ..evals.harness import Model
+    from rich.progress import Progress, TaskID
+
+    from ..evals.harness import Model, Watcher
     from ..evals.results import Evaluation, ItemResult, TaskResult
     from ..evals.tasks import Task
 
@@ -30,8 +31,7 @@ RUN = "run"
 
 
 class _RunFirst(TyperGroup):
-    """A group in which ``herd eval MODEL`` means ``herd eval run MODEL``: a word that is no verb is a
-    model."""
+    """A group in which ``herd eval MODEL`` means ``herd eval run MODEL``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, "--help"):
@@ -120,9 +120,8 @@ def list_command(as_json: Json = False) -> None:
     shown = [task for task in known if task.name not in of_subjects]
     rows = [(t.name, t.metric, t.version, str(t.shots), t.shots_from, t.licence, t.source) for t in shown]
     print_table(header, rows, left=len(header))
-    print(
-        f"mmlu_SUBJECT: one of {len(of_subjects)} subjects; lm-eval:NAME: a task of lm-eval (data from the Hub)"
-    )
+    print(f"mmlu_SUBJECT: one of {len(of_subjects)} subjects")
+    print("lm-eval:NAME: a task of lm-eval, with data from the Hub")
 
 
 app.command("compare")(eval_compare.compare_command)
@@ -196,17 +195,21 @@ def _percent(x: float) -> str:
 
 
 @contextmanager
-def _watch() -> Iterator[Any]:
-    """Show progress on stderr: a live table in a terminal, elsewhere a line per task."""
+def _watch() -> Iterator[Watcher]:
+    """Show progress on stderr: bars in a terminal, elsewhere lines."""
     if not sys.stderr.isatty():
         yield _Lines()
         return
     from rich.console import Console
-    from rich.live import Live
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    table, console = _Table(), Console(file=sys.stderr)
-    with Live(get_renderable=table.render, console=console, transient=True, refresh_per_second=4):
-        yield table
+    columns = (
+        TextColumn("{task.description}"),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[score]}", markup=False),
+    )
+    with Progress(*columns, TimeRemainingColumn(), console=Console(file=sys.stderr), transient=True) as bars:
+        yield _Bars(bars)
 
 
 def _result_line(result: TaskResult) -> str:
@@ -214,7 +217,7 @@ def _result_line(result: TaskResult) -> str:
 
 
 class _Lines:
-    """Progress as a line when a task begins and one when it ends."""
+    """Progress as a line when a task begins and a line when it ends."""
 
     def begin(self, task: Task, done: int, total: int) -> None:
         print(f"{task.name}: {total} items" + (f", {done} known" if done else ""), file=sys.stderr)
@@ -225,42 +228,24 @@ class _Lines:
         print(f"{result.task}: {_result_line(result)}", file=sys.stderr)
 
 
-@dataclasses.dataclass
-class _Progress:
-    done: int
-    total: int
-    value: float = 0.0
-    asked: int = 0
-    began: float = dataclasses.field(default_factory=time.monotonic)
-    ended: str = ""
+class _Bars:
+    """Progress as a bar per task: items done, the mean of the new items so far, the time left."""
 
-
-class _Table:
-    """Progress as a table of the tasks: items done, the score so far, the time left."""
-
-    def __init__(self) -> None:
-        self._tasks: dict[str, _Progress] = {}
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._ids: dict[str, TaskID] = {}
+        self._values: list[float] = []
 
     def begin(self, task: Task, done: int, total: int) -> None:
-        self._tasks[task.name] = _Progress(done, total)
+        self._values = []
+        self._ids[task.name] = self._bars.add_task(task.name, total=total, completed=done, score="")
 
     def advance(self, task: Task, results: Sequence[ItemResult]) -> None:
-        progress = self._tasks[task.name]
-        progress.done += len(results)
-        progress.asked += len(results)
-        progress.value += sum(result.value for result in results)
+        self._values += [result.value for result in results]
+        score = _percent(sum(self._values) / len(self._values))
+        self._bars.update(self._ids[task.name], advance=len(results), score=score)
 
     def end(self, result: TaskResult) -> None:
-        self._tasks.setdefault(result.task, _Progress(0, 0)).ended = _result_line(result)
-
-    def render(self) -> Any:
-        from rich.table import Table
-
-        table = Table("task", "items", "score so far", "left", box=None, pad_edge=False)
-        for name, p in self._tasks.items():
-            if p.ended or not p.asked:
-                table.add_row(name, "" if p.ended else f"{p.done:,} of {p.total:,}", p.ended, "")
-                continue
-            left = (time.monotonic() - p.began) / p.asked * (p.total - p.done)
-            table.add_row(name, f"{p.done:,} of {p.total:,}", _percent(p.value / p.asked), f"{left:,.0f} s")
-        return table
+        if result.task not in self._ids:  # it failed before its first item
+            self._ids[result.task] = self._bars.add_task(result.task, total=0, score="")
+        self._bars.update(self._ids[result.task], score=_result_line(result))

@@ -1,5 +1,4 @@
-"""`herd eval compare`, `fidelity`, `contamination`: compare evaluations, models, and test items with a
-corpus."""
+"""`herd eval compare`, `fidelity`, `contamination`: compare evaluations, models, and items with a corpus."""
 
 from __future__ import annotations
 
@@ -26,8 +25,7 @@ def compare_command(
     ),
     as_json: Json = False,
 ) -> None:
-    """Compare evaluations: paired differences, flipped items, published scores, and what became of published
-    claims."""
+    """Compare evaluations: paired differences, flipped items, published scores and claims."""
     from ..evals.compare import compare
     from ..evals.compare_page import as_markdown, write_comparison
     from ..evals.results import read_evaluation
@@ -54,8 +52,8 @@ def fidelity_command(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how close a model is to its parent: KL divergence, same first choice, overlap, and items that
-    flipped."""
+    """Measure how close a model is to its parent: KL divergence, same first choice, overlap, flipped
+    items."""
     from ..evals.closeness import measure_fidelity
 
     child, elder = (open_local(folder, None, dtype, device) for folder in (model, parent))
@@ -85,8 +83,10 @@ def contamination_command(
     data: DataOption = None,
     as_json: Json = False,
 ) -> None:
-    """Find the test items that share 13 words in a row with a training corpus; note them next to the
-    scores."""
+    """Find the test items that share 13 words in a row with a training corpus.
+
+    Note them next to the scores.
+    """
     from ..data.corpus import read_corpus
     from ..evals.contamination import overlaps
     from ..evals.results import read_evaluation, write_summary

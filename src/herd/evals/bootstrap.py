@@ -1,12 +1,11 @@
-"""Give numbers 95 % intervals: by resampling items with replacement (seeded), or by Wilson's formula for
-plain shares.
+"""Give numbers 95 % intervals: by resampling items, or by Wilson's formula for plain shares.
 
-Items (documents, dialogs) are resampled, not tokens, because the tokens of a document are not independent. To
-compare two models, the *differences* on the same items are resampled (`paired_difference`), so that what both
-find hard cancels out. Source: Efron & Tibshirani, "An Introduction to the Bootstrap" (1993), percentile
-intervals, the jackknife; Hesterberg, Am. Stat. 69 (2015), widening them for few items; Kish, "Survey
-Sampling" (1965), the effective number of unequal items; Wilson, JASA 22 (1927). bench/interval_coverage.py
-measures how often they hold the true value.
+Resampling is with replacement, and seeded. Items (documents, dialogs) are resampled, not tokens, because the
+tokens of a document are not independent. To compare two models, the *differences* on the same items are
+resampled (`paired_difference`), so that what both find hard cancels out. Source: Efron & Tibshirani, "An
+Introduction to the Bootstrap" (1993), percentile intervals, the jackknife; Hesterberg, Am. Stat. 69 (2015),
+widening them for few items; Kish, "Survey Sampling" (1965), the effective number of unequal items; Wilson,
+JASA 22 (1927). bench/interval_coverage.py measures how often they hold the true value.
 """
 
 from __future__ import annotations
@@ -67,8 +66,9 @@ def ratio_interval(
 def paired_difference(
     a: ArrayLike, b: ArrayLike, weights: ArrayLike | None = None, *, seed: int = 0, draws: int = DRAWS
 ) -> Interval:
-    """Return ``a`` - ``b`` on the same items; with ``weights`` (bytes, tokens), the difference of the two
-    ratios.
+    """Return ``a`` - ``b`` on the same items.
+
+    With ``weights`` (bytes, tokens), the difference of the two ratios.
 
     An interval without 0 means that one model is better on items like these.
     """

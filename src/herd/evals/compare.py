@@ -74,8 +74,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class ComparedItem:
-    """A metric of a task with its settings: a score per model, or None and the reason, and the published
-    scores."""
+    """A metric of a task: a score per model (None: see ``reasons``), and the published scores."""
 
     task: str
     settings: Mapping[str, Any]
@@ -156,8 +155,7 @@ def compare(evaluations: Sequence[Evaluation]) -> Comparison:
 
 
 def holm(differences: Sequence[Difference], alpha: float = ALPHA) -> list[Difference]:
-    """Decide which differences stand: p values in order against alpha / (number left), up to the first that
-    fails."""
+    """Decide which differences stand: p values in order against alpha / (number left), up to a failure."""
     order = sorted(range(len(differences)), key=lambda i: differences[i].p)
     out = list(differences)
     for rank, i in enumerate(order):
@@ -168,8 +166,7 @@ def holm(differences: Sequence[Difference], alpha: float = ALPHA) -> list[Differ
 
 
 def p_value(interval: Interval) -> float:
-    """Return the two-sided p value of "no difference" for a 95 % interval, taken as normal around its
-    value."""
+    """Return the two-sided p value of "no difference" for a 95 % interval, taken as normal."""
     if math.isnan(interval.lo) or interval.hi == interval.lo:
         return 1.0 if not interval.value else 0.0
     return math.erfc(abs(interval.value) / ((interval.hi - interval.lo) / (2 * 1.959964)) / math.sqrt(2))

@@ -139,8 +139,10 @@ def bounds(interval: Interval, unit: str) -> str:
 
 
 def group_rows(comparison: Comparison, row: ComparedItem) -> list[tuple[str, list[Cell]]]:
-    """Return a row per group, languages in their usual order; the main metric also has the paired
-    differences."""
+    """Return a row per group, languages in their usual order.
+
+    The main metric also has the paired differences.
+    """
     headline = row in comparison.rows
     found = {m: d.by_group for m in comparison.models if headline and (d := _find(comparison, row, m))}
     lines = []
@@ -164,8 +166,7 @@ def _part(score: Score, group: str) -> Score | None:
 def published_tables(
     rows: Sequence[ComparedItem],
 ) -> list[tuple[str, str, list[str], list[tuple[str, str, list[str]]]]]:
-    """Return (title, where and when, models, rows of (task, setting, scores)) per source and kind of
-    model."""
+    """Return (title, where and when, models, rows of (task, setting, scores)) per source and model kind."""
     tables: dict[tuple[str, str], list[tuple[str, Published]]] = {}
     for row in rows:
         for score in row.published:
@@ -235,8 +236,7 @@ def _from_reference(comparison: Comparison) -> list[tuple[ComparedItem, list[Dif
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """Return the scores, the differences from the first model, the published scores and the verdicts as
-    Markdown."""
+    """Return scores, differences from the first model, published scores and verdicts as Markdown."""
     models, reference = comparison.models, comparison.models[0]
     parts = [f"# {', '.join(models)}", "Scores with their 95 % intervals."]
     for some in filter(None, (comparison.rows, comparison.further)):

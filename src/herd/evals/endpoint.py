@@ -42,8 +42,10 @@ class EndpointModel:
         self.hash = hashlib.sha256(f"{self.url} {self.name}".encode()).hexdigest()
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-        """Answer as `harness.Model` says; the first likelihood is asked alone, in case the endpoint has
-        none."""
+        """Answer as `harness.Model` says.
+
+        The first likelihood is asked alone, in case the endpoint has none.
+        """
         first = next((n for n, r in enumerate(requests) if not isinstance(r, Generate)), None)
         if first is not None:
             yield first, self._one(requests[first])

@@ -33,8 +33,10 @@ BATCH = 32
 
 
 class Model(Protocol):
-    """What the harness asks. ``hash`` names the weights (or the endpoint and its model), ``precision`` the
-    dtype."""
+    """What the harness asks.
+
+    ``hash`` names the weights (or the endpoint and its model), ``precision`` the dtype.
+    """
 
     name: str
     hash: str
@@ -49,8 +51,8 @@ class Model(Protocol):
         ...
 
 
-class Watcher:
-    """Hears of progress; this one ignores it."""
+class Watcher(Protocol):
+    """Hears of progress."""
 
     def begin(self, task: Task, done: int, total: int) -> None: ...
 
@@ -68,14 +70,14 @@ def evaluate(
     Returns the rows of these tasks. summary.json is written after every task; it also keeps the rows of
     earlier calls and holds ``more``.
     """
-    watcher = watcher or Watcher()
     asked = {(task.name, digest(task.settings)) for task in tasks}
     known = read_evaluation(out).tasks if (out / "summary.json").is_file() else ()
     earlier = [row for row in known if (row.task, digest(row.settings)) not in asked]
     rows: list[TaskResult] = []
     for task in tasks:
         rows.append(run_task(model, task, data, out, limit=limit, watcher=watcher))
-        watcher.end(rows[-1])
+        if watcher:
+            watcher.end(rows[-1])
         about = {"mode": model.mode, "data": data.label, "limit": limit, "precision": model.precision} | more
         write_summary(out, model.name, model.hash, [*earlier, *rows], **about)
     return replace(read_evaluation(out), tasks=rows)
@@ -107,7 +109,7 @@ def run_task(
         }  # all that the items depend on besides the data
         path = out / f"{task.name}-{task.shots}shot-{task.mode}-{digest(head)[:8]}.jsonl"
         with TaskFile(path, head) as file:
-            results = _results(model, task, items, file, watcher or Watcher())
+            results = _results(model, task, items, file, watcher)
         scores = [score.record() for score in task.scores(results)]
     except HerdError as error:
         fewer = f" or fewer than {task.shots} shots" if isinstance(error, ContextError) and task.shots else ""
@@ -119,13 +121,14 @@ def run_task(
 
 
 def _results(
-    model: Model, task: Task, items: Sequence[Item], file: TaskFile, watcher: Watcher
+    model: Model, task: Task, items: Sequence[Item], file: TaskFile, watcher: Watcher | None
 ) -> list[ItemResult]:
     """Return the results of ``items`` in their order; ask, judge and write those that are not in the file."""
     digests = {item.id: digest(item.request) for item in items}
     known = file.done
     waiting = [i for i in items if i.id not in known or known[i.id].digest != digests[i.id]]
-    watcher.begin(task, len(items) - len(waiting), len(items))
+    if watcher:
+        watcher.begin(task, len(items) - len(waiting), len(items))
     waiting.sort(key=lambda item: _beginning(item.request))  # a model can share the work of equal beginnings
     batch: list[tuple[Item, Answer]] = []
 
@@ -140,7 +143,8 @@ def _results(
         ]  # fmt: skip
         batch.clear()
         file.add(results)
-        watcher.advance(task, results)
+        if watcher:
+            watcher.advance(task, results)
 
     for index, answer in model.answer([item.request for item in waiting]) if waiting else ():
         batch.append((waiting[index], answer))

@@ -1,5 +1,4 @@
-"""Let a checkpoint answer the harness: likelihoods from `engine.score`, texts from the engine, or from
-`bpb`."""
+"""Let a checkpoint answer the harness, with likelihoods from `engine.score` and texts from the engine."""
 
 from __future__ import annotations
 
@@ -39,8 +38,7 @@ class LocalModel:
         self._paragraph = lru_cache(maxsize=8192)(tokenizer.encode)
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-        """Answer as `harness.Model` says: the longest request is checked at once, the others with their
-        slice."""
+        """Answer as `harness.Model` says; the longest request is checked first."""
         numbered = list(enumerate(requests))
         if numbered:
             self._encoded([max(numbered, key=lambda pair: _n_chars(pair[1]))])
@@ -63,8 +61,7 @@ class LocalModel:
         return len(self.tokenizer.encode(text))
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids that the tokenizer gives, but encode repeated paragraphs (worked examples) only
-        once.
+        """Return the tokenizer's ids, but encode repeated paragraphs (worked examples) only once.
 
         Paragraphs can be encoded one by one, because no token of Llama's pattern contains a newline and the
         word after it.
@@ -72,8 +69,7 @@ class LocalModel:
         return [i for paragraph in _PARAGRAPH.split(text) for i in self._paragraph(paragraph)]
 
     def pair(self, context: str, continuation: str) -> Pair:
-        """Return the ids of both parts, as lm-eval does: the whole text is encoded, and its ids are cut in
-        two.
+        """Return the ids of both parts as lm-eval does: encode the whole text, then cut its ids in two.
 
         Spaces between the parts belong to the continuation.
         """
@@ -86,8 +82,10 @@ class LocalModel:
     def _encoded(
         self, some: Sequence[tuple[int, Request]]
     ) -> tuple[dict[int, list[Pair]], dict[int, EngineRequest]]:
-        """Return the ids to rank and the requests to generate, by index. Raises ContextError for one too
-        long."""
+        """Return the ids to rank and the requests to generate, by index.
+
+        Raises ContextError for one too long.
+        """
         ranks = {n: [self.pair(*pair) for pair in r.pairs] for n, r in some if isinstance(r, Rank)}
         asked = {n: self._generate(r) for n, r in some if isinstance(r, Generate)}
         self._scorer.check(list(ranks.values()))

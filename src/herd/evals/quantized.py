@@ -42,8 +42,7 @@ def first_tokens(documents: Sequence[HeldOut], n: int) -> list[HeldOut]:
 def cost_of_quantizing(
     parent: LlamaLM, child: LlamaLM, documents: Sequence[HeldOut], context: int
 ) -> dict[str, Any]:
-    """Return ``kl``, ``top1``, ``overlap`` and ``ppl`` as records with their 95 % intervals over
-    documents."""
+    """Return ``kl``, ``top1``, ``overlap`` and ``ppl`` as records with 95 % intervals over documents."""
     scores = fidelity(parent, child, documents, context).scores()
     before, after = (compression(model, documents, context).score() for model in (parent, child))
     ppl_before, ppl_after = (math.exp(score.detail["nats_per_token"]) for score in (before, after))

@@ -18,8 +18,10 @@ ENVIRONMENT = ".venv-rivals"
 
 
 def find_python() -> Path:
-    """Find the rival's interpreter: in ``HERD_RIVALS``, the current folder or this checkout. Else:
-    `EngineError`."""
+    """Find the rival's interpreter: in ``HERD_RIVALS``, the current folder or this checkout.
+
+    Raises `EngineError` if none of them has it.
+    """
     if named := os.environ.get("HERD_RIVALS"):
         places = [Path(named)]
     else:
@@ -34,8 +36,7 @@ class LlamaCpp:
     """A model file in llama.cpp, as a context manager that ends the process. Times are seconds."""
 
     def __init__(self, file: Path, *, threads: int, context: int, batch: int = 1, cache: str = "f16") -> None:
-        """``context``: tokens of the longest sequence; ``batch``: sequences at once; ``cache``: f16 or
-        q8_0."""
+        """Load the file, for ``batch`` sequences of at most ``context`` tokens; ``cache`` is f16 or q8_0."""
         self.file = file
         self._process = subprocess.Popen(
             [str(find_python()), str(Path(__file__).with_name("rival_worker.py"))], text=True,

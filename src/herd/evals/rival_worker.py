@@ -4,7 +4,7 @@ Reads a request per line from stdin and answers each with a line on stdout:
 
     {"do": "load", "file": PATH, "threads": 2, "context": 640, "batch": 1, "cache": "f16"}
                                                    -> {"version": "...", "system": "..."}
-    {"do": "prefill", "tokens": 512}               -> {"seconds": 15.1}: a prompt up to its last token's logits
+    {"do": "prefill", "tokens": 512}               -> {"seconds": 15.1}: a prompt up to its logits
     {"do": "start", "context": 128, "batch": 16}   -> {}: the prompts are in the cache, and steps may follow
     {"do": "steps", "steps": 8}                    -> {"seconds": [...]}: each step is one token per sequence
     {"do": "rss"}                                  -> {"nbytes": ...}: memory of this process

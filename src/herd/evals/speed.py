@@ -1,5 +1,4 @@
-"""Measure how fast a model runs here: prefill and decode as a user gets them, compared with the speed of the
-memory.
+"""Measure prefill and decode as a user gets them here, compared with the speed of the memory.
 
 Everything goes through the engine's public interface, so scheduler, cache, sampling and Python are part of
 the times. Contestants take turns: a round is Herd, then the memory, then the rival. Ratios are taken within a
@@ -41,9 +40,7 @@ _PLAIN = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
 
 @dataclass(frozen=True)
 class Work:
-    """A piece of work: the prefill of ``batch`` prompts of ``tokens``, or one decode step of ``batch``
-    sequences of ``tokens``.
-    """
+    """The prefill of ``batch`` prompts, or one decode step of ``batch`` sequences, of ``tokens`` each."""
 
     kind: str
     tokens: int
@@ -59,8 +56,10 @@ class Work:
         return where if self.batch == 1 else f"{where}, {self.batch} at once"
 
     def flops(self, config: ModelConfig) -> float:
-        """Return the operations of a turn (a multiply-add is two); only a prompt's last token goes through
-        the head."""
+        """Return the operations of a turn (a multiply-add is two).
+
+        Only a prompt's last token goes through the head.
+        """
         if self.kind == "decode":
             return self.batch * config.flops_per_token(self.tokens)
         head = 2.0 * config.dim * config.vocab_size
@@ -68,12 +67,13 @@ class Work:
 
 
 class Runner:
-    """An engine with work to do. Prompts are random and never repeat, so that the prefix cache cannot
-    help."""
+    """An engine with work to do.
+
+    Prompts are random and never repeat, so that the prefix cache cannot help.
+    """
 
     def __init__(self, model: LlamaLM, *, context: int, batch: int, kv: str = "auto", seed: int = 0) -> None:
-        """``context``: tokens of the longest sequence; ``batch``: sequences at once; ``kv``: as in
-        `Engine`."""
+        """Make an engine for ``batch`` sequences of at most ``context`` tokens; ``kv`` is as in `Engine`."""
         room = nbytes(model.config, batch, context, BYTES["fp32"])
         self.engine = Engine(model, None, max_batch=batch, max_context=context, cache_bytes=room, kv=kv)
         self._generator = torch.Generator().manual_seed(seed)
@@ -143,8 +143,7 @@ def paired(ours: list[float], theirs: list[float]) -> tuple[float, float, float]
 
 
 def weights_read(model: LlamaLM) -> int:
-    """Return the bytes of weights that a decode step reads: all but the embedding, of which it needs one
-    row."""
+    """Return the bytes of weights that a decode step reads: all but the embedding."""
     total = 0
     for name, module in model.named_modules():
         if name == "model.embed_tokens":
@@ -175,8 +174,7 @@ def scheme_of(model: LlamaLM) -> Scheme:
 def overhead_seconds(
     config: ModelConfig, plan: Scheme, dtype: torch.dtype, batch: int, steps: int = 20
 ) -> float:
-    """Return the seconds of a decode step whose layers are so narrow that only Python, dispatch and threads
-    cost time.
+    """Return the seconds of a decode step with layers so narrow that computing takes almost no time.
 
     It is an upper bound of the time between kernels, since a little computing remains.
     """

@@ -1,5 +1,4 @@
-"""How measured numbers are recorded and shown: receipts (`receipt.py`) and the HTML page of a run
-(`page.py`).
+"""Record measured numbers as receipts (`receipt.py`) and show a run as an HTML page (`page.py`).
 
 Needs no torch, so a page can be rebuilt on any machine.
 """

@@ -1,5 +1,4 @@
-"""Make the cards at the top of the page: the few numbers a reader wants first, as far as they were
-measured."""
+"""Make the cards at the top of the page: the few numbers that a reader wants first."""
 
 from __future__ import annotations
 
@@ -13,8 +12,10 @@ from .units import NBSP, duration, fixed, format_value, si, unit_name
 
 @dataclass(frozen=True)
 class Card:
-    """A number with its caption; ``verdict`` is (a word, whether it is good) where a condition had to be
-    met."""
+    """A number with its caption.
+
+    ``verdict`` is (a word, whether it is good) where a condition had to be met.
+    """
 
     title: str
     tone: str

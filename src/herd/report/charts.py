@@ -1,5 +1,7 @@
-"""Draw the charts of a report: lines, intervals, a heat map, a divided bar. Each takes data and returns SVG
-text."""
+"""Draw the charts of a report: lines, intervals, a heat map, a divided bar.
+
+Each takes data and returns SVG text.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,10 @@ MAX_POINTS = 400  # a curve is thinned to this many: more cannot be seen and mak
 
 @dataclass(frozen=True)
 class Line:
-    """A curve. ``faint``: raw, noisy data behind the main curve, without a label. ``dots``: mark each
-    point."""
+    """A curve.
+
+    ``faint``: raw, noisy data behind the main curve, without a label. ``dots``: mark each point.
+    """
 
     label: str
     points: Sequence[Point]
@@ -34,8 +38,7 @@ class Line:
 
 @dataclass(frozen=True)
 class ChartRow:
-    """A line of an interval chart: ``lo`` and ``hi`` are None without an interval, ``value`` if not
-    measured."""
+    """A line of an interval chart; None stands for what was not measured."""
 
     label: str
     value: float | None
@@ -105,8 +108,10 @@ def interval_chart(
     rows: Sequence[ChartRow], *, label: str, title: str, bar: float | None = None, bar_label: str = "",
     decimals: int = 2, low: float | None = None, high: float | None = None, width: int = 520,
 ) -> str:  # fmt: skip
-    """Draw a dot with its interval per row, and the number on the right; ``bar`` is a dashed line to be
-    reached."""
+    """Draw a dot with its interval per row, and the number on the right.
+
+    ``bar`` is a dashed line to be reached.
+    """
     known = [row for row in rows if row.value is not None]
     if not known:
         return ""
@@ -146,8 +151,10 @@ def heat_map(
     cells: dict[tuple[str, str], float], columns: Sequence[str], rows: Sequence[str], *, label: str,
     x_title: str, y_title: str, width: int = 340,
 ) -> str:  # fmt: skip
-    """Draw shares 0..1 by (column, row) with the percentage in each cell; a cell without a value shows a
-    dash."""
+    """Draw shares 0..1 by (column, row) with the percentage in each cell.
+
+    A cell without a value shows a dash.
+    """
     left, top, step = max(svg.text_width(row) for row in rows) + 14, 24, 30
     cell = min((width - left) / max(1, len(columns)), 96.0)  # a few columns do not become wide
     foot = top + step * len(rows)
@@ -208,8 +215,7 @@ def divided_bar(
 
 
 def loss_lines(name: str, train: Sequence[Point], evals: Sequence[Point]) -> list[Line]:
-    """Return the curves of one training: the held-out loss in front of the training loss, or that one
-    alone."""
+    """Return the curves of a training: held-out loss in front of training loss, or that one alone."""
     colour = tone(name)
     dashed = colour == "control"
     lines = [Line(name, thin(train), colour, faint=bool(evals), dashed=dashed and not evals)] if train else []
@@ -217,8 +223,7 @@ def loss_lines(name: str, train: Sequence[Point], evals: Sequence[Point]) -> lis
 
 
 def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
-    """Average neighbours until at most ``limit`` points are left: the curve stays in place, with less
-    noise."""
+    """Average neighbours until at most ``limit`` points are left; the curve stays in place."""
     size = math.ceil(len(points) / limit)
     if size <= 1:
         return list(points)

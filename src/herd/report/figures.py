@@ -62,8 +62,7 @@ def bpb_chart(run: Run) -> str:
 
 
 def tools_chart(run: Run) -> str:
-    """Draw the instruct model's tool use by language, with the bar that a full run has to reach in
-    English."""
+    """Draw the instruct model's tool use by language, with the bar of a full run for English."""
     score = run.score("instruct", "tool_use")
     if score is None:
         return ""
@@ -87,8 +86,7 @@ def tools_chart(run: Run) -> str:
 
 
 def needle_maps(run: Run) -> list[tuple[str, str]]:
-    """Return (model, heat map of length × depth) of every model with a grid, or of its lengths if it has no
-    grid."""
+    """Return (model, heat map of length × depth), or of length alone, for every model with needle scores."""
     drawn = []
     for model in run.models:
         score = run.score(model, "needle")

@@ -22,8 +22,10 @@ from .units import NOT_MEASURED, duration, fixed, nbytes
 
 
 def build_page(run_folder: Path | str) -> Path:
-    """Write ``report.html`` into a run's folder and return its path. Raises `ReportError` if it is not a
-    run."""
+    """Write ``report.html`` into a run's folder and return its path.
+
+    Raises `ReportError` if it is not a run.
+    """
     run = load_run(run_folder)
     path = run.folder / "report.html"
     write_atomically(path, template("herd.report", "page.html.jinja").render(_contents(run)))

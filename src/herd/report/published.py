@@ -1,5 +1,4 @@
-"""Read the scores that others published, to show next to one's own measurements and to check what the news
-claimed.
+"""Read the scores that others published, to compare measurements and claims with them.
 
 ``published.yaml`` holds every figure with its source, its setting and whether the model was a base or an
 instruct model; a score without these cannot be compared with anything. All scores are percent. Imports no

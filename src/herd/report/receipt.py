@@ -142,8 +142,9 @@ def read_receipts(folder: Path) -> dict[str, Receipt]:
 
 
 def git_commit(folder: Path | str = ".") -> dict[str, Any]:
-    """Return ``{"hash", "dirty"}`` of the git checkout around ``folder``; ``hash`` is None outside a
-    checkout.
+    """Return ``{"hash", "dirty"}`` of the git checkout around ``folder``.
+
+    ``hash`` is None outside a checkout.
 
     Untracked files and receipts do not make a tree dirty: measuring several things leaves several new
     receipts.
@@ -167,8 +168,7 @@ def git_commit(folder: Path | str = ".") -> dict[str, Any]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the processor, instruction sets, usable cores, memory in bytes and versions that a number
-    depends on."""
+    """Return what a number depends on: processor, instruction sets, cores, memory in bytes, versions."""
     cpu, flags = _processor()
     return {
         "cpu": cpu,
@@ -203,8 +203,7 @@ def _checked(receipt: str, key: str, value: Value | tuple[Any, str]) -> Value:
 
 
 def _processor() -> tuple[str, set[str]]:
-    """Return the name of the processor and its instruction set flags (none where the system does not
-    tell)."""
+    """Return the processor's name and its instruction set flags (none where the system hides them)."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -215,8 +214,7 @@ def _processor() -> tuple[str, set[str]]:
 
 
 def _instruction_set(flags: set[str]) -> str:
-    """Return the instruction set of the quantized matmul: what ``HERD_ISA`` asks for, or the best of the
-    processor.
+    """Return the instruction set of quantized products: what ``HERD_ISA`` names, or the processor's best.
 
     The conditions are those of ``kernels/native/qmatmul_vnni.cpp`` and ``qmatmul_avx2.cpp``.
     """

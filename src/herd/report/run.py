@@ -1,5 +1,6 @@
-"""Read the folder of a run as data: what its stages left on disk. Imports no torch; a missing part is no
-error.
+"""Read the folder of a run as data: what its stages left on disk.
+
+Imports no torch; a missing part is no error.
 
 This is the contract between the stages and the page::
 
@@ -74,8 +75,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ModelScore:
-    """A measured quantity of one model; ``detail`` maps a breakdown (by_lang, by_form, by_length) to its
-    parts."""
+    """A measured quantity of one model.
+
+    ``detail`` maps a breakdown (by_lang, by_form, by_length) to its parts.
+    """
 
     model: str
     name: str
@@ -129,8 +132,7 @@ class Stage:
 
     @property
     def model_name(self) -> str | None:
-        """The name of the model that the stage made: its folder, or the stage's name if only its size is
-        known."""
+        """The name of the model that the stage made, or the stage's name if only its size is known."""
         return Path(self.model).name if self.model else self.name if self.n_params else None
 
 
@@ -150,8 +152,7 @@ class Run:
 
     @property
     def models(self) -> list[str]:
-        """Names of the models: first those that stages made, in that order, then any other that has a
-        score."""
+        """Names of the models: those that stages made, in that order, then others with a score."""
         made = [stage.model_name for stage in self.stages if stage.model_name]
         return list(dict.fromkeys([*made, *(score.model for score in self.scores)]))
 
@@ -215,8 +216,10 @@ def _estimate(value: Any) -> Estimate:
 
 
 def _read_json(path: Path, kind: type, problems: list[str]) -> Any:
-    """Read JSON of a type; a missing file reads as an empty value, a broken one as well, with a problem
-    noted."""
+    """Read JSON of a type.
+
+    A missing file reads as an empty value, a broken one as well, with a problem noted.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -297,8 +300,7 @@ def _gate(gate: dict[str, Any]) -> Gate:
 
 
 def _model_folder(folder: Path, place: Path, model: str) -> Path | None:
-    """Find the folder of a model, which is named relative to the run, to the stage or to where the stage
-    ran."""
+    """Find a model's folder, whose name is relative to the run, the stage or where the stage ran."""
     try:
         return next((path for path in (folder / model, place / model, Path(model)) if path.is_dir()), None)
     except (OSError, ValueError):  # not a name that a file can have
@@ -306,8 +308,7 @@ def _model_folder(folder: Path, place: Path, model: str) -> Path | None:
 
 
 def _curves(place: Path, stage: str, problems: list[str]) -> list[LossCurve]:
-    """Return a curve per metrics file: the stage's own has the stage's name, others add that of their
-    folder."""
+    """Return a curve per metrics file, named after the stage and, for an inner file, its folder."""
     curves = []
     for path in sorted(place.rglob("metrics.jsonl")):
         inside = path.parent.relative_to(place).as_posix()

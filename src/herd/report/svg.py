@@ -47,8 +47,7 @@ def path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return about ``count`` numbers from ``low`` to ``high``, in steps of 1, 2, 2.5 or 5 times a power of
-    ten."""
+    """Return about ``count`` ticks in steps of 1, 2, 2.5 or 5 times a power of ten."""
     if not high > low:
         return [low]
     raw = (high - low) / max(1, count)
@@ -63,8 +62,10 @@ def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Return the powers of ten from ``low`` to ``high``; if they are few, also 3 times or 2 and 5 times
-    them."""
+    """Return the powers of ten from ``low`` to ``high``.
+
+    If they are few, also 3 times or 2 and 5 times them.
+    """
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 3), (1, 2, 5)):
         ticks = [f * 10.0**d for d in decades for f in factors if low * 0.999 <= f * 10.0**d <= high * 1.001]

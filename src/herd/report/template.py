@@ -1,5 +1,4 @@
-"""The jinja environment of all pages: it escapes everything, allows nothing undefined, and has the common
-style.
+"""Make the templates of all pages: everything is escaped, and nothing undefined is allowed.
 
 A template says ``:root { {{ light }} }``, ``{{ css }}`` and ``{% include "page.css" %}`` to look like the
 others.

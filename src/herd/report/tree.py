@@ -1,5 +1,4 @@
-"""Draw the family tree of a run: which model was made from which, by the hashes in each checkpoint's
-`herd.json`.
+"""Draw the family tree of a run, by the hashes of parents in each checkpoint's `herd.json`.
 
 There are two drawings of the tree: to the right for wide screens, downwards for narrow ones; the page's style
 sheet shows one of them. A model's first child continues its parent's line (teacher → long → instruct); others
@@ -77,8 +76,10 @@ def wide(root: Node) -> str:
 
 
 def narrow(root: Node) -> str:
-    """Draw the tree downwards. Indented branches come before the main line continues, so no edge crosses a
-    box."""
+    """Draw the tree downwards.
+
+    Indented branches come before the main line continues, so no edge crosses a box.
+    """
     parts: list[str] = []
     row = 0
 
@@ -114,8 +115,10 @@ def _describe(node: Node) -> str:
 
 
 def _parent(stage: Stage, stages: list[Stage]) -> str | None:
-    """Return the model whose weights the lineage names; of two with the same weights, the one named as the
-    role."""
+    """Return the model whose weights the lineage names.
+
+    Of two with the same weights, the one named as the role.
+    """
     hashes = {
         other.model_name: other.lineage.get("weights_hash")
         for other in stages

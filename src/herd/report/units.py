@@ -16,16 +16,14 @@ _SI = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")
 
 
 def fixed(value: float, decimals: int) -> str:
-    """Format with a fixed number of decimals, thousands separated, a true minus sign, and never minus
-    zero."""
+    """Format with fixed decimals, thousands separated, a true minus sign, and never minus zero."""
     text = f"{abs(value):,.{decimals}f}"
     negative = value < 0 and any(digit in text for digit in "123456789")
     return (MINUS if negative else "") + text
 
 
 def short(value: float, digits: int = 3) -> str:
-    """Format with about ``digits`` significant digits, without an exponent: 0.0123, 1.23, 12.3, 123,
-    1,234."""
+    """Format with about ``digits`` significant digits and no exponent: 0.0123, 1.23, 12.3, 1,234."""
     if value == 0 or not math.isfinite(value):
         return fixed(value, 0) if value == 0 else str(value)
     rounded = float(f"{value:.{digits - 1}e}")  # round before counting digits: 9.996 becomes 10.0, not 10.00
@@ -89,8 +87,7 @@ LANGUAGES = {
 
 
 def in_order(codes: Iterable[str]) -> list[str]:
-    """Return the codes without repeats: languages in the order of `LANGUAGES`, then everything else as it
-    came."""
+    """Return the codes without repeats, languages first, in the order of `LANGUAGES`."""
     known = {code: place for place, code in enumerate(LANGUAGES)}
     return sorted(dict.fromkeys(codes), key=lambda code: known.get(code, len(known)))
 
