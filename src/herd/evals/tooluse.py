@@ -1,8 +1,8 @@
-"""Does the model use its tools? Held-out dialogs, answered greedily, tools really run, every answer checked.
+"""Tool use: held-out dialogs answered greedily, with the model's calls really run and every answer checked.
 
-All dialogs go in lockstep: one batch of answers, all their calls run, one batch of answers to the results. Right means
-that the call evaluates to the expected value *and* the answer states it (`herd.data.scoring`); a lucky guess is wrong.
-Wordings, names and numbers are held out from training.
+All dialogs advance in lockstep: the engine answers them in one batch, all their calls are run, and it answers the
+results in the next batch. An answer is right if the call evaluates to the expected value *and* the text states that
+value (`herd.data.scoring`), so a lucky guess is wrong. Wordings, names and numbers never occur in training.
 """
 
 from __future__ import annotations
@@ -28,13 +28,12 @@ from ..tools import TOOLS, Sandbox, Tool, ToolLoop, execute_call
 from .score import Score, share, shares_by
 
 Message = dict[str, Any]
-ROUNDS = 3
-"""Answers at most in one dialog: a call, its answer, and one more chance."""
+ROUNDS = 3  # the model's messages in one dialog: a call, the answer, and one more chance
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A dialog, the messages the model produced after its prompt, and why it ended early ("" if it did not)."""
+    """A dialog with the messages that the model produced after its prompt. ``trouble`` says why it ended early."""
 
     dialog: Dialog
     produced: tuple[Message, ...]
@@ -43,76 +42,44 @@ class Answered:
 
 @dataclass(frozen=True)
 class ToolUse:
-    """Every dialog with its verdict."""
+    """Answered dialogs with a verdict for each."""
 
     answered: list[Answered]
     verdicts: list[DialogVerdict]
 
     def score(self, name: str = "tool_use") -> Score:
-        """Share of right dialogs: by language, form, task and kind; how many called rightly; what went wrong."""
+        """Return the share of right dialogs, with breakdowns, the share of right calls and counts of troubles."""
         hits = [verdict.correct for verdict in self.verdicts]
-        dialogs = [a.dialog for a in self.answered]
+        attributes = {"lang": "lang", "form": "tool_call_format", "task": "task", "kind": "kind"}
         detail: dict[str, Any] = {
-            "by_lang": shares_by((d.lang for d in dialogs), hits),
-            "by_form": shares_by((d.tool_call_format for d in dialogs), hits),
-            "by_task": shares_by((d.task for d in dialogs), hits),
-            "by_kind": shares_by((d.kind for d in dialogs), hits),
-            "call_ok": sum(verdict.call_ok for verdict in self.verdicts) / len(hits),
-            "trouble": dict(Counter(a.trouble for a in self.answered if a.trouble)),
+            f"by_{name}": shares_by((getattr(a.dialog, attribute) for a in self.answered), hits)
+            for name, attribute in attributes.items()
         }
+        detail["call_ok"] = sum(verdict.call_ok for verdict in self.verdicts) / len(hits)
+        detail["trouble"] = dict(Counter(a.trouble for a in self.answered if a.trouble))
         return share(name, hits, detail)
 
-    def mistakes(self, n: int = 5) -> list[dict[str, Any]]:
-        """The first few wrong ones, for people."""
-        wrong = (i for i, verdict in enumerate(self.verdicts) if not verdict.correct)
-        return [
-            {
-                "question": self.answered[i].dialog.prompt[-1]["content"],
-                "produced": list(self.answered[i].produced),
-                "expected": self.answered[i].dialog.answer,
-                "why": self.answered[i].trouble or self.verdicts[i].why,
-            }
-            for i, _ in zip(wrong, range(n), strict=False)
-        ]
 
-
-def tool_items(
-    n: int,
-    seed: int = 0,
-    *,
-    languages: Sequence[str] = LANGUAGES,
-    tool_call_formats: Sequence[str] = TOOL_CALL_FORMATS,
-) -> list[Dialog]:
-    """``n`` held-out dialogs that need a tool, languages and forms evenly."""
+def tool_items(n: int, seed: int = 0, *, languages: Sequence[str] = LANGUAGES) -> list[Dialog]:
+    """Return ``n`` held-out dialogs that need a tool, with languages and call formats in equal parts."""
     items: list[Dialog] = []
-    block = max(64, n)
-    for part in range(100):
-        tasks = ("arithmetic", "dates", "strings")
+    for part in range(100):  # some dialogs need no tool, so draw until there are enough
         more = make_dialogs(
-            block,
-            seed * 1000 + part,
-            split="test",
-            languages=languages,
-            tool_call_formats=tool_call_formats,
-            tasks=tasks,
-        )
+            max(64, n), seed * 1000 + part, split="test", languages=languages,
+            tool_call_formats=TOOL_CALL_FORMATS, tasks=("arithmetic", "dates", "strings"),
+        )  # fmt: skip
         items += [dialog for dialog in more if dialog.call]
         if len(items) >= n:
             return items[:n]
-    raise DataError(f"{n} dialogs with a tool are more than could be made")
+    raise DataError(f"tool use: could not make {n} dialogs that need a tool; ask for fewer")
 
 
 def tool_use(
-    model: LlamaLM,
-    tokenizer: Tokenizer,
-    dialogs: Sequence[Dialog],
-    *,
-    max_tokens: int = 160,
-    max_batch: int = 128,
-) -> ToolUse:
-    """Answers and judges ``dialogs`` (`tool_items`, or any others of `herd.data.dialogs`)."""
+    model: LlamaLM, tokenizer: Tokenizer, dialogs: Sequence[Dialog], *, max_tokens: int = 160, max_batch: int = 128
+) -> ToolUse:  # fmt: skip
+    """Answer and judge ``dialogs``, from `tool_items` or any others of `herd.data.dialogs`."""
     if not dialogs:
-        raise DataError("tool use: no dialogs to answer")
+        raise DataError("tool use: there are no dialogs to answer")
     engine = Engine(model, tokenizer, max_batch=max_batch)
     answered = answer_dialogs(engine, tokenizer, dialogs, max_tokens)
     return ToolUse(answered, [judge(a.dialog, a.produced) for a in answered])
@@ -121,7 +88,7 @@ def tool_use(
 def answer_dialogs(
     engine: Engine, tokenizer: Tokenizer, dialogs: Sequence[Dialog], max_tokens: int = 160
 ) -> list[Answered]:
-    """What the model says after each dialog's prompt, calls run and answered, all dialogs in lockstep."""
+    """Let the model continue each dialog's prompt, all dialogs in lockstep, with its calls run."""
     trouble = [""] * len(dialogs)
     with Sandbox() as sandbox:
         execute = partial(execute_call, tools={**TOOLS, CODE_INTERPRETER: _interpreter(sandbox)})
@@ -150,10 +117,10 @@ def answer_dialogs(
 
 
 def _interpreter(sandbox: Sandbox) -> Tool:
-    """The code interpreter with one sandbox for all: starting one takes longer than most programs."""
+    """Return a code interpreter that reuses one sandbox: starting one takes longer than most programs run."""
 
     def code_interpreter(code: str) -> str:
-        """Run a Python program and give back what it printed."""
+        """Run a Python program and return what it printed."""
         result = sandbox.run(code)
         if not result.ok:
             raise ToolError(f"{result.reason}\n{result.stderr}".strip())
@@ -163,10 +130,5 @@ def _interpreter(sandbox: Sandbox) -> Tool:
 
 
 def _prompt(tokenizer: Tokenizer, dialog: Dialog, messages: Sequence[Message]) -> list[int]:
-    return render(
-        messages,
-        tokenizer,
-        tools=dialog.tools or None,
-        tool_call_format=dialog.tool_call_format,
-        generation_prompt=True,
-    ).ids
+    tools, form = dialog.tools or None, dialog.tool_call_format
+    return render(messages, tokenizer, tools=tools, tool_call_format=form, generation_prompt=True).ids
