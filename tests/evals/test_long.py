@@ -89,7 +89,7 @@ def test_questions_have_their_paragraph_once(maker):
 
 
 def test_too_short_and_unknown_say_so(maker):
-    with pytest.raises(DataError, match="at least"):
+    with pytest.raises(DataError, match="too short for this question"):
         maker.make("multiquery", 40, 0.5, 0)
     with pytest.raises(DataError, match="unknown kind"):
         maker.make("riddle", 400, 0.5, 0)

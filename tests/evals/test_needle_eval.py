@@ -71,7 +71,7 @@ def test_questions_are_not_those_of_training(tokenizer, filler):
 
 
 def test_beyond_the_context(make_model, tokenizer, filler):
-    with pytest.raises(DataError, match=r"\[300\] are beyond the context of 256"):
+    with pytest.raises(DataError, match=r"\[300\] are beyond the model's context of 256"):
         needle(make_model(0, max_context=256), tokenizer, filler, [200, 300])
     with pytest.raises(DataError, match="nothing to ask"):
         needle(make_model(0, max_context=256), tokenizer, filler, [])

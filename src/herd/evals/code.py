@@ -1,8 +1,8 @@
-"""Functions that run: the share of written programs that parse, and that pass a check they have not seen.
+"""Written functions: the share of a model's programs that parse, and that pass a check they have not seen.
 
-An instruct model is asked in a dialog; a base model gets the question as a comment and the ``def`` line, and goes on.
-Each program runs in the sandbox with the asserts of its dialog (functional correctness as in HumanEval,
-arXiv 2107.03374).
+An instruct model is asked in a dialog; a base model gets the question as a comment and the ``def`` line to continue.
+Each program runs in the sandbox with the asserts of its dialog (functional correctness as in HumanEval, arXiv
+2107.03374).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ..engine.engine import Engine
 from ..engine.request import Request, Sampling
 from ..errors import DataError
 from ..llama.model import LlamaLM
-from ..text.chat import render
 from ..text.fenced import defined_functions, python_program
 from ..text.tokenizer import Tokenizer
 from ..tools import Sandbox
 from .score import Score, share, shares_by
+from .tooluse import prompt_ids
 
 _DEF = re.compile(r"^def .*:$", re.MULTILINE)
 TIMEOUT_S = 2.0
@@ -28,7 +28,7 @@ TIMEOUT_S = 2.0
 
 @dataclass(frozen=True)
 class WrittenProgram:
-    """A dialog's program as the model wrote it: does it parse, does it pass."""
+    """A dialog's program as the model wrote it, and whether it parses and passes."""
 
     dialog: Dialog
     code: str
@@ -36,60 +36,41 @@ class WrittenProgram:
     passes: bool
 
 
-def code_items(n: int, seed: int = 0, *, languages: Sequence[str] = ("en",)) -> list[Dialog]:
-    """``n`` held-out dialogs that ask for a function."""
-    return make_dialogs(
-        n, seed, split="test", languages=languages, tool_call_formats=("json",), tasks=("programs",)
-    )
+def code_items(n: int, seed: int = 0) -> list[Dialog]:
+    """Return ``n`` held-out dialogs in English that ask for a function."""
+    kinds = {"languages": ("en",), "tool_call_formats": ("json",), "tasks": ("programs",)}
+    return make_dialogs(n, seed, split="test", **kinds)
 
 
-def written_in_chat(
-    model: LlamaLM, tokenizer: Tokenizer, dialogs: Sequence[Dialog], sampling: Sampling | None = None
-) -> list[WrittenProgram]:
-    """An instruct model's programs; greedy unless ``sampling`` says otherwise."""
-    prompts = [
-        render(
-            d.prompt,
-            tokenizer,
-            tools=d.tools or None,
-            tool_call_format=d.tool_call_format,
-            generation_prompt=True,
-        ).ids
-        for d in dialogs
-    ]
-    texts = _texts(model, tokenizer, prompts, sampling or Sampling(max_tokens=160))
+def written_in_chat(model: LlamaLM, tokenizer: Tokenizer, dialogs: Sequence[Dialog]) -> list[WrittenProgram]:
+    """Return an instruct model's programs, decoded greedily."""
+    prompts = [prompt_ids(tokenizer, dialog, dialog.prompt) for dialog in dialogs]
+    texts = _texts(model, tokenizer, prompts, max_tokens=160)
     return run_programs([(dialog, python_program(text)) for dialog, text in zip(dialogs, texts, strict=True)])
 
 
-def written_as_text(
-    model: LlamaLM, tokenizer: Tokenizer, dialogs: Sequence[Dialog], sampling: Sampling | None = None
-) -> list[WrittenProgram]:
-    """A base model's programs: the body that follows a comment and a ``def`` line, up to the next unindented line."""
+def written_as_text(model: LlamaLM, tokenizer: Tokenizer, dialogs: Sequence[Dialog]) -> list[WrittenProgram]:
+    """Return a base model's programs: a comment and a ``def`` line, continued up to the next unindented line."""
     heads = [_head(dialog) for dialog in dialogs]
     prompts = [tokenizer.encode(comment + head, bos=True) for comment, head in heads]
-    texts = _texts(model, tokenizer, prompts, sampling or Sampling(max_tokens=80))
-    return run_programs(
-        [(d, head + function_body(text)) for d, (_, head), text in zip(dialogs, heads, texts, strict=True)]
-    )
+    texts = _texts(model, tokenizer, prompts, max_tokens=80)
+    written = zip(dialogs, heads, texts, strict=True)
+    return run_programs([(dialog, head + function_body(text)) for dialog, (_, head), text in written])
 
 
 def program_scores(written: Sequence[WrittenProgram]) -> list[Score]:
-    """``code_parse`` and ``code_pass``, by language."""
+    """Return ``code_parse`` and ``code_pass``, with breakdowns by language."""
     langs = [w.dialog.lang for w in written]
-    parses, passes = [w.parses for w in written], [w.passes for w in written]
-    return [
-        share("code_parse", parses, {"by_lang": shares_by(langs, parses)}),
-        share("code_pass", passes, {"by_lang": shares_by(langs, passes)}),
-    ]
+    hits = {"code_parse": [w.parses for w in written], "code_pass": [w.passes for w in written]}
+    return [share(name, some, {"by_lang": shares_by(langs, some)}) for name, some in hits.items()]
 
 
 def run_programs(programs: Sequence[tuple[Dialog, str]]) -> list[WrittenProgram]:
-    """Parse every program and run those that parse with their dialog's asserts, each in a process of its own."""
+    """Run every program that parses with its dialog's asserts, each in a process of its own."""
     out = []
     with Sandbox() as sandbox:
         for dialog, code in programs:
-            parses = bool(defined_functions(code))
-            passes = False
+            parses, passes = bool(defined_functions(code)), False
             if parses:
                 result = sandbox.run(f"{code}\n\n{dialog.check}\nprint('met')\n", timeout_s=TIMEOUT_S)
                 passes = result.ok and result.stdout.endswith("met\n")
@@ -98,17 +79,12 @@ def run_programs(programs: Sequence[tuple[Dialog, str]]) -> list[WrittenProgram]
 
 
 def function_body(text: str) -> str:
-    """Lines up to the first that is neither indented nor empty."""
-    lines = text.split("\n")
-    end = next(
-        (i for i, line in enumerate(lines) if i and line.strip() and not line.startswith((" ", "\t"))),
-        len(lines),
-    )
-    return "\n".join(lines[:end])
+    """Return the text up to the first line, after the first one, that is neither indented nor empty."""
+    return re.split(r"\n(?=[^ \t\n])", text, maxsplit=1)[0]
 
 
 def _head(dialog: Dialog) -> tuple[str, str]:
-    """(comment, def line with the first line's indentation) of the dialog's own solution."""
+    """Return the question as a comment, and the solution's ``def`` line with the indentation of the next line."""
     found = _DEF.search(dialog.messages[-1]["content"])
     if not found:
         raise DataError("this dialog does not ask for a function: make dialogs with tasks=('programs',)")
@@ -116,8 +92,8 @@ def _head(dialog: Dialog) -> tuple[str, str]:
     return comment, found[0] + "\n   "
 
 
-def _texts(model: LlamaLM, tokenizer: Tokenizer, prompts: list[list[int]], sampling: Sampling) -> list[str]:
+def _texts(model: LlamaLM, tokenizer: Tokenizer, prompts: list[list[int]], max_tokens: int) -> list[str]:
     if not prompts:
-        raise DataError("code: no dialogs to answer")
-    requests = [Request(ids, sampling) for ids in prompts]
+        raise DataError("code: there are no dialogs to answer")
+    requests = [Request(ids, Sampling(max_tokens=max_tokens)) for ids in prompts]
     return [completion.text for completion in Engine(model, tokenizer, max_batch=128).run(requests)]

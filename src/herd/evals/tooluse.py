@@ -8,7 +8,7 @@ value (`herd.data.scoring`), so a lucky guess is wrong. Wordings, names and numb
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -95,7 +95,7 @@ def answer_dialogs(
         loops = [ToolLoop(list(dialog.prompt), execute, ROUNDS) for dialog in dialogs]
         going = list(range(len(dialogs)))
         while going:
-            prompts = {i: _prompt(tokenizer, dialogs[i], loops[i].messages) for i in going}
+            prompts = {i: prompt_ids(tokenizer, dialogs[i], loops[i].messages) for i in going}
             for i in going:
                 if len(prompts[i]) >= engine.context:
                     trouble[i] = "beyond the context"
@@ -129,6 +129,7 @@ def _interpreter(sandbox: Sandbox) -> Tool:
     return Tool(code_interpreter)
 
 
-def _prompt(tokenizer: Tokenizer, dialog: Dialog, messages: Sequence[Message]) -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, dialog: Dialog, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the tokens that ask for the next message of a dialog that so far consists of ``messages``."""
     tools, form = dialog.tools or None, dialog.tool_call_format
     return render(messages, tokenizer, tools=tools, tool_call_format=form, generation_prompt=True).ids
