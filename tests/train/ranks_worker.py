@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import toy
+from torch.distributed.tensor import DTensor
 
 from herd.train import distil, lm, metrics, parallel, sft, train
 from herd.train.heldout import heldout_loss
@@ -23,6 +24,14 @@ class Recorder(toy.Masked):
     def batch(self, position, count):
         self.rows.extend(range(position, position + count))
         return super().batch(position, count)
+
+
+def full_weights(model) -> dict[str, torch.Tensor]:
+    """All weights whole and on the CPU, on every rank."""
+    return {
+        name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu()
+        for name, value in model.state_dict().items()
+    }
 
 
 def job(name: str, folder: Path, shard: int | None, **changes) -> dict:
@@ -41,7 +50,7 @@ def job(name: str, folder: Path, shard: int | None, **changes) -> dict:
         return {"loss": heldout_loss(model, [batch])}
 
     train(model, stream, objective, config, folder, mesh=ranks.mesh, evaluate=evaluate)
-    weights = parallel.full_weights(model)
+    weights = full_weights(model)
     if ranks.first:
         torch.save(weights, folder / "weights.pt")
         (folder / "log.json").write_text(json.dumps(toy.timeless(metrics.read(folder))))

@@ -14,7 +14,7 @@ import toy
 
 from herd.errors import TrainingError
 from herd.train import Loss, lm, metrics, objectives, sft, state, train
-from herd.train.storage import RawReader
+from herd.train.storage import RawFiles
 
 
 def reference(model, stream, config):
@@ -172,7 +172,7 @@ def test_only_what_is_trainable_is_kept_and_averaged(tmp_path):
     for name, p in whole.named_parameters():
         assert torch.equal(p, before[name]) == ("mlp" not in name), name
     for path in state.states(tmp_path):
-        names = RawReader(path).read_metadata().state_dict_metadata
+        names = RawFiles(path).read_metadata().state_dict_metadata
         assert all("mlp" in name for name in names), path
         if path.name == "step-00000006":
             shutil.rmtree(path)

@@ -120,5 +120,5 @@ def test_ctrl_c_under_torchrun_saves_the_state(tmp_path):
 
 def test_ranks_that_do_not_fit_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "6")
-    with pytest.raises(TrainingError, match="6 ranks cannot be cut into shards of 4"):
+    with pytest.raises(TrainingError, match="6 ranks cannot be divided into shards of 4"):
         parallel.start(4)

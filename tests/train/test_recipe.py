@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from herd.errors import HerdError, RecipeError
-from herd.train.recipe import check, parse_recipe, read_recipe
+from herd.train.recipe import check_recipe, parse_recipe, read_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -239,7 +239,17 @@ def test_several_errors_show_the_first_and_count_the_rest():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "just words", "- a\n- list", "name: [", "\t- x", "a: !!python/object:os.system {}"]
+    "text",
+    [
+        "",
+        "just words",
+        "- a\n- list",
+        "name: [",
+        "\t- x",
+        "a: !!python/object:os.system {}",
+        "name: 2026-13-45",
+        "a: &a [*a]",
+    ],
 )
 def test_what_is_no_recipe(text):
     with pytest.raises(RecipeError):
@@ -258,17 +268,17 @@ def test_check_looks_at_ranks_and_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = parse_recipe(GOOD)
     with pytest.raises(RecipeError, match="corpus: no such file or folder"):
-        check(recipe, 2)
+        check_recipe(recipe, 2)
     (tmp_path / "corpus").mkdir()
-    assert check(recipe, 2).dim == 32
+    assert check_recipe(recipe, 2).dim == 32
     with pytest.raises(RecipeError, match=r"recipe is for parallel.ranks=2, started are 1: use torchrun"):
-        check(recipe, 1)
+        check_recipe(recipe, 1)
     shards = edited(
         ("kind: text\n  paths: [corpus]", f"kind: shards\n  folder: {tmp_path}/none"),
         ("train_vocab: 1024", "path: tokenizer.model"),
     )
     with pytest.raises(RecipeError, match="none: no such file or folder"):
-        check(parse_recipe(shards), 2)
+        check_recipe(parse_recipe(shards), 2)
     missing = edited(("kind: lm", f"kind: distil\n  teacher: {tmp_path}/nobody"))
     with pytest.raises(HerdError, match="nobody"):
-        check(parse_recipe(missing), 2)
+        check_recipe(parse_recipe(missing), 2)

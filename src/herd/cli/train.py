@@ -1,4 +1,4 @@
-"""`herd train`: one training run as its recipe says; on several processes under `torchrun -m herd train RECIPE`."""
+"""`herd train`: run a recipe, on several processes under `torchrun -m herd train RECIPE`."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ from .common import Json, print_json
 
 def train_command(
     recipe: Annotated[Path, typer.Argument(help="A recipe (YAML), e.g. recipes/tiny-lm.yaml.")],
-    check: Annotated[bool, typer.Option("--check", help="Only look for mistakes in the recipe.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only check the recipe for mistakes.")] = False,
     rehearse: Annotated[
         bool,
         typer.Option(
-            "--rehearse", help="A few real steps of its blocks here, and what the whole run will take."
+            "--rehearse", help="Train one and two layers for a few steps, and predict the whole run."
         ),
     ] = False,
     machine: Annotated[
         str | None,
-        typer.Option(help="With --rehearse: where it will run, e.g. 64xH100; predicts and scripts that."),
+        typer.Option(help="With --rehearse: the machine to predict for, e.g. 64xH100."),
     ] = None,
-    script: Annotated[Path | None, typer.Option(help="With --rehearse: write a Slurm script here.")] = None,
+    script: Annotated[
+        Path | None, typer.Option(help="With --rehearse: write a Slurm script to this file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train by a recipe. A mistake in it is named with its line before anything starts; Ctrl-C leaves a state to go on
-    from, and the same command goes on."""
+    """Train a model by a recipe.
+
+    Mistakes in the recipe are named with their line before anything starts. Ctrl-C saves the state of the run; the
+    same command resumes it."""
     from ..train.recipe import read_recipe
 
     read = read_recipe(recipe)
@@ -74,11 +78,11 @@ def train_command(
         print(f"{folder}: {result.tokens:,} tokens in {result.seconds:,.0f} s, {pace:,.0f} tokens/s")
         if planned is not None:
             error = 100 * (planned / result.seconds - 1)
-            print(f"herd plan would have said {planned:,.0f} s ({error:+.0f} %); see herd plan score")
+            print(f"herd plan predicted {planned:,.0f} s ({error:+.0f} %); see herd plan score")
 
 
 def _planned(recipe: Any, folder: Path, result: Any) -> float | None:
-    """Seconds that a plan for this machine would have foretold, put beside what they were; None of several machines."""
+    """Return the seconds that a plan for this machine predicts; None for a run on several ranks or with a teacher."""
     from ..checkpoint import load_config
     from ..plan import compare
 
@@ -90,21 +94,23 @@ def _planned(recipe: Any, folder: Path, result: Any) -> float | None:
 
 
 def _check(path: Path, recipe: Any, as_json: bool) -> None:
-    """What the recipe comes to, on as many processes as it is for."""
-    from ..train.recipe import check
+    """Check the recipe for the number of processes it names, and print its size."""
+    from ..train.recipe import check_recipe
 
-    config = check(recipe, recipe.parallel.ranks)
+    config = check_recipe(recipe, recipe.parallel.ranks)
     tokens = recipe.train.steps * recipe.train.batch_size * recipe.train.context
     flops = tokens * config.flops_per_token(recipe.train.context / 2, training=True)
     if as_json:
         print_json({"recipe": str(path), "n_params": config.n_params, "tokens": tokens, "flops": flops})
     else:
-        print(f"{path}: good; {config.n_params:,} parameters, {tokens:,} tokens, {flops:.3g} FLOPs")
+        print(
+            f"{path}: no mistakes found; {config.n_params:,} parameters, {tokens:,} tokens, {flops:.3g} FLOPs"
+        )
 
 
 @contextmanager
 def _progress(name: str, steps: int, *, show: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A bar in a terminal; elsewhere a line every twentieth of the way, so that a log file reads well."""
+    """Show a progress bar in a terminal; elsewhere print a line every twentieth of the way, for log files."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

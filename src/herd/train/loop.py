@@ -1,11 +1,12 @@
-"""The one loop. Pre-training, context extension, SFT and distillation differ in their stream and their objective only.
+"""The one training loop. Pre-training, context extension, SFT and distillation differ in stream and objective only.
 
-A step, on every rank: read its own rows of the global batch, run them in micro-batches whose *summed* losses add up in
-the gradient, divide by the number of trained tokens of all ranks, clip by the global norm, one AdamW update in fp32.
+In a step every rank reads its own rows of the global batch and runs them in micro-batches whose *summed* losses add up
+in the gradient. The gradient is divided by the number of trained tokens of all ranks and clipped by its global norm;
+then comes one update of the optimizer in fp32.
 
 Nothing here is random and the stream is a pure function of its position, so a state is the weights, the moments, the
-mean of the decay's weights and one integer; a run killed anywhere and started again ends with the same bits as one that
-was not. Under ``torchrun`` the same call runs on all ranks and sees the same tokens in the same order.
+mean of the decay's weights and one integer. A run that is killed anywhere and started again ends with the same bits as
+one that was not. Under ``torchrun`` the same call runs on all ranks and sees the same tokens in the same order.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
-from ..data.batch import Batch
+from ..data.stream import Stream
 from ..dtypes import torch_dtype
 from ..errors import TrainingError
 from ..llama.model import LlamaLM
@@ -38,24 +39,20 @@ from .optim import Average, gradient_norm, moments, set_rate, set_updates
 from .parallel import Ranks
 
 
-class Stream(Protocol):
-    """Rows by number: a pure function. With a ``signature`` (a JSON value), resuming on other data is an error."""
-
-    def batch(self, position: int, count: int) -> Batch:
-        """Rows ``position`` up to ``position + count``."""
-
-
 @dataclass(frozen=True)
 class TrainResult:
-    """What came of it; the weights are in the model. ``seconds`` counts all starts together, ``flops`` what the matmuls
-    took (a teacher's forwards included, recomputation not)."""
+    """The outcome of a run; the weights are in the model.
+
+    ``seconds`` counts all starts together. ``flops`` are those of the matmuls, a teacher's forwards included and
+    recomputation not.
+    """
 
     step: int
     tokens: int
     seconds: float
     flops: float
-    last: dict[str, Any]  # the last step's record
-    averaged: int  # weights of the decay that were averaged; 0: the weights are the last step's
+    last: dict[str, Any]  # the record of the last step
+    averaged: int  # how many weights of the decay were averaged; 0: the weights are the last step's
     resumed_from: int
 
 
@@ -73,11 +70,11 @@ def train(
     """Train ``model`` in place for ``config.steps`` steps, from the newest state in ``folder`` if there is one.
 
     ``folder`` receives ``metrics.jsonl`` and ``state/``. ``mesh`` is by default what ``torchrun`` started, as replicas.
-    ``evaluate(model, step)`` is called on every rank every ``config.eval_every`` steps and after the last, and its
-    numbers go to the log; ``on_step(record)`` after every logged step, on the first rank only. Calling again after
-    the end loads the result and returns.
+    Every rank calls ``evaluate(model, step)`` every ``config.eval_every`` steps and after the last; its numbers go to
+    the log. The first rank calls ``on_step(record)`` after every logged step. A `stream` may have a ``signature`` (a
+    JSON value): resuming on other data is then an error. Calling again after the end loads the result and returns.
 
-    Ctrl-C (or SIGTERM) finishes the step, saves the state and raises KeyboardInterrupt. Raises `TrainingError` for a
+    Ctrl-C and SIGTERM let the step finish, save the state and raise KeyboardInterrupt. Raises `TrainingError` for a
     loss that is not finite (naming step and rows), a batch that trains nothing, or a state that does not fit this run.
     """
     ranks = parallel.start() if mesh is None else parallel.ranks_of(mesh)
@@ -86,7 +83,7 @@ def train(
 
 
 class _Run:
-    """One call of `train`: the pieces that every step needs."""
+    """One call of `train`."""
 
     def __init__(
         self,
@@ -164,7 +161,7 @@ class _Run:
         return self._result(resumed_from)
 
     def _finish(self, evaluate: Any, log: MetricsLog | None) -> None:
-        """The mean of the decay's weights becomes the model; it is evaluated and kept."""
+        """Put the mean of the decay's weights into the model, evaluate it and save it."""
         self.average.copy_to(self.weights)
         if self.config.eval_every:
             self._evaluate(evaluate, log)
@@ -185,12 +182,12 @@ class _Run:
     # One step -----------------------------------------------------------------------------------------------------
 
     def _step(self, interrupted: threading.Event) -> tuple[dict[str, Any], bool]:
-        """One update. Returns its record and whether some rank was asked to stop."""
+        """Make one update. Return its record, and whether some rank was asked to stop."""
         config, began = self.config, time.perf_counter()
         rate = config.learning_rate(self.step)
         losses = self._forward_backward()
         names = sorted(losses[0].metrics)
-        sums_M3 = torch.stack([_numbers(loss, names) for loss in losses])  # a row a micro-batch
+        sums_M3 = torch.stack([_numbers(loss, names) for loss in losses])  # a row per micro-batch
         stop = torch.tensor([float(interrupted.is_set())], dtype=torch.float64, device=self.device)
         total, count, *others, stopping = self.ranks.sum(torch.cat([sums_M3.sum(0), stop])).tolist()
         if not count:
@@ -225,7 +222,7 @@ class _Run:
         return record | self._speed(took), bool(stopping)
 
     def _forward_backward(self) -> list[objectives.Loss]:
-        """Gradients of the summed losses of this rank's rows, and the detached losses of its micro-batches."""
+        """Add up the gradients of this rank's rows. Return the detached losses of its micro-batches."""
         micro = self.config.micro_batch_size or self.rows
         losses = []
         for start in range(0, self.rows, micro):
@@ -238,18 +235,18 @@ class _Run:
         return losses
 
     def _autocast(self) -> Any:
-        """FSDP2 gathers weights in the compute dtype; alone, autocast casts them at each matmul."""
+        """Cast weights at each matmul; FSDP2 gathers them in the compute dtype and needs no cast."""
         dtype = torch_dtype(self.config.dtype)
         if dtype == torch.float32 or isinstance(self.model, FSDPModule):
             return nullcontext()
         return torch.autocast(self.device.type, dtype)
 
     def _gradient_scale(self, count: float) -> float:
-        """From the summed loss's gradient (averaged over ranks by FSDP2) to that of the mean over trained tokens."""
+        """Return the factor from the gradient of the sum (FSDP2: its mean over ranks) to that of the mean per token."""
         return (self.ranks.world if isinstance(self.model, FSDPModule) else 1) / count
 
     def _first_row(self) -> int:
-        """The stream's row where this rank's part of the step begins."""
+        """Return the row of the stream where this rank's part of the step begins."""
         return self.config.start_position + self.step * self.config.batch_size + self.ranks.rank * self.rows
 
     def _rows_text(self) -> str:
@@ -257,7 +254,7 @@ class _Run:
         return f"rows {first} to {first + self.config.batch_size - 1}"
 
     def _not_finite(self, loss: float, norm: float, totals: Tensor, rate: float) -> TrainingError:
-        """Which micro-batch it was; the weights are those before the step, and so is what is on the disk."""
+        """Return the error that names the micro-batch. Weights and states are those before the step."""
         micro = self.config.micro_batch_size or self.rows
         bad = (~totals.isfinite()).nonzero().flatten().tolist()
         nowhere = 1 << 62
@@ -302,7 +299,7 @@ class _Run:
             log.write({"step": self.step} | {f"eval/{key}": value for key, value in numbers.items()})
 
     def _tensors(self, *, finished: bool) -> dict[str, Tensor]:
-        """What a state holds. A finished one is its weights: it will not be trained on."""
+        """Return what a state holds: of a finished run only the weights, because no step follows."""
         tensors = {f"model/{name}": weight for name, weight in self.weights.items()}
         if not finished:
             tensors |= moments(self.params, self.optimizer)
@@ -325,7 +322,7 @@ class _Run:
         return state.save(self.folder, progress, tensors, self.ranks, keep=self.config.keep_states)
 
     def _resume(self) -> bool:
-        """Load the newest state if there is one. Returns whether it is a finished run's."""
+        """Load the newest state if there is one. Return whether it is that of a finished run."""
         if self.ranks.first:
             state.tidy(self.folder)
         self.ranks.barrier()
@@ -352,10 +349,11 @@ def _numbers(loss: objectives.Loss, names: list[str]) -> Tensor:
 
 @contextmanager
 def _interrupts(*, once: bool) -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, while the block lasts; with ``once`` a second Ctrl-C acts as ever, at once.
-    Under ``torchrun`` one Ctrl-C arrives twice, from the terminal and from its agent, which kills us after 30 s anyway.
+    """Yield an event that Ctrl-C and SIGTERM set until the block ends.
 
-    Only the main thread may catch signals; elsewhere the event is never set.
+    With ``once`` a second Ctrl-C acts as usual, immediately. Under ``torchrun`` one Ctrl-C arrives twice, from the
+    terminal and from its agent, which kills the process after 30 seconds anyway. Only the main thread can catch
+    signals; elsewhere the event is never set.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -1,8 +1,8 @@
-"""What a run says about itself: one JSON line a logged step in ``metrics.jsonl``, and TensorBoard if asked for.
+"""What a run records about itself: a JSON line per logged step in ``metrics.jsonl``, and TensorBoard if asked for.
 
-A resumed run does steps again that the killed one had already logged. Lines beyond the resumed step are dropped first,
-also a last line that was cut in half, so the file of a run killed ten times reads like that of one never killed
-(only seconds and speeds differ).
+A resumed run repeats steps that the killed one had already logged. Lines beyond the resumed step are dropped first, and
+so is a last line that was cut short, so the file of a run that was killed ten times reads like that of one that never
+was; only seconds and speeds differ.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ FILE = "metrics.jsonl"
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All whole records of a run's folder, in order; empty when there is no file yet.
+    """Return all complete records of a run's folder in order; none when there is no file yet.
 
     Raises `TrainingError` for a broken line that is not the last.
     """
     path = Path(folder) / FILE
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
     records = []
-    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline was never finished
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):  # the rest was never finished
         try:
             record = json.loads(line)
             record["step"]
@@ -43,16 +42,17 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Appends records; opened at the step from which the run goes on."""
+    """The log of a run, opened at the step from which the run continues."""
 
     def __init__(self, folder: Path, step: int, *, tensorboard: bool = False) -> None:
-        self.path = Path(folder) / FILE
-        self._drop_after(step)
-        self._file = self.path.open("a", encoding="utf-8")
+        path = Path(folder) / FILE
+        kept = [record for record in read(folder) if record["step"] <= step]
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = path.open("a", encoding="utf-8")
         self._board = _board(Path(folder) / "tensorboard", step) if tensorboard else None
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record with a ``step``; numbers go to TensorBoard too."""
+        """Append one record with a ``step``; its numbers also go to TensorBoard."""
         self._file.write(json.dumps(dict(record)) + "\n")
         self._file.flush()
         if self._board is not None:
@@ -61,7 +61,7 @@ class MetricsLog:
                     self._board.add_scalar(key, value, record["step"])
 
     def sync(self) -> None:
-        """Bring all lines to the disk: a state must not be younger than its log."""
+        """Bring all lines to the disk: a state must not reach the disk before its log does."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -70,13 +70,6 @@ class MetricsLog:
         self._file.close()
         if self._board is not None:
             self._board.close()
-
-    def _drop_after(self, step: int) -> None:
-        kept = [record for record in read(self.path.parent) if record["step"] <= step]
-        text = "".join(json.dumps(record) + "\n" for record in kept)
-        if self.path.exists() and self.path.read_text(encoding="utf-8") == text:
-            return
-        write_atomically(self.path, text)
 
 
 def _board(folder: Path, step: int) -> Any:

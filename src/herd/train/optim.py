@@ -10,13 +10,13 @@ from torch.distributed.tensor import DTensor
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The learning rate of the next step."""
+    """Set the learning rate of the next step."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 def moments(params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Adam's moments by parameter name: ``exp_avg/NAME`` and ``exp_avg_sq/NAME`` (the tensors themselves)."""
+    """Return Adam's moments by name, ``exp_avg/NAME`` and ``exp_avg_sq/NAME``: the tensors themselves."""
     return {
         f"{key}/{name}": optimizer.state[param][key]
         for name, param in params.items()
@@ -31,7 +31,7 @@ def set_updates(optimizer: torch.optim.Optimizer, updates: int) -> None:
 
 
 def gradient_norm(grads: Iterable[Tensor]) -> float:
-    """2-norm of all gradients together, over all shards of all ranks (a collective when they are DTensors)."""
+    """Return the 2-norm of all gradients together, over all ranks' shards (a collective where they are DTensors)."""
     norm = torch.nn.utils.get_total_norm(list(grads), 2.0)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
@@ -39,7 +39,7 @@ def gradient_norm(grads: Iterable[Tensor]) -> float:
 class Average:
     """The running mean of weights sampled during the decay (Polyak; Llama 3 section 3.4.3), in fp32.
 
-    ``count`` samples are in ``mean``, by parameter name; empty until the first.
+    ``mean`` is the mean of ``count`` samples by parameter name, and empty before the first.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Average:
 
     @torch.no_grad()
     def add(self, weights: Mapping[str, Tensor]) -> None:
-        """Take one more sample: mean += (weights - mean) / count."""
+        """Add a sample: mean += (weights - mean) / count."""
         self.count += 1
         if self.count == 1:
             self.mean = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -57,12 +57,12 @@ class Average:
         torch._foreach_lerp_(means, [weights[name].detach() for name in self.mean], 1 / self.count)
 
     def empty_like(self, weights: Mapping[str, Tensor], count: int) -> None:
-        """Make room for ``count`` samples' mean, to be loaded from disk."""
+        """Allocate the mean of ``count`` samples, to be loaded from disk."""
         self.count = count
         self.mean = {name: torch.empty_like(weight) for name, weight in weights.items()} if count else {}
 
     @torch.no_grad()
     def copy_to(self, weights: Mapping[str, Tensor]) -> None:
-        """Put the mean in the place of ``weights``."""
+        """Copy the mean into ``weights``."""
         for name, mean in self.mean.items():
             weights[name].copy_(mean)

@@ -1,8 +1,8 @@
-"""A recipe: one YAML file that says everything about a training run, checked before anything starts. No torch.
+"""A recipe: one YAML file that describes a training run and is checked before anything starts.
 
-Every error names the file, the line and the key. An unknown key comes with the nearest known one, because a misspelt
-key that is quietly ignored costs a training run. `read_recipe` checks what the file alone can tell (types, impossible
-combinations); `check` then looks at the folders it names and at the number of ranks.
+Every error names the file, the line and the key, and is one line. An unknown key comes with the nearest known one,
+because a misspelt key that is quietly ignored costs a training run. `read_recipe` checks what the file alone can tell:
+types and impossible combinations. `check_recipe` then looks at the folders it names and at the number of ranks.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import difflib
 import math
 import re
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,7 @@ from .sources import AnyData
 
 
 def _mirror(source: type, **replaced: Any) -> type[BaseModel]:
-    """A pydantic model with the fields of a dataclass, so that YAML errors are found key by key."""
+    """Return a pydantic model with the fields of a dataclass, so that YAML errors are found key by key."""
     hints = typing.get_type_hints(source)
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(source):
@@ -45,9 +46,9 @@ ShapeSpec = _mirror(ModelConfig, rope_scaling=RopeSpec | None)
 
 
 class ModelSpec(Section):
-    """Where the weights come from; exactly one of the three. With ``size`` and ``shape`` they are drawn at random."""
+    """The source of the weights, exactly one of the three. With ``size`` and ``shape`` they are drawn at random."""
 
-    size: str | None = None  # of the published table
+    size: str | None = None  # e.g. 8B: a published Llama 3.1 model's shape
     shape: ShapeSpec | None = None  # type: ignore[valid-type]
     start: str | None = None  # a checkpoint folder
 
@@ -71,7 +72,7 @@ class ModelSpec(Section):
         return self
 
     def config(self) -> ModelConfig | None:
-        """The model's shape, where the recipe alone tells it."""
+        """Return the model's shape, or None where only the checkpoint knows it."""
         if self.size is not None:
             return SIZES[self.size]
         if self.shape is None:
@@ -83,12 +84,10 @@ class ModelSpec(Section):
 
 
 class TokenizerSpec(Section):
-    """A tokenizer's file or folder, or the size of one to train on the corpus. Neither: the checkpoint's own."""
+    """A tokenizer's file or folder, or the size of one to train on the text. Without it: the checkpoint's own."""
 
     path: str | None = None
-    train_vocab: Annotated[int, Field(ge=512)] | None = (
-        None  # with the 256 single bytes and 256 special tokens
-    )
+    train_vocab: Annotated[int, Field(ge=512)] | None = None  # 256 bytes and 256 special tokens included
 
     @model_validator(mode="after")
     def _one(self) -> TokenizerSpec:
@@ -98,7 +97,7 @@ class TokenizerSpec(Section):
 
 
 class ParallelSpec(Section):
-    """How many processes, and over how many of them weights are split: 1 is DDP, all are FSDP, between them HSDP."""
+    """The number of processes, and over how many of them weights are divided: 1 is DDP, all FSDP, between them HSDP."""
 
     ranks: Positive = 1
     shard: Positive = 1
@@ -111,7 +110,7 @@ class ParallelSpec(Section):
 
 
 class Recipe(Section):
-    """One run. ``out`` receives state, metrics and, at the end, the checkpoint ``out/model``."""
+    """A training run. ``out`` receives state, metrics and, at the end, the checkpoint ``out/model``."""
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")]
     model: ModelSpec
@@ -122,53 +121,47 @@ class Recipe(Section):
     schedule: AnySchedule = Cosine()
     train: TrainSettings
     parallel: ParallelSpec = ParallelSpec()
-    save_dtype: ComputeDtype = "bf16"  # of the checkpoint; what Llama is released in
+    save_dtype: ComputeDtype = "bf16"  # of the checkpoint
     out: Annotated[str, Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _fits(self) -> Recipe:
-        config = self.model.config()
-        if config is not None:
-            if self.train.context > config.max_context:
-                raise impossible(
-                    "train.context",
-                    f"context={self.train.context} exceeds the model's max_context={config.max_context}",
-                )
-            if self.tokenizer is None:
-                raise impossible(
-                    "model", "random weights come without a tokenizer: give tokenizer.path or train_vocab"
-                )
-            vocab = self.tokenizer.train_vocab
-            if vocab is not None and vocab != config.vocab_size:
-                raise impossible(
-                    "tokenizer.train_vocab",
-                    f"train_vocab={vocab} is not the model's vocab_size={config.vocab_size}",
-                )
-        elif self.tokenizer is not None and self.tokenizer.train_vocab is not None:
-            raise impossible(
-                "tokenizer.train_vocab", "a new tokenizer does not fit the weights of model.start"
-            )
-        if self.tokenizer is not None and self.tokenizer.train_vocab is not None and self.data.kind != "text":
-            raise impossible("tokenizer.train_vocab", "a tokenizer is trained on data of kind text")
-        if self.data.rows not in self.objective.rows:
-            wanted = " or ".join(sorted(self.objective.rows))
-            raise impossible(
-                "objective.kind",
-                f"objective {self.objective.kind} reads {wanted}; data of kind {self.data.kind} is {self.data.rows}",
-            )
-        if self.train.eval_every and not self.data.has_heldout:
-            raise impossible("train.eval_every", "eval_every needs data.heldout to evaluate on")
+    def _sections_agree(self) -> Recipe:
+        for key, message in self._contradictions():
+            raise impossible(key, message)
         self.schedule.require_steps(self.train.steps)
         try:
             self.train.rows_of_rank(self.parallel.ranks)
         except ValueError as error:
-            field = "micro_batch_size" if str(error).startswith("micro_batch_size") else "batch_size"
-            raise impossible(f"train.{field}", str(error)) from error
+            raise impossible(f"train.{str(error).partition('=')[0]}", str(error)) from error
         return self
+
+    def _contradictions(self) -> Iterator[tuple[str, str]]:
+        """Yield key and message for sections that do not go together."""
+        config, data, objective, train = self.model.config(), self.data, self.objective, self.train
+        vocab = self.tokenizer.train_vocab if self.tokenizer is not None else None
+        if config is not None:
+            if train.context > config.max_context:
+                limit = f"exceeds the model's max_context={config.max_context}"
+                yield "train.context", f"context={train.context} {limit}"
+            if self.tokenizer is None:
+                yield "model", "random weights come without a tokenizer: give tokenizer.path or train_vocab"
+            if vocab is not None and vocab != config.vocab_size:
+                what = f"train_vocab={vocab} is not the model's vocab_size={config.vocab_size}"
+                yield "tokenizer.train_vocab", what
+        elif vocab is not None:
+            yield "tokenizer.train_vocab", "a new tokenizer does not fit the weights of model.start"
+        if vocab is not None and data.kind != "text":
+            yield "tokenizer.train_vocab", "a tokenizer is trained on data of kind text"
+        if data.rows not in objective.rows:
+            wanted = " or ".join(sorted(objective.rows))
+            what = f"reads {wanted}; data of kind {data.kind} is {data.rows}"
+            yield "objective.kind", f"objective {objective.kind} {what}"
+        if train.eval_every and not data.has_heldout:
+            yield "train.eval_every", "eval_every needs data.heldout to evaluate on"
 
     @property
     def config(self) -> TrainConfig:
-        """What the loop is given."""
+        """The configuration that the loop is given."""
         return TrainConfig(**dict(self.train), optimizer=self.optimizer, schedule=self.schedule)
 
 
@@ -176,7 +169,7 @@ class Recipe(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: PyYAML reads 3e-4 as a string."""
+    """A YAML loader that reads 3e-4 as a number, as YAML 1.2 does; PyYAML takes it for a string."""
 
 
 _Loader.add_implicit_resolver(
@@ -203,7 +196,7 @@ Path_ = tuple[str | int, ...]
 
 
 def read_recipe(path: Path | str) -> Recipe:
-    """The checked recipe in a YAML file. Raises `RecipeError`: ``FILE:LINE: what is wrong``."""
+    """Read and check the recipe in a YAML file. Raises `RecipeError`: ``FILE:LINE: what is wrong``."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -214,7 +207,7 @@ def read_recipe(path: Path | str) -> Recipe:
 
 
 def parse_recipe(text: str, where: str = "recipe") -> Recipe:
-    """The checked recipe in a YAML text; ``where`` names it in errors."""
+    """Check the recipe in a YAML text; ``where`` names it in errors."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -224,7 +217,11 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
         raise RecipeError(f"{where}:{line}: not YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # e.g. a 13th month; an anchor within itself
         raise RecipeError(f"{where}: not YAML: {error}".splitlines()[0]) from error
     finally:
         loader.dispose()
@@ -233,7 +230,7 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        # What is missing comes last: mostly it is what an unknown key was meant to be.
+        # Missing keys come last: an unknown key was mostly meant to be the missing one.
         problems = sorted(
             (detail["type"] == "missing", *_problem(detail, lines)) for detail in error.errors()
         )
@@ -243,7 +240,7 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
 
 
 def _mark(node: Any, at: Path_, lines: dict[Path_, int], where: str) -> None:
-    """Note the line of every key; a key given twice is an error, not a silent choice."""
+    """Record the line of every key. A key that is given twice is an error, not a silent choice."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             inner = (*at, key.value)
@@ -296,7 +293,7 @@ def _renamed(at: Path_, lines: dict[Path_, int]) -> tuple[int, str]:
 
 
 def _line(at: Path_, lines: dict[Path_, int]) -> int:
-    """Line of a key, or of the nearest one around it."""
+    """Return the line of a key, or of the nearest one around it."""
     while at and at not in lines:
         at = at[:-1]
     return lines.get(at, 1)
@@ -328,12 +325,14 @@ def _dotted(at: Path_) -> str:
     return ".".join(str(part) for part in at)
 
 
-# What the disk and the machine must say too -------------------------------------------------------------------------
+# What the disk and the number of processes must agree with --------------------------------------------------------
 
 
-def check(recipe: Recipe, world: int) -> ModelConfig:
-    """Refuse, before anything is allocated, folders that do not exist, vocabularies that differ and a wrong number of
-    ranks. Returns the model's shape. Raises `RecipeError`, or what reading a checkpoint's configuration raises."""
+def check_recipe(recipe: Recipe, world: int) -> ModelConfig:
+    """Check that folders exist, vocabularies are the same, and ``world`` ranks are right. Return the model's shape.
+
+    Raises `RecipeError`, or what reading a checkpoint's configuration raises, before anything is allocated.
+    """
     from ..checkpoint import load_config  # imports torch
 
     if world != recipe.parallel.ranks:
@@ -370,5 +369,5 @@ def check(recipe: Recipe, world: int) -> ModelConfig:
 
 
 def epochs(recipe: Recipe, n_rows: int) -> float:
-    """How often the run reads a stream of ``n_rows`` rows."""
+    """Return how often the run reads a stream of ``n_rows`` rows."""
     return recipe.train.steps * recipe.train.batch_size / n_rows if n_rows else math.inf

@@ -1,7 +1,7 @@
-"""A recipe, done: the model it names, the stream it names, the loop, and a checkpoint folder at the end.
+"""Run a recipe: load or draw its model, open its data, train, and write a checkpoint folder at the end.
 
-Everything that can be refused is refused before weights are allocated. Shards and a trained tokenizer are made once,
-by the first rank, under ``out``; starting again finds them, and the loop goes on from its newest state.
+Mistakes are refused before weights are allocated. The first rank makes shards and a new tokenizer once, under ``out``;
+a later start finds them there, and the loop continues from its newest state.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from .heldout import heldout_loss
 from .loop import TrainResult, train
 from .objectives import Objective
 from .parallel import Ranks
-from .recipe import Recipe, check, epochs
+from .recipe import Recipe, check_recipe, epochs
 from .sources import OpenedData, TextData
 
 
 def run_recipe(
     recipe: Recipe, *, on_step: Callable[[dict[str, Any]], None] | None = None
 ) -> tuple[Path, TrainResult]:
-    """Train as the recipe says, on as many processes as ``torchrun`` started. Returns the checkpoint folder.
+    """Train by the recipe on all processes that ``torchrun`` started. Return the checkpoint folder and the outcome.
 
-    Raises `HerdError` of the room whose input is wrong; KeyboardInterrupt after Ctrl-C, with the state saved.
+    Raises the `HerdError` of the room whose input is wrong, and KeyboardInterrupt after Ctrl-C, with the state saved.
     """
     ranks = parallel.start(recipe.parallel.shard)
-    config = check(recipe, ranks.world)
+    config = check_recipe(recipe, ranks.world)
     out = Path(recipe.out)
     if not ranks.first:
         return _train(recipe, config, out, ranks, on_step)
@@ -71,7 +71,7 @@ def _train(
     ranks: Ranks,
     on_step: Callable[[dict[str, Any]], None] | None,
 ) -> tuple[Path, TrainResult]:
-    if ranks.first:  # the others find what this one made
+    if ranks.first:  # the other ranks find what this one prepared
         bind_data(recipe, out)
         prepare(recipe, config, out)
         bind_data(recipe, out)  # refuses text that was edited while it was read
@@ -161,7 +161,7 @@ def _tokenizer(recipe: Recipe, out: Path) -> Tokenizer:
 
 
 def build(recipe: Recipe, config: ModelConfig, ranks: Ranks) -> LlamaLM:
-    """The recipe's model with fp32 weights, on this rank's device, spread over the ranks."""
+    """Return the recipe's model with fp32 weights, on this rank's device, divided over the ranks."""
     source = recipe.model.start
     return spread(config, source, recipe.train.seed, ranks, torch_dtype(recipe.train.dtype), torch.float32)
 
@@ -169,12 +169,12 @@ def build(recipe: Recipe, config: ModelConfig, ranks: Ranks) -> LlamaLM:
 def spread(
     config: ModelConfig, source: str | None, seed: int, ranks: Ranks, compute: torch.dtype, dtype: torch.dtype
 ) -> LlamaLM:
-    """A model from a checkpoint folder, or drawn from ``seed`` when there is none, kept in ``dtype``.
+    """Return a model in ``dtype`` from the checkpoint folder ``source``, or drawn from ``seed`` where that is None.
 
-    Over several shards no rank ever holds it whole: parameters are allocated sharded and filled one tensor at a time.
+    With several shards no rank ever holds the whole model: parameters are allocated sharded and filled one by one.
     """
     device = parallel.device_of_rank()
-    if ranks.mesh is None or config.tie_embeddings:  # tied tensors must be one before they are sharded
+    if ranks.mesh is None or config.tie_embeddings:  # tied weights must be one tensor before it is sharded
         if source is not None:
             model = load_model(source, dtype=dtype, device=device)
         else:
@@ -214,7 +214,7 @@ def _save(
     folder: Path,
     ranks: Ranks,
 ) -> None:
-    """The result as a checkpoint folder with its lineage. Sharded weights are gathered tensor by tensor."""
+    """Write the result as a checkpoint folder with its lineage. Sharded weights are gathered tensor by tensor."""
     params = dict(model.named_parameters())
 
     def whole(name: str) -> Tensor:

@@ -1,16 +1,15 @@
-"""The state of a run on disk: whole or not at all.
+"""The state of a run on disk, which is either complete or absent.
 
-``folder/state/step-00000200/`` holds weights, Adam's moments and the mean of the decay's weights as DCP tensors
-(`storage.py`) and ``state.json``: how far the run is and what decided it. A state is written under a temporary name,
-flushed, and made real by one rename; a kill at any moment leaves either the old states or one more. What was never
-renamed is ignored and removed by the next start. The stream's position is a function of the step, so no random state
-needs keeping.
+``folder/state/step-00000200/`` holds the trainable weights, the optimizer's moments and the mean of the decay's weights
+as DCP tensors (`storage.py`), and ``state.json``: how far the run is and what decided its numbers. A state is written
+under a temporary name, flushed, and made real by one rename, so a kill at any moment leaves the old states, with or
+without the new one. Folders that were never renamed are ignored, and removed by the next start. The stream's position
+is a function of the step, so no random state has to be kept.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import warnings
@@ -22,11 +21,12 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from ..errors import TrainingError
+from ..errors import StorageError, TrainingError
+from ..files import flush_folder, put_in_place, require_free_space, write_json
 from .parallel import Ranks
-from .storage import RawReader, RawWriter
+from .storage import RawFiles
 
-VERSION = 2  # 1: before batch_rows, micro_rows and anneal_steps got their present names
+VERSION = 2  # 1: before optimizer and schedule had sections of their own
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -44,13 +44,13 @@ class Progress:
 
 
 def states(folder: Path) -> list[Path]:
-    """The whole states of a run, oldest first."""
+    """Return the complete states of a run, oldest first."""
     found = [p for p in (Path(folder) / "state").glob("step-*") if _NAME.fullmatch(p.name) and p.is_dir()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def newest(folder: Path) -> Path | None:
-    """The state a run goes on from; None when there is none yet."""
+    """Return the state that a run continues from, or None when there is none yet."""
     return next(reversed(states(folder)), None)
 
 
@@ -61,30 +61,31 @@ def tidy(folder: Path) -> None:
 
 
 def save(folder: Path, progress: Progress, tensors: Mapping[str, Tensor], ranks: Ranks, *, keep: int) -> Path:
-    """Write a state (a collective) and remove all but the newest ``keep``. Returns its path.
+    """Write a state, remove all but the newest ``keep``, and return its path. All ranks call this together.
 
-    Raises `TrainingError` when the disk is full or cannot be written; what was there before stays.
+    Raises `TrainingError` when the disk is full or cannot be written; earlier states stay as they were.
     """
     home = Path(folder) / "state"
     final = home / f"step-{progress.step:08d}"
     temporary = home / f".{final.name}.tmp"
     try:
         if ranks.first:
-            _require_room(home, sum(t.numel() * t.element_size() for t in tensors.values()))
-            home.mkdir(parents=True, exist_ok=True)
+            require_free_space(home, sum(tensor.nbytes for tensor in tensors.values()))
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
+            temporary.mkdir(parents=True)
         ranks.barrier()
-        _dcp(dcp.save, dict(tensors), ranks, storage_writer=RawWriter(temporary))
+        _dcp(dcp.save, tensors, ranks, storage_writer=RawFiles(temporary))
         if ranks.first:
-            _write_json(temporary / "state.json", {"version": VERSION, **asdict(progress)})
-            _flush_folder(temporary)
-            os.rename(temporary, final)
-            _flush_folder(home)
+            write_json(temporary / "state.json", {"version": VERSION, **asdict(progress)})
+            flush_folder(temporary)
+            put_in_place(temporary, final)
             for old in states(folder)[:-keep]:
-                _remove(old)
+                doomed = old.rename(
+                    old.with_name(f".{old.name}.old")
+                )  # a state under its own name is complete
+                shutil.rmtree(doomed)
         ranks.barrier()
-    except OSError as error:
+    except (OSError, StorageError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         last = newest(folder)
         kept = f"{last} is kept" if last else "there is no earlier state"
@@ -94,7 +95,7 @@ def save(folder: Path, progress: Progress, tensors: Mapping[str, Tensor], ranks:
 
 
 def progress_of(path: Path) -> Progress:
-    """What a state says about itself. Raises `TrainingError` naming it and the cure when it cannot be read."""
+    """Read how far a state is. Raises `TrainingError` naming it and the cure when it cannot be read."""
     try:
         record = json.loads((path / "state.json").read_text(encoding="utf-8"))
         version = record.pop("version")
@@ -109,18 +110,18 @@ def progress_of(path: Path) -> Progress:
 
 
 def load(path: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """Read a state into ``tensors``, in place, whatever number of ranks wrote it (a collective).
+    """Read a state into ``tensors`` in place, whatever number of ranks wrote it. All ranks call this together.
 
     Raises `TrainingError` naming the state and the cure when a file is missing, short or does not match its checksum.
     """
     try:
-        _dcp(dcp.load, dict(tensors), ranks, storage_reader=RawReader(path))
+        _dcp(dcp.load, tensors, ranks, storage_reader=RawFiles(path))
     except Exception as error:
         raise _corrupt(path, error) from error
 
 
 def require_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises `TrainingError` naming the first difference between the run that wrote a state and this one."""
+    """Raise `TrainingError` naming the first difference between the run that wrote a state and this one."""
     for key in dict.fromkeys([*now, *then]):
         if then.get(key) != now.get(key):
             raise TrainingError(
@@ -129,34 +130,13 @@ def require_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) ->
             )
 
 
-def discard(folder: Path) -> None:
-    """Remove all states of a run: its result is a checkpoint now."""
-    shutil.rmtree(Path(folder) / "state", ignore_errors=True)
-
-
-def _dcp(action: Any, tensors: dict[str, Tensor], ranks: Ranks, **storage: Any) -> None:
+def _dcp(action: Any, tensors: Mapping[str, Tensor], ranks: Ranks, **storage: Any) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
         try:
-            action(tensors, no_dist=ranks.mesh is None, **storage)
-        except dcp.CheckpointException as error:  # wraps whatever went wrong on some rank, Ctrl-C included
+            action(dict(tensors), no_dist=ranks.mesh is None, **storage)
+        except dcp.CheckpointException as error:  # wraps what went wrong on any rank, Ctrl-C included
             raise next(iter(error.failures.values()))[0] from error
-
-
-def _remove(path: Path) -> None:
-    """Rename first: a state with its right name is always whole."""
-    doomed = path.with_name(f".{path.name}.old")
-    os.rename(path, doomed)
-    shutil.rmtree(doomed)
-
-
-def _require_room(home: Path, nbytes: int) -> None:
-    place = home
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < nbytes:
-        raise OSError(f"it needs {nbytes / 1e6:.0f} MB and {place} has {free / 1e6:.0f} MB free")
 
 
 def _corrupt(path: Path, error: Exception) -> TrainingError:
@@ -166,23 +146,10 @@ def _corrupt(path: Path, error: Exception) -> TrainingError:
 
 
 def _reason(error: BaseException) -> str:
-    """The cause in one line."""
+    """Return the cause in one line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    text = str(error) if isinstance(error, TrainingError | OSError) else f"{type(error).__name__}: {error}"
-    return text.strip().splitlines()[0]
-
-
-def _write_json(path: Path, record: dict[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if isinstance(error, StorageError):
+        return str(error).partition(";")[0]  # the cure follows in the message around it
+    ours = isinstance(error, TrainingError | OSError)
+    return (str(error) if ours else f"{type(error).__name__}: {error}").strip().splitlines()[0]
