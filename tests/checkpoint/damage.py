@@ -24,7 +24,8 @@ from herd.quant.linear import packed_weights
 
 @contextmanager
 def little_memory(nbytes: int = 2 << 30) -> Iterator[None]:
-    """Address space for ``nbytes`` more than now: whoever allocates for a claim fails with something else than ours."""
+    """Address space for ``nbytes`` more than now: whoever allocates for a claim fails with something else
+    than ours."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
@@ -68,9 +69,9 @@ def same_model(a: LlamaLM, b: LlamaLM) -> bool:
 def fuzz(folder: Path, file: str, seeds: Iterable[int], work: Path) -> Counter[str]:
     """Mutations of one file of a folder; how they fared, and the slowest one's milliseconds.
 
-    Through the folder, whose lineage knows the hash, a file is refused or gives the same model. A GGUF file is imported
-    as well, without its lineage: refused, or sound (its numbers cannot be known). A refusal is one line. For anything
-    else: AssertionError, with the seed.
+    Through the folder, whose lineage knows the hash, a file is refused or gives the same model. A GGUF file
+    is imported as well, without its lineage: refused, or sound (its numbers cannot be known). A refusal is
+    one line. For anything else: AssertionError, with the seed.
     """
     data, reference = (folder / file).read_bytes(), checkpoint.load_model(folder)
     header = (

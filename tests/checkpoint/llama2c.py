@@ -1,8 +1,9 @@
 """llama2.c's legacy files: float32 weights behind seven integers, and a scored vocabulary of byte strings.
 
-Order of the weights: embedding, then per kind and over all layers attention norm, wq, wk, wv, wo, FFN norm, w1, w2, w3,
-the last norm, two RoPE tables, and the head if the vocabulary size is negative (else it is the embedding). wq and wk
-turn neighbouring channels, as in Meta's files. Source: karpathy/llama2.c, export.py and run.c.
+Order of the weights: embedding, then per kind and over all layers attention norm, wq, wk, wv, wo, FFN norm,
+w1, w2, w3, the last norm, two RoPE tables, and the head if the vocabulary size is negative (else it is the
+embedding). wq and wk turn neighbouring channels, as in Meta's files. Source: karpathy/llama2.c, export.py and
+run.c.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Vocabulary:
     pieces: list[bytes]
 
     def decode(self, ids: list[int]) -> str:
-        """Text after the beginning-of-text token, whose following space is not text; control tokens are left out."""
+        """Text after the beginning-of-text token, whose following space is not text; control tokens are left
+        out."""
         out = b"".join(
             bytes([int(self.pieces[i][3:5], 16)]) if 3 <= i < 259 else self.pieces[i] for i in ids if i > 2
         )

@@ -1,4 +1,5 @@
-"""A checkpoint whose dialogs are not written in Llama 3.1's format is refused for chat and keeps its stop tokens."""
+"""A checkpoint whose dialogs are not written in Llama 3.1's format is refused for chat and keeps its stop
+tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Import from and export to Hugging Face folders: same weights, other programs' files kept, lineage carried on."""
+"""Import from and export to Hugging Face folders: same weights, other programs' files kept, lineage carried
+on."""
 
 from __future__ import annotations
 

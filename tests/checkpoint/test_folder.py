@@ -1,4 +1,5 @@
-"""A folder written here loads in transformers with no code, and what transformers writes loads here: the same bits."""
+"""A folder written here loads in transformers with no code, and what transformers writes loads here: the same
+bits."""
 
 from __future__ import annotations
 

@@ -347,7 +347,8 @@ def test_a_file_is_no_folder_yet(plain, tmp_path):
 
 
 def test_tensors_pass_one_at_a_time(plain, tmp_path, monkeypatch):
-    """Memory: no more than some rows of one tensor are encoded at once, and no file stays open between tensors."""
+    """Memory: no more than some rows of one tensor are encoded at once, and no file stays open between
+    tensors."""
     from herd.checkpoint import gguf_folder, weights
 
     monkeypatch.setattr(gguf_folder, "PIECE_ROWS", 64)

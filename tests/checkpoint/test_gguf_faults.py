@@ -230,7 +230,8 @@ def test_not_a_file(tmp_path):
 
 @pytest.fixture
 def rewritten(whole, tmp_path, plain):
-    """rewritten(metadata={}, tensors={}) -> bytes of the file with some values and tensors changed; None removes."""
+    """rewritten(metadata={}, tensors={}) -> bytes of the file with some values and tensors changed; None
+    removes."""
     (tmp_path / "source.gguf").write_bytes(whole)
     file = GGUF(tmp_path / "source.gguf")
 

@@ -42,7 +42,8 @@ def contents(path):
 
 @pytest.fixture
 def interrupted(monkeypatch, plain, tmp_path):
-    """interrupted(kind, n): Ctrl-C as the n-th tensor is asked for; gives (result's path, tensors read after that)."""
+    """interrupted(kind, n): Ctrl-C as the n-th tensor is asked for; gives (result's path, tensors read after
+    that)."""
     monkeypatch.setattr(journal, "SAVE_EVERY", 1)
     read = weights.read_tensor
     asked: list[str] = []

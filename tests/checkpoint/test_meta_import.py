@@ -1,4 +1,5 @@
-"""Meta's layout in, against Meta's own way of computing: interleaved complex rotations, model-parallel pieces."""
+"""Meta's layout in, against Meta's own way of computing: interleaved complex rotations, model-parallel
+pieces."""
 
 from __future__ import annotations
 
@@ -90,7 +91,8 @@ def imported(source, out, **options) -> LlamaLM:
 
 
 def metas_forward(state, config: ModelConfig, tokens_BT):
-    """Meta's reference forward on Meta's names and layout: complex numbers, repeated KV heads, explicit softmax."""
+    """Meta's reference forward on Meta's names and layout: complex numbers, repeated KV heads, explicit
+    softmax."""
     B, T = tokens_BT.shape
     H, G, K = config.n_heads, config.n_kv_heads, config.head_dim
     turns_TK2 = torch.polar(
@@ -255,7 +257,8 @@ def test_ffn_rule(dim, multiple_of, multiplier, expected):
     ],
 )
 def test_released_sizes_from_params(tmp_path, size, pieces, stated, change):
-    """All five sizes from params.json and the shapes of their pieces; 405B also as MP16, whatever it says of G."""
+    """All five sizes from params.json and the shapes of their pieces; 405B also as MP16, whatever it says of
+    G."""
     params = SHAPES_8B | {
         "norm_eps": 1e-5,
         "rope_theta": 500000.0,

@@ -41,7 +41,8 @@ def test_256_greedy_tokens_equal_transformers(stories):
 
 @torch.no_grad()
 def test_it_has_learnt_english(stories):
-    """Half-rotation and all, the weights mean something: a story costs under 1.3 nats a token, its shuffle over 5."""
+    """Half-rotation and all, the weights mean something: a story costs under 1.3 nats a token, its shuffle
+    over 5."""
     folder, _ = stories
     model = checkpoint.load_model(folder)
     story = (

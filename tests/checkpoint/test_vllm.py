@@ -1,4 +1,5 @@
-"""The export for vLLM, decoded by what the format says and, where it is installed, by compressed-tensors itself."""
+"""The export for vLLM, decoded by what the format says and, where it is installed, by compressed-tensors
+itself."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def stored(folder):
 
 
 def unpack(codes_RP, scales_RN, bits):
-    """As the format says: little-endian fields of ``bits`` bits, offset by half their range, times a group's scale."""
+    """As the format says: little-endian fields of ``bits`` bits, offset by half their range, times a group's
+    scale."""
     fields = (codes_RP.numpy().view(np.uint32)[..., None] >> np.arange(0, 32, bits, dtype=np.uint32)) & (
         2**bits - 1
     )

@@ -9,7 +9,7 @@ from herd.engine.cache import PagedCache
 from herd.engine.runner import ModelRunner
 from herd.kernels import qmatmul
 from herd.quant import scheme
-from herd.quant.linear import native_blocks, swap_linears
+from herd.quant.linear import fused_layers, swap_linears
 
 needs_native = pytest.mark.skipif(not qmatmul.here(), reason="no native kernels here")
 STEPS = [[70, 3], [1, 1], [1, 9], [130, 1]]
@@ -45,4 +45,4 @@ def test_a_block_in_one_operator_gives_the_models_own_bits(make_model, quant, ki
 
 def test_a_model_with_a_plain_matrix_runs_its_own_forward(make_model):
     model = make_model(3)
-    assert native_blocks(model) is None
+    assert fused_layers(model) is None

@@ -11,7 +11,10 @@ from herd.llama.attention import causal, packed, packed_positions
 
 
 def naive(q, k, v, sees):
-    """Softmax attention in float64, one query and head at a time. ``sees(b, t, s)`` says what may be looked at."""
+    """Softmax attention in float64, one query and head at a time.
+
+    ``sees(b, t, s)`` says what may be looked at.
+    """
     B, T, H, K = q.shape
     group = H // k.shape[2]
     out = torch.zeros(B, T, H, K, dtype=torch.float64)

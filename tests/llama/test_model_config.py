@@ -43,7 +43,8 @@ def test_flops_by_hand():
     assert SIZES["8B"].flops_per_token() == 2 * (32 * (41_943_040 + 176_160_768) + 525_336_576)
     assert SIZES["8B"].flops_per_token(8192) - SIZES["8B"].flops_per_token() == 4 * 32 * 4096 * 8192
     assert SIZES["8B"].flops_per_token(4096, training=True) == 3 * SIZES["8B"].flops_per_token(4096)
-    # 6 N D: the paper's 3.8e25 for 405B on 15.6T tokens counts matmul parameters (all but the embedding) only.
+    # 6 N D: the paper's 3.8e25 for 405B on 15.6T tokens counts matmul parameters (all but the embedding)
+    # only.
     assert SIZES["405B"].flops_per_token(training=True) * 15.6e12 == pytest.approx(3.8e25, rel=0.01)
 
 

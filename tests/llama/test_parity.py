@@ -91,7 +91,8 @@ def test_packed_documents_are_separate_runs(name):
 
 @torch.no_grad()
 def test_ragged_batch():
-    """Rows of different lengths: padding on the right needs no mask, on the left positions and one document mask."""
+    """Rows of different lengths: padding on the right needs no mask, on the left positions and one document
+    mask."""
     model = random_model(CONFIGS["6 heads, 3 kv"])
     reference = in_transformers(model)
     lengths = [1, 9, 33, 60]

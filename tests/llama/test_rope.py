@@ -69,7 +69,8 @@ def test_any_scaling_matches_transformers(head_dim, theta, factor, low, width, o
     ours = rope.inverse_frequencies(config)
     theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](LlamaConfig(**config_to_hf(config)), "cpu")
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
-    # Near a threshold fp32 may fall on the other side than float64, where the formula itself jumps only if factor > 1.
+    # Near a threshold fp32 may fall on the other side than float64, where the formula itself jumps only if
+    # factor > 1.
     assert torch.all(ours <= 1.0)
     assert torch.all(ours[1:] <= ours[:-1] * (1 + 1e-6)) or factor > 1
 
@@ -111,7 +112,8 @@ def test_rotation_keeps_length_and_zero_is_identity(position):
 
 
 def test_half_rotation_layout_equals_meta_pairs():
-    """Meta multiplies complex pairs (2i, 2i + 1); permuting the channels gives the half-rotation form used here."""
+    """Meta multiplies complex pairs (2i, 2i + 1); permuting the channels gives the half-rotation form used
+    here."""
     config = shape(16)
     x = torch.randn(1, 9, 2, 16, generator=torch.Generator().manual_seed(1))
     positions = torch.arange(9)[None]

@@ -1,4 +1,5 @@
-"""Blocks against the `gguf` package: every type's sizes, decoding of arbitrary bytes, encoding where it has it."""
+"""Blocks against the `gguf` package: every type's sizes, decoding of arbitrary bytes, encoding where it has
+it."""
 
 from __future__ import annotations
 
@@ -152,7 +153,8 @@ def error(x, format, importance=None):
 
 
 def test_errors_are_those_of_the_formats():
-    """Relative squared errors of normal weights; more bits lose less, and the search beats the reference's grid."""
+    """Relative squared errors of normal weights; more bits lose less, and the search beats the reference's
+    grid."""
     x = weights(64, 1024)
     size = x.square().mean()
     lost = {f.name: float((blocks.decode(blocks.encode(x, f), f) - x).square().mean() / size) for f in PACKED}

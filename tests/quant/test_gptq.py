@@ -25,7 +25,8 @@ def loss(weight, packed, format, x) -> float:
 
 
 def textbook(weight, moments, format):
-    """Algorithm 1, one column at a time, with the whole inverse in float64: OBS updates, no blocking, no Cholesky."""
+    """Algorithm 1, one column at a time, with the whole inverse in float64: OBS updates, no blocking, no
+    Cholesky."""
     grid = blocks.fit_grid(weight, format, moments.diagonal().clone())
     size = weight.shape[1] // grid.step_RG.shape[1]
     order = moments.diagonal().argsort(descending=True, stable=True)

@@ -116,7 +116,8 @@ def test_whole_model(make_model, format, tied):
 
 @pytest.mark.parametrize("format", PACKED, ids=str)
 def test_rounded_activations_move_a_model_little(make_model, format):
-    """Eight bits for activations cost about what eight bits for weights cost, some percent of these wild logits."""
+    """Eight bits for activations cost about what eight bits for weights cost, some percent of these wild
+    logits."""
     model = swap_linears(make_model(), scheme(format))
     tokens_BT = torch.randint(300, (2, 17), generator=torch.Generator().manual_seed(0))
     exact = unpacked(model).logits(tokens_BT)

@@ -1,13 +1,14 @@
 """Decide whether a checkpoint's dialogs may be written in Llama 3.1's format, and collect its stop tokens.
 
-`text.chat.render` writes Llama 3.1's format. A checkpoint says its own format in two ways: the names of its special
-tokens and its Jinja chat template. Both must be Llama 3.1's: the names are compared, and the template is rendered in a
-sandbox for a few dialogs and its text compared with our renderer's. Two differences are accepted, because they do not
-change how turns are written: Meta's system header with the dates, and a template without ``<|begin_of_text|>`` (the
-tokenizer adds it). A checkpoint without a template, such as a base model, passes with the names alone.
+`text.chat.render` writes Llama 3.1's format. A checkpoint says its own format in two ways: the names of its
+special tokens and its Jinja chat template. Both must be Llama 3.1's: the names are compared, and the template
+is rendered in a sandbox for a few dialogs and its text compared with our renderer's. Two differences are
+accepted, because they do not change how turns are written: Meta's system header with the dates, and a
+template without ``<|begin_of_text|>`` (the tokenizer adds it). A checkpoint without a template, such as a
+base model, passes with the names alone.
 
-A checkpoint that does not pass still loads, completes text and can be scored, quantized and exported; its tokenizer
-carries the reason (`Tokenizer.chat_problem`), and the renderer refuses dialogs with it.
+A checkpoint that does not pass still loads, completes text and can be scored, quantized and exported; its
+tokenizer carries the reason (`Tokenizer.chat_problem`), and the renderer refuses dialogs with it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ _NOT_FOLLOWED: dict[str, tuple[Any, ...]] = {
     "suppress_tokens": ([],),
     "penalty_alpha": (0,),
 }
-"""Settings of ``generation_config.json`` that change answers and are not implemented, with their neutral values."""
+"""Settings of ``generation_config.json`` that change answers and are not implemented, with their neutral
+values."""
 
 
 def read_folder_tokenizer(folder: Path) -> Tokenizer | None:
@@ -66,8 +68,8 @@ def require_vocabulary_fits(tokenizer: Tokenizer, config: ModelConfig, where: Pa
     """Raise `TokenizerError` when the tokenizer has ids beyond the model's vocabulary."""
     if tokenizer.vocab_size > config.vocab_size:
         raise TokenizerError(
-            f"{where}: tokenizer has {tokenizer.vocab_size} ids, the model's vocab_size is {config.vocab_size}; "
-            "they do not belong together"
+            f"{where}: tokenizer has {tokenizer.vocab_size} ids, the model's vocab_size is {config.vocab_size}"
+            "; they do not belong together"
         )
 
 
@@ -94,7 +96,8 @@ def with_chat_settings(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
 def with_template(
     tokenizer: Tokenizer, template: str | None, stop_ids: set[int], words: Mapping[str, str], where: Path
 ) -> Tokenizer:
-    """Return the tokenizer with more stop tokens and, where ``template`` is not Llama 3.1's, with it and the reason.
+    """Return the tokenizer with more stop tokens and, where ``template`` is not Llama 3.1's, with it and the
+    reason.
 
     ``words`` are the special tokens a template may ask for by role, such as ``bos_token``.
     """
@@ -112,8 +115,8 @@ def chat_format_problem(
     from ..text.tokenizer_json import CHAT_TEMPLATE
 
     cure = (
-        "only Llama 3.1's format can be written, so it cannot chat, learn dialogs or be evaluated as an instruct "
-        "model; continue text with it (herd chat --complete, herd eval --mode base) or take a Llama 3.1 model"
+        "only Llama 3.1's format can be written, so it cannot chat, learn dialogs or be evaluated as an "
+        "instruct model; continue text with it (herd chat --complete, herd eval --mode base) or take a Llama 3.1 model"
     )
     missing = [name for name in _NAMES if name not in tokenizer.special_tokens]
     if missing:
@@ -137,10 +140,12 @@ def chat_format_problem(
 
 
 def generation_defaults(folder: Path) -> dict[str, float | int]:
-    """Return the sampling settings of a folder's ``generation_config.json`` by the names of `engine.Sampling`.
+    """Return the sampling settings of a folder's ``generation_config.json`` by the names of
+    `engine.Sampling`.
 
-    Greedy (temperature 0) without the file or unless it says ``do_sample``; null means the neutral value. Warns of
-    settings that change answers and are not followed. Raises `CheckpointError` for values of the wrong type.
+    Greedy (temperature 0) without the file or unless it says ``do_sample``; null means the neutral value.
+    Warns of settings that change answers and are not followed. Raises `CheckpointError` for values of the
+    wrong type.
     """
     path = folder / "generation_config.json"
     data = read_json(path) if path.exists() else {}
@@ -208,7 +213,8 @@ def _token_text(value: Any) -> str:
 
 
 def _token_ids(value: Any, tokenizer: Tokenizer, where: str) -> set[int]:
-    """Return token ids given as null, one id or a list; ids the tokenizer does not have are said and left out."""
+    """Return token ids given as null, one id or a list; ids the tokenizer does not have are said and left
+    out."""
     values = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(id_) is int for id_ in values):
         raise CheckpointError(f"{where}={value!r} is not a token id or a list of them; fix or delete it")

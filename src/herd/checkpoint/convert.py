@@ -1,8 +1,9 @@
 """Import folders in Hugging Face's layout, and export checkpoints for programs that read it.
 
-Both directions rewrite a folder tensor by tensor (one dtype, one shard size, the standard set of tensors, one dialect
-of `config.json`), so the memory needed is that of the largest tensor. What is not derived from the model is kept byte
-for byte: the release's own tokenizer files, generation settings, licence. Nothing is downloaded or executed.
+Both directions rewrite a folder tensor by tensor (one dtype, one shard size, the standard set of tensors, one
+dialect of `config.json`), so the memory needed is that of the largest tensor. What is not derived from the
+model is kept byte for byte: the release's own tokenizer files, generation settings, licence. Nothing is
+downloaded or executed.
 """
 
 from __future__ import annotations
@@ -90,8 +91,9 @@ def import_hf(
 ) -> str:
     """Rewrite a Llama in Hugging Face's layout (a folder, or ``hf:ORG/NAME``) as a checkpoint folder.
 
-    ``dtype`` None keeps the stored one; ``name`` None is the source's. Weights that are not finite are refused.
-    Returns the hash of the weights; raises `CheckpointError`, with ``out`` unchanged, for anything that cannot be run.
+    ``dtype`` None keeps the stored one; ``name`` None is the source's. Weights that are not finite are
+    refused. Returns the hash of the weights; raises `CheckpointError`, with ``out`` unchanged, for anything
+    that cannot be run.
     """
     folder = resolve_folder(source)
     name = name or str(source).removeprefix("hf:").rstrip("/").split("/")[-1]
@@ -107,10 +109,11 @@ def export_hf(
     dialect: Dialect = "rope_scaling",
     progress: Progress | None = None,
 ) -> str:
-    """Copy a checkpoint folder for another program, with a choice of dtype, shard size and dialect of ``config.json``.
+    """Copy a checkpoint folder for another program, with a choice of dtype, shard size and dialect of
+    ``config.json``.
 
-    A quantized folder is unpacked, into bf16 if ``dtype`` is None. Returns the hash of the written weights. Raises
-    `CheckpointError`, with ``out`` unchanged.
+    A quantized folder is unpacked, into bf16 if ``dtype`` is None. Returns the hash of the written weights.
+    Raises `CheckpointError`, with ``out`` unchanged.
     """
     source = resolve_folder(folder)
     if not is_gguf_folder(source):

@@ -5,8 +5,9 @@ The layout is Hugging Face's, so `transformers`, vLLM and llama.cpp's converter 
     config.json  generation_config.json  model.safetensors (or shards and model.safetensors.index.json)
     tokenizer.json  tokenizer_config.json  special_tokens_map.json  tokenizer.model  herd.json (lineage)
 
-Parameter names in memory are those of the files. Loading checks all headers against the configuration, builds the model
-on the meta device and then puts each tensor in its place: no initialization, and no second copy of the weights.
+Parameter names in memory are those of the files. Loading checks all headers against the configuration, builds
+the model on the meta device and then puts each tensor in its place: no initialization, and no second copy of
+the weights.
 """
 
 from __future__ import annotations
@@ -57,9 +58,9 @@ def save_model(
 ) -> str:
     """Write ``model`` as a checkpoint folder and return the hash of its weights.
 
-    ``dtype`` None keeps the parameters' own. The folder appears only when it is complete, and an existing checkpoint
-    at ``folder`` is replaced in one step. Raises `StorageError` when the disk is full, and `CheckpointError` when
-    ``folder`` holds files that are not a checkpoint's.
+    ``dtype`` None keeps the parameters' own. The folder appears only when it is complete, and an existing
+    checkpoint at ``folder`` is replaced in one step. Raises `StorageError` when the disk is full, and
+    `CheckpointError` when ``folder`` holds files that are not a checkpoint's.
     """
     if is_quantized(model):
         if dtype is not None:
@@ -103,9 +104,10 @@ def write_checkpoint(
 ) -> str:
     """Write a checkpoint whose weights are produced one by one: `save_model` without a model.
 
-    ``get(name)`` is called once per tensor, in file order. ``extra_files`` are written last and may replace derived
-    ones (a release's own tokenizer files, a licence). With a ``key`` (`journal.key_of`) an interrupted call continues
-    when it is repeated. ``specs`` are the tensors where they are not simply the model's parameters.
+    ``get(name)`` is called once per tensor, in file order. ``extra_files`` are written last and may replace
+    derived ones (a release's own tokenizer files, a licence). With a ``key`` (`journal.key_of`) an
+    interrupted call continues when it is repeated. ``specs`` are the tensors where they are not simply the
+    model's parameters.
     """
     folder = Path(folder)
     if dtype not in weights.STORABLE.values():
@@ -151,11 +153,13 @@ def load_model(
     device: str | torch.device = "cpu",
     check_finite: bool = False,
 ) -> LlamaLM:
-    """Return the model in a checkpoint folder (or ``hf:ORG/NAME``) with weights in ``dtype`` (None: as stored).
+    """Return the model in a checkpoint folder (or ``hf:ORG/NAME``) with weights in ``dtype`` (None: as
+    stored).
 
-    Raises `CheckpointError`, before anything is allocated, for files that are missing, truncated, or do not fit
-    ``config.json``; afterwards for weights whose hash is not that of ``herd.json``, and with ``check_finite`` for NaN
-    and infinite ones. A quantized folder's blocks stay in the mapped file; ``dtype`` is what it computes in.
+    Raises `CheckpointError`, before anything is allocated, for files that are missing, truncated, or do not
+    fit ``config.json``; afterwards for weights whose hash is not that of ``herd.json``, and with
+    ``check_finite`` for NaN and infinite ones. A quantized folder's blocks stay in the mapped file; ``dtype``
+    is what it computes in.
     """
     folder = resolve_folder(folder)
     if is_gguf_folder(folder):
@@ -192,7 +196,7 @@ def load_model(
         raise CheckpointError(f"{folder}: was replaced while it was being read; load it again")
     if differs:
         raise CheckpointError(
-            f"{folder}: the weights are not those that {LINEAGE_FILE} describes: damaged or edited; restore the folder"
+            f"{folder}: its weights are not those that {LINEAGE_FILE} describes: damaged or edited; restore them"
         )
     return model
 

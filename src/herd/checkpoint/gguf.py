@@ -1,13 +1,15 @@
 """Read GGUF files, and check everything before any of it is used.
 
 A GGUF file is a header (magic, version, counts), metadata (typed key-value pairs), a table of tensors (name,
-dimensions, type, offset), and their bytes, each tensor starting at a multiple of the alignment. Readers that trusted
-these numbers have had heap overflows and leaks (CVE-2025-53630, CVE-2026-7482), so this one trusts none: every count
-and length is compared with the bytes that are left before it is used, dimensions are multiplied as unbounded integers,
-and tensors must follow one another within the file, as llama.cpp writes and requires. The file is mapped and not read,
-so nothing is allocated for what a file claims. That is why the gguf package's own reader is not used.
+dimensions, type, offset), and their bytes, each tensor starting at a multiple of the alignment. Readers that
+trusted these numbers have had heap overflows and leaks (CVE-2025-53630, CVE-2026-7482), so this one trusts
+none: every count and length is compared with the bytes that are left before it is used, dimensions are
+multiplied as unbounded integers, and tensors must follow one another within the file, as llama.cpp writes and
+requires. The file is mapped and not read, so nothing is allocated for what a file claims. That is why the
+gguf package's own reader is not used.
 
-A model may be split into files named ``NAME-00001-of-00003.gguf``; the first one is opened, and the others with it.
+A model may be split into files named ``NAME-00001-of-00003.gguf``; the first one is opened, and the others
+with it.
 
 Only `GGUF.rows`, which gives a tensor's bytes without copying them, needs torch.
 
@@ -62,7 +64,8 @@ class Strings:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A tensor in the table: ``shape`` with rows first (GGUF lists them last), ``start`` in its file, ``nbytes``."""
+    """A tensor in the table: ``shape`` with rows first (GGUF lists them last), ``start`` in its file,
+    ``nbytes``."""
 
     name: str
     format: Format
@@ -74,8 +77,9 @@ class TensorEntry:
 class GGUF:
     """An open, checked file: ``metadata`` by key and ``tensors`` by name, in file order.
 
-    Values are int, float, bool, str, a tuple of them, or `Strings`. Raises `CheckpointError`, with one line that names
-    the file and what is wrong, for anything that is not a sound GGUF file. The mapping lives as long as tensors use it.
+    Values are int, float, bool, str, a tuple of them, or `Strings`. Raises `CheckpointError`, with one line
+    that names the file and what is wrong, for anything that is not a sound GGUF file. The mapping lives as
+    long as tensors use it.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -121,7 +125,8 @@ class GGUF:
         return flat.view(1 if len(entry.shape) == 1 else math.prod(entry.shape[:-1]), -1)
 
     def forget(self, name: str) -> None:
-        """Tell the system that a tensor's pages are not needed soon, so that streaming a file does not fill memory."""
+        """Tell the system that a tensor's pages are not needed soon, so that streaming a file does not fill
+        memory."""
         if name in self._part_of:
             self._part_of[name].forget(name)
         elif hasattr(self._map, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
@@ -158,8 +163,8 @@ class GGUF:
             return
         if named is None or int(named[2]) != 1 or int(named[3]) != count or count > MAX_PARTS:
             raise CheckpointError(
-                f"{self.path}: is part 1 of {count}; keep the names NAME-00001-of-{count:05}.gguf, and do not join "
-                "the parts with cat (llama-gguf-split --merge joins them)"
+                f"{self.path}: is part 1 of {count}; keep the names NAME-00001-of-{count:05}.gguf, and do not "
+                "join the parts with cat (llama-gguf-split --merge joins them)"
             )
         for part in range(2, count + 1):
             path = self.path.with_name(f"{named[1]}-{part:05}-of-{count:05}.gguf")
@@ -177,7 +182,8 @@ class GGUF:
 
 
 def is_gguf_folder(folder: Path) -> bool:
-    """Return whether a folder's weights are in ``model.gguf``; `CheckpointError` if it has plain ones as well."""
+    """Return whether a folder's weights are in ``model.gguf``; `CheckpointError` if it has plain ones as
+    well."""
     if not (folder / FILE).exists():
         return False
     others = [*folder.glob("*.safetensors"), *folder.glob("config.json")]
@@ -353,7 +359,8 @@ def _read_entry(cursor: _Cursor, name: str) -> TensorEntry:
 
 
 def _placed(table: list[TensorEntry], cursor: _Cursor, alignment: int) -> dict[str, TensorEntry]:
-    """Return the tensors with their starts in the file: one after another, aligned, and nothing after the last."""
+    """Return the tensors with their starts in the file: one after another, aligned, and nothing after the
+    last."""
     data = _aligned(cursor.at, alignment)
     end, before = data, "the header"
     out: dict[str, TensorEntry] = {}

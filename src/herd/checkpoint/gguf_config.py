@@ -1,8 +1,8 @@
 """Translate the shape of a Llama and its rotary positions to GGUF's metadata and back.
 
-Llama 3's frequency scaling is not in the metadata but in a tensor, ``rope_freqs.weight``: the numbers that each channel
-pair's rotation speed is divided by. When a file is read, the scaling that gives these numbers is reconstructed; files
-written here also carry it in ``herd.rope_scaling.*``, which other programs ignore.
+Llama 3's frequency scaling is not in the metadata but in a tensor, ``rope_freqs.weight``: the numbers that
+each channel pair's rotation speed is divided by. When a file is read, the scaling that gives these numbers is
+reconstructed; files written here also carry it in ``herd.rope_scaling.*``, which other programs ignore.
 
 Source: llama.cpp ``convert_hf_to_gguf.py`` (LlamaModel) and ``gguf-py/gguf/constants.py``.
 """
@@ -144,9 +144,8 @@ def _scaling(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
     if entry is None:
         return None
     if entry.format != F32 or entry.shape != (plain.head_dim // 2,):
-        raise CheckpointError(
-            f"{file.path}: {ROPE_FREQS} is {entry.format.name} {list(entry.shape)}, not F32 [{plain.head_dim // 2}]"
-        )
+        found = f"{entry.format.name} {list(entry.shape)}"
+        raise CheckpointError(f"{file.path}: {ROPE_FREQS} is {found}, not F32 [{plain.head_dim // 2}]")
     factors = blocks.decode(file.rows(ROPE_FREQS), F32)[0].clone()
     if not bool(torch.isfinite(factors).all()) or float(factors.min()) < 0.999:
         raise CheckpointError(
@@ -205,7 +204,8 @@ def _refuse_other_models(file: GGUF) -> None:
 
 
 def _short(value: float) -> float:
-    """Return the shortest decimal that is this number in single precision: 1e-5 was meant, not 9.999999747e-06."""
+    """Return the shortest decimal that is this number in single precision: 1e-5 was meant, not
+    9.999999747e-06."""
     try:
         if struct.unpack("<f", struct.pack("<f", value))[0] != value:
             return value

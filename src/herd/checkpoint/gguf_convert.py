@@ -1,8 +1,8 @@
 """Quantize a folder, import a GGUF file, and export one for other programs.
 
 Everything is streamed: plain weights are read one tensor at a time, encoded some rows at a time and written
-immediately. An 8B model in bf16 becomes 4-bit in less memory than its embedding takes. Wrong names, shapes and formats
-are found before anything is written, and the result appears only when it is complete.
+immediately. An 8B model in bf16 becomes 4-bit in less memory than its embedding takes. Wrong names, shapes
+and formats are found before anything is written, and the result appears only when it is complete.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def quantize_folder(
 ) -> str:
     """Write ``out`` as a quantized folder of a plain one's weights and return its hash.
 
-    ``rows_of`` gives the bytes of each parameter where they are not simply the nearest (GPTQ). ``recipe`` goes into the
-    lineage. Raises `QuantError` for rows that do not divide and weights that are not finite, `CheckpointError` for
-    other faults; ``out`` is then unchanged.
+    ``rows_of`` gives the bytes of each parameter where they are not simply the nearest (GPTQ). ``recipe``
+    goes into the lineage. Raises `QuantError` for rows that do not divide and weights that are not finite,
+    `CheckpointError` for other faults; ``out`` is then unchanged.
     """
     formats = plan.plan(source.config)
     known = source.lineage
@@ -100,9 +100,10 @@ def import_gguf(
 ) -> str:
     """Make a checkpoint folder of a GGUF file (or ``hf:ORG/NAME/FILE.gguf``) and return its hash.
 
-    Without ``dtype`` a file with packed weights is kept as it is, byte for byte, and a plain one becomes a plain folder
-    in its own dtype; with ``dtype`` everything is unpacked. The packed parts of a split file are written as one file.
-    Raises `CheckpointError`, with ``out`` unchanged, for a file that is unsound, not a Llama, or not finite.
+    Without ``dtype`` a file with packed weights is kept as it is, byte for byte, and a plain one becomes a
+    plain folder in its own dtype; with ``dtype`` everything is unpacked. The packed parts of a split file are
+    written as one file. Raises `CheckpointError`, with ``out`` unchanged, for a file that is unsound, not a
+    Llama, or not finite.
     """
     path = resolve_file(source)
     gguf = GGUFSource(path)
@@ -144,10 +145,12 @@ def export_gguf(
     *,
     progress: Progress | None = None,
 ) -> None:
-    """Write one GGUF file for llama.cpp and similar programs: weights, tokenizer, chat template, RoPE factors.
+    """Write one GGUF file for llama.cpp and similar programs: weights, tokenizer, chat template, RoPE
+    factors.
 
-    ``format`` (F16 if None) is that of all matrices; a quantized folder's file is copied, and takes no format. Raises
-    `QuantError` where rows do not divide, `CheckpointError` for what cannot be read or written.
+    ``format`` (F16 if None) is that of all matrices; a quantized folder's file is copied, and takes no
+    format. Raises `QuantError` where rows do not divide, `CheckpointError` for what cannot be read or
+    written.
     """
     out, resolved = Path(out), resolve_folder(folder)
     if out.suffix != ".gguf" or out.is_dir():

@@ -1,8 +1,9 @@
 """Load and write quantized checkpoints: a folder with ``model.gguf`` and ``herd.json``.
 
-The GGUF file holds everything: weights in blocks, the model's shape, the tokenizer. Loading maps the file and puts the
-blocks into packed layers as they are: nothing is unpacked, and only q and k are copied (their rows are permuted). The
-lineage's hash is that of the whole file; a file that has changed is refused (`verified.py`).
+The GGUF file holds everything: weights in blocks, the model's shape, the tokenizer. Loading maps the file and
+puts the blocks into packed layers as they are: nothing is unpacked, and only q and k are copied (their rows
+are permuted). The lineage's hash is that of the whole file; a file that has changed is refused
+(`verified.py`).
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class GGUFSource:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """fp32 where a matrix is packed or several types are stored, otherwise the stored type of the matrices."""
+        """fp32 where a matrix is packed or several types are stored, otherwise the stored type of the
+        matrices."""
         formats = {entry.format for entry in self.wanted.values() if len(entry.shape) > 1}
         return (
             PLAIN_DTYPES[formats.pop()]
@@ -78,7 +80,10 @@ class GGUFSource:
         )
 
     def rows(self, name: str) -> Tensor:
-        """Return a parameter's bytes (R, B). Raises `CheckpointError` for weights or scales that are not finite."""
+        """Return a parameter's bytes (R, B).
+
+        Raises `CheckpointError` for weights or scales that are not finite.
+        """
         theirs, format = self.wanted[name].name, self.wanted[name].format
         if not blocks.all_finite(self.file.rows(theirs), format):
             raise CheckpointError(
@@ -133,7 +138,8 @@ def load_gguf_folder(folder: Path, *, dtype: torch.dtype | None, device: str | t
     before: list[str] = []
 
     def rows_of(name: str) -> Tensor:
-        # the previous tensor is repacked or unpacked by now; if it is still mapped, it is read again when needed
+        # the previous tensor is repacked or unpacked by now; if it is still mapped, it is read again when
+        # needed
         if before:
             source.file.forget(before.pop())
         before.append(source.wanted[name].name)
@@ -143,7 +149,8 @@ def load_gguf_folder(folder: Path, *, dtype: torch.dtype | None, device: str | t
 
 
 def _require_hash(folder: Path) -> None:
-    """Raise `CheckpointError` when the file is not the one in ``herd.json``; without that file nothing is checked."""
+    """Raise `CheckpointError` when the file is not the one in ``herd.json``; without that file nothing is
+    checked."""
     lineage = load_lineage(folder)
     if lineage is None or lineage.weights_hash is None:
         return
@@ -180,7 +187,8 @@ def write_model(
 ) -> None:
     """Write a whole model as one GGUF file, or continue it where ``journal`` says (see `write_gguf`).
 
-    ``formats`` are by our names; ``rows_of(name)`` gives a parameter's bytes (rows, B) in our order, in pieces.
+    ``formats`` are by our names; ``rows_of(name)`` gives a parameter's bytes (rows, B) in our order, in
+    pieces.
     """
     plan, ours = file_plan(config, formats)
     factors = gguf_config.rope_factors(config)
@@ -244,8 +252,8 @@ def write_gguf_folder(
 ) -> str:
     """Write a quantized folder and return its hash.
 
-    With a ``key`` the work is resumable; ``remember`` is then given the digests of the source that an earlier run has
-    computed. ``lineage_of`` is called after all weights have been read.
+    With a ``key`` the work is resumable; ``remember`` is then given the digests of the source that an earlier
+    run has computed. ``lineage_of`` is called after all weights have been read.
     """
     if tokenizer is not None:
         require_vocabulary_fits(tokenizer, config, out)

@@ -1,8 +1,8 @@
 """Write a tokenizer as GGUF metadata, and read one.
 
-llama.cpp calls byte-level BPE ``gpt2`` and Llama 3's regular expression ``llama-bpe``. Tokens are listed by id, spelled
-as in `tokenizer.json`, with types that say which are special. A model may have more rows than the tokenizer has ids:
-the rest are written as unused ``[PAD…]`` tokens, which are left out when a file is read.
+llama.cpp calls byte-level BPE ``gpt2`` and Llama 3's regular expression ``llama-bpe``. Tokens are listed by
+id, spelled as in `tokenizer.json`, with types that say which are special. A model may have more rows than the
+tokenizer has ids: the rest are written as unused ``[PAD…]`` tokens, which are left out when a file is read.
 
 Source: llama.cpp ``convert_hf_to_gguf.py`` (``_set_vocab_gpt2``), ``llama-vocab.cpp``.
 """
@@ -32,7 +32,8 @@ def has_tokenizer(file: GGUF) -> bool:
 
 
 def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> Iterator[tuple[str, str, Any]]:
-    """Yield (key, type, value) of ``tokenizer.*`` for a model with ``vocab_size`` rows; see `gguf_write.Value`."""
+    """Yield (key, type, value) of ``tokenizer.*`` for a model with ``vocab_size`` rows; see
+    `gguf_write.Value`."""
     words = [spell(tokenizer.token_bytes(id_)) for id_ in range(tokenizer.n_ranks)]
     special = [tokenizer.token_bytes(id_).decode() for id_ in range(tokenizer.n_ranks, tokenizer.vocab_size)]
     unused = [f"[PAD{id_}]" for id_ in range(tokenizer.vocab_size, vocab_size)]
@@ -58,8 +59,8 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> Iterator[tuple[
 def read_tokenizer(file: GGUF) -> Tokenizer:
     """Return the file's tokenizer, with its own stop tokens and chat format (see `chat_format`).
 
-    Merges are not compared with the vocabulary here; `check_tokenizer` does that. Raises `TokenizerError` when the
-    tokenizer is missing, malformed or not one of Llama 3's kind.
+    Merges are not compared with the vocabulary here; `check_tokenizer` does that. Raises `TokenizerError`
+    when the tokenizer is missing, malformed or not one of Llama 3's kind.
     """
     kind = file.get("tokenizer.ggml.model", str, "none")
     if kind != "gpt2":

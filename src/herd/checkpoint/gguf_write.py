@@ -1,9 +1,9 @@
 """Write a GGUF file as its tensors arrive, a few rows at a time.
 
-The gguf package's `GGUFWriter` encodes the header (metadata and the table of tensors). Its own methods for tensor data
-take whole arrays, so the data is written by `stream.write_tensors`: an embedding of 128,256 rows passes through in
-pieces, and an interrupted file can be continued. The caller makes the file appear as a whole (`files.whole_folder`,
-`journal.resumable_file`).
+The gguf package's `GGUFWriter` encodes the header (metadata and the table of tensors). Its own methods for
+tensor data take whole arrays, so the data is written by `stream.write_tensors`: an embedding of 128,256 rows
+passes through in pieces, and an interrupted file can be continued. The caller makes the file appear as a
+whole (`files.whole_folder`, `journal.resumable_file`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from .journal import Journal
 from .stream import Progress, advance_of, write_tensors
 
 Value = tuple[str, str, Any]
-"""(key, type, value): the type by its name in GGUF, such as "UINT32", "STRING", or "[STRING" for an array of them."""
+"""(key, type, value): the type by its name in GGUF, such as "UINT32", "STRING", or "[STRING" for an array of
+them."""
 Plan = Mapping[str, tuple[tuple[int, ...], Format]]
 """Shape (rows first) and format of each tensor by its name in the file, in order."""
 
@@ -34,10 +35,11 @@ def write_gguf(
     progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> None:
-    """Write ``path``; ``pieces_of(name)`` gives a tensor's bytes (uint8) and is called once per tensor, in order.
+    """Write ``path``; ``pieces_of(name)`` gives a tensor's bytes (uint8) and is called once per tensor, in
+    order.
 
-    Tensors that ``journal`` counts as done are kept, unless the header has changed since. Raises `CheckpointError` for
-    pieces that do not add up, and passes on errors of ``pieces_of`` and of the disk.
+    Tensors that ``journal`` counts as done are kept, unless the header has changed since. Raises
+    `CheckpointError` for pieces that do not add up, and passes on errors of ``pieces_of`` and of the disk.
     """
     sizes = {
         name: math.prod(shape) // format.block * format.block_bytes for name, (shape, format) in plan.items()
@@ -58,7 +60,8 @@ def write_gguf(
 
 
 def _header(scratch: Path, metadata: Sequence[Value], plan: Plan, sizes: Mapping[str, int]) -> bytes:
-    """Return the bytes before the tensors; `GGUFWriter` can only write them to a file, which is removed again."""
+    """Return the bytes before the tensors; `GGUFWriter` can only write them to a file, which is removed
+    again."""
     import numpy as np
     from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 

@@ -1,14 +1,16 @@
 """Read and write `config.json`, Hugging Face's description of a Llama, in both of its dialects.
 
 Meta's releases (transformers 4) put ``rope_theta`` and ``rope_scaling`` at the top; transformers 5 writes one
-``rope_parameters`` that holds both. Either is read, and a file that has both must agree with itself. By default the
-dialect of the releases is written, which every version of transformers, vLLM and llama.cpp's converter can read.
+``rope_parameters`` that holds both. Either is read, and a file that has both must agree with itself. By
+default the dialect of the releases is written, which every version of transformers, vLLM and llama.cpp's
+converter can read.
 
-A key that asks for a computation this code does not perform is refused by name: running the model anyway would give
-fluent nonsense. Keys that change nothing (training hints, library versions) are ignored; unknown keys are ignored with
-a warning. The tables of keys are in `names.yaml`. This module does not import torch.
+A key that asks for a computation this code does not perform is refused by name: running the model anyway
+would give fluent nonsense. Keys that change nothing (training hints, library versions) are ignored; unknown
+keys are ignored with a warning. The tables of keys are in `names.yaml`. This module does not import torch.
 
-Source: transformers `configuration_llama.py` (defaults) and `modeling_rope_utils.py` (rope types), 4.43 to 5.23.
+Source: transformers `configuration_llama.py` (defaults) and `modeling_rope_utils.py` (rope types), 4.43 to
+5.23.
 """
 
 from __future__ import annotations
@@ -50,7 +52,10 @@ def config_to_hf(
     eos_token_id: int | list[int] | None = None,
     dialect: Dialect = "rope_scaling",
 ) -> dict[str, Any]:
-    """Return the content of ``config.json``. ``dtype`` is torch's name of the stored weights, e.g. "bfloat16"."""
+    """Return the content of ``config.json``.
+
+    ``dtype`` is torch's name of the stored weights, e.g. "bfloat16".
+    """
     out: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     out |= {key: getattr(config, name) for key, name in _SHAPE_KEYS.items()}
     out |= {
@@ -81,7 +86,8 @@ def config_to_hf(
 def config_from_hf(data: dict[str, Any], where: str = "config.json") -> ModelConfig:
     """Return the model that a ``config.json`` describes; ``where`` names the file in errors.
 
-    Raises `CheckpointError` naming the key that is missing, malformed or asks for something this model does not do.
+    Raises `CheckpointError` naming the key that is missing, malformed or asks for something this model does
+    not do.
     """
     if not isinstance(data, dict):
         raise CheckpointError(f"{where}: holds {type(data).__name__}, not a JSON object; restore the file")

@@ -1,10 +1,10 @@
 """A conversion that can be stopped at any moment, even by `kill -9`, and continues where it stopped.
 
-Where each tensor lies in the new files follows from shapes alone, and tensors are written in order, so it is enough to
-know how many are done. The files grow in a folder next to the target, ``.NAME.part``, with a journal that is saved
-after every `SAVE_EVERY` bytes, once they are on the disk. The next run of the *same* conversion (same source files and
-choices: the journal's ``key``) removes what was written since and continues; another conversion starts from the
-beginning. The target appears only when everything is written.
+Where each tensor lies in the new files follows from shapes alone, and tensors are written in order, so it is
+enough to know how many are done. The files grow in a folder next to the target, ``.NAME.part``, with a
+journal that is saved after every `SAVE_EVERY` bytes, once they are on the disk. The next run of the *same*
+conversion (same source files and choices: the journal's ``key``) removes what was written since and
+continues; another conversion starts from the beginning. The target appears only when everything is written.
 
 A conversion that fails because of its input or a full disk leaves nothing behind: it would fail again.
 """
@@ -48,7 +48,8 @@ class Journal:
         return self.notes.setdefault(name, {})
 
     def add(self, nbytes: int, file: IO[bytes]) -> None:
-        """Count one more tensor, written to ``file``; every `SAVE_EVERY` bytes flush the file and save the journal."""
+        """Count one more tensor, written to ``file``; every `SAVE_EVERY` bytes flush the file and save the
+        journal."""
         self.done += 1
         self._unsaved += nbytes
         if self._unsaved >= SAVE_EVERY:
@@ -74,7 +75,8 @@ def key_of(sources: Iterable[Path], **choices: Any) -> str:
 
 @contextmanager
 def new_folder(target: Path, key: str | None) -> Iterator[tuple[Path, Journal | None]]:
-    """Yield a temporary folder that becomes ``target``; with a ``key`` the work is resumable and has a journal."""
+    """Yield a temporary folder that becomes ``target``; with a ``key`` the work is resumable and has a
+    journal."""
     if key is None:
         with whole_folder(target) as temporary:
             yield temporary, None

@@ -1,7 +1,8 @@
 """Read and write `herd.json`: where a checkpoint comes from, and the licence of its weights.
 
-Parents are named by the hash of their weights (`checkpoint_hash`), so a family tree can be verified: the hash does not
-depend on how tensors are split into files. This module does not import torch, so reports and planners can use it.
+Parents are named by the hash of their weights (`checkpoint_hash`), so a family tree can be verified: the hash
+does not depend on how tensors are split into files. This module does not import torch, so reports and
+planners can use it.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ def _herd_version() -> str:
 class Lineage(BaseModel):
     """What a checkpoint is and what it was made of.
 
-    ``parents`` maps a role or name ("teacher") to the parent's `checkpoint_hash`; ``recipe`` is the validated recipe
-    as plain data; ``evals`` maps a measurement's name to its value; saving a model fills in ``weights_hash``.
+    ``parents`` maps a role or name ("teacher") to the parent's `checkpoint_hash`; ``recipe`` is the validated
+    recipe as plain data; ``evals`` maps a measurement's name to its value; saving a model fills in
+    ``weights_hash``.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -67,7 +69,8 @@ def update_lineage(folder: str | Path, **changes: Any) -> None:
 
 
 def load_lineage(folder: str | Path) -> Lineage | None:
-    """Return the folder's lineage; None without a ``herd.json``. Raises `CheckpointError` for a malformed one."""
+    """Return the folder's lineage; None without a ``herd.json``. Raises `CheckpointError` for a malformed
+    one."""
     path = Path(folder) / FILE
     if not path.exists():
         return None
@@ -78,7 +81,7 @@ def load_lineage(folder: str | Path) -> Lineage | None:
     found = data.get("format") if isinstance(data, dict) else None
     if found != FORMAT:
         raise CheckpointError(
-            f"{path}: format {found!r} is not known to this version (it reads format {FORMAT}); update llamaherd"
+            f"{path}: format {found!r} is not known to this version, which reads {FORMAT}; update llamaherd"
         )
     try:
         return Lineage.model_validate(data)

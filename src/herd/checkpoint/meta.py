@@ -2,13 +2,13 @@
 
 Three things differ from the layout used everywhere else:
 
-* Names and a few shapes: ``layers.0.attention.wq`` is ``model.layers.0.self_attn.q_proj``; the FFN width is not stored
-  but follows from a rule (`ffn_dim`).
+* Names and a few shapes: ``layers.0.attention.wq`` is ``model.layers.0.self_attn.q_proj``; the FFN width is
+  not stored but follows from a rule (`ffn_dim`).
 * RoPE rotates neighbouring channels, so the rows of wq and wk are permuted (`names.from_pairs`).
 * Large models come in model-parallel pieces. Column-parallel matrices are split along their outputs (dim 0),
-  row-parallel ones (wo, w2) along their inputs (dim 1), the embedding along the vocabulary (Llama 3) or the width
-  (Llama 2); norms are whole in each piece. With more pieces than KV heads, as in the 16-piece release of 405B, each
-  piece holds one KV head and neighbours repeat it: the repeats are checked for equality and dropped.
+  row-parallel ones (wo, w2) along their inputs (dim 1), the embedding along the vocabulary (Llama 3) or the
+  width (Llama 2); norms are whole in each piece. With more pieces than KV heads, as in the 16-piece release of
+  405B, each piece holds one KV head and neighbours repeat it: the repeats are checked and dropped.
 
 Pieces are memory-mapped and nothing but tensors is unpickled; the output is written one tensor at a time.
 
@@ -60,9 +60,9 @@ def import_meta(
 ) -> str:
     """Rewrite a folder of Meta's layout as a checkpoint folder and return the hash of its weights.
 
-    ``dtype`` None keeps the stored one. Meta's files do not state ``max_context``; None takes the released model's, or
-    for an unknown shape that of its generation, with a warning. Raises `CheckpointError`, with ``out`` unchanged, for
-    pieces that are missing, damaged, quantized or do not fit ``params.json``.
+    ``dtype`` None keeps the stored one. Meta's files do not state ``max_context``; None takes the released
+    model's, or for an unknown shape that of its generation, with a warning. Raises `CheckpointError`, with
+    ``out`` unchanged, for pieces that are missing, damaged, quantized or do not fit ``params.json``.
     """
     source = Path(source)
     pieces = _open_pieces(source)
@@ -179,7 +179,8 @@ def _kv_heads(source: Path, pieces: list[Piece], stated: int, head_dim: int) -> 
         )
     if stored > stated or rows != head_dim:
         return stored, stored // stated
-    # One head per piece, and params.json counts pieces: only the weights show the repeats (405B in 16 pieces).
+    # One head per piece, and params.json counts pieces: only the weights show the repeats (405B in 16
+    # pieces).
     heads = [piece[_WK] for piece in pieces]
     repeats = next((i for i in range(1, stored) if not torch.equal(heads[0], heads[i])), stored)
     return stored, repeats if stored % repeats == 0 else 1

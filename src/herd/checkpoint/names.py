@@ -1,9 +1,9 @@
 """What other programs call a parameter, and how they order the channels that rotate together.
 
-RoPE rotates pairs of channels. Meta and GGUF pair neighbours (2i, 2i + 1); Hugging Face and Herd pair the two halves
-of a head (i, i + K/2). The attention scores are the same as long as q and k agree, so the rows of both matrices are
-permuted when weights are imported or exported. Blocks of quantized weights lie along rows, so packed rows are permuted
-like plain ones.
+RoPE rotates pairs of channels. Meta and GGUF pair neighbours (2i, 2i + 1); Hugging Face and Herd pair the two
+halves of a head (i, i + K/2). The attention scores are the same as long as q and k agree, so the rows of both
+matrices are permuted when weights are imported or exported. Blocks of quantized weights lie along rows, so
+packed rows are permuted like plain ones.
 
 Shapes: D model dim (or the bytes of a packed row), K head dim.
 """

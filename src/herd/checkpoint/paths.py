@@ -29,8 +29,8 @@ def resolve_folder(source: str | Path) -> Path:
             raise CheckpointError(f"{source}: no such folder; give a checkpoint folder or hf:ORG/NAME")
         if (Path(source) / ADAPTER).exists() and not (Path(source) / CONFIG).exists():
             raise CheckpointError(
-                f"{source}: holds only an adapter ({ADAPTER}) and not the model it changes; merge it into its base "
-                "model with peft (merge_and_unload) and give the result"
+                f"{source}: holds only an adapter ({ADAPTER}) and not the model it changes; merge it into "
+                "its base model with peft (merge_and_unload) and give the result"
             )
         return Path(source)
     from huggingface_hub import snapshot_download  # slow to import, and only needed here

@@ -1,7 +1,8 @@
-"""Write a file of tensors whose layout is known beforehand: the header first, then the tensors in order, in pieces.
+"""Write a file of tensors whose layout is known beforehand: the header first, then the tensors in order, in
+pieces.
 
-Where each tensor lies follows from the shapes alone, so a file of any size is written in the memory of one piece, and
-a journal that counts finished tensors is enough to continue after an interruption.
+Where each tensor lies follows from the shapes alone, so a file of any size is written in the memory of one
+piece, and a journal that counts finished tensors is enough to continue after an interruption.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def write_tensors(
     """Write ``header`` and the tensors, each padded to ``alignment``, to ``path``.
 
     ``pieces_of(name)`` gives a tensor's bytes (flat uint8) and is called once per tensor, in order; the first
-    ``n_written`` tensors are in the file already. Raises `CheckpointError` when pieces do not add up to ``sizes``.
+    ``n_written`` tensors are in the file already. Raises `CheckpointError` when pieces do not add up to
+    ``sizes``.
     """
 
     def padding(nbytes: int) -> int:
@@ -67,7 +69,8 @@ def write_tensors(
         for name in names[n_written:]:
             written = 0
             for piece in pieces_of(name):
-                written += out.write(memoryview(piece.contiguous().reshape(-1).numpy()))  # type: ignore[arg-type]
+                flat = piece.contiguous().reshape(-1).numpy()
+                written += out.write(memoryview(flat))  # type: ignore[arg-type]
                 advance(piece.numel())
             if written != sizes[name]:
                 raise CheckpointError(f"{path}: {name} has {written} bytes, its shape needs {sizes[name]}")

@@ -1,12 +1,13 @@
 """Remember which large files have been compared with their hash already.
 
-Hashing 4.7 GB takes as long as the rest of a load, and a file that nobody has touched has the same hash. So a verified
-file is noted together with its device, inode, size, and the times of its last modification and last change (the
-latter cannot be set back by a program). If any of them differs, the file is hashed again. A disk that silently
-returns other bytes than were written is not noticed; ``HERD_VERIFY=always`` hashes at every load.
+Hashing 4.7 GB takes as long as the rest of a load, and a file that nobody has touched has the same hash. So a
+verified file is noted together with its device, inode, size, and the times of its last modification and last
+change (the latter cannot be set back by a program). If any of them differs, the file is hashed again. A disk
+that silently returns other bytes than were written is not noticed; ``HERD_VERIFY=always`` hashes at every
+load.
 
-The notes are kept in the cache folder and not next to the file: folders may be read-only, and a copied folder must not
-vouch for itself.
+The notes are kept in the cache folder and not next to the file: folders may be read-only, and a copied folder
+must not vouch for itself.
 """
 
 from __future__ import annotations

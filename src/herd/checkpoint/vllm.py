@@ -1,13 +1,15 @@
-"""Export for vLLM: 4- or 8-bit weights in the layout of compressed-tensors ("pack-quantized", W4A16 and W8A16).
+"""Export for vLLM: 4- or 8-bit weights in the layout of compressed-tensors ("pack-quantized", W4A16 and
+W8A16).
 
-A Q4_0 block is 32 weights d · (code - 8), and compressed-tensors stores the same: codes with the same offset, eight to
-an int32 from its low bits up, and a scale for every group of 32. So nothing is rounded again: codes are copied bit for
-bit, and scales as the half-precision numbers they are (exact in a checkpoint of dtype float16; bfloat16 loses three
-bits). Q8_0 is written the same way, four codes to an int32. Embeddings and head are unpacked: vLLM quantizes linear
-layers only.
+A Q4_0 block is 32 weights d · (code - 8), and compressed-tensors stores the same: codes with the same offset,
+eight to an int32 from its low bits up, and a scale for every group of 32. So nothing is rounded again: codes
+are copied bit for bit, and scales as the half-precision numbers they are (exact in a checkpoint of dtype
+float16; bfloat16 loses three bits). Q8_0 is written the same way, four codes to an int32. Embeddings and head
+are unpacked: vLLM quantizes linear layers only.
 
 Shapes: R rows, D weights per row, N = D / 32 groups, P = int32s per row.
-Source: https://github.com/vllm-project/compressed-tensors (``pack_to_int32``); vLLM ``compressed_tensors_wNa16``.
+Source: https://github.com/vllm-project/compressed-tensors (``pack_to_int32``); vLLM
+``compressed_tensors_wNa16``.
 """
 
 from __future__ import annotations
@@ -50,9 +52,9 @@ def export_vllm(
 ) -> str:
     """Write ``folder`` for vLLM and return the hash of the new weights.
 
-    ``dtype`` is that of scales and unquantized parts. A quantized folder's Q4_0 or Q8_0 linear layers are copied as
-    they are; a plain folder's are rounded to Q4_0. Raises `QuantError` for other formats and rows that do not divide,
-    `CheckpointError` for what cannot be read or written.
+    ``dtype`` is that of scales and unquantized parts. A quantized folder's Q4_0 or Q8_0 linear layers are
+    copied as they are; a plain folder's are rounded to Q4_0. Raises `QuantError` for other formats and rows
+    that do not divide, `CheckpointError` for what cannot be read or written.
     """
     folder = resolve_folder(folder)
     choices = {"do": "vllm", "dtype": dtype, "shard": max_shard_bytes}

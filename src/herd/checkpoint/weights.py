@@ -1,11 +1,11 @@
 """Read weights from safetensors files: check everything in the headers first, and hash what matters.
 
-What can be wrong with a file shows in its header and size, which the safetensors library checks when it opens a file
-(no holes, no overlaps, nothing missing). So the headers of all files are read and compared with the configuration
-before a byte is allocated for weights. Pickles are never opened: they can run code.
+What can be wrong with a file shows in its header and size, which the safetensors library checks when it opens
+a file (no holes, no overlaps, nothing missing). So the headers of all files are read and compared with the
+configuration before a byte is allocated for weights. Pickles are never opened: they can run code.
 
-The hash of a checkpoint is computed over its tensors sorted by name (name, dtype, shape, bytes), so it does not depend
-on how they are split into files.
+The hash of a checkpoint is computed over its tensors sorted by name (name, dtype, shape, bytes), so it does
+not depend on how they are split into files.
 """
 
 from __future__ import annotations
@@ -147,9 +147,9 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
 def check_against(config: ModelConfig, index: Mapping[str, TensorInfo], where: Path) -> dict[str, TensorInfo]:
     """Return the tensors the model needs, in file order.
 
-    Raises `CheckpointError` for a tensor that is missing, unexpected or of the wrong shape. Two extra tensors are
-    known and left out: the rotary table of old transformers, and the copy of a tied head. A tied model that stores
-    only its head takes the embedding from there.
+    Raises `CheckpointError` for a tensor that is missing, unexpected or of the wrong shape. Two extra tensors
+    are known and left out: the rotary table of old transformers, and the copy of a tied head. A tied model
+    that stores only its head takes the embedding from there.
     """
     if config.tie_embeddings and _EMBEDDING not in index and _HEAD in index:
         index = {_EMBEDDING if name == _HEAD else name: info for name, info in index.items()}
@@ -193,7 +193,8 @@ def _check_tied_copy(index: Mapping[str, TensorInfo], where: Path) -> None:
 def read_tensor(info: TensorInfo) -> Tensor:
     """Return the tensor as stored, on the CPU, mapped from its file: clone it before changing it.
 
-    The file is opened for this tensor alone, so its pages are released with it and a model of any size can be streamed.
+    The file is opened for this tensor alone, so its pages are released with it and a model of any size can be
+    streamed.
     """
     try:
         with safe_open(info.file, framework="pt", device="cpu") as file:
@@ -234,7 +235,8 @@ def require_finite(name: str, tensor: Tensor, where: Path | str) -> None:
 
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Split all values into parts, so that temporaries are small; parts of a contiguous tensor are views of it."""
+    """Split all values into parts, so that temporaries are small; parts of a contiguous tensor are views of
+    it."""
     return tensor.reshape(-1).split(PIECE)
 
 

@@ -1,7 +1,7 @@
 """Write weights as safetensors files, one tensor at a time.
 
-The headers follow from the shapes, so they are written first; the memory needed is that of the largest tensor, not of
-a shard or of the model. The hash of the weights is computed on the way.
+The headers follow from the shapes, so they are written first; the memory needed is that of the largest
+tensor, not of a shard or of the model. The hash of the weights is computed on the way.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ def write_weights(
 ) -> str:
     """Write all tensors into ``folder`` and return the hash of the weights.
 
-    ``get(name)`` is called once per tensor, in order, and may return any float dtype on any device. Call this within
-    `files.whole_folder`, or within `journal.resumable_folder` with its journal; tensors that the journal counts as
-    done are not asked for again. Raises `CheckpointError` for a wrong shape or a value beyond the dtype's range.
+    ``get(name)`` is called once per tensor, in order, and may return any float dtype on any device. Call this
+    within `files.whole_folder`, or within `journal.resumable_folder` with its journal; tensors that the
+    journal counts as done are not asked for again. Raises `CheckpointError` for a wrong shape or a value
+    beyond the dtype's range.
     """
     shards = _shards(specs, max_shard_bytes)
     files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
@@ -90,7 +91,8 @@ def _code(dtype: torch.dtype) -> str:
 
 
 def _shards(specs: Specs, limit: int) -> list[dict[str, tuple[tuple[int, ...], torch.dtype]]]:
-    """Split the tensors, in order, into shards of at most ``limit`` bytes; a larger tensor gets its own shard."""
+    """Split the tensors, in order, into shards of at most ``limit`` bytes; a larger tensor gets its own
+    shard."""
     if limit < 1:
         raise CheckpointError(f"max_shard_bytes={limit} must be positive")
     shards: list[dict[str, tuple[tuple[int, ...], torch.dtype]]] = [{}]

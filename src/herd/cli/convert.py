@@ -43,9 +43,9 @@ def import_command(
 ) -> None:
     """Import weights from Meta, Hugging Face or a GGUF file as a checkpoint folder.
 
-    Quantized weights of a GGUF file are kept as they are unless --dtype is given. A source that starts with hf: is
-    downloaded from the Hugging Face hub, with your token where a licence must be accepted first; no other source uses
-    the network.
+    Quantized weights of a GGUF file are kept as they are unless --dtype is given. A source that starts with
+    hf: is downloaded from the Hugging Face hub, with your token where a licence must be accepted first; no
+    other source uses the network.
     """
     from .. import checkpoint
 
@@ -72,25 +72,25 @@ def export_command(
     format: Annotated[
         str | None,
         typer.Option(
-            help="hf: for transformers and others; gguf: one file for llama.cpp; vllm: 4- or 8-bit weights for vLLM. "
-            "Default: gguf if the target ends in .gguf, else hf."
+            help="hf: for transformers and others; gguf: one file for llama.cpp; vllm: 4- or 8-bit weights "
+            "for vLLM. Default: gguf if the target ends in .gguf, else hf."
         ),
     ] = None,
     dtype: Dtype = None,
     type: Annotated[
         str | None,
         typer.Option(
-            help="Weight format for gguf: f16 (default), bf16, f32, q8_0, q4_0, q4_k or q6_k. Not for quantized "
-            "folders, which are copied."
+            help="Weight format for gguf: f16 (default), bf16, f32, q8_0, q4_0, q4_k or q6_k. Not for "
+            "quantized folders, which are copied."
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint for other programs.
 
-    A GGUF file contains the tokenizer, chat template and RoPE factors as well as the weights; llama.cpp can run it. For
-    vLLM, the blocks of a q4 or q8 folder are copied unchanged (compressed-tensors), and a plain folder's weights are
-    rounded to q4.
+    A GGUF file contains the tokenizer, chat template and RoPE factors as well as the weights; llama.cpp can
+    run it. For vLLM, the blocks of a q4 or q8 folder are copied unchanged (compressed-tensors), and a plain
+    folder's weights are rounded to q4.
     """
     from .. import checkpoint
 

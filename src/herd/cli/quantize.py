@@ -57,7 +57,8 @@ def quantize_command(
 ) -> None:
     """Make a smaller copy of a model with 8 or 4 bits per weight, in GGUF's block formats.
 
-    The new folder's herd.json says how close it is to the original: KL divergence, top-1 agreement, perplexity.
+    The new folder's herd.json says how close it is to the original: KL divergence, top-1 agreement,
+    perplexity.
     """
     from .. import checkpoint
     from ..plan import compare
@@ -103,21 +104,22 @@ def quantize_command(
 
 
 def _say(result: dict[str, Any]) -> None:
-    print(
-        f"{result['folder']}: {result['nbytes'] / 1e6:,.1f} MB, {result['bits_per_weight']:.2f} bits per weight"
-    )
+    size = f"{result['nbytes'] / 1e6:,.1f} MB"
+    print(f"{result['folder']}: {size}, {result['bits_per_weight']:.2f} bits per weight")
     found = result["fidelity"]
     if found:
         kl, top1, ppl = found["kl"], found["top1"], found["ppl"]
+        detail, before = kl["detail"], ppl["detail"]["parent"]
         print(
-            f"against the original: KL {kl['value']:.3g} nats/token (99th percentile {kl['detail']['p99']:.3g}), "
-            f"same most likely token {100 * top1['value']:.1f} %, "
-            f"perplexity {ppl['detail']['parent']:.4g} -> {ppl['value']:.4g} on {kl['detail']['n_tokens']:,} tokens"
+            f"compared with the original: KL {kl['value']:.3g} nats per token (99th percentile "
+            f"{detail['p99']:.3g}), same most likely token {100 * top1['value']:.1f} %, "
+            f"perplexity {before:.4g} -> {ppl['value']:.4g} on {detail['n_tokens']:,} tokens"
         )
 
 
 def _batches(source: Any, calib: str) -> Sequence[Tensor]:
-    """Return calibration tokens in windows of one length: four per column of the widest matrix, if there are enough."""
+    """Return calibration tokens in windows of one length: four per column of the widest matrix, if there are
+    enough."""
     import torch
 
     from ..data.corpus import read_corpus
@@ -139,9 +141,7 @@ def _batches(source: Any, calib: str) -> Sequence[Tensor]:
     if not len(windows):
         raise DataError(f"{calib}: {len(ids)} tokens are too few to calibrate with; give at least {context}")
     if len(ids) < max(config.dim, config.ffn_dim):
-        _warn(
-            f"{calib}: {len(ids):,} tokens are few for matrices {config.ffn_dim:,} wide; more text fits better"
-        )
+        _warn(f"{calib}: {len(ids):,} tokens are few for matrices {config.ffn_dim:,} wide; give more text")
     return windows.split(max(1, 2048 // context))
 
 

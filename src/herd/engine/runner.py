@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..llama import rope
 from ..llama.model import LlamaLM
-from ..quant.linear import native_blocks
+from ..quant.linear import fused_layers
 from .cache import Cached, PagedCache
 
 
@@ -20,7 +20,7 @@ class ModelRunner:
 
     def __init__(self, model: LlamaLM, cache: PagedCache) -> None:
         self.model, self.cache = model, cache
-        self._layers = native_blocks(model)
+        self._layers = fused_layers(model)
 
     def __call__(self, parts: Sequence[tuple[Cached, int]], tokens: Sequence[int]) -> Tensor:
         """Return hidden states (N, D) after the last norm for ``tokens``, which are the next n tokens of each

@@ -1,7 +1,7 @@
-"""The two attentions training needs: causal, and causal within packed documents.
+"""The two attention functions of training: causal, and causal within packed documents.
 
-`Attend` is how a caller hands attention to the model: ``attend(layer, q_BTHK, k_BTGK, v_BTGK) -> out_BTHK``. Training
-uses the functions here; the engine brings its own with a cache behind it. The model never knows.
+A caller passes attention to the model as an `Attend`: ``attend(layer, q_BTHK, k_BTGK, v_BTGK) -> out_BTHK``.
+Training uses the functions here; the engine passes its own, which reads a KV cache.
 
 Shapes: B batch, T time, H query heads, G KV heads, K head dim.
 """
@@ -22,7 +22,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 def sdpa(
     q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: Tensor | None = None, causal: bool = False
 ) -> Tensor:
-    """torch's fused attention on Herd's axis order, KV heads shared by groups of query heads (GQA)."""
+    """Apply torch's fused attention to Herd's axis order; groups of query heads share KV heads (GQA)."""
     out_BHTK = F.scaled_dot_product_attention(
         q_BTHK.transpose(1, 2),
         k_BSGK.transpose(1, 2),
@@ -35,20 +35,20 @@ def sdpa(
 
 
 def causal(layer: int, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor:
-    """Every token sees itself and all before it in its row."""
+    """Let every token attend to itself and to all earlier tokens of its row."""
     return attention(q_BTHK, k_BTGK, v_BTGK)
 
 
 def packed(documents_BT: Tensor) -> Attend:
-    """Every token sees itself and what came before it *in its own document*.
+    """Return an attention in which every token attends to itself and to earlier tokens *of its own document*.
 
-    ``documents_BT`` holds a document number per token (any integers; equal = same document). Llama 3 trains long
-    contexts this way (paper section 3.2): no attention across documents packed into one row.
+    ``documents_BT`` holds a document number per token (any integers; equal means the same document). Llama 3
+    trains long contexts this way (paper section 3.2): no attention across documents that are packed into one
+    row.
     """
     if _in_runs(documents_BT):
-        starts_BT = torch.arange(documents_BT.shape[1], device=documents_BT.device) - packed_positions(
-            documents_BT
-        )
+        index_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
+        starts_BT = index_T - packed_positions(documents_BT)
         return lambda layer, q_BTHK, k_BTGK, v_BTGK: attention(q_BTHK, k_BTGK, v_BTGK, starts_BT)
 
     same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
@@ -57,14 +57,14 @@ def packed(documents_BT: Tensor) -> Attend:
 
 
 def _in_runs(documents_BT: Tensor) -> bool:
-    """Whether no document comes back after another one began in its row."""
+    """Return whether no document continues after another one has started in its row."""
     changes_B = (documents_BT.diff(dim=1) != 0).sum(1)
     kinds_B = (documents_BT.sort(dim=1).values.diff(dim=1) != 0).sum(1)
     return bool((changes_B == kinds_B).all())
 
 
 def packed_positions(documents_BT: Tensor) -> Tensor:
-    """Positions that restart at 0 with every document of a packed row: (B, T) int64."""
+    """Return positions that restart at 0 with every document of a packed row: (B, T) int64."""
     B, T = documents_BT.shape
     index_BT = torch.arange(T, device=documents_BT.device).expand(B, T)
     starts_BT = torch.ones_like(documents_BT, dtype=torch.bool)

@@ -1,9 +1,11 @@
-"""The shape of a Llama, without torch: sizes, exact parameter counts, bytes and FLOPs.
+"""The shape of a Llama: sizes, exact parameter counts, bytes and FLOPs. This module does not import torch.
 
-Everything the family differs in is a number in `ModelConfig`; `SIZES` is the table of the published models. The three
-accounting functions (`n_params`, `nbytes`, `flops_per_token`) are the only place where these formulas stand.
+The models of the family differ only in the numbers of `ModelConfig`; `SIZES` is the table of the published
+ones. The accounting functions (`n_params`, `nbytes`, `flops_per_token`) are the only place for these
+formulas.
 
-Sources: "The Llama 3 Herd of Models" (arXiv 2407.21783) table 3; Meta's released `params.json` / `config.json`.
+Sources: "The Llama 3 Herd of Models" (arXiv 2407.21783) table 3; Meta's released `params.json` /
+`config.json`.
 """
 
 from __future__ import annotations
@@ -12,14 +14,18 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import ConfigError
 
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3 frequency scaling: wavelengths beyond ``original_context / low_freq_factor`` are stretched by ``factor``,
-    those below ``original_context / high_freq_factor`` stay, and between the two they blend."""
+    """Llama 3's frequency scaling.
+
+    Wavelengths above ``original_context / low_freq_factor`` are stretched by ``factor``, those below
+    ``original_context / high_freq_factor`` are unchanged, and between the two they are interpolated.
+    """
 
     factor: float = 8.0
     low_freq_factor: float = 1.0
@@ -40,7 +46,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One Llama: ``dim`` D, ``n_heads`` H, ``n_kv_heads`` G, ``head_dim`` K, ``ffn_dim`` F, ``vocab_size`` V."""
+    """A Llama: ``dim`` D, ``n_heads`` H, ``n_kv_heads`` G, ``head_dim`` K, ``ffn_dim`` F, ``vocab_size`` V."""
 
     vocab_size: int
     dim: int
@@ -74,24 +80,29 @@ class ModelConfig:
             raise ConfigError(f"rope_theta={self.rope_theta} must be greater than 1")
 
     def replace(self, **changes: object) -> ModelConfig:
-        """A copy with fields changed; pass ``head_dim=0`` to derive it anew from ``dim`` and ``n_heads``."""
+        """Return a copy with fields changed; pass ``head_dim=0`` to derive it from ``dim`` and ``n_heads``
+        again."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def param_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Every parameter's Hugging Face name and shape, in file order. Tied embeddings have no ``lm_head.weight``."""
+        """Yield every parameter's Hugging Face name and shape, in file order, without the head of a tied
+        model."""
         D, K = self.dim, self.head_dim
+        layer_shapes = {
+            "self_attn.q_proj": (self.n_heads * K, D),
+            "self_attn.k_proj": (self.n_kv_heads * K, D),
+            "self_attn.v_proj": (self.n_kv_heads * K, D),
+            "self_attn.o_proj": (D, self.n_heads * K),
+            "mlp.gate_proj": (self.ffn_dim, D),
+            "mlp.up_proj": (self.ffn_dim, D),
+            "mlp.down_proj": (D, self.ffn_dim),
+            "input_layernorm": (D,),
+            "post_attention_layernorm": (D,),
+        }
         yield "model.embed_tokens.weight", (self.vocab_size, D)
         for layer in range(self.n_layers):
-            prefix = f"model.layers.{layer}."
-            yield prefix + "self_attn.q_proj.weight", (self.n_heads * K, D)
-            yield prefix + "self_attn.k_proj.weight", (self.n_kv_heads * K, D)
-            yield prefix + "self_attn.v_proj.weight", (self.n_kv_heads * K, D)
-            yield prefix + "self_attn.o_proj.weight", (D, self.n_heads * K)
-            yield prefix + "mlp.gate_proj.weight", (self.ffn_dim, D)
-            yield prefix + "mlp.up_proj.weight", (self.ffn_dim, D)
-            yield prefix + "mlp.down_proj.weight", (D, self.ffn_dim)
-            yield prefix + "input_layernorm.weight", (D,)
-            yield prefix + "post_attention_layernorm.weight", (D,)
+            for name, shape in layer_shapes.items():
+                yield f"model.layers.{layer}.{name}.weight", shape
         yield "model.norm.weight", (D,)
         if not self.tie_embeddings:
             yield "lm_head.weight", (self.vocab_size, D)
@@ -102,15 +113,16 @@ class ModelConfig:
         return sum(math.prod(shape) for _, shape in self.param_shapes())
 
     def nbytes(self, bytes_per_param: float = 2.0) -> int:
-        """Bytes of the weights at a given width; 2.0 = bf16."""
+        """Return the bytes of the weights at a given width; 2.0 is bf16."""
         return round(self.n_params * bytes_per_param)
 
     def kv_nbytes_per_token(self, bytes_per_value: float = 2.0) -> int:
-        """Bytes one token adds to the KV cache: K and V of every layer."""
+        """Return the bytes that one token adds to the KV cache: K and V of every layer."""
         return round(2 * self.n_layers * self.n_kv_heads * self.head_dim * bytes_per_value)
 
     def flops_per_token(self, context: float = 0, *, training: bool = False) -> float:
-        """FLOPs (2 a multiply-add) one token costs: all matmuls, the head, and attention over ``context`` keys.
+        """Return the FLOPs of one token (2 per multiply-add): matmuls, the head, attention over ``context``
+        keys.
 
         For causal training over sequences of T tokens the mean ``context`` is T / 2. Training is 3 forwards
         (one forward, two backward); activation recomputation is not included.
@@ -122,18 +134,13 @@ class ModelConfig:
         return (3 if training else 1) * (matmul + attention)
 
 
-_SCALED_31 = RopeScaling(factor=8.0)
-_SCALED_32 = RopeScaling(factor=32.0)
-
+_LLAMA_31: dict[str, Any] = {"rope_scaling": RopeScaling(factor=8.0), "max_context": 131_072}
+_LLAMA_32 = _LLAMA_31 | {"rope_scaling": RopeScaling(factor=32.0), "tie_embeddings": True}
 SIZES: dict[str, ModelConfig] = {
-    "405B": ModelConfig(128_256, 16_384, 126, 128, 8, 53_248, rope_scaling=_SCALED_31, max_context=131_072),
-    "70B": ModelConfig(128_256, 8_192, 80, 64, 8, 28_672, rope_scaling=_SCALED_31, max_context=131_072),
-    "8B": ModelConfig(128_256, 4_096, 32, 32, 8, 14_336, rope_scaling=_SCALED_31, max_context=131_072),
-    "3B": ModelConfig(
-        128_256, 3_072, 28, 24, 8, 8_192, rope_scaling=_SCALED_32, tie_embeddings=True, max_context=131_072
-    ),
-    "1B": ModelConfig(
-        128_256, 2_048, 16, 32, 8, 8_192, rope_scaling=_SCALED_32, tie_embeddings=True, max_context=131_072
-    ),
+    "405B": ModelConfig(128_256, 16_384, 126, 128, 8, 53_248, **_LLAMA_31),
+    "70B": ModelConfig(128_256, 8_192, 80, 64, 8, 28_672, **_LLAMA_31),
+    "8B": ModelConfig(128_256, 4_096, 32, 32, 8, 14_336, **_LLAMA_31),
+    "3B": ModelConfig(128_256, 3_072, 28, 24, 8, 8_192, **_LLAMA_32),
+    "1B": ModelConfig(128_256, 2_048, 16, 32, 8, 8_192, **_LLAMA_32),
 }
 """The published text models: Llama 3.1 8B, 70B, 405B and Llama 3.2 1B, 3B."""

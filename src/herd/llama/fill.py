@@ -1,4 +1,5 @@
-"""Give values to parameters, also to those that FSDP2 divides over ranks: each rank fills the rows that it holds."""
+"""Give values to parameters, also to those that FSDP2 divides over ranks: each rank fills the rows that it
+holds."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ def normal_rows(shape: Sequence[int], seed: int, start: int, stop: int) -> Tenso
     parts = [torch.empty(0, *shape[1:])]
     for block in range(start // at_once, -(-stop // at_once)):
         first = block * at_once
-        # torch's generator uses the low 32 bits; the factor keeps parameters' and blocks' seeds apart within a model
+        # torch's generator uses the low 32 bits; the factor keeps parameters' and blocks' seeds apart within
+        # a model
         generator = torch.Generator().manual_seed((seed + block * 100_003) % (1 << 63))
         rows = torch.randn((min(at_once, n_rows - first), *shape[1:]), generator=generator)
         parts.append(rows[max(start - first, 0) : stop - first])
@@ -27,7 +29,8 @@ def normal_rows(shape: Sequence[int], seed: int, start: int, stop: int) -> Tenso
 
 
 def own_rows(param: Tensor) -> tuple[Tensor, int]:
-    """Return the rows of ``param`` that this rank holds, and the number of the first; all of them without FSDP2."""
+    """Return the rows of ``param`` that this rank holds, and the number of the first; all of them without
+    FSDP2."""
     if not hasattr(param, "device_mesh"):
         return param, 0
     first = 0
@@ -45,6 +48,7 @@ def fill_parameter(param: Tensor, value: Tensor) -> None:
 
 
 def fill_normal(param: Tensor, seed: int, std: float) -> None:
-    """Fill ``param`` with normal numbers of deviation ``std``, the same for a seed however many ranks share it."""
+    """Fill ``param`` with normal numbers of deviation ``std``, the same for a seed however many ranks share
+    it."""
     own, first = own_rows(param)
     own.copy_(normal_rows(param.shape, seed, first, first + len(own)) * std)

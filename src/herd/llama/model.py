@@ -1,8 +1,9 @@
-"""Llama 3.1: the one forward.
+"""The Llama 3.1 model: the only forward in this code base.
 
-Pre-norm transformer with RMSNorm, grouped-query attention, rotary positions and SwiGLU. Parameter names are Hugging
-Face's, unfused, so that a checkpoint needs no translation. Attention itself belongs to the caller (see `attention.py`);
-the same code trains on packed documents, decodes from a paged cache and is traced by torch.compile.
+Pre-norm transformer with RMSNorm, grouped-query attention, rotary positions and SwiGLU. Parameter names are
+Hugging Face's, unfused, so a checkpoint needs no translation. The caller supplies the attention function (see
+`attention.py`), so the same code trains on packed documents, decodes from a paged cache and is traced by
+torch.compile.
 
 Shapes: B batch, T time, D model dim, H query heads, G KV heads, K head dim, F ffn dim, V vocab, N = B·T.
 Source: "The Llama 3 Herd of Models", section 3.2; Meta's reference `models/llama3/model.py`.
@@ -34,7 +35,7 @@ class RMSNorm(nn.Module):
 
 
 def project(x: Tensor, *layers: nn.Module) -> list[Tensor]:
-    """What several linear layers make of the same input: one after the other, or as the first knows better."""
+    """Apply several linear layers to the same input, together if the first one can (see `quant.linear`)."""
     together = getattr(layers[0], "together", None)
     return [layer(x) for layer in layers] if together is None else together(x, layers)
 
@@ -73,7 +74,7 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One layer: h = x + attn(norm(x)); out = h + mlp(norm(h))."""
+    """A decoder layer: h = x + attn(norm(x)); out = h + mlp(norm(h))."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -88,7 +89,7 @@ class DecoderLayer(nn.Module):
 
 
 class Llama(nn.Module):
-    """The trunk: token ids to final hidden states."""
+    """The model without its head: from token ids to final hidden states."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -100,7 +101,8 @@ class Llama(nn.Module):
         self.register_buffer("inv_freq", rope.inverse_frequencies(config), persistent=False)
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        # .to(bfloat16) would round the rotation speeds and .to_empty() would lose them: only the device may change
+        # .to(bfloat16) would round the rotation speeds and .to_empty() would lose them: only the device may
+        # change
         super()._apply(fn, recurse)
         self.inv_freq = rope.inverse_frequencies(self.config).to(self.inv_freq.device)
         return self
@@ -108,7 +110,7 @@ class Llama(nn.Module):
     def forward(
         self, tokens_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal
     ) -> Tensor:
-        """Hidden states (B, T, D) after the last norm.
+        """Return the hidden states (B, T, D) after the last norm.
 
         ``positions_BT`` are int64 positions for RoPE; None counts 0..T-1 in every row.
         """
@@ -135,19 +137,20 @@ class LlamaLM(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What activations are computed in. The norms tell: linears may be quantized, norms never are."""
+        """The dtype of activations: that of the norms, which are never quantized."""
         return self.model.norm.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """The device that holds the weights."""
         return self.model.norm.weight.device
 
     def init_weights(self, seed: int, std: float = 0.02) -> LlamaLM:
-        """Normal(0, ``std``) weights; projections back into the residual stream scaled by 1 / sqrt(2 · layers).
+        """Draw normal weights of deviation ``std`` and return self.
 
-        A pure function of ``seed`` and the parameter's place in the model, whatever the device and however many ranks
-        share it: under FSDP2 each draws only its own rows. Returns self.
+        Projections that write to the residual stream are scaled by 1 / sqrt(2 · layers). The result is a pure
+        function of ``seed`` and the parameter's place in the model, whatever the device and however many
+        ranks share it: under FSDP2 each rank draws only its own rows.
         """
         residual_std = std / (2 * self.config.n_layers) ** 0.5
         with torch.no_grad():
@@ -162,11 +165,12 @@ class LlamaLM(nn.Module):
     def forward(
         self, tokens_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal
     ) -> Tensor:
-        """Final hidden states (B, T, D)."""
+        """Return the final hidden states (B, T, D)."""
         return self.model(tokens_BT, positions_BT, attend)
 
     def logits(
         self, tokens_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal
     ) -> Tensor:
-        """Scores of the next token, (B, T, V) fp32. For evaluation and decoding; training never makes this tensor."""
+        """Return the scores of the next token, (B, T, V) fp32, for evaluation; training never makes this
+        tensor."""
         return self.lm_head(self.model(tokens_BT, positions_BT, attend)).float()

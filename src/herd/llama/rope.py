@@ -1,7 +1,8 @@
-"""Rotary position embedding with Llama 3's frequency scaling (RoFormer, arXiv 2104.09864; Llama 3.1 `apply_scaling`).
+"""Rotary position embedding with Llama 3's frequency scaling (RoFormer, arXiv 2104.09864; Llama 3.1
+`apply_scaling`).
 
-Weights are in Hugging Face's half-rotation layout: channel i pairs with channel i + K/2. Meta's interleaved pairs are
-translated at the border (`herd.checkpoint.meta`), never here.
+Weights are in Hugging Face's half-rotation layout: channel i pairs with channel i + K/2. Meta's interleaved
+pairs are permuted when weights are imported (`herd.checkpoint.names`), never here.
 
 Shapes: B batch, T time, H heads (query or KV), K head dim.
 """
@@ -20,7 +21,7 @@ __all__ = ["inverse_frequencies", "rotate", "rotation"]
 
 
 def inverse_frequencies(config: ModelConfig) -> Tensor:
-    """Rotation speed of each channel pair in radians per position; fp32, shape (K/2,)."""
+    """Return the rotation speed of each channel pair in radians per position; fp32, shape (K/2,)."""
     K = config.head_dim
     freqs = 1.0 / (config.rope_theta ** (torch.arange(0, K, 2, dtype=torch.int64, device="cpu").float() / K))
     scaling = config.rope_scaling
@@ -38,7 +39,8 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
 
 
 def rotation(inv_freq: Tensor, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of every (position, channel) angle, computed in fp32; each (B, T, 1, K) in ``dtype``."""
+    """Return cos and sin of every (position, channel) angle, computed in fp32; each (B, T, 1, K) in
+    ``dtype``."""
     angles_BTK2 = positions_BT[..., None].float() * inv_freq.float()
     angles_BT1K = torch.cat((angles_BTK2, angles_BTK2), dim=-1)[..., None, :]
     return angles_BT1K.cos().to(dtype), angles_BT1K.sin().to(dtype)

@@ -1,7 +1,8 @@
 """Quantized weights: GGUF's block formats, layers that run from the blocks, and GPTQ.
 
-`formats.py` knows sizes (without torch); `blocks.py`, `grids.py` and `packing.py` turn weights into bytes and back;
-`linear.py` holds packed layers, `matmul.py` is where kernels slot in; `gptq.py` finds better codes for the same blocks.
+`formats.py` knows names and sizes (without torch); `blocks.py`, `grids.py` and `packing.py` convert weights
+to bytes and back; `linear.py` has the packed layers and `matmul.py` chooses their kernels; `gptq.py` finds
+better codes for the same blocks; `random.py` makes random weights for measuring speed.
 """
 
 from .formats import FORMATS, TYPES, Format, Scheme, find_format, scheme, tensor_nbytes

@@ -1,17 +1,19 @@
-"""Blocks of GGUF, exactly: weights to bytes and back.
+"""Convert weights to GGUF's blocks and back, exactly as ggml does.
 
-Every format here is an affine grid: a group of weights has a step and a lowest value, each weight is a small integer
-``code``, and the weight is ``step * code + low``. The formats differ in how many codes there are, how long a group is,
-and how step and low are stored. So an encoder is three steps, and GPTQ uses the same three with its own middle one:
+Every format here is an affine grid: a group of weights has a step and a lowest value, each weight is a small
+integer ``code``, and the weight is ``step * code + low``. The formats differ in how many codes there are, how
+long a group is, and how step and low are stored. So encoding has three steps, and GPTQ uses the same three
+with its own second one:
 
-    grid = fit(x_RD)         the best grid, as it will be stored
-    codes = grid.codes(x_RD) the nearest point for each weight
-    blocks = pack(codes)     bytes
+    grid = fit_grid(x_RD, format)      the best grid, as it will be stored
+    codes = grid.codes(x_RD)           the nearest point for each weight
+    blocks = pack_codes(codes, grid)   bytes
 
-`encode` for Q8_0 and Q4_0 does what ggml's reference does, bit for bit, which is not quite the nearest point: it
-divides by the scale before that is rounded to half precision. Rows go in pieces small enough to stay in the cache.
+`encode` for Q8_0 and Q4_0 does what ggml's reference does, bit for bit, which is not quite the nearest point:
+it divides by the scale before that is rounded to half precision. Rows are processed in pieces that fit in the
+cache.
 
-Shapes: R rows, D weights of a row, N = D / block blocks, G groups of a row, S weights of a group.
+Shapes: R rows, D weights per row, N = D / block blocks, G groups per row, S weights per group.
 Source: ggml ``ggml-quants.c`` (``quantize_row_*_ref``, ``dequantize_row_*``).
 """
 
@@ -21,27 +23,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..dtypes import torch_dtype
 from ..errors import QuantError
-from .formats import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, Format, require_fit
+from .formats import PLAIN, Q4_0, Q4_K, Q6_K, Q8_0, Format, require_fit
 from .grids import best_grid
 from .packing import Grid, halves, pack_codes, unpack_nibbles, unpack_q6, unpack_scales
 
 __all__ = ["Grid", "decode", "encode", "fit_grid", "pack_codes"]
 
 PIECE = 1 << 18
-"""Weights encoded or decoded at a time."""
+"""Weights that are encoded or decoded at a time."""
 SCANNED = 1 << 20
-"""Blocks whose scales are looked at at a time: enough for all threads."""
+"""Blocks whose scales are checked at a time: enough for all threads."""
 _SCALES = {"F16": [1], "Q8_0": [1], "Q4_0": [1], "Q4_K": [1, 3], "Q6_K": [209]}
-"""Where in a block the high bytes of half-precision numbers stand."""
-_PLAIN_DTYPES = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
+"""Positions in a block of the high bytes of half-precision numbers."""
 
 
 def encode(x_RD: Tensor, format: Format, name: str = "weight") -> Tensor:
-    """Bytes (R, D / block * block_bytes) uint8 of float weights in any dtype.
+    """Return the bytes (R, D / block * block_bytes) uint8 of float weights in any dtype.
 
-    Q8_0, Q4_0, F16 and BF16 are bit-identical with ggml's reference. Raises QuantError for rows that do not divide,
-    weights that are not finite and weights beyond the format's range.
+    Q8_0, Q4_0, F16 and BF16 are bit-identical with ggml's reference. Raises `QuantError` for rows that do not
+    divide, weights that are not finite and weights beyond the format's range.
     """
     require_fit(x_RD.shape, format, name)
     R, D = x_RD.shape
@@ -52,9 +54,9 @@ def encode(x_RD: Tensor, format: Format, name: str = "weight") -> Tensor:
 
 
 def decode(blocks_RB: Tensor, format: Format, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Weights (R, D) in ``dtype`` from bytes (R, B) uint8 of any type of GGUF; bit-identical with ggml.
+    """Return weights (R, D) in ``dtype`` from bytes (R, B) uint8 of any GGUF type; bit-identical with ggml.
 
-    Formats Herd does not run natively go through the `gguf` package, on the CPU. QuantError for a type it cannot read.
+    Formats without kernels here are unpacked by the `gguf` package, on the CPU; `QuantError` if it cannot.
     """
     row_weights = blocks_RB.shape[1] // format.block_bytes * format.block
     out_RD = torch.empty(blocks_RB.shape[0], row_weights, dtype=dtype, device=blocks_RB.device)
@@ -64,7 +66,7 @@ def decode(blocks_RB: Tensor, format: Format, dtype: torch.dtype = torch.float32
 
 
 def all_finite(blocks_RB: Tensor, format: Format) -> bool:
-    """Whether all weights are finite; in Herd's own formats that shows in the half-precision scales alone."""
+    """Return whether all weights are finite; in `FORMATS` only the half-precision scales can be otherwise."""
     places = _SCALES.get(format.name)
     if places is None:
         pieces = _pieces(blocks_RB.shape[0], blocks_RB.shape[1])
@@ -75,14 +77,16 @@ def all_finite(blocks_RB: Tensor, format: Format) -> bool:
 
 
 def fit_grid(x_RD: Tensor, format: Format, importance_D: Tensor | None = None) -> Grid:
-    """The grid that represents the weights best in squares, each column weighted by ``importance_D`` (None: by the
-    weights' own size, a little). For all packed formats; takes some times as long as `encode`."""
+    """Return the grid of a packed format with the least squared error; slower than `encode`.
+
+    Columns are weighted by ``importance_D``; None weights larger weights a little more.
+    """
     require_fit(x_RD.shape, format)
     return best_grid(x_RD.float(), format, importance_D)
 
 
 def _pieces(n_rows: int, row_length: int) -> list[slice]:
-    if torch.compiler.is_compiling():  # which leaves nothing in between anyway
+    if torch.compiler.is_compiling():  # the compiler fuses everything, so temporaries do not exist
         return [slice(0, n_rows)]
     step = max(1, PIECE // max(1, row_length))
     return [slice(start, start + step) for start in range(0, n_rows, step)]
@@ -91,8 +95,8 @@ def _pieces(n_rows: int, row_length: int) -> list[slice]:
 def _encode_piece(x_RD: Tensor, format: Format, name: str) -> Tensor:
     if not bool(torch.isfinite(x_RD).all()):
         raise QuantError(f"{name}: has values that are not finite; the checkpoint is damaged")
-    if format in _PLAIN_DTYPES:
-        out = x_RD.to(_PLAIN_DTYPES[format]).contiguous()
+    if format.name in PLAIN:
+        out = x_RD.to(torch_dtype(format.name)).contiguous()
         _require_range(out, x_RD, format, name)
         return out.view(torch.uint8)
     if format in (Q8_0, Q4_0):
@@ -113,7 +117,7 @@ def _encode_as_reference(x_RD: Tensor, format: Format, name: str) -> Tensor:
         scaled = x_RNS * _inverse(d_RN1)
         size = scaled.abs()
         whole = size.floor()
-        # halves away from zero, as C's roundf
+        # round halves away from zero, as C's roundf does
         rounded = scaled.sign() * (whole + (2 * (size - whole)).floor())
         codes = (rounded + 128).to(torch.uint8)
     else:
@@ -127,7 +131,7 @@ def _encode_as_reference(x_RD: Tensor, format: Format, name: str) -> Tensor:
 
 
 def _inverse(d: Tensor) -> Tensor:
-    """1 / d, and 0 where d is 0 or so small that its inverse overflows (it is stored as 0 then)."""
+    """Return 1 / d, and 0 where d is 0 or so small that its inverse overflows (it is then stored as 0)."""
     inverse = 1 / d
     return torch.where(inverse.isfinite(), inverse, 0)
 
@@ -141,8 +145,8 @@ def _require_range(stored: Tensor, x: Tensor, format: Format, name: str) -> None
 
 def _decode_piece(blocks_RB: Tensor, format: Format) -> Tensor:
     R = blocks_RB.shape[0]
-    if format in _PLAIN_DTYPES:
-        return blocks_RB.contiguous().view(_PLAIN_DTYPES[format]).float()
+    if format.name in PLAIN:
+        return blocks_RB.contiguous().view(torch_dtype(format.name)).float()
     b_RNB = blocks_RB.reshape(R, -1, format.block_bytes)
     if format == Q8_0:
         out = b_RNB[..., 2:].view(torch.int8).float() * halves(b_RNB[..., :2])
@@ -167,7 +171,7 @@ def _decode_elsewhere(blocks_RB: Tensor, format: Format) -> Tensor:
     from gguf import GGMLQuantizationType, quants  # slow to import, and only needed here
 
     try:
-        with np.errstate(all="ignore"):  # whether scales are numbers is `finite`'s question
+        with np.errstate(all="ignore"):  # `all_finite` checks whether scales are numbers
             out = quants.dequantize(blocks_RB.cpu().numpy(), GGMLQuantizationType(format.code))
     except (NotImplementedError, ValueError) as error:
         raise QuantError(f"{format.name} blocks cannot be unpacked: {error}") from error

@@ -1,8 +1,8 @@
-"""The storage formats of GGUF: names, numbers, and how many bytes they take. Torch-free.
+"""The storage formats of GGUF: names, numbers, and sizes in bytes. This module does not import torch.
 
-A quantized format cuts each row into blocks of 32 or 256 weights that share their scales; a block is stored whole, so a
-row must be a multiple of the block long. `FORMATS` are those Herd runs from the blocks themselves; `TYPES` are all that
-a GGUF file may hold.
+A quantized format splits each row into blocks of 32 or 256 weights that share their scales, so the length of
+a row must be a multiple of the block. `FORMATS` are those that Herd multiplies by directly; `TYPES` are all
+that a GGUF file may hold.
 
 Source: ggml's ``ggml-common.h`` (``block_q8_0`` and its kin) and the GGUF specification.
 """
@@ -19,7 +19,7 @@ from ..llama.config import ModelConfig
 
 @dataclass(frozen=True)
 class Format:
-    """``name`` as GGUF spells it, its number ``code``, and ``block`` weights in ``block_bytes`` bytes."""
+    """A storage format: GGUF's ``name`` and number ``code``, with ``block`` weights in ``block_bytes`` bytes."""
 
     name: str
     code: int
@@ -28,12 +28,12 @@ class Format:
 
     @property
     def bits(self) -> float:
-        """Bits a weight, scales included."""
+        """Bits per weight, scales included."""
         return 8 * self.block_bytes / self.block
 
     @property
     def packed(self) -> bool:
-        """Whether weights share scales in blocks; otherwise each stands for itself."""
+        """Whether weights share scales in blocks; otherwise each is a number of its own."""
         return self.block > 1
 
     def __repr__(self) -> str:
@@ -44,29 +44,32 @@ def _table() -> dict[str, Format]:
     rows = """
     F32 0 1 4, F16 1 1 2, Q4_0 2 32 18, Q4_1 3 32 20, Q5_0 6 32 22, Q5_1 7 32 24, Q8_0 8 32 34, Q8_1 9 32 40,
     Q2_K 10 256 84, Q3_K 11 256 110, Q4_K 12 256 144, Q5_K 13 256 176, Q6_K 14 256 210, Q8_K 15 256 292,
-    IQ2_XXS 16 256 66, IQ2_XS 17 256 74, IQ3_XXS 18 256 98, IQ1_S 19 256 50, IQ4_NL 20 32 18, IQ3_S 21 256 110,
-    IQ2_S 22 256 82, IQ4_XS 23 256 136, I8 24 1 1, I16 25 1 2, I32 26 1 4, I64 27 1 8, F64 28 1 8, IQ1_M 29 256 56,
-    BF16 30 1 2, TQ1_0 34 256 54, TQ2_0 35 256 66, MXFP4 39 32 17, NVFP4 40 64 36, Q1_0 41 128 18
+    IQ2_XXS 16 256 66, IQ2_XS 17 256 74, IQ3_XXS 18 256 98, IQ1_S 19 256 50, IQ4_NL 20 32 18,
+    IQ3_S 21 256 110, IQ2_S 22 256 82, IQ4_XS 23 256 136, I8 24 1 1, I16 25 1 2, I32 26 1 4, I64 27 1 8, F64 28 1 8,
+    IQ1_M 29 256 56, BF16 30 1 2, TQ1_0 34 256 54, TQ2_0 35 256 66, MXFP4 39 32 17, NVFP4 40 64 36, Q1_0 41 128 18
     """
     split = [row.split() for row in rows.split(",")]
     return {name: Format(name, int(code), int(block), int(size)) for name, code, block, size in split}
 
 
 TYPES: dict[str, Format] = _table()
-"""Every type of GGUF by name."""
+"""Every tensor type of GGUF by name."""
 BY_CODE: dict[int, Format] = {format.code: format for format in TYPES.values()}
 
 F32, F16, BF16 = (TYPES[name] for name in ("F32", "F16", "BF16"))
 Q8_0, Q4_0, Q4_K, Q6_K = (TYPES[name] for name in ("Q8_0", "Q4_0", "Q4_K", "Q6_K"))
 FORMATS: dict[str, Format] = {format.name: format for format in (Q8_0, Q4_0, Q4_K, Q6_K)}
-"""The packed formats that are written, and run without being unpacked first."""
+"""The packed formats that can be written, and multiplied by without unpacking."""
 PLAIN: dict[str, Format] = {format.name: format for format in (F32, F16, BF16)}
 
 _SHORT = {"q8": Q8_0, "q4": Q4_0, "q4k": Q4_K, "q6k": Q6_K}
 
 
 def find_format(name: str | Format) -> Format:
-    """A format by its name or short name (``q4`` is Q4_0, ``q4k`` is Q4_K), in any case. Raises QuantError."""
+    """Return a format by its name or short name (``q4`` is Q4_0, ``q4k`` is Q4_K), in any case.
+
+    Raises `QuantError`.
+    """
     if isinstance(name, Format):
         return name
     known = _SHORT | {key.lower(): value for key, value in (FORMATS | PLAIN).items()}
@@ -76,7 +79,8 @@ def find_format(name: str | Format) -> Format:
 
 
 def require_fit(shape: Sequence[int], format: Format, name: str = "weight") -> None:
-    """QuantError, naming the formats that fit, where rows of ``shape`` do not divide into whole blocks."""
+    """Raise `QuantError`, naming the formats that fit, where rows of ``shape`` do not divide into whole
+    blocks."""
     if not shape or shape[-1] % format.block == 0:
         return
     fitting = [other.name for other in (*FORMATS.values(), F16) if shape[-1] % other.block == 0]
@@ -87,7 +91,7 @@ def require_fit(shape: Sequence[int], format: Format, name: str = "weight") -> N
 
 
 def tensor_nbytes(shape: Sequence[int], format: Format | str) -> int:
-    """Bytes of a tensor of ``shape`` in ``format``. QuantError if its rows do not divide."""
+    """Return the bytes of a tensor of ``shape`` in ``format``. Raises `QuantError` if its rows do not divide."""
     format = find_format(format)
     require_fit(shape, format)
     return math.prod(shape) // format.block * format.block_bytes
@@ -95,9 +99,10 @@ def tensor_nbytes(shape: Sequence[int], format: Format | str) -> int:
 
 @dataclass(frozen=True)
 class Scheme:
-    """Which format each part of a model takes. Norms are always F32: they are few and everything passes through them.
+    """The format of each part of a model.
 
-    A tied embedding is also the head, and takes the head's format.
+    Norms are always F32: they are few, and all activations pass through them. A tied embedding takes the
+    head's format.
     """
 
     linears: Format
@@ -105,7 +110,7 @@ class Scheme:
     head: Format
 
     def of(self, name: str, shape: Sequence[int], tied: bool) -> Format:
-        """The format of the parameter ``name`` (Hugging Face's). QuantError if its rows do not divide."""
+        """Return the format of the parameter ``name``. Raises `QuantError` if its rows do not divide."""
         if len(shape) < 2:
             return F32
         if name == "lm_head.weight" or (tied and name == "model.embed_tokens.weight"):
@@ -116,34 +121,41 @@ class Scheme:
         return chosen
 
     def plan(self, config: ModelConfig) -> dict[str, Format]:
-        """The format of every parameter of a model. QuantError at the first that does not divide."""
+        """Return the format of every parameter of a model. Raises `QuantError` for rows that do not divide."""
         return {name: self.of(name, shape, config.tie_embeddings) for name, shape in config.param_shapes()}
 
     def nbytes(self, config: ModelConfig) -> int:
-        """Bytes of all weights of a model in this scheme."""
+        """Return the bytes of all weights of a model in this scheme."""
         plan = self.plan(config)
         return sum(tensor_nbytes(shape, plan[name]) for name, shape in config.param_shapes())
 
     def resident_nbytes(self, config: ModelConfig) -> int:
-        """Bytes of the weights as they lie in memory here. A tied head lies twice: its product wants the rows in the
-        kernel's order, the embedding looks them up as a file has them."""
-        return self.nbytes(config) + (self._head_nbytes(config) if config.tie_embeddings else 0)
+        """Return the bytes of the weights in memory.
+
+        A tied packed head is stored twice: its kernel needs the rows in another order than the embedding.
+        """
+        twice = config.tie_embeddings and self.head.packed
+        return self.nbytes(config) + (
+            tensor_nbytes((config.vocab_size, config.dim), self.head) if twice else 0
+        )
 
     def loading_nbytes(self, config: ModelConfig) -> int:
-        """Bytes that come on top for a moment while a model is loaded: a matrix as a file has it, until it is in the
-        kernel's order. The tables of words are larger, but come first, when nothing else is there."""
+        """Return the bytes needed in addition while a model is loaded: one matrix as it is in the file.
+
+        Embedding and head are larger, but are loaded first, when memory is still free.
+        """
         shapes = [shape for _, shape in config.param_shapes() if shape[0] != config.vocab_size]
         return max(tensor_nbytes(shape, self.linears) for shape in shapes if len(shape) > 1)
-
-    def _head_nbytes(self, config: ModelConfig) -> int:
-        return tensor_nbytes((config.vocab_size, config.dim), self.head) if self.head.packed else 0
 
 
 def scheme(
     linears: str | Format, *, embeddings: str | Format | None = None, head: str | Format | None = None
 ) -> Scheme:
-    """A scheme by names. By default embeddings are as the linears, and the head of a 4-bit model has 8 bits: its errors
-    go straight into the probabilities, and it is a small part of a large model."""
+    """Return a scheme by names of formats.
+
+    By default embeddings take the format of the linear layers, and the head of a 4-bit model has 8 bits: its
+    errors directly change the probabilities, and it is a small part of a large model.
+    """
     chosen = find_format(linears)
     careful = Q8_0 if chosen in (Q4_0, Q4_K) else chosen
     return Scheme(

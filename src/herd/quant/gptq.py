@@ -1,19 +1,19 @@
-"""GPTQ: codes that make up for each other's errors, on the same blocks.
+"""GPTQ: choose codes that compensate for each other's errors, in the same block formats.
 
-Rounding each weight to its nearest point is best for the weights, not for what the layer computes. With the inputs a
-layer really meets, x, the error that counts is ``tr(E H E^T)`` with ``H = sum of x x^T``: it can be made smaller by
-rounding one column at a time and moving the columns not yet rounded so that they make up for it. The order matters:
-the columns with the largest inputs go first, while there is most room to make up for them.
+Rounding each weight to its nearest point is best for the weights, but not for what the layer computes. For
+the layer's real inputs x, the error of the output is ``tr(E H E^T)`` with ``H = sum of x x^T``. GPTQ makes it
+smaller by rounding one column at a time and changing the remaining columns to compensate. Columns with the
+largest inputs are rounded first, while most others can still compensate for them.
 
-In other tools that order cuts groups across the row, which costs a lookup at run time. Here every block's scales are
-fixed beforehand (weighted by the same inputs), so each column knows its scale whenever its turn comes, and the result
-is an ordinary GGUF block: nothing to pay afterwards.
+In other tools that order scatters groups over the row, which costs a lookup at run time. Here the scales of
+all blocks are fixed beforehand (weighted by the same inputs), so the order of rounding does not matter for
+the format, and the result consists of ordinary GGUF blocks.
 
-The model passes through one layer at a time, each calibrated on what the layers before, already quantized, give it;
-within a layer q, k and v come first, then o, gate and up, down. Memory: one layer in fp32, its largest H three times,
-and the hidden states of the calibration text.
+The model is processed one layer at a time, each calibrated on the output of the quantized layers before it;
+within a layer q, k and v come first, then o, gate and up, down. Memory: one layer in fp32, its largest H
+three times, and the hidden states of the calibration text.
 
-Shapes: R rows, D columns (inputs), N tokens, B batch, T time, G groups of a row.
+Shapes: R rows, D columns (inputs), N tokens, B batch, T time, G groups per row.
 Source: Frantar et al., GPTQ (arXiv 2210.17323), algorithm 1; order and fixed groups: ``act_order`` and
 ``static_groups`` of its reference code.
 """
@@ -34,23 +34,26 @@ from . import blocks
 from .formats import Format, Scheme, require_fit
 
 COLUMNS = 128
-"""Columns rounded before the rest of the matrix is moved: one large product instead of many small ones."""
+"""Columns that are rounded before the rest of the matrix is updated: one large product instead of many small
+ones."""
 ROWS = 2048
-"""Rows done at a time; each row is on its own, so this only bounds memory."""
+"""Rows that are processed at a time; rows are independent, so this only limits memory."""
 DAMPING = 0.01
+"""Share of the mean of H's diagonal that is added to it, as in the paper; more if H cannot be inverted then.
+"""
 STAGES = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("self_attn.o_proj",),
     ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 )
-"""The matrices of a layer in the order of their inputs; those of one stage share them."""
+"""The matrices of a layer in the order of computation; those of one stage have the same input."""
 
 
 def quantize_matrix(weight_RD: Tensor, moments_DD: Tensor, format: Format, name: str = "weight") -> Tensor:
-    """Blocks (R, B) uint8 of a matrix, given ``moments_DD``, the mean of x x^T over its inputs.
+    """Return blocks (R, B) uint8 of a matrix, given ``moments_DD``, the mean of x x^T over its inputs.
 
-    Raises QuantError for rows that do not divide and for values that are not finite.
+    Raises `QuantError` for rows that do not divide and for values that are not finite.
     """
     require_fit(weight_RD.shape, format, name)
     if not bool(torch.isfinite(weight_RD).all() and torch.isfinite(moments_DD).all()):
@@ -60,15 +63,18 @@ def quantize_matrix(weight_RD: Tensor, moments_DD: Tensor, format: Format, name:
     importance_D = moments_DD.diagonal().clone()
     order_D = importance_D.argsort(descending=True, stable=True)
     factor_DD = _inverse_factor(moments_DD[order_D][:, order_D], name)
-    parts = [_rows(part.float(), importance_D, order_D, factor_DD, format) for part in weight_RD.split(ROWS)]
-    return torch.cat(parts)
+    parts = weight_RD.split(ROWS)
+    return torch.cat([_round_rows(part.float(), importance_D, order_D, factor_DD, format) for part in parts])
 
 
 def _inverse_factor(moments_DD: Tensor, name: str) -> Tensor:
-    """Upper Cholesky factor of the inverse of H, damped until it exists. Row j: how column j's error moves the rest."""
+    """Return the upper Cholesky factor of the inverse of H, damped until it exists.
+
+    Row j says how the error of column j changes the remaining columns.
+    """
     diagonal = moments_DD.diagonal()
     mean = float(diagonal.mean())
-    if mean == 0:  # no input ever: nothing to make up for
+    if mean == 0:  # the inputs are all zero, so there are no errors to compensate
         return torch.eye(len(diagonal), device=moments_DD.device)
     for damping in (DAMPING, 10 * DAMPING, 100 * DAMPING):
         damped_DD = moments_DD.float() / mean
@@ -81,9 +87,10 @@ def _inverse_factor(moments_DD: Tensor, name: str) -> Tensor:
     raise QuantError(f"{name}: its inputs cannot be inverted; calibrate with more text")
 
 
-def _rows(
+def _round_rows(
     weight_RD: Tensor, importance_D: Tensor, order_D: Tensor, factor_DD: Tensor, format: Format
 ) -> Tensor:
+    """Return the blocks of some rows, whose columns are rounded in ``order_D``."""
     grid = blocks.fit_grid(weight_RD, format, importance_D)
     size = weight_RD.shape[1] // grid.step_RG.shape[1]
     step_RD = grid.step_RG.repeat_interleave(size, dim=1)[:, order_D]
@@ -107,10 +114,11 @@ def _rows(
 
 
 class Gptq:
-    """Quantizes a model as it is written: ``rows(name)`` gives the blocks of each parameter, asked in file order.
+    """A quantization of a model while it is written: ``rows(name)`` gives each parameter's blocks, in file
+    order.
 
-    ``get(name)`` reads a parameter of the original; ``batches`` are token ids (B, T) to calibrate with. Embeddings and
-    head are rounded to the nearest; layers are calibrated.
+    ``get(name)`` reads a parameter of the original; ``batches`` are token ids (B, T) for calibration.
+    Embeddings and head are rounded to the nearest points; layers are calibrated.
     """
 
     def __init__(
@@ -125,15 +133,15 @@ class Gptq:
         self._next_layer = 0
 
     def rows(self, name: str) -> Iterable[Tensor]:
-        """The blocks of the parameter ``name``, in pieces."""
-        if name.startswith("model.layers."):
-            while name not in self._ready:
-                self._layer()
-            return [self._ready.pop(name)]
-        return self._rounded(name)
+        """Return the blocks of the parameter ``name``, in pieces."""
+        if not name.startswith("model.layers."):
+            return self._rounded(name)
+        while name not in self._ready:
+            self._quantize_next_layer()
+        return [self._ready.pop(name)]
 
     def _rounded(self, name: str) -> Iterator[Tensor]:
-        """Nearest points; the embedding's rows of the calibration text become the first hidden states."""
+        """Yield nearest points; the embeddings of the calibration text become the first hidden states."""
         weight, format = self._get(name), self._formats[name]
         if weight.ndim == 1:
             yield blocks.encode(weight.view(1, -1), format, name)
@@ -147,7 +155,7 @@ class Gptq:
             yield blocks.encode(piece, format, name)
 
     @torch.no_grad()
-    def _layer(self) -> None:
+    def _quantize_next_layer(self) -> None:
         layer, prefix = self._next_layer, f"model.layers.{self._next_layer}."
         if not self._hidden or layer >= self._config.n_layers:
             raise QuantError(f"GPTQ gives parameters in file order; layer {layer} was asked for out of turn")
@@ -182,11 +190,11 @@ class Gptq:
         return block(x_BTD, cos, sin, causal)
 
     def _moments(self, block: DecoderLayer, module: nn.Module) -> Tensor:
-        """The mean of x x^T over what reaches ``module``, (D, D) fp32; the forward ends there."""
+        """Return the mean of x x^T over the inputs of ``module``, (D, D) fp32; the forward stops there."""
         total: list[Tensor] = []
         count = 0
 
-        def meet(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def add_inputs(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             nonlocal count
             x_ND = inputs[0].flatten(0, -2)
             count += x_ND.shape[0]
@@ -194,19 +202,19 @@ class Gptq:
                 total[0].addmm_(x_ND.T, x_ND)
             else:
                 total.append(x_ND.T @ x_ND)
-            raise _Met
+            raise _InputsSeen
 
-        handle = module.register_forward_pre_hook(meet)
+        handle = module.register_forward_pre_hook(add_inputs)
         try:
             for x_BTD in self._hidden:
                 try:
                     self._run(block, x_BTD)
-                except _Met:
+                except _InputsSeen:
                     continue
         finally:
             handle.remove()
         return total[0] / count
 
 
-class _Met(Exception):
-    """The module whose inputs are wanted has met them."""
+class _InputsSeen(Exception):
+    """The module whose inputs are needed has been reached; the rest of the forward is not."""

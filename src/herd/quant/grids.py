@@ -1,16 +1,16 @@
-"""Choosing a grid: the step and lowest value of each group that lose least, as they will be stored.
+"""Choose a grid: the step and lowest value of each group with the least error, as they will be stored.
 
-The best step is not that which just reaches the largest weight: a slightly finer one that clips it can serve all the
-others better. So a handful of first guesses is tried; each fixes the codes, and for fixed codes the best step (and low)
-is a weighted least squares problem with a closed answer. The best of all is kept. Then the steps themselves are rounded
-as the format stores them: to half precision, or to 6 bits (Q4_K) or 8 bits (Q6_K) times one half-precision number for
-each 256 weights.
+The best step is not the one that just reaches the largest weight: a slightly finer one that clips it can fit
+all the others better. So several initial steps are tried; each determines the codes, and for given codes the
+best step (and lowest value) is a weighted least squares problem with a closed solution. The best of all is
+kept. Then the steps are rounded as the format stores them: to half precision, or to 6 bits (Q4_K) or 8 bits
+(Q6_K) times one half-precision number for each 256 weights.
 
-A weight's error counts by ``importance_D`` (the mean square of the inputs it meets) times ``sqrt(mean square + w²)``:
-large weights matter more, since they were made large for a reason. Without importance, it counts by
-``root mean square + |w|``. Both after llama.cpp's ``quantize_row_*_impl``.
+A weight's squared error is multiplied by ``importance_D`` (the mean square of its inputs) and by
+``sqrt(mean square + w²)``, because large weights matter more. Without importance the factor is
+``root mean square + |w|``. Both follow llama.cpp's ``quantize_row_*_impl``.
 
-Shapes: R rows, D weights of a row, N blocks, G groups of a row, S weights of a group.
+Shapes: R rows, D weights per row, N blocks, G groups per row, S weights per group.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .packing import Grid, pack_scales
 
 
 def best_grid(x_RD: Tensor, format: Format, importance_D: Tensor | None) -> Grid:
-    """The grid of a packed format for fp32 weights."""
+    """Return the best grid of a packed format for fp32 weights."""
     size = 16 if format == Q6_K else 32
     x_RGS = x_RD.reshape(x_RD.shape[0], -1, size)
     weights_RGS = _weights(x_RGS, importance_D)
@@ -39,9 +39,9 @@ def best_grid(x_RD: Tensor, format: Format, importance_D: Tensor | None) -> Grid
 
 
 def symmetric_step(x_RGS: Tensor, weights_RGS: Tensor, half: int) -> Tensor:
-    """The step, of either sign, for codes -half..half - 1 that loses least: (R, G).
+    """Return the step, of either sign, for codes -half..half - 1 with the least error: (R, G).
 
-    A negative step gives the side with one code more to the largest weight, whichever sign that has.
+    A negative step puts the largest weight on the side with one more code, whichever sign it has.
     """
     largest_RG1 = x_RGS.gather(-1, x_RGS.abs().argmax(-1, keepdim=True))
     best_step = torch.zeros_like(largest_RG1)
@@ -53,7 +53,7 @@ def symmetric_step(x_RGS: Tensor, weights_RGS: Tensor, half: int) -> Tensor:
         xl = (weighted * x_RGS).sum(-1, keepdim=True)
         ll = (weighted * codes).sum(-1, keepdim=True)
         step = torch.where(ll > 0, xl / ll, 0)
-        gain = step * xl  # what the squares fall by, against all zeros
+        gain = step * xl  # decrease of the squared error, compared with all zeros
         better = gain > best_gain
         best_gain = torch.where(better, gain, best_gain)
         best_step = torch.where(better, step, best_step)
@@ -61,7 +61,8 @@ def symmetric_step(x_RGS: Tensor, weights_RGS: Tensor, half: int) -> Tensor:
 
 
 def affine_step(x_RGS: Tensor, weights_RGS: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Step and depth (both >= 0, the lowest value is -depth) for codes 0..top that lose least: (R, G) each."""
+    """Return step and depth (both >= 0; the lowest value is -depth) for codes 0..top with the least error,
+    (R, G)."""
     high = x_RGS.amax(-1, keepdim=True)
     low = x_RGS.amin(-1, keepdim=True).clamp_(max=0)
     span = high - low
@@ -79,13 +80,11 @@ def affine_step(x_RGS: Tensor, weights_RGS: Tensor, top: int) -> tuple[Tensor, T
         det = sum_w * sum_ll - sum_l * sum_l
         step = (sum_w * sum_xl - sum_x * sum_l) / det
         offset = (sum_ll * sum_x - sum_l * sum_xl) / det
-        # the lowest value cannot be above zero; where it would be, zero is best
+        # the format cannot store a lowest value above zero; zero is then the best
         lifted = offset > 0
         step, offset = torch.where(lifted, sum_xl / sum_ll, step), torch.where(lifted, 0, offset)
         loss = (w * (codes * step + offset - x_RGS).square_()).sum(-1, keepdim=True)
-        better = (loss < best_loss) & (
-            step >= 0
-        )  # also False for NaN: a group of equal weights has no answer
+        better = (loss < best_loss) & (step >= 0)  # False for NaN: a group of equal weights has no solution
         best_loss = torch.where(better, loss, best_loss)
         best_step = torch.where(better, step, best_step)
         best_low = torch.where(better, offset, best_low)
@@ -97,7 +96,7 @@ def _weights(x_RGS: Tensor, importance_D: Tensor | None) -> Tensor:
     if importance_D is None:
         return mean_square_RG1.sqrt() + x_RGS.abs()
     importance_1GS = importance_D.float().reshape(1, -1, x_RGS.shape[-1])
-    # never nothing: a column that calibration did not meet may be met later
+    # never zero: an input that is always zero in calibration may not be later
     importance_1GS = importance_1GS.clamp(min=float(importance_1GS.mean()) * 1e-4)
     return importance_1GS * (mean_square_RG1 + x_RGS.square()).sqrt()
 
@@ -115,7 +114,7 @@ def _q4k(x_RGS: Tensor, weights_RGS: Tensor) -> Grid:
 
 
 def _in_codes(values_RN8: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Numbers >= 0 as one half-precision number a block times codes 0..top."""
+    """Write numbers >= 0 as one half-precision number per block times codes 0..top."""
     unit_RN1 = (values_RN8.amax(-1, keepdim=True) / top).half()
     inverse = torch.where(unit_RN1 == 0, 0, 1 / unit_RN1.float())
     return unit_RN1.contiguous(), (values_RN8 * inverse).round_().clamp_(0, top).to(torch.uint8)

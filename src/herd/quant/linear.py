@@ -1,10 +1,10 @@
-"""Layers that hold blocks instead of weights, and a `LlamaLM` made of them.
+"""Layers that hold blocks instead of weights, and models made of them.
 
-`QuantLinear` and `QuantEmbedding` stand where `nn.Linear` and `nn.Embedding` stood; the forward does not change, so a
-quantized model runs wherever a plain one does: engine, evals, as a frozen teacher. It has the norms as its only
-parameters; what it computes in (fp32, bf16) is theirs and follows ``model.to``.
+`QuantLinear` and `QuantEmbedding` replace `nn.Linear` and `nn.Embedding`; the forward does not change, so a
+quantized model can be used wherever a plain one can: in the engine, in evaluation, as a frozen teacher. Its
+only parameters are the norms; it computes in their dtype (fp32, bf16), which follows ``model.to``.
 
-Shapes: R rows (outputs, or words), D weights of a row, B bytes of a packed row.
+Shapes: R rows (outputs, or tokens of the vocabulary), D weights per row, B bytes of a packed row.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .matmul import NATIVE, Kernel, choose_kernel
 
 
 class QuantLinear(nn.Module):
-    """A linear layer without bias whose weight (R, D) lies in blocks."""
+    """A linear layer without bias whose weight (R, D) is stored in blocks."""
 
     prepared: Tensor
     like: Tensor
@@ -40,24 +40,25 @@ class QuantLinear(nn.Module):
 
     @property
     def blocks(self) -> Tensor:
-        """The blocks as a file has them, (R, B) uint8."""
+        """The blocks in the order of a file, (R, B) uint8."""
         return self.kernel.restore(self.prepared, self.format)
 
     @property
     def weight(self) -> Tensor:
-        """The whole weight unpacked, (R, D) in the model's dtype: made anew each time, so ask seldom."""
+        """The whole weight, (R, D) in the model's dtype; it is unpacked at each access."""
         return blocks.decode(self.blocks, self.format, self.like.dtype)
 
     def weight_rows(self, start: int, stop: int) -> Tensor:
         """Return some rows of the weight, unpacked.
 
-        ``start`` must be a multiple of 16, and ``stop`` too or the number of rows: kernels interleave 16 rows.
+        ``start`` must be a multiple of 16, and ``stop`` too or the number of rows: kernels interleave 16
+        rows.
         """
         rows_RB = self.kernel.restore(self.prepared[start:stop], self.format)
         return blocks.decode(rows_RB, self.format, self.like.dtype)
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        # on another device another kernel runs, which wants the blocks in another order
+        # another device has another kernel, which needs the blocks in another order
         before, blocks_RB = self.prepared.device, self.prepared
         super()._apply(fn, recurse)
         if self.prepared.device != before:
@@ -70,8 +71,7 @@ class QuantLinear(nn.Module):
         return self.together(x, (self,))[0]
 
     def together(self, x: Tensor, layers: Sequence[nn.Module]) -> list[Tensor]:
-        """What each of ``layers``, of which this is the first, makes of ``x``: one piece of work where they share a
-        kernel."""
+        """Apply ``layers``, of which this is the first, to ``x``, in one call where they share a kernel."""
         alike = [layer for layer in layers if isinstance(layer, QuantLinear) and layer.kernel is self.kernel]
         if len(alike) < len(layers):
             return [layer(x) for layer in layers]
@@ -84,7 +84,7 @@ class QuantLinear(nn.Module):
 
 
 class QuantEmbedding(nn.Module):
-    """An embedding whose table (R, D) lies in blocks; only the rows asked for are unpacked."""
+    """An embedding whose table (R, D) is stored in blocks; only the rows that are looked up are unpacked."""
 
     blocks: Tensor
     like: Tensor
@@ -98,7 +98,7 @@ class QuantEmbedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The whole table unpacked, (R, D) in the model's dtype: made anew each time, so ask seldom."""
+        """The whole table, (R, D) in the model's dtype; it is unpacked at each access."""
         return blocks.decode(self.blocks, self.format, self.like.dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -110,9 +110,9 @@ class QuantEmbedding(nn.Module):
 
 
 def swap_linears(model: LlamaLM, scheme: Scheme) -> LlamaLM:
-    """Quantizes a model in place, a matrix at a time, and returns it; norms stay as they are.
+    """Quantize a model in place, one matrix at a time, and return it; norms are unchanged.
 
-    Raises QuantError, with the model unchanged, where rows do not divide or weights are not finite.
+    Raises `QuantError`, with the model unchanged, where rows do not divide or weights are not finite.
     """
     tied, dtype = model.config.tie_embeddings, model.dtype
     plan = scheme.plan(model.config)
@@ -137,10 +137,12 @@ def assemble_model(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
 ) -> LlamaLM:
-    """A model made of bytes: ``rows_of(name)`` gives a parameter's (R, B) uint8, asked for once each.
+    """Build a model from bytes: ``rows_of(name)`` gives a parameter's (R, B) uint8 and is called once for
+    each.
 
-    What is packed stays packed; the rest becomes parameters in ``dtype``. The two tables of words come before all: what
-    is asked for lies in memory beside what becomes of it, and should be small once the rest is there.
+    Packed weights stay packed; the others become parameters in ``dtype``. Embedding and head come first:
+    while a parameter is made, it is in memory twice, so the largest ones should be made while memory is
+    empty.
     """
     with torch.device("meta"):
         model = LlamaLM(config)
@@ -159,7 +161,7 @@ def assemble_model(
 
 
 def place_blocks(model: LlamaLM, name: str, blocks_RB: Tensor, format: Format, dtype: torch.dtype) -> None:
-    """Puts blocks where the parameter ``name`` (Hugging Face's) was."""
+    """Replace the layer of the parameter ``name`` by one that holds ``blocks_RB``."""
     module = name.removesuffix(".weight")
     parent, _, leaf = module.rpartition(".")
     kind = QuantEmbedding if leaf == "embed_tokens" else QuantLinear
@@ -167,37 +169,39 @@ def place_blocks(model: LlamaLM, name: str, blocks_RB: Tensor, format: Format, d
 
 
 def tie_head(model: LlamaLM) -> None:
-    """Makes the head of the embedding's blocks, or of its weight where that is plain."""
+    """Make the head from the embedding's blocks, or from its weight if that is plain."""
     embedding = model.model.embed_tokens
     if isinstance(embedding, QuantEmbedding):
-        model.lm_head = QuantLinear(embedding.blocks, embedding.format, embedding.like.dtype)  # type: ignore[assignment]
+        head = QuantLinear(embedding.blocks, embedding.format, embedding.like.dtype)
+        model.lm_head = head  # type: ignore[assignment]
     else:
         model.lm_head.weight = embedding.weight
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether any of a model's weights lie in blocks."""
+    """Return whether any of a model's weights are stored in blocks."""
     return any(isinstance(module, QuantLinear | QuantEmbedding) for module in model.modules())
 
 
 def packed_weights(model: LlamaLM) -> Iterator[tuple[str, Format, Tensor]]:
-    """(name, format, blocks (R, B)) of every weight that lies in blocks; a tied head is not named again."""
+    """Yield (name, format, blocks (R, B)) of every weight that is stored in blocks, a tied head once."""
     for name, module in model.named_modules():
-        if isinstance(module, QuantLinear | QuantEmbedding):
-            if name == "lm_head" and model.config.tie_embeddings:
-                continue
+        again = name == "lm_head" and model.config.tie_embeddings
+        if isinstance(module, QuantLinear | QuantEmbedding) and not again:
             yield f"{name}.weight", module.format, module.blocks
 
 
-def native_blocks(model: LlamaLM) -> list[FusedLayer] | None:
-    """The model's blocks as one native operator each; None where not all of each lies in blocks that one kernel on the
-    CPU multiplies."""
-    blocks = [_native_block(layer) for layer in model.model.layers]
-    native = [block for block in blocks if block is not None and block.native]
-    return native if len(native) == len(blocks) else None
+def fused_layers(model: LlamaLM) -> list[FusedLayer] | None:
+    """Return the model's layers as one native operator each.
+
+    Returns None unless all linear layers of each are stored in blocks and have the same CPU kernel.
+    """
+    fused = [_fused_layer(layer) for layer in model.model.layers]
+    native = [layer for layer in fused if layer is not None and layer.native]
+    return native if len(native) == len(fused) else None
 
 
-def _native_block(layer: nn.Module) -> FusedLayer | None:
+def _fused_layer(layer: nn.Module) -> FusedLayer | None:
     assert isinstance(layer, DecoderLayer)
     attention, mlp = layer.self_attn, layer.mlp
     linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]

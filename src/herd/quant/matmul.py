@@ -1,11 +1,12 @@
-"""Multiplying by blocks: the plain reference, and the place where a kernel slots in.
+"""Multiply by blocks: the reference in plain torch, and the choice of a kernel.
 
-A kernel may want the blocks in another order (rows interleaved, say) than the file has them. So it has three functions:
-``prepare`` once, when a layer is made; ``matmul`` ever after; and ``restore``, so that a model that runs can be saved
-without loss. `choose_kernel` picks the kernel for a format and a device; the reference serves where no other does.
+A kernel may need the blocks in another order than the file has them, for example with rows interleaved. So it
+has three functions: ``prepare``, called once when a layer is created; ``matmul``; and ``restore``, with which
+a model in memory is saved without loss. `choose_kernel` picks one for a format and a device, or the reference
+where there is none.
 
-The native kernels round activations to int8 (see `kernels/qmatmul.py`); the reference does not. Gradients reach the
-activations through either: those of the weights as they are, with rounding passed over.
+The native kernels round activations to int8 (see `kernels/qmatmul.py`); the reference does not. Both have
+gradients with respect to the activations, in which the rounding is ignored.
 
 Shapes: N tokens, D inputs, R outputs, B bytes of a packed row.
 """
@@ -26,13 +27,16 @@ from .blocks import decode
 from .formats import Format
 
 TILE = 1 << 22
-"""Weights unpacked at a time: 16 MiB in fp32, whatever the size of the matrix."""
+"""Weights that are unpacked at a time: 16 MiB in fp32, whatever the size of the matrix."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """How to multiply by blocks. ``prepare(blocks_RB, format)`` gives what ``restore(prepared, format)`` turns back
-    into ``blocks_RB``; ``matmul(x_ND, [prepared, ...], [format, ...])`` multiplies the same x by one or several."""
+    """A way to multiply by blocks.
+
+    ``restore(prepare(blocks_RB, format), format)`` are the blocks again; ``matmul(x_ND, [prepared, ...],
+    [format, ...])`` multiplies the same x by one or several matrices.
+    """
 
     name: str
     prepare: Callable[[Tensor, Format], Tensor]
@@ -41,7 +45,7 @@ class Kernel:
 
 
 def choose_kernel(format: Format, device: torch.device) -> Kernel:
-    """The fastest kernel for ``format`` on ``device``; ``HERD_ISA`` may name a slower one."""
+    """Return the fastest kernel for ``format`` on ``device``; ``HERD_ISA`` may name a slower one."""
     if device.type != "cpu" or format.code not in qmatmul.LAYOUTS:
         return REFERENCE
     path = qmatmul.path()
@@ -49,24 +53,24 @@ def choose_kernel(format: Format, device: torch.device) -> Kernel:
 
 
 def reference_matmul(x_ND: Tensor, matrices: list[Tensor], formats: list[Format]) -> list[Tensor]:
-    """x times the unpacked weights transposed, (N, R) in x's dtype; unpacks one tile of rows at a time."""
-    return [_reference(x_ND, blocks_RB, format) for blocks_RB, format in zip(matrices, formats, strict=True)]
-
-
-def _reference(x_ND: Tensor, blocks_RB: Tensor, format: Format) -> Tensor:
-    outs = [F.linear(x_ND, decode(tile_RB, format, x_ND.dtype)) for tile_RB in _tiles(blocks_RB, format)]
-    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)
+    """Return x times the unpacked weights transposed, (N, R) in x's dtype; unpacks one tile of rows at a
+    time."""
+    results = []
+    for blocks_RB, format in zip(matrices, formats, strict=True):
+        outs = [F.linear(x_ND, decode(tile_RB, format, x_ND.dtype)) for tile_RB in _tiles(blocks_RB, format)]
+        results.append(outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1))
+    return results
 
 
 def _tiles(blocks_RB: Tensor, format: Format) -> tuple[Tensor, ...]:
     return blocks_RB.split(max(1, TILE // (blocks_RB.shape[1] // format.block_bytes * format.block)))
 
 
-def _as_it_is(blocks: Tensor, format: Format) -> Tensor:
+def _unchanged(blocks: Tensor, format: Format) -> Tensor:
     return blocks
 
 
-REFERENCE = Kernel("reference", _as_it_is, reference_matmul, _as_it_is)
+REFERENCE = Kernel("reference", _unchanged, reference_matmul, _unchanged)
 
 
 class _Native(torch.autograd.Function):
@@ -81,12 +85,8 @@ class _Native(torch.autograd.Function):
         tiles = _tiles(_restore(ctx.prepared, ctx.format), ctx.format)
         parts = dy_NR.split([len(tile_RB) for tile_RB in tiles], dim=-1)
         weights = (decode(tile_RB, ctx.format, dy_NR.dtype) for tile_RB in tiles)
-        return (
-            torch.stack([dy @ weight for dy, weight in zip(parts, weights, strict=True)]).sum(0),
-            None,
-            None,
-            None,
-        )
+        dx_ND = torch.stack([dy @ weight for dy, weight in zip(parts, weights, strict=True)]).sum(0)
+        return dx_ND, None, None, None
 
 
 def _native(path: str) -> Kernel:
@@ -107,4 +107,4 @@ def _restore(prepared: Tensor, format: Format) -> Tensor:
 
 
 NATIVE = {path: _native(path) for path in qmatmul.PATHS}
-"""The native kernels by the instructions they use."""
+"""The native kernels by the CPU instructions they use."""

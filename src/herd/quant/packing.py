@@ -1,6 +1,7 @@
-"""Bits: how codes, steps and lows lie in a block, there and back; and the grid they describe.
+"""Pack codes, steps and lowest values into the bits of a block, and unpack them; and the grid that they
+describe.
 
-Shapes: R rows, D weights of a row, N = D / block blocks, G groups of a row, S weights of a group, B bytes.
+Shapes: R rows, D weights per row, N = D / block blocks, G groups per row, S weights per group, B bytes.
 Source: ggml ``ggml-common.h``, ``ggml-quants.c``.
 """
 
@@ -16,9 +17,10 @@ from .formats import Q6_K, Q8_0, Format
 
 @dataclass(frozen=True)
 class Grid:
-    """What each weight may become: ``step_RG * code + low_RG`` for codes 0..``top``, in groups of D / G weights.
+    """The values a weight can take: ``step_RG * code + low_RG`` for codes 0..``top``, in groups of D / G
+    weights.
 
-    ``header_RNB`` is how steps and lows stand in the blocks.
+    ``header_RNB`` are the bytes of steps and lowest values in the blocks.
     """
 
     format: Format
@@ -28,7 +30,7 @@ class Grid:
     header_RNB: Tensor
 
     def codes(self, x_RD: Tensor) -> Tensor:
-        """The nearest code of every weight: (R, D) uint8."""
+        """Return the nearest code of every weight, (R, D) uint8."""
         R, D = x_RD.shape
         x_RGS = x_RD.float().reshape(R, self.step_RG.shape[1], -1)
         inverse_RG = torch.where(self.step_RG == 0, 0, 1 / self.step_RG)
@@ -36,13 +38,13 @@ class Grid:
         return codes_RGS.to(torch.uint8).reshape(R, D)
 
     def values(self, codes_RD: Tensor) -> Tensor:
-        """The weights these codes stand for, (R, D) fp32."""
+        """Return the weights that these codes stand for, (R, D) fp32."""
         codes_RGS = codes_RD.float().reshape(codes_RD.shape[0], self.step_RG.shape[1], -1)
         return (codes_RGS * self.step_RG[..., None] + self.low_RG[..., None]).reshape(codes_RD.shape)
 
 
 def pack_codes(codes_RD: Tensor, grid: Grid) -> Tensor:
-    """Bytes (R, B) uint8 of codes (R, D) uint8 on a grid."""
+    """Return the bytes (R, B) uint8 of codes (R, D) uint8 on a grid."""
     R, N = grid.header_RNB.shape[:2]
     codes_RNS = codes_RD.reshape(R, N, -1)
     if grid.format == Q6_K:
@@ -55,21 +57,22 @@ def pack_codes(codes_RD: Tensor, grid: Grid) -> Tensor:
 
 
 def pack_nibbles(codes_RNS: Tensor) -> Tensor:
-    """Two codes a byte: of each 32 (Q4_0) or 64 (Q4_K) codes the first half lies low, the second high."""
+    """Pack two codes per byte: of each 32 (Q4_0) or 64 (Q4_K) codes, the first half in the low bits."""
     R, N, S = codes_RNS.shape
     pairs = codes_RNS.reshape(R, N, -1, 2, 16 if S == 32 else 32)
     return (pairs[..., 0, :] | (pairs[..., 1, :] << 4)).reshape(R, N, S // 2)
 
 
 def unpack_nibbles(bytes_RNB: Tensor) -> Tensor:
-    """Inverse of `pack_nibbles`."""
+    """Undo `pack_nibbles`."""
     R, N, B = bytes_RNB.shape
     packed = bytes_RNB.reshape(R, N, -1, 16 if B == 16 else 32)
     return torch.stack((packed & 15, packed >> 4), dim=-2).reshape(R, N, 2 * B)
 
 
 def pack_q6(codes_RNS: Tensor) -> Tensor:
-    """Of each 128 codes, four rows of 32: low four bits in 64 bytes (rows 0, 1 low, rows 2, 3 high), high two in 32."""
+    """Pack each 128 codes, as four rows of 32: the low four bits in 64 bytes (rows 2, 3 high), the high two
+    in 32."""
     R, N, _ = codes_RNS.shape
     rows = codes_RNS.reshape(R, N, 2, 4, 32)
     low, high = rows & 15, rows >> 4
@@ -79,7 +82,7 @@ def pack_q6(codes_RNS: Tensor) -> Tensor:
 
 
 def unpack_q6(bytes_RNB: Tensor) -> Tensor:
-    """Inverse of `pack_q6`; (R, N, 256)."""
+    """Undo `pack_q6`; (R, N, 256)."""
     R, N, _ = bytes_RNB.shape
     ql = bytes_RNB[..., :128].reshape(R, N, 2, 2, 32)
     qh = bytes_RNB[..., 128:192].reshape(R, N, 2, 1, 32)
@@ -89,22 +92,22 @@ def unpack_q6(bytes_RNB: Tensor) -> Tensor:
 
 
 def halves(bytes_RN2: Tensor) -> Tensor:
-    """Half-precision numbers, as fp32, from their bytes in the last dimension."""
+    """Return half-precision numbers, as fp32, from their bytes in the last dimension."""
     return bytes_RN2.contiguous().view(torch.float16).float()
 
 
 def pack_scales(scales_RN8: Tensor, lows_RN8: Tensor) -> Tensor:
-    """Q4_K's twelve bytes of eight 6-bit scales and eight 6-bit lows, (R, N, 12) uint8.
+    """Pack eight 6-bit scales and eight 6-bit lows in Q4_K's twelve bytes, (R, N, 12) uint8.
 
-    The first four of each lie whole in the low bits of a byte; the last four are split: four bits together in the last
-    bytes, two in the high bits above the first.
+    The first four of each are in the low bits of one byte; the last four are split: four bits in the last
+    bytes, two in the high bits of the first ones.
     """
     (s, s4), (m, m4) = scales_RN8.split(4, dim=-1), lows_RN8.split(4, dim=-1)
     return torch.cat((s | ((s4 >> 4) << 6), m | ((m4 >> 4) << 6), (s4 & 15) | ((m4 & 15) << 4)), dim=-1)
 
 
 def unpack_scales(bytes_RNB: Tensor) -> tuple[Tensor, Tensor]:
-    """Inverse of `pack_scales`: scales and lows, each (R, N, 8) uint8."""
+    """Undo `pack_scales`: return scales and lows, each (R, N, 8) uint8."""
     a, b, c = bytes_RNB[..., :4], bytes_RNB[..., 4:8], bytes_RNB[..., 8:]
     scales = torch.cat((a & 63, (c & 15) | ((a >> 6) << 4)), dim=-1)
     lows = torch.cat((b & 63, (c >> 4) | ((b >> 6) << 4)), dim=-1)

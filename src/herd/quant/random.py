@@ -1,12 +1,13 @@
-"""Random weights in a model's true shape, so that a machine's speed is known before any weights are at hand.
+"""Make random weights in a model's real shape, to measure a machine's speed before any weights are
+downloaded.
 
-Kernels run at the same speed whatever the numbers are, as long as they stay finite. So every bit that may be random is:
-blocks are filled with random bytes, and then each stored scale gets a fixed exponent, keeping its random sign and
-mantissa. The exponent is chosen for weights of about 1 / sqrt(row length), with which activations neither fade nor
-grow. One matrix at a time: the model in bf16 never exists. A matrix is a pure function of the seed and its place in
-the file, so a model made in memory and one written to a file are the same.
+Kernels run at the same speed whatever the numbers are, as long as they stay finite. So blocks are filled with
+random bytes, and then each stored scale gets a fixed exponent and keeps its random sign and mantissa. The
+exponent is chosen for weights of about 1 / sqrt(row length), with which activations neither vanish nor grow.
+Only one matrix at a time is made, so the model in bf16 never exists. A matrix is a pure function of the seed
+and its place in the file: a model in memory and one written to a file are the same.
 
-Shapes: R rows, D weights of a row, N = D / block blocks, B bytes of a packed row, H = B / 2.
+Shapes: R rows, D weights per row, N = D / block blocks, B bytes of a packed row, H = B / 2.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _HALF = (torch.float16, 10, 15)
 """(dtype, bits of the mantissa, bias of the exponent)."""
 _FLOATS = {F32: (torch.float32, 23, 127), F16: _HALF, BF16: (torch.bfloat16, 7, 127)}
 _SPREAD = {Q8_0: 74.0, Q4_0: 4.6, Q4_K: 4.6 * 37.0, Q6_K: 18.5 * 9.2, F32: 1.0, F16: 1.0, BF16: 1.0}
-"""Root of the mean square of a random weight whose scale is 1."""
+"""Root mean square of random weights whose scale is 1."""
 
 
 def random_quantized(
@@ -40,9 +41,9 @@ def random_quantized(
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int, int], None] | None = None,
 ) -> LlamaLM:
-    """A model of ``config`` with random blocks; ``dtype`` is what it computes in. QuantError where rows do not divide.
+    """Return a model of ``config`` with random blocks that computes in ``dtype``.
 
-    ``progress`` is called with (bytes done, bytes in all).
+    ``progress`` is called with (bytes done, bytes in all). Raises `QuantError` where rows do not divide.
     """
     formats, total, done = plan.plan(config), plan.nbytes(config), 0
     shapes = dict(config.param_shapes())
@@ -60,7 +61,7 @@ def random_quantized(
 
 
 def random_rows_of(config: ModelConfig, formats: Mapping[str, Format], seed: int) -> Callable[[str], Tensor]:
-    """rows_of(name): the random bytes (R, B) of a parameter, the same whenever it is asked for."""
+    """Return a function that gives the random bytes (R, B) of a parameter, the same at every call."""
     shapes = dict(config.param_shapes())
     place = {name: index for index, name in enumerate(shapes)}
 
@@ -73,7 +74,10 @@ def random_rows_of(config: ModelConfig, formats: Mapping[str, Format], seed: int
 
 
 def random_rows(shape: Sequence[int], format: Format, seed: int | Sequence[int]) -> Tensor:
-    """Bytes (R, B) uint8 of a random matrix (R, D). QuantError for rows that do not divide and unknown formats."""
+    """Return the bytes (R, B) uint8 of a random matrix (R, D).
+
+    Raises `QuantError` for rows that do not divide and for formats without random weights.
+    """
     if format not in _SPREAD:
         raise QuantError(
             f"random weights are not made in {format.name}; choose {', '.join(map(str, _SPREAD))}"
@@ -88,15 +92,12 @@ def random_rows(shape: Sequence[int], format: Format, seed: int | Sequence[int])
         return rows_RB
     half_RNH = rows_RB.view(torch.int16).view(R, -1, format.block_bytes // 2)
     if format == Q6_K:
-        half_RNH.view(torch.int8)[..., 192:208] >>= (
-            3  # scales of up to 16: with larger ones the step is too small
-        )
+        half_RNH.view(torch.int8)[..., 192:208] >>= 3  # scales up to 16: larger ones need too small a step
         _scale(half_RNH[..., -1:], *_HALF, typical)
         return rows_RB
     _scale(half_RNH[..., :1], *_HALF, typical)
-    if (
-        format == Q4_K
-    ):  # w = step · s · code - low · s: with low = 7.5 step, the middle of the codes, the mean is 0
+    if format == Q4_K:
+        # w = step · s · code - low · s has the mean 0 with low = 7.5 step, the middle of the codes
         half_RNH[..., 1] = (half_RNH[..., :1].view(torch.float16) * 7.5).view(torch.int16)[..., 0]
         scales_RN8 = half_RNH.view(torch.uint8)[..., 4:12] & 63
         half_RNH.view(torch.uint8)[..., 4:16] = pack_scales(scales_RN8, scales_RN8)
@@ -104,7 +105,7 @@ def random_rows(shape: Sequence[int], format: Format, seed: int | Sequence[int])
 
 
 def _scale(bits: Tensor, dtype: torch.dtype, mantissa: int, bias: int, typical: float) -> None:
-    """Gives random bits, taken as floats, the exponent that makes them ``typical`` in size; no smaller than normal."""
+    """Set the exponent of random bits, taken as floats, so that their size is ``typical`` (at least normal)."""
     ints_of = {2: torch.int16, 4: torch.int32}
     exponent = max(1, round(math.log2(typical / math.sqrt(7 / 3))) + bias)  # 7/3: mean square of [1, 2)
     ints = bits.view(ints_of[dtype.itemsize])
