@@ -144,8 +144,8 @@ def _scaling(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
     if entry is None:
         return None
     if entry.format != F32 or entry.shape != (plain.head_dim // 2,):
-        found = f"{entry.format.name} {list(entry.shape)}"
-        raise CheckpointError(f"{file.path}: {ROPE_FREQS} is {found}, not F32 [{plain.head_dim // 2}]")
+        stored = f"{entry.format.name} {list(entry.shape)}"
+        raise CheckpointError(f"{file.path}: {ROPE_FREQS} is {stored}, not F32 [{plain.head_dim // 2}]")
     factors = blocks.decode(file.rows(ROPE_FREQS), F32)[0].clone()
     if not bool(torch.isfinite(factors).all()) or float(factors.min()) < 0.999:
         raise CheckpointError(
