@@ -302,7 +302,7 @@ def test_a_base_model_says_so(run, folders, scripted):
             ["instruct", "-p", "x", "--tool-call-format", "xml"],
             "--tool-call-format xml is unknown: use one of json, builtin, function",
         ),
-        (["instruct", "-p", "x", "--kv", "int8"], "head_dim that 32 divides, not 8"),
+        (["instruct", "-p", "x", "--kv", "int8"], "a multiple of 32, not 8"),
         (["instruct", "-p", "word " * 300], "the model's context holds 256"),
         (["instruct"], "stdin is empty"),
     ],

@@ -1,4 +1,4 @@
-"""Small models with random weights, the same for every test, and a tokenizer of plain bytes."""
+"""Small models with fixed random weights, and a tokenizer of plain bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from herd.llama.model import LlamaLM
 
 
 class ByteTokenizer:
-    """One token a byte, then three specials: as much of a tokenizer as the engine needs."""
+    """A tokenizer with one token per byte and three special tokens: as much as the engine needs."""
 
     vocab_size = 259
     bos_id, eos_id = 256, 257
@@ -36,7 +36,7 @@ def tokenizer():
 
 
 def build(seed: int = 0, std: float = 0.2, **changes) -> LlamaLM:
-    """Weights wide enough that the likeliest token differs from place to place."""
+    """Return a model whose weights are wide enough that the likeliest token differs from place to place."""
     config = ModelConfig(
         vocab_size=259,
         dim=48,
@@ -62,7 +62,8 @@ def model() -> LlamaLM:
 
 @pytest.fixture(scope="session")
 def models() -> dict[str, LlamaLM]:
-    """The shapes that differ in the engine: grouped, ungrouped and one KV head, tied, scaled positions."""
+    """Models of the shapes that the engine treats differently: grouped, ungrouped or one KV head, tied,
+    scaled positions."""
     scaled = RopeScaling(factor=4.0, original_context=64)
     return {
         "grouped": build(),

@@ -1,4 +1,4 @@
-"""The cache's bytes, its growth, and pages that sequences share, copy and give back."""
+"""The cache: its bytes, its growth, and pages that sequences share, copy and give back."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ TINY = ModelConfig(vocab_size=8, dim=64, n_layers=2, n_heads=2, n_kv_heads=2, ff
 
 
 @pytest.mark.parametrize("kind", BYTES)
-def test_bytes_are_the_formula(kind):
+def test_the_cache_takes_the_bytes_that_nbytes_computes(kind):
     cache = PagedCache(TINY, kind, nbytes(TINY, 3, 100, BYTES[kind]), context=128)
     assert cache.nbytes == 0
     assert cache.pool.numel() == nbytes(TINY, 3, 100, BYTES[kind])
@@ -26,30 +26,30 @@ def test_bytes_are_the_formula(kind):
     assert cache.nbytes == cache.pool.numel()
 
 
-def test_published_size():
-    """8B in bf16: 128 KiB a token, so 16 GiB for the whole context; int8 has a 16-bit scale for every 32
+def test_the_size_of_a_cache_is_the_published_one():
+    """8B in bf16 takes 128 KiB per token, so 16 GiB for the whole context; int8 has a 16-bit scale per 32
     bytes."""
     assert nbytes(SIZES["8B"], 1, 131_072) == 16 << 30
     assert nbytes(SIZES["8B"], 1, 131_072, BYTES["int8"]) == (8 << 30) * 34 // 32
 
 
 def test_a_pool_of_addresses_takes_no_memory():
-    """16 TiB would be refused, or this process killed, if it did."""
+    """If it took memory, 16 TiB would be refused or this process killed."""
     cache = PagedCache(TINY, "fp32", 1 << 36)
     cache.grow(row := cache.open(), 1)
     cache.pool[row.pages[0]] = 1
     assert cache.nbytes == cache.page_bytes
 
 
-def test_impossible_caches():
+def test_impossible_caches_are_refused():
     with pytest.raises(EngineError, match="kv='int4': the cache can be fp32, bf16, int8 or auto"):
         PagedCache(TINY, "int4", 1 << 20)
-    with pytest.raises(EngineError, match="head_dim that 32 divides, not 24"):
+    with pytest.raises(EngineError, match="multiple of 32, not 24"):
         PagedCache(TINY.replace(head_dim=24), "int8", 1 << 20)
 
 
 class Sequences:
-    """A cache whose every key is the number of its token, beside plain lists of the tokens it should hold."""
+    """A cache in which every key is the number of its token, and plain lists of the tokens it should hold."""
 
     def __init__(self) -> None:
         self.cache = PagedCache(TINY, "fp32", 1 << 24)
@@ -84,7 +84,7 @@ class Sequences:
 @settings(max_examples=40)
 @given(st.data())
 def test_any_history_keeps_every_sequence(data):
-    """Opening, extending, forking, cutting back, remembering, matching and closing in any order."""
+    """Sequences are opened, extended, forked, truncated, remembered, matched and closed in any order."""
     s = Sequences()
     for _ in range(data.draw(st.integers(1, 15))):
         acts = ["open", "extend", "fork", "truncate", "remember", "close"] if s.rows else ["open"]
@@ -115,7 +115,7 @@ def test_any_history_keeps_every_sequence(data):
         s.check()
 
 
-def test_tenants_do_not_find_each_other():
+def test_tenants_do_not_find_each_others_pages():
     ours, theirs, same = [], [], []
     for known, tenant in ((ours, "us"), (theirs, "them"), (same, "us")):
         chain(known, tenant, list(range(3 * PAGE)), 3 * PAGE)
@@ -132,7 +132,7 @@ def test_a_page_is_found_by_all_tokens_before_it():
     assert not set(a) & set(b)
 
 
-def test_what_idles_longest_goes_first():
+def test_the_page_that_idled_longest_is_reused_first():
     pages = Pages(limit=3, capacity=3)
     taken = [pages.take() for _ in range(3)]
     for page in taken:

@@ -1,4 +1,4 @@
-"""Dialogs with a scripted engine: what is shown, what is kept, what happens when things go wrong."""
+"""Dialogs with a scripted engine: what is shown, what is kept, and what happens when something goes wrong."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def tok():
 
 
 class Script:
-    """Stands in for an engine: gives the next scripted answer, a few characters at a time."""
+    """A substitute for an engine that gives the next scripted answer, a few characters at a time."""
 
     def __init__(self, tokenizer, *answers, context=4000):
         self.tokenizer, self.context, self.answers, self.prompts = tokenizer, context, list(answers), []
@@ -50,7 +50,7 @@ class _Scripted:
 
 
 def joined(events):
-    """Events with neighbouring text joined."""
+    """Return events with neighbouring text joined."""
     out = []
     for event in events:
         if isinstance(event, Text) and out and isinstance(out[-1], Text):
@@ -68,7 +68,7 @@ def calculate(call):
     )
 
 
-def test_plain_answers(tok):
+def test_a_plain_answer_streams_text_and_is_kept(tok):
     engine = Script(tok, "Hello!", "Fine.")
     session = ChatSession(engine, system="Be kind.")
     assert joined(session.ask("Hi"))[0] == Text("Hello!")
@@ -90,7 +90,7 @@ def test_plain_answers(tok):
         ("builtin", '<|python_tag|>wolfram_alpha.call(query="6*7")', "wolfram_alpha"),
     ],
 )
-def test_tool_is_called_and_the_answer_goes_on(tok, tool_call_format, written, name):
+def test_a_tool_is_called_and_the_answer_goes_on(tok, tool_call_format, written, name):
     engine = Script(tok, written, "It is 42.")
     seen = []
     session = ChatSession(
@@ -109,14 +109,14 @@ def test_tool_is_called_and_the_answer_goes_on(tok, tool_call_format, written, n
     )
 
 
-def test_several_calls_and_a_failure(tok):
+def test_several_calls_run_in_order_and_a_failure_is_reported_to_the_model(tok):
     engine = Script(tok, JSON_CALL + "; " + JSON_CALL.replace("calculator", "oracle"), "Sorry.")
     events = joined(ChatSession(engine, execute=calculate).ask("x"))
     assert [type(e) for e in events] == [Calling, Calling, ToolResult, ToolResult, Text, End]
     assert [(e.content, e.ok) for e in events[2:4]] == [("42", True), ("error: unknown", False)]
 
 
-def test_endless_calling_is_stopped(tok):
+def test_a_model_that_only_calls_tools_is_stopped(tok):
     session = ChatSession(Script(tok, *[JSON_CALL] * 9), execute=calculate)
     events = list(session.ask("x"))
     assert events[-1].reason == "rounds"
@@ -154,7 +154,7 @@ def test_without_tools_an_answer_that_looks_like_a_call_is_text(tok, answer):
     assert answer in tok.decode(session.engine.prompts[1])
 
 
-def test_malformed_call_is_a_problem_and_stays_text(tok):
+def test_a_malformed_call_is_reported_and_stays_text(tok):
     broken = '{"type": "function", "name": "calculator", "parameters": {"expression": }'
     text, *rest = joined(ChatSession(Script(tok, broken), execute=calculate).ask("x"))
     events = [text, *rest]
@@ -162,7 +162,7 @@ def test_malformed_call_is_a_problem_and_stays_text(tok):
     assert "".join(e.text for e in events if isinstance(e, Text)) == broken
 
 
-def test_interrupted_answer_is_kept_as_far_as_it_came(tok):
+def test_an_interrupted_answer_is_kept_as_far_as_it_came(tok):
     engine = Script(tok, ("one two three", KeyboardInterrupt), "Yes.")
     session = ChatSession(engine)
     with pytest.raises(KeyboardInterrupt):
@@ -182,14 +182,14 @@ def test_leaving_the_iterator_stops_the_answer(tok):
     assert session.messages[-1]["content"] == "one t"
 
 
-def test_question_without_answer_is_taken_back(tok):
+def test_a_question_without_an_answer_is_removed(tok):
     session = ChatSession(Script(tok, ("", KeyboardInterrupt)))
     with pytest.raises(KeyboardInterrupt):
         list(session.ask("Hm"))
     assert session.messages == []
 
 
-def test_full_context_is_said_and_leaves_the_dialog_as_it_was(tok):
+def test_a_full_context_is_an_error_and_leaves_the_dialog_as_it_was(tok):
     engine = Script(tok, "Hello!", context=60)
     session = ChatSession(engine)
     list(session.ask("Hi"))
@@ -199,7 +199,7 @@ def test_full_context_is_said_and_leaves_the_dialog_as_it_was(tok):
     assert session.messages == before
 
 
-def test_full_context_between_call_and_answer(tok):
+def test_a_full_context_after_a_call_leaves_the_dialog_as_it_was(tok):
     engine = Script(tok, JSON_CALL, context=300)
     session = ChatSession(engine, execute=lambda call: ("9" * 2000, True))
     with pytest.raises(EngineError, match="context holds 300"):
@@ -207,7 +207,7 @@ def test_full_context_between_call_and_answer(tok):
     assert session.messages == []
 
 
-def test_call_cut_off_by_the_length_is_not_run(tok):
+def test_a_call_cut_off_by_max_tokens_is_not_run(tok):
     def never(call):
         raise AssertionError("ran a call of an unfinished answer")
 
@@ -215,7 +215,7 @@ def test_call_cut_off_by_the_length_is_not_run(tok):
     assert events[-1].reason == "length"
 
 
-def test_complete(model, tokenizer):
+def test_complete_continues_the_text(model, tokenizer):
     engine = Engine(model, tokenizer)
     *texts, end = complete(engine, "Once", Sampling(max_tokens=12))
     want = Engine(model, tokenizer).run
@@ -225,7 +225,7 @@ def test_complete(model, tokenizer):
     assert (end.reason, end.n_tokens, end.context_used) == ("length", 12, 17)
 
 
-def test_no_tokenizer(model):
+def test_chat_without_a_tokenizer_is_refused(model):
     with pytest.raises(EngineError, match="needs a tokenizer"):
         ChatSession(Engine(model, None))
     with pytest.raises(EngineError, match="needs a tokenizer"):

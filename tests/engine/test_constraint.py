@@ -1,4 +1,4 @@
-"""Constraints: what may come next, against Python's own re and json; and constraints that cannot be held."""
+"""Constraints: what may come next, compared with Python's re and json, and constraints that are refused."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def guide(constraint: Constraint, tokenizer, text: str = "") -> Guide:
 
 
 def accepts(constraint: Constraint, tokenizer, text: str) -> bool:
-    """Whether ``text`` is a whole answer: every byte allowed, then the stop token."""
+    """Return whether ``text`` is a whole answer: every byte is allowed, then the stop token."""
     guide = Guide(constraint, tokenizer)
     for byte in text.encode():
         if not guide.allowed()[byte]:
@@ -45,11 +45,11 @@ def accepts(constraint: Constraint, tokenizer, text: str) -> bool:
 )
 @settings(max_examples=60)
 @given(st.text("abcxy019-é", max_size=6))
-def test_regex_is_pythons(tokenizer, pattern, text):
+def test_a_regex_accepts_what_pythons_does(tokenizer, pattern, text):
     assert accepts(Constraint.regex(pattern), tokenizer, text) == bool(re.fullmatch(pattern, text))
 
 
-def test_schema_accepts_and_refuses(tokenizer):
+def test_a_schema_accepts_valid_and_rejects_invalid_json(tokenizer):
     schema = Constraint.json_schema(ANSWER)
     assert accepts(schema, tokenizer, '{"name": "Ann", "ages": [1, -20]}')
     assert accepts(schema, tokenizer, '{\n  "name": "\\u001fé \\" ",\n  "ages": []\n}')
@@ -57,12 +57,12 @@ def test_schema_accepts_and_refuses(tokenizer):
         assert not accepts(schema, tokenizer, bad)
 
 
-def test_blanks_are_bounded(tokenizer):
+def test_blanks_between_tokens_are_bounded(tokenizer):
     here = guide(Constraint.json_schema(ANSWER), tokenizer, "{" + " " * 40)
     assert not any(here.allowed()[byte] for byte in b" \n\t")
 
 
-def test_specials_are_never_text(tokenizer):
+def test_special_tokens_are_never_part_of_a_string(tokenizer):
     here = guide(Constraint.json_schema({"type": "string"}), tokenizer, '"<eo')
     assert torch.equal(here.allowed()[256:], torch.tensor([False, False, False]))
     here.push(list(b's>"'))
@@ -70,7 +70,7 @@ def test_specials_are_never_text(tokenizer):
     assert here.complete
 
 
-def test_going_back_is_not_having_gone(tokenizer):
+def test_popped_tokens_leave_no_trace(tokenizer):
     here = guide(Constraint.json_schema(ANSWER), tokenizer, '{"na')
     before = here.allowed()
     here.push(list(b'me":"x", "ages":[1]}'))
@@ -80,14 +80,15 @@ def test_going_back_is_not_having_gone(tokenizer):
     assert not here.complete
 
 
-def test_lark(tokenizer):
+def test_a_lark_grammar_is_followed(tokenizer):
     sums = Constraint.lark('start: number ("+" number)*\nnumber: /[0-9]+/')
     assert accepts(sums, tokenizer, "1+22+3")
     assert not accepts(sums, tokenizer, "1++2")
 
 
-def test_real_vocabulary(real_data):
-    """128,256 tokens: the way of a text under its schema, its stop tokens, its specials."""
+def test_a_text_passes_its_schema_with_the_vocabulary_of_llama_3(real_data):
+    """With 128,256 tokens, each token of a valid text is allowed, special tokens are not, and stop tokens end
+    it."""
     from herd.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_file(real_data("llama3_tokenizer") / "tokenizer.model")
@@ -122,7 +123,7 @@ DEEP = '{"items":' * 5000 + "{}" + "}" * 5000
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
-def test_what_cannot_be_held_is_refused(tokenizer, constraint, message):
+def test_a_constraint_that_cannot_be_guaranteed_is_refused_in_one_line(tokenizer, constraint, message):
     with pytest.raises(EngineError, match=message) as raised:
         Guide(constraint, tokenizer)
     assert "\n" not in str(raised.value)
@@ -130,12 +131,12 @@ def test_what_cannot_be_held_is_refused(tokenizer, constraint, message):
 
 
 @pytest.mark.parametrize("schema", [{"const": {1, 2}}, '{"type": ', DEEP, "", "[]", False, "null"])
-def test_schema_that_is_none(schema):
+def test_what_is_not_a_schema_is_refused(schema):
     with pytest.raises(EngineError, match=r"is not valid JSON|is an object or true, not"):
         Constraint.json_schema(schema)
 
 
-def test_any_json(tokenizer):
+def test_the_empty_schema_accepts_any_json(tokenizer):
     for text in ("[1, {}]", "null", '"x"', "-1.5e3"):
         assert accepts(Constraint.json_schema(True), tokenizer, text)
     assert not accepts(Constraint.json_schema("{}"), tokenizer, "nul")
@@ -181,7 +182,7 @@ SCHEMAS = st.recursive(LEAVES, _deeper, max_leaves=5)
 
 
 def valid(value, schema) -> bool:
-    """By the standard, for the keywords above."""
+    """Return whether a value is valid by the standard, for the keywords above."""
     if "anyOf" in schema:
         return any(valid(value, one) for one in schema["anyOf"])
     if "enum" in schema:
@@ -219,9 +220,9 @@ def valid(value, schema) -> bool:
     st.sampled_from([0, 1.0, 3.0]),
     st.sampled_from([None, "ngram"]),
 )
-def test_a_model_that_knows_nothing_writes_valid_json(model, tokenizer, schemas, temperature, draft):
-    """Random weights, random schemas, batched, some unconstrained between them: valid, or the beginning of
-    it."""
+def test_a_random_model_writes_valid_json(model, tokenizer, schemas, temperature, draft):
+    """With random weights and random schemas in one batch, an answer is valid, or the beginning of a valid
+    one."""
     sampling = Sampling(max_tokens=120, temperature=temperature, seed=1)
     requests = [Request([1, 2, 3], sampling, constraint=Constraint.json_schema(s)) for s in schemas]
     plain = Request([4, 5], Sampling(max_tokens=30))
@@ -249,30 +250,31 @@ REQUESTS = [
 ]
 
 
-def told(completions):
+def outcomes(completions):
     return [(c.ids, c.text, c.finish_reason, c.stop_id) for c in completions]
 
 
-def test_alone_in_batches_and_put_back(model, tokenizer):
-    """A constraint belongs to its row: company changes nothing, nor does having to begin again."""
+def test_constrained_answers_do_not_depend_on_batch_or_preemption(model, tokenizer):
+    """A constraint belongs to its sequence: neither the batch nor having to begin again changes the
+    answer."""
     want = [Engine(model, tokenizer).run([r])[0] for r in REQUESTS]
     assert re.fullmatch("[0-9]{3}-[0-9]{4}", want[0].text)
     assert want[0].finish_reason == "stop"
-    assert told(Engine(model, tokenizer).run(REQUESTS)) == told(want)
+    assert outcomes(Engine(model, tokenizer).run(REQUESTS)) == outcomes(want)
     longer = [
         replace(r, prompt_ids=[*range(60)], sampling=replace(r.sampling, max_tokens=90)) for r in REQUESTS
     ]
     tight = Engine(model, tokenizer, cache_bytes=8 * PagedCache(model.config, "fp32", 0).page_bytes)
-    assert told(tight.run(longer)) == told([Engine(model, tokenizer).run([r])[0] for r in longer])
+    assert outcomes(tight.run(longer)) == outcomes([Engine(model, tokenizer).run([r])[0] for r in longer])
     assert tight.n_preempted > 0
 
 
-def test_streams_joined_are_the_answer(model, tokenizer):
+def test_the_pieces_of_a_constrained_stream_add_up_to_the_answer(model, tokenizer):
     stream = Engine(model, tokenizer).submit(REQUESTS[1])
     assert "".join(d.text for d in stream) == Engine(model, tokenizer).run([REQUESTS[1]])[0].text
 
 
-def test_stop_strings_and_stop_tokens_end_it_too(model, tokenizer):
+def test_stop_strings_and_stop_tokens_end_a_constrained_answer(model, tokenizer):
     abc = Constraint.regex("abc")
     by_text = Request([3], Sampling(stop=("bc",)), constraint=abc)
     by_token = Request([3], Sampling(), frozenset({ord("b")}), abc)
@@ -294,7 +296,7 @@ def test_bad_constraints_are_refused_when_submitted(model, tokenizer):
         Engine(model, None).submit(Request([1], constraint=Constraint.regex("a")))
 
 
-def test_a_guide_that_fails_costs_its_own_request_only(model, tokenizer, monkeypatch):
+def test_a_constraint_that_fails_costs_its_own_request_only(model, tokenizer, monkeypatch):
     engine = Engine(model, tokenizer)
     good, bad = (
         engine.submit(Request([i], Sampling(max_tokens=20), constraint=c))

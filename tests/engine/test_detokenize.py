@@ -1,4 +1,4 @@
-"""Text as it comes: whole characters, and stop strings wherever they are cut."""
+"""Streamed text has whole characters only, and stop strings are found wherever they are cut."""
 
 from itertools import pairwise
 
@@ -19,7 +19,7 @@ class Pieces:
 
 
 def reference(text: str, stops) -> str:
-    """Text up to the stop string that is complete first."""
+    """Return the text up to the stop string that is complete first."""
     for end in range(len(text) + 1):
         for stop in sorted(stops, key=len, reverse=True):
             if text[:end].endswith(stop):
@@ -33,7 +33,7 @@ def reference(text: str, stops) -> str:
     st.lists(st.text(alphabet="abcé語😀", min_size=1, max_size=4), max_size=3),
     st.lists(st.integers(0, 60), max_size=12),
 )
-def test_any_cut_gives_the_same_text(text, stops, cuts):
+def test_text_does_not_depend_on_how_it_was_cut(text, stops, cuts):
     data = text.encode()
     edges = [0, *sorted(min(c, len(data)) for c in cuts), len(data)]
     pieces = [data[a:b] for a, b in pairwise(edges)]
@@ -48,19 +48,19 @@ def test_any_cut_gives_the_same_text(text, stops, cuts):
     assert stream.stopped == (out != text)
 
 
-def test_text_is_not_held_longer_than_needed():
+def test_text_is_released_as_soon_as_it_cannot_be_a_stop_string():
     stream = TextStream(Pieces([b"abx", b"ab", b"a", b"bc"]), ("abc",))
     assert [stream.feed(i) for i in range(3)] == ["abx", "", "ab"]
     assert (stream.feed(3), stream.stopped, stream.finish()) == ("", True, "")
 
 
-def test_broken_character():
+def test_a_broken_character_becomes_u_fffd():
     stream = TextStream(Pieces(["語".encode()[:2], b"a"]))
     assert (stream.feed(0), stream.feed(1), stream.finish()) == ("", "\ufffda", "")
     stream.feed(0)
     assert stream.finish() == "\ufffd"
 
 
-def test_broken_character_may_complete_a_stop():
+def test_a_broken_character_can_complete_a_stop_string():
     stream = TextStream(Pieces([b"ab\xe8"]), ("b\ufffd",))
     assert (stream.feed(0), stream.finish(), stream.stopped) == ("a", "", True)

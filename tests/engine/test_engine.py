@@ -12,7 +12,7 @@ from herd.errors import EngineError
 
 
 def requests(n: int, seed: int = 0, longest: int = 90) -> list[Request]:
-    """Ragged prompts, greedy and sampled in all ways, long and short answers."""
+    """Requests with prompts of all lengths, greedy and sampled in all ways, with long and short answers."""
     rng = random.Random(seed)
     out = []
     for i in range(n):
@@ -30,7 +30,7 @@ def requests(n: int, seed: int = 0, longest: int = 90) -> list[Request]:
 
 
 def same(a, b) -> bool:
-    """Equal but for the last digits of logprobs."""
+    """Assert that completions are equal except for the last digits of logprobs."""
     if (a.ids, a.text, a.finish_reason, a.stop_id) != (b.ids, b.text, b.finish_reason, b.stop_id):
         return False
     ours, theirs = (sum(p.logprob for p in c.logprobs or ()) for c in (a, b))
@@ -43,20 +43,20 @@ def alone(model, tokenizer):
 
 
 @pytest.mark.parametrize("max_batch", [2, 7, 64])
-def test_batched_equals_alone(model, tokenizer, alone, max_batch):
+def test_batched_answers_equal_those_alone(model, tokenizer, alone, max_batch):
     got = Engine(model, tokenizer, max_batch=max_batch).run(requests(30))
     assert all(map(same, got, alone))
 
 
-def test_other_shapes_batched_equal_alone(models, tokenizer):
+def test_batched_answers_equal_those_alone_for_other_model_shapes(models, tokenizer):
     for kind in ("ungrouped", "single", "scaled"):
         rs = requests(8, seed=5)
         got = Engine(models[kind], tokenizer, max_batch=5).run(rs)
         assert all(same(a, Engine(models[kind], tokenizer).run([r])[0]) for a, r in zip(got, rs, strict=True))
 
 
-def test_streams_joined_are_the_completions(model, tokenizer, alone):
-    """Requests that come in while others are decoding, their streams read in turns."""
+def test_the_pieces_of_a_stream_add_up_to_the_completion(model, tokenizer, alone):
+    """Requests arrive while others are decoding, and their streams are read in turns."""
     engine, taken = Engine(model, tokenizer, max_batch=4), {}
     streams = {}
     for i, request in enumerate(requests(30)):
@@ -77,8 +77,8 @@ def test_streams_joined_are_the_completions(model, tokenizer, alone):
     assert (engine.n_active, engine.n_waiting, engine.cache.pages.n_used) == (0, 0, 0)
 
 
-def test_stop_token_is_not_text(model, tokenizer):
-    """A token the model would say is made a stop token: the answer ends just before it."""
+def test_a_stop_token_is_not_part_of_the_text(model, tokenizer):
+    """A token that the model would pick is made a stop token: the answer ends just before it."""
     plain = Engine(model, tokenizer).run([Request([1, 2, 3], Sampling(max_tokens=20))])[0]
     stop_id = plain.ids[7]
     at = plain.ids.index(stop_id)
@@ -87,7 +87,7 @@ def test_stop_token_is_not_text(model, tokenizer):
     assert got.text == tokenizer.decode(plain.ids[:at])
 
 
-def test_stop_string(model, tokenizer):
+def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(model, tokenizer):
     plain = Engine(model, tokenizer).run([Request([5, 6], Sampling(max_tokens=30))])[0]
     for a in range(0, len(plain.text) - 3, 3):
         stop = plain.text[a : a + 3]
@@ -99,7 +99,7 @@ def test_stop_string(model, tokenizer):
         assert got.stop_id is None
 
 
-def test_length_and_context(model, tokenizer):
+def test_answers_end_at_max_tokens_and_at_the_end_of_the_context(model, tokenizer):
     engine = Engine(model, tokenizer, max_context=20)
     run = lambda n, most: engine.run([Request([7] * n, Sampling(max_tokens=most))])[0]  # noqa: E731
     assert (len(run(10, 4).ids), run(10, 4).finish_reason) == (4, "length")
@@ -109,7 +109,7 @@ def test_length_and_context(model, tokenizer):
     assert run(10, 4).prompt_tokens == 10
 
 
-def test_cancel_frees_the_slot(model, tokenizer):
+def test_cancelling_makes_room_for_the_next_request(model, tokenizer):
     engine = Engine(model, tokenizer, max_batch=2)
     rs = [Request([i, 3], Sampling(max_tokens=40)) for i in range(4)]
     want = [Engine(model, tokenizer).run([r])[0].ids for r in rs]
@@ -128,8 +128,8 @@ def test_cancel_frees_the_slot(model, tokenizer):
         streams[1].completion()
 
 
-def test_memory_bound_makes_requests_wait(model, tokenizer):
-    """Room for the worst case of two: the third waits; a single one runs however small the bound."""
+def test_requests_wait_when_the_cache_is_full(model, tokenizer):
+    """There is room for the worst case of two: the third waits. A single one runs however small the bound."""
     rs = [Request([i] * 20, Sampling(max_tokens=20)) for i in range(3)]
     per_row = 64 * model.config.kv_nbytes_per_token(4)
     engine = Engine(model, tokenizer, cache_bytes=2 * per_row)
@@ -156,7 +156,7 @@ def test_logprobs_are_the_softmax_of_the_full_forward(model, tokenizer):
         assert [v for _, v in p.top] == pytest.approx(best.values.tolist(), abs=1e-4)
 
 
-def test_seeds(model, tokenizer):
+def test_a_seed_repeats_its_answer_and_none_does_not(model, tokenizer):
     def run(seed):
         return (
             Engine(model, tokenizer)
@@ -168,8 +168,8 @@ def test_seeds(model, tokenizer):
     assert run(None) != run(None)
 
 
-def test_head_rows_without_a_token_are_never_said(tokenizer, make_model):
-    """A head padded beyond the vocabulary, its extra rows the loudest."""
+def test_padded_rows_of_the_head_are_never_picked(tokenizer, make_model):
+    """The head is padded beyond the vocabulary, and its extra rows have the largest logits."""
     model = make_model(vocab_size=320)
     with torch.no_grad():
         model.lm_head.weight[259:] *= 50
@@ -244,7 +244,7 @@ def test_a_draft_model_that_is_damaged_changes_no_answer(make_model, tokenizer):
         ([1], {"logprobs": 300}, "logprobs=300 is more than the vocabulary"),
     ],
 )
-def test_impossible_requests(model, tokenizer, prompt, sampling, message):
+def test_impossible_requests_are_refused_by_submit_and_run(model, tokenizer, prompt, sampling, message):
     engine = Engine(model, tokenizer)
     bad = Request(prompt, Sampling(**sampling))
     with pytest.raises(EngineError, match=message):
@@ -254,7 +254,7 @@ def test_impossible_requests(model, tokenizer, prompt, sampling, message):
     assert engine.n_waiting == 0
 
 
-def test_impossible_engines(model, tokenizer):
+def test_impossible_engines_are_refused(model, tokenizer):
     with pytest.raises(EngineError, match="max_context=1000 must be between 2 and the model's 512"):
         Engine(model, tokenizer, max_context=1000)
     with pytest.raises(EngineError, match="max_batch=0"):
@@ -269,12 +269,12 @@ def test_impossible_engines(model, tokenizer):
         Engine(model, Bigger())
 
 
-def test_nothing_to_do(model):
+def test_a_step_without_requests_does_nothing(model):
     assert Engine(model, None).run([]) == []
     assert Engine(model, None).step() is False
 
 
-def test_generate(model, tokenizer):
+def test_generate_stream_and_generate_many_agree(model, tokenizer):
     text = generate(model, tokenizer, "Hello", max_tokens=25)
     assert text == "".join(stream(model, tokenizer, "Hello", max_tokens=25))
     ids = encode_prompt(tokenizer, "Hello")
@@ -283,7 +283,7 @@ def test_generate(model, tokenizer):
     assert generate_many(model, tokenizer, ["Hello", "x"], max_tokens=25)[0].text == text
 
 
-def test_generate_under_a_constraint_and_several(model, tokenizer):
+def test_generate_follows_a_constraint_and_gives_several_answers(model, tokenizer):
     how = {"temperature": 1, "seed": 1, "constraint": Constraint.regex("[a-c]{5}")}
     some = generate_many(model, tokenizer, ["a", "b"], n=3, **how)
     assert len(some) == 6
@@ -292,6 +292,6 @@ def test_generate_under_a_constraint_and_several(model, tokenizer):
     assert "".join(stream(model, tokenizer, "a", stop=["q"], constraint=Constraint.regex("x{4}"))) == "xxxx"
 
 
-def test_generate_without_tokenizer(model):
+def test_generate_without_a_tokenizer_is_refused(model):
     with pytest.raises(EngineError, match="no tokenizer"):
         generate(model, None, "Hello")

@@ -1,5 +1,5 @@
-"""One model, many ways to run it: full, cached, chunked, ragged-batched, packed, and `transformers` as the
-oracle."""
+"""A model gives the same logits in one forward, cached, in pieces, in ragged batches and packed, and as
+`transformers`."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def paged(model) -> PagedCache:
 
 
 def feed(model, cache, parts) -> torch.Tensor:
-    """Logits (N, V) of the next tokens of some sequences: ``parts`` are (sequence, its ids)."""
+    """Return logits (N, V) of the next tokens of some sequences: ``parts`` are (sequence, its ids)."""
     for cached, ids in parts:
         cache.grow(cached, cached.length + len(ids))
     positions, attend = cache.step([(cached, len(ids)) for cached, ids in parts])
@@ -29,8 +29,8 @@ def feed(model, cache, parts) -> torch.Tensor:
 
 
 def cached_logits(model, ids, cuts) -> torch.Tensor:
-    """Logits of every token of one row: prefilled in chunks that end at ``cuts``, the rest decoded one by
-    one."""
+    """Return logits of every token of one sequence: prefilled in pieces that end at ``cuts``, the rest
+    decoded."""
     cache = paged(model)
     cached, ends = cache.open(), [*cuts, *range(cuts[-1] + 1, len(ids) + 1)]
     return torch.cat(
@@ -40,7 +40,7 @@ def cached_logits(model, ids, cuts) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
-def test_cached_equals_full(models, kind):
+def test_a_cached_forward_equals_the_full_one(models, kind):
     model, ids = models[kind], tokens(300)
     full = model.logits(ids[None])[0]
     for cuts in ([1], [37], [64, 128], [256, 290], [5, 290]):
@@ -49,8 +49,8 @@ def test_cached_equals_full(models, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
-def test_ragged_batch_equals_full(models, kind):
-    """Sequences of all lengths, each fed by pieces of its own size, prompts and single tokens in one
+def test_a_ragged_batch_equals_the_full_forward(models, kind):
+    """Sequences of all lengths are fed in pieces of different sizes, prompts and single tokens in one
     forward."""
     model = models[kind]
     rows = [tokens(n, seed=n) for n in (21, 22, 51, 90, 190)]
@@ -74,7 +74,7 @@ def test_ragged_batch_equals_full(models, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
-def test_packed_equals_cached(models, kind):
+def test_packed_documents_equal_cached_ones(models, kind):
     model = models[kind]
     rows = [tokens(n, seed=n) for n in (3, 40, 17)]
     documents = torch.cat([torch.full((len(r),), i) for i, r in enumerate(rows)])[None]
@@ -85,7 +85,7 @@ def test_packed_equals_cached(models, kind):
 
 @pytest.fixture(scope="module")
 def in_transformers(models):
-    """The same weights in `transformers`."""
+    """Return the same weights as a `transformers` model."""
     transformers = pytest.importorskip("transformers")
 
     def build(kind):
@@ -126,8 +126,8 @@ def in_transformers(models):
 
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
-def test_transformers_agrees(models, in_transformers, kind):
-    """Logits over a chunked prefill and decode, and the tokens of greedy `generate`, alone and in a batch."""
+def test_transformers_gives_the_same_logits(models, in_transformers, kind):
+    """Logits of a chunked prefill and decode agree, and so do greedy answers, alone and in a batch."""
     model, theirs = models[kind], in_transformers(kind)
     ids = tokens(200)
     assert (cached_logits(model, ids, [100, 150]) - theirs(ids[None]).logits[0]).abs().max() <= TOLERANCE
@@ -139,8 +139,8 @@ def test_transformers_agrees(models, in_transformers, kind):
 
 
 @torch.inference_mode()
-def test_long_prompts_go_in_chunks(model, monkeypatch):
-    """The same tokens whatever the chunk, also where rows end in different chunks."""
+def test_a_long_prompt_read_in_pieces_gives_the_same_answer(model, monkeypatch):
+    """Tokens do not depend on the size of the pieces, also where prompts end in different pieces."""
     requests = [Request(tokens(n, seed=n).tolist(), Sampling(max_tokens=8)) for n in (290, 300, 310)]
     want = [Engine(model, None).run([r])[0].ids for r in requests]
     monkeypatch.setattr(engine, "PREFILL_TOKENS", 111)

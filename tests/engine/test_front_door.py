@@ -12,7 +12,7 @@ def python(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-def test_no_torch_until_needed():
+def test_importing_herd_does_not_import_torch():
     code = """
 import sys, herd
 from herd.engine import Request, Sampling, nbytes
@@ -23,11 +23,11 @@ print([m for m in ("torch", "numpy", "transformers", "tiktoken") if m in sys.mod
     assert python(code).strip() == "[]"
 
 
-def test_sizes():
+def test_the_front_door_lists_the_model_sizes():
     assert herd.SIZES["405B"].n_params == 405_853_388_800
 
 
-def test_unknown_name():
+def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = herd.nonsense
 
@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_load_and_generate(folder):
+def test_a_loaded_checkpoint_generates(folder):
     import torch
 
     model, tokenizer = herd.load(folder)
@@ -63,7 +63,7 @@ def test_load_and_generate(folder):
     assert len(ids) == len(mask)
 
 
-def test_load_without_tokenizer(folder, tmp_path):
+def test_a_checkpoint_without_a_tokenizer_loads_without_one(folder, tmp_path):
     import shutil
 
     bare = shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "special*"))

@@ -1,4 +1,4 @@
-"""Guessing by looking back, against a search by definition."""
+"""The n-gram index, compared with a search by definition."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +7,7 @@ from herd.engine.ngram import LONGEST, SHORTEST, NGramIndex
 
 
 def looked_up(tokens: list[int], most: int) -> list[int]:
-    """The last earlier place where the longest possible ending stands, by trying all."""
+    """Find the last earlier place of the longest possible ending by trying all."""
     for n in range(min(LONGEST, len(tokens)), SHORTEST - 1, -1):
         for start in range(len(tokens) - n - 1, -1, -1):
             if tokens[start : start + n] == tokens[-n:]:
@@ -16,13 +16,13 @@ def looked_up(tokens: list[int], most: int) -> list[int]:
 
 
 @given(st.lists(st.integers(0, 3), max_size=40), st.integers(1, 6), st.integers(0, 40))
-def test_index_is_the_search(tokens, most, cut):
+def test_the_index_finds_what_a_search_finds(tokens, most, cut):
     index = NGramIndex(tokens[:cut])
     index.extend(tokens[cut:])
     assert index.propose(most) == looked_up(tokens, most)
 
 
-def test_what_followed_last_is_proposed():
+def test_the_latest_continuation_is_proposed():
     assert NGramIndex([1, 2, 3, 9, 1, 2, 4, 9, 1, 2]).propose(2) == [4, 9]
     assert NGramIndex([1, 2, 3, 4]).propose(2) == []
     assert NGramIndex([7, 7, 7, 7, 7]).propose(3) == [7]

@@ -1,5 +1,4 @@
-"""What paging brings: shared prompts, requests put back when pages run out, long prompts that hold nobody
-up."""
+"""Paging: shared prompts, requests preempted when pages run out, and long prompts that delay nobody."""
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from herd.quant.linear import swap_linears
 
 @pytest.fixture(scope="module")
 def wide(make_model):
-    """Heads of 32 channels: what int8 and the native kernel take."""
+    """A model with heads of 32 channels, as int8 and the native kernel need."""
     return make_model(seed=7, dim=64, n_heads=2, n_kv_heads=1, head_dim=32, ffn_dim=96)
 
 
@@ -23,14 +22,14 @@ def prompt(n: int, seed: int = 0) -> list[int]:
 
 
 def pages(engine: Engine, n: int) -> Engine:
-    """The engine with room for ``n`` pages."""
+    """Return an engine with room for ``n`` pages."""
     engine.cache.pages.limit = n
     return engine
 
 
 @pytest.mark.parametrize("kv", ["fp32", "bf16", "int8"])
 def test_a_prompt_seen_before_is_not_computed_again(wide, kv):
-    """The same tokens with and without, also where the new prompt goes on differently."""
+    """Tokens are the same with and without sharing, also where the new prompt continues differently."""
     engine = Engine(wide, None, kv=kv)
     start = prompt(3 * PAGE + 10)
     for tail, shared in (([], 0), ([], 3), (prompt(70, 1), 3), (prompt(70, 2), 3)):
@@ -44,7 +43,7 @@ def test_a_prompt_seen_before_is_not_computed_again(wide, kv):
 
 
 def test_an_answer_is_found_in_the_next_prompt(wide):
-    """A dialog: what the model said is part of what it is asked next."""
+    """In a dialog, an answer is part of the next prompt."""
     engine = Engine(wide, None)
     first = prompt(50)
     answer = engine.run([Request(first, Sampling(max_tokens=PAGE))])[0].ids
@@ -58,13 +57,13 @@ def test_tenants_share_nothing(wide):
     assert [ask(t).shared_tokens for t in ("a", "b", "a", "", "b")] == [0, 0, 192, 0, 192]
 
 
-def test_one_alone_may_exceed_the_bound(wide):
+def test_a_single_request_may_exceed_the_bound_of_the_cache(wide):
     engine = Engine(wide, None, cache_bytes=0)
     assert engine.run([Request(prompt(400), Sampling(max_tokens=112))])[0].finish_reason == "length"
     assert engine.cache.nbytes <= 8 * engine.cache.page_bytes
 
 
-def test_the_oldest_is_never_put_back(wide):
+def test_the_oldest_request_is_never_preempted(wide):
     engine = pages(Engine(wide, None), 4)
     streams = [engine.submit(Request(prompt(100, i), Sampling(max_tokens=150))) for i in range(3)]
     while not streams[0].done:
@@ -74,8 +73,8 @@ def test_the_oldest_is_never_put_back(wide):
         assert streams[0].done or engine._active[0].cached.length > held
 
 
-def test_a_long_prompt_holds_nobody_up(wide, monkeypatch):
-    """While it is computed piece by piece, every step gives those who decode a token."""
+def test_a_long_prompt_does_not_delay_the_others(wide, monkeypatch):
+    """While it is computed piece by piece, every step gives a token to each sequence that decodes."""
     monkeypatch.setattr(module, "MIXED_TOKENS", 32)
     engine = Engine(wide, None)
     talker = engine.submit(Request([1, 2, 3], Sampling(max_tokens=100)))
@@ -122,8 +121,9 @@ def test_interrupted_steps_leave_no_pages_behind(wide, monkeypatch):
     assert engine.run([Request(prompt(100), Sampling(max_tokens=5))])[0].ids == want
 
 
-def test_kinds_of_cache(wide, make_model):
-    """auto: what the model computes in, bf16 for blocks; int8 says nearly what fp32 says."""
+def test_every_kind_of_cache_gives_close_answers(wide, make_model):
+    """auto is what the model computes in, and bf16 for quantized weights; int8 gives nearly the logits of
+    fp32."""
     import copy
 
     assert Engine(wide, None).cache.kind == "fp32"
@@ -136,7 +136,7 @@ def test_kinds_of_cache(wide, make_model):
 
 
 @pytest.mark.skipif(not build.ready(), reason="no C++ compiler")
-def test_without_the_native_kernel_the_same_tokens(wide, monkeypatch):
+def test_the_reference_kernel_gives_the_same_tokens(wide, monkeypatch):
     requests = [Request(prompt(n, n), Sampling(max_tokens=20)) for n in (1, 70, 150)]
     want = {kv: [c.ids for c in Engine(wide, None, kv=kv).run(requests)] for kv in ("fp32", "bf16", "int8")}
     monkeypatch.setattr("herd.kernels.paged_attention._native", lambda *_: False)

@@ -1,4 +1,4 @@
-"""Penalties and biases: against transformers and the definitions, and bad values."""
+"""Penalties and biases, compared with transformers and the definitions; bad values are refused."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def bent(sampling: Sampling, prompt: list[int], answer: list[int]) -> torch.Tens
     return logits
 
 
-def test_repetition_penalty_is_transformers():
+def test_the_repetition_penalty_is_that_of_transformers():
     processors = pytest.importorskip("transformers.generation.logits_process")
     prompt, answer = [1, 2, 2, 5], [7, 7, 0]
     want = processors.RepetitionPenaltyLogitsProcessor(1.7)(
@@ -38,7 +38,7 @@ def test_presence_and_frequency_count_the_answer_only():
     assert torch.allclose(got, want)
 
 
-def test_bias_is_added_after_penalties():
+def test_the_bias_is_added_after_penalties():
     got = bent(Sampling(repetition_penalty=2.0, logit_bias={3: 1.5, 0: -100}), [3], [])
     want = LOGITS.clone()
     want[3] = (want[3] / 2 if want[3] > 0 else want[3] * 2) + 1.5
@@ -50,7 +50,9 @@ TOKENS = st.lists(st.integers(0, V - 1), max_size=8)
 
 
 @given(TOKENS, TOKENS, TOKENS, st.floats(0.5, 2), st.floats(-2, 2), st.floats(-2, 2))
-def test_tokens_taken_back_leave_no_trace(prompt, answer, guessed, repetition, presence, frequency):
+def test_popped_tokens_leave_no_trace_in_the_penalties(
+    prompt, answer, guessed, repetition, presence, frequency
+):
     s = Sampling(repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency)
     processor, logits = LogitsProcessor(s, prompt, None), LOGITS.clone()
     processor.push(answer)
@@ -75,13 +77,13 @@ def test_tokens_taken_back_leave_no_trace(prompt, answer, guessed, repetition, p
         ({"logit_bias": {5: float("inf")}}, "logit_bias of token 5=inf must be a finite number"),
     ],
 )
-def test_impossible_settings(fields, message):
+def test_settings_out_of_range_are_refused(fields, message):
     with pytest.raises(EngineError, match=message):
         Sampling(**fields)
 
 
-def test_alone_and_in_any_batch(model, tokenizer):
-    """Each row by its own rules; and each rule does something."""
+def test_penalties_do_not_depend_on_the_batch(model, tokenizer):
+    """Each sequence has its own penalties, and each penalty changes something."""
     kinds = [
         {},
         {"repetition_penalty": 1.8},
@@ -99,7 +101,7 @@ def test_alone_and_in_any_batch(model, tokenizer):
     assert all(c.ids != together[0].ids for c in together[1:])
 
 
-def test_logprobs_are_of_the_model_not_of_the_rules(model, tokenizer):
+def test_logprobs_are_those_before_penalties_and_biases(model, tokenizer):
     sampling = Sampling(max_tokens=5, logit_bias={66: 100}, logprobs=0)
     got = Engine(model, tokenizer).run([Request([1], sampling)])[0]
     with torch.inference_mode():
@@ -109,13 +111,13 @@ def test_logprobs_are_of_the_model_not_of_the_rules(model, tokenizer):
     )
 
 
-def test_bias_outside_the_vocabulary(model, tokenizer):
+def test_a_bias_outside_the_vocabulary_is_refused(model, tokenizer):
     with pytest.raises(EngineError, match="logit_bias: token 259 is outside the model's vocabulary of 259"):
         Engine(model, tokenizer).submit(Request([1], Sampling(logit_bias={259: 1})))
 
 
-def test_several_answers_to_one_prompt(model, tokenizer):
-    """Distinct seeds that follow from the request's, the first its own; the prompt is computed once."""
+def test_several_answers_share_one_prompt_and_follow_from_its_seed(model, tokenizer):
+    """The first answer has the request's seed, the others distinct ones; the prompt is computed once."""
     request = Request(list(range(130)), Sampling(max_tokens=12, temperature=1.0, seed=5))
     engine = Engine(model, tokenizer)
     streams = engine.submit_many(request, 4)

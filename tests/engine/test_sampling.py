@@ -1,4 +1,4 @@
-"""Sampling against distributions computed in float64 by the definitions, and its randomness."""
+"""Sampling, compared with distributions computed in float64 by the definitions, and its randomness."""
 
 import pytest
 import torch
@@ -14,12 +14,12 @@ LOGITS = torch.linspace(2.5, -3, V)[torch.randperm(V, generator=torch.Generator(
 
 
 def sampled(logits_BV, samplings, seeds, steps) -> list[int]:
-    """The tokens that the engine picks from these logits."""
+    """Return the tokens that the engine picks from these logits."""
     return sample(logits_BV, likeliest(logits_BV)[0], samplings, seeds, steps)
 
 
 def allowed(logits, s: Sampling) -> torch.Tensor:
-    """The distribution by definition, a filter at a time, as in `transformers`' warpers."""
+    """Return the distribution by definition, one filter after another, as in `transformers`' warpers."""
     p = (logits.double() / s.temperature).softmax(-1)
     if s.top_k:
         p[p < p.topk(s.top_k).values[-1]] = 0
@@ -44,7 +44,7 @@ def allowed(logits, s: Sampling) -> torch.Tensor:
     ],
     ids=str,
 )
-def test_frequencies(s):
+def test_tokens_are_drawn_with_the_defined_frequencies(s):
     """χ² against the definition, 20,000 draws; the bound is the 99.99th percentile for 11 degrees of
     freedom."""
     n = 20_000
@@ -56,8 +56,8 @@ def test_frequencies(s):
     assert float(((counts - expected)[kept] ** 2 / expected[kept]).sum()) < 37.4
 
 
-def test_transformers_filters_agree():
-    """Which tokens may be drawn, against `transformers`' own warpers."""
+def test_the_cuts_are_those_of_transformers():
+    """The tokens that may be drawn are those of `transformers`' own warpers."""
     warpers = pytest.importorskip("transformers.generation.logits_process")
     for s in (
         Sampling(temperature=1.3, top_k=5),
@@ -90,7 +90,7 @@ def test_transformers_filters_agree():
     ),
     st.integers(0, 1000),
 )
-def test_rows_do_not_see_each_other(rows, seed):
+def test_each_row_is_sampled_as_if_it_were_alone(rows, seed):
     logits = torch.randn(len(rows), V, generator=torch.Generator().manual_seed(seed)) * 30
     samplings = [Sampling(temperature=t, top_k=k, top_p=p, min_p=m) for t, k, p, m, _, _ in rows]
     seeds, steps = [r[4] for r in rows], [r[5] for r in rows]
@@ -158,10 +158,10 @@ def test_rows_that_are_not_finite_are_told_apart():
         ({"logprobs": -1}, "logprobs=-1"),
     ],
 )
-def test_impossible_settings(fields, message):
+def test_settings_out_of_range_are_refused(fields, message):
     with pytest.raises(EngineError, match=message):
         Sampling(**fields)
 
 
-def test_one_stop_string_may_stand_alone():
+def test_a_single_stop_string_needs_no_tuple():
     assert Sampling(stop="ab").stop == ("ab",)

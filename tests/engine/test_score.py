@@ -1,4 +1,4 @@
-"""Log-likelihoods behind shared beginnings: the same as one plain forward a pair, whatever is shared."""
+"""Scores with shared beginnings are those of one plain forward per pair, whatever is shared."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ IDS = st.lists(st.integers(0, 3), min_size=1, max_size=6)  # few tokens: beginni
 
 
 def plain(model, pair):
-    """One forward over the whole sequence."""
+    """Score a pair by one forward over the whole sequence."""
     ids = [*pair.context, *pair.continuation]
     with torch.inference_mode():
         logp = model.logits(torch.tensor([ids[:-1]]))[0].log_softmax(-1)[len(pair.context) - 1 :]
@@ -34,7 +34,7 @@ def same(model, items, found):
 @given(
     st.lists(st.lists(st.tuples(IDS, IDS), min_size=1, max_size=4), min_size=1, max_size=6), st.integers(0, 8)
 )
-def test_any_items(model, items, slack):
+def test_scores_equal_those_of_plain_forwards(model, items, slack):
     items = [[Pair(*pair) for pair in item] for item in items]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(score, "SLACK_TOKENS", slack)
@@ -42,8 +42,8 @@ def test_any_items(model, items, slack):
         same(model, items, list(Scorer(model).score(items)))
 
 
-def test_shots_questions_and_choices(models):
-    """Two heads of shots, several questions behind each, choices of one and of many tokens."""
+def test_shared_shots_and_questions_do_not_change_a_score(models):
+    """There are two sets of shots, several questions after each, and choices of one and of many tokens."""
     g = torch.Generator().manual_seed(0)
     ids = lambda n: torch.randint(0, 259, (n,), generator=g).tolist()  # noqa: E731
     heads = [ids(90), ids(70)]
@@ -73,7 +73,7 @@ def test_shared_beginnings_are_computed_once(model, monkeypatch):
     assert sum(seen) == 200 + 20 * (2 + 4)
 
 
-def test_what_cannot_be_scored_says_so(model):
+def test_pairs_that_cannot_be_scored_are_refused(model):
     scorer = Scorer(model)
     with pytest.raises(
         EngineError, match="513 tokens, the context holds 512: use a model with a longer context"

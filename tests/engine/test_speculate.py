@@ -1,4 +1,4 @@
-"""Speculation changes how fast tokens come and nothing about which."""
+"""Speculation changes how fast tokens are generated, and nothing about which."""
 
 import itertools
 import random
@@ -21,7 +21,7 @@ V = 8
 
 
 def sampled(logits_BV, samplings, seeds, steps) -> list[int]:
-    """The tokens that the engine picks from these logits."""
+    """Return the tokens that the engine picks from these logits."""
     return sample(logits_BV, likeliest(logits_BV)[0], samplings, seeds, steps)
 
 
@@ -38,7 +38,7 @@ def random_p(seed: int, sharp: float = 1.0) -> torch.Tensor:
 
 
 def verified(p, q, n, guesses=None):
-    """n tokens by the rule, each with a seed of its own: (did the guess stay, token)."""
+    """Apply the rule to n draft tokens, each with its own seed; return (whether each is accepted, tokens)."""
     drawn = guesses or draw(q.expand(n, V), [draft_uniform(s, 0) for s in range(n)]).tolist()
     u_verify, u_draw = [verify_uniform(s, 0) for s in range(n)], [uniform(s, 0) for s in range(n)]
     return reject(p.expand(n, V), q.expand(n, V), drawn, u_verify, u_draw)
@@ -69,13 +69,13 @@ def test_looked_up_tokens_are_verified_and_impossible_ones_rejected():
 
 
 @given(st.integers(0, 10**6), st.floats(0.1, 60))
-def test_a_perfect_draft_is_always_right(seed, sharp):
+def test_a_perfect_draft_is_always_accepted(seed, sharp):
     p = random_p(seed, sharp)
     assert all(verified(p, p, 50)[0])
 
 
-def test_rule_by_definition():
-    """Each number by hand: p = .5 .5, q = .8 .2; token 0 stays below .625, and only 1 can replace it."""
+def test_the_rejection_rule_by_hand():
+    """With p = .5 .5 and q = .8 .2, token 0 is accepted below .625, and only token 1 can replace it."""
     p, q = torch.tensor([[0.5, 0.5]]).double(), torch.tensor([[0.8, 0.2]]).double()
     assert reject(p, q, [0], [0.62], [0.0]) == ([True], [0])
     assert reject(p, q, [0], [0.63], [0.0]) == ([False], [1])
@@ -92,7 +92,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("s", SETTINGS, ids=str)
 def test_distribution_is_what_sample_draws_from(s):
-    """`distribution` tells the truth about `sample`: χ² over 20,000 draws."""
+    """`sample` draws from `distribution`: χ² over 20,000 draws."""
     n = 20_000
     logits = torch.randn(V, generator=torch.Generator().manual_seed(5)) * 2
     p = distribution(logits[None], [s])[0]
@@ -101,7 +101,7 @@ def test_distribution_is_what_sample_draws_from(s):
     assert chi2(torch.bincount(torch.tensor(drawn), minlength=V).double(), p * n) < 29.9
 
 
-def test_distributions_do_not_see_each_other():
+def test_each_rows_distribution_is_the_same_alone():
     logits = torch.randn(len(SETTINGS), V, generator=torch.Generator().manual_seed(6)) * 2
     together = distribution(logits, SETTINGS)
     for i, s in enumerate(SETTINGS):
@@ -120,7 +120,7 @@ def test_drafting_verifying_and_drawing_use_independent_numbers():
 
 
 class Poor:
-    """A draft that is right sometimes: half of its guesses are the model's own, known from a plain run."""
+    """A draft that is wrong at every fifth token of the model's own answer, known from a plain run."""
 
     def __init__(self, answers: dict[int, list[int]]) -> None:
         self.answers, self.forgotten = answers, []
@@ -142,7 +142,7 @@ class Poor:
 
 @pytest.fixture(scope="module")
 def drafts(model, make_model):
-    """From useless to perfect."""
+    """Drafts from useless to perfect."""
     return {
         "ngram": "ngram",
         "other": make_model(9),
@@ -152,7 +152,7 @@ def drafts(model, make_model):
 
 
 def mixed(n: int) -> list[Request]:
-    """Ragged greedy requests with everything that may end or bend them."""
+    """Greedy requests of all lengths with everything that may end them or change their logits."""
     rng = random.Random(3)
     out = []
     for i in range(n):
@@ -172,20 +172,20 @@ def mixed(n: int) -> list[Request]:
     return out
 
 
-def told(completion):
-    """All that must be equal."""
+def outcomes(completion):
+    """Return everything that must be equal."""
     c = completion
     return c.ids, c.text, c.finish_reason, c.stop_id
 
 
 @pytest.mark.parametrize("name", ["ngram", "other", "smaller", "itself"])
-def test_greedy_tokens_are_the_same(model, tokenizer, drafts, name):
+def test_greedy_answers_are_the_same_with_a_draft(model, tokenizer, drafts, name):
     requests = mixed(24)
     want = Engine(model, tokenizer).run(requests)
     for k, max_batch in ((1, 24), (4, 5), (7, 1)):
         engine = Engine(model, tokenizer, max_batch=max_batch, draft=drafts[name], draft_tokens=k)
         got = engine.run(requests)
-        assert [told(c) for c in got] == [told(c) for c in want]
+        assert [outcomes(c) for c in got] == [outcomes(c) for c in want]
         for ours, theirs in zip(got, want, strict=True):
             for a, b in zip(ours.logprobs or (), theirs.logprobs or (), strict=True):
                 assert (a.id, a.logprob) == (b.id, pytest.approx(b.logprob, abs=1e-3))
@@ -199,12 +199,12 @@ def test_greedy_tokens_are_the_same(model, tokenizer, drafts, name):
             assert sum(s.accepted for s in stats) >= 0.99 * sum(s.verified for s in stats) > 0
 
 
-def test_greedy_with_guesses_wrong_now_and_then(model, tokenizer):
+def test_greedy_answers_are_the_same_when_some_draft_tokens_are_wrong(model, tokenizer):
     requests = [Request([i, i + 1], Sampling(max_tokens=50)) for i in range(6)]
     want = Engine(model, tokenizer).run(requests)
     draft = Poor({i: c.ids for i, c in enumerate(want)})
     got = Engine(model, tokenizer, draft=draft, draft_tokens=3).run(requests)
-    assert [told(c) for c in got] == [told(c) for c in want]
+    assert [outcomes(c) for c in got] == [outcomes(c) for c in want]
     assert all(0.5 < c.speculated.acceptance_rate < 1 for c in got if len(c.ids) == 50)
     assert sorted(draft.forgotten) == list(range(6))
 
@@ -230,7 +230,7 @@ TINY = {
     ids=str,
 )
 def test_sampled_sequences_have_the_models_distribution(make_model, draft, how):
-    """χ² of all 125 sequences of three tokens over 6,000 seeds, against products of plain forwards."""
+    """χ² of all 125 answers of three tokens over 6,000 seeds, compared with products of plain forwards."""
     model, n = make_model(1, std=0.6, **TINY), 6000
     other = make_model(2, std=0.6, **TINY) if draft == "model" else "ngram"
     prompt = [1, 2, 3, 1, 2, 3, 1, 2]
@@ -259,7 +259,7 @@ def test_sampled_sequences_have_the_models_distribution(make_model, draft, how):
     assert 0 < sum(s.accepted for s in stats) < sum(s.verified for s in stats)
 
 
-def test_streams_and_cancelling(model, tokenizer, drafts):
+def test_cancelling_one_request_leaves_the_other_drafting(model, tokenizer, drafts):
     engine = Engine(model, tokenizer, draft=drafts["smaller"], draft_tokens=4)
     # with a seed, drafting does not depend on the clock
     a, b = (engine.submit(Request([i, 2], Sampling(max_tokens=60, seed=1))) for i in (1, 2))
@@ -273,14 +273,14 @@ def test_streams_and_cancelling(model, tokenizer, drafts):
     assert engine.cache.pages.n_used == engine.draft.cache.pages.n_used == 0
 
 
-def test_long_prompts_are_read_piece_by_piece(model, tokenizer, make_model):
-    """The draft reads 400 tokens and one row goes on meanwhile; tokens are what they were."""
+def test_a_draft_model_reads_long_prompts_piece_by_piece(model, tokenizer, make_model):
+    """While the draft model reads 400 tokens another request goes on; the tokens do not change."""
     draft = make_model(4, n_layers=1, dim=24)
     requests = [
         Request([5, 6, 7], Sampling(max_tokens=40, seed=0)),
         Request([8] * 400, Sampling(max_tokens=10, seed=0)),
     ]
-    want = [told(c) for c in Engine(model, tokenizer).run(requests)]
+    want = [outcomes(c) for c in Engine(model, tokenizer).run(requests)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("herd.engine.draft.CATCH_UP_TOKENS", 50)
         engine = Engine(model, tokenizer, draft=draft)
@@ -289,10 +289,10 @@ def test_long_prompts_are_read_piece_by_piece(model, tokenizer, make_model):
         before = len(talker._deltas)
         next(long)
         assert len(talker._deltas) >= before + 6
-        assert [told(talker.completion())] == want[:1]
+        assert [outcomes(talker.completion())] == want[:1]
 
 
-def test_impossible_drafts(model, tokenizer, make_model):
+def test_impossible_drafts_are_refused(model, tokenizer, make_model):
     with pytest.raises(EngineError, match="the draft has 300 tokens and the model 259"):
         Engine(model, tokenizer, draft=make_model(vocab_size=300))
     with pytest.raises(EngineError, match="draft='n-gram'"):
@@ -301,9 +301,9 @@ def test_impossible_drafts(model, tokenizer, make_model):
         Engine(model, tokenizer, draft="ngram", draft_tokens=0)
 
 
-def test_a_draft_with_a_shorter_context(model, tokenizer, make_model):
-    """Beyond its context it has no guesses, and the model goes on alone."""
+def test_a_draft_with_a_shorter_context_proposes_nothing_beyond_it(model, tokenizer, make_model):
+    """Beyond the draft's context, the model goes on alone."""
     request = Request([5] * 20, Sampling(max_tokens=80))
-    want = told(Engine(model, tokenizer).run([request])[0])
+    want = outcomes(Engine(model, tokenizer).run([request])[0])
     draft = make_model(4, n_layers=1, dim=24, max_context=64)
-    assert told(Engine(model, tokenizer, draft=draft).run([request])[0]) == want
+    assert outcomes(Engine(model, tokenizer, draft=draft).run([request])[0]) == want

@@ -1,4 +1,4 @@
-"""As many guesses as pay: the arithmetic, and an engine that follows it under clocks made up."""
+"""How many draft tokens pay: the arithmetic, and an engine that follows it with invented step times."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def paced(seconds) -> StepTimer:
     return timer
 
 
-def test_seconds():
+def test_step_times_are_interpolated():
     timer = StepTimer()
     assert timer.seconds(7) == 0  # nothing is known
     timer.note(4, 2.0)
@@ -27,7 +27,7 @@ def test_seconds():
     assert timer.seconds(17) == timer.seconds(16)
 
 
-def test_what_is_old_is_forgotten():
+def test_old_step_times_are_forgotten():
     timer = StepTimer()
     timer.note(5, 100.0)
     for _ in range(REMEMBERED):
@@ -42,8 +42,8 @@ def test_expected_tokens_of_a_round_are_those_of_the_paper():
     assert (tokens_per_round(1.0, 4), tokens_per_round(0.0, 4)) == (5, 1)
 
 
-def test_one_user_wants_guesses_and_a_crowd_does_not():
-    """A forward that reads memory for a second, or computes 0.2 s a token; a draft of a tenth of a second."""
+def test_one_user_gains_from_draft_tokens_and_many_users_do_not():
+    """A forward reads memory for 1 s or computes for 0.2 s per token; the draft takes 0.1 s."""
     model, draft = paced(lambda n: max(1.0, 0.2 * n)), paced(lambda n: 0.1)
     assert best_draft_length(4, [0.8], 1, model, draft) == 4
     assert best_draft_length(4, [0.3], 1, model, draft) < 4
@@ -53,7 +53,7 @@ def test_one_user_wants_guesses_and_a_crowd_does_not():
 
 
 class Fixed:
-    """Always the same guess, right or wrong."""
+    """A draft that always proposes the same token."""
 
     def __init__(self, token: int) -> None:
         self.token, self.most = token, []
@@ -67,7 +67,7 @@ class Fixed:
 
 
 class Clock(StepTimer):
-    """Tells other times than those it is told."""
+    """A step timer that returns invented times."""
 
     def __init__(self, seconds) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Clock(StepTimer):
         (lambda n: float(n), {"seed": 1}, 4),  # a seed promises its tokens whatever the clock says
     ],
 )
-def test_the_engine_follows_its_clock(model, seconds, sampling, guesses):
+def test_the_engine_drafts_as_much_as_its_step_times_suggest(model, seconds, sampling, guesses):
     draft = Fixed(7)
     request = Request([1, 2, 3], Sampling(max_tokens=60, **sampling))
     plain = Engine(model, None).run([request])[0].ids

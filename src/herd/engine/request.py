@@ -114,7 +114,8 @@ class Request:
             )
         if n >= context:
             raise EngineError(
-                f"the prompt has {n} tokens, the context holds {context} and the answer needs at least one: shorten it"
+                f"the prompt has {n} tokens, the context holds {context}, and the answer needs at least one: "
+                "shorten the prompt"
             )
         low, high = min(self.prompt_ids), max(self.prompt_ids)
         if low < 0 or high >= vocab_size:

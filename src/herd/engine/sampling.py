@@ -153,7 +153,8 @@ def _invert(cdf_BV: Tensor, total_B1: Tensor, u: Sequence[float]) -> Tensor:
     """Return the first place where the cumulative mass exceeds u · total; its probability is always
     positive."""
     u_B1 = torch.tensor(u, dtype=torch.float64, device=cdf_BV.device)[:, None]
-    below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))  # u · total may round up to total itself
+    # u · total may round up to total itself
+    below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
     return torch.searchsorted(cdf_BV, torch.minimum(u_B1 * total_B1, below_B1), right=True)[:, 0]
 
 

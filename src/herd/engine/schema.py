@@ -74,7 +74,9 @@ class _Canonical:
                 raise _refusal("$ref", reference, f"does not exist: a reference must {cure}")
         places = max((-int(Decimal(x).as_tuple().exponent) for x in self._multiples), default=0)
         if math.lcm(*(int(Fraction(x) * 10 ** max(places, 0)) for x in self._multiples)) > LARGEST_MULTIPLE:
-            limit = f"the least common multiple, in units of the last decimal place, must be at most {LARGEST_MULTIPLE}"
+            limit = (
+                f"their least common multiple, in units of the last digit, must be at most {LARGEST_MULTIPLE}"
+            )
             raise _refusal("multipleOf", max(self._multiples), f"is too large, alone or with others: {limit}")
         return schema
 

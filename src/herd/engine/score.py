@@ -1,12 +1,12 @@
-"""Log-likelihoods of continuations, with every shared beginning computed once.
+"""Score continuations by log-likelihood, computing every shared beginning once.
 
-A benchmark repeats the same five worked examples a thousand times, and each question once a choice. Here
-prompts are sorted, so that those with a common beginning stand side by side. It lies in the paged cache as a
-sequence of its own: going to the next beginning keeps what the two share. Every item is a small tree, its
-trunk (the question) and its branches (the choices): a fork of the beginning reads the trunk, and forks of
-that read the branches, many items in one forward. So an item costs its own tokens, not four times its whole
-prompt (sharing prefixes: Hydragen, arXiv 2402.05099; trees: SpecInfer, arXiv 2305.09781). Nothing is
-approximated: the same sums in another order.
+A benchmark repeats the same five worked examples a thousand times, and each question once per choice. Here
+items are sorted, so that those with a common beginning (the head) are neighbours. The head is a sequence of
+the paged cache; moving to the next head keeps what the two share. Every item is a small tree with a trunk
+(the question) and branches (the choices): a fork of the head reads the trunk, and forks of that read the
+branches, many items per forward. So an item costs its own tokens, not four times its whole prompt (sharing
+prefixes: Hydragen, arXiv 2402.05099; trees: SpecInfer, arXiv 2305.09781). Nothing is approximated: the same
+sums in another order.
 
 Shapes: N tokens of one forward, P scored places, D model dim, V vocab.
 """
@@ -28,29 +28,28 @@ from .memory import PREFILL_TOKENS, nbytes
 from .runner import ModelRunner
 
 SLACK_TOKENS = 256
-"""An item joins a pack with a shorter common beginning while that makes the others compute at most so much
-again."""
+"""Tokens that a pack may compute again because one more item with a shorter common head joins it."""
 LOGIT_BYTES = 64 << 20
-"""fp32 logits alive at a time."""
+"""Bytes of fp32 logits at a time."""
 
 
 class Pair(NamedTuple):
-    """Ids of a context (at least one) and of a continuation (at least one)."""
+    """The ids of a context and of its continuation, at least one each."""
 
     context: Sequence[int]
     continuation: Sequence[int]
 
 
 class Scored(NamedTuple):
-    """log p of the continuation in nats, and whether greedy decoding would write it."""
+    """The log-probability of a continuation in nats, and whether greedy decoding would write it."""
 
     nats: float
     greedy: bool
 
 
 class Scorer:
-    """Scores with ``model``, on its device and in its dtype. Keeps the last beginning, so calls may follow in
-    parts."""
+    """A scorer that runs ``model`` on its device and in its dtype. It keeps the last head for the next
+    call."""
 
     def __init__(self, model: LlamaLM, max_context: int | None = None) -> None:
         self.model, self.context = model, max_context or model.config.max_context
@@ -58,13 +57,13 @@ class Scorer:
         self._room_for(PAGE)
 
     def check(self, items: Sequence[Sequence[Pair]]) -> None:
-        """Raises EngineError where a pair is empty or not of this vocabulary, ContextError where one is too
+        """Raise EngineError for a pair that is empty or outside the vocabulary, ContextError for one too
         long."""
         vocab = self.model.config.vocab_size
         for item in items:
             for context, continuation in item:
                 if not context or not continuation:
-                    raise EngineError("a continuation and what stands before it need at least one token each")
+                    raise EngineError("a context and its continuation need at least one token each")
                 n = len(context) + len(continuation) - 1  # the last token is only predicted
                 if n > self.context:
                     raise ContextError(
@@ -77,8 +76,7 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, items: Sequence[Sequence[Pair]]) -> Iterator[tuple[int, list[Scored]]]:
-        """(number of the item, a `Scored` of each of its pairs), pack by pack; `check` is the caller's to
-        call."""
+        """Yield (number of the item, a `Scored` for each of its pairs), pack by pack. Call `check` before."""
         trees = sorted(
             (_Tree.of(number, item) for number, item in enumerate(items)), key=lambda tree: tree.trunk
         )
@@ -90,8 +88,7 @@ class Scorer:
             yield from self._run(pack, n_head)
 
     def _room_for(self, tokens: int) -> None:
-        """A cache in which a beginning, a trunk and a branch may each be so long, and a pack stand beside
-        them."""
+        """Make room in the cache for a head, a trunk and a branch of ``tokens`` each, and for a pack."""
         if tokens <= self._longest:
             return
         config, kind = self.model.config, "bf16" if self.model.dtype == torch.bfloat16 else "fp32"
@@ -101,7 +98,7 @@ class Scorer:
         self._head, self._ids = self._cache.open(), list[int]()
 
     def _go_to(self, ids: Sequence[int]) -> None:
-        """Make ``ids`` the beginning; only what the last one does not share with it is computed."""
+        """Make ``ids`` the head, computing only what it does not share with the last one."""
         kept = _common(self._ids, ids)
         self._cache.truncate(self._head, kept)
         self._ids = list(ids[:kept])
@@ -113,24 +110,18 @@ class Scorer:
     def _run(self, pack: Sequence[_Tree], n_head: int) -> Iterator[tuple[int, list[Scored]]]:
         trunks = [(self._cache.fork(self._head), tree.trunk[n_head:]) for tree in pack]
         hidden = [self._feed(trunks)]
-        branches = [
-            (trunk, ids)
-            for (trunk, _), tree in zip(trunks, pack, strict=True)
-            for ids in tree.branches
-            if ids
-        ]
+        pairs = zip(trunks, pack, strict=True)
+        branches = [(trunk, ids) for (trunk, _), tree in pairs for ids in tree.branches if ids]
         for group in _groups(branches):
             twins = [(self._cache.fork(trunk), ids) for trunk, ids in group]
             hidden.append(self._feed(twins))
             self._close(twins)
         self._close(trunks)
-        asked, start, branch_start = list[tuple[int, int]](), 0, sum(len(ids) for _, ids in trunks)
+        asked, trunk_at, branch_at = list[tuple[int, int]](), 0, sum(len(ids) for _, ids in trunks)
         for tree in pack:
-            asked += tree.asked(start - n_head, branch_start - len(tree.trunk))
-            start, branch_start = (
-                start + len(tree.trunk) - n_head,
-                branch_start + sum(map(len, tree.branches)),
-            )
+            asked += tree.asked(trunk_at - n_head, branch_at - len(tree.trunk))
+            trunk_at += len(tree.trunk) - n_head
+            branch_at += sum(map(len, tree.branches))
         logp = iter(_log_probs(self.model, torch.cat(hidden), asked))
         for tree in pack:
             out = []
@@ -140,7 +131,7 @@ class Scorer:
             yield tree.number, out
 
     def _feed(self, parts: Sequence[tuple[Cached, Sequence[int]]]) -> Tensor:
-        """Hidden states (N, D) of these tokens, which the sequences hold from now on."""
+        """Feed these tokens, which the sequences hold from now on, and return their hidden states (N, D)."""
         parts = [(cached, ids) for cached, ids in parts if ids]
         if not parts:
             return torch.empty(0, self.model.config.dim, dtype=self.model.dtype, device=self.model.device)
@@ -157,7 +148,7 @@ class Scorer:
 
 @dataclass(frozen=True)
 class _Tree:
-    """An item: ``trunk`` is what all its inputs begin with, ``branches`` what follows in each."""
+    """An item: ``trunk`` is what all its inputs begin with, ``branches`` is what follows in each."""
 
     number: int
     pairs: Sequence[Pair]
@@ -184,12 +175,14 @@ class _Tree:
 
     @property
     def cost(self) -> int:
-        """What it takes of `PREFILL_TOKENS`, were nothing shared."""
+        """Its share of `PREFILL_TOKENS` if nothing were shared."""
         return _cost(self.trunk) + sum(_cost(branch) for branch in self.branches if branch)
 
     def asked(self, trunk_at: int, branch_at: int) -> Iterator[tuple[int, int]]:
-        """(place of the hidden state, token to be predicted there), continuation after continuation: position
-        p of the trunk lies at ``trunk_at + p``, and of the first branch at ``branch_at + p``."""
+        """Yield (place of the hidden state, token to be predicted there), continuation after continuation.
+
+        Position p of the trunk lies at ``trunk_at + p``, and of the first branch at ``branch_at + p``.
+        """
         for pair, branch in zip(self.pairs, self.branches, strict=True):
             for position, token in enumerate(pair.continuation, len(pair.context) - 1):
                 yield (trunk_at if position < len(self.trunk) else branch_at) + position, token
@@ -197,13 +190,12 @@ class _Tree:
 
 
 def _cost(ids: Sequence[int]) -> int:
-    """What a sequence takes of `PREFILL_TOKENS`: its tokens, and a page that it may have to copy to go on
-    from."""
+    """Return a sequence's share of `PREFILL_TOKENS`: its tokens, and a page that it may have to copy."""
     return len(ids) + PAGE
 
 
 def _groups(branches: Sequence[tuple[Cached, Sequence[int]]]) -> Iterator[list[tuple[Cached, Sequence[int]]]]:
-    """All of them, in parts of `PREFILL_TOKENS`; one alone may be longer."""
+    """Yield the branches in groups of `PREFILL_TOKENS`; a single one may be longer."""
     group: list[tuple[Cached, Sequence[int]]] = []
     room = PREFILL_TOKENS
     for branch in branches:
@@ -217,8 +209,12 @@ def _groups(branches: Sequence[tuple[Cached, Sequence[int]]]) -> Iterator[list[t
 
 
 def _pack(trees: Sequence[_Tree]) -> tuple[int, int]:
-    """(tokens of the common beginning, trees) of the next pack from the front of the sorted ``trees``."""
-    n_head, cost = trees[0].n_shareable, trees[0].cost  # with the beginning, taken off when compared
+    """Return (tokens of the common head, number of trees) of the next pack, from the front of the sorted
+    ``trees``."""
+    n_head, cost = (
+        trees[0].n_shareable,
+        trees[0].cost,
+    )  # including the head, which is subtracted when compared
     for n, tree in enumerate(trees[1:], 1):
         shared = min(n_head, tree.n_shareable, _common(trees[0].trunk, tree.trunk))
         cost += tree.cost
@@ -229,9 +225,9 @@ def _pack(trees: Sequence[_Tree]) -> tuple[int, int]:
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
+    """Return how many tokens two sequences have in common at their beginning."""
     low, high = 0, min(len(a), len(b))
-    while low < high:  # slices compare fast: halve instead of walking
+    while low < high:  # comparing slices is fast: bisect instead of walking
         middle = (low + high + 1) // 2
         low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
     return low
@@ -240,8 +236,8 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 def _log_probs(
     model: LlamaLM, hidden_ND: Tensor, asked: Sequence[tuple[int, int]]
 ) -> list[tuple[float, bool]]:
-    """(log p of the token, whether it is the likeliest) of every (place, token); each place's logits exist
-    once."""
+    """Return (log p, whether it is the likeliest) of the token in every (place, token); each place is
+    computed once."""
     places = sorted({place for place, _ in asked})
     row_of = {place: row for row, place in enumerate(places)}
     by_row: list[list[int]] = [[] for _ in places]

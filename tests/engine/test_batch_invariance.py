@@ -18,7 +18,7 @@ from herd.quant.linear import swap_linears
 
 @pytest.fixture(scope="module")
 def small(make_model):
-    """Models in blocks: the one that answers, and one that guesses for it."""
+    """Quantized models: the one that answers, and a draft for it."""
 
     def build(seed: int, **changes):
         model = make_model(seed, dim=64, n_heads=2, n_kv_heads=1, head_dim=32, ffn_dim=96, **changes)
@@ -28,7 +28,7 @@ def small(make_model):
 
 
 def requests(rng: random.Random, n: int) -> list[Request]:
-    """Greedy and sampled; some begin alike, and some exceed the pages alone."""
+    """Return greedy and sampled requests; some begin alike, and some exceed the pages alone."""
     start = [rng.randrange(256) for _ in range(70)]
     out = []
     for i in range(n):
@@ -45,7 +45,7 @@ def requests(rng: random.Random, n: int) -> list[Request]:
 
 
 def check(small, kv: str, draft: str | None, trial: int) -> int:
-    """Alone and in company; how often a request was put back."""
+    """Compare answers alone and in a batch; return how often a request was preempted."""
     rng = random.Random(trial)
     some = requests(rng, 5)
 
@@ -65,12 +65,12 @@ def check(small, kv: str, draft: str | None, trial: int) -> int:
 @pytest.mark.parametrize(
     ("kv", "draft"), [("fp32", None), ("bf16", "ngram"), ("int8", None), ("int8", "draft")]
 )
-def test_alone_and_in_any_company(small, kv, draft):
+def test_answers_do_not_depend_on_the_batch(small, kv, draft):
     assert sum(check(small, kv, draft, trial) for trial in range(2)) > 0
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("draft", [None, "ngram", "draft"])
 @pytest.mark.parametrize("kv", ["fp32", "bf16", "int8"])
-def test_alone_and_in_any_company_again_and_again(small, kv, draft):
+def test_answers_do_not_depend_on_the_batch_over_many_random_cases(small, kv, draft):
     assert sum(check(small, kv, draft, trial) for trial in range(2, 40)) > 50
