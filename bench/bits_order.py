@@ -1,14 +1,15 @@
-"""Do bits cost what theory says? KL from the original of one trained model in 8 and 4 bits, with and without GPTQ.
+"""Compare what 8 and 4 bits cost: the KL divergence from the original model, with and without GPTQ.
 
-    python bench/bits_order.py                             # five minutes on two cores, three of them training
-    python bench/bits_order.py FOLDER                      # or any trained model whose rows divide by 256
+    python bench/bits_order.py                     # five minutes on two cores, three of them training
+    python bench/bits_order.py FOLDER              # any trained model whose rows divide by 256
 
-The order to be seen: Q8_0 far below Q4_K below Q4_0, and GPTQ below plain rounding. All are compared with the original
-on the same held-out text, document by document, so the differences have intervals of their own (bootstrap over
-documents): an order holds where the interval of the difference does not reach zero. Embedding and head have the same
-8 bits in all of them, so that only the linears differ. GPTQ is calibrated on text from the training split.
+Expected order: Q8_0 far below Q4_K below Q4_0, and GPTQ below plain rounding. All formats are compared with
+the original on the same held-out text, document by document, so each difference has an interval of its own
+(bootstrap over documents); an order holds if the interval of the difference excludes zero. Embedding and head
+always have 8 bits, so only the linear layers differ. GPTQ is calibrated on text of the training split.
 
-Without FOLDER `recipes/tiny-lm.yaml` is trained with rows of 256 and 768, as Q4_K needs them; what was stopped goes on.
+Without FOLDER, `recipes/tiny-lm.yaml` is trained with rows of 256 and 768, as Q4_K needs them; an interrupted
+training resumes.
 """
 
 from __future__ import annotations
@@ -45,11 +46,12 @@ ORDER = (("Q8_0", "Q4_K gptq"), ("Q4_K", "Q4_0"), ("Q4_K gptq", "Q4_K"), ("Q4_0 
 RECIPE = Path(__file__).parents[1] / "recipes" / "tiny-lm.yaml"
 SHAPE = {"dim": 256, "n_layers": 4, "n_heads": 8, "n_kv_heads": 4, "ffn_dim": 768}
 MUCH = 10
-"""How many times less Q8_0 must cost than Q4_K to be far below; steps sixteen times finer make it 256 in theory."""
+"""How many times less Q8_0 must cost than Q4_K to be far below; steps sixteen times finer make it 256 in
+theory."""
 
 
 def trained() -> Path:
-    """A model raised for this."""
+    """Train the model, or resume its training, and return its folder."""
     data = yaml.safe_load(RECIPE.read_text())
     data["model"]["shape"] |= SHAPE
     data["out"] = str(WORK / "bits-order")

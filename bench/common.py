@@ -1,8 +1,8 @@
 """Share what every bench script needs: the real data, the options, and the place where a receipt goes.
 
-A bench measures into ``runs/receipts/``, which git ignores, so that measuring never changes what the README and
-docs/checks.md are generated from. With ``--commit`` the receipt replaces the committed one in ``bench/receipts/``;
-`make readme` then rewrites the tables.
+A bench measures into ``runs/receipts/``, which git ignores, so that measuring never changes what the README
+and docs/checks.md are generated from. With ``--commit`` the receipt replaces the committed one in
+``bench/receipts/``; `make readme` then rewrites the tables.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Conversions of an 8B folder stream: memory, time, and what a kill costs.
+"""Measure memory and time of converting an 8B folder, and what a kill costs.
 
-    python bench/conversion.py            # a few minutes on two cores, 30 GB of disk in --work, given back at the end
+    python bench/conversion.py            # a few minutes on two cores; needs 30 GB of disk in --work until it ends
 
-A folder of the 8B shape in bf16 (16 GB, seeded random weights, four shards) is made, then in processes of their own
-quantized to Q4_0, exported as GGUF in F16, exported for vLLM, and the Q4_0 folder is loaded twice: the first load also
-compares the file with its hash, which is noted for the second (`checkpoint/verified.py`). Each one's peak memory is the
-kernel's count for the process, file pages it maps included. The quantization is killed with kill -9 once on its way and
-resumed. What is done is kept in --work, so the same command goes on.
+A folder of the 8B shape in bf16 (16 GB, seeded random weights, four shards) is made. Then, each in a process
+of its own, it is quantized to Q4_0, exported as GGUF in F16 and exported for vLLM, and the Q4_0 folder is
+loaded twice: the first load also compares the file with its hash, which is remembered for the second
+(`checkpoint/verified.py`). Peak memory is the kernel's count for the process, including mapped file pages.
+The quantization is also killed once with kill -9 and resumed. Finished steps are kept in --work, so the same
+command continues after an interruption.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ CALLS = {
 
 
 def make(folder: Path, size: str) -> None:
-    """The folder of plain weights, a tensor at a time."""
+    """Write the folder of plain weights, one tensor at a time."""
     config = SIZES[size]
     formats = {name: BF16 if len(shape) > 1 else F32 for name, shape in config.param_shapes()}
     rows_of, shapes = random_rows_of(config, formats, SEED), dict(config.param_shapes())
@@ -72,7 +73,7 @@ def make(folder: Path, size: str) -> None:
 
 
 def run(body: str, *args: Path) -> dict[str, float]:
-    """One process; its time and peak memory."""
+    """Run the code in a process of its own and return its time and peak memory."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", SCRIPT.format(body=body), *map(str, args)],
         capture_output=True,
@@ -84,7 +85,8 @@ def run(body: str, *args: Path) -> dict[str, float]:
 
 
 def killed(body: str, source: Path, out: Path) -> dict[str, float]:
-    """kill -9 once a third is written, then the same again to its end: what the second run did not do anew."""
+    """kill -9 once a third is written, then the same again to its end: what the second run did not do
+    anew."""
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT.format(body=body), str(source), str(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     total = len(list(checkpoint.load_config(source).param_shapes()))

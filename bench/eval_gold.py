@@ -1,12 +1,12 @@
-"""Does every benchmark read all its real items, and does every judge know right from wrong?
-
-Without any model: each task parses its whole real data set, base and instruct; gold answers fed as a model's output
-must score 100 %, wrong ones 0 %. Programs really run in the sandbox: HumanEval's 164 canonical solutions, MBPP's 500.
-Five of IFEval's 541 prompts contradict themselves: they want to be repeated word for word, and hold what they forbid (a
-comma; a word), so no text can follow both (`ifeval.contradictions`). The bar is every item that can be satisfied; the
-others are named in the receipt.
+"""Check that every benchmark reads all its items, and that every judge tells right answers from wrong ones.
 
     HERD_TEST_DATA=../shared/data python bench/eval_gold.py      # two minutes
+
+No model is needed: each task reads its whole data set, for base and instruct models. Gold answers given as a
+model's output must score 100 %, wrong ones 0 %. Programs really run in the sandbox: the 164 reference
+solutions of HumanEval, the 500 of MBPP. Five of IFEval's 541 prompts contradict themselves: they must be
+repeated word for word, but contain what they forbid (a comma; a word), so no text can satisfy both
+(`ifeval.contradictions`). The bar is every item that can be satisfied; the receipt names the others.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
         save_receipt(
             "eval_gold",
             commit=args.commit,
-            what="real items whose gold answer the judge takes for right, and whose wrong answer it takes for right",
+            what="judges on all real items: gold answers accepted, wrong answers accepted",
             values=values,
             notes="no answer can be right: "
             + "; ".join(f"{item} ({why})" for item, why in impossible.items()),
@@ -59,7 +59,8 @@ def main() -> None:
 
 
 def counts(name: str, mode: Any, data: Data) -> tuple[int, dict[str, str], int, int]:
-    """(items, those that contradict themselves and why, gold answers judged right, wrong answers judged right)."""
+    """(items, those that contradict themselves and why, gold answers judged right, wrong answers judged
+    right)."""
     task = make_task(name, mode=mode)
     items = task.items(data)
     right, wrong = (

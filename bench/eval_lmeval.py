@@ -1,13 +1,13 @@
-"""Item by item against EleutherAI's lm-eval on transformers: the same decisions on the same items.
-
-Every task of the leak suite, its first 200 real items, a random model of D = 64 with Meta's tokenizer and 8k context,
-in fp32. lm-eval runs its own task files and its own `hf` model; only where the rows come from is replaced (the data
-sets lie on disk), and shots are drawn by its ``first_n`` sampler. Compared per item: every log-likelihood, which choice
-is best by ``acc`` and by ``acc_norm``, whether a continuation is the greedy one; for tasks that write, the text, cut at
---tokens tokens to keep it affordable, special tokens left out as lm-eval leaves them out. A task done is kept in
---work, so the same command goes on.
+"""Compare the decisions of `herd eval` with those of EleutherAI's lm-eval on transformers, item by item.
 
     HERD_TEST_DATA=../shared/data python bench/eval_lmeval.py
+
+The first 200 real items of every task of the leak suite are put to a random model of D = 64 with Meta's
+tokenizer and 8k context, in fp32. lm-eval runs its own task files and its own `hf` model; only the rows come
+from the data sets on disk, and shots are drawn by its ``first_n`` sampler. Compared per item: every
+log-likelihood, which choice is best by ``acc`` and by ``acc_norm``, and whether a continuation is the greedy
+one; for tasks that generate text, the text without special tokens, cut at --tokens tokens to limit the time.
+Finished tasks are kept in --work, so the same command continues after an interruption.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def partial(args: argparse.Namespace, name: str) -> Path:
 
 
 def model_folder(work: Path) -> Path:
-    """The random model, made once; wide weights, so that choices differ."""
+    """Return the folder of the random model; large weights make the choices differ."""
     folder = work / "d64"
     if not folder.exists():
         config = ModelConfig(
@@ -84,7 +84,7 @@ def model_folder(work: Path) -> Path:
 
 
 def open_both(folder: Path) -> tuple[LocalModel, Any]:
-    """The same files in Herd and in lm-eval's transformers model."""
+    """Open the same files in Herd and in lm-eval's transformers model."""
     from lm_eval.models.huggingface import HFLM
 
     model = checkpoint.load_model(folder, dtype=torch.float32).eval().requires_grad_(False)
@@ -95,7 +95,7 @@ def open_both(folder: Path) -> tuple[LocalModel, Any]:
 
 
 def compare(name: str, ours: LocalModel, theirs: Any, limit: int, tokens: int) -> dict[str, Any]:
-    """Counts over the items of one task."""
+    """Count the equal decisions over the items of a task."""
     result: dict[str, Any] = {"items": 0, "same": 0, "ties": 0, "nats": 0.0, "greedy": 0, "examples": []}
     for task, herd, items in oracle.pairs(name, DATA, limit):
         if isinstance(items[0].request, Rank):
@@ -151,7 +151,7 @@ def _texts(
 
 
 def without(text: str, tokenizer: Tokenizer) -> str:
-    """``text`` without spelled special tokens, which a random model writes too."""
+    """Remove special tokens from a text; a random model writes them too."""
     for name in tokenizer.special_tokens:
         text = text.replace(name, "")
     return text
@@ -179,7 +179,7 @@ def receipt(results: dict[str, Any], args: argparse.Namespace, n: int, same: int
             "lm-eval": package_version("lm-eval") or "",
             "transformers": package_version("transformers") or "",
         },
-        notes=f"D=64 random model, Meta's tokenizer, 8k context, {args.limit} items a task (human_eval has 164); "
+        notes=f"D=64 random model, Meta's tokenizer, 8k context, {args.limit} items per task (human_eval has 164); "
         f"shots by the first_n sampler; written texts compared over {args.tokens} tokens. "
         + (
             f"Different: {json.dumps(different, ensure_ascii=False)[:1500]}"

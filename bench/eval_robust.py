@@ -1,15 +1,16 @@
-"""Hostile answers and kill -9: does an evaluation stay whole?
+"""Check that an evaluation survives hostile answers and kill -9.
 
     python bench/eval_robust.py             # 20 kills, about 4 minutes on two cores
 
-Programs that no model should write (a fork bomb, endless loops and memory, ten megabytes in a line, NUL, files written,
-deleted and read, the network, its parent killed: tests/evals/hostile.py) are given to HumanEval and MBPP as a base and
-as an instruct model's answers. Each must count as a failure, and the machine must be as it was: no file made, lost or
-left over, no process that goes on, nobody at the port.
+Programs that no model should write (a fork bomb, endless loops, endless memory, ten megabytes in a line, NUL,
+files written, deleted and read, the network, killing the parent: tests/evals/hostile.py) are given to
+HumanEval and MBPP as the answers of a base and of an instruct model. Each must count as a failure, and the
+machine must be unchanged: no file made, lost or left over, no process still running, nothing received at the
+port.
 
-And `herd eval` of a small random checkpoint is killed (SIGKILL to the whole process group) at moments drawn uniformly
-over its length, started again until it is done, and compared with an undisturbed one: the same scores, and every item
-once in its file.
+`herd eval` of a small random checkpoint is also killed (SIGKILL to the whole process group) at moments drawn
+uniformly over its length, started again until it is done, and compared with an undisturbed one: the scores
+must be the same, and every item must be in its file once.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def main() -> None:
     save_receipt(
         "eval-robust",
         commit=options.commit,
-        what="herd eval with hostile answers in its sandbox, and killed -9 at random moments and started again",
+        what="herd eval with hostile answers, and killed with kill -9 and resumed",
         values=values,
         seed=options.seed,
         notes=f"hostile: {', '.join(hostile.PROGRAMS)}; killed: the ten built-in items of {TASKS.replace(',', ', ')}",
@@ -66,7 +67,8 @@ def main() -> None:
 
 
 def hostile_answers(folder: Path) -> dict[str, Value]:
-    """Every program as an answer to both tasks and of both kinds of model, and what the machine looks like then."""
+    """Every program as an answer to both tasks and of both kinds of model, and what the machine looks like
+    then."""
     made, kept, sandboxes = folder / "made", folder / "kept", folder / "sandboxes"
     kept.write_text("here")
     sandboxes.mkdir()
@@ -116,7 +118,8 @@ def running_in(folder: Path) -> int:
 
 
 def killed(folder: Path, kills: int, randomness: random.Random) -> dict[str, Value]:
-    """Evaluations that are killed until all kills are spent, each brought to its end, beside one that is left alone."""
+    """Evaluations that are killed until all kills are spent, each brought to its end, beside one that is left
+    alone."""
     model = random_checkpoint(folder / "model")
     began = time.monotonic()
     if code := start(model, folder / "whole").wait():

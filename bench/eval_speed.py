@@ -1,11 +1,12 @@
-"""How much faster than `lm-eval --model hf`? The same questions, the same shots, the same scores, one CPU.
-
-A random model of about 100M parameters with Meta's tokenizer (12 layers, D = 512, 128,256 words, tied); 100 items of
-5-shot MMLU (one subject, lm-eval's notion of a task) and of 5-shot HellaSwag. lm-eval uses its own task files and its
-`hf` model in fp32 on the same threads, batch by batch (--batch), rows from the same files. Both are asked in turns, a
-part of the items at a time, so that a noisy machine is noisy for both; tokenizing counts for both, loading for neither.
+"""Compare the speed of `herd eval` with `lm-eval --model hf` on one CPU: same questions, shots and scores.
 
     HERD_TEST_DATA=../shared/data python bench/eval_speed.py
+
+The model is random, with about 100M parameters and Meta's tokenizer (12 layers, D = 512, 128,256 words,
+tied). The questions are 100 items of 5-shot MMLU (one subject, which is a task in lm-eval) and of 5-shot
+HellaSwag. lm-eval uses its own task files and its `hf` model in fp32 on the same threads (--batch), with rows
+from the same files. Both answer in turns, a part of the items at a time, so that other work on the machine
+slows both alike. Tokenizing counts for both, loading for neither.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ import lmeval_oracle as oracle
 
 BARS = {"mmlu_astronomy": 5.0, "hellaswag": 3.0}
 PARTS = 4
-"""Both answer a part, then the next; each part is kept, so that the same command goes on. Herd begins each part with
-nothing cached, which is to its disadvantage."""
+"""Both answer a part, then the next; each part is kept, so that the same command goes on. Herd begins each
+part with nothing cached, which is to its disadvantage."""
 
 
 def main() -> None:
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def model_folder(work: Path) -> Path:
-    """The random model, made once."""
+    """Return the folder of the random model; make it if it is missing."""
     folder = work / "m100"
     if not folder.exists():
         config = ModelConfig(
@@ -81,7 +82,7 @@ def model_folder(work: Path) -> Path:
 
 
 def kept_part(name: str, part: int, args: argparse.Namespace) -> dict[str, Any]:
-    """A part's result, measured now if it was not yet."""
+    """Return the result of a part; measure it if it is missing."""
     path = args.work / f"{name}-{args.limit}-{args.batch}-{args.threads}-{part}.json"
     if not path.is_file():
         write_atomically(path, json.dumps(measure(name, part, args)))
@@ -90,7 +91,7 @@ def kept_part(name: str, part: int, args: argparse.Namespace) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def open_both(folder: Path, batch: int) -> tuple[LlamaLM, Tokenizer, Any]:
-    """The same files in Herd and in lm-eval's transformers model."""
+    """Open the same files in Herd and in lm-eval's transformers model."""
     from lm_eval.models.huggingface import HFLM
 
     model = checkpoint.load_model(folder, dtype=torch.float32).eval().requires_grad_(False)
@@ -104,7 +105,7 @@ def open_both(folder: Path, batch: int) -> tuple[LlamaLM, Tokenizer, Any]:
 
 
 def measure(name: str, part: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of both for the same items, and how many they decide alike."""
+    """Return the seconds of both for the same items, and how many they decide alike."""
     model, tokenizer, theirs = open_both(model_folder(args.work), args.batch)
     [(task, herd, items)] = list(oracle.pairs(name, DATA, args.limit))
     by_doc = oracle.instances(task)
@@ -140,7 +141,7 @@ def measure(name: str, part: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def fresh(model: LlamaLM, tokenizer: Tokenizer) -> LocalModel:
-    """Herd with nothing cached yet."""
+    """Return Herd with an empty cache."""
     return LocalModel(model, tokenizer, name="m100", hash="0" * 64)
 
 
@@ -158,14 +159,14 @@ def receipt(results: dict[str, Any], args: argparse.Namespace) -> None:
     save_receipt(
         "eval_speed",
         commit=args.commit,
-        what="herd eval beside lm-eval --model hf on the CPU: the same items, shots and scores",
+        what="herd eval compared with lm-eval --model hf on the CPU: same items, shots, scores",
         values=values,
         seed=0,
         rivals={
             "lm-eval": package_version("lm-eval") or "",
             "transformers": package_version("transformers") or "",
         },
-        notes=f"{params:,} random parameters, fp32, {args.threads} threads, 5 shots, {args.limit} items a task.",
+        notes=f"{params:,} random parameters, fp32, {args.threads} threads, 5 shots, {args.limit} items per task.",
     )
 
 

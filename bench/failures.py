@@ -1,4 +1,5 @@
-"""Simulate a long training run, interruption by interruption: a check of the formula in `herd.plan.goodput`."""
+"""Simulate a long training run, interruption by interruption: a check of the formula in
+`herd.plan.goodput`."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ def simulate_run(
 ) -> float:
     """Return the share of ``days`` that is useful training, with interruptions at random moments.
 
-    An unexpected interruption costs the work since the last checkpoint and a restart; a planned one costs only a
-    restart, because a checkpoint is written before it. A failure during a restart starts the restart again.
-    ``interval`` (between checkpoints), ``checkpoint_seconds`` and ``restart`` are seconds.
+    An unexpected interruption costs the work since the last checkpoint and a restart; a planned one costs
+    only a restart, because a checkpoint is written before it. A failure during a restart starts the restart
+    again. ``interval`` (between checkpoints), ``checkpoint_seconds`` and ``restart`` are seconds.
     """
     rng = random.Random(seed)
     end = days * 86_400

@@ -1,10 +1,11 @@
-"""A family on one page: teacher, instruct, student, control, q8 and q4 in four suites, side by side.
+"""Evaluate a family of models in four suites and put all of them on one page.
 
-    HERD_TEST_DATA=../shared/data python bench/family_page.py runs/full     # some minutes; goes on where it stopped
+    HERD_TEST_DATA=../shared/data python bench/family_page.py runs/full     # some minutes; can be resumed
 
-Uses nothing but the verbs: `herd quantize` makes what is missing of RUN/instruct-q8 and -q4; `herd eval` asks every
-model the suites tools (its own templates and calls), long and multilingual; `herd eval fidelity` measures them against
-instruct; `herd eval compare` sets all of it side by side in RUN/evals/compare.html. The main figures become a receipt.
+Only verbs are used: `herd quantize` makes RUN/instruct-q8 and -q4 if they are missing; `herd eval` runs the
+suites tools (its own templates and calls), long and multilingual on every model; `herd eval fidelity`
+compares them with instruct; `herd eval compare` shows everything in RUN/evals/compare.html. The receipt has
+the main figures.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from herd.evals.score import Score
 from herd.report.receipt import Value
 
 MODELS = ("instruct", "teacher", "student", "control", "instruct-q8", "instruct-q4")
-"""The first is what the others are compared with."""
+"""The others are compared with the first."""
 SUITES = {"tools": 40, "long": 10, "multilingual": 30}
-"""Suite to how many items of each task."""
+"""Number of items of each task, by suite."""
 TEXTS = 20
 SHOWN = ("tool_calls", "tool_answers", "needle_single", "bpb_sentences", "fidelity")
 
@@ -37,7 +38,7 @@ def main() -> None:
     for name in MODELS:
         model, out = str(run / name), ["--out", str(run / "evals" / name)]
         for suite, limit in SUITES.items():
-            # a task that does not fit a model's context is a row of the page that says so
+            # a task that does not fit a model's context becomes a row that says so
             herd(["eval", model, "--suite", suite, "--shots", "0", "--limit", str(limit), *data, *out])
         if name != MODELS[0]:
             parent = ["--parent", str(run / MODELS[0])]
@@ -53,7 +54,7 @@ def must(args: list[str]) -> None:
 
 
 def receipt(folders: list[Path], commit: bool) -> None:
-    """The main figures with their intervals, and how many differences stand."""
+    """Record the main figures with their intervals, and how many differences hold."""
     evaluations = [read_evaluation(folder) for folder in folders]
     comparison = compare(evaluations)
     asked = [row for evaluation in evaluations for row in evaluation.tasks]
@@ -73,7 +74,7 @@ def receipt(folders: list[Path], commit: bool) -> None:
     save_receipt(
         "eval-family",
         commit=commit,
-        what="a raised family with its q8 and q4 on one page: tools, long, multilingual, fidelity to instruct",
+        what="a family with its q8 and q4: tools, long, multilingual, fidelity to instruct",
         values=values,
         seed=0,
         notes="; ".join(f"{suite}: first {limit} items of each task" for suite, limit in SUITES.items())

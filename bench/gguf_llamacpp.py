@@ -1,13 +1,14 @@
-"""Does llama.cpp run Herd's GGUF files as Herd does, and Herd llama.cpp's?
-
-Herd exports a folder as F32, F16, Q8_0, Q4_0 and Q4_K; llama.cpp loads each, cuts the same texts into the same ids, and
-goes on greedily for 64 tokens. llama.cpp writes files of its own from Herd's (F32, Q8_0, Q4_0, Q4_K_M and Q5_K_M, with
-its own quantizer); Herd imports them. What such a file *means* is compared without either's rounding of activations:
-Herd runs its blocks by the reference (HERD_ISA), unpacks them, exports that as F32, and llama.cpp's logits on it must
-be Herd's. All of it is done once more with Llama 3.1's RoPE scaling put on the same weights.
+"""Check that llama.cpp runs Herd's GGUF files as Herd does, and Herd llama.cpp's.
 
     make rivals                                              # llama-cpp-python from its source, in .venv-rivals
     python bench/gguf_llamacpp.py runs/full/teacher          # a minute
+
+Herd exports a folder as F32, F16, Q8_0, Q4_0 and Q4_K; llama.cpp loads each, tokenizes the same texts, and
+continues greedily for 64 tokens. llama.cpp writes files of its own from Herd's (F32, Q8_0, Q4_0, Q4_K_M and
+Q5_K_M, with its own quantizer), and Herd imports them. The content of such a file is compared without the
+rounding of activations that both do: Herd runs its blocks by the reference (HERD_ISA), unpacks them and
+exports them as F32, and llama.cpp's logits on that file must equal Herd's. Everything is repeated with Llama
+3.1's RoPE scaling on the same weights.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ TEXTS = [
 
 
 def ask(python: Path, jobs: list[dict[str, Any]]) -> dict[str, Any]:
-    """llama.cpp's answers, from the rival's own process."""
+    """Return llama.cpp's answers from the rival's own process."""
     worker = Path(__file__).with_name("llamacpp_worker.py")
     done = subprocess.run([str(python), str(worker)], input=json.dumps(jobs), capture_output=True, text=True)
     if done.returncode:
@@ -59,7 +60,7 @@ def ask(python: Path, jobs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def greedy(model: Any, prompt: list[int]) -> list[int]:
-    """Herd's own greedy tokens, stop tokens included, as llama.cpp's worker goes on past them."""
+    """Return Herd's greedy tokens; stop tokens do not end them, as in llama.cpp's worker."""
     from herd.engine.engine import Engine
     from herd.engine.request import Request, Sampling
 
@@ -72,12 +73,12 @@ def logits(model: Any, prompt: list[int]) -> np.ndarray:
 
 
 def same_start(a: list[int], b: list[int]) -> int:
-    """Tokens before the first that differs."""
+    """Return the number of tokens before the first that differs."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
 
 
 def possible(folder: Path) -> tuple[list[str], dict[str, int]]:
-    """What Herd and llama.cpp can write of this shape: Q4_K and its kin want rows of 256."""
+    """Return what Herd and llama.cpp can write of this shape: Q4_K and its relatives need rows of 256."""
     try:
         scheme("q4k").plan(checkpoint.load_config(folder))
     except QuantError as error:
@@ -89,7 +90,7 @@ def possible(folder: Path) -> tuple[list[str], dict[str, int]]:
 
 
 def measure(python: Path, folder: Path, work: Path, label: str) -> tuple[dict[str, Value], str]:
-    """All comparisons for one folder; keys end in ``label``."""
+    """Return all comparisons for a folder; their keys end in ``label``."""
     values: dict[str, Value] = {}
     tokenizer = checkpoint.load_tokenizer(folder)
     if tokenizer is None:

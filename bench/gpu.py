@@ -3,9 +3,10 @@
     bash bench/gpu.sh                     # everything, unattended, at most eight minutes
     python bench/gpu.py STEP [--commit]   # one step: devices, tests, decode-bf16, ...
 
-Each step runs in a process of its own under a time limit, writes one receipt (`gpu-STEP.json`) and may fail alone;
-the summary at the end lists every step with its figure or its error. Weights are random and have the shape of 8B
-unless a step says otherwise; nothing is downloaded. Without a CUDA device the script says what it skipped and ends.
+Each step runs in a process of its own under a time limit, writes one receipt (`gpu-STEP.json`) and may fail
+alone; the summary at the end lists every step with its figure or its error. Weights are random and have the
+shape of 8B unless a step says otherwise; nothing is downloaded. Without a CUDA device the script says what it
+skipped and ends.
 
 Legend: B sequences, T tokens, D width, V vocabulary.
 """
@@ -97,7 +98,8 @@ def tests() -> Figures:
 
 
 def model_of(size: str, dtype: str = "bf16"):
-    """Return a model of this shape on the device with random weights; a format's name gives quantized layers."""
+    """Return a model of this shape on the device with random weights; a format's name gives quantized
+    layers."""
     import torch
 
     from herd.llama.config import SIZES
@@ -121,7 +123,8 @@ def model_of(size: str, dtype: str = "bf16"):
 
 
 def decode(dtype: str, batch: int = 1, steps: int = 64, context: int = 128) -> Figures:
-    """Measure decode steps of ``batch`` sequences of ``context`` tokens, and their share of the read bandwidth."""
+    """Measure decode steps of ``batch`` sequences of ``context`` tokens, and their share of the read
+    bandwidth."""
     import torch
 
     from herd.engine import Engine, Request, Sampling
@@ -176,7 +179,8 @@ def prefill(tokens: int = 2048) -> Figures:
 
 
 def training(compiled: bool, rows: int = 4, context: int = 4096, steps: int = 8) -> Figures:
-    """Measure training steps of the 1B shape in bf16 with AdamW: tokens per second and MFU against `matmul_rate`."""
+    """Measure training steps of the 1B shape in bf16 with AdamW: tokens per second and MFU against
+    `matmul_rate`."""
     import torch
 
     from herd.data.batch import Batch

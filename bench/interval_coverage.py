@@ -1,12 +1,12 @@
-"""Does a 95 % interval hold the truth 95 times in 100?
+"""Measure how often a 95 % interval contains the true value.
 
     python bench/interval_coverage.py
 
-Pairs of models with a difference that is known, because both are simulated: every item has a difficulty, both models
-answer it, and `paired_difference` gives an interval for the difference of the population they come from. Cases differ
-in what a score is (right or wrong; a share; bits over bytes) and in the number of items. 2,000 pairs a case: of so many
-intervals that hold the truth with a chance of exactly 95 %, 94 to 96 % do in 96 runs of 100. Of 500 pairs a case one of
-the nine would fall out of 93 to 97 % in every third run, by luck alone.
+Pairs of models with a known difference are simulated: every item has a difficulty, both models answer it, and
+`paired_difference` gives an interval for the difference of the population they come from. The cases differ in
+the kind of score (right or wrong; a share; bits over bytes) and in the number of items. With 2,000 pairs per
+case, an interval with a coverage of exactly 95 % shows 94 to 96 % in 96 of 100 runs; with 500 pairs, one of
+the nine cases would leave 93 to 97 % by chance in every third run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ Draw = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 @dataclass(frozen=True)
 class Case:
-    """``draw(random, n)`` gives (first, second, weights or None) of n items; ``truth`` is the population's value."""
+    """``draw(random, n)`` gives (first, second, weights or None) of n items; ``truth`` is the population's
+    value."""
 
     what: str
     n: int
@@ -35,7 +36,7 @@ class Case:
 
 
 def right_or_wrong(gap: float) -> Callable[[np.random.Generator, int], Draw]:
-    """Items from easy to hard; the first model is right more often by ``gap`` on each."""
+    """Return a case with items from easy to hard, on each of which the first model is better by ``gap``."""
 
     def draw(random: np.random.Generator, n: int) -> Draw:
         chance = gap / 2 + (1 - gap) * random.beta(1.5, 1.0, n)
@@ -66,7 +67,7 @@ CASES = (
 
 
 def coverage(case: Case, seed: int) -> float:
-    """Share of the pairs whose interval holds the truth."""
+    """Return the share of pairs whose interval contains the true value."""
     held = 0
     for pair in range(PAIRS):
         random = np.random.default_rng([seed, pair, case.n])
@@ -87,7 +88,7 @@ def main() -> None:
     save_receipt(
         "interval-coverage",
         commit=args.commit,
-        what=f"95 % intervals of paired differences: how often they hold the true one, {PAIRS:,} pairs a case",
+        what=f"95 % intervals of paired differences: coverage of the true one, {PAIRS:,} pairs per case",
         values=values,
         seed=SEED,
     )

@@ -1,10 +1,10 @@
-"""kill -9 at random moments of `herd raise --quick`, then --resume: do the weights come out the same, bit for bit?
+"""Kill `herd raise --quick` with kill -9 at random moments and check that --resume gives the same weights.
 
     python bench/kill_resume.py             # 20 kills, about 5 minutes on two cores
 
-One run goes through undisturbed and is timed. Others are killed twice (SIGKILL to the whole process group) at moments
-drawn uniformly over that length, resumed after each, and brought to their end, until all kills are spent. After every
-kill each checkpoint folder that exists must load whole: nothing half-written may ever stand under a final name.
+One run is not disturbed, and is timed. Others are killed twice (SIGKILL to the whole process group) at
+moments drawn uniformly over that time, resumed after each kill and finished, until all kills are done. After
+every kill, each checkpoint folder that exists must load: no incomplete folder may ever have a final name.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def main() -> None:
         while kills < options.kills:
             rounds += 1
             name = f"killed{rounds}"
-            # Twice in each life, the second time sooner: starting costs seconds, and what is done is not done again.
+            # Twice in each life, the second time sooner: starting costs seconds, and what is done is not done
+            # again.
             for longest in (length, length / 2):
                 process = start(runs, name, options.seed)
                 patience = randomness.uniform(0.15 * length, longest)
@@ -101,7 +102,7 @@ def main() -> None:
         save_receipt(
             "kill-resume",
             commit=options.commit,
-            what="kill -9 at random moments of `herd raise --quick`, resumed: weights against an undisturbed run",
+            what="`herd raise --quick` killed at random and resumed: weights of an undisturbed run",
             values={
                 "kills": Value(kills, "kills", bar="≥ 20", passed=kills >= 20),
                 "different": Value(broken, "checkpoints", bar="0", passed=broken == 0),

@@ -1,4 +1,5 @@
-"""What llama.cpp makes of GGUF files: run by the rival's own Python, which has llama-cpp-python and nothing of Herd's.
+"""Run llama.cpp on GGUF files. The rival's own Python runs this program; it has llama-cpp-python but not
+Herd.
 
 Reads one JSON list of jobs from stdin and writes one list of answers to stdout. A job is one of
 
@@ -17,7 +18,8 @@ import numpy as np
 
 
 def run(job: dict) -> dict:
-    """Logits of the prompt, then greedy tokens one by one; keys and values in fp32, so that no rounding is added."""
+    """Logits of the prompt, then greedy tokens one by one; keys and values in fp32, so that no rounding is
+    added."""
     prompt = job["prompt"]
     model = llama_cpp.Llama(
         job["file"],

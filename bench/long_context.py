@@ -1,10 +1,11 @@
-"""131,072 tokens in an int8 cache behind an 8B model in 4 bits: it decodes, in the memory it was said to take.
+"""Decode with an 8B model in 4 bits after 131,072 tokens in an int8 cache, in the predicted memory.
 
     python bench/long_context.py                   # two minutes on two cores, 15 GB of memory
 
-Every page of the cache is written, with seeded synthetic keys and values; then the last tokens up to the model's
-context are decoded, each reading all of it. Bytes are compared with the formulas the planner uses: tensors with
-`Scheme.nbytes` and `engine.memory.nbytes`, the process's peak beyond what it had before with their sum.
+Every page of the cache is filled with seeded synthetic keys and values; then the last tokens up to the
+model's context are decoded, each of which reads the whole cache. Bytes are compared with the planner's
+formulas: tensors with `Scheme.nbytes` and `engine.memory.nbytes`, and the growth of the process's peak memory
+with their sum.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ def main() -> None:
             context, "tokens", bar=f"= {config.max_context}", passed=context == config.max_context
         ),
         "decode": Value(1 / step, "tokens/s"),
-        "time of a token": Value(step, "s"),
-        "bytes read a token": Value(nbytes_read, "bytes"),
+        "time per token": Value(step, "s"),
+        "bytes read per token": Value(nbytes_read, "bytes"),
         "memory read at": Value(nbytes_read / step / 1e9, "GB/s"),
         "share of read bandwidth": Value(nbytes_read / step / bandwidth, "1"),
         "bytes of weights": Value(parameters, "bytes"),

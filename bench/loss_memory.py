@@ -1,12 +1,14 @@
-"""The chunked loss beside the plain one: peak memory and time, forward and backward, at Llama 3's vocabulary.
+"""Compare the chunked loss with the plain one: peak memory and time, forward and backward, with Llama 3's
+vocabulary.
 
     python bench/loss_memory.py            # about 4 minutes on two cores; needs 15 GB for the plain loss
 
-N = 8192 tokens, D = 512, V = 128,256, fp32; gradients for the hidden states and the weight. Each side runs in its own
-process: inputs are made and touched, then the peak of the resident set above that is taken over the first pass. Time is
-taken in turns, a pass each, both resident; medians and ratios of paired turns are reported.
+N = 8192 tokens, D = 512, V = 128,256, fp32; gradients for the hidden states and the weight. Each side runs in
+its own process: inputs are made and touched, then the growth of the resident set over the first pass is its
+peak. Times are taken in turns, one pass each, with both processes resident; medians and ratios of paired
+turns are reported.
 
-The plain loss is ``F.cross_entropy(hidden @ weight.T, targets)``: what `transformers` computes.
+The plain loss is ``F.cross_entropy(hidden @ weight.T, targets)``, which is what `transformers` computes.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ MEMORY_BAR, SPEED_BAR = 1 / 8, 1.0
 
 
 class PeakAbove:
-    """Largest resident set over its block, above what it was at the start; sampled every millisecond."""
+    """The growth of the resident set during a block, sampled every millisecond."""
 
     def __enter__(self) -> PeakAbove:
         self.process = psutil.Process()
@@ -51,7 +53,7 @@ class PeakAbove:
 
 
 def contestant(side: str, threads: int) -> None:
-    """A pass for every line on stdin; answers with seconds, loss, and peak bytes of that pass."""
+    """Run a pass for every line on stdin; answer with its seconds, loss and peak bytes."""
     import torch
     import torch.nn.functional as F
 

@@ -1,12 +1,13 @@
-"""Ten thousand damaged files: is each refused in one line, and is none of them ever another model?
+"""Damage checkpoint files ten thousand times and check that each is refused, or still gives the same model.
 
-    python bench/mutations.py             # about ten minutes on one core; what is done is kept, so it may be stopped
+    python bench/mutations.py             # about ten minutes on one core; can be interrupted and resumed
 
-Seeded damage (flipped bits, numbers that overflow, bytes cut out, put in or copied: `tests/checkpoint/damage.py`) of
-a Q4_0 GGUF and of a safetensors file, half of it in the header. Each file is loaded through its folder, whose lineage
-knows the hash: it must be refused, or give the very model. The GGUF is imported as well, as a bare file: refused, or
-sound. All of that in little memory, so that nothing can be allocated for a claim, in processes of a few hundred files,
-so that a crash or a hang is seen and named.
+Seeded damage (flipped bits, numbers that overflow, bytes removed, inserted or copied:
+`tests/checkpoint/damage.py`) is done to a Q4_0 GGUF and a safetensors file, half of it in the header. Each
+file is loaded from its folder, whose lineage has the hash: it must be refused, or give exactly the same
+model. The GGUF is also imported as a single file: it must be refused, or be finite. This runs in little
+memory, so that a false size cannot allocate much, and in processes of a few hundred files, so that a crash or
+a hang is seen and named.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ from damage import fuzz
 FILES = {"gguf": "model.gguf", "safetensors": "model.safetensors"}
 CHUNK = 250
 PATIENCE = 600
-"""Seconds for a chunk: one file takes some hundredths of a second."""
+"""Seconds allowed for a chunk; a file takes some hundredths of a second."""
 
 
 def folder_of(kind: str, work: Path) -> Path:
-    """The whole file in its folder: a small model with a tokenizer."""
+    """Make the folder of a small model with a tokenizer, and return it."""
     model = LlamaLM(ModelConfig(540, 64, 1, 2, 1, 96, max_context=512)).init_weights(0, std=0.25)
     tokenizer = Tokenizer.train(
         ["The quick brown fox jumps over the lazy dog, again and again. " * 3], 512 + 20
@@ -53,7 +54,7 @@ def folder_of(kind: str, work: Path) -> Path:
 
 
 def chunk(kind: str, first: int) -> None:
-    """What one process does: prints its counts."""
+    """Damage one chunk of files in this process and print the counts."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as work:
         counts = fuzz(folder_of(kind, Path(work)), FILES[kind], range(first, first + CHUNK), Path(work))
@@ -61,7 +62,7 @@ def chunk(kind: str, first: int) -> None:
 
 
 def main() -> None:
-    """All chunks that are not known yet, then the receipt."""
+    """Run all chunks that are not known yet, then write the receipt."""
     parser = bench_parser(__doc__)
     parser.add_argument("--n", type=int, default=5000, help="mutations of each of the two files")
     parser.add_argument("--chunk", nargs=2, metavar=("KIND", "FIRST"), help=argparse.SUPPRESS)
@@ -90,7 +91,7 @@ def main() -> None:
     values: dict[str, Value] = {}
     for kind, counts in total.items():
         right = counts["refused"] + counts["the same model"]
-        values[f"{kind}: refused, or the very model"] = Value(
+        values[f"{kind}: refused, or the same model"] = Value(
             right, f"of {args.n}", bar="all", passed=right == args.n
         )
         for what, n in sorted(counts.items()):
@@ -99,10 +100,10 @@ def main() -> None:
     save_receipt(
         "mutations",
         commit=args.commit,
-        what="checkpoint files damaged at random, half of the damage in the header: none crashes, hangs or is believed",
+        what="randomly damaged checkpoint files, half in the header: refused, or the same model",
         values=values,
         seed=0,
-        notes=f"processes of {CHUNK} files with 2 GiB of addresses each; a bare GGUF file has no hash beside it, so "
+        notes=f"processes of {CHUNK} files with 2 GiB of addresses each; a single GGUF file has no hash, so "
         "changed weights are imported as long as they are finite",
     )
     args.state.unlink()

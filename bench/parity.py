@@ -1,18 +1,19 @@
-"""Is it the same model? Herd beside transformers, number for number: logits, folders, and a real checkpoint's stories.
+"""Compare Herd with transformers, number for number: logits, folders, and a real checkpoint's stories.
 
     python bench/parity.py            # about a minute on one core
 
-Three receipts:
+There are three receipts:
 
-* ``parity-logits``: largest difference of any logit, fp32, same random weights, over shapes (odd head counts, one KV
-  head, head_dim not D / H, tied and untied, plain and scaled RoPE), lengths 1 to 3,000, and five ways of running: full,
-  packed documents against one run a document, ragged batches, the engine's cache, and positions far beyond the context.
-* ``parity-folders``: folders written by `herd.checkpoint.save` and loaded by ``AutoModelForCausalLM.from_pretrained``
-  with nothing else, and folders written by transformers and loaded here: bits of every tensor, and greedy tokens.
+* ``parity-logits``: the largest difference of any logit, in fp32 with the same random weights, over shapes (odd head
+  counts, one KV head, head_dim not D / H, tied and untied, plain and scaled RoPE), lengths from 1 to 3,000, and five
+  ways of running: full, packed documents compared with one run per document, ragged batches, the engine's cache, and
+  positions far beyond the context.
+* ``parity-folders``: folders written by Herd and loaded by ``AutoModelForCausalLM.from_pretrained``, and folders
+  written by transformers and loaded by Herd: bits of every tensor, and greedy tokens.
 * ``parity-stories260k``: a pre-trained model (llama2.c's stories260K, converted with its own vocabulary).
 
-Weights are drawn large enough that logits spread over several nats, so that a wrong rotation or mask shows as a
-difference of order 1, not 1e-6. The oracle's code is the tests'.
+The random weights are so large that logits spread over several nats: a wrong rotation or mask then shows as a
+difference of order 1, not 1e-6. The reference code is that of the tests.
 """
 
 # ruff: noqa: E402 (the tests' oracle is found by path)
@@ -267,7 +268,8 @@ def folders_receipt(commit: bool) -> None:
             counts["hash"] += checkpoint.checkpoint_hash(ours) == checkpoint.checkpoint_hash(theirs)
             counts["config"] += back.config == config
             counts["folders"] += 1
-            # Greedy in fp32 on the stored (rounded) weights: half-precision sums depend on the order of adding.
+            # Greedy in fp32 on the stored (rounded) weights: half-precision sums depend on the order of
+            # adding.
             here = checkpoint.load_model(ours, dtype=torch.float32)
             expected = greedy_there(there.float(), prompts, n_tokens)
             counts["sequences"] += len(prompts)
@@ -280,7 +282,7 @@ def folders_receipt(commit: bool) -> None:
 
     write(
         "parity-folders",
-        "Folders written here load in transformers with no code, and back",
+        "folders written by Herd, loaded by transformers, and back",
         {
             "tensors bit-exact in transformers": share("there", "tensors"),
             "tensors bit-exact back here": share("back", "tensors"),

@@ -316,7 +316,7 @@ def quantize(name: str) -> Record:
 
 
 def values_of(name: str, record: Record) -> dict[str, Value]:
-    """A configuration's rows: bytes and seconds, each predicted beside measured, and its error."""
+    """Return the values of a configuration: bytes and seconds, predicted and measured, and the errors."""
     values: dict[str, Value] = {}
     for part in ("tensors", "peak"):
         predicted, measured = record[part]
@@ -346,7 +346,7 @@ def values_of(name: str, record: Record) -> dict[str, Value]:
 
 
 def main() -> None:
-    """Run what is asked for, keep what the receipt has of the rest."""
+    """Run the configurations that are asked for and keep the receipt's values of the others."""
     parser = bench_parser(__doc__)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -376,7 +376,7 @@ def main() -> None:
 
 
 def write(values: dict[str, Value], commit: bool) -> None:
-    """The receipt, with the median and the worst error over everything that is in it."""
+    """Write the receipt, with the median and the worst error over all its configurations."""
     ordered = {key: values[key] for name in NAMES for key in values if key.startswith(f"{name}/")}
     errors = [float(value.value) for key, value in ordered.items() if key.endswith("time error")]
     middle, worst = statistics.median(errors), max(errors)

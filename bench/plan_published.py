@@ -3,7 +3,7 @@ plan-failures.
 
     python bench/plan_published.py
 
-Nothing is run but arithmetic: predictions beside what others measured (``published_runs.yaml``). Meta's rows
+Only arithmetic is done: predictions are compared with what others measured (``published_runs.yaml``). Meta's rows
 are predicted from data sheets and published measurements of matmuls, attention and collectives alone. For
 torchtitan and gpt-fast a few factors of their software are fitted: every row is predicted with factors fitted
 to the other half of the rows, and to be harder, each family of rows with factors fitted to the others."""
@@ -80,7 +80,7 @@ def sizes_receipt(commit: bool) -> None:
     values: Values = {}
     for name, config in SIZES.items():
         values[f"{name} parameters"] = (config.n_params, "parameters")
-        values[f"{name} KV a token, bf16"] = (config.kv_nbytes_per_token(), "bytes")
+        values[f"{name} KV per token, bf16"] = (config.kv_nbytes_per_token(), "bytes")
         for form, nbytes in block_formats(config).items():
             values[f"{name} {form}"] = (nbytes, "bytes")
     computed = shard_files.computed_405b()
@@ -100,7 +100,7 @@ def meta_receipt(commit: bool) -> None:
     """Layouts, GPU hours, the rank of Meta's own layouts."""
     values: Values = {}
     predicted = []
-    print(f"\nMeta, table 4, from hardware data alone; a constant {100 * GUESSED_MFU:.0f} % beside")
+    print(f"\nMeta, table 4, from hardware data alone; a constant {100 * GUESSED_MFU:.0f} % for comparison")
     for index, row in enumerate(published.META):
         machine = machines.find_machine(f"{row.devices}xH100")
         found = model_flops_utilization(row.job, machine, predict_step(row.job, row.layout, machine).seconds)
@@ -372,19 +372,19 @@ def main() -> None:
     fitted_receipt(
         commit,
         "plan-torchtitan",
-        "torchtitan's published runs: tokens a second and GPU",
+        "torchtitan's published runs: tokens per second and GPU",
         published.TITAN,
         titan,
         TITAN_START,
         dict.fromkeys(TITAN_START, 1.0),
         None,
         lambda row: row.size if "H200" not in row.machine else "H200",
-        "tokens/s a GPU",
+        "tokens/s per GPU",
     )
     fitted_receipt(
         commit,
         "plan-gptfast",
-        "gpt-fast's published decode rates: tokens a second of one sequence",
+        "gpt-fast's published decode rates: tokens per second of one sequence",
         published.GPT_FAST,
         fast,
         FAST_START,

@@ -4,7 +4,7 @@ leak`.
     python bench/plan_speed.py        # about a minute
 
 The first one begins with an empty cache folder, so it builds the native kernels as well as measuring the
-machine; what measuring alone takes stands beside it. Each verb runs as a process of its own, as a shell would
+machine; the measuring alone is reported as well. Each verb runs as a process of its own, as a shell would
 run it.
 """
 
@@ -24,11 +24,11 @@ from herd.report.receipt import Value
 
 ROUNDS = 5
 COLD, WARM = 45.0, 1.0
-"""Seconds allowed for the first `herd plan`, and for what needs no measuring."""
+"""Seconds allowed for the first `herd plan`, and for a call that measures nothing."""
 
 
 def seconds(verb: list[str], cache: str) -> float:
-    """Seconds of ``herd VERB`` from start to end; what it prints goes nowhere."""
+    """Return the seconds that ``herd VERB`` takes from start to end."""
     began = time.perf_counter()
     words = [sys.executable, "-m", "herd", *verb]
     subprocess.run(words, env=os.environ | {"HERD_CACHE": cache}, check=True, capture_output=True)
@@ -54,9 +54,9 @@ def main() -> None:
     save_receipt(
         "plan-speed",
         commit=args.commit,
-        what="seconds until the planner answers: the first time, from the saved profile, and the claims of the news",
+        what="seconds until the planner answers: first call, with a saved profile, herd plan leak",
         values=values,
-        notes=f"Medians of {ROUNDS}, lowest and highest beside. The first time builds the native kernels too.",
+        notes=f"Medians of {ROUNDS}, with the lowest and the highest. The first time builds the native kernels too.",
     )
 
 

@@ -1,4 +1,5 @@
-"""Load the runs that others measured and published (``published_runs.yaml``): data to check the planner with."""
+"""Load the runs that others measured and published (``published_runs.yaml``): data to check the planner
+with."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ _MODELS |= {f"Llama 3.1 {size}": config for size, config in SIZES.items()}
 _WEIGHTS = {"bf16": BF16, "int8": INT8, "int4": INT4_G32}
 
 DAYS, UNEXPECTED, PLANNED = (_DATA["interruptions"][name] for name in ("days", "unexpected", "planned"))
-"""Days that Meta watched on 16,384 GPUs, and the interruptions in them; "higher than 90 % effective training time"."""
+"""Days that Meta watched on 16,384 GPUs, and the interruptions in them; "higher than 90 % effective training
+time"."""
 
 
 @dataclass(frozen=True)

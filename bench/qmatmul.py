@@ -1,10 +1,11 @@
-"""Products with quantized weights: how exact, how fast. Writes receipts ``kernel-accuracy`` and ``qmatmul``.
+"""Measure the error and the speed of products with quantized weights (receipts kernel-accuracy and qmatmul).
 
     python bench/qmatmul.py [--rounds 7]
 
-Decoding (1 and 8 tokens) reads every weight once, so it is told as bytes of blocks a second, beside a loop that does
-nothing but read, in turns with it. Reading in a prompt (512 tokens) is told as operations a second, a multiply-add
-being two. Matrices are random ones of an 8B model's shapes, as many in a row as are far beyond any cache.
+Decoding (1 and 8 tokens) reads every weight once, so its speed is given in bytes of blocks per second and
+compared, in turns, with a loop that only reads memory. The speed of prefill (512 tokens) is given in
+operations per second; a multiply-add is two. The matrices are random and have the shapes of an 8B model;
+there are so many of them that no cache can hold them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def seconds(work: Callable[[], object]) -> float:
 def accuracy(
     format: Format, name: str, D: int = 4096, R: int = 512, N: int = 64
 ) -> dict[str, tuple[float, str]]:
-    """Errors relative to the result's size: of the kernel on its own codes, and of rounding activations to them."""
+    """Errors relative to the result's size: of the kernel on its own codes, and of rounding activations to
+    them."""
     rows_RB = random_rows((R, D), format, SEED)
     x_ND = torch.randn(N, D, generator=torch.Generator().manual_seed(SEED))
     codes, scales = round_activations(x_ND)
@@ -57,7 +59,8 @@ def accuracy(
 
 
 def speed(format: Format, R: int, D: int, rounds: int, reader: MemoryReader, name: str) -> dict[str, Value]:
-    """GB/s of 1 and 8 tokens, their shares of the read bandwidth, GOP/s of a prompt; medians with their extremes."""
+    """GB/s of 1 and 8 tokens, their shares of the read bandwidth, GOP/s of a prompt; medians with their
+    extremes."""
     rows_RB = random_rows((R, D), format, SEED)
     tiles = [interleave(rows_RB, format.code) for _ in range(1 + SET_BYTES // rows_RB.nbytes)]
     x_PD = torch.randn(PROMPT, D)

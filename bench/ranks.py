@@ -1,9 +1,10 @@
-"""One rank, two replicas, two shards: the same tokens must give the same losses.
+"""Check that one process, two replicas and two shards compute the same losses from the same tokens.
 
     python bench/ranks.py
 
-Trains a 1.3 M-parameter Llama in fp32 for 8 steps three times: in one process, and in two under ``torchrun`` as DDP and
-as FSDP2 (gloo, CPU); packed rows with uneven numbers of trained tokens, gradient accumulation, clipping, decay to zero.
+A Llama of 1.3M parameters is trained in fp32 for 8 steps three times: in one process, and in two under
+``torchrun`` as DDP and as FSDP2 (gloo, CPU), with packed rows that have different numbers of trained tokens,
+gradient accumulation, clipping, and decay to zero.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ CONFIG = TrainConfig(
 
 
 class Rows:
-    """Rows that count upwards, quick to learn; row r is two packed documents and trains its last 16 to 128 tokens."""
+    """Rows that count upwards, quick to learn; row r is two packed documents and trains its last 16 to 128
+    tokens."""
 
     def batch(self, position: int, count: int) -> Batch:
         start = torch.arange(position, position + count)[:, None] * 37

@@ -1,7 +1,7 @@
-"""Write the tables of README.md and docs/checks.md from the receipts; with a run, first take its numbers and picture.
+"""Write the tables of README.md and docs/checks.md from the committed receipts.
 
-python bench/readme.py                 # tables only, of receipts that git knows (git add them)
-python bench/readme.py runs/full       # also bench/receipts/raise-MODE.json and docs/img/report-*.svg
+python bench/readme.py                 # tables only, of the receipts that git knows (git add them) python
+bench/readme.py runs/full       # first also write bench/receipts/raise-MODE.json and docs/img/report-*.svg
 python bench/readme.py --check         # say whether they are up to date, change nothing
 """
 
@@ -34,7 +34,7 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "checks.md")
 
 
 def sizes_table() -> str:
-    """The published models, exact."""
+    """Return the table of the published models with their exact sizes."""
     rows = [
         [
             f"Llama {'3.2' if config.tie_embeddings else '3.1'} **{name}**",
@@ -62,7 +62,7 @@ def sizes_table() -> str:
 
 
 def picture() -> str:
-    """The picture of the run, light or dark as the reader likes it; nothing before there is one."""
+    """Return the picture of the run for light and dark mode; nothing if there is none yet."""
     if not (ROOT / "docs" / "img" / "report-light.svg").exists():
         return ""
     return (
@@ -73,14 +73,15 @@ def picture() -> str:
 
 
 def tracked() -> set[str] | None:
-    """Names of the receipts that git knows, so that a README never shows what its commit lacks; None outside git."""
+    """Names of the receipts that git knows, so that a README never shows what its commit lacks; None outside
+    git."""
     words = ["git", "ls-files", "--", "bench/receipts"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     return {Path(line).name for line in done.stdout.splitlines()} if done.returncode == 0 else None
 
 
 def tables() -> dict[str, str]:
-    """Every table a marker may name."""
+    """Return every table that a marker may name."""
     known = tracked()
     receipts = read_receipts(COMMITTED)
     receipts = {
@@ -100,7 +101,7 @@ def tables() -> dict[str, str]:
 
 
 def take(folder: Path) -> None:
-    """A run's numbers into a receipt, unless it has them already, and its picture into docs/img."""
+    """Write a run's receipt, unless its numbers are the same, and its picture into docs/img."""
     run = load_run(folder)
     mode = run.plan.get("mode", "run")
     seed = run.plan.get("seed")
@@ -132,7 +133,7 @@ def main(words: list[str]) -> int:
         if (new := fill(text, filled)) == text:
             continue
         if check:
-            print(f"{page.relative_to(ROOT)} is behind its receipts: run make readme", file=sys.stderr)
+            print(f"{page.relative_to(ROOT)} is older than its receipts: run make readme", file=sys.stderr)
             behind = 1
         else:
             write_atomically(page, new)

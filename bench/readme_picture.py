@@ -1,7 +1,8 @@
-"""The picture of a run for a README: family tree, loss curves and scores in one SVG, once for light and once for dark.
+"""Draw a run for the README: family tree, loss curves and scores in one SVG, for light and for dark mode.
 
-GitHub shows SVG files as images, which see neither the page's style sheet nor, reliably, the reader's colour scheme; so
-each file carries its own background and styles, with every colour written out, and the README chooses by ``<picture>``.
+GitHub shows SVG files as images, which see neither the page's style sheet nor, reliably, the reader's colour
+scheme. So each file has its own background and styles with every colour written out, and the README chooses
+by ``<picture>``.
 """
 
 from __future__ import annotations

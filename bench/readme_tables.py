@@ -1,11 +1,11 @@
-"""Tables of a README, generated: between two markers stands what the receipts say, and nothing is typed by hand.
+"""Make the tables of the README and of docs/checks.md: their content comes from receipts, nothing is typed.
 
     <!-- herd:table NAME -->
     ...replaced...
     <!-- herd:end -->
 
-`fill` puts a table between the markers of its name; a test calls it on the committed README and finds nothing to
-change. A run becomes a receipt by `run_values`, so that its numbers are committed although the run itself is not.
+`fill` puts a table between the markers with its name; a test checks that the committed pages are up to date.
+`run_values` turns a run into a receipt, so that its numbers are committed although the run itself is not.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ _NONE = "–"
 
 
 def fill(text: str, tables: Mapping[str, str]) -> str:
-    """``text`` with every marked table replaced. `ReportError` for a name without a table or a marker left open."""
+    """``text`` with every marked table replaced. `ReportError` for a name without a table or a marker left
+    open."""
     if text.count("<!-- herd:table ") != len(_MARKED.findall(text)):
         raise ReportError("a table's marker is not closed: end it with <!-- herd:end -->")
 
@@ -50,8 +51,8 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
 
 
 def summary_table(receipts: Mapping[str, Receipt]) -> str:
-    """One line for every receipt that had to pass bars: how many it reached, and the first number that fell short, or
-    else its first one."""
+    """One line for every receipt that had to pass bars: how many it reached, and the first number that fell
+    short, or else its first one."""
     rows: list[list[str]] = []
     for name, receipt in receipts.items():
         barred = _barred(receipt)
@@ -67,7 +68,8 @@ def summary_table(receipts: Mapping[str, Receipt]) -> str:
 
 
 def checks_table(receipts: Mapping[str, Receipt], folder: str = "bench/receipts") -> str:
-    """Every receipt that had to pass a bar: what was measured and where to look, then its numbers with their bars."""
+    """Every receipt that had to pass a bar: what was measured and where to look, then its numbers with their
+    bars."""
     rows: list[list[str]] = []
     for name, receipt in receipts.items():
         barred = _barred(receipt)
@@ -85,11 +87,11 @@ def _barred(receipt: Receipt) -> dict[str, Value]:
 
 
 _FAMILY = ("bpb", "kl", "top1", "needle", "tool_use", "code_pass")
-"""Scores with a column in a README; a run's page shows all."""
+"""Scores with a column in the README; the page of a run shows all."""
 
 
 def family_table(receipt: Receipt | None) -> str:
-    """Model × main scores of a run's receipt, each with its 95 % interval."""
+    """Return the main scores by model from a run's receipt, each with its 95 % interval."""
     if receipt is None:
         return "*Not measured yet.*"
     keys = [key.partition("/") for key in receipt.values]
@@ -115,7 +117,7 @@ def family_table(receipt: Receipt | None) -> str:
 
 
 def stages_table(receipt: Receipt | None) -> str:
-    """Stage × time, tokens, compute, memory of a run's receipt, measured beside predicted."""
+    """Return time, tokens, compute and memory by stage from a run's receipt, measured and predicted."""
     if receipt is None:
         return "*Not measured yet.*"
     stages = [key.removesuffix("/seconds") for key in receipt.values if key.endswith("/seconds")]
@@ -146,8 +148,8 @@ def stages_table(receipt: Receipt | None) -> str:
 
 
 def plan_table(receipts: Mapping[str, Receipt]) -> str:
-    """Predicted against real: Meta's runs one by one, with what a constant MFU would have said beside; the runs that
-    others published, and those of this machine, by their errors."""
+    """Predicted against real: Meta's runs one by one, with what a constant MFU would have said beside; the
+    runs that others published, and those of this machine, by their errors."""
     rows = [*_meta_rows(receipts.get("plan-meta"))]
     for name, what in (
         ("plan-torchtitan", "torchtitan’s published runs"),
@@ -158,11 +160,11 @@ def plan_table(receipts: Mapping[str, Receipt]) -> str:
     rows += _here_rows(receipts.get("plan-here"))
     if not rows:
         return "*Not measured yet.*"
-    return markdown(["what", "real", "predicted", "error", "beside"], rows)
+    return markdown(["what", "real", "predicted", "error", "for comparison"], rows)
 
 
 def _meta_rows(receipt: Receipt | None) -> Iterator[list[str]]:
-    """MFU by layout and GPU hours by size."""
+    """Yield the rows of MFU by layout and of GPU hours by size."""
     values = {} if receipt is None else {key: float(value.value) for key, value in receipt.values.items()}
     for key, found in values.items():
         if match := re.fullmatch(r"(MFU \d+): (.+)", key):
@@ -186,22 +188,22 @@ def _meta_rows(receipt: Receipt | None) -> Iterator[list[str]]:
 
 
 def _fitted_row(what: str, receipt: Receipt) -> list[str]:
-    """Errors on the half that was not fitted."""
+    """Return the row of errors on the half that was not fitted."""
     values = {key: float(value.value) for key, value in receipt.values.items()}
     errors = [abs(value) for key, value in values.items() if key.endswith(": error")]
     error = f"median {fixed(statistics.median(errors), 1)} %, worst {fixed(max(errors), 1)} %"
-    beside = f"nothing fitted: median {fixed(values['median error, nothing fitted'], 1)} %"
+    comparison = f"nothing fitted: median {fixed(values['median error, nothing fitted'], 1)} %"
     return [
         f"{what}, {len(errors)} rows, each fitted on the other half: tokens/s",
         _NONE,
         _NONE,
         error,
-        beside,
+        comparison,
     ]
 
 
 def _here_rows(receipt: Receipt | None) -> Iterator[list[str]]:
-    """This machine: bytes of tensors, peak memory, time, each over all configurations."""
+    """Yield the rows of this machine: bytes of tensors, peak memory and time over all configurations."""
     values = {} if receipt is None else {key: float(value.value) for key, value in receipt.values.items()}
     for ending, what in (
         ("tensors error", "bytes of tensors"),
@@ -217,12 +219,12 @@ def _here_rows(receipt: Receipt | None) -> Iterator[list[str]]:
 
 
 def _signed(share: float) -> str:
-    """+13.9 %, −4.0 %."""
+    """Format a share as +13.9 % or −4.0 %."""
     return f"{'+' if share >= 0 else ''}{fixed(100 * share, 1)} %"
 
 
 def run_values(run: Run) -> dict[str, Value]:
-    """A run's numbers as values of a receipt, keyed ``model/score`` and ``stage/cost``."""
+    """Return a run's numbers as values of a receipt, with the keys ``model/score`` and ``stage/cost``."""
     values: dict[str, Value] = {}
     for stage in run.stages:
         if stage.model_name and stage.n_params:
@@ -258,7 +260,7 @@ def run_values(run: Run) -> dict[str, Value]:
 
 
 def shown(value: Value) -> str:
-    """A value with its unit and interval for a README's cell."""
+    """Format a value with its unit and interval."""
     if isinstance(value.value, bool):
         return "yes" if value.value else "no"
     if isinstance(value.value, str):

@@ -1,17 +1,19 @@
-"""What speculation brings. Two measurements, each with its receipt.
+"""Measure what speculative decoding gains. There are two measurements, each with its receipt.
 
-    python bench/speculation.py forced                               # 8B shape, a draft of 1B shape, q4, random weights
-    python bench/speculation.py forced --size 1B --layers 8 --draft-layers 2                          # a smaller one
+    python bench/speculation.py forced                     # 8B shape, a draft of 1B shape, q4, random weights
+    python bench/speculation.py forced --size 1B --layers 8 --draft-layers 2              # a smaller one
     python bench/speculation.py student runs/demo/instruct runs/demo/student
 
-forced: the speed-up over plain greedy decoding, beside the formula. Random weights never agree, so the draft is told
-what is right: it runs its forwards as ever, and then its guess is replaced by the model's own next token (known from a
-plain run before) or by a wrong one. Of every 20 guesses looked at exactly a share of 0.6 or 0.8 is right, in shuffled
-order. Plain decoding, the draft's step, the check of k + 1 rows and speculation take turns. The formula of Leviathan et
-al. takes that check for one step; it is printed beside ours, which takes it as measured.
+forced: the speed-up over plain greedy decoding, compared with the formula. Random models never agree, so the
+acceptance rate is forced: the draft model runs as usual, and then its token is replaced by the model's own
+next token (known from plain decoding) or by a wrong one. Of every 20 verified draft tokens exactly the given
+share is right, in shuffled order. Plain decoding, the draft's step, the verification of k + 1 rows and
+speculation take turns. The formula of Leviathan et al. assumes that verification costs one step; it is
+printed next to ours, which takes the measured cost.
 
-student: a real pair, sampled at temperature 1. Of the guesses looked at, a share of 1 - TV(model, draft), averaged over
-their places, should stay. TV is computed apart, from full forwards of both models over the finished answers.
+student: a real pair of models, sampled at temperature 1. The share of verified draft tokens that are accepted
+should be 1 - TV(model, draft), averaged over their places. TV is computed separately, from full forward
+passes of both models over the finished answers.
 """
 
 from __future__ import annotations
@@ -49,11 +51,11 @@ PROMPT_TOKENS = 128
 BAR = 0.10
 
 
-# Forced acceptance ---------------------------------------------------------------------------------------------------
+# Forced acceptance ------------------------------------------------------------------------------------------
 
 
 class ForcedDraft(ModelDraft):
-    """Guesses as `ModelDraft` does, at its full cost, and then says what it is told."""
+    """A draft that runs as `ModelDraft` does, at its full cost, and then returns forced tokens."""
 
     def __init__(
         self, model: LlamaLM, context: int, answer: abc.Sequence[int], acceptance: float, seed: int
@@ -67,7 +69,7 @@ class ForcedDraft(ModelDraft):
         picked = super()._pick(hidden_BD, states)
         (state,) = picked
         place, first = state.sequence.n_new + len(state.draft.tokens) - 1, len(state.draft.tokens) == 1
-        self._right = (first or self._right) and self._verdict()  # behind a wrong guess nothing is looked at
+        self._right = (first or self._right) and self._verdict()  # nothing after a wrong token is verified
         state.draft.tokens[-1] = self._answer[place] if self._right else self._answer[place] ^ 1
         return picked
 
@@ -79,33 +81,34 @@ class ForcedDraft(ModelDraft):
 
 
 class FreeDraft:
-    """Always right, at no cost: what remains is the check."""
+    """A draft that is always right at no cost, so that only verification is measured."""
 
     def __init__(self, answer: abc.Sequence[int]) -> None:
         self._answer = answer
 
     def propose(self, rows: abc.Sequence[Sequence], most: abc.Sequence[int]) -> list[DraftTokens | None]:
-        """The answer itself."""
+        """Return the answer itself."""
         return [
             DraftTokens(list(self._answer[row.n_new : row.n_new + n]))
             for row, n in zip(rows, most, strict=True)
         ]
 
     def forget(self, row: Sequence) -> None:
-        """Nothing is kept."""
+        """Do nothing: there is no state."""
 
 
 def speed_up(acceptance: float, k: int, draft_cost: float, verify_cost: float = 1.0) -> float:
-    """Expected speed-up over plain decoding with k draft tokens per round (Leviathan et al., arXiv 2211.17192).
+    """Expected speed-up over plain decoding with k draft tokens per round (Leviathan et al., arXiv
+    2211.17192).
 
-    ``draft_cost`` is a draft's forward, ``verify_cost`` the forward over k + 1 tokens, both in plain decode steps; the
-    paper takes the latter for 1.
+    ``draft_cost`` is a draft's forward, ``verify_cost`` the forward over k + 1 tokens, both in plain decode
+    steps; the paper takes the latter for 1.
     """
     return tokens_per_round(acceptance, k) / (verify_cost + k * draft_cost)
 
 
 def forced(args: argparse.Namespace) -> None:
-    """Speed-up at forced acceptance beside the formula."""
+    """Measure the speed-up at a forced acceptance rate and compare it with the formula."""
     model = random_model(args.size, args.layers, args.quant, args.seed)
     small = random_model(args.draft_size, args.draft_layers, args.quant, args.seed + 1)
     prompt = torch.randint(
@@ -132,16 +135,16 @@ def forced(args: argparse.Namespace) -> None:
 
         return measure
 
-    def guessed(draft: ForcedDraft | FreeDraft) -> Engine:
+    def speculating(draft: ForcedDraft | FreeDraft) -> Engine:
         return Engine(model, None, max_context=context, draft=draft, draft_tokens=k)
 
     turns = {
         "plain": turn("plain", plain),
         "draft": turn("draft", Engine(small, None, max_context=context)),
-        "check": turn("check", guessed(FreeDraft(answer)), a_round=True),
+        "check": turn("check", speculating(FreeDraft(answer)), a_round=True),
     }
     for a in args.acceptance:
-        turns[f"{a:g}"] = turn(f"{a:g}", guessed(ForcedDraft(small, context, answer, a, args.seed)))
+        turns[f"{a:g}"] = turn(f"{a:g}", speculating(ForcedDraft(small, context, answer, a, args.seed)))
     seconds = alternate(turns, args.rounds, lambda done, of: print(f"\r{done}/{of}", end="", file=sys.stderr))
     print(file=sys.stderr)
     for name, completions in found.items():
@@ -154,7 +157,7 @@ def forced(args: argparse.Namespace) -> None:
         "plain": (middle["plain"], "s/token"),
         "draft_step": (middle["draft"], "s"),
         "check_of_k_plus_1": (middle["check"], "s"),
-        "k": (k, "guesses"),
+        "k": (k, "draft tokens"),
         "c": (draft_cost, "plain steps"),
         "verify_cost": (verify_cost, "plain steps"),
     }
@@ -186,7 +189,7 @@ def forced(args: argparse.Namespace) -> None:
         f"random {args.quant}: speed-up over plain greedy decoding at forced acceptance, medians of paired ratios",
         values=values,
         seed=args.seed,
-        notes=f"{args.tokens} tokens a turn after a prompt of {PROMPT_TOKENS}, {args.rounds} rounds, "
+        notes=f"{args.tokens} tokens per turn after a prompt of {PROMPT_TOKENS}, {args.rounds} rounds, "
         f"{torch.get_num_threads()} threads; the formula is (1 - a^(k+1)) / ((1 - a) (verify_cost + k c))",
     )
 
@@ -198,29 +201,29 @@ def random_model(size: str, layers: int | None, quant: str, seed: int) -> LlamaL
 
 
 def shape(size: str, layers: int | None) -> str:
-    """How it is called."""
+    """Return the name of the shape."""
     return f"{size} shape" if layers is None else f"{size} shape with {layers} layers"
 
 
-# A real pair ---------------------------------------------------------------------------------------------------------
+# A real pair ------------------------------------------------------------------------------------------------
 
 
 class WatchedDraft(ModelDraft):
-    """Keeps what it guessed: (number of the request, tokens known, guesses)."""
+    """A draft that keeps its tokens as (number of the request, tokens known, draft tokens)."""
 
     def __init__(self, model: LlamaLM, n_tokens: int, pages: int, context: int, kind: str) -> None:
         super().__init__(model, n_tokens, pages, context, kind)
         self.seen: list[tuple[int, int, list[int]]] = []
 
     def propose(self, rows: abc.Sequence[Sequence], most: abc.Sequence[int]) -> list[DraftTokens | None]:
-        """As ever."""
-        guesses = super().propose(rows, most)
-        self.seen += [(r.number, len(r.tokens), g.tokens) for r, g in zip(rows, guesses, strict=True) if g]
-        return guesses
+        """Propose tokens as `ModelDraft` does, and keep them."""
+        drafts = super().propose(rows, most)
+        self.seen += [(r.number, len(r.tokens), g.tokens) for r, g in zip(rows, drafts, strict=True) if g]
+        return drafts
 
 
 def student(args: argparse.Namespace) -> None:
-    """Acceptance of a real student beside 1 - TV."""
+    """Compare the acceptance rate of a real student with 1 - TV."""
     model, small = (
         load_model(folder).float().eval().requires_grad_(False) for folder in (args.model, args.draft)
     )
@@ -239,10 +242,10 @@ def student(args: argparse.Namespace) -> None:
         [*r.prompt_ids, *d.ids, *([] if d.stop_id is None else [d.stop_id])]
         for r, d in zip(requests, done, strict=True)
     ]
-    places: dict[int, list[int]] = {}  # of the guesses that were looked at
+    places: dict[int, list[int]] = {}  # of the draft tokens that were verified
     kept = 0
-    for number, start, guesses in draft.seen:
-        followed = [a == b for a, b in zip(guesses, whole[number][start:], strict=False)]
+    for number, start, drafted in draft.seen:
+        followed = [a == b for a, b in zip(drafted, whole[number][start:], strict=False)]
         n_kept = (*followed, False).index(False)
         kept += n_kept
         places.setdefault(number, []).extend(range(start, start + min(n_kept + 1, len(followed))))
@@ -255,19 +258,19 @@ def student(args: argparse.Namespace) -> None:
         x for number, at in places.items() for x in overlap(model, small, whole[number], at, tokenizer, args)
     ]
     expected = statistics.fmean(overlaps)
-    # kept guesses are draws with these probabilities, one after another
+    # accepted tokens are independent draws with these probabilities
     sigma = sum(x * (1 - x) for x in overlaps) ** 0.5 / judged
     measured = kept / judged
     off = (measured - expected) / sigma
     n_tokens, n_rounds = sum(len(d.ids) for d in done), len(draft.seen)
     print(
-        f"{len(requests)} answers, {judged} guesses looked at: kept {measured:.4f}, 1 - TV {expected:.4f} "
-        f"+- {1.96 * sigma:.4f} (95 %), {off:+.2f} sigma; {n_tokens / max(1, n_rounds):.2f} tokens a round"
+        f"{len(requests)} answers, {judged} draft tokens verified: accepted {measured:.4f}, 1 - TV {expected:.4f} "
+        f"+- {1.96 * sigma:.4f} (95 %), {off:+.2f} sigma; {n_tokens / max(1, n_rounds):.2f} tokens per round"
     )
     save_receipt(
         "speculation-student",
         commit=args.commit,
-        what="speculation with a real student as draft: share of guesses that stay, beside 1 - TV of the pair",
+        what="speculation with a real student as draft: acceptance rate compared with 1 - TV",
         values={
             "acceptance": Value(
                 measured,
@@ -278,12 +281,12 @@ def student(args: argparse.Namespace) -> None:
                 passed=abs(off) <= 1.96,
             ),
             "one_minus_tv": (expected, "1"),
-            "judged": (judged, "guesses"),
-            "tokens_a_round": (n_tokens / max(1, n_rounds), "tokens"),
+            "judged": (judged, "draft tokens"),
+            "tokens_per_round": (n_tokens / max(1, n_rounds), "tokens"),
             "draft_parameters": (small.config.n_params / model.config.n_params, "of the model's"),
         },
         seed=args.seed,
-        notes=f"temperature {args.temperature:g}, {args.draft_tokens} guesses a round, held-out dialogs",
+        notes=f"temperature {args.temperature:g}, {args.draft_tokens} draft tokens per round, held-out dialogs",
     )
 
 
@@ -296,7 +299,7 @@ def overlap(
     tokenizer: Tokenizer,
     args: argparse.Namespace,
 ) -> list[float]:
-    """1 - TV of the two distributions of the token at each of these places."""
+    """Return 1 - TV of the two distributions of the token at each of these places."""
     rows = [place - 1 for place in places]
     sampling = Sampling(temperature=args.temperature)
     p, q = (

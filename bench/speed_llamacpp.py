@@ -1,17 +1,18 @@
-"""Herd beside llama.cpp on the same blocks, 8B shape, whole model, taking turns.
+"""Compare Herd with llama.cpp on the same blocks of a whole model of 8B shape, in turns.
 
     make rivals                                    # llama-cpp-python from its source, in .venv-rivals
     python bench/speed_llamacpp.py q4              # then q8, q4k: decode at 128 tokens and prefill of 512
     python bench/speed_llamacpp.py q4 --batch 16   # sixteen sequences at once
     python bench/speed_llamacpp.py q4 --layers 4 --context 32768 --kv int8     # attention: 32k tokens, 4 layers
-    ... --rounds 5 --steps 8 --layers 32           # five minutes at most on two cores; each writes a receipt of its own
+    ... --rounds 5 --steps 8 --layers 32           # at most five minutes on two cores; one receipt each
 
-Weights are random, seeded, of the true shape; llama.cpp reads the very same blocks from a GGUF file (without a
-vocabulary: none is needed to decode ids), which stays in --work for the next time. A turn is a prefill, or the median
-of some decode steps; a ratio is the median of the rounds' ratios, so it is not quite that of the medians beside it. The
-speed of the memory is measured in the same rounds. Herd samples greedily and goes through its engine; llama.cpp only
-decodes, as in its own llama-bench. A prompt of 32k, which would take llama.cpp an hour, it reads in pieces that see
-themselves only; Herd reads it whole. What the measured steps read is the same.
+Weights are random and seeded. llama.cpp reads the same blocks from a GGUF file (without a vocabulary, which
+decoding ids does not need), which stays in --work for the next time. A turn is a prefill, or the median of
+some decode steps. A ratio is the median of the rounds' ratios, so it is not exactly the ratio of the printed
+medians. The speed of the memory is measured in the same rounds. Herd samples greedily and goes through its
+engine; llama.cpp only decodes, as in its own llama-bench. A prompt of 32k tokens, which would take llama.cpp
+an hour, it reads in pieces that attend only to themselves; Herd reads it whole. The measured steps read the
+same amount in both.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def verdicts(record: dict, quant: str, batched: bool, long: bool) -> dict[str, V
         values[f"{name}: ratio"] = ratio(bar="≥ 1.5", passed=rival["ratio"] >= 1.5)
         values[f"{name}: share of read bandwidth"] = Value(share, "1", bar="≥ 0.7", passed=share >= 0.7)
     else:
-        # where the memory has much more to give than the rival draws, the bar is the rival; else it is the memory
+        # where the memory has much more to give than the rival draws, the bar is the rival; else it is the
+        # memory
         room = record["read_bandwidth"] / rival["bytes_per_second"]
         share, least = record["share_of_bandwidth"], 0.88
         wide = room >= 1.35
@@ -76,7 +78,7 @@ def verdicts(record: dict, quant: str, batched: bool, long: bool) -> dict[str, V
         values[f"{name}: ratio"] = ratio(bar="≥ 1.2", passed=rival["ratio"] >= 1.2) if wide else ratio()
         bar, passed = (None, None) if wide else (f"≥ {least}", share >= least)
         values[f"{name}: share of read bandwidth"] = Value(share, "1", bar=bar, passed=passed)
-    values[f"{name}: bytes read a step"] = Value(record["nbytes"], "bytes")
+    values[f"{name}: bytes read per step"] = Value(record["nbytes"], "bytes")
     values[f"{name}: herd, memory"] = Value(record["bytes_per_second"] / 1e9, "GB/s")
     values[f"{name}: llama.cpp, memory"] = Value(rival["bytes_per_second"] / 1e9, "GB/s")
     values["read bandwidth"] = Value(record["read_bandwidth"] / 1e9, "GB/s")

@@ -1,16 +1,17 @@
-"""Does teaching pay? The pruned and distilled student against its control, over seeds, at equal tokens and equal FLOPs.
+"""Compare a pruned and distilled student with its control, over seeds, at equal tokens and at equal FLOPs.
 
     python bench/students.py runs/full          # about 15 minutes on two cores
 
-Uses the teacher, the shards and the plan of a finished `herd raise`. For each seed (its own data order, dialogs and
-random weights) three arms of one architecture are trained with the same settings:
+Uses the teacher, the shards and the plan of a finished `herd raise`. For each seed (data order, dialogs and
+random weights) three arms of the same architecture are trained with the same settings:
 
-* student: cut out of the instruct model by importance, forward KL on its logits;
+* student: pruned from the instruct model by importance, trained with forward KL on its logits;
 * control: random weights, cross-entropy, the same tokens in the same order;
-* control at equal FLOPs: the same with as many more tokens as the student's teacher forwards cost.
+* control at equal FLOPs: the same with the additional tokens that the student's teacher forwards would pay
+for.
 
-Compared are bits per byte on held-out text, paired by document; the interval resamples documents of all seeds. Arms
-that are done are kept in the run's folder, so the command may be stopped and started again.
+Bits per byte on held-out text are compared, paired by document; the interval resamples the documents of all
+seeds. Finished arms are kept in the run's folder, so the command can be interrupted and resumed.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Is the tokenizer exactly tiktoken's and `tokenizers`', on every sentence of the real data in ten languages?
-
-Meta's ranks are loaded three times, independently: by Herd, by tiktoken's own loader, and as the `tokenizer.json` that
-Herd derives, read by Hugging Face's `tokenizers`. Every sentence must have the same ids in all three and come back
-exactly. Speed is measured in the same run, alternating, one thread each.
+"""Compare the tokenizer with tiktoken and `tokenizers` on every sentence of real data in ten languages.
 
     python bench/tokenizer.py            # about a minute
+
+Meta's ranks are loaded three times, independently: by Herd, by tiktoken's own loader, and by Hugging Face's
+`tokenizers` from the `tokenizer.json` that Herd writes. Every sentence must have the same ids in all three
+and decode to itself. Speed is measured in the same run, alternating, on one thread each.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROUNDS = 3
 
 
 def sentences(data: Path) -> dict[str, list[str]]:
-    """All lines of the real data by language."""
+    """Return all lines of the real data by language."""
     found: dict[str, list[str]] = defaultdict(list)
     sources = [(path.stem, path) for path in sorted((data / "ud_pud_parallel").glob("??.txt"))]
     sources += [
@@ -49,7 +49,7 @@ def sentences(data: Path) -> dict[str, list[str]]:
 
 
 def seconds(encode: Callable[[str], object], texts: Iterable[str]) -> float:
-    """Wall time of encoding all texts one after another."""
+    """Return the wall time of encoding all texts one after another."""
     start = time.perf_counter()
     for text in texts:
         encode(text)
@@ -84,7 +84,7 @@ def main() -> None:
         size = sum(len(text.encode()) for text in texts)
         n_sentences, n_bytes = n_sentences + len(texts), n_bytes + size
         values[f"bytes_per_token_{language}"] = Value(round(size / n_tokens, 3), "bytes/token")
-        print(f"{language}: {len(texts):7d} sentences, {size / n_tokens:.2f} bytes a token")
+        print(f"{language}: {len(texts):7d} sentences, {size / n_tokens:.2f} bytes per token")
         sample = texts[:2000]
         for _ in range(ROUNDS):
             times["herd"] += seconds(ours.encode, sample)
@@ -105,7 +105,7 @@ def main() -> None:
     save_receipt(
         "tokenizer",
         commit=options.commit,
-        what="Herd's tokenizer with Meta's ranks against tiktoken and against its own tokenizer.json, in ten languages",
+        what="Herd's tokenizer with Meta's ranks, tiktoken, and its own tokenizer.json in ten languages",
         values=values,
         rivals={"tiktoken": tiktoken.__version__, "tokenizers": tokenizers.__version__},
         notes="time_vs_*: encoding sentence by sentence on one thread, alternated in one run; below 1 is faster.",

@@ -1,15 +1,16 @@
-"""Training throughput and memory beside `transformers` + fused AdamW, on the CPU, alternated in one run.
+"""Compare training speed and memory with `transformers` + fused AdamW on the CPU, alternating in one run.
 
-    python bench/train_throughput.py            # about 12 minutes on two cores; --resume skips the rival's tournament
+    python bench/train_throughput.py       # about 12 minutes on two cores; --resume skips the choice of settings
 
-The model: D 512, F 1408, 8 layers, 8 query and 4 KV heads, untied, 32,000 words; a step is 8 x 512 tokens, forward,
-backward, clipping at norm 1 and an AdamW update, fp32 weights and moments on both sides.
+The model: D 512, F 1408, 8 layers, 8 query and 4 KV heads, untied, 32,000 words. A step is 8 x 512 tokens:
+forward, backward, clipping at norm 1 and an AdamW update, with fp32 weights and moments on both sides.
 
-First the rival chooses its weapons: `LlamaForCausalLM` (SDPA attention) eager and under torch.compile with several
-settings, in fp32 and bf16 autocast, each in its own process. Herd chooses between fp32 and bf16 in the same way. The
-fastest of each side go on, and with them all within 5 % of it: three steps cannot tell those apart. Then the finalists
-take turns, a step each, all resident, so that whatever else the machine does falls on all alike; a side's best median
-speaks for it. Reported are medians, ratios of paired turns with their quartiles, and each process's peak memory.
+First each side chooses its settings, every candidate in its own process: `LlamaForCausalLM` (SDPA attention)
+eager and under torch.compile with several settings, in fp32 and bf16 autocast; Herd in fp32 and bf16. The
+fastest of each side go on, with all that are within 5 % of it, because three steps cannot tell those apart.
+Then the finalists take turns, one step each, all resident, so that other work on the machine slows all of
+them alike; the best median of a side counts. Reported are medians, ratios of paired turns with their
+quartiles, and the peak memory of each process.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ OURS = {"herd fp32": "herd fp32", "herd bf16": "herd bf16"}
 STATE = WORK / "train_throughput.json"
 
 
-# One contestant, in its own process -------------------------------------------------------------------------------
+# One contestant, in its own process -------------------------------------------------------------------------
 
 
 def transformers_step(words: list[str]):
@@ -132,7 +133,8 @@ def stepper(model, loss, optimizer, update):
 
 
 def contestant(words: list[str], threads: int) -> None:
-    """Takes a step for every line on stdin; answers with its seconds, its loss and the process's peak bytes."""
+    """Takes a step for every line on stdin; answers with its seconds, its loss and the process's peak
+    bytes."""
     import torch
 
     torch.set_num_threads(threads)
@@ -158,7 +160,7 @@ def peak_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-# The match --------------------------------------------------------------------------------------------------------
+# The match --------------------------------------------------------------------------------------------------
 
 
 class Process:
@@ -191,7 +193,7 @@ class Process:
 
 
 def tournament(candidates: dict[str, str], threads: int) -> dict[str, dict[str, float]]:
-    """Best of three steps after two for warming up; one that is hopelessly slow is not asked again."""
+    """Return the best of three steps after two to warm up; a hopelessly slow candidate gets no more steps."""
     results: dict[str, dict[str, float]] = {}
     for name, words in candidates.items():
         process, best = (
@@ -214,7 +216,7 @@ def tournament(candidates: dict[str, str], threads: int) -> dict[str, dict[str, 
 
 
 def match(names: dict[str, str], rounds: int, threads: int) -> dict[str, dict[str, list[float]]]:
-    """All resident, a step each in turn."""
+    """Let all candidates, all resident, take one step each in turns."""
     processes = {name: Process(words, threads) for name, words in names.items()}
     record: dict[str, dict[str, list[float]]] = {
         name: {"seconds": [], "peak": [], "loss": []} for name in names
@@ -255,7 +257,7 @@ def main() -> None:
 
 
 def close_to_best(field: dict[str, dict[str, float]], side: str) -> list[str]:
-    """A side's fastest and those within 5 % of it."""
+    """Return a side's fastest candidate and those within 5 % of it."""
     seconds = {name: result["seconds"] for name, result in field.items() if name.startswith(side)}
     return [name for name, took in seconds.items() if took <= 1.05 * min(seconds.values())]
 

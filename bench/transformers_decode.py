@@ -1,9 +1,10 @@
-"""Decode with 4-bit weights in Herd beside `transformers` generating in bf16, the 1B shape, on the CPU, taking turns.
+"""Compare decoding with 4-bit weights with `transformers` in bf16, for the 1B shape on the CPU, in turns.
 
     python bench/transformers_decode.py            # about two minutes on two cores
 
-Both have random weights of Llama 3.2 1B's shape. A turn of the rival is `generate` (greedy, its own cache) of some
-tokens, less a turn of one token, so that the prompt does not count; a turn of Herd's is as many steps of its engine.
+Both have random weights of Llama 3.2 1B's shape. A turn of the rival is a `generate` call (greedy, with its
+own cache) of some tokens, minus a call for one token, so that the prompt does not count; a turn of Herd is
+the same number of steps of its engine.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def main() -> None:
         ratio, low, high = paired(times["herd"], times["transformers"])
         ours, theirs = (1 / statistics.median(times[name]) for name in ("herd", "transformers"))
         values[f"herd {quant}, decode at {CONTEXT}"] = Value(ours, "tokens/s")
-        values[f"transformers bf16, beside {quant}"] = Value(theirs, "tokens/s")
+        values[f"transformers bf16, next to {quant}"] = Value(theirs, "tokens/s")
         bar, passed = ("≥ 4", ratio >= 4) if quant == "q4" else (None, None)
         values[f"herd {quant} over transformers bf16"] = Value(
             ratio, "×", lo=low, hi=high, bar=bar, passed=passed
@@ -86,7 +87,7 @@ def main() -> None:
     save_receipt(
         "transformers-decode",
         commit=args.commit,
-        what=f"{args.size} shape on the CPU: decode in Herd's 4 and 8 bits beside transformers' bf16 generate",
+        what=f"{args.size} shape on the CPU: decode in 4 and 8 bits compared with transformers in bf16",
         values=values,
         seed=SEED,
         rivals={"transformers": version("transformers")},

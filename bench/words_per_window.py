@@ -1,11 +1,11 @@
-"""How much text is 128k tokens? Meta's tokenizer on parallel text in ten languages.
-
-The same 1,000 sentences (Parallel Universal Dependencies) and the same declaration (Universal Declaration of Human
-Rights) in every language, so that languages can be compared by content: a window holds N English words' worth of each.
-Needs the real tokenizer and the texts in HERD_TEST_DATA. Writes the small table that `herd plan leak` reads
-(src/herd/plan/words.yaml) with --commit.
+"""Measure how much text fits into 128k tokens with Meta's tokenizer, in ten languages.
 
     python bench/words_per_window.py            # seconds
+
+The same 1,000 sentences (Parallel Universal Dependencies) and the same declaration (Universal Declaration of
+Human Rights) exist in every language, so languages can be compared by content: how many English words' worth
+of text a window holds in each. Needs the real tokenizer and the texts in HERD_TEST_DATA. With --commit it
+also writes the small table that `herd plan leak` reads (src/herd/plan/words.yaml).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RESAMPLES, SEED = 2000, 0
 
 @dataclass
 class Text:
-    """One text in one language, a line a sentence: tokens and words of every line, and all characters."""
+    """A text in one language: tokens and words of every line (a sentence), and the number of characters."""
 
     tokens_L: np.ndarray
     words_L: np.ndarray
@@ -37,7 +37,7 @@ class Text:
 
 
 def read(tokenizer: Tokenizer, path: Path, spaced: bool) -> Text:
-    """Lines as running text: in spaced languages every line brings the space before it."""
+    """Count a text as running text: in languages with spaces every line starts with one."""
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     prefix = " " if spaced else ""
     tokens = np.array([len(tokenizer.encode(prefix + line)) for line in lines])
@@ -49,7 +49,7 @@ def read(tokenizer: Tokenizer, path: Path, spaced: bool) -> Text:
 
 
 def interval(english: Text, other: Text) -> tuple[float, float, float]:
-    """English words' worth of ``other`` in a window, with its 95 % bootstrap interval over sentences."""
+    """Return the English words' worth of ``other`` in a window, with its 95 % bootstrap interval over sentences."""
     rng = np.random.default_rng(SEED)
     n = len(other.tokens_L)
     draws = rng.integers(0, n, (RESAMPLES, n))
@@ -82,13 +82,13 @@ def main() -> None:
             table.append(f"    {code}: {{tokens: {tokens}, words: {own}, chars: {text.chars}}}")
             if name == "pud":  # its lines agree between languages, so sentences can be drawn together
                 middle, low, high = interval(english, text)
-                values[f"{code}/english words a window"] = Value(
+                values[f"{code}/english words per window"] = Value(
                     round(middle), "words", round(low), round(high)
                 )
             else:
                 share = float(WINDOW * english.words_L.sum() / tokens)
-                values[f"{code}/english words a window, udhr"] = Value(round(share), "words")
-            values[f"{code}/characters a token, {name}"] = Value(
+                values[f"{code}/english words per window, udhr"] = Value(round(share), "words")
+            values[f"{code}/characters per token, {name}"] = Value(
                 round(text.chars / tokens, 3), "characters/token"
             )
     if args.commit:
