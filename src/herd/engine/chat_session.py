@@ -147,8 +147,8 @@ class ChatSession:
         )
         if len(rendered.ids) >= self.engine.context:
             raise EngineError(
-                f"the dialog has {len(rendered.ids)} tokens, and the context holds {self.engine.context}: "
-                "forget it with /reset or ask something shorter"
+                f"the dialog has {len(rendered.ids)} tokens and the model's context holds "
+                f"{self.engine.context}: forget it with /reset or ask something shorter"
             )
         return rendered.ids
 
