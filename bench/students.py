@@ -35,8 +35,7 @@ from herd.life.material import STUDENT_SEED, RaiseData
 from herd.life.measure import heldout
 from herd.life.plan import Phase
 from herd.life.run import RaiseRun
-from herd.life.stages import fitted, init_std, student_config
-from herd.llama.model import LlamaLM
+from herd.life.stages import fitted, random_model, student_config
 from herd.report.receipt import Value
 from herd.train import distil, lm, train
 
@@ -54,7 +53,7 @@ def run_arm(folder: Path, arm: str, material: RaiseData, phase: Phase, documents
         model, _ = prune(teacher, target, [stream.batch(0, 8), stream.batch(8, 8)])
         objective = distil(teacher)
     else:
-        model, objective = LlamaLM(target).init_weights(seed + 1, std=init_std(target)), lm
+        model, objective = random_model(target, seed + 1), lm
     work = folder / f"{arm}-{seed}"
     config = config_of(phase, material.plan).model_copy(update={"eval_every": 0})
     trained = train(model, stream, objective, config, work)

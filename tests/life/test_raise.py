@@ -1,4 +1,4 @@
-"""A whole life in seconds: every stage for real, interrupted once, resumed to the same bits."""
+"""All stages of a quick run, and a run that was interrupted twice and ends with the same bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`herd raise`: a family of models from text, in minutes."""
+"""`herd raise`: train and evaluate a family of models from text, in minutes."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ import typer
 def raise_command(
     name: Annotated[str, typer.Option(help="Name of the run.")] = "demo",
     full: Annotated[
-        bool, typer.Option("--full", help="The better family: 20 to 25 minutes instead of about 6.")
+        bool, typer.Option("--full", help="Train better models: 20 to 25 minutes instead of about 6.")
     ] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="All stages in a minute, too small to be good.")
+        bool,
+        typer.Option("--quick", help="Run all stages in about a minute, with models too small to be good."),
     ] = False,
     text: Annotated[
         list[str] | None,
-        typer.Option(help="Your own text: a file, a folder, or hf:NAME. May be given several times."),
+        typer.Option(
+            help="Your own text: a file, a folder, a pattern such as 'text/*.txt', or hf:NAME. Repeatable."
+        ),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="The number that every random choice follows from. [default: 0]")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
-    runs: Annotated[Path, typer.Option(help="Where runs live.")] = Path("runs"),
+    seed: Annotated[int | None, typer.Option(help="Seed of all random choices. [default: 0]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    runs: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
     json_: Annotated[bool, typer.Option("--json", help="Print the scores as JSON at the end.")] = False,
 ) -> None:
-    """Raise a family from text: tokenizer, teacher, long context, instruct model, students; then measure them all.
+    """Train a family of models from text (tokenizer, teacher, long context, instruct model, students) and evaluate it.
 
-    Without --text it learns from the Python standard library and the project's own sentences in nine languages.
+    Without --text it uses the Python standard library and the project's own sentences in nine languages.
     """
     from rich.console import Console
 
@@ -40,9 +41,11 @@ def raise_command(
     from ..plan import compare
 
     if full and quick:
-        raise RecipeError("--full and --quick exclude each other: choose one")
+        raise RecipeError("--full and --quick exclude each other; give one of them")
     if not name or Path(name).name != name:
-        raise RecipeError(f"--name {name!r} must be a plain folder name; the place is --runs")
+        raise RecipeError(
+            f"--name {name!r} must be a plain folder name; give the folder above it with --runs"
+        )
     keep_freed_memory()
     console = Console(stderr=json_)
     folder = runs / name
@@ -54,9 +57,8 @@ def raise_command(
         resume=resume,
         show=Show({}, console),
     )
-    if (
-        not quick and not resume
-    ):  # a quick run has no forecast of this machine, a resumed one was scored in part
+    # A quick run's times are not predicted for this machine, and a resumed run was measured only in part.
+    if not quick and not resume:
         compare.record_stages(name, (run.record(stage) for stage in run.plan.predicted_seconds))
     if json_:
         typer.echo((folder / "scores.json").read_text())

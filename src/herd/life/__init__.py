@@ -1,6 +1,6 @@
-"""The stages of `herd raise`, from text to a page.
+"""The stages of `herd raise`, from text to a report.
 
-`plan.py` decides, `run.py` keeps what is done, `stages.py` and `measure.py` do it, `show.py` tells.
+`plan.py` decides the sizes, `run.py` records the stages, `stages.py` and `measure.py` do the work, `show.py` shows it.
 """
 
 from .raise_ import raise_herd

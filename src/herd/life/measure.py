@@ -1,12 +1,11 @@
-"""The last two stages: every model against the same held-out items, and the page that shows it.
+"""The last two stages of `herd raise`: the evaluation of every model on the same held-out items, and the report.
 
-Nothing here is seen in training: text, dialogs (wordings, names and numbers), needles and functions are held out. Every
-number carries its interval.
+Nothing here was seen in training: text, dialogs (wordings, names and numbers), needles and functions are held out.
+Every number has its interval.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from ..checkpoint import load_model
@@ -27,52 +26,57 @@ from .plan import Plan
 from .run import Outcome, RaiseRun
 
 SEED = 20_240_723
-"""Of all final items; the gates' needles have another."""
+"""Seed of all final items; the needles of the gates have another."""
 HELDOUT_BYTES = {"quick": 20_000, "demo": 150_000, "full": 400_000}
-"""Held-out text that is scored, of running text and of parallel sentences each."""
+"""Bytes of held-out text that are scored, of running text and of parallel sentences each."""
 EXCERPT = 2048
-"""Tokens of one held-out document at most, so that few long ones do not stand for all."""
+"""The most tokens of one held-out document, so that a few long ones do not dominate."""
 SHORTEST_NEEDLE = 256
+"""Tokens that hold four facts."""
 BASES, TALKERS = ("teacher", "long"), ("instruct", "student", "control")
 MODELS = (*BASES, *TALKERS)
 TEXT_PROMPTS = ("def area(", "import os\n\ndef ", "Return the ", "class Point:\n    ", "The sun ", "Das ist ")
 
 
 def measure(run: RaiseRun) -> Outcome:
-    """All scores of all models into ``scores.json``, samples side by side into ``samples.json``."""
-    plan, material = run.plan, RaiseData(run.plan, run.folder)
-    tokenizer = material.tokenizer
+    """Write all scores of all models to ``scores.json``, and samples side by side to ``samples.json``."""
+    plan, data = run.plan, run.data
+    tokenizer = data.tokenizer
     models = {name: load_model(run.folder / name).eval().requires_grad_(False) for name in MODELS}
-    documents = heldout(material)
+    documents = heldout(data)
+    filler = data.filler("heldout")
+    programs = code.code_items(plan.tool_items // 4, SEED)
     records: list[dict[str, Any]] = []
-    tick = _ticker(run, steps=3 * len(MODELS) + 3 + len(TALKERS))
+    n_steps, done = 3 * len(MODELS) + 3 + len(TALKERS), 0
+
+    def advance(what: str) -> None:
+        nonlocal done
+        run.show.advance(done / n_steps, what)
+        done += 1
 
     def add(model: str, *scores: Score) -> None:
         records.extend(score.record(model) for score in scores)
 
     compressed = {}
     for name, model in models.items():
-        tick(f"{name}: bits per byte")
+        advance(f"{name}: bits per byte")
         compressed[name] = bpb.compression(model, documents)
         add(name, compressed[name].score(SEED))
-        tick(f"{name}: needles")
+        advance(f"{name}: needles")
         lengths = needle_lengths(model)
-        add(
-            name,
-            needle(model, tokenizer, material.filler("heldout"), lengths, n=plan.needle_items, seed=SEED),
-        )
-        tick(f"{name}: functions")
-        writes = code.written_as_text if name in BASES else code.written_in_chat
-        add(name, *code.program_scores(writes(model, tokenizer, code.code_items(plan.tool_items // 4, SEED))))
+        add(name, needle(model, tokenizer, filler, lengths, n=plan.needle_items, seed=SEED))
+        advance(f"{name}: functions")
+        write = code.written_as_text if name in BASES else code.written_in_chat
+        add(name, *code.program_scores(write(model, tokenizer, programs)))
     for better, other in (("student", "control"), ("long", "teacher"), ("instruct", "long")):
         add(better, bpb.compare_compression(f"bpb_vs_{other}", compressed[better], compressed[other], SEED))
     for name in ("student", "control"):
-        tick(f"{name}: nearness to its teacher")
+        advance(f"{name}: distance to its teacher")
         add(name, *fidelity(models["instruct"], models[name], documents).scores(SEED))
     for name in ("long", *TALKERS):
-        tick(f"{name}: tools")
+        advance(f"{name}: tools")
         add(name, tool_use(models[name], tokenizer, dialogs_for(name, plan)).score())
-    tick("samples")
+    advance("samples")
     shown = samples(models, tokenizer, TEXT_PROMPTS, max_tokens=48)
     asked = [list(dialog.prompt) for dialog in (*showcase_dialogs("en"), *showcase_dialogs("fr")[:2])]
     shown += samples({name: models[name] for name in TALKERS}, tokenizer, asked, max_tokens=64)
@@ -82,45 +86,32 @@ def measure(run: RaiseRun) -> Outcome:
 
 
 def report(run: RaiseRun) -> Outcome:
-    """``report.html``: one self-contained page."""
+    """Write ``report.html``, one self-contained page."""
     build_page(run.folder)
     return Outcome()
 
 
-def heldout(material: RaiseData) -> list[HeldOut]:
-    """The documents every model is scored on."""
-    documents: list[HeldOut] = []
-    budget = HELDOUT_BYTES[material.plan.mode]
-    for name in ("heldout", "heldout-parallel"):
-        shards = material.shards(name)
-        if shards is not None:
-            documents += from_shards(shards, material.tokenizer, max_bytes=budget, excerpt=EXCERPT)
-    return documents
+def heldout(data: RaiseData) -> list[HeldOut]:
+    """Return the documents that every model is scored on."""
+    budget = HELDOUT_BYTES[data.plan.mode]
+    return [
+        document
+        for shards in data.shards_of("heldout")
+        for document in from_shards(shards, data.tokenizer, max_bytes=budget, excerpt=EXCERPT)
+    ]
 
 
 def dialogs_for(name: str, plan: Plan) -> list[Dialog]:
-    """Held-out tool dialogs: half in English, half in the other languages; fewer for all but the instruct model."""
+    """Return held-out tool dialogs, half of them in English; the instruct model gets the most."""
     n = plan.tool_items if name == "instruct" else max(16, plan.tool_items // 4)
     others = tuple(lang for lang in LANGUAGES if lang != "en")
     return tool_items(n, SEED, languages=("en",)) + tool_items(n, SEED + 1, languages=others)
 
 
 def needle_lengths(model: LlamaLM) -> list[int]:
-    """The model's context and its halves, down to what holds four facts."""
+    """Return the model's context and its halves, shortest first, down to `SHORTEST_NEEDLE`."""
     lengths, length = [], model.config.max_context
     while length >= SHORTEST_NEEDLE:
         lengths.append(length)
         length //= 2
     return lengths[::-1]
-
-
-def _ticker(run: RaiseRun, steps: int) -> Callable[[str], None]:
-    """Moves the stage's bar on by one of ``steps`` with each call."""
-    done = 0
-
-    def tick(what: str) -> None:
-        nonlocal done
-        run.show.advance(done / steps, what)
-        done += 1
-
-    return tick

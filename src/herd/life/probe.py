@@ -1,9 +1,9 @@
-"""Ten seconds that decide the size of a herd: how many tokens a second this machine trains at each rung.
+"""A probe of ten seconds that decides the sizes of a run: this machine's training speed at each model size.
 
-A rung is measured by training it for real, forward, backward and Adam, on random tokens. Speeds are never carried over
-from one shape to another: small matrices run far below the peak of large ones, by a factor machines differ in. So do
-processors with bf16 instructions and those without: the smallest rung is trained in fp32 and in bf16, and the faster
-dtype trains the herd.
+A size is measured by really training it on random tokens: forward, backward and Adam. Speeds of one shape say little
+about another, because small matrices run far below the peak of large ones, by a factor that differs between machines.
+bf16 is fast only on processors with instructions for it, so the smallest size is trained in fp32 and in bf16, and the
+faster dtype is used for the run.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from ..llama.model import LlamaLM
 from ..train import distil, lm
 from ..train.objectives import Objective, batch_loss
 from ..train.section import ComputeDtype
-from .plan import SHARES, Mode, Rung, Speeds, chosen, rung, student_of
+from .plan import CONTEXT, SHARES, Mode, Rung, Speeds, chosen, rung, student_of
 
-ROWS, CONTEXT = 8, 256
+ROWS = 8
+"""Rows of a step."""
 
 LADDER: tuple[Rung, ...] = ((128, 3), (192, 4), (256, 4), (384, 5), (512, 6))
-"""(dim, layers) of the rungs, smallest first."""
+"""(dim, layers) of the sizes, smallest first."""
 SECONDS = 1.5
-"""Of each measurement; there are five to eight."""
+"""Duration of each measurement; there are five to eight."""
 
 
 def training_speed(config: ModelConfig, dtype: ComputeDtype, objective: Objective = lm) -> float:
-    """Tokens per second of real training steps of ``config`` on this machine."""
+    """Return the tokens per second of real training steps of ``config`` on this machine."""
     model = LlamaLM(config).init_weights(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     generator = torch.Generator().manual_seed(0)
@@ -53,7 +54,7 @@ def training_speed(config: ModelConfig, dtype: ComputeDtype, objective: Objectiv
 
 
 def probe(vocab_size: int, mode: Mode) -> Speeds:
-    """Climbs the ladder until a rung is slower than the mode wants, then tries the chosen rung's student."""
+    """Measure sizes until one is slower than the mode wants, then the student of the chosen size."""
 
     def config(of: Rung) -> ModelConfig:
         return rung(*of, vocab_size, CONTEXT)
@@ -67,6 +68,5 @@ def probe(vocab_size: int, mode: Mode) -> Speeds:
         rungs[shape] = training_speed(config(shape), dtype)
     teacher = LlamaLM(config(chosen(rungs, mode))).init_weights(0).requires_grad_(False)
     student = student_of(teacher.config)
-    return Speeds(
-        dtype, rungs, training_speed(student, dtype, distil(teacher)), training_speed(student, dtype)
-    )
+    taught = training_speed(student, dtype, distil(teacher))
+    return Speeds(dtype, rungs, taught, training_speed(student, dtype))

@@ -1,4 +1,4 @@
-"""`herd raise`: the whole life, from text to a page, resumable at any instant."""
+"""`herd raise`: all stages from text to a report, resumable at any moment."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ STAGES = [
     RaiseStage("teacher", "pre-training from random weights", stages.pretrain),
     RaiseStage("long", "a longer context, gated by needles", stages.extend),
     RaiseStage("instruct", "dialogs with tools, in eight languages", stages.instruct),
-    RaiseStage("student", "pruned from the instruct model, distilled by it", stages.student),
+    RaiseStage("student", "pruned from the instruct model and distilled from it", stages.student),
     RaiseStage("control", "the student's shape from random weights, same tokens", stages.control),
-    RaiseStage("measure", "every model against the same held-out items", measure.measure),
-    RaiseStage("report", "one page", measure.report),
+    RaiseStage("measure", "every model on the same held-out items", measure.measure),
+    RaiseStage("report", "one HTML page", measure.report),
 ]
 
 VOCAB_SIZE = 4096
+"""Vocabulary of the modes demo and full."""
 
 
 def plan_run(name: str, mode: Mode, seed: int, text: list[str] | None, show: Show) -> Plan:
-    """Decide a run: look at the user's text, probe the machine, choose sizes. Writes nothing."""
+    """Return the plan of a run: check the user's text, probe the machine, choose sizes. Writes nothing."""
     if text is not None:
         next(iter(read_corpus(text)))  # refuses what is missing or broken before anything is written
     if mode == "quick":
         return quick_plan(name, seed, text)
-    show.line("[bold]probe[/bold]  how fast this machine trains  [dim](10 s)[/dim]")
+    show.line("[bold]probe[/bold]  training speed of this machine  [dim](10 s)[/dim]")
     speeds = probe(VOCAB_SIZE, mode)
     for (dim, n_layers), speed in speeds.rungs.items():
-        show.line(f"  {dim} wide, {n_layers} layers: {speed:,.0f} tokens/s in {speeds.dtype}")
+        show.line(f"  width {dim}, {n_layers} layers: {speed:,.0f} tokens/s in {speeds.dtype}")
     return timed_plan(name, mode, seed, text, VOCAB_SIZE, speeds)
 
 
@@ -52,11 +53,11 @@ def raise_herd(
     resume: bool = False,
     show: Show,
 ) -> RaiseRun:
-    """Raise a herd into ``folder``. With ``resume`` a run that is there goes on by its plan; without, that is an error.
+    """Raise a herd in ``folder``; with ``resume`` an existing run goes on by its plan.
 
-    ``mode`` is "demo" and ``seed`` 0 where None is given; on resuming, what is given must be what the run began with.
-    Raises `HerdError`s for anything wrong with text, machine or folder, and KeyboardInterrupt when stopped, after which
-    the run can be resumed.
+    ``mode`` is by default "demo" and ``seed`` 0; options given on resuming must be those the run was started with.
+    Raises `HerdError` for anything wrong with the text, the machine or the folder (also where it exists and ``resume``
+    is not given), and KeyboardInterrupt when stopped, after which the run can be resumed.
     """
     fresh = not (resume and (folder / "run.json").exists())
     if fresh:
@@ -73,32 +74,30 @@ def raise_herd(
             with show:
                 run.carry_out(STAGES)
         except HerdError:
-            if fresh and not run.done(
-                STAGES[0].name
-            ):  # the text was no good: nothing to resume, leave nothing
+            if fresh and not run.done(STAGES[0].name):  # the text cannot be used: there is nothing to resume
                 shutil.rmtree(folder)
             raise
     return run
 
 
 def refuse_other_options(run: RaiseRun, given: dict[str, Any]) -> None:
-    """Raise `DataError` where an option (None: not given) contradicts the plan the run began with."""
+    """Raise `DataError` where an option (None: not given) contradicts the plan that the run was started with."""
     for name, value in given.items():
-        begun = getattr(run.plan, name)
-        if value is not None and value != begun:
+        planned = getattr(run.plan, name)
+        if value is not None and value != planned:
             raise DataError(
-                f"{run.folder} was started with {name} {begun!r}, not {value!r}: leave the option out to resume it, "
-                "or choose another --name"
+                f"{run.folder} was started with {name} {planned!r}, not {value!r}: "
+                "leave the option out to resume the run, or choose another --name"
             )
 
 
 def describe(run: RaiseRun) -> None:
-    """What is about to happen, in two lines."""
+    """Show in two lines what the run will do."""
     plan = run.plan
     teacher, student = plan.teacher_config, plan.student_config
     total = sum(plan.predicted_seconds.values())
     run.show.line(
-        f"teacher {teacher.n_params / 1e6:.2f} M parameters ({teacher.dim} wide, {teacher.n_layers} layers), "
+        f"teacher {teacher.n_params / 1e6:.2f} M parameters (width {teacher.dim}, {teacher.n_layers} layers), "
         f"student {student.n_params / 1e6:.2f} M, vocabulary {plan.vocab_size}; about {duration(total)} in all"
     )
-    run.show.line(f"[dim]into {run.folder}; Ctrl-C stops at any moment, --resume goes on[/dim]")
+    run.show.line(f"[dim]into {run.folder}; Ctrl-C stops the run, --resume continues it[/dim]")

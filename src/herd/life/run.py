@@ -1,23 +1,24 @@
-"""A run on disk and the order of its stages: what is done stays done, what was cut short goes on.
+"""A run on disk and its stages: finished stages are kept, an interrupted one goes on.
 
-    runs/NAME/run.json                     the plan, written first; machine.json beside it
-    runs/NAME/stages/STAGE/stage.json      written last: the stage is done (seconds, tokens, FLOPs, memory, gates)
+    runs/NAME/run.json                     the plan, written first, with machine.json
+    runs/NAME/stages/STAGE/stage.json      written last, when the stage is done: seconds, tokens, FLOPs, memory
     runs/NAME/stages/STAGE/metrics.jsonl   the loop's metrics
     runs/NAME/stages/STAGE/state/          the loop's resumable state, removed when the stage is done
     runs/NAME/{teacher,long,instruct,student,control}/    checkpoint folders
     runs/NAME/{scores,samples}.json, report.html
 
-A stage's work may be cut at any instant: everything it writes before ``stage.json`` is whole or absent, and doing it
-again gives the same bytes. So resuming is nothing but walking the stages and skipping those that are done.
+A stage may be interrupted at any moment: each file before ``stage.json`` is complete or absent, and doing the work
+again gives the same bytes. Resuming therefore goes through the stages and skips those that are done.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +26,30 @@ from ..errors import DataError
 from ..files import write_json
 from ..machine import peak_memory, reset_peak_memory
 from ..report import receipt
+from .material import RaiseData
 from .plan import Plan
 from .show import Show
 
 
 @dataclass
 class Outcome:
-    """What a stage reports of itself; becomes ``stage.json``."""
+    """The results of a stage, for ``stage.json``."""
 
     model: str | None = None  # the checkpoint folder it made, relative to the run
     n_params: int | None = None
     tokens: int = 0  # trained on
     flops: float = 0.0
-    earlier_seconds: float = 0.0  # spent before this process took over
+    earlier_seconds: float = 0.0  # of earlier starts
     predicted_bytes: int | None = None  # by which the process should grow
     gates: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
-    def gate(self, name: str, passed: bool, value: float, bar: float, unit: str) -> bool:
-        self.gates.append({"name": name, "passed": passed, "value": value, "bar": bar, "unit": unit})
-        return passed
-
 
 @dataclass(frozen=True)
 class RaiseStage:
+    """A stage of a run: its name, what the terminal says about it, and the function that does it."""
+
     name: str
     title: str
     work: Callable[[RaiseRun], Outcome]
@@ -57,15 +57,19 @@ class RaiseStage:
 
 @dataclass
 class RaiseRun:
-    """An open run folder."""
+    """An open run folder with its plan, its data and the terminal's display."""
 
     folder: Path
     plan: Plan
     show: Show
 
+    @functools.cached_property
+    def data(self) -> RaiseData:
+        return RaiseData(self.plan, self.folder)
+
     @staticmethod
     def refuse_existing(folder: Path) -> None:
-        """`DataError` where ``folder`` holds anything: a new run never touches what is there."""
+        """Raise `DataError` where ``folder`` holds anything: a new run never changes existing files."""
         if folder.exists() and any(folder.iterdir()):
             raise DataError(
                 f"{folder} exists already: add --resume to go on with it, or choose another --name"
@@ -73,7 +77,7 @@ class RaiseRun:
 
     @staticmethod
     def create(folder: Path, plan: Plan) -> None:
-        """Start ``folder`` with its plan."""
+        """Create ``folder`` and write its plan."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "run.json", plan.model_dump())
         where = {"machine": receipt.describe_machine(), "commit": receipt.git_commit(Path(__file__).parent)}
@@ -81,16 +85,15 @@ class RaiseRun:
 
     @classmethod
     def saved_plan(cls, folder: Path) -> Plan:
-        """The plan of an existing run. `DataError` where there is none or it cannot be read."""
+        """Return the plan of an existing run. `DataError` where there is none or it cannot be read."""
         path = folder / "run.json"
         try:
             return Plan.model_validate_json(path.read_text())
         except FileNotFoundError:
             raise DataError(f"{folder} is not a run: it has no run.json") from None
         except ValueError as error:
-            raise DataError(
-                f"{path} is damaged or from another version ({str(error).splitlines()[0]})"
-            ) from None
+            reason = str(error).splitlines()[0]
+            raise DataError(f"{path} is damaged or from another version ({reason})") from None
 
     def stage_folder(self, stage: str) -> Path:
         folder = self.folder / "stages" / stage
@@ -101,11 +104,11 @@ class RaiseRun:
         return (self.folder / "stages" / stage / "stage.json").exists()
 
     def record(self, stage: str) -> dict[str, Any]:
-        """``stage.json`` of a stage that is done."""
+        """Return the ``stage.json`` of a stage that is done."""
         return json.loads((self.folder / "stages" / stage / "stage.json").read_text())
 
     def carry_out(self, stages: list[RaiseStage]) -> None:
-        """Do every stage that is not done yet, in order."""
+        """Do every stage that is not done yet, in order, and remove its training state."""
         for stage in stages:
             if self.done(stage.name):
                 self.show.skip(stage.name)
@@ -116,24 +119,17 @@ class RaiseRun:
             outcome = stage.work(self)
             seconds = outcome.earlier_seconds + time.perf_counter() - began
             folder = self.stage_folder(stage.name)
-            grown = outcome.predicted_bytes
-            write_json(
-                folder / "stage.json",
-                {
-                    "stage": stage.name,
-                    "title": stage.title,
-                    "seconds": seconds,
-                    "predicted_seconds": self.plan.predicted_seconds.get(stage.name),
-                    "tokens": outcome.tokens,
-                    "flops": outcome.flops,
-                    "peak_rss_bytes": peak_memory(),
-                    "predicted_peak_bytes": None if grown is None else before + grown,
-                    "model": outcome.model,
-                    "n_params": outcome.n_params,
-                    "gates": outcome.gates,
-                    "notes": outcome.notes,
-                    **outcome.extra,
-                },
-            )
+            record = asdict(outcome)
+            grown, extra = record.pop("predicted_bytes"), record.pop("extra")
+            del record["earlier_seconds"]  # counted in the stage's seconds
+            record |= {
+                "stage": stage.name,
+                "title": stage.title,
+                "seconds": seconds,
+                "predicted_seconds": self.plan.predicted_seconds.get(stage.name),
+                "peak_rss_bytes": peak_memory(),
+                "predicted_peak_bytes": None if grown is None else before + grown,
+            }
+            write_json(folder / "stage.json", record | extra)
             shutil.rmtree(folder / "state", ignore_errors=True)
             self.show.end(seconds)

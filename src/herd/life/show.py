@@ -1,6 +1,6 @@
-"""What the terminal shows while a herd is raised: one bar a stage, the time left, samples as they improve.
+"""The terminal's display while a herd is raised: a bar per stage, the time left, live samples.
 
-Falls back to plain lines where there is no terminal, so that a log file reads well.
+Without a terminal it prints plain lines, so that a log file is easy to read.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from ..report.units import duration
 
 
 class Show:
-    """A progress display over stages whose predicted seconds are known. Use as a context manager."""
+    """A progress display of stages with predicted times. Use it as a context manager."""
 
     def __init__(self, predicted_seconds: dict[str, float], console: Console | None = None) -> None:
         self.console = console or Console()
         self.predicted = predicted_seconds
         self.finished: set[str] = set()
         self.stage = ""
-        self.began = time.monotonic()
-        self.stage_began = self.began
+        self.stage_began = time.monotonic()
         self.bar = Progress(
             TextColumn("{task.description:<11}"),
             BarColumn(bar_width=28),
@@ -46,10 +45,9 @@ class Show:
 
     @property
     def seconds_left(self) -> float:
-        """Predicted time of all that is still to do, corrected by the pace of the stage under way."""
-        waiting = sum(
-            s for name, s in self.predicted.items() if name not in self.finished and name != self.stage
-        )
+        """The predicted time of the remaining work, corrected by the speed of the current stage."""
+        over = self.finished | {self.stage}
+        waiting = sum(seconds for name, seconds in self.predicted.items() if name not in over)
         current = self.predicted.get(self.stage, 0.0)
         if self.fraction > 0.05:
             current = (time.monotonic() - self.stage_began) / self.fraction
@@ -57,23 +55,21 @@ class Show:
 
     def begin(self, stage: str, title: str) -> None:
         self.stage, self.stage_began, self.fraction = stage, time.monotonic(), 0.0
-        self.line(f"[bold]{stage}[/bold]  {title}  [dim]({duration(self.seconds_left)} to go)[/dim]")
+        self.line(f"[bold]{stage}[/bold]  {title}  [dim]({duration(self.seconds_left)} left)[/dim]")
         if self.task is not None:
             self.bar.remove_task(self.task)
         self.task = self.bar.add_task(stage, total=1.0, note="")
 
     def advance(self, fraction: float, note: str) -> None:
-        """``fraction`` of the current stage is done; ``note`` is shown beside the bar."""
+        """Show that ``fraction`` of the current stage is done, with ``note`` next to the bar."""
         self.fraction = fraction
         if self.task is not None:
             self.bar.update(self.task, completed=fraction, note=f"{note}  {duration(self.seconds_left)} left")
 
-    def end(self, seconds: float, note: str = "") -> None:
+    def end(self, seconds: float) -> None:
         self.finished.add(self.stage)
-        predicted = self.predicted.get(self.stage, 0.0)
-        self.line(
-            f"  [green]done[/green] in {duration(seconds)} [dim](planned {duration(predicted)})[/dim]  {note}"
-        )
+        predicted = duration(self.predicted.get(self.stage, 0.0))
+        self.line(f"  [green]done[/green] in {duration(seconds)} [dim](predicted: {predicted})[/dim]")
 
     def skip(self, stage: str) -> None:
         self.finished.add(stage)
@@ -84,7 +80,7 @@ class Show:
         self.line(f"  gate {name}: {mark} ({value})")
 
     def sample(self, step: int, prompt: str, text: str) -> None:
-        """A live sample on one line: what the model writes after ``prompt``."""
+        """Show on one line what the model writes after ``prompt``."""
         shown = " ".join((prompt + "\0" + text).split())[:150].split("\0")
         tail = shown[1] if len(shown) > 1 else ""
         self.line(f"  [dim]step {step}[/dim] {escape(shown[0])}[cyan]{escape(tail)}[/cyan]")

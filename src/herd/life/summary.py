@@ -1,4 +1,4 @@
-"""What the terminal says at the end of a run: one table, and what to type next."""
+"""The summary at the end of a run: one table of scores, and the commands to type next."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rich.table import Table
 from .measure import MODELS
 from .run import RaiseRun
 
-# Name, heading, factor to what is shown, format of the value and of its interval; narrow enough for 80 columns,
-# because a terminal that is too narrow cuts numbers.
+# Name, heading, factor, format of the value and of its interval. The table fits into 80 columns, because a terminal
+# that is too narrow would cut numbers.
 COLUMNS: tuple[tuple[str, str, float, str, str], ...] = (
     ("bpb", "bits/byte", 1.0, ".3f", ".2f"),
     ("kl", "KL, nats", 1.0, ".3f", ".2f"),
@@ -25,11 +25,10 @@ COLUMNS: tuple[tuple[str, str, float, str, str], ...] = (
 
 
 def print_summary(run: RaiseRun, console: Console) -> None:
-    """Scores by model with 95 % intervals, the gates, and the next commands."""
+    """Print the scores by model with 95 % intervals, student against control, and the next commands."""
     scores = {(s["model"], s["name"]): s for s in json.loads((run.folder / "scores.json").read_text())}
-    console.print(
-        f"\n[bold]{run.plan.name}[/bold]: held-out scores, below each its 95 % interval", highlight=False
-    )
+    title = f"\n[bold]{run.plan.name}[/bold]: scores on held-out items, each with its 95 % interval below"
+    console.print(title, highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 0, 0, 1))
     table.add_column("model", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
@@ -45,13 +44,11 @@ def print_summary(run: RaiseRun, console: Console) -> None:
     if gap is not None:
         known = gap["lo"] is not None
         bounds = f"[{gap['lo']:+.3f}, {gap['hi']:+.3f}]" if known else "(too little text for an interval)"
-        console.print(
-            f"student minus control at equal tokens: {gap['value']:+.3f} bits/byte {bounds}", highlight=False
-        )
-    folder = run.folder
+        text = f"student minus control after equal tokens: {gap['value']:+.3f} bits/byte {bounds}"
+        console.print(text, highlight=False)
     console.print("\nNext:", highlight=False)
-    for line in (f"herd chat {folder}/instruct", f"herd chat {folder}/student", f"open {folder}/report.html"):
-        console.print(f"  [bold]{line}[/bold]", highlight=False)
+    for command in ("herd chat {}/instruct", "herd chat {}/student", "open {}/report.html"):
+        console.print(f"  [bold]{command.format(run.folder)}[/bold]", highlight=False)
 
 
 def _cell(score: dict[str, Any] | None, factor: float, form: str, bounds: str) -> str:
