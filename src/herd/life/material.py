@@ -103,7 +103,7 @@ class RaiseData:
             for shards in self.shards_of(split)
             if shards.n_tokens > context
         ]
-        return streams[0] if len(streams) == 1 else mix_two(*streams, PARALLEL_SHARE, seed)
+        return streams[0] if len(streams) == 1 else mix_two(streams[0], streams[1], PARALLEL_SHARE, seed)
 
     def retrieval(self, context: int) -> RetrievalStream:
         """Return text with hidden facts that are asked for at the end: up to eight, as the context allows."""

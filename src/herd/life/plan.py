@@ -152,7 +152,8 @@ def extended(config: ModelConfig, context: int) -> ModelConfig:
 def quick_plan(name: str, seed: int, text: list[str] | None) -> Plan:
     """Return the plan of the mode `quick`, which is the same on every machine."""
     sizes = _MODES["quick"]
-    teacher = rung(*sizes["rung"], sizes["vocab_size"], CONTEXT)
+    dim, n_layers = sizes["rung"]
+    teacher = rung(dim, n_layers, sizes["vocab_size"], CONTEXT)
     phases = {name: sizes[name] for name in ("pretrain", "extend", "instruct", "distil")}
     seconds = sizes["predicted_seconds"]
     return _plan(name, "quick", seed, text, "fp32", teacher, {}, seconds, sizes["amounts"] | phases)
