@@ -40,7 +40,7 @@ def test_two_hundred_functions_and_no_shared_state(sandbox):
     programs = [
         f"import math\nassert not hasattr(math, 'seen')\nmath.seen = 1\nprint({n} ** 2)" for n in range(200)
     ]
-    assert [r.stdout for r in sandbox.run_many(programs)] == [f"{n * n}\n" for n in range(200)]
+    assert [sandbox.run(program).stdout for program in programs] == [f"{n * n}\n" for n in range(200)]
 
 
 def test_same_program_same_output(sandbox):

@@ -11,17 +11,10 @@ from hypothesis import strategies as st
 
 from herd.errors import ToolError
 from herd.text import ToolCall, parse
-from herd.tools import (
-    TOOLS,
-    ToolLoop,
-    add_days,
-    calculator,
-    call_tool,
-    count_letter,
-    days_between,
-    execute_call,
-    weekday,
-)
+from herd.tools import TOOLS, ToolLoop, call_tool, execute_call
+from herd.tools.arithmetic import calculator
+from herd.tools.dates import add_days, days_between, weekday
+from herd.tools.strings import count_letter
 
 INTEGERS = st.integers(-(10**12), 10**12)
 

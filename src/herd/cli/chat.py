@@ -1,7 +1,8 @@
 """`herd chat`: talk to a model in the terminal, see its answer as it is generated and the tools it calls.
 
-The chat is interactive in a terminal. With -p, or where stdin is not a terminal, there is one question and one
-answer, and only the answer goes to stdout, so that it can be piped. Ctrl-C stops an answer, Ctrl-D leaves the chat.
+The chat is interactive in a terminal. With -p, or where stdin is not a terminal, there is one question and
+one answer, and only the answer goes to stdout, so that it can be piped. Ctrl-C stops an answer, Ctrl-D leaves
+the chat.
 """
 
 from __future__ import annotations
@@ -219,7 +220,7 @@ def _warn(line: str) -> None:
 
 
 class TerminalChat:
-    """An interactive chat. ``ask`` answers a line; ``session`` keeps the dialog (None for text completion)."""
+    """An interactive chat. ``ask`` answers a line; ``session`` keeps the dialog, if there is one."""
 
     def __init__(self, model: ChatModel, ask: Ask, session: ChatSession | None) -> None:
         from rich.console import Console

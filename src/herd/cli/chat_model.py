@@ -1,8 +1,8 @@
 """What `herd chat` must know about a model: base or instruct, what it was trained on, what it is good at.
 
-A model raised by Herd has its stage in `herd.json`. Base stages continue text; later stages talk, with the short
-system message they were trained with. About a model from elsewhere only its files are known: it is treated as an
-instruct model, and the user is told so.
+A model raised by Herd has its stage in `herd.json`. Base stages continue text; later stages talk, with the
+short system message they were trained with. About a model from elsewhere only its files are known: it is
+treated as an instruct model, and the user is told so.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def load_draft(
 
 
 def opening_questions(model: ChatModel, lang: str, tool_call_format: str) -> tuple[list[str], int, int]:
-    """Return up to five questions that the model answers correctly, the number of correct answers, and of tries.
+    """Return up to five questions that the model answers correctly, and how many of how many were correct.
 
     A raised model is tried on the showcase and then on more held-out dialogs; its calls are really run.
     """

@@ -1,5 +1,4 @@
-"""A dialog with a model: keeps the messages, streams the answer, runs the tools it calls and goes on with the
-results.
+"""A dialog with a model: keeps the messages, streams the answer and runs the tools that it calls.
 
 What happens comes as events, in order: pieces of text, a call, its result, the end. The caller chooses how
 calls are run (`Execute`). The dialog stays valid whatever happens: an interrupted answer is kept as far as it
@@ -46,8 +45,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class End:
-    """The answer is over. ``reason`` "rounds": the model called tools in all `MAX_ROUNDS` replies and was
-    stopped."""
+    """The answer is over. ``reason`` "rounds": the model was stopped after `MAX_ROUNDS` replies with
+    calls."""
 
     reason: FinishReason | str
     n_tokens: int

@@ -1,36 +1,12 @@
-"""What a model may call: a calculator, dates, strings, Python in a sandbox, and the loop between model and tools.
+"""What a model may call (calculator, dates, strings, Python in a sandbox), and the loop that runs the calls.
 
-`call_tool(name, arguments)` runs a tool by name, `TOOLS` describes all of them, and `ToolLoop` alternates between
-a model and its tools.
+`call_tool(name, arguments)` runs a tool by name, `TOOLS` describes all of them, and `ToolLoop` alternates
+between a model and its tools.
 """
 
-from ..errors import ToolError
-from .arithmetic import calculator
-from .dates import add_days, days_between, weekday
 from .loop import ToolLoop, ToolResult, execute_call
-from .registry import BUILTIN_TOOLS, CUSTOM_TOOLS, TOOLS, Tool, call_tool
-from .sandbox import Sandbox, SandboxResult, SandboxWarning, run_python
-from .strings import count_letter, reverse, upper
+from .registry import CUSTOM_TOOLS, TOOLS, Tool, call_tool
+from .sandbox import Sandbox, SandboxResult, run_python
 
-__all__ = [
-    "BUILTIN_TOOLS",
-    "CUSTOM_TOOLS",
-    "TOOLS",
-    "Sandbox",
-    "SandboxResult",
-    "SandboxWarning",
-    "Tool",
-    "ToolError",
-    "ToolLoop",
-    "ToolResult",
-    "add_days",
-    "calculator",
-    "call_tool",
-    "count_letter",
-    "days_between",
-    "execute_call",
-    "reverse",
-    "run_python",
-    "upper",
-    "weekday",
-]
+__all__ = ["CUSTOM_TOOLS", "TOOLS", "Sandbox", "SandboxResult", "Tool", "ToolLoop", "ToolResult", "call_tool",
+           "execute_call", "run_python"]  # fmt: skip

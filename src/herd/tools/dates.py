@@ -1,4 +1,4 @@
-"""Date tools: questions about days become one call with ISO dates, ``YYYY-MM-DD``; results are text."""
+"""Date tools: questions about days become one call with ISO dates, ``YYYY-MM-DD``. Results are text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_days(date: str, days: int) -> str:
     if isinstance(days, bool) or not isinstance(days, int):
         raise ToolError(f"add_days: days={days!r}; give a whole number")
     try:
-        return (day(date) + timedelta(days=days)).isoformat()
+        return (_parse_date(date) + timedelta(days=days)).isoformat()
     except OverflowError:
         raise ToolError(
             f"add_days: {date} + {days} days is outside the years 1 to 9999; give fewer days"
@@ -24,16 +24,15 @@ def add_days(date: str, days: int) -> str:
 
 def days_between(start: str, end: str) -> str:
     """The number of days from one date to another, negative if the second is earlier."""
-    return str((day(end) - day(start)).days)
+    return str((_parse_date(end) - _parse_date(start)).days)
 
 
 def weekday(date: str) -> str:
     """The English name of the day of the week of a date."""
-    return WEEKDAYS[day(date).weekday()]  # not strftime: that answers in the machine's language
+    return WEEKDAYS[_parse_date(date).weekday()]  # strftime would answer in the machine's language
 
 
-def day(text: str) -> Date:
-    """A date from ``YYYY-MM-DD``; ToolError where it is none."""
+def _parse_date(text: str) -> Date:
     try:
         if not isinstance(text, str) or len(text) != 10:
             raise ValueError

@@ -1,8 +1,8 @@
-"""The loop between a model and its tools: reply, run the calls in it, show their results, until an answer comes.
+"""The loop between a model and its tools: reply, run the calls, show the results, until an answer comes.
 
-The caller generates the replies, so the same loop serves a streamed chat, evaluations that answer a batch of dialogs
-in lockstep, and tests with a script. A call that fails is told to the model as text, because it may do better in the
-next round.
+The caller generates the replies, so the same loop serves a streamed chat, evaluations that answer a batch of
+dialogs in lockstep, and tests with a script. A call that fails is told to the model as text, because it may
+do better in the next round.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class ToolResult:
 class ToolLoop:
     """A dialog that a model and its tools take turns to continue.
 
-    While `waiting`, `add` the model's next reply and iterate over `run_calls`; both append to ``messages``. With
-    ``execute`` None nothing is run, and the first reply ends the loop.
+    While `waiting`, `add` the model's next reply and iterate over `run_calls`; both append to ``messages``.
+    With ``execute`` None nothing is run, and the first reply ends the loop.
     """
 
     messages: list[dict[str, Any]]

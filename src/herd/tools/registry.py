@@ -1,11 +1,12 @@
 """Every tool by name, with the JSON schema the model reads and the check its arguments must pass.
 
-A schema has the shape that Llama 3.1's JSON format shows the model (``{"type": "function", "function": {"name",
-"description", "parameters"}}``). A call is ``call_tool(name, arguments)``, and it is untrusted input: an unknown name,
-or a missing, extra or mistyped argument raises a ToolError of one line, which the tool loop shows to the model.
+A schema has the shape that Llama 3.1's JSON format shows the model (``{"type": "function", "function":
+{"name", "description", "parameters"}}``). A call is ``call_tool(name, arguments)``, and it is untrusted
+input: an unknown name, or a missing, extra or mistyped argument raises a ToolError of one line, which the
+tool loop shows to the model.
 
-``wolfram_alpha`` and ``code_interpreter`` are Llama 3.1's built-in tools. Here the first computes arithmetic on this
-machine and the second runs Python in the sandbox.
+``wolfram_alpha`` and ``code_interpreter`` are Llama 3.1's built-in tools. Here the first computes arithmetic
+on this machine and the second runs Python in the sandbox.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ JSON_TYPES: dict[type, str] = {str: "string", int: "integer", float: "number", b
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that a model may call, described by its own signature and documentation string."""
+    """A function that a model may call, described by its signature and the first line of its docstring."""
 
     function: Callable[..., str]
 
@@ -35,40 +36,33 @@ class Tool:
         return self.function.__name__
 
     @property
-    def description(self) -> str:
-        """First line of the documentation string."""
-        return inspect.getdoc(self.function).splitlines()[0]  # type: ignore[union-attr]
-
-    @property
     def parameters(self) -> dict[str, str]:
-        """{argument: JSON type}; all are required."""
+        """The JSON type of every argument; all are required."""
         hints = get_type_hints(self.function)
         return {name: JSON_TYPES[hints[name]] for name in inspect.signature(self.function).parameters}
 
     @property
     def schema(self) -> dict[str, Any]:
-        """The JSON description for the system or user prompt."""
-        parameters = {
-            "type": "object",
-            "properties": {name: {"type": kind} for name, kind in self.parameters.items()},
-            "required": list(self.parameters),
-        }
-        return {
-            "type": "function",
-            "function": {"name": self.name, "description": self.description, "parameters": parameters},
-        }
+        """The JSON description for the prompt."""
+        properties = {name: {"type": kind} for name, kind in self.parameters.items()}
+        parameters = {"type": "object", "properties": properties, "required": list(properties)}
+        description = (inspect.getdoc(self.function) or "").split("\n")[0]
+        function = {"name": self.name, "description": description, "parameters": parameters}
+        return {"type": "function", "function": function}
 
     def __call__(self, **arguments: Any) -> str:
-        """Check the arguments and call; ToolError where they do not fit or the tool fails."""
+        """Check the arguments and call the function. Raises ToolError if they do not fit or it fails."""
         wanted = self.parameters
         missing, extra = sorted(wanted.keys() - arguments.keys()), sorted(arguments.keys() - wanted.keys())
         if missing or extra:
-            raise ToolError(
-                f"{self.name}: {f'missing {missing}' if missing else f'unknown {extra}'}; arguments are {list(wanted)}"
-            )
-        return self.function(
-            **{name: _checked(self.name, name, kind, arguments[name]) for name, kind in wanted.items()}
-        )
+            problem = f"missing {missing}" if missing else f"unknown {extra}"
+            raise ToolError(f"{self.name}: {problem}; arguments are {list(wanted)}")
+        for name, kind in wanted.items():
+            types = {"string": str, "integer": int, "number": (int, float), "boolean": bool}[kind]
+            value = arguments[name]
+            if not isinstance(value, types) or (isinstance(value, bool) and kind != "boolean"):
+                raise ToolError(f"{self.name}: {name}={value!r} is not of type {kind}; give one that is")
+        return self.function(**arguments)
 
 
 def wolfram_alpha(query: str) -> str:
@@ -88,28 +82,15 @@ def code_interpreter(code: str) -> str:
 CUSTOM_TOOLS: dict[str, Tool] = {
     f.__name__: Tool(f) for f in (calculator, add_days, days_between, weekday, reverse, upper, count_letter)
 }
-BUILTIN_TOOLS: dict[str, Tool] = {f.__name__: Tool(f) for f in (wolfram_alpha, code_interpreter)}
-TOOLS: dict[str, Tool] = {**CUSTOM_TOOLS, **BUILTIN_TOOLS}
+TOOLS = CUSTOM_TOOLS | {f.__name__: Tool(f) for f in (wolfram_alpha, code_interpreter)}
 
 
 def call_tool(
     name: str, arguments: Mapping[str, Any], tools: Mapping[str, Callable[..., str]] = TOOLS
 ) -> str:
-    """Call a tool by name. ToolError for an unknown name, arguments that do not fit, or a tool that fails."""
+    """Call a tool by name. Raises ToolError if it is unknown, the arguments do not fit, or the tool fails."""
     if name not in tools:
         raise ToolError(f"unknown tool {name!r}; there are {', '.join(sorted(tools))}")
     if not isinstance(arguments, Mapping) or not all(isinstance(key, str) for key in arguments):
         raise ToolError(f"{name}: arguments {arguments!r} are not an object; give named arguments")
     return tools[name](**arguments)
-
-
-def _checked(tool: str, name: str, kind: str, value: Any) -> Any:
-    fits = {
-        "string": isinstance(value, str),
-        "integer": isinstance(value, int) and not isinstance(value, bool),
-        "number": isinstance(value, int | float) and not isinstance(value, bool),
-        "boolean": isinstance(value, bool),
-    }
-    if not fits[kind]:
-        raise ToolError(f"{tool}: {name}={value!r} is not of type {kind}; give one that is")
-    return value

@@ -1,13 +1,14 @@
-"""Run Python that nobody has read: a model's programs and the calls of its code interpreter.
+"""Run Python programs that nobody has read: a model's programs and the calls of its code interpreter.
 
-A `Sandbox` is one helper process (`zygote.py`) that forks for every program, so that checking two hundred small
-functions costs two hundred forks and not two hundred starts of Python. Each program gets an empty environment, a folder
-of its own that vanishes, bounded memory, time, output and disk, and no network, no processes, no signals, no files but
-Python's own library to read. The caller learns with every result which protections held (`SandboxResult.protections`);
-where the kernel offers less than Landlock and seccomp, a `SandboxWarning` says so once a sandbox.
+A `Sandbox` is one helper process (`zygote.py`) that forks for every program, so checking two hundred small
+functions costs two hundred forks and not two hundred starts of Python. Each program gets an empty
+environment, a temporary folder of its own, and bounded memory, time, output and disk. It gets no network,
+processes or signals, and of the files only Python's own library, to read. Every result names the protections
+that held (`SandboxResult.protections`); where the kernel offers less than Landlock and seccomp, a
+`SandboxWarning` says so once per sandbox.
 
-This is a wall against mistakes and clumsy malice of generated code, with the Linux kernel's own locks; it is not a
-virtual machine, and a hole in the kernel is a hole in it.
+This protects against mistakes and simple malice in generated code, with the Linux kernel's own means. It is
+not a virtual machine: a hole in the kernel is a hole in it.
 """
 
 from __future__ import annotations
@@ -22,31 +23,27 @@ import sys
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import ToolError
 
-TIMEOUT_S = 5.0
-MEMORY_BYTES = 256 << 20
-OUTPUT_BYTES = 64 << 10
 KERNEL = frozenset({"landlock", "seccomp"})
 GRACE_S = 10.0
 """How much longer than a program's own limit the helper may take before it is given up."""
 
 
 class SandboxWarning(UserWarning):
-    """Programs run with weaker protection than the kernel's."""
+    """Programs run without some of the kernel's protections."""
 
 
 @dataclass(frozen=True)
 class SandboxResult:
-    """What became of a program. ``ok``: it ended by itself with status 0. ``reason``: why not, empty if ok.
+    """What a program did. ``ok``: it ended by itself with status 0; ``reason`` says why not.
 
-    ``stdout`` and ``stderr``: at most the allowed bytes each, decoded as UTF-8 with replacement. ``protections``: which
-    locks held. ``seconds``: wall time.
+    ``stdout`` and ``stderr`` are cut to the allowed bytes and decoded as UTF-8 with replacement.
+    ``protections`` names the protections that held. ``seconds`` is wall time.
     """
 
     ok: bool
@@ -60,7 +57,7 @@ class SandboxResult:
 class Sandbox:
     """A helper process that runs programs one after another. Close it, or use it in a ``with`` statement.
 
-    Raises ToolError where there is no sandbox to be had (no POSIX system, no second process).
+    Raises ToolError where no sandbox is possible (no POSIX system, or no second process).
     """
 
     PROGRAM: ClassVar[Path] = Path(__file__).with_name("zygote.py")
@@ -70,24 +67,14 @@ class Sandbox:
             raise ToolError(f"sandbox: needs Linux or macOS, this is {sys.platform}; run Herd there")
         self._folder = tempfile.mkdtemp(prefix="herd-sandbox-")
         ours, theirs = socket.socketpair()
+        options = ("-s", "-S", "-P", "-X", "utf8")
+        # A fixed hash seed gives sets the same order in every run.
+        environment = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
         try:
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-s",
-                    "-S",
-                    "-P",
-                    "-X",
-                    "utf8",
-                    str(self.PROGRAM),
-                    str(theirs.fileno()),
-                    self._folder,
-                ],
+                [sys.executable, *options, str(self.PROGRAM), str(theirs.fileno()), self._folder],
                 pass_fds=(theirs.fileno(),),
-                env={
-                    "PYTHONHASHSEED": "0",
-                    "PYTHONDONTWRITEBYTECODE": "1",
-                },  # the same sets in the same order, always
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -101,10 +88,10 @@ class Sandbox:
         self._socket = ours
         self._turn = threading.Lock()
         self.protections: tuple[str, ...] = tuple(self._receive(30.0)["protections"])
-        if not KERNEL.issubset(self.protections):
-            missing = ", ".join(sorted(KERNEL - set(self.protections)))
+        if missing := sorted(KERNEL.difference(self.protections)):
             warnings.warn(
-                f"sandbox: this system has no {missing}; programs are held by {', '.join(self.protections)} only",
+                f"sandbox: this system has no {', '.join(missing)}; "
+                f"programs are held by {', '.join(self.protections)} only",
                 SandboxWarning,
                 stacklevel=2,
             )
@@ -114,38 +101,21 @@ class Sandbox:
         code: str,
         *,
         stdin: str = "",
-        timeout_s: float = TIMEOUT_S,
-        memory_bytes: int = MEMORY_BYTES,
-        output_bytes: int = OUTPUT_BYTES,
+        timeout_s: float = 5.0,
+        memory_bytes: int = 256 << 20,
+        output_bytes: int = 64 << 10,
     ) -> SandboxResult:
-        """Run one program; whatever it does comes back as a result. ToolError only if the helper itself is gone."""
-        request = {
-            "code": code,
-            "stdin": stdin,
-            "timeout_s": timeout_s,
-            "memory_bytes": memory_bytes,
-            "output_bytes": output_bytes,
-        }
-        data = json.dumps(request).encode()
+        """Run a program and return what it did. Raises ToolError if the helper process has ended."""
+        limits = {"timeout_s": timeout_s, "memory_bytes": memory_bytes, "output_bytes": output_bytes}
+        data = json.dumps({"code": code, "stdin": stdin, **limits}).encode()
         with self._turn:  # threads may share a sandbox; its programs still run one after another
             try:
                 self._socket.settimeout(GRACE_S)
                 self._socket.sendall(struct.pack("<Q", len(data)) + data)
             except OSError:
-                raise self._gone() from None
+                raise self._helper_ended() from None
             reply = self._receive(timeout_s + GRACE_S)
-        return SandboxResult(
-            not reply["reason"],
-            reply["stdout"],
-            reply["stderr"],
-            reply["reason"],
-            self.protections,
-            reply["seconds"],
-        )
-
-    def run_many(self, programs: Iterable[str], **limits: Any) -> list[SandboxResult]:
-        """Results of several programs, each in a fresh process; ``limits`` as for `run`."""
-        return [self.run(code, **limits) for code in programs]
+        return SandboxResult(ok=not reply["reason"], protections=self.protections, **reply)
 
     def close(self) -> None:
         """End the helper and remove its folder."""
@@ -171,7 +141,7 @@ class Sandbox:
             size = struct.unpack("<Q", self._read(8))[0]
             return json.loads(self._read(size))
         except (OSError, EOFError, ValueError):
-            raise self._gone() from None
+            raise self._helper_ended() from None
 
     def _read(self, n: int) -> bytes:
         data = bytearray()
@@ -182,7 +152,7 @@ class Sandbox:
             data += piece
         return bytes(data)
 
-    def _gone(self) -> ToolError:
+    def _helper_ended(self) -> ToolError:
         self._process.kill()
         self._process.wait()
         error = self._process.stderr.read().decode(errors="replace").strip() if self._process.stderr else ""
@@ -191,16 +161,7 @@ class Sandbox:
         )
 
 
-def run_python(
-    code: str,
-    *,
-    stdin: str = "",
-    timeout_s: float = TIMEOUT_S,
-    memory_bytes: int = MEMORY_BYTES,
-    output_bytes: int = OUTPUT_BYTES,
-) -> SandboxResult:
-    """Run one program in a sandbox of its own (about 0.1 s to start); see `Sandbox.run`. For many, keep a `Sandbox`."""
+def run_python(code: str, **options: Any) -> SandboxResult:
+    """Run one program in a sandbox of its own (about 0.1 s to start); ``options`` as in `Sandbox.run`."""
     with Sandbox() as sandbox:
-        return sandbox.run(
-            code, stdin=stdin, timeout_s=timeout_s, memory_bytes=memory_bytes, output_bytes=output_bytes
-        )
+        return sandbox.run(code, **options)

@@ -1,4 +1,4 @@
-"""String tools: what a language model sees only through its tokens, looked up letter by letter."""
+"""String tools: answers about letters, which a language model sees only through its tokens."""
 
 from __future__ import annotations
 

@@ -1,50 +1,55 @@
-"""The sandbox's inside: a small process that forks once for every program. It runs alone, without the rest of Herd.
+"""The inside of the sandbox: a small process that forks once for every program, without the rest of Herd.
 
-Started by `sandbox.py` as ``python -S -P zygote.py FD FOLDER``. It first leaves the machine's network and mounts where
-the kernel lets it, then serves requests on the socket FD: fork, lock the child up, run, report. The lock, in the
-child, from the inside out:
+`sandbox.py` starts it as ``python -S -P zygote.py FD FOLDER``. It first leaves the machine's network and
+mounts where the kernel allows that. Then it serves requests on the socket FD: fork, lock the child, run,
+report. The child is locked by
 
 - *resource limits*: address space, CPU seconds, file size, open files, processes, no core file;
-- *Landlock* (Linux 5.13+): reads below Python's own library, writes below the program's own folder, nothing else;
-- *seccomp*: a list of harmless system calls; every other one (sockets, processes, signals, ptrace ...) fails;
-- *audit hook*: Python's own events; only used where one of the kernel's locks is missing, since code that reaches below
-  Python escapes it.
+- *Landlock* (Linux 5.13+): it reads below Python's own library and writes below the program's own folder,
+nothing else;
+- *seccomp*: a list of harmless system calls; all others (sockets, processes, signals, ptrace, …) fail;
+- *an audit hook* for Python's own events, used only where one of the kernel's locks is missing, because code
+  that goes below Python escapes it.
 
-All of it is irreversible and inherited, and needs no privileges. Which of them took hold is found by trying in a first
-child and told to the caller with every result.
+All of them are irreversible and inherited, and need no privileges. Which of them work is found out by trying,
+and the caller is told with every result.
 
 Sources: landlock(7), seccomp(2), ``include/uapi/linux/{landlock,seccomp,filter}.h``.
 """
 
-# Those not used here are loaded before forking for the programs, which import them most.
-import collections  # noqa: F401
 import contextlib
 import ctypes
-import datetime  # noqa: F401
-import functools  # noqa: F401
 import gc
-import itertools  # noqa: F401
 import json
-import math  # noqa: F401
 import os
 import platform
-import random  # noqa: F401
-import re  # noqa: F401
 import resource
 import select
 import shutil
 import signal
 import socket
-import string  # noqa: F401
 import struct
 import sys
 import tempfile
 import time
 import traceback
-import typing  # noqa: F401
+
+# What programs import most is loaded once, before forking for them.
+for _name in [
+    "collections",
+    "datetime",
+    "functools",
+    "itertools",
+    "math",
+    "random",
+    "re",
+    "string",
+    "typing",
+]:
+    __import__(_name)
 
 FOLDER_BYTES, FOLDER_FILES = 16 << 20, 1024
-FILE_BYTES = 1 << 20  # of one file, where no small file system of our own bounds all of them together
+FILE_BYTES = 1 << 20  # limit of one file, used where a small file system does not bound all of them together
 OPEN_FILES = 64
 SETUP_FAILED = 97
 
@@ -52,30 +57,22 @@ CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWNET = 0x20000, 0x8000000, 0x1
 MS_NOSUID, MS_NODEV, MS_REC, MS_PRIVATE, MNT_DETACH = 0x2, 0x4, 0x4000, 0x40000, 0x2
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 
-# System calls a Python program needs: its memory, its time, its open files, and files below its folder.
-# fmt: off
-SYSCALLS = {
-    "x86_64": (0xC000003E, (
-        0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 28, 32, 33, 35,
-        39, 60, 63, 72, 74, 76, 77, 79, 80, 82, 83, 84, 87, 89, 96, 97, 98, 99, 100, 102, 104, 107, 108, 110, 131,
-        137, 186, 202, 204, 217, 228, 229, 230, 231, 257, 258, 262, 263, 264, 267, 269, 270, 271, 273, 283, 292, 293,
-        316, 318, 324, 332, 334, 439,
-    )),
-    "aarch64": (0xC00000B7, (
-        17, 23, 24, 25, 29, 34, 35, 38, 43, 45, 46, 48, 49, 56, 57, 59, 61, 62, 63, 64, 65, 66, 67, 68, 72, 73, 78,
-        79, 80, 82, 93, 94, 98, 99, 101, 113, 114, 115, 123, 124, 132, 134, 135, 139, 153, 160, 165, 169, 172, 173,
-        174, 175, 176, 177, 178, 214, 215, 216, 222, 226, 233, 276, 278, 283, 291, 293, 439,
-    )),
-}
-# fmt: on
 SYS_LANDLOCK = 444  # create_ruleset, add_rule, restrict_self: the same numbers on every machine
 
 
 class Locks:
-    """The kernel's locks through ctypes; each method raises OSError where the kernel refuses."""
+    """The kernel's locks, called with ctypes. Each method raises OSError if the kernel refuses."""
 
     def __init__(self):
         self.libc = ctypes.CDLL(None, use_errno=True)
+        self.syscalls = {}  # by machine: its AUDIT_ARCH value, then the allowed numbers
+        with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "zygote_syscalls.txt")) as file:
+            words = [word for line in file if not line.startswith("#") for word in line.split()]
+        for word in words:
+            if word[0].isalpha():
+                numbers = self.syscalls[word] = []
+            else:
+                numbers.append(int(word, 0))
 
     def check(self, result):
         if result < 0:
@@ -92,7 +89,7 @@ class Locks:
         return self.check(self.libc.prctl(option, value, b or zero, zero, zero))
 
     def namespaces(self):
-        """Leave the machine's network and mounts; mapped to the same user inside a user namespace of our own."""
+        """Leave the machine's network and mounts, as the same user in a user namespace of our own."""
         uid, gid = os.getuid(), os.getgid()
         self.check(self.libc.unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWNS))
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
@@ -100,32 +97,22 @@ class Locks:
                 file.write(text)
 
     def tmpfs(self, folder):
-        """Small memory-backed storage on ``folder`` that only this process and its children see."""
+        """Mount a small file system in memory on ``folder``, which only this process and its children see."""
         self.check(self.libc.mount(b"none", b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None))
         options = f"size={FOLDER_BYTES},nr_inodes={FOLDER_FILES},mode=700".encode()
         flags = ctypes.c_ulong(MS_NOSUID | MS_NODEV)
         self.check(self.libc.mount(b"tmpfs", folder.encode(), b"tmpfs", flags, options))
 
-    def unmount(self, folder):
-        """Let go of `tmpfs`."""
-        self.check(self.libc.umount2(folder.encode(), MNT_DETACH))
-
     def landlock(self, readable, writable):
-        """Files: read below ``readable``, read and write below ``writable``, nothing anywhere else."""
+        """Allow reading below ``readable``, reading and writing below ``writable``, and no other files."""
         abi = self.syscall(SYS_LANDLOCK, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
-        handled = (
-            (1 << 13) - 1
-            | (1 << 13 if abi >= 2 else 0)
-            | (1 << 14 if abi >= 3 else 0)
-            | (1 << 15 if abi >= 5 else 0)
-        )
+        handled = (1 << 13) - 1  # the accesses of the first version; later versions add more
+        handled |= sum(1 << bit for bit, since in ((13, 2), (14, 3), (15, 5)) if abi >= since)
         network, scope = (3 if abi >= 4 else 0), (3 if abi >= 6 else 0)
         attributes = struct.pack("QQQ", handled, network, scope)[: 8 if abi < 4 else 16 if abi < 6 else 24]
         ruleset = self.syscall(SYS_LANDLOCK, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
         read = 1 << 2 | 1 << 3  # read files, list folders
-        make = (
-            1 << 1 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8 | 1 << 13 | 1 << 14
-        )  # write, remove, make, rename, truncate
+        make = sum(1 << bit for bit in (1, 4, 5, 7, 8, 13, 14))  # write, remove, make, rename, truncate
         for paths, access in ((readable, read), (writable, (read | make) & handled)):
             for path in paths:
                 try:
@@ -139,8 +126,8 @@ class Locks:
         os.close(ruleset)
 
     def seccomp(self):
-        """System calls: those of the list; all others fail with EPERM, another architecture's kill the process."""
-        arch, numbers = SYSCALLS[platform.machine()]
+        """Allow the listed system calls; others fail with EPERM, those of another architecture kill."""
+        arch, *numbers = self.syscalls[platform.machine()]
         load, equal, give = 0x20, 0x15, 0x06  # BPF: load a word, jump if equal, return
         program = [(load, 0, 0, 4), (equal, 1, 0, arch), (give, 0, 0, 0x80000000), (load, 0, 0, 0)]
         program += [(equal, len(numbers) - i, 0, number) for i, number in enumerate(numbers)]
@@ -151,27 +138,27 @@ class Locks:
 
 
 def limit(request, file_bytes):
-    """Resource limits, ``file_bytes`` at most in one file. Limits that are lower already stay."""
-    seconds = int(request["timeout_s"]) + 1
+    """Set resource limits, at most ``file_bytes`` in one file. Limits that are already lower are kept."""
     wanted = {
-        "RLIMIT_AS": request["memory_bytes"], "RLIMIT_CPU": seconds, "RLIMIT_FSIZE": file_bytes,
-        "RLIMIT_NOFILE": OPEN_FILES, "RLIMIT_NPROC": 0, "RLIMIT_CORE": 0,
-    }  # fmt: skip
-    for name, value in wanted.items():
-        number = getattr(resource, name, None)
-        if number is None:
-            continue
+        resource.RLIMIT_AS: request["memory_bytes"],
+        resource.RLIMIT_CPU: int(request["timeout_s"]) + 1,
+        resource.RLIMIT_FSIZE: file_bytes,
+        resource.RLIMIT_NOFILE: OPEN_FILES,
+        resource.RLIMIT_NPROC: 0,
+        resource.RLIMIT_CORE: 0,
+    }
+    for number, value in wanted.items():
         hard = resource.getrlimit(number)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         try:
             resource.setrlimit(number, (value, value))
         except (ValueError, OSError):
-            if name != "RLIMIT_AS" or sys.platform == "linux":  # macOS has no limit on address space
+            if number != resource.RLIMIT_AS or sys.platform == "linux":  # macOS cannot limit address space
                 raise
 
 
 def audit(folder):
-    """Python-level lock for machines without the kernel's: no sockets, no processes, no files outside the folder."""
+    """Lock at the level of Python: no sockets, no processes, and no files outside the folder."""
     roots = tuple(os.path.join(path, "") for path in {os.path.realpath(p) for p in (folder, *libraries())})
     inside = os.path.join(os.path.realpath(folder), "")
     refused = ("socket.", "subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.kill",
@@ -204,14 +191,14 @@ def audit(folder):
 
 
 def libraries():
-    """Folders that hold Python's own library, its shared libraries and the time zones."""
+    """Return the folders of Python's own library, its shared libraries and the time zones."""
     own = [path for path in sys.path if path] + [os.path.dirname(os.__file__)]
     return [*own, os.path.join(sys.base_prefix, "lib"), "/lib", "/lib64", "/usr/lib", "/usr/lib64",
             "/usr/share/zoneinfo"]  # fmt: skip
 
 
 def lock(locks, protections, request, folder):
-    """Apply to this process every lock that is known to work here."""
+    """Apply every lock that is known to work here to this process."""
     limit(request, FOLDER_BYTES if "tmpfs" in protections else FILE_BYTES)
     if "seccomp" in protections or "landlock" in protections:
         locks.prctl(PR_SET_NO_NEW_PRIVS, 1)
@@ -226,16 +213,16 @@ def lock(locks, protections, request, folder):
 
 
 def execute(code):
-    """Run a program in this process; its exit status. Tracebacks begin at the program's own first frame."""
+    """Run a program in this process; return its exit status. Tracebacks begin at its first frame."""
+    status = 0
     try:
         exec(compile(code, "<program>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
-        status = 0
     except SystemExit as stop:
-        if stop.code is not None and not isinstance(stop.code, int):
+        if stop.code is None or isinstance(stop.code, int):
+            status = (stop.code or 0) & 0xFF
+        else:
             print(stop.code, file=sys.stderr)
             status = 1
-        else:
-            status = (stop.code or 0) & 0xFF
     except BaseException as error:
         trace = error.__traceback__.tb_next if error.__traceback__ else None
         traceback.print_exception(type(error), error, trace)
@@ -249,7 +236,7 @@ def execute(code):
 
 
 def child(locks, protections, request, folder, pipes):
-    """The forked process: standard streams, the lock, the program. Never returns."""
+    """Be the forked process: set up the standard streams, lock, run the program. Never returns."""
     status = SETUP_FAILED
     try:
         os.setsid()
@@ -261,12 +248,9 @@ def child(locks, protections, request, folder, pipes):
         os.dup2(pipes[0], 1)
         os.dup2(pipes[1], 2)
         os.closerange(3, 4096)
-        for name in ("stdin", "stdout", "stderr"):
-            number = ("stdin", "stdout", "stderr").index(name)
-            mode, errors = ("w", "replace") if number else ("r", "strict")
-            stream = open(number, mode, encoding="utf-8", errors=errors)  # noqa: SIM115
-            setattr(sys, name, stream)
-            setattr(sys, f"__{name}__", stream)
+        sys.stdin = sys.__stdin__ = open(0, encoding="utf-8")  # noqa: SIM115
+        sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
+        sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
         sys.argv = ["<program>"]
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         lock(locks, protections, request, folder)
@@ -279,7 +263,7 @@ def child(locks, protections, request, folder, pipes):
 
 
 def run(locks, protections, request, root, control):
-    """Fork for one program, read what it prints within bounds, end it at its time; a reply for the caller."""
+    """Fork for one program, read what it prints, end it at its limits; return the reply for the caller."""
     folder = tempfile.mkdtemp(dir=root)
     out, err = os.pipe(), os.pipe()
     began = time.monotonic()
@@ -298,18 +282,17 @@ def run(locks, protections, request, root, control):
         clean(folder)
     if reason is None and os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        names = {int(s): s.name for s in signal.Signals}
-        reason = "CPU time limit" if number == signal.SIGXCPU else f"killed by {names.get(number, number)}"
-    elif reason is None and os.WEXITSTATUS(status) == SETUP_FAILED:
-        reason = "sandbox could not be set up"
+        name = {known.value: known.name for known in signal.Signals}.get(number, number)
+        reason = "CPU time limit" if number == signal.SIGXCPU else f"killed by {name}"
     elif reason is None and os.WEXITSTATUS(status):
-        reason = f"exit status {os.WEXITSTATUS(status)}"
+        failed = os.WEXITSTATUS(status) == SETUP_FAILED
+        reason = "sandbox could not be set up" if failed else f"exit status {os.WEXITSTATUS(status)}"
     stdout, stderr = (bytes(outputs[fd]).decode("utf-8", "replace") for fd in (out[0], err[0]))
     return {"stdout": stdout, "stderr": stderr, "reason": reason or "", "seconds": time.monotonic() - began}
 
 
 def collect(pid, outputs, request, began, control):
-    """Read until both ends close; ends the child at its time, at too much output, or when the caller has gone."""
+    """Read until both streams close; end the child at its limits, or when the caller is gone."""
     deadline, most = began + request["timeout_s"], request["output_bytes"]
     waiting, reason = set(outputs), None
     while waiting:
@@ -317,7 +300,7 @@ def collect(pid, outputs, request, began, control):
         ready = select.select([*waiting, control], [], [], max(0.0, rest))[0] if rest > 0 else []
         if control in ready and not control.recv(1, socket.MSG_PEEK):
             kill(pid)
-            raise SystemExit  # the caller is gone: tidy up on the way out
+            raise SystemExit  # the caller is gone; `main` cleans up
         if rest <= 0:
             reason = f"time limit of {request['timeout_s']:g} s"
             break
@@ -332,7 +315,7 @@ def collect(pid, outputs, request, began, control):
             break
     if reason:
         kill(pid)
-    else:  # both streams closed, yet the program may go on without them
+    else:  # the program may go on after it closed both streams
         while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             if time.monotonic() > deadline:
                 reason = f"time limit of {request['timeout_s']:g} s"
@@ -343,14 +326,14 @@ def collect(pid, outputs, request, began, control):
 
 
 def kill(pid):
-    """End the child and, where processes were possible at all, everything in its session's group."""
+    """End the child and, where it could start processes, everything in its process group."""
     for send in (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             send(pid, signal.SIGKILL)
 
 
 def clean(folder):
-    """Remove a folder, also where the program took its permissions away."""
+    """Remove a folder, even if the program removed its permissions."""
 
     def again(function, path, _):
         try:
@@ -364,7 +347,7 @@ def clean(folder):
 
 
 def works(action):
-    """Whether ``action`` succeeds in a forked child: for locks that cannot be taken back."""
+    """Return whether ``action`` succeeds in a forked child, because locks cannot be undone."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -376,7 +359,7 @@ def works(action):
 
 
 def protect(locks, root):
-    """Leave the network and the mounts if possible; the names of all protections that hold for programs here."""
+    """Leave the network and the mounts if possible; return the names of all protections that hold here."""
     names = ["limits"]
     if sys.platform == "linux":
         if works(locks.namespaces):
@@ -385,10 +368,8 @@ def protect(locks, root):
             with contextlib.suppress(OSError):
                 locks.tmpfs(root)
                 names.append("tmpfs")
-        for name, action in (
-            ("landlock", lambda: locks.landlock(libraries(), [root])),
-            ("seccomp", locks.seccomp),
-        ):
+        actions = {"landlock": lambda: locks.landlock(libraries(), [root]), "seccomp": locks.seccomp}
+        for name, action in actions.items():
             if works(lambda action=action: (locks.prctl(PR_SET_NO_NEW_PRIVS, 1), action(), os.listdir(root))):
                 names.append(name)
     if "landlock" not in names or "seccomp" not in names:
@@ -397,22 +378,22 @@ def protect(locks, root):
 
 
 def main():
-    """Serve requests: each a length and JSON, answered in kind, until the caller closes the socket."""
+    """Serve requests until the caller closes the socket. A message is a length and JSON."""
     control, root = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
     locks = Locks()
     protections = protect(locks, root)
     gc.collect()
-    gc.freeze()  # a program's collector then leaves the shared pages of this process alone
+    gc.freeze()  # so that a program's garbage collector does not copy the pages it shares with us
     try:
         serve(locks, protections, root, control)
     finally:
         if "tmpfs" in protections:
-            locks.unmount(root)
+            locks.check(locks.libc.umount2(root.encode(), MNT_DETACH))
         shutil.rmtree(root, ignore_errors=True)
 
 
 def serve(locks, protections, root, control):
-    """Answer requests one after another; the first message of all names the protections."""
+    """Answer requests one after another. The first message names the protections."""
     stream = control.makefile("rwb")
     message = {"protections": protections}
     while True:
