@@ -45,8 +45,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class End:
-    """The answer is over. ``reason`` "rounds": the model was stopped after `MAX_ROUNDS` replies with
-    calls."""
+    """The answer is over. ``reason`` "rounds": the model called tools until it was stopped."""
 
     reason: FinishReason | str
     n_tokens: int

@@ -23,6 +23,7 @@ from .sandbox import run_python
 from .strings import count_letter, reverse, upper
 
 JSON_TYPES: dict[type, str] = {str: "string", int: "integer", float: "number", bool: "boolean"}
+_PYTHON_TYPES = {"string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,)}
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,8 @@ class Tool:
             problem = f"missing {missing}" if missing else f"unknown {extra}"
             raise ToolError(f"{self.name}: {problem}; arguments are {list(wanted)}")
         for name, kind in wanted.items():
-            types = {"string": str, "integer": int, "number": (int, float), "boolean": bool}[kind]
             value = arguments[name]
-            if not isinstance(value, types) or (isinstance(value, bool) and kind != "boolean"):
+            if not isinstance(value, _PYTHON_TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
                 raise ToolError(f"{self.name}: {name}={value!r} is not of type {kind}; give one that is")
         return self.function(**arguments)
 

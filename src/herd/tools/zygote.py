@@ -248,9 +248,11 @@ def child(locks, protections, request, folder, pipes):
         os.dup2(pipes[0], 1)
         os.dup2(pipes[1], 2)
         os.closerange(3, 4096)
-        sys.stdin = sys.__stdin__ = open(0, encoding="utf-8")  # noqa: SIM115
-        sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
-        sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
+        for number, name in enumerate(("stdin", "stdout", "stderr")):
+            mode, errors = ("w", "replace") if number else ("r", "strict")
+            stream = open(number, mode, encoding="utf-8", errors=errors)  # noqa: SIM115
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
         sys.argv = ["<program>"]
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         lock(locks, protections, request, folder)
