@@ -1,9 +1,9 @@
-"""Multiple choice: the likeliest continuation (base models), or the letter written down (instruct models).
+"""Multiple choice: the likeliest continuation (base models), or the letter that is written (instruct models).
 
-base: shots and question as text, then each choice as its continuation; the likeliest wins, by log-likelihood
-(``acc``) or by log-likelihood per character (``acc_norm``), which does not favour short choices. The prompts follow
-EleutherAI's lm-eval, and the headline is ``acc_norm`` where it has one. instruct: a dialog, choices under letters,
-exact match of the letter.
+base: worked examples and the question as text, then each choice as its continuation. The likeliest wins, by
+log-likelihood (``acc``) or by log-likelihood per character (``acc_norm``), which does not favour short choices. The
+prompts follow EleutherAI's lm-eval, and ``acc_norm`` is the headline where it is lm-eval's. instruct: a dialog that
+shows the choices under letters; the answer is right if it names the right one (`letters`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 
 from .data import Data, Row
 from .letters import chosen_letter
-from .primer import PRIMERS
-from .task import Answer, Generate, Item, Judgement, Rank, Task
+from .primer import truthfulqa_primer
+from .task import Answer, Generate, Item, Judgement, Rank, Task, too_few_examples
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ASK = "Answer with the letter of the right choice only."
@@ -26,8 +26,12 @@ ASK = "Answer with the letter of the right choice only."
 
 @dataclass(frozen=True)
 class Doc:
-    """A question in the common form. ``text`` is what a base model reads before a choice, ``asked`` what an instruct
-    model is asked; ``tail`` follows the choice, where the choice is the *context* and the tail is scored."""
+    """A question in the form that all choice tasks share.
+
+    ``text`` is what a base model reads before a choice, ``asked`` what an instruct model is asked. If there is a
+    ``tail``, it follows the choice and is what is scored; the choice then belongs to the context. ``shown`` are the
+    choices as an instruct model sees them, where they differ from ``choices``.
+    """
 
     id: str
     text: str
@@ -37,35 +41,36 @@ class Doc:
     group: str = ""
     tail: str = ""
     shown: Sequence[str] = ()
-    """The choices as an instruct model sees them under letters, where they are not ``choices``."""
 
     def with_choice(self, number: int) -> tuple[str, str]:
-        """(before, scored) of one choice."""
+        """Return the text before, and the text that is scored, for one choice."""
         if self.tail:
             return self.text + self.choices[number], f" {self.tail}"
         return self.text, f" {self.choices[number]}"
 
+    def same_question(self, other: Doc) -> bool:
+        return (self.text, self.choices, self.tail) == (other.text, other.choices, other.tail)
+
 
 @dataclass(frozen=True)
 class ChoiceTask(Task):
-    """Base of the choice tasks: a subclass names its files and turns a row into a `Doc`."""
+    """Base of the choice tasks. A subclass names its files and turns a row of them into a `Doc`."""
 
     files: ClassVar[tuple[str, ...]] = ()
     train: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
-    normalized: ClassVar[bool] = False
     shots_from: ClassVar[str] = "first of the training file, else first other items"
 
     @abstractmethod
     def doc(self, row: Row, number: int) -> Doc:
-        """One row of the file in the common form."""
+        """Return one row of the file in the common form."""
 
     def docs(self, data: Data) -> list[Doc]:
-        """All questions."""
+        """Return all questions."""
         return self._read(data, self.files)
 
     def examples(self, data: Data, doc: Doc) -> Sequence[Doc]:
-        """Where the shots of ``doc`` are taken from, in order; may hold ``doc`` itself."""
+        """Return the questions that the worked examples before ``doc`` are taken from; may include ``doc``."""
         return self._read(data, self.train) if data.find(*self.train) else self.docs(data)
 
     def items(self, data: Data) -> list[Item]:
@@ -73,74 +78,53 @@ class ChoiceTask(Task):
         items = []
         for doc in self.docs(data):
             if doc.group not in pools:
-                pools[doc.group] = self.examples(data, doc) if self.shots else ()
-            # compared by content: the same question in train and test must not answer itself
-            shots = [other for other in pools[doc.group][: 2 * self.shots + 1] if not _same(other, doc)][
-                : self.shots
-            ]
+                pools[doc.group] = self.examples(data, doc)[: 2 * self.shots + 1] if self.shots else ()
+            # compared by content: a question that is in train and test must not answer itself
+            shots = [other for other in pools[doc.group] if not other.same_question(doc)][: self.shots]
             items.append(self._item(doc, shots))
         return items
 
     def note(self, data: Data) -> str:
-        docs = self.docs(data)
-        pool = self.examples(data, docs[0]) if self.shots else ()
-        own = any(_same(other, docs[0]) for other in pool)
-        return f"{len(pool) - own} shots: the data has no more" if len(pool) - own < self.shots else ""
+        first = self.docs(data)[0]
+        pool = self.examples(data, first) if self.shots else ()
+        return too_few_examples(len(pool) - any(other.same_question(first) for other in pool), self.shots)
 
     def judge(self, item: Item, answer: Answer) -> Judgement:
-        if isinstance(item.request, Rank):
-            return self._ranked(item, answer)
-        letters = LETTERS[: len(item.doc["choices"])]
-        letter = chosen_letter(answer.text, letters, item.doc["choices"])
-        return Judgement(float(letter == item.gold), letter, why="" if letter else "no letter")
+        choices = item.doc["choices"]
+        if isinstance(item.request, Generate):
+            letter = chosen_letter(answer.text, LETTERS[: len(choices)], choices)
+            return Judgement(float(letter == item.gold), letter, why="" if letter else "no letter")
+        nats = [likelihood.nats for likelihood in answer.likelihoods]
+        per_char = [value / len(choice) for value, choice in zip(nats, choices, strict=True)]
+        best = {name: values.index(max(values)) for name, values in (("acc", nats), ("acc_norm", per_char))}
+        right = {name: float(number == item.gold) for name, number in best.items()}
+        return Judgement(right.pop(self.metric), best[self.metric], right)
 
     def head(self, shots: Sequence[Doc], doc: Doc) -> str:
-        """What stands before a base model's question."""
-        return "".join("".join(doc.with_choice(doc.gold)) + "\n\n" for doc in shots)
+        """Return what precedes a base model's question."""
+        return "".join("".join(shot.with_choice(shot.gold)) + "\n\n" for shot in shots)
 
     def order(self, doc: Doc) -> list[int]:
-        """The order in which choices stand under their letters."""
+        """Return the order in which the choices stand under their letters."""
         return list(range(len(doc.choices)))
 
-    def _ranked(self, item: Item, answer: Answer) -> Judgement:
-        nats = [likelihood.nats for likelihood in answer.likelihoods]
-        plain = max(range(len(nats)), key=nats.__getitem__)  # the first of equals, as numpy's argmax
-        lengths = [len(choice) for choice in item.doc["choices"]]
-        per_char = max(range(len(nats)), key=lambda i: nats[i] / lengths[i])
-        best, other = (per_char, plain) if self.normalized else (plain, per_char)
-        return Judgement(
-            float(best == item.gold),
-            best,
-            {"acc" if self.normalized else "acc_norm": float(other == item.gold)},
-        )
-
     def _item(self, doc: Doc, shots: Sequence[Doc]) -> Item:
-        if self.mode == "instruct":
-            order = self.order(doc)
-            turns = [turn for shot in shots for turn in self._turns(shot)]
-            question, answer = self._turns(doc)
-            return Item(
-                doc.id,
-                Generate((*turns, question), max_tokens=16),
-                answer["content"],
-                doc.group,
-                {"choices": [(doc.shown or doc.choices)[i] for i in order]},
-            )
-        head = self.head(shots, doc)
-        pairs = [doc.with_choice(i) for i in range(len(doc.choices))]
-        request = Rank(tuple((head + before, scored) for before, scored in pairs))
-        return Item(doc.id, request, doc.gold, doc.group, {"choices": list(doc.choices)})
+        if self.mode == "base":
+            head = self.head(shots, doc)
+            pairs = [doc.with_choice(i) for i in range(len(doc.choices))]
+            request = Rank(tuple((head + before, scored) for before, scored in pairs))
+            return Item(doc.id, request, doc.gold, doc.group, {"choices": list(doc.choices)})
+        turns = [turn for shot in (*shots, doc) for turn in self._turns(shot)]
+        choices = [(doc.shown or doc.choices)[i] for i in self.order(doc)]
+        gold = turns.pop()["content"]
+        return Item(doc.id, Generate(tuple(turns), max_tokens=16), gold, doc.group, {"choices": choices})
 
     def _turns(self, doc: Doc) -> list[dict[str, str]]:
-        order = self.order(doc)
-        lines = [
-            f"{letter}. {(doc.shown or doc.choices)[i]}" for letter, i in zip(LETTERS, order, strict=False)
-        ]
+        order, shown = self.order(doc), doc.shown or doc.choices
+        lines = [f"{letter}. {shown[i]}" for letter, i in zip(LETTERS, order, strict=False)]
         question = "\n".join((doc.asked or doc.text, *lines, ASK))
-        return [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": LETTERS[order.index(doc.gold)]},
-        ]
+        answer = LETTERS[order.index(doc.gold)]
+        return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
     def _read(self, data: Data, files: Sequence[str]) -> list[Doc]:
         return [self.doc(row, number) for number, row in enumerate(data.rows(*files, needs=self.needs))]
@@ -161,19 +145,16 @@ class HellaSwag(ChoiceTask):
     source = "Zellers et al., arXiv 1905.07830; lm-eval hellaswag"
     licence = "MIT"
     metric = "acc_norm"
-    normalized = True
     files, train = ("hellaswag/validation.jsonl",), ("hellaswag/train.jsonl",)
     needs = ("activity_label", "ctx_a", "ctx_b", "endings", "label")
 
     def docs(self, data: Data) -> list[Doc]:
         if data.find(*self.files):
             return super().docs(data)
-        # a plain form with six lines an item: context, gold, four endings, all cleaned already
+        # a plain form with six lines for each item: context, gold and four endings, cleaned already
         lines = data.text(self.files[0], "hellaswag/hellaswag_val_full.txt").splitlines()
-        return [
-            self._doc(n, lines[i], tuple(lines[i + 2 : i + 6]), int(lines[i + 1]))
-            for n, i in enumerate(range(0, len(lines) - 5, 6))
-        ]
+        blocks = [lines[i : i + 6] for i in range(0, len(lines) - 5, 6)]
+        return [self._doc(n, text, tuple(ends), int(gold)) for n, (text, gold, *ends) in enumerate(blocks)]
 
     def doc(self, row: Row, number: int) -> Doc:
         context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
@@ -187,7 +168,6 @@ class OpenBookQA(ChoiceTask):
     source = "Mihaylov et al., arXiv 1809.02789; lm-eval openbookqa"
     licence = "Apache-2.0"
     metric = "acc_norm"
-    normalized = True
     files = ("openbookqa/test.jsonl", "openbookqa/validation.jsonl")
     train = ("openbookqa/train.jsonl",)
     needs = ("question_stem", "choices", "answerKey")
@@ -200,13 +180,11 @@ class Arc(ChoiceTask):
     source = "Clark et al., arXiv 1803.05457; lm-eval arc_challenge, arc_easy"
     licence = "CC BY-SA 4.0"
     metric = "acc_norm"
-    normalized = True
 
     def docs(self, data: Data) -> list[Doc]:
         level = self.name.removeprefix("arc_")
-        if data.find(f"arc/{level}_test.jsonl"):
-            return self._read(data, (f"arc/{level}_test.jsonl",))
-        return self._read(data, (f"arc/arc_{level}.jsonl", f"arc/{level}_validation.jsonl"))
+        names = (f"{level}_test", f"arc_{level}", f"{level}_validation")
+        return self._read(data, [f"arc/{name}.jsonl" for name in names])
 
     def examples(self, data: Data, doc: Doc) -> Sequence[Doc]:
         level = self.name.removeprefix("arc_")
@@ -214,7 +192,7 @@ class Arc(ChoiceTask):
         return self._read(data, files) if data.find(*files) else self.docs(data)
 
     def doc(self, row: Row, number: int) -> Doc:
-        if "query" in row:  # a flat form, without the prompt's last line
+        if "query" in row:  # a flat form without the last line of the prompt
             asked = row["query"].removeprefix("Question: ")
             return Doc(str(number), f"Question: {asked}\nAnswer:", tuple(row["choices"]), row["gold"], asked)
         return _labelled(row, f"Question: {row['question']}\nAnswer:", row["question"], number)
@@ -224,14 +202,13 @@ class Piqa(ChoiceTask):
     source = "Bisk et al., arXiv 1911.11641; lm-eval piqa"
     licence = "AFL-3.0"
     metric = "acc_norm"
-    normalized = True
     files = ("piqa/validation.jsonl", "piqa/valid.jsonl")
     train = ("piqa/train.jsonl",)
     needs = ("goal", "sol1", "sol2")
 
     def docs(self, data: Data) -> list[Doc]:
         rows = data.rows(*self.files, needs=self.needs)
-        if "label" not in rows[0]:  # the authors' own form keeps the labels beside the questions
+        if "label" not in rows[0]:  # the authors' own form keeps the labels in another file
             labels = data.text("piqa/valid-labels.lst").split()
             rows = [row | {"label": label} for row, label in zip(rows, labels, strict=True)]
         return [self.doc(row, number) for number, row in enumerate(rows)]
@@ -254,7 +231,7 @@ class SocialIqa(ChoiceTask):
 
 
 class Winogrande(ChoiceTask):
-    """Partial evaluation: which filling makes the *rest* of the sentence likelier."""
+    """Score the *rest* of the sentence after each filling (partial evaluation)."""
 
     source = "Sakaguchi et al., arXiv 1907.10641; lm-eval winogrande"
     licence = "CC BY"
@@ -269,16 +246,16 @@ class Winogrande(ChoiceTask):
 
 
 class TruthfulQaMc1(ChoiceTask):
-    """The one true answer among popular wrong ones, after six questions and answers that are the same for all."""
+    """Find the true answer among popular wrong ones, after six questions and answers that are the same for all."""
 
     source = "Lin et al., arXiv 2109.07958; lm-eval truthfulqa_mc1"
     licence = "Apache-2.0"
-    shots_from = "the primer: lm-eval's where it is installed, else the project's own"
+    shots_from = "the primer: lm-eval's where it is installed, else Herd's own"
     files = ("truthfulqa/validation.jsonl",)
 
     @property
     def settings(self) -> dict[str, Any]:
-        return super().settings | {"primer": PRIMERS.kind}
+        return super().settings | {"primer": truthfulqa_primer()[0]}
 
     def docs(self, data: Data) -> list[Doc]:
         if data.find(*self.files):
@@ -292,10 +269,12 @@ class TruthfulQaMc1(ChoiceTask):
         return self._doc(number, row["question"], tuple(targets["choices"]), list(targets["labels"]).index(1))
 
     def examples(self, data: Data, doc: Doc) -> Sequence[Doc]:
-        return [Doc(f"primer-{n}", f"Q: {q}\nA:", (a,), 0, q) for n, (q, a) in enumerate(PRIMERS.pairs)]
+        return [
+            Doc(f"primer-{n}", f"Q: {q}\nA:", (a,), 0, q) for n, (q, a) in enumerate(truthfulqa_primer()[1])
+        ]
 
     def order(self, doc: Doc) -> list[int]:
-        """Shuffled, since the true answer stands first in the file."""
+        """Shuffle the choices, because the true answer comes first in the file."""
         order = list(range(len(doc.choices)))
         random.Random(doc.text).shuffle(order)
         return order
@@ -304,16 +283,10 @@ class TruthfulQaMc1(ChoiceTask):
         return Doc(str(number), f"Q: {question}\nA:", choices, gold, question)
 
 
-def _same(a: Doc, b: Doc) -> bool:
-    return (a.text, a.choices, a.tail) == (b.text, b.choices, b.tail)
-
-
 def _labelled(row: Row, text: str, asked: str, number: int) -> Doc:
-    """Choices as the Allen Institute's sets have them: texts beside labels."""
-    labels = row["choices"]["label"]
-    return Doc(
-        str(number), text, tuple(row["choices"]["text"]), labels.index(row["answerKey"].strip()), asked
-    )
+    """Return a row of the Allen Institute's sets, which list choices as texts and labels."""
+    gold = row["choices"]["label"].index(row["answerKey"].strip())
+    return Doc(str(number), text, tuple(row["choices"]["text"]), gold, asked)
 
 
 def _answers(row: Row) -> tuple[str, ...]:
@@ -322,6 +295,6 @@ def _answers(row: Row) -> tuple[str, ...]:
 
 
 def _clean(text: str) -> str:
-    """HellaSwag's texts without the marks of the WikiHow pages some came from."""
+    """Remove the marks of the WikiHow pages that some of HellaSwag's texts come from."""
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")

@@ -21,7 +21,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {group: tuple(names.split()) for group, n
 
 @dataclass(frozen=True)
 class Mmlu(ChoiceTask):
-    """One group of subjects, or a single subject; the score counts every question alike."""
+    """A group of subjects, or a single subject; every question has the same weight in the score."""
 
     subjects: tuple[str, ...] = ()
 
@@ -33,17 +33,17 @@ class Mmlu(ChoiceTask):
 
     @classmethod
     def of(cls, name: str, shots: int, mode: Mode) -> Mmlu:
-        """``mmlu_<group>`` or ``mmlu_<subject>``."""
+        """Return the task ``mmlu_<group>`` or ``mmlu_<subject>``."""
         part = name.removeprefix("mmlu_")
         return cls(name, shots, mode, SUBJECTS.get(part, (part,)))
 
     def docs(self, data: Data) -> list[Doc]:
-        """The subjects in turn, so that any beginning of the list has all of them."""
+        """Return questions of all subjects in turn, so that any beginning of the list has all subjects."""
         of_subject: dict[str, list[Doc]] = {subject: [] for subject in self.subjects}
         for doc in super().docs(data):
             of_subject.get(doc.group, []).append(doc)
         if not any(of_subject.values()):
-            raise DataError(f"no questions of {', '.join(self.subjects)} in {data.find(*self.files)}")
+            raise DataError(f"{data.find(*self.files)} has no questions of {', '.join(self.subjects)}")
         return [doc for together in zip_longest(*of_subject.values()) for doc in together if doc is not None]
 
     def examples(self, data: Data, doc: Doc) -> Sequence[Doc]:
@@ -57,18 +57,7 @@ class Mmlu(ChoiceTask):
 
     def doc(self, row: Row, number: int) -> Doc:
         question = row["question"].strip()
-        lettered = "".join(
-            f"\n{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True)
-        )
-        text = f"{question}{lettered}\nAnswer:"
-        number_id = f"{row['subject']}-{number}"
-        return Doc(
-            number_id,
-            text,
-            ("A", "B", "C", "D"),
-            int(row["answer"]),
-            question,
-            row["subject"],
-            "",
-            row["choices"],
-        )
+        letters = ("A", "B", "C", "D")
+        lettered = [f"{letter}. {choice}" for letter, choice in zip(letters, row["choices"], strict=True)]
+        text, id_ = "\n".join((question, *lettered, "Answer:")), f"{row['subject']}-{number}"
+        return Doc(id_, text, letters, int(row["answer"]), question, row["subject"], shown=row["choices"])

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, ClassVar
 from ...data.builtin import read_parallel
 from ...data.corpus import split_of
 from ...report.units import in_order
-from ..bootstrap import Interval, ratio_interval
-from ..score import Score, from_interval, part
+from ..score import Score
 from .data import Data
-from .task import Answer, Item, Judgement, Read, Task
+from .task import Answer, Item, Judgement, Read, Task, grouped_ratio
 
 if TYPE_CHECKING:
     from ..results import ItemResult
@@ -67,11 +66,13 @@ class ParallelText(Task):
 
     def scores(self, results: Sequence[ItemResult]) -> list[Score]:
         known = [result for result in results if result.metrics.get("tokens")]
-        ratios = [_ratio("bpb", "bits/byte", known, "bits", "bytes", 1)]
+        ratios = [grouped_ratio("bpb", "bits/byte", known, "bits", "bytes", 1)]
         if known:
-            ratios.append(_ratio("english_words_per_128k", "words", known, "english_words", "tokens", WINDOW))
-            ratios.append(_ratio("words_per_128k", "words", known, "words", "tokens", WINDOW))
-            ratios.append(_ratio("bytes_per_token", "bytes", known, "bytes", "tokens", 1))
+            ratios.append(
+                grouped_ratio("english_words_per_128k", "words", known, "english_words", "tokens", WINDOW)
+            )
+            ratios.append(grouped_ratio("words_per_128k", "words", known, "words", "tokens", WINDOW))
+            ratios.append(grouped_ratio("bytes_per_token", "bytes", known, "bytes", "tokens", 1))
         return ratios
 
     def _texts(self, data: Data) -> dict[str, list[str]]:
@@ -111,16 +112,3 @@ def _lines(text: str) -> list[str]:
 def _words(blocks: dict[str, list[str]], n: int) -> int:
     """Words of the English block of the same number, 0 where there is none."""
     return len(blocks["en"][n].split()) if "en" in blocks and n < len(blocks["en"]) else 0
-
-
-def _ratio(name: str, unit: str, results: Sequence[ItemResult], top: str, bottom: str, scale: float) -> Score:
-    """Sums over sums, with languages; intervals resample documents."""
-
-    def interval(some: Sequence[ItemResult]) -> Interval:
-        return ratio_interval([scale * r.metrics[top] for r in some], [r.metrics[bottom] for r in some])
-
-    groups = {
-        group: [r for r in results if r.group == group] for group in dict.fromkeys(r.group for r in results)
-    }
-    parts = {group: part(interval(some), len(some)) for group, some in groups.items()}
-    return from_interval(name, interval(results), unit, len(results), {"by_group": parts})

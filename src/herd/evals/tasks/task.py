@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..bootstrap import Interval, mean_interval, wilson
-from ..score import Score, from_interval
+from ..bootstrap import Interval, mean_interval, ratio_interval, wilson
+from ..score import Score, from_interval, part
 
 if TYPE_CHECKING:
     from ..results import ItemResult
@@ -152,6 +152,11 @@ class Task(ABC):
         return scores
 
 
+def too_few_examples(there: int, shots: int) -> str:
+    """Return a note where the data has fewer worked examples than shots are wanted, else ""."""
+    return f"{there} shots: the data has no more" if there < shots else ""
+
+
 def mean(name: str, values: Sequence[float], detail: dict[str, Any] | None = None) -> Score:
     """A share with Wilson's interval where all values are 0 or 1, else a mean with its bootstrap interval."""
     score = from_interval(name, _interval(values), "fraction", len(values), detail)
@@ -160,11 +165,26 @@ def mean(name: str, values: Sequence[float], detail: dict[str, Any] | None = Non
 
 def by_group(groups: Sequence[str], values: Sequence[float]) -> dict[str, dict[str, Any]]:
     """The same within each group: key to ``{value, lo, hi, n}``."""
-    parts: dict[str, list[float]] = {}
+    grouped: dict[str, list[float]] = {}
     for group, value in zip(groups, values, strict=True):
-        parts.setdefault(group, []).append(value)
-    means = {group: mean(group, some) for group, some in parts.items()}
+        grouped.setdefault(group, []).append(value)
+    means = {group: mean(group, some) for group, some in grouped.items()}
     return {group: {"value": s.value, "lo": s.lo, "hi": s.hi, "n": s.n} for group, s in means.items()}
+
+
+def grouped_ratio(
+    name: str, unit: str, results: Sequence[ItemResult], top: str, bottom: str, scale: float = 1
+) -> Score:
+    """Return a sum of one metric over a sum of another, with a breakdown by group; intervals resample the items."""
+
+    def interval(some: Sequence[ItemResult]) -> Interval:
+        return ratio_interval([scale * r.metrics[top] for r in some], [r.metrics[bottom] for r in some])
+
+    groups: dict[str, list[ItemResult]] = {}
+    for result in results:
+        groups.setdefault(result.group, []).append(result)
+    parts = {group: part(interval(some), len(some)) for group, some in groups.items()}
+    return from_interval(name, interval(results), unit, len(results), {"by_group": parts})
 
 
 def _interval(values: Sequence[float]) -> Interval:

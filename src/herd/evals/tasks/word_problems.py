@@ -1,7 +1,7 @@
-"""Grade-school arithmetic in words: GSM8K, and MGSM, the same in eleven languages. The number must be exact.
+"""Arithmetic problems in words: GSM8K, and MGSM, the same in eleven languages. The number must be exact.
 
-base: worked examples as text, the model goes on (lm-eval's prompts). instruct: a dialog that asks for the steps and
-then the number.
+base: worked examples as text that the model continues (lm-eval's prompts and judge). instruct: a dialog that asks for
+the steps and then the number, which is read however it is written (`numbers`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from .data import Data, Row
 from .numbers import final_number
-from .task import Answer, Generate, Item, Judgement, Task
+from .task import Answer, Generate, Item, Judgement, Task, too_few_examples
 
 _NUMBER = re.compile(r"-?[$]?[0-9][0-9.,]*")
 _MARKED = re.compile(r"#### (-?[0-9.,]+)")
@@ -28,20 +28,18 @@ class Gsm8k(Task):
 
     def items(self, data: Data) -> list[Item]:
         rows = data.rows("gsm8k/test.jsonl", needs=("question", "answer"))
-        pool = self._examples(data, rows)[: self.shots + 1] if self.shots else []
+        pool = self._examples(data, rows)[: self.shots + 1]
         items = []
         for number, row in enumerate(rows):
             shots = [shot for shot in pool if shot != row][: self.shots]
-            items.append(
-                Item(str(number), self._request(row, shots), _gold(row), doc={"worked": row["answer"]})
-            )
+            gold = plain_number(row["answer"].rpartition("#### ")[2].strip())
+            items.append(Item(str(number), self._request(row, shots), gold, doc={"worked": row["answer"]}))
         return items
 
     def note(self, data: Data) -> str:
         rows = data.rows("gsm8k/test.jsonl")
         pool = self._examples(data, rows)
-        there = len(pool) - (pool is rows)
-        return f"{there} shots: the data has no more" if there < self.shots else ""
+        return too_few_examples(len(pool) - (pool is rows), self.shots)
 
     def judge(self, item: Item, answer: Answer) -> Judgement:
         """Judge the number after ``####`` (base, as trained and as lm-eval does) or the one the answer ends on."""
@@ -72,18 +70,17 @@ class Gsm8k(Task):
         return Generate((*turns, _user(row["question"])), max_tokens=1024)
 
 
-# How a problem and its answer are called in each language's prompts.
-LANGUAGES = {
-    "bn": ("প্রশ্ন: ", "Answer:"), "de": ("Frage: ", "Antwort:"), "en": ("Question: ", "Answer:"),
-    "es": ("Pregunta: ", "Respuesta:"), "fr": ("Question : ", "Réponse :"), "ja": ("問題: ", "Answer:"),
-    "ru": ("Задача: ", "Answer:"), "sw": ("Swali: ", "Answer:"), "te": ("ప్రశ్న: ", "Answer:"),
-    "th": ("โจทย์: ", "Answer:"), "zh": ("问题： ", "Answer:"),
+# How a problem is introduced in each language's prompts, and its answer where that is not "Answer:".
+QUESTION = {
+    "bn": "প্রশ্ন: ", "de": "Frage: ", "en": "Question: ", "es": "Pregunta: ", "fr": "Question : ", "ja": "問題: ",
+    "ru": "Задача: ", "sw": "Swali: ", "te": "ప్రశ్న: ", "th": "โจทย์: ", "zh": "问题： ",
 }  # fmt: skip
+ANSWER = {"de": "Antwort:", "es": "Respuesta:", "fr": "Réponse :"}
 
 
 class Mgsm(Task):
-    """Score over all languages, with each language's own in the breakdown. base: the number directly (lm-eval's
-    mgsm_direct); instruct: with steps, in the language of the problem."""
+    """One score over all languages, with a breakdown. base: the number directly (lm-eval's mgsm_direct); instruct:
+    with steps, in the language of the problem."""
 
     source = "Shi et al., arXiv 2210.03057; lm-eval mgsm_direct (base)"
     licence = "CC BY 4.0"
@@ -92,30 +89,25 @@ class Mgsm(Task):
 
     def items(self, data: Data) -> list[Item]:
         by_language = {
-            lang: _problems(data, lang) for lang in LANGUAGES if data.find(f"mgsm/mgsm_{lang}.tsv")
-        }
-        if not by_language:
-            data.text("mgsm/mgsm_en.tsv")  # says what is missing
+            lang: _problems(data, lang) for lang in _languages(data) or ["en"]
+        }  # en: DataError if missing
+        numbers = range(max(map(len, by_language.values())))
+        places = [(lang, n) for n in numbers for lang, problems in by_language.items() if n < len(problems)]
         return [
-            Item(
-                f"{lang}-{number}",
-                self._request(lang, problems, number),
-                plain_number(problems[number][1]),
-                lang,
-            )
-            for number in range(max(map(len, by_language.values())))
-            for lang, problems in by_language.items()
-            if number < len(problems)
+            Item(f"{lang}-{n}", self._request(lang, problems, n), plain_number(problems[n][1]), lang)
+            for lang, n in places
+            for problems in [by_language[lang]]
         ]
 
     def note(self, data: Data) -> str:
-        there = [lang for lang in LANGUAGES if data.find(f"mgsm/mgsm_{lang}.tsv")]
+        there = _languages(data)
+        missing = [lang for lang in QUESTION if lang not in there]
         fewest = min(len(_problems(data, lang)) for lang in there) - 1
-        notes = [f"no data for {', '.join(lang for lang in LANGUAGES if lang not in there)}"] * (
-            there != [*LANGUAGES]
+        notes = (
+            f"no data for {', '.join(missing)}" if missing else "",
+            too_few_examples(fewest, self.shots) if self.mode == "base" else "",
         )
-        notes += [f"{fewest} shots: the data has no more"] * (self.mode == "base" and fewest < self.shots)
-        return "; ".join(notes)
+        return "; ".join(filter(None, notes))
 
     def judge(self, item: Item, answer: Answer) -> Judgement:
         if self.mode == "instruct":
@@ -125,25 +117,23 @@ class Mgsm(Task):
 
     def _request(self, lang: str, problems: Sequence[tuple[str, str]], number: int) -> Generate:
         question, _ = problems[number]
-        shots = [problem for problem in problems[: self.shots + 1] if problem != problems[number]][
-            : self.shots
-        ]
         if self.mode == "instruct":
             return Generate((_user(question),), max_tokens=1024)
-        asked, answered = LANGUAGES[lang]
-        text = "".join(f"{asked}{q}\n{answered}{a}\n\n" for q, a in shots)
+        others = [problem for problem in problems[: self.shots + 1] if problem != problems[number]]
+        asked, answered = QUESTION[lang], ANSWER.get(lang, "Answer:")
+        text = "".join(f"{asked}{q}\n{answered}{a}\n\n" for q, a in others[: self.shots])
         return Generate(f"{text}{asked}{question}\n{answered}", 64, (asked.strip(), "</s>", "<|im_end|>"))
 
 
 def plain_number(text: str) -> str:
-    """A number without currency, thousands' commas, a final point, or a fraction of nothing but zeros."""
+    """Remove the currency, commas between thousands, a final point and a fraction of zeros from a number."""
     text = text.replace(",", "").replace("$", "").rstrip(".")
     whole, point, fraction = text.partition(".")
     return whole if point and not fraction.strip("0") else text
 
 
 def last_number(text: str) -> str | None:
-    """The last number of a text, plainly written."""
+    """Return the last number of a text in its plain form, by lm-eval's rule."""
     found = _NUMBER.findall(text)
     return plain_number(found[-1]) if found else None
 
@@ -160,14 +150,14 @@ def _user(question: str) -> dict[str, str]:
     return {"role": "user", "content": f"{question}\n\n{ASK}"}
 
 
-def _gold(row: Row) -> str:
-    return plain_number(row["answer"].rpartition("#### ")[2].strip())
-
-
 def worked_solution(answer: str) -> str:
-    """A solution as a person would write it: without the calculator's marks, the number in a sentence."""
+    """Return a solution as a person would write it: without calculator marks, the number in a sentence."""
     steps, _, number = _CALCULATION.sub("", answer).rpartition("\n#### ")
     return f"{steps}\nThe final answer is {number}"
+
+
+def _languages(data: Data) -> list[str]:
+    return [lang for lang in QUESTION if data.find(f"mgsm/mgsm_{lang}.tsv")]
 
 
 def _problems(data: Data, lang: str) -> list[tuple[str, str]]:
