@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from herd.data.batch import IGNORE
 from herd.data.packing import DialogStream, pack_rows
 from herd.data.shards import Shards
-from herd.data.shuffle import key, permute
+from herd.data.shuffle import mixed_key, permute
 from herd.data.stream import MixStream, TokenStream
 from herd.data.text_files import DataWarning
 from herd.errors import DataError
@@ -41,12 +41,12 @@ def test_permute_is_a_permutation(n, secret):
 
 def test_a_huge_permutation_looks_random():
     n = 10**15 + 7
-    out = permute(np.arange(2000), n, key(1, 2))
+    out = permute(np.arange(2000), n, mixed_key(1, 2))
     assert len(set(out.tolist())) == 2000
     assert out.min() >= 0
     assert out.max() < n
     assert abs(out.mean() / n - 0.5) < 0.03
-    small = permute(np.arange(1000), 1000, key(3))
+    small = permute(np.arange(1000), 1000, mixed_key(3))
     assert abs(np.corrcoef(small, np.arange(1000))[0, 1]) < 0.1
     with pytest.raises(ValueError, match="outside"):
         permute(np.array([5]), 5, 0)
@@ -54,16 +54,16 @@ def test_a_huge_permutation_looks_random():
 
 def test_key_depends_on_every_number():
     keys = {
-        key(),
-        key(0),
-        key(0, 0),
-        key(1),
-        key(-1),
-        key(1, 0),
-        key(0, 1),
-        key(2**64),
-        key(2**64 + 1),
-        key(-(2**64)),
+        mixed_key(),
+        mixed_key(0),
+        mixed_key(0, 0),
+        mixed_key(1),
+        mixed_key(-1),
+        mixed_key(1, 0),
+        mixed_key(0, 1),
+        mixed_key(2**64),
+        mixed_key(2**64 + 1),
+        mixed_key(-(2**64)),
     }
     assert len(keys) == 10
 

@@ -1,4 +1,4 @@
-"""From text to batches: corpora, token shards, the streams that are pure functions of a position, dialogs.
+"""From text to batches: corpora, token shards, streams that are pure functions of the position, dialogs.
 
-Import from the modules: `herd.data.corpus`, `shards`, `stream`, `packing`, `needle`, `dialogs`; nothing is loaded here.
+Import from the modules (`herd.data.corpus`, `shards`, `stream`, `read_dialogs`, ...); nothing is imported here.
 """

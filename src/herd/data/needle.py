@@ -26,7 +26,7 @@ import yaml
 from ..errors import DataError
 from .batch import Batch
 from .shards import Shards
-from .shuffle import generator, key
+from .shuffle import generator, mixed_key
 from .stream import as_batch, check_range
 
 _TEXTS: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
@@ -135,7 +135,7 @@ class NeedleMaker:
             raise DataError(
                 f"needle: {n_questions} questions about {n_facts} facts; ask between 1 and all of them"
             )
-        random = generator(seed, key(length, int(depth * 1e6)), int(split == "test"))
+        random = generator(seed, mixed_key(length, int(depth * 1e6)), int(split == "test"))
         style = int(random.integers(len(STYLES))) if style is None else style
         names, codes = draw_names(random, split, n_facts), draw_codes(random, split, n_facts)
         fact, question = STYLES[style]
@@ -201,7 +201,7 @@ class RetrievalStream:
     def needle(self, position: int) -> Needle:
         """Return the document of one row: ``context + 1`` tokens."""
         depth = float(generator(self.seed, position, 4).random())
-        seed = key(self.seed, position)
+        seed = mixed_key(self.seed, position)
         n_facts, n_questions = self.n_facts, self.n_questions
         return self.maker.make(self.context + 1, depth, seed, n_facts=n_facts, n_questions=n_questions)
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..errors import DataError
 from .batch import IGNORE, Batch
-from .shuffle import key, permute
+from .shuffle import mixed_key, permute
 from .stream import as_batch, check_range
 from .text_files import DataWarning
 
@@ -60,7 +60,7 @@ class DialogStream:
                 stacklevel=2,
             )
         # Dialogs of one length in a random order, so that one row does not hold one kind of dialog only.
-        order = permute(np.arange(len(self.dialogs)), len(self.dialogs), key(seed, 3))
+        order = permute(np.arange(len(self.dialogs)), len(self.dialogs), mixed_key(seed, 3))
         self.rows = pack_rows([len(ids_N) - 1 for ids_N, _ in self.dialogs], context, order.tolist())
         self.n_rows = len(self.rows)
 
@@ -69,7 +69,7 @@ class DialogStream:
         check_range(position, count)
         epoch_B, index_B = np.divmod(np.arange(position, position + count, dtype=np.int64), self.n_rows)
         numbers = [
-            int(permute(np.array([index]), self.n_rows, key(self.seed, int(epoch)))[0])
+            int(permute(np.array([index]), self.n_rows, mixed_key(self.seed, int(epoch)))[0])
             for epoch, index in zip(epoch_B, index_B, strict=True)
         ]
         arrays = np.stack([self._row(number) for number in numbers], axis=1)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import DataError
 from .batch import IGNORE, Batch
-from .shuffle import generator, key
+from .shuffle import generator, mixed_key
 from .stream import as_batch, check_range
 
 SHORTEST, LONGEST = 4, 24
@@ -46,7 +46,7 @@ class RepetitionStream:
 
     def _row(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """Return tokens and targets of one row, int64 (T,) each."""
-        random = generator(self.seed, key(self.seed, position), 5)
+        random = generator(self.seed, mixed_key(self.seed, position), 5)
         alphabet_A = random.integers(self.n_ranks, size=ALPHABET)
         pieces, trained, n = [], [], 0
         while n <= self.context:

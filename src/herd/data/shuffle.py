@@ -21,7 +21,7 @@ def mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def key(*numbers: int) -> int:
+def mixed_key(*numbers: int) -> int:
     """Return one 64-bit key from several integers of any size (seed, epoch, purpose, ...); their order matters."""
     state = np.zeros(1, dtype=np.uint64)
     with np.errstate(over="ignore"):
@@ -44,7 +44,7 @@ def permute(index_N: np.ndarray, n: int, secret: int) -> np.ndarray:
     half = max(1, ((n - 1).bit_length() + 1) // 2)
     out_N = np.asarray(index_N, dtype=np.uint64).copy()
     todo_N = np.arange(len(out_N))
-    keys = [np.uint64(key(secret, round)) for round in range(ROUNDS)]
+    keys = [np.uint64(mixed_key(secret, round)) for round in range(ROUNDS)]
     while len(todo_N):
         out_N[todo_N] = _feistel(out_N[todo_N], half, keys)
         todo_N = todo_N[out_N[todo_N] >= np.uint64(n)]
@@ -53,7 +53,7 @@ def permute(index_N: np.ndarray, n: int, secret: int) -> np.ndarray:
 
 def generator(*numbers: int) -> np.random.Generator:
     """Return numpy's generator seeded by several integers; it draws the same numbers on every machine."""
-    return np.random.default_rng(key(*numbers))
+    return np.random.default_rng(mixed_key(*numbers))
 
 
 def _feistel(x_N: np.ndarray, half: int, keys: list[np.uint64]) -> np.ndarray:

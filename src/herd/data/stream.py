@@ -23,7 +23,7 @@ import torch
 from ..errors import DataError
 from .batch import IGNORE, Batch, concatenate
 from .shards import Shards
-from .shuffle import generator, key, permute
+from .shuffle import generator, mixed_key, permute
 
 
 class Stream(Protocol):
@@ -84,7 +84,7 @@ class TokenStream:
             here_B = epoch_B == epoch
             shift = int(generator(self.seed, int(epoch), 1).integers(self._slack + 1))
             starts_B[here_B] = (
-                permute(index_B[here_B], self.n_rows, key(self.seed, int(epoch))) * self.context + shift
+                permute(index_B[here_B], self.n_rows, mixed_key(self.seed, int(epoch))) * self.context + shift
             )
         return starts_B
 
@@ -143,7 +143,7 @@ class MixStream:
         return concatenate(batches).map(lambda tensor: tensor[order])
 
     def _order(self, block: int) -> np.ndarray:
-        return self._parts_K[permute(np.arange(self.block), self.block, key(self.seed, block, 2))]
+        return self._parts_K[permute(np.arange(self.block), self.block, mixed_key(self.seed, block, 2))]
 
 
 def first_rows(stream: Stream, n_rows: int, at_once: int) -> list[Batch]:

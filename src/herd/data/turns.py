@@ -6,6 +6,7 @@ A turn does not depend on the format of the tool call. Values are drawn from the
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -80,12 +81,8 @@ class DialogSource:
 
 def _number(rng: Random, shares: tuple[float, float, float]) -> int:
     """Draw a number of 1, 2, 3 or 4 digits; ``shares`` are cumulative for the first three lengths."""
-    u = rng.random()
-    if u < shares[0]:
-        return rng.randrange(0, 10)
-    if u < shares[1]:
-        return rng.randrange(10, 100)
-    return rng.randrange(100, 1000) if u < shares[2] else rng.randrange(1000, 10000)
+    more_digits = bisect(shares, rng.random())
+    return rng.randrange(10**more_digits if more_digits else 0, 10 ** (more_digits + 1))
 
 
 def _pair(source: DialogSource, draw: Callable[[Random], tuple[int, int]]) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from ..data.needle import WORDS, draw_codes, draw_names
-from ..data.shuffle import generator, key
+from ..data.shuffle import generator, mixed_key
 from ..errors import DataError
 
 Count = Callable[[str], int]
@@ -109,7 +109,7 @@ class Maker:
         """
         if kind not in KINDS:
             raise DataError(f"unknown kind of long text {kind!r}: there are {', '.join(KINDS)}")
-        random = generator(seed, key(length, int(depth * 1e6), list(KINDS).index(kind)), 7)
+        random = generator(seed, mixed_key(length, int(depth * 1e6), list(KINDS).index(kind)), 7)
         return KINDS[kind](self, length, depth, random)
 
     def hide(

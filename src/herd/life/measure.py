@@ -38,7 +38,7 @@ MODELS = (*BASES, *TALKERS)
 TEXT_PROMPTS = ("def area(", "import os\n\ndef ", "Return the ", "class Point:\n    ", "The sun ", "Das ist ")
 
 
-def measure(run: RaiseRun) -> Outcome:
+def measure_models(run: RaiseRun) -> Outcome:
     """Write all scores of all models to ``scores.json``, and samples side by side to ``samples.json``."""
     plan, data = run.plan, run.data
     tokenizer = data.tokenizer
@@ -85,7 +85,7 @@ def measure(run: RaiseRun) -> Outcome:
     return Outcome()
 
 
-def report(run: RaiseRun) -> Outcome:
+def write_report(run: RaiseRun) -> Outcome:
     """Write ``report.html``, one self-contained page."""
     build_page(run.folder)
     return Outcome()

@@ -92,26 +92,21 @@ class Plan(BaseModel):
 
 
 @dataclass(frozen=True)
-class Shares:
-    """The seconds that a mode gives to each stage, and the tokens that instruct tuning needs."""
+class TimedMode:
+    """A mode that fills a given time: seconds of each stage, tokens that instruct tuning needs, other sizes."""
 
-    tokenizer: float
-    pretrain: float
-    extend: float
-    instruct: float
-    distil: float
-    measure: float
-    report: float
+    seconds: dict[str, float]
     instruct_tokens: float
+    amounts: dict[str, int]
 
     @property
     def wanted_speed(self) -> float:
         """Tokens per second that a size must reach to be chosen."""
-        return self.instruct_tokens / self.instruct
+        return self.instruct_tokens / self.seconds["instruct"]
 
 
 _MODES = yaml.safe_load(Path(__file__).with_name("modes.yaml").read_text(encoding="utf-8"))
-SHARES: dict[str, Shares] = {mode: Shares(**of["shares"]) for mode, of in _MODES["timed"].items()}
+TIMED_MODES = {name: TimedMode(**values) for name, values in _MODES["timed"].items()}
 
 
 def rung(dim: int, n_layers: int, vocab_size: int, context: int) -> ModelConfig:
@@ -151,68 +146,58 @@ def extended(config: ModelConfig, context: int) -> ModelConfig:
 
 def quick_plan(name: str, seed: int, text: list[str] | None) -> Plan:
     """Return the plan of the mode `quick`, which is the same on every machine."""
-    sizes = _MODES["quick"]
-    dim, n_layers = sizes["rung"]
-    teacher = rung(dim, n_layers, sizes["vocab_size"], CONTEXT)
-    phases = {name: sizes[name] for name in ("pretrain", "extend", "instruct", "distil")}
-    seconds = sizes["predicted_seconds"]
-    return _plan(name, "quick", seed, text, "fp32", teacher, {}, seconds, sizes["amounts"] | phases)
+    sizes = dict(_MODES["quick"])
+    dim, n_layers = sizes.pop("rung")
+    teacher = rung(dim, n_layers, sizes.pop("vocab_size"), CONTEXT)
+    amounts = sizes.pop("amounts")
+    return _plan(name, "quick", seed, text, teacher, dtype="fp32", speeds={}, **amounts, **sizes)
 
 
 def chosen(rungs: dict[Rung, float], mode: Mode) -> Rung:
     """Return the largest size that sees enough tokens of instruct tuning in its time, or else the smallest."""
-    return max([size for size in rungs if rungs[size] >= SHARES[mode].wanted_speed] or [min(rungs)])
+    return max([size for size in rungs if rungs[size] >= TIMED_MODES[mode].wanted_speed] or [min(rungs)])
 
 
 def timed_plan(
     name: str, mode: Mode, seed: int, text: list[str] | None, vocab_size: int, speeds: Speeds
 ) -> Plan:
     """Return the plan that fills its mode's time on a machine of these speeds."""
-    shares = SHARES[mode]
+    timed = TIMED_MODES[mode]
     size = chosen(speeds.rungs, mode)
     teacher = rung(*size, vocab_size, CONTEXT)
 
-    def phase(seconds: float, rows: int, context: int, speed: float, lr: float) -> dict[str, Any]:
-        steps = max(20, round(seconds * speed / (rows * context)))
-        return {"steps": steps, "rows": rows, "context": context, "lr": lr}
+    def phase(seconds: float, rows: int, context: int, speed: float, lr: float) -> Phase:
+        return Phase(
+            steps=max(20, round(seconds * speed / (rows * context))), rows=rows, context=context, lr=lr
+        )
 
     def speed_at(context: int) -> float:
         # Attention costs more in longer rows; at these sizes the measured ratio is close to that of the FLOPs.
         per_token = teacher.flops_per_token(CONTEXT / 2, training=True)
         return speeds.rungs[size] * per_token / teacher.flops_per_token(context / 2, training=True)
 
-    double = 2 * CONTEXT
-    phases = {
-        "pretrain": phase(shares.pretrain, 8, CONTEXT, speeds.rungs[size], 3e-3),
-        "extend": [phase(shares.extend / 2, 4096 // c, c, speed_at(c), 1e-3) for c in (double, 4 * CONTEXT)],
-        "instruct": phase(shares.instruct, 4, double, speed_at(double), 2e-3),
-        "distil": phase(shares.distil, 4, double, speeds.distil, 2e-3),
-    }
-    seconds = {
-        "tokenizer": shares.tokenizer,
-        "teacher": shares.pretrain,
-        "long": shares.extend,
-        "instruct": shares.instruct,
-        "student": shares.distil,
-        "control": shares.distil * speeds.distil / speeds.control,
-        "measure": shares.measure,
-        "report": shares.report,
-    }
-    measured = {f"{dim}x{n_layers}": round(speed) for (dim, n_layers), speed in speeds.rungs.items()}
-    amounts = _MODES["timed"][mode]["amounts"]
-    return _plan(name, mode, seed, text, speeds.dtype, teacher, measured, seconds, amounts | phases)
+    seconds, double = dict(timed.seconds), 2 * CONTEXT
+    half = seconds["long"] / 2
+    seconds["control"] = seconds["student"] * speeds.distil / speeds.control
+    return _plan(
+        name,
+        mode,
+        seed,
+        text,
+        teacher,
+        dtype=speeds.dtype,
+        speeds={f"{dim}x{n_layers}": round(speed) for (dim, n_layers), speed in speeds.rungs.items()},
+        predicted_seconds=seconds,
+        pretrain=phase(seconds["teacher"], 8, CONTEXT, speeds.rungs[size], 3e-3),
+        extend=[phase(half, 4096 // c, c, speed_at(c), 1e-3) for c in (double, 4 * CONTEXT)],
+        instruct=phase(seconds["instruct"], 4, double, speed_at(double), 2e-3),
+        distil=phase(seconds["student"], 4, double, speeds.distil, 2e-3),
+        **timed.amounts,
+    )
 
 
 def _plan(
-    name: str,
-    mode: Mode,
-    seed: int,
-    text: list[str] | None,
-    dtype: ComputeDtype,
-    teacher: ModelConfig,
-    speeds: dict[str, int],
-    seconds: dict[str, float],
-    sizes: dict[str, Any],
+    name: str, mode: Mode, seed: int, text: list[str] | None, teacher: ModelConfig, **sizes: Any
 ) -> Plan:
     def fields(config: ModelConfig) -> dict[str, Any]:
         return {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "rope_scaling"}
@@ -224,11 +209,8 @@ def _plan(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
         text=text,
-        dtype=dtype,
         vocab_size=teacher.vocab_size,
         teacher=fields(teacher),
         student=fields(student_of(teacher)),
-        speeds={size: float(speed) for size, speed in speeds.items()},
-        predicted_seconds=seconds,
         **sizes,
     )

@@ -19,7 +19,7 @@ from ..llama.model import LlamaLM
 from ..train import distil, lm
 from ..train.objectives import Objective, batch_loss
 from ..train.section import ComputeDtype
-from .plan import CONTEXT, SHARES, Mode, Rung, Speeds, chosen, rung, student_of
+from .plan import CONTEXT, TIMED_MODES, Mode, Rung, Speeds, chosen, rung, student_of
 
 ROWS = 8
 """Rows of a step."""
@@ -63,7 +63,7 @@ def probe(vocab_size: int, mode: Mode) -> Speeds:
     dtype = max(by_dtype, key=lambda d: by_dtype[d])
     rungs = {LADDER[0]: by_dtype[dtype]}
     for shape in LADDER[1:]:
-        if min(rungs.values()) < SHARES[mode].wanted_speed:
+        if min(rungs.values()) < TIMED_MODES[mode].wanted_speed:
             break
         rungs[shape] = training_speed(config(shape), dtype)
     teacher = LlamaLM(config(chosen(rungs, mode))).init_weights(0).requires_grad_(False)

@@ -23,8 +23,8 @@ STAGES = [
     RaiseStage("instruct", "dialogs with tools, in eight languages", stages.instruct),
     RaiseStage("student", "pruned from the instruct model and distilled from it", stages.student),
     RaiseStage("control", "the student's shape from random weights, same tokens", stages.control),
-    RaiseStage("measure", "every model on the same held-out items", measure.measure),
-    RaiseStage("report", "one HTML page", measure.report),
+    RaiseStage("measure", "every model on the same held-out items", measure.measure_models),
+    RaiseStage("report", "one HTML page", measure.write_report),
 ]
 
 VOCAB_SIZE = 4096
