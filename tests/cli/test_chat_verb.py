@@ -279,7 +279,7 @@ def test_full_context_is_said(run, folders, scripted):
     long = "word " * 300
     _, out, _ = run(folders / "imported", lines=["Hi", long, "Hi"])
     assert "cut\nthe context is full, and the answer was cut off; /reset empties the context\n" in out
-    assert "the context holds 256: forget it with /reset or ask something shorter" in out
+    assert "the model's context holds 256: forget it with /reset or ask something shorter" in out
     assert "Hello again." in out
 
 
@@ -303,7 +303,7 @@ def test_a_base_model_says_so(run, folders, scripted):
             "--tool-call-format xml is unknown: use one of json, builtin, function",
         ),
         (["instruct", "-p", "x", "--kv", "int8"], "a multiple of 32, not 8"),
-        (["instruct", "-p", "word " * 300], "the context holds 256"),
+        (["instruct", "-p", "word " * 300], "the model's context holds 256"),
         (["instruct"], "stdin is empty"),
     ],
 )

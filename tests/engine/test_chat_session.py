@@ -194,7 +194,7 @@ def test_a_full_context_is_an_error_and_leaves_the_dialog_as_it_was(tok):
     session = ChatSession(engine)
     list(session.ask("Hi"))
     before = list(session.messages)
-    with pytest.raises(EngineError, match=r"the context holds 60: forget it with /reset"):
+    with pytest.raises(EngineError, match=r"the model's context holds 60: forget it with /reset"):
         list(session.ask("A long question. " * 20))
     assert session.messages == before
 
