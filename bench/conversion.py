@@ -85,8 +85,7 @@ def run(body: str, *args: Path) -> dict[str, float]:
 
 
 def killed(body: str, source: Path, out: Path) -> dict[str, float]:
-    """kill -9 once a third is written, then the same again to its end: what the second run did not do
-    anew."""
+    """Kill the work with kill -9 once a third is written, then resume it; count the tensors kept."""
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT.format(body=body), str(source), str(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     total = len(list(checkpoint.load_config(source).param_shapes()))

@@ -59,8 +59,7 @@ def main() -> None:
 
 
 def counts(name: str, mode: Any, data: Data) -> tuple[int, dict[str, str], int, int]:
-    """(items, those that contradict themselves and why, gold answers judged right, wrong answers judged
-    right)."""
+    """Return (items, impossible items and why, gold answers judged right, wrong answers judged right)."""
     task = make_task(name, mode=mode)
     items = task.items(data)
     right, wrong = (

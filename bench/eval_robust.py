@@ -67,8 +67,7 @@ def main() -> None:
 
 
 def hostile_answers(folder: Path) -> dict[str, Value]:
-    """Every program as an answer to both tasks and of both kinds of model, and what the machine looks like
-    then."""
+    """Judge every program as an answer of both kinds of model to both tasks, then inspect the machine."""
     made, kept, sandboxes = folder / "made", folder / "kept", folder / "sandboxes"
     kept.write_text("here")
     sandboxes.mkdir()
@@ -118,8 +117,7 @@ def running_in(folder: Path) -> int:
 
 
 def killed(folder: Path, kills: int, randomness: random.Random) -> dict[str, Value]:
-    """Evaluations that are killed until all kills are spent, each brought to its end, beside one that is left
-    alone."""
+    """Compare evaluations that are killed and resumed with one that is not disturbed."""
     model = random_checkpoint(folder / "model")
     began = time.monotonic()
     if code := start(model, folder / "whole").wait():

@@ -1,5 +1,4 @@
-"""Simulate a long training run, interruption by interruption: a check of the formula in
-`herd.plan.goodput`."""
+"""Simulate a long training run with its interruptions, to check the formula in `herd.plan.goodput`."""
 
 from __future__ import annotations
 

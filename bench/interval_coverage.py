@@ -26,8 +26,7 @@ Draw = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 @dataclass(frozen=True)
 class Case:
-    """``draw(random, n)`` gives (first, second, weights or None) of n items; ``truth`` is the population's
-    value."""
+    """A simulated case: ``draw(random, n)`` gives (first, second, weights or None) of n items."""
 
     what: str
     n: int

@@ -1,5 +1,4 @@
-"""Run llama.cpp on GGUF files. The rival's own Python runs this program; it has llama-cpp-python but not
-Herd.
+"""Run llama.cpp on GGUF files; the rival's own Python, which has no Herd, runs this program.
 
 Reads one JSON list of jobs from stdin and writes one list of answers to stdout. A job is one of
 
@@ -18,8 +17,7 @@ import numpy as np
 
 
 def run(job: dict) -> dict:
-    """Logits of the prompt, then greedy tokens one by one; keys and values in fp32, so that no rounding is
-    added."""
+    """Return the prompt's logits and greedy tokens; keys and values are fp32, to add no rounding."""
     prompt = job["prompt"]
     model = llama_cpp.Llama(
         job["file"],

@@ -1,5 +1,4 @@
-"""Compare the chunked loss with the plain one: peak memory and time, forward and backward, with Llama 3's
-vocabulary.
+"""Compare peak memory and time of the chunked loss with the plain one, with Llama 3's vocabulary.
 
     python bench/loss_memory.py            # about 4 minutes on two cores; needs 15 GB for the plain loss
 

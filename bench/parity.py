@@ -162,8 +162,11 @@ def cached(seen: Differences, model: LlamaLM, reference: transformers.LlamaForCa
 def rounding(
     model: LlamaLM, references: dict[str, transformers.LlamaForCausalLM], T: int = 1000
 ) -> dict[str, float]:
-    """Largest differences that rounding alone makes: Herd and transformers from transformers in float64, and
-    transformers' two ways to attend from each other. No bar below these says anything of the model."""
+    """Return the largest differences that rounding alone makes.
+
+    Compared are Herd and transformers with transformers in float64, and transformers' two kinds of attention with each
+    other. A bar below these differences would say nothing about the model.
+    """
     tokens_1T = draw(model.config, 1, T, seed=T)
     sdpa, eager = (references[way](tokens_1T).logits for way in ("sdpa", "eager"))
     truth = copy.deepcopy(references["eager"]).double()(tokens_1T).logits

@@ -75,8 +75,7 @@ def base_rss() -> int:
 
 
 def blank(**measured: Any) -> Any:
-    """A profile of nothing but what is given: only what a configuration needs is measured, so that it stands
-    close to the run in time."""
+    """Return a profile of only the given values, so that they are measured close to the run in time."""
     from herd.plan.profile import Profile
 
     nothing = Profile(

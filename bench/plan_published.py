@@ -1,5 +1,4 @@
-"""The planner against published runs. Writes receipts plan-sizes, plan-meta, plan-torchtitan, plan-gptfast,
-plan-failures.
+"""Compare the planner with published runs; there are five receipts, plan-NAME.
 
     python bench/plan_published.py
 
@@ -212,8 +211,7 @@ def hours_values(values: Values) -> None:
 
 
 def simulated(restart: float, seeds: int = 20) -> float:
-    """Share of Meta's 54 days that counts, with the best checkpoint interval, the mean of several
-    histories."""
+    """Record the useful share of Meta's 54 days at the best checkpoint interval, a mean over histories."""
     good = young_daly(16_384, state_nbytes(SIZES["405B"]), restart=restart)
     shares = [
         simulate_run(
@@ -288,8 +286,7 @@ FAST_LIMITS = dict.fromkeys(("bf16", "int8", "int4"), (0.1, 1.0))
 
 
 def fast(row: published.FastRow, values: Mapping[str, float]) -> float:
-    """Tokens a second. Shares of the memory's speed by weight format, seconds an operator, seconds to begin a
-    sum."""
+    """Return tokens per second from shares of the memory's speed, seconds per operator and per reduction."""
     machine = _MACHINES[row.machine]
     share = values[{2.0: "bf16", 1.0: "int8"}.get(row.weights.linears, "int4")]
     share *= 1.0 if "A100" in row.machine else values["amd"]

@@ -1,5 +1,4 @@
-"""How long the planner lets one wait: the first `herd plan` on a machine, every later one, and `herd plan
-leak`.
+"""Measure how long the planner takes: the first `herd plan`, later ones, and `herd plan leak`.
 
     python bench/plan_speed.py        # about a minute
 

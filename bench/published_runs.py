@@ -1,5 +1,4 @@
-"""Load the runs that others measured and published (``published_runs.yaml``): data to check the planner
-with."""
+"""Load the runs that others published (``published_runs.yaml``), to check the planner with them."""
 
 from __future__ import annotations
 

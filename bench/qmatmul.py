@@ -43,8 +43,7 @@ def seconds(work: Callable[[], object]) -> float:
 def accuracy(
     format: Format, name: str, D: int = 4096, R: int = 512, N: int = 64
 ) -> dict[str, tuple[float, str]]:
-    """Errors relative to the result's size: of the kernel on its own codes, and of rounding activations to
-    them."""
+    """Return errors relative to the result: of the kernel on its own codes, and of rounding activations."""
     rows_RB = random_rows((R, D), format, SEED)
     x_ND = torch.randn(N, D, generator=torch.Generator().manual_seed(SEED))
     codes, scales = round_activations(x_ND)
@@ -59,8 +58,7 @@ def accuracy(
 
 
 def speed(format: Format, R: int, D: int, rounds: int, reader: MemoryReader, name: str) -> dict[str, Value]:
-    """GB/s of 1 and 8 tokens, their shares of the read bandwidth, GOP/s of a prompt; medians with their
-    extremes."""
+    """Return GB/s and bandwidth shares of 1 and 8 tokens, and GOP/s of prefill, with their extremes."""
     rows_RB = random_rows((R, D), format, SEED)
     tiles = [interleave(rows_RB, format.code) for _ in range(1 + SET_BYTES // rows_RB.nbytes)]
     x_PD = torch.randn(PROMPT, D)

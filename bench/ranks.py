@@ -41,8 +41,7 @@ CONFIG = TrainConfig(
 
 
 class Rows:
-    """Rows that count upwards, quick to learn; row r is two packed documents and trains its last 16 to 128
-    tokens."""
+    """Rows that count upwards; each is two packed documents and trains its last 16 to 128 tokens."""
 
     def batch(self, position: int, count: int) -> Batch:
         start = torch.arange(position, position + count)[:, None] * 37

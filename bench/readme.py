@@ -73,8 +73,7 @@ def picture() -> str:
 
 
 def tracked() -> set[str] | None:
-    """Names of the receipts that git knows, so that a README never shows what its commit lacks; None outside
-    git."""
+    """Return the receipts that git knows: only those belong into the README; None outside git."""
     words = ["git", "ls-files", "--", "bench/receipts"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     return {Path(line).name for line in done.stdout.splitlines()} if done.returncode == 0 else None

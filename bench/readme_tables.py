@@ -36,8 +36,7 @@ _NONE = "–"
 
 
 def fill(text: str, tables: Mapping[str, str]) -> str:
-    """``text`` with every marked table replaced. `ReportError` for a name without a table or a marker left
-    open."""
+    """Replace every marked table in ``text``; an unknown name or an open marker is a `ReportError`."""
     if text.count("<!-- herd:table ") != len(_MARKED.findall(text)):
         raise ReportError("a table's marker is not closed: end it with <!-- herd:end -->")
 
@@ -51,8 +50,7 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
 
 
 def summary_table(receipts: Mapping[str, Receipt]) -> str:
-    """One line for every receipt that had to pass bars: how many it reached, and the first number that fell
-    short, or else its first one."""
+    """Return a line per receipt with bars: how many it reached, and the first failure or its first number."""
     rows: list[list[str]] = []
     for name, receipt in receipts.items():
         barred = _barred(receipt)
@@ -68,8 +66,7 @@ def summary_table(receipts: Mapping[str, Receipt]) -> str:
 
 
 def checks_table(receipts: Mapping[str, Receipt], folder: str = "bench/receipts") -> str:
-    """Every receipt that had to pass a bar: what was measured and where to look, then its numbers with their
-    bars."""
+    """Return the receipts with bars: what was measured, a link, and the numbers with their bars."""
     rows: list[list[str]] = []
     for name, receipt in receipts.items():
         barred = _barred(receipt)
@@ -148,8 +145,11 @@ def stages_table(receipt: Receipt | None) -> str:
 
 
 def plan_table(receipts: Mapping[str, Receipt]) -> str:
-    """Predicted against real: Meta's runs one by one, with what a constant MFU would have said beside; the
-    runs that others published, and those of this machine, by their errors."""
+    """Return predictions compared with reality.
+
+    Meta's runs have a row each, with the prediction of a constant MFU for comparison; other published runs and those of
+    this machine are summed up by their errors.
+    """
     rows = [*_meta_rows(receipts.get("plan-meta"))]
     for name, what in (
         ("plan-torchtitan", "torchtitan’s published runs"),

@@ -133,8 +133,7 @@ def stepper(model, loss, optimizer, update):
 
 
 def contestant(words: list[str], threads: int) -> None:
-    """Takes a step for every line on stdin; answers with its seconds, its loss and the process's peak
-    bytes."""
+    """Run a step for every line on stdin; answer with its seconds, loss and the process's peak bytes."""
     import torch
 
     torch.set_num_threads(threads)
