@@ -1,4 +1,4 @@
-"""README tables and pictures: generated, idempotent, and the committed README is what its receipts say."""
+"""The generated tables and pictures of the README: idempotent, and up to date with the committed receipts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_committed_tables_are_up_to_date():
     assert done.returncode == 0, done.stderr
 
 
-def test_what_the_readme_points_at_exists():
+def test_the_links_of_the_readme_exist():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     targets = re.findall(r"\]\(([^)#]+)\)|(?:src|srcset)=\"([^\"]+)\"", readme)
     for target in (a or b for a, b in targets):
@@ -44,7 +44,7 @@ def test_what_the_readme_points_at_exists():
             assert (ROOT / target).exists(), f"README points at {target}"
 
 
-def test_fill_replaces_between_markers_only_and_twice_changes_nothing():
+def test_fill_replaces_only_between_markers_and_is_idempotent():
     text = "a\n<!-- herd:table x -->\nold\n<!-- herd:end -->\nb\n<!-- herd:table y -->\n<!-- herd:end -->\n"
     filled = fill(text, {"x": "new", "y": "| t |"})
     assert (
@@ -82,7 +82,7 @@ def test_checks_show_bars_and_verdicts(tmp_path):
     assert "| [training](bench/receipts/pace.json) | memory: 0.950, bar ≤ 0.9 | 1 of 2 **✗** |" in summary
 
 
-def test_plans_stand_beside_what_was_real(tmp_path):
+def test_the_plan_table_compares_predictions_with_reality(tmp_path):
     meta = {
         "MFU 1: TP8 × CP1 × PP16 × DP64, 8,192": (49.0, "%"),
         "MFU 1, published": (43.0, "%"),
@@ -139,7 +139,7 @@ def test_a_run_becomes_a_receipt_and_tables(tmp_path):
     assert family_table(None) == stages_table(None) == "*Not measured yet.*"
 
 
-def test_pictures_stand_alone(tmp_path):
+def test_pictures_have_their_own_colours_and_namespace(tmp_path):
     run = load_run(make(tmp_path / "demo"))
     for path in write_pictures(run, tmp_path / "img"):
         text = path.read_text(encoding="utf-8")

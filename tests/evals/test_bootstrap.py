@@ -20,7 +20,7 @@ def test_mean_interval_is_near_the_normal_one():
     assert (value - lo, hi - value) == pytest.approx((half, half), rel=0.1)
 
 
-def test_coverage():
+def test_95_percent_intervals_cover_the_true_mean():
     """Of 95 % intervals about 95 % hold the truth."""
     rng = np.random.default_rng(1)
     held = 0
@@ -42,18 +42,18 @@ def test_coverage_of_few_documents_of_unequal_length(n):
     assert 0.92 <= held / 400 <= 0.98
 
 
-def test_unequal_items_say_less_than_equal_ones():
+def test_unequal_items_give_wider_intervals_than_equal_ones():
     each = np.random.default_rng(6).normal(0, 1, 30)
     long = np.array([50.0, 50.0, *[1.0] * 28])
     equal, unequal = mean_interval(each), ratio_interval(each * long, long)
     assert unequal.hi - unequal.lo > 1.5 * (equal.hi - equal.lo)
 
 
-def test_one_item_with_all_the_weight_says_nothing_of_spread():
+def test_one_item_with_all_the_weight_has_no_interval():
     assert math.isnan(ratio_interval([1.0, 2.0, 0.0], [0.0, 4.0, 0.0]).lo)
 
 
-def test_items_that_agree_have_an_interval_of_no_width():
+def test_equal_items_have_an_interval_of_no_width():
     assert ratio_interval([2.0, 4.0, 6.0], [1.0, 2.0, 3.0]) == (2.0, 2.0, 2.0)
 
 
@@ -79,7 +79,7 @@ def test_weighted_difference_is_the_difference_of_ratios():
     assert paired_difference(a, b, w).value == pytest.approx(want)
 
 
-def test_seeded():
+def test_the_same_seed_gives_the_same_interval():
     x = np.random.default_rng(3).random(50)
     assert mean_interval(x, seed=1) == mean_interval(x, seed=1) != mean_interval(x, seed=2)
 
@@ -120,17 +120,17 @@ def test_wilson_holds_its_share(n, data):
 @pytest.mark.parametrize(
     "call", [lambda: mean_interval([]), lambda: mean_interval([math.nan]), lambda: wilson(0, 0)]
 )
-def test_nothing_to_average(call):
+def test_an_empty_list_is_refused(call):
     with pytest.raises(DataError):
         call()
 
 
-def test_unequal_lengths():
+def test_lists_of_unequal_length_are_refused():
     with pytest.raises(DataError, match="same items"):
         paired_difference([1, 2], [1])
 
 
-def test_scores_are_plain_data():
+def test_a_score_is_recorded_as_plain_data():
     hits = [True, True, False, True]
     score = share("tool_use", hits, {"by_lang": shares_by(["en", "de", "en", "en"], hits)})
     record = score.record("student")

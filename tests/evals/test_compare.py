@@ -72,14 +72,14 @@ def test_differences_on_the_same_items(three):
     assert found["boolq, 5-shot", "control", "student"].interval == Interval(0.0, 0.0, 0.0)
 
 
-def test_flips_are_items_not_all_agree_on(three):
+def test_flips_are_the_items_on_which_models_disagree(three):
     assert three.n_flips == {"boolq, 5-shot": 50, "piqa, 5-shot": 1, "piqa": 0}
     flip = next(f for f in three.flips if f.task == "piqa, 5-shot")
     assert flip.id == "99"
     assert {model: answer[0] for model, answer in flip.answers.items()} == {"teacher": 0.0, "student": 1.0}
 
 
-def test_holm_keeps_what_survives_in_order():
+def test_holm_stops_at_the_first_difference_that_fails():
     def some(p):
         return Difference("t", "a", "b", Interval(1, 0.5, 1.5), 10, "fraction", p=p)
 
@@ -89,13 +89,13 @@ def test_holm_keeps_what_survives_in_order():
     assert [d.stands for d in holm([some(0.03), some(0.04)])] == [False, False]
 
 
-def test_p_of_an_interval():
+def test_the_p_value_of_an_interval():
     assert p_value(Interval(1.96, 0.0, 3.92)) == pytest.approx(0.05, abs=1e-3)
     assert p_value(Interval(0.0, -1, 1)) == 1
     assert p_value(Interval(0.5, math.nan, math.nan)) == 0  # one item: a difference, but nothing about spread
 
 
-def test_page_shows_all_and_nothing_unescaped(three):
+def test_the_page_shows_everything_and_escapes_it(three):
     text = comparison_page(three)
     assert "<b>1</b>" not in text
     assert "no piqa/validation.jsonl" in text
@@ -116,7 +116,7 @@ def test_groups_have_their_paired_differences(three):
     assert "Δ −50.0 (−" in cells[1].sub
 
 
-def test_every_format_is_written_and_says_the_same(three, tmp_path):
+def test_every_format_is_written_with_the_same_numbers(three, tmp_path):
     paths = write_comparison(three, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in paths.values()}
     record = json.loads(paths["json"].read_text())
@@ -130,7 +130,7 @@ def test_every_format_is_written_and_says_the_same(three, tmp_path):
     assert "**−50.0** [" in text
 
 
-def test_one_model_alone_and_twins(tmp_path):
+def test_one_model_alone_and_two_of_the_same_name_are_compared(tmp_path):
     first = evaluation(tmp_path / "a", "m", {"boolq": [1, 0]}, "aaaaaaaa")
     alone = compare([first])
     assert "Two models" in comparison_page(alone)

@@ -58,7 +58,7 @@ def said(capsys, *args: str, status: int = 0) -> str:
     return err if status and not out else out
 
 
-def test_a_context_too_short_fails_one_task_and_the_other_is_done(results):
+def test_a_context_too_short_fails_only_its_task(results):
     elder, younger = (read_evaluation(results / name) for name in ("elder", "younger"))
     assert [row.status for row in elder.tasks] == ["done", "done"]
     assert [row.status for row in younger.tasks] == ["done", "failed"]
@@ -124,7 +124,7 @@ def test_a_gpu_that_is_not_there_is_refused(capsys, verb):
     assert "Traceback" not in text
 
 
-def test_compare_refuses_the_same_twice(results, capsys):
+def test_compare_refuses_the_same_folder_twice(results, capsys):
     folder = str(results / "elder")
     assert "give each folder once" in said(capsys, "compare", folder, folder, status=1)
 
@@ -152,7 +152,7 @@ def test_fidelity_counts_flips_where_both_were_evaluated(models, capsys):
     assert "items flipped" in said(capsys, *ask)
 
 
-def test_fidelity_as_a_suite_stands_beside_the_others(models, results, tmp_path, capsys):
+def test_fidelity_as_a_suite_is_compared_with_the_others(models, results, tmp_path, capsys):
     out = str(tmp_path / "out")
     ask = (str(models / "younger"), "--suite", "fidelity", "--parent", str(models / "elder"), "--limit", "2")
     assert "younger compared with elder on 2 texts" in said(capsys, *ask, "--out", out)
@@ -162,7 +162,7 @@ def test_fidelity_as_a_suite_stands_beside_the_others(models, results, tmp_path,
     assert {row["metric"] for row in record["further"] if row["task"] == "fidelity"} == {"top1", "overlap"}
 
 
-def test_contamination_finds_what_is_there_and_writes_it_beside_the_score(results, tmp_path, capsys):
+def test_contamination_finds_the_overlap_and_adds_it_to_the_score(results, tmp_path, capsys):
     item = make_task("gsm8k", 0).items(Data())[1]
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("Nothing here.\n\n" + item.request.prompt + "\n")

@@ -1,4 +1,4 @@
-"""The harness: nothing is lost, nothing is asked twice, and what cannot run says why while the others go on."""
+"""The harness: no answer is lost or asked for twice, and a task that cannot run does not stop the others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TASKS = ("boolq", "gsm8k", "winogrande")
 
 
 class Fake:
-    """Answers by a hash of the request; notes what it was asked, and may be killed after so many answers."""
+    """A model that answers by a hash of the request, notes the requests, and may kill its process."""
 
     name, hash, mode, precision = "fake", "0123456789abcdef", "base", "float32"
 
@@ -66,7 +66,7 @@ def scores(evaluation) -> list[tuple]:
     return [(row.task, row.status, row.scores) for row in evaluation.tasks]
 
 
-def test_a_second_call_asks_nothing(tmp_path):
+def test_a_second_call_asks_no_item_again(tmp_path):
     model = Fake()
     first = evaluate(model, tasks(), Data(), tmp_path)
     before = lines(tmp_path)
@@ -87,7 +87,7 @@ def test_a_higher_limit_asks_only_what_is_new(tmp_path):
     assert len(set(model.asked)) == len(model.asked) == 30
 
 
-def test_a_lower_limit_is_of_its_own_items_only(tmp_path):
+def test_a_lower_limit_counts_only_its_own_items(tmp_path):
     model = Fake()
     evaluate(model, tasks(), Data(), tmp_path)
     few = evaluate(model, tasks(), Data(), tmp_path, limit=4)
@@ -99,7 +99,7 @@ def test_a_lower_limit_is_of_its_own_items_only(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["shots", "mode", "precision", "model", "version"])
-def test_other_settings_are_another_file(tmp_path, monkeypatch, change):
+def test_other_settings_are_written_to_another_file(tmp_path, monkeypatch, change):
     model, task = Fake(), make_task("boolq")
     evaluate(model, [task], Data(), tmp_path)
     if change == "shots":
@@ -117,7 +117,7 @@ def test_other_settings_are_another_file(tmp_path, monkeypatch, change):
     assert len(lines(tmp_path)) == 2
 
 
-def test_changed_data_is_asked_again(tmp_path):
+def test_items_whose_data_changed_are_asked_again(tmp_path):
     (tmp_path / "data" / "boolq").mkdir(parents=True)
     rows = Data().rows("boolq/validation.jsonl")
     file = tmp_path / "data" / "boolq" / "validation.jsonl"
@@ -160,7 +160,7 @@ def killed(folder: Path, die_after: int, tear: int = 0) -> None:
 
 
 @pytest.mark.parametrize("tear", [0, 2, 7, 11])
-def test_killed_again_and_again_gives_the_same(tmp_path, tear):
+def test_an_evaluation_killed_several_times_ends_with_the_same_scores(tmp_path, tear):
     whole = evaluate(Fake(), tasks(), Data(), tmp_path / "whole")
     for die_after in (10**6, 10**6) if tear else (1, 5, 2, 9, 4):
         killed(tmp_path / "torn", die_after, tear)
@@ -172,7 +172,7 @@ def test_killed_again_and_again_gives_the_same(tmp_path, tear):
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_file_cut_anywhere_is_made_whole(tmp_path_factory, data):
+def test_a_results_file_cut_anywhere_is_completed(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("cut")
     task = make_task("boolq")
     row = run_task(Fake(), task, Data(), folder)
@@ -184,14 +184,14 @@ def test_a_file_cut_anywhere_is_made_whole(tmp_path_factory, data):
     assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
 
 
-def test_two_at_once_are_refused(tmp_path):
+def test_a_second_process_on_the_same_file_is_refused(tmp_path):
     path = tmp_path / "x.jsonl"
     with TaskFile(path, {"schema": 1}), pytest.raises(DataError, match="another herd eval is writing it"):
         TaskFile(path, {"schema": 1})
     TaskFile(path, {"schema": 1}).close()
 
 
-def test_what_is_no_results_file_is_refused(tmp_path):
+def test_a_file_or_folder_without_results_is_refused(tmp_path):
     (tmp_path / "x.jsonl").write_text("hello\n")
     with pytest.raises(DataError, match="not a results file"):
         TaskFile(tmp_path / "x.jsonl", {"schema": 1})
@@ -201,7 +201,7 @@ def test_what_is_no_results_file_is_refused(tmp_path):
 
 
 @given(st.text(), st.floats(allow_nan=False, allow_infinity=False))
-def test_any_text_comes_back(tmp_path_factory, text, value):
+def test_any_text_survives_the_results_file(tmp_path_factory, text, value):
     """Also line separators, NUL and what no encoding likes."""
     path = tmp_path_factory.mktemp("text") / "x.jsonl"
     result = ItemResult("a", value, text, None, text + "\ud800\u2028\x00\r\n", why=text)
@@ -213,7 +213,7 @@ def test_any_text_comes_back(tmp_path_factory, text, value):
 # What cannot run
 
 
-def test_the_others_go_on(tmp_path):
+def test_a_task_that_cannot_run_does_not_stop_the_others(tmp_path):
     (tmp_path / "data" / "piqa").mkdir(parents=True)
     (tmp_path / "data" / "piqa" / "validation.jsonl").write_bytes(
         (Data().folder / "piqa" / "validation.jsonl").read_bytes()
@@ -251,7 +251,7 @@ def local(make_model, tokenizer):
         st.sampled_from(["a", "!", "\n", "\n\n", " ", "\t", "Brown fox", "7", "\r\n", "é", "'s", "。"])
     ).map("".join)
 )
-def test_paragraphs_are_encoded_as_the_whole(local, tokenizer, text):
+def test_encoding_by_paragraphs_gives_the_ids_of_the_whole_text(local, tokenizer, text):
     assert local.encode(text) == tokenizer.encode(text)
 
 
@@ -279,7 +279,7 @@ def test_a_checkpoint_answers_all_three_kinds(local):
     assert text.nats == pytest.approx(parts.nats, abs=1e-3)
 
 
-def test_a_suite_on_a_checkpoint(local, tmp_path):
+def test_a_checkpoint_runs_tasks_of_several_kinds(local, tmp_path):
     rows = evaluate(
         local,
         [make_task(name, shots=0) for name in ("piqa", "winogrande", "gsm8k")],
@@ -357,7 +357,7 @@ def server(monkeypatch):
         httpd.shutdown()
 
 
-def test_an_endpoint_answers_all_kinds(server, monkeypatch):
+def test_an_endpoint_answers_all_kinds_of_requests(server, monkeypatch):
     monkeypatch.setenv("HERD_API_KEY", "secret")
     model = endpoint.EndpointModel(server.url)
     assert model.name == "stub"
@@ -403,7 +403,7 @@ def test_a_busy_endpoint_is_asked_again_and_a_broken_one_given_up(server):
         dict(model.answer(asked))
 
 
-def test_which_model_an_endpoint_serves(server):
+def test_the_model_of_an_endpoint_is_found_or_must_be_named(server):
     server.models = ["a", "b"]
     with pytest.raises(EngineError, match="serves a, b; name one with --model"):
         endpoint.EndpointModel(server.url)
@@ -415,7 +415,7 @@ def test_which_model_an_endpoint_serves(server):
 # The command
 
 
-def test_the_command(server, tmp_path, capsys):
+def test_herd_eval_prints_results_and_names_unknown_tasks(server, tmp_path, capsys):
     args = ["eval", server.url, "--tasks", "boolq,gsm8k,bolq", "--out", str(tmp_path), "--limit", "2"]
     assert herd(args) == 1
     said = capsys.readouterr()
@@ -437,7 +437,7 @@ def test_the_command(server, tmp_path, capsys):
         (["--data", "/nowhere"], "no such folder"),
     ],
 )
-def test_wrong_options_are_one_line(server, tmp_path, capsys, args, said):
+def test_wrong_options_are_refused_in_one_line(server, tmp_path, capsys, args, said):
     assert herd(["eval", server.url, "--out", str(tmp_path / "out"), *args]) == 1
     error = capsys.readouterr().err
     assert said in error
@@ -445,7 +445,7 @@ def test_wrong_options_are_one_line(server, tmp_path, capsys, args, said):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_there_is(capsys):
+def test_herd_eval_list_prints_suites_and_licences(capsys):
     assert herd(["eval", "list"]) == 0
     said = capsys.readouterr().out
     assert "leak: boolq, gsm8k, hellaswag, human_eval, mmlu_humanities" in said

@@ -1,4 +1,4 @@
-"""Measuring speed: what is counted and who takes turns. No time is asserted."""
+"""Measuring speed: the bytes and operations counted, and the turns taken. No time is asserted."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def test_bytes_of_a_step_are_all_weights_but_the_embedding(model):
     assert speed.weights_read(plain) == CONFIG.nbytes(4.0) - 512 * 256 * 4
 
 
-def test_bytes_of_the_cache():
+def test_the_bytes_read_from_the_cache_follow_its_dtype():
     """8B: 32 layers, 8 KV heads of 128 channels, keys and values; int8 has a bf16 scale for 32 of them."""
     assert speed.cache_read(SIZES["8B"], "bf16", 10) == 10 * 32 * 8 * 128 * 2 * 2
     assert speed.cache_read(SIZES["8B"], "int8", 10) == 10 * 32 * 8 * 128 * 2 * (1 + 2 / 32)
 
 
-def test_operations():
+def test_the_operations_of_a_turn_follow_the_configuration():
     """Against sums written out by hand for 8B: 7.5e9 weights outside the embedding, 2 operations each."""
     config = SIZES["8B"]
     outside = config.n_params - 128_256 * 4096 - 65 * 4096
@@ -81,7 +81,7 @@ def test_steps_move_every_sequence_by_one(model):
     assert runner.engine.n_active == 0
 
 
-def test_no_prompt_comes_twice(model, monkeypatch):
+def test_no_prompt_is_used_twice(model, monkeypatch):
     runner = speed.Runner(model, context=64, batch=2)
     prompts = []
     submit = runner.engine.submit
@@ -95,7 +95,7 @@ def test_no_prompt_comes_twice(model, monkeypatch):
     assert len(set(prompts)) == len(prompts) == 6
 
 
-def test_records(model):
+def test_records_hold_medians_ratios_and_shares(model):
     started: list[tuple[int, int]] = []
 
     class Rival:
@@ -125,7 +125,7 @@ def test_records(model):
         assert 1 < low <= record["rival"]["ratio"] <= high
 
 
-def test_the_narrow_twin_has_the_same_layers(monkeypatch):
+def test_the_overhead_is_measured_with_the_same_number_of_layers(monkeypatch):
     seen = []
     monkeypatch.setattr(
         speed,
@@ -139,7 +139,7 @@ def test_the_narrow_twin_has_the_same_layers(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["q4", "q8", "bf16"])
-def test_scheme_of(name):
+def test_the_scheme_of_a_model_is_recognized(name):
     plan = scheme(name)
     assert speed.scheme_of(random_quantized(CONFIG, plan, dtype=torch.bfloat16)) == plan
 
@@ -173,7 +173,7 @@ def stand_in(tmp_path, monkeypatch):
     return tmp_path / "model.gguf"
 
 
-def test_rival_line(stand_in):
+def test_the_rival_is_asked_and_answers_by_lines(stand_in):
     with LlamaCpp(stand_in, threads=1, context=64) as rival:
         assert (rival.version, rival.system) == ("0", str(stand_in))
         assert rival.prefill(12) == 12.0
@@ -184,7 +184,7 @@ def test_rival_line(stand_in):
     assert rival._process.returncode is not None
 
 
-def test_no_rival(tmp_path, monkeypatch):
+def test_a_missing_rival_is_refused_with_the_cure(tmp_path, monkeypatch):
     monkeypatch.setenv("HERD_RIVALS", str(tmp_path))
     with pytest.raises(EngineError, match=r"make rivals.*HERD_RIVALS"):
         find_python()

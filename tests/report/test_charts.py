@@ -119,5 +119,5 @@ def test_thinning_keeps_ends_and_mean(points):
         (units.language("ja"), "Japanese"), (units.language("code"), "code"),
     ],
 )  # fmt: skip
-def test_numbers_in_words(shown, text):
+def test_numbers_are_formatted_for_readers(shown, text):
     assert shown.replace(units.NBSP, " ") == text

@@ -74,7 +74,7 @@ def checked(folder: Path) -> str:
     return " ".join(" ".join(checker.text).split())
 
 
-def test_a_whole_run_is_shown(example):
+def test_the_page_of_a_complete_run_shows_its_numbers(example):
     text = checked(example).replace("\u00a0", " ")
     assert "A herd raised in 6 min 16 s" in text
     for heading in (
@@ -152,7 +152,7 @@ def test_any_part_may_be_missing(example, part):
 @pytest.mark.parametrize("part", ["run.json", "machine.json", "scores.json", "samples.json",
                                   "stages/teacher/stage.json", "teacher/herd.json",
                                   "stages/teacher/metrics.jsonl"])  # fmt: skip
-def test_any_part_may_be_broken_and_that_is_said(example, part, content):
+def test_any_part_may_be_broken_and_the_page_names_it(example, part, content):
     (example / part).write_bytes(content)
     text = checked(example)
     harmless = content in (b"{}", b"[{}]", b"") and load_run(example).problems == []
@@ -224,7 +224,7 @@ def test_both_palettes_have_every_colour_and_enough_contrast():
             assert (pair[0] + 0.05) / (pair[1] + 0.05) >= least, (name, colours[name])
 
 
-def test_no_torch_is_needed(example):
+def test_the_page_is_built_without_torch(example):
     code = (
         "import sys; from herd.report.page import build_page; build_page(sys.argv[1]); "
         "sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"

@@ -49,7 +49,7 @@ def test_card_and_paper_agree_where_they_should():
     assert {task for task, _ in differing} == {"gpqa"}
 
 
-def test_every_score_is_a_percentage_and_stands_once():
+def test_every_published_score_is_a_percentage_and_is_unique():
     keys = [(row.task, row.model, row.kind, row.source.name) for row in published()]
     assert len(keys) == len(set(keys)) > 400
     assert all(0 < row.score <= 100 for row in published())
@@ -77,6 +77,6 @@ def test_unknown_names_offer_the_nearest():
         published_score("gpqa", "Llama 3 8B", kind="instruct", source="card")
 
 
-def test_needs_no_torch():
+def test_published_scores_load_without_torch():
     code = "import sys, herd.report.published as p; p.published(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

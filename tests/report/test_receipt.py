@@ -1,4 +1,4 @@
-"""Receipts: what is written is read back, whole or not at all, and without torch."""
+"""Receipts: they are written completely or not at all, read back unchanged, and need no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write(path, **changes):
     )
 
 
-def test_round_trip_and_what_is_added(tmp_path):
+def test_a_receipt_is_read_back_with_date_commit_and_machine(tmp_path):
     values = {
         "speed": Value(980.25, "tokens/s", lo=962.0, hi=995.1, bar="≥ 880", passed=True),
         "memory": (2**31, "bytes"),
@@ -84,7 +84,7 @@ def test_a_broken_receipt_is_named(tmp_path, text):
         read_receipts(tmp_path)
 
 
-def test_commit_and_dirty_flag(tmp_path):
+def test_uncommitted_changes_make_a_receipt_dirty_but_receipts_do_not(tmp_path):
     def git(*words):
         subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *words], cwd=tmp_path, check=True,
                        capture_output=True)  # fmt: skip
