@@ -3,7 +3,6 @@ bits."""
 
 from __future__ import annotations
 
-import json
 import warnings
 
 import pytest
@@ -79,10 +78,6 @@ def test_tokenizer_and_generation_files(tmp_path, make_model, tokenizer):
     assert set(generation.eos_token_id) == tokenizer.stop_ids
     assert AutoConfig.from_pretrained(tmp_path / "x").eos_token_id == sorted(tokenizer.stop_ids)
     assert checkpoint.load_tokenizer(tmp_path / "x").decode(tokenizer.encode(text)) == text
-    checkpoint.save_model(
-        tmp_path / "x", make_model(), tokenizer, generation_config={"temperature": 0.5, "do_sample": True}
-    )
-    assert json.loads((tmp_path / "x" / "generation_config.json").read_text())["temperature"] == 0.5
 
 
 def test_no_tokenizer_is_announced(tmp_path, make_model):
@@ -175,16 +170,6 @@ def test_values_that_float16_cannot_hold(tmp_path, make_model):
         checkpoint.load_model(tmp_path / "x", dtype=torch.float16)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_check_finite(tmp_path, make_model, bad):
-    model = make_model()
-    with torch.no_grad():
-        model.model.layers[1].mlp.up_proj.weight[0, 0] = bad
-    checkpoint.save_model(tmp_path / "x", model)
-    with pytest.raises(CheckpointError, match=r"layers.1.mlp.up_proj.weight has values that are not finite"):
-        checkpoint.load_model(tmp_path / "x", check_finite=True)
-
-
 def test_loaded_model_trains_and_owns_its_memory(tmp_path, make_model, same_bits):
     model = make_model(tie_embeddings=True)
     checkpoint.save_model(tmp_path / "x", model)
@@ -211,7 +196,7 @@ def test_extras_old_programs_write(tmp_path, make_model, same_bits):
     same_bits(checkpoint.load_model(tmp_path / "x"), model)
     state["lm_head.weight"][0, 0] += 1
     save_file(state, file)
-    with pytest.raises(CheckpointError, match="differs from the embedding"):
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs"):
         checkpoint.load_model(tmp_path / "x")
 
 

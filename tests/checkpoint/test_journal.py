@@ -19,7 +19,7 @@ from herd.quant import scheme
 
 KINDS = {
     "quantize": lambda a, out: checkpoint.quantize_folder(checkpoint.ImportSource(a), out, scheme("q4")),
-    "import": lambda a, out: checkpoint.import_hf(a, out, max_shard_bytes=60_000),
+    "import": lambda a, out: checkpoint.import_hf(a, out),
     "export hf": lambda a, out: checkpoint.export_hf(a, out, dtype=torch.bfloat16),
     "export gguf": lambda a, out: checkpoint.export_gguf(a, out.with_suffix(".gguf"), "q8_0"),
 }
@@ -45,6 +45,7 @@ def interrupted(monkeypatch, plain, tmp_path):
     """interrupted(kind, n): Ctrl-C as the n-th tensor is asked for; gives (result's path, tensors read after
     that)."""
     monkeypatch.setattr(journal, "SAVE_EVERY", 1)
+    monkeypatch.setattr("herd.checkpoint.write.MAX_SHARD_BYTES", 60_000)
     read = weights.read_tensor
     asked: list[str] = []
 

@@ -157,7 +157,7 @@ def test_pieces_are_merged_bit_for_bit(tmp_path, same_bits, pieces, repeats, sta
         dtype=dtype,
         params=params,
     )
-    back = imported(source, tmp_path / "out", max_shard_bytes=20_000)
+    back = imported(source, tmp_path / "out")
     same_bits(back, model)
     assert back.config == CONFIG
     lineage = load_lineage(tmp_path / "out")
@@ -312,8 +312,8 @@ def test_refusals(tmp_path):
             (rename, "layers.0.attention.wq.weight", "missing"),
             (extra, "vision_model"),
             (quantized, "torch.int8", "bfloat16 release"),
-            (narrow, "layers.1.feed_forward.w2.weight", "params.json says [64, 112]"),
-            (other_norm, "norm.weight differ between pieces"),
+            (narrow, "layers.1.feed_forward.w2.weight", "instead of [64, 112]"),
+            (other_norm, "copies of norm.weight differ"),
             (nan, "layers.1.attention.wv.weight", "not finite"),
             (flat, "tok_embeddings.weight"),
         )
@@ -352,7 +352,7 @@ def test_repeated_heads_must_be_equal(tmp_path):
         ({"n_kv_heads": 2}, "n_kv_heads=2"),
         ({"n_layers": 3}, "layers.2."),
         ({"n_layers": 1}, "unexpected tensor layers.1."),
-        ({"multiple_of": 64}, "params.json says [256, 64]"),
+        ({"multiple_of": 64}, "instead of [256, 64]"),
         ({"multiple_of": "x"}, "params.json"),
         ({"multiple_of": 0}, "params.json"),
         ({"vocab_size": 97}, "vocab_size=97"),

@@ -22,12 +22,11 @@ from .chat_format import read_folder_tokenizer
 from .folder import load_config, load_tokenizer, write_checkpoint
 from .gguf import FILE, is_gguf_folder
 from .gguf_folder import GGUFSource
-from .hf import Dialect, config_to_hf, read_json
+from .hf import config_to_hf, read_json
 from .journal import key_of
 from .lineage import Lineage, licence_notice, load_lineage
 from .paths import ADAPTER, CONFIG, KEPT_FILES, resolve_folder
 from .stream import Progress
-from .write import MAX_SHARD_BYTES
 
 if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
@@ -85,7 +84,6 @@ def import_hf(
     out: str | Path,
     *,
     dtype: torch.dtype | None = None,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
     name: str | None = None,
     progress: Progress | None = None,
 ) -> str:
@@ -97,7 +95,7 @@ def import_hf(
     """
     folder = resolve_folder(source)
     name = name or str(source).removeprefix("hf:").rstrip("/").split("/")[-1]
-    return _rewrite(folder, Path(out), dtype, max_shard_bytes, "rope_scaling", name, progress, importing=True)
+    return _rewrite(folder, Path(out), dtype, name, progress, importing=True)
 
 
 def export_hf(
@@ -105,12 +103,9 @@ def export_hf(
     out: str | Path,
     *,
     dtype: torch.dtype | None = None,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-    dialect: Dialect = "rope_scaling",
     progress: Progress | None = None,
 ) -> str:
-    """Copy a checkpoint folder for another program, with a choice of dtype, shard size and dialect of
-    ``config.json``.
+    """Copy a checkpoint folder for another program.
 
     A quantized folder is unpacked, into bf16 if ``dtype`` is None. Returns the hash of the written weights.
     Raises `CheckpointError`, with ``out`` unchanged.
@@ -118,7 +113,7 @@ def export_hf(
     source = resolve_folder(folder)
     if not is_gguf_folder(source):
         name = source.resolve().name
-        return _rewrite(source, Path(out), dtype, max_shard_bytes, dialect, name, progress, importing=False)
+        return _rewrite(source, Path(out), dtype, name, progress, importing=False)
     packed, known, chosen = GGUFSource(source / FILE), load_lineage(source), dtype or torch.bfloat16
     return write_checkpoint(
         out,
@@ -127,10 +122,8 @@ def export_hf(
         packed.tokenizer,
         dtype=chosen,
         lineage=known.child() if known else None,
-        max_shard_bytes=max_shard_bytes,
-        dialect=dialect,
         progress=progress,
-        key=packed.key(do="unpack", dtype=chosen, shard=max_shard_bytes, dialect=dialect),
+        key=packed.key(do="unpack", dtype=chosen),
     )
 
 
@@ -138,8 +131,6 @@ def _rewrite(
     folder: Path,
     out: Path,
     dtype: torch.dtype | None,
-    max_shard_bytes: int,
-    dialect: Dialect,
     name: str,
     progress: Progress | None,
     *,
@@ -157,7 +148,6 @@ def _rewrite(
         dtype=str(dtype).removeprefix("torch."),
         bos_token_id=data.get("bos_token_id"),
         eos_token_id=data.get("eos_token_id"),
-        dialect=dialect,
     )
     licence = licence_notice(source.config) if importing else None
     if licence:
@@ -179,11 +169,9 @@ def _rewrite(
         usable_tokenizer(folder),
         dtype=dtype,
         lineage=lineage,
-        max_shard_bytes=max_shard_bytes,
-        dialect=dialect,
         extra_files=kept,
         progress=progress,
-        key=source.key(do="rewrite", dtype=dtype, shard=max_shard_bytes, kept=sorted(kept.items())),
+        key=source.key(do="rewrite", dtype=dtype, kept=sorted(kept.items())),
     )
 
 

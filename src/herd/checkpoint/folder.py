@@ -32,7 +32,7 @@ from .chat_format import read_folder_tokenizer, require_vocabulary_fits
 from .gguf import is_gguf_folder
 from .gguf_config import config_from_gguf
 from .gguf_folder import load_gguf_folder, save_quantized
-from .hf import Dialect, config_to_hf, read_config
+from .hf import config_to_hf, read_config
 from .journal import new_folder
 from .lineage import FILE as LINEAGE_FILE
 from .lineage import Lineage, load_lineage
@@ -40,7 +40,7 @@ from .memory import require_memory
 from .paths import ADAPTER, CONFIG, GENERATION, require_replaceable, resolve_folder
 from .stream import Progress
 from .verified import hash_file
-from .write import MAX_SHARD_BYTES, Specs, write_weights
+from .write import Specs, write_weights
 
 if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
@@ -53,8 +53,7 @@ def save_model(
     *,
     lineage: Lineage | None = None,
     dtype: torch.dtype | None = None,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-    generation_config: dict[str, Any] | None = None,
+    max_shard_bytes: int | None = None,
 ) -> str:
     """Write ``model`` as a checkpoint folder and return the hash of its weights.
 
@@ -70,9 +69,7 @@ def save_model(
     if dtype is None:
         dtypes = {param.dtype for param in params.values()}
         if len(dtypes) != 1:
-            raise CheckpointError(
-                f"{folder}: parameters have several dtypes {sorted(map(str, dtypes))}; pass dtype="
-            )
+            raise CheckpointError(f"{folder}: parameters have several dtypes {sorted(map(str, dtypes))}")
         dtype = dtypes.pop()
     return write_checkpoint(
         folder,
@@ -82,7 +79,6 @@ def save_model(
         dtype=dtype,
         lineage=lineage,
         max_shard_bytes=max_shard_bytes,
-        generation_config=generation_config,
     )
 
 
@@ -94,9 +90,7 @@ def write_checkpoint(
     *,
     dtype: torch.dtype,
     lineage: Lineage | None = None,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-    generation_config: dict[str, Any] | None = None,
-    dialect: Dialect = "rope_scaling",
+    max_shard_bytes: int | None = None,
     extra_files: Mapping[str, bytes] | None = None,
     progress: Progress | None = None,
     key: str | None = None,
@@ -129,7 +123,7 @@ def write_checkpoint(
         stops = None if tokenizer is None else sorted(tokenizer.stop_ids)
         bos = None if tokenizer is None else tokenizer.bos_id
         name = str(dtype).removeprefix("torch.")
-        hf = config_to_hf(config, dtype=name, bos_token_id=bos, eos_token_id=stops, dialect=dialect)
+        hf = config_to_hf(config, dtype=name, bos_token_id=bos, eos_token_id=stops)
         _write_json(temporary / CONFIG, hf)
         if tokenizer is not None:
             tokenizer.save(temporary, model_max_length=config.max_context)
@@ -137,8 +131,6 @@ def write_checkpoint(
             sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
             ids = {"bos_token_id": bos, "eos_token_id": stops, "pad_token_id": tokenizer.pad_id}
             _write_json(temporary / GENERATION, ids | sampling)
-        if generation_config is not None:
-            _write_json(temporary / GENERATION, generation_config)
         if lineage is not None:
             lineage.model_copy(update={"weights_hash": weights_hash}).write(temporary)
         for file, data in (extra_files or {}).items():
@@ -147,19 +139,13 @@ def write_checkpoint(
 
 
 def load_model(
-    folder: str | Path,
-    *,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-    check_finite: bool = False,
+    folder: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> LlamaLM:
-    """Return the model in a checkpoint folder (or ``hf:ORG/NAME``) with weights in ``dtype`` (None: as
-    stored).
+    """Return the model in a checkpoint folder (or ``hf:ORG/NAME``) with weights in ``dtype`` (None: as stored).
 
-    Raises `CheckpointError`, before anything is allocated, for files that are missing, truncated, or do not
-    fit ``config.json``; afterwards for weights whose hash is not that of ``herd.json``, and with
-    ``check_finite`` for NaN and infinite ones. A quantized folder's blocks stay in the mapped file; ``dtype``
-    is what it computes in.
+    A quantized folder's blocks stay in the mapped file; ``dtype`` is what it computes in. Raises
+    `CheckpointError`, before anything is allocated, for files that are missing, truncated, or do not fit
+    ``config.json``; afterwards for weights whose hash is not that of ``herd.json``.
     """
     folder = resolve_folder(folder)
     if is_gguf_folder(folder):
@@ -184,8 +170,6 @@ def load_model(
         if hashed is not None:
             hashed.add(name, stored)
         tensor = weights.cast_tensor(name, stored, dtype, folder).to(device)
-        if check_finite:
-            weights.require_finite(name, tensor, folder)
         # A tensor that needed no conversion is still mapped from the file.
         _place(model, name, tensor.clone() if tensor.data_ptr() == stored.data_ptr() else tensor)
     if config.tie_embeddings:

@@ -89,13 +89,13 @@ class GGUF:
                 self.size = os.fstat(file.fileno()).st_size
                 if self.size < 24:
                     raise CheckpointError(
-                        f"{path}: truncated or not GGUF: {self.size} bytes; fetch the file again"
+                        f"{path}: truncated or not GGUF ({self.size} bytes); fetch it again"
                     )
                 # private and writable, because torch wants writable memory; it is never written
                 self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_COPY)
         except OSError as error:
             raise CheckpointError(
-                f"{path}: cannot read: {error.strerror or error}; fetch the file again"
+                f"{path}: cannot read: {error.strerror or error}; fetch it again"
             ) from error
         cursor = _Cursor(self._map, self.size, self.path)
         n_tensors, n_values = _read_header(cursor)
@@ -169,9 +169,7 @@ class GGUF:
         for part in range(2, count + 1):
             path = self.path.with_name(f"{named[1]}-{part:05}-of-{count:05}.gguf")
             if not path.exists():
-                raise CheckpointError(
-                    f"{self.path}: part {path.name} is missing; put it into the same folder"
-                )
+                raise CheckpointError(f"{self.path}: part {path.name} is missing; put it there")
             other = GGUF(path)
             twice = self.tensors.keys() & other.tensors.keys()
             if other.get("split.no", int, -1) != part - 1 or twice:
@@ -253,9 +251,7 @@ def _read_header(cursor: _Cursor) -> tuple[int, int]:
     version = cursor.take("I", "the version")
     if version not in VERSIONS:
         if version & 0xFFFF == 0:
-            raise CheckpointError(
-                f"{cursor.path}: big-endian GGUF is not read; convert it on its own machine"
-            )
+            raise CheckpointError(f"{cursor.path}: big-endian GGUF is not read; convert it first")
         raise CheckpointError(f"{cursor.path}: GGUF version {version} is not read; versions 2 and 3 are")
     n_tensors = cursor.take("Q", "the number of tensors")
     n_values = cursor.take("Q", "the number of metadata values")

@@ -59,9 +59,7 @@ def model_metadata(config: ModelConfig) -> Iterator[tuple[str, str, Any]]:
 def config_from_gguf(file: GGUF) -> ModelConfig:
     """Return the model a file describes. Raises `CheckpointError` for another architecture."""
     if file.get("split.no", int, 0) > 0:
-        raise CheckpointError(
-            f"{file.path}: is not the first part of a split file; give the part named -00001-of-"
-        )
+        raise CheckpointError(f"{file.path}: is not the first part of a split file; give …-00001-of-…")
     architecture = file.require("general.architecture", str)
     if architecture != "llama":
         raise CheckpointError(f"{file.path}: architecture {architecture!r} cannot be run; only 'llama' can")
@@ -114,20 +112,14 @@ def check_tensors(file: GGUF, config: ModelConfig) -> dict[str, TensorEntry]:
             raise CheckpointError(f"{file.path}: tensor {theirs} is missing; fetch the file again")
         entry = file.tensors[theirs]
         if entry.shape != shape:
-            raise CheckpointError(
-                f"{file.path}: {theirs} has shape {list(entry.shape)}, the metadata says {list(shape)}"
-            )
+            raise CheckpointError(f"{file.path}: {theirs} has shape {list(entry.shape)}, not {list(shape)}")
         if entry.format.name in _NOT_WEIGHTS:
-            raise CheckpointError(
-                f"{file.path}: {theirs} is {entry.format.name}, which is no type for weights"
-            )
+            raise CheckpointError(f"{file.path}: {theirs} is {entry.format.name}, no type for weights")
         wanted[name] = entry
     known = {entry.name for entry in wanted.values()} | {ROPE_FREQS}
     for theirs in file.tensors:
         if theirs not in known:
-            raise CheckpointError(
-                f"{file.path}: unexpected tensor {theirs}; this is not a Llama as it is known here"
-            )
+            raise CheckpointError(f"{file.path}: unexpected tensor {theirs}; this is not a Llama")
     return wanted
 
 
@@ -148,18 +140,14 @@ def _scaling(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
         raise CheckpointError(f"{file.path}: {ROPE_FREQS} is {stored}, not F32 [{plain.head_dim // 2}]")
     factors = blocks.decode(file.rows(ROPE_FREQS), F32)[0].clone()
     if not bool(torch.isfinite(factors).all()) or float(factors.min()) < 0.999:
-        raise CheckpointError(
-            f"{file.path}: {ROPE_FREQS} is not a table of factors of at least 1; fetch it again"
-        )
+        raise CheckpointError(f"{file.path}: {ROPE_FREQS} has factors below 1; fetch it again")
     if bool((factors == 1).all()) and "herd.rope_scaling.factor" not in file.metadata:
         return None
     for candidate in _candidates(file, plain, factors):
         found = rope_factors(plain.replace(rope_scaling=candidate))
         if found is not None and torch.allclose(found, factors, rtol=1e-4, atol=0):
             return candidate
-    raise CheckpointError(
-        f"{file.path}: {ROPE_FREQS} is not Llama 3's frequency scaling, the only one that can be run"
-    )
+    raise CheckpointError(f"{file.path}: {ROPE_FREQS} is not Llama 3's frequency scaling")
 
 
 def _candidates(file: GGUF, plain: ModelConfig, factors: Tensor) -> Iterator[RopeScaling]:
@@ -194,9 +182,7 @@ def _refuse_other_models(file: GGUF) -> None:
         if name == key:
             continue
         if name in allowed and value not in allowed[name]:
-            raise CheckpointError(
-                f"{file.path}: {key}={value!r} cannot be run; only {allowed[name][0]!r} can"
-            )
+            raise CheckpointError(f"{file.path}: {key}={value!r} cannot be run, only {allowed[name][0]!r}")
         if name not in known and name not in allowed:
             unknown.append(key)
     if unknown:

@@ -157,9 +157,7 @@ def export_gguf(
         raise CheckpointError(f"{out}: give the name of a file that ends in .gguf")
     if is_gguf_folder(resolved):
         if format is not None:
-            raise CheckpointError(
-                f"{folder}: is quantized already; leave out --type, or export the folder it is made of"
-            )
+            raise CheckpointError(f"{folder}: is quantized already; leave out --type, or export its original")
         _copy(resolved / FILE, out, progress)
         return
     source = ImportSource(folder)

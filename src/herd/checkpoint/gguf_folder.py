@@ -87,7 +87,7 @@ class GGUFSource:
         theirs, format = self.wanted[name].name, self.wanted[name].format
         if not blocks.all_finite(self.file.rows(theirs), format):
             raise CheckpointError(
-                f"{self.file.path}: {theirs} has values that are not finite; the checkpoint is damaged"
+                f"{self.file.path}: {theirs} has values that are not finite; fetch it again"
             )
         return from_pairs(name, self.file.rows(theirs), self.config.head_dim)
 

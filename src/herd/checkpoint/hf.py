@@ -1,4 +1,4 @@
-"""Read and write `config.json`, Hugging Face's description of a Llama, in both of its dialects.
+"""Read and write `config.json`, Hugging Face's description of a Llama, reading both of its dialects.
 
 Meta's releases (transformers 4) put ``rope_theta`` and ``rope_scaling`` at the top; transformers 5 writes one
 ``rope_parameters`` that holds both. Either is read, and a file that has both must agree with itself. By
@@ -18,13 +18,11 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import CheckpointError, ConfigError
 from ..llama.config import ModelConfig, RopeScaling
 from .names import TABLES
-
-Dialect = Literal["rope_scaling", "rope_parameters"]
 
 _SHAPE_KEYS = {
     "vocab_size": "vocab_size",
@@ -50,7 +48,6 @@ def config_to_hf(
     dtype: str = "bfloat16",
     bos_token_id: int | None = None,
     eos_token_id: int | list[int] | None = None,
-    dialect: Dialect = "rope_scaling",
 ) -> dict[str, Any]:
     """Return the content of ``config.json``.
 
@@ -77,10 +74,7 @@ def config_to_hf(
     if config.rope_scaling is not None:
         values = {key: getattr(config.rope_scaling, name) for name, key in _SCALING_KEYS.items()}
         scaling = {"rope_type": "llama3"} | values
-    if dialect == "rope_scaling":
-        return out | {"rope_theta": config.rope_theta, "rope_scaling": scaling, "torch_dtype": dtype}
-    parameters = {"rope_theta": config.rope_theta, **(scaling or {"rope_type": "default"})}
-    return out | {"rope_parameters": parameters, "dtype": dtype}
+    return out | {"rope_theta": config.rope_theta, "rope_scaling": scaling, "torch_dtype": dtype}
 
 
 def config_from_hf(data: dict[str, Any], where: str = "config.json") -> ModelConfig:
@@ -156,9 +150,7 @@ def _rope_from_hf(data: dict[str, Any], where: str) -> tuple[float, RopeScaling 
             thetas.add(_typed(group["rope_theta"], float, f"{key}.rope_theta", where))
         scalings.add(_scaling_from_hf(group, key, where))
     if len(thetas) > 1 or len(scalings) > 1:
-        raise CheckpointError(
-            f"{where}: rope_parameters, rope_scaling and rope_theta disagree; keep one of the dialects"
-        )
+        raise CheckpointError(f"{where}: rope_parameters, rope_scaling and rope_theta disagree")
     theta = thetas.pop() if thetas else _announced({}, "rope_theta", float, where)
     return theta, scalings.pop() if scalings else None
 
@@ -166,9 +158,7 @@ def _rope_from_hf(data: dict[str, Any], where: str) -> tuple[float, RopeScaling 
 def _scaling_from_hf(group: dict[str, Any], key: str, where: str) -> RopeScaling | None:
     kinds = {group[name] for name in ("rope_type", "type") if isinstance(group.get(name), str)}
     if len(kinds) != 1:
-        raise CheckpointError(
-            f"{where}: {key} needs one rope_type, got {sorted(kinds)}; use 'default' or 'llama3'"
-        )
+        raise CheckpointError(f"{where}: {key} needs one rope_type, got {sorted(kinds)}")
     kind = kinds.pop()
     if not _same(group.get("partial_rotary_factor", 1.0), 1.0):
         raise CheckpointError(
@@ -177,9 +167,7 @@ def _scaling_from_hf(group: dict[str, Any], key: str, where: str) -> RopeScaling
     if kind == "default":
         return None
     if kind != "llama3":
-        raise CheckpointError(
-            f"{where}: {key}.rope_type={kind!r} cannot be run; only 'default' and 'llama3' can"
-        )
+        raise CheckpointError(f"{where}: {key}.rope_type={kind!r} cannot be run; 'llama3' can")
     fields: dict[str, Any] = {}
     for name, theirs in _SCALING_KEYS.items():
         if theirs not in group:

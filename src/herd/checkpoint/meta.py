@@ -36,7 +36,6 @@ from .lineage import Lineage, licence_notice, released_as
 from .names import from_pairs, meta_name
 from .paths import LICENCE_FILES
 from .stream import Progress
-from .write import MAX_SHARD_BYTES
 
 if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
@@ -54,7 +53,6 @@ def import_meta(
     *,
     dtype: torch.dtype | None = None,
     max_context: int | None = None,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
     name: str | None = None,
     progress: Progress | None = None,
 ) -> str:
@@ -86,7 +84,6 @@ def import_meta(
         _read_tokenizer(source),
         dtype=dtype or pieces[0][_EMBEDDING].dtype,
         lineage=Lineage(name=name or source.resolve().name, stage="imported", licence=notice),
-        max_shard_bytes=max_shard_bytes,
         extra_files=extra_files,
         progress=progress,
     )
@@ -169,14 +166,10 @@ def _kv_heads(source: Path, pieces: list[Piece], stated: int, head_dim: int) -> 
     for number, piece in enumerate(pieces):
         rows = _matrix(source / f"consolidated.{number:02}.pth", piece, _WK).shape[0]
     if rows % head_dim:
-        raise CheckpointError(
-            f"{source}: wk has {rows} rows in a piece, not a multiple of head_dim={head_dim}"
-        )
+        raise CheckpointError(f"{source}: wk has {rows} rows in a piece, no multiple of head_dim={head_dim}")
     stored = rows * len(pieces) // head_dim
     if stored % stated or (stored > stated and rows != head_dim):
-        raise CheckpointError(
-            f"{source}: pieces hold {stored} KV heads, params.json says n_kv_heads={stated}"
-        )
+        raise CheckpointError(f"{source}: pieces hold {stored} KV heads, params.json n_kv_heads={stated}")
     if stored > stated or rows != head_dim:
         return stored, stored // stated
     # One head per piece, and params.json counts pieces: only the weights show the repeats (405B in 16
@@ -193,9 +186,7 @@ def _is_tied(pieces: list[Piece]) -> bool:
 
 def _open_pieces(source: Path) -> list[Piece]:
     if not source.is_dir():
-        raise CheckpointError(
-            f"{source}: no such folder; give the folder with params.json and consolidated.00.pth"
-        )
+        raise CheckpointError(f"{source}: no such folder; give the folder with params.json")
     numbers = sorted(int(match[1]) for path in source.iterdir() if (match := _PIECE.fullmatch(path.name)))
     if not numbers:
         raise CheckpointError(f"{source}: no consolidated.NN.pth; give the folder with Meta's files")
@@ -227,25 +218,17 @@ def _check_pieces(
         for name, shape in shapes.items():
             tensor, want = _tensor(where, piece, name), list(shape)
             if tensor.dtype not in weights.STORABLE.values():
-                raise CheckpointError(
-                    f"{where}: {name} is {tensor.dtype}; import the bfloat16 release instead"
-                )
+                raise CheckpointError(f"{where}: {name} is {tensor.dtype}; import the bfloat16 release")
             dim = _split_dim(name, tensor, config)
             if dim is not None:
                 want[dim], rest = divmod(want[dim] * (repeats if name.endswith(_KV) else 1), len(pieces))
                 if rest:
-                    raise CheckpointError(
-                        f"{where}: {name}: {shape[dim]} is no multiple of {len(pieces)} pieces"
-                    )
+                    raise CheckpointError(f"{where}: {name}: {shape[dim]} does not divide by {len(pieces)}")
             if list(tensor.shape) != want:
-                raise CheckpointError(
-                    f"{where}: {name} has shape {list(tensor.shape)}, params.json says {want}"
-                )
+                raise CheckpointError(f"{where}: {name} has shape {list(tensor.shape)} instead of {want}")
         extra = sorted(set(piece) - set(shapes) - {"rope.freqs", _HEAD})
         if extra:
-            raise CheckpointError(
-                f"{where}: unexpected tensor {extra[0]}; only the plain text models can be imported"
-            )
+            raise CheckpointError(f"{where}: unexpected tensor {extra[0]}; only text models can be imported")
 
 
 def _merge(source: Path, pieces: list[Piece], name: str, config: ModelConfig, repeats: int) -> Tensor:
@@ -256,9 +239,7 @@ def _merge(source: Path, pieces: list[Piece], name: str, config: ModelConfig, re
     for start in range(0, len(parts), group):
         copies = parts[start : start + group]
         if not all(torch.equal(copies[0], copy) for copy in copies[1:]):
-            raise CheckpointError(
-                f"{source}: copies of {name} differ between pieces; they are from different releases"
-            )
+            raise CheckpointError(f"{source}: pieces of different releases: copies of {name} differ")
     parts = parts[::group]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim or 0)
 
@@ -282,7 +263,7 @@ def _matrix(where: Path, piece: Piece, name: str) -> Tensor:
     tensor = _tensor(where, piece, name)
     if tensor.ndim != 2 or tensor.numel() == 0:
         raise CheckpointError(
-            f"{where}: {name} has shape {list(tensor.shape)}, not a matrix's; fetch the file again"
+            f"{where}: {name} of shape {list(tensor.shape)} is not a matrix; fetch it again"
         )
     return tensor
 

@@ -71,9 +71,7 @@ def require_replaceable(folder: Path) -> None:
         p.name for p in folder.iterdir() if p.name not in _KNOWN_FILES and p.suffix != ".safetensors"
     )
     if others:
-        raise CheckpointError(
-            f"{folder}: holds {others[0]}, which is not a checkpoint's; choose another folder"
-        )
+        raise CheckpointError(f"{folder}: holds {others[0]}, not only a checkpoint; choose another folder")
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from .hf import config_to_hf
 from .lineage import Lineage, load_lineage
 from .paths import CONFIG, resolve_folder
 from .stream import Progress
-from .write import MAX_SHARD_BYTES, Specs
+from .write import Specs
 
 GROUP = 32
 _BITS = {Q4_0: 4, Q8_0: 8}
@@ -47,7 +47,6 @@ def export_vllm(
     out: str | Path,
     *,
     dtype: torch.dtype = torch.float16,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
     progress: Progress | None = None,
 ) -> str:
     """Write ``folder`` for vLLM and return the hash of the new weights.
@@ -57,7 +56,6 @@ def export_vllm(
     that do not divide, `CheckpointError` for what cannot be read or written.
     """
     folder = resolve_folder(folder)
-    choices = {"do": "vllm", "dtype": dtype, "shard": max_shard_bytes}
     source: GGUFSource | ImportSource
     rows_of: Get
     weight_of: Get
@@ -101,10 +99,9 @@ def export_vllm(
         dtype=dtype,
         specs=_specs(config, dtype, format),
         lineage=lineage,
-        max_shard_bytes=max_shard_bytes,
         extra_files={CONFIG: (json.dumps(written, indent=2) + "\n").encode()},
         progress=progress,
-        key=source.key(**choices),
+        key=source.key(do="vllm", dtype=dtype),
     )
 
 

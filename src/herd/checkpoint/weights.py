@@ -71,9 +71,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             }
     except (SafetensorError, OSError, RuntimeError, ValueError, OverflowError) as error:
         reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{path}: truncated, corrupt or not safetensors ({reason}); fetch the file again"
-        ) from error
+        raise CheckpointError(f"{path}: truncated or corrupt ({reason}); fetch it again") from error
 
 
 def read_index(folder: Path) -> dict[str, TensorInfo]:
@@ -106,9 +104,7 @@ def _without_prefix(index: dict[str, TensorInfo], folder: Path) -> dict[str, Ten
             stripped = [name.removeprefix(prefix) for name in index]
             twice = [name for name, n in Counter(stripped).items() if n > 1]
             if twice:
-                raise CheckpointError(
-                    f"{folder}: has {twice[0]} with and without {prefix}; delete one of them"
-                )
+                raise CheckpointError(f"{folder}: has {twice[0]} with and without {prefix}; delete one")
             return _without_prefix(dict(zip(stripped, index.values(), strict=True)), folder)
     return index
 
@@ -121,26 +117,18 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
     out: dict[str, TensorInfo] = {}
     for file in sorted({str(file) for file in weight_map.values()}):
         if not _SHARD_NAME.fullmatch(file):
-            raise CheckpointError(
-                f"{index}: {file!r} is not a plain *.safetensors file name in this folder; refused"
-            )
+            raise CheckpointError(f"{index}: {file!r} is refused: it is not a plain *.safetensors name")
         if not (folder / file).exists():
             raise CheckpointError(f"{folder}: shard {file} is missing; fetch it again")
         for name, info in read_header(folder / file).items():
             if name in out:
-                raise CheckpointError(
-                    f"{folder}: {name} is in both {out[name].file.name} and {file}; fetch them again"
-                )
+                raise CheckpointError(f"{folder}: {name} is both in {out[name].file.name} and {file}")
             if weight_map.get(name) != file:
-                raise CheckpointError(
-                    f"{folder}: {name} is in {file}, {INDEX} says {weight_map.get(name)}; fetch them again"
-                )
+                raise CheckpointError(f"{folder}: {name} is in {file}, {INDEX} says {weight_map.get(name)}")
             out[name] = info
     for name, file in weight_map.items():
         if name not in out:
-            raise CheckpointError(
-                f"{folder}: {INDEX} promises {name} in {file}, which lacks it; fetch them again"
-            )
+            raise CheckpointError(f"{folder}: {INDEX} promises {name} in {file}, which lacks it")
     return out
 
 
@@ -156,18 +144,12 @@ def check_against(config: ModelConfig, index: Mapping[str, TensorInfo], where: P
     wanted: dict[str, TensorInfo] = {}
     for name, shape in config.param_shapes():
         if name not in index:
-            raise CheckpointError(
-                f"{where}: tensor {name} is missing; config.json and weights do not belong together"
-            )
+            raise CheckpointError(f"{where}: {name} is missing; config.json and weights do not fit")
         info = index[name]
         if info.shape != shape:
-            raise CheckpointError(
-                f"{where}: {name} has shape {list(info.shape)}, config.json says {list(shape)}"
-            )
+            raise CheckpointError(f"{where}: {name} has shape {list(info.shape)}, not {list(shape)}")
         if info.dtype not in STORABLE:
-            raise CheckpointError(
-                f"{where}: {name} has dtype {info.dtype}; only {', '.join(STORABLE)} can be run"
-            )
+            raise CheckpointError(f"{where}: {name} is {info.dtype}; only {', '.join(STORABLE)} can be run")
         wanted[name] = info
     for name in index:
         if name in wanted or name.endswith(".rotary_emb.inv_freq"):
@@ -175,9 +157,7 @@ def check_against(config: ModelConfig, index: Mapping[str, TensorInfo], where: P
         if config.tie_embeddings and name == _HEAD:
             _check_tied_copy(index, where)
             continue
-        raise CheckpointError(
-            f"{where}: unexpected tensor {name}; config.json and weights do not belong together"
-        )
+        raise CheckpointError(f"{where}: unexpected tensor {name}; config.json and weights do not fit")
     return wanted
 
 
@@ -185,9 +165,7 @@ def _check_tied_copy(index: Mapping[str, TensorInfo], where: Path) -> None:
     infos = [index[name] for name in (_EMBEDDING, _HEAD)]
     same = infos[0].shape == infos[1].shape and infos[0].dtype == infos[1].dtype
     if not same or not torch.equal(*(raw_bytes(read_tensor(info)) for info in infos)):
-        raise CheckpointError(
-            f"{where}: lm_head.weight differs from the embedding, yet tie_word_embeddings is true"
-        )
+        raise CheckpointError(f"{where}: tie_word_embeddings is true, but lm_head.weight differs")
 
 
 def read_tensor(info: TensorInfo) -> Tensor:

@@ -31,7 +31,7 @@ def write_weights(
     specs: Specs,
     get: Callable[[str], Tensor],
     *,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
+    max_shard_bytes: int | None = None,
     progress: Progress | None = None,
     where: Path | str = "checkpoint",
     journal: Journal | None = None,
@@ -43,7 +43,7 @@ def write_weights(
     journal counts as done are not asked for again. Raises `CheckpointError` for a wrong shape or a value
     beyond the dtype's range.
     """
-    shards = _shards(specs, max_shard_bytes)
+    shards = _shards(specs, max_shard_bytes or MAX_SHARD_BYTES)
     files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     files = [SINGLE] if len(shards) == 1 else files
     digests = journal.part("written") if journal else {}
@@ -76,9 +76,7 @@ def _stored_bytes(
     tensor = tensor.detach().cpu()
     tensor = cast_tensor(name, tensor, dtype, where) if dtype.is_floating_point else tensor.to(dtype)
     if tuple(tensor.shape) != shape:
-        raise CheckpointError(
-            f"{where}: {name} has shape {list(tensor.shape)}, the model needs {list(shape)}"
-        )
+        raise CheckpointError(f"{where}: {name} has shape {list(tensor.shape)}, not {list(shape)}")
     return raw_bytes(tensor)
 
 
@@ -93,8 +91,6 @@ def _code(dtype: torch.dtype) -> str:
 def _shards(specs: Specs, limit: int) -> list[dict[str, tuple[tuple[int, ...], torch.dtype]]]:
     """Split the tensors, in order, into shards of at most ``limit`` bytes; a larger tensor gets its own
     shard."""
-    if limit < 1:
-        raise CheckpointError(f"max_shard_bytes={limit} must be positive")
     shards: list[dict[str, tuple[tuple[int, ...], torch.dtype]]] = [{}]
     room = limit
     for name, spec in specs.items():
