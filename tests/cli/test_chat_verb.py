@@ -1,4 +1,4 @@
-"""`herd chat`: one answer for pipes, a dialog for people, one clear line for what cannot be."""
+"""`herd chat`: one answer for pipes, a dialog in a terminal, one error line for bad input."""
 
 import io
 import json
@@ -96,7 +96,7 @@ def scripted(monkeypatch):
     return install
 
 
-def test_one_answer(run, folders):
+def test_one_question_prints_one_answer_to_stdout(run, folders):
     code, out, err = run(folders / "instruct", "-p", "Hello", "--max-tokens", 5)
     assert code == 0
     assert out.endswith("\n")
@@ -105,7 +105,7 @@ def test_one_answer(run, folders):
     assert run(folders / "instruct", "--max-tokens", 5, stdin="Hello\n")[1] == out
 
 
-def test_how_tokens_are_chosen(run, folders):
+def test_sampling_options_change_the_answer(run, folders):
     ask = [folders / "instruct", "-p", "Hello", "--max-tokens", 8]
     greedy = run(*ask, "--temperature", 0)[1]
     hot = [*ask, "--temperature", 5, "--seed", 1]
@@ -121,7 +121,7 @@ def test_how_tokens_are_chosen(run, folders):
     )
 
 
-def test_one_answer_with_a_tool(run, folders, scripted):
+def test_a_tool_is_run_and_its_result_goes_to_stderr(run, folders, scripted):
     prompts = scripted(CALL, "It is 42.")
     code, out, err = run(folders / "instruct", "-p", "6*7?")
     assert (code, out, err) == (0, "It is 42.\n", "calculator(expression='6*7') → 42\n")
@@ -129,7 +129,7 @@ def test_one_answer_with_a_tool(run, folders, scripted):
     assert "ipython<|end_header_id|>\n\n42<|eot_id|>" in prompts[1]
 
 
-def test_json(run, folders, scripted):
+def test_json_holds_the_text_the_calls_and_the_reason(run, folders, scripted):
     scripted(CALL, "It is 42.")
     code, out, _ = run(folders / "instruct", "-p", "6*7?", "--json")
     call = {"name": "calculator", "arguments": {"expression": "6*7"}, "result": "42"}
@@ -220,7 +220,7 @@ def test_models_from_elsewhere_get_no_system_message_unless_asked(run, folders, 
     assert (code, out, err) == (0, CALL + "\n", "")  # without tools it is no call
 
 
-def test_dialog(run, folders, scripted):
+def test_an_interactive_dialog_keeps_its_messages_until_reset(run, folders, scripted):
     prompts = scripted("Hello!", CALL, "It is 42.", "Fresh.")
     lines = ["Hi", "", "6*7?", "/what", "/reset", "Again", "/quit", "never read"]
     code, out, _ = run(folders / "instruct", lines=lines)
@@ -235,7 +235,7 @@ def test_dialog(run, folders, scripted):
     assert "Hello!" not in prompts[3]
 
 
-def test_opening_questions_are_those_it_answers(run, folders, scripted, monkeypatch):
+def test_the_suggested_questions_are_those_the_model_answers(run, folders, scripted, monkeypatch):
     prompts = scripted("Sure.")
     dialogs = showcase_dialogs("de")
 
@@ -274,7 +274,7 @@ def test_ctrl_c_stops_the_answer_only(run, folders, scripted):
     assert "one two three<|eot_id|>" in prompts[1]
 
 
-def test_full_context_is_said(run, folders, scripted):
+def test_a_full_context_is_reported(run, folders, scripted):
     scripted(("cut", "context"), "Hello again.")
     long = "word " * 300
     _, out, _ = run(folders / "imported", lines=["Hi", long, "Hi"])
@@ -283,7 +283,7 @@ def test_full_context_is_said(run, folders, scripted):
     assert "Hello again." in out
 
 
-def test_a_base_model_says_so(run, folders, scripted):
+def test_the_card_of_a_base_model_says_that_it_continues_text(run, folders, scripted):
     scripted("more")
     _, out, _ = run(folders / "teacher", lines=["def area("])
     assert "This is a base model: it continues your text" in out
@@ -307,7 +307,7 @@ def test_a_base_model_says_so(run, folders, scripted):
         (["instruct"], "stdin is empty"),
     ],
 )
-def test_one_clear_line(run, folders, args, message):
+def test_bad_input_is_one_error_line(run, folders, args, message):
     code, out, err = run(folders / args[0], *args[1:])
     assert (code, out) == (1, "")
     assert err.startswith("error: ")
@@ -325,7 +325,7 @@ def test_unknown_number_formats_are_wrong_usage(run, folders, option, value, mes
     assert message in " ".join(err.replace("│", " ").split())
 
 
-def test_unreadable_generation_config(run, folders, tmp_path):
+def test_an_unreadable_generation_config_is_an_error(run, folders, tmp_path):
     import shutil
 
     folder = shutil.copytree(folders / "imported", tmp_path / "copy")
@@ -335,7 +335,7 @@ def test_unreadable_generation_config(run, folders, tmp_path):
     assert "generation_config.json: holds list" in err
 
 
-def test_answers_under_a_schema_or_a_regex(run, folders, tmp_path):
+def test_answers_satisfy_a_schema_or_match_a_regex(run, folders, tmp_path):
     schema = tmp_path / "schema.json"
     schema.write_text('{"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2}')
     code, out, err = run(folders / "instruct", "-p", "Which?", "--schema", schema)
@@ -364,7 +364,7 @@ def test_a_schema_that_cannot_be_kept_is_refused_in_one_line(run, folders, tmp_p
     assert err.count("\n") == 1
 
 
-def test_a_draft_changes_nothing(run, folders):
+def test_a_draft_model_does_not_change_the_answer(run, folders):
     plain = run(folders / "instruct", "-p", "Hello", "--max-tokens", 12)
     assert (
         run(folders / "instruct", "-p", "Hello", "--max-tokens", 12, "--draft", folders / "imported") == plain
@@ -380,7 +380,7 @@ def test_a_draft_changes_nothing(run, folders):
         (["--draft", "mute"], "--draft"),
     ],
 )
-def test_constraints_that_cannot_be(run, folders, args, message):
+def test_impossible_constraints_are_one_error_line(run, folders, args, message):
     args = [folders / a if a == "mute" else a for a in args]
     code, out, err = run(folders / "instruct", "-p", "x", *args)
     assert (code, out) == (1, "")
@@ -388,7 +388,7 @@ def test_constraints_that_cannot_be(run, folders, args, message):
     assert err.count("\n") == 1
 
 
-def test_nothing_and_bytes_are_no_question(run, folders, monkeypatch):
+def test_an_empty_question_and_binary_stdin_are_refused(run, folders, monkeypatch):
     code, out, err = run(folders / "instruct", "-p", "")
     assert (code, out) == (1, "")
     assert "the question is empty" in err
@@ -399,7 +399,7 @@ def test_nothing_and_bytes_are_no_question(run, folders, monkeypatch):
     assert (code, out, err) == (1, "", "error: stdin is not text: byte 4 is not UTF-8\n")
 
 
-def test_ctrl_c_closes_the_line_and_leaves(run, folders, scripted):
+def test_ctrl_c_ends_the_line_and_leaves(run, folders, scripted):
     scripted(("one two", KeyboardInterrupt))
     code, out, err = run(folders / "instruct", "-p", "Count")
     assert (code, out, err) == (130, "one two", "\nstopped\n")

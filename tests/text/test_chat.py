@@ -46,7 +46,7 @@ def test_published_ids_of_a_message(meta):
     assert prompt.ids == [128000, *message, 128006, 78191, 128007, 271]
 
 
-def test_documented_conversation(small):
+def test_a_conversation_is_rendered_as_documented(small):
     dialog = [
         {"role": "system", "content": "You are a helpful assistant"},
         {"role": "user", "content": "Answer who are you in the form of jeopardy?"},
@@ -68,14 +68,14 @@ def test_documented_conversation(small):
     assert rendered.spans[-1].end == len(rendered.ids)
 
 
-def test_nothing_is_injected(small):
+def test_nothing_is_added_to_a_bare_question(small):
     assert text_of(render([QUESTION], small), small) == (
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nWhat is 2 + 2?<|eot_id|>"
     )
     assert render([QUESTION], small, tools=[]).ids == render([QUESTION], small).ids
 
 
-def test_documented_builtin_tools(small):
+def test_builtin_tools_are_rendered_as_documented(small):
     call = {"name": "brave_search", "arguments": {"query": "latest price of 1oz gold"}}
     dialog = [
         {"role": "system", "content": "You are a helpful assistant."},
@@ -107,7 +107,7 @@ def test_documented_builtin_tools(small):
     assert by_tool_call_format.ids == rendered.ids
 
 
-def test_documented_code_interpreter(small):
+def test_the_code_interpreter_is_rendered_as_documented(small):
     code = "def is_prime(n):\n    return n > 1\n\nprint(is_prime(7))"
     dialog = [
         {"role": "user", "content": "Is 7 a prime?"},
@@ -127,7 +127,7 @@ def test_documented_code_interpreter(small):
         assert trained(rendered, small) == f"<|python_tag|>{code}<|eom_id|>Yes.<|eot_id|>"
 
 
-def test_documented_environment_and_date_without_a_list_of_tools(small):
+def test_environment_and_date_without_a_list_of_tools_are_rendered_as_documented(small):
     dialog = [{"role": "system", "content": "You are a helpful assistant."}, QUESTION]
     text = text_of(render(dialog, small, tools=["code_interpreter"], date=datetime.date(2024, 9, 1)), small)
     assert (
@@ -136,7 +136,7 @@ def test_documented_environment_and_date_without_a_list_of_tools(small):
     ) in text
 
 
-def test_documented_json_tools(small):
+def test_json_tools_are_rendered_as_documented(small):
     rendered = render(DIALOG, small, tools=[CALCULATOR])
     schema = json.dumps({"type": "function", "function": CALCULATOR}, indent=4)
     assert text_of(rendered, small) == (
@@ -153,13 +153,13 @@ def test_documented_json_tools(small):
     assert [(span.role, span.message) for span in rendered.spans[:2]] == [("user", None), ("user", 0)]
 
 
-def test_json_call_in_the_ipython_environment(small):
+def test_a_json_call_in_the_ipython_environment_is_tagged(small):
     rendered = render(DIALOG, small, tools=["code_interpreter", CALCULATOR])
     call = '<|python_tag|>{"type": "function", "name": "calculator", "parameters": {"expression": "2 + 2"}}<|eom_id|>'
     assert trained(rendered, small) == call + "It is 4.<|eot_id|>"
 
 
-def test_documented_function_form(small):
+def test_the_function_format_is_rendered_as_documented(small):
     rendered = render(DIALOG, small, tools=[CALCULATOR], tool_call_format="function")
     line = json.dumps(CALCULATOR)
     assert text_of(rendered, small).startswith(
@@ -174,7 +174,7 @@ def test_documented_function_form(small):
     )
 
 
-def test_wrapped_openai_shapes_are_the_same(small):
+def test_openais_shapes_render_the_same(small):
     call = {
         "id": "1",
         "type": "function",
@@ -188,13 +188,13 @@ def test_wrapped_openai_shapes_are_the_same(small):
         assert render(dialog, small, tools=[wrapped], tool_call_format=tool_call_format).ids == expected.ids
 
 
-def test_a_call_keeps_the_form_it_was_made_in(small):
+def test_a_call_keeps_its_own_format(small):
     call = {"name": "calculator", "arguments": {"expression": "1"}, "tool_call_format": "function"}
     rendered = render([QUESTION, {"role": "assistant", "content": "", "tool_calls": [call]}], small)
     assert trained(rendered, small) == '<function=calculator>{"expression": "1"}</function><|eot_id|>'
 
 
-def test_several_calls_and_content(small):
+def test_several_calls_follow_the_content(small):
     calls = [{"name": "calculator", "arguments": {"expression": x}} for x in ("1", "2")]
     dialog = [QUESTION, {"role": "assistant", "content": "Let me see.", "tool_calls": calls}]
     dialog += [{"role": "tool", "content": "1"}, {"role": "tool", "content": "2"}]
@@ -207,7 +207,7 @@ def test_several_calls_and_content(small):
     )
 
 
-def test_code_among_calls_has_its_own_tag(small):
+def test_code_between_calls_has_its_own_tag(small):
     code = {"name": "code_interpreter", "arguments": {"code": "print(1)"}}
     search = {"name": "brave_search", "arguments": {"query": "x"}}
     f = {"name": "f", "arguments": {}, "tool_call_format": "function"}
@@ -225,7 +225,7 @@ def test_code_among_calls_has_its_own_tag(small):
     ]
 
 
-def test_tool_output():
+def test_tool_output_names_what_was_printed():
     assert tool_output(ok=True) == "completed"
     assert (
         tool_output(ok=False, stdout="1\n", stderr="oops")
@@ -254,7 +254,7 @@ def test_user_text_cannot_end_its_turn(small):
     tool_call_format=tool_call_formats,
     date=st.sampled_from([None, "23 July 2024"]),
 )
-def test_every_prompt_begins_its_dialog(small, dialog, tools, tool_call_format, date):
+def test_every_prompt_is_the_beginning_of_its_dialog(small, dialog, tools, tool_call_format, date):
     """What the model is asked with is what it was trained on; and exactly the assistant's tokens are trained."""
     full = render(dialog, small, tools=tools, tool_call_format=tool_call_format, date=date)
     assert len(full.ids) == len(full.mask)
@@ -347,7 +347,7 @@ def test_whatever_is_parsed_can_be_rendered(small, text, tools, tool_call_format
         ),
     ],
 )  # fmt: skip
-def test_dialogs_the_format_cannot_express(small, messages, message):
+def test_dialogs_that_the_format_cannot_express_are_refused(small, messages, message):
     with pytest.raises(ChatError, match=message) as caught:
         render(messages, small)
     assert "\n" not in str(caught.value)
@@ -365,12 +365,12 @@ def test_dialogs_the_format_cannot_express(small, messages, message):
         ({"date": 2024}, "date=2024 must be one line"),
     ],
 )
-def test_impossible_options(small, options, message):
+def test_impossible_options_are_refused(small, options, message):
     with pytest.raises(ChatError, match=message):
         render([QUESTION], small, **options)
 
 
-def test_calls_a_form_cannot_express(small):
+def test_calls_that_a_format_cannot_express_are_refused(small):
     def with_calls(*calls):
         return [{"role": "assistant", "tool_calls": list(calls)}]
 

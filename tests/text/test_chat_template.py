@@ -44,7 +44,9 @@ def _sayable(messages) -> bool:
     date=st.sampled_from([None, "23 July 2024"]),
     prompt=st.booleans(),
 )
-def test_ids_of_template_and_renderer(small, auto, dialog, tool_call_format, builtin, custom, date, prompt):
+def test_the_template_gives_the_ids_of_the_renderer(
+    small, auto, dialog, tool_call_format, builtin, custom, date, prompt
+):
     if not _sayable(dialog):
         return
     ours = render(
@@ -65,7 +67,7 @@ def test_ids_of_template_and_renderer(small, auto, dialog, tool_call_format, bui
     assert ids_by_template(auto, dialog, tools=custom or None, **options) == ours.ids
 
 
-def test_defaults_and_openai_shapes(small, auto):
+def test_defaults_and_openais_shapes_agree(small, auto):
     assert ids_by_template(auto, DIALOG) == render(DIALOG, small).ids
     call = {"type": "function", "function": {"name": "calculator", "arguments": {"expression": "2 + 2"}}}
     dialog = [QUESTION, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "4"}]
@@ -81,7 +83,7 @@ def test_defaults_and_openai_shapes(small, auto):
         ([QUESTION], {"tool_call_format": "xml"}, "tool_call_format must be"),
     ],
 )
-def test_template_errors(auto, messages, options, message):
+def test_the_template_refuses_what_the_renderer_refuses(auto, messages, options, message):
     from jinja2.exceptions import TemplateError
 
     with pytest.raises(TemplateError, match=message):
@@ -143,7 +145,7 @@ def test_a_developer_message_is_the_system_message(small, auto, content, date):
         {"role": "assistant", "content": 5},
     ],
 )
-def test_contents_neither_can_express(small, auto, message):
+def test_contents_that_neither_can_express_are_refused(small, auto, message):
     from jinja2.exceptions import TemplateError
 
     with pytest.raises(ChatError, match="content must be text"):

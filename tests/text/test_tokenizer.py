@@ -24,7 +24,7 @@ any_text = st.text(st.characters(exclude_categories=["Cs"]))
 # Published numbers: llama-models models/llama3/tests/api/test_tokenizer.py and tokenizer.py at the 3.1 release
 
 
-def test_published_vectors(meta):
+def test_published_ids_are_reproduced(meta):
     assert meta.encode("This is a test sentence.", bos=True, eos=True) == [
         128000, 2028, 374, 264, 1296, 11914, 13, 128001,
     ]  # fmt: skip
@@ -36,7 +36,7 @@ def test_published_vectors(meta):
     )
 
 
-def test_special_ids_of_the_release(meta):
+def test_special_tokens_have_the_ids_of_the_release(meta):
     assert (meta.vocab_size, meta.n_ranks, len(SPECIAL_TOKENS)) == (128256, 128000, 256)
     assert (meta.bos_id, meta.eos_id, meta.pad_id) == (128000, 128001, 128004)
     assert (meta.start_header_id, meta.end_header_id) == (128006, 128007)
@@ -52,7 +52,7 @@ def test_special_ids_of_the_release(meta):
     assert {name: meta.special_tokens[name] for name in expected} == expected
 
 
-def test_hash_is_that_of_the_canonical_file(meta, real_data, small):
+def test_the_hash_is_that_of_the_canonical_file(meta, real_data, small):
     file = real_data("llama3_tokenizer") / "tokenizer.model"
     assert meta.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert meta.sha256.startswith("82e9d31979e9")
@@ -62,7 +62,7 @@ def test_hash_is_that_of_the_canonical_file(meta, real_data, small):
 # tiktoken built independently from the same file
 
 
-def test_equal_to_tiktoken_in_ten_languages(meta, real_data):
+def test_ids_equal_tiktokens_in_ten_languages(meta, real_data):
     lines = (real_data("llama3_tokenizer") / "tokenizer.model").read_text().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
     oracle = tiktoken.Encoding("oracle", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
@@ -90,7 +90,7 @@ def test_any_text_comes_back(small, text):
 
 
 @given(parts=st.lists(st.one_of(st.sampled_from(SPECIAL_TOKENS), any_text), max_size=6))
-def test_spelled_special_tokens_stay_text(small, parts):
+def test_spelled_special_tokens_are_text(small, parts):
     text = "".join(parts)
     ids = small.encode(text)
     assert not set(ids) & set(small.special_tokens.values())
@@ -98,7 +98,7 @@ def test_spelled_special_tokens_stay_text(small, parts):
 
 
 @given(data=st.data())
-def test_stream_decoder_equals_decode(small, data):
+def test_streamed_text_equals_decoded_text(small, data):
     ids = data.draw(st.lists(st.integers(0, small.vocab_size - 1), max_size=40))
     decoder = StreamDecoder(small)
     pieces, rest = [], list(ids)
@@ -118,7 +118,7 @@ def test_stream_decoder_holds_unfinished_characters(small):
     assert decoder.feed(small.encode("x")) + decoder.finish() == "x"
 
 
-def test_decoding_bytes_and_errors(small):
+def test_decoding_of_broken_utf8_and_unknown_ids(small):
     half = [small.ranks[b"\xc3"]]
     assert small.decode(half) == "\ufffd"
     assert small.decode_bytes(half) == b"\xc3"
@@ -212,7 +212,7 @@ def test_training_is_deterministic_and_exact_in_size(small, sample):
         (["a\ud800"], 600, "lone surrogate"),
     ],
 )
-def test_training_errors(texts, vocab_size, message):
+def test_impossible_vocabulary_sizes_are_refused(texts, vocab_size, message):
     with pytest.raises(TokenizerError, match=message):
         Tokenizer.train(texts, vocab_size)
 
@@ -243,7 +243,7 @@ BYTES = _lines({bytes([byte]): byte for byte in range(256)})
         ([b"\x0a\x0e\x0a\x05<unk>\x15\x00\x00"], "SentencePiece"),
     ],
 )
-def test_malformed_ranks_files(tmp_path, lines, message):
+def test_malformed_ranks_files_are_refused(tmp_path, lines, message):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(b"\n".join(lines))
     with pytest.raises(TokenizerError, match=message) as caught:
@@ -252,7 +252,7 @@ def test_malformed_ranks_files(tmp_path, lines, message):
     assert "\n" not in str(caught.value)
 
 
-def test_missing_files(tmp_path):
+def test_missing_files_are_one_error_line(tmp_path):
     with pytest.raises(TokenizerError, match="cannot be read"):
         Tokenizer.from_file(tmp_path / "tokenizer.model")
     with pytest.raises(TokenizerError, match="holds neither"):
@@ -272,7 +272,7 @@ def _random_ranks(draw) -> dict[bytes, int]:
 
 @settings(max_examples=200)
 @given(ranks=_random_ranks(), text=st.text("abc", max_size=30))
-def test_one_merge_a_token_is_enough(ranks, text):
+def test_one_merge_per_token_is_enough(ranks, text):
     from tokenizers import Tokenizer as HFTokenizer
     from tokenizers import models, pre_tokenizers
 
@@ -287,7 +287,7 @@ def test_one_merge_a_token_is_enough(ranks, text):
     assert derived.encode(text).ids == oracle.encode_ordinary(text)
 
 
-def test_last_merge_of_an_unreachable_token():
+def test_an_unreachable_token_has_no_last_merge():
     ranks = {bytes([byte]): byte for byte in range(256)} | {b"bc": 256, b"abcd": 257, b"ab": 258, b"abc": 259}
     assert last_merge(b"abc", ranks) == (b"a", b"bc")
     assert last_merge(b"abcd", ranks) == (b"abc", b"d")
@@ -295,7 +295,7 @@ def test_last_merge_of_an_unreachable_token():
     assert last_merge(b"abcd", ranks) is None
 
 
-def test_spelling_of_bytes():
+def test_every_byte_has_its_own_spelling():
     every = bytes(range(256))
     assert unspell(spell(every)) == every
     assert spell(b" \n\xc3A!") == "ĠĊÃA!"

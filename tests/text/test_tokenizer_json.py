@@ -64,7 +64,7 @@ def test_ten_languages_have_the_same_ids_everywhere(meta, meta_folder, real_data
         assert templated["input_ids"] == render(dialog, meta, generation_prompt=True).ids
 
 
-def test_files_written(small, folder):
+def test_save_writes_four_files(small, folder):
     names = {"tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
     assert {path.name for path in folder.iterdir()} == names
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -74,7 +74,7 @@ def test_files_written(small, folder):
     assert config["added_tokens_decoder"][str(small.eot_id)]["content"] == "<|eot_id|>"
 
 
-def test_transformers_knows_the_special_tokens(small, folder):
+def test_transformers_reads_the_special_tokens(small, folder):
     from transformers import AutoTokenizer
 
     auto = AutoTokenizer.from_pretrained(folder)
@@ -87,7 +87,7 @@ def test_transformers_knows_the_special_tokens(small, folder):
     assert auto.model_max_length == 2048
 
 
-def test_reading_back(small, folder, tmp_path):
+def test_saved_files_are_read_back(small, folder, tmp_path):
     assert Tokenizer.from_folder(folder) == small
     assert Tokenizer.from_file(folder) == small
     assert Tokenizer.from_file(folder / "tokenizer.model") == small
@@ -98,7 +98,7 @@ def test_reading_back(small, folder, tmp_path):
     assert Tokenizer.from_folder(tmp_path) == small
 
 
-def test_a_folder_whose_files_disagree(folder, tmp_path, small, sample):
+def test_a_folder_whose_files_disagree_is_refused(folder, tmp_path, small, sample):
     small.save(tmp_path)
     Tokenizer.train([sample * 3], 800).save(tmp_path / "other")
     (tmp_path / "other" / "tokenizer.json").replace(tmp_path / "tokenizer.json")
@@ -182,7 +182,7 @@ def test_merges_out_of_order_are_refused(folder, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"x"', "{}", "[" * 100_000])
-def test_files_that_are_no_tokenizer_json(tmp_path, text):
+def test_files_that_are_no_tokenizer_json_are_refused(tmp_path, text):
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
         Tokenizer.from_folder(tmp_path)

@@ -27,7 +27,7 @@ def gather(pieces: list[str]) -> Parsed:
 
 @settings(max_examples=200)
 @given(text=messy_texts, data=st.data())
-def test_streamed_equals_whole(text, data):
+def test_streaming_equals_parsing_the_whole_text(text, data):
     whole = parse(text)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=12)))
     edges = [0, *cuts, len(text)]
@@ -35,7 +35,7 @@ def test_streamed_equals_whole(text, data):
     assert gather(list(text)) == whole
 
 
-def test_streamed_equals_whole_at_every_cut():
+def test_streaming_equals_parsing_the_whole_text_at_every_cut():
     for text in ("".join(FRAGMENTS[:13]), "\n".join(FRAGMENTS[:20]), "; ".join(FRAGMENTS[13:])):
         whole = parse(text)
         assert whole.calls
@@ -49,7 +49,7 @@ def _without_ends(text: str) -> str:
 
 @settings(max_examples=200)
 @given(text=messy_texts)
-def test_text_without_calls_is_kept_whole(text):
+def test_text_without_calls_is_kept(text):
     parsed = parse(text)
     for call in parsed.calls:
         json.dumps(call.arguments, allow_nan=False)
@@ -82,7 +82,7 @@ json_values = st.recursive(
     ascii_=st.booleans(),
     before=st.sampled_from(["", "Let me see.", "Braces {} and <b>.\nThen"]),
 )
-def test_any_arguments_in_every_form(arguments, tool_call_format, tag, ascii_, before):
+def test_any_arguments_are_read_in_every_format(arguments, tool_call_format, tag, ascii_, before):
     def dump(value):
         return json.dumps(value, ensure_ascii=ascii_)
 
@@ -136,7 +136,7 @@ def test_any_arguments_in_every_form(arguments, tool_call_format, tag, ascii_, b
         ("a < b; c > d; {x}", Parsed("a < b; c > d; {x}")),
     ],
 )  # fmt: skip
-def test_examples(text, expected):
+def test_calls_and_content_of_examples(text, expected):
     assert parse(text) == expected
 
 
@@ -171,7 +171,7 @@ def test_examples(text, expected):
         ("<|python_tag|> ", "nothing follows"),
     ],
 )  # fmt: skip
-def test_malformed_calls_are_kept_and_said(text, reason):
+def test_malformed_calls_are_kept_and_reported(text, reason):
     parsed = parse(text)
     assert parsed.content == text
     assert parsed.calls == []
@@ -207,6 +207,6 @@ def test_events_come_as_soon_as_they_are_certain():
     ['"name": "' * 5_000, '{"name": ' * 5_000, "<function=" * 5_000, "<" * 50_000, " " * 50_000, "a" * 50_000,
      '{"name":' + "[" * 50_000, "<|python_tag|>" * 3_000, "a.call(a=" * 5_000, '{"name": "' + "\\" * 50_000],
 )  # fmt: skip
-def test_long_hostile_text_ends(text):
+def test_long_hostile_text_is_parsed_in_time(text):
     parsed = parse(text)
     assert parsed.calls or parsed.content == text

@@ -30,20 +30,20 @@ def refused(result, *words):
     assert any(word in result.stderr + result.reason for word in words), result
 
 
-def test_ordinary_program(sandbox):
+def test_a_program_gets_stdin_and_its_output_comes_back(sandbox):
     result = sandbox.run("import sys\nprint(int(input()) * 2)\nprint('no', file=sys.stderr)", stdin="21\n")
     assert (result.ok, result.stdout, result.stderr, result.reason) == (True, "42\n", "no\n", "")
     assert "limits" in result.protections
 
 
-def test_two_hundred_functions_and_no_shared_state(sandbox):
+def test_two_hundred_programs_share_no_state(sandbox):
     programs = [
         f"import math\nassert not hasattr(math, 'seen')\nmath.seen = 1\nprint({n} ** 2)" for n in range(200)
     ]
     assert [sandbox.run(program).stdout for program in programs] == [f"{n * n}\n" for n in range(200)]
 
 
-def test_same_program_same_output(sandbox):
+def test_the_same_program_prints_the_same_in_every_sandbox(sandbox):
     program = "print({str(i) for i in range(50)})"
     with Sandbox() as other:
         assert sandbox.run(program).stdout == other.run(program).stdout
@@ -65,7 +65,7 @@ def test_same_program_same_output(sandbox):
         ("(" * 5000, "exit status 1", ""),
     ],
 )
-def test_failures_say_why(sandbox, program, status, said):
+def test_failures_give_their_reason(sandbox, program, status, said):
     result = sandbox.run(program)
     assert not result.ok
     assert result.reason == status
@@ -84,7 +84,7 @@ def test_traceback_names_the_program_only(sandbox):
      "import signal as s\nfor n in (1, 2, 15, 24):\n  try: s.signal(n, s.SIG_IGN)\n  except OSError: 0\nwhile 1: 0",
      "while True:\n  try:\n    while True: pass\n  except BaseException: pass"],
 )  # fmt: skip
-def test_endless(sandbox, program):
+def test_endless_programs_end_at_the_time_limit(sandbox, program):
     result = sandbox.run(program, timeout_s=0.3)
     assert result.reason == "time limit of 0.3 s"
     assert not result.ok
@@ -108,7 +108,7 @@ def test_lines_of_ten_megabytes_nul_and_broken_utf8(sandbox):
 
 
 @pytest.mark.skipif(not LINUX, reason="address space is bounded on Linux only")
-def test_memory(sandbox):
+def test_memory_is_bounded(sandbox):
     refused(sandbox.run("x = bytearray(10**9)"), "MemoryError")
     refused(sandbox.run("x = []\nwhile True: x.append(' ' * 10**6)", timeout_s=5), "MemoryError", "killed by")
 
@@ -118,7 +118,7 @@ def test_memory(sandbox):
     ["import os\nwhile True: os.fork()", "import subprocess; subprocess.run(['/bin/ls'])", "import os; os.system('ls')",
      "import os; os.execv('/bin/ls', ['ls'])", "import multiprocessing as m\nm.Process(target=print).start()"],
 )  # fmt: skip
-def test_no_processes(sandbox, program):
+def test_programs_start_no_processes(sandbox, program):
     result = sandbox.run(program, timeout_s=3)
     if "os.system" in program:  # its failure is a return value
         assert result.stdout == ""
@@ -127,7 +127,7 @@ def test_no_processes(sandbox, program):
 
 
 @pytest.mark.parametrize("target", ["os.getppid()", "-1", "1", "OURS"])
-def test_no_signals_to_others(sandbox, target):
+def test_programs_send_no_signals_to_others(sandbox, target):
     target = target.replace("OURS", str(os.getpid()))  # here, not above: workers must collect the same names
     refused(
         sandbox.run(f"import os; os.kill({target}, 9)"), "not permitted", "not allowed", "ProcessLookupError"
@@ -135,7 +135,7 @@ def test_no_signals_to_others(sandbox, target):
     assert sandbox.run("print(1)").ok
 
 
-def test_no_network(sandbox):
+def test_programs_reach_no_network(sandbox):
     server = socket.create_server(("127.0.0.1", 0))
     port = server.getsockname()[1]
     program = f"import socket; socket.create_connection(('127.0.0.1', {port}))"
@@ -147,7 +147,7 @@ def test_no_network(sandbox):
     refused(sandbox.run("import socket; socket.socket(socket.AF_UNIX)"), "not permitted", "not allowed")
 
 
-def test_files(sandbox, tmp_path):
+def test_files_outside_the_folder_are_out_of_reach(sandbox, tmp_path):
     secret = tmp_path / "secret"
     secret.write_text("s3cret")
     for program in (
@@ -210,18 +210,18 @@ def test_environment_is_empty(sandbox, monkeypatch):
         "ptrace(16, 1, 0, 0)",
     ],
 )
-def test_below_python(sandbox, call):
+def test_the_kernel_refuses_calls_that_go_below_python(sandbox, call):
     result = sandbox.run(f"import ctypes\nlibc = ctypes.CDLL(None)\nprint(libc.{call})")
     assert result.stdout == "-1\n" or not result.ok
 
 
-def test_crash_is_told(sandbox):
+def test_a_crash_is_reported_with_its_signal(sandbox):
     result = sandbox.run("import ctypes; ctypes.string_at(0)")
     assert not result.ok
     assert "SIGSEGV" in result.reason or "not allowed" in result.stderr
 
 
-def test_everyday_library_works(sandbox):
+def test_the_standard_library_works(sandbox):
     program = (
         "import json, re, random, statistics, decimal, fractions, hashlib, heapq, zoneinfo, tempfile, dataclasses\n"
         "print(json.dumps([1]), hashlib.sha256(b'').hexdigest()[:4], statistics.mean([1, 2]))"
@@ -229,7 +229,7 @@ def test_everyday_library_works(sandbox):
     assert sandbox.run(program).stdout == "[1] e3b0 1.5\n"
 
 
-def test_one_shot_and_cleanup():
+def test_a_closed_sandbox_leaves_no_folder_and_no_process():
     assert run_python("print(1)").stdout == "1\n"
     with Sandbox() as box:
         folder = Path(box._folder)
@@ -238,7 +238,7 @@ def test_one_shot_and_cleanup():
     assert box._process.returncode == 0
 
 
-def test_caller_gone_mid_program_leaves_nothing():
+def test_nothing_remains_when_the_caller_dies_during_a_program():
     box = Sandbox()
     folder = Path(box._folder)
     request = json.dumps({"code": "while True: pass", "stdin": "", "timeout_s": 30, "memory_bytes": 1 << 28,
@@ -256,7 +256,7 @@ def test_threads_may_share_a_sandbox(sandbox):
     assert [r.stdout for r in results] == [f"{n}\n" for n in range(20)]
 
 
-def test_helper_killed_is_one_line():
+def test_a_killed_helper_is_one_error_line():
     with Sandbox() as box:
         box._process.kill()
         with pytest.raises(ToolError, match="helper process ended"):
@@ -279,7 +279,7 @@ def audit_only(tmp_path, monkeypatch):
         yield box
 
 
-def test_audit_lock(audit_only, tmp_path):
+def test_the_audit_hook_holds_programs_where_the_kernel_does_not(audit_only, tmp_path):
     assert audit_only.run(
         "import json, statistics, decimal; open('a', 'w').write('1'); print(open('a').read())"
     ).ok

@@ -20,12 +20,12 @@ INTEGERS = st.integers(-(10**12), 10**12)
 
 
 @given(INTEGERS, INTEGERS, st.sampled_from(["+", "-", "*"]))
-def test_integers_are_exact(a, b, sign):
+def test_integer_arithmetic_is_exact(a, b, sign):
     assert calculator(f"({a}){sign}({b})") == str(eval(f"({a}){sign}({b})"))
 
 
 @given(INTEGERS, INTEGERS.filter(bool), st.sampled_from(["//", "%"]))
-def test_floor_division(a, b, sign):
+def test_floor_division_and_remainder_are_exact(a, b, sign):
     assert calculator(f"({a}){sign}({b})") == str(eval(f"({a}){sign}({b})"))
 
 
@@ -42,7 +42,7 @@ def joined(parts):
 
 
 @given(st.recursive(st.integers(0, 99).map(str), joined, max_leaves=20))
-def test_expressions(expression):
+def test_nested_expressions_have_pythons_value(expression):
     assert calculator(expression) == str(eval(expression))
 
 
@@ -55,7 +55,7 @@ def test_expressions(expression):
         ("3×4÷2−1", "5"), ("2^10", "1024"), ("7/0.5", "14"),
     ],
 )  # fmt: skip
-def test_examples(expression, value):
+def test_the_value_of_expressions(expression, value):
     assert calculator(expression) == value
 
 
@@ -66,7 +66,7 @@ def test_examples(expression, value):
      "(" * 500 + "1" + ")" * 500,
      "-" * 900 + "1", "1+" * 600 + "1", "9" * 999 + "**999", "lambda: 1", "1.e400", "None", "..."],
 )  # fmt: skip
-def test_refused_in_one_line(expression):
+def test_other_expressions_are_refused_in_one_line(expression):
     with pytest.raises(ToolError) as error:
         calculator(expression)
     assert "\n" not in str(error.value)
@@ -84,19 +84,19 @@ def test_any_text_is_a_value_or_one_line(text):
 
 
 @given(st.dates(), st.dates())
-def test_dates(a, b):
+def test_dates_agree_with_datetime(a, b):
     assert days_between(str(a), str(b)) == str((b - a).days)
     assert add_days(str(a), (b - a).days) == str(b)
     assert weekday(str(a)) == a.strftime("%A")
 
 
 @pytest.mark.parametrize("text", ["2024-02-30", "20240101", "tomorrow", "", 5, "2024-1-1", "0000-01-01"])
-def test_no_date(text):
+def test_text_that_is_no_date_is_refused(text):
     with pytest.raises(ToolError, match="YYYY-MM-DD"):
         weekday(text)
 
 
-def test_far_dates_and_letters():
+def test_dates_out_of_range_and_several_letters_are_refused():
     with pytest.raises(ToolError, match="outside the years"):
         add_days("2024-01-01", 10**9)
     assert add_days("2024-02-28", 2) == datetime.date(2024, 3, 1).isoformat()
@@ -114,7 +114,7 @@ def test_schemas_describe_the_functions():
     assert TOOLS["add_days"].parameters == {"date": "string", "days": "integer"}
 
 
-def test_call_checks_everything():
+def test_a_call_checks_the_name_and_the_arguments():
     assert call_tool("calculator", {"expression": "6*7"}) == "42"
     assert call_tool("wolfram_alpha", {"query": "6*7"}) == "42"
     assert call_tool("code_interpreter", {"code": "print(6*7)"}) == "42\n"
@@ -183,7 +183,7 @@ def test_the_loop_runs_nothing_of_an_incomplete_reply_or_without_a_runner():
         assert (loop.waiting, loop.exhausted, len(loop.messages)) == (False, False, 1)
 
 
-def test_failed_code_is_told_in_the_documented_form():
+def test_failed_code_is_reported_in_the_documented_format():
     text, ok = execute_call(ToolCall("code_interpreter", {"code": "print(1/0)"}, "builtin"))
     assert not ok
     assert text.startswith("failed\n[stderr]")
