@@ -7,6 +7,7 @@ reason for the difference, and ends with days and dollars. Nothing is downloaded
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,20 +16,8 @@ import typer
 from ..errors import PlanError
 from ..plan import quantity
 from . import plan_leak, plan_local, plan_serve
-from .common import Json, long_time, print_json, print_table
-from .plan_options import (
-    MAX_TOKENS,
-    Context,
-    Machines,
-    Number,
-    Size,
-    UsdPerHour,
-    count,
-    measured_target,
-    seconds,
-    size_option,
-    usd,
-)
+from . import plan_options as opt
+from .common import Json, long_time, print_json
 
 if TYPE_CHECKING:
     from ..llama.config import ModelConfig
@@ -44,38 +33,43 @@ app.command("serve")(plan_serve.serve_command)
 
 Where = Annotated[str, typer.Option("--machine", help="A number of devices: 16384xH100, 2xRTX4090; or here.")]
 Tokens = Annotated[
-    Number, count("tokens", "Tokens to train on, in all epochs: 15.6T, 94B, 1e12.", MAX_TOKENS, "15.6T")
+    opt.Number,
+    opt.count("tokens", "Tokens to train on, in all epochs: 15.6T, 94B, 1e12.", opt.MAX_TOKENS, "15.6T"),
 ]
 Batch = Annotated[
-    Number,
-    count(
-        "batch", "Tokens per step, e.g. 16M (default: what is usual).", MAX_TOKENS, "16M", quantity.CONTEXT
+    opt.Number,
+    opt.count(
+        "batch",
+        "Tokens per step, e.g. 16M (default: what is usual).",
+        opt.MAX_TOKENS,
+        "16M",
+        quantity.CONTEXT,
     ),
 ]
 Precision = Annotated[str, typer.Option(help="Precision of the matmuls: bf16 or fp8.")]
-Budget = Annotated[Number, usd("budget", "US dollars to spend: says how many tokens they train on.")]
-Top = Annotated[Number, count("top", "How many layouts to show.", 1000)]
+Budget = Annotated[opt.Number, opt.usd("budget", "US dollars to spend: says how many tokens they train on.")]
+Top = Annotated[opt.Number, opt.count("top", "How many layouts to show.", 1000)]
 Html = Annotated[Path | None, typer.Option("--html", help="Also write a page with charts to this file.")]
 
 
 @app.command("train")
 def train_command(
-    size: Size = "405B",
+    size: opt.Size = "405B",
     tokens: Tokens = "15.6T",
     layout: Annotated[
         str | None,
         typer.Option(help="Only this layout: tp=8,pp=16,dp=128,chunks=8,recompute=none,shard=gradients."),
     ] = None,
     restart: Annotated[
-        Number, seconds("restart", "Time from a failure until training continues: 600, 10min.")
+        opt.Number, opt.seconds("restart", "Time from a failure until training continues: 600, 10min.")
     ] = "10min",
     machine: Where = "16384xH100",
-    context: Context = "8192",
+    context: opt.Context = "8192",
     batch: Batch = None,
     precision: Precision = "bf16",
-    usd_per_hour: UsdPerHour = None,
+    usd_per_hour: opt.UsdPerHour = None,
     budget: Budget = None,
-    machines: Machines = None,
+    machines: opt.Machines = None,
     top: Top = "5",
     html: Html = None,
     as_json: Json = False,
@@ -99,17 +93,17 @@ def train_command(
 
 @app.command("finetune")
 def finetune_command(
-    size: Size = "8B",
+    size: opt.Size = "8B",
     tokens: Tokens = "100M",
     method: Annotated[str, typer.Option(help="full, lora (bf16 weights) or qlora (4-bit weights).")] = "lora",
-    rank: Annotated[Number, count("rank", "Rank of the adapters.", 2**16)] = "16",
+    rank: Annotated[opt.Number, opt.count("rank", "Rank of the adapters.", 2**16)] = "16",
     machine: Where = "RTX4090",
-    context: Context = "2048",
+    context: opt.Context = "2048",
     batch: Batch = None,
     precision: Precision = "bf16",
-    usd_per_hour: UsdPerHour = None,
+    usd_per_hour: opt.UsdPerHour = None,
     budget: Budget = None,
-    machines: Machines = None,
+    machines: opt.Machines = None,
     top: Top = "5",
     html: Html = None,
     as_json: Json = False,
@@ -127,16 +121,16 @@ def finetune_command(
 
 @app.command("distil")
 def distil_command(
-    teacher: Annotated[str, size_option("The teacher's size.")] = "405B",
-    student: Annotated[str, size_option("The student's size.")] = "8B",
+    teacher: Annotated[str, opt.size_option("The teacher's size.")] = "405B",
+    student: Annotated[str, opt.size_option("The student's size.")] = "8B",
     tokens: Tokens = "94B",
     machine: Where = "64xH100",
-    context: Context = "8192",
+    context: opt.Context = "8192",
     batch: Batch = None,
     precision: Precision = "bf16",
-    usd_per_hour: UsdPerHour = None,
+    usd_per_hour: opt.UsdPerHour = None,
     budget: Budget = None,
-    machines: Machines = None,
+    machines: opt.Machines = None,
     top: Top = "5",
     html: Html = None,
     as_json: Json = False,
@@ -164,7 +158,7 @@ app.command("leak")(plan_leak.leak_command)
 @app.command("machines")
 def machines_command(
     name: Annotated[str | None, typer.Argument(help="One of them, e.g. 8xH100 (default: all).")] = None,
-    machines: Machines = None,
+    machines: opt.Machines = None,
     as_json: Json = False,
 ) -> None:
     """List machines: memory, bandwidth, peak, links, prices. Add your own in ~/.config/herd/machines.yaml."""
@@ -175,22 +169,16 @@ def machines_command(
     if as_json:
         print_json([_machine_record(machine) for machine in found])
         return
-    header = "one device,memory GB,read GB/s,bf16 TFLOP/s,reached,link,rent USD/h,purchase USD"
-    print_table(
-        header.split(","),
-        [
-            [
-                machine.name,
-                f"{machine.device.memory / 1e9:,.0f}",
-                f"{machine.device.bandwidth / 1e9:,.0f}",
-                f"{machine.device.peak('bf16') / 1e12:,.4g}",
-                f"{machine.device.reachable('bf16') / 1e12:,.4g}",
-                machine.link.name,
-                f"{machine.rent[0].usd:.2f} ({machine.rent[0].date})" if machine.rent else "–",
-                f"{machine.buy[0].usd:,.0f} ({machine.buy[0].date})" if machine.buy else "–",
-            ]
+    opt.print_rows(
+        "one device|memory GB|read GB/s|bf16 TFLOP/s|reached|link|rent USD/h|purchase USD",
+        (
+            f"{machine.name}|{machine.device.memory / 1e9:,.0f}|{machine.device.bandwidth / 1e9:,.0f}|"
+            f"{machine.device.peak('bf16') / 1e12:,.4g}|{machine.device.reachable('bf16') / 1e12:,.4g}|"
+            f"{machine.link.name}|"
+            + (f"{machine.rent[0].usd:.2f} ({machine.rent[0].date})|" if machine.rent else "–|")
+            + (f"{machine.buy[0].usd:,.0f} ({machine.buy[0].date})" if machine.buy else "–")
             for machine in found
-        ],
+        ),
     )
     if name:
         device = found[0].device
@@ -201,7 +189,7 @@ def machines_command(
 def _target(name: str, machines: Path | None) -> Machine:
     from ..plan.machines import find_machine
 
-    return measured_target().profile.machine() if name == "here" else find_machine(name, machines)
+    return opt.measured_target().profile.machine() if name == "here" else find_machine(name, machines)
 
 
 def _job(config: ModelConfig, machine: Machine, context: int, batch_tokens: int | None) -> Job:
@@ -246,24 +234,17 @@ def _parse_layout(text: str, precision: str) -> ParallelLayout:
 
 
 def _machine_record(machine: Machine) -> dict[str, Any]:
-    device = machine.device
-    return {
-        "name": machine.name,
-        "count": machine.count,
-        "title": device.title,
-        "kind": device.kind,
-        "memory_bytes": device.memory,
-        "bandwidth": device.bandwidth,
-        "flops": dict(device.flops),
-        "reached_bf16": device.reachable("bf16"),
-        "link": machine.link.name,
-        "per_node": machine.per_node,
-        "network": machine.network.name,
-        "watts": device.power,
-        "rent": [price.__dict__ for price in machine.rent],
-        "buy": [price.__dict__ for price in machine.buy],
+    names = (
+        "name count title=device.title kind=device.kind memory_bytes=device.memory "
+        "bandwidth=device.bandwidth "
+        "flops=device.flops link=link.name per_node network=network.name watts=device.power "
+        "source=device.source"
+    )
+    return opt.picked(machine, names) | {
+        "reached_bf16": machine.device.reachable("bf16"),
+        "rent": [asdict(price) for price in machine.rent],
+        "buy": [asdict(price) for price in machine.buy],
         "approximate": list(machine.approximate),
-        "source": device.source,
     }
 
 
@@ -289,50 +270,31 @@ def _show(
 def _plan_record(
     plan: TrainPlan, title: str, shown: list[SearchResult], budget: float | None
 ) -> dict[str, Any]:
-    money, teacher = plan.money, plan.teacher
     best, *others = [
-        found.layout.__dict__
-        | {
-            "mfu": found.mfu,
-            "step_seconds": found.seconds,
-            "tokens_per_s": found.tokens_per_s,
-            "seconds": found.step.parts(),
-            "bytes": found.nbytes.parts(),
-            "bytes_total": found.nbytes.total,
-        }
+        asdict(found.layout)
+        | opt.picked(found, "mfu step_seconds=seconds tokens_per_s bytes_total=nbytes.total")
+        | {"seconds": found.step.parts(), "bytes": found.nbytes.parts()}
         for found in shown
     ]
-    record: dict[str, Any] = {
+    names = (
+        "n_params=job.config.n_params tokens batch_tokens=job.tokens context=job.context steps "
+        "layouts_seen=seen "
+        "layouts_that_fit=feasible days device_hours energy_kwh=money.energy_kwh"
+    )
+    usd = asdict(plan.money)
+    record = opt.picked(plan, names) | {
         "what": title,
         "machine": _machine_record(plan.machine),
-        "n_params": plan.job.config.n_params,
         "trained_params": plan.job.adapters or plan.job.config.n_params,
-        "tokens": plan.tokens,
-        "batch_tokens": plan.job.tokens,
-        "context": plan.job.context,
-        "steps": plan.steps,
-        "layouts_seen": plan.seen,
-        "layouts_that_fit": plan.feasible,
         "best": best,
         "others": others,
         "days_without_failures": plan.busy_hours / 24,
-        "days": plan.days,
-        "device_hours": plan.device_hours,
-        "goodput": plan.goodput.__dict__,
-        "usd": {
-            "rent": money.rent,
-            "own": money.own,
-            "buy": money.buy,
-            "rent_price": money.rent_price and money.rent_price.__dict__,
-            "buy_price": money.buy_price and money.buy_price.__dict__,
-        },
-        "energy_kwh": money.energy_kwh,
+        "goodput": asdict(plan.goodput),
+        "usd": {name: usd[name] for name in ("rent", "own", "buy", "rent_price", "buy_price")},
     }
-    if teacher is not None:
-        record["teacher"] = {
-            "n_params": teacher.config.n_params,
-            **{key: value for key, value in teacher.__dict__.items() if key != "config"},
-        }
+    if plan.teacher is not None:
+        names = "n_params=config.n_params tp replicas hours cache_bytes"
+        record["teacher"] = opt.picked(plan.teacher, names)
     if budget is not None:
         record |= {"budget_usd": budget, "tokens_within_budget": _affordable_tokens(plan, budget)}
     return record
@@ -355,37 +317,25 @@ def _print_layouts(plan: TrainPlan, title: str, shown: list[SearchResult]) -> No
             f"{teacher.hours:,.1f} h; targets on disk: {units.nbytes(teacher.cache_bytes)}.\n"
         )
     room = f"GB of {usable_memory(machine.device.memory) / 1e9:.0f}"
-    print_table(
-        ["layout", "micro", "chunks", "recompute", "shard", room, "step s", "tokens/s", "MFU %"],
-        [
-            [
-                str(found.layout),
-                str(found.layout.micro),
-                str(found.layout.chunks),
-                found.layout.recompute,
-                found.layout.shard,
-                f"{found.nbytes.total / 1e9:.1f}",
-                f"{found.seconds:.3g}",
-                f"{found.tokens_per_s:,.0f}",
-                f"{100 * found.mfu:.1f}",
-            ]
+    opt.print_rows(
+        f"layout|micro|chunks|recompute|shard|{room}|step s|tokens/s|MFU %",
+        (
+            f"{found.layout}|{found.layout.micro}|{found.layout.chunks}|{found.layout.recompute}|"
+            f"{found.layout.shard}|{found.nbytes.total / 1e9:.1f}|{found.seconds:.3g}|"
+            f"{found.tokens_per_s:,.0f}|{100 * found.mfu:.1f}"
             for found in shown
-        ],
+        ),
     )
     print(f"{plan.feasible:,} of {plan.seen:,} layouts fit; shown is the best of each TP × CP × PP × DP.")
     if plan.others:
         print(_difference(best, plan.others[0]))
     parts = [(name, value) for name, value in best.step.parts().items() if value > 0]
     print()
-    print_table(
-        ["a step", "s", "%"],
-        [[name, f"{value:.3f}", f"{100 * value / best.seconds:.1f}"] for name, value in parts],
-    )
+    opt.print_rows("a step|s|%", (f"{n}|{value:.3f}|{100 * value / best.seconds:.1f}" for n, value in parts))
     held = [*best.nbytes.parts().items(), ("total", best.nbytes.total)]
     print()
-    print_table(
-        ["memory of the fullest device", "GB"],
-        [[name, f"{value / 1e9:.2f}"] for name, value in held if value],
+    opt.print_rows(
+        "memory of the fullest device|GB", (f"{n}|{value / 1e9:.2f}" for n, value in held if value)
     )
     print()
 
@@ -409,18 +359,18 @@ def _print_costs(plan: TrainPlan, budget: float | None) -> None:
 
     goodput, cost = plan.goodput, plan.money
     rows = [
-        ["time without failures", long_time(plan.busy_hours)],
-        ["useful share of the time", f"{100 * goodput.effective:.1f} %"],
-        ["time", long_time(plan.hours)],
-        ["device hours", f"{plan.device_hours:,.0f}"],
-        ["energy", units.si(cost.energy_kwh * 1000, "Wh")],
+        f"time without failures|{long_time(plan.busy_hours)}",
+        f"useful share of the time|{100 * goodput.effective:.1f} %",
+        f"time|{long_time(plan.hours)}",
+        f"device hours|{plan.device_hours:,.0f}",
+        f"energy|{units.si(cost.energy_kwh * 1000, 'Wh')}",
     ]
     if cost.rent is not None and cost.rent_price is not None:
-        rows.append([f"rent at {cost.rent_price.usd:.2f} USD/h", f"{cost.rent:,.0f} USD"])
+        rows.append(f"rent at {cost.rent_price.usd:.2f} USD/h|{cost.rent:,.0f} USD")
     if cost.own is not None:
-        rows.append(["own: purchase over 3 years, and power", f"{cost.own:,.0f} USD"])
-        rows.append(["bought outright", f"{cost.buy:,.0f} USD"])
-    print_table(["the run", ""], rows)
+        rows.append(f"own: purchase over 3 years, and power|{cost.own:,.0f} USD")
+        rows.append(f"bought outright|{cost.buy:,.0f} USD")
+    opt.print_rows("the run|", rows)
     print(
         f"A failure every {long_time(goodput.between_failures / 3600)}; a checkpoint of "
         f"{goodput.checkpoint_seconds:.1f} s every {units.duration(goodput.interval)} (Young–Daly)."

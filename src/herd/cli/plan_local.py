@@ -11,25 +11,8 @@ import typer
 
 from ..errors import PlanError
 from ..plan import quantity
-from .common import Json, print_json, print_table
-from .plan_options import (
-    Context,
-    Learned,
-    Machines,
-    Number,
-    Size,
-    Where,
-    count,
-    find_target,
-    finite,
-    measured_target,
-    number,
-    sentence,
-    size_option,
-    time_text,
-    usd,
-    way_record,
-)
+from . import plan_options as opt
+from .common import Json, print_json
 
 if TYPE_CHECKING:
     from ..plan.prices import ApiPrice, OwnCost
@@ -46,8 +29,8 @@ def plan_command(
         bool, typer.Option("--measure", help="Measure this machine again, half a minute.")
     ] = False,
     feel: Annotated[bool, typer.Option("--feel", help="Print sample text at the predicted speed.")] = False,
-    size: Annotated[str | None, size_option("Only this size; with --feel, the one to show.")] = None,
-    learned: Learned = False,
+    size: Annotated[str | None, opt.size_option("Only this size; with --feel, the one to show.")] = None,
+    learned: opt.Learned = False,
     as_json: Json = False,
 ) -> None:
     """Predict memory, speed and cost before you start.
@@ -57,21 +40,21 @@ def plan_command(
         return
     from ..plan.ways import best_way, plan_ways
 
-    target = measured_target(learned, measure)
+    target = opt.measured_target(learned, measure)
     tables = {name: plan_ways(target, name) for name in ((size,) if size else SIZES_HERE)}
     best = {name: best_way(rows) for name, rows in tables.items()}
     if feel:
         _show_speed(best)
         return
     if as_json:
-        sizes = {name: [way_record(way) for row in rows for way in row] for name, rows in tables.items()}
+        sizes = {name: [opt.way_record(way) for row in rows for way in row] for name, rows in tables.items()}
         print_json(
             {
                 "profile": dataclasses.asdict(target.profile),
                 "free_bytes": int(target.capacity),
                 "learned": dict(target.factors),
                 "sizes": sizes,
-                "best": {name: found and way_record(found) for name, found in best.items()},
+                "best": {name: found and opt.way_record(found) for name, found in best.items()},
             }
         )
         return
@@ -90,29 +73,30 @@ def plan_command(
 
 
 def run_command(
-    size: Size = "8B",
-    machine: Where = "here",
-    context: Context = "8192",
-    batch: Annotated[Number, count("batch", "Sequences at the same time.", 1e6)] = "1",
+    size: opt.Size = "8B",
+    machine: opt.Where = "here",
+    context: opt.Context = "8192",
+    batch: Annotated[opt.Number, opt.count("batch", "Sequences at the same time.", 1e6)] = "1",
     price: Annotated[
-        Number, usd("price", "Price of the whole machine in USD (default: the catalogue's).")
+        opt.Number, opt.usd("price", "Price of the whole machine in USD (default: the catalogue's).")
     ] = None,
     usd_per_hour: Annotated[
-        Number, usd("usd-per-hour", "Rent of the whole machine per hour in USD (default: the catalogue's).")
+        opt.Number,
+        opt.usd("usd-per-hour", "Rent of the whole machine per hour in USD (default: the catalogue's)."),
     ] = None,
     watts: Annotated[
-        Number,
-        number(quantity.Quantity("watts", 1e-3, 1e12, quantity.COUNT, "120"), "Power at work in watts."),
+        opt.Number,
+        opt.number(quantity.Quantity("watts", 1e-3, 1e12, quantity.COUNT, "120"), "Power at work in watts."),
     ] = None,
-    machines: Machines = None,
-    learned: Learned = False,
+    machines: opt.Machines = None,
+    learned: opt.Learned = False,
     as_json: Json = False,
 ) -> None:
     """Plan to run one model on one machine: memory, time to first token, tokens/s, and USD compared with
     APIs."""
     from ..plan.ways import best_way, plan_ways, smallest_change
 
-    target = find_target(machine, machines, size, learned)
+    target = opt.find_target(machine, machines, size, learned)
     rows = plan_ways(target, size, (context,), batch)
     chosen = best_way(rows)
     costs = None if chosen is None else _own_costs(target, chosen, price, usd_per_hour, watts)
@@ -120,13 +104,13 @@ def run_command(
         record = {
             "machine": target.name,
             "tp": target.tp,
-            "ways": [way_record(row[0]) for row in rows],
-            "best": chosen and way_record(chosen),
+            "ways": [opt.way_record(row[0]) for row in rows],
+            "best": chosen and opt.way_record(chosen),
             "no": None if chosen else smallest_change(target, size, context, batch),
             "usd_per_million": None if costs is None else {k: _with_blended(v) for k, v in costs.items()},
             "break_even": [] if costs is None else _break_even_records(size, costs["full"]),
         }
-        print_json(finite(record))
+        print_json(opt.finite(record))
         return
     _print_ways(target, size, rows)
     if chosen is None:
@@ -168,28 +152,25 @@ def _print_ways(target: Target, size: str, rows: list[list[Way]]) -> None:
     chosen, first = best_way(rows), rows[0][0]
     title = f"{size} on {target.name}" + (f", {first.batch} at once" if first.batch > 1 else "")
     if chosen is None:
-        change = sentence(smallest_change(target, size, first.context, first.batch))
+        change = opt.sentence(smallest_change(target, size, first.context, first.batch))
         print(f"{title}: does not fit, not even with {first.context:,} tokens.\n{change}")
         return
     print(title)
     contexts = [way.context for way in rows[0]]
-    header = ["weights", "KV", "GB"]
-    for length in contexts:
-        header += [f"{_context_text(length)}: wait", "tokens/s"]
+    header = "weights|KV|GB|" + "".join(f"{_context_text(length)}: wait|tokens/s|" for length in contexts)
     table = []
     for row in rows:
         if row[0].fits:
             mark = "*" if row[0].weights is chosen.weights and row[0].kv == chosen.kv else ""
-            cells = [f"{row[0].weights.name}{mark}", row[0].kv, f"{row[0].resident / 1e9:.1f}"]
+            line = f"{row[0].weights.name}{mark}|{row[0].kv}|{row[0].resident / 1e9:.1f}|"
             for way in row:
-                cells += ["–" if way.ttft is None else time_text(way.ttft)]
-                cells += ["–" if way.tokens_per_s is None else f"{way.tokens_per_s:,.3g}"]
+                line += "–|–|" if way.ttft is None else f"{opt.time_text(way.ttft)}|{way.tokens_per_s:,.3g}|"
             kld = row[0].weights.kld
-            table.append([*cells, "?" if kld is None else f"{kld:.3f}"])
-    print_table([*header, "loss"], table)
+            table.append(line + ("?" if kld is None else f"{kld:.3f}"))
+    opt.print_rows(header + "loss", table)
     for index, length in enumerate(contexts):
         if not any(row[index].fits for row in rows):
-            change = sentence(smallest_change(target, size, length, first.batch))
+            change = opt.sentence(smallest_change(target, size, length, first.batch))
             print(f"{_context_text(length)}: does not fit. {change}")
 
 
@@ -264,30 +245,28 @@ def _rival_offers(size: str) -> list[list[ApiPrice]]:
 def _print_money(size: str, costs: dict[str, OwnCost]) -> None:
     from ..plan.prices import break_even
 
-    rows = []
-    for name, what in (("alone", "one sequence at a time"), ("full", "as many as fit")):
-        own = costs[name]
-        rows.append([f"here, {what}", f"{own.input:.2f}", f"{own.output:.2f}", f"{own.blended:.2f}", ""])
+    own = costs["full"]
+    rows = [
+        f"here, {what}|{costs[name].input:.2f}|{costs[name].output:.2f}|{costs[name].blended:.2f}|"
+        for name, what in (("alone", "one sequence at a time"), ("full", "as many as fit"))
+    ]
     hosts, gpt4o, mini, claude = _rival_offers(size)
     for api in [*hosts[:3], *gpt4o[:1], *mini, *claude]:
-        even = break_even(costs["full"], api)
-        volume = "never"
-        if even.tokens is not None:
-            volume = f"{even.tokens / 1e6:,.0f} M" + ("" if even.reachable else ", more than it makes")
-        prices = [f"{usd:.2f}" for usd in (api.input, api.output, api.blended)]
-        rows.append([f"{api.model}, {api.host} ({api.date})", *prices, volume])
-    print_table(["USD per million tokens", "in", "out", "3:1", "own is cheaper from, per month"], rows)
+        even = break_even(own, api)
+        volume = "never" if even.tokens is None else f"{even.tokens / 1e6:,.0f} M"
+        if even.tokens is not None and not even.reachable:
+            volume += ", more than it makes"
+        prices = f"{api.input:.2f}|{api.output:.2f}|{api.blended:.2f}"
+        rows.append(f"{api.model}, {api.host} ({api.date})|{prices}|{volume}")
+    opt.print_rows("USD per million tokens|in|out|3:1|own is cheaper from, per month", rows)
 
 
 def _break_even_records(size: str, own: OwnCost) -> list[dict[str, Any]]:
     from ..plan.prices import break_even
 
     evens = [break_even(own, api) for offers in _rival_offers(size) for api in offers]
-    return [
-        _with_blended(even.api)
-        | {"tokens_a_month": even.tokens, "capacity": even.capacity, "reachable": even.reachable}
-        for even in evens
-    ]
+    names = "tokens_a_month=tokens capacity reachable"
+    return [_with_blended(even.api) | opt.picked(even, names) for even in evens]
 
 
 def _with_blended(price: OwnCost | ApiPrice) -> dict[str, Any]:
@@ -302,7 +281,7 @@ def _show_speed(best: dict[str, Way | None]) -> None:
     if chosen is None or chosen.step is None or chosen.ttft is None:
         raise PlanError(f"{next(iter(best))} does not run here, so its speed cannot be shown: try --size 1B")
     print(
-        f"{chosen.size} in {chosen.weights.name} here: {time_text(chosen.ttft)} to read a prompt of "
+        f"{chosen.size} in {chosen.weights.name} here: {opt.time_text(chosen.ttft)} to read a prompt of "
         f"{chosen.context:,} tokens, then {1 / chosen.step:,.3g} tokens/s. At most 20 s of each; Ctrl-C "
         "stops.\n"
     )

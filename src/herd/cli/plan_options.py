@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 
 from ..plan import quantity
 from ..plan.quantity import CONTEXT, COUNT, Quantity
+from .common import long_time, print_table
 
 if TYPE_CHECKING:
     from ..plan.ways import MeasuredTarget, Target, Way
@@ -107,23 +109,24 @@ def find_target(name: str, machines: Path | None, size: str, learned: bool = Fal
     return catalogue_target(find_machine(name, machines), SIZES[size])
 
 
+def picked(item: Any, names: str) -> dict[str, Any]:
+    """Return the named attributes of ``item`` for JSON; ``key=attribute`` gives one another name."""
+    pairs = (name.partition("=") for name in names.split())
+    return {key: operator.attrgetter(attribute or key)(item) for key, _, attribute in pairs}
+
+
 def way_record(found: Way) -> dict[str, Any]:
-    return {
-        "size": found.size,
-        "weights": found.weights.name,
-        "kv": found.kv,
-        "context": found.context,
-        "batch": found.batch,
-        "weights_bytes": found.weights_nbytes,
-        "kv_bytes": found.kv_nbytes,
-        "working_bytes": found.working_nbytes,
-        "resident_bytes": found.resident,
-        "capacity_bytes": found.capacity,
-        "fits": found.fits,
-        "ttft_seconds": found.ttft,
-        "tokens_per_s": found.tokens_per_s,
-        "kld_published": found.weights.kld,
-    }
+    return picked(
+        found,
+        "size weights=weights.name kv context batch weights_bytes=weights_nbytes kv_bytes=kv_nbytes "
+        "working_bytes=working_nbytes resident_bytes=resident capacity_bytes=capacity fits ttft_seconds=ttft "
+        "tokens_per_s kld_published=weights.kld",
+    )
+
+
+def print_rows(header: str, rows: Iterable[str]) -> None:
+    """Print a table of rows whose cells are separated by ``|``."""
+    print_table(header.split("|"), [row.split("|") for row in rows])
 
 
 def finite(record: Any) -> Any:
@@ -137,8 +140,6 @@ def finite(record: Any) -> Any:
 
 def time_text(seconds: float) -> str:
     """Return a waiting time: milliseconds where it is short, days or years where it is long."""
-    from .common import long_time
-
     return f"{1000 * seconds:.0f} ms" if seconds < 0.1 else long_time(seconds / 3600)
 
 

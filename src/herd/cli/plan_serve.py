@@ -7,26 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ..errors import PlanError
 from ..plan import quantity
-from .common import Json, print_json, print_table
+from . import plan_options as opt
+from .common import Json, print_json
 from .plan_local import ALPHA
-from .plan_options import (
-    Context,
-    Learned,
-    Machines,
-    Number,
-    Size,
-    UsdPerHour,
-    Where,
-    count,
-    find_target,
-    finite,
-    number,
-    seconds,
-    sentence,
-    size_option,
-    time_text,
-    way_record,
-)
 
 if TYPE_CHECKING:
     from ..plan.serve import Load, Served
@@ -34,21 +17,27 @@ if TYPE_CHECKING:
 
 
 def serve_command(
-    size: Size = "8B",
-    machine: Where = "here",
-    users: Annotated[Number, count("users", "People who use it at the same time.", 1e9)] = "50",
-    prompt: Annotated[Number, count("prompt", "Tokens of a prompt.", 2**40, "2k", quantity.CONTEXT)] = "2k",
+    size: opt.Size = "8B",
+    machine: opt.Where = "here",
+    users: Annotated[opt.Number, opt.count("users", "People who use it at the same time.", 1e9)] = "50",
+    prompt: Annotated[
+        opt.Number, opt.count("prompt", "Tokens of a prompt.", 2**40, "2k", quantity.CONTEXT)
+    ] = "2k",
     answer: Annotated[
-        Number, count("answer", "Tokens of an answer.", 2**40, "400", quantity.CONTEXT)
+        opt.Number, opt.count("answer", "Tokens of an answer.", 2**40, "400", quantity.CONTEXT)
     ] = "400",
-    think: Annotated[Number, seconds("think", "Time between an answer and the next request.")] = "30s",
+    think: Annotated[
+        opt.Number, opt.seconds("think", "Time between an answer and the next request.")
+    ] = "30s",
     p95_ttft: Annotated[
-        Number,
-        number(quantity.seconds("p95-ttft", 1e-6), "Longest accepted time to first token (95th percentile)."),
+        opt.Number,
+        opt.number(
+            quantity.seconds("p95-ttft", 1e-6), "Longest accepted time to first token (95th percentile)."
+        ),
     ] = "10s",
-    usd_per_hour: UsdPerHour = None,
-    machines: Machines = None,
-    learned: Learned = False,
+    usd_per_hour: opt.UsdPerHour = None,
+    machines: opt.Machines = None,
+    learned: opt.Learned = False,
     as_json: Json = False,
 ) -> None:
     """Predict how many users a machine serves: batch, waiting time and tokens/s for each way of splitting
@@ -57,7 +46,7 @@ def serve_command(
     from ..plan.ways import CatalogueTarget
 
     load = Load(users, prompt, answer, think)
-    target = find_target(machine, machines, size, learned)
+    target = opt.find_target(machine, machines, size, learned)
     splits: list[tuple[Target, int]] = [(target, 1)]
     if isinstance(target, CatalogueTarget):
         powers = (1 << n for n in range(target.tp.bit_length()))
@@ -79,13 +68,13 @@ def serve_command(
     able = [served for served in found if served.meets(p95_ttft)]
     if as_json:
         records = [_served_record(served, p95_ttft) for served in found]
-        print_json(finite({"machine": target.name, "meets": bool(able), "splits": records}))
+        print_json(opt.finite({"machine": target.name, "meets": bool(able), "splits": records}))
         return
     asked = f"{users} users, {prompt:,} tokens in, {answer:,} out, {think:g} s between"
     print(f"{size} on {target.name}: {asked}\n")
-    print_table(
-        ["weights", "replicas", "at once", "of", "requests/s", "TTFT", "p95", "s/token", "tokens/s", ""],
-        [_served_row(served, p95_ttft) for served in found[:12]],
+    opt.print_rows(
+        "weights|replicas|at once|of|requests/s|TTFT|p95|s/token|tokens/s|",
+        (_served_row(served, p95_ttft) for served in found[:12]),
     )
     if not able:
         print(f"\nNo. {_serving_change(target, size, load, p95_ttft, found)}")
@@ -94,7 +83,7 @@ def serve_command(
     print(
         f"\nYes: {best.way.weights.name} weights, {best.replicas} replica{'s' if best.replicas > 1 else ''}; "
         f"{best.output_tokens_per_s:,.0f} tokens/s out, 95th percentile of the time to first token "
-        f"{time_text(best.ttft_p95)}."
+        f"{opt.time_text(best.ttft_p95)}."
     )
     if isinstance(target, CatalogueTarget):
         _print_rent(target, size, load, best, usd_per_hour)
@@ -115,17 +104,17 @@ def _print_rent(target: Any, size: str, load: Load, best: Served, usd_per_hour: 
 
 
 def draft_command(
-    size: Size = "70B",
-    draft: Annotated[str, size_option("The draft model's size.", "--draft")] = "8B",
-    machine: Where = "here",
-    context: Context = "8192",
+    size: opt.Size = "70B",
+    draft: Annotated[str, opt.size_option("The draft model's size.", "--draft")] = "8B",
+    machine: opt.Where = "here",
+    context: opt.Context = "8192",
     alpha: Annotated[
-        Number,
-        number(quantity.Quantity("alpha", 0, 0.999, {"": 1}, "0.7"), "Acceptance rate of draft tokens."),
+        opt.Number,
+        opt.number(quantity.Quantity("alpha", 0, 0.999, {"": 1}, "0.7"), "Acceptance rate of draft tokens."),
     ] = str(ALPHA),
-    k: Annotated[Number, count("k", "Draft tokens per round (default: all from 1 to 8).", 64)] = None,
-    machines: Machines = None,
-    learned: Learned = False,
+    k: Annotated[opt.Number, opt.count("k", "Draft tokens per round (default: all from 1 to 8).", 64)] = None,
+    machines: opt.Machines = None,
+    learned: opt.Learned = False,
     as_json: Json = False,
 ) -> None:
     """Predict whether a draft model pays: it proposes tokens, and the large model verifies several in one
@@ -139,7 +128,7 @@ def draft_command(
         raise PlanError(
             f"a draft model of {draft} is no smaller than its target of {size}: choose a smaller one"
         )
-    target = find_target(machine, machines, size, learned)
+    target = opt.find_target(machine, machines, size, learned)
     chosen = best_way(plan_ways(target, size, (context,)))
     if chosen is None:
         raise PlanError(f"{size} does not fit on {target.name}: {smallest_change(target, size, context)}")
@@ -155,8 +144,8 @@ def draft_command(
     if as_json:
         print_json(
             {
-                "target": way_record(chosen),
-                "draft": way_record(small),
+                "target": opt.way_record(chosen),
+                "draft": opt.way_record(small),
                 "c": cost,
                 "both_fit": fits,
                 "pays_from_alpha": pays_from,
@@ -170,18 +159,13 @@ def draft_command(
         f"({1 / small.step:,.3g} tokens/s)\nas a draft model on {target.name}: c = {cost:.3f}, α = "
         f"{alpha:g}\n"
     )
-    print_table(
-        ["k", "tokens per round", "cost in steps", "speed-up", "tokens/s"],
-        [
-            [
-                str(plan.k),
-                f"{plan.tokens_a_round:.2f}",
-                f"{plan.round_cost:.2f}",
-                f"{plan.speedup:.2f}",
-                f"{plan.speedup / chosen.step:,.3g}",
-            ]
+    opt.print_rows(
+        "k|tokens per round|cost in steps|speed-up|tokens/s",
+        (
+            f"{plan.k}|{plan.tokens_a_round:.2f}|{plan.round_cost:.2f}|{plan.speedup:.2f}|"
+            f"{plan.speedup / chosen.step:,.3g}"
             for plan in tried
-        ],
+        ),
     )
     best = max(tried, key=lambda plan: plan.speedup)
     pays = f"It pays: k = {best.k}, × {best.speedup:.2f}." if best.speedup > 1 else "It does not pay."
@@ -203,38 +187,36 @@ def score_command(as_json: Json = False) -> None:
     if not events:
         print("Nothing to compare yet: run herd plan once, then herd bench or herd raise.")
         return
-    rows = []
-    for kind in kinds:
-        errors = [f"{100 * error:.1f} %" for error in (kind.median_error, kind.worst_error)]
-        rows.append([kind.kind, str(kind.n), *errors, f"{kind.factor:.2f}"])
-    print_table(["predicted", "runs", "median error", "worst", "measured / predicted"], rows)
+    opt.print_rows(
+        "predicted|runs|median error|worst|measured / predicted",
+        (
+            f"{kind.kind}|{kind.n}|{100 * kind.median_error:.1f} %|{100 * kind.worst_error:.1f} "
+            f"%|{kind.factor:.2f}"
+            for kind in kinds
+        ),
+    )
     print()
     latest = []
     for event in events[-12:]:
-        show = nbytes if event.unit == "bytes" else time_text
-        values = [show(event.predicted), show(event.measured), f"{100 * event.error:+.1f} %"]
-        latest.append([f"{event.kind}, {event.what}", *values, event.date[:10]])
-    print_table(["latest", "predicted", "measured", "error", "date"], latest)
+        show = nbytes if event.unit == "bytes" else opt.time_text
+        values = f"{show(event.predicted)}|{show(event.measured)}|{100 * event.error:+.1f} %"
+        latest.append(f"{event.kind}, {event.what}|{values}|{event.date[:10]}")
+    opt.print_rows("latest|predicted|measured|error|date", latest)
 
 
-def _served_row(served: Served, bar: float) -> list[str]:
-    name, replicas, most = served.way.weights.name, str(served.replicas), str(served.most_batch)
+def _served_row(served: Served, bar: float) -> str:
+    head = f"{served.way.weights.name}|{served.replicas}"
     if served.most_batch < 1:
-        return [name, replicas, *["–"] * 7, "does not fit"]
+        return f"{head}{'|–' * 7}|does not fit"
     if not served.stable:
-        return [name, replicas, "∞", most, *["–"] * 5, "too slow"]
-    return [
-        name,
-        replicas,
-        f"{served.batch:.1f}",
-        most,
-        f"{served.replicas * served.requests_per_s:.2f}",
-        time_text(served.ttft_mean),
-        time_text(served.ttft_p95),
-        f"{served.tpot:.3f}",
-        f"{served.output_tokens_per_s:,.0f}",
-        "ok" if served.meets(bar) else "waits too long" if served.fits else "memory",
-    ]
+        return f"{head}|∞|{served.most_batch}{'|–' * 5}|too slow"
+    rate = served.replicas * served.requests_per_s
+    waits = f"{opt.time_text(served.ttft_mean)}|{opt.time_text(served.ttft_p95)}"
+    verdict = "ok" if served.meets(bar) else "waits too long" if served.fits else "memory"
+    return (
+        f"{head}|{served.batch:.1f}|{served.most_batch}|{rate:.2f}|{waits}|{served.tpot:.3f}|"
+        f"{served.output_tokens_per_s:,.0f}|{verdict}"
+    )
 
 
 def _serving_change(target: Target, size: str, load: Load, bar: float, found: list[Served]) -> str:
@@ -243,7 +225,7 @@ def _serving_change(target: Target, size: str, load: Load, bar: float, found: li
     from ..plan.ways import smallest_change
 
     if not any(served.most_batch for served in found):
-        return sentence(smallest_change(target, size, load.prompt + load.answer))
+        return opt.sentence(smallest_change(target, size, load.prompt + load.answer))
     low, high = 0, load.users
     while high - low > 1:
         middle = (low + high) // 2
@@ -258,10 +240,9 @@ def _serving_change(target: Target, size: str, load: Load, bar: float, found: li
 
 
 def _served_record(served: Served, bar: float) -> dict[str, Any]:
-    fields = {key: value for key, value in dataclasses.asdict(served).items() if key != "way"}
-    return {
-        "weights": served.way.weights.name,
-        "meets": served.meets(bar),
-        "output_tokens_per_s": served.output_tokens_per_s,
-        **fields,
-    }
+    names = (
+        "weights=way.weights.name output_tokens_per_s replicas answer stable batch requests_per_s "
+        "ttft_mean ttft_p95 "
+        "tpot prefill_share fits most_batch"
+    )
+    return opt.picked(served, names) | {"meets": served.meets(bar)}

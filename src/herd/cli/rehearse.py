@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PlanError
-from .common import long_time, print_json, print_table
+from .common import long_time, print_json
+from .plan_options import picked, print_rows
 
 if TYPE_CHECKING:
     from ..plan.rehearse import Outlook, Rehearsal
@@ -51,33 +52,15 @@ def rehearse_recipe(path: Path, recipe: Any, machine: str | None, script: Path |
 
 
 def _record(path: Path, found: Rehearsal, outlooks: list[Outlook], script: str | None) -> dict[str, Any]:
-    piece = found.piece
+    rehearsed = (
+        "dim=piece.config.dim slices=piece.slices vocab_parts=piece.vocab_parts rows=piece.rows "
+        "context=piece.context flops_per_s=flops_rate predicted_bytes measured_bytes loss"
+    )
+    outlook = "machine step_seconds tokens_per_s mfu bytes=nbytes.total peak_bytes=peak fits hours"
     return {
         "recipe": str(path),
-        "rehearsed": {
-            "dim": piece.config.dim,
-            "slices": piece.slices,
-            "vocab_parts": piece.vocab_parts,
-            "rows": piece.rows,
-            "context": piece.context,
-            "flops_per_s": found.flops_rate,
-            "predicted_bytes": found.predicted_bytes,
-            "measured_bytes": found.measured_bytes,
-            "loss": found.loss,
-        },
-        "outlook": [
-            {
-                "machine": outlook.machine,
-                "step_seconds": outlook.step_seconds,
-                "tokens_per_s": outlook.tokens_per_s,
-                "mfu": outlook.mfu,
-                "bytes": outlook.nbytes.total,
-                "peak_bytes": outlook.peak,
-                "fits": outlook.fits,
-                "hours": outlook.hours,
-            }
-            for outlook in outlooks
-        ],
+        "rehearsed": picked(found, rehearsed),
+        "outlook": [picked(each, outlook) for each in outlooks],
         "script": script,
     }
 
@@ -105,16 +88,10 @@ def _print_outlooks(outlooks: list[Outlook]) -> None:
 
     rows = []
     for outlook in outlooks:
-        step = outlook.step_seconds
-        rows.append(
-            [
-                outlook.machine,
-                f"{step:.3g} s" if step < 10 else duration(step),
-                f"{outlook.tokens_per_s:,.0f}",
-                "–" if outlook.mfu is None else f"{100 * outlook.mfu:.1f}",
-                f"{outlook.peak / 1e9:,.1f}",
-                "yes" if outlook.fits else "no",
-                long_time(outlook.hours),
-            ]
-        )
-    print_table(["the whole run on", "step", "tokens/s", "MFU %", "GB per device", "fits", "time"], rows)
+        seconds = outlook.step_seconds
+        step = f"{seconds:.3g} s" if seconds < 10 else duration(seconds)
+        mfu = "–" if outlook.mfu is None else f"{100 * outlook.mfu:.1f}"
+        fits, peak = "yes" if outlook.fits else "no", f"{outlook.peak / 1e9:,.1f}"
+        time = long_time(outlook.hours)
+        rows.append(f"{outlook.machine}|{step}|{outlook.tokens_per_s:,.0f}|{mfu}|{peak}|{fits}|{time}")
+    print_rows("the whole run on|step|tokens/s|MFU %|GB per device|fits|time", rows)

@@ -10,6 +10,8 @@ are needed.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -92,6 +94,13 @@ def _claim(key: str, text: dict[str, Any], facts: Facts) -> Claim:
     )
 
 
+_SHAPES = {
+    name: {"params": config.n_params, "bf16": config.nbytes(2.0), "config": config}
+    for name, config in SIZES.items()
+}
+"""The published models, for texts such as {size[8B][bf16]:gb}."""
+
+
 class _Formatter(string.Formatter):
     """``str.format`` with the units of ``leak.yaml``."""
 
@@ -113,39 +122,33 @@ class _Formatter(string.Formatter):
 
 
 def _fill(text: str, facts: Facts, item: Any = None) -> str:
-    return _Formatter().vformat(text, (), facts | {"item": item})
+    return _Formatter().vformat(text, (), facts | {"item": item, "size": _SHAPES})
 
 
-# The numbers of each claim
-# ------------------------------------------------------------------------------------------
+# The numbers of each claim, and objects whose attributes leak.yaml names ------------------------------------
 
 
 def _size() -> Facts:
-    config, computed = SIZES["405B"], shard_files.computed_405b()
-    published_files = shard_files.PUBLISHED_405B
+    computed, files = shard_files.computed_405b(), shard_files.PUBLISHED_405B
     return {
         **{f"{name.lower()}_bytes": size for name, size in computed.items()},
-        **{f"published_{name.lower()}_bytes": files.nbytes for name, files in published_files.items()},
-        "n_params": config.n_params,
-        "n_kv_heads": config.n_kv_heads,
+        **{f"published_{name.lower()}_bytes": found.nbytes for name, found in files.items()},
+        "n_params": SIZES["405B"].n_params,
         "mp16_params": computed["MP16"] // 2,
-        "q4_bytes": scheme("q4").nbytes(config),
-        "published": published_files,
+        "q4_bytes": scheme("q4").nbytes(SIZES["405B"]),
+        "published": files,
     }
 
 
 def _three_times() -> Facts:
-    new, old, seventy = SIZES["405B"], LLAMA2["70B"], SIZES["70B"]
+    new, old = SIZES["405B"], LLAMA2["70B"]
+    fp32, bf16 = old.nbytes(4.0), old.nbytes(2.0)
     return {
-        "llama2_params": old.n_params,
-        "llama2_fp32_bytes": old.nbytes(4.0),
-        "llama2_bf16_bytes": old.nbytes(2.0),
-        "n_params": new.n_params,
-        "bf16_bytes": new.nbytes(2.0),
-        "ratio_bf16": new.nbytes(2.0) / old.nbytes(2.0),
-        "ratio_news": shard_files.computed_405b()["MP16"] / old.nbytes(4.0),
-        "params_70b": seventy.n_params,
-        "bf16_bytes_70b": seventy.nbytes(2.0),
+        "llama2": old,
+        "llama2_fp32_bytes": fp32,
+        "llama2_bf16_bytes": bf16,
+        "ratio_bf16": new.nbytes(2.0) / bf16,
+        "ratio_news": shard_files.computed_405b()["MP16"] / fp32,
     }
 
 
@@ -154,24 +157,22 @@ def words_per_window(window: int) -> dict[str, dict[str, float]]:
 
     Measured with Meta's tokenizer by bench/words_per_window.py (``words.yaml``).
     """
-    table = published.read_yaml("herd.plan", "words.yaml")
     return {
-        name: {
+        kind: {
             code: window * text["english_words"] / row["tokens"] for code, row in text["languages"].items()
         }
-        for name, text in table.items()
+        for kind, text in published.read_yaml("herd.plan", "words.yaml").items()
     }
 
 
 def _words() -> Facts:
     window = SIZES["405B"].max_context
-    news, legal = (words_per_window(window)[name] for name in ("pud", "udhr"))
+    news, legal = (words_per_window(window)[kind] for kind in ("pud", "udhr"))
     fewest = min(news, key=lambda code: news[code])
     european = [news[code] for code in ("de", "fr", "it", "pt", "es")]
     return {
         **{f"{code}_english_words": words for code, words in news.items()},
         **{f"{code}_english_words_udhr": words for code, words in legal.items()},
-        "window": window,
         "rule_of_thumb": 0.75 * 128_000,
         "european_min": min(european),
         "european_max": max(european),
@@ -179,42 +180,31 @@ def _words() -> Facts:
         "fewest_language": units.language(fewest),
         "potter_words": POTTER_WORDS,
         "fitting": " and ".join(units.language(code) for code in news if news[code] >= POTTER_WORDS),
-        "languages": [{"language": units.language(code), "words": words} for code, words in news.items()],
+        "languages": [(units.language(code), words) for code, words in news.items()],
     }
 
 
 def _gpu_hours() -> Facts:
     hours, config = GPU_HOURS["405B"], SIZES["405B"]
-    year_hours, month_hours = 8_760, 720
     q4 = scheme("q4").nbytes(config)
     packed = Weights(q4 / config.n_params, q4 / config.n_params)
-    workstation, desktop = (find_machine(name) for name in ("8xDDR5-4800", "2xDDR5-5600"))
-    rates = [
-        1 / decode_seconds(config, computer, context=1024, weights=packed)
-        for computer in (workstation, desktop)
-    ]
+    computers = [find_machine(name) for name in ("8xDDR5-4800", "2xDDR5-5600")]
+    rates = [1 / decode_seconds(config, computer, context=1024, weights=packed) for computer in computers]
     return {
         "gpu_hours": hours,
-        "year_hours": year_hours,
-        "month_hours": month_hours,
-        "years": hours / year_hours,
+        "years": hours / 8_760,
         "days_on_16384": hours / 16_384 / 24,
-        "gpus_for_a_month": hours / month_hours,
+        "gpus_for_a_month": hours / 720,
         "usd": 43_000 * 40_000,
         "billions": 43_000 * 40_000 / 1e9,
-        **{f"rent_{name}": hours * usd / 1e6 for name, usd in (("low", 2), ("middle", 2.85), ("high", 4))},
+        "rents": [hours * usd / 1e6 for usd in (2, 2.85, 4)],
         "flops_scientific": f"{6 * config.n_params * TRAINING_TOKENS:.1e}".replace("e+", "e"),
-        "bf16_bytes": config.nbytes(2.0),
         "fp8_bytes": shard_files.fp8_nbytes(config),
         "q4_bytes": q4,
-        "memory_16": find_machine("16xH100").memory,
-        "memory_8": find_machine("8xH100").memory,
+        "memory": [find_machine(name).memory for name in ("16xH100", "8xH100")],
         "desktop_tokens_per_s": rates[0],
         "dual_tokens_per_s": rates[1],
-        "computers": [
-            {"bandwidth": computer.device.bandwidth, "tokens_per_s": rate}
-            for computer, rate in zip((workstation, desktop), rates, strict=True)
-        ],
+        "computers": list(zip(computers, rates, strict=True)),
     }
 
 
@@ -240,6 +230,7 @@ def wins(
 def _small_near_large() -> Facts:
     small, old_small = (azure_mean(f"Llama {family} 8B", "instruct") for family in ("3.1", "3"))
     large = azure_mean("Llama 3 70B", "instruct")
+    models = ("Llama 3.1 8B", "Llama 3 70B")
     return {
         "new_8b_instruct": small,
         "old_70b_base": azure_mean("Llama 3 70B", "base"),
@@ -247,27 +238,23 @@ def _small_near_large() -> Facts:
         "old_8b_instruct": old_small,
         "behind_70b": large - small,
         "ahead_of_8b": small - old_small,
-        "mmlu_8b": published.published_score("mmlu", "Llama 3.1 8B", kind="base", source="card"),
-        "mmlu_70b": published.published_score("mmlu", "Llama 3 70B", kind="base", source="card"),
+        "mmlu": [published.published_score("mmlu", model, kind="base", source="card") for model in models],
     }
 
 
 def _beats_gpt4o() -> Facts:
     large, small, rival = "Llama 3.1 405B", "Llama 3.1 70B", "GPT-4o"
-    first, tasks = wins(large, rival, rival_source="azure-leak")
-    paper, tasks_paper = wins(large, rival, source="paper-t2")
-    claude, tasks_claude = wins(large, "Claude 3.5 Sonnet", source="paper-t2")
+    first, paper = wins(large, rival, rival_source="azure-leak"), wins(large, rival, source="paper-t2")
     gpt_first, gpt_again = azure_mean(rival, "instruct", "azure-leak"), azure_mean(rival, "instruct")
     return {
-        "wins_first_run": first,
+        "wins_first_run": first[0],
         "wins_rerun": wins(large, rival)[0],
-        "wins_paper": paper,
-        "wins_claude": claude,
+        "wins_paper": paper[0],
+        "claude": wins(large, "Claude 3.5 Sonnet", source="paper-t2"),
         "wins_70b_first_run": wins(small, rival, rival_source="azure-leak")[0],
         "wins_70b_rerun": wins(small, rival)[0],
-        "tasks": tasks,
-        "tasks_paper": tasks_paper,
-        "tasks_claude": tasks_claude,
+        "tasks": first[1],
+        "tasks_paper": paper[1],
         "405b": azure_mean(large, "instruct"),
         "70b": azure_mean(small, "instruct"),
         "gpt4o_first": gpt_first,
@@ -278,52 +265,36 @@ def _beats_gpt4o() -> Facts:
 
 def _code_and_truth() -> Facts:
     facts: Facts = {"scores": []}
-    for task in ("humaneval", "truthfulqa_mc1"):
-        for size in ("8B", "70B"):
-            base, old = (
-                published.published_score(task, f"Llama 3 {size}", kind=kind, source="azure")
-                for kind in ("base", "instruct")
-            )
-            new = published.published_score(task, f"Llama 3.1 {size}", kind="instruct", source="azure")
-            found = {"base": base, "old": old, "new": new, "change": new - old}
-            facts |= {f"{task}_{size}_{name}": value for name, value in found.items()}
-            facts["scores"].append(found | {"task": task, "size": size})
+    for task, size in itertools.product(("humaneval", "truthfulqa_mc1"), ("8B", "70B")):
+        score = functools.partial(published.published_score, task, source="azure")
+        base, old = (score(f"Llama 3 {size}", kind=kind) for kind in ("base", "instruct"))
+        new = score(f"Llama 3.1 {size}", kind="instruct")
+        found = {"base": base, "old": old, "new": new, "change": new - old}
+        facts |= {f"{task}_{size}_{name}": value for name, value in found.items()}
+        facts["scores"].append(found | {"task": task, "size": size})
     return facts
 
 
 def _compute_saved() -> Facts:
-    facts: Facts = {"families": [], "offers": []}
+    facts: Facts = {"scores": [], "ratios": [], "offers": []}
     for size in ("8B", "70B"):
-        config = SIZES[size]
         old, new = (azure_mean(f"Llama {family} {size}", "instruct") for family in ("3", "3.1"))
-        flops, nbytes = config.flops_per_token(), config.nbytes(2.0)
+        flops, nbytes = SIZES[size].flops_per_token(), SIZES[size].nbytes(2.0)
         facts |= {f"old_{size}": old, f"new_{size}": new, f"flops_{size}": flops}
         facts[f"gain_{size}"] = 100 * (new / old - 1)
-        for what, each, decimals in (
-            ("Instruct, mean of 13 tasks", 1.0, 1),
-            (", points per GFLOP/token", flops / 1e9, None),
-            (", points per GB of bf16", nbytes / 1e9, None),
-        ):
-            shown = [units.short(x / each) if decimals is None else f"{x:.1f}" for x in (old, new)]
-            label = f"{size} {what}".replace(" ,", ",")
-            facts["families"].append({"what": label, "old": shown[0], "new": shown[1]})
-    for size in sorted(SIZES, key=lambda name: SIZES[name].n_params):
-        if offers := prices.offers_for(f"Llama 3.1 {size}"):
-            points = azure_mean(f"Llama 3.1 {size}", "instruct") / offers[0].blended
-            facts[f"points_per_usd_{size}"] = points
-            facts["offers"].append({"size": size, "host": offers[0].host, "points": points})
+        facts["scores"].append({"size": size, "old": old, "new": new})
+        for what, each in (("GFLOP/token", flops / 1e9), ("GB of bf16", nbytes / 1e9)):
+            facts["ratios"].append({"size": size, "each": what, "old": old / each, "new": new / each})
+    for size in ("8B", "70B", "405B"):
+        offer = prices.offers_for(f"Llama 3.1 {size}")[0]
+        points = azure_mean(f"Llama 3.1 {size}", "instruct") / offer.blended
+        facts[f"points_per_usd_{size}"] = points
+        facts["offers"].append({"size": size, "host": offer.host, "points": points})
     return facts | {"ratio_of_flops": facts["flops_70B"] / facts["flops_8B"]}
 
 
 def _cheaper() -> Facts:
-    models = (
-        "GPT-4o",
-        "Claude 3.5 Sonnet",
-        "Llama 3.1 405B",
-        "GPT-4o mini",
-        "Llama 3.1 70B",
-        "Llama 3.1 8B",
-    )
+    models = ["GPT-4o", "Claude 3.5 Sonnet", "Llama 3.1 405B", "GPT-4o mini", "Llama 3.1 70B", "Llama 3.1 8B"]
     offers = {model: prices.offers_for(model) for model in models}  # cheapest first
     large, rival = offers["Llama 3.1 405B"], offers["GPT-4o"]
     return {
@@ -339,13 +310,7 @@ def _cheaper() -> Facts:
 
 
 def _membership() -> Facts:
-    weights = SIZES["8B"].nbytes(2.0)
-    return {
-        "usd": 0.0,
-        "monthly_users": 700e6,
-        "bf16_bytes_8b": weights,
-        "download_seconds": weights / (100e6 / 8),
-    }
+    return {"usd": 0.0, "monthly_users": 700e6, "download_seconds": SIZES["8B"].nbytes(2.0) / (100e6 / 8)}
 
 
 _FACTS: dict[str, Callable[[], Facts]] = {
