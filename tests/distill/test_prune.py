@@ -79,7 +79,8 @@ def test_an_identity_layer_is_the_one_dropped(teacher: LlamaLM) -> None:
         teacher.model.layers[2].self_attn.o_proj.weight.zero_()
         teacher.model.layers[2].mlp.down_proj.weight.zero_()
     batch = make_batch()
-    # Train-free check: the loss is the same without layer 2, so it wins unless another removal *helps* a random model.
+    # Train-free check: the loss is the same without layer 2, so it wins unless another removal *helps* a
+    # random model.
     drop = best_block(teacher, 1, [batch])
     student, kept = prune(teacher, TEACHER.replace(n_layers=3), [batch])
     assert list(drop) == [i for i in range(4) if i not in kept.layers]

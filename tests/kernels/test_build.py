@@ -1,4 +1,7 @@
-"""Building the native kernels: what happens without a compiler, with a broken one, and when it is not wanted."""
+"""Building the native kernels.
+
+What happens without a compiler, with a broken one, and when it is not wanted.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ def test_no_compiler_is_one_warning_and_plain_torch(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))
     monkeypatch.setenv("HERD_CACHE", str(tmp_path))
     with pytest.warns(
-        UserWarning, match="native kernels unavailable, plain torch takes over.*no-such-compiler"
+        UserWarning, match="native kernels are not available, so plain torch is used.*no-such-compiler"
     ) as seen:
         assert load() is False
     assert len(seen) == 1

@@ -200,18 +200,6 @@ def test_without_gradients_none_are_made():
     assert not loss.requires_grad
 
 
-def test_operators_are_well_formed():
-    hidden, weight, teacher, teacher_weight = leaves((5, 4), (9, 4), (5, 3), (9, 3), dtype=torch.float32)
-    targets = targets_for(5, 9)
-    checks = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_static")
-    torch.library.opcheck(
-        torch.ops.herd.linear_cross_entropy, (hidden, weight, targets, True, True), test_utils=checks
-    )
-    teacher, teacher_weight = teacher.detach(), teacher_weight.detach()
-    arguments = (hidden, weight, targets, teacher, teacher_weight, 2.0, 0.5, True, True)
-    torch.library.opcheck(torch.ops.herd.linear_distil, arguments, test_utils=checks)
-
-
 class Packed:
     """A head that hands out its weight in pieces, as a quantized one does."""
 

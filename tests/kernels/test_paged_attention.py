@@ -25,9 +25,10 @@ FP32_EXP = 1e-6
 
 
 def truth(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kind: str, *, rounded: bool = False):
-    """One whole sequence, float64, on what the cache keeps of its keys and values (and queries, in int8). ``rounded``:
-    with weights rounded as the native kernel rounds them, page by page and for each scale of the values. Besides, how
-    much of it goes either way, because a weight lies on the edge between two codes."""
+    """One whole sequence, float64, on what the cache keeps of its keys and values (and queries, in int8).
+    ``rounded``: with weights rounded as the native kernel rounds them, page by page and for each scale of the
+    values. Besides, how much of it goes either way, because a weight lies on the edge between two codes.
+    """
     if kind == "int8":
         scale_Sgb = quantize(v)[1]
         q, k, v = (dequantize(*quantize(x), torch.float64) for x in (q, k, v))
@@ -88,7 +89,10 @@ class Sequences:
         return torch.randn(shape, generator=self.generator)
 
     def run(self, pieces, attention, pool) -> list[torch.Tensor]:
-        """Feed each sequence by its pieces, those of one step together; ``pieces[i]`` ends with its length."""
+        """Feed each sequence by its pieces, those of one step together.
+
+        ``pieces[i]`` ends with its length.
+        """
         outs: list[list[torch.Tensor]] = [[] for _ in self.lengths]
         at = [0] * len(self.lengths)
         for step in range(max(map(len, pieces))):

@@ -1,4 +1,7 @@
-"""Products with quantized weights: every path against float64 on the same codes, and the same bits in any batch."""
+"""Products with quantized weights.
+
+Every path against float64 on the same codes, and the same bits in any batch.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from hypothesis import strategies as st
 from herd.errors import QuantError
 from herd.kernels import qmatmul as module
 from herd.kernels.qmatmul import (
+    LAYOUTS,
     PATHS,
     deinterleave,
     interleave,
-    plain_interleave,
     qmatmul,
     qmatmul_each,
     round_activations,
@@ -27,6 +30,22 @@ pytestmark = pytest.mark.skipif(not module.here(), reason="no C++ compiler")
 PACKED = list(FORMATS.values())
 formats = pytest.mark.parametrize("format", PACKED, ids=str)
 paths = pytest.mark.parametrize("path", module.here())
+
+
+ROWS = 16  # rows side by side
+
+
+def plain_interleave(blocks_RB: torch.Tensor, format_code: int) -> torch.Tensor:
+    """Interleave blocks in plain torch."""
+    layout = LAYOUTS[format_code]
+    whole = blocks_RB.shape[0] // ROWS * ROWS
+    b_TrNB = blocks_RB[:whole].reshape(-1, ROWS, blocks_RB.shape[1] // layout.block_bytes, layout.block_bytes)
+    start = 2 if layout.half_at == 0 else 0
+    words = b_TrNB[..., start : start + layout.block_bytes // 4 * 4].unflatten(-1, (-1, 4))
+    planes = [words.permute(0, 2, 3, 1, 4).flatten(2)]
+    if layout.half_at is not None:
+        planes.append(b_TrNB[..., layout.half_at : layout.half_at + 2].permute(0, 2, 1, 3).flatten(2))
+    return torch.cat((torch.cat(planes, dim=2).view(whole, blocks_RB.shape[1]), blocks_RB[whole:]))
 
 
 def tokens(N, D, dtype=torch.float32, seed=0):
@@ -46,7 +65,10 @@ def exact(x_ND, rows_RB, format):
 
 
 def assert_exact(y_NR, x_ND, rows_RB, format):
-    """Wrong by some roundings of fp32 at most, even where large products cancel; on the whole by 1e-5 of the result."""
+    """Wrong by some roundings of fp32 at most, even where large products cancel.
+
+    On the whole by 1e-5 of the result.
+    """
     truth, size = exact(x_ND, rows_RB, format)
     assert ((y_NR - truth).abs() <= 1e-6 * size).all()
     if y_NR.numel() > 1000:
@@ -173,7 +195,10 @@ def test_activations_at_the_edges(path):
 @given(seed=st.integers(0, 999))
 @settings(max_examples=50)
 def test_activations_are_rounded_as_the_reference_says(seed):
-    """A weight of 1 in one place of each row reads a code out of the kernel: the same codes, ties included."""
+    """A weight of 1 in one place of each row reads a code out of the kernel.
+
+    The same codes, ties included.
+    """
     rows_RB = blocks.encode(torch.eye(32), FORMATS["Q8_0"])
     x_ND = (torch.randn(9, 32, generator=torch.Generator().manual_seed(seed)) * 8).round() / 8
     codes, scales = round_activations(x_ND)
@@ -234,7 +259,7 @@ def test_the_path_is_the_fastest_there_is_and_a_slower_one_is_named_once(monkeyp
     monkeypatch.delenv("HERD_ISA", raising=False)
     monkeypatch.setattr(module, "here", lambda: ("avx2", "portable"))
     module._say_slower.cache_clear()
-    with pytest.warns(UserWarning, match="no AVX-512 VNNI here: quantized matmuls take the avx2 path"):
+    with pytest.warns(UserWarning, match="no AVX-512 VNNI: quantized matmuls take the slower avx2 path"):
         assert module.path() == "avx2"
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,7 +1,7 @@
 """Kills a training run at every system call that changes its folder, resumes it, and compares bits.
 
-Run as a program, which never trains itself: each run is a forked child, so that a sweep of dozens of kills costs one
-import of torch. Prints one JSON object; see `test_resume.py`.
+Run as a program, which never trains itself: each run is a forked child, so that a sweep of dozens of kills
+costs one import of torch. Prints one JSON object; see `test_resume.py`.
 """
 
 from __future__ import annotations

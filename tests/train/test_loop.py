@@ -18,7 +18,10 @@ from herd.train.storage import RawFiles
 
 
 def reference(model, stream, config):
-    """Return losses and weights of AdamW in float64: clipping, warm-up, cosine, decay, one plain forward per step."""
+    """Return losses and weights of AdamW in float64.
+
+    Clipping, warm-up, cosine, decay, one plain forward per step.
+    """
     model = model.double()
     params = dict(model.named_parameters())
     first = {name: torch.zeros_like(p) for name, p in params.items()}
@@ -181,7 +184,7 @@ def test_only_what_is_trainable_is_kept_and_averaged(tmp_path):
     assert toy.bits(resumed) == toy.bits(whole)
 
 
-# What goes wrong -------------------------------------------------------------------------------------------------
+# What goes wrong --------------------------------------------------------------------------------------------
 
 
 def nan_at(row):

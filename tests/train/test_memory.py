@@ -16,7 +16,10 @@ from herd.train.parallel import prepared
 
 
 def saved_bytes(model, tokens, monkeypatch) -> int:
-    """Bytes of distinct storages that autograd keeps for backward, without parameters. Recipes are not tensors."""
+    """Bytes of distinct storages that autograd keeps for backward, without parameters.
+
+    Recipes are not tensors.
+    """
     kept: dict[int, int] = {}
     params = {param.untyped_storage().data_ptr() for param in model.parameters()}
 

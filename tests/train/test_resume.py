@@ -34,7 +34,10 @@ def crash_at(step):
 
 
 def test_every_step_boundary(tmp_path):
-    """Crash in step k's evaluation, the state of k - 1 being newest: the rest is as if nothing had happened."""
+    """Crash in step k's evaluation, the state of k - 1 being newest.
+
+    The rest is as if nothing had happened.
+    """
     config = toy.config(steps=7, save_every=1, eval_every=1)
     whole = toy.model()
     train(whole, toy.Masked(), sft, config, tmp_path / "whole", evaluate=crash_at(None))
@@ -123,7 +126,7 @@ def test_cutting_rows_anew_may_change_between_starts(tmp_path):
     assert [r["step"] for r in metrics.read(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
-# States that do not fit or cannot be read ------------------------------------------------------------------------
+# States that do not fit or cannot be read -------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""Recipes run to a checkpoint folder: text to teacher, teacher to student, base to instruct; alone and on two ranks."""
+"""Recipes run to a checkpoint folder: text to teacher, teacher to student, base to instruct.
+
+Alone and on two ranks.
+"""
 
 from __future__ import annotations
 
@@ -132,7 +135,10 @@ def test_teacher_to_student_and_instruct(base):
 
 
 def test_two_ranks_make_the_same_checkpoints(base):
-    """The sharded runs allocate on the meta device and fill tensor by tensor; the result is the one rank's."""
+    """The sharded runs allocate on the meta device and fill tensor by tensor.
+
+    The result is the one rank's.
+    """
     jobs = {"student": STUDENT, "instruct": INSTRUCT}
     paths = []
     for name, text in jobs.items():

@@ -34,8 +34,9 @@ def train_command(
 ) -> None:
     """Train a model by a recipe.
 
-    Mistakes in the recipe are named with their line before anything starts. Ctrl-C saves the state of the run; the
-    same command resumes it."""
+    Mistakes in the recipe are named with their line before anything starts. Ctrl-C saves the state of the
+    run; the same command resumes it.
+    """
     from ..train.recipe import read_recipe
 
     read = read_recipe(recipe)
@@ -82,7 +83,10 @@ def train_command(
 
 
 def _planned(recipe: Any, folder: Path, result: Any) -> float | None:
-    """Return the seconds that a plan for this machine predicts; None for a run on several ranks or with a teacher."""
+    """Return the seconds that a plan for this machine predicts.
+
+    None for a run on several ranks or with a teacher.
+    """
     from ..checkpoint import load_config
     from ..plan import compare
 

@@ -1,9 +1,9 @@
 """A batch: rows of tokens, what to predict, and which tokens may attend to each other.
 
-A batch is four aligned (B, T) tensors. Targets are already shifted: ``targets_BT[b, t]`` is the token that follows
-``tokens_BT[b, t]``, or -100 where nothing is trained (prompts, padding, the last token of a packed document). Positions
-and documents are None for plain rows (positions 0..T-1, one causal document); packed rows carry both, and attention
-then never crosses from one document to the next (Llama 3 paper, section 3.2).
+A batch is four aligned (B, T) tensors. Targets are already shifted: ``targets_BT[b, t]`` is the token that
+follows ``tokens_BT[b, t]``, or -100 where nothing is trained (prompts, padding, the last token of a packed
+document). Positions and documents are None for plain rows (positions 0..T-1, one causal document); packed
+rows carry both, and attention then never crosses from one document to the next (Llama 3 paper, section 3.2).
 
 Shapes: B batch rows, T time.
 """
@@ -27,8 +27,8 @@ IGNORE = -100
 class Batch:
     """Rows for one forward: four aligned (B, T) tensors, and whatever else an objective needs.
 
-    ``tokens_BT``, ``targets_BT`` and ``positions_BT`` are int64, ``documents_BT`` integers. ``extras`` are further
-    tensors by name whose first dimension is B, such as a teacher's stored probabilities.
+    ``tokens_BT``, ``targets_BT`` and ``positions_BT`` are int64, ``documents_BT`` integers. ``extras`` are
+    further tensors by name whose first dimension is B, such as a teacher's stored probabilities.
     """
 
     tokens_BT: Tensor

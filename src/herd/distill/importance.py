@@ -4,11 +4,13 @@ Minitron (arXiv 2407.14679, section 2.2) ranks structures by how strongly they a
 
 - a query head by the L2 norm of its attention output, before ``o_proj``;
 - an FFN neuron by the magnitude of its input to ``down_proj``;
-- a hidden channel by the magnitude of the norms' outputs, summed over every norm of the network (one global ranking,
+- a hidden channel by the magnitude of the norms' outputs, summed over every norm of the network (one global
+  ranking,
   because the residual stream is shared).
 
-Magnitudes are averaged over time, then combined over rows by an L2 norm, the aggregation ModelOpt uses. Layers are
-ranked by the loss of the network without them (`best_block`), contiguous runs only: layers picked one by one lose more.
+Magnitudes are averaged over time, then combined over rows by an L2 norm, the aggregation ModelOpt uses.
+Layers are ranked by the loss of the network without them (`best_block`), contiguous runs only: layers picked
+one by one lose more.
 
 Shapes: B rows, T time, L layers, H query heads, K head dim, F ffn dim, D model dim.
 """
@@ -45,7 +47,10 @@ def _energy(x_BTX: Tensor) -> Tensor:
 
 @torch.no_grad()
 def importance(model: LlamaLM, batches: Iterable[Batch]) -> Importance:
-    """Score every structure of ``model`` on calibration ``batches`` (one forward each; the model is unchanged)."""
+    """Score every structure of ``model`` on calibration ``batches`` (one forward each.
+
+    The model is unchanged).
+    """
     config = model.config
     heads_LH = torch.zeros(config.n_layers, config.n_heads)
     neurons_LF = torch.zeros(config.n_layers, config.ffn_dim)
@@ -91,7 +96,8 @@ def importance(model: LlamaLM, batches: Iterable[Batch]) -> Importance:
 def best_block(model: LlamaLM, n_drop: int, batches: Sequence[Batch]) -> range:
     """The contiguous run of ``n_drop`` layers whose removal raises the loss on ``batches`` least.
 
-    The first and the last layer stay: they are the costliest to lose in every Llama measured (Minitron, section 2.3).
+    The first and the last layer stay: they are the costliest to lose in every Llama measured (Minitron,
+    section 2.3).
     """
     n_layers = model.config.n_layers
     if not 0 <= n_drop <= n_layers - 2:

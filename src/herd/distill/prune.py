@@ -1,8 +1,9 @@
 """Structured pruning: a smaller Llama cut out of a larger one, reloading as a plain checkpoint.
 
-Width (channels, FFN neurons, query heads inside each KV group) and depth (a contiguous run of layers) are cut at once,
-by `importance`. KV heads and the head dim stay: both Llama Minitrons keep them (arXiv 2408.11796). The result has the
-same parameter names and an ordinary config; it is nothing special, merely worse, until distillation mends it.
+Width (channels, FFN neurons, query heads inside each KV group) and depth (a contiguous run of layers) are cut
+at once, by `importance`. KV heads and the head dim stay: both Llama Minitrons keep them (arXiv 2408.11796).
+The result has the same parameter names and an ordinary config; it is nothing special, merely worse, until
+distillation mends it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from .importance import Importance, best_block, importance
 
 @dataclass(frozen=True)
 class PruneMask:
-    """Indices that survive, ascending: layers; channels (D',); per kept layer heads (H',) and neurons (F',)."""
+    """Indices that survive, ascending: layers; channels (D',).
+
+    Per kept layer heads (H',) and neurons (F',).
+    """
 
     layers: list[int]
     channels: Tensor

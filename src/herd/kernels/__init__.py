@@ -1,1 +1,1 @@
-"""Fused operators, one idea a file, each with a plain torch reference."""
+"""Fused operators, one idea per file, each with a plain torch reference."""

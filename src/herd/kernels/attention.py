@@ -1,7 +1,8 @@
-"""Causal attention within documents: the native CPU kernel, and torch's own elsewhere.
+"""Causal attention within documents for training: a native CPU kernel, and torch's own attention elsewhere.
 
-The kernel (`native/attention.cpp`) touches no key that a query may not see: neither later ones nor those of other
-documents, so packed rows cost what their documents cost. torch's CPU attention takes a mask for that and pays for T².
+The kernel (`native/attention.cpp`) reads no key that a query may not see, neither later ones nor those of
+other documents, so packed rows cost what their documents cost. torch's CPU attention needs a mask and does T²
+work.
 
 Shapes: B batch, T time, H query heads, G KV heads, K head dim.
 """
@@ -17,13 +18,14 @@ from torch.autograd.function import once_differentiable
 
 from . import build
 
-LANES = 16  # head dims must be a multiple of the widest vector
+LANES = 16  # fp32 values in the widest vector; head dims must be a multiple
 
 
 def attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, starts_BT: Tensor | None = None) -> Tensor:
-    """softmax(q·k / sqrt(K)) v, query t over keys ``starts[t]``..t (B, T, H, K); KV heads serve groups of query heads.
+    """Return softmax(q·k / sqrt(K)) v of query t over keys ``starts[t]``..t, (B, T, H, K).
 
-    ``starts_BT`` int64 must not fall along a row: the first token of each token's document. None: all of them 0.
+    ``starts_BT`` int64 is the first token of each token's document and must not decrease along a row; None is
+    0 everywhere. Each KV head serves a group of query heads.
     """
     if _native(q_BTHK, k_BTGK, v_BTGK):
         kind = q_BTHK.device.type
@@ -36,7 +38,7 @@ def attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, starts_BT: Tensor 
 def plain_attention(
     q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, starts_BT: Tensor | None = None
 ) -> Tensor:
-    """`attention` by torch's scaled_dot_product_attention, with a (B, T, T) mask where there are documents."""
+    """Compute `attention` by torch's own operator, with a (B, T, T) mask where there are documents."""
     mask = None if starts_BT is None else visible(starts_BT)[:, None]
     out_BHTK = F.scaled_dot_product_attention(
         q_BTHK.transpose(1, 2),
@@ -50,7 +52,7 @@ def plain_attention(
 
 
 def visible(starts_BT: Tensor) -> Tensor:
-    """Which keys each query sees: (B, T, T) bool."""
+    """Return which keys each query sees, (B, T, T) bool."""
     key_T = torch.arange(starts_BT.shape[1], device=starts_BT.device)
     return (key_T >= starts_BT[:, :, None]) & (key_T <= key_T[:, None])
 
@@ -96,7 +98,7 @@ _registered = False
 
 @torch.compiler.assume_constant_result
 def _register() -> bool:
-    """Tell torch.compile the kernel's shapes, once it is loaded."""
+    """Register the kernel's output shapes for torch.compile, once the library is loaded."""
     global _registered
     if not _registered:
         torch.library.register_fake("herd_native::attention", _forward_shapes)

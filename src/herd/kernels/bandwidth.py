@@ -1,9 +1,10 @@
-"""How fast this machine reads memory: what decoding is measured against.
+"""Measure how fast this machine reads memory, which bounds the speed of decoding.
 
-A decode step reads every weight once, so its floor is bytes over bandwidth, and the bandwidth of a data sheet is not
-what a program can draw. This reads a buffer far larger than any cache, in huge pages where the system has them, each
-thread its own stretch of it, and adds up the words so that no load can be left out: what a kernel could reach that did
-nothing but read. (Prefetching by hand, at any distance, gains a few hundredths on Zen 4.)
+A decode step reads every weight once, so it takes at least bytes / bandwidth, and programs do not reach the
+bandwidth of a data sheet. This reads a buffer far larger than any cache, in large pages where the system has
+them. Each thread reads its own part and adds up the words, so that no load can be optimized away: a kernel
+that did nothing but read would reach this speed. (Prefetching by hand, at any distance, gains a few
+hundredths on Zen 4.)
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from . import build
 from .large_pages import reserve
 
 BUFFER = 1 << 30
-"""Bytes: some thirty times the last-level cache of a large processor's core complex."""
+"""Bytes: about thirty times the last-level cache of a large processor's core complex."""
 
 
 class MemoryReader:
-    """A buffer to read again and again; `measure` takes turns with whatever else is measured."""
+    """A buffer to read repeatedly, so that `measure` can alternate with whatever is compared with it."""
 
     def __init__(self, nbytes: int | None = None) -> None:
-        """``nbytes`` (None: `BUFFER`) are taken for as long as this lives."""
+        """Allocate ``nbytes`` (None: `BUFFER`) for the lifetime of this object."""
         self.words = reserve(nbytes or BUFFER).view(torch.int64)
-        self.words.fill_(1)  # every page becomes its own memory; unwritten ones would all be the same zeros
+        self.words.fill_(1)  # gives every page its own memory; unwritten pages would all be the same zeros
 
     def measure(self, seconds: float = 0.3) -> float:
-        """Bytes a second, the median of as many passes as fill ``seconds``, with torch's current number of threads."""
+        """Return bytes per second with torch's threads, the median of all passes in ``seconds``."""
         passes: list[float] = []
         while not passes or sum(passes) < seconds:
             start = time.perf_counter()
@@ -42,20 +43,8 @@ class MemoryReader:
         return self.words.nbytes / statistics.median(passes)
 
 
-def read_bandwidth(threads: int | None = None, *, nbytes: int | None = None, seconds: float = 0.3) -> float:
-    """Bytes a second that ``threads`` threads (None: torch's number) read from memory; takes a second."""
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads or before)
-        reader = MemoryReader(nbytes)
-        reader.measure(0)
-        return reader.measure(seconds)
-    finally:
-        torch.set_num_threads(before)
-
-
 def read_all(words: Tensor) -> int:
-    """The sum of int64 ``words``, wrapping; the native kernel reads whole blocks of 64 words and leaves a rest out."""
+    """Return the wrapping sum of int64 ``words``; the native kernel takes multiples of 64 words."""
     if words.device.type == "cpu" and words.numel() % 64 == 0 and build.ready():
         return torch.ops.herd_native.read_all(words)
     return int(words.sum())

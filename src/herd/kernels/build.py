@@ -1,11 +1,12 @@
-"""Builds and loads the native kernels (`native/*.cpp`): once a machine, on first use, in about twenty seconds.
+"""Build the native kernels (`native/*.cpp`) on first use, in about twenty seconds, and load them.
 
-The library lies in ``~/.cache/herd`` (or ``HERD_CACHE``) under a name made of everything it depends on: sources, flags,
-compiler, processor and torch's minor version; another machine or a changed source builds another file. It is written
-under a temporary name and renamed, so processes that build at the same time do not disturb each other.
+The library is stored in Herd's cache folder under a hash of everything it depends on: sources, flags,
+compiler, processor and torch's version. Another machine or a changed source builds another file. It is
+written under a temporary name and renamed, so processes that build at the same time do not disturb each
+other.
 
-No compiler, no problem: one warning, and every operator computes by its plain torch reference. ``HERD_NATIVE=0`` asks
-for the references; ``python -m herd.kernels.build`` builds ahead of time.
+Without a compiler there is one warning, and every operator uses its plain torch reference. ``HERD_NATIVE=0``
+asks for the references; ``python -m herd.kernels.build`` builds ahead of time.
 """
 
 from __future__ import annotations
@@ -22,16 +23,18 @@ from pathlib import Path
 
 import torch
 
+from ..machine import cache_folder
+
 SOURCES = Path(__file__).parent / "native"
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
 FLAGS += [
     "-DTORCH_TARGET_VERSION=0x020a000000000000"
-]  # the stable ABI of torch 2.10: later versions load it too
+]  # the stable ABI of torch 2.10, which later versions load too
 
 
 @torch.compiler.assume_constant_result
 def ready() -> bool:
-    """Whether ``torch.ops.herd_native`` can be called; builds it when asked first."""
+    """Return whether ``torch.ops.herd_native`` can be called. The first call builds the library."""
     return _load()
 
 
@@ -43,19 +46,20 @@ def _load() -> bool:
         torch.ops.load_library(str(library()))
     except (OSError, subprocess.SubprocessError) as error:
         warnings.warn(
-            f"native kernels unavailable, plain torch takes over (slower): {_reason(error)}", stacklevel=4
+            f"native kernels are not available, so plain torch is used, which is slower: {_reason(error)}",
+            stacklevel=4,
         )
         return False
     return True
 
 
 def library() -> Path:
-    """The shared library for this machine, built if it is not there. OSError or SubprocessError if that fails."""
+    """Return the shared library for this machine, built if needed. Raises OSError or SubprocessError."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise OSError("no C++ compiler found: install g++")
     flags = [*FLAGS, *_machine_flags()]
-    path = _cache() / f"kernels-{_fingerprint(compiler, flags)}.so"
+    path = cache_folder() / f"kernels-{_fingerprint(compiler, flags)}.so"
     if not path.exists():
         _compile(compiler, flags, path)
     return path
@@ -109,7 +113,7 @@ def _fingerprint(compiler: str, flags: list[str]) -> str:
 
 
 def _processor() -> str:
-    """What ``-march=native`` sees: the instruction sets."""
+    """Return the instruction sets that ``-march=native`` sees."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -117,12 +121,8 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("HERD_CACHE") or Path.home() / ".cache" / "herd")
-
-
 def _reason(error: Exception) -> str:
-    """One line: the compiler's own first complaint where there is one."""
+    """Return one line: the compiler's first complaint where there is one."""
     output = getattr(error, "output", None) or str(error)
     lines = [line for line in output.splitlines() if "error" in line] or output.splitlines() or [repr(error)]
     return lines[0]

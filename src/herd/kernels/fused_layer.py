@@ -1,8 +1,8 @@
-"""A whole transformer block behind a paged cache as one native operator, for weights that lie in blocks of codes.
+"""A whole decoder layer with a paged cache as one native operator, for quantized weights.
 
-A step of decoding reads gigabytes of weights, so nothing else stays in the caches: each of the dozen returns to Python
-that a block's operators make costs several times what it does in a loop of its own. The arithmetic is that of the
-operators one by one, to the bit.
+A decode step reads gigabytes of weights, which empties the processor's caches. Each of the dozen returns to
+Python between a layer's operators then costs several times what it costs in a small loop. The arithmetic is
+the same to the bit as that of the separate operators.
 
 Shapes: N new tokens of all sequences in one row, D model dim, K head dim.
 """
@@ -22,10 +22,11 @@ from .qmatmul import PATHS
 
 @dataclass(frozen=True)
 class FusedLayer:
-    """The weights of a block in the order the operator takes them.
+    """The weights of a decoder layer in the order in which the operator takes them.
 
-    ``norms``: (D,) before attention and before the feed-forward. ``tiles`` and ``format_codes``: q, k, v, o, gate, up,
-    down as `qmatmul.interleave` gives them. ``path``: one of `qmatmul.PATHS`.
+    ``norms`` are the two (D,) before attention and before the feed-forward. ``tiles`` and ``format_codes``
+    are those of q, k, v, o, gate, up and down, as `qmatmul.interleave` returns them. ``path`` is one of
+    `qmatmul.PATHS`.
     """
 
     norms: list[Tensor]
@@ -37,7 +38,10 @@ class FusedLayer:
 
     @property
     def native(self) -> bool:
-        """Whether the operator takes it: on the CPU, fp32 or bf16, heads as the attention kernel has them."""
+        """Whether the operator supports this layer.
+
+        On the CPU, norms in fp32 or bf16, and a head dim of the kernel.
+        """
         types = {norm.dtype for norm in self.norms}
         return (
             all(tensor.is_cpu for tensor in (*self.norms, *self.tiles))
@@ -50,7 +54,10 @@ class FusedLayer:
     def __call__(
         self, x_ND: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, ragged: Ragged, layer: int
     ) -> Tensor:
-        """What becomes of x (N, D), as a new tensor. Keys and values go to ``pool``; cos and sin are (1, N, 1, K)."""
+        """Return the layer's output for x (N, D), and write keys and values to ``pool``.
+
+        cos and sin are (1, N, 1, K).
+        """
         return torch.ops.herd_native.block(
             x_ND,
             self.norms,

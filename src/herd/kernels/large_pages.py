@@ -1,8 +1,9 @@
-"""Memory in large pages, where the system gives them for the asking.
+"""Memory in large pages, where the system offers them.
 
-Reading 4 GiB in pages of 4 KiB misses the TLB a million times, in pages of 2 MiB two thousand times; under a hypervisor
-each miss is a walk through two page tables. But a large page begins at a multiple of its size, so a matrix with memory
-of its own has small pages at both ends, and a small matrix has nothing else. So weights share chunks (`piece`).
+Reading 4 GiB in pages of 4 KiB misses the TLB a million times, in pages of 2 MiB two thousand times; under a
+hypervisor each miss walks through two page tables. A large page begins at a multiple of its size, so a matrix
+with its own allocation has small pages at both ends, and a small matrix has only those. Therefore weights
+share large chunks.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ import torch
 from torch import Tensor
 
 CHUNK = 256 << 20
-"""Bytes of addresses taken at a time; memory comes when they are written to."""
+"""Bytes of address space reserved at a time; memory is assigned when it is written to."""
 LINE = 64
+"""Bytes of a cache line, to which pieces are aligned."""
 _FLAGS = {"flags": 0x4000 | 0x20 | 0x02} if sys.platform == "linux" else {}
-"""MAP_NORESERVE, for which Python has no name, MAP_ANONYMOUS, and MAP_PRIVATE: shared memory never has large pages."""
+"""MAP_NORESERVE, for which Python has no name, MAP_ANONYMOUS, and MAP_PRIVATE.
+
+Shared memory never has large pages.
+"""
 
 
 def reserve(nbytes: int) -> Tensor:
-    """``nbytes`` of zeros, uint8: addresses now, memory when they are written to. Raises OSError if there are none."""
+    """Return ``nbytes`` of uint8 zeros; memory is assigned when it is written to. Raises OSError."""
     memory = mmap.mmap(-1, nbytes, **_FLAGS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -30,7 +35,7 @@ def reserve(nbytes: int) -> Tensor:
 
 
 class Chunks:
-    """Hands out pieces of memory one behind the other; a chunk is given back when the last of its pieces is gone."""
+    """An allocator of consecutive pieces of memory; a chunk is freed with the last of its pieces."""
 
     def __init__(self, nbytes: int = CHUNK) -> None:
         self.nbytes = nbytes
@@ -38,7 +43,7 @@ class Chunks:
         self._lock = threading.Lock()
 
     def piece(self, nbytes: int) -> Tensor:
-        """``nbytes``, uint8, at a multiple of `LINE`."""
+        """Return ``nbytes`` of uint8 that begin at a multiple of `LINE`."""
         with self._lock:
             if self._at + nbytes > len(self._chunk):
                 self._chunk, self._at = reserve(max(self.nbytes, nbytes)), 0
@@ -47,4 +52,4 @@ class Chunks:
 
 
 chunks = Chunks()
-"""Where the weights of this process lie."""
+"""The memory of this process's weights."""

@@ -1,26 +1,28 @@
-"""Linear + cross-entropy and linear + KL over the vocabulary, without the (tokens x vocab) matrix.
+"""Linear layer and loss over the vocabulary in one, without the (tokens x vocabulary) matrix of logits.
 
-The head's logits of N tokens over V words are N·V numbers: at V = 128,256 and fp32, 513 KB a token. Here they live one
-chunk of tokens at a time, and each chunk's gradient is formed in place while its logits are at hand, so nothing is
-computed twice and backward only scales. Tokens that are not trained (target -100) are dropped before the first matmul:
-a dialog costs what its trained tokens cost.
-Idea: Liger Kernel (arXiv 2410.10989) and Cut Cross-Entropy (arXiv 2411.09009).
+The head's logits of N tokens over V words are N·V numbers: at V = 128,256 in fp32, 513 KB per token. Here
+they exist for one chunk of tokens at a time, and each chunk's gradient is formed in place while its logits
+are in memory, so nothing is computed twice and backward only scales. Tokens that are not trained (target
+-100) are dropped before the first matmul: a dialog costs what its trained tokens cost. Idea: Liger Kernel
+(arXiv 2410.10989) and Cut Cross-Entropy (arXiv 2411.09009).
 
-Both are custom operators, opaque to torch.compile and ordinary to autograd, except that backward runs once: it uses
-up the gradients that forward left. The matmuls run in the inputs' dtype (or autocast's), softmax and sums in fp32
-(float64 for float64 inputs), the weight's gradient is gathered in fp32.
+The matmuls run in the inputs' dtype (or autocast's), softmax and sums in fp32 (float64 for float64 inputs);
+the weight's gradient is summed in fp32. Backward can run only once, because it uses up the gradients that
+forward made.
 
-Shapes: N tokens (N' trained ones), C tokens of a chunk, P the same padded, D model dim, E the teacher's, V vocab.
+Shapes: N tokens (N' of them trained), C tokens of a chunk, P the same padded, D model dim, E the teacher's, V
+vocabulary (v of them in a tile).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .softmax import cross_entropy_, distil_
 
@@ -40,7 +42,10 @@ class PackedHead(Protocol):
     out_features: int
 
     def weight_rows(self, start: int, stop: int) -> Tensor:
-        """Return rows of the weight, unpacked; ``start`` is a multiple of 16, and ``stop`` too or the last row."""
+        """Return rows of the weight, unpacked.
+
+        ``start`` is a multiple of 16, and ``stop`` too or the last row.
+        """
 
 
 Weight = Tensor | PackedHead
@@ -53,7 +58,10 @@ def weight_of(head: nn.Module) -> Weight:
 
 
 class DistilLoss(NamedTuple):
-    """Sums over trained tokens, fp32 scalars: ``total`` carries the gradient, the other two are for the log."""
+    """Sums over trained tokens, fp32 scalars. ``total`` carries the gradient.
+
+    The other two are for the log.
+    """
 
     total: Tensor
     ce: Tensor
@@ -63,15 +71,12 @@ class DistilLoss(NamedTuple):
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Weight, targets_N: Tensor) -> Tensor:
     """Return the sum over tokens of -log softmax(hidden @ weight.T)[target], an fp32 scalar.
 
-    Targets of -100 do not count. Gradients flow to ``hidden_ND`` and to a ``weight_VD`` that is a tensor; their memory
-    is taken in forward, the logits' never.
+    Targets of -100 do not count. Gradients flow to ``hidden_ND`` and to a ``weight_VD`` that is a tensor;
+    their memory is taken in forward, the logits' never.
     """
     hidden_ND, weight_VD = _autocast(hidden_ND), _autocast(weight_VD)
-    needs = _needs(hidden_ND, weight_VD)
-    if isinstance(weight_VD, Tensor):
-        return torch.ops.herd.linear_cross_entropy(hidden_ND, weight_VD, targets_N, *needs)[0]
-    sums = partial(_cross_entropy_sums, hidden_ND, weight_VD, targets_N)
-    return _Packed.apply(hidden_ND, weight_VD, sums, *needs)[0]
+    sums = partial(_cross_entropy_sums, hidden_ND.detach(), _detached(weight_VD), targets_N)
+    return _FusedLoss.apply(hidden_ND, weight_VD, sums, *_needs(hidden_ND, weight_VD))[0]
 
 
 def linear_distil(
@@ -83,38 +88,28 @@ def linear_distil(
     tau: float = 1.0,
     kl_weight: float = 1.0,
 ) -> DistilLoss:
-    """Return ``kl_weight`` · tau² · KL(teacher || student) + (1 - ``kl_weight``) · cross-entropy, summed over tokens.
+    """Return the sum over tokens of kl_weight · tau² · KL(teacher || student) + (1 - kl_weight) · CE.
 
-    The student's logits are computed once for both. tau² keeps the gradient's size whatever the temperature ``tau``
-    (Hinton et al., arXiv 1503.02531); the teacher gets no gradient. Tokens with target -100 count in neither part; both
-    parts come back unweighted, in nats.
+    The student's logits are computed once for both. tau² keeps the gradient's size whatever the temperature
+    ``tau`` (Hinton et al., arXiv 1503.02531); the teacher gets no gradient. Tokens with target -100 count in
+    neither part; both parts come back unweighted, in nats.
     """
     student_ND, student_weight_VD = _autocast(student_ND), _autocast(student_weight_VD)
-    teacher_NE = _autocast(teacher_NE.detach())
-    if isinstance(teacher_weight_VE, Tensor):
-        teacher_weight_VE = _autocast(teacher_weight_VE.detach())
+    teacher = _autocast(teacher_NE.detach()), _autocast(_detached(teacher_weight_VE))
+    student = student_ND.detach(), _detached(student_weight_VD)
+    sums = partial(_distil_sums, *student, targets_N, *teacher, tau, kl_weight)
     needs = _needs(student_ND, student_weight_VD)
-    inputs = (student_ND, student_weight_VD, targets_N, teacher_NE, teacher_weight_VE, tau, kl_weight)
-    if isinstance(student_weight_VD, Tensor) and isinstance(teacher_weight_VE, Tensor):
-        total, ce, kl, *_ = torch.ops.herd.linear_distil(*inputs, *needs)
-    else:
-        total, ce, kl, *_ = _Packed.apply(
-            student_ND, student_weight_VD, partial(_distil_sums, *inputs), *needs
-        )
+    total, ce, kl = _FusedLoss.apply(student_ND, student_weight_VD, sums, *needs)
     return DistilLoss(total, ce, kl)
-
-
-@torch.library.custom_op("herd::linear_cross_entropy", mutates_args=())
-def _linear_cross_entropy(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, need_hidden: bool, need_weight: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _cross_entropy_sums(hidden_ND, weight_VD, targets_N, need_hidden, need_weight)
 
 
 def _cross_entropy_sums(
     hidden_ND: Tensor, weight_VD: Weight, targets_N: Tensor, need_hidden: bool, need_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss and its gradients for the hidden states and the weight; one that is not needed is empty."""
+    """Return the loss and its gradients for the hidden states and the weight.
+
+    One that is not needed is empty.
+    """
     rows, grads = _trained(targets_N), _Gradients(hidden_ND, weight_VD, need_hidden, need_weight)
     total = torch.zeros((), dtype=_wide(hidden_ND), device=hidden_ND.device)
     for rows_C in _chunks(rows, weight_VD):
@@ -125,22 +120,6 @@ def _cross_entropy_sums(
         grads.add(rows_C, hidden_PD, logits_PV)
         del logits_PV, logits_CV  # before the next chunk's are made
     return total.to(_wide(hidden_ND)), *grads.finish()
-
-
-@torch.library.custom_op("herd::linear_distil", mutates_args=())
-def _linear_distil(
-    student_ND: Tensor,
-    student_weight_VD: Tensor,
-    targets_N: Tensor,
-    teacher_NE: Tensor,
-    teacher_weight_VE: Tensor,
-    tau: float,
-    kl_weight: float,
-    need_hidden: bool,
-    need_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = (student_ND, student_weight_VD, targets_N, teacher_NE, teacher_weight_VE, tau, kl_weight)
-    return _distil_sums(*inputs, need_hidden, need_weight)
 
 
 def _distil_sums(
@@ -154,7 +133,7 @@ def _distil_sums(
     need_hidden: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return total, cross-entropy, KL, and total's gradients for the student's hidden states and its weight."""
+    """Return total, cross-entropy, KL, and the gradients of the student's hidden states and weight."""
     rows, grads = _trained(targets_N), _Gradients(student_ND, student_weight_VD, need_hidden, need_weight)
     ce, kl = (torch.zeros((), dtype=_wide(student_ND), device=student_ND.device) for _ in range(2))
     for rows_C in _chunks(rows, student_weight_VD):
@@ -175,7 +154,7 @@ def _distil_sums(
 
 
 class _Gradients:
-    """Where the chunks' gradients gather: rows of the hidden states, and the weight's sum in fp32."""
+    """The gradients of all chunks: rows of the hidden states, and a sum for the weight in fp32."""
 
     def __init__(self, hidden_ND: Tensor, weight_VD: Weight, need_hidden: bool, need_weight: bool) -> None:
         self.weight_VD, self.n_tokens = weight_VD, hidden_ND.shape[0]
@@ -184,7 +163,7 @@ class _Gradients:
         self.need_hidden, self.need_weight = need_hidden, need_weight
 
     def add(self, rows_C: Tensor, hidden_PD: Tensor, grad_PV: Tensor) -> None:
-        grad_PV[len(rows_C) :] = 0  # of the padding
+        grad_PV[len(rows_C) :] = 0  # padding
         if self.need_hidden:
             self.hidden_grad_ND[_index(rows_C)] = _times_weight(grad_PV, self.weight_VD)[: len(rows_C)]
         if self.need_weight:
@@ -195,7 +174,7 @@ class _Gradients:
             self.weight_grad_VD = (grad_PV.T @ hidden_PD).to(_wide(hidden_PD))
         elif self.weight_grad_VD.dtype == grad_PV.dtype:
             self.weight_grad_VD.addmm_(grad_PV.T, hidden_PD)
-        else:  # a tile of the vocabulary at a time, so that the narrow product never exists whole
+        else:  # a tile of the vocabulary at a time, so that the whole product never exists in bf16
             tiles = zip(self.weight_grad_VD.split(8192), grad_PV.split(8192, dim=1), strict=True)
             for sum_vD, grad_Pv in tiles:
                 sum_vD += grad_Pv.T @ hidden_PD
@@ -237,30 +216,36 @@ def _unpacked(head: PackedHead, dtype: torch.dtype) -> Iterator[tuple[slice, Ten
 
 
 def _trained(targets_N: Tensor) -> Tensor:
-    """Indices of the tokens that count."""
+    """Return the indices of the trained tokens."""
     return (targets_N != IGNORED).nonzero().flatten()
 
 
 def _index(rows_C: Tensor) -> Tensor | slice:
-    """The chunk's rows as an index; a slice, which copies nothing, where they follow each other as in pre-training."""
+    """Return the chunk's rows as an index: a slice, which copies nothing, where they are consecutive."""
     first, n = int(rows_C[0]), rows_C.numel()
     return slice(first, first + n) if int(rows_C[-1]) - first == n - 1 else rows_C
 
 
 def _padded(hidden_CD: Tensor) -> Tensor:
-    """The same with rows of zeros behind it, up to a multiple of `ROWS`. A step of instruct tuning has another number
-    of trained tokens than the last, and oneDNN keeps a program and its memory, about a megabyte, for each it meets."""
+    """Append rows of zeros up to a multiple of `ROWS`.
+
+    In instruct tuning every step has another number of trained tokens, and oneDNN keeps a program of about a
+    megabyte for each number that it meets.
+    """
     missing = -len(hidden_CD) % ROWS
     return torch.cat((hidden_CD, hidden_CD.new_zeros(missing, hidden_CD.shape[1]))) if missing else hidden_CD
 
 
 def _chunks(rows: Tensor, weight_VD: Weight) -> tuple[Tensor, ...]:
-    """The trained tokens in chunks; none if there are none."""
+    """Divide the trained tokens into chunks."""
     return rows.split(_chunk_tokens(weight_VD)) if rows.numel() else ()
 
 
 def _chunk_tokens(weight_VD: Weight) -> int:
-    """Tokens a chunk: `CHUNK_BYTES` of fp32 logits, but not less than D, where the logits are as big as the weight."""
+    """Return the tokens of a chunk.
+
+    `CHUNK_BYTES` of fp32 logits, but at least D, where logits outweigh the weight.
+    """
     V, D = (
         weight_VD.shape if isinstance(weight_VD, Tensor) else (weight_VD.out_features, weight_VD.in_features)
     )
@@ -278,6 +263,10 @@ def _needs(hidden_ND: Tensor, weight_VD: Weight) -> list[bool]:
     return [torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad for x in tensors]
 
 
+def _detached(weight_VD: W) -> W:
+    return weight_VD.detach() if isinstance(weight_VD, Tensor) else weight_VD  # type: ignore[return-value]
+
+
 def _autocast(x: W) -> W:
     """Cast as autocast casts a matmul's input, seen by autograd; a packed head stays as it is."""
     if not isinstance(x, Tensor):
@@ -288,63 +277,32 @@ def _autocast(x: W) -> W:
     return x
 
 
-def _gradient_shapes(
-    hidden_ND: Tensor, weight_VD: Tensor, need_hidden: bool, need_weight: bool
-) -> list[Tensor]:
-    return [
-        torch.empty_like(hidden_ND) if need_hidden else hidden_ND.new_empty(0),
-        torch.empty_like(weight_VD) if need_weight else weight_VD.new_empty(0),
-    ]
+class _FusedLoss(torch.autograd.Function):
+    """A loss whose gradients are formed in forward by ``sums(need_hidden, need_weight)``.
 
-
-@_linear_cross_entropy.register_fake
-def _(hidden_ND, weight_VD, targets_N, need_hidden, need_weight):
-    loss = hidden_ND.new_empty((), dtype=_wide(hidden_ND))
-    return loss, *_gradient_shapes(hidden_ND, weight_VD, need_hidden, need_weight)
-
-
-@_linear_distil.register_fake
-def _(student_ND, student_weight_VD, targets_N, teacher_NE, teacher_weight_VE, tau, kl_weight, *needs):
-    sums = [student_ND.new_empty((), dtype=_wide(student_ND)) for _ in range(3)]
-    return *sums, *_gradient_shapes(student_ND, student_weight_VD, *needs)
-
-
-def _keep_gradients(ctx, inputs, output):
-    ctx.save_for_backward(*output[-2:])
-    ctx.needs, ctx.n_inputs = inputs[-2:], len(inputs)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def _scale_gradients(ctx, grad_loss, *_):
-    grads: list[Tensor | None] = [None] * ctx.n_inputs
-    if grad_loss is not None:
-        for i, (saved, needed) in enumerate(zip(ctx.saved_tensors, ctx.needs, strict=True)):
-            grads[i] = _scaled(saved, grad_loss) if needed else None
-    return tuple(grads)
-
-
-def _scaled(grad: Tensor, scale: Tensor) -> Tensor:
-    """The gradient formed in forward, scaled where it lies so that no second (V, D) exists; a new one when traced."""
-    if type(grad) is not Tensor:
-        return grad * scale.to(grad.dtype)
-    if grad.device.type == "cpu" and scale.item() == 1:
-        return grad
-    return grad.mul_(scale.to(grad.dtype))
-
-
-class _Packed(torch.autograd.Function):
-    """A loss with a packed head, which no custom operator can take: ``sums`` computes it and its gradients."""
+    Backward only scales them.
+    """
 
     @staticmethod
+    @torch.compiler.disable
     def forward(
-        hidden_ND: Tensor, weight_VD: Weight, sums: Callable[..., tuple[Tensor, ...]], *needs: bool
+        ctx: Any, hidden_ND: Tensor, weight_VD: Weight, sums: Callable[..., tuple[Tensor, ...]], *needs: bool
     ) -> tuple[Tensor, ...]:
-        return sums(*needs)
+        *losses, hidden_grad_ND, weight_grad_VD = sums(*needs)
+        ctx.save_for_backward(hidden_grad_ND, weight_grad_VD)
+        ctx.needs = needs
+        ctx.mark_non_differentiable(*losses[1:])
+        ctx.set_materialize_grads(False)
+        return tuple(losses)
 
-    setup_context = staticmethod(_keep_gradients)
-    backward = staticmethod(_scale_gradients)
-
-
-_linear_cross_entropy.register_autograd(_scale_gradients, setup_context=_keep_gradients)
-_linear_distil.register_autograd(_scale_gradients, setup_context=_keep_gradients)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad_total is None:
+            return (None,) * 5
+        # in place, so that no second (V, D) exists; a second backward is refused by autograd's version check
+        grads = [
+            grad.mul_(grad_total.to(grad.dtype)) if needed else None
+            for grad, needed in zip(ctx.saved_tensors, ctx.needs, strict=True)
+        ]
+        return (*grads, None, None, None)

@@ -1,8 +1,9 @@
-"""Keeping freed memory, for processes that train on a CPU.
+"""Keep freed memory, for processes that train on a CPU.
 
-glibc gives every freed block over 32 MB back to the kernel at once and gets the next one page by page, zeroed: some
-400,000 page faults a training step, for tensors of the same few sizes. A training process asks for them again within
-milliseconds, so it had better keep them. Call `keep_freed_memory` at the start of a process, never on import.
+glibc returns every freed block over 32 MB to the kernel at once and gets the next one back page by page,
+zeroed: some 400,000 page faults per training step, for tensors of the same few sizes. A training process
+needs them again within milliseconds, so it is faster to keep them. Call `keep_freed_memory` at the start of a
+process, never on import.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc's malloc reuse freed memory instead of returning it to the kernel; False where there is no glibc."""
+    """Make glibc's malloc reuse freed memory instead of returning it to the kernel.
+
+    Return False without glibc.
+    """
     if sys.platform != "linux":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

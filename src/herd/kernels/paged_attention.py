@@ -1,8 +1,9 @@
-"""Attention over a paged KV cache, fused with writing to it: the native CPU kernel, and plain torch elsewhere.
+"""Attention over a paged KV cache, fused with writing to it: a native CPU kernel, and plain torch elsewhere.
 
-New tokens of all sequences come flattened into one row of N; a `Ragged` says which belong where. Each one's keys and
-values go to their place, then each looks at its own sequence up to itself: a decode step, a piece of a prompt and a
-mixture of both are one call. The layout of a page is in `page_layout.py`; both implementations read and write it.
+The new tokens of all sequences are flattened into one row of N, and a `Ragged` says which belong to which
+sequence. Their keys and values are written to the cache; then each token attends to its own sequence up to
+itself. So a decode step, a part of a prompt and a mixture of both are one call. `page_layout.py` describes a
+page.
 
 Shapes: N new tokens, H query heads, G KV heads, R = H / G, K head dim, P pages, L layers, S cached tokens.
 """
@@ -21,18 +22,18 @@ from . import build
 from .page_layout import BLOCK, LANES, PAGE, head_bytes, value_width
 
 QUERY_BLOCK = 256
-"""Plain torch takes queries behind cached tokens by this many, so that no mask is (prompt x context)."""
+"""Queries per mask in plain torch, so that no mask is (prompt x context)."""
 WIDEST = 512
 """The native kernel's largest head dim."""
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """Which sequence the N new tokens belong to; made once a step, used by every layer.
+    """The sequences that the N new tokens belong to; made once per step and used by every layer.
 
-    ``tables`` (sequences, pages) int32: the page of every `PAGE` tokens. ``rows`` (B, 4) int64, one a sequence that
-    has new tokens: its line in ``tables``, its first token's place among the N, how many they are, and the first
-    one's position in the sequence. Both lie on the CPU.
+    ``tables`` (sequences, pages) int32 has the page of every `PAGE` tokens. ``rows`` (B, 4) int64 has a row
+    for each sequence with new tokens: its line in ``tables``, the index of its first new token among the N,
+    their number, and the position of the first in the sequence. Both are on the CPU.
     """
 
     tables: Tensor
@@ -41,7 +42,7 @@ class Ragged:
 
     @cached_property
     def places(self) -> tuple[Tensor, Tensor]:
-        """Page and place within it of each new token, (N,) each."""
+        """The page of each new token and its index within the page, (N,) each."""
         pages, places = [], []
         for line, _, n, position in self.rows.tolist():
             positions = torch.arange(position, position + n)
@@ -51,13 +52,13 @@ class Ragged:
 
     @cached_property
     def singles(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Sequences with one new token: their places among the N, their pages (B, n), and which keys they see."""
+        """Of sequences with one new token: their indices among the N, pages (B, n), and the keys they see."""
         rows = self.rows[self.rows[:, 2] == 1]
         if not len(rows):
             return None
         n = int(rows[:, 3].max()) // PAGE + 1
         pages_Bn = self.tables[rows[:, 0], :n].long()
-        own = torch.arange(n) <= rows[:, 3:] // PAGE  # beyond its own pages a line's entries mean nothing
+        own = torch.arange(n) <= rows[:, 3:] // PAGE  # later entries of a line are undefined
         pages_Bn = torch.where(own, pages_Bn, pages_Bn[:, :1])
         seen_BS = torch.arange(n * PAGE) <= rows[:, 3:]
         return rows[:, 1].to(self.device), pages_Bn.to(self.device), seen_BS.to(self.device)
@@ -66,9 +67,9 @@ class Ragged:
 def paged_attention(
     q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, pool: Tensor, ragged: Ragged, layer: int
 ) -> Tensor:
-    """Writes k and v into ``pool`` (P, L, G, bytes) uint8 and gives softmax(q·k / sqrt(K)) v, (N, H, K).
+    """Write k and v into ``pool`` (P, L, G, bytes) uint8 and return softmax(q·k / sqrt(K)) v, (N, H, K).
 
-    What kind of cache it is, the bytes of ``pool`` tell. In an int8 cache queries are rounded as keys are, and the
+    The size of a page tells the cache's dtype. In an int8 cache queries are rounded as keys are, and the
     native kernel rounds softmax weights to 16 bits, page by page: about 5e-5 of the result.
     """
     if _native(q_NHK, k_NGK, v_NGK, pool):
@@ -81,7 +82,7 @@ def paged_attention(
 def plain_paged_attention(
     q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor, pool: Tensor, ragged: Ragged, layer: int
 ) -> Tensor:
-    """`paged_attention` in plain torch: pages are gathered, then torch's own attention runs on them."""
+    """Compute `paged_attention` in plain torch: gather the pages, then run torch's own attention on them."""
     H, K = q_NHK.shape[1:]
     G = k_NGK.shape[1]
     write(pool, layer, *ragged.places, k_NGK, v_NGK)
@@ -91,11 +92,11 @@ def plain_paged_attention(
     if ragged.singles is not None:
         tokens_B, pages_Bn, seen_BS = ragged.singles
         held = read(pool, layer, pages_Bn.flatten(), K, q_NHK.dtype)
-        # what lies behind a sequence's end may be NaN, and 0 x NaN is NaN
+        # values beyond a sequence's end may be NaN, and 0 x NaN is NaN
         k_BSGK, v_BSGK = (
             torch.where(seen_BS[..., None, None], x.unflatten(0, seen_BS.shape), 0) for x in held
         )
-        # the query heads of a KV head stand side by side: they are R queries of one head
+        # the R query heads of a KV head are consecutive, so they are R queries of one head
         out_BGRK = F.scaled_dot_product_attention(
             q_NHK[tokens_B].unflatten(1, (G, H // G)),
             k_BSGK.transpose(1, 2),
@@ -127,7 +128,7 @@ def plain_paged_attention(
 
 
 def write(pool: Tensor, layer: int, pages_N: Tensor, places_N: Tensor, k_NGK: Tensor, v_NGK: Tensor) -> None:
-    """Put each token's keys and values into its page."""
+    """Write each token's keys and values into its page."""
     K = k_NGK.shape[2]
     views = _views(pool, layer, K)
     if views.key_scales is not None and views.value_scales is not None:
@@ -143,7 +144,7 @@ def write(pool: Tensor, layer: int, pages_N: Tensor, places_N: Tensor, k_NGK: Te
 
 
 def read(pool: Tensor, layer: int, pages_n: Tensor, K: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Keys and values (n * PAGE, G, K) of whole pages; int8 comes back multiplied out."""
+    """Return keys and values (n * PAGE, G, K) of whole pages, dequantized where they are int8."""
     views = _views(pool, layer, K)
     k_SGK = views.keys[pages_n].permute(0, 2, 4, 1, 3, 5).flatten(4).flatten(0, 2)
     v_SGK = views.values[pages_n].permute(0, 3, 5, 1, 2, 4).flatten(4).flatten(0, 2)
@@ -154,7 +155,7 @@ def read(pool: Tensor, layer: int, pages_n: Tensor, K: int, dtype: torch.dtype) 
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 (..., K) and a bf16 scale (..., K / BLOCK) for every block: the largest number becomes ±127."""
+    """Return int8 (..., K) and a bf16 scale (..., K / BLOCK) per block, whose largest value becomes ±127."""
     blocks = x.float().unflatten(-1, (-1, BLOCK))
     scale = (blocks.abs().amax(-1) / 127).to(torch.bfloat16)
     steps = (blocks / scale.float()[..., None]).round().nan_to_num(0).clamp(-127, 127)
@@ -162,13 +163,16 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """What `quantize` made, multiplied out."""
+    """Return the values that `quantize` rounded."""
     return (x.unflatten(-1, (-1, BLOCK)).to(dtype) * scale.to(dtype)[..., None]).flatten(-2)
 
 
 class _Views(NamedTuple):
-    """One layer of all pages: keys (P, G, PAGE / 16, K / c, 16, c), values (P, G, K / w, PAGE / p, w, p), scales (P, G,
-    K / BLOCK, PAGE)."""
+    """One layer of all pages as views.
+
+    Keys (P, G, PAGE / 16, K / c, 16, c), values (P, G, K / w, PAGE / p, w, p), scales (P, G, K / BLOCK,
+    PAGE).
+    """
 
     keys: Tensor
     values: Tensor
@@ -213,5 +217,8 @@ def _native(q: Tensor, k: Tensor, v: Tensor, pool: Tensor) -> bool:
 
 
 def _dense(x_NGK: Tensor) -> Tensor:
-    """Tokens may stand apart (a slice of a fused projection); heads and channels may not."""
+    """Return x with heads and channels contiguous.
+
+    Tokens may be apart, as in a slice of a fused projection.
+    """
     return x_NGK if x_NGK.stride()[1:] == (x_NGK.shape[2], 1) else x_NGK.contiguous()

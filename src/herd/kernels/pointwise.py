@@ -1,8 +1,9 @@
-"""RMSNorm, rotary positions and SwiGLU: what stands between the matmuls, one pass over memory each.
+"""RMSNorm, rotary positions and SwiGLU, the operators between the matmuls, with one pass over memory each.
 
-In eager mode on a CPU these chains of small operators cost as much as a matmul, in time and in kept temporaries. Native
-kernels fuse each into one pass forward and one backward. Elsewhere (a GPU, float64, under torch.compile, which fuses
-them itself) the plain torch functions below run; they are also what the kernels are tested against.
+In eager mode on a CPU these chains of small operators cost as much as a matmul, in time and in kept
+temporaries. Native kernels fuse each into one pass forward and one backward. Elsewhere (on a GPU, in float64,
+under torch.compile, which fuses them itself) the plain torch functions below run; the kernels are tested
+against them.
 
 Shapes: B batch, T time, D model dim, H heads, K head dim, F ffn dim, N = B·T.
 """
@@ -23,7 +24,10 @@ NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """weight · x / sqrt(mean(x²) + eps) over the last dim; statistics in fp32, result in x's dtype (or autocast's)."""
+    """Return weight · x / sqrt(mean(x²) + eps) over the last dim.
+
+    Statistics are in fp32, the result in x's dtype (or autocast's).
+    """
     if _native(x, weight_D) and weight_D.dtype == x.dtype:
         narrow = _narrow(x)
         if not torch.is_grad_enabled():
@@ -35,7 +39,10 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 
 def rotate(x_BTHK: Tensor, cos_BT1K: Tensor, sin_BT1K: Tensor) -> Tensor:
-    """Turn each channel pair (i, i + K/2) by its angle; cos and sin (B or 1, T, 1, K) repeat theirs in both halves."""
+    """Rotate each channel pair (i, i + K/2).
+
+    Cos and sin (B or 1, T, 1, K) hold every angle in both halves.
+    """
     if _native(x_BTHK, cos_BT1K) and cos_BT1K.shape[0] in (1, x_BTHK.shape[0]):
         turn = _Rotate.apply if torch.is_grad_enabled() else _turned
         return turn(x_BTHK, cos_BT1K, sin_BT1K)
@@ -43,7 +50,7 @@ def rotate(x_BTHK: Tensor, cos_BT1K: Tensor, sin_BT1K: Tensor) -> Tensor:
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) · up (arXiv 2002.05202)."""
+    """Return silu(gate) · up (arXiv 2002.05202)."""
     if _native(gate, up) and gate.dtype == up.dtype:
         if not torch.is_grad_enabled():
             return _swiglu(gate, up)
@@ -53,38 +60,38 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def plain_rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """`rms_norm` in plain torch."""
+    """Compute `rms_norm` in plain torch."""
     wide = x if x.dtype == torch.float64 else x.float()
     wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return weight_D * wide.to(x.dtype)
 
 
 def plain_rotate(x_BTHK: Tensor, cos_BT1K: Tensor, sin_BT1K: Tensor) -> Tensor:
-    """`rotate` in plain torch."""
+    """Compute `rotate` in plain torch."""
     half = x_BTHK.shape[-1] // 2
     swapped = torch.cat((-x_BTHK[..., half:], x_BTHK[..., :half]), dim=-1)
     return x_BTHK * cos_BT1K + swapped * sin_BT1K
 
 
 def plain_swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """`swiglu` in plain torch."""
+    """Compute `swiglu` in plain torch."""
     return F.silu(gate) * up
 
 
 def _native(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
-    for x in tensors:  # a loop, not a generator: this is asked six times a layer and token
+    for x in tensors:  # a loop, because a generator costs more and this runs six times per layer and token
         if type(x) not in _PLAIN or not x.is_cpu or x.dtype not in NATIVE_DTYPES:
             return False
     return build.ready()
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)  # DTensors and fake tensors have their own ways
+_PLAIN = (Tensor, torch.nn.Parameter)  # DTensors and fake tensors take the plain path
 
 
 def _narrow(x: Tensor) -> bool:
-    """Whether autocast would round the result to bf16 at the next matmul anyway."""
+    """Return whether autocast would round the result to bf16 at the next matmul anyway."""
     if x.dtype != torch.float32 or not torch.is_autocast_enabled("cpu"):
         return False
     return torch.get_autocast_dtype("cpu") == torch.bfloat16

@@ -1,16 +1,16 @@
-"""Activations times quantized weights: int8 activations meet the codes of GGUF's blocks in integers.
+"""Multiply activations by quantized weights in integers: int8 activations by the codes of GGUF's blocks.
 
-A weight of four bits is read once and multiplied as it is, so decoding runs at the speed of memory and reading in a
-prompt at that of the int8 units. What it costs: activations are rounded to int8 too, each 32 of a token with
-a scale of their own (`round_activations` says exactly what the kernel computes with).
+A 4-bit weight is read once and multiplied as it is, so decoding runs at the speed of memory and prompts at
+that of the int8 units. The price is that activations are rounded to int8 too, with a scale for each 32 of a
+token (`round_activations` does exactly what the kernel does).
 
-The weights' bytes are put in another order first (`interleave`, undone by `deinterleave`): sixteen rows side by side.
-`native/qmatmul.h` draws it. A token's result is the same to the bit whatever other tokens are in the batch and however
-many threads compute.
+The weights' bytes are reordered first (`interleave`, undone by `deinterleave`): sixteen rows side by side, as
+drawn in `native/qmatmul.h`. A token's result is the same to the bit whatever other tokens are in the batch
+and however many threads compute.
 
-Three paths are in the library, and the fastest the processor has is taken: AVX-512 VNNI, AVX2, portable C++.
-``HERD_ISA=vnni|avx2|portable`` asks for one of them, and ``HERD_ISA=reference`` for plain torch, whose activations are
-not rounded.
+The library has three paths and takes the fastest that the processor supports: AVX-512 VNNI, AVX2, portable
+C++. ``HERD_ISA=vnni|avx2|portable`` asks for one of them, and ``HERD_ISA=reference`` for plain torch, which
+does not round activations.
 
 Shapes: N tokens, D inputs, R outputs, B bytes of a packed row, W 32-bit words of a block.
 """
@@ -30,13 +30,13 @@ from . import build
 from .large_pages import chunks
 
 PATHS = ("vnni", "avx2", "portable")
-"""Fastest first; the library knows them by their place."""
+"""Fastest first; the library knows them by their index."""
 _ROWS, _GROUP = 16, 32
 
 
 @dataclass(frozen=True)
 class TileLayout:
-    """Where a block of one format keeps its half-precision scale (None: among the words), and how long it is."""
+    """The length of a format's block, and the place of its half-precision scale (None: among the words)."""
 
     block_bytes: int
     half_at: int | None
@@ -47,9 +47,9 @@ LAYOUTS = {2: TileLayout(18, 0), 8: TileLayout(34, 0), 12: TileLayout(144, None)
 
 
 def path() -> str | None:
-    """The path that will be taken, or None for plain torch: asked for, or because there is no native library.
+    """Return the path that will be taken; None is plain torch, which was asked for or is all there is.
 
-    Says once if it is not the fastest there is.
+    Warns once if it is not the fastest of all paths.
     Raises `QuantError` when ``HERD_ISA`` names one that is unknown or that this processor lacks.
     """
     wanted = os.environ.get("HERD_ISA")
@@ -69,7 +69,7 @@ def path() -> str | None:
 
 @functools.cache
 def here() -> tuple[str, ...]:
-    """The paths that this processor has, fastest first; none where there is no native library."""
+    """Return the paths that this processor supports, fastest first; none without the native library."""
     if not build.ready():
         return ()
     torch.library.register_fake(
@@ -83,53 +83,48 @@ def here() -> tuple[str, ...]:
 
 @functools.cache
 def _say_slower(name: str) -> None:
-    warnings.warn(f"no AVX-512 VNNI here: quantized matmuls take the {name} path (slower)", stacklevel=4)
+    warnings.warn(
+        f"this processor has no AVX-512 VNNI: quantized matmuls take the slower {name} path", stacklevel=4
+    )
 
 
 def qmatmul(x_ND: Tensor, tiles_RB: Tensor, format_code: int, path: str) -> Tensor:
-    """x times the weights transposed, (N, R) in x's dtype. ``tiles_RB`` come from `interleave`."""
+    """Return x times the transposed weights, (N, R) in x's dtype. ``tiles_RB`` come from `interleave`."""
     return qmatmul_each(x_ND, [tiles_RB], [format_code], path)[0]
 
 
 def qmatmul_each(x_ND: Tensor, tiles: list[Tensor], format_codes: list[int], path: str) -> list[Tensor]:
-    """`qmatmul` of the same x by several matrices, which is one piece of work: x is rounded once, and no thread waits
-    for the others between them. fp32 and bf16 are taken as they are, other types by way of fp32."""
+    """Multiply the same x by several matrices, so that x is rounded once and threads wait once.
+
+    fp32 and bf16 are taken as they are, other dtypes are converted to fp32 and back.
+    """
     if x_ND.dtype not in (torch.float32, torch.bfloat16):
         return [y_NR.to(x_ND.dtype) for y_NR in qmatmul_each(x_ND.float(), tiles, format_codes, path)]
     return torch.ops.herd_native.qmatmul(x_ND.contiguous(), tiles, format_codes, PATHS.index(path))
 
 
 def interleave(blocks_RB: Tensor, format_code: int) -> Tensor:
-    """Blocks as a file has them, in the order the kernel reads: other memory of the same shape, in large pages."""
+    """Return a file's blocks in the order that the kernel reads.
+
+    Other memory of the same shape, in large pages.
+    """
     tiles_RB = chunks.piece(blocks_RB.nbytes).view(blocks_RB.shape)
     torch.ops.herd_native.qmatmul_interleave(blocks_RB.contiguous(), format_code, tiles_RB)
     return tiles_RB
 
 
 def deinterleave(tiles_RB: Tensor, format_code: int) -> Tensor:
-    """Inverse of `interleave`."""
+    """Return the blocks that `interleave` was given."""
     blocks_RB = torch.empty_like(tiles_RB)
     torch.ops.herd_native.qmatmul_deinterleave(tiles_RB, format_code, blocks_RB)
     return blocks_RB
 
 
-def plain_interleave(blocks_RB: Tensor, format_code: int) -> Tensor:
-    """`interleave` in plain torch."""
-    layout = LAYOUTS[format_code]
-    whole = blocks_RB.shape[0] // _ROWS * _ROWS
-    b_TrNB = blocks_RB[:whole].reshape(
-        -1, _ROWS, blocks_RB.shape[1] // layout.block_bytes, layout.block_bytes
-    )
-    start = 2 if layout.half_at == 0 else 0
-    words = b_TrNB[..., start : start + layout.block_bytes // 4 * 4].unflatten(-1, (-1, 4))
-    planes = [words.permute(0, 2, 3, 1, 4).flatten(2)]
-    if layout.half_at is not None:
-        planes.append(b_TrNB[..., layout.half_at : layout.half_at + 2].permute(0, 2, 1, 3).flatten(2))
-    return torch.cat((torch.cat(planes, dim=2).view(whole, blocks_RB.shape[1]), blocks_RB[whole:]))
-
-
 def round_activations(x_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 codes (N, D) and fp32 scales (N, D / 32), as the kernel makes them: the largest of each 32 becomes 127."""
+    """Return int8 codes (N, D) and fp32 scales (N, D / 32) as the kernel makes them.
+
+    The largest of 32 becomes 127.
+    """
     groups = x_ND.float().unflatten(-1, (-1, _GROUP))
     top = groups.abs().amax(-1, keepdim=True)
     inverse = torch.full_like(top, 127) / top  # 127 / top would be torch's reciprocal, times 127

@@ -1,10 +1,11 @@
-"""Recomputing what is cheap instead of keeping it: a third less activation memory for under a percent of the time.
+"""Recompute cheap activations instead of keeping them: a third less memory for under 1 % of the time.
 
-A matmul keeps its input for its weight's gradient. Where that input came from one pass over a tensor that is kept
-anyway (RMSNorm of the residual, SwiGLU of gate and up), keeping it too is waste: reading its source again in backward
-costs what reading it would. So `rms_norm` and `swiglu` offer a recipe with their result, and inside `cheaply()` the
-saved-tensor hooks of autograd keep the recipe in the result's place. Every module stays as it is; what is not offered
-is kept. Idea: arXiv 2205.05198 (selective recomputation), at the grain of one operator.
+A matmul keeps its input for its weight's gradient. Where that input came from one pass over a tensor that is
+kept anyway (RMSNorm of the residual, SwiGLU of gate and up), keeping it too is waste: reading its source
+again in backward costs as much as reading it. So `rms_norm` and `swiglu` offer a way to make their result
+again, and inside `cheaply()` autograd's saved-tensor hooks keep that instead of the result. Modules stay
+unchanged; other tensors are kept as usual. Idea: arXiv 2205.05198 (selective recomputation), for single
+operators.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Place = tuple[int, int, torch.dtype]  # where a tensor's numbers lie: address, count, kind
+Place = tuple[int, int, torch.dtype]  # of a tensor's numbers: address, count, dtype
 
 
 @dataclass
 class _Recipe:
-    """How to make a tensor again. Its users in backward (the q, k and v projections, say) share one making."""
+    """A way to compute a tensor again, once for all its users in backward (e.g.
+
+    The q, k and v projections).
+    """
 
     make: Callable[[], Tensor]
     users: int = 0
@@ -43,9 +47,9 @@ _offers: list[dict[Place, _Recipe]] = []  # innermost `cheaply()` last
 
 
 def offer(result: Tensor, make: Callable[[], Tensor]) -> Tensor:
-    """Say how ``result`` can be made again from tensors that autograd keeps anyway; returns it.
+    """Register how ``result`` can be computed again from tensors that autograd keeps anyway, and return it.
 
-    ``make`` must give the same bits and must not hold on to ``result``.
+    ``make`` must return the same bits and must not hold a reference to ``result``.
     """
     if _offers and result.requires_grad:
         offers, place = _offers[-1], _place(result)
@@ -56,7 +60,7 @@ def offer(result: Tensor, make: Callable[[], Tensor]) -> Tensor:
 
 @contextmanager
 def cheaply() -> Iterator[None]:
-    """Inside, autograd keeps recipes in place of tensors that were offered with one."""
+    """Let autograd keep, until the block ends, the ways to compute offered tensors instead of the tensors."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         yield
         return
@@ -84,7 +88,7 @@ def cheaply() -> Iterator[None]:
 
 
 def _keep(tensor: Tensor) -> Tensor:
-    return tensor.detach()  # not itself: an operator that keeps its own result would never be freed
+    return tensor.detach()  # detached, because an operator that keeps its own result would never be freed
 
 
 def _place(tensor: Tensor) -> Place:

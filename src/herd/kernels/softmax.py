@@ -1,7 +1,8 @@
-"""What happens to a chunk of logits: losses of its rows, and the gradient written over the logits themselves.
+"""Losses of the rows of a chunk of logits, and their gradient, which is written over the logits.
 
-The native kernel takes one row at a time, which stays in the cache through its three passes. The plain torch functions
-below it do the same with blocks of rows; they serve other devices and float64, and the kernel is tested against them.
+The native kernel takes one row at a time, which stays in the cache during its three passes. The plain torch
+functions do the same with blocks of rows; they serve other devices and float64, and the kernel is tested
+against them.
 
 Shapes: C tokens of a chunk, V vocab.
 """
@@ -17,9 +18,10 @@ BLOCK_BYTES = 1 << 20
 
 
 def cross_entropy_(logits_CV: Tensor, targets_C: Tensor, with_gradient: bool = True) -> Tensor:
-    """-log softmax(logits)[target] of every row, (C,); ``logits_CV`` becomes softmax - onehot if ``with_gradient``.
+    """Return -log softmax(logits)[target] of every row, (C,) in fp32 (or float64).
 
-    ``logits_CV`` is contiguous, losses are fp32 (or float64); every target is a word (ignored ones are gone by now).
+    ``logits_CV`` must be contiguous and becomes softmax - onehot if ``with_gradient``. Every target must be a
+    word.
     """
     if _native(logits_CV):
         _check(targets_C, logits_CV)
@@ -28,7 +30,7 @@ def cross_entropy_(logits_CV: Tensor, targets_C: Tensor, with_gradient: bool = T
 
 
 def plain_cross_entropy_(logits_CV: Tensor, targets_C: Tensor, with_gradient: bool = True) -> Tensor:
-    """`cross_entropy_` in plain torch."""
+    """Compute `cross_entropy_` in plain torch."""
     losses = []
     for own_cV, targets_c in _blocks(logits_CV, targets_C):
         logits_cV = _wide(own_cV)
@@ -45,9 +47,10 @@ def plain_cross_entropy_(logits_CV: Tensor, targets_C: Tensor, with_gradient: bo
 def distil_(
     student_CV: Tensor, teacher_CV: Tensor, targets_C: Tensor, tau: float, kl_weight: float
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and KL(teacher || student at temperature ``tau``) of every row, each (C,).
+    """Return cross-entropy and KL(teacher || student) at temperature ``tau`` of every row, each (C,).
 
-    ``student_CV`` becomes the gradient of kl_weight · tau² · KL + (1 - kl_weight) · CE; ``teacher_CV`` is used up.
+    ``student_CV`` becomes the gradient of kl_weight · tau² · KL + (1 - kl_weight) · CE; ``teacher_CV`` is
+    overwritten.
     """
     if _native(student_CV) and teacher_CV.dtype == student_CV.dtype:
         _check(targets_C, student_CV)
@@ -58,7 +61,7 @@ def distil_(
 def plain_distil_(
     student_CV: Tensor, teacher_CV: Tensor, targets_C: Tensor, tau: float, kl_weight: float
 ) -> tuple[Tensor, Tensor]:
-    """`distil_` in plain torch."""
+    """Compute `distil_` in plain torch."""
     ces, kls = [], []
     for own_cV, teacher_cV, targets_c in _blocks(student_CV, teacher_CV, targets_C):
         student_cV, teacher_cV = _wide(own_cV), _wide(teacher_cV)
@@ -99,7 +102,10 @@ def _native(logits_CV: Tensor) -> bool:
 
 
 def _check(targets_C: Tensor, logits_CV: Tensor) -> None:
-    """The kernel indexes by targets, so they are looked at first, with torch's own words."""
+    """Raise torch's own IndexError for a target outside the vocabulary.
+
+    The kernel uses targets as indices.
+    """
     low, high = (int(x) for x in torch.aminmax(targets_C))
     if low < 0 or high >= logits_CV.shape[1]:
         raise IndexError(
@@ -108,7 +114,7 @@ def _check(targets_C: Tensor, logits_CV: Tensor) -> None:
 
 
 def _exponentiate_(logits_cV: Tensor) -> tuple[Tensor, Tensor]:
-    """Turns logits into exp(logit - max) in place; returns log of the normalizer and the sum, each (c, 1)."""
+    """Replace logits by exp(logit - max). Return log of the normalizer and the sum, each (c, 1)."""
     max_c1 = logits_cV.amax(dim=-1, keepdim=True)
     sum_c1 = logits_cV.sub_(max_c1).exp_().sum(dim=-1, keepdim=True)
     return sum_c1.log() + max_c1, sum_c1
@@ -116,6 +122,6 @@ def _exponentiate_(logits_cV: Tensor) -> tuple[Tensor, Tensor]:
 
 def _blocks(first_CV: Tensor, *others: Tensor):
     rows = max(1, BLOCK_BYTES // (first_CV.shape[1] * first_CV.element_size()))
-    if first_CV.is_cuda:  # no cache to stay in, only launches to save
+    if first_CV.is_cuda:  # fewer launches matter more than the cache
         rows = max(1, first_CV.shape[0])
     return zip(*(x.split(rows) for x in (first_CV, *others)), strict=True)

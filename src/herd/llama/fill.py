@@ -1,5 +1,7 @@
-"""Give values to parameters, also to those that FSDP2 divides over ranks: each rank fills the rows that it
-holds."""
+"""Give values to parameters, also to those that FSDP2 divides over ranks.
+
+Each rank fills the rows that it holds.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,10 @@ def normal_rows(shape: Sequence[int], seed: int, start: int, stop: int) -> Tenso
 
 
 def own_rows(param: Tensor) -> tuple[Tensor, int]:
-    """Return the rows of ``param`` that this rank holds, and the number of the first; all of them without
-    FSDP2."""
+    """Return the rows of ``param`` that this rank holds, and the number of the first.
+
+    Without FSDP2 these are all rows.
+    """
     if not hasattr(param, "device_mesh"):
         return param, 0
     first = 0
@@ -48,7 +52,6 @@ def fill_parameter(param: Tensor, value: Tensor) -> None:
 
 
 def fill_normal(param: Tensor, seed: int, std: float) -> None:
-    """Fill ``param`` with normal numbers of deviation ``std``, the same for a seed however many ranks share
-    it."""
+    """Fill ``param`` with normal numbers of deviation ``std``, the same on any number of ranks."""
     own, first = own_rows(param)
     own.copy_(normal_rows(param.shape, seed, first, first + len(own)) * std)

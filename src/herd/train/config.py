@@ -1,8 +1,8 @@
 """Everything that decides how a training run goes, as one checked record; without torch.
 
-There are two kinds of fields. Those in `trajectory` decide which numbers come out, so a run is not resumed with another
-value of one of them. The others (how rows are divided into forwards, what is saved or logged when) may change between
-one start and the next.
+There are two kinds of fields. Those in `trajectory` decide which numbers come out, so a run is not resumed
+with another value of one of them. The others (how rows are divided into forwards, what is saved or logged
+when) may change between one start and the next.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ class TrainSettings(Section):
         return self.batch_size * self.context
 
     def rows_of_rank(self, world: int) -> int:
-        """Return the rows per step of one of ``world`` ranks. Raises ValueError naming numbers that do not divide."""
+        """Return the rows per step of one of ``world`` ranks.
+
+        Raises ValueError naming numbers that do not divide.
+        """
         if self.batch_size % world:
             raise ValueError(f"batch_size={self.batch_size} is not a multiple of the {world} ranks")
         rows = self.batch_size // world
@@ -80,7 +83,7 @@ class TrainConfig(TrainSettings):
         return self.schedule.rate(step, self.steps, self.optimizer.lr)
 
     def trajectory(self) -> dict[str, object]:
-        """Return the fields that decide the resulting numbers (up to rounding), as JSON values by dotted name."""
+        """Return the fields that decide the numbers (up to rounding), as JSON values by dotted name."""
         record: dict[str, object] = {}
         for name, value in self.model_dump(mode="json").items():
             if isinstance(value, dict):

@@ -1,12 +1,13 @@
-"""The one training loop. Pre-training, context extension, SFT and distillation differ in stream and objective only.
+"""The one training loop, for every objective and every stream of data.
 
-In a step every rank reads its own rows of the global batch and runs them in micro-batches whose *summed* losses add up
-in the gradient. The gradient is divided by the number of trained tokens of all ranks and clipped by its global norm;
-then comes one update of the optimizer in fp32.
+In a step every rank reads its own rows of the global batch and runs them in micro-batches whose *summed*
+losses add up in the gradient. The gradient is divided by the number of trained tokens of all ranks and
+clipped by its global norm; then comes one update of the optimizer in fp32.
 
-Nothing here is random and the stream is a pure function of its position, so a state is the weights, the moments, the
-mean of the decay's weights and one integer. A run that is killed anywhere and started again ends with the same bits as
-one that was not. Under ``torchrun`` the same call runs on all ranks and sees the same tokens in the same order.
+Nothing here is random and the stream is a pure function of its position, so a state is the weights, the
+moments, the mean of the decay's weights and one integer. A run that is killed anywhere and started again ends
+with the same bits as one that was not. Under ``torchrun`` the same call runs on all ranks and sees the same
+tokens in the same order.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from .parallel import Ranks
 class TrainResult:
     """The outcome of a run; the weights are in the model.
 
-    ``seconds`` counts all starts together. ``flops`` are those of the matmuls, a teacher's forwards included and
-    recomputation not.
+    ``seconds`` counts all starts together. ``flops`` are those of the matmuls, a teacher's forwards included
+    and recomputation not.
     """
 
     step: int
@@ -67,15 +68,17 @@ def train(
     evaluate: Callable[[LlamaLM, int], Mapping[str, Any]] | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainResult:
-    """Train ``model`` in place for ``config.steps`` steps, from the newest state in ``folder`` if there is one.
+    """Train ``model`` in place for ``config.steps`` steps, or resume from the newest state in ``folder``.
 
-    ``folder`` receives ``metrics.jsonl`` and ``state/``. ``mesh`` is by default what ``torchrun`` started, as replicas.
-    Every rank calls ``evaluate(model, step)`` every ``config.eval_every`` steps and after the last; its numbers go to
-    the log. The first rank calls ``on_step(record)`` after every logged step. A `stream` may have a ``signature`` (a
-    JSON value): resuming on other data is then an error. Calling again after the end loads the result and returns.
+    ``folder`` receives ``metrics.jsonl`` and ``state/``. ``mesh`` is by default what ``torchrun`` started, as
+    replicas. Every rank calls ``evaluate(model, step)`` every ``config.eval_every`` steps and after the last;
+    its numbers go to the log. The first rank calls ``on_step(record)`` after every logged step. A `stream`
+    may have a ``signature`` (a JSON value): resuming on other data is then an error. Calling again after the
+    end loads the result and returns.
 
-    Ctrl-C and SIGTERM let the step finish, save the state and raise KeyboardInterrupt. Raises `TrainingError` for a
-    loss that is not finite (naming step and rows), a batch that trains nothing, or a state that does not fit this run.
+    Ctrl-C and SIGTERM let the step finish, save the state and raise KeyboardInterrupt. Raises `TrainingError`
+    for a loss that is not finite (naming step and rows), a batch that trains nothing, or a state that does
+    not fit this run.
     """
     ranks = parallel.start() if mesh is None else parallel.ranks_of(mesh)
     parallel.distribute(model, ranks, torch_dtype(config.dtype))
@@ -120,7 +123,7 @@ class _Run:
             )
         )
 
-    # The run ------------------------------------------------------------------------------------------------------
+    # The run ------------------------------------------------------------------------------------------------
 
     def run(self, evaluate: Any, on_step: Any) -> TrainResult:
         config = self.config
@@ -179,7 +182,7 @@ class _Run:
             resumed_from=resumed_from,
         )
 
-    # One step -----------------------------------------------------------------------------------------------------
+    # One step -----------------------------------------------------------------------------------------------
 
     def _step(self, interrupted: threading.Event) -> tuple[dict[str, Any], bool]:
         """Make one update. Return its record, and whether some rank was asked to stop."""
@@ -242,7 +245,10 @@ class _Run:
         return torch.autocast(self.device.type, dtype)
 
     def _gradient_scale(self, count: float) -> float:
-        """Return the factor from the gradient of the sum (FSDP2: its mean over ranks) to that of the mean per token."""
+        """Return the factor from the gradient of the sum (FSDP2.
+
+        Its mean over ranks) to that of the mean per token.
+        """
         return (self.ranks.world if isinstance(self.model, FSDPModule) else 1) / count
 
     def _first_row(self) -> int:
@@ -279,7 +285,7 @@ class _Run:
         own = self.model.config.flops_per_token(self.config.context / 2, training=True)
         return own + (extra(self.config.context) if extra is not None else 0.0)
 
-    # Log, evaluation, state ---------------------------------------------------------------------------------------
+    # Log, evaluation, state ---------------------------------------------------------------------------------
 
     def _log(self, log: MetricsLog | None, record: dict[str, Any], on_step: Any) -> None:
         if log is None or not (self.step % self.config.log_every == 0 or self.step == self.config.steps):
@@ -341,7 +347,10 @@ class _Run:
 
 
 def _numbers(loss: objectives.Loss, names: list[str]) -> Tensor:
-    """Return total, denominator and metrics of a micro-batch as one float64 vector: one transfer, exact counts."""
+    """Return total, denominator and metrics of a micro-batch as one float64 vector.
+
+    One transfer, exact counts.
+    """
     denominator = torch.as_tensor(loss.denominator, device=loss.total.device)
     values = (loss.total, denominator, *(loss.metrics[name] for name in names))
     return torch.stack([x.double() for x in values])
@@ -351,9 +360,9 @@ def _numbers(loss: objectives.Loss, names: list[str]) -> Tensor:
 def _interrupts(*, once: bool) -> Iterator[threading.Event]:
     """Yield an event that Ctrl-C and SIGTERM set until the block ends.
 
-    With ``once`` a second Ctrl-C acts as usual, immediately. Under ``torchrun`` one Ctrl-C arrives twice, from the
-    terminal and from its agent, which kills the process after 30 seconds anyway. Only the main thread can catch
-    signals; elsewhere the event is never set.
+    With ``once`` a second Ctrl-C acts as usual, immediately. Under ``torchrun`` one Ctrl-C arrives twice,
+    from the terminal and from its agent, which kills the process after 30 seconds anyway. Only the main
+    thread can catch signals; elsewhere the event is never set.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -1,19 +1,20 @@
 """The memory that training needs, by formula and without torch: for the planner, receipts and recipes.
 
-Per parameter there are the fp32 weight, its fp32 gradient and Adam's two fp32 moments: 16 bytes, and 4 more while the
-decay's weights are averaged. All of it is divided over the shards. Copies in the compute dtype come on top: FSDP2
-gathers the root (embedding and head) and about two layers at a time; a single process keeps, in bf16, autocast's copy
-of every matrix.
+Per parameter there are the fp32 weight, its fp32 gradient and Adam's two fp32 moments: 16 bytes, and 4 more
+while the decay's weights are averaged. All of it is divided over the shards. Copies in the compute dtype come
+on top: FSDP2 gathers the root (embedding and head) and about two layers at a time; a single process keeps, in
+bf16, autocast's copy of every matrix.
 
-Per token of a micro-batch, backward needs of each layer (D model dim, q = H·K, kv = G·K, F ffn dim), in values of the
-compute dtype:
+Per token of a micro-batch, backward needs of each layer (D model dim, q = H·K, kv = G·K, F ffn dim), in
+values of the compute dtype:
 
     the inputs of both norms   2 D
     q and k after rotation, v, attention's output   2 (q + kv)
     gate, up   2 F
 
-The norms' outputs and SwiGLU's are computed again in backward (`kernels.recompute`; torch.compile does the same). With
-activation checkpointing only the layer's input, D, is kept, and the activations of one layer at a time.
+The norms' outputs and SwiGLU's are computed again in backward (`kernels.recompute`; torch.compile does the
+same). With activation checkpointing only the layer's input, D, is kept, and the activations of one layer at a
+time.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ class TrainBytes:
 
 
 def state_nbytes(config: ModelConfig, *, average: bool = False) -> int:
-    """Return the bytes of a state on disk: weights, both moments, and the mean of the decay's weights, in fp32."""
+    """Return the bytes of a state on disk.
+
+    Weights, both moments, and the mean of the decay's weights, in fp32.
+    """
     return config.n_params * MASTER * (4 if average else 3)
 
 
@@ -63,7 +67,7 @@ def activation_nbytes(
     dtype: str = "fp32",
     activation_checkpointing: bool = False,
 ) -> int:
-    """Return the bytes that backward needs of a micro-batch of ``rows`` x ``context`` tokens, without the loss."""
+    """Return the bytes that backward needs of a micro-batch, without the loss."""
     layer = _layer_nbytes(config, rows * context, dtype)
     residual = rows * context * nbytes_per_value(dtype) * config.dim
     kept = config.n_layers * residual + layer if activation_checkpointing else config.n_layers * layer
@@ -88,7 +92,10 @@ LOSS_CHUNK_BYTES = 128 << 20
 
 
 def loss_chunk_tokens(config: ModelConfig) -> int:
-    """Return the tokens of one chunk of the loss, at least D; a test checks that the kernel has the same number."""
+    """Return the tokens of one chunk of the loss, at least D.
+
+    A test checks that the kernel has the same number.
+    """
     tokens = max(LOSS_CHUNK_BYTES // (4 * config.vocab_size), config.dim)
     return tokens // 128 * 128 or tokens
 
@@ -106,11 +113,12 @@ def kept_nbytes(
     activation_checkpointing: bool = False,
     average: bool = False,
 ) -> int:
-    """Return the bytes by which a process on a CPU grows that keeps freed memory (`kernels.memory`), as training does.
+    """Return the bytes by which a training process on a CPU grows, where it keeps freed memory.
 
-    glibc cannot hand out an aligned block again at its own size, so its heap has holes: a second chunk of logits and
-    the temporaries of a layer and a half come on top. With glibc 2.36 this was within 100 MB on six shapes, and 280 MB
-    too low on one (256 wide, 8 layers, fp32, activation checkpointing). `train_nbytes` counts the tensors alone.
+    glibc cannot hand out an aligned block again at its own size, so its heap has holes: a second chunk of
+    logits and the temporaries of a layer and a half come on top. With glibc 2.36 this was within 100 MB on
+    six shapes, and 280 MB too low on one (256 wide, 8 layers, fp32, activation checkpointing). `train_nbytes`
+    counts the tensors alone.
     """
     held = train_nbytes(
         config, rows, context, dtype=dtype, activation_checkpointing=activation_checkpointing, average=average

@@ -1,8 +1,8 @@
-"""What a run records about itself: a JSON line per logged step in ``metrics.jsonl``, and TensorBoard if asked for.
+"""The log of a run: a JSON line per logged step in ``metrics.jsonl``, and TensorBoard if asked for.
 
-A resumed run repeats steps that the killed one had already logged. Lines beyond the resumed step are dropped first, and
-so is a last line that was cut short, so the file of a run that was killed ten times reads like that of one that never
-was; only seconds and speeds differ.
+A resumed run repeats steps that the killed one had already logged. Lines beyond the resumed step are dropped
+first, and so is a last line that was cut short, so the file of a run that was killed ten times reads like
+that of one that never was; only seconds and speeds differ.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the loop needs of an optimizer's state, the norm of all gradients, and the mean of the decay's weights."""
+"""The optimizer's state as the loop sees it, the gradient's norm, and the mean of the decay's weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def set_updates(optimizer: torch.optim.Optimizer, updates: int) -> None:
 
 
 def gradient_norm(grads: Iterable[Tensor]) -> float:
-    """Return the 2-norm of all gradients together, over all ranks' shards (a collective where they are DTensors)."""
+    """Return the 2-norm of all gradients together (a collective where they are DTensors)."""
     norm = torch.nn.utils.get_total_norm(list(grads), 2.0)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 

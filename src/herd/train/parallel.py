@@ -1,13 +1,13 @@
 """The ranks of a run: the same loop in one process or in many under ``torchrun``.
 
-Parallelism stays outside the model. One device mesh of two dimensions, ("replicate", "shard"), holds both kinds of data
-parallelism: PyTorch's FSDP2 divides every layer over the second and all-reduces its gradients over the first. So (n, 1)
-is DDP, (1, n) is FSDP and (n, m) is HSDP, in one code path whose reductions have a fixed order. (DDP's own reducer
-lays out its buckets differently after the first step, so a resumed run would add in another order than one that was
-not interrupted.)
+Parallelism stays outside the model. One device mesh of two dimensions, ("replicate", "shard"), holds both
+kinds of data parallelism: PyTorch's FSDP2 divides every layer over the second and all-reduces its gradients
+over the first. So (n, 1) is DDP, (1, n) is FSDP and (n, m) is HSDP, in one code path whose reductions have a
+fixed order. (DDP's own reducer lays out its buckets differently after the first step, so a resumed run would
+add in another order than one that was not interrupted.)
 
-FSDP2 keeps the root unit (embedding, last norm and head) gathered between forward and backward, so that the loss can
-use the head.
+FSDP2 keeps the root unit (embedding, last norm and head) gathered between forward and backward, so that the
+loss can use the head.
 """
 
 from __future__ import annotations
@@ -108,10 +108,10 @@ def stop() -> None:
 
 
 def distribute(model: LlamaLM, ranks: Ranks, dtype: torch.dtype = torch.float32) -> LlamaLM:
-    """Divide the model over the mesh in place: each layer is a unit, embedding, last norm and head are another.
+    """Divide the model over the mesh in place: each layer is a unit, and the rest is another.
 
-    Parameters are gathered and used in ``dtype``; gradients are reduced in fp32. Weights must be equal on all ranks.
-    Does nothing in a single process or when it was done before.
+    Parameters are gathered and used in ``dtype``; gradients are reduced in fp32. Weights must be equal on all
+    ranks. Does nothing in a single process or when it was done before.
     """
     if ranks.mesh is None or isinstance(model, FSDPModule):
         return model
@@ -135,10 +135,10 @@ def postpone_reduction(model: nn.Module, last: bool) -> None:
 
 @contextmanager
 def prepared(model: LlamaLM, *, activation_checkpointing: bool, compiled: bool) -> Iterator[None]:
-    """Compute layers again in backward and compile them, as asked, until the block ends. Parameter names stay the same.
+    """Recompute layers in backward and compile them, as asked, until the block ends.
 
-    Activation checkpointing keeps one residual (rows x context x dim) per layer instead of some 20 of that size, for a
-    third more FLOPs (arXiv 1604.06174).
+    Activation checkpointing keeps one residual (rows x context x dim) per layer instead of some 20 of that
+    size, for a third more FLOPs (arXiv 1604.06174).
     """
     layers: list[nn.Module] = list(model.model.layers)
     try:

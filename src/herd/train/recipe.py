@@ -1,8 +1,9 @@
 """A recipe: one YAML file that describes a training run and is checked before anything starts.
 
-Every error names the file, the line and the key, and is one line. An unknown key comes with the nearest known one,
-because a misspelt key that is quietly ignored costs a training run. `read_recipe` checks what the file alone can tell:
-types and impossible combinations. `check_recipe` then looks at the folders it names and at the number of ranks.
+Every error names the file, the line and the key, and is one line. An unknown key comes with the nearest known
+one, because a misspelt key that is quietly ignored costs a training run. `read_recipe` checks what the file
+alone can tell: types and impossible combinations. `check_recipe` then looks at the folders it names and at
+the number of ranks.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ ShapeSpec = _mirror(ModelConfig, rope_scaling=RopeSpec | None)
 
 
 class ModelSpec(Section):
-    """The source of the weights, exactly one of the three. With ``size`` and ``shape`` they are drawn at random."""
+    """The source of the weights, exactly one of the three.
+
+    With ``size`` and ``shape`` they are drawn at random.
+    """
 
     size: str | None = None  # e.g. 8B: a published Llama 3.1 model's shape
     shape: ShapeSpec | None = None  # type: ignore[valid-type]
@@ -84,7 +88,10 @@ class ModelSpec(Section):
 
 
 class TokenizerSpec(Section):
-    """A tokenizer's file or folder, or the size of one to train on the text. Without it: the checkpoint's own."""
+    """A tokenizer's file or folder, or the size of one to train on the text. Without it.
+
+    The checkpoint's own.
+    """
 
     path: str | None = None
     train_vocab: Annotated[int, Field(ge=512)] | None = None  # 256 bytes and 256 special tokens included
@@ -97,7 +104,10 @@ class TokenizerSpec(Section):
 
 
 class ParallelSpec(Section):
-    """The number of processes, and over how many of them weights are divided: 1 is DDP, all FSDP, between them HSDP."""
+    """The number of processes, and over how many of them weights are divided.
+
+    1 is DDP, all FSDP, between them HSDP.
+    """
 
     ranks: Positive = 1
     shard: Positive = 1
@@ -165,7 +175,7 @@ class Recipe(Section):
         return TrainConfig(**dict(self.train), optimizer=self.optimizer, schedule=self.schedule)
 
 
-# Reading YAML with lines --------------------------------------------------------------------------------------------
+# Reading YAML with lines ------------------------------------------------------------------------------------
 
 
 class _Loader(yaml.SafeLoader):
@@ -325,11 +335,11 @@ def _dotted(at: Path_) -> str:
     return ".".join(str(part) for part in at)
 
 
-# What the disk and the number of processes must agree with --------------------------------------------------------
+# What the disk and the number of processes must agree with --------------------------------------------------
 
 
 def check_recipe(recipe: Recipe, world: int) -> ModelConfig:
-    """Check that folders exist, vocabularies are the same, and ``world`` ranks are right. Return the model's shape.
+    """Check folders, vocabularies and the number of ranks ``world``. Return the model's shape.
 
     Raises `RecipeError`, or what reading a checkpoint's configuration raises, before anything is allocated.
     """

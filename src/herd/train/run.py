@@ -1,7 +1,7 @@
 """Run a recipe: load or draw its model, open its data, train, and write a checkpoint folder at the end.
 
-Mistakes are refused before weights are allocated. The first rank makes shards and a new tokenizer once, under ``out``;
-a later start finds them there, and the loop continues from its newest state.
+Mistakes are refused before weights are allocated. The first rank makes shards and a new tokenizer once, under
+``out``; a later start finds them there, and the loop continues from its newest state.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ from .sources import OpenedData, TextData
 def run_recipe(
     recipe: Recipe, *, on_step: Callable[[dict[str, Any]], None] | None = None
 ) -> tuple[Path, TrainResult]:
-    """Train by the recipe on all processes that ``torchrun`` started. Return the checkpoint folder and the outcome.
+    """Train by the recipe on all processes of ``torchrun``. Return the checkpoint folder and the outcome.
 
-    Raises the `HerdError` of the room whose input is wrong, and KeyboardInterrupt after Ctrl-C, with the state saved.
+    Raises the `HerdError` of the room whose input is wrong, and KeyboardInterrupt after Ctrl-C, with the
+    state saved.
     """
     ranks = parallel.start(recipe.parallel.shard)
     config = check_recipe(recipe, ranks.world)
@@ -99,7 +100,7 @@ def _train(
     return folder, result
 
 
-# The data -----------------------------------------------------------------------------------------------------------
+# The data ---------------------------------------------------------------------------------------------------
 
 
 def bind_data(recipe: Recipe, out: Path) -> None:
@@ -126,7 +127,10 @@ def bind_data(recipe: Recipe, out: Path) -> None:
 
 
 def prepare(recipe: Recipe, config: ModelConfig, out: Path) -> tuple[Tokenizer, OpenedData]:
-    """Return the tokenizer and the data; shards and a new tokenizer are written to ``out`` unless they are there."""
+    """Return the tokenizer and the data.
+
+    Shards and a new tokenizer are written to ``out`` unless they are there.
+    """
     tokenizer = _tokenizer(recipe, out)
     if tokenizer.vocab_size > config.vocab_size:
         raise RecipeError(
@@ -157,7 +161,7 @@ def _tokenizer(recipe: Recipe, out: Path) -> Tokenizer:
     return Tokenizer.from_folder(folder)
 
 
-# The model ----------------------------------------------------------------------------------------------------------
+# The model --------------------------------------------------------------------------------------------------
 
 
 def build(recipe: Recipe, config: ModelConfig, ranks: Ranks) -> LlamaLM:
@@ -169,9 +173,10 @@ def build(recipe: Recipe, config: ModelConfig, ranks: Ranks) -> LlamaLM:
 def spread(
     config: ModelConfig, source: str | None, seed: int, ranks: Ranks, compute: torch.dtype, dtype: torch.dtype
 ) -> LlamaLM:
-    """Return a model in ``dtype`` from the checkpoint folder ``source``, or drawn from ``seed`` where that is None.
+    """Return a model in ``dtype`` from the checkpoint ``source``, or drawn from ``seed`` where that is None.
 
-    With several shards no rank ever holds the whole model: parameters are allocated sharded and filled one by one.
+    With several shards no rank ever holds the whole model: parameters are allocated sharded and filled one by
+    one.
     """
     device = parallel.device_of_rank()
     if ranks.mesh is None or config.tie_embeddings:  # tied weights must be one tensor before it is sharded
@@ -196,7 +201,10 @@ def spread(
 
 
 def objective_of(recipe: Recipe, ranks: Ranks) -> Objective:
-    """Return the recipe's objective; its other models are frozen, in the compute dtype, and sharded as the model is."""
+    """Return the recipe's objective.
+
+    Its other models are frozen, in the compute dtype, and sharded as the model is.
+    """
     compute = torch_dtype(recipe.train.dtype)
 
     def load_frozen(source: str) -> LlamaLM:
@@ -214,7 +222,10 @@ def _save(
     folder: Path,
     ranks: Ranks,
 ) -> None:
-    """Write the result as a checkpoint folder with its lineage. Sharded weights are gathered tensor by tensor."""
+    """Write the result as a checkpoint folder with its lineage.
+
+    Sharded weights are gathered tensor by tensor.
+    """
     params = dict(model.named_parameters())
 
     def whole(name: str) -> Tensor:

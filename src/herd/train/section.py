@@ -1,4 +1,7 @@
-"""What the sections of a recipe have in common: strict checking, and the types of their fields. Imports no torch."""
+"""What the sections of a recipe have in common: strict checking, and the types of their fields.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -35,5 +38,5 @@ class Section(BaseModel):
 
 
 def impossible(field: str, message: str) -> PydanticCustomError:
-    """Return the error for fields that contradict each other, pinned to the one that the user should look at."""
+    """Return the error for contradicting fields, with the ``field`` that the user should look at."""
     return PydanticCustomError("impossible", "{reason}", {"field": field, "reason": message})

@@ -1,10 +1,10 @@
 """The state of a run on disk, which is either complete or absent.
 
-``folder/state/step-00000200/`` holds the trainable weights, the optimizer's moments and the mean of the decay's weights
-as DCP tensors (`storage.py`), and ``state.json``: how far the run is and what decided its numbers. A state is written
-under a temporary name, flushed, and made real by one rename, so a kill at any moment leaves the old states, with or
-without the new one. Folders that were never renamed are ignored, and removed by the next start. The stream's position
-is a function of the step, so no random state has to be kept.
+``folder/state/step-00000200/`` holds the trainable weights, the optimizer's moments and the mean of the
+decay's weights as DCP tensors (`storage.py`), and ``state.json``: how far the run is and what decided its
+numbers. A state is written under a temporary name, flushed, and made real by one rename, so a kill at any
+moment leaves the old states, with or without the new one. Folders that were never renamed are ignored, and
+removed by the next start. The stream's position is a function of the step, so no random state has to be kept.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. ``signature`` is what decided its numbers: configuration, model, objective, stream."""
+    """How far a run is. ``signature`` is what decided its numbers.
+
+    Configuration, model, objective, stream.
+    """
 
     step: int
     seconds: float
@@ -110,9 +113,10 @@ def progress_of(path: Path) -> Progress:
 
 
 def load(path: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """Read a state into ``tensors`` in place, whatever number of ranks wrote it. All ranks call this together.
+    """Read a state into ``tensors`` in place, also one that another number of ranks wrote.
 
-    Raises `TrainingError` naming the state and the cure when a file is missing, short or does not match its checksum.
+    Raises `TrainingError` naming the state and the cure when a file is missing, short or does not match its
+    checksum.
     """
     try:
         _dcp(dcp.load, tensors, ranks, storage_reader=RawFiles(path))

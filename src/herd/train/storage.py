@@ -1,9 +1,9 @@
-"""How the tensors of a state are stored: PyTorch's distributed checkpoint (DCP) over raw files with checksums.
+"""The tensors of a state on disk: PyTorch's distributed checkpoint (DCP) over raw files with checksums.
 
-DCP plans which rank writes which part of which tensor, and fits the parts to another number of ranks when they are
-read. Its own file format wraps every part in a zip archive, which costs 0.4 ms each, and does not notice a flipped bit.
-Here each rank writes its parts one after another into one file, and the index keeps a CRC-32 of each, which is checked
-when the part is read.
+DCP plans which rank writes which part of which tensor, and fits the parts to another number of ranks when
+they are read. Its own file format wraps every part in a zip archive, which costs 0.4 ms each, and does not
+notice a flipped bit. Here each rank writes its parts one after another into one file, and the index keeps a
+CRC-32 of each, which is checked when the part is read.
 
 The index (``.metadata``) is a pickle, as in DCP itself: states are trusted local files.
 """
@@ -43,7 +43,7 @@ class TensorChunk:
 
 
 class RawFiles(StorageWriter, StorageReader):
-    """DCP's storage in ``folder``: a file ``rank-N.bin`` per rank, and the index, which the first rank writes.
+    """DCP's storage in ``folder``: a file ``rank-N.bin`` per rank, and the index of the first rank.
 
     Reading raises `TrainingError` for a part that is short or whose checksum is wrong.
     """

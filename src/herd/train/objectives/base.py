@@ -1,11 +1,11 @@
 """What all objectives have in common: sums over trained tokens, from hidden states, the head and the batch.
 
-An objective returns *sums* and the number of trained tokens; the loop divides by the number of the whole global batch.
-So the gradient is the same however rows are divided into micro-batches and ranks, and a row with few trained tokens
-does not weigh more than one with many, as it would in a mean of means.
+An objective returns *sums* and the number of trained tokens; the loop divides by the number of the whole
+global batch. So the gradient is the same however rows are divided into micro-batches and ranks, and a row
+with few trained tokens does not weigh more than one with many, as it would in a mean of means.
 
-The loop runs the model; an objective sees the final hidden states and the head, so that the scores of the whole
-vocabulary never leave the fused loss kernel.
+The loop runs the model; an objective sees the final hidden states and the head, so that the scores of the
+whole vocabulary never leave the fused loss kernel.
 
 Shapes: B batch rows, T time, D model dim.
 """
@@ -23,7 +23,10 @@ from ..section import Section
 
 
 class Loss(NamedTuple):
-    """Sums over a micro-batch: ``total`` (fp32 scalar with gradient) and ``metrics``, to divide by ``denominator``."""
+    """Sums over a micro-batch.
+
+    ``total`` (fp32 scalar with gradient) and ``metrics``, to divide by ``denominator``.
+    """
 
     total: Tensor
     denominator: Tensor
@@ -45,7 +48,10 @@ class ObjectiveSection(Section):
         return {}
 
     def build(self, load_frozen: Callable[[str], LlamaLM]) -> Objective:
-        """Return the objective; ``load_frozen`` loads a checkpoint folder for inference as the run's model is."""
+        """Return the objective.
+
+        ``load_frozen`` loads a checkpoint folder for inference as the run's model is.
+        """
         raise NotImplementedError
 
 
@@ -61,7 +67,10 @@ def count_targets(batch: Batch) -> Tensor:
 
 
 def signature(objective: Objective) -> dict[str, object]:
-    """Return an objective's name and constants as JSON values; an object may have its own method of this name."""
+    """Return an objective's name and constants as JSON values.
+
+    An object may have its own method of this name.
+    """
     own = getattr(objective, "signature", None)
     if own is not None:
         return own()

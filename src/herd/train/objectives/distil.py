@@ -22,9 +22,9 @@ from .base import Loss, Objective, ObjectiveSection, count_targets
 class distil:
     """The objective ``kl_weight`` · tau² · KL(teacher || student) + (1 - ``kl_weight``) · cross-entropy.
 
-    Minitron (arXiv 2407.14679, table 11): on pruned Llamas KL alone at tau 1 beats any mixture, so these are defaults.
-    The teacher may have another width and depth; its vocabulary must be the student's. It runs without gradients, in
-    the loop's compute dtype.
+    Minitron (arXiv 2407.14679, table 11): on pruned Llamas KL alone at tau 1 beats any mixture, so these are
+    defaults. The teacher may have another width and depth; its vocabulary must be the student's. It runs
+    without gradients, in the loop's compute dtype.
     """
 
     def __init__(self, teacher: LlamaLM, *, kl_weight: float = 1.0, tau: float = 1.0) -> None:
@@ -54,7 +54,7 @@ class distil:
         return Loss(total, count_targets(batch), {"ce": ce.detach(), "kl": kl.detach()})
 
     def extra_flops_per_token(self, context: int) -> float:
-        """Return the FLOPs per token of the teacher's forward, which count as the run's, on rows of ``context``."""
+        """Return the FLOPs per token of the teacher's forward on rows of ``context``."""
         return self.teacher.config.flops_per_token(context / 2)
 
     def signature(self) -> dict[str, object]:

@@ -1,4 +1,7 @@
-"""Optimizers, one per file. A second one makes `AnyOptimizer` a union told apart by ``kind``, as in `schedules`."""
+"""Optimizers, one per file.
+
+A second one makes `AnyOptimizer` a union told apart by ``kind``, as in `schedules`.
+"""
 
 from .adamw import AdamW
 

@@ -32,10 +32,10 @@ class AdamW(Section):
         return self
 
     def build(self, model: torch.nn.Module) -> torch.optim.AdamW:
-        """Return fused AdamW over the model's trainable parameters, which must be fp32, with all its state present.
+        """Return fused AdamW over the model's trainable parameters, which must be fp32.
 
-        bf16 weights could not hold an update of 2^-8 of their size. The moments are allocated now rather than at the
-        first step, so that a resumed run can load straight into them.
+        bf16 weights could not hold an update of 2^-8 of their size. The moments are allocated now rather than
+        at the first step, so that a resumed run can load straight into them.
         """
         import torch
 

@@ -1,4 +1,7 @@
-"""Learning-rate schedules, one per file. A new one is a subclass of `Schedule` and one more name in `AnySchedule`."""
+"""Learning-rate schedules, one per file.
+
+A new one is a subclass of `Schedule` and one more name in `AnySchedule`.
+"""
 
 from typing import Annotated
 

@@ -1,7 +1,7 @@
 """The frame of every schedule: a linear warm-up, a stretch that subclasses shape, and a linear decay to zero.
 
-Llama 3 405B: 8,000 warm-up steps to 8e-5, cosine to 8e-7 over 1,200,000 steps, then linear decay to zero, with the
-weights of that last stretch averaged (arXiv 2407.21783, sections 3.4.1 and 3.4.3).
+Llama 3 405B: 8,000 warm-up steps to 8e-5, cosine to 8e-7 over 1,200,000 steps, then linear decay to zero,
+with the weights of that last stretch averaged (arXiv 2407.21783, sections 3.4.1 and 3.4.3).
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ class Schedule(Section):
             )
 
     def rate(self, step: int, steps: int, peak: float) -> float:
-        """Return the rate of the update that takes the weights from ``step`` updates to ``step + 1``, of ``steps``.
+        """Return the rate of the update after ``step`` of ``steps`` updates.
 
-        Warm-up ends exactly at the peak. The decay begins where the middle ended and would reach zero at ``steps``.
+        Warm-up ends exactly at the peak. The decay begins where the middle ended and would reach zero at
+        ``steps``.
         """
         if step < self.warmup_steps:
             return peak * (step + 1) / self.warmup_steps
@@ -57,6 +58,9 @@ class Schedule(Section):
         raise NotImplementedError
 
     def averages_at(self, step: int, steps: int) -> bool:
-        """Whether the weights after ``step`` updates enter the mean: counted back from the last step of the decay."""
+        """Whether the weights after ``step`` updates enter the mean.
+
+        Counted back from the last step of the decay.
+        """
         in_decay = step > steps - self.decay_steps
         return bool(self.average_every) and in_decay and (steps - step) % self.average_every == 0

@@ -81,5 +81,8 @@ class DataSection(Section):
 
 
 def source_file(path: Path) -> tuple[str, Path]:
-    """Return the name and the file that stand for a path: the index of shards has the checksums of the others."""
+    """Return the name and the file that stand for a path.
+
+    The index of shards has the checksums of the others.
+    """
     return (f"{path.name}/{INDEX}", path / INDEX) if path.is_dir() else (path.name, path)

@@ -19,7 +19,10 @@ from .base import DataSection, OpenedData, source_file
 
 
 class TextData(DataSection):
-    """Text to make shards of; a part of it is held out for evaluation unless ``heldout`` names other shards."""
+    """Text to make shards of.
+
+    A part of it is held out for evaluation unless ``heldout`` names other shards.
+    """
 
     kind: Literal["text"]
     paths: Annotated[
