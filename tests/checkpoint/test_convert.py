@@ -18,7 +18,7 @@ from herd.llama.config import SIZES
 
 
 @pytest.mark.parametrize("tie", [False, True])
-def test_import_what_transformers_wrote(tmp_path, make_model, tokenizer, same_bits, tie):
+def test_a_folder_written_by_transformers_is_imported(tmp_path, make_model, tokenizer, same_bits, tie):
     model = make_model(tie_embeddings=tie)
     checkpoint.save_model(tmp_path / "a", model, tokenizer)
     LlamaForCausalLM.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b", max_shard_size=50_000)
@@ -78,7 +78,9 @@ def test_an_export_is_read_by_transformers_in_the_dtype_asked_for(
         assert torch.equal(theirs.state_dict()[name], param.bfloat16())
 
 
-def test_lineage_goes_along(tmp_path, make_model, tokenizer):
+def test_exported_weights_keep_their_lineage_and_rounded_ones_become_children(
+    tmp_path, make_model, tokenizer
+):
     exact = checkpoint.save_model(
         tmp_path / "a",
         make_model(),
@@ -101,7 +103,7 @@ def test_a_folder_can_be_exported_to_itself(tmp_path, make_model, tokenizer, sam
     same_bits(checkpoint.load_model(tmp_path / "a"), make_model())
 
 
-def test_weights_that_are_not_finite(tmp_path, make_model):
+def test_weights_that_are_not_finite_are_refused(tmp_path, make_model):
     checkpoint.save_model(tmp_path / "a", make_model())
     state = load_file(tmp_path / "a" / "model.safetensors")
     state["model.norm.weight"][0] = float("nan")
@@ -114,7 +116,7 @@ def test_weights_that_are_not_finite(tmp_path, make_model):
     assert not (tmp_path / "b").exists()
 
 
-def test_one_tensor_at_a_time(tmp_path, make_model, tokenizer, monkeypatch):
+def test_conversion_holds_one_tensor_at_a_time(tmp_path, make_model, tokenizer, monkeypatch):
     """Memory: the next tensor is asked for only when the last one lies in its file."""
     from herd.checkpoint import write
 
@@ -141,7 +143,7 @@ def test_one_tensor_at_a_time(tmp_path, make_model, tokenizer, monkeypatch):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_notice(size):
+def test_the_notice_of_metas_licence_follows_from_the_shape(size):
     config = SIZES[size]
     assert released_as(config.replace(max_context=9)) == size
     assert released_as(config.replace(ffn_dim=9)) is None
@@ -153,7 +155,7 @@ def test_notice(size):
         assert licence_notice(config.replace(rope_scaling=None)).startswith("Meta Llama 3 is")
 
 
-def test_without_tokenizer(tmp_path, make_model):
+def test_a_folder_without_tokenizer_is_converted_with_a_warning(tmp_path, make_model):
     checkpoint.save_model(tmp_path / "a", make_model())
     with pytest.warns(UserWarning, match="has no tokenizer"):
         checkpoint.export_hf(tmp_path / "a", tmp_path / "b")

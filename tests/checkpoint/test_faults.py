@@ -63,7 +63,7 @@ def write_raw(path, header, body):
     path.write_bytes(struct.pack("<Q", len(text)) + text + body)
 
 
-def test_truncated_anywhere(whole, copy):
+def test_a_file_truncated_anywhere_is_refused(whole, copy):
     folder = copy(whole)
     path = folder / "model.safetensors"
     data = path.read_bytes()
@@ -89,7 +89,7 @@ def test_truncated_anywhere(whole, copy):
 
 
 @pytest.mark.parametrize("length", [0, 1, 2**31, 2**63, 2**64 - 1])
-def test_header_length(whole, copy, length):
+def test_a_wrong_header_length_is_refused(whole, copy, length):
     folder = copy(whole)
     path = folder / "model.safetensors"
     path.write_bytes(struct.pack("<Q", length) + path.read_bytes()[8:])
@@ -135,7 +135,7 @@ def test_any_flipped_header_byte_is_refused_or_harmless(whole, tmp_path, data):
         b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "a": {"dtype": "F32"}}',
     ],
 )
-def test_corrupt_header(whole, copy, header):
+def test_a_corrupt_header_is_refused(whole, copy, header):
     folder = copy(whole)
     write_raw(folder / "model.safetensors", header, b"\0" * 4)
     refused(folder, "model.safetensors")
@@ -147,7 +147,7 @@ def change_entry(folder, name, **changes):
     write_raw(folder / "model.safetensors", header, body)
 
 
-def test_overlapping_and_oversized_ranges(whole, copy):
+def test_overlapping_and_oversized_ranges_are_refused(whole, copy):
     folder = copy(whole)
     header, _ = header_of(folder / "model.safetensors")
     name = "model.layers.0.self_attn.q_proj.weight"
@@ -167,7 +167,7 @@ def rewrite(folder, change):
     save_file(state, folder / "model.safetensors")
 
 
-def test_wrong_tensors(whole, copy, tmp_path):
+def test_missing_extra_and_misshapen_tensors_are_named(whole, copy, tmp_path):
     def shape(state):
         state["model.norm.weight"] = torch.ones(49)
 
@@ -196,7 +196,7 @@ def test_wrong_tensors(whole, copy, tmp_path):
         shutil.rmtree(folder)
 
 
-def test_config_of_another_model(whole, copy):
+def test_the_config_of_another_model_is_refused(whole, copy):
     folder = copy(whole)
     data = json.loads((folder / "config.json").read_text())
     for change, named in (
@@ -223,7 +223,7 @@ def test_nothing_is_allocated_for_a_bad_folder(whole, copy, monkeypatch):
     refused(folder, "model.norm.weight is missing")
 
 
-def test_shards(sharded, copy):
+def test_missing_mixed_and_hostile_shards_are_refused(sharded, copy):
     index = json.loads((sharded / weights.INDEX).read_text())
     files = sorted(set(index["weight_map"].values()))
     name = next(iter(index["weight_map"]))
@@ -279,13 +279,13 @@ def test_pickles_are_never_opened(whole, copy, name):
     refused(folder, name, "can run code")
 
 
-def test_a_pickle_in_disguise(whole, copy):
+def test_a_pickle_named_safetensors_is_refused(whole, copy):
     folder = copy(whole)
     torch.save({"x": Bomb()}, folder / "model.safetensors")
     refused(folder, "model.safetensors")
 
 
-def test_empty_folder(tmp_path):
+def test_an_empty_folder_is_refused(tmp_path):
     refused(tmp_path, "config.json")
 
 
@@ -298,7 +298,7 @@ def test_linked_files_are_followed(whole, tmp_path):
     assert checkpoint.checkpoint_hash(folder) == checkpoint.checkpoint_hash(whole)
 
 
-def test_replaced_while_being_read(whole, copy, make_model, monkeypatch):
+def test_a_folder_replaced_while_it_is_read_is_noticed(whole, copy, make_model, monkeypatch):
     folder = copy(whole)
     read = weights.read_tensor
     swapped = []

@@ -65,7 +65,7 @@ def test_round_trip_through_transformers(tmp_path, make_model, tokenizer, same_b
     assert checkpoint.checkpoint_hash(tmp_path / "theirs") == checkpoint.checkpoint_hash(tmp_path / "ours")
 
 
-def test_tokenizer_and_generation_files(tmp_path, make_model, tokenizer):
+def test_tokenizer_and_generation_files_are_read_by_transformers(tmp_path, make_model, tokenizer):
     checkpoint.save_model(tmp_path / "x", make_model(), tokenizer)
     assert checkpoint.load_tokenizer(tmp_path / "x") == tokenizer
     text = "The quick dog <|eot_id|> don't 12345\n\n  end"
@@ -88,7 +88,7 @@ def test_no_tokenizer_is_announced(tmp_path, make_model):
     assert LlamaForCausalLM.from_pretrained(tmp_path / "x").config.eos_token_id is None
 
 
-def test_tokenizer_too_big_for_the_model(tmp_path, make_model, tokenizer):
+def test_a_tokenizer_too_big_for_the_model_is_refused(tmp_path, make_model, tokenizer):
     with pytest.raises(TokenizerError, match="532 ids"):
         checkpoint.save_model(tmp_path / "x", make_model(vocab_size=531), tokenizer)
     assert not list(tmp_path.iterdir())
@@ -98,7 +98,7 @@ def test_tokenizer_too_big_for_the_model(tmp_path, make_model, tokenizer):
         checkpoint.load_tokenizer(tmp_path / "x")
 
 
-def test_hash_knows_bits_not_files(tmp_path, make_model):
+def test_the_hash_depends_on_bits_and_not_on_files(tmp_path, make_model):
     model = make_model()
     first = checkpoint.save_model(tmp_path / "a", model)
     assert (
@@ -112,7 +112,7 @@ def test_hash_knows_bits_not_files(tmp_path, make_model):
     assert first != checkpoint.save_model(tmp_path / "b", model)
 
 
-def test_lineage(tmp_path, make_model):
+def test_the_lineage_is_saved_and_changed(tmp_path, make_model):
     lineage = Lineage(
         name="student",
         stage="distil",
@@ -139,14 +139,14 @@ def test_lineage(tmp_path, make_model):
         ("{", "not readable JSON"),
     ],
 )
-def test_lineage_not_understood(tmp_path, text, named):
+def test_a_malformed_lineage_is_refused(tmp_path, text, named):
     (tmp_path / "herd.json").write_text(text)
     with pytest.raises(CheckpointError, match=named) as error:
         load_lineage(tmp_path)
     assert "\n" not in str(error.value)
 
 
-def test_dtypes(tmp_path, make_model):
+def test_dtypes_are_kept_or_converted(tmp_path, make_model):
     model = make_model()
     checkpoint.save_model(tmp_path / "x", model)
     loaded = checkpoint.load_model(tmp_path / "x", dtype=torch.bfloat16)
@@ -158,7 +158,7 @@ def test_dtypes(tmp_path, make_model):
         checkpoint.save_model(tmp_path / "y", model.double())
 
 
-def test_values_that_float16_cannot_hold(tmp_path, make_model):
+def test_values_that_float16_cannot_hold_are_refused(tmp_path, make_model):
     model = make_model()
     with torch.no_grad():
         model.lm_head.weight[5, 5] = 1e6
@@ -183,7 +183,7 @@ def test_loaded_model_trains_and_owns_its_memory(tmp_path, make_model, same_bits
     assert all(param.grad is not None for param in loaded.parameters())
 
 
-def test_extras_old_programs_write(tmp_path, make_model, same_bits):
+def test_extra_tensors_of_old_programs_are_ignored(tmp_path, make_model, same_bits):
     from safetensors.torch import load_file, save_file
 
     model = make_model(tie_embeddings=True)
@@ -216,7 +216,7 @@ def test_several_dtypes_are_announced(tmp_path, make_model):
         checkpoint.load_model(tmp_path / "x", dtype=torch.float32)
 
 
-def test_hub(tmp_path, make_model, same_bits, monkeypatch):
+def test_a_model_is_loaded_from_the_hub(tmp_path, make_model, same_bits, monkeypatch):
     model = make_model()
     checkpoint.save_model(tmp_path / "x", model)
     asked = []
@@ -230,7 +230,9 @@ def test_hub(tmp_path, make_model, same_bits, monkeypatch):
     assert asked == [("some/model", "v2")]
 
 
-def test_import_from_the_hub(tmp_path, make_model, tokenizer, same_bits, monkeypatch, capsys):
+def test_a_repository_or_one_of_its_gguf_files_is_imported(
+    tmp_path, make_model, tokenizer, same_bits, monkeypatch, capsys
+):
     """`herd import hf:...`: a whole repository, or one GGUF file of it; the hub is stood in for by a folder."""
     model = make_model()
     checkpoint.save_model(tmp_path / "hub", model, tokenizer)
@@ -253,20 +255,20 @@ def test_import_from_the_hub(tmp_path, make_model, tokenizer, same_bits, monkeyp
     assert "say which file: hf:ORG/NAME/FILE.gguf" in capsys.readouterr().err
 
 
-def test_hub_not_reachable():
+def test_an_unreachable_hub_is_one_line():
     with pytest.raises(CheckpointError, match="hf:some/model: cannot be fetched") as error:
         checkpoint.resolve_folder("hf:some/model")
     assert "\n" not in str(error.value)
 
 
-def test_no_such_folder(tmp_path):
+def test_a_missing_folder_is_one_line(tmp_path):
     for source in (tmp_path / "nothing", tmp_path / "file"):
         (tmp_path / "file").touch()
         with pytest.raises(CheckpointError, match="no such folder"):
             checkpoint.load_model(source)
 
 
-def test_front_door(tmp_path, make_model, tokenizer, same_bits):
+def test_herd_load_returns_model_and_tokenizer(tmp_path, make_model, tokenizer, same_bits):
     import herd
 
     model = make_model()

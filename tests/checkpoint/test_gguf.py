@@ -109,7 +109,7 @@ def test_rope_factors_are_those_of_llama_cpp(config):
     ids=str,
 )
 @pytest.mark.parametrize("own", [True, False], ids=["own", "foreign"])
-def test_scaling_is_found_again(tmp_path, make_model, scaling, own, monkeypatch):
+def test_rope_scaling_is_reconstructed_from_its_factors(tmp_path, make_model, scaling, own, monkeypatch):
     """From our own keys, and from the tensor alone: the same rotation."""
     from herd.checkpoint import gguf_config
     from herd.llama.rope import inverse_frequencies
@@ -146,7 +146,9 @@ def test_a_strange_rope_table_is_refused(plain, tmp_path):
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("name", FORMAT_NAMES)
-def test_quantized_folder(tmp_path, make_model, tokenizer, tokens_BT, name, tied):
+def test_a_quantized_folder_holds_what_quantizing_in_memory_gives(
+    tmp_path, make_model, tokenizer, tokens_BT, name, tied
+):
     """The folder holds what quantizing in memory gives; it loads, runs and saves again, bit for bit."""
     model = make_model(**WIDE, tie_embeddings=tied)
     checkpoint.save_model(
@@ -181,7 +183,7 @@ def test_quantized_folder(tmp_path, make_model, tokenizer, tokens_BT, name, tied
 
 
 @pytest.mark.parametrize("name", ["q8", "q4k"])
-def test_import_keeps_the_file(plain, tmp_path, name, tokens_BT, monkeypatch):
+def test_an_imported_packed_file_is_kept_byte_for_byte(plain, tmp_path, name, tokens_BT, monkeypatch):
     monkeypatch.setenv(
         "HERD_ISA", "reference"
     )  # the same weights, so the same logits: activations are not rounded
@@ -285,7 +287,7 @@ def test_types_without_kernels_run_with_a_warning(plain, tmp_path, tokens_BT):
     assert (model.logits(tokens_BT) - near).abs().max() < 0.1 * near.abs().max()
 
 
-def test_dtype_and_device(plain, tmp_path, tokens_BT, monkeypatch):
+def test_a_quantized_model_computes_in_the_dtype_asked_for(plain, tmp_path, tokens_BT, monkeypatch):
     monkeypatch.setenv("HERD_ISA", "reference")
     checkpoint.quantize_folder(checkpoint.ImportSource(plain), tmp_path / "q", scheme("q8"))
     model = checkpoint.load_model(tmp_path / "q", dtype=torch.bfloat16)
@@ -296,7 +298,7 @@ def test_dtype_and_device(plain, tmp_path, tokens_BT, monkeypatch):
     assert (model.logits(tokens_BT) - near).abs().mean() < 0.05 * near.abs().mean()
 
 
-def test_rows_that_do_not_divide(tmp_path, make_model):
+def test_rows_that_do_not_divide_are_refused(tmp_path, make_model):
     checkpoint.save_model(tmp_path / "a", make_model(dim=96, n_heads=6, head_dim=16, ffn_dim=80))
     with pytest.raises(QuantError, match=r"down_proj.weight: rows of 80 .* Q8_0 blocks of 32; F16 fits"):
         checkpoint.quantize_folder(checkpoint.ImportSource(tmp_path / "a"), tmp_path / "b", scheme("q8"))
@@ -304,7 +306,7 @@ def test_rows_that_do_not_divide(tmp_path, make_model):
 
 
 @pytest.mark.filterwarnings("ignore:.* has no tokenizer")
-def test_nothing_is_left_of_a_failure(plain, tmp_path, make_model):
+def test_a_failed_conversion_leaves_nothing(plain, tmp_path, make_model):
     model = make_model(**WIDE)
     model.lm_head.weight.data[599, 255] = torch.inf
     checkpoint.save_model(tmp_path / "a", model)
@@ -319,7 +321,7 @@ def test_nothing_is_left_of_a_failure(plain, tmp_path, make_model):
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
-def test_targets(plain, tmp_path):
+def test_export_refuses_targets_that_are_no_gguf_file(plain, tmp_path):
     for out in (tmp_path, tmp_path / "x.bin"):
         with pytest.raises(CheckpointError, match=r"a file that ends in .gguf"):
             checkpoint.export_gguf(plain, out)
@@ -340,13 +342,13 @@ def test_targets(plain, tmp_path):
         checkpoint.load_model(tmp_path / "q")
 
 
-def test_a_file_is_no_folder_yet(plain, tmp_path):
+def test_a_gguf_file_given_as_a_folder_is_explained(plain, tmp_path):
     checkpoint.export_gguf(plain, tmp_path / "x.gguf")
     with pytest.raises(CheckpointError, match=r"x.gguf: is a file; make a folder of it: herd import"):
         herd.load(tmp_path / "x.gguf")
 
 
-def test_tensors_pass_one_at_a_time(plain, tmp_path, monkeypatch):
+def test_quantizing_holds_one_tensor_at_a_time(plain, tmp_path, monkeypatch):
     """Memory: no more than some rows of one tensor are encoded at once, and no file stays open between
     tensors."""
     from herd.checkpoint import gguf_folder, weights
@@ -370,7 +372,7 @@ def test_tensors_pass_one_at_a_time(plain, tmp_path, monkeypatch):
     assert len(held) == len(list(checkpoint.load_config(plain).param_shapes()))
 
 
-def test_metas_tokenizer(real_data, tmp_path, make_model):
+def test_metas_tokenizer_survives_gguf(real_data, tmp_path, make_model):
     """128,256 tokens go into the metadata and come back."""
     from herd.checkpoint.gguf_tokenizer import read_tokenizer, tokenizer_metadata
     from herd.text.tokenizer import Tokenizer
@@ -384,7 +386,7 @@ def test_metas_tokenizer(real_data, tmp_path, make_model):
     assert file.metadata["tokenizer.ggml.eom_token_id"] == 128_008
 
 
-def test_foreign_tokenizers(plain, tmp_path):
+def test_other_tokenizers_are_dropped_with_a_warning(plain, tmp_path):
     """Another kind of tokenizer, or pre-tokenizer: weights come, the tokenizer does not, with a reason."""
     checkpoint.export_gguf(plain, tmp_path / "x.gguf", "f16")
     data = (tmp_path / "x.gguf").read_bytes()
@@ -398,7 +400,7 @@ def test_foreign_tokenizers(plain, tmp_path):
         assert not (tmp_path / "y" / "tokenizer.json").exists()
 
 
-def test_lineage_of_what_is_unpacked(plain, tmp_path):
+def test_unpacked_weights_descend_from_the_packed_ones(plain, tmp_path):
     made = checkpoint.quantize_folder(
         checkpoint.ImportSource(plain), tmp_path / "q", scheme("q4"), recipe={"format": "Q4_0"}
     )

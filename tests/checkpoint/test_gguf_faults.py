@@ -113,7 +113,7 @@ def test_a_file_by_hand_is_sound(tmp_path):
     assert file.rows("a").shape == (2, 16)
 
 
-def test_truncated_at_every_section(whole, refused, tmp_path):
+def test_a_file_truncated_in_any_section_is_refused(whole, refused, tmp_path):
     path = tmp_path / "whole.gguf"
     path.write_bytes(whole)
     file = GGUF(path)
@@ -129,13 +129,13 @@ HUGE = (2**63, 2**64 - 1, 2**31)
 
 
 @pytest.mark.parametrize("number", HUGE)
-def test_counts(refused, number):
+def test_counts_beyond_the_file_are_refused(refused, number):
     refused(build(n_tensors=number), f"{number} tensors do not fit")
     refused(build(n_values=number), f"{number} metadata values do not fit")
 
 
 @pytest.mark.parametrize("number", HUGE)
-def test_lengths(refused, number):
+def test_lengths_beyond_the_file_are_refused(refused, number):
     long = struct.pack("<Q", number)
     refused(build([("a", 8, long)]), f"a takes {number} bytes")
     refused(build([("a", 9, u32(4) + long)]), "elements of a do not fit")
@@ -149,7 +149,7 @@ def test_lengths(refused, number):
     refused(bytes(data), "the name of tensor 0")
 
 
-def test_dimensions(refused):
+def test_impossible_dimensions_are_refused(refused):
     big = 2**32
     refused(build([], [("a", (big, big), 0, 0)]), f"shape [{big}, {big}] takes {4 * big * big} bytes")
     refused(build([], [("a", (2**63, 2**63, 2**63, 2**63), 8, 0)]), "takes")  # 0 in 64 bits
@@ -161,7 +161,7 @@ def test_dimensions(refused):
     refused(build([], [("a", (4,), 0, 0)], n_tensors=1)[:60], "truncated")
 
 
-def test_extents(refused):
+def test_tensors_that_overlap_or_leave_gaps_are_refused(refused):
     for offset in (4096, 2**63, 2**64 - 32):
         refused(build([], [("a", (4,), 0, offset)]), "does not follow the header")
     refused(build([], [("a", (512,), 0, 0), ("b", (4,), 0, 1024)]), "b at", "overlaps a")
@@ -172,7 +172,7 @@ def test_extents(refused):
 
 
 @pytest.mark.parametrize("value", [0, 3, 24, 2**32 - 1])
-def test_alignment(refused, value):
+def test_impossible_alignments_are_refused(refused, value):
     refused(build([("general.alignment", 4, u32(value))]), f"general.alignment={value} is not a power of two")
     refused(build([("general.alignment", 6, struct.pack("<f", 32.0))]), "not a power of two")
 
@@ -184,19 +184,19 @@ def test_another_alignment_is_read(tmp_path):
     assert GGUF(path).tensors["b"].start % 256 == 0
 
 
-def test_twice(refused):
+def test_names_that_appear_twice_are_refused(refused):
     refused(build([ARCHITECTURE, ARCHITECTURE]), "general.architecture is there twice")
     refused(build([], [("a", (4,), 0, 0), ("a", (4,), 0, 32)]), "tensor a is there twice")
 
 
-def test_unknown_types(refused):
+def test_unknown_types_are_refused(refused):
     refused(build([], [("a", (4,), 77, 0)]), "a has unknown type 77")
     refused(build([], [("a", (4,), 4, 0)]), "a has unknown type 4")  # Q4_2, removed long ago
     refused(build([("a", 13, b"")]), "a has unknown value type 13")
     refused(build([("a", 9, u32(13) + struct.pack("<Q", 1))]), "array of unknown type 13")
 
 
-def test_values(refused):
+def test_malformed_values_are_refused(refused):
     refused(build([("a", 7, b"\2")]), "truth value of 2")
     refused(build([("a", 9, u32(7) + struct.pack("<Q", 2) + b"\1\3")]), "truth values other than")
     refused(build([("a", 8, text(b"\xff\xfe"))]), "a is not UTF-8")
@@ -209,7 +209,7 @@ def test_values(refused):
     refused(build([("a", 9, deep * 1000)]), "nested deeper than 4")
 
 
-def test_versions(refused):
+def test_other_versions_are_refused(refused):
     refused(build(version=1), "GGUF version 1 is not read")
     refused(build(version=4), "GGUF version 4 is not read")
     refused(build(version=3 << 24), "big-endian")
@@ -222,7 +222,7 @@ def test_version_2_is_read(tmp_path):
     assert GGUF(tmp_path / "x.gguf").metadata
 
 
-def test_not_a_file(tmp_path):
+def test_a_path_that_is_not_a_file_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "no.gguf"):
         with pytest.raises(CheckpointError, match="cannot read"):
             GGUF(path)
@@ -252,7 +252,7 @@ def rewritten(whole, tmp_path, plain):
     return make
 
 
-def test_other_models(refused, rewritten):
+def test_other_models_are_refused_by_key(refused, rewritten):
     refused(
         rewritten({"general.architecture": ("STRING", "qwen2")}),
         "architecture 'qwen2' cannot be run; only 'llama'",
@@ -279,7 +279,7 @@ def test_other_models(refused, rewritten):
     )
 
 
-def test_other_tensors(refused, rewritten):
+def test_missing_extra_and_misshapen_tensors_are_refused(refused, rewritten):
     refused(rewritten(tensors={"blk.0.attn_k.weight": None}), "blk.0.attn_k.weight is missing")
     refused(rewritten(tensors={"token_embd.weight": None}), "token_embd.weight is missing")
     extra = ((64,), F32), torch.zeros(256, dtype=torch.uint8)
@@ -296,7 +296,7 @@ def test_other_tensors(refused, rewritten):
 
 
 @pytest.mark.parametrize("scale", [0x7C00, 0xFC00, 0x7E01], ids=["inf", "-inf", "nan"])
-def test_scales_that_are_no_numbers(refused, rewritten, scale, whole, tmp_path):
+def test_scales_that_are_not_finite_are_refused(refused, rewritten, scale, whole, tmp_path):
     (tmp_path / "s.gguf").write_bytes(whole)
     rows = GGUF(tmp_path / "s.gguf").rows("blk.0.ffn_down.weight").clone()
     rows[63, 36:38] = torch.frombuffer(bytearray(struct.pack("<H", scale)), dtype=torch.uint8)
@@ -306,7 +306,7 @@ def test_scales_that_are_no_numbers(refused, rewritten, scale, whole, tmp_path):
     refused(rewritten(tensors={"output_norm.weight": (((64,), F32), norm)}), "output_norm.weight has values")
 
 
-def test_tokenizers_that_are_none(rewritten, tmp_path):
+def test_malformed_tokenizers_are_dropped_with_the_reason(rewritten, tmp_path):
     """The weights come; the tokenizer is refused with its reason."""
     base = {"tokenizer.ggml.model": ("STRING", "gpt2"), "tokenizer.ggml.pre": ("STRING", "llama-bpe")}
     letters = [chr(c) for c in range(256)]
@@ -339,7 +339,7 @@ def test_tokenizers_that_are_none(rewritten, tmp_path):
             checkpoint.import_gguf(tmp_path / "t.gguf", tmp_path / "t")
 
 
-def test_more_than_the_memory(plain, quantized, monkeypatch):
+def test_weights_larger_than_memory_are_refused_with_what_would_fit(plain, quantized, monkeypatch):
     """Refused before a tensor is read, with what would fit."""
     from herd.checkpoint import memory
 
@@ -370,11 +370,11 @@ def test_sizes_of_quantized_formats():
 # Fuzz: whatever happens to a file, it is refused in one line, or it is the same model.
 
 
-def test_mutated_gguf(quantized, tmp_path):
+def test_a_mutated_gguf_is_refused_or_harmless(quantized, tmp_path):
     counts = fuzz(quantized, "model.gguf", range(200), tmp_path)
     assert counts["refused"] > 150
 
 
-def test_mutated_safetensors(plain, tmp_path):
+def test_mutated_safetensors_are_refused_or_harmless(plain, tmp_path):
     counts = fuzz(plain, "model.safetensors", range(100), tmp_path)
     assert counts["refused"] > 75

@@ -79,7 +79,7 @@ configs = st.builds(
 
 
 @pytest.mark.parametrize("data", [RELEASED_8B, NEW_8B])
-def test_the_released_file(data):
+def test_metas_released_config_gives_the_published_size(data):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert config_from_hf(data) == SIZES["8B"]
@@ -97,7 +97,7 @@ def test_a_configuration_survives_both_dialects_and_transformers_reads_the_same(
     assert theirs.rope_parameters["rope_type"] == ("llama3" if config.rope_scaling else "default")
 
 
-def test_what_transformers_writes(tmp_path):
+def test_a_config_written_by_transformers_is_read(tmp_path):
     LlamaConfig(vocab_size=64, hidden_size=32, num_attention_heads=4, num_hidden_layers=1).save_pretrained(
         tmp_path
     )
@@ -136,7 +136,7 @@ def test_what_transformers_writes(tmp_path):
         ({"rms_norm_eps": "1e-5"}, "rms_norm_eps='1e-5'"),
     ],
 )
-def test_refused_by_name(change, named):
+def test_keys_of_another_model_are_refused_by_name(change, named):
     with pytest.raises(CheckpointError, match=r"config\.json") as error:
         config_from_hf(RELEASED_8B | change)
     assert named in str(error.value)
@@ -154,7 +154,7 @@ def test_refused_by_name(change, named):
         "num_attention_heads",
     ],
 )
-def test_missing_key(key):
+def test_a_missing_key_is_named(key):
     with pytest.raises(CheckpointError, match=f"{key} is missing"):
         config_from_hf({k: v for k, v in RELEASED_8B.items() if k != key})
 
@@ -207,7 +207,7 @@ def test_any_rope_value_is_read_or_refused(part, value):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"llama"', "\x00\xff"])
-def test_malformed_file(tmp_path, text):
+def test_a_malformed_file_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(CheckpointError, match=r"config\.json"):
         read_config(tmp_path / "config.json")

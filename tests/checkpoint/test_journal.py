@@ -73,7 +73,7 @@ def interrupted(monkeypatch, plain, tmp_path):
 
 @pytest.mark.parametrize("n", [1, 9, 28])
 @pytest.mark.parametrize("kind", KINDS)
-def test_goes_on_where_it_was(interrupted, plain, tmp_path, kind, n):
+def test_an_interrupted_conversion_continues_where_it_stopped(interrupted, plain, tmp_path, kind, n):
     path, first, second = interrupted(kind, n)
     names = [name for name, _ in checkpoint.load_config(plain).param_shapes()]
     assert first + second == names  # nothing twice, nothing left out
@@ -92,7 +92,7 @@ def test_goes_on_where_it_was(interrupted, plain, tmp_path, kind, n):
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-def test_only_the_same_conversion_goes_on(interrupted, plain, tmp_path):
+def test_only_the_same_conversion_is_continued(interrupted, plain, tmp_path):
     """Another source begins anew: a changed time stamp is enough to make it another."""
     file = plain / "model.safetensors"
     path, _, second = interrupted("quantize", 9, lambda: os.utime(file, (1, time.time_ns() % 10**9)))
@@ -110,7 +110,7 @@ def test_only_the_same_conversion_goes_on(interrupted, plain, tmp_path):
     ],
     ids=["journal", "no file", "another file", "another journal"],
 )
-def test_what_is_damaged_begins_anew(interrupted, plain, tmp_path, damage):
+def test_a_damaged_journal_or_file_starts_over(interrupted, plain, tmp_path, damage):
     path, _, second = interrupted("quantize", 9, lambda: damage(tmp_path / ".out.part"))
     assert len(second) == len(list(checkpoint.load_config(plain).param_shapes()))
     checkpoint.load_model(path)
@@ -126,7 +126,7 @@ def test_what_was_written_since_the_last_save_is_written_again(interrupted, plai
     assert checkpoint.load_model(path).model.embed_tokens.blocks.shape[0] == 600
 
 
-def test_two_at_once(plain, tmp_path, monkeypatch):
+def test_two_processes_cannot_write_one_folder(plain, tmp_path, monkeypatch):
     def meanwhile(*args, **more):
         with pytest.raises(StorageError, match=f"out.part: process {os.getpid()} is working in this folder"):
             KINDS["quantize"](plain, tmp_path / "out")
@@ -138,7 +138,7 @@ def test_two_at_once(plain, tmp_path, monkeypatch):
     checkpoint.load_model(tmp_path / "out")
 
 
-def test_failures_leave_nothing(plain, tmp_path, monkeypatch):
+def test_a_conversion_that_failed_leaves_nothing(plain, tmp_path, monkeypatch):
     """What would fail again is not kept, however far it came."""
     monkeypatch.setattr(journal, "SAVE_EVERY", 1)
     read, seen = weights.read_tensor, []
@@ -173,7 +173,7 @@ checkpoint.quantize_folder(checkpoint.ImportSource(sys.argv[1]), sys.argv[2], sc
 """
 
 
-def test_kill(plain, tmp_path, monkeypatch):
+def test_a_killed_conversion_continues(plain, tmp_path, monkeypatch):
     """kill -9 in the middle; what follows reads the rest, and only the rest."""
     with subprocess.Popen([sys.executable, "-c", SCRIPT, str(plain), str(tmp_path / "out")]) as process:
         state = tmp_path / ".out.part" / "journal.json"

@@ -164,7 +164,7 @@ def test_pieces_are_merged_bit_for_bit(tmp_path, same_bits, pieces, repeats, sta
     assert (lineage.name, lineage.stage) == ("meta", "imported")
 
 
-def test_one_kv_head_everywhere(tmp_path, same_bits):
+def test_copies_of_a_single_kv_head_are_merged(tmp_path, same_bits):
     """Multi-query attention in four pieces: all copies of one head."""
     model = make(n_kv_heads=1)
     for stated in (1, 4):
@@ -172,7 +172,7 @@ def test_one_kv_head_everywhere(tmp_path, same_bits):
         same_bits(imported(source, tmp_path / f"o{stated}"), model)
 
 
-def test_tied(tmp_path, same_bits):
+def test_tied_models_are_recognized(tmp_path, same_bits):
     model = make(tie_embeddings=True)
     same_bits(imported(write(tmp_path / "a", model, 2), tmp_path / "oa"), model)
 
@@ -184,7 +184,7 @@ def test_tied(tmp_path, same_bits):
     assert back.config.tie_embeddings
 
 
-def test_options(tmp_path, same_bits):
+def test_name_dtype_and_context_can_be_chosen(tmp_path, same_bits):
     model = make()
 
     def table(i, piece):
@@ -235,7 +235,7 @@ def test_real_tokenizer_comes_along(tmp_path, real_data):
         (4096, 256, None, 11008),  # Llama 2 7B
     ],
 )
-def test_ffn_rule(dim, multiple_of, multiplier, expected):
+def test_the_ffn_width_follows_metas_rule(dim, multiple_of, multiplier, expected):
     assert meta.ffn_dim(dim, multiple_of, multiplier) == expected
 
 
@@ -283,7 +283,7 @@ def test_released_sizes_from_params(tmp_path, size, pieces, stated, change):
     assert meta.read_params(tmp_path, parts) == (config, 2 if pieces == 16 else 1)
 
 
-def test_refusals(tmp_path):
+def test_damaged_and_mixed_releases_are_refused(tmp_path):
     model = make()
 
     def rename(i, piece):
@@ -361,7 +361,7 @@ def test_repeated_heads_must_be_equal(tmp_path):
         ({"quantization_args": {"group_size": 32}}, "quantization_args"),
     ],
 )
-def test_params_that_do_not_fit(tmp_path, params, named):
+def test_params_that_do_not_fit_the_pieces_are_refused(tmp_path, params, named):
     refused(write(tmp_path / "meta", make(), params=PARAMS | params), tmp_path, named)
 
 
@@ -370,7 +370,7 @@ class Bomb:
         return (exec, ("raise SystemExit('the pickle was run')",))
 
 
-def test_damaged_and_hostile_files(tmp_path):
+def test_damaged_and_hostile_files_are_refused(tmp_path):
     source = write(tmp_path / "meta", make(), 2)
     second = source / "consolidated.01.pth"
     data = second.read_bytes()

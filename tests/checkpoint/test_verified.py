@@ -31,7 +31,7 @@ def counted(tmp_path, monkeypatch):
     return path, lambda: verified_hash(path, take), calls
 
 
-def test_once(counted):
+def test_an_unchanged_file_is_hashed_once(counted):
     _, hashed, calls = counted
     assert hashed() == hashed() == str(b"weights")
     assert len(calls) == 1
@@ -52,7 +52,7 @@ def exchange(path):
 
 
 @pytest.mark.parametrize("change", [lambda path: path.write_bytes(b"longer weights"), set_back, exchange])
-def test_whatever_changes_is_hashed_again(counted, change):
+def test_a_changed_file_is_hashed_again(counted, change):
     path, hashed, calls = counted
     hashed()
     change(path)
@@ -60,7 +60,7 @@ def test_whatever_changes_is_hashed_again(counted, change):
     assert len(calls) == 2
 
 
-def test_a_file_written_meanwhile_is_not_noted(counted, tmp_path):
+def test_a_file_written_during_hashing_is_not_noted(counted, tmp_path):
     path, hashed, calls = counted
 
     def slow(file):
@@ -72,7 +72,7 @@ def test_a_file_written_meanwhile_is_not_noted(counted, tmp_path):
     assert len(calls) == 1
 
 
-def test_notes_that_cannot_be_read_or_written(counted, tmp_path, monkeypatch):
+def test_notes_that_cannot_be_read_or_written_do_no_harm(counted, tmp_path, monkeypatch):
     _, hashed, calls = counted
     hashed()
     (note,) = (tmp_path / "cache" / "verified").iterdir()

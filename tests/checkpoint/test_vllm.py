@@ -49,7 +49,7 @@ def unpack(codes_RP, scales_RN, bits):
 
 
 @pytest.mark.parametrize(("name", "bits"), [("Q4_0", 4), ("Q8_0", 8)])
-def test_blocks_go_over_bit_for_bit(name, bits):
+def test_blocks_are_copied_bit_for_bit(name, bits):
     weight = torch.randn(7, 96, generator=torch.Generator().manual_seed(0))
     rows = blocks.encode(weight, FORMATS[name])
     codes, scales = packed_codes(rows, FORMATS[name])
@@ -59,7 +59,7 @@ def test_blocks_go_over_bit_for_bit(name, bits):
 
 @pytest.mark.parametrize(("to", "bits"), [("q4", 4), ("q8", 8), (None, 4)])
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_whole_folder(tmp_path, make_model, tokenizer, to, bits, tied):
+def test_every_linear_layer_of_a_folder_is_packed(tmp_path, make_model, tokenizer, to, bits, tied):
     """The written tensors are the quantized model's, every linear packed and nothing else."""
     model = make_model(**SHAPE, tie_embeddings=tied)
     checkpoint.save_model(
@@ -96,7 +96,7 @@ def test_a_whole_folder(tmp_path, make_model, tokenizer, to, bits, tied):
     assert checkpoint.load_tokenizer(source).encode("fox") == tokenizer.encode("fox")
 
 
-def test_the_package_itself_reads_it(tmp_path, plain):
+def test_compressed_tensors_unpacks_the_same_weights(tmp_path, plain):
     package = pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationConfig
@@ -119,7 +119,7 @@ def test_the_package_itself_reads_it(tmp_path, plain):
 
 
 @pytest.mark.filterwarnings("ignore:.* has no tokenizer")
-def test_refusals(tmp_path, plain, make_model):
+def test_other_formats_are_refused(tmp_path, plain, make_model):
     checkpoint.save_model(
         tmp_path / "wide", make_model(dim=256, ffn_dim=256, n_heads=2, n_kv_heads=1, head_dim=0)
     )
@@ -137,7 +137,7 @@ def test_refusals(tmp_path, plain, make_model):
         checkpoint.load_model(tmp_path / "out")
 
 
-def test_stopped_between_the_parts_of_a_linear(tmp_path, plain, monkeypatch):
+def test_an_export_stopped_within_a_layer_continues(tmp_path, plain, monkeypatch):
     monkeypatch.setattr(journal, "SAVE_EVERY", 1)
     add, count = journal.Journal.add, []
 
@@ -157,7 +157,7 @@ def test_stopped_between_the_parts_of_a_linear(tmp_path, plain, monkeypatch):
     assert all(torch.equal(weights.raw_bytes(ours[n]), weights.raw_bytes(theirs[n])) for n in theirs)
 
 
-def test_command_line(tmp_path, plain, capsys):
+def test_the_command_line_exports_for_vllm(tmp_path, plain, capsys):
     assert run(["export", str(plain), str(tmp_path / "v"), "--format", "vllm", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "toy-w4a16"
     assert run(["export", str(plain), str(tmp_path / "w"), "--format", "vllm", "--type", "q4_0"]) == 1

@@ -33,7 +33,7 @@ def make(B, T, H, G, K, seed=0):
 
 
 @pytest.mark.parametrize("H, G", [(1, 1), (6, 3), (5, 1), (7, 7)])
-def test_causal(H, G):
+def test_causal_attention_equals_a_float64_reference(H, G):
     q, k, v = make(2, 11, H, G, 8)
     expected = naive(q, k, v, lambda b, t, s: s <= t)
     torch.testing.assert_close(causal(0, q, k, v).double(), expected, atol=1e-5, rtol=1e-5)
@@ -44,7 +44,7 @@ documents = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_si
 
 @settings(max_examples=25, deadline=None)
 @given(rows=documents)
-def test_packed(rows):
+def test_packed_attention_stays_within_documents(rows):
     T = max(map(sum, rows))
     ids = [[i for i, n in enumerate(row) for _ in range(n)] for row in rows]
     documents_BT = torch.tensor([row + [99] * (T - len(row)) for row in ids])

@@ -30,7 +30,7 @@ def test_parameter_counts_on_the_meta_device(size):
     assert sum(param.numel() for param in model.parameters()) == SIZES[size].n_params == PUBLISHED[size]
 
 
-def test_bytes():
+def test_bytes_of_weights_and_cache():
     assert SIZES["8B"].nbytes() == 16_060_522_496
     assert SIZES["405B"].nbytes() == 811_706_777_600
     assert SIZES["405B"].nbytes(0.5) == 202_926_694_400
@@ -124,12 +124,12 @@ def test_errors_name_the_field_and_its_value(change, named):
         {"original_context": 0},
     ],
 )
-def test_rope_scaling_refuses(change):
+def test_impossible_rope_scaling_is_refused(change):
     with pytest.raises(ConfigError):
         RopeScaling(**change)
 
 
-def test_replace_derives_head_dim_anew():
+def test_replace_derives_head_dim_again():
     config = ModelConfig(**SMALL)
     assert config.replace(n_heads=3, head_dim=0).head_dim == 16
     assert config.replace(n_layers=5).head_dim == 8

@@ -39,7 +39,7 @@ def max_diff(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @torch.no_grad()
-def test_full(name, attention):
+def test_logits_equal_transformers(name, attention):
     model = random_model(CONFIGS[name])
     reference = in_transformers(model, attention)
     for T in (1, 2, 3, 17, 130, 700):
@@ -51,14 +51,14 @@ def test_full(name, attention):
 
 @pytest.mark.parametrize("name", ["6 heads, 3 kv", "head_dim 64, Llama 3.1 scaling"])
 @torch.no_grad()
-def test_long(name):
+def test_logits_equal_transformers_at_long_context(name):
     model = random_model(CONFIGS[name])
     tokens_BT = tokens_of(model.config, 1, 3000)
     assert max_diff(model.logits(tokens_BT), in_transformers(model)(tokens_BT).logits) <= BAR
 
 
 @torch.no_grad()
-def test_any_positions():
+def test_logits_equal_transformers_at_any_positions():
     model = random_model(CONFIGS["6 heads, 3 kv"])
     tokens_BT = tokens_of(model.config, 2, 40)
     positions_BT = torch.stack((torch.arange(40) + 100_000, torch.arange(40) * 7))
@@ -90,7 +90,7 @@ def test_packed_documents_are_separate_runs(name):
 
 
 @torch.no_grad()
-def test_ragged_batch():
+def test_padded_rows_equal_transformers():
     """Rows of different lengths: padding on the right needs no mask, on the left positions and one document
     mask."""
     model = random_model(CONFIGS["6 heads, 3 kv"])
@@ -114,7 +114,7 @@ def test_ragged_batch():
 )
 @pytest.mark.parametrize("steps", [[1] * 12, [50, 1, 1, 7, 1], [3, 90, 1]])
 @torch.no_grad()
-def test_cached(name, steps):
+def test_decoding_from_a_cache_equals_the_full_forward(name, steps):
     model = random_model(CONFIGS[name])
     tokens_BT = tokens_of(model.config, 3, sum(steps))
     cache = TinyCache(model.config.n_layers)
@@ -128,7 +128,7 @@ def test_cached(name, steps):
 
 @pytest.mark.parametrize("name", ["6 heads, 3 kv", "5 heads, 1 kv, tied", "head_dim 64, Llama 3.1 scaling"])
 @torch.no_grad()
-def test_the_engines_cache_ragged(name):
+def test_the_engines_cache_equals_the_full_forward(name):
     """Rows of different lengths prefilled together, flattened, then each decoding at its own position."""
     model = random_model(CONFIGS[name])
     reference = in_transformers(model)
@@ -150,7 +150,7 @@ def test_the_engines_cache_ragged(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_same_greedy_tokens(name):
+def test_greedy_tokens_equal_transformers(name):
     model = random_model(CONFIGS[name])
     prompt = tokens_of(model.config, 5).tolist()
     prompt_BT = torch.tensor([prompt])
@@ -164,7 +164,7 @@ def test_same_greedy_tokens(name):
     assert greedy(model, prompt, 80) == theirs[0, 5:].tolist()
 
 
-def test_gradients_equal():
+def test_gradients_equal_transformers():
     """Training, too, is transformers' computation: gradients of the loss agree for every parameter."""
     model = random_model(CONFIGS["5 heads, 1 kv, tied"])
     reference = in_transformers(model)

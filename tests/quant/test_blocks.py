@@ -55,14 +55,14 @@ def test_sizes_of_every_type():
 
 @pytest.mark.parametrize("kind", ["normal", "heavy", "ties", "zeros", "tiny", "large", "positive"])
 @pytest.mark.parametrize("format", [Q8_0, Q4_0, F16, BF16, F32], ids=str)
-def test_encode_as_the_reference(format, kind):
+def test_encoding_is_bit_identical_with_ggml(format, kind):
     x = weights(kind=kind).clamp(-6e4, 6e4)
     assert same(blocks.encode(x, format), oracle_encode(x, format))
 
 
 @settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), format=st.sampled_from(PACKED))
-def test_decode_any_bytes(seed, format):
+def test_any_bytes_are_decoded_like_ggml(seed, format):
     """Whatever bytes stand in a block, they mean what ggml says, as long as the scales are numbers."""
     raw = np.random.default_rng(seed).integers(0, 256, (3, 2 * format.block_bytes), dtype=np.uint8)
     packed = torch.from_numpy(raw)
@@ -80,19 +80,19 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("format", [f for f in OTHERS if f.name not in ("Q8_1", "Q8_K", "Q1_0")], ids=str)
-def test_other_types_are_read_through_their_package(format):
+def test_other_types_are_unpacked_by_the_gguf_package(format):
     raw = np.random.default_rng(0).integers(0, 60, (3, 2 * format.block_bytes), dtype=np.uint8)
     packed = torch.from_numpy(raw)
     assert same(blocks.decode(packed, format).numpy(), oracle_decode(packed, format))
 
 
-def test_a_type_nobody_reads():
+def test_a_type_that_cannot_be_unpacked_is_refused():
     with pytest.raises(QuantError, match="Q8_K blocks cannot be unpacked"):
         blocks.decode(torch.zeros(1, 292, dtype=torch.uint8), TYPES["Q8_K"])
 
 
 @pytest.mark.parametrize("format", [*PACKED, F16, BF16, F32, TYPES["Q5_K"], TYPES["IQ4_NL"]], ids=str)
-def test_finite(format):
+def test_infinite_and_nan_scales_are_found(format):
     """Exactly when the weights are, over random bytes with every kind of scale."""
     rng = np.random.default_rng(0)
     seen = set()
@@ -117,7 +117,7 @@ def test_finite(format):
     scale=st.sampled_from([1e-9, 1e-6, 1e-3, 1.0, 1e3, 5e4]),
     whole=st.booleans(),
 )
-def test_encode_as_the_reference_on_any_scale(seed, format, scale, whole):
+def test_encoding_is_bit_identical_at_any_scale(seed, format, scale, whole):
     rng = np.random.default_rng(seed)
     x = rng.integers(-9, 10, (2, 96)) if whole else rng.standard_normal((2, 96))
     x = torch.from_numpy((x * scale).astype(np.float32))
@@ -152,7 +152,7 @@ def error(x, format, importance=None):
     return (back - x).square()
 
 
-def test_errors_are_those_of_the_formats():
+def test_rounding_errors_are_those_expected_of_each_format():
     """Relative squared errors of normal weights; more bits lose less, and the search beats the reference's
     grid."""
     x = weights(64, 1024)
@@ -167,7 +167,7 @@ def test_errors_are_those_of_the_formats():
 
 
 @pytest.mark.parametrize("format", [Q4_0, Q4_K], ids=str)
-def test_importance_moves_the_error(format):
+def test_important_columns_get_smaller_errors(format):
     x = weights(64, 512)
     importance = torch.ones(512)
     importance[::8] = 100
@@ -176,7 +176,7 @@ def test_importance_moves_the_error(format):
     assert (weighted * importance).mean() < (plain * importance).mean()
 
 
-def test_rows_in_pieces(monkeypatch):
+def test_rows_processed_in_pieces_give_the_same_bytes(monkeypatch):
     x = weights(33, 256)
     whole = {f.name: blocks.encode(x, f) for f in PACKED}
     monkeypatch.setattr(blocks, "PIECE", 1000)
@@ -195,7 +195,7 @@ def test_bf16_weights_and_bf16_out():
 
 @pytest.mark.parametrize("format", PACKED, ids=str)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_not_finite(format, bad):
+def test_weights_that_are_not_finite_are_refused(format, bad):
     x = weights()
     x[3, 77] = bad
     with pytest.raises(QuantError, match=r"blk\.0: has values that are not finite"):
@@ -203,12 +203,12 @@ def test_not_finite(format, bad):
 
 
 @pytest.mark.parametrize("format", [*PACKED, F16], ids=str)
-def test_beyond_half_precision(format):
+def test_weights_beyond_half_precision_are_refused(format):
     with pytest.raises(QuantError, match=f"3e\\+38, beyond the range of {format.name}"):
         blocks.encode(torch.full((1, 256), 3e38), format)
 
 
-def test_rows_that_do_not_divide():
+def test_rows_that_do_not_divide_are_refused():
     with pytest.raises(
         QuantError, match=r"w: rows of 320 weights .* Q4_K blocks of 256; Q8_0 and Q4_0 and F16 fit"
     ):
@@ -218,13 +218,13 @@ def test_rows_that_do_not_divide():
     assert tensor_nbytes((4096, 4096), "q4") == 4096 * 4096 // 32 * 18
 
 
-def test_names():
+def test_formats_are_found_by_any_of_their_names():
     assert find_format("q4") is find_format("Q4_0") is Q4_0
     assert find_format("q4k") is find_format("q4_k") is Q4_K
     with pytest.raises(QuantError, match="'q3' is not known: choose q8, q4, q4k"):
         find_format("q3")
 
 
-def test_empty():
+def test_empty_matrices_are_encoded():
     assert blocks.encode(torch.zeros(0, 64), Q4_0).shape == (0, 36)
     assert blocks.decode(torch.zeros(0, 420, dtype=torch.uint8), Q6_K).shape == (0, 512)

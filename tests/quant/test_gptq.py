@@ -47,7 +47,7 @@ def textbook(weight, moments, format):
 
 
 @pytest.mark.parametrize("name", ["q4", "q8"])
-def test_as_the_algorithm_says(name, monkeypatch):
+def test_codes_are_those_of_the_papers_algorithm(name, monkeypatch):
     """Blocked, with Cholesky factors, in fp32: the same codes but for roundings on the edge."""
     monkeypatch.setattr(gptq, "COLUMNS", 24)
     monkeypatch.setattr(gptq, "ROWS", 7)
@@ -61,7 +61,7 @@ def test_as_the_algorithm_says(name, monkeypatch):
 
 
 @pytest.mark.parametrize("format", PACKED, ids=str)
-def test_better_than_the_nearest(format):
+def test_gptq_loses_less_than_rounding_to_nearest(format):
     """On the inputs it was given, and on others like them."""
     weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(1))
     x = inputs(1500)
@@ -84,7 +84,7 @@ def test_inputs_without_correlation_change_nothing():
         assert (blocks.decode(packed, format) != near).float().mean() < 1e-3
 
 
-def test_dead_and_dependent_inputs():
+def test_zero_and_dependent_inputs_are_handled():
     """Columns never met, and fewer tokens than columns: damping carries it."""
     weight = torch.randn(8, 256)
     x = inputs(40)
@@ -96,7 +96,7 @@ def test_dead_and_dependent_inputs():
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("name", ["q4", "q4k"])
-def test_a_whole_model(make_model, name, tied):
+def test_a_whole_model_is_quantized_in_file_order(make_model, name, tied):
     """Streaming gives every parameter in its format, and a model nearer to the original than rounding does."""
     model = make_model(tie_embeddings=tied)
     generator = torch.Generator().manual_seed(0)
@@ -126,7 +126,7 @@ def test_a_whole_model(make_model, name, tied):
     assert kl[0] < kl[1]
 
 
-def test_refusals(make_model):
+def test_damaged_weights_and_missing_text_are_refused(make_model):
     with pytest.raises(QuantError, match="needs calibration text"):
         gptq.Gptq(make_model().config, lambda n: torch.zeros(1), scheme("q4"), [])
     with pytest.raises(QuantError, match="w: it or its inputs have values that are not finite"):

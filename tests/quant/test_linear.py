@@ -49,7 +49,7 @@ def unpacked(model):
 
 @pytest.mark.usefixtures("reference")
 @pytest.mark.parametrize("format", PACKED, ids=str)
-def test_linear(format):
+def test_a_packed_linear_layer_computes_like_its_unpacked_weight(format):
     x = torch.randn(2, 5, 256, generator=torch.Generator().manual_seed(1))
     weight = torch.randn(70, 256, generator=torch.Generator().manual_seed(2))
     layer = QuantLinear(blocks.encode(weight, format), format)
@@ -60,7 +60,7 @@ def test_linear(format):
 
 @pytest.mark.parametrize("format", PACKED, ids=str)
 @pytest.mark.parametrize("path", PATHS)
-def test_native_linear(format, path, monkeypatch):
+def test_native_kernels_compute_like_the_reference(format, path, monkeypatch):
     """Of any leading shape; blocks come back as they were; gradients are those of the weights as they are."""
     monkeypatch.setenv("HERD_ISA", path)
     x = torch.randn(2, 5, 256, generator=torch.Generator().manual_seed(1)).requires_grad_()
@@ -78,7 +78,7 @@ def test_native_linear(format, path, monkeypatch):
         assert torch.equal(layer(x), out)
 
 
-def test_a_path_that_is_not_there(monkeypatch):
+def test_an_unknown_kernel_name_is_refused(monkeypatch):
     monkeypatch.setenv("HERD_ISA", "avx1024")
     with pytest.raises(QuantError, match="HERD_ISA=avx1024: choose vnni, avx2, portable, reference"):
         matmul.choose_kernel(FORMATS["Q4_0"], torch.device("cpu"))
@@ -86,14 +86,14 @@ def test_a_path_that_is_not_there(monkeypatch):
     assert matmul.choose_kernel(FORMATS["Q4_0"], torch.device("cpu")) is matmul.REFERENCE
 
 
-def test_elsewhere_the_reference_takes_over(monkeypatch):
+def test_devices_without_a_kernel_use_the_reference(monkeypatch):
     assert matmul.choose_kernel(FORMATS["Q4_0"], torch.device("meta")) is matmul.REFERENCE
     monkeypatch.setattr(qmatmul, "here", tuple)
     assert matmul.choose_kernel(FORMATS["Q4_0"], torch.device("cpu")) is matmul.REFERENCE
 
 
 @pytest.mark.usefixtures("reference")
-def test_tiles(monkeypatch):
+def test_tiles_of_rows_give_the_same_result(monkeypatch):
     layer = QuantLinear(blocks.encode(torch.randn(70, 64), FORMATS["Q4_0"]), FORMATS["Q4_0"])
     x = torch.randn(3, 64)
     whole = layer(x)
@@ -104,7 +104,7 @@ def test_tiles(monkeypatch):
 @pytest.mark.usefixtures("reference")
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("format", PACKED, ids=str)
-def test_whole_model(make_model, format, tied):
+def test_a_quantized_model_computes_like_its_unpacked_weights(make_model, format, tied):
     model = swap_linears(make_model(tie_embeddings=tied), scheme(format))
     assert is_quantized(model)
     assert all(param.ndim == 1 for param in model.parameters())
@@ -115,7 +115,7 @@ def test_whole_model(make_model, format, tied):
 
 
 @pytest.mark.parametrize("format", PACKED, ids=str)
-def test_rounded_activations_move_a_model_little(make_model, format):
+def test_rounded_activations_change_a_model_little(make_model, format):
     """Eight bits for activations cost about what eight bits for weights cost, some percent of these wild
     logits."""
     model = swap_linears(make_model(), scheme(format))
@@ -124,7 +124,7 @@ def test_rounded_activations_move_a_model_little(make_model, format):
     assert (model.logits(tokens_BT) - exact).norm() < 0.05 * exact.norm()
 
 
-def test_default_scheme_is_kind_to_the_head(make_model):
+def test_the_default_scheme_gives_the_head_eight_bits(make_model):
     formats = {
         name: format.name for name, format, _ in packed_weights(swap_linears(make_model(), scheme("q4k")))
     }
@@ -142,7 +142,7 @@ def test_parts_can_stay_plain(make_model):
     assert isinstance(model.lm_head, torch.nn.Linear)
 
 
-def test_bytes_are_as_planned(make_model):
+def test_a_model_takes_the_bytes_its_scheme_predicts(make_model):
     for name in ("q8", "q4", "q4k", "q6k"):
         for tied in (False, True):
             model = swap_linears(make_model(tie_embeddings=tied), scheme(name))
@@ -153,7 +153,7 @@ def test_bytes_are_as_planned(make_model):
 
 
 @pytest.mark.usefixtures("reference")
-def test_runs_in_the_engine(make_model):
+def test_a_quantized_model_runs_in_the_engine(make_model):
     """Alone or in a batch, the tokens of the unpacked model; bf16 too runs."""
     model = swap_linears(make_model(), scheme("q4"))
     prompts = [[1, 2, 3], [7, 8, 9, 10, 11], [5]]
@@ -190,7 +190,7 @@ def test_gradients_reach_the_input(make_model):
     torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(3, -1))
 
 
-def test_refusals_leave_the_model_alone(make_model):
+def test_a_refused_model_is_unchanged(make_model):
     model = make_model(ffn_dim=320)
     with pytest.raises(QuantError, match=r"down_proj\.weight: rows of 320 .* Q8_0 and Q4_0 and F16 fit"):
         swap_linears(model, scheme("q4k"))
@@ -200,6 +200,6 @@ def test_refusals_leave_the_model_alone(make_model):
     assert not is_quantized(model)
 
 
-def test_malformed_blocks():
+def test_malformed_blocks_are_refused():
     with pytest.raises(QuantError, match="Q4_0 blocks of shape"):
         QuantLinear(torch.zeros(4, 35, dtype=torch.uint8), FORMATS["Q4_0"])

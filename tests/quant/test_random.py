@@ -34,7 +34,7 @@ def test_q4k_grids_use_their_whole_header():
     assert weight.std(dim=1).unique().numel() > 30  # groups differ in their scales
 
 
-def test_seeds(make_model):
+def test_a_seed_gives_the_same_weights_again(make_model):
     config, plan = make_model().config, scheme("q4")
     rows_of = random_rows_of(config, plan.plan(config), 5)
     for name, _, rows in packed_weights(random_quantized(config, plan, 5)):
@@ -47,7 +47,7 @@ def test_seeds(make_model):
 
 @pytest.mark.parametrize("name", ["q4", "q8", "q4k", "q6k", "bf16"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_models_compute(make_model, name, tied):
+def test_random_models_give_finite_logits(make_model, name, tied):
     config, plan = make_model(tie_embeddings=tied, n_layers=8).config, scheme(name)
     seen: list[tuple[int, int]] = []
     model = random_quantized(config, plan, progress=lambda done, total: seen.append((done, total)))
@@ -56,7 +56,7 @@ def test_models_compute(make_model, name, tied):
     assert seen[-1] == (plan.nbytes(config), plan.nbytes(config))
 
 
-def test_formats_that_are_not_made():
+def test_formats_without_random_weights_are_refused():
     with pytest.raises(QuantError, match=r"Q5_K; choose Q8_0, Q4_0"):
         random_rows((4, 256), TYPES["Q5_K"], 0)
     with pytest.raises(QuantError, match="do not divide"):
