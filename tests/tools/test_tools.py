@@ -118,6 +118,7 @@ def test_a_call_checks_the_name_and_the_arguments():
     assert call_tool("calculator", {"expression": "6*7"}) == "42"
     assert call_tool("wolfram_alpha", {"query": "6*7"}) == "42"
     assert call_tool("code_interpreter", {"code": "print(6*7)"}) == "42\n"
+    assert call_tool("code_interpreter", {"code": "```python\nprint(6*7)\n```"}) == "42\n"
     for name, arguments, match in (
         ("rm", {}, "unknown tool 'rm'"),
         ("calculator", {}, "missing"),

@@ -34,18 +34,7 @@ from itertools import groupby
 
 from . import toolcall_grammar as grammar
 from .chat import CODE_INTERPRETER
-from .toolcall_grammar import (
-    END_MARKERS,
-    FENCE,
-    FUNCTION_END,
-    PYTHON_TAG,
-    WHITE_SPACE,
-    WRAPPERS,
-    Match,
-    NotACall,
-    Reader,
-    ToolCall,
-)
+from .toolcall_grammar import Match, NotACall, Reader, ToolCall
 
 ENDED = "the message ends within it"
 
@@ -147,7 +136,7 @@ class ToolCallParser:
             self._take_tagged(c)
         elif self._candidate is not None:
             self._take_in_candidate(c)
-        elif c in WHITE_SPACE:
+        elif c in grammar.WHITE_SPACE:
             self._gap.append(c)
             self._line_start = self._line_start or c == "\n"
         elif c in ";," and self._after_call:
@@ -169,7 +158,7 @@ class ToolCallParser:
         if c == "<":
             return grammar.tag()
         if c == "`":
-            return grammar.fence(closing=self._in_fence or FENCE in self._closers)
+            return grammar.fence(closing=self._in_fence or grammar.FENCE in self._closers)
         if self._line_start and grammar.starts_identifier(c):
             return grammar.builtin_call(c)
         return None
@@ -199,13 +188,13 @@ class ToolCallParser:
         self._held.append(c)
         if c != ">":
             return
-        tail = "".join(self._held[-len(PYTHON_TAG) :])
-        for marker in (PYTHON_TAG, *END_MARKERS):
-            if tail.endswith(marker) and len(self._held) >= len(PYTHON_TAG) + len(marker):
+        tail = "".join(self._held[-len(grammar.PYTHON_TAG) :])
+        for marker in (grammar.PYTHON_TAG, *grammar.END_MARKERS):
+            if tail.endswith(marker) and len(self._held) >= len(grammar.PYTHON_TAG) + len(marker):
                 del self._held[-len(marker) :]
                 self._close_tagged()
-                if marker == PYTHON_TAG:
-                    self._held, self._tagged = list(PYTHON_TAG), True
+                if marker == grammar.PYTHON_TAG:
+                    self._held, self._tagged = list(grammar.PYTHON_TAG), True
 
     # What becomes of a candidate
 
@@ -213,17 +202,17 @@ class ToolCallParser:
         for call in match.calls:
             self._add_call(call)
         tag = match.tag
-        if tag == PYTHON_TAG:
+        if tag == grammar.PYTHON_TAG:
             self._tagged, self._held = True, list(text)
         elif tag in self._closers:
             self._closers.remove(tag)
             self._gap.clear()
-        elif tag in WRAPPERS and not self._in_fence:
+        elif tag in grammar.WRAPPERS and not self._in_fence:
             self._gap.append(text)
-            self._opened.append(WRAPPERS[tag])
+            self._opened.append(grammar.WRAPPERS[tag])
             self._line_start = True
-        elif tag and tag not in END_MARKERS:
-            self._in_fence = False if tag == FENCE else self._in_fence
+        elif tag and tag not in grammar.END_MARKERS:
+            self._in_fence = False if tag == grammar.FENCE else self._in_fence
             self._give(text)
 
     def _add_call(self, call: ToolCall) -> None:
@@ -232,7 +221,7 @@ class ToolCallParser:
         self._closers += self._opened
         self._opened.clear()
         if call.tool_call_format == "function":
-            self._closers.append(FUNCTION_END)
+            self._closers.append(grammar.FUNCTION_END)
         self._after_call = self._line_start = True
 
     def _reject(self, reason: str, *, ended: bool = False) -> None:
@@ -251,7 +240,7 @@ class ToolCallParser:
         """Decide what followed <|python_tag|>: calls, text that was meant as a call, or code."""
         text = self._release()
         self._tagged = False
-        body = text.removeprefix(PYTHON_TAG)
+        body = text.removeprefix(grammar.PYTHON_TAG)
         inner = ToolCallParser()
         events = [*inner.feed(body), *inner.finish()]
         first = events[0] if events else None
@@ -263,11 +252,11 @@ class ToolCallParser:
                     self._give(event.text)
                 else:
                     self._events.append(event)
-        elif isinstance(first, Malformed) and body.lstrip(WHITE_SPACE).startswith(first.text):
+        elif isinstance(first, Malformed) and body.lstrip(grammar.WHITE_SPACE).startswith(first.text):
             self._events.append(first)
             self._give(text)
         elif not body.strip():
-            self._events.append(Malformed(f"malformed call: nothing follows {PYTHON_TAG}", text))
+            self._events.append(Malformed(f"malformed call: nothing follows {grammar.PYTHON_TAG}", text))
             self._give(text)
         else:
             self._add_call(ToolCall(CODE_INTERPRETER, {"code": body}, "builtin"))
@@ -278,15 +267,15 @@ class ToolCallParser:
         """Make the gap and ``text`` content."""
         text = "".join(self._gap) + text
         self._gap.clear()
-        self._in_fence = self._in_fence or FENCE in self._opened
+        self._in_fence = self._in_fence or grammar.FENCE in self._opened
         self._opened.clear()
         if not text:
             return
         self._events.append(Content(text))
         self._after_call = False
         last_line = text.rpartition("\n")
-        self._line_start = bool(last_line[1]) and not last_line[2].strip(WHITE_SPACE)
-        self._any_content = self._any_content or bool(text.strip(WHITE_SPACE))
+        self._line_start = bool(last_line[1]) and not last_line[2].strip(grammar.WHITE_SPACE)
+        self._any_content = self._any_content or bool(text.strip(grammar.WHITE_SPACE))
 
     def _take_events(self) -> list[Event]:
         events: list[Event] = []

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from ..errors import ToolError
+from ..text.fenced import fenced_blocks
 from .arithmetic import calculator
 from .dates import add_days, days_between, weekday
 from .sandbox import run_python
@@ -72,6 +73,8 @@ def wolfram_alpha(query: str) -> str:
 
 def code_interpreter(code: str) -> str:
     """Run a Python program and give back what it printed."""
+    if code.lstrip().startswith("```"):  # models often fence the program
+        code = "\n".join(block.code for block in fenced_blocks(code))
     result = run_python(code)
     if not result.ok:
         last = result.stderr.strip().splitlines()[-1:] or [""]
