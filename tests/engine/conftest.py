@@ -62,8 +62,7 @@ def model() -> LlamaLM:
 
 @pytest.fixture(scope="session")
 def models() -> dict[str, LlamaLM]:
-    """Models of the shapes that the engine treats differently: grouped, ungrouped or one KV head, tied,
-    scaled positions."""
+    """Models of different shapes: grouped, ungrouped or one KV head, tied, scaled positions."""
     scaled = RopeScaling(factor=4.0, original_context=64)
     return {
         "grouped": build(),

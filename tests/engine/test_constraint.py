@@ -87,8 +87,7 @@ def test_a_lark_grammar_is_followed(tokenizer):
 
 
 def test_a_text_passes_its_schema_with_the_vocabulary_of_llama_3(real_data):
-    """With 128,256 tokens, each token of a valid text is allowed, special tokens are not, and stop tokens end
-    it."""
+    """Each token of a valid text is allowed, special tokens are not, and stop tokens end it."""
     from herd.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_file(real_data("llama3_tokenizer") / "tokenizer.model")
@@ -221,8 +220,7 @@ def valid(value, schema) -> bool:
     st.sampled_from([None, "ngram"]),
 )
 def test_a_random_model_writes_valid_json(model, tokenizer, schemas, temperature, draft):
-    """With random weights and random schemas in one batch, an answer is valid, or the beginning of a valid
-    one."""
+    """Answers of one batch with random schemas are valid, or the beginning of a valid one."""
     sampling = Sampling(max_tokens=120, temperature=temperature, seed=1)
     requests = [Request([1, 2, 3], sampling, constraint=Constraint.json_schema(s)) for s in schemas]
     plain = Request([4, 5], Sampling(max_tokens=30))
@@ -255,8 +253,7 @@ def outcomes(completions):
 
 
 def test_constrained_answers_do_not_depend_on_batch_or_preemption(model, tokenizer):
-    """A constraint belongs to its sequence: neither the batch nor having to begin again changes the
-    answer."""
+    """Neither the batch nor having to begin again changes a constrained answer."""
     want = [Engine(model, tokenizer).run([r])[0] for r in REQUESTS]
     assert re.fullmatch("[0-9]{3}-[0-9]{4}", want[0].text)
     assert want[0].finish_reason == "stop"

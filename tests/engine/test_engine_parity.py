@@ -1,5 +1,4 @@
-"""A model gives the same logits in one forward, cached, in pieces, in ragged batches and packed, and as
-`transformers`."""
+"""A model gives the same logits in one forward, cached, in pieces, batched, packed, and in `transformers`."""
 
 import pytest
 import torch
@@ -29,8 +28,7 @@ def feed(model, cache, parts) -> torch.Tensor:
 
 
 def cached_logits(model, ids, cuts) -> torch.Tensor:
-    """Return logits of every token of one sequence: prefilled in pieces that end at ``cuts``, the rest
-    decoded."""
+    """Return logits of every token of a sequence: prefilled up to the last of ``cuts``, then decoded."""
     cache = paged(model)
     cached, ends = cache.open(), [*cuts, *range(cuts[-1] + 1, len(ids) + 1)]
     return torch.cat(
@@ -50,8 +48,7 @@ def test_a_cached_forward_equals_the_full_one(models, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
 def test_a_ragged_batch_equals_the_full_forward(models, kind):
-    """Sequences of all lengths are fed in pieces of different sizes, prompts and single tokens in one
-    forward."""
+    """Prompts of all lengths, in pieces of different sizes, and single tokens share one forward."""
     model = models[kind]
     rows = [tokens(n, seed=n) for n in (21, 22, 51, 90, 190)]
     cache = paged(model)

@@ -45,8 +45,7 @@ def allowed(logits, s: Sampling) -> torch.Tensor:
     ids=str,
 )
 def test_tokens_are_drawn_with_the_defined_frequencies(s):
-    """χ² against the definition, 20,000 draws; the bound is the 99.99th percentile for 11 degrees of
-    freedom."""
+    """χ² over 20,000 draws stays below the 99.99th percentile for 11 degrees of freedom."""
     n = 20_000
     drawn = sampled(LOGITS.expand(n, V), [s] * n, [7] * n, range(n))
     counts = torch.bincount(torch.tensor(drawn), minlength=V).double()

@@ -1,5 +1,4 @@
-"""JSON schemas: every number is kept exactly or refused, and no schema can take the process down or stall
-it."""
+"""JSON schemas: numbers are kept exactly or refused, and no schema stops or stalls the process."""
 
 import json
 import math

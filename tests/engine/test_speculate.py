@@ -46,7 +46,7 @@ def verified(p, q, n, guesses=None):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_tokens_are_distributed_as_the_model_says(seed):
-    """χ² over 40,000 seeds at the 99.99th percentile for 7 degrees of freedom; acceptance is 1 - TV within 4
+    """χ² over 40,000 seeds (99.99th percentile, 7 degrees of freedom); acceptance is 1 - TV within 4
     sigma."""
     n = 40_000
     p, q = random_p(seed, 2.0), random_p(seed + 100, 2.0)

@@ -41,8 +41,7 @@ class Cached:
 
 @dataclass(frozen=True)
 class PagedAttention:
-    """The attention of one step's new tokens: it writes them to the cache and lets them see it, layer by
-    layer."""
+    """The attention of one step's new tokens: it writes them to the cache and reads it, layer by layer."""
 
     pool: Tensor
     ragged: Ragged
@@ -129,8 +128,7 @@ class PagedCache:
             self.pages.give([shared])
 
     def fork(self, cached: Cached) -> Cached:
-        """Return another sequence with the same tokens. Full pages are shared, an unfinished one is
-        copied."""
+        """Return another sequence with the same tokens, sharing full pages and copying an unfinished one."""
         full = cached.length // PAGE
         twin = self.open()
         self._append(twin, [self.pages.share(page) for page in cached.pages[:full]])
@@ -150,8 +148,7 @@ class PagedCache:
         cached.length, cached.digests = len(found) * PAGE, list(digests[: len(found)])
 
     def remember(self, cached: Cached, tenant: str, tokens: Sequence[int]) -> None:
-        """Make its full pages findable for the tenant. ``tokens`` begins with the tokens that the sequence
-        holds."""
+        """Make the full pages of a sequence findable for the tenant; it holds the first of ``tokens``."""
         known = len(cached.digests)
         if cached.length // PAGE > known:
             chain(cached.digests, tenant, tokens, cached.length)

@@ -1,5 +1,4 @@
-"""Constraints on an answer: a JSON schema, a regular expression or a grammar decides which tokens may come
-next.
+"""Constrain answers by a JSON schema, a regular expression or a grammar, token by token.
 
 A `Constraint` is what the caller asks for; a `Guide` follows one answer through it. Before each token the
 guide marks the tokens that can still lead to a valid answer, and the sampler sees no other (Willard & Louf,
@@ -62,8 +61,7 @@ class Constraint:
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | bool | str) -> Constraint:
-        """JSON that is valid under ``schema`` (a mapping, or its text); properties come in the schema's
-        order."""
+        """Return the constraint to JSON that is valid under ``schema``, with properties in its order."""
         try:
             text = schema if isinstance(schema, str) else json.dumps(schema, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
@@ -72,13 +70,13 @@ class Constraint:
 
     @classmethod
     def regex(cls, pattern: str) -> Constraint:
-        """Text that ``pattern`` matches as a whole: Rust's syntax, without look-around and
-        back-references."""
+        """Return the constraint to text that ``pattern`` matches as a whole (Rust's syntax)."""
         return cls("regular expression", pattern)
 
     @classmethod
     def lark(cls, grammar: str) -> Constraint:
-        """Text of a context-free grammar in llguidance's dialect of Lark; it begins at the rule ``start``."""
+        """Return the constraint to text of a grammar in llguidance's dialect of Lark, from the rule
+        ``start``."""
         return cls("grammar", grammar)
 
 
@@ -178,8 +176,7 @@ LLMatcher(LLTokenizer("byte"), sys.stdin.read(), log_level=0, limits=limits).com
 
 @lru_cache(maxsize=1000)
 def _compiles_in_a_child(grammar: str) -> bool:
-    """Return whether a process with limits survives compiling ``grammar``, with or without an error
-    message."""
+    """Return whether a process with limits survives compiling ``grammar``, even if it is refused."""
     command = [sys.executable, "-P", "-c", COMPILE]
     try:
         return (
@@ -191,8 +188,7 @@ def _compiles_in_a_child(grammar: str) -> bool:
 
 @lru_cache(maxsize=4)
 def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
-    """Return the vocabulary as the parser's trie. It takes half a second for 128,256 tokens, so it is
-    kept."""
+    """Return the vocabulary as the parser's trie, which takes half a second for 128,256 tokens."""
     from llguidance import LLTokenizer, TokenizerWrapper
 
     return LLTokenizer(
@@ -203,8 +199,7 @@ def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
 
 
 class _Tokens:
-    """A tokenizer with the interface that llguidance asks for. Special tokens are named, so text never
-    becomes one."""
+    """A tokenizer as llguidance wants it. Special tokens are named, so text never becomes one."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

@@ -10,8 +10,7 @@ from ..text.tokenizer import StreamDecoder, Tokenizer
 
 
 class TextStream:
-    """A decoder that is fed ids one by one and returns the text that is certain; after ``stopped`` there is
-    no more."""
+    """A decoder that is fed ids one by one and returns the text that is certain."""
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
         self._decoder = StreamDecoder(tokenizer)

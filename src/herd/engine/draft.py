@@ -40,8 +40,7 @@ class Draft(Protocol):
     """A source of draft tokens."""
 
     def propose(self, sequences: abc.Sequence[Sequence], most: abc.Sequence[int]) -> list[DraftTokens | None]:
-        """Return at most ``most[i]`` tokens to follow each sequence, oldest first; None: not yet, ask
-        again."""
+        """Return at most ``most[i]`` tokens to follow each sequence, oldest first; None means not yet."""
         ...
 
     def forget(self, sequence: Sequence) -> None:
@@ -77,8 +76,7 @@ class _State:
     draft: DraftTokens = field(default_factory=lambda: DraftTokens([]))
 
     def n_correct(self) -> int:
-        """Return how many tokens in the cache are the sequence's, now that it has accepted or rejected the
-        draft."""
+        """Return how many tokens in the cache still agree with the sequence, after verification."""
         n = self.known
         end = min(
             self.cached.length, len(self.sequence.tokens) - 1
@@ -173,8 +171,7 @@ class ModelDraft:
         return self._states[sequence]
 
     def _make_room(self, state: _State, length: int) -> bool:
-        """Take pages for ``length`` tokens, if need be from later sequences; return False if this one must
-        wait."""
+        """Take pages for ``length`` tokens, if need be from later sequences; False means it must wait."""
         while (lacking := self.cache.lacking(state.cached, length)) > self.cache.pages.available:
             latest = max(self._states.values(), key=lambda other: other.sequence.number)
             if latest is state:

@@ -114,8 +114,8 @@ class Engine:
         return len(self._waiting)
 
     def submit(self, request: Request) -> ResponseStream:
-        """Queue a request; computing begins with the next `step`. Raises EngineError if it cannot be
-        served."""
+        """Queue a request; computing begins with the next `step`. Raises EngineError for an impossible
+        one."""
         return self._queue([self._sequence(request)])[0]
 
     def submit_many(self, request: Request, n: int) -> list[ResponseStream]:
@@ -133,8 +133,7 @@ class Engine:
         return self._queue([self._sequence(request) for request in requests])
 
     def run(self, requests: abc.Sequence[Request]) -> list[Completion]:
-        """Run all requests to their end, batched, and return their answers in order. If one is invalid, none
-        runs."""
+        """Run all requests to their end and return their answers in order. If one is invalid, none runs."""
         streams = self._queue([self._sequence(request) for request in requests])
         try:
             while not all(stream.done for stream in streams):
@@ -202,8 +201,7 @@ class Engine:
         return ModelDraft(draft, n_tokens, self.cache.pages.limit, self.context, _cache_kind(draft, kv))
 
     def _admit(self) -> None:
-        """Begin waiting requests while there are pages for the whole prompt and for what the active ones need
-        soon."""
+        """Begin waiting requests while pages suffice for their prompts and for what active ones need soon."""
         lacking = sum(self.cache.lacking(s.cached, s.soon) for s in self._active)
         computing = {digest for s in self._active for digest in s.digests[len(s.cached.digests) :]}
         while self._waiting and len(self._active) < self.max_batch:
@@ -295,8 +293,8 @@ class Engine:
         return True
 
     def _advance(self, parts: list[tuple[Sequence, int, DraftTokens]]) -> None:
-        """Run one forward over these tokens; sequences whose last known token was among them get their next
-        ones."""
+        """Run one forward over these tokens, and give their next ones to sequences that are read to the
+        end."""
         if not parts:
             return
         tokens: list[int] = []
@@ -325,8 +323,7 @@ class Engine:
                 self._release(sequence)
 
     def _forward(self, parts: list[tuple[Cached, int]], tokens: list[int], places: list[int]) -> Tensor:
-        """Feed ``tokens``, the next n of each (sequence, n), and return logits (N, V) fp32 at these
-        places."""
+        """Feed the next n tokens of each (sequence, n) and return logits (N, V) fp32 at these places."""
         hidden_ND = self._runner(parts, tokens)
         if not places:
             return torch.empty(0, self.model.config.vocab_size)

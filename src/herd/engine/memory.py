@@ -1,5 +1,4 @@
-"""Compute how many bytes the KV cache takes: the one formula for cache, receipts and planner. Does not import
-torch."""
+"""Compute how many bytes the KV cache takes, for cache, receipts and planner. Does not import torch."""
 
 from __future__ import annotations
 

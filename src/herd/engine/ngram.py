@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 LONGEST = 4
-"""Tokens at the end that must have occurred before; if they have not, one fewer is tried, down to
-`SHORTEST`."""
+"""Tokens at the end that must have occurred before; otherwise one fewer, down to `SHORTEST`."""
 SHORTEST = 2
 
 
@@ -35,8 +34,7 @@ class NGramIndex:
             self._tokens.append(token)
 
     def propose(self, most: int) -> list[int]:
-        """Return up to ``most`` tokens that followed the longest repeated ending; none where nothing
-        repeats."""
+        """Return up to ``most`` tokens that followed the longest repeated ending, if there is one."""
         for gram in self._last_grams():
             if (place := self._followed.get(gram)) is not None:
                 return self._tokens[place : place + most]

@@ -18,8 +18,7 @@ from ..kernels.page_layout import PAGE
 
 
 class Pages:
-    """The pages of a cache: ``limit`` are handed out, and up to ``capacity`` where a single sequence needs
-    more."""
+    """The pages of a cache: ``limit`` to hand out, and up to ``capacity`` for a single long sequence."""
 
     def __init__(self, limit: int, capacity: int) -> None:
         self.limit, self.capacity = limit, capacity
@@ -65,8 +64,7 @@ class Pages:
         return page
 
     def give(self, pages: Sequence[int]) -> None:
-        """Remove a user from each page. The last pages of a sequence are reused first, since they need those
-        before."""
+        """Remove a user from each page. The last pages are reused first, since they need those before."""
         for page in reversed(pages):
             self._users[page] -= 1
             if not self._users[page]:
@@ -81,15 +79,13 @@ class Pages:
         return self._by_digest.get(digest)
 
     def remember(self, page: int, digest: bytes) -> None:
-        """Make a full page findable. If another page has the same content, that one stays the one to be
-        found."""
+        """Make a full page findable, unless another page has the same content."""
         if digest not in self._by_digest:
             self._by_digest[digest] = page
             self._digests[page] = digest
 
     def writable(self, page: int) -> bool:
-        """Return whether the sequence that holds a page may change it: nobody else holds it or can find
-        it."""
+        """Return whether the sequence that holds a page may change it: nobody else holds or can find it."""
         return self._users[page] == 1 and page not in self._digests
 
     def _forget(self, page: int) -> None:
@@ -97,8 +93,8 @@ class Pages:
 
 
 def chain(known: list[bytes], tenant: str, tokens: Sequence[int], length: int) -> None:
-    """Extend ``known``, the hashes of a sequence's first pages, to all pages that its first ``length`` tokens
-    fill."""
+    """Extend ``known``, the hashes of a sequence's full pages, to those within its first ``length``
+    tokens."""
     for start in range(len(known) * PAGE, length - PAGE + 1, PAGE):
         before = known[-1] if known else hashlib.blake2b(tenant.encode(), digest_size=16).digest()
         page = array("i", tokens[start : start + PAGE]).tobytes()

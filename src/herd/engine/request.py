@@ -132,8 +132,7 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A generated token's natural-log probability, and the likeliest tokens at its place (id, logprob), best
-    first."""
+    """The log-probability of a generated token in nats, and the likeliest (id, logprob), best first."""
 
     id: int
     logprob: float

@@ -1,5 +1,4 @@
-"""Run a model over a paged cache. The engine, its draft model and the scorer all feed their tokens through
-this."""
+"""Run a model over a paged cache, for the engine, its draft model and the scorer."""
 
 from __future__ import annotations
 

@@ -57,8 +57,7 @@ def likeliest(logits_BV: Tensor) -> tuple[list[int], list[bool]]:
 
 
 def distribution(logits_BV: Tensor, samplings: Sequence[Sampling]) -> Tensor:
-    """Return the probabilities (B, V) fp64 with which `sample` picks, after temperature and cuts; rows sum to
-    1."""
+    """Return the probabilities (B, V) fp64 with which `sample` picks; rows sum to 1."""
     p_BV = _probs(logits_BV, samplings)
     cut = [i for i, s in enumerate(samplings) if _cuts(s)]
     if cut:
@@ -70,8 +69,7 @@ def distribution(logits_BV: Tensor, samplings: Sequence[Sampling]) -> Tensor:
 
 
 def draw(p_BV: Tensor, u: Sequence[float]) -> Tensor:
-    """Return the token of each row at which the cumulative mass passes u, (B,) int64. Rows need not sum to
-    1."""
+    """Return the token (B,) of each row at which the cumulative mass passes u. Rows need not sum to 1."""
     cdf_BV = p_BV.cumsum(-1)
     return _invert(cdf_BV, cdf_BV[:, -1:], u)
 
@@ -82,16 +80,14 @@ def uniform(seed: int, step: int) -> float:
 
 
 def seed_of(seed: int, number: int) -> int:
-    """Return the seed of the ``number``-th of several answers to one request; the first has the request's
-    own."""
+    """Return the seed of the ``number``-th answer to one request; the first has the request's own."""
     return seed if number == 0 else _mix(_mix(seed & _MASK) ^ number)
 
 
 def logprobs(
     logits_BV: Tensor, ids: Sequence[int], tops: Sequence[int | None]
 ) -> list[tuple[TokenLogprob, ...]]:
-    """Return log-probabilities of the chosen ids under the plain softmax; an empty tuple for rows with None
-    in ``tops``."""
+    """Return log-probabilities of the chosen ids under the plain softmax, for rows that ask in ``tops``."""
     out: list[tuple[TokenLogprob, ...]] = [()] * len(ids)
     rows = [i for i, top in enumerate(tops) if top is not None]
     if not rows:
@@ -150,8 +146,7 @@ def _kept(p_BV: Tensor, samplings: Sequence[Sampling]) -> tuple[Tensor, Tensor, 
 
 
 def _invert(cdf_BV: Tensor, total_B1: Tensor, u: Sequence[float]) -> Tensor:
-    """Return the first place where the cumulative mass exceeds u · total; its probability is always
-    positive."""
+    """Return the first place where the cumulative mass exceeds u · total; it has positive probability."""
     u_B1 = torch.tensor(u, dtype=torch.float64, device=cdf_BV.device)[:, None]
     # u · total may round up to total itself
     below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))

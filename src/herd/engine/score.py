@@ -33,6 +33,10 @@ LOGIT_BYTES = 64 << 20
 """Bytes of fp32 logits at a time."""
 
 
+_Part = tuple[Cached, Sequence[int]]
+"""A sequence of the cache, and the tokens that it is fed."""
+
+
 class Pair(NamedTuple):
     """The ids of a context and of its continuation, at least one each."""
 
@@ -48,8 +52,7 @@ class Scored(NamedTuple):
 
 
 class Scorer:
-    """A scorer that runs ``model`` on its device and in its dtype. It keeps the last head for the next
-    call."""
+    """A scorer that runs ``model`` as it is. It keeps the last head for the next call."""
 
     def __init__(self, model: LlamaLM, max_context: int | None = None) -> None:
         self.model, self.context = model, max_context or model.config.max_context
@@ -57,7 +60,7 @@ class Scorer:
         self._room_for(PAGE)
 
     def check(self, items: Sequence[Sequence[Pair]]) -> None:
-        """Raise EngineError for a pair that is empty or outside the vocabulary, ContextError for one too
+        """Raise EngineError for an empty pair or an unknown token, ContextError for a pair that is too
         long."""
         vocab = self.model.config.vocab_size
         for item in items:
@@ -130,7 +133,7 @@ class Scorer:
                 out.append(Scored(sum(x for x, _ in some), all(best for _, best in some)))
             yield tree.number, out
 
-    def _feed(self, parts: Sequence[tuple[Cached, Sequence[int]]]) -> Tensor:
+    def _feed(self, parts: Sequence[_Part]) -> Tensor:
         """Feed these tokens, which the sequences hold from now on, and return their hidden states (N, D)."""
         parts = [(cached, ids) for cached, ids in parts if ids]
         if not parts:
@@ -141,7 +144,7 @@ class Scorer:
             [(cached, len(ids)) for cached, ids in parts], [i for _, ids in parts for i in ids]
         )
 
-    def _close(self, parts: Sequence[tuple[Cached, Sequence[int]]]) -> None:
+    def _close(self, parts: Sequence[_Part]) -> None:
         for cached, _ in parts:
             self._cache.close(cached)
 
@@ -157,9 +160,7 @@ class _Tree:
 
     @classmethod
     def of(cls, number: int, pairs: Sequence[Pair]) -> _Tree:
-        inputs = [
-            [*pair.context, *pair.continuation[:-1]] for pair in pairs
-        ]  # the last token is only predicted
+        inputs = [[*pair.context, *pair.continuation[:-1]] for pair in pairs]  # the last is only predicted
         n = min(_common(inputs[0], other) for other in inputs)
         return cls(number, pairs, inputs[0][:n], [ids[n:] for ids in inputs])
 
@@ -194,27 +195,22 @@ def _cost(ids: Sequence[int]) -> int:
     return len(ids) + PAGE
 
 
-def _groups(branches: Sequence[tuple[Cached, Sequence[int]]]) -> Iterator[list[tuple[Cached, Sequence[int]]]]:
+def _groups(branches: list[_Part]) -> Iterator[list[_Part]]:
     """Yield the branches in groups of `PREFILL_TOKENS`; a single one may be longer."""
-    group: list[tuple[Cached, Sequence[int]]] = []
-    room = PREFILL_TOKENS
-    for branch in branches:
-        room -= _cost(branch[1])
-        if group and room < 0:
-            yield group
-            group, room = [], PREFILL_TOKENS - _cost(branch[1])
-        group.append(branch)
-    if group:
-        yield group
+    start, taken = 0, 0
+    for at, (_, ids) in enumerate(branches):
+        if at > start and taken + _cost(ids) > PREFILL_TOKENS:
+            yield branches[start:at]
+            start, taken = at, 0
+        taken += _cost(ids)
+    if branches:
+        yield branches[start:]
 
 
 def _pack(trees: Sequence[_Tree]) -> tuple[int, int]:
-    """Return (tokens of the common head, number of trees) of the next pack, from the front of the sorted
-    ``trees``."""
-    n_head, cost = (
-        trees[0].n_shareable,
-        trees[0].cost,
-    )  # including the head, which is subtracted when compared
+    """Return (tokens of the common head, number of trees) of the next pack from the sorted ``trees``."""
+    n_head = trees[0].n_shareable
+    cost = trees[0].cost  # includes the head, which is subtracted in the comparison
     for n, tree in enumerate(trees[1:], 1):
         shared = min(n_head, tree.n_shareable, _common(trees[0].trunk, tree.trunk))
         cost += tree.cost
@@ -236,8 +232,7 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 def _log_probs(
     model: LlamaLM, hidden_ND: Tensor, asked: Sequence[tuple[int, int]]
 ) -> list[tuple[float, bool]]:
-    """Return (log p, whether it is the likeliest) of the token in every (place, token); each place is
-    computed once."""
+    """Return (log p, whether it is the likeliest) for every (place, token), computing each place once."""
     places = sorted({place for place, _ in asked})
     row_of = {place: row for row, place in enumerate(places)}
     by_row: list[list[int]] = [[] for _ in places]

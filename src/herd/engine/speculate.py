@@ -42,8 +42,7 @@ _DRAFT, _VERIFY = 0x5851F42D4C957F2D, 0x14057B7EF767814F
 
 
 def draft_uniform(seed: int, step: int) -> float:
-    """Return the number in [0, 1) with which the draft draws its proposal for a request's ``step``-th
-    token."""
+    """Return the number in [0, 1) with which the draft draws a request's ``step``-th token."""
     return uniform(seed ^ _DRAFT, step)
 
 

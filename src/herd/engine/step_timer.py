@@ -19,8 +19,7 @@ from collections.abc import Sequence
 REMEMBERED = 500
 """Steps after which a measured time is forgotten, so that what was slow once is tried again."""
 DRIFT = 1.05
-"""The fastest recent time counts, since slower ones have other causes; each measurement lets it grow by this
-factor."""
+"""The fastest recent time counts, as slower ones have other causes; it grows by this per measurement."""
 
 
 class StepTimer:

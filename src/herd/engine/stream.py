@@ -1,5 +1,4 @@
-"""A request in progress: the `ResponseStream` that its caller reads, and the `Sequence` that the engine works
-on."""
+"""A request in progress: the `ResponseStream` for its caller, and the `Sequence` for the engine."""
 
 from __future__ import annotations
 
@@ -53,8 +52,7 @@ class ResponseStream(Iterator[Delta]):
         self._cancel(self)
 
     def completion(self) -> Completion:
-        """Run to the end and return the rest of the answer, which is all of it if nothing was taken
-        before."""
+        """Run to the end and return the rest of the answer: all of it if nothing was taken before."""
         deltas = list(self)
         if not deltas:
             raise EngineError("this answer was already read from its stream to the end")
@@ -153,8 +151,7 @@ class Sequence:
         self.acceptance_rate += ACCEPTANCE_UPDATE * (counts.accepted - counts.verified * self.acceptance_rate)
 
     def forget_acceptance_rate(self) -> None:
-        """Move the acceptance rate slowly back to its initial value, so that drafting is tried again after a
-        while."""
+        """Move the acceptance rate towards its initial value, so that drafting is tried again."""
         self.acceptance_rate += ACCEPTANCE_UPDATE / 10 * (INITIAL_ACCEPTANCE_RATE - self.acceptance_rate)
 
     def end(self, reason: FinishReason, stop_id: int | None = None) -> None:
