@@ -1,10 +1,8 @@
-"""A request's answer is its own, to the token, whatever else goes on: other requests, pages that run out,
-guesses.
+"""An answer does not depend on anything else in the engine: other requests, preemption, draft tokens.
 
-With weights in blocks nothing may differ: the kernels give a token the same bits in any batch. Many requests
-of mixed lengths share so few pages that the latest are put back again and again, in model and draft; each
-must say what it says alone. The models are as narrow as can be, so that a wrong page or a stale guess shows
-at once.
+Requests of mixed lengths share so few pages that the latest are preempted again and again, in the model's
+cache and in the draft's, and each must give the tokens that it gives alone. The models are as narrow as can
+be, so that a wrong page or a stale draft token changes what follows.
 """
 
 import random

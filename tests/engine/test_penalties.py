@@ -51,13 +51,13 @@ TOKENS = st.lists(st.integers(0, V - 1), max_size=8)
 
 @given(TOKENS, TOKENS, TOKENS, st.floats(0.5, 2), st.floats(-2, 2), st.floats(-2, 2))
 def test_popped_tokens_leave_no_trace_in_the_penalties(
-    prompt, answer, guessed, repetition, presence, frequency
+    prompt, answer, drafted, repetition, presence, frequency
 ):
     s = Sampling(repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency)
     processor, logits = LogitsProcessor(s, prompt, None), LOGITS.clone()
     processor.push(answer)
-    processor.push(guessed)
-    processor.pop(guessed)
+    processor.push(drafted)
+    processor.pop(drafted)
     processor.process(logits)
     assert torch.allclose(logits, bent(s, prompt, answer))
 

@@ -37,9 +37,9 @@ def random_p(seed: int, sharp: float = 1.0) -> torch.Tensor:
     ).softmax(-1)
 
 
-def verified(p, q, n, guesses=None):
+def verified(p, q, n, draft_tokens=None):
     """Apply the rule to n draft tokens, each with its own seed; return (whether each is accepted, tokens)."""
-    drawn = guesses or draw(q.expand(n, V), [draft_uniform(s, 0) for s in range(n)]).tolist()
+    drawn = draft_tokens or draw(q.expand(n, V), [draft_uniform(s, 0) for s in range(n)]).tolist()
     u_verify, u_draw = [verify_uniform(s, 0) for s in range(n)], [uniform(s, 0) for s in range(n)]
     return reject(p.expand(n, V), q.expand(n, V), drawn, u_verify, u_draw)
 
@@ -50,10 +50,10 @@ def test_tokens_are_distributed_as_the_model_says(seed):
     sigma."""
     n = 40_000
     p, q = random_p(seed, 2.0), random_p(seed + 100, 2.0)
-    stays, tokens = verified(p, q, n)
+    accepted, tokens = verified(p, q, n)
     assert chi2(torch.bincount(torch.tensor(tokens), minlength=V).double(), p * n) < 29.9
     overlap = float(torch.minimum(p, q).sum())
-    assert sum(stays) / n == pytest.approx(overlap, abs=4 * (overlap * (1 - overlap) / n) ** 0.5)
+    assert sum(accepted) / n == pytest.approx(overlap, abs=4 * (overlap * (1 - overlap) / n) ** 0.5)
 
 
 def test_looked_up_tokens_are_verified_and_impossible_ones_rejected():
@@ -61,11 +61,11 @@ def test_looked_up_tokens_are_verified_and_impossible_ones_rejected():
     p = random_p(1).clone()
     p[3] = 0
     p /= p.sum()
-    for guess in (2, 3):
-        q = one_hot([guess], p[None])[0]
-        stays, tokens = verified(p, q, n, [guess] * n)
+    for draft_token in (2, 3):
+        q = one_hot([draft_token], p[None])[0]
+        accepted, tokens = verified(p, q, n, [draft_token] * n)
         assert chi2(torch.bincount(torch.tensor(tokens), minlength=V).double(), p * n) < 29.9
-        assert any(stays) == (guess != 3)
+        assert any(accepted) == (draft_token != 3)
 
 
 @given(st.integers(0, 10**6), st.floats(0.1, 60))
@@ -195,7 +195,7 @@ def test_greedy_answers_are_the_same_with_a_draft(model, tokenizer, drafts, name
         stats = [c.speculated for c in got]
         assert all(s.accepted <= s.verified <= s.drafted for s in stats)
         if name == "itself":
-            # a guess is wrong only where rounding decides between equals
+            # a draft token is rejected only where rounding decides between equals
             assert sum(s.accepted for s in stats) >= 0.99 * sum(s.verified for s in stats) > 0
 
 

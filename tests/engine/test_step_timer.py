@@ -78,18 +78,18 @@ class Clock(StepTimer):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "sampling", "guesses"),
+    ("seconds", "sampling", "length"),
     [
         (lambda n: float(n), {}, 0),  # every token costs the same: none of them pays
         (lambda n: 1.0, {}, 4),  # tokens cost nothing: what is hardly ever right is still worth it
         (lambda n: float(n), {"seed": 1}, 4),  # a seed promises its tokens whatever the clock says
     ],
 )
-def test_the_engine_drafts_as_much_as_its_step_times_suggest(model, seconds, sampling, guesses):
+def test_the_engine_drafts_as_much_as_its_step_times_suggest(model, seconds, sampling, length):
     draft = Fixed(7)
     request = Request([1, 2, 3], Sampling(max_tokens=60, **sampling))
     plain = Engine(model, None).run([request])[0].ids
     engine = Engine(model, None, draft=draft)
     engine._timers = Clock(seconds), Clock(lambda n: 0.0)
     assert engine.run([request])[0].ids == plain
-    assert set(draft.most[20:50]) == {guesses}
+    assert set(draft.most[20:50]) == {length}

@@ -195,7 +195,7 @@ def _cost(ids: Sequence[int]) -> int:
     return len(ids) + PAGE
 
 
-def _groups(branches: list[_Part]) -> Iterator[list[_Part]]:
+def _groups(branches: Sequence[_Part]) -> Iterator[Sequence[_Part]]:
     """Yield the branches in groups of `PREFILL_TOKENS`; a single one may be longer."""
     start, taken = 0, 0
     for at, (_, ids) in enumerate(branches):
