@@ -109,8 +109,9 @@ def main() -> None:
         what="KL from the original by format and rounding, on a trained model",
         values=values,
         seed=0,
-        notes=f"{config.n_params:,} parameters, D {config.dim}, F {config.ffn_dim}; {len(documents)} held-out "
-        f"documents, context {CONTEXT}; embedding and head Q8_0 everywhere; differences are of paired documents",
+        notes=f"{config.n_params:,} parameters, D {config.dim}, F {config.ffn_dim}; {len(documents)} "
+        f"held-out documents, context {CONTEXT}; embedding and head Q8_0 everywhere; differences are of "
+        "paired documents",
     )
 
 

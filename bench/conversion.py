@@ -161,9 +161,9 @@ def main() -> None:
         what=f"Conversions of an {args.size} folder in bf16 ({config.nbytes(2.0) / 1e9:.1f} GB) stream",
         values=values,
         seed=SEED,
-        notes="random weights; each conversion in a process of its own, peak resident memory as the kernel counts it, "
-        "mapped file pages included; the load reads from a warm page cache, knows the hash and repacks; its "
-        "memory is what it takes at most on top of a process that has torch and the kernels",
+        notes="random weights; each conversion in a process of its own, peak resident memory as the kernel "
+        "counts it, mapped file pages included; the load reads from a warm page cache, knows the hash and "
+        "repacks; its memory is what it takes at most on top of a process that has torch and the kernels",
     )
     shutil.rmtree(args.work)
 

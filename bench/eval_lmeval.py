@@ -179,8 +179,8 @@ def receipt(results: dict[str, Any], args: argparse.Namespace, n: int, same: int
             "lm-eval": package_version("lm-eval") or "",
             "transformers": package_version("transformers") or "",
         },
-        notes=f"D=64 random model, Meta's tokenizer, 8k context, {args.limit} items per task (human_eval has 164); "
-        f"shots by the first_n sampler; written texts compared over {args.tokens} tokens. "
+        notes=f"D=64 random model, Meta's tokenizer, 8k context, {args.limit} items per task (human_eval has "
+        f"164); shots by the first_n sampler; written texts compared over {args.tokens} tokens. "
         + (
             f"Different: {json.dumps(different, ensure_ascii=False)[:1500]}"
             if different

@@ -62,7 +62,8 @@ def main() -> None:
         what="herd eval with hostile answers, and killed with kill -9 and resumed",
         values=values,
         seed=options.seed,
-        notes=f"hostile: {', '.join(hostile.PROGRAMS)}; killed: the ten built-in items of {TASKS.replace(',', ', ')}",
+        notes=f"hostile: {', '.join(hostile.PROGRAMS)}; killed: the ten built-in items of "
+        f"{TASKS.replace(',', ', ')}",
     )
 
 

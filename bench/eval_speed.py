@@ -166,7 +166,8 @@ def receipt(results: dict[str, Any], args: argparse.Namespace) -> None:
             "lm-eval": package_version("lm-eval") or "",
             "transformers": package_version("transformers") or "",
         },
-        notes=f"{params:,} random parameters, fp32, {args.threads} threads, 5 shots, {args.limit} items per task.",
+        notes=f"{params:,} random parameters, fp32, {args.threads} threads, 5 shots, {args.limit} items per "
+        "task.",
     )
 
 

@@ -207,9 +207,9 @@ def main() -> None:
         what="GGUF between Herd and llama.cpp, both ways",
         values=values | more,
         rivals={"llama-cpp-python": version},
-        notes=f"{config.n_params:,} parameters; both round activations to int8 in quantized products, each its own "
-        "way, so logits of quantized files differ where both run the blocks; imported files run by Herd's reference, "
-        "which does not round",
+        notes=f"{config.n_params:,} parameters; both round activations to int8 in quantized products, each "
+        "its own way, so logits of quantized files differ where both run the blocks; imported files run by "
+        "Herd's reference, which does not round",
     )
 
 

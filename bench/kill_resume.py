@@ -27,10 +27,8 @@ MODELS = ("teacher", "long", "instruct", "student", "control")
 
 
 def command(runs: Path, name: str, seed: int) -> list[str]:
-    # fmt: off
-    return [sys.executable, "-m", "herd", "raise", "--quick", "--name", name, "--runs", str(runs), "--seed", str(seed),
-            "--resume"]
-    # fmt: on
+    words = ["--name", name, "--runs", str(runs), "--seed", str(seed), "--resume"]
+    return [sys.executable, "-m", "herd", "raise", "--quick", *words]
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -111,8 +111,8 @@ def main() -> None:
         what=f"{args.size} shape, {plan.linears.name}, decoding behind {context:,} tokens of an int8 cache",
         values=values,
         seed=SEED,
-        notes=f"{torch.get_num_threads()} threads; random weights, every page written with seeded keys and values; "
-        f"median of {args.steps - 1} steps; the process held {before / 1e6:.0f} MB before",
+        notes=f"{torch.get_num_threads()} threads; random weights, every page written with seeded keys and "
+        f"values; median of {args.steps - 1} steps; the process held {before / 1e6:.0f} MB before",
     )
 
 

@@ -136,8 +136,8 @@ def report(turns: dict[str, list[dict[str, float]]], threads: int, commit: bool)
     save_receipt(
         "loss-memory",
         commit=commit,
-        what=f"Linear + cross-entropy, forward and backward, N {N}, D {D}, V {V}, fp32, {threads} threads: peak "
-        "resident memory above the inputs, and seconds in turns",
+        what=f"Linear + cross-entropy, forward and backward, N {N}, D {D}, V {V}, fp32, {threads} threads: "
+        "peak resident memory above the inputs, and seconds in turns",
         values={
             "plain_peak": (peak["plain"], "bytes"),
             "chunked_peak": (peak["chunked"], "bytes"),

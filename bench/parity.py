@@ -294,7 +294,8 @@ def folders_receipt(commit: bool) -> None:
             f"greedy sequences of {n_tokens} tokens equal": share("same tokens", "sequences"),
         },
         commit,
-        "fp32, bf16 and fp16; tied and untied; one file and many shards; AutoModelForCausalLM.from_pretrained(folder)",
+        "fp32, bf16 and fp16; tied and untied; one file and many shards; "
+        "AutoModelForCausalLM.from_pretrained(folder)",
     )
 
 
@@ -317,7 +318,8 @@ def stories_receipt(commit: bool, data: Path) -> None:
     equal = sum(a == b for a, b in zip(ours, theirs, strict=True))
     write(
         "parity-stories260k",
-        "llama2.c's pre-trained stories260K, converted: greedy tokens against transformers on the same weights",
+        "llama2.c's pre-trained stories260K, converted: greedy tokens against transformers on the same "
+        "weights",
         {
             "greedy tokens equal": Value(f"{equal} of 256", "count", bar="256", passed=equal == 256),
             "largest difference of logits": Value(diff, "logit", bar="≤ 1e-4", passed=diff <= BAR),

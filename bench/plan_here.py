@@ -390,7 +390,8 @@ def write(values: dict[str, Value], commit: bool) -> None:
         what="twelve configurations on this machine, predicted by the planner and run: memory and time",
         values=head | ordered,
         seed=0,
-        notes="profile re-measured in turn with the runs; nothing fitted; errors of time are medians over rounds",
+        notes="profile re-measured in turn with the runs; nothing fitted; errors of time are medians over "
+        "rounds",
     )
 
 

@@ -87,7 +87,8 @@ def sizes_receipt(commit: bool) -> None:
     for form, shards in shard_files.PUBLISHED_405B.items():
         error = computed[form] / shards.nbytes - 1
         print(
-            f"405B {form:5} {computed[form] / 1e9:8.3f} GB, published {shards.nbytes / 1e9:8.3f}, {100 * error:+.4f} %"
+            f"405B {form:5} {computed[form] / 1e9:8.3f} GB, published {shards.nbytes / 1e9:8.3f}, "
+            f"{100 * error:+.4f} %"
         )
         values[f"405B {form} against the published shards"] = Value(
             round(100 * error, 5), "%", **within(error, 0.0005) | {"bar": "≤ 0.05 %"}
@@ -123,12 +124,13 @@ def meta_receipt(commit: bool) -> None:
         commit=commit,
         what="Meta's published layouts and GPU hours, predicted from hardware data alone",
         values=values,
-        notes="Rank: of all configurations that fit (TP × CP × PP × DP, micro-batch, pieces, recomputation, sharding), "
-        "and of the best one of each TP × CP × PP × DP. Without checkpoints every matmul's input is kept, SwiGLU "
-        "fused: with a fourth tensor of the FFN kept the published layouts would not fit. Assumed, for it is not "
-        "published: one piece of a stage for each of its layers; the 800 B tokens of context extension spread "
-        "evenly over 16k, 32k, 64k and 128k; 8,192 GPUs until 2.87 T tokens, 16,384 after; FlashAttention-2; a "
-        "restart of 10 minutes. 8B and 70B: their layouts and numbers of GPUs are not published.",
+        notes="Rank: of all configurations that fit (TP × CP × PP × DP, micro-batch, pieces, "
+        "recomputation, sharding), and of the best one of each TP × CP × PP × DP. Without checkpoints "
+        "every matmul's input is kept, SwiGLU fused: with a fourth tensor of the FFN kept the published "
+        "layouts would not fit. Assumed, for it is not published: one piece of a stage for each of its "
+        "layers; the 800 B tokens of context extension spread evenly over 16k, 32k, 64k and 128k; 8,192 "
+        "GPUs until 2.87 T tokens, 16,384 after; FlashAttention-2; a restart of 10 minutes. 8B and 70B: "
+        "their layouts and numbers of GPUs are not published.",
     )
 
 
@@ -143,9 +145,9 @@ def rank_values(values: Values, index: int, row: published.MetaRow, machine: mac
     share, of_shapes = own / len(result.found), shape / len(shapes)
     behind = result.found[own - 1].seconds / result.best.seconds - 1
     print(
-        f"      rank {own} of {len(result.found)} layouts that fit ({100 * share:.1f} %), {shape} of {len(shapes)} "
-        f"TP × CP × PP × DP ({100 * of_shapes:.0f} %); {result.seen:,} seen in {spent:.2f} s; the model's best: "
-        f"{result.best.layout}, {100 * result.best.mfu:.1f} %, {100 * behind:.1f} % faster"
+        f"      rank {own} of {len(result.found)} layouts that fit ({100 * share:.1f} %), {shape} of "
+        f"{len(shapes)} TP × CP × PP × DP ({100 * of_shapes:.0f} %); {result.seen:,} seen in {spent:.2f} s; "
+        f"the model's best: {result.best.layout}, {100 * result.best.mfu:.1f} %, {100 * behind:.1f} % faster"
     )
     values[f"MFU {index + 1} rank"] = (own, "of all that fit")
     values[f"MFU {index + 1} layouts that fit"] = (len(result.found), "layouts")
@@ -198,8 +200,9 @@ def hours_values(values: Values) -> None:
         naive = flops / (GUESSED_MFU * peak) / 3600
         implied = flops / true / 3600 / 1e12
         print(
-            f"  {name:5} {hours / 1e6:6.2f} M GPU hours, published {true / 1e6:.2f}, {100 * error:+.1f} %; a constant "
-            f"{GUESSED_MFU:g}: {naive / 1e6:.2f}; implied {implied:.0f} TFLOP/s, unexplained factor {true / hours:.2f}"
+            f"  {name:5} {hours / 1e6:6.2f} M GPU hours, published {true / 1e6:.2f}, {100 * error:+.1f} %; a "
+            f"constant {GUESSED_MFU:g}: {naive / 1e6:.2f}; implied {implied:.0f} TFLOP/s, unexplained factor "
+            f"{true / hours:.2f}"
         )
         bar = within(error, 0.15) if name == "405B" else {}
         values[f"{name} GPU hours"] = (round(hours), "GPU hours")

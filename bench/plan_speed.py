@@ -55,7 +55,8 @@ def main() -> None:
         commit=args.commit,
         what="seconds until the planner answers: first call, with a saved profile, herd plan leak",
         values=values,
-        notes=f"Medians of {ROUNDS}, with the lowest and the highest. The first time builds the native kernels too.",
+        notes=f"Medians of {ROUNDS}, with the lowest and the highest. The first time builds the native "
+        "kernels too.",
     )
 
 

@@ -66,7 +66,7 @@ def speed(format: Format, R: int, D: int, rounds: int, reader: MemoryReader, nam
     for round_ in range(rounds + 1):
         read = reader.measure(0.02)
         for N in (1, 8):
-            took = seconds(lambda n=N: [qmatmul(x_PD[:n], tile, format.code, name) for tile in tiles])  # type: ignore[misc]
+            took = seconds(lambda n=N: [qmatmul(x_PD[:n], tile, format.code, name) for tile in tiles])  # type: ignore
             pace = sum(tile.nbytes for tile in tiles) / took
             _note(records, round_, {f"tokens{N}": pace / 1e9, f"tokens{N}.share_of_read": pace / read})
         took = (

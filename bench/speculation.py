@@ -172,8 +172,8 @@ def forced(args: argparse.Namespace) -> None:
         papers, ours = speed_up(a, k, draft_cost), speed_up(a, k, draft_cost, verify_cost)
         off = measured / ours - 1
         print(
-            f"acceptance {a:g} (seen {kept / judged:.3f}): measured {measured:.3f}x, formula with the check as "
-            f"measured {ours:.3f}x ({100 * off:+.1f} %), with the check as one step {papers:.3f}x"
+            f"acceptance {a:g} (seen {kept / judged:.3f}): measured {measured:.3f}x, formula with the check "
+            f"as measured {ours:.3f}x ({100 * off:+.1f} %), with the check as one step {papers:.3f}x"
         )
         values |= {
             f"speed_up_{a:g}": Value(measured, "x", low, high),
@@ -185,8 +185,9 @@ def forced(args: argparse.Namespace) -> None:
     save_receipt(
         "speculation-forced",
         commit=args.commit,
-        what=f"speculation, {shape(args.size, args.layers)}, draft of {shape(args.draft_size, args.draft_layers)}, "
-        f"random {args.quant}: speed-up over plain greedy decoding at forced acceptance, medians of paired ratios",
+        what=f"speculation, {shape(args.size, args.layers)}, draft of "
+        f"{shape(args.draft_size, args.draft_layers)}, random {args.quant}: speed-up over plain greedy "
+        "decoding at forced acceptance, medians of paired ratios",
         values=values,
         seed=args.seed,
         notes=f"{args.tokens} tokens per turn after a prompt of {PROMPT_TOKENS}, {args.rounds} rounds, "
@@ -264,8 +265,9 @@ def student(args: argparse.Namespace) -> None:
     off = (measured - expected) / sigma
     n_tokens, n_rounds = sum(len(d.ids) for d in done), len(draft.seen)
     print(
-        f"{len(requests)} answers, {judged} draft tokens verified: accepted {measured:.4f}, 1 - TV {expected:.4f} "
-        f"+- {1.96 * sigma:.4f} (95 %), {off:+.2f} sigma; {n_tokens / max(1, n_rounds):.2f} tokens per round"
+        f"{len(requests)} answers, {judged} draft tokens verified: accepted {measured:.4f}, 1 - TV "
+        f"{expected:.4f} +- {1.96 * sigma:.4f} (95 %), {off:+.2f} sigma; {n_tokens / max(1, n_rounds):.2f} "
+        "tokens per round"
     )
     save_receipt(
         "speculation-student",
@@ -286,7 +288,8 @@ def student(args: argparse.Namespace) -> None:
             "draft_parameters": (small.config.n_params / model.config.n_params, "of the model's"),
         },
         seed=args.seed,
-        notes=f"temperature {args.temperature:g}, {args.draft_tokens} draft tokens per round, held-out dialogs",
+        notes=f"temperature {args.temperature:g}, {args.draft_tokens} draft tokens per round, held-out "
+        "dialogs",
     )
 
 

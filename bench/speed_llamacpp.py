@@ -154,12 +154,13 @@ def main() -> None:
     save_receipt(
         name,
         commit=args.commit,
-        what=f"{args.size} shape, {whole}, {plan.linears.name}: Herd and llama.cpp in turns on the same blocks",
+        what=f"{args.size} shape, {whole}, {plan.linears.name}: Herd and llama.cpp in turns on the same "
+        "blocks",
         values=values,
         seed=SEED,
         rivals={"llama-cpp-python": version},
-        notes=f"{threads} threads; medians of {args.rounds} rounds, ratios of paired rounds with their quartiles; "
-        f"Herd's cache is {decode['kv']}, llama.cpp's {theirs}; head {plan.head.name}, embedding "
+        notes=f"{threads} threads; medians of {args.rounds} rounds, ratios of paired rounds with their "
+        f"quartiles; Herd's cache is {decode['kv']}, llama.cpp's {theirs}; head {plan.head.name}, embedding "
         f"{plan.embeddings.name}; the GGUF file has no vocabulary",
     )
 

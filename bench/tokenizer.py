@@ -108,7 +108,8 @@ def main() -> None:
         what="Herd's tokenizer with Meta's ranks, tiktoken, and its own tokenizer.json in ten languages",
         values=values,
         rivals={"tiktoken": tiktoken.__version__, "tokenizers": tokenizers.__version__},
-        notes="time_vs_*: encoding sentence by sentence on one thread, alternated in one run; below 1 is faster.",
+        notes="time_vs_*: encoding sentence by sentence on one thread, alternated in one run; below 1 is "
+        "faster.",
     )
 
 

@@ -205,7 +205,8 @@ def tournament(candidates: dict[str, str], threads: int) -> dict[str, dict[str, 
                 steps = [process.step() for _ in range(3)]
             results[name] = {"seconds": min(s["seconds"] for s in steps), "peak": steps[-1]["peak"]}
             print(
-                f"{name}: {TOKENS / results[name]['seconds']:.0f} tokens/s, {results[name]['peak'] / 1e9:.2f} GB"
+                f"{name}: {TOKENS / results[name]['seconds']:.0f} tokens/s, "
+                f"{results[name]['peak'] / 1e9:.2f} GB"
             )
         except RuntimeError as error:
             print(f"{name}: {error}")
@@ -290,8 +291,9 @@ def report(field, best, record, threads: int, commit: bool) -> None:
     save_receipt(
         "train-throughput",
         commit=commit,
-        what=f"Training steps of {ROWS} x {CONTEXT} tokens, D 512, F 1408, 8 layers, 32,000 words, {threads} threads, "
-        "alternated with transformers + fused AdamW; peak is the whole process's largest resident set",
+        what=f"Training steps of {ROWS} x {CONTEXT} tokens, D 512, F 1408, 8 layers, 32,000 words, "
+        f"{threads} threads, alternated with transformers + fused AdamW; peak is the whole process's "
+        "largest resident set",
         values=values,
         seed=SEED,
         rivals={"transformers": version("transformers"), "torch": version("torch")},

@@ -91,8 +91,8 @@ def main() -> None:
         values=values,
         seed=SEED,
         rivals={"transformers": version("transformers")},
-        notes=f"{torch.get_num_threads()} threads; medians of {args.rounds} rounds of {STEPS} tokens, ratios of paired "
-        "rounds with their quartiles; transformers with SDPA attention, prefill subtracted",
+        notes=f"{torch.get_num_threads()} threads; medians of {args.rounds} rounds of {STEPS} tokens, "
+        "ratios of paired rounds with their quartiles; transformers with SDPA attention, prefill subtracted",
     )
 
 

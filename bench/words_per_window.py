@@ -55,7 +55,7 @@ def interval(english: Text, other: Text) -> tuple[float, float, float]:
     draws = rng.integers(0, n, (RESAMPLES, n))
     ratios = english.words_L[draws].sum(1) / other.tokens_L[draws].sum(1)
     low, high = np.quantile(ratios, (0.025, 0.975))
-    return tuple(WINDOW * r for r in (english.words_L.sum() / other.tokens_L.sum(), low, high))  # type: ignore[return-value]
+    return tuple(WINDOW * r for r in (english.words_L.sum() / other.tokens_L.sum(), low, high))  # type: ignore
 
 
 def main() -> None:
@@ -67,9 +67,12 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(model)
     values: dict[str, Value] = {}
     table = [
-        "# Words and tokens of parallel text under Meta's Llama 3.1 tokenizer. Written by bench/words_per_window.py:",
-        "# not edited by hand. pud: 1,000 sentences of news and encyclopaedia; udhr: the declaration of human rights.",
-        "# english_words: words of the English original, so that tokens / english_words compares languages by content.",
+        "# Words and tokens of parallel text under Meta's Llama 3.1 tokenizer. Written by "
+        "bench/words_per_window.py:",
+        "# not edited by hand. pud: 1,000 sentences of news and encyclopaedia; udhr: the declaration of "
+        "human rights.",
+        "# english_words: words of the English original, so that tokens / english_words compares languages "
+        "by content.",
     ]
     for name in ("pud", "udhr"):
         folder = DATA / ("ud_pud_parallel" if name == "pud" else "udhr")

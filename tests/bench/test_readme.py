@@ -116,10 +116,15 @@ def test_the_plan_table_compares_predictions_with_reality(tmp_path):
 
 @pytest.mark.parametrize(
     "value, text",
-    [(Value(5.4e-05, "logit"), "5.4e−05 logit"), (Value(811_706_777_600, "bytes"), "812 GB"),
-     (Value(0.874, "fraction"), "87.4 %"), (Value(True, "1"), "yes"), (Value(1234567, "tokens"), "1,234,567 tokens"),
-     (Value(0.0, "logit"), "0 logit")],
-)  # fmt: skip
+    [
+        (Value(5.4e-05, "logit"), "5.4e−05 logit"),
+        (Value(811_706_777_600, "bytes"), "812 GB"),
+        (Value(0.874, "fraction"), "87.4 %"),
+        (Value(True, "1"), "yes"),
+        (Value(1234567, "tokens"), "1,234,567 tokens"),
+        (Value(0.0, "logit"), "0 logit"),
+    ],
+)
 def test_values_are_shown_with_their_units(value, text):
     assert shown(value).replace("\u00a0", " ") == text
 

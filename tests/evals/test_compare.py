@@ -1,4 +1,5 @@
-"""Comparisons: differences item by item, Holm's procedure, flips, published scores apart, and every format."""
+"""Comparisons: differences item by item, Holm's procedure, flips, published scores apart, and every
+format."""
 
 from __future__ import annotations
 
@@ -43,8 +44,18 @@ def evaluation(folder, model, tasks, hash_=None):
             file.add(items)
         detail = {"by_group": by_group([i.group for i in items], [i.value for i in items])}
         score = mean("acc", [i.value for i in items], detail).record()
-        rows.append(TaskResult(name, "done", settings={"shots": 5, "mode": "base"}, scores=[score], n_items=len(items),
-                               n_total=len(items), file=f"{name}.jsonl", ids=[i.id for i in items]))  # fmt: skip
+        rows.append(
+            TaskResult(
+                name,
+                "done",
+                settings={"shots": 5, "mode": "base"},
+                scores=[score],
+                n_items=len(items),
+                n_total=len(items),
+                file=f"{name}.jsonl",
+                ids=[i.id for i in items],
+            )
+        )
     write_summary(folder, model, hash_ or f"{model}-hash", rows, mode="base", data="builtin", limit=None)
     return read_evaluation(folder)
 
@@ -52,11 +63,13 @@ def evaluation(folder, model, tasks, hash_=None):
 @pytest.fixture
 def three(tmp_path):
     good, bad = [1] * 90 + [0] * 10, [1] * 40 + [0] * 60
-    return compare([
-        evaluation(tmp_path / "a", "teacher", {"boolq": good, "piqa": good}),
-        evaluation(tmp_path / "b", "student", {"boolq": bad, "piqa": [*good[:-1], 1]}),
-        evaluation(tmp_path / "c", "control", {"boolq": bad, "piqa": "no piqa/validation.jsonl"}),
-    ])  # fmt: skip
+    return compare(
+        [
+            evaluation(tmp_path / "a", "teacher", {"boolq": good, "piqa": good}),
+            evaluation(tmp_path / "b", "student", {"boolq": bad, "piqa": [*good[:-1], 1]}),
+            evaluation(tmp_path / "c", "control", {"boolq": bad, "piqa": "no piqa/validation.jsonl"}),
+        ]
+    )
 
 
 def test_differences_on_the_same_items(three):

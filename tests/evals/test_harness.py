@@ -136,7 +136,8 @@ def test_items_whose_data_changed_are_asked_again(tmp_path):
 
 
 def killed(folder: Path, die_after: int, tear: int = 0) -> None:
-    """A child process evaluates and is killed with -9 after ``die_after`` answers, or in the middle of a line."""
+    """A child process evaluates and is killed with -9 after ``die_after`` answers, or in the middle of a
+    line."""
     pid = os.fork()
     if pid == 0:
         try:

@@ -144,7 +144,7 @@ def test_the_scheme_of_a_model_is_recognized(name):
     assert speed.scheme_of(random_quantized(CONFIG, plan, dtype=torch.bfloat16)) == plan
 
 
-# The rival's side of the line, by a stand-in ---------------------------------------------------------------------
+# The rival's side of the line, by a stand-in ----------------------------------------------------------------
 
 STAND_IN = """
 import json, sys

@@ -82,15 +82,18 @@ def test_every_chart_is_xml_with_words_for_those_who_cannot_see_it():
                 ChartRow("teacher", 1.41, 1.40, 1.42, "teacher", "1.41"),
                 ChartRow("long", None, None, None, "long", "not measured"),
             ],
-            label="one", title="bits per byte",
+            label="one",
+            title="bits per byte",
         ),
         "two: 256 at 50: 80 %": charts.heat_map(
             {("256", "50"): 0.8}, ["256", "512"], ["50"], label="two", x_title="length", y_title="depth"
         ),
         "three: measured: a 1, b 2": charts.divided_bar(
-            [("measured", [("a", 1.0, "teacher"), ("b", 2.0, "none")])], label="three", show=lambda x: f"{x:g}"
+            [("measured", [("a", 1.0, "teacher"), ("b", 2.0, "none")])],
+            label="three",
+            show=lambda x: f"{x:g}",
         ),
-    }  # fmt: skip
+    }
     for said, chart in drawn.items():
         root = ElementTree.fromstring(chart)
         assert root.attrib["aria-label"] == said
@@ -109,15 +112,29 @@ def test_thinning_keeps_ends_and_mean(points):
 @pytest.mark.parametrize(
     "shown, text",
     [
-        (units.fixed(-0.0004, 3), "0.000"), (units.fixed(-1234.5, 1), "−1,234.5"), (units.short(0.012345), "0.0123"),
-        (units.short(1234.5), "1,234"), (units.short(0), "0"), (units.si(405_853_388_800), "406 G"),
-        (units.si(999_600, digits=3), "1.00 M"), (units.si(999), "999"), (units.si(3.1e14, "FLOP"), "310 TFLOP"),
-        (units.nbytes(811_706_777_600), "812 GB"), (units.nbytes(512), "512 B"), (units.duration(0.44), "0.4 s"),
-        (units.duration(9.97), "10.0 s"), (units.duration(59.6), "1 min 00 s"), (units.duration(372), "6 min 12 s"),
-        (units.duration(3725), "1 h 02 min"), (units.duration(3599.7), "1 h 00 min"), (units.short(9.996), "10.0"),
-        (units.format_value(0.8701, "fraction"), "87.0"), (units.format_value(1.41234, "bits/byte", 3), "1.412"),
-        (units.language("ja"), "Japanese"), (units.language("code"), "code"),
+        (units.fixed(-0.0004, 3), "0.000"),
+        (units.fixed(-1234.5, 1), "−1,234.5"),
+        (units.short(0.012345), "0.0123"),
+        (units.short(1234.5), "1,234"),
+        (units.short(0), "0"),
+        (units.si(405_853_388_800), "406 G"),
+        (units.si(999_600, digits=3), "1.00 M"),
+        (units.si(999), "999"),
+        (units.si(3.1e14, "FLOP"), "310 TFLOP"),
+        (units.nbytes(811_706_777_600), "812 GB"),
+        (units.nbytes(512), "512 B"),
+        (units.duration(0.44), "0.4 s"),
+        (units.duration(9.97), "10.0 s"),
+        (units.duration(59.6), "1 min 00 s"),
+        (units.duration(372), "6 min 12 s"),
+        (units.duration(3725), "1 h 02 min"),
+        (units.duration(3599.7), "1 h 00 min"),
+        (units.short(9.996), "10.0"),
+        (units.format_value(0.8701, "fraction"), "87.0"),
+        (units.format_value(1.41234, "bits/byte", 3), "1.412"),
+        (units.language("ja"), "Japanese"),
+        (units.language("code"), "code"),
     ],
-)  # fmt: skip
+)
 def test_numbers_are_formatted_for_readers(shown, text):
     assert shown.replace(units.NBSP, " ") == text

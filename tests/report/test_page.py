@@ -1,4 +1,5 @@
-"""The page of a run: whole, self-contained, the right numbers in it, and never failing on what is missing or broken."""
+"""The page of a run: whole, self-contained, the right numbers in it, and never failing on what is missing or
+broken."""
 
 from __future__ import annotations
 
@@ -135,8 +136,19 @@ def test_the_student_and_its_control_share_a_chart(example):
     )
 
 
-PARTS = ["run.json", "machine.json", "scores.json", "samples.json", "stages/tokenizer", "stages/teacher/metrics.jsonl",
-         "stages/long/stage.json", "stages/student", "teacher/herd.json", "long/config.json", "instruct"]  # fmt: skip
+PARTS = [
+    "run.json",
+    "machine.json",
+    "scores.json",
+    "samples.json",
+    "stages/tokenizer",
+    "stages/teacher/metrics.jsonl",
+    "stages/long/stage.json",
+    "stages/student",
+    "teacher/herd.json",
+    "long/config.json",
+    "instruct",
+]
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -149,9 +161,18 @@ def test_any_part_may_be_missing(example, part):
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[1, 2", b"null", b"3", b'"text"', b"\xff\xfe\x00", b"[{}]", b"{}"]
 )
-@pytest.mark.parametrize("part", ["run.json", "machine.json", "scores.json", "samples.json",
-                                  "stages/teacher/stage.json", "teacher/herd.json",
-                                  "stages/teacher/metrics.jsonl"])  # fmt: skip
+@pytest.mark.parametrize(
+    "part",
+    [
+        "run.json",
+        "machine.json",
+        "scores.json",
+        "samples.json",
+        "stages/teacher/stage.json",
+        "teacher/herd.json",
+        "stages/teacher/metrics.jsonl",
+    ],
+)
 def test_any_part_may_be_broken_and_the_page_names_it(example, part, content):
     (example / part).write_bytes(content)
     text = checked(example)
@@ -182,15 +203,37 @@ loose = st.recursive(
 
 @given(
     stage=st.dictionaries(
-        st.sampled_from(["seconds", "tokens", "flops", "peak_rss_bytes", "n_params", "gates", "notes", "model", "title",
-                         "predicted_seconds", "bytes_per_token", "vocab_size"]), loose),
+        st.sampled_from(
+            [
+                "seconds",
+                "tokens",
+                "flops",
+                "peak_rss_bytes",
+                "n_params",
+                "gates",
+                "notes",
+                "model",
+                "title",
+                "predicted_seconds",
+                "bytes_per_token",
+                "vocab_size",
+            ]
+        ),
+        loose,
+    ),
     plan=st.dictionaries(
         st.sampled_from(["name", "seed", "mode", "stages", "created", "text", "predicted_seconds", "speeds"]),
-        loose),
-    where=st.dictionaries(st.sampled_from(["machine", "commit"]), st.dictionaries(
-        st.sampled_from(["cpu", "cores", "isa", "memory_bytes", "hash", "dirty"]), loose) | loose),
-    score=st.dictionaries(st.sampled_from(["model", "name", "value", "unit", "lo", "hi", "n", "detail"]), loose),
-)  # fmt: skip
+        loose,
+    ),
+    where=st.dictionaries(
+        st.sampled_from(["machine", "commit"]),
+        st.dictionaries(st.sampled_from(["cpu", "cores", "isa", "memory_bytes", "hash", "dirty"]), loose)
+        | loose,
+    ),
+    score=st.dictionaries(
+        st.sampled_from(["model", "name", "value", "unit", "lo", "hi", "n", "detail"]), loose
+    ),
+)
 @settings(
     max_examples=60,
     deadline=None,

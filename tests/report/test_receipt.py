@@ -52,9 +52,13 @@ def test_any_finite_number_and_any_unit_survive(tmp_path_factory, number, unit):
 
 @pytest.mark.parametrize(
     "values, word",
-    [({}, "no values"), ({"x": (1.0, "")}, "no unit"), ({"x": (float("nan"), "s")}, "finite"),
-     ({"x": Value(1.0, "s", lo=float("-inf"))}, "finite")],
-)  # fmt: skip
+    [
+        ({}, "no values"),
+        ({"x": (1.0, "")}, "no unit"),
+        ({"x": (float("nan"), "s")}, "finite"),
+        ({"x": Value(1.0, "s", lo=float("-inf"))}, "finite"),
+    ],
+)
 def test_bad_values_are_refused_and_the_old_file_stays(tmp_path, values, word):
     path = write(tmp_path / "r.json")
     before = path.read_bytes()
@@ -86,8 +90,12 @@ def test_a_broken_receipt_is_named(tmp_path, text):
 
 def test_uncommitted_changes_make_a_receipt_dirty_but_receipts_do_not(tmp_path):
     def git(*words):
-        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *words], cwd=tmp_path, check=True,
-                       capture_output=True)  # fmt: skip
+        subprocess.run(
+            ["git", "-c", "user.name=t", "-c", "user.email=t@t", *words],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
 
     assert receipt.git_commit(tmp_path)["hash"] is None
     git("init")

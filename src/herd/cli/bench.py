@@ -28,27 +28,17 @@ speed."""
 
 
 def bench_command(
-    folder: Annotated[
-        Path | None, typer.Argument(help="A checkpoint folder (or --size for random weights).")
-    ] = None,
-    size: Annotated[
-        str | None, typer.Option(help="Random weights of this shape: 405B, 70B, 8B, 3B or 1B.")
-    ] = None,
-    quant: Annotated[
-        str | None, typer.Option(help="With --size: q4 (default), q8, q4k, q6k or bf16.")
-    ] = None,
+    folder: Annotated[Path | None, typer.Argument(help="A checkpoint folder (or give --size).")] = None,
+    size: Annotated[str | None, typer.Option(help="Random weights of 405B, 70B, 8B, 3B or 1B shape.")] = None,
+    quant: Annotated[str | None, typer.Option(help="With --size: q4 (default), q8, q4k, q6k, bf16.")] = None,
     context: Annotated[int, typer.Option(min=1, help="Tokens in the cache when decoding is measured.")] = 128,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt when prefill is measured.")] = 512,
     batch: Annotated[str, typer.Option(help="Numbers of sequences to decode at once, e.g. 1,16.")] = "1",
     kv: Kv = "auto",
     rounds: Annotated[int, typer.Option(min=1, help="Number of rounds; medians are reported.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Tokens to decode in a round.")] = 8,
-    layers: Annotated[
-        int | None, typer.Option(min=1, help="With --size: use only the first N layers.")
-    ] = None,
-    rivals: Annotated[
-        bool, typer.Option("--rivals", help="Alternate with llama.cpp on the same weights (make rivals).")
-    ] = False,
+    layers: Annotated[int | None, typer.Option(min=1, help="With --size: only the first N layers.")] = None,
+    rivals: Annotated[bool, typer.Option("--rivals", help="Alternate with llama.cpp (make rivals).")] = False,
     threads: Threads = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of random weights and prompts.")] = 0,
     as_json: Json = False,

@@ -55,20 +55,14 @@ def eval_command(
     limit: Limit = None,
     data: DataOption = None,
     out: Out = None,
-    shots: Annotated[
-        int | None, typer.Option(min=0, help="Worked examples before each item (default: the suite's).")
-    ] = None,
-    mode: Annotated[
-        str | None, typer.Option(help="base: continue text; instruct: answer (default: as it was trained).")
-    ] = None,
+    shots: Annotated[int | None, typer.Option(min=0, help="Worked examples (default: the suite's).")] = None,
+    mode: Annotated[str | None, typer.Option(help="base or instruct (default: as it was trained).")] = None,
     name: Annotated[str | None, typer.Option("--model", help="Name of the model at an endpoint.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Answers to write at once.")] = 32,
     dtype: Dtype = None,
     device: Device = None,
     threads: Threads = None,
-    parent: Annotated[
-        str | None, typer.Option(help="With --suite fidelity: the model to compare with.")
-    ] = None,
+    parent: Annotated[str | None, typer.Option(help="The model that --suite fidelity compares with.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run benchmarks on a model. After an interruption the same command continues; no item is asked twice."""

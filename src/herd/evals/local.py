@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
+from ..dtypes import short_name
 from ..engine import Engine, Sampling
 from ..engine import Request as EngineRequest
 from ..engine.score import Pair, Scorer
@@ -31,7 +32,7 @@ class LocalModel:
         max_batch: int = 32,
     ) -> None:  # fmt: skip
         self.name, self.hash, self.mode = name, hash, mode
-        self.precision = str(model.dtype).removeprefix("torch.")
+        self.precision = short_name(model.dtype)
         self.model, self.tokenizer = model, tokenizer
         self._engine = Engine(model, tokenizer, max_batch=max_batch)
         self._scorer = Scorer(model)
