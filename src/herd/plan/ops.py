@@ -12,6 +12,7 @@ split into operators, and the bytes that each of these moves.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..errors import PlanError
 from ..llama.config import ModelConfig
@@ -122,35 +123,24 @@ def tp_seconds(config: ModelConfig, rows: float, tp: int, link: Link) -> float:
 
 
 def decode_seconds(
-    config: ModelConfig,
-    machine: Machine,
-    *,
-    batch: int = 1,
-    context: int = 1,
-    weights: Weights = BF16,
-    kv_bytes: float = 2.0,
-    tp: int = 1,
+    config: ModelConfig, machine: Machine, *, batch: int = 1, context: int = 1, tp: int = 1, **options: Any
 ) -> float:
-    """Return the seconds of one decode step of ``batch`` sequences of ``context`` tokens each, over ``tp``
-    ranks."""
-    ops = forward_ops(config, batch, context, batch * context, weights=weights, kv_bytes=kv_bytes, tp=tp)
+    """Return the seconds of one decode step of ``batch`` sequences of ``context`` tokens each, over ``tp`` ranks.
+
+    ``options`` are the weights and KV bytes of `forward_ops`.
+    """
+    ops = forward_ops(config, batch, context, batch * context, tp=tp, **options)
     return _seconds(ops, config, machine, batch, tp)
 
 
 def prefill_seconds(
-    config: ModelConfig,
-    machine: Machine,
-    *,
-    tokens: int,
-    weights: Weights = BF16,
-    kv_bytes: float = 2.0,
-    tp: int = 1,
+    config: ModelConfig, machine: Machine, *, tokens: int, tp: int = 1, **options: Any
 ) -> float:
-    """Return the seconds from a prompt of ``tokens`` to its first logits (time to first token), over ``tp``
-    ranks."""
-    ops = forward_ops(
-        config, tokens, tokens / 2, tokens, head_rows=1, weights=weights, kv_bytes=kv_bytes, tp=tp
-    )
+    """Return the seconds from a prompt of ``tokens`` to its first logits (time to first token), over ``tp`` ranks.
+
+    ``options`` are the weights and KV bytes of `forward_ops`.
+    """
+    ops = forward_ops(config, tokens, tokens / 2, tokens, head_rows=1, tp=tp, **options)
     return _seconds(ops, config, machine, tokens, tp)
 
 

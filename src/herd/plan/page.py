@@ -28,16 +28,6 @@ SHOWN = 8
 """Layouts in the table."""
 
 
-class PlanCard(NamedTuple):
-    """One number at the top of the page."""
-
-    title: str
-    value: str
-    unit: str
-    caption: str
-    tone: str
-
-
 class Breakdown(NamedTuple):
     """A total in its parts: the bar, and (part, tone, amount, share) rows."""
 
@@ -48,58 +38,22 @@ class Breakdown(NamedTuple):
 def render_plan(plan: TrainPlan, title: str) -> str:
     """Return the whole page."""
     days, cost = _scaling_charts(plan)
-    best, job, layout = plan.best, plan.job, plan.best.layout
     return template("herd.plan", "plan.html.jinja").render(
+        plan=plan,
+        best=plan.best,
+        money=plan.money,
+        units=units,
         title=f"{title} on {plan.machine.name}",
-        lead=f"{job.config.n_params:,} parameters, {units.si(plan.tokens)} tokens in {plan.steps:,.0f} steps "
-        f"of {units.si(job.tokens)} ({job.batch:,} sequences of {job.context:,}).",
-        facts=[
-            str(layout),
-            f"micro-batch {layout.micro}",
-            f"{layout.chunks} chunks per stage",
-            f"recomputation {layout.recompute}",
-            f"sharded: {layout.shard}",
-            layout.precision,
-        ],
-        cards=_cards(plan),
-        step=_breakdown("A step", best.step.parts(), lambda value: f"{value:.3g} s"),
-        memory=_breakdown("Memory", best.nbytes.parts(), units.nbytes),
-        layouts=[best, *plan.others[: SHOWN - 1]],
-        feasible=plan.feasible,
-        seen=plan.seen,
+        step=_breakdown("A step", plan.best.step.parts(), lambda value: f"{value:.3g} s"),
+        memory=_breakdown("Memory", plan.best.nbytes.parts(), units.nbytes),
+        layouts=[plan.best, *plan.others[: SHOWN - 1]],
         room=units.nbytes(usable_memory(plan.machine.device.memory)),
         days=days,
         cost=cost,
         context=_context_chart(),
-        quality=_quality_chart(job.config),
+        quality=_quality_chart(plan.job.config),
         quality_source=KLD_SOURCE,
-        prices=[price for price in (plan.money.rent_price, plan.money.buy_price) if price is not None],
-        approximate=plan.machine.approximate,
     )
-
-
-def _cards(plan: TrainPlan) -> list[PlanCard]:
-    goodput, money, best = plan.goodput, plan.money, plan.best
-    counts = f"{100 * goodput.effective:.1f} % of it is useful"
-    failure = f"a failure every {units.duration(goodput.between_failures)}"
-    room = units.nbytes(usable_memory(plan.machine.device.memory))
-    energy = units.si(1000 * money.energy_kwh, "Wh")
-    rate = f"{best.tokens_per_s:,.0f} tokens per second"
-    found = [
-        PlanCard("Time", f"{plan.days:,.1f}", "days", f"{counts}; {failure}", "teacher"),
-        PlanCard("MFU", f"{100 * best.mfu:.1f}", "%", rate, "long"),
-        PlanCard("Device hours", units.si(plan.device_hours), "", energy, "control"),
-        PlanCard(
-            "Fullest device", f"{best.nbytes.total / 1e9:.1f}", "GB", f"of {room} for tensors", "instruct"
-        ),
-    ]
-    if money.rent is not None and money.rent_price is not None:
-        caption = f"at {money.rent_price.usd:.2f} USD per hour and device"
-        found.append(PlanCard("Rented", units.si(money.rent), "USD", caption, "student"))
-    if money.buy is not None and money.own is not None:
-        caption = f"bought outright; {units.si(money.own)} USD of it for this run, including power"
-        found.append(PlanCard("Bought", units.si(money.buy), "USD", caption, "other"))
-    return found
 
 
 def _breakdown(label: str, parts: dict[str, float], show: Callable[[float], str]) -> Breakdown:

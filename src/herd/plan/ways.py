@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..engine.memory import PREFILL_TOKENS
 from ..engine.memory import nbytes as kv_nbytes
@@ -230,17 +231,13 @@ class CatalogueTarget:
         self, config: ModelConfig, weights: WeightFormat, kv: str, context: int, batch: int = 1
     ) -> float:
         """Return the seconds of one decode step of ``batch`` sequences of ``context`` tokens."""
-        found, kv_bytes = weights.weights, BYTES[kv]
-        return ops.decode_seconds(
-            config, self.machine, batch=batch, context=context, weights=found, kv_bytes=kv_bytes, tp=self.tp
-        )
+        options: dict[str, Any] = {"weights": weights.weights, "kv_bytes": BYTES[kv], "tp": self.tp}
+        return ops.decode_seconds(config, self.machine, batch=batch, context=context, **options)
 
     def prefill(self, config: ModelConfig, weights: WeightFormat, kv: str, tokens: int) -> float:
         """Return the seconds until a prompt's first token."""
-        found, kv_bytes = weights.weights, BYTES[kv]
-        return ops.prefill_seconds(
-            config, self.machine, tokens=tokens, weights=found, kv_bytes=kv_bytes, tp=self.tp
-        )
+        options: dict[str, Any] = {"weights": weights.weights, "kv_bytes": BYTES[kv], "tp": self.tp}
+        return ops.prefill_seconds(config, self.machine, tokens=tokens, **options)
 
 
 Target = MeasuredTarget | CatalogueTarget
