@@ -62,7 +62,7 @@ def test_right_calls(arguments):
         ([call(base=11)], "base is 11, not among [10]"),
         ([call(base=10.0)], "base is 10.0, not of type integer"),
         ([call(base=True)], "base is True, not of type integer"),
-        ([call(colour="red")], "colour is no argument of area"),
+        ([call(colour="red")], "area has no argument colour"),
         ([call(unit="feet")], "unit is 'feet', not among ['square metres', '']"),
         ([call(sides=["b", "A."])], "sides is ['b', 'A.'], not among [['A.', 'b'], '']"),
         ([call(sides=[1])], "sides is [1], not among"),

@@ -142,7 +142,7 @@ def test_other_vocabulary_is_refused(teacher, documents, make_model):
 
 
 def test_nothing_held_out(teacher, tokenizer):
-    with pytest.raises(DataError, match="nothing to measure"):
+    with pytest.raises(DataError, match="no held-out text to measure"):
         from_texts(["", ""], tokenizer)
     with pytest.raises(DataError, match="no held-out document"):
         compression(teacher, [HeldOut([5], 0)])

@@ -134,7 +134,10 @@ def test_of_short_contexts_those_lengths_remain_that_hold_the_question():
     assert task.settings["lengths"] == [128, 256]
     assert {item.group for item in task.items(Data())} == {"256"}
     assert task.note(Data()).endswith("lengths 256 tokens")
-    with pytest.raises(DataError, match=r"up to 256 tokens, will do \(a text of .*\): use a model"):
+    with pytest.raises(
+        DataError,
+        match=r"a context of 256 tokens is too short for this task \(a text of .*\): use another model",
+    ):
         fitted("needle_multi", 256).items(Data())
     with pytest.raises(DataError, match="use a model with a longer context"):
         fitted("needle_single", 100).items(Data())

@@ -83,5 +83,5 @@ def test_texts_read_by_lm_eval():
 
     assert _request("x", [Instance()]) == Read("some text")
     Instance.request_type = "paint"
-    with pytest.raises(DataError, match="kind 'paint' are not known"):
+    with pytest.raises(DataError, match="unknown kind of request 'paint'"):
         _request("x", [Instance()])

@@ -1,14 +1,16 @@
-"""BFCL: is this the right function call? Judged by its tree, a name with arguments, without running anything.
+"""BFCL: compares a function call with the expected ones by name and arguments, without running anything.
 
-The data set lists for every argument the values it may have (``""`` among them: it may be left out). A call is right
-when its function is, no required argument is missing, none is unknown, and every value is of the right type and among
-the listed. Texts are compared without case and spaces and the marks ``, . / - _ * ^``. Of several calls each must
-match one expected call, in any order. Where no function fits the question (*irrelevance*), any call is wrong.
+For every argument the data set lists the values it may have ("" among them: it may be left out). A call is
+right when its function is, no required argument is missing, none is unknown, and every value is of the right
+type and among those listed. Texts are compared without case, spaces and the marks ``, . / - _ * ^``. Of
+several calls each must match one expected call, in any order. Where no function fits the question
+(*irrelevance*), any call is wrong.
 
-Decisions are those of the Berkeley Function-Calling Leaderboard's own checker for Python functions, down to "an integer
-does where a float is asked, not the other way round". One thing is repaired: where the data lists no value at all for
-a required argument (two items), the empty value is right; by their checker no call is.
-Source: Patil et al., "The Berkeley Function Calling Leaderboard" (ICML 2025); ShishirPatil/gorilla.
+Decisions are those of the Berkeley Function-Calling Leaderboard's checker for Python functions; for example,
+an integer is accepted where a float is wanted, but not the other way round. One thing is repaired: where the
+data lists no value at all for a required argument (two items), the empty value is right, whereas their
+checker accepts no call. Source: Patil et al., "The Berkeley Function Calling Leaderboard" (ICML 2025);
+ShishirPatil/gorilla.
 """
 
 from __future__ import annotations
@@ -21,22 +23,22 @@ from ..text.toolcall_grammar import ToolCall
 
 Schema = Mapping[str, Any]
 Expected = Mapping[str, Mapping[str, Sequence[Any]]]
-"""One call: {function: {argument: its possible values}}."""
+"""One expected call: {function: {argument: its possible values}}."""
 
 _TYPES: dict[str, type] = {
-    "string": str, "integer": int, "float": float, "boolean": bool, "array": list, "tuple": list, "dict": dict,
-    "any": str,
+    "string": str, "integer": int, "float": float, "boolean": bool, "array": list, "tuple": list,
+    "dict": dict, "any": str,
 }  # fmt: skip
 _JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
 _IGNORED = re.compile(r"[ ,./\-_*^]")
 
 
 class _Wrong(Exception):
-    """Why a call is not the expected one."""
+    """The reason why a call is not the expected one."""
 
 
 def why_wrong(calls: Sequence[ToolCall], functions: Sequence[Schema], expected: Sequence[Expected]) -> str:
-    """What is wrong with the calls, "" if nothing. Where nothing is expected no call may be made."""
+    """Return what is wrong with the calls, "" if nothing. If none is expected, any call is wrong."""
     if not expected:
         return f"calls {calls[0].name} where no function fits" if calls else ""
     if len(calls) != len(expected):
@@ -55,7 +57,7 @@ def why_wrong(calls: Sequence[ToolCall], functions: Sequence[Schema], expected: 
 
 
 def tool_schema(function: Schema) -> dict[str, Any]:
-    """A function of the data set as a JSON schema, whose names of types are not Python's."""
+    """Return a function of the data set, which names types as Python does, as a JSON schema."""
     return {key: function[key] for key in ("name", "description")} | {
         "parameters": _as_json(function["parameters"])
     }
@@ -89,7 +91,7 @@ def _compare(call: ToolCall, schema: Schema, expected: Mapping[str, Sequence[Any
             raise _Wrong(f"{name} is missing")
     for name, value in call.arguments.items():
         if name not in parameters["properties"] or name not in expected:
-            raise _Wrong(f"{name} is no argument of {call.name}")
+            raise _Wrong(f"{call.name} has no argument {name}")
         _compare_value(name, value, parameters["properties"][name], expected[name])
     for name, values in expected.items():
         if name not in call.arguments and "" not in values:
@@ -98,9 +100,7 @@ def _compare(call: ToolCall, schema: Schema, expected: Mapping[str, Sequence[Any
 
 def _compare_value(name: str, value: Any, schema: Schema, possible: Sequence[Any]) -> None:
     wanted = _TYPES[schema["type"]]
-    possible = possible or [
-        wanted()
-    ]  # two items list no value where the empty one is meant; no call could be right
+    possible = possible or [wanted()]  # two items list no value; the empty one is meant
     nested = _TYPES[schema["items"]["type"]] if schema["type"] in ("array", "tuple") else None
     if wanted is float and type(value) is int:
         value = float(value)
@@ -122,7 +122,7 @@ def _compare_value(name: str, value: Any, schema: Schema, possible: Sequence[Any
 
 
 def _has_type(value: Any, possible: Sequence[Any], wanted: type, nested: type | None) -> bool:
-    """Of the schema's type, items included, or of the type that the listed values have."""
+    """Return whether a value has the schema's type, items included, or the type of the listed values."""
     items: Any = value
     if type(value) is wanted:
         if nested is None:
@@ -135,7 +135,7 @@ def _has_type(value: Any, possible: Sequence[Any], wanted: type, nested: type | 
 
 
 def _is_variable(value: Any, possible: Sequence[Any], wanted: type) -> bool:
-    """Whether the listed values are not of the schema's type: then they are names of variables, compared exactly."""
+    """Return whether the listed values have another type: then they name variables, compared exactly."""
     return _listed_type(possible) not in (None, wanted)
 
 
@@ -144,7 +144,7 @@ def _listed_type(possible: Sequence[Any]) -> type | None:
 
 
 def _same_dict(value: Any, possible: Any) -> bool:
-    """Every key has one of its listed values, and those left out may be."""
+    """Return whether every key has one of its listed values, and no required key is missing."""
     if not isinstance(value, dict) or not isinstance(possible, dict) or not value.keys() <= possible.keys():
         return False
     if any(_standard_text(one) not in map(_standard_text, possible[key]) for key, one in value.items()):
@@ -157,7 +157,7 @@ def _same_dicts(value: Sequence[Any], possible: Sequence[Any]) -> bool:
 
 
 def _standard(value: Any) -> Any:
-    """A text, or the texts of a list, as they are compared."""
+    """Return a text, or the texts of a list, in the form in which they are compared."""
     return [_standard_text(item) for item in value] if isinstance(value, list) else _standard_text(value)
 
 

@@ -1,7 +1,8 @@
-"""Bits per byte on held-out text: how well a model compresses what it has never seen.
+"""Bits per byte on held-out text: how well a model compresses text that it has never seen.
 
-Loss per token cannot be compared between tokenizers; bits per byte of the text can (The Pile, arXiv 2101.00027,
-section 3.1). The sums are kept for every document, so that intervals and comparisons can resample documents.
+Loss per token cannot be compared between tokenizers, but bits per byte of the text can (The Pile, arXiv
+2101.00027, section 3.1). The sums are kept for every document, so that intervals and comparisons can resample
+documents.
 
 Shapes: B rows, T tokens, N scored tokens, C tokens of a chunk, D model dim, V vocab.
 """
@@ -25,13 +26,12 @@ from .bootstrap import paired_difference, ratio_interval
 from .score import Score, from_interval, part
 from .windows import HeldOut, windows
 
-CHUNK_BYTES = 64 << 20
-"""Logits alive at a time."""
+CHUNK_BYTES = 64 << 20  # of logits that exist at a time
 
 
 @dataclass(frozen=True)
 class Compression:
-    """Per document: ``bits`` the model needs for its text, ``n_bytes`` of that text, ``n_tokens`` scored."""
+    """The ``bits`` that a model needs for each document, with the document's ``n_bytes`` and ``n_tokens``."""
 
     bits: NDArray[np.float64]
     n_bytes: NDArray[np.float64]
@@ -40,7 +40,7 @@ class Compression:
     kind: list[str]
 
     def score(self, seed: int = 0) -> Score:
-        """Overall, and by language and kind where documents tell them."""
+        """Return bits per byte over all documents, with breakdowns by language and kind if known."""
         detail: dict[str, Any] = {
             "nats_per_token": float(self.bits.sum() * math.log(2) / self.n_tokens.sum())
         }
@@ -59,7 +59,7 @@ class Compression:
 
 @torch.inference_mode()
 def compression(model: LlamaLM, documents: Sequence[HeldOut], context: int | None = None) -> Compression:
-    """Scores every document; ``context`` defaults to the model's. Raises DataError if there is nothing to score."""
+    """Score every document; ``context`` defaults to the model's. DataError if there is nothing to score."""
     if not any(len(document.ids) > 1 for document in documents):
         raise DataError("no held-out document has a token to predict")
     nats = torch.zeros(len(documents), dtype=torch.float64)
@@ -81,7 +81,7 @@ def compression(model: LlamaLM, documents: Sequence[HeldOut], context: int | Non
 
 
 def compare_compression(name: str, a: Compression, b: Compression, seed: int = 0) -> Score:
-    """Bits per byte of ``a`` minus ``b`` over the same documents; below zero: ``a`` is better."""
+    """Return bits per byte of ``a`` minus ``b`` over the same documents; below zero ``a`` is better."""
     if not np.array_equal(a.n_bytes, b.n_bytes):
         raise DataError("two models can only be compared on the same held-out documents")
     interval = paired_difference(a.bits, b.bits, a.n_bytes, seed=seed)
@@ -89,12 +89,12 @@ def compare_compression(name: str, a: Compression, b: Compression, seed: int = 0
 
 
 def token_nll(model: LlamaLM, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-    """-log p of each target in nats, (N,) fp32; logits exist one chunk at a time."""
+    """Return -log p of each target in nats, (N,) fp32. Logits exist for one chunk at a time."""
     chunks = zip(hidden_ND.split(chunk_tokens(model)), targets_N.split(chunk_tokens(model)), strict=True)
     losses = [cross_entropy_(model.lm_head(h_CD).float(), t_C, with_gradient=False) for h_CD, t_C in chunks]
     return torch.cat(losses) if losses else hidden_ND.new_zeros(0, dtype=torch.float32)
 
 
 def chunk_tokens(model: LlamaLM) -> int:
-    """Tokens whose fp32 logits take `CHUNK_BYTES`."""
+    """Return how many tokens have fp32 logits of `CHUNK_BYTES` together."""
     return max(1, CHUNK_BYTES // (4 * model.config.vocab_size))

@@ -1,7 +1,7 @@
-"""How close a model stayed to its parent, as a row of its evaluation: KL, same first choice, same distribution.
+"""How close a model stayed to its parent, as a row of its evaluation.
 
-The texts are those of the task ``bpb_sentences`` (parallel sentences), so that languages can be told apart. `compare`
-counts which items of other tasks changed from right to wrong, or back, against the parent.
+The texts are those of the task ``bpb_sentences`` (parallel sentences), so that languages can be told apart.
+`compare` counts which items of other tasks changed from right to wrong, or back, against the parent.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PARTS = (("kl", "nats", "nats/token"), ("top1", "agree", "fraction"), ("overlap"
 def measure_fidelity(
     parent: LocalModel, child: LocalModel, data: Data, out: Path, limit: int | None = None
 ) -> TaskResult:
-    """Add the row to the child's folder ``out`` and return it; texts that were measured before are not read again."""
+    """Add the row to the child's folder ``out`` and return it; texts measured before are not read again."""
     began = time.monotonic()
     task = make_task("bpb_sentences")
     items = task.items(data)
@@ -46,8 +46,8 @@ def measure_fidelity(
     scores = [grouped_ratio(name, unit, results, top, "tokens").record() for name, top, unit in PARTS]
     row = TaskResult(
         TASK, "done", VERSION, settings, scores, note=f"against {parent.name}", n_items=len(chosen),
-        n_total=len(items), seconds=time.monotonic() - began, file=path.name, ids=[item.id for item in chosen],
-        data=data.label, source="Herd", licence=task.licence,
+        n_total=len(items), seconds=time.monotonic() - began, file=path.name,
+        ids=[item.id for item in chosen], data=data.label, source="Herd", licence=task.licence,
     )  # fmt: skip
     _add(out, child, row, data, limit)
     return row
@@ -60,11 +60,9 @@ def _measure(parent: LocalModel, child: LocalModel, items: Sequence[Item]) -> li
     sums = np.stack((found.kl, found.agree, found.overlap, found.n_tokens), axis=1).tolist()
     metrics = [dict(zip(("nats", "agree", "overlap", "tokens"), row, strict=True)) for row in sums]
     return [
-        ItemResult(
-            item.id, one["nats"] / one["tokens"], None, None, None, item.group, one, digest=digest(item.request)
-        )
-        for item, one in zip(items, metrics, strict=True)
-    ]  # fmt: skip
+        ItemResult(i.id, m["nats"] / m["tokens"], None, None, None, i.group, m, digest=digest(i.request))
+        for i, m in zip(items, metrics, strict=True)
+    ]
 
 
 def _add(out: Path, child: LocalModel, row: TaskResult, data: Data, limit: int | None) -> None:

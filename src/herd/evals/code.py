@@ -1,8 +1,8 @@
 """Written functions: the share of a model's programs that parse, and that pass a check they have not seen.
 
-An instruct model is asked in a dialog; a base model gets the question as a comment and the ``def`` line to continue.
-Each program runs in the sandbox with the asserts of its dialog (functional correctness as in HumanEval, arXiv
-2107.03374).
+An instruct model is asked in a dialog; a base model gets the question as a comment and the ``def`` line to
+continue. Each program runs in the sandbox with the asserts of its dialog (functional correctness as in
+HumanEval, arXiv 2107.03374).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def written_in_chat(model: LlamaLM, tokenizer: Tokenizer, dialogs: Sequence[Dial
 
 
 def written_as_text(model: LlamaLM, tokenizer: Tokenizer, dialogs: Sequence[Dialog]) -> list[WrittenProgram]:
-    """Return a base model's programs: a comment and a ``def`` line, continued up to the next unindented line."""
+    """Return a base model's programs: a ``def`` line, continued up to the next line without indentation."""
     heads = [_head(dialog) for dialog in dialogs]
     prompts = [tokenizer.encode(comment + head, bos=True) for comment, head in heads]
     texts = _texts(model, tokenizer, prompts, max_tokens=80)
@@ -84,7 +84,9 @@ def function_body(text: str) -> str:
 
 
 def _head(dialog: Dialog) -> tuple[str, str]:
-    """Return the question as a comment, and the solution's ``def`` line with the indentation of the next line."""
+    """Return the question as a comment, and the solution's ``def`` line with the indentation of the next
+    line.
+    """
     found = _DEF.search(dialog.messages[-1]["content"])
     if not found:
         raise DataError("this dialog does not ask for a function: make dialogs with tasks=('programs',)")

@@ -1,11 +1,11 @@
-"""Did the training corpus hold the test? Shared runs of 13 words, item by item, in one pass over the corpus.
+"""Contamination: which test items share runs of 13 words with a training corpus, in one pass over it.
 
-The test sets are small and the corpus is not: the 13-grams of all items are kept as 64-bit numbers, sorted, and the
-corpus streams by, a document at a time. Memory depends on the test sets and the longest piece alone. Words are runs of
-letters and digits, capitals ignored. Source: Brown et al., arXiv 2005.14165, appendix C (13-grams).
+Test sets are small and corpora are not: the 13-grams of all items are kept as sorted 64-bit numbers, and the
+corpus is read document by document. Memory depends only on the test sets and the longest piece. Words are
+runs of letters and digits in any case. Source: Brown et al., arXiv 2005.14165, appendix C (13-grams).
 
-A word is hashed by BLAKE2, a 13-gram is a polynomial of its words' hashes modulo 2^64; with some 10^9 13-grams read
-against 10^6, a chance match is less likely than one in ten thousand.
+A word is hashed by BLAKE2; a 13-gram is a polynomial of its words' hashes modulo 2^64. With about 10^9
+13-grams read against 10^6, a chance match is less likely than one in ten thousand.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from ..errors import DataError
 from .tasks.task import Generate, Item, Rank
 
 WORDS = 13
-PIECE_WORDS = 1 << 18
-"""Longer documents are read in pieces of so many words, which overlap by `WORDS` - 1."""
+PIECE_WORDS = 1 << 18  # longer documents are read in pieces of this size that overlap by WORDS - 1
 
 _WORD = re.compile(r"\w+")
 _BASE = 0x9E3779B97F4A7C15
@@ -34,8 +33,10 @@ _POWERS = np.array([pow(_BASE, k, 1 << 64) for k in range(WORDS)], dtype=np.uint
 
 @dataclass(frozen=True)
 class Overlap:
-    """Of one test set: ``hit`` ids of items with a 13-gram in the corpus, ``clean`` those without, ``short`` those with
-    fewer than 13 words, about which nothing can be said; ``share_of_grams`` of all its 13-grams."""
+    """The ids of a test set's items: ``hit`` have a 13-gram in the corpus, ``clean`` have none, and
+    ``short`` have fewer than 13 words, so that nothing can be said. ``share_of_grams`` is the share of
+    all its 13-grams.
+    """
 
     corpus: str
     hit: Sequence[str]
@@ -45,11 +46,11 @@ class Overlap:
 
     @property
     def share(self) -> float:
-        """Contaminated items among those long enough."""
+        """Share of contaminated items among those that are long enough."""
         return len(self.hit) / max(1, len(self.hit) + len(self.clean))
 
     def record(self, values: Mapping[str, float]) -> dict[str, Any]:
-        """For a score's ``detail``; ``values`` of the items give the score on the clean ones as well."""
+        """Return the entry of a score's ``detail``; ``values`` are those of the items."""
         without = [values[i] for i in (*self.clean, *self.short) if i in values]
         return {
             "corpus": self.corpus,
@@ -64,14 +65,14 @@ class Overlap:
 
 @dataclass
 class _Set:
-    """A test set's 13-grams: item ids, and for each gram its number in the table of all."""
+    """The ids of a test set's items and the 13-grams of each."""
 
     ids: list[str] = field(default_factory=list)
     grams: list[NDArray[np.uint64]] = field(default_factory=list)
 
 
 def overlaps(tests: Mapping[str, Sequence[Item]], corpus: Iterable[str], label: str) -> dict[str, Overlap]:
-    """By test set's name. ``corpus``: texts, read once; ``label``: what it is called. DataError for an empty corpus."""
+    """Return the overlap of each test set with a ``corpus`` of texts, read once. DataError if it is empty."""
     sets = {
         name: _Set([i.id for i in items], [grams(own_text(i)) for i in items])
         for name, items in tests.items()
@@ -85,7 +86,7 @@ def overlaps(tests: Mapping[str, Sequence[Item]], corpus: Iterable[str], label: 
             n_read += len(piece)
             mark(table, found, hashes(piece))
     if not n_read:
-        raise DataError(f"{label}: no text in this corpus; give the training text")
+        raise DataError(f"{label}: this corpus has no text; give the training text")
     return {name: _overlap(one, table, found, label) for name, one in sets.items()}
 
 
@@ -98,7 +99,7 @@ def mark(table: NDArray[np.uint64], found: NDArray[np.bool_], seen: NDArray[np.u
 
 
 def own_text(item: Item) -> str:
-    """What is the item's own: question and gold continuation, or the text that is read."""
+    """Return the question with its gold continuation, or the text that is read."""
     request = item.request
     if isinstance(request, Rank):
         gold = item.gold if isinstance(item.gold, int) else 0
@@ -110,12 +111,12 @@ def own_text(item: Item) -> str:
 
 
 def grams(text: str) -> NDArray[np.uint64]:
-    """All 13-grams of a text as numbers."""
+    """Return all 13-grams of a text as numbers."""
     return hashes(_WORD.findall(text.lower()))
 
 
 def hashes(words: Sequence[str]) -> NDArray[np.uint64]:
-    """A number for every 13 words in a row; empty for fewer words."""
+    """Return a number for every 13 words in a row; none for fewer words."""
     n = len(words) - WORDS + 1
     if n < 1:
         return np.zeros(0, dtype=np.uint64)
@@ -132,7 +133,7 @@ def _hash(word: str) -> int:
 
 
 def _pieces(text: str) -> Iterator[list[str]]:
-    """The words of a text, a bounded number at a time."""
+    """Yield the words of a text, a bounded number at a time."""
     piece: list[str] = []
     for word in _WORD.finditer(text):
         piece.append(word[0].lower())

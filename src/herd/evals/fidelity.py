@@ -1,8 +1,8 @@
-"""How near a model is to its teacher: KL(teacher || student), the same first choice, and the same distribution.
+"""How close a model is to its teacher: KL(teacher || student), same first choice, same distribution.
 
-Loss on text says how good a student is; this says how much it is *its teacher's* student, token by token on the same
-text, and whether it can draft for it: speculative decoding accepts a drafted token with probability 1 - TV
-(Leviathan et al., arXiv 2211.17192). Logits of both exist one chunk of tokens at a time.
+Loss on text says how good a student is. Fidelity says how closely it follows *its teacher*, token by token on
+the same text, and whether it can draft for it: speculative decoding accepts a draft token with probability 1
+- TV (Leviathan et al., arXiv 2211.17192). Logits of both models exist for one chunk of tokens at a time.
 
 Shapes: B rows, T tokens, N scored tokens, C tokens of a chunk, V vocab.
 """
@@ -27,8 +27,9 @@ from .windows import HeldOut, windows
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Sums over each document's ``n_tokens``: ``kl`` in nats, ``agree`` first choices, ``overlap`` = 1 - TV; and the KL
-    of every single token."""
+    """Sums over the ``n_tokens`` of each document: ``kl`` in nats, ``agree`` counts the same first choice,
+    ``overlap`` is 1 - TV. ``token_kl`` is the KL of every single token.
+    """
 
     kl: NDArray[np.float64]
     agree: NDArray[np.float64]
@@ -37,7 +38,7 @@ class Fidelity:
     token_kl: NDArray[np.float32]
 
     def scores(self, seed: int = 0) -> list[Score]:
-        """``kl`` (detail: p99 over tokens), ``top1``, ``overlap``; intervals over documents."""
+        """Return ``kl`` (with its 99th percentile), ``top1`` and ``overlap``, resampling documents."""
         n = len(self.n_tokens)
         detail = {"p99": float(np.quantile(self.token_kl, 0.99)), "n_tokens": int(self.n_tokens.sum())}
         return [
@@ -51,7 +52,7 @@ class Fidelity:
 def fidelity(
     teacher: LlamaLM, student: LlamaLM, documents: Sequence[HeldOut], context: int | None = None
 ) -> Fidelity:
-    """Both on the same tokens; ``context`` defaults to the shorter of the two. One vocabulary for both."""
+    """Compare two models of one vocabulary on the same tokens; ``context`` defaults to the shorter one."""
     if teacher.config.vocab_size != student.config.vocab_size:
         raise ConfigError(
             f"teacher has vocab_size={teacher.config.vocab_size}, student {student.config.vocab_size}: "
@@ -78,7 +79,7 @@ def fidelity(
 
 
 def _compare(teacher_CV: Tensor, student_CV: Tensor) -> Tensor:
-    """KL, same argmax and 1 - TV of every token: (3, C) fp32."""
+    """Return KL, same argmax and 1 - TV of every token: (3, C) fp32."""
     log_p_CV, log_q_CV = (x.float().log_softmax(-1) for x in (teacher_CV, student_CV))
     p_CV, q_CV = log_p_CV.exp(), log_q_CV.exp()
     kl_C = (p_CV * (log_p_CV - log_q_CV)).sum(-1).clamp_(min=0)  # rounding may fall below the bound

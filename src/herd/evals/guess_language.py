@@ -1,8 +1,9 @@
-"""Which language a text is in, guessed from its letters and its commonest words; small, fixed, and good for sentences.
+"""The language of a text, guessed from its letters and its commonest words; small, fixed, and good for
+sentences.
 
-The script settles most cases. Languages that share a script are told apart by letters that only one of them has, then
-by function words. Enough to see whether an answer came in the language that was asked for (IFEval); not meant for
-single words or for mixtures, of which it names the larger part.
+The script settles most cases. Languages that share a script are told apart by letters that only one of them
+has, then by function words. This is enough to see whether an answer came in the language that was asked for
+(IFEval). It is not meant for single words or for mixtures, of which it names the larger part.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:[\u0300-\u036f\u0900-\u0903\u093a-\u094f]+[^\W\
 
 
 def guess_language(text: str) -> str:
-    """ISO 639-1 code of the likeliest language, "" where there is no letter."""
+    """Return the ISO 639-1 code of the likeliest language, "" if the text has no letter."""
     scripts = Counter(script_of(letter) for letter in text if letter.isalpha())
     if not scripts:
         return ""

@@ -1,11 +1,12 @@
 """IFEval: instructions that a program can check, from "at least 300 words" to "no commas".
 
-Each of the 25 kinds is one function of the answer (`CHECKS`). *Strict* takes the answer as it is. *Loose* also accepts
-it without its first line, without its last line and without asterisks, which forgives polite phrases and markdown.
+Each of the 25 kinds is one function of the answer (`CHECKS`). *Strict* takes the answer as it is. *Loose*
+also accepts it without its first line, without its last line and without asterisks, which forgives polite
+phrases and markdown.
 
-The rules are those of the authors' checkers, except where these need a downloaded model: here sentences and upper-case
-words are counted with regular expressions (`sentences`), and `guess_language` recognizes languages.
-Source: Zhou et al., arXiv 2311.07911.
+The rules are those of the authors' checkers, except where these need a downloaded model: here sentences and
+upper-case words are counted with regular expressions (`sentences`), and `guess_language` recognizes
+languages. Source: Zhou et al., arXiv 2311.07911.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _WORD = re.compile(r"\w(?:[\w.&-]*\w)?")
 
 
 def follows(instruction: str, text: str, kwargs: Mapping[str, Any]) -> bool:
-    """Return whether ``text``, as it is, follows an instruction such as ``punctuation:no_comma``; "" follows none."""
+    """Return whether ``text`` follows an instruction such as ``punctuation:no_comma``; "" follows none."""
     check = CHECKS.get(_kind(instruction))
     if check is None:
         raise DataError(f"unknown instruction {instruction!r}: known are {', '.join(sorted(CHECKS))}")
@@ -66,21 +67,24 @@ def forgiven(text: str) -> list[str]:
 def contradictions(instructions: Sequence[str], kwargs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the instructions that no answer can follow because the prompt that it must repeat breaks them.
 
-    The answer begins with that prompt, in any case, and what comes after it cannot take back a comma, a forbidden
-    word or a word too many (the "x" shows that growing the last word does not help either).
+    The answer begins with that prompt, in any case, and what comes after it cannot take back a comma, a
+    forbidden word or a word too many (the "x" shows that growing the last word does not help either).
     """
-    beginnings = [given["prompt_to_repeat"].strip() + "x" for name, given in zip(instructions, kwargs, strict=True)
-                  if _kind(name) == "combination:repeat_prompt"]  # fmt: skip
+    pairs = list(zip(instructions, kwargs, strict=True))
+    repeated = [
+        given["prompt_to_repeat"] for name, given in pairs if _kind(name) == "combination:repeat_prompt"
+    ]
+    beginnings = [f"{prompt.strip()}x" for prompt in repeated]
     return [
         name
-        for name, given in zip(instructions, kwargs, strict=True)
+        for name, given in pairs
         if _kind(name) in BROKEN_FOR_GOOD + BROKEN_BY_TOO_MANY * ("less than" in given.values())
         and not all(follows(name, text, given) for text in beginnings)
     ]
 
 
 def sentences(text: str) -> list[str]:
-    """Split after . ! ? before white space, but not after abbreviations, initials and numbers that begin a line."""
+    """Split a text after . ! ? before white space, but not after abbreviations, initials and list numbers."""
     out, start = [], 0
     for found in _SENTENCE_END.finditer(text):
         piece = text[start : found.end()]
@@ -133,7 +137,7 @@ def _highlights(text: str, num_highlights: int) -> bool:
 
 
 def _first_word(text: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """Compare the first word of a paragraph. Empty paragraphs between "\\n\\n" take a place but do not count."""
+    """Compare the first word of a paragraph. Empty paragraphs take a place but do not count."""
     paragraphs = text.split("\n\n")
     count = sum(bool(paragraph.strip()) for paragraph in paragraphs)
     if nth_paragraph > count or not paragraphs[nth_paragraph - 1].strip():

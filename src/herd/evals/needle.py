@@ -1,8 +1,8 @@
 """Needle in a haystack: can the model retrieve a fact from anywhere in its context?
 
 Each document is long held-out text with a few facts in it and a question about one of them at the end
-(`herd.data.needle`). An answer is right if greedy decoding writes exactly the code asked for. Accuracy by length and
-by depth shows how far a context extension really works. Source: RULER, arXiv 2404.06654.
+(`herd.data.needle`). An answer is right if greedy decoding writes exactly the code asked for. Accuracy by
+length and by depth shows how far a context extension really works. Source: RULER, arXiv 2404.06654.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def needle(
 ) -> Score:  # fmt: skip
     """Return the share of codes found in ``n`` documents of each length, with the ``depths`` in turn.
 
-    ``lengths`` are in tokens, question and answer included. ``filler`` is the held-out text; ``n_facts`` stand in
-    each document and one is asked for. The detail has ``by_length``, ``by_depth`` and ``grid``. Raises DataError for
-    a length beyond the model's context or too short for the facts.
+    ``lengths`` are in tokens, question and answer included. ``filler`` is the held-out text; ``n_facts``
+    stand in each document and one is asked for. The detail has ``by_length``, ``by_depth`` and ``grid``.
+    Raises DataError for a length beyond the model's context or too short for the facts.
     """
     longest = model.config.max_context
     if beyond := [length for length in lengths if length > longest]:
@@ -58,7 +58,9 @@ def needle(
 
 
 def _found(engine: Engine, needles: Sequence[Needle]) -> list[bool]:
-    """Return whether each answer begins with exactly the code; one more token is allowed to show that it ends."""
+    """Return whether each answer begins with exactly the code; one more token is allowed to show that it
+    ends.
+    """
     requests = [Request(item.prompt, Sampling(max_tokens=len(item.answer_ids) + 1)) for item in needles]
     found = [_CODE.match(completion.text) for completion in engine.run(requests)]
     return [match is not None and match[1] == item.answer for match, item in zip(found, needles, strict=True)]

@@ -1,10 +1,11 @@
 """Long texts of any length with something to find in them: needles, chains, frequent words, questions.
 
-A text is made of lines. The lines that carry the answer are put in their places, and other lines fill the text up to
-its length, which is counted in tokens of the model that will read it. Facts are worded as in `herd.data.needle`, with
-names and codes of its test split, which training never sees. Everything is a pure function of the seed.
+A text is made of lines. The lines that carry the answer are put in their places, and other lines fill the
+text up to its length, which is counted in tokens of the model that will read it. Facts are worded as in
+`herd.data.needle`, with names and codes of its test split, which training never sees. Everything is a pure
+function of the seed.
 
-=============  ====================================================================================================
+=============  ========================================================================================
 single         one name with a code; the question asks for it
 multikey       four names with codes; the question asks for one
 multivalue     one name with four codes; the question asks for all of them
@@ -14,7 +15,7 @@ variables      A = 4711, B = A, ... scattered over the text; the question asks w
 common_words   a list of words, ten of them ten times as frequent; the question asks for these ten
 frequent_words made-up words whose counts follow a power law; the question asks for the three most frequent
 questions      a question among paragraphs of which one holds the answer
-=============  ====================================================================================================
+=============  ========================================================================================
 
 Source: Hsieh et al., "RULER", arXiv 2404.06654, section 3 and appendix B.
 """
@@ -48,8 +49,8 @@ _SYLLABLES = [consonant + vowel for consonant in "bdklmnr" for vowel in "aeiou"]
 class LongQuestion:
     """A long text with a question about it.
 
-    ``begun`` is how the answer begins, which a base model is given as well. The answer must hold all of ``expected``,
-    or one of them if ``any_of``. ``n_tokens`` counts text, question and beginning.
+    ``begun`` is how the answer begins, which a base model is given as well. The answer must hold all of
+    ``expected``, or one of them if ``any_of``. ``n_tokens`` counts text, question and beginning.
     """
 
     text: str
@@ -104,8 +105,8 @@ class Maker:
     def make(self, kind: str, length: int, depth: float, seed: int) -> LongQuestion:
         """Return a text that, with its question, is at most ``length`` tokens long and hardly shorter.
 
-        ``depth`` is where the first fact asked for stands, 0 at the beginning and 1 at the end. Raises DataError for
-        an unknown kind or a length that is too short.
+        ``depth`` is where the first fact asked for stands, 0 at the beginning and 1 at the end. Raises
+        DataError for an unknown kind or a length that is too short.
         """
         if kind not in KINDS:
             raise DataError(f"unknown kind of long text {kind!r}: there are {', '.join(KINDS)}")
@@ -147,7 +148,9 @@ Make = Callable[[Maker, int, float, Random], LongQuestion]
 
 
 def _needles(asked: int, names: int, values: int) -> Make:
-    """Return a kind with ``names`` names of ``values`` codes each, of which the first ``asked`` are asked for."""
+    """Return a kind with ``names`` names of ``values`` codes each, of which the first ``asked`` are asked
+    for.
+    """
 
     def make(maker: Maker, length: int, depth: float, random: Random) -> LongQuestion:
         called, codes = draw_names(random, "test", names), draw_codes(random, "test", names * values)
@@ -184,7 +187,7 @@ def _codes_asked(names: Sequence[str], codes: Sequence[str]) -> LongQuestion:
 
 
 def _variables(maker: Maker, length: int, depth: float, random: Random) -> LongQuestion:
-    """Scatter one chain of assignments in its order, and another one, with another value, that leads astray."""
+    """Scatter a chain of assignments in its order, and another one, with another value, to mislead."""
     letters = list("ABCDEFGHJKLMNPQRSTUVWXYZ")
     names: list[str] = []
     while len(names) < 2 * (HOPS + 1):

@@ -1,8 +1,9 @@
 """Tool use: held-out dialogs answered greedily, with the model's calls really run and every answer checked.
 
-All dialogs advance in lockstep: the engine answers them in one batch, all their calls are run, and it answers the
-results in the next batch. An answer is right if the call evaluates to the expected value *and* the text states that
-value (`herd.data.scoring`), so a lucky guess is wrong. Wordings, names and numbers never occur in training.
+All dialogs advance in lockstep: the engine answers them in one batch, all their calls are run, and it answers
+the results in the next batch. An answer is right if the call evaluates to the expected value *and* the text
+states that value (`herd.data.scoring`), so a lucky guess is wrong. Wordings, names and numbers never occur in
+training.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ ROUNDS = 3  # the model's messages in one dialog: a call, the answer, and one mo
 
 @dataclass(frozen=True)
 class Answered:
-    """A dialog with the messages that the model produced after its prompt. ``trouble`` says why it ended early."""
+    """A dialog with the messages that the model produced after its prompt. ``trouble`` says why it ended
+    early.
+    """
 
     dialog: Dialog
     produced: tuple[Message, ...]
@@ -48,7 +51,9 @@ class ToolUse:
     verdicts: list[DialogVerdict]
 
     def score(self, name: str = "tool_use") -> Score:
-        """Return the share of right dialogs, with breakdowns, the share of right calls and counts of troubles."""
+        """Return the share of right dialogs, with breakdowns, the share of right calls and counts of
+        troubles.
+        """
         hits = [verdict.correct for verdict in self.verdicts]
         attributes = {"lang": "lang", "form": "tool_call_format", "task": "task", "kind": "kind"}
         detail: dict[str, Any] = {
@@ -75,7 +80,8 @@ def tool_items(n: int, seed: int = 0, *, languages: Sequence[str] = LANGUAGES) -
 
 
 def tool_use(
-    model: LlamaLM, tokenizer: Tokenizer, dialogs: Sequence[Dialog], *, max_tokens: int = 160, max_batch: int = 128
+    model: LlamaLM, tokenizer: Tokenizer, dialogs: Sequence[Dialog], *, max_tokens: int = 160,
+    max_batch: int = 128,
 ) -> ToolUse:  # fmt: skip
     """Answer and judge ``dialogs``, from `tool_items` or any others of `herd.data.dialogs`."""
     if not dialogs:

@@ -1,8 +1,9 @@
-"""The headline claims about Llama 3.1, held against published scores, and where the model is here, against one's own.
+"""The headline claims about Llama 3.1, checked against published scores and, where measured, against one's
+own.
 
-A claim compares two models on the benchmarks of one source. Published scores carry no intervals per item, so a
-difference is called a difference only beyond what the number of questions allows: two standard errors of a difference
-of two shares at that score, with the benchmark's own number of items.
+A claim compares two models on the benchmarks of one source. Published scores carry no intervals, so a
+difference counts only if it exceeds what the number of questions allows: two standard errors of the
+difference of two shares at that score, with the benchmark's own number of items.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from ..report.published import find_published
 from .score import Score
 
 N_ITEMS = {
-    "boolq": 3270, "gsm8k": 1319, "hellaswag": 10042, "humaneval": 164, "mmlu_humanities": 4705, "mmlu_other": 3107,
-    "mmlu_social_sciences": 3077, "mmlu_stem": 3153, "openbookqa": 500, "piqa": 1838, "social_iqa": 1954,
-    "truthfulqa_mc1": 817, "winogrande": 1267,
+    "boolq": 3270, "gsm8k": 1319, "hellaswag": 10042, "humaneval": 164, "mmlu_humanities": 4705,
+    "mmlu_other": 3107, "mmlu_social_sciences": 3077, "mmlu_stem": 3153, "openbookqa": 500, "piqa": 1838,
+    "social_iqa": 1954, "truthfulqa_mc1": 817, "winogrande": 1267,
 }  # fmt: skip
-"""Questions of each benchmark."""
+"""Number of questions of each benchmark."""
 
 
 @dataclass(frozen=True)
 class ScoreClaim:
-    """``first`` is said to be ahead of ``second``, by the scores of ``source``."""
+    """The claim that ``first`` is ahead of ``second`` by the scores of ``source``."""
 
     said: str
     first: str
@@ -42,8 +43,9 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class ClaimVerdict:
-    """How many benchmarks ``first`` wins, loses and neither by what is published; ``own``: the same comparison where
-    both models have been measured here."""
+    """Benchmarks on which ``first`` wins, loses or neither by published scores. ``own`` is the same
+    comparison in words where both models have been measured here, else "".
+    """
 
     claim: ScoreClaim
     wins: Sequence[str]
@@ -59,7 +61,7 @@ class ClaimVerdict:
 
 
 def judge_claims(own: Mapping[str, Mapping[str, Score]]) -> list[ClaimVerdict]:
-    """One for each claim. ``own``: model to task to score, as measured."""
+    """Return a verdict for each claim. ``own`` maps models to tasks to measured scores."""
     return [_verdict(claim, own) for claim in CLAIMS]
 
 
@@ -90,7 +92,7 @@ def _variance(share: float) -> float:
 
 
 def _measured(claim: ScoreClaim, own: Mapping[str, Mapping[str, Score]]) -> str:
-    """In words, where models of these names have been measured; "" else."""
+    """Compare in words the models of these names where they have been measured, else return ""."""
     first, second = (
         next((s for name, s in own.items() if _same(name, m)), {}) for m in (claim.first, claim.second)
     )
@@ -102,5 +104,5 @@ def _measured(claim: ScoreClaim, own: Mapping[str, Mapping[str, Score]]) -> str:
 
 
 def _same(name: str, model: str) -> bool:
-    """Whether a checkpoint's name names a published model: Llama-3.1-8B-Instruct is Llama 3.1 8B."""
+    """Return whether a checkpoint's name means a published model: Llama-3.1-8B-Instruct is Llama 3.1 8B."""
     return model.lower().replace(" ", "") in name.lower().replace(" ", "").replace("-", "").replace("_", "")

@@ -1,7 +1,9 @@
-"""Held-out documents as rows for a forward: each token is scored once, with as much context as the model can have.
+"""Held-out documents as batches of windows: every token is scored once, with as much context as the model
+can have.
 
-A document longer than the context is read in windows that overlap by a quarter, and only tokens new to a window are
-scored there. Windows of like length share a batch; padding stands behind, where causal attention never looks.
+A document longer than the context is read in windows that overlap by a quarter, and only the tokens that are
+new to a window are scored there. Windows of similar length share a batch. Padding comes last, where causal
+attention never looks.
 
 Shapes: B rows, T tokens, N scored tokens.
 """
@@ -26,7 +28,9 @@ BATCH_TOKENS = 8192
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A document to be scored: ids from beginning-of-text on, without end-of-text, and the bytes they stand for."""
+    """A document to score: ids from beginning-of-text on, without end-of-text, and the bytes that they stand
+    for.
+    """
 
     ids: Sequence[int] | NDArray[np.int64]
     n_bytes: int
@@ -36,7 +40,9 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class WindowScore:
-    """A batch of windows: targets of -100 are not scored; ``document_BT`` numbers the document of each token."""
+    """A batch of windows to score. Targets of -100 are not scored; ``document_B`` numbers the document of
+    each row.
+    """
 
     tokens_BT: Tensor
     targets_BT: Tensor
@@ -44,9 +50,9 @@ class WindowScore:
 
 
 def from_texts(documents: Iterable[Any], tokenizer: Tokenizer, max_bytes: int | None = None) -> list[HeldOut]:
-    """Held-out documents from anything with ``text`` and maybe ``lang`` and ``kind`` (`herd.data` documents), or str.
+    """Return held-out documents from strings or from objects with ``text`` and perhaps ``lang`` and ``kind``.
 
-    ``max_bytes`` stops after as many bytes of text, after a whole document. Empty texts are left out.
+    Stops after the document with which ``max_bytes`` of text are reached. Empty texts are left out.
     """
     out: list[HeldOut] = []
     total = 0
@@ -61,7 +67,7 @@ def from_texts(documents: Iterable[Any], tokenizer: Tokenizer, max_bytes: int | 
         if max_bytes is not None and total >= max_bytes:
             break
     if not out:
-        raise DataError("no held-out text: nothing to measure")
+        raise DataError("there is no held-out text to measure")
     return out
 
 
@@ -73,9 +79,9 @@ def from_shards(
     excerpt: int | None = None,
     seed: int = 0,
 ) -> list[HeldOut]:
-    """Documents of held-out shards in an order shuffled by ``seed``, until ``max_bytes`` of text are reached.
+    """Return documents of held-out shards in an order shuffled by ``seed``, up to ``max_bytes`` of text.
 
-    ``excerpt`` takes only the first so many tokens of each, so that few long documents do not stand for all.
+    ``excerpt`` is the number of tokens to take of each at most, so that few long documents do not dominate.
     """
     out: list[HeldOut] = []
     total = 0
@@ -93,14 +99,16 @@ def from_shards(
         if max_bytes is not None and total >= max_bytes:
             break
     if not out:
-        raise DataError(f"{shards.folder}: no held-out text: nothing to measure")
+        raise DataError(f"{shards.folder}: there is no held-out text to measure")
     return out
 
 
 def windows(
     documents: Sequence[HeldOut], context: int, device: torch.device | str = "cpu"
 ) -> Iterator[WindowScore]:
-    """Batches of at most `BATCH_TOKENS` tokens (or one row), long ones first so that memory peaks at once."""
+    """Yield batches of at most `BATCH_TOKENS` tokens (or one row), the longest first so that memory peaks
+    early.
+    """
     cuts = [(d, *cut) for d, document in enumerate(documents) for cut in _cuts(len(document.ids), context)]
     cuts.sort(key=lambda cut: cut[2] - cut[1], reverse=True)
     while cuts:
@@ -117,7 +125,9 @@ def windows(
 
 
 def _cuts(n_ids: int, context: int) -> Iterator[tuple[int, int, int]]:
-    """(start, stop, first): inputs start..stop-1 of a document; those from ``first`` on are new."""
+    """Yield (start, stop, first): inputs start..stop-1 of a document, of which those from ``first`` on are
+    new.
+    """
     n, first = n_ids - 1, 0  # the last id is only a target
     while first < n:
         start = 0 if first == 0 else first - context // 4

@@ -1,8 +1,8 @@
 """Fenced code blocks in text, and the Python program in a model's answer.
 
-Fences follow CommonMark (spec 0.31, section 4.5) with three liberties that models need: an opening fence may be
-indented by any amount and may follow other words on its line ("Here: ```python"), and a closing fence may end the
-last line of code.
+Fences follow CommonMark (spec 0.31, section 4.5) with three liberties that models need: an opening fence may
+be indented by any amount and may follow other words on its line ("Here: ```python"), and a closing fence may
+end the last line of code.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ _MAX_SEGMENTS = 50  # stretches of unfenced code that are tried: an answer has a
 
 @dataclass(frozen=True)
 class FencedBlock:
-    """A block of code: ``language`` is the first word of its info string in lower case, or ""; ``code`` has lost the
-    indentation of its fence; ``closed`` is false where the text ends first."""
+    """A block of code: ``language`` is the first word of its info string in lower case, or ""; ``code`` has
+    lost the indentation of its fence; ``closed`` is false where the text ends first.
+    """
 
     language: str
     code: str
@@ -36,7 +37,9 @@ class FencedBlock:
 
 
 def fenced_blocks(text: str) -> list[FencedBlock]:
-    """Return the fenced code blocks of a text in order. A block that is never closed lasts to the end of the text."""
+    """Return the fenced code blocks of a text in order. A block that is never closed lasts to the end of the
+    text.
+    """
     blocks = []
     lines = iter(text.splitlines(keepends=True))
     for line in lines:
@@ -51,11 +54,12 @@ def fenced_blocks(text: str) -> list[FencedBlock]:
 def python_program(text: str, name: str = "") -> str:
     """Return the Python program in a model's answer, ready to have tests appended.
 
-    It is the last piece of code that parses and defines the function ``name`` (any function, if ``name`` is empty):
-    fenced blocks are looked at first, then code that stands between prose without a fence. So a corrected version
-    replaces a draft. Imports, helper functions and constants that this piece uses but another piece defines are put
-    before it. A block under ``if __name__ == "__main__"`` is dropped, and imports from ``__future__`` come first.
-    Where no code defines ``name``, code with any function counts, then the first fenced block, then the whole text.
+    It is the last piece of code that parses and defines the function ``name`` (any function, if ``name`` is
+    empty): fenced blocks are looked at first, then code that stands between prose without a fence. So a
+    corrected version replaces a draft. Imports, helper functions and constants that this piece uses but
+    another piece defines are put before it. A block under ``if __name__ == "__main__"`` is dropped, and
+    imports from ``__future__`` come first. Where no code defines ``name``, code with any function counts,
+    then the first fenced block, then the whole text.
     """
     blocks = fenced_blocks(text)
     blocks = [block for block in blocks if block.language in _PYTHON] or blocks
@@ -73,7 +77,7 @@ def python_program(text: str, name: str = "") -> str:
 
 
 def defined_functions(code: str) -> set[str]:
-    """Return the names of the functions that a program defines at its top level; none if it does not parse."""
+    """Return the names of the functions that a program defines at its top level."""
     tree = parse_python(code)
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     return {node.name for node in tree.body if isinstance(node, functions)} if tree else set()
@@ -110,7 +114,7 @@ def _content(lines: Iterator[str], fence: str, indent: int) -> tuple[str, bool]:
 
 
 def _unfenced(text: str) -> Iterator[str]:
-    """Yield stretches of code that begin with a definition or an import and end where Python's grammar ends."""
+    """Yield stretches of code, from a definition or an import to where Python's grammar ends."""
     position = 0
     for _ in range(_MAX_SEGMENTS):
         start = _START.search(text, position) or _DEF_IN_A_LINE.search(text, position)
@@ -123,7 +127,7 @@ def _unfenced(text: str) -> Iterator[str]:
 
 
 def _longest_program(text: str) -> str:
-    """Return the longest beginning of a text that is Python, cut between top-level statements; "" if none is."""
+    """Return the longest beginning of a text that is Python, cut between top-level statements."""
     lines = text.splitlines(keepends=True)
     while lines:
         try:
@@ -154,7 +158,9 @@ def _parse_dedented(code: str) -> tuple[str, ast.Module] | None:
 
 
 def _assemble(code: str, tree: ast.Module, others: Sequence[ast.stmt]) -> str:
-    """Return ``code`` behind those statements of ``others`` that define what it uses but does not define itself."""
+    """Return ``code`` behind those statements of ``others`` that define what it uses but does not define
+    itself.
+    """
     body = [node for node in tree.body if not _is_main_guard(node)]
     definitions = {name: node for node in others for name in _bound(node)}  # the last one counts
     wanted = ["*", *(_used(body) - _bound_anywhere(body))]

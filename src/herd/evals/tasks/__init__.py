@@ -1,8 +1,8 @@
 """The benchmarks, one file a kind. For a new one, subclass `Task` and add a line to `registry.TASKS`.
 
-`task.py` is the whole interface: a `Task` gives `Item`s, each with one request (`Rank`, `Read` or `Generate`), gets an
-`Answer` for each, and gives a `Judgement`. `data.py` finds the files (`--data`, or ten built-in items of every format).
-`registry.py` knows tasks and suites by name::
+`task.py` is the whole interface: a `Task` gives `Item`s, each with one request (`Rank`, `Read` or
+`Generate`), gets an `Answer` for each, and gives a `Judgement`. `data.py` finds the files (`--data`, or ten
+built-in items of every format). `registry.py` knows tasks and suites by name::
 
     from herd.evals.tasks import Data, make_task
     task = make_task("boolq", shots=5, mode="base")        # unknown names: DataError with the nearest ones
@@ -12,10 +12,10 @@
 `herd.evals.harness` runs tasks on a model; `herd.evals.results` says what lies on disk afterwards.
 
 `choice.py`: boolq, hellaswag, openbookqa, piqa, social_iqa, truthfulqa, winogrande, arc; `mmlu.py`;
-`word_problems.py`: gsm8k, mgsm; `programs.py`: human_eval, mbpp. Prompts for base models are those of EleutherAI's
-lm-eval (a test holds them equal, string by string); shots are the first of the training file, or where there is none
-the first *other* items of the file itself (lm-eval's ``first_n`` sampler), so that all items of a task share one head
-that is computed once.
+`word_problems.py`: gsm8k, mgsm; `programs.py`: human_eval, mbpp. Prompts for base models are those of
+EleutherAI's lm-eval (a test holds them equal, string by string); shots are the first of the training file, or
+where there is none the first *other* items of the file itself (lm-eval's ``first_n`` sampler), so that all
+items of a task share one head that is computed once.
 """
 
 from .data import Data

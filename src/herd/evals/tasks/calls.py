@@ -1,4 +1,4 @@
-"""Tool calls by their tree: BFCL, judged without running anything (`herd.evals.bfcl`)."""
+"""Function calls compared with the expected ones: BFCL, judged without running any (`herd.evals.bfcl`)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from .data import Data, Row
 from .task import Answer, Generate, Item, Judgement, Task
 
 CATEGORIES = (
-    "simple_python", "multiple", "parallel", "parallel_multiple", "irrelevance", "live_simple", "live_relevance"
+    "simple_python", "multiple", "parallel", "parallel_multiple", "irrelevance", "live_simple",
+    "live_relevance",
 )  # fmt: skip
 
 
 class Bfcl(Task):
-    """Which function with which arguments, in the JSON form; group: the category. Scored are the categories that need
-    no run: Python's own, those where no function fits (any call is wrong) or some one does (any call is right)."""
+    """Which function to call with which arguments, in the JSON format, grouped by category.
+
+    Covers the categories that need no execution: Python's own, those where no function fits (any call is
+    wrong), and those where some function does (any call is right).
+    """
 
     source = "Patil et al., Berkeley Function-Calling Leaderboard v4; ShishirPatil/gorilla"
     licence = "Apache-2.0"
@@ -28,7 +32,9 @@ class Bfcl(Task):
     def items(self, data: Data) -> list[Item]:
         there = [category for category in CATEGORIES if data.find(f"bfcl/BFCL_v4_{category}.json")]
         parts = [self._category(data, category) for category in there or CATEGORIES[:1]]
-        return [item for item in chain(*zip_longest(*parts)) if item]  # any beginning holds all categories
+        return [
+            item for item in chain(*zip_longest(*parts)) if item
+        ]  # so that any beginning has all categories
 
     def note(self, data: Data) -> str:
         missing = [category for category in CATEGORIES if not data.find(f"bfcl/BFCL_v4_{category}.json")]

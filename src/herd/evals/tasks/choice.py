@@ -1,9 +1,10 @@
 """Multiple choice: the likeliest continuation (base models), or the letter that is written (instruct models).
 
 base: worked examples and the question as text, then each choice as its continuation. The likeliest wins, by
-log-likelihood (``acc``) or by log-likelihood per character (``acc_norm``), which does not favour short choices. The
-prompts follow EleutherAI's lm-eval, and ``acc_norm`` is the headline where it is lm-eval's. instruct: a dialog that
-shows the choices under letters; the answer is right if it names the right one (`letters`).
+log-likelihood (``acc``) or by log-likelihood per character (``acc_norm``), which does not favour short
+choices. The prompts follow EleutherAI's lm-eval, and ``acc_norm`` is the headline where it is lm-eval's.
+instruct: a dialog that shows the choices under letters; the answer is right if it names the right one
+(`letters`).
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ ASK = "Answer with the letter of the right choice only."
 class Doc:
     """A question in the form that all choice tasks share.
 
-    ``text`` is what a base model reads before a choice, ``asked`` what an instruct model is asked. If there is a
-    ``tail``, it follows the choice and is what is scored; the choice then belongs to the context. ``shown`` are the
-    choices as an instruct model sees them, where they differ from ``choices``.
+    ``text`` is what a base model reads before a choice, ``asked`` what an instruct model is asked. If there
+    is a ``tail``, it follows the choice and is what is scored; the choice then belongs to the context.
+    ``shown`` are the choices as an instruct model sees them, where they differ from ``choices``.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Doc:
 class ChoiceTask(Task):
     """Base of the choice tasks. A subclass names its files and turns a row of them into a `Doc`."""
 
+    version: ClassVar[str] = "2"
     files: ClassVar[tuple[str, ...]] = ()
     train: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
@@ -70,7 +72,7 @@ class ChoiceTask(Task):
         return self._read(data, self.files)
 
     def examples(self, data: Data, doc: Doc) -> Sequence[Doc]:
-        """Return the questions that the worked examples before ``doc`` are taken from; may include ``doc``."""
+        """Return the questions from which worked examples for ``doc`` are taken; may include ``doc``."""
         return self._read(data, self.train) if data.find(*self.train) else self.docs(data)
 
     def items(self, data: Data) -> list[Item]:
@@ -246,7 +248,9 @@ class Winogrande(ChoiceTask):
 
 
 class TruthfulQaMc1(ChoiceTask):
-    """Find the true answer among popular wrong ones, after six questions and answers that are the same for all."""
+    """Find the true answer among popular wrong ones, after six questions and answers that are the same for
+    all.
+    """
 
     source = "Lin et al., arXiv 2109.07958; lm-eval truthfulqa_mc1"
     licence = "Apache-2.0"

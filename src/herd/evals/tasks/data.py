@@ -1,8 +1,8 @@
-"""Where the items come from: a folder with one subfolder a benchmark, in the data sets' own formats.
+"""Where items come from: a folder with one subfolder per benchmark, in the data sets' own formats.
 
-``--data DIR`` names such a folder, e.g. ``DIR/boolq/validation.jsonl``; a file may be packed (``.gz``, ``.bz2``).
-Without it the project's own ten items of every format are used (`builtin`): enough to see everything work, never a
-score to quote.
+``--data DIR`` names such a folder, with files such as ``DIR/boolq/validation.jsonl``, which may be compressed
+(``.gz``, ``.bz2``). Without it the project's own ten items of every format are used (`builtin`): enough to
+see everything work, but not for a score that one would quote.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Data:
-    """A folder of benchmarks; `builtin` says whether it is the project's own ten items."""
+    """A folder of benchmarks, by default the project's own ten items of each (`builtin`)."""
 
     folder: Path = BUILTIN
 
@@ -42,11 +42,11 @@ class Data:
 
     @property
     def label(self) -> str:
-        """For tables and receipts."""
+        """The name of the data in tables and receipts."""
         return "builtin" if self.builtin else str(self.folder)
 
     def find(self, *names: str) -> Path | None:
-        """The first of ``names`` (``benchmark/file``), plain or packed, that is there."""
+        """Return the first of ``names`` (``benchmark/file``) that exists, plain or compressed."""
         for name in names:
             for ending in _OPENERS:
                 path = self.folder / f"{name}{ending}"
@@ -55,16 +55,17 @@ class Data:
         return None
 
     def text(self, *names: str) -> str:
-        """The text of the first that is there; DataError naming all of them where none is."""
+        """Return the text of the first file that exists. DataError names all of them if none does."""
         path = self.find(*names)
         if path is None:
             wanted = " or ".join(names)
-            raise DataError(f"no {wanted} in {self.folder}: put it there (may be .gz), or leave --data out for the "
-                            "ten built-in items")  # fmt: skip
+            raise DataError(
+                f"no {wanted} in {self.folder}: put it there, or leave --data out for the built-in items"
+            )
         return _load(path, path.stat().st_mtime_ns)
 
     def rows(self, *names: str, needs: Sequence[str] = ()) -> list[Row]:
-        """JSON lines, each an object with the fields ``needs``."""
+        """Read JSON lines, each an object with the fields ``needs``."""
         text = self.text(*names)
         path = self.find(*names)
         out: list[Row] = []
@@ -76,7 +77,7 @@ class Data:
                 missing = [name for name in needs if name not in row]
             except (ValueError, TypeError) as error:
                 raise DataError(
-                    f"{path}, line {number}: not a JSON object ({error}); fetch it anew"
+                    f"{path}, line {number}: not a JSON object ({error}); fetch it again"
                 ) from None
             if missing:
                 raise DataError(
@@ -84,18 +85,18 @@ class Data:
                 )
             out.append(row)
         if not out:
-            raise DataError(f"{path}: no items in it; fetch it anew")
+            raise DataError(f"{path}: no items in it; fetch it again")
         return out
 
     def table(self, *names: str) -> list[Row]:
-        """A CSV file with a header."""
+        """Read a CSV file with a header."""
         return list(csv.DictReader(io.StringIO(self.text(*names))))
 
 
 @lru_cache(maxsize=4)
 def _load(path: Path, changed: int) -> str:
-    """A file's text, unpacked; kept for a while, as shots and questions often come from the same file."""
+    """Read a file's text; cached, because shots and questions often come from the same file."""
     try:
         return _OPENERS[path.suffix if path.suffix in _OPENERS else ""](path.read_bytes()).decode("utf-8")
     except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); fetch it anew") from None
+        raise DataError(f"{path}: cannot be read ({error}); fetch it again") from None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .. import ifeval
 from ..bootstrap import ratio_interval
 from ..score import Score, from_interval
-from .data import Data
+from .data import Data, Row
 from .task import Answer, Generate, Item, Judgement, Task, by_group, mean
 
 if TYPE_CHECKING:
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 class IfEval(Task):
-    """Headline: share of prompts with every instruction followed, strictly; also loosely, and by instruction.
+    """The share of prompts with every instruction followed strictly; also loosely, and by instruction.
 
-    A base model is given the prompt as text to go on from, which says little; the task is meant for instruct models.
+    The task is meant for instruct models: a base model gets the prompt as text to continue, which says
+    little.
     """
 
     source = "Zhou et al., arXiv 2311.07911"
@@ -28,29 +29,22 @@ class IfEval(Task):
     def items(self, data: Data) -> list[Item]:
         needs = ("key", "prompt", "instruction_id_list", "kwargs")
         rows = data.rows("ifeval/en_input_data.jsonl", "ifeval/input_data.jsonl", needs=needs)
-        return [
-            Item(
-                str(row["key"]),
-                Generate(({"role": "user", "content": row["prompt"]},) if self.mode == "instruct" else row["prompt"],
-                         max_tokens=1280),
-                row["instruction_id_list"],
-                doc={"kwargs": row["kwargs"]},
-            )
-            for row in rows
-        ]  # fmt: skip
+        return [self._item(row) for row in rows]
+
+    def _item(self, row: Row) -> Item:
+        prompt = row["prompt"]
+        asked = ({"role": "user", "content": prompt},) if self.mode == "instruct" else prompt
+        request = Generate(asked, max_tokens=1280)
+        return Item(str(row["key"]), request, row["instruction_id_list"], doc={"kwargs": row["kwargs"]})
 
     def judge(self, item: Item, answer: Answer) -> Judgement:
         given = item.doc["kwargs"]
-        strict, loose = (
-            ifeval.strict(item.gold, answer.text, given),
-            ifeval.loose(item.gold, answer.text, given),
-        )
+        strict, loose = (check(item.gold, answer.text, given) for check in (ifeval.strict, ifeval.loose))
         extracted = [[name, *both] for name, *both in zip(item.gold, strict, loose, strict=True)]
         broken = [name for name, kept in zip(item.gold, strict, strict=True) if not kept]
         metrics = {"prompt_loose": float(all(loose))}
-        return Judgement(
-            float(all(strict)), extracted, metrics, "not followed: " + ", ".join(broken) if broken else ""
-        )
+        why = f"not followed: {', '.join(broken)}" if broken else ""
+        return Judgement(float(all(strict)), extracted, metrics, why)
 
     def contradiction(self, item: Item) -> str:
         broken = ifeval.contradictions(item.gold, item.doc["kwargs"])
@@ -58,11 +52,8 @@ class IfEval(Task):
 
     def note(self, data: Data) -> str:
         impossible = [item.id for item in self.items(data) if self.contradiction(item)]
-        return (
-            f"no answer can be right to {', '.join(impossible)}: they contradict themselves"
-            if impossible
-            else ""
-        )
+        said = f"no answer to {', '.join(impossible)} can be right: they contradict themselves"
+        return said if impossible else ""
 
     def scores(self, results: Sequence[ItemResult]) -> list[Score]:
         out = super().scores(results)

@@ -1,8 +1,9 @@
 """The choice that an answer in words names, by its letter or by its text.
 
-A letter counts where it cannot be a word or part of one: stated ("the answer is B"), at the beginning of a line
-("B. because") or marked ("(B)", "option B"). The text of a choice counts in the same places, and also anywhere if it
-is long enough not to be there by chance. Denied choices do not count, and an answer that names two choices names none.
+A letter counts where it cannot be a word or part of one: stated ("the answer is B"), at the beginning of a
+line ("B. because") or marked ("(B)", "option B"). The text of a choice counts in the same places, and also
+anywhere if it is long enough not to be there by chance. Denied choices do not count, and an answer that names
+two choices names none.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _STATED = re.compile(
     + r"\b(?:answer|correct|right|best|antwort|richtige?|respuesta|correcta|réponse|risposta|ответ|jibu)"
     r"\b[^.!?\n]{0,40}?"
     r"\b(?:is|be|was|ist|lautet|es|est|è|ni)"
-    r"(?: (?:the|option|choice|letter|answer|la|die|opción|probably|clearly|definitely|therefore|likely|most))*$"
+    r"(?: (?:the|option|choice|letter|answer|la|die|opción|probably|clearly|definitely|therefore|likely"
+    r"|most))*$"
     r"|\b(?:answer|antwort|lösung|respuesta|réponse|risposta|ответ|jibu)(?: option| choice| letter)?$",
     re.IGNORECASE,
 )
@@ -32,7 +34,8 @@ _RIGHT_AFTER = re.compile(
     re.IGNORECASE,
 )
 _MARKED = re.compile(
-    r"(?:\b(?:option|choice|letter|so|therefore|thus|hence|but|it is|it's|it must be|choose|chose|pick|select|go with)"
+    r"(?:\b(?:option|choice|letter|so|therefore|thus|hence|but|it is|it's|it must be|choose|chose|pick"
+    r"|select|go with)"
     r"(?: (?:it is|it's|the|option|choice|letter))*,?|=)$",
     re.IGNORECASE,
 )
@@ -47,7 +50,8 @@ _DENIED_AFTER = re.compile(
     re.IGNORECASE,
 )
 _NO_WORD_AFTER = re.compile(
-    r"[ .]*(?:$|[,;:!?\n/—–-]|\. |\b(?:because|since|as|is|was|isn't|cannot|can't|for|due|which|would|seems|and|or)\b)"
+    r"[ .]*(?:$|[,;:!?\n/—–-]|\. |\b(?:because|since|as|is|was|isn't|cannot|can't|for|due|which|would"
+    r"|seems|and|or)\b)"
 )
 _JOINED = re.compile(
     r"[\"')]*\s*(?:,|/|&|\b(?:and|or|und|oder|et|ou|y|o|и|или)\b)\s*(?:the |option |choice )?[\"'(]*"
@@ -59,7 +63,9 @@ _UNSURE = re.compile(
 
 @dataclass(frozen=True)
 class _Mention:
-    """A choice named in a text, by letter or in words; ``strength`` 3: stated, 2: begins a line, 1: marked or long."""
+    """A choice named in a text, by letter or in words; ``strength`` 3: stated, 2: begins a line, 1: marked
+    or long.
+    """
 
     choice: int
     start: int
@@ -71,7 +77,9 @@ class _Mention:
 
 
 def chosen_letter(text: str, letters: str, choices: Sequence[str]) -> str | None:
-    """Return the letter of the choice that an answer commits to, or None. ``letters[i]`` stands for ``choices[i]``."""
+    """Return the letter of the choice that an answer commits to, or None. ``letters[i]`` stands for
+    ``choices[i]``.
+    """
     text = _plain(text)
     bare = [_bare(choice) for choice in choices]
     whole = [i for i, choice in enumerate(bare) if choice == _bare(text) and not _is_letter(choice)]

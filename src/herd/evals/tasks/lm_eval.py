@@ -1,8 +1,9 @@
-"""Any of lm-eval's own tasks on Herd's engine: ``--tasks lm-eval:NAME``, e.g. ``lm-eval:lambada_openai``.
+"""Any task of lm-eval on Herd's engine: ``--tasks lm-eval:NAME``, e.g. ``lm-eval:lambada_openai``.
 
-EleutherAI's harness (extra ``evals``) brings thousands of tasks, their data from the Hub, their prompts, filters and
-metrics; here they become a `Task` like any other, so that resuming, endpoints and shared beginnings work for them too.
-Their files are used as they are, so their number of shots is the default and ``--mode`` changes nothing.
+EleutherAI's harness (extra ``evals``) brings thousands of tasks with their data from the Hub, prompts,
+filters and metrics. Here they become a `Task` like any other, so that resuming, endpoints and shared prompt
+beginnings work for them too. They are used as they are: their number of shots is the default, and ``--mode``
+changes nothing.
 """
 
 from __future__ import annotations
@@ -18,13 +19,12 @@ from .data import Data
 from .task import Answer, Generate, Item, Judgement, Mode, Rank, Read, Request, Task
 
 PREFIX = "lm-eval:"
-MAX_TOKENS = 256
-"""lm-eval's own limit where a task has none."""
+MAX_TOKENS = 256  # lm-eval's limit where a task has none
 
 
 @dataclass(frozen=True)
 class LmEvalTask(Task):
-    """``inner`` is lm-eval's task; its first metric is the headline."""
+    """A task of lm-eval (``inner``), with its first metric as the headline."""
 
     inner: Any = field(default=None, compare=False, repr=False)
 
@@ -34,7 +34,7 @@ class LmEvalTask(Task):
 
     @classmethod
     def of(cls, name: str, shots: int | None, mode: Mode) -> LmEvalTask:
-        """The task ``name`` (without the prefix) with ``shots`` (None: its own number); its data come from the Hub."""
+        """Load the task ``name`` (without prefix) from the Hub, with ``shots`` or its own number of them."""
         try:
             tasks = importlib.import_module("lm_eval.tasks")
         except ImportError:
@@ -44,7 +44,7 @@ class LmEvalTask(Task):
         except Exception as error:  # whatever a task's own code and the Hub may raise
             reason = str(error).strip().splitlines()
             raise DataError(
-                f"{PREFIX}{name}: lm-eval cannot make it ({reason[0] if reason else error!r})"
+                f"{PREFIX}{name}: lm-eval cannot load it ({reason[0] if reason else error!r})"
             ) from None
         if isinstance(inner, Mapping):
             raise DataError(f"{PREFIX}{name} is a group: name its tasks one by one")
@@ -52,7 +52,7 @@ class LmEvalTask(Task):
 
     @classmethod
     def around(cls, inner: Any, name: str, shots: int | None = None, mode: Mode = "base") -> LmEvalTask:
-        """A task that is made already."""
+        """Wrap a task that is loaded already."""
         if shots is not None:
             inner.set_config("num_fewshot", shots)
         return cls(name, inner.config.num_fewshot or 0, mode, inner)
@@ -62,7 +62,7 @@ class LmEvalTask(Task):
         return super().settings | {"lm_eval_version": str(self.inner.VERSION)}
 
     def items(self, data: Data) -> list[Item]:
-        """lm-eval's own documents; ``data`` is not used."""
+        """Return lm-eval's own documents; ``data`` is not used."""
         self.inner.build_all_requests(rank=0, world_size=1)
         by_doc: dict[int, list[Any]] = {}
         for instance in self.inner.instances:
@@ -73,7 +73,7 @@ class LmEvalTask(Task):
         ]
 
     def judge(self, item: Item, answer: Answer) -> Judgement:
-        """By lm-eval's filters and metrics; those that are no number of the item (perplexities) are left out."""
+        """Apply lm-eval's filters and metrics, except metrics that need all items (perplexities)."""
         instances = copy.copy(item.doc["instances"])
         if answer.likelihoods:
             kind = instances[0].request_type
@@ -98,7 +98,7 @@ class LmEvalTask(Task):
             if isinstance(value, int | float | bool)
         }
         if not numbers:
-            raise DataError(f"{self.name}: has no metric of single items; run it with lm-eval itself")
+            raise DataError(f"{self.name}: no metric of single items; run it with lm-eval itself")
         first, *others = numbers
         return Judgement(numbers[first], None, {name: numbers[name] for name in others})
 
@@ -110,7 +110,7 @@ def _request(name: str, instances: list[Any]) -> Request:
     if kind == "loglikelihood_rolling":
         return Read(args[0])
     if kind != "generate_until":
-        raise DataError(f"{name}: requests of the kind {kind!r} are not known; run it with lm-eval itself")
+        raise DataError(f"{name}: unknown kind of request {kind!r}; run the task with lm-eval itself")
     settings = args[1]
     until = settings.get("until") or []
     stop = tuple(mark for mark in ([until] if isinstance(until, str) else until) if mark)

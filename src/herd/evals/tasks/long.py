@@ -1,8 +1,8 @@
 """Long contexts: needles by length and depth, and RULER's kinds of text (`herd.evals.ruler`).
 
-How long a text is depends on the model's tokenizer, and how long it may be on its context, so these tasks are fitted to
-a model before they run (`fitted`): lengths from 4k to 128k tokens as far as the context reaches, and a quarter, a half
-and all of a context that holds less than 4k, as far as what is asked for fits in.
+How long a text is depends on the model's tokenizer, and how long it may be depends on its context, so these
+tasks are fitted to a model before they run (`fitted`): lengths from 4k to 128k tokens that the context can
+hold, or a quarter, a half and all of a context below 4k, unless a length is too short for what is asked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .. import ruler
 from ..ruler import CALM, Maker, Passage, share_found
 from ..score import Score
 from .data import Data
-from .task import Answer, Generate, Item, Judgement, Task, mean
+from .task import Answer, Generate, Item, Judgement, Task
 
 if TYPE_CHECKING:
     from ..results import ItemResult
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 LENGTHS = (4_096, 8_192, 16_384, 32_768, 65_536, 131_072)
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PER_LENGTH = 20
-CHAT_TOKENS = 40
-"""What a dialog's headers take at most."""
+CHAT_TOKENS = 40  # what the headers of a dialog take at most
 LONG_TASKS = {"needle_single": "single", "needle_multi": "multiquery"} | {
     f"ruler_{kind}": kind for kind in ruler.KINDS if kind not in ("single", "multiquery")
 }
@@ -44,15 +43,16 @@ _SENTENCE = re.compile(r"(?<=[.!?]) |\n")
 
 
 def bytes_as_tokens(text: str) -> int:
-    """About a token per four bytes, where the model's tokenizer is not at hand."""
+    """Estimate the number of tokens at four bytes each, for models without a known tokenizer."""
     return (len(text.encode()) + 3) // 4
 
 
 @dataclass(frozen=True)
 class LongText(Task):
-    """``PER_LENGTH`` texts of every length, depths in turn; value: share of what was asked for that the answer holds.
+    """``PER_LENGTH`` texts of every length, depths in turn; value: share of what was asked for that the
+    answer holds.
 
-    The text is of the data folder where it has some, else lines that say nothing.
+    Facts are hidden in text of the data folder if it has any, else in lines that say nothing.
     """
 
     source = "Hsieh et al., RULER, arXiv 2404.06654"
@@ -67,7 +67,7 @@ class LongText(Task):
 
     @property
     def kind(self) -> str:
-        """As `ruler` calls it."""
+        """The kind of text, as `ruler` calls it."""
         return LONG_TASKS[self.name]
 
     def fitted(self, model: Any) -> Task:
@@ -83,15 +83,14 @@ class LongText(Task):
         if not held:
             longest = max(self.lengths, default=0)
             why = self._too_short(maker, longest)
-            raise DataError(f"no length that the context holds, up to {longest:,} tokens, will do ({why}): use a model "
-                            "with a longer context")  # fmt: skip
+            raise DataError(
+                f"a context of {longest:,} tokens is too short for this task ({why}): use another model"
+            )
         return [self._item(maker, length, n) for n in range(PER_LENGTH) for length in held]
 
     def note(self, data: Data) -> str:
-        text, maker = (
-            "the built-in lines" if not data.find(*TEXTS) else "the data folder's text",
-            self._maker(data),
-        )
+        text = "the data folder's text" if data.find(*TEXTS) else "the built-in lines"
+        maker = self._maker(data)
         held = [length for length in self.lengths if not self._too_short(maker, length)]
         return f"in {text}; lengths {', '.join(f'{n:,}' for n in held)} tokens"
 
@@ -99,15 +98,9 @@ class LongText(Task):
         return Judgement(share_found(item.doc["found"], answer.text), answer.text.strip()[:200])
 
     def scores(self, results: Sequence[ItemResult]) -> list[Score]:
-        """With a grid of length and depth, for the heat map."""
-        cells: dict[tuple[int, float], list[float]] = {}
-        for result in results:
-            length, depth, _ = result.id.split("/")
-            cells.setdefault((int(length), float(depth)), []).append(result.value)
-        grid = [
-            {"length": length, "depth": depth, "value": mean("cell", some).value}
-            for (length, depth), some in sorted(cells.items())
-        ]
+        """Add a grid of length and depth, for the heat map."""
+        places = [(int(length), float(depth)) for length, depth, _ in (r.id.split("/") for r in results)]
+        grid = ruler.length_depth_grid(places, [result.value for result in results])
         first, *others = super().scores(results)
         return [replace(first, detail=first.detail | {"grid": grid}), *others]
 
@@ -115,7 +108,7 @@ class LongText(Task):
         return Maker(self.count, _lines(data), _passages(data) if self.kind == "questions" else ())
 
     def _too_short(self, maker: Maker, length: int) -> str:
-        """Why a length does not hold what is asked for: some of those of a short context do not."""
+        """Return why a length is too short for what is asked, else ""; this concerns short contexts."""
         try:
             for n in range(PER_LENGTH if length < LENGTHS[0] else 0):
                 self._item(maker, length, n)
@@ -137,7 +130,7 @@ class LongText(Task):
 
 
 def _lines(data: Data) -> Sequence[str]:
-    """Running text to hide things in, a sentence a line."""
+    """Return running text to hide facts in, one sentence per line."""
     if not data.find(*TEXTS):
         return CALM
     sentences = _SENTENCE.split(data.text(*TEXTS))

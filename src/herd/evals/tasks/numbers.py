@@ -1,7 +1,8 @@
 """The number that an answer in words gives as its result.
 
-Models write one number in many ways: in LaTeX, in bold, with a currency, with the digits of another script, with
-thousands separators that depend on the language. A range, an alternative, a time or a denied number is no result.
+Models write one number in many ways: in LaTeX, in bold, with a currency, with the digits of another script,
+with thousands separators that depend on the language. A range, an alternative, a time or a denied number is
+no result.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import unicodedata
 from fractions import Fraction
 
 DECIMAL_COMMA = ("de", "es", "fr", "it", "pt", "ru")
-"""Languages in which 1.234 is more than a thousand, 2,5 is two and a half, and a space separates thousands (CLDR)."""
+"""Languages in which 1.234 is more than a thousand, 2,5 is two and a half, and a space separates thousands
+(CLDR).
+"""
 
 _STATEMENT = re.compile(
     unicodedata.normalize("NFKC", r"คำตอบ[^\d\n]{0,9}?(?:คือ|:)|")  # as the text it is compared with
@@ -48,9 +51,10 @@ _NO_RESULT_AFTER = re.compile(
 def final_number(text: str, language: str = "en") -> Fraction | None:
     """Return the number that an answer commits to, or None.
 
-    The last statement of the form "the final answer is N", ``\\boxed{N}`` or ``#### N`` counts; then "the answer is
-    N", in English or in the language of the problem; without a statement, the last number. ``language`` decides what
-    points and commas mean; an English statement may also write a number the English way.
+    The last statement of the form "the final answer is N", ``\\boxed{N}`` or ``#### N`` counts; then "the
+    answer is N", in English or in the language of the problem; without a statement, the last number.
+    ``language`` decides what points and commas mean; an English statement may also write a number the English
+    way.
     """
     text = _DENIED.sub("", _plain(text))
     stated: dict[bool, Fraction | None] = {}
@@ -76,7 +80,9 @@ def final_number(text: str, language: str = "en") -> Fraction | None:
 
 
 def _plain(text: str) -> str:
-    """Write numbers with ASCII digits, points, commas and signs, and remove currencies and the markup around them."""
+    """Write numbers with ASCII digits, points, commas and signs, and remove currencies and the markup around
+    them.
+    """
     text = re.sub(r"(?<=\d)[⁰¹²³⁴-⁹]+", "^2", text)
     text = re.sub(r"[¼-¾⅐-⅞]", lambda match: f" {match[0]}", text)
     text = re.sub(r"(?<=\d)(?:[\u00a0\u202f\u2009'’_٬]|\\[,!]\\?!?|\{,\})(?=\d{3}(?!\d))", "", text)
@@ -97,7 +103,9 @@ def _join_thousands(text: str) -> str:
 
 
 def _value(number: re.Match[str], thousands: str) -> Fraction | None:
-    """Return the value of a number with a fraction behind it, or None where its points and commas make no sense."""
+    """Return the value of a number with a fraction behind it, or None where its points and commas make no
+    sense.
+    """
     digits = number["digits"]
     separators = [char for char in digits if char in ".,"]
     if separators:

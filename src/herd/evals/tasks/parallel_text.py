@@ -1,7 +1,8 @@
-"""The same text in many languages: how many bits a byte of each costs a model, and how much of each a window holds.
+"""The same text in many languages: what a byte of each costs a model in bits, and how much text a window
+holds.
 
-Bits per byte can be compared between tokenizers; loss per token cannot. Languages are compared by content: every one
-says the same, so English words' worth per window says how long a text may be in each.
+Bits per byte can be compared between tokenizers, unlike loss per token. Every language says the same, so the
+number of English words per window tells how long a text may be in each.
 """
 
 from __future__ import annotations
@@ -21,16 +22,15 @@ if TYPE_CHECKING:
     from ..results import ItemResult
 
 LANGUAGES = ("en", "de", "fr", "it", "pt", "hi", "es", "th", "ja", "zh")
-LINES = 10
-"""Sentences read as one document."""
+LINES = 10  # sentences that are read as one document
 WINDOW = 131_072
 
 
 class ParallelText(Task):
     """Headline: bits per byte over all languages, each in the breakdown; less is better.
 
-    Without data: the project's own parallel sentences, of which only those that `herd raise` keeps for measuring.
-    ``folder`` of the data has a text a language.
+    Without data: the project's own parallel sentences, of which only those that `herd raise` keeps for
+    measuring. ``folder`` of the data has a text a language.
     """
 
     metric = "bpb"
@@ -97,7 +97,7 @@ class Declaration(ParallelText):
 
 
 def _own() -> dict[str, list[str]]:
-    """Held-out blocks of the project's own sentences, by language."""
+    """Return the held-out lines of the project's own sentences, by language."""
     texts: dict[str, list[str]] = {}
     for document in read_parallel():
         if split_of(document.source) == "heldout":
@@ -110,5 +110,5 @@ def _lines(text: str) -> list[str]:
 
 
 def _words(blocks: dict[str, list[str]], n: int) -> int:
-    """Words of the English block of the same number, 0 where there is none."""
+    """Return how many words the English block of the same number has, 0 if there is none."""
     return len(blocks["en"][n].split()) if "en" in blocks and n < len(blocks["en"]) else 0

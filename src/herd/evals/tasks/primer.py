@@ -1,8 +1,8 @@
 """The six questions and answers that precede every item of TruthfulQA.
 
-The paper's own primer is part of EleutherAI's lm-eval (extra ``evals``) and is read from there without importing it,
-so that scores compare with published ones. Where lm-eval is not installed, six pairs of the same form written for
-this project take its place. Settings and results name which primer it was.
+The paper's own primer is part of EleutherAI's lm-eval (extra ``evals``) and is read from there without
+importing it, so that scores compare with published ones. Where lm-eval is not installed, six pairs of the
+same form written for this project take its place. Settings and results name which primer it was.
 """
 
 from __future__ import annotations

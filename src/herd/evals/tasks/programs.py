@@ -1,9 +1,9 @@
 """Functions that must run: HumanEval and MBPP, judged by their asserts in the sandbox (`herd.tools.sandbox`).
 
-What a model wrote is run as nobody has read it: in a process without network, files, processes or much time. The
-program must also reach a line behind the asserts that prints a word drawn for this run, so that ending early with
-status 0 is no success. base: the model goes on with the code (lm-eval's prompts and stops); instruct: a dialog that
-asks for the function in a code block.
+Nobody has read what a model wrote, so it runs in a process without network, files, child processes or much
+time. The program must also reach a line after the asserts that prints a word drawn for this run, so that
+exiting early with status 0 is no success. base: the model continues the code (lm-eval's prompts and stops);
+instruct: a dialog that asks for the function in a code block (`herd.text.fenced`).
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from .data import Data, Row
 from .task import Answer, Generate, Item, Judgement, Task
 
 TIMEOUT_S = 10.0
-CODE_CHARS = 1 << 20
-"""More than this is no program: it is not even started."""
+CODE_CHARS = 1 << 20  # a longer answer is no program and is not started
 
 
 class ProgramTask(Task):
-    """Base of both: `code` is the program in an answer, ``doc["tests"]`` what is run behind it."""
+    """Base of both tasks: `code` is the program in an answer, and ``doc["tests"]`` runs after it."""
 
+    version = "2"
     metric = "pass@1"
 
     @abstractmethod
     def code(self, item: Item, text: str) -> str:
-        """The program in an answer, without tests."""
+        """Return the program in an answer, without tests."""
 
     def judge(self, item: Item, answer: Answer) -> Judgement:
         return self.judge_all([(item, answer)])[0]
@@ -55,7 +55,7 @@ class ProgramTask(Task):
 
 
 class HumanEval(ProgramTask):
-    """The body of a function from its head and docstring; no shots."""
+    """Write the body of a function from its head and docstring, without worked examples."""
 
     source = "Chen et al., arXiv 2107.03374; lm-eval humaneval (base)"
     licence = "MIT"
@@ -94,7 +94,7 @@ class HumanEval(ProgramTask):
 
 
 class Mbpp(ProgramTask):
-    """A function from one sentence and its three asserts; the test split is tasks 11 to 510, shots are 2, 3 and 4."""
+    """Write a function from a sentence and three asserts. Tasks 11 to 510 are the test, 2 to 4 the shots."""
 
     source = "Austin et al., arXiv 2108.07732; lm-eval mbpp (base)"
     licence = "CC BY 4.0"

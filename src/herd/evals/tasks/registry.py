@@ -75,7 +75,9 @@ SUITES = {name: tuple(map(_entry, tasks.split())) for name, tasks in _SUITES.ite
 
 
 def make_task(name: str, shots: int | None = None, mode: Mode = "base") -> Task:
-    """Return the task of a name; ``lm-eval:NAME`` is one of lm-eval's. DataError lists similar names if unknown."""
+    """Return the task of a name; ``lm-eval:NAME`` is one of lm-eval's. DataError lists similar names if
+    unknown.
+    """
     if name.startswith(PREFIX):
         return LmEvalTask.of(name.removeprefix(PREFIX), shots, mode)
     if name not in TASKS:

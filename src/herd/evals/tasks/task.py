@@ -1,9 +1,9 @@
-"""What a task is: items in, judgements out. The model stands between, and a task never sees it.
+"""What a task is: it gives items and judges answers, and never sees the model between them.
 
-An item carries one request, and there are three kinds: `Rank` (which continuation is likeliest), `Read` (how likely is
-this text) and `Generate` (go on, or answer). Whoever runs the task turns each request into an `Answer`; the task judges
-it. So the same task runs on a checkpoint, a quantized file or an endpoint, and gold answers can be fed through `judge`
-without any model.
+An item carries one request of three kinds: `Rank` (which continuation is likeliest), `Read` (how likely is
+this text) or `Generate` (continue, or answer). Whoever runs the task turns each request into an `Answer`,
+which the task judges. So the same task runs on a checkpoint, a quantized file or an endpoint, and prepared
+answers can be judged without any model.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from .data import Data
 
 Mode = Literal["base", "instruct"]
-"""How a model is asked. base: text to continue, choices by log-likelihood; instruct: a dialog, choices written down."""
+"""How a model is asked: with text to continue and choices ranked by likelihood, or in a dialog."""
 
 
 @dataclass(frozen=True)
 class Rank:
-    """(context, continuation) pairs, as text; mostly one context with several continuations."""
+    """(context, continuation) pairs of text, usually one context with several continuations."""
 
     pairs: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Read:
-    """A whole text, scored from its first token on."""
+    """A whole text, scored from its first token."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Generate:
-    """A text to be continued or messages to be answered, greedily. ``stop`` strings end the answer, not part of it."""
+    """A text to continue or messages to answer, greedily. ``stop`` strings end the answer and are cut off."""
 
     prompt: str | tuple[Mapping[str, Any], ...]
     max_tokens: int = 256
@@ -54,7 +54,7 @@ Request = Rank | Read | Generate
 
 @dataclass(frozen=True)
 class Likelihood:
-    """log p of a continuation in nats, whether greedy decoding would write it, and its tokens."""
+    """The log-probability of a continuation in nats, whether it is the greedy one, and its length."""
 
     nats: float
     greedy: bool = False
@@ -63,8 +63,9 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model made of a request: ``likelihoods`` of a `Rank` (in the order of its pairs) or a `Read` (one), or
-    ``text`` of a `Generate` with its finish reason ("stop", "length", "context")."""
+    """What a model replied: ``likelihoods`` of a `Rank` (in the order of its pairs) or of a `Read` (one), or
+    the ``text`` of a `Generate` with its finish reason ("stop", "length", "context").
+    """
 
     text: str = ""
     finish_reason: str = ""
@@ -73,8 +74,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Item:
-    """``id`` is stable and unique within its task; ``gold`` is what the judge compares with; ``group`` a subject, a
-    language or a category, for the breakdown; ``doc`` whatever else the judge needs."""
+    """One question. ``id`` is stable and unique within its task; the judge compares with ``gold``; ``group``
+    is a subject, language or category for the breakdown; ``doc`` is whatever else the judge needs.
+    """
 
     id: str
     request: Request
@@ -85,8 +87,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Judgement:
-    """``value``: 1 right, 0 wrong, or any number that averages; ``extracted``: the answer as understood; ``metrics``:
-    further numbers of the item; ``why`` it failed, where that can be said. All JSON-ready."""
+    """What a judge found. ``value`` is 1 for right and 0 for wrong, or any number that can be averaged;
+    ``extracted`` is the answer as it was understood; ``metrics`` are further numbers; ``why`` says why it
+    is wrong. Ready for JSON.
+    """
 
     value: float
     extracted: Any = None
@@ -96,11 +100,11 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """Base of all tasks; a subclass says what its items are and how an answer is judged.
+    """Base of all tasks. A subclass says what its items are and how an answer is judged.
 
-    ``shots`` worked examples stand before each item, asked in ``mode``. ``version`` changes whenever a prompt or a
-    judge does: results of another version are not reused. ``settings`` (with ``version``) is all that a result depends
-    on besides the data and the model.
+    ``shots`` worked examples stand before each item, which is asked in ``mode``. ``version`` changes whenever
+    a prompt or a judge does: results of another version are not reused. ``settings``, with ``version``, is
+    all that a result depends on besides the data and the model.
     """
 
     name: str
@@ -115,35 +119,39 @@ class Task(ABC):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything a person could have chosen otherwise; JSON-ready."""
+        """All choices that a result depends on, ready for JSON."""
         return {"shots": self.shots, "mode": self.mode}
 
     def fitted(self, model: Any) -> Task:
-        """The task for a model: those with lengths in tokens ask it for ``context`` and ``count``, if it has them."""
+        """Return the task fitted to a model, for example to its ``context`` and how it ``count``s tokens."""
         return self
 
     @abstractmethod
     def items(self, data: Data) -> list[Item]:
-        """All items, in an order of which any beginning is a fair sample. Raises DataError where a file is missing."""
+        """Return all items, in an order of which any beginning is a fair sample. DataError if a file is
+        missing.
+        """
 
     @abstractmethod
     def judge(self, item: Item, answer: Answer) -> Judgement:
-        """Right or wrong, and as what."""
+        """Return whether an answer is right, and how it was understood."""
 
     def judge_all(self, answered: Sequence[tuple[Item, Answer]]) -> list[Judgement]:
-        """`judge` for several; tasks that need something costly to judge (a sandbox) open it once here."""
+        """Judge several answers; tasks that need something costly for it, such as a sandbox, open it once
+        here.
+        """
         return [self.judge(item, answer) for item, answer in answered]
 
     def contradiction(self, item: Item) -> str:
-        """Why no answer to this item can be right, if none can: a few real ones contradict themselves."""
+        """Return why no answer to this item can be right, if so: a few real items contradict themselves."""
         return ""
 
     def note(self, data: Data) -> str:
-        """What a reader of the score must know besides, e.g. that the data has fewer examples than shots."""
+        """Return what a reader of the score must know, e.g. that the data has fewer examples than shots."""
         return ""
 
     def scores(self, results: Sequence[ItemResult]) -> list[Score]:
-        """The headline first, with its breakdown by group; then the mean of every further metric of the items."""
+        """Return the headline score with its breakdown by group, then the mean of every further metric."""
         values = [result.value for result in results]
         detail = {"by_group": by_group([result.group for result in results], values)}
         scores = [mean(self.metric, values, detail if any(result.group for result in results) else {})]
@@ -158,13 +166,13 @@ def too_few_examples(there: int, shots: int) -> str:
 
 
 def mean(name: str, values: Sequence[float], detail: dict[str, Any] | None = None) -> Score:
-    """A share with Wilson's interval where all values are 0 or 1, else a mean with its bootstrap interval."""
+    """Return a share with Wilson's interval if all values are 0 or 1, else a bootstrapped mean."""
     score = from_interval(name, _interval(values), "fraction", len(values), detail)
     return score if len(values) > 1 else replace(score, lo=None, hi=None)  # a single number has no spread
 
 
 def by_group(groups: Sequence[str], values: Sequence[float]) -> dict[str, dict[str, Any]]:
-    """The same within each group: key to ``{value, lo, hi, n}``."""
+    """Return `mean` within each group: key to ``{value, lo, hi, n}``."""
     grouped: dict[str, list[float]] = {}
     for group, value in zip(groups, values, strict=True):
         grouped.setdefault(group, []).append(value)
@@ -175,7 +183,9 @@ def by_group(groups: Sequence[str], values: Sequence[float]) -> dict[str, dict[s
 def grouped_ratio(
     name: str, unit: str, results: Sequence[ItemResult], top: str, bottom: str, scale: float = 1
 ) -> Score:
-    """Return a sum of one metric over a sum of another, with a breakdown by group; intervals resample the items."""
+    """Return a sum of one metric over a sum of another, with a breakdown by group; intervals resample the
+    items.
+    """
 
     def interval(some: Sequence[ItemResult]) -> Interval:
         return ratio_interval([scale * r.metrics[top] for r in some], [r.metrics[bottom] for r in some])

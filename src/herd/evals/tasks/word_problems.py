@@ -1,7 +1,7 @@
 """Arithmetic problems in words: GSM8K, and MGSM, the same in eleven languages. The number must be exact.
 
-base: worked examples as text that the model continues (lm-eval's prompts and judge). instruct: a dialog that asks for
-the steps and then the number, which is read however it is written (`numbers`).
+base: worked examples as text that the model continues (lm-eval's prompts and judge). instruct: a dialog that
+asks for the steps and then the number, which is read however it is written (`numbers`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ ASK = 'Work it out step by step, and end with "The final answer is N", where N i
 
 
 class Gsm8k(Task):
+    version = "2"
     source = "Cobbe et al., arXiv 2110.14168; lm-eval gsm8k (base, strict-match)"
     licence = "MIT"
     shots_from = "the first of the training file, else first other items"
@@ -42,7 +43,9 @@ class Gsm8k(Task):
         return too_few_examples(len(pool) - (pool is rows), self.shots)
 
     def judge(self, item: Item, answer: Answer) -> Judgement:
-        """Judge the number after ``####`` (base, as trained and as lm-eval does) or the one the answer ends on."""
+        """Judge the number after ``####`` (base, as trained and as lm-eval does) or the one the answer ends
+        on.
+        """
         metrics = {"flexible_match": float(last_number(answer.text) == item.gold)}
         if self.mode == "instruct":
             return _judge_final(item, answer, "en", metrics)
@@ -72,16 +75,18 @@ class Gsm8k(Task):
 
 # How a problem is introduced in each language's prompts, and its answer where that is not "Answer:".
 QUESTION = {
-    "bn": "প্রশ্ন: ", "de": "Frage: ", "en": "Question: ", "es": "Pregunta: ", "fr": "Question : ", "ja": "問題: ",
-    "ru": "Задача: ", "sw": "Swali: ", "te": "ప్రశ్న: ", "th": "โจทย์: ", "zh": "问题： ",
+    "bn": "প্রশ্ন: ", "de": "Frage: ", "en": "Question: ", "es": "Pregunta: ", "fr": "Question : ",
+    "ja": "問題: ", "ru": "Задача: ", "sw": "Swali: ", "te": "ప్రశ్న: ", "th": "โจทย์: ", "zh": "问题： ",
 }  # fmt: skip
 ANSWER = {"de": "Antwort:", "es": "Respuesta:", "fr": "Réponse :"}
 
 
 class Mgsm(Task):
-    """One score over all languages, with a breakdown. base: the number directly (lm-eval's mgsm_direct); instruct:
-    with steps, in the language of the problem."""
+    """One score over all languages, with a breakdown. base: the number directly (lm-eval's mgsm_direct);
+    instruct: with steps, in the language of the problem.
+    """
 
+    version = "2"
     source = "Shi et al., arXiv 2210.03057; lm-eval mgsm_direct (base)"
     licence = "CC BY 4.0"
     shots_from = "first other items of the language"
