@@ -122,7 +122,7 @@ def tag() -> Reader[Match]:
     c = yield from _skip((yield))
     if c != "{":
         raise NotACall("<function=name> must be followed by a JSON object")
-    return Match((_checked(name, (yield from _object(1)), "function"),))
+    return Match((_checked(name, (yield from _members((yield from _skip((yield))), 1)), "function"),))
 
 
 def fence(closing: bool) -> Reader[Match]:
@@ -228,10 +228,11 @@ def _value(c: str, depth: int) -> Reader[tuple[Any, str]]:
     value: Any
     if c in _QUOTES:
         value = yield from _string(c)
-    elif c == "{":
-        value = yield from _object(depth + 1)
-    elif c == "[":
-        value = yield from _array(depth + 1)
+    elif c in "{[":
+        if depth == MAX_DEPTH:
+            raise NotACall(f"nested more than {MAX_DEPTH} deep")
+        first = yield from _skip((yield))
+        value = yield from (_members if c == "{" else _items)(first, depth + 1)
     elif c == "-" or (c.isascii() and c.isalnum()):
         word = c
         while (c := (yield)) in "+-." or (c.isascii() and c.isalnum()):
@@ -262,14 +263,8 @@ def _json(text: str) -> Any:
         raise NotACall(str(error)) from error
 
 
-def _object(depth: int) -> Reader[dict[str, Any]]:
-    """Read the rest of an object, to its ``}``."""
-    _check_depth(depth)
-    return (yield from _members((yield from _skip((yield))), depth))
-
-
 def _members(c: str, depth: int) -> Reader[dict[str, Any]]:
-    """Read the members of an object from the quote ``c`` of a key on, to the ``}``."""
+    """Read the members of an object from the first character ``c`` on, to the ``}``."""
     members: dict[str, Any] = {}
     while c != "}":
         if c not in _QUOTES:
@@ -283,21 +278,14 @@ def _members(c: str, depth: int) -> Reader[dict[str, Any]]:
     return members
 
 
-def _array(depth: int) -> Reader[list[Any]]:
-    """Read the rest of an array, to its ``]``."""
-    _check_depth(depth)
+def _items(c: str, depth: int) -> Reader[list[Any]]:
+    """Read the items of an array from the first character ``c`` on, to the ``]``."""
     items: list[Any] = []
-    c = yield from _skip((yield))
     while c != "]":
         item, c = yield from _value(c, depth)
         c = yield from _separator(c, "]")
         items.append(item)
     return items
-
-
-def _check_depth(depth: int) -> None:
-    if depth > MAX_DEPTH:
-        raise NotACall(f"nested more than {MAX_DEPTH} deep")
 
 
 # From values to calls
