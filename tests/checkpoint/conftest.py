@@ -1,4 +1,4 @@
-"""A small model with weights that matter, and a tokenizer trained in a moment."""
+"""A small model with large random weights, and a small trained tokenizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONFIG = ModelConfig(600, 48, 2, 6, 3, 80, rope_scaling=RopeScaling(original_con
 
 @pytest.fixture(scope="session")
 def make_model():
-    """make_model(dtype=..., **changes of the configuration) -> LlamaLM; norms, too, differ from one."""
+    """Return make_model(dtype=..., **changes of the configuration) -> LlamaLM; its norms differ from 1."""
 
     def make(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> LlamaLM:
         model = LlamaLM(CONFIG.replace(**changes)).init_weights(seed, std=0.25)
@@ -39,7 +39,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def same_bits():
-    """Asserts that two models have the same parameters, bit for bit."""
+    """Return a function that asserts that two models have the same parameters, bit for bit."""
 
     def check(a: LlamaLM, b: LlamaLM) -> None:
         ours, theirs = dict(a.named_parameters()), dict(b.named_parameters())

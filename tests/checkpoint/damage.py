@@ -1,4 +1,4 @@
-"""Damage done to checkpoint files by number: the tests take 300 of them, `bench/mutations.py` ten thousand."""
+"""Mutate checkpoint files by seed: the tests use 300 mutations, `bench/mutations.py` ten thousand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def little_memory(nbytes: int = 2 << 30) -> Iterator[None]:
 
 
 def mutate(data: bytes, rng: random.Random, header: int) -> bytes:
-    """One to three kinds of damage; half of them in the header, where they mean more."""
+    """Apply one to three kinds of damage, half of them in the header, where they have more effect."""
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         at = rng.randrange(min(header, len(out)) if rng.random() < 0.5 else len(out))

@@ -45,7 +45,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
 
 
 def read_llama2c(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Configuration and tensors by Hugging Face's names."""
+    """Return the configuration and the tensors by Hugging Face's names."""
     data = bytearray(path.read_bytes())
     dim, ffn_dim, L, n_heads, n_kv_heads, vocab_size, context = struct.unpack_from("<7i", data)
     config = ModelConfig(

@@ -117,7 +117,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, make_model):
 
 
 def test_conversion_holds_one_tensor_at_a_time(tmp_path, make_model, tokenizer, monkeypatch):
-    """Memory: the next tensor is asked for only when the last one lies in its file."""
+    """The next tensor is read only after the last one has been written, so memory holds one."""
     from herd.checkpoint import write
 
     checkpoint.save_model(tmp_path / "a", make_model(), tokenizer)

@@ -1,4 +1,4 @@
-"""Damaged, misleading and hostile folders: one clear line, nothing allocated or overwritten."""
+"""Damaged, misleading and hostile folders are refused in one line; nothing is allocated or overwritten."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def copy(tmp_path):
 
 
 def refused(folder, *named):
-    """Loading raises CheckpointError with one line that names these; hashing, too, never gives a number."""
+    """Assert that loading and hashing raise CheckpointError in one line that contains ``named``."""
     for use in (checkpoint.load_model, checkpoint.checkpoint_hash):
         with pytest.raises(CheckpointError) as error:
             use(folder)
@@ -290,7 +290,7 @@ def test_an_empty_folder_is_refused(tmp_path):
 
 
 def test_linked_files_are_followed(whole, tmp_path):
-    """The hub's cache is made of links."""
+    """The cache of huggingface_hub consists of symbolic links."""
     folder = tmp_path / "snapshot"
     folder.mkdir()
     for file in whole.iterdir():

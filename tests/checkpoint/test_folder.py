@@ -233,7 +233,7 @@ def test_a_model_is_loaded_from_the_hub(tmp_path, make_model, same_bits, monkeyp
 def test_a_repository_or_one_of_its_gguf_files_is_imported(
     tmp_path, make_model, tokenizer, same_bits, monkeypatch, capsys
 ):
-    """`herd import hf:...`: a whole repository, or one GGUF file of it; the hub is stood in for by a folder."""
+    """`herd import hf:...`: a whole repository, or one GGUF file of it; a folder replaces the hub."""
     model = make_model()
     checkpoint.save_model(tmp_path / "hub", model, tokenizer)
     checkpoint.export_gguf(tmp_path / "hub", tmp_path / "hub.gguf", "f32")

@@ -1,4 +1,4 @@
-"""GGUF files and quantized folders: read by the `gguf` package, kept bit for bit, the same model again."""
+"""GGUF files and quantized folders: the `gguf` package reads them, and they give the same model again."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def tokens_BT():
 
 
 def test_written_files_are_read_by_the_gguf_package(plain, tmp_path, tokenizer):
-    """Metadata, vocabulary and tensors, q and k in llama.cpp's order."""
+    """Metadata, vocabulary and tensors are correct, q and k in llama.cpp's order."""
     out = tmp_path / "x.gguf"
     checkpoint.export_gguf(plain, out, "f32")
     reader = oracle.GGUFReader(out)
@@ -73,7 +73,7 @@ def test_written_files_are_read_by_the_gguf_package(plain, tmp_path, tokenizer):
 
 @pytest.mark.parametrize("config", [SIZES["8B"], SIZES["1B"], SIZES["8B"].replace(head_dim=64, n_heads=64)])
 def test_rope_factors_are_those_of_llama_cpp(config):
-    """Its converter's own lines, LlamaModel.generate_extra_tensors."""
+    """The expected values are computed as in LlamaModel.generate_extra_tensors of llama.cpp's converter."""
     from herd.checkpoint.gguf_config import rope_factors
 
     scaling = config.rope_scaling
@@ -110,7 +110,7 @@ def test_rope_factors_are_those_of_llama_cpp(config):
 )
 @pytest.mark.parametrize("own", [True, False], ids=["own", "foreign"])
 def test_rope_scaling_is_reconstructed_from_its_factors(tmp_path, make_model, scaling, own, monkeypatch):
-    """From our own keys, and from the tensor alone: the same rotation."""
+    """The same rotation results from Herd's own keys and from the tensor alone."""
     from herd.checkpoint import gguf_config
     from herd.llama.rope import inverse_frequencies
 
@@ -149,7 +149,7 @@ def test_a_strange_rope_table_is_refused(plain, tmp_path):
 def test_a_quantized_folder_holds_what_quantizing_in_memory_gives(
     tmp_path, make_model, tokenizer, tokens_BT, name, tied
 ):
-    """The folder holds what quantizing in memory gives; it loads, runs and saves again, bit for bit."""
+    """The folder holds what quantizing in memory gives, and loading and saving it changes no bit."""
     model = make_model(**WIDE, tie_embeddings=tied)
     checkpoint.save_model(
         tmp_path / "a", model, tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher")
@@ -214,7 +214,7 @@ def test_an_imported_packed_file_is_kept_byte_for_byte(plain, tmp_path, name, to
     "name, dtype", [("f32", torch.float32), ("f16", torch.float16), ("bf16", torch.bfloat16)]
 )
 def test_plain_files_become_plain_folders(plain, tmp_path, name, dtype, tokenizer):
-    """Exported and imported, weights are the rounded ones; tokenizer and configuration come back."""
+    """After export and import the weights are the rounded ones; tokenizer and configuration are the same."""
     checkpoint.export_gguf(plain, tmp_path / "x.gguf", name)
     checkpoint.import_gguf(tmp_path / "x.gguf", tmp_path / "back")
     model, found = herd.load(tmp_path / "back")
@@ -228,7 +228,7 @@ def test_plain_files_become_plain_folders(plain, tmp_path, name, dtype, tokenize
 
 @pytest.mark.parametrize("name", sorted(set(oracle.quants._type_traits) - {None}, key=int))
 def test_every_other_type_is_unpacked(tmp_path, make_model, name):
-    """Random blocks of each type of the `gguf` package, with sound scales."""
+    """Blocks of random bytes with finite scales, for each type of the `gguf` package, are unpacked."""
     kind = oracle.GGMLQuantizationType(name)
     config = make_model(**WIDE, n_layers=1, vocab_size=512).config
     checkpoint.save_model(tmp_path / "a", make_model(**WIDE, n_layers=1, vocab_size=512))
@@ -261,7 +261,7 @@ def test_every_other_type_is_unpacked(tmp_path, make_model, name):
 
 
 def test_types_without_kernels_run_with_a_warning(plain, tmp_path, tokens_BT):
-    """A Q5_K_M from elsewhere is kept as it is and runs, slowly, and says so."""
+    """A file of another format is kept as it is and runs slowly, with a warning."""
     file_format = herd.quant.TYPES["Q5_0"]
     checkpoint.export_gguf(plain, tmp_path / "a.gguf", "f32")
     file = GGUF(tmp_path / "a.gguf")
@@ -373,7 +373,7 @@ def test_quantizing_holds_one_tensor_at_a_time(plain, tmp_path, monkeypatch):
 
 
 def test_metas_tokenizer_survives_gguf(real_data, tmp_path, make_model):
-    """128,256 tokens go into the metadata and come back."""
+    """All 128,256 tokens are written to the metadata and read again."""
     from herd.checkpoint.gguf_tokenizer import read_tokenizer, tokenizer_metadata
     from herd.text.tokenizer import Tokenizer
 
@@ -387,7 +387,7 @@ def test_metas_tokenizer_survives_gguf(real_data, tmp_path, make_model):
 
 
 def test_other_tokenizers_are_dropped_with_a_warning(plain, tmp_path):
-    """Another kind of tokenizer, or pre-tokenizer: weights come, the tokenizer does not, with a reason."""
+    """For another tokenizer or pre-tokenizer the weights are imported, and a warning gives the reason."""
     checkpoint.export_gguf(plain, tmp_path / "x.gguf", "f16")
     data = (tmp_path / "x.gguf").read_bytes()
     for old, new, reason in (

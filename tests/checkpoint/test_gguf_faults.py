@@ -1,4 +1,4 @@
-"""Damaged and hostile files: one clear line, nothing allocated for a claim, no garbage model."""
+"""Damaged and hostile files are refused in one line, and nothing is allocated for what they claim."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def refused(tmp_path):
 def build(
     metadata=(), tensors=(), *, version=3, n_tensors=None, n_values=None, tail=b"\0" * 4096, alignment=32
 ):
-    """A file by hand: metadata as (key, type, bytes), tensors as (name, dims, type, offset)."""
+    """Build a file by hand: metadata as (key, type, bytes), tensors as (name, dims, type, offset)."""
     parts = [b"GGUF", struct.pack("<I", version)]
     parts.append(struct.pack("<Q", len(tensors) if n_tensors is None else n_tensors))
     parts.append(struct.pack("<Q", len(metadata) if n_values is None else n_values))
@@ -307,7 +307,7 @@ def test_scales_that_are_not_finite_are_refused(refused, rewritten, scale, whole
 
 
 def test_malformed_tokenizers_are_dropped_with_the_reason(rewritten, tmp_path):
-    """The weights come; the tokenizer is refused with its reason."""
+    """The weights are imported; the tokenizer is dropped, with the reason."""
     base = {"tokenizer.ggml.model": ("STRING", "gpt2"), "tokenizer.ggml.pre": ("STRING", "llama-bpe")}
     letters = [chr(c) for c in range(256)]
     for change, reason in (
@@ -340,7 +340,7 @@ def test_malformed_tokenizers_are_dropped_with_the_reason(rewritten, tmp_path):
 
 
 def test_weights_larger_than_memory_are_refused_with_what_would_fit(plain, quantized, monkeypatch):
-    """Refused before a tensor is read, with what would fit."""
+    """They are refused before a tensor is read, with the formats that would fit."""
     from herd.checkpoint import memory
 
     config = checkpoint.load_config(plain)
@@ -367,7 +367,7 @@ def test_sizes_of_quantized_formats():
     }
 
 
-# Fuzz: whatever happens to a file, it is refused in one line, or it is the same model.
+# Fuzz: a mutated file is refused in one line, or gives the same model.
 
 
 def test_a_mutated_gguf_is_refused_or_harmless(quantized, tmp_path):

@@ -1,4 +1,4 @@
-"""`config.json` in both dialects, against transformers' own reading; what cannot be run is refused by name."""
+"""`config.json` is read as transformers reads it, in both dialects; other models are refused by key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversions that are stopped: they go on where they were, and end as if nothing had been."""
+"""Interrupted conversions continue where they stopped and give the same result."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_an_interrupted_conversion_continues_where_it_stopped(interrupted, plain
 
 
 def test_only_the_same_conversion_is_continued(interrupted, plain, tmp_path):
-    """Another source begins anew: a changed time stamp is enough to make it another."""
+    """Another source starts from the beginning; a changed time stamp makes it another."""
     file = plain / "model.safetensors"
     path, _, second = interrupted("quantize", 9, lambda: os.utime(file, (1, time.time_ns() % 10**9)))
     assert len(second) == len(list(checkpoint.load_config(plain).param_shapes()))
@@ -139,7 +139,7 @@ def test_two_processes_cannot_write_one_folder(plain, tmp_path, monkeypatch):
 
 
 def test_a_conversion_that_failed_leaves_nothing(plain, tmp_path, monkeypatch):
-    """What would fail again is not kept, however far it came."""
+    """A conversion that would fail again is not kept, however far it came."""
     monkeypatch.setattr(journal, "SAVE_EVERY", 1)
     read, seen = weights.read_tensor, []
 
@@ -174,7 +174,7 @@ checkpoint.quantize_folder(checkpoint.ImportSource(sys.argv[1]), sys.argv[2], sc
 
 
 def test_a_killed_conversion_continues(plain, tmp_path, monkeypatch):
-    """kill -9 in the middle; what follows reads the rest, and only the rest."""
+    """After kill -9 in the middle, the next run reads only the remaining tensors."""
     with subprocess.Popen([sys.executable, "-c", SCRIPT, str(plain), str(tmp_path / "out")]) as process:
         state = tmp_path / ".out.part" / "journal.json"
         while not state.exists() or json.loads(state.read_text())["done"] < 5:

@@ -62,7 +62,7 @@ def meta_state(model: LlamaLM) -> dict[str, torch.Tensor]:
 def write(
     folder, model, pieces=1, *, repeats=1, embedding_dim=0, dtype=torch.float32, params=PARAMS, change=None
 ):
-    """Cuts a model as Meta's model-parallel release is cut."""
+    """Split a model like Meta's model-parallel release."""
     folder.mkdir()
     state = {name: tensor.to(dtype) for name, tensor in meta_state(model).items()}
     K = model.config.head_dim
@@ -165,7 +165,7 @@ def test_pieces_are_merged_bit_for_bit(tmp_path, same_bits, pieces, repeats, sta
 
 
 def test_copies_of_a_single_kv_head_are_merged(tmp_path, same_bits):
-    """Multi-query attention in four pieces: all copies of one head."""
+    """Multi-query attention in four pieces stores four copies of one head."""
     model = make(n_kv_heads=1)
     for stated in (1, 4):
         source = write(tmp_path / f"m{stated}", model, 4, repeats=4, params=PARAMS | {"n_kv_heads": stated})

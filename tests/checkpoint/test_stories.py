@@ -1,4 +1,5 @@
-"""stories260K, a real pre-trained Llama in llama2.c's format: converted here, it tells transformers' stories."""
+"""stories260K, a real pre-trained Llama in llama2.c's format: converted here, it writes the same stories as
+in transformers."""
 
 from __future__ import annotations
 

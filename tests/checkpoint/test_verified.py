@@ -1,4 +1,4 @@
-"""A file is hashed once as it stands, and again whenever anybody has touched it."""
+"""An unchanged file is hashed once, and again after every change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from herd.quant.random import random_quantized
 
 @pytest.fixture
 def counted(tmp_path, monkeypatch):
-    """(file, hash of it as noted, calls so far)."""
+    """Return (file, function that gives its noted hash, list of calls)."""
     monkeypatch.setenv("HERD_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HERD_VERIFY", raising=False)
     path = tmp_path / "file"
@@ -38,7 +38,7 @@ def test_an_unchanged_file_is_hashed_once(counted):
 
 
 def set_back(path):
-    """Other bytes under the old times, as far as a program can."""
+    """Other bytes with the old times, as far as a program can set them, are noticed."""
     stat = path.stat()
     time.sleep(0.02)  # the system's clock of changes ticks every few milliseconds
     path.write_bytes(b"WEIGHTS")

@@ -60,7 +60,7 @@ def test_blocks_are_copied_bit_for_bit(name, bits):
 @pytest.mark.parametrize(("to", "bits"), [("q4", 4), ("q8", 8), (None, 4)])
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_linear_layer_of_a_folder_is_packed(tmp_path, make_model, tokenizer, to, bits, tied):
-    """The written tensors are the quantized model's, every linear packed and nothing else."""
+    """The written tensors are those of the quantized model: every linear layer packed, and nothing else."""
     model = make_model(**SHAPE, tie_embeddings=tied)
     checkpoint.save_model(
         tmp_path / "a", model, tokenizer, lineage=checkpoint.Lineage(name="toy", stage="instruct")

@@ -1,4 +1,4 @@
-"""Random models with strong weights, the same model in transformers, and a cache as small as one can be."""
+"""Random models with large weights, the same models in transformers, and a minimal KV cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from herd.llama.model import LlamaLM
 
 
 def random_model(config: ModelConfig, seed: int = 0) -> LlamaLM:
-    """Weights large enough that logits have a spread of a few nats and attention is far from uniform."""
+    """Return a model with weights so large that logits differ by a few nats and attention is not uniform."""
     model = LlamaLM(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -29,7 +29,7 @@ def random_model(config: ModelConfig, seed: int = 0) -> LlamaLM:
 
 
 def in_transformers(model: LlamaLM, attention: str = "sdpa") -> LlamaForCausalLM:
-    """The same weights in transformers' Llama, through its own config class."""
+    """Return the same weights in transformers' Llama, made through its own config class."""
     config = LlamaConfig(**config_to_hf(model.config, dtype="float32"))
     config._attn_implementation = attention
     reference = LlamaForCausalLM(config)
@@ -41,7 +41,7 @@ def in_transformers(model: LlamaLM, attention: str = "sdpa") -> LlamaForCausalLM
 
 
 class TinyCache:
-    """Keys and values of all tokens so far, one row length for all rows: the least that decoding needs."""
+    """A minimal KV cache: keys and values of all tokens so far, with one length for all rows."""
 
     def __init__(self, n_layers: int) -> None:
         self.keys: list[Tensor | None] = [None] * n_layers
@@ -59,7 +59,7 @@ class TinyCache:
 
 @torch.no_grad()
 def greedy(model: LlamaLM, prompt: list[int], n: int) -> list[int]:
-    """``n`` most likely next tokens after ``prompt``, through the cache."""
+    """Return the ``n`` greedy tokens after ``prompt``, decoded with the cache."""
     cache = TinyCache(model.config.n_layers)
     out: list[int] = []
     step, position = prompt, 0

@@ -1,4 +1,4 @@
-"""Sizes, counts and costs: published numbers, the model itself, torch's own FLOP counter."""
+"""Sizes, counts and costs compared with published numbers, the model itself, and torch's FLOP counter."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_bytes_of_weights_and_cache():
 
 
 def test_flops_by_hand():
-    # 8B: per layer 4096*(4096+1024+1024+4096) + 3*4096*14336; head 4096*128256; 2 FLOPs a multiply-add.
+    # 8B: per layer 4096*(4096+1024+1024+4096) + 3*4096*14336; head 4096*128256; 2 FLOPs per multiply-add.
     assert SIZES["8B"].flops_per_token() == 2 * (32 * (41_943_040 + 176_160_768) + 525_336_576)
     assert SIZES["8B"].flops_per_token(8192) - SIZES["8B"].flops_per_token() == 4 * 32 * 4096 * 8192
     assert SIZES["8B"].flops_per_token(4096, training=True) == 3 * SIZES["8B"].flops_per_token(4096)

@@ -1,4 +1,4 @@
-"""The one forward against transformers: same weights, same tokens, logits within 1e-4 in fp32."""
+"""The forward compared with transformers: for the same weights, logits agree within 1e-4 in fp32."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_greedy_tokens_equal_transformers(name):
 
 
 def test_gradients_equal_transformers():
-    """Training, too, is transformers' computation: gradients of the loss agree for every parameter."""
+    """The gradients of the loss agree with those of transformers for every parameter."""
     model = random_model(CONFIGS["5 heads, 1 kv, tied"])
     reference = in_transformers(model)
     tokens_BT = tokens_of(model.config, 2, 30)

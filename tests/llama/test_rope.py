@@ -1,4 +1,4 @@
-"""Rotary positions against transformers, against Meta's formula in float64, and their defining properties."""
+"""Rotary positions compared with transformers, with Meta's formula in float64, and their properties."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small model whose every dimension divides by 256, and one of 32 only."""
+"""A small model whose dimensions are multiples of 256."""
 
 from __future__ import annotations
 

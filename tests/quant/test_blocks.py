@@ -63,7 +63,7 @@ def test_encoding_is_bit_identical_with_ggml(format, kind):
 @settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), format=st.sampled_from(PACKED))
 def test_any_bytes_are_decoded_like_ggml(seed, format):
-    """Whatever bytes stand in a block, they mean what ggml says, as long as the scales are numbers."""
+    """Any bytes with finite scales are decoded to the same weights as in ggml."""
     raw = np.random.default_rng(seed).integers(0, 256, (3, 2 * format.block_bytes), dtype=np.uint8)
     packed = torch.from_numpy(raw)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -93,7 +93,7 @@ def test_a_type_that_cannot_be_unpacked_is_refused():
 
 @pytest.mark.parametrize("format", [*PACKED, F16, BF16, F32, TYPES["Q5_K"], TYPES["IQ4_NL"]], ids=str)
 def test_infinite_and_nan_scales_are_found(format):
-    """Exactly when the weights are, over random bytes with every kind of scale."""
+    """The check agrees with the decoded weights, for random bytes with every kind of scale."""
     rng = np.random.default_rng(0)
     seen = set()
     for _ in range(200):
@@ -126,7 +126,7 @@ def test_encoding_is_bit_identical_at_any_scale(seed, format, scale, whole):
 
 @pytest.mark.parametrize("format", PACKED, ids=str)
 def test_encoding_what_was_decoded_changes_nothing(format):
-    """Weights that lie on a grid stay where they are."""
+    """Weights that are points of a grid are not changed by encoding."""
     once = blocks.decode(blocks.encode(weights(), format), format)
     again = blocks.decode(blocks.encode(once, format), format)
     atol = 0 if format is Q8_0 else 1e-3 * float(once.abs().max()) * (30 if format in (Q4_K, Q6_K) else 1)
@@ -136,7 +136,7 @@ def test_encoding_what_was_decoded_changes_nothing(format):
 @pytest.mark.parametrize("kind", ["normal", "heavy", "zeros", "positive", "tiny"])
 @pytest.mark.parametrize("format", PACKED, ids=str)
 def test_codes_pack_and_unpack(format, kind):
-    """A grid's values are exactly what the packed blocks decode to."""
+    """The values of a grid are exactly those that the packed blocks decode to."""
     x = weights(kind=kind)
     grid = blocks.fit_grid(x, format)
     codes = grid.codes(x)

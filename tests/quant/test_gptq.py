@@ -1,4 +1,4 @@
-"""GPTQ against its definition in float64, and against rounding to the nearest."""
+"""GPTQ compared with its definition in float64, and with rounding to the nearest points."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKED = list(FORMATS.values())
 
 
 def inputs(n=600, width=256, seed=0) -> torch.Tensor:
-    """Correlated, of very different sizes, as hidden states are."""
+    """Return correlated inputs of very different sizes, like hidden states."""
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(width, width, generator=generator) * 0.2 + torch.eye(width)
     sizes = torch.logspace(-1, 1, width)[torch.randperm(width, generator=generator)]
@@ -48,7 +48,7 @@ def textbook(weight, moments, format):
 
 @pytest.mark.parametrize("name", ["q4", "q8"])
 def test_codes_are_those_of_the_papers_algorithm(name, monkeypatch):
-    """Blocked, with Cholesky factors, in fp32: the same codes but for roundings on the edge."""
+    """The blocked fp32 algorithm gives the same codes, except for a few roundings near a half."""
     monkeypatch.setattr(gptq, "COLUMNS", 24)
     monkeypatch.setattr(gptq, "ROWS", 7)
     format = scheme(name).linears
@@ -62,7 +62,7 @@ def test_codes_are_those_of_the_papers_algorithm(name, monkeypatch):
 
 @pytest.mark.parametrize("format", PACKED, ids=str)
 def test_gptq_loses_less_than_rounding_to_nearest(format):
-    """On the inputs it was given, and on others like them."""
+    """The error is smaller on the calibration inputs and on others like them."""
     weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(1))
     x = inputs(1500)
     fresh, x = x[1000:], x[:1000]
@@ -74,7 +74,7 @@ def test_gptq_loses_less_than_rounding_to_nearest(format):
 
 
 def test_inputs_without_correlation_change_nothing():
-    """With H = 1 there is nothing to make up for: the nearest codes of the searched grid."""
+    """With H = 1 there is nothing to compensate: the codes are the nearest of the grid."""
     weight = torch.randn(16, 256, generator=torch.Generator().manual_seed(1))
     for format in PACKED:
         grid = blocks.fit_grid(weight, format, torch.ones(256))
@@ -85,7 +85,7 @@ def test_inputs_without_correlation_change_nothing():
 
 
 def test_zero_and_dependent_inputs_are_handled():
-    """Columns never met, and fewer tokens than columns: damping carries it."""
+    """Inputs that are always zero, and fewer tokens than columns, need only damping."""
     weight = torch.randn(8, 256)
     x = inputs(40)
     x[:, 7] = 0
@@ -97,7 +97,7 @@ def test_zero_and_dependent_inputs_are_handled():
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("name", ["q4", "q4k"])
 def test_a_whole_model_is_quantized_in_file_order(make_model, name, tied):
-    """Streaming gives every parameter in its format, and a model nearer to the original than rounding does."""
+    """Every parameter has its format, and the model is closer to the original than with rounding."""
     model = make_model(tie_embeddings=tied)
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randint(300, (4, 64), generator=generator) for _ in range(6)]

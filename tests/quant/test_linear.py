@@ -1,4 +1,4 @@
-"""Packed layers: what the unpacked weights compute, everywhere a plain model runs."""
+"""Packed layers compute the same as their unpacked weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PATHS = [name for name in qmatmul.PATHS if name in qmatmul.here()]
 
 @pytest.fixture
 def reference(monkeypatch):
-    """Layers made in this test compute by the plain reference, which rounds no activations."""
+    """Make layers use the reference kernel, which does not round activations."""
     monkeypatch.setattr(layers, "choose_kernel", lambda *_: matmul.REFERENCE)
 
 
@@ -32,7 +32,7 @@ def rounded(x):
 
 
 def unpacked(model):
-    """The plain model with the weights the blocks stand for."""
+    """Return the plain model with the unpacked weights of the blocks."""
     out = copy.deepcopy(model)
     for name, module in model.named_modules():
         if isinstance(module, QuantLinear | QuantEmbedding):
@@ -61,7 +61,7 @@ def test_a_packed_linear_layer_computes_like_its_unpacked_weight(format):
 @pytest.mark.parametrize("format", PACKED, ids=str)
 @pytest.mark.parametrize("path", PATHS)
 def test_native_kernels_compute_like_the_reference(format, path, monkeypatch):
-    """Of any leading shape; blocks come back as they were; gradients are those of the weights as they are."""
+    """Any leading shape works, blocks are restored, and gradients are those of the unpacked weights."""
     monkeypatch.setenv("HERD_ISA", path)
     x = torch.randn(2, 5, 256, generator=torch.Generator().manual_seed(1)).requires_grad_()
     rows_RB = blocks.encode(torch.randn(70, 256, generator=torch.Generator().manual_seed(2)), format)
@@ -154,7 +154,7 @@ def test_a_model_takes_the_bytes_its_scheme_predicts(make_model):
 
 @pytest.mark.usefixtures("reference")
 def test_a_quantized_model_runs_in_the_engine(make_model):
-    """Alone or in a batch, the tokens of the unpacked model; bf16 too runs."""
+    """Alone or in a batch, the tokens are those of the unpacked model; bf16 runs as well."""
     model = swap_linears(make_model(), scheme("q4"))
     prompts = [[1, 2, 3], [7, 8, 9, 10, 11], [5]]
     requests = [Request(prompt, Sampling(max_tokens=12, temperature=0)) for prompt in prompts]

@@ -1,4 +1,4 @@
-"""Random models: every block sound, of a sane size, and the same however it is made."""
+"""Random models have finite weights of a realistic size, the same in memory and in a file."""
 
 from __future__ import annotations
 

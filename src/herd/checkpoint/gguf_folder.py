@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..dtypes import DTYPES, short_name, torch_dtype
 from ..errors import CheckpointError, TokenizerError
 from ..files import require_free_space
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..quant import blocks
-from ..quant.formats import BF16, F16, F32, FORMATS, PLAIN, Format, tensor_nbytes
+from ..quant.formats import F32, FORMATS, PLAIN, Format, tensor_nbytes
 from ..quant.linear import assemble_model, packed_weights
 from . import gguf_config
 from .chat_format import require_vocabulary_fits
@@ -39,7 +40,6 @@ from .verified import hash_file, verified_hash
 if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
 
-PLAIN_DTYPES = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
 _FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 14, "Q6_K": 18, "BF16": 32}
 """llama.cpp's number for "mostly this format"; 1024 means that the tensors tell."""
 PIECE_ROWS = 1024
@@ -72,12 +72,8 @@ class GGUFSource:
     def compute_dtype(self) -> torch.dtype:
         """fp32 where a matrix is packed or several types are stored, otherwise the stored type of the
         matrices."""
-        formats = {entry.format for entry in self.wanted.values() if len(entry.shape) > 1}
-        return (
-            PLAIN_DTYPES[formats.pop()]
-            if len(formats) == 1 and formats <= set(PLAIN_DTYPES)
-            else torch.float32
-        )
+        names = {entry.format.name for entry in self.wanted.values() if len(entry.shape) > 1}
+        return torch_dtype(names.pop()) if len(names) == 1 and names <= PLAIN.keys() else torch.float32
 
     def rows(self, name: str) -> Tensor:
         """Return a parameter's bytes (R, B).
@@ -283,13 +279,13 @@ def save_quantized(
 ) -> str:
     """Write a quantized model from memory as a folder, its blocks as they are, and return the hash."""
     packed = {name: (format, rows) for name, format, rows in packed_weights(model)}
-    plain = {dtype: format for format, dtype in PLAIN_DTYPES.items()}
     formats: dict[str, Format] = {}
     for name, shape in model.config.param_shapes():
         if name in packed:
             formats[name] = packed[name][0]
         else:
-            formats[name] = F32 if len(shape) == 1 else plain[model.get_parameter(name).dtype]
+            stored = DTYPES[short_name(model.get_parameter(name).dtype)].safetensors
+            formats[name] = F32 if len(shape) == 1 else PLAIN[stored]
 
     def rows_of(name: str) -> Iterable[Tensor]:
         if name in packed:
