@@ -108,6 +108,37 @@ def test_a_number_that_is_accepted_is_valid_and_constants_are_accepted(tokenizer
             assert not is_valid_number(text, schema), f"{text} is valid and not accepted"
 
 
+WRAPPERS = {
+    "%s": lambda s: s,
+    '{"a": %s}': lambda s: {
+        "type": "object",
+        "properties": {"a": s},
+        "required": ["a"],
+        "additionalProperties": False,
+    },
+    "[%s]": lambda s: {"type": "array", "prefixItems": [s], "minItems": 1, "maxItems": 1},
+    " %s": lambda s: {"anyOf": [{"type": "null"}, s]},
+    "\t%s": lambda s: {"$defs": {"n": s}, "$ref": "#/$defs/n"},
+    "\n%s": lambda s: {"allOf": [s, {"type": "number", "minimum": -(2**53) + 1}]},
+}
+
+
+@settings(max_examples=60)
+@given(numbers(INTEGERS, "integer") | numbers(INTEGERS | FLOATS, "number"))
+def test_a_nested_number_is_as_right_as_one_at_the_top(tokenizer, schema):
+    top = guide_of(schema, tokenizer)
+    for text, wrap in WRAPPERS.items():
+        guide = guide_of(wrap(schema), tokenizer)
+        if guide is None:
+            assert top is None or text == "\n%s"  # an intersection may be empty
+            continue
+        for number in spellings_near(schema):
+            accepted = accepts(guide, tokenizer, (text % number).strip())
+            assert not accepted or is_valid_number(number, schema), (text, number)
+            if top is not None and text != "\n%s":
+                assert accepted == accepts(top, tokenizer, number)
+
+
 @pytest.mark.parametrize("number", [2**53 - 1, 1 - 2**53, 0, -1, 10**15, 0.1, -2.5, 123456.789])
 def test_exact_constants_are_accepted_alone_and_in_a_choice(tokenizer, number):
     text = format(Decimal(repr(number)), "f")
