@@ -27,7 +27,7 @@ import torch
 
 from common import DATA, ROOT, bench_parser, save_receipt
 from herd import checkpoint
-from herd.evals.local import LocalModel
+from herd.evals.local import CheckpointModel
 from herd.evals.tasks import Rank
 from herd.files import write_atomically
 from herd.llama import ModelConfig
@@ -83,18 +83,18 @@ def model_folder(work: Path) -> Path:
     return folder
 
 
-def open_both(folder: Path) -> tuple[LocalModel, Any]:
+def open_both(folder: Path) -> tuple[CheckpointModel, Any]:
     """Open the same files in Herd and in lm-eval's transformers model."""
     from lm_eval.models.huggingface import HFLM
 
     model = checkpoint.load_model(folder, dtype=torch.float32).eval().requires_grad_(False)
     tokenizer = checkpoint.load_tokenizer(folder)
     assert tokenizer is not None
-    ours = LocalModel(model, tokenizer, name="d64", hash=checkpoint.checkpoint_hash(folder), max_batch=8)
+    ours = CheckpointModel(model, tokenizer, name="d64", hash=checkpoint.checkpoint_hash(folder), max_batch=8)
     return ours, HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=1, max_length=8192)
 
 
-def compare(name: str, ours: LocalModel, theirs: Any, limit: int, tokens: int) -> dict[str, Any]:
+def compare(name: str, ours: CheckpointModel, theirs: Any, limit: int, tokens: int) -> dict[str, Any]:
     """Count the equal decisions over the items of a task."""
     result: dict[str, Any] = {"items": 0, "same": 0, "ties": 0, "nats": 0.0, "greedy": 0, "examples": []}
     for task, herd, items in oracle.pairs(name, DATA, limit):
@@ -106,7 +106,7 @@ def compare(name: str, ours: LocalModel, theirs: Any, limit: int, tokens: int) -
 
 
 def _likelihoods(
-    result: dict[str, Any], task: Any, herd: Any, items: list, ours: LocalModel, theirs: Any
+    result: dict[str, Any], task: Any, herd: Any, items: list, ours: CheckpointModel, theirs: Any
 ) -> None:
     said: dict[int, list[tuple[float, bool]]] = {}
     answers = theirs.loglikelihood(task.instances, disable_tqdm=True)
@@ -131,7 +131,7 @@ def _likelihoods(
 
 
 def _texts(
-    result: dict[str, Any], task: Any, items: list, ours: LocalModel, theirs: Any, tokens: int
+    result: dict[str, Any], task: Any, items: list, ours: CheckpointModel, theirs: Any, tokens: int
 ) -> None:
     from dataclasses import replace
 

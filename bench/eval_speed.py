@@ -28,7 +28,7 @@ import torch
 
 from common import DATA, ROOT, bench_parser, save_receipt
 from herd import checkpoint
-from herd.evals.local import LocalModel
+from herd.evals.local import CheckpointModel
 from herd.files import write_atomically
 from herd.llama import ModelConfig
 from herd.llama.model import LlamaLM
@@ -140,9 +140,9 @@ def measure(name: str, part: int, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def fresh(model: LlamaLM, tokenizer: Tokenizer) -> LocalModel:
+def fresh(model: LlamaLM, tokenizer: Tokenizer) -> CheckpointModel:
     """Return Herd with an empty cache."""
-    return LocalModel(model, tokenizer, name="m100", hash="0" * 64)
+    return CheckpointModel(model, tokenizer, name="m100", hash="0" * 64)
 
 
 def receipt(results: dict[str, Any], args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from herd import checkpoint
 from herd.cli import run
 from herd.engine import Engine, Request, Sampling
 from herd.errors import ChatError, CheckpointError
-from herd.evals.local import LocalModel
+from herd.evals.local import CheckpointModel
 from herd.evals.tasks.task import Generate, Rank
 from herd.quant.formats import Q8_0, scheme
 from herd.text.chat import render
@@ -156,7 +156,7 @@ def test_chat_evaluation_and_training_on_dialogs_are_refused_but_completion_and_
     assert run(["chat", str(folder), "-p", "The quick", "--complete", "--max-tokens", "3"]) == 0
 
     model, tokenizer = herd.load(folder)
-    asked = LocalModel(model, tokenizer, name="other", hash="0", mode="instruct")
+    asked = CheckpointModel(model, tokenizer, name="other", hash="0", mode="instruct")
     with pytest.raises(ChatError):
         list(asked.answer([Generate(tuple(QUESTION), max_tokens=2)]))
     (_, answer), *_ = asked.answer([Rank((("The quick", " brown"), ("The quick", " fox")))])

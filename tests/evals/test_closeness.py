@@ -7,7 +7,7 @@ import pytest
 from herd.errors import ConfigError
 from herd.evals.closeness import measure_fidelity
 from herd.evals.compare import compare
-from herd.evals.local import LocalModel
+from herd.evals.local import CheckpointModel
 from herd.evals.results import read_evaluation
 from herd.evals.tasks import Data
 
@@ -15,7 +15,7 @@ from herd.evals.tasks import Data
 @pytest.fixture
 def local(tokenizer, make_model):
     def build(name, seed, **changes):
-        return LocalModel(make_model(seed, **changes), tokenizer, name=name, hash=f"{name}{seed}")
+        return CheckpointModel(make_model(seed, **changes), tokenizer, name=name, hash=f"{name}{seed}")
 
     return build
 

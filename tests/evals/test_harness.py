@@ -17,7 +17,7 @@ from herd.cli import run as herd
 from herd.errors import DataError, EngineError
 from herd.evals import endpoint, harness, results
 from herd.evals.harness import evaluate, run_task
-from herd.evals.local import LocalModel
+from herd.evals.local import CheckpointModel
 from herd.evals.results import ItemResult, TaskFile, digest, read_evaluation, read_items
 from herd.evals.tasks import Answer, Data, Generate, Likelihood, Rank, Read, make_task
 from herd.text import ToolCall, parse
@@ -244,7 +244,7 @@ def test_summary_keeps_earlier_tasks(tmp_path):
 @pytest.fixture(scope="module")
 def local(make_model, tokenizer):
     model = make_model(3, max_context=2048)
-    return LocalModel(model, tokenizer, name="small", hash="ab" * 32, max_batch=4)
+    return CheckpointModel(model, tokenizer, name="small", hash="ab" * 32, max_batch=4)
 
 
 @given(
@@ -297,7 +297,7 @@ def test_a_checkpoint_runs_tasks_of_several_kinds(local, tmp_path):
     [("boolq", 0, ""), ("gsm8k", 8, " or fewer than 8 shots"), ("gsm8k", 0, "")],
 )
 def test_a_context_too_short_names_the_cure(make_model, tokenizer, tmp_path, name, shots, cure):
-    model = LocalModel(make_model(3), tokenizer, name="short", hash="cd" * 32)
+    model = CheckpointModel(make_model(3), tokenizer, name="short", hash="cd" * 32)
     row = run_task(model, make_task(name, shots=shots), Data(), tmp_path)
     assert row.status == "failed"
     assert row.reason.endswith("the context holds 64: use a model with a longer context" + cure)

@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from ..evals.harness import Model
-    from ..evals.local import LocalModel
+    from ..evals.local import CheckpointModel
     from ..evals.tasks import Data, Mode
 
 DataOption = Annotated[
@@ -29,10 +29,10 @@ def data_source(folder: Path | None) -> Data:
 
 def open_local(
     model: str, mode: Any = None, dtype: str | None = None, device: str | None = None, batch: int = 32
-) -> LocalModel:
+) -> CheckpointModel:
     """Open a checkpoint for the harness; without ``mode`` it is asked as it was trained."""
     from ..checkpoint import checkpoint_hash
-    from ..evals.local import LocalModel
+    from ..evals.local import CheckpointModel
     from .chat_model import load_chat_model
 
     loaded = load_chat_model(model, dtype, device)
@@ -45,7 +45,9 @@ def open_local(
     hash_ = (lineage.weights_hash if lineage else None) or checkpoint_hash(loaded.folder)
     called = lineage.name if lineage else loaded.folder.resolve().name
     kind: Mode = mode or ("base" if loaded.is_base else "instruct")
-    return LocalModel(loaded.model, loaded.tokenizer, name=called, hash=hash_, mode=kind, max_batch=batch)
+    return CheckpointModel(
+        loaded.model, loaded.tokenizer, name=called, hash=hash_, mode=kind, max_batch=batch
+    )
 
 
 def results_folder(model: Model) -> Path:

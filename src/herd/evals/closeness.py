@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .fidelity import fidelity
-from .local import LocalModel
+from .local import CheckpointModel
 from .results import ItemResult, TaskFile, TaskResult, digest, read_evaluation, write_summary
 from .tasks import Data, Item, make_task
 from .tasks.task import grouped_ratio
@@ -26,7 +26,7 @@ PARTS = (("kl", "nats", "nats/token"), ("top1", "agree", "fraction"), ("overlap"
 
 
 def measure_fidelity(
-    parent: LocalModel, child: LocalModel, data: Data, out: Path, limit: int | None = None
+    parent: CheckpointModel, child: CheckpointModel, data: Data, out: Path, limit: int | None = None
 ) -> TaskResult:
     """Add the row to the child's folder ``out`` and return it; texts measured before are not read again."""
     began = time.monotonic()
@@ -53,7 +53,7 @@ def measure_fidelity(
     return row
 
 
-def _measure(parent: LocalModel, child: LocalModel, items: Sequence[Item]) -> list[ItemResult]:
+def _measure(parent: CheckpointModel, child: CheckpointModel, items: Sequence[Item]) -> list[ItemResult]:
     texts = [item.doc["text"] for item in items]
     documents = [HeldOut(child.tokenizer.encode(text, bos=True), len(text.encode())) for text in texts]
     found = fidelity(parent.model, child.model, documents)
@@ -65,7 +65,7 @@ def _measure(parent: LocalModel, child: LocalModel, items: Sequence[Item]) -> li
     ]
 
 
-def _add(out: Path, child: LocalModel, row: TaskResult, data: Data, limit: int | None) -> None:
+def _add(out: Path, child: CheckpointModel, row: TaskResult, data: Data, limit: int | None) -> None:
     """Write the row into summary.json, in place of an earlier one against the same parent."""
     about: dict[str, Any] = {
         "mode": child.mode,

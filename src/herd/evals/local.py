@@ -24,7 +24,7 @@ SLICE = 512
 _PARAGRAPH = re.compile(r"(?<=\n\n)(?=\S)")
 
 
-class LocalModel:
+class CheckpointModel:
     """A loaded model with a name and the hash of its weights."""
 
     def __init__(
