@@ -239,7 +239,7 @@ def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
 @given(st.binary(max_size=300), st.integers(1, 40))
 @settings(max_examples=200, deadline=None)
 def test_decoding_block_by_block_equals_decoding_at_once(data, block):
-    """Against Python's own decoder, whatever the block size: same text or the same bad byte."""
+    """Blocks of any size give the same text, or the same bad byte, as Python's own decoder."""
     import io
 
     previous, text_files.BLOCK_BYTES = text_files.BLOCK_BYTES, block

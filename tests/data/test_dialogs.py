@@ -253,7 +253,7 @@ def test_dialogs_fit_a_short_context(train, tokenizer):
 
 
 def test_operands_keep_their_tokens_from_question_to_call(train, tokenizer):
-    """What makes the task learnable: a number or word to copy is cut into the same tokens wherever it stands."""
+    """The task can be learned because a number or word to copy has the same tokens everywhere."""
     for dialog in train[:500]:
         if (
             dialog.kind not in ("mul", "reverse", "date_after")

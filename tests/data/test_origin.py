@@ -1,4 +1,4 @@
-"""Prepared data is bound to its sources: whatever changes about them is refused by name, and nothing else is."""
+"""Prepared data is bound to its sources: every change of them is refused by name, and nothing else is."""
 
 from __future__ import annotations
 

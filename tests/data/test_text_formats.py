@@ -1,4 +1,4 @@
-"""Text from rows and from awkward paths: read, followed or refused, never read as something else."""
+"""Rows of text and unusual paths are read, followed or refused, never read as something else."""
 
 from __future__ import annotations
 

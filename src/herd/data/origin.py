@@ -44,13 +44,13 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Origin:
-    """What data is made from: files in reading order, and settings by name (JSON values)."""
+    """The sources of prepared data: files in reading order, and settings by name (JSON values)."""
 
     files: tuple[SourceFile, ...]
     settings: dict[str, Any]
 
     def differences(self, new: Origin) -> list[str]:
-        """What changed from this record to ``new``, one phrase for each setting and file."""
+        """Return what changed from this record to ``new``, one phrase for each setting and file."""
         found = [
             f"{name} was {self.settings.get(name)!r} and is now {new.settings.get(name)!r}"
             for name in dict.fromkeys([*self.settings, *new.settings])

@@ -16,7 +16,7 @@ from ..train import AdamW, Cosine, TrainConfig, train
 from ..train.heldout import heldout_loss
 from ..train.objectives import Objective
 from .plan import Phase, Plan
-from .run import RaiseRun
+from .run import Outcome, RaiseRun
 from .show import Show
 
 SAMPLES_EVERY = 15.0
@@ -29,15 +29,6 @@ class Prompt:
 
     shown: str
     ids: list[int]
-
-
-@dataclass(frozen=True)
-class Learned:
-    """The cost of a phase: tokens, FLOPs (a teacher's forward passes included), seconds of earlier starts."""
-
-    tokens: int
-    flops: float
-    earlier_seconds: float
 
 
 def config_of(phase: Phase, plan: Plan) -> TrainConfig:
@@ -68,8 +59,8 @@ def learn(
     heldout: Sequence[Batch],
     prompts: Sequence[Prompt],
     progress: tuple[float, float] = (0.0, 1.0),
-) -> Learned:
-    """Train ``model`` in place through ``phase``, with state and metrics in ``stages/name``.
+) -> Outcome:
+    """Train ``model`` in place through ``phase``, with state and metrics in ``stages/name``; return its cost.
 
     ``heldout`` is evaluated about twelve times. ``progress``: the part of the stage's bar that the phase fills.
     """
@@ -89,7 +80,7 @@ def learn(
     result = train(model, stream, objective, config, folder, evaluate=evaluate, on_step=on_step)
     sampler.show_next(result.step)
     earlier = max(0.0, result.seconds - (time.perf_counter() - began)) if result.resumed_from else 0.0
-    return Learned(result.tokens, result.flops, earlier)
+    return Outcome(tokens=result.tokens, flops=result.flops, earlier_seconds=earlier)
 
 
 class _Sampler:

@@ -38,7 +38,7 @@ class Outcome:
     model: str | None = None  # the checkpoint folder it made, relative to the run
     n_params: int | None = None
     tokens: int = 0  # trained on
-    flops: float = 0.0
+    flops: float = 0.0  # a teacher's forward passes included
     earlier_seconds: float = 0.0  # of earlier starts
     predicted_bytes: int | None = None  # by which the process should grow
     gates: list[dict[str, Any]] = field(default_factory=list)

@@ -24,7 +24,7 @@ from ..text import Tokenizer, render
 from ..train import distil, lm, sft
 from ..train.heldout import heldout_loss
 from ..train.memory import MASTER, kept_nbytes, loss_nbytes
-from .learn import Learned, Prompt, learn
+from .learn import Prompt, learn
 from .material import DIALOG_NBYTES, bytes_per_token, is_parallel, numbers
 from .plan import Phase, extended
 from .run import Outcome, RaiseRun
@@ -217,15 +217,15 @@ def finish(
     run: RaiseRun,
     name: str,
     model: LlamaLM,
-    learned: list[Learned],
+    learned: list[Outcome],
     phase: Phase,
     *,
     parents: tuple[str, ...] = (),
     other_bytes: int = 0,
 ) -> Outcome:
-    """Save a stage's model with its lineage and return the outcome.
+    """Save a stage's model with its lineage and return the stage's outcome.
 
-    ``other_bytes``: memory of the stage besides the model in training: a teacher, dialogs.
+    ``learned``: what its phases took. ``other_bytes``: memory in addition to the model in training: teacher, dialogs.
     """
     found = {parent: load_lineage(run.folder / parent) for parent in parents}
     shards = run.data.shards("student" if name in ("student", "control") else "teacher")
