@@ -52,8 +52,7 @@ def here(monkeypatch, tmp_path):
     return ways.MeasuredTarget(made, LARGE)
 
 
-# Bytes and seconds
-# ---------------------------------------------------------------------------------------------------
+# Bytes and seconds ------------------------------------------------------------
 
 
 def test_bytes_equal_those_of_the_allocators():
@@ -163,8 +162,7 @@ def test_quantizing_adds_up_its_stages():
     assert quantizing.quantize_nbytes(config, plan) > config.vocab_size * config.dim * 2
 
 
-# Serving and draft models
-# --------------------------------------------------------------------------------------------------
+# Serving and draft models ------------------------------------------------------------
 
 
 def test_serving_follows_littles_law_and_saturates():
@@ -285,8 +283,7 @@ def test_sample_text_takes_the_predicted_time():
     assert 1.1 < len(list(feel.sample_tokens())) / len(whole.split()) < 1.6
 
 
-# The verbs
-# -----------------------------------------------------------------------------------------------------------
+# The verbs ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
-"""`herd plan train`, `finetune`, `distil` and `machines`; the other verbs of `herd plan` are in
-``plan_*.py``.
+"""`herd plan train`, `finetune`, `distil` and `machines`; other verbs are in ``plan_*.py``.
 
 Each training verb searches all layouts that divide and fit, prints the fastest with the runners-up and the
 reason for the difference, and ends with days and dollars. Nothing is downloaded or run; no torch.
@@ -229,8 +228,7 @@ def _parse_layout(text: str, precision: str) -> ParallelLayout:
     return ParallelLayout(**values)
 
 
-# Results
-# ------------------------------------------------------------------------------------------------------------
+# Results --------------------------------------------------------------------------------
 
 
 def _machine_record(machine: Machine) -> dict[str, Any]:

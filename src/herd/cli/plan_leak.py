@@ -23,8 +23,7 @@ def leak_command(
     html: Annotated[Path | None, typer.Option(help="Write an HTML page to this file instead.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check what the news said about the leaked Llama 3.1: verdict, arithmetic, sources, and a command to
-    verify it.
+    """Check what the news said about the leaked Llama 3.1: verdict, arithmetic, sources, a command.
 
     Needs no weights."""
     from ..plan.leak import all_claims, claims_page

@@ -40,8 +40,7 @@ def serve_command(
     learned: opt.Learned = False,
     as_json: Json = False,
 ) -> None:
-    """Predict how many users a machine serves: batch, waiting time and tokens/s for each way of splitting
-    it."""
+    """Predict how many users a machine serves: batch, waiting time and tokens/s by way of splitting it."""
     from ..plan.serve import Load, predict_serving
     from ..plan.ways import CatalogueTarget
 
@@ -117,8 +116,7 @@ def draft_command(
     learned: opt.Learned = False,
     as_json: Json = False,
 ) -> None:
-    """Predict whether a draft model pays: it proposes tokens, and the large model verifies several in one
-    pass."""
+    """Predict whether a draft model pays: it proposes tokens, the large model verifies them together."""
     from ..llama.config import SIZES
     from ..plan.serve import best_draft, predict_draft, verify_cost
     from ..plan.ways import best_way, plan_way, plan_ways, smallest_change

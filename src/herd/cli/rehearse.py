@@ -1,5 +1,4 @@
-"""`herd train RECIPE --rehearse`: real steps at the recipe's layer shapes, then a prediction for the whole
-run."""
+"""`herd train RECIPE --rehearse`: real steps at the recipe's shapes, then a prediction for the run."""
 
 from __future__ import annotations
 

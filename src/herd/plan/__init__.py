@@ -1,5 +1,4 @@
-"""The planner: what fits on a machine, how fast it runs and what it costs. Only `measure` and `rehearse` use
-torch.
+"""The planner: what fits on a machine, how fast it runs and what it costs.
 
 Machines: `machines` reads the catalogue (``machines.yaml``), `profile` holds what was measured on this
 machine. Time of operators: `roofline` (one operator on one device) and `ops` (the operators of a forward

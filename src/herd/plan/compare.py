@@ -48,8 +48,7 @@ def compare_bench(
 def compare_training(
     config: ModelConfig, train: TrainSettings, seconds: float, steps: int, what: str
 ) -> float | None:
-    """Return the predicted seconds of ``steps`` steps on this machine alone, and record them with the real
-    ones.
+    """Return the predicted seconds of ``steps`` steps on this machine, and record them with the real ones.
 
     Returns None without a profile, and where an accelerator did the work.
     """

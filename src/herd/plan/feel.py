@@ -42,8 +42,7 @@ def print_at_speed(
     write: Callable[[str], object] | None = None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> int:
-    """Wait, then print tokens at ``tokens_per_s``, each for at most ``most_seconds``; return how many were
-    printed."""
+    """Wait, then print tokens at ``tokens_per_s``, both at most ``most_seconds``; return how many."""
     sleep(min(wait, most_seconds))
     count = 0
     for token in sample_tokens():

@@ -36,8 +36,7 @@ class Goodput:
 
 
 def young_daly(devices: int, checkpoint_bytes: float, *, restart: float = RESTART) -> Goodput:
-    """Return the best checkpoint interval and the share of useful training with it; ``restart`` in
-    seconds."""
+    """Return the best checkpoint interval and its share of useful training; ``restart`` in seconds."""
     between = HOURS_PER_FAILURE * 3600 / devices
     write = checkpoint_bytes / (STORE_RATE * devices)
     interval = max(math.sqrt(2 * write * between), write)

@@ -1,5 +1,4 @@
-"""How a training run is spread over devices: parallelism, micro-batches, recomputation, precision and
-sharding.
+"""How a training run is spread over devices: parallelism, micro-batches, recomputation, sharding.
 
 - Tensor parallelism (TP) splits every matmul of a layer over the ranks of one node; between the matmuls the
   rows of the
@@ -106,8 +105,7 @@ class Job:
 
 
 def stage_layers(n_layers: int, pp: int) -> tuple[int, int] | None:
-    """Return the layers of a middle stage and of the first and last stage, or None if they do not divide
-    evenly."""
+    """Return the layers of a middle stage and of the first and last stage; None if they do not divide."""
     if pp > 1 and (n_layers + 2) % pp == 0 and (n_layers + 2) // pp > 1:
         each = (n_layers + 2) // pp
         return each, each - 1

@@ -1,5 +1,4 @@
-"""The news about Llama 3.1 of July 2024, claim by claim: verdict, arithmetic, sources, and a command to check
-it.
+"""The news about Llama 3.1 of July 2024, claim by claim: verdict, arithmetic, sources, and a command.
 
 A torrent of "820 GB" appeared the day before the release, with one table of benchmarks and no explanation.
 Much of what was written about it was arithmetic that nobody did. This file does it, from the shapes in

@@ -1,5 +1,4 @@
-"""Machines by name: ``2xRTX4090``, ``16384xH100``, ``M2Ultra-192GB``, ``12xDDR5-4800``. The data is
-``machines.yaml``.
+"""Machines by name: ``2xRTX4090``, ``16384xH100``, ``M2Ultra-192GB``, ``12xDDR5-4800``.
 
 A name is a device, preceded by how many of them there are. For Apple chips and processors the size of the
 memory may follow, as printed on the box (in GiB). A processor that is not listed is described by its memory:
@@ -40,8 +39,7 @@ class Price:
 
 @dataclass(frozen=True)
 class Machine:
-    """``count`` devices, ``per_node`` of them joined by ``link``, nodes joined by ``network``; prices of one
-    device."""
+    """``count`` devices, ``per_node`` of them on ``link``, nodes on ``network``; prices of one device."""
 
     name: str
     device: Device
@@ -63,8 +61,7 @@ class Machine:
         return self.device.memory * self.count
 
     def join(self, ranks: int, stride: int = 1) -> Link:
-        """Return the link of a group of ``ranks`` devices, every ``stride``-th one: inside a node if it fits
-        there.
+        """Return the link of a group of ``ranks`` devices, every ``stride``-th one.
 
         Between nodes each device has its own network card, and members on the same node use theirs together.
         """
@@ -204,8 +201,7 @@ class _Entry:
         return str(self.values.get(key, default))
 
     def number(self, key: str, default: float | None = None, *, zero: bool = False) -> float:
-        """Return a positive number, or also zero. YAML reads 80e9 as text, so text that is a number counts as
-        one."""
+        """Return a positive number, or also zero. YAML reads 80e9 as text, so text is converted."""
         value = self.values.get(key, default)
         if value is None:
             raise PlanError(f"{self.where}: {key} is missing")
@@ -242,8 +238,7 @@ class _Entry:
 
 
 def read_catalogue(path: Path | str | None = None) -> Catalogue:
-    """Return the machines that come with Herd, replaced or added to by the user's own file and then by
-    ``path``."""
+    """Return Herd's machines, replaced or added to by the user's own file and then by ``path``."""
     own = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "herd" / "machines.yaml"
     files = ([own] if own.is_file() else []) + ([Path(path)] if path is not None else [])
     merged = {section: dict(entries) for section, entries in _shipped().items()}

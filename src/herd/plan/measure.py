@@ -118,8 +118,7 @@ def measure_machine(on_step: Callable[[str], None] = lambda what: None) -> Profi
 
 
 def bandwidths(all_counts: bool = True) -> dict[int, float]:
-    """Return the bytes/s read from memory by all threads, and with ``all_counts`` also by 1, 2, 4, … of
-    them."""
+    """Return the bytes/s read by all threads, and with ``all_counts`` also by 1, 2, 4, … of them."""
     most, reader = torch.get_num_threads(), MemoryReader(COLD * 2)
     fewer = {1 << power for power in range(most.bit_length())} if all_counts else set()
     found = {}
@@ -159,8 +158,7 @@ def matmul_rates(name: str, layers: Sequence[nn.Module], rows: Sequence[int]) ->
 
 
 def attention_seconds(kind: str, cached: int, tokens: int, layers: int = 1) -> float:
-    """Return the seconds of attention in ``layers`` layers, for ``tokens`` new tokens after ``cached``
-    ones."""
+    """Return the seconds of attention in ``layers`` layers, for new tokens after ``cached`` ones."""
     H, G, K = HEADS
     n = -(-(cached + tokens) // PAGE)
     pool = torch.empty(n, layers, G, head_bytes(kind, K), dtype=torch.uint8)
@@ -197,8 +195,7 @@ def pointwise_bandwidth() -> float:
 
 
 def between_operators() -> dict[str, float]:
-    """Return the seconds of one layer in a decode step with next to no arithmetic, with plain and packed
-    weights.
+    """Return the seconds between the operators of one layer, with plain and with packed weights.
 
     This is the difference between 8 layers and 4 layers of a tiny model.
     """
@@ -232,8 +229,7 @@ def encode_rate(name: str) -> float:
 
 
 def hash_rates() -> tuple[float, float]:
-    """Return the bytes/s of SHA-256, by which checkpoints name their weights: on one thread, and on all
-    cores."""
+    """Return the bytes/s of SHA-256, which names weights, on one thread and on all cores."""
     block, threads = bytes(16 << 20), cores()
 
     def digest(_: int) -> bytes:

@@ -124,8 +124,7 @@ def _unsplit(stage: ModelConfig, micro: int, rows: int, checkpointing: bool, sha
 
 
 def _gathered_rows(job: Job, layout: ParallelLayout) -> float:
-    """Residual rows gathered for a matmul (TP), and K and V of the whole sequence (CP), of one layer, with
-    gradients."""
+    """Rows gathered for a matmul (TP), and K and V of the sequence (CP), of one layer, with gradients."""
     config, rows = job.config, layout.micro * job.context
     gathered = 2 * WEIGHT * rows / layout.cp * config.dim if layout.tp > 1 else 0.0
     kv_heads = max(config.n_kv_heads // layout.tp, 1)

@@ -17,8 +17,7 @@ OVERHEAD = 1.25
 
 @dataclass(frozen=True)
 class Money:
-    """USD for some hours on a whole machine, with the prices they come from (None where no price is
-    known)."""
+    """USD for some hours on a whole machine, with the prices; None where no price is known."""
 
     rent: float | None
     rent_price: Price | None
@@ -29,8 +28,7 @@ class Money:
 
 
 def run_cost(machine: Machine, hours: float, usd_per_hour: float | None = None) -> Money:
-    """Return the cost of ``hours`` on all devices; ``usd_per_hour`` of one device replaces the catalogue's
-    rent."""
+    """Return the cost of ``hours`` on all devices; ``usd_per_hour`` replaces the rent of one device."""
     rent = Price(usd_per_hour, "", "given") if usd_per_hour is not None else next(iter(machine.rent), None)
     buy = next(iter(machine.buy), None)
     watts = machine.device.power * OVERHEAD

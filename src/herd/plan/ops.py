@@ -1,5 +1,4 @@
-"""Every operator of a Llama's forward pass with its operations and bytes: one list for prefill, decode and
-training.
+"""Every operator of a forward pass with its operations and bytes, for decode, prefill and training.
 
 Legend: D model dim, H query heads, G KV heads, K head dim, F FFN dim, V vocabulary. The rows of an activation
 are all tokens that pass together. Tensor parallelism over ``tp`` ranks divides heads, F and V. KV heads are

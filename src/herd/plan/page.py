@@ -68,8 +68,7 @@ def _breakdown(label: str, parts: dict[str, float], show: Callable[[float], str]
 
 
 def _scaling(plan: TrainPlan) -> list[tuple[int, float, float]]:
-    """Return (devices, days, USD per million rented tokens or 0) for 1, 2, 4, … devices that the model fits
-    on.
+    """Return (devices, days, USD per million rented tokens or 0) for 1, 2, 4, … devices that suffice.
 
     The counts go up to the plan's own, and at least to 1,024.
     """
@@ -90,8 +89,7 @@ def _scaling(plan: TrainPlan) -> list[tuple[int, float, float]]:
 
 
 def _scaling_charts(plan: TrainPlan) -> tuple[Markup, Markup]:
-    """Return charts of days by number of devices and of dollars by speed; empty where there is nothing to
-    draw."""
+    """Return charts of days by number of devices and of dollars by speed; empty without points."""
     points = _scaling(plan)
     if len(points) < 2:
         return Markup(""), Markup("")

@@ -1,5 +1,4 @@
-"""What tokens cost: prices of APIs, the cost on one's own machine, and the volume from which one's own is
-cheaper.
+"""What tokens cost: at APIs, on one's own machine, and from which volume one's own is cheaper.
 
 Prices of APIs are data with dates (``prices.yaml``). One's own machine costs money by the hour: its rent, or
 the purchase spread over its life plus electricity while it works. A million tokens then cost

@@ -39,8 +39,7 @@ them."""
 
 @dataclass(frozen=True)
 class Gpu:
-    """One accelerator as measured: bytes, bytes/s of a copy, operations/s of a bf16 matmul, bytes/s to the
-    next GPU."""
+    """One measured accelerator: bytes, bytes/s of a copy, bf16 operations/s, bytes/s to the next GPU."""
 
     name: str
     memory: int
@@ -123,8 +122,7 @@ def profile_path() -> Path:
 
 
 def machine_key() -> str:
-    """Return a hash of everything a profile depends on: processor, cores, memory, torch, threads, native
-    kernels."""
+    """Return a hash of all a profile depends on: processor, memory, torch, threads, native kernels."""
     where = receipt.describe_machine()
     parts = [str(where[name]) for name in ("cpu", "cores", "isa", "memory_bytes", "torch")]
     digest = hashlib.sha256("\0".join([*parts, os.environ.get("OMP_NUM_THREADS", "")]).encode())
@@ -135,8 +133,7 @@ def machine_key() -> str:
 
 
 def load_profile() -> Profile | None:
-    """Return the saved profile of this machine, or None where there is none or it was measured in another
-    state."""
+    """Return the saved profile of this machine, or None where there is none for its present state."""
     try:
         record = json.loads(profile_path().read_text(encoding="utf-8"))
         if record["schema"] != SCHEMA or record["key"] != machine_key():

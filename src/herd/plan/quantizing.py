@@ -34,8 +34,7 @@ def quantize_seconds(profile: Profile, config: ModelConfig, plan: Scheme, source
 
 
 def quantize_nbytes(config: ModelConfig, plan: Scheme, source_bytes: float = 2.0) -> float:
-    """Return the bytes in addition to the process itself: the largest mapped tensor, and a piece in its new
-    form."""
+    """Return the bytes in addition to the process: the largest tensor, and a piece in its new form."""
     shapes = [shape for _, shape in config.param_shapes()]
     largest = max(math.prod(shape) for shape in shapes)
     piece = min(PIECE_ROWS, max(shape[0] for shape in shapes)) * max(shape[-1] for shape in shapes)

@@ -53,8 +53,11 @@ STEPS = 5
 
 @dataclass(frozen=True)
 class RehearsedOp:
-    """What is rehearsed: one of ``slices`` equal parts of a layer's heads and FFN (1 means the whole layer),
-    one of ``vocab_parts`` of the vocabulary, and ``rows`` sequences of ``context`` tokens."""
+    """The part of a model that is rehearsed.
+
+    It is one of ``slices`` equal parts of a layer's heads and FFN (1 means the whole layer), one of
+    ``vocab_parts`` of the vocabulary, and ``rows`` sequences of ``context`` tokens.
+    """
 
     config: ModelConfig  # with one layer
     slices: int
@@ -100,8 +103,7 @@ def model_shape(recipe: Recipe) -> ModelConfig:
 def cut_to_fit(
     config: ModelConfig, micro: int, context: int, free: float, most_flops: float = math.inf
 ) -> RehearsedOp:
-    """Return the largest part of a model whose two layers, with all training state, fit into a share of
-    ``free`` bytes.
+    """Return the largest part of a model whose two layers can be trained in a share of ``free`` bytes.
 
     A step takes at most ``most_flops``, unless even the smallest part takes more. The sequence is shortened
     first, then the vocabulary is cut, then the layer.
@@ -262,8 +264,7 @@ def layer_flops(config: ModelConfig, keys: float) -> float:
     return config.replace(n_layers=2).flops_per_token(keys) - config.replace(n_layers=1).flops_per_token(keys)
 
 
-# The whole run
-# ------------------------------------------------------------------------------------------------------
+# The whole run --------------------------------------------------------------------------------
 
 
 def outlook_here(recipe: Recipe, rehearsal: Rehearsal) -> Outlook:
@@ -284,8 +285,7 @@ def outlook_here(recipe: Recipe, rehearsal: Rehearsal) -> Outlook:
 
 
 def outlook_on(recipe: Recipe, machine: Machine) -> Outlook:
-    """Predict the whole recipe on another machine, laid out as by the trainer: FSDP2 within ``shard``,
-    replicated."""
+    """Predict the whole recipe on another machine: FSDP2 within ``shard``, replicated, as in training."""
     config, train, spec = model_shape(recipe), recipe.train, recipe.parallel
     if machine.count != spec.ranks:
         raise RecipeError(

@@ -1,5 +1,4 @@
-"""How long one operator takes on one device: the roofline, with the shares of the data sheet that chips
-reach.
+"""How long one operator takes on one device: the roofline with measured efficiencies.
 
 An operator does ``flops`` operations and moves ``nbytes``. It takes at least as long as either at the chip's
 rates:
@@ -80,8 +79,7 @@ class Efficiency:
 
 @dataclass(frozen=True, eq=False)
 class Device:
-    """An accelerator or processor: bytes, bytes/s and operations/s of the data sheet, and what it reaches of
-    them.
+    """An accelerator or processor: bytes, bytes/s and operations/s of the data sheet, and efficiency.
 
     Devices are compared by identity.
     """
@@ -97,8 +95,7 @@ class Device:
     source: str = ""
 
     def peak(self, dtype: str) -> float:
-        """Return the operations/s of the data sheet, for a dtype without any those of the dtype used
-        instead."""
+        """Return the operations/s of the data sheet, for a missing dtype those of the one used instead."""
         for name in (dtype, *_INSTEAD.get(dtype, ("bf16", "fp16", "fp32"))):
             if name in self.flops:
                 return self.flops[name]
@@ -121,8 +118,7 @@ _INSTEAD = {"bf16": ("fp16", "fp32"), "fp16": ("bf16", "fp32"), "fp32": ("bf16",
 
 @dataclass(frozen=True)
 class Op:
-    """The work of one operator, ``count`` times: operations, bytes moved, and rows of the activation (for
-    GEMM)."""
+    """The work of one operator, ``count`` times: operations, bytes moved, rows of the activation."""
 
     name: str
     kind: Kind
@@ -169,8 +165,7 @@ def total_seconds(ops: Iterable[Op], device: Device) -> float:
 
 @dataclass(frozen=True)
 class Link:
-    """A connection of devices: bytes/s in one direction per device, seconds to start, and the share that is
-    reached."""
+    """A connection of devices: bytes/s in one direction per device, seconds to start, efficiency."""
 
     name: str
     bandwidth: float
@@ -189,8 +184,7 @@ NO_LINK = Link("none", 1e12, 0.0, 1.0)
 
 
 def all_gather(nbytes: float, ranks: int, link: Link) -> float:
-    """Return the seconds until each rank has all ``nbytes``, having held its part; a reduce-scatter takes as
-    long."""
+    """Return the seconds until each rank has all ``nbytes``; a reduce-scatter takes as long."""
     return 0.0 if ranks < 2 else nbytes * (ranks - 1) / ranks / link.rate + link.latency * math.log2(ranks)
 
 

@@ -1,5 +1,4 @@
-"""Keep every prediction with the measurement that followed, summarize the errors, and learn factors from
-them.
+"""Keep predictions with the measurements that followed, and learn factors from them.
 
 Each event is one line of JSON in ``scores.jsonl`` of the cache folder: what was predicted (seconds, bytes),
 what was measured, and on which machine. The file is only appended to; a line cut short by a crash is skipped.
@@ -52,8 +51,7 @@ class ScoredPrediction:
 
 @dataclass(frozen=True)
 class ErrorSummary:
-    """Errors of one kind: number, median and worst absolute error, and the median of measured over
-    predicted."""
+    """Errors of one kind: number, median and worst error, and the median of measured over predicted."""
 
     kind: str
     n: int
@@ -67,8 +65,7 @@ def history_path() -> Path:
 
 
 def record_prediction(event: ScoredPrediction) -> None:
-    """Append one event; it is lost where the cache folder cannot be written, which is no reason to fail a
-    run.
+    """Append one event; a cache folder that cannot be written is no reason to fail a run.
 
     Raises PlanError for numbers that are not positive.
     """
@@ -113,8 +110,7 @@ def summarize_errors(events: Iterable[ScoredPrediction]) -> list[ErrorSummary]:
 
 
 def learned_factors(machine: str) -> dict[str, float]:
-    """Return what to multiply predictions by on this machine, by kind of work; kinds with few events are
-    absent.
+    """Return what to multiply predictions by, by kind of work; kinds with few events are absent.
 
     Predictions are recorded without the factor, so the same error is never learned twice.
     """

@@ -1,5 +1,4 @@
-"""Find the fastest layouts of a training job on a machine: all that divide the job and fit, ordered by step
-time.
+"""Find the fastest layouts of a training job on a machine: all that divide the job and fit.
 
 The space is small enough to try every layout: powers of two for TP and CP, every PP that divides evenly, DP
 as the remaining factor; for each of them the micro-batch sizes, chunks per stage, recomputation and sharding.

@@ -85,8 +85,7 @@ class _State(NamedTuple):
 def predict_serving(
     target: Target, size: str, weights: WeightFormat, load: Load, replicas: int = 1
 ) -> Served:
-    """Predict one weight format under a load. Raises PlanError for a prompt and answer beyond the model's
-    context."""
+    """Predict one weight format under a load. Raises PlanError beyond the model's context."""
     config, context = SIZES[size], load.prompt + load.answer
     single = plan_way(target, size, weights, USUAL_KV, context)
     most = 0
@@ -188,8 +187,7 @@ def best_draft(alpha: float, cost: float, verify: Callable[[int], float] = lambd
 def verify_cost(
     target: Target, config: ModelConfig, weights: WeightFormat, kv: str, context: int
 ) -> Callable[[int], float]:
-    """Return v(k): a pass over k + 1 tokens of one sequence over a step of one, as a batch that shares its
-    cache."""
+    """Return v(k): a pass over k + 1 tokens of one sequence over a step of one."""
     one = target.decode(config, weights, kv, context)
     empty_one = target.decode(config, weights, kv, 1)
     return lambda k: (target.decode(config, weights, kv, 1, k + 1) - empty_one + one) / one

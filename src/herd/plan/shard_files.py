@@ -1,5 +1,4 @@
-"""Sizes of a model's published files, to the byte of the weights, and Meta's own files of 405B to check them
-against.
+"""Exact sizes of a model's published files, and Meta's own files of 405B to check them against.
 
 Meta published 405B three times: in bf16 for 8 ranks, in FP8 for 8 ranks, and in bf16 for 16 ranks. The last
 is larger than the model: 16 ranks cannot divide 8 KV heads, so each rank has a copy of one head, and the
@@ -34,8 +33,7 @@ PUBLISHED_405B: dict[str, ShardFiles] = {
 
 
 def model_parallel_params(config: ModelConfig, ranks: int) -> int:
-    """Return the parameters stored for ``ranks`` model-parallel ranks: KV heads repeat until each rank has
-    one."""
+    """Return the parameters stored for ``ranks`` ranks: KV heads repeat until each rank has one."""
     return config.replace(n_kv_heads=max(config.n_kv_heads, ranks)).n_params
 
 

@@ -1,5 +1,4 @@
-"""Seconds of one training step on one layout, by part: compute, memory traffic, collectives and the pipeline
-bubble.
+"""Seconds of one training step on one layout: compute, memory traffic, collectives and the bubble.
 
 One micro-batch through one stage is a list of operators (`ops.layer_ops`), run forward and backward:
 
@@ -52,8 +51,7 @@ memory)."""
 
 @dataclass(frozen=True)
 class Tuning:
-    """Factors that measured runs of one software on one kind of machine need in addition to the hardware's
-    data."""
+    """Factors that measured runs of one software need in addition to the hardware's data."""
 
     gemm: float = 1.0  # on matmul time
     fp8: float = 1.0  # on FP8 matmul time, in addition
@@ -179,8 +177,7 @@ def _head_time(
 
 
 def _compute_time(ops: list[Op], frozen: bool, device: Device, tuning: Tuning) -> _Compute:
-    """Forward and backward. Frozen weights have no gradient of their own; gradients only pass through
-    them."""
+    """Forward and backward; gradients only pass through frozen weights."""
 
     def moving(nbytes: float) -> float:
         return operator_cost(Op("move", "memory", 0.0, nbytes), device).seconds
@@ -235,8 +232,7 @@ def _tp_time(
 
 
 def _cp_time(config: ModelConfig, tokens: int, layout: ParallelLayout, machine: Machine) -> float:
-    """One layer's K and V of all ``tokens``: gathered in forward, gathered again and scattered (fp32) in
-    backward."""
+    """One layer's K and V of all ``tokens``: gathered twice, and their gradients scattered in fp32."""
     if layout.cp == 1:
         return 0.0
     link = machine.join(layout.cp, layout.tp)
@@ -286,8 +282,7 @@ def _dp_time(job: Job, layout: ParallelLayout, machine: Machine, micros: int, co
 
 
 def _optimizer_time(job: Job, layout: ParallelLayout, device: Device) -> float:
-    """Adam reads the weight, the gradient and both moments, and writes the weight, the moments and the bf16
-    copy.
+    """Adam reads weight, gradient and both moments, and writes weight, moments and the bf16 copy.
 
     Clipping reads the gradient once more.
     """

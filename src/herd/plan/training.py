@@ -71,8 +71,7 @@ class TrainPlan:
 
 
 def default_batch(config: ModelConfig, context: int, devices: int) -> int:
-    """Return the sequences per step: 16 M tokens for the largest model, 4 M for small ones (Llama 3 paper,
-    3.4.1).
+    """Return the sequences per step: 16 M tokens for large models, 4 M for small ones (paper, 3.4.1).
 
     The number is adjusted so that it spreads over the devices.
     """
@@ -87,8 +86,10 @@ def adapter_params(config: ModelConfig, rank: int) -> int:
 
 
 def finetune_job(config: ModelConfig, batch: int, context: int, method: str, rank: int = 16) -> Job:
-    """Return the job of a method: ``full`` trains every parameter, ``lora`` adapters next to bf16 weights,
-    ``qlora`` adapters next to 4-bit weights."""
+    """Return the job of a method.
+
+    ``full`` trains every parameter, ``lora`` adapters next to bf16 weights, ``qlora`` next to 4-bit weights.
+    """
     if method not in METHODS:
         raise PlanError(f"method {method!r} is not one of {', '.join(METHODS)}")
     if method == "full":
@@ -108,8 +109,7 @@ def plan_training(
     restart: float = RESTART,
     teacher: Teacher | None = None,
 ) -> TrainPlan:
-    """Return the plan with the fastest layout, or with ``fixed``. A teacher's hours come before those of the
-    run.
+    """Return the plan with the fastest layout, or with ``fixed``; a teacher's hours come first.
 
     Raises PlanError where nothing fits, saying what would.
     """
@@ -197,8 +197,7 @@ def _too_big(job: Job, machine: Machine, result: Search, precision: str) -> str:
 
 
 def label_with_teacher(teacher: ModelConfig, machine: Machine, tokens: float, context: int) -> Teacher:
-    """Plan the labelling of all tokens on the whole machine. Raises PlanError where the teacher does not
-    fit."""
+    """Plan the labelling of all tokens. Raises PlanError where the teacher does not fit."""
     room, held = usable_memory(machine.device.memory), teacher.nbytes(2.0)
     # Nine tenths of the memory for the weights; the rest is for activations.
     spread = 1 << max(0, math.ceil(math.log2(held / (0.9 * room))))

@@ -1,5 +1,4 @@
-"""The ways of running a model on a machine: weight formats, KV caches and contexts, with bytes, seconds and
-quality.
+"""The ways of running a model on a machine: weight formats, KV caches and contexts.
 
 A `WeightFormat` says how weights are stored and multiplied. A target is a machine that can be asked for bytes
 and seconds: this one, from its profile (`MeasuredTarget`), or one of the catalogue (`CatalogueTarget`). Every
@@ -112,8 +111,7 @@ def activation_nbytes(config: ModelConfig, tokens: int, width: float) -> float:
 
 @dataclass(frozen=True)
 class MeasuredTarget:
-    """This machine, as profiled; ``capacity`` bytes may be used. ``factors`` multiply times
-    (`score.factors`)."""
+    """This machine, as profiled, with ``capacity`` free bytes; ``factors`` multiply times."""
 
     profile: Profile
     capacity: float
@@ -174,8 +172,7 @@ class MeasuredTarget:
         return self.profile.device("plain" if weights.dtype == "bf16" else "packed")
 
     def _measured_op(self, op: Op, weights: WeightFormat, decode_slower: float | None) -> Op:
-        """Return the operator as it runs here: matmuls in the format's own kernel, streams at their measured
-        rate."""
+        """Return the operator as it runs here: matmuls in the format's kernel, streams at measured rates."""
         if op.name == "head":
             return replace(op, dtype=weights.head_dtype)
         if op.kind == "attention" and decode_slower is not None:
@@ -212,8 +209,7 @@ class CatalogueTarget:
         return device.memory * {"gpu": 0.92, "apple": 0.75, "cpu": 0.9}[device.kind] * self.tp
 
     def tp_for(self, found: Way) -> int | None:
-        """Return the devices that would hold ``found``, in powers of two that divide the heads; None if there
-        are none."""
+        """Return how many devices would hold ``found``, a power of two; None if no number does."""
         config = SIZES[found.size]
         for tp in (1 << n for n in range(1, 8)):
             if self.tp < tp and not (config.n_heads % tp or config.ffn_dim % tp):
@@ -359,8 +355,7 @@ def best_way(rows: list[list[Way]]) -> Way | None:
 
 
 def smallest_change(target: Target, size: str, context: int, batch: int = 1) -> str:
-    """Say in one line what makes ``size`` fit at ``context``: fewer bits, a shorter context, or more
-    memory."""
+    """Say what makes ``size`` fit at ``context``: fewer bits, a shorter context, or more memory."""
     tried = [
         plan_way(target, size, weights, kv, context, batch)
         for weights in target.formats
