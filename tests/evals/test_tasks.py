@@ -1,4 +1,4 @@
-"""Benchmarks as tasks: every item parses, gold answers score 100 %, wrong ones 0 %, and answers are read rightly."""
+"""Benchmarks as tasks: every item parses, gold answers score 100 %, wrong ones 0 %."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import hostile
 import pytest
-from gold import gold_answer
+from gold import gold_answer, judged
 
 from herd.errors import DataError
 from herd.evals.tasks import (
@@ -47,6 +47,24 @@ def test_built_in_items(name, mode):
     wrong = task.judge_all([(item, gold_answer(task, item, False)) for item in items])
     assert [j.value for j in right] == [1] * len(items)
     assert [j.value for j in wrong] == [0] * len(items)
+
+
+VENDORED = Data(Path(__file__).parent / "data")
+OF_VENDORED = (
+    "bfcl", "gsm8k", "hellaswag", "human_eval", "ifeval", "mbpp", "mgsm", "mmlu_astronomy", "openbookqa",
+    "truthfulqa_mc1", "winogrande",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["base", "instruct"])
+@pytest.mark.parametrize("name", OF_VENDORED)
+def test_the_first_real_items_are_read_and_judged(name, mode):
+    """Items of the real data sets that are part of the repository."""
+    task = make_task(name, mode=mode)
+    items = task.items(VENDORED)
+    assert len(items) == 10
+    assert [j.value for j in judged(task, items, right=True)] == [1] * 10
+    assert [j.value for j in judged(task, items, right=False)] == [0] * 10
 
 
 @pytest.mark.parametrize("name", sorted(N_REAL))

@@ -84,7 +84,8 @@ class LongText(Task):
             longest = max(self.lengths, default=0)
             why = self._too_short(maker, longest)
             raise DataError(
-                f"a context of {longest:,} tokens is too short for this task ({why}): use another model"
+                f"a context of {longest:,} tokens is too short for this task ({why}); "
+                "use a model with a longer context"
             )
         return [self._item(maker, length, n) for n in range(PER_LENGTH) for length in held]
 
