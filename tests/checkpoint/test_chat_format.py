@@ -24,8 +24,18 @@ from herd.text.tokenizer_json import CHAT_TEMPLATE
 
 QUESTION = [{"role": "user", "content": "The quick brown fox?"}]
 HEADER = "'<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n'"
+TURN = "{{ " + HEADER + " + m['content'] + '<|eot_id|>' }}"
+TURNS = "{% for m in messages %}" + TURN + "{% endfor %}"
 PROMPT = (
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+TAKE_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{% set system = messages[0].content %}"
+    "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
+)
+DATED_SYSTEM = (
+    "{{ '<|start_header_id|>system<|end_header_id|>\\n\\nCutting Knowledge Date: December 2023\\n' "
+    "+ 'Today Date: ' + date_string + '\\n\\n' + system + '<|eot_id|>' }}"
 )
 OTHER_FORMATS = {
     "ChatML": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
@@ -34,16 +44,12 @@ OTHER_FORMATS = {
     "Zephyr": "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}",
     "Gemma": "{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>\n{% endfor %}",
     "Alpaca": "{% for m in messages %}### Instruction:\n{{ m.content }}\n\n### Response:\n{% endfor %}",
-    "another end of turn": "{{ bos_token }}{% for m in messages %}{{ "
-    + HEADER
-    + " + m['content'] + '<|end_of_text|>' }}{% endfor %}"
-    + PROMPT,
+    "another end of turn": "{{ bos_token }}" + TURNS.replace("eot_id", "end_of_text") + PROMPT,
     "a system message of its own": "{{ bos_token }}"
-    "{{ '<|start_header_id|>system<|end_header_id|>\\n\\nYou are Bob.<|eot_id|>' }}"
-    "{% for m in messages %}{{ " + HEADER + " + m['content'] + '<|eot_id|>' }}{% endfor %}" + PROMPT,
-    "the system message dropped": "{{ bos_token }}{% for m in messages if m.role != 'system' %}{{ "
-    + HEADER
-    + " + m['content'] + '<|eot_id|>' }}{% endfor %}"
+    "{{ '<|start_header_id|>system<|end_header_id|>\\n\\nYou are Bob.<|eot_id|>' }}" + TURNS + PROMPT,
+    "the system message dropped": "{{ bos_token }}{% for m in messages if m.role != 'system' %}"
+    + TURN
+    + "{% endfor %}"
     + PROMPT,
     "an exception": "{{ raise_exception('this model has no dialogs') }}",
     "broken Jinja": "{% for m in messages %}{{ m.content }}",
@@ -55,32 +61,24 @@ OTHER_FORMATS = {
 }
 LLAMA3_FORMATS = {
     "Herd's": CHAT_TEMPLATE,
-    "Llama 3's": "{% for m in messages %}{% set text = "
-    + HEADER
-    + " + m['content'] | trim + '<|eot_id|>' %}{% if loop.first %}{% set text = bos_token + text %}{% endif %}"
-    "{{ text }}{% endfor %}" + PROMPT,
-    "without begin_of_text": "{% for m in messages %}{{ "
-    + HEADER
-    + " + m['content'] + '<|eot_id|>' }}{% endfor %}"
+    "Llama 3's": "{% for m in messages %}{% set text = " + HEADER + " + m['content'] | trim + '<|eot_id|>' %}"
+    "{% if loop.first %}{% set text = bos_token + text %}{% endif %}{{ text }}{% endfor %}" + PROMPT,
+    "without begin_of_text": TURNS + PROMPT,
+    "Llama 3.1's dates": "{{ bos_token }}"
+    + TAKE_SYSTEM
+    + "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}"
+    + DATED_SYSTEM
+    + TURNS.replace("m['content']", "m['content'] | trim")
     + PROMPT,
-    "Llama 3.1's dates": "{{ bos_token }}{% if messages[0].role == 'system' %}{% set system = messages[0].content %}"
-    "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
-    "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}"
-    "{{ '<|start_header_id|>system<|end_header_id|>\\n\\nCutting Knowledge Date: December 2023\\nToday Date: ' "
-    "+ date_string + '\\n\\n' + system + '<|eot_id|>' }}{% for m in messages %}{{ "
-    + HEADER
-    + " + m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
-    + PROMPT,
-    "Llama 3.2's today": "{{ bos_token }}{% if messages[0].role == 'system' %}{% set system = messages[0].content %}"
-    "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
-    "{{ '<|start_header_id|>system<|end_header_id|>\\n\\nCutting Knowledge Date: December 2023\\nToday Date: ' "
-    "+ strftime_now('%d %b %Y') + '\\n\\n' + system + '<|eot_id|>' }}{% for m in messages %}{{ "
-    + HEADER
-    + " + m['content'] + '<|eot_id|>' }}{% endfor %}"
+    "Llama 3.2's today": "{{ bos_token }}"
+    + TAKE_SYSTEM
+    + "{% set date_string = strftime_now('%d %b %Y') %}"
+    + DATED_SYSTEM
+    + TURNS
     + PROMPT,
     "tags of transformers' loss mask": "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}"
-    "{% generation %}{{ " + HEADER + " + m['content'] + '<|eot_id|>' }}{% endgeneration %}{% else %}{{ "
-    "" + HEADER + " + m['content'] + '<|eot_id|>' }}{% endif %}{% endfor %}" + PROMPT,
+    + ("{% generation %}" + TURN + "{% endgeneration %}{% else %}" + TURN + "{% endif %}{% endfor %}")
+    + PROMPT,
     "a list of templates": [
         {"name": "tool_use", "template": "{{ 1 }}"},
         {"name": "default", "template": CHAT_TEMPLATE},

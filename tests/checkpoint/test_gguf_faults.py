@@ -55,7 +55,7 @@ def whole(plain):
 
 @pytest.fixture
 def refused(tmp_path):
-    """refused(bytes, *words): opening, or importing, raises CheckpointError with one line that has the words."""
+    """refused(bytes, *words): opening or importing raises CheckpointError in one line with the words."""
 
     def check(data: bytes, *words: str) -> None:
         path = tmp_path / "bad.gguf"

@@ -1,4 +1,4 @@
-"""Checkpoints as other tools leave them: prefixes, fp32 norms, a lone head, adapters, pointers, split files."""
+"""Checkpoints as other tools write them: prefixes, fp32 norms, a lone head, adapters, split files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1
 
 @pytest.fixture
 def saved(tmp_path, make_model, tokenizer):
-    """saved(change, **shape) -> (model, folder), the folder's tensors changed by ``change(state) -> state``."""
+    """saved(change, **shape) -> (model, folder), its tensors changed by ``change(state) -> state``."""
 
     def make(change, **more):
         model = make_model(**(SHAPE | more))

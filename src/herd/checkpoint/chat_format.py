@@ -68,13 +68,13 @@ def require_vocabulary_fits(tokenizer: Tokenizer, config: ModelConfig, where: Pa
     """Raise `TokenizerError` when the tokenizer has ids beyond the model's vocabulary."""
     if tokenizer.vocab_size > config.vocab_size:
         raise TokenizerError(
-            f"{where}: tokenizer has {tokenizer.vocab_size} ids, the model's vocab_size is {config.vocab_size}"
-            "; they do not belong together"
+            f"{where}: tokenizer has {tokenizer.vocab_size} ids, the model's vocab_size is "
+            f"{config.vocab_size}; they do not belong together"
         )
 
 
 def with_chat_settings(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
-    """Return a folder's tokenizer with the folder's own stop tokens and, if need be, the reason against chat."""
+    """Return a folder's tokenizer with its own stop tokens and, if need be, the reason against chat."""
     settings = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).exists() else {}
     settings = settings if isinstance(settings, dict) else {}
     template = _named_template(settings.get("chat_template"))
@@ -116,7 +116,8 @@ def chat_format_problem(
 
     cure = (
         "only Llama 3.1's format can be written, so it cannot chat, learn dialogs or be evaluated as an "
-        "instruct model; continue text with it (herd chat --complete, herd eval --mode base) or take a Llama 3.1 model"
+        "instruct model; continue text with it (herd chat --complete, herd eval --mode base) or take a Llama "
+        "3.1 model"
     )
     missing = [name for name in _NAMES if name not in tokenizer.special_tokens]
     if missing:
@@ -206,7 +207,7 @@ def _named_template(value: Any) -> str | None:
 
 
 def _token_text(value: Any) -> str:
-    """Return a special token's text, which tokenizer_config.json gives as a string or an object with content."""
+    """Return a special token's text, given as a string or as an object with its content."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else ""

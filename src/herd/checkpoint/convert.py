@@ -63,7 +63,7 @@ class ImportSource:
         return key_of(weights.weight_files(self.wanted), **choices)
 
     def remember(self, digests: dict[str, str]) -> None:
-        """Use a journal's part for the digests: those of an earlier run are in it, new ones are added to it."""
+        """Use a journal's part for the digests: those of an earlier run are in it, new ones are added."""
         self._digests = digests
 
     @property

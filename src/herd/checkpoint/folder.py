@@ -141,7 +141,7 @@ def write_checkpoint(
 def load_model(
     folder: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> LlamaLM:
-    """Return the model in a checkpoint folder (or ``hf:ORG/NAME``) with weights in ``dtype`` (None: as stored).
+    """Return the model in a folder (or ``hf:ORG/NAME``) with weights in ``dtype`` (None: as stored).
 
     A quantized folder's blocks stay in the mapped file; ``dtype`` is what it computes in. Raises
     `CheckpointError`, before anything is allocated, for files that are missing, truncated, or do not fit
@@ -180,7 +180,7 @@ def load_model(
         raise CheckpointError(f"{folder}: was replaced while it was being read; load it again")
     if differs:
         raise CheckpointError(
-            f"{folder}: its weights are not those that {LINEAGE_FILE} describes: damaged or edited; restore them"
+            f"{folder}: its weights are not those that {LINEAGE_FILE} describes; restore the folder"
         )
     return model
 

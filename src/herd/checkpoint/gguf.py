@@ -115,7 +115,7 @@ class GGUF:
         return bool(self._part_of)
 
     def rows(self, name: str) -> Tensor:
-        """Return a tensor's bytes as (rows, bytes per row) uint8, mapped from the file; a vector is one row."""
+        """Return a tensor's bytes as (rows, bytes per row) uint8, mapped from the file; a vector is a row."""
         if name in self._part_of:
             return self._part_of[name].rows(name)
         import torch
@@ -163,7 +163,7 @@ class GGUF:
             return
         if named is None or int(named[2]) != 1 or int(named[3]) != count or count > MAX_PARTS:
             raise CheckpointError(
-                f"{self.path}: is part 1 of {count}; keep the names NAME-00001-of-{count:05}.gguf, and do not "
+                f"{self.path}: is part 1 of {count}; keep the names NAME-00001-of-{count:05}.gguf, do not "
                 "join the parts with cat (llama-gguf-split --merge joins them)"
             )
         for part in range(2, count + 1):

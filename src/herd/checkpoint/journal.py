@@ -30,7 +30,7 @@ SAVE_EVERY = 256 << 20
 
 
 class Journal:
-    """How far a conversion has come: ``done`` tensors, and ``notes`` (hashes by part of the work and tensor)."""
+    """How far a conversion has come: ``done`` tensors, and ``notes`` (hashes by part and tensor)."""
 
     def __init__(self, path: Path, key: str) -> None:
         self._path, self._key, self._unsaved = path, key, 0
@@ -65,7 +65,7 @@ class Journal:
 
 
 def key_of(sources: Iterable[Path], **choices: Any) -> str:
-    """Return a name for a conversion: a hash of its source files' states on the disk and of the choices made."""
+    """Return a name for a conversion: a hash of its source files' states and of the choices made."""
     files = []
     for path in sources:
         stat = path.stat()

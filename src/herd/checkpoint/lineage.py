@@ -92,7 +92,7 @@ def load_lineage(folder: str | Path) -> Lineage | None:
 
 
 def released_as(config: ModelConfig) -> str | None:
-    """Return the name in `SIZES` of this shape, whatever its context and RoPE scaling; None if there is none."""
+    """Return the name in `SIZES` of this shape, whatever its context and RoPE scaling, or None."""
     for size, released in SIZES.items():
         if released == config.replace(rope_scaling=released.rope_scaling, max_context=released.max_context):
             return size

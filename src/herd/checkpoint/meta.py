@@ -7,8 +7,8 @@ Three things differ from the layout used everywhere else:
 * RoPE rotates neighbouring channels, so the rows of wq and wk are permuted (`names.from_pairs`).
 * Large models come in model-parallel pieces. Column-parallel matrices are split along their outputs (dim 0),
   row-parallel ones (wo, w2) along their inputs (dim 1), the embedding along the vocabulary (Llama 3) or the
-  width (Llama 2); norms are whole in each piece. With more pieces than KV heads, as in the 16-piece release of
-  405B, each piece holds one KV head and neighbours repeat it: the repeats are checked and dropped.
+  width (Llama 2); norms are whole in each piece. With more pieces than KV heads, as in the 16-piece 405B
+  release, each piece holds one KV head and neighbours repeat it: the repeats are checked and dropped.
 
 Pieces are memory-mapped and nothing but tensors is unpickled; the output is written one tensor at a time.
 
@@ -211,7 +211,7 @@ def _open_pieces(source: Path) -> list[Piece]:
 def _check_pieces(
     source: Path, pieces: list[Piece], config: ModelConfig, names: dict[str, str], repeats: int
 ) -> None:
-    """Check that every piece has every tensor, in a float dtype and in its share's shape, and nothing else."""
+    """Check that every piece has every tensor, in a float dtype and the right shape, and nothing else."""
     shapes = {names[ours]: shape for ours, shape in config.param_shapes()}
     for number, piece in enumerate(pieces):
         where = source / f"consolidated.{number:02}.pth"

@@ -58,7 +58,7 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Return the tensors of one file. Raises `CheckpointError` for a file that is damaged or not safetensors."""
+    """Return the tensors of one file. Raises `CheckpointError` for a damaged or other file."""
     try:
         with path.open("rb") as start:
             if start.read(len(LFS_POINTER)) == LFS_POINTER:

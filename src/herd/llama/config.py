@@ -46,7 +46,10 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A Llama: ``dim`` D, ``n_heads`` H, ``n_kv_heads`` G, ``head_dim`` K, ``ffn_dim`` F, ``vocab_size`` V."""
+    """A Llama: D ``dim``, H ``n_heads``, G ``n_kv_heads``, K ``head_dim``, F ``ffn_dim``, V ``vocab_size``.
+
+    ``head_dim`` 0 means ``dim // n_heads``.
+    """
 
     vocab_size: int
     dim: int

@@ -19,7 +19,7 @@ from ..llama.config import ModelConfig
 
 @dataclass(frozen=True)
 class Format:
-    """A storage format: GGUF's ``name`` and number ``code``, with ``block`` weights in ``block_bytes`` bytes."""
+    """A storage format: GGUF's ``name`` and number ``code``, ``block`` weights in ``block_bytes`` bytes."""
 
     name: str
     code: int
@@ -45,8 +45,9 @@ def _table() -> dict[str, Format]:
     F32 0 1 4, F16 1 1 2, Q4_0 2 32 18, Q4_1 3 32 20, Q5_0 6 32 22, Q5_1 7 32 24, Q8_0 8 32 34, Q8_1 9 32 40,
     Q2_K 10 256 84, Q3_K 11 256 110, Q4_K 12 256 144, Q5_K 13 256 176, Q6_K 14 256 210, Q8_K 15 256 292,
     IQ2_XXS 16 256 66, IQ2_XS 17 256 74, IQ3_XXS 18 256 98, IQ1_S 19 256 50, IQ4_NL 20 32 18,
-    IQ3_S 21 256 110, IQ2_S 22 256 82, IQ4_XS 23 256 136, I8 24 1 1, I16 25 1 2, I32 26 1 4, I64 27 1 8, F64 28 1 8,
-    IQ1_M 29 256 56, BF16 30 1 2, TQ1_0 34 256 54, TQ2_0 35 256 66, MXFP4 39 32 17, NVFP4 40 64 36, Q1_0 41 128 18
+    IQ3_S 21 256 110, IQ2_S 22 256 82, IQ4_XS 23 256 136, I8 24 1 1, I16 25 1 2, I32 26 1 4, I64 27 1 8,
+    F64 28 1 8, IQ1_M 29 256 56, BF16 30 1 2, TQ1_0 34 256 54, TQ2_0 35 256 66, MXFP4 39 32 17,
+    NVFP4 40 64 36, Q1_0 41 128 18
     """
     split = [row.split() for row in rows.split(",")]
     return {name: Format(name, int(code), int(block), int(size)) for name, code, block, size in split}
@@ -91,7 +92,7 @@ def require_fit(shape: Sequence[int], format: Format, name: str = "weight") -> N
 
 
 def tensor_nbytes(shape: Sequence[int], format: Format | str) -> int:
-    """Return the bytes of a tensor of ``shape`` in ``format``. Raises `QuantError` if its rows do not divide."""
+    """Return the bytes of a tensor of ``shape`` in ``format``. Raises `QuantError` for uneven rows."""
     format = find_format(format)
     require_fit(shape, format)
     return math.prod(shape) // format.block * format.block_bytes
@@ -121,7 +122,7 @@ class Scheme:
         return chosen
 
     def plan(self, config: ModelConfig) -> dict[str, Format]:
-        """Return the format of every parameter of a model. Raises `QuantError` for rows that do not divide."""
+        """Return the format of every parameter. Raises `QuantError` for rows that do not divide."""
         return {name: self.of(name, shape, config.tie_embeddings) for name, shape in config.param_shapes()}
 
     def nbytes(self, config: ModelConfig) -> int:

@@ -105,7 +105,7 @@ def random_rows(shape: Sequence[int], format: Format, seed: int | Sequence[int])
 
 
 def _scale(bits: Tensor, dtype: torch.dtype, mantissa: int, bias: int, typical: float) -> None:
-    """Set the exponent of random bits, taken as floats, so that their size is ``typical`` (at least normal)."""
+    """Set the exponent of random bits, taken as floats, so that their size is about ``typical``."""
     ints_of = {2: torch.int16, 4: torch.int32}
     exponent = max(1, round(math.log2(typical / math.sqrt(7 / 3))) + bias)  # 7/3: mean square of [1, 2)
     ints = bits.view(ints_of[dtype.itemsize])
