@@ -63,7 +63,7 @@ INTEGERS = st.builds(
 FLOATS = st.builds(
     lambda digits, places: digits / 10**places, st.integers(-(10**7), 10**7), st.integers(0, 7)
 )
-MULTIPLES = st.sampled_from([1, 2, 7, 100, 997, 4999, 5001, 1000003, 2**32 - 1, 2**53, 0.5, 0.01, 0.07, 0.3])
+MULTIPLES = st.sampled_from([1, 2, 7, 100, 997, 999, 1001, 1000003, 2**32 - 1, 2**53, 0.5, 0.01, 0.07, 0.3])
 BOUND_NAMES = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
 

@@ -22,10 +22,9 @@ LARGEST_INTEGER = 2**53 - 1
 """Integers up to here, and their neighbours, are exact as 64-bit floats."""
 MOST_DIGITS = 15
 """Decimals of this many significant digits survive the way through a 64-bit float and back."""
-LARGEST_MULTIPLE = 5_000
-"""The library's automaton has a state for each remainder and each digit of a bound: a multiple of 10,000 with
-a bound of ten digits exceeds its limits in the middle of an answer. The product of two must stay below
-2^32."""
+LARGEST_MULTIPLE = 1_000
+"""The library's automaton has a state for each remainder and each digit of a bound: from about 5,000 on, a
+long answer exceeds its limit on states. The product of two multiples must also stay below 2^32."""
 MOST_LEVELS = 60
 """Nesting that the library's recursion survives even on a thread with a small stack."""
 
