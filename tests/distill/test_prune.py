@@ -74,7 +74,7 @@ def test_importance_equals_a_hand_computation(teacher: LlamaLM) -> None:
     torch.testing.assert_close(scores.neurons_LF[2], expected)
 
 
-def test_an_identity_layer_is_the_one_dropped(teacher: LlamaLM) -> None:
+def test_a_layer_without_effect_is_dropped_first(teacher: LlamaLM) -> None:
     with torch.no_grad():
         teacher.model.layers[2].self_attn.o_proj.weight.zero_()
         teacher.model.layers[2].mlp.down_proj.weight.zero_()
@@ -96,7 +96,7 @@ def test_impossible_targets_are_refused(teacher: LlamaLM, change: dict, word: st
         prune(teacher, TEACHER.replace(**change), [make_batch()])
 
 
-def test_minitron_4b_counts() -> None:
+def test_the_minitron_4b_shapes_have_the_published_parameter_counts() -> None:
     """Llama-3.1-Minitron-4B: width 4.51 B, depth 4.54 B parameters (arXiv 2408.11796)."""
     from herd.llama import SIZES
 

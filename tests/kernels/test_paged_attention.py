@@ -190,7 +190,7 @@ BOTH = (paged_attention, plain_paged_attention)
 
 
 @pytest.mark.parametrize("kind", BYTES)
-def test_what_is_written_is_read(kind):
+def test_reading_returns_what_was_written(kind):
     s = Sequences([130], 2, 2, 32, kind, torch.float32)
     s.run([[130]], plain_paged_attention, s.pool)
     kept = {"fp32": lambda x: x, "bf16": lambda x: x.bfloat16().float()}

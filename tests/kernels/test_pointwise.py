@@ -36,7 +36,7 @@ dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE))
 @dtypes
 @given(B=st.integers(1, 3), T=st.integers(1, 70), D=st.integers(8, 70))
 @settings(max_examples=25, deadline=None)
-def test_rms_norm(dtype, B, T, D):
+def test_rms_norm_matches_float64(dtype, B, T, D):
     torch.manual_seed(B * T * D)
     compare(
         lambda x, w: rms_norm(x, w, 1e-5),
@@ -55,7 +55,7 @@ def test_rms_norm(dtype, B, T, D):
     shared=st.booleans(),
 )
 @settings(max_examples=25, deadline=None)
-def test_rotate(dtype, B, T, H, half, shared):
+def test_rotation_matches_float64(dtype, B, T, H, half, shared):
     torch.manual_seed(B * T * half)
     angles = torch.randn(1 if shared else B, T, 1, half, dtype=torch.float64).repeat(1, 1, 1, 2)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
@@ -68,7 +68,7 @@ def test_rotate(dtype, B, T, H, half, shared):
 @dtypes
 @given(N=st.integers(1, 50), F=st.integers(1, 80))
 @settings(max_examples=25, deadline=None)
-def test_swiglu(dtype, N, F):
+def test_swiglu_matches_float64(dtype, N, F):
     torch.manual_seed(N * F)
     compare(swiglu, plain_swiglu, leaves((N, F), (N, F), dtype=dtype), dtype)
 

@@ -102,7 +102,7 @@ def test_long_rows_are_taken_in_pieces(format, path):
 
 
 @formats
-def test_the_extreme_codes(format):
+def test_extreme_codes_do_not_overflow(format):
     """All bits set in weights and activations at ±127: where 16-bit sums would overflow."""
     rows_RB = random_rows((16, 256), format, 0)
     for high in (0, 255, 127, 128):
@@ -152,7 +152,7 @@ def test_all_paths_agree(format):
 @formats
 @given(R=st.integers(0, 50), n=st.integers(1, 5))
 @settings(max_examples=20)
-def test_weights_go_there_and_back(format, R, n):
+def test_interleaving_is_undone(format, R, n):
     rows_RB = torch.randint(256, (R, n * format.block_bytes), dtype=torch.uint8)
     tiles_RB = interleave(rows_RB, format.code)
     assert torch.equal(tiles_RB, plain_interleave(rows_RB, format.code))
@@ -166,7 +166,7 @@ def test_blocks_in_a_part_of_a_larger_tensor():
 
 
 @formats
-def test_bf16_in_and_out(format):
+def test_bf16_activations_give_bf16_results(format):
     rows_RB, x_ND = random_rows((48, 512), format, 5), tokens(21, 512, torch.bfloat16)
     tiles_RB = interleave(rows_RB, format.code)
     y_NR = qmatmul(x_ND, tiles_RB, format.code, module.here()[0])
@@ -209,14 +209,14 @@ def test_activations_are_rounded_as_the_reference_says(seed):
     torch.testing.assert_close(y_NR.double(), values, rtol=1e-6, atol=0)
 
 
-def test_nothing_in_nothing_out():
+def test_no_tokens_give_no_results():
     tiles_RB = interleave(random_rows((16, 32), FORMATS["Q8_0"], 0), 8)
     assert qmatmul(torch.empty(0, 32), tiles_RB, 8, "portable").shape == (0, 16)
     assert qmatmul(torch.ones(2, 32), tiles_RB[:0], 8, "portable").shape == (2, 0)
 
 
 @pytest.mark.parametrize("D, code, match", [(64, 2, "not as long"), (32, 3, "format"), (32, 8, "divide")])
-def test_what_does_not_fit_is_refused(D, code, match):
+def test_shapes_that_do_not_fit_are_refused(D, code, match):
     with pytest.raises((RuntimeError, ValueError), match=match):
         qmatmul(torch.ones(2, D), torch.zeros(16, 18, dtype=torch.uint8), code, "portable")
 
@@ -247,7 +247,7 @@ def test_several_matrices_at_once_are_each_alone(path, N, sizes):
         assert torch.equal(y_NR, qmatmul(x_ND, tiles_RB, code, path))
 
 
-def test_under_compile():
+def test_operators_can_be_traced_by_compile():
     tiles_RB, x_ND = interleave(random_rows((20, 64), FORMATS["Q4_0"], 0), 2), tokens(3, 64)
     compiled = torch.compile(
         lambda x: qmatmul(2 * x, tiles_RB, 2, "portable"), backend="aot_eager", fullgraph=True

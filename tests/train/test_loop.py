@@ -52,7 +52,7 @@ def reference(model, stream, config):
 
 @pytest.mark.parametrize("stream", [toy.Counting(), toy.Masked()], ids=["plain", "packed"])
 @pytest.mark.parametrize("clip", [0.3, 100.0])
-def test_matches_float64_reference(tmp_path, stream, clip):
+def test_losses_and_weights_match_a_float64_reference(tmp_path, stream, clip):
     config = toy.config(micro_batch_size=2, clip=clip, eps=1e-3, average_every=0)
     ours = toy.model()
     train(ours, stream, lm, config, tmp_path)
@@ -62,7 +62,7 @@ def test_matches_float64_reference(tmp_path, stream, clip):
         assert (p - params[name]).abs().max() < 2e-6, name
 
 
-def test_learns(tmp_path):
+def test_the_loss_falls_on_easy_rows(tmp_path):
     train(toy.model(), toy.Counting(), lm, toy.config(steps=60, batch_size=8), tmp_path)
     losses = [r["loss"] for r in metrics.read(tmp_path)]
     assert losses[0] > 4.4
@@ -121,7 +121,7 @@ def test_decay_reaches_zero(tmp_path):
     assert seen == pytest.approx([config.optimizer.lr * (8 - i) / 8 for i in range(8)])
 
 
-def test_reads_each_row_once_in_order(tmp_path):
+def test_each_row_is_read_once_and_in_order(tmp_path):
     class Recorder(toy.Counting):
         rows: list[int] = []  # noqa: RUF012
 
@@ -147,13 +147,13 @@ def test_log_has_what_a_reader_needs(tmp_path):
     assert wanted <= records[0].keys()
 
 
-def test_tensorboard(tmp_path):
+def test_tensorboard_receives_the_numbers_of_each_step(tmp_path):
     pytest.importorskip("tensorboard")
     train(toy.model(), toy.Counting(), lm, toy.config(tensorboard=True), tmp_path)
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-def test_absent_tensorboard_says_so(tmp_path, monkeypatch):
+def test_without_tensorboard_there_is_a_warning(tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
@@ -268,13 +268,13 @@ def test_interrupt_finishes_the_step_and_saves(tmp_path, number):
     assert toy.bits(resumed) == toy.bits(whole)
 
 
-def test_objective_signatures():
+def test_signatures_name_objectives_and_their_constants():
     assert objectives.signature(sft) == {"objective": "sft"}
     assert objectives.signature(lm) == {"objective": "lm"}
 
 
 @pytest.mark.soak
-def test_compiled_blocks_train_alike(tmp_path):
+def test_compiled_layers_train_to_the_same_losses(tmp_path):
     plain, compiled = toy.model(), toy.model()
     train(plain, toy.Counting(), lm, toy.config(eps=1e-3), tmp_path / "plain")
     train(compiled, toy.Counting(), lm, toy.config(eps=1e-3, compile=True), tmp_path / "compiled")

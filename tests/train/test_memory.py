@@ -36,7 +36,7 @@ def saved_bytes(model, tokens, monkeypatch) -> int:
 
 @pytest.mark.skipif(not build.ready(), reason="no C++ compiler: plain torch keeps more")
 @pytest.mark.parametrize("shape", [(128, 4, 2, 384), (96, 6, 2, 200)], ids=["a", "b"])
-def test_activations_without_recomputation(shape, monkeypatch):
+def test_kept_activations_are_predicted(shape, monkeypatch):
     dim, heads, kv, ffn = shape
     config = ModelConfig(64, dim, 4, heads, kv, ffn, head_dim=32)
     model, rows, context = LlamaLM(config).init_weights(0), 2, 128
@@ -46,7 +46,7 @@ def test_activations_without_recomputation(shape, monkeypatch):
 
 
 @pytest.mark.skipif(not build.ready(), reason="no C++ compiler: plain torch keeps more")
-def test_activations_with_recomputation(monkeypatch):
+def test_checkpointed_activations_are_predicted(monkeypatch):
     """What is kept across blocks is one residual each."""
     config = ModelConfig(64, 128, 6, 4, 2, 384)
     model, rows, context = LlamaLM(config).init_weights(0), 2, 128
@@ -58,7 +58,7 @@ def test_activations_with_recomputation(monkeypatch):
     assert measured < predicted < measured + 1.1 * block
 
 
-def test_state_is_what_lies_on_the_disk(tmp_path):
+def test_state_bytes_are_those_on_the_disk(tmp_path):
     config = ModelConfig(256, 64, 2, 4, 2, 128, max_context=32)
 
     class Stream:
@@ -89,7 +89,7 @@ def test_state_is_what_lies_on_the_disk(tmp_path):
     )
 
 
-def test_the_big_ones():
+def test_large_models_need_the_published_bytes():
     """16 bytes a parameter; what the recipes say in their comments."""
     big = memory.train_nbytes(
         SIZES["405B"], 1, 8192, dtype="bf16", activation_checkpointing=True, shard=1024, ranks=1024
@@ -103,7 +103,7 @@ def test_the_big_ones():
     assert eight.total < 80e9
 
 
-def test_the_loss_chunk_is_the_kernels():
+def test_the_chunk_of_the_loss_is_the_kernels_own():
     assert memory.LOSS_CHUNK_BYTES == kernel.CHUNK_BYTES
     for config in (*SIZES.values(), ModelConfig(4096, 256, 5, 8, 4, 704)):
         head = torch.empty(config.vocab_size, config.dim, device="meta")

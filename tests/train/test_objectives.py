@@ -43,7 +43,7 @@ def test_sft_gradient_is_zero_where_nothing_can_see_a_target():
 
 @pytest.mark.parametrize("tau", [1.0, 2.5])
 @pytest.mark.parametrize("kl_weight", [0.0, 0.3, 1.0])
-def test_distil_against_float64(tau, kl_weight):
+def test_distillation_matches_float64_arithmetic(tau, kl_weight):
     teacher = toy.model(seed=1, dim=48, n_layers=1, n_heads=6)
     batch = toy.Masked().batch(3, 4)
     student = toy.model()
@@ -90,7 +90,7 @@ def test_distil_brings_the_student_to_its_teacher(tmp_path):
     assert result.flops == pytest.approx(result.tokens * (own + teacher.config.flops_per_token(8)))
 
 
-def test_distil_refuses_what_cannot_be():
+def test_distillation_refuses_other_vocabularies_and_impossible_weights():
     with pytest.raises(TrainingError, match="student's vocabulary is 96, its teacher's 64"):
         batch_loss(toy.model(), distil(toy.model(vocab_size=64)), toy.Counting().batch(0, 1))
     with pytest.raises(TrainingError, match=r"kl_weight=1.5 must be between 0"):

@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name, kind", JOBS)
-def test_same_losses_and_weights(folder, name, kind):
+def test_two_ranks_reach_the_losses_and_weights_of_one(folder, name, kind):
     one, two = (json.loads((folder / which / name / "log.json").read_text()) for which in ("one", kind))
     assert [r["step"] for r in one] == [r["step"] for r in two]
     for a, b in zip(one, two, strict=True):
@@ -65,7 +65,7 @@ def test_same_losses_and_weights(folder, name, kind):
         assert (one[key] - two[key]).abs().max() < 1e-5, key
 
 
-def test_same_tokens_in_the_same_order(folder):
+def test_two_ranks_read_the_rows_of_one_in_the_same_order(folder):
     alone = json.loads((folder / "one" / "sft" / "rows-1-0.json").read_text())
     assert alone == list(range(48))
     for kind in ("ddp", "fsdp"):

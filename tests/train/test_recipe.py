@@ -76,13 +76,13 @@ def test_the_405b_recipe_is_the_papers():
     assert train.learning_rate(train.steps - train.schedule.decay_steps) == pytest.approx(8e-7)
 
 
-def test_the_distillation_recipe_is_minitrons():
+def test_the_distillation_recipe_has_the_constants_of_minitron():
     recipe = read_recipe(next(p for p in RECIPES if p.stem == "4b-distil"))
     assert recipe.train.tokens_per_step * recipe.train.steps == pytest.approx(94e9, rel=1e-3)
     assert (recipe.objective.kl_weight, recipe.objective.tau) == (1.0, 1.0)
 
 
-def test_reads_what_it_says():
+def test_values_are_read_with_their_types():
     recipe = parse_recipe(GOOD)
     assert recipe.optimizer.lr == 3e-3  # which YAML 1.1 would read as text
     assert recipe.model.config().dim == 32
@@ -157,7 +157,7 @@ WRONG = [
 @pytest.mark.parametrize(
     "old, new, message", WRONG, ids=[new.strip().replace("\n", " ") or old for old, new, _ in WRONG]
 )
-def test_errors_carry_the_line(old, new, message):
+def test_every_mistake_is_one_line_that_names_the_file(old, new, message):
     with pytest.raises(RecipeError) as error:
         parse_recipe(edited((old, new)), "recipes/toy.yaml")
     said = str(error.value)
@@ -226,7 +226,7 @@ def test_a_whole_recipe_of_an_earlier_version_is_refused_in_one_line():
         ("paths: [corpus]", "paths:\n  - one\n  - 2", "- 2"),
     ],
 )
-def test_the_line_is_the_right_one(old, new, needle):
+def test_an_error_names_the_line_of_its_key(old, new, needle):
     text = edited((old, new))
     with pytest.raises(RecipeError, match=rf"^toy.yaml:{line_of(text, needle)}: "):
         parse_recipe(text, "toy.yaml")
@@ -251,7 +251,7 @@ def test_several_errors_show_the_first_and_count_the_rest():
         "a: &a [*a]",
     ],
 )
-def test_what_is_no_recipe(text):
+def test_texts_that_are_no_recipes_are_refused(text):
     with pytest.raises(RecipeError):
         parse_recipe(text)
 

@@ -33,7 +33,7 @@ def crash_at(step):
     return evaluate
 
 
-def test_every_step_boundary(tmp_path):
+def test_a_crash_after_any_step_changes_no_bit(tmp_path):
     """Crash in step k's evaluation, the state of k - 1 being newest.
 
     The rest is as if nothing had happened.
@@ -68,7 +68,7 @@ def test_kill_9_at_every_change_of_the_folder(tmp_path, every):
 
 
 @pytest.mark.parametrize("where", ["write_data", "finish"])
-def test_crash_inside_a_save(tmp_path, monkeypatch, where):
+def test_a_crash_while_saving_leaves_the_earlier_state(tmp_path, monkeypatch, where):
     config = toy.config(save_every=2)
     whole = toy.model()
     train(whole, toy.Counting(), lm, config, tmp_path / "whole")
@@ -107,12 +107,12 @@ def test_a_finished_run_only_loads(tmp_path):
     assert (result.step, result.resumed_from, result.last) == (6, 6, done.last)
 
 
-def test_keeps_the_newest_states(tmp_path):
+def test_only_the_newest_states_are_kept(tmp_path):
     train(toy.model(), toy.Counting(), lm, toy.config(save_every=1, keep_states=3), tmp_path)
     assert [path.name for path in state.states(tmp_path)] == [f"step-{n:08d}" for n in (4, 5, 6)]
 
 
-def test_cutting_rows_anew_may_change_between_starts(tmp_path):
+def test_micro_batches_and_checkpointing_may_change_between_starts(tmp_path):
     a, b = toy.model(), toy.model()
     with pytest.raises(Crash):
         train(a, toy.Counting(), lm, toy.config(save_every=3, eval_every=4), tmp_path, evaluate=crash_at(4))
@@ -153,7 +153,7 @@ def stopped(tmp_path):
         ({"betas": (0.9, 0.999)}, "betas="),
     ],
 )
-def test_another_run_is_refused(stopped, changes, message):
+def test_resuming_with_other_settings_is_refused(stopped, changes, message):
     with pytest.raises(TrainingError, match=message):
         train(toy.model(), toy.Counting(), lm, toy.config(**changes), stopped)
 
@@ -206,7 +206,7 @@ def test_a_corrupt_state_names_itself_and_the_cure(stopped, damage, reason):
     assert toy.bits(resumed) == toy.bits(whole)
 
 
-def test_a_corrupt_only_state(tmp_path):
+def test_a_corrupt_state_without_an_older_one_says_to_start_again(tmp_path):
     with pytest.raises(Crash):
         train(
             toy.model(),

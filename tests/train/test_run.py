@@ -110,7 +110,7 @@ def base(tmp_path_factory):
     return folder
 
 
-def test_text_to_a_checkpoint(base):
+def test_a_recipe_turns_text_into_a_checkpoint_with_lineage(base):
     model = load_model(base / "teacher" / "model")
     lineage = load_lineage(base / "teacher" / "model")
     assert (lineage.name, lineage.stage, lineage.parents) == ("teacher", "lm", {})
@@ -125,7 +125,7 @@ def test_text_to_a_checkpoint(base):
     )
 
 
-def test_teacher_to_student_and_instruct(base):
+def test_students_and_instruct_models_name_their_parents(base):
     folder, result = run_recipe(recipe(STUDENT, base))
     lineage = load_lineage(folder)
     assert lineage.parents == {"teacher": load_lineage(base / "teacher" / "model").weights_hash}

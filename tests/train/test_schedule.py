@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from herd.train import Constant
 
 
-def test_llama3_405b():
+def test_the_405b_schedule_has_the_published_rates():
     """8,000 warm-up steps to 8e-5, cosine to 8e-7 over 1.2 M steps (section 3.4.1)."""
     config = toy.flat(
         steps=1_200_000, batch_size=2048, context=8192, lr=8e-5, warmup_steps=8000, min_lr_ratio=0.01
@@ -46,7 +46,7 @@ def configs(draw):
 
 
 @given(configs())
-def test_rises_falls_and_ends(config):
+def test_rates_rise_in_the_warm_up_and_fall_to_zero(config):
     rates = [config.learning_rate(step) for step in range(config.steps)]
     assert all(0 <= rate <= 1 + 1e-12 for rate in rates)
     warm = config.schedule.warmup_steps
@@ -63,7 +63,7 @@ def test_rises_falls_and_ends(config):
 
 
 @given(configs())
-def test_averages_the_last_step_and_only_the_tail(config):
+def test_only_weights_of_the_decay_are_averaged(config):
     taken = [step for step in range(1, config.steps + 1) if config.schedule.averages_at(step, config.steps)]
     if not config.schedule.average_every:
         assert taken == []
@@ -90,12 +90,12 @@ def test_averages_the_last_step_and_only_the_tail(config):
         ({"dtype": "float16"}, "fp32"),
     ],
 )
-def test_impossible_configurations(changes, message):
+def test_impossible_configurations_are_refused(changes, message):
     with pytest.raises(ValidationError, match=message):
         toy.flat(**({"steps": 10, "batch_size": 8, "context": 4, "lr": 1e-3} | changes))
 
 
-def test_rows_of_ranks():
+def test_rows_are_divided_over_ranks_or_refused():
     config = toy.flat(steps=1, batch_size=12, micro_batch_size=3, context=4, lr=1e-3)
     assert [config.rows_of_rank(world) for world in (1, 2, 4)] == [12, 6, 3]
     with pytest.raises(ValueError, match="batch_size=12 is not a multiple of the 5 ranks"):

@@ -1,6 +1,6 @@
-"""Which heads, neurons, channels and layers matter: activation importance in forward passes alone.
+"""The importance of heads, neurons, channels and layers, measured in forward passes alone.
 
-Minitron (arXiv 2407.14679, section 2.2) ranks structures by how strongly they are active on calibration text:
+Minitron (arXiv 2407.14679, section 2.2) ranks the parts of a model by their activations on calibration text:
 
 - a query head by the L2 norm of its attention output, before ``o_proj``;
 - an FFN neuron by the magnitude of its input to ``down_proj``;
@@ -41,7 +41,7 @@ class Importance:
 
 
 def _energy(x_BTX: Tensor) -> Tensor:
-    """Mean magnitude over time, squared and summed over rows: (X,)."""
+    """Return the mean magnitude over time, squared and summed over rows: (X,)."""
     return x_BTX.float().abs().mean(dim=1).square().sum(dim=0)
 
 
@@ -94,10 +94,10 @@ def importance(model: LlamaLM, batches: Iterable[Batch]) -> Importance:
 
 @torch.no_grad()
 def best_block(model: LlamaLM, n_drop: int, batches: Sequence[Batch]) -> range:
-    """The contiguous run of ``n_drop`` layers whose removal raises the loss on ``batches`` least.
+    """Return the contiguous run of ``n_drop`` layers whose removal raises the loss on ``batches`` least.
 
-    The first and the last layer stay: they are the costliest to lose in every Llama measured (Minitron,
-    section 2.3).
+    The first and the last layer are kept: losing them costs most in every Llama measured (Minitron, section
+    2.3).
     """
     n_layers = model.config.n_layers
     if not 0 <= n_drop <= n_layers - 2:

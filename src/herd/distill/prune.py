@@ -1,9 +1,8 @@
-"""Structured pruning: a smaller Llama cut out of a larger one, reloading as a plain checkpoint.
+"""Structured pruning: cut a smaller Llama out of a larger one. The result is an ordinary checkpoint.
 
 Width (channels, FFN neurons, query heads inside each KV group) and depth (a contiguous run of layers) are cut
-at once, by `importance`. KV heads and the head dim stay: both Llama Minitrons keep them (arXiv 2408.11796).
-The result has the same parameter names and an ordinary config; it is nothing special, merely worse, until
-distillation mends it.
+at once, by `importance`. KV heads and the head dim are kept, as in both Llama Minitrons (arXiv 2408.11796).
+The result has the same parameter names and an ordinary configuration, and is worse until it is distilled.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from .importance import Importance, best_block, importance
 
 @dataclass(frozen=True)
 class PruneMask:
-    """Indices that survive, ascending: layers; channels (D',).
+    """The kept indices in ascending order.
 
-    Per kept layer heads (H',) and neurons (F',).
+    Layers, channels (D',), and per kept layer heads (H',) and neurons (F',).
     """
 
     layers: list[int]
@@ -58,7 +57,7 @@ def check_target(source: ModelConfig, target: ModelConfig) -> None:
 
 
 def choose(source: ModelConfig, target: ModelConfig, scores: Importance, drop: range) -> PruneMask:
-    """The best-scoring structures that make ``target``, with the layers in ``drop`` gone."""
+    """Return the best-scoring parts that make ``target``, without the layers in ``drop``."""
     layers = [i for i in range(source.n_layers) if i not in drop]
     group, group_kept = source.n_heads // source.n_kv_heads, target.n_heads // target.n_kv_heads
 
@@ -79,7 +78,7 @@ def choose(source: ModelConfig, target: ModelConfig, scores: Importance, drop: r
 
 @torch.no_grad()
 def cut(model: LlamaLM, target: ModelConfig, kept: PruneMask) -> LlamaLM:
-    """A new ``target``-shaped model holding the kept rows and columns of ``model``'s weights."""
+    """Return a model of shape ``target`` with the kept rows and columns of ``model``'s weights."""
     K = target.head_dim
     source = model.state_dict()
     out: dict[str, Tensor] = {}
@@ -105,7 +104,7 @@ def cut(model: LlamaLM, target: ModelConfig, kept: PruneMask) -> LlamaLM:
 
 
 def prune(model: LlamaLM, target: ModelConfig, batches: Sequence[Batch]) -> tuple[LlamaLM, PruneMask]:
-    """Cut ``target`` out of ``model`` by importance on calibration ``batches``. The input model is unchanged.
+    """Cut ``target`` out of ``model`` by importance on calibration ``batches``; ``model`` is not changed.
 
     Raises `ConfigError` where the target cannot be cut out of the source.
     """

@@ -1,10 +1,11 @@
-// Causal attention with shared KV heads and packed documents, forward and backward, without the (T x T) matrix:
-// FlashAttention-2 (arXiv 2307.08691) for a CPU's caches. One unit of work is one KV head of one row with all the query
-// heads it serves: their blocks live in L1/L2, keys of later tokens and of other documents are never touched, and no
-// two units write the same gradient. Every product is one tile of registers; its right side has contiguous rows.
-// Reference in plain torch: attention.py.
+// Causal attention with shared KV heads and packed documents, forward and backward, without the (T x T)
+// matrix: FlashAttention-2 (arXiv 2307.08691) for a CPU's caches. One unit of work is one KV head of one
+// row with all the query heads that share it. Its blocks stay in L1/L2, keys of later tokens and of other
+// documents are never read, and no two units write the same gradient. Every product is a tile of registers
+// whose right-hand side has contiguous rows. Reference in plain torch: attention.py.
 //
-// Query i sees keys start[i]..i; starts rise along the row (null: 0). Computes in fp32 whatever the inputs are.
+// Query i sees keys start[i]..i, where start does not decrease along the row (null: 0 everywhere). All
+// arithmetic is in fp32, whatever the inputs are.
 #include "common.h"
 
 #include <algorithm>
@@ -70,7 +71,7 @@ void multiply(int64_t M, int64_t N, int64_t K, const float* a, int64_t a_m, int6
   for (; n < N; n += LANES) column<1, ADD>(M, a, a_m, a_k, b + n, ldb, c + n, ldc, K);
 }
 
-// One head's rows, gathered contiguous in fp32 and scaled; rows beyond T are zero.
+// Rows of one head, gathered into contiguous fp32 and scaled; rows beyond T are zero.
 template <class T>
 void gather(const T* from, int64_t stride, int64_t T_, int64_t padded, int64_t K, float scale, float* to) {
   for (int64_t t = 0; t < T_; t++)
@@ -86,14 +87,15 @@ void scatter(const float* from, int64_t stride, int64_t T_, int64_t K, float sca
     for (int64_t k = 0; k < K; k++) put(to[t * stride + k], from[t * K + k] * scale);
 }
 
-// Blocks of keys, each turned to (K x BLOCK).
+// Blocks of keys, each transposed to (K x BLOCK).
 void transpose_blocks(const float* from, int64_t padded, int64_t K, float* to) {
   for (int64_t j = 0; j < padded; j += BLOCK)
     for (int64_t k = 0; k < K; k++)
       for (int64_t i = 0; i < BLOCK; i++) to[j * K + k * BLOCK + i] = from[(j + i) * K + k];
 }
 
-// Scores of query `t` against keys it does not see become -inf: those before its document, and after itself.
+// Sets scores of query `t` to -inf for keys that it does not see: those before its document and after
+// itself.
 inline void hide(float* row, const int64_t* starts, int64_t t, int64_t key) {
   const int64_t first = std::clamp<int64_t>(starts ? starts[t] - key : 0, 0, BLOCK);
   const int64_t last = std::min(BLOCK, t + 1 - key);
@@ -110,7 +112,7 @@ struct Shape {
   int64_t first_block(const int64_t* starts, int64_t query) const { return starts ? starts[query] / BLOCK * BLOCK : 0; }
 };
 
-// One block of queries against all keys it sees, softmax kept up to date on the way (online softmax).
+// One block of queries against all keys that it sees, with an online softmax.
 void forward_block(const Shape& s, const float* q, const float* kt, const float* v, const int64_t* starts, int64_t query,
                    float* out, float* lse) {
   const int64_t rows = std::min(BLOCK, s.T - query), K = s.K;
@@ -180,13 +182,13 @@ std::tuple<Tensor, Tensor> forward(Tensor q_, Tensor k_, Tensor v_, std::optiona
   return {out_, lse_};
 }
 
-// What the backward of one query head reads and adds to; all (padded x K), fp32, contiguous.
+// Inputs and sums of the backward of one query head; all are (padded x K), fp32, contiguous.
 struct Head {
   const float *q, *d_out, *lse, *delta;
   float* d_q;
 };
 
-// All queries of one head against one block of keys: probabilities again, then the three gradients.
+// All queries of one head against one block of keys: the probabilities again, then the three gradients.
 void backward_block(const Shape& s, const Head& head, const float* k, const float* kt, const float* vt,
                     const int64_t* starts, int64_t key, float* d_k, float* d_v) {
   alignas(64) float p[BLOCK * BLOCK], d_p[BLOCK * BLOCK];
@@ -234,7 +236,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor d_out_, Tensor q_, Tensor k_,
           const int64_t at = (b * T_ * s.H + h) * K;
           gather(data<T>(q_) + at, s.H * K, T_, s.padded, K, float(scale), q);
           gather(data<T>(d_out_) + at, s.H * K, T_, s.padded, K, 1.0f, d_out);
-          for (int64_t t = 0; t < T_; t++) {  // delta = sum of out * d_out: what softmax takes from every score
+          for (int64_t t = 0; t < T_; t++) {  // delta = sum of out * d_out, which softmax's gradient subtracts
             const T* out = data<T>(out_) + at + t * s.H * K;
             float dot = 0;
 #pragma omp simd reduction(+ : dot)
@@ -246,7 +248,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor d_out_, Tensor q_, Tensor k_,
           for (int64_t key = 0; key < T_; key += BLOCK) backward_block(s, head, k, kt, vt, starts, key, d_k, d_v);
           scatter(d_q, s.H * K, T_, K, float(scale), data<T>(d_q_) + at);
         }
-        scatter(d_k, s.G * K, T_, K, 1.0f, data<T>(d_k_) + shared);  // q already carries the scale
+        scatter(d_k, s.G * K, T_, K, 1.0f, data<T>(d_k_) + shared);  // q was scaled before
         scatter(d_v, s.G * K, T_, K, 1.0f, data<T>(d_v_) + shared);
       }
     });

@@ -1,4 +1,5 @@
-// How fast memory can be read: the ceiling of decoding, which reads every weight once a token. Reference: bandwidth.py.
+// Reads memory as fast as possible: the upper bound for decoding, which reads every weight once per token.
+// Reference: bandwidth.py.
 #include <atomic>
 
 #include "common.h"
@@ -6,13 +7,14 @@
 namespace herd {
 namespace {
 
-// Eight lines of 64 bytes, each with a sum of its own, so that no load waits for an addition; the compiler makes these
-// two or more registers where the machine's are narrower.
+// Eight lines of 64 bytes, each with its own sum, so that no load waits for an addition. The compiler
+// splits them into two or more registers where the machine's are narrower.
 typedef uint64_t line __attribute__((vector_size(64), aligned(8), may_alias));
 constexpr int64_t LINES = 8, TURN = LINES * 8;  // words
 constexpr int64_t AHEAD = 512;                 // words: 4 KiB
 
-// The sum of all 64-bit words, wrapping; every byte is read once, from its thread's own stretch of memory.
+// The wrapping sum of all 64-bit words. Every byte is read once, each thread reading its own part of
+// memory.
 int64_t read_all(Tensor words) {
   const uint64_t* p = static_cast<const uint64_t*>(words.data_ptr());
   std::atomic<uint64_t> total{0};

@@ -1,6 +1,6 @@
-// A whole transformer block behind a paged cache, from quantized weights: its operators one after the other, without
-// Python between them. A step of decoding leaves nothing in the caches but weights, so every return to the interpreter
-// reads its code and objects from memory again.
+// A whole decoder layer with a paged cache and quantized weights: its operators one after the other,
+// without Python between them. A decode step fills the caches with weights, so every return to the
+// interpreter would have to load its code and objects from memory again.
 #include "operators.h"
 
 namespace herd {
@@ -20,7 +20,8 @@ void add(const Tensor& x, const Tensor& y) {
   });
 }
 
-// norms: before attention and before the feed-forward; matrices: q, k, v, o, gate, up, down. x (N, D) is left alone.
+// norms: before attention and before the feed-forward; matrices: q, k, v, o, gate, up, down. x (N, D) is
+// not changed.
 Tensor block(Tensor x_ND, std::vector<Tensor> norms, std::vector<Tensor> matrices, std::vector<int64_t> formats,
              int64_t path, double eps, Tensor cos, Tensor sin, Tensor pool, Tensor tables, Tensor rows, int64_t layer) {
   require(norms.size() == 2 && matrices.size() == 7 && formats.size() == 7, "a block has two norms and seven matrices");

@@ -1,7 +1,8 @@
 // What all kernels share: element types, a vectorizable exp, torch's thread pool, checks.
 //
-// Written as plain loops for the compiler to vectorize (-O3 -march=native, `omp simd` for sums), so that one source
-// serves AVX2, AVX-512 and NEON. PyTorch's stable ABI: one binary for many torch versions.
+// Kernels are plain loops that the compiler vectorizes (-O3 -march=native, `omp simd` for sums), so that
+// one source serves AVX2, AVX-512 and NEON. They use PyTorch's stable ABI: one binary works with many
+// versions of torch.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -86,8 +87,8 @@ T* data(const Tensor& x) {
   return static_cast<T*>(x.data_ptr());
 }
 
-// New memory, and the same memory in another shape. Torch's own functions for it go through its dispatcher, which costs
-// ten times as much; a step of decoding asks for some hundreds.
+// Allocates memory, and views memory in another shape. Torch's own functions go through its dispatcher and
+// cost ten times as much; a decode step calls these some hundred times.
 inline std::vector<int64_t> strides_of(const std::vector<int64_t>& sizes) {
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * sizes[i];

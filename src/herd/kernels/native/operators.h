@@ -1,4 +1,4 @@
-// The operators of a block, as C++ calls them: block.cpp makes one of them all.
+// The operators of a decoder layer as C++ functions; block.cpp joins them.
 #pragma once
 
 #include <tuple>

@@ -1,10 +1,12 @@
-// Attention over a paged KV cache: writes the new keys and values, then every new token looks at its sequence so far.
-// FlashAttention-2's online softmax (arXiv 2307.08691) over pages (vLLM, arXiv 2309.06180), keys cut at fixed places for
-// parallel decoding (Flash-Decoding). Reference in plain torch, and the layout of a page: paged_attention.py.
+// Attention over a paged KV cache: writes the new keys and values, then every new token attends to its
+// sequence so far. FlashAttention-2's online softmax (arXiv 2307.08691) over pages (vLLM, arXiv
+// 2309.06180), with keys split at fixed places for parallel decoding (Flash-Decoding). Reference in plain
+// torch: paged_attention.py; layout of a page: page_layout.py.
 //
-// A query's result depends on its own sequence only, to the bit: each of its sums runs in one order, over the same 16
-// lanes, whoever shares the registers with it; keys are cut every SPLIT whether or not the parts run side by side. So a
-// token is the same decoded alone, in a batch, as part of a prompt, or with any number of threads.
+// A query's result depends only on its own sequence, to the bit: each of its sums runs in one order over
+// the same 16 lanes, whichever queries share the registers with it, and keys are split every SPLIT whether
+// or not the parts run in parallel. So a token is the same decoded alone, in a batch, as part of a prompt,
+// or with any number of threads.
 #include "operators.h"
 
 #include <algorithm>
@@ -18,15 +20,15 @@ namespace {
 
 constexpr int64_t LANES = 16, PAGE = 64, BLOCK = 32;
 constexpr int64_t SPLIT = 8 * PAGE;    // keys of one part
-constexpr int64_t SHARED = 8;          // rows of so few new tokens are cut into parts that run side by side
-constexpr int64_t QUERIES = 128;       // query vectors of one unit of work: with their sums they fit the second cache
+constexpr int64_t SHARED = 8;          // up to this many new tokens, a row's parts run in parallel
+constexpr int64_t QUERIES = 128;       // query vectors of a unit of work; with their sums they fit into L2
 #if defined(__AVX512F__)
 constexpr int TALL = 12;  // 12 x 2 sums, 2 values, weights: 32 registers
 #else
 constexpr int TALL = 4;
 #endif
 
-// The compiler makes these two or four registers where the machine's are narrower.
+// The compiler splits these into two or four registers where the machine's are narrower.
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int8_t bytes __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
@@ -43,16 +45,16 @@ inline vec load16(const bf16* p) {
 #endif
 }
 
-// 32 bytes become as many signed numbers of 16 bits.
+// Converts 32 bytes to signed 16-bit numbers.
 inline ivec widen(const uint8_t* p) {
 #if defined(__AVX512BW__)
-  return (ivec)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));  // the compiler's own goes byte by byte
+  return (ivec)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));  // compilers go byte by byte
 #else
   return (ivec)__builtin_convertvector(*(const bytes*)p, shorts);
 #endif
 }
 
-// a x b + c in one rounding, said outright where a compiler could choose which of two products it joins to the sum.
+// a x b + c with one rounding, explicitly, because a compiler could choose which of two products it fuses.
 inline vec fma(vec a, vec b, vec c) {
 #if defined(__AVX512F__)
   return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -65,7 +67,7 @@ inline vec fma(vec a, vec b, vec c) {
 #endif
 }
 
-// Two products of signed 16 bits, added to each lane.
+// Adds two products of signed 16-bit numbers to each lane.
 inline ivec dot2(ivec sum, ivec a, int32_t b) {
 #if defined(__AVX512VNNI__)
   return (ivec)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, _mm512_set1_epi32(b));
@@ -80,7 +82,7 @@ inline ivec dot2(ivec sum, ivec a, int32_t b) {
 #endif
 }
 
-// Four products of unsigned bytes of `a` and signed bytes of `b`, added to each lane.
+// Adds four products of unsigned bytes of `a` and signed bytes of `b` to each lane.
 inline ivec dot4(ivec sum, ivec a, int32_t b) {
 #if defined(__AVX512VNNI__)
   return (ivec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, _mm512_set1_epi32(b));
@@ -90,7 +92,8 @@ inline ivec dot4(ivec sum, ivec a, int32_t b) {
 #endif
 }
 
-// How a page holds one KV head, for each type of cache. `query` is K words a row: what `prepare` makes of it.
+// The layout of one KV head in a page, for each type of cache. `query` is a row of K words, as `prepare`
+// makes it.
 struct Wide {
   static constexpr int64_t itemsize = 4;
   static constexpr bool scaled = false;
@@ -119,9 +122,9 @@ struct Half {
   static vec value(const uint8_t* values, int64_t at) { return load16((const bf16*)values + at); }
 };
 
-// Bytes with a bf16 scale for every BLOCK of a head's channels; keys are stored plus 128, as dot4 wants them, and the
-// values of two tokens side by side, as dot2 does.
-// A query row: K bytes, then K / BLOCK scales, then as many starting values -128 * sum(bytes).
+// Bytes with a bf16 scale for every BLOCK of a head's channels. Keys are stored with 128 added, as dot4
+// needs them, and the values of two tokens side by side, as dot2 needs them. A query row holds K bytes,
+// then K / BLOCK scales, then as many starting values -128 * sum(bytes).
 struct Bytes {
   static constexpr int64_t itemsize = 1;
   static constexpr bool scaled = true;
@@ -154,19 +157,21 @@ struct Shape {
   }
 };
 
-// One sequence's new tokens: `start` is the first one's place among all new tokens, `position` in its own sequence.
+// The new tokens of one sequence: `start` is the index of the first among all new tokens, `position` that
+// in its own sequence.
 struct Row {
   int64_t table, start, n, position, partials;
   int64_t splits() const { return (position + n + SPLIT - 1) / SPLIT; }
   bool shared() const { return n <= SHARED && splits() > 1; }
 };
 
-// One unit of work: a block of a row's tokens for one KV head; `split` < 0: all its keys.
+// A unit of work: a block of a row's tokens for one KV head, against part `split` of its keys; < 0: all of
+// them.
 struct Unit {
   int64_t row, g, begin, end, split;
 };
 
-// BLOCK numbers to bytes and a scale that bf16 holds. paged_attention.quantize does the same.
+// Rounds BLOCK numbers to bytes with a scale that bf16 holds, as paged_attention.quantize does.
 inline float quantize(const float* x, int8_t* to) {
   float most = 0;
 #pragma omp simd reduction(max : most)
@@ -198,7 +203,7 @@ void prepare(const Shape& s, float* query) {
   }
 }
 
-// A head's new key and value into their place of the page.
+// Writes a head's new key and value to their place in the page.
 template <class Kind>
 void store(const Shape& s, uint8_t* head, int64_t place, const float* key, const float* value) {
   const int64_t K = s.K, group = place / LANES, lane = place % LANES, width = s.width;
@@ -230,7 +235,8 @@ void store(const Shape& s, uint8_t* head, int64_t place, const float* key, const
   }
 }
 
-// What a thread works with: prepared queries and, for each, the running softmax over the keys of this part and over all.
+// The memory of a thread: prepared queries and, for each, the running softmax over the keys of this part
+// and over all.
 struct Scratch {
   std::vector<float> memory;
   float *query, *out, *sum, *top, *total, *total_sum, *total_top, *score;
@@ -243,12 +249,13 @@ struct Scratch {
   }
 };
 
-// What is to be done with the sums of a page: sum before x `shrink` + this page's x `grow`.
+// Factors for the sums of a page: previous sum x `shrink` + this page's sum x `grow`.
 struct Factors {
   float shrink, grow;
 };
 
-// Scores of one query against a page become weights exp(score - the page's best), 0 for those it does not see.
+// Turns scores of one query against a page into weights exp(score - the page's largest), 0 for keys that it
+// does not see.
 __attribute__((noinline)) Factors soften(float* score, int64_t visible, float* top, float* sum) {
   for (int64_t j = std::max<int64_t>(visible, 0); j < PAGE; j++) score[j] = -INFINITY;
   float best = -INFINITY;
@@ -267,7 +274,7 @@ __attribute__((noinline)) Factors soften(float* score, int64_t visible, float* t
   return f;
 }
 
-// Adds one part's softmax to that of the parts before it.
+// Adds the softmax of one part to that of the parts before it.
 __attribute__((noinline)) void merge(int64_t K, float top, float sum, const float* out, float* all_top, float* all_sum,
                                      float* all) {
   if (top == -INFINITY) return;
@@ -301,8 +308,9 @@ inline void accumulate(const uint8_t* values, int64_t n, const float* weight, co
     }
 }
 
-// The same with values in bytes, a block of channels with its scales. A query's weights times scales become steps of
-// 1 / STEPS of the largest scale it sees, so that all products are exact integers: half the work of floating point.
+// The same with int8 values, a block of channels with its scales at a time. A query's weights times scales
+// are rounded to steps of 1 / STEPS of the largest scale that it sees, so that all products are exact
+// integers, at half the cost of floating point.
 constexpr float STEPS = 32767;
 
 template <int M>
@@ -350,8 +358,9 @@ inline void prefetch(const uint8_t* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
-// M queries, from `m` on, against the keys of one page. `visible`: how many of them the last query sees; R queries each
-// stand at one position. `next`: the page that comes after, fetched while this one is worked on.
+// M queries, from `m` on, against the keys of one page. `visible`: the number of keys that the last query
+// sees; R consecutive queries have the same position. `next`: the following page, which is prefetched
+// during the work on this one.
 template <class Kind, int M>
 void page_part(const Shape& s, const uint8_t* head, const uint8_t* next, Scratch& t, int64_t m, const int64_t* visible) {
   const int64_t K = s.K, n = std::min(PAGE, visible[m + M - 1]);
@@ -397,8 +406,8 @@ void page(const Shape& s, const uint8_t* head, const uint8_t* next, Scratch& t, 
   for (; m < n; m++) page_part<Kind, 1>(s, head, once(), t, m, visible);
 }
 
-// One unit. Its result goes to `out` (N, H, K), or, where the row's parts run side by side, to `partials`:
-// for each of a row's (token, head, part) K sums, the softmax's top and its sum.
+// Computes a unit. Its result goes to `out` (N, H, K) or, where the row's parts run in parallel, to
+// `partials`: for each (token, head, part) of a row K sums, the softmax's largest score and its sum.
 template <class Kind, class T>
 void attend(const Shape& s, const Row& row, const Unit& unit, Scratch& t, const T* q, T* out, float* partials) {
   const int64_t K = s.K, R = s.R, n = (unit.end - unit.begin) * R, parts = row.splits();
@@ -445,7 +454,7 @@ void attend(const Shape& s, const Row& row, const Unit& unit, Scratch& t, const 
   }
 }
 
-// The parts of a row that ran side by side, joined in their order.
+// Joins the parts of a row that ran in parallel, in their order.
 template <class T>
 void join(const Shape& s, const Row& row, int64_t head, const float* partials, T* out) {
   const int64_t K = s.K, parts = row.splits();
@@ -491,7 +500,7 @@ void run(const Shape& s, std::vector<Row>& rows, const Tensor& q, const Tensor& 
       partials_size += row.n * s.H * row.splits() * (s.K + 2);
       for (int64_t head = 0; head < row.n * s.H; head++) joins.emplace_back(r, head);
     }
-    for (int64_t end = row.n; end > 0; end -= tokens)  // the last see most keys: longest first
+    for (int64_t end = row.n; end > 0; end -= tokens)  // the last tokens see the most keys: longest units first
       for (int64_t g = 0; g < s.G; g++)
         for (int64_t split = row.shared() ? row.splits() - 1 : -1; split >= (row.shared() ? 0 : -1); split--)
           units.push_back({r, g, std::max<int64_t>(end - tokens, 0), end, split});
@@ -499,7 +508,7 @@ void run(const Shape& s, std::vector<Row>& rows, const Tensor& q, const Tensor& 
   std::vector<float> partials(partials_size);
   std::atomic<int64_t> next{0};
   const int64_t n_units = units.size();
-  parallel(n_units, 1, [&](int64_t, int64_t) {  // whoever is free takes the next unit
+  parallel(n_units, 1, [&](int64_t, int64_t) {  // the next free thread takes the next unit
     Scratch scratch(s.K);
     for (int64_t i; (i = next++) < n_units;)
       attend<Kind>(s, rows[units[i].row], units[i], scratch, data<T>(q), data<T>(out), partials.data());

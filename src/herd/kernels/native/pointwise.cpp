@@ -1,11 +1,11 @@
-// RMSNorm, rotary positions and SwiGLU, forward and backward, one pass over memory each; statistics in fp32.
-// References in plain torch: pointwise.py. Rows are tokens.
+// RMSNorm, rotary positions and SwiGLU, forward and backward, with one pass over memory each; statistics
+// are in fp32. References in plain torch: pointwise.py. Rows are tokens.
 #include "operators.h"
 
 namespace herd {
 namespace {
 
-constexpr int64_t ROWS = 64;  // a unit of work; sums over tokens are made per unit, so they do not depend on threads
+constexpr int64_t ROWS = 64;  // of a unit of work; sums are made per unit, so they do not depend on threads
 
 int64_t blocks_of(int64_t n) { return (n + ROWS - 1) / ROWS; }
 
@@ -39,7 +39,8 @@ std::tuple<Tensor, Tensor> rms_norm(Tensor x_ND, Tensor weight_D, double eps, bo
   return {y_ND, rstd_N};
 }
 
-// dx = rstd (w dy - x rstd^2 mean(w dy x)); dw = sum over tokens of dy x rstd, a partial sum a unit of work
+// dx = rstd (w dy - x rstd^2 mean(w dy x)); dw = sum over tokens of dy x rstd, as a partial sum per unit of
+// work
 std::tuple<Tensor, Tensor> rms_norm_backward(Tensor dy_ND, Tensor x_ND, Tensor weight_D, Tensor rstd_N) {
   const int64_t N = x_ND.size(0), D = x_ND.size(1), units = blocks_of(N);
   Tensor dx_ND = fresh_like(x_ND);
@@ -74,7 +75,8 @@ std::tuple<Tensor, Tensor> rms_norm_backward(Tensor dy_ND, Tensor x_ND, Tensor w
   return {dx_ND, dw_UD};
 }
 
-// Turns channel pairs (i, i + K/2) of x (B,T,H,K) by angles cos/sin (B or 1, T, K/2 used); sign -1 turns back.
+// Rotates channel pairs (i, i + K/2) of x (B, T, H, K) by angles cos/sin (B or 1, T, K/2 of them used);
+// sign -1 rotates back.
 Tensor rotate(Tensor x_BTHK, Tensor cos_BTK, Tensor sin_BTK, double sign) {
   const int64_t B = x_BTHK.size(0), T_ = x_BTHK.size(1), H = x_BTHK.size(2), K = x_BTHK.size(3), half = K / 2;
   const bool shared = cos_BTK.size(0) == 1;

@@ -1,9 +1,10 @@
-// Quantized weights times activations: the order of the weights' bytes, rounding of activations, and who computes
-// what. Products themselves: qmatmul_kernel.h; layouts: qmatmul.h. Reference in plain torch: qmatmul.py.
+// Activations times quantized weights: the order of the weights' bytes, the rounding of activations, and
+// the division of work. The products are in qmatmul_kernel.h, the layouts in qmatmul.h. Reference in plain
+// torch: qmatmul.py.
 //
-// A step of decoding has few tokens and reads every weight once: the kernel takes codes out of the blocks as they lie.
-// Reading in a prompt has many: codes are unpacked once, in pieces that stay in the first cache, for many groups of
-// tokens. Matrices that multiply the same tokens (queries, keys and values; gate and up) are one piece of work.
+// A decode step has few tokens and reads every weight once, so the kernel takes codes directly out of the
+// blocks. A prompt has many tokens, so codes are unpacked once for many groups of tokens, in pieces that
+// stay in L1. Matrices that multiply the same tokens (queries, keys and values; gate and up) are one job.
 #include "qmatmul.h"
 
 #include <algorithm>
@@ -17,12 +18,12 @@ namespace {
 
 using namespace quantized;
 
-constexpr int64_t DIRECT_GROUPS = 4;  // up to so many groups of tokens codes are taken from the blocks themselves
-constexpr int64_t FEW = 2;            // up to so many tokens at once one tile is taken after the other
-constexpr int64_t GROUPS = 16;        // of tokens, of a unit of work
-constexpr int64_t TILES = 4;          // of a unit of work, where codes are unpacked
-constexpr int64_t STRETCH = 16;       // tiles taken at once, where they are not: every break costs reading time
-constexpr int64_t PIECE = 16;         // blocks of a panel: two of 10 KiB stay in the first cache
+constexpr int64_t DIRECT_GROUPS = 4;  // up to this many groups of tokens, codes are taken directly from the blocks
+constexpr int64_t FEW = 2;            // up to this many tokens, tiles are taken one at a time
+constexpr int64_t GROUPS = 16;        // groups of tokens of a unit of work
+constexpr int64_t TILES = 4;          // tiles of a unit of work with unpacked codes
+constexpr int64_t STRETCH = 16;       // tiles of a unit of work otherwise: every break costs reading time
+constexpr int64_t PIECE = 16;         // blocks of a panel: two panels of 10 KiB stay in L1
 
 int index_of(int64_t code) {
   for (int i = 0; i < FORMATS; i++)
@@ -36,9 +37,10 @@ const Path& path_of(int64_t number) {
   return *path;
 }
 
-// Each thread goes through units of its own, one behind the other in memory, and then takes what others have left:
-// another program on one core delays one piece, not half of them. A piece is `most` units, fewer near the end, so that
-// all end together; `body` gets its first unit and the one behind its last.
+// Each thread works through its own units, which are consecutive in memory, and then takes units that
+// others have left: another program on one core delays one piece, not half of the work. A piece is `most`
+// units, fewer near the end so that all threads end together; `body` gets its first unit and the one after
+// its last.
 template <class Body>
 void share_out(int64_t units, int64_t most, const Body& body) {
   struct alignas(64) Counter {
@@ -63,7 +65,7 @@ void share_out(int64_t units, int64_t most, const Body& body) {
 
 // ---- weights ----
 
-// One tile there or back; of its rows only the first n_rows are in the file.
+// Interleaves one tile or restores it; only the first n_rows of its rows are in the file.
 template <bool BACK>
 void reorder(const Layout& layout, uint8_t* file, uint8_t* tile, int64_t n_blocks, int64_t n_rows) {
   const auto move = [](uint8_t* in_file, uint8_t* in_tile, int64_t n) {
@@ -107,7 +109,7 @@ void deinterleave(Tensor tiles_RB, int64_t code, Tensor blocks_RB) { reorder_all
 
 // ---- activations ----
 
-// N tokens in groups of about the same size, none above `most`.
+// N tokens in groups of about the same size, none larger than `most`.
 struct Groups {
   int64_t count, size, longer;  // the first `longer` groups have one more
 
@@ -117,7 +119,8 @@ struct Groups {
   bool direct() const { return count <= DIRECT_GROUPS; }
 };
 
-// One token's block: codes, scale, sums. A block with a value that is not finite gets a scale that is not either.
+// One token's block: codes, scale, sums. A block with a value that is not finite gets a scale that is not
+// finite.
 template <class T>
 void round_block(const T* x, int8_t* codes, float& scale, float& minus, int32_t& minus_int, int32_t& minus_second) {
   float wide[BLOCK];
@@ -125,7 +128,7 @@ void round_block(const T* x, int8_t* codes, float& scale, float& minus, int32_t&
 #pragma omp simd
   for (int i = 0; i < BLOCK; i++) wide[i] = get(x[i]);
   std::memcpy(bits, wide, sizeof bits);
-#pragma omp simd reduction(max : largest)  // of the sizes' bits: they are in the order of the sizes, and NaN comes last
+#pragma omp simd reduction(max : largest)  // of bits, in the order of the values; NaN is largest
   for (int i = 0; i < BLOCK; i++) largest = std::max(largest, bits[i] & 0x7fffffff);
   float top;
   std::memcpy(&top, &largest, 4);
@@ -195,14 +198,15 @@ void store(const float* sums, int64_t n_tokens, int64_t n_rows, T* y, int64_t st
     for (int64_t r = 0; r < n_rows; r++) put(y[i * stride + r], sums[i * ROWS + r]);
 }
 
-// Some tiles times some groups of tokens. y is the first token's results.
+// Some tiles times some groups of tokens. y points to the results of the first token.
 template <class T>
 void multiply_unit(const Path& path, const Weights& weights, int64_t first_tile, int64_t end_tile, const Groups& groups,
                    int64_t first_group, int64_t end_group, const uint8_t* tokens, T* y) {
   const int64_t start = groups.start(first_group), n_tokens = groups.start(end_group) - start;
   const bool direct = groups.direct();
   const int64_t piece = direct ? weights.blocks : PIECE, stride = n_tokens * ROWS;
-  // with few tokens memory is what counts, and it is read best in one go; nor do two tiles' long blocks fit a cache
+  // with few tokens memory is the limit, and it is read fastest without a break; two tiles' long blocks do
+  // not fit into a cache either
   const int64_t m = groups.length(first_group);
   const bool paired = m <= path.paired && !(direct && (m <= FEW || weights.layout().blocks > 1));
   std::vector<float> sums((end_tile - first_tile) * stride);
@@ -231,7 +235,7 @@ void multiply_unit(const Path& path, const Weights& weights, int64_t first_tile,
 
 }  // namespace
 
-// x (N, D) times each of the weights (R, D) transposed: as many (N, R) in x's type
+// x (N, D) times each of the transposed weights (R, D); returns one (N, R) in x's type for each
 std::vector<Tensor> qmatmul(Tensor x_ND, std::vector<Tensor> matrices, std::vector<int64_t> codes, int64_t path_number) {
   const Path& path = path_of(path_number);
   const int64_t N = x_ND.size(0), D = x_ND.size(1);
@@ -270,7 +274,7 @@ std::vector<Tensor> qmatmul(Tensor x_ND, std::vector<Tensor> matrices, std::vect
 
 namespace {
 
-// The paths that this processor and this build have: numbers for `qmatmul`, fastest first.
+// The paths that this processor and this build support, as numbers for `qmatmul`, fastest first.
 std::vector<int64_t> qmatmul_paths() {
   std::vector<int64_t> numbers;
   for (int64_t i = 0; const Path* path : {vnni_path(), avx2_path(), portable_path()}) {

@@ -1,18 +1,22 @@
-// How quantized weights and activations lie in memory while they are multiplied, and what each instruction set offers.
+// The layout of quantized weights and activations in memory while they are multiplied, and what each
+// instruction set offers.
 //
-// Weights. Sixteen rows make a tile. A tile holds the very bytes of its sixteen rows' blocks in another order, so
-// nothing is lost and nothing is added: block after block, first the 32-bit words (codes, and the packed scales of the
-// K formats), word w of all sixteen rows side by side, so that one 64-byte load feeds sixteen outputs; then the
-// half-precision scales, sixteen side by side. It is read from its first byte to its last, which is what processors
-// foresee: with all scales behind all words, or two tiles at a time, one core drew two thirds of what it could (Zen 4),
-// and fetching ahead by hand took more away. Rows beyond the last whole tile stay as a file has them.
+// Weights. Sixteen rows make a tile. A tile holds exactly the bytes of its sixteen rows' blocks in another
+// order: block after block, first the 32-bit words (codes, and the packed scales of the K formats), word w
+// of all sixteen rows side by side, so that one 64-byte load feeds sixteen outputs; then the half-precision
+// scales, sixteen side by side. It is read from its first byte to its last, which hardware prefetchers
+// recognize: with all scales after all words, or with two tiles at a time, one core reached two thirds of
+// its bandwidth (Zen 4), and prefetching by hand made it slower. Rows beyond the last whole tile stay as
+// the file has them.
 //
-// Activations. Each 32 of a token become int8 codes with one fp32 scale. Tokens go in groups, as many as the registers
-// hold sums for, and a group lies block by block: m x 32 codes, m scales, and three sums of the codes, negated, that
-// make good for codes of weights being stored without sign (fp32, int32, int32 of the second half).
+// Activations. Each 32 values of a token become int8 codes with one fp32 scale. Tokens are divided into
+// groups, as large as there are registers for sums, and a group is stored block by block: m x 32 codes, m
+// scales, and three negated sums of the codes, which correct for the weights' codes being unsigned (fp32,
+// int32, int32 of the second half).
 //
-// Sums. A row's result is the fp32 sum over blocks in rising order, each block's part an exact integer times scales. It
-// depends on neither the number of tokens nor the threads nor on which kernel ran, direct or over panels.
+// Sums. A row's result is the fp32 sum over blocks in ascending order, where each block's part is an exact
+// integer times scales. It does not depend on the number of tokens, on the threads, or on whether the
+// kernel ran directly or over panels.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +28,8 @@ constexpr int TOKEN_BYTES = BLOCK + 4 * 4;           // of one token's block
 constexpr int PANEL_BYTES = (BLOCK + 4 * 2) * ROWS;  // of one unpacked block of a tile: codes, two scales a row
 constexpr int FORMATS = 4;
 
-// A block of a file: where its half-precision scale stands (none where scales are among the words), its words, and how
-// many times 32 weights it holds.
+// A block of a file: the offset of its half-precision scale (none where scales are among the words), its
+// words, and the number of 32-weight groups in it.
 struct Layout {
   int64_t code, bytes, half_at, words, blocks;
 
@@ -40,7 +44,8 @@ constexpr Layout LAYOUTS[FORMATS] = {
     {14, 210, 208, 52, 8},  // Q6_K
 };
 
-// sums += the products of n_blocks blocks with a group of m tokens: 16 a token, and the next tile's `stride` behind them
+// sums += the products of n_blocks blocks with a group of m tokens: 16 per token, with the next tile's
+// `stride` after them
 using Multiply = void (*)(const uint8_t* blocks, const uint8_t* tokens, int64_t n_blocks, float* sums, int64_t stride);
 using Unpack = void (*)(const uint8_t* blocks, int64_t n_blocks, uint8_t* panel);
 
@@ -48,14 +53,14 @@ constexpr int MOST_TOKENS = 8;
 
 struct Path {
   const char* name;
-  int group;                                   // most tokens of a group
-  int paired;                                  // up to so many, two tiles at once are faster than one
+  int group;                                   // largest group of tokens
+  int paired;                                  // up to this many tokens, two tiles at once are faster than one
   Multiply direct[2][FORMATS][MOST_TOKENS];    // by tiles - 1, format and m - 1
   Multiply unpacked[2][FORMATS][MOST_TOKENS];  // takes panels
   Unpack unpack[FORMATS];
 };
 
-// Null where the compiler or this processor has no such instructions.
+// Null where the compiler or this processor does not have the instructions.
 const Path* vnni_path();
 const Path* avx2_path();
 const Path* portable_path();

@@ -1,5 +1,5 @@
-// AVX2: eight rows a vector. Pairs of products are added in 16 bits, which would overflow where codes have eight bits;
-// the lower seven and the highest then go one after the other: 128 * 127 * 2 fits.
+// AVX2: eight rows per vector. Pairs of products are added in 16 bits, which would overflow with 8-bit
+// codes; there the lower seven bits and the highest are multiplied one after the other: 128 * 127 * 2 fits.
 #include "qmatmul.h"
 
 #include <utility>

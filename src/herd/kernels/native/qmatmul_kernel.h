@@ -1,7 +1,8 @@
-// The kernel itself, written once for every instruction set. An `Isa` says how many rows fit a vector and how four
-// unsigned codes a row meet four signed activations, and whether codes of eight bits cost no more there (WHOLE_BYTES);
-// the rest are GCC's vector types, which every target has.
-// Included by qmatmul_vnni.cpp, qmatmul_avx2.cpp and qmatmul_portable.cpp, each within its own anonymous namespace.
+// The kernel itself, written once for every instruction set. An `Isa` defines how many rows fit into a
+// vector, how four unsigned codes per row are multiplied by four signed activations, and whether 8-bit
+// codes cost no more there (WHOLE_BYTES). The rest uses GCC's vector types, which every target has.
+// qmatmul_vnni.cpp, qmatmul_avx2.cpp and qmatmul_portable.cpp include this file, each within its own
+// anonymous namespace.
 
 template <class Isa>
 using Ints = typename Isa::Ints;
@@ -20,11 +21,11 @@ inline Ints<Isa> right(Ints<Isa> x, int bits) {
   return (Ints<Isa>)((typename Isa::Bits)x >> bits);
 }
 
-// Weights. A format's block has BLOCKS groups of 32 weights, of which so many as are TOGETHER share words. It gives codes
-// without sign for quad j (four weights a row) of group k among the n-th that share, and each group's scales. What a
-// code of zero stands for is the negated sum of the activations shifted left by START. PARTS: scales of 32 weights.
-// BYTES: whether codes use all eight bits. LOW: whether there is a lowest weight besides. FETCH: from how many tokens
-// at once on weights are fetched ahead by hand.
+// Weights. A format's block has BLOCKS groups of 32 weights, of which TOGETHER share words. It returns
+// unsigned codes for quad j (four weights per row) of group k among the n-th that share words, and each
+// group's scales. The activations' negated sum, shifted left by START, stands for a code of zero. PARTS:
+// scales per 32 weights. BYTES: whether codes use all eight bits. LOW: whether there is also a lowest
+// weight. FETCH: the number of tokens from which weights are prefetched by hand.
 
 template <class Isa>
 struct Q4_0 {
@@ -58,7 +59,8 @@ struct Q4_K {
   static constexpr int FETCH = 2;
   const uint8_t* words;
   const uint16_t* halves;
-  // Odd groups have the high nibbles. Where a product takes whole bytes they stay there, and the step is a 16th.
+  // Odd groups have the high nibbles. Where a product takes whole bytes they stay there, and the step is a
+  // 16th of the scale.
   Ints<Isa> codes(int64_t n, int k, int j) const {
     const Ints<Isa> w = load<Isa>(words + (4 + n * 8 + j) * WORD_BYTES);
     if constexpr (Isa::WHOLE_BYTES) return w & (k ? int32_t(0xf0f0f0f0) : 0x0f0f0f0f);
@@ -73,7 +75,8 @@ struct Q4_K {
     const Ints<Isa> d = right<Isa>(load<Isa>(words), 16);
     return Isa::from_halves(d) * __builtin_convertvector(six_bits(g, 2, 4), Floats<Isa>);
   }
-  // Scales lie in word 1 and lows in word 2; of the last four of each, four bits are in word 3 and two above the first.
+  // Scales are in word 1 and lows in word 2; of the last four of each, four bits are in word 3 and two
+  // above the first ones.
   Ints<Isa> six_bits(int g, int word, int nibble) const {
     const Ints<Isa> whole = right<Isa>(load<Isa>(words + word * WORD_BYTES), 8 * (g & 3));
     if (g < 4) return whole & 63;
@@ -101,7 +104,7 @@ struct Q6_K {
   }
 };
 
-// A block already unpacked: codes, then the steps and either the second steps or the lows.
+// An unpacked block: codes, then the steps, and then the second steps or the lows.
 template <class Isa, class Packed>
 struct Panel {
   static constexpr int WORDS = PANEL_BYTES / WORD_BYTES, HALVES = 0, BLOCKS = 1, TOGETHER = 1, PARTS = Packed::PARTS;
@@ -115,8 +118,9 @@ struct Panel {
   Floats<Isa> low(int) const { return (Floats<Isa>)load<Isa>(words + 9 * WORD_BYTES); }
 };
 
-// The scales of a block, taken out all at once: what is left to do is then a short loop, whose few loads the processor
-// foresees (with eight groups and their scales in a row one core drew a tenth less, Zen 4).
+// The scales of a block, extracted all at once. The remaining loop is short, and its few loads are
+// predictable for the processor (with eight groups and their scales in turn, one core was a tenth slower,
+// Zen 4).
 template <class Isa, class Weights>
 struct Scales {
   Floats<Isa> steps[Weights::BLOCKS][Weights::PARTS], lows[Weights::BLOCKS];
@@ -130,7 +134,7 @@ struct Scales {
   }
 };
 
-// Of a block of sixteen rows, and where its part from `row` on lies.
+// The place, in a block of sixteen rows, of the part from `row` on.
 template <class Weights>
 constexpr int64_t bytes = Weights::WORDS * WORD_BYTES + Weights::HALVES * 2;
 
@@ -159,7 +163,8 @@ void unpack(const uint8_t* blocks, int64_t n_blocks, uint8_t* panel) {
       }
 }
 
-// f += group k of each tile's n-th that share words, times its activations at t; a code of those serves all tiles.
+// f += group k of each tile's n-th that share words, times its activations at t; one load of those codes
+// serves all tiles.
 template <class Isa, class Weights, int M, int TILES>
 inline __attribute__((always_inline)) void add_group(const Weights* weights, const Scales<Isa, Weights>* scales,
                                                      int64_t n, int k, const uint8_t* t, Floats<Isa> (*f)[M]) {
@@ -207,7 +212,8 @@ inline __attribute__((always_inline)) void add_group(const Weights* weights, con
   }
 }
 
-// From FETCH tokens on there is too much arithmetic between two loads for the processor to see the next ones in time.
+// From FETCH tokens on there is so much arithmetic between two loads that the processor does not see the
+// next ones in time.
 template <class Weights>
 inline __attribute__((always_inline)) void fetch(const uint8_t* block, int64_t g) {
   constexpr int64_t AHEAD = 8192, PART = bytes<Weights> / Weights::BLOCKS;
@@ -215,7 +221,7 @@ inline __attribute__((always_inline)) void fetch(const uint8_t* block, int64_t g
   for (int64_t i = 0; i < PART; i += WORD_BYTES) __builtin_prefetch(block + AHEAD + g * PART + i, 0, 2);
 }
 
-// TILES tiles at once, one after the other in memory, so that each code of a token serves them all.
+// TILES consecutive tiles at once, so that each code of a token serves them all.
 template <class Isa, class Weights, int M, int TILES>
 void multiply(const uint8_t* blocks, const uint8_t* tokens, int64_t n_blocks, float* sums, int64_t stride) {
   const int64_t tile_bytes = n_blocks / Weights::BLOCKS * bytes<Weights>;

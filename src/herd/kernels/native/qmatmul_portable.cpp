@@ -1,4 +1,4 @@
-// Plain C++: four rows a vector, for every processor and for what the compiler makes of it.
+// Plain C++ for every processor: four rows per vector, which the compiler translates.
 #include "qmatmul.h"
 
 #include <utility>
@@ -29,7 +29,7 @@ struct Portable {
     return (Floats)((Ints)size | ((x & 0x8000) << 16) | not_finite);
   }
   static Floats fma(Floats a, Floats b, Floats c) {
-#ifdef __FP_FAST_FMAF  // else the compiler is free to fuse in one place and not in another
+#ifdef __FP_FAST_FMAF  // otherwise the compiler could fuse in one place and not in another
     for (int i = 0; i < LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
     return c;
 #else

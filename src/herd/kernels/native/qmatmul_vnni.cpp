@@ -1,4 +1,4 @@
-// AVX-512 with VNNI: sixteen rows a vector, four products a lane and instruction.
+// AVX-512 with VNNI: sixteen rows per vector, four products per lane and instruction.
 #include "qmatmul.h"
 
 #include <utility>

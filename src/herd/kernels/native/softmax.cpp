@@ -1,5 +1,5 @@
-// A chunk of logits becomes its own gradient, a row at a time: one row of a large vocabulary stays in L2 through all
-// passes. Reference in plain torch: softmax.py.
+// Turns a chunk of logits into its own gradient, a row at a time: one row of a large vocabulary stays in L2
+// during all passes. Reference in plain torch: softmax.py.
 #include "common.h"
 
 namespace herd {
@@ -13,7 +13,8 @@ float largest(const T* x, int64_t n) {
   return best;
 }
 
-// One row of numerators in fp32: the logits' own place where they are fp32, else scratch of the thread.
+// One row of numerators in fp32: in place of the logits where they are fp32, else in the thread's scratch
+// memory.
 float* numerators(float* row, std::vector<float>&, int64_t) { return row; }
 float* numerators(bf16*, std::vector<float>& scratch, int64_t V) {
   scratch.resize(V);
