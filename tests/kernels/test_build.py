@@ -1,7 +1,4 @@
-"""Building the native kernels.
-
-What happens without a compiler, with a broken one, and when it is not wanted.
-"""
+"""Building the native kernels, also without a compiler, with a broken one, and where it is declined."""
 
 from __future__ import annotations
 

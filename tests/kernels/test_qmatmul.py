@@ -1,7 +1,4 @@
-"""Products with quantized weights.
-
-Every path against float64 on the same codes, and the same bits in any batch.
-"""
+"""Products with quantized weights: every path against float64, and the same bits in any batch."""
 
 from __future__ import annotations
 
@@ -65,9 +62,8 @@ def exact(x_ND, rows_RB, format):
 
 
 def assert_exact(y_NR, x_ND, rows_RB, format):
-    """Wrong by some roundings of fp32 at most, even where large products cancel.
-
-    On the whole by 1e-5 of the result.
+    """Errors are some roundings of fp32 at most, even where large products cancel, and 1e-5 of the result on
+    average.
     """
     truth, size = exact(x_ND, rows_RB, format)
     assert ((y_NR - truth).abs() <= 1e-6 * size).all()
@@ -195,10 +191,7 @@ def test_activations_at_the_edges(path):
 @given(seed=st.integers(0, 999))
 @settings(max_examples=50)
 def test_activations_are_rounded_as_the_reference_says(seed):
-    """A weight of 1 in one place of each row reads a code out of the kernel.
-
-    The same codes, ties included.
-    """
+    """A weight of 1 in one place of each row reads a code out of the kernel, ties included."""
     rows_RB = blocks.encode(torch.eye(32), FORMATS["Q8_0"])
     x_ND = (torch.randn(9, 32, generator=torch.Generator().manual_seed(seed)) * 8).round() / 8
     codes, scales = round_activations(x_ND)

@@ -18,10 +18,7 @@ from herd.train.storage import RawFiles
 
 
 def reference(model, stream, config):
-    """Return losses and weights of AdamW in float64.
-
-    Clipping, warm-up, cosine, decay, one plain forward per step.
-    """
+    """Return losses and weights of training in float64, with one plain forward per step."""
     model = model.double()
     params = dict(model.named_parameters())
     first = {name: torch.zeros_like(p) for name, p in params.items()}

@@ -16,10 +16,7 @@ from herd.train.parallel import prepared
 
 
 def saved_bytes(model, tokens, monkeypatch) -> int:
-    """Bytes of distinct storages that autograd keeps for backward, without parameters.
-
-    Recipes are not tensors.
-    """
+    """Bytes of distinct storages that autograd keeps for backward, without parameters."""
     kept: dict[int, int] = {}
     params = {param.untyped_storage().data_ptr() for param in model.parameters()}
 

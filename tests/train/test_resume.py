@@ -34,9 +34,9 @@ def crash_at(step):
 
 
 def test_a_crash_after_any_step_changes_no_bit(tmp_path):
-    """Crash in step k's evaluation, the state of k - 1 being newest.
+    """Crash in step k's evaluation, when the state of step k - 1 is the newest.
 
-    The rest is as if nothing had happened.
+    The resumed run must end as if nothing had happened.
     """
     config = toy.config(steps=7, save_every=1, eval_every=1)
     whole = toy.model()

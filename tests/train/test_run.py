@@ -1,6 +1,6 @@
 """Recipes run to a checkpoint folder: text to teacher, teacher to student, base to instruct.
 
-Alone and on two ranks.
+Each runs in one process and on two ranks.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def test_students_and_instruct_models_name_their_parents(base):
 def test_two_ranks_make_the_same_checkpoints(base):
     """The sharded runs allocate on the meta device and fill tensor by tensor.
 
-    The result is the one rank's.
+    The result is that of one rank.
     """
     jobs = {"student": STUDENT, "instruct": INSTRUCT}
     paths = []

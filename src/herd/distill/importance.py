@@ -4,9 +4,8 @@ Minitron (arXiv 2407.14679, section 2.2) ranks the parts of a model by their act
 
 - a query head by the L2 norm of its attention output, before ``o_proj``;
 - an FFN neuron by the magnitude of its input to ``down_proj``;
-- a hidden channel by the magnitude of the norms' outputs, summed over every norm of the network (one global
-  ranking,
-  because the residual stream is shared).
+- a hidden channel by the magnitude of the norms' outputs, summed over every norm of the network, one global
+  ranking because the residual stream is shared.
 
 Magnitudes are averaged over time, then combined over rows by an L2 norm, the aggregation ModelOpt uses.
 Layers are ranked by the loss of the network without them (`best_block`), contiguous runs only: layers picked
@@ -47,10 +46,7 @@ def _energy(x_BTX: Tensor) -> Tensor:
 
 @torch.no_grad()
 def importance(model: LlamaLM, batches: Iterable[Batch]) -> Importance:
-    """Score every structure of ``model`` on calibration ``batches`` (one forward each.
-
-    The model is unchanged).
-    """
+    """Score every part of ``model`` with one forward of each of the calibration ``batches``."""
     config = model.config
     heads_LH = torch.zeros(config.n_layers, config.n_heads)
     neurons_LF = torch.zeros(config.n_layers, config.ffn_dim)

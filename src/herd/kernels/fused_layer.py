@@ -38,10 +38,7 @@ class FusedLayer:
 
     @property
     def native(self) -> bool:
-        """Whether the operator supports this layer.
-
-        On the CPU, norms in fp32 or bf16, and a head dim of the kernel.
-        """
+        """Whether the operator supports this layer: on the CPU, fp32 or bf16 norms, and its head dim."""
         types = {norm.dtype for norm in self.norms}
         return (
             all(tensor.is_cpu for tensor in (*self.norms, *self.tiles))

@@ -20,9 +20,9 @@ CHUNK = 256 << 20
 LINE = 64
 """Bytes of a cache line, to which pieces are aligned."""
 _FLAGS = {"flags": 0x4000 | 0x20 | 0x02} if sys.platform == "linux" else {}
-"""MAP_NORESERVE, for which Python has no name, MAP_ANONYMOUS, and MAP_PRIVATE.
+"""MAP_NORESERVE (Python has no name for it), MAP_ANONYMOUS and MAP_PRIVATE.
 
-Shared memory never has large pages.
+Shared memory never has large pages, so the mapping is private.
 """
 
 

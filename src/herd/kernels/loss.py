@@ -108,7 +108,7 @@ def _cross_entropy_sums(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the loss and its gradients for the hidden states and the weight.
 
-    One that is not needed is empty.
+    A gradient that is not needed is empty.
     """
     rows, grads = _trained(targets_N), _Gradients(hidden_ND, weight_VD, need_hidden, need_weight)
     total = torch.zeros((), dtype=_wide(hidden_ND), device=hidden_ND.device)
@@ -244,7 +244,7 @@ def _chunks(rows: Tensor, weight_VD: Weight) -> tuple[Tensor, ...]:
 def _chunk_tokens(weight_VD: Weight) -> int:
     """Return the tokens of a chunk.
 
-    `CHUNK_BYTES` of fp32 logits, but at least D, where logits outweigh the weight.
+    They have `CHUNK_BYTES` of fp32 logits, but are at least D: there the logits are as large as the weight.
     """
     V, D = (
         weight_VD.shape if isinstance(weight_VD, Tensor) else (weight_VD.out_features, weight_VD.in_features)

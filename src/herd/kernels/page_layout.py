@@ -17,7 +17,7 @@ from __future__ import annotations
 PAGE = 64
 """Tokens per page.
 
-Enough for long contiguous reads, and few enough that a sequence's last page wastes little.
+That is enough for long contiguous reads, and few enough that a sequence's last page wastes little.
 """
 LANES = 16
 """Tokens side by side in the keys."""

@@ -106,7 +106,7 @@ def qmatmul_each(x_ND: Tensor, tiles: list[Tensor], format_codes: list[int], pat
 def interleave(blocks_RB: Tensor, format_code: int) -> Tensor:
     """Return a file's blocks in the order that the kernel reads.
 
-    Other memory of the same shape, in large pages.
+    The result has the same shape and its own memory, in large pages.
     """
     tiles_RB = chunks.piece(blocks_RB.nbytes).view(blocks_RB.shape)
     torch.ops.herd_native.qmatmul_interleave(blocks_RB.contiguous(), format_code, tiles_RB)
@@ -123,7 +123,7 @@ def deinterleave(tiles_RB: Tensor, format_code: int) -> Tensor:
 def round_activations(x_ND: Tensor) -> tuple[Tensor, Tensor]:
     """Return int8 codes (N, D) and fp32 scales (N, D / 32) as the kernel makes them.
 
-    The largest of 32 becomes 127.
+    The largest of each 32 becomes 127.
     """
     groups = x_ND.float().unflatten(-1, (-1, _GROUP))
     top = groups.abs().amax(-1, keepdim=True)

@@ -23,10 +23,7 @@ Place = tuple[int, int, torch.dtype]  # of a tensor's numbers: address, count, d
 
 @dataclass
 class _Recipe:
-    """A way to compute a tensor again, once for all its users in backward (e.g.
-
-    The q, k and v projections).
-    """
+    """A way to compute a tensor again, once for all its users in backward, e.g. q, k and v projections."""
 
     make: Callable[[], Tensor]
     users: int = 0

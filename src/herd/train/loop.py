@@ -245,10 +245,7 @@ class _Run:
         return torch.autocast(self.device.type, dtype)
 
     def _gradient_scale(self, count: float) -> float:
-        """Return the factor from the gradient of the sum (FSDP2.
-
-        Its mean over ranks) to that of the mean per token.
-        """
+        """Return the factor that makes the gradient of the sum that of the mean per token."""
         return (self.ranks.world if isinstance(self.model, FSDPModule) else 1) / count
 
     def _first_row(self) -> int:
@@ -347,10 +344,7 @@ class _Run:
 
 
 def _numbers(loss: objectives.Loss, names: list[str]) -> Tensor:
-    """Return total, denominator and metrics of a micro-batch as one float64 vector.
-
-    One transfer, exact counts.
-    """
+    """Return total, denominator and metrics of a micro-batch as one float64 vector, to transfer once."""
     denominator = torch.as_tensor(loss.denominator, device=loss.total.device)
     values = (loss.total, denominator, *(loss.metrics[name] for name in names))
     return torch.stack([x.double() for x in values])

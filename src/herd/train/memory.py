@@ -54,7 +54,7 @@ class TrainBytes:
 def state_nbytes(config: ModelConfig, *, average: bool = False) -> int:
     """Return the bytes of a state on disk.
 
-    Weights, both moments, and the mean of the decay's weights, in fp32.
+    A state has weights, both moments and, with ``average``, the mean of the decay's weights, in fp32.
     """
     return config.n_params * MASTER * (4 if average else 3)
 

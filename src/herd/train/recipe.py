@@ -88,10 +88,7 @@ class ModelSpec(Section):
 
 
 class TokenizerSpec(Section):
-    """A tokenizer's file or folder, or the size of one to train on the text. Without it.
-
-    The checkpoint's own.
-    """
+    """A tokenizer's file or folder, or the size of one to train on the text."""
 
     path: str | None = None
     train_vocab: Annotated[int, Field(ge=512)] | None = None  # 256 bytes and 256 special tokens included
@@ -106,7 +103,7 @@ class TokenizerSpec(Section):
 class ParallelSpec(Section):
     """The number of processes, and over how many of them weights are divided.
 
-    1 is DDP, all FSDP, between them HSDP.
+    A shard of 1 is DDP, of all processes FSDP, of some of them HSDP.
     """
 
     ranks: Positive = 1

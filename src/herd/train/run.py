@@ -203,7 +203,7 @@ def spread(
 def objective_of(recipe: Recipe, ranks: Ranks) -> Objective:
     """Return the recipe's objective.
 
-    Its other models are frozen, in the compute dtype, and sharded as the model is.
+    A teacher is frozen, in the compute dtype, and divided over the ranks like the model.
     """
     compute = torch_dtype(recipe.train.dtype)
 

@@ -1,7 +1,4 @@
-"""What the sections of a recipe have in common: strict checking, and the types of their fields.
-
-Imports no torch.
-"""
+"""What the sections of a recipe have in common: strict checking, and the types of their fields."""
 
 from __future__ import annotations
 

@@ -32,9 +32,9 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. ``signature`` is what decided its numbers.
+    """The progress of a run.
 
-    Configuration, model, objective, stream.
+    ``signature`` is what decided its numbers: configuration, model, objective, stream.
     """
 
     step: int

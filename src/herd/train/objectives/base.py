@@ -25,7 +25,7 @@ from ..section import Section
 class Loss(NamedTuple):
     """Sums over a micro-batch.
 
-    ``total`` (fp32 scalar with gradient) and ``metrics``, to divide by ``denominator``.
+    ``total`` (an fp32 scalar with gradient) and ``metrics`` are to be divided by ``denominator``.
     """
 
     total: Tensor
@@ -50,7 +50,8 @@ class ObjectiveSection(Section):
     def build(self, load_frozen: Callable[[str], LlamaLM]) -> Objective:
         """Return the objective.
 
-        ``load_frozen`` loads a checkpoint folder for inference as the run's model is.
+        ``load_frozen`` loads a checkpoint folder without gradients, divided over the ranks like the run's
+        model.
         """
         raise NotImplementedError
 

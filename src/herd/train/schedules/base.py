@@ -58,9 +58,9 @@ class Schedule(Section):
         raise NotImplementedError
 
     def averages_at(self, step: int, steps: int) -> bool:
-        """Whether the weights after ``step`` updates enter the mean.
+        """Return whether the weights after ``step`` updates enter the mean.
 
-        Counted back from the last step of the decay.
+        Steps are counted back from the last one, within the decay.
         """
         in_decay = step > steps - self.decay_steps
         return bool(self.average_every) and in_decay and (steps - step) % self.average_every == 0

@@ -81,8 +81,8 @@ class DataSection(Section):
 
 
 def source_file(path: Path) -> tuple[str, Path]:
-    """Return the name and the file that stand for a path.
+    """Return the name and the file whose content stands for a path.
 
-    The index of shards has the checksums of the others.
+    For a folder of shards that is the index, which has the checksums of the other files.
     """
     return (f"{path.name}/{INDEX}", path / INDEX) if path.is_dir() else (path.name, path)
