@@ -245,7 +245,9 @@ def test_an_impossible_mixture_is_refused(shards, weights, match):
 
 
 def test_packed_dialogs_have_the_loss_they_have_alone():
-    """The model's loss on a packed row is the sum of its dialogs' losses alone: nothing leaks across documents."""
+    """The model's loss on a packed row is the sum of its dialogs' losses alone: nothing leaks across
+    documents.
+    """
     from herd.llama.config import ModelConfig
     from herd.llama.model import LlamaLM
 

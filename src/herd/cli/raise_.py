@@ -28,7 +28,8 @@ def raise_command(
     runs: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
     json_: Annotated[bool, typer.Option("--json", help="Print the scores as JSON at the end.")] = False,
 ) -> None:
-    """Train a family of models from text (tokenizer, teacher, long context, instruct model, students) and evaluate it.
+    """Train a family of models from text (tokenizer, teacher, long context, instruct model, students) and
+    evaluate it.
 
     Without --text it uses the Python standard library and the project's own sentences in nine languages.
     """

@@ -1,14 +1,15 @@
 """The built-in corpus: Python's standard library and the project's own parallel sentences.
 
-It is real code and real English that every machine already has, with nothing to download and nothing to license. Its
-documents are of three kinds:
+It is real code and real English that every machine already has, with nothing to download and nothing to
+license. Its documents are of three kinds:
 
 - ``code``: every module's source, except test suites, bundled wheels and generated character tables;
-- ``text``: long docstrings, dedented, as English prose; their source names begin with their file's name before a
-  ``#``, so that they are always in the file's split; and the language reference that ``help()`` reads
-  (``pydoc_data/topics.py``), one document per topic;
-- ``parallel``: original sentences in the eight languages of Llama 3.1 and Japanese, in blocks of lines. A block has the
-  same source name in every language, so that no sentence is trained in one language and held out in another.
+- ``text``: long docstrings, dedented, as English prose; their source names begin with their file's name
+  before a ``#``, so that they are always in the file's split; and the language reference that ``help()``
+  reads (``pydoc_data/topics.py``), one document per topic;
+- ``parallel``: original sentences in the eight languages of Llama 3.1 and Japanese, in blocks of lines. A
+  block has the same source name in every language, so that no sentence is trained in one language and held
+  out in another.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ def letters(text: str) -> float:
 
 
 def read_parallel() -> Iterator[Document]:
-    """Yield blocks of `BLOCK_LINES` sentences, language by language; every language has the same number of lines."""
+    """Yield blocks of `BLOCK_LINES` sentences, language by language; every language has the same number
+    of lines.
+    """
     lines = {lang: parallel_lines(lang) for lang in LANGUAGES}
     counts = {lang: len(of) for lang, of in lines.items()}
     if len(set(counts.values())) != 1:
@@ -131,7 +134,9 @@ Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def _definitions(node: ast.AST, name: str) -> Iterator[tuple[str, Definition]]:
-    """Yield the module, its classes, functions and methods with their names; functions are not searched inside."""
+    """Yield the module, its classes, functions and methods with their names; functions are not searched
+    inside.
+    """
     if isinstance(node, ast.Module):
         yield "", node
     for child in [*getattr(node, "body", []), *getattr(node, "orelse", []), *getattr(node, "handlers", [])]:

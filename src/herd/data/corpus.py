@@ -1,10 +1,10 @@
 """A corpus in three sets of documents that share no text: teacher, student and held-out.
 
-The split of a document is decided by the hash of its file's name alone, so it never depends on the order of reading, on
-the machine or on what else is in the corpus; documents of one file (its docstrings, its translations) stay together.
-Exact copies are dropped before, and long paragraphs that another split already holds (licence headers, copied
-functions) are cut out after. Llama 3 removes duplicates at the same three levels: documents, lines, sources (paper,
-section 3.1.1).
+The split of a document is decided by the hash of its file's name alone, so it never depends on the order of
+reading, on the machine or on what else is in the corpus; documents of one file (its docstrings, its
+translations) stay together. Exact copies are dropped before, and long paragraphs that another split already
+holds (licence headers, copied functions) are cut out after. Llama 3 removes duplicates at the same three
+levels: documents, lines, sources (paper, section 3.1.1).
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ FRACTIONS = (0.6, 0.3, 0.1)
 """Share of the files in each split: the teacher needs the most text, evaluation the least."""
 
 PARAGRAPH_CHARS = 120
-"""Paragraphs of at least this many characters may stand in one split only; shorter ones are common phrases."""
+"""Paragraphs of at least this many characters may stand in one split only; shorter ones are common
+phrases.
+"""
 
 BLANK = re.compile(r"\n[ \t]*\n+")
 HUB = "hf:"
@@ -65,8 +67,8 @@ class Corpus:
 def read_corpus(spec: Spec = None) -> Iterator[Document]:
     """Yield the documents of a specification, always in the same order; nothing is split or removed yet.
 
-    ``None``: the built-in corpus. Otherwise a file, a folder, a pattern (``text/*.txt``), ``hf:owner/name``, or a list.
-    Raises DataError for anything missing, empty, binary or broken.
+    ``None``: the built-in corpus. Otherwise a file, a folder, a pattern (``text/*.txt``), ``hf:owner/name``,
+    or a list. Raises DataError for anything missing, empty, binary or broken.
     """
     if spec is None:
         yield from read_builtin()
@@ -95,9 +97,11 @@ def _expanded(spec: str | Path | Sequence[str | Path]) -> list[Path | str]:
 
 
 def corpus_origin(spec: Spec = None) -> tuple[list[tuple[str, Path]], dict[str, Any]]:
-    """Return what a specification's text comes from, for `origin.bind`: (name, path) of its local files, and settings.
+    """Return what a specification's text comes from, for `origin.bind`: (name, path) of its local files, and
+    settings.
 
-    Data sets of the hub count by their name: their content is not looked up again. DataError where a path is missing.
+    Data sets of the hub count by their name: their content is not looked up again. DataError where a path is
+    missing.
     """
     if spec is None:
         return [], {"text": builtin_identity()}
@@ -114,7 +118,8 @@ def corpus_origin(spec: Spec = None) -> tuple[list[tuple[str, Path]], dict[str, 
 def load_corpus(spec: Spec = None, *, max_bytes: int | None = None) -> Corpus:
     """Read, split and deduplicate a corpus that fits into memory.
 
-    ``max_bytes`` stops reading after that many bytes of text, with a warning: for the first part of a large data set.
+    ``max_bytes`` stops reading after that many bytes of text, with a warning: for the first part of a large
+    data set.
     """
     caught: list[str] = []
     with warnings.catch_warnings(record=True) as record:
@@ -210,7 +215,9 @@ def _unique(documents: Iterable[Document]) -> tuple[list[Document], int]:
 
 
 def _without_shared(text: str, split: str, seen: dict[bytes, str]) -> tuple[str, int]:
-    """Return the text without long paragraphs that another split holds, and their number; adds the rest to ``seen``."""
+    """Return the text without long paragraphs that another split holds, and their number; adds the rest
+    to ``seen``.
+    """
     pieces, n, start = [], 0, 0
     ends = [match.end() for match in BLANK.finditer(text)] + [len(text)]
     for end in ends:

@@ -1,13 +1,14 @@
 """Dialogs made by program, correct by construction, from which a model of a few million parameters can learn.
 
-Every dialog carries what verifies it: the expected result of its tool call, the string that its answer must contain,
-for programs a hidden check. The stream is a pure function of the seed. Test dialogs are held out in three ways at once:
-other wordings, other people's names, and other values (pairs of operands, dates, words and programs belong to train or
-test by their hash; each number occurs in train, but not the pair).
+Every dialog carries what verifies it: the expected result of its tool call, the string that its answer must
+contain, for programs a hidden check. The stream is a pure function of the seed. Test dialogs are held out in
+three ways at once: other wordings, other people's names, and other values (pairs of operands, dates, words
+and programs belong to train or test by their hash; each number occurs in train, but not the pair).
 
-Small models can learn this because it is mostly copying: operands are in the question in the order in which the call
-needs them, and numbers and words stand where the tokenizer cuts them the same way every time (see ``wordings``). The
-idea is Llama 3.1's synthetic tool data (arXiv 2407.21783, section 4.3.5), with programs in place of a large model.
+Small models can learn this because it is mostly copying: operands are in the question in the order in which
+the call needs them, and numbers and words stand where the tokenizer cuts them the same way every time (see
+``wordings``). The idea is Llama 3.1's synthetic tool data (arXiv 2407.21783, section 4.3.5), with programs in
+place of a large model.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ _EARLIER_TURN = 0.05
 class Dialog:
     """A dialog and what verifies it.
 
-    ``messages`` are chat messages (system, user, assistant with ``tool_calls``, ipython, assistant); ``tools`` are JSON
-    schemas for the renderer, empty where the system message names the tools in its own short way. ``call`` is the
-    expected ``{"name", "arguments"}`` or None, ``expression`` the argument of an arithmetic call, ``result`` the
-    tool's value, ``answer`` a string that the last message must contain, ``check`` the asserts for a program.
+    ``messages`` are chat messages (system, user, assistant with ``tool_calls``, ipython, assistant);
+    ``tools`` are JSON schemas for the renderer, empty where the system message names the tools in its own
+    short way. ``call`` is the expected ``{"name", "arguments"}`` or None, ``expression`` the argument of an
+    arithmetic call, ``result`` the tool's value, ``answer`` a string that the last message must contain,
+    ``check`` the asserts for a program.
     """
 
     messages: tuple[Message, ...]
@@ -61,7 +63,9 @@ class Dialog:
 
 
 def _named_tools(rng: Random, tool_call_format: str, needed: set[str]) -> tuple[str, ...] | None:
-    """Draw the tools that the system message names: those needed, some more, or all. None: no system message."""
+    """Draw the tools that the system message names: those needed, some more, or all. None: no system
+    message.
+    """
     if not needed and rng.random() < 0.25:
         return None
     u = rng.random()
@@ -101,7 +105,9 @@ def _exchange(
 def _assemble(
     kind: str, lang: str, tool_call_format: str, turns: Sequence[Turn], names: tuple[str, ...] | None
 ) -> Dialog:
-    """Return the dialog of ``turns``, the last of ``kind``. ``names``: tools that a system message names, or None."""
+    """Return the dialog of ``turns``, the last of ``kind``. ``names``: tools that a system message names,
+    or None.
+    """
     messages: list[Message] = (
         [] if names is None else [{"role": "system", "content": system_prompt(tool_call_format, names)}]
     )
@@ -126,7 +132,9 @@ def _assemble(
 
 
 def training_texts(dialogs: Iterable[Dialog]) -> Iterator[str]:
-    """Yield the texts of dialogs for training a tokenizer: roles, contents and calls as written, one by one."""
+    """Yield the texts of dialogs for training a tokenizer: roles, contents and calls as written, one by
+    one.
+    """
     for dialog in dialogs:
         for message in dialog.messages:
             yield message["role"]
@@ -168,9 +176,9 @@ def stream_dialogs(
 ) -> Iterator[Dialog]:
     """Yield verified dialogs without end, a pure function of the arguments.
 
-    ``split``: ``train`` or ``test`` (other wordings, names and values). ``languages`` and ``tool_call_formats`` are
-    drawn evenly; name one twice to double its share. ``tasks``: tasks or kinds, by default all in the proportions of
-    ``KINDS``. Raises DataError for an unknown name.
+    ``split``: ``train`` or ``test`` (other wordings, names and values). ``languages`` and
+    ``tool_call_formats`` are drawn evenly; name one twice to double its share. ``tasks``: tasks or kinds, by
+    default all in the proportions of ``KINDS``. Raises DataError for an unknown name.
     """
     (split,) = _known("split", (split,), ("train", "test"))
     languages = _known("languages", languages, LANGUAGES)
@@ -193,7 +201,9 @@ _SHOWCASE = ("mul", "story_sub", "date_after", "program", "identity")
 
 @cache
 def showcase_dialogs(lang: str = "en", tool_call_format: str = "json") -> tuple[Dialog, ...]:
-    """Return five verified dialogs to show first: wordings from train, held-out numbers and names, all tools named."""
+    """Return five verified dialogs to show first: wordings from train, held-out numbers and names, all
+    tools named.
+    """
     _known("lang", (lang,), LANGUAGES)
     rng, words = Random(f"showcase {lang}"), load_wordings(lang)
     first = {kind: replace(topic, train=((topic.train[0][0],),)) for kind, topic in words.topics.items()}

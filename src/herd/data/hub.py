@@ -42,7 +42,9 @@ def read_hub(name: str) -> Iterator[Document]:
 
 
 def choose_files(files: list[str], part: str = "") -> list[str]:
-    """Return the files to read: of the best kind with ``part`` in their path; only "train" files if there are any."""
+    """Return the files to read: of the best kind with ``part`` in their path; only "train" files if there
+    are any.
+    """
     files = sorted(file for file in files if part in file and not file.startswith("."))
     for endings in KINDS:
         wanted = tuple(ending + packed for ending in endings for packed in ("", *COMPRESSED))

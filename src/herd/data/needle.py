@@ -1,15 +1,17 @@
 """Needles: facts hidden in long real text and asked for at its end, to train and to test long contexts.
 
-A document is real text of the corpus with several short facts on lines of their own ("The secret code for amber falcon
-is 4821.") and a question at the end about one of them. A right answer shows that the model looked across the whole
-distance: the code stands nowhere else, and the other facts make it useless to copy just any code. Llama 3 moved on to
-the next context length only when these were solved perfectly (paper, section 3.4.2).
+A document is real text of the corpus with several short facts on lines of their own ("The secret code for
+amber falcon is 4821.") and a question at the end about one of them. A right answer shows that the model
+looked across the whole distance: the code stands nowhere else, and the other facts make it useless to copy
+just any code. Llama 3 moved on to the next context length only when these were solved perfectly (paper,
+section 3.4.2).
 
-Training and test needles are disjoint: their names are made of different words, their codes are different numbers, and
-the caller takes the running text ("filler") from another split. Everything is a pure function of the seed.
+Training and test needles are disjoint: their names are made of different words, their codes are different
+numbers, and the caller takes the running text ("filler") from another split. Everything is a pure function of
+the seed.
 
-Sources: G. Kamradt, "Needle in a haystack" (2023); RULER, arXiv 2404.06654, section 3 (several keys and values).
-Shapes: B rows, T = context, N tokens, V vocabulary, S = T + 1.
+Sources: G. Kamradt, "Needle in a haystack" (2023); RULER, arXiv 2404.06654, section 3 (several keys and
+values). Shapes: B rows, T = context, N tokens, V vocabulary, S = T + 1.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ Filler = Callable[[np.random.Generator, int], np.ndarray]
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a name; ``ids_N[start:stop]`` of the needle are the tokens of the code that answers it."""
+    """A question about a name; ``ids_N[start:stop]`` of the needle are the tokens of the code that
+    answers it.
+    """
 
     name: str
     code: str
@@ -71,8 +75,9 @@ class Question:
 class Needle:
     """A whole document: text, facts, questions and answers.
 
-    ``ids_N``: int64, begins with ``<|begin_of_text|>``. A test has one question: give the model `prompt` and expect
-    `answer`. ``depth``: where the fact asked last stands, 0 = at the beginning, 1 = right before the question.
+    ``ids_N``: int64, begins with ``<|begin_of_text|>``. A test has one question: give the model `prompt` and
+    expect `answer`. ``depth``: where the fact asked last stands, 0 = at the beginning, 1 = right before the
+    question.
     """
 
     ids_N: np.ndarray
@@ -124,8 +129,8 @@ class NeedleMaker:
     ) -> Needle:
         """Return a document of exactly ``length`` tokens, question and answer included.
 
-        ``depth`` is that of the fact asked last; the others stand anywhere. ``style`` is an index of `STYLES`, None
-        draws one. Raises DataError where the length does not hold the facts and questions.
+        ``depth`` is that of the fact asked last; the others stand anywhere. ``style`` is an index of
+        `STYLES`, None draws one. Raises DataError where the length does not hold the facts and questions.
         """
         if split not in WORDS:
             raise DataError(f"needle: split {split!r}; choose train or test")
@@ -182,10 +187,11 @@ class NeedleMaker:
 
 
 class RetrievalStream:
-    """Training rows of synthetic retrieval documents: row p is a needle made of (seed, p), as long as the context.
+    """Training rows of synthetic retrieval documents: row p is a needle made of (seed, p), as long as the
+    context.
 
-    A row hides ``n_facts`` facts and asks for ``n_questions`` of them, so that a good part of what it trains is
-    retrieval.
+    A row hides ``n_facts`` facts and asks for ``n_questions`` of them, so that a good part of what it trains
+    is retrieval.
     """
 
     packed = False
@@ -213,7 +219,9 @@ class RetrievalStream:
 
 
 def filler_from(source: Shards | Sequence[int] | np.ndarray, tokenizer: TextTokenizer) -> Filler:
-    """Return a source of random windows of running text from shards or a token array, without special tokens."""
+    """Return a source of random windows of running text from shards or a token array, without special
+    tokens.
+    """
     if isinstance(source, Shards):
         total, read = source.n_tokens, source.tokens
     else:

@@ -1,11 +1,12 @@
 """The record of what prepared data was made from, so that stale data is refused rather than trained on.
 
-A folder with prepared data (a trained tokenizer, token shards, the state of a run that read them) holds ``data.json``:
-the SHA-256 of every source file in reading order and the settings the preparation depends on. `bind` writes the record
-before anything is prepared and compares it at every later start.
+A folder with prepared data (a trained tokenizer, token shards, the state of a run that read them) holds
+``data.json``: the SHA-256 of every source file in reading order and the settings the preparation depends on.
+`bind` writes the record before anything is prepared and compares it at every later start.
 
-Hashing is done once: a file whose size, modification time, change time and inode are those in the record keeps the
-hash in the record. Anything else is read again, so touching or moving a file is allowed and editing it is not.
+Hashing is done once: a file whose size, modification time, change time and inode are those in the record
+keeps the hash in the record. Anything else is read again, so touching or moving a file is allowed and editing
+it is not.
 """
 
 from __future__ import annotations
@@ -24,14 +25,18 @@ from ..files import write_atomically
 RECORD = "data.json"
 FORMAT = "herd-data-1"
 PREPARATION = 1
-"""Raise it when splitting, deduplication or the layout of shards changes: older prepared data is then refused."""
+"""Raise it when splitting, deduplication or the layout of shards changes: older prepared data is then
+refused.
+"""
 SHOWN = 3
 """Differences named in an error; the rest are counted."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One source file: the name its documents carry, its content hash, and the file status the hash belongs to."""
+    """One source file: the name its documents carry, its content hash, and the file status the hash
+    belongs to.
+    """
 
     name: str
     path: str
@@ -79,11 +84,12 @@ def bind(
     prepared: Sequence[Path],
     cure: str,
 ) -> None:
-    """Record in ``folder`` what its data is made from, or compare with the record if data was prepared before.
+    """Record in ``folder`` what its data is made from, or compare with the record if data was prepared
+    before.
 
-    ``files``: (name, path) of every source file in reading order. ``prepared``: the paths that hold prepared data; as
-    long as none of them exists the record is replaced. ``cure``: what the user can do, the end of the error message.
-    Raises DataError naming every difference, and where prepared data has no record.
+    ``files``: (name, path) of every source file in reading order. ``prepared``: the paths that hold prepared
+    data; as long as none of them exists the record is replaced. ``cure``: what the user can do, the end of
+    the error message. Raises DataError naming every difference, and where prepared data has no record.
     """
     old = _read(folder / RECORD)
     found = next((path for path in prepared if path.exists()), None)
@@ -104,7 +110,9 @@ def bind(
 
 
 def builtin_identity() -> str:
-    """Return what identifies the built-in corpus: the Python whose library it is and the project's own sentences."""
+    """Return what identifies the built-in corpus: the Python whose library it is and the project's own
+    sentences.
+    """
     digest = hashlib.sha256()
     for file in sorted((Path(__file__).parent / "parallel").glob("*.txt")):
         digest.update(file.read_bytes())

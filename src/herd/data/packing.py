@@ -1,12 +1,13 @@
 """Dialogs packed into rows: several short dialogs share one row, each in its own document.
 
-Dialogs differ much in length; with one dialog per row most of a row would be padding. Best-fit packing (longest first,
-each dialog into the fullest row that still holds it) fills rows to well over 95 %. Document numbers and restarting
-positions keep dialogs from attending to each other (Llama 3 paper, section 3.2), so a packed dialog has exactly the
-loss and gradient it has alone. Which dialogs share a row is decided once; every epoch permutes the rows.
+Dialogs differ much in length; with one dialog per row most of a row would be padding. Best-fit packing
+(longest first, each dialog into the fullest row that still holds it) fills rows to well over 95 %. Document
+numbers and restarting positions keep dialogs from attending to each other (Llama 3 paper, section 3.2), so a
+packed dialog has exactly the loss and gradient it has alone. Which dialogs share a row is decided once; every
+epoch permutes the rows.
 
-Targets come from the renderer's mask, shifted: the token at place t predicts the one at t + 1 if that one is trained.
-The last token of a dialog is only a target, so a dialog of n tokens takes n - 1 places.
+Targets come from the renderer's mask, shifted: the token at place t predicts the one at t + 1 if that one is
+trained. The last token of a dialog is only a target, so a dialog of n tokens takes n - 1 places.
 
 Shapes: B rows, T = context.
 """
@@ -30,9 +31,10 @@ from .text_files import DataWarning
 class DialogStream:
     """Packed rows of rendered dialogs.
 
-    ``dialogs``: objects with ``ids`` and ``mask``, or (ids, mask) pairs; the mask says which tokens are trained.
-    ``pad_id`` fills the rest of a row; padding is a document of its own and never a target. Dialogs of more than
-    ``context + 1`` tokens do not fit: they are left out with one counted warning. Raises DataError if none is left.
+    ``dialogs``: objects with ``ids`` and ``mask``, or (ids, mask) pairs; the mask says which tokens are
+    trained. ``pad_id`` fills the rest of a row; padding is a document of its own and never a target. Dialogs
+    of more than ``context + 1`` tokens do not fit: they are left out with one counted warning. Raises
+    DataError if none is left.
     """
 
     packed = True
@@ -97,7 +99,8 @@ class DialogStream:
 def pack_rows(lengths: Sequence[int], capacity: int, order: Sequence[int]) -> list[list[int]]:
     """Return the members of each row by best-fit decreasing: no row's lengths exceed ``capacity``.
 
-    ``order`` breaks ties between equal lengths. Every index is in exactly one row; rows are in the order of opening.
+    ``order`` breaks ties between equal lengths. Every index is in exactly one row; rows are in the order of
+    opening.
     """
     if lengths and max(lengths) > capacity:
         raise DataError(f"packing: a length of {max(lengths)} exceeds the row's {capacity}; leave it out")

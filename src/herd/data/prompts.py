@@ -1,9 +1,9 @@
 """The short system prompts of program-made dialogs, and the code that the interpreter runs for each tool.
 
-The documented Llama 3.1 tool prompt spends about 150 tokens per tool on instructions and schemas before a question is
-asked. A model of a few million parameters with a context of a few hundred tokens learns the same from one line that
-names the tools and the format of the call, so the dialogs carry that line. The documented prompt of the builtin format
-is short already: ``Environment: ipython``.
+The documented Llama 3.1 tool prompt spends about 150 tokens per tool on instructions and schemas before a
+question is asked. A model of a few million parameters with a context of a few hundred tokens learns the same
+from one line that names the tools and the format of the call, so the dialogs carry that line. The documented
+prompt of the builtin format is short already: ``Environment: ipython``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ CODE = {
 
 
 def system_prompt(tool_call_format: str, names: Sequence[str] = TOOL_NAMES) -> str:
-    """Return the short system message of ``tool_call_format`` (json, builtin, function) for the tools ``names``.
+    """Return the short system message of ``tool_call_format`` (json, builtin, function) for the tools
+    ``names``.
 
     The builtin format always has the interpreter, and ``wolfram_alpha`` unless ``names`` is empty.
     """

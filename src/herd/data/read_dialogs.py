@@ -2,14 +2,14 @@
 
 Understood are, one per row (JSON lines, a JSON array, CSV or Parquet, compressed or not):
 
-- ``{"messages": [{"role", "content", "tool_calls"?, "weight"?}], "tools"?, "date"?, "tool_call_format"?}``, the format
-  of OpenAI and of chat templates; a bare list of such messages too;
+- ``{"messages": [{"role", "content", "tool_calls"?, "weight"?}], "tools"?, "date"?, "tool_call_format"?}``,
+  the format of OpenAI and of chat templates; a bare list of such messages too;
 - ShareGPT: ``{"conversations": [{"from": "human", "value": ...}], "system"?, "tools"?}``;
 - Alpaca: ``{"instruction", "input"?, "output", "system"?, "history"?}``;
 - ``{"prompt", "completion"}`` (or ``response``), as texts or as lists of messages.
 
-An answer with ``"weight": 0`` is read but not trained. Fields that are not understood are ignored with one warning that
-names them; conversion from another format is said in a warning too.
+An answer with ``"weight": 0`` is read but not trained. Fields that are not understood are ignored with one
+warning that names them; conversion from another format is said in a warning too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ SHAREGPT_ROLES = {
 
 @dataclass(frozen=True)
 class ReadDialog:
-    """A dialog as read: chat messages, the options its renderer needs, and which messages are not to be trained."""
+    """A dialog as read: chat messages, the options its renderer needs, and which messages are not to be
+    trained.
+    """
 
     messages: list[Message]
     options: dict[str, Any]
@@ -83,7 +85,9 @@ def read_dialogs(path: Path | str) -> Iterator[ReadDialog]:
 
 
 def rendered_dialogs(path: Path | str, tokenizer: Tokenizer) -> Iterator[Rendered]:
-    """Yield the dialogs of a file as token ids and a mask of the tokens to train; DataError names the bad line."""
+    """Yield the dialogs of a file as token ids and a mask of the tokens to train; DataError names the bad
+    line.
+    """
     for dialog in read_dialogs(path):
         try:
             rendered = render(dialog.messages, tokenizer, **dialog.options)
@@ -97,7 +101,9 @@ def rendered_dialogs(path: Path | str, tokenizer: Tokenizer) -> Iterator[Rendere
 
 
 def _convert(row: DataRow, ignored: Counter[str]) -> tuple[str, ReadDialog]:
-    """Return the name of the row's format ("" for chat messages) and its dialog; counts the fields it ignores."""
+    """Return the name of the row's format ("" for chat messages) and its dialog; counts the fields it
+    ignores.
+    """
     fields = {"messages": row.value} if isinstance(row.value, list) else row.value
     if not isinstance(fields, dict):
         raise DataError(
@@ -127,7 +133,9 @@ def _convert(row: DataRow, ignored: Counter[str]) -> tuple[str, ReadDialog]:
 
 
 def _messages(fields: Mapping[str, Any], where: str) -> tuple[set[str], str, list[Message]]:
-    """Return the fields that hold the dialog, the name of the format they are in, and the dialog's messages."""
+    """Return the fields that hold the dialog, the name of the format they are in, and the dialog's
+    messages.
+    """
     for key in ("messages", "conversations", "conversation"):
         if key in fields:
             turns = _list(fields[key], f"{where}: {key}")

@@ -1,13 +1,15 @@
 """Rows of repeated random passages, which teach a model quickly to look back and copy.
 
-Using a tool is mostly copying: numbers from a question into a call, a result into an answer. Induction heads do this
-("B followed A before, so B follows A now"), and running text gives a small model too few occasions to form one: for a
-million tokens its loss falls by word frequencies alone. A repeated passage of random tokens can only be predicted by
-copying, and as every token of the vocabulary occurs in such passages, the skill holds for rare tokens too. (Olsson et
-al., "In-context learning and induction heads", 2022, measure induction heads with such rows.)
+Using a tool is mostly copying: numbers from a question into a call, a result into an answer. Induction heads
+do this ("B followed A before, so B follows A now"), and running text gives a small model too few occasions to
+form one: for a million tokens its loss falls by word frequencies alone. A repeated passage of random tokens
+can only be predicted by copying, and as every token of the vocabulary occurs in such passages, the skill
+holds for rare tokens too. (Olsson et al., "In-context learning and induction heads", 2022, measure induction
+heads with such rows.)
 
-Row p holds passages of random length over a few random tokens of its own, each repeated two to four times; the first
-occurrence is not trained, because nothing predicts it. Shapes: B rows, T = context, A alphabet, N tokens.
+Row p holds passages of random length over a few random tokens of its own, each repeated two to four times;
+the first occurrence is not trained, because nothing predicts it. Shapes: B rows, T = context, A alphabet, N
+tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ ALPHABET = 32
 
 
 class RepetitionStream:
-    """Endless rows of repeated random passages over ids below ``n_ranks``, a pure function of (seed, position)."""
+    """Endless rows of repeated random passages over ids below ``n_ranks``, a pure function of (seed,
+    position).
+    """
 
     packed = False
 

@@ -1,4 +1,5 @@
-"""Rows of a data set's file: JSON lines, a JSON array, CSV and TSV with a header, Parquet. A row is a JSON value.
+"""Rows of a data set's file: JSON lines, a JSON array, CSV and TSV with a header, Parquet. A row is a JSON
+value.
 
 Text and dialogs are both read from rows, so both come in all of these formats, compressed or not.
 """
@@ -32,7 +33,9 @@ class NoRows(NotText):
 
 @dataclass(frozen=True)
 class DataRow:
-    """One row of a data set's file: its value, its number, and where it stands (``FILE:LINE`` or ``FILE: row N``)."""
+    """One row of a data set's file: its value, its number, and where it stands (``FILE:LINE`` or ``FILE:
+    row N``).
+    """
 
     value: Any
     number: int
@@ -42,8 +45,8 @@ class DataRow:
 def read_rows(file: Path, name: str) -> Iterator[DataRow]:
     """Yield the rows of a file by its ending (one of `ROW_ENDINGS`). ``name`` is what errors call the file.
 
-    Raises DataError naming the line or row that cannot be read, NotText for other encodings, NoRows where there is no
-    list of rows.
+    Raises DataError naming the line or row that cannot be read, NotText for other encodings, NoRows where
+    there is no list of rows.
     """
     ending = file_ending(file)
     if ending == ".parquet":

@@ -1,8 +1,9 @@
-"""Judging a dialog that a model produced: the call must give the expected value *and* the answer must state it.
+"""Judging a dialog that a model produced: the call must give the expected value *and* the answer must state
+it.
 
-Both are needed: a model that guesses the number without a call, or calls correctly and then miscopies, has not used its
-tool. Numbers are compared as whole numbers ("816" is not in "8160" or "2816"), with or without thousands separators;
-dates and words as whole words; programs by running their hidden check in the sandbox.
+Both are needed: a model that guesses the number without a call, or calls correctly and then miscopies, has
+not used its tool. Numbers are compared as whole numbers ("816" is not in "8160" or "2816"), with or without
+thousands separators; dates and words as whole words; programs by running their hidden check in the sandbox.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _SPACELESS = ("THAI", "DEVANAGARI")  # scripts where \b does not find word bound
 class DialogVerdict:
     """The judgement of a produced dialog.
 
-    ``call_ok``: the call gives the expected value, or there is no call where none is wanted. ``answer_ok``: the last
-    message states the answer. ``why`` says what is wrong.
+    ``call_ok``: the call gives the expected value, or there is no call where none is wanted. ``answer_ok``:
+    the last message states the answer. ``why`` says what is wrong.
     """
 
     call_ok: bool
@@ -46,7 +47,9 @@ class DialogVerdict:
 
 
 def states(text: str, answer: str) -> bool:
-    """Tell whether ``text`` contains ``answer`` as a whole word; digits of every script count, case matters."""
+    """Tell whether ``text`` contains ``answer`` as a whole word; digits of every script count, case
+    matters.
+    """
     text = _DIGIT.sub(lambda match: str(unicodedata.digit(match[0])), text)
     if re.fullmatch(r"-?\d+", answer):
         plain = _GROUPED.sub(lambda match: _SEPARATOR.sub("", match[0]), text)
@@ -65,9 +68,9 @@ def score(
 ) -> DialogVerdict:
     """Judge ``produced``, the messages after ``dialog.prompt``: assistant with calls, ipython, assistant.
 
-    The first call counts. It is evaluated here, whatever the ipython message claims; only the interpreter's code is
-    judged by the output in its ipython message, and run if there is none. ``run`` executes programs (``Sandbox().run``
-    uses one sandbox for many).
+    The first call counts. It is evaluated here, whatever the ipython message claims; only the interpreter's
+    code is judged by the output in its ipython message, and run if there is none. ``run`` executes programs
+    (``Sandbox().run`` uses one sandbox for many).
     """
     calls = [call for message in produced for call in message.get("tool_calls") or ()]
     last = produced[-1] if produced else {}

@@ -1,11 +1,12 @@
 """Token shards: a corpus as plain arrays of token ids on disk, read through the memory map.
 
-A folder holds ``tokens-00000.bin`` … (little-endian uint16, or uint32 for vocabularies above 65,536; each document is
-``<|begin_of_text|> … <|end_of_text|>``), ``documents.bin`` (where each document starts, how many UTF-8 bytes its text
-had, its label) and ``index.json``. Files are cut at a fixed number of tokens, so token ``i`` is found by division.
+A folder holds ``tokens-00000.bin`` … (little-endian uint16, or uint32 for vocabularies above 65,536; each
+document is ``<|begin_of_text|> … <|end_of_text|>``), ``documents.bin`` (where each document starts, how many
+UTF-8 bytes its text had, its label) and ``index.json``. Files are cut at a fixed number of tokens, so token
+``i`` is found by division.
 
-Everything is checked: the index carries its own checksum and the tokenizer's hash, file lengths are compared when the
-folder is opened, and each file's CRC-32 once, when the file is first read (about 1 GB/s).
+Everything is checked: the index carries its own checksum and the tokenizer's hash, file lengths are compared
+when the folder is opened, and each file's CRC-32 once, when the file is first read (about 1 GB/s).
 
 Shapes: N tokens, D documents.
 """
@@ -50,7 +51,9 @@ class Encoder(Protocol):
 
 @dataclass
 class Shards:
-    """An opened folder of tokens. ``documents_D`` is the memory-mapped table of documents (`DOCUMENT` records)."""
+    """An opened folder of tokens. ``documents_D`` is the memory-mapped table of documents (`DOCUMENT`
+    records).
+    """
 
     folder: Path
     index: dict[str, Any]
@@ -79,7 +82,9 @@ class Shards:
 
     @staticmethod
     def open(folder: Path | str, tokenizer: Encoder | None = None) -> Shards:
-        """Open a folder. Raises DataError if it is missing, truncated, corrupt, or made with another tokenizer."""
+        """Open a folder. Raises DataError if it is missing, truncated, corrupt, or made with another
+        tokenizer.
+        """
         folder = Path(folder)
         index = _read_index(folder)
         if tokenizer is not None and tokenizer.sha256 != index["tokenizer_sha256"]:
@@ -104,11 +109,15 @@ class Shards:
 
     @property
     def sha256(self) -> str:
-        """The identity of these tokens, for lineage: hash of the tokenizer and of length and CRC of every file."""
+        """The identity of these tokens, for lineage: hash of the tokenizer and of length and CRC of every
+        file.
+        """
         return str(self.index["sha256"])
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
-        """Return tokens ``start`` up to ``stop`` as int64 (N,), across files. DataError where a file is corrupt."""
+        """Return tokens ``start`` up to ``stop`` as int64 (N,), across files. DataError where a file is
+        corrupt.
+        """
         if not 0 <= start <= stop <= self.n_tokens:
             raise DataError(f"{self.folder}: tokens {start} to {stop} asked for, but it has {self.n_tokens}")
         out_N = np.empty(stop - start, dtype=np.int64)

@@ -1,9 +1,9 @@
 """A random permutation of 0..n-1 that is computed entry by entry, without a list of n numbers.
 
-A Feistel network permutes the numbers below a power of four; results of n or above are sent through again until they
-are below n (cycle walking), which gives a permutation of 0..n-1. Row 10**12 of a shuffled epoch costs the same as row
-0, so the whole state of a stream is one integer.
-Source: Black & Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002.
+A Feistel network permutes the numbers below a power of four; results of n or above are sent through again
+until they are below n (cycle walking), which gives a permutation of 0..n-1. Row 10**12 of a shuffled epoch
+costs the same as row 0, so the whole state of a stream is one integer. Source: Black & Rogaway, "Ciphers with
+arbitrary finite domains", CT-RSA 2002.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def mixed_key(*numbers: int) -> int:
-    """Return one 64-bit key from several integers of any size (seed, epoch, purpose, ...); their order matters."""
+    """Return one 64-bit key from several integers of any size (seed, epoch, purpose, ...); their order
+    matters.
+    """
     state = np.zeros(1, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for number in numbers:

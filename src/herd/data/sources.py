@@ -1,10 +1,11 @@
-"""Documents from a user's own files: text and code, and rows with a ``text`` from JSON, CSV and Parquet files.
+"""Documents from a user's own files: text and code, and rows with a ``text`` from JSON, CSV and Parquet
+files.
 
-A file that the user names and that cannot be read is an error; in a folder it is skipped and counted in a warning.
-Order never depends on the file system: folders are walked sorted by name.
+A file that the user names and that cannot be read is an error; in a folder it is skipped and counted in a
+warning. Order never depends on the file system: folders are walked sorted by name.
 
-A long file is cut at paragraph borders into parts, each with its own source name (``book.txt@0003``), so that even a
-single file can be divided into training and held-out text.
+A long file is cut at paragraph borders into parts, each with its own source name (``book.txt@0003``), so that
+even a single file can be divided into training and held-out text.
 """
 
 from __future__ import annotations
@@ -27,11 +28,15 @@ from .text_files import (
 )
 
 PART_CHARS = 1 << 16
-"""Characters of one part of a long file: long enough to train long contexts, short enough to divide one book."""
+"""Characters of one part of a long file: long enough to train long contexts, short enough to divide one
+book.
+"""
 
 MIN_PART_CHARS = 1000
 FEW_FILES = 20
-"""With fewer files than this the parts are shorter, so that there are about `WANTED_PARTS` of them to divide."""
+"""With fewer files than this the parts are shorter, so that there are about `WANTED_PARTS` of them to
+divide.
+"""
 WANTED_PARTS = 60
 
 TEXT_FIELDS = ("text", "content")
@@ -47,7 +52,8 @@ CODE_LANGUAGES = {
 
 @dataclass(frozen=True)
 class Document:
-    """One text with its origin. ``source`` names the file; what follows ``#`` in it is a place inside that file.
+    """One text with its origin. ``source`` names the file; what follows ``#`` in it is a place inside that
+    file.
 
     ``kind``: ``text``, ``code`` or ``parallel``. ``lang``: a language code (``en``), a programming language
     (``python``), or ``und`` where unknown.
@@ -65,7 +71,8 @@ class Document:
 
 
 def read_path(root: Path, part_size: int | None = None) -> Iterator[Document]:
-    """Yield every document of a file or a folder, in parts of about ``part_size`` characters (by default: chosen).
+    """Yield every document of a file or a folder, in parts of about ``part_size`` characters (by default:
+    chosen).
 
     Raises DataError where there is none.
     """
@@ -96,7 +103,9 @@ def read_path(root: Path, part_size: int | None = None) -> Iterator[Document]:
 
 
 def part_chars(files: list[Path]) -> int:
-    """Return how many characters a part of a file may have: `PART_CHARS`, or less where there are few files."""
+    """Return how many characters a part of a file may have: `PART_CHARS`, or less where there are few
+    files.
+    """
     if len(files) >= FEW_FILES:
         return PART_CHARS
     total = sum(file.stat().st_size for file in files)
@@ -104,7 +113,9 @@ def part_chars(files: list[Path]) -> int:
 
 
 def read_file(file: Path, *, source: str, part_chars: int = PART_CHARS) -> Iterator[Document]:
-    """Yield the documents of one file; ``source`` is the name they carry. NotText or DataError if it is unreadable."""
+    """Yield the documents of one file; ``source`` is the name they carry. NotText or DataError if it is
+    unreadable.
+    """
     ending = file_ending(file)
     if ending in ROW_ENDINGS:
         for number, row in enumerate(read_rows(file, str(file))):
@@ -120,7 +131,9 @@ def read_file(file: Path, *, source: str, part_chars: int = PART_CHARS) -> Itera
 
 
 def part_end(text: str, size: int) -> int:
-    """Return where to end a part of about ``size`` characters: after the last blank line, line end or space in it."""
+    """Return where to end a part of about ``size`` characters: after the last blank line, line end or
+    space in it.
+    """
     for mark in ("\n\n", "\n", " "):
         end = text.rfind(mark, size // 2, size)
         if end >= 0:
@@ -146,7 +159,9 @@ def _parts(blocks: Iterator[str], name: str, source: str, ending: str, size: int
 
 
 def row_document(row: DataRow, source: str) -> Document:
-    """Return the document of a row: a string, or an object with ``text`` (or ``content``) and perhaps ``lang``."""
+    """Return the document of a row: a string, or an object with ``text`` (or ``content``) and perhaps
+    ``lang``.
+    """
     fields = {"text": row.value} if isinstance(row.value, str) else row.value
     if not isinstance(fields, dict):
         raise DataError(

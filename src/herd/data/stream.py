@@ -1,12 +1,13 @@
 """Streams: `batch(position, count)` is a pure function of the data, the seed and the global row number.
 
-The position in the data is therefore one integer. Row 70,000 is the same row on any number of ranks and after any
-number of restarts: rank r of R takes rows ``[position + r*k, position + (r+1)*k)`` of a global batch, and all ranks
-together take the same rows in the same order. An epoch is one pass over all rows; each epoch has its own permutation,
-which is computed entry by entry (`shuffle.permute`) and never held in memory.
+The position in the data is therefore one integer. Row 70,000 is the same row on any number of ranks and after
+any number of restarts: rank r of R takes rows ``[position + r*k, position + (r+1)*k)`` of a global batch, and
+all ranks together take the same rows in the same order. An epoch is one pass over all rows; each epoch has
+its own permutation, which is computed entry by entry (`shuffle.permute`) and never held in memory.
 
-`TokenStream` cuts the concatenated documents of shards into rows; `MixStream` interleaves streams by weight. Dialogs
-are packed in `packing.py`, synthetic documents are made in `needle.py` and `repetition.py`; all are a `Stream`.
+`TokenStream` cuts the concatenated documents of shards into rows; `MixStream` interleaves streams by weight.
+Dialogs are packed in `packing.py`, synthetic documents are made in `needle.py` and `repetition.py`; all are a
+`Stream`.
 
 Shapes: B rows, T = context.
 """
@@ -27,7 +28,9 @@ from .shuffle import generator, mixed_key, permute
 
 
 class Stream(Protocol):
-    """Rows of tokens by number. ``packed``: batches carry documents and positions. ``n_rows``: rows of an epoch."""
+    """Rows of tokens by number. ``packed``: batches carry documents and positions. ``n_rows``: rows of an
+    epoch.
+    """
 
     context: int
     packed: bool
@@ -39,12 +42,12 @@ class Stream(Protocol):
 class TokenStream:
     """Rows of ``context`` tokens (and their successors) from shards, in a different order in every epoch.
 
-    The place where the first row begins also changes with the epoch, so that rows are cut at other places and the few
-    tokens that do not fill a last row are not always the same ones.
+    The place where the first row begins also changes with the epoch, so that rows are cut at other places and
+    the few tokens that do not fill a last row are not always the same ones.
 
-    With ``documents=True`` rows carry document numbers and restarting positions: attention stays within a document and
-    the last token of a document predicts nothing. Otherwise documents simply follow each other, as in most
-    pre-training.
+    With ``documents=True`` rows carry document numbers and restarting positions: attention stays within a
+    document and the last token of a document predicts nothing. Otherwise documents simply follow each other,
+    as in most pre-training.
     """
 
     def __init__(self, shards: Shards, context: int, seed: int, *, documents: bool = False) -> None:
@@ -90,10 +93,11 @@ class TokenStream:
 
 
 class MixStream:
-    """Rows of several streams interleaved by weight; each stream's rows keep their order and none is left out.
+    """Rows of several streams interleaved by weight; each stream's rows keep their order and none is left
+    out.
 
-    Positions are grouped in blocks; in a block each stream has a fixed number of rows, at places shuffled by the
-    block's number. The number of a stream's rows before any position is then a product and a short count.
+    Positions are grouped in blocks; in a block each stream has a fixed number of rows, at places shuffled by
+    the block's number. The number of a stream's rows before any position is then a product and a short count.
     """
 
     BLOCKS = (10, 20, 50, 100, 200, 500, 1000)
@@ -147,7 +151,9 @@ class MixStream:
 
 
 def first_rows(stream: Stream, n_rows: int, at_once: int) -> list[Batch]:
-    """Return the first ``n_rows`` rows of a stream (fewer if an epoch is shorter), in batches of ``at_once``."""
+    """Return the first ``n_rows`` rows of a stream (fewer if an epoch is shorter), in batches of
+    ``at_once``.
+    """
     n_rows = min(n_rows, stream.n_rows)
     return [stream.batch(start, min(at_once, n_rows - start)) for start in range(0, n_rows, at_once)]
 
@@ -172,7 +178,9 @@ def as_batch(
 
 
 def _with_documents(batch: Batch) -> Batch:
-    """Return the rows with explicit documents and positions: a plain row is one document with positions 0 to T-1."""
+    """Return the rows with explicit documents and positions: a plain row is one document with positions 0
+    to T-1.
+    """
     if batch.documents_BT is not None:
         return batch
     positions_BT = torch.arange(batch.tokens_BT.shape[1]).expand_as(batch.tokens_BT).clone()

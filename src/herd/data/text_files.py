@@ -1,8 +1,8 @@
 """Finding and opening a user's files: paths, patterns and folders; compressed files; UTF-8, or a refusal.
 
-Text is UTF-8, with or without a byte order mark and without NUL bytes; anything else is refused with the file's name
-and the byte where it goes wrong. Files that end in .gz, .zst, .bz2 or .xz, or begin as gzip and zstd files do, are
-decompressed as they are read.
+Text is UTF-8, with or without a byte order mark and without NUL bytes; anything else is refused with the
+file's name and the byte where it goes wrong. Files that end in .gz, .zst, .bz2 or .xz, or begin as gzip and
+zstd files do, are decompressed as they are read.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class NotText(DataError):
 
 
 def expand_paths(name: Path | str) -> list[Path]:
-    """Return the paths that a name stands for: ``~`` is the home folder; ``*``, ``?``, ``[..]`` and ``**`` match names.
+    """Return the paths that a name stands for: ``~`` is the home folder; ``*``, ``?``, ``[..]`` and ``**``
+    match names.
 
     Raises DataError where nothing exists.
     """
@@ -58,7 +59,8 @@ def expand_paths(name: Path | str) -> list[Path]:
 def list_files(root: Path) -> list[Path]:
     """Return the file itself, or all files below a folder sorted by name, linked folders included.
 
-    Names that begin with a dot and ``__pycache__`` are left out. A folder that is reached twice is listed once.
+    Names that begin with a dot and ``__pycache__`` are left out. A folder that is reached twice is listed
+    once.
     """
     return [root] if root.is_file() else sorted(_walk(root))
 
@@ -81,7 +83,9 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def file_ending(file: Path | str) -> str:
-    """Return the last ending of a file's name in lower case, that of a compressed file's content: ``.jsonl``."""
+    """Return the last ending of a file's name in lower case, that of a compressed file's content:
+    ``.jsonl``.
+    """
     suffixes = [suffix.lower() for suffix in Path(file).suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -90,7 +94,9 @@ def file_ending(file: Path | str) -> str:
 
 @contextmanager
 def open_bytes(file: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading its (decompressed) bytes; whatever goes wrong while it is read is a DataError."""
+    """Open a file for reading its (decompressed) bytes; whatever goes wrong while it is read is a
+    DataError.
+    """
     try:
         with _open(file) as stream:
             yield stream
@@ -157,7 +163,9 @@ def _open(file: Path) -> BinaryIO:
 
 
 class _ZstdReader(io.RawIOBase):
-    """The bytes of all frames of a zstd file; a truncated last frame raises EOFError instead of ending quietly."""
+    """The bytes of all frames of a zstd file; a truncated last frame raises EOFError instead of ending
+    quietly.
+    """
 
     def __init__(self, file: Path) -> None:
         zstandard = importlib.import_module("zstandard")

@@ -1,7 +1,9 @@
-"""The exchanges of program-made dialogs: a question, at most one tool call, a reply, and the values that fill them.
+"""The exchanges of program-made dialogs: a question, at most one tool call, a reply, and the values that fill
+them.
 
-A turn does not depend on the format of the tool call. Values are drawn from the split they belong to: one key in ten
-(numbers, dates) or in four (words, programs) is held out for testing, by its hash, so membership never changes.
+A turn does not depend on the format of the tool call. Values are drawn from the split they belong to: one key
+in ten (numbers, dates) or in four (words, programs) is held out for testing, by its hash, so membership never
+changes.
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ class DialogSource:
         return question, choice(topic.replies).format_map(values)
 
 
-# --- numbers, dates, words ---------------------------------------------------------------------------------------
+# --- numbers, dates, words ----------------------------------------------------------------------------------
 
 
 def _number(rng: Random, shares: tuple[float, float, float]) -> int:
@@ -144,7 +146,9 @@ _OPERATIONS: dict[str, tuple[str, Callable[[int, int], int], Callable[[Random], 
 
 
 def _word(source: DialogSource) -> str:
-    """Draw a word of the language or an invented one, so that the model learns to copy and not a list of words."""
+    """Draw a word of the language or an invented one, so that the model learns to copy and not a list of
+    words.
+    """
     rng = source.rng
     invented = rng.random() < 0.4
     while True:
@@ -157,7 +161,7 @@ def _word(source: DialogSource) -> str:
             return word
 
 
-# --- turns -------------------------------------------------------------------------------------------------------
+# --- turns --------------------------------------------------------------------------------------------------
 
 
 def _arithmetic(source: DialogSource, kind: str) -> Turn:

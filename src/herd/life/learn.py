@@ -32,7 +32,9 @@ class Prompt:
 
 
 def config_of(phase: Phase, plan: Plan) -> TrainConfig:
-    """Return the loop's settings: 5 % warm-up, cosine, and a last quarter of decay whose weights are averaged."""
+    """Return the loop's settings: 5 % warm-up, cosine, and a last quarter of decay whose weights are
+    averaged.
+    """
     decay = max(2, phase.steps // 4)
     warmup, average = max(1, phase.steps // 20), max(1, decay // 10)
     return TrainConfig(
@@ -62,7 +64,8 @@ def learn(
 ) -> Outcome:
     """Train ``model`` in place through ``phase``, with state and metrics in ``stages/name``; return its cost.
 
-    ``heldout`` is evaluated about twelve times. ``progress``: the part of the stage's bar that the phase fills.
+    ``heldout`` is evaluated about twelve times. ``progress``: the part of the stage's bar that the phase
+    fills.
     """
     began = time.perf_counter()
     sampler = _Sampler(run.show, model, run.data.tokenizer, prompts)

@@ -1,4 +1,6 @@
-"""The data of a run, opened from its folder: tokenizer, shards, dialogs, and the streams that stages train on."""
+"""The data of a run, opened from its folder: tokenizer, shards, dialogs, and the streams that stages
+train on.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from .plan import Plan
 PARALLEL_SHARE = 0.08
 """Share of rows that are parallel sentences: Llama 3's share of multilingual text (paper, section 3.1.2)."""
 RETRIEVAL_SHARE, REPETITION_SHARE = 0.1, 0.15
-"""Shares of pre-training rows that exercise copying, which a small model learns too slowly from text alone."""
+"""Shares of pre-training rows that exercise copying, which a small model learns too slowly from text
+alone.
+"""
 REPLAY_SHARE = 0.22
 """Share of rows of plain text during instruct tuning, so that the model does not forget how to write."""
 DIALOG_SHARE = 0.4
@@ -37,7 +41,9 @@ DIALOG_NBYTES = 1_250
 """Memory of one rendered dialog that waits for its row."""
 
 STUDENT_SEED = 1_000_003
-"""Added to the plan's seed for all data of the student: other dialogs than the teacher's, in another order."""
+"""Added to the plan's seed for all data of the student: other dialogs than the teacher's, in another
+order.
+"""
 
 
 def is_parallel(document: Document) -> bool:
@@ -93,7 +99,9 @@ class RaiseData:
                 )
 
     def filler(self, split: str) -> Shards:
-        """Open running text for needles: the split's main shards, or its parallel ones if it has no others."""
+        """Open running text for needles: the split's main shards, or its parallel ones if it has no
+        others.
+        """
         return self.shards_of(split)[0]
 
     def text(self, split: str, context: int, seed: int, *, documents: bool = False) -> Stream:
@@ -113,7 +121,9 @@ class RaiseData:
         return RetrievalStream(maker, context, self.plan.seed, n_facts=n_facts, n_questions=n_questions)
 
     def pretraining(self, context: int) -> Stream:
-        """Return the rows that the teacher starts with: text, and some that teach it to look back and copy."""
+        """Return the rows that the teacher starts with: text, and some that teach it to look back and
+        copy.
+        """
         seed = self.plan.seed
         repeated = RepetitionStream(self.tokenizer.n_ranks, context, seed)
         streams = [self.text("teacher", context, seed), self.retrieval(context), repeated]
@@ -142,7 +152,9 @@ class RaiseData:
         return min(self.plan.n_dialogs, math.ceil(self.plan.distil.tokens * DIALOG_SHARE / SHORT_DIALOG))
 
     def student(self, context: int) -> Stream:
-        """Return the rows of student and control: text that no teacher saw and other dialogs, none of them twice."""
+        """Return the rows of student and control: text that no teacher saw and other dialogs, none of
+        them twice.
+        """
         seed = self.plan.seed + STUDENT_SEED
         text = self.text("student", context, seed, documents=True)
         return mix_two(text, self.dialogs(seed, context, self.n_lessons), DIALOG_SHARE, seed)

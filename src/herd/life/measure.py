@@ -1,7 +1,8 @@
-"""The last two stages of `herd raise`: the evaluation of every model on the same held-out items, and the report.
+"""The last two stages of `herd raise`: the evaluation of every model on the same held-out items, and the
+report.
 
-Nothing here was seen in training: text, dialogs (wordings, names and numbers), needles and functions are held out.
-Every number has its interval.
+Nothing here was seen in training: text, dialogs (wordings, names and numbers), needles and functions are held
+out. Every number has its interval.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The plan of `herd raise`: sizes, steps and predicted times, decided from a probe of this machine.
 
-A plan is a pure function of (mode, seed, measured speeds) and is written to ``run.json`` before anything else, so a
-resumed run keeps its sizes. The mode `quick` does not depend on speed: tests need the same run everywhere.
+A plan is a pure function of (mode, seed, measured speeds) and is written to ``run.json`` before anything
+else, so a resumed run keeps its sizes. The mode `quick` does not depend on speed: tests need the same run
+everywhere.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ CONTEXT = 256
 class Speeds:
     """Training speeds that a probe measured, in tokens per second.
 
-    ``rungs``: each size in ``dtype``, the faster one on this machine. ``distil`` and ``control``: the chosen size's
-    student, with and without its teacher.
+    ``rungs``: each size in ``dtype``, the faster one on this machine. ``distil`` and ``control``: the chosen
+    size's student, with and without its teacher.
     """
 
     dtype: ComputeDtype
@@ -93,7 +94,9 @@ class Plan(BaseModel):
 
 @dataclass(frozen=True)
 class TimedMode:
-    """A mode that fills a given time: seconds of each stage, tokens that instruct tuning needs, other sizes."""
+    """A mode that fills a given time: seconds of each stage, tokens that instruct tuning needs, other
+    sizes.
+    """
 
     seconds: dict[str, float]
     instruct_tokens: float
@@ -110,7 +113,9 @@ TIMED_MODES = {name: TimedMode(**values) for name, values in _MODES["timed"].ite
 
 
 def rung(dim: int, n_layers: int, vocab_size: int, context: int) -> ModelConfig:
-    """Return a toy Llama: head dim 32, two query heads per KV head, FFN of about 2.75 dim, tied embeddings."""
+    """Return a toy Llama: head dim 32, two query heads per KV head, FFN of about 2.75 dim, tied
+    embeddings.
+    """
     return ModelConfig(
         vocab_size=vocab_size,
         dim=dim,
@@ -125,10 +130,11 @@ def rung(dim: int, n_layers: int, vocab_size: int, context: int) -> ModelConfig:
 
 
 def student_of(teacher: ModelConfig) -> ModelConfig:
-    """Return a shape of about half the teacher: three quarters of the width, five eighths of the FFN, a layer less.
+    """Return a shape of about half the teacher: three quarters of the width, five eighths of the FFN, a layer
+    less.
 
-    Attention keeps its heads: pruning removes heads only from KV groups of more than two (Llama-3.1-Minitron, arXiv
-    2408.11796).
+    Attention keeps its heads: pruning removes heads only from KV groups of more than two (Llama-3.1-Minitron,
+    arXiv 2408.11796).
     """
     return teacher.replace(
         dim=teacher.dim * 3 // 4,
@@ -138,7 +144,9 @@ def student_of(teacher: ModelConfig) -> ModelConfig:
 
 
 def extended(config: ModelConfig, context: int) -> ModelConfig:
-    """Return ``config`` with Llama 3's frequency scaling for ``context``, relative to its pre-training context."""
+    """Return ``config`` with Llama 3's frequency scaling for ``context``, relative to its pre-training
+    context.
+    """
     original = config.rope_scaling.original_context if config.rope_scaling else config.max_context
     scaling = RopeScaling(factor=context / original, original_context=original)
     return config.replace(max_context=context, rope_scaling=scaling)
@@ -154,7 +162,9 @@ def quick_plan(name: str, seed: int, text: list[str] | None) -> Plan:
 
 
 def chosen(rungs: dict[Rung, float], mode: Mode) -> Rung:
-    """Return the largest size that sees enough tokens of instruct tuning in its time, or else the smallest."""
+    """Return the largest size that sees enough tokens of instruct tuning in its time, or else the
+    smallest.
+    """
     return max([size for size in rungs if rungs[size] >= TIMED_MODES[mode].wanted_speed] or [min(rungs)])
 
 

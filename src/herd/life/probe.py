@@ -1,9 +1,9 @@
 """A probe of ten seconds that decides the sizes of a run: this machine's training speed at each model size.
 
-A size is measured by really training it on random tokens: forward, backward and Adam. Speeds of one shape say little
-about another, because small matrices run far below the peak of large ones, by a factor that differs between machines.
-bf16 is fast only on processors with instructions for it, so the smallest size is trained in fp32 and in bf16, and the
-faster dtype is used for the run.
+A size is measured by really training it on random tokens: forward, backward and Adam. Speeds of one shape say
+little about another, because small matrices run far below the peak of large ones, by a factor that differs
+between machines. bf16 is fast only on processors with instructions for it, so the smallest size is trained in
+fp32 and in bf16, and the faster dtype is used for the run.
 """
 
 from __future__ import annotations

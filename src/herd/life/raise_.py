@@ -55,9 +55,9 @@ def raise_herd(
 ) -> RaiseRun:
     """Raise a herd in ``folder``; with ``resume`` an existing run goes on by its plan.
 
-    ``mode`` is by default "demo" and ``seed`` 0; options given on resuming must be those the run was started with.
-    Raises `HerdError` for anything wrong with the text, the machine or the folder (also where it exists and ``resume``
-    is not given), and KeyboardInterrupt when stopped, after which the run can be resumed.
+    ``mode`` is by default "demo" and ``seed`` 0; options given on resuming must be those the run was started
+    with. Raises `HerdError` for anything wrong with the text, the machine or the folder (also where it exists
+    and ``resume`` is not given), and KeyboardInterrupt when stopped, after which the run can be resumed.
     """
     fresh = not (resume and (folder / "run.json").exists())
     if fresh:
@@ -81,7 +81,9 @@ def raise_herd(
 
 
 def refuse_other_options(run: RaiseRun, given: dict[str, Any]) -> None:
-    """Raise `DataError` where an option (None: not given) contradicts the plan that the run was started with."""
+    """Raise `DataError` where an option (None: not given) contradicts the plan that the run was started
+    with.
+    """
     for name, value in given.items():
         planned = getattr(run.plan, name)
         if value is not None and value != planned:

@@ -7,8 +7,8 @@
     runs/NAME/{teacher,long,instruct,student,control}/    checkpoint folders
     runs/NAME/{scores,samples}.json, report.html
 
-A stage may be interrupted at any moment: each file before ``stage.json`` is complete or absent, and doing the work
-again gives the same bytes. Resuming therefore goes through the stages and skips those that are done.
+A stage may be interrupted at any moment: each file before ``stage.json`` is complete or absent, and doing the
+work again gives the same bytes. Resuming therefore goes through the stages and skips those that are done.
 """
 
 from __future__ import annotations

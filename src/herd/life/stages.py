@@ -42,7 +42,9 @@ STEP_TOKENS = 2048
 
 
 def bind_text(run: RaiseRun, prepared: Path) -> None:
-    """Tie the run's data to the content of its text. `DataError` if it changed after ``prepared`` was made."""
+    """Tie the run's data to the content of its text. `DataError` if it changed after ``prepared`` was
+    made.
+    """
     plan = run.plan
     files, settings = corpus_origin(plan.text)
     settings |= {"seed": plan.seed, "corpus_bytes": plan.corpus_bytes, "vocab_size": plan.vocab_size}
@@ -90,7 +92,9 @@ def pretrain(run: RaiseRun) -> Outcome:
 
 
 def extend(run: RaiseRun) -> Outcome:
-    """Lengthen the context in steps, each gated by short-context loss and needles; keep the last that passed."""
+    """Lengthen the context in steps, each gated by short-context loss and needles; keep the last that
+    passed.
+    """
     plan, data = run.plan, run.data
     passed = load_model(run.folder / "teacher")
     short = heldout_rows(run, plan.pretrain.context, plan.eval_rows)
@@ -119,7 +123,9 @@ def extend(run: RaiseRun) -> Outcome:
 
 
 def gates_at(run: RaiseRun, model: LlamaLM, context: int, loss: float, before: float) -> list[dict[str, Any]]:
-    """Return the two gates of a context length, and show them: loss at the short context, and needles found."""
+    """Return the two gates of a context length, and show them: loss at the short context, and needles
+    found.
+    """
     data, n = run.data, run.plan.needle_items
     found = needle(model, data.tokenizer, data.filler("heldout"), [context], n=n, seed=NEEDLE_SEED).value
     bar = before * SHORT_LOSS_BAR
@@ -177,13 +183,14 @@ def control(run: RaiseRun) -> Outcome:
     return finish(run, "control", model, [learned], phase, other_bytes=dialogs)
 
 
-# Small helpers of the stages ----------------------------------------------------------------------------------
+# Small helpers of the stages --------------------------------------------------------------------------------
 
 
 def random_model(config: ModelConfig, seed: int) -> LlamaLM:
     """Return a model with random weights of deviation 0.55 / sqrt(D).
 
-    That is the usual 0.02 for D = 760; at the widths of toy models 0.02 is too small for learning to start quickly.
+    That is the usual 0.02 for D = 760; at the widths of toy models 0.02 is too small for learning to start
+    quickly.
     """
     return LlamaLM(config).init_weights(seed, std=0.55 / config.dim**0.5)
 
@@ -206,7 +213,9 @@ def student_config(wanted: ModelConfig, teacher: ModelConfig) -> ModelConfig:
 
 
 def fitted(phase: Phase, config: ModelConfig) -> Phase:
-    """Return the phase within the model's context: the same tokens in more rows if a gate stopped the extension."""
+    """Return the phase within the model's context: the same tokens in more rows if a gate stopped the
+    extension.
+    """
     if phase.context <= config.max_context:
         return phase
     factor = -(-phase.context // config.max_context)
@@ -225,7 +234,8 @@ def finish(
 ) -> Outcome:
     """Save a stage's model with its lineage and return the stage's outcome.
 
-    ``learned``: what its phases took. ``other_bytes``: memory in addition to the model in training: teacher, dialogs.
+    ``learned``: what its phases took. ``other_bytes``: memory in addition to the model in training: teacher,
+    dialogs.
     """
     found = {parent: load_lineage(run.folder / parent) for parent in parents}
     shards = run.data.shards("student" if name in ("student", "control") else "teacher")
@@ -254,7 +264,9 @@ def text_prompts(tokenizer: Tokenizer) -> list[Prompt]:
 
 
 def chat_prompts(tokenizer: Tokenizer) -> list[Prompt]:
-    """Return the questions that an instruct model answers in live samples; `herd chat` opens with them too."""
+    """Return the questions that an instruct model answers in live samples; `herd chat` opens with them
+    too.
+    """
     prompts = []
     for dialog in (*showcase_dialogs("en"), *showcase_dialogs("de")):
         options: dict[str, Any] = {"tools": dialog.tools or None, "tool_call_format": dialog.tool_call_format}

@@ -1,8 +1,8 @@
 """Small Python functions that dialogs ask for, listed in ``programs.yaml``, and the hidden check of each.
 
-A program is asked for as ``area(w, h): the area of a rectangle``. The names of the function and its parameters are
-given in the question and must be copied; what to compute must be known. The hidden check (a few asserts on inputs that
-the question does not show) is computed from the body.
+A program is asked for as ``area(w, h): the area of a rectangle``. The names of the function and its
+parameters are given in the question and must be copied; what to compute must be known. The hidden check (a
+few asserts on inputs that the question does not show) is computed from the body.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import yaml
 
 @dataclass(frozen=True)
 class Program:
-    """A function to ask for. ``body`` is an expression with slots for the parameters {a} {b} {c} and a constant {k}."""
+    """A function to ask for. ``body`` is an expression with slots for the parameters {a} {b} {c} and a
+    constant {k}.
+    """
 
     key: str
     names: tuple[str, ...]
@@ -30,7 +32,9 @@ class Program:
         return "{k}" in self.body
 
     def value(self, arguments: tuple[Any, ...], k: int) -> Any:
-        """Return what the function gives for ``arguments``. The bodies are this package's own, so `eval` is safe."""
+        """Return what the function gives for ``arguments``. The bodies are this package's own, so `eval`
+        is safe.
+        """
         body = self.body.format(a="a", b="b", c="c", k="k")
         return eval(body, {}, {**dict(zip("abc", arguments, strict=False)), "k": k})
 
