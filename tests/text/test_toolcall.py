@@ -86,6 +86,9 @@ def test_any_arguments_are_read_in_every_format(arguments, tool_call_format, tag
     def dump(value):
         return json.dumps(value, ensure_ascii=ascii_)
 
+    if tag and "<|" in dump(arguments):
+        return  # behind <|python_tag|> a spelled special token ends a call even within a string
+
     written = {
         "json": '{"type": "function", "name": "f", "parameters": ' + dump(arguments) + "}",
         "builtin": "f.call(" + ", ".join(f"{key}={dump(value)}" for key, value in arguments.items()) + ")",
