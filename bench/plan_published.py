@@ -106,7 +106,7 @@ def meta_receipt(commit: bool) -> None:
         found = model_flops_utilization(row.job, machine, predict_step(row.job, row.layout, machine).seconds)
         predicted.append(found)
         error, naive = found / row.mfu - 1, GUESSED_MFU / row.mfu - 1
-        name = f"{row.layout}, {row.context:,}"
+        name = f"{row.layout}, {row.job.context:,}"
         print(
             f"  {name:36} MFU {100 * found:5.1f} %, published {100 * row.mfu:.0f}, {100 * error:+5.1f} %; "
             f"{100 * naive:+5.1f} %"
