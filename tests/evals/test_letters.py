@@ -8,6 +8,8 @@ from herd.evals.tasks.letters import chosen_letter
 
 CITIES = ("Paris", "London", "A dog", "None of the above")
 B = [
+    "<answer>B</answer>", "Correct: B", "Answer - B", "My choice is B.", "The letter is B",
+    "Answer: **B. London**",
     # the letter alone, however it is wrapped
     "B", "b", "(b)", "[B]", "B.", "b)", "**B**", '"B"', "`B`", "Ｂ", "（Ｂ）", " b. because",
     "B. because it is", "B: it is",

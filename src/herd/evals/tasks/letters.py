@@ -17,15 +17,17 @@ from itertools import pairwise
 _MARKUP = re.compile(r"\\(?:text|math)\w*(?=\{)|\\[()\[\]]|\*\*|__|[`$]")
 _WORD = r"[^\W\u0e00-\u0e7f\u3040-\u9fff]"  # Thai, Japanese and Chinese put no space between words
 _LETTER = re.compile(rf"(?<!{_WORD})(?<!['+#&.-])[A-Za-z](?!{_WORD}|['+#&-]|\.\w|\s*=)")
-_OPENING, _CLOSING = " \n\"'([{:*", "\"')]}*"
+_OPENING, _CLOSING = " \n\"'([{:*>–-", "\"')]}*"
 _STATED = re.compile(
     unicodedata.normalize("NFKC", r"(?:答案|答え|คำตอบ)[^\d\n]{0,8}$|")  # as the text it is compared with
-    + r"\b(?:answer|correct|right|best|antwort|richtige?|respuesta|correcta|réponse|risposta|ответ|jibu)"
+    + r"\b(?:answer|choice|option|letter|correct|right|best|antwort|richtige?|respuesta"
+    r"|correcta|réponse|risposta|ответ|jibu)"
     r"\b[^.!?\n]{0,40}?"
     r"\b(?:is|be|was|ist|lautet|es|est|è|ni)"
     r"(?: (?:the|option|choice|letter|answer|la|die|opción|probably|clearly|definitely|therefore|likely"
     r"|most))*$"
-    r"|\b(?:answer|antwort|lösung|respuesta|réponse|risposta|ответ|jibu)(?: option| choice| letter)?$",
+    r"|\b(?:answer|correct|antwort|lösung|respuesta|réponse|risposta|ответ|jibu)"
+    r"(?: option| choice| letter)?$",
     re.IGNORECASE,
 )
 _RIGHT_AFTER = re.compile(
