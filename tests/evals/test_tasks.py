@@ -137,7 +137,7 @@ def test_number_forms():
     ]
 
 
-def test_collected_answers_are_judged_rightly():
+def test_collected_answers_get_the_right_judgement():
     """Answers from outside of the project, where they are at hand."""
     file = Path(os.environ.get("HERD_TEST_CASES", "../shared/cases")) / "judges.jsonl"
     if not file.exists():
