@@ -224,11 +224,9 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
         raise RecipeError(f"{where}:{line}: not YAML: {error.problem}") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # e.g. a 13th month; an anchor within itself
+    except RecursionError as error:
+        raise RecipeError(f"{where}: an alias refers to a part that contains it; write it out") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date with a 13th month
         raise RecipeError(f"{where}: not YAML: {error}".splitlines()[0]) from error
     finally:
         loader.dispose()
