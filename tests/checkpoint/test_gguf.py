@@ -20,7 +20,7 @@ from herd.checkpoint.gguf_config import config_from_gguf
 from herd.checkpoint.gguf_write import write_gguf
 from herd.errors import CheckpointError, QuantError
 from herd.llama.config import SIZES, RopeScaling
-from herd.quant import FORMATS, blocks, scheme
+from herd.quant import blocks, scheme
 from herd.quant.formats import F32
 from herd.quant.linear import is_quantized, packed_weights, swap_linears
 
@@ -262,11 +262,11 @@ def test_every_other_type_is_unpacked(tmp_path, make_model, name):
 
 def test_types_without_kernels_run_with_a_warning(plain, tmp_path, tokens_BT):
     """A file of another format is kept as it is and runs slowly, with a warning."""
-    file_format = herd.quant.TYPES["Q5_0"]
+    file_format = herd.quant.TYPES["MXFP4"]
     checkpoint.export_gguf(plain, tmp_path / "a.gguf", "f32")
     file = GGUF(tmp_path / "a.gguf")
     up = blocks.decode(file.rows("blk.0.ffn_up.weight"), F32)
-    rows = torch.from_numpy(oracle.quants.quantize(up.numpy(), oracle.GGMLQuantizationType.Q5_0))
+    rows = torch.from_numpy(oracle.quants.quantize(up.numpy(), oracle.GGMLQuantizationType.MXFP4))
     plan = {
         n: (e.shape, file_format if n == "blk.0.ffn_up.weight" else e.format) for n, e in file.tensors.items()
     }
@@ -281,10 +281,10 @@ def test_types_without_kernels_run_with_a_warning(plain, tmp_path, tokens_BT):
     )
     with pytest.warns(UserWarning, match="has no tokenizer"):
         checkpoint.import_gguf(tmp_path / "b.gguf", tmp_path / "b")
-    with pytest.warns(UserWarning, match="Q5_0 runs slowly here; import it with --dtype bf16"):
+    with pytest.warns(UserWarning, match="MXFP4 runs slowly here; import it with --dtype bf16"):
         model = checkpoint.load_model(tmp_path / "b")
     near = checkpoint.load_model(plain).logits(tokens_BT)
-    assert (model.logits(tokens_BT) - near).abs().max() < 0.1 * near.abs().max()
+    assert (model.logits(tokens_BT) - near).norm() < 0.2 * near.norm()
 
 
 def test_a_quantized_model_computes_in_the_dtype_asked_for(plain, tmp_path, tokens_BT, monkeypatch):
@@ -300,7 +300,9 @@ def test_a_quantized_model_computes_in_the_dtype_asked_for(plain, tmp_path, toke
 
 def test_rows_that_do_not_divide_are_refused(tmp_path, make_model):
     checkpoint.save_model(tmp_path / "a", make_model(dim=96, n_heads=6, head_dim=16, ffn_dim=80))
-    with pytest.raises(QuantError, match=r"down_proj.weight: rows of 80 .* Q8_0 blocks of 32; F16 fits"):
+    with pytest.raises(
+        QuantError, match=r"down_proj.weight: rows of 80 .* Q8_0 blocks of 32; these fit: F16"
+    ):
         checkpoint.quantize_folder(checkpoint.ImportSource(tmp_path / "a"), tmp_path / "b", scheme("q8"))
     assert not (tmp_path / "b").exists()
 
@@ -418,4 +420,3 @@ def test_all_fields_of_the_scaling_are_carried():
         "high_freq_factor",
         "original_context",
     }
-    assert set(FORMATS) == {"Q8_0", "Q4_0", "Q4_K", "Q6_K"}

@@ -103,9 +103,15 @@ def test_extreme_codes_do_not_overflow(format):
     rows_RB = random_rows((16, 256), format, 0)
     for high in (0, 255, 127, 128):
         extreme_RB = rows_RB.clone().view(16, -1, format.block_bytes)
-        codes = {"Q8_0": slice(2, 34), "Q4_0": slice(2, 18), "Q4_K": slice(16, 144), "Q6_K": slice(0, 208)}[
-            format.name
-        ]
+        codes = {
+            "Q8_0": slice(2, 34),
+            "Q4_0": slice(2, 18),
+            "Q4_1": slice(4, 20),
+            "Q5_0": slice(2, 22),
+            "Q5_1": slice(4, 24),
+            "Q4_K": slice(16, 144),
+            "Q6_K": slice(0, 208),
+        }[format.name]
         extreme_RB[..., codes] = high
         extreme_RB = extreme_RB.view(16, -1)
         for sign in (1, -1):

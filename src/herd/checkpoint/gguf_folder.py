@@ -40,7 +40,18 @@ from .verified import hash_file, verified_hash
 if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
 
-_FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q4_K": 14, "Q6_K": 18, "BF16": 32}
+_FILE_TYPES = {
+    "F32": 0,
+    "F16": 1,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q8_0": 7,
+    "Q5_0": 8,
+    "Q5_1": 9,
+    "Q4_K": 14,
+    "Q6_K": 18,
+    "BF16": 32,
+}
 """llama.cpp's number for "mostly this format"; 1024 means that the tensors tell."""
 PIECE_ROWS = 1024
 RowsOf = Callable[[str], Iterable[Tensor]]

@@ -42,8 +42,16 @@ class TileLayout:
     half_at: int | None
 
 
-LAYOUTS = {2: TileLayout(18, 0), 8: TileLayout(34, 0), 12: TileLayout(144, None), 14: TileLayout(210, 208)}
-"""By GGUF's number of the format: Q4_0, Q8_0, Q4_K, Q6_K."""
+LAYOUTS = {
+    2: TileLayout(18, 0),  # Q4_0
+    3: TileLayout(20, None),  # Q4_1
+    6: TileLayout(22, 0),  # Q5_0
+    7: TileLayout(24, None),  # Q5_1
+    8: TileLayout(34, 0),  # Q8_0
+    12: TileLayout(144, None),  # Q4_K
+    14: TileLayout(210, 208),  # Q6_K
+}
+"""By GGUF's number of the format; the same table is in native/qmatmul.h."""
 
 
 def path() -> str | None:

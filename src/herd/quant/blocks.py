@@ -25,9 +25,17 @@ from torch import Tensor
 
 from ..dtypes import torch_dtype
 from ..errors import QuantError
-from .formats import PLAIN, Q4_0, Q4_K, Q6_K, Q8_0, Format, require_fit
+from .formats import FORMATS, PLAIN, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q6_K, Q8_0, Format, require_fit
 from .grids import best_grid
-from .packing import Grid, halves, pack_codes, unpack_nibbles, unpack_q6, unpack_scales
+from .packing import (
+    Grid,
+    halves,
+    pack_codes,
+    unpack_fifth_bits,
+    unpack_nibbles,
+    unpack_q6,
+    unpack_scales,
+)
 
 __all__ = ["Grid", "decode", "encode", "fit_grid", "pack_codes"]
 
@@ -35,15 +43,19 @@ PIECE = 1 << 18
 """Weights that are encoded or decoded at a time."""
 SCANNED = 1 << 20
 """Blocks whose scales are checked at a time: enough for all threads."""
-_SCALES = {"F16": [1], "Q8_0": [1], "Q4_0": [1], "Q4_K": [1, 3], "Q6_K": [209]}
+_SCALES = {
+    **dict.fromkeys(("F16", "Q8_0", "Q4_0", "Q5_0"), (1,)),
+    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K"), (1, 3)),
+    "Q6_K": (209,),
+}
 """Positions in a block of the high bytes of half-precision numbers."""
 
 
 def encode(x_RD: Tensor, format: Format, name: str = "weight") -> Tensor:
     """Return the bytes (R, D / block * block_bytes) uint8 of float weights in any dtype.
 
-    Q8_0, Q4_0, F16 and BF16 are bit-identical with ggml's reference. Raises `QuantError` for rows that do not
-    divide, weights that are not finite and weights beyond the format's range.
+    F16, BF16 and the formats of 32 weights are bit-identical with ggml's reference. Raises `QuantError` for
+    rows that do not divide, weights that are not finite and weights beyond the format's range.
     """
     require_fit(x_RD.shape, format, name)
     R, D = x_RD.shape
@@ -99,14 +111,14 @@ def _encode_piece(x_RD: Tensor, format: Format, name: str) -> Tensor:
         out = x_RD.to(torch_dtype(format.name)).contiguous()
         _require_range(out, x_RD, format, name)
         return out.view(torch.uint8)
-    if format in (Q8_0, Q4_0):
+    if format.block == 32:
         return _encode_as_reference(x_RD, format, name)
     if format in (Q4_K, Q6_K):
         _require_range(x_RD.square(), x_RD, format, name)  # the search works with squares
         grid = fit_grid(x_RD, format)
         _require_range(grid.step_RG + grid.low_RG, x_RD, format, name)
         return pack_codes(grid.codes(x_RD), grid)
-    raise QuantError(f"{name}: {format.name} can be read, not written; choose Q8_0, Q4_0, Q4_K or Q6_K")
+    raise QuantError(f"{name}: {format.name} can be read, not written; choose {', '.join(FORMATS)}")
 
 
 def _encode_as_reference(x_RD: Tensor, format: Format, name: str) -> Tensor:
@@ -120,14 +132,21 @@ def _encode_as_reference(x_RD: Tensor, format: Format, name: str) -> Tensor:
         # round halves away from zero, as C's roundf does
         rounded = scaled.sign() * (whole + (2 * (size - whole)).floor())
         codes = (rounded + 128).to(torch.uint8)
-    else:
+    elif format in (Q4_0, Q5_0):
+        half = 8 if format == Q4_0 else 16
         largest = x_RNS.abs().argmax(-1, keepdim=True)
-        d_RN1 = x_RNS.gather(-1, largest) / -8
-        codes = (x_RNS * _inverse(d_RN1) + 8.5).clamp_(0, 15).to(torch.uint8)
-    half_RN1 = d_RN1.half()
-    _require_range(half_RN1, x_RD, format, name)
+        d_RN1 = x_RNS.gather(-1, largest) / -half
+        codes = (x_RNS * _inverse(d_RN1) + (half + 0.5)).clamp_(0, 2 * half - 1).to(torch.uint8)
+    else:
+        low_RN1 = x_RNS.amin(-1, keepdim=True)
+        top = 15 if format == Q4_1 else 31
+        d_RN1 = (x_RNS.amax(-1, keepdim=True) - low_RN1) / top
+        codes = ((x_RNS - low_RN1) * _inverse(d_RN1) + 0.5).clamp_(0, top).to(torch.uint8)
+        d_RN1 = torch.cat((d_RN1, low_RN1), dim=-1)
+    halves_RNH = d_RN1.half()
+    _require_range(halves_RNH, x_RD, format, name)
     none = torch.empty(0)
-    return pack_codes(codes.reshape(R, D), Grid(format, none, none, 0, half_RN1.view(torch.uint8)))
+    return pack_codes(codes.reshape(R, D), Grid(format, none, none, 0, halves_RNH.view(torch.uint8)))
 
 
 def _inverse(d: Tensor) -> Tensor:
@@ -152,6 +171,15 @@ def _decode_piece(blocks_RB: Tensor, format: Format) -> Tensor:
         out = b_RNB[..., 2:].view(torch.int8).float() * halves(b_RNB[..., :2])
     elif format == Q4_0:
         out = (unpack_nibbles(b_RNB[..., 2:]).float() - 8) * halves(b_RNB[..., :2])
+    elif format == Q4_1:
+        out = unpack_nibbles(b_RNB[..., 4:]).float() * halves(b_RNB[..., :2]) + halves(b_RNB[..., 2:4])
+    elif format in (Q5_0, Q5_1):
+        at = 2 if format == Q5_0 else 4
+        codes = unpack_nibbles(b_RNB[..., at + 4 :]) | (unpack_fifth_bits(b_RNB[..., at : at + 4]) << 4)
+        if format == Q5_0:
+            out = (codes.float() - 16) * halves(b_RNB[..., :2])
+        else:
+            out = codes.float() * halves(b_RNB[..., :2]) + halves(b_RNB[..., 2:4])
     elif format == Q4_K:
         sc_RN8, m_RN8 = unpack_scales(b_RNB[..., 4:16])
         step = halves(b_RNB[..., :2]) * sc_RN8.float()

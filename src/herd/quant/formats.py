@@ -58,8 +58,10 @@ TYPES: dict[str, Format] = _table()
 BY_CODE: dict[int, Format] = {format.code: format for format in TYPES.values()}
 
 F32, F16, BF16 = (TYPES[name] for name in ("F32", "F16", "BF16"))
-Q8_0, Q4_0, Q4_K, Q6_K = (TYPES[name] for name in ("Q8_0", "Q4_0", "Q4_K", "Q6_K"))
-FORMATS: dict[str, Format] = {format.name: format for format in (Q8_0, Q4_0, Q4_K, Q6_K)}
+Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q6_K = (
+    TYPES[name] for name in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q6_K")
+)
+FORMATS: dict[str, Format] = {format.name: format for format in (Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q6_K)}
 """The packed formats that can be written, and multiplied by without unpacking."""
 PLAIN: dict[str, Format] = {format.name: format for format in (F32, F16, BF16)}
 
@@ -87,7 +89,7 @@ def require_fit(shape: Sequence[int], format: Format, name: str = "weight") -> N
     fitting = [other.name for other in (*FORMATS.values(), F16) if shape[-1] % other.block == 0]
     raise QuantError(
         f"{name}: rows of {shape[-1]} weights do not divide into {format.name} blocks of {format.block}; "
-        f"{' and '.join(fitting)} {'fits' if len(fitting) == 1 else 'fit'}"
+        f"these fit: {', '.join(fitting)}"
     )
 
 
@@ -158,7 +160,7 @@ def scheme(
     errors directly change the probabilities, and it is a small part of a large model.
     """
     chosen = find_format(linears)
-    careful = Q8_0 if chosen in (Q4_0, Q4_K) else chosen
+    careful = Q8_0 if chosen in (Q4_0, Q4_1, Q4_K) else chosen
     return Scheme(
         chosen,
         chosen if embeddings is None else find_format(embeddings),

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .formats import Q4_0, Q4_K, Q6_K, Format
+from .formats import Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q6_K, Q8_0, Format
 from .packing import Grid, pack_scales
 
 
@@ -31,7 +31,9 @@ def best_grid(x_RD: Tensor, format: Format, importance_D: Tensor | None) -> Grid
         return _q4k(x_RGS, weights_RGS)
     if format == Q6_K:
         return _q6k(x_RGS, weights_RGS)
-    half = 8 if format == Q4_0 else 128
+    if format in (Q4_1, Q5_1):
+        return _affine(x_RGS, weights_RGS, format, 15 if format == Q4_1 else 31)
+    half = {Q4_0: 8, Q5_0: 16, Q8_0: 128}[format]
     step_RG = symmetric_step(x_RGS, weights_RGS, half).half()
     header_RNB = step_RG[..., None].contiguous().view(torch.uint8)
     step_RG = step_RG.float()
@@ -99,6 +101,13 @@ def _weights(x_RGS: Tensor, importance_D: Tensor | None) -> Tensor:
     # never zero: an input that is always zero in calibration may not be later
     importance_1GS = importance_1GS.clamp(min=float(importance_1GS.mean()) * 1e-4)
     return importance_1GS * (mean_square_RG1 + x_RGS.square()).sqrt()
+
+
+def _affine(x_RGS: Tensor, weights_RGS: Tensor, format: Format, top: int) -> Grid:
+    step_RG, depth_RG = affine_step(x_RGS, weights_RGS, top)
+    step_RG, low_RG = step_RG.half(), (-depth_RG).half()
+    header = torch.stack((step_RG, low_RG), dim=-1).view(torch.uint8)
+    return Grid(format, step_RG.float(), low_RG.float(), top, header)
 
 
 def _q4k(x_RGS: Tensor, weights_RGS: Tensor) -> Grid:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .formats import Q6_K, Q8_0, Format
+from .formats import Q5_0, Q5_1, Q6_K, Q8_0, Format
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ def pack_codes(codes_RD: Tensor, grid: Grid) -> Tensor:
         parts = [pack_q6(codes_RNS), grid.header_RNB]
     elif grid.format == Q8_0:
         parts = [grid.header_RNB, codes_RNS ^ 0x80]  # code - 128 in two's complement
+    elif grid.format in (Q5_0, Q5_1):
+        parts = [grid.header_RNB, pack_fifth_bits(codes_RNS >> 4), pack_nibbles(codes_RNS & 15)]
     else:
         parts = [grid.header_RNB, pack_nibbles(codes_RNS)]
     return torch.cat(parts, dim=-1).reshape(R, -1)
@@ -68,6 +70,18 @@ def unpack_nibbles(bytes_RNB: Tensor) -> Tensor:
     R, N, B = bytes_RNB.shape
     packed = bytes_RNB.reshape(R, N, -1, 16 if B == 16 else 32)
     return torch.stack((packed & 15, packed >> 4), dim=-2).reshape(R, N, 2 * B)
+
+
+def pack_fifth_bits(bits_RNS: Tensor) -> Tensor:
+    """Pack 32 single bits in four bytes, the first bit lowest, (R, N, 4) uint8."""
+    places = torch.arange(8, dtype=torch.uint8, device=bits_RNS.device)
+    return (bits_RNS.unflatten(-1, (4, 8)) << places).sum(-1, dtype=torch.uint8)
+
+
+def unpack_fifth_bits(bytes_RN4: Tensor) -> Tensor:
+    """Undo `pack_fifth_bits`; (R, N, 32) uint8."""
+    places = torch.arange(8, dtype=torch.uint8, device=bytes_RN4.device)
+    return ((bytes_RN4[..., None] >> places) & 1).flatten(-2)
 
 
 def pack_q6(codes_RNS: Tensor) -> Tensor:

@@ -22,14 +22,21 @@ from torch import Tensor
 from ..errors import QuantError
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
-from .formats import BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0, Format, Scheme, tensor_nbytes
+from .formats import BF16, F16, F32, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q6_K, Q8_0, Format, Scheme, tensor_nbytes
 from .linear import assemble_model
 from .packing import pack_scales
 
 _HALF = (torch.float16, 10, 15)
 """(dtype, bits of the mantissa, bias of the exponent)."""
 _FLOATS = {F32: (torch.float32, 23, 127), F16: _HALF, BF16: (torch.bfloat16, 7, 127)}
-_SPREAD = {Q8_0: 74.0, Q4_0: 4.6, Q4_K: 4.6 * 37.0, Q6_K: 18.5 * 9.2, F32: 1.0, F16: 1.0, BF16: 1.0}
+_SPREAD = {
+    Q8_0: 74.0,
+    **dict.fromkeys((Q4_0, Q4_1), 4.6),
+    **dict.fromkeys((Q5_0, Q5_1), 9.2),
+    Q4_K: 4.6 * 37.0,
+    Q6_K: 18.5 * 9.2,
+    **dict.fromkeys((F32, F16, BF16), 1.0),
+}
 """Root mean square of random weights whose scale is 1."""
 
 
@@ -96,6 +103,9 @@ def random_rows(shape: Sequence[int], format: Format, seed: int | Sequence[int])
         _scale(half_RNH[..., -1:], *_HALF, typical)
         return rows_RB
     _scale(half_RNH[..., :1], *_HALF, typical)
+    if format in (Q4_1, Q5_1):  # the mean is 0 with a lowest weight of minus the middle of the codes
+        middle = 7.5 if format == Q4_1 else 15.5
+        half_RNH[..., 1] = (half_RNH[..., :1].view(torch.float16) * -middle).view(torch.int16)[..., 0]
     if format == Q4_K:
         # w = step · s · code - low · s has the mean 0 with low = 7.5 step, the middle of the codes
         half_RNH[..., 1] = (half_RNH[..., :1].view(torch.float16) * 7.5).view(torch.int16)[..., 0]

@@ -26,7 +26,7 @@ namespace herd::quantized {
 constexpr int ROWS = 16, BLOCK = 32, WORD_BYTES = 4 * ROWS;
 constexpr int TOKEN_BYTES = BLOCK + 4 * 4;           // of one token's block
 constexpr int PANEL_BYTES = (BLOCK + 4 * 2) * ROWS;  // of one unpacked block of a tile: codes, two scales a row
-constexpr int FORMATS = 4;
+constexpr int FORMATS = 7;
 
 // A block of a file: the offset of its half-precision scale (none where scales are among the words), its
 // words, and the number of 32-weight groups in it.
@@ -42,6 +42,9 @@ constexpr Layout LAYOUTS[FORMATS] = {
     {8, 34, 0, 8, 1},       // Q8_0
     {12, 144, -1, 36, 8},   // Q4_K
     {14, 210, 208, 52, 8},  // Q6_K
+    {3, 20, -1, 5, 1},      // Q4_1
+    {6, 22, 0, 5, 1},       // Q5_0
+    {7, 24, -1, 6, 1},      // Q5_1
 };
 
 // sums += the products of n_blocks blocks with a group of m tokens: 16 per token, with the next tile's

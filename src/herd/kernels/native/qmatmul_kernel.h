@@ -41,6 +41,58 @@ struct Q4_0 {
   Floats<Isa> step(int, int) const { return Isa::from_halves(Isa::widen(halves)); }
 };
 
+// Step and lowest weight are the two halves of word 0.
+template <class Isa>
+struct Q4_1 {
+  static constexpr int WORDS = 5, HALVES = 0, BLOCKS = 1, TOGETHER = 1, PARTS = 1, START = 31;
+  static constexpr bool LOW = true, BYTES = false;
+  static constexpr int FETCH = 2;
+  const uint8_t* words;
+  const uint16_t* halves;
+  Ints<Isa> codes(int64_t, int, int j) const {
+    const Ints<Isa> w = load<Isa>(words + (1 + (j & 3)) * WORD_BYTES);
+    return (j < 4 ? w : right<Isa>(w, 4)) & 0x0f0f0f0f;
+  }
+  Floats<Isa> step(int, int) const { return Isa::from_halves(load<Isa>(words) & 0xffff); }
+  Floats<Isa> low(int) const { return -Isa::from_halves(right<Isa>(load<Isa>(words), 16)); }
+};
+
+// Four bits of `high` from bit 4 j on, one at bit 4 of each byte: the fifth bits of the codes of quad j.
+template <class Isa>
+inline Ints<Isa> fifth_bits(Ints<Isa> high, int j) {
+  const Ints<Isa> bits = right<Isa>(high, 4 * j) & 15;
+  return ((bits << 4) | (bits << 11) | (bits << 18) | (bits << 25)) & 0x10101010;
+}
+
+template <class Isa>
+struct Q5_0 {
+  static constexpr int WORDS = 5, HALVES = ROWS, BLOCKS = 1, TOGETHER = 1, PARTS = 1, START = 4;
+  static constexpr bool LOW = false, BYTES = false;
+  static constexpr int FETCH = 2;
+  const uint8_t* words;
+  const uint16_t* halves;
+  Ints<Isa> codes(int64_t, int, int j) const {
+    const Ints<Isa> w = load<Isa>(words + (1 + (j & 3)) * WORD_BYTES);
+    return ((j < 4 ? w : right<Isa>(w, 4)) & 0x0f0f0f0f) | fifth_bits<Isa>(load<Isa>(words), j);
+  }
+  Floats<Isa> step(int, int) const { return Isa::from_halves(Isa::widen(halves)); }
+};
+
+template <class Isa>
+struct Q5_1 {
+  static constexpr int WORDS = 6, HALVES = 0, BLOCKS = 1, TOGETHER = 1, PARTS = 1, START = 31;
+  static constexpr bool LOW = true, BYTES = false;
+  static constexpr int FETCH = 2;
+  const uint8_t* words;
+  const uint16_t* halves;
+  Ints<Isa> codes(int64_t, int, int j) const {
+    const Ints<Isa> w = load<Isa>(words + (2 + (j & 3)) * WORD_BYTES);
+    return ((j < 4 ? w : right<Isa>(w, 4)) & 0x0f0f0f0f) | fifth_bits<Isa>(load<Isa>(words + WORD_BYTES), j);
+  }
+  Floats<Isa> step(int, int) const { return Isa::from_halves(load<Isa>(words) & 0xffff); }
+  Floats<Isa> low(int) const { return -Isa::from_halves(right<Isa>(load<Isa>(words), 16)); }
+};
+
 template <class Isa>
 struct Q8_0 {
   static constexpr int WORDS = 8, HALVES = ROWS, BLOCKS = 1, TOGETHER = 1, PARTS = 1, START = 7;
@@ -279,5 +331,8 @@ constexpr Path make_path(const char* name) {
   fill<Isa, Q8_0<Isa>>(path, 1);
   fill<Isa, Q4_K<Isa>>(path, 2);
   fill<Isa, Q6_K<Isa>>(path, 3);
+  fill<Isa, Q4_1<Isa>>(path, 4);
+  fill<Isa, Q5_0<Isa>>(path, 5);
+  fill<Isa, Q5_1<Isa>>(path, 6);
   return path;
 }
