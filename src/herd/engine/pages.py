@@ -36,11 +36,6 @@ class Pages:
         return len(self._users)
 
     @property
-    def n_idle(self) -> int:
-        """Pages that nobody holds and whose content can still be found."""
-        return len(self._idle)
-
-    @property
     def available(self) -> int:
         """Pages that can be taken within the limit; negative where it is exceeded."""
         return self.limit - self.n_used

@@ -31,10 +31,6 @@ class Interval(NamedTuple):
     lo: float
     hi: float
 
-    @property
-    def excludes_zero(self) -> bool:
-        return self.lo > 0 or self.hi < 0
-
 
 def mean_interval(values: ArrayLike, *, seed: int = 0, draws: int = DRAWS, level: float = 0.95) -> Interval:
     """Return the mean of a number per item."""
