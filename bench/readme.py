@@ -24,10 +24,10 @@ from readme_tables import (
     checks_table,
     family_table,
     fill,
+    numbers_table,
     plan_table,
     run_values,
     stages_table,
-    summary_table,
 )
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "checks.md")
@@ -90,11 +90,11 @@ def tables() -> dict[str, str]:
     checks = {name: receipt for name, receipt in receipts.items() if not name.startswith("raise-")}
     return {
         "sizes": sizes_table(),
-        "summary": summary_table(checks),
+        "numbers": numbers_table(receipts),
+        "plan": plan_table(receipts),
         "checks": checks_table(checks, "../bench/receipts"),
         "family": family_table(family),
         "stages": stages_table(family),
-        "plan": plan_table(receipts),
         "picture": picture(),
     }
 

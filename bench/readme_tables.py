@@ -49,20 +49,38 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
     return _MARKED.sub(table, text)
 
 
-def summary_table(receipts: Mapping[str, Receipt]) -> str:
-    """Return a line per receipt with bars: how many it reached, and the first failure or its first number."""
-    rows: list[list[str]] = []
-    for name, receipt in receipts.items():
-        barred = _barred(receipt)
-        judged = {key: value for key, value in barred.items() if value.passed is not None}
-        if not judged:
-            continue
-        failed = [key for key, value in judged.items() if not value.passed]
-        key = (failed or list(judged))[0]
-        number = f"{key.replace('_', ' ')}: {shown(judged[key])}, bar {_bar(judged[key])}"
-        verdict = f"{len(judged) - len(failed)} of {len(judged)}{' **✗**' if failed else ''}"
-        rows.append([f"[{receipt.what.replace('|', '/')}](bench/receipts/{name}.json)", number, verdict])
-    return markdown(["what was measured", "for instance, or what fell short", "bars reached"], rows, left=2)
+_NUMBERS = (
+    ("8B in Q4_K, decode, compared with llama.cpp", "speed-q4k", "decode at 128: ratio"),
+    ("8B in Q4_0, prompt of 512 tokens, compared with llama.cpp", "speed-q40", "prefill of 512: ratio"),
+    (
+        "8B in Q4_0, 16 sequences at once, compared with llama.cpp",
+        "speed-q40-batch16",
+        "decode at 128, 16 at once: ratio",
+    ),
+    (
+        "8B in Q4_0, decode: share of the memory's read bandwidth",
+        "speed-q40",
+        "decode at 128: share of read bandwidth",
+    ),
+    ("training step, compared with transformers and fused AdamW", "train-throughput", "pace_vs_eager"),
+    ("memory of that training, relative to transformers", "train-throughput", "peak_vs_eager"),
+    ("benchmark decisions equal to lm-eval's", "eval_lmeval", "same_decisions"),
+    ("speed of `herd eval` on MMLU, compared with lm-eval", "eval_speed", "mmlu_astronomy_speedup"),
+    ("planner on this machine: median error of time", "plan-here", "time, median error"),
+    ("`kill -9` and resume: checkpoints that differ from an undisturbed run", "kill-resume", "different"),
+)
+"""What the README shows: a description, a receipt and one of its values."""
+
+
+def numbers_table(receipts: Mapping[str, Receipt]) -> str:
+    """Return the ten numbers of the README, each with its bar and receipt."""
+    rows = []
+    for what, name, key in _NUMBERS:
+        value = receipts[name].values.get(key) if name in receipts else None
+        if value is None:
+            raise ReportError(f"receipt {name!r} has no value {key!r}, which the README shows")
+        rows.append([f"[{what}](bench/receipts/{name}.json)", shown(value), _bar(value)])
+    return markdown(["what", "measured", "bar"], rows)
 
 
 def checks_table(receipts: Mapping[str, Receipt], folder: str = "bench/receipts") -> str:
@@ -265,7 +283,7 @@ def shown(value: Value) -> str:
         return "yes" if value.value else "no"
     if isinstance(value.value, str):
         return value.value
-    unit = unit_name(value.unit)
+    unit = "×" if value.unit in ("ratio", "x") else unit_name(value.unit)
     text = _plain(value.value, value.unit) + (f"{NBSP}{unit}" if unit and value.unit != "bytes" else "")
     if value.lo is not None and value.hi is not None:
         text += f" ({_plain(value.lo, value.unit)} – {_plain(value.hi, value.unit)})"

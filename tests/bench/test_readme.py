@@ -19,11 +19,11 @@ from readme_tables import (
     checks_table,
     family_table,
     fill,
+    numbers_table,
     plan_table,
     run_values,
     shown,
     stages_table,
-    summary_table,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -78,8 +78,11 @@ def test_checks_show_bars_and_verdicts(tmp_path):
     assert "| speed | 1.31 (1.28 – 1.33) | ≥ 1.15 | ✓ |" in table
     assert "| memory | 0.950 | ≤ 0.9 | **✗** |" in table
     assert "unjudged" not in table
-    summary = summary_table(read_receipts(tmp_path))
-    assert "| [training](bench/receipts/pace.json) | memory: 0.950, bar ≤ 0.9 | 1 of 2 **✗** |" in summary
+
+
+def test_a_number_of_the_readme_without_a_receipt_is_an_error():
+    with pytest.raises(ReportError, match="'speed-q4k' has no value 'decode at 128: ratio'"):
+        numbers_table({})
 
 
 def test_the_plan_table_compares_predictions_with_reality(tmp_path):
