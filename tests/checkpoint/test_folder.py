@@ -11,7 +11,6 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlamaForCa
 
 import herd.checkpoint as checkpoint
 from herd.checkpoint.lineage import Lineage, load_lineage
-from herd.cli import run
 from herd.engine import Engine, Request, Sampling
 from herd.errors import CheckpointError, TokenizerError
 from herd.text.tokenizer import Tokenizer
@@ -216,56 +215,11 @@ def test_several_dtypes_are_announced(tmp_path, make_model):
         checkpoint.load_model(tmp_path / "x", dtype=torch.float32)
 
 
-def test_a_model_is_loaded_from_the_hub(tmp_path, make_model, same_bits, monkeypatch):
-    model = make_model()
-    checkpoint.save_model(tmp_path / "x", model)
-    asked = []
-
-    def snapshot_download(name, *, revision, allow_patterns, ignore_patterns):
-        asked.append((name, revision))
-        return str(tmp_path / "x")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    same_bits(checkpoint.load_model("hf:some/model@v2"), model)
-    assert asked == [("some/model", "v2")]
-
-
-def test_a_repository_or_one_of_its_gguf_files_is_imported(
-    tmp_path, make_model, tokenizer, same_bits, monkeypatch, capsys
-):
-    """`herd import hf:...`: a whole repository, or one GGUF file of it; a folder replaces the hub."""
-    model = make_model()
-    checkpoint.save_model(tmp_path / "hub", model, tokenizer)
-    checkpoint.export_gguf(tmp_path / "hub", tmp_path / "hub.gguf", "f32")
-    asked = []
-    hub = tmp_path / "hub"
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **more: asked.append(name) or hub)
-
-    def hf_hub_download(name, file, revision):
-        asked.append((name, file, revision))
-        return str(tmp_path / "hub.gguf")
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
-    for number, source in enumerate(["hf:some/model", "hf:some/model/sub/a.gguf", "hf:some/model/a.gguf@v1"]):
-        assert run(["import", source, str(tmp_path / f"{number}"), "--json"]) == 0, source
-        same_bits(checkpoint.load_model(tmp_path / f"{number}"), model)
-    assert asked == ["some/model", ("some/model", "sub/a.gguf", None), ("some/model", "a.gguf", "v1")]
-    capsys.readouterr()
-    assert run(["import", "hf:a.gguf", str(tmp_path / "x")]) == 1
-    assert "say which file: hf:ORG/NAME/FILE.gguf" in capsys.readouterr().err
-
-
-def test_an_unreachable_hub_is_one_line():
-    with pytest.raises(CheckpointError, match="hf:some/model: cannot be fetched") as error:
-        checkpoint.resolve_folder("hf:some/model")
-    assert "\n" not in str(error.value)
-
-
 def test_a_missing_folder_is_one_line(tmp_path):
-    for source in (tmp_path / "nothing", tmp_path / "file"):
-        (tmp_path / "file").touch()
-        with pytest.raises(CheckpointError, match="no such folder"):
-            checkpoint.load_model(source)
+    (tmp_path / "file").touch()
+    for source, reason in (("nothing", "no such file or folder"), ("file", "truncated or not GGUF")):
+        with pytest.raises(CheckpointError, match=reason):
+            checkpoint.load_model(tmp_path / source)
 
 
 def test_herd_load_returns_model_and_tokenizer(tmp_path, make_model, tokenizer, same_bits):

@@ -344,10 +344,13 @@ def test_export_refuses_targets_that_are_no_gguf_file(plain, tmp_path):
         checkpoint.load_model(tmp_path / "q")
 
 
-def test_a_gguf_file_given_as_a_folder_is_explained(plain, tmp_path):
-    checkpoint.export_gguf(plain, tmp_path / "x.gguf")
-    with pytest.raises(CheckpointError, match=r"x.gguf: is a file; make a folder of it: herd import"):
-        herd.load(tmp_path / "x.gguf")
+def test_a_gguf_file_is_loaded_as_it_is(plain, tmp_path):
+    checkpoint.export_gguf(plain, tmp_path / "x.gguf", "f32")
+    loaded, tokenizer = herd.load(tmp_path / "x.gguf")
+    expected, its_tokenizer = herd.load(plain)
+    assert tokenizer == its_tokenizer
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.allclose(loaded.logits(ids), expected.logits(ids), atol=1e-4)
 
 
 def test_quantizing_holds_one_tensor_at_a_time(plain, tmp_path, monkeypatch):

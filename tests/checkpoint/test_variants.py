@@ -160,10 +160,7 @@ def test_missing_wrong_and_joined_parts_are_explained(split, tmp_path):
     _, _, paths = split("f32")
     joined = tmp_path / "joined.gguf"
     joined.write_bytes(b"".join(path.read_bytes() for path in paths))
-    for path, message in (
-        (joined, "not joined by cat"),
-        (paths[1], "not the first part of a split file"),
-    ):
+    for path, message in ((joined, "not joined by cat"),):
         with pytest.raises(CheckpointError, match=message):
             checkpoint.import_gguf(path, tmp_path / "out")
     renamed = tmp_path / "model.gguf"

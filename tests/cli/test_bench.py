@@ -60,9 +60,9 @@ def test_a_checkpoint_folder_is_measured(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([], "give either a checkpoint folder or --size"),
+        ([], "give either a model or --size"),
         (["somewhere", "--size", "8B"], "give either"),
-        (["somewhere"], "no such folder"),
+        (["somewhere"], "no such file, folder or model name"),
         (["--size", "9B"], "--size '9B' is not known: choose 405B"),
         (["--size", "tiny", "--quant", "q5"], "'q5' is not known"),
         (["--size", "tiny", "--layers", "3"], "--layers=3: tiny has only 2 layers"),

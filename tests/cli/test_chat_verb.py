@@ -293,8 +293,8 @@ def test_the_card_of_a_base_model_says_that_it_continues_text(run, folders, scri
     ("args", "message"),
     [
         (["mute", "-p", "x"], "has no tokenizer; put the model's"),
-        (["nowhere", "-p", "x"], "no such folder"),
-        (["nowhere"], "no such folder"),  # and not that stdin is empty
+        (["nowhere", "-p", "x"], "no such file or folder"),
+        (["nowhere"], "no such file or folder"),  # and not that stdin is empty
         (["instruct", "-p", "x", "--temperature", "-1"], "temperature=-1.0 must be at least 0"),
         (["instruct", "-p", "x", "--top-k", "-1"], "top_k=-1 must be at least 0"),
         (["instruct", "-p", "x", "--stop", ""], "stop strings must be non-empty text"),

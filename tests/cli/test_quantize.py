@@ -95,7 +95,7 @@ def test_gguf_out_and_in(toy, tmp_path, capsys):
         (["export", "TOY", "out.gguf", "--format", "gguf", "--dtype", "bf16"], "use --type"),
         (["export", "TOY", "out", "--type", "q4_0"], "use --dtype"),
         (["export", "TOY", "out", "--format", "gguf"], "ends in .gguf"),
-        (["import", "no.gguf", "out"], "no.gguf: cannot read"),
+        (["import", "no.gguf", "out"], "no.gguf: no such file or folder"),
     ],
 )
 def test_mistakes(toy, tmp_path, capsys, monkeypatch, words, reason):

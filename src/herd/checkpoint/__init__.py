@@ -13,7 +13,7 @@ from .gguf_convert import export_gguf, import_gguf, quantize_folder, write_rando
 from .hf import config_from_hf, config_to_hf
 from .lineage import Lineage, load_lineage, update_lineage
 from .meta import import_meta
-from .paths import resolve_folder
+from .sources import resolve_model
 from .vllm import export_vllm
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "quantize_folder",
-    "resolve_folder",
+    "resolve_model",
     "save_model",
     "update_lineage",
     "write_checkpoint",

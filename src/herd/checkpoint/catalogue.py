@@ -21,8 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import CheckpointError
 from ..machine import cache_folder
+from .gguf import MAGIC, gguf_parts
 
-GGUF_MAGIC = b"GGUF"
+_ARCHITECTURE = b"general.architecture"
 
 
 class NamedModel(BaseModel):
@@ -81,8 +82,14 @@ def pulled_folder() -> Path:
     return cache_folder() / "models"
 
 
+def hub_cache() -> Path:
+    """Return the folder in which Hugging Face's programs keep what they download."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+
+
 def local_models() -> list[LocalModel]:
-    """Return the models found on this disk, those of `herd pull` first."""
+    """Return the models of the Llama architecture found on this disk, those of `herd pull` first."""
     found = [*_pulled(), *_hugging_face(), *_ollama(), *_lm_studio()]
     by_path = {model.path.resolve(): model for model in reversed(found)}
     return [model for model in found if by_path[model.path.resolve()] is model]
@@ -94,17 +101,14 @@ def _pulled() -> Iterator[LocalModel]:
 
 
 def _hugging_face() -> Iterator[LocalModel]:
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    for repository in sorted(hub.glob("models--*--*")):
+    for repository in sorted(hub_cache().glob("models--*--*")):
         name = "hf:" + "/".join(repository.name.split("--")[1:])
-        for snapshot in sorted((repository / "snapshots").glob("*")):
-            for path in _files_of(snapshot, "*.gguf"):
-                yield LocalModel(
-                    f"{name}/{path.relative_to(snapshot)}", "Hugging Face", path, path.stat().st_size
-                )
-            weights = _files_of(snapshot, "*.safetensors")
-            if weights and _is_llama(snapshot / "config.json"):
+        snapshots = sorted((repository / "snapshots").glob("*"), key=lambda path: path.stat().st_mtime)
+        for snapshot in snapshots[-1:]:
+            for path in _gguf_files(snapshot, "**/*.gguf"):
+                yield LocalModel(f"{name}/{path.relative_to(snapshot)}", "Hugging Face", path, _nbytes(path))
+            weights = sorted(snapshot.glob("*.safetensors"))
+            if weights and all(path.exists() for path in weights) and _is_llama(snapshot / "config.json"):
                 yield LocalModel(name, "Hugging Face", snapshot, sum(path.stat().st_size for path in weights))
 
 
@@ -115,26 +119,37 @@ def _ollama() -> Iterator[LocalModel]:
             layers = json.loads(manifest.read_text(encoding="utf-8"))["layers"]
             layer = next(x for x in layers if x["mediaType"] == "application/vnd.ollama.image.model")
             blob = root / "blobs" / layer["digest"].replace(":", "-")
-            if _is_gguf(blob):
-                name = f"{manifest.parent.name}:{manifest.name}"
-                yield LocalModel(f"ollama:{name}", "Ollama", blob, blob.stat().st_size)
+            if _is_llama_gguf(blob):
+                *path, tag = manifest.relative_to(root / "manifests").parts[1:]
+                name = "/".join(path).removeprefix("library/")
+                yield LocalModel(f"ollama:{name}:{tag}", "Ollama", blob, blob.stat().st_size)
 
 
 def _lm_studio() -> Iterator[LocalModel]:
     for root in (Path.home() / ".lmstudio" / "models", Path.home() / ".cache" / "lm-studio" / "models"):
-        for path in _files_of(root, "*/*/*.gguf"):
-            yield LocalModel(str(path), "LM Studio", path, path.stat().st_size)
+        for path in _gguf_files(root, "*/*/*.gguf"):
+            yield LocalModel(str(path), "LM Studio", path, _nbytes(path))
 
 
-def _files_of(folder: Path, pattern: str) -> list[Path]:
-    """Return the files of ``folder``; of a split GGUF only the first part."""
-    found = sorted(path for path in folder.glob(pattern) if path.is_file())
-    return [path for path in found if "-of-" not in path.stem or "-00001-of-" in path.stem]
+def _gguf_files(folder: Path, pattern: str) -> list[Path]:
+    """Return the GGUF files of Llamas in ``folder``; of a split one only the first part, if all are there."""
+    found = sorted(path for path in folder.glob(pattern) if path.is_file() and path == gguf_parts(path)[0])
+    return [path for path in found if all(p.is_file() for p in gguf_parts(path)) and _is_llama_gguf(path)]
 
 
-def _is_gguf(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == GGUF_MAGIC
+def _nbytes(path: Path) -> int:
+    return sum(part.stat().st_size for part in gguf_parts(path))
+
+
+def _is_llama_gguf(path: Path) -> bool:
+    """Return whether a file begins as a GGUF of architecture "llama", without reading all of its metadata."""
+    with suppress(OSError, IndexError):
+        with path.open("rb") as file:
+            head = file.read(4096)
+        value = head.partition(_ARCHITECTURE)[2][4 + 8 :]  # after its type and its length
+        is_llama = value.startswith(b"llama") and not value.startswith(b"llama4")
+        return head[:4] == MAGIC and (is_llama or not value)
+    return False
 
 
 def _is_llama(config: Path) -> bool:

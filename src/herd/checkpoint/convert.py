@@ -20,12 +20,13 @@ from ..errors import CheckpointError, TokenizerError
 from . import weights
 from .chat_format import read_folder_tokenizer
 from .folder import load_config, load_tokenizer, write_checkpoint
-from .gguf import FILE, is_gguf_folder
+from .gguf import gguf_file
 from .gguf_folder import GGUFSource
 from .hf import config_to_hf, read_json
 from .journal import key_of
 from .lineage import Lineage, licence_notice, load_lineage
-from .paths import ADAPTER, CONFIG, KEPT_FILES, resolve_folder
+from .paths import ADAPTER, CONFIG, KEPT_FILES
+from .sources import model_name, resolve_model
 from .stream import Progress
 
 if TYPE_CHECKING:
@@ -39,13 +40,13 @@ class ImportSource:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = resolve_folder(folder)
-        if is_gguf_folder(self.folder):
+        self.folder = resolve_model(folder)
+        if gguf_file(self.folder):
             raise CheckpointError(f"{folder}: is quantized already; take the folder it was made from")
         self.config = load_config(self.folder)
         self.wanted = weights.check_against(self.config, weights.read_index(self.folder), self.folder)
         self.lineage = load_lineage(self.folder)
-        self.name = self.lineage.name if self.lineage else self.folder.resolve().name
+        self.name = self.lineage.name if self.lineage else model_name(self.folder)
         self._digests: dict[str, str] = {}
 
     def get(self, name: str) -> Tensor:
@@ -93,9 +94,8 @@ def import_hf(
     refused. Returns the hash of the weights; raises `CheckpointError`, with ``out`` unchanged, for anything
     that cannot be run.
     """
-    folder = resolve_folder(source)
-    name = name or str(source).removeprefix("hf:").rstrip("/").split("/")[-1]
-    return _rewrite(folder, Path(out), dtype, name, progress, importing=True)
+    folder = resolve_model(source)
+    return _rewrite(folder, Path(out), dtype, name or model_name(folder), progress, importing=True)
 
 
 def export_hf(
@@ -110,11 +110,12 @@ def export_hf(
     A quantized folder is unpacked, into bf16 if ``dtype`` is None. Returns the hash of the written weights.
     Raises `CheckpointError`, with ``out`` unchanged.
     """
-    source = resolve_folder(folder)
-    if not is_gguf_folder(source):
-        name = source.resolve().name
+    source = resolve_model(folder)
+    file = gguf_file(source)
+    if file is None:
+        name = model_name(source)
         return _rewrite(source, Path(out), dtype, name, progress, importing=False)
-    packed, known, chosen = GGUFSource(source / FILE), load_lineage(source), dtype or torch.bfloat16
+    packed, known, chosen = GGUFSource(file), load_lineage(source), dtype or torch.bfloat16
     return write_checkpoint(
         out,
         packed.config,

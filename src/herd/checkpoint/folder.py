@@ -12,6 +12,7 @@ the weights.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -29,15 +30,16 @@ from ..llama.model import LlamaLM
 from ..quant.linear import is_quantized
 from . import gguf, weights
 from .chat_format import read_folder_tokenizer, require_vocabulary_fits
-from .gguf import is_gguf_folder
+from .gguf import gguf_file, gguf_parts
 from .gguf_config import config_from_gguf
-from .gguf_folder import load_gguf_folder, save_quantized
+from .gguf_folder import load_gguf, save_quantized
 from .hf import config_to_hf, read_config
 from .journal import new_folder
 from .lineage import FILE as LINEAGE_FILE
 from .lineage import Lineage, load_lineage
 from .memory import require_memory
-from .paths import ADAPTER, CONFIG, GENERATION, require_replaceable, resolve_folder
+from .paths import ADAPTER, CONFIG, GENERATION, require_replaceable
+from .sources import resolve_model
 from .stream import Progress
 from .verified import hash_file
 from .write import Specs, write_weights
@@ -139,17 +141,17 @@ def write_checkpoint(
 
 
 def load_model(
-    folder: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    source: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> LlamaLM:
-    """Return the model in a folder (or ``hf:ORG/NAME``) with weights in ``dtype`` (None: as stored).
+    """Return the model that ``source`` names (see `resolve_model`) with weights in ``dtype`` (None: as stored).
 
-    A quantized folder's blocks stay in the mapped file; ``dtype`` is what it computes in. Raises
+    The blocks of a quantized model stay in the mapped file; ``dtype`` is what it computes in. Raises
     `CheckpointError`, before anything is allocated, for files that are missing, truncated, or do not fit
     ``config.json``; afterwards for weights whose hash is not that of ``herd.json``.
     """
-    folder = resolve_folder(folder)
-    if is_gguf_folder(folder):
-        return load_gguf_folder(folder, dtype=dtype, device=device)
+    folder = resolve_model(source)
+    if file := gguf_file(folder):
+        return load_gguf(file, dtype=dtype, device=device)
     inode = folder.stat().st_ino
     config = load_config(folder)
     wanted = weights.check_against(config, weights.read_index(folder), folder)
@@ -185,41 +187,43 @@ def load_model(
     return model
 
 
-def load_config(folder: str | Path) -> ModelConfig:
-    """Return the configuration of a checkpoint folder (or ``hf:ORG/NAME``)."""
-    folder = resolve_folder(folder)
-    if is_gguf_folder(folder):
-        return config_from_gguf(gguf.GGUF(folder / gguf.FILE))
+def load_config(source: str | Path) -> ModelConfig:
+    """Return the configuration of the model that ``source`` names (see `resolve_model`)."""
+    folder = resolve_model(source)
+    if file := gguf_file(folder):
+        return config_from_gguf(gguf.GGUF(file))
     return read_config(folder / CONFIG)
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer | None:
-    """Return the tokenizer of a checkpoint folder; None, with a warning, when it has none."""
-    folder = resolve_folder(folder)
-    if not is_gguf_folder(folder):
+def load_tokenizer(source: str | Path) -> Tokenizer | None:
+    """Return the tokenizer of the model that ``source`` names; None, with a warning, when it has none."""
+    folder = resolve_model(source)
+    path = gguf_file(folder)
+    if path is None:
         tokenizer = read_folder_tokenizer(folder)
         if tokenizer is not None and (folder / CONFIG).exists():
             require_vocabulary_fits(tokenizer, read_config(folder / CONFIG), folder)
         return tokenizer
     from .gguf_tokenizer import has_tokenizer, read_tokenizer
 
-    file = gguf.GGUF(folder / gguf.FILE)
+    file = gguf.GGUF(path)
     if not has_tokenizer(file):
-        warnings.warn(f"{folder}: {gguf.FILE} has no tokenizer", stacklevel=2)
+        warnings.warn(f"{path}: has no tokenizer", stacklevel=2)
         return None
     tokenizer = read_tokenizer(file)
     require_vocabulary_fits(tokenizer, config_from_gguf(file), folder)
     return tokenizer
 
 
-def checkpoint_hash(folder: str | Path, progress: Progress | None = None) -> str:
-    """Return sha256 of a folder's weights; the same for every sharding, different for every dtype.
+def checkpoint_hash(source: str | Path, progress: Progress | None = None) -> str:
+    """Return sha256 of a model's weights; the same for every sharding, different for every dtype.
 
-    For a quantized folder it is the hash of the whole file. Reads all weights.
+    For a GGUF file it is the hash of the whole file. Reads all weights.
     """
-    folder = resolve_folder(folder)
-    if is_gguf_folder(folder):
-        return hash_file(folder / gguf.FILE, progress)
+    folder = resolve_model(source)
+    if file := gguf_file(folder):
+        hashes = [hash_file(part, progress) for part in gguf_parts(file)]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
     wanted = weights.check_against(load_config(folder), weights.read_index(folder), folder)
     return weights.hash_weights(wanted, progress)
 

@@ -166,8 +166,7 @@ class GGUF:
                 f"{self.path}: is part 1 of {count}; keep the names NAME-00001-of-{count:05}.gguf, do not "
                 "join the parts with cat (llama-gguf-split --merge joins them)"
             )
-        for part in range(2, count + 1):
-            path = self.path.with_name(f"{named[1]}-{part:05}-of-{count:05}.gguf")
+        for part, path in enumerate(gguf_parts(self.path)[1:], 2):
             if not path.exists():
                 raise CheckpointError(f"{self.path}: part {path.name} is missing; put it there")
             other = GGUF(path)
@@ -179,15 +178,34 @@ class GGUF:
             self.size += other.size
 
 
-def is_gguf_folder(folder: Path) -> bool:
-    """Return whether a folder's weights are in ``model.gguf``; `CheckpointError` if it has plain ones as
-    well."""
-    if not (folder / FILE).exists():
-        return False
-    others = [*folder.glob("*.safetensors"), *folder.glob("config.json")]
-    if others:
-        raise CheckpointError(f"{folder}: has both {FILE} and {others[0].name}; delete the stale one")
-    return True
+def gguf_file(path: Path) -> Path | None:
+    """Return the GGUF file that holds a checkpoint's weights (of a split one the first part), or None.
+
+    ``path`` is the file or any of its parts, or a folder: one with ``model.gguf`` as Herd writes it, or with a
+    single GGUF file and no other weights. Raises `CheckpointError` where it is not clear which file is meant.
+    """
+    if not path.is_dir():
+        return gguf_parts(path)[0]
+    plain = [*path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")]
+    if (path / FILE).exists():
+        if others := [*plain, *path.glob("config.json")]:
+            raise CheckpointError(f"{path}: has both {FILE} and {others[0].name}; delete the stale one")
+        return path / FILE
+    files = {} if plain else {gguf_parts(file)[0]: file for file in sorted(path.glob("*.gguf"))}
+    models = [file for file in files if not file.name.startswith("mmproj")]  # a part that sees images
+    if len(models) > 1:
+        names = ", ".join(file.name for file in models[:3])
+        raise CheckpointError(f"{path}: holds several GGUF files ({names}); name one: {models[0]}")
+    return models[0] if models else None
+
+
+def gguf_parts(path: Path) -> list[Path]:
+    """Return all parts of the split file that ``path`` is a part of, by their names; else only ``path``."""
+    named = _PART.fullmatch(path.name)
+    if named is None or not 1 <= int(named[2]) <= int(named[3]) <= MAX_PARTS:
+        return [path]
+    count = int(named[3])
+    return [path.with_name(f"{named[1]}-{part:05}-of-{count:05}.gguf") for part in range(1, count + 1)]
 
 
 class _Cursor:

@@ -21,11 +21,12 @@ from ..quant.formats import F16, Format, Scheme, find_format, scheme
 from ..quant.random import random_rows_of
 from .convert import ImportSource
 from .folder import write_checkpoint
-from .gguf import FILE, is_gguf_folder
+from .gguf import FILE, gguf_file
 from .gguf_folder import GGUFSource, RowsOf, encoded, file_nbytes, write_gguf_folder, write_model
 from .journal import key_of, new_folder, resumable_file
 from .lineage import Lineage, licence_notice
-from .paths import require_replaceable, resolve_file, resolve_folder
+from .paths import require_replaceable
+from .sources import resolve_model
 from .stream import Progress, advance_of
 from .verified import hash_file
 
@@ -105,9 +106,12 @@ def import_gguf(
     written as one file. Raises `CheckpointError`, with ``out`` unchanged, for a file that is unsound, not a
     Llama, or not finite.
     """
-    path = resolve_file(source)
-    gguf = GGUFSource(path)
-    name = name or gguf.file.get("general.name", str) or path.stem
+    path = resolve_model(source)
+    file = gguf_file(path)
+    if file is None:
+        raise CheckpointError(f"{source}: holds no GGUF file")
+    gguf = GGUFSource(file)
+    name = name or gguf.file.get("general.name", str) or file.stem
     licence = licence_notice(gguf.config)
     lineage = Lineage(name=name, stage="imported", licence=licence)
     tokenizer = gguf.tokenizer
@@ -152,13 +156,24 @@ def export_gguf(
     format. Raises `QuantError` where rows do not divide, `CheckpointError` for what cannot be read or
     written.
     """
-    out, resolved = Path(out), resolve_folder(folder)
+    out, file = Path(out), gguf_file(resolve_model(folder))
     if out.suffix != ".gguf" or out.is_dir():
         raise CheckpointError(f"{out}: give the name of a file that ends in .gguf")
-    if is_gguf_folder(resolved):
+    if file:
         if format is not None:
             raise CheckpointError(f"{folder}: is quantized already; leave out --type, or export its original")
-        _copy(resolved / FILE, out, progress)
+        if (packed := GGUFSource(file)).file.is_split:
+            rows_of = lambda name: [packed.rows(name)]  # noqa: E731
+            name = packed.file.get("general.name", str) or file.stem
+            require_free_space(out, file_nbytes(packed.config, packed.formats))
+            _require_parent(out)
+            with resumable_file(out, packed.key(do="join")) as (path, journal):
+                write_model(
+                    path, packed.config, packed.formats, rows_of, packed.tokenizer,
+                    name=name, progress=progress, journal=journal,
+                )  # fmt: skip
+        else:
+            _copy(file, out, progress)
         return
     source = ImportSource(folder)
     chosen = find_format(format or F16)

@@ -1,4 +1,4 @@
-"""Load and write quantized checkpoints: a folder with ``model.gguf`` and ``herd.json``.
+"""Load GGUF files, and write quantized checkpoints: a folder with ``model.gguf`` and ``herd.json``.
 
 The GGUF file holds everything: weights in blocks, the model's shape, the tokenizer. Loading maps the file and
 puts the blocks into packed layers as they are: nothing is unpacked, and only q and k are copied (their rows
@@ -127,15 +127,15 @@ class GGUFSource:
         return tokenizer
 
 
-def load_gguf_folder(folder: Path, *, dtype: torch.dtype | None, device: str | torch.device) -> LlamaLM:
-    """Return the model of a quantized folder, on the CPU with its blocks mapped from the file.
+def load_gguf(file: Path, *, dtype: torch.dtype | None, device: str | torch.device) -> LlamaLM:
+    """Return the model in a GGUF file, on the CPU with its blocks mapped from the file.
 
     ``dtype`` is what it computes in: fp32 by default, or the stored dtype where nothing is packed.
     """
-    source = GGUFSource(folder / FILE)
+    source = GGUFSource(file)
     if torch.device(device).type == "cpu":
-        require_memory(source.config, source.nbytes, folder)
-    _require_hash(folder)
+        require_memory(source.config, source.nbytes, file)
+    _require_hash(file)
     slow = sorted({f.name for f in source.formats.values() if f.name not in FORMATS and f.name not in PLAIN})
     if slow:
         warnings.warn(
@@ -155,15 +155,15 @@ def load_gguf_folder(folder: Path, *, dtype: torch.dtype | None, device: str | t
     return assemble_model(source.config, source.formats, rows_of, dtype or source.compute_dtype, device)
 
 
-def _require_hash(folder: Path) -> None:
+def _require_hash(file: Path) -> None:
     """Raise `CheckpointError` when the file is not the one in ``herd.json``; without that file nothing is
     checked."""
-    lineage = load_lineage(folder)
+    lineage = load_lineage(file)
     if lineage is None or lineage.weights_hash is None:
         return
-    if verified_hash(folder / FILE, hash_file) != lineage.weights_hash:
+    if verified_hash(file, hash_file) != lineage.weights_hash:
         raise CheckpointError(
-            f"{folder / FILE}: is not the file that herd.json describes: damaged or replaced; "
+            f"{file}: is not the file that herd.json describes: damaged or replaced; "
             "restore it, or import it again"
         )
 

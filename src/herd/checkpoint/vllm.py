@@ -29,11 +29,12 @@ from ..quant.packing import halves, unpack_nibbles
 from . import weights
 from .convert import ImportSource
 from .folder import write_checkpoint
-from .gguf import FILE, is_gguf_folder
+from .gguf import gguf_file
 from .gguf_folder import GGUFSource, encoded
 from .hf import config_to_hf
 from .lineage import Lineage, load_lineage
-from .paths import CONFIG, resolve_folder
+from .paths import CONFIG
+from .sources import model_name, resolve_model
 from .stream import Progress
 from .write import Specs
 
@@ -55,12 +56,12 @@ def export_vllm(
     copied as they are; a plain folder's are rounded to Q4_0. Raises `QuantError` for other formats and rows
     that do not divide, `CheckpointError` for what cannot be read or written.
     """
-    folder = resolve_folder(folder)
+    folder = resolve_model(folder)
     source: GGUFSource | ImportSource
     rows_of: Get
     weight_of: Get
-    if is_gguf_folder(folder):
-        source = packed = GGUFSource(folder / FILE)
+    if file := gguf_file(folder):
+        source = packed = GGUFSource(file)
         format, tokenizer = _format(source.config, source.formats, folder), source.tokenizer
         rows_of, weight_of = packed.rows, lambda name: packed.weight(name, dtype)
     else:
@@ -76,7 +77,7 @@ def export_vllm(
             return torch.cat(list(encoded(plain.get(name), format, name)))
 
     config, known = source.config, load_lineage(folder)
-    parent = known.name if known else folder.resolve().name
+    parent = known.name if known else model_name(folder)
     lineage = Lineage(
         name=f"{parent}-w{_BITS[format]}a16",
         stage=known.stage if known else "exported",

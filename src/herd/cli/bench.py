@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import CheckpointError, ConfigError
-from .common import Json, Kv, Threads, print_json, print_table
+from .common import MODEL, Json, Kv, Threads, print_json, print_table
 from .convert import progress_bar
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ speed."""
 
 
 def bench_command(
-    folder: Annotated[Path | None, typer.Argument(help="A checkpoint folder (or give --size).")] = None,
+    folder: Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL + " Or give --size.")] = None,
     size: Annotated[str | None, typer.Option(help="Random weights of 405B, 70B, 8B, 3B or 1B shape.")] = None,
     quant: Annotated[str | None, typer.Option(help="With --size: q4 (default), q8, q4k, q6k, bf16.")] = None,
     context: Annotated[int, typer.Option(min=1, help="Tokens in the cache when decoding is measured.")] = 128,
@@ -49,12 +49,12 @@ def bench_command(
     """
     batches = _batches(batch)
     if (folder is None) == (size is None):
-        raise ConfigError("give either a checkpoint folder or --size, e.g. herd bench --size 8B")
+        raise ConfigError("give either a model or --size, e.g. herd bench --size 8B")
     if folder is not None and (quant is not None or layers is not None):
         raise ConfigError(
             "--quant and --layers need --size; a folder is measured as it is (see herd quantize)"
         )
-    source = _Random(size, quant or "q4", layers, seed) if size is not None else _Stored(folder or Path())
+    source = _Random(size, quant or "q4", layers, seed) if size is not None else _Stored(folder or "")
     config = source.config
     from ..evals.speed import Work, longest_sequence, scheme_of
     from ..plan import compare
@@ -142,13 +142,16 @@ class _Random:
 
 
 class _Stored:
-    """A checkpoint folder."""
+    """A checkpoint."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, model: str) -> None:
         from .. import checkpoint
+        from ..checkpoint.gguf import gguf_file, gguf_parts
 
-        self.folder, self.config, self.name = folder, checkpoint.load_config(folder), str(folder)
-        files = [*folder.glob("*.safetensors"), *folder.glob("model.gguf")]
+        self.folder, self.name = checkpoint.resolve_model(model), model
+        self.config = checkpoint.load_config(self.folder)
+        self.file = gguf_file(self.folder)
+        files = gguf_parts(self.file) if self.file else self.folder.glob("*.safetensors")
         self.nbytes = sum(file.stat().st_size for file in files)
 
     def require_memory(self, overhead: int) -> None:
@@ -162,12 +165,11 @@ class _Stored:
         return checkpoint.load_model(self.folder)
 
     def gguf(self, folder: Path) -> Path:
-        """Return the folder's own GGUF file, or export one in bf16."""
+        """Return the model's own GGUF file, or export one in bf16."""
         from .. import checkpoint
 
-        own = self.folder / "model.gguf"
-        if own.exists():
-            return own
+        if self.file:
+            return self.file
         with progress_bar(f"export {self.folder}") as progress:
             checkpoint.export_gguf(self.folder, folder / "exported.gguf", "bf16", progress=progress)
         return folder / "exported.gguf"

@@ -22,7 +22,7 @@ from ..errors import ChatError, EngineError, HerdError
 from ..text import ToolCall
 from ..text.chat import CODE_INTERPRETER, TOOL_CALL_FORMATS
 from ..tools import CUSTOM_TOOLS, ToolResult, execute_call
-from .common import Device, Dtype, Json, Kv, Threads, print_json
+from .common import MODEL, Device, Dtype, Json, Kv, Threads, print_json
 
 if TYPE_CHECKING:
     from ..engine.chat_session import ChatEvent, ChatSession
@@ -44,7 +44,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def chat_command(
-    folder: Annotated[str, Argument(help="Checkpoint folder, e.g. runs/demo/instruct, or hf:ORG/NAME.")],
+    folder: Annotated[str, Argument(metavar="MODEL", help=MODEL)],
     prompt: Annotated[str | None, Option("-p", "--prompt", help="Ask one question (-: from stdin).")] = None,
     system: Annotated[str | None, Option(help="System message (default: the one from training).")] = None,
     tools: Annotated[bool, Option("--tools", help="Offer Herd's tools to a model from elsewhere.")] = False,
@@ -77,16 +77,15 @@ def chat_command(
     The sampling options default to what the checkpoint says, and to greedy decoding where it says nothing.
     """
     constraint = _constraint(schema, regex)
-    from ..checkpoint import resolve_folder
+    from ..checkpoint import resolve_model
     from ..engine.chat_session import complete as continue_text
     from ..engine.engine import Engine
     from ..engine.request import Sampling
     from .chat_model import load_chat_model, load_draft
 
-    if not folder.startswith("hf:"):
-        resolve_folder(folder)  # a missing folder is reported before stdin is read
+    path = resolve_model(folder)  # a model that is not there is reported before stdin is read
     question = _one_question(prompt, as_json)
-    model = load_chat_model(folder, dtype, device)
+    model = load_chat_model(path, dtype, device)
     given: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     given["repetition_penalty"] = repetition_penalty
     sampling = Sampling(

@@ -20,8 +20,9 @@ from ..checkpoint import (
     load_lineage,
     load_model,
     load_tokenizer,
-    resolve_folder,
+    resolve_model,
 )
+from ..checkpoint.sources import model_name
 from ..data.dialogs import Dialog, make_dialogs, showcase_dialogs
 from ..data.prompts import TOOL_NAMES, system_prompt
 from ..dtypes import torch_dtype
@@ -70,7 +71,7 @@ class ChatModel:
     def card(self) -> list[str]:
         """Return a few lines about what it is and what it cannot do."""
         config, stage = self.model.config, self.lineage.stage if self.lineage else "unknown"
-        name = self.lineage.name if self.lineage else self.folder.resolve().name
+        name = self.lineage.name if self.lineage else model_name(self.folder)
         if self.is_base:
             about = (
                 "This is a base model: it continues your text and does not answer questions. "
@@ -101,11 +102,11 @@ class ChatModel:
         return [f"Measured on {n} held-out questions that need a tool: {x:.0f} % correct." for n, x in values]
 
 
-def load_chat_model(folder: str, dtype: str | None = None, device: str | None = None) -> ChatModel:
+def load_chat_model(folder: str | Path, dtype: str | None = None, device: str | None = None) -> ChatModel:
     """Load a checkpoint for chat. Raises EngineError, before the weights are read, if it has no tokenizer."""
     import torch
 
-    path = resolve_folder(folder)
+    path = resolve_model(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a missing tokenizer is an error below
         tokenizer = load_tokenizer(path)

@@ -13,6 +13,8 @@ import typer
 from ..dtypes import parse_dtype
 from ..errors import ConfigError
 
+MODEL = "A name (`herd list`), a checkpoint folder, a .gguf file, or hf:ORG/NAME[/FILE]."
+"""Help of an argument that takes whatever `checkpoint.resolve_model` takes."""
 COMPUTE_DTYPES = ("fp32", "bf16", "fp16")
 
 

@@ -12,7 +12,7 @@ import typer
 
 from ..dtypes import parse_dtype, torch_dtype
 from ..errors import CheckpointError, ConfigError
-from .common import Json, print_json
+from .common import MODEL, Json, print_json
 
 if TYPE_CHECKING:
     from ..llama.config import ModelConfig
@@ -27,7 +27,7 @@ def import_command(
         str,
         typer.Argument(
             help="A GGUF file, a folder with Meta's files (params.json, *.pth), a Hugging Face folder, "
-            "hf:ORG/NAME[@REVISION], or hf:ORG/NAME/FILE.gguf."
+            "a name (`herd list`), or hf:ORG/NAME[/FILE.gguf][@REVISION]."
         ),
     ],
     out: Annotated[Path, typer.Argument(help="The checkpoint folder to create.")],
@@ -48,26 +48,29 @@ def import_command(
     other source uses the network.
     """
     from .. import checkpoint
+    from ..checkpoint.gguf import gguf_file
+    from ..checkpoint.sources import is_meta_folder, model_name
 
     chosen, is_meta = _dtype(dtype), is_meta_folder(Path(source))
+    path = Path(source) if is_meta else checkpoint.resolve_model(source)
     if max_context is not None and not is_meta:
         raise CheckpointError(
             f"--max-context is for Meta's files; {source} states its own context: leave it out"
         )
     with progress_bar(f"import {source}") as progress:
-        if source.partition("@")[0].endswith(".gguf"):
-            checkpoint.import_gguf(source, out, dtype=chosen, name=name, progress=progress)
-        elif is_meta:
+        if is_meta:
             checkpoint.import_meta(
-                source, out, dtype=chosen, max_context=max_context, name=name, progress=progress
+                path, out, dtype=chosen, max_context=max_context, name=name, progress=progress
             )
+        elif gguf_file(path):
+            checkpoint.import_gguf(path, out, dtype=chosen, name=name, progress=progress)
         else:
-            checkpoint.import_hf(source, out, dtype=chosen, name=name, progress=progress)
+            checkpoint.import_hf(path, out, dtype=chosen, name=name or model_name(path), progress=progress)
     _say(out, checkpoint.load_config(out), as_json)
 
 
 def export_command(
-    folder: Annotated[Path, typer.Argument(help="A checkpoint folder, e.g. runs/demo/student.")],
+    folder: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
     out: Annotated[Path, typer.Argument(help="The folder to create, or a file NAME.gguf.")],
     format: Annotated[
         str | None,
@@ -116,11 +119,6 @@ def export_command(
         else:
             checkpoint.export_hf(folder, out, dtype=chosen, progress=progress)
     _say(out, checkpoint.load_config(folder), as_json)
-
-
-def is_meta_folder(source: Path) -> bool:
-    """Return whether a folder has Meta's own layout: ``params.json`` and no ``config.json``."""
-    return (source / "params.json").is_file() and not (source / "config.json").is_file()
 
 
 def _dtype(name: str | None) -> Any:

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from ..errors import CheckpointError, DataError
 from . import eval_compare
-from .common import Device, Dtype, Json, Threads, print_json, print_table
+from .common import MODEL, Device, Dtype, Json, Threads, print_json, print_table
 from .eval_model import DataOption, Limit, Out, data_source, open_local, results_folder
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _group() -> None:
 
 @app.command(RUN)
 def eval_command(
-    model: Annotated[str, typer.Argument(help="A checkpoint folder, hf:ORG/NAME, or http://HOST:PORT.")],
+    model: Annotated[str, typer.Argument(help=MODEL + " Or http://HOST:PORT.")],
     suite: Annotated[str | None, typer.Option(help="A suite of `herd eval list` (default: leak).")] = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks instead of a suite, e.g. boolq,piqa.")] = None,
     limit: Limit = None,

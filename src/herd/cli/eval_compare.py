@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DataError
-from .common import Device, Dtype, Json, Threads, print_json, print_table
+from .common import MODEL, Device, Dtype, Json, Threads, print_json, print_table
 from .eval_model import DataOption, Limit, Out, data_source, open_local, results_folder
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def compare_command(
 
 
 def fidelity_command(
-    model: Annotated[str, typer.Argument(help="A checkpoint folder: the child.")],
+    model: Annotated[str, typer.Argument(help="The child. " + MODEL)],
     parent: Annotated[
         str, typer.Option(help="The checkpoint to compare with, e.g. the one it was made from.")
     ],

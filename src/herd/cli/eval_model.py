@@ -32,6 +32,7 @@ def open_local(
 ) -> CheckpointModel:
     """Open a checkpoint for the harness; without ``mode`` it is asked as it was trained."""
     from ..checkpoint import checkpoint_hash
+    from ..checkpoint.sources import model_name
     from ..evals.local import CheckpointModel
     from .chat_model import load_chat_model
 
@@ -43,7 +44,7 @@ def open_local(
             file=sys.stderr,
         )
     hash_ = (lineage.weights_hash if lineage else None) or checkpoint_hash(loaded.folder)
-    called = lineage.name if lineage else loaded.folder.resolve().name
+    called = lineage.name if lineage else model_name(loaded.folder)
     kind: Mode = mode or ("base" if loaded.is_base else "instruct")
     return CheckpointModel(
         loaded.model, loaded.tokenizer, name=called, hash=hash_, mode=kind, max_batch=batch

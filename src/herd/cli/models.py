@@ -15,7 +15,7 @@ def pull_command(name: Name, as_json: Json = False) -> None:
     """Download a model, or do nothing if it is on the disk already. An interrupted download resumes."""
     from ..checkpoint.sources import resolve_model
 
-    path = resolve_model(name)
+    path = resolve_model(name, refresh=True)
     print_json({"model": name, "path": str(path)}) if as_json else print(path)
 
 
@@ -47,12 +47,10 @@ def list_command(as_json: Json = False) -> None:
 def remove_command(
     name: Annotated[str, typer.Argument(help="A model that herd pulled (`herd list`).")],
 ) -> None:
-    """Delete a pulled model. Models kept by other programs are left to them."""
-    from ..checkpoint.catalogue import find_name
-    from ..checkpoint.pull import remove_pulled
+    """Delete a downloaded model, also from the hub's cache. Models that Ollama or LM Studio keep are left to them."""
+    from ..checkpoint.pull import remove_model
 
-    known = find_name(name)
-    nbytes = remove_pulled(known[0] if known else name)
+    nbytes = remove_model(name)
     print(f"removed {name}, {_gb(nbytes / 1e9)} freed")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import CheckpointError, DataError, QuantError
-from .common import Json, print_json
+from .common import MODEL, Json, print_json
 from .convert import progress_bar
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ MEASURED_CONTEXT = 512
 
 
 def quantize_command(
-    folder: Annotated[Path, typer.Argument(help="A checkpoint folder, e.g. runs/demo/student.")],
+    folder: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
     to: Annotated[
         str, typer.Option(help="Weight format: q8, q4, q4k or q6k (GGUF's Q8_0, Q4_0, Q4_K or Q6_K).")
     ],
     out: Annotated[
-        Path | None, typer.Option(help="The folder to create. Default: FOLDER-q4, or as the format is.")
+        Path | None, typer.Option(help="The folder to create. Default: NAME-q4, or as the format is.")
     ] = None,
     gptq: Annotated[
         bool, typer.Option("--gptq", help="Fit the weights to calibration text: more exact, but slower.")
@@ -61,6 +61,7 @@ def quantize_command(
     perplexity.
     """
     from .. import checkpoint
+    from ..checkpoint.sources import model_name
     from ..plan import compare
     from ..quant import scheme
 
@@ -70,7 +71,8 @@ def quantize_command(
         raise QuantError("--calib is for --gptq: add --gptq or leave it out")
     source = checkpoint.ImportSource(folder)
     plan = scheme(to, embeddings=embeddings, head=head)
-    target = out or folder.with_name(f"{folder.resolve().name}-{to.lower()}")
+    place = Path(folder).parent if Path(folder).exists() else Path()
+    target = out or place / f"{model_name(source.folder)}-{to.lower()}"
     formats = {part: getattr(plan, part).name for part in ("linears", "embeddings", "head")}
     recipe: dict[str, Any] = {"formats": formats, "gptq": gptq, "calib": calib}
     rows_of = None

@@ -21,7 +21,7 @@ from ..checkpoint import (
     load_config,
     load_model,
     load_tokenizer,
-    resolve_folder,
+    resolve_model,
     weights,
     write_checkpoint,
 )
@@ -191,7 +191,7 @@ def spread(
     model.to_empty(device=device)
     if source is None:
         return model.init_weights(seed)
-    folder = resolve_folder(source)
+    folder = resolve_model(source)
     wanted = weights.check_against(config, weights.read_index(folder), folder)
     params = dict(model.named_parameters())
     with torch.no_grad():
