@@ -81,6 +81,24 @@ def test_compare_writes_four_files_and_the_differences(results, tmp_path, capsys
     assert [d["task"] for d in record["differences"]] == ["piqa, 5-shot"]
 
 
+def test_own_questions_are_asked_compared_and_searched_for(models, tmp_path, capsys):
+    (tmp_path / "mine.jsonl").write_text(
+        '{"question": "One and one is", "choices": ["two", "three"], "answer": "two"}\n'
+        '{"question": "def double(x):", "tests": "assert double(2) == 4", "max_tokens": 8}\n'
+        '{"question": "Say a number", "schema": {"type": "integer"}, "constrained": true, "max_tokens": 8}\n'
+    )
+    text = said(capsys, str(models / "elder"), "mine.jsonl", "--out", "elder", "--mode", "base")
+    assert "mine.jsonl" in text
+    assert "built-in" not in text
+    said(capsys, str(models / "younger"), "--tasks", "mine.jsonl", "--out", "younger", "--mode", "base")
+    record = json.loads(said(capsys, "compare", "elder", "younger", "--json"))
+    assert [(row["task"], row["metric"]) for row in record["rows"]] == [("mine.jsonl", "acc")]
+    said(capsys, "contamination", "elder", "--corpus", "builtin")
+    (tmp_path / "mine.jsonl").write_text('{"question": 1}\n')
+    text = said(capsys, str(models / "elder"), "mine.jsonl", "--out", "elder", "--mode", "base", status=1)
+    assert "mine.jsonl:1: question: Input should be a valid string" in text
+
+
 @pytest.mark.parametrize(
     "args, words",
     [
@@ -94,6 +112,10 @@ def test_compare_writes_four_files_and_the_differences(results, tmp_path, capsys
         (["nowhere", "--suite", "fidelity"], "--suite fidelity needs --parent"),
         (["nowhere", "--tasks", ""], "--tasks '' names no task"),
         (["nowhere", "--tasks", " , "], "--tasks ' , ' names no task"),
+        (
+            ["nowhere", "nowhere.jsonl"],
+            "nowhere.jsonl: no such file; give a file of questions, or --tasks NAME",
+        ),
         (["nowhere", "--mode", "chat"], "--mode chat is unknown: use base or instruct"),
         (["nowhere", "--tasks", "piqa", "--suite", "leak"], "give one of the two"),
         (["nowhere", "--model", "x"], "--model names the model of an endpoint"),

@@ -117,6 +117,20 @@ def test_other_settings_are_written_to_another_file(tmp_path, monkeypatch, chang
     assert len(lines(tmp_path)) == 2
 
 
+def test_results_with_the_long_name_of_a_dtype_are_not_asked_again(tmp_path):
+    model, parts = Fake(), {"a": {"parent_precision": "bfloat16"}, "precision": "float32"}
+    head = {"model": "m", **parts}
+    old = tmp_path / f"boolq-{digest(head)[:8]}.jsonl"
+    assert results.results_file(tmp_path, "boolq", head).name != old.name
+    old.touch()
+    short = {"model": "m", "a": {"parent_precision": "bf16"}, "precision": "fp32"}
+    assert results.results_file(tmp_path, "boolq", short) == old
+    evaluate(model, tasks(), Data(), tmp_path)
+    summary = tmp_path / "summary.json"
+    assert '"precision": "float32"' in summary.read_text()
+    assert read_evaluation(tmp_path).summary["precision"] == "fp32"
+
+
 def test_items_whose_data_changed_are_asked_again(tmp_path):
     (tmp_path / "data" / "boolq").mkdir(parents=True)
     rows = Data().rows("boolq/validation.jsonl")

@@ -44,14 +44,19 @@ app = typer.Typer(cls=_RunFirst, add_completion=False, no_args_is_help=True, ric
 
 @app.callback()
 def _group() -> None:
-    """Run benchmarks on a checkpoint or an endpoint: herd eval MODEL [--suite leak]."""
+    """Run benchmarks or your own questions on a checkpoint or an endpoint: herd eval MODEL [questions.jsonl]."""
 
 
 @app.command(RUN)
 def eval_command(
     model: Annotated[str, typer.Argument(help=MODEL + " Or http://HOST:PORT.")],
+    questions: Annotated[
+        list[str] | None, typer.Argument(help="Files of your own questions, e.g. questions.jsonl.")
+    ] = None,
     suite: Annotated[str | None, typer.Option(help="A suite of `herd eval list` (default: leak).")] = None,
-    tasks: Annotated[str | None, typer.Option(help="Tasks instead of a suite, e.g. boolq,piqa.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks or files of questions instead of a suite, e.g. boolq,piqa.")
+    ] = None,
     limit: Limit = None,
     data: DataOption = None,
     out: Out = None,
@@ -65,7 +70,10 @@ def eval_command(
     parent: Annotated[str | None, typer.Option(help="The model that --suite fidelity compares with.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Run benchmarks on a model. After an interruption the same command continues; no item is asked twice."""
+    """Run benchmarks or your own questions on a model.
+
+    After an interruption the same command continues; no item is asked twice.
+    """
     from ..evals.harness import evaluate
 
     if mode not in (None, "base", "instruct"):
@@ -77,7 +85,7 @@ def eval_command(
             raise DataError("--suite fidelity needs --parent CHECKPOINT, the model to compare with")
         eval_compare.fidelity_command(model, parent, data, limit, out, dtype, device, threads, as_json)
         return
-    source, planned = data_source(data), _plan(suite, tasks)
+    source, planned = data_source(data), _plan(suite, tasks, questions or [])
     opened = _open(model, name, mode, dtype, device, batch)
     chosen, unknown = _make(planned, shots, mode or opened.mode)
     folder = out or results_folder(opened)
@@ -88,7 +96,7 @@ def eval_command(
         records = [dataclasses.asdict(row) for row in rows]
         print_json({**evaluation.summary, "folder": str(folder), "tasks": records})
     else:
-        _print(evaluation, rows, folder, source.builtin)
+        _print(evaluation, rows, folder, source.label)
     if any(row.status != "done" for row in rows):
         raise typer.Exit(1)
 
@@ -116,6 +124,7 @@ def list_command(as_json: Json = False) -> None:
     print_table(header, rows, left=len(header))
     print(f"mmlu_SUBJECT: one of {len(of_subjects)} subjects")
     print("lm-eval:NAME: a task of lm-eval, with data from the Hub")
+    print("FILE.jsonl: your own questions (docs/how-to/evaluate-your-own-questions.md)")
 
 
 app.command("compare")(eval_compare.compare_command)
@@ -123,16 +132,28 @@ app.command("fidelity")(eval_compare.fidelity_command)
 app.command("contamination")(eval_compare.contamination_command)
 
 
-def _plan(suite: str | None, tasks: str | None) -> Sequence[Any]:
-    """Return the entries of a suite or of the tasks named."""
+def _plan(suite: str | None, tasks: str | None, questions: Sequence[str]) -> Sequence[Any]:
+    """Return the entries of the files of questions, and of a suite or of the tasks named."""
     from ..evals import tasks as registry
 
+    files = [registry.TaskEntry(path) for path in _question_files(questions)]
     if tasks is None:
-        return registry.suite_entries(suite or "leak")
+        return files if files and suite is None else [*files, *registry.suite_entries(suite or "leak")]
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise DataError(f"--tasks {tasks!r} names no task: choose from `herd eval list`, e.g. boolq,piqa")
-    return [registry.TaskEntry(name) for name in dict.fromkeys(names)]
+    return [*files, *(registry.TaskEntry(name) for name in dict.fromkeys(names))]
+
+
+def _question_files(paths: Sequence[str]) -> list[str]:
+    """Return the files; they are told apart by their names, which must differ."""
+    seen: dict[str, str] = {}
+    for path in dict.fromkeys(paths):
+        if not Path(path).expanduser().is_file():
+            raise DataError(f"{path}: no such file; give a file of questions, or --tasks NAME")
+        if (other := seen.setdefault(Path(path).name, path)) != path:
+            raise DataError(f"{path} and {other} have the same name; rename one of them")
+    return list(seen.values())
 
 
 def _make(planned: Sequence[Any], shots: int | None, mode: Any) -> tuple[list[Task], list[TaskResult]]:
@@ -161,13 +182,13 @@ def _open(
     return open_local(model, mode, dtype, device, batch)
 
 
-def _print(evaluation: Evaluation, rows: Sequence[TaskResult], folder: Path, builtin: bool) -> None:
+def _print(evaluation: Evaluation, rows: Sequence[TaskResult], folder: Path, data: str) -> None:
     header = ("task", "shots", "mode", "metric", "score", "95 % interval", "items", "s")
     print_table(header, [_row(row) for row in rows])
     for row in rows:
         if row.reason or row.note:
             print(f"{row.task}: {'not run: ' if row.reason else ''}{row.reason or row.note}")
-    if builtin:
+    if data == "builtin" and any(row.data == data for row in rows):
         print("These are the ten built-in items per task: a check that everything works, not a score.")
         print("For real scores give the folder of the data sets with --data.")
     print(f"{evaluation.model}: items and summary are in {folder}")

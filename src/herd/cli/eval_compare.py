@@ -96,8 +96,9 @@ def contamination_command(
     if source.label != evaluation.summary.get("data"):
         raise DataError(f"{folder} was measured on {evaluation.summary.get('data')}: give the same --data")
     done = {row.task: row for row in evaluation.tasks if row.status == "done" and row.task != "fidelity"}
+    own = {name: row.data for name, row in done.items() if row.source == "own questions"}
     tests = {
-        name: make_task(name, 0, row.settings.get("mode", "base")).items(source)[: row.n_items]
+        name: make_task(own.get(name, name), 0, row.settings.get("mode", "base")).items(source)[: row.n_items]
         for name, row in done.items()
     }
     documents = read_corpus(None if corpus == "builtin" else corpus)
@@ -105,8 +106,8 @@ def contamination_command(
     values = {name: {item.id: item.value for item in evaluation.items(row)} for name, row in done.items()}
     records = {name: found[name].record(values[name]) for name in done}
     rows = [_with_overlap(row, records.get(row.task)) for row in evaluation.tasks]
-    own = ("schema", "model", "model_hash", "tasks")
-    about = {key: value for key, value in evaluation.summary.items() if key not in own}
+    written = ("schema", "model", "model_hash", "tasks")
+    about = {key: value for key, value in evaluation.summary.items() if key not in written}
     write_summary(folder, evaluation.model, evaluation.model_hash, rows, **about)
     if as_json:
         print_json(records)

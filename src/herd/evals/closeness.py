@@ -15,7 +15,7 @@ import numpy as np
 
 from .fidelity import fidelity
 from .local import CheckpointModel
-from .results import ItemResult, TaskFile, TaskResult, digest, read_evaluation, write_summary
+from .results import ItemResult, TaskFile, TaskResult, digest, read_evaluation, results_file, write_summary
 from .tasks import Data, Item, make_task
 from .tasks.task import grouped_ratio
 from .windows import HeldOut
@@ -36,7 +36,7 @@ def measure_fidelity(
     settings = {"parent": parent.name, "parent_hash": parent.hash, "parent_precision": parent.precision}
     head: dict[str, Any] = {"schema": 1, "model": child.hash, "precision": child.precision, "task": TASK,
                             "version": VERSION, "settings": settings}  # fmt: skip
-    path = out / f"{TASK}-{digest(head)[:8]}.jsonl"
+    path = results_file(out, TASK, head)
     with TaskFile(path, head) as file:
         known = dict(file.done)
         waiting = [i for i in chosen if i.id not in known or known[i.id].digest != digest(i.request)]

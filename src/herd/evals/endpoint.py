@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import EngineError
 from ..text.chat import call_text
-from .tasks.task import Answer, Generate, Likelihood, Mode, Rank, Request
+from .tasks.task import Answer, Generate, GenerateJson, Likelihood, Mode, Rank, Request
 
 AT_ONCE = 8
 REACH_S = 10.0
@@ -90,6 +90,9 @@ class EndpointModel:
         if request.tools:
             wrapped = [tool if "function" in tool else {"function": tool} for tool in request.tools]
             body["tools"] = [{"type": "function", **tool} for tool in wrapped]
+        if isinstance(request, GenerateJson):
+            schema = {"name": "answer", "schema": json.loads(request.schema), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
         choice = self._choice("/chat/completions", body | {"messages": list(request.prompt)})
         message = choice.get("message") or {}
         calls = [_call(call) for call in message.get("tool_calls") or ()]

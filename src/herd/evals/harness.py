@@ -23,7 +23,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import ContextError, HerdError
-from .results import Evaluation, ItemResult, TaskFile, TaskResult, digest, read_evaluation, write_summary
+from .results import (
+    Evaluation,
+    ItemResult,
+    TaskFile,
+    TaskResult,
+    digest,
+    read_evaluation,
+    results_file,
+    write_summary,
+)
 from .tasks.data import Data
 from .tasks.task import Answer, Generate, Item, Mode, Rank, Request, Task
 
@@ -97,7 +106,7 @@ def run_task(
     task = task.fitted(model)
     row = TaskResult(
         task.name, "done", version=task.version, settings=task.settings, source=task.source,
-        licence=task.licence, shots_from=task.shots_from, data=data.label,
+        licence=task.licence, shots_from=task.shots_from, data=task.data_label(data),
     )  # fmt: skip
     try:
         every = task.items(data)
@@ -107,7 +116,7 @@ def run_task(
             "version": task.version,
             "settings": task.settings,
         }  # all that the items depend on besides the data
-        path = out / f"{task.name}-{task.shots}shot-{task.mode}-{digest(head)[:8]}.jsonl"
+        path = results_file(out, f"{task.name}-{task.shots}shot-{task.mode}", head)
         with TaskFile(path, head) as file:
             results = _results(model, task, items, file, watcher)
         scores = [score.record() for score in task.scores(results)]
@@ -124,7 +133,7 @@ def _results(
     model: Model, task: Task, items: Sequence[Item], file: TaskFile, watcher: Watcher | None
 ) -> list[ItemResult]:
     """Return the results of ``items`` in their order; ask, judge and write those that are not in the file."""
-    digests = {item.id: digest(item.request) for item in items}
+    digests = {item.id: task.fingerprint(item) for item in items}
     known = file.done
     waiting = [i for i in items if i.id not in known or known[i.id].digest != digests[i.id]]
     if watcher:

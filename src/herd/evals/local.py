@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from ..dtypes import short_name
-from ..engine import Engine, Sampling
+from ..engine import Constraint, Engine, Sampling
 from ..engine import Request as EngineRequest
 from ..engine.score import Pair, Scorer
 from ..errors import ContextError
@@ -16,7 +16,7 @@ from ..llama.model import LlamaLM
 from ..text.chat import render
 from ..text.tokenizer import Tokenizer
 from .bpb import compression
-from .tasks.task import Answer, Generate, Likelihood, Mode, Rank, Read, Request
+from .tasks.task import Answer, Generate, GenerateJson, Likelihood, Mode, Rank, Read, Request
 from .windows import HeldOut
 
 SLICE = 512
@@ -120,7 +120,9 @@ class CheckpointModel:
                 tool_call_format=request.tool_call_format,
                 generation_prompt=True,
             ).ids
-        return EngineRequest(ids, Sampling(max_tokens=request.max_tokens, stop=request.stop))
+        sampling = Sampling(max_tokens=request.max_tokens, stop=request.stop)
+        constraint = Constraint.json_schema(request.schema) if isinstance(request, GenerateJson) else None
+        return EngineRequest(ids, sampling, constraint=constraint)
 
     def _check(self, request: EngineRequest) -> None:
         if len(request.prompt_ids) >= self._engine.context:

@@ -22,8 +22,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from ..dtypes import DTYPES
 from ..errors import DataError
 from ..files import write_json
 from .score import Score
@@ -103,6 +104,31 @@ def digest(value: Any) -> str:
     """Return 16 hex digits of the SHA-256 of a dataclass or of a value that JSON can hold."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=dataclasses.asdict)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def results_file(out: Path, prefix: str, head: Mapping[str, Any]) -> Path:
+    """Return the file of a task: the name ends in a hash of ``head``, all that its results depend on.
+
+    Earlier versions recorded dtypes by their long names (float32); a file of theirs is used where it exists.
+    """
+    path, older = (
+        out / f"{prefix}-{digest(_with_dtypes(head, name))[:8]}.jsonl" for name in ("name", "torch_name")
+    )
+    return older if older.is_file() and not path.is_file() else path
+
+
+def _with_dtypes(record: Mapping[str, Any], spelling: Literal["name", "torch_name"]) -> dict[str, Any]:
+    """Return a record with its precisions spelled in the short names of dtypes, or in the long ones."""
+    out = dict(record)
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            out[key] = _with_dtypes(value, spelling)
+        elif key.endswith("precision"):
+            found = next(
+                (dtype for dtype in DTYPES.values() if value in (dtype.name, dtype.torch_name)), None
+            )
+            out[key] = getattr(found, spelling) if found else value
+    return out
 
 
 class TaskFile:
@@ -188,8 +214,8 @@ def read_evaluation(folder: Path | str) -> Evaluation:
     """Read a folder that `herd eval` wrote. Raises DataError if it is not one."""
     path = Path(folder) / "summary.json"
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        rows = [TaskResult(**row) for row in summary["tasks"]]
+        summary = _with_dtypes(json.loads(path.read_text(encoding="utf-8")), "name")
+        rows = [TaskResult(**_with_dtypes(row, "name")) for row in summary["tasks"]]
         return Evaluation(path.parent, summary["model"], summary["model_hash"], rows, summary)
     except OSError:
         raise DataError(

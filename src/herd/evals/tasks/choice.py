@@ -92,15 +92,7 @@ class ChoiceTask(Task):
         return too_few_examples(len(pool) - any(other.same_question(first) for other in pool), self.shots)
 
     def judge(self, item: Item, answer: Answer) -> Judgement:
-        choices = item.doc["choices"]
-        if isinstance(item.request, Generate):
-            letter = chosen_letter(answer.text, LETTERS[: len(choices)], choices)
-            return Judgement(float(letter == item.gold), letter, why="" if letter else "no letter")
-        nats = [likelihood.nats for likelihood in answer.likelihoods]
-        per_char = [value / len(choice) for value, choice in zip(nats, choices, strict=True)]
-        best = {name: values.index(max(values)) for name, values in (("acc", nats), ("acc_norm", per_char))}
-        right = {name: float(number == item.gold) for name, number in best.items()}
-        return Judgement(right.pop(self.metric), best[self.metric], right)
+        return judge_choice(item, answer, self.metric)
 
     def head(self, shots: Sequence[Doc], doc: Doc) -> str:
         """Return what precedes a base model's question."""
@@ -130,6 +122,19 @@ class ChoiceTask(Task):
 
     def _read(self, data: Data, files: Sequence[str]) -> list[Doc]:
         return [self.doc(row, number) for number, row in enumerate(data.rows(*files, needs=self.needs))]
+
+
+def judge_choice(item: Item, answer: Answer, metric: str) -> Judgement:
+    """Judge the letter that was written, or the likeliest choice by ``metric`` (``acc`` or ``acc_norm``)."""
+    choices = item.doc["choices"]
+    if isinstance(item.request, Generate):
+        letter = chosen_letter(answer.text, LETTERS[: len(choices)], choices)
+        return Judgement(float(letter == item.gold), letter, why="" if letter else "no letter")
+    nats = [likelihood.nats for likelihood in answer.likelihoods]
+    per_char = [value / len(choice) for value, choice in zip(nats, choices, strict=True)]
+    best = {name: values.index(max(values)) for name, values in (("acc", nats), ("acc_norm", per_char))}
+    right = {name: float(number == item.gold) for name, number in best.items()}
+    return Judgement(right.pop(metric), best[metric], right)
 
 
 class BoolQ(ChoiceTask):

@@ -38,20 +38,23 @@ class ProgramTask(Task):
 
     def judge_all(self, answered: Sequence[tuple[Item, Answer]]) -> list[Judgement]:
         with Sandbox() as sandbox:
-            return [self._run(sandbox, item, answer) for item, answer in answered]
+            return [
+                run_tests(sandbox, self.code(item, answer.text), item.doc["tests"])
+                for item, answer in answered
+            ]
 
-    def _run(self, sandbox: Sandbox, item: Item, answer: Answer) -> Judgement:
-        code = self.code(item, answer.text)
-        if len(code) > CODE_CHARS:
-            return Judgement(0.0, why=f"{len(code):,} characters are no program")
-        word = secrets.token_hex(8)
-        result = sandbox.run(f"{code}\n\n{item.doc['tests']}\nprint('\\n{word}')\n", timeout_s=TIMEOUT_S)
-        if result.ok and result.stdout.endswith(f"\n{word}\n"):
-            return Judgement(1.0, "passed")
-        error = result.stderr.strip().splitlines()[-1:]
-        return Judgement(
-            0.0, "failed", why="; ".join([*filter(None, [result.reason]), *error])[:500] or "ended early"
-        )
+
+def run_tests(sandbox: Sandbox, code: str, tests: str) -> Judgement:
+    """Run a program and then its tests; it passes if the end of the tests is reached."""
+    if len(code) > CODE_CHARS:
+        return Judgement(0.0, why=f"{len(code):,} characters are no program")
+    word = secrets.token_hex(8)
+    result = sandbox.run(f"{code}\n\n{tests}\nprint('\\n{word}')\n", timeout_s=TIMEOUT_S)
+    if result.ok and result.stdout.endswith(f"\n{word}\n"):
+        return Judgement(1.0, "passed")
+    error = result.stderr.strip().splitlines()[-1:]
+    why = "; ".join([*filter(None, [result.reason]), *error])[:500]
+    return Judgement(0.0, "failed", why=why or "ended early")
 
 
 class HumanEval(ProgramTask):

@@ -19,6 +19,7 @@ from .long import LONG_TASKS, LongText
 from .mmlu import SUBJECTS, Mmlu
 from .parallel_text import Declaration, Sentences
 from .programs import HumanEval, Mbpp
+from .questions import OwnQuestions
 from .task import Mode, Task
 from .word_problems import Gsm8k, Mgsm
 
@@ -75,11 +76,14 @@ SUITES = {name: tuple(map(_entry, tasks.split())) for name, tasks in _SUITES.ite
 
 
 def make_task(name: str, shots: int | None = None, mode: Mode = "base") -> Task:
-    """Return the task of a name; ``lm-eval:NAME`` is one of lm-eval's. DataError lists similar names if
-    unknown.
+    """Return the task of a name; ``lm-eval:NAME`` is one of lm-eval's, and a path is a file of own questions.
+
+    DataError lists similar names if it is unknown.
     """
     if name.startswith(PREFIX):
         return LmEvalTask.of(name.removeprefix(PREFIX), shots, mode)
+    if "." in name or "/" in name:
+        return OwnQuestions.of(name, shots, mode)
     if name not in TASKS:
         raise DataError(f"unknown task {name!r}: {_nearest(name, TASKS)}")
     known = TASKS[name]

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..bootstrap import Interval, mean_interval, ratio_interval, wilson
+from ..results import ItemResult, digest
 from ..score import Score, from_interval, part
 
 if TYPE_CHECKING:
-    from ..results import ItemResult
     from .data import Data
 
 Mode = Literal["base", "instruct"]
@@ -47,6 +47,13 @@ class Generate:
     stop: tuple[str, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
     tool_call_format: str = "json"
+
+
+@dataclass(frozen=True)
+class GenerateJson(Generate):
+    """A `Generate` whose answer is JSON that is valid under ``schema`` (JSON text) by construction."""
+
+    schema: str = ""
 
 
 Request = Rank | Read | Generate
@@ -125,6 +132,14 @@ class Task(ABC):
     def fitted(self, model: Any) -> Task:
         """Return the task fitted to a model, for example to its ``context`` and how it ``count``s tokens."""
         return self
+
+    def data_label(self, data: Data) -> str:
+        """Return where the items come from, as tables and receipts call it."""
+        return data.label
+
+    def fingerprint(self, item: Item) -> str:
+        """Return a hash of all that a kept judgement depends on: if it changes, the item is asked again."""
+        return digest(item.request)
 
     @abstractmethod
     def items(self, data: Data) -> list[Item]:

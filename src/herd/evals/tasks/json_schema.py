@@ -1,0 +1,193 @@
+"""Check a JSON value against a JSON Schema (draft 2020-12).
+
+Every keyword that restricts a value is either checked or refused by name, so that no answer is called right by
+mistake. Annotations (``title``, ``description``, ``format``, …) restrict nothing, as the standard says.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
+from typing import Any
+
+from ...errors import DataError
+
+_ANNOTATIONS = (
+    "$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default", "examples", "format",
+    "deprecated", "readOnly", "writeOnly",
+)  # fmt: skip
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "null": lambda value: value is None,
+    "boolean": lambda value: isinstance(value, bool),
+    "string": lambda value: isinstance(value, str),
+    "array": lambda value: isinstance(value, list),
+    "object": lambda value: isinstance(value, dict),
+    "number": lambda value: _is_number(value),
+    "integer": lambda value: _is_number(value) and (isinstance(value, int) or value.is_integer()),
+}
+_BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "minimum": (lambda value, bound: value >= bound, "is below the minimum"),
+    "maximum": (lambda value, bound: value <= bound, "is above the maximum"),
+    "exclusiveMinimum": (lambda value, bound: value > bound, "is not above"),
+    "exclusiveMaximum": (lambda value, bound: value < bound, "is not below"),
+    "multipleOf": (lambda value, step: not Fraction(str(value)) % Fraction(str(step)), "is no multiple of"),
+}
+_SIZES = {"Length": str, "Items": list, "Properties": dict}
+_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+_SINGLE = ("items", "additionalProperties", "propertyNames", "contains", "not")
+_KEYWORDS = {
+    *_ANNOTATIONS, *_BOUNDS, *_LISTS, *_MAPS, *_SINGLE, *(f"{end}{kind}" for end in ("min", "max") for kind in _SIZES),
+    "$ref", "type", "enum", "const", "pattern", "required", "uniqueItems",
+}  # fmt: skip
+
+
+def check_schema(schema: Any) -> None:
+    """Raise `DataError` for a schema that cannot be checked: not one at all, or with a keyword not known here."""
+    _check(schema, schema, "#")
+
+
+def violation(value: Any, schema: Any) -> str:
+    """Return the first reason why ``value`` does not fit ``schema``, with its place; "" if it fits."""
+    try:
+        return next(_violations(value, schema, schema, "the answer"), "")
+    except RecursionError:
+        return "the answer is nested too deeply"
+
+
+def _check(schema: Any, root: Any, where: str) -> None:
+    if isinstance(schema, bool):
+        return
+    if not isinstance(schema, dict):
+        raise DataError(f"schema {where}: must be an object, true or false, not {json.dumps(schema)[:40]}")
+    if unknown := sorted(schema.keys() - _KEYWORDS):
+        raise DataError(f"schema {where}: the keyword {unknown[0]!r} cannot be checked; write it another way")
+    names = schema.get("type", [])
+    for name in names if isinstance(names, list) else [names]:
+        if name not in _TYPES:
+            raise DataError(f"schema {where}: type {name!r} is unknown; types are {', '.join(_TYPES)}")
+    for pattern in [schema.get("pattern", ""), *schema.get("patternProperties", {})]:
+        try:
+            re.compile(pattern)
+        except (re.error, TypeError) as error:
+            raise DataError(
+                f"schema {where}: pattern {pattern!r} is no regular expression ({error})"
+            ) from None
+    if "$ref" in schema:
+        _resolve(schema["$ref"], root, where)
+    for key in _SINGLE:
+        if key in schema:
+            _check(schema[key], root, f"{where}/{key}")
+    for key in (*_LISTS, *_MAPS):
+        inner = schema.get(key, {})
+        for name, part in inner.items() if isinstance(inner, dict) else enumerate(inner):
+            _check(part, root, f"{where}/{key}/{name}")
+
+
+def _violations(value: Any, schema: Any, root: Any, where: str) -> Iterator[str]:
+    if isinstance(schema, bool):
+        if not schema:
+            yield f"{where} is not allowed"
+        return
+    if "$ref" in schema:
+        yield from _violations(value, _resolve(schema["$ref"], root, where), root, where)
+    names = schema.get("type", [])
+    names = names if isinstance(names, list) else [names]
+    if names and not any(_TYPES[name](value) for name in names):
+        yield f"{where} is {_short(value)}, not of type {' or '.join(names)}"
+    if "const" in schema and not same_json(value, schema["const"]):
+        yield f"{where} is {_short(value)}, not {_short(schema['const'])}"
+    if "enum" in schema and not any(same_json(value, other) for other in schema["enum"]):
+        yield f"{where} is {_short(value)}, which is not in the enum"
+    if _is_number(value):
+        for key, (holds, words) in _BOUNDS.items():
+            if key in schema and not holds(value, schema[key]):
+                yield f"{where} is {_short(value)}, which {words} {schema[key]}"
+    for kind, type_ in _SIZES.items():
+        if isinstance(value, type_) and not schema.get(f"min{kind}", 0) <= len(value) <= schema.get(
+            f"max{kind}", math.inf
+        ):
+            yield f"{where} has {len(value)} {kind.lower()}, which is too few or too many"
+    if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
+        yield f"{where} is {_short(value)}, which does not match {schema['pattern']}"
+    if isinstance(value, list):
+        yield from _of_array(value, schema, root, where)
+    if isinstance(value, dict):
+        yield from _of_object(value, schema, root, where)
+    yield from _combined(value, schema, root, where)
+
+
+def _of_array(value: list[Any], schema: Mapping[str, Any], root: Any, where: str) -> Iterator[str]:
+    first = schema.get("prefixItems", [])
+    for number, part in enumerate(value):
+        rule = first[number] if number < len(first) else schema.get("items", True)
+        yield from _violations(part, rule, root, f"{where}[{number}]")
+    if schema.get("uniqueItems") and any(
+        same_json(part, other) for n, part in enumerate(value) for other in value[:n]
+    ):
+        yield f"{where} has an item twice"
+    if "contains" in schema and not any(_fits(part, schema["contains"], root) for part in value):
+        yield f"{where} has no item that it must contain"
+
+
+def _of_object(value: dict[str, Any], schema: Mapping[str, Any], root: Any, where: str) -> Iterator[str]:
+    for name in schema.get("required", []):
+        if name not in value:
+            yield f"{where} has no {name!r}"
+    known, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+    for name, part in value.items():
+        rules = [known[name]] if name in known else []
+        rules += [rule for pattern, rule in patterns.items() if re.search(pattern, name)]
+        for rule in rules or [schema.get("additionalProperties", True)]:
+            yield from _violations(part, rule, root, f"{where}.{name}")
+        yield from _violations(name, schema.get("propertyNames", True), root, f"the name {name!r}")
+
+
+def _combined(value: Any, schema: Mapping[str, Any], root: Any, where: str) -> Iterator[str]:
+    for part in schema.get("allOf", []):
+        yield from _violations(value, part, root, where)
+    if "anyOf" in schema and not any(_fits(value, part, root) for part in schema["anyOf"]):
+        yield f"{where} fits no part of anyOf"
+    if "oneOf" in schema and sum(_fits(value, part, root) for part in schema["oneOf"]) != 1:
+        yield f"{where} does not fit exactly one part of oneOf"
+    if "not" in schema and _fits(value, schema["not"], root):
+        yield f"{where} fits what it must not"
+
+
+def _fits(value: Any, schema: Any, root: Any) -> bool:
+    return next(_violations(value, schema, root, ""), None) is None
+
+
+def _resolve(reference: Any, root: Any, where: str) -> Any:
+    """Return what a reference within the schema (``#/$defs/NAME``) names."""
+    found = root
+    try:
+        if not reference.startswith("#"):
+            raise KeyError
+        for part in filter(None, reference[1:].split("/")):
+            part = part.replace("~1", "/").replace("~0", "~")
+            found = found[int(part)] if isinstance(found, list) else found[part]
+    except (AttributeError, KeyError, IndexError, ValueError, TypeError):
+        raise DataError(f"schema {where}: {reference!r} names nothing inside the schema") from None
+    return found
+
+
+def same_json(one: Any, other: Any) -> bool:
+    """Return whether two JSON values are equal: 1 and 1.0 are, 1 and true are not."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_json, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_json(value, other[key]) for key, value in one.items())
+    return isinstance(one, bool) == isinstance(other, bool) and one == other
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:59] + "…"
