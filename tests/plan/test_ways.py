@@ -159,7 +159,6 @@ def test_quantizing_adds_up_its_stages():
     out = plan.nbytes(config)
     expected = packed / 1e8 + (config.nbytes(2.0) + out) / 1e9 + out / 5e8
     assert quantizing.quantize_seconds(made, config, plan) == pytest.approx(expected)
-    assert quantizing.quantize_nbytes(config, plan) > config.vocab_size * config.dim * 2
 
 
 # Serving and draft models ------------------------------------------------------------

@@ -6,22 +6,9 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-SAMPLE = (
-    "A llama is led by the bell of another. In the mountains a herd walks in a line, the old ones first, "
-    "because "
-    "they know where the path was before the snow. The young ones carry little and learn the way by "
-    "walking it; "
-    "after a few summers they carry as much as the old ones did, and nobody can say at which turn of the "
-    "road it "
-    "happened. So it is with models, too: a large one that knows the way walks in front, a small one "
-    "follows, and "
-    "what it has learned it carries home on a back that fits through the door. How fast it walks depends "
-    "on the "
-    "road, which here is memory: for every word that you read now, all of its weights were read once, "
-    "from the "
-    "first layer to the last."
-)
+SAMPLE = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").strip()
 
 
 def sample_tokens() -> Iterator[str]:

@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import difflib
 import functools
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
+from pydantic import AfterValidator, BeforeValidator, TypeAdapter, ValidationError
 
 from ..errors import PlanError
-from .roofline import NO_LINK, Device, Efficiency, EfficiencyCurve, Link
+from .roofline import NO_LINK, Device, Efficiency, Link, Positive
+
+T = TypeVar("T")
 
 SECTIONS = ("links", "efficiencies", "devices", "parts")
 MAX_DEVICES = 1_000_000
@@ -32,9 +34,16 @@ MAX_DEVICES = 1_000_000
 class Price:
     """US dollars, per hour or once, with the month (YYYY-MM) and the source of the figure."""
 
-    usd: float
-    date: str
-    source: str
+    usd: Positive
+    date: Annotated[str, BeforeValidator(str)] = ""
+    source: str = ""
+
+
+def _newest_first(prices: tuple[Price, ...]) -> tuple[Price, ...]:
+    return tuple(sorted(prices, key=lambda price: price.date, reverse=True))
+
+
+Prices = Annotated[tuple[Price, ...], AfterValidator(_newest_first)]
 
 
 @dataclass(frozen=True)
@@ -47,8 +56,8 @@ class Machine:
     per_node: int
     link: Link
     network: Link
-    rent: tuple[Price, ...] = ()  # newest first
-    buy: tuple[Price, ...] = ()
+    rent: Prices = ()  # newest first
+    buy: Prices = ()
     approximate: tuple[str, ...] = ()
 
     @property
@@ -86,44 +95,22 @@ class Catalogue:
 
     def link(self, name: str) -> Link:
         """Return a link by name. Raises PlanError with the nearest names."""
-        entry = _Entry.of("links", name, self.links)
-        return Link(
-            name,
-            entry.number("bandwidth"),
-            entry.number("latency", zero=True),
-            entry.number("efficiency"),
-            entry.text("source"),
-        )
+        return _checked(Link, "links", name, _entry("links", name, self.links))
 
     def efficiency(self, name: str) -> Efficiency:
         """Return the efficiency of a kind of chip. Raises PlanError with the nearest names."""
-        entry = _Entry.of("efficiencies", name, self.efficiencies)
-        return Efficiency(
-            gemm={dtype: entry.curve(share, f"gemm {dtype}") for dtype, share in entry.table("gemm").items()},
-            memory=entry.curve(entry.values.get("memory"), "memory"),
-            attention_forward=entry.number("attention_forward"),
-            attention_backward=entry.number("attention_backward"),
-            op_seconds=entry.number("op_seconds", zero=True),
-            source=entry.text("source"),
-        )
+        return _checked(Efficiency, "efficiencies", name, _entry("efficiencies", name, self.efficiencies))
 
     def device(self, name: str) -> Device:
         """Return a device by its exact name."""
-        entry = _Entry.of("devices", name, self.devices)
-        kind = entry.values.get("kind")
+        return self._device("devices", name, _entry("devices", name, self.devices))
+
+    def _device(self, section: str, name: str, entry: Mapping[str, Any]) -> Device:
+        kind = entry.get("kind")
         if kind not in ("gpu", "apple", "cpu"):
-            raise PlanError(f"{entry.where}: kind {kind!r} must be gpu, apple or cpu")
-        return Device(
-            name,
-            kind,
-            entry.number("memory"),
-            entry.number("bandwidth"),
-            entry.flops(),
-            self.efficiency(entry.text("efficiency", kind)),
-            entry.number("power", 0.0, zero=True),
-            entry.text("title", name),
-            entry.text("source"),
-        )
+            raise PlanError(f"{section}: {name}: kind {kind!r} must be gpu, apple or cpu")
+        efficiency = self.efficiency(str(entry.get("efficiency", kind)))
+        return _checked(Device, section, name, {**entry, "efficiency": efficiency})
 
     def machine(self, text: str) -> Machine:
         """Return the machine a user names. Raises PlanError with the nearest names and what to change."""
@@ -137,33 +124,23 @@ class Catalogue:
         if part is not None:
             return self._memory_channels(part, count)
         name, gibibytes = self._device_name(text, match[2])
-        entry, device = _Entry.of("devices", name, self.devices), self.device(name)
+        entry, device = self.devices[name], self.device(name)
         if gibibytes is not None:
             device = replace(device, memory=gibibytes * 2**30, name=f"{name}-{gibibytes}GB")
-        per_node = int(entry.number("per_node", 1))
-        return Machine(
-            _counted(count, device.name),
-            device,
-            count,
-            per_node,
-            self.link(entry.text("link", "none" if per_node == 1 else "PCIe4x16")),
-            self.link(entry.text("network", "Thunderbolt4" if device.kind == "apple" else "Ethernet-10G")),
-            entry.prices("rent"),
-            entry.prices("buy"),
-            tuple(entry.values.get("approximate", ())),
-        )
+        own = {"name": _counted(count, device.name), "device": device, "count": count, "per_node": 1}
+        network = "Thunderbolt4" if device.kind == "apple" else "Ethernet-10G"
+        links = {
+            "link": self.link(entry.get("link", "none" if entry.get("per_node", 1) == 1 else "PCIe4x16")),
+            "network": self.link(entry.get("network", network)),
+        }
+        return _checked(Machine, "devices", name, own | entry | links)
 
     def _memory_channels(self, part: str, count: int) -> Machine:
-        entry, name = _Entry.of("parts", part, self.parts), _counted(count, part)
-        device = Device(
-            name,
-            "cpu",
-            count * entry.number("memory"),
-            count * entry.number("bandwidth"),
-            {dtype: count * rate for dtype, rate in entry.flops().items()},
-            self.efficiency(entry.text("efficiency", "cpu")),
-            title=f"a processor with {count} channels of {part}",
-        )
+        values = {"kind": "cpu", "title": f"a processor with {count} channels of {part}", **self.parts[part]}
+        one = self._device("parts", part, values)
+        name, flops = _counted(count, part), {dtype: count * rate for dtype, rate in one.flops.items()}
+        memory, bandwidth = count * one.memory, count * one.bandwidth
+        device = replace(one, name=name, memory=memory, bandwidth=bandwidth, flops=flops)
         return Machine(name, device, 1, 1, NO_LINK, NO_LINK, approximate=("memory", "flops"))
 
     def _device_name(self, text: str, name: str) -> tuple[str, int | None]:
@@ -183,58 +160,25 @@ class Catalogue:
         )
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One entry of a machines file; ``where`` names it in error messages."""
+def _entry(section: str, name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    if name not in entries:
+        kind = "efficiency" if section == "efficiencies" else section.removesuffix("s")
+        raise PlanError(f"{kind} {name!r} is not known: {_nearest(name, entries)}")
+    return entries[name]
 
-    where: str
-    values: Mapping[str, Any]
 
-    @classmethod
-    def of(cls, section: str, name: str, entries: Mapping[str, Any]) -> _Entry:
-        if name not in entries:
-            kind = "efficiency" if section == "efficiencies" else section.removesuffix("s")
-            raise PlanError(f"{kind} {name!r} is not known: {_nearest(name, entries)}")
-        return cls(f"{section}: {name}", entries[name])
+def _checked(kind: type[T], section: str, name: str, values: Mapping[str, Any]) -> T:
+    """Return a ``kind`` made of an entry's values. Raises PlanError naming the entry and the field.
 
-    def text(self, key: str, default: str = "") -> str:
-        return str(self.values.get(key, default))
-
-    def number(self, key: str, default: float | None = None, *, zero: bool = False) -> float:
-        """Return a positive number, or also zero. YAML reads 80e9 as text, so text is converted."""
-        value = self.values.get(key, default)
-        if value is None:
-            raise PlanError(f"{self.where}: {key} is missing")
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise PlanError(f"{self.where}: {key}={value!r} is not a number") from None
-        if not (number > 0 or (zero and number == 0)) or math.isinf(number):
-            raise PlanError(f"{self.where}: {key}={value!r} must be {'at least' if zero else 'above'} 0")
-        return number
-
-    def table(self, key: str) -> Mapping[str, Any]:
-        table = self.values.get(key)
-        if not isinstance(table, Mapping) or not table:
-            raise PlanError(f"{self.where}: {key} must give a number for each dtype, like {{bf16: 1}}")
-        return table
-
-    def flops(self) -> dict[str, float]:
-        """Return the operations/s by dtype."""
-        table = _Entry(f"{self.where}: flops", self.table("flops"))
-        return {str(dtype): table.number(dtype) for dtype in table.values}
-
-    def curve(self, share: Any, what: str) -> EfficiencyCurve:
-        """Return the curve of a number, or of a mapping from size to share."""
-        if isinstance(share, Mapping):
-            return EfficiencyCurve(tuple(sorted((float(size), float(at)) for size, at in share.items())))
-        return EfficiencyCurve.flat(_Entry(f"{self.where}: {what}", {"share": share}).number("share"))
-
-    def prices(self, key: str) -> tuple[Price, ...]:
-        """Return the prices, newest first."""
-        items = [_Entry(f"{self.where}: {key}", item) for item in self.values.get(key, ())]
-        found = [Price(item.number("usd"), item.text("date"), item.text("source")) for item in items]
-        return tuple(sorted(found, key=lambda price: price.date, reverse=True))
+    YAML reads 80e9 as text, so text is converted to numbers.
+    """
+    try:
+        return TypeAdapter(kind).validate_python({"name": name, **values})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field, given = ".".join(map(str, first["loc"])), first["input"]
+        shown = "" if first["type"] == "missing" else f"={given!r}"
+        raise PlanError(f"{section}: {name}: {field}{shown}: {first['msg']}") from None
 
 
 def read_catalogue(path: Path | str | None = None) -> Catalogue:

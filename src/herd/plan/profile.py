@@ -16,10 +16,11 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from ..files import write_json
 from ..machine import cache_folder
@@ -138,8 +139,8 @@ def load_profile() -> Profile | None:
         record = json.loads(profile_path().read_text(encoding="utf-8"))
         if record["schema"] != SCHEMA or record["key"] != machine_key():
             return None
-        return _from_record(record)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return TypeAdapter(Profile).validate_python(record)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -147,19 +148,6 @@ def save_profile(profile: Profile) -> Path:
     """Write the profile where `load_profile` finds it, and return the path."""
     write_json(profile_path(), {"schema": SCHEMA} | asdict(profile))
     return profile_path()
-
-
-def _from_record(record: Mapping[str, Any]) -> Profile:
-    values = {field.name: record[field.name] for field in fields(Profile)}
-    values["isa"] = tuple(values["isa"])
-    values["bandwidth"] = _by_number(values["bandwidth"])
-    values["gemm"] = {name: _by_number(rates) for name, rates in values["gemm"].items()}
-    values["gpus"] = tuple(Gpu(**gpu) for gpu in values["gpus"])
-    return Profile(**values)
-
-
-def _by_number(rates: Mapping[str, float]) -> dict[int, float]:
-    return {int(number): float(rate) for number, rate in rates.items()}  # JSON keys are text
 
 
 def utc_now() -> str:

@@ -1,8 +1,8 @@
-"""Predict what `herd quantize` takes: seconds and bytes, from this machine's profile.
+"""Predict what `herd quantize` takes: seconds, from this machine's profile.
 
 The tensors of the source are read one after another from a mapped file, hashed, rounded to blocks a piece at
 a time and written. At the end the new file is hashed once more, on all threads. Nothing overlaps, so the
-parts add up. Memory holds one tensor of the source and the piece that is being rounded.
+parts add up.
 """
 
 from __future__ import annotations
@@ -12,9 +12,6 @@ import math
 from ..llama.config import ModelConfig
 from ..quant.formats import Scheme
 from .profile import SHORT_NAMES, Profile
-
-PIECE_ROWS = 1024
-"""Rows that are encoded at a time, in fp32 (`checkpoint.gguf_folder.PIECE_ROWS`)."""
 
 
 def quantize_seconds(profile: Profile, config: ModelConfig, plan: Scheme, source_bytes: float = 2.0) -> float:
@@ -31,11 +28,3 @@ def quantize_seconds(profile: Profile, config: ModelConfig, plan: Scheme, source
     out = plan.nbytes(config)
     hashing = config.nbytes(source_bytes) / profile.hash + out / profile.hash_all
     return rounding + hashing + (out / profile.disk_write if profile.disk_write else 0.0)
-
-
-def quantize_nbytes(config: ModelConfig, plan: Scheme, source_bytes: float = 2.0) -> float:
-    """Return the bytes in addition to the process: the largest tensor, and a piece in its new form."""
-    shapes = [shape for _, shape in config.param_shapes()]
-    largest = max(math.prod(shape) for shape in shapes)
-    piece = min(PIECE_ROWS, max(shape[0] for shape in shapes)) * max(shape[-1] for shape in shapes)
-    return largest * source_bytes + piece * plan.linears.bits / 8

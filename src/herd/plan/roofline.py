@@ -24,9 +24,14 @@ import bisect
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
 
 from ..errors import PlanError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 Kind = Literal["gemm", "attention", "attention_backward", "memory"]
 
@@ -53,12 +58,22 @@ class EfficiencyCurve:
         """Return a curve with the same share at every size."""
         return cls(((1.0, share),))
 
+    @classmethod
+    def parse(cls, value: Any) -> Any:
+        """Return the curve that a file describes by a number or by {size: share}."""
+        if isinstance(value, Mapping):
+            return cls(tuple(sorted((float(size), float(share)) for size, share in value.items())))
+        return value if isinstance(value, cls) else cls.flat(float(value))
+
     def __call__(self, size: float) -> float:
         right = bisect.bisect(self.points, size, key=lambda point: point[0])
         if right in (0, len(self.points)):
             return self.points[max(right - 1, 0)][1]
         (low, start), (high, end) = self.points[right - 1], self.points[right]
         return start + (end - start) * math.log(size / low) / math.log(high / low)
+
+
+Curve = Annotated[EfficiencyCurve, BeforeValidator(EfficiencyCurve.parse)]
 
 
 @dataclass(frozen=True)
@@ -69,11 +84,11 @@ class Efficiency:
     passes of attention; ``op_seconds`` to start an operator.
     """
 
-    gemm: Mapping[str, EfficiencyCurve]
-    memory: EfficiencyCurve
-    attention_forward: float
-    attention_backward: float
-    op_seconds: float
+    gemm: Mapping[str, Curve]
+    memory: Curve
+    attention_forward: Positive
+    attention_backward: Positive
+    op_seconds: NotNegative
     source: str = ""
 
 
@@ -86,11 +101,11 @@ class Device:
 
     name: str
     kind: Literal["gpu", "apple", "cpu"]
-    memory: float
-    bandwidth: float
-    flops: Mapping[str, float]
+    memory: Positive
+    bandwidth: Positive
+    flops: Annotated[Mapping[str, Positive], Field(min_length=1)]
     efficiency: Efficiency
-    power: float = 0.0  # watts
+    power: NotNegative = 0.0  # watts
     title: str = ""
     source: str = ""
 
@@ -168,9 +183,9 @@ class Link:
     """A connection of devices: bytes/s in one direction per device, seconds to start, efficiency."""
 
     name: str
-    bandwidth: float
-    latency: float
-    efficiency: float
+    bandwidth: Positive
+    latency: NotNegative
+    efficiency: Positive
     source: str = field(default="", compare=False)
 
     @property
