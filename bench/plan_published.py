@@ -301,7 +301,7 @@ def fast(row: published.FastRow, values: Mapping[str, float]) -> float:
         device=replace(machine.device, efficiency=efficiency),
         link=replace(machine.link, latency=values["latency"]),
     )
-    return 1 / decode_seconds(row.config, tuned, context=row.context, weights=row.weights, tp=row.tp)
+    return 1 / decode_seconds(row.config, tuned, row.weights, context=row.context, tp=row.tp)
 
 
 def fitted_receipt(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import PlanError
-from ..plan import quantity
+from ..plan.quantity import CONTEXT, TIME, USD, whole
 from . import plan_leak, plan_local, plan_serve
 from . import plan_options as opt
 from .common import Json, long_time, print_json
@@ -32,22 +32,14 @@ app.command("serve")(plan_serve.serve_command)
 
 Where = Annotated[str, typer.Option("--machine", help="A number of devices: 16384xH100, 2xRTX4090; or here.")]
 Tokens = Annotated[
-    opt.Number,
-    opt.count("tokens", "Tokens to train on, in all epochs: 15.6T, 94B, 1e12.", opt.MAX_TOKENS, "15.6T"),
+    opt.Number, opt.count("Tokens to train on, in all epochs: 15.6T, 94B, 1e12.", opt.MAX_TOKENS)
 ]
 Batch = Annotated[
-    opt.Number,
-    opt.count(
-        "batch",
-        "Tokens per step, e.g. 16M (default: what is usual).",
-        opt.MAX_TOKENS,
-        "16M",
-        quantity.CONTEXT,
-    ),
+    opt.Number, opt.count("Tokens per step, e.g. 16M (default: what is usual).", opt.MAX_TOKENS, CONTEXT)
 ]
 Precision = Annotated[str, typer.Option(help="Precision of the matmuls: bf16 or fp8.")]
-Budget = Annotated[opt.Number, opt.usd("budget", "US dollars to spend: says how many tokens they train on.")]
-Top = Annotated[opt.Number, opt.count("top", "How many layouts to show.", 1000)]
+Budget = Annotated[opt.Number, opt.number(USD, "US dollars to spend: says how many tokens they train on.")]
+Top = Annotated[opt.Number, opt.count("How many layouts to show.", 1000)]
 Html = Annotated[Path | None, typer.Option("--html", help="Also write a page with charts to this file.")]
 
 
@@ -60,7 +52,7 @@ def train_command(
         typer.Option(help="Only this layout: tp=8,pp=16,dp=128,chunks=8,recompute=none,shard=gradients."),
     ] = None,
     restart: Annotated[
-        opt.Number, opt.seconds("restart", "Time from a failure until training continues: 600, 10min.")
+        opt.Number, opt.number(TIME, "Time from a failure until training continues: 600, 10min.")
     ] = "10min",
     machine: Where = "16384xH100",
     context: opt.Context = "8192",
@@ -95,7 +87,7 @@ def finetune_command(
     size: opt.Size = "8B",
     tokens: Tokens = "100M",
     method: Annotated[str, typer.Option(help="full, lora (bf16 weights) or qlora (4-bit weights).")] = "lora",
-    rank: Annotated[opt.Number, opt.count("rank", "Rank of the adapters.", 2**16)] = "16",
+    rank: Annotated[opt.Number, opt.count("Rank of the adapters.", 2**16)] = "16",
     machine: Where = "RTX4090",
     context: opt.Context = "2048",
     batch: Batch = None,
@@ -221,7 +213,7 @@ def _parse_layout(text: str, precision: str) -> ParallelLayout:
                 raise PlanError(f"--layout {name}={value!r} is not one of {', '.join(words[name])}")
             values[name] = value
         elif name in numbers:
-            values[name] = quantity.whole(f"layout {name}", 1e6, "tp=8,pp=16,dp=128").parse(value)
+            values[name] = whole(1e6, example="tp=8,pp=16,dp=128").parse(value, f"--layout {name}")
         else:
             known = ", ".join((*numbers, *words))
             raise PlanError(f"--layout part {part!r} is not one of {known}: write it like tp=8,pp=16,dp=128")
@@ -234,9 +226,8 @@ def _parse_layout(text: str, precision: str) -> ParallelLayout:
 def _machine_record(machine: Machine) -> dict[str, Any]:
     names = (
         "name count title=device.title kind=device.kind memory_bytes=device.memory "
-        "bandwidth=device.bandwidth "
-        "flops=device.flops link=link.name per_node network=network.name watts=device.power "
-        "source=device.source"
+        "bandwidth=device.bandwidth flops=device.flops link=link.name per_node network=network.name "
+        "watts=device.power source=device.source"
     )
     return opt.picked(machine, names) | {
         "reached_bf16": machine.device.reachable("bf16"),
@@ -276,8 +267,7 @@ def _plan_record(
     ]
     names = (
         "n_params=job.config.n_params tokens batch_tokens=job.tokens context=job.context steps "
-        "layouts_seen=seen "
-        "layouts_that_fit=feasible days device_hours energy_kwh=money.energy_kwh"
+        "layouts_seen=seen layouts_that_fit=feasible days device_hours energy_kwh=money.energy_kwh"
     )
     usd = asdict(plan.money)
     record = opt.picked(plan, names) | {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import PlanError
-from ..plan import quantity
+from ..plan.quantity import COUNT, USD, Quantity
 from . import plan_options as opt
 from .common import Json, print_json
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..plan.ways import MeasuredTarget, Target, Way
 
 SIZES_HERE = ("8B", "70B", "405B")
+WATTS = Quantity(1e-3, 1e12, COUNT, "120")
 ALPHA = 0.7
 """Acceptance rate of a draft model where none was measured: models of one family reach 0.6 to 0.8."""
 
@@ -76,18 +77,14 @@ def run_command(
     size: opt.Size = "8B",
     machine: opt.Where = "here",
     context: opt.Context = "8192",
-    batch: Annotated[opt.Number, opt.count("batch", "Sequences at the same time.", 1e6)] = "1",
+    batch: Annotated[opt.Number, opt.count("Sequences at the same time.", 1e6)] = "1",
     price: Annotated[
-        opt.Number, opt.usd("price", "Price of the whole machine in USD (default: the catalogue's).")
+        opt.Number, opt.number(USD, "Price of the whole machine in USD (default: the catalogue's).")
     ] = None,
     usd_per_hour: Annotated[
-        opt.Number,
-        opt.usd("usd-per-hour", "Rent of the whole machine per hour in USD (default: the catalogue's)."),
+        opt.Number, opt.number(USD, "Rent of the whole machine per hour in USD (default: the catalogue's).")
     ] = None,
-    watts: Annotated[
-        opt.Number,
-        opt.number(quantity.Quantity("watts", 1e-3, 1e12, quantity.COUNT, "120"), "Power at work in watts."),
-    ] = None,
+    watts: Annotated[opt.Number, opt.number(WATTS, "Power at work in watts.")] = None,
     machines: opt.Machines = None,
     learned: opt.Learned = False,
     as_json: Json = False,

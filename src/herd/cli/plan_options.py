@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..plan import quantity
-from ..plan.quantity import CONTEXT, COUNT, Quantity
+from ..plan.quantity import CONTEXT, COUNT, USD, Quantity
 from .common import long_time, print_table
 
 if TYPE_CHECKING:
@@ -22,22 +22,18 @@ Number = Any
 """A number whose default is written as a user would write it: 15.6T."""
 
 
-def number(quantity: Quantity, help: str) -> Any:
-    """Return an option that is read as ``quantity``."""
-    return typer.Option(f"--{quantity.name}", parser=quantity.parse, metavar="NUMBER", help=help)
+def number(kind: Quantity, help: str, *names: str) -> Any:
+    """Return an option that is read as a ``kind`` of number."""
+
+    def read(parameter: typer.CallbackParam, text: str | None) -> float | None:
+        return None if text is None else kind.parse(text, parameter.opts[0])
+
+    return typer.Option(*names, parser=str, callback=read, metavar="NUMBER", help=help)
 
 
-def count(name: str, help: str, most: float, example: str = "2", suffixes: Mapping[str, int] = COUNT) -> Any:
+def count(help: str, most: float, suffixes: Mapping[str, int] = COUNT) -> Any:
     """Return an option for a whole number of at least 1."""
-    return number(quantity.whole(name, most, example, suffixes), help)
-
-
-def usd(name: str, help: str) -> Any:
-    return number(quantity.usd(name), help)
-
-
-def seconds(name: str, help: str) -> Any:
-    return number(quantity.seconds(name), help)
+    return number(quantity.whole(most, suffixes), help)
 
 
 def _size(text: str) -> str:
@@ -56,10 +52,8 @@ Where = Annotated[
     str, typer.Option("--machine", help="here (measured), or a number of devices: 2xRTX4090, M2Ultra-192GB.")
 ]
 Machines = Annotated[Path | None, typer.Option("--machines", help="A file of your own machines (YAML).")]
-Context = Annotated[Number, count("context", "Tokens per sequence: 8192, 32k, 128k.", 2**40, "32k", CONTEXT)]
-UsdPerHour = Annotated[
-    Number, usd("usd-per-hour", "Rent of one device per hour in USD (default: the catalogue's).")
-]
+Context = Annotated[Number, count("Tokens per sequence: 8192, 32k, 128k.", 2**40, CONTEXT)]
+UsdPerHour = Annotated[Number, number(USD, "Rent of one device per hour in USD (default: the catalogue's).")]
 Learned = Annotated[
     bool,
     typer.Option(

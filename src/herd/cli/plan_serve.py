@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..errors import PlanError
-from ..plan import quantity
+from ..plan.quantity import CONTEXT, TIME, Quantity
 from . import plan_options as opt
 from .common import Json, print_json
 from .plan_local import ALPHA
@@ -15,25 +15,18 @@ if TYPE_CHECKING:
     from ..plan.serve import Load, Served
     from ..plan.ways import Target
 
+RATE = Quantity(0, 0.999, {"": 1}, "0.7")
+
 
 def serve_command(
     size: opt.Size = "8B",
     machine: opt.Where = "here",
-    users: Annotated[opt.Number, opt.count("users", "People who use it at the same time.", 1e9)] = "50",
-    prompt: Annotated[
-        opt.Number, opt.count("prompt", "Tokens of a prompt.", 2**40, "2k", quantity.CONTEXT)
-    ] = "2k",
-    answer: Annotated[
-        opt.Number, opt.count("answer", "Tokens of an answer.", 2**40, "400", quantity.CONTEXT)
-    ] = "400",
-    think: Annotated[
-        opt.Number, opt.seconds("think", "Time between an answer and the next request.")
-    ] = "30s",
+    users: Annotated[opt.Number, opt.count("People who use it at the same time.", 1e9)] = "50",
+    prompt: Annotated[opt.Number, opt.count("Tokens of a prompt.", 2**40, CONTEXT)] = "2k",
+    answer: Annotated[opt.Number, opt.count("Tokens of an answer.", 2**40, CONTEXT)] = "400",
+    think: Annotated[opt.Number, opt.number(TIME, "Time between an answer and the next request.")] = "30s",
     p95_ttft: Annotated[
-        opt.Number,
-        opt.number(
-            quantity.seconds("p95-ttft", 1e-6), "Longest accepted time to first token (95th percentile)."
-        ),
+        opt.Number, opt.number(TIME, "Longest accepted time to first token (95th percentile).")
     ] = "10s",
     usd_per_hour: opt.UsdPerHour = None,
     machines: opt.Machines = None,
@@ -107,11 +100,8 @@ def draft_command(
     draft: Annotated[str, opt.size_option("The draft model's size.", "--draft")] = "8B",
     machine: opt.Where = "here",
     context: opt.Context = "8192",
-    alpha: Annotated[
-        opt.Number,
-        opt.number(quantity.Quantity("alpha", 0, 0.999, {"": 1}, "0.7"), "Acceptance rate of draft tokens."),
-    ] = str(ALPHA),
-    k: Annotated[opt.Number, opt.count("k", "Draft tokens per round (default: all from 1 to 8).", 64)] = None,
+    alpha: Annotated[opt.Number, opt.number(RATE, "Acceptance rate of draft tokens.")] = str(ALPHA),
+    k: Annotated[opt.Number, opt.count("Draft tokens per round (default: all from 1 to 8).", 64)] = None,
     machines: opt.Machines = None,
     learned: opt.Learned = False,
     as_json: Json = False,
@@ -153,9 +143,8 @@ def draft_command(
         return
     print(
         f"{size} in {chosen.weights.name} at {1 / chosen.step:,.3g} tokens/s with {draft} in "
-        f"{small.weights.name} "
-        f"({1 / small.step:,.3g} tokens/s)\nas a draft model on {target.name}: c = {cost:.3f}, α = "
-        f"{alpha:g}\n"
+        f"{small.weights.name} ({1 / small.step:,.3g} tokens/s)\nas a draft model on {target.name}: c = "
+        f"{cost:.3f}, α = {alpha:g}\n"
     )
     opt.print_rows(
         "k|tokens per round|cost in steps|speed-up|tokens/s",
@@ -239,8 +228,7 @@ def _serving_change(target: Target, size: str, load: Load, bar: float, found: li
 
 def _served_record(served: Served, bar: float) -> dict[str, Any]:
     names = (
-        "weights=way.weights.name output_tokens_per_s replicas answer stable batch requests_per_s "
-        "ttft_mean ttft_p95 "
-        "tpot prefill_share fits most_batch"
+        "weights=way.weights.name output_tokens_per_s replicas answer stable batch requests_per_s ttft_mean "
+        "ttft_p95 tpot prefill_share fits most_batch"
     )
     return opt.picked(served, names) | {"meets": served.meets(bar)}

@@ -188,7 +188,7 @@ def _gpu_hours() -> Facts:
     q4 = scheme("q4").nbytes(config)
     packed = Weights(q4 / config.n_params, q4 / config.n_params)
     computers = [find_machine(name) for name in ("8xDDR5-4800", "2xDDR5-5600")]
-    rates = [1 / decode_seconds(config, computer, context=1024, weights=packed) for computer in computers]
+    rates = [1 / decode_seconds(config, computer, packed, context=1024) for computer in computers]
     return {
         "gpu_hours": hours,
         "years": hours / 8_760,

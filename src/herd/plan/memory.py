@@ -9,7 +9,7 @@ et al., arXiv 2104.04473, section 2.2).
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 from ..llama.config import ModelConfig
 from ..train.memory import MASTER, TrainBytes, train_nbytes
@@ -22,8 +22,19 @@ FRAGMENTED = 0.04
 """Share of a device's memory that a caching allocator cannot use."""
 
 
+class Parts:
+    """A dataclass of amounts that add up."""
+
+    def parts(self) -> dict[str, float]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts().values())
+
+
 @dataclass(frozen=True)
-class RankBytes:
+class RankBytes(Parts):
     """Bytes of the fullest rank by purpose."""
 
     weights: float
@@ -32,13 +43,6 @@ class RankBytes:
     activations: float
     loss: float
     buffers: float
-
-    @property
-    def total(self) -> float:
-        return sum(self.parts().values())
-
-    def parts(self) -> dict[str, float]:
-        return asdict(self)
 
 
 @functools.lru_cache(maxsize=256)

@@ -11,7 +11,6 @@ split into operators, and the bytes that each of these moves.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..errors import PlanError
 from ..llama.config import ModelConfig
@@ -21,11 +20,12 @@ from .roofline import Link, Op, all_reduce, total_seconds
 
 @dataclass(frozen=True)
 class Weights:
-    """How weights are stored and multiplied: bytes per parameter and the compute dtype."""
+    """How a model is stored and multiplied: bytes per weight and per value of the KV cache, compute dtype."""
 
     linears: float = 2.0
     head: float = 2.0
     dtype: str = "bf16"
+    kv: float = 2.0
 
 
 BF16 = Weights()
@@ -33,20 +33,13 @@ FP32 = Weights(4.0, 4.0, "fp32")
 INT8 = Weights(1.0, 1.0)
 INT4_G32 = Weights(0.625, 0.625)  # 4 bits, and a bf16 scale and zero point for every 32 weights
 FP8 = Weights(1.0, 2.0, "fp8")
+ACTIVATION = 2.0  # bytes per value
 
 
 def layer_ops(
-    config: ModelConfig,
-    rows: float,
-    keys: float,
-    cached: float,
-    *,
-    weights: Weights = BF16,
-    kv_bytes: float = 2.0,
-    act_bytes: float = 2.0,
-    tp: int = 1,
+    config: ModelConfig, rows: float, keys: float, cached: float, *, weights: Weights = BF16, tp: int = 1,
     split_rows: bool = False,
-) -> list[Op]:
+) -> list[Op]:  # fmt: skip
     """Return the operators of one layer for ``rows`` tokens.
 
     Each token attends to ``keys`` others on average; ``cached`` tokens of K and V are read in total. A decode
@@ -61,7 +54,7 @@ def layer_ops(
         )
     D, K, F = config.dim, config.head_dim, config.ffn_dim // tp
     q, kv = config.n_heads * K // tp, max(config.n_kv_heads // tp, 1) * K
-    act = act_bytes * rows
+    act = ACTIVATION * rows
     own = D / tp if split_rows else D  # of the residual stream
 
     def gemm(name: str, inner: float, outer: float) -> Op:
@@ -71,7 +64,7 @@ def layer_ops(
     def pointwise(name: str, values: float) -> Op:
         return Op(name, "memory", 0.0, act * values, "bf16", rows)
 
-    attention_bytes = act * 2 * q + kv_bytes * cached * 2 * kv
+    attention_bytes = act * 2 * q + weights.kv * cached * 2 * kv
     return [
         pointwise("attention norm", 3 * own),  # the residual is added and kept: read two, write one
         gemm("qkv", D, q + 2 * kv),
@@ -96,22 +89,11 @@ def head_ops(config: ModelConfig, rows: float, *, weights: Weights = BF16, tp: i
 
 
 def forward_ops(
-    config: ModelConfig,
-    rows: float,
-    keys: float,
-    cached: float,
-    *,
+    config: ModelConfig, rows: float, keys: float, cached: float, *, weights: Weights = BF16, tp: int = 1,
     head_rows: float | None = None,
-    weights: Weights = BF16,
-    kv_bytes: float = 2.0,
-    act_bytes: float = 2.0,
-    tp: int = 1,
-) -> list[Op]:
-    """Return the whole forward pass on one of ``tp`` ranks, with logits of ``head_rows`` tokens (default:
-    all)."""
-    layer = layer_ops(
-        config, rows, keys, cached, weights=weights, kv_bytes=kv_bytes, act_bytes=act_bytes, tp=tp
-    )
+) -> list[Op]:  # fmt: skip
+    """Return the forward pass on one of ``tp`` ranks, with logits of ``head_rows`` tokens (default: all)."""
+    layer = layer_ops(config, rows, keys, cached, weights=weights, tp=tp)
     repeated = [replace(op, count=config.n_layers) for op in layer]
     return repeated + head_ops(config, rows if head_rows is None else head_rows, weights=weights, tp=tp)
 
@@ -122,24 +104,19 @@ def tp_seconds(config: ModelConfig, rows: float, tp: int, link: Link) -> float:
 
 
 def decode_seconds(
-    config: ModelConfig, machine: Machine, *, batch: int = 1, context: int = 1, tp: int = 1, **options: Any
-) -> float:
-    """Return the seconds of one decode step of ``batch`` sequences of ``context`` tokens each, over ``tp`` ranks.
-
-    ``options`` are the weights and KV bytes of `forward_ops`.
-    """
-    ops = forward_ops(config, batch, context, batch * context, tp=tp, **options)
+    config: ModelConfig, machine: Machine, weights: Weights = BF16, *, batch: int = 1, context: int = 1,
+    tp: int = 1,
+) -> float:  # fmt: skip
+    """Return the seconds of a decode step of ``batch`` sequences of ``context`` tokens, over ``tp`` ranks."""
+    ops = forward_ops(config, batch, context, batch * context, weights=weights, tp=tp)
     return _seconds(ops, config, machine, batch, tp)
 
 
 def prefill_seconds(
-    config: ModelConfig, machine: Machine, *, tokens: int, tp: int = 1, **options: Any
+    config: ModelConfig, machine: Machine, weights: Weights = BF16, *, tokens: int, tp: int = 1
 ) -> float:
-    """Return the seconds from a prompt of ``tokens`` to its first logits (time to first token), over ``tp`` ranks.
-
-    ``options`` are the weights and KV bytes of `forward_ops`.
-    """
-    ops = forward_ops(config, tokens, tokens / 2, tokens, head_rows=1, tp=tp, **options)
+    """Return the seconds from a prompt of ``tokens`` to its first logits, over ``tp`` ranks."""
+    ops = forward_ops(config, tokens, tokens / 2, tokens, head_rows=1, weights=weights, tp=tp)
     return _seconds(ops, config, machine, tokens, tp)
 
 

@@ -22,42 +22,35 @@ SECONDS = {"": Decimal(1), "ms": Decimal("0.001"), "s": Decimal(1), "min": Decim
 
 @dataclass(frozen=True)
 class Quantity:
-    """A numeric option: its name, the accepted bounds and suffixes, and an example for error messages."""
+    """A kind of number: the accepted bounds and suffixes, and an example for error messages."""
 
-    name: str
     least: float
     most: float
     suffixes: Mapping[str, int | Decimal]
     example: str
     whole: bool = False
 
-    def parse(self, text: str) -> float:
-        """Return the number that ``text`` stands for. Raises PlanError."""
+    def parse(self, text: str, option: str) -> float:
+        """Return the number that ``text`` stands for. Raises PlanError, which names the option."""
         match = re.fullmatch(
             r"([+-]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:e[+-]?\d{1,4})?)\s*([a-z]*)", text.strip().lower()
         )
         if not match or match[2] not in self.suffixes:
-            raise PlanError(f"--{self.name} {text!r} is not a number: write it like {self.example}")
+            raise PlanError(f"{option} {text!r} is not a number: write it like {self.example}")
         value = Decimal(re.sub("[,_]", "", match[1])) * self.suffixes[match[2]]
         if not Decimal(self.least) <= value <= Decimal(self.most):
-            raise PlanError(f"--{self.name} {text!r} is out of range: give {self.least:,g} to {self.most:,g}")
+            raise PlanError(f"{option} {text!r} is out of range: give {self.least:,g} to {self.most:,g}")
         if self.whole and value != int(value):
-            raise PlanError(f"--{self.name} {text!r} must be a whole number")
+            raise PlanError(f"{option} {text!r} must be a whole number")
         return int(value) if self.whole else float(value)
 
 
-def whole(
-    name: str, most: float, example: str, suffixes: Mapping[str, int] = COUNT, least: int = 1
-) -> Quantity:
-    """Return a whole number of at least ``least``."""
-    return Quantity(name, least, most, suffixes, example, whole=True)
+def whole(most: float, suffixes: Mapping[str, int] = COUNT, example: str = "2") -> Quantity:
+    """Return a kind of whole number of at least 1."""
+    return Quantity(1, most, suffixes, example, whole=True)
 
 
-def usd(name: str) -> Quantity:
-    """Return an amount of US dollars, from a tenth of a cent to a quadrillion."""
-    return Quantity(name, 0.001, 1e15, COUNT, "2.50")
-
-
-def seconds(name: str, least: float = 0.0) -> Quantity:
-    """Return a time in seconds, up to a year."""
-    return Quantity(name, least, 366 * 86_400, SECONDS, "1s, 500ms or 2min")
+USD = Quantity(0.001, 1e15, COUNT, "2.50")
+"""An amount of US dollars, from a tenth of a cent to a quadrillion."""
+TIME = Quantity(0.0, 366 * 86_400, SECONDS, "1s, 500ms or 2min")
+"""A time in seconds, up to a year."""

@@ -21,8 +21,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from jinja2 import Template
 
 from ..checkpoint import load_config
 from ..data.batch import Batch
@@ -127,8 +129,7 @@ def cut_to_fit(
             return RehearsedOp(piece.replace(n_layers=1), cuts, parts, rows, length)
     raise PlanError(
         f"not even one head of a layer of width {config.dim:,} fits into the {free / 1e9:.1f} GB of free "
-        "memory: "
-        "use a larger machine"
+        "memory: use a larger machine"
     )
 
 
@@ -233,7 +234,8 @@ def _timed_steps(
             on_step(f"{what}, step {number + 1}: loss {losses[-1]:.3f}")
     if not all(map(math.isfinite, losses)):
         raise PlanError(
-            f"the rehearsal's loss is {losses[-1]} after {len(losses)} steps: lower lr={recipe.optimizer.lr:g}"
+            f"the rehearsal's loss is {losses[-1]} after {len(losses)} steps: lower "
+            f"lr={recipe.optimizer.lr:g}"
         )
     peak = (torch.cuda.max_memory_allocated() if cuda else peak_memory()) - before
     predicted = _grown_nbytes(train, config, piece.rows, piece.context, cuda)
@@ -251,12 +253,12 @@ def _now(device: torch.device) -> float:
 
 def _grown_nbytes(train: TrainSettings, config: ModelConfig, rows: int, context: int, cuda: bool) -> int:
     """Return the bytes that training adds: on a CPU, to a process that keeps freed memory."""
-    checkpointing = train.activation_checkpointing
+    how: dict[str, Any] = {
+        "dtype": train.dtype, "activation_checkpointing": train.activation_checkpointing
+    }  # fmt: skip
     if cuda:
-        return train_nbytes(
-            config, rows, context, dtype=train.dtype, activation_checkpointing=checkpointing
-        ).total
-    return kept_nbytes(config, rows, context, dtype=train.dtype, activation_checkpointing=checkpointing)
+        return train_nbytes(config, rows, context, **how).total
+    return kept_nbytes(config, rows, context, **how)
 
 
 def layer_flops(config: ModelConfig, keys: float) -> float:
@@ -290,8 +292,7 @@ def outlook_on(recipe: Recipe, machine: Machine) -> Outlook:
     if machine.count != spec.ranks:
         raise RecipeError(
             f"{recipe.name}: the recipe is for parallel.ranks={spec.ranks}, {machine.name} has "
-            f"{machine.count}: "
-            f"use {machine.with_devices(spec.ranks).name}, or change the recipe"
+            f"{machine.count}: use {machine.with_devices(spec.ranks).name}, or change the recipe"
         )
     micro = _micro_batch(recipe)
     layout = ParallelLayout(
@@ -309,16 +310,9 @@ def outlook_on(recipe: Recipe, machine: Machine) -> Outlook:
         ops = forward_ops(teacher, rows, train.context / 2, rows, head_rows=rows)
         step += train.rows_of_rank(spec.ranks) // micro * total_seconds(ops, machine.device)
     nbytes = _train_nbytes(recipe, config, micro, shard=spec.shard, ranks=spec.ranks)
-    return Outlook(
-        machine.name,
-        step,
-        model_flops_utilization(job, machine, step),
-        nbytes,
-        float(nbytes.total),
-        nbytes.total <= usable_memory(machine.device.memory),
-        step * train.steps / 3600,
-        job.tokens / step,
-    )
+    mfu, peak = model_flops_utilization(job, machine, step), float(nbytes.total)
+    fits, hours = peak <= usable_memory(machine.device.memory), step * train.steps / 3600
+    return Outlook(machine.name, step, mfu, nbytes, peak, fits, hours, job.tokens / step)
 
 
 def _micro_batch(recipe: Recipe) -> int:
@@ -327,16 +321,11 @@ def _micro_batch(recipe: Recipe) -> int:
 
 def _train_nbytes(recipe: Recipe, config: ModelConfig, micro: int, *, shard: int, ranks: int) -> TrainBytes:
     train = recipe.train
+    average = bool(recipe.schedule.average_every)
     return train_nbytes(
-        config,
-        micro,
-        train.context,
-        dtype=train.dtype,
+        config, micro, train.context, dtype=train.dtype, average=average, shard=shard, ranks=ranks,
         activation_checkpointing=train.activation_checkpointing,
-        average=bool(recipe.schedule.average_every),
-        shard=shard,
-        ranks=ranks,
-    )
+    )  # fmt: skip
 
 
 def slurm_script(recipe: Recipe, path: Path, machine: Machine, hours: float) -> str:
@@ -345,32 +334,12 @@ def slurm_script(recipe: Recipe, path: Path, machine: Machine, hours: float) -> 
     Slurm sends a signal five minutes before the end. The trainer then finishes its step and saves, and the
     job is put back into the queue, where the same command continues.
     """
-    nodes, each = machine.nodes, min(machine.per_node, machine.count)
     # A tenth and half an hour more than predicted, at most a week: the limit of many clusters.
     days, rest = divmod(math.ceil(min(hours * 1.1 + 0.5, 7 * 24)), 24)
-    launcher = "python"
-    if nodes > 1:
-        launcher = (
-            f'torchrun --nnodes={nodes} --nproc-per-node={each} --rdzv-id="$SLURM_JOB_ID" '
-            "--rdzv-backend=c10d "
-            '--rdzv-endpoint="$head:29500"'
-        )
-    elif machine.count > 1:
-        launcher = f"torchrun --standalone --nproc-per-node={each}"
-    lines = [
-        "#!/bin/bash",
-        f"#SBATCH --job-name={recipe.name}",
-        f"#SBATCH --nodes={nodes}",
-        "#SBATCH --ntasks-per-node=1",
-        *([f"#SBATCH --gpus-per-node={each}"] if machine.device.kind == "gpu" else []),
-        f"#SBATCH --time={days}-{rest:02d}:00:00",
-        "#SBATCH --signal=TERM@300",
-        "#SBATCH --requeue",
-        "#SBATCH --open-mode=append",
-        f"#SBATCH --output={recipe.name}-%j.log",
-        f"# Predicted: {hours:,.1f} h on {machine.name}.",
-        "set -euo pipefail",
-        *(['head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'] if nodes > 1 else []),
-        f"srun {launcher} -m herd train {shlex.quote(str(path))}",
-    ]
-    return "\n".join(lines) + "\n"
+    text = Path(__file__).with_name("slurm.sh.jinja").read_text(encoding="utf-8")
+    script = Template(text, trim_blocks=True, keep_trailing_newline=True)
+    each, limit = min(machine.per_node, machine.count), f"{days}-{rest:02d}:00:00"
+    recipe_file = shlex.quote(str(path))
+    return script.render(
+        name=recipe.name, path=recipe_file, machine=machine, each=each, limit=limit, hours=hours
+    )

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -97,16 +98,12 @@ def read_history() -> list[ScoredPrediction]:
 
 def summarize_errors(events: Iterable[ScoredPrediction]) -> list[ErrorSummary]:
     """Return a summary of each kind, in order of first appearance."""
-    return [
-        ErrorSummary(
-            kind,
-            len(found),
-            statistics.median(abs(event.error) for event in found),
-            max(abs(event.error) for event in found),
-            _median_ratio(found),
-        )
-        for kind, found in _by_kind(events).items()
-    ]
+    summaries = []
+    for kind, found in _by_kind(events).items():
+        errors = [abs(event.error) for event in found]
+        median, worst = statistics.median(errors), max(errors)
+        summaries.append(ErrorSummary(kind, len(found), median, worst, _median_ratio(found)))
+    return summaries
 
 
 def learned_factors(machine: str) -> dict[str, float]:
@@ -119,9 +116,9 @@ def learned_factors(machine: str) -> dict[str, float]:
 
 
 def _by_kind(events: Iterable[ScoredPrediction]) -> dict[str, list[ScoredPrediction]]:
-    kinds: dict[str, list[ScoredPrediction]] = {}
+    kinds: defaultdict[str, list[ScoredPrediction]] = defaultdict(list)
     for event in events:
-        kinds.setdefault(event.kind, []).append(event)
+        kinds[event.kind].append(event)
     return kinds
 
 

@@ -41,11 +41,10 @@ class SearchResult:
 
 @dataclass
 class Search:
-    """All layouts that fit, fastest first; how many were too big, and the fewest bytes among those."""
+    """All layouts that fit, fastest first; how many were tried, and the fewest bytes of those too big."""
 
     found: list[SearchResult] = field(default_factory=list)
     seen: int = 0
-    too_big: int = 0
     least: float = math.inf
 
     @property
@@ -72,16 +71,14 @@ def search(
         result.seen += 1
         nbytes = rank_nbytes(job, layout)
         if nbytes.total > room:
-            result.too_big += 1
             result.least = min(result.least, nbytes.total)
         else:
             result.found.append(evaluate_layout(job, layout, machine, nbytes))
     if not result.seen:
         odd = odd_factor(machine.count)
         raise PlanError(
-            f"a batch of {job.batch:,} sequences does not spread over {machine.count:,} devices: use a "
-            "batch of "
-            f"{-(-job.batch // odd) * odd:,}, or a number of devices that is a power of two"
+            f"a batch of {job.batch:,} sequences does not spread over {machine.count:,} devices: use a batch "
+            f"of {-(-job.batch // odd) * odd:,}, or a number of devices that is a power of two"
         )
     result.found.sort(key=lambda found: found.seconds)
     return result

@@ -134,20 +134,9 @@ def predict_serving(
     state = steady_state(low)
     stable, busy = math.isfinite(state.batch), low * prefill
     wait = busy * prefill / (2 * (1 - busy)) if busy < 1 else math.inf
-    return Served(
-        single,
-        replicas,
-        load.answer,
-        stable,
-        state.batch,
-        low,
-        state.ttft,
-        prefill + step_seconds(state.batch if stable else 1) + TAIL * wait,
-        state.tpot,
-        busy,
-        state.batch <= most,
-        most,
-    )
+    slowest = prefill + step_seconds(state.batch if stable else 1) + TAIL * wait
+    times, fits = (state.ttft, slowest, state.tpot), state.batch <= most
+    return Served(single, replicas, load.answer, stable, state.batch, low, *times, busy, fits, most)
 
 
 @dataclass(frozen=True)

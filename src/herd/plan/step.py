@@ -25,23 +25,22 @@ default.
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..llama.config import ModelConfig
 from ..train.memory import MASTER
 from .layout import Job, ParallelLayout, check_layout, micro_batches, stage_layers
 from .machines import Machine
-from .memory import WEIGHT, stage_params
+from .memory import WEIGHT, Parts, stage_params
 from .ops import BF16, FP8, FP32, head_ops, layer_ops
 from .roofline import Device, Op, all_gather, all_reduce, operator_cost, send
 
 CONTENTION = 20 / 132
 """Share of compute lost while collectives run at the same time: 20 of a Hopper's 132 multiprocessors move
 data (DeepSeek-V3, arXiv 2412.19437, section 3.2.2)."""
-ATTENTION_BACKWARD = (
-    2.5  # times the operations of its forward (FlashAttention-2, arXiv 2307.08691, section 4.1)
-)
+ATTENTION_BACKWARD = 2.5
+"""Operations of attention's backward over its forward (FlashAttention-2, arXiv 2307.08691, section 4.1)."""
 RECOMPUTED = {"plain": 0.0, "none": 0.0, "selective": 0.5, "full": 1.0}
 """Share of the forward matmuls that is computed again."""
 ASYNC_TP = 0.5
@@ -64,7 +63,7 @@ HARDWARE = Tuning()
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Parts):
     """Seconds of one step by part, on the slowest stage."""
 
     gemm: float
@@ -80,10 +79,7 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        return sum(self.parts().values())
-
-    def parts(self) -> dict[str, float]:
-        return asdict(self)
+        return self.total
 
 
 def predict_step(job: Job, layout: ParallelLayout, machine: Machine, tuning: Tuning = HARDWARE) -> Step:
@@ -199,12 +195,8 @@ def _compute_time(ops: list[Op], frozen: bool, device: Device, tuning: Tuning) -
                 cast = 3 * (2 * op.rows * values_per_row + 2 * params)
                 memory += moving(cast) * tuning.pointwise
         elif op.kind == "attention":
-            backward = replace(
-                op,
-                kind="attention_backward",
-                flops=ATTENTION_BACKWARD * op.flops,
-                nbytes=ATTENTION_BACKWARD * op.nbytes,
-            )
+            flops, nbytes = ATTENTION_BACKWARD * op.flops, ATTENTION_BACKWARD * op.nbytes
+            backward = replace(op, kind="attention_backward", flops=flops, nbytes=nbytes)
             forward_attention = once * tuning.attention
             attention += forward_attention + operator_cost(backward, device).seconds * tuning.attention
         else:

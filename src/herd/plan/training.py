@@ -182,9 +182,8 @@ def _too_big(job: Job, machine: Machine, result: Search, precision: str) -> str:
     """Why nothing fits, and the smallest change that makes it fit."""
     room = usable_memory(machine.device.memory)
     reason = (
-        f"{job.config.n_params / 1e9:.4g}B parameters at context {job.context:,} do not fit "
-        f"{machine.name}: the "
-        f"smallest layout needs {result.least / 1e9:,.1f} GB per device, of which {room / 1e9:,.1f} are "
+        f"{job.config.n_params / 1e9:.4g}B parameters at context {job.context:,} do not fit {machine.name}: "
+        f"the smallest layout needs {result.least / 1e9:,.1f} GB per device, of which {room / 1e9:,.1f} are "
         "usable"
     )
     count = machine.count

@@ -9,9 +9,9 @@ fit.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from ..engine.memory import PREFILL_TOKENS
 from ..engine.memory import nbytes as kv_nbytes
@@ -57,9 +57,9 @@ class WeightFormat:
         """Nats from 16 bits, also where they are unknown."""
         return UNKNOWN_KLD if self.kld is None else self.kld
 
-    @property
-    def weights(self) -> ops.Weights:
-        return ops.Weights(self.linears, self.head, self.dtype)
+    def stored(self, kv: str) -> ops.Weights:
+        """Return the bytes of weights and of a KV cache of the dtype ``kv``."""
+        return ops.Weights(self.linears, self.head, self.dtype, BYTES[kv])
 
     def nbytes(self, config: ModelConfig) -> int:
         """Return the bytes of all weights in memory, exact for the formats that Herd stores."""
@@ -139,9 +139,7 @@ class MeasuredTarget:
         self, config: ModelConfig, weights: WeightFormat, kv: str, context: int, batch: int = 1
     ) -> float:
         """Return the seconds of one decode step of ``batch`` sequences of ``context`` tokens."""
-        listed = ops.forward_ops(
-            config, batch, context, batch * context, weights=weights.weights, kv_bytes=BYTES[kv]
-        )
+        listed = ops.forward_ops(config, batch, context, batch * context, weights=weights.stored(kv))
         slower = self.profile.read / self.profile.attention_decode[kv]
         found = (self._measured_op(op, weights, slower) for op in listed)
         return self.factors.get("decode", 1.0) * total_seconds(found, self._device(weights))
@@ -151,21 +149,16 @@ class MeasuredTarget:
 
         The prompt is read `PREFILL_TOKENS` at a time; each part attends to itself and to all before it.
         """
-        device, total = self._device(weights), 0.0
+        device, stored, total = self._device(weights), weights.stored(kv), 0.0
         for start in range(0, tokens, PREFILL_TOKENS):
             rows = min(PREFILL_TOKENS, tokens - start)
-            keys, found = start + rows / 2, weights.weights
-            listed = ops.forward_ops(
-                config, rows, keys, start + rows, head_rows=0, weights=found, kv_bytes=BYTES[kv]
-            )
-            body = [
-                self._measured_op(op, weights, None) for op in listed if op.name not in ("head", "attention")
-            ]
+            keys = start + rows / 2
+            listed = ops.forward_ops(config, rows, keys, start + rows, head_rows=0, weights=stored)
+            rest = (op for op in listed if op.name not in ("head", "attention"))
+            body = [self._measured_op(op, weights, None) for op in rest]
             attention = sum(op.count * op.flops for op in listed if op.name == "attention")
             total += total_seconds(body, device) + attention / self.profile.attention_prefill[kv]
-        head = [
-            self._measured_op(op, weights, None) for op in ops.head_ops(config, 1, weights=weights.weights)
-        ]
+        head = [self._measured_op(op, weights, None) for op in ops.head_ops(config, 1, weights=stored)]
         return self.factors.get("prefill", 1.0) * (total + total_seconds(head, device))
 
     def _device(self, weights: WeightFormat) -> Device:
@@ -198,9 +191,8 @@ class CatalogueTarget:
     def formats(self) -> Sequence[WeightFormat]:
         if self.machine.device.kind != "gpu":
             return GGUF_FORMATS
-        return [
-            found for found in GPU_FORMATS if found.dtype == "bf16" or self.machine.device.has(found.dtype)
-        ]
+        device = self.machine.device
+        return [found for found in GPU_FORMATS if found.dtype == "bf16" or device.has(found.dtype)]
 
     @property
     def capacity(self) -> float:
@@ -227,13 +219,12 @@ class CatalogueTarget:
         self, config: ModelConfig, weights: WeightFormat, kv: str, context: int, batch: int = 1
     ) -> float:
         """Return the seconds of one decode step of ``batch`` sequences of ``context`` tokens."""
-        options: dict[str, Any] = {"weights": weights.weights, "kv_bytes": BYTES[kv], "tp": self.tp}
-        return ops.decode_seconds(config, self.machine, batch=batch, context=context, **options)
+        stored = weights.stored(kv)
+        return ops.decode_seconds(config, self.machine, stored, batch=batch, context=context, tp=self.tp)
 
     def prefill(self, config: ModelConfig, weights: WeightFormat, kv: str, tokens: int) -> float:
         """Return the seconds until a prompt's first token."""
-        options: dict[str, Any] = {"weights": weights.weights, "kv_bytes": BYTES[kv], "tp": self.tp}
-        return ops.prefill_seconds(config, self.machine, tokens=tokens, **options)
+        return ops.prefill_seconds(config, self.machine, weights.stored(kv), tokens=tokens, tp=self.tp)
 
 
 Target = MeasuredTarget | CatalogueTarget
@@ -296,25 +287,16 @@ def plan_way(target: Target, size: str, weights: WeightFormat, kv: str, context:
         raise PlanError(
             f"context {context:,} is not within the 1 to {config.max_context:,} of {size}: choose less"
         )
-    found = Way(
-        size,
-        weights,
-        kv,
-        context,
-        batch,
-        weights.nbytes(config),
+    cache, working = (
         kv_nbytes(config, batch, context, BYTES[kv]),
-        round(target.working_nbytes(config, context, batch)),
-        weights.loading_nbytes(config),
-        round(target.capacity),
+        target.working_nbytes(config, context, batch),
     )
+    nbytes = (weights.nbytes(config), cache, round(working), weights.loading_nbytes(config))
+    found = Way(size, weights, kv, context, batch, *nbytes, round(target.capacity))
     if not found.fits:
         return found
-    return replace(
-        found,
-        ttft=target.prefill(config, weights, kv, context),
-        step=target.decode(config, weights, kv, context, batch),
-    )
+    ttft = target.prefill(config, weights, kv, context)
+    return replace(found, ttft=ttft, step=target.decode(config, weights, kv, context, batch))
 
 
 def plan_ways(
@@ -356,11 +338,8 @@ def best_way(rows: list[list[Way]]) -> Way | None:
 
 def smallest_change(target: Target, size: str, context: int, batch: int = 1) -> str:
     """Say what makes ``size`` fit at ``context``: fewer bits, a shorter context, or more memory."""
-    tried = [
-        plan_way(target, size, weights, kv, context, batch)
-        for weights in target.formats
-        for kv in target.kv_names
-    ]
+    stored = itertools.product(target.formats, target.kv_names)
+    tried = [plan_way(target, size, weights, kv, context, batch) for weights, kv in stored]
     fitting = [found for found in tried if found.fits]
     if fitting:
         found = min(fitting, key=lambda way: (way.weights.loss, way.resident))
