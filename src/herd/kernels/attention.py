@@ -69,7 +69,7 @@ def _native(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return fits and build.ready() and _register()
 
 
-@torch.compiler.assume_constant_result
+@build.constant
 def _threads() -> int:
     return torch.get_num_threads()
 
@@ -96,7 +96,7 @@ class _Attention(torch.autograd.Function):
 _registered = False
 
 
-@torch.compiler.assume_constant_result
+@build.constant
 def _register() -> bool:
     """Register the kernel's output shapes for torch.compile, once the library is loaded."""
     global _registered

@@ -94,7 +94,10 @@ class Llama(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        # on the meta device nothing is drawn: torch would import its compiler for that, which takes 0.8 s
+        shape = (config.vocab_size, config.dim)
+        drawn = torch.empty(shape) if torch.empty(0).is_meta else None
+        self.embed_tokens = nn.Embedding(*shape, _weight=drawn)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.inv_freq: Tensor
