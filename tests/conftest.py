@@ -13,6 +13,7 @@ settings.register_profile("herd", deadline=None)
 settings.load_profile("herd")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HERD_ALL_PATHS", "1")  # every instruction set that this processor has is tested
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

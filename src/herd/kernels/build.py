@@ -6,7 +6,8 @@ written under a temporary name and renamed, so processes that build at the same 
 other.
 
 Without a compiler there is one warning, and every operator uses its plain torch reference. ``HERD_NATIVE=0``
-asks for the references; ``python -m herd.kernels.build`` builds ahead of time.
+asks for the references; ``python -m herd.kernels.build`` builds ahead of time. Quantized products are built for the
+fastest instruction set of this machine only; ``HERD_ISA`` or ``HERD_ALL_PATHS=1`` builds them for all.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ def library() -> Path:
     if compiler is None:
         raise OSError("no C++ compiler found: install g++")
     flags = [*FLAGS, *_machine_flags()]
+    if os.environ.get("HERD_ISA") or os.environ.get("HERD_ALL_PATHS"):
+        flags.append("-DHERD_ALL_PATHS")
     path = cache_folder() / f"kernels-{_fingerprint(compiler, flags)}.so"
     if not path.exists():
         _compile(compiler, flags, path)

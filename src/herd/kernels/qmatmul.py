@@ -8,9 +8,9 @@ The weights' bytes are reordered first (`interleave`, undone by `deinterleave`):
 drawn in `native/qmatmul.h`. A token's result is the same to the bit whatever other tokens are in the batch
 and however many threads compute.
 
-The library has three paths and takes the fastest that the processor supports: AVX-512 VNNI, AVX2, portable
-C++. ``HERD_ISA=vnni|avx2|portable`` asks for one of them, and ``HERD_ISA=reference`` for plain torch, which
-does not round activations.
+There are five paths, and the fastest that the processor supports is taken: AVX-512 VNNI, AVX-512, AVX-VNNI,
+AVX2, portable C++. ``HERD_ISA=vnni|avx512|avxvnni|avx2|portable`` asks for one of them, and
+``HERD_ISA=reference`` for plain torch, which does not round activations.
 
 Shapes: N tokens, D inputs, R outputs, B bytes of a packed row, W 32-bit words of a block.
 """
@@ -29,7 +29,7 @@ from ..errors import QuantError
 from . import build
 from .large_pages import chunks
 
-PATHS = ("vnni", "avx2", "portable")
+PATHS = ("vnni", "avx512", "avxvnni", "avx2", "portable")
 """Fastest first; the library knows them by their index."""
 _ROWS, _GROUP = 16, 32
 
@@ -48,8 +48,13 @@ LAYOUTS = {
     6: TileLayout(22, 0),  # Q5_0
     7: TileLayout(24, None),  # Q5_1
     8: TileLayout(34, 0),  # Q8_0
+    10: TileLayout(84, None),  # Q2_K
+    11: TileLayout(110, 108),  # Q3_K
     12: TileLayout(144, None),  # Q4_K
+    13: TileLayout(176, None),  # Q5_K
     14: TileLayout(210, 208),  # Q6_K
+    20: TileLayout(18, 0),  # IQ4_NL
+    23: TileLayout(136, None),  # IQ4_XS
 }
 """By GGUF's number of the format; the same table is in native/qmatmul.h."""
 

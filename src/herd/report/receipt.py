@@ -45,7 +45,14 @@ _ISA_FLAGS = (
     "neon", "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2",
 )
 # fmt: on
-_ISA_NAMES = {"vnni": "AVX-512 VNNI", "avx2": "AVX2", "portable": "portable C++", "reference": "plain torch"}
+_ISA_NAMES = {
+    "vnni": "AVX-512 VNNI",
+    "avx512": "AVX-512",
+    "avxvnni": "AVX-VNNI",
+    "avx2": "AVX2",
+    "portable": "portable C++",
+    "reference": "plain torch",
+}
 
 
 @dataclass(frozen=True)
@@ -216,10 +223,12 @@ def _processor() -> tuple[str, set[str]]:
 def _instruction_set(flags: set[str]) -> str:
     """Return the instruction set of quantized products: what ``HERD_ISA`` names, or the processor's best.
 
-    The conditions are those of ``kernels/native/qmatmul_vnni.cpp`` and ``qmatmul_avx2.cpp``.
+    The conditions are those of ``kernels/native/qmatmul_*.cpp``.
     """
     if wanted := os.environ.get("HERD_ISA"):
         return _ISA_NAMES.get(wanted, wanted)
-    if flags >= {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}:
-        return _ISA_NAMES["vnni"]
-    return _ISA_NAMES["avx2" if flags >= {"avx2", "fma", "f16c"} else "portable"]
+    if flags >= {"avx512f", "avx512bw", "avx512dq", "avx512vl"}:
+        return _ISA_NAMES["vnni" if "avx512_vnni" in flags else "avx512"]
+    if flags >= {"avx2", "fma", "f16c"}:
+        return _ISA_NAMES["avxvnni" if "avx_vnni" in flags else "avx2"]
+    return _ISA_NAMES["portable"]

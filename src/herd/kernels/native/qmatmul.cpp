@@ -31,8 +31,16 @@ int index_of(int64_t code) {
   throw std::invalid_argument("no kernel multiplies by blocks of this format");
 }
 
+// In the order of PATHS in qmatmul.py; null where this processor lacks the instructions.
+constexpr int64_t PATHS = 5;
+
+const Path* path_at(int64_t number) {
+  const Path* const paths[PATHS] = {vnni_path(), avx512_path(), avx_vnni_path(), avx2_path(), portable_path()};
+  return number >= 0 && number < PATHS ? paths[number] : nullptr;
+}
+
 const Path& path_of(int64_t number) {
-  const Path* path = number == 0 ? vnni_path() : number == 1 ? avx2_path() : number == 2 ? portable_path() : nullptr;
+  const Path* path = path_at(number);
   require(path != nullptr, "this processor lacks the instructions that were asked for");
   return *path;
 }
@@ -210,13 +218,13 @@ void multiply_unit(const Path& path, const Weights& weights, int64_t first_tile,
   const int64_t m = groups.length(first_group);
   const bool paired = m <= path.paired && !(direct && (m <= FEW || weights.layout().blocks > 1));
   std::vector<float> sums((end_tile - first_tile) * stride);
-  alignas(64) uint8_t panel[2 * PIECE * PANEL_BYTES];
+  alignas(64) uint8_t panel[2 * PIECE * MOST_PANEL_BYTES];
   for (int64_t block = 0; block < weights.blocks; block += piece) {
     const int64_t n = std::min(piece, weights.blocks - block), offset = weights.offset(block);
     for (int64_t tile = first_tile, tiles; tile < end_tile; tile += tiles) {
       tiles = paired && tile + 2 <= std::min(end_tile, weights.rows / ROWS) ? 2 : 1;
       for (int64_t i = 0; i < tiles && !direct; i++)
-        path.unpack[weights.format](weights.tile(tile + i) + offset, n, panel + i * n * PANEL_BYTES);
+        path.unpack[weights.format](weights.tile(tile + i) + offset, n, panel + i * n * weights.layout().panel_bytes());
       for (int64_t g = first_group; g < end_group; g++) {
         const int64_t m = groups.length(g);
         const uint8_t* group = tokens + (groups.start(g) * weights.blocks + block * m) * TOKEN_BYTES;
@@ -277,10 +285,8 @@ namespace {
 // The paths that this processor and this build support, as numbers for `qmatmul`, fastest first.
 std::vector<int64_t> qmatmul_paths() {
   std::vector<int64_t> numbers;
-  for (int64_t i = 0; const Path* path : {vnni_path(), avx2_path(), portable_path()}) {
-    if (path != nullptr) numbers.push_back(i);
-    i++;
-  }
+  for (int64_t i = 0; i < PATHS; i++)
+    if (path_at(i) != nullptr) numbers.push_back(i);
   return numbers;
 }
 

@@ -21,21 +21,42 @@
 
 #include <cstdint>
 
+#if defined(HERD_ALL_PATHS)
+#define HERD_VNNI 1
+#define HERD_AVX512 1
+#define HERD_AVX_VNNI 1
+#define HERD_AVX2 1
+#define HERD_PORTABLE 1
+#elif defined(__AVX512VNNI__)
+#define HERD_VNNI 1
+#elif defined(__AVX512BW__)
+#define HERD_AVX512 1
+#elif defined(__AVXVNNI__)
+#define HERD_AVX_VNNI 1
+#elif defined(__AVX2__)
+#define HERD_AVX2 1
+#else
+#define HERD_PORTABLE 1
+#endif
+
 namespace herd::quantized {
 
 constexpr int ROWS = 16, BLOCK = 32, WORD_BYTES = 4 * ROWS;
 constexpr int TOKEN_BYTES = BLOCK + 4 * 4;           // of one token's block
-constexpr int PANEL_BYTES = (BLOCK + 4 * 2) * ROWS;  // of one unpacked block of a tile: codes, two scales a row
-constexpr int FORMATS = 7;
+constexpr int FORMATS = 12;
 
 // A block of a file: the offset of its half-precision scale (none where scales are among the words), its
-// words, and the number of 32-weight groups in it.
+// words, the number of 32-weight groups in it, and the words of such a group once it is unpacked to a panel
+// (eight of codes, then its fp32 scales).
 struct Layout {
-  int64_t code, bytes, half_at, words, blocks;
+  int64_t code, bytes, half_at, words, blocks, panel_words = 10;
 
   constexpr bool has_half() const { return half_at >= 0; }
   constexpr int64_t words_at() const { return half_at == 0 ? 2 : 0; }
+  constexpr int64_t panel_bytes() const { return panel_words * WORD_BYTES; }
 };
+
+constexpr int MOST_PANEL_BYTES = 12 * WORD_BYTES;
 
 constexpr Layout LAYOUTS[FORMATS] = {
     {2, 18, 0, 4, 1},       // Q4_0
@@ -45,6 +66,11 @@ constexpr Layout LAYOUTS[FORMATS] = {
     {3, 20, -1, 5, 1},      // Q4_1
     {6, 22, 0, 5, 1},       // Q5_0
     {7, 24, -1, 6, 1},      // Q5_1
+    {10, 84, -1, 21, 8, 12},  // Q2_K
+    {11, 110, 108, 27, 8},    // Q3_K
+    {13, 176, -1, 44, 8},     // Q5_K
+    {20, 18, 0, 4, 1},        // IQ4_NL
+    {23, 136, -1, 34, 8},     // IQ4_XS
 };
 
 // sums += the products of n_blocks blocks with a group of m tokens: 16 per token, with the next tile's
@@ -63,8 +89,11 @@ struct Path {
   Unpack unpack[FORMATS];
 };
 
-// Null where the compiler or this processor does not have the instructions.
+// Null where the compiler or this processor does not have the instructions, and where a faster path exists: a
+// library is built for one machine, so the others are compiled only if HERD_ALL_PATHS asks for them.
 const Path* vnni_path();
+const Path* avx512_path();
+const Path* avx_vnni_path();
 const Path* avx2_path();
 const Path* portable_path();
 

@@ -4,7 +4,7 @@
 
 #include <utility>
 
-#if defined(__x86_64__)
+#if defined(HERD_AVX2) && defined(__x86_64__)
 #include <immintrin.h>
 
 #if defined(__clang__)
@@ -38,6 +38,10 @@ struct Avx2 {
   static Ints add(Ints sum, __m256i codes, __m256i x) {
     const __m256i pairs = _mm256_maddubs_epi16(codes, x);
     return (Ints)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  static Ints look_up(const uint8_t* table, Ints places) {
+    const __m256i both = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)table));
+    return (Ints)_mm256_shuffle_epi8(both, (__m256i)places);
   }
   static Ints widen(const uint16_t* from) { return (Ints)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)); }
   static Floats from_halves(Ints x) {

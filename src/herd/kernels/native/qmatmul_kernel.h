@@ -54,7 +54,7 @@ struct Q4_1 {
     return (j < 4 ? w : right<Isa>(w, 4)) & 0x0f0f0f0f;
   }
   Floats<Isa> step(int, int) const { return Isa::from_halves(load<Isa>(words) & 0xffff); }
-  Floats<Isa> low(int) const { return -Isa::from_halves(right<Isa>(load<Isa>(words), 16)); }
+  Floats<Isa> low(int, int) const { return -Isa::from_halves(right<Isa>(load<Isa>(words), 16)); }
 };
 
 // Four bits of `high` from bit 4 j on, one at bit 4 of each byte: the fifth bits of the codes of quad j.
@@ -90,7 +90,7 @@ struct Q5_1 {
     return ((j < 4 ? w : right<Isa>(w, 4)) & 0x0f0f0f0f) | fifth_bits<Isa>(load<Isa>(words + WORD_BYTES), j);
   }
   Floats<Isa> step(int, int) const { return Isa::from_halves(load<Isa>(words) & 0xffff); }
-  Floats<Isa> low(int) const { return -Isa::from_halves(right<Isa>(load<Isa>(words), 16)); }
+  Floats<Isa> low(int, int) const { return -Isa::from_halves(right<Isa>(load<Isa>(words), 16)); }
 };
 
 template <class Isa>
@@ -123,7 +123,7 @@ struct Q4_K {
     if (Isa::WHOLE_BYTES && g & 1) d *= 0.0625f;
     return d * __builtin_convertvector(six_bits(g, 1, 0), Floats<Isa>);
   }
-  Floats<Isa> low(int g) const {
+  Floats<Isa> low(int g, int) const {
     const Ints<Isa> d = right<Isa>(load<Isa>(words), 16);
     return Isa::from_halves(d) * __builtin_convertvector(six_bits(g, 2, 4), Floats<Isa>);
   }
@@ -156,10 +156,114 @@ struct Q6_K {
   }
 };
 
-// An unpacked block: codes, then the steps, and then the second steps or the lows.
+template <class Isa>
+struct Q5_K : Q4_K<Isa> {
+  static constexpr int WORDS = 44;
+  Ints<Isa> codes(int64_t n, int k, int j) const {
+    const Ints<Isa> w = load<Isa>(this->words + (12 + n * 8 + j) * WORD_BYTES);
+    const Ints<Isa> high = right<Isa>(load<Isa>(this->words + (4 + j) * WORD_BYTES), int(n) * 2 + k);
+    return (right<Isa>(w, 4 * k) & 0x0f0f0f0f) | ((high & 0x01010101) << 4);
+  }
+  Floats<Isa> step(int g, int) const {
+    const Floats<Isa> d = Isa::from_halves(load<Isa>(this->words) & 0xffff);
+    return d * __builtin_convertvector(this->six_bits(g, 1, 0), Floats<Isa>);
+  }
+};
+
+// The two low bits of the codes of quad j, in word n * 8 + j after `first`, shifted by 2 k.
+template <class Isa>
+inline Ints<Isa> two_bits(const uint8_t* first, int64_t n, int k, int j) {
+  return right<Isa>(load<Isa>(first + (n * 8 + j) * WORD_BYTES), 2 * k) & 0x03030303;
+}
+
+template <class Isa>
+struct Q3_K {
+  static constexpr int WORDS = 27, HALVES = ROWS, BLOCKS = 8, TOGETHER = 4, PARTS = 2, START = 2;
+  static constexpr bool LOW = false, BYTES = false;
+  static constexpr int FETCH = 1;
+  const uint8_t* words;
+  const uint16_t* halves;
+  Ints<Isa> codes(int64_t n, int k, int j) const {
+    const Ints<Isa> high = right<Isa>(load<Isa>(words + j * WORD_BYTES), int(n) * 4 + k);
+    return two_bits<Isa>(words + 8 * WORD_BYTES, n, k, j) | ((high & 0x01010101) << 2);
+  }
+  // Four bits of a scale are in words 24 and 25, two in word 26; 32 stands for zero.
+  Floats<Isa> step(int g, int part) const {
+    const int s = 2 * g + part, word = s >> 2, shift = 8 * (s & 3);
+    const Ints<Isa> low = right<Isa>(load<Isa>(words + (24 + (word & 1)) * WORD_BYTES), shift + 4 * (word >> 1));
+    const Ints<Isa> high = right<Isa>(load<Isa>(words + 26 * WORD_BYTES), shift + 2 * word);
+    const Ints<Isa> scale = ((low & 15) | ((high & 3) << 4)) - 32;
+    return Isa::from_halves(Isa::widen(halves)) * __builtin_convertvector(scale, Floats<Isa>);
+  }
+};
+
+template <class Isa>
+struct Q2_K {
+  static constexpr int WORDS = 21, HALVES = 0, BLOCKS = 8, TOGETHER = 4, PARTS = 2, START = 31;
+  static constexpr bool LOW = true, BYTES = false;
+  static constexpr int FETCH = 1;
+  const uint8_t* words;
+  const uint16_t* halves;
+  Ints<Isa> codes(int64_t n, int k, int j) const { return two_bits<Isa>(words + 4 * WORD_BYTES, n, k, j); }
+  // Byte 2 g + part of words 0 to 3 has the scale in its low and the lowest weight in its high bits.
+  Floats<Isa> four_bits(int g, int part, int shift) const {
+    const int s = 2 * g + part;
+    const Ints<Isa> bits = right<Isa>(load<Isa>(words + (s >> 2) * WORD_BYTES), 8 * (s & 3) + shift) & 15;
+    return __builtin_convertvector(bits, Floats<Isa>);
+  }
+  Floats<Isa> step(int g, int part) const {
+    return Isa::from_halves(load<Isa>(words + 20 * WORD_BYTES) & 0xffff) * four_bits(g, part, 0);
+  }
+  Floats<Isa> low(int g, int part) const {
+    return Isa::from_halves(right<Isa>(load<Isa>(words + 20 * WORD_BYTES), 16)) * four_bits(g, part, 4);
+  }
+};
+
+// The sixteen values that a code of IQ4_NL and IQ4_XS stands for, plus 128.
+alignas(16) constexpr uint8_t IQ4[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
+
+template <class Isa>
+struct IQ4_NL {
+  static constexpr int WORDS = 4, HALVES = ROWS, BLOCKS = 1, TOGETHER = 1, PARTS = 1, START = 7;
+  static constexpr bool LOW = false, BYTES = true;
+  static constexpr int FETCH = 2;
+  const uint8_t* words;
+  const uint16_t* halves;
+  Ints<Isa> codes(int64_t, int, int j) const {
+    const Ints<Isa> w = load<Isa>(words + (j & 3) * WORD_BYTES);
+    return Isa::look_up(IQ4, (j < 4 ? w : right<Isa>(w, 4)) & 0x0f0f0f0f);
+  }
+  Floats<Isa> step(int, int) const { return Isa::from_halves(Isa::widen(halves)); }
+};
+
+template <class Isa>
+struct IQ4_XS {
+  static constexpr int WORDS = 34, HALVES = 0, BLOCKS = 8, TOGETHER = 1, PARTS = 1, START = 7;
+  static constexpr bool LOW = false, BYTES = true;
+  static constexpr int FETCH = 2;
+  const uint8_t* words;
+  const uint16_t* halves;
+  Ints<Isa> codes(int64_t n, int, int j) const {
+    const Ints<Isa> w = load<Isa>(words + (2 + n * 4 + (j & 3)) * WORD_BYTES);
+    return Isa::look_up(IQ4, (j < 4 ? w : right<Isa>(w, 4)) & 0x0f0f0f0f);
+  }
+  // Word 0 has the half-precision scale and two bits of each group's scale, word 1 the four others.
+  Floats<Isa> step(int g, int) const {
+    const Ints<Isa> first = load<Isa>(words);
+    const Ints<Isa> low = right<Isa>(load<Isa>(words + WORD_BYTES), 4 * g) & 15;
+    const Ints<Isa> scale = (low | ((right<Isa>(first, 16 + 2 * g) & 3) << 4)) - 32;
+    return Isa::from_halves(first & 0xffff) * __builtin_convertvector(scale, Floats<Isa>);
+  }
+};
+
+// Words of an unpacked group: codes, then the steps and the lowest weights of its parts.
+template <class Packed>
+constexpr int panel_words = 8 + (Packed::LOW ? 2 * Packed::PARTS : 2);
+
+// An unpacked group of 32 weights.
 template <class Isa, class Packed>
 struct Panel {
-  static constexpr int WORDS = PANEL_BYTES / WORD_BYTES, HALVES = 0, BLOCKS = 1, TOGETHER = 1, PARTS = Packed::PARTS;
+  static constexpr int PARTS = Packed::PARTS, WORDS = panel_words<Packed>, HALVES = 0, BLOCKS = 1, TOGETHER = 1;
   static constexpr int START = Packed::START;
   static constexpr bool LOW = Packed::LOW, BYTES = Packed::BYTES;
   static constexpr int FETCH = NEVER;
@@ -167,7 +271,7 @@ struct Panel {
   const uint16_t* halves;
   Ints<Isa> codes(int64_t, int, int j) const { return load<Isa>(words + j * WORD_BYTES); }
   Floats<Isa> step(int, int part) const { return (Floats<Isa>)load<Isa>(words + (8 + part) * WORD_BYTES); }
-  Floats<Isa> low(int) const { return (Floats<Isa>)load<Isa>(words + 9 * WORD_BYTES); }
+  Floats<Isa> low(int, int part) const { return (Floats<Isa>)load<Isa>(words + (8 + PARTS + part) * WORD_BYTES); }
 };
 
 // The scales of a block, extracted all at once. The remaining loop is short, and its few loads are
@@ -175,13 +279,15 @@ struct Panel {
 // Zen 4).
 template <class Isa, class Weights>
 struct Scales {
-  Floats<Isa> steps[Weights::BLOCKS][Weights::PARTS], lows[Weights::BLOCKS];
+  Floats<Isa> steps[Weights::BLOCKS][Weights::PARTS], lows[Weights::BLOCKS][Weights::PARTS];
   void take(const Weights& weights) {
 #pragma GCC unroll 8
     for (int g = 0; g < Weights::BLOCKS; g++) {
 #pragma GCC unroll 2
-      for (int part = 0; part < Weights::PARTS; part++) steps[g][part] = weights.step(g, part);
-      if constexpr (Weights::LOW) lows[g] = weights.low(g);
+      for (int part = 0; part < Weights::PARTS; part++) {
+        steps[g][part] = weights.step(g, part);
+        if constexpr (Weights::LOW) lows[g][part] = weights.low(g, part);
+      }
     }
   }
 };
@@ -203,15 +309,17 @@ inline void put(uint8_t* panel, int word, Vector value) {
 template <class Isa, class Packed>
 void unpack(const uint8_t* blocks, int64_t n_blocks, uint8_t* panel) {
   for (int64_t b = 0; b < n_blocks; b += Packed::BLOCKS, blocks += bytes<Packed>)
-    for (int g = 0; g < Packed::BLOCKS; g++, panel += PANEL_BYTES)
+    for (int g = 0; g < Packed::BLOCKS; g++, panel += panel_words<Packed> * WORD_BYTES)
       for (int row = 0; row < ROWS; row += Isa::LANES) {
         const Packed weights = at<Packed>(blocks, row);
         uint8_t* to = panel + 4 * row;
 #pragma GCC unroll 8
         for (int j = 0; j < 8; j++) put<Isa>(to, j, weights.codes(g / Packed::TOGETHER, g % Packed::TOGETHER, j));
-        put<Isa>(to, 8, weights.step(g, 0));
-        if constexpr (Packed::LOW) put<Isa>(to, 9, weights.low(g));
-        else put<Isa>(to, 9, weights.step(g, Packed::PARTS - 1));
+#pragma GCC unroll 2
+        for (int part = 0; part < Packed::PARTS; part++) {
+          put<Isa>(to, 8 + part, weights.step(g, part));
+          if constexpr (Packed::LOW) put<Isa>(to, 8 + Packed::PARTS + part, weights.low(g, part));
+        }
       }
 }
 
@@ -257,7 +365,12 @@ inline __attribute__((always_inline)) void add_group(const Weights* weights, con
 #pragma GCC unroll 16
       for (int i = 0; i < M; i++) {
         Floats<Isa> sum = __builtin_convertvector(a[tile][i], Floats<Isa>) * scales[tile].steps[g][part];
-        if constexpr (Weights::LOW) sum = Isa::fma(scales[tile].lows[g], Isa::all(minus[i]), sum);
+        if constexpr (Weights::LOW && Weights::PARTS == 1) {
+          sum = Isa::fma(scales[tile].lows[g][0], Isa::all(minus[i]), sum);
+        } else if constexpr (Weights::LOW) {
+          const int32_t of_part = part ? minus_second[i] : minus_int[i] - minus_second[i];
+          sum = Isa::fma(scales[tile].lows[g][part], Isa::all(float(of_part)), sum);
+        }
         f[tile][i] = Isa::fma(sum, Isa::all(token_scales[i]), f[tile][i]);
       }
     }
@@ -334,5 +447,10 @@ constexpr Path make_path(const char* name) {
   fill<Isa, Q4_1<Isa>>(path, 4);
   fill<Isa, Q5_0<Isa>>(path, 5);
   fill<Isa, Q5_1<Isa>>(path, 6);
+  fill<Isa, Q2_K<Isa>>(path, 7);
+  fill<Isa, Q3_K<Isa>>(path, 8);
+  fill<Isa, Q5_K<Isa>>(path, 9);
+  fill<Isa, IQ4_NL<Isa>>(path, 10);
+  fill<Isa, IQ4_XS<Isa>>(path, 11);
   return path;
 }

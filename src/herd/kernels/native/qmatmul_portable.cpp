@@ -3,6 +3,8 @@
 
 #include <utility>
 
+#if defined(HERD_PORTABLE)
+
 namespace herd::quantized {
 namespace {
 
@@ -21,6 +23,12 @@ struct Portable {
   static Ints dot(Ints sum, Ints codes, Ints x) {
     for (int k = 0; k < 4; k++) sum += (right<Portable>(codes, 8 * k) & 255) * ((x << (24 - 8 * k)) >> 24);
     return sum;
+  }
+  static Ints look_up(const uint8_t* table, Ints places) {
+    Ints out{};
+    for (int i = 0; i < LANES; i++)
+      for (int k = 0; k < 32; k += 8) out[i] |= int32_t(table[(places[i] >> k) & 15]) << k;
+    return out;
   }
   static Ints widen(const uint16_t* from) { return Ints{from[0], from[1], from[2], from[3]}; }
   static Floats from_halves(Ints x) {
@@ -44,3 +52,6 @@ constexpr Path PATH = make_path<Portable>("portable C++");
 }  // namespace herd::quantized
 
 const herd::quantized::Path* herd::quantized::portable_path() { return &PATH; }
+#else
+const herd::quantized::Path* herd::quantized::portable_path() { return nullptr; }
+#endif

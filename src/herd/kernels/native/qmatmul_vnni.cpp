@@ -3,7 +3,7 @@
 
 #include <utility>
 
-#if defined(__x86_64__)
+#if defined(HERD_VNNI) && defined(__x86_64__)
 #include <immintrin.h>
 
 #if defined(__clang__)
@@ -31,6 +31,9 @@ struct Vnni {
   template <bool BYTES>
   static Ints dot(Ints sum, Ints codes, Ints x) {
     return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)x);
+  }
+  static Ints look_up(const uint8_t* table, Ints places) {
+    return (Ints)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)table)), (__m512i)places);
   }
   static Ints widen(const uint16_t* from) {
     return (Ints)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
