@@ -20,11 +20,11 @@ from herd.kernels.qmatmul import (
     qmatmul_each,
     round_activations,
 )
-from herd.quant import FORMATS, blocks
+from herd.quant import NATIVE, blocks
 from herd.quant.random import random_rows
 
 pytestmark = pytest.mark.skipif(not module.here(), reason="no C++ compiler")
-PACKED = list(FORMATS.values())
+PACKED = list(NATIVE.values())
 formats = pytest.mark.parametrize("format", PACKED, ids=str)
 paths = pytest.mark.parametrize("path", module.here())
 
@@ -111,6 +111,11 @@ def test_extreme_codes_do_not_overflow(format):
             "Q5_1": slice(4, 24),
             "Q4_K": slice(16, 144),
             "Q6_K": slice(0, 208),
+            "Q2_K": slice(16, 80),
+            "Q3_K": slice(0, 96),
+            "Q5_K": slice(16, 176),
+            "IQ4_NL": slice(2, 18),
+            "IQ4_XS": slice(8, 136),
         }[format.name]
         extreme_RB[..., codes] = high
         extreme_RB = extreme_RB.view(16, -1)
@@ -162,7 +167,7 @@ def test_interleaving_is_undone(format, R, n):
 
 
 def test_blocks_in_a_part_of_a_larger_tensor():
-    rows_RB = random_rows((40, 64), FORMATS["Q4_0"], 4)
+    rows_RB = random_rows((40, 64), NATIVE["Q4_0"], 4)
     part = rows_RB[3:37]
     assert torch.equal(interleave(part, 2), interleave(part.clone(), 2))
 
@@ -180,7 +185,7 @@ def test_bf16_activations_give_bf16_results(format):
 @paths
 def test_activations_at_the_edges(path):
     """Zeros give zeros, what is too small to round counts as zero, and a value that is not finite spoils its token."""
-    format = FORMATS["Q4_0"]
+    format = NATIVE["Q4_0"]
     tiles_RB = interleave(random_rows((32, 128), format, 6), format.code)
     x_ND = tokens(5, 128)
     x_ND[0], x_ND[1], x_ND[2, 3], x_ND[3, 70] = 0, 1e-40, torch.inf, torch.nan
@@ -198,18 +203,18 @@ def test_activations_at_the_edges(path):
 @settings(max_examples=50)
 def test_activations_are_rounded_as_the_reference_says(seed):
     """A weight of 1 in one place of each row reads a code out of the kernel, ties included."""
-    rows_RB = blocks.encode(torch.eye(32), FORMATS["Q8_0"])
+    rows_RB = blocks.encode(torch.eye(32), NATIVE["Q8_0"])
     x_ND = (torch.randn(9, 32, generator=torch.Generator().manual_seed(seed)) * 8).round() / 8
     codes, scales = round_activations(x_ND)
     values = (
-        codes.double() * scales.double() * blocks.decode(rows_RB, FORMATS["Q8_0"], torch.float64).diagonal()
+        codes.double() * scales.double() * blocks.decode(rows_RB, NATIVE["Q8_0"], torch.float64).diagonal()
     )
     y_NR = qmatmul(x_ND, interleave(rows_RB, 8), 8, module.here()[0])
     torch.testing.assert_close(y_NR.double(), values, rtol=1e-6, atol=0)
 
 
 def test_no_tokens_give_no_results():
-    tiles_RB = interleave(random_rows((16, 32), FORMATS["Q8_0"], 0), 8)
+    tiles_RB = interleave(random_rows((16, 32), NATIVE["Q8_0"], 0), 8)
     assert qmatmul(torch.empty(0, 32), tiles_RB, 8, "portable").shape == (0, 16)
     assert qmatmul(torch.ones(2, 32), tiles_RB[:0], 8, "portable").shape == (2, 0)
 
@@ -221,7 +226,7 @@ def test_shapes_that_do_not_fit_are_refused(D, code, match):
 
 
 def test_operators_are_well_formed():
-    tiles_RB = random_rows((20, 64), FORMATS["Q4_0"], 0)
+    tiles_RB = random_rows((20, 64), NATIVE["Q4_0"], 0)
     ops = torch.ops.herd_native
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(
@@ -247,7 +252,7 @@ def test_several_matrices_at_once_are_each_alone(path, N, sizes):
 
 
 def test_operators_can_be_traced_by_compile():
-    tiles_RB, x_ND = interleave(random_rows((20, 64), FORMATS["Q4_0"], 0), 2), tokens(3, 64)
+    tiles_RB, x_ND = interleave(random_rows((20, 64), NATIVE["Q4_0"], 0), 2), tokens(3, 64)
     compiled = torch.compile(
         lambda x: qmatmul(2 * x, tiles_RB, 2, "portable"), backend="aot_eager", fullgraph=True
     )

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from herd.errors import QuantError
-from herd.quant import FORMATS, blocks, scheme
+from herd.quant import FORMATS, NATIVE, blocks, scheme
 from herd.quant.formats import BF16, F16, F32, TYPES
 from herd.quant.linear import packed_weights
 from herd.quant.random import random_quantized, random_rows, random_rows_of
 
-KINDS = [*FORMATS.values(), F16, BF16, F32]
+KINDS = [*NATIVE.values(), F16, BF16, F32]
 
 
 @pytest.mark.parametrize("format", KINDS, ids=str)
@@ -58,6 +58,6 @@ def test_random_models_give_finite_logits(make_model, name, tied):
 
 def test_formats_without_random_weights_are_refused():
     with pytest.raises(QuantError, match=r"Q5_K; choose Q8_0, Q4_0"):
-        random_rows((4, 256), TYPES["Q5_K"], 0)
+        random_rows((4, 256), TYPES["IQ2_XS"], 0)
     with pytest.raises(QuantError, match="do not divide"):
         random_rows((4, 100), FORMATS["Q4_0"], 0)

@@ -5,6 +5,6 @@ to bytes and back; `linear.py` has the packed layers and `matmul.py` chooses the
 better codes for the same blocks; `random.py` makes random weights for measuring speed.
 """
 
-from .formats import FORMATS, TYPES, Format, Scheme, find_format, scheme, tensor_nbytes
+from .formats import FORMATS, NATIVE, TYPES, Format, Scheme, find_format, scheme, tensor_nbytes
 
-__all__ = ["FORMATS", "TYPES", "Format", "Scheme", "find_format", "scheme", "tensor_nbytes"]
+__all__ = ["FORMATS", "NATIVE", "TYPES", "Format", "Scheme", "find_format", "scheme", "tensor_nbytes"]

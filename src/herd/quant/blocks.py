@@ -44,8 +44,10 @@ PIECE = 1 << 18
 SCANNED = 1 << 20
 """Blocks whose scales are checked at a time: enough for all threads."""
 _SCALES = {
-    **dict.fromkeys(("F16", "Q8_0", "Q4_0", "Q5_0"), (1,)),
-    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K"), (1, 3)),
+    **dict.fromkeys(("F16", "Q8_0", "Q4_0", "Q5_0", "IQ4_NL", "IQ4_XS"), (1,)),
+    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (1, 3)),
+    "Q2_K": (81, 83),
+    "Q3_K": (109,),
     "Q6_K": (209,),
 }
 """Positions in a block of the high bytes of half-precision numbers."""
@@ -78,7 +80,7 @@ def decode(blocks_RB: Tensor, format: Format, dtype: torch.dtype = torch.float32
 
 
 def all_finite(blocks_RB: Tensor, format: Format) -> bool:
-    """Return whether all weights are finite; in `FORMATS` only the half-precision scales can be otherwise."""
+    """Return whether all weights are finite; in `NATIVE` only the half-precision scales can be otherwise."""
     places = _SCALES.get(format.name)
     if places is None:
         pieces = _pieces(blocks_RB.shape[0], blocks_RB.shape[1])

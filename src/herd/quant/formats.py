@@ -62,7 +62,11 @@ Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q6_K = (
     TYPES[name] for name in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q6_K")
 )
 FORMATS: dict[str, Format] = {format.name: format for format in (Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q6_K)}
-"""The packed formats that can be written, and multiplied by without unpacking."""
+"""The packed formats that can be written."""
+NATIVE: dict[str, Format] = FORMATS | {
+    name: TYPES[name] for name in ("Q2_K", "Q3_K", "Q5_K", "IQ4_NL", "IQ4_XS")
+}
+"""The packed formats that are multiplied by without unpacking."""
 PLAIN: dict[str, Format] = {format.name: format for format in (F32, F16, BF16)}
 
 _SHORT = {"q8": Q8_0, "q4": Q4_0, "q4k": Q4_K, "q6k": Q6_K}

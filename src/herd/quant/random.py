@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import QuantError
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
-from .formats import BF16, F16, F32, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q6_K, Q8_0, Format, Scheme, tensor_nbytes
+from .formats import BF16, F16, F32, TYPES, Format, Scheme, tensor_nbytes
 from .linear import assemble_model
 from .packing import pack_scales
 
@@ -30,14 +30,30 @@ _HALF = (torch.float16, 10, 15)
 """(dtype, bits of the mantissa, bias of the exponent)."""
 _FLOATS = {F32: (torch.float32, 23, 127), F16: _HALF, BF16: (torch.bfloat16, 7, 127)}
 _SPREAD = {
-    Q8_0: 74.0,
-    **dict.fromkeys((Q4_0, Q4_1), 4.6),
-    **dict.fromkeys((Q5_0, Q5_1), 9.2),
-    Q4_K: 4.6 * 37.0,
-    Q6_K: 18.5 * 9.2,
-    **dict.fromkeys((F32, F16, BF16), 1.0),
+    TYPES[name]: spread
+    for name, spread in {
+        "F32": 1.0,
+        "F16": 1.0,
+        "BF16": 1.0,
+        "Q8_0": 74.0,
+        "Q4_0": 4.6,
+        "Q4_1": 4.6,
+        "Q5_0": 9.2,
+        "Q5_1": 9.2,
+        "Q2_K": 1.1 * 8.8,
+        "Q3_K": 2.3 * 18.5,
+        "Q4_K": 4.6 * 37.0,
+        "Q5_K": 9.2 * 18.0,
+        "Q6_K": 18.5 * 9.2,
+        "IQ4_NL": 69.0,
+        "IQ4_XS": 69.0 * 1.9,
+    }.items()
 }
-"""Root mean square of random weights whose scale is 1."""
+"""Root mean square of random weights whose half-precision scale is 1."""
+_HALF_AT = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208}
+"""Where a block's half-precision scale is, if not at its beginning."""
+_MIDDLE = {"Q4_1": -7.5, "Q5_1": -15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
+"""The lowest weight's scale, which follows, in units of the first: the middle of the codes, for a mean of 0."""
 
 
 def random_quantized(
@@ -97,20 +113,25 @@ def random_rows(shape: Sequence[int], format: Format, seed: int | Sequence[int])
     if format in _FLOATS:
         _scale(rows_RB, *_FLOATS[format], typical)
         return rows_RB
-    half_RNH = rows_RB.view(torch.int16).view(R, -1, format.block_bytes // 2)
-    if format == Q6_K:
-        half_RNH.view(torch.int8)[..., 192:208] >>= 3  # scales up to 16: larger ones need too small a step
-        _scale(half_RNH[..., -1:], *_HALF, typical)
-        return rows_RB
+    block_RNB = rows_RB.view(R, -1, format.block_bytes)
+    at = _HALF_AT.get(format.name, 0)
+    half_RNH = block_RNB.view(torch.int16)[..., at // 2 :]
     _scale(half_RNH[..., :1], *_HALF, typical)
-    if format in (Q4_1, Q5_1):  # the mean is 0 with a lowest weight of minus the middle of the codes
-        middle = 7.5 if format == Q4_1 else 15.5
-        half_RNH[..., 1] = (half_RNH[..., :1].view(torch.float16) * -middle).view(torch.int16)[..., 0]
-    if format == Q4_K:
-        # w = step · s · code - low · s has the mean 0 with low = 7.5 step, the middle of the codes
-        half_RNH[..., 1] = (half_RNH[..., :1].view(torch.float16) * 7.5).view(torch.int16)[..., 0]
-        scales_RN8 = half_RNH.view(torch.uint8)[..., 4:12] & 63
-        half_RNH.view(torch.uint8)[..., 4:16] = pack_scales(scales_RN8, scales_RN8)
+    if format.name in _MIDDLE:
+        middle = half_RNH[..., :1].view(torch.float16) * _MIDDLE[format.name]
+        half_RNH[..., 1] = middle.view(torch.int16)[..., 0]
+    # The lowest weights of the K formats have the same small scales as the steps.
+    # Large scales need a step that is too small for half precision, hence the smaller masks.
+    if format.name in ("Q4_K", "Q5_K"):
+        scales_RN8 = block_RNB[..., 4:12] & (63 if format.name == "Q4_K" else 31)
+        block_RNB[..., 4:16] = pack_scales(scales_RN8, scales_RN8)
+    elif format.name == "Q2_K":
+        block_RNB[..., :16] = (block_RNB[..., :16] & 15) * 17
+    elif format.name == "Q6_K":
+        block_RNB.view(torch.int8)[..., 192:208] >>= 3
+    elif format.name == "IQ4_XS":  # the high bits of every scale are 2, which stands for 0
+        block_RNB[..., 2:4] = 0xAA
+        block_RNB[..., 4:8] &= 0x33
     return rows_RB
 
 
