@@ -78,11 +78,7 @@ def test_other_seeds_give_other_needles(maker):
 
 
 @pytest.mark.parametrize(
-    "arguments, match",
-    [
-        ((20, 0.5, 0), "20 tokens do not hold 4 facts"),
-        ((900, 1.5, 0), "depth 1.5"),
-    ],
+    "arguments, match", [((20, 0.5, 0), "20 tokens do not hold 4 facts"), ((900, 1.5, 0), "depth 1.5")]
 )
 def test_impossible_requests_are_refused(maker, arguments, match):
     with pytest.raises(DataError, match=match):

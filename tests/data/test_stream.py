@@ -150,9 +150,7 @@ def test_shards_shorter_than_a_row_are_refused(tmp_path, byte_tokenizer):
 
 
 @given(
-    lengths=st.lists(st.integers(1, 40), max_size=120),
-    capacity=st.integers(40, 90),
-    seed=st.integers(0, 99),
+    lengths=st.lists(st.integers(1, 40), max_size=120), capacity=st.integers(40, 90), seed=st.integers(0, 99)
 )
 @settings(max_examples=80, deadline=None)
 def test_packing_keeps_every_dialog_within_the_row(lengths, capacity, seed):
@@ -164,10 +162,7 @@ def test_packing_keeps_every_dialog_within_the_row(lengths, capacity, seed):
     assert sum(sum(lengths[i] for i in row) <= capacity // 2 for row in rows) <= 1
 
 
-@given(
-    sizes=st.lists(st.integers(2, 25), min_size=1, max_size=40),
-    seed=st.integers(0, 9),
-)
+@given(sizes=st.lists(st.integers(2, 25), min_size=1, max_size=40), seed=st.integers(0, 9))
 @settings(max_examples=60, deadline=None)
 def test_dialog_rows_hold_every_trained_token_once(sizes, seed):
     rng = np.random.default_rng(seed)

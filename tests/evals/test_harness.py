@@ -307,8 +307,7 @@ def test_a_checkpoint_runs_tasks_of_several_kinds(local, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "shots", "cure"),
-    [("boolq", 0, ""), ("gsm8k", 8, " or fewer than 8 shots"), ("gsm8k", 0, "")],
+    ("name", "shots", "cure"), [("boolq", 0, ""), ("gsm8k", 8, " or fewer than 8 shots"), ("gsm8k", 0, "")]
 )
 def test_a_context_too_short_names_the_cure(make_model, tokenizer, tmp_path, name, shots, cure):
     model = CheckpointModel(make_model(3), tokenizer, name="short", hash="cd" * 32)

@@ -135,8 +135,7 @@ def test_of_short_contexts_those_lengths_remain_that_hold_the_question():
     assert {item.group for item in task.items(Data())} == {"256"}
     assert task.note(Data()).endswith("lengths 256 tokens")
     with pytest.raises(
-        DataError,
-        match=r"a context of .* tokens is too short for this task \(a text of .*\); use a model",
+        DataError, match=r"a context of .* tokens is too short for this task \(a text of .*\); use a model"
     ):
         fitted("needle_multi", 256).items(Data())
     with pytest.raises(DataError, match="use a model with a longer context"):

@@ -78,15 +78,7 @@ def checked(folder: Path) -> str:
 def test_the_page_of_a_complete_run_shows_its_numbers(example):
     text = checked(example).replace("\u00a0", " ")
     assert "A herd raised in 6 min 16 s" in text
-    for heading in (
-        "The family",
-        "Training",
-        "Long context",
-        "Languages",
-        "Tools",
-        "Sample texts",
-        "Costs",
-    ):
+    for heading in ("The family", "Training", "Long context", "Languages", "Tools", "Sample texts", "Costs"):
         assert heading in text
     for number in (
         "1.412",

@@ -10,13 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from herd.errors import ChatError
 from herd.text.library_tokenizer import LibraryTokenizer
-from herd.text.template_chat import (
-    ChatTemplate,
-    Marked,
-    assistant_spans,
-    encode_rendered,
-    trained_tokens,
-)
+from herd.text.template_chat import ChatTemplate, Marked, assistant_spans, encode_rendered, trained_tokens
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"

@@ -201,14 +201,7 @@ def test_environment_is_empty(sandbox, monkeypatch):
 
 @pytest.mark.skipif(not LINUX, reason="goes below Python")
 @pytest.mark.parametrize(
-    "call",
-    [
-        "fork()",
-        "socket(2, 1, 0)",
-        "kill(-1, 9)",
-        "open(b'/etc/passwd', 0)",
-        "ptrace(16, 1, 0, 0)",
-    ],
+    "call", ["fork()", "socket(2, 1, 0)", "kill(-1, 9)", "open(b'/etc/passwd', 0)", "ptrace(16, 1, 0, 0)"]
 )
 def test_the_kernel_refuses_calls_that_go_below_python(sandbox, call):
     result = sandbox.run(f"import ctypes\nlibc = ctypes.CDLL(None)\nprint(libc.{call})")

@@ -99,11 +99,7 @@ def import_hf(
 
 
 def export_hf(
-    folder: str | Path,
-    out: str | Path,
-    *,
-    dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
+    folder: str | Path, out: str | Path, *, dtype: torch.dtype | None = None, progress: Progress | None = None
 ) -> str:
     """Copy a checkpoint folder for another program.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -41,10 +43,7 @@ def _device(text: str | None) -> str | None:
 
     try:
         torch.empty(1, device=text)
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # torch raises AssertionError where it is built without CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError: this torch is built without CUDA
         reason = str(error).strip().splitlines()[0]
         raise typer.BadParameter(f"{text!r} cannot be used here: {reason}") from error
     return text
@@ -61,36 +60,41 @@ def _threads(count: int | None) -> int | None:
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Dtype = Annotated[
-    str | None,
-    typer.Option("--dtype", callback=_dtype, help="Compute in fp32, bf16 or fp16 (default: as stored)."),
+    str | None, typer.Option(callback=_dtype, help="Compute in fp32, bf16 or fp16 (default: as stored).")
 ]
 Kv = Annotated[
-    str,
-    typer.Option(
-        "--kv", callback=_kv, help="Store keys and values in fp32, bf16 or int8 (auto: the model's)."
-    ),
+    str, typer.Option(callback=_kv, help="Store keys and values in fp32, bf16 or int8 (auto: the model's).")
 ]
 Device = Annotated[
-    str | None,
-    typer.Option("--device", callback=_device, help="cpu, cuda, cuda:1, … (default: a GPU if there is one)."),
+    str | None, typer.Option(callback=_device, help="cpu, cuda, cuda:1, … (default: a GPU if there is one).")
 ]
+_THREADS_HELP = "Number of CPU threads (default: the cores this process may use)."
 Threads = Annotated[
-    int | None,
-    typer.Option(
-        "--threads",
-        min=1,
-        max=4096,
-        is_eager=True,
-        callback=_threads,
-        help="Number of CPU threads (default: the cores this process may use).",
-    ),
+    int | None, typer.Option(min=1, max=4096, is_eager=True, callback=_threads, help=_THREADS_HELP)
 ]
+
+
+@contextmanager
+def progress_display(*columns: Any, show: bool = True) -> Iterator[Any]:
+    """Show rich's progress with these columns (a text is a template) on stderr, if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    hidden = not (show and sys.stderr.isatty())
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=hidden) as bar:
+        yield bar
 
 
 def print_json(result: Any) -> None:
     """Print one JSON document. Raises ValueError for NaN and infinity, which JSON does not have."""
     json.dump(result, sys.stdout, indent=1, ensure_ascii=False, allow_nan=False)
     print()
+
+
+def picked(item: Any, names: str) -> dict[str, Any]:
+    """Return the named attributes of ``item`` for JSON; ``key=attribute`` gives one another name."""
+    pairs = (name.partition("=") for name in names.split())
+    return {key: operator.attrgetter(attribute or key)(item) for key, _, attribute in pairs}
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 
 from ..dtypes import parse_dtype, torch_dtype
 from ..errors import CheckpointError, ConfigError
-from .common import MODEL, Json, print_json
+from .common import MODEL, Json, print_json, progress_display
 
 if TYPE_CHECKING:
     from ..llama.config import ModelConfig
@@ -20,25 +19,21 @@ if TYPE_CHECKING:
 Dtype = Annotated[
     str | None, typer.Option(help="Number format of the weights: bf16, fp16 or fp32. Default: as stored.")
 ]
+SOURCE = """A GGUF file, a folder with Meta's files (params.json, *.pth), a Hugging Face folder, a name
+(`herd list`), or hf:ORG/NAME[/FILE.gguf][@REVISION]."""
+MAX_CONTEXT = "Longest context in tokens, for Meta's files, which do not state it."
+FORMAT = """hf: for transformers and others; gguf: one file for llama.cpp; vllm: 4- or 8-bit weights for vLLM.
+Default: gguf if the target ends in .gguf, else hf."""
+GGUF_TYPE = """Weight format for gguf: f16 (default), bf16, f32, q8_0, q4_0, q4_k or q6_k. Not for quantized
+folders, which are copied."""
 
 
 def import_command(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A GGUF file, a folder with Meta's files (params.json, *.pth), a Hugging Face folder, "
-            "a name (`herd list`), or hf:ORG/NAME[/FILE.gguf][@REVISION]."
-        ),
-    ],
+    source: Annotated[str, typer.Argument(help=SOURCE)],
     out: Annotated[Path, typer.Argument(help="The checkpoint folder to create.")],
     dtype: Dtype = None,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the model in herd.json. Default: the source's name.")
-    ] = None,
-    max_context: Annotated[
-        int | None,
-        typer.Option(min=1, help="Longest context in tokens, for Meta's files, which do not state it."),
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name in herd.json (default: the source's).")] = None,
+    max_context: Annotated[int | None, typer.Option(min=1, help=MAX_CONTEXT)] = None,
     as_json: Json = False,
 ) -> None:
     """Import weights from Meta, Hugging Face or a GGUF file as a checkpoint folder.
@@ -72,21 +67,9 @@ def import_command(
 def export_command(
     folder: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
     out: Annotated[Path, typer.Argument(help="The folder to create, or a file NAME.gguf.")],
-    format: Annotated[
-        str | None,
-        typer.Option(
-            help="hf: for transformers and others; gguf: one file for llama.cpp; vllm: 4- or 8-bit weights "
-            "for vLLM. Default: gguf if the target ends in .gguf, else hf."
-        ),
-    ] = None,
+    format: Annotated[str | None, typer.Option(help=FORMAT)] = None,
     dtype: Dtype = None,
-    type: Annotated[
-        str | None,
-        typer.Option(
-            help="Weight format for gguf: f16 (default), bf16, f32, q8_0, q4_0, q4_k or q6_k. Not for "
-            "quantized folders, which are copied."
-        ),
-    ] = None,
+    type: Annotated[str | None, typer.Option(help=GGUF_TYPE)] = None,
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint for other programs.
@@ -131,13 +114,10 @@ def _dtype(name: str | None) -> Any:
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on stderr if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=Console(file=sys.stderr), transient=True, disable=not sys.stderr.isatty()
-    ) as bar:
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with progress_display(*columns) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -147,18 +127,11 @@ def _say(out: Path, config: ModelConfig, as_json: bool) -> None:
     from .. import checkpoint
 
     lineage = checkpoint.load_lineage(out)
-    weights_hash = lineage.weights_hash if lineage else None
-    licence = lineage.licence if lineage else None
+    weights_hash, licence = (lineage.weights_hash, lineage.licence) if lineage else (None, None)
     if as_json:
-        print_json(
-            {
-                "folder": str(out),
-                "name": lineage.name if lineage else out.name,
-                "n_params": config.n_params,
-                "weights_hash": weights_hash,
-                "licence": licence,
-            }
-        )
+        made: dict[str, Any] = {"folder": str(out), "name": lineage.name if lineage else out.name}
+        made |= {"n_params": config.n_params, "weights_hash": weights_hash, "licence": licence}
+        print_json(made)
         return
     print(f"{out}: {config.n_params:,} parameters, weights {weights_hash}")
     if licence:

@@ -16,7 +16,7 @@ from ..errors import PlanError
 from ..plan.quantity import CONTEXT, TIME, USD, whole
 from . import plan_leak, plan_local, plan_serve
 from . import plan_options as opt
-from .common import Json, long_time, print_json
+from .common import Json, long_time, picked, print_json
 
 if TYPE_CHECKING:
     from ..llama.config import ModelConfig
@@ -229,7 +229,7 @@ def _machine_record(machine: Machine) -> dict[str, Any]:
         "bandwidth=device.bandwidth flops=device.flops link=link.name per_node network=network.name "
         "watts=device.power source=device.source"
     )
-    return opt.picked(machine, names) | {
+    return picked(machine, names) | {
         "reached_bf16": machine.device.reachable("bf16"),
         "rent": [asdict(price) for price in machine.rent],
         "buy": [asdict(price) for price in machine.buy],
@@ -261,7 +261,7 @@ def _plan_record(
 ) -> dict[str, Any]:
     best, *others = [
         asdict(found.layout)
-        | opt.picked(found, "mfu step_seconds=seconds tokens_per_s bytes_total=nbytes.total")
+        | picked(found, "mfu step_seconds=seconds tokens_per_s bytes_total=nbytes.total")
         | {"seconds": found.step.parts(), "bytes": found.nbytes.parts()}
         for found in shown
     ]
@@ -270,7 +270,7 @@ def _plan_record(
         "layouts_seen=seen layouts_that_fit=feasible days device_hours energy_kwh=money.energy_kwh"
     )
     usd = asdict(plan.money)
-    record = opt.picked(plan, names) | {
+    record = picked(plan, names) | {
         "what": title,
         "machine": _machine_record(plan.machine),
         "trained_params": plan.job.adapters or plan.job.config.n_params,
@@ -282,7 +282,7 @@ def _plan_record(
     }
     if plan.teacher is not None:
         names = "n_params=config.n_params tp replicas hours cache_bytes"
-        record["teacher"] = opt.picked(plan.teacher, names)
+        record["teacher"] = picked(plan.teacher, names)
     if budget is not None:
         record |= {"budget_usd": budget, "tokens_within_budget": _affordable_tokens(plan, budget)}
     return record

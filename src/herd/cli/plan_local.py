@@ -12,7 +12,7 @@ import typer
 from ..errors import PlanError
 from ..plan.quantity import COUNT, USD, Quantity
 from . import plan_options as opt
-from .common import Json, print_json
+from .common import Json, picked, print_json
 
 if TYPE_CHECKING:
     from ..plan.prices import ApiPrice, OwnCost
@@ -262,7 +262,7 @@ def _break_even_records(size: str, own: OwnCost) -> list[dict[str, Any]]:
 
     evens = [break_even(own, api) for offers in _rival_offers(size) for api in offers]
     names = "tokens_a_month=tokens capacity reachable"
-    return [_with_blended(even.api) | opt.picked(even, names) for even in evens]
+    return [_with_blended(even.api) | picked(even, names) for even in evens]
 
 
 def _with_blended(price: OwnCost | ApiPrice) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 
 from ..plan import quantity
 from ..plan.quantity import CONTEXT, COUNT, USD, Quantity
-from .common import long_time, print_table
+from .common import long_time, picked, print_table, progress_display
 
 if TYPE_CHECKING:
     from ..plan.ways import MeasuredTarget, Target, Way
@@ -79,13 +78,10 @@ def measured_target(learned: bool = False, again: bool = False) -> MeasuredTarge
 
 
 def _measure_with_progress() -> Any:
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import SpinnerColumn, TimeElapsedColumn
 
-    console = Console(file=sys.stderr)
-    console.print("Measuring this machine once, about half a minute; the result is kept.")
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+    print("Measuring this machine once, about half a minute; the result is kept.", file=sys.stderr)
+    with progress_display(SpinnerColumn(), "{task.description}", TimeElapsedColumn()) as bar:
         task = bar.add_task("loading torch", total=None)
         from ..plan.measure import measure_machine
 
@@ -101,12 +97,6 @@ def find_target(name: str, machines: Path | None, size: str, learned: bool = Fal
     if name == "here":
         return measured_target(learned)
     return catalogue_target(find_machine(name, machines), SIZES[size])
-
-
-def picked(item: Any, names: str) -> dict[str, Any]:
-    """Return the named attributes of ``item`` for JSON; ``key=attribute`` gives one another name."""
-    pairs = (name.partition("=") for name in names.split())
-    return {key: operator.attrgetter(attribute or key)(item) for key, _, attribute in pairs}
 
 
 def way_record(found: Way) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ..errors import PlanError
 from ..plan.quantity import CONTEXT, TIME, Quantity
 from . import plan_options as opt
-from .common import Json, print_json
+from .common import Json, picked, print_json
 from .plan_local import ALPHA
 
 if TYPE_CHECKING:
@@ -231,4 +231,4 @@ def _served_record(served: Served, bar: float) -> dict[str, Any]:
         "weights=way.weights.name output_tokens_per_s replicas answer stable batch requests_per_s ttft_mean "
         "ttft_p95 tpot prefill_share fits most_batch"
     )
-    return opt.picked(served, names) | {"meets": served.meets(bar)}
+    return picked(served, names) | {"meets": served.meets(bar)}

@@ -25,34 +25,16 @@ MEASURED_CONTEXT = 512
 
 def quantize_command(
     folder: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
-    to: Annotated[
-        str, typer.Option(help="Weight format: q8, q4, q4k or q6k (GGUF's Q8_0, Q4_0, Q4_K or Q6_K).")
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="The folder to create. Default: NAME-q4, or as the format is.")
-    ] = None,
-    gptq: Annotated[
-        bool, typer.Option("--gptq", help="Fit the weights to calibration text: more exact, but slower.")
-    ] = False,
-    calib: Annotated[
-        str | None,
-        typer.Option(
-            help="Calibration text for --gptq, typical of the model's use: a file, a folder or hf:NAME."
-        ),
-    ] = None,
+    to: Annotated[str, typer.Option(help="Weight format: q8, q4, q4k or q6k.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to create (default: NAME-q4 and so on).")] = None,
+    gptq: Annotated[bool, typer.Option("--gptq", help="Fit the weights to text: better, slower.")] = False,
+    calib: Annotated[str | None, typer.Option(help="Text for --gptq: a file, folder or hf:NAME.")] = None,
     embeddings: Annotated[
-        str | None, typer.Option(help="Format of the embeddings. Default: that of --to.")
+        str | None, typer.Option(help="Format of the embeddings (default: --to's).")
     ] = None,
-    head: Annotated[
-        str | None, typer.Option(help="Format of the output layer. Default: q8 for a 4-bit model.")
-    ] = None,
-    text: Annotated[
-        str | None,
-        typer.Option(help="Text to measure the loss on. Default: sentences that come with Herd."),
-    ] = None,
-    measure: Annotated[
-        bool, typer.Option("--measure/--no-measure", help="Compare the result with the original on --text.")
-    ] = True,
+    head: Annotated[str | None, typer.Option(help="Format of the head (default: q8 for 4 bits).")] = None,
+    text: Annotated[str | None, typer.Option(help="Text to measure the loss on (default: Herd's).")] = None,
+    measure: Annotated[bool, typer.Option(help="Compare the result with the original on --text.")] = True,
     as_json: Json = False,
 ) -> None:
     """Make a smaller copy of a model with 8 or 4 bits per weight, in GGUF's block formats.

@@ -7,22 +7,16 @@ from typing import Annotated
 
 import typer
 
+TEXT = "Your own text: a file, a folder, a pattern such as 'text/*.txt', or hf:NAME. Repeatable."
+
 
 def raise_command(
     name: Annotated[str, typer.Option(help="Name of the run.")] = "demo",
-    full: Annotated[
-        bool, typer.Option("--full", help="Train better models: 20 to 25 minutes instead of about 6.")
-    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Train better models, in 20 to 25 minutes.")] = False,
     quick: Annotated[
-        bool,
-        typer.Option("--quick", help="Run all stages in about a minute, with models too small to be good."),
+        bool, typer.Option("--quick", help="Run all stages in a minute, with tiny models.")
     ] = False,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Your own text: a file, a folder, a pattern such as 'text/*.txt', or hf:NAME. Repeatable."
-        ),
-    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help=TEXT)] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all random choices. [default: 0]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
     runs: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
@@ -38,6 +32,7 @@ def raise_command(
     from ..errors import RecipeError
     from ..kernels.memory import keep_freed_memory
     from ..life import raise_herd
+    from ..life.plan import Mode
     from ..life.show import Show
     from ..plan import compare
 
@@ -50,14 +45,8 @@ def raise_command(
     keep_freed_memory()
     console = Console(stderr=json_)
     folder = runs / name
-    run = raise_herd(
-        folder,
-        "full" if full else "quick" if quick else None,
-        seed=seed,
-        text=text,
-        resume=resume,
-        show=Show({}, console),
-    )
+    mode: Mode | None = "full" if full else "quick" if quick else None
+    run = raise_herd(folder, mode, seed=seed, text=text, resume=resume, show=Show({}, console))
     # A quick run's times are not predicted for this machine, and a resumed run was measured only in part.
     if not quick and not resume:
         compare.record_stages(name, (run.record(stage) for stage in run.plan.predicted_seconds))

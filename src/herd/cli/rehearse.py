@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import PlanError
-from .common import long_time, print_json
-from .plan_options import picked, print_rows
+from .common import long_time, picked, print_json
+from .plan_options import print_rows
 
 if TYPE_CHECKING:
     from ..plan.rehearse import Outlook, Rehearsal

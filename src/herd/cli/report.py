@@ -11,8 +11,7 @@ from .common import Json, print_json
 
 
 def report_command(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/demo.")],
-    as_json: Json = False,
+    run: Annotated[Path, typer.Argument(help="Folder of a run, e.g. runs/demo.")], as_json: Json = False
 ) -> None:
     """Write RUN/report.html again from the run's records. Parts that were not measured say so."""
     from ..report.page import build_page

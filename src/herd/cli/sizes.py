@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..llama.config import SIZES
-from .common import Json, print_json
-from .plan_options import picked, print_rows
+from .common import Json, picked, print_json
+from .plan_options import print_rows
 
 FIELDS = "n_params dim n_layers n_heads n_kv_heads ffn_dim vocab_size max_context tied=tie_embeddings"
 

@@ -11,25 +11,15 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import Json, print_json
+from .common import Json, picked, print_json, progress_display
 
 
 def train_command(
     recipe: Annotated[Path, typer.Argument(help="A recipe (YAML), e.g. recipes/tiny-lm.yaml.")],
     check: Annotated[bool, typer.Option("--check", help="Only check the recipe for mistakes.")] = False,
-    rehearse: Annotated[
-        bool,
-        typer.Option(
-            "--rehearse", help="Train one and two layers for a few steps, and predict the whole run."
-        ),
-    ] = False,
-    machine: Annotated[
-        str | None,
-        typer.Option(help="With --rehearse: the machine to predict for, e.g. 64xH100."),
-    ] = None,
-    script: Annotated[
-        Path | None, typer.Option(help="With --rehearse: write a Slurm script to this file.")
-    ] = None,
+    rehearse: Annotated[bool, typer.Option("--rehearse", help="Train a few steps, predict the run.")] = False,
+    machine: Annotated[str | None, typer.Option(help="Rehearse for another machine, e.g. 64xH100.")] = None,
+    script: Annotated[Path | None, typer.Option(help="Rehearse; write a Slurm script to this file.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train a model by a recipe.
@@ -61,19 +51,8 @@ def train_command(
         return
     planned = _planned(read, folder, result)
     if as_json:
-        print_json(
-            {
-                "model": str(folder),
-                "step": result.step,
-                "tokens": result.tokens,
-                "seconds": result.seconds,
-                "predicted_seconds": planned,
-                "flops": result.flops,
-                "averaged": result.averaged,
-                "resumed_from": result.resumed_from,
-                "last": result.last,
-            }
-        )
+        names = "step tokens seconds flops averaged resumed_from last"
+        print_json({"model": str(folder), "predicted_seconds": planned} | picked(result, names))
     else:
         pace = result.tokens / result.seconds if result.seconds else 0.0
         print(f"{folder}: {result.tokens:,} tokens in {result.seconds:,.0f} s, {pace:,.0f} tokens/s")
@@ -92,9 +71,8 @@ def _planned(recipe: Any, folder: Path, result: Any) -> float | None:
 
     if recipe.parallel.ranks > 1 or result.resumed_from or recipe.objective.parents():
         return None
-    return compare.compare_training(
-        load_config(folder), recipe.train, result.seconds, result.step, recipe.name
-    )
+    config = load_config(folder)
+    return compare.compare_training(config, recipe.train, result.seconds, result.step, recipe.name)
 
 
 def _check(path: Path, recipe: Any, as_json: bool) -> None:
@@ -115,18 +93,10 @@ def _check(path: Path, recipe: Any, as_json: bool) -> None:
 @contextmanager
 def _progress(name: str, steps: int, *, show: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show a progress bar in a terminal; elsewhere print a line every twentieth of the way, for log files."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
-    terminal = show and sys.stderr.isatty()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=not terminal) as bar:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with progress_display("{task.description}", *columns, "{task.fields[note]}", show=show) as bar:
         task = bar.add_task(name, total=steps, note="")
         shown = -1
 
@@ -135,7 +105,7 @@ def _progress(name: str, steps: int, *, show: bool) -> Iterator[Callable[[dict[s
             step = record["step"]
             note = f"loss {record['loss']:.3f}  {record['tokens_per_s']:,.0f} tokens/s"
             bar.update(task, completed=step, note=note)
-            if show and not terminal and step * 20 // steps > shown:
+            if show and bar.disable and step * 20 // steps > shown:
                 shown = step * 20 // steps
                 print(f"{name}: step {step:,} of {steps:,}  {note}", file=sys.stderr, flush=True)
 

@@ -18,14 +18,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from .rows import JSON_LINES, ROW_ENDINGS, DataRow, NoRows, read_rows
-from .text_files import (
-    DataWarning,
-    NotText,
-    decode_blocks,
-    file_ending,
-    list_files,
-    open_bytes,
-)
+from .text_files import DataWarning, NotText, decode_blocks, file_ending, list_files, open_bytes
 
 PART_CHARS = 1 << 16
 """Characters of one part of a long file: long enough to train long contexts, short enough to divide one

@@ -112,11 +112,7 @@ def layouts(
 
 
 def _variants(
-    job: Job,
-    shape: tuple[int, int, int, int],
-    layers: int,
-    precision: str,
-    recomputes: Sequence[Recompute],
+    job: Job, shape: tuple[int, int, int, int], layers: int, precision: str, recomputes: Sequence[Recompute]
 ) -> Iterator[ParallelLayout]:
     _, cp, pp, dp = shape
     chunk_counts = [1] if pp == 1 else [chunks for chunks in range(1, layers + 1) if layers % chunks == 0]

@@ -27,15 +27,7 @@ from ..dtypes import torch_dtype
 from ..errors import QuantError
 from .formats import FORMATS, PLAIN, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q6_K, Q8_0, Format, require_fit
 from .grids import best_grid
-from .packing import (
-    Grid,
-    halves,
-    pack_codes,
-    unpack_fifth_bits,
-    unpack_nibbles,
-    unpack_q6,
-    unpack_scales,
-)
+from .packing import Grid, halves, pack_codes, unpack_fifth_bits, unpack_nibbles, unpack_q6, unpack_scales
 
 __all__ = ["Grid", "decode", "encode", "fit_grid", "pack_codes"]
 

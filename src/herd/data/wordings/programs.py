@@ -45,11 +45,7 @@ def _read() -> tuple[Program, ...]:
     trials = {name: tuple(map(tuple, rows)) for name, rows in data["trials"].items()}
     return tuple(
         Program(
-            row["key"],
-            tuple(row["names"].split()),
-            params[row["params"]],
-            row["body"],
-            trials[row["trials"]],
+            row["key"], tuple(row["names"].split()), params[row["params"]], row["body"], trials[row["trials"]]
         )
         for row in data["programs"]
     )

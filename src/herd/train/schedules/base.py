@@ -26,8 +26,7 @@ class Schedule(Section):
             )
         if self.average_every > self.decay_steps:
             raise impossible(
-                "average_every",
-                f"average_every={self.average_every} exceeds decay_steps={self.decay_steps}",
+                "average_every", f"average_every={self.average_every} exceeds decay_steps={self.decay_steps}"
             )
         return self
 
