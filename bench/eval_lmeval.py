@@ -15,32 +15,20 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-import torch
-
 from common import DATA, ROOT, bench_parser, save_receipt
-from herd import checkpoint
 from herd.evals.local import CheckpointModel
 from herd.evals.tasks import Rank
 from herd.files import write_atomically
 from herd.llama import ModelConfig
-from herd.llama.model import LlamaLM
-from herd.report.receipt import Value, package_version
+from herd.report.receipt import Value
 from herd.text.tokenizer import Tokenizer
-
-sys.path.insert(0, str(ROOT / "tests" / "evals"))
-import lmeval_oracle as oracle
+from lmeval import RIVALS, compare_likelihoods, open_both, oracle, random_folder
 
 BAR = 0.999
-TIE = 1e-4
-"""Two choices whose log-likelihoods differ by less are a tie that rounding decides, in nats."""
+MODEL = ModelConfig(128256, 64, 2, 4, 2, 128, rope_theta=500_000.0, max_context=8192, tie_embeddings=True)
 
 
 def main() -> None:
@@ -51,11 +39,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "eval_lmeval")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
-    folder = model_folder(args.work)
     names = args.tasks.split(",")
     todo = [name for name in names if not partial(args, name).is_file()]
     if todo:
-        ours, theirs = open_both(folder)
+        ours, theirs = open_both(
+            random_folder(args.work / "d64", MODEL, std=0.2)
+        )  # large weights make choices differ
         for name in todo:
             result = compare(name, ours, theirs, args.limit, args.tokens)
             write_atomically(partial(args, name), json.dumps(result))
@@ -70,64 +59,15 @@ def partial(args: argparse.Namespace, name: str) -> Path:
     return args.work / f"{name}-{args.limit}-{args.tokens}.json"
 
 
-def model_folder(work: Path) -> Path:
-    """Return the folder of the random model; large weights make the choices differ."""
-    folder = work / "d64"
-    if not folder.exists():
-        config = ModelConfig(
-            128256, 64, 2, 4, 2, 128, rope_theta=500_000.0, max_context=8192, tie_embeddings=True
-        )
-        model = LlamaLM(config).init_weights(0, std=0.2)
-        tokenizer = Tokenizer.from_file(DATA / "llama3_tokenizer" / "tokenizer.model")
-        checkpoint.save_model(folder, model, tokenizer, lineage=checkpoint.Lineage(name="d64", stage="lm"))
-    return folder
-
-
-def open_both(folder: Path) -> tuple[CheckpointModel, Any]:
-    """Open the same files in Herd and in lm-eval's transformers model."""
-    from lm_eval.models.huggingface import HFLM
-
-    model = checkpoint.load_model(folder, dtype=torch.float32).eval().requires_grad_(False)
-    tokenizer = checkpoint.load_tokenizer(folder)
-    assert tokenizer is not None
-    ours = CheckpointModel(model, tokenizer, name="d64", hash=checkpoint.checkpoint_hash(folder), max_batch=8)
-    return ours, HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=1, max_length=8192)
-
-
 def compare(name: str, ours: CheckpointModel, theirs: Any, limit: int, tokens: int) -> dict[str, Any]:
     """Count the equal decisions over the items of a task."""
     result: dict[str, Any] = {"items": 0, "same": 0, "ties": 0, "nats": 0.0, "greedy": 0, "examples": []}
     for task, herd, items in oracle.pairs(name, DATA, limit):
         if isinstance(items[0].request, Rank):
-            _likelihoods(result, task, herd, items, ours, theirs)
+            compare_likelihoods(result, task, herd, items, ours, theirs)
         else:
             _texts(result, task, items, ours, theirs, tokens)
     return result
-
-
-def _likelihoods(
-    result: dict[str, Any], task: Any, herd: Any, items: list, ours: CheckpointModel, theirs: Any
-) -> None:
-    said: dict[int, list[tuple[float, bool]]] = {}
-    answers = theirs.loglikelihood(task.instances, disable_tqdm=True)
-    for instance, answer in zip(task.instances, answers, strict=True):
-        said.setdefault(instance.doc_id, []).append(answer)
-    docs = task.test_docs()
-    for number, answer in ours.answer([item.request for item in items]):
-        item, mine = items[number], answer.likelihoods
-        expected = task.process_results(docs[number], said[number])
-        judged = herd.judge(item, answer)
-        found = {herd.metric: judged.value, **judged.metrics}
-        same = all(found[metric] == value for metric, value in expected.items())
-        nats = [nats for nats, _ in said[number]]
-        first, second = sorted(nats, reverse=True)[:2]
-        result["items"] += 1
-        result["same"] += same
-        result["ties"] += not same and first - second < TIE
-        result["nats"] = max(result["nats"], *(abs(a.nats - b) for a, b in zip(mine, nats, strict=True)))
-        result["greedy"] += sum(a.greedy != bool(b) for a, (_, b) in zip(mine, said[number], strict=True))
-        if not same:
-            result["examples"].append({"id": item.id, "ours": [a.nats for a in mine], "theirs": nats})
 
 
 def _texts(
@@ -175,10 +115,7 @@ def receipt(results: dict[str, Any], args: argparse.Namespace, n: int, same: int
         what="per-item decisions of herd eval and of lm-eval on transformers, leak suite, fp32",
         values=values,
         seed=0,
-        rivals={
-            "lm-eval": package_version("lm-eval") or "",
-            "transformers": package_version("transformers") or "",
-        },
+        rivals=RIVALS,
         notes=f"D=64 random model, Meta's tokenizer, 8k context, {args.limit} items per task (human_eval has "
         f"164); shots by the first_n sampler; written texts compared over {args.tokens} tokens. "
         + (

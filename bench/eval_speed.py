@@ -14,30 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
-import sys
 import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 import torch
 
 from common import DATA, ROOT, bench_parser, save_receipt
-from herd import checkpoint
 from herd.evals.local import CheckpointModel
 from herd.files import write_atomically
 from herd.llama import ModelConfig
-from herd.llama.model import LlamaLM
-from herd.report.receipt import Value, package_version
-from herd.text.tokenizer import Tokenizer
+from herd.report.receipt import Value
+from lmeval import RIVALS, judged_alike, open_both, oracle, random_folder
 
-sys.path.insert(0, str(ROOT / "tests" / "evals"))
-import lmeval_oracle as oracle
-
+MODEL = ModelConfig(128256, 512, 12, 8, 4, 1536, rope_theta=500_000.0, max_context=8192, tie_embeddings=True)
 BARS = {"mmlu_astronomy": 5.0, "hellaswag": 3.0}
 PARTS = 4
 """Both answer a part, then the next; each part is kept, so that the same command goes on. Herd begins each
@@ -68,19 +59,6 @@ def main() -> None:
     receipt(results, args)
 
 
-def model_folder(work: Path) -> Path:
-    """Return the folder of the random model; make it if it is missing."""
-    folder = work / "m100"
-    if not folder.exists():
-        config = ModelConfig(
-            128256, 512, 12, 8, 4, 1536, rope_theta=500_000.0, max_context=8192, tie_embeddings=True
-        )
-        tokenizer = Tokenizer.from_file(DATA / "llama3_tokenizer" / "tokenizer.model")
-        model = LlamaLM(config).init_weights(0)
-        checkpoint.save_model(folder, model, tokenizer, lineage=checkpoint.Lineage(name="m100", stage="lm"))
-    return folder
-
-
 def kept_part(name: str, part: int, args: argparse.Namespace) -> dict[str, Any]:
     """Return the result of a part; measure it if it is missing."""
     path = args.work / f"{name}-{args.limit}-{args.batch}-{args.threads}-{part}.json"
@@ -90,31 +68,21 @@ def kept_part(name: str, part: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def open_both(folder: Path, batch: int) -> tuple[LlamaLM, Tokenizer, Any]:
-    """Open the same files in Herd and in lm-eval's transformers model."""
-    from lm_eval.models.huggingface import HFLM
-
-    model = checkpoint.load_model(folder, dtype=torch.float32).eval().requires_grad_(False)
-    tokenizer = checkpoint.load_tokenizer(folder)
-    assert tokenizer is not None
-    return (
-        model,
-        tokenizer,
-        HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=batch, max_length=8192),
-    )
+def open_both_once(work: Path, batch: int) -> tuple[CheckpointModel, Any]:
+    return open_both(random_folder(work / "m100", MODEL), batch)
 
 
 def measure(name: str, part: int, args: argparse.Namespace) -> dict[str, Any]:
     """Return the seconds of both for the same items, and how many they decide alike."""
-    model, tokenizer, theirs = open_both(model_folder(args.work), args.batch)
+    warm, theirs = open_both_once(args.work, args.batch)
     [(task, herd, items)] = list(oracle.pairs(name, DATA, args.limit))
     by_doc = oracle.instances(task)
     numbers = range(part, len(items), PARTS)
     instances = [instance for number in numbers for instance in by_doc[number]]
     # both warm up on one item
-    list(fresh(model, tokenizer).answer([items[0].request]))
+    list(warm.answer([items[0].request]))
     theirs.loglikelihood(by_doc[0][:1], disable_tqdm=True)
-    ours = fresh(model, tokenizer)
+    ours = CheckpointModel(warm.model, warm.tokenizer, name="m100", hash=warm.hash)  # with an empty cache
     began = time.perf_counter()
     answers = dict(ours.answer([items[number].request for number in numbers]))
     herd_s = time.perf_counter() - began
@@ -125,24 +93,17 @@ def measure(name: str, part: int, args: argparse.Namespace) -> dict[str, Any]:
     for instance, pair in zip(instances, said, strict=True):
         by_number.setdefault(instance.doc_id, []).append(pair)
     docs = task.test_docs()
-    same = 0
-    for at, number in enumerate(numbers):
-        judged = herd.judge(items[number], answers[at])
-        found = {herd.metric: judged.value, **judged.metrics}
-        expected = task.process_results(docs[number], by_number[number])
-        same += all(found[metric] == value for metric, value in expected.items())
+    same = sum(
+        judged_alike(task, herd, items[number], answers[at], docs[number], by_number[number])
+        for at, number in enumerate(numbers)
+    )
     return {
         "items": len(numbers),
         "same": same,
         "herd": herd_s,
         "lm_eval": lm_eval_s,
-        "params": model.config.n_params,
+        "params": warm.model.config.n_params,
     }
-
-
-def fresh(model: LlamaLM, tokenizer: Tokenizer) -> CheckpointModel:
-    """Return Herd with an empty cache."""
-    return CheckpointModel(model, tokenizer, name="m100", hash="0" * 64)
 
 
 def receipt(results: dict[str, Any], args: argparse.Namespace) -> None:
@@ -162,10 +123,7 @@ def receipt(results: dict[str, Any], args: argparse.Namespace) -> None:
         what="herd eval compared with lm-eval --model hf on the CPU: same items, shots, scores",
         values=values,
         seed=0,
-        rivals={
-            "lm-eval": package_version("lm-eval") or "",
-            "transformers": package_version("transformers") or "",
-        },
+        rivals=RIVALS,
         notes=f"{params:,} random parameters, fp32, {args.threads} threads, 5 shots, {args.limit} items per "
         "task.",
     )

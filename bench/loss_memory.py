@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ import time
 import psutil
 
 from common import bench_parser, save_receipt
+from contestant import Contestant
 
 N, D, V, SEED = 8192, 512, 128_256, 0
 MEMORY_BAR, SPEED_BAR = 1 / 8, 1.0
@@ -84,14 +84,6 @@ def contestant(side: str, threads: int) -> None:
         hidden.grad = weight.grad = None
 
 
-def ask(process: subprocess.Popen[str]) -> dict[str, float]:
-    assert process.stdin
-    assert process.stdout
-    process.stdin.write("\n")
-    process.stdin.flush()
-    return json.loads(process.stdout.readline())
-
-
 def main() -> None:
     parser = bench_parser(__doc__)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -101,26 +93,18 @@ def main() -> None:
     if arguments.contestant:
         contestant(arguments.contestant, arguments.threads)
         return
-    processes = {
-        side: subprocess.Popen(
-            [sys.executable, __file__, "--contestant", side, "--threads", str(arguments.threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for side in ("plain", "chunked")
-    }
+    processes = {side: Contestant.of_this_script(side, arguments.threads) for side in ("plain", "chunked")}
     turns: dict[str, list[dict[str, float]]] = {side: [] for side in processes}
     for turn in range(arguments.rounds + 1):  # the first warms up; its peak counts, its time does not
         for side, process in processes.items():
-            turns[side].append(ask(process))
+            turns[side].append(process.ask())
         print(
             turn,
             {side: {k: round(v, 3) for k, v in steps[-1].items()} for side, steps in turns.items()},
             flush=True,
         )
     for process in processes.values():
-        process.communicate()
+        process.close()
     report(turns, arguments.threads, arguments.commit)
 
 

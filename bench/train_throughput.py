@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from importlib.metadata import version
@@ -28,6 +27,7 @@ from pathlib import Path
 import psutil
 
 from common import WORK, bench_parser, save_receipt
+from contestant import Contestant
 from herd.files import write_atomically
 
 SHAPE = {"vocab_size": 32_000, "dim": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": 4, "ffn_dim": 1408}
@@ -162,33 +162,9 @@ def peak_bytes() -> int:
 # The match --------------------------------------------------------------------------------------------------
 
 
-class Process:
-    def __init__(self, words: str, threads: int) -> None:
-        command = [sys.executable, __file__, "--contestant", words, "--threads", str(threads)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_MAX_AUTOTUNE_REPORT": "0"}
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-
-    def step(self) -> dict[str, float]:
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError("a contestant died")
-        return json.loads(line)
-
-    def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
+def start(words: str, threads: int) -> Contestant:
+    environment = {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_MAX_AUTOTUNE_REPORT": "0"}
+    return Contestant.of_this_script(words, threads, quiet=True, environment=environment)
 
 
 def tournament(candidates: dict[str, str], threads: int) -> dict[str, dict[str, float]]:
@@ -196,13 +172,13 @@ def tournament(candidates: dict[str, str], threads: int) -> dict[str, dict[str, 
     results: dict[str, dict[str, float]] = {}
     for name, words in candidates.items():
         process, best = (
-            Process(words, threads),
+            start(words, threads),
             min((r["seconds"] for r in results.values()), default=float("inf")),
         )
         try:
-            steps = [process.step(), process.step()]
+            steps = [process.ask(), process.ask()]
             if steps[-1]["seconds"] < 2 * best:
-                steps = [process.step() for _ in range(3)]
+                steps = [process.ask() for _ in range(3)]
             results[name] = {"seconds": min(s["seconds"] for s in steps), "peak": steps[-1]["peak"]}
             print(
                 f"{name}: {TOKENS / results[name]['seconds']:.0f} tokens/s, "
@@ -217,13 +193,13 @@ def tournament(candidates: dict[str, str], threads: int) -> dict[str, dict[str, 
 
 def match(names: dict[str, str], rounds: int, threads: int) -> dict[str, dict[str, list[float]]]:
     """Let all candidates, all resident, take one step each in turns."""
-    processes = {name: Process(words, threads) for name, words in names.items()}
+    processes = {name: start(words, threads) for name, words in names.items()}
     record: dict[str, dict[str, list[float]]] = {
         name: {"seconds": [], "peak": [], "loss": []} for name in names
     }
     for turn in range(-2, rounds):
         for name, process in processes.items():
-            step = process.step()
+            step = process.ask()
             if turn >= 0:
                 for key, values in record[name].items():
                     values.append(step[key])

@@ -1,0 +1,64 @@
+"""Run a contestant in its own process, which answers a line of JSON for every line that it is given.
+
+Processes keep the memory of rivals apart, and all of them can be resident while they take turns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+
+class Contestant:
+    """A running contestant. ``quiet`` drops its stderr; ``environment`` is added to this process's."""
+
+    def __init__(
+        self, command: Sequence[str], *, quiet: bool = False, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.name = " ".join(command)
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if quiet else None,
+            text=True,
+            env=os.environ | dict(environment or {}),
+        )
+
+    @classmethod
+    def of_this_script(cls, words: str, threads: int, **more: Any) -> Contestant:
+        """Return the running script again, as ``--contestant WORDS --threads N``."""
+        script = os.path.abspath(sys.argv[0])
+        return cls([sys.executable, script, "--contestant", words, "--threads", str(threads)], **more)
+
+    def ask(self, question: Any = None) -> Any:
+        """Return the answer to one line. RuntimeError if the contestant died."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a contestant died: {self.name}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End the contestant: it sees the end of its input."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+
+    def __enter__(self) -> Contestant:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._process.kill()
+        self.close()
