@@ -13,9 +13,7 @@ exports them as F32, and llama.cpp's logits on that file must equal Herd's. Ever
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -28,6 +26,7 @@ import torch
 
 import herd
 from common import ROOT, bench_parser, save_receipt
+from contestant import Contestant
 from herd import checkpoint
 from herd.checkpoint.gguf import GGUF
 from herd.errors import QuantError
@@ -48,15 +47,6 @@ TEXTS = [
     " leading and trailing spaces   ",
     "don't can't I'LL we've\r\n\r\nCRLF",
 ]
-
-
-def ask(python: Path, jobs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return llama.cpp's answers from the rival's own process."""
-    worker = Path(__file__).with_name("llamacpp_worker.py")
-    done = subprocess.run([str(python), str(worker)], input=json.dumps(jobs), capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{python} {worker.name} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout)
 
 
 def greedy(model: Any, prompt: list[int]) -> list[int]:
@@ -89,7 +79,7 @@ def possible(folder: Path) -> tuple[list[str], dict[str, int]]:
     return list(FORMATS), WRITTEN
 
 
-def measure(python: Path, folder: Path, work: Path, label: str) -> tuple[dict[str, Value], str]:
+def measure(rival: Contestant, folder: Path, work: Path, label: str) -> dict[str, Value]:
     """Return all comparisons for a folder; their keys end in ``label``."""
     values: dict[str, Value] = {}
     tokenizer = checkpoint.load_tokenizer(folder)
@@ -99,23 +89,11 @@ def measure(python: Path, folder: Path, work: Path, label: str) -> tuple[dict[st
     formats, written = possible(folder)
     for name in formats:
         checkpoint.export_gguf(folder, work / f"{name}.gguf", name)
-    jobs = [{"do": "tokenize", "file": str(work / "f16.gguf"), "texts": TEXTS}]
-    jobs += [
-        {"do": "run", "file": str(work / f"{name}.gguf"), "prompt": prompt, "n": N_TOKENS} for name in formats
-    ]
-    source = str(work / "f32.gguf")
-    jobs += [
-        {
-            "do": "quantize",
-            "file": source,
-            "out": str(work / f"their-{name}.gguf"),
-            "ftype": ftype,
-            "pure": name[-1] != "M",
-        }
-        for name, ftype in written.items()
-    ]
-    answer = ask(python, jobs)
-    tokenized, *runs = answer["answers"][: 1 + len(formats)]
+    tokenized = rival.ask({"do": "tokenize", "file": str(work / "f16.gguf"), "texts": TEXTS})
+    runs = [run_theirs(rival, work / f"{name}.gguf", prompt, N_TOKENS) for name in formats]
+    for name, ftype in written.items():
+        job = {"file": str(work / "f32.gguf"), "out": str(work / f"their-{name}.gguf"), "ftype": ftype}
+        rival.ask({"do": "quantize", "pure": name[-1] != "M", **job})
     equal = [
         ours == theirs
         for ours, theirs in zip([tokenizer.encode(t, bos=True) for t in TEXTS], tokenized["ids"], strict=True)
@@ -123,29 +101,34 @@ def measure(python: Path, folder: Path, work: Path, label: str) -> tuple[dict[st
     values[f"texts tokenized alike{label}"] = Value(
         sum(equal), "texts", bar=f"= {len(TEXTS)}", passed=all(equal)
     )
-    for name, theirs in zip(formats, runs, strict=True):
+    for name, (their_ids, their_logits) in zip(formats, runs, strict=True):
         checkpoint.import_gguf(work / f"{name}.gguf", work / name)
         model = checkpoint.load_model(work / name, dtype=torch.float32)
-        same = same_start(greedy(model, prompt), theirs["ids"])
+        same = same_start(greedy(model, prompt), their_ids)
         must = name in ("f32", "f16", "q8_0")
         values[f"{name}: same greedy tokens{label}"] = Value(
             same, "tokens", bar=f"= {N_TOKENS}" if must else None, passed=same == N_TOKENS if must else None
         )
-        far = float(np.abs(logits(model, prompt) - np.array(theirs["logits"])).max())
+        far = float(np.abs(logits(model, prompt) - their_logits).max())
         exact = name == "f32"
         values[f"{name}: largest difference of logits{label}"] = Value(
             far, "logits", bar="≤ 1e-3" if exact else None, passed=far <= 1e-3 if exact else None
         )
-    values |= imports(python, work, prompt, label, written)
-    return values, answer["version"]
+    return values | imports(rival, work, prompt, label, written)
+
+
+def run_theirs(rival: Contestant, file: Path, prompt: list[int], n: int) -> tuple[list[int], np.ndarray]:
+    """Return llama.cpp's greedy tokens and its logits of the prompt."""
+    out = file.with_suffix(".npy")
+    ids = rival.ask({"do": "run", "file": str(file), "prompt": prompt, "n": n, "out": str(out)})["ids"]
+    return ids, np.load(out)
 
 
 def imports(
-    python: Path, work: Path, prompt: list[int], label: str, written: dict[str, int]
+    rival: Contestant, work: Path, prompt: list[int], label: str, written: dict[str, int]
 ) -> dict[str, Value]:
     """Files of llama.cpp's own making: Herd's logits on them against llama.cpp's on what they unpack to."""
     values: dict[str, Value] = {}
-    jobs, ours = [], []
     for name in written:
         their = work / f"their-{name}.gguf"
         checkpoint.import_gguf(their, work / f"in-{name}")
@@ -153,12 +136,11 @@ def imports(
             model = checkpoint.load_model(work / f"in-{name}")
         if name != "F32":
             assert is_quantized(model)
-        ours.append(logits(model, prompt))
+        mine = logits(model, prompt)
         checkpoint.export_hf(work / f"in-{name}", work / f"plain-{name}", dtype=torch.float32)
         checkpoint.export_gguf(work / f"plain-{name}", work / f"plain-{name}.gguf", "f32")
-        jobs.append({"do": "run", "file": str(work / f"plain-{name}.gguf"), "prompt": prompt, "n": 1})
-    for name, mine, theirs in zip(written, ours, ask(python, jobs)["answers"], strict=True):
-        far = float(np.abs(mine - np.array(theirs["logits"])).max())
+        _, theirs = run_theirs(rival, work / f"plain-{name}.gguf", prompt, 1)
+        far = float(np.abs(mine - theirs).max())
         values[f"llama.cpp's {name}: largest difference of logits{label}"] = Value(
             far, "logits", bar="≤ 1e-3", passed=far <= 1e-3
         )
@@ -196,11 +178,11 @@ def main() -> None:
         sys.exit(f"{python}: not there; run `make rivals` first, or name the environment with --rivals")
     warnings.simplefilter("ignore")
     config = checkpoint.load_config(args.folder)
-    with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
-        values, version = measure(python, args.folder, Path(first), "")
-        more, _ = measure(
-            python, scaled(args.folder, Path(second) / "scaled"), Path(second), " (scaled RoPE)"
-        )
+    worker = Contestant([str(python), str(Path(__file__).with_name("llamacpp_worker.py"))])
+    with worker as rival, tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+        version = rival.ask({"do": "version"})
+        values = measure(rival, args.folder, Path(first), "")
+        more = measure(rival, scaled(args.folder, Path(second) / "scaled"), Path(second), " (scaled RoPE)")
     save_receipt(
         "gguf-llamacpp",
         commit=args.commit,

@@ -1,51 +1,86 @@
 """Run llama.cpp on GGUF files; the rival's own Python, which has no Herd, runs this program.
 
-Reads one JSON list of jobs from stdin and writes one list of answers to stdout. A job is one of
+Reads a job from every line of stdin and writes an answer as a line to stdout; both are JSON. Jobs:
 
-    {"do": "run", "file": PATH, "prompt": [ids], "n": 64}   -> {"ids": [...], "logits": [[...] per prompt token]}
-    {"do": "tokenize", "file": PATH, "texts": [...]}        -> {"ids": [[...] per text]}
-    {"do": "quantize", "file": PATH, "out": PATH, "ftype": 0}  -> {}
+    {"do": "version"}                                                        -> "0.3.16"
+    {"do": "run", "file": PATH, "prompt": [ids], "n": 64, "out": NPY}        -> {"ids": [...]}
+    {"do": "logits", "file": PATH, "windows": [[ids], ...], "outs": [NPY]}   -> {}
+    {"do": "tokenize", "file": PATH, "texts": [...]}                         -> {"ids": [[...] per text]}
+    {"do": "chat", "file": PATH, "question": TEXT, "n": 64}                  -> {"text": ...}
+    {"do": "quantize", "file": PATH, "out": PATH, "ftype": 0}                -> {}
+
+Logits go to the NumPy files ``out`` as fp32 (T, V), one row per token of the prompt or the window. Keys and values are
+fp32, to add no rounding, unless a job has ``"kv": "f16"``, which is llama.cpp's default.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import llama_cpp
 import numpy as np
 
 
-def run(job: dict) -> dict:
-    """Return the prompt's logits and greedy tokens; keys and values are fp32, to add no rounding."""
-    prompt = job["prompt"]
-    model = llama_cpp.Llama(
+def load(job: dict, context: int) -> llama_cpp.Llama:
+    kind = llama_cpp.GGML_TYPE_F16 if job.get("kv") == "f16" else llama_cpp.GGML_TYPE_F32
+    return llama_cpp.Llama(
         job["file"],
-        n_ctx=len(prompt) + job["n"] + 8,
+        n_ctx=context,
         logits_all=True,
         verbose=False,
-        n_threads=1,
-        type_k=llama_cpp.GGML_TYPE_F32,
-        type_v=llama_cpp.GGML_TYPE_F32,
+        n_threads=job.get("threads", 1),
+        n_threads_batch=job.get("threads", 1),
+        type_k=kind,
+        type_v=kind,
         flash_attn=False,
     )
+
+
+def version(job: dict) -> str:
+    return llama_cpp.__version__
+
+
+def run(job: dict) -> dict:
+    """Return greedy tokens; stop tokens do not end them."""
+    prompt = job["prompt"]
+    model = load(job, len(prompt) + job["n"] + 8)
     model.eval(prompt)
-    logits = np.array(model.scores[: len(prompt)])
+    np.save(job["out"], model.scores[: len(prompt)])
     ids: list[int] = []
     for _ in range(job["n"]):
         ids.append(int(model.scores[model.n_tokens - 1].argmax()))
         model.eval([ids[-1]])
-    return {"ids": ids, "logits": logits.tolist()}
+    return {"ids": ids}
+
+
+def logits(job: dict) -> dict:
+    """Write the logits of every window."""
+    model = load(job, max(map(len, job["windows"])) + 8)
+    for ids, out in zip(job["windows"], job["outs"], strict=True):
+        model.reset()
+        model.eval(ids)
+        np.save(out, model.scores[: len(ids)])
+    return {}
 
 
 def tokenize(job: dict) -> dict:
-    """Ids of plain texts, begin-of-text first."""
+    """Return the ids of plain texts, begin-of-text first where the vocabulary wants it."""
     model = llama_cpp.Llama(job["file"], vocab_only=True, verbose=False)
     return {"ids": [model.tokenize(text.encode(), add_bos=True, special=False) for text in job["texts"]]}
 
 
+def chat(job: dict) -> dict:
+    """Return the greedy answer to one question, asked with the file's own chat template and all defaults."""
+    model = llama_cpp.Llama(job["file"], n_ctx=2048, verbose=False, n_threads=job.get("threads", 1))
+    messages = [{"role": "user", "content": job["question"]}]
+    answer = model.create_chat_completion(messages, temperature=0, max_tokens=job["n"], repeat_penalty=1.0)
+    return {"text": answer["choices"][0]["message"]["content"]}
+
+
 def quantize(job: dict) -> dict:
-    """A file written by llama.cpp itself."""
+    """Let llama.cpp write a file itself."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread, params.pure = job["ftype"], 1, job.get("pure", True)
     failed = llama_cpp.llama_model_quantize(job["file"].encode(), job["out"].encode(), params)
@@ -55,8 +90,9 @@ def quantize(job: dict) -> dict:
 
 
 if __name__ == "__main__":
-    answers = [
-        {"run": run, "tokenize": tokenize, "quantize": quantize}[job["do"]](job)
-        for job in json.load(sys.stdin)
-    ]
-    json.dump({"version": llama_cpp.__version__, "answers": answers}, sys.stdout)
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # llama.cpp prints to stdout now and then
+    jobs = {work.__name__: work for work in (version, run, logits, tokenize, chat, quantize)}
+    for line in sys.stdin:
+        asked = json.loads(line)
+        print(json.dumps(jobs[asked["do"]](asked)), file=answers, flush=True)
