@@ -80,7 +80,9 @@ def test_native_kernels_compute_like_the_reference(format, path, monkeypatch):
 
 def test_an_unknown_kernel_name_is_refused(monkeypatch):
     monkeypatch.setenv("HERD_ISA", "avx1024")
-    with pytest.raises(QuantError, match="HERD_ISA=avx1024: choose vnni, avx2, portable, reference"):
+    with pytest.raises(
+        QuantError, match="HERD_ISA=avx1024: choose vnni, avx512, avxvnni, avx2, portable, reference"
+    ):
         matmul.choose_kernel(FORMATS["Q4_0"], torch.device("cpu"))
     monkeypatch.setenv("HERD_ISA", "reference")
     assert matmul.choose_kernel(FORMATS["Q4_0"], torch.device("cpu")) is matmul.REFERENCE
