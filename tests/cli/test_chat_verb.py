@@ -27,7 +27,7 @@ def tokenizer():
 def folders(tmp_path_factory, tokenizer):
     """Small random models of every kind of lineage."""
     root = tmp_path_factory.mktemp("run")
-    config = ModelConfig(640, 32, 2, 4, 2, 48, rope_theta=10_000.0, max_context=256)
+    config = ModelConfig(640, 32, 2, 4, 2, 48, rope_theta=10_000.0, max_context=512)
     model = LlamaLM(config).init_weights(0, std=0.2)
     for stage in ("teacher", "instruct", "imported"):
         save_model(root / stage, model, tokenizer, lineage=Lineage(name=f"demo-{stage}", stage=stage))
@@ -39,8 +39,10 @@ def folders(tmp_path_factory, tokenizer):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(monkeypatch, capsys, tmp_path):
     """Runs a command line; gives (exit code, stdout, stderr)."""
+
+    monkeypatch.setattr("herd.cli.chat_store.cache_folder", lambda: tmp_path / "cache")
 
     def go(*args, stdin=None, lines=None):
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin or ""))
@@ -226,7 +228,7 @@ def test_an_interactive_dialog_keeps_its_messages_until_reset(run, folders, scri
     code, out, _ = run(folders / "instruct", lines=lines)
     assert code == 0
     assert "demo-instruct:" in out
-    assert "stage instruct, context 256 tokens" in out
+    assert "stage instruct, context 512 tokens" in out
     assert "Measured on 400 held-out questions that need a tool: 88 % correct." in out
     assert "It was just tried on 25 questions and answered 0 correctly." in out
     assert "Hello!\ncalls calculator(expression='6*7')\n  → 42\nIt is 42.\n" in out
@@ -278,8 +280,11 @@ def test_a_full_context_is_reported(run, folders, scripted):
     scripted(("cut", "context"), "Hello again.")
     long = "word " * 300
     _, out, _ = run(folders / "imported", lines=["Hi", long, "Hi"])
-    assert "cut\nthe context is full, and the answer was cut off; /reset empties the context\n" in out
-    assert "the model's context holds 256: forget it with /reset or ask something shorter" in out
+    assert (
+        "cut\nthe context is full, so the answer was cut off; ask to go on, and the oldest turns make room\n"
+        in out
+    )
+    assert "and the context holds 512: ask something shorter" in out
     assert "Hello again." in out
 
 
@@ -303,7 +308,7 @@ def test_the_card_of_a_base_model_says_that_it_continues_text(run, folders, scri
             "--tool-call-format xml is unknown: use one of json, builtin, function",
         ),
         (["instruct", "-p", "x", "--kv", "int8"], "a multiple of 32, not 8"),
-        (["instruct", "-p", "word " * 300], "the model's context holds 256"),
+        (["instruct", "-p", "word " * 300], "the context holds 512"),
         (["instruct"], "stdin is empty"),
     ],
 )
@@ -403,3 +408,37 @@ def test_ctrl_c_ends_the_line_and_leaves(run, folders, scripted):
     scripted(("one two", KeyboardInterrupt))
     code, out, err = run(folders / "instruct", "-p", "Count")
     assert (code, out, err) == (130, "one two", "\nstopped\n")
+
+
+def test_the_last_dialog_is_resumed(run, folders, scripted):
+    prompts = scripted("Hello, Ada.", "Ada.", "Still Ada.", "No idea.")
+    assert run(folders / "plain", "-p", "x", "--continue")[::2] == (
+        1,
+        f"error: --continue: no dialog with {folders / 'plain'} is stored; leave out --continue to begin one\n",
+    )
+    run(folders / "plain", "--system", "Be brief.", lines=["I am Ada."])
+    assert run(folders / "plain", "-p", "Who am I?", "--continue")[1] == "Ada.\n"
+    assert "Be brief." in prompts[1]
+    assert prompts[1].index("I am Ada.") < prompts[1].index("Hello, Ada.") < prompts[1].index("Who am I?")
+    out = run(folders / "plain", "--continue", lines=["Sure?", "/reset"])[1]
+    assert "> I am Ada." in out
+    assert "Hello, Ada." in out
+    assert "Still Ada." in out
+    assert run(folders / "plain", "-p", "x", "--continue")[0] == 1  # /reset has forgotten it
+    assert run(folders / "imported", "-p", "x", "--continue")[0] == 1  # another model's dialogs are others
+
+
+def test_text_completion_has_no_dialog_to_resume(run, folders):
+    for args in ((folders / "teacher",), (folders / "plain", "--complete")):
+        code, _, err = run(*args, "-p", "x", "--continue")
+        assert (code, err) == (
+            1,
+            "error: --continue is for dialogs; a base model and --complete continue text\n",
+        )
+
+
+def test_a_full_context_forgets_the_oldest_turns_with_a_warning(run, folders, scripted):
+    scripted(*["Fine. " * 12] * 8)
+    _, out, _ = run(folders / "plain", lines=["How are you? " * 3] * 8)
+    assert "the context is full: the oldest" in out
+    assert "forgotten (the system message stays)" in out

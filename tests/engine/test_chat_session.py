@@ -3,7 +3,7 @@
 import pytest
 
 from herd.engine import Delta, Engine, Sampling
-from herd.engine.chat_session import Calling, ChatSession, End, Problem, Text, complete
+from herd.engine.chat_session import Calling, ChatSession, End, Forgotten, Problem, Text, complete
 from herd.errors import EngineError
 from herd.text.chat import render
 from herd.text.tokenizer import Tokenizer
@@ -194,9 +194,26 @@ def test_a_full_context_is_an_error_and_leaves_the_dialog_as_it_was(tok):
     session = ChatSession(engine)
     list(session.ask("Hi"))
     before = list(session.messages)
-    with pytest.raises(EngineError, match=r"the model's context holds 60: forget it with /reset"):
+    with pytest.raises(EngineError, match=r"the context holds 60: ask something shorter"):
         list(session.ask("A long question. " * 20))
     assert session.messages == before
+
+
+def test_a_full_context_forgets_the_oldest_turns_and_says_so(tok):
+    engine = Script(tok, *["Fine."] * 12, context=220)
+    session = ChatSession(engine, system="Be kind.")
+    forgotten = 0
+    for number in range(12):
+        events = joined(session.ask(f"Question {number}"))
+        said = [event.turns for event in events if isinstance(event, Forgotten)]
+        forgotten += sum(said)
+        assert events[len(said)] == Text("Fine.")
+        questions = [m["content"] for m in session.messages if m["role"] == "user"]
+        assert questions == [f"Question {n}" for n in range(forgotten, number + 1)]
+        assert session.messages[0] == {"role": "system", "content": "Be kind."}
+        assert [m["role"] for m in session.messages[1:]] == ["user", "assistant"] * len(questions)
+        assert len(engine.prompts[-1]) <= 220 - 220 // 4
+    assert 0 < forgotten < 12
 
 
 def test_a_full_context_after_a_call_leaves_the_dialog_as_it_was(tok):

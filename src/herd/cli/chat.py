@@ -22,6 +22,7 @@ from ..errors import ChatError, EngineError, HerdError
 from ..text import ToolCall
 from ..text.chat import CODE_INTERPRETER, TOOL_CALL_FORMATS
 from ..tools import CUSTOM_TOOLS, ToolResult, execute_call
+from .chat_store import load_dialog, save_dialog
 from .common import MODEL, Device, Dtype, Json, Kv, Threads, print_json
 
 if TYPE_CHECKING:
@@ -35,11 +36,12 @@ if TYPE_CHECKING:
 
 HELP = "/reset forgets the dialog, /quit (or Ctrl-D) leaves, Ctrl-C stops an answer."
 ENDINGS = {
-    "context": "the context is full, and the answer was cut off; /reset empties the context",
+    "context": "the context is full, so the answer was cut off; ask to go on, and the oldest turns make room",
     "length": "the answer was cut off, as --max-tokens asks",
     "rounds": "the model kept calling tools without giving an answer, and was stopped",
 }
 """What the user is told about answers that did not simply end, by the reason why."""
+FORGOTTEN = "the context is full: the oldest {} of the dialog {} forgotten (the system message stays)"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -65,6 +67,7 @@ def chat_command(
     seed: Annotated[int | None, Option(help="Seed of the random numbers.")] = None,
     schema: Annotated[Path | None, Option(help="File with a JSON schema that answers satisfy.")] = None,
     regex: Annotated[str | None, Option(help="Regular expression that answers match as a whole.")] = None,
+    resume: Annotated[bool, Option("--continue", help="Resume the last dialog with this model.")] = False,
     draft: Annotated[str | None, Option(help="Folder of a smaller draft model, or: ngram.")] = None,
     kv: Kv = "auto",
     dtype: Dtype = None,
@@ -75,6 +78,8 @@ def chat_command(
     """Talk to a model and see the tools it calls. With -p or input from a pipe: one question, one answer.
 
     The sampling options default to what the checkpoint says, and to greedy decoding where it says nothing.
+    When the context is full, the oldest questions and answers are forgotten, and you are told; the system message
+    stays. The last dialog with each model is kept in Herd's cache folder for --continue.
     """
     constraint = _constraint(schema, regex)
     from ..checkpoint import resolve_model
@@ -104,9 +109,13 @@ def chat_command(
     else:
         session = _session(engine, model, sampling, system, tools, tool_call_format)
         session.constraint = constraint
+        if resume:
+            _resume(session, path, folder, system)
         ask = session.ask
+    if resume and session is None:
+        raise ChatError("--continue is for dialogs; a base model and --complete continue text")
     if question is None:
-        TerminalChat(model, ask, session).run(lang, tool_call_format)
+        TerminalChat(model, ask, session, resume).run(lang, tool_call_format)
         return
     if session is not None and not question.strip():
         raise EngineError(
@@ -114,6 +123,8 @@ def chat_command(
         )
     try:
         _answer_once(ask(question), as_json)
+        if session is not None:
+            save_dialog(path, session.messages)
     except KeyboardInterrupt:
         print(file=sys.stderr)  # ends the line that the interrupt cut short
         raise
@@ -142,6 +153,15 @@ def _session(
         system = "" if described else model.system_message(tool_call_format)
     execute = execute_call if described or model.is_raised else None
     return ChatSession(engine, system, described, tool_call_format, execute, sampling)
+
+
+def _resume(session: ChatSession, path: Path, name: str, system: str | None) -> None:
+    """Put the last dialog with the model into the session; a system message given now replaces the old one."""
+    stored = load_dialog(path, name)
+    if system is None and stored[0]["role"] == "system":
+        session.system = stored[0]["content"]
+        session.reset()
+    session.messages += [message for message in stored if message["role"] != "system"]
 
 
 def _constraint(schema: Path | None, regex: str | None) -> Constraint | None:
@@ -180,7 +200,7 @@ def _one_question(prompt: str | None, as_json: bool) -> str | None:
 
 def _answer_once(events: Iterator[ChatEvent], as_json: bool) -> None:
     """Print the answer to stdout as it comes; print calls, results and warnings to stderr."""
-    from ..engine.chat_session import Calling, End, Problem, Text
+    from ..engine.chat_session import Calling, End, Forgotten, Problem, Text
 
     shown = visible if sys.stdout.isatty() else str
     text = ""
@@ -199,6 +219,8 @@ def _answer_once(events: Iterator[ChatEvent], as_json: bool) -> None:
                 _warn(f"{_written(event.call)} → {event.content}")
         elif isinstance(event, Problem):
             _warn(f"warning: {event.reason}")
+        elif isinstance(event, Forgotten):
+            _warn(f"warning: {_forgotten(event.turns)}")
         elif isinstance(event, End) and as_json:
             made = [
                 {"name": call.name, "arguments": call.arguments, "result": result}
@@ -221,22 +243,27 @@ def _warn(line: str) -> None:
 class TerminalChat:
     """An interactive chat. ``ask`` answers a line; ``session`` keeps the dialog, if there is one."""
 
-    def __init__(self, model: ChatModel, ask: Ask, session: ChatSession | None) -> None:
+    def __init__(
+        self, model: ChatModel, ask: Ask, session: ChatSession | None, resumed: bool = False
+    ) -> None:
         from rich.console import Console
 
         self._console = Console(highlight=False, markup=False, emoji=False)
-        self._model, self._ask, self._session = model, ask, session
+        self._model, self._ask, self._session, self._resumed = model, ask, session, resumed
 
     def run(self, lang: str, tool_call_format: str) -> None:
         """Introduce the model, then answer the user's lines until the user leaves."""
         for about in self._model.card():
             self._say(about)
-        questions = self._suggest_questions(lang, tool_call_format)
+        questions = [] if self._resumed else self._suggest_questions(lang, tool_call_format)
+        if self._resumed:
+            self._repeat_dialog()
         self._say(HELP)
         while (line := self._read_line()) is not None and line != "/quit":
             if line == "/reset":
                 if self._session is not None:
                     self._session.reset()
+                    save_dialog(self._model.folder, self._session.messages)
                 self._say("The dialog is forgotten.")
             elif line.startswith("/"):
                 self._say(f"{line.split()[0]} is unknown. {HELP}")
@@ -245,6 +272,16 @@ class TerminalChat:
                     line = questions[int(line) - 1]
                     self._say(line, "bold")
                 self._answer(line)
+                if self._session is not None:
+                    save_dialog(self._model.folder, self._session.messages)
+
+    def _repeat_dialog(self) -> None:
+        """Show the questions and answers of the dialog that is resumed."""
+        for message in self._session.messages if self._session else ():
+            if message["role"] == "user":
+                self._say(f"> {message['content']}", "bold")
+            elif message["role"] == "assistant" and message["content"]:
+                self._say(message["content"], "none")
 
     def _suggest_questions(self, lang: str, tool_call_format: str) -> list[str]:
         from .chat_model import opening_questions
@@ -278,7 +315,7 @@ class TerminalChat:
 
     def _answer(self, question: str) -> None:
         """Print an answer as it comes. Ctrl-C ends it early; the dialog keeps what was said."""
-        from ..engine.chat_session import Calling, End, Problem, Text
+        from ..engine.chat_session import Calling, End, Forgotten, Problem, Text
 
         line_open = False
 
@@ -301,6 +338,8 @@ class TerminalChat:
                         note(f"  {sign} {event.content}", style)
                     elif isinstance(event, Problem):
                         note(event.reason, "yellow")
+                    elif isinstance(event, Forgotten):
+                        note(_forgotten(event.turns), "yellow")
                     elif isinstance(event, End) and event.reason in ENDINGS:
                         note(ENDINGS[event.reason], "yellow")
             except KeyboardInterrupt:
@@ -320,6 +359,10 @@ def visible(text: str) -> str:
     A model's text could otherwise move the cursor, change colours or rename the terminal's window.
     """
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def _forgotten(turns: int) -> str:
+    return FORGOTTEN.format("turn" if turns == 1 else f"{turns} turns", "was" if turns == 1 else "were")
 
 
 def _written(call: ToolCall) -> str:

@@ -20,6 +20,8 @@ from .engine import Engine
 from .request import FinishReason, Request, Sampling, Speculated
 
 MAX_ROUNDS = 5
+ANSWER_TOKENS = 1024
+"""Room for an answer that is made by forgetting the oldest turns; in a small context a quarter of it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,14 @@ class End:
     speculated: Speculated | None = None
 
 
-ChatEvent = Text | Calling | ToolResult | Problem | End
+@dataclass(frozen=True)
+class Forgotten:
+    """The context was full, so the oldest ``turns`` (a question and what followed) left the dialog."""
+
+    turns: int
+
+
+ChatEvent = Text | Calling | ToolResult | Problem | Forgotten | End
 
 
 @dataclass
@@ -88,28 +97,32 @@ class ChatSession:
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
     def ask(self, question: str) -> Generator[ChatEvent, None, None]:
-        """Answer ``question``. Raises EngineError, and leaves the dialog as it was, when the context is full.
+        """Answer ``question``, forgetting the oldest turns where the context would not hold the dialog.
 
-        Closing the iterator, or an exception such as Ctrl-C inside it, ends the answer where it is.
+        Raises EngineError, and leaves the dialog as it was, when the newest turn alone is too long. Closing the
+        iterator, or an exception such as Ctrl-C inside it, ends the answer where it is.
         """
-        before = len(self.messages)
-        self.messages.append({"role": "user", "content": question})
+        before, asked = list(self.messages), {"role": "user", "content": question}
+        self.messages.append(asked)
         try:
             yield from self._answer()
         except EngineError:
-            del self.messages[before:]
+            self.messages[:] = before
             raise
         finally:
-            if self.messages[before + 1 :] and self.messages[-1] == Parsed().message():
+            if self.messages and self.messages[-1] == Parsed().message():
                 self.messages.pop()  # the model wrote nothing
-            if len(self.messages) == before + 1:
+            if self.messages and self.messages[-1] is asked:
                 self.messages.pop()
 
     def _answer(self) -> Iterator[ChatEvent]:
         loop = ToolLoop(self.messages, self.execute, MAX_ROUNDS)
         replies: list[_Reply] = []
         while loop.waiting:
+            n_turns = self._n_turns
             ids = self._prompt()
+            if n_turns > self._n_turns:
+                yield Forgotten(n_turns - self._n_turns)
             reply = _Reply(self.engine, Request(ids, self.sampling, constraint=self.constraint))
             replies.append(reply)
             try:
@@ -133,21 +146,38 @@ class ChatSession:
         """Whether the model was offered any tools. If not, an answer that looks like a call is an answer."""
         return self.constraint is None and (bool(self.tools) or self.execute is not None)
 
+    @property
+    def _n_turns(self) -> int:
+        return sum(message["role"] == "user" for message in self.messages)
+
     def _prompt(self) -> list[int]:
+        """Return the ids of the dialog; the oldest turns are forgotten to leave room for an answer."""
+        context = self.engine.context
+        room = min(self.sampling.max_tokens or ANSWER_TOKENS, ANSWER_TOKENS, context // 4)
+        messages = list(self.messages)
+        while len(ids := self._render(messages)) + room > context:
+            starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
+            if len(starts) < 2:
+                break
+            del messages[starts[0] : starts[1]]
+        if len(ids) >= context:
+            raise EngineError(
+                f"the question takes {len(ids):,} tokens with what belongs to it, and the context holds {context:,}: "
+                "ask something shorter"
+            )
+        self.messages[:] = messages
+        return ids
+
+    def _render(self, messages: list[dict[str, Any]]) -> list[int]:
         assert self.engine.tokenizer is not None
         rendered = render(
-            self.messages,
+            messages,
             self.engine.tokenizer,
             tools=list(self.tools) or None,
             tool_call_format=self.tool_call_format,
             generation_prompt=True,
             date=self.date,
         )
-        if len(rendered.ids) >= self.engine.context:
-            raise EngineError(
-                f"the dialog has {len(rendered.ids)} tokens and the model's context holds "
-                f"{self.engine.context}: forget it with /reset or ask something shorter"
-            )
         return rendered.ids
 
 
