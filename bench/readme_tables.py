@@ -50,24 +50,28 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
 
 
 _NUMBERS = (
-    ("8B in Q4_K, decode, compared with llama.cpp", "speed-q4k", "decode at 128: ratio"),
-    ("8B in Q4_0, prompt of 512 tokens, compared with llama.cpp", "speed-q40", "prefill of 512: ratio"),
+    ("8B in Q8_0, decode: speed relative to llama.cpp", "speed-q80", "decode at 128: ratio"),
+    ("8B in Q4_0, decode: speed relative to llama.cpp", "speed-q40", "decode at 128: ratio"),
     (
-        "8B in Q4_0, 16 sequences at once, compared with llama.cpp",
+        "8B in Q4_0, decode: fraction of the memory's read bandwidth",
+        "speed-q40",
+        "decode at 128: share of read bandwidth",
+    ),
+    ("8B in Q4_0, prompt of 512 tokens: speed relative to llama.cpp", "speed-q40", "prefill of 512: ratio"),
+    (
+        "8B in Q4_0, 16 sequences: speed relative to llama.cpp",
         "speed-q40-batch16",
         "decode at 128, 16 at once: ratio",
     ),
     (
-        "8B in Q4_0, decode: share of the memory's read bandwidth",
-        "speed-q40",
-        "decode at 128: share of read bandwidth",
+        "training step (width 512, 8 layers): speed relative to transformers",
+        "train-throughput",
+        "pace_vs_eager",
     ),
-    ("training step, compared with transformers and fused AdamW", "train-throughput", "pace_vs_eager"),
-    ("memory of that training, relative to transformers", "train-throughput", "peak_vs_eager"),
-    ("benchmark decisions equal to lm-eval's", "eval_lmeval", "same_decisions"),
-    ("speed of `herd eval` on MMLU, compared with lm-eval", "eval_speed", "mmlu_astronomy_speedup"),
-    ("planner on this machine: median error of time", "plan-here", "time, median error"),
-    ("`kill -9` and resume: checkpoints that differ from an undisturbed run", "kill-resume", "different"),
+    ("the same: peak memory relative to transformers", "train-throughput", "peak_vs_eager"),
+    ("Q4_K with GPTQ: KL divergence from the original (4 M parameters)", "bits-order", "Q4_K gptq: KL"),
+    ("pruned and distilled student minus control, equal tokens", "students", "gap_at_equal_tokens"),
+    ("logits: largest difference from transformers, fp32 (missed)", "parity-logits", "largest difference"),
 )
 """What the README shows: a description, a receipt and one of its values."""
 
@@ -79,7 +83,8 @@ def numbers_table(receipts: Mapping[str, Receipt]) -> str:
         value = receipts[name].values.get(key) if name in receipts else None
         if value is None:
             raise ReportError(f"receipt {name!r} has no value {key!r}, which the README shows")
-        rows.append([f"[{what}](bench/receipts/{name}.json)", shown(value), _bar(value)])
+        bar = _NONE if value.bar is None else _bar(value)
+        rows.append([f"[{what}](bench/receipts/{name}.json)", shown(value), bar])
     return markdown(["what", "measured", "bar"], rows)
 
 

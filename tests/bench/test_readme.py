@@ -81,7 +81,7 @@ def test_checks_show_bars_and_verdicts(tmp_path):
 
 
 def test_a_number_of_the_readme_without_a_receipt_is_an_error():
-    with pytest.raises(ReportError, match="'speed-q4k' has no value 'decode at 128: ratio'"):
+    with pytest.raises(ReportError, match="'speed-q80' has no value 'decode at 128: ratio'"):
         numbers_table({})
 
 
