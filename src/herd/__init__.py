@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .engine.generate import generate, generate_many, stream
     from .llama.config import SIZES, ModelConfig
     from .llama.model import LlamaLM
-    from .text.chat import render
+    from .text.chat_format import render
     from .text.tokenizer import Tokenizer
 
 try:
@@ -35,7 +35,7 @@ try:
 except metadata.PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0+source"
 __all__ = ["SIZES", "Constraint", "ModelConfig", "Tokenizer", "__version__"]
-__all__ += ["generate", "generate_many", "load", "render", "stream"]
+__all__ += ["generate", "generate_many", "load", "load_tokenizer", "render", "stream"]
 
 # By name and not by import statement: this file stands above all floors, yet every floor may ask it for the version.
 _HOMES = {
@@ -46,7 +46,7 @@ _HOMES = {
     "generate": "engine.generate",
     "generate_many": "engine.generate",
     "stream": "engine.generate",
-    "render": "text.chat",
+    "render": "text.chat_format",
 }
 
 
@@ -59,6 +59,11 @@ def load(
     """
     checkpoint = importlib.import_module(".checkpoint", __name__)
     return checkpoint.load_model(folder, dtype=dtype, device=device), checkpoint.load_tokenizer(folder)
+
+
+def load_tokenizer(source: Path | str) -> Tokenizer | None:
+    """Tokenizer of a checkpoint folder or a GGUF file; None, with a warning, where there is none."""
+    return importlib.import_module(".checkpoint", __name__).load_tokenizer(source)
 
 
 def __getattr__(name: str) -> Any:

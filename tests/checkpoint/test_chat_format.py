@@ -1,5 +1,4 @@
-"""A checkpoint whose dialogs are not written in Llama 3.1's format is refused for chat and keeps its stop
-tokens."""
+"""A checkpoint's dialogs are written in its own format, and its stop tokens and sampling settings are kept."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 import herd
 from herd import checkpoint
@@ -18,8 +18,9 @@ from herd.errors import ChatError, CheckpointError
 from herd.evals.local import CheckpointModel
 from herd.evals.tasks.task import Generate, Rank
 from herd.quant.formats import Q8_0, scheme
-from herd.text.chat import render
-from herd.text.tokenizer import SPECIAL_TOKENS, Tokenizer
+from herd.text.chat_format import render
+from herd.text.llama3_chat import Llama3Chat
+from herd.text.ranks_tokenizer import SPECIAL_TOKENS, RanksTokenizer
 from herd.text.tokenizer_json import CHAT_TEMPLATE
 
 QUESTION = [{"role": "user", "content": "The quick brown fox?"}]
@@ -51,13 +52,15 @@ OTHER_FORMATS = {
     + TURN
     + "{% endfor %}"
     + PROMPT,
-    "an exception": "{{ raise_exception('this model has no dialogs') }}",
-    "broken Jinja": "{% for m in messages %}{{ m.content }}",
-    "an escape from the sandbox": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "one name of a list": [
         {"name": "default", "template": "{{ messages[0].content }}"},
         {"name": "x", "template": CHAT_TEMPLATE},
     ],
+}
+INVALID = {
+    "an exception": "{{ raise_exception('this model has no dialogs') }}",
+    "broken Jinja": "{% for m in messages %}{{ m.content }}",
+    "an escape from the sandbox": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
 }
 LLAMA3_FORMATS = {
     "Herd's": CHAT_TEMPLATE,
@@ -102,13 +105,25 @@ def folder(tmp_path, make_model, tokenizer):
 
 
 @pytest.mark.parametrize("name", OTHER_FORMATS)
-def test_another_chat_template_is_refused_for_dialogs_with_the_folder_and_the_cure(folder, name):
+def test_dialogs_are_written_by_another_template_as_transformers_writes_them(folder, name):
     change(folder / "tokenizer_config.json", chat_template=OTHER_FORMATS[name])
     found = checkpoint.load_tokenizer(folder)
+    oracle = AutoTokenizer.from_pretrained(folder)
+    dialog = [*QUESTION, {"role": "assistant", "content": " Jumps. "}, *QUESTION]
+    for prompt in (True, False):
+        expected = oracle.apply_chat_template(dialog, add_generation_prompt=prompt, return_dict=False)
+        assert render(dialog, found, generation_prompt=prompt).ids == expected
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_an_invalid_template_is_refused_for_dialogs_with_the_folder_and_the_cure(folder, name):
+    change(folder / "tokenizer_config.json", chat_template=INVALID[name])
+    found = checkpoint.load_tokenizer(folder)
+    assert found.chat is None
     with pytest.raises(ChatError) as raised:
         render(QUESTION, found)
     message = str(raised.value)
-    assert message.startswith(f"{folder}: its own chat template")
+    assert message.startswith(f"{folder}: the chat template")
     assert "--complete" in message
     assert "\n" not in message
 
@@ -116,41 +131,47 @@ def test_another_chat_template_is_refused_for_dialogs_with_the_folder_and_the_cu
 @pytest.mark.parametrize("name", LLAMA3_FORMATS)
 def test_a_template_that_writes_llama_3_dialogs_is_accepted(folder, name):
     change(folder / "tokenizer_config.json", chat_template=LLAMA3_FORMATS[name])
-    assert checkpoint.load_tokenizer(folder).chat_problem is None
+    assert isinstance(checkpoint.load_tokenizer(folder).chat, Llama3Chat)
 
 
 def test_the_template_file_replaces_the_one_in_the_configuration(folder):
     (folder / "chat_template.jinja").write_text(OTHER_FORMATS["ChatML"])
-    assert "<|im_start|>" in checkpoint.load_tokenizer(folder).chat_problem
+    found = checkpoint.load_tokenizer(folder)
+    assert found.decode(render(QUESTION, found).ids).startswith("<|im_start|>user")
 
 
-@pytest.mark.parametrize("template", [CHAT_TEMPLATE, None])
-def test_other_special_names_are_refused_whatever_the_template(tmp_path, make_model, tokenizer, template):
+def test_a_vocabulary_with_other_special_names_keeps_them_and_its_template(tmp_path, make_model, tokenizer):
     names = list(SPECIAL_TOKENS)
     names[0], names[1], names[6] = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>"
-    renamed = Tokenizer(tokenizer.ranks, {name: tokenizer.n_ranks + i for i, name in enumerate(names)})
-    checkpoint.save_model(tmp_path / "m", make_model(vocab_size=tokenizer.vocab_size), renamed)
-    (tmp_path / "m" / "tokenizer.model").unlink()
-    change(tmp_path / "m" / "tokenizer_config.json", chat_template=template)
+    renamed = RanksTokenizer(tokenizer.ranks, {name: tokenizer.n_ranks + i for i, name in enumerate(names)})
+    model = make_model(vocab_size=tokenizer.vocab_size)
+    checkpoint.save_model(
+        tmp_path / "m", model, renamed.with_settings(chat_template=OTHER_FORMATS["DeepSeek"])
+    )
     found = checkpoint.load_tokenizer(tmp_path / "m")
-    assert "<｜begin▁of▁sentence｜>" in found.chat_problem
-    assert "<|begin_of_text|>" in found.chat_problem
+    assert found.decode(render(QUESTION, found).ids) == (
+        "<｜begin▁of▁sentence｜><｜User｜>The quick brown fox?<｜Assistant｜>"
+    )
+    assert tokenizer.n_ranks + 6 in render(QUESTION, found).ids
+    change(tmp_path / "m" / "tokenizer_config.json", chat_template=None)
+    problem = checkpoint.load_tokenizer(tmp_path / "m").chat_problem
+    assert problem.startswith(f"{tmp_path / 'm'}: has no chat template")
 
 
 def test_names_of_the_first_llama_3_are_accepted(tmp_path, make_model, tokenizer):
     later = {"<|finetune_right_pad_id|>", "<|step_id|>", "<|eom_id|>", "<|python_tag|>"}
     names = [f"<|reserved_special_token_x{i}|>" if n in later else n for i, n in enumerate(SPECIAL_TOKENS)]
-    first = Tokenizer(tokenizer.ranks, {name: tokenizer.n_ranks + i for i, name in enumerate(names)})
+    first = RanksTokenizer(tokenizer.ranks, {name: tokenizer.n_ranks + i for i, name in enumerate(names)})
     checkpoint.save_model(tmp_path / "m", make_model(vocab_size=tokenizer.vocab_size), first)
-    assert checkpoint.load_tokenizer(tmp_path / "m").chat_problem is None
+    assert isinstance(checkpoint.load_tokenizer(tmp_path / "m").chat, Llama3Chat)
 
 
 def test_chat_evaluation_and_training_on_dialogs_are_refused_but_completion_and_scoring_work(
     folder, tmp_path, capsys
 ):
-    change(folder / "tokenizer_config.json", chat_template=OTHER_FORMATS["ChatML"])
+    change(folder / "tokenizer_config.json", chat_template=INVALID["an exception"])
     assert run(["chat", str(folder), "-p", "hello"]) == 1
-    assert f"{folder}: its own chat template" in capsys.readouterr().err
+    assert f"{folder}: the chat template" in capsys.readouterr().err
     assert run(["chat", str(folder), "-p", "The quick", "--complete", "--max-tokens", "3"]) == 0
 
     model, tokenizer = herd.load(folder)
@@ -170,7 +191,7 @@ def test_chat_evaluation_and_training_on_dialogs_are_refused_but_completion_and_
     )
     capsys.readouterr()
     assert run(["train", str(recipe)]) == 1
-    assert f"{folder}: its own chat template" in capsys.readouterr().err
+    assert f"{folder}: the chat template" in capsys.readouterr().err
 
 
 def test_quantizing_exporting_and_importing_keep_the_template_and_the_stop_tokens(folder, tmp_path):
@@ -184,7 +205,8 @@ def test_quantizing_exporting_and_importing_keep_the_template_and_the_stop_token
     checkpoint.export_hf(tmp_path / "quantized", tmp_path / "unpacked")
     for copy in ("plain", "hf", "quantized", "unpacked"):
         found = checkpoint.load_tokenizer(tmp_path / copy)
-        assert "<|im_start|>" in found.chat_problem, copy
+        assert found.chat_template == OTHER_FORMATS["ChatML"], copy
+        assert found.decode(render(QUESTION, found).ids).startswith("<|im_start|>user"), copy
         assert found.stop_ids == stops, copy
 
 
@@ -240,16 +262,23 @@ def test_sampling_defaults_come_from_the_generation_configuration(folder):
     assert checkpoint.generation_defaults(folder)["temperature"] == 0
 
 
-@pytest.mark.parametrize("name", ["hf-deepseek-like", "chatml_eos_808.gguf"])
-def test_reported_checkpoints_are_refused_for_chat_and_complete_text(tmp_path, capsys, name):
+@pytest.mark.parametrize(
+    "name, beginning",
+    [
+        ("hf-deepseek-like", "<｜begin▁of▁sentence｜><｜User｜>"),
+        ("chatml_eos_808.gguf", "<|im_start|>user\n"),
+        ("pre_smaug-bpe.gguf", "<|begin_of_text|><|start_header_id|>user"),
+    ],
+)
+def test_reported_checkpoints_chat_in_their_own_format(tmp_path, capsys, name, beginning):
     source = Path(os.environ.get("HERD_TEST_CASES", "missing")) / name
     if not source.exists():
         pytest.skip("needs HERD_TEST_CASES")
     out = tmp_path / "model"
     assert run(["import", str(source), str(out)]) == 0
-    capsys.readouterr()
-    assert run(["chat", str(out), "-p", "hello"]) == 1
-    assert f"{out}: its " in capsys.readouterr().err
+    found = checkpoint.load_tokenizer(out)
+    assert found.decode(render(QUESTION, found).ids).startswith(beginning)
+    assert run(["chat", str(out), "-p", "hello", "--max-tokens", "2"]) == 0
     assert run(["chat", str(out), "-p", "hello", "--complete", "--max-tokens", "2"]) == 0
-    if name.endswith(".gguf"):
-        assert 808 in checkpoint.load_tokenizer(out).stop_ids
+    if name.startswith("chatml"):
+        assert 808 in found.stop_ids

@@ -303,14 +303,13 @@ def test_scales_that_are_not_finite_are_refused(refused, rewritten, scale, whole
 def test_malformed_tokenizers_are_dropped_with_the_reason(rewritten, tmp_path):
     """The weights are imported; the tokenizer is dropped, with the reason."""
     base = {"tokenizer.ggml.model": ("STRING", "gpt2"), "tokenizer.ggml.pre": ("STRING", "llama-bpe")}
-    letters = [chr(c) for c in range(256)]
     for change, reason in (
         (
             {
                 "tokenizer.ggml.tokens": ("[STRING", ["a", "a"]),
                 "tokenizer.ggml.token_type": ("[INT32", [1, 1]),
             },
-            "there twice",
+            "in the vocabulary twice",
         ),
         (
             {"tokenizer.ggml.tokens": ("[STRING", ["a", "b"]), "tokenizer.ggml.token_type": ("[INT32", [1])},
@@ -318,15 +317,14 @@ def test_malformed_tokenizers_are_dropped_with_the_reason(rewritten, tmp_path):
         ),
         (
             {
-                "tokenizer.ggml.tokens": ("[STRING", letters),
-                "tokenizer.ggml.token_type": ("[INT32", [1] * 256),
+                "tokenizer.ggml.tokens": ("[STRING", ["a"]),
+                "tokenizer.ggml.token_type": ("[INT32", [1]),
+                "tokenizer.ggml.merges": ("[STRING", ["a b"]),
             },
-            "stands for no byte",
+            "the merge 'a b' needs a token",
         ),
-        (
-            {"tokenizer.ggml.tokens": ("[STRING", ["a"]), "tokenizer.ggml.token_type": ("[INT32", [1])},
-            "single bytes",
-        ),
+        ({"tokenizer.ggml.model": ("STRING", "rwkv")}, "of the kind 'rwkv'"),
+        ({"tokenizer.ggml.pre": ("STRING", "no-such")}, "'no-such', which is not known; name one"),
     ):
         (tmp_path / "t.gguf").write_bytes(rewritten(base | change))
         with pytest.warns(UserWarning, match=f"tokenizer cannot be used here: .*{reason}"):

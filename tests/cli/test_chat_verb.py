@@ -305,7 +305,7 @@ def test_the_card_of_a_base_model_says_that_it_continues_text(run, folders, scri
         (["instruct", "-p", "x", "--stop", ""], "stop strings must be non-empty text"),
         (
             ["instruct", "-p", "x", "--tool-call-format", "xml"],
-            "--tool-call-format xml is unknown: use one of json, builtin, function",
+            "--tool-call-format xml is unknown; this model's: json, builtin, function",
         ),
         (["instruct", "-p", "x", "--kv", "int8"], "a multiple of 32, not 8"),
         (["instruct", "-p", "word " * 300], "the context holds 512"),

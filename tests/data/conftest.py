@@ -11,7 +11,7 @@ from herd.data.sources import Document
 class Bytes:
     """A tokenizer whose ids are bytes: decoding is trivial, so tests can check texts by eye."""
 
-    n_ranks, vocab_size, bos_id, eos_id = 256, 512, 256, 257
+    n_ordinary, vocab_size, bos_id, eos_id, start_ids = 256, 512, 256, 257, (256,)
     sha256 = "b" * 64
 
     def encode(self, text, bos=False, eos=False):

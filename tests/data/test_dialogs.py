@@ -17,7 +17,9 @@ from herd.data.turns import KINDS, TASKS
 from herd.data.wordings import LANGUAGES, expand, load_wordings
 from herd.data.wordings.programs import PROGRAMS
 from herd.errors import DataError
-from herd.text.chat import CODE_INTERPRETER, TOOL_CALL_FORMATS, render
+from herd.text.chat_format import render
+from herd.text.llama3_chat import TOOL_CALL_FORMATS
+from herd.text.messages import CODE_INTERPRETER
 from herd.text.tokenizer import Tokenizer
 from herd.text.toolcall import parse
 from herd.tools import Sandbox, ToolLoop, call_tool, execute_call

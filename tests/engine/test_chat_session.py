@@ -5,7 +5,7 @@ import pytest
 from herd.engine import Delta, Engine, Sampling
 from herd.engine.chat_session import Calling, ChatSession, End, Forgotten, Problem, Text, complete
 from herd.errors import EngineError
-from herd.text.chat import render
+from herd.text.chat_format import render
 from herd.text.tokenizer import Tokenizer
 from herd.tools import ToolResult
 

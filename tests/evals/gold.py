@@ -17,7 +17,8 @@ from herd.evals.tasks.long import LongText
 from herd.evals.tasks.parallel_text import ParallelText
 from herd.evals.tasks.programs import ProgramTask
 from herd.evals.tasks.word_problems import Gsm8k, Mgsm, worked_solution
-from herd.text.chat import CODE_INTERPRETER, call_text
+from herd.text.llama3_chat import call_text
+from herd.text.messages import CODE_INTERPRETER
 from herd.text.toolcall_grammar import ToolCall
 
 

@@ -8,7 +8,7 @@ from herd.data.dialogs import make_dialogs
 from herd.engine import Completion, Engine
 from herd.errors import DataError
 from herd.evals.tooluse import tool_items, tool_use
-from herd.text.chat import render
+from herd.text.chat_format import render
 
 N = 36
 

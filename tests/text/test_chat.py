@@ -358,7 +358,7 @@ def test_dialogs_that_the_format_cannot_express_are_refused(small, messages, mes
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"tool_call_format": "xml"}, "tool_call_format='xml' is unknown"),
+        ({"tool_call_format": "xml"}, "tool_call_format 'xml' is unknown"),
         ({"tools": "calculator"}, "tools must be a list"),
         ({"tools": [{"description": "x"}]}, r"tools\[0\]: name None"),
         ({"tools": [CALCULATOR, CALCULATOR]}, "'calculator' is there twice"),

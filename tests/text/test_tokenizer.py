@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from herd.errors import TokenizerError
 from herd.text import StreamDecoder, Tokenizer
-from herd.text import tokenizer as tokenizer_module
+from herd.text import ranks_tokenizer as tokenizer_module
 from herd.text.ranks import last_merge, merges, ranks_bytes, spell, unspell
-from herd.text.tokenizer import SPECIAL_TOKENS, split_long
+from herd.text.ranks_tokenizer import SPECIAL_TOKENS, split_long
 from herd.text.tokenizer_json import PATTERN
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]))

@@ -173,7 +173,7 @@ def _rewrite(
 
 
 def usable_tokenizer(folder: Path) -> Tokenizer | None:
-    """Return the folder's tokenizer if it is one of Llama 3's kind; else None and a warning."""
+    """Return the folder's tokenizer if it can be read; else None and a warning."""
     try:
         return read_folder_tokenizer(folder)
     except TokenizerError as error:

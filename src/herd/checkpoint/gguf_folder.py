@@ -64,7 +64,8 @@ class GGUFSource:
     Raises `CheckpointError` for a file that is unsound or not a Llama.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, pre: str | None = None) -> None:
+        self.pre = pre
         self.file = GGUF(path)
         self.config = gguf_config.config_from_gguf(self.file)
         self.wanted: dict[str, TensorEntry] = gguf_config.check_tensors(self.file, self.config)
@@ -111,15 +112,14 @@ class GGUFSource:
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The file's tokenizer if it is one of Llama 3's kind and fits the model; else None and a warning."""
-        from .gguf_tokenizer import check_tokenizer, has_tokenizer, read_tokenizer
+        """The file's tokenizer if it can be read; else None and a warning."""
+        from .gguf_tokenizer import has_tokenizer, read_tokenizer
 
         if not has_tokenizer(self.file):
             warnings.warn(f"{self.file.path}: has no tokenizer; the copy will have none", stacklevel=4)
             return None
         try:
-            tokenizer = read_tokenizer(self.file)
-            check_tokenizer(self.file, tokenizer)
+            tokenizer = read_tokenizer(self.file, pre=self.pre, compare_merges=True)
         except TokenizerError as error:
             warnings.warn(f"its tokenizer cannot be used here: {error}", stacklevel=4)
             return None

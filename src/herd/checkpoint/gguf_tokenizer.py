@@ -9,21 +9,25 @@ Source: llama.cpp ``convert_hf_to_gguf.py`` (``_set_vocab_gpt2``), ``llama-vocab
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from ..errors import CheckpointError, TokenizerError
-from ..text.ranks import Ranks, merges, spell, unspell
-from ..text.tokenizer import Tokenizer
-from ..text.tokenizer_json import CHAT_TEMPLATE, check_merges
-from .chat_format import with_template
+from ..text import CHAT_TEMPLATE, Tokenizer
+from ..text.pretokenizers import is_llama3
+from ..text.ranks import Ranks, unspell
+from ..text.ranks_tokenizer import NEEDED_SPECIAL, RanksTokenizer
+from ..text.tokenizer_json import merges_agree
+from ..text.vocabulary import CONTROL, NORMAL, UNUSED, Vocabulary
 from .gguf import GGUF, Strings
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-PRE = "llama-bpe"
+LLAMA3_PRE = "llama-bpe"
 STOP_IDS = "herd.stop_token_ids"
-_SAME_PRE = (PRE, "llama3", "llama-v3")
-"""llama.cpp's names of the same regular expression."""
+TEMPLATE, TOOL_TEMPLATE = "tokenizer.chat_template", "tokenizer.chat_template.tool_use"
+_ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+_KINDS = {"gpt2": "byte-level BPE", "llama": "SentencePiece"}
 
 
 def has_tokenizer(file: GGUF) -> bool:
@@ -34,88 +38,129 @@ def has_tokenizer(file: GGUF) -> bool:
 def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> Iterator[tuple[str, str, Any]]:
     """Yield (key, type, value) of ``tokenizer.*`` for a model with ``vocab_size`` rows; see
     `gguf_write.Value`."""
-    words = [spell(tokenizer.token_bytes(id_)) for id_ in range(tokenizer.n_ranks)]
-    special = [tokenizer.token_bytes(id_).decode() for id_ in range(tokenizer.n_ranks, tokenizer.vocab_size)]
-    unused = [f"[PAD{id_}]" for id_ in range(tokenizer.vocab_size, vocab_size)]
-    types = [NORMAL] * len(words) + [CONTROL] * len(special) + [UNUSED] * len(unused)
-    pairs = [f"{spell(left)} {spell(right)}" for left, right in merges(tokenizer.ranks)]
-    yield "tokenizer.ggml.model", "STRING", "gpt2"
-    yield "tokenizer.ggml.pre", "STRING", PRE
-    yield "tokenizer.ggml.tokens", "[STRING", words + special + unused
-    yield "tokenizer.ggml.token_type", "[INT32", types
-    yield "tokenizer.ggml.merges", "[STRING", pairs
-    yield "tokenizer.ggml.bos_token_id", "UINT32", tokenizer.bos_id
-    extra = sorted(tokenizer.stop_ids - {tokenizer.eos_id, tokenizer.eot_id, tokenizer.eom_id})
-    yield "tokenizer.ggml.eos_token_id", "UINT32", (extra or [tokenizer.eos_id])[0]
-    if len(extra) > 1:  # GGUF has a place for one
-        yield STOP_IDS, "[INT32", extra
-    yield "tokenizer.ggml.eot_token_id", "UINT32", tokenizer.eot_id
-    yield "tokenizer.ggml.eom_token_id", "UINT32", tokenizer.eom_id
-    yield "tokenizer.ggml.padding_token_id", "UINT32", tokenizer.pad_id
-    yield "tokenizer.ggml.add_bos_token", "BOOL", True
-    yield "tokenizer.chat_template", "STRING", tokenizer.chat_template or CHAT_TEMPLATE
+    vocabulary = tokenizer.vocabulary
+    unused = [f"[PAD{id_}]" for id_ in range(len(vocabulary.tokens), vocab_size)]
+    byte_level = vocabulary.scores is None
+    yield "tokenizer.ggml.model", "STRING", "gpt2" if byte_level else "llama"
+    yield "tokenizer.ggml.pre", "STRING", vocabulary.pre if byte_level else "default"
+    yield "tokenizer.ggml.tokens", "[STRING", vocabulary.tokens + unused
+    yield "tokenizer.ggml.token_type", "[INT32", [*vocabulary.types, *[UNUSED] * len(unused)]
+    if byte_level:
+        yield "tokenizer.ggml.merges", "[STRING", list(vocabulary.merges or ())
+    else:
+        yield "tokenizer.ggml.scores", "[FLOAT32", [*(vocabulary.scores or ()), *[0.0] * len(unused)]
+        yield "tokenizer.ggml.add_space_prefix", "BOOL", vocabulary.add_space_prefix
+    ids, others = _ids_by_role(tokenizer)
+    for role, id_ in ids.items():
+        if id_ is not None:
+            yield f"tokenizer.ggml.{role}_token_id", "UINT32", id_
+    if others:
+        yield STOP_IDS, "[INT32", others
+    yield "tokenizer.ggml.add_bos_token", "BOOL", tokenizer.add_bos
+    template = tokenizer.chat_template
+    if template is None and isinstance(tokenizer, RanksTokenizer):
+        template = CHAT_TEMPLATE
+    if template is not None:
+        yield TEMPLATE, "STRING", template
+    if tokenizer.tool_template is not None:
+        yield TOOL_TEMPLATE, "STRING", tokenizer.tool_template
 
 
-def read_tokenizer(file: GGUF) -> Tokenizer:
-    """Return the file's tokenizer, with its own stop tokens and chat format (see `chat_format`).
+def _ids_by_role(tokenizer: Tokenizer) -> tuple[dict[str, int | None], list[int]]:
+    """Return the ids of special tokens by GGUF's names, and the stop tokens that GGUF has no place for."""
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "padding": tokenizer.pad_id}
+    ids["unknown"] = tokenizer.unk_id
+    if isinstance(tokenizer, RanksTokenizer):
+        ids |= {"eot": tokenizer.eot_id, "eom": tokenizer.eom_id}
+    others = sorted(tokenizer.stop_ids - set(ids.values()))
+    for role in ("eos", "eot"):
+        # a stop token of the checkpoint's own comes first; that of Llama 3's vocabulary is known anyway
+        if others and (ids.get(role) is None or (role == "eos" and "eom" in ids)):
+            ids[role] = others.pop(0)
+    return ids, others
 
-    Merges are not compared with the vocabulary here; `check_tokenizer` does that. Raises `TokenizerError`
-    when the tokenizer is missing, malformed or not one of Llama 3's kind.
+
+def read_tokenizer(file: GGUF, *, pre: str | None = None, compare_merges: bool = False) -> Tokenizer:
+    """Return the file's tokenizer, with its own stop tokens and chat template.
+
+    ``pre`` names the pre-tokenizer where the file does not, or names one that is not known. A vocabulary of Llama 3's
+    kind is one of ranks; ``compare_merges`` makes sure that the file's merges say the same, which takes seconds for
+    Meta's. Raises `TokenizerError` when the tokenizer is missing or malformed.
     """
-    kind = file.get("tokenizer.ggml.model", str, "none")
-    if kind != "gpt2":
-        raise TokenizerError(
-            f"{file.path}: its tokenizer is {kind!r}; only Llama 3's byte-level BPE ('gpt2') is read"
-        )
-    pre = file.get("tokenizer.ggml.pre", str, "")
-    if pre not in _SAME_PRE:
-        raise TokenizerError(f"{file.path}: its pre-tokenizer is {pre!r}, not Llama 3's ({PRE!r})")
-    words, types = _texts(file, "tokenizer.ggml.tokens"), file.require("tokenizer.ggml.token_type", tuple)
-    if len(types) != len(words):
-        raise TokenizerError(
-            f"{file.path}: {len(words)} tokens, but {len(types)} token types; fetch the file again"
-        )
-    ranks: Ranks = {}
-    special: dict[str, int] = {}
-    unused = len(words)
-    while unused and types[unused - 1] == UNUSED:
-        unused -= 1
     try:
-        for id_ in range(unused):
-            if types[id_] == NORMAL:
-                ranks[unspell(words[id_])] = id_
-            else:
-                special[words[id_]] = id_
-        if len(ranks) + len(special) < unused:
-            raise TokenizerError("a token is there twice")
-        tokenizer = Tokenizer(ranks, special)
-    except KeyError as error:
-        raise TokenizerError(
-            f"{file.path}: {error.args[0]!r} in a token stands for no byte; not Llama 3's"
-        ) from error
-    except (TokenizerError, ValueError) as error:
+        vocabulary = _vocabulary(file, pre)
+        tokenizer = _with_ranks(vocabulary, compare_merges) or _with_library(vocabulary, file)
+    except TokenizerError as error:
         raise TokenizerError(f"{file.path}: {error}") from error
-    bos = file.get("tokenizer.ggml.bos_token_id", int, tokenizer.bos_id)
-    if bos != tokenizer.bos_id:
-        raise TokenizerError(
-            f"{file.path}: bos_token_id={bos}, but a Llama 3 vocabulary of this size has {tokenizer.bos_id}"
-        )
     stop_ids = set(file.get(STOP_IDS, tuple, ()))
-    for role in ("eos", "eot", "eom"):
+    names: dict[str, str] = {}
+    for role in ("bos", "eos", "eot", "eom"):
         id_ = file.get(f"tokenizer.ggml.{role}_token_id", int)
-        if id_ is not None and not 0 <= id_ < tokenizer.vocab_size:
+        if id_ is None:
+            continue
+        if not 0 <= id_ < tokenizer.vocab_size:
             raise TokenizerError(f"{file.path}: {role}_token_id={id_} is outside its vocabulary")
-        stop_ids |= set() if id_ is None else {id_}
-    eos = tokenizer.token_bytes(file.get("tokenizer.ggml.eos_token_id", int, tokenizer.eos_id))
-    names = {"bos_token": words[bos], "eos_token": eos.decode("utf-8", "replace")}
-    template = file.get("tokenizer.chat_template", str)
-    return with_template(tokenizer, template, stop_ids, names, file.path)
+        if role in ("bos", "eos"):
+            names[f"{role}_token"] = tokenizer.token_bytes(id_).decode("utf-8", "replace")
+        stop_ids |= set() if role == "bos" else {id_}
+    return tokenizer.with_settings(
+        stop_ids=stop_ids,
+        chat_template=file.get(TEMPLATE, str),
+        tool_template=file.get(TOOL_TEMPLATE, str),
+        token_names=names,
+        where=str(file.path),
+    )
 
 
-def check_tokenizer(file: GGUF, tokenizer: Tokenizer) -> None:
-    """Raise `TokenizerError` unless the file's merges agree with its vocabulary. Takes seconds for Meta's."""
-    model = {"merges": _texts(file, "tokenizer.ggml.merges"), "ignore_merges": True}
-    check_merges(file.path, model, tokenizer.ranks)
+def _vocabulary(file: GGUF, pre: str | None) -> Vocabulary:
+    kind = file.get("tokenizer.ggml.model", str, "none")
+    if kind not in _KINDS:
+        known = ", ".join(f"{name!r} ({what})" for name, what in _KINDS.items())
+        raise TokenizerError(f"its tokenizer is of the kind {kind!r}; read are {known}")
+    words = _texts(file, "tokenizer.ggml.tokens")
+    types = file.get("tokenizer.ggml.token_type", tuple) or (NORMAL,) * len(words)
+    unused = len(words)
+    while unused and types[unused - 1 : unused] == (UNUSED,):
+        unused -= 1
+    vocabulary = Vocabulary(words[:unused], types[:unused] if len(types) == len(words) else types)
+    if kind == "llama":
+        scores = file.require("tokenizer.ggml.scores", tuple)
+        adds_space = file.get("tokenizer.ggml.add_space_prefix", bool, True)
+        return replace(vocabulary, scores=scores[:unused], add_space_prefix=adds_space)
+    pre = pre or file.get("tokenizer.ggml.pre", str)
+    if pre is None:
+        pre = LLAMA3_PRE if vocabulary.ids.keys() >= set(NEEDED_SPECIAL) else "default"
+        warnings.warn(f"{file.path}: does not name its pre-tokenizer; using {pre!r} (--pre)", stacklevel=4)
+    return replace(vocabulary, merges=_texts(file, "tokenizer.ggml.merges"), pre=pre)
+
+
+def _with_ranks(vocabulary: Vocabulary, compare_merges: bool) -> RanksTokenizer | None:
+    """Return a tokenizer of ranks for a vocabulary of Llama 3's kind, else None."""
+    if not (is_llama3(vocabulary.pre) and vocabulary.ids.keys() >= set(NEEDED_SPECIAL)):
+        return None
+    special = {word: vocabulary.ids[word] for word in vocabulary.of_type(CONTROL)}
+    try:
+        ranks: Ranks = {unspell(word): vocabulary.ids[word] for word in vocabulary.of_type(NORMAL)}
+        tokenizer = RanksTokenizer(ranks, special)
+    except (KeyError, TokenizerError):
+        return None
+    if compare_merges and not merges_agree(vocabulary.merges or (), ranks, ignore_merges=True):
+        return None
+    return tokenizer
+
+
+def _with_library(vocabulary: Vocabulary, file: GGUF) -> Tokenizer:
+    from ..text.library_tokenizer import LibraryTokenizer  # the library takes 20 ms to import
+
+    ids = {role: file.get(f"tokenizer.ggml.{key}_token_id", int) for role, key in _ROLES.items()}
+    roles = {
+        role: vocabulary.tokens[id_] if id_ is not None and 0 <= id_ < len(vocabulary.tokens) else None
+        for role, id_ in ids.items()
+    }
+    add_bos = file.get(
+        "tokenizer.ggml.add_bos_token", bool, vocabulary.scores is not None or is_llama3(vocabulary.pre)
+    )
+    return LibraryTokenizer(vocabulary.build(), **roles, add_bos=add_bos, vocabulary=vocabulary)
 
 
 def _texts(file: GGUF, key: str) -> list[str]:

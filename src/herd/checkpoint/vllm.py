@@ -89,7 +89,7 @@ def export_vllm(
         config,
         dtype=str(dtype).removeprefix("torch."),
         bos_token_id=None if tokenizer is None else tokenizer.bos_id,
-        eos_token_id=None if tokenizer is None else sorted(tokenizer.stop_ids),
+        eos_token_id=None if tokenizer is None else sorted(tokenizer.stop_ids) or None,
     )
     written["quantization_config"] = quantization_config(_BITS[format])
     return write_checkpoint(

@@ -20,7 +20,7 @@ from typer import Argument, Option
 
 from ..errors import ChatError, EngineError, HerdError
 from ..text import ToolCall
-from ..text.chat import CODE_INTERPRETER, TOOL_CALL_FORMATS
+from ..text.messages import CODE_INTERPRETER
 from ..tools import CUSTOM_TOOLS, ToolResult, execute_call
 from .chat_store import load_dialog, save_dialog
 from .common import MODEL, Device, Dtype, Json, Kv, Threads, print_json
@@ -50,7 +50,9 @@ def chat_command(
     prompt: Annotated[str | None, Option("-p", "--prompt", help="Ask one question (-: from stdin).")] = None,
     system: Annotated[str | None, Option(help="System message (default: the one from training).")] = None,
     tools: Annotated[bool, Option("--tools", help="Offer Herd's tools to a model from elsewhere.")] = False,
-    tool_call_format: Annotated[str, Option(help="Write calls as json, builtin or function.")] = "json",
+    tool_call_format: Annotated[
+        str | None, Option(help="Write calls as json, builtin or function (Llama 3.1).")
+    ] = None,
     lang: Annotated[str, Option(help="Language of the suggested questions.")] = "en",
     complete: Annotated[bool, Option("--complete", help="Continue text, as a base model does.")] = False,
     temperature: Annotated[float | None, Option(help="Sampling temperature (0: greedy).")] = None,
@@ -115,7 +117,7 @@ def chat_command(
     if resume and session is None:
         raise ChatError("--continue is for dialogs; a base model and --complete continue text")
     if question is None:
-        TerminalChat(model, ask, session, resume).run(lang, tool_call_format)
+        TerminalChat(model, ask, session, resume).run(lang, tool_call_format or "json")
         return
     if session is not None and not question.strip():
         raise EngineError(
@@ -136,21 +138,21 @@ def _session(
     sampling: Sampling,
     system: str | None,
     tools: bool,
-    tool_call_format: str,
+    tool_call_format: str | None,
 ) -> ChatSession:
     from ..engine.chat_session import ChatSession
 
-    if tool_call_format not in TOOL_CALL_FORMATS:
-        raise ChatError(
-            f"--tool-call-format {tool_call_format} is unknown: use one of {', '.join(TOOL_CALL_FORMATS)}"
-        )
+    known = model.tokenizer.require_chat().tool_call_formats
+    if tool_call_format is not None and tool_call_format not in known:
+        own = ", ".join(known) or "none, because its chat template has no place for tools"
+        raise ChatError(f"--tool-call-format {tool_call_format} is unknown; this model's: {own}")
     described: list[str | dict[str, Any]] = []
     if tools and tool_call_format == "builtin":
         described = ["wolfram_alpha", CODE_INTERPRETER]
     elif tools:
         described = [tool.schema for tool in CUSTOM_TOOLS.values()]
     if system is None:
-        system = "" if described else model.system_message(tool_call_format)
+        system = "" if described else model.system_message(tool_call_format or "json")
     execute = execute_call if described or model.is_raised else None
     return ChatSession(engine, system, described, tool_call_format, execute, sampling)
 
@@ -200,10 +202,10 @@ def _one_question(prompt: str | None, as_json: bool) -> str | None:
 
 def _answer_once(events: Iterator[ChatEvent], as_json: bool) -> None:
     """Print the answer to stdout as it comes; print calls, results and warnings to stderr."""
-    from ..engine.chat_session import Calling, End, Forgotten, Problem, Text
+    from ..engine.chat_session import Calling, End, Forgotten, Problem, Text, Thought
 
     shown = visible if sys.stdout.isatty() else str
-    text = ""
+    text = reasoning = ""
     calls: list[ToolCall] = []
     results: list[str] = []
     for event in events:
@@ -211,6 +213,10 @@ def _answer_once(events: Iterator[ChatEvent], as_json: bool) -> None:
             text += event.text
             if not as_json:
                 print(shown(event.text), end="", flush=True)
+        elif isinstance(event, Thought):
+            reasoning += event.text
+            if not as_json:
+                print(visible(event.text), end="", flush=True, file=sys.stderr)
         elif isinstance(event, Calling):
             calls.append(event.call)
         elif isinstance(event, ToolResult):
@@ -227,6 +233,8 @@ def _answer_once(events: Iterator[ChatEvent], as_json: bool) -> None:
                 for call, result in zip_longest(calls, results)
             ]
             record = {"text": text, "calls": made, "finish_reason": event.reason, "n_tokens": event.n_tokens}
+            if reasoning:
+                record["reasoning"] = reasoning
             print_json(record | ({"speculated": asdict(event.speculated)} if event.speculated else {}))
         elif isinstance(event, End):
             print()
@@ -315,7 +323,7 @@ class TerminalChat:
 
     def _answer(self, question: str) -> None:
         """Print an answer as it comes. Ctrl-C ends it early; the dialog keeps what was said."""
-        from ..engine.chat_session import Calling, End, Forgotten, Problem, Text
+        from ..engine.chat_session import Calling, End, Forgotten, Problem, Text, Thought
 
         line_open = False
 
@@ -331,6 +339,9 @@ class TerminalChat:
                         self._console.file.write(visible(event.text))  # rich would expand tabs
                         self._console.file.flush()
                         line_open = not event.text.endswith("\n")
+                    elif isinstance(event, Thought):
+                        self._console.print(visible(event.text), style="dim", end="", soft_wrap=True)
+                        line_open = True
                     elif isinstance(event, Calling):
                         note(f"calls {_written(event.call)}", "cyan")
                     elif isinstance(event, ToolResult):

@@ -21,7 +21,8 @@ from random import Random
 from typing import Any
 
 from ..errors import DataError
-from ..text.chat import CODE_INTERPRETER, TOOL_CALL_FORMATS, call_text
+from ..text.llama3_chat import TOOL_CALL_FORMATS, call_text
+from ..text.messages import CODE_INTERPRETER
 from .prompts import CODE, TOOL_NAMES, interpreter_result, system_prompt
 from .turns import KINDS, TASKS, DialogSource, Turn, make_turn
 from .wordings import LANGUAGES, load_wordings

@@ -46,9 +46,11 @@ FIRST_CODE, LAST_CODE, TEST_EVERY = 1000, 9999, 5
 class TextTokenizer(Protocol):
     """The part of a tokenizer that needles use."""
 
-    n_ranks: int
-    bos_id: int
-    eos_id: int
+    @property
+    def n_ordinary(self) -> int: ...
+
+    @property
+    def start_ids(self) -> Sequence[int]: ...
 
     def encode(self, text: str) -> list[int]: ...
 
@@ -114,7 +116,7 @@ class NeedleMaker:
     def line_end_V(self) -> np.ndarray:
         """Whether each ordinary token ends a line, bool (V,): facts are put in after these only."""
         tokenizer = self.tokenizer
-        return np.array([tokenizer.token_bytes(i).endswith(b"\n") for i in range(tokenizer.n_ranks)])
+        return np.array([tokenizer.token_bytes(i).endswith(b"\n") for i in range(tokenizer.n_ordinary)])
 
     def make(
         self,
@@ -157,7 +159,7 @@ class NeedleMaker:
                             f"at least {length - n_text + n_facts} are needed")  # fmt: skip
         depths = [depth, *random.random(n_facts - 1).tolist()]
         body = self._hide(self.filler(random, n_text), facts, depths, newline)
-        ids = [self.tokenizer.bos_id, *body]
+        ids = [*self.tokenizer.start_ids, *body]
         questions: list[Question] = []
         for which, head, tail in zip(asked, heads, tails, strict=True):
             if questions:
@@ -235,7 +237,7 @@ def filler_from(source: Shards | Sequence[int] | np.ndarray, tokenizer: TextToke
         while have < n:
             stop = min(total, start + n - have + 16)
             piece_N = read(start, stop)
-            piece_N = piece_N[piece_N < tokenizer.n_ranks][: n - have]
+            piece_N = piece_N[piece_N < tokenizer.n_ordinary][: n - have]
             pieces.append(piece_N)
             have += len(piece_N)
             start = stop % total

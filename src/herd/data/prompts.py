@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..text.chat import tool_output
+from ..text.llama3_chat import tool_output
 from ..tools import CUSTOM_TOOLS
 
 TOOL_NAMES = tuple(CUSTOM_TOOLS)

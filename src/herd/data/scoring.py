@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ToolError
-from ..text.chat import CODE_INTERPRETER
 from ..text.fenced import python_program
+from ..text.messages import CODE_INTERPRETER
 from ..tools import SandboxResult, call_tool, run_python
 
 if TYPE_CHECKING:

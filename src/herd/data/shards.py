@@ -40,13 +40,17 @@ class Encoder(Protocol):
     """The part of a tokenizer that shards use."""
 
     vocab_size: int
-    bos_id: int
-    eos_id: int
+
+    @property
+    def bos_id(self) -> int | None: ...
+
+    @property
+    def eos_id(self) -> int | None: ...
 
     @property
     def sha256(self) -> str: ...
 
-    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]: ...
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]: ...
 
 
 @dataclass

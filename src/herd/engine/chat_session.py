@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import EngineError
-from ..text.chat import render
-from ..text.toolcall import Call, Content, Event, Parsed, ToolCall, ToolCallParser
+from ..text.answers import AnswerParser
+from ..text.toolcall import Call, Content, Event, Parsed, Reasoning, ToolCall
 from ..tools.loop import Execute, ToolLoop, ToolResult
 from .constraint import Constraint
 from .engine import Engine
@@ -27,6 +27,13 @@ ANSWER_TOKENS = 1024
 @dataclass(frozen=True)
 class Text:
     """A piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Thought:
+    """A piece of the model's reasoning, which is not part of its answer."""
 
     text: str
 
@@ -63,7 +70,7 @@ class Forgotten:
     turns: int
 
 
-ChatEvent = Text | Calling | ToolResult | Problem | Forgotten | End
+ChatEvent = Text | Thought | Calling | ToolResult | Problem | Forgotten | End
 
 
 @dataclass
@@ -79,7 +86,7 @@ class ChatSession:
     engine: Engine
     system: str = ""
     tools: Sequence[str | dict[str, Any]] = ()
-    tool_call_format: str = "json"
+    tool_call_format: str | None = None
     execute: Execute | None = None
     sampling: Sampling = field(default_factory=lambda: Sampling(max_tokens=None))
     date: str | None = None
@@ -89,7 +96,7 @@ class ChatSession:
     def __post_init__(self) -> None:
         if self.engine.tokenizer is None:
             raise EngineError("chat needs a tokenizer, and this model has none")
-        self.engine.tokenizer.require_chat_format()
+        self.chat = self.engine.tokenizer.require_chat()
         self.reset()
 
     def reset(self) -> None:
@@ -126,7 +133,7 @@ class ChatSession:
             reply = _Reply(self.engine, Request(ids, self.sampling, constraint=self.constraint))
             replies.append(reply)
             try:
-                yield from reply.events(ToolCallParser() if self._looks_for_calls else None)
+                yield from reply.events(self._parser())
             finally:  # an interrupted reply is kept as far as it came
                 reply.cancel()
                 loop.add(reply.parsed, complete=reply.reason == "stop")
@@ -141,10 +148,11 @@ class ChatSession:
             sum(speculated, Speculated()) if speculated else None,
         )
 
-    @property
-    def _looks_for_calls(self) -> bool:
-        """Whether the model was offered any tools. If not, an answer that looks like a call is an answer."""
-        return self.constraint is None and (bool(self.tools) or self.execute is not None)
+    def _parser(self) -> AnswerParser | None:
+        """Return the parser of an answer. Without tools, an answer that looks like a call is an answer."""
+        if self.constraint is not None:
+            return None
+        return self.chat.parser(tools=bool(self.tools) or self.execute is not None)
 
     @property
     def _n_turns(self) -> int:
@@ -169,10 +177,8 @@ class ChatSession:
         return ids
 
     def _render(self, messages: list[dict[str, Any]]) -> list[int]:
-        assert self.engine.tokenizer is not None
-        rendered = render(
+        rendered = self.chat.render(
             messages,
-            self.engine.tokenizer,
             tools=list(self.tools) or None,
             tool_call_format=self.tool_call_format,
             generation_prompt=True,
@@ -190,7 +196,7 @@ class _Reply:
         self.reason: FinishReason = "cancelled"
         self.speculated: Speculated | None = None
 
-    def events(self, parser: ToolCallParser | None) -> Iterator[ChatEvent]:
+    def events(self, parser: AnswerParser | None) -> Iterator[ChatEvent]:
         """Yield the message as it comes. Without a ``parser`` all of it is text."""
         for delta in self._stream:
             self.n_tokens += len(delta.token_ids)
@@ -211,6 +217,8 @@ class _Reply:
             self.parsed.add(event)
             if isinstance(event, Content):
                 yield Text(event.text)
+            elif isinstance(event, Reasoning):
+                yield Thought(event.text)
             elif isinstance(event, Call):
                 yield Calling(event.call)
             else:

@@ -203,7 +203,7 @@ class _Tokens:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self.eos_token_id, self.bos_token_id = tokenizer.eos_id, tokenizer.bos_id
+        self.eos_token_id, self.bos_token_id = min(tokenizer.stop_ids, default=0), tokenizer.bos_id
         self.tokens = [tokenizer.token_bytes(id_) for id_ in range(tokenizer.vocab_size)]
         self.special_token_ids = list(tokenizer.special_tokens.values())
 

@@ -9,11 +9,12 @@ logit_bias=, ...), and ``constraint`` defines the form of the answer: `Constrain
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..errors import EngineError
 from ..llama.model import LlamaLM
-from ..text.tokenizer import Tokenizer
+from ..text import AnswerParser, Content, Tokenizer
 from .constraint import Constraint
 from .engine import Engine, ResponseStream
 from .request import Completion, Request, Sampling
@@ -49,8 +50,12 @@ def generate_many(
     settings = Sampling(**sampling)
     engine = Engine(model, tokenizer, max_batch=max_batch)
     requests = [Request(encode_prompt(tokenizer, p, tools), settings, constraint=constraint) for p in prompts]
-    streams = [stream for request in requests for stream in engine.submit_many(request, n)]
-    return [stream.completion() for stream in streams]
+    streams = [(p, s) for p, r in zip(prompts, requests, strict=True) for s in engine.submit_many(r, n)]
+    completions = [(prompt, stream.completion()) for prompt, stream in streams]
+    return [
+        replace(done, text=answer_parser(tokenizer, prompt).parse(done.text).content)
+        for prompt, done in completions
+    ]
 
 
 def stream(
@@ -64,23 +69,28 @@ def stream(
 ) -> Iterator[str]:
     """Yield what `generate` returns, piece by piece. Leaving the loop early stops the work."""
     request = Request(encode_prompt(tokenizer, prompt, tools), Sampling(**sampling), constraint=constraint)
-    return _pieces(Engine(model, tokenizer).submit(request))
+    return _pieces(Engine(model, tokenizer).submit(request), answer_parser(tokenizer, prompt))
 
 
-def _pieces(deltas: ResponseStream) -> Iterator[str]:
+def _pieces(deltas: ResponseStream, parser: AnswerParser) -> Iterator[str]:
     try:
         for delta in deltas:
-            if delta.text:
-                yield delta.text
+            yield from (event.text for event in parser.feed(delta.text) if isinstance(event, Content))
+        yield from (event.text for event in parser.finish() if isinstance(event, Content))
     finally:
         deltas.cancel()
+
+
+def answer_parser(tokenizer: Tokenizer, prompt: Prompt) -> AnswerParser:
+    """Return the parser that takes a model's reasoning from its answer; text that is continued has none."""
+    return AnswerParser() if isinstance(prompt, str) else tokenizer.require_chat().parser()
 
 
 def encode_prompt(
     tokenizer: Tokenizer | None,
     prompt: Prompt,
     tools: list[dict[str, Any]] | None = None,
-    tool_call_format: str = "json",
+    tool_call_format: str | None = None,
 ) -> list[int]:
     """Return the ids of a text (with beginning-of-text), or of messages up to the assistant's answer."""
     if tokenizer is None:
@@ -91,8 +101,7 @@ def encode_prompt(
         if tools:
             raise EngineError("tools need a list of messages; a text prompt is only continued")
         return tokenizer.encode(prompt, bos=True)
-    from ..text.chat import render
-
-    return render(
-        list(prompt), tokenizer, tools=tools, tool_call_format=tool_call_format, generation_prompt=True
+    chat = tokenizer.require_chat()
+    return chat.render(
+        list(prompt), tools=tools, tool_call_format=tool_call_format, generation_prompt=True
     ).ids

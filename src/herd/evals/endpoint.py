@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from ..errors import EngineError
-from ..text.chat import call_text
+from ..text.llama3_chat import call_text
 from .tasks.task import Answer, Generate, GenerateJson, Likelihood, Mode, Rank, Request
 
 AT_ONCE = 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from ..dtypes import short_name
@@ -13,7 +14,7 @@ from ..engine import Request as EngineRequest
 from ..engine.score import Pair, Scorer
 from ..errors import ContextError
 from ..llama.model import LlamaLM
-from ..text.chat import render
+from ..text.ranks_tokenizer import RanksTokenizer
 from ..text.tokenizer import Tokenizer
 from .bpb import compression
 from .tasks.task import Answer, Generate, GenerateJson, Likelihood, Mode, Rank, Read, Request
@@ -50,7 +51,9 @@ class CheckpointModel:
             for n, request in some:
                 if isinstance(request, Read):
                     yield n, self._read(request)
-            yield from self._write(asked)
+            in_chat = {n for n, r in some if isinstance(r, Generate) and not isinstance(r.prompt, str)}
+            for n, answer in self._write(asked):
+                yield n, self._without_reasoning(answer) if n in in_chat else answer
 
     @property
     def context(self) -> int:
@@ -64,9 +67,11 @@ class CheckpointModel:
     def encode(self, text: str) -> list[int]:
         """Return the tokenizer's ids, but encode repeated paragraphs (worked examples) only once.
 
-        Paragraphs can be encoded one by one, because no token of Llama's pattern contains a newline and the
+        Paragraphs can be encoded one by one with Llama 3's pattern, because no token contains a newline and the
         word after it.
         """
+        if not isinstance(self.tokenizer, RanksTokenizer):
+            return self.tokenizer.encode(text)
         return [i for paragraph in _PARAGRAPH.split(text) for i in self._paragraph(paragraph)]
 
     def pair(self, context: str, continuation: str) -> Pair:
@@ -76,8 +81,10 @@ class CheckpointModel:
         """
         bare = context.rstrip()
         continuation, context = context[len(bare) :] + continuation, bare
-        context_ids = [self.tokenizer.bos_id, *self.encode(context)]
-        whole = [self.tokenizer.bos_id, *self.encode(context + continuation)]
+        context_ids = [*self.tokenizer.start_ids, *self.encode(context)]
+        whole = [*self.tokenizer.start_ids, *self.encode(context + continuation)]
+        if not context_ids:  # something must come before the first token that is scored
+            context_ids, whole = self.tokenizer.prefix_ids, [*self.tokenizer.prefix_ids, *whole]
         return Pair(context_ids, whole[len(context_ids) :])
 
     def _encoded(
@@ -104,20 +111,20 @@ class CheckpointModel:
             yield numbers[at], Answer(likelihoods=tuple(likelihoods))
 
     def _read(self, read: Read) -> Answer:
-        ids = self.tokenizer.encode(read.text, bos=True)
+        ids = [*self.tokenizer.prefix_ids, *self.tokenizer.encode(read.text)]
         bits = compression(self.model, [HeldOut(ids, len(read.text.encode()))]).bits[0]
         return Answer(likelihoods=(Likelihood(-float(bits) * math.log(2), n_tokens=len(ids) - 1),))
 
     def _generate(self, request: Generate) -> EngineRequest:
         if isinstance(request.prompt, str):
-            ids = [self.tokenizer.bos_id, *self.encode(request.prompt)]
+            ids = [*self.tokenizer.start_ids, *self.encode(request.prompt)]
         else:
-            tools = list(request.tools) or None
-            ids = render(
+            chat = self.tokenizer.require_chat()
+            form = request.tool_call_format
+            ids = chat.render(
                 request.prompt,
-                self.tokenizer,
-                tools=tools,
-                tool_call_format=request.tool_call_format,
+                tools=list(request.tools) or None,
+                tool_call_format=form if form in chat.tool_call_formats else None,
                 generation_prompt=True,
             ).ids
         sampling = Sampling(max_tokens=request.max_tokens, stop=request.stop)
@@ -130,6 +137,9 @@ class CheckpointModel:
                 f"a prompt has {len(request.prompt_ids)} tokens, the context holds {self._engine.context}: "
                 "use a model with a longer context"
             )
+
+    def _without_reasoning(self, answer: Answer) -> Answer:
+        return replace(answer, text=self.tokenizer.require_chat().parser().parse(answer.text).content)
 
     def _write(self, asked: dict[int, EngineRequest]) -> Iterator[tuple[int, Answer]]:
         """Generate all texts, like lengths together; the engine batches them."""

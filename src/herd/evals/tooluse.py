@@ -22,9 +22,9 @@ from ..engine.engine import Engine
 from ..engine.request import Request, Sampling
 from ..errors import DataError, ToolError
 from ..llama.model import LlamaLM
-from ..text.chat import CODE_INTERPRETER, TOOL_CALL_FORMATS, render
+from ..text.llama3_chat import TOOL_CALL_FORMATS
+from ..text.messages import CODE_INTERPRETER
 from ..text.tokenizer import Tokenizer
-from ..text.toolcall import parse
 from ..tools import TOOLS, Sandbox, Tool, ToolLoop, execute_call
 from .score import Score, share, shares_by
 
@@ -96,6 +96,7 @@ def answer_dialogs(
 ) -> list[Answered]:
     """Let the model continue each dialog's prompt, all dialogs in lockstep, with its calls run."""
     trouble = [""] * len(dialogs)
+    chat = tokenizer.require_chat()
     with Sandbox() as sandbox:
         execute = partial(execute_call, tools={**TOOLS, CODE_INTERPRETER: _interpreter(sandbox)})
         loops = [ToolLoop(list(dialog.prompt), execute, ROUNDS) for dialog in dialogs]
@@ -109,7 +110,7 @@ def answer_dialogs(
             completions = engine.run([Request(prompts[i], Sampling(max_tokens=max_tokens)) for i in going])
             for i, completion in zip(going, completions, strict=True):
                 complete = completion.finish_reason == "stop"
-                loops[i].add(parse(completion.text), complete=complete)
+                loops[i].add(chat.parser(tools=True).parse(completion.text), complete=complete)
                 list(loops[i].run_calls())
                 if not complete:
                     trouble[i] = "no end"
@@ -137,5 +138,7 @@ def _interpreter(sandbox: Sandbox) -> Tool:
 
 def prompt_ids(tokenizer: Tokenizer, dialog: Dialog, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """Return the tokens that ask for the next message of a dialog that so far consists of ``messages``."""
-    tools, form = dialog.tools or None, dialog.tool_call_format
-    return render(messages, tokenizer, tools=tools, tool_call_format=form, generation_prompt=True).ids
+    tools, own = dialog.tools or None, dialog.tool_call_format
+    chat = tokenizer.require_chat()
+    form = own if own in chat.tool_call_formats else None
+    return chat.render(messages, tools=tools, tool_call_format=form, generation_prompt=True).ids

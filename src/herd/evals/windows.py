@@ -62,7 +62,7 @@ def from_texts(documents: Iterable[Any], tokenizer: Tokenizer, max_bytes: int | 
         if not n_bytes:
             continue
         kind = {name: str(getattr(document, name, "") or "") for name in ("lang", "kind")}
-        out.append(HeldOut(tokenizer.encode(text, bos=True), n_bytes, **kind))
+        out.append(HeldOut([*tokenizer.prefix_ids, *tokenizer.encode(text)], n_bytes, **kind))
         total += n_bytes
         if max_bytes is not None and total >= max_bytes:
             break

@@ -125,7 +125,7 @@ class RaiseData:
         copy.
         """
         seed = self.plan.seed
-        repeated = RepetitionStream(self.tokenizer.n_ranks, context, seed)
+        repeated = RepetitionStream(self.tokenizer.n_ordinary, context, seed)
         streams = [self.text("teacher", context, seed), self.retrieval(context), repeated]
         shares = [1 - RETRIEVAL_SHARE - REPETITION_SHARE, RETRIEVAL_SHARE, REPETITION_SHARE]
         return MixStream(streams, shares, seed)
@@ -137,7 +137,7 @@ class RaiseData:
             render(d.messages, self.tokenizer, tools=d.tools or None, tool_call_format=d.tool_call_format)
             for d in islice(stream_dialogs(seed, split="train"), n)
         )
-        return DialogStream(rendered, context, seed, pad_id=self.tokenizer.pad_id)
+        return DialogStream(rendered, context, seed, pad_id=self.tokenizer.pad_id or 0)
 
     def instruct(self, context: int) -> Stream:
         """Return the rows of instruct tuning: dialogs with a little replayed text."""

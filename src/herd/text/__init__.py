@@ -1,16 +1,24 @@
-"""Text and tokens: the tokenizer, the renderer of dialogs, the parser of tool calls, fenced code. No torch."""
+"""Text and tokens: tokenizers, chat formats, the parser of answers and tool calls, fenced code. No torch."""
 
-from .chat import Rendered, call_text, render, tool_output
+from .answers import AnswerParser
+from .chat_format import ChatFormat, Rendered, render
+from .llama3_chat import call_text, tool_output
 from .tokenizer import StreamDecoder, Tokenizer
+from .tokenizer_files import register
 from .tokenizer_json import CHAT_TEMPLATE
-from .toolcall import Call, Content, Malformed, Parsed, ToolCall, ToolCallParser, parse
+from .toolcall import Call, Content, Malformed, Parsed, Reasoning, ToolCall, ToolCallParser, parse
+
+register()
 
 __all__ = [
     "CHAT_TEMPLATE",
+    "AnswerParser",
     "Call",
+    "ChatFormat",
     "Content",
     "Malformed",
     "Parsed",
+    "Reasoning",
     "Rendered",
     "StreamDecoder",
     "Tokenizer",

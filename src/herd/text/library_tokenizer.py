@@ -9,28 +9,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Library
 
 from ..errors import TokenizerError
+from ..files import write_atomically
 from .ranks import unspell
-from .tokenizer import check_text
-from .vocabulary import SPACE
+from .tokenizer import Tokenizer, check_text
+from .vocabulary import SPACE, Vocabulary, vocabulary_of
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-class LibraryTokenizer:
-    """A tokenizer of the `tokenizers` library; it does not change after it is made.
+class LibraryTokenizer(Tokenizer):
+    """A tokenizer of the `tokenizers` library.
 
-    ``special_tokens`` are the control tokens by name. ``bos_id``, ``eos_id``, ``pad_id`` and ``unk_id`` are None where
-    the vocabulary has no such token; ``add_bos`` says whether a text begins with ``bos_id``.
+    ``bos``, ``eos``, ``pad`` and ``unk`` are names of special tokens; a name that the vocabulary does not have is as
+    good as none. A text begins with ``bos`` if ``add_bos`` or if the library's tokenizer puts it there. ``vocabulary``
+    is what the library's tokenizer was built from, where that was not a `tokenizer.json`.
     """
 
     def __init__(
@@ -42,8 +46,10 @@ class LibraryTokenizer:
         pad: str | None = None,
         unk: str | None = None,
         add_bos: bool = False,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         self._library = library
+        self._vocabulary = vocabulary
         library.encode_special_tokens = True  # special tokens spelled in a text are text
         library.no_truncation()
         library.no_padding()
@@ -51,22 +57,27 @@ class LibraryTokenizer:
         self.vocab_size = 1 + max(library.get_vocab(with_added_tokens=True).values(), default=-1)
         self.special_tokens = {token.content: id_ for id_, token in sorted(added.items()) if token.special}
         self._added = {id_: token.content for id_, token in added.items()}
+        names = {"bos_token": bos, "eos_token": eos, "pad_token": pad, "unk_token": unk}
+        self.token_names = {role: name for role, name in names.items() if name is not None}
         self.bos_id, self.eos_id, self.pad_id, self.unk_id = (
-            None if name is None else library.token_to_id(name) for name in (bos, eos, pad, unk)
+            None if name is None else library.token_to_id(name) for name in names.values()
         )
-        self.add_bos = add_bos and self.bos_id is not None
-        self.stop_ids = frozenset({self.eos_id} - {None})
+        begins = library.encode("").ids[:1] == [self.bos_id]
+        self.add_bos = self.bos_id is not None and (add_bos or begins)
+        self._stop_ids = frozenset({self.eos_id} - {None})  # type: ignore[arg-type]
         self._byte_level = "ByteLevel" in json.dumps(json.loads(library.to_str())["decoder"])
 
-    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
-        """Return the ids of ``text``, which is never read as special tokens.
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
+        """See `Tokenizer.encode`.
 
         Warns of characters that the vocabulary cannot express; each of their bytes becomes ``unk_id``. Raises
-        `TokenizerError` for a lone surrogate, or for such a character where the vocabulary has no unknown token.
+        `TokenizerError` for such a character where the vocabulary has no unknown token.
         """
         check_text(text)
-        ids = [self.bos_id] if bos and self.bos_id is not None else []
-        if self.missing_bytes and (lost := set(self._inexpressible.findall(text))):
+        ids = self.start_ids if bos else []
+        if special:
+            ids += self.encode_with_special(text)[0]
+        elif self.missing_bytes and (lost := set(self._inexpressible.findall(text))):
             ids += self._with_unknown(text, lost)
         else:
             ids += self._library.encode(text, add_special_tokens=False).ids
@@ -77,10 +88,7 @@ class LibraryTokenizer:
         return self._with_offsets(self._reading_special, text)
 
     def encode_with_offsets(self, text: str, *, continued: bool = False) -> tuple[list[int], list[int]]:
-        """Return the ids of plain ``text`` and where each starts (characters).
-
-        ``continued``: the text follows a special token, where some vocabularies add no space before it.
-        """
+        """See `Tokenizer.encode_with_offsets`."""
         if not continued:
             return self._with_offsets(self._library, text)
         ids, starts = self._with_offsets(self._continuing, self._separator + text)
@@ -119,27 +127,6 @@ class LibraryTokenizer:
         found = self._library.encode_batch([check_text(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
-    def decode(self, ids: Iterable[int], *, skip_special: bool = False, errors: str = "replace") -> str:
-        """Return the text of ``ids``, without the space that a SentencePiece vocabulary puts before every text."""
-        text = self.decode_bytes(ids, skip_special=skip_special)
-        if self.adds_space and text.startswith(b" "):
-            text = text[1:]
-        try:
-            return text.decode("utf-8", errors)
-        except UnicodeDecodeError as error:
-            raise TokenizerError(f"ids are not UTF-8 text ({error}); decode with errors='replace'") from error
-
-    def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = False) -> bytes:
-        """Return the bytes of ``ids``; raises `TokenizerError` for an id outside the vocabulary."""
-        special = set(self.special_tokens.values()) if skip_special else ()
-        return b"".join([self.token_bytes(id_) for id_ in ids if id_ not in special])
-
-    def token_bytes(self, id: int) -> bytes:
-        """Return the bytes of one token: for a special token its spelling, for an unused id nothing."""
-        if not 0 <= id < self.vocab_size:
-            raise TokenizerError(f"token id {id} is outside the vocabulary of {self.vocab_size}")
-        return self._tokens[id]
-
     @cached_property
     def _tokens(self) -> list[bytes]:
         return [self._bytes_of(id_) for id_ in range(self.vocab_size)]
@@ -158,13 +145,13 @@ class LibraryTokenizer:
         return bytes([int(byte[1], 16)]) if byte else word.replace(SPACE, " ").encode()
 
     @cached_property
-    def adds_space(self) -> bool:
-        """Whether a text is encoded as if a space stood before it, as SentencePiece does."""
+    def adds_space(self) -> bool:  # type: ignore[override]
+        """See `Tokenizer.adds_space`."""
         ids = self._library.encode("x", add_special_tokens=False).ids
         return b"".join(self._bytes_of(id_) for id_ in ids).startswith(b" ")
 
     @cached_property
-    def missing_bytes(self) -> frozenset[int]:
+    def missing_bytes(self) -> frozenset[int]:  # type: ignore[override]
         """The bytes that no token expresses alone, so that a text with them may not come back."""
         single = {token[0] for token in self._tokens if len(token) == 1}
         if not self._byte_level and not any(_BYTE_TOKEN.fullmatch(w) for w in self._library.get_vocab()):
@@ -218,9 +205,40 @@ class LibraryTokenizer:
             digest.update(len(token).to_bytes(4, "little") + token)
         return digest.hexdigest()
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of `tokenizer.json`."""
-        return json.loads(self._library.to_str())
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """See `Tokenizer.vocabulary`."""
+        return self._vocabulary or vocabulary_of(self._library)
 
-    def __repr__(self) -> str:
-        return f"LibraryTokenizer(vocab_size={self.vocab_size}, sha256={self.sha256[:12]})"
+    def save(self, folder: str | os.PathLike[str], *, model_max_length: int = 131072) -> None:
+        """See `Tokenizer.save`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = json.loads(self._library.to_str())
+        if self.add_bos and self._library.encode("").ids[:1] != [self.bos_id]:
+            content["post_processor"] = _beginning_with(self.token_names["bos_token"], self.start_ids[0])
+        write_atomically(folder / "tokenizer.json", json.dumps(content, ensure_ascii=False))
+        more = {"model_max_length": model_max_length, "add_bos_token": self.add_bos}
+        self._save_settings(folder, self.chat_template, {}, more)
+
+
+def read_library(path: Path) -> Library:
+    """Read a `tokenizer.json` with the library. Raises `TokenizerError` for what it cannot read."""
+    try:
+        return Library.from_str(path.read_text(encoding="utf-8"))
+    except BaseException as error:  # the library raises plain exceptions, and its panics are not even those
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise TokenizerError(f"{path}: the tokenizers library cannot read it ({error})") from error
+
+
+def _beginning_with(bos: str, bos_id: int) -> dict[str, Any]:
+    """Return the post-processor that puts ``bos`` before every text."""
+    first, text = {"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    second = {"Sequence": {"id": "B", "type_id": 1}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [first, text],
+        "pair": [first, text, first, second],
+        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
+    }

@@ -10,6 +10,10 @@ Source: llama.cpp ``src/llama-vocab.cpp`` (MIT), and the ``tokenizer.json`` of t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers.pre_tokenizers import Sequence
 
 _ENGLISH = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _LLAMA3 = (
@@ -57,6 +61,14 @@ class PreTokenizer:
     patterns: tuple[str, ...]
     ignore_merges: bool = False
 
+    def cutter(self) -> Sequence:
+        """Return the library's pre-tokenizer, which also spells bytes as printable characters."""
+        from tokenizers import Regex, pre_tokenizers
+
+        cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in self.patterns]
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return pre_tokenizers.Sequence([*cuts, byte_level])
+
 
 _LIKE_LLAMA3 = PreTokenizer((_LLAMA3,), ignore_merges=True)
 _LIKE_GPT2 = PreTokenizer((_GPT2,))
@@ -90,3 +102,8 @@ PRE_TOKENIZERS = {
     ),
 }
 """By the name in a GGUF file."""
+
+
+def is_llama3(name: str) -> bool:
+    """Return whether pieces are cut as in Llama 3, and a piece that is a token is taken as it is."""
+    return PRE_TOKENIZERS.get(name) is _LIKE_LLAMA3

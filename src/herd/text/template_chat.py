@@ -21,7 +21,8 @@ import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
 from jinja2.ext import Extension, loopcontrols
@@ -30,11 +31,19 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import ChatError
-from .library_tokenizer import LibraryTokenizer
+from .answers import THINK, THINK_END, AnswerParser
+from .chat_format import Rendered, Span, Tools
+from .messages import CheckedMessage, checked_messages, tool_schema
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
 
 MAX_RENDERED = 20_000_000
 """Characters of a rendered dialog: a template that writes more is broken or hostile."""
 _CALL_ID = "call{:05d}"  # nine letters and digits: what Mistral's templates insist on
+_CALL_STYLES = (("mistral", "[TOOL_CALLS]"), ("hermes", "<tool_call>"), ("json", ""))
+"""How a template writes calls, by a text that it then contains."""
+_QUESTION, _ANSWER = "What is the question?", "This is the answer."
 
 
 class _Generation(Extension):
@@ -104,6 +113,155 @@ class ChatTemplate:
         return (self._date or datetime.datetime.now()).strftime(format)
 
 
+class TemplateChat:
+    """The format of a checkpoint's own template. Raises `ChatError` for a template that cannot be rendered."""
+
+    name = "template"
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer.chat_template or "", tokenizer.token_names)
+        self._with_tools = self._template
+        if tokenizer.tool_template is not None:
+            self._with_tools = ChatTemplate(tokenizer.tool_template, tokenizer.token_names)
+        self.supports_tools = self._with_tools.supports_tools
+        texts = self._template.text + self._with_tools.text
+        style = next(name for name, part in _CALL_STYLES if part in texts)
+        self.tool_call_formats = (style,) if self.supports_tools else ()
+        self._wants_short_ids = re.search(r"length\s*!=\s*9", texts) is not None
+        self._reasons = THINK in texts or THINK_END in texts
+        self._prompt = self._probe([{"role": "user", "content": _QUESTION}], generation_prompt=True)
+
+    def _probe(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        try:
+            return self.text(messages, **options)
+        except ChatError:
+            if not self.supports_tools:
+                raise
+            tool = {"name": "f", "description": "f", "parameters": {"type": "object", "properties": {}}}
+            return self.text(
+                messages, tools=[tool], **options
+            )  # some templates are for dialogs with tools only
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """The control token with which the template ends an answer."""
+        dialog = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
+        try:
+            rest = self._probe(dialog).rpartition(_ANSWER)[2].lstrip()
+        except ChatError:
+            return frozenset()
+        special = self._tokenizer.special_tokens
+        return frozenset(id_ for name, id_ in special.items() if rest.startswith(name))
+
+    def parser(self, *, tools: bool = False) -> AnswerParser:
+        """See `ChatFormat.parser`."""
+        opened = self._prompt.rstrip().endswith(THINK)
+        space = self._tokenizer.adds_space
+        return AnswerParser(tools=tools, reasoning=self._reasons, opened=opened, drops_space=space)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Tools | None = None,
+        tool_call_format: str | None = None,
+        generation_prompt: bool = False,
+        date: str | datetime.date | None = None,
+    ) -> Rendered:
+        """Return the token ids of a dialog and, without ``generation_prompt``, its loss mask (`ChatFormat.render`)."""
+        if tool_call_format not in (None, *self.tool_call_formats):
+            own = f"only {self.tool_call_formats[0]}" if self.tool_call_formats else "no calls"
+            raise ChatError(
+                f"tool_call_format={tool_call_format!r}: the checkpoint's chat template writes {own}; leave it out"
+            )
+        dialog = {"messages": self._shaped(messages), "tools": self._tools(tools)}
+        marked = Marked(dialog, list(self._tokenizer.special_tokens))
+        template = self._with_tools if tools else self._template
+        more = {"tools": marked.dialog["tools"], "date": date}
+        whole = template.render(marked.dialog["messages"], generation_prompt=generation_prompt, **more)
+        ids, starts = encode_rendered(whole, marked, self._tokenizer)
+        rendered = Rendered(ids, [False] * len(ids))
+        if generation_prompt:
+            return rendered
+        stop_ids = self._tokenizer.stop_ids
+        for number, start, end in assistant_spans(template, marked.dialog["messages"], whole, **more):
+            span = (len(marked.clean(whole[:start])), len(marked.clean(whole[:end])))
+            trained = trained_tokens(starts, ids, span, stop_ids)
+            rendered.mask[trained.start : trained.stop] = [True] * len(trained)
+            rendered.spans.append(Span("assistant", trained.start, trained.stop, number))
+        return rendered
+
+    def text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Tools | None = None,
+        generation_prompt: bool = False,
+        date: str | datetime.date | None = None,
+    ) -> str:
+        """Return a dialog as the template writes it, for looking at it."""
+        template = self._with_tools if tools else self._template
+        return template.render(
+            self._shaped(messages), tools=self._tools(tools), generation_prompt=generation_prompt, date=date
+        )
+
+    def _tools(self, tools: Tools | None) -> list[dict[str, Any]] | None:
+        if not tools:
+            return None
+        if not self.supports_tools:
+            raise ChatError("tools: the checkpoint's chat template has no place for tools; leave them out")
+        if isinstance(tools, (str, Mapping)):
+            raise ChatError(f"tools must be a list of schemas, not {type(tools).__name__}")
+        out = []
+        for number, tool in enumerate(tools):
+            name, schema = tool_schema(tool, f"tools[{number}]")
+            if schema is None:
+                raise ChatError(
+                    f"tools[{number}]: {name!r} is only a name; the chat template needs its schema"
+                )
+            nested = isinstance(tool, Mapping) and "function" in tool
+            out.append(dict(tool) if nested else {"type": "function", "function": schema})  # type: ignore[arg-type]
+        return out
+
+    def _shaped(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return the messages as templates expect them: OpenAI's shape, and every call and result with an id."""
+        out: list[dict[str, Any]] = []
+        waiting: list[dict[str, Any]] = []  # calls whose results are still to come
+        new_ids: dict[str, str] = {}
+        for message in checked_messages(messages):
+            shaped = dict(message.original or {}) | {"role": message.role, "content": message.content}
+            shaped.pop("weight", None)
+            if message.role == "assistant":
+                if message.calls and (message.original or {}).get("content", ...) is None:
+                    shaped["content"] = None  # templates tell a call from an answer by this
+                shaped.pop("tool_calls", None)
+                if message.calls:
+                    waiting = self._shaped_calls(message, new_ids)
+                    shaped["tool_calls"] = list(waiting)
+            elif message.role == "tool":
+                given = shaped.get("tool_call_id")
+                call = next((c for c in waiting if c["id"] == new_ids.get(str(given), given)), None)
+                call = call or (waiting[0] if waiting and given is None else None)
+                if call is not None:
+                    waiting = [other for other in waiting if other is not call]
+                    shaped["tool_call_id"] = call["id"]
+                    shaped.setdefault("name", call["function"]["name"])
+            out.append(shaped)
+        return out
+
+    def _shaped_calls(self, message: CheckedMessage, new_ids: dict[str, str]) -> list[dict[str, Any]]:
+        calls = []
+        for call in message.calls:
+            id_ = call.id
+            if id_ is None or (self._wants_short_ids and not re.fullmatch(r"[A-Za-z0-9]{9}", id_)):
+                number = len(new_ids)
+                id_ = new_ids.setdefault(id_ or f"call {number}", _CALL_ID.format(number))
+            function = {"name": call.name, "arguments": call.arguments}
+            calls.append({"id": id_, "type": "function", "function": function})
+        return calls
+
+
 class Marked:
     """A dialog's strings with an unused character inserted into everything that spells a control token.
 
@@ -144,19 +302,17 @@ class Marked:
         return out
 
 
-def encode_rendered(text: str, marked: Marked, tokenizer: LibraryTokenizer) -> tuple[list[int], list[int]]:
+def encode_rendered(text: str, marked: Marked, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Return the ids of a rendered dialog, and for each where it starts in the text without marks.
 
     Control tokens in ``text`` are the template's and become ids; marked spellings become plain text.
     """
     if not marked.any:
         return tokenizer.encode_with_special(text)
-    names = sorted(tokenizer.special_tokens, key=len, reverse=True)
-    control = re.compile("(" + "|".join(map(re.escape, names)) + ")")
     ids: list[int] = []
     starts: list[int] = []
     place = 0
-    for number, piece in enumerate(control.split(text)):
+    for number, piece in enumerate(tokenizer.split_special(text)):
         if number % 2:
             ids.append(tokenizer.special_tokens[piece])
             starts.append(place)

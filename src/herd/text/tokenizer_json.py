@@ -5,8 +5,7 @@ characters, one merge per token (`ranks.merges`), ``ignore_merges``, so that a p
 whole as in tiktoken, and a post-processor that puts ``<|begin_of_text|>`` first, as in Meta's release on
 Hugging Face.
 
-Only files that mean the same as some ranks are read: another regular expression, a normalizer, or merges that
-disagree with the order of the vocabulary are refused.
+Only files that mean the same as some ranks are read into ranks; all others are `LibraryTokenizer`s.
 
 One difference remains: `tokenizers` turns special tokens that are spelled in a text into their ids, and our
 tokenizer never does.
@@ -15,7 +14,7 @@ tokenizer never does.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +56,7 @@ def train_ranks(texts: Iterable[str], n_ranks: int) -> Ranks:
     return ranks
 
 
-def tokenizer_json(ranks: Ranks, special_tokens: Mapping[str, int], bos_id: int) -> str:
+def tokenizer_json(ranks: Ranks, special_tokens: dict[str, int], bos_id: int) -> str:
     """Return the content of `tokenizer.json`."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
@@ -87,29 +86,11 @@ def _pre_tokenizer() -> PreTokenizer:
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def tokenizer_config(
-    special_tokens: Mapping[str, int], roles: Mapping[str, str], template: str, model_max_length: int
-) -> dict[str, Any]:
-    """Return the content of `tokenizer_config.json`. ``roles`` names bos_token, eos_token and pad_token."""
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {
-        "added_tokens_decoder": {
-            str(id_): {"content": name, **flags} for name, id_ in special_tokens.items()
-        },
-        **roles,
-        "chat_template": template,
-        "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": model_max_length,
-        "tokenizer_class": "PreTrainedTokenizerFast",
-    }
+def read_tokenizer_json(path: Path, *, compare_merges: bool = True) -> tuple[Ranks, dict[str, int]] | None:
+    """Read the ranks and special tokens of a `tokenizer.json`, or None if no ranks behave as it does.
 
-
-def read_tokenizer_json(path: Path, *, compare_merges: bool = True) -> tuple[Ranks, dict[str, int]]:
-    """Read the ranks and special tokens of a `tokenizer.json`.
-
-    Raises `TokenizerError` if the file is malformed or no ranks could behave as it does. ``compare_merges``
-    False leaves out the slow part of that, for a folder whose `tokenizer.model` has the ranks as well.
+    ``compare_merges`` False leaves out the slow part of that, for a folder whose `tokenizer.model` has the ranks as
+    well. Raises `TokenizerError` for a file that is not JSON.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -119,28 +100,24 @@ def read_tokenizer_json(path: Path, *, compare_merges: bool = True) -> tuple[Ran
         raise TokenizerError(f"{path}: not JSON ({error})") from error
     if not isinstance(content, dict):
         raise TokenizerError(f"{path}: a tokenizer.json is one JSON object, not {type(content).__name__}")
-    model = content["model"] if isinstance(content.get("model"), dict) else {}
-    if model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
-        raise TokenizerError(f"{path}: its model is not byte-level BPE; only Llama 3 tokenizers are read")
-    if content.get("normalizer") is not None:
-        raise TokenizerError(
-            f"{path}: has a normalizer, so text would not come back exactly; Llama 3 has none"
-        )
+    model = content.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or content.get("normalizer"):
+        return None
     if PATTERN not in _patterns(content.get("pre_tokenizer")):
-        raise TokenizerError(f"{path}: its pre-tokenizer is not Llama 3's regular expression")
+        return None
     try:
-        special_tokens = {str(t["content"]): int(t["id"]) for t in content.get("added_tokens", [])}
+        added = content.get("added_tokens", [])
+        special_tokens = {str(t["content"]): int(t["id"]) for t in added}
+        if not all(t.get("special") for t in added):
+            return None  # a text may become one of these
         words = {word: int(id_) for word, id_ in model["vocab"].items() if special_tokens.get(word) != id_}
         ranks = {unspell(word): id_ for word, id_ in words.items()}
-    except KeyError as error:
-        raise TokenizerError(
-            f"{path}: {error.args[0]!r} is not a byte-level character or key; not Llama 3's"
-        ) from error
-    except (TypeError, ValueError) as error:
-        raise TokenizerError(f"{path}: malformed vocabulary or added_tokens ({error})") from error
-    check_ranks(ranks, str(path))
-    if compare_merges:
-        check_merges(path, model, ranks)
+        check_ranks(ranks, str(path))
+        ignored = bool(model.get("ignore_merges"))
+        if compare_merges and not merges_agree(model["merges"], ranks, ignore_merges=ignored):
+            return None
+    except (AttributeError, KeyError, TypeError, ValueError, TokenizerError):
+        return None
     return ranks, special_tokens
 
 
@@ -154,24 +131,14 @@ def _patterns(pre_tokenizer: Any) -> list[str]:
     return [str(pattern["Regex"])] if isinstance(pattern, dict) and "Regex" in pattern else []
 
 
-def check_merges(path: Path, model: Mapping[str, Any], ranks: Ranks) -> None:
-    """Raise `TokenizerError` unless the merges of a BPE ``model`` mean the same as the ranks."""
+def merges_agree(listed: Sequence[Any], ranks: Ranks, *, ignore_merges: bool) -> bool:
+    """Return whether a list of merges means the same as the ranks."""
     try:
-        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-        listed = [(unspell(left), unspell(right)) for left, right in pairs]
-        order = [ranks[left + right] for left, right in listed]
-    except (KeyError, TypeError, ValueError) as error:
-        raise TokenizerError(
-            f"{path}: malformed merges, or merges of words outside the vocabulary ({error})"
-        ) from error
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in listed]
+        found = [(unspell(left), unspell(right)) for left, right in pairs]
+        order = [ranks[left + right] for left, right in found]
+    except (KeyError, TypeError, ValueError):
+        return False  # malformed, or merges of words outside the vocabulary
     wanted = merges(ranks)
     n_unreachable = len(ranks) - sum(len(token) == 1 for token in ranks) - len(wanted)
-    if order != sorted(order):
-        reason = "its merges are not in the order of its vocabulary"
-    elif not set(wanted) <= set(listed):
-        reason = "it lacks merges that its vocabulary implies"
-    elif n_unreachable and not model.get("ignore_merges"):
-        reason = f"{n_unreachable} words cannot be merged and ignore_merges is off"
-    else:
-        return
-    raise TokenizerError(f"{path}: {reason}, so no ranks behave as it does; convert it with its own library")
+    return order == sorted(order) and set(wanted) <= set(found) and (ignore_merges or n_unreachable == 0)

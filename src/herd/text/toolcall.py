@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from . import toolcall_grammar as grammar
-from .chat import CODE_INTERPRETER
+from .messages import CODE_INTERPRETER
 from .toolcall_grammar import Match, NotACall, Reader, ToolCall
 
 ENDED = "the message ends within it"
@@ -42,6 +42,13 @@ ENDED = "the message ends within it"
 @dataclass(frozen=True)
 class Content:
     """Event: text for the user."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """Event: what a reasoning model thinks before its answer."""
 
     text: str
 
@@ -61,7 +68,7 @@ class Malformed:
     text: str
 
 
-Event = Content | Call | Malformed
+Event = Content | Reasoning | Call | Malformed
 
 
 @dataclass
@@ -71,11 +78,14 @@ class Parsed:
     content: str = ""
     calls: list[ToolCall] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    reasoning: str = ""
 
     def add(self, event: Event) -> None:
         """Add an event of the parser."""
         if isinstance(event, Content):
             self.content += event.text
+        elif isinstance(event, Reasoning):
+            self.reasoning += event.text
         elif isinstance(event, Call):
             self.calls.append(event.call)
         else:

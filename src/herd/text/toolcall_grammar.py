@@ -16,15 +16,21 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .chat import TOOL_NAME
+from .messages import TOOL_NAME
 
 PYTHON_TAG = "<|python_tag|>"
 END_MARKERS = ("<|eom_id|>", "<|eot_id|>")
 FUNCTION = "<function="
 FUNCTION_END = "</function>"
 FENCE = "```"
-WRAPPERS = {"<tool_call>": "</tool_call>", "<|python_start|>": "<|python_end|>", FENCE: FENCE}
-"""What models put around calls: Hermes and Qwen the first, Llama 4 the second."""
+TOOL_CALLS = "[TOOL_CALLS]"
+WRAPPERS = {
+    "<tool_call>": "</tool_call>",
+    "<|python_start|>": "<|python_end|>",
+    TOOL_CALLS: "</s>",
+    FENCE: FENCE,
+}
+"""What models put around calls: Hermes and Qwen the first, Llama 4 the second, Mistral the third."""
 WHITE_SPACE = " \t\r\n"
 MAX_DEPTH = 64  # of nested arguments; Python's own JSON parser fails near 1000
 
@@ -82,11 +88,11 @@ def json_call() -> Reader[Match]:
 
 
 def bracketed_calls(pythonic: bool) -> Reader[Match]:
-    """Match a list of JSON calls or, where ``pythonic``, one like ``[f(x="y"), g()]``, after its ``[``."""
+    """Match a list of JSON calls, ``[TOOL_CALLS]``, or if ``pythonic`` ``[f(x="y"), g()]``, after its ``[``."""
     calls: list[ToolCall] = []
     c = yield from _skip((yield))
     written_in_json = c == "{"
-    if not (written_in_json or pythonic):
+    if not (written_in_json or pythonic or c == TOOL_CALLS[1]):
         raise NotACall
     while c != "]":
         if written_in_json:
@@ -95,7 +101,9 @@ def bracketed_calls(pythonic: bool) -> Reader[Match]:
             calls.append(_read_call((yield from _call_object())))
         else:
             name, c = yield from _identifier(c, ".")
-            if c != "(":
+            if f"[{name}{c}" == TOOL_CALLS and not calls:
+                return Match(tag=TOOL_CALLS)
+            if c != "(" or not pythonic:
                 raise NotACall
             arguments = yield from _keyword_arguments(name)
             calls.append(_checked(name.removesuffix(".call"), arguments, "json"))

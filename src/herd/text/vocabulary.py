@@ -11,6 +11,8 @@ Source: llama.cpp ``llama-vocab.cpp``; transformers ``convert_slow_tokenizer.py`
 
 from __future__ import annotations
 
+import json
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +27,13 @@ if TYPE_CHECKING:
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of a token, with the same numbers in GGUF and in SentencePiece's file."""
 SPACE = "▁"
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_PROBE = (
+    "Hello World's 12345 don'T CAFÉ naïve\r\n\r\n  \t x_y (a+b)=c; `q` ~|^ $5.00 «ж»ӠǅǆDŽ "
+    "日本語テキスト，。한국어 ไทย हिन्दी \u0301e\u0301 ½² Ⅳ ٣٤٥٦ 🦙👩‍👩‍👧 ...!!!?? "
+    "/path/to\n\n\n end  \n 1.5e-3 'S i'Ll x  "
+)
+"""A text with whatever pre-tokenizers treat differently."""
 
 
 @dataclass
@@ -63,7 +72,7 @@ class Vocabulary:
         return tokenizer
 
     def _byte_level(self) -> Tokenizer:
-        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+        from tokenizers import Tokenizer, decoders, models
 
         known = PRE_TOKENIZERS.get(self.pre)
         if known is None:
@@ -78,9 +87,7 @@ class Vocabulary:
                 raise TokenizerError(f"the merge {merge!r} needs a token that the vocabulary lacks")
             merges.append((left, right))
         tokenizer = Tokenizer(models.BPE(self.ids, merges, ignore_merges=known.ignore_merges))
-        cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in known.patterns]
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, byte_level])
+        tokenizer.pre_tokenizer = known.cutter()
         tokenizer.decoder = decoders.ByteLevel()
         return tokenizer
 
@@ -115,6 +122,57 @@ class Vocabulary:
                     ranked.append((-scores[id_], id_, left, right, cut))
         ranked.sort()
         return [(self.tokens[left], self.tokens[right]) for _, _, left, right, _ in ranked]
+
+
+def vocabulary_of(library: Tokenizer) -> Vocabulary:
+    """Return the vocabulary of a library's tokenizer as GGUF files store it.
+
+    Raises `TokenizerError` where the model is not BPE, or cuts text as no pre-tokenizer known to GGUF does.
+    """
+    content = json.loads(library.to_str())
+    model = content["model"]
+    if model["type"] != "BPE":
+        raise TokenizerError(f"its model is {model['type']}; GGUF files of Llamas hold BPE only")
+    added = {token["id"]: token for token in content["added_tokens"]}
+    n_tokens = 1 + max([*model["vocab"].values(), *added])
+    tokens = [f"[PAD{id_}]" for id_ in range(n_tokens)]
+    types = [UNUSED] * n_tokens
+    for token, id_ in model["vocab"].items():
+        tokens[id_] = token
+        types[id_] = BYTE if model["byte_fallback"] and _BYTE.fullmatch(token) else NORMAL
+    for id_, token in added.items():
+        tokens[id_], types[id_] = token["content"], CONTROL if token["special"] else USER_DEFINED
+    if model.get("unk_token") in model["vocab"]:
+        types[model["vocab"][model["unk_token"]]] = UNKNOWN
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    if not model["byte_fallback"]:
+        return Vocabulary(tokens, types, merges=merges, pre=_name_of_pre_tokenizer(library, model))
+    # SentencePiece joins the pair of the best score: the earlier a merge makes a token, the better its score.
+    scores = [-1e6] * n_tokens
+    ids = {token: id_ for id_, token in enumerate(tokens)}
+    for number, merge in enumerate(merges):
+        joined = ids.get(merge.replace(" ", "", 1), 0)
+        scores[joined] = max(scores[joined], -float(number))
+    adds_space = library.encode("x", add_special_tokens=False).tokens[0].startswith(SPACE)
+    return Vocabulary(tokens, types, scores=scores, add_space_prefix=adds_space)
+
+
+def _name_of_pre_tokenizer(library: Tokenizer, model: dict[str, Any]) -> str:
+    """Return GGUF's name for the way in which the library's tokenizer cuts text, found by trying."""
+    cut = library.pre_tokenizer.pre_tokenize_str if library.pre_tokenizer else None
+    if cut is not None and library.normalizer is None:
+        pieces = cut(_PROBE)
+        same = [
+            name
+            for name, known in PRE_TOKENIZERS.items()
+            if known.cutter().pre_tokenize_str(_PROBE) == pieces
+        ]
+        exact = [n for n in same if PRE_TOKENIZERS[n].ignore_merges == bool(model.get("ignore_merges"))]
+        if exact:
+            return exact[0]
+    raise TokenizerError(
+        "it cuts text in a way that has no name in GGUF files; export it with --format hf instead"
+    )
 
 
 def read_sentencepiece(data: bytes) -> Vocabulary:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import ToolError
-from ..text.chat import CODE_INTERPRETER, tool_output
+from ..text.llama3_chat import tool_output
+from ..text.messages import CODE_INTERPRETER
 from ..text.toolcall import Parsed, ToolCall
 from .registry import TOOLS, call_tool
 

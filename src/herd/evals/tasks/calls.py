@@ -6,7 +6,7 @@ import json
 from itertools import chain, zip_longest
 from typing import Any
 
-from ...text.chat import TOOL_PROMPTS
+from ...text.llama3_chat import TOOL_PROMPTS
 from ...text.toolcall import parse
 from ..bfcl import tool_schema, why_wrong
 from .data import Data, Row

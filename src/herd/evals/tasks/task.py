@@ -46,7 +46,7 @@ class Generate:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
-    tool_call_format: str = "json"
+    tool_call_format: str | None = None
 
 
 @dataclass(frozen=True)

@@ -69,15 +69,20 @@ class DataSection(Section):
         settings: TrainSettings,
     ) -> OpenedData:
         """Pack rendered dialogs into rows."""
-        stream = DialogStream(dialogs, settings.context, settings.seed, pad_id=tokenizer.pad_id)
+        stream = DialogStream(dialogs, settings.context, settings.seed, pad_id=padding(tokenizer))
         rows = []
         if heldout:
-            other = DialogStream(heldout, settings.context, 0, pad_id=tokenizer.pad_id)
+            other = DialogStream(heldout, settings.context, 0, pad_id=padding(tokenizer))
             rows = self.first_rows(other, settings)
         digest = hashlib.sha256()
         for dialog in dialogs:
             digest.update(json.dumps([dialog.ids, dialog.mask]).encode())
         return OpenedData(stream, rows, digest.hexdigest())
+
+
+def padding(tokenizer: Tokenizer) -> int:
+    """Return the token that fills the rest of a row; any will do, because padding is never a target."""
+    return next((id_ for id_ in (tokenizer.pad_id, tokenizer.eos_id) if id_ is not None), 0)
 
 
 def source_file(path: Path) -> tuple[str, Path]:

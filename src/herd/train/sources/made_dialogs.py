@@ -25,7 +25,7 @@ class MadeDialogData(DataSection):
         return True
 
     def open(self, tokenizer: Tokenizer, out: Path, settings: TrainSettings) -> OpenedData:
-        tokenizer.require_chat_format()
+        tokenizer.require_chat()
 
         def made(split: str, count: int) -> list[Rendered]:
             return [
