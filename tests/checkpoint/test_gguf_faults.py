@@ -324,7 +324,15 @@ def test_malformed_tokenizers_are_dropped_with_the_reason(rewritten, tmp_path):
             "the merge 'a b' needs a token",
         ),
         ({"tokenizer.ggml.model": ("STRING", "rwkv")}, "of the kind 'rwkv'"),
-        ({"tokenizer.ggml.pre": ("STRING", "no-such")}, "'no-such', which is not known; name one"),
+        (
+            {
+                "tokenizer.ggml.pre": ("STRING", "no-such"),
+                "tokenizer.ggml.tokens": ("[STRING", ["a"]),
+                "tokenizer.ggml.token_type": ("[INT32", [1]),
+                "tokenizer.ggml.merges": ("[STRING", ["a a"]),
+            },
+            "'no-such', which is not known; name one",
+        ),
     ):
         (tmp_path / "t.gguf").write_bytes(rewritten(base | change))
         with pytest.warns(UserWarning, match=f"tokenizer cannot be used here: .*{reason}"):
