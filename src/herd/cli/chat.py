@@ -69,6 +69,9 @@ def chat_command(
     seed: Annotated[int | None, Option(help="Seed of the random numbers.")] = None,
     schema: Annotated[Path | None, Option(help="File with a JSON schema that answers satisfy.")] = None,
     regex: Annotated[str | None, Option(help="Regular expression that answers match as a whole.")] = None,
+    context: Annotated[
+        int | None, Option(min=2, help="Longest dialog in tokens (default: the model's, or what fits).")
+    ] = None,
     resume: Annotated[bool, Option("--continue", help="Resume the last dialog with this model.")] = False,
     draft: Annotated[str | None, Option(help="Folder of a smaller draft model, or: ngram.")] = None,
     kv: Kv = "auto",
@@ -88,10 +91,12 @@ def chat_command(
     from ..engine.chat_session import complete as continue_text
     from ..engine.engine import Engine
     from ..engine.request import Sampling
-    from .chat_model import load_chat_model, load_draft
+    from .chat_memory import plan_context
+    from .chat_model import compute_kind, load_chat_model, load_draft
 
     path = resolve_model(folder)  # a model that is not there is reported before stdin is read
     question = _one_question(prompt, as_json)
+    limit = plan_context(path, *compute_kind(path, dtype, device), kv, context)
     model = load_chat_model(path, dtype, device)
     given: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     given["repetition_penalty"] = repetition_penalty
@@ -104,7 +109,7 @@ def chat_command(
         seed=seed,
     )
     draft_model = load_draft(draft, model, dtype, device) if draft else None
-    engine = Engine(model.model, model.tokenizer, max_batch=1, kv=kv, draft=draft_model)
+    engine = Engine(model.model, model.tokenizer, max_batch=1, max_context=limit, kv=kv, draft=draft_model)
     session = None
     if complete or model.is_base:
         ask: Ask = lambda text: continue_text(engine, text, sampling, constraint)  # noqa: E731

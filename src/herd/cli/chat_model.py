@@ -104,8 +104,6 @@ class ChatModel:
 
 def load_chat_model(folder: str | Path, dtype: str | None = None, device: str | None = None) -> ChatModel:
     """Load a checkpoint for chat. Raises EngineError, before the weights are read, if it has no tokenizer."""
-    import torch
-
     path = resolve_model(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a missing tokenizer is an error below
@@ -116,11 +114,19 @@ def load_chat_model(folder: str | Path, dtype: str | None = None, device: str | 
         raise EngineError(
             f"{folder}: has no tokenizer; put the model's tokenizer.model or tokenizer.json into the folder"
         )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype, device = compute_kind(path, dtype, device)
     model = load_model(path, dtype=None if dtype is None else torch_dtype(dtype), device=device)
-    if dtype is None and device == "cpu" and model.config.n_params <= FP32_PARAMS:
-        model = model.float()
     return ChatModel(path, model.eval().requires_grad_(False), tokenizer, lineage)
+
+
+def compute_kind(path: Path, dtype: str | None, device: str | None) -> tuple[str | None, str]:
+    """Return the dtype (None: as stored) and the device that a model is loaded with where none are given."""
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype is None and device == "cpu" and load_config(path).n_params <= FP32_PARAMS:
+        dtype = "fp32"
+    return dtype, device
 
 
 def load_draft(

@@ -1,0 +1,97 @@
+"""Plan the memory of a chat before anything is loaded: the weights, and the keys and values of the dialog.
+
+The rule: weights, cache and a fixed overhead must fit in the memory that is free. If the model's whole context does
+not fit, the dialog is limited to what does, and one line says so. If not even a short dialog fits, nothing is
+loaded, and the error names what would fit.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ..checkpoint import load_config
+from ..checkpoint.catalogue import catalogue
+from ..checkpoint.gguf import gguf_file, gguf_parts
+from ..checkpoint.memory import fitting_formats
+from ..dtypes import nbytes_per_value
+from ..errors import CheckpointError
+from ..kernels.page_layout import BYTES, PAGE
+from ..llama.config import ModelConfig
+from ..machine import available_memory
+
+OVERHEAD = 300_000_000
+"""Bytes besides weights and cache: the process and the activations of a long prompt."""
+LEAST_CONTEXT = 2048
+"""A dialog that is worth loading a model for, in tokens."""
+
+
+def plan_context(path: Path, dtype: str | None, device: str, kv: str, asked: int | None) -> int:
+    """Return how many tokens a dialog may have: ``asked``, or the model's context, or what fits in memory.
+
+    ``dtype`` is what plain weights become, None for the stored one. Raises `CheckpointError` when even a short
+    dialog, or the one that was ``asked`` for, does not fit.
+    """
+    config = load_config(path)
+    wanted = asked or config.max_context
+    file = gguf_file(path)
+    files = gguf_parts(file) if file else path.glob("*.safetensors")
+    weights = sum(part.stat().st_size for part in files)
+    packed = file is not None and weights < 1.5 * config.n_params
+    if dtype is not None and not packed:
+        weights = config.nbytes(nbytes_per_value(dtype))
+    if kv == "auto":
+        kv = "bf16" if packed or dtype in (None, "bf16") else "fp32"
+    free = _free(device)
+    fitting = _fitting_tokens(config, kv, free - weights)
+    if fitting >= wanted:
+        return wanted
+    if asked is None and fitting >= min(wanted, LEAST_CONTEXT):
+        more = "" if kv == "int8" else "; --kv int8 holds more"
+        print(
+            f"context limited to {fitting:,} of {wanted:,} tokens, as memory allows: "
+            f"{weights / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB free{more}",
+            file=sys.stderr,
+        )
+        return fitting
+    least = asked or min(wanted, LEAST_CONTEXT)
+    cache = least * config.kv_nbytes_per_token(BYTES[kv])
+    raise CheckpointError(
+        f"{path}: {weights / 1e9:.1f} GB of weights and {cache / 1e9:.1f} GB for {least:,} tokens do not fit in "
+        f"{free / 1e9:.1f} GB of free memory; {_cure(config, path, weights, cache, free, kv, least)}"
+    )
+
+
+def _free(device: str) -> int:
+    if device == "cpu":
+        return available_memory()
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else available_memory()
+
+
+def _fitting_tokens(config: ModelConfig, kv: str, free: int) -> int:
+    """Return the tokens, in whole pages, whose keys and values fit besides weights and overhead."""
+    per_page = PAGE * config.kv_nbytes_per_token(BYTES[kv])
+    return int(max(0, free - OVERHEAD) // per_page * PAGE)
+
+
+def _cure(config: ModelConfig, path: Path, weights: int, cache: float, free: int, kv: str, least: int) -> str:
+    """Return what would fit: a smaller cache, a shorter dialog, fewer bits per weight, or a smaller model."""
+    shorter = _fitting_tokens(config, kv, free - weights)
+    if shorter >= min(LEAST_CONTEXT, config.max_context):
+        return f"--context {shorter} would fit"
+    if (
+        kv != "int8"
+        and config.head_dim % 32 == 0
+        and _fitting_tokens(config, "int8", free - weights) >= least
+    ):
+        return "--kv int8 would fit"
+    formats = fitting_formats(config, int(free - cache - OVERHEAD))
+    smaller = [f"--to {name} ({nbytes / 1e9:.1f} GB)" for name, nbytes in formats.items() if nbytes < weights]
+    if smaller:
+        return f"herd quantize {path} {smaller[0]} would fit"
+    named = [(entry.gb, name) for name, entry in catalogue().items() if 1.2e9 * entry.gb + OVERHEAD < free]
+    return (
+        f"herd chat {max(named)[1]} would fit" if named else "close other programs, or take a larger machine"
+    )
