@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import struct
 import warnings
@@ -133,14 +132,19 @@ def test_rope_scaling_is_reconstructed_from_its_factors(tmp_path, make_model, sc
     assert found.replace(rope_scaling=None) == model.config.replace(rope_scaling=None)
 
 
-def test_a_strange_rope_table_is_refused(plain, tmp_path):
+def test_a_rope_table_of_no_known_scaling_is_taken_as_it_is(plain, tmp_path):
     out = tmp_path / "x.gguf"
     checkpoint.export_gguf(plain, out, "f16")
     entry = GGUF(out).tensors["rope_freqs.weight"]
     data = bytearray(out.read_bytes())
     data[entry.start : entry.start + 8] = struct.pack("<2f", 3.0, 1.5)
     out.write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"rope_freqs.weight is not Llama 3's"):
+    scaling = config_from_gguf(GGUF(out)).rope_scaling
+    assert scaling.kind == "factors"
+    assert scaling.freq_factors[:2] == (3.0, 1.5)
+    data[entry.start : entry.start + 4] = struct.pack("<f", -1.0)
+    out.write_bytes(data)
+    with pytest.raises(CheckpointError, match="factors that are not positive"):
         config_from_gguf(GGUF(out))
 
 
@@ -416,10 +420,3 @@ def test_unpacked_weights_descend_from_the_packed_ones(plain, tmp_path):
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
-def test_all_fields_of_the_scaling_are_carried():
-    assert {f.name for f in dataclasses.fields(RopeScaling)} == {
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_context",
-    }

@@ -261,7 +261,7 @@ def test_other_models_are_refused_by_key(refused, rewritten):
     refused(nameless, "general.architecture is missing")
     refused(rewritten({"general.architecture": ("UINT32", 7)}), "general.architecture is a int, not a str")
     refused(rewritten({"llama.expert_count": ("UINT32", 8)}), "llama.expert_count=8 cannot be run")
-    refused(rewritten({"llama.rope.scaling.type": ("STRING", "yarn")}), "llama.rope.scaling.type='yarn'")
+    refused(rewritten({"llama.rope.scaling.type": ("STRING", "longrope")}), "scaling.type='longrope'")
     refused(rewritten({"llama.block_count": None}), "llama.block_count is missing")
     refused(rewritten({"llama.block_count": ("UINT32", 2)}), "blk.1.attn_q.weight is missing")
     refused(
@@ -283,7 +283,8 @@ def test_missing_extra_and_misshapen_tensors_are_refused(refused, rewritten):
     refused(rewritten(tensors={"blk.0.attn_k.weight": None}), "blk.0.attn_k.weight is missing")
     refused(rewritten(tensors={"token_embd.weight": None}), "token_embd.weight is missing")
     extra = ((64,), F32), torch.zeros(256, dtype=torch.uint8)
-    refused(rewritten(tensors={"blk.0.attn_q.bias": extra}), "unexpected tensor blk.0.attn_q.bias")
+    refused(rewritten(tensors={"blk.0.attn_q_norm.weight": extra}), "unexpected tensor blk.0.attn_q_norm")
+    refused(rewritten(tensors={"blk.0.attn_q.bias": extra}), "blk.0.attn_k.bias is missing")
     refused(rewritten(tensors={"output_norm.weight": (((32,), F32), extra[1][:128])}), "shape [32], not [64]")
     ints = ((64,), TYPES["I32"]), extra[1]
     refused(rewritten(tensors={"output_norm.weight": ints}), "output_norm.weight is I32, no type for weights")

@@ -7,6 +7,7 @@ import json
 import warnings
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig
@@ -14,6 +15,7 @@ from transformers import LlamaConfig
 from herd.checkpoint.hf import config_from_hf, config_to_hf, read_config
 from herd.errors import CheckpointError
 from herd.llama.config import SIZES, ModelConfig, RopeScaling
+from herd.llama.rope import inverse_frequencies
 
 # Meta's own file for Llama 3.1 8B Instruct, as released.
 RELEASED_8B = {
@@ -52,17 +54,72 @@ NEW_8B = {key: value for key, value in RELEASED_8B.items() if key not in ("rope_
     "rope_parameters": RELEASED_8B["rope_scaling"] | {"rope_theta": 500000.0}
 }
 
-scalings = st.builds(
-    lambda factor, low, width, original: RopeScaling(factor, low, low + width, original),
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
+LONG = {"rope_type": "longrope", "short_factor": [1.0] * 64, "long_factor": [1.0] * 64}
+KINDS = {"llama3": "llama3", "linear": "linear", "dynamic": "dynamic", "yarn": "yarn", "factors": "longrope"}
+
+
+def scaling_of(
+    kind: str | None,
+    half: int,
+    context: int,
+    factor: float,
+    original: int,
+    low: float,
+    width: float,
+    seed: int,
+) -> RopeScaling | None:
+    match kind:
+        case "llama3":
+            return RopeScaling(factor, low, low + width, original)
+        case "linear":
+            return RopeScaling(factor, kind="linear")
+        case "dynamic":
+            return RopeScaling(factor, original_context=context, kind="dynamic")
+        case "yarn":
+            options = {"attention_factor": width} if seed % 2 else {}
+            return RopeScaling(
+                factor,
+                original_context=original + 1,
+                kind="yarn",
+                beta_fast=low + width,
+                beta_slow=low,
+                truncate=seed % 3 > 0,
+                **options,
+            )
+        case "factors":
+            factors = tuple(float((seed * pair) % 7 + 0.5) for pair in range(1, half + 1))
+            return RopeScaling(
+                factor,
+                original_context=original + 1,
+                kind="factors",
+                freq_factors=factors,
+                attention_factor=width,
+            )
+    return None
+
+
+scaling_values = st.tuples(
     st.floats(1, 64),
+    st.integers(1, 16384),
     st.floats(0.25, 4),
     st.floats(0.25, 8),
-    st.integers(1, 16384),
+    st.integers(0, 100),
 )
 configs = st.builds(
-    lambda kv, group, per_head, half, **rest: ModelConfig(
-        n_kv_heads=kv, n_heads=kv * group, dim=kv * group * per_head, head_dim=2 * half, **rest
+    lambda kv, group, per_head, half, max_context, kind, values, **rest: ModelConfig(
+        n_kv_heads=kv,
+        n_heads=kv * group,
+        dim=kv * group * per_head,
+        head_dim=2 * half,
+        max_context=max_context,
+        rope_scaling=scaling_of(kind, half, max_context, *values),
+        **rest,
     ),
+    kind=st.none() | st.sampled_from(sorted(KINDS)),
+    values=scaling_values,
+    attention_bias=st.booleans(),
+    mlp_bias=st.booleans(),
     kv=st.integers(1, 9),
     group=st.integers(1, 5),
     per_head=st.integers(1, 9),
@@ -72,7 +129,6 @@ configs = st.builds(
     ffn_dim=st.integers(1, 60_000),
     norm_eps=st.sampled_from([1e-5, 1e-6]),
     rope_theta=st.floats(2, 1e7),
-    rope_scaling=st.none() | scalings,
     tie_embeddings=st.booleans(),
     max_context=st.integers(1, 200_000),
 )
@@ -85,7 +141,7 @@ def test_metas_released_config_gives_the_published_size(data):
         assert config_from_hf(data) == SIZES["8B"]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(config=configs)
 def test_a_configuration_survives_both_dialects_and_transformers_reads_the_same(config):
     data = json.loads(json.dumps(config_to_hf(config)))
@@ -94,7 +150,67 @@ def test_a_configuration_survives_both_dialects_and_transformers_reads_the_same(
     assert config_from_hf(theirs.to_dict()) == config
     assert theirs.head_dim == config.head_dim
     assert theirs.rope_parameters["rope_theta"] == config.rope_theta
-    assert theirs.rope_parameters["rope_type"] == ("llama3" if config.rope_scaling else "default")
+    kind = KINDS[config.rope_scaling.kind] if config.rope_scaling else "default"
+    assert theirs.rope_parameters["rope_type"] == kind
+    assert (theirs.attention_bias, theirs.mlp_bias) == (config.attention_bias, config.mlp_bias)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"type": "linear", "factor": 4},
+        {"type": "dynamic", "factor": 2.0},
+        {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 4096},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192},
+        {"type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096, "finetuned": True},
+        {"rope_type": "yarn", "factor": 8.0},
+        {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 4096},
+        YARN | {"mscale": 0.7, "mscale_all_dim": 1.3},
+        YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+        YARN | {"mscale": 2.0, "attention_factor": None},
+        YARN | {"beta_fast": 64, "beta_slow": None, "attention_factor": 1.25, "truncate": False},
+        LONG | {"original_max_position_embeddings": 4096},
+        LONG | {"factor": 3.0},
+        LONG | {"attention_factor": 1.5, "short_factor": [2.5] * 64, "long_factor": [2.5] * 64},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dialect", ["rope_scaling", "rope_parameters"])
+def test_every_kind_of_scaling_is_read_as_transformers_reads_it(scaling, dialect):
+    """Speeds and the factor of cos and sin equal those that transformers computes from the same file."""
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    data = RELEASED_8B | {"max_position_embeddings": 32_768}
+    if dialect == "rope_parameters":
+        del data["rope_scaling"], data["rope_theta"]
+        scaling = scaling | {"rope_theta": 500_000.0}
+    data[dialect] = scaling
+    config = config_from_hf(data)
+    theirs = LlamaRotaryEmbedding(LlamaConfig(**copy.deepcopy(data)))
+    torch.testing.assert_close(inverse_frequencies(config), theirs.inv_freq, rtol=1e-6, atol=0)
+    assert config.rope_scaling.attention_factor == pytest.approx(theirs.attention_scaling, rel=1e-6)
+
+
+def test_a_sliding_window_limits_the_context_and_says_so():
+    with pytest.warns(UserWarning, match="sliding window of 4096 tokens; the context is limited to that"):
+        assert config_from_hf(RELEASED_8B | {"sliding_window": 4096}).max_context == 4096
+    for harmless in ({"sliding_window": 131_072}, {"sliding_window": 4096, "use_sliding_window": False}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert config_from_hf(RELEASED_8B | harmless).max_context == 131_072
+
+
+def test_a_mistral_config_is_a_llama_with_mistrals_defaults():
+    from transformers import MistralConfig
+
+    data = {"model_type": "mistral"} | {k: v for k, v in RELEASED_8B.items() if k != "model_type"}
+    stated = config_from_hf(data | {"sliding_window": None})
+    assert stated == config_from_hf(RELEASED_8B)
+    bare = {k: v for k, v in data.items() if k != "num_key_value_heads"}
+    with pytest.warns(UserWarning, match="sliding window of 4096"):
+        config = config_from_hf(bare)
+    theirs = MistralConfig(**copy.deepcopy(bare))
+    assert (config.n_kv_heads, config.max_context) == (theirs.num_key_value_heads, theirs.sliding_window)
 
 
 def test_a_config_written_by_transformers_is_read(tmp_path):
@@ -110,15 +226,28 @@ def test_a_config_written_by_transformers_is_read(tmp_path):
 @pytest.mark.parametrize(
     "change, named",
     [
-        ({"model_type": "mistral"}, "model_type='mistral'"),
-        ({"attention_bias": True}, "attention_bias=True"),
-        ({"mlp_bias": True}, "mlp_bias=True"),
+        ({"model_type": "qwen2"}, "model_type='qwen2'"),
+        ({"attention_bias": 1}, "attention_bias=1"),
+        ({"mlp_bias": "yes"}, "mlp_bias='yes'"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
-        ({"sliding_window": 4096}, "sliding_window=4096"),
+        ({"sliding_window": "wide"}, "sliding_window='wide'"),
+        ({"sliding_window": 0}, "max_context=0"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized by GPTQ"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantized by AWQ"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantized by bitsandbytes"),
+        ({"quantization_config": {"quant_method": "compressed-tensors"}}, "quantized by compressed-tensors"),
+        ({"quantization_config": {"quant_method": "exl2", "bits": 4.0}}, "quantized by ExLlamaV2 (EXL2)"),
+        ({"quantization_config": "int4"}, "quantization_config='int4'"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "quantized by MLX"),
+        ({"rope_scaling": {"type": "linear"}}, "factor is missing; rope_type 'linear'"),
+        ({"rope_scaling": {"rope_type": "mrope", "factor": 2.0}}, "'mrope'"),
+        ({"rope_scaling": LONG | {"long_factor": [2.0] * 64}}, "short_factor and long_factor differ"),
+        ({"rope_scaling": LONG | {"short_factor": 1.0, "long_factor": 1.0}}, "not a list"),
+        ({"rope_scaling": LONG | {"short_factor": [1.0], "long_factor": [1.0]}}, "1 freq_factors"),
+        ({"rope_scaling": YARN | {"original_max_position_embeddings": 1}}, "=1 must be at least 2"),
+        ({"rope_scaling": YARN | {"truncate": 1}}, "truncate=1"),
+        ({"rope_scaling": YARN | {"beta_slow": 40.0}}, "beta_slow"),
         ({"rope_scaling": {"factor": 2.0}}, "rope_type"),
         ({"rope_scaling": {"rope_type": "llama3", "type": "default"}}, "rope_type"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor is missing"),
@@ -204,6 +333,24 @@ def test_any_rope_value_is_read_or_refused(part, value):
         except CheckpointError:
             return
     assert isinstance(config, ModelConfig)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    start=st.sampled_from([YARN, LONG, YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}]),
+    key=st.sampled_from(
+        [*YARN, *LONG, "mscale", "mscale_all_dim", "attention_factor", "beta_fast", "beta_slow", "truncate"]
+    ),
+    value=json_values,
+)
+def test_any_value_of_a_long_context_is_read_or_refused(start, key, value):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            config = config_from_hf(RELEASED_8B | {"rope_scaling": start | {key: value}})
+        except CheckpointError:
+            return
+    assert bool(torch.isfinite(inverse_frequencies(config)).all())
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"llama"', "\x00\xff"])

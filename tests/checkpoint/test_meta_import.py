@@ -395,7 +395,7 @@ def test_damaged_and_hostile_files_are_refused(tmp_path):
 
 
 def test_permutation_is_undone_by_its_inverse():
-    weight, Q = torch.arange(24 * 5).view(24, 5), "q_proj.weight"
+    weight, Q = torch.arange(24 * 5).view(24, 5), "model.layers.0.self_attn.q_proj.weight"
     assert torch.equal(names.from_pairs(Q, names.to_pairs(Q, weight, 8), 8), weight)
     assert torch.equal(names.to_pairs(Q, names.from_pairs(Q, weight, 8), 8), weight)
     assert names.from_pairs(Q, torch.arange(6)[:, None], 6).flatten().tolist() == [0, 2, 4, 1, 3, 5]

@@ -18,7 +18,9 @@ def random_model(config: ModelConfig, seed: int = 0) -> LlamaLM:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, param in model.named_parameters():
-            if param.ndim == 1:
+            if name.endswith(".bias"):
+                param.copy_(torch.randn(param.shape, generator=generator))
+            elif param.ndim == 1:
                 param.copy_(torch.rand(param.shape, generator=generator) + 0.5)
             else:
                 scale = {"embed": 1.0, "head": 3.0, "q_pro": 2.0, "k_pro": 2.0}

@@ -30,6 +30,7 @@ from ..llama.model import LlamaLM
 from ..quant.linear import is_quantized
 from . import gguf, weights
 from .chat_format import read_folder_tokenizer, require_vocabulary_fits
+from .foreign import refuse_lora
 from .gguf import gguf_file, gguf_parts
 from .gguf_config import config_from_gguf
 from .gguf_folder import load_gguf, save_quantized
@@ -192,6 +193,7 @@ def load_config(source: str | Path) -> ModelConfig:
     folder = resolve_model(source)
     if file := gguf_file(folder):
         return config_from_gguf(gguf.GGUF(file))
+    refuse_lora(folder)
     return read_config(folder / CONFIG)
 
 

@@ -1,10 +1,12 @@
 """Translate the shape of a Llama and its rotary positions to GGUF's metadata and back.
 
-Llama 3's frequency scaling is not in the metadata but in a tensor, ``rope_freqs.weight``: the numbers that
-each channel pair's rotation speed is divided by. When a file is read, the scaling that gives these numbers is
-reconstructed; files written here also carry it in ``herd.rope_scaling.*``, which other programs ignore.
+RoPE's scaling is stated in two places. ``llama.rope.scaling.*`` knows "linear" and "yarn"; Llama 3's is in a
+tensor, ``rope_freqs.weight``: the numbers that each channel pair's rotation speed is divided by. What the two
+do together is computed when a file is read, and the scaling that does the same is returned; files written
+here also carry it in ``herd.rope_scaling.*``, which other programs ignore.
 
-Source: llama.cpp ``convert_hf_to_gguf.py`` (LlamaModel) and ``gguf-py/gguf/constants.py``.
+Source: llama.cpp ``convert_hf_to_gguf.py`` (LlamaModel), ``gguf-py/gguf/constants.py``, and
+``llama-model.cpp`` and ``llama-context.cpp`` for what an absent key means.
 """
 
 from __future__ import annotations
@@ -20,17 +22,17 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
-from ..llama.config import ModelConfig, RopeScaling
+from ..llama.config import SIZES, ModelConfig, RopeScaling
 from ..llama.rope import inverse_frequencies
 from ..quant import blocks
 from ..quant.formats import F32
 from .gguf import GGUF, TensorEntry
+from .lineage import released_as
 from .names import TABLES, gguf_name
 
 ROPE_FREQS = "rope_freqs.weight"
 # Formats that a file may hold but that are not for weights.
 _NOT_WEIGHTS = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")
-_SCALING_FIELDS = tuple(RopeScaling.__dataclass_fields__)
 
 
 def model_metadata(config: ModelConfig) -> Iterator[tuple[str, str, Any]]:
@@ -51,9 +53,23 @@ def model_metadata(config: ModelConfig) -> Iterator[tuple[str, str, Any]]:
         yield f"llama.{key}", "UINT32", number
     yield "llama.attention.layer_norm_rms_epsilon", "FLOAT32", config.norm_eps
     yield "llama.rope.freq_base", "FLOAT32", config.rope_theta
-    if config.rope_scaling is not None:
-        for name, value in vars(config.rope_scaling).items():
-            yield f"herd.rope_scaling.{name}", "UINT32" if isinstance(value, int) else "FLOAT64", value
+    scaling = config.rope_scaling
+    if scaling is None:
+        yield "llama.rope.scaling.type", "STRING", "none"
+        return
+    amplitude = scaling.attention_factor
+    if scaling.kind == "linear" or _is_plain_yarn(scaling):
+        yield "llama.rope.scaling.type", "STRING", scaling.kind
+        yield "llama.rope.scaling.factor", "FLOAT32", scaling.factor
+    if _is_plain_yarn(scaling):
+        yield "llama.rope.scaling.original_context_length", "UINT32", scaling.original_context
+        amplitude /= _yarn_amplitude(scaling.factor)
+    if not math.isclose(amplitude, 1, rel_tol=1e-6):
+        yield "llama.rope.scaling.attn_factor", "FLOAT32", amplitude
+    types = {bool: "BOOL", int: "UINT32", float: "FLOAT64", str: "STRING"}
+    for name, value in vars(scaling).items():
+        if name != "freq_factors":  # those are in the tensor
+            yield f"herd.rope_scaling.{name}", types[type(value)], value
 
 
 def config_from_gguf(file: GGUF) -> ModelConfig:
@@ -81,7 +97,9 @@ def config_from_gguf(file: GGUF) -> ModelConfig:
         "norm_eps": _short(file.require("llama.attention.layer_norm_rms_epsilon", float)),
         "rope_theta": _short(file.get("llama.rope.freq_base", float, 10_000.0)),
         "tie_embeddings": "output.weight" not in file.tensors,
-        "max_context": file.require("llama.context_length", int),
+        "max_context": _within_window(file),
+        "attention_bias": gguf_name("model.layers.0.self_attn.q_proj.bias") in file.tensors,
+        "mlp_bias": gguf_name("model.layers.0.mlp.gate_proj.bias") in file.tensors,
     }
     try:
         plain = ModelConfig(**fields)
@@ -124,38 +142,120 @@ def check_tensors(file: GGUF, config: ModelConfig) -> dict[str, TensorEntry]:
 
 
 def rope_factors(config: ModelConfig) -> Tensor | None:
-    """Return the numbers that each pair's rotation speed is divided by, (K/2,) fp32; None without scaling."""
-    if config.rope_scaling is None:
+    """Return ``rope_freqs.weight``, (K/2,) fp32: what each pair's rotation speed is divided by.
+
+    None where the metadata says it ("linear", "yarn") and where there is nothing to say: "dynamic" scaling
+    changes nothing within the model's context.
+    """
+    scaling = config.rope_scaling
+    if scaling is None or scaling.kind in ("linear", "dynamic") or _is_plain_yarn(scaling):
         return None
+    return _divisors(config)
+
+
+def _divisors(config: ModelConfig) -> Tensor:
     return inverse_frequencies(config.replace(rope_scaling=None)) / inverse_frequencies(config)
 
 
+def _is_plain_yarn(scaling: RopeScaling) -> bool:
+    """Return whether llama.cpp can compute this from the metadata: it reads no other options of a Llama."""
+    return scaling.kind == "yarn" and scaling.truncate and (scaling.beta_fast, scaling.beta_slow) == (32, 1)
+
+
+def _yarn_amplitude(factor: float) -> float:
+    return 0.1 * math.log(factor) + 1
+
+
+def _within_window(file: GGUF) -> int:
+    """Return the context within which a sliding window changes nothing."""
+    context = file.require("llama.context_length", int)
+    window = file.get("llama.attention.sliding_window", int, 0)
+    if not 0 < window < context:
+        return context
+    warnings.warn(
+        f"{file.path}: attends to a sliding window of {window} tokens; the context is limited to that",
+        stacklevel=4,
+    )
+    return window
+
+
 def _scaling(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
-    """Return the scaling that gives the file's ``rope_freqs.weight``."""
-    entry = file.tensors.get(ROPE_FREQS)
-    if entry is None:
+    """Return the scaling that does what the file's metadata and ``rope_freqs.weight`` do together."""
+    stated, own = _stated(file, plain), _own(file)
+    divisors = _divisors(plain.replace(rope_scaling=stated))
+    amplitude = (stated.attention_factor if stated else 1.0) * file.get(
+        "llama.rope.scaling.attn_factor", float, 1.0
+    )
+    if ROPE_FREQS in file.tensors:
+        divisors = divisors * _stored_factors(file, plain)
+    elif stated is None and own is None and "llama.rope.scaling.type" not in file.metadata:
+        return _release_scaling(file, plain)
+    if own is None and amplitude == 1 and bool((divisors == 1).all()):
         return None
+    for candidate in (own, stated, *_llama3_candidates(plain, divisors)):
+        if candidate is None or not math.isclose(candidate.attention_factor, amplitude, rel_tol=1e-5):
+            continue
+        with suppress(ConfigError):  # the file's own keys may not fit its other numbers
+            found = _divisors(plain.replace(rope_scaling=candidate))
+            if torch.allclose(found, divisors, rtol=1e-4, atol=0):
+                return candidate
+    return RopeScaling(
+        1.0,
+        original_context=plain.max_context,
+        kind="factors",
+        attention_factor=amplitude,
+        freq_factors=tuple(divisors.tolist()),
+    )
+
+
+def _stated(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
+    """Return the scaling of ``llama.rope.scaling.*``; a factor without a type means "linear"."""
+    kind = file.get("llama.rope.scaling.type", str, "linear")
+    old = file.get("llama.rope.scale_linear", float, 0.0)
+    factor = _short(file.get("llama.rope.scaling.factor", float, old))
+    if kind not in ("linear", "yarn") or factor in (0, 1):
+        return None
+    original = file.get("llama.rope.scaling.original_context_length", int, plain.max_context)
+    return RopeScaling(factor, original_context=original, kind=kind)
+
+
+def _own(file: GGUF) -> RopeScaling | None:
+    """Return the scaling of Herd's own keys."""
+    names = [
+        name for name in RopeScaling.__dataclass_fields__ if f"herd.rope_scaling.{name}" in file.metadata
+    ]
+    with suppress(ConfigError, TypeError):  # "factors" are made from the tensor
+        if names:
+            return RopeScaling(**{name: file.metadata[f"herd.rope_scaling.{name}"] for name in names})
+    return None
+
+
+def _stored_factors(file: GGUF, plain: ModelConfig) -> Tensor:
+    entry = file.tensors[ROPE_FREQS]
     if entry.format != F32 or entry.shape != (plain.head_dim // 2,):
         stored = f"{entry.format.name} {list(entry.shape)}"
         raise CheckpointError(f"{file.path}: {ROPE_FREQS} is {stored}, not F32 [{plain.head_dim // 2}]")
     factors = blocks.decode(file.rows(ROPE_FREQS), F32)[0].clone()
-    if not bool(torch.isfinite(factors).all()) or float(factors.min()) < 0.999:
-        raise CheckpointError(f"{file.path}: {ROPE_FREQS} has factors below 1; fetch it again")
-    if bool((factors == 1).all()) and "herd.rope_scaling.factor" not in file.metadata:
+    if not bool(torch.isfinite(factors).all()) or float(factors.min()) <= 0:
+        raise CheckpointError(f"{file.path}: {ROPE_FREQS} has factors that are not positive; fetch it again")
+    return factors
+
+
+def _release_scaling(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
+    """Return the scaling of a released Llama 3.1 or 3.2 that an early converter left out."""
+    size = released_as(plain)
+    if size is None or plain.max_context != SIZES[size].max_context:
         return None
-    for candidate in _candidates(file, plain, factors):
-        found = rope_factors(plain.replace(rope_scaling=candidate))
-        if found is not None and torch.allclose(found, factors, rtol=1e-4, atol=0):
-            return candidate
-    raise CheckpointError(f"{file.path}: {ROPE_FREQS} is not Llama 3's frequency scaling")
+    warnings.warn(
+        f"{file.path}: has no {ROPE_FREQS}, as files of early converters; using the RoPE scaling of Llama "
+        f"3's {size}, whose shape and context it has",
+        stacklevel=5,
+    )
+    return SIZES[size].rope_scaling
 
 
-def _candidates(file: GGUF, plain: ModelConfig, factors: Tensor) -> Iterator[RopeScaling]:
-    """Yield the scaling of Herd's own keys, those Meta has used, and the solution for factors that blend."""
-    own: dict[str, Any] = {name: file.metadata.get(f"herd.rope_scaling.{name}") for name in _SCALING_FIELDS}
-    if None not in own.values():
-        with suppress(ConfigError, TypeError):
-            yield RopeScaling(**own)
+def _llama3_candidates(plain: ModelConfig, factors: Tensor) -> Iterator[RopeScaling]:
+    """Yield the scalings that Meta has used, and the solution for factors that blend."""
     factor = _short(float(factors.max()))
     if factor <= 1:
         return

@@ -92,12 +92,17 @@ class GGUFSource:
 
         Raises `CheckpointError` for weights or scales that are not finite.
         """
-        theirs, format = self.wanted[name].name, self.wanted[name].format
+        entry = self.wanted[name]
+        theirs, format = entry.name, entry.format
         if not blocks.all_finite(self.file.rows(theirs), format):
             raise CheckpointError(
                 f"{self.file.path}: {theirs} has values that are not finite; fetch it again"
             )
-        return from_pairs(name, self.file.rows(theirs), self.config.head_dim)
+        stored = self.file.rows(theirs)
+        if not rotates(name):
+            return stored
+        # a bias is stored as one row, its channels are permuted like rows
+        return from_pairs(name, stored.view(entry.shape[0], -1), self.config.head_dim).view(stored.shape)
 
     def weight(self, name: str, dtype: torch.dtype) -> Tensor:
         """Return a parameter unpacked into ``dtype``; its pages in memory are released."""
@@ -172,7 +177,7 @@ def file_plan(config: ModelConfig, formats: Mapping[str, Format]) -> tuple[Plan,
     """Return the tensors of a file in order, and our name of each."""
     plan: dict[str, tuple[tuple[int, ...], Format]] = {}
     ours: dict[str, str] = {}
-    if config.rope_scaling is not None:
+    if gguf_config.rope_factors(config) is not None:
         plan[gguf_config.ROPE_FREQS] = ((config.head_dim // 2,), F32)
     for name, shape in config.param_shapes():
         theirs = gguf_name(name)
@@ -205,7 +210,8 @@ def write_model(
             return [factors.view(torch.uint8)]
         param = ours[theirs]
         if rotates(param):
-            return [to_pairs(param, torch.cat(list(rows_of(param))), config.head_dim)]
+            rows = torch.cat(list(rows_of(param))).view(plan[theirs][0][0], -1)
+            return [to_pairs(param, rows, config.head_dim)]
         return rows_of(param)
 
     metadata = list(_metadata(config, formats, tokenizer, name, licence))

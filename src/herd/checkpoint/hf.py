@@ -16,12 +16,14 @@ Source: transformers `configuration_llama.py` (defaults) and `modeling_rope_util
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError
 from ..llama.config import ModelConfig, RopeScaling
+from .foreign import refuse_quantized
 from .names import TABLES
 
 _SHAPE_KEYS = {
@@ -33,12 +35,17 @@ _SHAPE_KEYS = {
 }
 # What transformers assumes when the key is absent (configuration_llama.py).
 _DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0}
-# Our field of RopeScaling: Hugging Face's key.
+# By kind of scaling (Hugging Face's rope_type), our field of RopeScaling: Hugging Face's key.
+_ORIGINAL = "original_max_position_embeddings"
 _SCALING_KEYS = {
-    "factor": "factor",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "original_context": "original_max_position_embeddings",
+    "llama3": {name: name for name in ("factor", "low_freq_factor", "high_freq_factor")}
+    | {"original_context": _ORIGINAL},
+    "linear": {"factor": "factor"},
+    "dynamic": {"factor": "factor"},
+    "yarn": {name: name for name in ("factor", "attention_factor", "beta_fast", "beta_slow", "truncate")}
+    | {"original_context": _ORIGINAL},
+    "longrope": {"freq_factors": "short_factor", "original_context": _ORIGINAL}
+    | {name: name for name in ("factor", "attention_factor")},
 }
 
 
@@ -62,19 +69,30 @@ def config_to_hf(
         "max_position_embeddings": config.max_context,
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
-        "attention_bias": False,
-        "mlp_bias": False,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
         "attention_dropout": 0.0,
         "bos_token_id": bos_token_id,
         "eos_token_id": eos_token_id,
         "initializer_range": 0.02,
         "use_cache": True,
     }
-    scaling: dict[str, Any] | None = None
-    if config.rope_scaling is not None:
-        values = {key: getattr(config.rope_scaling, name) for name, key in _SCALING_KEYS.items()}
-        scaling = {"rope_type": "llama3"} | values
-    return out | {"rope_theta": config.rope_theta, "rope_scaling": scaling, "torch_dtype": dtype}
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind == "dynamic":
+        out["max_position_embeddings"] = scaling.original_context  # where the base begins to grow
+    written = None if scaling is None else _scaling_to_hf(scaling)
+    return out | {"rope_theta": config.rope_theta, "rope_scaling": written, "torch_dtype": dtype}
+
+
+def _scaling_to_hf(scaling: RopeScaling) -> dict[str, Any]:
+    """Return the entry ``rope_scaling``; "factors" are LongRoPE's with the same ones at any length."""
+    kind = "longrope" if scaling.kind == "factors" else scaling.kind
+    out: dict[str, Any] = {"rope_type": kind}
+    out |= {key: getattr(scaling, name) for name, key in _SCALING_KEYS[kind].items()}
+    if kind == "longrope":
+        factors = list(scaling.freq_factors)
+        out |= {"short_factor": factors, "long_factor": factors}
+    return out
 
 
 def config_from_hf(data: dict[str, Any], where: str = "config.json") -> ModelConfig:
@@ -91,12 +109,16 @@ def config_from_hf(data: dict[str, Any], where: str = "config.json") -> ModelCon
         if key not in data:
             raise CheckpointError(f"{where}: {key} is missing; restore the file from the model's release")
         fields[name] = _typed(data[key], int, key, where)
-    fields["n_kv_heads"] = _value(data, "num_key_value_heads", int, fields["n_heads"], where)
+    kv_heads = 8 if data["model_type"] == "mistral" else fields["n_heads"]  # configuration_mistral.py
+    fields["n_kv_heads"] = _value(data, "num_key_value_heads", int, kv_heads, where)
     fields["head_dim"] = _value(data, "head_dim", int, 0, where)
-    fields["max_context"] = _announced(data, "max_position_embeddings", int, where)
+    context = _announced(data, "max_position_embeddings", int, where)
+    fields["max_context"] = _within_window(data, context, where)
     fields["norm_eps"] = _announced(data, "rms_norm_eps", float, where)
     fields["tie_embeddings"] = _value(data, "tie_word_embeddings", bool, False, where)
-    fields["rope_theta"], fields["rope_scaling"] = _rope_from_hf(data, where)
+    fields["attention_bias"] = _value(data, "attention_bias", bool, False, where)
+    fields["mlp_bias"] = _value(data, "mlp_bias", bool, False, where)
+    fields["rope_theta"], fields["rope_scaling"] = _rope_from_hf(data, context, where)
     try:
         return ModelConfig(**fields)
     except ConfigError as error:
@@ -119,6 +141,7 @@ def read_json(path: Path) -> Any:
 
 
 def _refuse_other_models(data: dict[str, Any], where: str) -> None:
+    refuse_quantized(data, where)
     if "model_type" not in data:
         raise CheckpointError(f"{where}: model_type is missing; only model_type 'llama' can be run")
     allowed = TABLES["hf_allowed"]
@@ -131,11 +154,25 @@ def _refuse_other_models(data: dict[str, Any], where: str) -> None:
         warnings.warn(f"{where}: ignoring unknown keys {', '.join(unknown)}", stacklevel=3)
 
 
+def _within_window(data: dict[str, Any], context: int, where: str) -> int:
+    """Return the context within which a sliding window changes nothing."""
+    # Mistral's configurations have a window unless they say null (configuration_mistral.py).
+    default = 4096 if data["model_type"] == "mistral" and "sliding_window" not in data else None
+    window = _value(data, "sliding_window", int, default, where)
+    if window is None or data.get("use_sliding_window") is False or window >= context:
+        return context
+    warnings.warn(
+        f"{where}: attends to a sliding window of {window} tokens; the context is limited to that",
+        stacklevel=4,
+    )
+    return window
+
+
 def _same(a: Any, b: Any) -> bool:
     return a == b and isinstance(a, bool) == isinstance(b, bool)
 
 
-def _rope_from_hf(data: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:
+def _rope_from_hf(data: dict[str, Any], context: int, where: str) -> tuple[float, RopeScaling | None]:
     """Return theta and scaling from either dialect; if both are present they must agree."""
     thetas, scalings = set(), set()
     if data.get("rope_theta") is not None:
@@ -148,14 +185,17 @@ def _rope_from_hf(data: dict[str, Any], where: str) -> tuple[float, RopeScaling 
             raise CheckpointError(f"{where}: {key}={group!r} is not a JSON object; restore the file")
         if group.get("rope_theta") is not None:
             thetas.add(_typed(group["rope_theta"], float, f"{key}.rope_theta", where))
-        scalings.add(_scaling_from_hf(group, key, where))
+        scalings.add(_scaling_from_hf(group, data.get(_ORIGINAL) or context, context, key, where))
     if len(thetas) > 1 or len(scalings) > 1:
         raise CheckpointError(f"{where}: rope_parameters, rope_scaling and rope_theta disagree")
     theta = thetas.pop() if thetas else _announced({}, "rope_theta", float, where)
     return theta, scalings.pop() if scalings else None
 
 
-def _scaling_from_hf(group: dict[str, Any], key: str, where: str) -> RopeScaling | None:
+def _scaling_from_hf(
+    group: dict[str, Any], original: int, context: int, key: str, where: str
+) -> RopeScaling | None:
+    """Return the scaling of one entry; ``original`` is the original context where the entry has none."""
     kinds = {group[name] for name in ("rope_type", "type") if isinstance(group.get(name), str)}
     if len(kinds) != 1:
         raise CheckpointError(f"{where}: {key} needs one rope_type, got {sorted(kinds)}")
@@ -166,18 +206,54 @@ def _scaling_from_hf(group: dict[str, Any], key: str, where: str) -> RopeScaling
         )
     if kind == "default":
         return None
-    if kind != "llama3":
-        raise CheckpointError(f"{where}: {key}.rope_type={kind!r} cannot be run; 'llama3' can")
-    fields: dict[str, Any] = {}
-    for name, theirs in _SCALING_KEYS.items():
-        if theirs not in group:
-            raise CheckpointError(f"{where}: {key}.{theirs} is missing; rope_type 'llama3' needs it")
-        type_ = int if name == "original_context" else float
-        fields[name] = _typed(group[theirs], type_, f"{key}.{theirs}", where)
+    if kind not in _SCALING_KEYS:
+        known = ", ".join(_SCALING_KEYS)
+        raise CheckpointError(f"{where}: {key}.rope_type={kind!r} cannot be run; {known} can")
+    values = dict(group)
+    if kind in ("yarn", "longrope"):
+        values[_ORIGINAL] = values.get(_ORIGINAL) or original
+        values |= _long_context_defaults(values, kind, context, f"{where}: {key}")
+    fields: dict[str, Any] = {"kind": "factors" if kind == "longrope" else kind}
+    if kind == "dynamic":
+        fields["original_context"] = context
+    for name, theirs in _SCALING_KEYS[kind].items():
+        if values.get(theirs) is not None:
+            fields[name] = _scaling_value(name, values[theirs], f"{key}.{theirs}", where)
+        elif kind == "llama3" or name == "freq_factors" or (name == "factor" and kind != "longrope"):
+            raise CheckpointError(f"{where}: {key}.{theirs} is missing; rope_type {kind!r} needs it")
     try:
         return RopeScaling(**fields)
     except ConfigError as error:
         raise CheckpointError(f"{where}: {key}: {error}") from error
+
+
+def _long_context_defaults(values: dict[str, Any], kind: str, context: int, where: str) -> dict[str, Any]:
+    """Return what transformers derives from other keys of "yarn" and "longrope" where it is not stated."""
+    if kind == "longrope" and values.get("short_factor") != values.get("long_factor"):
+        raise CheckpointError(f"{where}: short_factor and long_factor differ, which cannot be run")
+    original = _typed(values[_ORIGINAL], int, _ORIGINAL, where)
+    if original < 2:
+        raise CheckpointError(f"{where}: {_ORIGINAL}={original} must be at least 2")
+    stated = values.get("factor")
+    factor = context / original if stated is None else _typed(stated, float, "factor", where)
+    if values.get("attention_factor") is not None or factor <= 1:
+        return {"factor": factor}
+    growth = math.log(factor)
+    if kind == "longrope":
+        return {"attention_factor": math.sqrt(1 + growth / math.log(original))}
+    scales = [_value(values, name, float, 0.0, where) for name in ("mscale", "mscale_all_dim")]
+    numerator, denominator = (
+        0.1 * scale * growth + 1 for scale in (scales if min(scales) > 0 else (1.0, 0.0))
+    )
+    return {"factor": factor, "attention_factor": numerator / denominator}
+
+
+def _scaling_value(name: str, value: Any, key: str, where: str) -> Any:
+    if name == "freq_factors":
+        if not isinstance(value, list):
+            raise CheckpointError(f"{where}: {key}={value!r} is not a list of numbers; restore the file")
+        return tuple(_typed(number, float, key, where) for number in value)
+    return _typed(value, {"original_context": int, "truncate": bool}.get(name, float), key, where)
 
 
 def _announced(data: dict[str, Any], key: str, type_: type, where: str) -> Any:

@@ -29,27 +29,27 @@ def meta_name(name: str) -> str:
 
 
 def _translate(name: str, column: int, layers: str) -> str:
-    stem = name.removesuffix(".weight")
+    stem, _, part = name.rpartition(".")  # part is "weight" or "bias"
     if stem in TABLES["tensors"]:
-        return f"{TABLES['tensors'][stem][column]}.weight"
+        return f"{TABLES['tensors'][stem][column]}.{part}"
     _, _, layer, rest = stem.split(".", 3)
-    return f"{layers}.{layer}.{TABLES['layer_tensors'][rest][column]}.weight"
+    return f"{layers}.{layer}.{TABLES['layer_tensors'][rest][column]}.{part}"
 
 
 def rotates(name: str) -> bool:
-    """Return whether a parameter's rows are channels that rotate (q and k)."""
-    return name.endswith(("q_proj.weight", "k_proj.weight"))
+    """Return whether a parameter's rows are channels that rotate (weights and biases of q and k)."""
+    return ".q_proj." in name or ".k_proj." in name
 
 
 def to_pairs(name: str, rows: Tensor, head_dim: int) -> Tensor:
-    """Return the rows of parameter ``name``, (heads·K, D), in the order of Meta and GGUF."""
+    """Return the rows of parameter ``name``, (heads·K, …), in the order of Meta and GGUF."""
     if not rotates(name):
         return rows
     return rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).reshape(rows.shape)
 
 
 def from_pairs(name: str, rows: Tensor, head_dim: int) -> Tensor:
-    """Return the rows of parameter ``name``, (heads·K, D), from the order of Meta and GGUF in ours."""
+    """Return the rows of parameter ``name``, (heads·K, …), from the order of Meta and GGUF in ours."""
     if not rotates(name):
         return rows
     return rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).reshape(rows.shape)

@@ -17,7 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,11 +28,13 @@ from ..dtypes import DTYPES, torch_dtype
 from ..errors import CheckpointError
 from ..llama.config import ModelConfig
 from ..machine import cores
+from .foreign import refuse_quantized_names
 from .hf import read_json
 from .stream import Progress, advance_of
 
 STORABLE = {DTYPES[name].safetensors: torch_dtype(name) for name in ("fp32", "fp16", "bf16")}
 """The dtypes of weights, by their codes in a safetensors header."""
+FP8 = "F8_E4M3"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PIECE = 1 << 22
@@ -45,12 +47,16 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor is stored: its file and name there, safetensors' dtype code, and shape."""
+    """Where a tensor is stored: its file and name there, safetensors' dtype code, and shape.
+
+    With a ``scale`` the file has FP8, of which `read_tensor` makes ``dtype``.
+    """
 
     file: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
+    scale: TensorInfo | None = None
 
     @property
     def nbytes(self) -> int:
@@ -137,8 +143,10 @@ def check_against(config: ModelConfig, index: Mapping[str, TensorInfo], where: P
 
     Raises `CheckpointError` for a tensor that is missing, unexpected or of the wrong shape. Two extra tensors
     are known and left out: the rotary table of old transformers, and the copy of a tied head. A tied model
-    that stores only its head takes the embedding from there.
+    that stores only its head takes the embedding from there. Meta's FP8 weights are joined with their scales.
     """
+    index = _with_scales(index, where)
+    refuse_quantized_names(index, where)
     if config.tie_embeddings and _EMBEDDING not in index and _HEAD in index:
         index = {_EMBEDDING if name == _HEAD else name: info for name, info in index.items()}
     wanted: dict[str, TensorInfo] = {}
@@ -161,6 +169,26 @@ def check_against(config: ModelConfig, index: Mapping[str, TensorInfo], where: P
     return wanted
 
 
+def _with_scales(index: Mapping[str, TensorInfo], where: Path) -> Mapping[str, TensorInfo]:
+    """Return the tensors with FP8 weights described as bf16 with a scale for each row (Meta's FP8 layout)."""
+    if not any(info.dtype == FP8 for info in index.values()):
+        return index
+    out = dict(index)
+    for name, info in index.items():
+        scale = index.get(f"{name}_scale")
+        if info.dtype != FP8 or scale is None:
+            continue
+        if scale.dtype not in STORABLE or len(info.shape) != 2 or math.prod(scale.shape) != info.shape[0]:
+            raise CheckpointError(
+                f"{where}: {name}_scale is {scale.dtype} {list(scale.shape)}, not a number for each of "
+                f"{info.shape[0]} rows; only Meta's FP8 layout (fbgemm_fp8) is read"
+            )
+        out[name] = replace(info, dtype="BF16", scale=scale)
+        for extra in (f"{name}_scale", name.replace(".weight", ".input_scale_ub")):
+            out.pop(extra, None)
+    return out
+
+
 def _check_tied_copy(index: Mapping[str, TensorInfo], where: Path) -> None:
     infos = [index[name] for name in (_EMBEDDING, _HEAD)]
     same = infos[0].shape == infos[1].shape and infos[0].dtype == infos[1].dtype
@@ -171,14 +199,25 @@ def _check_tied_copy(index: Mapping[str, TensorInfo], where: Path) -> None:
 def read_tensor(info: TensorInfo) -> Tensor:
     """Return the tensor as stored, on the CPU, mapped from its file: clone it before changing it.
 
-    The file is opened for this tensor alone, so its pages are released with it and a model of any size can be
-    streamed.
+    FP8 weights are multiplied by their scales, into bf16. The file is opened for this tensor alone, so its
+    pages are released with it and a model of any size can be streamed.
     """
     try:
         with safe_open(info.file, framework="pt", device="cpu") as file:
-            return file.get_tensor(info.name)
+            tensor = file.get_tensor(info.name)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise CheckpointError(f"{info.file}: {info.name} cannot be read: {error}") from error
+    return tensor if info.scale is None else _scaled(tensor, read_tensor(info.scale))
+
+
+def _scaled(codes_RD: Tensor, scales: Tensor) -> Tensor:
+    """Return an FP8 matrix times the scale of each row, in bf16, converted some rows at a time."""
+    out_RD = torch.empty(codes_RD.shape, dtype=torch.bfloat16)
+    rows = max(1, PIECE // codes_RD.shape[1])
+    for start in range(0, len(codes_RD), rows):
+        part = slice(start, start + rows)
+        out_RD[part] = codes_RD[part].float() * scales.reshape(-1, 1)[part].float()
+    return out_RD
 
 
 def common_dtype(index: Mapping[str, TensorInfo], where: Path) -> torch.dtype:

@@ -43,6 +43,8 @@ def check_target(source: ModelConfig, target: ModelConfig) -> None:
         "rope_theta",
         "rope_scaling",
         "tie_embeddings",
+        "attention_bias",
+        "mlp_bias",
     ):
         if getattr(source, name) != getattr(target, name):
             raise ConfigError(
@@ -98,6 +100,11 @@ def cut(model: LlamaLM, target: ModelConfig, kept: PruneMask) -> LlamaLM:
         out[here + "mlp.down_proj.weight"] = source[there + "mlp.down_proj.weight"][channels][:, neurons]
         for norm in ("input_layernorm", "post_attention_layernorm"):
             out[here + f"{norm}.weight"] = source[there + f"{norm}.weight"][channels]
+        outputs = {"q_proj": rows, "o_proj": channels, "gate_proj": neurons, "up_proj": neurons}
+        outputs |= {"down_proj": channels}  # those of k and v are kept whole
+        for name in [name for name in source if name.startswith(there) and name.endswith(".bias")]:
+            side = name.split(".")[-2]
+            out[name.replace(there, here)] = source[name][outputs[side]] if side in outputs else source[name]
     student = LlamaLM(target)
     student.load_state_dict(out)
     return student

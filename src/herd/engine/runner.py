@@ -33,7 +33,7 @@ class ModelRunner:
             return self.model(tokens_1N, positions_1N, attend)[0]
         trunk = self.model.model
         x_ND = trunk.embed_tokens(tokens_1N)[0]
-        cos, sin = rope.rotation(trunk.inv_freq, positions_1N, x_ND.dtype)
+        cos, sin = rope.rotation(trunk.inv_freq, positions_1N, x_ND.dtype, trunk.config.rope_scaling)
         for index, layer in enumerate(self._layers):
             x_ND = layer(x_ND, cos, sin, attend.pool, attend.ragged, index)
         return trunk.norm(x_ND)

@@ -18,21 +18,43 @@ from typing import Any
 
 from ..errors import ConfigError
 
+ROPE_KINDS = ("llama3", "linear", "dynamic", "yarn", "factors")
+
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's frequency scaling.
+    """How a longer context changes the rotation speeds of RoPE; `llama.rope` computes with it.
 
-    Wavelengths above ``original_context / low_freq_factor`` are stretched by ``factor``, those below
-    ``original_context / high_freq_factor`` are unchanged, and between the two they are interpolated.
+    ``kind`` is one of `ROPE_KINDS`:
+
+    * "llama3": wavelengths above ``original_context / low_freq_factor`` are stretched by ``factor``, those
+      below ``original_context / high_freq_factor`` are unchanged, and between the two they are interpolated.
+    * "linear": all are stretched by ``factor`` (position interpolation, arXiv 2306.15595).
+    * "dynamic": NTK-aware: the base grows with the length of a row beyond ``original_context``. Cached keys
+      cannot follow that, so such a model's ``max_context`` is at most ``original_context``.
+    * "yarn": pairs that turn fewer than ``beta_slow`` times within ``original_context`` are stretched, those
+      that turn more than ``beta_fast`` times are not (arXiv 2309.00071). ``truncate`` rounds the borders of
+      this ramp to whole pairs.
+    * "factors": each pair's speed is divided by its own number in ``freq_factors``.
+
+    ``attention_factor`` multiplies cos and sin; 0 means YaRN's ``0.1 ln(factor) + 1`` for "yarn" and 1 for
+    the others.
     """
 
     factor: float = 8.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context: int = 8192
+    kind: str = "llama3"
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 0.0
+    freq_factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.kind not in ROPE_KINDS:
+            raise ConfigError(f"rope scaling kind={self.kind!r} is not one of {', '.join(ROPE_KINDS)}")
         if not (math.isfinite(self.factor) and self.factor >= 1):
             raise ConfigError(f"rope scaling factor={self.factor} must be at least 1")
         if not 0 < self.low_freq_factor < self.high_freq_factor < math.inf:
@@ -40,8 +62,22 @@ class RopeScaling:
                 f"rope scaling needs 0 < low_freq_factor < high_freq_factor, got {self.low_freq_factor} and "
                 f"{self.high_freq_factor}"
             )
+        if not 0 < self.beta_slow <= self.beta_fast < math.inf:
+            raise ConfigError(
+                f"rope scaling needs 0 < beta_slow <= beta_fast, got {self.beta_slow} and {self.beta_fast}"
+            )
         if self.original_context < 1:
             raise ConfigError(f"rope scaling original_context={self.original_context} must be positive")
+        object.__setattr__(self, "freq_factors", tuple(self.freq_factors))
+        if (self.kind == "factors") != bool(self.freq_factors):
+            raise ConfigError("rope scaling freq_factors and kind='factors' need each other")
+        if not all(0 < value < math.inf for value in self.freq_factors):
+            raise ConfigError("rope scaling freq_factors must be positive")
+        if self.attention_factor == 0:
+            implied = 0.1 * math.log(self.factor) + 1 if self.kind == "yarn" else 1.0
+            object.__setattr__(self, "attention_factor", implied)
+        if not 0 < self.attention_factor < math.inf:
+            raise ConfigError(f"rope scaling attention_factor={self.attention_factor} must be positive")
 
 
 @dataclass(frozen=True)
@@ -63,6 +99,8 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     tie_embeddings: bool = False
     max_context: int = 8192
+    attention_bias: bool = False  # biases of the q, k, v and o projections
+    mlp_bias: bool = False  # biases of the gate, up and down projections
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "max_context"):
@@ -81,6 +119,21 @@ class ModelConfig:
             raise ConfigError(f"norm_eps={self.norm_eps} must be positive")
         if not (math.isfinite(self.rope_theta) and self.rope_theta > 1):
             raise ConfigError(f"rope_theta={self.rope_theta} must be greater than 1")
+        scaling = self.rope_scaling
+        if scaling is not None and scaling.kind == "dynamic" and self.max_context > scaling.original_context:
+            raise ConfigError(
+                f"max_context={self.max_context} of a model with dynamic rope scaling must be at most its "
+                f"original_context={scaling.original_context}"
+            )
+        if (
+            scaling is not None
+            and scaling.kind == "factors"
+            and len(scaling.freq_factors) != self.head_dim // 2
+        ):
+            raise ConfigError(
+                f"rope scaling has {len(scaling.freq_factors)} freq_factors, head_dim={self.head_dim} needs "
+                f"{self.head_dim // 2}"
+            )
 
     def replace(self, **changes: object) -> ModelConfig:
         """Return a copy with fields changed; pass ``head_dim=0`` to derive it from ``dim`` and ``n_heads``
@@ -106,6 +159,8 @@ class ModelConfig:
         for layer in range(self.n_layers):
             for name, shape in layer_shapes.items():
                 yield f"model.layers.{layer}.{name}.weight", shape
+                if (self.attention_bias and "attn" in name) or (self.mlp_bias and "mlp" in name):
+                    yield f"model.layers.{layer}.{name}.bias", shape[:1]
         yield "model.norm.weight", (D,)
         if not self.tie_embeddings:
             yield "lm_head.weight", (self.vocab_size, D)

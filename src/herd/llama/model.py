@@ -41,16 +41,16 @@ def project(x: Tensor, *layers: nn.Module) -> list[Tensor]:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention without biases; rotates q and k, then calls ``attend``."""
+    """Grouped-query attention; rotates q and k, then calls ``attend``."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         D, K = config.dim, config.head_dim
         self.layer, self.head_dim = layer, K
-        self.q_proj = nn.Linear(D, config.n_heads * K, bias=False)
-        self.k_proj = nn.Linear(D, config.n_kv_heads * K, bias=False)
-        self.v_proj = nn.Linear(D, config.n_kv_heads * K, bias=False)
-        self.o_proj = nn.Linear(config.n_heads * K, D, bias=False)
+        self.q_proj = nn.Linear(D, config.n_heads * K, bias=config.attention_bias)
+        self.k_proj = nn.Linear(D, config.n_kv_heads * K, bias=config.attention_bias)
+        self.v_proj = nn.Linear(D, config.n_kv_heads * K, bias=config.attention_bias)
+        self.o_proj = nn.Linear(config.n_heads * K, D, bias=config.attention_bias)
 
     def forward(self, x_BTD: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         B, T, _ = x_BTD.shape
@@ -65,9 +65,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=config.mlp_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down_proj(swiglu(*project(x_BTD, self.gate_proj, self.up_proj)))
@@ -120,7 +120,7 @@ class Llama(nn.Module):
         if positions_BT is None:
             positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
         x_BTD = self.embed_tokens(tokens_BT)
-        cos, sin = rope.rotation(self.inv_freq, positions_BT, x_BTD.dtype)
+        cos, sin = rope.rotation(self.inv_freq, positions_BT, x_BTD.dtype, self.config.rope_scaling)
         with cheaply():
             for layer in self.layers:
                 x_BTD = layer(x_BTD, cos, sin, attend)
@@ -151,15 +151,15 @@ class LlamaLM(nn.Module):
     def init_weights(self, seed: int, std: float = 0.02) -> LlamaLM:
         """Draw normal weights of deviation ``std`` and return self.
 
-        Projections that write to the residual stream are scaled by 1 / sqrt(2 · layers). The result is a pure
-        function of ``seed`` and the parameter's place in the model, whatever the device and however many
-        ranks share it: under FSDP2 each rank draws only its own rows.
+        Projections that write to the residual stream are scaled by 1 / sqrt(2 · layers); biases are zero. The
+        result is a pure function of ``seed`` and the parameter's place in the model, whatever the device and
+        however many ranks share it: under FSDP2 each rank draws only its own rows.
         """
         residual_std = std / (2 * self.config.n_layers) ** 0.5
         with torch.no_grad():
             for i, (name, param) in enumerate(self.named_parameters()):
                 if param.ndim == 1:
-                    param.fill_(1.0)
+                    param.fill_(0.0 if name.endswith(".bias") else 1.0)
                     continue
                 scale = residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else std
                 fill_normal(param, seed * 1_000_003 + i, scale)

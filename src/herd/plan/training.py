@@ -82,7 +82,7 @@ def default_batch(config: ModelConfig, context: int, devices: int) -> int:
 
 def adapter_params(config: ModelConfig, rank: int) -> int:
     """Return the parameters of low-rank adapters on every matrix of every layer."""
-    return sum(rank * sum(shape) for name, shape in config.param_shapes() if "proj" in name)
+    return sum(rank * sum(shape) for name, shape in config.param_shapes() if name.endswith("proj.weight"))
 
 
 def finetune_job(config: ModelConfig, batch: int, context: int, method: str, rank: int = 16) -> Job:

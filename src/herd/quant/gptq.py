@@ -186,7 +186,8 @@ class Gptq:
 
     def _run(self, block: DecoderLayer, x_BTD: Tensor) -> Tensor:
         positions_1T = torch.arange(x_BTD.shape[1])[None]
-        cos, sin = rope.rotation(rope.inverse_frequencies(self._config), positions_1T, x_BTD.dtype)
+        inv_freq, scaling = rope.inverse_frequencies(self._config), self._config.rope_scaling
+        cos, sin = rope.rotation(inv_freq, positions_1T, x_BTD.dtype, scaling)
         return block(x_BTD, cos, sin, causal)
 
     def _moments(self, block: DecoderLayer, module: nn.Module) -> Tensor:

@@ -2,7 +2,7 @@
 
 `QuantLinear` and `QuantEmbedding` replace `nn.Linear` and `nn.Embedding`; the forward does not change, so a
 quantized model can be used wherever a plain one can: in the engine, in evaluation, as a frozen teacher. Its
-only parameters are the norms; it computes in their dtype (fp32, bf16), which follows ``model.to``.
+only parameters are norms and biases; it computes in their dtype (fp32, bf16), which follows ``model.to``.
 
 Shapes: R rows (outputs, or tokens of the vocabulary), D weights per row, B bytes of a packed row.
 """
@@ -25,13 +25,20 @@ from .matmul import NATIVE, Kernel, choose_kernel
 
 
 class QuantLinear(nn.Module):
-    """A linear layer without bias whose weight (R, D) is stored in blocks."""
+    """A linear layer whose weight (R, D) is stored in blocks; its bias (R,), if any, is plain."""
 
     prepared: Tensor
     like: Tensor
 
-    def __init__(self, blocks_RB: Tensor, format: Format, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        blocks_RB: Tensor,
+        format: Format,
+        dtype: torch.dtype = torch.float32,
+        bias: nn.Parameter | None = None,
+    ) -> None:
         super().__init__()
+        self.bias = bias
         self.format, self.out_features = format, blocks_RB.shape[0]
         self.in_features = _row_weights(blocks_RB, format)
         self.kernel: Kernel = choose_kernel(format, blocks_RB.device)
@@ -77,7 +84,10 @@ class QuantLinear(nn.Module):
             return [layer(x) for layer in layers]
         matrices, formats = [layer.prepared for layer in alike], [layer.format for layer in alike]
         outs = self.kernel.matmul(x.flatten(0, -2), matrices, formats)
-        return [out_NR.view(*x.shape[:-1], -1) for out_NR in outs]
+        outs = [out_NR.view(*x.shape[:-1], -1) for out_NR in outs]
+        return [
+            out if layer.bias is None else out + layer.bias for out, layer in zip(outs, alike, strict=True)
+        ]
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.format.name}, {self.kernel.name}"
@@ -164,8 +174,11 @@ def place_blocks(model: LlamaLM, name: str, blocks_RB: Tensor, format: Format, d
     """Replace the layer of the parameter ``name`` by one that holds ``blocks_RB``."""
     module = name.removesuffix(".weight")
     parent, _, leaf = module.rpartition(".")
-    kind = QuantEmbedding if leaf == "embed_tokens" else QuantLinear
-    setattr(model.get_submodule(parent), leaf, kind(blocks_RB, format, dtype))
+    owner = model.get_submodule(parent)
+    if leaf == "embed_tokens":
+        setattr(owner, leaf, QuantEmbedding(blocks_RB, format, dtype))
+    else:
+        setattr(owner, leaf, QuantLinear(blocks_RB, format, dtype, getattr(owner, leaf).bias))
 
 
 def tie_head(model: LlamaLM) -> None:
@@ -194,7 +207,7 @@ def packed_weights(model: LlamaLM) -> Iterator[tuple[str, Format, Tensor]]:
 def fused_layers(model: LlamaLM) -> list[FusedLayer] | None:
     """Return the model's layers as one native operator each.
 
-    Returns None unless all linear layers of each are stored in blocks and have the same CPU kernel.
+    Returns None unless all linear layers of each are stored in blocks, have the same CPU kernel and no bias.
     """
     fused = [_fused_layer(layer) for layer in model.model.layers]
     native = [layer for layer in fused if layer is not None and layer.native]
@@ -204,11 +217,12 @@ def fused_layers(model: LlamaLM) -> list[FusedLayer] | None:
 def _fused_layer(layer: nn.Module) -> FusedLayer | None:
     assert isinstance(layer, DecoderLayer)
     attention, mlp = layer.self_attn, layer.mlp
-    linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    linears: list[nn.Module] = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
     linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
     packed = [linear for linear in linears if isinstance(linear, QuantLinear)]
     kernels = {linear.kernel for linear in packed}
-    if len(packed) < len(linears) or len(kernels) > 1 or not kernels.issubset(NATIVE.values()):
+    biased = any(linear.bias is not None for linear in packed)
+    if biased or len(packed) < len(linears) or len(kernels) > 1 or not kernels.issubset(NATIVE.values()):
         return None
     norms = layer.input_layernorm, layer.post_attention_layernorm
     return FusedLayer(

@@ -89,8 +89,9 @@ def random_rows_of(config: ModelConfig, formats: Mapping[str, Format], seed: int
     place = {name: index for index, name in enumerate(shapes)}
 
     def rows_of(name: str) -> Tensor:
-        if len(shapes[name]) == 1:  # norms
-            return torch.ones(1, *shapes[name]).view(torch.uint8)
+        if len(shapes[name]) == 1:  # norms and biases
+            value = 0.0 if name.endswith(".bias") else 1.0
+            return torch.full((1, *shapes[name]), value).view(torch.uint8)
         return random_rows(shapes[name], formats[name], (seed, place[name]))
 
     return rows_of
