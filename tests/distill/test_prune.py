@@ -25,8 +25,14 @@ def teacher() -> LlamaLM:
     return LlamaLM(TEACHER).init_weights(1, std=0.3).requires_grad_(False)
 
 
-def test_a_dead_structure_is_cut_and_the_function_stays(teacher: LlamaLM) -> None:
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_dead_structure_is_cut_and_the_function_stays(biased: bool) -> None:
     """Silence some neurons and channels exactly; pruning must find them and lose nothing."""
+    config = TEACHER.replace(attention_bias=biased, mlp_bias=biased)
+    teacher = LlamaLM(config).init_weights(1, std=0.3).requires_grad_(False)
+    for name, param in teacher.named_parameters():
+        if name.endswith(".bias"):
+            param.normal_(std=0.3, generator=torch.Generator().manual_seed(len(name)))
     dead_channels, dead_neurons = [3, 17, 30, 31], [0, 5, 40, 47]
     with torch.no_grad():
         for name, param in teacher.named_parameters():
@@ -36,11 +42,12 @@ def test_a_dead_structure_is_cut_and_the_function_stays(teacher: LlamaLM) -> Non
                 param[:, dead_channels] = 0
             if name.endswith(("gate_proj.weight", "up_proj.weight")):
                 param[:, dead_channels] = 0
+            if "gate_proj" in name or "up_proj" in name:
                 param[dead_neurons] = 0
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
+            if "o_proj" in name or "down_proj" in name:
                 param[dead_channels] = 0
     batch = make_batch()
-    student, kept = prune(teacher, TEACHER.replace(dim=28, ffn_dim=44), [batch])
+    student, kept = prune(teacher, config.replace(dim=28, ffn_dim=44), [batch])
     assert not set(kept.channels.tolist()) & set(dead_channels)
     assert all(not set(n.tolist()) & set(dead_neurons) for n in kept.neurons)
     # RMSNorm divides by the mean over D channels: with dead ones gone the mean is 32/28 of what it was.

@@ -12,6 +12,7 @@ Source: llama.cpp ``convert_hf_to_gguf.py`` (LlamaModel), ``gguf-py/gguf/constan
 from __future__ import annotations
 
 import math
+import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -75,7 +76,8 @@ def model_metadata(config: ModelConfig) -> Iterator[tuple[str, str, Any]]:
 def config_from_gguf(file: GGUF) -> ModelConfig:
     """Return the model a file describes. Raises `CheckpointError` for another architecture."""
     if file.get("split.no", int, 0) > 0:
-        raise CheckpointError(f"{file.path}: is not the first part of a split file; give …-00001-of-…")
+        first = re.sub(r"-\d{5}-of-", "-00001-of-", file.path.name)
+        raise CheckpointError(f"{file.path}: is not the first part of a split file; give {first}")
     architecture = file.require("general.architecture", str)
     if architecture != "llama":
         raise CheckpointError(f"{file.path}: architecture {architecture!r} cannot be run; only 'llama' can")
@@ -181,15 +183,16 @@ def _within_window(file: GGUF) -> int:
 
 def _scaling(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
     """Return the scaling that does what the file's metadata and ``rope_freqs.weight`` do together."""
-    stated, own = _stated(file, plain), _own(file)
+    stated = _stated(file, plain)
     divisors = _divisors(plain.replace(rope_scaling=stated))
     amplitude = (stated.attention_factor if stated else 1.0) * file.get(
         "llama.rope.scaling.attn_factor", float, 1.0
     )
     if ROPE_FREQS in file.tensors:
         divisors = divisors * _stored_factors(file, plain)
-    elif stated is None and own is None and "llama.rope.scaling.type" not in file.metadata:
+    elif not any("rope.scal" in key or "rope_scal" in key for key in file.metadata):
         return _release_scaling(file, plain)
+    own = _own(file, divisors)
     if own is None and amplitude == 1 and bool((divisors == 1).all()):
         return None
     for candidate in (own, stated, *_llama3_candidates(plain, divisors)):
@@ -215,18 +218,23 @@ def _stated(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
     factor = _short(file.get("llama.rope.scaling.factor", float, old))
     if kind not in ("linear", "yarn") or factor in (0, 1):
         return None
+    if kind == "linear":
+        return RopeScaling(factor, kind=kind)
     original = file.get("llama.rope.scaling.original_context_length", int, plain.max_context)
     return RopeScaling(factor, original_context=original, kind=kind)
 
 
-def _own(file: GGUF) -> RopeScaling | None:
-    """Return the scaling of Herd's own keys."""
+def _own(file: GGUF, divisors: Tensor) -> RopeScaling | None:
+    """Return the scaling of Herd's own keys; its ``freq_factors`` are only in the tensor."""
     names = [
         name for name in RopeScaling.__dataclass_fields__ if f"herd.rope_scaling.{name}" in file.metadata
     ]
-    with suppress(ConfigError, TypeError):  # "factors" are made from the tensor
-        if names:
-            return RopeScaling(**{name: file.metadata[f"herd.rope_scaling.{name}"] for name in names})
+    fields: dict[str, Any] = {name: file.metadata[f"herd.rope_scaling.{name}"] for name in names}
+    if fields.get("kind") == "factors":
+        fields["freq_factors"] = tuple(divisors.tolist())
+    with suppress(ConfigError, TypeError):  # of another program, or damaged: the file's other numbers decide
+        if fields:
+            return RopeScaling(**fields)
     return None
 
 

@@ -38,7 +38,7 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
         case "yarn":
             return _yarn(freqs, scaling, config.rope_theta)
         case "factors":
-            return freqs / torch.tensor(scaling.freq_factors)
+            return freqs / torch.tensor(scaling.freq_factors, device="cpu")
     return freqs  # "dynamic" scales only rows that are longer than the context, in `rotation`
 
 
@@ -82,7 +82,7 @@ def _yarn(freqs: Tensor, scaling: RopeScaling, theta: float) -> Tensor:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, K - 1)
     width = last - first or 0.001  # as in transformers: no division by zero
-    stretched = ((torch.arange(K // 2, dtype=torch.float32) - first) / width).clamp(0, 1)
+    stretched = ((torch.arange(K // 2, dtype=torch.float32, device="cpu") - first) / width).clamp(0, 1)
     return freqs / scaling.factor * stretched + freqs * (1 - stretched)
 
 
