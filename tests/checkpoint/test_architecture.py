@@ -125,15 +125,9 @@ def written(path, config, changes, extra=None):
     [
         ({"llama.rope.scale_linear": ("FLOAT32", 4.0)}, RopeScaling(4.0, kind="linear")),
         ({"llama.rope.scale_linear": ("FLOAT32", 1.0)}, None),
+        ({"llama.rope.scaling.factor": ("FLOAT32", 8.0)}, RopeScaling(8.0, kind="linear")),
         (
-            {"llama.rope.scaling.factor": ("FLOAT32", 8.0)},
-            RopeScaling(8.0, kind="linear"),
-        ),
-        (
-            {
-                "llama.rope.scaling.factor": ("FLOAT32", 8.0),
-                "llama.rope.scaling.type": ("STRING", "none"),
-            },
+            {"llama.rope.scaling.factor": ("FLOAT32", 8.0), "llama.rope.scaling.type": ("STRING", "none")},
             None,
         ),
         ({"llama.rope.scaling.factor": ("FLOAT32", 0.0)}, None),

@@ -418,5 +418,3 @@ def test_unpacked_weights_descend_from_the_packed_ones(plain, tmp_path):
     checkpoint.export_hf(tmp_path / "q", tmp_path / "hf")
     assert checkpoint.load_lineage(tmp_path / "hf").parents == {"toy-q4_0": made}
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["torch_dtype"] == "bfloat16"
-
-

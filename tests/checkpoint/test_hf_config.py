@@ -100,11 +100,7 @@ def scaling_of(
 
 
 scaling_values = st.tuples(
-    st.floats(1, 64),
-    st.integers(1, 16384),
-    st.floats(0.25, 4),
-    st.floats(0.25, 8),
-    st.integers(0, 100),
+    st.floats(1, 64), st.integers(1, 16384), st.floats(0.25, 4), st.floats(0.25, 8), st.integers(0, 100)
 )
 configs = st.builds(
     lambda kv, group, per_head, half, max_context, kind, values, **rest: ModelConfig(
