@@ -297,10 +297,10 @@ class TerminalChat:
                 self._say(message["content"], "none")
 
     def _suggest_questions(self, lang: str, tool_call_format: str) -> list[str]:
-        from .chat_model import opening_questions
-
         if self._session is None or not self._model.is_raised:
             return []
+        from .chat_questions import opening_questions
+
         with self._console.status("trying the suggested questions"):
             questions, n_correct, n_tried = opening_questions(self._model, lang, tool_call_format)
         if n_tried:

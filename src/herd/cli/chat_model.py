@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,15 @@ from ..checkpoint import (
     resolve_model,
 )
 from ..checkpoint.sources import model_name
-from ..data.dialogs import Dialog, make_dialogs, showcase_dialogs
-from ..data.prompts import TOOL_NAMES, system_prompt
 from ..dtypes import torch_dtype
 from ..errors import EngineError
-from ..evals.tooluse import tool_use
 from ..llama.model import LlamaLM
 from ..text.tokenizer import Tokenizer
 
 BASE_STAGES = ("teacher", "long", "lm")
 RAISED_STAGES = ("instruct", "student", "control", "sft")
-N_QUESTIONS = 5
 FP32_PARAMS = 1_000_000_000
 """Up to this size a CPU computes in fp32 whatever the file holds, because many CPUs have no fast bf16."""
-TRIED_PARAMS = 100_000_000
-"""Up to this size the suggested questions are tried first; larger models would keep the user waiting."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,11 @@ class ChatModel:
 
     def system_message(self, tool_call_format: str) -> str:
         """Return the system message it was trained with; empty for a model from elsewhere."""
-        return system_prompt(tool_call_format, TOOL_NAMES) if self.is_raised else ""
+        if not self.is_raised:
+            return ""
+        from ..data.prompts import TOOL_NAMES, system_prompt
+
+        return system_prompt(tool_call_format, TOOL_NAMES)
 
     def card(self) -> list[str]:
         """Return a few lines about what it is and what it cannot do."""
@@ -141,39 +139,6 @@ def load_draft(
             f"--draft {name}: its tokenizer differs from that of {model.folder}; use one that shares it"
         )
     return draft.model
-
-
-def opening_questions(model: ChatModel, lang: str, tool_call_format: str) -> tuple[list[str], int, int]:
-    """Return up to five questions that the model answers correctly, and how many of how many were correct.
-
-    A raised model is tried on the showcase and then on more held-out dialogs; its calls are really run.
-    """
-    if not model.is_raised or model.model.config.n_params > TRIED_PARAMS:
-        return [], 0, 0
-    answered: list[Dialog] = []
-    n_tried = 0
-    for dialogs in (
-        list(showcase_dialogs(lang, tool_call_format)),
-        _more_dialogs(model, lang, tool_call_format),
-    ):
-        verdicts = tool_use(model.model, model.tokenizer, dialogs, max_tokens=96).verdicts
-        answered += [d for d, verdict in zip(dialogs, verdicts, strict=True) if verdict.correct]
-        n_tried += len(dialogs)
-        if len(answered) >= N_QUESTIONS:
-            break
-    # The first of every kind comes before the second of any.
-    n_before = [sum(other.kind == d.kind for other in answered[:i]) for i, d in enumerate(answered)]
-    chosen = sorted(range(len(answered)), key=n_before.__getitem__)[:N_QUESTIONS]
-    return [answered[i].prompt[-1]["content"] for i in chosen], len(answered), n_tried
-
-
-def _more_dialogs(model: ChatModel, lang: str, tool_call_format: str) -> list[Dialog]:
-    """Return held-out dialogs with the same system message as the chat."""
-    tasks = ("arithmetic", "dates", "strings", "programs")
-    formats = (tool_call_format,)
-    dialogs = make_dialogs(20, 1, split="test", languages=(lang,), tool_call_formats=formats, tasks=tasks)
-    system = {"role": "system", "content": model.system_message(tool_call_format)}
-    return [replace(d, messages=(system, *(m for m in d.messages if m["role"] != "system"))) for d in dialogs]
 
 
 def _amount(n: int) -> str:
