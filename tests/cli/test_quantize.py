@@ -118,3 +118,17 @@ def test_without_a_tokenizer_nothing_is_measured(toy, tmp_path, capsys):
     assert code == 0, err
     assert "bare-q4" in out
     assert checkpoint.load_lineage(tmp_path / "bare-q4").evals == {}
+
+
+def test_a_gguf_file_is_quantized_and_a_packed_one_with_a_warning(toy, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint.export_gguf(toy, "toy-f32.gguf", "f32")
+    assert cli.run(["quantize", "toy-f32.gguf", "--to", "q8", "--no-measure"]) == 0
+    assert "toy-f32-q8: " in capsys.readouterr().out
+    child = checkpoint.load_lineage("toy-f32-q8")
+    assert child.parents == {"toy-f32": checkpoint.checkpoint_hash("toy-f32.gguf")}
+    with pytest.warns(UserWarning, match=r"is quantized already \(Q8_0\), and rounding twice loses more"):
+        assert cli.run(["quantize", "toy-f32-q8/model.gguf", "--to", "q4", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["fidelity"]["kl"]["value"] > 0
+    assert result["folder"] == "toy-f32-q8-q4"

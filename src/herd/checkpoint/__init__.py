@@ -7,7 +7,7 @@ file format, the names of other programs, the lineage, the chat format.
 """
 
 from .chat_format import generation_defaults
-from .convert import ImportSource, export_hf, import_hf
+from .convert import ImportSource, export_hf, import_hf, open_source
 from .folder import checkpoint_hash, load_config, load_model, load_tokenizer, save_model, write_checkpoint
 from .gguf_convert import export_gguf, import_gguf, quantize_folder, write_random
 from .hf import config_from_hf, config_to_hf
@@ -33,6 +33,7 @@ __all__ = [
     "load_lineage",
     "load_model",
     "load_tokenizer",
+    "open_source",
     "quantize_folder",
     "resolve_model",
     "save_model",

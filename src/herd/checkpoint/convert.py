@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import CheckpointError, TokenizerError
 from . import weights
 from .chat_format import read_folder_tokenizer
-from .folder import load_config, load_tokenizer, write_checkpoint
+from .folder import checkpoint_hash, load_config, load_tokenizer, write_checkpoint
 from .gguf import gguf_file
 from .gguf_folder import GGUFSource
 from .hf import config_to_hf, read_json
@@ -78,6 +78,43 @@ class ImportSource:
     def tokenizer(self) -> Tokenizer | None:
         """Return the folder's tokenizer; None, with a warning, where there is none."""
         return load_tokenizer(self.folder)
+
+
+class UnpackedSource(ImportSource):
+    """A GGUF file whose weights are unpacked, one tensor at a time, to be quantized in another way."""
+
+    def __init__(self, file: Path) -> None:
+        self.folder, self.lineage = file, load_lineage(file)
+        self._gguf = GGUFSource(file)
+        self.config, self.wanted = self._gguf.config, self._gguf.wanted  # type: ignore[assignment]
+        self.name = self.lineage.name if self.lineage else model_name(file)
+        self._digests = {}
+        packed = sorted({format.name for format in self._gguf.formats.values() if format.packed})
+        if packed:
+            warnings.warn(
+                f"{file}: is quantized already ({', '.join(packed)}), and rounding twice loses more than rounding "
+                "once; take the original where you have it",
+                stacklevel=3,
+            )
+
+    def get(self, name: str) -> Tensor:
+        """Return the tensor, unpacked."""
+        return self._gguf.weight(name, self._gguf.compute_dtype)
+
+    def key(self, **choices: object) -> str:
+        """Return a name for a conversion of this file, for its journal."""
+        return self._gguf.key(**choices)
+
+    @property
+    def hash(self) -> str:
+        """The hash of the file, as `checkpoint_hash` gives it."""
+        return checkpoint_hash(self.folder)
+
+
+def open_source(model: str | Path) -> ImportSource:
+    """Return the weights of the model that ``model`` names, a folder's or a GGUF file's, to be read one by one."""
+    file = gguf_file(resolve_model(model))
+    return UnpackedSource(file) if file else ImportSource(model)
 
 
 def import_hf(

@@ -51,9 +51,10 @@ def quantize_command(
         raise QuantError("--gptq fits the weights to text: give --calib TEXT")
     if calib is not None and not gptq:
         raise QuantError("--calib is for --gptq: add --gptq or leave it out")
-    source = checkpoint.ImportSource(folder)
+    source = checkpoint.open_source(folder)
     plan = scheme(to, embeddings=embeddings, head=head)
-    place = Path(folder).parent if Path(folder).exists() else Path()
+    here = Path(folder).parent if Path(folder).name == "model.gguf" else Path(folder)
+    place = here.parent if here.exists() else Path()
     target = out or place / f"{model_name(source.folder)}-{to.lower()}"
     formats = {part: getattr(plan, part).name for part in ("linears", "embeddings", "head")}
     recipe: dict[str, Any] = {"formats": formats, "gptq": gptq, "calib": calib}
