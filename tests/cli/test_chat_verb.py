@@ -284,7 +284,7 @@ def test_a_full_context_is_reported(run, folders, scripted):
         "cut\nthe context is full, so the answer was cut off; ask to go on, and the oldest turns make room\n"
         in out
     )
-    assert "and the context holds 512: ask something shorter" in out
+    assert "and the context has 512: ask something shorter" in out
     assert "Hello again." in out
 
 
@@ -308,7 +308,7 @@ def test_the_card_of_a_base_model_says_that_it_continues_text(run, folders, scri
             "--tool-call-format xml is unknown; this model's: json, builtin, function",
         ),
         (["instruct", "-p", "x", "--kv", "int8"], "a multiple of 32, not 8"),
-        (["instruct", "-p", "word " * 300], "the context holds 512"),
+        (["instruct", "-p", "word " * 300], "the context has 512"),
         (["instruct"], "stdin is empty"),
     ],
 )

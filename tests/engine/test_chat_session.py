@@ -194,7 +194,7 @@ def test_a_full_context_is_an_error_and_leaves_the_dialog_as_it_was(tok):
     session = ChatSession(engine)
     list(session.ask("Hi"))
     before = list(session.messages)
-    with pytest.raises(EngineError, match=r"the context holds 60: ask something shorter"):
+    with pytest.raises(EngineError, match=r"the context has 60: ask something shorter"):
         list(session.ask("A long question. " * 20))
     assert session.messages == before
 
@@ -219,7 +219,7 @@ def test_a_full_context_forgets_the_oldest_turns_and_says_so(tok):
 def test_a_full_context_after_a_call_leaves_the_dialog_as_it_was(tok):
     engine = Script(tok, JSON_CALL, context=300)
     session = ChatSession(engine, execute=lambda call: ("9" * 2000, True))
-    with pytest.raises(EngineError, match="context holds 300"):
+    with pytest.raises(EngineError, match="context has 300"):
         list(session.ask("x"))
     assert session.messages == []
 

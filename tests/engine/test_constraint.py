@@ -117,8 +117,8 @@ DEEP = '{"items":' * 5000 + "{}" + "}" * 5000
         (Constraint.json_schema({"type": "string", "pattern": "(?=a)b"}), "look-ahead"),
         (Constraint.regex("(a"), "unclosed group"),
         (Constraint.regex("a(?!b)"), "look-around"),
-        (Constraint.regex("(" * 20_000), "the regular expression cannot be followed"),
-        (Constraint.lark("begin: nothing"), "the grammar cannot be followed"),
+        (Constraint.regex("(" * 20_000), "the regular expression is malformed or not supported: "),
+        (Constraint.lark("begin: nothing"), "the grammar is malformed or not supported: "),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -291,6 +291,14 @@ def test_bad_constraints_are_refused_when_submitted(model, tokenizer):
     assert engine.n_waiting == 0
     with pytest.raises(EngineError, match="a constraint needs a tokenizer"):
         Engine(model, None).submit(Request([1], constraint=Constraint.regex("a")))
+
+
+def test_a_guide_that_failed_is_not_complete(tokenizer):
+    constraint_guide = guide(Constraint.regex("ab"), tokenizer, "a")
+    with pytest.raises(EngineError, match="the regular expression cannot be followed"):
+        constraint_guide.push([ord("x")])
+    assert constraint_guide.failed
+    assert not constraint_guide.complete
 
 
 def test_a_constraint_that_fails_costs_its_own_request_only(model, tokenizer, monkeypatch):

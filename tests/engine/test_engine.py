@@ -237,7 +237,7 @@ def test_a_draft_model_that_is_damaged_changes_no_answer(make_model, tokenizer):
     ("prompt", "sampling", "message"),
     [
         ([], {}, "prompt is empty"),
-        ([1] * 512, {}, "prompt has 512 tokens, the context holds 512"),
+        ([1] * 512, {}, "prompt has 512 tokens, the context has 512"),
         ([1, 259], {}, "token 259 is outside the model's vocabulary of 259"),
         ([-1], {}, "token -1 is outside"),
         ([1], {"top_k": 300}, "top_k=300 is more than the vocabulary"),
@@ -255,7 +255,9 @@ def test_impossible_requests_are_refused_by_submit_and_run(model, tokenizer, pro
 
 
 def test_impossible_engines_are_refused(model, tokenizer):
-    with pytest.raises(EngineError, match="max_context=1000 must be between 2 and the model's 512"):
+    with pytest.raises(
+        EngineError, match="max_context=1000 must be between 2 and the model's context of 512"
+    ):
         Engine(model, tokenizer, max_context=1000)
     with pytest.raises(EngineError, match="max_batch=0"):
         Engine(model, tokenizer, max_batch=0)

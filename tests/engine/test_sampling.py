@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.engine import Sampling
-from herd.engine.sampling import likeliest, sample, uniform
+from herd.engine.sampling import most_likely, sample, uniform
 from herd.errors import EngineError
 
 V = 12
@@ -15,7 +15,7 @@ LOGITS = torch.linspace(2.5, -3, V)[torch.randperm(V, generator=torch.Generator(
 
 def sampled(logits_BV, samplings, seeds, steps) -> list[int]:
     """Return the tokens that the engine picks from these logits."""
-    return sample(logits_BV, likeliest(logits_BV)[0], samplings, seeds, steps)
+    return sample(logits_BV, most_likely(logits_BV)[0], samplings, seeds, steps)
 
 
 def allowed(logits, s: Sampling) -> torch.Tensor:
@@ -133,7 +133,7 @@ def test_rows_that_are_not_finite_are_told_apart():
     logits = torch.tensor(
         [[0.0, nan, 2.0], [0.0, 1.0, -inf], [0.0, inf, 1.0], [-inf, -inf, -inf], [3.0, 1.0, 2.0]]
     )
-    best, finite = likeliest(logits)
+    best, finite = most_likely(logits)
     assert finite == [False, True, False, False, True]
     assert (best[1], best[4]) == (1, 0)
 

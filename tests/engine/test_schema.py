@@ -2,13 +2,16 @@
 
 import json
 import math
+import subprocess
+import sys
 from decimal import Decimal
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from herd.engine.constraint import Constraint, Guide, _compiles_in_a_child
+from herd.engine import constraint as constraints
+from herd.engine.constraint import Constraint, Guide
 from herd.engine.schema import LARGEST_INTEGER, canonical_schema
 from herd.errors import EngineError
 
@@ -212,7 +215,7 @@ def test_a_number_that_floats_cannot_hold_is_refused_by_name(tokenizer, number, 
         ("[" * 100_000, "is not valid JSON"),
         ('{"items":' * 100 + "{}" + "}" * 100, "nested more than 60 levels"),
         ('{"const":' + "[" * 100 + "]" * 100 + "}", "nested more than 60 levels"),
-        ('{"const": "' + "x" * 600_000 + '"}', "too big"),
+        ('{"const": "' + "x" * 600_000 + '"}', "600,013 characters, and the limit is 500,000"),
     ],
     ids=range(23),
 )
@@ -309,16 +312,36 @@ def test_a_hostile_schema_is_compiled_or_refused_in_bounded_time(tokenizer, sche
     guide_of(schema, tokenizer)
 
 
-def test_an_ordinary_schema_needs_no_child_process(tokenizer):
-    _compiles_in_a_child.cache_clear()
+@pytest.fixture
+def children(monkeypatch):
+    """The number of child processes started, in a list, with no verdict remembered."""
+    monkeypatch.setattr(constraints, "_verdicts", {})
+    started: list[int] = []
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kw: started.append(1) or run(*args, **kw))
+    return started
+
+
+def test_an_ordinary_schema_needs_no_child_process(tokenizer, children):
     properties = {
         f"field_{i}": {"type": "integer", "minimum": -i, "description": "x" * 100} for i in range(40)
     }
     assert guide_of({"type": "object", "properties": properties}, tokenizer)
-    assert _compiles_in_a_child.cache_info().misses == 0
+    assert not children
+
+
+def test_a_pattern_is_compiled_in_one_child_process_and_its_verdict_remembered(tokenizer, children):
     for _ in range(3):
         assert guide_of({"type": "string", "pattern": "^[a-z]+$"}, tokenizer)
-    assert _compiles_in_a_child.cache_info().misses == 1
+    assert len(children) == 1
+
+
+def test_a_child_process_that_cannot_start_is_not_remembered_as_a_verdict(tokenizer, children, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/nonexistent/python")
+        with pytest.raises(EngineError, match=r"the process that compiles a constraint failed.*try again"):
+            Guide(Constraint.regex("a+"), tokenizer)
+    assert Guide(Constraint.regex("a+"), tokenizer)
 
 
 def test_steps_multiply_only_within_the_librarys_arithmetic(tokenizer):

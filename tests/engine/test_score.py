@@ -76,7 +76,7 @@ def test_shared_beginnings_are_computed_once(model, monkeypatch):
 def test_pairs_that_cannot_be_scored_are_refused(model):
     scorer = Scorer(model)
     with pytest.raises(
-        EngineError, match="513 tokens, the context holds 512: use a model with a longer context"
+        EngineError, match="513 tokens, the context has 512: use a model with a longer context"
     ):
         scorer.check([[Pair([1] * 512, [1, 2])]])
     scorer.check([[Pair([1] * 512, [1])]])

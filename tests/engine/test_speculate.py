@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from herd.engine import Engine, Request, Sampling
 from herd.engine.constraint import Constraint
 from herd.engine.logits import LogitsProcessor
-from herd.engine.sampling import distribution, draw, likeliest, sample, uniform
+from herd.engine.sampling import distribution, draw, most_likely, sample, uniform
 from herd.engine.speculate import DraftTokens, draft_uniform, one_hot, reject, verify_uniform
 from herd.errors import EngineError
 
@@ -22,7 +22,7 @@ V = 8
 
 def sampled(logits_BV, samplings, seeds, steps) -> list[int]:
     """Return the tokens that the engine picks from these logits."""
-    return sample(logits_BV, likeliest(logits_BV)[0], samplings, seeds, steps)
+    return sample(logits_BV, most_likely(logits_BV)[0], samplings, seeds, steps)
 
 
 def chi2(counts, expected) -> float:
@@ -293,7 +293,7 @@ def test_a_draft_model_reads_long_prompts_piece_by_piece(model, tokenizer, make_
 
 
 def test_impossible_drafts_are_refused(model, tokenizer, make_model):
-    with pytest.raises(EngineError, match="the draft has 300 tokens and the model 259"):
+    with pytest.raises(EngineError, match="the draft model has 300 tokens and the model 259"):
         Engine(model, tokenizer, draft=make_model(vocab_size=300))
     with pytest.raises(EngineError, match="draft='n-gram'"):
         Engine(model, tokenizer, draft="n-gram")

@@ -313,7 +313,7 @@ def test_a_context_too_short_names_the_cure(make_model, tokenizer, tmp_path, nam
     model = CheckpointModel(make_model(3), tokenizer, name="short", hash="cd" * 32)
     row = run_task(model, make_task(name, shots=shots), Data(), tmp_path)
     assert row.status == "failed"
-    assert row.reason.endswith("the context holds 64: use a model with a longer context" + cure)
+    assert row.reason.endswith("the context has 64: use a model with a longer context" + cure)
 
 
 # An endpoint

@@ -1,10 +1,10 @@
-"""The only code that decodes: requests in, streams of tokens out. Chat, evals, synthesis and serving are
-built on it.
+"""Generate tokens: requests in, streams of tokens out. Chat, evals, synthesis and serving are built on it.
 
-`request.py` defines requests and answers, `engine.py` batches them over `cache.py`, `sampling.py` picks
-tokens, `logits.py` and `constraint.py` decide which may be picked, `speculate.py` verifies the tokens that a
-`draft.py` proposes, `generate.py` is the small front door and `chat_session.py` a dialog with tools. `Engine`
-is imported when it is first used, so that planners can call `nbytes` without torch.
+`request.py` defines requests and answers, `engine.py` batches them over the KV cache of `cache.py`,
+`sampling.py` picks tokens, `logits.py` and `constraint.py` decide which tokens may be picked, `speculate.py`
+verifies the tokens that a `draft.py` proposes, `generate.py` generates with one call, and `chat_session.py`
+holds a dialog with tools. `Engine` is imported at its first use, so that planners can call `nbytes` without
+torch.
 """
 
 from typing import TYPE_CHECKING, Any

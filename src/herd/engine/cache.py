@@ -1,13 +1,14 @@
-"""The KV cache: pages of 64 tokens in one pool, and a table of pages for each sequence.
+"""Keep the keys and values of many sequences in pages of 64 tokens, with a table of pages for each sequence.
 
-The pool is a range of *addresses* as long as the cache may ever become; a page gets memory when it is first
-written. So the cache grows without copying, and what it holds is `nbytes`, to the byte. (A GPU has no
-addresses without memory: there the pool is allocated whole.) Sequences share the pages of a common beginning;
-a page that others hold or can find is copied before it is changed.
+On a CPU the pool reserves *addresses* for the largest size that the cache may reach, and a page gets memory
+when it is first written. So the cache grows without copying, and it takes exactly `nbytes` bytes. (On a GPU,
+addresses without memory do not exist, so the whole pool is allocated at once.) Sequences share the pages of a
+common beginning. A page that other sequences use, or that can be found by its content, is copied before it is
+changed.
 
-A model attends through a `PagedAttention` (an `llama.attention.Attend`) of the new tokens of any number of
-sequences, concatenated: it never sees a cache, and a decode step, a piece of a prompt and both together are
-one forward.
+A model attends through a `PagedAttention` (an `llama.attention.Attend`) over the concatenated new tokens of
+any number of sequences, and never sees the cache itself. So a decode step, a chunk of a prompt, and both
+together are one forward.
 
 Shapes: N new tokens of all sequences, H query heads, G KV heads, K head dim, P pages, L layers.
 """
@@ -31,7 +32,7 @@ from .pages import Pages, chain
 
 @dataclass(eq=False)
 class Cached:
-    """A sequence in the cache: the number of its tokens there, their pages, and its line in the table."""
+    """A sequence in the cache: its line in the table of pages, the number of its tokens, and their pages."""
 
     line: int
     length: int = 0
@@ -53,8 +54,9 @@ class PagedAttention:
 class PagedCache:
     """A KV cache of "fp32", "bf16" or "int8" values (``kind``).
 
-    ``cache_bytes`` is what all sequences together may take, but a single one may always reach ``context``.
-    Raises EngineError for an unknown kind, and for a head size that blocks of int8 do not divide.
+    ``cache_bytes`` bounds the bytes of all sequences together, but a single sequence may always reach
+    ``context`` tokens (default: the model's context). Raises EngineError for an unknown kind, and for int8
+    with a head size that its blocks do not divide.
     """
 
     def __init__(
@@ -103,17 +105,19 @@ class PagedCache:
         return Cached(self._lines.pop())
 
     def close(self, cached: Cached) -> None:
-        """Free the pages of a sequence. Full ones can be found by their content until they are needed."""
+        """Free the pages of a sequence. Full pages can still be found by their content until they are
+        reused."""
         self.pages.give(cached.pages)
         self._lines.append(cached.line)
         cached.pages, cached.length = [], 0
 
     def lacking(self, cached: Cached, length: int) -> int:
-        """Return how many more pages a sequence needs to hold ``length`` tokens."""
+        """Return the number of pages that a sequence lacks for ``length`` tokens."""
         return max(0, n_pages(length) - len(cached.pages))
 
     def grow(self, cached: Cached, length: int) -> None:
-        """Take the pages to hold ``length`` tokens; compare `lacking` with `Pages.available` before."""
+        """Take the pages that a sequence lacks for ``length`` tokens. Compare `lacking` with
+        `Pages.available` first."""
         self._append(cached, [self.pages.take() for _ in range(self.lacking(cached, length))])
 
     def truncate(self, cached: Cached, length: int) -> None:
@@ -128,7 +132,8 @@ class PagedCache:
             self.pages.give([shared])
 
     def fork(self, cached: Cached) -> Cached:
-        """Return another sequence with the same tokens, sharing full pages and copying an unfinished one."""
+        """Return another sequence with the same tokens. It shares the full pages and copies a partly filled
+        one."""
         full = cached.length // PAGE
         twin = self.open()
         self._append(twin, [self.pages.share(page) for page in cached.pages[:full]])
@@ -138,7 +143,8 @@ class PagedCache:
         return twin
 
     def match(self, cached: Cached, digests: Sequence[bytes]) -> None:
-        """Give an empty sequence the pages that are known already, as far as these hashes agree."""
+        """Give an empty sequence the pages with these hashes, up to the first hash that is not in the
+        cache."""
         found: list[int] = []
         for digest in digests:
             if (page := self.pages.find(digest)) is None:
@@ -148,7 +154,8 @@ class PagedCache:
         cached.length, cached.digests = len(found) * PAGE, list(digests[: len(found)])
 
     def remember(self, cached: Cached, tenant: str, tokens: Sequence[int]) -> None:
-        """Make the full pages of a sequence findable for the tenant; it holds the first of ``tokens``."""
+        """Make the full pages of a sequence, which stores the first of ``tokens``, findable for the
+        tenant."""
         known = len(cached.digests)
         if cached.length // PAGE > known:
             chain(cached.digests, tenant, tokens, cached.length)
@@ -156,10 +163,10 @@ class PagedCache:
                 self.pages.remember(page, digest)
 
     def step(self, parts: Sequence[tuple[Cached, int]]) -> tuple[Tensor, PagedAttention]:
-        """Return positions (1, N) and attention for the next n tokens of each (sequence, n), concatenated in
-        order.
+        """Add the next n tokens of each (sequence, n), in order, and return their positions (1, N) and
+        attention.
 
-        The pages must have been taken (`grow`). The sequences hold these tokens from now on.
+        The pages must have been taken before (`grow`).
         """
         rows: list[tuple[int, int, int, int]] = []
         positions: list[int] = []
@@ -185,12 +192,12 @@ class PagedCache:
 
 
 def _reserve(n: int, device: torch.device) -> Tensor:
-    """Reserve ``n`` bytes: on the CPU only addresses, in large pages where the system has them."""
+    """Reserve ``n`` bytes. On a CPU these are only addresses, in large pages if the system has them."""
     if device.type != "cpu":
         return torch.zeros(n, dtype=torch.uint8, device=device)
     try:
         return reserve(n)
     except OSError as error:
         raise EngineError(
-            f"no room for a cache of {n / 1e9:.1f} GB ({error}): lower cache_bytes or max_context"
+            f"cannot reserve a cache of {n / 1e9:.1f} GB ({error}): lower cache_bytes or max_context"
         ) from None

@@ -1,8 +1,8 @@
-"""A dialog with a model: keeps the messages, streams the answer and runs the tools that it calls.
+"""Hold a dialog with a model: keep the messages, stream the answer and run the tools that it calls.
 
-What happens comes as events, in order: pieces of text, a call, its result, the end. The caller chooses how
-calls are run (`Execute`). The dialog stays valid whatever happens: an interrupted answer is kept as far as it
-came, and a question without any answer is removed.
+An answer is a series of events: pieces of text, calls, their results, and the end. The caller chooses how
+calls are run (`Execute`). The dialog always stays valid: of an interrupted answer the part that was generated
+is kept, and a question without any answer is removed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .request import FinishReason, Request, Sampling, Speculated
 
 MAX_ROUNDS = 5
 ANSWER_TOKENS = 1024
-"""Room for an answer that is made by forgetting the oldest turns; in a small context a quarter of it."""
+"""Tokens kept free for an answer by forgetting the oldest turns. In a small context, a quarter of it."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Calling:
 
 @dataclass(frozen=True)
 class Problem:
-    """The model meant to call a tool and wrote something else; what it wrote came as `Text`."""
+    """A failed attempt of the model to call a tool. The text that it wrote came as `Text`."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class End:
-    """The answer is over. ``reason`` "rounds": the model called tools until it was stopped."""
+    """The end of the answer. ``reason`` "rounds": the model called tools until it was stopped."""
 
     reason: FinishReason | str
     n_tokens: int
@@ -65,7 +65,7 @@ class End:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """The context was full, so the oldest ``turns`` (a question and what followed) left the dialog."""
+    """The oldest ``turns`` (a question and its answer) were removed because the context was full."""
 
     turns: int
 
@@ -77,10 +77,10 @@ ChatEvent = Text | Thought | Calling | ToolResult | Problem | Forgotten | End
 class ChatSession:
     """A dialog with a model, and the settings of its answers.
 
-    ``system`` is the system message. ``tools`` are schemas or names of built-in tools, which the renderer
-    describes to the model, and ``tool_call_format`` is how calls are written. ``execute`` runs a call; with
-    tools but without ``execute``, calls are reported and not run. With neither, and under a ``constraint``,
-    every answer is plain text, whatever it looks like.
+    ``system`` is the system message. ``tools`` are schemas or names of built-in tools, which are described to
+    the model, and ``tool_call_format`` is the format of its calls. ``execute`` runs a call. With tools but
+    without ``execute``, calls are reported and not run. With neither, or under a ``constraint``, every answer
+    is plain text, even if it looks like a call.
     """
 
     engine: Engine
@@ -104,12 +104,13 @@ class ChatSession:
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
 
     def ask(self, question: str) -> Generator[ChatEvent, None, None]:
-        """Answer ``question``, forgetting the oldest turns where the context would not hold the dialog.
+        """Answer ``question``, forgetting the oldest turns if the dialog does not fit into the context.
 
-        Raises EngineError, and leaves the dialog as it was, when the newest turn alone is too long. Closing the
-        iterator, or an exception such as Ctrl-C inside it, ends the answer where it is.
+        Raises EngineError, and leaves the dialog unchanged, if the newest turn alone is too long. Closing the
+        iterator, or an exception such as Ctrl-C inside it, ends the answer at that point.
         """
-        before, asked = list(self.messages), {"role": "user", "content": question}
+        before = list(self.messages)
+        asked = {"role": "user", "content": question}
         self.messages.append(asked)
         try:
             yield from self._answer()
@@ -134,7 +135,7 @@ class ChatSession:
             replies.append(reply)
             try:
                 yield from reply.events(self._parser())
-            finally:  # an interrupted reply is kept as far as it came
+            finally:  # an interrupted reply keeps what was generated
                 reply.cancel()
                 loop.add(reply.parsed, complete=reply.reason == "stop")
             yield from loop.run_calls()
@@ -149,7 +150,7 @@ class ChatSession:
         )
 
     def _parser(self) -> AnswerParser | None:
-        """Return the parser of an answer. Without tools, an answer that looks like a call is an answer."""
+        """Return the parser of an answer. Without tools, one that looks like a call is text."""
         if self.constraint is not None:
             return None
         return self.chat.parser(tools=bool(self.tools) or self.execute is not None)
@@ -159,7 +160,7 @@ class ChatSession:
         return sum(message["role"] == "user" for message in self.messages)
 
     def _prompt(self) -> list[int]:
-        """Return the ids of the dialog; the oldest turns are forgotten to leave room for an answer."""
+        """Forget turns until there is room for an answer, and return the ids of the dialog."""
         context = self.engine.context
         room = min(self.sampling.max_tokens or ANSWER_TOKENS, ANSWER_TOKENS, context // 4)
         messages = list(self.messages)
@@ -170,8 +171,8 @@ class ChatSession:
             del messages[starts[0] : starts[1]]
         if len(ids) >= context:
             raise EngineError(
-                f"the question takes {len(ids):,} tokens with what belongs to it, and the context holds {context:,}: "
-                "ask something shorter"
+                f"the question takes {len(ids):,} tokens with the system message, and the context "
+                f"has {context:,}: ask something shorter"
             )
         self.messages[:] = messages
         return ids
@@ -197,7 +198,7 @@ class _Reply:
         self.speculated: Speculated | None = None
 
     def events(self, parser: AnswerParser | None) -> Iterator[ChatEvent]:
-        """Yield the message as it comes. Without a ``parser`` all of it is text."""
+        """Yield the message as it is generated. Without a ``parser`` all of it is text."""
         for delta in self._stream:
             self.n_tokens += len(delta.token_ids)
             self.reason = delta.finish_reason or self.reason
@@ -228,7 +229,7 @@ class _Reply:
 def complete(
     engine: Engine, prompt: str, sampling: Sampling, constraint: Constraint | None = None
 ) -> Generator[ChatEvent, None, None]:
-    """Continue text as a base model does, with the same events as a dialog and without calls."""
+    """Continue text as a base model does. The events are the same as of a dialog, but without calls."""
     if engine.tokenizer is None:
         raise EngineError("completion needs a tokenizer, and this model has none")
     ids = engine.tokenizer.encode(prompt, bos=True)

@@ -5,15 +5,16 @@ guide marks the tokens that can still lead to a valid answer, and the sampler se
 arXiv 2307.09702). llguidance does the parsing: an Earley parser over lexemes that walks the vocabulary as a
 trie, about 50 µs per token with 128,256 tokens.
 
-Whatever cannot be guaranteed is refused when the request is submitted, and a guide that cannot go on raises;
-an answer never continues unconstrained. `schema.py` refuses numbers that the library would change. A
-constraint that is large or has a regular expression is first compiled in a child process with limits, because
-the library can overflow its stack, which no Python code can catch. An answer that ends by ``max_tokens`` is
-the *beginning* of a valid one: look at its finish reason.
+A constraint that cannot be guaranteed is refused when the request is submitted. If a guide fails later, the
+answer ends with an error: it never continues unconstrained. `schema.py` refuses numbers that llguidance would
+change. Every regular expression and grammar, and every JSON schema that is long or has a pattern, is first
+compiled in a child process with limits, because llguidance can overflow its stack, and Python cannot catch
+that. An answer that ends by ``max_tokens`` is the *beginning* of a valid one: look at its finish reason.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -33,35 +34,40 @@ if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
 
 WHITESPACE = r"[ \t\n\r]{1,40}"
-"""Blanks between the tokens of JSON. They are bounded because a model in doubt would write them forever."""
-MOST_TEXT = 500_000
-"""Characters of a constraint; the library's own limits on a grammar come soon after."""
+"""Blanks between the tokens of JSON. They are bounded because an unsure model may write them forever."""
+MAX_TEXT = 500_000
+"""Characters of a constraint. llguidance refuses grammars that are not much longer."""
 PLAIN_TEXT = 4_000
-"""A JSON schema up to this length, without patterns, compiles in milliseconds and cannot nest deep enough to
-overflow the library's stack (that takes 1,000 references on 8 MB), so it needs no child process."""
-CHILD_SECONDS, CHILD_BYTES = 4, 2 << 30
-"""Processor time and address space to compile a constraint in. A child takes 50 ms for an ordinary one."""
+"""Characters of a JSON schema that, if it has no patterns, is compiled without a child process. It compiles in
+milliseconds and cannot nest deep enough to overflow a stack of 8 MB (that takes 1,000 references)."""
+CHILD_SECONDS = 4
+"""Limit on the processor time of the child process. An ordinary constraint takes 0.05 s."""
+CHILD_WAIT_SECONDS = 60
+"""Limit on the time that the child process may take on a busy machine."""
+CHILD_BYTES = 2 << 30
+"""Limit on the address space of the child process, in bytes."""
+REMEMBERED_VERDICTS = 10_000
+"""Constraints whose verdict from a child process is remembered, by hash."""
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """The form that an answer must have, from its first to its last character. Make one with `json_schema`,
-    `regex` or `lark`."""
+    """The form that a whole answer must have. Make one with `json_schema`, `regex` or `lark`."""
 
     kind: Literal["JSON schema", "regular expression", "grammar"]
     text: str
 
     def __post_init__(self) -> None:
-        if (n := len(self.text)) > MOST_TEXT:
+        if (n := len(self.text)) > MAX_TEXT:
             raise EngineError(
-                f"the {self.kind} is too big: it has {n:,} characters, and {MOST_TEXT:,} are possible"
+                f"the {self.kind} has {n:,} characters, and the limit is {MAX_TEXT:,}: simplify it"
             )
         if self.kind == "JSON schema":
             object.__setattr__(self, "text", canonical_schema(self.text))
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | bool | str) -> Constraint:
-        """Return the constraint to JSON that is valid under ``schema``, with properties in its order."""
+        """Return a constraint to JSON that is valid under ``schema``, with the properties in its order."""
         try:
             text = schema if isinstance(schema, str) else json.dumps(schema, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
@@ -70,22 +76,20 @@ class Constraint:
 
     @classmethod
     def regex(cls, pattern: str) -> Constraint:
-        """Return the constraint to text that ``pattern`` matches as a whole (Rust's syntax)."""
+        """Return a constraint to text that ``pattern``, in Rust's syntax, matches as a whole."""
         return cls("regular expression", pattern)
 
     @classmethod
     def lark(cls, grammar: str) -> Constraint:
-        """Return the constraint to text of a grammar in llguidance's dialect of Lark, from the rule
-        ``start``."""
+        """Return a constraint to a grammar in llguidance's dialect of Lark; its first rule is ``start``."""
         return cls("grammar", grammar)
 
 
 class Guide:
-    """The place of one answer in its constraint: a function of the answer's tokens, which are pushed and
-    popped.
+    """The state of a constraint's parser after the tokens of one answer, which are pushed and popped.
 
-    Raises EngineError, naming the problem, for a constraint that is malformed, unsupported or that nothing
-    satisfies.
+    Raises EngineError, naming the problem, for a constraint that is malformed, not supported or that no
+    answer satisfies.
     """
 
     def __init__(self, constraint: Constraint, tokenizer: Tokenizer) -> None:
@@ -98,21 +102,23 @@ class Guide:
             if not (_is_plain(constraint) or _compiles_in_a_child(grammar)):
                 raise EngineError(
                     f"the {self._kind} is too complex: compiling it takes more than {CHILD_SECONDS} s or "
-                    f"{CHILD_BYTES >> 30} GiB, or crashes the grammar library; simplify it"
+                    f"{CHILD_BYTES >> 30} GiB, or crashes llguidance; simplify it"
                 )
             limits = LLParserLimits(verbose_errors=False)
             self._matcher: LLMatcher = LLMatcher(_vocabulary(tokenizer), grammar, log_level=0, limits=limits)
         except ValueError as error:
-            raise EngineError(self._message(str(error))) from None
-        self._check()
+            raise EngineError(self._message(f"is malformed or not supported: {error}")) from None
+        if self.failed:
+            problem = self._matcher.get_error()
+            raise EngineError(self._message(f"is malformed or not supported: {problem}"))
         for warning in self._matcher.get_grammar_warnings():
-            warnings.warn(self._message(warning), stacklevel=2)
-        self.allowed()  # a grammar that is well-formed and that nothing satisfies shows itself here
+            warnings.warn(self._message(f"compiles with a warning: {warning}"), stacklevel=2)
+        self.allowed()  # raises if the constraint is well-formed but no answer satisfies it
 
     @property
     def complete(self) -> bool:
-        """Whether nothing more can follow."""
-        return self._matcher.is_stopped()
+        """Whether the answer is valid and nothing more can follow."""
+        return self._matcher.is_stopped() and not self.failed
 
     @property
     def failed(self) -> bool:
@@ -120,7 +126,7 @@ class Guide:
         return self._matcher.is_error()
 
     def allowed(self) -> Tensor:
-        """Return which tokens may come next, (V,) bool, with the stop tokens where the answer may end."""
+        """Return a mask of the tokens that may come next, (V,) bool. Stop tokens are in it if the answer may end."""
         import numpy as np
         import torch
 
@@ -129,23 +135,24 @@ class Guide:
         return torch.from_numpy(np.unpackbits(bits, count=self._n_vocab, bitorder="little")).bool()
 
     def push(self, tokens: Sequence[int]) -> None:
-        """Append ``tokens``, each of which was allowed."""
+        """Append ``tokens``. Raises EngineError if one of them is not allowed."""
         self._matcher.consume_tokens(list(tokens))
         self._check()
 
     def pop(self, n: int) -> None:
-        """Take back the last ``n`` tokens."""
+        """Remove the last ``n`` tokens."""
         self._matcher.rollback(n)
         self._check()
 
     def _check(self) -> None:
         if self.failed:
-            raise EngineError(self._message(self._matcher.get_error()))
+            problem = self._matcher.get_error()
+            if problem.startswith("NoExtension"):
+                problem = "nothing can come next that leads to a valid answer"
+            raise EngineError(self._message(f"cannot be followed: {problem}"))
 
     def _message(self, problem: str) -> str:
-        if problem.startswith("NoExtension"):
-            problem = "nothing can come next that leads to an answer"
-        return f"the {self._kind} cannot be followed: {' '.join(problem.split())[:300]}"
+        return f"the {self._kind} {' '.join(problem.split())[:330]}"
 
 
 def _grammar(constraint: Constraint) -> str:
@@ -174,21 +181,33 @@ LLMatcher(LLTokenizer("byte"), sys.stdin.read(), log_level=0, limits=limits).com
 """
 
 
-@lru_cache(maxsize=1000)
+_verdicts: dict[bytes, bool] = {}
+
+
 def _compiles_in_a_child(grammar: str) -> bool:
-    """Return whether a process with limits survives compiling ``grammar``, even if it is refused."""
-    command = [sys.executable, "-P", "-c", COMPILE]
-    try:
-        return (
-            subprocess.run(command, input=grammar.encode(), capture_output=True, timeout=60).returncode == 0
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+    """Return whether a process with limits survives compiling ``grammar``, even if llguidance refuses it.
+
+    The verdict is remembered by the grammar's hash. Raises EngineError, and remembers nothing, if the process
+    cannot be started or waits too long on a busy machine.
+    """
+    digest = hashlib.sha256(grammar.encode()).digest()
+    if digest not in _verdicts:
+        command = [sys.executable, "-P", "-c", COMPILE]
+        try:
+            child = subprocess.run(
+                command, input=grammar.encode(), capture_output=True, timeout=CHILD_WAIT_SECONDS
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise EngineError(f"the process that compiles a constraint failed: {error}; try again") from None
+        while len(_verdicts) >= REMEMBERED_VERDICTS:
+            del _verdicts[next(iter(_verdicts))]
+        _verdicts[digest] = child.returncode == 0
+    return _verdicts[digest]
 
 
 @lru_cache(maxsize=4)
 def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
-    """Return the vocabulary as the parser's trie, which takes half a second for 128,256 tokens."""
+    """Return the vocabulary as llguidance's trie. Building it takes half a second for 128,256 tokens."""
     from llguidance import LLTokenizer, TokenizerWrapper
 
     return LLTokenizer(
@@ -199,7 +218,8 @@ def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
 
 
 class _Tokens:
-    """A tokenizer as llguidance wants it. Special tokens are named, so text never becomes one."""
+    """A tokenizer in the form that llguidance expects, with special tokens listed, so that text never becomes
+    one."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

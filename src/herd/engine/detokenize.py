@@ -1,7 +1,7 @@
-"""Turn token ids into text as they arrive, without half characters or beginnings of stop strings.
+"""Turn token ids into text as they arrive, without incomplete characters or beginnings of stop strings.
 
 The tokenizer's stream decoder holds back unfinished UTF-8. Here, text that may become a stop string is held
-back too, until the next tokens decide.
+back too, until the next tokens decide whether it does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from ..text.tokenizer import StreamDecoder, Tokenizer
 
 
 class TextStream:
-    """A decoder that is fed ids one by one and returns the text that is certain."""
+    """A decoder that takes ids one by one and returns the text that is certain."""
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
         self._decoder = StreamDecoder(tokenizer)
@@ -34,15 +34,16 @@ class TextStream:
         if not self._stop or not piece:
             return piece
         text = self._held + piece
-        found = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
-        if found:  # the one that is complete first, so that the cut into pieces does not matter
+        matches = [(start + len(s), start) for s in self._stop if (start := text.find(s)) >= 0]
+        if matches:  # the first to be complete, so that the division into pieces does not matter
             self.stopped, self._held = True, ""
-            return text[: min(found)[1]]
+            return text[: min(matches)[1]]
         keep = max(_overlap(text, s) for s in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of ``text`` that begins ``stop``."""
+    """Return the length of the longest suffix of ``text`` that is a prefix of ``stop`` (but not all of
+    it)."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

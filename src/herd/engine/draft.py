@@ -1,11 +1,10 @@
-"""Propose draft tokens for speculation, with a small model or by looking up what followed the same words
-before.
+"""Propose draft tokens for speculation, with a small model or by n-gram lookup.
 
 At each step the engine asks its draft for tokens that may follow each sequence, and tells it when a sequence
-ends. A draft may answer "not yet" (None): then that sequence waits. So a small model catches up with a long
-prompt piece by piece, without holding the others up; and when its pages run out, the latest sequences give
-theirs back and wait, as in the engine. Draft tokens are therefore a function of the sequence alone, and so is
-the answer that a seed gives.
+ends. A draft may answer "not yet" (None), and then that sequence waits. So a small model can read a long
+prompt in chunks without delaying the other sequences. When its pages run out, the latest sequences free
+theirs and wait, as in the engine. Draft tokens therefore depend on the sequence alone, and so does the answer
+to a seed.
 
 Shapes: N tokens of a step, B sequences, D model dim, V vocab.
 """
@@ -28,28 +27,28 @@ from .cache import Cached, PagedCache
 from .memory import page_nbytes
 from .ngram import NGramIndex
 from .runner import ModelRunner
-from .sampling import distribution, draw, likeliest
+from .sampling import distribution, draw, most_likely
 from .speculate import DraftTokens, draft_uniform
 from .stream import Sequence
 
 CATCH_UP_TOKENS = 512
-"""Most tokens that a draft model reads in one step of what it does not know yet."""
+"""Most unread tokens of the sequences that a draft model reads in one step."""
 
 
 class Draft(Protocol):
     """A source of draft tokens."""
 
     def propose(self, sequences: abc.Sequence[Sequence], most: abc.Sequence[int]) -> list[DraftTokens | None]:
-        """Return at most ``most[i]`` tokens to follow each sequence, oldest first; None means not yet."""
+        """Return at most ``most[i]`` tokens to follow each sequence, oldest sequence first. None: not yet."""
         ...
 
     def forget(self, sequence: Sequence) -> None:
-        """Drop what is known of a sequence, which has ended or begins again later."""
+        """Drop the state of a sequence that has ended or will begin again later."""
         ...
 
 
 class NGramDraft:
-    """A draft that proposes what followed the same tokens before, in prompt and answer."""
+    """A draft that proposes the continuation of an earlier occurrence of the latest tokens."""
 
     def __init__(self) -> None:
         self._indexes: dict[Sequence, NGramIndex] = {}
@@ -68,7 +67,7 @@ class NGramDraft:
 
 @dataclass
 class _State:
-    """A sequence in the draft model's cache: its first ``known`` tokens, and draft tokens after them."""
+    """A sequence in the draft model's cache: its first ``known`` tokens, followed by draft tokens."""
 
     sequence: Sequence
     cached: Cached
@@ -76,7 +75,7 @@ class _State:
     draft: DraftTokens = field(default_factory=lambda: DraftTokens([]))
 
     def n_correct(self) -> int:
-        """Return how many tokens in the cache still agree with the sequence, after verification."""
+        """Return the number of tokens in the cache that agree with the sequence after verification."""
         n = self.known
         end = min(
             self.cached.length, len(self.sequence.tokens) - 1
@@ -87,7 +86,7 @@ class _State:
             n += 1
         return n
 
-    def may_go_on(self, most: int) -> bool:
+    def may_continue(self, most: int) -> bool:
         """Return whether another draft token can be of use."""
         processor = self.sequence.logits_processor
         ended = self.draft.tokens[-1] in self.sequence.stop_ids or processor.failed or processor.complete
@@ -95,9 +94,10 @@ class _State:
 
 
 class ModelDraft:
-    """A draft model, sampled under each sequence's own temperature, cuts, penalties and constraint.
+    """A draft model, sampled with each sequence's own settings and constraint.
 
-    Ids from ``n_tokens`` on are not tokens. ``n_pages`` bounds its cache, but a single sequence always fits.
+    Ids from ``n_tokens`` on are padding and never picked. ``n_pages`` bounds its cache, but a single sequence
+    always fits.
     """
 
     def __init__(self, model: LlamaLM, n_tokens: int, n_pages: int, context: int, kind: str) -> None:
@@ -128,13 +128,13 @@ class ModelDraft:
             self.cache.close(state.cached)
 
     def _extend(self, states: list[_State], hidden_BD: Tensor, wanted: abc.Mapping[Sequence, int]) -> None:
-        """Propose token after token for sequences that are read to their end.
+        """Propose draft tokens, one after the other, for sequences whose tokens have all been read.
 
-        Their logits processors follow along and are put back at the end.
+        The draft tokens are pushed to the logits processors of the sequences, and popped at the end.
         """
         going = states
         while going:
-            going = [s for s in self._pick(hidden_BD, going) if s.may_go_on(wanted[s.sequence])]
+            going = [s for s in self._pick(hidden_BD, going) if s.may_continue(wanted[s.sequence])]
             for state in going:
                 state.sequence.logits_processor.push(state.draft.tokens[-1:])
             hidden_BD = self._forward([(state, state.draft.tokens[-1:]) for state in going])
@@ -147,7 +147,7 @@ class ModelDraft:
     def _unread(
         self, sequences: abc.Sequence[Sequence], wanted: abc.Mapping[Sequence, int]
     ) -> list[tuple[_State, list[int]]]:
-        """Return the tokens that the draft model has not read, shortest first, `CATCH_UP_TOKENS` in all."""
+        """Return tokens that the draft model has not read, shortest part first, `CATCH_UP_TOKENS` in all."""
         parts = []
         for sequence in sequences:
             state = self._states.get(sequence) or self._open(sequence)
@@ -157,12 +157,13 @@ class ModelDraft:
             if self._make_room(state, len(sequence.tokens) + wanted[sequence] - 1):
                 parts.append((state, sequence.tokens[state.known :]))
         parts.sort(key=lambda part: len(part[1]))
-        room, cut = CATCH_UP_TOKENS + 2 * len(parts), []
+        chunks = []
+        room = CATCH_UP_TOKENS + 2 * len(parts)
         for state, tokens in parts:
             if room:
-                cut.append((state, tokens[:room]))
+                chunks.append((state, tokens[:room]))
                 room -= min(room, len(tokens))
-        return cut
+        return chunks
 
     def _open(self, sequence: Sequence) -> _State:
         cached = self.cache.open()
@@ -171,7 +172,7 @@ class ModelDraft:
         return self._states[sequence]
 
     def _make_room(self, state: _State, length: int) -> bool:
-        """Take pages for ``length`` tokens, if need be from later sequences; False means it must wait."""
+        """Take pages for ``length`` tokens, if necessary from later sequences. False: it must wait."""
         while (lacking := self.cache.lacking(state.cached, length)) > self.cache.pages.available:
             latest = max(self._states.values(), key=lambda other: other.sequence.number)
             if latest is state:
@@ -185,7 +186,7 @@ class ModelDraft:
         return True
 
     def _forward(self, parts: abc.Sequence[tuple[_State, abc.Sequence[int]]]) -> Tensor:
-        """Feed these tokens and return the hidden states (B, D) of each sequence's last."""
+        """Feed these tokens and return the hidden state of each sequence's last one, (B, D)."""
         if not parts:
             return torch.empty(0)
         hidden_ND = self._runner(
@@ -196,13 +197,13 @@ class ModelDraft:
         return hidden_ND[[end - 1 for end in ends]]
 
     def _pick(self, hidden_BD: Tensor, states: abc.Sequence[_State]) -> list[_State]:
-        """Add one draft token to each of these; return those that got one, which takes finite logits."""
+        """Add one draft token to each of ``states`` with finite logits, and return those."""
         logits_BV = self.model.lm_head(hidden_BD).float()
         logits_BV[:, self._n_tokens :] = -torch.inf
         for logits_V, state in zip(logits_BV, states, strict=True):
             with suppress(EngineError):  # the sequence fails when the model's own logits are processed
                 state.sequence.logits_processor.process(logits_V)
-        tokens, finite = likeliest(logits_BV)
+        tokens, finite = most_likely(logits_BV)
         drawn = [b for b, state in enumerate(states) if finite[b] and not state.sequence.sampling.greedy]
         if drawn:
             some = [states[b] for b in drawn]

@@ -1,20 +1,20 @@
-"""The one generator: continuous batching of requests over a paged KV cache.
+"""Generate with continuous batching of requests over a paged KV cache.
 
-`submit` queues a request and returns its stream; every `step` is one forward over the next tokens of all
-active requests, concatenated: one token for each that decodes, and a piece of the prompt for each that begins
-(Orca, Yu et al., OSDI 2022; chunked prefill, Sarathi, arXiv 2308.16369). So a long prompt delays the others
-by one piece at most, and finished requests cost nothing. A stream runs steps while it has nothing to give, so
-one request and fifty are served the same way. One thread drives an engine.
+`submit` queues a request and returns its stream. Every `step` is one forward over the concatenated next
+tokens of all active requests: one token for each request that decodes, and a chunk of the prompt for each
+that has just begun (Orca, Yu et al., OSDI 2022; chunked prefill, Sarathi, arXiv 2308.16369). So a long prompt
+delays the others by one chunk at most, and finished requests cost nothing. Reading from an empty stream runs
+steps, so one request and fifty are served the same way. One thread drives an engine.
 
-With a draft (`draft.py`), a sequence that decodes feeds its last token and the draft tokens that may follow,
-and gets those that are accepted and one more (`speculate.py`); the cache forgets the others.
+With a draft (`draft.py`), a decoding sequence feeds its last token and the draft tokens after it. It keeps
+the accepted ones and gets one more token (`speculate.py`), and the cache forgets the rejected ones.
 
-Prompts that begin alike share their pages. When pages run out, the latest request gives its own back and
-computes them again later. Quantized matrices and attention give each token the same bits in any batch, so its
-answer does not change. (Plain fp32 matrices are multiplied by torch, which sums batches of fewer than four
-tokens in another order: there a near tie between two tokens may turn.)
+Prompts with the same beginning share its pages. When pages run out, the latest request frees its pages and
+computes them again later. Its answer does not change, because quantized matrices and attention give each
+token the same bits in any batch. (Plain fp32 matrices are multiplied by torch, which sums batches of fewer
+than four tokens in another order. This may decide a near tie between two tokens differently.)
 
-Shapes: N tokens of a step, or its places whose next token is wanted, D model dim, V vocab.
+Shapes: N tokens of a step, or its positions that need logits, D model dim, V vocab.
 """
 
 from __future__ import annotations
@@ -45,22 +45,23 @@ from .stream import ResponseStream, Sequence
 __all__ = ["Engine", "ResponseStream"]
 
 MIXED_TOKENS = 256
-"""Most prompt tokens of a step in which others decode: it bounds what they wait."""
+"""Most prompt tokens in a step in which other sequences decode. It bounds the delay of their tokens."""
 
 
 class Engine:
-    """An engine that runs ``model``, as it is, on its device and in its dtype.
+    """An engine that runs ``model`` on the model's device and in its dtype.
 
-    With ``tokenizer`` None, answers are ids without text, and nothing but the request's own stop ids ends
-    them. ``max_batch`` requests are active at once; ``max_context`` defaults to the model's. ``cache_bytes``
-    bounds what they hold in the cache: others wait (a single one always runs). ``kv`` is the dtype of keys
-    and values: "fp32", "bf16", "int8", or "auto", which is what the model computes in, and bf16 for quantized
-    weights.
+    ``tokenizer`` None: answers are ids without text, and only the request's own stop ids end them. At most
+    ``max_batch`` requests are active at once. ``max_context`` defaults to the model's context.
+    ``cache_bytes`` bounds the cache of all active requests. Others wait, but a single request always runs.
+    ``kv`` is the dtype of keys and values: "fp32", "bf16", "int8" or "auto" (bf16 for bf16 and quantized
+    models, otherwise fp32).
 
     ``draft`` proposes up to ``draft_tokens`` tokens ahead: a smaller model with the same tokenizer, "ngram"
-    for what stood in prompt or answer before, or any `Draft`. As many are verified as pay (`step_timer.py`),
-    but always ``draft_tokens`` for a request with a seed. Neither distributions nor greedy answers change
-    (`speculate.py`). A draft model's cache may take as many pages as the model's, in addition.
+    to continue earlier occurrences of the latest tokens, or any `Draft`. The number of draft tokens is the
+    one with the best expected speed (`step_timer.py`), but always ``draft_tokens`` for a request with a seed.
+    Neither distributions nor greedy answers change (`speculate.py`). A draft model has a cache of its own, of
+    as many pages as the model's.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Engine:
             raise EngineError(f"max_batch={max_batch} must be at least 1")
         if max_context is not None and not 2 <= max_context <= config.max_context:
             raise EngineError(
-                f"max_context={max_context} must be between 2 and the model's {config.max_context}"
+                f"max_context={max_context} must be between 2 and the model's context of {config.max_context}"
             )
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise EngineError(
@@ -96,7 +97,7 @@ class Engine:
         self._runner = ModelRunner(model, self.cache)
         self.draft, self._draft_tokens = self._make_draft(draft, kv), draft_tokens
         self.n_preempted = 0
-        """How often a request had to give its pages back and begin again."""
+        """How often a request had to free its pages and begin again."""
         self._timers = StepTimer(), StepTimer()  # of the model and of the draft
         self._stop_ids = frozenset() if tokenizer is None else frozenset(tokenizer.stop_ids)
         self._submitted = 0
@@ -105,24 +106,22 @@ class Engine:
 
     @property
     def n_active(self) -> int:
-        """Requests that are worked on now."""
+        """Number of requests that have pages in the cache now."""
         return len(self._active)
 
     @property
     def n_waiting(self) -> int:
-        """Requests that have not begun, or had to give their pages back."""
+        """Number of requests that have not begun, or had to free their pages."""
         return len(self._waiting)
 
     def submit(self, request: Request) -> ResponseStream:
-        """Queue a request; computing begins with the next `step`. Raises EngineError for an impossible
-        one."""
+        """Queue a request for the next `step`. Raises EngineError if it is invalid."""
         return self._queue([self._sequence(request)])[0]
 
     def submit_many(self, request: Request, n: int) -> list[ResponseStream]:
         """Queue ``n`` answers to one request, whose prompt is computed once.
 
-        With a seed, the first answer is the one that `submit` gives; the others have seeds that follow from
-        it.
+        With a seed, the first answer is the same as from `submit`. The seeds of the others are hashes of it.
         """
         if n < 1:
             raise EngineError(f"n={n} must be at least 1")
@@ -133,7 +132,7 @@ class Engine:
         return self._queue([self._sequence(request) for request in requests])
 
     def run(self, requests: abc.Sequence[Request]) -> list[Completion]:
-        """Run all requests to their end and return their answers in order. If one is invalid, none runs."""
+        """Run all requests to their end and return their answers in order. If one is invalid, none is run."""
         streams = self._queue([self._sequence(request) for request in requests])
         try:
             while not all(stream.done for stream in streams):
@@ -146,11 +145,10 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> bool:
-        """Admit requests and move the active ones on by one forward. Returns False when there was nothing to
-        do.
+        """Admit waiting requests, and run one forward for the active ones. Return False if there are none.
 
-        If it fails or is interrupted, active requests end as "cancelled", since their state is no longer
-        certain.
+        If the step fails or is interrupted, active requests end as "cancelled", since their state is
+        uncertain.
         """
         try:
             self._admit()
@@ -166,7 +164,7 @@ class Engine:
         return True
 
     def _sequence(self, request: Request) -> Sequence:
-        """Check a request and compile its constraint."""
+        """Check a request, compile its constraint, and return its `Sequence`."""
         request.validate(self.model.config.vocab_size, self.context)
         if self.tokenizer is None and request.sampling.stop:
             raise EngineError("stop strings need a tokenizer, and this engine has none")
@@ -190,18 +188,18 @@ class Engine:
             return draft
         if isinstance(draft, str):
             if draft != "ngram":
-                raise EngineError(f'draft={draft!r}: give a model, a Draft or "ngram"')
+                raise EngineError(f'draft={draft!r} must be a model, a Draft or "ngram"')
             return NGramDraft()
         ours, theirs = self.model.config.vocab_size, draft.config.vocab_size
         if ours != theirs:
             raise EngineError(
-                f"the draft has {theirs} tokens and the model {ours}: both must have the same tokenizer"
+                f"the draft model has {theirs} tokens and the model {ours}: both must have the same tokenizer"
             )
         n_tokens = ours if self.tokenizer is None else self.tokenizer.vocab_size
         return ModelDraft(draft, n_tokens, self.cache.pages.limit, self.context, _cache_kind(draft, kv))
 
     def _admit(self) -> None:
-        """Begin waiting requests while pages suffice for their prompts and for what active ones need soon."""
+        """Begin waiting requests while there are enough pages for them and for the growth of active ones."""
         lacking = sum(self.cache.lacking(s.cached, s.soon) for s in self._active)
         computing = {digest for s in self._active for digest in s.digests[len(s.cached.digests) :]}
         while self._waiting and len(self._active) < self.max_batch:
@@ -211,7 +209,7 @@ class Engine:
             cached = self.cache.open()
             self.cache.match(cached, sequence.digests)
             lacking += self.cache.lacking(cached, sequence.soon)
-            # what an active request is about to compute is worth waiting for
+            # a page that an active request is about to compute is worth waiting for
             missing = sequence.digests[len(cached.digests) :]
             shared = bool(missing) and missing[0] in computing
             if self._active and (shared or lacking > self.cache.pages.available):
@@ -225,8 +223,7 @@ class Engine:
             self._active.sort(key=lambda sequence: sequence.number)
 
     def _plan(self) -> list[tuple[Sequence, int, DraftTokens]]:
-        """Take pages for this step and return what each sequence feeds: (sequence, n of its tokens, draft
-        tokens).
+        """Take pages for this step and return its parts: (sequence, number of its tokens, draft tokens).
 
         The oldest sequences come first.
         """
@@ -236,15 +233,15 @@ class Engine:
         room = PREFILL_TOKENS if all(n > 1 for n in pending.values()) else MIXED_TOKENS
         parts: list[tuple[Sequence, int, DraftTokens]] = []
         for sequence in list(self._active):
-            if sequence.in_cache is None:  # gave its pages to an older one
+            if sequence.in_cache is None:  # it freed its pages for an older one
                 continue
             draft = drafts.get(sequence, DraftTokens([]))
             if draft is None:  # not ready
                 continue
             n = pending[sequence]
             if n > 1:
-                # one that had to begin again leaves its last token for a step with draft tokens, as it would
-                # have had
+                # a sequence that had to begin again leaves its last token for a step with draft tokens, as
+                # before
                 n = min(n - 1 if sequence.n_new and self.draft is not None else n, room)
                 room -= n
             if n and self._make_room(sequence, sequence.cached.length + n + len(draft.tokens)):
@@ -252,10 +249,10 @@ class Engine:
         return parts
 
     def _propose(self, sequences: list[Sequence], n_tokens: int) -> dict[Sequence, DraftTokens | None]:
-        """Return the draft tokens of sequences that decode, ``n_tokens`` being the tokens fed without them.
+        """Return the draft tokens of decoding sequences. ``n_tokens`` is the size of the step without them.
 
-        There are no more than the answer may still have besides the model's own token, and for sequences
-        without a seed no more than pay (`step_timer.py`).
+        Their number is limited by the length of the answer and, for sequences without a seed, by their
+        expected speed (`step_timer.py`).
         """
         if self.draft is None or not sequences:
             return {}
@@ -277,9 +274,9 @@ class Engine:
         return dict(zip(sequences, drafts, strict=True))
 
     def _make_room(self, sequence: Sequence, length: int) -> bool:
-        """Take pages for ``length`` tokens of a sequence, from later ones if need be.
+        """Take pages for ``length`` tokens of a sequence, if necessary from later ones.
 
-        Returns False if the sequence had to give its own pages back.
+        Returns False if the sequence had to free its own pages.
         """
         cached = sequence.cached
         while self.cache.lacking(cached, length) > self.cache.pages.available and len(self._active) > 1:
@@ -293,25 +290,24 @@ class Engine:
         return True
 
     def _advance(self, parts: list[tuple[Sequence, int, DraftTokens]]) -> None:
-        """Run one forward over these tokens, and give their next ones to sequences that are read to the
-        end."""
+        """Run one forward over these parts, and add the next tokens to sequences whose tokens are all fed."""
         if not parts:
             return
         tokens: list[int] = []
         ready: list[tuple[Sequence, DraftTokens, int]] = []  # with the number of tokens known before
-        places: list[int] = []
+        positions: list[int] = []
         for sequence, n, draft in parts:
             start = sequence.cached.length
             tokens += sequence.tokens[start : start + n]
             if start + n == len(sequence.tokens):
-                places += range(len(tokens) - 1, len(tokens) + len(draft.tokens))
+                positions += range(len(tokens) - 1, len(tokens) + len(draft.tokens))
                 if draft.tokens:
                     tokens += draft.tokens
                     sequence.record_draft(Speculated(drafted=len(draft.tokens)))
                 ready.append((sequence, draft, start + n))
         began = time.perf_counter()
         lengths = [(sequence.cached, n + len(draft.tokens)) for sequence, n, draft in parts]
-        logits_NV = self._forward(lengths, tokens, places)
+        logits_NV = self._forward(lengths, tokens, positions)
         if ready:
             accepted = verify(logits_NV, [s for s, _, _ in ready], [draft for _, draft, _ in ready])
             self._timers[0].note(len(tokens), time.perf_counter() - began)
@@ -322,19 +318,19 @@ class Engine:
             if sequence.stream.done:
                 self._release(sequence)
 
-    def _forward(self, parts: list[tuple[Cached, int]], tokens: list[int], places: list[int]) -> Tensor:
-        """Feed the next n tokens of each (sequence, n) and return logits (N, V) fp32 at these places."""
+    def _forward(self, parts: list[tuple[Cached, int]], tokens: list[int], positions: list[int]) -> Tensor:
+        """Feed the next n tokens of each (sequence, n) and return logits (N, V) fp32 at ``positions``."""
         hidden_ND = self._runner(parts, tokens)
-        if not places:
+        if not positions:
             return torch.empty(0, self.model.config.vocab_size)
-        logits_NV = self.model.lm_head(hidden_ND[places]).float()
-        # a head may be padded beyond the tokenizer's tokens: those are never picked
+        logits_NV = self.model.lm_head(hidden_ND[positions]).float()
+        # the model's vocabulary may be padded beyond the tokenizer's tokens: those ids are never picked
         if self.tokenizer is not None and self.tokenizer.vocab_size < logits_NV.shape[1]:
             logits_NV[:, self.tokenizer.vocab_size :] = -torch.inf
         return logits_NV
 
     def _release(self, sequence: Sequence) -> None:
-        """Free the pages of an active sequence."""
+        """Remove an active sequence and free its pages."""
         if self.draft is not None:
             self.draft.forget(sequence)
         self.cache.close(sequence.cached)

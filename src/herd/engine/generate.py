@@ -1,9 +1,9 @@
-"""The small front door: prompt in, text out, through one `Engine`.
+"""Generate text from prompts with one call, without setting up an `Engine`.
 
-A prompt is text (continued as it stands, after the beginning-of-text token) or a list of messages (answered
-as the assistant). ``sampling`` stands for the fields of `Sampling` (max_tokens=, temperature=, stop=,
-logit_bias=, ...), and ``constraint`` defines the form of the answer: `Constraint.json_schema`, `.regex` or
-`.lark`.
+A prompt is a text, which is continued after the beginning-of-text token, or a list of messages, which is
+answered as the assistant. ``sampling`` are fields of `Sampling` (max_tokens=, temperature=, stop=,
+logit_bias=, ...). ``constraint`` defines the form of the answer: make one with `Constraint.json_schema`,
+`.regex` or `.lark`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def generate_many(
     max_batch: int = 32,
     **sampling: Any,
 ) -> list[Completion]:
-    """Return ``n`` completions of each prompt, computed together; those of the first prompt come first."""
+    """Return ``n`` completions of each prompt, in the order of the prompts. All are computed together."""
     settings = Sampling(**sampling)
     engine = Engine(model, tokenizer, max_batch=max_batch)
     requests = [Request(encode_prompt(tokenizer, p, tools), settings, constraint=constraint) for p in prompts]
@@ -92,14 +92,14 @@ def encode_prompt(
     tools: list[dict[str, Any]] | None = None,
     tool_call_format: str | None = None,
 ) -> list[int]:
-    """Return the ids of a text (with beginning-of-text), or of messages up to the assistant's answer."""
+    """Return the ids of a text with the beginning-of-text token, or of messages up to the next answer."""
     if tokenizer is None:
         raise EngineError(
-            "this model has no tokenizer: put its tokenizer.model or tokenizer.json into the folder"
+            "this model has no tokenizer: put its tokenizer.model or tokenizer.json into the model's folder"
         )
     if isinstance(prompt, str):
         if tools:
-            raise EngineError("tools need a list of messages; a text prompt is only continued")
+            raise EngineError("tools need a list of messages: a text prompt is only continued")
         return tokenizer.encode(prompt, bos=True)
     chat = tokenizer.require_chat()
     return chat.render(

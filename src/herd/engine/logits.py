@@ -1,8 +1,8 @@
 """Process a sequence's logits before a token is picked: penalties, biases and the mask of its constraint.
 
-The result depends on the request and its own tokens only, so a sequence gets the same logits alone and in any
-batch. Speculation asks about draft tokens that may be rejected: it pushes them, processes logits, and pops
-them again.
+The result depends only on the request and its own tokens, so a sequence gets the same logits alone and in any
+batch. To process logits after draft tokens, which may be rejected, speculation pushes them and later pops
+them.
 
 Shapes: V vocab, S tokens seen.
 """
@@ -22,8 +22,8 @@ from .request import Sampling
 class LogitsProcessor:
     """The penalties, biases and constraint of one request, and the tokens of its answer so far.
 
-    ``guide`` None means unconstrained. ``active`` is False where nothing changes the logits; then nothing is
-    counted.
+    ``guide`` follows the constraint (None: unconstrained). ``active`` is False if nothing changes the logits.
+    Tokens are then not counted.
     """
 
     def __init__(self, sampling: Sampling, prompt_ids: Sequence[int], guide: Guide | None) -> None:
@@ -34,12 +34,12 @@ class LogitsProcessor:
 
     @property
     def complete(self) -> bool:
-        """Whether the constraint allows nothing more."""
+        """Whether the answer is complete under its constraint and nothing more can follow."""
         return self._guide is not None and self._guide.complete
 
     @property
     def failed(self) -> bool:
-        """Whether the constraint cannot be followed any further."""
+        """Whether the constraint's parser failed, so that no further token can be checked."""
         return self._guide is not None and self._guide.failed
 
     def process(self, logits_V: Tensor) -> None:
@@ -69,7 +69,7 @@ class LogitsProcessor:
                 self._guide.push(tokens)
 
     def pop(self, tokens: Sequence[int]) -> None:
-        """Take back the last tokens of the answer, which are ``tokens``."""
+        """Remove ``tokens`` from the end of the answer. They must be its last tokens."""
         if self.active:
             self._answer.subtract(tokens)
             self._answer = +self._answer  # drops zero counts

@@ -10,7 +10,8 @@ PREFILL_TOKENS = 2048
 
 
 def nbytes(config: ModelConfig, slots: int, context: int, bytes_per_value: float = BYTES["bf16"]) -> int:
-    """Return the bytes of a cache for ``slots`` sequences of ``context`` tokens, each rounded up to pages.
+    """Return the bytes of a cache for ``slots`` sequences of ``context`` tokens, each rounded up to full
+    pages.
 
     ``bytes_per_value`` is one of `BYTES`.
     """
@@ -23,5 +24,5 @@ def page_nbytes(config: ModelConfig, bytes_per_value: float) -> int:
 
 
 def n_pages(tokens: int) -> int:
-    """Return the pages that ``tokens`` tokens of one sequence need."""
+    """Return the number of pages for ``tokens`` tokens of one sequence."""
     return -(-tokens // PAGE)

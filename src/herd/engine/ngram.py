@@ -1,8 +1,8 @@
-"""Propose draft tokens by lookup: the tokens that followed the last time the same few tokens occurred.
+"""Propose draft tokens by lookup: those that followed the latest occurrence of the same few tokens.
 
 Answers repeat their prompts (summaries, edits of code, tool results) and themselves. This is a draft without
 a model (prompt lookup decoding, Saxena 2023; Yang et al., arXiv 2304.04487). The index grows with each token
-and is a function of the tokens only.
+and depends only on the tokens.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 LONGEST = 4
-"""Tokens at the end that must have occurred before; otherwise one fewer, down to `SHORTEST`."""
+"""Length of the ending that is looked up first. Shorter endings follow."""
 SHORTEST = 2
+"""Length of the shortest ending that is looked up."""
 
 
 class NGramIndex:
-    """An index of where each n-gram of a growing text last ended."""
+    """An index of the latest occurrence of each n-gram of a growing text."""
 
     def __init__(self, tokens: Sequence[int] = ()) -> None:
         self._tokens: list[int] = []
-        self._followed: dict[tuple[int, ...], int] = {}  # n-gram -> the place after its last occurrence
+        self._next_index: dict[tuple[int, ...], int] = {}  # after the latest occurrence of each n-gram
         self.extend(tokens)
 
     def __len__(self) -> int:
@@ -30,14 +31,14 @@ class NGramIndex:
         for token in tokens:
             # an n-gram at the end can be found only once a token follows it
             for gram in self._last_grams():
-                self._followed[gram] = len(self._tokens)
+                self._next_index[gram] = len(self._tokens)
             self._tokens.append(token)
 
     def propose(self, most: int) -> list[int]:
-        """Return up to ``most`` tokens that followed the longest repeated ending, if there is one."""
+        """Return up to ``most`` tokens that followed the longest repeated ending, or [] if there is none."""
         for gram in self._last_grams():
-            if (place := self._followed.get(gram)) is not None:
-                return self._tokens[place : place + most]
+            if (index := self._next_index.get(gram)) is not None:
+                return self._tokens[index : index + most]
         return []
 
     def _last_grams(self) -> list[tuple[int, ...]]:

@@ -1,10 +1,10 @@
-"""Keep track of the KV cache's pages: a free list, reference counts, and full pages by their content.
+"""Manage the KV cache's pages with a free list, reference counts, and an index of full pages by content.
 
-A full page can be found again by the hash of all tokens up to its end. Each page's hash includes that of the
-page before, and the first one the tenant's name, so that no tenant can find what another computed. Whoever
-asks for the same tokens shares the page; when nobody uses it any longer it idles, and the page that has idled
-longest is reused first when pages run short. This is vLLM's automatic prefix caching. There are no tensors
-here: pages are numbers.
+A full page can be found by the hash of all tokens up to its end. Each page's hash includes the hash of the
+page before it, and the first page's hash includes the tenant's name, so that no tenant can find another
+tenant's pages. Sequences with the same tokens share the page. When no sequence uses it any longer, it is
+idle, and when pages run short, the page that has been idle longest is reused first. This is vLLM's automatic
+prefix caching. There are no tensors here: pages are numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Pages:
     def __init__(self, limit: int, capacity: int) -> None:
         self.limit, self.capacity = limit, capacity
         self.touched = 0
-        """Pages that were ever handed out: their numbers are below this."""
+        """Number of pages ever handed out. Their numbers are below this."""
         self._free: list[int] = []
         self._users: dict[int, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
@@ -32,16 +32,17 @@ class Pages:
 
     @property
     def n_used(self) -> int:
-        """Pages that sequences hold now; shared ones count once."""
+        """Pages that sequences use now. A shared page counts once."""
         return len(self._users)
 
     @property
     def available(self) -> int:
-        """Pages that can be taken within the limit; negative where it is exceeded."""
+        """Pages that can be taken within the limit. Negative if it is exceeded."""
         return self.limit - self.n_used
 
     def take(self) -> int:
-        """Return a page for one user: a free one, one never used, or the one that has idled longest."""
+        """Return a page with one user: a free page, a page never used, or the page that has been idle
+        longest."""
         if self._free:
             page = self._free.pop()
         elif self.touched < self.limit or (not self._idle and self.touched < self.capacity):
@@ -59,7 +60,8 @@ class Pages:
         return page
 
     def give(self, pages: Sequence[int]) -> None:
-        """Remove a user from each page. The last pages are reused first, since they need those before."""
+        """Remove a user from each page. The last pages are reused first: they are useless without the earlier
+        ones."""
         for page in reversed(pages):
             self._users[page] -= 1
             if not self._users[page]:
@@ -80,7 +82,7 @@ class Pages:
             self._digests[page] = digest
 
     def writable(self, page: int) -> bool:
-        """Return whether the sequence that holds a page may change it: nobody else holds or can find it."""
+        """Return whether the only user of a page may change it: nobody else uses it or can find it."""
         return self._users[page] == 1 and page not in self._digests
 
     def _forget(self, page: int) -> None:
@@ -88,8 +90,7 @@ class Pages:
 
 
 def chain(known: list[bytes], tenant: str, tokens: Sequence[int], length: int) -> None:
-    """Extend ``known``, the hashes of a sequence's full pages, to those within its first ``length``
-    tokens."""
+    """Extend ``known``, the hashes of full pages, to all full pages of the first ``length`` tokens."""
     for start in range(len(known) * PAGE, length - PAGE + 1, PAGE):
         before = known[-1] if known else hashlib.blake2b(tenant.encode(), digest_size=16).digest()
         page = array("i", tokens[start : start + PAGE]).tobytes()

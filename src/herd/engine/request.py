@@ -1,7 +1,8 @@
 """Requests to the engine and its answers. Does not import torch, so that wire formats can be built from it.
 
-A `Request` is prompt ids and how to sample; the engine answers with a stream of `Delta`s, whose ids and texts
-add up to the `Completion`. Everything is checked when it is made or submitted, before any computing.
+A `Request` has the ids of a prompt and the settings of its answer. The engine answers with a stream of
+`Delta`s, whose ids and texts add up to the `Completion`. Settings are checked when they are made, and
+requests when they are submitted, before any computing.
 """
 
 from __future__ import annotations
@@ -15,26 +16,26 @@ from ..errors import EngineError
 from .constraint import Constraint
 
 FinishReason = Literal["stop", "length", "context", "cancelled"]
-"""stop: a stop token or stop string, or a constraint that allows no more; length: ``max_tokens`` reached;
-context: the model's context is full."""
+"""stop: a stop token, a stop string or the end of a constraint. length: ``max_tokens`` reached. context: the
+model's context is full. cancelled: the caller or a failure ended the answer."""
 
 
 @dataclass(frozen=True)
 class Sampling:
     """Settings for picking tokens and for ending. The defaults are greedy: the same answer every time.
 
-    ``max_tokens`` None goes on to the end of the context. ``temperature`` 0 is greedy; otherwise logits are
-    divided by it, then ``top_k`` (0 = off), ``top_p`` (1 = off) and ``min_p`` (0 = off) cut the tail, in this
-    order. ``seed`` None takes a random one; with a seed, and quantized weights, the tokens do not depend on
-    what else is in the batch. ``stop`` strings end the answer and are not part of it. ``logprobs`` None is
-    off; n gives each token's log-probability under the model's own distribution (temperature 1, nothing cut)
-    and the n likeliest tokens at its place.
+    ``max_tokens`` None: up to the end of the context. ``temperature`` 0 is greedy. Otherwise logits are
+    divided by it, and then ``top_k`` (0 = off), ``top_p`` (1 = off) and ``min_p`` (0 = off) remove unlikely
+    tokens, in this order. ``seed`` None: a random one. With a seed, and quantized weights, the tokens do not
+    depend on the other requests of the batch. ``stop`` strings end the answer and are not part of it.
+    ``logprobs`` None: off. Otherwise each token gets its log-probability under the model's own distribution
+    (temperature 1, no token removed) and those of the ``logprobs`` most likely tokens at its position.
 
-    Before that, these change the logits (`logits.py`): ``repetition_penalty`` divides positive and multiplies
-    negative logits of every token seen in prompt or answer (1 = off; CTRL, arXiv 1909.05858);
-    ``presence_penalty`` is subtracted once from each token of the answer, and ``frequency_penalty`` as many
-    times as it occurred; ``logit_bias`` {id: x} is added. These three are as in OpenAI's interface, with its
-    bounds.
+    Before all this, penalties and biases change the logits (`logits.py`): ``repetition_penalty`` divides
+    positive and multiplies negative logits of every token seen in prompt or answer (1 = off; CTRL, arXiv
+    1909.05858); ``presence_penalty`` is subtracted once from each token of the answer, and
+    ``frequency_penalty`` as many times as it occurred; ``logit_bias`` {id: x} is added. The last three are
+    OpenAI's, with the same bounds.
     """
 
     max_tokens: int | None = 256
@@ -65,7 +66,7 @@ class Sampling:
         ):
             _check_real(name, getattr(self, name), low, high, hint)
         if self.top_p == 0:
-            raise EngineError("top_p=0 keeps no token: use temperature=0 for the likeliest one")
+            raise EngineError("top_p=0 keeps no token: use temperature=0 for the most likely one")
         if self.repetition_penalty == 0:
             raise EngineError(
                 "repetition_penalty=0 would divide by zero: use more than 1 to discourage repetition"
@@ -95,8 +96,8 @@ class Request:
     """One prompt and how to answer it.
 
     ``stop_ids`` end the answer in addition to the tokenizer's own stop tokens. A ``constraint`` defines the
-    form of the answer, and ends it where nothing more may follow. Requests of one ``tenant`` share what the
-    cache holds of prompts that begin alike; nothing passes from one tenant to another.
+    form of the answer, and ends it when nothing more may follow. Requests of one ``tenant`` share the cached
+    keys and values of common prompt beginnings. Tenants share nothing with each other.
     """
 
     prompt_ids: Sequence[int]
@@ -114,7 +115,7 @@ class Request:
             )
         if n >= context:
             raise EngineError(
-                f"the prompt has {n} tokens, the context holds {context}, and the answer needs at least one: "
+                f"the prompt has {n} tokens, the context has {context}, and the answer needs at least one: "
                 "shorten the prompt"
             )
         low, high = min(self.prompt_ids), max(self.prompt_ids)
@@ -132,7 +133,7 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """The log-probability of a generated token in nats, and the likeliest (id, logprob), best first."""
+    """The log-probability of a generated token in nats, and the most likely (id, logprob), best first."""
 
     id: int
     logprob: float
@@ -141,7 +142,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Speculated:
-    """Counts of a request's draft tokens: proposed, verified (up to the first one rejected) and accepted."""
+    """Counts of a request's draft tokens: drafted, verified (up to the first rejected one) and accepted."""
 
     drafted: int = 0
     verified: int = 0
@@ -154,16 +155,16 @@ class Speculated:
 
     @property
     def acceptance_rate(self) -> float:
-        """Accepted among verified, an estimate of 1 - TV(model, draft); 0 where none was verified."""
+        """Accepted / verified, an estimate of 1 - TV(model, draft). 0 if none was verified."""
         return self.accepted / self.verified if self.verified else 0.0
 
 
 @dataclass(frozen=True)
 class Delta:
-    """What one step adds to an answer.
+    """The tokens and the text that one step adds to an answer.
 
-    ``text`` may lag behind ``token_ids``: half a character, or a possible beginning of a stop string, is held
-    back. Only the last delta has a ``finish_reason``, and ``speculated`` where the engine has a draft.
+    ``text`` may lag behind ``token_ids``: an incomplete character, or a possible beginning of a stop string,
+    is held back. Only the last delta has a ``finish_reason``, and ``speculated`` if the engine has a draft.
     """
 
     text: str
@@ -179,8 +180,8 @@ class Completion:
     """A whole answer.
 
     ``ids`` exclude the stop token, which is ``stop_id`` (None if something else ended the answer). With stop
-    strings, ``ids`` hold every token that was generated, while ``text`` ends before the stop string.
-    ``shared_tokens`` of the prompt came from the cache.
+    strings, ``ids`` include every token that was generated, while ``text`` ends before the stop string.
+    ``shared_tokens`` is the number of prompt tokens that came from the cache.
     """
 
     ids: list[int]

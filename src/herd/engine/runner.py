@@ -14,18 +14,20 @@ from .cache import Cached, PagedCache
 
 
 class ModelRunner:
-    """A model with its cache. A quantized model on the CPU runs each layer as one native operator, with the
-    results of the model's own forward; any other model runs that forward."""
+    """A model with its cache.
+
+    A quantized model on a CPU runs each layer as one native operator, with the same results as the model's
+    own forward. Any other model runs its own forward.
+    """
 
     def __init__(self, model: LlamaLM, cache: PagedCache) -> None:
         self.model, self.cache = model, cache
         self._layers = fused_layers(model)
 
     def __call__(self, parts: Sequence[tuple[Cached, int]], tokens: Sequence[int]) -> Tensor:
-        """Return hidden states (N, D) after the last norm for ``tokens``, which are the next n tokens of each
-        (sequence, n) in order.
+        """Feed the next n tokens of each (sequence, n), in order, and return final hidden states (N, D).
 
-        The pages must have been taken (`PagedCache.grow`). Afterwards the sequences hold these tokens.
+        The pages must have been taken before (`PagedCache.grow`). Afterwards these tokens are in the cache.
         """
         positions_1N, attend = self.cache.step(parts)
         tokens_1N = torch.tensor([tokens], device=self.model.device)

@@ -1,11 +1,11 @@
-"""Pick tokens from logits for a whole batch at once, with the same result for each row as if it were alone.
+"""Pick tokens from logits for a whole batch, with the same result for each row as if it were alone.
 
 Randomness is counter-based: the number drawn for a request's n-th token is a hash of (seed, n), so a
-request's tokens depend neither on the other rows nor on when it began (SplitMix64: Steele, Lea & Flood,
-OOPSLA 2014). The token is found by inverting the cumulative distribution. Top-k, top-p and min-p all keep a
-prefix of the tokens sorted by probability, so one sort serves the three. Penalties and constraints were
-applied to the logits before (`logits.py`); speculation compares whole distributions (`distribution`,
-`speculate.py`).
+request's tokens depend neither on the other rows nor on the time of its start (SplitMix64: Steele, Lea &
+Flood, OOPSLA 2014). The token is found by inverting the cumulative distribution. Top-k, top-p and min-p all
+keep a prefix of the tokens sorted by probability, so one sort serves the three. Penalties and constraints
+have already been applied to the logits (`logits.py`). Speculation compares whole distributions
+(`distribution`, `speculate.py`).
 
 Shapes: B batch rows, V vocab.
 """
@@ -30,9 +30,10 @@ def sample(
     seeds: Sequence[int],
     steps: Sequence[int],
 ) -> list[int]:
-    """Return one token id for each row of ``logits_BV`` (fp32, finite); ``best`` holds the likeliest of each.
+    """Return one token id for each row of ``logits_BV`` (fp32).
 
-    ``steps`` counts each request's tokens so far.
+    Forbidden tokens have a logit of -inf, and every row has a finite one. ``best`` are the most likely tokens
+    of the rows, and ``steps`` the number of tokens that each request has so far.
     """
     ids = list(best)
     drawn = [i for i, s in enumerate(samplings) if not s.greedy]
@@ -45,10 +46,10 @@ def sample(
     return ids
 
 
-def likeliest(logits_BV: Tensor) -> tuple[list[int], list[bool]]:
-    """Return (the greedy token of each row, whether that row is finite); a tie goes to the lower id.
+def most_likely(logits_BV: Tensor) -> tuple[list[int], list[bool]]:
+    """Return the most likely token of each row (the lowest id in a tie), and whether its logit is finite.
 
-    A row is not finite where it has a NaN or +inf, or nothing but -inf: argmax finds those first.
+    It is not finite if the row has a NaN or +inf, or only -inf, since argmax prefers a NaN and then +inf.
     """
     best_B = logits_BV.argmax(-1)
     finite_B = torch.isfinite(logits_BV.gather(1, best_B[:, None])[:, 0])
@@ -57,7 +58,7 @@ def likeliest(logits_BV: Tensor) -> tuple[list[int], list[bool]]:
 
 
 def distribution(logits_BV: Tensor, samplings: Sequence[Sampling]) -> Tensor:
-    """Return the probabilities (B, V) fp64 with which `sample` picks; rows sum to 1."""
+    """Return the probabilities of `sample`, (B, V) fp64. The temperatures must be above 0."""
     p_BV = _probs(logits_BV, samplings)
     cut = [i for i, s in enumerate(samplings) if _cuts(s)]
     if cut:
@@ -69,7 +70,7 @@ def distribution(logits_BV: Tensor, samplings: Sequence[Sampling]) -> Tensor:
 
 
 def draw(p_BV: Tensor, u: Sequence[float]) -> Tensor:
-    """Return the token (B,) of each row at which the cumulative mass passes u. Rows need not sum to 1."""
+    """Return the first token of each row whose cumulative mass exceeds u times the sum of the row, (B,)."""
     cdf_BV = p_BV.cumsum(-1)
     return _invert(cdf_BV, cdf_BV[:, -1:], u)
 
@@ -87,7 +88,11 @@ def seed_of(seed: int, number: int) -> int:
 def logprobs(
     logits_BV: Tensor, ids: Sequence[int], tops: Sequence[int | None]
 ) -> list[tuple[TokenLogprob, ...]]:
-    """Return log-probabilities of the chosen ids under the plain softmax, for rows that ask in ``tops``."""
+    """Return the log-probabilities of the chosen ids under the plain softmax.
+
+    ``tops`` has, for each row, the number of most likely tokens to return as well. None: no
+    log-probabilities.
+    """
     out: list[tuple[TokenLogprob, ...]] = [()] * len(ids)
     rows = [i for i, top in enumerate(tops) if top is not None]
     if not rows:
@@ -97,8 +102,8 @@ def logprobs(
     best_values, best_ids = (x.tolist() for x in logp_BV.topk(most, dim=-1))
     for j, i in enumerate(rows):
         n = tops[i] or 0
-        rivals = tuple(zip(best_ids[j][:n], best_values[j][:n], strict=True))
-        out[i] = (TokenLogprob(ids[i], float(logp_BV[j, ids[i]]), rivals),)
+        top = tuple(zip(best_ids[j][:n], best_values[j][:n], strict=True))
+        out[i] = (TokenLogprob(ids[i], float(logp_BV[j, ids[i]]), top),)
     return out
 
 
@@ -114,7 +119,7 @@ def _cuts(s: Sampling) -> bool:
 
 
 def _probs(logits_BV: Tensor, samplings: Sequence[Sampling]) -> Tensor:
-    """Return the softmax at each row's temperature; the best logit is subtracted first against overflow."""
+    """Return the softmax at each row's temperature, computed from differences to the row's best logit."""
     temperature_B1 = torch.tensor(
         [[s.temperature] for s in samplings], dtype=torch.float64, device=logits_BV.device
     )
@@ -125,12 +130,12 @@ def _probs(logits_BV: Tensor, samplings: Sequence[Sampling]) -> Tensor:
 def _draw_cut(logits_BV: Tensor, samplings: Sequence[Sampling], u: Sequence[float]) -> Tensor:
     p_BV, order_BV, kept_B1 = _kept(_probs(logits_BV, samplings), samplings)
     cdf_BV = p_BV.cumsum(-1)
-    place_B = _invert(cdf_BV, cdf_BV.gather(1, kept_B1 - 1), u)
-    return order_BV.gather(1, place_B[:, None])[:, 0]
+    index_B = _invert(cdf_BV, cdf_BV.gather(1, kept_B1 - 1), u)
+    return order_BV.gather(1, index_B[:, None])[:, 0]
 
 
 def _kept(p_BV: Tensor, samplings: Sequence[Sampling]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (probabilities in descending order, their ids, how many are kept) of each row."""
+    """Return each row's probabilities in descending order, their token ids, and the number of tokens kept."""
     p_BV, order_BV = p_BV.sort(dim=-1, descending=True, stable=True)
     V = p_BV.shape[1]
     cdf_BV = p_BV.cumsum(-1)
@@ -146,7 +151,7 @@ def _kept(p_BV: Tensor, samplings: Sequence[Sampling]) -> tuple[Tensor, Tensor, 
 
 
 def _invert(cdf_BV: Tensor, total_B1: Tensor, u: Sequence[float]) -> Tensor:
-    """Return the first place where the cumulative mass exceeds u · total; it has positive probability."""
+    """Return the first index whose cumulative mass exceeds u · total. Its probability is positive."""
     u_B1 = torch.tensor(u, dtype=torch.float64, device=cdf_BV.device)[:, None]
     # u · total may round up to total itself
     below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))

@@ -1,10 +1,9 @@
-"""Rewrite a JSON schema so that the grammar library (llguidance) reads every number in it exactly, or refuse
-it.
+"""Rewrite a JSON schema so that llguidance reads every number in it exactly, or refuse it.
 
-The library stores numbers as 64-bit floats, computes integer ranges in 64-bit integers, and multiplies the
-``multipleOf`` of merged schemas in 32-bit integers. Outside their range it changes constants, accepts wrong
-answers or overflows its stack and takes the process with it. So only numbers that all of these represent
-exactly are let through.
+llguidance stores numbers as 64-bit floats, computes integer ranges in 64-bit integers, and multiplies the
+``multipleOf`` of merged schemas in 32-bit integers. Outside these ranges it changes constants, accepts wrong
+answers, or overflows its stack and kills the process. So only numbers that all three represent exactly are
+accepted.
 """
 
 from __future__ import annotations
@@ -19,14 +18,15 @@ from urllib.parse import unquote
 from ..errors import EngineError
 
 LARGEST_INTEGER = 2**53 - 1
-"""Integers up to here, and their neighbours, are exact as 64-bit floats."""
-MOST_DIGITS = 15
-"""Decimals of this many significant digits survive the way through a 64-bit float and back."""
+"""Integers up to this one, and their neighbours, are exact as 64-bit floats."""
+MAX_DIGITS = 15
+"""Decimals of this many significant digits survive the conversion to a 64-bit float and back."""
 LARGEST_MULTIPLE = 1_000
-"""The library's automaton has a state for each remainder and each digit of a bound: from about 5,000 on, a
-long answer exceeds its limit on states. The product of two multiples must also stay below 2^32."""
-MOST_LEVELS = 60
-"""Nesting that the library's recursion survives even on a thread with a small stack."""
+"""Largest ``multipleOf``. llguidance's automaton has a state for each remainder and each digit of a bound, so
+that from about 5,000 on a long answer exceeds its limit on states. The product of two multiples must also
+stay below 2^32."""
+MAX_LEVELS = 60
+"""Levels of nesting that llguidance's recursion survives even on a thread with a small stack."""
 
 ANNOTATIONS = {"title", "description", "default", "examples", "$comment", "readOnly", "writeOnly"}
 SCHEMAS_BY_NAME = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
@@ -36,7 +36,7 @@ Numeric = int | Decimal
 
 
 def canonical_schema(text: str) -> str:
-    """Return the text of an equivalent schema whose numbers the library reads exactly.
+    """Return the text of an equivalent schema whose numbers llguidance reads exactly.
 
     Annotations are dropped. Raises EngineError, naming the keyword and its value, for numbers that cannot be
     kept, and for references that do not lead to a schema of this document.
@@ -54,7 +54,7 @@ def canonical_schema(text: str) -> str:
 
 
 class _Canonical:
-    """One walk over a schema, and what can only be judged at its end."""
+    """A walk over a schema, and what it collects for the checks at its end: references and multiples."""
 
     def __init__(self) -> None:
         self._pointers: set[str] = set()  # of all schemas in the document, as JSON pointers
@@ -71,8 +71,11 @@ class _Canonical:
             if unquote(str(reference)) not in self._pointers:
                 cure = "lead to another schema of the same document, as #/$defs/NAME does"
                 raise _refusal("$ref", reference, f"does not exist: a reference must {cure}")
-        places = max((-int(Decimal(x).as_tuple().exponent) for x in self._multiples), default=0)
-        if math.lcm(*(int(Fraction(x) * 10 ** max(places, 0)) for x in self._multiples)) > LARGEST_MULTIPLE:
+        n_decimals = max((-int(Decimal(x).as_tuple().exponent) for x in self._multiples), default=0)
+        if (
+            math.lcm(*(int(Fraction(x) * 10 ** max(n_decimals, 0)) for x in self._multiples))
+            > LARGEST_MULTIPLE
+        ):
             limit = (
                 f"their least common multiple, in units of the last digit, must be at most {LARGEST_MULTIPLE}"
             )
@@ -80,7 +83,8 @@ class _Canonical:
         return schema
 
     def _schema(self, node: Any, pointer: str, level: int) -> Any:
-        """Return the canonical form of one schema; what is not an object is left for the library to judge."""
+        """Return the canonical form of one schema. Values that are not objects are left for llguidance to
+        judge."""
         _check_level(level)
         if _is_number(node):
             _check_number(node, pointer)
@@ -118,11 +122,10 @@ class _Canonical:
 
 
 def _rewrite_exclusive_bounds(schema: dict[str, Any]) -> None:
-    """Turn an exclusive bound that points away from zero into an inclusive one, a step of `MOST_DIGITS`
-    digits further.
+    """Turn exclusive bounds that point away from zero into inclusive ones, one step of the last digit
+    further.
 
-    Those are the ones that the library gets wrong: it accepts 1 for ``{"exclusiveMinimum": 1, "maximum":
-    1.5}``.
+    llguidance gets these bounds wrong: it accepts 1 for ``{"exclusiveMinimum": 1, "maximum": 1.5}``.
     """
     for plain, exclusive, sign, stricter in BOUNDS:
         bound: Any = schema.get(exclusive)
@@ -133,7 +136,7 @@ def _rewrite_exclusive_bounds(schema: dict[str, Any]) -> None:
         if not _is_number(bound) or sign * bound < 0:
             continue
         del schema[exclusive]
-        step = Decimal(10) ** min(0, max(Decimal(bound).adjusted(), 0) - MOST_DIGITS + 1)
+        step = Decimal(10) ** min(0, max(Decimal(bound).adjusted(), 0) - MAX_DIGITS + 1)
         inclusive = _exact_number(str(bound + sign * step))
         old: Any = schema.get(plain)
         schema[plain] = stricter(old, inclusive) if _is_number(old) else inclusive
@@ -149,8 +152,8 @@ def _check_data(value: Any, key: str, level: int) -> None:
 
 
 def _check_level(level: int) -> None:
-    if level > MOST_LEVELS:
-        raise EngineError(f"the JSON schema is nested more than {MOST_LEVELS} levels deep")
+    if level > MAX_LEVELS:
+        raise EngineError(f"the JSON schema is nested more than {MAX_LEVELS} levels deep")
 
 
 def _check_number(value: Numeric, key: str) -> None:
@@ -159,8 +162,8 @@ def _check_number(value: Numeric, key: str) -> None:
         raise _refusal(key, value, f"cannot be kept exactly: {cure}")
     if isinstance(value, Decimal):
         _, digits, exponent = value.as_tuple()
-        if len(digits) > MOST_DIGITS or int(exponent) < -MOST_DIGITS:
-            raise _refusal(key, value, f"cannot be kept exactly: round it to {MOST_DIGITS} digits")
+        if len(digits) > MAX_DIGITS or int(exponent) < -MAX_DIGITS:
+            raise _refusal(key, value, f"cannot be kept exactly: round it to {MAX_DIGITS} digits")
 
 
 def _refusal(key: str, value: Any, problem: str) -> EngineError:

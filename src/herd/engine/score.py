@@ -1,14 +1,14 @@
 """Score continuations by log-likelihood, computing every shared beginning once.
 
 A benchmark repeats the same five worked examples a thousand times, and each question once per choice. Here
-items are sorted, so that those with a common beginning (the head) are neighbours. The head is a sequence of
-the paged cache; moving to the next head keeps what the two share. Every item is a small tree with a trunk
-(the question) and branches (the choices): a fork of the head reads the trunk, and forks of that read the
-branches, many items per forward. So an item costs its own tokens, not four times its whole prompt (sharing
-prefixes: Hydragen, arXiv 2402.05099; trees: SpecInfer, arXiv 2305.09781). Nothing is approximated: the same
-sums in another order.
+items are sorted, so that items with a common beginning (the head) are neighbours. The head is a sequence of
+the paged cache. The next head reuses the tokens that it shares with the last one. Every item is a small tree
+with a trunk (the question) and branches (the choices): a fork of the head reads the trunk, and forks of the
+trunk read the branches, many items per forward. So an item costs its own tokens, not four times its whole
+prompt (sharing prefixes: Hydragen, arXiv 2402.05099; trees: SpecInfer, arXiv 2305.09781). Nothing is
+approximated: the sums are the same in another order.
 
-Shapes: N tokens of one forward, P scored places, D model dim, V vocab.
+Shapes: N tokens of one forward, P scored positions, D model dim, V vocab.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from .memory import PREFILL_TOKENS, nbytes
 from .runner import ModelRunner
 
 SLACK_TOKENS = 256
-"""Tokens that a pack may compute again because one more item with a shorter common head joins it."""
+"""Most tokens that a pack may compute again because one more item shortens its common head."""
 LOGIT_BYTES = 64 << 20
-"""Bytes of fp32 logits at a time."""
+"""Most bytes of fp32 logits at a time."""
 
 
 _Part = tuple[Cached, Sequence[int]]
-"""A sequence of the cache, and the tokens that it is fed."""
+"""A sequence of the cache, and the tokens to feed to it."""
 
 
 class Pair(NamedTuple):
-    """The ids of a context and of its continuation, at least one each."""
+    """The token ids of a context and of its continuation, at least one each."""
 
     context: Sequence[int]
     continuation: Sequence[int]
 
 
 class Scored(NamedTuple):
-    """The log-probability of a continuation in nats, and whether greedy decoding would write it."""
+    """The log-probability of a continuation in nats, and whether greedy decoding would generate it."""
 
     nats: float
     greedy: bool
 
 
 class Scorer:
-    """A scorer that runs ``model`` as it is. It keeps the last head for the next call."""
+    """A scorer of ``model``. It keeps the last head for the next call."""
 
     def __init__(self, model: LlamaLM, max_context: int | None = None) -> None:
         self.model, self.context = model, max_context or model.config.max_context
@@ -60,8 +60,7 @@ class Scorer:
         self._room_for(PAGE)
 
     def check(self, items: Sequence[Sequence[Pair]]) -> None:
-        """Raise EngineError for an empty pair or an unknown token, ContextError for a pair that is too
-        long."""
+        """Raise EngineError for an empty part or an unknown token, and ContextError for a pair too long."""
         vocab = self.model.config.vocab_size
         for item in items:
             for context, continuation in item:
@@ -70,7 +69,7 @@ class Scorer:
                 n = len(context) + len(continuation) - 1  # the last token is only predicted
                 if n > self.context:
                     raise ContextError(
-                        f"prompt and continuation have {n} tokens, the context holds {self.context}: "
+                        f"prompt and continuation have {n} tokens, the context has {self.context}: "
                         "use a model with a longer context"
                     )
                 highest = max(max(context), max(continuation))
@@ -79,7 +78,7 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, items: Sequence[Sequence[Pair]]) -> Iterator[tuple[int, list[Scored]]]:
-        """Yield (number of the item, a `Scored` for each of its pairs), pack by pack. Call `check` before."""
+        """Yield the index of each item and a `Scored` for each of its pairs. Call `check` before."""
         trees = sorted(
             (_Tree.of(number, item) for number, item in enumerate(items)), key=lambda tree: tree.trunk
         )
@@ -101,7 +100,7 @@ class Scorer:
         self._head, self._ids = self._cache.open(), list[int]()
 
     def _go_to(self, ids: Sequence[int]) -> None:
-        """Make ``ids`` the head, computing only what it does not share with the last one."""
+        """Make ``ids`` the head, computing only the tokens that it does not share with the last head."""
         kept = _common(self._ids, ids)
         self._cache.truncate(self._head, kept)
         self._ids = list(ids[:kept])
@@ -134,7 +133,7 @@ class Scorer:
             yield tree.number, out
 
     def _feed(self, parts: Sequence[_Part]) -> Tensor:
-        """Feed these tokens, which the sequences hold from now on, and return their hidden states (N, D)."""
+        """Add these tokens to the sequences and return their hidden states (N, D)."""
         parts = [(cached, ids) for cached, ids in parts if ids]
         if not parts:
             return torch.empty(0, self.model.config.dim, dtype=self.model.dtype, device=self.model.device)
@@ -151,7 +150,7 @@ class Scorer:
 
 @dataclass(frozen=True)
 class _Tree:
-    """An item: ``trunk`` is what all its inputs begin with, ``branches`` is what follows in each."""
+    """An item: ``trunk`` is the common beginning of all its inputs, ``branches`` are their remainders."""
 
     number: int
     pairs: Sequence[Pair]
@@ -160,29 +159,30 @@ class _Tree:
 
     @classmethod
     def of(cls, number: int, pairs: Sequence[Pair]) -> _Tree:
-        inputs = [[*pair.context, *pair.continuation[:-1]] for pair in pairs]  # the last is only predicted
+        # the last token is only predicted
+        inputs = [[*pair.context, *pair.continuation[:-1]] for pair in pairs]
         n = min(_common(inputs[0], other) for other in inputs)
         return cls(number, pairs, inputs[0][:n], [ids[n:] for ids in inputs])
 
     @property
     def n_shareable(self) -> int:
-        """Tokens that may come from the cache: the first scored place must be computed here."""
+        """Number of tokens that may come from the cache. The first scored position must be computed here."""
         return max(0, min(len(self.trunk), *(len(pair.context) for pair in self.pairs)) - 1)
 
     @property
     def n_longest(self) -> int:
-        """Tokens of its longest input."""
+        """Number of tokens of its longest input."""
         return len(self.trunk) + max(map(len, self.branches))
 
     @property
     def cost(self) -> int:
-        """Its share of `PREFILL_TOKENS` if nothing were shared."""
+        """Its part of `PREFILL_TOKENS` without a shared head."""
         return _cost(self.trunk) + sum(_cost(branch) for branch in self.branches if branch)
 
     def asked(self, trunk_at: int, branch_at: int) -> Iterator[tuple[int, int]]:
-        """Yield (place of the hidden state, token to be predicted there), continuation after continuation.
+        """Yield the row of the hidden state and the id of every token of every continuation.
 
-        Position p of the trunk lies at ``trunk_at + p``, and of the first branch at ``branch_at + p``.
+        Position p of the trunk is in row ``trunk_at + p``, and of the first branch in row ``branch_at + p``.
         """
         for pair, branch in zip(self.pairs, self.branches, strict=True):
             for position, token in enumerate(pair.continuation, len(pair.context) - 1):
@@ -191,12 +191,12 @@ class _Tree:
 
 
 def _cost(ids: Sequence[int]) -> int:
-    """Return a sequence's share of `PREFILL_TOKENS`: its tokens, and a page that it may have to copy."""
+    """Return a sequence's part of `PREFILL_TOKENS`: its tokens, and a page that it may have to copy."""
     return len(ids) + PAGE
 
 
 def _groups(branches: Sequence[_Part]) -> Iterator[Sequence[_Part]]:
-    """Yield the branches in groups of `PREFILL_TOKENS`; a single one may be longer."""
+    """Yield the branches in groups of at most `PREFILL_TOKENS`. A single branch may be longer."""
     start, taken = 0, 0
     for at, (_, ids) in enumerate(branches):
         if at > start and taken + _cost(ids) > PREFILL_TOKENS:
@@ -208,7 +208,7 @@ def _groups(branches: Sequence[_Part]) -> Iterator[Sequence[_Part]]:
 
 
 def _pack(trees: Sequence[_Tree]) -> tuple[int, int]:
-    """Return (tokens of the common head, number of trees) of the next pack from the sorted ``trees``."""
+    """Return the length of the common head and the number of trees of the next pack of sorted ``trees``."""
     n_head = trees[0].n_shareable
     cost = trees[0].cost  # includes the head, which is subtracted in the comparison
     for n, tree in enumerate(trees[1:], 1):
@@ -221,7 +221,7 @@ def _pack(trees: Sequence[_Tree]) -> tuple[int, int]:
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how many tokens two sequences have in common at their beginning."""
+    """Return the length of the common beginning of two sequences."""
     low, high = 0, min(len(a), len(b))
     while low < high:  # comparing slices is fast: bisect instead of walking
         middle = (low + high + 1) // 2
@@ -232,16 +232,16 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 def _log_probs(
     model: LlamaLM, hidden_ND: Tensor, asked: Sequence[tuple[int, int]]
 ) -> list[tuple[float, bool]]:
-    """Return (log p, whether it is the likeliest) for every (place, token), computing each place once."""
-    places = sorted({place for place, _ in asked})
-    row_of = {place: row for row, place in enumerate(places)}
-    by_row: list[list[int]] = [[] for _ in places]
-    for number, (place, _) in enumerate(asked):
-        by_row[row_of[place]].append(number)
+    """Return log p and whether the token is the most likely, for every (position, token)."""
+    positions = sorted({position for position, _ in asked})
+    row_of = {position: row for row, position in enumerate(positions)}
+    by_row: list[list[int]] = [[] for _ in positions]
+    for number, (position, _) in enumerate(asked):
+        by_row[row_of[position]].append(number)
     out: list[tuple[float, bool]] = [(0.0, False)] * len(asked)
     step = max(1, LOGIT_BYTES // (4 * model.config.vocab_size))
-    for start in range(0, len(places), step):
-        some = places[start : start + step]
+    for start in range(0, len(positions), step):
+        some = positions[start : start + step]
         logits_PV = model.lm_head(hidden_ND[some]).float()
         total_P = logits_PV.logsumexp(-1)
         numbers = [number for row in range(start, start + len(some)) for number in by_row[row]]

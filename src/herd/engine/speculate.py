@@ -1,26 +1,25 @@
-"""Verify draft tokens: a cheap draft proposes several, the model checks all of them in one forward,
-losslessly.
+"""Verify the draft tokens that a cheap draft proposes, all in one forward of the model, losslessly.
 
 Decoding reads every weight for one token. Verifying k draft tokens reads them once for k + 1 tokens, so a
-draft token costs the draft's work, and an accepted one saves a whole read. The rule is that of speculative
-sampling (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318). With p the model's and q the
-draft's distribution, after cuts, penalties and constraints:
+draft token costs the draft's work, and an accepted one saves a whole read. The rule is speculative sampling
+(Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318). Let p be the model's and q the draft's
+distribution, after penalties, constraints, top-k, top-p and min-p:
 
     a draft token x drawn from q is accepted with probability min(1, p(x) / q(x));
     the first that is rejected is replaced by a draw from the residual max(p - q, 0), normalized;
     if all are accepted, one more token is drawn from p.
 
-Each token is then distributed exactly as p says, whatever the draft; a draft token is accepted with
-probability 1 - TV(p, q). A draft token that was not drawn (n-gram lookup, or any draft of a greedy sequence)
-is the same rule with all of q on one token. Greedy sequences accept draft tokens while they are the likeliest
-token, so their answers are the same as without speculation.
+Each token then has exactly the distribution p, whatever the draft. A draft token is accepted with probability
+1 - TV(p, q). For a draft token that was not drawn (n-gram lookup, or any draft of a greedy sequence), the
+rule is the same, with all of q on one token. Greedy sequences accept draft tokens while they are the most
+likely tokens, so their answers are the same as without speculation.
 
 With a seed, the numbers for drafting, verifying and drawing the n-th token of a request are three hashes of
 (seed, n), and each decides about at most one token of the answer. So with the same model, draft and number of
 draft tokens, a seed gives the same answer, alone and in any batch. Without speculation, or with another
 draft, it gives *another* answer from the same distribution; only greedy answers are identical.
 
-Shapes: N places whose next token is wanted, B sequences at one place, V vocab.
+Shapes: N positions that need logits, B sequences at one position, V vocab.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ from torch import Tensor
 
 from ..errors import EngineError
 from .request import Speculated
-from .sampling import distribution, draw, likeliest, logprobs, sample, uniform
+from .sampling import distribution, draw, logprobs, most_likely, sample, uniform
 from .stream import Sequence
 
 _DRAFT, _VERIFY = 0x5851F42D4C957F2D, 0x14057B7EF767814F
-"""Mixed into a sequence's seed, so that drafting, verifying and drawing use independent numbers."""
+"""Added (by XOR) to a sequence's seed, so that drafting, verifying and drawing use independent numbers."""
 
 
 def draft_uniform(seed: int, step: int) -> float:
@@ -47,7 +46,7 @@ def draft_uniform(seed: int, step: int) -> float:
 
 
 def verify_uniform(seed: int, step: int) -> float:
-    """Return the number in [0, 1) that decides whether that proposal is accepted."""
+    """Return the number in [0, 1) that decides whether a request's ``step``-th draft token is accepted."""
     return uniform(seed ^ _VERIFY, step)
 
 
@@ -55,41 +54,41 @@ def verify_uniform(seed: int, step: int) -> float:
 class DraftTokens:
     """Tokens proposed to follow a sequence.
 
-    ``q`` holds the distribution (V,) fp64 that each was drawn from; None where they were not drawn.
+    ``q`` are the distributions that they were drawn from, (V,) fp64 each, or None if they were not drawn.
     """
 
     tokens: list[int]
     q: list[Tensor] | None = None
 
-    def at(self, place: int) -> tuple[int | None, Tensor | None]:
-        """Return the token at ``place`` and its distribution; (None, None) after the last."""
-        if place >= len(self.tokens):
+    def at(self, index: int) -> tuple[int | None, Tensor | None]:
+        """Return the token at ``index`` and its distribution, or (None, None) after the last token."""
+        if index >= len(self.tokens):
             return None, None
-        return self.tokens[place], None if self.q is None else self.q[place]
+        return self.tokens[index], None if self.q is None else self.q[index]
 
 
 def verify(
     logits_NV: Tensor, sequences: abc.Sequence[Sequence], drafts: abc.Sequence[DraftTokens]
 ) -> list[int]:
-    """Give each sequence its next tokens: the draft tokens that are accepted, and one more.
+    """Add to each sequence its accepted draft tokens and one more token, and return the numbers accepted.
 
-    ``logits_NV`` has, for one sequence after the other, a place for each draft token and one after them. A
-    sequence without draft tokens gets one token, so this is plain decoding as well. Each sequence ends on its
-    own, and fails on its own where its constraint cannot be followed or its logits are not finite. Returns
-    for each sequence how many draft tokens were accepted, or -1 where the last token must be fed again.
+    ``logits_NV`` has the rows of one sequence after the other: one row for each draft token and one after
+    them. A sequence without draft tokens gets one token, so this is plain decoding as well. Each sequence
+    ends independently, and fails independently if its constraint cannot be followed or its logits are not
+    finite. The number is -1 if the last token of the sequence must be fed again.
     """
     starts = list(accumulate((len(draft.tokens) + 1 for draft in drafts), initial=0))
     n_accepted = [0] * len(sequences)
-    going, place = list(range(len(sequences))), 0
+    going, step = list(range(len(sequences))), 0
     while going:
-        raw_BV = logits_NV[[starts[i] + place for i in going]]
+        raw_BV = logits_NV[[starts[i] + step for i in going]]
         processed_BV, best, errors = _process(raw_BV, [sequences[i] for i in going])
         if errors:
             for b, error in errors.items():
-                if place < len(drafts[going[b]].tokens):
-                    # attention to a damaged draft token can spoil the tokens before it: feed the last one
+                if step < len(drafts[going[b]].tokens):
+                    # attention to a damaged draft token can spoil the tokens before it, so feed the last one
                     # again
-                    sequences[going[b]].may_draft, n_accepted[going[b]] = False, place - 1
+                    sequences[going[b]].may_draft, n_accepted[going[b]] = False, step - 1
                 else:
                     sequences[going[b]].stream.fail(error)
             well = [b for b in range(len(going)) if b not in errors]
@@ -97,7 +96,7 @@ def verify(
             raw_BV, processed_BV = raw_BV[well], processed_BV[well]
         if not going:
             break
-        some, proposed = [sequences[i] for i in going], [drafts[i].at(place) for i in going]
+        some, proposed = [sequences[i] for i in going], [drafts[i].at(step) for i in going]
         accepted, tokens = _pick(processed_BV, best, some, proposed)
         lps = logprobs(raw_BV, tokens, [sequence.sampling.logprobs for sequence in some])
         still = []
@@ -110,14 +109,14 @@ def verify(
                     still.append(i)
             except EngineError as error:
                 sequences[i].stream.fail(error)
-        going, place = still, place + 1
+        going, step = still, step + 1
     return n_accepted
 
 
 def _process(
     raw_BV: Tensor, sequences: abc.Sequence[Sequence]
 ) -> tuple[Tensor, list[int], dict[int, EngineError]]:
-    """Return (processed logits, the likeliest token of each, what is wrong with those that cannot go on)."""
+    """Return processed logits, the most likely token of each sequence, and the errors of those that fail."""
     errors: dict[int, EngineError] = {}
     processed_BV = raw_BV
     if any(sequence.logits_processor.active for sequence in sequences):
@@ -127,7 +126,7 @@ def _process(
                 sequence.logits_processor.process(processed_BV[b])
             except EngineError as error:
                 errors[b] = error
-    best, finite = likeliest(processed_BV)
+    best, finite = most_likely(processed_BV)
     for b, ok in enumerate(finite):
         if not ok:
             problem = (
@@ -143,10 +142,9 @@ def _pick(
     sequences: abc.Sequence[Sequence],
     proposed: abc.Sequence[tuple[int | None, Tensor | None]],
 ) -> tuple[list[bool], list[int]]:
-    """Return (whether each draft token is accepted, each sequence's token) at one place of every sequence."""
+    """Decide one position of every sequence: return whether its draft token is accepted, and its token."""
     accepted, tokens = [False] * len(sequences), list(best)
-    # greedy sequences, and those without a draft token here, are sampled; the others go through the rejection
-    # rule
+    # greedy sequences and those without a draft token are sampled, the others follow the rejection rule
     sampled = [b for b, s in enumerate(sequences) if s.sampling.greedy or proposed[b][0] is None]
     verified = [b for b in range(len(sequences)) if b not in sampled]
     if sampled:
@@ -168,12 +166,10 @@ def _pick(
         for j, b in enumerate(verified):
             if (q_V := proposed[b][1]) is not None:
                 q_BV[j] = q_V
-        u_verify, u_draw = (
-            [verify_uniform(s.seed, s.n_new) for s in some],
-            [uniform(s.seed, s.n_new) for s in some],
-        )
-        found = reject(p_BV, q_BV, draft_tokens, u_verify, u_draw)
-        for b, ok, token in zip(verified, *found, strict=True):
+        u_verify = [verify_uniform(s.seed, s.n_new) for s in some]
+        u_draw = [uniform(s.seed, s.n_new) for s in some]
+        decisions = reject(p_BV, q_BV, draft_tokens, u_verify, u_draw)
+        for b, ok, token in zip(verified, *decisions, strict=True):
             accepted[b], tokens[b] = ok, token
     return accepted, tokens
 
@@ -187,19 +183,19 @@ def reject(
 ) -> tuple[list[bool], list[int]]:
     """Apply the rejection rule to draft tokens that were drawn from ``q_BV``.
 
-    Returns (whether each is accepted, the token of each sequence: the draft token or its replacement).
+    Returns whether each is accepted, and the token of each sequence: the draft token or its replacement.
     """
     device = p_BV.device
     draft_B1 = torch.tensor(draft_tokens, device=device)[:, None]
     u_B = torch.tensor(u_verify, dtype=torch.float64, device=device)
     accepted_B = u_B * q_BV.gather(1, draft_B1)[:, 0] < p_BV.gather(1, draft_B1)[:, 0]
     residual_BV = (p_BV - q_BV).clamp_(min=0)
-    # where p = q up to rounding, hardly anything is rejected, and the limit of the residual is p itself
+    # if p = q up to rounding, hardly anything is rejected, and the limit of the residual is p itself
     empty_B1 = residual_BV.sum(-1, keepdim=True) <= 0
     replacement_B = draw(torch.where(empty_B1, p_BV, residual_BV), u_draw)
     return accepted_B.tolist(), torch.where(accepted_B, draft_B1[:, 0], replacement_B).tolist()
 
 
 def one_hot(tokens: abc.Sequence[int], like_BV: Tensor) -> Tensor:
-    """Return distributions (B, V) with all their mass on these tokens."""
+    """Return distributions with all their mass on these tokens, (B, V)."""
     return torch.zeros_like(like_BV).scatter_(1, torch.tensor(tokens, device=like_BV.device)[:, None], 1.0)

@@ -2,10 +2,11 @@
 
 Verifying k draft tokens for each of B sequences is one forward over B (k + 1) tokens instead of B. While
 reading the weights takes most of the time, that is nearly free, so a single user gains from many draft
-tokens; sixteen users keep the arithmetic busy, and there a rejected token costs what an accepted one saves.
-Where the change happens depends on machine, model, draft and text, so it is measured while running: seconds
-by number of tokens, and the share of draft tokens accepted. The k with the most expected tokens per second is
-taken. What has not been tried, or not recently, is assumed to be fast, so that it is tried.
+tokens. With sixteen users the arithmetic takes most of the time, and a rejected token costs as much as an
+accepted one saves. Where the change happens depends on machine, model, draft and text. So the engine measures
+the seconds of a forward by its number of tokens, and the fraction of draft tokens accepted. It takes the k
+with the most expected tokens per second. A number of tokens that has not been measured recently is assumed to
+be fast, so that it is tried.
 
 The choice does not change any distribution: every k is lossless (`speculate.py`). Requests with a seed are
 left out, since their tokens must not depend on a clock.
@@ -17,9 +18,10 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 REMEMBERED = 500
-"""Steps after which a measured time is forgotten, so that what was slow once is tried again."""
+"""Steps after which a measured time is forgotten, so that a number of tokens once slow is tried again."""
 DRIFT = 1.05
-"""The fastest recent time counts, as slower ones have other causes; it grows by this per measurement."""
+"""Factor by which the fastest time grows with each measurement, so that recent ones count more. The fastest
+counts because slower ones have causes outside the model."""
 
 
 class StepTimer:
@@ -39,8 +41,11 @@ class StepTimer:
             del self._noted[old], self._seconds[old]
 
     def seconds(self, n_tokens: int) -> float:
-        """Return the time for ``n_tokens``. Outside the measured range it is the best possible: in proportion
-        below, and no more than the largest one above."""
+        """Return the seconds of a forward over ``n_tokens``.
+
+        Outside the measured range the optimistic bound is returned: proportional to the tokens below it, and
+        the time of the largest measured number above it.
+        """
         known, n = sorted(self._seconds), _rounded(n_tokens)
         at = bisect_left(known, n)
         if not known:
@@ -50,13 +55,15 @@ class StepTimer:
         if at == 0:
             return self._seconds[known[0]] * n / known[0]
         low, high = known[at - 1], known[at]
-        share = (n - low) / (high - low)
-        return (1 - share) * self._seconds[low] + share * self._seconds[high]
+        fraction = (n - low) / (high - low)
+        return (1 - fraction) * self._seconds[low] + fraction * self._seconds[high]
 
 
 def tokens_per_round(acceptance_rate: float, k: int) -> float:
-    """Return the expected tokens of a round with k draft tokens, (1 - a^(k+1)) / (1 - a) (Leviathan et al.,
-    arXiv 2211.17192, section 3.2)."""
+    """Return the expected tokens of a round with k draft tokens, (1 - a^(k+1)) / (1 - a).
+
+    Source: Leviathan et al., arXiv 2211.17192, section 3.2.
+    """
     a = acceptance_rate
     return k + 1 if a == 1 else (1 - a ** (k + 1)) / (1 - a)
 
@@ -64,8 +71,7 @@ def tokens_per_round(acceptance_rate: float, k: int) -> float:
 def best_draft_length(
     most: int, acceptance_rates: Sequence[float], n_tokens: int, model: StepTimer, draft: StepTimer
 ) -> int:
-    """Return how many draft tokens, up to ``most``, each of the sequences with these acceptance rates should
-    verify.
+    """Return the fastest number of draft tokens, up to ``most``, for sequences with these acceptance rates.
 
     ``n_tokens`` is the size of the forward without draft tokens. The draft runs k times for all sequences.
     """
@@ -79,6 +85,6 @@ def best_draft_length(
 
 
 def _rounded(n: int) -> int:
-    """Keep four significant bits, so that there are few different numbers of tokens."""
+    """Round down to four significant bits, so that there are few different numbers of tokens."""
     step = 1 << max(0, n.bit_length() - 4)
     return n - n % step

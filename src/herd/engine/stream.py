@@ -16,16 +16,16 @@ from .logits import LogitsProcessor
 from .request import Completion, Delta, FinishReason, Request, Speculated, TokenLogprob
 
 INITIAL_ACCEPTANCE_RATE = 0.8
-"""Assumed before any draft token of a sequence was verified: high enough that drafting is tried."""
+"""Acceptance rate of a sequence without any verified draft token: high enough that drafting is tried."""
 ACCEPTANCE_UPDATE = 0.1
 """Weight of the latest draft token in the running acceptance rate."""
 
 
 class ResponseStream(Iterator[Delta]):
-    """The deltas of one request. Iterating drives the engine; `cancel` ends the answer and frees its pages.
+    """The deltas of one request. Iterating drives the engine. `cancel` ends the answer and frees its pages.
 
-    Raises EngineError, after the deltas that came before, where this request alone cannot go on.
-    ``shared_tokens`` counts the prompt tokens that were in the cache when it began.
+    If this request fails, iterating raises EngineError after the deltas that came before. ``shared_tokens``
+    is the number of prompt tokens that were in the cache when the request began.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class ResponseStream(Iterator[Delta]):
         return self._deltas.popleft()
 
     def cancel(self) -> None:
-        """End this answer now; its last delta says "cancelled". Does nothing if it has ended already."""
+        """End this answer now. Its last delta says "cancelled". Does nothing if it has already ended."""
         self._cancel(self)
 
     def completion(self) -> Completion:
-        """Run to the end and return the rest of the answer: all of it if nothing was taken before."""
+        """Run to the end and return the part of the answer that has not been read from the stream yet."""
         deltas = list(self)
         if not deltas:
             raise EngineError("this answer was already read from its stream to the end")
@@ -71,19 +71,19 @@ class ResponseStream(Iterator[Delta]):
         )
 
     def push(self, delta: Delta) -> None:
-        """Add what the engine produced."""
+        """Add a delta of the engine."""
         self._deltas.append(delta)
         self.done = delta.finish_reason is not None
 
     def fail(self, error: EngineError) -> None:
-        """End this answer with an error that its reader gets."""
+        """End this answer with an error, raised when it is read to this point."""
         self._error, self.done = error, True
 
 
 class Sequence:
-    """A request in the engine: its tokens so far, and its place in the cache.
+    """A request in the engine: its tokens so far, and its pages in the cache.
 
-    ``speculated`` counts draft tokens; it is None in an engine without a draft.
+    ``speculated`` counts draft tokens. It is None in an engine without a draft.
     """
 
     def __init__(
@@ -115,13 +115,13 @@ class Sequence:
 
     @property
     def cached(self) -> Cached:
-        """Its place in the cache; only for an active sequence."""
+        """Its pages in the cache. Only active sequences have them."""
         assert self.in_cache is not None
         return self.in_cache
 
     @property
     def soon(self) -> int:
-        """Tokens it will hold a page from now; the last token of an answer is never fed back."""
+        """Its length in the cache after one more page of tokens. An answer's last token is never fed back."""
         return min(len(self.tokens) + PAGE, len(self.request.prompt_ids) + self.limit - 1)
 
     def take(self, token: int, logprobs: tuple[TokenLogprob, ...]) -> bool:
@@ -146,7 +146,7 @@ class Sequence:
         return reason is not None
 
     def record_draft(self, counts: Speculated) -> None:
-        """Count draft tokens, and update the acceptance rate with those that were verified."""
+        """Count draft tokens, and update the acceptance rate with the verified ones."""
         self.speculated = counts if self.speculated is None else self.speculated + counts
         self.acceptance_rate += ACCEPTANCE_UPDATE * (counts.accepted - counts.verified * self.acceptance_rate)
 

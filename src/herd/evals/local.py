@@ -134,7 +134,7 @@ class CheckpointModel:
     def _check(self, request: EngineRequest) -> None:
         if len(request.prompt_ids) >= self._engine.context:
             raise ContextError(
-                f"a prompt has {len(request.prompt_ids)} tokens, the context holds {self._engine.context}: "
+                f"a prompt has {len(request.prompt_ids)} tokens, the context has {self._engine.context}: "
                 "use a model with a longer context"
             )
 
