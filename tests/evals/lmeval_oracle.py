@@ -38,28 +38,31 @@ LEAK = (
 )  # fmt: skip
 
 
-def pairs(name: str, folder: Path, limit: int) -> Iterator[tuple[ConfigurableTask, Task, list[Item]]]:
+def pairs(
+    name: str, folder: Path, limit: int, shots: int | None = None
+) -> Iterator[tuple[ConfigurableTask, Task, list[Item]]]:
     """(lm-eval's task, Herd's, Herd's items in lm-eval's order); one for each subject of a group of MMLU."""
     data = Data(folder)
-    herd = make_task(name)
+    herd = make_task(name, shots)
     items = herd.items(data)[:limit]
     if name.removeprefix("mmlu_") not in SUBJECTS:
-        yield oracle(name, folder, len(items)), herd, items
+        yield oracle(name, folder, len(items), shots), herd, items
         return
     for subject in SUBJECTS[name.removeprefix("mmlu_")]:
         of_subject = [item for item in items if item.group == subject]
         if of_subject:
-            yield oracle(f"mmlu_{subject}", folder, len(of_subject)), make_task(f"mmlu_{subject}"), of_subject
+            herd = make_task(f"mmlu_{subject}", shots)
+            yield oracle(f"mmlu_{subject}", folder, len(of_subject), shots), herd, of_subject
 
 
-def oracle(name: str, folder: Path, limit: int) -> ConfigurableTask:
+def oracle(name: str, folder: Path, limit: int, shots: int | None = None) -> ConfigurableTask:
     """lm-eval's task with its prompts, on the first ``limit`` rows of local data."""
     root = Path(lm_eval_tasks.__file__).parent
     file = FILES.get(name, f"mmlu/default/{name}.yaml")
     code = name in ("human_eval", "mbpp")  # their functions fetch from the network when they are imported
     config = load_yaml(root / file, resolve_func=not code)
     tests, examples = rows(name, folder)
-    shots = make_task(name).shots
+    shots = make_task(name).shots if shots is None else shots
     config |= {
         "custom_dataset": lambda **_: DatasetDict(
             {"test": Dataset.from_list(tests), "dev": Dataset.from_list(examples or tests[: shots + 1])}

@@ -1,0 +1,385 @@
+"""Measure SmolLM2-135M-Instruct, a real chat model, against transformers, llama.cpp and lm-eval, row by row.
+
+    HERD_TEST_DATA=../shared/data python bench/smollm2.py ROW [--limit N] [--commit]
+
+Each row is one command and one receipt (smollm2-ROW), to be run alone on a quiet machine. Minutes are for two cores:
+
+    transformers   10   the unpacked fp32 weights in Herd and in transformers: logits and greedy tokens of 20 prompts
+    llamacpp       10   the same weights as an F32 GGUF in Herd and in llama.cpp
+    kl              5   KL divergence of the file as downloaded (4 bits) from the unpacked weights, on 10,000 tokens:
+                        Herd, and llama.cpp on the same file and the same tokens
+    paris           1   "What is the capital of France?" asked in both
+    scores         60   Herd on all items of five tasks, zero-shot, on the file as downloaded
+    scores-fp32   120   the same on the unpacked weights
+    decisions     120   Herd and lm-eval on transformers on the first 1,000 items of each task, unpacked weights
+
+``--limit`` makes a row small: prompts, windows of 512 tokens, or items of each task. Finished tasks of the last three
+rows are kept in --work, so the same command continues after an interruption. llama.cpp needs `make rivals`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common import DATA, WORK, bench_parser, save_receipt
+from contestant import Contestant
+from herd import checkpoint
+from herd.engine import Engine, Request, Sampling
+from herd.evals.bootstrap import mean_interval
+from herd.evals.rival import find_python
+from herd.files import write_atomically
+from herd.llama.model import LlamaLM
+from herd.machine import cores
+from herd.report.receipt import Value, package_version
+
+FILE = DATA / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+MINUTES = {
+    "transformers": 10, "llamacpp": 10, "kl": 5, "paris": 1, "scores": 60, "scores-fp32": 120, "decisions": 120,
+}  # fmt: skip
+TASKS = ("hellaswag", "arc_easy", "arc_challenge", "piqa", "openbookqa")
+PUBLISHED = {
+    "hellaswag": ("acc_norm", 0.409, 0.430), "piqa": ("acc_norm", 0.663, 0.669), "arc_easy": ("acc", 0.541, 0.541),
+    "arc_challenge": ("acc_norm", 0.277, 0.277),
+}  # fmt: skip
+"""What others measured on the bf16 weights, lowest and highest: the model card, and lm-eval zero-shot."""
+POINTS = 0.015
+LOGITS_BAR, TIE = 1e-3, 1e-3
+N_TOKENS, WINDOW, N_WINDOWS = 256, 512, 20
+QUESTIONS = (
+    "What is the capital of France?", "Write a haiku about the sea.", "Why is the sky blue?", "What is 17 + 25?",
+    "Name three animals that live in Africa.", "Write a Python function that reverses a string.",
+    "Who wrote Hamlet?", "Translate 'good morning' into German.", "What is photosynthesis?", "Tell me a short joke.",
+)  # fmt: skip
+PARIS = "What is the capital of France? Answer in one short sentence."
+
+
+def main() -> None:
+    rows: dict[str, Callable[[argparse.Namespace], Any]] = {
+        "transformers": transformers_row, "llamacpp": llamacpp_row, "kl": kl_row, "paris": paris_row,
+        "scores": scores_row, "scores-fp32": scores_row, "decisions": decisions_row,
+    }  # fmt: skip
+    parser = bench_parser(__doc__)
+    parser.add_argument("row", choices=rows)
+    parser.add_argument("--limit", type=int, help="a small version: prompts, windows, or items of each task")
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--work", type=Path, default=WORK / "smollm2")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.limit is None:
+        print(f"{args.row}: about {MINUTES[args.row]} minutes on two quiet cores", flush=True)
+    rows[args.row](args)
+
+
+def receipt(args: argparse.Namespace, what: str, values: dict[str, Any], **more: Any) -> None:
+    if args.limit is not None and args.commit:
+        sys.exit("--commit needs the full row: leave out --limit")
+    save_receipt(
+        f"smollm2-{args.row}",
+        commit=args.commit,
+        what=f"SmolLM2-135M-Instruct: {what}",
+        values=values,
+        **more,
+    )
+
+
+# The models -------------------------------------------------------------------------------------------------
+
+
+def unpacked_folder(work: Path) -> Path:
+    """Return the folder with the file's weights in fp32, in Hugging Face's layout; make it if it is missing."""
+    folder = work / "fp32"
+    if not folder.exists():
+        checkpoint.import_gguf(FILE, folder, dtype=torch.float32, name="smollm2-fp32")
+    return folder
+
+
+def unpacked_file(work: Path) -> Path:
+    """Return the same weights as an F32 GGUF."""
+    file = work / "fp32.gguf"
+    if not file.exists():
+        checkpoint.export_gguf(unpacked_folder(work), file, "f32")
+    return file
+
+
+@cache
+def tokenizer() -> Any:
+    return checkpoint.load_tokenizer(FILE)
+
+
+def rival() -> Contestant:
+    """Return llama.cpp, ready for jobs."""
+    return Contestant([str(find_python()), str(Path(__file__).with_name("llamacpp_worker.py"))])
+
+
+def chat_ids(question: str) -> list[int]:
+    messages = [{"role": "user", "content": question}]
+    return tokenizer().chat.render(messages, generation_prompt=True).ids
+
+
+def prompts(limit: int | None) -> list[list[int]]:
+    """Return ten questions in the chat format and ten beginnings of articles, in turns."""
+    articles = [text for text in wikitext().split("\n") if len(text) > 400][:: max(1, len(QUESTIONS))]
+    pairs = zip(QUESTIONS, articles, strict=False)
+    both = [ids for question, text in pairs for ids in (chat_ids(question), tokenizer().encode(text)[:64])]
+    return both[:limit]
+
+
+def wikitext() -> str:
+    return (DATA / "wikitext2" / "test.txt").read_text(encoding="utf-8")
+
+
+@torch.inference_mode()
+def logits(model: LlamaLM, ids: Sequence[int]) -> np.ndarray:
+    """Return the logits of all places (T, V) in fp32."""
+    return model.logits(torch.tensor([list(ids)]))[0].float().numpy()
+
+
+def greedy(model: LlamaLM, prompt: list[int], n: int) -> list[int]:
+    """Return greedy tokens from the engine; stop tokens do not end them."""
+    return Engine(model, None).run([Request(prompt, Sampling(max_tokens=n))])[0].ids
+
+
+# Logits and greedy tokens -----------------------------------------------------------------------------------
+
+
+def compare_prompts(
+    model: LlamaLM, theirs: Callable[[list[int]], tuple[np.ndarray, list[int]]], limit: int | None
+) -> dict[str, Value]:
+    """Compare logits of the prompts and greedy tokens with what ``theirs`` returns for each prompt."""
+    far, equal, least, bad = 0.0, 0, N_TOKENS, 0
+    several = prompts(limit)
+    for number, prompt in enumerate(several):
+        their_logits, their_ids = theirs(prompt)
+        far = max(far, float(np.abs(logits(model, prompt) - their_logits).max()))
+        ids = greedy(model, prompt, N_TOKENS)
+        same = next(
+            (n for n, pair in enumerate(zip(ids, their_ids, strict=True)) if pair[0] != pair[1]), N_TOKENS
+        )
+        if same < N_TOKENS:
+            last = logits(model, prompt + ids[:same])[-1]
+            gap = abs(float(last[ids[same]] - last[their_ids[same]]))
+            bad += gap >= TIE
+            print(
+                f"prompt {number}: tokens differ after {same}, where the two are {gap:.2g} apart", flush=True
+            )
+        equal, least = equal + (same == N_TOKENS), min(least, same)
+        print(f"prompt {number + 1} of {len(several)}: logits at most {far:.2g} apart so far", flush=True)
+    return {
+        "largest difference of logits": Value(
+            far, "logits", bar=f"≤ {LOGITS_BAR:g}", passed=far <= LOGITS_BAR
+        ),
+        "prompts whose tokens differ without a near-tie": Value(bad, "prompts", bar="= 0", passed=bad == 0),
+        f"prompts with {N_TOKENS} equal tokens": Value(equal, f"of {len(several)}"),
+        "fewest equal tokens of a prompt": Value(least, "tokens"),
+    }
+
+
+def transformers_row(args: argparse.Namespace) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = unpacked_folder(args.work)
+    other = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    @torch.inference_mode()
+    def theirs(prompt: list[int]) -> tuple[np.ndarray, list[int]]:
+        out = other(torch.tensor([prompt]), use_cache=True)
+        first, ids = out.logits[0].numpy(), list[int]()
+        while True:
+            ids.append(int(out.logits[0, -1].argmax()))
+            if len(ids) == N_TOKENS:
+                return first, ids
+            out = other(torch.tensor([ids[-1:]]), past_key_values=out.past_key_values, use_cache=True)
+
+    values = compare_prompts(checkpoint.load_model(folder), theirs, args.limit)
+    receipt(
+        args, "the unpacked fp32 weights in Herd and in transformers", values,
+        rivals={"transformers": package_version("transformers") or ""},
+    )  # fmt: skip
+
+
+def llamacpp_row(args: argparse.Namespace) -> None:
+    file, out = unpacked_file(args.work), args.work / "logits.npy"
+    with rival() as llama:
+
+        def theirs(prompt: list[int]) -> tuple[np.ndarray, list[int]]:
+            job = {"do": "run", "file": str(file), "prompt": prompt, "n": N_TOKENS, "out": str(out)}
+            ids = llama.ask({**job, "threads": args.threads})["ids"]
+            return np.load(out), ids
+
+        version = llama.ask({"do": "version"})
+        values = compare_prompts(checkpoint.load_model(file), theirs, args.limit)
+    out.unlink()
+    receipt(
+        args, "an F32 unpack in Herd and in llama.cpp", values, rivals={"llama-cpp-python": version},
+        notes="llama.cpp keeps keys and values in fp32 here, as Herd does",
+    )  # fmt: skip
+
+
+# The default path -------------------------------------------------------------------------------------------
+
+
+def kl_row(args: argparse.Namespace) -> None:
+    """All sides read the same windows; keys and values in fp32, so that only the products' rounding is compared."""
+    ids = tokenizer().encode(wikitext()[:200_000])
+    windows = [ids[n * WINDOW : (n + 1) * WINDOW] for n in range(args.limit or N_WINDOWS)]
+    exact, packed = checkpoint.load_model(unpacked_folder(args.work)), checkpoint.load_model(FILE)
+    found: dict[str, list[np.ndarray]] = {"herd": [], "llama.cpp": [], "llama.cpp, f16 cache": []}
+    out = args.work / "window.npy"
+    with rival() as llama:
+        version = llama.ask({"do": "version"})
+        for number, window in enumerate(windows):
+            reference = log_probs(logits(exact, window))
+            found["herd"].append(divergence(reference, logits(packed, window)))
+            for name, kind in (("llama.cpp", "f32"), ("llama.cpp, f16 cache", "f16")):
+                job = {"do": "logits", "file": str(FILE), "windows": [window], "outs": [str(out)], "kv": kind}
+                llama.ask({**job, "threads": args.threads})
+                found[name].append(divergence(reference, np.load(out)))
+            so_far = {
+                name: float(f"{np.mean([part[0] for part in parts]):.4g}") for name, parts in found.items()
+            }
+            print(f"window {number + 1} of {len(windows)}: mean KL {so_far}", flush=True)
+    out.unlink()
+    values = {}
+    for name, parts in found.items():
+        kl, same = np.concatenate(parts, axis=1)
+        interval = mean_interval([float(part[0].mean()) for part in parts])
+        values[f"KL, {name}"] = Value(float(kl.mean()), "nats/token", *bounds(interval.lo, interval.hi))
+        values[f"KL at the 99th percentile, {name}"] = Value(float(np.quantile(kl, 0.99)), "nats")
+        values[f"same first choice, {name}"] = Value(float(same.mean()), "fraction")
+    ratio = float(values["KL, herd"].value) / float(values["KL, llama.cpp"].value)
+    values["KL, herd / llama.cpp"] = Value(ratio, "×", bar="≤ 1", passed=ratio <= 1)
+    receipt(
+        args, f"the file as downloaded compared with its unpacked weights, {len(windows) * WINDOW:,} tokens",
+        values, rivals={"llama-cpp-python": version},
+        notes=f"wikitext2 test in windows of {WINDOW} tokens, every place scored; the bar compares both with keys and "
+        "values in fp32; f16 is llama.cpp's default",
+    )  # fmt: skip
+
+
+def bounds(low: float, high: float) -> tuple[float | None, float | None]:
+    return (None, None) if math.isnan(low) else (low, high)
+
+
+def log_probs(logits_TV: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(logits_TV).log_softmax(-1)
+
+
+def divergence(reference_TV: torch.Tensor, logits_TV: np.ndarray) -> np.ndarray:
+    """Return KL(reference || other) in nats, and whether both have the same first choice: (2, T)."""
+    other_TV = log_probs(logits_TV)
+    kl_T = (reference_TV.exp() * (reference_TV - other_TV)).sum(-1)
+    same_T = (reference_TV.argmax(-1) == other_TV.argmax(-1)).float()
+    return torch.stack((kl_T.clamp(min=0), same_T)).numpy()  # rounding may fall below zero
+
+
+def paris_row(args: argparse.Namespace) -> None:
+    model = checkpoint.load_model(FILE)
+    request = Request(chat_ids(PARIS), Sampling(max_tokens=64))
+    ours = Engine(model, tokenizer()).run([request])[0].text
+    with rival() as llama:
+        version = llama.ask({"do": "version"})
+        theirs = llama.ask({"do": "chat", "file": str(FILE), "question": PARIS, "n": 64})["text"]
+    receipt(
+        args, "a question with a known answer",
+        {
+            "herd": Value(ours.strip(), "text", bar="has Paris", passed="Paris" in ours),
+            "llama.cpp": Value(theirs.strip(), "text", bar="has Paris", passed="Paris" in theirs),
+        },
+        rivals={"llama-cpp-python": version}, notes=PARIS,
+    )  # fmt: skip
+
+
+# Scores -----------------------------------------------------------------------------------------------------
+
+
+def scores_row(args: argparse.Namespace) -> None:
+    from herd.cli.eval_model import open_local
+    from herd.evals.harness import evaluate
+    from herd.evals.score import Score
+    from herd.evals.tasks import Data, make_task
+
+    source = unpacked_folder(args.work) if args.row == "scores-fp32" else FILE
+    model = open_local(str(source), "base")
+    tasks = [make_task(name, 0, "base") for name in TASKS]
+    evaluation = evaluate(model, tasks, Data(DATA), args.work / args.row, limit=args.limit)
+    values = {}
+    for row in evaluation.tasks:
+        if row.status != "done":
+            sys.exit(f"{row.task}: {row.reason}")
+        for record in row.scores:
+            score = Score(**record)
+            metric, low, high = PUBLISHED.get(row.task, ("", 0.0, 0.0))
+            bar = passed = None
+            if score.name == metric:
+                bar = f"{low:.3g} to {high:.3g}, ± {POINTS:g}"
+                passed = low - POINTS <= score.value <= high + POINTS
+            values[f"{row.task}, {score.name}"] = Value(
+                score.value, "fraction", *bounds(score.lo or math.nan, score.hi or math.nan), bar, passed
+            )
+    counts = ", ".join(
+        f"{row.task} {row.n_items:,} items in {row.seconds:,.0f} s" for row in evaluation.tasks
+    )
+    what = "unpacked fp32 weights" if args.row == "scores-fp32" else "the file as downloaded"
+    receipt(args, f"zero-shot scores by likelihood, {what}", values, notes=f"{counts}; {model.precision}")
+
+
+def decisions_row(args: argparse.Namespace) -> None:
+    os.environ["HERD_TEST_DATA"] = str(DATA)
+    from lmeval import RIVALS, compare_likelihoods, open_both, oracle
+
+    limit = args.limit or 1000
+    results = {}
+    both: tuple[Any, Any] | None = None
+    for name in TASKS:
+        path = args.work / f"decisions-{name}-{limit}.json"
+        if not path.exists():
+            both = both or open_both(unpacked_folder(args.work), batch=4)
+            result: dict[str, Any] = {
+                "items": 0,
+                "same": 0,
+                "ties": 0,
+                "nats": 0.0,
+                "greedy": 0,
+                "examples": [],
+            }
+            for task, herd, items in oracle.pairs(name, DATA, limit, shots=0):
+                compare_likelihoods(result, task, herd, items, *both)
+            write_atomically(path, json.dumps(result))
+        results[name] = json.loads(path.read_text())
+        print(name, {key: value for key, value in results[name].items() if key != "examples"}, flush=True)
+    n, same, ties = (sum(result[key] for result in results.values()) for key in ("items", "same", "ties"))
+    values: dict[str, Any] = {
+        "same_decisions": Value(same / n, "fraction", bar="≥ 0.999", passed=same / n >= 0.999),
+        "items": (n, "items"),
+        "ties_among_the_different": (ties, "items"),
+        "largest_difference": (max(result["nats"] for result in results.values()), "nats"),
+        "greedy_flags_that_differ": (sum(result["greedy"] for result in results.values()), "continuations"),
+    }
+    values |= {
+        f"same_{name}": (result["same"] / result["items"], "fraction") for name, result in results.items()
+    }
+    different = {name: result["examples"][:3] for name, result in results.items() if result["examples"]}
+    receipt(
+        args, "zero-shot decisions of herd eval and of lm-eval on transformers, unpacked fp32 weights", values,
+        rivals=RIVALS, notes=json.dumps(different)[:1500] if different else "No difference.",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
