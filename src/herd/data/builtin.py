@@ -121,13 +121,10 @@ def _is_table(text: str, source: str) -> bool:
 def _topics(tree: ast.Module) -> Iterator[Document]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Dict):
-            for key, value in zip(node.keys, node.values, strict=True):
-                if (
-                    isinstance(key, ast.Constant)
-                    and isinstance(value, ast.Constant)
-                    and isinstance(value.value, str)
-                ):
-                    yield Document(value.value, f"stdlib/pydoc_data/topics/{key.value!s}", "text", "en")
+            for entry in zip(node.keys, node.values, strict=True):
+                match entry:
+                    case ast.Constant(value=str(topic)), ast.Constant(value=str(text)):
+                        yield Document(text, f"stdlib/pydoc_data/topics/{topic}", "text", "en")
 
 
 Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef

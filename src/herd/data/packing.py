@@ -55,12 +55,9 @@ class DialogStream:
             too_long = f" ({n_long} are longer than the context of {context} tokens)" if n_long else ""
             raise DataError(f"dialogs: none to train on{too_long}; give some, or a longer context")
         if n_long:
-            warnings.warn(
-                f"dialogs: left out {n_long} of {n_long + len(self.dialogs)} that exceed the context of {context} "
-                f"tokens (the longest has {longest})",
-                DataWarning,
-                stacklevel=2,
-            )
+            some = f"{n_long} of {n_long + len(self.dialogs)} that exceed the context of {context} tokens"
+            note = f"dialogs: left out {some} (the longest has {longest})"
+            warnings.warn(note, DataWarning, stacklevel=2)
         # Dialogs of one length in a random order, so that one row does not hold one kind of dialog only.
         order = permute(np.arange(len(self.dialogs)), len(self.dialogs), mixed_key(seed, 3))
         self.rows = pack_rows([len(ids_N) - 1 for ids_N, _ in self.dialogs], context, order.tolist())

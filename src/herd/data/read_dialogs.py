@@ -79,9 +79,8 @@ def read_dialogs(path: Path | str) -> Iterator[ReadDialog]:
         warnings.warn(note, DataWarning, stacklevel=2)
     if ignored:
         names = ", ".join(f"{name} ({n} times)" for name, n in sorted(ignored.items()))
-        warnings.warn(
-            f"{path}: ignored fields that are not part of a dialog: {names}", DataWarning, stacklevel=2
-        )
+        note = f"{path}: ignored fields that are not part of a dialog: {names}"
+        warnings.warn(note, DataWarning, stacklevel=2)
 
 
 def rendered_dialogs(path: Path | str, tokenizer: Tokenizer) -> Iterator[Rendered]:
@@ -156,16 +155,11 @@ def _messages(fields: Mapping[str, Any], where: str) -> tuple[set[str], str, lis
     if "prompt" in fields and answer is not None:
         asked, said = fields["prompt"], fields[answer]
         if isinstance(asked, list) and isinstance(said, list):
-            history = [
-                {**message, "weight": 0} if isinstance(message, dict) else message for message in asked
-            ]
+            history = [m | {"weight": 0} if isinstance(m, dict) else m for m in asked]
             return {"prompt", answer}, "prompt and completion", history + said
         system = _system(fields.get("system"))
-        return (
-            {"prompt", answer, "system"},
-            "prompt and completion",
-            system + _exchange(str(asked), str(said)),
-        )
+        messages = system + _exchange(str(asked), str(said))
+        return {"prompt", answer, "system"}, "prompt and completion", messages
     if "chosen" in fields and "rejected" in fields:
         raise DataError(f"{where}: a pair of preferences, not a dialog; give an object with messages")
     raise DataError(

@@ -22,6 +22,8 @@ from ..tools import SandboxResult, call_tool, run_python
 if TYPE_CHECKING:
     from .dialogs import Dialog
 
+Messages = Sequence[Mapping[str, Any]]
+Run = Callable[[str], SandboxResult]
 _DIGIT = re.compile(r"\d")
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:[,.'’_\u00a0\u202f]\d{3})+(?![\d]|[.,]\d)")
 _SEPARATOR = re.compile(r"[,.'’_\u00a0\u202f]")
@@ -63,9 +65,7 @@ def states(text: str, answer: str) -> bool:
     return re.search(before + re.escape(answer) + after, text) is not None
 
 
-def score(
-    dialog: Dialog, produced: Sequence[Mapping[str, Any]], run: Callable[[str], SandboxResult] = run_python
-) -> DialogVerdict:
+def score(dialog: Dialog, produced: Messages, run: Run = run_python) -> DialogVerdict:
     """Judge ``produced``, the messages after ``dialog.prompt``: assistant with calls, ipython, assistant.
 
     The first call counts. It is evaluated here, whatever the ipython message claims; only the interpreter's
@@ -74,11 +74,8 @@ def score(
     """
     calls = [call for message in produced for call in message.get("tool_calls") or ()]
     last = produced[-1] if produced else {}
-    content = (
-        str(last.get("content") or "")
-        if last.get("role") == "assistant" and not last.get("tool_calls")
-        else ""
-    )
+    answered = last.get("role") == "assistant" and not last.get("tool_calls")
+    content = str(last.get("content") or "") if answered else ""
     if dialog.check:
         passed = not calls and _passes(content, dialog.check, run)
         return DialogVerdict(not calls, passed, "" if passed else "the program fails its check")
@@ -86,7 +83,7 @@ def score(
         said = states(content.casefold(), dialog.answer.casefold())
         why = "a call where none is wanted" if calls else "" if said else f"does not say {dialog.answer!r}"
         return DialogVerdict(not calls, said, why)
-    value, why = _value(calls, produced, run) if calls else (None, "no call")
+    value, why = _value(calls[0], produced, run) if calls else (None, "no call")
     call_ok = value == dialog.result
     if not call_ok and not why:
         why = f"the call gives {value!r}, not {dialog.result!r}"
@@ -98,13 +95,9 @@ def score(
     return DialogVerdict(call_ok, answer_ok, why)
 
 
-def _value(
-    calls: Sequence[Mapping[str, Any]],
-    produced: Sequence[Mapping[str, Any]],
-    run: Callable[[str], SandboxResult],
-) -> tuple[str | None, str]:
-    """Return the value of the first call, and the error if it has none."""
-    first = calls[0].get("function", calls[0])
+def _value(call: Mapping[str, Any], produced: Messages, run: Run) -> tuple[str | None, str]:
+    """Return the value of a call, and the error if it has none."""
+    first = call.get("function", call)
     name, arguments = first.get("name"), first.get("arguments")
     if name == CODE_INTERPRETER and isinstance(arguments, Mapping):
         return _printed(str(arguments.get("code", "")), produced, run), ""
@@ -114,9 +107,7 @@ def _value(
         return None, str(error)
 
 
-def _printed(
-    code: str, produced: Sequence[Mapping[str, Any]], run: Callable[[str], SandboxResult]
-) -> str | None:
+def _printed(code: str, produced: Messages, run: Run) -> str | None:
     for message in produced:
         if message.get("role") in ("ipython", "tool"):
             found = _STDOUT.match(str(message.get("content", "")))
@@ -125,7 +116,7 @@ def _printed(
     return outcome.stdout.strip() if outcome.ok else None
 
 
-def _passes(content: str, check: str, run: Callable[[str], SandboxResult]) -> bool:
+def _passes(content: str, check: str, run: Run) -> bool:
     """Tell whether the code in ``content`` (fenced or bare) runs and passes its asserts."""
     outcome = run(f"{python_program(content)}\n\n{check}\nprint('met')\n")
     return outcome.ok and outcome.stdout.endswith("met\n")

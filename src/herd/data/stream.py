@@ -86,9 +86,8 @@ class TokenStream:
         for epoch in np.unique(epoch_B):
             here_B = epoch_B == epoch
             shift = int(generator(self.seed, int(epoch), 1).integers(self._slack + 1))
-            starts_B[here_B] = (
-                permute(index_B[here_B], self.n_rows, mixed_key(self.seed, int(epoch))) * self.context + shift
-            )
+            rows_B = permute(index_B[here_B], self.n_rows, mixed_key(self.seed, int(epoch)))
+            starts_B[here_B] = rows_B * self.context + shift
         return starts_B
 
 
@@ -115,9 +114,8 @@ class MixStream:
         self.streams, self.seed, self.context = list(streams), seed, contexts[0]
         self.packed = any(stream.packed for stream in streams)
         share_P = np.asarray(weights, dtype=np.float64) / sum(weights)
-        self.block = next(
-            (k for k in self.BLOCKS if np.allclose(share_P * k, np.round(share_P * k), atol=1e-6)), 1000
-        )
+        exact = (k for k in self.BLOCKS if np.allclose(share_P * k, np.round(share_P * k), atol=1e-6))
+        self.block = next(exact, self.BLOCKS[-1])
         self.quota_P = _largest_remainder(share_P, self.block)
         if self.quota_P.min() == 0:
             raise DataError(

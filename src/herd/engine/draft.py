@@ -77,9 +77,7 @@ class _State:
     def n_correct(self) -> int:
         """Return the number of tokens in the cache that agree with the sequence after verification."""
         n = self.known
-        end = min(
-            self.cached.length, len(self.sequence.tokens) - 1
-        )  # at least one token is read, to draft from
+        end = min(self.cached.length, len(self.sequence.tokens) - 1)  # one is read at least, to draft from
         for token, drafted in zip(self.sequence.tokens[n:end], self.draft.tokens, strict=False):
             if token != drafted:
                 break

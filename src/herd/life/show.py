@@ -10,7 +10,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID
 
 from ..report.units import duration
 
@@ -25,12 +25,9 @@ class Show:
         self.stage = ""
         self.stage_began = time.monotonic()
         self.bar = Progress(
-            TextColumn("{task.description:<11}"),
-            BarColumn(bar_width=28),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            transient=True,
-        )
+            "{task.description:<11}", BarColumn(bar_width=28), "{task.fields[note]}",
+            console=self.console, transient=True,
+        )  # fmt: skip
         self.task: TaskID | None = None
         self.fraction = 0.0
 

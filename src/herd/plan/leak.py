@@ -78,19 +78,11 @@ def _claim(key: str, text: dict[str, Any], facts: Facts) -> Claim:
     arithmetic: list[tuple[str, str]] = []
     for entry in text["arithmetic"]:
         items, row = ([None], entry) if isinstance(entry, list) else (facts[entry["each"]], entry["row"])
-        arithmetic += [
-            (_fill(row[0], facts, item), _fill(row[1], facts, item)) for item in items
-        ]  # fmt: skip
-    return Claim(
-        key,
-        text["said"],
-        text["verdict"],
-        _fill(text["answer"], facts),
-        arithmetic,
-        [_fill(source, facts) for source in text["sources"]] + facts.get("sources", []),
-        text["see"],
-        {name: float(value) for name, value in facts.items() if isinstance(value, int | float)},
-    )
+        arithmetic += [(_fill(row[0], facts, item), _fill(row[1], facts, item)) for item in items]
+    answer, said, verdict, see = (text[name] for name in ("answer", "said", "verdict", "see"))
+    sources = [_fill(source, facts) for source in text["sources"]] + facts.get("sources", [])
+    values = {name: float(value) for name, value in facts.items() if isinstance(value, int | float)}
+    return Claim(key, said, verdict, _fill(answer, facts), arithmetic, sources, see, values)
 
 
 _SHAPES = {
@@ -156,12 +148,11 @@ def words_per_window(window: int) -> dict[str, dict[str, float]]:
 
     Measured with Meta's tokenizer by bench/words_per_window.py (``words.yaml``).
     """
-    return {
-        kind: {
-            code: window * text["english_words"] / row["tokens"] for code, row in text["languages"].items()
-        }
-        for kind, text in published.read_yaml("herd.plan", "words.yaml").items()
-    }
+    words = {}
+    for kind, text in published.read_yaml("herd.plan", "words.yaml").items():
+        english = window * text["english_words"]
+        words[kind] = {code: english / row["tokens"] for code, row in text["languages"].items()}
+    return words
 
 
 def _words() -> Facts:

@@ -62,9 +62,8 @@ def _breakdown(label: str, parts: dict[str, float], show: Callable[[float], str]
     whole = sum(value for value, _ in ordered)
     shown = [(name, value, TONES[i % len(TONES)]) for i, (value, name) in enumerate(ordered)]
     bar = charts.divided_bar([("", shown)], label=label, show=show)
-    return Breakdown(
-        Markup(bar), [(name, tone, show(v), f"{100 * v / whole:.1f}") for name, v, tone in shown]
-    )
+    rows = [(name, tone, show(v), f"{100 * v / whole:.1f}") for name, v, tone in shown]
+    return Breakdown(Markup(bar), rows)
 
 
 def _scaling(plan: TrainPlan) -> list[tuple[int, float, float]]:
@@ -93,34 +92,22 @@ def _scaling_charts(plan: TrainPlan) -> tuple[Markup, Markup]:
     points = _scaling(plan)
     if len(points) < 2:
         return Markup(""), Markup("")
-    days = _line_chart(
-        [charts.Line("days", [(count, time) for count, time, _ in points], "teacher", dots=True)],
-        "days by devices",
-        ("devices", "days"),
-        x_log=True,
-        y_log=True,
-        x_unit="devices",
-    )
+    times = charts.Line("days", [(count, time) for count, time, _ in points], "teacher", dots=True)
+    titles = ("devices", "days")
+    days = _line_chart([times], "days by devices", titles, x_log=True, y_log=True, x_unit="devices")
     rented = [(plan.tokens / time / 86_400, usd) for _, time, usd in points if usd]
-    cost = _line_chart(
-        [charts.Line("USD", rented, "student", dots=True)],
-        "cost against speed",
-        ("tokens per second", "USD per million tokens, rented"),
-        x_log=True,
-        x_unit="tokens/s",
-    )
-    return days, cost
+    usd = charts.Line("USD", rented, "student", dots=True)
+    titles = ("tokens per second", "USD per million tokens, rented")
+    return days, _line_chart([usd], "cost against speed", titles, x_log=True, x_unit="tokens/s")
 
 
 def _context_chart() -> Markup:
     """Return the bytes of the KV cache by context, for each published size."""
     contexts = [1 << exponent for exponent in range(10, 18)]
-    lines = [
-        charts.Line(
-            name, [(length, length * config.kv_nbytes_per_token()) for length in contexts], tone, dots=True
-        )
-        for (name, config), tone in zip(SIZES.items(), TONES, strict=False)
-    ]
+    lines = []
+    for (name, config), tone in zip(SIZES.items(), TONES, strict=False):
+        points = [(length, length * config.kv_nbytes_per_token()) for length in contexts]
+        lines.append(charts.Line(name, points, tone, dots=True))
     return _line_chart(lines, "KV cache", ("tokens of context", "bytes"), x_log=True, y_log=True)
 
 

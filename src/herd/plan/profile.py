@@ -91,27 +91,15 @@ class Profile:
         ``weights`` is a key of ``between``.
         """
         peaks = {name: max(rates.values()) for name, rates in self.gemm.items()}
-        curves = {
-            name: EfficiencyCurve(
-                tuple((float(rows), rate / peaks[name]) for rows, rate in sorted(rates.items()))
-            )
-            for name, rates in self.gemm.items()
-        }
+        shares = {name: {n: rate / peaks[name] for n, rate in by.items()} for name, by in self.gemm.items()}
+        curves = {name: EfficiencyCurve.parse(by_rows) for name, by_rows in shares.items()}
         if "bf16" not in peaks:  # the dtype of operators that name none
             peaks["bf16"], curves["bf16"] = max(peaks.values()), EfficiencyCurve.flat(1.0)
         attention = max(self.attention_prefill.values()) / peaks["bf16"]
-        efficiency = Efficiency(
-            gemm=curves,
-            memory=EfficiencyCurve.flat(1.0),
-            attention_forward=attention,
-            attention_backward=attention,
-            op_seconds=self.between[weights] / OPS_PER_LAYER,
-            source=f"measured here, {self.date}",
-        )
-        title = f"this machine: {self.cpu}, {self.cores} cores"
-        return Device(
-            "here", "cpu", float(self.memory), self.read, peaks, efficiency, title=title, source="measured"
-        )
+        memory, op_seconds = EfficiencyCurve.flat(1.0), self.between[weights] / OPS_PER_LAYER
+        source, title = f"measured here, {self.date}", f"this machine: {self.cpu}, {self.cores} cores"
+        efficiency = Efficiency(curves, memory, attention, attention, op_seconds, source)
+        return Device("here", "cpu", float(self.memory), self.read, peaks, efficiency, 0.0, title, "measured")
 
     def machine(self) -> Machine:
         """Return this machine as one of the catalogue: a single device without links and prices."""

@@ -28,7 +28,11 @@ class Card:
 
 def cards(run: Run) -> list[Card]:
     """Return the cards of everything that was measured."""
-    found = [_teacher(run), _student_vs_control(run), _fidelity(run), _needle(run), _tools(run), _code(run)]
+    text = "Bits the teacher needs to encode a byte of text it has never seen. Less is better."
+    teacher = _score_card(run, "teacher", "bpb", "Teacher", text)
+    text = "Functions the model wrote that pass their tests in the sandbox."
+    code = _score_card(run, "instruct", "code_pass", "Code", text)
+    found = [teacher, _student_vs_control(run), _fidelity(run), _needle(run), _tools(run), code]
     return [card for card in [*found, _gates(run), _time(run)] if card]
 
 
@@ -43,11 +47,6 @@ def _score_card(
         title, tone(model), format_value(shown.value, score.unit, decimals), unit_name(score.unit),
         interval(shown, score.unit, decimals), caption,
     )  # fmt: skip
-
-
-def _teacher(run: Run) -> Card | None:
-    caption = "Bits the teacher needs to encode a byte of text it has never seen. Less is better."
-    return _score_card(run, "teacher", "bpb", "Teacher", caption)
 
 
 def _student_vs_control(run: Run) -> Card | None:
@@ -81,9 +80,8 @@ def _needle(run: Run) -> Card | None:
     for model in run.models:
         score = run.score(model, "needle")
         lengths = [int(key) for key in score.detail.get("by_length", {}) if key.isdigit()] if score else []
-        context = int(
-            (stage.config if (stage := run.maker(model)) else {}).get("max_position_embeddings") or 0
-        )
+        shape = stage.config if (stage := run.maker(model)) else {}
+        context = int(shape.get("max_position_embeddings") or 0)
         reach = max((length for length in lengths if not context or length <= context), default=0)
         if score and reach and (best is None or reach > best[0]):
             best = (reach, model, score)
@@ -100,11 +98,6 @@ def _tools(run: Run) -> Card | None:
     words = "English questions" if part else "questions"
     caption = f"Unseen {words} where the tool call computes the right value and the answer states it."
     return _score_card(run, "instruct", "tool_use", "Tool use", caption, part)
-
-
-def _code(run: Run) -> Card | None:
-    caption = "Functions the model wrote that pass their tests in the sandbox."
-    return _score_card(run, "instruct", "code_pass", "Code", caption)
 
 
 def _gates(run: Run) -> Card | None:
@@ -124,6 +117,5 @@ def _time(run: Run) -> Card | None:
         return None
     said = f"Predicted: {duration(predicted)}." if predicted else "No prediction was recorded."
     flops = total(run.stages, "flops")
-    return Card(
-        "Time", "none", duration(seconds), "", "", said + (f" {si(flops, 'FLOP')} in all." if flops else "")
-    )
+    said += f" {si(flops, 'FLOP')} in all." if flops else ""
+    return Card("Time", "none", duration(seconds), "", "", said)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from statistics import fmean
 
 from . import svg
 from .palette import tone
@@ -92,9 +93,8 @@ def line_chart(
     for line, (x, y), place in zip(named, last, places, strict=True):
         soft = "fill: var(--soft); font-weight: 400"
         name = escape(line.label) + tag("tspan", shown(y), class_="num", dx=6, style=soft)
-        parts.append(
-            tag("text", name, x=to_x(x) + 10, y=place + 4, style=f"{_fill(line.tone)}; font-weight: 600")
-        )
+        style = f"{_fill(line.tone)}; font-weight: 600"
+        parts.append(tag("text", name, x=to_x(x) + 10, y=place + 4, style=style))
     ending = "; ".join(f"{line.label} ends at {shown(y)}" for line, (_, y) in zip(named, last, strict=True))
     return svg.drawing(width, height, "".join(parts), f"{label}: {ending}")
 
@@ -208,9 +208,8 @@ def divided_bar(
                 drawn.append(text(x + wide / 2 - 1, middle, name, "middle", class_))
             x += wide
         drawn.append(text(x + 8, middle, show(total), class_="strong num"))
-    described = "; ".join(
-        f"{title}: " + ", ".join(f"{n} {show(s)}" for n, s, _ in parts) for title, parts in rows
-    )
+    texts = (f"{title}: " + ", ".join(f"{n} {show(s)}" for n, s, _ in parts) for title, parts in rows)
+    described = "; ".join(texts)
     return svg.drawing(width, step * len(rows), "".join(drawn), f"{label}: {described}", "chart time")
 
 
@@ -228,9 +227,7 @@ def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
     if size <= 1:
         return list(points)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
-    return [
-        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups
-    ]
+    return [(fmean(x for x, _ in group), fmean(y for _, y in group)) for group in groups]
 
 
 def _pad(low: float, high: float) -> float:
@@ -239,9 +236,8 @@ def _pad(low: float, high: float) -> float:
 
 
 def _visible(line: Line, x_log: bool, y_log: bool) -> Line:
-    return replace(
-        line, points=[(x, y) for x, y in line.points if (x > 0 or not x_log) and (y > 0 or not y_log)]
-    )
+    points = [(x, y) for x, y in line.points if (x > 0 or not x_log) and (y > 0 or not y_log)]
+    return replace(line, points=points)
 
 
 def _curve(line: Line, to_x: Scale, to_y: Scale, describe: Callable[[float, float], str]) -> str:

@@ -35,14 +35,10 @@ def loss_charts(run: Run) -> list[tuple[str, str, str]]:
     right = max((charts.label_room(lines) for _, lines in drawings), default=0.0)
 
     def draw(title: str, lines: list[charts.Line], x_log: bool) -> str:
-        x_title = "tokens, logarithmic" if x_log else "tokens"
+        label, x_title = f"Loss of {title}", "tokens, logarithmic" if x_log else "tokens"
+        y_title = "loss, nats/token"
         return charts.line_chart(
-            lines,
-            label=f"Loss of {title}",
-            x_title=x_title,
-            y_title="loss, nats/token",
-            x_log=x_log,
-            right=right,
+            lines, label=label, x_title=x_title, y_title=y_title, x_log=x_log, right=right
         )
 
     drawn = [(title, draw(title, lines, True), draw(title, lines, False)) for title, lines in drawings]
@@ -56,9 +52,8 @@ def bpb_chart(run: Run) -> str:
         charts.ChartRow(score.model, e.value, e.lo, e.hi, tone(score.model), fixed(e.value, 3))
         for score, e in ((score, score.estimate) for score in scores)
     ]
-    return charts.interval_chart(
-        rows, label="Bits per byte", title="bits per byte on held-out text, less is better"
-    )
+    title = "bits per byte on held-out text, less is better"
+    return charts.interval_chart(rows, label="Bits per byte", title=title)
 
 
 def tools_chart(run: Run) -> str:
@@ -94,10 +89,9 @@ def needle_maps(run: Run) -> list[tuple[str, str]]:
         if values:
             label = f"Needle accuracy of {model} by length and depth"
             y_title = "depth of the fact in the text, %" if len(rows) > 1 else ""
-            drawing = charts.heat_map(
-                values, columns, rows, label=label, x_title="length, tokens", y_title=y_title
-            )
-            drawn.append((model, drawing))
+            drawn.append((model, charts.heat_map(
+                values, columns, rows, label=label, x_title="length, tokens", y_title=y_title,
+            )))  # fmt: skip
     return drawn
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from importlib import resources
 
-import yaml
+from .published import read_yaml
 
-_PAIRS = yaml.safe_load(resources.files(__package__).joinpath("palette.yaml").read_text(encoding="utf-8"))
+_PAIRS = read_yaml("herd.report", "palette.yaml")
 LIGHT: dict[str, str] = {name: light for name, (light, _) in _PAIRS.items()}
 DARK: dict[str, str] = {name: dark for name, (_, dark) in _PAIRS.items()}
 CHART_CSS = resources.files(__package__).joinpath("charts.css").read_text(encoding="utf-8")

@@ -135,9 +135,8 @@ def read_receipt(path: Path) -> Receipt:
         if record["schema"] != SCHEMA:
             raise ReportError(f"{path}: receipt schema {record['schema']} is not {SCHEMA}; measure again")
         fields = {key: record[key] for key in Receipt.__dataclass_fields__ if record.get(key) is not None}
-        return Receipt(
-            **(fields | {"values": {key: Value(**value) for key, value in record["values"].items()}})
-        )
+        values = {key: Value(**value) for key, value in record["values"].items()}
+        return Receipt(**(fields | {"values": values}))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ReportError(f"{path}: not a receipt ({reason}); delete it or measure again") from error

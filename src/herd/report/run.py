@@ -265,17 +265,13 @@ def _stage_names(folder: Path, plan: dict[str, Any]) -> list[str]:
 
 def _stage(folder: Path, name: str, plan: dict[str, Any], problems: list[str]) -> Stage:
     place = folder / "stages" / name
-    record = _typed(
-        _read_json(place / "stage.json", dict, problems), _STAGE, f"stage.json of {name}", problems
-    )
+    record = _read_json(place / "stage.json", dict, problems)
+    record = _typed(record, _STAGE, f"stage.json of {name}", problems)
     model, params = record.get("model"), record.get("n_params")
     made = _model_folder(folder, place, model) if model else None
     lineage = _read_json(made / "herd.json", dict, problems) if made else {}
     config = _read_json(made / "config.json", dict, problems) if made else {}
-    costs = {
-        key: record.get(key)
-        for key in ("seconds", "tokens", "flops", "peak_rss_bytes", "predicted_peak_bytes")
-    }
+    costs = ("seconds", "tokens", "flops", "peak_rss_bytes", "predicted_peak_bytes")
     predicted = finite_number((plan.get("predicted_seconds") or {}).get(name))
     return Stage(
         name=name,
@@ -290,7 +286,7 @@ def _stage(folder: Path, name: str, plan: dict[str, Any], problems: list[str]) -
         lineage=_typed(lineage, _LINEAGE, f"herd.json of {model}", problems),
         config=_typed(config, _CONFIG, f"config.json of {model}", problems),
         weight_bytes=sum(path.stat().st_size for path in made.glob("*.safetensors")) if made else None,
-        **costs,
+        **{key: record.get(key) for key in costs},
     )
 
 
@@ -358,9 +354,8 @@ def _scores(record: dict[str, Any]) -> list[ModelScore]:
     for key, parts in raw.items():
         if isinstance(parts, dict):
             detail[key] = {str(part): _estimate(value) for part, value in parts.items() if value is not None}
-    grid = [
-        (int(cell["length"]), float(cell["depth"]), float(cell["value"])) for cell in raw.get("grid") or []
-    ]
+    cells = raw.get("grid") or []
+    grid = [(int(cell["length"]), float(cell["depth"]), float(cell["value"])) for cell in cells]
     unit = str(record.get("unit") or "")
     scores = [ModelScore(model, name, unit, _estimate(record), detail, grid)]
     if (p99 := finite_number(raw.get("p99"))) is not None:

@@ -9,22 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from . import units
 from .palette import tone
+from .published import read_yaml
 from .run import Estimate, Gate, Run, Stage, finite_number
-from .units import (
-    NBSP,
-    NOT_MEASURED,
-    duration,
-    fixed,
-    format_value,
-    in_order,
-    is_share,
-    language,
-    nbytes,
-    short,
-    si,
-    unit_name,
-)  # fmt: skip
+from .units import NBSP, NOT_MEASURED, duration, fixed, format_value, in_order, language, si, unit_name
 
 
 @dataclass(frozen=True)
@@ -37,20 +26,8 @@ class Metric:
     decimals: int | None = None
 
 
-METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric("bpb", "bits per byte", "lower", 3),
-        Metric("kl", "KL from teacher", "lower", 3),
-        Metric("kl_p99", "KL, 99th percentile", "lower", 2),
-        Metric("top1", "top-1 agreement", "higher", 1),
-        Metric("needle", "needle", "higher", 1),
-        Metric("tool_use", "tool use", "higher", 1),
-        Metric("overlap", "overlap of predictions", "higher", 1),
-        Metric("code_parse", "code parses", "higher", 1),
-        Metric("code_pass", "code passes", "higher", 1),
-    )
-}
+METRICS = {row[0]: Metric(*row) for row in read_yaml("herd.report", "metrics.yaml")}
+"""The scores that the page knows, in the order of their columns."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +103,9 @@ def _columns(run: Run) -> list[tuple[str, str, str, str]]:
     """Return (name of the score, part, title, unit); scores that the page knows come first, in its order."""
     present = dict.fromkeys(score.name for score in run.scores if "_vs_" not in score.name)
     columns = []
-    for name in [
-        *(known for known in METRICS if known in present),
-        *(n for n in present if n not in METRICS),
-    ]:
+    for name in sorted(
+        present, key=lambda name: list(METRICS).index(name) if name in METRICS else len(METRICS)
+    ):
         scores = [score for score in run.scores if score.name == name]
         lengths = {part for score in scores for part in score.detail.get("by_length", {})}
         for part in sorted(lengths, key=lambda part: int(part) if part.isdigit() else 0) or [""]:
@@ -198,9 +174,8 @@ def cost_table(run: Run) -> Table | None:
     if not run.stages:
         return None
     rows: list[TableRow] = [(stage.name, stage_tone(stage), _cost_cells(stage)) for stage in run.stages]
-    costs: dict[str, Any] = {
-        key: total(run.stages, key) for key in ("seconds", "predicted_seconds", "tokens", "flops")
-    }
+    summed = ("seconds", "predicted_seconds", "tokens", "flops")
+    costs: dict[str, Any] = {key: total(run.stages, key) for key in summed}
     costs |= {key: _largest(run.stages, key) for key in ("peak_rss_bytes", "predicted_peak_bytes")}
     header = [
         ("stage", ""), ("time", "measured"), ("", "predicted"), ("", "ratio"), ("tokens", ""),
@@ -219,8 +194,8 @@ def _cost_cells(stage: Stage, rates: bool = True) -> list[Cell]:
         rates and tokens and seconds and fixed(tokens / seconds, 0),
         flops and si(flops, "FLOP"),
         rates and flops and seconds and si(flops / seconds),
-        stage.peak_rss_bytes and nbytes(stage.peak_rss_bytes),
-        stage.predicted_peak_bytes and nbytes(stage.predicted_peak_bytes),
+        stage.peak_rss_bytes and units.nbytes(stage.peak_rss_bytes),
+        stage.predicted_peak_bytes and units.nbytes(stage.predicted_peak_bytes),
     ]
     return [Cell(text) if isinstance(text, str) else Cell("–", kind="none") for text in shown]
 
@@ -242,10 +217,14 @@ def _gate_numbers(gate: Gate) -> list[Cell]:
         found = finite_number(value)
         if found is None:
             return "–" if value is None else str(value)
-        return format_value(found, gate.unit, None if is_share(gate.unit) else 3)
+        return format_value(found, gate.unit, None if units.is_share(gate.unit) else 3)
 
-    if is_share(gate.unit) and finite_number(gate.bar) is None:  # a bar in words keeps its own scale
-        return [Cell(short(finite_number(gate.value) or 0)), Cell(shown(gate.bar)), Cell("", kind="text")]
+    if units.is_share(gate.unit) and finite_number(gate.bar) is None:  # a bar in words keeps its own scale
+        return [
+            Cell(units.short(finite_number(gate.value) or 0)),
+            Cell(shown(gate.bar)),
+            Cell("", kind="text"),
+        ]
     return [Cell(shown(gate.value)), Cell(shown(gate.bar)), Cell(unit_name(gate.unit), kind="text")]
 
 

@@ -83,9 +83,8 @@ def _value(node: ast.expr, depth: int) -> Fraction:
             return _bounded(_power(_value(node.left, depth + 1), _value(node.right, depth + 1)))
         case ast.BinOp() if type(node.op) in _OPERATORS:
             try:
-                combined = _OPERATORS[type(node.op)](
-                    _value(node.left, depth + 1), _value(node.right, depth + 1)
-                )
+                left, right = _value(node.left, depth + 1), _value(node.right, depth + 1)
+                combined = _OPERATORS[type(node.op)](left, right)
             except ZeroDivisionError:
                 raise _Refused("divides by zero") from None
             return _bounded(Fraction(combined))

@@ -67,19 +67,15 @@ class Sandbox:
             raise ToolError(f"sandbox: needs Linux or macOS, this is {sys.platform}; run Herd there")
         self._folder = tempfile.mkdtemp(prefix="herd-sandbox-")
         ours, theirs = socket.socketpair()
+        fd = theirs.fileno()
         options = ("-s", "-S", "-P", "-X", "utf8")
+        command = [sys.executable, *options, str(self.PROGRAM), str(fd), self._folder]
+        streams: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         # A fixed hash seed gives sets the same order in every run.
         environment = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
         try:
             self._process = subprocess.Popen(
-                [sys.executable, *options, str(self.PROGRAM), str(theirs.fileno()), self._folder],
-                pass_fds=(theirs.fileno(),),
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-                cwd="/",
+                command, pass_fds=(fd,), env=environment, start_new_session=True, cwd="/", **streams
             )
         except OSError as error:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -89,12 +85,9 @@ class Sandbox:
         self._turn = threading.Lock()
         self.protections: tuple[str, ...] = tuple(self._receive(30.0)["protections"])
         if missing := sorted(KERNEL.difference(self.protections)):
-            warnings.warn(
-                f"sandbox: this system has no {', '.join(missing)}; "
-                f"programs are held by {', '.join(self.protections)} only",
-                SandboxWarning,
-                stacklevel=2,
-            )
+            held = f"programs are held by {', '.join(self.protections)} only"
+            note = f"sandbox: this system has no {', '.join(missing)}; {held}"
+            warnings.warn(note, SandboxWarning, stacklevel=2)
 
     def run(
         self,

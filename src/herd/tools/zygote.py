@@ -35,17 +35,8 @@ import time
 import traceback
 
 # What programs import most is loaded once, before forking for them.
-for _name in [
-    "collections",
-    "datetime",
-    "functools",
-    "itertools",
-    "math",
-    "random",
-    "re",
-    "string",
-    "typing",
-]:
+_COMMON = ("collections", "datetime", "functools", "itertools", "math", "random", "re", "string", "typing")
+for _name in _COMMON:
     __import__(_name)
 
 FOLDER_BYTES, FOLDER_FILES = 16 << 20, 1024
@@ -161,8 +152,8 @@ def audit(folder):
     """Lock at the level of Python: no sockets, no processes, and no files outside the folder."""
     roots = tuple(os.path.join(path, "") for path in {os.path.realpath(p) for p in (folder, *libraries())})
     inside = os.path.join(os.path.realpath(folder), "")
-    refused = ("socket.", "subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.kill",
-               "os.chmod", "os.chown", "os.link", "os.symlink", "os.putenv", "ctypes.", "pty.", "signal.",
+    refused = ("socket.", "subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system",
+               "os.kill", "os.chmod", "os.chown", "os.link", "os.symlink", "os.putenv", "ctypes.", "pty.", "signal.",
                "os.setxattr", "os.utime", "fcntl.", "resource.", "syslog.")  # fmt: skip
     reading = ("os.listdir", "os.scandir", "os.chdir")
     writing = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.truncate")
@@ -182,9 +173,8 @@ def audit(folder):
                 raise PermissionError(f"sandbox: {arguments[0]!r} is outside the program's folder")
             return
         allowed = inside if event in writing else roots if event in reading else None
-        if allowed and not all(
-            below(path, allowed) for path in arguments[: 2 if event == "os.rename" else 1]
-        ):
+        paths = arguments[: 2 if event == "os.rename" else 1]
+        if allowed and not all(below(path, allowed) for path in paths):
             raise PermissionError(f"sandbox: {event} outside the program's folder")
 
     sys.addaudithook(hook)
