@@ -102,7 +102,7 @@ def test_one_question_prints_one_answer_to_stdout(run, folders):
     code, out, err = run(folders / "instruct", "-p", "Hello", "--max-tokens", 5)
     assert code == 0
     assert out.endswith("\n")
-    assert err == "warning: the answer was cut off, as --max-tokens asks\n"
+    assert err == "warning: the answer was cut off at --max-tokens\n"
     assert run(folders / "instruct", "-p", "-", "--max-tokens", 5, stdin="Hello\n")[1] == out
     assert run(folders / "instruct", "--max-tokens", 5, stdin="Hello\n")[1] == out
 
@@ -230,7 +230,7 @@ def test_an_interactive_dialog_keeps_its_messages_until_reset(run, folders, scri
     assert "demo-instruct:" in out
     assert "stage instruct, context 512 tokens" in out
     assert "Measured on 400 held-out questions that need a tool: 88 % correct." in out
-    assert "It was just tried on 25 questions and answered 0 correctly." in out
+    assert "The model was just tried on 25 questions and answered 0 of them correctly." in out
     assert "Hello!\ncalls calculator(expression='6*7')\n  → 42\nIt is 42.\n" in out
     assert "/what is unknown." in out
     assert "Hello!" in prompts[1]
@@ -260,7 +260,7 @@ def test_the_suggested_questions_are_those_the_model_answers(run, folders, scrip
 
     monkeypatch.setattr(Engine, "run", answer)
     _, out, _ = run(folders / "instruct", "--lang", "de", lines=["2"])
-    assert "tried on 5 questions and answered 5 correctly" in out
+    assert "tried on 5 questions and answered 5 of them correctly" in out
     for number, dialog in enumerate(dialogs, 1):
         assert f"  {number}  {dialog.prompt[-1]['content']}" in out
     assert dialogs[1].prompt[-1]["content"] in prompts[0]
@@ -281,7 +281,7 @@ def test_a_full_context_is_reported(run, folders, scripted):
     long = "word " * 300
     _, out, _ = run(folders / "imported", lines=["Hi", long, "Hi"])
     assert (
-        "cut\nthe context is full, so the answer was cut off; ask to go on, and the oldest turns make room\n"
+        "cut\nthe context is full, so the answer was cut off; ask again, and the oldest turns make room\n"
         in out
     )
     assert "and the context has 512: ask something shorter" in out
@@ -414,7 +414,7 @@ def test_the_last_dialog_is_resumed(run, folders, scripted):
     prompts = scripted("Hello, Ada.", "Ada.", "Still Ada.", "No idea.")
     assert run(folders / "plain", "-p", "x", "--continue")[::2] == (
         1,
-        f"error: --continue: no dialog with {folders / 'plain'} is stored; leave out --continue to begin one\n",
+        f"error: --continue: no dialog with {folders / 'plain'} is stored; leave out --continue to begin a new one\n",
     )
     run(folders / "plain", "--system", "Be brief.", lines=["I am Ada."])
     assert run(folders / "plain", "-p", "Who am I?", "--continue")[1] == "Ada.\n"

@@ -123,7 +123,7 @@ def test_a_bug_shows_its_traceback(monkeypatch):
 
 @pytest.mark.parametrize(
     "verb, said",
-    [("raise", "; resume with: herd raise --resume"), ("train", "; resume with: herd train"), ("sizes", "")],
+    [("raise", "; to resume: herd raise --resume"), ("train", "; to resume: herd train"), ("sizes", "")],
 )
 def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, verb, said):
     give(monkeypatch, KeyboardInterrupt(), verb)

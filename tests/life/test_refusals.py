@@ -78,7 +78,7 @@ def test_text_too_short_for_a_row_is_refused_by_the_first_stage(tmp_path: Path) 
     text = tmp_path / "text.txt"
     text.write_text(words(300))
     with pytest.raises(
-        DataError, match=r"too few: its \w+ part has \d+ tokens, and a row of training has 512; give"
+        DataError, match=r"too few: the \w+ part has \d+ tokens, but one training row has 512; give"
     ):
         raise_herd(tmp_path / "run", "quick", text=[str(text)], show=quiet())
     assert not (tmp_path / "run").exists()

@@ -124,7 +124,7 @@ def test_what_fits_has_times_and_what_does_not_has_a_cure(size, context, free):
 def test_the_smallest_change_is_enough_and_needed():
     """What is offered instead fits: so much more memory, or so short a context."""
     target = ways.MeasuredTarget(made_up(), LARGE)
-    more = float(ways.smallest_change(target, "70B", 1024).split()[0]) * 1e9
+    more = float(ways.smallest_change(target, "70B", 1024).split()[1]) * 1e9
     richer = ways.MeasuredTarget(made_up(), LARGE + more + 0.1e9)
     assert ways.best_way(ways.plan_ways(richer, "70B", (1024,))) is not None
     assert (

@@ -266,7 +266,9 @@ def audit_only(tmp_path, monkeypatch):
         "zygote.protect = lambda locks, root: ['limits', 'audit']\nzygote.main()\n"
     )
     monkeypatch.setattr(Sandbox, "PROGRAM", program)
-    with pytest.warns(SandboxWarning, match="no landlock, seccomp; programs are held by limits, audit only"):
+    with pytest.warns(
+        SandboxWarning, match="no landlock, seccomp; programs are confined by limits, audit only"
+    ):
         box = Sandbox()
     with box:
         yield box

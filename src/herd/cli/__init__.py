@@ -1,10 +1,12 @@
-"""The command ``herd``: one file per verb or group of verbs, each of which parses its options, calls a room and prints.
+"""The command ``herd``: one file per verb or group of verbs.
 
-`herd --help` must answer at once, and importing torch alone takes a second. So this file knows only the name of each
-verb, one line of help, and the module and function to import when the verb is called.
+A verb's function parses its options, calls a package of `herd` that does the work, and prints the result.
 
-Exit codes: 0 success; 1 an error in the input or of the machine, one line on stderr; 2 wrong usage; 130 Ctrl-C.
-A traceback means a bug in Herd; ``HERD_DEBUG=1`` shows one for every error.
+`herd --help` must answer at once, and importing torch alone takes a second. So this file knows only the name
+of each verb, one line of help, and the module and function to import when the verb is called.
+
+Exit codes: 0 success; 1 an error in the input or of the machine (one line on stderr); 2 wrong usage; 130
+Ctrl-C. A traceback means a bug in Herd; ``HERD_DEBUG=1`` shows one for every error.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from ..errors import HerdError
 class Verb:
     """A verb of the command line: ``function`` in the module ``herd.cli.<module>``.
 
-    ``resume`` is the option that resumes the same command after Ctrl-C ("" if the command resumes by itself), None
-    where there is nothing to resume.
+    ``resume`` is the option that resumes the same command after Ctrl-C. "": the command resumes by itself;
+    None: it cannot be resumed.
     """
 
     module: str
@@ -47,7 +49,7 @@ VERBS: dict[str, Verb] = {
     "rm": Verb("models", "Delete a downloaded model.", "remove_command"),
     "raise": Verb("raise_", "Train a small family of models from text.", "raise_command", resume="--resume"),
     "chat": Verb("chat", "Talk to a model in the terminal.", "chat_command"),
-    "train": Verb("train", "Train a model by a recipe (YAML).", "train_command", resume=""),
+    "train": Verb("train", "Train a model as a recipe (YAML) says.", "train_command", resume=""),
     "quantize": Verb(
         "quantize", "Store a model in 8, 6 or 4 bits per weight.", "quantize_command", resume=""
     ),
@@ -56,20 +58,20 @@ VERBS: dict[str, Verb] = {
     "eval": Verb("eval", "Evaluate a model or an endpoint on benchmarks.", "app", resume=""),
     "bench": Verb("bench", "Measure the speed of a model on this machine.", "bench_command"),
     "plan": Verb("plan", "Predict memory, speed and cost before you start.", "app"),
-    "report": Verb("report", "Write the page of a run again.", "report_command"),
+    "report": Verb("report", "Write a run's report page again.", "report_command"),
     "sizes": Verb("sizes", "List the published models and their sizes.", "sizes_command"),
 }
 
 
 class _LazyCommand(TyperCommand):
-    """A verb in the help text, which loads the real command once it is called."""
+    """A verb as the help text shows it. The real command is loaded once it is called."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         return load_verb(self.name or "").make_context(info_name, args, parent=parent, **extra)
 
 
 class _InOrder(TyperGroup):
-    """The group of all verbs, listed in the order of the table."""
+    """The group of all verbs. Lists them in the order of `VERBS`."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self.commands)
@@ -96,14 +98,14 @@ def _version(wanted: bool) -> None:
 
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Train, shrink, measure and run models of the Llama family. Start with: herd raise"""
 
 
 def build() -> Any:
-    """Return the command with all verbs, none of them imported."""
+    """Return the command with all verbs, without importing their modules."""
     app = typer.Typer(cls=_InOrder, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
     app.callback()(_root)
     for name, verb in VERBS.items():
@@ -123,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(args: list[str]) -> int:
-    """Run one command line and return its exit code; every foreseen error is printed as one line."""
+    """Run one command line and return its exit code. Every foreseen error is printed as one line."""
     try:
         code = build()(args, prog_name="herd", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
@@ -149,7 +151,7 @@ def run(args: list[str]) -> int:
 
 
 def _print_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-    """Print a warning without the line of code that raised it, which means nothing to a user."""
+    """Print a warning without the line of code that raised it, because that means nothing to a user."""
     print(f"warning: {message}", file=sys.stderr)
 
 
@@ -167,11 +169,11 @@ def _stopped_message(args: list[str]) -> str:
     if verb is None or verb.resume is None:
         return "stopped"
     again = ["herd", *args, *([verb.resume] if verb.resume and verb.resume not in args else [])]
-    return f"stopped; resume with: {shlex.join(again)}"
+    return f"stopped; to resume: {shlex.join(again)}"
 
 
 def _stop_writing() -> int:
-    """Discard further output after the reader closed the pipe (``herd sizes | head -1``), also Python's at exit."""
+    """Discard further output, also Python's at exit, because the reader has closed the pipe."""
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, sys.stdout.fileno())
     return 141  # 128 + SIGPIPE, as a shell reports it

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from ..llama.model import LlamaLM
 
 OVERHEAD_MEMORY = 1_500_000_000
-"""Bytes besides weights and cache: the process, activations, and the buffer that measures the memory's
-speed."""
+"""Bytes for the process, the activations and the buffer that measures memory speed: all but weights and
+cache.
+"""
 
 
 def bench_command(
@@ -32,27 +33,27 @@ def bench_command(
     size: Annotated[str | None, typer.Option(help="Random weights of 405B, 70B, 8B, 3B or 1B shape.")] = None,
     quant: Annotated[str | None, typer.Option(help="With --size: q4 (default), q8, q4k, q6k, bf16.")] = None,
     context: Annotated[int, typer.Option(min=1, help="Tokens in the cache when decoding is measured.")] = 128,
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt when prefill is measured.")] = 512,
+    prompt: Annotated[int, typer.Option(min=1, help="Length of the prompt when prefill is measured.")] = 512,
     batch: Annotated[str, typer.Option(help="Numbers of sequences to decode at once, e.g. 1,16.")] = "1",
     kv: Kv = "auto",
     rounds: Annotated[int, typer.Option(min=1, help="Number of rounds; medians are reported.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Tokens to decode in a round.")] = 8,
     layers: Annotated[int | None, typer.Option(min=1, help="With --size: only the first N layers.")] = None,
-    rivals: Annotated[bool, typer.Option("--rivals", help="Alternate with llama.cpp (make rivals).")] = False,
+    rivals: Annotated[bool, typer.Option("--rivals", help="Compare with llama.cpp (make rivals).")] = False,
     threads: Threads = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of random weights and prompts.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Measure prefill and decode on this machine, compared with the speed of its memory.
 
-    --size needs no checkpoint: random weights of the true shape are made, and they run at the same speed.
+    --size needs no checkpoint: it makes random weights of the same shape, and these run at the same speed.
     """
     batches = _batches(batch)
     if (folder is None) == (size is None):
         raise ConfigError("give either a model or --size, e.g. herd bench --size 8B")
     if folder is not None and (quant is not None or layers is not None):
         raise ConfigError(
-            "--quant and --layers need --size; a folder is measured as it is (see herd quantize)"
+            "--quant and --layers need --size: a stored model is measured as it is (see herd quantize)"
         )
     source = _Random(size, quant or "q4", layers, seed) if size is not None else _Stored(folder or "")
     config = source.config
@@ -66,12 +67,12 @@ def bench_command(
             f"--prompt {prompt}, --context {context} and {rounds + 1} rounds of {steps} steps take {longest} "
             f"tokens, but the model's context is {config.max_context}: lower one of them"
         )
-    # llama.cpp maps its file or repacks it, so its weights count once more
+    # llama.cpp maps its file or repacks it, so its weights need memory a second time
     source.require_memory(_overhead(config, kv, longest, max(batches)) + (source.nbytes if rivals else 0))
     if rivals:
         from ..evals.rival import find_python
 
-        find_python()  # fails here rather than after minutes of work
+        find_python()  # raises now rather than after minutes of work
     with ExitStack() as stack:
         start = time.perf_counter()
         model = source.load()
@@ -101,11 +102,11 @@ class _Random:
         self.plan, self.quant, self.seed = scheme(quant), quant, seed
         self.nbytes = self.plan.nbytes(self.config)
         self.dtype = torch.float32 if self.plan.linears.packed else torch.bfloat16
-        some = "" if layers is None else f", {layers} layer{'s' if layers > 1 else ''}"
-        self.name = f"{size}{some}, random {self.plan.linears.name}, seed {seed}"
+        depth = "" if layers is None else f", {layers} layer{'s' if layers > 1 else ''}"
+        self.name = f"{size}{depth}, random {self.plan.linears.name}, seed {seed}"
 
     def require_memory(self, overhead: int) -> None:
-        """Raise `CheckpointError` with the numbers, and with what would fit, if memory is too small."""
+        """Raise `CheckpointError` if memory is too small. The message says what would fit."""
         from ..checkpoint.memory import fitting_formats
         from ..llama.config import SIZES
         from ..machine import available_memory
@@ -122,8 +123,8 @@ class _Random:
             f"{' or '.join(fitting)} would fit" if fitting else "free memory, or lower --batch and --context"
         )
         raise CheckpointError(
-            f"{self.name}: weights of {self.nbytes / 1e9:.1f} GB and {overhead / 1e9:.1f} GB besides need "
-            f"{needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; {cure}"
+            f"{self.name} needs {needed / 1e9:.1f} GB of memory ({self.nbytes / 1e9:.1f} GB of weights), "
+            f"but only {free / 1e9:.1f} GB are free; {cure}"
         )
 
     def load(self) -> LlamaLM:
@@ -176,7 +177,7 @@ class _Stored:
 
 
 def _overhead(config: ModelConfig, kv: str, context: int, batch: int) -> int:
-    """Return the bytes of memory needed besides the weights."""
+    """Return the bytes of memory needed in addition to the weights."""
     from ..engine.memory import nbytes
     from ..kernels.page_layout import BYTES
 
@@ -224,7 +225,7 @@ def _rival(source: _Random | _Stored, context: int, batch: int) -> Iterator[Llam
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show on stderr, in a terminal, what is being measured."""
+    """Show the current measurement on stderr, if that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -247,7 +248,7 @@ def _print(result: dict[str, Any]) -> None:
     bandwidth = next((row["read_bandwidth"] for row in records if "read_bandwidth" in row), None)
     if bandwidth is not None:
         print(f"of memory: share of the memory's speed, {bandwidth / 1e9:.1f} GB/s in the same rounds")
-        print("between: share of the time that is spent outside the kernels, at most")
+        print("between: upper bound of the share of time that is spent outside the kernels")
     if predicted := [row for row in records if "predicted_seconds" in row]:
         texts = []
         for row in predicted:
@@ -255,7 +256,9 @@ def _print(result: dict[str, Any]) -> None:
             texts.append(f"{row['name']} {1e3 * row['predicted_seconds']:,.1f} ms ({error:+.0f} %)")
         print(f"predicted by herd plan: {', '.join(texts)}; see herd plan score")
     if rival:
-        print(f"llama.cpp {rival['version']} on the same weights, in turns; a ratio above 1: Herd is faster")
+        print(
+            f"llama.cpp {rival['version']} ran the same weights in alternation; ratio above 1: Herd is faster"
+        )
 
 
 def _row(record: dict[str, Any]) -> list[str]:

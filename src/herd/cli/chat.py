@@ -1,7 +1,7 @@
 """`herd chat`: talk to a model in the terminal, see its answer as it is generated and the tools it calls.
 
-The chat is interactive in a terminal. With -p, or where stdin is not a terminal, there is one question and
-one answer, and only the answer goes to stdout, so that it can be piped. Ctrl-C stops an answer, Ctrl-D leaves
+The chat is interactive in a terminal. With -p, or if stdin is not a terminal, there is one question and one
+answer. Only the answer then goes to stdout, so that it can be piped. Ctrl-C stops an answer, Ctrl-D leaves
 the chat.
 """
 
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 HELP = "/reset forgets the dialog, /quit (or Ctrl-D) leaves, Ctrl-C stops an answer."
 ENDINGS = {
-    "context": "the context is full, so the answer was cut off; ask to go on, and the oldest turns make room",
-    "length": "the answer was cut off, as --max-tokens asks",
+    "context": "the context is full, so the answer was cut off; ask again, and the oldest turns make room",
+    "length": "the answer was cut off at --max-tokens",
     "rounds": "the model kept calling tools without giving an answer, and was stopped",
 }
-"""What the user is told about answers that did not simply end, by the reason why."""
+"""Notes to the user about answers that were stopped, by the reason."""
 FORGOTTEN = "the context is full: the oldest {} of the dialog {} forgotten (the system message stays)"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -62,9 +62,9 @@ def chat_command(
     repetition_penalty: Annotated[float | None, Option(help="Penalize repetition (1: off).")] = None,
     presence_penalty: Annotated[float, Option(help="Penalize tokens that already appeared (-2 to 2).")] = 0,
     frequency_penalty: Annotated[float, Option(help="Penalize tokens for each appearance (-2 to 2).")] = 0,
-    stop: Annotated[list[str] | None, Option(help="Stop before this text; may be repeated.")] = None,
+    stop: Annotated[list[str] | None, Option(help="End the answer before this text. Repeatable.")] = None,
     max_tokens: Annotated[
-        int | None, Option(help="Longest answer (default: until the context ends).")
+        int | None, Option(help="Most tokens of an answer (default: all that fit).")
     ] = None,
     seed: Annotated[int | None, Option(help="Seed of the random numbers.")] = None,
     schema: Annotated[Path | None, Option(help="File with a JSON schema that answers satisfy.")] = None,
@@ -73,7 +73,7 @@ def chat_command(
         int | None, Option(min=2, help="Longest dialog in tokens (default: the model's, or what fits).")
     ] = None,
     resume: Annotated[bool, Option("--continue", help="Resume the last dialog with this model.")] = False,
-    draft: Annotated[str | None, Option(help="Folder of a smaller draft model, or: ngram.")] = None,
+    draft: Annotated[str | None, Option(help="A smaller draft model, or ngram.")] = None,
     kv: Kv = "auto",
     dtype: Dtype = None,
     device: Device = None,
@@ -82,9 +82,9 @@ def chat_command(
 ) -> None:
     """Talk to a model and see the tools it calls. With -p or input from a pipe: one question, one answer.
 
-    The sampling options default to what the checkpoint says, and to greedy decoding where it says nothing.
-    When the context is full, the oldest questions and answers are forgotten, and you are told; the system message
-    stays. The last dialog with each model is kept in Herd's cache folder for --continue.
+    The sampling options default to the checkpoint's settings, or to greedy decoding if it has none. When the
+    context is full, the oldest questions and answers are dropped and a note says so; the system message is
+    kept. The last dialog with each model is stored in Herd's cache folder for --continue.
     """
     constraint = _constraint(schema, regex)
     from ..checkpoint import resolve_model
@@ -94,7 +94,7 @@ def chat_command(
     from .chat_memory import plan_context
     from .chat_model import compute_kind, load_chat_model, load_draft
 
-    path = resolve_model(folder)  # a model that is not there is reported before stdin is read
+    path = resolve_model(folder)  # a missing model is reported before stdin is read
     question = _one_question(prompt, as_json)
     limit = plan_context(path, *compute_kind(path, dtype, device), kv, context)
     model = load_chat_model(path, dtype, device)
@@ -133,7 +133,7 @@ def chat_command(
         if session is not None:
             save_dialog(path, session.messages)
     except KeyboardInterrupt:
-        print(file=sys.stderr)  # ends the line that the interrupt cut short
+        print(file=sys.stderr)  # ends the interrupted line
         raise
 
 
@@ -163,7 +163,10 @@ def _session(
 
 
 def _resume(session: ChatSession, path: Path, name: str, system: str | None) -> None:
-    """Put the last dialog with the model into the session; a system message given now replaces the old one."""
+    """Put the last dialog with the model into the session.
+
+    A system message given now replaces the old one.
+    """
     stored = load_dialog(path, name)
     if system is None and stored[0]["role"] == "system":
         session.system = stored[0]["content"]
@@ -254,7 +257,7 @@ def _warn(line: str) -> None:
 
 
 class TerminalChat:
-    """An interactive chat. ``ask`` answers a line; ``session`` keeps the dialog, if there is one."""
+    """An interactive chat. ``ask`` answers a line, ``session`` has the dialog (None for a base model)."""
 
     def __init__(
         self, model: ChatModel, ask: Ask, session: ChatSession | None, resumed: bool = False
@@ -265,7 +268,7 @@ class TerminalChat:
         self._model, self._ask, self._session, self._resumed = model, ask, session, resumed
 
     def run(self, lang: str, tool_call_format: str) -> None:
-        """Introduce the model, then answer the user's lines until the user leaves."""
+        """Introduce the model, then answer line after line until the user leaves."""
         for about in self._model.card():
             self._say(about)
         questions = [] if self._resumed else self._suggest_questions(lang, tool_call_format)
@@ -289,7 +292,7 @@ class TerminalChat:
                     save_dialog(self._model.folder, self._session.messages)
 
     def _repeat_dialog(self) -> None:
-        """Show the questions and answers of the dialog that is resumed."""
+        """Print the questions and answers of the dialog that is resumed."""
         for message in self._session.messages if self._session else ():
             if message["role"] == "user":
                 self._say(f"> {message['content']}", "bold")
@@ -304,7 +307,9 @@ class TerminalChat:
         with self._console.status("trying the suggested questions"):
             questions, n_correct, n_tried = opening_questions(self._model, lang, tool_call_format)
         if n_tried:
-            self._say(f"It was just tried on {n_tried} questions and answered {n_correct} correctly.")
+            self._say(
+                f"The model was just tried on {n_tried} questions and answered {n_correct} of them correctly."
+            )
         for number, question in enumerate(questions, 1):
             self._say(f"  {number}  {question}", "none")
         if questions:
@@ -312,7 +317,7 @@ class TerminalChat:
         return questions
 
     def _read_line(self) -> str | None:
-        """Return a line of the user, or None at the end of input."""
+        """Return the line that the user types, or None at the end of input."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (gives input() arrow keys and a history)
         while True:
@@ -322,7 +327,7 @@ class TerminalChat:
                 self._console.print()
                 return None
             except UnicodeDecodeError:
-                self._say("That was not text.")
+                self._say("The input was not UTF-8 text.")
             except KeyboardInterrupt:
                 self._say("\nCtrl-D leaves.")
 
@@ -370,7 +375,7 @@ class TerminalChat:
 
 
 def visible(text: str) -> str:
-    """Return ``text`` with control characters spelled out (``\\x1b``), except line breaks and tabs.
+    """Return the text with control characters escaped (``\\x1b``), except line breaks and tabs.
 
     A model's text could otherwise move the cursor, change colours or rename the terminal's window.
     """

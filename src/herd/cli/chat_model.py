@@ -1,8 +1,8 @@
-"""What `herd chat` must know about a model: base or instruct, what it was trained on, what it is good at.
+"""Facts about a model that `herd chat` needs: base or instruct, its training and its measured abilities.
 
-A model raised by Herd has its stage in `herd.json`. Base stages continue text; later stages talk, with the
-short system message they were trained with. About a model from elsewhere only its files are known: it is
-treated as an instruct model, and the user is told so.
+A model made by `herd raise` names its stage in `herd.json`. Models of base stages continue text. Models of
+later stages answer, given the short system message of their training. Of other models only the files are
+known: they are treated as instruct models, and a note says so.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FP32_PARAMS = 1_000_000_000
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A loaded model and how to talk to it."""
+    """A loaded model with its tokenizer and the settings of a chat with it."""
 
     folder: Path
     model: LlamaLM
@@ -45,7 +45,7 @@ class ChatModel:
 
     @property
     def is_base(self) -> bool:
-        """Whether it is a base model, which continues text."""
+        """Whether this is a base model. Base models continue text."""
         return self.lineage is not None and self.lineage.stage in BASE_STAGES
 
     @property
@@ -55,7 +55,7 @@ class ChatModel:
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:
-        """Sampling settings: greedy for raised models, which are evaluated that way; else the folder's."""
+        """Default sampling: greedy for a model of `herd raise`, as in its evaluation; else the folder's."""
         return {} if self.is_raised else generation_defaults(self.folder)
 
     def system_message(self, tool_call_format: str) -> str:
@@ -67,7 +67,7 @@ class ChatModel:
         return system_prompt(tool_call_format, TOOL_NAMES)
 
     def card(self) -> list[str]:
-        """Return a few lines about what it is and what it cannot do."""
+        """Return a few lines about the model: its size, its training and its limits."""
         config, stage = self.model.config, self.lineage.stage if self.lineage else "unknown"
         name = self.lineage.name if self.lineage else model_name(self.folder)
         if self.is_base:
@@ -77,26 +77,26 @@ class ChatModel:
             )
         elif self.is_raised:
             about = (
-                "It was trained to do arithmetic, dates and words with tools, and to write small Python functions. "
+                "It was trained to use tools for arithmetic, dates and words, and to write small functions. "
                 "It does not know facts about the world and cannot reason in several steps. It may be wrong."
             )
         else:
             about = (
-                "Nothing here says what it was trained for, so it is used as an instruct model; "
+                "The folder does not say how the model was trained, so it is used as an instruct model; "
                 "use --complete for a base model."
             )
         size = f"{_amount(config.n_params)} parameters, stage {stage}, context {config.max_context:,} tokens"
         return [f"{name}: {size}.", about, *self._measured()]
 
     def _measured(self) -> list[str]:
-        """Return its result on held-out tool use, if the run it belongs to measured it."""
+        """Return lines with the model's score on held-out tool use; empty if its run has not measured it."""
         try:
             records = json.loads((self.folder.resolve().parent / "scores.json").read_text())
             name = self.folder.resolve().name
             found = [r for r in records if (r["model"], r["name"]) == (name, "tool_use")]
             values = [(int(record["n"]), 100 * float(record["value"])) for record in found]
         except (OSError, ValueError, TypeError, KeyError):
-            return []  # it is not in a run, or was not measured yet
+            return []  # not in a run, or not measured yet
         return [f"Measured on {n} held-out questions that need a tool: {x:.0f} % correct." for n, x in values]
 
 
@@ -108,9 +108,9 @@ def load_chat_model(folder: str | Path, dtype: str | None = None, device: str | 
         tokenizer = load_tokenizer(path)
     lineage = load_lineage(path)
     if tokenizer is None:
-        load_config(path)  # raises for a folder that is no checkpoint
+        load_config(path)  # raises if the folder is not a checkpoint
         raise EngineError(
-            f"{folder}: has no tokenizer; put the model's tokenizer.model or tokenizer.json into the folder"
+            f"{folder} has no tokenizer; put the model's tokenizer.model or tokenizer.json into the folder"
         )
     dtype, device = compute_kind(path, dtype, device)
     model = load_model(path, dtype=None if dtype is None else torch_dtype(dtype), device=device)
@@ -130,13 +130,13 @@ def compute_kind(path: Path, dtype: str | None, device: str | None) -> tuple[str
 def load_draft(
     name: str, model: ChatModel, dtype: str | None = None, device: str | None = None
 ) -> LlamaLM | str:
-    """Load the draft model of ``model``, which must have the same tokenizer. "ngram" is returned as it is."""
+    """Load the draft model of ``model``; both must have the same tokenizer. Returns "ngram" unchanged."""
     if name == "ngram":
         return name
     draft = load_chat_model(name, dtype, device)
     if draft.tokenizer != model.tokenizer:
         raise EngineError(
-            f"--draft {name}: its tokenizer differs from that of {model.folder}; use one that shares it"
+            f"--draft {name}: its tokenizer differs from the one of {model.folder}; both must be the same"
         )
     return draft.model
 

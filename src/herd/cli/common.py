@@ -1,4 +1,4 @@
-"""What all verbs share: options with one name and one meaning, tables for people, JSON for programs."""
+"""Code that all verbs share: common options, progress bars, tables for people and JSON for programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..dtypes import parse_dtype
 from ..errors import ConfigError
 
 MODEL = "A name (`herd list`), a checkpoint folder, a .gguf file, or hf:ORG/NAME[/FILE]."
-"""Help of an argument that takes whatever `checkpoint.resolve_model` takes."""
+"""Help text of an argument that `checkpoint.resolve_model` resolves."""
 COMPUTE_DTYPES = ("fp32", "bf16", "fp16")
 
 
@@ -36,7 +36,7 @@ def _parsed(text: str, allowed: tuple[str, ...]) -> str:
 
 
 def _device(text: str | None) -> str | None:
-    """Refuse a device that this machine or this torch does not have. ``cpu`` needs no check and no torch."""
+    """Refuse a device that this machine or this build of torch does not have. ``cpu`` needs no check."""
     if text in (None, "cpu"):
         return text
     import torch
@@ -50,7 +50,7 @@ def _device(text: str | None) -> str | None:
 
 
 def _threads(count: int | None) -> int | None:
-    """Set the number of threads before torch starts its pool; afterwards torch has to be told."""
+    """Set the number of threads: in the environment until torch is imported, by a call afterwards."""
     if count is not None:
         os.environ["OMP_NUM_THREADS"] = str(count)
         if "torch" in sys.modules:
@@ -63,7 +63,7 @@ Dtype = Annotated[
     str | None, typer.Option(callback=_dtype, help="Compute in fp32, bf16 or fp16 (default: as stored).")
 ]
 Kv = Annotated[
-    str, typer.Option(callback=_kv, help="Store keys and values in fp32, bf16 or int8 (auto: the model's).")
+    str, typer.Option(callback=_kv, help="Format of the KV cache: fp32, bf16, int8 or auto (the model's).")
 ]
 Device = Annotated[
     str | None, typer.Option(callback=_device, help="cpu, cuda, cuda:1, … (default: a GPU if there is one).")
@@ -76,7 +76,7 @@ Threads = Annotated[
 
 @contextmanager
 def progress_display(*columns: Any, show: bool = True) -> Iterator[Any]:
-    """Show rich's progress with these columns (a text is a template) on stderr, if that is a terminal."""
+    """Show rich's progress bars on stderr if that is a terminal. A column that is a text is a template."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -92,13 +92,16 @@ def print_json(result: Any) -> None:
 
 
 def picked(item: Any, names: str) -> dict[str, Any]:
-    """Return the named attributes of ``item`` for JSON; ``key=attribute`` gives one another name."""
+    """Return the named attributes of ``item`` for JSON.
+
+    In ``key=attribute`` the key is the name in the JSON.
+    """
     pairs = (name.partition("=") for name in names.split())
     return {key: operator.attrgetter(attribute or key)(item) for key, _, attribute in pairs}
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
-    """Print a table whose first ``left`` columns are aligned left and the others right; nothing is cut off."""
+    """Print a table. The first ``left`` columns are aligned left, the others right. No cell is shortened."""
     widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
@@ -114,7 +117,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int 
 
 
 def long_time(hours: float) -> str:
-    """Return a run's time in hours and minutes up to two days, then in days, then in years."""
+    """Return a duration in hours and minutes up to two days, and above that in days or years."""
     from ..report.units import duration
 
     if hours < 48:

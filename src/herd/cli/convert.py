@@ -1,4 +1,4 @@
-"""`herd import` and `herd export`: convert checkpoints from and for other programs."""
+"""`herd import` and `herd export`: convert checkpoints of other programs, and checkpoints for them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_CONTEXT = "Longest context in tokens, for Meta's files, which do not state i
 FORMAT = """hf: for transformers and others; gguf: one file for llama.cpp; vllm: 4- or 8-bit weights for vLLM.
 Default: gguf if the target ends in .gguf, else hf."""
 GGUF_TYPE = """Weight format for gguf: f16 (default), bf16, f32, q8_0, q4_0, q4_k or q6_k. Not for quantized
-folders, which are copied."""
+folders: their blocks are copied."""
 
 
 def import_command(
@@ -38,9 +38,9 @@ def import_command(
 ) -> None:
     """Import weights from Meta, Hugging Face or a GGUF file as a checkpoint folder.
 
-    Quantized weights of a GGUF file are kept as they are unless --dtype is given. A source that starts with
-    hf: is downloaded from the Hugging Face hub, with your token where a licence must be accepted first; no
-    other source uses the network.
+    Quantized weights of a GGUF file keep their format unless --dtype is given. A source that starts with hf:
+    is downloaded from the Hugging Face hub, with your token if its licence must be accepted first. No other
+    source uses the network.
     """
     from .. import checkpoint
     from ..checkpoint.gguf import gguf_file
@@ -74,9 +74,9 @@ def export_command(
 ) -> None:
     """Export a checkpoint for other programs.
 
-    A GGUF file contains the tokenizer, chat template and RoPE factors as well as the weights; llama.cpp can
-    run it. For vLLM, the blocks of a q4 or q8 folder are copied unchanged (compressed-tensors), and a plain
-    folder's weights are rounded to q4.
+    A GGUF file contains the tokenizer, chat template and RoPE factors as well as the weights. llama.cpp can
+    run it. For vLLM (compressed-tensors), the blocks of a q4 or q8 folder are copied unchanged, and weights
+    that are not quantized are rounded to q4.
     """
     from .. import checkpoint
 
@@ -123,7 +123,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _say(out: Path, config: ModelConfig, as_json: bool) -> None:
-    """Print what was created, with the notice that Meta's licence asks for."""
+    """Print the new folder's size and hash, with the notice that Meta's licence requires."""
     from .. import checkpoint
 
     lineage = checkpoint.load_lineage(out)
@@ -136,4 +136,6 @@ def _say(out: Path, config: ModelConfig, as_json: bool) -> None:
     print(f"{out}: {config.n_params:,} parameters, weights {weights_hash}")
     if licence:
         print(licence)
-        print('Built with Llama: what you make from it must say so and have a name that begins with "Llama".')
+        print(
+            'Built with Llama: a model that you derive must say so and have a name that begins with "Llama".'
+        )

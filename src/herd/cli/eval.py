@@ -1,4 +1,6 @@
-"""`herd eval`: run benchmarks on a checkpoint or an endpoint; each score has its interval.
+"""`herd eval`: run benchmarks on a checkpoint or an endpoint.
+
+Each score is printed with its confidence interval.
 
 Its other verbs (compare, fidelity, contamination) are in `eval_compare.py`.
 """
@@ -31,7 +33,7 @@ RUN = "run"
 
 
 class _RunFirst(TyperGroup):
-    """A group in which ``herd eval MODEL`` means ``herd eval run MODEL``."""
+    """A group of verbs that reads ``herd eval MODEL`` as ``herd eval run MODEL``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, "--help"):
@@ -44,7 +46,7 @@ app = typer.Typer(cls=_RunFirst, add_completion=False, no_args_is_help=True, ric
 
 @app.callback()
 def _group() -> None:
-    """Run benchmarks or your own questions on a checkpoint or an endpoint: herd eval MODEL [questions.jsonl]."""
+    """Run benchmarks or your own questions on a model or an endpoint: herd eval MODEL [questions.jsonl]."""
 
 
 @app.command(RUN)
@@ -61,9 +63,11 @@ def eval_command(
     data: DataOption = None,
     out: Out = None,
     shots: Annotated[int | None, typer.Option(min=0, help="Worked examples (default: the suite's).")] = None,
-    mode: Annotated[str | None, typer.Option(help="base or instruct (default: as it was trained).")] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="Prompts for a base or instruct model (default: as trained).")
+    ] = None,
     name: Annotated[str | None, typer.Option("--model", help="Name of the model at an endpoint.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Answers to write at once.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Number of answers to generate at once.")] = 32,
     dtype: Dtype = None,
     device: Device = None,
     threads: Threads = None,
@@ -72,7 +76,7 @@ def eval_command(
 ) -> None:
     """Run benchmarks or your own questions on a model.
 
-    After an interruption the same command continues; no item is asked twice.
+    After an interruption the same command continues with the items that are missing.
     """
     from ..evals.harness import evaluate
 
@@ -103,7 +107,7 @@ def eval_command(
 
 @app.command("list")
 def list_command(as_json: Json = False) -> None:
-    """List all suites and tasks with version, source, licence and where their worked examples come from."""
+    """List all suites and tasks with version, source, licence and the origin of their worked examples."""
     from ..evals.tasks import SUITES, TASKS, make_task
     from ..evals.tasks.mmlu import SUBJECTS
 
@@ -117,7 +121,7 @@ def list_command(as_json: Json = False) -> None:
     of_subjects = {f"mmlu_{subject}" for subjects in SUBJECTS.values() for subject in subjects}
     for name, entries in SUITES.items():
         print(f"{name}: {', '.join(entry.task for entry in entries)}")
-    print("fidelity: KL divergence, same first choice and flipped items compared with --parent MODEL\n")
+    print("fidelity: KL divergence, top-1 agreement and flipped items, compared with --parent MODEL\n")
     header = ("task", "metric", "version", "shots", "shots from", "licence", "source")
     shown = [task for task in known if task.name not in of_subjects]
     rows = [(t.name, t.metric, t.version, str(t.shots), t.shots_from, t.licence, t.source) for t in shown]
@@ -133,7 +137,7 @@ app.command("contamination")(eval_compare.contamination_command)
 
 
 def _plan(suite: str | None, tasks: str | None, questions: Sequence[str]) -> Sequence[Any]:
-    """Return the entries of the files of questions, and of a suite or of the tasks named."""
+    """Return the entries of the question files, and those of the suite or the named tasks."""
     from ..evals import tasks as registry
 
     files = [registry.TaskEntry(path) for path in _question_files(questions)]
@@ -146,7 +150,7 @@ def _plan(suite: str | None, tasks: str | None, questions: Sequence[str]) -> Seq
 
 
 def _question_files(paths: Sequence[str]) -> list[str]:
-    """Return the files; they are told apart by their names, which must differ."""
+    """Return the paths of the question files. Their names must differ, because results are stored by name."""
     seen: dict[str, str] = {}
     for path in dict.fromkeys(paths):
         if not Path(path).expanduser().is_file():
@@ -157,7 +161,7 @@ def _question_files(paths: Sequence[str]) -> list[str]:
 
 
 def _make(planned: Sequence[Any], shots: int | None, mode: Any) -> tuple[list[Task], list[TaskResult]]:
-    """Return the tasks, and a failed row for every name that is not a task: the others still run."""
+    """Return (tasks, failed): the tasks to run, and a failed result for every name that is not a task."""
     from ..evals.results import TaskResult
     from ..evals.tasks import make_task
 
@@ -189,8 +193,8 @@ def _print(evaluation: Evaluation, rows: Sequence[TaskResult], folder: Path, dat
         if row.reason or row.note:
             print(f"{row.task}: {'not run: ' if row.reason else ''}{row.reason or row.note}")
     if data == "builtin" and any(row.data == data for row in rows):
-        print("These are the ten built-in items per task: a check that everything works, not a score.")
-        print("For real scores give the folder of the data sets with --data.")
+        print("Only ten built-in items per task were used: enough to check the setup, too few for a score.")
+        print("For real scores, give the folder of the full data sets with --data.")
     print(f"{evaluation.model}: items and summary are in {folder}")
 
 
@@ -211,7 +215,7 @@ def _percent(x: float) -> str:
 
 @contextmanager
 def _watch() -> Iterator[Watcher]:
-    """Show progress on stderr: bars in a terminal, elsewhere lines."""
+    """Show progress on stderr: bars in a terminal, else lines."""
     if not sys.stderr.isatty():
         yield _Lines()
         return
@@ -232,7 +236,7 @@ def _result_line(result: TaskResult) -> str:
 
 
 class _Lines:
-    """Progress as a line when a task begins and a line when it ends."""
+    """Progress as lines: one when a task begins and one when it ends."""
 
     def begin(self, task: Task, done: int, total: int) -> None:
         print(f"{task.name}: {total} items" + (f", {done} known" if done else ""), file=sys.stderr)
@@ -244,7 +248,7 @@ class _Lines:
 
 
 class _Bars:
-    """Progress as a bar per task: items done, the mean of the new items so far, the time left."""
+    """Progress as a bar per task: items done, the mean of the new items so far, the remaining time."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
@@ -261,6 +265,6 @@ class _Bars:
         self._bars.update(self._ids[task.name], advance=len(results), score=score)
 
     def end(self, result: TaskResult) -> None:
-        if result.task not in self._ids:  # it failed before its first item
+        if result.task not in self._ids:  # the task failed before its first item
             self._ids[result.task] = self._bars.add_task(result.task, total=0, score="")
         self._bars.update(self._ids[result.task], score=_result_line(result))

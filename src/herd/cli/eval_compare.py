@@ -1,4 +1,4 @@
-"""`herd eval compare`, `fidelity`, `contamination`: compare evaluations, models, and items with a corpus."""
+"""`herd eval compare`, `fidelity` and `contamination`: compare evaluations, models, items and a corpus."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ def compare_command(
 
 def fidelity_command(
     model: Annotated[str, typer.Argument(help="The child. " + MODEL)],
-    parent: Annotated[
-        str, typer.Option(help="The checkpoint to compare with, e.g. the one it was made from.")
-    ],
+    parent: Annotated[str, typer.Option(help="The checkpoint to compare with, e.g. the unquantized one.")],
     data: DataOption = None,
     limit: Limit = None,
     out: Out = None,
@@ -52,8 +50,7 @@ def fidelity_command(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how close a model is to its parent: KL divergence, same first choice, overlap, flipped
-    items."""
+    """Measure how close a model is to its parent: KL divergence, top-1 agreement, overlap, flipped items."""
     from ..evals.closeness import measure_fidelity
 
     child, elder = (open_local(folder, None, dtype, device) for folder in (model, parent))
@@ -67,7 +64,7 @@ def fidelity_command(
         (s["name"], f"{s['value']:.4g}", s["unit"], f"{s['lo']:.4g} to {s['hi']:.4g}") for s in row.scores
     ]
     print_table(("score", "value", "unit", "95 % interval"), scores)
-    print(f"{child.name} compared with {elder.name} on {row.n_items} texts; results are in {folder}")
+    print(f"{child.name} was compared with {elder.name} on {row.n_items} texts. Results are in {folder}")
     if flips:
         print()
         print_table(
@@ -85,7 +82,7 @@ def contamination_command(
 ) -> None:
     """Find the test items that share 13 words in a row with a training corpus.
 
-    Note them next to the scores.
+    Their number is noted next to the scores.
     """
     from ..data.corpus import read_corpus
     from ..evals.contamination import overlaps
@@ -121,7 +118,7 @@ def contamination_command(
 
 
 def _flips(parent: Path, child: Path) -> list[dict[str, Any]]:
-    """Count the items that only one of two models has right, by task, where both were evaluated."""
+    """Count, for each task that both models have done, the items that only one of them answers correctly."""
     from ..evals.compare import compare
     from ..evals.results import read_evaluation
 
@@ -134,7 +131,7 @@ def _flips(parent: Path, child: Path) -> list[dict[str, Any]]:
 
 
 def _with_overlap(row: TaskResult, record: dict[str, Any] | None) -> TaskResult:
-    """Return the row with the overlap in the detail of its first score."""
+    """Return the row with the overlap noted in the detail of its first score."""
     if record is None:
         return row
     first, *others = row.scores

@@ -1,4 +1,4 @@
-"""Open what the verbs of `herd eval` measure: a model, the data sets, the folder of results."""
+"""Open the model, the data sets and the results folder that the verbs of `herd eval` work with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Out = Annotated[Path | None, typer.Option(help="Folder of results (default: runs
 
 
 def data_source(folder: Path | None) -> Data:
-    """Return the data sets of a folder, or the built-in items."""
+    """Return the data sets in a folder, or the built-in items if ``folder`` is None."""
     from ..evals.tasks import Data
 
     return Data() if folder is None else Data(folder)
@@ -30,7 +30,7 @@ def data_source(folder: Path | None) -> Data:
 def open_local(
     model: str, mode: Any = None, dtype: str | None = None, device: str | None = None, batch: int = 32
 ) -> CheckpointModel:
-    """Open a checkpoint for the harness; without ``mode`` it is asked as it was trained."""
+    """Open a checkpoint for the harness. Without ``mode``, prompts are as in the model's training."""
     from ..checkpoint import checkpoint_hash
     from ..checkpoint.sources import model_name
     from ..evals.local import CheckpointModel
@@ -40,7 +40,7 @@ def open_local(
     lineage = loaded.lineage
     if mode is None and lineage is None:
         print(
-            f"{model}: does not say how it was trained; it is asked as an instruct model (else: --mode base)",
+            f"{model} does not say how it was trained; its prompts are for instruct models (or: --mode base)",
             file=sys.stderr,
         )
     hash_ = (lineage.weights_hash if lineage else None) or checkpoint_hash(loaded.folder)
@@ -52,6 +52,6 @@ def open_local(
 
 
 def results_folder(model: Model) -> Path:
-    """Return the folder of a model's results when none is given."""
+    """Return the default folder of a model's results."""
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in model.name)
     return Path("runs") / "evals" / f"{safe}-{model.hash[:8]}"

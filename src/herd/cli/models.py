@@ -1,4 +1,4 @@
-"""`herd pull`, `herd list` and `herd rm`: models by name, and what is on this disk."""
+"""`herd pull`, `herd list` and `herd rm`: download, list and delete models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Name = Annotated[str, typer.Argument(help="A name (`herd list`), hf:ORG/NAME[/FI
 
 
 def pull_command(name: Name, as_json: Json = False) -> None:
-    """Download a model, or do nothing if it is on the disk already. An interrupted download resumes."""
+    """Download a model unless it is on this disk already. An interrupted download is resumed."""
     from ..checkpoint.sources import resolve_model
 
     path = resolve_model(name, refresh=True)
@@ -20,7 +20,7 @@ def pull_command(name: Name, as_json: Json = False) -> None:
 
 
 def list_command(as_json: Json = False) -> None:
-    """List the models on this disk, whoever put them there, and the names that `herd pull` knows."""
+    """List the models on this disk, also those of other programs, and the names that `herd pull` knows."""
     from ..checkpoint.catalogue import catalogue, local_models
 
     here = local_models()
@@ -47,7 +47,10 @@ def list_command(as_json: Json = False) -> None:
 def remove_command(
     name: Annotated[str, typer.Argument(help="A model that herd pulled (`herd list`).")],
 ) -> None:
-    """Delete a downloaded model, also from the hub's cache. Models that Ollama or LM Studio keep are left to them."""
+    """Delete a downloaded model, also from the hub's cache.
+
+    Models of Ollama and LM Studio are not touched.
+    """
     from ..checkpoint.pull import remove_model
 
     nbytes = remove_model(name)

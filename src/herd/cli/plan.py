@@ -1,7 +1,8 @@
-"""`herd plan train`, `finetune`, `distil` and `machines`; other verbs are in ``plan_*.py``.
+"""`herd plan train`, `finetune`, `distil` and `machines`. The other verbs are in ``plan_*.py``.
 
-Each training verb searches all layouts that divide and fit, prints the fastest with the runners-up and the
-reason for the difference, and ends with days and dollars. Nothing is downloaded or run; no torch.
+Each training verb searches all parallel layouts that divide the model and fit in memory. It prints the
+fastest, the runners-up, the reason for the difference, days and dollars. Nothing is downloaded or run; torch
+is not needed.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ Tokens = Annotated[
     opt.Number, opt.count("Tokens to train on, in all epochs: 15.6T, 94B, 1e12.", opt.MAX_TOKENS)
 ]
 Batch = Annotated[
-    opt.Number, opt.count("Tokens per step, e.g. 16M (default: what is usual).", opt.MAX_TOKENS, CONTEXT)
+    opt.Number, opt.count("Tokens per step, e.g. 16M (default: a usual value).", opt.MAX_TOKENS, CONTEXT)
 ]
 Precision = Annotated[str, typer.Option(help="Precision of the matmuls: bf16 or fp8.")]
-Budget = Annotated[opt.Number, opt.number(USD, "US dollars to spend: says how many tokens they train on.")]
+Budget = Annotated[opt.Number, opt.number(USD, "US dollars to spend: prints how many tokens they pay for.")]
 Top = Annotated[opt.Number, opt.count("How many layouts to show.", 1000)]
 Html = Annotated[Path | None, typer.Option("--html", help="Also write a page with charts to this file.")]
 
@@ -49,7 +50,7 @@ def train_command(
     tokens: Tokens = "15.6T",
     layout: Annotated[
         str | None,
-        typer.Option(help="Only this layout: tp=8,pp=16,dp=128,chunks=8,recompute=none,shard=gradients."),
+        typer.Option(help="Use this layout: tp=8,pp=16,dp=128,chunks=8,recompute=none,shard=gradients."),
     ] = None,
     restart: Annotated[
         opt.Number, opt.number(TIME, "Time from a failure until training continues: 600, 10min.")
@@ -148,7 +149,7 @@ app.command("leak")(plan_leak.leak_command)
 
 @app.command("machines")
 def machines_command(
-    name: Annotated[str | None, typer.Argument(help="One of them, e.g. 8xH100 (default: all).")] = None,
+    name: Annotated[str | None, typer.Argument(help="One machine, e.g. 8xH100 (default: all).")] = None,
     machines: opt.Machines = None,
     as_json: Json = False,
 ) -> None:
@@ -174,7 +175,7 @@ def machines_command(
     if name:
         device = found[0].device
         print(f"{device.title}. Source: {device.source or 'your own file'}.")
-        print(f"Source of the reached rates: {device.efficiency.source}")
+        print(f"Source of the reached fraction of the peak: {device.efficiency.source}")
 
 
 def _target(name: str, machines: Path | None) -> Machine:
@@ -216,7 +217,7 @@ def _parse_layout(text: str, precision: str) -> ParallelLayout:
             values[name] = whole(1e6, example="tp=8,pp=16,dp=128").parse(value, f"--layout {name}")
         else:
             known = ", ".join((*numbers, *words))
-            raise PlanError(f"--layout part {part!r} is not one of {known}: write it like tp=8,pp=16,dp=128")
+            raise PlanError(f"--layout part {part!r} is not one of {known}: write, e.g., tp=8,pp=16,dp=128")
     return ParallelLayout(**values)
 
 
@@ -240,7 +241,7 @@ def _machine_record(machine: Machine) -> dict[str, Any]:
 def _show(
     plan: TrainPlan, title: str, budget: float | None, top: int, html: Path | None, as_json: bool
 ) -> None:
-    """Print the plan as tables or JSON, and write the page."""
+    """Print the plan as tables or JSON, and write the HTML page if asked."""
     if html is not None:
         from ..files import write_atomically
         from ..plan.page import render_plan
@@ -314,7 +315,7 @@ def _print_layouts(plan: TrainPlan, title: str, shown: list[SearchResult]) -> No
             for found in shown
         ),
     )
-    print(f"{plan.feasible:,} of {plan.seen:,} layouts fit; shown is the best of each TP × CP × PP × DP.")
+    print(f"{plan.feasible:,} of {plan.seen:,} layouts fit; a row is the best one of its TP × CP × PP × DP.")
     if plan.others:
         print(_difference(best, plan.others[0]))
     parts = [(name, value) for name, value in best.step.parts().items() if value > 0]
@@ -329,7 +330,7 @@ def _print_layouts(plan: TrainPlan, title: str, shown: list[SearchResult]) -> No
 
 
 def _difference(best: SearchResult, other: SearchResult) -> str:
-    """Say what makes the winner faster than the next shape: the parts of a step that differ most."""
+    """Return a sentence that names the parts of a step in which the winner is faster than the runner-up."""
     mine, theirs = best.step.parts(), other.step.parts()
     gaps = sorted(((theirs[name] - mine[name], name) for name in mine), key=lambda gap: -abs(gap[0]))
     reasons = [
@@ -348,7 +349,7 @@ def _print_costs(plan: TrainPlan, budget: float | None) -> None:
     goodput, cost = plan.goodput, plan.money
     rows = [
         f"time without failures|{long_time(plan.busy_hours)}",
-        f"useful share of the time|{100 * goodput.effective:.1f} %",
+        f"useful fraction of the time|{100 * goodput.effective:.1f} %",
         f"time|{long_time(plan.hours)}",
         f"device hours|{plan.device_hours:,.0f}",
         f"energy|{units.si(cost.energy_kwh * 1000, 'Wh')}",
@@ -356,8 +357,8 @@ def _print_costs(plan: TrainPlan, budget: float | None) -> None:
     if cost.rent is not None and cost.rent_price is not None:
         rows.append(f"rent at {cost.rent_price.usd:.2f} USD/h|{cost.rent:,.0f} USD")
     if cost.own is not None:
-        rows.append(f"own: purchase over 3 years, and power|{cost.own:,.0f} USD")
-        rows.append(f"bought outright|{cost.buy:,.0f} USD")
+        rows.append(f"owned: price spread over 3 years, plus power|{cost.own:,.0f} USD")
+        rows.append(f"price of the machine|{cost.buy:,.0f} USD")
     opt.print_rows("the run|", rows)
     print(
         f"A failure every {long_time(goodput.between_failures / 3600)}; a checkpoint of "
@@ -368,7 +369,7 @@ def _print_costs(plan: TrainPlan, budget: float | None) -> None:
             date = f", {price.date}" if price.date else ""
             print(f"{word}: {price.usd:,.2f} USD per device{date}, {price.source}.")
     if plan.machine.approximate:
-        print(f"Not from a data sheet of this machine: {', '.join(plan.machine.approximate)}.")
+        print(f"Estimated, not from a data sheet of this machine: {', '.join(plan.machine.approximate)}.")
     if budget is not None:
         tokens = _affordable_tokens(plan, budget)
         if tokens is None:

@@ -23,9 +23,10 @@ def leak_command(
     html: Annotated[Path | None, typer.Option(help="Write an HTML page to this file instead.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check what the news said about the leaked Llama 3.1: verdict, arithmetic, sources, a command.
+    """Check ten claims of the news about the leaked Llama 3.1.
 
-    Needs no weights."""
+    Prints for each a verdict, the arithmetic, the sources and a command to try. Needs no weights.
+    """
     from ..plan.leak import all_claims, claims_page
 
     claims = all_claims()
@@ -43,7 +44,7 @@ def leak_command(
 
 
 def _claim_text(number: int, claim: Claim, width: int, colour: bool) -> str:
-    """Return one claim as lines of at most ``width`` columns."""
+    """Return one claim as text in lines of at most ``width`` columns."""
 
     def paint(text: str, code: str) -> str:
         return f"\033[{code}m{text}\033[0m" if colour else text
@@ -51,7 +52,7 @@ def _claim_text(number: int, claim: Claim, width: int, colour: bool) -> str:
     def wrapped(text: str, further_indent: str = "    ") -> list[str]:
         return textwrap.wrap(text, width, initial_indent="    ", subsequent_indent=further_indent)
 
-    # The verdict stands at the right of the first line.
+    # The verdict is at the right end of the first line.
     first, *rest = textwrap.wrap(f"“{claim.said}”", width - 16)
     head = f"{number:2}  {paint(first.ljust(width - 14), '1')}"
     lines = [head + paint(claim.verdict.rjust(10), f"1;{_COLOURS[claim.verdict]}")]

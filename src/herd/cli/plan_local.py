@@ -1,4 +1,4 @@
-"""`herd plan`: what runs on this machine; `herd plan run`: one model on any machine, with its cost."""
+"""`herd plan`: which models run on this machine. `herd plan run`: one model on any machine, with its cost."""
 
 from __future__ import annotations
 
@@ -21,22 +21,21 @@ if TYPE_CHECKING:
 SIZES_HERE = ("8B", "70B", "405B")
 WATTS = Quantity(1e-3, 1e12, COUNT, "120")
 ALPHA = 0.7
-"""Acceptance rate of a draft model where none was measured: models of one family reach 0.6 to 0.8."""
+"""Assumed acceptance rate of a draft model if none was measured. Models of one family reach 0.6 to 0.8."""
 
 
 def plan_command(
     context: typer.Context,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Measure this machine again, half a minute.")
-    ] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure this machine again (30 s).")] = False,
     feel: Annotated[bool, typer.Option("--feel", help="Print sample text at the predicted speed.")] = False,
-    size: Annotated[str | None, opt.size_option("Only this size; with --feel, the one to show.")] = None,
+    size: Annotated[str | None, opt.size_option("Only this size, also for --feel.")] = None,
     learned: opt.Learned = False,
     as_json: Json = False,
 ) -> None:
     """Predict memory, speed and cost before you start.
 
-    Without a verb: measures this machine, once, and prints the best ways to run each size on it."""
+    Without a verb, it measures this machine once and prints the best ways to run each size on it.
+    """
     if context.invoked_subcommand is not None:
         return
     from ..plan.ways import best_way, plan_ways
@@ -67,7 +66,7 @@ def plan_command(
             print(f"To run it:  {_shell_command(name, chosen)}")
             print(_draft_advice(target, chosen))
     print("\nLoss: mean KL divergence from 16 bits in nats, published for Llama 3 8B (llama.cpp).")
-    print("Larger models lose less.")
+    print("Larger models lose less by quantization.")
     if target.factors:
         factors = ", ".join(f"{kind} × {factor:.2f}" for kind, factor in target.factors.items())
         print(f"Corrected by this machine's own runs: {factors} (see herd plan score).")
@@ -84,7 +83,7 @@ def run_command(
     usd_per_hour: Annotated[
         opt.Number, opt.number(USD, "Rent of the whole machine per hour in USD (default: the catalogue's).")
     ] = None,
-    watts: Annotated[opt.Number, opt.number(WATTS, "Power at work in watts.")] = None,
+    watts: Annotated[opt.Number, opt.number(WATTS, "Power under load in watts.")] = None,
     machines: opt.Machines = None,
     learned: opt.Learned = False,
     as_json: Json = False,
@@ -118,7 +117,7 @@ def run_command(
         print()
         _print_money(size, costs)
     elif machine == "here":
-        print("Cost: give the machine's price (--price, --watts) or rent (--usd-per-hour).")
+        print("For the cost, give the machine's price (--price, --watts) or rent (--usd-per-hour).")
 
 
 def _print_machine(target: MeasuredTarget) -> None:
@@ -142,7 +141,7 @@ def _print_machine(target: MeasuredTarget) -> None:
 
 
 def _print_ways(target: Target, size: str, rows: list[list[Way]]) -> None:
-    """Print what fits, with times by context, or what would make it fit."""
+    """Print the ways that fit with their times by context, or the smallest change that would make one fit."""
     from ..plan.ways import best_way, smallest_change
 
     chosen, first = best_way(rows), rows[0][0]
@@ -171,7 +170,7 @@ def _print_ways(target: Target, size: str, rows: list[list[Way]]) -> None:
 
 
 def _shell_command(size: str, found: Way) -> str:
-    """Return what to type to run it, given the instruct weights in a folder of their usual name."""
+    """Return the command that runs the model, given the instruct weights in a folder of their usual name."""
     folder = f"Llama-{'3.2' if size in ('1B', '3B') else '3.1'}-{size}-Instruct"
     if found.weights.name == "bf16":
         return f"herd chat {folder} --dtype bf16"
@@ -179,7 +178,7 @@ def _shell_command(size: str, found: Way) -> str:
 
 
 def _draft_advice(target: Target, chosen: Way) -> str:
-    """Say whether a smaller model of the family would pay as a draft model."""
+    """Return a sentence on whether a smaller model of the family would pay as a draft model."""
     from ..llama.config import SIZES
     from ..plan.serve import best_draft, verify_cost
     from ..plan.ways import plan_way
@@ -205,7 +204,7 @@ def _draft_advice(target: Target, chosen: Way) -> str:
 def _own_costs(
     target: Target, chosen: Way, price: float | None, rent: float | None, watts: float | None
 ) -> dict[str, OwnCost] | None:
-    """Return the cost of a million tokens for one sequence and with as many as fit; None without a price."""
+    """Return the cost of a million tokens, for one sequence and for as many as fit; None without a price."""
     from ..llama.config import SIZES
     from ..plan.money import OVERHEAD
     from ..plan.prices import hourly_cost, own_cost
@@ -251,10 +250,10 @@ def _print_money(size: str, costs: dict[str, OwnCost]) -> None:
         even = break_even(own, api)
         volume = "never" if even.tokens is None else f"{even.tokens / 1e6:,.0f} M"
         if even.tokens is not None and not even.reachable:
-            volume += ", more than it makes"
+            volume += ", more than it can generate"
         prices = f"{api.input:.2f}|{api.output:.2f}|{api.blended:.2f}"
         rows.append(f"{api.model}, {api.host} ({api.date})|{prices}|{volume}")
-    opt.print_rows("USD per million tokens|in|out|3:1|own is cheaper from, per month", rows)
+    opt.print_rows("USD per million tokens|in|out|3:1|own machine is cheaper from, per month", rows)
 
 
 def _break_even_records(size: str, own: OwnCost) -> list[dict[str, Any]]:
@@ -275,7 +274,7 @@ def _show_speed(best: dict[str, Way | None]) -> None:
 
     chosen = next((found for found in best.values() if found is not None), None)
     if chosen is None or chosen.step is None or chosen.ttft is None:
-        raise PlanError(f"{next(iter(best))} does not run here, so its speed cannot be shown: try --size 1B")
+        raise PlanError(f"{next(iter(best))} does not fit here, so its speed cannot be shown: try --size 1B")
     print(
         f"{chosen.size} in {chosen.weights.name} here: {opt.time_text(chosen.ttft)} to read a prompt of "
         f"{chosen.context:,} tokens, then {1 / chosen.step:,.3g} tokens/s. At most 20 s of each; Ctrl-C "

@@ -1,4 +1,4 @@
-"""What the verbs of `herd plan` share: numeric options, machines, and parts of their printed results."""
+"""Code that the verbs of `herd plan` share: numeric options, machines, and parts of the printed results."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from ..plan.ways import MeasuredTarget, Target, Way
 
 Number = Any
-"""A number whose default is written as a user would write it: 15.6T."""
+"""Type of a numeric option. Its default is a text as users would type it: 15.6T."""
 
 
 def number(kind: Quantity, help: str, *names: str) -> Any:
-    """Return an option that is read as a ``kind`` of number."""
+    """Return an option that is parsed as a quantity of this kind."""
 
     def read(parameter: typer.CallbackParam, text: str | None) -> float | None:
         return None if text is None else kind.parse(text, parameter.opts[0])
@@ -45,7 +45,7 @@ def size_option(help: str, *names: str) -> Any:
     return typer.Option(*names, parser=_size, metavar="SIZE", help=help)
 
 
-MAX_TOKENS = 1e18  # far beyond every text there is
+MAX_TOKENS = 1e18  # far more than all text that exists
 Size = Annotated[str, size_option("A published model: 405B, 70B, 8B, 3B, 1B.")]
 Where = Annotated[
     str, typer.Option("--machine", help="here (measured), or a number of devices: 2xRTX4090, M2Ultra-192GB.")
@@ -80,7 +80,7 @@ def measured_target(learned: bool = False, again: bool = False) -> MeasuredTarge
 def _measure_with_progress() -> Any:
     from rich.progress import SpinnerColumn, TimeElapsedColumn
 
-    print("Measuring this machine once, about half a minute; the result is kept.", file=sys.stderr)
+    print("Measuring this machine, once (about 30 s). The result is stored.", file=sys.stderr)
     with progress_display(SpinnerColumn(), "{task.description}", TimeElapsedColumn()) as bar:
         task = bar.add_task("loading torch", total=None)
         from ..plan.measure import measure_machine
@@ -89,7 +89,7 @@ def _measure_with_progress() -> Any:
 
 
 def find_target(name: str, machines: Path | None, size: str, learned: bool = False) -> Target:
-    """Return the machine that a user names, ready to run ``size``."""
+    """Return the machine with this name as a target for running models of ``size``."""
     from ..llama.config import SIZES
     from ..plan.machines import find_machine
     from ..plan.ways import catalogue_target
@@ -123,7 +123,7 @@ def finite(record: Any) -> Any:
 
 
 def time_text(seconds: float) -> str:
-    """Return a waiting time: milliseconds where it is short, days or years where it is long."""
+    """Return a waiting time as text with a fitting unit, from milliseconds to years."""
     return f"{1000 * seconds:.0f} ms" if seconds < 0.1 else long_time(seconds / 3600)
 
 

@@ -33,7 +33,7 @@ def serve_command(
     learned: opt.Learned = False,
     as_json: Json = False,
 ) -> None:
-    """Predict how many users a machine serves: batch, waiting time and tokens/s by way of splitting it."""
+    """Predict whether a machine can serve the users: batch, waiting time and tokens/s for each split."""
     from ..plan.serve import Load, predict_serving
     from ..plan.ways import CatalogueTarget
 
@@ -62,7 +62,7 @@ def serve_command(
         records = [_served_record(served, p95_ttft) for served in found]
         print_json(opt.finite({"machine": target.name, "meets": bool(able), "splits": records}))
         return
-    asked = f"{users} users, {prompt:,} tokens in, {answer:,} out, {think:g} s between"
+    asked = f"{users} users, {prompt:,} tokens in, {answer:,} out, {think:g} s between requests"
     print(f"{size} on {target.name}: {asked}\n")
     opt.print_rows(
         "weights|replicas|at once|of|requests/s|TTFT|p95|s/token|tokens/s|",
@@ -207,7 +207,7 @@ def _served_row(served: Served, bar: float) -> str:
 
 
 def _serving_change(target: Target, size: str, load: Load, bar: float, found: list[Served]) -> str:
-    """Say how many users the machine would serve, or what makes the model fit."""
+    """Return how many users the machine would serve, or the change that makes the model fit."""
     from ..plan.serve import predict_serving
     from ..plan.ways import smallest_change
 
@@ -222,7 +222,7 @@ def _serving_change(target: Target, size: str, load: Load, bar: float, found: li
         else:
             high = middle
     if low:
-        return f"{low} users would be served in time."
+        return f"It would serve {low} users in time."
     return "Not even one user: shorten --prompt, raise --p95-ttft, or use a faster machine."
 
 

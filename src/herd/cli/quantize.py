@@ -1,4 +1,4 @@
-"""`herd quantize`: the same model with 8 or 4 bits per weight, and how much it loses."""
+"""`herd quantize`: store a model with fewer bits per weight and measure how much it loses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def quantize_command(
     folder: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
     to: Annotated[str, typer.Option(help="Weight format: q8, q4, q4k or q6k.")],
     out: Annotated[Path | None, typer.Option(help="Folder to create (default: NAME-q4 and so on).")] = None,
-    gptq: Annotated[bool, typer.Option("--gptq", help="Fit the weights to text: better, slower.")] = False,
+    gptq: Annotated[
+        bool, typer.Option("--gptq", help="Fit the weights to text: more accurate, slower.")
+    ] = False,
     calib: Annotated[str | None, typer.Option(help="Text for --gptq: a file, folder or hf:NAME.")] = None,
     embeddings: Annotated[
         str | None, typer.Option(help="Format of the embeddings (default: --to's).")
@@ -37,7 +39,7 @@ def quantize_command(
     measure: Annotated[bool, typer.Option(help="Compare the result with the original on --text.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Make a smaller copy of a model with 8 or 4 bits per weight, in GGUF's block formats.
+    """Make a smaller copy of a model with 8, 6 or 4 bits per weight, in GGUF's block formats.
 
     The new folder's herd.json says how close it is to the original: KL divergence, top-1 agreement,
     perplexity.
@@ -103,8 +105,7 @@ def _say(result: dict[str, Any]) -> None:
 
 
 def _batches(source: Any, calib: str) -> Sequence[Tensor]:
-    """Return calibration tokens in windows of one length: four per column of the widest matrix, if there are
-    enough."""
+    """Return windows of calibration tokens, four tokens per column of the widest matrix if possible."""
     import torch
 
     from ..data.corpus import read_corpus
@@ -112,9 +113,7 @@ def _batches(source: Any, calib: str) -> Sequence[Tensor]:
     config: ModelConfig = source.config
     tokenizer = source.tokenizer()
     if tokenizer is None:
-        raise CheckpointError(
-            f"{source.folder}: --gptq needs a tokenizer to read --calib with, and there is none"
-        )
+        raise CheckpointError(f"{source.folder} has no tokenizer, but --gptq needs one to read --calib")
     context = min(CALIBRATION_CONTEXT, config.max_context)
     wanted = max(16_384, 4 * max(config.dim, config.ffn_dim))
     ids: list[int] = []
@@ -126,14 +125,14 @@ def _batches(source: Any, calib: str) -> Sequence[Tensor]:
     if not len(windows):
         raise DataError(f"{calib}: {len(ids)} tokens are too few to calibrate with; give at least {context}")
     if len(ids) < max(config.dim, config.ffn_dim):
-        _warn(f"{calib}: {len(ids):,} tokens are few for matrices {config.ffn_dim:,} wide; give more text")
+        _warn(f"{calib}: {len(ids):,} tokens are few for matrices of {config.ffn_dim:,} columns; give more")
     return windows.split(max(1, 2048 // context))
 
 
 def _measure(source: Any, target: Path, nbytes: int, text: str | None) -> dict[str, Any]:
-    """Return the comparison with the original.
+    """Return the measured comparison with the original.
 
-    It is empty, with a warning, where both do not fit in memory together or there is no tokenizer.
+    Empty, with a warning, if the two models do not fit in memory together or there is no tokenizer.
     """
     from .. import checkpoint
     from ..data.builtin import read_parallel
@@ -150,7 +149,7 @@ def _measure(source: Any, target: Path, nbytes: int, text: str | None) -> dict[s
     if needed > free:
         _warn(
             f"not measured: the original and its copy together need {needed / 1e9:.1f} GB of memory, "
-            f"{free / 1e9:.1f} GB are free; add --no-measure, or measure on a larger machine"
+            f"but only {free / 1e9:.1f} GB are free; add --no-measure, or measure on a larger machine"
         )
         return {}
     n_tokens = affordable_tokens(source.config)

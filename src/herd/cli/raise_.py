@@ -11,10 +11,10 @@ TEXT = "Your own text: a file, a folder, a pattern such as 'text/*.txt', or hf:N
 
 
 def raise_command(
-    name: Annotated[str, typer.Option(help="Name of the run.")] = "demo",
+    name: Annotated[str, typer.Option(help="Name of the run's folder.")] = "demo",
     full: Annotated[bool, typer.Option("--full", help="Train better models, in 20 to 25 minutes.")] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Run all stages in a minute, with tiny models.")
+        bool, typer.Option("--quick", help="Try all stages in a minute, with tiny models.")
     ] = False,
     text: Annotated[list[str] | None, typer.Option(help=TEXT)] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of all random choices. [default: 0]")] = None,
@@ -22,8 +22,7 @@ def raise_command(
     runs: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
     json_: Annotated[bool, typer.Option("--json", help="Print the scores as JSON at the end.")] = False,
 ) -> None:
-    """Train a family of models from text (tokenizer, teacher, long context, instruct model, students) and
-    evaluate it.
+    """Train a family of small models from text and evaluate it: teacher, long context, instruct, students.
 
     Without --text it uses the Python standard library and the project's own sentences in nine languages.
     """

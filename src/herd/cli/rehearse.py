@@ -1,4 +1,4 @@
-"""`herd train RECIPE --rehearse`: real steps at the recipe's shapes, then a prediction for the run."""
+"""`herd train RECIPE --rehearse`: train a few steps at the recipe's shapes, and predict the whole run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def rehearse_recipe(path: Path, recipe: Any, machine: str | None, script: Path | None, as_json: bool) -> None:
-    """Rehearse the recipe, print the prediction, and write the script if one is asked for."""
+    """Rehearse the recipe, print the prediction, and write the Slurm script if a path is given."""
     from ..kernels.memory import keep_freed_memory
     from ..plan import rehearse
     from ..plan.machines import find_machine
@@ -25,7 +25,7 @@ def rehearse_recipe(path: Path, recipe: Any, machine: str | None, script: Path |
     if script is not None and machine is None:
         raise PlanError("--script needs to know the machine: give --machine, e.g. 64xH100")
     target = None if machine is None else find_machine(machine)
-    # Another machine comes first, because it can be refused before anything runs.
+    # Another machine first: if the recipe does not fit there, this is known before anything runs.
     outlooks = [] if target is None else [rehearse.outlook_on(recipe, target)]
     shown = not as_json and sys.stderr.isatty()
     found = rehearse.run_rehearsal(
@@ -76,10 +76,10 @@ def _print_rehearsal(recipe: Any, found: Rehearsal) -> None:
         "tokens."
     )
     chance = math.log(piece.config.vocab_size)
-    print(f"The first loss is {found.loss:.2f}; guessing gives {chance:.2f}.")
-    print(f"A layer runs at {units.si(found.flops_rate, 'FLOP/s')}.")
+    print(f"The first loss is {found.loss:.2f}; uniform guessing gives {chance:.2f}.")
+    print(f"One decoder layer ran at {units.si(found.flops_rate, 'FLOP/s')}.")
     sizes = [units.nbytes(value) for value in (found.measured_bytes, found.predicted_bytes)]
-    print(f"Memory of the rehearsed part: {sizes[0]} measured, {sizes[1]} by the formula.\n")
+    print(f"Memory of the rehearsed part: {sizes[0]} measured, {sizes[1]} predicted.\n")
 
 
 def _print_outlooks(outlooks: list[Outlook]) -> None:

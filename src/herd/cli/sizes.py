@@ -1,4 +1,4 @@
-"""`herd sizes`: the published models as one table, exact to the parameter."""
+"""`herd sizes`: a table of the published models with exact parameter counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FIELDS = "n_params dim n_layers n_heads n_kv_heads ffn_dim vocab_size max_contex
 
 
 def sizes_command(as_json: Json = False) -> None:
-    """List the published models, Llama 3.1 8B, 70B, 405B and Llama 3.2 1B, 3B, with exact parameter counts."""
+    """List the published models (Llama 3.1 8B, 70B, 405B; Llama 3.2 1B, 3B) with exact parameter counts."""
     records, rows = [], []
     for name, config in SIZES.items():
         weights, kv = config.nbytes(2.0), config.kv_nbytes_per_token(2.0)

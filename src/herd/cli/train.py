@@ -1,4 +1,4 @@
-"""`herd train`: run a recipe, on several processes under `torchrun -m herd train RECIPE`."""
+"""`herd train`: train by a recipe. For several processes: `torchrun -m herd train RECIPE`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from .common import Json, picked, print_json, progress_display
 def train_command(
     recipe: Annotated[Path, typer.Argument(help="A recipe (YAML), e.g. recipes/tiny-lm.yaml.")],
     check: Annotated[bool, typer.Option("--check", help="Only check the recipe for mistakes.")] = False,
-    rehearse: Annotated[bool, typer.Option("--rehearse", help="Train a few steps, predict the run.")] = False,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Train a few steps, predict the whole run.")
+    ] = False,
     machine: Annotated[str | None, typer.Option(help="Rehearse for another machine, e.g. 64xH100.")] = None,
-    script: Annotated[Path | None, typer.Option(help="Rehearse; write a Slurm script to this file.")] = None,
+    script: Annotated[Path | None, typer.Option(help="Rehearse and write a Slurm script here.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train a model by a recipe.
 
-    Mistakes in the recipe are named with their line before anything starts. Ctrl-C saves the state of the
-    run; the same command resumes it.
+    Mistakes in the recipe are reported with their line before anything starts. Ctrl-C saves the state of the
+    run, and the same command resumes it.
     """
     from ..train.recipe import read_recipe
 
@@ -62,9 +64,9 @@ def train_command(
 
 
 def _planned(recipe: Any, folder: Path, result: Any) -> float | None:
-    """Return the seconds that a plan for this machine predicts.
+    """Return the seconds that a plan for this machine predicts for the run.
 
-    None for a run on several ranks or with a teacher.
+    None for a resumed run, for several ranks, and for an objective with parent models.
     """
     from ..checkpoint import load_config
     from ..plan import compare
@@ -76,7 +78,7 @@ def _planned(recipe: Any, folder: Path, result: Any) -> float | None:
 
 
 def _check(path: Path, recipe: Any, as_json: bool) -> None:
-    """Check the recipe for the number of processes it names, and print its size."""
+    """Check the recipe for its number of processes, and print its size."""
     from ..train.recipe import check_recipe
 
     config = check_recipe(recipe, recipe.parallel.ranks)
@@ -92,7 +94,7 @@ def _check(path: Path, recipe: Any, as_json: bool) -> None:
 
 @contextmanager
 def _progress(name: str, steps: int, *, show: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Show a progress bar in a terminal; elsewhere print a line every twentieth of the way, for log files."""
+    """Show a progress bar in a terminal. In a log file, print a line after every twentieth of the steps."""
     from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -1,7 +1,7 @@
 """The stages of `herd raise`, from text to a report.
 
-`plan.py` decides the sizes, `run.py` records the stages, `stages.py` and `measure.py` do the work, `show.py`
-shows it.
+`plan.py` chooses the sizes, `run.py` records the stages, `stages.py` and `measure.py` do the work, and
+`show.py` displays the progress.
 """
 
 from .raise_ import raise_herd

@@ -1,4 +1,4 @@
-"""One phase of training in `herd raise`: the loop's settings, live progress and samples, and what it took."""
+"""One phase of training in `herd raise`: the loop's settings, live progress and samples, and the cost."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ class Prompt:
 
 
 def config_of(phase: Phase, plan: Plan) -> TrainConfig:
-    """Return the loop's settings: 5 % warm-up, cosine, and a last quarter of decay whose weights are
-    averaged.
-    """
+    """Return the loop's settings: 5 % warm-up, cosine, a last quarter of decay with averaged weights."""
     decay = max(2, phase.steps // 4)
     warmup, average = max(1, phase.steps // 20), max(1, decay // 10)
     return TrainConfig(
@@ -62,10 +60,9 @@ def learn(
     prompts: Sequence[Prompt],
     progress: tuple[float, float] = (0.0, 1.0),
 ) -> Outcome:
-    """Train ``model`` in place through ``phase``, with state and metrics in ``stages/name``; return its cost.
+    """Train ``model`` in place for one phase and return its cost. State and metrics go to ``stages/NAME``.
 
-    ``heldout`` is evaluated about twelve times. ``progress``: the part of the stage's bar that the phase
-    fills.
+    ``heldout`` is evaluated about twelve times. ``progress`` is the phase's part of the stage's progress bar.
     """
     began = time.perf_counter()
     sampler = _Sampler(run.show, model, run.data.tokenizer, prompts)
@@ -87,7 +84,7 @@ def learn(
 
 
 class _Sampler:
-    """Live samples: a few greedy tokens of the model in training, prompt after prompt."""
+    """Live samples: a few greedy tokens of the model in training, for one prompt after another."""
 
     def __init__(self, show: Show, model: LlamaLM, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> None:
         self.terminal, self.model, self.tokenizer, self.prompts = show, model, tokenizer, prompts

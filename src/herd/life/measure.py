@@ -1,8 +1,7 @@
-"""The last two stages of `herd raise`: the evaluation of every model on the same held-out items, and the
-report.
+"""The last two stages of `herd raise`: evaluating all models on the same held-out items, and the report.
 
-Nothing here was seen in training: text, dialogs (wordings, names and numbers), needles and functions are held
-out. Every number has its interval.
+Text, dialogs (wordings, names and numbers), needles and functions are held out from training. Every score has
+a confidence interval.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ from .plan import Plan
 from .run import Outcome, RaiseRun
 
 SEED = 20_240_723
-"""Seed of all final items; the needles of the gates have another."""
+"""Seed of all final items. It differs from the seed of the gates' needles."""
 HELDOUT_BYTES = {"quick": 20_000, "demo": 150_000, "full": 400_000}
-"""Bytes of held-out text that are scored, of running text and of parallel sentences each."""
+"""Bytes of held-out text to score, by mode: as many of running text as of parallel sentences."""
 EXCERPT = 2048
-"""The most tokens of one held-out document, so that a few long ones do not dominate."""
+"""Tokens at which a held-out document is truncated, so that a few long ones do not dominate."""
 SHORTEST_NEEDLE = 256
-"""Tokens that hold four facts."""
+"""Smallest tested context, in tokens. It has room for four facts."""
 BASES, TALKERS = ("teacher", "long"), ("instruct", "student", "control")
 MODELS = (*BASES, *TALKERS)
 TEXT_PROMPTS = ("def area(", "import os\n\ndef ", "Return the ", "class Point:\n    ", "The sun ", "Das ist ")
 
 
 def measure_models(run: RaiseRun) -> Outcome:
-    """Write all scores of all models to ``scores.json``, and samples side by side to ``samples.json``."""
+    """Write the scores of all models to ``scores.json``, and samples for comparison to ``samples.json``."""
     plan, data = run.plan, run.data
     tokenizer = data.tokenizer
     models = {name: load_model(run.folder / name).eval().requires_grad_(False) for name in MODELS}
@@ -72,7 +71,7 @@ def measure_models(run: RaiseRun) -> Outcome:
     for better, other in (("student", "control"), ("long", "teacher"), ("instruct", "long")):
         add(better, bpb.compare_compression(f"bpb_vs_{other}", compressed[better], compressed[other], SEED))
     for name in ("student", "control"):
-        advance(f"{name}: distance to its teacher")
+        advance(f"{name}: KL divergence from its teacher")
         add(name, *fidelity(models["instruct"], models[name], documents).scores(SEED))
     for name in ("long", *TALKERS):
         advance(f"{name}: tools")
@@ -87,13 +86,13 @@ def measure_models(run: RaiseRun) -> Outcome:
 
 
 def write_report(run: RaiseRun) -> Outcome:
-    """Write ``report.html``, one self-contained page."""
+    """Write ``report.html``, a self-contained page."""
     build_page(run.folder)
     return Outcome()
 
 
 def heldout(data: RaiseData) -> list[HeldOut]:
-    """Return the documents that every model is scored on."""
+    """Return the held-out documents that every model is scored on."""
     budget = HELDOUT_BYTES[data.plan.mode]
     return [
         document
@@ -103,7 +102,7 @@ def heldout(data: RaiseData) -> list[HeldOut]:
 
 
 def dialogs_for(name: str, plan: Plan) -> list[Dialog]:
-    """Return held-out tool dialogs, half of them in English; the instruct model gets the most."""
+    """Return held-out tool dialogs, half of them in English. The instruct model is asked the most."""
     n = plan.tool_items if name == "instruct" else max(16, plan.tool_items // 4)
     others = tuple(lang for lang in LANGUAGES if lang != "en")
     return tool_items(n, SEED, languages=("en",)) + tool_items(n, SEED + 1, languages=others)

@@ -1,8 +1,8 @@
-"""The plan of `herd raise`: sizes, steps and predicted times, decided from a probe of this machine.
+"""The plan of `herd raise`: sizes, steps and predicted times, chosen after a speed test of this machine.
 
-A plan is a pure function of (mode, seed, measured speeds) and is written to ``run.json`` before anything
-else, so a resumed run keeps its sizes. The mode `quick` does not depend on speed: tests need the same run
-everywhere.
+A plan depends only on the mode, the seed, the text's name and the measured speeds. It is written to
+``run.json`` before anything else, so a resumed run keeps its sizes. The mode `quick` does not depend on
+speed, because tests need the same run everywhere.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Mode = Literal["quick", "demo", "full"]
 Rung = tuple[int, int]
 """(dim, layers) of a model size."""
 CONTEXT = 256
-"""Context of pre-training."""
+"""Context of pre-training in tokens."""
 
 
 @dataclass(frozen=True)
 class Speeds:
-    """Training speeds that a probe measured, in tokens per second.
+    """Measured training speeds in tokens per second.
 
-    ``rungs``: each size in ``dtype``, the faster one on this machine. ``distil`` and ``control``: the chosen
-    size's student, with and without its teacher.
+    ``rungs``: the speed of each size in ``dtype``, the faster dtype on this machine. ``distil`` and
+    ``control``: the student of the chosen size, with and without its teacher.
     """
 
     dtype: ComputeDtype
@@ -41,7 +41,7 @@ class Speeds:
 
 
 class Phase(BaseModel):
-    """One call of the training loop: steps, rows per step, tokens per row, learning rate."""
+    """Settings of one call of the training loop: steps, rows per step, tokens per row, learning rate."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,7 +56,7 @@ class Phase(BaseModel):
 
 
 class Plan(BaseModel):
-    """All decisions of one run; saved as ``run.json``."""
+    """All settings of one run, stored as ``run.json``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -66,8 +66,8 @@ class Plan(BaseModel):
     created: str
     version: str
     text: list[str] | None  # the user's text; None: the built-in corpus
-    dtype: ComputeDtype  # of the matmuls in training; weights and Adam's state are always fp32
-    corpus_bytes: int  # at most this much text is read
+    dtype: ComputeDtype  # of the matmuls in training (weights and Adam's state are always fp32)
+    corpus_bytes: int  # text is read up to this limit
     vocab_size: int
     teacher: dict[str, Any]  # fields of ModelConfig
     student: dict[str, Any]
@@ -76,10 +76,10 @@ class Plan(BaseModel):
     instruct: Phase
     distil: Phase
     n_dialogs: int
-    eval_rows: int  # held-out rows of an evaluation during training
-    tool_items: int  # held-out dialogs of the final evaluation
+    eval_rows: int  # held-out rows for evaluations during training
+    tool_items: int  # held-out dialogs in the final evaluation
     needle_items: int  # for each length
-    speeds: dict[str, float]  # tokens/s of each probed "dim x layers"; empty without a probe
+    speeds: dict[str, float]  # tokens/s of each measured "dim x layers"; empty if nothing was measured
     predicted_seconds: dict[str, float]
 
     @property
@@ -88,15 +88,13 @@ class Plan(BaseModel):
 
     @property
     def student_config(self) -> ModelConfig:
-        """The student's shape; its rotary scaling is the one that the teacher ends with."""
+        """The student's shape, with the rotary scaling that the teacher has at the end."""
         return ModelConfig(**self.student)
 
 
 @dataclass(frozen=True)
 class TimedMode:
-    """A mode that fills a given time: seconds of each stage, tokens that instruct tuning needs, other
-    sizes.
-    """
+    """A mode that fills a given time: seconds per stage, tokens needed for instruct tuning, other sizes."""
 
     seconds: dict[str, float]
     instruct_tokens: float
@@ -113,9 +111,7 @@ TIMED_MODES = {name: TimedMode(**values) for name, values in _MODES["timed"].ite
 
 
 def rung(dim: int, n_layers: int, vocab_size: int, context: int) -> ModelConfig:
-    """Return a toy Llama: head dim 32, two query heads per KV head, FFN of about 2.75 dim, tied
-    embeddings.
-    """
+    """Return a toy Llama: head dim 32, two query heads per KV head, FFN of 2.75 dim, tied embeddings."""
     return ModelConfig(
         vocab_size=vocab_size,
         dim=dim,
@@ -130,11 +126,10 @@ def rung(dim: int, n_layers: int, vocab_size: int, context: int) -> ModelConfig:
 
 
 def student_of(teacher: ModelConfig) -> ModelConfig:
-    """Return a shape of about half the teacher: three quarters of the width, five eighths of the FFN, a layer
-    less.
+    """Return a shape of half the teacher's size: 3/4 of the width, 5/8 of the FFN, one layer less.
 
-    Attention keeps its heads: pruning removes heads only from KV groups of more than two (Llama-3.1-Minitron,
-    arXiv 2408.11796).
+    All attention heads are kept, because pruning removes heads only from KV groups of more than two
+    (Llama-3.1-Minitron, arXiv 2408.11796).
     """
     return teacher.replace(
         dim=teacher.dim * 3 // 4,
@@ -144,16 +139,14 @@ def student_of(teacher: ModelConfig) -> ModelConfig:
 
 
 def extended(config: ModelConfig, context: int) -> ModelConfig:
-    """Return ``config`` with Llama 3's frequency scaling for ``context``, relative to its pre-training
-    context.
-    """
+    """Return ``config`` with Llama 3's frequency scaling from the pre-training context to ``context``."""
     original = config.rope_scaling.original_context if config.rope_scaling else config.max_context
     scaling = RopeScaling(factor=context / original, original_context=original)
     return config.replace(max_context=context, rope_scaling=scaling)
 
 
 def quick_plan(name: str, seed: int, text: list[str] | None) -> Plan:
-    """Return the plan of the mode `quick`, which is the same on every machine."""
+    """Return the plan of the mode `quick`. It is the same on every machine."""
     sizes = dict(_MODES["quick"])
     dim, n_layers = sizes.pop("rung")
     teacher = rung(dim, n_layers, sizes.pop("vocab_size"), CONTEXT)
@@ -162,16 +155,14 @@ def quick_plan(name: str, seed: int, text: list[str] | None) -> Plan:
 
 
 def chosen(rungs: dict[Rung, float], mode: Mode) -> Rung:
-    """Return the largest size that sees enough tokens of instruct tuning in its time, or else the
-    smallest.
-    """
+    """Return the largest size that is fast enough for its tokens of instruct tuning, or else the smallest."""
     return max([size for size in rungs if rungs[size] >= TIMED_MODES[mode].wanted_speed] or [min(rungs)])
 
 
 def timed_plan(
     name: str, mode: Mode, seed: int, text: list[str] | None, vocab_size: int, speeds: Speeds
 ) -> Plan:
-    """Return the plan that fills its mode's time on a machine of these speeds."""
+    """Return the plan that fills the mode's time on a machine with these speeds."""
     timed = TIMED_MODES[mode]
     size = chosen(speeds.rungs, mode)
     teacher = rung(*size, vocab_size, CONTEXT)
@@ -182,7 +173,8 @@ def timed_plan(
         )
 
     def speed_at(context: int) -> float:
-        # Attention costs more in longer rows; at these sizes the measured ratio is close to that of the FLOPs.
+        # Attention costs more in longer rows; at these sizes the measured ratio is close to the ratio of
+        # FLOPs.
         per_token = teacher.flops_per_token(CONTEXT / 2, training=True)
         return speeds.rungs[size] * per_token / teacher.flops_per_token(context / 2, training=True)
 

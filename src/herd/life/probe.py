@@ -1,9 +1,9 @@
-"""A probe of ten seconds that decides the sizes of a run: this machine's training speed at each model size.
+"""A ten-second test of this machine's training speed at each model size, used to choose a run's sizes.
 
-A size is measured by really training it on random tokens: forward, backward and Adam. Speeds of one shape say
+Each size is trained for a moment on random tokens: forward, backward and Adam. The speed of one shape says
 little about another, because small matrices run far below the peak of large ones, by a factor that differs
-between machines. bf16 is fast only on processors with instructions for it, so the smallest size is trained in
-fp32 and in bf16, and the faster dtype is used for the run.
+between machines. bf16 is fast only on processors with instructions for it. So the smallest size is trained in
+fp32 and in bf16, and the run uses the faster dtype.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ ROWS = 8
 LADDER: tuple[Rung, ...] = ((128, 3), (192, 4), (256, 4), (384, 5), (512, 6))
 """(dim, layers) of the sizes, smallest first."""
 SECONDS = 1.5
-"""Duration of each measurement; there are five to eight."""
+"""Seconds of one measurement. There are five to eight."""
 
 
 def training_speed(config: ModelConfig, dtype: ComputeDtype, objective: Objective = lm) -> float:
-    """Return the tokens per second of real training steps of ``config`` on this machine."""
+    """Return the tokens per second of training steps of ``config`` on this machine."""
     model = LlamaLM(config).init_weights(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     generator = torch.Generator().manual_seed(0)
@@ -45,7 +45,7 @@ def training_speed(config: ModelConfig, dtype: ComputeDtype, objective: Objectiv
         loss.backward()
         optimizer.step()
 
-    step()  # the first one allocates
+    step()  # the first step allocates memory
     began, steps = time.perf_counter(), 0
     while steps < 2 or time.perf_counter() - began < SECONDS:
         step()
@@ -54,7 +54,7 @@ def training_speed(config: ModelConfig, dtype: ComputeDtype, objective: Objectiv
 
 
 def probe(vocab_size: int, mode: Mode) -> Speeds:
-    """Measure sizes until one is slower than the mode wants, then the student of the chosen size."""
+    """Measure size after size until one is too slow for the mode, then the student of the chosen size."""
 
     def config(of: Rung) -> ModelConfig:
         return rung(*of, vocab_size, CONTEXT)

@@ -1,4 +1,4 @@
-"""`herd raise`: all stages from text to a report, resumable at any moment."""
+"""`herd raise`: all stages from text to a report. A run can be stopped and resumed at any moment."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from .run import RaiseRun, RaiseStage
 from .show import Show
 
 STAGES = [
-    RaiseStage("tokenizer", "corpus, byte-level BPE, token shards", stages.make_tokenizer),
+    RaiseStage(
+        "tokenizer", "training a byte-level BPE tokenizer, writing token shards", stages.make_tokenizer
+    ),
     RaiseStage("teacher", "pre-training from random weights", stages.pretrain),
-    RaiseStage("long", "a longer context, gated by needles", stages.extend),
-    RaiseStage("instruct", "dialogs with tools, in eight languages", stages.instruct),
-    RaiseStage("student", "pruned from the instruct model and distilled from it", stages.student),
-    RaiseStage("control", "the student's shape from random weights, same tokens", stages.control),
-    RaiseStage("measure", "every model on the same held-out items", measure.measure_models),
-    RaiseStage("report", "one HTML page", measure.write_report),
+    RaiseStage("long", "extending the context, tested by loss and needles", stages.extend),
+    RaiseStage("instruct", "tuning on dialogs with tools, in eight languages", stages.instruct),
+    RaiseStage("student", "pruning the instruct model and distilling it", stages.student),
+    RaiseStage(
+        "control", "training the student's shape from random weights on the same tokens", stages.control
+    ),
+    RaiseStage("measure", "evaluating every model on the same held-out items", measure.measure_models),
+    RaiseStage("report", "writing the HTML page", measure.write_report),
 ]
 
 VOCAB_SIZE = 4096
@@ -34,10 +38,10 @@ VOCAB_SIZE = 4096
 def plan_run(name: str, mode: Mode, seed: int, text: list[str] | None, show: Show) -> Plan:
     """Return the plan of a run: check the user's text, probe the machine, choose sizes. Writes nothing."""
     if text is not None:
-        next(iter(read_corpus(text)))  # refuses what is missing or broken before anything is written
+        next(iter(read_corpus(text)))  # missing or broken text is refused before anything is written
     if mode == "quick":
         return quick_plan(name, seed, text)
-    show.line("[bold]probe[/bold]  training speed of this machine  [dim](10 s)[/dim]")
+    show.line("[bold]probe[/bold]  measuring this machine's training speed  [dim](10 s)[/dim]")
     speeds = probe(VOCAB_SIZE, mode)
     for (dim, n_layers), speed in speeds.rungs.items():
         show.line(f"  width {dim}, {n_layers} layers: {speed:,.0f} tokens/s in {speeds.dtype}")
@@ -53,11 +57,12 @@ def raise_herd(
     resume: bool = False,
     show: Show,
 ) -> RaiseRun:
-    """Raise a herd in ``folder``; with ``resume`` an existing run goes on by its plan.
+    """Train a family of models in ``folder``.
 
-    ``mode`` is by default "demo" and ``seed`` 0; options given on resuming must be those the run was started
-    with. Raises `HerdError` for anything wrong with the text, the machine or the folder (also where it exists
-    and ``resume`` is not given), and KeyboardInterrupt when stopped, after which the run can be resumed.
+    With ``resume``, continue an existing run by its plan. The defaults are mode "demo" and seed 0. Options
+    that are given with ``resume`` must equal the options of the start. Raises `HerdError` if the text, the
+    machine or the folder cannot be used (for instance, if the folder exists and ``resume`` is False), and
+    KeyboardInterrupt when stopped. A stopped run can be resumed.
     """
     fresh = not (resume and (folder / "run.json").exists())
     if fresh:
@@ -74,16 +79,16 @@ def raise_herd(
             with show:
                 run.carry_out(STAGES)
         except HerdError:
-            if fresh and not run.done(STAGES[0].name):  # the text cannot be used: there is nothing to resume
+            if fresh and not run.done(
+                STAGES[0].name
+            ):  # the text cannot be used, so there is nothing to resume
                 shutil.rmtree(folder)
             raise
     return run
 
 
 def refuse_other_options(run: RaiseRun, given: dict[str, Any]) -> None:
-    """Raise `DataError` where an option (None: not given) contradicts the plan that the run was started
-    with.
-    """
+    """Raise `DataError` if an option (None: not given) contradicts the plan of the existing run."""
     for name, value in given.items():
         planned = getattr(run.plan, name)
         if value is not None and value != planned:
@@ -94,12 +99,13 @@ def refuse_other_options(run: RaiseRun, given: dict[str, Any]) -> None:
 
 
 def describe(run: RaiseRun) -> None:
-    """Show in two lines what the run will do."""
+    """Print two lines about the run: sizes, time and folder."""
     plan = run.plan
     teacher, student = plan.teacher_config, plan.student_config
     total = sum(plan.predicted_seconds.values())
     run.show.line(
-        f"teacher {teacher.n_params / 1e6:.2f} M parameters (width {teacher.dim}, {teacher.n_layers} layers), "
-        f"student {student.n_params / 1e6:.2f} M, vocabulary {plan.vocab_size}; about {duration(total)} in all"
+        f"Teacher: {teacher.n_params / 1e6:.2f} M parameters, width {teacher.dim}, {teacher.n_layers} layers. "
+        f"Student: {student.n_params / 1e6:.2f} M. Vocabulary: {plan.vocab_size}. "
+        f"Time: about {duration(total)}."
     )
-    run.show.line(f"[dim]into {run.folder}; Ctrl-C stops the run, --resume continues it[/dim]")
+    run.show.line(f"[dim]Folder: {run.folder}. Ctrl-C stops the run, herd raise --resume continues it.[/dim]")

@@ -1,14 +1,13 @@
-"""A run on disk and its stages: finished stages are kept, an interrupted one goes on.
+"""A run on disk and its stages. Finished stages are kept, and an interrupted stage is resumed.
 
     runs/NAME/run.json                     the plan, written first, with machine.json
-    runs/NAME/stages/STAGE/stage.json      written last, when the stage is done: seconds, tokens, FLOPs, memory
-    runs/NAME/stages/STAGE/metrics.jsonl   the loop's metrics
-    runs/NAME/stages/STAGE/state/          the loop's resumable state, removed when the stage is done
-    runs/NAME/{teacher,long,instruct,student,control}/    checkpoint folders
-    runs/NAME/{scores,samples}.json, report.html
+    runs/NAME/stages/STAGE/stage.json      written at the end of the stage: seconds, tokens, FLOPs, memory
+    runs/NAME/stages/STAGE/metrics.jsonl   the loop's metrics runs/NAME/stages/STAGE/state/          the
+    loop's resumable state, removed when the stage is done runs/NAME/{teacher,long,instruct,student,control}/
+    checkpoint folders runs/NAME/{scores,samples}.json, report.html
 
-A stage may be interrupted at any moment: each file before ``stage.json`` is complete or absent, and doing the
-work again gives the same bytes. Resuming therefore goes through the stages and skips those that are done.
+A stage may be interrupted at any moment, because each file is either complete or absent, and repeating the
+work gives the same bytes. Resuming therefore goes through the stages and skips the finished ones.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ from .show import Show
 
 @dataclass
 class Outcome:
-    """The results of a stage, for ``stage.json``."""
+    """The results of a stage as stored in ``stage.json``."""
 
-    model: str | None = None  # the checkpoint folder it made, relative to the run
+    model: str | None = None  # the stage's checkpoint folder, relative to the run
     n_params: int | None = None
-    tokens: int = 0  # trained on
-    flops: float = 0.0  # a teacher's forward passes included
-    earlier_seconds: float = 0.0  # of earlier starts
-    predicted_bytes: int | None = None  # by which the process should grow
+    tokens: int = 0  # trained tokens
+    flops: float = 0.0  # including a teacher's forward passes
+    earlier_seconds: float = 0.0  # spent before the last interruption
+    predicted_bytes: int | None = None  # predicted growth of the process
     gates: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
@@ -48,7 +47,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class RaiseStage:
-    """A stage of a run: its name, what the terminal says about it, and the function that does it."""
+    """A stage of a run: its name, its title in the terminal, and its function."""
 
     name: str
     title: str
@@ -69,11 +68,9 @@ class RaiseRun:
 
     @staticmethod
     def refuse_existing(folder: Path) -> None:
-        """Raise `DataError` where ``folder`` holds anything: a new run never changes existing files."""
+        """Raise `DataError` if ``folder`` has contents. A new run never changes existing files."""
         if folder.exists() and any(folder.iterdir()):
-            raise DataError(
-                f"{folder} exists already: add --resume to go on with it, or choose another --name"
-            )
+            raise DataError(f"{folder} exists already: add --resume to continue it, or choose another --name")
 
     @staticmethod
     def create(folder: Path, plan: Plan) -> None:
@@ -85,12 +82,12 @@ class RaiseRun:
 
     @classmethod
     def saved_plan(cls, folder: Path) -> Plan:
-        """Return the plan of an existing run. `DataError` where there is none or it cannot be read."""
+        """Return the plan of an existing run. Raises `DataError` if it is missing or cannot be read."""
         path = folder / "run.json"
         try:
             return Plan.model_validate_json(path.read_text())
         except FileNotFoundError:
-            raise DataError(f"{folder} is not a run: it has no run.json") from None
+            raise DataError(f"{folder} is not a run: run.json is missing") from None
         except ValueError as error:
             reason = str(error).splitlines()[0]
             raise DataError(f"{path} is damaged or from another version ({reason})") from None
@@ -108,7 +105,7 @@ class RaiseRun:
         return json.loads((self.folder / "stages" / stage / "stage.json").read_text())
 
     def carry_out(self, stages: list[RaiseStage]) -> None:
-        """Do every stage that is not done yet, in order, and remove its training state."""
+        """Do the unfinished stages in order, and remove the training state of each."""
         for stage in stages:
             if self.done(stage.name):
                 self.show.skip(stage.name)

@@ -1,4 +1,4 @@
-"""The terminal's display while a herd is raised: a bar per stage, the time left, live samples.
+"""The terminal display of `herd raise`: a bar per stage, the remaining time, and live samples.
 
 Without a terminal it prints plain lines, so that a log file is easy to read.
 """
@@ -73,11 +73,11 @@ class Show:
         self.line(f"[bold]{stage}[/bold]  [dim]already done[/dim]")
 
     def gate(self, name: str, passed: bool, value: str) -> None:
-        mark = "[green]passed[/green]" if passed else "[red]not passed[/red]"
-        self.line(f"  gate {name}: {mark} ({value})")
+        mark = "[green]passed[/green]" if passed else "[red]failed[/red]"
+        self.line(f"  gate “{name}” {mark} ({value})")
 
     def sample(self, step: int, prompt: str, text: str) -> None:
-        """Show on one line what the model writes after ``prompt``."""
+        """Show on one line the prompt and the text that the model generates after it."""
         shown = " ".join((prompt + "\0" + text).split())[:150].split("\0")
         tail = shown[1] if len(shown) > 1 else ""
         self.line(f"  [dim]step {step}[/dim] {escape(shown[0])}[cyan]{escape(tail)}[/cyan]")

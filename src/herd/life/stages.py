@@ -1,7 +1,8 @@
 """The training stages of `herd raise`, one function each, from text to the student models.
 
-Each returns an `Outcome`. Evaluation and the report are in `measure.py`, the order and resuming in `run.py`.
-Sources: "The Llama 3 Herd of Models", sections 3.4 and 4; Minitron (arXiv 2407.14679) for the student.
+Each function returns an `Outcome`. Evaluation and the report are in `measure.py`. The order of the stages is
+in `raise_.py`, resuming in `run.py`. Sources: "The Llama 3 Herd of Models", sections 3.4 and 4; Minitron
+(arXiv 2407.14679) for the student.
 """
 
 from __future__ import annotations
@@ -30,25 +31,26 @@ from .plan import Phase, extended
 from .run import Outcome, RaiseRun
 
 NEEDLE_SEED = 424_242
-"""Seed of the needles at the gates; the final evaluation uses others."""
+"""Seed of the gates' needles. The final evaluation uses other needles."""
 SHORT_LOSS_BAR = 1.05
-"""The factor by which a longer context may raise the loss at the short context."""
+"""Largest accepted ratio of the short-context losses after and before an extension of the context."""
 NEEDLE_BAR = 0.8
-"""The share of needles that must be found at the new length for the stage to go on."""
+"""Fraction of needles that must be found at the new length. Otherwise the context is not extended further."""
 MIN_VOCAB_FOR_NUMBERS = 2048
-"""Vocabulary from which there is room for one token per number of up to three digits."""
+"""Smallest vocabulary that has room for one token per number of up to three digits."""
 STEP_TOKENS = 2048
-"""Tokens of a step in the plans; held-out rows are evaluated in batches of at most this size."""
+"""Tokens per step in the plans, and most tokens per batch of held-out rows."""
 
 
 def bind_text(run: RaiseRun, prepared: Path) -> None:
-    """Tie the run's data to the content of its text. `DataError` if it changed after ``prepared`` was
-    made.
+    """Record a hash of the text with the run's data.
+
+    Raises `DataError` if the text changed after ``prepared``.
     """
     plan = run.plan
     files, settings = corpus_origin(plan.text)
     settings |= {"seed": plan.seed, "corpus_bytes": plan.corpus_bytes, "vocab_size": plan.vocab_size}
-    cure = "Restore the text, or raise a new herd under another --name"
+    cure = "Restore the text, or start a new run under another --name"
     bind(run.folder, files, settings, prepared=[prepared], cure=cure)
 
 
@@ -69,7 +71,7 @@ def make_tokenizer(run: RaiseRun) -> Outcome:
         run.show.advance(0.6 + 0.13 * number, f"writing {split} tokens")
         data.write_shards(split, corpus.splits[split], tokenizer)
     data.require_rows(corpus.n_bytes)
-    bind_text(run, run.folder / "tokenizer")  # refuses text that was edited while it was read
+    bind_text(run, run.folder / "tokenizer")  # raises if the text was edited while it was read
     counts = {
         split: {kind: {"documents": n, "bytes": size} for kind, (n, size) in kinds.items()}
         for split, kinds in corpus.counts().items()
@@ -80,7 +82,7 @@ def make_tokenizer(run: RaiseRun) -> Outcome:
 
 
 def pretrain(run: RaiseRun) -> Outcome:
-    """Train the teacher from random weights: next-token prediction, with decay and averaging at the end."""
+    """Train the teacher from random weights by next-token prediction, with decay and averaging at the end."""
     plan, phase = run.plan, run.plan.pretrain
     model = random_model(plan.teacher_config, plan.seed)
     heldout = heldout_rows(run, phase.context, plan.eval_rows)
@@ -92,8 +94,9 @@ def pretrain(run: RaiseRun) -> Outcome:
 
 
 def extend(run: RaiseRun) -> Outcome:
-    """Lengthen the context in steps, each gated by short-context loss and needles; keep the last that
-    passed.
+    """Extend the context step by step.
+
+    Keep the last step that passed its gates (short-context loss, needles).
     """
     plan, data = run.plan, run.data
     passed = load_model(run.folder / "teacher")
@@ -113,7 +116,7 @@ def extend(run: RaiseRun) -> Outcome:
         gates += found
         if not all(gate["passed"] for gate in found):
             kept = passed.config.max_context
-            notes.append(f"a gate at {context} tokens was not passed: the context stays {kept}")
+            notes.append(f"a gate failed at {context} tokens: the context stays {kept}")
             break
         passed = model
     outcome = finish(run, "long", passed, learned, plan.extend[-1], parents=("teacher",))
@@ -123,24 +126,25 @@ def extend(run: RaiseRun) -> Outcome:
 
 
 def gates_at(run: RaiseRun, model: LlamaLM, context: int, loss: float, before: float) -> list[dict[str, Any]]:
-    """Return the two gates of a context length, and show them: loss at the short context, and needles
-    found.
-    """
+    """Show and return the two gates of a context length: loss at the short context, and needles found."""
     data, n = run.data, run.plan.needle_items
     found = needle(model, data.tokenizer, data.filler("heldout"), [context], n=n, seed=NEEDLE_SEED).value
     bar = before * SHORT_LOSS_BAR
     gates = [
         (f"short-context loss at {context} tokens", loss <= bar, loss, bar, "nats/token"),
-        (f"needles found at {context} tokens", found >= NEEDLE_BAR, found, NEEDLE_BAR, "fraction"),
+        (f"needles at {context} tokens", found >= NEEDLE_BAR, found, NEEDLE_BAR, "fraction"),
     ]
-    shown = (f"{loss:.3f} nats/token, was {before:.3f}", f"{found:.0%}, at least {NEEDLE_BAR:.0%}")
+    shown = (
+        f"{loss:.3f} nats/token, at most {bar:.3f} allowed",
+        f"{100 * found:.0f} % found, {100 * NEEDLE_BAR:.0f} % needed",
+    )
     for (name, passed, *_), value in zip(gates, shown, strict=True):
         run.show.gate(name, passed, value)
     return [dict(zip(("name", "passed", "value", "bar", "unit"), gate, strict=True)) for gate in gates]
 
 
 def instruct(run: RaiseRun) -> Outcome:
-    """Tune on packed dialogs with tools, training the assistant's messages."""
+    """Tune the model on packed dialogs with tools. The loss counts the assistant's messages only."""
     plan, data = run.plan, run.data
     model = load_model(run.folder / "long")
     phase = fitted(plan.instruct, model.config)
@@ -189,14 +193,14 @@ def control(run: RaiseRun) -> Outcome:
 def random_model(config: ModelConfig, seed: int) -> LlamaLM:
     """Return a model with random weights of deviation 0.55 / sqrt(D).
 
-    That is the usual 0.02 for D = 760; at the widths of toy models 0.02 is too small for learning to start
-    quickly.
+    This is the usual 0.02 for D = 760. At the widths of toy models, 0.02 is too small for a quick start of
+    learning.
     """
     return LlamaLM(config).init_weights(seed, std=0.55 / config.dim**0.5)
 
 
 def heldout_rows(run: RaiseRun, context: int, n_rows: int) -> list[Batch]:
-    """Return the first rows of held-out text, for repeated evaluation."""
+    """Return the first rows of held-out text for repeated evaluation."""
     return first_rows(run.data.text("heldout", context, 0), n_rows, max(1, STEP_TOKENS // context))
 
 
@@ -208,14 +212,12 @@ def stretch(model: LlamaLM, context: int) -> LlamaLM:
 
 
 def student_config(wanted: ModelConfig, teacher: ModelConfig) -> ModelConfig:
-    """Return the planned shape with the context and the rotary scaling that the teacher has in the end."""
+    """Return the planned shape with the teacher's final context and rotary scaling."""
     return wanted.replace(rope_scaling=teacher.rope_scaling, max_context=teacher.max_context)
 
 
 def fitted(phase: Phase, config: ModelConfig) -> Phase:
-    """Return the phase within the model's context: the same tokens in more rows if a gate stopped the
-    extension.
-    """
+    """Return the phase with rows within the model's context: the same tokens in more rows if needed."""
     if phase.context <= config.max_context:
         return phase
     factor = -(-phase.context // config.max_context)
@@ -234,8 +236,8 @@ def finish(
 ) -> Outcome:
     """Save a stage's model with its lineage and return the stage's outcome.
 
-    ``learned``: what its phases took. ``other_bytes``: memory in addition to the model in training: teacher,
-    dialogs.
+    ``learned`` has the costs of its phases. ``other_bytes`` is memory for other things than the model in
+    training, such as a teacher and dialogs.
     """
     found = {parent: load_lineage(run.folder / parent) for parent in parents}
     shards = run.data.shards("student" if name in ("student", "control") else "teacher")
@@ -264,9 +266,7 @@ def text_prompts(tokenizer: Tokenizer) -> list[Prompt]:
 
 
 def chat_prompts(tokenizer: Tokenizer) -> list[Prompt]:
-    """Return the questions that an instruct model answers in live samples; `herd chat` opens with them
-    too.
-    """
+    """Return the questions that an instruct model answers in live samples. `herd chat` suggests them too."""
     prompts = []
     for dialog in (*showcase_dialogs("en"), *showcase_dialogs("de")):
         options: dict[str, Any] = {"tools": dialog.tools or None, "tool_call_format": dialog.tool_call_format}

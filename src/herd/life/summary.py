@@ -1,4 +1,4 @@
-"""The summary at the end of a run: one table of scores, and the commands to type next."""
+"""The summary at the end of a run: a table of scores and the commands to try next."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rich.table import Table
 from .measure import MODELS
 from .run import RaiseRun
 
-# Name, heading, factor, format of the value and of its interval. The table fits into 80 columns, because a terminal
-# that is too narrow would cut numbers.
+# Name, heading, factor, format of the value and of its interval. The table fits into 80 columns, because a
+# narrower terminal would truncate numbers.
 COLUMNS: tuple[tuple[str, str, float, str, str], ...] = (
     ("bpb", "bits/byte", 1.0, ".3f", ".2f"),
     ("kl", "KL, nats", 1.0, ".3f", ".2f"),
@@ -25,7 +25,7 @@ COLUMNS: tuple[tuple[str, str, float, str, str], ...] = (
 
 
 def print_summary(run: RaiseRun, console: Console) -> None:
-    """Print the scores by model with 95 % intervals, student against control, and the next commands."""
+    """Print the scores by model with 95 % intervals, student minus control, and commands to try next."""
     scores = {(s["model"], s["name"]): s for s in json.loads((run.folder / "scores.json").read_text())}
     title = f"\n[bold]{run.plan.name}[/bold]: scores on held-out items, each with its 95 % interval below"
     console.print(title, highlight=False)
@@ -44,7 +44,7 @@ def print_summary(run: RaiseRun, console: Console) -> None:
     if gap is not None:
         known = gap["lo"] is not None
         bounds = f"[{gap['lo']:+.3f}, {gap['hi']:+.3f}]" if known else "(too little text for an interval)"
-        text = f"student minus control after equal tokens: {gap['value']:+.3f} bits/byte {bounds}"
+        text = f"student minus control (equal tokens): {gap['value']:+.3f} bits/byte {bounds}"
         console.print(text, highlight=False)
     console.print("\nNext:", highlight=False)
     for command in ("herd chat {}/instruct", "herd chat {}/student", "open {}/report.html"):

@@ -1,7 +1,7 @@
-"""Predict what other verbs have just measured, so that they can show both and `score` can keep them.
+"""Predictions of times that other verbs have just measured, to print both and to store them with `score`.
 
-`herd bench`, `herd train`, `herd quantize` and `herd raise` pass their results to this file. Predictions are
-made without learned factors.
+`herd bench`, `herd train`, `herd quantize` and `herd raise` pass their results to these functions. The
+predictions use no learned factors.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def compare_bench(
 ) -> None:
     """Add ``predicted_seconds`` to the rows of `herd bench` and record both.
 
-    Does nothing without a profile, or where the planner does not know the weight format (``blocks``, by
-    GGUF's name) or the kind of KV cache.
+    Does nothing without a profile, or if the planner does not know the weight format (``blocks``, by GGUF's
+    name) or the format of the KV cache.
     """
     profile, rows = load_profile(), list(rows)
     name = SHORT_NAMES.get(blocks, blocks.lower())
@@ -48,9 +48,9 @@ def compare_bench(
 def compare_training(
     config: ModelConfig, train: TrainSettings, seconds: float, steps: int, what: str
 ) -> float | None:
-    """Return the predicted seconds of ``steps`` steps on this machine, and record them with the real ones.
+    """Return the predicted seconds of ``steps`` steps on this machine, and record both.
 
-    Returns None without a profile, and where an accelerator did the work.
+    Returns None without a profile, or if an accelerator did the work.
     """
     profile = load_profile()
     if profile is None or profile.gpus or seconds <= 0 or steps < 1:
@@ -69,9 +69,10 @@ def compare_training(
 def compare_quantizing(
     config: ModelConfig, plan: Scheme, source_bytes: float, seconds: float, what: str
 ) -> float | None:
-    """Return the predicted seconds of `herd quantize`, and record them with the real ones.
+    """Return the predicted seconds of `herd quantize` on this machine, and record both.
 
-    ``source_bytes`` is the width of a source parameter. Returns None without a profile or for other formats.
+    ``source_bytes`` is the number of bytes per parameter of the source. Returns None without a profile, or
+    for formats that the profile lacks.
     """
     profile = load_profile()
     packed = {found.name for found in plan.plan(config).values() if found.packed}
@@ -85,7 +86,7 @@ def compare_quantizing(
 
 
 def record_stages(run: str, records: Iterable[Mapping[str, Any]]) -> None:
-    """Record the stages of `herd raise`: their seconds and, where it was predicted, their peak memory."""
+    """Record the stages of `herd raise`: their seconds and, if it was predicted, their peak memory."""
     key = machine_key()
     for stage in records:
         what = f"{run}: {stage['stage']}"

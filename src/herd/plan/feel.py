@@ -1,4 +1,4 @@
-"""Show what a speed feels like: sample text printed at a predicted pace, after the predicted wait."""
+"""Print sample text at a predicted speed, after the predicted wait, to show what the speed feels like."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ SAMPLE = Path(__file__).with_suffix(".txt").read_text(encoding="utf-8").strip()
 
 
 def sample_tokens() -> Iterator[str]:
-    """Yield the sample in pieces of about a token: words with the space before them, long ones in two halves.
+    """Yield the sample text in pieces of about one token: a word with its space, or half a long word.
 
-    English then has about 1.3 pieces per word, as with the tokenizer.
+    English has about 1.3 pieces per word, as with Llama 3's tokenizer.
     """
     for found in re.finditer(r"\s?\w+|\s?[^\w\s]", SAMPLE):
         word = found[0]
@@ -29,7 +29,7 @@ def print_at_speed(
     write: Callable[[str], object] | None = None,
     sleep: Callable[[float], object] = time.sleep,
 ) -> int:
-    """Wait, then print tokens at ``tokens_per_s``, both at most ``most_seconds``; return how many."""
+    """Wait, then print tokens at ``tokens_per_s``, each for at most ``most_seconds``. Return their number."""
     sleep(min(wait, most_seconds))
     count = 0
     for token in sample_tokens():

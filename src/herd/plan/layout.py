@@ -1,18 +1,15 @@
-"""How a training run is spread over devices: parallelism, micro-batches, recomputation, sharding.
+"""The layout of a training run over devices: parallelism, micro-batches, recomputation, sharding.
 
-- Tensor parallelism (TP) splits every matmul of a layer over the ranks of one node; between the matmuls the
-  rows of the
-  activation are split (sequence parallelism).
-- Context parallelism (CP) splits the sequence; K and V are gathered before attention.
-- Pipeline parallelism (PP) splits the layers into stages. Each stage holds ``chunks`` groups of its layers,
-  which take
-  turns (interleaved 1F1B). Where it divides evenly, the first and the last stage have one layer less, to make
-  up for the embedding and the head (Llama 3 paper, section 3.3.2).
-- Data parallelism (DP) repeats all of that. States are sharded over DP · CP: only the ``optimizer``,
-  ``gradients`` too,
-  or ``all`` (FSDP, which gathers weights before use and frees them afterwards).
+- Tensor parallelism (TP) splits every matmul of a layer over the ranks of one node. Between the matmuls the
+  rows of the activation are split (sequence parallelism).
+- Context parallelism (CP) splits the sequence. K and V are gathered before attention.
+- Pipeline parallelism (PP) splits the layers into stages. Each stage has ``chunks`` groups of layers, which
+  run in turns (interleaved 1F1B). If it divides evenly, the first and the last stage have one layer less, to
+  make up for the embedding and the head (Llama 3 paper, section 3.3.2).
+- Data parallelism (DP) repeats all of that. States are sharded over DP · CP: only the ``optimizer``, the
+  ``gradients`` too, or ``all`` (FSDP gathers weights before use and frees them afterwards).
 
-Ranks are numbered in this order, TP innermost, so that ranks that communicate most are closest (same
+Ranks are numbered in this order, with TP innermost, so that the ranks that communicate most are closest (same
 section).
 """
 
@@ -27,16 +24,15 @@ from ..llama.config import ModelConfig
 Recompute = Literal["plain", "none", "selective", "full"]
 Shard = Literal["optimizer", "gradients", "all"]
 RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
-"""What Herd's trainer offers; ``none`` recomputes only the outputs of norms and SwiGLU, which costs
-nothing."""
+"""Recomputation in Herd's trainer. ``none`` recomputes only the outputs of norms and SwiGLU (cheap)."""
 PLAIN_RECOMPUTES: tuple[Recompute, ...] = ("plain", "selective", "full")
-"""What other trainers offer: without checkpoints, plain autograd keeps the input of every matmul."""
+"""Recomputation in other trainers. In ``plain``, autograd keeps the input of every matmul."""
 SHARDS: tuple[Shard, ...] = ("all", "gradients", "optimizer")
 
 
 @dataclass(frozen=True)
 class ParallelLayout:
-    """One way to spread a training run; ``micro`` is the number of sequences per micro-batch."""
+    """One way to spread a training run over devices. ``micro`` is the number of sequences per micro-batch."""
 
     tp: int = 1
     cp: int = 1
@@ -48,7 +44,7 @@ class ParallelLayout:
     precision: str = "bf16"
     shard: Shard = "all"
     async_tp: bool = False
-    replicas: int = 1  # groups of DP · CP ranks that each hold all states (HSDP)
+    replicas: int = 1  # groups of DP · CP ranks that each have a copy of all states (HSDP)
 
     @property
     def sharers(self) -> int:
@@ -71,8 +67,8 @@ class ParallelLayout:
 class Job:
     """A model to train on batches of ``batch`` sequences of ``context`` tokens.
 
-    With ``adapters``, only that many parameters are trained, next to a frozen model that takes
-    ``frozen_bytes`` per parameter.
+    If ``adapters`` is given, this number of parameters is trained next to a frozen model, and the frozen
+    model takes ``frozen_bytes`` per parameter.
     """
 
     config: ModelConfig
@@ -86,7 +82,7 @@ class Job:
             raise PlanError(f"batch={self.batch} sequences of context={self.context} tokens: give at least 1")
         if self.context > self.config.max_context:
             raise PlanError(
-                f"context={self.context:,} exceeds the model's {self.config.max_context:,}: use at most that"
+                f"context={self.context:,} exceeds the model's context of {self.config.max_context:,}"
             )
 
     @property
@@ -96,16 +92,16 @@ class Job:
 
     @property
     def flops(self) -> float:
-        """Model FLOPs per step, as counted by MFU: without recomputation.
+        """Model FLOPs per step as MFU counts them, that is without recomputation.
 
-        Frozen weights have no gradient of their own, which leaves two thirds.
+        Frozen weights need no gradient of their own, so they count two thirds.
         """
         whole = self.tokens * self.config.flops_per_token(self.context / 2, training=True)
         return whole if self.adapters is None else whole * 2 / 3
 
 
 def stage_layers(n_layers: int, pp: int) -> tuple[int, int] | None:
-    """Return the layers of a middle stage and of the first and last stage; None if they do not divide."""
+    """Return the layers of a middle stage and of the first and last stage, or None if they do not divide."""
     if pp > 1 and (n_layers + 2) % pp == 0 and (n_layers + 2) // pp > 1:
         each = (n_layers + 2) // pp
         return each, each - 1
@@ -113,7 +109,7 @@ def stage_layers(n_layers: int, pp: int) -> tuple[int, int] | None:
 
 
 def check_layout(layout: ParallelLayout, job: Job) -> None:
-    """Raise PlanError if the layout does not divide the model and the batch, naming what would."""
+    """Raise `PlanError` if the layout does not divide the model and the batch. It says what would."""
     config = job.config
     for name in ("tp", "cp", "pp", "dp", "micro", "chunks"):
         if getattr(layout, name) < 1:
@@ -124,7 +120,7 @@ def check_layout(layout: ParallelLayout, job: Job) -> None:
         )
     if layout.cp > 1 and job.context % (2 * layout.cp):
         raise PlanError(
-            f"cp={layout.cp} does not cut {job.context:,} tokens into {2 * layout.cp} equal parts"
+            f"cp={layout.cp} does not divide {job.context:,} tokens into {2 * layout.cp} equal parts"
         )
     layers = stage_layers(config.n_layers, layout.pp)
     if layers is None:

@@ -1,10 +1,10 @@
-"""The news about Llama 3.1 of July 2024, claim by claim: verdict, arithmetic, sources, and a command.
+"""Ten claims of the news about Llama 3.1 in July 2024: verdict, arithmetic, sources, and a command for each.
 
 A torrent of "820 GB" appeared the day before the release, with one table of benchmarks and no explanation.
-Much of what was written about it was arithmetic that nobody did. This file does it, from the shapes in
-`llama.config`, published scores and prices, and Meta's tokenizer measured on parallel text. The texts are in
-``leak.yaml``; each function here computes the numbers that one claim's texts name. Neither weights nor torch
-are needed.
+Many articles drew conclusions without doing the arithmetic. This file does it, from the shapes in
+`llama.config`, published scores and prices, and measurements of Meta's tokenizer on parallel text. The texts
+are in ``leak.yaml``. Each function here computes the numbers that the texts of one claim name. Neither
+weights nor torch are needed.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ TONES = {"true": "good", "half true": "other", "misread": "other", "false": "bad
 
 @dataclass(frozen=True)
 class Claim:
-    """What the news said and whether it is true.
+    """A claim of the news, and whether it is true.
 
-    ``arithmetic`` holds (what, value) rows for people; ``values`` holds the same numbers unrounded, for
-    programs; ``see`` is a command that shows the figures.
+    ``arithmetic`` has (description, value) rows for people, ``values`` the same numbers unrounded for
+    programs, and ``see`` a command that shows the figures.
     """
 
     key: str
@@ -68,7 +68,7 @@ def all_claims() -> list[Claim]:
 
 
 def claims_page(claims: Sequence[Claim]) -> str:
-    """Return one HTML page of all claims, without scripts or anything to load."""
+    """Return a self-contained HTML page of all claims, without scripts."""
     verdicts = Counter(claim.verdict for claim in claims)
     counts = [(verdict, count) for verdict in TONES if (count := verdicts[verdict])]  # type: ignore[index]
     return template("herd.plan", "leak.html.jinja").render(claims=claims, tones=TONES, counts=counts)
@@ -144,7 +144,7 @@ def _three_times() -> Facts:
 
 
 def words_per_window(window: int) -> dict[str, dict[str, float]]:
-    """Return how many English words' worth of text a window of tokens holds, by kind of text and language.
+    """Return how much text fits in a window of tokens, in English words, by kind of text and language.
 
     Measured with Meta's tokenizer by bench/words_per_window.py (``words.yaml``).
     """
@@ -209,7 +209,7 @@ def azure_mean(model: str, kind: published.Kind, source: str = "azure") -> float
 def wins(
     model: str, rival: str, *, source: str = "azure", rival_source: str | None = None
 ) -> tuple[int, int]:
-    """Return (tasks in which ``model`` is ahead of ``rival``, tasks that both have), for instruct models."""
+    """Return (tasks in which ``model`` scores higher than ``rival``, tasks of both), for instruct models."""
     rows = published.find_published(model=model, kind="instruct", source=source)
     mine = {row.task: row.score for row in rows if not row.starred}
     theirs = published.find_published(model=rival, kind="instruct", source=rival_source or source)

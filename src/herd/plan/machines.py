@@ -1,10 +1,10 @@
 """Machines by name: ``2xRTX4090``, ``16384xH100``, ``M2Ultra-192GB``, ``12xDDR5-4800``.
 
-A name is a device, preceded by how many of them there are. For Apple chips and processors the size of the
-memory may follow, as printed on the box (in GiB). A processor that is not listed is described by its memory:
-the number of channels and the kind of memory. A user's own ``~/.config/herd/machines.yaml``, or a file given
-by name, has the same sections and replaces or adds entries. A mistake in it is reported in one line that
-names the entry and the field.
+A name is a number of devices and a device. For Apple chips and processors the size of the memory may follow,
+as printed on the box (in GiB). A processor that is not listed is described by its memory: the number of
+channels and the kind of memory. A user's own ``~/.config/herd/machines.yaml``, or a file given by name, has
+the same sections and replaces or adds entries. A mistake in such a file is reported in one line that names
+the entry and the field.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_DEVICES = 1_000_000
 
 @dataclass(frozen=True)
 class Price:
-    """US dollars, per hour or once, with the month (YYYY-MM) and the source of the figure."""
+    """A price in US dollars, per hour or once, with the month (YYYY-MM) and the source of the figure."""
 
     usd: Positive
     date: Annotated[str, BeforeValidator(str)] = ""
@@ -48,7 +48,10 @@ Prices = Annotated[tuple[Price, ...], AfterValidator(_newest_first)]
 
 @dataclass(frozen=True)
 class Machine:
-    """``count`` devices, ``per_node`` of them on ``link``, nodes on ``network``; prices of one device."""
+    """``count`` devices, ``per_node`` of them joined by ``link``, nodes joined by ``network``.
+
+    Prices per device.
+    """
 
     name: str
     device: Device
@@ -70,9 +73,10 @@ class Machine:
         return self.device.memory * self.count
 
     def join(self, ranks: int, stride: int = 1) -> Link:
-        """Return the link of a group of ``ranks`` devices, every ``stride``-th one.
+        """Return the link between ``ranks`` devices that are ``stride`` apart.
 
-        Between nodes each device has its own network card, and members on the same node use theirs together.
+        Between nodes, each device has its own network card, and the members of a group on one node use their
+        cards together.
         """
         if ranks * stride <= self.per_node:
             return self.link
@@ -86,7 +90,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All known machines: sections of raw entries, which are checked when one is asked for."""
+    """All known machines, as sections of raw entries. An entry is checked when it is looked up."""
 
     links: Mapping[str, Any]
     efficiencies: Mapping[str, Any]
@@ -94,11 +98,11 @@ class Catalogue:
     parts: Mapping[str, Any]
 
     def link(self, name: str) -> Link:
-        """Return a link by name. Raises PlanError with the nearest names."""
+        """Return a link by name. Raises `PlanError` with similar names if it is unknown."""
         return _checked(Link, "links", name, _entry("links", name, self.links))
 
     def efficiency(self, name: str) -> Efficiency:
-        """Return the efficiency of a kind of chip. Raises PlanError with the nearest names."""
+        """Return the efficiency of a kind of chip. Raises `PlanError` with similar names if it is unknown."""
         return _checked(Efficiency, "efficiencies", name, _entry("efficiencies", name, self.efficiencies))
 
     def device(self, name: str) -> Device:
@@ -113,7 +117,7 @@ class Catalogue:
         return _checked(Device, section, name, {**entry, "efficiency": efficiency})
 
     def machine(self, text: str) -> Machine:
-        """Return the machine a user names. Raises PlanError with the nearest names and what to change."""
+        """Return the machine with this name. Raises `PlanError` with similar names if it is unknown."""
         match = re.fullmatch(r"\s*(?:(-?\d[\d,_]{0,20})\s*[x×*]\s*)?(\S.*?)\s*", text)
         if not match:
             raise PlanError(f"machine {text!r} is empty: name one, like 2xRTX4090")
@@ -144,7 +148,7 @@ class Catalogue:
         return Machine(name, device, 1, 1, NO_LINK, NO_LINK, approximate=("memory", "flops"))
 
     def _device_name(self, text: str, name: str) -> tuple[str, int | None]:
-        """Return (device, GiB of memory if given)."""
+        """Return (name of the device, GiB of memory or None)."""
         if found := _match(name, self.devices):
             return found, None
         sized = re.fullmatch(r"(.+?)[-_ ]?(\d{1,9})\s*G(?:i?B)?", name, re.IGNORECASE)
@@ -153,7 +157,7 @@ class Catalogue:
             return found, int(sized[2])
         turned = re.fullmatch(r"(.+?)\s*[x×*]\s*(\d+)", name)
         if turned and (found := _match(turned[1], self.devices)):
-            raise PlanError(f"machine {text!r}: the number comes first, as in {turned[2]}x{found}")
+            raise PlanError(f"machine {text!r}: write the number first, as in {turned[2]}x{found}")
         known = [*self.devices, *(f"12x{part}" for part in self.parts)]
         raise PlanError(
             f"machine {text!r} is not known: {_nearest(name, known)}, or add it to a machines.yaml"
@@ -168,9 +172,10 @@ def _entry(section: str, name: str, entries: Mapping[str, Any]) -> dict[str, Any
 
 
 def _checked(kind: type[T], section: str, name: str, values: Mapping[str, Any]) -> T:
-    """Return a ``kind`` made of an entry's values. Raises PlanError naming the entry and the field.
+    """Return an object of class ``kind`` with an entry's values.
 
-    YAML reads 80e9 as text, so text is converted to numbers.
+    Raises `PlanError` that names the entry and the field. YAML reads 80e9 as text, so text is converted to
+    numbers.
     """
     try:
         return TypeAdapter(kind).validate_python({"name": name, **values})
@@ -182,7 +187,7 @@ def _checked(kind: type[T], section: str, name: str, values: Mapping[str, Any]) 
 
 
 def read_catalogue(path: Path | str | None = None) -> Catalogue:
-    """Return Herd's machines, replaced or added to by the user's own file and then by ``path``."""
+    """Return Herd's catalogue with the changes and additions of the user's own file and then of ``path``."""
     own = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "herd" / "machines.yaml"
     files = ([own] if own.is_file() else []) + ([Path(path)] if path is not None else [])
     merged = {section: dict(entries) for section, entries in _shipped().items()}
@@ -193,7 +198,7 @@ def read_catalogue(path: Path | str | None = None) -> Catalogue:
 
 
 def find_machine(text: str, path: Path | str | None = None) -> Machine:
-    """Return the machine a user names, e.g. ``find_machine("2xRTX4090")``."""
+    """Return a machine by name, e.g. ``find_machine("2xRTX4090")``."""
     return read_catalogue(path).machine(text)
 
 
@@ -211,7 +216,7 @@ def _read_file(path: Path) -> dict[str, dict[str, Any]]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PlanError(f"machines file {path} is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(data, dict) or not set(data) <= set(SECTIONS):
-        raise PlanError(f"machines file {path}: its sections must be among {', '.join(SECTIONS)}")
+        raise PlanError(f"machines file {path}: the sections must be among {', '.join(SECTIONS)}")
     for section, entries in data.items():
         if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
             raise PlanError(f"machines file {path}: {section} must hold named entries")
@@ -240,4 +245,4 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     found = [plain[key] for key in (*containing, *close)][:4]
     if found:
         return f"similar names are {', '.join(found)}"
-    return f"known are {', '.join(list(plain.values())[:8])} and others"
+    return f"known names are {', '.join(list(plain.values())[:8])} and others"

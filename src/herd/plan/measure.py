@@ -1,8 +1,8 @@
-"""Measure this machine in half a minute, with torch: the result is a `profile.Profile`.
+"""Measure this machine with torch, in about 30 s. The result is a `profile.Profile`.
 
-Every operator is timed as a model would use it: matmuls over so many matrices that none stays in a cache
-between two passes (`COLD` bytes), because a forward pass meets each matrix once; attention at a real length;
-a tiny model for the time between operators. Each number is the median of several passes.
+Every operator is timed as a model would use it. Matmuls alternate between so many matrices (`COLD` bytes)
+that none stays in a cache, because a forward pass uses each matrix once. Attention has a realistic length. A
+tiny model gives the time between operators. Each number is the median of several passes.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ from ..report import receipt
 from .profile import SHORT_NAMES, Gpu, Profile, machine_key, utc_now
 
 COLD = 256 << 20
-"""Bytes of the matrices that take turns: several last-level caches."""
+"""Total bytes of the alternating matrices: several times a last-level cache."""
 INNER, OUTER = 4096, 14336
-"""Shape of the measured matrix: the FFN of 8B, which holds most of a model's weights."""
+"""Shape of the measured matrix: an FFN matrix of 8B. Most of a model's weights are in the FFN."""
 ROWS = (1, 4, 16, 64, 512)
 PLAIN = ("fp32", "bf16")
 FORMAT_NAMES = {short: name for name, short in SHORT_NAMES.items()}
 DISK_BYTES = 256 << 20
 HEADS = (32, 8, 128)
-"""Query heads, KV heads and head dim of the measured attention: those of 8B."""
+"""Query heads, KV heads and head dim of the measured attention, as in 8B."""
 
 
 def seconds_of(work: Callable[[], object], budget: float = 0.2, least: int = 3) -> float:
-    """Return the median seconds of ``work`` over about ``budget`` seconds, after one run that does not count.
+    """Return the median seconds of ``work``, repeated for about ``budget`` seconds after one warm-up run.
 
-    Work that takes longer than twice the budget is timed only once: on a machine that slow, another digit is
-    not worth the wait.
+    Work that takes more than twice the budget is timed only once, because on so slow a machine more precision
+    is not worth the wait.
     """
     start = time.perf_counter()
     work()
@@ -71,7 +71,7 @@ def seconds_of(work: Callable[[], object], budget: float = 0.2, least: int = 3) 
 
 @torch.inference_mode()
 def measure_machine(on_step: Callable[[str], None] = lambda what: None) -> Profile:
-    """Measure everything; ``on_step`` is told what is being measured."""
+    """Measure everything. ``on_step`` is called with the name of each measurement."""
     began, base = time.perf_counter(), resident_memory()
     where = receipt.describe_machine()
     on_step("memory")
@@ -118,7 +118,7 @@ def measure_machine(on_step: Callable[[str], None] = lambda what: None) -> Profi
 
 
 def bandwidths(all_counts: bool = True) -> dict[int, float]:
-    """Return the bytes/s read by all threads, and with ``all_counts`` also by 1, 2, 4, … of them."""
+    """Return the bytes/s read by all threads and, with ``all_counts``, also by 1, 2, 4, … threads."""
     most, reader = torch.get_num_threads(), MemoryReader(COLD * 2)
     fewer = {1 << power for power in range(most.bit_length())} if all_counts else set()
     found = {}
@@ -133,7 +133,7 @@ def bandwidths(all_counts: bool = True) -> dict[int, float]:
 
 
 def linears(name: str) -> list[nn.Module]:
-    """Return as many layers of one weight format as fill `COLD` bytes."""
+    """Return linear layers of one weight format that together take `COLD` bytes."""
     if name not in PLAIN:
         format = FORMATS[FORMAT_NAMES[name]]
         count = max(1, round(COLD / (INNER * OUTER * format.bits / 8)))
@@ -148,7 +148,7 @@ def linears(name: str) -> list[nn.Module]:
 
 
 def matmul_rates(name: str, layers: Sequence[nn.Module], rows: Sequence[int]) -> dict[int, float]:
-    """Return the operations/s of a matmul with these layers (of `linears`), by rows."""
+    """Return the operations/s of a matmul with these layers (from `linears`), by the number of rows."""
     dtype, found = torch_dtype(name) if name in PLAIN else torch.float32, {}
     for n in rows:
         x_ND, turns = torch.randn(n, INNER).to(dtype), itertools.cycle(layers)
@@ -162,7 +162,7 @@ def attention_seconds(kind: str, cached: int, tokens: int, layers: int = 1) -> f
     H, G, K = HEADS
     n = -(-(cached + tokens) // PAGE)
     pool = torch.empty(n, layers, G, head_bytes(kind, K), dtype=torch.uint8)
-    pool.fill_(1)  # pages that were never written are not real memory
+    pool.fill_(1)  # pages that were never written are not in physical memory
     parts = torch.tensor([[0, 0, tokens, cached]])
     ragged = Ragged(torch.arange(n, dtype=torch.int32)[None], parts, pool.device)
     q, k, v = (torch.randn(tokens, heads, K) for heads in (H, G, G))
@@ -175,13 +175,13 @@ def attention_seconds(kind: str, cached: int, tokens: int, layers: int = 1) -> f
 
 
 def attention_prefill(kind: str, cached: int = 512, tokens: int = 1024) -> float:
-    """Return the operations/s of attention for a part of a prompt, without the masked ones."""
+    """Return the operations/s of attention for a chunk of a prompt. Masked operations do not count."""
     H, _, K = HEADS
     return 4 * tokens * (cached + tokens / 2) * H * K / attention_seconds(kind, cached, tokens)
 
 
 def attention_decode(kind: str, context: int = 4096) -> float:
-    """Return the bytes/s of keys and values in a decode step, over so many layers that none is in a cache."""
+    """Return the bytes/s of keys and values in a decode step, with more layers than a CPU cache can store."""
     _, G, K = HEADS
     layer = 2 * G * K * context * BYTES[kind]
     layers = max(1, round(COLD / layer))
@@ -189,7 +189,7 @@ def attention_decode(kind: str, context: int = 4096) -> float:
 
 
 def pointwise_bandwidth() -> float:
-    """Return the bytes/s of SwiGLU over tensors larger than the caches: two read, one written."""
+    """Return the bytes/s of SwiGLU on tensors larger than the caches. It reads two and writes one."""
     gate, up = (torch.randn(1024, OUTER) for _ in range(2))
     return 3 * gate.nbytes / seconds_of(lambda: swiglu(gate, up), 0.3)
 
@@ -223,13 +223,13 @@ def between_operators() -> dict[str, float]:
 
 
 def encode_rate(name: str) -> float:
-    """Return how many bf16 weights per second are rounded to blocks."""
+    """Return the number of bf16 weights per second that are rounded to blocks of this format."""
     weight = torch.randn(1024, INNER).bfloat16()
     return weight.numel() / seconds_of(lambda: encode(weight, FORMATS[FORMAT_NAMES[name]], "weight"))
 
 
 def hash_rates() -> tuple[float, float]:
-    """Return the bytes/s of SHA-256, which names weights, on one thread and on all cores."""
+    """Return the bytes/s of SHA-256 (the hash of weights) on one thread and on all cores."""
     block, threads = bytes(16 << 20), cores()
 
     def digest(_: int) -> bytes:
@@ -242,9 +242,9 @@ def hash_rates() -> tuple[float, float]:
 
 
 def disk_bandwidths(folder: Path) -> tuple[float | None, float | None]:
-    """Return the bytes/s read from the disk of ``folder`` past the page cache, and written to it.
+    """Return the bytes/s read from the disk of ``folder`` (past the page cache) and written to it.
 
-    Either is None where the system has no direct reads or the disk no room.
+    None for reading if the system has no direct reads. None for both if the disk is full.
     """
     direct = getattr(os, "O_DIRECT", None)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Memory of one rank of a training run by purpose: `herd.train.memory`, split over TP, CP and PP.
+"""Memory of one rank of a training run by purpose, from `herd.train.memory` split over TP, CP and PP.
 
 With sequence parallelism, everything that a layer keeps for backward is split over TP (rows between the
-matmuls, heads and FFN columns inside them) and over CP. In a pipeline the first stage holds most: with V
-chunks per stage, the activations of PP · (1 + (PP - 1) / (PP · V)) micro-batches are held at once (Narayanan
+matmuls, heads and FFN columns inside them) and over CP. In a pipeline the first stage needs most: with V
+chunks per stage, it stores the activations of PP · (1 + (PP - 1) / (PP · V)) micro-batches at once (Narayanan
 et al., arXiv 2104.04473, section 2.2).
 """
 
@@ -15,15 +15,15 @@ from ..llama.config import ModelConfig
 from ..train.memory import MASTER, TrainBytes, train_nbytes
 from .layout import Job, ParallelLayout, micro_batches, stage_layers
 
-WEIGHT = 2  # bytes of the compute copy: bf16, also where matmuls run in FP8
+WEIGHT = 2  # bytes of the compute copy: bf16, also if matmuls run in FP8
 RESERVED = 3e9
-"""Bytes of an accelerator that the driver, the workspaces of libraries and NCCL's buffers take."""
+"""Bytes of an accelerator taken by the driver, workspaces of cuBLAS and others, and NCCL's buffers."""
 FRAGMENTED = 0.04
-"""Share of a device's memory that a caching allocator cannot use."""
+"""Fraction of a device's memory that a caching allocator cannot use."""
 
 
 class Parts:
-    """A dataclass of amounts that add up."""
+    """Base of dataclasses whose fields are amounts of one unit, with their total."""
 
     def parts(self) -> dict[str, float]:
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
@@ -47,9 +47,9 @@ class RankBytes(Parts):
 
 @functools.lru_cache(maxsize=256)
 def first_stage(config: ModelConfig, pp: int) -> ModelConfig:
-    """Return the part of a model that the first pipeline stage holds.
+    """Return the part of a model in the first pipeline stage.
 
-    A stage has either the embedding or the head, as a model that ties them.
+    It is described as a model with tied embeddings, because a stage has either the embedding or the head.
     """
     if pp == 1:
         return config
@@ -64,7 +64,7 @@ def stage_params(config: ModelConfig, pp: int) -> int:
 
 
 def in_flight(layout: ParallelLayout, micros: int) -> float:
-    """Return how many micro-batches' activations the first stage holds at once."""
+    """Return the number of micro-batches whose activations the first stage stores at once."""
     if layout.pp == 1:
         return 1.0
     interleaved = (layout.pp - 1) / layout.chunks if layout.chunks > 1 else 0.0
@@ -106,7 +106,7 @@ def rank_nbytes(job: Job, layout: ParallelLayout) -> RankBytes:
 def _adapter_nbytes(
     job: Job, layout: ParallelLayout, params: float, kept: TrainBytes, activations: float
 ) -> RankBytes:
-    """Frozen weights as stored, sharded or whole; state only for the adapters; no gradient of the head."""
+    """Return the bytes with adapters: frozen weights as stored, and optimizer state for the adapters only."""
     ranks = layout.sharers
     trained = (job.adapters or 0) / layout.tp / layout.pp
     sharded = layout.shard == "all" and ranks > 1
@@ -128,7 +128,7 @@ def _unsplit(stage: ModelConfig, micro: int, rows: int, checkpointing: bool, sha
 
 
 def _gathered_rows(job: Job, layout: ParallelLayout) -> float:
-    """Rows gathered for a matmul (TP), and K and V of the sequence (CP), of one layer, with gradients."""
+    """Return the bytes of one layer's rows gathered for a matmul (TP) and K and V (CP), with gradients."""
     config, rows = job.config, layout.micro * job.context
     gathered = 2 * WEIGHT * rows / layout.cp * config.dim if layout.tp > 1 else 0.0
     kv_heads = max(config.n_kv_heads // layout.tp, 1)

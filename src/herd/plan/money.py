@@ -1,7 +1,7 @@
-"""Dollars of a training run on a machine: rented by the hour, or bought, written off and supplied with power.
+"""Cost of a training run on a machine that is rented by the hour, or bought and supplied with power.
 
-Prices of devices are those of ``machines.yaml``, with their dates. Where a device has no price, the result
-has none. `prices.hourly_cost` spreads a purchase over its life.
+Prices of devices are in ``machines.yaml``, with their dates. A cost is None if the device has no price.
+`prices.hourly_cost` spreads a purchase over the life of the machine.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from .machines import Machine, Price
 from .prices import hourly_cost
 
 OVERHEAD = 1.25
-"""Total watts per watt of an accelerator: its host, network and cooling included."""
+"""Total watts per watt of an accelerator, including host, network and cooling."""
 
 
 @dataclass(frozen=True)
 class Money:
-    """USD for some hours on a whole machine, with the prices; None where no price is known."""
+    """Cost in USD of some hours on a whole machine, with the prices used. None: no price is known."""
 
     rent: float | None
     rent_price: Price | None
-    own: float | None  # the purchase, spread over its life, and power
-    buy: float | None  # the whole purchase
+    own: float | None  # the purchase price spread over the machine's life, plus power
+    buy: float | None  # the whole purchase price
     buy_price: Price | None
     energy_kwh: float
 
 
 def run_cost(machine: Machine, hours: float, usd_per_hour: float | None = None) -> Money:
-    """Return the cost of ``hours`` on all devices; ``usd_per_hour`` replaces the rent of one device."""
+    """Return the cost of ``hours`` on all devices. ``usd_per_hour`` replaces the known rent of one device."""
     rent = Price(usd_per_hour, "", "given") if usd_per_hour is not None else next(iter(machine.rent), None)
     buy = next(iter(machine.buy), None)
     watts = machine.device.power * OVERHEAD

@@ -1,11 +1,11 @@
 """Every operator of a forward pass with its operations and bytes, for decode, prefill and training.
 
 Legend: D model dim, H query heads, G KV heads, K head dim, F FFN dim, V vocabulary. The rows of an activation
-are all tokens that pass together. Tensor parallelism over ``tp`` ranks divides heads, F and V. KV heads are
-divided too, up to G ranks; beyond that, each rank has a copy of one (as in Meta's MP16 files).
+are all tokens of a forward pass. Tensor parallelism over ``tp`` ranks divides heads, F and V. KV heads are
+divided too, up to G ranks. With more ranks, each has a copy of one KV head (as in Meta's MP16 files).
 
-The operations add up to `ModelConfig.flops_per_token` (a test holds them equal). This file adds how they
-split into operators, and the bytes that each of these moves.
+The operations add up to `ModelConfig.flops_per_token` (a test checks this). This file adds the split into
+operators and the bytes that each operator moves.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .roofline import Link, Op, all_reduce, total_seconds
 
 @dataclass(frozen=True)
 class Weights:
-    """How a model is stored and multiplied: bytes per weight and per value of the KV cache, compute dtype."""
+    """Format of a model: bytes per weight and per value of the KV cache, and the compute dtype."""
 
     linears: float = 2.0
     head: float = 2.0
@@ -42,10 +42,10 @@ def layer_ops(
 ) -> list[Op]:  # fmt: skip
     """Return the operators of one layer for ``rows`` tokens.
 
-    Each token attends to ``keys`` others on average; ``cached`` tokens of K and V are read in total. A decode
-    step of B sequences at context C has rows B, keys C, cached B · C; a prefill of T tokens has T, T/2, T.
-    With ``split_rows`` each rank keeps only its part of the rows between the matmuls (sequence parallelism),
-    as in training.
+    Each token attends to ``keys`` others on average, and K and V of ``cached`` tokens are read in total. A
+    decode step of B sequences at context C has rows B, keys C, cached B · C. A prefill of T tokens has rows
+    T, keys T/2, cached T. With ``split_rows`` each rank keeps only its part of the rows between the matmuls
+    (sequence parallelism), as in training.
     """
     if config.n_heads % tp or config.ffn_dim % tp:
         raise PlanError(
@@ -66,7 +66,7 @@ def layer_ops(
 
     attention_bytes = act * 2 * q + weights.kv * cached * 2 * kv
     return [
-        pointwise("attention norm", 3 * own),  # the residual is added and kept: read two, write one
+        pointwise("attention norm", 3 * own),  # adds and stores the residual: reads two, writes one
         gemm("qkv", D, q + 2 * kv),
         pointwise("rope", 2 * (q + kv)),
         Op("attention", "attention", 4 * rows * keys * q, attention_bytes, "bf16", rows),
@@ -79,7 +79,7 @@ def layer_ops(
 
 
 def head_ops(config: ModelConfig, rows: float, *, weights: Weights = BF16, tp: int = 1) -> list[Op]:
-    """Return the last norm and the logits of ``rows`` tokens."""
+    """Return the operators of the last norm and of the logits for ``rows`` tokens."""
     D, V = config.dim, config.vocab_size / tp
     nbytes = weights.head * D * V + 2 * rows * D + 4 * rows * V
     return [
@@ -92,14 +92,17 @@ def forward_ops(
     config: ModelConfig, rows: float, keys: float, cached: float, *, weights: Weights = BF16, tp: int = 1,
     head_rows: float | None = None,
 ) -> list[Op]:  # fmt: skip
-    """Return the forward pass on one of ``tp`` ranks, with logits of ``head_rows`` tokens (default: all)."""
+    """Return the operators of a forward pass on one of ``tp`` ranks.
+
+    Logits are computed for ``head_rows`` tokens (default: all).
+    """
     layer = layer_ops(config, rows, keys, cached, weights=weights, tp=tp)
     repeated = [replace(op, count=config.n_layers) for op in layer]
     return repeated + head_ops(config, rows if head_rows is None else head_rows, weights=weights, tp=tp)
 
 
 def tp_seconds(config: ModelConfig, rows: float, tp: int, link: Link) -> float:
-    """Return the seconds of the two all-reduces per layer of a bf16 forward pass, for all layers together."""
+    """Return the seconds of all all-reduces (two per layer) of a bf16 forward pass."""
     return 2 * config.n_layers * all_reduce(rows * config.dim * 2.0, tp, link)
 
 
@@ -123,6 +126,6 @@ def prefill_seconds(
 def _seconds(ops: list[Op], config: ModelConfig, machine: Machine, rows: int, tp: int) -> float:
     if tp > machine.count:
         raise PlanError(
-            f"tp={tp} is more than the {machine.count} devices of {machine.name}: use at most that many"
+            f"tp={tp} is more than the {machine.count} devices of {machine.name}: use a smaller tp"
         )
     return total_seconds(ops, machine.device) + tp_seconds(config, rows, tp, machine.join(tp))

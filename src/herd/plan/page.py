@@ -2,8 +2,7 @@
 
 The page shows the parts of a step and of the memory, the runners-up, scaling over devices, KV cache by
 context, and quality against bytes. It looks like the other pages (`herd.report.template`). Every number is
-computed when the page is written, except the fidelity of formats, which was measured and is shown with its
-source.
+computed when the page is written, except the published fidelity of formats. Its source is given.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from .ways import GGUF_FORMATS, KLD_SOURCE
 
 TONES = ("teacher", "long", "instruct", "student", "other", "control", "none", "accent", "good", "bad")
 SHOWN = 8
-"""Layouts in the table."""
+"""Number of layouts in the table."""
 
 
 class Breakdown(NamedTuple):
-    """A total in its parts: the bar, and (part, tone, amount, share) rows."""
+    """The parts of a total: a bar, and rows of (part, colour, amount, fraction)."""
 
     bar: Markup
     rows: list[tuple[str, str, str, str]]
 
 
 def render_plan(plan: TrainPlan, title: str) -> str:
-    """Return the whole page."""
+    """Return the HTML of the whole page."""
     days, cost = _scaling_charts(plan)
     return template("herd.plan", "plan.html.jinja").render(
         plan=plan,
@@ -57,7 +56,7 @@ def render_plan(plan: TrainPlan, title: str) -> str:
 
 
 def _breakdown(label: str, parts: dict[str, float], show: Callable[[float], str]) -> Breakdown:
-    """Return the parts that are not zero, largest first."""
+    """Return the breakdown of the parts that are not zero, largest first."""
     ordered = sorted(((value, name) for name, value in parts.items() if value > 0), reverse=True)
     whole = sum(value for value, _ in ordered)
     shown = [(name, value, TONES[i % len(TONES)]) for i, (value, name) in enumerate(ordered)]
@@ -69,7 +68,7 @@ def _breakdown(label: str, parts: dict[str, float], show: Callable[[float], str]
 def _scaling(plan: TrainPlan) -> list[tuple[int, float, float]]:
     """Return (devices, days, USD per million rented tokens or 0) for 1, 2, 4, … devices that suffice.
 
-    The counts go up to the plan's own, and at least to 1,024.
+    The numbers of devices go up to the plan's own, and at least to 1,024.
     """
     job, found = plan.job, []
     rent = plan.money.rent_price.usd if plan.money.rent_price else 0.0
@@ -88,7 +87,7 @@ def _scaling(plan: TrainPlan) -> list[tuple[int, float, float]]:
 
 
 def _scaling_charts(plan: TrainPlan) -> tuple[Markup, Markup]:
-    """Return charts of days by number of devices and of dollars by speed; empty without points."""
+    """Return charts of days by number of devices and of dollars by speed. Both are empty without points."""
     points = _scaling(plan)
     if len(points) < 2:
         return Markup(""), Markup("")
@@ -102,7 +101,7 @@ def _scaling_charts(plan: TrainPlan) -> tuple[Markup, Markup]:
 
 
 def _context_chart() -> Markup:
-    """Return the bytes of the KV cache by context, for each published size."""
+    """Return a chart of the bytes of the KV cache by context, for each published size."""
     contexts = [1 << exponent for exponent in range(10, 18)]
     lines = []
     for (name, config), tone in zip(SIZES.items(), TONES, strict=False):
@@ -112,12 +111,12 @@ def _context_chart() -> Markup:
 
 
 def _quality_chart(config: ModelConfig) -> Markup:
-    """Return the fidelity of the formats that Herd runs against the bytes of the model in them."""
+    """Return a chart of each weight format's fidelity against the bytes of the model in this format."""
     lines = [
         charts.Line(found.name, [(found.nbytes(config) / 1e9, found.kld or 0.0)], tone, dots=True)
         for found, tone in zip(GGUF_FORMATS, TONES, strict=False)
     ]
-    return _line_chart(lines, "quality", ("GB", "nats from 16 bits"), x_log=False, x_unit="GB")
+    return _line_chart(lines, "quality", ("GB", "KL divergence from 16 bits, nats"), x_log=False, x_unit="GB")
 
 
 def _line_chart(lines: list[charts.Line], label: str, titles: tuple[str, str], **options: Any) -> Markup:

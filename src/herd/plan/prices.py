@@ -1,12 +1,12 @@
-"""What tokens cost: at APIs, on one's own machine, and from which volume one's own is cheaper.
+"""Cost of tokens at APIs and on one's own machine, and the volume from which one's own machine is cheaper.
 
-Prices of APIs are data with dates (``prices.yaml``). One's own machine costs money by the hour: its rent, or
-the purchase spread over its life plus electricity while it works. A million tokens then cost
+Prices of APIs are data with dates (``prices.yaml``). One's own machine costs money per hour: the rent, or the
+purchase price spread over the machine's life plus electricity under load. A million tokens then cost
 
     hours per million tokens · USD per hour
 
-and input is cheaper than output by as much as prefill is faster than decode. A *blended* price is three parts
-input to one part output, as Artificial Analysis counts.
+and input is cheaper than output by the factor by which prefill is faster than decode. A *blended* price is
+three parts input and one part output, as defined by Artificial Analysis.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ HOURS_PER_MONTH = 8766 / 12
 
 
 def blend(input_usd: float, output_usd: float) -> float:
-    """Return one price for tokens in and out, 3:1."""
+    """Return the blended price (3:1) of input and output tokens."""
     return (BLEND_INPUT * input_usd + output_usd) / (BLEND_INPUT + 1)
 
 
 @dataclass(frozen=True)
 class ApiPrice:
-    """USD per million tokens in and out, of one model at one host."""
+    """Price of one model at one host, in USD per million input and output tokens."""
 
     model: str
     host: str
@@ -61,9 +61,10 @@ def offers_for(model: str) -> list[ApiPrice]:
 
 @dataclass(frozen=True)
 class OwnCost:
-    """USD per million tokens on one's own machine at full use.
+    """Cost in USD per million tokens on one's own machine at full load.
 
-    ``per_hour`` is what the machine costs while it works, ``fixed_per_hour`` what it costs in any case.
+    ``per_hour`` is the machine's cost per hour under load, ``fixed_per_hour`` the part that it costs also
+    when idle.
     """
 
     per_hour: float
@@ -77,7 +78,7 @@ class OwnCost:
 
 
 def hourly_cost(purchase_usd: float | None, rent_usd: float | None, watts: float) -> tuple[float, float]:
-    """Return (fixed, working) USD per hour: the rent, or the purchase over its life plus electricity."""
+    """Return USD per hour, idle and under load: the rent, or the spread purchase price plus electricity."""
     if rent_usd is not None:
         return rent_usd, rent_usd
     fixed = (purchase_usd or 0.0) / LIFE_HOURS
@@ -85,7 +86,7 @@ def hourly_cost(purchase_usd: float | None, rent_usd: float | None, watts: float
 
 
 def own_cost(input_rate: float, output_rate: float, fixed: float, working: float) -> OwnCost:
-    """Return the cost at full use, from tokens/s of prefill and of decode (all sequences together)."""
+    """Return the cost at full load, from tokens/s of prefill and of decode (all sequences together)."""
     usd_at_one_token_per_s = 1e6 / 3600 * working
     return OwnCost(working, fixed, usd_at_one_token_per_s / input_rate, usd_at_one_token_per_s / output_rate)
 
@@ -94,8 +95,8 @@ def own_cost(input_rate: float, output_rate: float, fixed: float, working: float
 class BreakEven:
     """The volume from which one's own machine is cheaper than ``api``, in blended tokens per month.
 
-    ``capacity`` is the most that the machine makes in a month. ``tokens`` is None where it is never cheaper,
-    because the electricity alone costs more than the API.
+    ``capacity`` is the most that the machine can generate in a month. ``tokens`` is None if it is never
+    cheaper, because the electricity alone costs more than the API.
     """
 
     api: ApiPrice
@@ -108,7 +109,10 @@ class BreakEven:
 
 
 def break_even(own: OwnCost, api: ApiPrice) -> BreakEven:
-    """Return the fixed cost of a month over what each token saves; a token's own cost is its electricity."""
+    """Return the break-even volume: the fixed cost per month divided by the saving per token.
+
+    The saving is the price at the API minus the electricity for a token.
+    """
     hours_per_million = own.blended / own.per_hour
     energy = hours_per_million * (own.per_hour - own.fixed_per_hour)  # USD per million blended tokens
     capacity = HOURS_PER_MONTH / hours_per_million * 1e6

@@ -1,13 +1,13 @@
-"""What this machine can do, measured once and kept: the profile that `herd plan` predicts from.
+"""The profile of this machine: measured speeds that `herd plan` predicts from.
 
-A data sheet says what a chip could do; a profile says what Herd's own operators reach on it: bytes per second
-read by number of threads, operations per second of a matmul by weight format and number of rows, attention in
-prefill and in decode, the time between operators, the disk. `Profile.device` makes a `roofline.Device` of it,
-so that a measured machine and one of the catalogue go through the same formulas. Measuring takes half a
-minute and torch (`measure.py`); reading a saved profile needs neither.
+A data sheet gives the peak of a chip. A profile gives the speed of Herd's own operators on it: bytes per
+second read by number of threads, operations per second of a matmul by weight format and number of rows,
+attention in prefill and in decode, the time between operators, the disk. `Profile.device` converts it to a
+`roofline.Device`, so that the same formulas serve a measured machine and one of the catalogue. Measuring
+takes about 30 s and needs torch (`measure.py`). Reading a saved profile does not need torch.
 
-The file lies in the cache folder. The machine is measured again when its processor, torch or the native
-kernels differ from those of the saved profile.
+The file is in the cache folder. The machine is measured again if its processor, torch or the native kernels
+differ from the saved profile's.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ SHORT_NAMES = {"Q8_0": "q8", "Q4_0": "q4", "Q4_K": "q4k"}
 BYTES = {"fp32": 4.0, "bf16": 2.0, "q8": 34 / 32, "q4k": 144 / 256, "q4": 18 / 32}
 """Bytes per weight by the name of its format."""
 OPS_PER_LAYER = 9
-"""Operators that `ops.layer_ops` lists; the measured time between the operators of a layer is spread over
-them."""
+"""Number of operators in `ops.layer_ops`.
+
+The measured time between a layer's operators is spread over them.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,10 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Profile:
-    """What was measured on one machine.
+    """Measured speeds of one machine.
 
-    ``between`` is the total time between the operators of a layer, for a model with ``plain`` weights and for
-    one with ``packed`` weights, whose layers are one native operator each.
+    ``between`` is the total time between the operators of a layer: for ``plain`` weights, and for ``packed``
+    weights, where a layer is a single native operator.
     """
 
     key: str
@@ -70,30 +72,30 @@ class Profile:
     attention_decode: Mapping[str, float]  # bytes/s of keys and values by kind of KV cache
     pointwise: float  # bytes/s
     between: Mapping[str, float]  # seconds
-    encode: Mapping[str, float]  # weights/s that are rounded to blocks, by format
+    encode: Mapping[str, float]  # weights/s rounded to blocks, by format
     hash: float  # bytes/s of SHA-256 on one thread
     hash_all: float  # on all threads
-    disk: float | None  # bytes/s read past the page cache; None where it could not be measured
-    disk_write: float | None  # bytes/s written, until they are on the disk
-    base: int  # bytes of a process that has loaded everything except a model
-    seconds: float  # that measuring took
+    disk: float | None  # bytes/s read past the page cache; None: could not be measured
+    disk_write: float | None  # bytes/s written, including the flush to the disk
+    base: int  # bytes of a process before it loads a model
+    seconds: float  # duration of the measurement
     gpus: tuple[Gpu, ...] = ()
 
     @property
     def read(self) -> float:
-        """Bytes/s that all threads read: in a plain loop, or in a matmul of one row, which prefetches."""
+        """Bytes/s read by all threads, in a plain loop or in a matmul of one row, whichever is faster."""
         rows = ((BYTES[name], rates[1]) for name, rates in self.gemm.items() if 1 in rates)
         return max([*self.bandwidth.values(), *(nbytes * rate / 2 for nbytes, rate in rows)])
 
     def device(self, weights: str = "plain") -> Device:
-        """Return the processor for the roofline: the peaks are the best measured rates.
+        """Return the processor as a roofline device. Its peaks are the best measured rates.
 
         ``weights`` is a key of ``between``.
         """
         peaks = {name: max(rates.values()) for name, rates in self.gemm.items()}
         shares = {name: {n: rate / peaks[name] for n, rate in by.items()} for name, by in self.gemm.items()}
         curves = {name: EfficiencyCurve.parse(by_rows) for name, by_rows in shares.items()}
-        if "bf16" not in peaks:  # the dtype of operators that name none
+        if "bf16" not in peaks:  # the dtype of operators that do not name one
             peaks["bf16"], curves["bf16"] = max(peaks.values()), EfficiencyCurve.flat(1.0)
         attention = max(self.attention_prefill.values()) / peaks["bf16"]
         memory, op_seconds = EfficiencyCurve.flat(1.0), self.between[weights] / OPS_PER_LAYER
@@ -102,7 +104,7 @@ class Profile:
         return Device("here", "cpu", float(self.memory), self.read, peaks, efficiency, 0.0, title, "measured")
 
     def machine(self) -> Machine:
-        """Return this machine as one of the catalogue: a single device without links and prices."""
+        """Return this machine as an entry of the catalogue: a single device without links and prices."""
         return Machine("this machine", self.device(), 1, 1, NO_LINK, NO_LINK)
 
 
@@ -111,7 +113,7 @@ def profile_path() -> Path:
 
 
 def machine_key() -> str:
-    """Return a hash of all a profile depends on: processor, memory, torch, threads, native kernels."""
+    """Return a hash of everything a profile depends on: processor, memory, torch, threads, native kernels."""
     where = receipt.describe_machine()
     parts = [str(where[name]) for name in ("cpu", "cores", "isa", "memory_bytes", "torch")]
     digest = hashlib.sha256("\0".join([*parts, os.environ.get("OMP_NUM_THREADS", "")]).encode())
@@ -122,7 +124,7 @@ def machine_key() -> str:
 
 
 def load_profile() -> Profile | None:
-    """Return the saved profile of this machine, or None where there is none for its present state."""
+    """Return the saved profile of this machine, or None if there is none for its present state."""
     try:
         record = json.loads(profile_path().read_text(encoding="utf-8"))
         if record["schema"] != SCHEMA or record["key"] != machine_key():

@@ -1,8 +1,7 @@
-"""Read numbers as people write them: ``15.6T`` tokens, ``32k`` of context, ``1e12``, ``500ms``, ``2.50`` USD.
+"""Parse numbers as people write them: ``15.6T`` tokens, a context of ``32k``, ``1e12``, ``500ms``.
 
-Every numeric option of the planner's verbs is a `Quantity`, which the command line calls with the option's
-text. It accepts finite numbers within its bounds and refuses everything else in one line that names the
-option.
+Every numeric option of the planner's verbs is a `Quantity`. The command line calls it with the option's text.
+It accepts finite numbers within its bounds and refuses everything else with one line that names the option.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from ..errors import PlanError
 
 COUNT = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 CONTEXT = {"": 1, "k": 2**10, "m": 2**20}
-"""For contexts and batches, 32k means 32,768 and 16M means 16 · 2^20."""
+"""Suffixes of contexts and batches: 32k means 32,768 and 16M means 16 · 2^20."""
 SECONDS = {"": Decimal(1), "ms": Decimal("0.001"), "s": Decimal(1), "min": Decimal(60), "h": Decimal(3600)}
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A kind of number: the accepted bounds and suffixes, and an example for error messages."""
+    """A kind of number: bounds, suffixes, and an example for error messages."""
 
     least: float
     most: float
@@ -31,7 +30,7 @@ class Quantity:
     whole: bool = False
 
     def parse(self, text: str, option: str) -> float:
-        """Return the number that ``text`` stands for. Raises PlanError, which names the option."""
+        """Return the number that ``text`` means. Raises `PlanError` that names the option."""
         match = re.fullmatch(
             r"([+-]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:e[+-]?\d{1,4})?)\s*([a-z]*)", text.strip().lower()
         )

@@ -1,7 +1,7 @@
-"""Predict what `herd quantize` takes: seconds, from this machine's profile.
+"""Predict the seconds of `herd quantize` from this machine's profile.
 
-The tensors of the source are read one after another from a mapped file, hashed, rounded to blocks a piece at
-a time and written. At the end the new file is hashed once more, on all threads. Nothing overlaps, so the
+The tensors of the source are read one after another from a mapped file, hashed, rounded to blocks chunk by
+chunk, and written. At the end the new file is hashed once more, on all threads. Nothing overlaps, so the
 parts add up.
 """
 
@@ -15,9 +15,9 @@ from .profile import SHORT_NAMES, Profile
 
 
 def quantize_seconds(profile: Profile, config: ModelConfig, plan: Scheme, source_bytes: float = 2.0) -> float:
-    """Return the seconds from a folder of plain weights in the page cache to a quantized folder on the disk.
+    """Return the seconds of quantizing a folder in the page cache to a folder on disk.
 
-    ``source_bytes`` is the width of a source parameter.
+    ``source_bytes`` is the number of bytes per parameter of the source.
     """
     formats = plan.plan(config)
     rounding = sum(

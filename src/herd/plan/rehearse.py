@@ -1,14 +1,14 @@
-"""Rehearse a recipe: run a few real steps at its true layer shapes on this machine before a run is paid for.
+"""Rehearse a recipe: train a few steps at its layer shapes on this machine, and predict the whole run.
 
-One layer, then two, are trained for real: the trainer's own forward, loss, backward and Adam, in the recipe's
-dtype and with its recomputation and compilation, on a whole sequence and on half of one. What the second
-layer adds is a layer's time; what the second half adds is the time per token; the rest is the embedding, the
-head, and the cost of each pass over the weights. A layer too large for the memory is cut as tensor
-parallelism would cut it: the same width, a part of the heads and of the FFN; the vocabulary is cut likewise.
-The whole model's time follows by counting, its memory from the trainer's own formula, which the rehearsal
-checks at its own size.
+Models of one layer and of two layers are trained with the trainer's forward, loss, backward and Adam, in the
+recipe's dtype and with its recomputation and compilation, on whole sequences and on half sequences. The
+difference of two layers and one is a layer's time. The difference of a whole sequence and a half gives the
+time per token. The rest is the embedding, the head, and the cost of each pass over the weights. A layer too
+large for the memory is split as tensor parallelism would split it: the same width, with a part of the heads
+and of the FFN. The vocabulary is split too. The time of the whole model follows by counting. Its memory
+follows from the trainer's formula, and the rehearsal checks this formula at its own size.
 
-For another machine the time is that of `step.step_time`, from data sheets and published efficiencies.
+For another machine, `step.step_time` predicts the time from data sheets and published efficiencies.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ from .roofline import total_seconds
 from .step import model_flops_utilization, predict_step
 
 SHARE = 0.4
-"""Share of the free memory that the rehearsal may use."""
+"""Fraction of the free memory that the rehearsal may use."""
 SECONDS = 3.0
-"""Longest time of one rehearsed step."""
+"""Longest time of one rehearsed step, in seconds."""
 STEPS = 5
-"""Steps of each kind; the first does not count."""
+"""Steps of each kind. The first is a warm-up and does not count."""
 
 
 @dataclass(frozen=True)
 class RehearsedOp:
-    """The part of a model that is rehearsed.
+    """The part of a model that is rehearsed, and its batch.
 
-    It is one of ``slices`` equal parts of a layer's heads and FFN (1 means the whole layer), one of
-    ``vocab_parts`` of the vocabulary, and ``rows`` sequences of ``context`` tokens.
+    The part has 1/``slices`` of a layer's heads and FFN and 1/``vocab_parts`` of the vocabulary. The batch
+    has ``rows`` sequences of ``context`` tokens.
     """
 
     config: ModelConfig  # with one layer
@@ -70,7 +70,10 @@ class RehearsedOp:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What was measured here. Seconds are those of forward and backward of one micro-batch of the recipe."""
+    """Measurements of a rehearsal.
+
+    Times are seconds of forward and backward for one micro-batch of the recipe.
+    """
 
     piece: RehearsedOp
     layer_seconds: float  # of a whole layer
@@ -79,8 +82,8 @@ class Rehearsal:
     flops_rate: float  # model FLOP/s of a layer
     predicted_bytes: float  # of the rehearsed part
     measured_bytes: float
-    accelerated: bool  # on a GPU, which has its own memory
-    loss: float  # of the first step: near the logarithm of the vocabulary
+    accelerated: bool  # whether it ran on a GPU
+    loss: float  # of the first step; should be near the logarithm of the vocabulary
 
 
 @dataclass(frozen=True)
@@ -91,24 +94,24 @@ class Outlook:
     step_seconds: float
     mfu: float | None
     nbytes: TrainBytes
-    peak: float  # bytes a process grows by; on a CPU with the parts of its heap that it cannot use again
+    peak: float  # bytes by which a process grows; on a CPU including parts of the heap that cannot be reused
     fits: bool
     hours: float
     tokens_per_s: float
 
 
 def model_shape(recipe: Recipe) -> ModelConfig:
-    """Return the model's shape, from the recipe or from the checkpoint it starts with."""
+    """Return the model's shape from the recipe, or from the checkpoint that training starts with."""
     return recipe.model.config() or load_config(str(recipe.model.start))
 
 
 def cut_to_fit(
     config: ModelConfig, micro: int, context: int, free: float, most_flops: float = math.inf
 ) -> RehearsedOp:
-    """Return the largest part of a model whose two layers can be trained in a share of ``free`` bytes.
+    """Return the largest part of a model of which two layers can be trained in `SHARE` of ``free`` bytes.
 
-    A step takes at most ``most_flops``, unless even the smallest part takes more. The sequence is shortened
-    first, then the vocabulary is cut, then the layer.
+    A step takes at most ``most_flops``, unless even the smallest part takes more. First the sequence is
+    shortened, then the vocabulary is split, then the layer.
     """
     halvings = [1 << exponent for exponent in range(config.n_heads.bit_length())]
     slices = [s for s in halvings if config.n_heads % s == 0 and config.ffn_dim % s == 0]
@@ -134,7 +137,7 @@ def cut_to_fit(
 
 
 def run_rehearsal(recipe: Recipe, on_step: Callable[[str], None] = lambda line: None) -> Rehearsal:
-    """Train one layer, then two, for a few steps; ``on_step`` is told about each."""
+    """Train one layer, then two, for a few steps each. ``on_step`` is called with a line for each step."""
     config, train = model_shape(recipe), recipe.train
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else available_memory()
@@ -145,8 +148,8 @@ def run_rehearsal(recipe: Recipe, on_step: Callable[[str], None] = lambda line: 
     tokens, wanted = piece.rows * piece.context, micro * train.context
     # seconds = passes + tokens · each, for a layer and for the rest
     flops = layer_flops(piece.config, piece.context / 2)
-    # On a busy machine a difference of two times can be anything; a tenth of the layer's share of the FLOPs
-    # is sure.
+    # On a busy machine a difference of two times can be arbitrarily wrong. So at least a tenth of the layer's
+    # share of the FLOPs is assumed.
     least = 0.1 * one.whole * flops / piece.config.flops_per_token(piece.context / 2)
     layer_whole, layer_half = max(two.whole - one.whole, least), two.half - one.half
     layer_each = max(2 * (layer_whole - layer_half) / tokens, 0.1 * layer_whole / tokens)
@@ -169,7 +172,7 @@ def run_rehearsal(recipe: Recipe, on_step: Callable[[str], None] = lambda line: 
 
 @dataclass(frozen=True)
 class _Timed:
-    """Seconds of forward and backward with whole sequences and with half of each, and of the optimizer."""
+    """Seconds of forward and backward with whole and with half sequences, and of the optimizer."""
 
     whole: float
     half: float
@@ -181,7 +184,7 @@ class _Timed:
 
 
 def _matmul_rate(dim: int, dtype: str, device: torch.device) -> float:
-    """Return the operations/s of one matmul of the model's width, which tells how much can be rehearsed."""
+    """Return the operations/s of a matmul of the model's width, used to limit the size of the rehearsal."""
     size = min(dim, 4096)
     left, right = (torch.ones(size, size, dtype=torch_dtype(dtype), device=device) for _ in range(2))
     times = []
@@ -195,7 +198,7 @@ def _matmul_rate(dim: int, dtype: str, device: torch.device) -> float:
 def _timed_steps(
     recipe: Recipe, piece: RehearsedOp, layers: int, device: torch.device, on_step: Callable[[str], None]
 ) -> _Timed:
-    """Train a model of ``layers`` layers and time its steps; the optimizer's time includes clipping."""
+    """Train a model of ``layers`` layers and return the times. The optimizer's time includes clipping."""
     train, cuda = recipe.train, device.type == "cuda"
     config = piece.config.replace(n_layers=layers)
     if cuda:
@@ -239,7 +242,7 @@ def _timed_steps(
         )
     peak = (torch.cuda.max_memory_allocated() if cuda else peak_memory()) - before
     predicted = _grown_nbytes(train, config, piece.rows, piece.context, cuda)
-    # The least time of each kind: other work on the machine only adds, and differences are taken.
+    # The least time of each kind is taken, because other work on the machine can only add time.
     whole, half = (min(found[1:]) for found in times.values())
     params = sum(p.numel() for p in model.parameters())
     return _Timed(whole, half, statistics.median(adams[1:]), params, predicted, peak, losses[0])
@@ -252,7 +255,10 @@ def _now(device: torch.device) -> float:
 
 
 def _grown_nbytes(train: TrainSettings, config: ModelConfig, rows: int, context: int, cuda: bool) -> int:
-    """Return the bytes that training adds: on a CPU, to a process that keeps freed memory."""
+    """Return the bytes that training adds.
+
+    On a CPU this counts memory that the process keeps after freeing it.
+    """
     how: dict[str, Any] = {
         "dtype": train.dtype, "activation_checkpointing": train.activation_checkpointing
     }  # fmt: skip
@@ -270,7 +276,7 @@ def layer_flops(config: ModelConfig, keys: float) -> float:
 
 
 def outlook_here(recipe: Recipe, rehearsal: Rehearsal) -> Outlook:
-    """Predict the whole recipe on this machine, with the work of all its ranks on one device of this kind."""
+    """Predict the whole recipe on one device of this machine that does the work of all ranks."""
     config, train = model_shape(recipe), recipe.train
     micro = _micro_batch(recipe)
     step = config.n_layers * rehearsal.layer_seconds + rehearsal.rest_seconds
@@ -287,12 +293,12 @@ def outlook_here(recipe: Recipe, rehearsal: Rehearsal) -> Outlook:
 
 
 def outlook_on(recipe: Recipe, machine: Machine) -> Outlook:
-    """Predict the whole recipe on another machine: FSDP2 within ``shard``, replicated, as in training."""
+    """Predict the whole recipe on another machine, with FSDP2 in groups of ``shard`` ranks as in training."""
     config, train, spec = model_shape(recipe), recipe.train, recipe.parallel
     if machine.count != spec.ranks:
         raise RecipeError(
-            f"{recipe.name}: the recipe is for parallel.ranks={spec.ranks}, {machine.name} has "
-            f"{machine.count}: use {machine.with_devices(spec.ranks).name}, or change the recipe"
+            f"{recipe.name}: the recipe is for parallel.ranks={spec.ranks}, but {machine.name} has "
+            f"{machine.count} devices: use {machine.with_devices(spec.ranks).name}, or change the recipe"
         )
     micro = _micro_batch(recipe)
     layout = ParallelLayout(
@@ -329,12 +335,13 @@ def _train_nbytes(recipe: Recipe, config: ModelConfig, micro: int, *, shard: int
 
 
 def slurm_script(recipe: Recipe, path: Path, machine: Machine, hours: float) -> str:
-    """Return a Slurm batch script for a recipe on a machine; without Slurm its last command runs on one node.
+    """Return a Slurm batch script for a recipe on a machine.
 
-    Slurm sends a signal five minutes before the end. The trainer then finishes its step and saves, and the
-    job is put back into the queue, where the same command continues.
+    Without Slurm, its last command runs on one node. Slurm sends a signal five minutes before the end. The
+    trainer then finishes its step and saves its state. The job is queued again, and the same command resumes
+    the run.
     """
-    # A tenth and half an hour more than predicted, at most a week: the limit of many clusters.
+    # The predicted time plus a tenth and half an hour, but at most a week, the limit of many clusters.
     days, rest = divmod(math.ceil(min(hours * 1.1 + 0.5, 7 * 24)), 24)
     text = Path(__file__).with_name("slurm.sh.jinja").read_text(encoding="utf-8")
     script = Template(text, trim_blocks=True, keep_trailing_newline=True)

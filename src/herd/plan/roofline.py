@@ -1,17 +1,17 @@
-"""How long one operator takes on one device: the roofline with measured efficiencies.
+"""The time of one operator on one device: the roofline model with measured efficiencies.
 
-An operator does ``flops`` operations and moves ``nbytes``. It takes at least as long as either at the chip's
+An operator does ``flops`` operations and moves ``nbytes``. It takes at least the time of either at the chip's
 rates:
 
-    seconds = max(flops / (peak[dtype] · share), nbytes / (bandwidth · share)) + op_seconds
+    seconds = max(flops / (peak[dtype] · fraction), nbytes / (bandwidth · fraction)) + op_seconds
 
-The shares are measured, never assumed to be 1: a matmul of training shapes reaches 73 % of an H100's peak, a
-stream of weights 88 % of its bandwidth. They come from published measurements by kind of chip
-(``machines.yaml``) or from a profile of this machine. A share can depend on the size of the work
+The fractions are measured, never assumed to be 1: a matmul of training shapes reaches 73 % of an H100's peak,
+a stream of weights 88 % of its bandwidth. They come from published measurements by kind of chip
+(``machines.yaml``) or from a profile of this machine. A fraction can depend on the size of the work
 (`EfficiencyCurve`), because a matmul with few rows or a read of few bytes is less efficient. ``op_seconds``
 is the fixed cost of starting an operator.
 
-Collectives follow the ring: each of n ranks sends (n - 1) / n of the bytes at the link's rate, twice for an
+Collectives use a ring: each of n ranks sends (n - 1) / n of the bytes at the link's rate, twice for an
 all-reduce.
 
 Sources: Williams, Waterman, Patterson: "Roofline" (CACM 52, 2009); NCCL's "bus bandwidth": nccl-tests,
@@ -38,10 +38,10 @@ Kind = Literal["gemm", "attention", "attention_backward", "memory"]
 
 @dataclass(frozen=True)
 class EfficiencyCurve:
-    """A share of the peak by size of the work.
+    """The reached fraction of the peak by size of the work.
 
-    Points are (size, share) with rising sizes: linear between them over the logarithm of the size, constant
-    beyond both ends.
+    Points are (size, fraction) with rising sizes. The curve is linear between them over the logarithm of the
+    size, and constant beyond both ends.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -51,16 +51,16 @@ class EfficiencyCurve:
         if not sizes or sizes != sorted(set(sizes)) or sizes[0] <= 0:
             raise PlanError(f"efficiency curve sizes {sizes} must be positive and rise")
         if not all(0 < share <= 1.5 for _, share in self.points):
-            raise PlanError(f"efficiency curve {self.points} has a share outside 0 to 1.5")
+            raise PlanError(f"efficiency curve {self.points} has a fraction outside 0 to 1.5")
 
     @classmethod
     def flat(cls, share: float) -> EfficiencyCurve:
-        """Return a curve with the same share at every size."""
+        """Return a curve with the same fraction at every size."""
         return cls(((1.0, share),))
 
     @classmethod
     def parse(cls, value: Any) -> Any:
-        """Return the curve that a file describes by a number or by {size: share}."""
+        """Return the curve that a file describes by a number or by {size: fraction}."""
         if isinstance(value, Mapping):
             return cls(tuple(sorted((float(size), float(share)) for size, share in value.items())))
         return value if isinstance(value, cls) else cls.flat(float(value))
@@ -78,10 +78,11 @@ Curve = Annotated[EfficiencyCurve, BeforeValidator(EfficiencyCurve.parse)]
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Shares of the data sheet that a chip reaches.
+    """The fractions of the data sheet's rates that a chip reaches.
 
-    ``gemm`` by dtype over the rows of the activation, ``memory`` over the bytes an operator moves, and both
-    passes of attention; ``op_seconds`` to start an operator.
+    ``gemm`` has a curve over the rows of the activation for each dtype, ``memory`` is a curve over the bytes
+    that an operator moves. There are fractions for both passes of attention. Starting an operator takes
+    ``op_seconds``.
     """
 
     gemm: Mapping[str, Curve]
@@ -94,7 +95,7 @@ class Efficiency:
 
 @dataclass(frozen=True, eq=False)
 class Device:
-    """An accelerator or processor: bytes, bytes/s and operations/s of the data sheet, and efficiency.
+    """An accelerator or processor: memory, bandwidth and peak rates of the data sheet, and its efficiency.
 
     Devices are compared by identity.
     """
@@ -110,14 +111,14 @@ class Device:
     source: str = ""
 
     def peak(self, dtype: str) -> float:
-        """Return the operations/s of the data sheet, for a missing dtype those of the one used instead."""
+        """Return the operations/s of the data sheet. For a missing dtype, the rate of its substitute."""
         for name in (dtype, *_INSTEAD.get(dtype, ("bf16", "fp16", "fp32"))):
             if name in self.flops:
                 return self.flops[name]
-        raise PlanError(f"{self.name} has no peak for {dtype}: give flops: {{{dtype}: ...}} in its entry")
+        raise PlanError(f"{self.name} has no peak for {dtype}: add flops: {{{dtype}: ...}} to its entry")
 
     def has(self, dtype: str) -> bool:
-        """Return whether the chip computes in this dtype itself."""
+        """Return whether the chip has instructions for this dtype."""
         return dtype in self.flops
 
     def reachable(self, dtype: str, rows: float = 1e9) -> float:
@@ -128,12 +129,12 @@ class Device:
 
 
 _INSTEAD = {"bf16": ("fp16", "fp32"), "fp16": ("bf16", "fp32"), "fp32": ("bf16",)}
-"""What a chip computes in where it lacks a dtype. Any other dtype is unpacked to 16 or 32 bits."""
+"""Substitutes for a dtype that a chip lacks. Any other dtype is unpacked to 16 or 32 bits."""
 
 
 @dataclass(frozen=True)
 class Op:
-    """The work of one operator, ``count`` times: operations, bytes moved, rows of the activation."""
+    """The work of one operator that runs ``count`` times: operations, bytes moved, rows of the activation."""
 
     name: str
     kind: Kind
@@ -146,7 +147,7 @@ class Op:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of an operator: ``compute`` and ``memory`` overlap, ``overhead`` does not."""
+    """Seconds of an operator. ``compute`` and ``memory`` overlap, ``overhead`` adds to them."""
 
     compute: float = 0.0
     memory: float = 0.0
@@ -158,7 +159,7 @@ class Cost:
 
 
 def operator_cost(op: Op, device: Device) -> Cost:
-    """Return the roofline of one operator on a device, ``count`` times."""
+    """Return the cost of one operator (``count`` times) on a device by the roofline model."""
     share = device.efficiency
     if op.kind == "attention":
         rate = device.peak("bf16") * share.attention_forward
@@ -180,7 +181,7 @@ def total_seconds(ops: Iterable[Op], device: Device) -> float:
 
 @dataclass(frozen=True)
 class Link:
-    """A connection of devices: bytes/s in one direction per device, seconds to start, efficiency."""
+    """A connection of devices: bytes/s in one direction per device, latency in seconds, efficiency."""
 
     name: str
     bandwidth: Positive
@@ -195,11 +196,11 @@ class Link:
 
 
 NO_LINK = Link("none", 1e12, 0.0, 1.0)
-"""The link of a single device: nothing is ever sent."""
+"""The link of a single device. Nothing is sent over it."""
 
 
 def all_gather(nbytes: float, ranks: int, link: Link) -> float:
-    """Return the seconds until each rank has all ``nbytes``; a reduce-scatter takes as long."""
+    """Return the seconds until each rank has all ``nbytes``. A reduce-scatter takes the same time."""
     return 0.0 if ranks < 2 else nbytes * (ranks - 1) / ranks / link.rate + link.latency * math.log2(ranks)
 
 

@@ -1,9 +1,9 @@
-"""Keep predictions with the measurements that followed, and learn factors from them.
+"""Store predictions with the measurements that followed, and learn correction factors from them.
 
-Each event is one line of JSON in ``scores.jsonl`` of the cache folder: what was predicted (seconds, bytes),
-what was measured, and on which machine. The file is only appended to; a line cut short by a crash is skipped.
-`learned_factors` is what this machine's own runs say about the planner: the median of measured over predicted
-by kind of work. Predictions use it only where the user asks for it (``herd plan --learned``).
+Each event is one line of JSON in ``scores.jsonl`` of the cache folder: the predicted value (seconds or
+bytes), the measured value, and the machine. Events are only appended. A line that a crash truncated is
+skipped. `learned_factors` computes the median ratio of measured to predicted values by kind of work, from the
+runs of this machine. Predictions use these factors only if the user asks for them (``herd plan --learned``).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from ..machine import cache_folder
 from .profile import utc_now
 
 LEARN_FROM = 20
-"""Latest events of a kind from which a factor is learned."""
+"""Number of latest events of a kind that a factor is learned from."""
 LEAST = 3
-"""Fewest events for a factor: two points can agree by accident."""
+"""Fewest events for a factor, because two can agree by accident."""
 
 
 @dataclass(frozen=True)
 class ScoredPrediction:
     """One prediction and its measurement.
 
-    ``kind`` is what was predicted ("decode", "prefill", "stage", "peak memory"), ``what`` describes the work,
-    ``unit`` is "s" or "bytes", ``machine`` is the profile's key.
+    ``kind`` is the kind of work or amount ("decode", "prefill", "stage", "peak memory"), ``what`` describes
+    the work, ``unit`` is "s" or "bytes", and ``machine`` is the profile's key.
     """
 
     kind: str
@@ -46,13 +46,13 @@ class ScoredPrediction:
 
     @property
     def error(self) -> float:
-        """Error relative to the measurement: 0.1 is ten percent too much."""
+        """Error relative to the measurement: 0.1 means that the prediction is 10 % too high."""
         return self.predicted / self.measured - 1
 
 
 @dataclass(frozen=True)
 class ErrorSummary:
-    """Errors of one kind: number, median and worst error, and the median of measured over predicted."""
+    """Errors of one kind: events, median and worst error, and median ratio of measured to predicted."""
 
     kind: str
     n: int
@@ -66,9 +66,9 @@ def history_path() -> Path:
 
 
 def record_prediction(event: ScoredPrediction) -> None:
-    """Append one event; a cache folder that cannot be written is no reason to fail a run.
+    """Append one event. Errors in writing are ignored, because they should not fail a run.
 
-    Raises PlanError for numbers that are not positive.
+    Raises `PlanError` if a number is not positive.
     """
     if not (event.predicted > 0 and event.measured > 0 and math.isfinite(event.predicted + event.measured)):
         raise PlanError(
@@ -79,13 +79,13 @@ def record_prediction(event: ScoredPrediction) -> None:
         history_path().parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(history_path(), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(handle, line.encode())  # a single write, so that lines of several processes do not mix
+            os.write(handle, line.encode())  # one write call, so that lines of several processes do not mix
         finally:
             os.close(handle)
 
 
 def read_history() -> list[ScoredPrediction]:
-    """Return all events, oldest first; lines that are not events are skipped."""
+    """Return all events, oldest first. Lines that are not events are skipped."""
     events = []
     with suppress(OSError):
         for line in history_path().read_text(encoding="utf-8").splitlines():
@@ -107,9 +107,9 @@ def summarize_errors(events: Iterable[ScoredPrediction]) -> list[ErrorSummary]:
 
 
 def learned_factors(machine: str) -> dict[str, float]:
-    """Return what to multiply predictions by, by kind of work; kinds with few events are absent.
+    """Return the factors for predictions on a machine, by kind of work. Kinds with few events are absent.
 
-    Predictions are recorded without the factor, so the same error is never learned twice.
+    Predictions are recorded without the factor, so the same error is not learned twice.
     """
     kinds = _by_kind(event for event in read_history() if event.machine == machine)
     return {kind: _median_ratio(found[-LEARN_FROM:]) for kind, found in kinds.items() if len(found) >= LEAST}

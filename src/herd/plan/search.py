@@ -1,9 +1,9 @@
-"""Find the fastest layouts of a training job on a machine: all that divide the job and fit.
+"""Find the fastest parallel layouts of a training job among all that divide the job and fit in memory.
 
-The space is small enough to try every layout: powers of two for TP and CP, every PP that divides evenly, DP
-as the remaining factor; for each of them the micro-batch sizes, chunks per stage, recomputation and sharding.
-Layouts that do not fit into memory are counted, with the fewest bytes among them, so that a refusal can say
-what is missing.
+The space is small enough to try every layout: powers of two for TP and CP, every PP that divides evenly, and
+DP as the remaining factor. For each of them all micro-batch sizes, chunks per stage, recomputation and
+sharding are tried. The smallest memory of the layouts that do not fit is recorded, so that an error can say
+how much memory is missing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .step import Step, model_flops_utilization, step_time
 
 MICROS = (1, 2, 4, 8, 16)
 SHORTEST = 2048
-"""Fewest tokens of a sequence per rank: with fewer, there is too little work between two collectives."""
+"""Fewest tokens of a sequence per rank. With fewer, there is too little work between two collectives."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SearchResult:
 
 @dataclass
 class Search:
-    """All layouts that fit, fastest first; how many were tried, and the fewest bytes of those too big."""
+    """All layouts that fit, fastest first, the number tried, and the fewest bytes of the layouts too big."""
 
     found: list[SearchResult] = field(default_factory=list)
     seen: int = 0
@@ -62,9 +62,9 @@ class Search:
 def search(
     job: Job, machine: Machine, *, precision: str = "bf16", recomputes: Sequence[Recompute] = RECOMPUTES
 ) -> Search:
-    """Try all layouts of ``machine.count`` devices; ``found`` is empty where none fits.
+    """Try all layouts of ``machine.count`` devices.
 
-    Raises PlanError where no layout divides the job.
+    ``found`` is empty if none fits. Raises `PlanError` if no layout divides the job.
     """
     result, room = Search(), usable_memory(machine.device.memory)
     for layout in layouts(job, machine, precision, recomputes):
@@ -77,7 +77,7 @@ def search(
     if not result.seen:
         odd = odd_factor(machine.count)
         raise PlanError(
-            f"a batch of {job.batch:,} sequences does not spread over {machine.count:,} devices: use a batch "
+            f"a batch of {job.batch:,} sequences does not divide over {machine.count:,} devices: use a batch "
             f"of {-(-job.batch // odd) * odd:,}, or a number of devices that is a power of two"
         )
     result.found.sort(key=lambda found: found.seconds)
@@ -116,8 +116,8 @@ def _variants(
 ) -> Iterator[ParallelLayout]:
     _, cp, pp, dp = shape
     chunk_counts = [1] if pp == 1 else [chunks for chunks in range(1, layers + 1) if layers % chunks == 0]
-    # With a single rank there is nothing to shard. In a pipeline FSDP would gather the weights for every
-    # micro-batch of every chunk, which is never worth it.
+    # With a single rank there is nothing to shard. In a pipeline FSDP is never worth it: it would gather the
+    # weights for every micro-batch of every chunk.
     shards = SHARDS[-1:] if dp * cp == 1 else SHARDS[1:] if pp > 1 else SHARDS
     for micro, chunks, recompute, shard in itertools.product(MICROS, chunk_counts, recomputes, shards):
         if (job.batch // dp) % micro:

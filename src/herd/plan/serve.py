@@ -1,19 +1,19 @@
-"""How many users a machine serves, and whether a draft model pays: small analytic models, no simulation.
+"""Formulas for the number of users that a machine can serve, and for the speed-up by a draft model.
 
-**Batching.** Requests of P prompt and A answer tokens arrive at a rate λ; the engine decodes B of them
-together. A request costs its prefill S_p, during which the others mostly wait, and A steps of S_d(B). In
-steady state
+**Batching.** Requests of P prompt and A answer tokens arrive at a rate λ. The engine decodes B of them
+together. A request costs a prefill of S_p seconds, during which the others mostly wait, and A steps of S_d(B)
+seconds. In steady state
 
     B = λ · (time a request stays) = λ · (S_p + A · S_d(B) / (1 - ρ)),   ρ = λ · S_p
 
-where ρ is the share of the time that goes into prefill (Little's law). The prefill queue is M/D/1: its mean
-wait is ρ S_p / (2 (1 - ρ)), and the 95th percentile about three times that (exponential tail). ``users`` who
-read an answer and think for Z seconds before the next request make λ = users / (Z + time).
+by Little's law, where ρ is the fraction of time spent in prefill. The prefill queue is M/D/1: its mean wait
+is ρ S_p / (2 (1 - ρ)), and the 95th percentile is about three times the mean (exponential tail). ``users``
+who read an answer and think for Z seconds before the next request make λ = users / (Z + time).
 
-**Speculation.** A draft model proposes k tokens, each accepted with probability α. One pass of the target
-verifies them all and gives one more. The expected tokens per pass are (1 - α^(k+1)) / (1 - α). A round costs
-k c + v(k) target steps, with c the draft's step over the target's and v(k) the cost of verifying k + 1 tokens
-over one step (Leviathan et al., arXiv 2211.17192, theorem 3.8).
+**Speculation.** A draft model proposes k tokens, each accepted with probability α. One forward pass of the
+target verifies all of them and yields one more. The expected number of tokens per pass is (1 - α^(k+1)) / (1
+- α). A round costs k c + v(k) target steps. Here c is the time of a draft step and v(k) the time of verifying
+k + 1 tokens, both in target steps (Leviathan et al., arXiv 2211.17192, theorem 3.8).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from ..llama.config import SIZES, ModelConfig
 from .ways import USUAL_KV, Target, Way, WeightFormat, plan_way
 
 TAIL = 3.0
-"""95th percentile of an exponential distribution over its mean: -ln 0.05."""
+"""Ratio of the 95th percentile of an exponential distribution to its mean: -ln 0.05."""
 MAX_BATCH = 1024
 
 
 @dataclass(frozen=True)
 class Load:
-    """What users do: how many, tokens of prompt and answer, seconds of thought between requests."""
+    """The load of a service: number of users, tokens of prompt and answer, seconds between requests."""
 
     users: int
     prompt: int
@@ -46,10 +46,11 @@ class Load:
 
 @dataclass(frozen=True)
 class Served:
-    """The steady state under a load, of one of ``replicas`` machines that share the users.
+    """The steady state of one of ``replicas`` machines that share the users of a load.
 
-    ``batch`` is the mean number of requests in the engine, ``tpot`` the seconds per token, ``prefill_share``
-    the busy share of prefill. ``stable`` is False where work arrives faster than it is done.
+    ``batch`` is the mean number of requests in the engine, ``tpot`` the seconds per output token,
+    ``prefill_share`` the fraction of time in prefill. ``stable`` is False if requests arrive faster than they
+    can be served.
     """
 
     way: Way
@@ -67,11 +68,11 @@ class Served:
 
     @property
     def output_tokens_per_s(self) -> float:
-        """Of all replicas together."""
+        """Output tokens per second of all replicas together."""
         return self.replicas * self.requests_per_s * self.answer
 
     def meets(self, p95_ttft: float) -> bool:
-        """Return whether the load is held, in memory and in time."""
+        """Return whether the load fits in memory and is served within ``p95_ttft`` seconds."""
         return self.stable and self.fits and self.ttft_p95 <= p95_ttft
 
 
@@ -85,7 +86,7 @@ class _State(NamedTuple):
 def predict_serving(
     target: Target, size: str, weights: WeightFormat, load: Load, replicas: int = 1
 ) -> Served:
-    """Predict one weight format under a load. Raises PlanError beyond the model's context."""
+    """Predict serving with one weight format. Raises `PlanError` if a request exceeds the model's context."""
     config, context = SIZES[size], load.prompt + load.answer
     single = plan_way(target, size, weights, USUAL_KV, context)
     most = 0
@@ -98,13 +99,13 @@ def predict_serving(
     middle = load.prompt + load.answer // 2
 
     def step_seconds(batch: float) -> float:
-        """A mean batch is seldom whole: linear between whole batches."""
+        """Return the seconds of a step. A fractional batch is interpolated between whole ones."""
         low = max(1, min(math.floor(batch), MAX_BATCH))
         first, second = (target.decode(config, weights, USUAL_KV, middle, n) for n in (low, low + 1))
         return first + (second - first) * (max(batch, 1.0) - low)
 
     def steady_state(rate: float) -> _State:
-        """The state at ``rate`` requests per second, by fixed-point iteration."""
+        """Return the state at ``rate`` requests per second, by fixed-point iteration."""
         busy = rate * prefill
         if busy >= 1:
             return _State()
@@ -118,11 +119,11 @@ def predict_serving(
                 break
             batch = (batch + after) / 2
         wait = busy * prefill / (2 * (1 - busy))
-        ttft = wait + prefill + step_seconds(batch) / 2  # it may have to wait for a step under way
+        ttft = wait + prefill + step_seconds(batch) / 2  # half a step: it waits for the running one
         return _State(batch, ttft, tpot, ttft + load.answer * tpot)
 
-    # Users slow down when answers do: find by bisection the rate at which they wait as long as they make
-    # others wait.
+    # Slow answers lower the rate of requests. Bisection finds the rate that is consistent with the time of a
+    # request.
     users = load.users / replicas
     low, high = 0.0, users / max(load.think, prefill)
     for _ in range(60):
@@ -141,10 +142,10 @@ def predict_serving(
 
 @dataclass(frozen=True)
 class DraftPlan:
-    """What speculation with k draft tokens brings: expected tokens per round and its cost in target steps."""
+    """Predicted speculation with k draft tokens: expected tokens per round, and its cost in target steps."""
 
     alpha: float
-    cost: float  # a draft's step over a target's
+    cost: float  # time of a draft step divided by a target step
     k: int
     tokens_a_round: float
     round_cost: float
@@ -159,7 +160,7 @@ def predict_draft(
 ) -> DraftPlan:
     """Predict speculation with ``k`` draft tokens per round, accepted with probability ``alpha``.
 
-    ``verify(k)`` is the cost of verifying k + 1 tokens over one step.
+    ``verify(k)`` is the time of verifying k + 1 tokens, in target steps.
     """
     if not 0 <= alpha < 1 or not 0 <= cost < math.inf or k < 1:
         raise PlanError(
@@ -169,14 +170,14 @@ def predict_draft(
 
 
 def best_draft(alpha: float, cost: float, verify: Callable[[int], float] = lambda k: 1.0) -> DraftPlan:
-    """Return the plan with the number of draft tokens, up to 16, that pays most."""
+    """Return the plan with the number of draft tokens (at most 16) that has the largest speed-up."""
     return max((predict_draft(alpha, cost, k, verify) for k in range(1, 17)), key=lambda plan: plan.speedup)
 
 
 def verify_cost(
     target: Target, config: ModelConfig, weights: WeightFormat, kv: str, context: int
 ) -> Callable[[int], float]:
-    """Return v(k): a pass over k + 1 tokens of one sequence over a step of one."""
+    """Return the function v(k): the time of a pass over k + 1 tokens of a sequence, in steps of one token."""
     one = target.decode(config, weights, kv, context)
     empty_one = target.decode(config, weights, kv, 1)
     return lambda k: (target.decode(config, weights, kv, 1, k + 1) - empty_one + one) / one

@@ -1,4 +1,4 @@
-"""Exact sizes of a model's published files, and Meta's own files of 405B to check them against.
+"""Exact sizes of a model's published files, and the sizes of Meta's files of 405B for comparison.
 
 Meta published 405B three times: in bf16 for 8 ranks, in FP8 for 8 ranks, and in bf16 for 16 ranks. The last
 is larger than the model: 16 ranks cannot divide 8 KV heads, so each rank has a copy of one head, and the
@@ -14,7 +14,7 @@ from ..llama.config import SIZES, ModelConfig
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """The weight files of one published checkpoint: their number and the bytes of each."""
+    """The weight files of a published checkpoint: their number and the bytes of each."""
 
     count: int
     nbytes_each: int
@@ -33,7 +33,10 @@ PUBLISHED_405B: dict[str, ShardFiles] = {
 
 
 def model_parallel_params(config: ModelConfig, ranks: int) -> int:
-    """Return the parameters stored for ``ranks`` ranks: KV heads repeat until each rank has one."""
+    """Return the number of stored parameters for ``ranks`` ranks.
+
+    KV heads are repeated until each rank has one.
+    """
     return config.replace(n_kv_heads=max(config.n_kv_heads, ranks)).n_params
 
 
@@ -41,7 +44,7 @@ def fp8_nbytes(config: ModelConfig) -> int:
     """Return the bytes of Meta's FP8 checkpoint.
 
     The three matrices of each FFN take one byte per weight and an fp32 scale per row, except in the first and
-    the last layer; everything else is bf16. Source: section 6.2 of the paper, and the sizes of the published
+    the last layer. Everything else is bf16. Source: section 6.2 of the paper, and the sizes of the published
     files.
     """
     layers = config.n_layers - 2

@@ -1,25 +1,21 @@
-"""Seconds of one training step on one layout: compute, memory traffic, collectives and the bubble.
+"""Seconds of one training step for a layout: compute, memory traffic, collectives and the bubble.
 
 One micro-batch through one stage is a list of operators (`ops.layer_ops`), run forward and backward:
 
-    backward   each matmul twice (gradients of its input and of its weight, the latter added to fp32 in
-    memory);
-               attention takes 2.5 times its forward pass, because it is recomputed (FlashAttention); other
-               operators move twice the bytes
-    FP8        matmuls at the FP8 rate; casting reads each operand in bf16 and writes it in 8 bits
-    TP         per layer, two all-gathers and two reduce-scatters of the rows in forward, the same and two
-    gathers more
-               in backward, for the gradients of the weights (Korthikanti et al., arXiv 2205.05198); nothing
-               hides them unless they are asynchronous
+    backward   each matmul runs twice, for the gradients of its input and of its weight (added to fp32 in
+               memory); attention takes 2.5 times its forward pass, because it is recomputed (FlashAttention);
+               other operators move twice the bytes
+    FP8        matmuls run at the FP8 rate; casting reads each operand in bf16 and writes it in 8 bits
+    TP         per layer two all-gathers and two reduce-scatters of the rows in forward; in backward the same
+               and two more gathers, for the gradients of the weights (Korthikanti et al., arXiv 2205.05198);
+               they are exposed unless they are asynchronous
     CP         K and V are gathered before attention, their gradients are scattered after it
     PP         rows are sent to the next stage, V times per micro-batch; the bubble is (PP - 1) / (V · M) of
-    the rest DP         weights are gathered and gradients scattered in fp32, once per step, or with FSDP for
-    every micro-batch.
-               This overlaps with compute where there is compute, and then takes some of the chip's cores
-               (`CONTENTION`)
+               the rest
+    DP         weights are gathered and gradients scattered in fp32, once per step, or with FSDP for every
+               micro-batch; this overlaps with compute and then takes some of the chip's cores (`CONTENTION`)
 
-Nothing here is fitted to a training run. A fit can only add a `Tuning`: factors on these parts, all 1 by
-default.
+Nothing here is fitted to a training run. A fit can only add a `Tuning`: factors on these parts, by default 1.
 """
 
 from __future__ import annotations
@@ -37,25 +33,28 @@ from .ops import BF16, FP8, FP32, head_ops, layer_ops
 from .roofline import Device, Op, all_gather, all_reduce, operator_cost, send
 
 CONTENTION = 20 / 132
-"""Share of compute lost while collectives run at the same time: 20 of a Hopper's 132 multiprocessors move
-data (DeepSeek-V3, arXiv 2412.19437, section 3.2.2)."""
+"""Fraction of compute lost while collectives run at the same time.
+
+20 of a Hopper's 132 multiprocessors move data (DeepSeek-V3, arXiv 2412.19437, section 3.2.2).
+"""
 ATTENTION_BACKWARD = 2.5
-"""Operations of attention's backward over its forward (FlashAttention-2, arXiv 2307.08691, section 4.1)."""
+"""Operations of attention's backward divided by its forward (FlashAttention-2, arXiv 2307.08691, section
+4.1).
+"""
 RECOMPUTED = {"plain": 0.0, "none": 0.0, "selective": 0.5, "full": 1.0}
-"""Share of the forward matmuls that is computed again."""
+"""Fraction of the forward matmuls that is computed again."""
 ASYNC_TP = 0.5
-"""Share of TP's collectives that asynchronous tensor parallelism leaves exposed (PyTorch's, symmetric
-memory)."""
+"""Fraction of TP's collectives that PyTorch's asynchronous TP (with symmetric memory) cannot hide."""
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """Factors that measured runs of one software need in addition to the hardware's data."""
+    """Correction factors for the software of measured runs, in addition to the hardware's data."""
 
     gemm: float = 1.0  # on matmul time
     fp8: float = 1.0  # on FP8 matmul time, in addition
-    pointwise: float = 1.0  # on memory-bound operators; code that is not compiled runs them one by one
-    exposed_tp: float = 1.0  # share of TP's collectives that nothing hides
+    pointwise: float = 1.0  # on memory-bound operators, which code without a compiler runs one by one
+    exposed_tp: float = 1.0  # fraction of TP's collectives that is not hidden
     attention: float = 1.0
 
 
@@ -64,7 +63,7 @@ HARDWARE = Tuning()
 
 @dataclass(frozen=True)
 class Step(Parts):
-    """Seconds of one step by part, on the slowest stage."""
+    """Seconds of one step on the slowest stage, by part."""
 
     gemm: float
     attention: float
@@ -83,7 +82,7 @@ class Step(Parts):
 
 
 def predict_step(job: Job, layout: ParallelLayout, machine: Machine, tuning: Tuning = HARDWARE) -> Step:
-    """Return the seconds of one step. Raises PlanError where the layout does not divide the job."""
+    """Return the seconds of one step. Raises `PlanError` if the layout does not divide the job."""
     check_layout(layout, job)
     return step_time(job, layout, machine, tuning)
 
@@ -124,7 +123,7 @@ def step_time(job: Job, layout: ParallelLayout, machine: Machine, tuning: Tuning
 
 
 def model_flops_utilization(job: Job, machine: Machine, seconds: float) -> float:
-    """Return the MFU: model FLOPs per second as a share of the bf16 peak of the data sheet."""
+    """Return the MFU: model FLOPs per second as a fraction of the data sheet's bf16 peak."""
     return job.flops / seconds / (machine.count * machine.device.peak("bf16"))
 
 
@@ -173,7 +172,10 @@ def _head_time(
 
 
 def _compute_time(ops: list[Op], frozen: bool, device: Device, tuning: Tuning) -> _Compute:
-    """Forward and backward; gradients only pass through frozen weights."""
+    """Return the seconds of forward and backward.
+
+    Frozen weights pass gradients on but have none of their own.
+    """
 
     def moving(nbytes: float) -> float:
         return operator_cost(Op("move", "memory", 0.0, nbytes), device).seconds
@@ -187,7 +189,7 @@ def _compute_time(ops: list[Op], frozen: bool, device: Device, tuning: Tuning) -
             once *= tuning.gemm * (tuning.fp8 if op.dtype == "fp8" else 1.0)
             forward_gemm += once
             gemm += (2 if frozen else 3) * once
-            if not frozen:  # the gradient is added to fp32: memory traffic only
+            if not frozen:  # adding the gradient to fp32 costs memory traffic only
                 add = Op("add to fp32", "memory", 0.0, 2 * MASTER * params)
                 memory += operator_cost(add, device).memory * tuning.pointwise
             if op.dtype == "fp8":
@@ -206,7 +208,7 @@ def _compute_time(ops: list[Op], frozen: bool, device: Device, tuning: Tuning) -
 
 @functools.lru_cache(maxsize=256)
 def _unpack_time(config: ModelConfig, tp: int, width: float, device: Device) -> _Compute:
-    """Frozen weights of fewer bits are unpacked to bf16 before each of their two uses."""
+    """Return the seconds of unpacking quantized frozen weights to bf16 before each of their two uses."""
     params = stage_params(config.replace(tie_embeddings=True), 1) - config.vocab_size * config.dim
     op = Op("unpack", "memory", 0.0, params / tp / config.n_layers * (width + WEIGHT))
     return _Compute(memory=2 * operator_cost(op, device).seconds)
@@ -215,7 +217,7 @@ def _unpack_time(config: ModelConfig, tp: int, width: float, device: Device) -> 
 def _tp_time(
     config: ModelConfig, rows: int, layout: ParallelLayout, machine: Machine, tuning: Tuning, recompute: bool
 ) -> float:
-    """Exposed seconds of one layer's TP collectives, forward and backward."""
+    """Return the exposed seconds of one layer's TP collectives in forward and backward."""
     if layout.tp == 1:
         return 0.0
     collectives = 4 + 6 + (2 if recompute else 0)
@@ -224,7 +226,7 @@ def _tp_time(
 
 
 def _cp_time(config: ModelConfig, tokens: int, layout: ParallelLayout, machine: Machine) -> float:
-    """One layer's K and V of all ``tokens``: gathered twice, and their gradients scattered in fp32."""
+    """Return the seconds of gathering K and V of a layer twice and scattering their gradients."""
     if layout.cp == 1:
         return 0.0
     link = machine.join(layout.cp, layout.tp)
@@ -233,9 +235,9 @@ def _cp_time(config: ModelConfig, tokens: int, layout: ParallelLayout, machine: 
 
 
 def _pp_time(config: ModelConfig, rows: int, layout: ParallelLayout, machine: Machine) -> float:
-    """One micro-batch's rows to the next stage and their gradients back.
+    """Return the seconds of sending a micro-batch's rows to the next stage and their gradients back.
 
-    Interleaved schedules send while they compute, since the next stage does not need the rows at once; only
+    Interleaved schedules send while they compute, because the next stage does not need the rows at once. Only
     the contention remains.
     """
     if layout.pp == 1:
@@ -246,11 +248,11 @@ def _pp_time(config: ModelConfig, rows: int, layout: ParallelLayout, machine: Ma
 
 
 def _dp_time(job: Job, layout: ParallelLayout, machine: Machine, micros: int, compute: float) -> float:
-    """What gathering weights and scattering gradients adds to a step of ``compute`` seconds of compute."""
+    """Return the seconds that gathering weights and scattering gradients add to ``compute`` seconds."""
     ranks = layout.sharers
     if layout.dp * layout.cp == 1:
         return 0.0
-    # CP and DP together shard the states: their ranks are TP apart, and in a pipeline also PP apart.
+    # States are sharded over CP and DP together. Their ranks are TP apart, and in a pipeline also PP apart.
     link = machine.join(ranks, layout.tp)
     if layout.pp > 1:
         link = machine.join(max(1, ranks // layout.cp), layout.tp * layout.cp * layout.pp)
@@ -274,9 +276,10 @@ def _dp_time(job: Job, layout: ParallelLayout, machine: Machine, micros: int, co
 
 
 def _optimizer_time(job: Job, layout: ParallelLayout, device: Device) -> float:
-    """Adam reads weight, gradient and both moments, and writes weight, moments and the bf16 copy.
+    """Return the seconds of Adam and clipping.
 
-    Clipping reads the gradient once more.
+    Adam reads weight, gradient and both moments, and writes weight, moments and the bf16 copy. Clipping reads
+    the gradient once more.
     """
     trained = stage_params(job.config, layout.pp) if job.adapters is None else job.adapters / layout.pp
     params = trained / layout.tp / layout.sharers

@@ -1,7 +1,8 @@
-"""The plan of a training run: the fastest layout that fits, then days, dollars and the losses to failures.
+"""The plan of a training run: the fastest layout that fits, days, cost, and time lost to failures.
 
-Three kinds of run share it: pre-training (every parameter learns), fine-tuning (all parameters, or adapters
-next to a frozen model) and distillation (a teacher's targets in addition, made beforehand and kept on disk).
+There are three kinds of runs: pre-training (all parameters are trained), fine-tuning (all parameters, or
+adapters next to a frozen model) and distillation (in addition a teacher's targets, computed beforehand and
+stored on disk).
 """
 
 from __future__ import annotations
@@ -23,17 +24,16 @@ from .roofline import NO_LINK, total_seconds
 from .search import Search, SearchResult, evaluate_layout, odd_factor, search
 
 CACHE_BYTES = 60
-"""Bytes per token of a teacher's sampled targets: ids, counts, probabilities and entropy (arXiv
-2503.16870)."""
+"""Bytes per token of a teacher's sampled targets: ids, counts, probabilities, entropy (arXiv 2503.16870)."""
 METHODS = ("full", "lora", "qlora")
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher's forward passes over all tokens, made before the student's training.
+    """A teacher's forward passes over all tokens, before the student's training.
 
-    ``replicas`` of the teacher run with ``tp`` ranks of tensor parallelism each; ``cache_bytes`` of targets
-    go to disk.
+    ``replicas`` copies of the teacher run with ``tp`` ranks of tensor parallelism each. The targets take
+    ``cache_bytes`` on disk.
     """
 
     config: ModelConfig
@@ -55,7 +55,7 @@ class TrainPlan:
     feasible: int
     seen: int
     steps: float
-    busy_hours: float  # without any failure
+    busy_hours: float  # without failures
     hours: float
     goodput: Goodput
     money: Money
@@ -73,7 +73,7 @@ class TrainPlan:
 def default_batch(config: ModelConfig, context: int, devices: int) -> int:
     """Return the sequences per step: 16 M tokens for large models, 4 M for small ones (paper, 3.4.1).
 
-    The number is adjusted so that it spreads over the devices.
+    The number is adjusted so that it divides over the devices.
     """
     tokens = 16 * 2**20 if config.n_params > 5e10 else 4 * 2**20
     odd = odd_factor(devices)
@@ -86,9 +86,10 @@ def adapter_params(config: ModelConfig, rank: int) -> int:
 
 
 def finetune_job(config: ModelConfig, batch: int, context: int, method: str, rank: int = 16) -> Job:
-    """Return the job of a method.
+    """Return the job of fine-tuning with a method.
 
-    ``full`` trains every parameter, ``lora`` adapters next to bf16 weights, ``qlora`` next to 4-bit weights.
+    ``full`` trains every parameter, ``lora`` trains adapters next to bf16 weights, ``qlora`` next to 4-bit
+    weights.
     """
     if method not in METHODS:
         raise PlanError(f"method {method!r} is not one of {', '.join(METHODS)}")
@@ -109,9 +110,9 @@ def plan_training(
     restart: float = RESTART,
     teacher: Teacher | None = None,
 ) -> TrainPlan:
-    """Return the plan with the fastest layout, or with ``fixed``; a teacher's hours come first.
+    """Return the plan with the fastest layout, or with the layout ``fixed``.
 
-    Raises PlanError where nothing fits, saying what would.
+    A teacher's hours are added. Raises `PlanError` if nothing fits. The message says what would.
     """
     if precision == "fp8" and not machine.device.has("fp8"):
         raise PlanError(f"{machine.device.name} has no FP8: use --precision bf16")
@@ -145,15 +146,17 @@ def plan_training(
 
 
 def _only(job: Job, layout: ParallelLayout, machine: Machine) -> Search:
-    """The layout that was asked for and nothing else. Raises PlanError where it does not divide or fit."""
+    """Return a search result with this one layout.
+
+    Raises `PlanError` if it does not divide the job or fit.
+    """
     if layout.devices != machine.count:
         raise PlanError(
-            f"{layout} is {layout.devices:,} devices, the machine has {machine.count:,}: make the product "
-            "equal"
+            f"{layout} takes {layout.devices:,} devices, the machine has {machine.count:,}: make them equal"
         )
     if layout.tp > machine.per_node:
         raise PlanError(
-            f"tp={layout.tp} is more than the {machine.per_node} devices of a node: use at most that many"
+            f"tp={layout.tp} is more than the {machine.per_node} devices of a node: use a smaller tp"
         )
     check_layout(layout, job)
     nbytes = rank_nbytes(job, layout)
@@ -162,8 +165,8 @@ def _only(job: Job, layout: ParallelLayout, machine: Machine) -> Search:
         parts = nbytes.parts()
         largest = max(parts, key=lambda part: parts[part])
         raise PlanError(
-            f"{layout} needs {nbytes.total / 1e9:,.1f} GB per device of {room / 1e9:,.1f} on "
-            f"{machine.device.name}; its {largest} need most: {_CURES[largest]}"
+            f"{layout} needs {nbytes.total / 1e9:,.1f} GB per device, but {machine.device.name} has "
+            f"{room / 1e9:,.1f}; the largest part is {largest}: {_CURES[largest]}"
         )
     return Search([evaluate_layout(job, layout, machine, nbytes)], seen=1)
 
@@ -179,31 +182,34 @@ _CURES = {
 
 
 def _too_big(job: Job, machine: Machine, result: Search, precision: str) -> str:
-    """Why nothing fits, and the smallest change that makes it fit."""
+    """Return the reason why nothing fits, and the smallest change that makes it fit."""
     room = usable_memory(machine.device.memory)
     reason = (
-        f"{job.config.n_params / 1e9:.4g}B parameters at context {job.context:,} do not fit {machine.name}: "
-        f"the smallest layout needs {result.least / 1e9:,.1f} GB per device, of which {room / 1e9:,.1f} are "
-        "usable"
+        f"{job.config.n_params / 1e9:.4g}B parameters at context {job.context:,} do not fit on "
+        f"{machine.name}: the smallest layout needs {result.least / 1e9:,.1f} GB per device, "
+        f"of which {room / 1e9:,.1f} are usable"
     )
     count = machine.count
     while count < 1 << 20 and machine.network != NO_LINK:
         count *= 2
         larger = machine.with_devices(count)
         if search(replace(job, batch=max(job.batch, count)), larger, precision=precision).found:
-            return f"{reason}; {larger.name} would do"
+            return f"{reason}; {larger.name} would suffice"
     return f"{reason}; use a smaller model, a shorter context or adapters"
 
 
 def label_with_teacher(teacher: ModelConfig, machine: Machine, tokens: float, context: int) -> Teacher:
-    """Plan the labelling of all tokens. Raises PlanError where the teacher does not fit."""
+    """Return the plan of labelling all tokens with a teacher.
+
+    Raises `PlanError` if the teacher does not fit.
+    """
     room, held = usable_memory(machine.device.memory), teacher.nbytes(2.0)
     # Nine tenths of the memory for the weights; the rest is for activations.
     spread = 1 << max(0, math.ceil(math.log2(held / (0.9 * room))))
     tp = min(spread, machine.per_node)
     if spread > machine.count or teacher.n_heads % tp:
         raise PlanError(
-            f"a teacher of {teacher.n_params / 1e9:.4g}B parameters takes {held / 1e9:,.0f} GB in bf16, "
+            f"a teacher of {teacher.n_params / 1e9:.4g}B parameters takes {held / 1e9:,.0f} GB in bf16, but "
             f"{machine.name} has {machine.memory / 1e9:,.0f}: use {machine.with_devices(spread).name}, or a "
             "smaller teacher"
         )

@@ -1,8 +1,8 @@
 """The ways of running a model on a machine: weight formats, KV caches and contexts.
 
-A `WeightFormat` says how weights are stored and multiplied. A target is a machine that can be asked for bytes
-and seconds: this one, from its profile (`MeasuredTarget`), or one of the catalogue (`CatalogueTarget`). Every
-combination is tried; for a model that does not fit, `smallest_change` names the smallest change that makes it
+A `WeightFormat` says how weights are stored and multiplied. A target is a machine with formulas for bytes and
+seconds: this machine, from its profile (`MeasuredTarget`), or one of the catalogue (`CatalogueTarget`). Every
+combination is tried. For a model that does not fit, `smallest_change` names the smallest change that makes it
 fit.
 """
 
@@ -27,18 +27,18 @@ from .roofline import Device, Op, total_seconds
 CONTEXTS = (1_024, 32_768, 131_072)
 KLD_SOURCE = "llama.cpp tools/perplexity/README.md, Llama 3 8B, mean KL divergence from 16 bits on Wikitext-2"
 UNKNOWN_KLD = 0.02
-"""Nats assumed for a format without a published figure: between 8 and 4 bits."""
+"""KL divergence in nats assumed for a format without a published figure: between 8 and 4 bits."""
 USUAL_KV = "bf16"
-"""The cache of a quantized model unless the user asks for fewer bits."""
+"""Format of the KV cache unless the user asks for fewer bits."""
 READING = 5.0
-"""Tokens per second that a person reads."""
+"""Reading speed of a person, in tokens per second."""
 
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How weights are stored and multiplied.
+    """A format of weights: how they are stored and multiplied.
 
-    ``kld`` is the published mean KL divergence from 16 bits in nats, None where it is unknown.
+    ``kld`` is the published mean KL divergence from 16 bits in nats. None: unknown.
     """
 
     name: str
@@ -54,11 +54,11 @@ class WeightFormat:
 
     @property
     def loss(self) -> float:
-        """Nats from 16 bits, also where they are unknown."""
+        """KL divergence from 16 bits in nats: published, or `UNKNOWN_KLD`."""
         return UNKNOWN_KLD if self.kld is None else self.kld
 
     def stored(self, kv: str) -> ops.Weights:
-        """Return the bytes of weights and of a KV cache of the dtype ``kv``."""
+        """Return the bytes per weight and per value of a KV cache of the dtype ``kv``."""
         return ops.Weights(self.linears, self.head, self.dtype, BYTES[kv])
 
     def nbytes(self, config: ModelConfig) -> int:
@@ -86,23 +86,27 @@ def _packed(name: str, kld: float) -> WeightFormat:
 
 BF16 = WeightFormat("bf16", 2.0, 2.0, "bf16", "bf16", 0.0)
 GGUF_FORMATS = (BF16, _packed("q8", 0.001355), _packed("q4k", 0.043136), _packed("q4", 0.071940))
-"""Formats that Herd runs on a processor. The KL divergence of q4k is that of Q4_K_S, the nearest one
-published."""
+"""Formats that Herd runs on a CPU.
+
+The KL divergence of q4k is the published one of Q4_K_S, the nearest format.
+"""
 GPU_FORMATS = (
     BF16,
     WeightFormat("fp8", 1.0, 2.0, "fp8", "bf16", None),
     WeightFormat("int8", 1.0, 2.0, "bf16", "bf16", None),
     WeightFormat("w4a16", 0.5625, 2.0, "bf16", "bf16", None),
 )
-"""Formats that engines for accelerators run: int8 only for weights; w4a16 has a 16-bit scale for 32 weights
-of 4 bits."""
+"""Formats that inference engines run on accelerators.
+
+In int8 only the weights have 8 bits. w4a16 has a 16-bit scale for each 32 weights of 4 bits.
+"""
 
 
 def activation_nbytes(config: ModelConfig, tokens: int, width: float) -> float:
-    """Return the bytes alive at once in a forward pass over ``tokens`` tokens, and fp32 logits of one token.
+    """Return the bytes of activations that a forward pass over ``tokens`` tokens needs at once, with logits.
 
-    These are the residual stream and its norm, and in the FFN gate, up and their product, in ``width`` bytes
-    per value.
+    These are, with ``width`` bytes per value, the residual stream, its norm, and the FFN's gate, up and their
+    product, and fp32 logits of one token.
     """
     D, F = config.dim, config.ffn_dim
     attention = 2 * config.n_heads * config.head_dim + 2 * config.n_kv_heads * config.head_dim
@@ -111,7 +115,7 @@ def activation_nbytes(config: ModelConfig, tokens: int, width: float) -> float:
 
 @dataclass(frozen=True)
 class MeasuredTarget:
-    """This machine, as profiled, with ``capacity`` free bytes; ``factors`` multiply times."""
+    """This machine by its profile, with ``capacity`` free bytes. ``factors`` multiply the predicted times."""
 
     profile: Profile
     capacity: float
@@ -128,7 +132,7 @@ class MeasuredTarget:
         return [kind for kind in ("bf16", "int8") if kind in self.profile.attention_decode]
 
     def tp_for(self, found: Way) -> int | None:
-        """Return None: there is only this machine."""
+        """Return None, because there is only this machine."""
         return None
 
     def working_nbytes(self, config: ModelConfig, tokens: int, batch: int) -> float:
@@ -147,7 +151,8 @@ class MeasuredTarget:
     def prefill(self, config: ModelConfig, weights: WeightFormat, kv: str, tokens: int) -> float:
         """Return the seconds until a prompt's first token.
 
-        The prompt is read `PREFILL_TOKENS` at a time; each part attends to itself and to all before it.
+        The prompt is read in chunks of `PREFILL_TOKENS`. Each chunk attends to itself and to all tokens
+        before it.
         """
         device, stored, total = self._device(weights), weights.stored(kv), 0.0
         for start in range(0, tokens, PREFILL_TOKENS):
@@ -165,7 +170,7 @@ class MeasuredTarget:
         return self.profile.device("plain" if weights.dtype == "bf16" else "packed")
 
     def _measured_op(self, op: Op, weights: WeightFormat, decode_slower: float | None) -> Op:
-        """Return the operator as it runs here: matmuls in the format's kernel, streams at measured rates."""
+        """Return the operator at measured rates: a matmul at its kernel's rate, others at stream rates."""
         if op.name == "head":
             return replace(op, dtype=weights.head_dtype)
         if op.kind == "attention" and decode_slower is not None:
@@ -196,12 +201,12 @@ class CatalogueTarget:
 
     @property
     def capacity(self) -> float:
-        """Bytes for weights, KV cache and activations together; the driver or the system takes the rest."""
+        """Bytes for weights, KV cache and activations together. The driver or the system takes the rest."""
         device = self.machine.device
         return device.memory * {"gpu": 0.92, "apple": 0.75, "cpu": 0.9}[device.kind] * self.tp
 
     def tp_for(self, found: Way) -> int | None:
-        """Return how many devices would hold ``found``, a power of two; None if no number does."""
+        """Return the number of devices (a power of two) that ``found`` needs. None: no number suffices."""
         config = SIZES[found.size]
         for tp in (1 << n for n in range(1, 8)):
             if self.tp < tp and not (config.n_heads % tp or config.ffn_dim % tp):
@@ -212,7 +217,7 @@ class CatalogueTarget:
         return None
 
     def working_nbytes(self, config: ModelConfig, tokens: int, batch: int) -> float:
-        """Return the bytes of the libraries on every device, half a GB each, and of activations."""
+        """Return the bytes of CUDA and other libraries (half a GB per device) and of activations."""
         return self.tp * 0.5e9 + activation_nbytes(config, min(8192, max(tokens, batch)), 2.0)
 
     def decode(
@@ -238,7 +243,7 @@ def catalogue_target(machine: Machine, config: ModelConfig) -> CatalogueTarget:
 
 @dataclass(frozen=True)
 class Way:
-    """One way of running ``size``: bytes by part, and seconds if they fit."""
+    """One way of running a model of ``size``: bytes by part, and seconds if it fits."""
 
     size: str
     weights: WeightFormat
@@ -255,7 +260,7 @@ class Way:
 
     @property
     def resident(self) -> int:
-        """The most bytes held at once: while running, or while loading, when there is no cache yet."""
+        """The most bytes in use at once, either while running or while loading (then without a cache)."""
         return self.weights_nbytes + self.working_nbytes + max(self.kv_nbytes, self.loading_nbytes)
 
     @property
@@ -273,7 +278,7 @@ class Way:
 
 
 def parse_size(text: str) -> str:
-    """Return the name of a published model. Raises PlanError with the known ones."""
+    """Return the name of a published model. Raises `PlanError` with the known names."""
     known = {name.lower(): name for name in SIZES}
     if text.strip().lower() not in known:
         raise PlanError(f"size {text!r} is not known: choose {', '.join(SIZES)}")
@@ -281,11 +286,11 @@ def parse_size(text: str) -> str:
 
 
 def plan_way(target: Target, size: str, weights: WeightFormat, kv: str, context: int, batch: int = 1) -> Way:
-    """Return one way, with its times if it fits. Raises PlanError for a context that exceeds the model's."""
+    """Return one way, with its times if it fits. Raises `PlanError` if the context exceeds the model's."""
     config = SIZES[size]
     if not 1 <= context <= config.max_context:
         raise PlanError(
-            f"context {context:,} is not within the 1 to {config.max_context:,} of {size}: choose less"
+            f"context {context:,} is out of range: give 1 to {config.max_context:,}, the context of {size}"
         )
     cache, working = (
         kv_nbytes(config, batch, context, BYTES[kv]),
@@ -304,7 +309,7 @@ def plan_ways(
 ) -> list[list[Way]]:
     """Return a row for each weight format and KV dtype, with a way for each context.
 
-    A second KV dtype is listed only where it makes more contexts fit.
+    A second KV dtype is listed only if more contexts fit with it.
     """
     rows: list[list[Way]] = []
     for weights in target.formats:
@@ -321,8 +326,8 @@ def plan_ways(
 def best_way(rows: list[list[Way]]) -> Way | None:
     """Return the recommended way, or None if nothing fits.
 
-    Of the formats that fit at most contexts, it is the one with the least loss of quality that still reaches
-    reading speed, or the fastest if none does.
+    Of the formats that fit at the largest number of contexts, it is the one with the smallest loss of quality
+    among those that reach reading speed, or the fastest if none reaches it.
     """
     able = [row for row in rows if row[0].fits]
     if not able:
@@ -337,20 +342,21 @@ def best_way(rows: list[list[Way]]) -> Way | None:
 
 
 def smallest_change(target: Target, size: str, context: int, batch: int = 1) -> str:
-    """Say what makes ``size`` fit at ``context``: fewer bits, a shorter context, or more memory."""
+    """Return the smallest change that makes ``size`` fit: fewer bits, a shorter context, or more memory."""
     stored = itertools.product(target.formats, target.kv_names)
     tried = [plan_way(target, size, weights, kv, context, batch) for weights, kv in stored]
     fitting = [found for found in tried if found.fits]
     if fitting:
         found = min(fitting, key=lambda way: (way.weights.loss, way.resident))
-        return f"{found.weights.name} weights{'' if found.kv == USUAL_KV else f' and {found.kv} KV'} fit"
+        cache = "" if found.kv == USUAL_KV else f" and an {found.kv} KV cache"
+        return f"it fits with {found.weights.name} weights{cache}"
     least = min(tried, key=lambda way: way.resident)
     per_token = SIZES[size].kv_nbytes_per_token(BYTES[least.kv]) * batch
     count = target.tp_for(least)
     if least.spare >= max(1024 * per_token, least.loading_nbytes):
         tokens = int(least.spare // per_token // 1024 * 1024)
-        devices = "" if count is None else f"; {count} devices hold all of it"
+        devices = "" if count is None else f"; {count} devices have room for all of it"
         return f"a context of {tokens:,} fits in {least.weights.name} with {least.kv} KV{devices}"
     more = least.resident - least.capacity
-    devices = "" if count is None else f", {count} devices instead of {target.tp},"
-    return f"{more / 1e9:,.1f} GB more memory{devices} would hold it in {least.weights.name}"
+    devices = "" if count is None else f" ({count} devices instead of {target.tp})"
+    return f"with {more / 1e9:,.1f} GB more memory{devices} it would fit in {least.weights.name}"

@@ -1,4 +1,4 @@
-"""What a model may call (calculator, dates, strings, Python in a sandbox), and the loop that runs the calls.
+"""Tools that a model may call (calculator, dates, strings, sandboxed Python), and the loop that runs them.
 
 `call_tool(name, arguments)` runs a tool by name, `TOOLS` describes all of them, and `ToolLoop` alternates
 between a model and its tools.

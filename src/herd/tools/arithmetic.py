@@ -1,9 +1,8 @@
-"""The calculator: arithmetic that is parsed into a syntax tree and never run as code.
+"""The calculator: evaluates arithmetic from its syntax tree and never runs it as code.
 
-It knows numbers, ``+ - * / // % **``, parentheses and signs. Everything is computed exactly, as fractions, so
-that ``84 / 2`` is ``42``; results that are not integers are shown with ten significant digits. The size of
-every intermediate result is bounded *before* it is computed, so that ``9**9**9`` is an error and does not
-take an afternoon.
+It knows numbers, ``+ - * / // % **``, parentheses and signs. It computes exactly, with fractions, so ``84 /
+2`` is ``42``. Results that are not integers are printed with ten significant digits. The size of an
+intermediate result is bounded *before* it is computed, so ``9**9**9`` is an error and does not run for hours.
 """
 
 from __future__ import annotations
@@ -37,13 +36,14 @@ class _Refused(Exception):
 
 
 def calculator(expression: str) -> str:
-    """The value of an arithmetic expression as text: ``"48*17"`` gives ``"816"``.
+    """Return the value of an arithmetic expression as text: ``"816"`` for ``"48*17"``.
 
-    Raises ToolError, one line, for anything that is not arithmetic, is too large, or has no value.
+    Raises `ToolError` with one line if the text is not arithmetic, the value is too large, or there is no
+    value.
     """
     if not isinstance(expression, str):
         raise ToolError(
-            f"calculator: {type(expression).__name__} instead of text; give an expression like 2*(3+4)"
+            f"calculator: expression is {type(expression).__name__}, not text; give one like 2*(3+4)"
         )
     if len(expression) > MAX_CHARS:
         raise ToolError(f"calculator: {len(expression)} characters; give at most {MAX_CHARS}")

@@ -1,4 +1,4 @@
-"""Date tools: questions about days become one call with ISO dates, ``YYYY-MM-DD``. Results are text."""
+"""Date tools. Dates are in ISO format, ``YYYY-MM-DD``. Results are text."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The loop between a model and its tools: reply, run the calls, show the results, until an answer comes.
+"""The loop between a model and its tools: run the calls of a reply and show the results, until an answer.
 
 The caller generates the replies, so the same loop serves a streamed chat, evaluations that answer a batch of
-dialogs in lockstep, and tests with a script. A call that fails is told to the model as text, because it may
-do better in the next round.
+dialogs in lockstep, and tests with fixed replies. The error of a failed call goes to the model as text,
+because the model may correct the call in its next reply.
 """
 
 from __future__ import annotations
@@ -18,12 +18,18 @@ from ..text.toolcall import Parsed, ToolCall
 from .registry import TOOLS, call_tool
 
 Execute = Callable[[ToolCall], tuple[str, bool]]
-"""Runs a call: returns the text that the model reads, and whether the tool worked. See `execute_call`."""
+"""A function that runs a call.
+
+Returns (text for the model, whether the tool worked), as `execute_call` does.
+"""
 
 
 @dataclass(frozen=True)
 class ToolResult:
-    """The ``content`` that a tool returned for a call, or, where ``ok`` is False, why it failed."""
+    """The result of a call.
+
+    ``content`` is the tool's text, or the reason of the failure if ``ok`` is False.
+    """
 
     call: ToolCall
     content: str
@@ -32,10 +38,10 @@ class ToolResult:
 
 @dataclass
 class ToolLoop:
-    """A dialog that a model and its tools take turns to continue.
+    """A dialog that a model and its tools continue in turns.
 
-    While `waiting`, `add` the model's next reply and iterate over `run_calls`; both append to ``messages``.
-    With ``execute`` None nothing is run, and the first reply ends the loop.
+    While `waiting`, `add` the model's next reply and iterate over `run_calls`. Both append to ``messages``.
+    With ``execute`` None, no calls are run, and the first reply ends the loop.
     """
 
     messages: list[dict[str, Any]]
@@ -60,19 +66,20 @@ class ToolLoop:
 
     @property
     def waiting(self) -> bool:
-        """Whether the model is to reply next."""
+        """Whether the model's reply is next."""
         return (self.rounds == 0 or bool(self._calls)) and self.rounds < self.max_rounds
 
     @property
     def exhausted(self) -> bool:
-        """Whether the model called tools in every one of ``max_rounds`` replies and never answered."""
+        """Whether the model has called tools in all of its ``max_rounds`` replies, without an answer."""
         return bool(self._calls) and self.rounds >= self.max_rounds
 
 
 def execute_call(call: ToolCall, tools: Mapping[str, Callable[..., str]] = TOOLS) -> tuple[str, bool]:
-    """Run a call; return the text that the model reads, and whether the tool worked.
+    """Run a call. Return (text for the model, whether the tool worked).
 
-    The code interpreter answers in the documented form: ``completed`` or ``failed``, with what was printed.
+    The result of the code interpreter has Meta's documented form: ``completed`` or ``failed``, then the
+    output.
     """
     is_code = call.name == CODE_INTERPRETER
     try:

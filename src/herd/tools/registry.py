@@ -1,9 +1,9 @@
-"""Every tool by name, with the JSON schema the model reads and the check its arguments must pass.
+"""All tools by name, with the JSON schemas for the prompt and the checks of arguments.
 
-A schema has the shape that Llama 3.1's JSON format shows the model (``{"type": "function", "function":
-{"name", "description", "parameters"}}``). A call is ``call_tool(name, arguments)``, and it is untrusted
-input: an unknown name, or a missing, extra or mistyped argument raises a ToolError of one line, which the
-tool loop shows to the model.
+A schema has the form of Llama 3.1's JSON tool calling (``{"type": "function", "function": {"name",
+"description", "parameters"}}``). Calls, ``call_tool(name, arguments)``, are untrusted input. An unknown name,
+or a missing, extra or mistyped argument, raises a `ToolError` with one line, and the tool loop shows this
+line to the model.
 
 ``wolfram_alpha`` and ``code_interpreter`` are Llama 3.1's built-in tools. Here the first computes arithmetic
 on this machine and the second runs Python in the sandbox.
@@ -39,13 +39,13 @@ class Tool:
 
     @property
     def parameters(self) -> dict[str, str]:
-        """The JSON type of every argument; all are required."""
+        """The JSON type of every argument. All arguments are required."""
         hints = get_type_hints(self.function)
         return {name: JSON_TYPES[hints[name]] for name in inspect.signature(self.function).parameters}
 
     @property
     def schema(self) -> dict[str, Any]:
-        """The JSON description for the prompt."""
+        """The JSON schema for the prompt."""
         properties = {name: {"type": kind} for name, kind in self.parameters.items()}
         parameters = {"type": "object", "properties": properties, "required": list(properties)}
         description = (inspect.getdoc(self.function) or "").split("\n")[0]
@@ -53,16 +53,19 @@ class Tool:
         return {"type": "function", "function": function}
 
     def __call__(self, **arguments: Any) -> str:
-        """Check the arguments and call the function. Raises ToolError if they do not fit or it fails."""
+        """Check the arguments and call the function.
+
+        Raises `ToolError` if an argument is wrong or the call fails.
+        """
         wanted = self.parameters
         missing, extra = sorted(wanted.keys() - arguments.keys()), sorted(arguments.keys() - wanted.keys())
         if missing or extra:
             problem = f"missing {missing}" if missing else f"unknown {extra}"
-            raise ToolError(f"{self.name}: {problem}; arguments are {list(wanted)}")
+            raise ToolError(f"{self.name}: {problem}; the arguments are {list(wanted)}")
         for name, kind in wanted.items():
             value = arguments[name]
             if not isinstance(value, _PYTHON_TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
-                raise ToolError(f"{self.name}: {name}={value!r} is not of type {kind}; give one that is")
+                raise ToolError(f"{self.name}: {name}={value!r} is not of type {kind}")
         return self.function(**arguments)
 
 
@@ -91,9 +94,9 @@ TOOLS = CUSTOM_TOOLS | {f.__name__: Tool(f) for f in (wolfram_alpha, code_interp
 def call_tool(
     name: str, arguments: Mapping[str, Any], tools: Mapping[str, Callable[..., str]] = TOOLS
 ) -> str:
-    """Call a tool by name. Raises ToolError if it is unknown, the arguments do not fit, or the tool fails."""
+    """Call a tool by name. Raises `ToolError` if it is unknown, an argument is wrong, or the tool fails."""
     if name not in tools:
-        raise ToolError(f"unknown tool {name!r}; there are {', '.join(sorted(tools))}")
+        raise ToolError(f"unknown tool {name!r}; the tools are {', '.join(sorted(tools))}")
     if not isinstance(arguments, Mapping) or not all(isinstance(key, str) for key in arguments):
         raise ToolError(f"{name}: arguments {arguments!r} are not an object; give named arguments")
     return tools[name](**arguments)

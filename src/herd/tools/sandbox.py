@@ -1,14 +1,14 @@
-"""Run Python programs that nobody has read: a model's programs and the calls of its code interpreter.
+"""Run untrusted Python programs: programs that a model wrote, and the calls of its code interpreter.
 
 A `Sandbox` is one helper process (`zygote.py`) that forks for every program, so checking two hundred small
 functions costs two hundred forks and not two hundred starts of Python. Each program gets an empty
-environment, a temporary folder of its own, and bounded memory, time, output and disk. It gets no network,
-processes or signals, and of the files only Python's own library, to read. Every result names the protections
-that held (`SandboxResult.protections`); where the kernel offers less than Landlock and seccomp, a
-`SandboxWarning` says so once per sandbox.
+environment, its own temporary folder, and limits for memory, time, output and disk. It cannot use the
+network, start processes or send signals, and outside its folder it can only read Python's own library. Every
+result names the protections that were in force (`SandboxResult.protections`). If the kernel lacks Landlock or
+seccomp, a `SandboxWarning` says so once per sandbox.
 
-This protects against mistakes and simple malice in generated code, with the Linux kernel's own means. It is
-not a virtual machine: a hole in the kernel is a hole in it.
+This protects against mistakes and simple malice in generated code, by means of the Linux kernel. It is not a
+virtual machine: a hole in the kernel is a hole in the sandbox.
 """
 
 from __future__ import annotations
@@ -31,19 +31,21 @@ from ..errors import ToolError
 
 KERNEL = frozenset({"landlock", "seccomp"})
 GRACE_S = 10.0
-"""How much longer than a program's own limit the helper may take before it is given up."""
+"""Seconds that the helper may take in addition to a program's time limit before it counts as dead."""
 
 
 class SandboxWarning(UserWarning):
-    """Programs run without some of the kernel's protections."""
+    """Warning that programs run without some of the kernel's protections."""
 
 
 @dataclass(frozen=True)
 class SandboxResult:
-    """What a program did. ``ok``: it ended by itself with status 0; ``reason`` says why not.
+    """The result of a program.
 
-    ``stdout`` and ``stderr`` are cut to the allowed bytes and decoded as UTF-8 with replacement.
-    ``protections`` names the protections that held. ``seconds`` is wall time.
+    ``ok``: it ended by itself with status 0. Otherwise ``reason`` says why it failed.
+
+    ``stdout`` and ``stderr`` are truncated to the output limit and decoded as UTF-8 with replacement
+    characters. ``protections`` names the protections that were in force. ``seconds`` is wall time.
     """
 
     ok: bool
@@ -57,7 +59,7 @@ class SandboxResult:
 class Sandbox:
     """A helper process that runs programs one after another. Close it, or use it in a ``with`` statement.
 
-    Raises ToolError where no sandbox is possible (no POSIX system, or no second process).
+    Raises `ToolError` if no sandbox is possible: not a POSIX system, or the helper cannot be started.
     """
 
     PROGRAM: ClassVar[Path] = Path(__file__).with_name("zygote.py")
@@ -71,7 +73,7 @@ class Sandbox:
         options = ("-s", "-S", "-P", "-X", "utf8")
         command = [sys.executable, *options, str(self.PROGRAM), str(fd), self._folder]
         streams: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        # A fixed hash seed gives sets the same order in every run.
+        # With a fixed hash seed, sets have the same order in every run.
         environment = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
         try:
             self._process = subprocess.Popen(
@@ -85,7 +87,7 @@ class Sandbox:
         self._turn = threading.Lock()
         self.protections: tuple[str, ...] = tuple(self._receive(30.0)["protections"])
         if missing := sorted(KERNEL.difference(self.protections)):
-            held = f"programs are held by {', '.join(self.protections)} only"
+            held = f"programs are confined by {', '.join(self.protections)} only"
             note = f"sandbox: this system has no {', '.join(missing)}; {held}"
             warnings.warn(note, SandboxWarning, stacklevel=2)
 
@@ -98,10 +100,10 @@ class Sandbox:
         memory_bytes: int = 256 << 20,
         output_bytes: int = 64 << 10,
     ) -> SandboxResult:
-        """Run a program and return what it did. Raises ToolError if the helper process has ended."""
+        """Run a program and return its result. Raises `ToolError` if the helper process has ended."""
         limits = {"timeout_s": timeout_s, "memory_bytes": memory_bytes, "output_bytes": output_bytes}
         data = json.dumps({"code": code, "stdin": stdin, **limits}).encode()
-        with self._turn:  # threads may share a sandbox; its programs still run one after another
+        with self._turn:  # threads may share a sandbox: their programs run one after another
             try:
                 self._socket.settimeout(GRACE_S)
                 self._socket.sendall(struct.pack("<Q", len(data)) + data)
@@ -155,6 +157,6 @@ class Sandbox:
 
 
 def run_python(code: str, **options: Any) -> SandboxResult:
-    """Run one program in a sandbox of its own (about 0.1 s to start); ``options`` as in `Sandbox.run`."""
+    """Run one program in a new sandbox (about 0.1 s to start). The options are those of `Sandbox.run`."""
     with Sandbox() as sandbox:
         return sandbox.run(code, **options)

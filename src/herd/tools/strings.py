@@ -1,4 +1,4 @@
-"""String tools: answers about letters, which a language model sees only through its tokens."""
+"""String tools: answers about letters. A language model sees tokens, not letters."""
 
 from __future__ import annotations
 

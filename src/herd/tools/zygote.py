@@ -1,18 +1,18 @@
-"""The inside of the sandbox: a small process that forks once for every program, without the rest of Herd.
+"""The sandbox's helper: a small process, without the rest of Herd, that forks for every program.
 
 `sandbox.py` starts it as ``python -S -P zygote.py FD FOLDER``. It first leaves the machine's network and
-mounts where the kernel allows that. Then it serves requests on the socket FD: fork, lock the child, run,
-report. The child is locked by
+mounts if the kernel allows that. Then it serves requests on the socket FD: fork, lock the child, run, report.
+The child is locked by
 
 - *resource limits*: address space, CPU seconds, file size, open files, processes, no core file;
-- *Landlock* (Linux 5.13+): it reads below Python's own library and writes below the program's own folder,
-nothing else;
+- *Landlock* (Linux 5.13+): the child reads only Python's own library and writes only in the program's folder;
 - *seccomp*: a list of harmless system calls; all others (sockets, processes, signals, ptrace, …) fail;
-- *an audit hook* for Python's own events, used only where one of the kernel's locks is missing, because code
-  that goes below Python escapes it.
+- *an audit hook* for Python's own events, used only if one of the kernel's locks is missing. Native code can
+evade
+  it.
 
-All of them are irreversible and inherited, and need no privileges. Which of them work is found out by trying,
-and the caller is told with every result.
+All of them are irreversible, are inherited by child processes, and need no privileges. The helper tries out
+which of them work, and names them in every result.
 
 Sources: landlock(7), seccomp(2), ``include/uapi/linux/{landlock,seccomp,filter}.h``.
 """
@@ -34,13 +34,13 @@ import tempfile
 import time
 import traceback
 
-# What programs import most is loaded once, before forking for them.
+# The modules that programs import most are loaded once, before the forks.
 _COMMON = ("collections", "datetime", "functools", "itertools", "math", "random", "re", "string", "typing")
 for _name in _COMMON:
     __import__(_name)
 
 FOLDER_BYTES, FOLDER_FILES = 16 << 20, 1024
-FILE_BYTES = 1 << 20  # limit of one file, used where a small file system does not bound all of them together
+FILE_BYTES = 1 << 20  # limit of one file, used if no small file system limits all files together
 OPEN_FILES = 64
 SETUP_FAILED = 97
 
@@ -56,7 +56,9 @@ class Locks:
 
     def __init__(self):
         self.libc = ctypes.CDLL(None, use_errno=True)
-        self.syscalls: dict[str, list[int]] = {}  # by machine: its AUDIT_ARCH value, then the allowed numbers
+        self.syscalls: dict[
+            str, list[int]
+        ] = {}  # by architecture: its AUDIT_ARCH value, then the allowed numbers
         with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "zygote_syscalls.txt")) as file:
             words = [word for line in file if not line.startswith("#") for word in line.split()]
         for word in words:
@@ -80,7 +82,7 @@ class Locks:
         return self.check(self.libc.prctl(option, value, b or zero, zero, zero))
 
     def namespaces(self):
-        """Leave the machine's network and mounts, as the same user in a user namespace of our own."""
+        """Leave the machine's network and mounts, as the same user in a new user namespace."""
         uid, gid = os.getuid(), os.getgid()
         self.check(self.libc.unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWNS))
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
@@ -88,7 +90,7 @@ class Locks:
                 file.write(text)
 
     def tmpfs(self, folder):
-        """Mount a small file system in memory on ``folder``, which only this process and its children see."""
+        """Mount a small file system in memory on ``folder``. Only this process and its children see it."""
         self.check(self.libc.mount(b"none", b"/", None, ctypes.c_ulong(MS_REC | MS_PRIVATE), None))
         options = f"size={FOLDER_BYTES},nr_inodes={FOLDER_FILES},mode=700".encode()
         flags = ctypes.c_ulong(MS_NOSUID | MS_NODEV)
@@ -117,7 +119,10 @@ class Locks:
         os.close(ruleset)
 
     def seccomp(self):
-        """Allow the listed system calls; others fail with EPERM, those of another architecture kill."""
+        """Allow the listed system calls.
+
+        Others fail with EPERM; a call of another architecture kills the process.
+        """
         arch, *numbers = self.syscalls[platform.machine()]
         load, equal, give = 0x20, 0x15, 0x06  # BPF: load a word, jump if equal, return
         program = [(load, 0, 0, 4), (equal, 1, 0, arch), (give, 0, 0, 0x80000000), (load, 0, 0, 0)]
@@ -129,7 +134,7 @@ class Locks:
 
 
 def limit(request, file_bytes):
-    """Set resource limits, at most ``file_bytes`` in one file. Limits that are already lower are kept."""
+    """Set resource limits, with at most ``file_bytes`` in one file. Lower limits that exist are kept."""
     wanted = {
         resource.RLIMIT_AS: request["memory_bytes"],
         resource.RLIMIT_CPU: int(request["timeout_s"]) + 1,
@@ -149,7 +154,7 @@ def limit(request, file_bytes):
 
 
 def audit(folder):
-    """Lock at the level of Python: no sockets, no processes, and no files outside the folder."""
+    """Lock by Python's audit events: no sockets, no processes, and no files outside the folder."""
     roots = tuple(os.path.join(path, "") for path in {os.path.realpath(p) for p in (folder, *libraries())})
     inside = os.path.join(os.path.realpath(folder), "")
     refused = ("socket.", "subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system",
@@ -188,7 +193,7 @@ def libraries():
 
 
 def lock(locks, protections, request, folder):
-    """Apply every lock that is known to work here to this process."""
+    """Apply to this process every lock that is known to work here."""
     limit(request, FOLDER_BYTES if "tmpfs" in protections else FILE_BYTES)
     if "seccomp" in protections or "landlock" in protections:
         locks.prctl(PR_SET_NO_NEW_PRIVS, 1)
@@ -203,7 +208,10 @@ def lock(locks, protections, request, folder):
 
 
 def execute(code):
-    """Run a program in this process; return its exit status. Tracebacks begin at its first frame."""
+    """Run a program in this process and return its exit status.
+
+    Tracebacks begin at the program's first frame.
+    """
     status = 0
     try:
         exec(compile(code, "<program>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
@@ -226,7 +234,10 @@ def execute(code):
 
 
 def child(locks, protections, request, folder, pipes):
-    """Be the forked process: set up the standard streams, lock, run the program. Never returns."""
+    """Do the work of the forked process: set up the standard streams, lock, run the program.
+
+    Never returns.
+    """
     status = SETUP_FAILED
     try:
         os.setsid()
@@ -255,7 +266,7 @@ def child(locks, protections, request, folder, pipes):
 
 
 def run(locks, protections, request, root, control):
-    """Fork for one program, read what it prints, end it at its limits; return the reply for the caller."""
+    """Fork for one program, read its output, end it at its limits, and return the reply for the caller."""
     folder = tempfile.mkdtemp(dir=root)
     out, err = os.pipe(), os.pipe()
     began = time.monotonic()
@@ -284,7 +295,7 @@ def run(locks, protections, request, root, control):
 
 
 def collect(pid, outputs, request, began, control):
-    """Read until both streams close; end the child at its limits, or when the caller is gone."""
+    """Read until both streams close. End the child at its limits, or when the caller is gone."""
     deadline, most = began + request["timeout_s"], request["output_bytes"]
     waiting, reason = set(outputs), None
     while waiting:
@@ -307,7 +318,7 @@ def collect(pid, outputs, request, began, control):
             break
     if reason:
         kill(pid)
-    else:  # the program may go on after it closed both streams
+    else:  # the program may still run after it closed both streams
         while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             if time.monotonic() > deadline:
                 reason = f"time limit of {request['timeout_s']:g} s"
@@ -318,7 +329,7 @@ def collect(pid, outputs, request, began, control):
 
 
 def kill(pid):
-    """End the child and, where it could start processes, everything in its process group."""
+    """End the child and, if it could start processes, everything in its process group."""
     for send in (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             send(pid, signal.SIGKILL)
@@ -339,7 +350,7 @@ def clean(folder):
 
 
 def works(action):
-    """Return whether ``action`` succeeds in a forked child, because locks cannot be undone."""
+    """Return whether ``action`` succeeds, tried in a forked child because locks cannot be undone."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -351,7 +362,7 @@ def works(action):
 
 
 def protect(locks, root):
-    """Leave the network and the mounts if possible; return the names of all protections that hold here."""
+    """Leave the network and the mounts if possible. Return the names of all protections that work here."""
     names = ["limits"]
     if sys.platform == "linux":
         if works(locks.namespaces):
@@ -375,7 +386,7 @@ def main():
     locks = Locks()
     protections = protect(locks, root)
     gc.collect()
-    gc.freeze()  # so that a program's garbage collector does not copy the pages it shares with us
+    gc.freeze()  # so that garbage collection in a program does not copy memory shared with this process
     try:
         serve(locks, protections, root, control)
     finally:
