@@ -48,10 +48,10 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def chat_command(
     folder: Annotated[str, Argument(metavar="MODEL", help=MODEL)],
     prompt: Annotated[str | None, Option("-p", "--prompt", help="Ask one question (-: from stdin).")] = None,
-    system: Annotated[str | None, Option(help="System message (default: the one from training).")] = None,
-    tools: Annotated[bool, Option("--tools", help="Offer Herd's tools to a model from elsewhere.")] = False,
+    system: Annotated[str | None, Option(help="System message (default: that of the training).")] = None,
+    tools: Annotated[bool, Option("--tools", help="Offer Herd's tools to any model.")] = False,
     tool_call_format: Annotated[
-        str | None, Option(help="Write calls as json, builtin or function (Llama 3.1).")
+        str | None, Option(help="Tool calls as json, builtin or function (Llama 3.1).")
     ] = None,
     lang: Annotated[str, Option(help="Language of the suggested questions.")] = "en",
     complete: Annotated[bool, Option("--complete", help="Continue text, as a base model does.")] = False,
@@ -67,8 +67,8 @@ def chat_command(
         int | None, Option(help="Most tokens of an answer (default: all that fit).")
     ] = None,
     seed: Annotated[int | None, Option(help="Seed of the random numbers.")] = None,
-    schema: Annotated[Path | None, Option(help="File with a JSON schema that answers satisfy.")] = None,
-    regex: Annotated[str | None, Option(help="Regular expression that answers match as a whole.")] = None,
+    schema: Annotated[Path | None, Option(help="File with a JSON schema for the answers.")] = None,
+    regex: Annotated[str | None, Option(help="Regular expression for whole answers.")] = None,
     context: Annotated[
         int | None, Option(min=2, help="Longest dialog in tokens (default: the model's, or what fits).")
     ] = None,
@@ -209,7 +209,7 @@ def _one_question(prompt: str | None, as_json: bool) -> str | None:
 
 
 def _answer_once(events: Iterator[ChatEvent], as_json: bool) -> None:
-    """Print the answer to stdout as it comes; print calls, results and warnings to stderr."""
+    """Print the answer to stdout as it is generated, and calls, results and warnings to stderr."""
     from ..engine.chat_session import Calling, End, Forgotten, Problem, Text, Thought
 
     shown = visible if sys.stdout.isatty() else str
@@ -304,7 +304,7 @@ class TerminalChat:
             return []
         from .chat_questions import opening_questions
 
-        with self._console.status("trying the suggested questions"):
+        with self._console.status("trying out the suggested questions"):
             questions, n_correct, n_tried = opening_questions(self._model, lang, tool_call_format)
         if n_tried:
             self._say(
@@ -332,7 +332,7 @@ class TerminalChat:
                 self._say("\nCtrl-D leaves.")
 
     def _answer(self, question: str) -> None:
-        """Print an answer as it comes. Ctrl-C ends it early; the dialog keeps what was said."""
+        """Print an answer as it is generated. After Ctrl-C the dialog keeps the printed part."""
         from ..engine.chat_session import Calling, End, Forgotten, Problem, Text, Thought
 
         line_open = False

@@ -21,16 +21,17 @@ from ..llama.config import ModelConfig
 from ..machine import available_memory
 
 OVERHEAD = 300_000_000
-"""Bytes besides weights and cache: the process and the activations of a long prompt."""
+"""Bytes for the process and the activations of a long prompt: all but weights and cache."""
 LEAST_CONTEXT = 2048
-"""A dialog that is worth loading a model for, in tokens."""
+"""Tokens of the shortest dialog that is worth loading a model for."""
 
 
 def plan_context(path: Path, dtype: str | None, device: str, kv: str, asked: int | None) -> int:
-    """Return how many tokens a dialog may have: ``asked``, or the model's context, or what fits in memory.
+    """Return the most tokens of a dialog: ``asked``, or the model's context, or the number that fits in
+    memory.
 
-    ``dtype`` is what plain weights become, None for the stored one. Raises `CheckpointError` when even a short
-    dialog, or the one that was ``asked`` for, does not fit.
+    ``dtype`` is the dtype of unquantized weights in memory (None: as stored). Raises `CheckpointError` if
+    even a short dialog, or one of ``asked`` tokens, does not fit.
     """
     config = load_config(path)
     wanted = asked or config.max_context
@@ -47,7 +48,7 @@ def plan_context(path: Path, dtype: str | None, device: str, kv: str, asked: int
     if fitting >= wanted:
         return wanted
     if asked is None and fitting >= min(wanted, LEAST_CONTEXT):
-        more = "" if kv == "int8" else "; --kv int8 holds more"
+        more = "" if kv == "int8" else "; more fit with --kv int8"
         print(
             f"context limited to {fitting:,} of {wanted:,} tokens, as memory allows: "
             f"{weights / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB free{more}",
@@ -71,13 +72,15 @@ def _free(device: str) -> int:
 
 
 def _fitting_tokens(config: ModelConfig, kv: str, free: int) -> int:
-    """Return the tokens, in whole pages, whose keys and values fit besides weights and overhead."""
+    """Return the number of tokens (in whole pages) whose keys and values fit in ``free`` bytes with the
+    overhead.
+    """
     per_page = PAGE * config.kv_nbytes_per_token(BYTES[kv])
     return int(max(0, free - OVERHEAD) // per_page * PAGE)
 
 
 def _cure(config: ModelConfig, path: Path, weights: int, cache: float, free: int, kv: str, least: int) -> str:
-    """Return what would fit: a smaller cache, a shorter dialog, fewer bits per weight, or a smaller model."""
+    """Return a cure: a shorter dialog, a smaller cache, fewer bits per weight, or a smaller model."""
     shorter = _fitting_tokens(config, kv, free - weights)
     if shorter >= min(LEAST_CONTEXT, config.max_context):
         return f"--context {shorter} would fit"

@@ -31,7 +31,7 @@ from ..text.tokenizer import Tokenizer
 BASE_STAGES = ("teacher", "long", "lm")
 RAISED_STAGES = ("instruct", "student", "control", "sft")
 FP32_PARAMS = 1_000_000_000
-"""Up to this size a CPU computes in fp32 whatever the file holds, because many CPUs have no fast bf16."""
+"""Up to this many parameters a CPU computes in fp32 whatever the file's format: few CPUs have fast bf16."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ChatModel:
         return {} if self.is_raised else generation_defaults(self.folder)
 
     def system_message(self, tool_call_format: str) -> str:
-        """Return the system message it was trained with; empty for a model from elsewhere."""
+        """Return the system message of the model's training, or "" for a model that Herd did not train."""
         if not self.is_raised:
             return ""
         from ..data.prompts import TOOL_NAMES, system_prompt

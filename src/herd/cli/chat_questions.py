@@ -1,4 +1,4 @@
-"""Questions that `herd chat` suggests for a raised model: those that it was just seen to answer correctly."""
+"""Questions that `herd chat` suggests for a model of `herd raise`, after testing which ones it can answer."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from .chat_model import ChatModel
 
 N_QUESTIONS = 5
 TRIED_PARAMS = 100_000_000
-"""Up to this size the suggested questions are tried first; larger models would keep the user waiting."""
+"""Up to this many parameters the suggested questions are tried first; larger models would take too long."""
 
 
 def opening_questions(model: ChatModel, lang: str, tool_call_format: str) -> tuple[list[str], int, int]:
-    """Return up to five questions that the model answers correctly, and how many of how many were correct.
+    """Return (questions, correct, tried): up to five questions with correct answers, and two counts.
 
-    A raised model is tried on the showcase and then on more held-out dialogs; its calls are really run.
+    A model of `herd raise` is tried on the showcase and then on more held-out dialogs. Its tool calls are
+    run.
     """
     if not model.is_raised or model.model.config.n_params > TRIED_PARAMS:
         return [], 0, 0
@@ -31,7 +32,7 @@ def opening_questions(model: ChatModel, lang: str, tool_call_format: str) -> tup
         n_tried += len(dialogs)
         if len(answered) >= N_QUESTIONS:
             break
-    # The first of every kind comes before the second of any.
+    # One question of every kind before a second question of any kind.
     n_before = [sum(other.kind == d.kind for other in answered[:i]) for i, d in enumerate(answered)]
     chosen = sorted(range(len(answered)), key=n_before.__getitem__)[:N_QUESTIONS]
     return [answered[i].prompt[-1]["content"] for i in chosen], len(answered), n_tried

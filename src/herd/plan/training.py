@@ -81,7 +81,7 @@ def default_batch(config: ModelConfig, context: int, devices: int) -> int:
 
 
 def adapter_params(config: ModelConfig, rank: int) -> int:
-    """Return the parameters of low-rank adapters on every matrix of every layer."""
+    """Return the number of parameters of low-rank adapters on every matrix of every layer."""
     return sum(rank * sum(shape) for name, shape in config.param_shapes() if name.endswith("proj.weight"))
 
 
