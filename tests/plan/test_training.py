@@ -207,7 +207,7 @@ def test_labelling_takes_one_forward_pass_over_every_token():
 
 
 def test_a_refusal_names_a_machine_that_would_do():
-    with pytest.raises(PlanError, match="8xRTX4090 would do"):
+    with pytest.raises(PlanError, match="8xRTX4090 would suffice"):
         training.plan_training(
             training.finetune_job(SIZES["8B"], 16, 2048, "full"), machines.find_machine("RTX4090"), 1e8
         )
@@ -218,7 +218,7 @@ def test_a_refusal_names_a_machine_that_would_do():
     [
         (ParallelLayout(tp=8), "8 devices, the machine has 16"),
         (ParallelLayout(tp=16), "more than the 8 devices of a node"),
-        (ParallelLayout(dp=16, micro=16, shard="optimizer"), "its activations need most"),
+        (ParallelLayout(dp=16, micro=16, shard="optimizer"), "the largest part is activations"),
     ],
 )
 def test_a_given_layout_that_is_impossible_is_refused(layout, said):
