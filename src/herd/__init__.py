@@ -58,7 +58,8 @@ def load(
     A folder without a tokenizer gives None and a warning. Raises `CheckpointError` for a folder that is not one.
     """
     checkpoint = importlib.import_module(".checkpoint", __name__)
-    return checkpoint.load_model(folder, dtype=dtype, device=device), checkpoint.load_tokenizer(folder)
+    source = checkpoint.ModelSource(folder)
+    return source.load(dtype, device), source.tokenizer
 
 
 def load_tokenizer(source: Path | str) -> Tokenizer | None:

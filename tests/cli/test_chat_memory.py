@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from herd.checkpoint import save_model
+from herd.checkpoint import ModelSource, save_model
 from herd.cli import chat_memory
 from herd.cli.chat_memory import OVERHEAD, plan_context
 from herd.errors import CheckpointError
@@ -38,8 +38,8 @@ def free(monkeypatch):
 
 def test_the_whole_context_is_used_where_it_fits(plain, free, capsys):
     free(PLAIN + 4 * PER_TOKEN * 65_536)
-    assert plan_context(plain, "fp32", "cpu", "auto", None) == 65_536
-    assert plan_context(plain, "fp32", "cpu", "auto", 100) == 100
+    assert plan_context(ModelSource(plain), "fp32", "cpu", "auto", None) == 65_536
+    assert plan_context(ModelSource(plain), "fp32", "cpu", "auto", 100) == 100
     assert capsys.readouterr().err == ""
 
 
@@ -48,7 +48,7 @@ def test_the_whole_context_is_used_where_it_fits(plain, free, capsys):
 )
 def test_a_dialog_is_limited_to_what_fits_and_a_line_says_so(plain, free, capsys, kv, dtype, nbytes):
     free(CONFIG.nbytes(4 if dtype == "fp32" else 2) + nbytes * PER_TOKEN * 10_000)
-    limit = plan_context(plain, dtype, "cpu", kv, None)
+    limit = plan_context(ModelSource(plain), dtype, "cpu", kv, None)
     assert 9_900 < limit <= 10_000
     err = capsys.readouterr().err
     assert err.startswith(f"context limited to {limit:,} of 65,536 tokens, as memory allows")
@@ -58,7 +58,7 @@ def test_a_dialog_is_limited_to_what_fits_and_a_line_says_so(plain, free, capsys
 def test_what_does_not_fit_names_what_would(plain, free, tmp_path):
     def refused(reason, kv="auto", asked=None):
         with pytest.raises(CheckpointError, match=reason) as error:
-            plan_context(plain, "fp32", "cpu", kv, asked)
+            plan_context(ModelSource(plain), "fp32", "cpu", kv, asked)
         assert "\n" not in str(error.value)
 
     free(PLAIN + 4 * PER_TOKEN * 3_000)
@@ -75,4 +75,4 @@ def test_a_quantized_model_takes_the_size_of_its_file(tmp_path, free):
     folder = tmp_path / "packed"
     save_model(folder, random_quantized(CONFIG, scheme("q4")))
     free((folder / "model.gguf").stat().st_size + 2 * PER_TOKEN * 5_000)
-    assert 4_900 < plan_context(folder, "fp32", "cpu", "auto", None) <= 5_000
+    assert 4_900 < plan_context(ModelSource(folder), "fp32", "cpu", "auto", None) <= 5_000

@@ -8,7 +8,15 @@ file format, the names of other programs, the lineage, the chat format.
 
 from .chat_format import generation_defaults
 from .convert import ImportSource, export_hf, import_hf, open_source
-from .folder import checkpoint_hash, load_config, load_model, load_tokenizer, save_model, write_checkpoint
+from .folder import (
+    ModelSource,
+    checkpoint_hash,
+    load_config,
+    load_model,
+    load_tokenizer,
+    save_model,
+    write_checkpoint,
+)
 from .gguf_convert import export_gguf, import_gguf, quantize_folder, write_random
 from .hf import config_from_hf, config_to_hf
 from .lineage import Lineage, load_lineage, update_lineage
@@ -19,6 +27,7 @@ from .vllm import export_vllm
 __all__ = [
     "ImportSource",
     "Lineage",
+    "ModelSource",
     "checkpoint_hash",
     "config_from_hf",
     "config_to_hf",

@@ -16,6 +16,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +142,56 @@ def write_checkpoint(
     return weights_hash
 
 
+class ModelSource:
+    """A model on disk: its configuration, tokenizer and lineage, and its weights on request; no file is read twice.
+
+    ``path`` is its folder or GGUF file. The tokenizer is None, with a warning, where there is none.
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        self.path = resolve_model(source)
+        self.file = gguf_file(self.path)
+        """The GGUF file that holds the weights, if it is one."""
+
+    @cached_property
+    def _gguf(self) -> gguf.GGUF:
+        assert self.file is not None
+        return gguf.GGUF(self.file)
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        if self.file is not None:
+            return config_from_gguf(self._gguf)
+        refuse_lora(self.path)
+        return read_config(self.path / CONFIG)
+
+    @cached_property
+    def lineage(self) -> Lineage | None:
+        return load_lineage(self.path)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        if self.file is None:
+            tokenizer = read_folder_tokenizer(self.path)
+            if tokenizer is not None and (self.path / CONFIG).exists():
+                require_vocabulary_fits(tokenizer, self.config, self.path)
+            return tokenizer
+        from .gguf_tokenizer import has_tokenizer, read_tokenizer
+
+        if not has_tokenizer(self._gguf):
+            warnings.warn(f"{self.file}: has no tokenizer", stacklevel=4)
+            return None
+        tokenizer = read_tokenizer(self._gguf)
+        require_vocabulary_fits(tokenizer, self.config, self.path)
+        return tokenizer
+
+    def load(self, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> LlamaLM:
+        """Return the model; see `load_model`."""
+        if self.file is not None:
+            return load_gguf(self._gguf, dtype=dtype, device=device)
+        return _load_plain(self.path, self.config, dtype, device)
+
+
 def load_model(
     source: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> LlamaLM:
@@ -150,11 +201,36 @@ def load_model(
     `CheckpointError`, before anything is allocated, for files that are missing, truncated, or do not fit
     ``config.json``; afterwards for weights whose hash is not that of ``herd.json``.
     """
+    return ModelSource(source).load(dtype, device)
+
+
+def load_config(source: str | Path) -> ModelConfig:
+    """Return the configuration of the model that ``source`` names (see `resolve_model`)."""
+    return ModelSource(source).config
+
+
+def load_tokenizer(source: str | Path) -> Tokenizer | None:
+    """Return the tokenizer of the model that ``source`` names; None, with a warning, when it has none."""
+    return ModelSource(source).tokenizer
+
+
+def checkpoint_hash(source: str | Path, progress: Progress | None = None) -> str:
+    """Return sha256 of a model's weights; the same for every sharding, different for every dtype.
+
+    For a GGUF file it is the hash of the whole file. Reads all weights.
+    """
     folder = resolve_model(source)
     if file := gguf_file(folder):
-        return load_gguf(file, dtype=dtype, device=device)
+        hashes = [hash_file(part, progress) for part in gguf_parts(file)]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    wanted = weights.check_against(load_config(folder), weights.read_index(folder), folder)
+    return weights.hash_weights(wanted, progress)
+
+
+def _load_plain(
+    folder: Path, config: ModelConfig, dtype: torch.dtype | None, device: str | torch.device
+) -> LlamaLM:
     inode = folder.stat().st_ino
-    config = load_config(folder)
     wanted = weights.check_against(config, weights.read_index(folder), folder)
     if (folder / ADAPTER).exists():
         warnings.warn(
@@ -186,48 +262,6 @@ def load_model(
             f"{folder}: its weights are not those that {LINEAGE_FILE} describes; restore the folder"
         )
     return model
-
-
-def load_config(source: str | Path) -> ModelConfig:
-    """Return the configuration of the model that ``source`` names (see `resolve_model`)."""
-    folder = resolve_model(source)
-    if file := gguf_file(folder):
-        return config_from_gguf(gguf.GGUF(file))
-    refuse_lora(folder)
-    return read_config(folder / CONFIG)
-
-
-def load_tokenizer(source: str | Path) -> Tokenizer | None:
-    """Return the tokenizer of the model that ``source`` names; None, with a warning, when it has none."""
-    folder = resolve_model(source)
-    path = gguf_file(folder)
-    if path is None:
-        tokenizer = read_folder_tokenizer(folder)
-        if tokenizer is not None and (folder / CONFIG).exists():
-            require_vocabulary_fits(tokenizer, read_config(folder / CONFIG), folder)
-        return tokenizer
-    from .gguf_tokenizer import has_tokenizer, read_tokenizer
-
-    file = gguf.GGUF(path)
-    if not has_tokenizer(file):
-        warnings.warn(f"{path}: has no tokenizer", stacklevel=2)
-        return None
-    tokenizer = read_tokenizer(file)
-    require_vocabulary_fits(tokenizer, config_from_gguf(file), folder)
-    return tokenizer
-
-
-def checkpoint_hash(source: str | Path, progress: Progress | None = None) -> str:
-    """Return sha256 of a model's weights; the same for every sharding, different for every dtype.
-
-    For a GGUF file it is the hash of the whole file. Reads all weights.
-    """
-    folder = resolve_model(source)
-    if file := gguf_file(folder):
-        hashes = [hash_file(part, progress) for part in gguf_parts(file)]
-        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-    wanted = weights.check_against(load_config(folder), weights.read_index(folder), folder)
-    return weights.hash_weights(wanted, progress)
 
 
 def _gathered(param: Tensor) -> Tensor:

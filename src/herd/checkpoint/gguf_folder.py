@@ -64,9 +64,9 @@ class GGUFSource:
     Raises `CheckpointError` for a file that is unsound or not a Llama.
     """
 
-    def __init__(self, path: Path, pre: str | None = None) -> None:
+    def __init__(self, file: Path | GGUF, pre: str | None = None) -> None:
         self.pre = pre
-        self.file = GGUF(path)
+        self.file = file if isinstance(file, GGUF) else GGUF(file)
         self.config = gguf_config.config_from_gguf(self.file)
         self.wanted: dict[str, TensorEntry] = gguf_config.check_tensors(self.file, self.config)
 
@@ -132,15 +132,15 @@ class GGUFSource:
         return tokenizer
 
 
-def load_gguf(file: Path, *, dtype: torch.dtype | None, device: str | torch.device) -> LlamaLM:
+def load_gguf(file: GGUF, *, dtype: torch.dtype | None, device: str | torch.device) -> LlamaLM:
     """Return the model in a GGUF file, on the CPU with its blocks mapped from the file.
 
     ``dtype`` is what it computes in: fp32 by default, or the stored dtype where nothing is packed.
     """
     source = GGUFSource(file)
     if torch.device(device).type == "cpu":
-        require_memory(source.config, source.nbytes, file)
-    _require_hash(file)
+        require_memory(source.config, source.nbytes, file.path)
+    _require_hash(file.path)
     slow = sorted({f.name for f in source.formats.values() if f.name not in NATIVE and f.name not in PLAIN})
     if slow:
         warnings.warn(

@@ -87,17 +87,17 @@ def chat_command(
     kept. The last dialog with each model is stored in Herd's cache folder for --continue.
     """
     constraint = _constraint(schema, regex)
-    from ..checkpoint import resolve_model
+    from ..checkpoint import ModelSource
     from ..engine.chat_session import complete as continue_text
     from ..engine.engine import Engine
     from ..engine.request import Sampling
     from .chat_memory import plan_context
     from .chat_model import compute_kind, load_chat_model, load_draft
 
-    path = resolve_model(folder)  # a missing model is reported before stdin is read
+    source = ModelSource(folder)  # a missing model is reported before stdin is read
     question = _one_question(prompt, as_json)
-    limit = plan_context(path, *compute_kind(path, dtype, device), kv, context)
-    model = load_chat_model(path, dtype, device)
+    limit = plan_context(source, *compute_kind(source, dtype, device), kv, context)
+    model = load_chat_model(source, dtype, device)
     given: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     given["repetition_penalty"] = repetition_penalty
     sampling = Sampling(
@@ -117,7 +117,7 @@ def chat_command(
         session = _session(engine, model, sampling, system, tools, tool_call_format)
         session.constraint = constraint
         if resume:
-            _resume(session, path, folder, system)
+            _resume(session, source.path, folder, system)
         ask = session.ask
     if resume and session is None:
         raise ChatError("--continue is for dialogs; a base model and --complete continue text")
@@ -131,7 +131,7 @@ def chat_command(
     try:
         _answer_once(ask(question), as_json)
         if session is not None:
-            save_dialog(path, session.messages)
+            save_dialog(source.path, session.messages)
     except KeyboardInterrupt:
         print(file=sys.stderr)  # ends the interrupted line
         raise

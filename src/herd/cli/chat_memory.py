@@ -10,9 +10,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ..checkpoint import load_config
+from ..checkpoint import ModelSource
 from ..checkpoint.catalogue import catalogue
-from ..checkpoint.gguf import gguf_file, gguf_parts
+from ..checkpoint.gguf import gguf_parts
 from ..checkpoint.memory import fitting_formats
 from ..dtypes import nbytes_per_value
 from ..errors import CheckpointError
@@ -26,16 +26,16 @@ LEAST_CONTEXT = 2048
 """Tokens of the shortest dialog that is worth loading a model for."""
 
 
-def plan_context(path: Path, dtype: str | None, device: str, kv: str, asked: int | None) -> int:
+def plan_context(source: ModelSource, dtype: str | None, device: str, kv: str, asked: int | None) -> int:
     """Return the most tokens of a dialog: ``asked``, or the model's context, or the number that fits in
     memory.
 
     ``dtype`` is the dtype of unquantized weights in memory (None: as stored). Raises `CheckpointError` if
     even a short dialog, or one of ``asked`` tokens, does not fit.
     """
-    config = load_config(path)
+    config, path = source.config, source.path
     wanted = asked or config.max_context
-    file = gguf_file(path)
+    file = source.file
     files = gguf_parts(file) if file else path.glob("*.safetensors")
     weights = sum(part.stat().st_size for part in files)
     packed = file is not None and weights < 1.5 * config.n_params

@@ -13,15 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import (
-    Lineage,
-    generation_defaults,
-    load_config,
-    load_lineage,
-    load_model,
-    load_tokenizer,
-    resolve_model,
-)
+from ..checkpoint import Lineage, ModelSource, generation_defaults
 from ..checkpoint.sources import model_name
 from ..dtypes import torch_dtype
 from ..errors import EngineError
@@ -100,29 +92,31 @@ class ChatModel:
         return [f"Measured on {n} held-out questions that need a tool: {x:.0f} % correct." for n, x in values]
 
 
-def load_chat_model(folder: str | Path, dtype: str | None = None, device: str | None = None) -> ChatModel:
+def load_chat_model(
+    folder: str | Path | ModelSource, dtype: str | None = None, device: str | None = None
+) -> ChatModel:
     """Load a checkpoint for chat. Raises EngineError, before the weights are read, if it has no tokenizer."""
-    path = resolve_model(folder)
+    source = folder if isinstance(folder, ModelSource) else ModelSource(folder)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a missing tokenizer is an error below
-        tokenizer = load_tokenizer(path)
-    lineage = load_lineage(path)
+        warnings.filterwarnings("ignore", message=".*has no tokenizer")  # is an error below
+        tokenizer = source.tokenizer
     if tokenizer is None:
-        load_config(path)  # raises if the folder is not a checkpoint
-        raise EngineError(
-            f"{folder} has no tokenizer; put the model's tokenizer.model or tokenizer.json into the folder"
-        )
-    dtype, device = compute_kind(path, dtype, device)
-    model = load_model(path, dtype=None if dtype is None else torch_dtype(dtype), device=device)
-    return ChatModel(path, model.eval().requires_grad_(False), tokenizer, lineage)
+        source.config  # noqa: B018 - raises if the folder is not a checkpoint
+        cure = "put the model's tokenizer.model or tokenizer.json into the folder"
+        if source.file is not None:
+            cure = "take a GGUF file with one"
+        raise EngineError(f"{source.path} has no tokenizer; {cure}")
+    dtype, device = compute_kind(source, dtype, device)
+    model = source.load(None if dtype is None else torch_dtype(dtype), device)
+    return ChatModel(source.path, model.eval().requires_grad_(False), tokenizer, source.lineage)
 
 
-def compute_kind(path: Path, dtype: str | None, device: str | None) -> tuple[str | None, str]:
+def compute_kind(source: ModelSource, dtype: str | None, device: str | None) -> tuple[str | None, str]:
     """Return the dtype (None: as stored) and the device that a model is loaded with where none are given."""
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if dtype is None and device == "cpu" and load_config(path).n_params <= FP32_PARAMS:
+    if dtype is None and device == "cpu" and source.config.n_params <= FP32_PARAMS:
         dtype = "fp32"
     return dtype, device
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -26,6 +27,7 @@ from .ranks import unspell
 from .tokenizer import Tokenizer, check_text
 from .vocabulary import SPACE, Vocabulary, vocabulary_of
 
+_LOCK = threading.Lock()
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -49,8 +51,8 @@ class LibraryTokenizer(Tokenizer):
         vocabulary: Vocabulary | None = None,
     ) -> None:
         self._library = library
+        self._readers: dict[bool, Library] = {}
         self._vocabulary = vocabulary
-        library.encode_special_tokens = True  # special tokens spelled in a text are text
         library.no_truncation()
         library.no_padding()
         added = library.get_added_tokens_decoder()
@@ -65,7 +67,7 @@ class LibraryTokenizer(Tokenizer):
         begins = library.encode("").ids[:1] == [self.bos_id]
         self.add_bos = self.bos_id is not None and (add_bos or begins)
         self._stop_ids = frozenset({self.eos_id} - {None})  # type: ignore[arg-type]
-        self._byte_level = "ByteLevel" in json.dumps(json.loads(library.to_str())["decoder"])
+        self._byte_level = "ByteLevel" in repr(library.decoder)
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
         """See `Tokenizer.encode`.
@@ -80,17 +82,17 @@ class LibraryTokenizer(Tokenizer):
         elif self.missing_bytes and (lost := set(self._inexpressible.findall(text))):
             ids += self._with_unknown(text, lost)
         else:
-            ids += self._library.encode(text, add_special_tokens=False).ids
+            ids += self._reader(special=False).encode(text, add_special_tokens=False).ids
         return [*ids, self.eos_id] if eos and self.eos_id is not None else ids
 
     def encode_with_special(self, text: str) -> tuple[list[int], list[int]]:
         """Return the ids of ``text``, in which special tokens are read as such, and where each starts (characters)."""
-        return self._with_offsets(self._reading_special, text)
+        return self._with_offsets(self._reader(special=True), text)
 
     def encode_with_offsets(self, text: str, *, continued: bool = False) -> tuple[list[int], list[int]]:
         """See `Tokenizer.encode_with_offsets`."""
         if not continued:
-            return self._with_offsets(self._library, text)
+            return self._with_offsets(self._reader(special=False), text)
         ids, starts = self._with_offsets(self._continuing, self._separator + text)
         return ids[1:], [start - len(self._separator) for start in starts[1:]]
 
@@ -98,12 +100,17 @@ class LibraryTokenizer(Tokenizer):
         encoding = library.encode(check_text(text), add_special_tokens=False)
         return encoding.ids, [start for start, _ in encoding.offsets]
 
-    @cached_property
-    def _reading_special(self) -> Library:
-        """A copy of the library's tokenizer that turns special tokens spelled in a text into their ids."""
-        copy = Library.from_str(self._library.to_str())
-        copy.encode_special_tokens = False
-        return copy
+    def _reader(self, *, special: bool) -> Library:
+        """Return the library's tokenizer that turns special tokens spelled in a text into their ids, or does not.
+
+        The kind that is asked for first is the original, the other one a copy, which takes up to half a second.
+        """
+        with _LOCK:
+            if special not in self._readers:
+                library = Library.from_str(self._library.to_str()) if self._readers else self._library
+                library.encode_special_tokens = not special
+                self._readers[special] = library
+            return self._readers[special]
 
     @cached_property
     def _continuing(self) -> Library:
@@ -124,12 +131,20 @@ class LibraryTokenizer(Tokenizer):
         """Return `encode` of many texts; the library chooses the number of threads."""
         if self.missing_bytes and any(map(self._inexpressible.search, texts)):
             return [self.encode(text) for text in texts]
-        found = self._library.encode_batch([check_text(text) for text in texts], add_special_tokens=False)
+        found = self._reader(special=False).encode_batch(
+            [check_text(text) for text in texts], add_special_tokens=False
+        )
         return [encoding.ids for encoding in found]
 
     @cached_property
     def _tokens(self) -> list[bytes]:
         return [self._bytes_of(id_) for id_ in range(self.vocab_size)]
+
+    def token_bytes(self, id: int) -> bytes:
+        """See `Tokenizer.token_bytes`."""
+        if "_tokens" in vars(self) or not 0 <= int(id) < self.vocab_size:
+            return super().token_bytes(id)
+        return self._bytes_of(int(id))  # one token is wanted and not the whole vocabulary
 
     def _bytes_of(self, id: int) -> bytes:
         word = self._added.get(id)
@@ -187,10 +202,12 @@ class LibraryTokenizer(Tokenizer):
         ids: list[int] = []
         begin = 0
         for match in self._inexpressible.finditer(text):
-            ids += self._library.encode(text[begin : match.start()], add_special_tokens=False).ids
+            ids += (
+                self._reader(special=False).encode(text[begin : match.start()], add_special_tokens=False).ids
+            )
             ids += [self._single.get(byte, self.unk_id) for byte in match[0].encode()]
             begin = match.end()
-        return ids + self._library.encode(text[begin:], add_special_tokens=False).ids
+        return ids + self._reader(special=False).encode(text[begin:], add_special_tokens=False).ids
 
     @cached_property
     def _single(self) -> dict[int, int]:
