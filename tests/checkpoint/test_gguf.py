@@ -164,7 +164,11 @@ def test_a_quantized_folder_holds_what_quantizing_in_memory_gives(
     made = checkpoint.quantize_folder(
         source, tmp_path / "b", scheme(name), progress=lambda *x: done.append(x)
     )
-    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["herd.json", "model.gguf"]
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == [
+        "generation_config.json",
+        "herd.json",
+        "model.gguf",
+    ]
     assert done[-1][0] == done[-1][1]
     assert done == sorted(done)
     lineage = checkpoint.load_lineage(tmp_path / "b")

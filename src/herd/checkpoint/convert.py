@@ -25,7 +25,7 @@ from .gguf_folder import GGUFSource
 from .hf import config_to_hf, read_json
 from .journal import key_of
 from .lineage import Lineage, licence_notice, load_lineage
-from .paths import ADAPTER, CONFIG, KEPT_FILES
+from .paths import ADAPTER, CONFIG, KEPT_FILES, SIDE_FILES, read_kept
 from .sources import model_name, resolve_model
 from .stream import Progress
 
@@ -156,6 +156,7 @@ def export_hf(
         packed.tokenizer,
         dtype=chosen,
         lineage=known.child() if known else None,
+        extra_files=read_kept(source, SIDE_FILES),
         progress=progress,
         key=packed.key(do="unpack", dtype=chosen),
     )
@@ -176,7 +177,7 @@ def _rewrite(
         warnings.warn(
             f"{folder}: {ADAPTER} is not copied; merge it into the model with peft first", stacklevel=4
         )
-    kept = {file: (folder / file).read_bytes() for file in KEPT_FILES if (folder / file).exists()}
+    kept = read_kept(folder, KEPT_FILES)
     written_config = config_to_hf(
         source.config,
         dtype=str(dtype).removeprefix("torch."),

@@ -40,7 +40,7 @@ from .journal import new_folder
 from .lineage import FILE as LINEAGE_FILE
 from .lineage import Lineage, load_lineage
 from .memory import require_memory
-from .paths import ADAPTER, CONFIG, GENERATION, require_replaceable
+from .paths import ADAPTER, CONFIG, GENERATION, require_replaceable, write_kept
 from .sources import resolve_model
 from .stream import Progress
 from .verified import hash_file
@@ -124,21 +124,23 @@ def write_checkpoint(
             where=folder,
             journal=journal,
         )
-        stops = None if tokenizer is None else sorted(tokenizer.stop_ids)
+        stops = None if tokenizer is None else sorted(tokenizer.stop_ids) or None
         bos = None if tokenizer is None else tokenizer.bos_id
         name = str(dtype).removeprefix("torch.")
         hf = config_to_hf(config, dtype=name, bos_token_id=bos, eos_token_id=stops)
         _write_json(temporary / CONFIG, hf)
         if tokenizer is not None:
             tokenizer.save(temporary, model_max_length=config.max_context)
-            # Meta's own release samples at 0.6 / 0.9 by default.
-            sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+            from ..text.ranks_tokenizer import RanksTokenizer  # imported already, with the tokenizer
+
+            # Meta's own release samples at 0.6 / 0.9 by default; of other models nothing is known here.
+            is_llama3 = isinstance(tokenizer, RanksTokenizer)
+            sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9} if is_llama3 else {}
             ids = {"bos_token_id": bos, "eos_token_id": stops, "pad_token_id": tokenizer.pad_id}
             _write_json(temporary / GENERATION, ids | sampling)
         if lineage is not None:
             lineage.model_copy(update={"weights_hash": weights_hash}).write(temporary)
-        for file, data in (extra_files or {}).items():
-            (temporary / file).write_bytes(data)
+        write_kept(temporary, extra_files or {})
     return weights_hash
 
 

@@ -25,7 +25,7 @@ from .gguf import FILE, gguf_file
 from .gguf_folder import GGUFSource, RowsOf, encoded, file_nbytes, write_gguf_folder, write_model
 from .journal import key_of, new_folder, resumable_file
 from .lineage import Lineage, licence_notice
-from .paths import require_replaceable
+from .paths import SIDE_FILES, read_kept, require_replaceable, write_kept
 from .sources import resolve_model
 from .stream import Progress, advance_of
 from .verified import hash_file
@@ -71,6 +71,7 @@ def quantize_folder(
         lineage,
         progress=progress,
         key=key,
+        extra_files=read_kept(source.folder, SIDE_FILES),
         remember=source.remember,
     )
 
@@ -112,12 +113,16 @@ def import_gguf(
         raise CheckpointError(f"{source}: holds no GGUF file")
     gguf = GGUFSource(file)
     name = name or gguf.file.get("general.name", str) or file.stem
-    licence = licence_notice(gguf.config)
+    notice = licence_notice(gguf.config)
+    kept = read_kept(path, SIDE_FILES)  # where it is Herd's own quantized folder
+    if notice:
+        kept.setdefault("NOTICE", (notice + "\n").encode())
+    licence = notice or gguf.file.get("general.license", str)
     lineage = Lineage(name=name, stage="imported", licence=licence)
     tokenizer = gguf.tokenizer
     if dtype is None and any(format.packed for format in gguf.formats.values()):
         if not gguf.file.is_split:
-            return _keep(gguf, Path(out), lineage, progress)
+            return _keep(gguf, Path(out), lineage, kept, progress)
         return write_gguf_folder(
             Path(out),
             gguf.config,
@@ -126,6 +131,7 @@ def import_gguf(
             tokenizer,
             name,
             lambda: lineage,
+            extra_files=kept,
             progress=progress,
         )
     chosen = dtype or gguf.compute_dtype
@@ -136,7 +142,7 @@ def import_gguf(
         tokenizer,
         dtype=chosen,
         lineage=lineage,
-        extra_files={"NOTICE": (licence + "\n").encode()} if licence else None,
+        extra_files=kept,
         progress=progress,
         key=gguf.key(do="import", dtype=dtype, name=name),
     )
@@ -194,7 +200,9 @@ def export_gguf(
         )
 
 
-def _keep(gguf: GGUFSource, out: Path, lineage: Lineage, progress: Progress | None) -> str:
+def _keep(
+    gguf: GGUFSource, out: Path, lineage: Lineage, kept: dict[str, bytes], progress: Progress | None
+) -> str:
     """Copy the file unchanged into a new folder, once all of it has been checked."""
     require_replaceable(out)
     require_free_space(out, gguf.file.size + 1_000_000)
@@ -205,6 +213,7 @@ def _keep(gguf: GGUFSource, out: Path, lineage: Lineage, progress: Progress | No
         _copy(gguf.file.path, temporary / FILE, progress)
         weights_hash = hash_file(temporary / FILE)
         lineage.model_copy(update={"weights_hash": weights_hash}).write(temporary)
+        write_kept(temporary, kept)
     return weights_hash
 
 

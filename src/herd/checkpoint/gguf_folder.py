@@ -33,7 +33,7 @@ from .journal import Journal, key_of, new_folder
 from .lineage import Lineage, load_lineage
 from .memory import require_memory
 from .names import from_pairs, gguf_name, rotates, to_pairs
-from .paths import require_replaceable
+from .paths import require_replaceable, write_kept
 from .stream import Progress
 from .verified import hash_file, verified_hash
 
@@ -261,12 +261,14 @@ def write_gguf_folder(
     *,
     progress: Progress | None = None,
     key: str | None = None,
+    extra_files: Mapping[str, bytes] | None = None,
     remember: Callable[[dict[str, str]], None] | None = None,
 ) -> str:
     """Write a quantized folder and return its hash.
 
     With a ``key`` the work is resumable; ``remember`` is then given the digests of the source that an earlier
-    run has computed. ``lineage_of`` is called after all weights have been read.
+    run has computed. ``lineage_of`` is called after all weights have been read. ``extra_files`` are written
+    next to the file (a licence, sampling settings).
     """
     if tokenizer is not None:
         require_vocabulary_fits(tokenizer, config, out)
@@ -288,6 +290,7 @@ def write_gguf_folder(
         lineage, weights_hash = lineage_of(), hash_file(temporary / FILE)
         if lineage is not None:
             lineage.model_copy(update={"weights_hash": weights_hash}).write(temporary)
+        write_kept(temporary, extra_files or {})
     return weights_hash
 
 

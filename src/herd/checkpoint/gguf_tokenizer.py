@@ -72,7 +72,7 @@ def _ids_by_role(tokenizer: Tokenizer) -> tuple[dict[str, int | None], list[int]
     ids["unknown"] = tokenizer.unk_id
     if isinstance(tokenizer, RanksTokenizer):
         ids |= {"eot": tokenizer.eot_id, "eom": tokenizer.eom_id}
-    others = sorted(tokenizer.stop_ids - set(ids.values()))
+    others = sorted(tokenizer.stop_ids - {ids.get(role) for role in ("eos", "eot", "eom")})
     for role in ("eos", "eot"):
         # a stop token of the checkpoint's own comes first; that of Llama 3's vocabulary is known anyway
         if others and (ids.get(role) is None or (role == "eos" and "eom" in ids)):

@@ -34,7 +34,7 @@ from .folder import write_checkpoint
 from .hf import read_json
 from .lineage import Lineage, licence_notice, released_as
 from .names import from_pairs, meta_name
-from .paths import LICENCE_FILES
+from .paths import LICENCE_FILES, read_kept
 from .stream import Progress
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def import_meta(
         weights.require_finite(names[ours], tensor, source)
         return from_pairs(ours, tensor, config.head_dim)
 
-    extra_files = {file: (source / file).read_bytes() for file in LICENCE_FILES if (source / file).exists()}
+    extra_files = read_kept(source, LICENCE_FILES)
     notice = licence_notice(config)
     if notice:
         extra_files.setdefault("NOTICE", (notice + "\n").encode())

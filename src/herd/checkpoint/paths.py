@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import CheckpointError
@@ -11,10 +12,26 @@ CONFIG = "config.json"
 ADAPTER = "adapter_model.safetensors"
 GENERATION = "generation_config.json"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-LICENCE_FILES = ("LICENSE", "LICENSE.txt", "USE_POLICY.md", "NOTICE")
-KEPT_FILES = (*TOKENIZER_FILES, "chat_template.jinja", GENERATION, *LICENCE_FILES)
-"""Files of a release that an import or export copies byte for byte."""
-_KNOWN_FILES = {CONFIG, lineage.FILE, weights.INDEX, gguf.FILE, "README.md", ".gitattributes", *KEPT_FILES}
+TEMPLATE_FILES = ("chat_template.jinja", "additional_chat_templates/tool_use.jinja")
+LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "USE_POLICY.md", "NOTICE", "NOTICE.txt")
+SIDE_FILES = (GENERATION, *LICENCE_FILES)
+"""Files that every import and export copies byte for byte, whatever becomes of weights and tokenizer."""
+KEPT_FILES = (*TOKENIZER_FILES, "added_tokens.json", *TEMPLATE_FILES, *SIDE_FILES)
+"""The same, where weights and tokenizer stay in Hugging Face's layout."""
+_KNOWN_FILES = {CONFIG, lineage.FILE, weights.INDEX, gguf.FILE, "README.md", ".gitattributes"}
+_KNOWN_FILES |= {name.split("/")[0] for name in KEPT_FILES}
+
+
+def read_kept(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
+    """Return the content of those of the files that ``folder`` has; none of them for a single file."""
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+
+
+def write_kept(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files that `read_kept` has read."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
 
 
 def require_replaceable(folder: Path) -> None:

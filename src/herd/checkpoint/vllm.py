@@ -33,7 +33,7 @@ from .gguf import gguf_file
 from .gguf_folder import GGUFSource, encoded
 from .hf import config_to_hf
 from .lineage import Lineage, load_lineage
-from .paths import CONFIG
+from .paths import CONFIG, KEPT_FILES, SIDE_FILES, read_kept
 from .sources import model_name, resolve_model
 from .stream import Progress
 from .write import Specs
@@ -91,6 +91,8 @@ def export_vllm(
         bos_token_id=None if tokenizer is None else tokenizer.bos_id,
         eos_token_id=None if tokenizer is None else sorted(tokenizer.stop_ids) or None,
     )
+    # a plain folder's own tokenizer files are copied; those of a GGUF are written
+    kept = read_kept(folder, SIDE_FILES if isinstance(source, GGUFSource) else KEPT_FILES)
     written["quantization_config"] = quantization_config(_BITS[format])
     return write_checkpoint(
         out,
@@ -100,7 +102,7 @@ def export_vllm(
         dtype=dtype,
         specs=_specs(config, dtype, format),
         lineage=lineage,
-        extra_files={CONFIG: (json.dumps(written, indent=2) + "\n").encode()},
+        extra_files=kept | {CONFIG: (json.dumps(written, indent=2) + "\n").encode()},
         progress=progress,
         key=source.key(do="vllm", dtype=dtype),
     )
