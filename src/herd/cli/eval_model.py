@@ -38,14 +38,12 @@ def open_local(
 
     loaded = load_chat_model(model, dtype, device)
     lineage = loaded.lineage
-    if mode is None and lineage is None:
-        print(
-            f"{model} does not say how it was trained; its prompts are for instruct models (or: --mode base)",
-            file=sys.stderr,
-        )
+    talks = loaded.tokenizer.chat is not None
+    if mode is None and not loaded.is_base and not talks:
+        print(f"{model} has no chat format; its prompts are for base models", file=sys.stderr)
     hash_ = (lineage.weights_hash if lineage else None) or checkpoint_hash(loaded.folder)
     called = lineage.name if lineage else model_name(loaded.folder)
-    kind: Mode = mode or ("base" if loaded.is_base else "instruct")
+    kind: Mode = mode or ("base" if loaded.is_base or not talks else "instruct")
     return CheckpointModel(
         loaded.model, loaded.tokenizer, name=called, hash=hash_, mode=kind, max_batch=batch
     )

@@ -77,14 +77,17 @@ class CheckpointModel:
     def pair(self, context: str, continuation: str) -> Pair:
         """Return the ids of both parts as lm-eval does: encode the whole text, then cut its ids in two.
 
-        Spaces between the parts belong to the continuation.
+        Spaces between the parts belong to the continuation. Where nothing comes before the first token that is scored,
+        the vocabulary's begin-of-text token does, even if it does not begin every text.
         """
         bare = context.rstrip()
         continuation, context = context[len(bare) :] + continuation, bare
         context_ids = [*self.tokenizer.start_ids, *self.encode(context)]
         whole = [*self.tokenizer.start_ids, *self.encode(context + continuation)]
-        if not context_ids:  # something must come before the first token that is scored
-            context_ids, whole = self.tokenizer.prefix_ids, [*self.tokenizer.prefix_ids, *whole]
+        if not context_ids:
+            bos = self.tokenizer.bos_id
+            context_ids = self.tokenizer.prefix_ids if bos is None else [bos]
+            whole = [*context_ids, *whole]
         return Pair(context_ids, whole[len(context_ids) :])
 
     def _encoded(

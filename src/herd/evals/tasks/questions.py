@@ -278,16 +278,14 @@ def _judge(item: Item, answer: Answer, sandbox: Sandbox | None = None) -> Judgem
 def _judge_exact(accepted: Sequence[str], text: str) -> Judgement:
     """Compare as numbers where the answer is one; else as texts without case, markup and final punctuation."""
     number = final_number(text)
-    said = [_bare(part) for part in _final_texts(text)]
+    said = _final_texts(text)
     for one in accepted:
-        if _bare(one) in said:
+        if _bare(one) in map(_bare, said):
             return Judgement(1.0, one)
         if _NUMBER.fullmatch(one) and number == Fraction(one.replace(",", "")):
             return Judgement(1.0, str(number))
-    numeric = all(map(_NUMBER.fullmatch, accepted))
-    return Judgement(
-        0.0, str(number) if numeric and number is not None else said[-1][:200], why="another answer"
-    )
+    numeric = number is not None and all(map(_NUMBER.fullmatch, accepted))
+    return Judgement(0.0, str(number) if numeric else said[-1].strip()[:200], why="another answer")
 
 
 def _final_texts(text: str) -> list[str]:

@@ -46,7 +46,8 @@ class Generate:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
-    tool_call_format: str | None = None
+    tool_call_format: str = "json"
+    """Used where the model's chat format has it; otherwise the format's own is."""
 
 
 @dataclass(frozen=True)
