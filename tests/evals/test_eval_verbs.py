@@ -177,7 +177,7 @@ def test_fidelity_counts_flips_where_both_were_evaluated(models, capsys):
 def test_fidelity_as_a_suite_is_compared_with_the_others(models, results, tmp_path, capsys):
     out = str(tmp_path / "out")
     ask = (str(models / "younger"), "--suite", "fidelity", "--parent", str(models / "elder"), "--limit", "2")
-    assert "younger compared with elder on 2 texts" in said(capsys, *ask, "--out", out)
+    assert "younger was compared with elder on 2 texts" in said(capsys, *ask, "--out", out)
     record = json.loads(said(capsys, "compare", str(results / "elder"), out, "--out", out, "--json"))
     kl = next(row for row in record["rows"] if row["task"] == "fidelity")
     assert kl["scores"]["elder"] is None
