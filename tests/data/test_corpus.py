@@ -20,8 +20,8 @@ from herd.data.text_files import DataWarning, decode_blocks
 from herd.errors import DataError
 
 LONG = (
-    "This paragraph is long enough to be noticed when it is found in more than one of the three splits of a corpus. "
-    * 2
+    "This paragraph is long enough to be noticed when it is found in more than one of the three splits "
+    "of a corpus. " * 2
 )
 
 

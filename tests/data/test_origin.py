@@ -167,7 +167,8 @@ def test_many_differences_are_counted(sources: Path) -> None:
 RECIPE = """\
 name: tiny
 model:
-  shape: {{vocab_size: {vocab}, dim: 16, n_layers: 1, n_heads: 2, n_kv_heads: 1, ffn_dim: 16, max_context: 64}}
+  shape: {{vocab_size: {vocab}, dim: 16, n_layers: 1, n_heads: 2, n_kv_heads: 1, ffn_dim: 16,
+    max_context: 64}}
 tokenizer: {tokenizer}
 data: {data}
 objective: {{kind: lm}}

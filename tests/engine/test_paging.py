@@ -53,7 +53,10 @@ def test_an_answer_is_found_in_the_next_prompt(wide):
 
 def test_tenants_share_nothing(wide):
     engine = Engine(wide, None)
-    ask = lambda tenant: engine.run([Request(prompt(200), Sampling(max_tokens=2), tenant=tenant)])[0]  # noqa: E731
+
+    def ask(tenant):
+        return engine.run([Request(prompt(200), Sampling(max_tokens=2), tenant=tenant)])[0]
+
     assert [ask(t).shared_tokens for t in ("a", "b", "a", "", "b")] == [0, 0, 192, 0, 192]
 
 

@@ -112,6 +112,7 @@ def test_leak_prints_lines_of_at_most_80_columns(capsys):
 
 
 def test_leak_needs_no_torch_and_prints_json():
-    code = "import sys; from herd.cli import run; run(['plan', 'leak', '--json']); assert 'torch' not in sys.modules"
+    code = "import sys; from herd.cli import run; run(['plan', 'leak', '--json']); "
+    code += "assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert [claim["key"] for claim in json.loads(done.stdout)] == list(CLAIMS)

@@ -348,7 +348,8 @@ def test_an_impossible_request_is_refused_in_one_line(here, capsys, args, says):
 
 
 def test_plan_with_a_saved_profile_needs_no_torch(here):
-    code = "import sys; from herd.cli import run; code = run(['plan', '--json']); assert 'torch' not in sys.modules"
+    code = "import sys; from herd.cli import run; code = run(['plan', '--json']); "
+    code += "assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     record = json.loads(done.stdout)
     assert set(record["sizes"]) == {"8B", "70B", "405B"}

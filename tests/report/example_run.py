@@ -1,4 +1,4 @@
-"""A run folder such as `herd raise` leaves, with invented but plausible numbers, to test and to look at the page.
+"""A run folder such as `herd raise` leaves, with plausible numbers, to test and to look at the page.
 
 `python tests/report/example_run.py FOLDER` writes one.
 """
@@ -13,7 +13,8 @@ from pathlib import Path
 
 LANGUAGES = ["en", "de", "fr", "it", "pt", "hi", "es", "th", "ja"]
 MODELS = ["teacher", "long", "instruct", "student", "control"]
-SHAPES = {"teacher": (8, 256, 512), "long": (8, 256, 2048), "instruct": (8, 256, 2048), "student": (5, 192, 2048),
+SHAPES = {"teacher": (8, 256, 512), "long": (8, 256, 2048), "instruct": (8, 256, 2048), "student": (5, 192,
+2048),
           "control": (5, 192, 2048)}  # fmt: skip
 PARENTS = {"long": "teacher", "instruct": "long", "student": "instruct"}
 
@@ -64,7 +65,8 @@ def scores(rng: random.Random) -> list[dict]:
             lang: interval(bpb[model] * (0.9 + 0.05 * i), 0.02, 200) for i, lang in enumerate(LANGUAGES)
         }
         out.append({"model": model, "name": "bpb", "unit": "bits/byte", **interval(bpb[model], 0.014, 512),
-                    "detail": {"by_lang": by_lang | {"code": interval(bpb[model] * 0.8, 0.01, 300)}}})  # fmt: skip
+                    "detail": {"by_lang": by_lang | {"code": interval(bpb[model] * 0.8, 0.01,
+                    300)}}})  # fmt: skip
         grid = [
             {"length": length, "depth": depth, "value": 0.0 if length > SHAPES[model][2] else
              round(max(0.05, 0.98 - 0.12 * i - 0.1 * (depth == 0.5)) * (0.7 if "o" not in model else 1.0), 2)}
@@ -85,14 +87,16 @@ def scores(rng: random.Random) -> list[dict]:
         forms = enumerate(("json", "builtin", "function"))
         by_form = {form: share(max(0.0, accuracy - 0.04 * i), 130) for i, form in forms}
         by_kind = {kind: share(accuracy, 40) for kind in ("add", "sub", "mul", "weekday", "reverse", "count")}
-        out.append({"model": model, "name": "tool_use", "unit": "fraction", **share(max(0, accuracy - 0.1), 400),
+        out.append({"model": model, "name": "tool_use", "unit": "fraction", **share(max(0, accuracy - 0.1),
+        400),
                     "detail": {"by_lang": by_lang, "by_form": by_form, "call_ok": 0.9, "by_kind": by_kind,
                                "trouble": {"no call": 3}}})  # fmt: skip
     code = (("instruct", 0.94, 0.71), ("long", 0.61, 0.08), ("teacher", 0.58, 0.06), ("student", 0.55, 0.03))
     for model, parse, passed in code:
         out.append({"model": model, "name": "code_parse", "unit": "fraction", **share(parse, 100)})
         out.append({"model": model, "name": "code_pass", "unit": "fraction", **share(passed, 100)})
-    out.append({"model": "student", "name": "bpb_vs_control", "unit": "bits/byte", "value": -0.072, "lo": -0.081,
+    out.append({"model": "student", "name": "bpb_vs_control", "unit": "bits/byte", "value": -0.072,
+    "lo": -0.081,
                 "hi": -0.063, "n": 512})  # fmt: skip
     return out
 
@@ -127,14 +131,18 @@ def make(folder: Path, seed: int = 0) -> Path:
     })  # fmt: skip
     write(folder / "machine.json", {
         "commit": {"hash": "5f3c1e0a9b7d6c4e2f1a0b9c8d7e6f5a4b3c2d1e", "dirty": False},
-        "machine": {"cpu": "Intel(R) Xeon(R) Processor", "cores": 2, "isa": ["avx2", "avx512f", "avx512_vnni"],
-                    "memory_bytes": 25_276_510_208, "os": "Linux 6.1 x86_64", "python": "3.11.7", "torch": "2.13.0"},
+        "machine": {"cpu": "Intel(R) Xeon(R) Processor", "cores": 2, "isa": ["avx2", "avx512f",
+        "avx512_vnni"],
+                    "memory_bytes": 25_276_510_208, "os": "Linux 6.1 x86_64", "python": "3.11.7",
+                    "torch": "2.13.0"},
     })  # fmt: skip
-    train = {"teacher": (5_400_000, 8.3, 2.41), "long": (900_000, 2.9, 2.38), "instruct": (1_100_000, 3.1, 0.42),
+    train = {"teacher": (5_400_000, 8.3, 2.41), "long": (900_000, 2.9, 2.38), "instruct": (1_100_000, 3.1,
+    0.42),
              "student": (2_000_000, 4.1, 2.52), "control": (2_000_000, 8.3, 2.71)}  # fmt: skip
     for name in stages:
         record = {
-            "stage": name, "title": name.capitalize(), "seconds": seconds[name], "peak_rss_bytes": 1_150_000_000,
+            "stage": name, "title": name.capitalize(), "seconds": seconds[name],
+            "peak_rss_bytes": 1_150_000_000,
             "predicted_peak_bytes": 1_020_000_000, "gates": [], "notes": [], "model": None,
         }  # fmt: skip
         if name == "tokenizer":
@@ -149,7 +157,8 @@ def make(folder: Path, seed: int = 0) -> Path:
             place.mkdir(parents=True, exist_ok=True)
             (place / "metrics.jsonl").write_text(metrics(rng, tokens, start, end))
             parent = PARENTS.get(name)
-            write(folder / name / "herd.json", {"format": 1, "name": name, "stage": name, "weights_hash": hash_of(name),
+            write(folder / name / "herd.json", {"format": 1, "name": name, "stage": name,
+            "weights_hash": hash_of(name),
                                                 "parents": {parent: hash_of(parent)} if parent else {}})  # fmt: skip
             write(folder / name / "config.json", {"num_hidden_layers": layers, "hidden_size": dim,
                                                   "max_position_embeddings": context})  # fmt: skip

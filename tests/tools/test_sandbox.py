@@ -80,7 +80,8 @@ def test_traceback_names_the_program_only(sandbox):
 
 @pytest.mark.parametrize(
     "program",
-    ["while True: pass", "import time; time.sleep(99)", "import os; os.close(1); os.close(2)\nwhile True: pass",
+    ["while True: pass", "import time; time.sleep(99)",
+    "import os; os.close(1); os.close(2)\nwhile True: pass",
      "import signal as s\nfor n in (1, 2, 15, 24):\n  try: s.signal(n, s.SIG_IGN)\n  except OSError: 0\nwhile 1: 0",
      "while True:\n  try:\n    while True: pass\n  except BaseException: pass"],
 )  # fmt: skip
@@ -115,8 +116,10 @@ def test_memory_is_bounded(sandbox):
 
 @pytest.mark.parametrize(
     "program",
-    ["import os\nwhile True: os.fork()", "import subprocess; subprocess.run(['/bin/ls'])", "import os; os.system('ls')",
-     "import os; os.execv('/bin/ls', ['ls'])", "import multiprocessing as m\nm.Process(target=print).start()"],
+    ["import os\nwhile True: os.fork()", "import subprocess; subprocess.run(['/bin/ls'])",
+    "import os; os.system('ls')",
+     "import os; os.execv('/bin/ls', ['ls'])",
+     "import multiprocessing as m\nm.Process(target=print).start()"],
 )  # fmt: skip
 def test_programs_start_no_processes(sandbox, program):
     result = sandbox.run(program, timeout_s=3)

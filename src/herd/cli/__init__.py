@@ -141,8 +141,10 @@ def run(args: list[str]) -> int:
     except Exception as error:
         if not hasattr(error, "format_message"):  # click's own usage errors have one
             raise
-        usage = getattr(error, "ctx", None)
-        print(error.format_message(), file=sys.stderr) if usage is None else error.show()  # type: ignore[attr-defined]
+        usage: Any = error
+        print(usage.format_message(), file=sys.stderr) if getattr(
+            usage, "ctx", None
+        ) is None else usage.show()
         return int(getattr(error, "exit_code", 2))
     code = code if isinstance(code, int) else 0
     if code == 130:

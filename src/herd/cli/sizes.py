@@ -16,10 +16,8 @@ def sizes_command(as_json: Json = False) -> None:
         weights, kv = config.nbytes(2.0), config.kv_nbytes_per_token(2.0)
         nbytes = {"bf16_bytes": weights, "kv_bytes_per_token": kv}
         records.append({"model": name} | picked(config, FIELDS) | nbytes)
-        rows.append(
-            f"{name}|{config.n_params:,}|{config.n_layers:,}|{config.dim:,}|{config.n_heads}:{config.n_kv_heads}|"
-            f"{config.ffn_dim:,}|{weights / 1e9:,.1f}|{kv / 1024:,.0f}"
-        )
+        shape = f"{config.n_layers:,}|{config.dim:,}|{config.n_heads}:{config.n_kv_heads}|{config.ffn_dim:,}"
+        rows.append(f"{name}|{config.n_params:,}|{shape}|{weights / 1e9:,.1f}|{kv / 1024:,.0f}")
     if as_json:
         print_json(records)
         return

@@ -30,9 +30,8 @@ def read_hub(name: str) -> Iterator[Document]:
         raise _unreachable(repo, error) from None
     chosen = choose_files(files, part)
     if not chosen:
-        raise DataError(
-            f"hf:{name}: no .jsonl, .parquet, .json, .csv or .txt among its {len(files)} files; choose another data set"
-        )
+        known = ".jsonl, .parquet, .json, .csv or .txt"
+        raise DataError(f"hf:{name}: no {known} among its {len(files)} files; choose another data set")
     for file in chosen:
         try:
             local = hub.hf_hub_download(repo, file, repo_type="dataset")

@@ -155,8 +155,8 @@ class NeedleMaker:
         n_tail = sum(map(len, heads)) + sum(map(len, tails)) + len(newline) * (len(asked) - 1)
         n_text = length - 1 - n_tail - sum(map(len, facts)) - n_facts * len(newline)
         if n_text < n_facts:
-            raise DataError(f"needle: {length} tokens do not hold {n_facts} facts and {n_questions} questions; "
-                            f"at least {length - n_text + n_facts} are needed")  # fmt: skip
+            asked_for, least = f"{n_facts} facts and {n_questions} questions", length - n_text + n_facts
+            raise DataError(f"needle: {length} tokens do not hold {asked_for}; at least {least} are needed")
         depths = [depth, *random.random(n_facts - 1).tolist()]
         body = self._hide(self.filler(random, n_text), facts, depths, newline)
         ids = [*self.tokenizer.start_ids, *body]

@@ -62,12 +62,12 @@ class Origin:
             if self.settings.get(name) != new.settings.get(name)
         ]
         before, now = ({file.name: file for file in of.files} for of in (self, new))
-        found += [
-            f"{now[name].path} has other content ({old.n_bytes:,} bytes with SHA-256 {old.sha256[:12]} before, "
-            f"{now[name].n_bytes:,} bytes with {now[name].sha256[:12]} now)"
-            for name, old in before.items()
-            if name in now and now[name].sha256 != old.sha256
-        ]
+        for name, old in before.items():
+            if name in now and now[name].sha256 != old.sha256:
+                was, is_ = (
+                    f"{file.n_bytes:,} bytes, SHA-256 {file.sha256[:12]}" for file in (old, now[name])
+                )
+                found.append(f"{now[name].path} has other content ({was} before, {is_} now)")
         found += [f"{file.path} is a new source" for name, file in now.items() if name not in before]
         found += [f"{file.path} is no longer among the sources" for n, file in before.items() if n not in now]
         if not found and [f.name for f in self.files] != [f.name for f in new.files]:
@@ -94,9 +94,8 @@ def bind(
     old = _read(folder / RECORD)
     found = next((path for path in prepared if path.exists()), None)
     if found is not None and old is None:
-        raise DataError(
-            f"{found}: prepared by a version of Herd that did not record its sources, so it cannot be checked; {cure}"
-        )
+        why = "prepared by a version of Herd that did not record its sources, so it cannot be checked"
+        raise DataError(f"{found}: {why}; {cure}")
     known = {file.path: file for file in old.files} if old is not None else {}
     values: dict[str, Any] = json.loads(json.dumps({"preparation": PREPARATION, **settings}))
     new = Origin(tuple(_source_file(name, path, known) for name, path in files), values)

@@ -15,8 +15,8 @@ from ..tools import CUSTOM_TOOLS
 
 TOOL_NAMES = tuple(CUSTOM_TOOLS)
 
-# The code that stands for a function call in the builtin format. Operands are in the question's order, and literals
-# stand where the tokenizer cuts them as it does in the question.
+# The code that stands for a function call in the builtin format. Operands are in the question's order, and
+# literals stand where the tokenizer cuts them as it does in the question.
 _DATES = "from datetime import *\n"
 CODE = {
     "calculator": "print({expression})",

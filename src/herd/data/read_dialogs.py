@@ -118,9 +118,8 @@ def _convert(row: DataRow, ignored: Counter[str]) -> tuple[str, ReadDialog]:
     untrained = set()
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping):
-            raise DataError(
-                f"{row.where}: messages[{number}] is {type(message).__name__}; give objects with role and content"
-            )
+            at = f"{row.where}: messages[{number}]"
+            raise DataError(f"{at} is {type(message).__name__}; give objects with role and content")
         if _weight(message, f"{row.where}: messages[{number}]") == 0:
             untrained.add(number)
         unknown = [key for key, value in message.items() if value is not None and key not in MESSAGE_FIELDS]
@@ -163,8 +162,8 @@ def _messages(fields: Mapping[str, Any], where: str) -> tuple[set[str], str, lis
     if "chosen" in fields and "rejected" in fields:
         raise DataError(f"{where}: a pair of preferences, not a dialog; give an object with messages")
     raise DataError(
-        f"{where}: no dialog among {sorted(map(str, fields))[:8]}; give an object with messages, conversations, "
-        "instruction and output, or prompt and completion"
+        f"{where}: no dialog among {sorted(map(str, fields))[:8]}; give an object with messages, "
+        "conversations, instruction and output, or prompt and completion"
     )
 
 

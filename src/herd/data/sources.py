@@ -35,10 +35,10 @@ WANTED_PARTS = 60
 TEXT_FIELDS = ("text", "content")
 
 CODE_LANGUAGES = {
-    ".py": "python", ".pyi": "python", ".c": "c", ".h": "c", ".cc": "cpp", ".cpp": "cpp", ".hpp": "cpp", ".cu": "cuda",
-    ".js": "javascript", ".ts": "typescript", ".java": "java", ".go": "go", ".rs": "rust", ".rb": "ruby",
-    ".sql": "sql", ".cs": "csharp", ".php": "php", ".swift": "swift", ".kt": "kotlin", ".scala": "scala", ".lua": "lua",
-    ".sh": "shell",
+    ".py": "python", ".pyi": "python", ".c": "c", ".h": "c", ".cc": "cpp", ".cpp": "cpp", ".hpp": "cpp",
+    ".cu": "cuda", ".js": "javascript", ".ts": "typescript", ".java": "java", ".go": "go", ".rs": "rust",
+    ".rb": "ruby", ".sql": "sql", ".cs": "csharp", ".php": "php", ".swift": "swift", ".kt": "kotlin",
+    ".scala": "scala", ".lua": "lua", ".sh": "shell",
 }  # fmt: skip
 """File endings of source code; every other text is prose of an unknown language, ``und``."""
 

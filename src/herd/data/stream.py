@@ -172,7 +172,8 @@ def as_batch(
 ) -> Batch:
     """Return a `Batch` of int64 tensors from numpy arrays of one shape."""
     arrays = (tokens_BT, targets_BT, positions_BT, documents_BT)
-    return Batch(*(None if a is None else torch.from_numpy(np.array(a, dtype=np.int64)) for a in arrays))  # type: ignore[arg-type]
+    tensors = (None if a is None else torch.from_numpy(np.array(a, dtype=np.int64)) for a in arrays)
+    return Batch(*tensors)  # type: ignore[arg-type]
 
 
 def _with_documents(batch: Batch) -> Batch:

@@ -157,7 +157,7 @@ def _open(file: Path) -> BinaryIO:
     if ending == ".xz":
         return cast(BinaryIO, lzma.open(file, "rb"))
     if ending == ".zst":
-        # zstandard's own reader stops silently at the end of a truncated frame; reading frame by frame does not.
+        # zstandard's own reader stops silently in a truncated frame; reading frame by frame does not.
         return io.BufferedReader(_ZstdReader(file))  # type: ignore[arg-type,return-value]
     return open(file, "rb")
 

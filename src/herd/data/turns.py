@@ -24,7 +24,8 @@ _SHARES = {
     "dates": "date_after 60, date_before 30, days_between 50, weekday 40",
     "strings": "reverse 40, upper 40, count 40, repeat 20, echo 60",
     "programs": "program 100",
-    "chat": "greeting 15, identity 30, ability 20, lookup 15, act 15, see 10, harm 10, unknown 15, thanks 5, goodbye 5",
+    "chat": "greeting 15, identity 30, ability 20, lookup 15, act 15, see 10, harm 10, unknown 15, thanks 5, "
+    "goodbye 5",
 }
 TASKS = tuple(_SHARES)
 KINDS: dict[str, tuple[str, int]] = {

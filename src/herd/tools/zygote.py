@@ -158,8 +158,8 @@ def audit(folder):
     roots = tuple(os.path.join(path, "") for path in {os.path.realpath(p) for p in (folder, *libraries())})
     inside = os.path.join(os.path.realpath(folder), "")
     refused = ("socket.", "subprocess.", "os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system",
-               "os.kill", "os.chmod", "os.chown", "os.link", "os.symlink", "os.putenv", "ctypes.", "pty.", "signal.",
-               "os.setxattr", "os.utime", "fcntl.", "resource.", "syslog.")  # fmt: skip
+               "os.kill", "os.chmod", "os.chown", "os.link", "os.symlink", "os.putenv", "ctypes.", "pty.",
+               "signal.", "os.setxattr", "os.utime", "fcntl.", "resource.", "syslog.")  # fmt: skip
     reading = ("os.listdir", "os.scandir", "os.chdir")
     writing = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.truncate")
     real, join, fsdecode, kinds = os.path.realpath, os.path.join, os.fsdecode, (str, bytes, os.PathLike)
