@@ -103,7 +103,6 @@ def describe(run: RaiseRun) -> None:
     plan = run.plan
     teacher, student = plan.teacher_config, plan.student_config
     total = sum(plan.predicted_seconds.values())
-    sizes = [f"{config.n_params / 1e6:.2f} M" for config in (teacher, student)]
     run.show.line(
         f"Teacher: {teacher.n_params / 1e6:.2f} M parameters, width {teacher.dim}, {teacher.n_layers} layers. "
         f"Student: {student.n_params / 1e6:.2f} M. Vocabulary: {plan.vocab_size}. "
