@@ -10,7 +10,6 @@ message with the generation prompt, and with the message. The text between is th
 template that changes earlier messages later (such as one that removes past reasoning) gives no prefix for those
 messages; they are not trained, and a warning says so.
 
-Source: transformers ``utils/chat_template_utils.py`` (the sandbox's settings, filters and globals).
 """
 
 from __future__ import annotations
@@ -24,93 +23,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from jinja2.exceptions import TemplateError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from ..errors import ChatError
 from .answers import THINK, THINK_END, AnswerParser
 from .chat_format import Rendered, Span, Tools
+from .chat_template import ChatTemplate
 from .messages import CheckedMessage, checked_messages, tool_schema
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
-MAX_RENDERED = 20_000_000
-"""Characters of a rendered dialog: a template that writes more is broken or hostile."""
 _CALL_ID = "call{:05d}"  # nine letters and digits: what Mistral's templates insist on
 _CALL_STYLES = (("mistral", "[TOOL_CALLS]"), ("hermes", "<tool_call>"), ("json", ""))
 """How a template writes calls, by a text that it then contains."""
 _QUESTION, _ANSWER = "What is the question?", "This is the answer."
-
-
-class _Generation(Extension):
-    """Accept ``{% generation %}``, with which templates mark an assistant's text; the mask comes from prefixes here."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class ChatTemplate:
-    """A compiled chat template. Raises `ChatError` if the text is no template.
-
-    ``special_tokens`` are the names that templates may use, such as ``bos_token``.
-    """
-
-    def __init__(self, text: str, special_tokens: Mapping[str, str]) -> None:
-        self.text = text
-        self._special_tokens = dict(special_tokens)
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals |= {"raise_exception": _raise, "strftime_now": self._strftime_now}
-        self._date: datetime.date | None = None
-        try:
-            self._template = environment.from_string(text)
-        except (TemplateError, RecursionError) as error:
-            raise ChatError(f"the chat template is not valid: {_first_line(error)}") from error
-        self.supports_tools = re.search(r"\btools\b", text) is not None
-
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        generation_prompt: bool = False,
-        date: str | datetime.date | None = None,
-    ) -> str:
-        """Return the dialog as text. Raises `ChatError` with the template's own message for what it refuses."""
-        self._date = date if isinstance(date, datetime.date) else None
-        more = {} if date is None else {"date_string": self._strftime_now("%d %b %Y") if self._date else date}
-        try:
-            out = []
-            size = 0
-            for piece in self._template.generate(
-                messages=messages,
-                tools=tools,
-                documents=None,
-                add_generation_prompt=generation_prompt,
-                **self._special_tokens,
-                **more,
-            ):
-                out.append(piece)
-                size += len(piece)
-                if size > MAX_RENDERED:
-                    raise ChatError(f"the chat template writes more than {MAX_RENDERED:,} characters")
-            return "".join(out)
-        except ChatError:
-            raise
-        except Exception as error:  # a stranger's program: whatever it does wrong is an error of the input
-            raise ChatError(f"the chat template refuses this dialog: {_first_line(error)}") from error
-
-    def _strftime_now(self, format: str) -> str:
-        return (self._date or datetime.datetime.now()).strftime(format)
 
 
 class TemplateChat:
@@ -363,16 +288,3 @@ def trained_tokens(
     first, last = bisect.bisect_left(starts, span[0]), bisect.bisect_left(starts, span[1])
     end = next((place + 1 for place in range(first, last) if ids[place] in stop_ids), last)
     return range(first, end)
-
-
-def _tojson(value: Any, **more: Any) -> str:
-    """Write JSON as transformers does, without escapes for HTML."""
-    return json.dumps(value, **({"ensure_ascii": False} | more))
-
-
-def _raise(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
