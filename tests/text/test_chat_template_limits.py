@@ -105,12 +105,14 @@ def test_what_templates_do_works_within_the_limits(text, expected):
 
 
 def test_a_long_dialog_is_within_the_limits(template_texts):
+    said = []
     long = [{"role": ("user", "assistant")[n % 2], "content": "word " * 2000} for n in range(401)]
     for text in template_texts:
         try:
             ChatTemplate(text, {"bos_token": "<s>", "eos_token": "</s>"}).render(long)
         except ChatError as error:
-            assert "more than" not in str(error), text[:100]
+            said.append(str(error))
+    assert [reason for reason in said if "more than" in reason] == []
 
 
 @pytest.fixture
@@ -139,6 +141,7 @@ def fuzz(texts: list[str], n: int, seed: int) -> None:
         "'",
         " + ",
     ]
+    said = []
     for _ in range(n):
         text = rng.choice(texts)
         for _ in range(rng.randrange(1, 6)):
@@ -158,7 +161,8 @@ def fuzz(texts: list[str], n: int, seed: int) -> None:
                 MESSAGES, generation_prompt=True
             )
         except ChatError as error:
-            assert "\n" not in str(error)
+            said.append(str(error))
+    assert [reason for reason in said if "\n" in reason] == []
 
 
 def test_mutated_templates_render_or_are_refused(template_texts):
