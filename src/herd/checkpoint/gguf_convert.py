@@ -98,20 +98,21 @@ def import_gguf(
     *,
     dtype: torch.dtype | None = None,
     name: str | None = None,
+    pre: str | None = None,
     progress: Progress | None = None,
 ) -> str:
     """Make a checkpoint folder of a GGUF file (or ``hf:ORG/NAME/FILE.gguf``) and return its hash.
 
     Without ``dtype`` a file with packed weights is kept as it is, byte for byte, and a plain one becomes a
     plain folder in its own dtype; with ``dtype`` everything is unpacked. The packed parts of a split file are
-    written as one file. Raises `CheckpointError`, with ``out`` unchanged, for a file that is unsound, not a
-    Llama, or not finite.
+    written as one file. ``pre`` names the pre-tokenizer where the file does not. Raises
+    `CheckpointError`, with ``out`` unchanged, for a file that is unsound, not a Llama, or not finite.
     """
     path = resolve_model(source)
     file = gguf_file(path)
     if file is None:
         raise CheckpointError(f"{source}: holds no GGUF file")
-    gguf = GGUFSource(file)
+    gguf = GGUFSource(file, pre)
     name = name or gguf.file.get("general.name", str) or file.stem
     notice = licence_notice(gguf.config)
     kept = read_kept(path, SIDE_FILES)  # where it is Herd's own quantized folder
@@ -121,7 +122,7 @@ def import_gguf(
     lineage = Lineage(name=name, stage="imported", licence=licence)
     tokenizer = gguf.tokenizer
     if dtype is None and any(format.packed for format in gguf.formats.values()):
-        if not gguf.file.is_split:
+        if not gguf.file.is_split and pre is None:
             return _keep(gguf, Path(out), lineage, kept, progress)
         return write_gguf_folder(
             Path(out),
@@ -144,7 +145,7 @@ def import_gguf(
         lineage=lineage,
         extra_files=kept,
         progress=progress,
-        key=gguf.key(do="import", dtype=dtype, name=name),
+        key=gguf.key(do="import", dtype=dtype, name=name, pre=pre),
     )
 
 

@@ -22,6 +22,7 @@ Dtype = Annotated[
 SOURCE = """A GGUF file, a folder with Meta's files (params.json, *.pth), a Hugging Face folder, a name
 (`herd list`), or hf:ORG/NAME[/FILE.gguf][@REVISION]."""
 MAX_CONTEXT = "Longest context in tokens, for Meta's files, which do not state it."
+PRE = "Name of the pre-tokenizer, for a GGUF file that names none or an unknown one."
 FORMAT = """hf: for transformers and others; gguf: one file for llama.cpp; vllm: 4- or 8-bit weights for vLLM.
 Default: gguf if the target ends in .gguf, else hf."""
 GGUF_TYPE = """Weight format for gguf: f16 (default), bf16, f32, q8_0, q4_0, q4_k or q6_k. Not for quantized
@@ -34,6 +35,7 @@ def import_command(
     dtype: Dtype = None,
     name: Annotated[str | None, typer.Option(help="Name in herd.json (default: the source's).")] = None,
     max_context: Annotated[int | None, typer.Option(min=1, help=MAX_CONTEXT)] = None,
+    pre: Annotated[str | None, typer.Option(help=PRE)] = None,
     as_json: Json = False,
 ) -> None:
     """Import weights from Meta, Hugging Face or a GGUF file as a checkpoint folder.
@@ -52,13 +54,15 @@ def import_command(
         raise CheckpointError(
             f"--max-context is for Meta's files; {source} states its own context: leave it out"
         )
+    if pre is not None and not gguf_file(path):
+        raise CheckpointError(f"--pre is for GGUF files, and {source} is none: leave it out")
     with progress_bar(f"import {source}") as progress:
         if is_meta:
             checkpoint.import_meta(
                 path, out, dtype=chosen, max_context=max_context, name=name, progress=progress
             )
         elif gguf_file(path):
-            checkpoint.import_gguf(path, out, dtype=chosen, name=name, progress=progress)
+            checkpoint.import_gguf(path, out, dtype=chosen, name=name, pre=pre, progress=progress)
         else:
             checkpoint.import_hf(path, out, dtype=chosen, name=name or model_name(path), progress=progress)
     _say(out, checkpoint.load_config(out), as_json)

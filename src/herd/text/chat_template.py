@@ -107,33 +107,22 @@ class _Generation(Extension):
 
 
 class _Watched(NodeTransformer):
-    """Insert a look at the clock into loops and macros, and make ``a ~ b`` a call that checks sizes."""
+    """Insert a look at the clock into loops and macros, and checks of sizes into ``a ~ b``, ``a[1:]``, ``a == b``."""
 
-    def visit_For(self, node: nodes.For) -> nodes.For:
-        self.generic_visit(node)
-        node.body.insert(0, _call("tick", [], node.lineno))
-        return node
-
-    def visit_Macro(self, node: nodes.Macro) -> nodes.Macro:
-        self.generic_visit(node)
-        node.body.insert(0, _call("tick", [], node.lineno))
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        return _call("joined", node.nodes, node.lineno).node
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
-        self.generic_visit(node)
-        is_slice = isinstance(node.arg, nodes.Slice)
-        return _call("counted", [node], node.lineno).node if is_slice else node
-
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
-        self.generic_visit(node)
-        operands: list[Any] = [node, *node.ops]
-        for operand in operands:  # comparing lists that hold each other many times takes very long
-            if not isinstance(operand.expr, nodes.Const):
-                operand.expr = _call("weighed", [operand.expr], node.lineno).node
+    def generic_visit(self, node: nodes.Node, *args: Any, **more: Any) -> nodes.Node:
+        """Return the node with its parts visited, changed as described."""
+        node = super().generic_visit(node, *args, **more)
+        if isinstance(node, nodes.For | nodes.Macro):
+            node.body.insert(0, _call("tick", [], node.lineno))
+        elif isinstance(node, nodes.Concat):
+            return _call("joined", node.nodes, node.lineno).node
+        elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
+            return _call("counted", [node], node.lineno).node
+        elif isinstance(node, nodes.Compare):
+            operands: list[Any] = [node, *node.ops]
+            for operand in operands:  # comparing lists that hold each other many times takes very long
+                if not isinstance(operand.expr, nodes.Const):
+                    operand.expr = _call("weighed", [operand.expr], node.lineno).node
         return node
 
 

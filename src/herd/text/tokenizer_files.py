@@ -54,6 +54,8 @@ def read_folder(folder: Path) -> Tokenizer:
     given = _read_object(folder / "special_tokens_map.json") | settings
     names = {key: text for key in given if key.endswith("_token") and (text := token_text(given[key]))}
     if not model.exists() and not json_.exists():
+        if any(folder.glob("*.gguf")):
+            return _read_gguf(folder)
         raise TokenizerError(f"{folder}: holds neither tokenizer.model nor tokenizer.json")
     if json_.exists() and model.exists() and not _is_sentencepiece(model):
         ranks, known = read_ranks(model), read_tokenizer_json(json_, compare_merges=False)
@@ -162,7 +164,10 @@ def _extended(vocabulary: Vocabulary, added: Mapping[str, tuple[int, int]], path
 
 def _read_gguf(path: Path) -> Tokenizer:
     # the format of GGUF files belongs to a higher floor, which the package's front door knows
-    return importlib.import_module("herd").load_tokenizer(path)
+    tokenizer = importlib.import_module("herd").load_tokenizer(path)
+    if tokenizer is None:
+        raise TokenizerError(f"{path}: has no tokenizer")
+    return tokenizer
 
 
 class _Ids:

@@ -150,8 +150,7 @@ def _tokenizer(recipe: Recipe, out: Path) -> Tokenizer:
             raise RecipeError(f"{recipe.name}: {recipe.model.start} has no tokenizer; give tokenizer.path")
         return tokenizer
     if spec.path is not None:
-        path = Path(spec.path)
-        return (load_tokenizer(path) if path.is_dir() else None) or Tokenizer.from_file(path)
+        return Tokenizer.from_file(spec.path)
     folder = out / "tokenizer"
     if not (folder / "tokenizer.model").exists():
         assert isinstance(recipe.data, TextData)  # the recipe was refused otherwise
