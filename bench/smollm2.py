@@ -9,9 +9,9 @@ Each row is one command and one receipt (smollm2-ROW), to be run alone on a quie
     kl              5   KL divergence of the file as downloaded (4 bits) from the unpacked weights, on 10,000 tokens:
                         Herd, and llama.cpp on the same file and the same tokens
     paris           1   "What is the capital of France?" asked in both
-    scores         60   Herd on all items of five tasks, zero-shot, on the file as downloaded
-    scores-fp32   120   the same on the unpacked weights
-    decisions     120   Herd and lm-eval on transformers on the first 1,000 items of each task, unpacked weights
+    scores         30   Herd on all items of five tasks, zero-shot, on the file as downloaded
+    scores-fp32    60   the same on the unpacked weights
+    decisions      40   Herd and lm-eval on transformers on the first 1,000 items of each task, unpacked weights
 
 ``--limit`` makes a row small: prompts, windows of 512 tokens, or items of each task. Finished tasks of the last three
 rows are kept in --work, so the same command continues after an interruption. llama.cpp needs `make rivals`.
@@ -47,7 +47,7 @@ from herd.report.receipt import Value, package_version
 
 FILE = DATA / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 MINUTES = {
-    "transformers": 10, "llamacpp": 10, "kl": 5, "paris": 1, "scores": 60, "scores-fp32": 120, "decisions": 120,
+    "transformers": 10, "llamacpp": 10, "kl": 5, "paris": 1, "scores": 30, "scores-fp32": 60, "decisions": 40,
 }  # fmt: skip
 TASKS = ("hellaswag", "arc_easy", "arc_challenge", "piqa", "openbookqa")
 PUBLISHED = {
