@@ -9,8 +9,10 @@ import json
 import warnings
 
 import gguf
+import numpy as np
 import pytest
 import torch
+from llamacpp import ask_llama_cpp
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -106,6 +108,27 @@ def test_other_programs_keys_give_the_same_rotation(make_model, tmp_path, monkey
         assert fields["llama.rope.scaling.factor"].contents() == ROPE[name].factor
 
 
+@pytest.mark.soak
+@torch.no_grad()
+def test_llama_cpp_computes_the_same_logits(make_model, tokenizer, tmp_path, tokens_BT):
+    """Every kind of scaling and bias beyond the original context: llama.cpp reads the keys as they are meant."""
+    jobs, wanted = [], []
+    for name, changes in VARIANTS.items():
+        model = make_model(**changes)
+        checkpoint.save_model(tmp_path / name, model, tokenizer)
+        checkpoint.export_gguf(tmp_path / name, tmp_path / f"{name}.gguf", "f32")
+        outs = [str(tmp_path / f"{name}.npy")]
+        windows = [tokens_BT[0].tolist()]
+        jobs.append(
+            {"do": "logits", "file": str(tmp_path / f"{name}.gguf"), "windows": windows, "outs": outs}
+        )
+        wanted.append(model.logits(tokens_BT[:1])[0])
+    ask_llama_cpp(jobs)
+    for job, logits in zip(jobs, wanted, strict=True):
+        theirs = torch.from_numpy(np.load(job["outs"][0]))
+        assert (theirs - logits).abs().max() <= 1e-3, job["file"]
+
+
 def written(path, config, changes, extra=None):
     """Write a GGUF file that has metadata, an embedding and ``extra`` tensors, and return its config."""
     values = {key: (kind, value) for key, kind, value in model_metadata(config) if key[:5] == "llama"}
@@ -150,6 +173,41 @@ def test_scaling_keys_mean_what_they_mean_to_llama_cpp(make_model, tmp_path, cha
         assert written(tmp_path / "a.gguf", config, changes) == config.replace(
             rope_scaling=scaling, tie_embeddings=True
         )
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"llama.rope.scaling.factor": ("FLOAT32", float("nan"))}, "factor=nan"),
+        ({"llama.rope.scaling.factor": ("FLOAT32", 0.5)}, "factor=0.5"),
+        ({"llama.rope.scaling.factor": ("STRING", "4")}, "is a str, not a float"),
+        ({"llama.rope.scaling.type": ("STRING", "longrope")}, "scaling.type='longrope'"),
+        ({"llama.rope.scaling.attn_factor": ("FLOAT32", 0.0)}, "attention factor of 0.0"),
+        ({"llama.rope.scaling.attn_factor": ("FLOAT32", float("inf"))}, "attention factor of inf"),
+        ({"llama.rope.scale_linear": ("FLOAT32", -2.0)}, "factor=-2.0"),
+        ({"llama.attention.sliding_window": ("STRING", "wide")}, "is a str, not a int"),
+    ],
+    ids=str,
+)
+def test_scaling_that_cannot_be_is_refused(make_model, tmp_path, changes, named):
+    with pytest.raises(CheckpointError, match=r"a\.gguf") as error:
+        written(tmp_path / "a.gguf", make_model(rope_scaling=None).config, changes)
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "value", [("STRING", "x"), ("FLOAT64", -1.0), ("FLOAT64", float("nan")), ("UINT32", 7)]
+)
+@pytest.mark.parametrize("field", RopeScaling.__dataclass_fields__)
+def test_herds_own_keys_are_only_believed_where_they_fit(make_model, tmp_path, field, value):
+    """A damaged key of Herd's own changes nothing: the keys that every program reads decide."""
+    config = make_model(rope_scaling=None).config
+    own = {"herd.rope_scaling.factor": ("FLOAT64", 4.0), "herd.rope_scaling.kind": ("STRING", "linear")}
+    keys = {"llama.rope.scaling.factor": ("FLOAT32", 4.0)} | own | {f"herd.rope_scaling.{field}": value}
+    found = written(tmp_path / "a.gguf", config, keys)
+    torch.testing.assert_close(inverse_frequencies(found), inverse_frequencies(config) / 4)
+    assert found.rope_scaling.attention_factor == 1
 
 
 def test_linear_scaling_and_a_table_multiply(make_model, tmp_path):

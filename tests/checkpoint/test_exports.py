@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from llamacpp import ask_llama_cpp
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Library
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -28,8 +28,6 @@ from herd.llama.model import LlamaLM
 from herd.quant import scheme
 from herd.text.pretokenizers import PRE_TOKENIZERS
 
-ROOT = Path(__file__).parents[2]
-RIVALS = (ROOT / ".venv-rivals/bin/python", Path("/work/main/.venv-rivals/bin/python"))
 TEXTS = [
     "Hello, world!",
     "two  spaces\n\n\ttab and 12345 digits",
@@ -248,19 +246,6 @@ def test_a_gguf_has_the_whole_tokenizer(released, exported, name):
     before, after = checkpoint.load_tokenizer(released), read_tokenizer(GGUF(exported[name]))
     assert [after.encode(text) for text in ALL_TEXTS] == [before.encode(text) for text in ALL_TEXTS]
     assert (after.stop_ids, after.chat_template) == (before.stop_ids, before.chat_template)
-
-
-def ask_llama_cpp(jobs: list[dict]) -> list[dict]:
-    python = next((path for path in RIVALS if path.exists()), None)
-    if python is None:
-        pytest.skip("needs llama.cpp: make rivals")
-    worker = ROOT / "bench" / "llamacpp_worker.py"
-    lines = "".join(json.dumps(job) + "\n" for job in jobs)
-    done = subprocess.run(
-        [str(python), str(worker)], input=lines, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def check_in_llama_cpp(file: Path, tokenizer: herd.Tokenizer, tmp_path: Path) -> None:

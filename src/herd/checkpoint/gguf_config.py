@@ -188,6 +188,8 @@ def _scaling(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
     amplitude = (stated.attention_factor if stated else 1.0) * file.get(
         "llama.rope.scaling.attn_factor", float, 1.0
     )
+    if not 0 < amplitude < math.inf:
+        raise ConfigError(f"llama.rope.scaling.attn_factor gives an attention factor of {amplitude}")
     if ROPE_FREQS in file.tensors:
         divisors = divisors * _stored_factors(file, plain)
     elif not any("rope.scal" in key or "rope_scal" in key for key in file.metadata):
