@@ -116,7 +116,7 @@ def test_a_perfect_model_gets_full_marks_through_the_tool_loop(test, sandbox):
 
 
 def written_text(message: dict, tool_call_format: str) -> str:
-    dialog = Dialog((message,), (), tool_call_format, "en", "", "", "")
+    dialog = Dialog((message,), tool_call_format, "en", "", "", "")
     code = any(call["name"] == CODE_INTERPRETER for call in message.get("tool_calls", ()))
     return ("<|python_tag|>" if code else "") + list(training_texts([dialog]))[-1]
 
@@ -380,9 +380,21 @@ def test_alternatives_are_expanded():
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"split": "dev"}, {"languages": ["xx"]}, {"tool_call_formats": []}, {"tasks": ["sums"]}, {"tasks": []}],
+    ("options", "message"),
+    [
+        ({"split": "dev"}, "split 'dev' unknown: choose from train, test"),
+        ({"languages": ["xx", "en"]}, "languages 'xx' unknown: choose from"),
+        ({"languages": []}, "languages is empty: choose from"),
+        ({"tool_call_formats": []}, "tool_call_formats is empty: choose from"),
+        ({"tasks": ["sums"]}, "tasks 'sums' unknown: choose from arithmetic, "),
+        ({"tasks": ()}, "tasks is empty: choose from"),
+    ],
 )
-def test_unknown_options_are_refused(options):
-    with pytest.raises(DataError, match="choose from"):
+def test_unknown_and_empty_options_are_refused(options, message):
+    with pytest.raises(DataError, match=message):
         make_dialogs(1, 0, **options)
+
+
+def test_showcase_dialogs_refuse_an_unknown_format():
+    with pytest.raises(DataError, match="tool_call_format 'xml' unknown: choose from"):
+        showcase_dialogs("en", "xml")

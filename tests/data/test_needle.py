@@ -78,7 +78,7 @@ def test_other_seeds_give_other_needles(maker):
 
 
 @pytest.mark.parametrize(
-    "arguments, match", [((20, 0.5, 0), "20 tokens do not hold 4 facts"), ((900, 1.5, 0), "depth 1.5")]
+    "arguments, match", [((20, 0.5, 0), "20 tokens are too few for 4 facts"), ((900, 1.5, 0), "depth 1.5")]
 )
 def test_impossible_requests_are_refused(maker, arguments, match):
     with pytest.raises(DataError, match=match):
@@ -104,7 +104,7 @@ def test_the_retrieval_stream_is_a_pure_function_of_the_position(maker):
     assert torch.equal(whole.targets_BT, torch.cat([p.targets_BT for p in parts]))
     assert torch.equal(whole.tokens_BT[:, 1:], whole.targets_BT[:, :-1])
     assert all(len(stream.needle(7 + row).questions) == 6 for row in range(6))
-    with pytest.raises(DataError, match="do not hold"):
+    with pytest.raises(DataError, match="are too few for"):
         RetrievalStream(maker, 64, seed=0)
 
 

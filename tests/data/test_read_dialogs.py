@@ -154,7 +154,7 @@ def test_fields_that_are_not_understood_are_named_in_one_warning(tmp_path: Path)
     rows.append({"messages": [HI[0], {**HI[1], "thought": "hm", "refusal": None}]})
     with pytest.warns(DataWarning) as seen:
         assert len(messages_of(write(tmp_path / "d.jsonl", *rows))) == 4
-    assert [str(w.message).partition("dialog: ")[2] for w in seen] == [
+    assert [str(w.message).partition("fields: ")[2] for w in seen] == [
         "id (3 times), messages.thought (1 times), source (3 times)"
     ]
 

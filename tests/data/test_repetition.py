@@ -30,5 +30,5 @@ def test_rows_do_not_depend_on_how_they_are_asked_for() -> None:
 
 
 def test_too_short_a_context_is_refused() -> None:
-    with pytest.raises(DataError, match="does not hold a passage twice"):
+    with pytest.raises(DataError, match="is too short for a passage twice"):
         RepetitionStream(100, 2 * SHORTEST - 1, 0)

@@ -46,7 +46,7 @@ def test_documents_keep_their_size_and_label(shards, documents):
     assert [shards.label(n) for n in range(4)] == ["text/de", "text/en", "text/de", "text/en"]
     assert shards.documents_D["n_bytes"].tolist() == [document.n_bytes for document in documents]
     assert np.dtype(shards.index["dtype"]).itemsize == 2
-    with pytest.raises(DataError, match="asked for"):
+    with pytest.raises(DataError, match="do not exist"):
         shards.tokens(0, shards.n_tokens + 1)
 
 

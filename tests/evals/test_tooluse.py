@@ -26,11 +26,7 @@ def scripted(monkeypatch, tokenizer, make_model):
         rendered = {}
         for i, dialog in enumerate(items):
             ids = render(
-                dialog.prompt,
-                tokenizer,
-                tools=dialog.tools or None,
-                tool_call_format=dialog.tool_call_format,
-                generation_prompt=True,
+                dialog.prompt, tokenizer, tool_call_format=dialog.tool_call_format, generation_prompt=True
             )
             rendered[tuple(ids.ids)] = i
         rounds = []

@@ -1,5 +1,5 @@
-"""From text to batches: corpora, token shards, streams that are pure functions of the position, dialogs.
+"""From text to batches: corpora, token shards, streams of rows, and dialogs.
 
-Import from the modules (`herd.data.corpus`, `shards`, `stream`, `read_dialogs`, ...); nothing is imported
+Import from the modules (`herd.data.corpus`, `shards`, `stream`, `read_dialogs`, ...). Nothing is imported
 here.
 """

@@ -1,9 +1,9 @@
-"""A batch: rows of tokens, what to predict, and which tokens may attend to each other.
+"""A batch: rows of tokens, the targets to predict, and the attention that tokens may pay to each other.
 
 A batch is four aligned (B, T) tensors. Targets are already shifted: ``targets_BT[b, t]`` is the token that
-follows ``tokens_BT[b, t]``, or -100 where nothing is trained (prompts, padding, the last token of a packed
-document). Positions and documents are None for plain rows (positions 0..T-1, one causal document); packed
-rows carry both, and attention then never crosses from one document to the next (Llama 3 paper, section 3.2).
+follows ``tokens_BT[b, t]``, or -100 if it is not trained (prompts, padding, the last token of a packed
+document). Positions and documents are None for plain rows (positions 0..T-1, one causal document). Packed
+rows carry both, and attention then never crosses from one document to another (Llama 3 paper, section 3.2).
 
 Shapes: B batch rows, T time.
 """
@@ -25,7 +25,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows for one forward: four aligned (B, T) tensors, and whatever else an objective needs.
+    """Rows for one forward: four aligned (B, T) tensors, and further tensors that an objective needs.
 
     ``tokens_BT``, ``targets_BT`` and ``positions_BT`` are int64, ``documents_BT`` integers. ``extras`` are
     further tensors by name whose first dimension is B, such as a teacher's stored probabilities.
@@ -81,7 +81,7 @@ class Batch:
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:
-    """Join the rows of batches that carry the same tensors. Raises `DataError` where their extras differ."""
+    """Join the rows of batches that carry the same tensors. Raises `DataError` if their extras differ."""
     first = batches[0]
     for batch in batches:
         if batch.extras.keys() != first.extras.keys():

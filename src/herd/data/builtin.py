@@ -1,7 +1,7 @@
-"""The built-in corpus: Python's standard library and the project's own parallel sentences.
+"""Read the built-in corpus: Python's standard library and the project's own parallel sentences.
 
-It is real code and real English that every machine already has, with nothing to download and nothing to
-license. Its documents are of three kinds:
+It is real code and real English that every machine already has. Nothing must be downloaded or licensed. Its
+documents are of three kinds:
 
 - ``code``: every module's source, except test suites, bundled wheels and generated character tables;
 - ``text``: long docstrings, dedented, as English prose; their source names begin with their file's name
@@ -29,14 +29,14 @@ _SKIPPED = "test tests idle_test lib2to3 site-packages dist-packages _bundled li
 SKIPPED_FOLDERS = frozenset(_SKIPPED.split())
 MIN_DOCSTRING_CHARS = 200
 MIN_LETTERS = 0.6
-"""Share of letters and spaces from which a docstring counts as prose rather than a table or a session."""
+"""Smallest fraction of letters and spaces in a docstring of prose. Tables and sessions have less."""
 
 BLOCK_LINES = 4
 LANGUAGES = ("en", "de", "fr", "it", "pt", "hi", "es", "th", "ja")
 
 
 def read_builtin() -> Iterator[Document]:
-    """Yield the default corpus, always in the same order. DataError if Python's sources are not installed.
+    """Yield the default corpus, always in the same order. Raises DataError without Python's sources.
 
     The sentences come first, so that even the beginning of the corpus has all languages.
     """
@@ -45,18 +45,18 @@ def read_builtin() -> Iterator[Document]:
 
 
 def read_stdlib(root: Path) -> Iterator[Document]:
-    """Yield the code and the docstrings of the library under ``root``."""
+    """Yield the code and the docstrings of the standard library under ``root``."""
     files = sorted(_modules(root))
     if not files:
         raise DataError(
-            f"{root}: this Python is installed without its library's sources; give your own text with --text"
+            f"{root}: this Python has no sources of its standard library; give your own text with --text"
         )
     for file in files:
         source = file.relative_to(root).as_posix()
         try:
             text = file.read_text(encoding="utf-8")
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the library's own code
+                warnings.simplefilter("ignore")  # of the standard library's own code
                 tree = ast.parse(text)
         except (UnicodeDecodeError, SyntaxError, ValueError):
             continue  # a few old modules are not UTF-8
@@ -79,14 +79,12 @@ def docstrings(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 def letters(text: str) -> float:
-    """Return the share of the characters that are letters or single spaces."""
+    """Return the fraction of the characters that are letters or single spaces."""
     return sum(c.isalpha() or c == " " for c in text) / len(text) - text.count("  ") / len(text)
 
 
 def read_parallel() -> Iterator[Document]:
-    """Yield blocks of `BLOCK_LINES` sentences, language by language; every language has the same number
-    of lines.
-    """
+    """Yield blocks of `BLOCK_LINES` sentences, language by language."""
     lines = {lang: parallel_lines(lang) for lang in LANGUAGES}
     counts = {lang: len(of) for lang, of in lines.items()}
     if len(set(counts.values())) != 1:
@@ -99,7 +97,7 @@ def read_parallel() -> Iterator[Document]:
 
 
 def parallel_lines(lang: str) -> list[str]:
-    """Return the project's sentences in one language; line i says the same in every language."""
+    """Return the project's sentences in one language. Line i is the same sentence in every language."""
     file = resources.files(__package__).joinpath("parallel", f"{lang}.txt")
     try:
         return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -114,7 +112,7 @@ def _modules(root: Path) -> Iterator[Path]:
 
 
 def _is_table(text: str, source: str) -> bool:
-    """Tell whether a module is a generated table (character maps, build settings), which teaches nothing."""
+    """Return whether a module is a generated table (character map, build settings) and teaches nothing."""
     return "gencodec.py" in text[:500] or source.startswith("_sysconfigdata") or not text.strip()
 
 
@@ -131,9 +129,7 @@ Definition = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def _definitions(node: ast.AST, name: str) -> Iterator[tuple[str, Definition]]:
-    """Yield the module, its classes, functions and methods with their names; functions are not searched
-    inside.
-    """
+    """Yield the module, its classes, functions and methods with their names, but no nested functions."""
     if isinstance(node, ast.Module):
         yield "", node
     for child in [*getattr(node, "body", []), *getattr(node, "orelse", []), *getattr(node, "handlers", [])]:

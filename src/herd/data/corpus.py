@@ -1,10 +1,10 @@
-"""A corpus in three sets of documents that share no text: teacher, student and held-out.
+"""Divide a corpus into three splits that share no text: teacher, student and held-out.
 
-The split of a document is decided by the hash of its file's name alone, so it never depends on the order of
-reading, on the machine or on what else is in the corpus; documents of one file (its docstrings, its
-translations) stay together. Exact copies are dropped before, and long paragraphs that another split already
-holds (licence headers, copied functions) are cut out after. Llama 3 removes duplicates at the same three
-levels: documents, lines, sources (paper, section 3.1.1).
+The split of a document depends only on the hash of its file's name, not on the order of reading, the machine
+or the rest of the corpus. Documents of one file (its docstrings, its translations) stay together. Before the
+division, exact copies are dropped. After it, long paragraphs that are already in another split (licence
+headers, copied functions) are removed. Llama 3 removes duplicates at the same three levels: documents, lines,
+sources (paper, section 3.1.1).
 """
 
 from __future__ import annotations
@@ -27,12 +27,10 @@ from .text_files import DataWarning, expand_paths, list_files
 
 SPLITS = ("teacher", "student", "heldout")
 FRACTIONS = (0.6, 0.3, 0.1)
-"""Share of the files in each split: the teacher needs the most text, evaluation the least."""
+"""Fraction of the files in each split: the teacher needs the most text, evaluation the least."""
 
 PARAGRAPH_CHARS = 120
-"""Paragraphs of at least this many characters may stand in one split only; shorter ones are common
-phrases.
-"""
+"""Characters from which a paragraph may be in one split only. Shorter ones are common phrases."""
 
 BLANK = re.compile(r"\n[ \t]*\n+")
 HUB = "hf:"
@@ -41,7 +39,7 @@ Spec = str | Path | Sequence[str | Path] | None
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents by split, in reading order, and notes on what was left out."""
+    """Documents by split, in reading order, and notes on text that was left out."""
 
     splits: dict[str, list[Document]]
     notes: tuple[str, ...] = ()
@@ -60,15 +58,15 @@ class Corpus:
 
     @property
     def n_bytes(self) -> int:
-        """UTF-8 bytes of all splits together."""
+        """UTF-8 bytes of all splits."""
         return sum(document.n_bytes for documents in self.splits.values() for document in documents)
 
 
 def read_corpus(spec: Spec = None) -> Iterator[Document]:
-    """Yield the documents of a specification, always in the same order; nothing is split or removed yet.
+    """Yield the documents of a specification, always in the same order, before any division or removal.
 
-    ``None``: the built-in corpus. Otherwise a file, a folder, a pattern (``text/*.txt``), ``hf:owner/name``,
-    or a list. Raises DataError for anything missing, empty, binary or broken.
+    ``spec`` is None for the built-in corpus, or a file, a folder, a pattern (``text/*.txt``),
+    ``hf:owner/name``, or a list of these. Raises DataError for anything missing, empty, binary or broken.
     """
     if spec is None:
         yield from read_builtin()
@@ -80,7 +78,7 @@ def read_corpus(spec: Spec = None) -> Iterator[Document]:
     for path in paths:
         if isinstance(path, str):
             yield from read_hub(path.removeprefix(HUB))
-        elif names[path.name] > 1:  # several of one name: tell their files apart by the whole path
+        elif names[path.name] > 1:  # several paths of one name: use the whole path
             yield from (
                 replace(document, source=f"{path}/{document.source}") for document in read_path(path, size)
             )
@@ -89,19 +87,17 @@ def read_corpus(spec: Spec = None) -> Iterator[Document]:
 
 
 def _expanded(spec: str | Path | Sequence[str | Path]) -> list[Path | str]:
-    """Return the paths of a specification with ``~`` and patterns expanded; names of the hub stay strings."""
-    found: list[Path | str] = []
-    for one in [spec] if isinstance(spec, str | Path) else spec:
-        found += [str(one)] if str(one).startswith(HUB) else expand_paths(one)
-    return found
+    """Return the paths of a specification, with ``~`` and patterns expanded, and hub names as strings."""
+    paths: list[Path | str] = []
+    for name in [spec] if isinstance(spec, str | Path) else spec:
+        paths += [str(name)] if str(name).startswith(HUB) else expand_paths(name)
+    return paths
 
 
 def corpus_origin(spec: Spec = None) -> tuple[list[tuple[str, Path]], dict[str, Any]]:
-    """Return what a specification's text comes from, for `origin.bind`: (name, path) of its local files, and
-    settings.
+    """Return the (name, path) of a specification's local files and its other settings, for `origin.bind`.
 
-    Data sets of the hub count by their name: their content is not looked up again. DataError where a path is
-    missing.
+    Data sets of the hub are represented by their names only. Raises DataError if a path is missing.
     """
     if spec is None:
         return [], {"text": builtin_identity()}
@@ -118,8 +114,7 @@ def corpus_origin(spec: Spec = None) -> tuple[list[tuple[str, Path]], dict[str, 
 def load_corpus(spec: Spec = None, *, max_bytes: int | None = None) -> Corpus:
     """Read, split and deduplicate a corpus that fits into memory.
 
-    ``max_bytes`` stops reading after that many bytes of text, with a warning: for the first part of a large
-    data set.
+    ``max_bytes``: stop reading after that many bytes of text, with a warning. None: read everything.
     """
     caught: list[str] = []
     with warnings.catch_warnings(record=True) as record:
@@ -134,20 +129,20 @@ def load_corpus(spec: Spec = None, *, max_bytes: int | None = None) -> Corpus:
 
 
 def split_of(source: str, fractions: Sequence[float] = FRACTIONS) -> str:
-    """Return the split of a source, which depends only on its file's name (the part before ``#``)."""
+    """Return the split of a source. It depends only on the file's name (the part before ``#``)."""
     digest = hashlib.sha256(source.partition("#")[0].encode("utf-8")).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64 * sum(fractions)
+    position = int.from_bytes(digest[:8], "big") / 2**64 * sum(fractions)
     for split, fraction in zip(SPLITS, fractions, strict=True):
-        if place < fraction:
+        if position < fraction:
             return split
-        place -= fraction
+        position -= fraction
     return SPLITS[-1]
 
 
 def split_corpus(documents: Iterable[Document], fractions: Sequence[float] = FRACTIONS) -> Corpus:
-    """Divide documents by their file so that no document and no long paragraph stands in two splits.
+    """Divide documents by their files so that no document and no long paragraph is in two splits.
 
-    Raises DataError where there are fewer than three files (or parts of files): each split needs one.
+    Raises DataError if there are fewer than three files (or parts of files), since each split needs one.
     """
     kept, n_copies = _unique(documents)
     files = sorted({document.source.partition("#")[0] for document in kept})
@@ -171,18 +166,16 @@ def split_corpus(documents: Iterable[Document], fractions: Sequence[float] = FRA
             splits[split].append(document if n == 0 else replace(document, text=text))
     for split, members in splits.items():
         if not members:
-            raise DataError(
-                f"corpus: nothing is left for the {split} split once copies are removed; give more text"
-            )
+            raise DataError(f"corpus: the {split} split is empty after the removal of copies; give more text")
     if n_copies:
         notes.append(f"corpus: left out {n_copies} documents that are copies of others")
     if n_shared:
-        notes.append(f"corpus: cut out {n_shared} paragraphs that stand in another split too")
+        notes.append(f"corpus: removed {n_shared} paragraphs that are in another split too")
     return Corpus(splits, tuple(notes))
 
 
 def _homes(files: list[str], fractions: Sequence[float]) -> tuple[dict[str, str], list[str]]:
-    """Return the split of each file. A split that the hashes leave empty gets a file, with a warning."""
+    """Return the split of each file, and notes. A split without any file gets one, with a warning."""
     homes = {file: split_of(file, fractions) for file in files}
     notes = []
     for split in SPLITS:
@@ -199,7 +192,7 @@ def _homes(files: list[str], fractions: Sequence[float]) -> tuple[dict[str, str]
 
 
 def _unique(documents: Iterable[Document]) -> tuple[list[Document], int]:
-    """Return the documents without copies (white space does not count), and how many copies were dropped."""
+    """Return the documents without copies, ignoring white space, and the number of copies."""
     seen: set[bytes] = set()
     kept: list[Document] = []
     n = 0
@@ -215,8 +208,9 @@ def _unique(documents: Iterable[Document]) -> tuple[list[Document], int]:
 
 
 def _without_shared(text: str, split: str, seen: dict[bytes, str]) -> tuple[str, int]:
-    """Return the text without long paragraphs that another split holds, and their number; adds the rest
-    to ``seen``.
+    """Remove long paragraphs that are in another split. Return the text and the number removed.
+
+    The other long paragraphs are added to ``seen``.
     """
     pieces, n, start = [], 0, 0
     ends = [match.end() for match in BLANK.finditer(text)] + [len(text)]

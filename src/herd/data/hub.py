@@ -1,8 +1,8 @@
-"""``hf:NAME``: a data set of the Hugging Face hub, downloaded file by file as it is read.
+"""Read a data set of the Hugging Face hub (``hf:NAME``), downloading one file after the other.
 
 ``hf:owner/name`` takes the data set's training files; ``hf:owner/name:folder`` only those whose path contains
-``folder`` (a configuration or a split). Rows come from JSON lines, Parquet (which needs
-``pyarrow``), JSON or CSV, in a field ``text`` or ``content``; text files are read whole.
+``folder`` (a configuration or a split). Rows come from JSON lines, Parquet (which needs ``pyarrow``), JSON or
+CSV, in a field ``text`` or ``content``. A text file is one document.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .sources import Document, read_file
 from .text_files import COMPRESSED
 
 KINDS = (JSON_LINES, (".parquet",), (".json", ".csv"), (".txt", ".md"))
-"""Endings of the files that are read, best first: the first kind that the data set has is taken."""
+"""Endings of the files that can be read, best first. The first kind in the data set is taken."""
 
 
 def read_hub(name: str) -> Iterator[Document]:
-    """Yield the documents of ``owner/name`` or ``owner/name:folder``. DataError offline or without text."""
+    """Yield the documents of ``owner/name[:folder]``. Raises DataError offline and if there is no text."""
     repo, _, part = name.partition(":")
     hub = importlib.import_module("huggingface_hub")
     try:
@@ -41,15 +41,13 @@ def read_hub(name: str) -> Iterator[Document]:
 
 
 def choose_files(files: list[str], part: str = "") -> list[str]:
-    """Return the files to read: of the best kind with ``part`` in their path; only "train" files if there
-    are any.
-    """
+    """Return the files of the best kind with ``part`` in their paths, preferring "train" files."""
     files = sorted(file for file in files if part in file and not file.startswith("."))
     for endings in KINDS:
-        wanted = tuple(ending + packed for ending in endings for packed in ("", *COMPRESSED))
-        kind = [file for file in files if file.endswith(wanted)]
-        if kind:
-            return [file for file in kind if "train" in file.lower()] or kind
+        all_endings = tuple(ending + packed for ending in endings for packed in ("", *COMPRESSED))
+        readable = [file for file in files if file.endswith(all_endings)]
+        if readable:
+            return [file for file in readable if "train" in file.lower()] or readable
     return []
 
 

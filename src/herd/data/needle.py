@@ -1,17 +1,19 @@
-"""Needles: facts hidden in long real text and asked for at its end, to train and to test long contexts.
+"""Make needles: long real text with hidden facts and questions at its end, to train and test long contexts.
 
 A document is real text of the corpus with several short facts on lines of their own ("The secret code for
 amber falcon is 4821.") and a question at the end about one of them. A right answer shows that the model
-looked across the whole distance: the code stands nowhere else, and the other facts make it useless to copy
-just any code. Llama 3 moved on to the next context length only when these were solved perfectly (paper,
-section 3.4.2).
+looked across the whole distance: the code is nowhere else in the text, and because of the other facts it does
+not help to copy just any code. Llama 3 went to the next context length only when such tests were solved
+perfectly (paper, section 3.4.2).
 
-Training and test needles are disjoint: their names are made of different words, their codes are different
-numbers, and the caller takes the running text ("filler") from another split. Everything is a pure function of
-the seed.
+Training and test needles are disjoint: their names have different words, their codes are different numbers,
+and the caller takes the running text ("filler") from another split. Everything depends only on the arguments,
+the seed among them.
 
 Sources: G. Kamradt, "Needle in a haystack" (2023); RULER, arXiv 2404.06654, section 3 (several keys and
-values). Shapes: B rows, T = context, N tokens, V vocabulary, S = T + 1.
+values).
+
+Shapes: B rows, T = context, N tokens, V vocabulary, S = T + 1.
 """
 
 from __future__ import annotations
@@ -35,12 +37,16 @@ _TEXTS: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read
 WORDS: dict[str, tuple[list[str], list[str]]] = {
     split: (words["first"].split(), words["second"].split()) for split, words in _TEXTS["names"].items()
 }
-"""(first words, second words) of names, by split; no word stands in both splits."""
+"""(first words, second words) of names, by split. No word is in both splits."""
 STYLES: list[tuple[str, str]] = [(style["fact"], style["question"]) for style in _TEXTS["styles"]]
 """(fact, question) sentences."""
 
-FIRST_CODE, LAST_CODE, TEST_EVERY = 1000, 9999, 5
-"""Codes have four digits; every fifth number is kept for testing."""
+FIRST_CODE = 1000
+"""Smallest code. All codes have four digits."""
+LAST_CODE = 9999
+"""Largest code."""
+TEST_EVERY = 5
+"""Multiples of this number are codes for tests, all others for training."""
 
 
 class TextTokenizer(Protocol):
@@ -63,9 +69,7 @@ Filler = Callable[[np.random.Generator, int], np.ndarray]
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a name; ``ids_N[start:stop]`` of the needle are the tokens of the code that
-    answers it.
-    """
+    """A question about a name. Its answer, the code, is ``ids_N[start:stop]`` of the needle."""
 
     name: str
     code: str
@@ -77,9 +81,9 @@ class Question:
 class Needle:
     """A whole document: text, facts, questions and answers.
 
-    ``ids_N``: int64, begins with ``<|begin_of_text|>``. A test has one question: give the model `prompt` and
-    expect `answer`. ``depth``: where the fact asked last stands, 0 = at the beginning, 1 = right before the
-    question.
+    ``ids_N`` (int64) begin with ``<|begin_of_text|>``. A test has one question: give the model `prompt` and
+    expect `answer`. ``depth`` is the relative position of the fact that the last question asks for: 0 = at
+    the beginning, 1 = right before the questions.
     """
 
     ids_N: np.ndarray
@@ -94,7 +98,7 @@ class Needle:
 
     @property
     def answer_ids(self) -> list[int]:
-        """The ids of the last answer's code, with its leading space."""
+        """The ids of the last answer, the code with its leading space."""
         return self.ids_N[self.questions[-1].start : self.questions[-1].stop].tolist()
 
     @property
@@ -104,7 +108,7 @@ class Needle:
 
 
 class NeedleMaker:
-    """A maker of needles from one tokenizer and one source of running text."""
+    """A maker of needles for one tokenizer from one source of running text."""
 
     def __init__(
         self, tokenizer: TextTokenizer, filler: Shards | Sequence[int] | np.ndarray | Filler
@@ -114,7 +118,7 @@ class NeedleMaker:
 
     @cached_property
     def line_end_V(self) -> np.ndarray:
-        """Whether each ordinary token ends a line, bool (V,): facts are put in after these only."""
+        """Whether each ordinary token ends a line, (V,) bool. Facts are inserted after these tokens."""
         tokenizer = self.tokenizer
         return np.array([tokenizer.token_bytes(i).endswith(b"\n") for i in range(tokenizer.n_ordinary)])
 
@@ -131,8 +135,9 @@ class NeedleMaker:
     ) -> Needle:
         """Return a document of exactly ``length`` tokens, question and answer included.
 
-        ``depth`` is that of the fact asked last; the others stand anywhere. ``style`` is an index of
-        `STYLES`, None draws one. Raises DataError where the length does not hold the facts and questions.
+        ``depth`` is the relative position of the fact that the last question asks for. The other facts have
+        random positions. ``style`` is an index of `STYLES` (None: a random one). Raises DataError if the
+        length is too short for the facts and questions.
         """
         if split not in WORDS:
             raise DataError(f"needle: split {split!r}; choose train or test")
@@ -156,7 +161,9 @@ class NeedleMaker:
         n_text = length - 1 - n_tail - sum(map(len, facts)) - n_facts * len(newline)
         if n_text < n_facts:
             asked_for, least = f"{n_facts} facts and {n_questions} questions", length - n_text + n_facts
-            raise DataError(f"needle: {length} tokens do not hold {asked_for}; at least {least} are needed")
+            raise DataError(
+                f"needle: {length} tokens are too few for {asked_for}; at least {least} are needed"
+            )
         depths = [depth, *random.random(n_facts - 1).tolist()]
         body = self._hide(self.filler(random, n_text), facts, depths, newline)
         ids = [*self.tokenizer.start_ids, *body]
@@ -172,27 +179,26 @@ class NeedleMaker:
     def _hide(
         self, text_N: np.ndarray, facts: list[list[int]], depths: Sequence[float], newline: list[int]
     ) -> list[int]:
-        """Return the text with every fact on a line of its own near its depth, and a line end before each."""
+        """Return the text with every fact inserted on a line of its own near its depth."""
         ends_N = np.flatnonzero(self.line_end_V[text_N]) + 1
-        places = []
+        positions = []
         for number, depth in enumerate(depths):
-            place = round(depth * len(text_N))
-            # A line end within 5 % of the length is taken; otherwise the text is broken right there.
-            near = ends_N[np.abs(ends_N - place).argmin()] if len(ends_N) else place
-            places.append((int(near) if abs(near - place) <= len(text_N) // 20 else place, number))
+            position = round(depth * len(text_N))
+            # use a line end within 5 % of the length, or break the text at the exact position
+            near = ends_N[np.abs(ends_N - position).argmin()] if len(ends_N) else position
+            positions.append((int(near) if abs(near - position) <= len(text_N) // 20 else position, number))
         out: list[int] = []
         done = 0
-        for place, number in sorted(places):
-            out += text_N[done:place].tolist() + newline + facts[number]
-            done = place
+        for position, number in sorted(positions):
+            out += text_N[done:position].tolist() + newline + facts[number]
+            done = position
         return out + text_N[done:].tolist()
 
 
 class RetrievalStream:
-    """Training rows of synthetic retrieval documents: row p is a needle made of (seed, p), as long as the
-    context.
+    """Training rows of needles as long as the context. Row p depends only on (seed, p).
 
-    A row hides ``n_facts`` facts and asks for ``n_questions`` of them, so that a good part of what it trains
+    A row hides ``n_facts`` facts and asks for ``n_questions`` of them, so that a large part of its training
     is retrieval.
     """
 
@@ -204,7 +210,7 @@ class RetrievalStream:
         self.maker, self.context, self.seed = maker, context, seed
         self.n_facts, self.n_questions = n_facts, n_questions
         self.n_rows = 1 << 40  # every position is a document of its own
-        self.needle(0)  # refuses a context that is too short before training begins
+        self.needle(0)  # raises DataError for a context that is too short, before training begins
 
     def needle(self, position: int) -> Needle:
         """Return the document of one row: ``context + 1`` tokens."""
@@ -214,16 +220,14 @@ class RetrievalStream:
         return self.maker.make(self.context + 1, depth, seed, n_facts=n_facts, n_questions=n_questions)
 
     def batch(self, position: int, count: int) -> Batch:
-        """Return rows ``position`` up to ``position + count``."""
+        """Return rows ``position`` to ``position + count``."""
         check_range(position, count)
         rows_BS = np.stack([self.needle(p).ids_N for p in range(position, position + count)])
         return as_batch(rows_BS[:, :-1], rows_BS[:, 1:])
 
 
 def filler_from(source: Shards | Sequence[int] | np.ndarray, tokenizer: TextTokenizer) -> Filler:
-    """Return a source of random windows of running text from shards or a token array, without special
-    tokens.
-    """
+    """Return a function that draws windows of ordinary tokens from shards or a token array."""
     if isinstance(source, Shards):
         total, read = source.n_tokens, source.tokens
     else:
@@ -232,7 +236,7 @@ def filler_from(source: Shards | Sequence[int] | np.ndarray, tokenizer: TextToke
 
     def window(random: np.random.Generator, n: int) -> np.ndarray:
         pieces: list[np.ndarray] = []
-        have, tries = 0, 0
+        have = tries = 0
         start = int(random.integers(total))
         while have < n:
             stop = min(total, start + n - have + 16)
@@ -243,7 +247,7 @@ def filler_from(source: Shards | Sequence[int] | np.ndarray, tokenizer: TextToke
             start = stop % total
             tries += 1
             if tries > 1000 + n:
-                raise DataError(f"needle: {total} tokens of filler hold almost no ordinary text; give more")
+                raise DataError(f"needle: {total} tokens of filler have almost no ordinary text; give more")
         return np.concatenate(pieces)
 
     if total < 1:

@@ -1,12 +1,12 @@
-"""The record of what prepared data was made from, so that stale data is refused rather than trained on.
+"""Record the sources of prepared data, so that training refuses data whose sources have changed since.
 
-A folder with prepared data (a trained tokenizer, token shards, the state of a run that read them) holds
-``data.json``: the SHA-256 of every source file in reading order and the settings the preparation depends on.
-`bind` writes the record before anything is prepared and compares it at every later start.
+A folder with prepared data (a trained tokenizer, token shards, the state of a run that read them) has a file
+``data.json``: the SHA-256 of every source file in reading order, and the settings of the preparation. `bind`
+writes the record before anything is prepared, and compares it with the sources at every later start.
 
-Hashing is done once: a file whose size, modification time, change time and inode are those in the record
-keeps the hash in the record. Anything else is read again, so touching or moving a file is allowed and editing
-it is not.
+A file is hashed once: if its size, modification time, change time and inode are the same as in the record,
+the recorded hash is used. Otherwise the file is read again. So touching or moving a file is allowed, and
+editing it is not.
 """
 
 from __future__ import annotations
@@ -25,18 +25,14 @@ from ..files import write_atomically
 RECORD = "data.json"
 FORMAT = "herd-data-1"
 PREPARATION = 1
-"""Raise it when splitting, deduplication or the layout of shards changes: older prepared data is then
-refused.
-"""
+"""Version of splitting, deduplication and shards. Data prepared by another version is refused."""
 SHOWN = 3
-"""Differences named in an error; the rest are counted."""
+"""Number of differences that an error lists. The others are only counted."""
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One source file: the name its documents carry, its content hash, and the file status the hash
-    belongs to.
-    """
+    """A source file: its name in documents, the hash of its content, and its status when it was hashed."""
 
     name: str
     path: str
@@ -55,7 +51,7 @@ class Origin:
     settings: dict[str, Any]
 
     def differences(self, new: Origin) -> list[str]:
-        """Return what changed from this record to ``new``, one phrase for each setting and file."""
+        """Return the changes from this record to ``new``, one phrase for each setting and file."""
         found = [
             f"{name} was {self.settings.get(name)!r} and is now {new.settings.get(name)!r}"
             for name in dict.fromkeys([*self.settings, *new.settings])
@@ -84,12 +80,11 @@ def bind(
     prepared: Sequence[Path],
     cure: str,
 ) -> None:
-    """Record in ``folder`` what its data is made from, or compare with the record if data was prepared
-    before.
+    """Record the sources of the data in ``folder``, or compare them with the record of data prepared before.
 
-    ``files``: (name, path) of every source file in reading order. ``prepared``: the paths that hold prepared
-    data; as long as none of them exists the record is replaced. ``cure``: what the user can do, the end of
-    the error message. Raises DataError naming every difference, and where prepared data has no record.
+    ``files`` are the (name, path) of every source file in reading order. ``prepared`` are the paths of
+    prepared data: while none of them exists, the record is replaced. ``cure`` tells the user what to do and
+    ends the error message. Raises DataError for differences, and if prepared data has no record.
     """
     old = _read(folder / RECORD)
     found = next((path for path in prepared if path.exists()), None)
@@ -102,16 +97,14 @@ def bind(
     if found is not None and old is not None and (differences := old.differences(new)):
         shown = "; ".join(differences[:SHOWN])
         more = f"; and {len(differences) - SHOWN} more differences" if len(differences) > SHOWN else ""
-        raise DataError(f"{folder}: its data was prepared from something else: {shown}{more}. {cure}")
+        raise DataError(f"{folder}: its data was prepared from other sources: {shown}{more}. {cure}")
     if new != old:
         record = {"format": FORMAT, "settings": new.settings, "files": [asdict(file) for file in new.files]}
         write_atomically(folder / RECORD, json.dumps(record, indent=1))
 
 
 def builtin_identity() -> str:
-    """Return what identifies the built-in corpus: the Python whose library it is and the project's own
-    sentences.
-    """
+    """Return an identifier of the built-in corpus: the version of Python and a hash of the sentences."""
     digest = hashlib.sha256()
     for file in sorted((Path(__file__).parent / "parallel").glob("*.txt")):
         digest.update(file.read_bytes())
@@ -119,11 +112,11 @@ def builtin_identity() -> str:
 
 
 def _source_file(name: str, path: Path, known: Mapping[str, SourceFile]) -> SourceFile:
-    place = str(path)
+    path_name = str(path)
     try:
         status = path.stat()
         seen = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-        old = known.get(place)
+        old = known.get(path_name)
         if old is not None and (old.n_bytes, old.modified_ns, old.changed_ns, old.inode) == seen:
             sha256 = old.sha256
         else:
@@ -131,7 +124,7 @@ def _source_file(name: str, path: Path, known: Mapping[str, SourceFile]) -> Sour
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give a file that exists") from None
-    return SourceFile(name, place, sha256, *seen)
+    return SourceFile(name, path_name, sha256, *seen)
 
 
 def _read(path: Path) -> Origin | None:

@@ -1,13 +1,13 @@
-"""Dialogs packed into rows: several short dialogs share one row, each in its own document.
+"""Pack dialogs into rows: several short dialogs share one row, each as a document of its own.
 
-Dialogs differ much in length; with one dialog per row most of a row would be padding. Best-fit packing
-(longest first, each dialog into the fullest row that still holds it) fills rows to well over 95 %. Document
+Dialogs differ much in length. With one dialog per row, most of a row would be padding. Best-fit packing
+(longest first, each dialog into the fullest row with enough room) fills rows to well over 95 %. Document
 numbers and restarting positions keep dialogs from attending to each other (Llama 3 paper, section 3.2), so a
-packed dialog has exactly the loss and gradient it has alone. Which dialogs share a row is decided once; every
-epoch permutes the rows.
+packed dialog has exactly the same loss and gradient as alone. Dialogs are packed once, and every epoch
+permutes the rows.
 
-Targets come from the renderer's mask, shifted: the token at place t predicts the one at t + 1 if that one is
-trained. The last token of a dialog is only a target, so a dialog of n tokens takes n - 1 places.
+Targets come from the renderer's mask, shifted: the token at position t predicts the token at t + 1 if that is
+trained. The last token of a dialog is only a target, so a dialog of n tokens takes n - 1 positions.
 
 Shapes: B rows, T = context.
 """
@@ -31,17 +31,17 @@ from .text_files import DataWarning
 class DialogStream:
     """Packed rows of rendered dialogs.
 
-    ``dialogs``: objects with ``ids`` and ``mask``, or (ids, mask) pairs; the mask says which tokens are
-    trained. ``pad_id`` fills the rest of a row; padding is a document of its own and never a target. Dialogs
-    of more than ``context + 1`` tokens do not fit: they are left out with one counted warning. Raises
-    DataError if none is left.
+    ``dialogs`` are objects with ``ids`` and ``mask``, or (ids, mask) pairs. The mask is True for tokens that
+    are trained. ``pad_id`` fills the rest of a row. Padding is a document of its own and never a target.
+    Dialogs of more than ``context + 1`` tokens are left out, with one warning that counts them. Raises
+    DataError if no dialog remains.
     """
 
     packed = True
 
     def __init__(self, dialogs: Iterable[Any], context: int, seed: int, *, pad_id: int) -> None:
         if context < 1:
-            raise DataError(f"context={context} is not a number of tokens; give at least 1")
+            raise DataError(f"context={context} must be at least 1 token")
         self.context, self.seed, self.pad_id = context, seed, pad_id
         self.dialogs: list[tuple[np.ndarray, np.ndarray]] = []
         longest, n_long = 0, 0
@@ -53,18 +53,18 @@ class DialogStream:
                 self.dialogs.append((ids_N, mask_N))
         if not self.dialogs:
             too_long = f" ({n_long} are longer than the context of {context} tokens)" if n_long else ""
-            raise DataError(f"dialogs: none to train on{too_long}; give some, or a longer context")
+            raise DataError(f"dialogs: none to train on{too_long}; give dialogs, or a longer context")
         if n_long:
             some = f"{n_long} of {n_long + len(self.dialogs)} that exceed the context of {context} tokens"
             note = f"dialogs: left out {some} (the longest has {longest})"
             warnings.warn(note, DataWarning, stacklevel=2)
-        # Dialogs of one length in a random order, so that one row does not hold one kind of dialog only.
+        # dialogs of one length are in random order, so that a row does not have a single kind of dialog only
         order = permute(np.arange(len(self.dialogs)), len(self.dialogs), mixed_key(seed, 3))
         self.rows = pack_rows([len(ids_N) - 1 for ids_N, _ in self.dialogs], context, order.tolist())
         self.n_rows = len(self.rows)
 
     def batch(self, position: int, count: int) -> Batch:
-        """Return rows ``position`` up to ``position + count``, with documents and positions."""
+        """Return rows ``position`` to ``position + count``, with documents and positions."""
         check_range(position, count)
         epoch_B, index_B = np.divmod(np.arange(position, position + count, dtype=np.int64), self.n_rows)
         numbers = [
@@ -75,7 +75,7 @@ class DialogStream:
         return as_batch(*arrays)
 
     def _row(self, number: int) -> np.ndarray:
-        """Return tokens, targets, positions and documents of a packed row: int64 (4, T)."""
+        """Return tokens, targets, positions and documents of a packed row, (4, T) int64."""
         tokens_T = np.full(self.context, self.pad_id, dtype=np.int64)
         targets_T = np.full(self.context, IGNORE, dtype=np.int64)
         positions_T, documents_T = np.zeros((2, self.context), dtype=np.int64)
@@ -94,15 +94,14 @@ class DialogStream:
 
 
 def pack_rows(lengths: Sequence[int], capacity: int, order: Sequence[int]) -> list[list[int]]:
-    """Return the members of each row by best-fit decreasing: no row's lengths exceed ``capacity``.
+    """Return the indices of each row by best-fit decreasing. A row's lengths sum to at most ``capacity``.
 
-    ``order`` breaks ties between equal lengths. Every index is in exactly one row; rows are in the order of
-    opening.
+    ``order`` breaks ties between equal lengths. Every index is in exactly one row.
     """
     if lengths and max(lengths) > capacity:
         raise DataError(f"packing: a length of {max(lengths)} exceeds the row's {capacity}; leave it out")
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (free places, row), sorted: bisection finds the fullest row that fits
+    room: list[tuple[int, int]] = []  # (free, row), sorted: bisection finds the fullest row that fits
     for member in sorted(order, key=lambda i: -lengths[i]):
         at = bisect_left(room, (lengths[member], -1))
         if at == len(room):

@@ -1,9 +1,9 @@
-"""The short system prompts of program-made dialogs, and the code that the interpreter runs for each tool.
+"""Short system prompts of generated dialogs, and the code that the interpreter runs for each tool.
 
 The documented Llama 3.1 tool prompt spends about 150 tokens per tool on instructions and schemas before a
 question is asked. A model of a few million parameters with a context of a few hundred tokens learns the same
-from one line that names the tools and the format of the call, so the dialogs carry that line. The documented
-prompt of the builtin format is short already: ``Environment: ipython``.
+from one line that names the tools and the format of the call, so the dialogs have that line instead. The
+documented prompt of the builtin format is short already: ``Environment: ipython``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from ..tools import CUSTOM_TOOLS
 
 TOOL_NAMES = tuple(CUSTOM_TOOLS)
 
-# The code that stands for a function call in the builtin format. Operands are in the question's order, and
-# literals stand where the tokenizer cuts them as it does in the question.
+# The code of a function call in the builtin format. Operands are in the question's order, and literals are
+# written so that the tokenizer splits them as in the question.
 _DATES = "from datetime import *\n"
 CODE = {
     "calculator": "print({expression})",
@@ -30,8 +30,7 @@ CODE = {
 
 
 def system_prompt(tool_call_format: str, names: Sequence[str] = TOOL_NAMES) -> str:
-    """Return the short system message of ``tool_call_format`` (json, builtin, function) for the tools
-    ``names``.
+    """Return the short system message for the tools ``names`` in a format (json, builtin, function).
 
     The builtin format always has the interpreter, and ``wolfram_alpha`` unless ``names`` is empty.
     """
@@ -41,5 +40,5 @@ def system_prompt(tool_call_format: str, names: Sequence[str] = TOOL_NAMES) -> s
 
 
 def interpreter_result(printed: str) -> str:
-    """Return the content of the ipython message after ``print(printed)`` ran."""
+    """Return the content of the ipython message after the interpreter ran ``print(printed)``."""
     return tool_output(ok=True, stdout=printed + "\n")

@@ -1,6 +1,7 @@
-"""The one reader of dialogs: every common format becomes chat messages, for training, tuning and evaluation.
+"""Read dialogs in all common formats as chat messages, for training, tuning and evaluation.
 
-Understood are, one per row (JSON lines, a JSON array, CSV or Parquet, compressed or not):
+A file has one dialog per row (JSON lines, a JSON array, CSV or Parquet, compressed or not), in one of these
+formats:
 
 - ``{"messages": [{"role", "content", "tool_calls"?, "weight"?}], "tools"?, "date"?, "tool_call_format"?}``,
   the format of OpenAI and of chat templates; a bare list of such messages too;
@@ -8,8 +9,8 @@ Understood are, one per row (JSON lines, a JSON array, CSV or Parquet, compresse
 - Alpaca: ``{"instruction", "input"?, "output", "system"?, "history"?}``;
 - ``{"prompt", "completion"}`` (or ``response``), as texts or as lists of messages.
 
-An answer with ``"weight": 0`` is read but not trained. Fields that are not understood are ignored with one
-warning that names them; conversion from another format is said in a warning too.
+An answer with ``"weight": 0`` is read but not trained. Unknown fields are ignored with one warning that names
+them. A conversion from another format is reported in a warning too.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ SHAREGPT_ROLES = {
 
 @dataclass(frozen=True)
 class ReadDialog:
-    """A dialog as read: chat messages, the options its renderer needs, and which messages are not to be
-    trained.
+    """A dialog of a file: its chat messages, options for the renderer, and messages that are not trained.
+
+    ``untrained`` are indices of messages, and ``where`` is the line or row for error messages.
     """
 
     messages: list[Message]
@@ -51,7 +53,7 @@ class ReadDialog:
 
 
 def read_dialogs(path: Path | str) -> Iterator[ReadDialog]:
-    """Yield the dialogs of a file. DataError names the line that is not one, and a file without any.
+    """Yield the dialogs of a file. Raises DataError for a line that is not a dialog and a file without any.
 
     A dialog whose answers all have weight 0 is left out, with a counted warning.
     """
@@ -79,14 +81,12 @@ def read_dialogs(path: Path | str) -> Iterator[ReadDialog]:
         warnings.warn(note, DataWarning, stacklevel=2)
     if ignored:
         names = ", ".join(f"{name} ({n} times)" for name, n in sorted(ignored.items()))
-        note = f"{path}: ignored fields that are not part of a dialog: {names}"
+        note = f"{path}: ignored unknown fields: {names}"
         warnings.warn(note, DataWarning, stacklevel=2)
 
 
 def rendered_dialogs(path: Path | str, tokenizer: Tokenizer) -> Iterator[Rendered]:
-    """Yield the dialogs of a file as token ids and a mask of the tokens to train; DataError names the bad
-    line.
-    """
+    """Yield the dialogs of a file as ids and a mask of trained tokens. Raises DataError for a bad line."""
     for dialog in read_dialogs(path):
         try:
             rendered = render(dialog.messages, tokenizer, **dialog.options)
@@ -100,9 +100,7 @@ def rendered_dialogs(path: Path | str, tokenizer: Tokenizer) -> Iterator[Rendere
 
 
 def _convert(row: DataRow, ignored: Counter[str]) -> tuple[str, ReadDialog]:
-    """Return the name of the row's format ("" for chat messages) and its dialog; counts the fields it
-    ignores.
-    """
+    """Return the name of the row's format ("" for chat messages) and its dialog. Count ignored fields."""
     fields = {"messages": row.value} if isinstance(row.value, list) else row.value
     if not isinstance(fields, dict):
         raise DataError(
@@ -131,9 +129,7 @@ def _convert(row: DataRow, ignored: Counter[str]) -> tuple[str, ReadDialog]:
 
 
 def _messages(fields: Mapping[str, Any], where: str) -> tuple[set[str], str, list[Message]]:
-    """Return the fields that hold the dialog, the name of the format they are in, and the dialog's
-    messages.
-    """
+    """Return the fields of the dialog, the name of their format, and the dialog's messages."""
     for key in ("messages", "conversations", "conversation"):
         if key in fields:
             turns = _list(fields[key], f"{where}: {key}")
@@ -215,7 +211,7 @@ def _list(value: Any, where: str) -> list[Any]:
 
 
 def _parsed_json(text: Any, where: str) -> Any:
-    """Return the value of a field that files hold as JSON text (a cell of a CSV, ShareGPT's calls)."""
+    """Return the value of a field that may be JSON text (a cell of a CSV, ShareGPT's calls)."""
     if not isinstance(text, str):
         return text
     try:

@@ -1,7 +1,7 @@
-"""Rows of a data set's file: JSON lines, a JSON array, CSV and TSV with a header, Parquet. A row is a JSON
-value.
+"""Read rows of a data set's file: JSON lines, a JSON array, CSV and TSV with a header, Parquet.
 
-Text and dialogs are both read from rows, so both come in all of these formats, compressed or not.
+A row is a JSON value. Both texts and dialogs are read from rows, so both can be in any of these formats,
+compressed or not.
 """
 
 from __future__ import annotations
@@ -22,20 +22,18 @@ JSON_LINES = (".jsonl", ".ndjson")
 TABLES = {".csv": ",", ".tsv": "\t"}
 ROW_ENDINGS = (*JSON_LINES, ".json", *TABLES, ".parquet")
 LISTS = ("data", "rows", "train", "examples", "documents")
-"""Keys under which a JSON object may hold its list of rows."""
+"""Keys under which a JSON object may have its list of rows."""
 
 
 class NoRows(NotText):
-    """A JSON or CSV file that is no list of rows: an error where the user named it, skipped in a folder."""
+    """A JSON or CSV file that is not a list of rows: an error if the user named it, skipped in a folder."""
 
     why = "no rows with text"
 
 
 @dataclass(frozen=True)
 class DataRow:
-    """One row of a data set's file: its value, its number, and where it stands (``FILE:LINE`` or ``FILE:
-    row N``).
-    """
+    """A row of a data set's file: value, number, and location (``FILE:LINE`` or ``FILE: row N``)."""
 
     value: Any
     number: int
@@ -43,10 +41,10 @@ class DataRow:
 
 
 def read_rows(file: Path, name: str) -> Iterator[DataRow]:
-    """Yield the rows of a file by its ending (one of `ROW_ENDINGS`). ``name`` is what errors call the file.
+    """Yield the rows of a file by its ending (one of `ROW_ENDINGS`). ``name`` is its name in errors.
 
-    Raises DataError naming the line or row that cannot be read, NotText for other encodings, NoRows where
-    there is no list of rows.
+    Raises DataError for a line or row that cannot be read, NotText for an encoding other than UTF-8, and
+    NoRows if there is no list of rows.
     """
     ending = file_ending(file)
     if ending == ".parquet":
@@ -95,7 +93,7 @@ def _json(text: str, name: str) -> Iterator[DataRow]:
 
 
 def _table(lines: Iterator[str], name: str, delimiter: str) -> Iterator[DataRow]:
-    csv.field_size_limit(sys.maxsize)  # the default of 128 kB is less than one document may have
+    csv.field_size_limit(sys.maxsize)  # one document may be longer than the default of 128 kB
     reader = csv.DictReader(lines, delimiter=delimiter, strict=True, restkey="")
     try:
         for number, row in enumerate(reader):

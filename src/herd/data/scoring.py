@@ -1,9 +1,9 @@
-"""Judging a dialog that a model produced: the call must give the expected value *and* the answer must state
-it.
+"""Judge a dialog that a model produced: the call must give the expected value *and* the answer must state it.
 
 Both are needed: a model that guesses the number without a call, or calls correctly and then miscopies, has
 not used its tool. Numbers are compared as whole numbers ("816" is not in "8160" or "2816"), with or without
-thousands separators; dates and words as whole words; programs by running their hidden check in the sandbox.
+thousands separators, and dates and words as whole words. Programs are judged by running their hidden check in
+the sandbox.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _SPACELESS = ("THAI", "DEVANAGARI")  # scripts where \b does not find word bound
 class DialogVerdict:
     """The judgement of a produced dialog.
 
-    ``call_ok``: the call gives the expected value, or there is no call where none is wanted. ``answer_ok``:
-    the last message states the answer. ``why`` says what is wrong.
+    ``call_ok``: the call gives the expected value, or there is no call and none is needed. ``answer_ok``: the
+    last message states the answer. ``why`` describes the failure, if there is one.
     """
 
     call_ok: bool
@@ -49,15 +49,16 @@ class DialogVerdict:
 
 
 def states(text: str, answer: str) -> bool:
-    """Tell whether ``text`` contains ``answer`` as a whole word; digits of every script count, case
-    matters.
+    """Return whether ``text`` contains ``answer`` as a whole word.
+
+    Digits of every script are equal to ASCII digits. Upper and lower case are different.
     """
     text = _DIGIT.sub(lambda match: str(unicodedata.digit(match[0])), text)
     if re.fullmatch(r"-?\d+", answer):
         plain = _GROUPED.sub(lambda match: _SEPARATOR.sub("", match[0]), text)
         # Not inside a longer number, not part of a decimal or a date, and not without its sign.
         pattern = rf"(?<![\d-])(?<!\d[.,])(?<!\w){re.escape(answer)}(?![\d]|[.,]\d|-\d)"
-        return any(re.search(pattern, one) for one in (text, plain))
+        return any(re.search(pattern, candidate) for candidate in (text, plain))
     if any(unicodedata.name(c, "").startswith(_SPACELESS) for c in answer):
         return answer in text
     before = r"(?<!\w)" if answer[:1].isalnum() else ""
@@ -68,9 +69,9 @@ def states(text: str, answer: str) -> bool:
 def score(dialog: Dialog, produced: Messages, run: Run = run_python) -> DialogVerdict:
     """Judge ``produced``, the messages after ``dialog.prompt``: assistant with calls, ipython, assistant.
 
-    The first call counts. It is evaluated here, whatever the ipython message claims; only the interpreter's
-    code is judged by the output in its ipython message, and run if there is none. ``run`` executes programs
-    (``Sandbox().run`` uses one sandbox for many).
+    The first call counts. It is evaluated here, independently of the ipython message. The code of an
+    interpreter call is judged by the output in its ipython message, and run only if there is none. ``run``
+    executes programs (``Sandbox().run`` uses one sandbox for many).
     """
     calls = [call for message in produced for call in message.get("tool_calls") or ()]
     last = produced[-1] if produced else {}
@@ -81,7 +82,7 @@ def score(dialog: Dialog, produced: Messages, run: Run = run_python) -> DialogVe
         return DialogVerdict(not calls, passed, "" if passed else "the program fails its check")
     if not dialog.call:
         said = states(content.casefold(), dialog.answer.casefold())
-        why = "a call where none is wanted" if calls else "" if said else f"does not say {dialog.answer!r}"
+        why = "a call, and none is needed" if calls else "" if said else f"does not say {dialog.answer!r}"
         return DialogVerdict(not calls, said, why)
     value, why = _value(calls[0], produced, run) if calls else (None, "no call")
     call_ok = value == dialog.result
@@ -96,7 +97,7 @@ def score(dialog: Dialog, produced: Messages, run: Run = run_python) -> DialogVe
 
 
 def _value(call: Mapping[str, Any], produced: Messages, run: Run) -> tuple[str | None, str]:
-    """Return the value of a call, and the error if it has none."""
+    """Return the value of a call (None if it fails), and the error ("" if there is none)."""
     first = call.get("function", call)
     name, arguments = first.get("name"), first.get("arguments")
     if name == CODE_INTERPRETER and isinstance(arguments, Mapping):
@@ -110,13 +111,13 @@ def _value(call: Mapping[str, Any], produced: Messages, run: Run) -> tuple[str |
 def _printed(code: str, produced: Messages, run: Run) -> str | None:
     for message in produced:
         if message.get("role") in ("ipython", "tool"):
-            found = _STDOUT.match(str(message.get("content", "")))
-            return found[1].strip() if found else None
+            match = _STDOUT.match(str(message.get("content", "")))
+            return match[1].strip() if match else None
     outcome = run(code)
     return outcome.stdout.strip() if outcome.ok else None
 
 
 def _passes(content: str, check: str, run: Run) -> bool:
-    """Tell whether the code in ``content`` (fenced or bare) runs and passes its asserts."""
+    """Return whether the code in ``content`` (fenced or bare) runs and passes its asserts."""
     outcome = run(f"{python_program(content)}\n\n{check}\nprint('met')\n")
     return outcome.ok and outcome.stdout.endswith("met\n")

@@ -1,12 +1,12 @@
-"""Token shards: a corpus as plain arrays of token ids on disk, read through the memory map.
+"""Store a corpus as shards: plain arrays of token ids on disk that are memory-mapped.
 
-A folder holds ``tokens-00000.bin`` … (little-endian uint16, or uint32 for vocabularies above 65,536; each
-document is ``<|begin_of_text|> … <|end_of_text|>``), ``documents.bin`` (where each document starts, how many
-UTF-8 bytes its text had, its label) and ``index.json``. Files are cut at a fixed number of tokens, so token
-``i`` is found by division.
+A folder contains ``tokens-00000.bin`` … (little-endian uint16, or uint32 for vocabularies above 65,536; each
+document is ``<|begin_of_text|> … <|end_of_text|>``), ``documents.bin`` (the first token of each document, the
+UTF-8 bytes of its text, and its label) and ``index.json``. All files but the last have the same number of
+tokens, so the file of a token is found by division.
 
-Everything is checked: the index carries its own checksum and the tokenizer's hash, file lengths are compared
-when the folder is opened, and each file's CRC-32 once, when the file is first read (about 1 GB/s).
+Everything is checked: the index has its own checksum and the tokenizer's hash, file lengths are compared when
+the folder is opened, and each file's CRC-32 is compared once, when the file is first read (about 1 GB/s).
 
 Shapes: N tokens, D documents.
 """
@@ -30,7 +30,7 @@ from .sources import Document
 FORMAT = "herd-shards-1"
 FILE_TOKENS = 1 << 26
 DOCUMENT = np.dtype([("start", "<i8"), ("n_bytes", "<i8"), ("label", "<i8")])
-"""One record of ``documents.bin``: first token, UTF-8 bytes of the text, index into the labels."""
+"""A record of ``documents.bin``: first token, UTF-8 bytes of the text, index into the labels."""
 
 INDEX, DOCUMENTS = "index.json", "documents.bin"
 CURE = "remove this folder and make the shards again"
@@ -55,9 +55,7 @@ class Encoder(Protocol):
 
 @dataclass
 class Shards:
-    """An opened folder of tokens. ``documents_D`` is the memory-mapped table of documents (`DOCUMENT`
-    records).
-    """
+    """An opened folder of tokens. ``documents_D`` are its memory-mapped `DOCUMENT` records."""
 
     folder: Path
     index: dict[str, Any]
@@ -86,9 +84,7 @@ class Shards:
 
     @staticmethod
     def open(folder: Path | str, tokenizer: Encoder | None = None) -> Shards:
-        """Open a folder. Raises DataError if it is missing, truncated, corrupt, or made with another
-        tokenizer.
-        """
+        """Open a folder. Raises DataError if it is missing, damaged or made with another tokenizer."""
         folder = Path(folder)
         index = _read_index(folder)
         if tokenizer is not None and tokenizer.sha256 != index["tokenizer_sha256"]:
@@ -113,17 +109,13 @@ class Shards:
 
     @property
     def sha256(self) -> str:
-        """The identity of these tokens, for lineage: hash of the tokenizer and of length and CRC of every
-        file.
-        """
+        """The identity of these tokens, for lineage: the hash of the index, tokenizer and CRCs included."""
         return str(self.index["sha256"])
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
-        """Return tokens ``start`` up to ``stop`` as int64 (N,), across files. DataError where a file is
-        corrupt.
-        """
+        """Return tokens ``start`` to ``stop``, (N,) int64. Raises DataError if a file is corrupt."""
         if not 0 <= start <= stop <= self.n_tokens:
-            raise DataError(f"{self.folder}: tokens {start} to {stop} asked for, but it has {self.n_tokens}")
+            raise DataError(f"{self.folder}: tokens {start} to {stop} do not exist, it has {self.n_tokens}")
         out_N = np.empty(stop - start, dtype=np.int64)
         size = int(self.index["file_tokens"])
         at = start
@@ -135,13 +127,13 @@ class Shards:
         return out_N
 
     def document(self, number: int) -> np.ndarray:
-        """Return the tokens of one document, begin and end of text included: int64 (N,)."""
+        """Return the tokens of one document, with begin and end of text, (N,) int64."""
         start = int(self.documents_D["start"][number])
         last = number + 1 == self.n_documents
         return self.tokens(start, self.n_tokens if last else int(self.documents_D["start"][number + 1]))
 
     def label(self, number: int) -> str:
-        """Return ``kind/lang`` of one document."""
+        """Return the label of one document, ``kind/lang``."""
         return str(self.index["labels"][int(self.documents_D["label"][number])])
 
     def _file(self, number: int) -> np.ndarray:
@@ -155,7 +147,7 @@ class Shards:
 
 
 class _Writer:
-    """A writer that cuts a flow of tokens into files of ``file_tokens``."""
+    """A writer that splits a stream of tokens into files of ``file_tokens``."""
 
     def __init__(self, folder: Path, dtype: np.dtype, file_tokens: int) -> None:
         self.folder, self.dtype, self.file_tokens = folder, dtype, file_tokens
@@ -236,8 +228,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: unreadable ({error}); {CURE}") from None
     if not isinstance(index, dict) or index.get("format") != FORMAT:
-        found = index.get("format") if isinstance(index, dict) else type(index).__name__
-        raise DataError(f"{path}: format {found!r}, expected {FORMAT!r}; {CURE}")
+        format_name = index.get("format") if isinstance(index, dict) else type(index).__name__
+        raise DataError(f"{path}: format {format_name!r}, expected {FORMAT!r}; {CURE}")
     if index.pop("sha256", None) != (digest := _digest(index)):
         raise DataError(f"{path}: corrupt, its checksum differs; {CURE}")
     return {**index, "sha256": digest}

@@ -1,7 +1,7 @@
-"""A random permutation of 0..n-1 that is computed entry by entry, without a list of n numbers.
+"""Permute 0..n-1 at random, entry by entry, without a list of n numbers.
 
-A Feistel network permutes the numbers below a power of four; results of n or above are sent through again
-until they are below n (cycle walking), which gives a permutation of 0..n-1. Row 10**12 of a shuffled epoch
+A Feistel network permutes the numbers below a power of four. Results of n or more are permuted again until
+they are below n (cycle walking), and the result is a permutation of 0..n-1. Row 10**12 of a shuffled epoch
 costs the same as row 0, so the whole state of a stream is one integer. Source: Black & Rogaway, "Ciphers with
 arbitrary finite domains", CT-RSA 2002.
 """
@@ -22,9 +22,7 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def mixed_key(*numbers: int) -> int:
-    """Return one 64-bit key from several integers of any size (seed, epoch, purpose, ...); their order
-    matters.
-    """
+    """Return a 64-bit key from integers of any size (seed, epoch, purpose, ...). Their order matters."""
     state = np.zeros(1, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for number in numbers:
@@ -40,7 +38,7 @@ def mixed_key(*numbers: int) -> int:
 
 
 def permute(index_N: np.ndarray, n: int, secret: int) -> np.ndarray:
-    """Return the images of ``index_N`` under the permutation of 0..n-1 that ``secret`` names: int64 (N,)."""
+    """Return the images of ``index_N`` under the permutation of 0..n-1 with key ``secret``, (N,) int64."""
     if n < 1 or (len(index_N) and (index_N.min() < 0 or index_N.max() >= n)):
         raise ValueError(f"permute: an index is outside 0..{n - 1}")
     half = max(1, ((n - 1).bit_length() + 1) // 2)
@@ -54,7 +52,7 @@ def permute(index_N: np.ndarray, n: int, secret: int) -> np.ndarray:
 
 
 def generator(*numbers: int) -> np.random.Generator:
-    """Return numpy's generator seeded by several integers; it draws the same numbers on every machine."""
+    """Return numpy's generator, seeded by several integers. It draws the same numbers on every machine."""
     return np.random.default_rng(mixed_key(*numbers))
 
 

@@ -1,11 +1,10 @@
-"""Documents from a user's own files: text and code, and rows with a ``text`` from JSON, CSV and Parquet
-files.
+"""Read documents from a user's files: text, code, and the ``text`` of JSON, CSV and Parquet rows.
 
-A file that the user names and that cannot be read is an error; in a folder it is skipped and counted in a
-warning. Order never depends on the file system: folders are walked sorted by name.
+An unreadable file is an error if the user named it. In a folder it is skipped and counted in a warning. The
+order never depends on the file system: folders are walked sorted by name.
 
-A long file is cut at paragraph borders into parts, each with its own source name (``book.txt@0003``), so that
-even a single file can be divided into training and held-out text.
+A long file is split at ends of paragraphs into parts, each with a source name of its own (``book.txt@0003``),
+so that even a single file can be divided into training and held-out text.
 """
 
 from __future__ import annotations
@@ -21,15 +20,11 @@ from .rows import JSON_LINES, ROW_ENDINGS, DataRow, NoRows, read_rows
 from .text_files import DataWarning, NotText, decode_blocks, file_ending, list_files, open_bytes
 
 PART_CHARS = 1 << 16
-"""Characters of one part of a long file: long enough to train long contexts, short enough to divide one
-book.
-"""
+"""Characters in a part of a long file: enough to train long contexts, few enough to divide one book."""
 
 MIN_PART_CHARS = 1000
 FEW_FILES = 20
-"""With fewer files than this the parts are shorter, so that there are about `WANTED_PARTS` of them to
-divide.
-"""
+"""Number of files below which parts are shorter, so that there are about `WANTED_PARTS` of them."""
 WANTED_PARTS = 60
 
 TEXT_FIELDS = ("text", "content")
@@ -40,16 +35,16 @@ CODE_LANGUAGES = {
     ".rb": "ruby", ".sql": "sql", ".cs": "csharp", ".php": "php", ".swift": "swift", ".kt": "kotlin",
     ".scala": "scala", ".lua": "lua", ".sh": "shell",
 }  # fmt: skip
-"""File endings of source code; every other text is prose of an unknown language, ``und``."""
+"""File endings of source code. Every other text is prose of an unknown language, ``und``."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text with its origin. ``source`` names the file; what follows ``#`` in it is a place inside that
-    file.
+    """A text with its origin.
 
-    ``kind``: ``text``, ``code`` or ``parallel``. ``lang``: a language code (``en``), a programming language
-    (``python``), or ``und`` where unknown.
+    ``source`` is the name of the file, and after a ``#`` a position in it. ``kind`` is ``text``, ``code`` or
+    ``parallel``. ``lang`` is a language code (``en``), a programming language (``python``), or ``und`` if
+    unknown.
     """
 
     text: str
@@ -59,15 +54,14 @@ class Document:
 
     @property
     def n_bytes(self) -> int:
-        """UTF-8 bytes of the text: the denominator of bits per byte."""
+        """UTF-8 bytes of the text, the denominator of bits per byte."""
         return len(self.text.encode("utf-8"))
 
 
 def read_path(root: Path, part_size: int | None = None) -> Iterator[Document]:
-    """Yield every document of a file or a folder, in parts of about ``part_size`` characters (by default:
-    chosen).
+    """Yield every document of a file or folder, in parts of about ``part_size`` characters.
 
-    Raises DataError where there is none.
+    None: the size of `part_chars`. Raises DataError if there is no document.
     """
     files = list_files(root)
     size = part_chars(files) if part_size is None else part_size
@@ -85,20 +79,18 @@ def read_path(root: Path, part_size: int | None = None) -> Iterator[Document]:
                 found = True
                 yield document
         except NotText as error:
-            # Documents before a bad byte were yielded already: a truncated download is mostly text.
+            # documents before the bad byte stay in the corpus: a truncated download is mostly text
             skipped[error.why] += 1
     if skipped:
-        what = ", ".join(f"{n} {why}" for why, n in sorted(skipped.items()))
-        note = f"{root}: skipped {sum(skipped.values())} of {len(files)} files ({what})"
+        reasons = ", ".join(f"{n} {why}" for why, n in sorted(skipped.items()))
+        note = f"{root}: skipped {sum(skipped.values())} of {len(files)} files ({reasons})"
         warnings.warn(note, DataWarning, stacklevel=2)
     if not found:
         raise DataError(f"{root}: no text in any of its {len(files)} files; give a folder with UTF-8 text")
 
 
 def part_chars(files: list[Path]) -> int:
-    """Return how many characters a part of a file may have: `PART_CHARS`, or less where there are few
-    files.
-    """
+    """Return the number of characters in a part of a file: `PART_CHARS`, or fewer if there are few files."""
     if len(files) >= FEW_FILES:
         return PART_CHARS
     total = sum(file.stat().st_size for file in files)
@@ -106,9 +98,7 @@ def part_chars(files: list[Path]) -> int:
 
 
 def read_file(file: Path, *, source: str, part_chars: int = PART_CHARS) -> Iterator[Document]:
-    """Yield the documents of one file; ``source`` is the name they carry. NotText or DataError if it is
-    unreadable.
-    """
+    """Yield the documents of a file, named after ``source``. Raises NotText or DataError if unreadable."""
     ending = file_ending(file)
     if ending in ROW_ENDINGS:
         for number, row in enumerate(read_rows(file, str(file))):
@@ -124,9 +114,7 @@ def read_file(file: Path, *, source: str, part_chars: int = PART_CHARS) -> Itera
 
 
 def part_end(text: str, size: int) -> int:
-    """Return where to end a part of about ``size`` characters: after the last blank line, line end or
-    space in it.
-    """
+    """Return the end of a part of about ``size`` characters: after a blank line, line end or space."""
     for mark in ("\n\n", "\n", " "):
         end = text.rfind(mark, size // 2, size)
         if end >= 0:
@@ -152,9 +140,7 @@ def _parts(blocks: Iterator[str], name: str, source: str, ending: str, size: int
 
 
 def row_document(row: DataRow, source: str) -> Document:
-    """Return the document of a row: a string, or an object with ``text`` (or ``content``) and perhaps
-    ``lang``.
-    """
+    """Return the document of a row: a string, or an object with ``text`` or ``content``, maybe ``lang``."""
     fields = {"text": row.value} if isinstance(row.value, str) else row.value
     if not isinstance(fields, dict):
         raise DataError(

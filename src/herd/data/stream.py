@@ -1,13 +1,12 @@
-"""Streams: `batch(position, count)` is a pure function of the data, the seed and the global row number.
+"""Streams of rows: `batch(position, count)` depends only on the data, the seed and the global row number.
 
-The position in the data is therefore one integer. Row 70,000 is the same row on any number of ranks and after
-any number of restarts: rank r of R takes rows ``[position + r*k, position + (r+1)*k)`` of a global batch, and
-all ranks together take the same rows in the same order. An epoch is one pass over all rows; each epoch has
-its own permutation, which is computed entry by entry (`shuffle.permute`) and never held in memory.
+So the position in the data is one integer. Row 70,000 is the same row on any number of ranks and after any
+number of restarts: rank r of R takes rows ``[position + r*k, position + (r+1)*k)`` of a global batch, and all
+ranks together take the same rows in the same order. An epoch is one pass over all rows. Each epoch has a
+permutation of its own, which is computed entry by entry (`shuffle.permute`) and never stored.
 
-`TokenStream` cuts the concatenated documents of shards into rows; `MixStream` interleaves streams by weight.
-Dialogs are packed in `packing.py`, synthetic documents are made in `needle.py` and `repetition.py`; all are a
-`Stream`.
+`TokenStream` splits the concatenated documents of shards into rows, and `MixStream` interleaves streams by
+weight. There are more streams in `packing.py` (dialogs), `needle.py` and `repetition.py` (synthetic text).
 
 Shapes: B rows, T = context.
 """
@@ -28,9 +27,7 @@ from .shuffle import generator, mixed_key, permute
 
 
 class Stream(Protocol):
-    """Rows of tokens by number. ``packed``: batches carry documents and positions. ``n_rows``: rows of an
-    epoch.
-    """
+    """Rows of tokens by number, ``n_rows`` per epoch. ``packed`` ones carry documents and positions."""
 
     context: int
     packed: bool
@@ -40,19 +37,19 @@ class Stream(Protocol):
 
 
 class TokenStream:
-    """Rows of ``context`` tokens (and their successors) from shards, in a different order in every epoch.
+    """Rows of ``context`` tokens (and their successors) from shards, in another order in every epoch.
 
-    The place where the first row begins also changes with the epoch, so that rows are cut at other places and
-    the few tokens that do not fill a last row are not always the same ones.
+    The start of the first row also changes with the epoch, so that rows are split at other positions, and the
+    few tokens that do not fill a last row are not always the same.
 
     With ``documents=True`` rows carry document numbers and restarting positions: attention stays within a
-    document and the last token of a document predicts nothing. Otherwise documents simply follow each other,
+    document, and the last token of a document predicts nothing. Otherwise documents simply follow each other,
     as in most pre-training.
     """
 
     def __init__(self, shards: Shards, context: int, seed: int, *, documents: bool = False) -> None:
         if context < 1:
-            raise DataError(f"context={context} is not a number of tokens; give at least 1")
+            raise DataError(f"context={context} must be at least 1 token")
         if shards.n_tokens < context + 1:
             raise DataError(
                 f"{shards.folder}: {shards.n_tokens} tokens do not fill one row of {context} + 1; "
@@ -64,7 +61,7 @@ class TokenStream:
         self._starts_D = np.asarray(shards.documents_D["start"])
 
     def batch(self, position: int, count: int) -> Batch:
-        """Return rows ``position`` up to ``position + count``."""
+        """Return rows ``position`` to ``position + count``."""
         starts_B = self.starts(position, count)
         rows_BS = np.stack([self.shards.tokens(int(s), int(s) + self.context + 1) for s in starts_B])
         tokens_BT, targets_BT = rows_BS[:, :-1], rows_BS[:, 1:]
@@ -79,7 +76,7 @@ class TokenStream:
         return as_batch(tokens_BT, targets_BT, index_BS[:, :-1] - begin_BT, documents_BT)
 
     def starts(self, position: int, count: int) -> np.ndarray:
-        """Return the first token of each of the rows: int64 (B,)."""
+        """Return the index of the first token of each of these rows, (B,) int64."""
         check_range(position, count)
         epoch_B, index_B = np.divmod(np.arange(position, position + count, dtype=np.int64), self.n_rows)
         starts_B = np.empty(count, dtype=np.int64)
@@ -92,11 +89,10 @@ class TokenStream:
 
 
 class MixStream:
-    """Rows of several streams interleaved by weight; each stream's rows keep their order and none is left
-    out.
+    """Rows of several streams interleaved by weight. No row is left out, and each stream keeps its order.
 
-    Positions are grouped in blocks; in a block each stream has a fixed number of rows, at places shuffled by
-    the block's number. The number of a stream's rows before any position is then a product and a short count.
+    Positions are grouped in blocks. In a block each stream has a fixed number of rows, at positions shuffled
+    by the block's number. So the number of a stream's rows before a position is a product and a short count.
     """
 
     BLOCKS = (10, 20, 50, 100, 200, 500, 1000)
@@ -113,35 +109,35 @@ class MixStream:
             raise DataError(f"mix: streams of contexts {contexts}; give all the same")
         self.streams, self.seed, self.context = list(streams), seed, contexts[0]
         self.packed = any(stream.packed for stream in streams)
-        share_P = np.asarray(weights, dtype=np.float64) / sum(weights)
-        exact = (k for k in self.BLOCKS if np.allclose(share_P * k, np.round(share_P * k), atol=1e-6))
+        fraction_P = np.asarray(weights, dtype=np.float64) / sum(weights)
+        exact = (k for k in self.BLOCKS if np.allclose(fraction_P * k, np.round(fraction_P * k), atol=1e-6))
         self.block = next(exact, self.BLOCKS[-1])
-        self.quota_P = _largest_remainder(share_P, self.block)
+        self.quota_P = _largest_remainder(fraction_P, self.block)
         if self.quota_P.min() == 0:
             raise DataError(
                 f"mix: weights {list(weights)} give a stream less than one row in {self.block}; raise it"
             )
         self._parts_K = np.repeat(np.arange(len(streams)), self.quota_P)
-        # One epoch of the mixture: until the first part has given all its rows.
+        # an epoch of the mixture ends when the first stream ends
         self.n_rows = int(min(s.n_rows * self.block // q for s, q in zip(streams, self.quota_P, strict=True)))
 
     def batch(self, position: int, count: int) -> Batch:
-        """Return rows ``position`` up to ``position + count`` of the mixture."""
+        """Return rows ``position`` to ``position + count`` of the mixture."""
         check_range(position, count)
         first = position // self.block
         blocks = range(first, (position + count - 1) // self.block + 1)
-        part_N = np.concatenate([self._order(block) for block in blocks])  # which stream each row is from
+        part_N = np.concatenate([self._order(block) for block in blocks])  # the stream of each row
         offset = position - first * self.block
         part_B = part_N[offset : offset + count]
-        batches, places = [], []
+        batches, row_indices = [], []
         for number, stream in enumerate(self.streams):
-            place_B = np.flatnonzero(part_B == number)
-            if len(place_B):
+            rows_B = np.flatnonzero(part_B == number)
+            if len(rows_B):
                 before = first * int(self.quota_P[number]) + int((part_N[:offset] == number).sum())
-                batch = stream.batch(before, len(place_B))
+                batch = stream.batch(before, len(rows_B))
                 batches.append(_with_documents(batch) if self.packed else batch)
-                places.append(place_B)
-        order = torch.from_numpy(np.argsort(np.concatenate(places)))
+                row_indices.append(rows_B)
+        order = torch.from_numpy(np.argsort(np.concatenate(row_indices)))
         return concatenate(batches).map(lambda tensor: tensor[order])
 
     def _order(self, block: int) -> np.ndarray:
@@ -149,19 +145,15 @@ class MixStream:
 
 
 def first_rows(stream: Stream, n_rows: int, at_once: int) -> list[Batch]:
-    """Return the first ``n_rows`` rows of a stream (fewer if an epoch is shorter), in batches of
-    ``at_once``.
-    """
+    """Return the first ``n_rows`` rows of a stream, or an epoch if shorter, in batches of ``at_once``."""
     n_rows = min(n_rows, stream.n_rows)
     return [stream.batch(start, min(at_once, n_rows - start)) for start in range(0, n_rows, at_once)]
 
 
 def check_range(position: int, count: int) -> None:
-    """Raise DataError for a negative position or no rows."""
+    """Raise DataError for a negative position or a count below 1."""
     if position < 0 or count < 1:
-        raise DataError(
-            f"stream: rows {position} to {position + count} asked for; give a position >= 0 and a count >= 1"
-        )
+        raise DataError(f"stream: position={position} must be at least 0, and count={count} at least 1")
 
 
 def as_batch(
@@ -177,9 +169,7 @@ def as_batch(
 
 
 def _with_documents(batch: Batch) -> Batch:
-    """Return the rows with explicit documents and positions: a plain row is one document with positions 0
-    to T-1.
-    """
+    """Return the batch with documents and positions: a plain row is one document with positions 0..T-1."""
     if batch.documents_BT is not None:
         return batch
     positions_BT = torch.arange(batch.tokens_BT.shape[1]).expand_as(batch.tokens_BT).clone()
@@ -187,8 +177,8 @@ def _with_documents(batch: Batch) -> Batch:
     return replace(batch, positions_BT=positions_BT, documents_BT=documents_BT)
 
 
-def _largest_remainder(share_P: np.ndarray, total: int) -> np.ndarray:
-    quota_P = np.floor(share_P * total + 1e-9).astype(np.int64)
-    rest_P = share_P * total - quota_P
+def _largest_remainder(fraction_P: np.ndarray, total: int) -> np.ndarray:
+    quota_P = np.floor(fraction_P * total + 1e-9).astype(np.int64)
+    rest_P = fraction_P * total - quota_P
     quota_P[np.argsort(-rest_P, kind="stable")[: total - int(quota_P.sum())]] += 1
     return quota_P

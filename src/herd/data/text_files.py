@@ -1,8 +1,8 @@
-"""Finding and opening a user's files: paths, patterns and folders; compressed files; UTF-8, or a refusal.
+"""Find and open a user's files: paths, patterns and folders, compressed files, UTF-8 text.
 
-Text is UTF-8, with or without a byte order mark and without NUL bytes; anything else is refused with the
-file's name and the byte where it goes wrong. Files that end in .gz, .zst, .bz2 or .xz, or begin as gzip and
-zstd files do, are decompressed as they are read.
+Text must be UTF-8, with or without a byte order mark, and without NUL bytes. Anything else is refused with
+the file's name and the position of the bad byte. Files that end in .gz, .zst, .bz2 or .xz, or begin like gzip
+and zstd files, are decompressed while they are read.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ OTHER_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
 
 
 class DataWarning(UserWarning):
-    """A notice that something of the user's data was left out or converted; it says what and how much."""
+    """A notice that a part of the user's data was left out or converted. It names the part and its size."""
 
 
 class NotText(DataError):
-    """A file that is not UTF-8 text: an error where the user named it, skipped in a folder."""
+    """A file that is not UTF-8 text: an error if the user named it, skipped in a folder."""
 
     why = "not UTF-8 text"
 
 
 def expand_paths(name: Path | str) -> list[Path]:
-    """Return the paths that a name stands for: ``~`` is the home folder; ``*``, ``?``, ``[..]`` and ``**``
-    match names.
+    """Return the path of a name, or all paths that match it as a pattern, sorted.
 
-    Raises DataError where nothing exists.
+    ``~`` is the home folder, and ``*``, ``?``, ``[..]`` and ``**`` match names. Raises DataError if nothing
+    exists.
     """
     path = Path(os.path.expanduser(name))
     if path.exists():
@@ -57,7 +57,7 @@ def expand_paths(name: Path | str) -> list[Path]:
 
 
 def list_files(root: Path) -> list[Path]:
-    """Return the file itself, or all files below a folder sorted by name, linked folders included.
+    """Return the file itself, or all files below a folder sorted by name, with those of linked folders.
 
     Names that begin with a dot and ``__pycache__`` are left out. A folder that is reached twice is listed
     once.
@@ -83,9 +83,7 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def file_ending(file: Path | str) -> str:
-    """Return the last ending of a file's name in lower case, that of a compressed file's content:
-    ``.jsonl``.
-    """
+    """Return the ending of a file's name in lower case, ``.jsonl`` for ``a.jsonl.gz``."""
     suffixes = [suffix.lower() for suffix in Path(file).suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -94,9 +92,7 @@ def file_ending(file: Path | str) -> str:
 
 @contextmanager
 def open_bytes(file: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading its (decompressed) bytes; whatever goes wrong while it is read is a
-    DataError.
-    """
+    """Open a file for reading its (decompressed) bytes. Raises DataError if it cannot be opened or read."""
     try:
         with _open(file) as stream:
             yield stream
@@ -110,7 +106,7 @@ def open_bytes(file: Path) -> Iterator[BinaryIO]:
 
 
 def decode_blocks(stream: BinaryIO, name: str) -> Iterator[str]:
-    """Yield the text of a byte stream block by block; NotText names the byte where it is NUL or not UTF-8."""
+    """Yield the text of a byte stream in blocks. Raises NotText for a NUL byte and for bytes not in UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, first = 0, True
     while True:
@@ -135,7 +131,7 @@ def decode_blocks(stream: BinaryIO, name: str) -> Iterator[str]:
 
 
 def decode_lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    """Yield the lines of a UTF-8 byte stream, line ends included; see `decode_blocks`."""
+    """Yield the lines of a UTF-8 byte stream with their line ends (see `decode_blocks`)."""
     rest = ""
     for text in decode_blocks(stream, name):
         *lines, rest = (rest + text).split("\n")
@@ -157,15 +153,13 @@ def _open(file: Path) -> BinaryIO:
     if ending == ".xz":
         return cast(BinaryIO, lzma.open(file, "rb"))
     if ending == ".zst":
-        # zstandard's own reader stops silently in a truncated frame; reading frame by frame does not.
+        # zstandard's own reader would stop silently in a truncated frame
         return io.BufferedReader(_ZstdReader(file))  # type: ignore[arg-type,return-value]
     return open(file, "rb")
 
 
 class _ZstdReader(io.RawIOBase):
-    """The bytes of all frames of a zstd file; a truncated last frame raises EOFError instead of ending
-    quietly.
-    """
+    """The bytes of all frames of a zstd file. A truncated last frame raises EOFError."""
 
     def __init__(self, file: Path) -> None:
         zstandard = importlib.import_module("zstandard")

@@ -1,9 +1,8 @@
-"""The exchanges of program-made dialogs: a question, at most one tool call, a reply, and the values that fill
-them.
+"""Generate the exchanges of dialogs: a question, at most one tool call, and a reply, filled with values.
 
-A turn does not depend on the format of the tool call. Values are drawn from the split they belong to: one key
-in ten (numbers, dates) or in four (words, programs) is held out for testing, by its hash, so membership never
-changes.
+A turn does not depend on the format of the tool call. Values are drawn from the split that they belong to:
+one key in ten (numbers, dates) or in four (words, programs) is held out for testing, chosen by its hash, so
+that this never changes.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ KINDS: dict[str, tuple[str, int]] = {
     for task, shares in _SHARES.items()
     for kind, share in (entry.split() for entry in shares.split(", "))
 }
-"""Kind of dialog -> (its task, its share of the default mix, per mille)."""
+"""Kind of dialog -> (its task, its weight in the default mix)."""
 
 _HELD_OUT = 10  # one pair of numbers in ten is held out
 _HELD_OUT_FEW = 4  # one word or program in four, as there are few
@@ -59,7 +58,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class DialogSource:
-    """The generator, the language, and the splits of values and wordings that turns are drawn from."""
+    """The random generator, the language, and the splits of values and of wordings for turns."""
 
     rng: Random
     words: Wordings
@@ -67,7 +66,7 @@ class DialogSource:
     wording_split: str
 
     def fits(self, key: str, every: int = _HELD_OUT) -> bool:
-        """Tell whether ``key`` belongs to this split: one key in ``every`` is held out for testing."""
+        """Return whether ``key`` belongs to this split: one key in ``every`` is held out for testing."""
         return (crc32(key.encode()) % every == 0) == (self.split == "test")
 
     def say(self, kind: str, **values: Any) -> tuple[str, str]:
@@ -147,9 +146,7 @@ _OPERATIONS: dict[str, tuple[str, Callable[[int, int], int], Callable[[Random], 
 
 
 def _word(source: DialogSource) -> str:
-    """Draw a word of the language or an invented one, so that the model learns to copy and not a list of
-    words.
-    """
+    """Draw a real or an invented word, so that the model learns to copy and not a list of words."""
     rng = source.rng
     invented = rng.random() < 0.4
     while True:
@@ -217,7 +214,7 @@ def _strings(source: DialogSource, kind: str) -> Turn:
         question, reply = source.say(kind, w=w)
         return Turn(question, reply, f'"{w}" "{w}"')
     if kind == "count":
-        # Mostly a letter of the word, sometimes one that it does not have.
+        # usually a letter of the word, sometimes one that is not in it
         c = source.rng.choice(w) if source.rng.random() < 0.9 else source.rng.choice("aeioust")
         result = str(w.count(c))
         question, reply = source.say(kind, w=w, c=c, r=result)
@@ -238,8 +235,10 @@ def _program(source: DialogSource, kind: str) -> Turn:
     values = slot_values(params, k)
     signature = f"{name}({', '.join(params)})"
     body = program.body.format_map(values)
-    what = source.words.programs[program.key].format_map(values)
-    question, reply = source.say(kind, sig=signature, what=what, code=f"def {signature}:\n    return {body}")
+    purpose = source.words.programs[program.key].format_map(values)
+    question, reply = source.say(
+        kind, sig=signature, what=purpose, code=f"def {signature}:\n    return {body}"
+    )
     return Turn(question, reply, f"def {name}(", check=hidden_check(program, name, k))
 
 

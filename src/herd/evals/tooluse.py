@@ -138,7 +138,7 @@ def _interpreter(sandbox: Sandbox) -> Tool:
 
 def prompt_ids(tokenizer: Tokenizer, dialog: Dialog, messages: Sequence[Mapping[str, Any]]) -> list[int]:
     """Return the tokens that ask for the next message of a dialog that so far consists of ``messages``."""
-    tools, own = dialog.tools or None, dialog.tool_call_format
+    own = dialog.tool_call_format
     chat = tokenizer.require_chat()
     form = own if own in chat.tool_call_formats else None
-    return chat.render(messages, tools=tools, tool_call_format=form, generation_prompt=True).ids
+    return chat.render(messages, tool_call_format=form, generation_prompt=True).ids

@@ -128,7 +128,7 @@ class RaiseData:
         """Return ``n`` synthetic training dialogs, rendered and packed."""
         # Rendered one at a time, because all of them as text would take a gigabyte.
         rendered = (
-            render(d.messages, self.tokenizer, tools=d.tools or None, tool_call_format=d.tool_call_format)
+            render(d.messages, self.tokenizer, tool_call_format=d.tool_call_format)
             for d in islice(stream_dialogs(seed, split="train"), n)
         )
         return DialogStream(rendered, context, seed, pad_id=self.tokenizer.pad_id or 0)

@@ -269,7 +269,8 @@ def chat_prompts(tokenizer: Tokenizer) -> list[Prompt]:
     """Return the questions that an instruct model answers in live samples. `herd chat` suggests them too."""
     prompts = []
     for dialog in (*showcase_dialogs("en"), *showcase_dialogs("de")):
-        options: dict[str, Any] = {"tools": dialog.tools or None, "tool_call_format": dialog.tool_call_format}
-        ids = render(dialog.prompt, tokenizer, generation_prompt=True, **options).ids
+        ids = render(
+            dialog.prompt, tokenizer, tool_call_format=dialog.tool_call_format, generation_prompt=True
+        ).ids
         prompts.append(Prompt(f"{dialog.prompt[-1]['content']} → ", ids))
     return prompts

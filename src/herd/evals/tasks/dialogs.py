@@ -45,9 +45,7 @@ class ToolDialogs(Task):
         if self.name == "tool_answers":
             last = max(i for i, message in enumerate(dialog.messages) if message["role"] == "ipython")
             messages = dialog.messages[: last + 1]
-        request = Generate(
-            messages, max_tokens=MAX_TOKENS, tools=dialog.tools, tool_call_format=dialog.tool_call_format
-        )
+        request = Generate(messages, max_tokens=MAX_TOKENS, tool_call_format=dialog.tool_call_format)
         gold: Any = dialog.answer if self.name == "tool_answers" else dialog.call
         return Item(f"{n}-{dialog.tool_call_format}", request, gold, dialog.lang, {"dialog": dialog})
 

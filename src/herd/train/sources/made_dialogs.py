@@ -29,7 +29,7 @@ class MadeDialogData(DataSection):
 
         def made(split: str, count: int) -> list[Rendered]:
             return [
-                render(d.messages, tokenizer, tools=d.tools or None, tool_call_format=d.tool_call_format)
+                render(d.messages, tokenizer, tool_call_format=d.tool_call_format)
                 for d in make_dialogs(count, settings.seed, split=split)
             ]
 
