@@ -48,15 +48,7 @@ def serve_command(
         for part, replicas in splits
         for weights in part.formats
     ]
-    found.sort(
-        key=lambda served: (
-            not served.meets(p95_ttft),
-            not served.fits,
-            served.way.weights.kld is None,
-            served.way.weights.kld or 0.0,
-            served.ttft_p95,
-        )
-    )
+    found.sort(key=lambda served: served.rank(p95_ttft))
     able = [served for served in found if served.meets(p95_ttft)]
     if as_json:
         records = [_served_record(served, p95_ttft) for served in found]

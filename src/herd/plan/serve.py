@@ -71,6 +71,11 @@ class Served:
         """Output tokens per second of all replicas together."""
         return self.replicas * self.requests_per_s * self.answer
 
+    def rank(self, p95_ttft: float) -> tuple:
+        """Return the key that sorts what is to be shown: the least loss first of what holds the load."""
+        kld = self.way.weights.kld
+        return not self.meets(p95_ttft), not self.fits, kld is None, kld or 0.0, self.ttft_p95
+
     def meets(self, p95_ttft: float) -> bool:
         """Return whether the load fits in memory and is served within ``p95_ttft`` seconds."""
         return self.stable and self.fits and self.ttft_p95 <= p95_ttft

@@ -72,15 +72,9 @@ def headline(run: Run) -> str:
 def facts(run: Run) -> list[str]:
     """Return the line under the title: run, mode, seed, machine, date."""
     cores, cpu = run.machine.get("cores"), run.machine.get("cpu", "unknown processor")
-    where = f"{cores} cores, {cpu}" if cores else None
-    seed = run.plan.get("seed")
-    found = [
-        f"run {run.name}",
-        f"mode {run.plan['mode']}" if run.plan.get("mode") else None,
-        f"seed {seed}" if seed is not None else None,
-        where,
-        str(run.plan.get("created") or "")[:10] or None,
-    ]
+    mode, seed = run.plan.get("mode"), run.plan.get("seed")
+    found = [f"run {run.name}", mode and f"mode {mode}", "" if seed is None else f"seed {seed}"]
+    found += [f"{cores} cores, {cpu}" if cores else "", str(run.plan.get("created") or "")[:10]]
     return [fact for fact in found if fact]
 
 

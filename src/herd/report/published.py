@@ -108,14 +108,7 @@ def _parse(data: dict[str, Any]) -> Iterable[Published]:
             for model, value in zip(table["models"], row["scores"], strict=True):
                 if value is None:
                     continue
-                yield Published(
-                    task=row["task"],
-                    model=model,
-                    kind=table["kind"],
-                    score=float(str(value).removesuffix("*")),
-                    metric=row["metric"],
-                    source=sources[table["source"]],
-                    shots=str(row["shots"]) if "shots" in row else None,
-                    cot=row.get("cot", False),
-                    starred=str(value).endswith("*"),
-                )
+                score, starred = float(str(value).removesuffix("*")), str(value).endswith("*")
+                shots = str(row["shots"]) if "shots" in row else None
+                how = (row["metric"], sources[table["source"]], shots, row.get("cot", False), starred)
+                yield Published(row["task"], model, table["kind"], score, *how)
