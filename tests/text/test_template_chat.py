@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
+from itertools import compress
 
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from herd.errors import ChatError
+from herd.text.chat_template import ChatTemplate
 from herd.text.library_tokenizer import LibraryTokenizer
-from herd.text.template_chat import ChatTemplate, Marked, assistant_spans, encode_rendered, trained_tokens
+from herd.text.template_chat import TemplateChat
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
@@ -174,11 +177,15 @@ def dialog(rng: random.Random, *, tools: bool) -> list[dict]:
 
 
 def rendered_ids(template, messages, tokenizer, **more) -> list[int]:
-    marked = Marked({"messages": messages, "tools": more.pop("tools", None)}, list(tokenizer.special_tokens))
-    text = template.render(marked.dialog["messages"], tools=marked.dialog["tools"], **more)
-    return encode_rendered(text, marked, tokenizer)[0]
+    return chat_of(tokenizer, template.text).render(messages, **more).ids
 
 
+@functools.cache
+def chat_of(tokenizer, template_text) -> TemplateChat:
+    return TemplateChat(tokenizer.with_settings(chat_template=template_text, token_names=NAMES))
+
+
+@pytest.mark.filterwarnings("ignore:.*no place for tools")
 @pytest.mark.parametrize("template_text", [*OWN, *REAL], indirect=True)
 @pytest.mark.parametrize("tools", [False, True])
 def test_ids_are_those_of_transformers(template_text, tools, tokenizer, oracle):
@@ -258,17 +265,10 @@ def test_the_mask_marks_what_an_assistant_writes_and_its_stop_token(template_tex
         {"role": "user", "content": "two"},
         {"role": "assistant", "content": "don't"},
     ]
-    whole = template.render(messages, tools=tools)
-    ids, starts = tokenizer.encode_with_special(whole)
-    stop_ids = frozenset(
-        tokenizer.special_tokens[name]
-        for name in ("</s>", "<|im_end|>", "<|eot_id|>", "<｜end▁of▁sentence｜>")
-    )
-    trained = [
-        tokenizer.decode([ids[place] for place in trained_tokens(starts, ids, span[1:], stop_ids)])
-        for span in assistant_spans(template, messages, whole, tools=tools)
-    ]
-    assert len(trained) == 2
+    rendered = chat_of(tokenizer, template.text).render(messages, tools=tools)
+    assert [span.message for span in rendered.spans] == [1, 3]
+    trained = [tokenizer.decode(rendered.ids[span.start : span.end]) for span in rendered.spans]
+    assert "".join(trained) == tokenizer.decode(compress(rendered.ids, rendered.mask))
     for text, content in zip(trained, ("Paris é 12", "don't"), strict=True):
         assert text.strip().startswith(content)
         assert text.replace(content, "").strip() in {
@@ -298,3 +298,57 @@ def test_a_bad_template_is_refused_in_one_line(text, said):
     with pytest.raises(ChatError, match=said) as caught:
         ChatTemplate(text, NAMES).render([{"role": "user", "content": "x"}])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("template_text", [*OWN, *REAL], indirect=True)
+def test_the_stop_token_of_a_template_ends_an_answer(template_text, tokenizer):
+    chat = chat_of(tokenizer, template_text)
+    assert {tokenizer.token_bytes(id_).decode() for id_ in chat.stop_ids} < STOPS
+    assert len(chat.stop_ids) == 1
+
+
+CALL = {"name": "tool_0", "arguments": {"q": "é"}}
+
+
+@pytest.mark.parametrize(
+    "messages, same_as",
+    [
+        ([{"role": "developer", "content": "s"}], [{"role": "system", "content": "s"}]),
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
+         [{"role": "user", "content": "ab"}]),
+        ([{"role": "user", "content": "x"}, {"role": "assistant", "content": None}],
+         [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]),
+        ([{"role": "user", "content": "x", "weight": 0}], [{"role": "user", "content": "x"}]),
+    ],
+)  # fmt: skip
+def test_messages_are_brought_into_the_shape_that_templates_expect(tokenizer, oracle, messages, same_as):
+    expected = oracle.apply_chat_template(same_as, chat_template=CHATML, return_dict=False)
+    assert chat_of(tokenizer, CHATML).render(messages).ids == expected
+
+
+@pytest.mark.parametrize("template_text", [REAL[0], REAL[3], REAL[6]], indirect=True)
+@pytest.mark.parametrize("id_", [None, "call_abc123"])
+def test_calls_in_every_shape_are_written_as_openais_are(template_text, tokenizer, oracle, id_):
+    """Mistral's templates insist on ids of nine letters and digits; others do not write them."""
+    call = {"id": "call00000", "type": "function", "function": CALL}
+    result = {"role": "tool", "name": "tool_0", "tool_call_id": "call00000", "content": '{"n": 4}'}
+    asked = {"role": "user", "content": "x"}
+    expected = oracle.apply_chat_template(
+        [asked, {"role": "assistant", "content": "", "tool_calls": [call]}, result],
+        chat_template=template_text, tools=TOOLS, date_string="26 Jul 2024", return_dict=False,
+    )  # fmt: skip
+    mine = CALL | ({} if id_ is None else {"id": id_}) | {"arguments": json.dumps(CALL["arguments"])}
+    given = {"role": "ipython", "content": {"n": 4}} | ({} if id_ is None else {"tool_call_id": id_})
+    messages = [asked, {"role": "assistant", "content": "", "tool_calls": [mine]}, given]
+    bare = [tool["function"] for tool in TOOLS]
+    rendered = chat_of(tokenizer, template_text).render(messages, tools=bare, date="26 Jul 2024")
+    assert rendered.ids == expected
+
+
+def test_what_a_template_cannot_write_is_refused_or_said(tokenizer):
+    chat = chat_of(tokenizer, CHATML)
+    question = [{"role": "user", "content": "x"}]
+    with pytest.raises(ChatError, match="writes no calls"):
+        chat.render(question, tool_call_format="json")
+    with pytest.warns(UserWarning, match="no place for tools"):
+        assert chat.render(question, tools=TOOLS).ids == chat.render(question).ids

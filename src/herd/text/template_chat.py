@@ -135,7 +135,9 @@ class TemplateChat:
         if not tools:
             return None
         if not self.supports_tools:
-            raise ChatError("tools: the checkpoint's chat template has no place for tools; leave them out")
+            note = "the checkpoint's chat template has no place for tools: the model will not see them"
+            warnings.warn(note, stacklevel=4)
+            return None
         if isinstance(tools, (str, Mapping)):
             raise ChatError(f"tools must be a list of schemas, not {type(tools).__name__}")
         out = []
