@@ -211,6 +211,36 @@ def test_an_added_kind_of_request_does_not_change_the_digests_of_others():
 
 
 @pytest.mark.parametrize(
+    "schema, words",
+    [
+        (3, "schema #: must be an object, true or false"),
+        ({"minimum": "1"}, "minimum must be a number"),
+        ({"maximum": float("inf")}, "maximum must be a number"),
+        ({"multipleOf": 0}, "multipleOf must be a number above 0"),
+        ({"maxLength": True}, "maxLength must be a whole number from 0"),
+        ({"properties": []}, "properties must be an object of schemas"),
+        ({"properties": {"a": 1}}, "schema #/properties/a: must be an object, true or false"),
+        ({"anyOf": []}, "anyOf must be a list of schemas"),
+        ({"required": "a"}, "required must be a list of names"),
+        ({"pattern": 1}, "pattern must be text"),
+        ({"type": ["string", 1]}, "type 1 is unknown"),
+        ({"items": {"patternProperties": {"(": {}}}}, "schema #/items: pattern '(' is no regular expression"),
+        ({"$ref": "other.json"}, "names nothing inside the schema"),
+    ],
+)
+def test_a_schema_that_cannot_be_checked_is_refused(schema, words):
+    with pytest.raises(DataError) as error:
+        check_schema(schema)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"not": {"$ref": "#"}}, {"anyOf": [{"$ref": "#"}]}])
+def test_a_schema_that_refers_to_itself_ends(schema):
+    check_schema(schema)
+    assert violation(1, schema) == "the answer is nested too deeply"
+
+
+@pytest.mark.parametrize(
     "schema, fits, not_",
     [
         (True, [1, None], []),

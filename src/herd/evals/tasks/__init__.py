@@ -15,7 +15,7 @@ built-in items of every format). `registry.py` knows tasks and suites by name::
 `word_problems.py`: gsm8k, mgsm; `programs.py`: human_eval, mbpp. Prompts for base models are those of
 EleutherAI's lm-eval (a test holds them equal, string by string); shots are the first of the training file, or
 where there is none the first *other* items of the file itself (lm-eval's ``first_n`` sampler), so that all
-items of a task share one head that is computed once.
+items of a task share one head that is computed once. `questions.py`: a user's own questions, with five judges.
 """
 
 from .data import Data

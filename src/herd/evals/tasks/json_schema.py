@@ -36,13 +36,29 @@ _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "multipleOf": (lambda value, step: not Fraction(str(value)) % Fraction(str(step)), "is no multiple of"),
 }
 _SIZES = {"Length": str, "Items": list, "Properties": dict}
+_COUNTS = tuple(f"{end}{kind}" for end in ("min", "max") for kind in _SIZES)
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _SINGLE = ("items", "additionalProperties", "propertyNames", "contains", "not")
 _KEYWORDS = {
-    *_ANNOTATIONS, *_BOUNDS, *_LISTS, *_MAPS, *_SINGLE, *(f"{end}{kind}" for end in ("min", "max") for kind in _SIZES),
+    *_ANNOTATIONS, *_BOUNDS, *_COUNTS, *_LISTS, *_MAPS, *_SINGLE,
     "$ref", "type", "enum", "const", "pattern", "required", "uniqueItems",
 }  # fmt: skip
+
+_FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(_BOUNDS, (lambda value: _is_number(value) and math.isfinite(value), "a number")),
+    "multipleOf": (lambda value: _is_number(value) and 0 < value < math.inf, "a number above 0"),
+    **dict.fromkeys(_COUNTS, (lambda value: type(value) is int and value >= 0, "a whole number from 0")),
+    **dict.fromkeys(_LISTS, (lambda value: isinstance(value, list) and bool(value), "a list of schemas")),
+    **dict.fromkeys(_MAPS, (lambda value: isinstance(value, dict), "an object of schemas")),
+    "enum": (lambda value: isinstance(value, list), "a list"),
+    "required": (
+        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value), "a list of names",
+    ),
+    "uniqueItems": (lambda value: isinstance(value, bool), "true or false"),
+    "pattern": (lambda value: isinstance(value, str), "text"),
+}  # fmt: skip
+"""What the value of a keyword must be."""
 
 
 def check_schema(schema: Any) -> None:
@@ -65,14 +81,17 @@ def _check(schema: Any, root: Any, where: str) -> None:
         raise DataError(f"schema {where}: must be an object, true or false, not {json.dumps(schema)[:40]}")
     if unknown := sorted(schema.keys() - _KEYWORDS):
         raise DataError(f"schema {where}: the keyword {unknown[0]!r} cannot be checked; write it another way")
+    for key, (holds, words) in _FORMS.items():
+        if key in schema and not holds(schema[key]):
+            raise DataError(f"schema {where}: {key} must be {words}, not {_short(schema[key])}")
     names = schema.get("type", [])
     for name in names if isinstance(names, list) else [names]:
-        if name not in _TYPES:
+        if not isinstance(name, str) or name not in _TYPES:
             raise DataError(f"schema {where}: type {name!r} is unknown; types are {', '.join(_TYPES)}")
     for pattern in [schema.get("pattern", ""), *schema.get("patternProperties", {})]:
         try:
             re.compile(pattern)
-        except (re.error, TypeError) as error:
+        except re.error as error:
             raise DataError(
                 f"schema {where}: pattern {pattern!r} is no regular expression ({error})"
             ) from None
