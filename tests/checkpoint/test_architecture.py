@@ -6,6 +6,7 @@ Weights that another program has quantized, and adapters, are refused with what 
 from __future__ import annotations
 
 import json
+import math
 import warnings
 
 import gguf
@@ -26,7 +27,7 @@ from herd.errors import CheckpointError
 from herd.llama.config import SIZES, RopeScaling
 from herd.llama.rope import inverse_frequencies
 from herd.quant import scheme
-from herd.quant.formats import F32
+from herd.quant.formats import F32, TYPES
 from herd.quant.gptq import Gptq
 from herd.quant.linear import fused_layers, swap_linears
 
@@ -134,11 +135,22 @@ def written(path, config, changes, extra=None):
     values = {key: (kind, value) for key, kind, value in model_metadata(config) if key[:5] == "llama"}
     values = {key: value for key, value in values.items() if "rope.scaling" not in key} | changes
     metadata = [(key, kind, value) for key, (kind, value) in values.items()]
-    tensors = {"token_embd.weight": torch.zeros(config.vocab_size, config.dim)} | (extra or {})
-    plan = {name: (tuple(tensor.shape), F32) for name, tensor in tensors.items()}
+    plan = {name: (tuple(tensor.shape), F32) for name, tensor in (extra or {}).items()}
+    # few bytes for the large vocabularies of the released models
+    format = TYPES["Q1_0"] if config.dim % 128 == 0 else F32
+    plan["token_embd.weight"] = ((config.vocab_size, config.dim), format)
     # one tensor a layer, so that the number of layers is believed
     plan |= {f"blk.{layer}.x": ((1,), F32) for layer in range(config.n_layers)}
-    bytes_of = lambda name: [tensors.get(name, torch.zeros(1)).flatten().view(torch.uint8)]  # noqa: E731
+
+    def bytes_of(name: str) -> list[torch.Tensor]:
+        if extra and name in extra:
+            return [extra[name].flatten().view(torch.uint8)]
+        return [
+            torch.zeros(
+                math.prod(plan[name][0]) // plan[name][1].block * plan[name][1].block_bytes, dtype=torch.uint8
+            )
+        ]
+
     write_gguf(path, metadata, plan, bytes_of)
     return config_from_gguf(GGUF(path))
 

@@ -50,3 +50,12 @@ def test_initial_weights_have_the_deviations_of_their_kind():
             0.01 if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
         )  # 0.02 / sqrt(2 · 2)
         assert float(param.detach().std()) == pytest.approx(expected, rel=0.2), name
+
+
+def test_biases_begin_at_zero():
+    plain = LlamaLM(SHAPE).init_weights(3)
+    biased = LlamaLM(SHAPE.replace(attention_bias=True, mlp_bias=True)).init_weights(3)
+    biases = [param for name, param in biased.named_parameters() if name.endswith(".bias")]
+    assert len(biases) == 7 * SHAPE.n_layers
+    assert not any(param.any() for param in biases)
+    assert (plain.model.norm.weight == biased.model.norm.weight).all()

@@ -129,7 +129,10 @@ def check_tensors(file: GGUF, config: ModelConfig) -> dict[str, TensorEntry]:
     for name, shape in config.param_shapes():
         theirs = gguf_name(name)
         if theirs not in file.tensors:
-            raise CheckpointError(f"{file.path}: tensor {theirs} is missing; fetch the file again")
+            cure = "fetch the file again"
+            if name.endswith(".bias"):
+                cure = "biases in only some projections of attention or MLP cannot be run"
+            raise CheckpointError(f"{file.path}: tensor {theirs} is missing; {cure}")
         entry = file.tensors[theirs]
         if entry.shape != shape:
             raise CheckpointError(f"{file.path}: {theirs} has shape {list(entry.shape)}, not {list(shape)}")
