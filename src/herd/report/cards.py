@@ -1,4 +1,4 @@
-"""Make the cards at the top of the page: the few numbers that a reader wants first."""
+"""Make the cards at the top of the report page: the few numbers that a reader wants first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .units import NBSP, duration, fixed, format_value, si, unit_name
 class Card:
     """A number with its caption.
 
-    ``verdict`` is (a word, whether it is good) where a condition had to be met.
+    ``verdict`` is (a word, whether it is good) if there was a condition to meet.
     """
 
     title: str
@@ -27,7 +27,7 @@ class Card:
 
 
 def cards(run: Run) -> list[Card]:
-    """Return the cards of everything that was measured."""
+    """Return a card for each of the main results that was measured."""
     text = "Bits the teacher needs to encode a byte of text it has never seen. Less is better."
     teacher = _score_card(run, "teacher", "bpb", "Teacher", text)
     text = "Functions the model wrote that pass their tests in the sandbox."

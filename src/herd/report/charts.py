@@ -26,7 +26,7 @@ MAX_POINTS = 400  # a curve is thinned to this many: more cannot be seen and mak
 class Line:
     """A curve.
 
-    ``faint``: raw, noisy data behind the main curve, without a label. ``dots``: mark each point.
+    ``faint``: raw, noisy data behind the main curve, without a label. ``dots``: a mark at each point.
     """
 
     label: str
@@ -39,7 +39,7 @@ class Line:
 
 @dataclass(frozen=True)
 class ChartRow:
-    """A line of an interval chart; None stands for what was not measured."""
+    """A row of an interval chart. Numbers that were not measured are None."""
 
     label: str
     value: float | None
@@ -55,9 +55,9 @@ def line_chart(
 ) -> str:  # fmt: skip
     """Draw curves in one frame, each named at its right end.
 
-    ``right`` is the margin in pixels for the names (None: as wide as they need; charts below each other want
-    the same one). ``x_unit`` is what the tooltip of a dot says. A logarithmic axis leaves out points at 0;
-    values on a logarithmic y axis are written with SI prefixes.
+    ``right`` is the margin for the names in pixels (None: as wide as they need). Give charts below each other
+    the same one. ``x_unit`` is the unit of x in the tooltip of a dot. A logarithmic axis leaves out points at
+    0. Values on a logarithmic y axis are written with SI prefixes.
     """
     lines = [_visible(line, x_log, y_log) for line in lines]
     lines = [line for line in lines if line.points]
@@ -89,18 +89,18 @@ def line_chart(
     parts.append(text(end, height - 6, x_title, "end", "faint"))
     parts += [_curve(line, to_x, to_y, lambda x, y: f"{si(x)} {x_unit}: {shown(y)}") for line in lines]
     last = [line.points[-1] for line in named]
-    places = svg.spread([to_y(y) for _, y in last], 16, top + 4, foot)
-    for line, (x, y), place in zip(named, last, places, strict=True):
+    label_ys = svg.spread([to_y(y) for _, y in last], 16, top + 4, foot)
+    for line, (x, y), label_y in zip(named, last, label_ys, strict=True):
         soft = "fill: var(--soft); font-weight: 400"
         name = escape(line.label) + tag("tspan", shown(y), class_="num", dx=6, style=soft)
         style = f"{_fill(line.tone)}; font-weight: 600"
-        parts.append(tag("text", name, x=to_x(x) + 10, y=place + 4, style=style))
+        parts.append(tag("text", name, x=to_x(x) + 10, y=label_y + 4, style=style))
     ending = "; ".join(f"{line.label} ends at {shown(y)}" for line, (_, y) in zip(named, last, strict=True))
     return svg.drawing(width, height, "".join(parts), f"{label}: {ending}")
 
 
 def label_room(lines: Sequence[Line]) -> float:
-    """Return the pixels that the names and last values of curves need on the right."""
+    """Return the width in pixels of the names and last values on the right of curves."""
     return max((svg.text_width(line.label) for line in lines if not line.faint), default=0) + 60
 
 
@@ -108,9 +108,9 @@ def interval_chart(
     rows: Sequence[ChartRow], *, label: str, title: str, bar: float | None = None, bar_label: str = "",
     decimals: int = 2, low: float | None = None, high: float | None = None, width: int = 520,
 ) -> str:  # fmt: skip
-    """Draw a dot with its interval per row, and the number on the right.
+    """Draw a dot with its interval in each row, and the number on the right.
 
-    ``bar`` is a dashed line to be reached.
+    ``bar`` is a value to reach, drawn as a dashed line.
     """
     known = [row for row in rows if row.value is not None]
     if not known:
@@ -126,10 +126,10 @@ def interval_chart(
     to_x = _scale(low, high, left, width - right, False)
     parts = [text(left, 12, title, class_="faint")]
     ticks = svg.linear_ticks(low, high, 4)
-    places = min(decimals, svg.decimals_for(ticks))
+    tick_decimals = min(decimals, svg.decimals_for(ticks))
     for tick in ticks:
         parts.append(tag("line", x1=to_x(tick), x2=to_x(tick), y1=top - 8, y2=foot, class_="grid"))
-        parts.append(text(to_x(tick), foot + 16, fixed(tick, places), "middle", "num"))
+        parts.append(text(to_x(tick), foot + 16, fixed(tick, tick_decimals), "middle", "num"))
     if bar is not None:
         parts.append(tag("line", x1=to_x(bar), x2=to_x(bar), y1=top - 8, y2=foot, class_="bar"))
         parts.append(text(to_x(bar), top - 12, bar_label, "middle", "strong"))
@@ -151,10 +151,7 @@ def heat_map(
     cells: dict[tuple[str, str], float], columns: Sequence[str], rows: Sequence[str], *, label: str,
     x_title: str, y_title: str, width: int = 340,
 ) -> str:  # fmt: skip
-    """Draw shares 0..1 by (column, row) with the percentage in each cell.
-
-    A cell without a value shows a dash.
-    """
+    """Draw fractions 0..1 by (column, row) with the percentage in each cell. A missing value is a dash."""
     left, top, step = max(svg.text_width(row) for row in rows) + 14, 24, 30
     cell = min((width - left) / max(1, len(columns)), 96.0)  # a few columns do not become wide
     foot = top + step * len(rows)
@@ -186,7 +183,7 @@ def divided_bar(
     rows: Sequence[tuple[str, Sequence[tuple[str, float, str]]]], *, label: str, show: Callable[[float], str],
     width: int = 1080,
 ) -> str:  # fmt: skip
-    """Draw bars on one scale, each divided into (name, size, tone) parts; wide parts carry their name."""
+    """Draw bars on one scale, each divided into (name, size, colour) parts. Wide parts show their names."""
     totals = [sum(size for _, size, _ in parts) for _, parts in rows]
     if max(totals, default=0) <= 0:
         return ""
@@ -214,7 +211,7 @@ def divided_bar(
 
 
 def loss_lines(name: str, train: Sequence[Point], evals: Sequence[Point]) -> list[Line]:
-    """Return the curves of a training: held-out loss in front of training loss, or that one alone."""
+    """Return the curves of a training: held-out loss in front of training loss, or training loss alone."""
     colour = tone(name)
     dashed = colour == "control"
     lines = [Line(name, thin(train), colour, faint=bool(evals), dashed=dashed and not evals)] if train else []
@@ -222,7 +219,7 @@ def loss_lines(name: str, train: Sequence[Point], evals: Sequence[Point]) -> lis
 
 
 def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
-    """Average neighbours until at most ``limit`` points are left; the curve stays in place."""
+    """Average groups of neighbours so that at most ``limit`` points remain."""
     size = math.ceil(len(points) / limit)
     if size <= 1:
         return list(points)
@@ -231,7 +228,7 @@ def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
 
 
 def _pad(low: float, high: float) -> float:
-    """Return the room to leave above and below the data; a flat curve gets some too."""
+    """Return the space above and below the data. A flat curve has some too."""
     return max(0.05 * (high - low), 1e-3 * abs(high), 1e-6)
 
 

@@ -1,7 +1,4 @@
-"""Draw the charts of the page from a run: which curves share a frame, which numbers go into a heat map.
-
-Every function returns "" or an empty list where nothing was measured.
-"""
+"""Draw the charts of the report page from a run. A chart without any data is "" or an empty list."""
 
 from __future__ import annotations
 
@@ -17,10 +14,10 @@ TOOL_BAR = 80.0  # percent of held-out English items that the instruct model of 
 
 
 def loss_charts(run: Run) -> list[tuple[str, str, str]]:
-    """Return (title, drawing with a logarithmic x axis, drawing with a linear one) for each training.
+    """Return the title and two drawings of each training, with a logarithmic and with a linear x axis.
 
-    The student and its control share a frame. If both have held-out losses, only those are drawn: their
-    training losses are not the same quantity.
+    The student and its control share a frame. If both have held-out losses, only those are drawn, since their
+    training losses are different quantities.
     """
     pair = [curve for name in ("student", "control") if (curve := run.curve(name))]
     groups = [[curve] for stage in run.stages for curve in stage.curves if curve not in pair]
@@ -30,7 +27,7 @@ def loss_charts(run: Run) -> list[tuple[str, str, str]]:
         lines = [line for curve in group for line in charts.loss_lines(curve.name, curve.train, curve.evals)]
         if len(group) > 1 and all(curve.evals for curve in group):
             lines = [line for line in lines if not line.faint]
-        lines.sort(key=lambda line: not line.faint)  # raw curves are drawn first, so that they lie behind
+        lines.sort(key=lambda line: not line.faint)  # raw curves are drawn first, behind the others
         drawings.append((" and ".join(curve.name for curve in group), lines))
     right = max((charts.label_room(lines) for _, lines in drawings), default=0.0)
 
@@ -62,8 +59,8 @@ def tools_chart(run: Run) -> str:
     if score is None:
         return ""
 
-    def percent(share: float | None) -> float | None:
-        return None if share is None else 100 * share
+    def percent(fraction: float | None) -> float | None:
+        return None if fraction is None else 100 * fraction
 
     by_lang, colour = score.detail.get("by_lang", {}), tone("instruct")
     rows = [
@@ -81,7 +78,7 @@ def tools_chart(run: Run) -> str:
 
 
 def needle_maps(run: Run) -> list[tuple[str, str]]:
-    """Return (model, heat map of length × depth), or of length alone, for every model with needle scores."""
+    """Return each model with needle scores, and its heat map by length and depth, or by length alone."""
     drawn = []
     for model in run.models:
         score = run.score(model, "needle")
@@ -96,7 +93,7 @@ def needle_maps(run: Run) -> list[tuple[str, str]]:
 
 
 def _grid(score: ModelScore) -> tuple[dict[tuple[str, str], float], list[str], list[str]]:
-    """Return values by (length, depth), the lengths and the depths, as text."""
+    """Return the values by (length, depth), and all lengths and depths as text."""
     if score.grid:
         lengths = sorted({length for length, _, _ in score.grid})
         depths = sorted({depth for _, depth, _ in score.grid})

@@ -1,8 +1,8 @@
-"""Write the page of a run: one HTML file that needs nothing else, for light and dark mode, phones and paper.
+"""Write the report page of a run: one HTML file for light and dark mode, phones and paper.
 
-`build_page` reads what the run left on disk (`run.py` describes it), makes cards, charts and tables of it
+`build_page` reads the files of the run (listed in `run.py`), makes cards, charts and tables of them
 (`cards.py`, `figures.py`, `tabulate.py`), lays them out with ``page.html.jinja`` and writes ``report.html``
-into the run's folder. No script, font or image is fetched, so the file can be mailed or kept for years. The
+into the run's folder. The page fetches no script, font or image, so it can be mailed or kept for years. The
 same folder always gives the same bytes.
 """
 
@@ -33,7 +33,7 @@ def build_page(run_folder: Path | str) -> Path:
 
 
 def _contents(run: Run) -> dict[str, Any]:
-    """Return everything that the template shows."""
+    """Return the variables of the template."""
     root = tree.family(run)
     return {
         "run": run,
@@ -64,13 +64,13 @@ def _contents(run: Run) -> dict[str, Any]:
 
 
 def headline(run: Run) -> str:
-    """Return the title of the page."""
+    """Return the title of the report page."""
     seconds = sum(stage.seconds or 0 for stage in run.stages)
     return f"A herd raised in {duration(seconds)}" if seconds else f"The herd “{run.name}”"
 
 
 def facts(run: Run) -> list[str]:
-    """Return the line under the title: run, mode, seed, machine, date."""
+    """Return the facts under the title: run, mode, seed, machine, date."""
     cores, cpu = run.machine.get("cores"), run.machine.get("cpu", "unknown processor")
     mode, seed = run.plan.get("mode"), run.plan.get("seed")
     found = [f"run {run.name}", mode and f"mode {mode}", "" if seed is None else f"seed {seed}"]
@@ -79,7 +79,7 @@ def facts(run: Run) -> list[str]:
 
 
 def _provenance(run: Run) -> list[tuple[str, str]]:
-    """Return the machine, the software and the command that repeats the run, or "not recorded"."""
+    """Return the names and values of the machine, the software and the command that repeats the run."""
     machine, commit = run.machine, run.commit
     memory = machine.get("memory_bytes")
     if (hashed := commit.get("hash")) and commit.get("dirty"):
@@ -127,7 +127,7 @@ def _probe(run: Run) -> str | None:
 
 
 def _lineage(run: Run) -> list[tuple[str, str, str, str]]:
-    """Return (model, parameters, hash of its weights, parents) of every model that was made."""
+    """Return the name, number of parameters, hash of the weights, and parents of every model of the run."""
     rows = []
     for stage in run.stages:
         if stage.model_name is None:

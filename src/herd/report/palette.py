@@ -1,6 +1,6 @@
-"""The colours of a report, for pages (as CSS variables) and for stand-alone pictures (written out).
+"""The colours of reports, for pages (as CSS variables) and for stand-alone pictures (written out).
 
-`palette.yaml` holds the colours, `charts.css` the style of charts. Text never depends on colour alone.
+`palette.yaml` lists the colours, and `charts.css` is the style of charts. Text never depends on colour alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MODELS = ("control", "student", "instruct", "long", "teacher")
 
 
 def tone(model: str) -> str:
-    """Return the name of a model's colour: its own, or that of the role its name begins or ends with."""
+    """Return the colour name of a model: the role that its name begins or ends with, or "other"."""
     lower = model.lower()
     return next((role for role in _MODELS if lower.startswith(role) or lower.endswith(role)), "other")
 

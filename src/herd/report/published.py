@@ -1,7 +1,7 @@
-"""Read the scores that others published, to compare measurements and claims with them.
+"""Read published scores of models, to compare measurements and claims with them.
 
-``published.yaml`` holds every figure with its source, its setting and whether the model was a base or an
-instruct model; a score without these cannot be compared with anything. All scores are percent. Imports no
+``published.yaml`` has every score with its source, its setting, and the kind of model (base or instruct),
+since a score without these cannot be compared with anything. All scores are in percent. Does not import
 torch.
 """
 
@@ -24,7 +24,7 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # gives the same r
 
 @dataclass(frozen=True)
 class PublishedSource:
-    """A publication: its title, where to find it, its date."""
+    """A publication: its title, its address (``where``), and its date."""
 
     name: str
     title: str
@@ -34,9 +34,9 @@ class PublishedSource:
 
 @dataclass(frozen=True)
 class Published:
-    """A score in percent. ``shots`` is None if the source does not say.
+    """A score in percent. ``shots`` is None if the source does not state it.
 
-    ``starred``: the source says that this model was run in another setting than the others in its row.
+    ``starred``: according to the source, the setting of this model differs from the others in its row.
     """
 
     task: str
@@ -66,7 +66,7 @@ def published() -> tuple[Published, ...]:
 def find_published(
     *, task: str | None = None, model: str | None = None, kind: Kind | None = None, source: str | None = None
 ) -> list[Published]:
-    """Return the scores that match everything given."""
+    """Return the scores that match all arguments that are not None."""
     return [
         row
         for row in published()
@@ -78,18 +78,20 @@ def find_published(
 
 
 def published_score(task: str, model: str, *, kind: Kind, source: str) -> float:
-    """Return a score in percent. Raises `ReportError`, with the nearest names, if there is none."""
+    """Return a score in percent. Raises `ReportError`, with the most similar names, if there is none."""
     rows = find_published(task=task, model=model, kind=kind, source=source)
     if rows:
         return rows[0].score
-    for what, name, names in (
+    for field, name, names in (
         ("task", task, {row.task for row in published()}),
         ("model", model, {row.model for row in published()}),
         ("source", source, {row.source.name for row in published()}),
     ):
         if name not in names:
             near = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.3) or sorted(names)
-            raise ReportError(f"no published score has the {what} {name!r}: nearest are {', '.join(near)}")
+            raise ReportError(
+                f"no published score has the {field} {name!r}: use for example {', '.join(near)}"
+            )
     raise ReportError(f"{source} has no score of {model} ({kind}) on {task}")
 
 

@@ -1,9 +1,9 @@
-"""Receipts: every measured number is one JSON record that says how it was measured.
+"""Write and read receipts: JSON records of measured numbers that say how they were measured.
 
-A number without its command, commit and machine cannot be checked. So a measurement ends in
-`write_receipt(...)`, which adds the git commit and whether the tree had uncommitted changes, the processor
-and its instruction sets, cores, memory, the versions of Python and torch, and the date in UTC. The tables of
-the README are generated from these files. A receipt is one file, so `git log bench/receipts/NAME.json` is the
+A number without its command, commit and machine cannot be checked. So a measurement ends with
+`write_receipt(...)`. It adds the git commit (and whether there were uncommitted changes), the processor and
+its instruction sets, cores, memory, the versions of Python and torch, and the date in UTC. The tables of the
+README are generated from these files. A receipt is one file, so `git log bench/receipts/NAME.json` is the
 history of a number.
 
 Layout of a file (`schema` 1)::
@@ -15,7 +15,7 @@ Layout of a file (`schema` 1)::
      "command": "...", "seed": 0, "rivals": {"transformers": "5.23.0"}, "notes": "...",
      "commit": {"hash": "...", "dirty": false}, "machine": {...}, "date": "2026-01-31T12:00:00Z"}
 
-Imports no torch: its version is read from the metadata of the installed package.
+Does not import torch: its version is read from the metadata of the installed package.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ _ISA_NAMES = {
 class Value:
     """A number with its unit ("tokens/s", "bytes", "1" for a plain ratio).
 
-    Where they exist: its interval ``lo`` to ``hi``, the bar it has to reach as text ("≥ 1.15"), and whether
-    it does.
+    Optional: its interval ``lo`` to ``hi``, the bar that it must reach as text ("≥ 1.15"), and whether it
+    does.
     """
 
     value: float | int | str | bool
@@ -73,7 +73,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Receipt:
-    """A receipt that was read from disk."""
+    """A receipt of a file."""
 
     name: str
     what: str

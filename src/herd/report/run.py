@@ -110,7 +110,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage did and cost; None for what it did not record."""
+    """The results and costs of a stage. Values that it did not record are None."""
 
     name: str
     title: str
@@ -138,7 +138,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """A whole run as the page needs it."""
+    """All data of a run for the report page."""
 
     folder: Path
     name: str
@@ -152,7 +152,7 @@ class Run:
 
     @property
     def models(self) -> list[str]:
-        """Names of the models: those that stages made, in that order, then others with a score."""
+        """Names of the models: first the models that stages made, in that order, then others with a score."""
         made = [stage.model_name for stage in self.stages if stage.model_name]
         return list(dict.fromkeys([*made, *(score.model for score in self.scores)]))
 
@@ -168,7 +168,7 @@ class Run:
 
 
 def load_run(folder: Path | str) -> Run:
-    """Read a run's folder. Raises `ReportError` only if the folder is not a run at all."""
+    """Read a run's folder. Raises `ReportError` only if the folder is not a run."""
     folder = Path(folder)
     if not (folder / "run.json").is_file() and not (folder / "stages").is_dir():
         raise ReportError(
@@ -207,12 +207,12 @@ def finite_number(value: Any) -> float | None:
 
 
 def _estimate(value: Any) -> Estimate:
-    """Return an estimate from a number or a dict {value, lo, hi, n}."""
+    """Return an estimate from a number or a dictionary {value, lo, hi, n}."""
     record = value if isinstance(value, dict) else {"value": value}
-    found, lo, hi, n = (finite_number(record.get(key)) for key in ("value", "lo", "hi", "n"))
-    if found is None:
+    number, lo, hi, n = (finite_number(record.get(key)) for key in ("value", "lo", "hi", "n"))
+    if number is None:
         raise ValueError(f"{record.get('value')!r} is not a finite number")
-    return Estimate(found, lo, hi, None if n is None else int(n))
+    return Estimate(number, lo, hi, None if n is None else int(n))
 
 
 def _read_json(path: Path, kind: type, problems: list[str]) -> Any:
@@ -234,7 +234,7 @@ def _read_json(path: Path, kind: type, problems: list[str]) -> Any:
 
 
 def _typed(record: dict[str, Any], types: dict[str, str], where: str, problems: list[str]) -> dict[str, Any]:
-    """Return the known fields that have the right type; null means "not measured" and is dropped."""
+    """Return the known fields with the right type. A null means "not measured" and is dropped."""
     good: dict[str, Any] = {}
     classes = {_TEXT: str, _LIST: list, _DICT: dict, _ANY: object}
     for key, wanted in types.items():
@@ -249,7 +249,7 @@ def _typed(record: dict[str, Any], types: dict[str, str], where: str, problems: 
 
 
 def _stage_names(folder: Path, plan: dict[str, Any]) -> list[str]:
-    """Return the stages on disk in the order of the plan; those that it does not know come last."""
+    """Return the stages on disk in the order of the plan. Stages that are not in the plan come last."""
     listed = plan.get("stages") or list(plan.get("predicted_seconds") or {})
     planned = [str(stage.get("name")) if isinstance(stage, dict) else str(stage) for stage in listed]
     records = {path.parent.name: path for path in (folder / "stages").glob("*/stage.json")}
@@ -296,7 +296,7 @@ def _gate(gate: dict[str, Any]) -> Gate:
 
 
 def _model_folder(folder: Path, place: Path, model: str) -> Path | None:
-    """Find a model's folder, whose name is relative to the run, the stage or where the stage ran."""
+    """Return a model's folder, named relative to the run, the stage or the working folder, or None."""
     try:
         return next((path for path in (folder / model, place / model, Path(model)) if path.is_dir()), None)
     except (OSError, ValueError):  # not a name that a file can have
@@ -304,7 +304,7 @@ def _model_folder(folder: Path, place: Path, model: str) -> Path | None:
 
 
 def _curves(place: Path, stage: str, problems: list[str]) -> list[LossCurve]:
-    """Return a curve per metrics file, named after the stage and, for an inner file, its folder."""
+    """Return a curve for each metrics file, named after the stage and, in a subfolder, the subfolder."""
     curves = []
     for path in sorted(place.rglob("metrics.jsonl")):
         inside = path.parent.relative_to(place).as_posix()
@@ -317,8 +317,8 @@ def _curves(place: Path, stage: str, problems: list[str]) -> list[LossCurve]:
 def _curve(path: Path, name: str, problems: list[str]) -> LossCurve:
     """Return the losses by tokens.
 
-    A resumed run repeats lines, of which the last one counts. An evaluation may record only its step; the
-    training lines say how many tokens that was.
+    A resumed run repeats lines, and the last one counts. An evaluation may record only its step. Its tokens
+    are then taken from the training line of that step.
     """
     records, broken = [], 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -345,7 +345,7 @@ def _curve(path: Path, name: str, problems: list[str]) -> LossCurve:
 
 
 def _scores(record: dict[str, Any]) -> list[ModelScore]:
-    """Return the score, and the 99th percentile in its detail as a score of its own."""
+    """Return the score, and the 99th percentile of its detail as a score of its own."""
     model, name = record["model"], record["name"]
     if not isinstance(model, str) or not isinstance(name, str):
         raise TypeError("model and name must be text")

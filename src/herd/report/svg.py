@@ -1,7 +1,7 @@
 """Write the parts of SVG that charts need: elements, ticks, and labels that do not overlap.
 
-Charts are text with CSS classes, so that one drawing serves light and dark mode, screen and print; a plotting
-library would write its colours into the drawing and weigh a megabyte.
+Charts are text with CSS classes, so that one drawing serves light and dark mode, screen and print. A plotting
+library would write fixed colours into the drawing, and its files have a megabyte.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from itertools import pairwise
 def tag(name: str, content: str = "", /, **attributes: object) -> str:
     """Return an element with its attributes.
 
-    Of a name, a trailing underscore is dropped (``class_``) and the others become hyphens; numbers get at
-    most two decimals; None is left out.
+    In names, a trailing underscore is dropped (``class_``) and other underscores become hyphens. Numbers have
+    at most two decimals. Attributes that are None are left out.
     """
     parts = [name]
     for key, value in attributes.items():
@@ -31,12 +31,12 @@ def tag(name: str, content: str = "", /, **attributes: object) -> str:
 def text(
     x: float, y: float, content: str, anchor: str | None = None, class_: str | None = None, **more: object
 ) -> str:
-    """Return a line of text; ``anchor`` is None (``x`` is its start), "middle" or "end"."""
+    """Return a line of text. ``x`` is its start (``anchor`` None), its "middle" or its "end"."""
     return tag("text", escape(content), x=x, y=y, text_anchor=anchor, class_=class_, **more)
 
 
 def drawing(width: float, height: float, body: str, label: str, class_: str = "chart") -> str:
-    """Return the whole picture; ``label`` describes it in words, for readers who cannot see it."""
+    """Return the whole picture. ``label`` describes it in words for readers who cannot see it."""
     size = {"viewBox": f"0 0 {width:g} {height:g}", "style": f"max-width: {width:g}px"}
     return tag("svg", tag("title", escape(label)) + body, role="img", class_=class_, aria_label=label, **size)
 
@@ -75,7 +75,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def decimals_for(ticks: Sequence[float]) -> int:
-    """Return how many decimals tell neighbouring ticks apart."""
+    """Return the number of decimals that distinguishes neighbouring ticks."""
     if len(ticks) < 2:
         return 2
     step = min(b - a for a, b in pairwise(ticks))
@@ -94,11 +94,11 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
         for i in range(len(placed) - 2, -1, -1):
             placed[i] = min(placed[i], placed[i + 1] - gap)
     result = [0.0] * len(placed)
-    for place, index in zip(placed, order, strict=True):
-        result[index] = place
+    for position, index in zip(placed, order, strict=True):
+        result[index] = position
     return result
 
 
 def text_width(content: str, size: float = 12.0) -> float:
-    """Return about how wide a sans-serif text is in pixels, in the widest of the common fonts."""
+    """Return the approximate width of a sans-serif text in pixels, in the widest of the common fonts."""
     return sum(size * (1.0 if ord(letter) > 0x2E7F else 0.64) for letter in content)

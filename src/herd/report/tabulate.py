@@ -1,11 +1,12 @@
-"""Make the tables of the page as plain data: rows, cells, intervals. The template decides how they look.
+"""Make the tables of the report page as plain data: rows, cells, intervals. The template sets their look.
 
-Every function works with any part of the run missing: it then returns None, or cells that say "not measured".
+Any part of the run may be missing. A function then returns None, or a table with cells that say "not
+measured" (scores) or "–" (costs and gates).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from .units import NBSP, NOT_MEASURED, duration, fixed, format_value, in_order, 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a score is titled and printed; ``better`` is "lower" or "higher"."""
+    """The title and format of a score. ``better`` is "lower" or "higher"."""
 
     name: str
     title: str
@@ -32,7 +33,7 @@ METRICS = {row[0]: Metric(*row) for row in read_yaml("herd.report", "metrics.yam
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell: its text, a small second line (an interval), and its class: num, text, none, good, bad."""
+    """A cell: its text, a small second line (an interval), and its CSS class (num, text, none, good, bad)."""
 
     text: str
     sub: str = ""
@@ -41,12 +42,12 @@ class Cell:
 
 MISSING = Cell(NOT_MEASURED, kind="none")
 TableRow = tuple[str, str | None, list[Cell]]
-"""Name, colour or None, cells."""
+"""The name of the row, its colour or None, and its cells."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a ``header`` of (title, second line) pairs, and a row of totals."""
+    """A table: rows under a ``header`` of (title, second line) pairs, and perhaps a row of totals."""
 
     header: list[tuple[str, str]]
     rows: list[TableRow]
@@ -60,26 +61,26 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
 
 
 def metric(name: str) -> Metric:
-    """Return how to show the score called ``name``."""
+    """Return the title and format of the score ``name``."""
     return METRICS.get(name) or Metric(name, name.replace("_", " "), "higher")
 
 
-def interval(found: Estimate, unit: str, decimals: int | None = None) -> str:
-    """Return ``1.396 – 1.424``, or "" if there is no interval."""
-    if found.lo is None or found.hi is None:
+def interval(estimate: Estimate, unit: str, decimals: int | None = None) -> str:
+    """Return the interval of an estimate, such as ``1.396 – 1.424``, or "" if there is none."""
+    if estimate.lo is None or estimate.hi is None:
         return ""
-    return f"{format_value(found.lo, unit, decimals)} – {format_value(found.hi, unit, decimals)}"
+    return f"{format_value(estimate.lo, unit, decimals)} – {format_value(estimate.hi, unit, decimals)}"
 
 
-def cell(found: Estimate | None, unit: str, decimals: int | None = None) -> Cell:
-    """Return the cell of an estimate; None says "not measured"."""
-    if found is None:
+def cell(estimate: Estimate | None, unit: str, decimals: int | None = None) -> Cell:
+    """Return the cell of an estimate. None: a cell that says "not measured"."""
+    if estimate is None:
         return MISSING
-    return Cell(format_value(found.value, unit, decimals), interval(found, unit, decimals))
+    return Cell(format_value(estimate.value, unit, decimals), interval(estimate, unit, decimals))
 
 
 def scores_table(run: Run) -> Table | None:
-    """Return all scores by model; needle accuracy has a column per length."""
+    """Return the scores by model, without paired comparisons. Needle accuracy has a column per length."""
     columns = _columns(run)
     if not columns:
         return None
@@ -100,7 +101,7 @@ def scores_table(run: Run) -> Table | None:
 
 
 def _columns(run: Run) -> list[tuple[str, str, str, str]]:
-    """Return (name of the score, part, title, unit); scores that the page knows come first, in its order."""
+    """Return the name, length ("" for none), title and unit of each column, in the order of `METRICS`."""
     present = dict.fromkeys(score.name for score in run.scores if "_vs_" not in score.name)
     columns = []
     for name in sorted(
@@ -131,10 +132,14 @@ def differences_table(run: Run) -> Table | None:
     return Table(header, rows) if rows else None
 
 
-def _breakdowns(run: Run, name: str, part: str) -> dict[str, dict[str, Estimate]]:
-    """Return the parts of a score by model, for the models whose score is broken down."""
+def _breakdowns(run: Run, name: str, breakdown: str) -> dict[str, dict[str, Estimate]]:
+    """Return the values of a breakdown of a score, for the models that have it."""
     scores = {model: run.score(model, name) for model in run.models}
-    return {model: score.detail[part] for model, score in scores.items() if score and score.detail.get(part)}
+    return {
+        model: score.detail[breakdown]
+        for model, score in scores.items()
+        if score and score.detail.get(breakdown)
+    }
 
 
 def language_table(run: Run) -> Table | None:
@@ -170,10 +175,16 @@ def tool_table(run: Run, part: str, title: str = "language") -> Table | None:
 
 
 def cost_table(run: Run) -> Table | None:
-    """Return what each stage cost, measured next to predicted, and the totals."""
+    """Return the cost of each stage, measured and predicted.
+
+    The last row has sums, but the largest peak memory, and the ratio of the stages with both times.
+    """
     if not run.stages:
         return None
-    rows: list[TableRow] = [(stage.name, stage_tone(stage), _cost_cells(stage)) for stage in run.stages]
+    rows: list[TableRow] = [
+        (stage.name, stage_tone(stage), _cost_cells(stage, _ratio(stage.seconds, stage.predicted_seconds)))
+        for stage in run.stages
+    ]
     summed = ("seconds", "predicted_seconds", "tokens", "flops")
     costs: dict[str, Any] = {key: total(run.stages, key) for key in summed}
     costs |= {key: _largest(run.stages, key) for key in ("peak_rss_bytes", "predicted_peak_bytes")}
@@ -181,27 +192,35 @@ def cost_table(run: Run) -> Table | None:
         ("stage", ""), ("time", "measured"), ("", "predicted"), ("", "ratio"), ("tokens", ""),
         ("tokens/s", ""), ("compute", ""), ("rate", "FLOP/s"), ("peak memory", "measured"), ("", "predicted"),
     ]  # fmt: skip
-    return Table(header, rows, _cost_cells(Stage("total", "", **costs), rates=False))
+    with_both = [stage for stage in run.stages if None not in (stage.seconds, stage.predicted_seconds)]
+    ratio = _ratio(total(with_both, "seconds"), total(with_both, "predicted_seconds"))
+    return Table(header, rows, _cost_cells(Stage("total", "", **costs), ratio, rates=False))
 
 
-def _cost_cells(stage: Stage, rates: bool = True) -> list[Cell]:
-    seconds, expected, tokens, flops = stage.seconds, stage.predicted_seconds, stage.tokens, stage.flops
-    shown = [
-        seconds and duration(seconds),
-        expected and duration(expected),
-        seconds and expected and f"{fixed(seconds / expected, 2)}{NBSP}×",
-        tokens and si(tokens),
-        rates and tokens and seconds and fixed(tokens / seconds, 0),
-        flops and si(flops, "FLOP"),
-        rates and flops and seconds and si(flops / seconds),
-        stage.peak_rss_bytes and units.nbytes(stage.peak_rss_bytes),
-        stage.predicted_peak_bytes and units.nbytes(stage.predicted_peak_bytes),
+def _cost_cells(stage: Stage, ratio: float | None, rates: bool = True) -> list[Cell]:
+    """Return the cells of a stage's costs, with "–" for a missing cost or a rate without time."""
+    tokens_per_second = _ratio(stage.tokens, stage.seconds) if rates else None
+    flops_per_second = _ratio(stage.flops, stage.seconds) if rates else None
+    costs: list[tuple[float | None, Callable[[float], str]]] = [
+        (stage.seconds, duration),
+        (stage.predicted_seconds, duration),
+        (ratio, lambda value: f"{fixed(value, 2)}{NBSP}×"),
+        (stage.tokens, si),
+        (tokens_per_second, lambda value: fixed(value, 0)),
+        (stage.flops, lambda value: si(value, "FLOP")),
+        (flops_per_second, si),
+        (stage.peak_rss_bytes, units.nbytes),
+        (stage.predicted_peak_bytes, units.nbytes),
     ]
-    return [Cell(text) if isinstance(text, str) else Cell("–", kind="none") for text in shown]
+    return [Cell("–", kind="none") if value is None else Cell(text(value)) for value, text in costs]
+
+
+def _ratio(value: float | None, divisor: float | None) -> float | None:
+    return value / divisor if value is not None and divisor else None
 
 
 def gates_table(run: Run) -> Table | None:
-    """Return the gates of all stages: what was reached, and what had to be."""
+    """Return the gates of all stages with the value reached and the bar to reach."""
     rows: list[TableRow] = []
     for stage in run.stages:
         for gate in stage.gates:
@@ -213,28 +232,29 @@ def gates_table(run: Run) -> Table | None:
 
 
 def _gate_numbers(gate: Gate) -> list[Cell]:
-    def shown(value: object) -> str:
-        found = finite_number(value)
-        if found is None:
-            return "–" if value is None else str(value)
-        return format_value(found, gate.unit, None if units.is_share(gate.unit) else 3)
+    """Return the cells of a gate's value, bar and unit, with "–" for a missing value or bar."""
+    unit = gate.unit
+    if units.is_share(unit) and isinstance(gate.bar, str):  # a bar in words keeps its own scale
+        unit = ""
 
-    if units.is_share(gate.unit) and finite_number(gate.bar) is None:  # a bar in words keeps its own scale
-        return [
-            Cell(units.short(finite_number(gate.value) or 0)),
-            Cell(shown(gate.bar)),
-            Cell("", kind="text"),
-        ]
-    return [Cell(shown(gate.value)), Cell(shown(gate.bar)), Cell(unit_name(gate.unit), kind="text")]
+    def text(value: object) -> str:
+        number = finite_number(value)
+        if number is None:
+            return "–" if value is None else str(value)
+        if units.is_share(gate.unit):
+            return format_value(number, unit)
+        return format_value(number, unit, 3)
+
+    return [Cell(text(gate.value)), Cell(text(gate.bar)), Cell(unit_name(unit), kind="text")]
 
 
 def stage_tone(stage: Stage) -> str:
-    """Return the colour of the model that a stage makes; "none" if it makes none."""
+    """Return the colour of the model that a stage makes, or "none" if it makes no model."""
     return tone(stage.model_name) if stage.model_name else "none"
 
 
 def total(stages: Sequence[Stage], key: str) -> float | None:
-    """Return the sum of a cost over the stages that recorded it; None if none did."""
+    """Return the sum of a cost over the stages that recorded it, or None if there are none."""
     values = [value for stage in stages if (value := getattr(stage, key)) is not None]
     return sum(values) if values else None
 

@@ -1,4 +1,4 @@
-"""Make the templates of all pages: everything is escaped, and nothing undefined is allowed.
+"""Load the templates of all pages. Values are escaped, and an undefined variable is an error.
 
 A template says ``:root { {{ light }} }``, ``{{ css }}`` and ``{% include "page.css" %}`` to look like the
 others.
@@ -16,7 +16,7 @@ from .palette import CHART_CSS, DARK, LIGHT, tone, variables
 
 @cache
 def template(package: str, name: str) -> Template:
-    """Return a template of ``package``; it may include files of ``herd.report``, such as ``page.css``."""
+    """Return a template of ``package``. It may include files of ``herd.report``, such as ``page.css``."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader("herd.report", ".")]),
         autoescape=True,

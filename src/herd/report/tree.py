@@ -1,8 +1,8 @@
 """Draw the family tree of a run, by the hashes of parents in each checkpoint's `herd.json`.
 
-There are two drawings of the tree: to the right for wide screens, downwards for narrow ones; the page's style
-sheet shows one of them. A model's first child continues its parent's line (teacher → long → instruct); others
-branch off.
+There are two drawings of the tree, from left to right for wide screens and downwards for narrow ones. The
+page's style sheet shows one of them. A model's first child continues its parent's line (teacher → long →
+instruct), and the other children branch off.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _HOW = {
     "student": "pruned and distilled",
     "control": "from random weights",
 }
-# Used where a checkpoint has no lineage: the order in which `herd raise` makes the models.
+# the parents of models whose checkpoints have no lineage, as `herd raise` makes them
 _USUAL_PARENTS = {"long": "teacher", "instruct": "long", "student": "instruct", "control": None}
 
 
 @dataclass
 class Node:
-    """A member of the family; ``lines`` are printed under its name."""
+    """A member of the family. ``lines`` are printed under its name."""
 
     name: str
     size: str
@@ -45,7 +45,7 @@ class Node:
 
 
 def family(run: Run) -> Node | None:
-    """Return the tree of a run's models under their tokenizer; None if there is no model yet."""
+    """Return the tree of a run's models under their tokenizer, or None if there is no model yet."""
     nodes = {stage.model_name: _node(stage) for stage in run.stages if stage.model_name}
     if not nodes:
         return None
@@ -78,7 +78,7 @@ def wide(root: Node) -> str:
 def narrow(root: Node) -> str:
     """Draw the tree downwards.
 
-    Indented branches come before the main line continues, so no edge crosses a box.
+    The main line continues after the indented branches, so that no edge crosses a box.
     """
     parts: list[str] = []
     row = 0
@@ -115,10 +115,7 @@ def _describe(node: Node) -> str:
 
 
 def _parent(stage: Stage, stages: list[Stage]) -> str | None:
-    """Return the model whose weights the lineage names.
-
-    Of two with the same weights, the one named as the role.
-    """
+    """Return the parent of a stage's model by the hash of its weights. A model named as the role wins."""
     hashes = {
         other.model_name: other.lineage.get("weights_hash")
         for other in stages
@@ -163,7 +160,7 @@ def _node(stage: Stage) -> Node:
 
 
 def _place(node: Node, level: int, lane: int, used: dict[int, int]) -> None:
-    """Give every node its place: a branch takes the first lane that is free at all of its levels.
+    """Set the level and lane of every node. A branch takes the first lane that is free at all its levels.
 
     ``used`` is the last lane taken at each level.
     """

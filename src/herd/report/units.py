@@ -1,6 +1,6 @@
-"""Format numbers for readers: few digits, always a unit, thousands separated, a true minus sign.
+"""Format numbers for readers: few digits, a unit, separated thousands, a true minus sign.
 
-GB means 10^9 bytes everywhere in reports; GiB is not used.
+GB means 10^9 bytes everywhere in reports. GiB is not used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _SI = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")
 
 
 def fixed(value: float, decimals: int) -> str:
-    """Format with fixed decimals, thousands separated, a true minus sign, and never minus zero."""
+    """Format with fixed decimals, separated thousands, a true minus sign, and never minus zero."""
     text = f"{abs(value):,.{decimals}f}"
     negative = value < 0 and any(digit in text for digit in "123456789")
     return (MINUS if negative else "") + text
@@ -31,7 +31,7 @@ def short(value: float, digits: int = 3) -> str:
 
 
 def si(value: float, unit: str = "", digits: int = 3) -> str:
-    """Format with an SI prefix: ``si(3.1e14, "FLOP")`` → ``310 TFLOP``; without one below 1,000."""
+    """Format with an SI prefix from 1,000 on: ``si(3.1e14, "FLOP")`` → ``310 TFLOP``."""
     for scale, prefix in _SI:
         if abs(value) >= scale * (1 - 0.5 * 10**-digits):
             return f"{short(value / scale, digits)}{NBSP}{prefix}{unit}"
@@ -58,12 +58,12 @@ def duration(seconds: float) -> str:
 
 
 def is_share(unit: str) -> bool:
-    """Tell whether values of this unit are shares between 0 and 1, which are shown in percent."""
+    """Return whether values of this unit are fractions of 1. They are shown in percent."""
     return unit.lower() in {"fraction", "share", "accuracy", "ratio of 1"}
 
 
 def format_value(value: float, unit: str, decimals: int | None = None) -> str:
-    """Format a number without its unit, for a column whose header has it; shares become percent."""
+    """Format a number without its unit, for a column whose header has it. Fractions become percent."""
     if is_share(unit):
         return fixed(100 * value, 1 if decimals is None else decimals)
     if unit == "%":
@@ -72,7 +72,7 @@ def format_value(value: float, unit: str, decimals: int | None = None) -> str:
 
 
 def unit_name(unit: str) -> str:
-    """Return the unit as headers show it: percent for shares, nothing for plain ratios."""
+    """Return the unit for a header: "%" for fractions, "" for plain ratios."""
     return "%" if is_share(unit) else "" if unit == "1" else unit
 
 
@@ -83,15 +83,15 @@ LANGUAGES = {
     "te": "Telugu", "zh": "Chinese",
 }
 # fmt: on
-"""The eight languages of Llama 3.1 in the order of its model card, then those of the benchmarks."""
+"""The eight languages of Llama 3.1 in the order of its model card, then languages of the benchmarks."""
 
 
 def in_order(codes: Iterable[str]) -> list[str]:
     """Return the codes without repeats, languages first, in the order of `LANGUAGES`."""
-    known = {code: place for place, code in enumerate(LANGUAGES)}
+    known = {code: index for index, code in enumerate(LANGUAGES)}
     return sorted(dict.fromkeys(codes), key=lambda code: known.get(code, len(known)))
 
 
 def language(code: str) -> str:
-    """Return the English name of a language; a code that is no language ("code") stays as it is."""
+    """Return the English name of a language. Other codes, such as "code", are returned unchanged."""
     return LANGUAGES.get(code, code)
