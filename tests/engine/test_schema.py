@@ -259,6 +259,7 @@ def test_canonical_schemas_stay_as_they_are():
     schema = {
         "type": "object",
         "properties": {"n": {"type": "integer", "minimum": 0, "maximum": LARGEST_INTEGER}},
+        "additionalProperties": False,
     }
     once = canonical_schema(json.dumps(schema))
     assert json.loads(once) == schema
@@ -348,3 +349,18 @@ def test_steps_multiply_only_within_the_librarys_arithmetic(tokenizer):
     guide = guide_of({"allOf": [{"type": "integer", "multipleOf": 55}, {"multipleOf": 85}]}, tokenizer)
     assert accepts(guide, tokenizer, str(3 * math.lcm(55, 85)))
     assert not accepts(guide, tokenizer, str(55 * 84))
+
+
+def test_an_object_gets_only_the_properties_it_lists():
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    assert json.loads(canonical_schema(json.dumps(schema)))["additionalProperties"] is False
+    for more in (
+        {"additionalProperties": True},
+        {"patternProperties": {"^b": {}}},
+        {"required": ["a", "b"]},
+        {"anyOf": [{"required": ["b"]}]},
+        {"allOf": [{"properties": {"b": {}}}]},
+    ):
+        assert (
+            json.loads(canonical_schema(json.dumps(schema | more))).get("additionalProperties") is not False
+        )

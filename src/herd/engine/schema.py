@@ -30,16 +30,22 @@ MAX_LEVELS = 60
 
 ANNOTATIONS = {"title", "description", "default", "examples", "$comment", "readOnly", "writeOnly"}
 SCHEMAS_BY_NAME = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
+MORE_PROPERTIES = {
+    "additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames", "minProperties",
+    "$ref", "anyOf", "oneOf", "not", "if", "dependentSchemas", "dependentRequired",
+}  # fmt: skip
+"""Keywords that describe properties beyond those listed."""
 BOUNDS = (("minimum", "exclusiveMinimum", 1, max), ("maximum", "exclusiveMaximum", -1, min))
 
 Numeric = int | Decimal
 
 
 def canonical_schema(text: str) -> str:
-    """Return the text of an equivalent schema whose numbers llguidance reads exactly.
+    """Return the text of a schema whose numbers llguidance reads exactly; what it accepts, ``text`` accepts.
 
-    Annotations are dropped. Raises EngineError, naming the keyword and its value, for numbers that cannot be
-    kept, and for references that do not lead to a schema of this document.
+    Annotations are dropped. An object that lists its properties and does not mention others gets no others: small
+    models would otherwise invent properties without end. Raises EngineError, naming the keyword and its value,
+    for numbers that cannot be kept, and for references that do not lead to a schema of this document.
     """
     try:
         schema = json.loads(text, parse_float=_exact_number, parse_constant=_refuse_constant)
@@ -50,13 +56,14 @@ def canonical_schema(text: str) -> str:
         schema = {}
     if not isinstance(schema, dict):
         raise EngineError(f"a JSON schema is an object or true, not {' '.join(text.split())[:60]}")
-    return json.dumps(_Canonical().document(schema), default=float)
+    return json.dumps(_Canonical(closes_objects='"allOf"' not in text).document(schema), default=float)
 
 
 class _Canonical:
     """A walk over a schema, and what it collects for the checks at its end: references and multiples."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, closes_objects: bool) -> None:
+        self._closes_objects = closes_objects  # not where a part of an object is described elsewhere
         self._pointers: set[str] = set()  # of all schemas in the document, as JSON pointers
         self._references: list[Any] = []
         self._multiples: list[Numeric] = []
@@ -99,6 +106,8 @@ class _Canonical:
             if key not in ANNOTATIONS
         }
         _rewrite_exclusive_bounds(schema)
+        if self._closes_objects and _lists_its_properties(schema):
+            schema["additionalProperties"] = False
         return schema
 
     def _keyword(self, key: str, value: Any, pointer: str, level: int) -> Any:
@@ -119,6 +128,13 @@ class _Canonical:
         elif isinstance(value, dict):
             return self._schema(value, pointer, level)
         return value
+
+
+def _lists_its_properties(schema: dict[str, Any]) -> bool:
+    """Return whether an object's schema names all properties it needs, and has no keyword about others."""
+    properties, required = schema.get("properties"), schema.get("required", [])
+    named = isinstance(properties, dict) and isinstance(required, list) and set(required) <= properties.keys()
+    return named and not schema.keys() & MORE_PROPERTIES
 
 
 def _rewrite_exclusive_bounds(schema: dict[str, Any]) -> None:
