@@ -134,7 +134,8 @@ def _download(source: str, repository: str, file: str | None, revision: str | No
     from huggingface_hub import HfApi, errors, hf_hub_download, snapshot_download  # slow to import
 
     try:
-        names = HfApi().list_repo_files(repository, revision=revision)
+        about = HfApi().model_info(repository, revision=revision)
+        names = [sibling.rfilename for sibling in about.siblings or ()]
     except errors.HfHubHTTPError:
         raise
     except Exception:  # no network: the client looks on this disk, and says what is missing
