@@ -189,3 +189,17 @@ def test_a_downloaded_model_is_removed(home, make_model, capsys):
 def test_pull_prints_where_the_model_is(gguf, capsys):
     assert run(["pull", str(gguf)]) == 0
     assert capsys.readouterr().out.strip() == str(gguf)
+
+
+def test_an_unknown_pre_tokenizer_can_be_named(gguf, tmp_path, capsys):
+    own = tmp_path / "own.gguf"
+    own.write_bytes(gguf.read_bytes().replace(b"llama-bpe", b"llama-xyz"))
+    assert run(["chat", str(own), "-p", "x", "--complete", "--max-tokens", "1"]) == 1
+    assert (
+        "pre-tokenizer is 'llama-xyz', which is not known; name one that fits (--pre of"
+        in capsys.readouterr().err
+    )
+    expected = checkpoint.load_tokenizer(gguf)
+    assert checkpoint.ModelSource(own, pre="llama-bpe").tokenizer.encode("again and") == expected.encode(
+        "again and"
+    )

@@ -148,10 +148,11 @@ class ModelSource:
     """A model on disk: its configuration, tokenizer and lineage, and its weights on request; no file is read twice.
 
     ``path`` is its folder or GGUF file. The tokenizer is None, with a warning, where there is none.
+    ``pre`` names the pre-tokenizer of a GGUF file that does not name a known one.
     """
 
-    def __init__(self, source: str | Path) -> None:
-        self.path = resolve_model(source)
+    def __init__(self, source: str | Path, *, pre: str | None = None) -> None:
+        self.path, self._pre = resolve_model(source), pre
         self.file = gguf_file(self.path)
         """The GGUF file that holds the weights, if it is one."""
 
@@ -183,7 +184,7 @@ class ModelSource:
         if not has_tokenizer(self._gguf):
             warnings.warn(f"{self.file}: has no tokenizer", stacklevel=4)
             return None
-        tokenizer = read_tokenizer(self._gguf)
+        tokenizer = read_tokenizer(self._gguf, pre=self._pre)
         require_vocabulary_fits(tokenizer, self.config, self.path)
         return tokenizer
 

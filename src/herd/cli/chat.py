@@ -23,7 +23,7 @@ from ..text import ToolCall
 from ..text.messages import CODE_INTERPRETER
 from ..tools import CUSTOM_TOOLS, ToolResult, execute_call
 from .chat_store import load_dialog, save_dialog
-from .common import MODEL, Device, Dtype, Json, Kv, Threads, print_json
+from .common import MODEL, Device, Dtype, Json, Kv, Pre, Threads, print_json
 
 if TYPE_CHECKING:
     from ..engine.chat_session import ChatEvent, ChatSession
@@ -78,6 +78,7 @@ def chat_command(
     dtype: Dtype = None,
     device: Device = None,
     threads: Threads = None,
+    pre: Pre = None,
     as_json: Json = False,
 ) -> None:
     """Talk to a model and see the tools it calls. With -p or input from a pipe: one question, one answer.
@@ -94,7 +95,7 @@ def chat_command(
     from .chat_memory import plan_context
     from .chat_model import compute_kind, load_chat_model, load_draft
 
-    source = ModelSource(folder)  # a missing model is reported before stdin is read
+    source = ModelSource(folder, pre=pre)  # a missing model is reported before stdin is read
     question = _one_question(prompt, as_json)
     limit = plan_context(source, *compute_kind(source, dtype, device), kv, context)
     model = load_chat_model(source, dtype, device)

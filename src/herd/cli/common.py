@@ -58,6 +58,12 @@ def _threads(count: int | None) -> int | None:
     return count
 
 
+Pre = Annotated[
+    str | None,
+    typer.Option(
+        "--pre", help="Name of the pre-tokenizer, for a GGUF file that names none or an unknown one."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Dtype = Annotated[
     str | None, typer.Option(callback=_dtype, help="Compute in fp32, bf16 or fp16 (default: as stored).")

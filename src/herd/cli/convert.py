@@ -11,7 +11,7 @@ import typer
 
 from ..dtypes import parse_dtype, torch_dtype
 from ..errors import CheckpointError, ConfigError
-from .common import MODEL, Json, print_json, progress_display
+from .common import MODEL, Json, Pre, print_json, progress_display
 
 if TYPE_CHECKING:
     from ..llama.config import ModelConfig
@@ -22,7 +22,6 @@ Dtype = Annotated[
 SOURCE = """A GGUF file, a folder with Meta's files (params.json, *.pth), a Hugging Face folder, a name
 (`herd list`), or hf:ORG/NAME[/FILE.gguf][@REVISION]."""
 MAX_CONTEXT = "Longest context in tokens, for Meta's files, which do not state it."
-PRE = "Name of the pre-tokenizer, for a GGUF file that names none or an unknown one."
 FORMAT = """hf: for transformers and others; gguf: one file for llama.cpp; vllm: 4- or 8-bit weights for vLLM.
 Default: gguf if the target ends in .gguf, else hf."""
 GGUF_TYPE = """Weight format for gguf: f16 (default), bf16, f32, q8_0, q4_0, q4_k or q6_k. Not for quantized
@@ -35,7 +34,7 @@ def import_command(
     dtype: Dtype = None,
     name: Annotated[str | None, typer.Option(help="Name in herd.json (default: the source's).")] = None,
     max_context: Annotated[int | None, typer.Option(min=1, help=MAX_CONTEXT)] = None,
-    pre: Annotated[str | None, typer.Option(help=PRE)] = None,
+    pre: Pre = None,
     as_json: Json = False,
 ) -> None:
     """Import weights from Meta, Hugging Face or a GGUF file as a checkpoint folder.

@@ -78,7 +78,7 @@ class Vocabulary:
         if known is None:
             raise TokenizerError(
                 f"its pre-tokenizer is {self.pre!r}, which is not known; "
-                f"name one that fits (--pre): {', '.join(sorted(PRE_TOKENIZERS))}"
+                f"name one that fits (--pre of herd chat and herd import): {', '.join(sorted(PRE_TOKENIZERS))}"
             )
         merges = []
         for merge in self.merges or ():
