@@ -1,8 +1,9 @@
-"""Measure models: functions here return `Score`s, numbers with an interval, ready for JSON.
+"""Evaluation of models. The functions return `Score`s: numbers with a confidence interval, ready for JSON.
 
-Benchmarks: `tasks/` and `harness.py`. Without questions: `bpb.py` (compression of held-out text),
-`fidelity.py` (closeness to a teacher), `quantized.py` (to the original), `needle.py`, `tooluse.py`,
-`code.py`, `samples.py`. Models decode through `herd.engine`; intervals come from `bootstrap.py`.
+Benchmarks are in `tasks/` and run by `harness.py`. Other measurements: `bpb.py` (compression of held-out
+text), `fidelity.py` (closeness to a teacher), `quantized.py` (closeness to the unquantized model),
+`needle.py`, `tooluse.py`, `code.py`, `samples.py`. Models decode through `herd.engine`. Intervals come from
+`bootstrap.py`.
 """
 
 from .bootstrap import Interval, mean_interval, paired_difference, wilson

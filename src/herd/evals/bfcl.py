@@ -1,16 +1,15 @@
-"""BFCL: compares a function call with the expected ones by name and arguments, without running anything.
+"""BFCL: compare function calls with the expected ones by name and arguments, without running anything.
 
-For every argument the data set lists the values it may have ("" among them: it may be left out). A call is
-right when its function is, no required argument is missing, none is unknown, and every value is of the right
-type and among those listed. Texts are compared without case, spaces and the marks ``, . / - _ * ^``. Of
-several calls each must match one expected call, in any order. Where no function fits the question
-(*irrelevance*), any call is wrong.
+For every argument the data set lists the possible values ("" in the list: the argument is optional). A call
+is right if its function is right, no required argument is missing, no argument is unknown, and every value
+has the right type and is in the list. Texts are compared without case, spaces and the marks ``, . / - _ *
+^``. If several calls are expected, each must match one of them, in any order. If no function fits the
+question (*irrelevance*), any call is wrong.
 
-Decisions are those of the Berkeley Function-Calling Leaderboard's checker for Python functions; for example,
-an integer is accepted where a float is wanted, but not the other way round. One thing is repaired: where the
-data lists no value at all for a required argument (two items), the empty value is right, whereas their
-checker accepts no call. Source: Patil et al., "The Berkeley Function Calling Leaderboard" (ICML 2025);
-ShishirPatil/gorilla.
+Decisions equal those of the Berkeley Function-Calling Leaderboard's checker for Python functions. For
+example, an integer is accepted for a float, but not the other way round. One thing differs: if the data lists
+no value at all for a required argument (two items), the empty value is right here, and their checker accepts
+no call. Source: Patil et al., "The Berkeley Function Calling Leaderboard" (ICML 2025); ShishirPatil/gorilla.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from ..text.toolcall_grammar import ToolCall
 
 Schema = Mapping[str, Any]
 Expected = Mapping[str, Mapping[str, Sequence[Any]]]
-"""One expected call: {function: {argument: its possible values}}."""
+"""An expected call: {function: {argument: possible values}}."""
 
 _TYPES: dict[str, type] = {
     "string": str, "integer": int, "float": float, "boolean": bool, "array": list, "tuple": list,
@@ -34,11 +33,14 @@ _IGNORED = re.compile(r"[ ,./\-_*^]")
 
 
 class _Wrong(Exception):
-    """The reason why a call is not the expected one."""
+    """The reason why a call differs from the expected one."""
 
 
 def why_wrong(calls: Sequence[ToolCall], functions: Sequence[Schema], expected: Sequence[Expected]) -> str:
-    """Return what is wrong with the calls, "" if nothing. If none is expected, any call is wrong."""
+    """Return the reason why the calls are wrong, or "" if they are right.
+
+    If none is expected, any call is wrong.
+    """
     if not expected:
         return f"calls {calls[0].name} where no function fits" if calls else ""
     if len(calls) != len(expected):
@@ -57,7 +59,7 @@ def why_wrong(calls: Sequence[ToolCall], functions: Sequence[Schema], expected: 
 
 
 def tool_schema(function: Schema) -> dict[str, Any]:
-    """Return a function of the data set, which names types as Python does, as a JSON schema."""
+    """Return a function of the data set as a JSON schema. The data set uses Python's names of types."""
     return {key: function[key] for key in ("name", "description")} | {
         "parameters": _as_json(function["parameters"])
     }
@@ -100,7 +102,7 @@ def _compare(call: ToolCall, schema: Schema, expected: Mapping[str, Sequence[Any
 
 def _compare_value(name: str, value: Any, schema: Schema, possible: Sequence[Any]) -> None:
     wanted = _TYPES[schema["type"]]
-    possible = possible or [wanted()]  # two items list no value; the empty one is meant
+    possible = possible or [wanted()]  # two items list no value; they mean the empty one
     nested = _TYPES[schema["items"]["type"]] if schema["type"] in ("array", "tuple") else None
     if wanted is float and type(value) is int:
         value = float(value)
@@ -122,20 +124,23 @@ def _compare_value(name: str, value: Any, schema: Schema, possible: Sequence[Any
 
 
 def _has_type(value: Any, possible: Sequence[Any], wanted: type, nested: type | None) -> bool:
-    """Return whether a value has the schema's type, items included, or the type of the listed values."""
+    """Return whether a value and its items have the schema's types, or the type of the listed values."""
     items: Any = value
     if type(value) is wanted:
         if nested is None:
             return True
         for one in possible:
-            # a listed "" (may be left out) stands for any items
+            # a listed "" (the argument is optional) allows any items
             if not isinstance(one, list) or all(_has_type(item, one, nested, None) for item in items):
                 return True
     return type(value) is _listed_type(possible)
 
 
 def _is_variable(value: Any, possible: Sequence[Any], wanted: type) -> bool:
-    """Return whether the listed values have another type: then they name variables, compared exactly."""
+    """Return whether the listed values have another type than the schema.
+
+    They are then names of variables.
+    """
     return _listed_type(possible) not in (None, wanted)
 
 
@@ -157,7 +162,7 @@ def _same_dicts(value: Sequence[Any], possible: Sequence[Any]) -> bool:
 
 
 def _standard(value: Any) -> Any:
-    """Return a text, or the texts of a list, in the form in which they are compared."""
+    """Return a text, or the texts of a list, normalized for comparison."""
     return [_standard_text(item) for item in value] if isinstance(value, list) else _standard_text(value)
 
 

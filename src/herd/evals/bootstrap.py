@@ -1,11 +1,11 @@
-"""Give numbers 95 % intervals: by resampling items, or by Wilson's formula for plain shares.
+"""Confidence intervals of 95 %: by resampling items, or by Wilson's formula for fractions.
 
 Resampling is with replacement, and seeded. Items (documents, dialogs) are resampled, not tokens, because the
 tokens of a document are not independent. To compare two models, the *differences* on the same items are
-resampled (`paired_difference`), so that what both find hard cancels out. Source: Efron & Tibshirani, "An
-Introduction to the Bootstrap" (1993), percentile intervals, the jackknife; Hesterberg, Am. Stat. 69 (2015),
-widening them for few items; Kish, "Survey Sampling" (1965), the effective number of unequal items; Wilson,
-JASA 22 (1927). bench/interval_coverage.py measures how often they hold the true value.
+resampled (`paired_difference`), so that the difficulty of the items cancels out. Source: Efron & Tibshirani,
+"An Introduction to the Bootstrap" (1993), percentile intervals, the jackknife; Hesterberg, Am. Stat. 69
+(2015), widening them for few items; Kish, "Survey Sampling" (1965), the effective number of unequal items;
+Wilson, JASA 22 (1927). bench/interval_coverage.py measures how often the intervals contain the true value.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import DataError
 
 DRAWS = 2000
-_CHUNK = 1 << 21  # random indices alive at a time
+_CHUNK = 1 << 21  # random indices in memory at a time
 
 
 class Interval(NamedTuple):
-    """A value and its interval; the bounds are NaN where a single item says nothing about the spread."""
+    """A value and its interval. The bounds are NaN for a single item, which says nothing about the spread."""
 
     value: float
     lo: float
@@ -33,7 +33,7 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values: ArrayLike, *, seed: int = 0, draws: int = DRAWS, level: float = 0.95) -> Interval:
-    """Return the mean of a number per item."""
+    """Return the mean of one number per item, with its interval."""
     numbers = _numbers("values", values)
     return ratio_interval(numbers, np.ones_like(numbers), seed=seed, draws=draws, level=level)
 
@@ -41,7 +41,7 @@ def mean_interval(values: ArrayLike, *, seed: int = 0, draws: int = DRAWS, level
 def ratio_interval(
     numerators: ArrayLike, denominators: ArrayLike, *, seed: int = 0, draws: int = DRAWS, level: float = 0.95
 ) -> Interval:
-    """Return the sum of numerators over the sum of denominators, e.g. bits and bytes of documents."""
+    """Return the sum of numerators divided by the sum of denominators, e.g. bits and bytes of documents."""
     top, bottom = _numbers("numerators", numerators), _numbers("denominators", denominators)
     if len(top) != len(bottom):
         raise DataError(f"{len(top)} numerators for {len(bottom)} denominators: each item needs both")
@@ -62,9 +62,9 @@ def ratio_interval(
 def paired_difference(
     a: ArrayLike, b: ArrayLike, weights: ArrayLike | None = None, *, seed: int = 0, draws: int = DRAWS
 ) -> Interval:
-    """Return ``a`` - ``b`` on the same items.
+    """Return the mean of ``a`` - ``b`` on the same items.
 
-    With ``weights`` (bytes, tokens), the difference of the two ratios.
+    With ``weights`` (bytes, tokens), return the difference of the two ratios.
 
     An interval without 0 means that one model is better on items like these.
     """
@@ -76,7 +76,7 @@ def paired_difference(
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> Interval:
-    """Return a share with Wilson's interval, which also holds near 0 and 1, where the bootstrap fails."""
+    """Return a fraction with Wilson's interval. It is valid near 0 and 1 too, unlike the bootstrap."""
     if not 0 <= successes <= n or n < 1:
         raise DataError(f"{successes} successes of {n}: a share needs at least one item")
     p = successes / n
@@ -86,14 +86,14 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> Interval:
 
 
 def _tail(top: NDArray[np.float64], bottom: NDArray[np.float64], level: float) -> float:
-    """Return the share of the draws beyond either end of the interval.
+    """Return the fraction of draws to exclude at either end of the interval.
 
-    It is less than half of 1 - ``level``, for two reasons. Resampled ratios spread too little, because a long
-    document pulls the ratio towards itself; leaving out each item in turn (the jackknife) says by how much.
-    And with few items Student's tails are wider than the normal ones; documents of unequal length count as
-    (sum of lengths)^2 / (sum of squares). Together this widens the interval by a quarter for 20 equal items
-    and hardly at all for 1,000. Student's quantile comes from the first terms of Cornish and Fisher's
-    expansion.
+    It is less than half of 1 - ``level``, for two reasons. First, resampled ratios spread too little, because
+    a long document pulls the ratio towards itself. Leaving out each item in turn (the jackknife) measures by
+    how much. Second, with few items the tails of Student's distribution are wider than the normal ones.
+    Documents of unequal length count as (sum of lengths)^2 / (sum of squares) items. Together this widens the
+    interval by a quarter for 20 equal items and very little for 1,000. Student's quantile comes from the
+    first terms of Cornish and Fisher's expansion.
     """
     n, total, whole = len(top), top.sum(), bottom.sum()
     without = (total - top) / (whole - bottom)
@@ -107,7 +107,7 @@ def _tail(top: NDArray[np.float64], bottom: NDArray[np.float64], level: float) -
 def _numbers(name: str, values: ArrayLike | Sequence[float]) -> NDArray[np.float64]:
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim != 1 or not len(numbers):
-        raise DataError(f"{name} has shape {numbers.shape}: one number an item, at least one item")
+        raise DataError(f"{name} has shape {numbers.shape}: give one number per item, and at least one item")
     if not np.isfinite(numbers).all():
-        raise DataError(f"{name} holds {int((~np.isfinite(numbers)).sum())} numbers that are not finite")
+        raise DataError(f"{name} has {int((~np.isfinite(numbers)).sum())} numbers that are not finite")
     return numbers

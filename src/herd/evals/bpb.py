@@ -1,8 +1,7 @@
-"""Bits per byte on held-out text: how well a model compresses text that it has never seen.
+"""Bits per byte on held-out text, a measure of how well a model predicts text that it has never seen.
 
-Loss per token cannot be compared between tokenizers, but bits per byte of the text can (The Pile, arXiv
-2101.00027, section 3.1). The sums are kept for every document, so that intervals and comparisons can resample
-documents.
+Unlike loss per token, bits per byte can be compared between tokenizers (The Pile, arXiv 2101.00027, section
+3.1). Sums are stored for every document, so that intervals and comparisons can resample documents.
 
 Shapes: B rows, T tokens, N scored tokens, C tokens of a chunk, D model dim, V vocab.
 """
@@ -26,7 +25,7 @@ from .bootstrap import paired_difference, ratio_interval
 from .score import Score, from_interval, part
 from .windows import HeldOut, windows
 
-CHUNK_BYTES = 64 << 20  # of logits that exist at a time
+CHUNK_BYTES = 64 << 20  # of logits in memory at a time
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,10 @@ class Compression:
 
 @torch.inference_mode()
 def compression(model: LlamaLM, documents: Sequence[HeldOut], context: int | None = None) -> Compression:
-    """Score every document; ``context`` defaults to the model's. DataError if there is nothing to score."""
+    """Score every document.
+
+    ``context`` defaults to the model's. Raises `DataError` if there is nothing to score.
+    """
     if not any(len(document.ids) > 1 for document in documents):
         raise DataError("no held-out document has a token to predict")
     nats = torch.zeros(len(documents), dtype=torch.float64)
@@ -81,7 +83,7 @@ def compression(model: LlamaLM, documents: Sequence[HeldOut], context: int | Non
 
 
 def compare_compression(name: str, a: Compression, b: Compression, seed: int = 0) -> Score:
-    """Return bits per byte of ``a`` minus ``b`` over the same documents; below zero ``a`` is better."""
+    """Return bits per byte of ``a`` minus ``b`` on the same documents. If it is negative, ``a`` is better."""
     if not np.array_equal(a.n_bytes, b.n_bytes):
         raise DataError("two models can only be compared on the same held-out documents")
     interval = paired_difference(a.bits, b.bits, a.n_bytes, seed=seed)
@@ -89,12 +91,12 @@ def compare_compression(name: str, a: Compression, b: Compression, seed: int = 0
 
 
 def token_nll(model: LlamaLM, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-    """Return -log p of each target in nats, (N,) fp32. Logits exist for one chunk at a time."""
+    """Return -log p of each target in nats: (N,) fp32. Logits are computed for one chunk at a time."""
     chunks = zip(hidden_ND.split(chunk_tokens(model)), targets_N.split(chunk_tokens(model)), strict=True)
     losses = [cross_entropy_(model.lm_head(h_CD).float(), t_C, with_gradient=False) for h_CD, t_C in chunks]
     return torch.cat(losses) if losses else hidden_ND.new_zeros(0, dtype=torch.float32)
 
 
 def chunk_tokens(model: LlamaLM) -> int:
-    """Return how many tokens have fp32 logits of `CHUNK_BYTES` together."""
+    """Return the number of tokens whose fp32 logits take `CHUNK_BYTES`."""
     return max(1, CHUNK_BYTES // (4 * model.config.vocab_size))

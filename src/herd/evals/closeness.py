@@ -1,7 +1,7 @@
-"""How close a model stayed to its parent, as a row of its evaluation.
+"""The fidelity of a model to its parent, as a row of its evaluation.
 
-The texts are those of the task ``bpb_sentences`` (parallel sentences), so that languages can be told apart.
-`compare` counts which items of other tasks changed from right to wrong, or back, against the parent.
+The texts are the parallel sentences of the task ``bpb_sentences``, so that there is a result per language.
+`compare` counts the items of other tasks that changed from right to wrong, or back, compared with the parent.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from .windows import HeldOut
 
 TASK, VERSION = "fidelity", "1"
 PARTS = (("kl", "nats", "nats/token"), ("top1", "agree", "fraction"), ("overlap", "overlap", "fraction"))
-"""(name of the score, metric of every text that is summed, unit)."""
+"""Triples (name of the score, metric of the texts that is summed, unit)."""
 
 
 def measure_fidelity(
     parent: CheckpointModel, child: CheckpointModel, data: Data, out: Path, limit: int | None = None
 ) -> TaskResult:
-    """Add the row to the child's folder ``out`` and return it; texts measured before are not read again."""
+    """Add the row to the child's folder ``out`` and return it.
+
+    Texts with stored results are not scored again.
+    """
     began = time.monotonic()
     task = make_task("bpb_sentences")
     items = task.items(data)
@@ -66,7 +69,7 @@ def _measure(parent: CheckpointModel, child: CheckpointModel, items: Sequence[It
 
 
 def _add(out: Path, child: CheckpointModel, row: TaskResult, data: Data, limit: int | None) -> None:
-    """Write the row into summary.json, in place of an earlier one against the same parent."""
+    """Write the row into summary.json, in place of an earlier row for the same parent."""
     about: dict[str, Any] = {
         "mode": child.mode,
         "data": data.label,

@@ -1,6 +1,6 @@
-"""Written functions: the share of a model's programs that parse, and that pass a check they have not seen.
+"""Written functions: the fraction of a model's programs that parse, and that pass hidden tests.
 
-An instruct model is asked in a dialog; a base model gets the question as a comment and the ``def`` line to
+An instruct model is asked in a dialog. A base model gets the question as a comment and the ``def`` line to
 continue. Each program runs in the sandbox with the asserts of its dialog (functional correctness as in
 HumanEval, arXiv 2107.03374).
 """
@@ -28,7 +28,7 @@ TIMEOUT_S = 2.0
 
 @dataclass(frozen=True)
 class WrittenProgram:
-    """A dialog's program as the model wrote it, and whether it parses and passes."""
+    """The program that a model wrote for a dialog, and whether it parses and passes."""
 
     dialog: Dialog
     code: str
@@ -50,7 +50,7 @@ def written_in_chat(model: LlamaLM, tokenizer: Tokenizer, dialogs: Sequence[Dial
 
 
 def written_as_text(model: LlamaLM, tokenizer: Tokenizer, dialogs: Sequence[Dialog]) -> list[WrittenProgram]:
-    """Return a base model's programs: a ``def`` line, continued up to the next line without indentation."""
+    """Return a base model's programs: the ``def`` line, continued up to the next line without indentation."""
     heads = [_head(dialog) for dialog in dialogs]
     prompts = [tokenizer.encode(comment + head, bos=True) for comment, head in heads]
     texts = _texts(model, tokenizer, prompts, max_tokens=80)
@@ -66,7 +66,7 @@ def program_scores(written: Sequence[WrittenProgram]) -> list[Score]:
 
 
 def run_programs(programs: Sequence[tuple[Dialog, str]]) -> list[WrittenProgram]:
-    """Run every program that parses with its dialog's asserts, each in a process of its own."""
+    """Run every program that parses, each with its dialog's asserts and in its own process."""
     out = []
     with Sandbox() as sandbox:
         for dialog, code in programs:
@@ -79,17 +79,18 @@ def run_programs(programs: Sequence[tuple[Dialog, str]]) -> list[WrittenProgram]
 
 
 def function_body(text: str) -> str:
-    """Return the text up to the first line, after the first one, that is neither indented nor empty."""
+    """Return the text up to the next line that is neither indented nor empty.
+
+    The first line does not count.
+    """
     return re.split(r"\n(?=[^ \t\n])", text, maxsplit=1)[0]
 
 
 def _head(dialog: Dialog) -> tuple[str, str]:
-    """Return the question as a comment, and the solution's ``def`` line with the indentation of the next
-    line.
-    """
+    """Return (question as a comment, the solution's ``def`` line with the next line's indentation)."""
     found = _DEF.search(dialog.messages[-1]["content"])
     if not found:
-        raise DataError("this dialog does not ask for a function: make dialogs with tasks=('programs',)")
+        raise DataError("the dialog does not ask for a function: make dialogs with tasks=('programs',)")
     comment = "".join(f"# {line}\n" for line in dialog.prompt[-1]["content"].splitlines())
     return comment, found[0] + "\n   "
 

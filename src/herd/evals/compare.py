@@ -1,10 +1,11 @@
-"""Compare evaluations: paired differences, items that flipped, and the scores that others published.
+"""Compare evaluations: paired differences, flipped items, and published scores.
 
-All models answered the same items, so a difference is known more precisely than either score: the differences
-of the items are resampled (`bootstrap.paired_difference`). Of many differences some exclude zero by chance;
-Holm's procedure over all pairs and tasks says which ones hold (family-wise error at most 5 %).
+All models answered the same items, so their difference is known more precisely than their scores: the
+differences of the items are resampled (`bootstrap.paired_difference`). Among many differences some exclude
+zero by chance. Holm's procedure over all pairs and tasks says which ones are significant (family-wise error
+at most 5 %).
 
-`compare` returns plain data; `compare_page.py` shows it. Source: Holm, Scand. J. Stat. 6 (1979).
+`compare` returns plain data, and `compare_page.py` writes the page. Source: Holm, Scand. J. Stat. 6 (1979).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .verdicts import ClaimVerdict, judge_claims
 LESS_IS_BETTER = ("bits/byte", "nats/token")
 """Units in which less is better."""
 RATIOS = {"bpb": ("bits", "bytes"), "kl": ("nats", "tokens")}
-"""Metrics that are a ratio of sums: the quantities of each item that are summed."""
+"""Metrics that are a ratio of sums over the items: the names of the two quantities."""
 PUBLISHED_NAMES = {"human_eval": "humaneval"}
 FLIPS_SHOWN = 12
 NOT_ASKED = "not asked"
@@ -35,9 +36,10 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Difference:
-    """``first`` minus ``second`` on the items that both answered.
+    """The difference ``first`` minus ``second`` on the items that both models answered.
 
-    ``gained`` and ``lost`` count items, ``p`` is two-sided, ``stands`` is what Holm's procedure says.
+    ``gained`` and ``lost`` are numbers of items, ``p`` is two-sided, and ``stands`` is the decision of Holm's
+    procedure.
     """
 
     task: str
@@ -54,7 +56,7 @@ class Difference:
 
     @property
     def better(self) -> str:
-        """The better model if the difference stands, else ""."""
+        """The better model if the difference is significant, else ""."""
         if not self.stands or not self.interval.value:
             return ""
         return self.first if (self.interval.value > 0) != (self.unit in LESS_IS_BETTER) else self.second
@@ -62,19 +64,19 @@ class Difference:
 
 @dataclass(frozen=True)
 class Flip:
-    """An item that one model has right and another has wrong, with the answer of each."""
+    """An item that one model answers right and another wrong, with the answer of each."""
 
     task: str
     id: str
     group: str
     gold: Any
     answers: Mapping[str, tuple[float, str, str]]
-    """Model to (value, answer as understood or written, why it failed)."""
+    """By model: (value, answer as understood or written, reason of the failure)."""
 
 
 @dataclass(frozen=True)
 class ComparedItem:
-    """A metric of a task: a score per model (None: see ``reasons``), and the published scores."""
+    """A metric of a task, with a score per model (None: see ``reasons``) and the published scores."""
 
     task: str
     settings: Mapping[str, Any]
@@ -93,15 +95,15 @@ class ComparedItem:
 
     @property
     def groups(self) -> list[str]:
-        """Languages, subjects or categories that some model's score is broken down by."""
+        """Languages, subjects or categories in the breakdowns of the scores."""
         return list(dict.fromkeys(g for s in self.scores.values() if s for g in s.detail.get("by_group", {})))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that the page shows.
+    """All data of the comparison page.
 
-    ``rows`` have the main metric of every task; ``further`` have all other metrics, whose differences are not
+    ``rows`` has the main metric of every task. ``further`` has all other metrics. Their differences are not
     tested.
     """
 
@@ -115,14 +117,14 @@ class Comparison:
     about: Sequence[Mapping[str, Any]]
 
     def record(self) -> dict[str, Any]:
-        """Return plain data for JSON; numbers that are not finite become null."""
+        """Return plain data for JSON. Numbers that are not finite become null."""
         return _finite(asdict(self))
 
 
 def compare(evaluations: Sequence[Evaluation]) -> Comparison:
-    """Compare all tasks that any of the evaluations ran.
+    """Compare all tasks of the evaluations.
 
-    Models are told apart by name, or by folder if two have the same name. Raises DataError if there is no
+    Models are identified by name, or by folder if two have the same name. Raises `DataError` if there is no
     evaluation or one is given twice.
     """
     by_name = dict(zip(_names(evaluations), evaluations, strict=True))
@@ -155,7 +157,10 @@ def compare(evaluations: Sequence[Evaluation]) -> Comparison:
 
 
 def holm(differences: Sequence[Difference], alpha: float = ALPHA) -> list[Difference]:
-    """Decide which differences stand: p values in order against alpha / (number left), up to a failure."""
+    """Decide which differences are significant, by Holm's procedure.
+
+    In rising order, p values are compared with alpha / (number of remaining ones), until one is larger.
+    """
     order = sorted(range(len(differences)), key=lambda i: differences[i].p)
     out = list(differences)
     for rank, i in enumerate(order):
@@ -166,7 +171,7 @@ def holm(differences: Sequence[Difference], alpha: float = ALPHA) -> list[Differ
 
 
 def p_value(interval: Interval) -> float:
-    """Return the two-sided p value of "no difference" for a 95 % interval, taken as normal."""
+    """Return the two-sided p value of "no difference", from a 95 % interval and a normal distribution."""
     if math.isnan(interval.lo) or interval.hi == interval.lo:
         return 1.0 if not interval.value else 0.0
     return math.erfc(abs(interval.value) / ((interval.hi - interval.lo) / (2 * 1.959964)) / math.sqrt(2))
@@ -176,7 +181,7 @@ def _names(evaluations: Sequence[Evaluation]) -> list[str]:
     if not evaluations:
         raise DataError("nothing to compare: give folders that herd eval has written")
     if len({evaluation.folder.resolve() for evaluation in evaluations}) < len(evaluations):
-        raise DataError("the same evaluation twice: give each folder once")
+        raise DataError("the same evaluation is given twice: give each folder once")
     plain = [evaluation.model for evaluation in evaluations]
     if len(set(plain)) == len(plain):
         return plain
@@ -184,12 +189,15 @@ def _names(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def _key(task: TaskResult) -> tuple[str, str, str]:
-    """Scores are compared if task, shots and parent are the same; the mode (base, instruct) may differ."""
+    """Return the key of comparable scores: same task, shots and parent.
+
+    The mode (base, instruct) may differ.
+    """
     return task.task, str(task.settings.get("shots", "")), str(task.settings.get("parent_hash", ""))
 
 
 def _rows(task: str, results: Mapping[str, TaskResult | None]) -> list[ComparedItem]:
-    """Return a row per metric, the main one first; one without scores if no model ran the task."""
+    """Return a row per metric, the main one first, or a row without scores if no model ran the task."""
     scores = {name: {s["name"]: Score(**s) for s in r.scores} if r else {} for name, r in results.items()}
     metrics = dict.fromkeys(metric for some in scores.values() for metric in some) or {"": None}
     settings = next(result.settings for result in results.values() if result is not None)
@@ -209,7 +217,7 @@ def _rows(task: str, results: Mapping[str, TaskResult | None]) -> list[ComparedI
 
 
 def _notes(results: Mapping[str, TaskResult | None]) -> list[str]:
-    """Return what a reader must know of the items, with the models it is true of."""
+    """Return remarks on the items that a reader must know, with the models they concern."""
     notes: dict[str, list[str]] = {}
     for name, result in results.items():
         if result is None:
@@ -256,7 +264,9 @@ def _difference(
 
 
 def _paired(row: ComparedItem, pairs: Sequence[tuple[ItemResult, ItemResult]]) -> Interval:
-    """Return the difference of the ratios (bits over bytes; both models share the bytes), or of the means."""
+    """Return the difference of the means, or of the ratios (e.g. bits per byte, with the same bytes for
+    both).
+    """
     if row.metric in RATIOS:
         top, bottom = RATIOS[row.metric]
         weights = np.array([a.metrics[bottom] for a, _ in pairs])
@@ -267,7 +277,7 @@ def _paired(row: ComparedItem, pairs: Sequence[tuple[ItemResult, ItemResult]]) -
 
 
 def _flips(row: ComparedItem, items: Mapping[str, Mapping[str, ItemResult]]) -> tuple[list[Flip], int]:
-    """Return the first items that some models have right (1) and others wrong (0), and how many there are."""
+    """Return (first items that some models answer right and others wrong, number of such items)."""
     if len(items) < 2 or row.unit != "fraction":
         return [], 0
     first, *others = items.values()

@@ -1,4 +1,4 @@
-"""Write a comparison as an HTML page that needs no other file, as JSON, as Markdown, and as CSV."""
+"""Write a comparison as a self-contained HTML page, as JSON, as Markdown, and as CSV."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .score import Score
 
 TONES = ("teacher", "instruct", "student", "long", "control", "other", "good", "bad")
 SHORT = {"words": 0, "bits/byte": 3, "nats/token": 4, "bytes": 2}
-"""Decimals by unit, for units that are not shares."""
+"""Decimals by unit, for values that are not fractions."""
 COLUMNS = ("task", "settings", "model", "metric", "unit", "group", "value", "lo", "hi", "n")
 
 
@@ -69,7 +69,7 @@ def comparison_page(comparison: Comparison) -> str:
 
 
 def colours(models: Sequence[str]) -> dict[str, str]:
-    """Return a colour per model: that of its role while it is free, else the next free one."""
+    """Return a colour per model: the colour of its role if that is free, else the next free one."""
     out: dict[str, str] = {}
     for model in models:
         wanted, free = tone(model), [colour for colour in TONES if colour not in out.values()]
@@ -78,17 +78,20 @@ def colours(models: Sequence[str]) -> dict[str, str]:
 
 
 def format_score(value: float, unit: str) -> str:
-    """Format shares in percent with one decimal, others with the decimals of their unit."""
+    """Format fractions in percent with one decimal, other values with the decimals of their unit."""
     return fixed(100 * value, 1) if unit == "fraction" else fixed(value, SHORT.get(unit, 3))
 
 
 def unit_title(unit: str) -> str:
-    """Return the unit as a row shows it, with an arrow if less is better."""
+    """Return the unit for the table, with an arrow if less is better."""
     return "%" if unit == "fraction" else f"{unit}{' ↓' if unit in LESS_IS_BETTER else ''}"
 
 
 def score_cell(score: Score | None, reason: str = "") -> Cell:
-    """Return the cell of a score with its interval; without a score it says whether the task was asked."""
+    """Return the cell of a score with its interval.
+
+    Without a score, it says whether the task was requested.
+    """
     if score is None:
         return Cell("–" if reason in ("", NOT_ASKED) else "not run", kind="none")
     ends = [] if score.lo is None or score.hi is None else [score.lo, score.hi]
@@ -105,7 +108,7 @@ def score_rows(rows: Sequence[ComparedItem], models: Sequence[str]) -> list[tupl
 
 
 def not_run(comparison: Comparison) -> list[tuple[ComparedItem, list[str], str]]:
-    """Return (row, models, reason) for everything that was asked for and did not run."""
+    """Return (row, models, reason) for all tasks that were requested and did not run."""
     found: dict[tuple[str, str], tuple[ComparedItem, list[str], str]] = {}
     for row in comparison.rows:
         for model, why in row.reasons.items():
@@ -115,7 +118,7 @@ def not_run(comparison: Comparison) -> list[tuple[ComparedItem, list[str], str]]
 
 
 def difference_cell(found: Difference | None) -> Cell:
-    """Return the cell of a difference: value, interval and items won and lost; good or bad if it stands."""
+    """Return the cell of a difference: value, interval, items won and lost, colour if significant."""
     if found is None:
         return Cell("–", kind="none")
     kind = {"": "num", found.first: "good"}.get(found.better, "bad")
@@ -132,16 +135,16 @@ def signed(value: float, unit: str) -> str:
 
 
 def bounds(interval: Interval, unit: str) -> str:
-    """Format the interval of a difference; a single item has none."""
+    """Format the interval of a difference. A single item has none."""
     if math.isnan(interval.lo):
         return "one item"
     return f"{signed(interval.lo, unit)} … {signed(interval.hi, unit)}"
 
 
 def group_rows(comparison: Comparison, row: ComparedItem) -> list[tuple[str, list[Cell]]]:
-    """Return a row per group, languages in their usual order.
+    """Return a row per group. Languages are in their usual order.
 
-    The main metric also has the paired differences.
+    Rows of the main metric also have the paired differences.
     """
     headline = row in comparison.rows
     found = {m: d.by_group for m in comparison.models if headline and (d := _find(comparison, row, m))}
@@ -185,7 +188,7 @@ def published_tables(
 
 
 def heat_maps(comparison: Comparison) -> list[tuple[str, list[tuple[str, Markup]]]]:
-    """Draw a map of length and depth per model, for every task that has them."""
+    """Draw a heat map of length and depth per model, for every task that has such results."""
     out = []
     for row in comparison.rows:
         maps = []
@@ -230,7 +233,7 @@ def _find(comparison: Comparison, row: ComparedItem, model: str) -> Difference |
 
 
 def _from_reference(comparison: Comparison) -> list[tuple[ComparedItem, list[Difference | None]]]:
-    """Return the rows with the differences of all other models from the first one, where there are any."""
+    """Return the rows that have differences from the first model, with these differences."""
     found = [(row, [_find(comparison, row, m) for m in comparison.models[1:]]) for row in comparison.rows]
     return [(row, differences) for row, differences in found if any(differences)]
 
@@ -248,7 +251,7 @@ def as_markdown(comparison: Comparison) -> str:
     if len(models) > 1:
         n = len(comparison.differences)
         parts.append(
-            f"Paired differences from {reference}; **bold** ones hold by Holm's procedure over all {n}."
+            f"Paired differences from {reference}. **Bold**: significant by Holm's procedure over all {n}."
         )
         rows = [
             [row.title, unit_title(row.unit), *map(_markdown_difference, found)]
@@ -276,7 +279,7 @@ def _markdown_difference(found: Difference | None) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """Return a line per score and per part of it; a cell without a number is empty."""
+    """Return a line per score and per part of its breakdown. A cell without a number is empty."""
     out = io.StringIO()
     write = csv.writer(out, lineterminator="\n")
     write.writerow(COLUMNS)

@@ -1,11 +1,12 @@
-"""Contamination: which test items share runs of 13 words with a training corpus, in one pass over it.
+"""Contamination: find the test items that share 13 words in a row with a training corpus.
 
-Test sets are small and corpora are not: the 13-grams of all items are kept as sorted 64-bit numbers, and the
-corpus is read document by document. Memory depends only on the test sets and the longest piece. Words are
-runs of letters and digits in any case. Source: Brown et al., arXiv 2005.14165, appendix C (13-grams).
+Test sets are small and corpora are large. So the 13-grams of all items are stored as sorted 64-bit numbers,
+and the corpus is read once, document by document. Memory depends only on the test sets and the longest chunk.
+Words are runs of letters and digits, compared without case. Source: Brown et al., arXiv 2005.14165, appendix
+C (13-grams).
 
-A word is hashed by BLAKE2; a 13-gram is a polynomial of its words' hashes modulo 2^64. With about 10^9
-13-grams read against 10^6, a chance match is less likely than one in ten thousand.
+A word is hashed by BLAKE2, and a 13-gram is a polynomial of its words' hashes modulo 2^64. For 10^9 13-grams
+compared with 10^6, the probability of a chance match is below one in ten thousand.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..errors import DataError
 from .tasks.task import Generate, Item, Rank
 
 WORDS = 13
-PIECE_WORDS = 1 << 18  # longer documents are read in pieces of this size that overlap by WORDS - 1
+PIECE_WORDS = 1 << 18  # longer documents are read in chunks of this size that overlap by WORDS - 1
 
 _WORD = re.compile(r"\w+")
 _BASE = 0x9E3779B97F4A7C15
@@ -33,9 +34,11 @@ _POWERS = np.array([pow(_BASE, k, 1 << 64) for k in range(WORDS)], dtype=np.uint
 
 @dataclass(frozen=True)
 class Overlap:
-    """The ids of a test set's items: ``hit`` have a 13-gram in the corpus, ``clean`` have none, and
-    ``short`` have fewer than 13 words, so that nothing can be said. ``share_of_grams`` is the share of
-    all its 13-grams.
+    """The overlap of a test set with a corpus, by ids of items.
+
+    Items in ``hit`` have a 13-gram in the corpus, items in ``clean`` have none. Items in ``short`` have fewer
+    than 13 words, so nothing is known about them. ``share_of_grams`` is the fraction of all 13-grams that
+    occur in the corpus.
     """
 
     corpus: str
@@ -46,11 +49,11 @@ class Overlap:
 
     @property
     def share(self) -> float:
-        """Share of contaminated items among those that are long enough."""
+        """Fraction of contaminated items among those that are long enough."""
         return len(self.hit) / max(1, len(self.hit) + len(self.clean))
 
     def record(self, values: Mapping[str, float]) -> dict[str, Any]:
-        """Return the entry of a score's ``detail``; ``values`` are those of the items."""
+        """Return the entry of a score's ``detail``, given the ``values`` of the items by id."""
         without = [values[i] for i in (*self.clean, *self.short) if i in values]
         return {
             "corpus": self.corpus,
@@ -72,7 +75,10 @@ class _Set:
 
 
 def overlaps(tests: Mapping[str, Sequence[Item]], corpus: Iterable[str], label: str) -> dict[str, Overlap]:
-    """Return the overlap of each test set with a ``corpus`` of texts, read once. DataError if it is empty."""
+    """Return the overlap of each test set with a corpus of texts.
+
+    Raises `DataError` if the corpus is empty.
+    """
     sets = {
         name: _Set([i.id for i in items], [grams(own_text(i)) for i in items])
         for name, items in tests.items()
@@ -86,12 +92,12 @@ def overlaps(tests: Mapping[str, Sequence[Item]], corpus: Iterable[str], label: 
             n_read += len(piece)
             mark(table, found, hashes(piece))
     if not n_read:
-        raise DataError(f"{label}: this corpus has no text; give the training text")
+        raise DataError(f"{label}: the corpus has no text; give the training text")
     return {name: _overlap(one, table, found, label) for name, one in sets.items()}
 
 
 def mark(table: NDArray[np.uint64], found: NDArray[np.bool_], seen: NDArray[np.uint64]) -> None:
-    """Set ``found`` where ``table`` (sorted) holds one of ``seen``."""
+    """Set ``found`` to True at the entries of ``table`` (sorted) that occur in ``seen``."""
     if len(table) and len(seen):
         at = np.searchsorted(table, seen)
         at[at == len(table)] = 0
@@ -99,7 +105,7 @@ def mark(table: NDArray[np.uint64], found: NDArray[np.bool_], seen: NDArray[np.u
 
 
 def own_text(item: Item) -> str:
-    """Return the question with its gold continuation, or the text that is read."""
+    """Return the question with its gold continuation, or the text to score."""
     request = item.request
     if isinstance(request, Rank):
         gold = item.gold if isinstance(item.gold, int) else 0
@@ -116,7 +122,7 @@ def grams(text: str) -> NDArray[np.uint64]:
 
 
 def hashes(words: Sequence[str]) -> NDArray[np.uint64]:
-    """Return a number for every 13 words in a row; none for fewer words."""
+    """Return a hash for every 13 words in a row, none for fewer words."""
     n = len(words) - WORDS + 1
     if n < 1:
         return np.zeros(0, dtype=np.uint64)

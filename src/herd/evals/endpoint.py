@@ -1,9 +1,9 @@
-"""Let an endpoint answer the harness: any server that speaks OpenAI's completions and chat completions.
+"""Models at an endpoint: any server with OpenAI's completions and chat completions.
 
 Likelihoods come from ``/v1/completions`` with ``echo`` and ``logprobs``: the server scores the prompt itself,
 and the log-probabilities of the tokens after the context are summed. vLLM, llama.cpp's server and Herd's
-gateway can do this; most hosted chat services cannot, and then a task that needs likelihoods says so. Dialogs
-go to ``/v1/chat/completions``. The key is read from ``HERD_API_KEY``.
+gateway can do this. Most hosted chat services cannot. A task that needs likelihoods then fails with this
+reason. Dialogs go to ``/v1/chat/completions``. The key is read from ``HERD_API_KEY``.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ AT_ONCE = 8
 REACH_S = 10.0
 TIMEOUT_S = 600.0
 WAITS_S = (1.0, 4.0, 15.0)
-"""Waits before another try when a server is busy (429, 5xx) or briefly not reachable."""
+"""Seconds to wait before each retry if a server is busy (429, 5xx) or cannot be reached for a moment."""
 
 
 class EndpointModel:
-    """A model at ``url``, http(s)://host[:port][/v1]; without ``model``, the only one that the server has."""
+    """A model at ``url``, http(s)://host[:port][/v1]. Without ``model``, it is the server's only one."""
 
     precision = "endpoint"
 
@@ -42,9 +42,9 @@ class EndpointModel:
         self.hash = hashlib.sha256(f"{self.url} {self.name}".encode()).hexdigest()
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-        """Answer as `harness.Model` says.
+        """Yield answers as `harness.Model` says.
 
-        The first likelihood is asked alone, in case the endpoint has none.
+        The first likelihood is requested alone, in case the endpoint has none.
         """
         first = next((n for n, r in enumerate(requests) if not isinstance(r, Generate)), None)
         if first is not None:
@@ -71,8 +71,8 @@ class EndpointModel:
         logprobs = choice.get("logprobs")
         if not isinstance(logprobs, dict) or not logprobs.get("text_offset"):
             raise EngineError(
-                f"{self.url}: gives no logprobs of the prompt, which this task needs (completions with "
-                "echo and logprobs): use a server that does, e.g. vLLM, or --mode instruct"
+                f"{self.url}: the server gives no logprobs of the prompt (completions with echo and "
+                "logprobs), but this task needs them: use another server, e.g. vLLM, or --mode instruct"
             )
         columns = (logprobs["text_offset"], logprobs["token_logprobs"], logprobs["top_logprobs"])
         after = range(len(context), len(text))
@@ -84,7 +84,7 @@ class EndpointModel:
         body: dict[str, Any] = {"max_tokens": request.max_tokens, "temperature": 0}
         if isinstance(request.prompt, str):
             if request.stop:
-                body["stop"] = list(request.stop[:4])  # OpenAI takes four
+                body["stop"] = list(request.stop[:4])  # OpenAI accepts at most four
             choice = self._choice("/completions", body | {"prompt": request.prompt})
             return Answer(_cut(choice.get("text") or "", request.stop), choice.get("finish_reason") or "")
         if request.tools:
@@ -104,10 +104,10 @@ class EndpointModel:
         try:
             return answer["choices"][0]
         except (KeyError, IndexError, TypeError):
-            raise EngineError(f"{self.url}{path}: answered without choices: {str(answer)[:200]}") from None
+            raise EngineError(f"{self.url}{path}: the answer has no choices: {str(answer)[:200]}") from None
 
     def _reach(self) -> None:
-        """Raise EngineError at once, without retries, if nothing listens at the address."""
+        """Raise `EngineError` at once, without retries, if nothing listens at the address."""
         try:
             urllib.request.urlopen(self.url + "/models", timeout=REACH_S).close()
         except urllib.error.HTTPError:
@@ -150,13 +150,13 @@ class EndpointModel:
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:
-    """Return the text before the first stop string: the server was not told of all of them."""
+    """Return the text before the first stop string. The server was not given all of them."""
     ends = [at for at in (text.find(mark) for mark in stop) if at >= 0]
     return text[: min(ends, default=len(text))]
 
 
 def _call(call: Any) -> str:
-    """Write a call as Llama does, so that one judge can read checkpoints and endpoints."""
+    """Return a call in Llama's format, so that one judge can read answers of checkpoints and endpoints."""
     function = call["function"]
-    arguments: Any = function["arguments"] or {}  # usually text; the parser of calls reads that as well
+    arguments: Any = function["arguments"] or {}  # usually text, which the parser of calls can read too
     return call_text(function["name"], arguments)

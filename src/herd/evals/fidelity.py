@@ -1,8 +1,9 @@
-"""How close a model is to its teacher: KL(teacher || student), same first choice, same distribution.
+"""Fidelity of a model to its teacher: KL(teacher || student), top-1 agreement, overlap of distributions.
 
-Loss on text says how good a student is. Fidelity says how closely it follows *its teacher*, token by token on
-the same text, and whether it can draft for it: speculative decoding accepts a draft token with probability 1
-- TV (Leviathan et al., arXiv 2211.17192). Logits of both models exist for one chunk of tokens at a time.
+Loss on text measures how good a student is. Fidelity measures how closely it follows *its teacher* on each
+token of the same text, and whether it can be the teacher's draft model: speculative decoding accepts a draft
+token with probability 1 - TV (Leviathan et al., arXiv 2211.17192). Logits of both models are computed for one
+chunk of tokens at a time.
 
 Shapes: B rows, T tokens, N scored tokens, C tokens of a chunk, V vocab.
 """
@@ -27,8 +28,10 @@ from .windows import HeldOut, windows
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Sums over the ``n_tokens`` of each document: ``kl`` in nats, ``agree`` counts the same first choice,
-    ``overlap`` is 1 - TV. ``token_kl`` is the KL of every single token.
+    """Sums over the ``n_tokens`` tokens of each document.
+
+    ``kl`` is in nats, ``agree`` counts tokens with the same most likely choice, ``overlap`` sums 1 - TV.
+    ``token_kl`` is the KL divergence of every single token.
     """
 
     kl: NDArray[np.float64]
@@ -38,7 +41,7 @@ class Fidelity:
     token_kl: NDArray[np.float32]
 
     def scores(self, seed: int = 0) -> list[Score]:
-        """Return ``kl`` (with its 99th percentile), ``top1`` and ``overlap``, resampling documents."""
+        """Return ``kl`` (with 99th percentile), ``top1`` and ``overlap``, with intervals over documents."""
         n = len(self.n_tokens)
         detail = {"p99": float(np.quantile(self.token_kl, 0.99)), "n_tokens": int(self.n_tokens.sum())}
         return [
@@ -52,7 +55,10 @@ class Fidelity:
 def fidelity(
     teacher: LlamaLM, student: LlamaLM, documents: Sequence[HeldOut], context: int | None = None
 ) -> Fidelity:
-    """Compare two models of one vocabulary on the same tokens; ``context`` defaults to the shorter one."""
+    """Compare two models with one vocabulary on the same tokens.
+
+    ``context`` defaults to the shorter of the two.
+    """
     if teacher.config.vocab_size != student.config.vocab_size:
         raise ConfigError(
             f"teacher has vocab_size={teacher.config.vocab_size}, student {student.config.vocab_size}: "
@@ -79,9 +85,9 @@ def fidelity(
 
 
 def _compare(teacher_CV: Tensor, student_CV: Tensor) -> Tensor:
-    """Return KL, same argmax and 1 - TV of every token: (3, C) fp32."""
+    """Return KL divergence, equality of the argmax, and 1 - TV of every token: (3, C) fp32."""
     log_p_CV, log_q_CV = (x.float().log_softmax(-1) for x in (teacher_CV, student_CV))
     p_CV, q_CV = log_p_CV.exp(), log_q_CV.exp()
-    kl_C = (p_CV * (log_p_CV - log_q_CV)).sum(-1).clamp_(min=0)  # rounding may fall below the bound
+    kl_C = (p_CV * (log_p_CV - log_q_CV)).sum(-1).clamp_(min=0)  # rounding may make it negative
     agree_C = (log_p_CV.argmax(-1) == log_q_CV.argmax(-1)).float()
     return torch.stack((kl_C, agree_C, torch.minimum(p_CV, q_CV).sum(-1)))

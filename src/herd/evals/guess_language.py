@@ -1,9 +1,8 @@
-"""The language of a text, guessed from its letters and its commonest words; small, fixed, and good for
-sentences.
+"""Guess the language of a sentence from its letters and function words.
 
-The script settles most cases. Languages that share a script are told apart by letters that only one of them
-has, then by function words. This is enough to see whether an answer came in the language that was asked for
-(IFEval). It is not meant for single words or for mixtures, of which it names the larger part.
+The script decides most cases. Languages that share a script are distinguished by letters that only one of
+them has, then by function words. This is enough to check whether an answer is in the requested language
+(IFEval). It is not meant for single words. For mixtures it returns the language of the larger part.
 """
 
 from __future__ import annotations
@@ -17,22 +16,22 @@ import yaml
 
 _TABLES = yaml.safe_load(Path(__file__).with_name("languages.yaml").read_text(encoding="utf-8"))
 SCRIPTS: dict[str, str] = _TABLES["scripts"]
-"""First word of a Unicode character's name to the only language written in that script."""
+"""Languages by script: the first word of a Unicode character's name, for scripts of a single language."""
 OWN_LETTERS: dict[str, dict[str, str]] = _TABLES["letters"]
-"""Letters that tell apart languages of one script, by script; the surest language first."""
+"""By script: letters that occur in only one of its languages, the most certain language first."""
 WORDS: dict[str, dict[str, str]] = _TABLES["words"]
-"""Function words of languages of one script, by script."""
+"""By script: function words of its languages."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:[\u0300-\u036f\u0900-\u0903\u093a-\u094f]+[^\W\d_]*)*")
 
 
 def guess_language(text: str) -> str:
-    """Return the ISO 639-1 code of the likeliest language, "" if the text has no letter."""
+    """Return the ISO 639-1 code of the most likely language, or "" if the text has no letters."""
     scripts = Counter(script_of(letter) for letter in text if letter.isalpha())
     if not scripts:
         return ""
     if scripts["HIRAGANA"] + scripts["KATAKANA"] > 0.1 * scripts.total():
-        return "ja"  # Chinese characters are most of some Japanese texts
+        return "ja"  # some Japanese texts consist mostly of Chinese characters
     script = scripts.most_common(1)[0][0]
     if script in OWN_LETTERS:
         return _by_letters(text, OWN_LETTERS[script])

@@ -1,4 +1,4 @@
-"""Run tasks on a model: ask what is not answered yet, judge it, keep every item on disk, and sum up.
+"""Run tasks on a model: ask the items without a stored result, judge the answers, store them, and sum up.
 
 One call runs a suite::
 
@@ -8,10 +8,10 @@ One call runs a suite::
     for row in evaluation.tasks: print(row.task, row.status, row.score or row.reason)
 
 The model is anything with the members of `Model`: a checkpoint (`local.py`) or an endpoint (`endpoint.py`).
-Items that begin alike are asked together. A task that cannot run (a file is missing, the context is too
-short, the endpoint gives no log-probabilities) becomes a row with the reason and the cure, and the other
-tasks still run. Stopping at any moment, even by kill -9, loses only the items in progress: the next call
-finds the others in the task's file (`results.py`) and asks only for the missing ones.
+Items with the same beginning are asked together. A task that cannot run (a file is missing, the context is
+too short, the endpoint gives no log-probabilities) becomes a row with the reason and the cure, and the other
+tasks still run. Stopping at any moment, even by kill -9, loses only the items in progress. The next call
+finds the others in the task's file (`results.py`) and asks only the missing ones.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from .tasks.task import Answer, Generate, Item, Mode, Rank, Request, Task
 
 SCHEMA = 1
 BATCH = 32
-"""Items that are judged and written together, and so the most that a kill can cost."""
+"""Items that are judged and written together. At most this many are lost by a kill."""
 
 
 class Model(Protocol):
-    """What the harness asks.
+    """A model that the harness can ask.
 
-    ``hash`` names the weights (or the endpoint and its model), ``precision`` the dtype.
+    ``hash`` identifies the weights (or the endpoint and its model), ``precision`` is the dtype.
     """
 
     name: str
@@ -53,15 +53,15 @@ class Model(Protocol):
     mode: Mode
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-        """Yield (index of the request, its answer) in any order, each as soon as it is known.
+        """Yield pairs (index of the request, answer) in any order, each as soon as it is known.
 
-        Raises HerdError, which names the cure, before computing anything if a request cannot be answered.
+        Raises `HerdError` with a cure, before computing anything, if a request cannot be answered.
         """
         ...
 
 
 class Watcher(Protocol):
-    """Hears of progress."""
+    """An observer of progress."""
 
     def begin(self, task: Task, done: int, total: int) -> None: ...
 
@@ -74,10 +74,12 @@ def evaluate(
     model: Model, tasks: Sequence[Task], data: Data, out: Path, *, limit: int | None = None,
     watcher: Watcher | None = None, **more: Any,
 ) -> Evaluation:  # fmt: skip
-    """Run every task on ``model``, with the first ``limit`` items of each; ``out`` is the model's folder.
+    """Run every task on ``model`` with the first ``limit`` items.
 
-    Returns the rows of these tasks. summary.json is written after every task; it also keeps the rows of
-    earlier calls and holds ``more``.
+    ``out`` is the model's folder of results.
+
+    Returns the rows of these tasks. summary.json is written after every task. It also contains the rows of
+    earlier calls and the values ``more``.
     """
     asked = {(task.name, digest(task.settings)) for task in tasks}
     known = read_evaluation(out).tasks if (out / "summary.json").is_file() else ()
@@ -101,7 +103,7 @@ def run_task(
     limit: int | None = None,
     watcher: Watcher | None = None,
 ) -> TaskResult:
-    """Run one task; an error that a user can cause is returned as a row with the status "failed"."""
+    """Run one task. An error that a user can cause is returned as a row with the status "failed"."""
     began = time.monotonic()
     task = task.fitted(model)
     row = TaskResult(
@@ -115,7 +117,7 @@ def run_task(
         head |= {
             "version": task.version,
             "settings": task.settings,
-        }  # all that the items depend on besides the data
+        }  # everything except the data that results depend on
         path = results_file(out, f"{task.name}-{task.shots}shot-{task.mode}", head)
         with TaskFile(path, head) as file:
             results = _results(model, task, items, file, watcher)
@@ -132,13 +134,13 @@ def run_task(
 def _results(
     model: Model, task: Task, items: Sequence[Item], file: TaskFile, watcher: Watcher | None
 ) -> list[ItemResult]:
-    """Return the results of ``items`` in their order; ask, judge and write those that are not in the file."""
+    """Return the results of ``items`` in order. Ask, judge and write those that are not in the file."""
     digests = {item.id: task.fingerprint(item) for item in items}
     known = file.done
     waiting = [i for i in items if i.id not in known or known[i.id].digest != digests[i.id]]
     if watcher:
         watcher.begin(task, len(items) - len(waiting), len(items))
-    waiting.sort(key=lambda item: _beginning(item.request))  # a model can share the work of equal beginnings
+    waiting.sort(key=lambda item: _beginning(item.request))  # equal beginnings share computation
     batch: list[tuple[Item, Answer]] = []
 
     def keep() -> None:

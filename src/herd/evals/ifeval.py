@@ -1,12 +1,12 @@
-"""IFEval: instructions that a program can check, from "at least 300 words" to "no commas".
+"""IFEval: check instructions such as "at least 300 words" or "no commas".
 
-Each of the 25 kinds is one function of the answer (`CHECKS`). *Strict* takes the answer as it is. *Loose*
-also accepts it without its first line, without its last line and without asterisks, which forgives polite
-phrases and markdown.
+Each of the 25 kinds is one function of the answer (`CHECKS`). *Strict* checks the whole answer. *Loose* also
+accepts it without its first line, without its last line or without asterisks. This allows polite phrases and
+Markdown.
 
-The rules are those of the authors' checkers, except where these need a downloaded model: here sentences and
-upper-case words are counted with regular expressions (`sentences`), and `guess_language` recognizes
-languages. Source: Zhou et al., arXiv 2311.07911.
+The rules equal those of the authors' checkers, except for those that need a downloaded model: here regular
+expressions count sentences and upper-case words (`sentences`), and `guess_language` recognizes languages.
+Source: Zhou et al., arXiv 2311.07911.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ POSTSCRIPTS = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
 
 BROKEN_FOR_GOOD = ("punctuation:no_comma", "keywords:forbidden_words")
 BROKEN_BY_TOO_MANY = ("keywords:frequency", "keywords:letter_frequency")
-"""Kinds that stay broken however the text goes on; the latter only if they ask for less than a number."""
+"""Kinds that no continuation of a text can repair, if they demand fewer than a number of occurrences."""
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*(?=\s|$)")
 _NO_END = re.compile(
@@ -36,7 +36,10 @@ _WORD = re.compile(r"\w(?:[\w.&-]*\w)?")
 
 
 def follows(instruction: str, text: str, kwargs: Mapping[str, Any]) -> bool:
-    """Return whether ``text`` follows an instruction such as ``punctuation:no_comma``; "" follows none."""
+    """Return whether ``text`` follows an instruction such as ``punctuation:no_comma``.
+
+    An empty text follows none.
+    """
     check = CHECKS.get(_kind(instruction))
     if check is None:
         raise DataError(f"unknown instruction {instruction!r}: known are {', '.join(sorted(CHECKS))}")
@@ -57,7 +60,7 @@ def loose(instructions: Sequence[str], text: str, kwargs: Sequence[Mapping[str, 
 
 
 def forgiven(text: str) -> list[str]:
-    """Return a text with and without its first line, its last line, and asterisks: eight forms."""
+    """Return the eight forms of a text with and without its first line, its last line, and asterisks."""
     lines = text.split("\n")
     cut = ["\n".join(lines[a:b]) for a, b in ((0, None), (1, None), (0, -1), (1, -1))]
     shorter = [text, *(part.strip() for part in cut[1:])]
@@ -65,10 +68,10 @@ def forgiven(text: str) -> list[str]:
 
 
 def contradictions(instructions: Sequence[str], kwargs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the instructions that no answer can follow because the prompt that it must repeat breaks them.
+    """Return the instructions that no answer can follow, because the prompt that it must repeat breaks them.
 
-    The answer begins with that prompt, in any case, and what comes after it cannot take back a comma, a
-    forbidden word or a word too many (the "x" shows that growing the last word does not help either).
+    The answer must begin with this prompt, and the following text cannot undo a comma, a forbidden word or a
+    word too many. (The "x" shows that a longer last word does not help either.)
     """
     pairs = list(zip(instructions, kwargs, strict=True))
     repeated = [
@@ -130,14 +133,14 @@ def _json_format(text: str) -> bool:
 
 
 def _highlights(text: str, num_highlights: int) -> bool:
-    """Count ``*so*`` and ``**so**`` within a line."""
+    """Return whether there are enough highlights, ``*like this*`` or ``**like this**``, within a line."""
     single = [part.strip("*").strip() for part in re.findall(r"\*[^\n*]*\*", text)]
     double = [part[2:-2].strip() for part in re.findall(r"\*\*[^\n*]*\*\*", text)]
     return sum(map(bool, single + double)) >= num_highlights
 
 
 def _first_word(text: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """Compare the first word of a paragraph. Empty paragraphs take a place but do not count."""
+    """Compare the first word of a paragraph. Empty paragraphs are numbered but do not count."""
     paragraphs = text.split("\n\n")
     count = sum(bool(paragraph.strip()) for paragraph in paragraphs)
     if nth_paragraph > count or not paragraphs[nth_paragraph - 1].strip():
@@ -147,7 +150,7 @@ def _first_word(text: str, num_paragraphs: int, nth_paragraph: int, first_word: 
 
 
 def _paragraphs(text: str, num_paragraphs: int) -> bool:
-    """Count paragraphs, which ``***`` separates; only the first and the last may be empty."""
+    """Count paragraphs separated by ``***``. Only the first and the last may be empty."""
     parts = [bool(part.strip()) for part in re.split(r"\s?\*\*\*\s?", text)]
     return all(parts[1:-1]) and sum(parts) == num_paragraphs
 
@@ -212,4 +215,4 @@ CHECKS: dict[str, Callable[..., bool]] = {
     ),
     "startend:quotation": _quotation,
 }
-"""Kind of instruction, without a language's prefix, to its check."""
+"""The check of every kind of instruction, by its name without a language prefix."""

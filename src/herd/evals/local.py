@@ -1,4 +1,4 @@
-"""Let a checkpoint answer the harness, with likelihoods from `engine.score` and texts from the engine."""
+"""A checkpoint as a model of the harness, with likelihoods from `engine.score` and texts from the engine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .tasks.task import Answer, Generate, GenerateJson, Likelihood, Mode, Rank, 
 from .windows import HeldOut
 
 SLICE = 512
-"""Requests to encode at a time, so that the first answer does not wait for all of them."""
+"""Requests that are encoded at a time, so that the first answer does not wait for all of them."""
 _PARAGRAPH = re.compile(r"(?<=\n\n)(?=\S)")
 
 
@@ -40,7 +40,7 @@ class CheckpointModel:
         self._paragraph = lru_cache(maxsize=8192)(tokenizer.encode)
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer]]:
-        """Answer as `harness.Model` says; the longest request is checked first."""
+        """Yield answers as `harness.Model` says. The longest request is checked first."""
         numbered = list(enumerate(requests))
         if numbered:
             self._encoded([max(numbered, key=lambda pair: _n_chars(pair[1]))])
@@ -57,7 +57,7 @@ class CheckpointModel:
 
     @property
     def context(self) -> int:
-        """Tokens of prompt and answer together that fit."""
+        """Most tokens of prompt and answer together."""
         return self._engine.context
 
     def count(self, text: str) -> int:
@@ -65,20 +65,20 @@ class CheckpointModel:
         return len(self.tokenizer.encode(text))
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokenizer's ids, but encode repeated paragraphs (worked examples) only once.
+        """Return the tokenizer's ids. Repeated paragraphs (worked examples) are encoded only once.
 
-        Paragraphs can be encoded one by one with Llama 3's pattern, because no token contains a newline and the
-        word after it.
+        With Llama 3's pattern, paragraphs can be encoded separately, because no token contains a newline and
+        the word after it.
         """
         if not isinstance(self.tokenizer, RanksTokenizer):
             return self.tokenizer.encode(text)
         return [i for paragraph in _PARAGRAPH.split(text) for i in self._paragraph(paragraph)]
 
     def pair(self, context: str, continuation: str) -> Pair:
-        """Return the ids of both parts as lm-eval does: encode the whole text, then cut its ids in two.
+        """Return the ids of context and continuation as lm-eval does: encode the whole text, then split it.
 
-        Spaces between the parts belong to the continuation. Where nothing comes before the first token that is scored,
-        the vocabulary's begin-of-text token does, even if it does not begin every text.
+        Spaces between the parts belong to the continuation. Where nothing comes before the first token that
+        is scored, the vocabulary's begin-of-text token does, even if it does not begin every text.
         """
         bare = context.rstrip()
         continuation, context = context[len(bare) :] + continuation, bare
@@ -93,9 +93,9 @@ class CheckpointModel:
     def _encoded(
         self, some: Sequence[tuple[int, Request]]
     ) -> tuple[dict[int, list[Pair]], dict[int, EngineRequest]]:
-        """Return the ids to rank and the requests to generate, by index.
+        """Return (ids to rank, requests to generate), both by index.
 
-        Raises ContextError for one too long.
+        Raises `ContextError` if one is too long.
         """
         ranks = {n: [self.pair(*pair) for pair in r.pairs] for n, r in some if isinstance(r, Rank)}
         asked = {n: self._generate(r) for n, r in some if isinstance(r, Generate)}
@@ -145,7 +145,7 @@ class CheckpointModel:
         return replace(answer, text=self.tokenizer.require_chat().parser().parse(answer.text).content)
 
     def _write(self, asked: dict[int, EngineRequest]) -> Iterator[tuple[int, Answer]]:
-        """Generate all texts, like lengths together; the engine batches them."""
+        """Generate all texts, in order of length so that the engine batches similar lengths."""
         order = sorted(asked, key=lambda n: len(asked[n].prompt_ids))
         streams = [self._engine.submit(asked[n]) for n in order]
         try:

@@ -1,8 +1,8 @@
-"""Needle in a haystack: can the model retrieve a fact from anywhere in its context?
+"""Needle in a haystack: test whether a model can retrieve a fact from anywhere in its context.
 
 Each document is long held-out text with a few facts in it and a question about one of them at the end
-(`herd.data.needle`). An answer is right if greedy decoding writes exactly the code asked for. Accuracy by
-length and by depth shows how far a context extension really works. Source: RULER, arXiv 2404.06654.
+(`herd.data.needle`). An answer is right if greedy decoding generates exactly the requested code. Accuracy by
+length and by depth shows how far a context extension works. Source: RULER, arXiv 2404.06654.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def needle(
     model: LlamaLM, tokenizer: Tokenizer, filler: Shards | Sequence[int] | Filler, lengths: Sequence[int], *,
     n: int = 20, depths: Sequence[float] = DEPTHS, n_facts: int = 4, seed: int = 0, max_batch: int = 64,
 ) -> Score:  # fmt: skip
-    """Return the share of codes found in ``n`` documents of each length, with the ``depths`` in turn.
+    """Return the fraction of codes found in ``n`` documents of each length, with the ``depths`` in turn.
 
-    ``lengths`` are in tokens, question and answer included. ``filler`` is the held-out text; ``n_facts``
-    stand in each document and one is asked for. The detail has ``by_length``, ``by_depth`` and ``grid``.
-    Raises DataError for a length beyond the model's context or too short for the facts.
+    ``lengths`` are in tokens, including question and answer. ``filler`` is the held-out text. Each document
+    has ``n_facts`` facts and a question about one of them. The detail has ``by_length``, ``by_depth`` and
+    ``grid``. Raises `DataError` if a length exceeds the model's context or is too short for the facts.
     """
     longest = model.config.max_context
     if beyond := [length for length in lengths if length > longest]:
@@ -58,8 +58,9 @@ def needle(
 
 
 def _found(engine: Engine, needles: Sequence[Needle]) -> list[bool]:
-    """Return whether each answer begins with exactly the code; one more token is allowed to show that it
-    ends.
+    """Return whether each answer begins with exactly the code.
+
+    One more token shows that the code ends there.
     """
     requests = [Request(item.prompt, Sampling(max_tokens=len(item.answer_ids) + 1)) for item in needles]
     found = [_CODE.match(completion.text) for completion in engine.run(requests)]

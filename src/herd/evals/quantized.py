@@ -1,8 +1,8 @@
-"""Measure what quantizing cost: a model compared with the one it was made from, on the same text.
+"""Measure the cost of quantizing: compare a quantized model with the original on the same text.
 
-The result goes into the receipt of a quantized folder: KL divergence (mean and 99th percentile over tokens),
-how often the most likely token is the same, and both perplexities per token. Errors that cancel can hide in
-the perplexity, but not in the KL divergence.
+The result is stored in the receipt of a quantized folder: KL divergence (mean and 99th percentile over
+tokens), how often the most likely token is the same, and both perplexities. Errors can cancel out in the
+perplexity, but not in the KL divergence.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from .score import Score
 from .windows import HeldOut
 
 BUDGET_FLOPS = 2e13
-"""What a measurement may cost: some minutes on a small machine, whatever the model's size."""
+"""Operations of a measurement: some minutes on a small machine, for any size of model."""
 MIN_TOKENS, MAX_TOKENS = 2_048, 100_000
 
 
 def affordable_tokens(config: ModelConfig) -> int:
-    """Return how many tokens `BUDGET_FLOPS` allow, within reason."""
+    """Return the number of tokens that `BUDGET_FLOPS` pay for, within a minimum and a maximum."""
     return int(min(MAX_TOKENS, max(MIN_TOKENS, BUDGET_FLOPS / config.flops_per_token(512))))
 
 
 def first_tokens(documents: Sequence[HeldOut], n: int) -> list[HeldOut]:
-    """Return whole documents from the first on until they have ``n`` tokens; at least one."""
+    """Return the first documents, at least one, until they have ``n`` tokens."""
     out: list[HeldOut] = []
     for document in documents:
         out.append(document)

@@ -1,4 +1,4 @@
-"""Write the results of an evaluation to disk and read them back. Everything is plain JSON.
+"""Storage of an evaluation's results as plain JSON.
 
 ::
 
@@ -6,10 +6,10 @@
         summary.json                        a `TaskResult` per task, from the last run
         boolq-5shot-base-9f8e7d6c.jsonl      a task with its settings: a head line, then a line per item
 
-A task's file serves as the cache and as the state to resume from. Its name ends in a hash of its head (model
-hash, task, version, settings), so other settings go to another file. Each line is written with one call; half
-a line at the end (the machine stopped while writing) is dropped. Each line has ``digest``, a hash of the
-request: if the data changed, the item is asked again.
+A task's file is both a cache and the state to resume from. Its name ends in a hash of its head (model hash,
+task, version, settings), so other settings go to another file. Each line is written with one call. An
+incomplete line at the end (the machine stopped while writing) is dropped. Each line has ``digest``, a hash of
+the request. If the data changes, the item is asked again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class ItemResult:
-    """The line of an item; ``output`` is the text, or [nats, greedy, n_tokens] of every continuation."""
+    """The result of an item. ``output`` is the text, or [nats, greedy, n_tokens] of every continuation."""
 
     id: str
     value: float
@@ -50,11 +50,11 @@ class ItemResult:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """The result of a task: ``status`` is "done", or "failed" with a ``reason`` of one line and no scores.
+    """The result of a task. ``status`` is "done", or "failed" with a ``reason`` of one line and no scores.
 
-    ``scores`` are `Score` records, the main one first. ``ids`` are the items they count, which ``file`` holds
-    (and possibly more, from an earlier run); ``n_items`` of ``n_total`` were asked. ``note`` is anything else
-    that a reader must know, e.g. that the data has fewer examples than shots.
+    ``scores`` are `Score` records, the main one first. ``ids`` are the items that they count. ``file``
+    contains these items, and possibly more from an earlier run. ``n_items`` of ``n_total`` were asked.
+    ``note`` has remarks for readers, e.g. that the data has fewer examples than shots.
     """
 
     task: str
@@ -82,7 +82,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The folder of a model: ``summary`` is all of summary.json, ``tasks`` its rows."""
+    """The evaluation in a model's folder. ``summary`` is the contents of summary.json, ``tasks`` its rows."""
 
     folder: Path
     model: str
@@ -91,25 +91,27 @@ class Evaluation:
     summary: Mapping[str, Any]
 
     def items(self, task: TaskResult) -> list[ItemResult]:
-        """Return the items that a row counts, in its order, without those that only an earlier run asked."""
+        """Return the items that a row counts, in its order. Further items of earlier runs are left out."""
         path = self.folder / task.file
         found = {item.id: item for item in read_items(path)}
         try:
             return [found[i] for i in task.ids or found]  # rows of older versions have no ids
         except KeyError as missing:
-            raise DataError(f"{path}: item {missing} is not there; herd eval MODEL asks it again") from None
+            raise DataError(f"{path}: item {missing} is missing; herd eval MODEL asks it again") from None
 
 
 def digest(value: Any) -> str:
-    """Return 16 hex digits of the SHA-256 of a dataclass or of a value that JSON can hold."""
+    """Return 16 hex digits of the SHA-256 of a dataclass or of a JSON value."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=dataclasses.asdict)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def results_file(out: Path, prefix: str, head: Mapping[str, Any]) -> Path:
-    """Return the file of a task: the name ends in a hash of ``head``, all that its results depend on.
+    """Return the path of a task's file.
 
-    Earlier versions recorded dtypes by their long names (float32); a file of theirs is used where it exists.
+    Its name ends in a hash of ``head``, everything that results depend on.
+
+    Earlier versions recorded dtypes by their long names (float32). An existing file of theirs is used.
     """
     path, older = (
         out / f"{prefix}-{digest(_with_dtypes(head, name))[:8]}.jsonl" for name in ("name", "torch_name")
@@ -118,7 +120,7 @@ def results_file(out: Path, prefix: str, head: Mapping[str, Any]) -> Path:
 
 
 def _with_dtypes(record: Mapping[str, Any], spelling: Literal["name", "torch_name"]) -> dict[str, Any]:
-    """Return a record with its precisions spelled in the short names of dtypes, or in the long ones."""
+    """Return a record with its dtypes written by their short or by their long names."""
     out = dict(record)
     for key, value in record.items():
         if isinstance(value, Mapping):
@@ -132,10 +134,10 @@ def _with_dtypes(record: Mapping[str, Any], spelling: Literal["name", "torch_nam
 
 
 class TaskFile:
-    """The open file of a task: `done` has the results so far by item id, `add` appends more.
+    """The open file of a task. `done` has the results so far by item id, `add` appends more.
 
-    One process at a time holds the file; the system releases it however the process ends. Raises DataError
-    for a file that another process holds or that is not a results file.
+    The file is locked for one process, and the system releases the lock when the process ends. Raises
+    `DataError` if another process has locked the file or if it is not a results file.
     """
 
     def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
@@ -169,7 +171,7 @@ class TaskFile:
         self.close()
 
     def _recover(self, head: Mapping[str, Any]) -> None:
-        """Read the complete lines, cut off an incomplete one, and leave the write position at the end."""
+        """Read the complete lines, remove an incomplete one, and leave the write position at the end."""
         data = self.path.read_bytes()
         complete = data.rfind(b"\n") + 1
         os.ftruncate(self._file, complete)
@@ -186,7 +188,7 @@ class TaskFile:
 
 
 def read_items(path: Path) -> Iterator[ItemResult]:
-    """Yield the items of a task's file; an item that was asked again (its data had changed) counts once."""
+    """Yield the items of a task's file. Of an item that was asked again, only the latest result counts."""
     yield from {result.id: result for result in _parse(path, path.read_bytes())}.values()
 
 

@@ -1,7 +1,7 @@
-"""Run llama.cpp as a rival: a process of its own that loads a GGUF file and takes its turns when asked.
+"""Run llama.cpp for comparison, in its own process that loads a GGUF file and answers requests.
 
-It lives in an environment of its own (`make rivals`), so nobody needs it to use Herd, and the libraries of
-the two do not mix. `rival_worker.py` is the program that runs there.
+It has its own Python environment (`make rivals`). So Herd does not depend on it, and the libraries of the two
+do not mix. `rival_worker.py` is the program of the process.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ ENVIRONMENT = ".venv-rivals"
 
 
 def find_python() -> Path:
-    """Find the rival's interpreter: in ``HERD_RIVALS``, the current folder or this checkout.
+    """Return llama.cpp's Python interpreter: in ``HERD_RIVALS``, the current folder or this checkout.
 
-    Raises `EngineError` if none of them has it.
+    Raises `EngineError` if there is none.
     """
     if named := os.environ.get("HERD_RIVALS"):
         places = [Path(named)]
@@ -29,14 +29,14 @@ def find_python() -> Path:
     for place in places:
         if (place / "bin" / "python").exists():
             return place / "bin" / "python"
-    raise EngineError(f"{places[0]}: llama.cpp is not there; build it with `make rivals`, or set HERD_RIVALS")
+    raise EngineError(f"{places[0]}: no llama.cpp there; build it with `make rivals`, or set HERD_RIVALS")
 
 
 class LlamaCpp:
-    """A model file in llama.cpp, as a context manager that ends the process. Times are seconds."""
+    """A model in llama.cpp. Use it as a context manager, which ends the process. Times are in seconds."""
 
     def __init__(self, file: Path, *, threads: int, context: int, batch: int = 1, cache: str = "f16") -> None:
-        """Load the file, for ``batch`` sequences of at most ``context`` tokens; ``cache`` is f16 or q8_0."""
+        """Load the file for ``batch`` sequences of at most ``context`` tokens. ``cache`` is f16 or q8_0."""
         self.file = file
         self._process = subprocess.Popen(
             [str(find_python()), str(Path(__file__).with_name("rival_worker.py"))], text=True,
@@ -60,10 +60,10 @@ class LlamaCpp:
         return self._ask("prefill", tokens=tokens)["seconds"]
 
     def start(self, context: int, batch: int = 1) -> None:
-        """Prefill ``batch`` prompts of ``context`` tokens, which `steps` then continues.
+        """Prefill ``batch`` prompts of ``context`` tokens. `steps` then continues them.
 
-        A single prompt of more than 8,192 tokens is prefilled in pieces that attend only to themselves: its
-        values do not matter, only how much the steps read.
+        A single prompt of more than 8,192 tokens is prefilled in chunks that attend only to themselves,
+        because its values do not matter, only the number of bytes that the steps read.
         """
         self._ask("start", context=context, batch=batch)
 
@@ -72,7 +72,7 @@ class LlamaCpp:
         return self._ask("steps", steps=n)["seconds"]
 
     def resident_nbytes(self) -> int:
-        """Return the memory of the rival's process in bytes."""
+        """Return the memory of llama.cpp's process in bytes."""
         return self._ask("rss")["nbytes"]
 
     def _ask(self, do: str, **request: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Serve llama.cpp by lines of JSON. The rival's own Python (`make rivals`) runs this program, not Herd's.
+"""Serve llama.cpp by lines of JSON. The Python of `make rivals` runs this program, not Herd's.
 
-Reads a request per line from stdin and answers each with a line on stdout:
+It reads a request per line from stdin and answers each with a line on stdout:
 
     {"do": "load", "file": PATH, "threads": 2, "context": 640, "batch": 1, "cache": "f16"}
                                                    -> {"version": "...", "system": "..."}
@@ -9,8 +9,8 @@ Reads a request per line from stdin and answers each with a line on stdout:
     {"do": "steps", "steps": 8}                    -> {"seconds": [...]}: each step is one token per sequence
     {"do": "rss"}                                  -> {"nbytes": ...}: memory of this process
 
-A q8_0 cache turns flash attention on, which llama.cpp requires for it; otherwise llama.cpp chooses. Tokens
-are arbitrary and nothing is sampled, as in llama.cpp's own `llama-bench`.
+A q8_0 cache turns flash attention on, because llama.cpp requires it. Otherwise llama.cpp chooses. Tokens are
+arbitrary and nothing is sampled, as in llama.cpp's own `llama-bench`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ CHUNK, LONG = 512, 8192
 
 
 class Rival:
-    """A model with a context."""
+    """A model in llama.cpp with its context."""
 
     def __init__(self, file: str, threads: int, context: int, batch: int, cache: str) -> None:
         lib.llama_backend_init()
         quiet = lib.llama_log_callback(lambda level, text, data: None)
-        self._quiet = quiet  # the library keeps only a pointer
+        self._quiet = quiet  # llama.cpp stores only a pointer
         lib.llama_log_set(quiet, ctypes.c_void_p(0))
         self.model = lib.llama_model_load_from_file(file.encode(), lib.llama_model_default_params())
         if not self.model:
@@ -41,7 +41,7 @@ class Rival:
         params = lib.llama_context_default_params()
         params.n_threads = params.n_threads_batch = threads
         self.pieces = batch == 1 and context > LONG
-        params.kv_unified = self.pieces  # a piece is read as a second sequence; both use all cells
+        params.kv_unified = self.pieces  # a chunk is read as a second sequence; both use all cells
         params.n_seq_max = 2 if self.pieces else batch
         params.n_ctx = batch * (-(-context // 256) * 256)
         params.n_batch = params.n_ubatch = CHUNK
@@ -56,7 +56,10 @@ class Rival:
         self.places: list[int] = []
 
     def decode(self, tokens: list[tuple[int, int]], wanted: list[bool]) -> None:
-        """Run one batch of (sequence, place) tokens; compute logits for those wanted."""
+        """Run one batch of tokens, given as (sequence, position).
+
+        Compute logits for those that ``wanted`` marks.
+        """
         batch = self.batch
         batch.n_tokens = len(tokens)
         for i, (sequence, place) in enumerate(tokens):
@@ -76,7 +79,7 @@ class Rival:
             self.decode([(sequence, place) for place in places], [place == n - 1 for place in places])
 
     def read_in_pieces(self, n: int) -> None:
-        """Read the first sequence's tokens: each piece is a sequence of its own that then joins the first."""
+        """Read the first sequence's tokens in chunks. Each is its own sequence and then joins the first."""
         memory = lib.llama_get_memory(self.context)
         for start in range(0, n, CHUNK):
             places = range(start, min(n, start + CHUNK))

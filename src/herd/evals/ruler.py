@@ -1,21 +1,18 @@
-"""Long texts of any length with something to find in them: needles, chains, frequent words, questions.
+"""Make long texts with something to find in them: needles, chains, frequent words, questions.
 
-A text is made of lines. The lines that carry the answer are put in their places, and other lines fill the
-text up to its length, which is counted in tokens of the model that will read it. Facts are worded as in
-`herd.data.needle`, with names and codes of its test split, which training never sees. Everything is a pure
-function of the seed.
+A text consists of lines. The lines with the answer are put at their depths, and other lines fill the text up
+to its length, counted in tokens of the model that reads it. Facts are worded as in `herd.data.needle`, with
+names and codes of its test split, which is never used in training. Everything is determined by the seed.
 
-=============  ========================================================================================
-single         one name with a code; the question asks for it
-multikey       four names with codes; the question asks for one
-multivalue     one name with four codes; the question asks for all of them
-multiquery     four names with codes; the question asks for all of them
-distractors    nothing but names with codes; the question asks for one
-variables      A = 4711, B = A, ... scattered over the text; the question asks which variables have the value
-common_words   a list of words, ten of them ten times as frequent; the question asks for these ten
+=============  ======================================================================================== single
+one name with a code; the question asks for the code multikey       four names with codes; the question asks
+for one multivalue     one name with four codes; the question asks for all of them multiquery     four names
+with codes; the question asks for all of them distractors    nothing but names with codes; the question asks
+for one variables      A = 4711, B = A, ... scattered over the text; the question asks which variables have
+the value common_words   a list of words, ten of them ten times as frequent; the question asks for these ten
 frequent_words made-up words whose counts follow a power law; the question asks for the three most frequent
-questions      a question among paragraphs of which one holds the answer
-=============  ========================================================================================
+questions      a question about one of many paragraphs =============
+========================================================================================
 
 Source: Hsieh et al., "RULER", arXiv 2404.06654, section 3 and appendix B.
 """
@@ -40,7 +37,7 @@ Count = Callable[[str], int]
 Random = np.random.Generator
 FACT = "The secret code for {name} is {code}."
 CALM = tuple(Path(__file__).with_name("calm_lines.txt").read_text(encoding="utf-8").splitlines())
-"""Lines that say nothing, for use where there is no other text to hide facts in."""
+"""Lines without content, used to hide facts in if there is no other text."""
 HOPS, N_COMMON, N_FREQUENT = 4, 10, 3
 _SYLLABLES = [consonant + vowel for consonant in "bdklmnr" for vowel in "aeiou"]
 
@@ -49,7 +46,7 @@ _SYLLABLES = [consonant + vowel for consonant in "bdklmnr" for vowel in "aeiou"]
 class LongQuestion:
     """A long text with a question about it.
 
-    ``begun`` is how the answer begins, which a base model is given as well. The answer must hold all of
+    ``begun`` is the beginning of the answer, part of a base model's prompt. The answer must contain all of
     ``expected``, or one of them if ``any_of``. ``n_tokens`` counts text, question and beginning.
     """
 
@@ -67,7 +64,7 @@ class LongQuestion:
 
 @dataclass(frozen=True)
 class Passage:
-    """A paragraph with a question that it answers."""
+    """A paragraph and a question that it answers."""
 
     text: str
     question: str
@@ -75,7 +72,7 @@ class Passage:
 
 
 def share_found(asked: LongQuestion, answer: str) -> float:
-    """Return the share of the expected texts that the answer holds as whole words, in any case."""
+    """Return the fraction of the expected texts that occur in the answer as whole words, in any case."""
     hits = [
         re.search(rf"(?<![^\W_]){re.escape(one)}(?![^\W_])", answer, re.IGNORECASE) is not None
         for one in asked.expected
@@ -84,7 +81,7 @@ def share_found(asked: LongQuestion, answer: str) -> float:
 
 
 def length_depth_grid(places: Sequence[tuple[int, float]], values: Sequence[float]) -> list[dict[str, Any]]:
-    """Return the mean value at each place (length, depth), for a heat map."""
+    """Return the mean value for each (length, depth), for a heat map."""
     cells: dict[tuple[int, float], list[float]] = {}
     for place, value in zip(places, values, strict=True):
         cells.setdefault(place, []).append(value)
@@ -96,20 +93,20 @@ def length_depth_grid(places: Sequence[tuple[int, float]], values: Sequence[floa
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes long texts with one way of counting tokens and one supply of lines to hide facts in."""
+    """A maker of long texts, with a function that counts tokens and a supply of lines to hide facts in."""
 
     count: Count
     lines: Sequence[str] = CALM
     passages: Sequence[Passage] = ()
 
     def make(self, kind: str, length: int, depth: float, seed: int) -> LongQuestion:
-        """Return a text that, with its question, is at most ``length`` tokens long and hardly shorter.
+        """Return a text that has, with its question, at most ``length`` tokens and hardly fewer.
 
-        ``depth`` is where the first fact asked for stands, 0 at the beginning and 1 at the end. Raises
-        DataError for an unknown kind or a length that is too short.
+        ``depth`` is the position of the first requested fact, from 0 (beginning) to 1 (end). Raises
+        `DataError` if the kind is unknown or the length is too short.
         """
         if kind not in KINDS:
-            raise DataError(f"unknown kind of long text {kind!r}: there are {', '.join(KINDS)}")
+            raise DataError(f"unknown kind of long text {kind!r}: the kinds are {', '.join(KINDS)}")
         random = generator(seed, mixed_key(length, int(depth * 1e6), list(KINDS).index(kind)), 7)
         return KINDS[kind](self, length, depth, random)
 
@@ -121,7 +118,7 @@ class Maker:
         filler: Iterator[str],
         asked: LongQuestion,
     ) -> LongQuestion:
-        """Return ``asked`` with a text of lines of ``filler`` that has the facts at their places (0 to 1)."""
+        """Return ``asked`` with a text of ``filler`` lines that has the facts at their depths (0 to 1)."""
         used = self.count(f"\n\n{asked.question}\n{asked.begun}") + sum(
             self.count(f"{fact}\n") for fact in facts
         )
@@ -139,7 +136,7 @@ class Maker:
         return replace(asked, text="\n".join(lines), n_tokens=used)
 
     def filler(self, random: Random) -> Iterator[str]:
-        """Return an endless iterator over the lines that starts at a random one."""
+        """Return an endless iterator over the lines, from a random line on."""
         start = int(random.integers(len(self.lines)))
         return cycle([*self.lines[start:], *self.lines[:start]])
 
@@ -148,8 +145,9 @@ Make = Callable[[Maker, int, float, Random], LongQuestion]
 
 
 def _needles(asked: int, names: int, values: int) -> Make:
-    """Return a kind with ``names`` names of ``values`` codes each, of which the first ``asked`` are asked
-    for.
+    """Return a kind with ``names`` names of ``values`` codes each.
+
+    The question asks for the first ``asked``.
     """
 
     def make(maker: Maker, length: int, depth: float, random: Random) -> LongQuestion:
@@ -163,7 +161,7 @@ def _needles(asked: int, names: int, values: int) -> Make:
 
 
 def _distractors(maker: Maker, length: int, depth: float, random: Random) -> LongQuestion:
-    """Fill the text with names and codes; the names have three words, so that there are enough of them."""
+    """Fill the text with names and codes. Names have three words, so that there are enough of them."""
     first, second = WORDS["test"]
     (code, *codes), [name] = draw_codes(random, "test", 1000), draw_names(random, "test", 1)
 
@@ -187,7 +185,7 @@ def _codes_asked(names: Sequence[str], codes: Sequence[str]) -> LongQuestion:
 
 
 def _variables(maker: Maker, length: int, depth: float, random: Random) -> LongQuestion:
-    """Scatter a chain of assignments in its order, and another one, with another value, to mislead."""
+    """Scatter a chain of assignments in order, and a second chain with another value as a distractor."""
     letters = list("ABCDEFGHJKLMNPQRSTUVWXYZ")
     names: list[str] = []
     while len(names) < 2 * (HOPS + 1):
@@ -216,7 +214,7 @@ def _variables(maker: Maker, length: int, depth: float, random: Random) -> LongQ
         at = next(i for i in range(len(lines) - 1, -1, -1) if not lines[i].startswith("VAR "))
         used -= maker.count(f"{lines.pop(at)}\n")
     if used > length:
-        raise DataError(f"a text of {length} tokens is too short for the assignments, which need {used}")
+        raise DataError(f"a text of {length} tokens is too short for the assignments: they need {used}")
     return replace(asked, text="\n".join(lines), n_tokens=used)
 
 
@@ -228,7 +226,7 @@ def _words(random: Random, n: int) -> list[str]:
 
 
 def _common_words(maker: Maker, length: int, depth: float, random: Random) -> LongQuestion:
-    """Shuffle ten words thirty times each and others three times each (fewer where the text is short)."""
+    """Shuffle ten words thirty times each and others three times each (fewer times in short texts)."""
     n = N_COMMON
     question, begun = (
         f"Which {n} words are the most frequent in the list above?",
@@ -251,7 +249,7 @@ def _common_words(maker: Maker, length: int, depth: float, random: Random) -> Lo
 
 
 def _frequent_words(maker: Maker, length: int, depth: float, random: Random) -> LongQuestion:
-    """Draw words so that the r-th has a share of r^-2: each is clearly rarer than the one before."""
+    """Draw words with frequencies proportional to r^-2 for rank r, so that ranks are clearly distinct."""
     n = N_FREQUENT
     question = f"Which {n} made-up words are the most frequent in the text above?"
     words = _words(random, 200)
@@ -263,7 +261,7 @@ def _frequent_words(maker: Maker, length: int, depth: float, random: Random) -> 
 
 
 def _questions(maker: Maker, length: int, depth: float, random: Random) -> LongQuestion:
-    """Put the paragraph that answers at its depth among paragraphs of other questions."""
+    """Put the paragraph with the answer at its depth among paragraphs of other questions."""
     if len(maker.passages) < 2:
         raise DataError(
             "long texts with questions need paragraphs: put squad/validation.jsonl into the --data folder"

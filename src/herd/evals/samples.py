@@ -1,4 +1,4 @@
-"""Let every model continue the same prompts, to show their texts side by side."""
+"""Generate continuations of the same prompts by several models, for comparison."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ..text.tokenizer import Tokenizer
 def samples(
     models: Mapping[str, LlamaLM], tokenizer: Tokenizer, prompts: Sequence[Prompt], **sampling: Any
 ) -> list[dict[str, Any]]:
-    """Return ``[{prompt, outputs: {model: text}}]`` for the page; greedy unless ``sampling`` says otherwise.
+    """Return ``[{prompt, outputs: {model: text}}]`` for the report page. Decoding is greedy by default.
 
-    Of a prompt of messages the last message is shown.
+    For a prompt of messages, ``prompt`` is the last message.
     """
     outputs = {
         name: [c.text for c in generate_many(model, tokenizer, prompts, **sampling)]

@@ -1,4 +1,4 @@
-"""Hold a measured number of a model in the form that receipts, run folders and pages use."""
+"""The score of a model, in the form that receipts, run folders and pages use."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .bootstrap import Interval, wilson
 
 @dataclass(frozen=True)
 class Score:
-    """A value with its unit and its 95 % interval over ``n`` items (None where it makes no sense).
+    """A value with its unit and its 95 % interval over ``n`` items (None if it makes no sense).
 
-    ``detail`` breaks it down: ``by_lang``, ``by_form``, ``by_length`` ... map a key to ``{value, lo, hi,
-    n}``; ``grid`` lists ``{length, depth, value}``. Shares have the unit "fraction".
+    ``detail`` has breakdowns: ``by_lang``, ``by_form``, ``by_length`` ... map a key to ``{value, lo, hi,
+    n}``, and ``grid`` lists ``{length, depth, value}``. Fractions have the unit "fraction".
     """
 
     name: str
@@ -41,7 +41,7 @@ class Score:
 def from_interval(
     name: str, interval: Interval, unit: str, n: int, detail: dict[str, Any] | None = None
 ) -> Score:
-    """Return a score from a value with its interval."""
+    """Return the score for a value with its interval."""
     return Score(name, interval.value, unit, _known(interval.lo), _known(interval.hi), n, detail or {})
 
 
@@ -51,7 +51,7 @@ def share(name: str, hits: Sequence[bool], detail: dict[str, Any] | None = None)
 
 
 def shares_by(keys: Iterable[Hashable], hits: Iterable[bool]) -> dict[str, dict[str, Any]]:
-    """Return the fraction within each group: key to ``{value, lo, hi, n}``, in order of first appearance."""
+    """Return the fraction in each group as ``{key: {value, lo, hi, n}}``, in order of first appearance."""
     groups: dict[str, list[bool]] = {}
     for key, hit in zip(keys, hits, strict=True):
         groups.setdefault(str(key), []).append(bool(hit))

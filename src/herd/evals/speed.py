@@ -1,12 +1,12 @@
-"""Measure prefill and decode as a user gets them here, compared with the speed of the memory.
+"""Measure prefill and decode on this machine, compared with the speed of its memory.
 
-Everything goes through the engine's public interface, so scheduler, cache, sampling and Python are part of
-the times. Contestants take turns: a round is Herd, then the memory, then the rival. Ratios are taken within a
-round, so that other work on the machine slows all of them alike. Medians are reported.
+Everything goes through the engine's public interface, so the times include scheduler, cache, sampling and
+Python. A round measures Herd, then the memory, then llama.cpp. Ratios are computed within a round, so that
+other work on the machine slows all of them alike. Medians are reported.
 
-A decode step reads all weights once, except the rows of the embedding that it does not need, and all cached
-keys and values. So bytes read per second is a bandwidth, and its share of the bandwidth measured in the same
-rounds says what is left to gain.
+A decode step reads all weights once (except unused rows of the embedding) and all cached keys and values. So
+the bytes read per second are a bandwidth, and their fraction of the bandwidth measured in the same rounds
+shows how much could still be gained.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from ..quant.random import random_quantized
 from .rival import LlamaCpp
 
 Turn = Callable[[], float]
-"""Does a piece of work and returns its seconds (or another number)."""
+"""A function that does some work and returns its seconds (or another number)."""
 AHEAD = 32
-"""Tokens by which the first of many sequences may be ahead while the last prompts are still in prefill."""
+"""Tokens that the first sequences may generate while the last prompts are still in prefill."""
 _PLAIN = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
 
 
 @dataclass(frozen=True)
 class Work:
-    """The prefill of ``batch`` prompts, or one decode step of ``batch`` sequences, of ``tokens`` each."""
+    """Work to measure: prefill of ``batch`` prompts of ``tokens`` tokens, or a decode step at this length."""
 
     kind: str
     tokens: int
@@ -48,7 +48,7 @@ class Work:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that a turn processes or makes."""
+        """Tokens that one turn processes or generates."""
         return self.batch * (self.tokens if self.kind == "prefill" else 1)
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class Work:
     def flops(self, config: ModelConfig) -> float:
         """Return the operations of a turn (a multiply-add is two).
 
-        Only a prompt's last token goes through the head.
+        The head is applied only to a prompt's last token.
         """
         if self.kind == "decode":
             return self.batch * config.flops_per_token(self.tokens)
@@ -67,13 +67,13 @@ class Work:
 
 
 class Runner:
-    """An engine with work to do.
+    """An engine that runs the measured work.
 
-    Prompts are random and never repeat, so that the prefix cache cannot help.
+    Prompts are random and never repeated, so that the prefix cache cannot help.
     """
 
     def __init__(self, model: LlamaLM, *, context: int, batch: int, kv: str = "auto", seed: int = 0) -> None:
-        """Make an engine for ``batch`` sequences of at most ``context`` tokens; ``kv`` is as in `Engine`."""
+        """Make an engine for ``batch`` sequences of at most ``context`` tokens. ``kv`` is as in `Engine`."""
         room = nbytes(model.config, batch, context, BYTES["fp32"])
         self.engine = Engine(model, None, max_batch=batch, max_context=context, cache_bytes=room, kv=kv)
         self._generator = torch.Generator().manual_seed(seed)
@@ -88,7 +88,7 @@ class Runner:
         return time.perf_counter() - start
 
     def start(self, work: Work, steps: int) -> None:
-        """Prefill the prompts that `steps` then continues, by at most ``steps`` tokens."""
+        """Prefill the prompts. `steps` then continues them by at most ``steps`` tokens."""
         self.stop()
         self._streams = self._submit(work, max_tokens=steps + AHEAD)
         self._step()
@@ -111,7 +111,7 @@ class Runner:
         ]
 
     def _step(self) -> float:
-        """Take the next token of every stream; the first stream without one makes the engine step for all."""
+        """Take the next token of every stream. The first stream without one makes the engine step for all."""
         start = time.perf_counter()
         for stream in self._streams:
             next(stream)
@@ -121,7 +121,7 @@ class Runner:
 def alternate(
     turns: Mapping[str, Turn], rounds: int, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, list[float]]:
-    """Return what every turn returned in ``rounds`` rounds, after one round that does not count."""
+    """Return the results of every turn in ``rounds`` rounds, after a warm-up round that does not count."""
     out: dict[str, list[float]] = {name: [] for name in turns}
     for round_ in range(rounds + 1):
         for place, (name, turn) in enumerate(turns.items()):
@@ -134,7 +134,7 @@ def alternate(
 
 
 def paired(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
-    """Return the median and the quartiles of theirs / ours per round: above 1, ours is faster."""
+    """Return (median, lower quartile, upper quartile) of theirs / ours per round. Above 1, ours is faster."""
     ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
     if len(ratios) < 2:
         return ratios[0], ratios[0], ratios[0]
@@ -162,7 +162,7 @@ def cache_read(config: ModelConfig, kind: str, context: int) -> int:
 
 
 def scheme_of(model: LlamaLM) -> Scheme:
-    """Return the formats of a model's parts, taken from its first layer."""
+    """Return the formats of a model's weights, judged by its first layer."""
     parts = map(model.get_submodule, ("model.layers.0.mlp.up_proj", "model.embed_tokens", "lm_head"))
     formats = [
         p.format if isinstance(p, QuantLinear | QuantEmbedding) else _PLAIN[p.weight.dtype]  # type: ignore
@@ -174,9 +174,9 @@ def scheme_of(model: LlamaLM) -> Scheme:
 def overhead_seconds(
     config: ModelConfig, plan: Scheme, dtype: torch.dtype, batch: int, steps: int = 20
 ) -> float:
-    """Return the seconds of a decode step with layers so narrow that computing takes almost no time.
+    """Return the seconds of a decode step with layers so narrow that computation takes almost no time.
 
-    It is an upper bound of the time between kernels, since a little computing remains.
+    It is an upper bound of the time between kernels, because a little computation remains.
     """
     narrow = config.replace(dim=256, n_heads=4, n_kv_heads=2, head_dim=64, ffn_dim=256, vocab_size=256)
     runner = Runner(random_quantized(narrow, plan, dtype=dtype), context=steps + AHEAD + 8, batch=batch)
@@ -190,9 +190,12 @@ def measure_speed(
     rival: LlamaCpp | None = None, progress: Callable[[str, int, int], None] | None = None, kv: str = "auto",
     seed: int = 0,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Return a record per piece of work with its medians; ``bandwidth`` measures bytes per second.
+    """Return a record with the medians for each work.
 
-    A decode turn is the median of ``steps`` steps, by which the sequences grow, Herd's and the rival's alike.
+    ``bandwidth`` measures the memory's bytes per second.
+
+    A decode turn is the median of ``steps`` steps. Sequences grow by these steps, both Herd's and
+    llama.cpp's.
     """
     longest = longest_sequence(works, rounds, steps)
     runner = Runner(model, context=longest, batch=max(work.batch for work in works), kv=kv, seed=seed)
@@ -208,7 +211,7 @@ def measure_speed(
 
 
 def longest_sequence(works: list[Work], rounds: int, steps: int) -> int:
-    """Return the tokens that the longest sequence of `measure_speed` may hold."""
+    """Return the length in tokens of the longest sequence in `measure_speed`."""
     growth = (rounds + 1) * steps + AHEAD
     return 1 + max(work.tokens + (growth if work.kind == "decode" else 0) for work in works)
 
@@ -236,7 +239,7 @@ def _record(
         "gops": work.flops(model.config) / seconds / 1e9,
     }  # fmt: skip
     if work.kind == "decode":
-        middle = work.tokens + (rounds + 1) * steps // 2  # the sequences grow while they are measured
+        middle = work.tokens + (rounds + 1) * steps // 2  # because the sequences grow during the measurement
         read = weights_read(model) + work.batch * cache_read(model.config, kind, middle)
         record |= {"kv": kind, "nbytes": read, "bytes_per_second": read / seconds}
     if "bandwidth" in times:

@@ -1,8 +1,8 @@
-"""Tool use: held-out dialogs answered greedily, with the model's calls really run and every answer checked.
+"""Tool use: answer held-out dialogs greedily, run the model's calls, and check every answer.
 
-All dialogs advance in lockstep: the engine answers them in one batch, all their calls are run, and it answers
-the results in the next batch. An answer is right if the call evaluates to the expected value *and* the text
-states that value (`herd.data.scoring`), so a lucky guess is wrong. Wordings, names and numbers never occur in
+All dialogs advance in lockstep: the engine answers them in one batch, all their calls are run, and the next
+batch has the results. An answer is right if the call evaluates to the expected value *and* the text states
+that value (`herd.data.scoring`), so a lucky guess is wrong. The wordings, names and numbers do not occur in
 training.
 """
 
@@ -29,14 +29,12 @@ from ..tools import TOOLS, Sandbox, Tool, ToolLoop, execute_call
 from .score import Score, share, shares_by
 
 Message = dict[str, Any]
-ROUNDS = 3  # the model's messages in one dialog: a call, the answer, and one more chance
+ROUNDS = 3  # most messages of the model in a dialog: a call, the answer, and one retry
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A dialog with the messages that the model produced after its prompt. ``trouble`` says why it ended
-    early.
-    """
+    """A dialog with the model's messages after the prompt. ``trouble`` is the reason if it ended early."""
 
     dialog: Dialog
     produced: tuple[Message, ...]
@@ -51,9 +49,7 @@ class ToolUse:
     verdicts: list[DialogVerdict]
 
     def score(self, name: str = "tool_use") -> Score:
-        """Return the share of right dialogs, with breakdowns, the share of right calls and counts of
-        troubles.
-        """
+        """Return the fraction of right dialogs, with breakdowns, right calls and counts of troubles."""
         hits = [verdict.correct for verdict in self.verdicts]
         attributes = {"lang": "lang", "form": "tool_call_format", "task": "task", "kind": "kind"}
         detail: dict[str, Any] = {
@@ -68,7 +64,7 @@ class ToolUse:
 def tool_items(n: int, seed: int = 0, *, languages: Sequence[str] = LANGUAGES) -> list[Dialog]:
     """Return ``n`` held-out dialogs that need a tool, with languages and call formats in equal parts."""
     items: list[Dialog] = []
-    for part in range(100):  # some dialogs need no tool, so draw until there are enough
+    for part in range(100):  # some dialogs do not need a tool, so draw until there are enough
         more = make_dialogs(
             max(64, n), seed * 1000 + part, split="test", languages=languages,
             tool_call_formats=TOOL_CALL_FORMATS, tasks=("arithmetic", "dates", "strings"),
@@ -83,7 +79,7 @@ def tool_use(
     model: LlamaLM, tokenizer: Tokenizer, dialogs: Sequence[Dialog], *, max_tokens: int = 160,
     max_batch: int = 128,
 ) -> ToolUse:  # fmt: skip
-    """Answer and judge ``dialogs``, from `tool_items` or any others of `herd.data.dialogs`."""
+    """Answer and judge dialogs from `tool_items` or others from `herd.data.dialogs`."""
     if not dialogs:
         raise DataError("tool use: there are no dialogs to answer")
     engine = Engine(model, tokenizer, max_batch=max_batch)
@@ -94,7 +90,7 @@ def tool_use(
 def answer_dialogs(
     engine: Engine, tokenizer: Tokenizer, dialogs: Sequence[Dialog], max_tokens: int = 160
 ) -> list[Answered]:
-    """Let the model continue each dialog's prompt, all dialogs in lockstep, with its calls run."""
+    """Let the model continue the prompts of all dialogs in lockstep, and run its calls."""
     trouble = [""] * len(dialogs)
     chat = tokenizer.require_chat()
     with Sandbox() as sandbox:
@@ -124,7 +120,7 @@ def answer_dialogs(
 
 
 def _interpreter(sandbox: Sandbox) -> Tool:
-    """Return a code interpreter that reuses one sandbox: starting one takes longer than most programs run."""
+    """Return a code interpreter that reuses one sandbox, because starting one takes longer than a program."""
 
     def code_interpreter(code: str) -> str:
         """Run a Python program and return what it printed."""
@@ -137,7 +133,7 @@ def _interpreter(sandbox: Sandbox) -> Tool:
 
 
 def prompt_ids(tokenizer: Tokenizer, dialog: Dialog, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Return the tokens that ask for the next message of a dialog that so far consists of ``messages``."""
+    """Return the prompt for the next message of a dialog with these messages so far."""
     own = dialog.tool_call_format
     chat = tokenizer.require_chat()
     form = own if own in chat.tool_call_formats else None

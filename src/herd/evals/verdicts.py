@@ -1,9 +1,8 @@
-"""The headline claims about Llama 3.1, checked against published scores and, where measured, against one's
-own.
+"""The headline claims about Llama 3.1, checked against published scores and one's own measurements.
 
-A claim compares two models on the benchmarks of one source. Published scores carry no intervals, so a
-difference counts only if it exceeds what the number of questions allows: two standard errors of the
-difference of two shares at that score, with the benchmark's own number of items.
+A claim compares two models on the benchmarks of one source. Published scores have no intervals. So a
+difference counts only if it exceeds two standard errors of the difference of two fractions, given the
+benchmark's number of items.
 """
 
 from __future__ import annotations
@@ -43,8 +42,10 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class ClaimVerdict:
-    """Benchmarks on which ``first`` wins, loses or neither by published scores. ``own`` is the same
-    comparison in words where both models have been measured here, else "".
+    """The verdict on a claim: benchmarks on which ``first`` wins, loses or ties by published scores.
+
+    ``own`` is a text on the same comparison by one's own measurements, or "" if there are none of both
+    models.
     """
 
     claim: ScoreClaim
@@ -92,7 +93,7 @@ def _variance(share: float) -> float:
 
 
 def _measured(claim: ScoreClaim, own: Mapping[str, Mapping[str, Score]]) -> str:
-    """Compare in words the models of these names where they have been measured, else return ""."""
+    """Return a text that compares the claim's models by own measurements, or "" if there are none of both."""
     first, second = (
         next((s for name, s in own.items() if _same(name, m)), {}) for m in (claim.first, claim.second)
     )
@@ -104,5 +105,5 @@ def _measured(claim: ScoreClaim, own: Mapping[str, Mapping[str, Score]]) -> str:
 
 
 def _same(name: str, model: str) -> bool:
-    """Return whether a checkpoint's name means a published model: Llama-3.1-8B-Instruct is Llama 3.1 8B."""
+    """Return whether a checkpoint's name means a published model (Llama-3.1-8B-Instruct: Llama 3.1 8B)."""
     return model.lower().replace(" ", "") in name.lower().replace(" ", "").replace("-", "").replace("_", "")

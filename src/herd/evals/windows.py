@@ -1,9 +1,7 @@
-"""Held-out documents as batches of windows: every token is scored once, with as much context as the model
-can have.
+"""Held-out documents as batches of windows. Every token is scored once, with as much context as possible.
 
-A document longer than the context is read in windows that overlap by a quarter, and only the tokens that are
-new to a window are scored there. Windows of similar length share a batch. Padding comes last, where causal
-attention never looks.
+A document longer than the context is read in windows that overlap by a quarter, and a window scores only its
+new tokens. Windows of similar length share a batch. Padding is at the end, so causal attention never sees it.
 
 Shapes: B rows, T tokens, N scored tokens.
 """
@@ -28,9 +26,7 @@ BATCH_TOKENS = 8192
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A document to score: ids from beginning-of-text on, without end-of-text, and the bytes that they stand
-    for.
-    """
+    """A document to score: its ids with beginning-of-text, without end-of-text, and its length in bytes."""
 
     ids: Sequence[int] | NDArray[np.int64]
     n_bytes: int
@@ -40,8 +36,9 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class WindowScore:
-    """A batch of windows to score. Targets of -100 are not scored; ``document_B`` numbers the document of
-    each row.
+    """A batch of windows to score.
+
+    Targets of -100 are not scored. ``document_B`` is each row's document number.
     """
 
     tokens_BT: Tensor
@@ -50,9 +47,9 @@ class WindowScore:
 
 
 def from_texts(documents: Iterable[Any], tokenizer: Tokenizer, max_bytes: int | None = None) -> list[HeldOut]:
-    """Return held-out documents from strings or from objects with ``text`` and perhaps ``lang`` and ``kind``.
+    """Return held-out documents from strings, or from objects with ``text`` (and ``lang``, ``kind``).
 
-    Stops after the document with which ``max_bytes`` of text are reached. Empty texts are left out.
+    Stops after the document that reaches ``max_bytes`` of text. Empty texts are left out.
     """
     out: list[HeldOut] = []
     total = 0
@@ -81,12 +78,12 @@ def from_shards(
 ) -> list[HeldOut]:
     """Return documents of held-out shards in an order shuffled by ``seed``, up to ``max_bytes`` of text.
 
-    ``excerpt`` is the number of tokens to take of each at most, so that few long documents do not dominate.
+    ``excerpt`` is the most tokens to take of each document, so that a few long ones do not dominate.
     """
     out: list[HeldOut] = []
     total = 0
     for number in np.random.default_rng(seed).permutation(shards.n_documents).tolist():
-        ids = shards.document(number)[:-1]  # end of text is not text
+        ids = shards.document(number)[:-1]  # without end-of-text
         n_bytes = int(shards.documents_D["n_bytes"][number])
         if excerpt is not None and len(ids) > excerpt + 1:
             ids = ids[: excerpt + 1]
@@ -106,9 +103,7 @@ def from_shards(
 def windows(
     documents: Sequence[HeldOut], context: int, device: torch.device | str = "cpu"
 ) -> Iterator[WindowScore]:
-    """Yield batches of at most `BATCH_TOKENS` tokens (or one row), the longest first so that memory peaks
-    early.
-    """
+    """Yield batches of at most `BATCH_TOKENS` tokens (or one row), longest first so that memory peaks early."""
     cuts = [(d, *cut) for d, document in enumerate(documents) for cut in _cuts(len(document.ids), context)]
     cuts.sort(key=lambda cut: cut[2] - cut[1], reverse=True)
     while cuts:
@@ -125,9 +120,7 @@ def windows(
 
 
 def _cuts(n_ids: int, context: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (start, stop, first): inputs start..stop-1 of a document, of which those from ``first`` on are
-    new.
-    """
+    """Yield (start, stop, first): inputs start..stop-1 of a document, which are new from ``first`` on."""
     n, first = n_ids - 1, 0  # the last id is only a target
     while first < n:
         start = 0 if first == 0 else first - context // 4

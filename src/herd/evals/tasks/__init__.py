@@ -1,21 +1,21 @@
-"""The benchmarks, one file a kind. For a new one, subclass `Task` and add a line to `registry.TASKS`.
+"""The benchmarks, one file per kind. For a new one, subclass `Task` and add a line to `registry.TASKS`.
 
-`task.py` is the whole interface: a `Task` gives `Item`s, each with one request (`Rank`, `Read` or
-`Generate`), gets an `Answer` for each, and gives a `Judgement`. `data.py` finds the files (`--data`, or ten
-built-in items of every format). `registry.py` knows tasks and suites by name::
+`task.py` is the interface: a `Task` makes `Item`s, each with one request (`Rank`, `Read` or `Generate`), and
+turns the `Answer` to an item into a `Judgement`. `data.py` finds the files (`--data`, or ten built-in items
+of every format). `registry.py` finds tasks and suites by name::
 
-    from herd.evals.tasks import Data, make_task
-    task = make_task("boolq", shots=5, mode="base")        # unknown names: DataError with the nearest ones
-    items = task.items(Data())
-    task.judge(items[0], task.example(items[0], right=True)).value == 1.0
+    from herd.evals.tasks import Data, make_task task = make_task("boolq", shots=5, mode="base")        #
+    unknown names: DataError with similar ones items = task.items(Data()) task.judge(items[0],
+    task.example(items[0], right=True)).value == 1.0
 
-`herd.evals.harness` runs tasks on a model; `herd.evals.results` says what lies on disk afterwards.
+`herd.evals.harness` runs tasks on a model. `herd.evals.results` describes the files that it writes.
 
 `choice.py`: boolq, hellaswag, openbookqa, piqa, social_iqa, truthfulqa, winogrande, arc; `mmlu.py`;
-`word_problems.py`: gsm8k, mgsm; `programs.py`: human_eval, mbpp. Prompts for base models are those of
-EleutherAI's lm-eval (a test holds them equal, string by string); shots are the first of the training file, or
-where there is none the first *other* items of the file itself (lm-eval's ``first_n`` sampler), so that all
-items of a task share one head that is computed once. `questions.py`: a user's own questions, with five judges.
+`word_problems.py`: gsm8k, mgsm; `programs.py`: human_eval, mbpp. Prompts for base models equal those of
+EleutherAI's lm-eval (a test compares the strings). Worked examples (shots) are the first of the training
+file. If there is none, they are the first *other* items of the file itself (lm-eval's ``first_n`` sampler).
+So all items of a task share one beginning, which is computed once. `questions.py`: a user's own questions,
+with five judges.
 """
 
 from .data import Data

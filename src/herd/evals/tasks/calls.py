@@ -1,4 +1,4 @@
-"""Function calls compared with the expected ones: BFCL, judged without running any (`herd.evals.bfcl`)."""
+"""BFCL: function calls compared with the expected ones, without running them (`herd.evals.bfcl`)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CATEGORIES = (
 
 
 class Bfcl(Task):
-    """Which function to call with which arguments, in the JSON format, grouped by category.
+    """The task to call the right function with the right arguments, in the JSON format, grouped by category.
 
-    Covers the categories that need no execution: Python's own, those where no function fits (any call is
-    wrong), and those where some function does (any call is right).
+    It has the categories that need no execution: the Python ones, questions that no function fits (any call
+    is wrong), and questions that some function fits (any call is right).
     """
 
     source = "Patil et al., Berkeley Function-Calling Leaderboard v4; ShishirPatil/gorilla"
@@ -34,7 +34,7 @@ class Bfcl(Task):
         parts = [self._category(data, category) for category in there or CATEGORIES[:1]]
         return [
             item for item in chain(*zip_longest(*parts)) if item
-        ]  # so that any beginning has all categories
+        ]  # so that the first items have all categories
 
     def note(self, data: Data) -> str:
         missing = [category for category in CATEGORIES if not data.find(f"bfcl/BFCL_v4_{category}.json")]

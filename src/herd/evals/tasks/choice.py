@@ -1,10 +1,9 @@
-"""Multiple choice: the likeliest continuation (base models), or the letter that is written (instruct models).
+"""Multiple choice: the most likely continuation (base models), or the letter in the answer (instruct models).
 
-base: worked examples and the question as text, then each choice as its continuation. The likeliest wins, by
-log-likelihood (``acc``) or by log-likelihood per character (``acc_norm``), which does not favour short
-choices. The prompts follow EleutherAI's lm-eval, and ``acc_norm`` is the headline where it is lm-eval's.
-instruct: a dialog that shows the choices under letters; the answer is right if it names the right one
-(`letters`).
+base: worked examples and the question as text, then each choice as the continuation. The most likely choice
+wins, by log-likelihood (``acc``) or by log-likelihood per character (``acc_norm``, which does not favour
+short choices). Prompts and the choice between the two metrics follow EleutherAI's lm-eval. instruct: a dialog
+that lists the choices by letter. The answer is right if it names the right one (`letters`).
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ ASK = "Answer with the letter of the right choice only."
 
 @dataclass(frozen=True)
 class Doc:
-    """A question in the form that all choice tasks share.
+    """A question in the common form of all choice tasks.
 
-    ``text`` is what a base model reads before a choice, ``asked`` what an instruct model is asked. If there
-    is a ``tail``, it follows the choice and is what is scored; the choice then belongs to the context.
-    ``shown`` are the choices as an instruct model sees them, where they differ from ``choices``.
+    ``text`` is a base model's prompt before a choice, ``asked`` is the question for an instruct model. If
+    there is a ``tail``, it follows the choice, only the tail is scored, and the choice belongs to the
+    context. ``shown`` are the choices for an instruct model if they differ from ``choices``.
     """
 
     id: str
@@ -44,7 +43,7 @@ class Doc:
     shown: Sequence[str] = ()
 
     def with_choice(self, number: int) -> tuple[str, str]:
-        """Return the text before, and the text that is scored, for one choice."""
+        """Return (context, text to score) for one choice."""
         if self.tail:
             return self.text + self.choices[number], f" {self.tail}"
         return self.text, f" {self.choices[number]}"
@@ -55,7 +54,7 @@ class Doc:
 
 @dataclass(frozen=True)
 class ChoiceTask(Task):
-    """Base of the choice tasks. A subclass names its files and turns a row of them into a `Doc`."""
+    """Base of the choice tasks. A subclass names its files and converts their rows to `Doc`s."""
 
     version: ClassVar[str] = "2"
     files: ClassVar[tuple[str, ...]] = ()
@@ -65,14 +64,14 @@ class ChoiceTask(Task):
 
     @abstractmethod
     def doc(self, row: Row, number: int) -> Doc:
-        """Return one row of the file in the common form."""
+        """Return one row of the file as a `Doc`."""
 
     def docs(self, data: Data) -> list[Doc]:
         """Return all questions."""
         return self._read(data, self.files)
 
     def examples(self, data: Data, doc: Doc) -> Sequence[Doc]:
-        """Return the questions from which worked examples for ``doc`` are taken; may include ``doc``."""
+        """Return the questions that can be worked examples for ``doc``. They may include ``doc``."""
         return self._read(data, self.train) if data.find(*self.train) else self.docs(data)
 
     def items(self, data: Data) -> list[Item]:
@@ -81,7 +80,7 @@ class ChoiceTask(Task):
         for doc in self.docs(data):
             if doc.group not in pools:
                 pools[doc.group] = self.examples(data, doc)[: 2 * self.shots + 1] if self.shots else ()
-            # compared by content: a question that is in train and test must not answer itself
+            # compared by content, because a question may be both in the training and in the test file
             shots = [other for other in pools[doc.group] if not other.same_question(doc)][: self.shots]
             items.append(self._item(doc, shots))
         return items
@@ -95,11 +94,11 @@ class ChoiceTask(Task):
         return judge_choice(item, answer, self.metric)
 
     def head(self, shots: Sequence[Doc], doc: Doc) -> str:
-        """Return what precedes a base model's question."""
+        """Return the text before a base model's question."""
         return "".join("".join(shot.with_choice(shot.gold)) + "\n\n" for shot in shots)
 
     def order(self, doc: Doc) -> list[int]:
-        """Return the order in which the choices stand under their letters."""
+        """Return the order of the choices in the list of letters."""
         return list(range(len(doc.choices)))
 
     def _item(self, doc: Doc, shots: Sequence[Doc]) -> Item:
@@ -125,7 +124,7 @@ class ChoiceTask(Task):
 
 
 def judge_choice(item: Item, answer: Answer, metric: str) -> Judgement:
-    """Judge the letter that was written, or the likeliest choice by ``metric`` (``acc`` or ``acc_norm``)."""
+    """Judge the letter in the answer, or the most likely choice by ``metric`` (``acc`` or ``acc_norm``)."""
     choices = item.doc["choices"]
     if isinstance(item.request, Generate):
         letter = chosen_letter(answer.text, LETTERS[: len(choices)], choices)
@@ -158,7 +157,7 @@ class HellaSwag(ChoiceTask):
     def docs(self, data: Data) -> list[Doc]:
         if data.find(*self.files):
             return super().docs(data)
-        # a plain form with six lines for each item: context, gold and four endings, cleaned already
+        # a text format with six lines per item: context, gold and four endings, cleaned already
         lines = data.text(self.files[0], "hellaswag/hellaswag_val_full.txt").splitlines()
         blocks = [lines[i : i + 6] for i in range(0, len(lines) - 5, 6)]
         return [self._doc(n, text, tuple(ends), int(gold)) for n, (text, gold, *ends) in enumerate(blocks)]
@@ -199,7 +198,7 @@ class Arc(ChoiceTask):
         return self._read(data, files) if data.find(*files) else self.docs(data)
 
     def doc(self, row: Row, number: int) -> Doc:
-        if "query" in row:  # a flat form without the last line of the prompt
+        if "query" in row:  # a flat format without the last line of the prompt
             asked = row["query"].removeprefix("Question: ")
             return Doc(str(number), f"Question: {asked}\nAnswer:", tuple(row["choices"]), row["gold"], asked)
         return _labelled(row, f"Question: {row['question']}\nAnswer:", row["question"], number)
@@ -215,7 +214,7 @@ class Piqa(ChoiceTask):
 
     def docs(self, data: Data) -> list[Doc]:
         rows = data.rows(*self.files, needs=self.needs)
-        if "label" not in rows[0]:  # the authors' own form keeps the labels in another file
+        if "label" not in rows[0]:  # the authors' format has the labels in another file
             labels = data.text("piqa/valid-labels.lst").split()
             rows = [row | {"label": label} for row, label in zip(rows, labels, strict=True)]
         return [self.doc(row, number) for number, row in enumerate(rows)]
@@ -238,7 +237,7 @@ class SocialIqa(ChoiceTask):
 
 
 class Winogrande(ChoiceTask):
-    """Score the *rest* of the sentence after each filling (partial evaluation)."""
+    """Winogrande with partial evaluation: the *rest* of the sentence after each choice is scored."""
 
     source = "Sakaguchi et al., arXiv 1907.10641; lm-eval winogrande"
     licence = "CC BY"
@@ -253,13 +252,11 @@ class Winogrande(ChoiceTask):
 
 
 class TruthfulQaMc1(ChoiceTask):
-    """Find the true answer among popular wrong ones, after six questions and answers that are the same for
-    all.
-    """
+    """The true answer among popular wrong ones, after six fixed questions and answers."""
 
     source = "Lin et al., arXiv 2109.07958; lm-eval truthfulqa_mc1"
     licence = "Apache-2.0"
-    shots_from = "the primer: lm-eval's where it is installed, else Herd's own"
+    shots_from = "the primer: lm-eval's if it is installed, else Herd's own"
     files = ("truthfulqa/validation.jsonl",)
 
     @property
@@ -293,7 +290,7 @@ class TruthfulQaMc1(ChoiceTask):
 
 
 def _labelled(row: Row, text: str, asked: str, number: int) -> Doc:
-    """Return a row of the Allen Institute's sets, which list choices as texts and labels."""
+    """Return the `Doc` of a row of the Allen Institute's sets. They list choices as texts and labels."""
     gold = row["choices"]["label"].index(row["answerKey"].strip())
     return Doc(str(number), text, tuple(row["choices"]["text"]), gold, asked)
 
@@ -304,6 +301,6 @@ def _answers(row: Row) -> tuple[str, ...]:
 
 
 def _clean(text: str) -> str:
-    """Remove the marks of the WikiHow pages that some of HellaSwag's texts come from."""
+    """Remove WikiHow's markup from HellaSwag's texts."""
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")

@@ -1,8 +1,8 @@
-"""Where items come from: a folder with one subfolder per benchmark, in the data sets' own formats.
+"""The data of benchmarks: a folder with one subfolder per benchmark, in the data sets' own formats.
 
-``--data DIR`` names such a folder, with files such as ``DIR/boolq/validation.jsonl``, which may be compressed
-(``.gz``, ``.bz2``). Without it the project's own ten items of every format are used (`builtin`): enough to
-see everything work, but not for a score that one would quote.
+``--data DIR`` names such a folder, with files such as ``DIR/boolq/validation.jsonl``. They may be compressed
+(``.gz``, ``.bz2``). Without it, the project's own ten items of every format are used (`builtin`). These are
+enough to check that everything works, but too few for a meaningful score.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Data:
 
     @property
     def label(self) -> str:
-        """The name of the data in tables and receipts."""
+        """Name of the data in tables and receipts."""
         return "builtin" if self.builtin else str(self.folder)
 
     def find(self, *names: str) -> Path | None:
@@ -55,7 +55,10 @@ class Data:
         return None
 
     def text(self, *names: str) -> str:
-        """Return the text of the first file that exists. DataError names all of them if none does."""
+        """Return the text of the first file that exists.
+
+        Raises `DataError` that names all of them if none does.
+        """
         path = self.find(*names)
         if path is None:
             wanted = " or ".join(names)
@@ -81,11 +84,11 @@ class Data:
                 ) from None
             if missing:
                 raise DataError(
-                    f"{path}, line {number}: no field {missing[0]!r}; wanted are {', '.join(needs)}"
+                    f"{path}, line {number}: no field {missing[0]!r}; the fields are {', '.join(needs)}"
                 )
             out.append(row)
         if not out:
-            raise DataError(f"{path}: no items in it; fetch it again")
+            raise DataError(f"{path}: it has no items; fetch it again")
         return out
 
     def table(self, *names: str) -> list[Row]:
@@ -95,7 +98,7 @@ class Data:
 
 @lru_cache(maxsize=4)
 def _load(path: Path, changed: int) -> str:
-    """Read a file's text; cached, because shots and questions often come from the same file."""
+    """Return a file's text. Cached, because shots and questions often come from the same file."""
     try:
         return _OPENERS[path.suffix if path.suffix in _OPENERS else ""](path.read_bytes()).decode("utf-8")
     except (OSError, EOFError, ValueError) as error:

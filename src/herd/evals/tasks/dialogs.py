@@ -1,7 +1,7 @@
-"""Herd's own tool dialogs, in the formats its models were taught: two questions, judged separately.
+"""Herd's own tool dialogs, in the formats of its training: two tasks.
 
-``tool_calls``: does the model's call compute the right value? ``tool_answers``: given the right call and its
-result, does the answer state it? Wordings, names and numbers never occur in training (`herd.data.dialogs`).
+``tool_calls``: the model's call must compute the right value. ``tool_answers``: given the right call and its
+result, the answer must state it. Wordings, names and numbers do not occur in training (`herd.data.dialogs`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_TOKENS = 160
 
 
 class ToolDialogs(Task):
-    """Held-out dialogs, grouped by language; the id of an item names the format of its call."""
+    """Held-out dialogs, grouped by language. The id of an item names the format of its call."""
 
     source = "the project's own held-out dialogs"
     licence = "Apache-2.0"
@@ -59,7 +59,7 @@ def _called(dialog: Dialog, text: str, sandbox: Sandbox) -> Judgement:
 
 
 def _answered(dialog: Dialog, text: str) -> Judgement:
-    """Judge whether the text states the answer; the case of weekdays does not matter."""
+    """Judge whether the text states the answer. The case of weekdays does not matter."""
     fold = str.casefold if dialog.kind == "weekday" else str
     right = not parse(text).calls and states(fold(text), fold(dialog.answer))
     return Judgement(float(right), text[:200], why="" if right else f"does not say {dialog.answer!r}")

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class IfEval(Task):
-    """The share of prompts with every instruction followed strictly; also loosely, and by instruction.
+    """The fraction of prompts with every instruction followed strictly. Also loosely, and by instruction.
 
-    The task is meant for instruct models: a base model gets the prompt as text to continue, which says
-    little.
+    The task is meant for instruct models. A base model gets the prompt as text to continue, so its score
+    means little.
     """
 
     source = "Zhou et al., arXiv 2311.07911"
@@ -52,7 +52,7 @@ class IfEval(Task):
 
     def note(self, data: Data) -> str:
         impossible = [item.id for item in self.items(data) if self.contradiction(item)]
-        said = f"no answer to {', '.join(impossible)} can be right: they contradict themselves"
+        said = f"no answer to {', '.join(impossible)} can be right, because they contradict themselves"
         return said if impossible else ""
 
     def scores(self, results: Sequence[ItemResult]) -> list[Score]:

@@ -1,7 +1,7 @@
 """Check a JSON value against a JSON Schema (draft 2020-12).
 
-Every keyword that restricts a value is either checked or refused by name, so that no answer is called right by
-mistake. Annotations (``title``, ``description``, ``format``, …) restrict nothing, as the standard says.
+Every keyword that restricts a value is either checked or refused by name, so that no answer counts as right
+by mistake. Annotations (``title``, ``description``, ``format``, …) restrict nothing, as the standard says.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ _FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_schema(schema: Any) -> None:
-    """Raise `DataError` for a schema that cannot be checked: not one at all, or with a keyword not known here."""
+    """Raise `DataError` if this is not a schema, or if it has a keyword that cannot be checked."""
     _check(schema, schema, "#")
 
 
 def violation(value: Any, schema: Any) -> str:
-    """Return the first reason why ``value`` does not fit ``schema``, with its place; "" if it fits."""
+    """Return the first reason why ``value`` does not fit ``schema``, with its path, or "" if it fits."""
     try:
         return next(_violations(value, schema, schema, "the answer"), "")
     except RecursionError:
@@ -93,7 +93,7 @@ def _check(schema: Any, root: Any, where: str) -> None:
             re.compile(pattern)
         except re.error as error:
             raise DataError(
-                f"schema {where}: pattern {pattern!r} is no regular expression ({error})"
+                f"schema {where}: pattern {pattern!r} is not a regular expression ({error})"
             ) from None
     if "$ref" in schema:
         _resolve(schema["$ref"], root, where)
@@ -181,7 +181,7 @@ def _fits(value: Any, schema: Any, root: Any) -> bool:
 
 
 def _resolve(reference: Any, root: Any, where: str) -> Any:
-    """Return what a reference within the schema (``#/$defs/NAME``) names."""
+    """Return the part of the schema that a reference (``#/$defs/NAME``) names."""
     found = root
     try:
         if not reference.startswith("#"):

@@ -1,9 +1,9 @@
-"""The choice that an answer in words names, by its letter or by its text.
+"""Find the choice that an answer names, by its letter or by its text.
 
-A letter counts where it cannot be a word or part of one: stated ("the answer is B"), at the beginning of a
-line ("B. because") or marked ("(B)", "option B"). The text of a choice counts in the same places, and also
-anywhere if it is long enough not to be there by chance. Denied choices do not count, and an answer that names
-two choices names none.
+A letter counts if it cannot be a word or part of one: stated ("the answer is B"), at the beginning of a line
+("B. because") or marked ("(B)", "option B"). The text of a choice counts in the same positions, and anywhere
+if it is too long to occur by chance. Denied choices do not count. An answer that names two choices names
+none.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 _MARKUP = re.compile(r"\\(?:text|math)\w*(?=\{)|\\[()\[\]]|\*\*|__|[`$]")
-_WORD = r"[^\W\u0e00-\u0e7f\u3040-\u9fff]"  # Thai, Japanese and Chinese put no space between words
+_WORD = r"[^\W\u0e00-\u0e7f\u3040-\u9fff]"  # Thai, Japanese and Chinese have no spaces between words
 _LETTER = re.compile(rf"(?<!{_WORD})(?<!['+#&.-])[A-Za-z](?!{_WORD}|['+#&-]|\.\w|\s*=)")
 _OPENING, _CLOSING = " \n\"'([{:*>–-", "\"')]}*"
 _STATED = re.compile(
-    unicodedata.normalize("NFKC", r"(?:答案|答え|คำตอบ)[^\d\n]{0,8}$|")  # as the text it is compared with
+    unicodedata.normalize("NFKC", r"(?:答案|答え|คำตอบ)[^\d\n]{0,8}$|")  # normalized like the text
     + r"\b(?:answer|choice|option|letter|correct|right|best|antwort|richtige?|respuesta"
     r"|correcta|réponse|risposta|ответ|jibu)"
     r"\b[^.!?\n]{0,40}?"
@@ -65,9 +65,7 @@ _UNSURE = re.compile(
 
 @dataclass(frozen=True)
 class _Mention:
-    """A choice named in a text, by letter or in words; ``strength`` 3: stated, 2: begins a line, 1: marked
-    or long.
-    """
+    """A choice named in a text. ``strength`` 3: stated, 2: at the beginning of a line, 1: marked or long."""
 
     choice: int
     start: int
@@ -75,12 +73,13 @@ class _Mention:
     strength: int = 0
     denied: bool = False
     joined: bool = False
-    """It stands in a list with another choice: "A or B"."""
+    """It is in a list with another choice: "A or B"."""
 
 
 def chosen_letter(text: str, letters: str, choices: Sequence[str]) -> str | None:
-    """Return the letter of the choice that an answer commits to, or None. ``letters[i]`` stands for
-    ``choices[i]``.
+    """Return the letter of the choice that an answer commits to, or None.
+
+    ``letters[i]`` means ``choices[i]``.
     """
     text = _plain(text)
     bare = [_bare(choice) for choice in choices]
@@ -105,7 +104,7 @@ def chosen_letter(text: str, letters: str, choices: Sequence[str]) -> str | None
 
 
 def _mentions(text: str, letters: str, choices: Sequence[str]) -> list[_Mention]:
-    """Return where choices are named, in order, without those inside of a longer one."""
+    """Return the mentions of choices in order, without those inside a longer one."""
     found = list(_letters(text, letters))
     for number, choice in enumerate(choices):
         if choice and choice in text.casefold() and not _is_letter(choice):

@@ -1,9 +1,8 @@
-"""Any task of lm-eval on Herd's engine: ``--tasks lm-eval:NAME``, e.g. ``lm-eval:lambada_openai``.
+"""Tasks of lm-eval on Herd's engine: ``--tasks lm-eval:NAME``, e.g. ``lm-eval:lambada_openai``.
 
-EleutherAI's harness (extra ``evals``) brings thousands of tasks with their data from the Hub, prompts,
-filters and metrics. Here they become a `Task` like any other, so that resuming, endpoints and shared prompt
-beginnings work for them too. They are used as they are: their number of shots is the default, and ``--mode``
-changes nothing.
+EleutherAI's harness (extra ``evals``) has thousands of tasks with their data from the Hub, prompts, filters
+and metrics. Here such a task becomes a `Task`, so that resuming, endpoints and shared prompt beginnings work
+for it too. The task is not changed: its number of shots is the default, and ``--mode`` has no effect.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from .data import Data
 from .task import Answer, Generate, Item, Judgement, Mode, Rank, Read, Request, Task
 
 PREFIX = "lm-eval:"
-MAX_TOKENS = 256  # lm-eval's limit where a task has none
+MAX_TOKENS = 256  # lm-eval's limit if a task has none
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,14 @@ class LmEvalTask(Task):
 
     @classmethod
     def of(cls, name: str, shots: int | None, mode: Mode) -> LmEvalTask:
-        """Load the task ``name`` (without prefix) from the Hub, with ``shots`` or its own number of them."""
+        """Load the task ``name`` (without prefix) from the Hub, with ``shots`` or the task's own number."""
         try:
             tasks = importlib.import_module("lm_eval.tasks")
         except ImportError:
             raise DataError(f"{PREFIX}{name} needs lm-eval: pip install 'llamaherd[evals]'") from None
         try:
             [inner] = tasks.get_task_dict([name]).values()
-        except Exception as error:  # whatever a task's own code and the Hub may raise
+        except Exception as error:  # a task's own code and the Hub may raise anything
             reason = str(error).strip().splitlines()
             raise DataError(
                 f"{PREFIX}{name}: lm-eval cannot load it ({reason[0] if reason else error!r})"
@@ -62,7 +61,7 @@ class LmEvalTask(Task):
         return super().settings | {"lm_eval_version": str(self.inner.VERSION)}
 
     def items(self, data: Data) -> list[Item]:
-        """Return lm-eval's own documents; ``data`` is not used."""
+        """Return lm-eval's own documents. ``data`` is not used."""
         self.inner.build_all_requests(rank=0, world_size=1)
         by_doc: dict[int, list[Any]] = {}
         for instance in self.inner.instances:
@@ -98,7 +97,7 @@ class LmEvalTask(Task):
             if isinstance(value, int | float | bool)
         }
         if not numbers:
-            raise DataError(f"{self.name}: no metric of single items; run it with lm-eval itself")
+            raise DataError(f"{self.name} has no metric of single items; run it with lm-eval itself")
         first, *others = numbers
         return Judgement(numbers[first], None, {name: numbers[name] for name in others})
 

@@ -1,8 +1,9 @@
-"""Long contexts: needles by length and depth, and RULER's kinds of text (`herd.evals.ruler`).
+"""Long contexts: needles by length and depth, and the other kinds of RULER's texts (`herd.evals.ruler`).
 
-How long a text is depends on the model's tokenizer, and how long it may be depends on its context, so these
-tasks are fitted to a model before they run (`fitted`): lengths from 4k to 128k tokens that the context can
-hold, or a quarter, a half and all of a context below 4k, unless a length is too short for what is asked.
+The length of a text depends on the model's tokenizer, and the longest text on its context. So these tasks are
+fitted to a model before they run (`fitted`): they use the lengths from 4k to 128k tokens that fit in the
+context. For a context below 4k they use a quarter, a half and all of it, without lengths that are too short
+for the question.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
 LENGTHS = (4_096, 8_192, 16_384, 32_768, 65_536, 131_072)
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PER_LENGTH = 20
-CHAT_TOKENS = 40  # what the headers of a dialog take at most
+CHAT_TOKENS = 40  # most tokens of a dialog's headers
 LONG_TASKS = {"needle_single": "single", "needle_multi": "multiquery"} | {
     f"ruler_{kind}": kind for kind in ruler.KINDS if kind not in ("single", "multiquery")
 }
-"""Task to kind of text."""
+"""The kind of text of every task."""
 ANSWER_TOKENS = {
     "common_words": 120,
     "variables": 60,
@@ -43,16 +44,15 @@ _SENTENCE = re.compile(r"(?<=[.!?]) |\n")
 
 
 def bytes_as_tokens(text: str) -> int:
-    """Estimate the number of tokens at four bytes each, for models without a known tokenizer."""
+    """Return an estimate of the number of tokens, four bytes each, for models without a known tokenizer."""
     return (len(text.encode()) + 3) // 4
 
 
 @dataclass(frozen=True)
 class LongText(Task):
-    """``PER_LENGTH`` texts of every length, depths in turn; value: share of what was asked for that the
-    answer holds.
+    """``PER_LENGTH`` texts of every length, at all depths in turn. The value is the fraction found.
 
-    Facts are hidden in text of the data folder if it has any, else in lines that say nothing.
+    Facts are hidden in text of the data folder if it has any, else in lines without content.
     """
 
     source = "Hsieh et al., RULER, arXiv 2404.06654"
@@ -67,7 +67,7 @@ class LongText(Task):
 
     @property
     def kind(self) -> str:
-        """The kind of text, as `ruler` calls it."""
+        """The kind of text, a name in `ruler`."""
         return LONG_TASKS[self.name]
 
     def fitted(self, model: Any) -> Task:
@@ -109,7 +109,7 @@ class LongText(Task):
         return Maker(self.count, _lines(data), _passages(data) if self.kind == "questions" else ())
 
     def _too_short(self, maker: Maker, length: int) -> str:
-        """Return why a length is too short for what is asked, else ""; this concerns short contexts."""
+        """Return the reason why a length is too short for the question (in short contexts), or ""."""
         try:
             for n in range(PER_LENGTH if length < LENGTHS[0] else 0):
                 self._item(maker, length, n)
@@ -131,7 +131,7 @@ class LongText(Task):
 
 
 def _lines(data: Data) -> Sequence[str]:
-    """Return running text to hide facts in, one sentence per line."""
+    """Return lines of running text to hide facts in, one sentence each."""
     if not data.find(*TEXTS):
         return CALM
     sentences = _SENTENCE.split(data.text(*TEXTS))

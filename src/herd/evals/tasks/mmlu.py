@@ -21,7 +21,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {group: tuple(names.split()) for group, n
 
 @dataclass(frozen=True)
 class Mmlu(ChoiceTask):
-    """A group of subjects, or a single subject; every question has the same weight in the score."""
+    """A group of subjects, or a single subject. All questions have the same weight in the score."""
 
     subjects: tuple[str, ...] = ()
 
@@ -38,7 +38,7 @@ class Mmlu(ChoiceTask):
         return cls(name, shots, mode, SUBJECTS.get(part, (part,)))
 
     def docs(self, data: Data) -> list[Doc]:
-        """Return questions of all subjects in turn, so that any beginning of the list has all subjects."""
+        """Return questions of all subjects in turn, so that the first questions have all subjects."""
         of_subject: dict[str, list[Doc]] = {subject: [] for subject in self.subjects}
         for doc in super().docs(data):
             of_subject.get(doc.group, []).append(doc)

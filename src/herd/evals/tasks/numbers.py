@@ -1,8 +1,8 @@
-"""The number that an answer in words gives as its result.
+"""Find the number that an answer gives as its result.
 
-Models write one number in many ways: in LaTeX, in bold, with a currency, with the digits of another script,
+Models write a number in many ways: in LaTeX, in bold, with a currency, with the digits of another script,
 with thousands separators that depend on the language. A range, an alternative, a time or a denied number is
-no result.
+not a result.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _FRACTION = re.compile(r"(?: (\d+))? ?/ ?(\d{1,9})(?![\d/])")
 _NO_RESULT_BEFORE = re.compile(
     r"\d[\d.,]*(?:\s*\w+)?\s*(?:[-~/]|\b(?:to|or|bis|oder|ou|или)\b)\s*$|between \S+ and $"
 )
-"""Before the last number of a text: it ends a range, an alternative or a calculation without a result."""
+"""Text before the last number that makes it the end of a range, an alternative or a calculation."""
 _NO_RESULT_AFTER = re.compile(
     r"\s*(?:[-~:^*×/+,]|\b(?:to|bis|à|a)\b)\s*[-+]?\d"
     r"|(?: [^\W\d]+)? (?:or|and|oder|und|ou|et|o|y|или|и) [-+]?\d|e[-+]?\d|\d"
@@ -51,10 +51,10 @@ _NO_RESULT_AFTER = re.compile(
 def final_number(text: str, language: str = "en") -> Fraction | None:
     """Return the number that an answer commits to, or None.
 
-    The last statement of the form "the final answer is N", ``\\boxed{N}`` or ``#### N`` counts; then "the
-    answer is N", in English or in the language of the problem; without a statement, the last number.
-    ``language`` decides what points and commas mean; an English statement may also write a number the English
-    way.
+    The last statement of the form "the final answer is N", ``\\boxed{N}`` or ``#### N`` counts. If there is
+    none, "the answer is N" counts, in English or in the language of the problem, and else the last number.
+    ``language`` decides the meaning of points and commas. In an English statement, the number may also be in
+    English notation.
     """
     text = _DENIED.sub("", _plain(text))
     stated: dict[bool, Fraction | None] = {}
@@ -80,9 +80,7 @@ def final_number(text: str, language: str = "en") -> Fraction | None:
 
 
 def _plain(text: str) -> str:
-    """Write numbers with ASCII digits, points, commas and signs, and remove currencies and the markup around
-    them.
-    """
+    """Return the text with numbers in ASCII, without currencies and markup around them."""
     text = re.sub(r"(?<=\d)[⁰¹²³⁴-⁹]+", "^2", text)
     text = re.sub(r"[¼-¾⅐-⅞]", lambda match: f" {match[0]}", text)
     text = re.sub(r"(?<=\d)(?:[\u00a0\u202f\u2009'’_٬]|\\[,!]\\?!?|\{,\})(?=\d{3}(?!\d))", "", text)
@@ -94,7 +92,7 @@ def _plain(text: str) -> str:
 
 
 def _close_sign(clause: str) -> str:
-    """Remove the space in "- 5" at the beginning, unless it is an item of a list."""
+    """Return the clause without the space in an initial "- 5", unless it is an item of a list."""
     return re.sub(r"^([ {(]*[-+]) (?=\d)", r"\1", clause)
 
 
@@ -103,9 +101,7 @@ def _join_thousands(text: str) -> str:
 
 
 def _value(number: re.Match[str], thousands: str) -> Fraction | None:
-    """Return the value of a number with a fraction behind it, or None where its points and commas make no
-    sense.
-    """
+    """Return the value of a number with an optional fraction after it. None: its separators are wrong."""
     digits = number["digits"]
     separators = [char for char in digits if char in ".,"]
     if separators:

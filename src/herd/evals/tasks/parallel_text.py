@@ -1,8 +1,7 @@
-"""The same text in many languages: what a byte of each costs a model in bits, and how much text a window
-holds.
+"""The same text in many languages: bits per byte by language, and the amount of text in a context window.
 
-Bits per byte can be compared between tokenizers, unlike loss per token. Every language says the same, so the
-number of English words per window tells how long a text may be in each.
+Unlike loss per token, bits per byte can be compared between tokenizers. All languages have the same content.
+So the number of English words per window shows how long a text may be in each language.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ if TYPE_CHECKING:
     from ..results import ItemResult
 
 LANGUAGES = ("en", "de", "fr", "it", "pt", "hi", "es", "th", "ja", "zh")
-LINES = 10  # sentences that are read as one document
+LINES = 10  # sentences per document
 WINDOW = 131_072
 
 
 class ParallelText(Task):
-    """Headline: bits per byte over all languages, each in the breakdown; less is better.
+    """Bits per byte over all languages, with a breakdown by language. Less is better.
 
-    Without data: the project's own parallel sentences, of which only those that `herd raise` keeps for
-    measuring. ``folder`` of the data has a text a language.
+    Without data, the texts are the project's own parallel sentences that `herd raise` holds out. ``folder``
+    of the data has one text per language.
     """
 
     metric = "bpb"
@@ -50,7 +49,7 @@ class ParallelText(Task):
         ]
 
     def note(self, data: Data) -> str:
-        return "the project's own sentences, those kept for measuring" if data.builtin else ""
+        return "the project's own held-out sentences" if data.builtin else ""
 
     def judge(self, item: Item, answer: Answer) -> Judgement:
         likelihood, text = answer.likelihoods[0], item.doc["text"]
@@ -110,5 +109,5 @@ def _lines(text: str) -> list[str]:
 
 
 def _words(blocks: dict[str, list[str]], n: int) -> int:
-    """Return how many words the English block of the same number has, 0 if there is none."""
+    """Return the number of words in the English block with this number, or 0 if there is none."""
     return len(blocks["en"][n].split()) if "en" in blocks and n < len(blocks["en"]) else 0

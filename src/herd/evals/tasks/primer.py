@@ -1,8 +1,8 @@
-"""The six questions and answers that precede every item of TruthfulQA.
+"""The six questions and answers before every item of TruthfulQA.
 
-The paper's own primer is part of EleutherAI's lm-eval (extra ``evals``) and is read from there without
-importing it, so that scores compare with published ones. Where lm-eval is not installed, six pairs of the
-same form written for this project take its place. Settings and results name which primer it was.
+The paper's own primer is part of EleutherAI's lm-eval (extra ``evals``). It is read from there without an
+import, so that scores can be compared with published ones. If lm-eval is not installed, six similar pairs
+written for this project are used. Settings and results name the primer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PAIR = re.compile(r"^Q: (.+)\nA: (.+)$", re.MULTILINE)
 
 @lru_cache
 def truthfulqa_primer() -> tuple[str, Pairs]:
-    """Return whose primer it is, "lm-eval" or "herd", and its (question, answer) pairs."""
+    """Return (origin, pairs): the primer's origin, "lm-eval" or "herd", and its (question, answer) pairs."""
     lm_eval = importlib.util.find_spec("lm_eval")
     for folder in (lm_eval and lm_eval.submodule_search_locations) or ():
         path = Path(folder) / "tasks" / "truthfulqa" / "truthfulqa_mc1.yaml"

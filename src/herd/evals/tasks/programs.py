@@ -1,8 +1,8 @@
-"""Functions that must run: HumanEval and MBPP, judged by their asserts in the sandbox (`herd.tools.sandbox`).
+"""HumanEval and MBPP: functions judged by running asserts in the sandbox (`herd.tools.sandbox`).
 
-Nobody has read what a model wrote, so it runs in a process without network, files, child processes or much
-time. The program must also reach a line after the asserts that prints a word drawn for this run, so that
-exiting early with status 0 is no success. base: the model continues the code (lm-eval's prompts and stops);
+A model's program is untrusted, so it runs in a process without network, files or child processes, and with a
+time limit. The program must also reach a line after the asserts that prints a random word, so that exiting
+early with status 0 is not a success. base: the model continues the code (lm-eval's prompts and stops).
 instruct: a dialog that asks for the function in a code block (`herd.text.fenced`).
 """
 
@@ -20,11 +20,11 @@ from .data import Data, Row
 from .task import Answer, Generate, Item, Judgement, Task
 
 TIMEOUT_S = 10.0
-CODE_CHARS = 1 << 20  # a longer answer is no program and is not started
+CODE_CHARS = 1 << 20  # longer answers are not run
 
 
 class ProgramTask(Task):
-    """Base of both tasks: `code` is the program in an answer, and ``doc["tests"]`` runs after it."""
+    """Base of both tasks. `code` is the program in an answer, and ``doc["tests"]`` runs after it."""
 
     version = "2"
     metric = "pass@1"
@@ -45,9 +45,9 @@ class ProgramTask(Task):
 
 
 def run_tests(sandbox: Sandbox, code: str, tests: str) -> Judgement:
-    """Run a program and then its tests; it passes if the end of the tests is reached."""
+    """Run a program and then its tests. It passes if the end of the tests is reached."""
     if len(code) > CODE_CHARS:
-        return Judgement(0.0, why=f"{len(code):,} characters are no program")
+        return Judgement(0.0, why=f"{len(code):,} characters are too long for a program")
     word = secrets.token_hex(8)
     result = sandbox.run(f"{code}\n\n{tests}\nprint('\\n{word}')\n", timeout_s=TIMEOUT_S)
     if result.ok and result.stdout.endswith(f"\n{word}\n"):
@@ -73,7 +73,7 @@ class HumanEval(ProgramTask):
         if self.mode == "base":
             return prompt + text
         code = python_program(text, item.gold)
-        if item.gold in defined_functions(code):  # the whole function, which may use the prompt's imports
+        if item.gold in defined_functions(code):  # the whole function; it may use the prompt's imports
             return future_imports_first(f"{prompt}    pass\n\n{code}")
         return prompt + textwrap.indent(textwrap.dedent(code.strip("\n")), "    ")  # only its body
 

@@ -1,11 +1,12 @@
 """A user's own questions: ``herd eval MODEL questions.jsonl``, one question per line.
 
-A line is a JSON object with what is asked (``question``, or ``messages``) and how the answer is judged: by ``answer``
-(the same text or number), ``choices`` and ``answer``, a regular expression (``pattern``), a JSON schema (``schema``) or
-Python ``tests``. See docs/how-to/evaluate-your-own-questions.md. Errors name the file and the line.
+A line is a JSON object with a question (``question``, or ``messages``) and a criterion for the answer:
+``answer`` (the same text or number), ``choices`` and ``answer``, a regular expression (``pattern``), a JSON
+schema (``schema``) or Python ``tests``. See docs/how-to/evaluate-your-own-questions.md. Errors name the file
+and the line.
 
-instruct: the question is a user's message. base: the model continues the question's text, and choices are ranked by
-their likelihood as a continuation.
+instruct: the question is a user's message. base: the model continues the question's text, and choices are
+ranked by likelihood.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ JUDGED_BY = {
     "code": "tests",
     "exact": "answer",
 }
-"""The field that each judge needs; of several that are there, the first one decides."""
+"""The field that each judge needs. If a question has several of them, the first one decides."""
 MAX_TOKENS = {"choice": 16, "regex": 256, "json_schema": 512, "code": 1024, "exact": 256}
 _NUMBER = re.compile(r"[-+]?(?!0\d)[\d,]*\.?\d+")
 _STATED = re.compile(r"\banswer(?: is|:)\s*(.+)", re.IGNORECASE)
@@ -58,7 +59,7 @@ class OwnMessage(BaseModel):
 
 
 class OwnQuestion(BaseModel):
-    """A line of the file. `judge` is inferred from the fields that are there."""
+    """A line of the file. `judge` is inferred from the other fields if it is not given."""
 
     model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
     id: str | int | None = None
@@ -79,7 +80,7 @@ class OwnQuestion(BaseModel):
 
 @dataclass(frozen=True)
 class OwnQuestions(Task):
-    """The questions of a file. The score is the share of right answers."""
+    """The questions of a file. The score is the fraction of right answers."""
 
     path: Path = Path()
 
@@ -88,7 +89,10 @@ class OwnQuestions(Task):
 
     @classmethod
     def of(cls, name: str, shots: int | None, mode: Mode) -> OwnQuestions:
-        """Return the task of a file. DataError for worked examples, which belong into ``messages``."""
+        """Return the task of a file.
+
+        Raises `DataError` if ``shots`` are given: they belong into ``messages``.
+        """
         path = Path(name).expanduser()
         if shots:
             raise DataError(f"{name}: --shots has no meaning here; put worked examples into messages")
@@ -98,7 +102,7 @@ class OwnQuestions(Task):
         return str(self.path)
 
     def fingerprint(self, item: Item) -> str:
-        """Include what the judge compares with: a corrected answer counts at the next call."""
+        """Return a hash that includes the criterion, so that a corrected answer counts at the next call."""
         return digest([digest(item.request), item.gold, dict(item.doc)])
 
     def items(self, data: Data) -> list[Item]:
@@ -114,11 +118,11 @@ class OwnQuestions(Task):
             except DataError as error:
                 raise DataError(f"{row.where}: {error}") from None
             if item.id in seen:
-                raise DataError(f"{row.where}: the id {item.id!r} is that of {seen[item.id]} too")
+                raise DataError(f"{row.where}: the id {item.id!r} is also the id of {seen[item.id]}")
             seen[item.id] = row.where
             items.append(item)
         if not items:
-            raise DataError(f"{self.path}: has no questions; give one JSON object per line")
+            raise DataError(f"{self.path} has no questions; give one JSON object per line")
         return items
 
     def judge(self, item: Item, answer: Answer) -> Judgement:
@@ -192,7 +196,7 @@ def _parsed(value: Any) -> OwnQuestion:
 
 
 def _judge_of(question: OwnQuestion) -> str:
-    """Return the judge, inferred unless it is named. DataError where the fields contradict each other."""
+    """Return the named or inferred judge. Raises `DataError` if the fields contradict each other."""
     fields = question.model_dump(by_alias=True)
     there = [judge for judge, field in JUDGED_BY.items() if fields[field] is not None and judge != "exact"]
     if len(there) > 1:
@@ -203,17 +207,17 @@ def _judge_of(question: OwnQuestion) -> str:
         extra = f", and no {JUDGED_BY[found]}" if found != "exact" else ""
         raise DataError(f"judge {wanted!r} needs the field {JUDGED_BY[wanted]!r}{extra}")
     if wanted in ("exact", "choice") and question.answer is None:
-        raise DataError("has no answer, choices with an answer, pattern, schema or tests to judge by")
+        raise DataError("no criterion: give answer, choices with an answer, pattern, schema or tests")
     if wanted in ("regex", "code") and question.answer is not None:
         raise DataError(f"answer is not used by the judge {wanted!r}; remove it")
     return wanted
 
 
 def _right_choice(answer: Any, choices: Sequence[str]) -> int:
-    """Return the number of the choice that ``answer`` names by its text or its letter."""
+    """Return the index of the choice that ``answer`` names by its text or its letter."""
     text = str(answer).strip()
     if len(set(choices)) < len(choices):
-        raise DataError("a choice is there twice")
+        raise DataError("a choice is given twice")
     by_text = [n for n, choice in enumerate(choices) if choice.strip() == text]
     by_letter = [n for n, letter in enumerate(LETTERS[: len(choices)]) if letter == text]
     found = set(by_text + by_letter)
@@ -234,7 +238,7 @@ def _check_pattern(pattern: str | None) -> None:
     try:
         re.compile(pattern or "")
     except re.error as error:
-        raise DataError(f"pattern {pattern!r} is no regular expression ({error})") from None
+        raise DataError(f"pattern {pattern!r} is not a regular expression ({error})") from None
 
 
 def _acceptable(answer: Any) -> list[str]:
@@ -249,7 +253,7 @@ def _dialog(question: OwnQuestion, choices: Sequence[str]) -> tuple[dict[str, st
     turns = [message.model_dump() for message in question.messages]
     turns = turns or [{"role": "user", "content": question.question}]
     if turns[-1]["role"] != "user":
-        raise DataError("messages must end with the user's")
+        raise DataError("the last of the messages must be the user's")
     if choices:
         lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
         turns[-1] = {"role": "user", "content": "\n".join((turns[-1]["content"], *lines, ASK))}
@@ -276,7 +280,7 @@ def _judge(item: Item, answer: Answer, sandbox: Sandbox | None = None) -> Judgem
 
 
 def _judge_exact(accepted: Sequence[str], text: str) -> Judgement:
-    """Compare as numbers where the answer is one; else as texts without case, markup and final punctuation."""
+    """Compare as numbers if the answer is one, else as texts without case, markup and final punctuation."""
     number = final_number(text)
     said = _final_texts(text)
     for one in accepted:
@@ -289,7 +293,7 @@ def _judge_exact(accepted: Sequence[str], text: str) -> Judgement:
 
 
 def _final_texts(text: str) -> list[str]:
-    """Return the whole text, and what it states as its answer."""
+    """Return the whole text, and the part that it states as its answer."""
     return [text, *_STATED.findall(text)[-1:], *re.findall(r"\\boxed\{([^{}]*)\}", text)[-1:]]
 
 
@@ -308,12 +312,12 @@ def _judge_json(item: Item, text: str) -> Judgement:
         return Judgement(0.0, why=f"not JSON: {error}"[:200])
     why = violation(value, item.doc["schema"])
     if not why and item.gold is not None and not same_json(value, item.gold):
-        why = "valid, but another value"
+        why = "valid JSON, but another value"
     return Judgement(float(not why), value, why=why)
 
 
 def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(digits: str) -> float:

@@ -26,7 +26,7 @@ from .word_problems import Gsm8k, Mgsm
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """A task of a suite; ``shots`` is None for the task's usual number."""
+    """A task of a suite. ``shots`` None: the task's usual number."""
 
     task: str
     shots: int | None = None
@@ -76,9 +76,9 @@ SUITES = {name: tuple(map(_entry, tasks.split())) for name, tasks in _SUITES.ite
 
 
 def make_task(name: str, shots: int | None = None, mode: Mode = "base") -> Task:
-    """Return the task of a name; ``lm-eval:NAME`` is one of lm-eval's, and a path is a file of own questions.
+    """Return a task by name. ``lm-eval:NAME`` is a task of lm-eval, and a path is a file of own questions.
 
-    DataError lists similar names if it is unknown.
+    Raises `DataError` with similar names if it is unknown.
     """
     if name.startswith(PREFIX):
         return LmEvalTask.of(name.removeprefix(PREFIX), shots, mode)
@@ -91,7 +91,7 @@ def make_task(name: str, shots: int | None = None, mode: Mode = "base") -> Task:
 
 
 def suite_entries(name: str) -> tuple[TaskEntry, ...]:
-    """Return the tasks of a suite. DataError lists similar names if the suite is unknown."""
+    """Return the tasks of a suite. Raises `DataError` with similar names if the suite is unknown."""
     if name not in SUITES:
         raise DataError(f"unknown suite {name!r}: {_nearest(name, SUITES)}")
     return SUITES[name]
@@ -99,4 +99,4 @@ def suite_entries(name: str) -> tuple[TaskEntry, ...]:
 
 def _nearest(name: str, names: dict) -> str:
     near: Sequence[str] = difflib.get_close_matches(name, names, 3, 0.5) or sorted(names)
-    return f"did you mean {' or '.join(near)}?" if len(near) <= 3 else f"there are {', '.join(near)}"
+    return f"did you mean {' or '.join(near)}?" if len(near) <= 3 else f"the names are {', '.join(near)}"

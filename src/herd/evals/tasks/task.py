@@ -1,9 +1,9 @@
-"""What a task is: it gives items and judges answers, and never sees the model between them.
+"""The interface of a task: it makes items and judges answers, without access to the model.
 
-An item carries one request of three kinds: `Rank` (which continuation is likeliest), `Read` (how likely is
-this text) or `Generate` (continue, or answer). Whoever runs the task turns each request into an `Answer`,
-which the task judges. So the same task runs on a checkpoint, a quantized file or an endpoint, and prepared
-answers can be judged without any model.
+An item has one request of three kinds: `Rank` (find the most likely continuation), `Read` (score a text) or
+`Generate` (continue a text, or answer). The harness gets an `Answer` to each request, and the task judges it.
+So the same task runs on a checkpoint, a quantized file or an endpoint, and prepared answers can be judged
+without any model.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from .data import Data
 
 Mode = Literal["base", "instruct"]
-"""How a model is asked: with text to continue and choices ranked by likelihood, or in a dialog."""
+"""Kind of prompts: text to continue, with choices ranked by likelihood ("base"), or dialogs ("instruct")."""
 
 
 @dataclass(frozen=True)
 class Rank:
-    """(context, continuation) pairs of text, usually one context with several continuations."""
+    """A request to score pairs (context, continuation), usually one context with several continuations."""
 
     pairs: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
 class Read:
-    """A whole text, scored from its first token."""
+    """A request to score a whole text from its first token."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Generate:
-    """A text to continue or messages to answer, greedily. ``stop`` strings end the answer and are cut off."""
+    """A request to continue a text or answer messages, greedily. The answer ends before a ``stop`` string."""
 
     prompt: str | tuple[Mapping[str, Any], ...]
     max_tokens: int = 256
@@ -52,7 +52,7 @@ class Generate:
 
 @dataclass(frozen=True)
 class GenerateJson(Generate):
-    """A `Generate` whose answer is JSON that is valid under ``schema`` (JSON text) by construction."""
+    """A `Generate` with a constraint: the answer is JSON that is valid under ``schema`` (JSON text)."""
 
     schema: str = ""
 
@@ -71,8 +71,10 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model replied: ``likelihoods`` of a `Rank` (in the order of its pairs) or of a `Read` (one), or
-    the ``text`` of a `Generate` with its finish reason ("stop", "length", "context").
+    """A model's answer to a request.
+
+    It has the ``likelihoods`` of a `Rank` (in the order of its pairs) or of a `Read` (one), or the ``text``
+    of a `Generate` with its finish reason ("stop", "length", "context").
     """
 
     text: str = ""
@@ -82,8 +84,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Item:
-    """One question. ``id`` is stable and unique within its task; the judge compares with ``gold``; ``group``
-    is a subject, language or category for the breakdown; ``doc`` is whatever else the judge needs.
+    """A question of a task.
+
+    ``id`` is stable and unique within the task, ``gold`` is the right answer, ``group`` is a subject,
+    language or category for the breakdown, and ``doc`` has other data for the judge.
     """
 
     id: str
@@ -95,9 +99,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge found. ``value`` is 1 for right and 0 for wrong, or any number that can be averaged;
-    ``extracted`` is the answer as it was understood; ``metrics`` are further numbers; ``why`` says why it
-    is wrong. Ready for JSON.
+    """The judgement on an answer, ready for JSON.
+
+    ``value`` is 1 for right and 0 for wrong, or any number that can be averaged. ``extracted`` is the answer
+    as understood, ``metrics`` are further numbers, and ``why`` is the reason if it is wrong.
     """
 
     value: float
@@ -108,11 +113,11 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """Base of all tasks. A subclass says what its items are and how an answer is judged.
+    """Base of all tasks. A subclass makes the items and judges the answers.
 
-    ``shots`` worked examples stand before each item, which is asked in ``mode``. ``version`` changes whenever
-    a prompt or a judge does: results of another version are not reused. ``settings``, with ``version``, is
-    all that a result depends on besides the data and the model.
+    Each item is asked in ``mode`` after ``shots`` worked examples. ``version`` changes with every change of a
+    prompt or a judge, and results of other versions are not reused. Results depend only on ``settings``,
+    ``version``, the data and the model.
     """
 
     name: str
@@ -120,50 +125,46 @@ class Task(ABC):
     mode: Mode = "base"
     version: ClassVar[str] = "1"
     source: ClassVar[str] = ""
-    """Paper or project the items come from."""
+    """Paper or project that published the items."""
     licence: ClassVar[str] = ""
     shots_from: ClassVar[str] = "none"
     metric: ClassVar[str] = "acc"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All choices that a result depends on, ready for JSON."""
+        """All settings that a result depends on, ready for JSON."""
         return {"shots": self.shots, "mode": self.mode}
 
     def fitted(self, model: Any) -> Task:
-        """Return the task fitted to a model, for example to its ``context`` and how it ``count``s tokens."""
+        """Return the task fitted to a model, for example to its ``context`` and its ``count`` of tokens."""
         return self
 
     def data_label(self, data: Data) -> str:
-        """Return where the items come from, as tables and receipts call it."""
+        """Return the name of the items' data in tables and receipts."""
         return data.label
 
     def fingerprint(self, item: Item) -> str:
-        """Return a hash of all that a kept judgement depends on: if it changes, the item is asked again."""
+        """Return a hash of all that a stored judgement depends on. If it changes, the item is asked again."""
         return digest(item.request)
 
     @abstractmethod
     def items(self, data: Data) -> list[Item]:
-        """Return all items, in an order of which any beginning is a fair sample. DataError if a file is
-        missing.
-        """
+        """Return all items. The first ones must be a fair sample. Raises `DataError` if a file is missing."""
 
     @abstractmethod
     def judge(self, item: Item, answer: Answer) -> Judgement:
-        """Return whether an answer is right, and how it was understood."""
+        """Return the judgement on an answer."""
 
     def judge_all(self, answered: Sequence[tuple[Item, Answer]]) -> list[Judgement]:
-        """Judge several answers; tasks that need something costly for it, such as a sandbox, open it once
-        here.
-        """
+        """Judge several answers. Tasks that need, e.g., a sandbox open it once here."""
         return [self.judge(item, answer) for item, answer in answered]
 
     def contradiction(self, item: Item) -> str:
-        """Return why no answer to this item can be right, if so: a few real items contradict themselves."""
+        """Return the reason if no answer to this item can be right. A few items contradict themselves."""
         return ""
 
     def note(self, data: Data) -> str:
-        """Return what a reader of the score must know, e.g. that the data has fewer examples than shots."""
+        """Return a remark for readers of the score, e.g. that the data has fewer examples than shots."""
         return ""
 
     def scores(self, results: Sequence[ItemResult]) -> list[Score]:
@@ -177,18 +178,18 @@ class Task(ABC):
 
 
 def too_few_examples(there: int, shots: int) -> str:
-    """Return a note where the data has fewer worked examples than shots are wanted, else ""."""
+    """Return a note if the data has fewer worked examples than ``shots``, else ""."""
     return f"{there} shots: the data has no more" if there < shots else ""
 
 
 def mean(name: str, values: Sequence[float], detail: dict[str, Any] | None = None) -> Score:
-    """Return a share with Wilson's interval if all values are 0 or 1, else a bootstrapped mean."""
+    """Return a fraction with Wilson's interval if all values are 0 or 1, else a bootstrapped mean."""
     score = from_interval(name, _interval(values), "fraction", len(values), detail)
     return score if len(values) > 1 else replace(score, lo=None, hi=None)  # a single number has no spread
 
 
 def by_group(groups: Sequence[str], values: Sequence[float]) -> dict[str, dict[str, Any]]:
-    """Return `mean` within each group: key to ``{value, lo, hi, n}``."""
+    """Return the `mean` in each group as ``{group: {value, lo, hi, n}}``."""
     grouped: dict[str, list[float]] = {}
     for group, value in zip(groups, values, strict=True):
         grouped.setdefault(group, []).append(value)
@@ -199,9 +200,7 @@ def by_group(groups: Sequence[str], values: Sequence[float]) -> dict[str, dict[s
 def grouped_ratio(
     name: str, unit: str, results: Sequence[ItemResult], top: str, bottom: str, scale: float = 1
 ) -> Score:
-    """Return a sum of one metric over a sum of another, with a breakdown by group; intervals resample the
-    items.
-    """
+    """Return the ratio of two metrics' sums, with a breakdown by group. Intervals resample items."""
 
     def interval(some: Sequence[ItemResult]) -> Interval:
         return ratio_interval([scale * r.metrics[top] for r in some], [r.metrics[bottom] for r in some])

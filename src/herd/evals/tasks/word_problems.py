@@ -1,7 +1,7 @@
-"""Arithmetic problems in words: GSM8K, and MGSM, the same in eleven languages. The number must be exact.
+"""Arithmetic word problems: GSM8K, and MGSM in eleven languages. The number must be exact.
 
 base: worked examples as text that the model continues (lm-eval's prompts and judge). instruct: a dialog that
-asks for the steps and then the number, which is read however it is written (`numbers`).
+asks for the steps and then the number, in any notation (`numbers`).
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ class Gsm8k(Task):
         return too_few_examples(len(pool) - (pool is rows), self.shots)
 
     def judge(self, item: Item, answer: Answer) -> Judgement:
-        """Judge the number after ``####`` (base, as trained and as lm-eval does) or the one the answer ends
-        on.
-        """
+        """Judge the number after ``####`` (base, as in lm-eval) or the answer's final number (instruct)."""
         metrics = {"flexible_match": float(last_number(answer.text) == item.gold)}
         if self.mode == "instruct":
             return _judge_final(item, answer, "en", metrics)
@@ -73,7 +71,8 @@ class Gsm8k(Task):
         return Generate((*turns, _user(row["question"])), max_tokens=1024)
 
 
-# How a problem is introduced in each language's prompts, and its answer where that is not "Answer:".
+# The word before a problem in each language's prompts, and the word before its answer if that is not
+# "Answer:".
 QUESTION = {
     "bn": "প্রশ্ন: ", "de": "Frage: ", "en": "Question: ", "es": "Pregunta: ", "fr": "Question : ",
     "ja": "問題: ", "ru": "Задача: ", "sw": "Swali: ", "te": "ప్రశ్న: ", "th": "โจทย์: ", "zh": "问题： ",
@@ -82,8 +81,9 @@ ANSWER = {"de": "Antwort:", "es": "Respuesta:", "fr": "Réponse :"}
 
 
 class Mgsm(Task):
-    """One score over all languages, with a breakdown. base: the number directly (lm-eval's mgsm_direct);
-    instruct: with steps, in the language of the problem.
+    """One score over all languages, with a breakdown.
+
+    base: the number directly (lm-eval's mgsm_direct). instruct: with steps, in the language of the problem.
     """
 
     version = "2"
@@ -131,14 +131,14 @@ class Mgsm(Task):
 
 
 def plain_number(text: str) -> str:
-    """Remove the currency, commas between thousands, a final point and a fraction of zeros from a number."""
+    """Return a number without currency, commas between thousands, a final point and a fraction of zeros."""
     text = text.replace(",", "").replace("$", "").rstrip(".")
     whole, point, fraction = text.partition(".")
     return whole if point and not fraction.strip("0") else text
 
 
 def last_number(text: str) -> str | None:
-    """Return the last number of a text in its plain form, by lm-eval's rule."""
+    """Return the last number of a text as `plain_number`, by lm-eval's rule."""
     found = _NUMBER.findall(text)
     return plain_number(found[-1]) if found else None
 
@@ -156,7 +156,7 @@ def _user(question: str) -> dict[str, str]:
 
 
 def worked_solution(answer: str) -> str:
-    """Return a solution as a person would write it: without calculator marks, the number in a sentence."""
+    """Return a solution in plain text: without calculator marks, with the number in a sentence."""
     steps, _, number = _CALCULATION.sub("", answer).rpartition("\n#### ")
     return f"{steps}\nThe final answer is {number}"
 
