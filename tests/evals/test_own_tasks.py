@@ -49,7 +49,7 @@ def test_bits_per_byte_by_language_on_own_text():
     assert found["bpb"].value == pytest.approx(1.0)
     assert found["bpb"].detail["by_group"]["th"]["value"] == pytest.approx(1.0)
     assert scored(task, items, right=False)["bpb"].value == 0
-    assert "kept for measuring" in task.note(Data())
+    assert "held-out sentences" in task.note(Data())
 
 
 def test_a_window_holds_as_many_words_as_its_tokens_allow(real_data):

@@ -1,9 +1,8 @@
-"""Checkpoints on disk: Hugging Face's folder layout with a lineage, quantized GGUF folders, imports and
-exports.
+"""Checkpoints on disk: Hugging Face folders with a lineage, quantized GGUF folders, import and export.
 
-`folder.py` saves and loads; `gguf_folder.py` does the same for quantized weights. `convert.py` (Hugging
-Face), `meta.py`, `gguf_convert.py` and `vllm.py` import and export. The other files each know one thing: a
-file format, the names of other programs, the lineage, the chat format.
+`folder.py` saves and loads checkpoints, `gguf_folder.py` quantized ones. `convert.py` (Hugging Face),
+`meta.py`, `gguf_convert.py` and `vllm.py` import and export. Each other file is about one thing: a file
+format, the names of other programs, the lineage, the chat format.
 """
 
 from .chat_format import generation_defaults

@@ -1,9 +1,9 @@
 """Import folders in Hugging Face's layout, and export checkpoints for programs that read it.
 
-Both directions rewrite a folder tensor by tensor (one dtype, one shard size, the standard set of tensors, one
-dialect of `config.json`), so the memory needed is that of the largest tensor. What is not derived from the
-model is kept byte for byte: the release's own tokenizer files, generation settings, licence. Nothing is
-downloaded or executed.
+Both directions rewrite a folder tensor by tensor, with one dtype, one shard size, the standard set of tensors
+and one dialect of `config.json`. So they need only the memory of the largest tensor. Files that are not
+derived from the model are copied byte for byte: the release's own tokenizer files, generation settings,
+licence. Nothing is downloaded or executed.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 
 
 class ImportSource:
-    """A folder of plain weights, read one tensor at a time.
+    """A folder of unquantized weights, read one tensor at a time.
 
-    Every tensor is hashed when it is read first; ``hash`` is then the folder's `checkpoint_hash`.
+    Every tensor is hashed when it is first read. ``hash`` equals the folder's `checkpoint_hash`.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = resolve_model(folder)
         if gguf_file(self.folder):
-            raise CheckpointError(f"{folder}: is quantized already; take the folder it was made from")
+            raise CheckpointError(f"{folder} is quantized already; give the folder it was made from")
         self.config = load_config(self.folder)
         self.wanted = weights.check_against(self.config, weights.read_index(self.folder), self.folder)
         self.lineage = load_lineage(self.folder)
@@ -50,7 +50,7 @@ class ImportSource:
         self._digests: dict[str, str] = {}
 
     def get(self, name: str) -> Tensor:
-        """Return the tensor as stored, mapped from a file whose pages are released with it."""
+        """Return the tensor as stored, mapped from its file. Its memory pages are released with it."""
         info = self.wanted[name]
         tensor = weights.read_tensor(info)
         if name not in self._digests:
@@ -64,24 +64,24 @@ class ImportSource:
         return key_of(weights.weight_files(self.wanted), **choices)
 
     def remember(self, digests: dict[str, str]) -> None:
-        """Use a journal's part for the digests: those of an earlier run are in it, new ones are added."""
+        """Store the digests in a part of a journal. It may have the digests of an earlier run already."""
         self._digests = digests
 
     @property
     def hash(self) -> str:
-        """The hash of all weights, as `checkpoint_hash` gives it; reads those that have not been read."""
+        """The hash of all weights, as by `checkpoint_hash`. Reads the tensors that have not been read yet."""
         for name in self.wanted:
             if name not in self._digests:
                 self.get(name)
         return weights.combine_digests(self._digests)
 
     def tokenizer(self) -> Tokenizer | None:
-        """Return the folder's tokenizer; None, with a warning, where there is none."""
+        """Return the folder's tokenizer. Returns None, with a warning, if there is none."""
         return load_tokenizer(self.folder)
 
 
 class UnpackedSource(ImportSource):
-    """A GGUF file whose weights are unpacked, one tensor at a time, to be quantized in another way."""
+    """A GGUF file whose weights are unpacked one tensor at a time, to quantize them in another format."""
 
     def __init__(self, file: Path) -> None:
         self.folder, self.lineage = file, load_lineage(file)
@@ -107,12 +107,12 @@ class UnpackedSource(ImportSource):
 
     @property
     def hash(self) -> str:
-        """The hash of the file, as `checkpoint_hash` gives it."""
+        """The hash of the file, as by `checkpoint_hash`."""
         return checkpoint_hash(self.folder)
 
 
 def open_source(model: str | Path) -> ImportSource:
-    """Return the weights of the model that ``model`` names, a folder's or a GGUF file's, to be read one by one."""
+    """Return a source of the weights of a folder or a GGUF file, to be read one tensor at a time."""
     file = gguf_file(resolve_model(model))
     return UnpackedSource(file) if file else ImportSource(model)
 
@@ -127,9 +127,8 @@ def import_hf(
 ) -> str:
     """Rewrite a Llama in Hugging Face's layout (a folder, or ``hf:ORG/NAME``) as a checkpoint folder.
 
-    ``dtype`` None keeps the stored one; ``name`` None is the source's. Weights that are not finite are
-    refused. Returns the hash of the weights; raises `CheckpointError`, with ``out`` unchanged, for anything
-    that cannot be run.
+    ``dtype`` None: as stored. ``name`` None: the source's name. Returns the hash of the weights. Raises
+    `CheckpointError`, with ``out`` unchanged, if the model cannot be run or a weight is not finite.
     """
     folder = resolve_model(source)
     return _rewrite(folder, Path(out), dtype, name or model_name(folder), progress, importing=True)
@@ -141,7 +140,7 @@ def export_hf(
     """Copy a checkpoint folder for another program.
 
     A quantized folder is unpacked, into bf16 if ``dtype`` is None. Returns the hash of the written weights.
-    Raises `CheckpointError`, with ``out`` unchanged.
+    Raises `CheckpointError`, with ``out`` unchanged, if the folder cannot be read.
     """
     source = resolve_model(folder)
     file = gguf_file(source)
@@ -211,7 +210,7 @@ def _rewrite(
 
 
 def usable_tokenizer(folder: Path) -> Tokenizer | None:
-    """Return the folder's tokenizer if it can be read; else None and a warning."""
+    """Return the folder's tokenizer if it can be read. Otherwise warn and return None."""
     try:
         return read_folder_tokenizer(folder)
     except TokenizerError as error:

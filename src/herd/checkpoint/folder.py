@@ -5,9 +5,9 @@ The layout is Hugging Face's, so `transformers`, vLLM and llama.cpp's converter 
     config.json  generation_config.json  model.safetensors (or shards and model.safetensors.index.json)
     tokenizer.json  tokenizer_config.json  special_tokens_map.json  tokenizer.model  herd.json (lineage)
 
-Parameter names in memory are those of the files. Loading checks all headers against the configuration, builds
-the model on the meta device and then puts each tensor in its place: no initialization, and no second copy of
-the weights.
+Parameters have the same names in memory and in the files. Loading checks all headers against the
+configuration, builds the model on the meta device and then assigns each tensor to its parameter, without
+initialization and without a second copy of the weights.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def save_model(
 ) -> str:
     """Write ``model`` as a checkpoint folder and return the hash of its weights.
 
-    ``dtype`` None keeps the parameters' own. The folder appears only when it is complete, and an existing
-    checkpoint at ``folder`` is replaced in one step. Raises `StorageError` when the disk is full, and
-    `CheckpointError` when ``folder`` holds files that are not a checkpoint's.
+    ``dtype`` None: the dtype of the parameters. The folder appears only when it is complete, and an existing
+    checkpoint at ``folder`` is replaced in one step. Raises `StorageError` if the disk is full, and
+    `CheckpointError` if ``folder`` contains other files than a checkpoint's.
     """
     if is_quantized(model):
         if dtype is not None:
@@ -100,12 +100,11 @@ def write_checkpoint(
     key: str | None = None,
     specs: Specs | None = None,
 ) -> str:
-    """Write a checkpoint whose weights are produced one by one: `save_model` without a model.
+    """Write a checkpoint whose weights are produced one at a time, as `save_model` without a model in memory.
 
-    ``get(name)`` is called once per tensor, in file order. ``extra_files`` are written last and may replace
-    derived ones (a release's own tokenizer files, a licence). With a ``key`` (`journal.key_of`) an
-    interrupted call continues when it is repeated. ``specs`` are the tensors where they are not simply the
-    model's parameters.
+    ``get(name)`` is called once per tensor, in file order. ``extra_files`` (a release's own tokenizer files,
+    a licence) are written last and may replace derived ones. With a ``key`` (`journal.key_of`), repeating an
+    interrupted call continues it. ``specs`` describes the tensors (default: the model's parameters).
     """
     folder = Path(folder)
     if dtype not in weights.STORABLE.values():
@@ -198,11 +197,11 @@ class ModelSource:
 def load_model(
     source: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> LlamaLM:
-    """Return the model that ``source`` names (see `resolve_model`) with weights in ``dtype`` (None: as stored).
+    """Return the model that ``source`` names (see `resolve_model`), in ``dtype`` (None: as stored).
 
-    The blocks of a quantized model stay in the mapped file; ``dtype`` is what it computes in. Raises
-    `CheckpointError`, before anything is allocated, for files that are missing, truncated, or do not fit
-    ``config.json``; afterwards for weights whose hash is not that of ``herd.json``.
+    The blocks of a quantized model stay in the mapped file, and ``dtype`` is its compute dtype. Raises
+    `CheckpointError`, before anything is allocated, if files are missing, truncated, or do not fit
+    ``config.json``, and after reading if the hash of the weights differs from ``herd.json``.
     """
     return ModelSource(source).load(dtype, device)
 
@@ -213,12 +212,15 @@ def load_config(source: str | Path) -> ModelConfig:
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer | None:
-    """Return the tokenizer of the model that ``source`` names; None, with a warning, when it has none."""
+    """Return the tokenizer of the model that ``source`` names.
+
+    Returns None, with a warning, if it has none.
+    """
     return ModelSource(source).tokenizer
 
 
 def checkpoint_hash(source: str | Path, progress: Progress | None = None) -> str:
-    """Return sha256 of a model's weights; the same for every sharding, different for every dtype.
+    """Return the SHA-256 of a model's weights. It does not depend on the sharding, but on the dtype.
 
     For a GGUF file it is the hash of the whole file. Reads all weights.
     """
@@ -252,13 +254,13 @@ def _load_plain(
         if hashed is not None:
             hashed.add(name, stored)
         tensor = weights.cast_tensor(name, stored, dtype, folder).to(device)
-        # A tensor that needed no conversion is still mapped from the file.
+        # A tensor without conversion is still mapped from the file.
         _place(model, name, tensor.clone() if tensor.data_ptr() == stored.data_ptr() else tensor)
     if config.tie_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     model.model.inv_freq = rope.inverse_frequencies(config).to(device)
     differs = hashed is not None and hashed.result() != expected
-    if folder.stat().st_ino != inode:  # a save exchanged the folder: some tensors may be the old ones
+    if folder.stat().st_ino != inode:  # the folder was replaced by a save: some tensors may be old
         raise CheckpointError(f"{folder}: was replaced while it was being read; load it again")
     if differs:
         raise CheckpointError(
@@ -270,7 +272,7 @@ def _load_plain(
 def _gathered(param: Tensor) -> Tensor:
     """Return a parameter as one plain tensor.
 
-    A parameter sharded by FSDP2 is gathered, for which every rank must ask in the same order.
+    A parameter sharded by FSDP2 is gathered. All ranks must call this in the same order.
     """
     return param.full_tensor() if hasattr(param, "full_tensor") else param
 

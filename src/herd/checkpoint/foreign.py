@@ -1,7 +1,7 @@
-"""Recognize folders that hold something else than plain weights: other programs' quantized layers, or LoRA.
+"""Recognize folders with unsupported weights: other programs' quantized layers, or LoRA adapters.
 
-They are recognized by ``config.json`` and by the names of their tensors and files, and refused in one line
-that says what to take instead. The one quantized layout that is read is Meta's own FP8 ("fbgemm_fp8", see
+They are recognized by ``config.json`` and by the names of their tensors and files, and refused with one line
+that says what to use instead. The only quantized layout that can be read is Meta's own FP8 ("fbgemm_fp8", see
 `weights`). This module does not import torch.
 """
 
@@ -26,7 +26,7 @@ _BY_SUFFIX = {
 
 
 def refuse_quantized(data: dict[str, Any], where: str) -> None:
-    """Raise `CheckpointError` where ``config.json`` says that another program has quantized the weights."""
+    """Raise `CheckpointError` if ``config.json`` says that another program has quantized the weights."""
     settings = data.get("quantization_config") or data.get("quantization")
     if settings is None:
         return
@@ -40,7 +40,7 @@ def refuse_quantized(data: dict[str, Any], where: str) -> None:
 
 
 def refuse_quantized_names(names: Collection[str], where: Path) -> None:
-    """Raise `CheckpointError` where tensors have the names of another program's quantized layers."""
+    """Raise `CheckpointError` if tensors have the names of another program's quantized layers."""
     for suffixes, method in _BY_SUFFIX.items():
         for name in names:
             if name.endswith(suffixes):
@@ -48,7 +48,7 @@ def refuse_quantized_names(names: Collection[str], where: Path) -> None:
 
 
 def refuse_lora(folder: Path) -> None:
-    """Raise `CheckpointError` for a folder with a LoRA adapter and no model."""
+    """Raise `CheckpointError` if the folder has a LoRA adapter and no model."""
     path = folder / "adapter_config.json"
     if not path.exists() or (folder / "config.json").exists():
         return

@@ -1,17 +1,16 @@
-"""Read GGUF files, and check everything before any of it is used.
+"""Read GGUF files. Everything is checked before it is used.
 
 A GGUF file is a header (magic, version, counts), metadata (typed key-value pairs), a table of tensors (name,
-dimensions, type, offset), and their bytes, each tensor starting at a multiple of the alignment. Readers that
-trusted these numbers have had heap overflows and leaks (CVE-2025-53630, CVE-2026-7482), so this one trusts
-none: every count and length is compared with the bytes that are left before it is used, dimensions are
-multiplied as unbounded integers, and tensors must follow one another within the file, as llama.cpp writes and
-requires. The file is mapped and not read, so nothing is allocated for what a file claims. That is why the
-gguf package's own reader is not used.
+dimensions, type, offset), and their bytes. Each tensor starts at a multiple of the alignment. Readers that
+trusted these numbers have had heap overflows and leaks (CVE-2025-53630, CVE-2026-7482). So this reader trusts
+none, unlike the reader of the gguf package: every count and length is compared with the remaining bytes
+before it is used, dimensions are multiplied as unbounded integers, and tensors must follow one another within
+the file, as llama.cpp requires. The file is mapped and not read, so a file's claims allocate no memory.
 
-A model may be split into files named ``NAME-00001-of-00003.gguf``; the first one is opened, and the others
-with it.
+A model may be split into files named ``NAME-00001-of-00003.gguf``. Opening the first one opens the others
+too.
 
-Only `GGUF.rows`, which gives a tensor's bytes without copying them, needs torch.
+Only `GGUF.rows` needs torch. It returns a tensor's bytes without copying them.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little endian).
 """
@@ -38,20 +37,20 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MAX_NAME = 63
-"""Longest name of a tensor in bytes; llama.cpp has room for no more."""
+"""Longest name of a tensor in bytes, a limit of llama.cpp."""
 MAX_KEY = 65_535
 MAX_NESTING = 4
 MAX_PARTS = 10_000
 STRING, ARRAY, BOOL = 8, 9, 7
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
-"""Value types by number, as `struct` spells them: u8 i8 u16 i16 u32 i32 f32 bool u64 i64 f64."""
+"""Formats of value types by number, in `struct`'s letters: u8 i8 u16 i16 u32 i32 f32 bool u64 i64 f64."""
 _SMALLEST = {STRING: 8, ARRAY: 12} | {code: struct.calcsize("<" + letter) for code, letter in SCALARS.items()}
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
 @dataclass(frozen=True)
 class Strings:
-    """An array of texts as stored; decoded on request."""
+    """An array of texts as stored bytes, decoded on request."""
 
     raw: list[bytes]
 
@@ -64,8 +63,10 @@ class Strings:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A tensor in the table: ``shape`` with rows first (GGUF lists them last), ``start`` in its file,
-    ``nbytes``."""
+    """An entry of the table of tensors.
+
+    ``shape`` has rows first (GGUF has them last), ``start`` is in bytes.
+    """
 
     name: str
     format: Format
@@ -75,11 +76,11 @@ class TensorEntry:
 
 
 class GGUF:
-    """An open, checked file: ``metadata`` by key and ``tensors`` by name, in file order.
+    """An open, checked file with ``metadata`` by key and ``tensors`` by name, in file order.
 
     Values are int, float, bool, str, a tuple of them, or `Strings`. Raises `CheckpointError`, with one line
-    that names the file and what is wrong, for anything that is not a sound GGUF file. The mapping lives as
-    long as tensors use it.
+    that names the file and the fault, if it is not a valid GGUF file. The mapping exists as long as tensors
+    use it.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -91,7 +92,7 @@ class GGUF:
                     raise CheckpointError(
                         f"{path}: truncated or not GGUF ({self.size} bytes); fetch it again"
                     )
-                # private and writable, because torch wants writable memory; it is never written
+                # private and writable, because torch requires writable memory; it is never written
                 self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_COPY)
         except OSError as error:
             raise CheckpointError(
@@ -115,7 +116,7 @@ class GGUF:
         return bool(self._part_of)
 
     def rows(self, name: str) -> Tensor:
-        """Return a tensor's bytes as (rows, bytes per row) uint8, mapped from the file; a vector is a row."""
+        """Return a tensor's bytes mapped from the file: (rows, bytes per row) uint8. A vector is one row."""
         if name in self._part_of:
             return self._part_of[name].rows(name)
         import torch
@@ -125,8 +126,7 @@ class GGUF:
         return flat.view(1 if len(entry.shape) == 1 else math.prod(entry.shape[:-1]), -1)
 
     def forget(self, name: str) -> None:
-        """Tell the system that a tensor's pages are not needed soon, so that streaming a file does not fill
-        memory."""
+        """Release a tensor's memory pages, so that streaming a file does not fill memory."""
         if name in self._part_of:
             self._part_of[name].forget(name)
         elif hasattr(self._map, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
@@ -151,7 +151,7 @@ class GGUF:
         return value
 
     def require(self, key: str, kind: type) -> Any:
-        """Return `get` of a key that must be present."""
+        """Return the value of a key as `get` does. Raises `CheckpointError` if it is absent."""
         if key not in self.metadata:
             raise CheckpointError(f"{self.path}: {key} is missing; fetch the file again")
         return self.get(key, kind)
@@ -179,10 +179,10 @@ class GGUF:
 
 
 def gguf_file(path: Path) -> Path | None:
-    """Return the GGUF file that holds a checkpoint's weights (of a split one the first part), or None.
+    """Return the GGUF file with a checkpoint's weights (the first part if it is split), or None.
 
-    ``path`` is the file or any of its parts, or a folder: one with ``model.gguf`` as Herd writes it, or with a
-    single GGUF file and no other weights. Raises `CheckpointError` where it is not clear which file is meant.
+    ``path`` is the file, any of its parts, or a folder. A folder must have ``model.gguf``, as Herd writes it,
+    or a single GGUF file and no other weights. Raises `CheckpointError` if several files could be meant.
     """
     if not path.is_dir():
         return gguf_parts(path)[0]
@@ -192,7 +192,7 @@ def gguf_file(path: Path) -> Path | None:
             raise CheckpointError(f"{path}: has both {FILE} and {others[0].name}; delete the stale one")
         return path / FILE
     files = {} if plain else {gguf_parts(file)[0]: file for file in sorted(path.glob("*.gguf"))}
-    models = [file for file in files if not file.name.startswith("mmproj")]  # a part that sees images
+    models = [file for file in files if not file.name.startswith("mmproj")]  # mmproj files are image encoders
     if len(models) > 1:
         names = ", ".join(file.name for file in models[:3])
         raise CheckpointError(f"{path}: holds several GGUF files ({names}); name one: {models[0]}")
@@ -200,7 +200,7 @@ def gguf_file(path: Path) -> Path | None:
 
 
 def gguf_parts(path: Path) -> list[Path]:
-    """Return all parts of the split file that ``path`` is a part of, by their names; else only ``path``."""
+    """Return the paths of all parts of the split file that ``path`` belongs to, or only ``path``."""
     named = _PART.fullmatch(path.name)
     if named is None or not 1 <= int(named[2]) <= int(named[3]) <= MAX_PARTS:
         return [path]
@@ -209,7 +209,7 @@ def gguf_parts(path: Path) -> list[Path]:
 
 
 class _Cursor:
-    """A position in the file that moves forward; each step is compared with the bytes left."""
+    """A reading position in the file. Each step is checked against the remaining bytes."""
 
     def __init__(self, data: mmap.mmap, size: int, path: Path) -> None:
         self.data, self.size, self.path, self.at = data, size, path, 0
@@ -218,7 +218,7 @@ class _Cursor:
         return CheckpointError(f"{self.path}: {what}; fetch the file again")
 
     def take(self, letters: str, what: str) -> Any:
-        """Read one number (or several) of little-endian `struct` letters."""
+        """Read one number or several, in little-endian `struct` format."""
         length = struct.calcsize("<" + letters)
         self.require(length, what)
         values = struct.unpack_from("<" + letters, self.data, self.at)
@@ -240,7 +240,7 @@ class _Cursor:
             raise self.fail(f"corrupt: {what} is not UTF-8") from error
 
     def name(self, what: str, limit: int) -> str:
-        """Read a text that is not empty and can be printed."""
+        """Read a text that must be printable and not empty."""
         name = self.text(what, limit)
         if not name or not name.isprintable():
             raise self.fail(f"corrupt: {what} is {name!r}")
@@ -253,7 +253,7 @@ class _Cursor:
             )
 
     def require_count(self, number: int, smallest: int, what: str) -> None:
-        """Check a number of items, of which each takes at least ``smallest`` bytes of what is left."""
+        """Check a number of items that take at least ``smallest`` bytes each against the remaining bytes."""
         if number * smallest > self.size - self.at:
             raise self.fail(f"truncated or corrupt: {number} {what} do not fit in {self.size} bytes")
 
@@ -321,7 +321,7 @@ def _read_array(cursor: _Cursor, key: str, depth: int) -> Any:
 
 
 def _read_texts(cursor: _Cursor, length: int, key: str) -> list[bytes]:
-    """Read many texts quickly: a vocabulary has a hundred thousand, and twice as many merges."""
+    """Read many texts in a fast loop: a vocabulary has 100,000 tokens, and twice as many merges."""
     data, size, at = cursor.data, cursor.size, cursor.at
     unpack = struct.Struct("<Q").unpack_from
     out: list[bytes] = []
@@ -343,7 +343,7 @@ def _read_texts(cursor: _Cursor, length: int, key: str) -> list[bytes]:
 
 
 def _read_table(cursor: _Cursor, n_tensors: int) -> list[TensorEntry]:
-    """Return the tensors as the table lists them; their starts are counted from the end of the header."""
+    """Return the tensors in the order of the table. Their starts are relative to the end of the header."""
     entries: dict[str, TensorEntry] = {}
     for index in range(n_tensors):
         name = cursor.name(f"the name of tensor {index}", MAX_NAME)
@@ -373,8 +373,10 @@ def _read_entry(cursor: _Cursor, name: str) -> TensorEntry:
 
 
 def _placed(table: list[TensorEntry], cursor: _Cursor, alignment: int) -> dict[str, TensorEntry]:
-    """Return the tensors with their starts in the file: one after another, aligned, and nothing after the
-    last."""
+    """Return the tensors with their starts in the file.
+
+    They must be aligned and contiguous, up to its end.
+    """
     data = _aligned(cursor.at, alignment)
     end, before = data, "the header"
     out: dict[str, TensorEntry] = {}

@@ -1,9 +1,9 @@
-"""Translate the shape of a Llama and its rotary positions to GGUF's metadata and back.
+"""Convert the configuration of a Llama, with its RoPE scaling, to GGUF's metadata and back.
 
-RoPE's scaling is stated in two places. ``llama.rope.scaling.*`` knows "linear" and "yarn"; Llama 3's is in a
-tensor, ``rope_freqs.weight``: the numbers that each channel pair's rotation speed is divided by. What the two
-do together is computed when a file is read, and the scaling that does the same is returned; files written
-here also carry it in ``herd.rope_scaling.*``, which other programs ignore.
+A GGUF file states RoPE scaling in two places. ``llama.rope.scaling.*`` has "linear" and "yarn". Llama 3's
+scaling is in the tensor ``rope_freqs.weight``: divisors of the rotation speed of each pair of channels.
+Reading computes the combined effect of the two and returns a scaling with the same effect. Files that Herd
+writes also have the scaling in ``herd.rope_scaling.*``. Other programs ignore these keys.
 
 Source: llama.cpp ``convert_hf_to_gguf.py`` (LlamaModel), ``gguf-py/gguf/constants.py``, and
 ``llama-model.cpp`` and ``llama-context.cpp`` for what an absent key means.
@@ -32,12 +32,12 @@ from .lineage import released_as
 from .names import TABLES, gguf_name
 
 ROPE_FREQS = "rope_freqs.weight"
-# Formats that a file may hold but that are not for weights.
+# Formats that a file may contain but that are not for weights.
 _NOT_WEIGHTS = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")
 
 
 def model_metadata(config: ModelConfig) -> Iterator[tuple[str, str, Any]]:
-    """Yield (key, type, value) of ``llama.*``, and of the scaling under Herd's own keys."""
+    """Yield (key, type, value) for ``llama.*`` and for the scaling under Herd's own keys."""
     integers = {
         "vocab_size": config.vocab_size,
         "context_length": config.max_context,
@@ -74,7 +74,7 @@ def model_metadata(config: ModelConfig) -> Iterator[tuple[str, str, Any]]:
 
 
 def config_from_gguf(file: GGUF) -> ModelConfig:
-    """Return the model a file describes. Raises `CheckpointError` for another architecture."""
+    """Return the configuration in a file. Raises `CheckpointError` for another architecture."""
     if file.get("split.no", int, 0) > 0:
         first = re.sub(r"-\d{5}-of-", "-00001-of-", file.path.name)
         raise CheckpointError(f"{file.path}: is not the first part of a split file; give {first}")
@@ -110,7 +110,7 @@ def config_from_gguf(file: GGUF) -> ModelConfig:
             raise ConfigError(f"llama.rope.dimension_count={rotated} is not head_dim={plain.head_dim}")
         if file.get("llama.vocab_size", int, plain.vocab_size) != plain.vocab_size:
             raise ConfigError(f"llama.vocab_size is not the {plain.vocab_size} rows of token_embd.weight")
-        # more layers than tensors: refused before any of them is named
+        # refuses a huge number of layers before their names are made
         if plain.n_layers > len(file.tensors):
             raise ConfigError(
                 f"llama.block_count={plain.n_layers}, but there are {len(file.tensors)} tensors"
@@ -121,9 +121,9 @@ def config_from_gguf(file: GGUF) -> ModelConfig:
 
 
 def check_tensors(file: GGUF, config: ModelConfig) -> dict[str, TensorEntry]:
-    """Return every parameter's tensor by our name, in our order.
+    """Return every parameter's tensor by Herd's name, in Herd's order.
 
-    Raises `CheckpointError` for a tensor that is missing, unexpected or of the wrong shape.
+    Raises `CheckpointError` if a tensor is missing, unexpected or of the wrong shape.
     """
     wanted: dict[str, TensorEntry] = {}
     for name, shape in config.param_shapes():
@@ -147,10 +147,10 @@ def check_tensors(file: GGUF, config: ModelConfig) -> dict[str, TensorEntry]:
 
 
 def rope_factors(config: ModelConfig) -> Tensor | None:
-    """Return ``rope_freqs.weight``, (K/2,) fp32: what each pair's rotation speed is divided by.
+    """Return ``rope_freqs.weight``, the divisors of each pair's rotation speed: (K/2,) fp32.
 
-    None where the metadata says it ("linear", "yarn") and where there is nothing to say: "dynamic" scaling
-    changes nothing within the model's context.
+    None if the metadata states the scaling ("linear", "yarn") or if there is none to state ("dynamic" scaling
+    has no effect within the model's context).
     """
     scaling = config.rope_scaling
     if scaling is None or scaling.kind in ("linear", "dynamic") or _is_plain_yarn(scaling):
@@ -163,7 +163,7 @@ def _divisors(config: ModelConfig) -> Tensor:
 
 
 def _is_plain_yarn(scaling: RopeScaling) -> bool:
-    """Return whether llama.cpp can compute this from the metadata: it reads no other options of a Llama."""
+    """Return whether llama.cpp can compute this scaling from the metadata. It reads no further options."""
     return scaling.kind == "yarn" and scaling.truncate and (scaling.beta_fast, scaling.beta_slow) == (32, 1)
 
 
@@ -172,7 +172,7 @@ def _yarn_amplitude(factor: float) -> float:
 
 
 def _within_window(file: GGUF) -> int:
-    """Return the context within which a sliding window changes nothing."""
+    """Return the context within which a sliding window has no effect."""
     context = file.require("llama.context_length", int)
     window = file.get("llama.attention.sliding_window", int, 0)
     if not 0 < window < context:
@@ -185,7 +185,7 @@ def _within_window(file: GGUF) -> int:
 
 
 def _scaling(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
-    """Return the scaling that does what the file's metadata and ``rope_freqs.weight`` do together."""
+    """Return the scaling with the combined effect of the file's metadata and ``rope_freqs.weight``."""
     stated = _stated(file, plain)
     divisors = _divisors(plain.replace(rope_scaling=stated))
     amplitude = (stated.attention_factor if stated else 1.0) * file.get(
@@ -203,7 +203,7 @@ def _scaling(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
     for candidate in (own, stated, *_llama3_candidates(plain, divisors)):
         if candidate is None or not math.isclose(candidate.attention_factor, amplitude, rel_tol=1e-5):
             continue
-        with suppress(ConfigError):  # the file's own keys may not fit its other numbers
+        with suppress(ConfigError):  # Herd's keys may not fit the file's other numbers
             found = _divisors(plain.replace(rope_scaling=candidate))
             if torch.allclose(found, divisors, rtol=1e-4, atol=0):
                 return candidate
@@ -217,7 +217,7 @@ def _scaling(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
 
 
 def _stated(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
-    """Return the scaling of ``llama.rope.scaling.*``; a factor without a type means "linear"."""
+    """Return the scaling of ``llama.rope.scaling.*``. A factor without a type means "linear"."""
     kind = file.get("llama.rope.scaling.type", str, "linear")
     old = file.get("llama.rope.scale_linear", float, 0.0)
     factor = _short(file.get("llama.rope.scaling.factor", float, old))
@@ -230,14 +230,14 @@ def _stated(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
 
 
 def _own(file: GGUF, divisors: Tensor) -> RopeScaling | None:
-    """Return the scaling of Herd's own keys; its ``freq_factors`` are only in the tensor."""
+    """Return the scaling of Herd's own keys. Its ``freq_factors`` are only in the tensor."""
     names = [
         name for name in RopeScaling.__dataclass_fields__ if f"herd.rope_scaling.{name}" in file.metadata
     ]
     fields: dict[str, Any] = {name: file.metadata[f"herd.rope_scaling.{name}"] for name in names}
     if fields.get("kind") == "factors":
         fields["freq_factors"] = tuple(divisors.tolist())
-    with suppress(ConfigError, TypeError):  # of another program, or damaged: the file's other numbers decide
+    with suppress(ConfigError, TypeError):  # from another program or damaged: the file's other numbers decide
         if fields:
             return RopeScaling(**fields)
     return None
@@ -255,7 +255,7 @@ def _stored_factors(file: GGUF, plain: ModelConfig) -> Tensor:
 
 
 def _release_scaling(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
-    """Return the scaling of a released Llama 3.1 or 3.2 that an early converter left out."""
+    """Return the scaling of a released Llama 3.1 or 3.2 if an early converter left it out."""
     size = released_as(plain)
     if size is None or plain.max_context != SIZES[size].max_context:
         return None
@@ -268,7 +268,7 @@ def _release_scaling(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
 
 
 def _llama3_candidates(plain: ModelConfig, factors: Tensor) -> Iterator[RopeScaling]:
-    """Yield the scalings that Meta has used, and the solution for factors that blend."""
+    """Yield the scalings that Meta has used, then a scaling fitted to the blended factors."""
     factor = _short(float(factors.max()))
     if factor <= 1:
         return
@@ -303,8 +303,7 @@ def _refuse_other_models(file: GGUF) -> None:
 
 
 def _short(value: float) -> float:
-    """Return the shortest decimal that is this number in single precision: 1e-5 was meant, not
-    9.999999747e-06."""
+    """Return the shortest decimal with this value in single precision: 1e-5 for 9.999999747e-06."""
     try:
         if struct.unpack("<f", struct.pack("<f", value))[0] != value:
             return value

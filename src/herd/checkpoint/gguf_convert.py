@@ -1,8 +1,9 @@
 """Quantize a folder, import a GGUF file, and export one for other programs.
 
-Everything is streamed: plain weights are read one tensor at a time, encoded some rows at a time and written
-immediately. An 8B model in bf16 becomes 4-bit in less memory than its embedding takes. Wrong names, shapes
-and formats are found before anything is written, and the result appears only when it is complete.
+Everything is streamed: unquantized weights are read one tensor at a time, encoded some rows at a time and
+written immediately. So an 8B model in bf16 is quantized to 4 bits in less memory than its embedding. Wrong
+names, shapes and formats are found before anything is written, and the result appears only when it is
+complete.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ def quantize_folder(
     recipe: dict[str, object] | None = None,
     progress: Progress | None = None,
 ) -> str:
-    """Write ``out`` as a quantized folder of a plain one's weights and return its hash.
+    """Quantize the weights of a source into the folder ``out`` and return its hash.
 
-    ``rows_of`` gives the bytes of each parameter where they are not simply the nearest (GPTQ). ``recipe``
-    goes into the lineage. Raises `QuantError` for rows that do not divide and weights that are not finite,
-    `CheckpointError` for other faults; ``out`` is then unchanged.
+    ``rows_of`` returns the bytes of each parameter, by GPTQ for instance (default: round to the nearest).
+    ``recipe`` is stored in the lineage. Raises `QuantError` if rows do not divide or weights are not finite,
+    and `CheckpointError` for other faults. ``out`` is then unchanged.
     """
     formats = plan.plan(source.config)
     known = source.lineage
@@ -54,12 +55,12 @@ def quantize_folder(
         return encoded(source.get(param), formats[param], param)
 
     def lineage() -> Lineage:
-        stage = known.stage if known else "quantized"  # an instruct model stays one
+        stage = known.stage if known else "quantized"  # an instruct model is still an instruct model
         licence = known.licence if known else None
         parents = {source.name: source.hash}
         return Lineage(name=name, stage=stage, parents=parents, recipe=recipe, licence=licence)
 
-    # GPTQ works through a model from its beginning, so it cannot continue in the middle
+    # GPTQ processes a model from its beginning, so it cannot continue in the middle
     key = None if rows_of else source.key(do="quantize", formats=sorted(formats.items()), recipe=recipe)
     return write_gguf_folder(
         Path(out),
@@ -79,9 +80,9 @@ def quantize_folder(
 def write_random(
     out: str | Path, config: ModelConfig, plan: Scheme, seed: int = 0, *, progress: Progress | None = None
 ) -> None:
-    """Write a GGUF file of random weights, those of `quant.random.random_quantized`, for measuring speed.
+    """Write a GGUF file with the random weights of `quant.random.random_quantized`, to measure speed.
 
-    It has no tokenizer: ``tokenizer.ggml.model`` is "none", which llama.cpp knows and can run.
+    It has no tokenizer: ``tokenizer.ggml.model`` is "none". llama.cpp can run such a file.
     """
     formats = plan.plan(config)
     rows_of = random_rows_of(config, formats, seed)
@@ -101,12 +102,12 @@ def import_gguf(
     pre: str | None = None,
     progress: Progress | None = None,
 ) -> str:
-    """Make a checkpoint folder of a GGUF file (or ``hf:ORG/NAME/FILE.gguf``) and return its hash.
+    """Import a GGUF file (or ``hf:ORG/NAME/FILE.gguf``) as a checkpoint folder and return its hash.
 
     Without ``dtype`` a file with packed weights is kept as it is, byte for byte, and a plain one becomes a
     plain folder in its own dtype; with ``dtype`` everything is unpacked. The packed parts of a split file are
-    written as one file. ``pre`` names the pre-tokenizer where the file does not. Raises
-    `CheckpointError`, with ``out`` unchanged, for a file that is unsound, not a Llama, or not finite.
+    written as one file. ``pre`` names the pre-tokenizer where the file does not. Raises `CheckpointError`,
+    with ``out`` unchanged, for a file that is unsound, not a Llama, or not finite.
     """
     path = resolve_model(source)
     file = gguf_file(path)
@@ -156,12 +157,11 @@ def export_gguf(
     *,
     progress: Progress | None = None,
 ) -> None:
-    """Write one GGUF file for llama.cpp and similar programs: weights, tokenizer, chat template, RoPE
-    factors.
+    """Write a GGUF file for llama.cpp and others: weights, tokenizer, chat template, RoPE factors.
 
-    ``format`` (F16 if None) is that of all matrices; a quantized folder's file is copied, and takes no
-    format. Raises `QuantError` where rows do not divide, `CheckpointError` for what cannot be read or
-    written.
+    ``format`` is the format of all matrices (None: F16). A quantized folder's file is copied, and no format
+    may be given. Raises `QuantError` if rows do not divide, and `CheckpointError` if something cannot be read
+    or written.
     """
     out, file = Path(out), gguf_file(resolve_model(folder))
     if out.suffix != ".gguf" or out.is_dir():
@@ -204,7 +204,7 @@ def export_gguf(
 def _keep(
     gguf: GGUFSource, out: Path, lineage: Lineage, kept: dict[str, bytes], progress: Progress | None
 ) -> str:
-    """Copy the file unchanged into a new folder, once all of it has been checked."""
+    """Copy the file unchanged into a new folder, after all of it has been checked."""
     require_replaceable(out)
     require_free_space(out, gguf.file.size + 1_000_000)
     for name, entry in gguf.wanted.items():

@@ -1,9 +1,8 @@
 """Load GGUF files, and write quantized checkpoints: a folder with ``model.gguf`` and ``herd.json``.
 
-The GGUF file holds everything: weights in blocks, the model's shape, the tokenizer. Loading maps the file and
-puts the blocks into packed layers as they are: nothing is unpacked, and only q and k are copied (their rows
-are permuted). The lineage's hash is that of the whole file; a file that has changed is refused
-(`verified.py`).
+The GGUF file contains everything: weights in blocks, the model's shape, the tokenizer. Loading maps the file
+and puts the blocks into quantized layers without unpacking. Only q and k are copied, because their rows are
+permuted. The lineage has the hash of the whole file, and a file that has changed is refused (`verified.py`).
 """
 
 from __future__ import annotations
@@ -52,16 +51,16 @@ _FILE_TYPES = {
     "Q6_K": 18,
     "BF16": 32,
 }
-"""llama.cpp's number for "mostly this format"; 1024 means that the tensors tell."""
+"""llama.cpp's numbers for "mostly this format". 1024 means that the tensors' types decide."""
 PIECE_ROWS = 1024
 RowsOf = Callable[[str], Iterable[Tensor]]
-"""Gives a parameter's bytes (rows, B) by name, in pieces."""
+"""A function that yields a parameter's bytes by its name, in chunks of shape (rows, bytes)."""
 
 
 class GGUFSource:
-    """A checked GGUF file of a Llama, read one tensor at a time by our names and in our order of rows.
+    """A checked GGUF file of a Llama, read one tensor at a time, with Herd's names and order of rows.
 
-    Raises `CheckpointError` for a file that is unsound or not a Llama.
+    Raises `CheckpointError` if the file is invalid or not a Llama.
     """
 
     def __init__(self, file: Path | GGUF, pre: str | None = None) -> None:
@@ -82,15 +81,14 @@ class GGUFSource:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """fp32 where a matrix is packed or several types are stored, otherwise the stored type of the
-        matrices."""
+        """The stored dtype of the matrices, or fp32 if a matrix is quantized or there are several dtypes."""
         names = {entry.format.name for entry in self.wanted.values() if len(entry.shape) > 1}
         return torch_dtype(names.pop()) if len(names) == 1 and names <= PLAIN.keys() else torch.float32
 
     def rows(self, name: str) -> Tensor:
         """Return a parameter's bytes (R, B).
 
-        Raises `CheckpointError` for weights or scales that are not finite.
+        Raises `CheckpointError` if weights or scales are not finite.
         """
         entry = self.wanted[name]
         theirs, format = entry.name, entry.format
@@ -101,11 +99,11 @@ class GGUFSource:
         stored = self.file.rows(theirs)
         if not rotates(name):
             return stored
-        # a bias is stored as one row, its channels are permuted like rows
+        # a bias is stored as one row; its channels are permuted like rows
         return from_pairs(name, stored.view(entry.shape[0], -1), self.config.head_dim).view(stored.shape)
 
     def weight(self, name: str, dtype: torch.dtype) -> Tensor:
-        """Return a parameter unpacked into ``dtype``; its pages in memory are released."""
+        """Return a parameter unpacked into ``dtype``, and release its memory pages."""
         entry = self.wanted[name]
         weight = blocks.decode(self.rows(name), entry.format, dtype).view(entry.shape)
         self.file.forget(entry.name)
@@ -117,7 +115,7 @@ class GGUFSource:
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The file's tokenizer if it can be read; else None and a warning."""
+        """Return the file's tokenizer if it can be read. Otherwise warn and return None."""
         from .gguf_tokenizer import has_tokenizer, read_tokenizer
 
         if not has_tokenizer(self.file):
@@ -135,7 +133,7 @@ class GGUFSource:
 def load_gguf(file: GGUF, *, dtype: torch.dtype | None, device: str | torch.device) -> LlamaLM:
     """Return the model in a GGUF file, on the CPU with its blocks mapped from the file.
 
-    ``dtype`` is what it computes in: fp32 by default, or the stored dtype where nothing is packed.
+    ``dtype`` is the compute dtype (default: fp32, or the stored dtype if nothing is quantized).
     """
     source = GGUFSource(file)
     if torch.device(device).type == "cpu":
@@ -161,8 +159,10 @@ def load_gguf(file: GGUF, *, dtype: torch.dtype | None, device: str | torch.devi
 
 
 def _require_hash(file: Path) -> None:
-    """Raise `CheckpointError` when the file is not the one in ``herd.json``; without that file nothing is
-    checked."""
+    """Raise `CheckpointError` if the file's hash differs from ``herd.json``.
+
+    Without that file, do nothing.
+    """
     lineage = load_lineage(file)
     if lineage is None or lineage.weights_hash is None:
         return
@@ -174,7 +174,7 @@ def _require_hash(file: Path) -> None:
 
 
 def file_plan(config: ModelConfig, formats: Mapping[str, Format]) -> tuple[Plan, dict[str, str]]:
-    """Return the tensors of a file in order, and our name of each."""
+    """Return (tensors of a file in order, Herd's name of each)."""
     plan: dict[str, tuple[tuple[int, ...], Format]] = {}
     ours: dict[str, str] = {}
     if gguf_config.rope_factors(config) is not None:
@@ -197,10 +197,10 @@ def write_model(
     progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> None:
-    """Write a whole model as one GGUF file, or continue it where ``journal`` says (see `write_gguf`).
+    """Write a model as one GGUF file, or continue writing at the position in ``journal`` (see `write_gguf`).
 
-    ``formats`` are by our names; ``rows_of(name)`` gives a parameter's bytes (rows, B) in our order, in
-    pieces.
+    ``formats`` are by Herd's names. ``rows_of(name)`` yields a parameter's bytes in Herd's order, in chunks
+    of shape (rows, bytes).
     """
     plan, ours = file_plan(config, formats)
     factors = gguf_config.rope_factors(config)
@@ -219,9 +219,9 @@ def write_model(
 
 
 def encoded(weight: Tensor, format: Format, name: str) -> Iterator[Tensor]:
-    """Yield a weight's bytes, some rows at a time.
+    """Yield a weight's bytes in this format, some rows at a time.
 
-    Raises QuantError for values that are not finite or beyond the format's range.
+    Raises `QuantError` if a value is not finite or beyond the format's range.
     """
     for piece in weight.view(1, -1).split(1) if weight.ndim == 1 else weight.split(PIECE_ROWS):
         yield blocks.encode(piece, format, name)
@@ -266,9 +266,9 @@ def write_gguf_folder(
 ) -> str:
     """Write a quantized folder and return its hash.
 
-    With a ``key`` the work is resumable; ``remember`` is then given the digests of the source that an earlier
-    run has computed. ``lineage_of`` is called after all weights have been read. ``extra_files`` are written
-    next to the file (a licence, sampling settings).
+    With a ``key`` the work is resumable, and ``remember`` is called with the digests of the source that an
+    earlier run has computed. ``lineage_of`` is called after all weights have been read. ``extra_files`` are
+    written next to the file (a licence, sampling settings).
     """
     if tokenizer is not None:
         require_vocabulary_fits(tokenizer, config, out)
@@ -297,7 +297,7 @@ def write_gguf_folder(
 def save_quantized(
     folder: Path, model: LlamaLM, tokenizer: Tokenizer | None = None, *, lineage: Lineage | None = None
 ) -> str:
-    """Write a quantized model from memory as a folder, its blocks as they are, and return the hash."""
+    """Write a quantized model from memory as a folder, with its blocks unchanged, and return the hash."""
     packed = {name: (format, rows) for name, format, rows in packed_weights(model)}
     formats: dict[str, Format] = {}
     for name, shape in model.config.param_shapes():
@@ -317,6 +317,6 @@ def save_quantized(
 
 
 def file_nbytes(config: ModelConfig, formats: Mapping[str, Format]) -> int:
-    """Return the bytes of a file's tensors, and room for a vocabulary."""
+    """Return the bytes of a file's tensors plus an allowance for the vocabulary."""
     plan, _ = file_plan(config, formats)
     return sum(tensor_nbytes(shape, format) for shape, format in plan.values()) + 16_000_000

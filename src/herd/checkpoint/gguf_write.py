@@ -1,9 +1,9 @@
-"""Write a GGUF file as its tensors arrive, a few rows at a time.
+"""Write a GGUF file, with its tensors in chunks of a few rows.
 
-The gguf package's `GGUFWriter` encodes the header (metadata and the table of tensors). Its own methods for
-tensor data take whole arrays, so the data is written by `stream.write_tensors`: an embedding of 128,256 rows
-passes through in pieces, and an interrupted file can be continued. The caller makes the file appear as a
-whole (`files.whole_folder`, `journal.resumable_file`).
+The gguf package's `GGUFWriter` encodes the header (metadata and the table of tensors). Its methods for tensor
+data take whole arrays, so `stream.write_tensors` writes the data: it writes an embedding of 128,256 rows in
+chunks and can continue an interrupted file. The caller makes the file appear only when complete
+(`files.whole_folder`, `journal.resumable_file`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from .journal import Journal
 from .stream import Progress, advance_of, write_tensors
 
 Value = tuple[str, str, Any]
-"""(key, type, value): the type by its name in GGUF, such as "UINT32", "STRING", or "[STRING" for an array of
-them."""
+"""(key, type, value). Types have GGUF's names: "UINT32", "STRING", or "[STRING" for an array of texts."""
 Plan = Mapping[str, tuple[tuple[int, ...], Format]]
-"""Shape (rows first) and format of each tensor by its name in the file, in order."""
+"""Shape (rows first) and format of each tensor, by its name in the file and in file order."""
 
 
 def write_gguf(
@@ -35,11 +34,13 @@ def write_gguf(
     progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> None:
-    """Write ``path``; ``pieces_of(name)`` gives a tensor's bytes (uint8) and is called once per tensor, in
-    order.
+    """Write a GGUF file.
+
+    ``pieces_of(name)`` yields a tensor's bytes (uint8) and is called once per tensor.
 
     Tensors that ``journal`` counts as done are kept, unless the header has changed since. Raises
-    `CheckpointError` for pieces that do not add up, and passes on errors of ``pieces_of`` and of the disk.
+    `CheckpointError` if the chunks have a wrong total size. Errors of ``pieces_of`` and of the disk
+    propagate.
     """
     sizes = {
         name: math.prod(shape) // format.block * format.block_bytes for name, (shape, format) in plan.items()
@@ -60,12 +61,11 @@ def write_gguf(
 
 
 def _header(scratch: Path, metadata: Sequence[Value], plan: Plan, sizes: Mapping[str, int]) -> bytes:
-    """Return the bytes before the tensors; `GGUFWriter` can only write them to a file, which is removed
-    again."""
+    """Return the bytes before the tensors. `GGUFWriter` writes them to a temporary file."""
     import numpy as np
     from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 
-    writer = GGUFWriter(scratch, "llama")  # which adds general.architecture
+    writer = GGUFWriter(scratch, "llama")  # this adds general.architecture
     for key, kind, value in metadata:
         type_ = GGUFValueType[kind.removeprefix("[")]
         of_array = (GGUFValueType.ARRAY, type_) if kind.startswith("[") else (type_, None)

@@ -1,13 +1,13 @@
-"""Read and write `config.json`, Hugging Face's description of a Llama, reading both of its dialects.
+"""Read and write `config.json`, Hugging Face's description of a Llama. Both dialects can be read.
 
-Meta's releases (transformers 4) put ``rope_theta`` and ``rope_scaling`` at the top; transformers 5 writes one
-``rope_parameters`` that holds both. Either is read, and a file that has both must agree with itself. By
-default the dialect of the releases is written, which every version of transformers, vLLM and llama.cpp's
-converter can read.
+Meta's releases (transformers 4) have ``rope_theta`` and ``rope_scaling`` at the top level. transformers 5
+writes a single ``rope_parameters`` with both. Either is read, and if a file has both they must agree. Herd
+writes the dialect of the releases, because every version of transformers, vLLM and llama.cpp's converter can
+read it.
 
-A key that asks for a computation this code does not perform is refused by name: running the model anyway
-would give fluent nonsense. Keys that change nothing (training hints, library versions) are ignored; unknown
-keys are ignored with a warning. The tables of keys are in `names.yaml`. This module does not import torch.
+A key that demands an unsupported computation is refused by name, because the model would otherwise generate
+fluent nonsense. Keys without effect (training hints, library versions) are ignored. Unknown keys are ignored
+with a warning. The tables of keys are in `names.yaml`. This module does not import torch.
 
 Source: transformers `configuration_llama.py` (defaults) and `modeling_rope_utils.py` (rope types), 4.43 to
 5.23.
@@ -33,7 +33,7 @@ _SHAPE_KEYS = {
     "num_attention_heads": "n_heads",
     "intermediate_size": "ffn_dim",
 }
-# What transformers assumes when the key is absent (configuration_llama.py).
+# Values that transformers assumes if the key is absent (configuration_llama.py).
 _DEFAULTS = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0}
 # By kind of scaling (Hugging Face's rope_type), our field of RopeScaling: Hugging Face's key.
 _ORIGINAL = "original_max_position_embeddings"
@@ -79,13 +79,13 @@ def config_to_hf(
     }
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind == "dynamic":
-        out["max_position_embeddings"] = scaling.original_context  # where the base begins to grow
+        out["max_position_embeddings"] = scaling.original_context  # beyond this context the base grows
     written = None if scaling is None else _scaling_to_hf(scaling)
     return out | {"rope_theta": config.rope_theta, "rope_scaling": written, "torch_dtype": dtype}
 
 
 def _scaling_to_hf(scaling: RopeScaling) -> dict[str, Any]:
-    """Return the entry ``rope_scaling``; "factors" are LongRoPE's with the same ones at any length."""
+    """Return the entry ``rope_scaling``. "factors" becomes LongRoPE with the same factors at any length."""
     kind = "longrope" if scaling.kind == "factors" else scaling.kind
     out: dict[str, Any] = {"rope_type": kind}
     out |= {key: getattr(scaling, name) for name, key in _SCALING_KEYS[kind].items()}
@@ -96,10 +96,9 @@ def _scaling_to_hf(scaling: RopeScaling) -> dict[str, Any]:
 
 
 def config_from_hf(data: dict[str, Any], where: str = "config.json") -> ModelConfig:
-    """Return the model that a ``config.json`` describes; ``where`` names the file in errors.
+    """Return the configuration in the data of a ``config.json``. ``where`` names the file in errors.
 
-    Raises `CheckpointError` naming the key that is missing, malformed or asks for something this model does
-    not do.
+    Raises `CheckpointError` that names the key if one is missing, malformed or unsupported.
     """
     if not isinstance(data, dict):
         raise CheckpointError(f"{where}: holds {type(data).__name__}, not a JSON object; restore the file")
@@ -126,12 +125,12 @@ def config_from_hf(data: dict[str, Any], where: str = "config.json") -> ModelCon
 
 
 def read_config(path: Path) -> ModelConfig:
-    """Return the model that the file describes; see `config_from_hf`."""
+    """Return the configuration in a file. See `config_from_hf`."""
     return config_from_hf(read_json(path), str(path))
 
 
 def read_json(path: Path) -> Any:
-    """Return a JSON file's value. Raises `CheckpointError` when it is missing or malformed."""
+    """Return the value in a JSON file. Raises `CheckpointError` if the file is missing or malformed."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -155,7 +154,7 @@ def _refuse_other_models(data: dict[str, Any], where: str) -> None:
 
 
 def _within_window(data: dict[str, Any], context: int, where: str) -> int:
-    """Return the context within which a sliding window changes nothing."""
+    """Return the context within which a sliding window has no effect."""
     # Mistral's configurations have a window unless they say null (configuration_mistral.py).
     default = 4096 if data["model_type"] == "mistral" and "sliding_window" not in data else None
     window = _value(data, "sliding_window", int, default, where)
@@ -173,7 +172,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _rope_from_hf(data: dict[str, Any], context: int, where: str) -> tuple[float, RopeScaling | None]:
-    """Return theta and scaling from either dialect; if both are present they must agree."""
+    """Return (theta, scaling) from either dialect. If both are present they must agree."""
     thetas, scalings = set(), set()
     if data.get("rope_theta") is not None:
         thetas.add(_typed(data["rope_theta"], float, "rope_theta", where))
@@ -195,7 +194,10 @@ def _rope_from_hf(data: dict[str, Any], context: int, where: str) -> tuple[float
 def _scaling_from_hf(
     group: dict[str, Any], original: int, context: int, key: str, where: str
 ) -> RopeScaling | None:
-    """Return the scaling of one entry; ``original`` is the original context where the entry has none."""
+    """Return the scaling of one entry.
+
+    ``original`` is the original context if the entry does not state it.
+    """
     kinds = {group[name] for name in ("rope_type", "type") if isinstance(group.get(name), str)}
     if len(kinds) != 1:
         raise CheckpointError(f"{where}: {key} needs one rope_type, got {sorted(kinds)}")
@@ -228,7 +230,7 @@ def _scaling_from_hf(
 
 
 def _long_context_defaults(values: dict[str, Any], kind: str, context: int, where: str) -> dict[str, Any]:
-    """Return what transformers derives from other keys of "yarn" and "longrope" where it is not stated."""
+    """Return values of "yarn" and "longrope" that transformers derives from other keys if they are absent."""
     if kind == "longrope" and values.get("short_factor") != values.get("long_factor"):
         raise CheckpointError(f"{where}: short_factor and long_factor differ, which cannot be run")
     original = _typed(values[_ORIGINAL], int, _ORIGINAL, where)
@@ -257,7 +259,10 @@ def _scaling_value(name: str, value: Any, key: str, where: str) -> Any:
 
 
 def _announced(data: dict[str, Any], key: str, type_: type, where: str) -> Any:
-    """Return a value, or with a warning what transformers assumes where the key is absent or null."""
+    """Return the value of a key.
+
+    If it is absent or null, warn and return the value that transformers assumes.
+    """
     if data.get(key) is None:
         warnings.warn(f"{where}: {key} is missing; using the format's default {_DEFAULTS[key]}", stacklevel=4)
     return _value(data, key, type_, _DEFAULTS[key], where)
@@ -269,7 +274,7 @@ def _value(data: dict[str, Any], key: str, type_: type, default: Any, where: str
 
 
 def _typed(value: Any, type_: type, key: str, where: str) -> Any:
-    """Return ``value`` if it has the type (an integer is a float, too, but a bool is no number)."""
+    """Return ``value`` if it has the type. An integer counts as a float too, but a bool is not a number."""
     if isinstance(value, bool) != (type_ is bool) or not isinstance(value, (type_, int)):
         kind = {int: "an integer", float: "a number", bool: "true or false"}[type_]
         raise CheckpointError(f"{where}: {key}={value!r} is not {kind}; restore the file")

@@ -1,12 +1,12 @@
-"""A conversion that can be stopped at any moment, even by `kill -9`, and continues where it stopped.
+"""Conversions that can be stopped at any moment, even by `kill -9`, and continued later.
 
-Where each tensor lies in the new files follows from shapes alone, and tensors are written in order, so it is
-enough to know how many are done. The files grow in a folder next to the target, ``.NAME.part``, with a
-journal that is saved after every `SAVE_EVERY` bytes, once they are on the disk. The next run of the *same*
-conversion (same source files and choices: the journal's ``key``) removes what was written since and
-continues; another conversion starts from the beginning. The target appears only when everything is written.
-
-A conversion that fails because of its input or a full disk leaves nothing behind: it would fail again.
+The position of each tensor in the new files follows from the shapes, and tensors are written in order. So a
+journal only needs the number of finished tensors. The files grow in a folder next to the target,
+``.NAME.part``. The journal is saved after every `SAVE_EVERY` bytes, when these are on the disk. The next run
+of the *same* conversion (same source files and options, as the journal's ``key``) truncates the files to the
+journal's state and continues. Another conversion starts from the beginning. The target appears only when
+everything is written. A conversion that fails because of its input or a full disk deletes its files, because
+it would fail again.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from ..machine import lock_folder
 FILE = "journal.json"
 LOCK = ".lock"
 SAVE_EVERY = 256 << 20
-"""Bytes written between two saves of the journal: the most that a kill costs."""
+"""Bytes written between two saves of the journal. At most this much work is lost by a kill."""
 
 
 class Journal:
-    """How far a conversion has come: ``done`` tensors, and ``notes`` (hashes by part and tensor)."""
+    """The progress of a conversion: number of ``done`` tensors, and ``notes`` (hashes by part and tensor)."""
 
     def __init__(self, path: Path, key: str) -> None:
         self._path, self._key, self._unsaved = path, key, 0
@@ -38,18 +38,20 @@ class Journal:
         self.notes: dict[str, dict[str, str]] = {}
         with suppress(
             OSError, ValueError, KeyError, TypeError
-        ):  # unreadable or of another conversion: start over
+        ):  # unreadable or from another conversion: start from the beginning
             known = json.loads(path.read_text(encoding="utf-8"))
             if known["key"] == key:
                 self.done, self.notes = int(known["done"]), {k: dict(v) for k, v in known["notes"].items()}
 
     def part(self, name: str) -> dict[str, str]:
-        """Return the notes of one part of the work, to be read and added to."""
+        """Return the notes of one part of the work. The caller may add to them."""
         return self.notes.setdefault(name, {})
 
     def add(self, nbytes: int, file: IO[bytes]) -> None:
-        """Count one more tensor, written to ``file``; every `SAVE_EVERY` bytes flush the file and save the
-        journal."""
+        """Count a tensor written to ``file``.
+
+        After every `SAVE_EVERY` bytes, flush it and save the journal.
+        """
         self.done += 1
         self._unsaved += nbytes
         if self._unsaved >= SAVE_EVERY:
@@ -59,13 +61,13 @@ class Journal:
             self._unsaved = 0
 
     def restart(self) -> None:
-        """Forget everything, because the files are not what was expected."""
+        """Reset the journal, because the files are not as expected."""
         self.done, self._unsaved = 0, 0
         self.notes.clear()
 
 
 def key_of(sources: Iterable[Path], **choices: Any) -> str:
-    """Return a name for a conversion: a hash of its source files' states and of the choices made."""
+    """Return the key of a conversion: a hash of the states of its source files and of its options."""
     files = []
     for path in sources:
         stat = path.stat()
@@ -75,8 +77,10 @@ def key_of(sources: Iterable[Path], **choices: Any) -> str:
 
 @contextmanager
 def new_folder(target: Path, key: str | None) -> Iterator[tuple[Path, Journal | None]]:
-    """Yield a temporary folder that becomes ``target``; with a ``key`` the work is resumable and has a
-    journal."""
+    """Yield a temporary folder that becomes ``target``.
+
+    With a ``key``, the work has a journal and can resume.
+    """
     if key is None:
         with whole_folder(target) as temporary:
             yield temporary, None
@@ -115,7 +119,7 @@ def _resumable(target: Path, key: str, finish: Callable[[Path], None]) -> Iterat
                 raise
             finally:
                 if not keep:
-                    shutil.rmtree(part, ignore_errors=True)  # after an exchange this is the old folder
+                    shutil.rmtree(part, ignore_errors=True)  # after the exchange this is the old folder
     except OSError as error:
         raise storage_error(target, error) from error
 

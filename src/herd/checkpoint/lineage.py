@@ -1,4 +1,4 @@
-"""Read and write `herd.json`: where a checkpoint comes from, and the licence of its weights.
+"""Read and write `herd.json`: the origin of a checkpoint, and the licence of its weights.
 
 Parents are named by the hash of their weights (`checkpoint_hash`), so a family tree can be verified: the hash
 does not depend on how tensors are split into files. This module does not import torch, so reports and
@@ -30,10 +30,10 @@ def _herd_version() -> str:
 
 
 class Lineage(BaseModel):
-    """What a checkpoint is and what it was made of.
+    """The lineage of a checkpoint: its name, stage, parents, recipe and licence.
 
-    ``parents`` maps a role or name ("teacher") to the parent's `checkpoint_hash`; ``recipe`` is the validated
-    recipe as plain data; ``evals`` maps a measurement's name to its value; saving a model fills in
+    ``parents`` maps a role or name ("teacher") to the parent's `checkpoint_hash`. ``recipe`` is the validated
+    recipe as plain data. ``evals`` maps a measurement's name to its value. Saving a model fills in
     ``weights_hash``.
     """
 
@@ -55,13 +55,13 @@ class Lineage(BaseModel):
         write_atomically(Path(folder) / FILE, self.model_dump_json(indent=2) + "\n")
 
     def child(self, **changes: Any) -> Lineage:
-        """Return the lineage of weights made from these by rounding or unpacking them."""
+        """Return the lineage of weights that are made from these by rounding or unpacking."""
         parents = {self.name: self.weights_hash} if self.weights_hash else {}
         return self.model_copy(update={"parents": parents, "evals": {}} | changes)
 
 
 def update_lineage(folder: str | Path, **changes: Any) -> None:
-    """Change fields of a finished folder's ``herd.json``. Raises `CheckpointError` where there is none."""
+    """Change fields of a finished folder's ``herd.json``. Raises `CheckpointError` if there is none."""
     known = load_lineage(folder)
     if known is None:
         raise CheckpointError(f"{folder}: has no {FILE} to change; save the checkpoint with its lineage")
@@ -69,13 +69,13 @@ def update_lineage(folder: str | Path, **changes: Any) -> None:
 
 
 def load_lineage(source: str | Path) -> Lineage | None:
-    """Return the lineage of a folder or its ``model.gguf``; None without a ``herd.json``.
+    """Return the lineage of a folder or its ``model.gguf``, or None without a ``herd.json``.
 
-    Raises `CheckpointError` for a malformed one.
+    Raises `CheckpointError` if the file is malformed.
     """
     source = Path(source)
     if source.is_file():
-        if source.name != "model.gguf":  # a file from elsewhere, in whatever folder
+        if source.name != "model.gguf":  # a file that Herd did not write, in any folder
             return None
         source = source.parent
     path = source / FILE
@@ -99,7 +99,7 @@ def load_lineage(source: str | Path) -> Lineage | None:
 
 
 def released_as(config: ModelConfig) -> str | None:
-    """Return the name in `SIZES` of this shape, whatever its context and RoPE scaling, or None."""
+    """Return the name in `SIZES` of this shape, ignoring context and RoPE scaling, or None."""
     for size, released in SIZES.items():
         if released == config.replace(rope_scaling=released.rope_scaling, max_context=released.max_context):
             return size
@@ -107,7 +107,7 @@ def released_as(config: ModelConfig) -> str | None:
 
 
 def licence_notice(config: ModelConfig) -> str | None:
-    """Return the notice that Meta's licence asks for, where the shape is that of a released model."""
+    """Return the notice that Meta's licence requires if the shape is a released model's, else None."""
     if released_as(config) is None:
         return None
     family = "Llama 3.2" if config.tie_embeddings else "Llama 3.1" if config.rope_scaling else "Meta Llama 3"

@@ -1,6 +1,6 @@
-"""Refuse weights that do not fit in memory before they are read, with the numbers and with what would fit.
+"""Refuse weights that do not fit in memory before they are read, and say what would fit.
 
-Otherwise the machine would swap for minutes, and then the kernel would kill this process, or another one.
+Otherwise the machine would swap for minutes, and then the kernel would kill this process or another one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..quant.formats import scheme
 
 
 def require_memory(config: ModelConfig, needed: int, where: Path) -> None:
-    """Raise `CheckpointError` when ``needed`` bytes of weights are more than the memory that is free."""
+    """Raise `CheckpointError` if ``needed`` bytes are more than the free memory."""
     free = available_memory()
     if needed <= free:
         return
@@ -28,7 +28,7 @@ def require_memory(config: ModelConfig, needed: int, where: Path) -> None:
 
 
 def fitting_formats(config: ModelConfig, free: int) -> dict[str, int]:
-    """Return the part of `quantized_nbytes` that ``free`` bytes can hold."""
+    """Return the formats of `quantized_nbytes` that fit in ``free`` bytes."""
     return {name: nbytes for name, nbytes in quantized_nbytes(config).items() if nbytes <= free}
 
 

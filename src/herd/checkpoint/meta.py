@@ -1,6 +1,6 @@
-"""Import Meta's own release, `consolidated.NN.pth` and `params.json`.
+"""Import Meta's own release format, `consolidated.NN.pth` and `params.json`.
 
-Three things differ from the layout used everywhere else:
+Three things differ from Hugging Face's layout:
 
 * Names and a few shapes: ``layers.0.attention.wq`` is ``model.layers.0.self_attn.q_proj``; the FFN width is
   not stored but follows from a rule (`ffn_dim`).
@@ -12,8 +12,8 @@ Three things differ from the layout used everywhere else:
 
 Pieces are memory-mapped and nothing but tensors is unpickled; the output is written one tensor at a time.
 
-Source: meta-llama/llama-models, `models/llama3/{args,model}.py` and `models/checkpoint.py`.
-Shapes: D model dim, H query heads, G KV heads, K head dim, F ffn dim, V vocab.
+Source: meta-llama/llama-models, `models/llama3/{args,model}.py` and `models/checkpoint.py`. Shapes: D model
+dim, H query heads, G KV heads, K head dim, F ffn dim, V vocab.
 """
 
 from __future__ import annotations
@@ -56,11 +56,12 @@ def import_meta(
     name: str | None = None,
     progress: Progress | None = None,
 ) -> str:
-    """Rewrite a folder of Meta's layout as a checkpoint folder and return the hash of its weights.
+    """Import a folder in Meta's layout as a checkpoint folder and return the hash of its weights.
 
-    ``dtype`` None keeps the stored one. Meta's files do not state ``max_context``; None takes the released
-    model's, or for an unknown shape that of its generation, with a warning. Raises `CheckpointError`, with
-    ``out`` unchanged, for pieces that are missing, damaged, quantized or do not fit ``params.json``.
+    ``dtype`` None: as stored. Meta's files do not state ``max_context``. None: the context of the released
+    model with this shape, or for an unknown shape, with a warning, the context of its generation. Raises
+    `CheckpointError`, with ``out`` unchanged, if pieces are missing, damaged, quantized or do not fit
+    ``params.json``.
     """
     source = Path(source)
     pieces = _open_pieces(source)
@@ -98,12 +99,12 @@ def ffn_dim(dim: int, multiple_of: int, multiplier: float | None) -> int:
 
 
 def read_params(source: Path, pieces: list[Piece], max_context: int | None = None) -> tuple[ModelConfig, int]:
-    """Return the configuration of ``params.json`` and the pieces, and how often each KV head is repeated."""
+    """Return (configuration by ``params.json`` and the pieces, number of copies of each KV head)."""
     where = source / "params.json"
     params = read_json(where)
     if not isinstance(params, dict):
         raise CheckpointError(f"{where}: not a JSON object; fetch the file again")
-    params = params.get("model", params)  # as nested in the first 3.1 release
+    params = params.get("model", params)  # nested like this in the first 3.1 release
     for key in ("quantization_args", "lora_args", "vision_chunk_size"):
         if params.get(key) not in (None, -1):
             raise CheckpointError(f"{where}: {key} is set; only the plain text models can be imported")
@@ -143,7 +144,7 @@ def read_params(source: Path, pieces: list[Piece], max_context: int | None = Non
 def _with_context(
     config: ModelConfig, scaled: bool, factor_given: bool, asked: int | None, where: Path
 ) -> ModelConfig:
-    """Add what ``params.json`` leaves out: the context, and the scaling factor of 32 of Llama 3.2."""
+    """Return the configuration with the missing context, and with Llama 3.2's scaling factor of 32."""
     size = released_as(config)
     if size is not None and scaled:
         if not factor_given:
@@ -159,9 +160,9 @@ def _with_context(
 
 
 def _kv_heads(source: Path, pieces: list[Piece], stated: int, head_dim: int) -> tuple[int, int]:
-    """Return the KV heads stored in all pieces together and the repeats of each.
+    """Return (KV heads in all pieces together, copies of each).
 
-    Heads are repeated only where a piece holds one of them.
+    Heads are repeated only if a piece has a single one.
     """
     for number, piece in enumerate(pieces):
         rows = _matrix(source / f"consolidated.{number:02}.pth", piece, _WK).shape[0]
@@ -172,15 +173,14 @@ def _kv_heads(source: Path, pieces: list[Piece], stated: int, head_dim: int) -> 
         raise CheckpointError(f"{source}: pieces hold {stored} KV heads, params.json n_kv_heads={stated}")
     if stored > stated or rows != head_dim:
         return stored, stored // stated
-    # One head per piece, and params.json counts pieces: only the weights show the repeats (405B in 16
-    # pieces).
+    # One head per piece, and params.json counts pieces: only the weights show the copies (405B in 16 pieces).
     heads = [piece[_WK] for piece in pieces]
     repeats = next((i for i in range(1, stored) if not torch.equal(heads[0], heads[i])), stored)
     return stored, repeats if stored % repeats == 0 else 1
 
 
 def _is_tied(pieces: list[Piece]) -> bool:
-    """Return whether there is no head, or only a copy of the embedding, as in Llama 3.2's small models."""
+    """Return whether the head is missing or a copy of the embedding, as in Llama 3.2's small models."""
     return all(_HEAD not in piece or torch.equal(piece[_HEAD], piece[_EMBEDDING]) for piece in pieces)
 
 
@@ -211,7 +211,7 @@ def _open_pieces(source: Path) -> list[Piece]:
 def _check_pieces(
     source: Path, pieces: list[Piece], config: ModelConfig, names: dict[str, str], repeats: int
 ) -> None:
-    """Check that every piece has every tensor, in a float dtype and the right shape, and nothing else."""
+    """Check that every piece has every tensor in a float dtype and the right shape, and no other tensors."""
     shapes = {names[ours]: shape for ours, shape in config.param_shapes()}
     for number, piece in enumerate(pieces):
         where = source / f"consolidated.{number:02}.pth"
@@ -232,7 +232,7 @@ def _check_pieces(
 
 
 def _merge(source: Path, pieces: list[Piece], name: str, config: ModelConfig, repeats: int) -> Tensor:
-    """Return one whole tensor from its pieces."""
+    """Return a whole tensor, joined from its pieces."""
     parts = [piece[name] for piece in pieces]
     dim = _split_dim(name, parts[0], config)
     group = len(parts) if dim is None else repeats if name.endswith(_KV) else 1
@@ -245,7 +245,7 @@ def _merge(source: Path, pieces: list[Piece], name: str, config: ModelConfig, re
 
 
 def _split_dim(name: str, part: Tensor, config: ModelConfig) -> int | None:
-    """Return the dimension along which a tensor is split; None for the norms."""
+    """Return the dimension that a tensor is split along, or None for a norm."""
     if part.ndim == 1:
         return None
     if name == _EMBEDDING:

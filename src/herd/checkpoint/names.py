@@ -1,9 +1,9 @@
-"""What other programs call a parameter, and how they order the channels that rotate together.
+"""Other programs' names of parameters, and their order of the channels that RoPE rotates.
 
 RoPE rotates pairs of channels. Meta and GGUF pair neighbours (2i, 2i + 1); Hugging Face and Herd pair the two
-halves of a head (i, i + K/2). The attention scores are the same as long as q and k agree, so the rows of both
-matrices are permuted when weights are imported or exported. Blocks of quantized weights lie along rows, so
-packed rows are permuted like plain ones.
+halves of a head (i, i + K/2). Attention scores are the same if q and k agree, so the rows of both matrices
+are permuted in import and export. Blocks of quantized weights are parts of a row, so quantized rows are
+permuted like others.
 
 Shapes: D model dim (or the bytes of a packed row), K head dim.
 """
@@ -42,14 +42,14 @@ def rotates(name: str) -> bool:
 
 
 def to_pairs(name: str, rows: Tensor, head_dim: int) -> Tensor:
-    """Return the rows of parameter ``name``, (heads·K, …), in the order of Meta and GGUF."""
+    """Return the rows of a parameter, (heads·K, …), in the order of Meta and GGUF."""
     if not rotates(name):
         return rows
     return rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).reshape(rows.shape)
 
 
 def from_pairs(name: str, rows: Tensor, head_dim: int) -> Tensor:
-    """Return the rows of parameter ``name``, (heads·K, …), from the order of Meta and GGUF in ours."""
+    """Return the rows of a parameter, (heads·K, …), given in the order of Meta and GGUF, in Herd's order."""
     if not rotates(name):
         return rows
     return rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).reshape(rows.shape)

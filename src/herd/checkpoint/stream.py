@@ -1,8 +1,7 @@
-"""Write a file of tensors whose layout is known beforehand: the header first, then the tensors in order, in
-pieces.
+"""Write a file of tensors with a known layout: the header, then the tensors in order, in chunks.
 
-Where each tensor lies follows from the shapes alone, so a file of any size is written in the memory of one
-piece, and a journal that counts finished tensors is enough to continue after an interruption.
+The position of each tensor follows from the shapes. So a file of any size needs only the memory of one chunk,
+and a journal with the number of finished tensors is enough to continue after an interruption.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from ..errors import CheckpointError
 from .journal import Journal
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all)."""
+"""A function that is called with (bytes done, total bytes)."""
 Advance = Callable[[int], None]
-"""Called with the number of bytes that were just written."""
+"""A function that is called with the number of bytes just written."""
 
 
 def advance_of(progress: Progress | None, total: int) -> Advance:
@@ -48,9 +47,9 @@ def write_tensors(
 ) -> None:
     """Write ``header`` and the tensors, each padded to ``alignment``, to ``path``.
 
-    ``pieces_of(name)`` gives a tensor's bytes (flat uint8) and is called once per tensor, in order; the first
-    ``n_written`` tensors are in the file already. Raises `CheckpointError` when pieces do not add up to
-    ``sizes``.
+    ``pieces_of(name)`` yields a tensor's bytes (flat uint8) and is called once per tensor, in order. The
+    first ``n_written`` tensors are in the file already. Raises `CheckpointError` if the chunks do not add up
+    to ``sizes``.
     """
 
     def padding(nbytes: int) -> int:
@@ -77,6 +76,6 @@ def write_tensors(
             out.write(bytes(padding(written)))
             if journal:
                 journal.add(written, out)
-        if journal:  # it may speak of this file while the next one is written
+        if journal:  # the journal may be saved for this file while the next one is written
             out.flush()
             os.fsync(out.fileno())

@@ -1,13 +1,12 @@
-"""Remember which large files have been compared with their hash already.
+"""A cache of the hashes of large files that have been verified.
 
-Hashing 4.7 GB takes as long as the rest of a load, and a file that nobody has touched has the same hash. So a
-verified file is noted together with its device, inode, size, and the times of its last modification and last
-change (the latter cannot be set back by a program). If any of them differs, the file is hashed again. A disk
-that silently returns other bytes than were written is not noticed; ``HERD_VERIFY=always`` hashes at every
-load.
+Hashing 4.7 GB takes as long as the rest of loading, and the hash of an unchanged file is the same. So the
+hash of a verified file is stored with its device, inode, size, and the times of its last modification and
+last status change (a program cannot set the latter back). If any of them differs, the file is hashed again. A
+disk that silently returns wrong bytes is not noticed. ``HERD_VERIFY=always`` hashes at every load.
 
-The notes are kept in the cache folder and not next to the file: folders may be read-only, and a copied folder
-must not vouch for itself.
+The cache is in the cache folder and not next to the file, because folders may be read-only, and a copied
+folder must not confirm its own hash.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ HASH_PIECE = 64 << 20
 
 
 def verified_hash(path: Path, hash_of: Callable[[Path], str]) -> str:
-    """Return ``hash_of(path)``, or its earlier result if the file has not changed since."""
+    """Return ``hash_of(path)``, or the stored result if the file has not changed since."""
     state = _state(path)
     note = (
         cache_folder() / "verified" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
@@ -40,14 +39,14 @@ def verified_hash(path: Path, hash_of: Callable[[Path], str]) -> str:
             if known["state"] == state:
                 return str(known["hash"])
     found = hash_of(path)
-    if _state(path) == state:  # not written to meanwhile
-        with suppress(StorageError):  # without a cache it is hashed again next time
+    if _state(path) == state:  # not changed during hashing
+        with suppress(StorageError):  # without a cache folder it is hashed again next time
             write_json(note, {"file": str(path.resolve()), "state": state, "hash": found})
     return found
 
 
 def hash_file(path: Path, progress: Progress | None = None) -> str:
-    """Return sha256 over the sha256 of each 64 MiB of a file, computed on several cores."""
+    """Return the SHA-256 over the SHA-256 of each 64 MiB of a file, computed on several cores."""
     size = path.stat().st_size
     advance = advance_of(progress, size)
     digests: list[bytes] = []

@@ -1,15 +1,13 @@
-"""Export for vLLM: 4- or 8-bit weights in the layout of compressed-tensors ("pack-quantized", W4A16 and
-W8A16).
+"""Export for vLLM: W4A16 and W8A16 weights in compressed-tensors' layout "pack-quantized".
 
-A Q4_0 block is 32 weights d · (code - 8), and compressed-tensors stores the same: codes with the same offset,
-eight to an int32 from its low bits up, and a scale for every group of 32. So nothing is rounded again: codes
-are copied bit for bit, and scales as the half-precision numbers they are (exact in a checkpoint of dtype
-float16; bfloat16 loses three bits). Q8_0 is written the same way, four codes to an int32. Embeddings and head
-are unpacked: vLLM quantizes linear layers only.
+A Q4_0 block is 32 weights d · (code - 8). compressed-tensors stores the same: codes with the same offset,
+eight per int32 from the low bits up, and a scale for every group of 32. So nothing is rounded again. Codes
+are copied bit for bit, and scales are copied as half-precision numbers (exact in a checkpoint of dtype
+float16; bfloat16 loses three bits). Q8_0 is written the same way, with four codes per int32. Embeddings and
+head are unpacked, because vLLM quantizes only linear layers.
 
-Shapes: R rows, D weights per row, N = D / 32 groups, P = int32s per row.
-Source: https://github.com/vllm-project/compressed-tensors (``pack_to_int32``); vLLM
-``compressed_tensors_wNa16``.
+Shapes: R rows, D weights per row, N = D / 32 groups, P = int32s per row. Source:
+https://github.com/vllm-project/compressed-tensors (``pack_to_int32``); vLLM ``compressed_tensors_wNa16``.
 """
 
 from __future__ import annotations
@@ -52,9 +50,9 @@ def export_vllm(
 ) -> str:
     """Write ``folder`` for vLLM and return the hash of the new weights.
 
-    ``dtype`` is that of scales and unquantized parts. A quantized folder's Q4_0 or Q8_0 linear layers are
-    copied as they are; a plain folder's are rounded to Q4_0. Raises `QuantError` for other formats and rows
-    that do not divide, `CheckpointError` for what cannot be read or written.
+    ``dtype`` is the dtype of scales and unquantized parts. A quantized folder's Q4_0 or Q8_0 linear layers
+    are copied unchanged. Those of an unquantized folder are rounded to Q4_0. Raises `QuantError` for other
+    formats and rows that do not divide, and `CheckpointError` if something cannot be read or written.
     """
     folder = resolve_model(folder)
     source: GGUFSource | ImportSource
@@ -109,7 +107,7 @@ def export_vllm(
 
 
 def quantization_config(bits: int) -> dict[str, Any]:
-    """Return the entry of `config.json`: symmetric groups of 32 along a row, activations not quantized."""
+    """Return the entry of `config.json`: symmetric groups of 32 along a row, unquantized activations."""
     grid = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP}
     group = {"targets": ["Linear"], "weights": grid | {"dynamic": False, "actorder": None}}
     return {
@@ -122,19 +120,19 @@ def quantization_config(bits: int) -> dict[str, Any]:
 
 
 def packed_codes(rows_RB: Tensor, format: Format) -> tuple[Tensor, Tensor]:
-    """Return codes (R, P) int32 and scales (R, N) fp16 of Q4_0 or Q8_0 blocks, bit for bit."""
+    """Return the codes and scales of Q4_0 or Q8_0 blocks, bit for bit: (R, P) int32 and (R, N) fp16."""
     R = rows_RB.shape[0]
     blocks_RNB = rows_RB.reshape(R, -1, format.block_bytes)
     scales_RN = halves(blocks_RNB[..., :2]).half().squeeze(-1)
     if format == Q8_0:
-        codes = blocks_RNB[..., 2:] ^ 0x80  # signed to offset by 128, a byte each
+        codes = blocks_RNB[..., 2:] ^ 0x80  # from signed to offset by 128, one byte each
         return codes.reshape(R, -1).view(torch.int32), scales_RN
     codes = unpack_nibbles(blocks_RNB[..., 2:]).reshape(R, -1, 2)
     return (codes[..., 0] | (codes[..., 1] << 4)).contiguous().view(torch.int32), scales_RN
 
 
 def _tensors(rows_of: Get, weight_of: Get, format: Format) -> Get:
-    """Return a function that makes the written tensors by name; a linear layer's three are made together."""
+    """Return a function that makes the written tensors by name. A linear layer's three are made together."""
     made: dict[str, Tensor] = {}
 
     def get(name: str) -> Tensor:

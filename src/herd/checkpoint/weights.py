@@ -1,11 +1,11 @@
-"""Read weights from safetensors files: check everything in the headers first, and hash what matters.
+"""Read weights from safetensors files. All headers are checked first.
 
-What can be wrong with a file shows in its header and size, which the safetensors library checks when it opens
-a file (no holes, no overlaps, nothing missing). So the headers of all files are read and compared with the
-configuration before a byte is allocated for weights. Pickles are never opened: they can run code.
+The safetensors package checks a file's header and size when it opens the file (no holes, no overlaps, nothing
+missing). The headers of all files are read and compared with the configuration before memory is allocated for
+weights. Pickles are never opened, because they can run code.
 
-The hash of a checkpoint is computed over its tensors sorted by name (name, dtype, shape, bytes), so it does
-not depend on how they are split into files.
+The hash of a checkpoint covers its tensors sorted by name (name, dtype, shape, bytes), so it does not depend
+on how they are split into files.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from .hf import read_json
 from .stream import Progress, advance_of
 
 STORABLE = {DTYPES[name].safetensors: torch_dtype(name) for name in ("fp32", "fp16", "bf16")}
-"""The dtypes of weights, by their codes in a safetensors header."""
+"""Dtypes of weights by their codes in a safetensors header."""
 FP8 = "F8_E4M3"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PIECE = 1 << 22
-"""Values that are converted or checked at a time."""
+"""Number of values that are converted or checked at a time."""
 LFS_POINTER = b"version https://git-lfs"
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -47,9 +47,9 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor is stored: its file and name there, safetensors' dtype code, and shape.
+    """The location of a stored tensor: its file and name there, safetensors' dtype code, and shape.
 
-    With a ``scale`` the file has FP8, of which `read_tensor` makes ``dtype``.
+    With a ``scale`` the file has FP8, and `read_tensor` converts it to ``dtype``.
     """
 
     file: Path
@@ -64,7 +64,7 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Return the tensors of one file. Raises `CheckpointError` for a damaged or other file."""
+    """Return the tensors of one file. Raises `CheckpointError` if it is damaged or not safetensors."""
     try:
         with path.open("rb") as start:
             if start.read(len(LFS_POINTER)) == LFS_POINTER:
@@ -81,7 +81,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def read_index(folder: Path) -> dict[str, TensorInfo]:
-    """Return all tensors of a checkpoint folder, from the headers alone. Raises `CheckpointError`."""
+    """Return all tensors of a checkpoint folder, from the headers only. Raises `CheckpointError`."""
     single, index = folder / SINGLE, folder / INDEX
     if single.exists() and index.exists():
         raise CheckpointError(f"{folder}: has both {SINGLE} and {INDEX}; delete the stale one")
@@ -103,7 +103,7 @@ def _why_no_weights(folder: Path) -> str:
 
 
 def _without_prefix(index: dict[str, TensorInfo], folder: Path) -> dict[str, TensorInfo]:
-    """Remove prefixes that torch.compile (``_orig_mod.``) and DDP (``module.``) leave before every name."""
+    """Return the tensors without the prefixes of torch.compile (``_orig_mod.``) and DDP (``module.``)."""
     for prefix in ("_orig_mod.", "module."):
         if any(name.startswith(prefix) for name in index):
             warnings.warn(f"{folder}: removing the prefix {prefix} from the names of tensors", stacklevel=4)
@@ -139,11 +139,11 @@ def _read_sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
 
 
 def check_against(config: ModelConfig, index: Mapping[str, TensorInfo], where: Path) -> dict[str, TensorInfo]:
-    """Return the tensors the model needs, in file order.
+    """Return the tensors that the model needs, in file order.
 
-    Raises `CheckpointError` for a tensor that is missing, unexpected or of the wrong shape. Two extra tensors
-    are known and left out: the rotary table of old transformers, and the copy of a tied head. A tied model
-    that stores only its head takes the embedding from there. Meta's FP8 weights are joined with their scales.
+    Raises `CheckpointError` if a tensor is missing, unexpected or of the wrong shape. Two extra tensors are
+    ignored: the rotary table of old transformers, and the copy of a tied head. If a tied model stores only
+    its head, the embedding is read from there. Meta's FP8 weights are joined with their scales.
     """
     index = _with_scales(index, where)
     refuse_quantized_names(index, where)
@@ -197,10 +197,10 @@ def _check_tied_copy(index: Mapping[str, TensorInfo], where: Path) -> None:
 
 
 def read_tensor(info: TensorInfo) -> Tensor:
-    """Return the tensor as stored, on the CPU, mapped from its file: clone it before changing it.
+    """Return the tensor as stored, on the CPU and mapped from its file. Clone it before changing it.
 
-    FP8 weights are multiplied by their scales, into bf16. The file is opened for this tensor alone, so its
-    pages are released with it and a model of any size can be streamed.
+    FP8 weights are multiplied by their scales and become bf16. The file is opened for this tensor only, so
+    its memory pages are released with it, and a model of any size can be streamed.
     """
     try:
         with safe_open(info.file, framework="pt", device="cpu") as file:
@@ -211,7 +211,7 @@ def read_tensor(info: TensorInfo) -> Tensor:
 
 
 def _scaled(codes_RD: Tensor, scales: Tensor) -> Tensor:
-    """Return an FP8 matrix times the scale of each row, in bf16, converted some rows at a time."""
+    """Return an FP8 matrix times the scales of its rows, in bf16. Some rows are converted at a time."""
     out_RD = torch.empty(codes_RD.shape, dtype=torch.bfloat16)
     rows = max(1, PIECE // codes_RD.shape[1])
     for start in range(0, len(codes_RD), rows):
@@ -221,9 +221,9 @@ def _scaled(codes_RD: Tensor, scales: Tensor) -> Tensor:
 
 
 def common_dtype(index: Mapping[str, TensorInfo], where: Path) -> torch.dtype:
-    """Return the dtype of the matrices; fp32, with a warning, where they are stored in several.
+    """Return the dtype of the matrices. Returns fp32, with a warning, if they have several dtypes.
 
-    Norms do not count: they are few, and some tools store them in fp32 within a bf16 checkpoint.
+    Norms do not count, because they are small, and some tools store them in fp32 within a bf16 checkpoint.
     """
     found = {STORABLE[info.dtype] for info in index.values() if len(info.shape) > 1}
     if len(found) == 1:
@@ -233,7 +233,7 @@ def common_dtype(index: Mapping[str, TensorInfo], where: Path) -> torch.dtype:
 
 
 def cast_tensor(name: str, tensor: Tensor, dtype: torch.dtype, where: Path | str) -> Tensor:
-    """Return ``tensor`` in ``dtype``. Raises `CheckpointError` where a finite value would become infinite."""
+    """Return ``tensor`` in ``dtype``. Raises `CheckpointError` if a finite value would become infinite."""
     if tensor.dtype == dtype:
         return tensor
     out = torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
@@ -246,19 +246,18 @@ def cast_tensor(name: str, tensor: Tensor, dtype: torch.dtype, where: Path | str
 
 
 def require_finite(name: str, tensor: Tensor, where: Path | str) -> None:
-    """Raise `CheckpointError` when a weight is NaN or infinite."""
+    """Raise `CheckpointError` if a weight is NaN or infinite."""
     if not all(bool(torch.isfinite(part).all()) for part in _pieces(tensor)):
         raise CheckpointError(f"{where}: {name} has values that are not finite; the checkpoint is damaged")
 
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Split all values into parts, so that temporaries are small; parts of a contiguous tensor are views of
-    it."""
+    """Return all values in chunks, so that temporaries are small. Chunks of a contiguous tensor are views."""
     return tensor.reshape(-1).split(PIECE)
 
 
 def hash_weights(wanted: Mapping[str, TensorInfo], progress: Progress | None = None) -> str:
-    """Return sha256 over the tensors as stored, independent of sharding; reads every byte once."""
+    """Return the SHA-256 over the tensors as stored, independent of sharding. Reads every byte once."""
     advance = advance_of(progress, sum(info.nbytes for info in wanted.values()))
     digests: dict[str, str] = {}
     for name, info in wanted.items():
@@ -268,7 +267,7 @@ def hash_weights(wanted: Mapping[str, TensorInfo], progress: Progress | None = N
 
 
 class BackgroundHash:
-    """The hash of weights that are read for another purpose, computed meanwhile on other threads."""
+    """A hash of weights that is computed on other threads while they are read for another purpose."""
 
     def __init__(self, wanted: Mapping[str, TensorInfo]) -> None:
         self._wanted = wanted
@@ -276,7 +275,7 @@ class BackgroundHash:
         self._digests: dict[str, Future[str]] = {}
 
     def add(self, name: str, stored: Tensor) -> None:
-        """Hash one tensor as stored; it must not change until `result`."""
+        """Hash one tensor as stored. It must not change until `result`."""
         info = self._wanted[name]
         data = raw_bytes(stored)
         self._digests[name] = self._pool.submit(tensor_digest, name, info.dtype, info.shape, data)
@@ -289,7 +288,7 @@ class BackgroundHash:
 
 
 def tensor_digest(name: str, dtype: str, shape: tuple[int, ...], data: Tensor) -> str:
-    """Return sha256 of one tensor; ``data`` are its `raw_bytes`."""
+    """Return the SHA-256 of one tensor. ``data`` has its `raw_bytes`."""
     sha = hashlib.sha256(f"{name}\0{dtype}\0{list(shape)}\0".encode())
     sha.update(data.numpy())  # type: ignore[arg-type]
     return sha.hexdigest()
@@ -307,5 +306,5 @@ def raw_bytes(tensor: Tensor) -> Tensor:
 
 
 def weight_files(wanted: Mapping[str, TensorInfo]) -> list[Path]:
-    """Return the files that hold these tensors, each once."""
+    """Return the files that contain these tensors, each once."""
     return sorted({info.file for info in wanted.values()})

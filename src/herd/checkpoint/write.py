@@ -1,7 +1,7 @@
 """Write weights as safetensors files, one tensor at a time.
 
-The headers follow from the shapes, so they are written first; the memory needed is that of the largest
-tensor, not of a shard or of the model. The hash of the weights is computed on the way.
+The headers follow from the shapes, so they are written first. Writing needs only the memory of the largest
+tensor, not of a shard or of the model. The hash of the weights is computed at the same time.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def write_weights(
     """Write all tensors into ``folder`` and return the hash of the weights.
 
     ``get(name)`` is called once per tensor, in order, and may return any float dtype on any device. Call this
-    within `files.whole_folder`, or within `journal.resumable_folder` with its journal; tensors that the
-    journal counts as done are not asked for again. Raises `CheckpointError` for a wrong shape or a value
-    beyond the dtype's range.
+    function within `files.whole_folder`, or within `journal.new_folder` with its journal. Tensors that the
+    journal counts as done are skipped. Raises `CheckpointError` if a shape is wrong or a value is beyond the
+    dtype's range.
     """
     shards = _shards(specs, max_shard_bytes or MAX_SHARD_BYTES)
     files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
@@ -72,7 +72,7 @@ def write_weights(
 def _stored_bytes(
     name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, where: Path | str
 ) -> Tensor:
-    """Return a tensor's bytes as the file stores them, flat uint8."""
+    """Return a tensor's bytes as stored in the file: flat uint8."""
     tensor = tensor.detach().cpu()
     tensor = cast_tensor(name, tensor, dtype, where) if dtype.is_floating_point else tensor.to(dtype)
     if tuple(tensor.shape) != shape:
@@ -89,8 +89,10 @@ def _code(dtype: torch.dtype) -> str:
 
 
 def _shards(specs: Specs, limit: int) -> list[dict[str, tuple[tuple[int, ...], torch.dtype]]]:
-    """Split the tensors, in order, into shards of at most ``limit`` bytes; a larger tensor gets its own
-    shard."""
+    """Return the tensors, in order, in shards of at most ``limit`` bytes.
+
+    A larger tensor has its own shard.
+    """
     shards: list[dict[str, tuple[tuple[int, ...], torch.dtype]]] = [{}]
     room = limit
     for name, spec in specs.items():
@@ -110,5 +112,5 @@ def _header(shard: Specs) -> bytes:
         header[name] = {"dtype": _code(spec[1]), "shape": list(spec[0]), "data_offsets": [start, stop]}
         start = stop
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # data starts on a multiple of 8, so that mapped tensors are aligned
+    text += b" " * (-len(text) % 8)  # data starts at a multiple of 8, so that mapped tensors are aligned
     return len(text).to_bytes(8, "little") + text

@@ -103,7 +103,7 @@ def from_shards(
 def windows(
     documents: Sequence[HeldOut], context: int, device: torch.device | str = "cpu"
 ) -> Iterator[WindowScore]:
-    """Yield batches of at most `BATCH_TOKENS` tokens (or one row), longest first so that memory peaks early."""
+    """Yield batches of at most `BATCH_TOKENS` tokens (or one row), longest first, so memory peaks early."""
     cuts = [(d, *cut) for d, document in enumerate(documents) for cut in _cuts(len(document.ids), context)]
     cuts.sort(key=lambda cut: cut[2] - cut[1], reverse=True)
     while cuts:
