@@ -120,7 +120,10 @@ def test_an_answer_is_judged_by_what_its_line_holds(write, question, answer, rig
         ({"question": "?", "schema": {"type": "int"}}, "type 'int' is unknown"),
         ({"question": "?", "schema": {"unevaluatedItems": False}}, "'unevaluatedItems' cannot be checked"),
         ({"question": "?", "schema": {"$ref": "#/$defs/x"}}, "names nothing inside the schema"),
-        ({"messages": [{"role": "assistant", "content": "?"}], "answer": "x"}, "last of the messages must be the user's"),
+        (
+            {"messages": [{"role": "assistant", "content": "?"}], "answer": "x"},
+            "last of the messages must be the user's",
+        ),
         (
             {"messages": [{"role": "robot", "content": "?"}], "answer": "x"},
             "messages.0.role: Input should be",

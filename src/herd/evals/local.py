@@ -77,8 +77,8 @@ class CheckpointModel:
     def pair(self, context: str, continuation: str) -> Pair:
         """Return the ids of context and continuation as lm-eval does: encode the whole text, then split it.
 
-        Spaces between the parts belong to the continuation. Where nothing comes before the first token that
-        is scored, the vocabulary's begin-of-text token does, even if it does not begin every text.
+        Spaces between the parts belong to the continuation. If there is no token before the first scored one,
+        the vocabulary's begin-of-text token is used, even if the tokenizer does not add it to every text.
         """
         bare = context.rstrip()
         continuation, context = context[len(bare) :] + continuation, bare
