@@ -228,4 +228,8 @@ class _Tokens:
         self.special_token_ids = list(tokenizer.special_tokens.values())
 
     def __call__(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text)
+        if not self._tokenizer.adds_space:
+            return self._tokenizer.encode(text)
+        # The library expects the bytes of the text and no space before it: encode it as the next line of another text.
+        before = len(self._tokenizer.encode("\n"))
+        return self._tokenizer.encode("\n" + text)[before:]
