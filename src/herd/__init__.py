@@ -1,6 +1,6 @@
 """Herd: the whole life of the Llama 3.1 family in one small PyTorch codebase.
 
-The front door. Everything here is loaded on first use, so that `import herd` costs nothing and needs no torch::
+Everything here is imported at its first use, so that `import herd` is fast and does not import torch::
 
     model, tokenizer = herd.load("runs/demo/student")
     logits_BTV = model.logits(tokens_BT)
@@ -53,9 +53,10 @@ _HOMES = {
 def load(
     folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> tuple[LlamaLM, Tokenizer | None]:
-    """Model and tokenizer of any checkpoint folder; ``dtype`` None keeps the one on disk.
+    """Load the model and the tokenizer of a checkpoint folder. ``dtype`` None: the stored dtype.
 
-    A folder without a tokenizer gives None and a warning. Raises `CheckpointError` for a folder that is not one.
+    Without a tokenizer in the folder, it is None, with a warning. Raises `CheckpointError` if it is not a
+    checkpoint.
     """
     checkpoint = importlib.import_module(".checkpoint", __name__)
     source = checkpoint.ModelSource(folder)

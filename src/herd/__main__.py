@@ -1,4 +1,4 @@
-"""`python -m herd` is `herd`."""
+"""Run the command line with `python -m herd`."""
 
 from .cli import main
 

@@ -1,7 +1,7 @@
 """The number formats of tensors: one table of names, sizes and spellings in other programs.
 
-The short names are what recipes, the command line and printed tables use; the long names of torch and Hugging Face,
-and safetensors' codes, are accepted wherever a user gives one. Importing this module does not import torch.
+Recipes, the command line and printed tables use the short names. A user may also give the long names of torch
+and Hugging Face, or the codes of safetensors. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DType:
-    """A number format: ``name`` here, ``torch_name``, code in a safetensors header, and bytes per value."""
+    """A number format: short name, torch's name, code in a safetensors header, and bytes per value."""
 
     name: str
     torch_name: str
@@ -49,9 +49,9 @@ _BY_ANY_NAME = {
 
 
 def parse_dtype(text: str, allowed: tuple[str, ...] = tuple(DTYPES)) -> str:
-    """Return the short name that ``text`` (in any of the known spellings) stands for.
+    """Return the short name of a number format in any known spelling.
 
-    Raises `ConfigError`, which lists ``allowed``, for anything else.
+    Raises `ConfigError`, which lists ``allowed``, for any other text.
     """
     name = _BY_ANY_NAME.get(text.lower())
     if name is None or name not in allowed:

@@ -1,13 +1,13 @@
-"""Every error a user can cause, each a single line that names the thing, the value and the cure.
+"""Define the errors that users can cause. Each is a single line that names the thing, the value and the cure.
 
-The command line prints ``str(error)`` and exits with ``error.exit_code``; a traceback is shown only for bugs.
+The command line prints ``str(error)`` and exits with ``error.exit_code``. Tracebacks are shown only for bugs.
 """
 
 from __future__ import annotations
 
 
 class HerdError(Exception):
-    """Base of all errors that are the input's or the machine's fault, not the code's."""
+    """Base class of all errors whose cause is the input or the machine, not the code."""
 
     exit_code = 1
 
@@ -17,11 +17,11 @@ class ConfigError(HerdError):
 
 
 class RecipeError(HerdError):
-    """A recipe with an unknown key, a wrong type or an impossible combination; carries the line."""
+    """A recipe with an unknown key, a wrong type or an impossible combination. It names the line."""
 
 
 class StorageError(HerdError):
-    """A disk that is full, a path that cannot be written, or a folder that another process holds."""
+    """A disk that is full, a path that cannot be written, or a folder that another process has locked."""
 
 
 class CheckpointError(HerdError):
@@ -29,7 +29,7 @@ class CheckpointError(HerdError):
 
 
 class QuantError(HerdError):
-    """Weights that a block format cannot hold: rows that do not divide, values that are not finite."""
+    """Weights that a block format cannot store: rows that do not divide, values that are not finite."""
 
 
 class TokenizerError(HerdError):
@@ -45,7 +45,7 @@ class DataError(HerdError):
 
 
 class TrainingError(HerdError):
-    """Training that cannot go on: NaN loss, incompatible resume state, a full disk."""
+    """Training that cannot continue: NaN loss, incompatible resume state, a full disk."""
 
 
 class EngineError(HerdError):
@@ -53,7 +53,7 @@ class EngineError(HerdError):
 
 
 class ContextError(EngineError):
-    """A prompt, or what is to be scored, that is longer than the context."""
+    """A prompt, or a text to score, that is longer than the context."""
 
 
 class ToolError(HerdError):

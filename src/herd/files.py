@@ -1,11 +1,12 @@
-"""Write files and folders so that no reader ever sees half of one.
+"""Write files and folders so that no reader ever sees a part of one.
 
-A file is written under a temporary name in the same folder, flushed to the disk and renamed. A folder (a checkpoint has
-many files) is written under a temporary name next to its final one, every file is flushed, and one rename makes it
-real. An existing folder is exchanged with the new one in a single system call where the kernel has it (Linux
-`renameat2` with `RENAME_EXCHANGE`); elsewhere the old one is moved aside first and moved back if the second rename
-fails. If anything goes wrong before that moment, a full disk included, the old file or folder is unchanged and the
-temporary one is removed. A `kill -9` leaves a temporary folder, which the next write to the same target removes.
+A file is written under a temporary name in the same folder, flushed to the disk and renamed. A folder (a
+checkpoint has many files) is written under a temporary name next to its final one, every file is flushed, and
+one rename puts it in place. An existing folder is exchanged with the new one in a single system call if the
+kernel has it (Linux `renameat2` with `RENAME_EXCHANGE`). Otherwise the old folder is moved aside first, and
+moved back if the second rename fails. If anything goes wrong before that moment, a full disk included, the
+old file or folder is unchanged and the temporary one is removed. A `kill -9` leaves a temporary folder, which
+the next write to the same target removes.
 
 Every function here that writes raises `StorageError` when the disk is full or the target cannot be written.
 """
@@ -54,13 +55,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace the content of ``path`` by ``value`` as JSON."""
+    """Replace the content of ``path`` by ``value`` in JSON."""
     write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False))
 
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder, which becomes ``target`` when the block ends without an error."""
+    """Yield an empty temporary folder that becomes ``target`` when the block ends without an error."""
     target = Path(target).absolute()
     if target.is_symlink():
         target = target.resolve()
@@ -85,7 +86,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def free_disk_bytes(path: Path) -> int:
-    """Return the free bytes of the disk that holds ``path``, or would hold it once it is created."""
+    """Return the free bytes of the disk of ``path``, which need not exist yet."""
     path = Path(path).absolute()
     while not path.exists():
         path = path.parent
@@ -97,20 +98,20 @@ def require_free_space(target: Path, nbytes: int) -> None:
     free = free_disk_bytes(target)
     if free < nbytes:
         raise StorageError(
-            f"{target}: needs {_size(nbytes)}, the disk has {_size(free)} free; "
+            f"{target}: needs {_size(nbytes)}, and the disk has {_size(free)} free; "
             "free some disk space or choose another folder"
         )
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush every file and folder below ``folder`` to the disk, so that no rename can get there before them."""
+    """Flush every file and folder below ``folder`` to the disk, before the folder is renamed."""
     for root, _, names in os.walk(folder):
         for path in [*(os.path.join(root, name) for name in names), root]:
             _fsync(path)
 
 
 def put_in_place(temporary: Path, target: Path) -> None:
-    """Rename the folder ``temporary`` to ``target``; an old ``target`` is exchanged with it, or removed."""
+    """Rename the folder ``temporary`` to ``target``. An old ``target`` is exchanged with it, or removed."""
     if not target.exists():
         temporary.rename(target)
     elif not _exchange(temporary, target):
@@ -126,7 +127,7 @@ def put_in_place(temporary: Path, target: Path) -> None:
 
 
 def storage_error(target: Path, error: OSError) -> StorageError:
-    """Return the one-line error a user sees for an ``error`` of the system while ``target`` was written."""
+    """Return the one-line error for a system ``error`` while ``target`` was written."""
     if error.errno in _DISK_FULL:
         return StorageError(f"{target}: the disk is full; nothing was changed, free some space and try again")
     return StorageError(f"{target}: cannot write: {error.strerror or error}; nothing was changed")
@@ -166,7 +167,7 @@ def _fsync(path: str | Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Swap two names atomically; return False where the system or the file system cannot."""
+    """Swap two names atomically. Return False if the system or the file system cannot."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False

@@ -1,4 +1,4 @@
-"""What this machine lets the process use: cores, memory, a cache folder, and the memory used so far.
+"""Find the cores, memory and cache folder that this process may use, and the memory it has used.
 
 Linux control groups (versions 1 and 2), which containers and batch systems use to limit a process, are respected: a
 limit set on any parent group counts. Elsewhere the numbers of the operating system are returned. Imports no torch.
@@ -20,7 +20,7 @@ PROC_CGROUP = Path("/proc/self/cgroup")
 
 
 def cores() -> int:
-    """Return how many cores this process may use: its affinity mask, or the CPU quota where that is lower."""
+    """Return the number of cores this process may use: its affinity mask, or the CPU quota if lower."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for folder in _cgroup_folders("cpu") if (quota := _cpu_quota(folder)) is not None]
     return max(1, min([allowed, *(round(quota) for quota in quotas)]))
@@ -42,21 +42,21 @@ def available_memory() -> int:
 
 
 def cache_folder() -> Path:
-    """Return the folder of everything that can be made again: ``HERD_CACHE``, or ``~/.cache/herd``."""
+    """Return the folder for data that can be made again: ``HERD_CACHE``, or ``~/.cache/herd``."""
     return Path(os.environ.get("HERD_CACHE") or Path.home() / ".cache" / "herd")
 
 
 def resident_memory() -> int:
-    """Return the bytes of memory that this process holds now (its resident set)."""
+    """Return the bytes of memory that this process uses now (its resident set)."""
     import psutil
 
     return psutil.Process().memory_info().rss
 
 
 def reset_peak_memory() -> None:
-    """Start measuring `peak_memory` again from the present resident set, where the system can (Linux).
+    """Start measuring `peak_memory` again from the present resident set, if the system can (Linux).
 
-    Freed memory is given back to the system first, so that it does not count towards the new peak.
+    Freed memory is returned to the system first, so that it does not count towards the new peak.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -64,7 +64,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory() -> int:
-    """Return the largest resident set in bytes since `reset_peak_memory`, or of the whole process elsewhere."""
+    """Return the largest resident set in bytes since `reset_peak_memory`, or since the process began."""
     import resource
 
     with suppress(OSError):
@@ -77,9 +77,9 @@ def peak_memory() -> int:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for this process alone; the system releases it however the process ends.
+    """Lock ``folder`` for this process. The system releases the lock however the process ends.
 
-    Raises `StorageError`, which names the process that holds it.
+    Raises `StorageError`, with the number of the other process, if it is locked already.
     """
     import fcntl
 

@@ -1,6 +1,6 @@
-"""From a teacher to a student that fits: importance scores and structured pruning.
+"""Make a smaller student of a teacher by importance scores and structured pruning.
 
-Distillation itself is `herd.train` with the `distil` objective; there is no second trainer.
+Distillation itself is `herd.train` with the `distil` objective.
 """
 
 from .importance import Importance, best_block, importance

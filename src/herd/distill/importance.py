@@ -1,4 +1,4 @@
-"""The importance of heads, neurons, channels and layers, measured in forward passes alone.
+"""Measure the importance of heads, neurons, channels and layers with forward passes only.
 
 Minitron (arXiv 2407.14679, section 2.2) ranks the parts of a model by their activations on calibration text:
 
@@ -7,9 +7,9 @@ Minitron (arXiv 2407.14679, section 2.2) ranks the parts of a model by their act
 - a hidden channel by the magnitude of the norms' outputs, summed over every norm of the network, one global
   ranking because the residual stream is shared.
 
-Magnitudes are averaged over time, then combined over rows by an L2 norm, the aggregation ModelOpt uses.
-Layers are ranked by the loss of the network without them (`best_block`), contiguous runs only: layers picked
-one by one lose more.
+Magnitudes are averaged over time, then combined over rows by an L2 norm, as in ModelOpt. Layers are ranked by
+the loss of the network without them (`best_block`), in contiguous runs only, since removing single layers
+raises the loss more.
 
 Shapes: B rows, T time, L layers, H query heads, K head dim, F ffn dim, D model dim.
 """
@@ -32,7 +32,7 @@ from ..train.heldout import heldout_loss
 
 @dataclass(frozen=True)
 class Importance:
-    """Scores, higher = keep; fp32 on the CPU. heads (L, H), neurons (L, F), channels (D,)."""
+    """Scores of heads (L, H), neurons (L, F) and channels (D,), fp32 on the CPU. The highest are kept."""
 
     heads_LH: Tensor
     neurons_LF: Tensor
@@ -40,7 +40,7 @@ class Importance:
 
 
 def _energy(x_BTX: Tensor) -> Tensor:
-    """Return the mean magnitude over time, squared and summed over rows: (X,)."""
+    """Return the mean magnitude over time, squared and summed over rows, (X,)."""
     return x_BTX.float().abs().mean(dim=1).square().sum(dim=0)
 
 
@@ -90,10 +90,10 @@ def importance(model: LlamaLM, batches: Iterable[Batch]) -> Importance:
 
 @torch.no_grad()
 def best_block(model: LlamaLM, n_drop: int, batches: Sequence[Batch]) -> range:
-    """Return the contiguous run of ``n_drop`` layers whose removal raises the loss on ``batches`` least.
+    """Return the ``n_drop`` contiguous layers whose removal raises the loss on ``batches`` least.
 
-    The first and the last layer are kept: losing them costs most in every Llama measured (Minitron, section
-    2.3).
+    The first and the last layer are kept, since removing them costs most in every Llama measured (Minitron,
+    section 2.3).
     """
     n_layers = model.config.n_layers
     if not 0 <= n_drop <= n_layers - 2:

@@ -1,8 +1,8 @@
-"""Structured pruning: cut a smaller Llama out of a larger one. The result is an ordinary checkpoint.
+"""Prune a Llama to a smaller one with the same parameter names and an ordinary configuration.
 
-Width (channels, FFN neurons, query heads inside each KV group) and depth (a contiguous run of layers) are cut
-at once, by `importance`. KV heads and the head dim are kept, as in both Llama Minitrons (arXiv 2408.11796).
-The result has the same parameter names and an ordinary configuration, and is worse until it is distilled.
+Width (channels, FFN neurons, query heads inside each KV group) and depth (a contiguous run of layers) are
+pruned together, by `importance`. KV heads and the head dim are kept, as in both Llama Minitrons (arXiv
+2408.11796). The result must be distilled to be good again.
 """
 
 from __future__ import annotations
@@ -22,10 +22,7 @@ from .importance import Importance, best_block, importance
 
 @dataclass(frozen=True)
 class PruneMask:
-    """The kept indices in ascending order.
-
-    Layers, channels (D',), and per kept layer heads (H',) and neurons (F',).
-    """
+    """The kept indices, ascending: layers, channels (D',), and each layer's heads (H',) and neurons (F',)."""
 
     layers: list[int]
     channels: Tensor
@@ -34,7 +31,7 @@ class PruneMask:
 
 
 def check_target(source: ModelConfig, target: ModelConfig) -> None:
-    """Raise `ConfigError` unless ``target`` can be cut out of ``source``."""
+    """Raise `ConfigError` unless ``source`` can be pruned to ``target``."""
     for name in (
         "vocab_size",
         "n_kv_heads",
@@ -59,7 +56,7 @@ def check_target(source: ModelConfig, target: ModelConfig) -> None:
 
 
 def choose(source: ModelConfig, target: ModelConfig, scores: Importance, drop: range) -> PruneMask:
-    """Return the best-scoring parts that make ``target``, without the layers in ``drop``."""
+    """Return the mask of the best-scoring parts for ``target``, without the layers in ``drop``."""
     layers = [i for i in range(source.n_layers) if i not in drop]
     group, group_kept = source.n_heads // source.n_kv_heads, target.n_heads // target.n_kv_heads
 
@@ -80,7 +77,7 @@ def choose(source: ModelConfig, target: ModelConfig, scores: Importance, drop: r
 
 @torch.no_grad()
 def cut(model: LlamaLM, target: ModelConfig, kept: PruneMask) -> LlamaLM:
-    """Return a model of shape ``target`` with the kept rows and columns of ``model``'s weights."""
+    """Return a model of shape ``target`` with the kept rows and columns of the weights of ``model``."""
     K = target.head_dim
     source = model.state_dict()
     out: dict[str, Tensor] = {}
@@ -111,9 +108,9 @@ def cut(model: LlamaLM, target: ModelConfig, kept: PruneMask) -> LlamaLM:
 
 
 def prune(model: LlamaLM, target: ModelConfig, batches: Sequence[Batch]) -> tuple[LlamaLM, PruneMask]:
-    """Cut ``target`` out of ``model`` by importance on calibration ``batches``; ``model`` is not changed.
+    """Return ``model`` pruned to ``target`` by importance on calibration ``batches``, and the mask.
 
-    Raises `ConfigError` where the target cannot be cut out of the source.
+    ``model`` itself is not changed. Raises `ConfigError` if it cannot be pruned to ``target``.
     """
     check_target(model.config, target)
     n_drop = model.config.n_layers - target.n_layers

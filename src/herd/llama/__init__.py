@@ -1,8 +1,6 @@
-"""The model: shapes without torch (`config.py`), rotary positions, attention for training, and the one
-forward.
+"""The model: shapes without torch (`config.py`), rotary positions, attention for training, the forward.
 
-Import `ModelConfig`, `RopeScaling` and `SIZES` from here without torch; `LlamaLM` comes from
-`herd.llama.model`.
+Import `ModelConfig`, `RopeScaling` and `SIZES` from here without torch. `LlamaLM` is in `herd.llama.model`.
 """
 
 from .config import SIZES, ModelConfig, RopeScaling

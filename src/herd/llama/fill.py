@@ -1,7 +1,4 @@
-"""Give values to parameters, also to those that FSDP2 divides over ranks.
-
-Each rank fills the rows that it holds.
-"""
+"""Fill parameters with values. Of parameters that FSDP2 shards, each rank fills its own rows."""
 
 from __future__ import annotations
 
@@ -12,11 +9,11 @@ import torch
 from torch import Tensor
 
 DRAWN_AT_ONCE = 1 << 22
-"""Values that one seed draws: a rank that holds some rows of a large matrix draws little more than those."""
+"""Values drawn with one seed: few, so that a rank with some rows of a matrix draws little more than those."""
 
 
 def normal_rows(shape: Sequence[int], seed: int, start: int, stop: int) -> Tensor:
-    """Return rows ``start`` to ``stop`` of the matrix of standard normal numbers that ``seed`` stands for."""
+    """Return rows ``start`` to ``stop`` of the matrix of standard normal numbers of ``seed``."""
     n_rows, width = shape[0], math.prod(shape[1:])
     at_once = max(1, DRAWN_AT_ONCE // width)
     parts = [torch.empty(0, *shape[1:])]
@@ -31,10 +28,7 @@ def normal_rows(shape: Sequence[int], seed: int, start: int, stop: int) -> Tenso
 
 
 def own_rows(param: Tensor) -> tuple[Tensor, int]:
-    """Return the rows of ``param`` that this rank holds, and the number of the first.
-
-    Without FSDP2 these are all rows.
-    """
+    """Return this rank's rows of ``param`` and the index of the first. Without FSDP2 these are all rows."""
     if not hasattr(param, "device_mesh"):
         return param, 0
     first = 0
@@ -52,6 +46,6 @@ def fill_parameter(param: Tensor, value: Tensor) -> None:
 
 
 def fill_normal(param: Tensor, seed: int, std: float) -> None:
-    """Fill ``param`` with normal numbers of deviation ``std``, the same on any number of ranks."""
+    """Fill ``param`` with normal numbers of standard deviation ``std``, the same on any number of ranks."""
     own, first = own_rows(param)
     own.copy_(normal_rows(param.shape, seed, first, first + len(own)) * std)

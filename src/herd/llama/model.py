@@ -23,7 +23,7 @@ from .fill import fill_normal
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm: statistics in fp32, result cast back, then scaled (arXiv 1910.07467)."""
+    """Root-mean-square norm (arXiv 1910.07467): computed in fp32, cast back, then scaled."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Llama(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        # on the meta device nothing is drawn: torch would import its compiler for that, which takes 0.8 s
+        # on the meta device nothing is drawn, since torch would import its compiler, which takes 0.8 s
         shape = (config.vocab_size, config.dim)
         drawn = torch.empty(shape) if torch.empty(0).is_meta else None
         self.embed_tokens = nn.Embedding(*shape, _weight=drawn)
@@ -104,8 +104,8 @@ class Llama(nn.Module):
         self.register_buffer("inv_freq", rope.inverse_frequencies(config), persistent=False)
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        # .to(bfloat16) would round the rotation speeds and .to_empty() would lose them: only the device may
-        # change
+        # only the device may change: .to(bfloat16) would round the rotation speeds, .to_empty() would lose
+        # them
         super()._apply(fn, recurse)
         self.inv_freq = rope.inverse_frequencies(self.config).to(self.inv_freq.device)
         return self
@@ -115,7 +115,7 @@ class Llama(nn.Module):
     ) -> Tensor:
         """Return the hidden states (B, T, D) after the last norm.
 
-        ``positions_BT`` are int64 positions for RoPE; None counts 0..T-1 in every row.
+        ``positions_BT`` are int64 positions for RoPE. None: 0..T-1 in every row.
         """
         if positions_BT is None:
             positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
@@ -140,12 +140,12 @@ class LlamaLM(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of activations: that of the norms, which are never quantized."""
+        """The dtype of activations and of the norms, which are never quantized."""
         return self.model.norm.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """The device that holds the weights."""
+        """The device of the weights."""
         return self.model.norm.weight.device
 
     def init_weights(self, seed: int, std: float = 0.02) -> LlamaLM:
@@ -174,6 +174,5 @@ class LlamaLM(nn.Module):
     def logits(
         self, tokens_BT: Tensor, positions_BT: Tensor | None = None, attend: Attend = causal
     ) -> Tensor:
-        """Return the scores of the next token, (B, T, V) fp32, for evaluation; training never makes this
-        tensor."""
+        """Return the logits of the next token, (B, T, V) fp32. Training never allocates this tensor."""
         return self.lm_head(self.model(tokens_BT, positions_BT, attend)).float()

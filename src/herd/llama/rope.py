@@ -25,7 +25,7 @@ __all__ = ["inverse_frequencies", "rotate", "rotation"]
 
 
 def inverse_frequencies(config: ModelConfig) -> Tensor:
-    """Return the rotation speed of each channel pair in radians per position; fp32, shape (K/2,)."""
+    """Return the rotation speed of each channel pair in radians per position, (K/2,) fp32."""
     K, scaling = config.head_dim, config.rope_scaling
     freqs = 1.0 / (config.rope_theta ** (torch.arange(0, K, 2, dtype=torch.int64, device="cpu").float() / K))
     if scaling is None:
@@ -45,8 +45,7 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
 def rotation(
     inv_freq: Tensor, positions_BT: Tensor, dtype: torch.dtype, scaling: RopeScaling | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return cos and sin of every (position, channel) angle, computed in fp32; each (B, T, 1, K) in
-    ``dtype``."""
+    """Return cos and sin of the angles, computed in fp32, each (B, T, 1, K) in ``dtype``."""
     inv_freq = inv_freq.float()
     if scaling is not None and scaling.kind == "dynamic":
         inv_freq = _lengthened(inv_freq, positions_BT, scaling)

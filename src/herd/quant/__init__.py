@@ -1,7 +1,7 @@
-"""Quantized weights: GGUF's block formats, layers that run from the blocks, and GPTQ.
+"""Quantized weights: GGUF's block formats, layers that compute with the blocks, and GPTQ.
 
-`formats.py` knows names and sizes (without torch); `blocks.py`, `grids.py` and `packing.py` convert weights
-to bytes and back; `linear.py` has the packed layers and `matmul.py` chooses their kernels; `gptq.py` finds
+`formats.py` has names and sizes (without torch); `blocks.py`, `grids.py` and `packing.py` convert weights to
+bytes and back; `linear.py` has the packed layers and `matmul.py` chooses their kernels; `gptq.py` finds
 better codes for the same blocks; `random.py` makes random weights for measuring speed.
 """
 

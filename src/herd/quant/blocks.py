@@ -1,17 +1,17 @@
 """Convert weights to GGUF's blocks and back, exactly as ggml does.
 
-Every format here is an affine grid: a group of weights has a step and a lowest value, each weight is a small
-integer ``code``, and the weight is ``step * code + low``. The formats differ in how many codes there are, how
-long a group is, and how step and low are stored. So encoding has three steps, and GPTQ uses the same three
-with its own second one:
+Every format here is an affine grid: a group of weights has a step and a lowest value, each weight is stored
+as a small integer ``code``, and its value is ``step * code + low``. The formats differ in the number of
+codes, the length of a group, and the storage of step and low. So encoding has three steps, and GPTQ replaces
+the second one:
 
     grid = fit_grid(x_RD, format)      the best grid, as it will be stored
     codes = grid.codes(x_RD)           the nearest point for each weight
     blocks = pack_codes(codes, grid)   bytes
 
-`encode` for Q8_0 and Q4_0 does what ggml's reference does, bit for bit, which is not quite the nearest point:
-it divides by the scale before that is rounded to half precision. Rows are processed in pieces that fit in the
-cache.
+For formats of 32 weights, `encode` has the same bits as ggml's reference. These are not always the nearest
+points, since the reference divides by the scale before the scale is rounded to half precision. Rows are
+processed in pieces that fit into the CPU's cache.
 
 Shapes: R rows, D weights per row, N = D / block blocks, G groups per row, S weights per group.
 Source: ggml ``ggml-quants.c`` (``quantize_row_*_ref``, ``dequantize_row_*``).
@@ -32,9 +32,9 @@ from .packing import Grid, halves, pack_codes, unpack_fifth_bits, unpack_nibbles
 __all__ = ["Grid", "decode", "encode", "fit_grid", "pack_codes"]
 
 PIECE = 1 << 18
-"""Weights that are encoded or decoded at a time."""
+"""Number of weights that are encoded or decoded at a time."""
 SCANNED = 1 << 20
-"""Blocks whose scales are checked at a time: enough for all threads."""
+"""Number of blocks whose scales are checked at a time: enough for all threads."""
 _SCALES = {
     **dict.fromkeys(("F16", "Q8_0", "Q4_0", "Q5_0", "IQ4_NL", "IQ4_XS"), (1,)),
     **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (1, 3)),
@@ -60,9 +60,10 @@ def encode(x_RD: Tensor, format: Format, name: str = "weight") -> Tensor:
 
 
 def decode(blocks_RB: Tensor, format: Format, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return weights (R, D) in ``dtype`` from bytes (R, B) uint8 of any GGUF type; bit-identical with ggml.
+    """Return weights (R, D) in ``dtype`` from bytes (R, B) uint8 of any GGUF type, bit-identical with ggml.
 
-    Formats without kernels here are unpacked by the `gguf` package, on the CPU; `QuantError` if it cannot.
+    Formats without kernels here are unpacked by the `gguf` package on the CPU. Raises `QuantError` if it
+    cannot.
     """
     row_weights = blocks_RB.shape[1] // format.block_bytes * format.block
     out_RD = torch.empty(blocks_RB.shape[0], row_weights, dtype=dtype, device=blocks_RB.device)
@@ -72,7 +73,7 @@ def decode(blocks_RB: Tensor, format: Format, dtype: torch.dtype = torch.float32
 
 
 def all_finite(blocks_RB: Tensor, format: Format) -> bool:
-    """Return whether all weights are finite; in `NATIVE` only the half-precision scales can be otherwise."""
+    """Return whether all weights are finite. In `NATIVE` formats only half-precision scales may not be."""
     places = _SCALES.get(format.name)
     if places is None:
         pieces = _pieces(blocks_RB.shape[0], blocks_RB.shape[1])
@@ -83,9 +84,9 @@ def all_finite(blocks_RB: Tensor, format: Format) -> bool:
 
 
 def fit_grid(x_RD: Tensor, format: Format, importance_D: Tensor | None = None) -> Grid:
-    """Return the grid of a packed format with the least squared error; slower than `encode`.
+    """Return the grid of a packed format with the least squared error. Slower than `encode`.
 
-    Columns are weighted by ``importance_D``; None weights larger weights a little more.
+    Columns are weighted by ``importance_D``. None: larger weights count a little more.
     """
     require_fit(x_RD.shape, format)
     return best_grid(x_RD.float(), format, importance_D)
@@ -144,7 +145,7 @@ def _encode_as_reference(x_RD: Tensor, format: Format, name: str) -> Tensor:
 
 
 def _inverse(d: Tensor) -> Tensor:
-    """Return 1 / d, and 0 where d is 0 or so small that its inverse overflows (it is then stored as 0)."""
+    """Return 1 / d, or 0 if d is 0 or so small that its inverse overflows (it is then stored as 0)."""
     inverse = 1 / d
     return torch.where(inverse.isfinite(), inverse, 0)
 
@@ -190,7 +191,7 @@ def _decode_piece(blocks_RB: Tensor, format: Format) -> Tensor:
 
 
 def _decode_elsewhere(blocks_RB: Tensor, format: Format) -> Tensor:
-    from gguf import GGMLQuantizationType, quants  # slow to import, and only needed here
+    from gguf import GGMLQuantizationType, quants  # slow to import and needed only here
 
     try:
         with np.errstate(all="ignore"):  # `all_finite` checks whether scales are numbers

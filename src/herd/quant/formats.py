@@ -1,8 +1,8 @@
 """The storage formats of GGUF: names, numbers, and sizes in bytes. This module does not import torch.
 
 A quantized format splits each row into blocks of 32 or 256 weights that share their scales, so the length of
-a row must be a multiple of the block. `FORMATS` are those that Herd multiplies by directly; `TYPES` are all
-that a GGUF file may hold.
+a row must be a multiple of the block. Herd can write `FORMATS` and multiply by `NATIVE`. `TYPES` are all
+types of a GGUF file.
 
 Source: ggml's ``ggml-common.h`` (``block_q8_0`` and its kin) and the GGUF specification.
 """
@@ -33,7 +33,7 @@ class Format:
 
     @property
     def packed(self) -> bool:
-        """Whether weights share scales in blocks; otherwise each is a number of its own."""
+        """Whether weights share scales in blocks. Otherwise each weight is a number of its own."""
         return self.block > 1
 
     def __repr__(self) -> str:
@@ -66,7 +66,7 @@ FORMATS: dict[str, Format] = {format.name: format for format in (Q8_0, Q4_0, Q4_
 NATIVE: dict[str, Format] = FORMATS | {
     name: TYPES[name] for name in ("Q2_K", "Q3_K", "Q5_K", "IQ4_NL", "IQ4_XS")
 }
-"""The packed formats that are multiplied by without unpacking."""
+"""The packed formats that native kernels multiply by without unpacking."""
 PLAIN: dict[str, Format] = {format.name: format for format in (F32, F16, BF16)}
 
 _SHORT = {"q8": Q8_0, "q4": Q4_0, "q4k": Q4_K, "q6k": Q6_K}
@@ -86,8 +86,7 @@ def find_format(name: str | Format) -> Format:
 
 
 def require_fit(shape: Sequence[int], format: Format, name: str = "weight") -> None:
-    """Raise `QuantError`, naming the formats that fit, where rows of ``shape`` do not divide into whole
-    blocks."""
+    """Raise `QuantError`, naming formats that fit, if rows of ``shape`` do not divide into whole blocks."""
     if not shape or shape[-1] % format.block == 0:
         return
     fitting = [other.name for other in (*FORMATS.values(), F16) if shape[-1] % other.block == 0]

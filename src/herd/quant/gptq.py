@@ -5,13 +5,13 @@ the layer's real inputs x, the error of the output is ``tr(E H E^T)`` with ``H =
 smaller by rounding one column at a time and changing the remaining columns to compensate. Columns with the
 largest inputs are rounded first, while most others can still compensate for them.
 
-In other tools that order scatters groups over the row, which costs a lookup at run time. Here the scales of
-all blocks are fixed beforehand (weighted by the same inputs), so the order of rounding does not matter for
-the format, and the result consists of ordinary GGUF blocks.
+In other tools this order scatters groups over the row, and each use of the weights needs a lookup. Here the
+scales of all blocks are fixed beforehand (weighted by the same inputs), so the order of rounding does not
+matter for the format, and the result consists of ordinary GGUF blocks.
 
-The model is processed one layer at a time, each calibrated on the output of the quantized layers before it;
-within a layer q, k and v come first, then o, gate and up, down. Memory: one layer in fp32, its largest H
-three times, and the hidden states of the calibration text.
+The model is processed one layer at a time, each calibrated on the output of the quantized layers before it.
+Within a layer the order is: q, k and v; o; gate and up; down. Memory: one layer in fp32, its largest H three
+times, and the hidden states of the calibration text.
 
 Shapes: R rows, D columns (inputs), N tokens, B batch, T time, G groups per row.
 Source: Frantar et al., GPTQ (arXiv 2210.17323), algorithm 1; order and fixed groups: ``act_order`` and
@@ -34,20 +34,18 @@ from . import blocks
 from .formats import Format, Scheme, require_fit
 
 COLUMNS = 128
-"""Columns that are rounded before the rest of the matrix is updated: one large product instead of many small
-ones."""
+"""Columns that are rounded before the rest of the matrix is updated with one large product."""
 ROWS = 2048
-"""Rows that are processed at a time; rows are independent, so this only limits memory."""
+"""Rows that are processed at a time. Rows are independent, so this only limits memory."""
 DAMPING = 0.01
-"""Share of the mean of H's diagonal that is added to it, as in the paper; more if H cannot be inverted then.
-"""
+"""Fraction of the mean of H's diagonal that is added to it (as in the paper). More if H is still singular."""
 STAGES = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("self_attn.o_proj",),
     ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 )
-"""The matrices of a layer in the order of computation; those of one stage have the same input."""
+"""The matrices of a layer in the order of computation. Matrices of one stage have the same input."""
 
 
 def quantize_matrix(weight_RD: Tensor, moments_DD: Tensor, format: Format, name: str = "weight") -> Tensor:
@@ -70,7 +68,7 @@ def quantize_matrix(weight_RD: Tensor, moments_DD: Tensor, format: Format, name:
 def _inverse_factor(moments_DD: Tensor, name: str) -> Tensor:
     """Return the upper Cholesky factor of the inverse of H, damped until it exists.
 
-    Row j says how the error of column j changes the remaining columns.
+    Row j has the changes of the remaining columns for an error in column j.
     """
     diagonal = moments_DD.diagonal()
     mean = float(diagonal.mean())
@@ -84,7 +82,7 @@ def _inverse_factor(moments_DD: Tensor, name: str) -> Tensor:
             upper_DD, info = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower_DD), upper=True)
             if int(info) == 0:
                 return upper_DD
-    raise QuantError(f"{name}: its inputs cannot be inverted; calibrate with more text")
+    raise QuantError(f"{name}: the moments of its inputs are singular; calibrate with more text")
 
 
 def _round_rows(
@@ -114,11 +112,10 @@ def _round_rows(
 
 
 class Gptq:
-    """A quantization of a model while it is written: ``rows(name)`` gives each parameter's blocks, in file
-    order.
+    """A quantization of a model while it is written: ``rows`` returns each parameter's blocks in file order.
 
-    ``get(name)`` reads a parameter of the original; ``batches`` are token ids (B, T) for calibration.
-    Embeddings and head are rounded to the nearest points; layers are calibrated.
+    ``get(name)`` reads a parameter of the original. ``batches`` are token ids (B, T) for calibration. Layers
+    are calibrated, embeddings and head are rounded to the nearest points.
     """
 
     def __init__(
@@ -141,7 +138,7 @@ class Gptq:
         return [self._ready.pop(name)]
 
     def _rounded(self, name: str) -> Iterator[Tensor]:
-        """Yield nearest points; the embeddings of the calibration text become the first hidden states."""
+        """Yield nearest points. The embeddings of the calibration text become the first hidden states."""
         weight, format = self._get(name), self._formats[name]
         if weight.ndim == 1:
             yield blocks.encode(weight.view(1, -1), format, name)
@@ -158,7 +155,7 @@ class Gptq:
     def _quantize_next_layer(self) -> None:
         layer, prefix = self._next_layer, f"model.layers.{self._next_layer}."
         if not self._hidden or layer >= self._config.n_layers:
-            raise QuantError(f"GPTQ gives parameters in file order; layer {layer} was asked for out of turn")
+            raise QuantError(f"GPTQ must read parameters in file order: layer {layer} is out of order")
         with torch.device("meta"):
             block = DecoderLayer(self._config, layer)
         for name, _ in list(block.named_parameters()):
@@ -191,7 +188,7 @@ class Gptq:
         return block(x_BTD, cos, sin, causal)
 
     def _moments(self, block: DecoderLayer, module: nn.Module) -> Tensor:
-        """Return the mean of x x^T over the inputs of ``module``, (D, D) fp32; the forward stops there."""
+        """Return the mean of x x^T over the inputs of ``module``, (D, D) fp32. The forward stops there."""
         total: list[Tensor] = []
         count = 0
 
@@ -218,4 +215,4 @@ class Gptq:
 
 
 class _InputsSeen(Exception):
-    """The module whose inputs are needed has been reached; the rest of the forward is not."""
+    """A signal that stops the forward after the inputs of a module have been added."""

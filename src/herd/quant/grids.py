@@ -1,10 +1,10 @@
-"""Choose a grid: the step and lowest value of each group with the least error, as they will be stored.
+"""Choose the grid of weights: the stored step and lowest value of each group with the least error.
 
-The best step is not the one that just reaches the largest weight: a slightly finer one that clips it can fit
-all the others better. So several initial steps are tried; each determines the codes, and for given codes the
-best step (and lowest value) is a weighted least squares problem with a closed solution. The best of all is
-kept. Then the steps are rounded as the format stores them: to half precision, or to 6 bits (Q4_K) or 8 bits
-(Q6_K) times one half-precision number for each 256 weights.
+A step that just reaches the largest weight is not always the best: a slightly finer step that clips it can
+fit all other weights better. So several initial steps are tried. Each determines the codes, and for these
+codes the best step (and lowest value) is a weighted least squares problem with a closed solution. The best of
+all is kept. Then the steps are rounded as the format stores them: to half precision, or to 6 bits (Q4_K) or 8
+bits (Q6_K) times one half-precision number for each 256 weights.
 
 A weight's squared error is multiplied by ``importance_D`` (the mean square of its inputs) and by
 ``sqrt(mean square + w²)``, because large weights matter more. Without importance the factor is
@@ -63,8 +63,10 @@ def symmetric_step(x_RGS: Tensor, weights_RGS: Tensor, half: int) -> Tensor:
 
 
 def affine_step(x_RGS: Tensor, weights_RGS: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Return step and depth (both >= 0; the lowest value is -depth) for codes 0..top with the least error,
-    (R, G)."""
+    """Return the step and depth with the least error for codes 0..top, (R, G) each and >= 0.
+
+    The lowest value is -depth.
+    """
     high = x_RGS.amax(-1, keepdim=True)
     low = x_RGS.amin(-1, keepdim=True).clamp_(max=0)
     span = high - low
@@ -123,7 +125,7 @@ def _q4k(x_RGS: Tensor, weights_RGS: Tensor) -> Grid:
 
 
 def _in_codes(values_RN8: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Write numbers >= 0 as one half-precision number per block times codes 0..top."""
+    """Return a half-precision unit per block and codes 0..top whose product approximates numbers >= 0."""
     unit_RN1 = (values_RN8.amax(-1, keepdim=True) / top).half()
     inverse = torch.where(unit_RN1 == 0, 0, 1 / unit_RN1.float())
     return unit_RN1.contiguous(), (values_RN8 * inverse).round_().clamp_(0, top).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Layers that hold blocks instead of weights, and models made of them.
+"""Layers that store blocks instead of weights, and models made of them.
 
 `QuantLinear` and `QuantEmbedding` replace `nn.Linear` and `nn.Embedding`; the forward does not change, so a
 quantized model can be used wherever a plain one can: in the engine, in evaluation, as a frozen teacher. Its
@@ -52,14 +52,14 @@ class QuantLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The whole weight, (R, D) in the model's dtype; it is unpacked at each access."""
+        """The whole weight, (R, D) in the model's dtype. It is unpacked at each access."""
         return blocks.decode(self.blocks, self.format, self.like.dtype)
 
     def weight_rows(self, start: int, stop: int) -> Tensor:
         """Return some rows of the weight, unpacked.
 
-        ``start`` must be a multiple of 16, and ``stop`` too or the number of rows: kernels interleave 16
-        rows.
+        ``start`` must be a multiple of 16, and ``stop`` a multiple of 16 or the number of rows, since kernels
+        interleave 16 rows.
         """
         rows_RB = self.kernel.restore(self.prepared[start:stop], self.format)
         return blocks.decode(rows_RB, self.format, self.like.dtype)
@@ -78,7 +78,7 @@ class QuantLinear(nn.Module):
         return self.together(x, (self,))[0]
 
     def together(self, x: Tensor, layers: Sequence[nn.Module]) -> list[Tensor]:
-        """Apply ``layers``, of which this is the first, to ``x``, in one call where they share a kernel."""
+        """Apply ``layers`` (this is the first) to ``x``, in one call if they share a kernel."""
         alike = [layer for layer in layers if isinstance(layer, QuantLinear) and layer.kernel is self.kernel]
         if len(alike) < len(layers):
             return [layer(x) for layer in layers]
@@ -94,7 +94,7 @@ class QuantLinear(nn.Module):
 
 
 class QuantEmbedding(nn.Module):
-    """An embedding whose table (R, D) is stored in blocks; only the rows that are looked up are unpacked."""
+    """An embedding whose table (R, D) is stored in blocks. Only the rows that are looked up are unpacked."""
 
     blocks: Tensor
     like: Tensor
@@ -108,7 +108,7 @@ class QuantEmbedding(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The whole table, (R, D) in the model's dtype; it is unpacked at each access."""
+        """The whole table, (R, D) in the model's dtype. It is unpacked at each access."""
         return blocks.decode(self.blocks, self.format, self.like.dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -120,9 +120,9 @@ class QuantEmbedding(nn.Module):
 
 
 def swap_linears(model: LlamaLM, scheme: Scheme) -> LlamaLM:
-    """Quantize a model in place, one matrix at a time, and return it; norms are unchanged.
+    """Quantize a model in place, one matrix at a time, and return it. Norms are unchanged.
 
-    Raises `QuantError`, with the model unchanged, where rows do not divide or weights are not finite.
+    Raises `QuantError`, with the model unchanged, if rows do not divide or weights are not finite.
     """
     tied, dtype = model.config.tie_embeddings, model.dtype
     plan = scheme.plan(model.config)
@@ -147,12 +147,10 @@ def assemble_model(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
 ) -> LlamaLM:
-    """Build a model from bytes: ``rows_of(name)`` gives a parameter's (R, B) uint8 and is called once for
-    each.
+    """Build a model from bytes: ``rows_of(name)`` returns a parameter's (R, B) uint8, once for each.
 
-    Packed weights stay packed; the others become parameters in ``dtype``. Embedding and head come first:
-    while a parameter is made, it is in memory twice, so the largest ones should be made while memory is
-    empty.
+    Packed weights stay packed, and the others become parameters in ``dtype``. Embedding and head come first:
+    while a parameter is made, it is in memory twice, so the largest ones are made while memory is empty.
     """
     with torch.device("meta"):
         model = LlamaLM(config)
@@ -171,7 +169,7 @@ def assemble_model(
 
 
 def place_blocks(model: LlamaLM, name: str, blocks_RB: Tensor, format: Format, dtype: torch.dtype) -> None:
-    """Replace the layer of the parameter ``name`` by one that holds ``blocks_RB``."""
+    """Replace the layer of the parameter ``name`` by a layer with ``blocks_RB``."""
     module = name.removesuffix(".weight")
     parent, _, leaf = module.rpartition(".")
     owner = model.get_submodule(parent)
@@ -197,7 +195,7 @@ def is_quantized(model: nn.Module) -> bool:
 
 
 def packed_weights(model: LlamaLM) -> Iterator[tuple[str, Format, Tensor]]:
-    """Yield (name, format, blocks (R, B)) of every weight that is stored in blocks, a tied head once."""
+    """Yield the name, format and blocks (R, B) of every weight stored in blocks, without a tied head."""
     for name, module in model.named_modules():
         again = name == "lm_head" and model.config.tie_embeddings
         if isinstance(module, QuantLinear | QuantEmbedding) and not again:

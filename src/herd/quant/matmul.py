@@ -1,12 +1,12 @@
 """Multiply by blocks: the reference in plain torch, and the choice of a kernel.
 
-A kernel may need the blocks in another order than the file has them, for example with rows interleaved. So it
-has three functions: ``prepare``, called once when a layer is created; ``matmul``; and ``restore``, with which
-a model in memory is saved without loss. `choose_kernel` picks one for a format and a device, or the reference
-where there is none.
+A kernel may need the blocks in another order than the file has, for example with rows interleaved. So it has
+three functions: ``prepare``, called once when a layer is created; ``matmul``; and ``restore``, the inverse of
+``prepare``, to save a model from memory. `choose_kernel` returns the kernel for a format and a device, or the
+reference if there is none.
 
-The native kernels round activations to int8 (see `kernels/qmatmul.py`); the reference does not. Both have
-gradients with respect to the activations, in which the rounding is ignored.
+The native kernels round activations to int8 (see `kernels/qmatmul.py`). The reference does not. Both have
+gradients with respect to the activations that ignore the rounding.
 
 Shapes: N tokens, D inputs, R outputs, B bytes of a packed row.
 """
@@ -27,14 +27,14 @@ from .blocks import decode
 from .formats import Format
 
 TILE = 1 << 22
-"""Weights that are unpacked at a time: 16 MiB in fp32, whatever the size of the matrix."""
+"""Number of weights that are unpacked at a time: 16 MiB in fp32, whatever the size of the matrix."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A way to multiply by blocks.
+    """An implementation of multiplication by blocks.
 
-    ``restore(prepare(blocks_RB, format), format)`` are the blocks again; ``matmul(x_ND, [prepared, ...],
+    ``restore(prepare(blocks_RB, format), format)`` returns the blocks again. ``matmul(x_ND, [prepared, ...],
     [format, ...])`` multiplies the same x by one or several matrices.
     """
 
@@ -45,7 +45,7 @@ class Kernel:
 
 
 def choose_kernel(format: Format, device: torch.device) -> Kernel:
-    """Return the fastest kernel for ``format`` on ``device``; ``HERD_ISA`` may name a slower one."""
+    """Return the fastest kernel for ``format`` on ``device``. ``HERD_ISA`` can select a slower one."""
     if device.type != "cpu" or format.code not in qmatmul.LAYOUTS:
         return REFERENCE
     path = qmatmul.path()
@@ -53,8 +53,7 @@ def choose_kernel(format: Format, device: torch.device) -> Kernel:
 
 
 def reference_matmul(x_ND: Tensor, matrices: list[Tensor], formats: list[Format]) -> list[Tensor]:
-    """Return x times the unpacked weights transposed, (N, R) in x's dtype; unpacks one tile of rows at a
-    time."""
+    """Return x times the transposed weights, (N, R) in x's dtype, unpacking one tile of rows at a time."""
     results = []
     for blocks_RB, format in zip(matrices, formats, strict=True):
         outs = [F.linear(x_ND, decode(tile_RB, format, x_ND.dtype)) for tile_RB in _tiles(blocks_RB, format)]

@@ -1,5 +1,4 @@
-"""Pack codes, steps and lowest values into the bits of a block, and unpack them; and the grid that they
-describe.
+"""Pack codes, steps and lowest values into the bits of blocks, unpack them, and describe their grid.
 
 Shapes: R rows, D weights per row, N = D / block blocks, G groups per row, S weights per group, B bytes.
 Source: ggml ``ggml-common.h``, ``ggml-quants.c``.
@@ -17,8 +16,7 @@ from .formats import Q5_0, Q5_1, Q6_K, Q8_0, Format
 
 @dataclass(frozen=True)
 class Grid:
-    """The values a weight can take: ``step_RG * code + low_RG`` for codes 0..``top``, in groups of D / G
-    weights.
+    """The values of weights: ``step_RG * code + low_RG`` for codes 0..``top``, in groups of D / G weights.
 
     ``header_RNB`` are the bytes of steps and lowest values in the blocks.
     """
@@ -38,7 +36,7 @@ class Grid:
         return codes_RGS.to(torch.uint8).reshape(R, D)
 
     def values(self, codes_RD: Tensor) -> Tensor:
-        """Return the weights that these codes stand for, (R, D) fp32."""
+        """Return the weights of these codes, (R, D) fp32."""
         codes_RGS = codes_RD.float().reshape(codes_RD.shape[0], self.step_RG.shape[1], -1)
         return (codes_RGS * self.step_RG[..., None] + self.low_RG[..., None]).reshape(codes_RD.shape)
 
@@ -79,14 +77,13 @@ def pack_fifth_bits(bits_RNS: Tensor) -> Tensor:
 
 
 def unpack_fifth_bits(bytes_RN4: Tensor) -> Tensor:
-    """Undo `pack_fifth_bits`; (R, N, 32) uint8."""
+    """Undo `pack_fifth_bits`: return the bits, (R, N, 32) uint8."""
     places = torch.arange(8, dtype=torch.uint8, device=bytes_RN4.device)
     return ((bytes_RN4[..., None] >> places) & 1).flatten(-2)
 
 
 def pack_q6(codes_RNS: Tensor) -> Tensor:
-    """Pack each 128 codes, as four rows of 32: the low four bits in 64 bytes (rows 2, 3 high), the high two
-    in 32."""
+    """Pack each 128 codes, as four rows of 32: their low four bits in 64 bytes, their high two in 32."""
     R, N, _ = codes_RNS.shape
     rows = codes_RNS.reshape(R, N, 2, 4, 32)
     low, high = rows & 15, rows >> 4
@@ -96,7 +93,7 @@ def pack_q6(codes_RNS: Tensor) -> Tensor:
 
 
 def unpack_q6(bytes_RNB: Tensor) -> Tensor:
-    """Undo `pack_q6`; (R, N, 256)."""
+    """Undo `pack_q6`: return the codes, (R, N, 256)."""
     R, N, _ = bytes_RNB.shape
     ql = bytes_RNB[..., :128].reshape(R, N, 2, 2, 32)
     qh = bytes_RNB[..., 128:192].reshape(R, N, 2, 1, 32)
@@ -113,8 +110,8 @@ def halves(bytes_RN2: Tensor) -> Tensor:
 def pack_scales(scales_RN8: Tensor, lows_RN8: Tensor) -> Tensor:
     """Pack eight 6-bit scales and eight 6-bit lows in Q4_K's twelve bytes, (R, N, 12) uint8.
 
-    The first four of each are in the low bits of one byte; the last four are split: four bits in the last
-    bytes, two in the high bits of the first ones.
+    The first four of each are in the low bits of one byte. The last four are split: four bits are in the last
+    bytes, and two in the high bits of the first bytes.
     """
     (s, s4), (m, m4) = scales_RN8.split(4, dim=-1), lows_RN8.split(4, dim=-1)
     return torch.cat((s | ((s4 >> 4) << 6), m | ((m4 >> 4) << 6), (s4 & 15) | ((m4 & 15) << 4)), dim=-1)

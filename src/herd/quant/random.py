@@ -1,11 +1,10 @@
-"""Make random weights in a model's real shape, to measure a machine's speed before any weights are
-downloaded.
+"""Make random weights of a model's shape, to measure a machine's speed before a download.
 
-Kernels run at the same speed whatever the numbers are, as long as they stay finite. So blocks are filled with
-random bytes, and then each stored scale gets a fixed exponent and keeps its random sign and mantissa. The
-exponent is chosen for weights of about 1 / sqrt(row length), with which activations neither vanish nor grow.
-Only one matrix at a time is made, so the model in bf16 never exists. A matrix is a pure function of the seed
-and its place in the file: a model in memory and one written to a file are the same.
+Kernels run at the same speed for all finite numbers. So blocks are filled with random bytes, and then each
+stored scale gets a fixed exponent and keeps its random sign and mantissa. The exponent is chosen for weights
+of about 1 / sqrt(row length), so that activations neither vanish nor grow. Only one matrix at a time is made,
+so the model in bf16 never exists. A matrix depends only on the seed and its index in the file, so a model in
+memory and a model in a file are the same.
 
 Shapes: R rows, D weights per row, N = D / block blocks, B bytes of a packed row, H = B / 2.
 """
@@ -51,9 +50,9 @@ _SPREAD = {
 }
 """Root mean square of random weights whose half-precision scale is 1."""
 _HALF_AT = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208}
-"""Where a block's half-precision scale is, if not at its beginning."""
+"""Byte position of a block's half-precision scale, if not 0."""
 _MIDDLE = {"Q4_1": -7.5, "Q5_1": -15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
-"""The lowest weight's scale, which follows, in units of the first: the middle of the codes, for a mean of 0."""
+"""The second scale (of lowest weights) relative to the first: the middle of the codes, for a mean of 0."""
 
 
 def random_quantized(
@@ -66,7 +65,7 @@ def random_quantized(
 ) -> LlamaLM:
     """Return a model of ``config`` with random blocks that computes in ``dtype``.
 
-    ``progress`` is called with (bytes done, bytes in all). Raises `QuantError` where rows do not divide.
+    ``progress`` is called with the bytes done and the total. Raises `QuantError` if rows do not divide.
     """
     formats, total, done = plan.plan(config), plan.nbytes(config), 0
     shapes = dict(config.param_shapes())
@@ -84,7 +83,7 @@ def random_quantized(
 
 
 def random_rows_of(config: ModelConfig, formats: Mapping[str, Format], seed: int) -> Callable[[str], Tensor]:
-    """Return a function that gives the random bytes (R, B) of a parameter, the same at every call."""
+    """Return a function that returns the random bytes (R, B) of a parameter, the same at every call."""
     shapes = dict(config.param_shapes())
     place = {name: index for index, name in enumerate(shapes)}
 
@@ -130,7 +129,7 @@ def random_rows(shape: Sequence[int], format: Format, seed: int | Sequence[int])
         block_RNB[..., :16] = (block_RNB[..., :16] & 15) * 17
     elif format.name == "Q6_K":
         block_RNB.view(torch.int8)[..., 192:208] >>= 3
-    elif format.name == "IQ4_XS":  # the high bits of every scale are 2, which stands for 0
+    elif format.name == "IQ4_XS":  # the high bits of every scale are 2, which means 0
         block_RNB[..., 2:4] = 0xAA
         block_RNB[..., 4:8] &= 0x33
     return rows_RB
