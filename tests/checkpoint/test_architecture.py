@@ -112,7 +112,7 @@ def test_other_programs_keys_give_the_same_rotation(make_model, tmp_path, monkey
 @pytest.mark.soak
 @torch.no_grad()
 def test_llama_cpp_computes_the_same_logits(make_model, tokenizer, tmp_path, tokens_BT):
-    """Every kind of scaling and bias beyond the original context: llama.cpp reads the keys as they are meant."""
+    """Every kind of scaling and bias, beyond the original context: llama.cpp reads the keys as meant."""
     jobs, wanted = [], []
     for name, changes in VARIANTS.items():
         model = make_model(**changes)

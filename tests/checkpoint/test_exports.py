@@ -1,7 +1,8 @@
 """What was imported is exported with its own tokenizer, template, stop tokens, sampling and licence.
 
-Each checkpoint (ChatML, an R1-Distill-like one, SentencePiece, SmolLM2) becomes a Hugging Face folder, a GGUF file, a
-quantized folder and a vLLM folder. transformers loads them without code of their own; llama.cpp does in the soak run.
+Each checkpoint (ChatML, an R1-Distill-like one, SentencePiece, SmolLM2) becomes a Hugging Face folder, a GGUF
+file, a quantized folder and a vLLM folder. transformers loads them without code of their own; llama.cpp does in
+the soak run.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ DIALOG = [
     {"role": "user", "content": "And 6 times 8? <|im_end|>"},
 ]
 CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 R1 = (
@@ -193,8 +194,8 @@ def same_tokenizer(ours: herd.Tokenizer, theirs, dialogs: bool = True) -> None:
 @pytest.mark.parametrize("layout", ["hf", "vllm", "q8-hf", "q8-vllm", "from-gguf"])
 def test_transformers_reads_the_same_tokenizer_from_every_folder(released, exported, layout):
     before, after = AutoTokenizer.from_pretrained(released), AutoTokenizer.from_pretrained(exported[layout])
-    # After a special token SentencePiece and llama.cpp begin with a space, as Herd does and transformers with the
-    # tokenizer.json that Herd writes; transformers' own class for Llama's tokenizer.model does not.
+    # After a special token SentencePiece and llama.cpp begin with a space, as Herd does and transformers with
+    # the tokenizer.json that Herd writes; transformers' own class for Llama's tokenizer.model does not.
     exact = not (released / "tokenizer.model").exists()
     for text in TEXTS if exact else TEXTS[:3] + TEXTS[4:]:
         assert after(text).input_ids == before(text).input_ids, text

@@ -148,13 +148,14 @@ def export_hf(
         name = model_name(source)
         return _rewrite(source, Path(out), dtype, name, progress, importing=False)
     packed, known, chosen = GGUFSource(file), load_lineage(source), dtype or torch.bfloat16
+    lineage = Lineage(name=model_name(source), stage="imported", licence=packed.licence)
     return write_checkpoint(
         out,
         packed.config,
         lambda name: packed.weight(name, chosen),
         packed.tokenizer,
         dtype=chosen,
-        lineage=known.child() if known else None,
+        lineage=known.child() if known else lineage,
         extra_files=read_kept(source, SIDE_FILES),
         progress=progress,
         key=packed.key(do="unpack", dtype=chosen),

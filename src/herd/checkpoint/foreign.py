@@ -58,7 +58,7 @@ def refuse_lora(folder: Path) -> None:
         base = None
     raise CheckpointError(
         f"{folder}: is a LoRA adapter, not a model; merge it into its base model "
-        f"({base or 'which adapter_config.json should name'}) with peft (merge_and_unload) and give the result"
+        f"({base or 'adapter_config.json lacks its name'}) with peft (merge_and_unload) and give the result"
     )
 
 

@@ -119,8 +119,7 @@ def import_gguf(
     kept = read_kept(path, SIDE_FILES)  # where it is Herd's own quantized folder
     if notice:
         kept.setdefault("NOTICE", (notice + "\n").encode())
-    licence = notice or gguf.file.get("general.license", str)
-    lineage = Lineage(name=name, stage="imported", licence=licence)
+    lineage = Lineage(name=name, stage="imported", licence=gguf.licence)
     tokenizer = gguf.tokenizer
     if dtype is None and any(format.packed for format in gguf.formats.values()):
         if not gguf.file.is_split and pre is None:

@@ -29,7 +29,7 @@ from .chat_format import require_vocabulary_fits
 from .gguf import FILE, GGUF, TensorEntry
 from .gguf_write import Plan, Value, write_gguf
 from .journal import Journal, key_of, new_folder
-from .lineage import Lineage, load_lineage
+from .lineage import Lineage, licence_notice, load_lineage
 from .memory import require_memory
 from .names import from_pairs, gguf_name, rotates, to_pairs
 from .paths import require_replaceable, write_kept
@@ -73,6 +73,11 @@ class GGUFSource:
     def formats(self) -> dict[str, Format]:
         """The format of every parameter."""
         return {name: entry.format for name, entry in self.wanted.items()}
+
+    @property
+    def licence(self) -> str | None:
+        """The notice of Meta's licence for a shape that Meta has released, else what the file says."""
+        return licence_notice(self.config) or self.file.get("general.license", str)
 
     @property
     def nbytes(self) -> int:
