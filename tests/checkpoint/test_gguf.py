@@ -22,6 +22,7 @@ from herd.llama.config import SIZES, RopeScaling
 from herd.quant import blocks, scheme
 from herd.quant.formats import F32
 from herd.quant.linear import is_quantized, packed_weights, swap_linears
+from herd.quant.random import random_quantized
 
 WIDE = {"dim": 256, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 512, "head_dim": 0}
 FORMAT_NAMES = ["q8", "q4", "q4k", "q6k"]
@@ -422,3 +423,12 @@ def test_unpacked_weights_descend_from_the_packed_ones(plain, tmp_path):
     checkpoint.export_hf(tmp_path / "q", tmp_path / "hf")
     assert checkpoint.load_lineage(tmp_path / "hf").parents == {"toy-q4_0": made}
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_a_quantized_model_is_unpacked_for_training(tmp_path, make_model, same_bits):
+    config = make_model().config.replace(dim=64, n_heads=4, n_kv_heads=2, ffn_dim=96, head_dim=0)
+    checkpoint.save_model(tmp_path / "q", random_quantized(config, scheme("q4")))
+    checkpoint.export_hf(tmp_path / "q", tmp_path / "plain", dtype=torch.float32)
+    trainable = checkpoint.load_trainable(tmp_path / "q", torch.float32, "cpu")
+    same_bits(trainable, checkpoint.load_model(tmp_path / "plain"))
+    assert all(param.requires_grad for param in trainable.parameters())

@@ -13,7 +13,9 @@ from .folder import (
     load_config,
     load_model,
     load_tokenizer,
+    load_trainable,
     save_model,
+    unpacked_weights,
     write_checkpoint,
 )
 from .gguf_convert import export_gguf, import_gguf, quantize_folder, write_random
@@ -41,10 +43,12 @@ __all__ = [
     "load_lineage",
     "load_model",
     "load_tokenizer",
+    "load_trainable",
     "open_source",
     "quantize_folder",
     "resolve_model",
     "save_model",
+    "unpacked_weights",
     "update_lineage",
     "write_checkpoint",
     "write_random",

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ from .chat_format import read_folder_tokenizer, require_vocabulary_fits
 from .foreign import refuse_lora
 from .gguf import gguf_file, gguf_parts
 from .gguf_config import config_from_gguf
-from .gguf_folder import load_gguf, save_quantized
+from .gguf_folder import GGUFSource, load_gguf, save_quantized
 from .hf import config_to_hf, read_config
 from .journal import new_folder
 from .lineage import FILE as LINEAGE_FILE
@@ -217,6 +217,33 @@ def load_tokenizer(source: str | Path) -> Tokenizer | None:
     Returns None, with a warning, if it has none.
     """
     return ModelSource(source).tokenizer
+
+
+def unpacked_weights(source: str | Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Yield every parameter of a model by name, in ``dtype``, also where it is stored in blocks."""
+    model = ModelSource(source)
+    if model.file is not None:
+        packed = GGUFSource(model.file)
+        yield from ((name, packed.weight(name, dtype)) for name in packed.wanted)
+        return
+    wanted = weights.check_against(model.config, weights.read_index(model.path), model.path)
+    for name, info in wanted.items():
+        yield name, weights.read_tensor(info).to(dtype)
+
+
+def load_trainable(source: str | Path, dtype: torch.dtype, device: str | torch.device) -> LlamaLM:
+    """Return the model that ``source`` names with plain parameters, which can be trained, in ``dtype``."""
+    found = ModelSource(source)
+    if found.file is None:
+        return found.load(dtype, device)
+    with torch.device("meta"):
+        model = LlamaLM(found.config)
+    for name, tensor in unpacked_weights(source, dtype):
+        _place(model, name, tensor.to(device))
+    if found.config.tie_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    model.model.inv_freq = rope.inverse_frequencies(found.config).to(device)
+    return model
 
 
 def checkpoint_hash(source: str | Path, progress: Progress | None = None) -> str:

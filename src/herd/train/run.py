@@ -19,10 +19,9 @@ from ..checkpoint import (
     Lineage,
     checkpoint_hash,
     load_config,
-    load_model,
     load_tokenizer,
-    resolve_model,
-    weights,
+    load_trainable,
+    unpacked_weights,
     write_checkpoint,
 )
 from ..data.origin import bind
@@ -180,7 +179,7 @@ def spread(
     device = parallel.device_of_rank()
     if ranks.mesh is None or config.tie_embeddings:  # tied weights must be one tensor before it is sharded
         if source is not None:
-            model = load_model(source, dtype=dtype, device=device)
+            model = load_trainable(source, dtype, device)
         else:
             model = LlamaLM(config).init_weights(seed).to(device, dtype)
         return parallel.distribute(model, ranks, compute)
@@ -190,12 +189,10 @@ def spread(
     model.to_empty(device=device)
     if source is None:
         return model.init_weights(seed)
-    folder = resolve_model(source)
-    wanted = weights.check_against(config, weights.read_index(folder), folder)
     params = dict(model.named_parameters())
     with torch.no_grad():
-        for name, info in wanted.items():
-            fill_parameter(params[name], weights.read_tensor(info).to(dtype))
+        for name, tensor in unpacked_weights(source, dtype):
+            fill_parameter(params[name], tensor)
     return model
 
 
