@@ -326,7 +326,7 @@ def scores_row(args: argparse.Namespace) -> None:
             score = Score(**record)
             metric, low, high = PUBLISHED.get(row.task, ("", 0.0, 0.0))
             bar = passed = None
-            if score.name == metric:
+            if score.name == metric and args.limit is None:  # a part of the items is another measurement
                 bar = f"{low:.3g} to {high:.3g}, ± {POINTS:g}"
                 passed = low - POINTS <= score.value <= high + POINTS
             values[f"{row.task}, {score.name}"] = Value(
