@@ -1,10 +1,10 @@
-"""Compare what 8 and 4 bits cost: the KL divergence from the original model, with and without GPTQ.
+"""Measure the loss of quality with 8 and 4 bits: KL divergence from the original, with and without GPTQ.
 
     python bench/bits_order.py                     # five minutes on two cores, three of them training
     python bench/bits_order.py FOLDER              # any trained model whose rows divide by 256
 
 Expected order: Q8_0 far below Q4_K below Q4_0, and GPTQ below plain rounding. All formats are compared with
-the original on the same held-out text, document by document, so each difference has an interval of its own
+the original on the same held-out text, document by document, so each difference has its own interval
 (bootstrap over documents); an order holds if the interval of the difference excludes zero. Embedding and head
 always have 8 bits, so only the linear layers differ. GPTQ is calibrated on text of the training split.
 

@@ -1,6 +1,6 @@
-"""Share what every bench script needs: the real data, the options, and the place where a receipt goes.
+"""Code that all bench scripts share: the real data, the options, and the location of receipts.
 
-A bench measures into ``runs/receipts/``, which git ignores, so that measuring never changes what the README
+A bench writes to ``runs/receipts/``, which git ignores, so that measuring does not change the sources of the README
 and docs/checks.md are generated from. With ``--commit`` the receipt replaces the committed one in
 ``bench/receipts/``; `make readme` then rewrites the tables.
 """

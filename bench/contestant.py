@@ -1,6 +1,6 @@
-"""Run a contestant in its own process, which answers a line of JSON for every line that it is given.
+"""Run a contestant in its own process, which answers every line of JSON with a line.
 
-Processes keep the memory of rivals apart, and all of them can be resident while they take turns.
+Separate processes keep the contestants' memory apart, and all of them can stay loaded while they alternate.
 """
 
 from __future__ import annotations

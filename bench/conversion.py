@@ -1,4 +1,4 @@
-"""Measure memory and time of converting an 8B folder, and what a kill costs.
+"""Measure memory and time of converting an 8B folder, and the work that a kill loses.
 
     python bench/conversion.py            # a few minutes on two cores; needs 30 GB of disk in --work until it ends
 

@@ -1,9 +1,9 @@
-"""Check that every benchmark reads all its items, and that every judge tells right answers from wrong ones.
+"""Check that every benchmark reads all its items, and that every judge distinguishes right and wrong answers.
 
     HERD_TEST_DATA=../shared/data python bench/eval_gold.py      # two minutes
 
 No model is needed: each task reads its whole data set, for base and instruct models. Gold answers given as a
-model's output must score 100 %, wrong ones 0 %. Programs really run in the sandbox: the 164 reference
+model's output must score 100 %, wrong ones 0 %. Programs run in the sandbox: the 164 reference
 solutions of HumanEval, the 500 of MBPP. Five of IFEval's 541 prompts contradict themselves: they must be
 repeated word for word, but contain what they forbid (a comma; a word), so no text can satisfy both
 (`ifeval.contradictions`). The bar is every item that can be satisfied; the receipt names the others.

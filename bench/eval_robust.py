@@ -2,7 +2,7 @@
 
     python bench/eval_robust.py             # 20 kills, about 4 minutes on two cores
 
-Programs that no model should write (a fork bomb, endless loops, endless memory, ten megabytes in a line, NUL,
+Hostile programs (a fork bomb, endless loops, endless memory, ten megabytes in a line, NUL,
 files written, deleted and read, the network, killing the parent: tests/evals/hostile.py) are given to
 HumanEval and MBPP as the answers of a base and of an instruct model. Each must count as a failure, and the
 machine must be unchanged: no file made, lost or left over, no process still running, nothing received at the

@@ -2,10 +2,10 @@
 
     HERD_TEST_DATA=../shared/data python bench/eval_speed.py
 
-The model is random, with about 100M parameters and Meta's tokenizer (12 layers, D = 512, 128,256 words,
+The model is random, with about 100M parameters and Meta's tokenizer (12 layers, D = 512, vocabulary of 128,256,
 tied). The questions are 100 items of 5-shot MMLU (one subject, which is a task in lm-eval) and of 5-shot
 HellaSwag. lm-eval uses its own task files and its `hf` model in fp32 on the same threads (--batch), with rows
-from the same files. Both answer in turns, a part of the items at a time, so that other work on the machine
+from the same files. They answer alternately, a part of the items at a time, so that other work on the machine
 slows both alike. Tokenizing counts for both, loading for neither.
 """
 

@@ -1,10 +1,10 @@
-"""Check that llama.cpp runs Herd's GGUF files as Herd does, and Herd llama.cpp's.
+"""Check that llama.cpp and Herd give the same results with each other's GGUF files.
 
     make rivals                                              # llama-cpp-python from its source, in .venv-rivals
     python bench/gguf_llamacpp.py runs/full/teacher          # a minute
 
 Herd exports a folder as F32, F16, Q8_0, Q4_0 and Q4_K; llama.cpp loads each, tokenizes the same texts, and
-continues greedily for 64 tokens. llama.cpp writes files of its own from Herd's (F32, Q8_0, Q4_0, Q4_K_M and
+continues greedily for 64 tokens. llama.cpp writes its own files from Herd's (F32, Q8_0, Q4_0, Q4_K_M and
 Q5_K_M, with its own quantizer), and Herd imports them. The content of such a file is compared without the
 rounding of activations that both do: Herd runs its blocks by the reference (HERD_ISA), unpacks them and
 exports them as F32, and llama.cpp's logits on that file must equal Herd's. Everything is repeated with Llama

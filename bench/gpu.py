@@ -1,4 +1,4 @@
-"""Measure what matters on one CUDA device: memory, matrix products, decode, prefill, training, the loss.
+"""Measure one CUDA device: memory, matrix products, decode, prefill, training, the loss.
 
     bash bench/gpu.sh                     # everything, unattended, at most eight minutes
     python bench/gpu.py STEP [--commit]   # one step: devices, tests, decode-bf16, ...

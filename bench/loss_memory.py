@@ -4,7 +4,7 @@
 
 N = 8192 tokens, D = 512, V = 128,256, fp32; gradients for the hidden states and the weight. Each side runs in
 its own process: inputs are made and touched, then the growth of the resident set over the first pass is its
-peak. Times are taken in turns, one pass each, with both processes resident; medians and ratios of paired
+peak. Times are measured alternately, one pass each, with both processes resident; medians and ratios of paired
 turns are reported.
 
 The plain loss is ``F.cross_entropy(hidden @ weight.T, targets)``, which is what `transformers` computes.

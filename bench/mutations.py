@@ -1,4 +1,4 @@
-"""Damage checkpoint files ten thousand times and check that each is refused, or still gives the same model.
+"""Damage checkpoint files ten thousand times. Each must be refused, or still give the same model.
 
     python bench/mutations.py             # about ten minutes on one core; can be interrupted and resumed
 

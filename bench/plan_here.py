@@ -1,13 +1,13 @@
-"""The planner against this machine: twelve configurations, predicted and then run.
+"""Compare the planner with this machine: twelve configurations, predicted and then run.
 
     python bench/plan_here.py                 # all twelve, about ten minutes
     python bench/plan_here.py chat-8B-q4      # only this one; the receipt keeps the others' rows
 
 Chat (decode and prefill at true shapes with random weights), training (small models, forward to Adam),
-quantizing (a bf16 folder to blocks). Each runs in a process of its own, whose peak memory is read from the
-system. Nothing is fitted: what a prediction is made of (matmul rates by format and rows, attention,
-bandwidth, rounding, hashing, one and two training blocks) is measured in turn with the run itself, so that a
-machine with other work slows both alike. For time, the ratio is taken within each round, and the median of
+quantizing (a bf16 folder to blocks). Each runs in its own process, and the peak memory is read from the
+system. Nothing is fitted: the inputs of a prediction (matmul rates by format and rows, attention,
+bandwidth, rounding, hashing, one and two training blocks) are measured alternately with the run itself, so
+that other work on the machine slows both alike. For time, the ratio is taken within each round, and the median of
 the rounds counts.
 """
 

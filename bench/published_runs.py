@@ -1,4 +1,4 @@
-"""Load the runs that others published (``published_runs.yaml``), to check the planner with them."""
+"""Load published runs (``published_runs.yaml``), to check the planner with them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Write the tables of README.md and docs/checks.md from the committed receipts.
 
-python bench/readme.py                 # tables only, of the receipts that git knows (git add them) python
-bench/readme.py runs/full       # first also write bench/receipts/raise-MODE.json and docs/img/report-*.svg
-python bench/readme.py --check         # say whether they are up to date, change nothing
+python bench/readme.py             # only the tables, from the receipts that git tracks (git add them first)
+python bench/readme.py runs/full   # also write bench/receipts/raise-MODE.json and docs/img/report-*.svg first
+python bench/readme.py --check     # report whether the tables are up to date, and change nothing
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Draw a run for the README: family tree, loss curves and scores in one SVG, for light and for dark mode.
 
-GitHub shows SVG files as images, which see neither the page's style sheet nor, reliably, the reader's colour
+GitHub shows SVG files as images. They cannot use the page's style sheet nor, reliably, the reader's colour
 scheme. So each file has its own background and styles with every colour written out, and the README chooses
 by ``<picture>``.
 """

@@ -1,4 +1,4 @@
-"""Make the tables of the README and of docs/checks.md: their content comes from receipts, nothing is typed.
+"""Make the tables of the README and of docs/checks.md: all of their content comes from receipts.
 
     <!-- herd:table NAME -->
     ...replaced...

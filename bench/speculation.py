@@ -1,4 +1,4 @@
-"""Measure what speculative decoding gains. There are two measurements, each with its receipt.
+"""Measure the speed-up by speculative decoding. There are two measurements, each with its receipt.
 
     python bench/speculation.py forced                     # 8B shape, a draft of 1B shape, q4, random weights
     python bench/speculation.py forced --size 1B --layers 8 --draft-layers 2              # a smaller one
@@ -8,11 +8,11 @@ forced: the speed-up over plain greedy decoding, compared with the formula. Rand
 acceptance rate is forced: the draft model runs as usual, and then its token is replaced by the model's own
 next token (known from plain decoding) or by a wrong one. Of every 20 verified draft tokens exactly the given
 share is right, in shuffled order. Plain decoding, the draft's step, the verification of k + 1 rows and
-speculation take turns. The formula of Leviathan et al. assumes that verification costs one step; it is
+speculation are measured alternately. The formula of Leviathan et al. assumes that verification costs one step; it is
 printed next to ours, which takes the measured cost.
 
-student: a real pair of models, sampled at temperature 1. The share of verified draft tokens that are accepted
-should be 1 - TV(model, draft), averaged over their places. TV is computed separately, from full forward
+student: a real pair of models, sampled at temperature 1. The fraction of verified draft tokens that are accepted
+should be 1 - TV(model, draft), averaged over their positions. TV is computed separately, from full forward
 passes of both models over the finished answers.
 """
 

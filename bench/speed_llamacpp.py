@@ -1,4 +1,4 @@
-"""Compare Herd with llama.cpp on the same blocks of a whole model of 8B shape, in turns.
+"""Compare Herd with llama.cpp on the same blocks of a whole model of 8B shape, alternately.
 
     make rivals                                    # llama-cpp-python from its source, in .venv-rivals
     python bench/speed_llamacpp.py q4              # then q8, q4k: decode at 128 tokens and prefill of 512
@@ -10,8 +10,8 @@ Weights are random and seeded. llama.cpp reads the same blocks from a GGUF file 
 decoding ids does not need), which stays in --work for the next time. A turn is a prefill, or the median of
 some decode steps. A ratio is the median of the rounds' ratios, so it is not exactly the ratio of the printed
 medians. The speed of the memory is measured in the same rounds. Herd samples greedily and goes through its
-engine; llama.cpp only decodes, as in its own llama-bench. A prompt of 32k tokens, which would take llama.cpp
-an hour, it reads in pieces that attend only to themselves; Herd reads it whole. The measured steps read the
+engine; llama.cpp only decodes, as in its own llama-bench. A prompt of 32k tokens would take llama.cpp an
+hour, so it reads the prompt in chunks that attend only to themselves. Herd reads it whole. The measured steps read the
 same amount in both.
 """
 

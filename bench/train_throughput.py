@@ -2,14 +2,14 @@
 
     python bench/train_throughput.py       # about 12 minutes on two cores; --resume skips the choice of settings
 
-The model: D 512, F 1408, 8 layers, 8 query and 4 KV heads, untied, 32,000 words. A step is 8 x 512 tokens:
+The model: D 512, F 1408, 8 layers, 8 query and 4 KV heads, untied, vocabulary of 32,000. A step is 8 x 512 tokens:
 forward, backward, clipping at norm 1 and an AdamW update, with fp32 weights and moments on both sides.
 
 First each side chooses its settings, every candidate in its own process: `LlamaForCausalLM` (SDPA attention)
 eager and under torch.compile with several settings, in fp32 and bf16 autocast; Herd in fp32 and bf16. The
-fastest of each side go on, with all that are within 5 % of it, because three steps cannot tell those apart.
-Then the finalists take turns, one step each, all resident, so that other work on the machine slows all of
-them alike; the best median of a side counts. Reported are medians, ratios of paired turns with their
+fastest of each side is kept, with all that are within 5 % of it, because three steps cannot distinguish them.
+Then the finalists alternate, one step each, all in memory, so that other work on the machine slows all of
+them alike. The best median of a side counts. The receipt has medians, ratios of paired turns with their
 quartiles, and the peak memory of each process.
 """
 

@@ -1,8 +1,8 @@
-"""Compare decoding with 4-bit weights with `transformers` in bf16, for the 1B shape on the CPU, in turns.
+"""Compare decoding with 4-bit weights with `transformers` in bf16, for the 1B shape on the CPU, alternately.
 
     python bench/transformers_decode.py            # about two minutes on two cores
 
-Both have random weights of Llama 3.2 1B's shape. A turn of the rival is a `generate` call (greedy, with its
+Both have random weights of Llama 3.2 1B's shape. A turn of transformers is a `generate` call (greedy, with its
 own cache) of some tokens, minus a call for one token, so that the prompt does not count; a turn of Herd is
 the same number of steps of its engine.
 """

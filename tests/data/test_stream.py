@@ -197,7 +197,7 @@ def test_dialog_rows_hold_every_trained_token_once(sizes, seed):
 def test_a_dialog_of_exactly_the_context_fits_and_longer_ones_are_counted():
     fits, long = (list(range(9)), [True] * 9), (list(range(10)), [True] * 10)
     assert (DialogStream([fits], 8, 0, pad_id=0).batch(0, 1).targets_BT != IGNORE).all()
-    with pytest.warns(DataWarning, match="left out 1 of 2 .* 8 tokens .*10"):
+    with pytest.warns(DataWarning, match="left out 1 of 2 dialogs .* 8 tokens .*10"):
         assert len(DialogStream([fits, long], 8, 0, pad_id=0).dialogs) == 1
     with pytest.raises(DataError, match="1 are longer than the context"):
         DialogStream([long], 8, 0, pad_id=0)

@@ -235,6 +235,8 @@ def _until(documents: Iterable[Document], max_bytes: int | None) -> Iterator[Doc
         total += document.n_bytes
         if max_bytes is not None and total >= max_bytes:
             warnings.warn(
-                f"corpus: stopped after {total} bytes of text (limit {max_bytes})", DataWarning, stacklevel=2
+                f"corpus: stopped after {total:,} bytes of text, at the limit of {max_bytes:,}",
+                DataWarning,
+                stacklevel=2,
             )
             return
