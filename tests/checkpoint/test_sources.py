@@ -22,7 +22,8 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in ("HF_HOME", "HF_HUB_CACHE", "OLLAMA_MODELS"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HERD_CACHE", str(tmp_path / "cache"))
+    for module in ("catalogue", "pull"):  # not HERD_CACHE, which also holds the native kernels
+        monkeypatch.setattr(f"herd.checkpoint.{module}.cache_folder", lambda: tmp_path / "cache")
     return tmp_path / "home"
 
 

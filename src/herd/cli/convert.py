@@ -138,7 +138,8 @@ def _say(out: Path, config: ModelConfig, as_json: bool) -> None:
         return
     print(f"{out}: {config.n_params:,} parameters, weights {weights_hash}")
     if licence:
-        print(licence)
+        print(f"licence: {licence}")
+    if licence and "Community License" in licence:  # Meta's
         print(
             'Built with Llama: a model that you derive must say so and have a name that begins with "Llama".'
         )
