@@ -71,7 +71,7 @@ def read_stdlib(root: Path) -> Iterator[Document]:
 
 
 def docstrings(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Yield (qualified name, text) of every docstring that is long and mostly prose, in source order."""
+    """Yield the qualified name and text of every long docstring of mostly prose, in source order."""
     for name, node in _definitions(tree, ""):
         text = ast.get_docstring(node)
         if text and len(text) >= MIN_DOCSTRING_CHARS and letters(text) >= MIN_LETTERS:

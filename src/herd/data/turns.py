@@ -82,7 +82,7 @@ class DialogSource:
 
 
 def _number(rng: Random, shares: tuple[float, float, float]) -> int:
-    """Draw a number of 1, 2, 3 or 4 digits; ``shares`` are cumulative for the first three lengths."""
+    """Draw a number of 1 to 4 digits. ``shares`` are cumulative probabilities of the first three lengths."""
     more_digits = bisect(shares, rng.random())
     return rng.randrange(10**more_digits if more_digits else 0, 10 ** (more_digits + 1))
 

@@ -84,7 +84,7 @@ class PagedCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all pages written so far; `memory.nbytes` computes the same."""
+        """Bytes of all pages taken so far. `memory.nbytes` predicts this number."""
         return self.pages.touched * self.page_bytes
 
     @property
@@ -105,8 +105,7 @@ class PagedCache:
         return Cached(self._lines.pop())
 
     def close(self, cached: Cached) -> None:
-        """Free the pages of a sequence. Full pages can still be found by their content until they are
-        reused."""
+        """Free the pages of a sequence. Full pages can be found by their content until they are reused."""
         self.pages.give(cached.pages)
         self._lines.append(cached.line)
         cached.pages, cached.length = [], 0
@@ -116,8 +115,7 @@ class PagedCache:
         return max(0, n_pages(length) - len(cached.pages))
 
     def grow(self, cached: Cached, length: int) -> None:
-        """Take the pages that a sequence lacks for ``length`` tokens. Compare `lacking` with
-        `Pages.available` first."""
+        """Take the pages that a sequence lacks for ``length`` tokens. The caller checks `Pages.available`."""
         self._append(cached, [self.pages.take() for _ in range(self.lacking(cached, length))])
 
     def truncate(self, cached: Cached, length: int) -> None:
@@ -132,8 +130,7 @@ class PagedCache:
             self.pages.give([shared])
 
     def fork(self, cached: Cached) -> Cached:
-        """Return another sequence with the same tokens. It shares the full pages and copies a partly filled
-        one."""
+        """Return a sequence with the same tokens that shares full pages and copies a partly filled one."""
         full = cached.length // PAGE
         twin = self.open()
         self._append(twin, [self.pages.share(page) for page in cached.pages[:full]])
@@ -143,8 +140,7 @@ class PagedCache:
         return twin
 
     def match(self, cached: Cached, digests: Sequence[bytes]) -> None:
-        """Give an empty sequence the pages with these hashes, up to the first hash that is not in the
-        cache."""
+        """Give an empty sequence the pages with these hashes, up to the first hash without a page."""
         found: list[int] = []
         for digest in digests:
             if (page := self.pages.find(digest)) is None:
@@ -154,8 +150,7 @@ class PagedCache:
         cached.length, cached.digests = len(found) * PAGE, list(digests[: len(found)])
 
     def remember(self, cached: Cached, tenant: str, tokens: Sequence[int]) -> None:
-        """Make the full pages of a sequence, which stores the first of ``tokens``, findable for the
-        tenant."""
+        """Make the full pages of a sequence, the first of ``tokens``, findable for the tenant."""
         known = len(cached.digests)
         if cached.length // PAGE > known:
             chain(cached.digests, tenant, tokens, cached.length)
@@ -163,8 +158,7 @@ class PagedCache:
                 self.pages.remember(page, digest)
 
     def step(self, parts: Sequence[tuple[Cached, int]]) -> tuple[Tensor, PagedAttention]:
-        """Add the next n tokens of each (sequence, n), in order, and return their positions (1, N) and
-        attention.
+        """Add the next n tokens of each (sequence, n) and return their positions (1, N) and attention.
 
         The pages must have been taken before (`grow`).
         """

@@ -1,9 +1,9 @@
 """Constrain answers by a JSON schema, a regular expression or a grammar, token by token.
 
-A `Constraint` is what the caller asks for; a `Guide` follows one answer through it. Before each token the
-guide marks the tokens that can still lead to a valid answer, and the sampler sees no other (Willard & Louf,
-arXiv 2307.09702). llguidance does the parsing: an Earley parser over lexemes that walks the vocabulary as a
-trie, about 50 µs per token with 128,256 tokens.
+A `Constraint` is the request of a caller, and a `Guide` follows one answer through it. Before each token the
+guide marks the tokens that can still lead to a valid answer, and the sampler picks only among these (Willard
+& Louf, arXiv 2307.09702). llguidance does the parsing: an Earley parser over lexemes that walks the
+vocabulary as a trie, about 50 µs per token with 128,256 tokens.
 
 A constraint that cannot be guaranteed is refused when the request is submitted. If a guide fails later, the
 answer ends with an error: it never continues unconstrained. `schema.py` refuses numbers that llguidance would
@@ -38,8 +38,8 @@ WHITESPACE = r"[ \t\n\r]{1,40}"
 MAX_TEXT = 500_000
 """Characters of a constraint. llguidance refuses grammars that are not much longer."""
 PLAIN_TEXT = 4_000
-"""Characters of a JSON schema that, if it has no patterns, is compiled without a child process. It compiles in
-milliseconds and cannot nest deep enough to overflow a stack of 8 MB (that takes 1,000 references)."""
+"""Characters of a JSON schema that, without patterns, needs no child process. It compiles in milliseconds and
+cannot nest deep enough to overflow a stack of 8 MB (that takes 1,000 references)."""
 CHILD_SECONDS = 4
 """Limit on the processor time of the child process. An ordinary constraint takes 0.05 s."""
 CHILD_WAIT_SECONDS = 60
@@ -81,7 +81,7 @@ class Constraint:
 
     @classmethod
     def lark(cls, grammar: str) -> Constraint:
-        """Return a constraint to a grammar in llguidance's dialect of Lark; its first rule is ``start``."""
+        """Return a constraint to a grammar in llguidance's dialect of Lark. Its first rule is ``start``."""
         return cls("grammar", grammar)
 
 
@@ -122,11 +122,11 @@ class Guide:
 
     @property
     def failed(self) -> bool:
-        """Whether the parser gave up; `allowed`, `push` and `pop` then raise."""
+        """Whether the parser failed. `allowed`, `push` and `pop` then raise EngineError."""
         return self._matcher.is_error()
 
     def allowed(self) -> Tensor:
-        """Return a mask of the tokens that may come next, (V,) bool. Stop tokens are in it if the answer may end."""
+        """Return a mask of the tokens that may come next (stop tokens if the answer may end), (V,) bool."""
         import numpy as np
         import torch
 
@@ -218,8 +218,7 @@ def _vocabulary(tokenizer: Tokenizer) -> LLTokenizer:
 
 
 class _Tokens:
-    """A tokenizer in the form that llguidance expects, with special tokens listed, so that text never becomes
-    one."""
+    """A tokenizer for llguidance. Its special tokens are listed, so that text never becomes one."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -230,6 +229,7 @@ class _Tokens:
     def __call__(self, text: str) -> list[int]:
         if not self._tokenizer.adds_space:
             return self._tokenizer.encode(text)
-        # The library expects the bytes of the text and no space before it: encode it as the next line of another text.
+        # llguidance expects the bytes of the text and no space before it: encode it as the next line of
+        # another text.
         before = len(self._tokenizer.encode("\n"))
         return self._tokenizer.encode("\n" + text)[before:]

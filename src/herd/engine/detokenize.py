@@ -19,11 +19,11 @@ class TextStream:
         self.stopped = False
 
     def feed(self, token_id: int) -> str:
-        """Return the text that this token releases; set ``stopped`` when a stop string is complete."""
+        """Return the text that has become certain. Set ``stopped`` when a stop string is complete."""
         return self._release(self._decoder.feed(token_id))
 
     def finish(self) -> str:
-        """Return whatever was held back; a broken character at the end becomes U+FFFD."""
+        """Return the text that was held back. A broken character at the end becomes U+FFFD."""
         if self.stopped:
             return ""
         text = self._release(self._decoder.finish()) + self._held
@@ -44,6 +44,5 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest suffix of ``text`` that is a prefix of ``stop`` (but not all of
-    it)."""
+    """Return the length of the longest suffix of ``text`` that is a proper prefix of ``stop``."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

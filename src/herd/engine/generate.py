@@ -67,7 +67,7 @@ def stream(
     constraint: Constraint | None = None,
     **sampling: Any,
 ) -> Iterator[str]:
-    """Yield what `generate` returns, piece by piece. Leaving the loop early stops the work."""
+    """Yield the text of `generate` in pieces. Leaving the loop early stops the generation."""
     request = Request(encode_prompt(tokenizer, prompt, tools), Sampling(**sampling), constraint=constraint)
     return _pieces(Engine(model, tokenizer).submit(request), answer_parser(tokenizer, prompt))
 
@@ -82,7 +82,7 @@ def _pieces(deltas: ResponseStream, parser: AnswerParser) -> Iterator[str]:
 
 
 def answer_parser(tokenizer: Tokenizer, prompt: Prompt) -> AnswerParser:
-    """Return the parser that takes a model's reasoning from its answer; text that is continued has none."""
+    """Return the parser that removes a model's reasoning from its answer. Continued text has none."""
     return AnswerParser() if isinstance(prompt, str) else tokenizer.require_chat().parser()
 
 

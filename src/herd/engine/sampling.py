@@ -81,7 +81,7 @@ def uniform(seed: int, step: int) -> float:
 
 
 def seed_of(seed: int, number: int) -> int:
-    """Return the seed of the ``number``-th answer to one request; the first has the request's own."""
+    """Return the seed of the ``number``-th answer to a request. The first has the request's own seed."""
     return seed if number == 0 else _mix(_mix(seed & _MASK) ^ number)
 
 
@@ -140,7 +140,7 @@ def _kept(p_BV: Tensor, samplings: Sequence[Sampling]) -> tuple[Tensor, Tensor, 
     V = p_BV.shape[1]
     cdf_BV = p_BV.cumsum(-1)
     kept_B1 = _column([s.top_k or V for s in samplings], torch.int64, p_BV)
-    # top-p works on what top-k kept, renormalized: tokens are kept until the mass *before* one reaches top_p
+    # top-p applies to the renormalized result of top-k: tokens whose mass *before* them is below top_p
     top_p_B1 = _column([s.top_p for s in samplings], torch.float64, p_BV)
     before_BV = (cdf_BV - p_BV) / cdf_BV.gather(1, kept_B1 - 1)
     n_top_p_B1 = (before_BV < top_p_B1).sum(-1, keepdim=True)

@@ -41,7 +41,7 @@ Numeric = int | Decimal
 
 
 def canonical_schema(text: str) -> str:
-    """Return the text of a schema whose numbers llguidance reads exactly; what it accepts, ``text`` accepts.
+    """Return a schema whose numbers llguidance reads exactly and which accepts nothing that ``text`` refuses.
 
     Annotations are dropped. An object that lists its properties and does not mention others gets no others: small
     models would otherwise invent properties without end. Raises EngineError, naming the keyword and its value,
@@ -90,8 +90,7 @@ class _Canonical:
         return schema
 
     def _schema(self, node: Any, pointer: str, level: int) -> Any:
-        """Return the canonical form of one schema. Values that are not objects are left for llguidance to
-        judge."""
+        """Return the canonical form of one schema. llguidance judges values that are not objects."""
         _check_level(level)
         if _is_number(node):
             _check_number(node, pointer)
@@ -138,7 +137,7 @@ def _lists_its_properties(schema: dict[str, Any]) -> bool:
 
 
 def _rewrite_exclusive_bounds(schema: dict[str, Any]) -> None:
-    """Turn exclusive bounds that point away from zero into inclusive ones, one step of the last digit
+    """Replace exclusive bounds that point away from zero by inclusive ones, one step of the last digit
     further.
 
     llguidance gets these bounds wrong: it accepts 1 for ``{"exclusiveMinimum": 1, "maximum": 1.5}``.

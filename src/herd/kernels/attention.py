@@ -1,7 +1,7 @@
 """Causal attention within documents for training: a native CPU kernel, and torch's own attention elsewhere.
 
-The kernel (`native/attention.cpp`) reads no key that a query may not see, neither later ones nor those of
-other documents, so packed rows cost what their documents cost. torch's CPU attention needs a mask and does T²
+The kernel (`native/attention.cpp`) does not read keys that a query may not see (later ones and other
+documents), so packed rows cost as much as their documents. torch's CPU attention needs a mask and does T²
 work.
 
 Shapes: B batch, T time, H query heads, G KV heads, K head dim.
@@ -24,8 +24,8 @@ LANES = 16  # fp32 values in the widest vector; head dims must be a multiple
 def attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, starts_BT: Tensor | None = None) -> Tensor:
     """Return softmax(q·k / sqrt(K)) v of query t over keys ``starts[t]``..t, (B, T, H, K).
 
-    ``starts_BT`` int64 is the first token of each token's document and must not decrease along a row; None is
-    0 everywhere. Each KV head serves a group of query heads.
+    ``starts_BT`` int64 is the first token of each token's document and must not decrease along a row. None: 0
+    everywhere. Each KV head serves a group of query heads.
     """
     if _native(q_BTHK, k_BTGK, v_BTGK):
         kind = q_BTHK.device.type
@@ -52,7 +52,7 @@ def plain_attention(
 
 
 def visible(starts_BT: Tensor) -> Tensor:
-    """Return which keys each query sees, (B, T, T) bool."""
+    """Return a mask of the keys that each query sees, (B, T, T) bool."""
     key_T = torch.arange(starts_BT.shape[1], device=starts_BT.device)
     return (key_T >= starts_BT[:, :, None]) & (key_T <= key_T[:, None])
 
@@ -98,7 +98,7 @@ _registered = False
 
 @build.constant
 def _register() -> bool:
-    """Register the kernel's output shapes for torch.compile, once the library is loaded."""
+    """Register the kernel's output shapes for torch.compile, once the native library is loaded."""
     global _registered
     if not _registered:
         torch.library.register_fake("herd_native::attention", _forward_shapes)

@@ -44,7 +44,7 @@ class MemoryReader:
 
 
 def read_all(words: Tensor) -> int:
-    """Return the wrapping sum of int64 ``words``; the native kernel takes multiples of 64 words."""
+    """Return the wrapping sum of int64 ``words``, with torch if their number is not a multiple of 64."""
     if words.device.type == "cpu" and words.numel() % 64 == 0 and build.ready():
         return torch.ops.herd_native.read_all(words)
     return int(words.sum())

@@ -1,7 +1,7 @@
 """Build the native kernels (`native/*.cpp`) on first use, in about twenty seconds, and load them.
 
-The library is stored in Herd's cache folder under a hash of everything it depends on: sources, flags,
-compiler, processor and torch's version. Another machine or a changed source builds another file. It is
+The native library is stored in Herd's cache folder under a hash of everything it depends on: sources, flags,
+compiler, processor and torch's version. So another machine or a changed source has another file. It is
 written under a temporary name and renamed, so processes that build at the same time do not disturb each
 other.
 
@@ -39,7 +39,7 @@ FLAGS += [
 def constant(function: F) -> F:
     """Mark a function whose result torch.compile may take as a constant.
 
-    It is what `torch.compiler.assume_constant_result` does, which however imports the whole compiler: 0.8 s.
+    `torch.compiler.assume_constant_result` does the same, but imports the whole compiler, which takes 0.8 s.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -47,7 +47,7 @@ def constant(function: F) -> F:
 
 @constant
 def ready() -> bool:
-    """Return whether ``torch.ops.herd_native`` can be called. The first call builds the library."""
+    """Return whether ``torch.ops.herd_native`` can be called. The first call builds the native library."""
     return _load()
 
 

@@ -1,8 +1,8 @@
 """A whole decoder layer with a paged cache as one native operator, for quantized weights.
 
-A decode step reads gigabytes of weights, which empties the processor's caches. Each of the dozen returns to
-Python between a layer's operators then costs several times what it costs in a small loop. The arithmetic is
-the same to the bit as that of the separate operators.
+A decode step reads gigabytes of weights and so evicts everything else from the processor's caches. Each of
+the dozen returns to Python between a layer's operators then takes several times as long as in a small loop.
+The results have the same bits as with separate operators.
 
 Shapes: N new tokens of all sequences in one row, D model dim, K head dim.
 """

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 256 << 20
-"""Bytes of address space reserved at a time; memory is assigned when it is written to."""
+"""Bytes of address space reserved at a time. Memory is assigned when it is first written."""
 LINE = 64
 """Bytes of a cache line, to which pieces are aligned."""
 _FLAGS = {"flags": 0x4000 | 0x20 | 0x02} if sys.platform == "linux" else {}
@@ -27,7 +27,7 @@ Shared memory never has large pages, so the mapping is private.
 
 
 def reserve(nbytes: int) -> Tensor:
-    """Return ``nbytes`` of uint8 zeros; memory is assigned when it is written to. Raises OSError."""
+    """Return ``nbytes`` of uint8 zeros. Memory is assigned when it is first written. Raises OSError."""
     memory = mmap.mmap(-1, nbytes, **_FLAGS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -35,7 +35,7 @@ def reserve(nbytes: int) -> Tensor:
 
 
 class Chunks:
-    """An allocator of consecutive pieces of memory; a chunk is freed with the last of its pieces."""
+    """An allocator of consecutive pieces of memory. A chunk is freed with the last of its pieces."""
 
     def __init__(self, nbytes: int = CHUNK) -> None:
         self.nbytes = nbytes

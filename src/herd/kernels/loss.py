@@ -3,7 +3,7 @@
 The head's logits of N tokens over V words are N·V numbers: at V = 128,256 in fp32, 513 KB per token. Here
 they exist for one chunk of tokens at a time, and each chunk's gradient is formed in place while its logits
 are in memory, so nothing is computed twice and backward only scales. Tokens that are not trained (target
--100) are dropped before the first matmul: a dialog costs what its trained tokens cost. Idea: Liger Kernel
+-100) are dropped before the first matmul, so a dialog costs as much as its trained tokens. Idea: Liger Kernel
 (arXiv 2410.10989) and Cut Cross-Entropy (arXiv 2411.09009).
 
 The matmuls run in the inputs' dtype (or autocast's), softmax and sums in fp32 (float64 for float64 inputs);
@@ -53,7 +53,7 @@ W = TypeVar("W", bound=Weight)
 
 
 def weight_of(head: nn.Module) -> Weight:
-    """Return what the losses below take for ``head``: its weight, or the head itself where that is packed."""
+    """Return the argument of the losses below for ``head``: its weight, or a packed head itself."""
     return cast("Weight", head if hasattr(head, "weight_rows") else head.weight)
 
 
@@ -71,8 +71,8 @@ class DistilLoss(NamedTuple):
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Weight, targets_N: Tensor) -> Tensor:
     """Return the sum over tokens of -log softmax(hidden @ weight.T)[target], an fp32 scalar.
 
-    Targets of -100 do not count. Gradients flow to ``hidden_ND`` and to a ``weight_VD`` that is a tensor;
-    their memory is taken in forward, the logits' never.
+    Targets of -100 do not count. Gradients flow to ``hidden_ND`` and to a ``weight_VD`` that is a tensor.
+    Their memory is allocated in forward, and memory for all logits never.
     """
     hidden_ND, weight_VD = _autocast(hidden_ND), _autocast(weight_VD)
     sums = partial(_cross_entropy_sums, hidden_ND.detach(), _detached(weight_VD), targets_N)
@@ -90,9 +90,9 @@ def linear_distil(
 ) -> DistilLoss:
     """Return the sum over tokens of kl_weight · tau² · KL(teacher || student) + (1 - kl_weight) · CE.
 
-    The student's logits are computed once for both. tau² keeps the gradient's size whatever the temperature
-    ``tau`` (Hinton et al., arXiv 1503.02531); the teacher gets no gradient. Tokens with target -100 count in
-    neither part; both parts come back unweighted, in nats.
+    The student's logits are computed once for both. tau² keeps the gradient's size at any temperature ``tau``
+    (Hinton et al., arXiv 1503.02531). The teacher gets no gradient. Tokens with target -100 do not count.
+    Both parts are returned unweighted, in nats.
     """
     student_ND, student_weight_VD = _autocast(student_ND), _autocast(student_weight_VD)
     teacher = _autocast(teacher_NE.detach()), _autocast(_detached(teacher_weight_VE))
@@ -258,7 +258,7 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _needs(hidden_ND: Tensor, weight_VD: Weight) -> list[bool]:
-    """Return which of the two need a gradient."""
+    """Return whether each of the two needs a gradient."""
     tensors = (hidden_ND, weight_VD)
     return [torch.is_grad_enabled() and isinstance(x, Tensor) and x.requires_grad for x in tensors]
 
@@ -268,7 +268,7 @@ def _detached(weight_VD: W) -> W:
 
 
 def _autocast(x: W) -> W:
-    """Cast as autocast casts a matmul's input, seen by autograd; a packed head stays as it is."""
+    """Cast like autocast casts a matmul's input, with gradients. A packed head is returned unchanged."""
     if not isinstance(x, Tensor):
         return x
     kind = x.device.type
@@ -300,7 +300,7 @@ class _FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad_total is None:
             return (None,) * 5
-        # in place, so that no second (V, D) exists; a second backward is refused by autograd's version check
+        # in place, to save a second (V, D); autograd's version check refuses a second backward
         grads = [
             grad.mul_(grad_total.to(grad.dtype)) if needed else None
             for grad, needed in zip(ctx.saved_tensors, ctx.needs, strict=True)

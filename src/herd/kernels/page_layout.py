@@ -1,7 +1,7 @@
 """The layout of a page of the KV cache in numbers, without torch, so that planners can count bytes.
 
-A page holds keys and values of `PAGE` tokens of one sequence, for all layers and KV heads: (L, G, head
-bytes). One KV head of K channels takes (w channels stand side by side among the values; c channels fill four
+A page stores keys and values of `PAGE` tokens of one sequence, for all layers and KV heads: (L, G, head
+bytes). One KV head of K channels takes (w channels are adjacent among the values; c channels fill four
 bytes):
 
     keys           (PAGE / 16, K / c, 16, c)    16 tokens side by side: one load feeds 16 scores

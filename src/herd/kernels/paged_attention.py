@@ -1,9 +1,8 @@
 """Attention over a paged KV cache, fused with writing to it: a native CPU kernel, and plain torch elsewhere.
 
-The new tokens of all sequences are flattened into one row of N, and a `Ragged` says which belong to which
-sequence. Their keys and values are written to the cache; then each token attends to its own sequence up to
-itself. So a decode step, a part of a prompt and a mixture of both are one call. `page_layout.py` describes a
-page.
+The new tokens of all sequences are flattened into one row of N, and a `Ragged` maps them to their sequences.
+Their keys and values are written to the cache, and then each token attends to its own sequence up to itself.
+So a decode step, a chunk of a prompt and a mixture of both are one call. `page_layout.py` describes a page.
 
 Shapes: N new tokens, H query heads, G KV heads, R = H / G, K head dim, P pages, L layers, S cached tokens.
 """
@@ -29,7 +28,7 @@ WIDEST = 512
 
 @dataclass(frozen=True)
 class Ragged:
-    """The sequences that the N new tokens belong to; made once per step and used by every layer.
+    """The sequences of the N new tokens, made once per step and used by every layer.
 
     ``tables`` (sequences, pages) int32 has the page of every `PAGE` tokens. ``rows`` (B, 4) int64 has a row
     for each sequence with new tokens: its line in ``tables``, the index of its first new token among the N,

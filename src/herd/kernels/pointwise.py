@@ -41,7 +41,7 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 def rotate(x_BTHK: Tensor, cos_BT1K: Tensor, sin_BT1K: Tensor) -> Tensor:
     """Rotate each channel pair (i, i + K/2).
 
-    ``cos`` and ``sin`` (B or 1, T, 1, K) hold every angle in both halves.
+    ``cos`` and ``sin`` (B or 1, T, 1, K) contain every angle in both halves.
     """
     if _native(x_BTHK, cos_BT1K) and cos_BT1K.shape[0] in (1, x_BTHK.shape[0]):
         turn = _Rotate.apply if torch.is_grad_enabled() else _turned

@@ -1,8 +1,8 @@
 """Multiply activations by quantized weights in integers: int8 activations by the codes of GGUF's blocks.
 
-A 4-bit weight is read once and multiplied as it is, so decoding runs at the speed of memory and prompts at
-that of the int8 units. The price is that activations are rounded to int8 too, with a scale for each 32 of a
-token (`round_activations` does exactly what the kernel does).
+A 4-bit weight is read once and multiplied without unpacking, so decoding runs at the speed of memory, and
+prompts at the speed of the int8 units. The price is that activations are rounded to int8 too, with a scale
+for each 32 of a token (`round_activations` does exactly what the kernel does).
 
 The weights' bytes are reordered first (`interleave`, undone by `deinterleave`): sixteen rows side by side, as
 drawn in `native/qmatmul.h`. A token's result is the same to the bit whatever other tokens are in the batch
@@ -30,13 +30,13 @@ from . import build
 from .large_pages import chunks
 
 PATHS = ("vnni", "avx512", "avxvnni", "avx2", "portable")
-"""Fastest first; the library knows them by their index."""
+"""Instruction sets, fastest first. The native library identifies them by their index."""
 _ROWS, _GROUP = 16, 32
 
 
 @dataclass(frozen=True)
 class TileLayout:
-    """The length of a format's block, and the place of its half-precision scale (None: among the words)."""
+    """The length of a format's block, and the position of its half-precision scale (None: in the words)."""
 
     block_bytes: int
     half_at: int | None
@@ -60,7 +60,7 @@ LAYOUTS = {
 
 
 def path() -> str | None:
-    """Return the path that will be taken; None is plain torch, which was asked for or is all there is.
+    """Return the path to use. None: plain torch, because the user chose it or there is no native library.
 
     Warns once if it is not the fastest of all paths.
     Raises `QuantError` when ``HERD_ISA`` names one that is unknown or that this processor lacks.
@@ -82,7 +82,7 @@ def path() -> str | None:
 
 @functools.cache
 def here() -> tuple[str, ...]:
-    """Return the paths that this processor supports, fastest first; none without the native library."""
+    """Return the paths that this processor supports, fastest first, or none without the native library."""
     if not build.ready():
         return ()
     torch.library.register_fake(

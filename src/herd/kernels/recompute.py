@@ -46,7 +46,7 @@ _offers: list[dict[Place, _Recipe]] = []  # innermost `cheaply()` last
 def offer(result: Tensor, make: Callable[[], Tensor]) -> Tensor:
     """Register how ``result`` can be computed again from tensors that autograd keeps anyway, and return it.
 
-    ``make`` must return the same bits and must not hold a reference to ``result``.
+    ``make`` must return the same bits and must not keep a reference to ``result``.
     """
     if _offers and result.requires_grad:
         offers, place = _offers[-1], _place(result)

@@ -49,8 +49,8 @@ def distil_(
 ) -> tuple[Tensor, Tensor]:
     """Return cross-entropy and KL(teacher || student) at temperature ``tau`` of every row, each (C,).
 
-    ``student_CV`` becomes the gradient of kl_weight · tau² · KL + (1 - kl_weight) · CE; ``teacher_CV`` is
-    overwritten.
+    ``student_CV`` becomes the gradient of kl_weight · tau² · KL + (1 - kl_weight) · CE; The contents of
+    ``teacher_CV`` are overwritten.
     """
     if _native(student_CV) and teacher_CV.dtype == student_CV.dtype:
         _check(targets_C, student_CV)

@@ -22,7 +22,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 def sdpa(
     q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: Tensor | None = None, causal: bool = False
 ) -> Tensor:
-    """Apply torch's fused attention to Herd's axis order; groups of query heads share KV heads (GQA)."""
+    """Apply torch's fused attention to Herd's axis order. Groups of query heads share KV heads (GQA)."""
     out_BHTK = F.scaled_dot_product_attention(
         q_BTHK.transpose(1, 2),
         k_BSGK.transpose(1, 2),
@@ -42,7 +42,7 @@ def causal(layer: int, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor) -> Tensor
 def packed(documents_BT: Tensor) -> Attend:
     """Return an attention in which every token attends to itself and to earlier tokens *of its own document*.
 
-    ``documents_BT`` holds a document number per token (any integers; equal means the same document). Llama 3
+    ``documents_BT`` are the document numbers of tokens (integers, equal for tokens of one document). Llama 3
     trains long contexts this way (paper section 3.2): no attention across documents that are packed into one
     row.
     """

@@ -23,7 +23,7 @@ ROPE_KINDS = ("llama3", "linear", "dynamic", "yarn", "factors")
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How a longer context changes the rotation speeds of RoPE; `llama.rope` computes with it.
+    """The change of RoPE's rotation speeds for a longer context (computed in `llama.rope`).
 
     ``kind`` is one of `ROPE_KINDS`:
 
@@ -136,13 +136,11 @@ class ModelConfig:
             )
 
     def replace(self, **changes: object) -> ModelConfig:
-        """Return a copy with fields changed; pass ``head_dim=0`` to derive it from ``dim`` and ``n_heads``
-        again."""
+        """Return a copy with fields changed. ``head_dim=0`` derives it from ``dim`` and ``n_heads`` again."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def param_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Yield every parameter's Hugging Face name and shape, in file order, without the head of a tied
-        model."""
+        """Yield every parameter's Hugging Face name and shape, in file order, without a tied head."""
         D, K = self.dim, self.head_dim
         layer_shapes = {
             "self_attn.q_proj": (self.n_heads * K, D),
@@ -171,7 +169,7 @@ class ModelConfig:
         return sum(math.prod(shape) for _, shape in self.param_shapes())
 
     def nbytes(self, bytes_per_param: float = 2.0) -> int:
-        """Return the bytes of the weights at a given width; 2.0 is bf16."""
+        """Return the bytes of the weights at a given width (2.0 for bf16)."""
         return round(self.n_params * bytes_per_param)
 
     def kv_nbytes_per_token(self, bytes_per_value: float = 2.0) -> int:

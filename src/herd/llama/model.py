@@ -41,7 +41,7 @@ def project(x: Tensor, *layers: nn.Module) -> list[Tensor]:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention; rotates q and k, then calls ``attend``."""
+    """Grouped-query attention. It rotates q and k, then calls ``attend``."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -152,8 +152,8 @@ class LlamaLM(nn.Module):
         """Draw normal weights of deviation ``std`` and return self.
 
         Projections that write to the residual stream are scaled by 1 / sqrt(2 · layers); biases are zero. The
-        result is a pure function of ``seed`` and the parameter's place in the model, whatever the device and
-        however many ranks share it: under FSDP2 each rank draws only its own rows.
+        result depends only on ``seed`` and the parameter's index in the model, not on the device or the
+        number of ranks: under FSDP2 each rank draws only its own rows.
         """
         residual_std = std / (2 * self.config.n_layers) ** 0.5
         with torch.no_grad():

@@ -1,6 +1,6 @@
 """GPTQ: choose codes that compensate for each other's errors, in the same block formats.
 
-Rounding each weight to its nearest point is best for the weights, but not for what the layer computes. For
+Rounding each weight to its nearest point is best for the weights, but not for the output of the layer. For
 the layer's real inputs x, the error of the output is ``tr(E H E^T)`` with ``H = sum of x x^T``. GPTQ makes it
 smaller by rounding one column at a time and changing the remaining columns to compensate. Columns with the
 largest inputs are rounded first, while most others can still compensate for them.

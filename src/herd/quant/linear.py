@@ -1,8 +1,8 @@
 """Layers that store blocks instead of weights, and models made of them.
 
-`QuantLinear` and `QuantEmbedding` replace `nn.Linear` and `nn.Embedding`; the forward does not change, so a
-quantized model can be used wherever a plain one can: in the engine, in evaluation, as a frozen teacher. Its
-only parameters are norms and biases; it computes in their dtype (fp32, bf16), which follows ``model.to``.
+`QuantLinear` and `QuantEmbedding` replace `nn.Linear` and `nn.Embedding`. The forward does not change, so a
+quantized model can be used like a plain one: in the engine, in evaluation, as a frozen teacher. Its only
+parameters are norms and biases. It computes in their dtype (fp32, bf16), which ``model.to`` changes.
 
 Shapes: R rows (outputs, or tokens of the vocabulary), D weights per row, B bytes of a packed row.
 """
@@ -25,7 +25,7 @@ from .matmul import NATIVE, Kernel, choose_kernel
 
 
 class QuantLinear(nn.Module):
-    """A linear layer whose weight (R, D) is stored in blocks; its bias (R,), if any, is plain."""
+    """A linear layer whose weight (R, D) is stored in blocks. Its bias (R,), if it has one, is plain."""
 
     prepared: Tensor
     like: Tensor

@@ -100,11 +100,10 @@ def write_receipt(
 ) -> Path:
     """Write one receipt, named after its file, and return its path.
 
-    ``values`` are `Value`s or ``(value, unit)`` pairs. ``command`` is what a reader types to repeat the
-    measurement; ``rivals`` maps a rival's name to its version. ``made_by`` is the `commit` whose code
-    measured, if that is not the current commit of the checkout around the file. An old file stays as it is
-    until the new one is complete. Raises `ReportError` for a value that is not finite, a missing unit or an
-    empty set of values.
+    ``values`` are `Value`s or ``(value, unit)`` pairs. ``command`` repeats the measurement. ``rivals`` maps
+    the names of the programs compared with to their versions. ``made_by`` is the commit whose code measured,
+    if it is not the current commit of the file's checkout. An old file is unchanged until the new one is
+    complete. Raises `ReportError` for a value that is not finite, a missing unit or an empty set of values.
     """
     if not values:
         raise ReportError(f"receipt {path.stem!r} has no values: a receipt records at least one number")
@@ -143,7 +142,7 @@ def read_receipt(path: Path) -> Receipt:
 
 
 def read_receipts(folder: Path) -> dict[str, Receipt]:
-    """Read all receipts ``*.json`` of a folder; return them by name, in the order of their names."""
+    """Return all receipts ``*.json`` of a folder by name, in the order of their names."""
     return {path.stem: read_receipt(path) for path in sorted(folder.glob("[!.]*.json"))}
 
 
@@ -174,7 +173,7 @@ def git_commit(folder: Path | str = ".") -> dict[str, Any]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return what a number depends on: processor, instruction sets, cores, memory in bytes, versions."""
+    """Return the properties of this machine: processor, instruction sets, cores, memory, versions."""
     cpu, flags = _processor()
     return {
         "cpu": cpu,

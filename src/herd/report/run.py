@@ -1,6 +1,6 @@
-"""Read the folder of a run as data: what its stages left on disk.
+"""Read the folder of a run: the files that its stages wrote.
 
-Imports no torch; a missing part is no error.
+Does not import torch. A missing part is not an error.
 
 This is the contract between the stages and the page::
 

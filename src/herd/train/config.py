@@ -1,6 +1,6 @@
-"""Everything that decides how a training run goes, as one checked record; without torch.
+"""The settings of a training run as one checked record. Does not import torch.
 
-There are two kinds of fields. Those in `trajectory` decide which numbers come out, so a run is not resumed
+There are two kinds of fields. The fields in `trajectory` determine the numbers of a run, so it is not resumed
 with another value of one of them. The others (how rows are divided into forwards, what is saved or logged
 when) may change between one start and the next.
 """
@@ -15,7 +15,7 @@ from .section import ComputeDtype, Count, Positive, PositiveReal, Section, impos
 
 
 class TrainSettings(Section):
-    """The section ``train`` of a recipe: steps, rows, precision, and what is saved and logged when."""
+    """The section ``train`` of a recipe: steps, rows, precision, saving and logging."""
 
     steps: Positive  # optimizer updates
     batch_size: Positive  # rows of one step over all ranks

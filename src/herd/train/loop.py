@@ -4,10 +4,10 @@ In a step every rank reads its own rows of the global batch and runs them in mic
 losses add up in the gradient. The gradient is divided by the number of trained tokens of all ranks and
 clipped by its global norm; then comes one update of the optimizer in fp32.
 
-Nothing here is random and the stream is a pure function of its position, so a state is the weights, the
-moments, the mean of the decay's weights and one integer. A run that is killed anywhere and started again ends
-with the same bits as one that was not. Under ``torchrun`` the same call runs on all ranks and sees the same
-tokens in the same order.
+Nothing here is random, and the stream depends only on its position, so a state consists of the weights, the
+moments, the mean of the decay's weights and one integer. A run that is killed at any point and started again
+ends with the same bits as an uninterrupted one. Under ``torchrun`` the same call runs on all ranks and sees
+the same tokens in the same order.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from .parallel import Ranks
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The outcome of a run; the weights are in the model.
+    """The outcome of a run. The weights are in the model.
 
     ``seconds`` counts all starts together. ``flops`` are those of the matmuls, a teacher's forwards included
     and recomputation not.
@@ -70,11 +70,11 @@ def train(
 ) -> TrainResult:
     """Train ``model`` in place for ``config.steps`` steps, or resume from the newest state in ``folder``.
 
-    ``folder`` receives ``metrics.jsonl`` and ``state/``. ``mesh`` is by default what ``torchrun`` started, as
-    replicas. Every rank calls ``evaluate(model, step)`` every ``config.eval_every`` steps and after the last;
-    its numbers go to the log. The first rank calls ``on_step(record)`` after every logged step. A `stream`
-    may have a ``signature`` (a JSON value): resuming on other data is then an error. Calling again after the
-    end loads the result and returns.
+    ``folder`` receives ``metrics.jsonl`` and ``state/``. ``mesh`` is by default the processes of
+    ``torchrun``, as replicas. Every rank calls ``evaluate(model, step)`` every ``config.eval_every`` steps
+    and after the last. Its numbers go to the log. The first rank calls ``on_step(record)`` after every logged
+    step. A `stream` may have a ``signature`` (a JSON value): resuming on other data is then an error. Calling
+    again after the end loads the result and returns.
 
     Ctrl-C and SIGTERM let the step finish, save the state and raise KeyboardInterrupt. Raises `TrainingError`
     for a loss that is not finite (naming step and rows), a batch that trains nothing, or a state that does
@@ -238,7 +238,7 @@ class _Run:
         return losses
 
     def _autocast(self) -> Any:
-        """Cast weights at each matmul; FSDP2 gathers them in the compute dtype and needs no cast."""
+        """Cast weights at each matmul. FSDP2 needs no cast: it gathers them in the compute dtype."""
         dtype = torch_dtype(self.config.dtype)
         if dtype == torch.float32 or isinstance(self.model, FSDPModule):
             return nullcontext()
@@ -302,7 +302,7 @@ class _Run:
             log.write({"step": self.step} | {f"eval/{key}": value for key, value in numbers.items()})
 
     def _tensors(self, *, finished: bool) -> dict[str, Tensor]:
-        """Return what a state holds: of a finished run only the weights, because no step follows."""
+        """Return the tensors of a state. For a finished run these are only the weights."""
         tensors = {f"model/{name}": weight for name, weight in self.weights.items()}
         if not finished:
             tensors |= moments(self.params, self.optimizer)
@@ -356,7 +356,7 @@ def _interrupts(*, once: bool) -> Iterator[threading.Event]:
 
     With ``once`` a second Ctrl-C acts as usual, immediately. Under ``torchrun`` one Ctrl-C arrives twice,
     from the terminal and from its agent, which kills the process after 30 seconds anyway. Only the main
-    thread can catch signals; elsewhere the event is never set.
+    thread can catch signals. In other threads the event is never set.
     """
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -1,8 +1,8 @@
 """The log of a run: a JSON line per logged step in ``metrics.jsonl``, and TensorBoard if asked for.
 
-A resumed run repeats steps that the killed one had already logged. Lines beyond the resumed step are dropped
-first, and so is a last line that was cut short, so the file of a run that was killed ten times reads like
-that of one that never was; only seconds and speeds differ.
+A resumed run repeats steps that the killed one had already logged. Lines beyond the resumed step, and an
+incomplete last line, are dropped first. So the file of a run that was killed ten times differs from the file
+of an uninterrupted run only in seconds and speeds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FILE = "metrics.jsonl"
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Return all complete records of a run's folder in order; none when there is no file yet.
+    """Return all complete records of a run's folder in order, or [] if there is no file yet.
 
     Raises `TrainingError` for a broken line that is not the last.
     """
@@ -52,7 +52,7 @@ class MetricsLog:
         self._board = _board(Path(folder) / "tensorboard", step) if tensorboard else None
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record with a ``step``; its numbers also go to TensorBoard."""
+        """Append a record with a ``step``. Its numbers also go to TensorBoard."""
         self._file.write(json.dumps(dict(record)) + "\n")
         self._file.flush()
         if self._board is not None:

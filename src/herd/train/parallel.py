@@ -1,10 +1,10 @@
 """The ranks of a run: the same loop in one process or in many under ``torchrun``.
 
-Parallelism stays outside the model. One device mesh of two dimensions, ("replicate", "shard"), holds both
+Parallelism stays outside the model. One device mesh of two dimensions, ("replicate", "shard"), describes both
 kinds of data parallelism: PyTorch's FSDP2 divides every layer over the second and all-reduces its gradients
 over the first. So (n, 1) is DDP, (1, n) is FSDP and (n, m) is HSDP, in one code path whose reductions have a
-fixed order. (DDP's own reducer lays out its buckets differently after the first step, so a resumed run would
-add in another order than one that was not interrupted.)
+fixed order. (DDP's own reducer changes its buckets after the first step, so a resumed run would add in
+another order than an uninterrupted one.)
 
 FSDP2 keeps the root unit (embedding, last norm and head) gathered between forward and backward, so that the
 loss can use the head.
@@ -31,7 +31,7 @@ from ..llama.model import LlamaLM
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place among all: ``rank`` of ``world``. ``mesh`` is None in a single process."""
+    """This process among all: ``rank`` of ``world``. ``mesh`` is None in a single process."""
 
     rank: int = 0
     world: int = 1
@@ -127,7 +127,7 @@ def distribute(model: LlamaLM, ranks: Ranks, dtype: torch.dtype = torch.float32)
 def postpone_reduction(model: nn.Module, last: bool) -> None:
     """All-reduce gradients between replicas only with the last micro-batch of a step.
 
-    Shards reduce-scatter with each micro-batch, or every rank would hold a full gradient.
+    Shards reduce-scatter with each micro-batch. Otherwise every rank would store a full gradient.
     """
     if isinstance(model, FSDPModule):
         model.set_requires_all_reduce(last)

@@ -1,9 +1,9 @@
 """A recipe: one YAML file that describes a training run and is checked before anything starts.
 
-Every error names the file, the line and the key, and is one line. An unknown key comes with the nearest known
-one, because a misspelt key that is quietly ignored costs a training run. `read_recipe` checks what the file
-alone can tell: types and impossible combinations. `check_recipe` then looks at the folders it names and at
-the number of ranks.
+Every error is one line that names the file, the line and the key. For an unknown key it names the most
+similar known key: a misspelt key that is silently ignored costs a training run. `read_recipe` checks the file
+alone: types and impossible combinations. `check_recipe` then checks the folders that it names and the number
+of ranks.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ModelSpec(Section):
         return self
 
     def config(self) -> ModelConfig | None:
-        """Return the model's shape, or None where only the checkpoint knows it."""
+        """Return the model's shape, or None if only the checkpoint has it."""
         if self.size is not None:
             return SIZES[self.size]
         if self.shape is None:
@@ -176,7 +176,7 @@ class Recipe(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML loader that reads 3e-4 as a number, as YAML 1.2 does; PyYAML takes it for a string."""
+    """A YAML loader that reads 3e-4 as a number, as in YAML 1.2. To PyYAML it is a string."""
 
 
 _Loader.add_implicit_resolver(
@@ -197,13 +197,13 @@ RENAMED = {
     "data.dialogs": "data.path, with data.kind: dialogs",
     "data.made_dialogs": "data.count, with data.kind: made_dialogs",
 }
-"""Keys of earlier recipes, which are refused with what to write instead."""
+"""Keys of earlier recipes, refused with a message that names the new key."""
 
 Path_ = tuple[str | int, ...]
 
 
 def read_recipe(path: Path | str) -> Recipe:
-    """Read and check the recipe in a YAML file. Raises `RecipeError`: ``FILE:LINE: what is wrong``."""
+    """Read and check the recipe in a YAML file. Raises `RecipeError`: ``FILE:LINE: problem``."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -214,7 +214,7 @@ def read_recipe(path: Path | str) -> Recipe:
 
 
 def parse_recipe(text: str, where: str = "recipe") -> Recipe:
-    """Check the recipe in a YAML text; ``where`` names it in errors."""
+    """Check the recipe in a YAML text. ``where`` is its name in errors."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -305,7 +305,7 @@ def _line(at: Path_, lines: dict[Path_, int]) -> int:
 
 
 def _keys(at: Path_, tag: str) -> list[str]:
-    """Return the keys that exist at a place of a recipe; ``tag`` is the kind of its section."""
+    """Return the keys that exist in a section of a recipe. ``tag`` is the kind of the section."""
     model: Any = Recipe
     for part in at:
         options = _models(model.model_fields[str(part)].annotation)
@@ -374,5 +374,5 @@ def check_recipe(recipe: Recipe, world: int) -> ModelConfig:
 
 
 def epochs(recipe: Recipe, n_rows: int) -> float:
-    """Return how often the run reads a stream of ``n_rows`` rows."""
+    """Return the number of epochs of a stream of ``n_rows`` rows that the run reads."""
     return recipe.train.steps * recipe.train.batch_size / n_rows if n_rows else math.inf

@@ -71,7 +71,7 @@ def _train(
     ranks: Ranks,
     on_step: Callable[[dict[str, Any]], None] | None,
 ) -> tuple[Path, TrainResult]:
-    if ranks.first:  # the other ranks find what this one prepared
+    if ranks.first:  # the other ranks use the data that this one prepared
         bind_data(recipe, out)
         prepare(recipe, config, out)
         bind_data(recipe, out)  # refuses text that was edited while it was read
@@ -105,7 +105,7 @@ def _train(
 def bind_data(recipe: Recipe, out: Path) -> None:
     """Tie the data under ``out`` to the content of its sources and the settings it depends on.
 
-    Raises `DataError` naming what changed since the data was prepared: an edited file, another tokenizer, ...
+    Raises `DataError` for changes since the data was prepared: an edited file, another tokenizer, ...
     """
     spec = recipe.tokenizer
     files, settings = recipe.data.origin()
@@ -171,9 +171,9 @@ def build(recipe: Recipe, config: ModelConfig, ranks: Ranks) -> LlamaLM:
 def spread(
     config: ModelConfig, source: str | None, seed: int, ranks: Ranks, compute: torch.dtype, dtype: torch.dtype
 ) -> LlamaLM:
-    """Return a model in ``dtype`` from the checkpoint ``source``, or drawn from ``seed`` where that is None.
+    """Return a model in ``dtype`` from the checkpoint ``source``, or drawn from ``seed`` if that is None.
 
-    With several shards no rank ever holds the whole model: parameters are allocated sharded and filled one by
+    With several shards no rank ever has the whole model: parameters are allocated sharded and filled one by
     one.
     """
     device = parallel.device_of_rank()

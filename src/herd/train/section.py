@@ -17,7 +17,7 @@ PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def _short_name(value: Any) -> Any:
-    """Return the short name of a number format; what is not one is left to the check that follows."""
+    """Return the short name of a number format. Other values are returned unchanged, for a later check."""
     try:
         return parse_dtype(value)
     except (ConfigError, AttributeError):
@@ -25,7 +25,7 @@ def _short_name(value: Any) -> Any:
 
 
 ComputeDtype = Annotated[Literal["fp32", "bf16"], BeforeValidator(_short_name)]
-"""What matmuls run in; torch's long names are accepted too."""
+"""The dtype of matmuls. torch's long names are accepted too."""
 
 
 class Section(BaseModel):

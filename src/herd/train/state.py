@@ -1,10 +1,11 @@
 """The state of a run on disk, which is either complete or absent.
 
 ``folder/state/step-00000200/`` holds the trainable weights, the optimizer's moments and the mean of the
-decay's weights as DCP tensors (`storage.py`), and ``state.json``: how far the run is and what decided its
-numbers. A state is written under a temporary name, flushed, and made real by one rename, so a kill at any
-moment leaves the old states, with or without the new one. Folders that were never renamed are ignored, and
-removed by the next start. The stream's position is a function of the step, so no random state has to be kept.
+decay's weights as DCP tensors (`storage.py`), and ``state.json``: the progress of the run and the settings
+that determine its numbers. A state is written under a temporary name, flushed, and put in place by one
+rename, so a kill at any moment leaves the old states, with or without the new one. Folders that were never
+renamed are ignored, and removed by the next start. The stream's position follows from the step, so no random
+state has to be saved.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _NAME = re.compile(r"step-(\d{8,})")
 class Progress:
     """The progress of a run.
 
-    ``signature`` is what decided its numbers: configuration, model, objective, stream.
+    ``signature`` is everything that determines its numbers: configuration, model, objective, stream.
     """
 
     step: int
@@ -58,7 +59,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what a killed run left half-written or half-removed."""
+    """Remove partly written and partly removed states of a killed run."""
     for path in (Path(folder) / "state").glob(".step-*"):
         shutil.rmtree(path)
 
@@ -66,7 +67,7 @@ def tidy(folder: Path) -> None:
 def save(folder: Path, progress: Progress, tensors: Mapping[str, Tensor], ranks: Ranks, *, keep: int) -> Path:
     """Write a state, remove all but the newest ``keep``, and return its path. All ranks call this together.
 
-    Raises `TrainingError` when the disk is full or cannot be written; earlier states stay as they were.
+    Raises `TrainingError` if the disk is full or cannot be written. Earlier states are unchanged.
     """
     home = Path(folder) / "state"
     final = home / f"step-{progress.step:08d}"
@@ -139,7 +140,7 @@ def _dcp(action: Any, tensors: Mapping[str, Tensor], ranks: Ranks, **storage: An
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
         try:
             action(dict(tensors), no_dist=ranks.mesh is None, **storage)
-        except dcp.CheckpointException as error:  # wraps what went wrong on any rank, Ctrl-C included
+        except dcp.CheckpointException as error:  # wraps the errors of all ranks, Ctrl-C included
             raise next(iter(error.failures.values()))[0] from error
 
 

@@ -1,9 +1,9 @@
 """The tensors of a state on disk: PyTorch's distributed checkpoint (DCP) over raw files with checksums.
 
-DCP plans which rank writes which part of which tensor, and fits the parts to another number of ranks when
-they are read. Its own file format wraps every part in a zip archive, which costs 0.4 ms each, and does not
-notice a flipped bit. Here each rank writes its parts one after another into one file, and the index keeps a
-CRC-32 of each, which is checked when the part is read.
+DCP assigns parts of tensors to ranks for writing, and rearranges them for another number of ranks when they
+are read. Its own file format wraps every part in a zip archive, which costs 0.4 ms each, and does not notice
+a flipped bit. Here each rank writes its parts one after another into one file, and the index keeps a CRC-32
+of each, which is checked when the part is read.
 
 The index (``.metadata``) is a pickle, as in DCP itself: states are trusted local files.
 """
@@ -32,7 +32,7 @@ INDEX = ".metadata"
 
 @dataclass(frozen=True)
 class TensorChunk:
-    """The place of one part of one tensor, and what it is."""
+    """One part of one tensor: its position in a file, checksum, dtype and shape."""
 
     file: str
     offset: int
@@ -109,11 +109,11 @@ class RawFiles(StorageWriter, StorageReader):
     def set_up_storage_reader(
         self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
     ) -> None:
-        """Remember the places of the parts."""
+        """Store the positions of the parts."""
         self.chunks = metadata.storage_data
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Check each part and copy what the plan asks of it into its tensor."""
+        """Check each part, and copy the requested region of it into its tensor."""
         for item in plan.items:
             stored = self._read(self.chunks[item.storage_index], item.storage_index.fqn)
             for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):

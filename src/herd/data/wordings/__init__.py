@@ -2,13 +2,13 @@
 
 A line is a pattern: ``[What is|How much is] {a} plus {b}?`` stands for two wordings, with alternatives in
 square brackets and slots in braces. Each topic has a ``train`` and a ``test`` list with no wording in common,
-and replies. Lines are drawn evenly first and alternatives second, so a line with many alternatives does not
-crowd out the others.
+and replies. First a line is drawn, then its alternatives, so a line with many alternatives is not more
+frequent.
 
-The files follow two rules because of the tokenizer. Numbers and quoted words always stand between characters
+The files follow two rules because of the tokenizer. Numbers and quoted words are always between characters
 that are not letters or digits (a space, a quote, a bracket), and a quoted word always follows a space and a
-quote. Llama's pre-tokenizer then cuts the word into the same tokens in the question, the call, the result and
-the answer, and one attention head can copy it, which is most of tool use.
+quote. Llama's pre-tokenizer then splits the word into the same tokens in the question, the call, the result
+and the answer, and one attention head can copy it. Tool use is mostly such copying.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Small Python functions that dialogs ask for, listed in ``programs.yaml``, and the hidden check of each.
 
-A program is asked for as ``area(w, h): the area of a rectangle``. The names of the function and its
-parameters are given in the question and must be copied; what to compute must be known. The hidden check (a
-few asserts on inputs that the question does not show) is computed from the body.
+A question asks for ``area(w, h): the area of a rectangle``. The model must copy the names of the function and
+its parameters from the question, and know the formula. The hidden check (a few asserts on inputs that the
+question does not show) is computed from the body.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Program:
 
     @property
     def constant(self) -> bool:
-        """Whether the body holds a constant, which is drawn for each dialog."""
+        """Whether the body has a constant. It is drawn for each dialog."""
         return "{k}" in self.body
 
     def value(self, arguments: tuple[Any, ...], k: int) -> Any:
@@ -55,7 +55,7 @@ PROGRAMS = _read()
 
 
 def slot_values(params: tuple[str, ...], k: int) -> dict[str, str]:
-    """Return what fills {a} {b} {c} {k} in a body or a description."""
+    """Return the values of {a} {b} {c} {k} in a body or a description."""
     return {**dict(zip("abc", params, strict=False)), "k": str(k)}
 
 

@@ -1,7 +1,7 @@
 // Attention over a paged KV cache: writes the new keys and values, then every new token attends to its
-// sequence so far. FlashAttention-2's online softmax (arXiv 2307.08691) over pages (vLLM, arXiv
-// 2309.06180), with keys split at fixed places for parallel decoding (Flash-Decoding). Reference in plain
-// torch: paged_attention.py; layout of a page: page_layout.py.
+// sequence so far. FlashAttention-2's online softmax (arXiv 2307.08691) over pages (vLLM, arXiv 2309.06180),
+// with keys split at fixed positions for parallel decoding (Flash-Decoding). Reference in plain torch:
+// paged_attention.py; layout of a page: page_layout.py.
 //
 // A query's result depends only on its own sequence, to the bit: each of its sums runs in one order over
 // the same 16 lanes, whichever queries share the registers with it, and keys are split every SPLIT whether
@@ -122,9 +122,9 @@ struct Half {
   static vec value(const uint8_t* values, int64_t at) { return load16((const bf16*)values + at); }
 };
 
-// Bytes with a bf16 scale for every BLOCK of a head's channels. Keys are stored with 128 added, as dot4
-// needs them, and the values of two tokens side by side, as dot2 needs them. A query row holds K bytes,
-// then K / BLOCK scales, then as many starting values -128 * sum(bytes).
+// Bytes with a bf16 scale for every BLOCK of a head's channels. Keys are stored with 128 added, as dot4 needs
+// them, and the values of two tokens side by side, as dot2 needs them. A query row has K bytes, then K /
+// BLOCK scales, then as many starting values -128 * sum(bytes).
 struct Bytes {
   static constexpr int64_t itemsize = 1;
   static constexpr bool scaled = true;
@@ -171,7 +171,7 @@ struct Unit {
   int64_t row, g, begin, end, split;
 };
 
-// Rounds BLOCK numbers to bytes with a scale that bf16 holds, as paged_attention.quantize does.
+// Rounds BLOCK numbers to bytes with a scale in bf16, like paged_attention.quantize.
 inline float quantize(const float* x, int8_t* to) {
   float most = 0;
 #pragma omp simd reduction(max : most)
@@ -203,7 +203,7 @@ void prepare(const Shape& s, float* query) {
   }
 }
 
-// Writes a head's new key and value to their place in the page.
+// Writes a head's new key and value to their positions in the page.
 template <class Kind>
 void store(const Shape& s, uint8_t* head, int64_t place, const float* key, const float* value) {
   const int64_t K = s.K, group = place / LANES, lane = place % LANES, width = s.width;

@@ -292,7 +292,7 @@ struct Scales {
   }
 };
 
-// The place, in a block of sixteen rows, of the part from `row` on.
+// The offset, in a block of sixteen rows, of the part from `row` on.
 template <class Weights>
 constexpr int64_t bytes = Weights::WORDS * WORD_BYTES + Weights::HALVES * 2;
 

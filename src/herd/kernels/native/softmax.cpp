@@ -13,7 +13,7 @@ float largest(const T* x, int64_t n) {
   return best;
 }
 
-// One row of numerators in fp32: in place of the logits where they are fp32, else in the thread's scratch
+// One row of numerators in fp32: in place of the logits if they are fp32, else in the thread's scratch
 // memory.
 float* numerators(float* row, std::vector<float>&, int64_t) { return row; }
 float* numerators(bf16*, std::vector<float>& scratch, int64_t V) {

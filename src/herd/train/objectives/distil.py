@@ -23,7 +23,7 @@ class distil:
     """The objective ``kl_weight`` · tau² · KL(teacher || student) + (1 - ``kl_weight``) · cross-entropy.
 
     Minitron (arXiv 2407.14679, table 11): on pruned Llamas KL alone at tau 1 beats any mixture, so these are
-    defaults. The teacher may have another width and depth; its vocabulary must be the student's. It runs
+    defaults. The teacher may have another width and depth, but must have the student's vocabulary. It runs
     without gradients, in the loop's compute dtype.
     """
 
@@ -58,7 +58,7 @@ class distil:
         return self.teacher.config.flops_per_token(context / 2)
 
     def signature(self) -> dict[str, object]:
-        """Return what a resumed run must have in common with the one it continues."""
+        """Return the settings that must not change when a run is resumed."""
         return {"objective": "distil", "kl_weight": self.kl_weight, "tau": self.tau}
 
 

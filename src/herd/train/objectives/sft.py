@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: next-token prediction of what the assistant wrote."""
+"""Supervised fine-tuning: next-token prediction of the assistant's messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .lm import lm
 def sft(hidden_BTD: Tensor, head: nn.Module, batch: Batch) -> Loss:
     """Return `lm`'s loss on dialogs, where every target that the assistant did not write is -100.
 
-    It has its own name because a state remembers what it was trained for.
+    It has a name of its own because a state records its objective.
     """
     return lm(hidden_BTD, head, batch)
 

@@ -34,8 +34,8 @@ class AdamW(Section):
     def build(self, model: torch.nn.Module) -> torch.optim.AdamW:
         """Return fused AdamW over the model's trainable parameters, which must be fp32.
 
-        bf16 weights could not hold an update of 2^-8 of their size. The moments are allocated now rather than
-        at the first step, so that a resumed run can load straight into them.
+        An update below 2^-8 of a bf16 weight would be lost. The moments are allocated now rather than at the
+        first step, so that a resumed run can load directly into them.
         """
         import torch
 

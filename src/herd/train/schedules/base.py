@@ -12,7 +12,7 @@ from ..section import Count, Section, impossible
 
 
 class Schedule(Section):
-    """A learning rate as a pure function of the step."""
+    """A learning rate that depends only on the step."""
 
     warmup_steps: Count = 0
     decay_steps: Count = 0  # the last steps, linearly to zero

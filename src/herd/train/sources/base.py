@@ -32,7 +32,7 @@ class DataSection(Section):
     """The section ``data`` of a recipe."""
 
     rows: ClassVar[str]
-    """What a row holds: "text" or "dialogs"."""
+    """The content of a row: "text" or "dialogs"."""
     heldout: str | None = None  # shards, or a file of dialogs, to evaluate on
     heldout_rows: Positive = 64
 
@@ -46,7 +46,7 @@ class DataSection(Section):
         return [] if self.heldout is None else [self.heldout]
 
     def origin(self) -> tuple[list[tuple[str, Path]], dict[str, Any]]:
-        """Return (name, path) of the files that the data is made from, and the settings that shape it."""
+        """Return the (name, path) of the files that the data is made from, and the settings that shape it."""
         files = [file for path in self.paths_given() for file in map(source_file, expand_paths(path))]
         own = self.model_dump(
             mode="json", exclude={"kind", "heldout", "heldout_rows", "paths", "folder", "path"}
@@ -54,7 +54,7 @@ class DataSection(Section):
         return files, {f"data.{name}": value for name, value in own.items()}
 
     def open(self, tokenizer: Tokenizer, out: Path, settings: TrainSettings) -> OpenedData:
-        """Open the data; what has to be made of it is written below ``out`` unless it is there."""
+        """Open the data. Prepared data is written below ``out`` unless it exists."""
         raise NotImplementedError
 
     def first_rows(self, stream: Stream, settings: TrainSettings) -> list[Batch]:
@@ -81,12 +81,12 @@ class DataSection(Section):
 
 
 def padding(tokenizer: Tokenizer) -> int:
-    """Return the token that fills the rest of a row; any will do, because padding is never a target."""
+    """Return the token that fills the rest of a row. Any token can, because padding is never a target."""
     return next((id_ for id_ in (tokenizer.pad_id, tokenizer.eos_id) if id_ is not None), 0)
 
 
 def source_file(path: Path) -> tuple[str, Path]:
-    """Return the name and the file whose content stands for a path.
+    """Return the name and the file whose content identifies a path.
 
     For a folder of shards that is the index, which has the checksums of the other files.
     """

@@ -1,4 +1,4 @@
-"""Dialogs made by program, whose answers and tool calls are verified."""
+"""Generated dialogs whose answers and tool calls are correct by construction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .base import DataSection, OpenedData
 
 
 class MadeDialogData(DataSection):
-    """``count`` dialogs made by program; others are made to evaluate on unless ``heldout`` names a file."""
+    """``count`` generated dialogs. Others are generated for evaluation, unless ``heldout`` names a file."""
 
     kind: Literal["made_dialogs"]
     count: Positive
