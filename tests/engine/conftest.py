@@ -15,6 +15,7 @@ class ByteTokenizer:
     vocab_size = 259
     bos_id, eos_id = 256, 257
     stop_ids = frozenset({257})
+    adds_space = False
     special_tokens = {"<bos>": 256, "<eos>": 257, "<pad>": 258}  # noqa: RUF012
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
