@@ -103,9 +103,9 @@ def read_tokenizer_json(path: Path, *, compare_merges: bool = True) -> tuple[Ran
     model = content.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or content.get("normalizer"):
         return None
-    if PATTERN not in _patterns(content.get("pre_tokenizer")):
-        return None
     try:
+        if PATTERN not in _patterns(content.get("pre_tokenizer")):
+            return None
         added = content.get("added_tokens", [])
         special_tokens = {str(t["content"]): int(t["id"]) for t in added}
         if not all(t.get("special") for t in added):
