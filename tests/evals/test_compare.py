@@ -146,7 +146,7 @@ def test_every_format_is_written_with_the_same_numbers(three, tmp_path):
 def test_one_model_alone_and_two_of_the_same_name_are_compared(tmp_path):
     first = evaluation(tmp_path / "a", "m", {"boolq": [1, 0]}, "aaaaaaaa")
     alone = compare([first])
-    assert "Two models" in comparison_page(alone)
+    assert "needs two models" in comparison_page(alone)
     twins = compare([first, evaluation(tmp_path / "b", "m", {"boolq": [1, 1]}, "bbbbbbbb")])
     assert twins.models == ["a", "b"]
     with pytest.raises(DataError, match="twice"):

@@ -132,7 +132,8 @@ def write_checkpoint(
             tokenizer.save(temporary, model_max_length=config.max_context)
             from ..text.ranks_tokenizer import RanksTokenizer  # imported already, with the tokenizer
 
-            # Meta's own release samples at 0.6 / 0.9 by default; of other models nothing is known here.
+            # Meta's own release samples with 0.6 and 0.9 by default. Defaults of other models are unknown
+            # here.
             is_llama3 = isinstance(tokenizer, RanksTokenizer)
             sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9} if is_llama3 else {}
             ids = {"bos_token_id": bos, "eos_token_id": stops, "pad_token_id": tokenizer.pad_id}
@@ -144,10 +145,12 @@ def write_checkpoint(
 
 
 class ModelSource:
-    """A model on disk: its configuration, tokenizer and lineage, and its weights on request; no file is read twice.
+    """A model on disk: configuration, tokenizer and lineage, and the weights on request.
 
-    ``path`` is its folder or GGUF file. The tokenizer is None, with a warning, where there is none.
-    ``pre`` names the pre-tokenizer of a GGUF file that does not name a known one.
+    No file is read twice.
+
+    ``path`` is its folder or GGUF file. The tokenizer is None, with a warning, if there is none. ``pre``
+    names the pre-tokenizer of a GGUF file that does not name a known one.
     """
 
     def __init__(self, source: str | Path, *, pre: str | None = None) -> None:
@@ -188,7 +191,7 @@ class ModelSource:
         return tokenizer
 
     def load(self, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> LlamaLM:
-        """Return the model; see `load_model`."""
+        """Return the model. See `load_model`."""
         if self.file is not None:
             return load_gguf(self._gguf, dtype=dtype, device=device)
         return _load_plain(self.path, self.config, dtype, device)
@@ -220,7 +223,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer | None:
 
 
 def unpacked_weights(source: str | Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Yield every parameter of a model by name, in ``dtype``, also where it is stored in blocks."""
+    """Yield every parameter of a model by name, in ``dtype``, also if it is stored in blocks."""
     model = ModelSource(source)
     if model.file is not None:
         packed = GGUFSource(model.file)

@@ -104,10 +104,10 @@ def import_gguf(
 ) -> str:
     """Import a GGUF file (or ``hf:ORG/NAME/FILE.gguf``) as a checkpoint folder and return its hash.
 
-    Without ``dtype`` a file with packed weights is kept as it is, byte for byte, and a plain one becomes a
-    plain folder in its own dtype; with ``dtype`` everything is unpacked. The packed parts of a split file are
-    written as one file. ``pre`` names the pre-tokenizer where the file does not. Raises `CheckpointError`,
-    with ``out`` unchanged, for a file that is unsound, not a Llama, or not finite.
+    Without ``dtype``, a file with quantized weights is copied byte for byte, and other weights become a
+    folder in their own dtype. With ``dtype`` everything is unpacked. The quantized parts of a split file are
+    written as one file. ``pre`` names the pre-tokenizer if the file does not. Raises `CheckpointError`, with
+    ``out`` unchanged, if the file is invalid, not a Llama, or has weights that are not finite.
     """
     path = resolve_model(source)
     file = gguf_file(path)

@@ -81,7 +81,7 @@ class ChatModel:
         return [f"{name}: {size}.", about, *self._measured()]
 
     def _measured(self) -> list[str]:
-        """Return lines with the model's score on held-out tool use; empty if its run has not measured it."""
+        """Return lines with the model's score on held-out tool use. Empty: its run has not measured it."""
         try:
             records = json.loads((self.folder.resolve().parent / "scores.json").read_text())
             name = self.folder.resolve().name
@@ -124,7 +124,7 @@ def compute_kind(source: ModelSource, dtype: str | None, device: str | None) -> 
 def load_draft(
     name: str, model: ChatModel, dtype: str | None = None, device: str | None = None
 ) -> LlamaLM | str:
-    """Load the draft model of ``model``; both must have the same tokenizer. Returns "ngram" unchanged."""
+    """Load the draft model of ``model``. Both must have the same tokenizer. Returns "ngram" unchanged."""
     if name == "ngram":
         return name
     draft = load_chat_model(name, dtype, device)

@@ -107,7 +107,7 @@ def eval_command(
 
 @app.command("list")
 def list_command(as_json: Json = False) -> None:
-    """List all suites and tasks with version, source, licence and the origin of their worked examples."""
+    """List all suites and tasks with their sources."""
     from ..evals.tasks import SUITES, TASKS, make_task
     from ..evals.tasks.mmlu import SUBJECTS
 

@@ -25,7 +25,10 @@ def compare_command(
     ),
     as_json: Json = False,
 ) -> None:
-    """Compare evaluations: paired differences, flipped items, published scores and claims."""
+    """Compare the evaluations of several models.
+
+    Writes paired differences, flipped items, published scores and claims.
+    """
     from ..evals.compare import compare
     from ..evals.compare_page import as_markdown, write_comparison
     from ..evals.results import read_evaluation
@@ -50,7 +53,10 @@ def fidelity_command(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how close a model is to its parent: KL divergence, top-1 agreement, overlap, flipped items."""
+    """Measure how close a model is to its parent.
+
+    Prints KL divergence, top-1 agreement, overlap and flipped items.
+    """
     from ..evals.closeness import measure_fidelity
 
     child, elder = (open_local(folder, None, dtype, device) for folder in (model, parent))
@@ -80,7 +86,9 @@ def contamination_command(
     data: DataOption = None,
     as_json: Json = False,
 ) -> None:
-    """Find the test items that share 13 words in a row with a training corpus.
+    """Find test items that occur in a training corpus.
+
+    An item counts if it shares 13 words in a row with the corpus.
 
     Their number is noted next to the scores.
     """

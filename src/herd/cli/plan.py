@@ -66,7 +66,7 @@ def train_command(
     html: Html = None,
     as_json: Json = False,
 ) -> None:
-    """Plan pre-training: layout, memory, MFU, days, dollars and the cost of failures."""
+    """Plan pre-training: layout, memory, days and dollars."""
     from ..llama.config import SIZES
     from ..plan.training import plan_training
 
@@ -100,7 +100,7 @@ def finetune_command(
     html: Html = None,
     as_json: Json = False,
 ) -> None:
-    """Plan fine-tuning: of every parameter, or of adapters next to a frozen model."""
+    """Plan fine-tuning of all parameters or of adapters."""
     from ..llama.config import SIZES
     from ..plan.training import finetune_job, plan_training
 
@@ -127,7 +127,10 @@ def distil_command(
     html: Html = None,
     as_json: Json = False,
 ) -> None:
-    """Plan distillation: a teacher's targets are written to disk once, then the student is trained."""
+    """Plan distillation from a teacher to a student.
+
+    The teacher's targets are written to disk once, then the student is trained on them.
+    """
     from ..llama.config import SIZES
     from ..plan.training import label_with_teacher, plan_training
 

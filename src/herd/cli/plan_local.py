@@ -88,7 +88,10 @@ def run_command(
     learned: opt.Learned = False,
     as_json: Json = False,
 ) -> None:
-    """Plan to run one model on one machine: memory, waiting time, tokens/s, USD compared with APIs."""
+    """Plan to run one model on one machine.
+
+    Prints memory, waiting time, tokens/s, and the cost compared with APIs.
+    """
     from ..plan.ways import best_way, plan_ways, smallest_change
 
     target = opt.find_target(machine, machines, size, learned)

@@ -33,7 +33,10 @@ def serve_command(
     learned: opt.Learned = False,
     as_json: Json = False,
 ) -> None:
-    """Predict whether a machine can serve the users: batch, waiting time and tokens/s for each split."""
+    """Predict whether a machine can serve many users.
+
+    Prints batch, waiting time and tokens/s for each way of splitting the machine into replicas.
+    """
     from ..plan.serve import Load, predict_serving
     from ..plan.ways import CatalogueTarget
 
@@ -98,7 +101,10 @@ def draft_command(
     learned: opt.Learned = False,
     as_json: Json = False,
 ) -> None:
-    """Predict whether a draft model pays: it proposes tokens, the large model verifies them together."""
+    """Predict whether a draft model pays.
+
+    A draft model proposes tokens, and the large model verifies them together.
+    """
     from ..llama.config import SIZES
     from ..plan.serve import best_draft, predict_draft, verify_cost
     from ..plan.ways import best_way, plan_way, plan_ways, smallest_change

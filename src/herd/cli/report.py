@@ -1,4 +1,4 @@
-"""`herd report`: write the page of a run again from its records; no model is loaded."""
+"""`herd report`: write the page of a run again from its records, without loading a model."""
 
 from __future__ import annotations
 

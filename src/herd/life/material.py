@@ -110,7 +110,8 @@ class RaiseData:
         return streams[0] if len(streams) == 1 else mix_two(streams[0], streams[1], PARALLEL_SHARE, seed)
 
     def retrieval(self, context: int) -> RetrievalStream:
-        """Return text with hidden facts, up to eight if there is room, and questions about them at the end."""
+        """Return text with hidden facts (up to eight if there is room) and questions about them at its
+        end."""
         n_facts = max(2, min(8, context // 128))
         n_questions = max(1, n_facts * 3 // 4)
         maker = NeedleMaker(self.tokenizer, self.filler("teacher"))

@@ -62,7 +62,7 @@ class Claim:
 
 
 def all_claims() -> list[Claim]:
-    """Return all claims in the order in which the news made them."""
+    """Return all claims in the order of the news."""
     texts = published.read_yaml("herd.plan", "leak.yaml")["claims"]
     return [_claim(key, text, _FACTS[key]()) for key, text in texts.items()]
 
