@@ -83,7 +83,7 @@ class Vocabulary:
         merges = []
         for merge in self.merges or ():
             left, _, right = merge.partition(" ")
-            if not self.ids.keys() >= {left, right, left + right}:
+            if left not in self.ids or right not in self.ids or left + right not in self.ids:
                 raise TokenizerError(f"the merge {merge!r} needs a token that the vocabulary lacks")
             merges.append((left, right))
         tokenizer = Tokenizer(models.BPE(self.ids, merges, ignore_merges=known.ignore_merges))
