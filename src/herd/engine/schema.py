@@ -137,8 +137,7 @@ def _lists_its_properties(schema: dict[str, Any]) -> bool:
 
 
 def _rewrite_exclusive_bounds(schema: dict[str, Any]) -> None:
-    """Replace exclusive bounds that point away from zero by inclusive ones, one step of the last digit
-    further.
+    """Replace exclusive bounds that point away from zero by inclusive ones, a step of the last digit away.
 
     llguidance gets these bounds wrong: it accepts 1 for ``{"exclusiveMinimum": 1, "maximum": 1.5}``.
     """
