@@ -84,7 +84,7 @@ def test_the_page_has_charts_and_loads_nothing(tmp_path, capsys):
         (["train", "--layout", "shard=most"], "gradients"),
         (["train", "--restart", "-1"], "out of range"),
         (["train", "--machines", "/no/such/file.yaml"], "/no/such/file.yaml"),
-        (["train", "--machine", "8xH100"], "would do"),
+        (["train", "--machine", "8xH100"], "would suffice"),
         (["finetune", "--method", "magic"], "full, lora, qlora"),
         (["finetune", "--rank", "0"], "--rank"),
         (["distil", "--teacher", "8B", "--student", "70B"], "exchange"),
