@@ -14,7 +14,14 @@ from herd.kernels import loss as losses
 from herd.kernels import qmatmul
 from herd.quant import FORMATS, blocks, matmul, scheme
 from herd.quant import linear as layers
-from herd.quant.linear import QuantEmbedding, QuantLinear, is_quantized, packed_weights, swap_linears
+from herd.quant.linear import (
+    QuantEmbedding,
+    QuantHead,
+    QuantLinear,
+    is_quantized,
+    packed_weights,
+    swap_linears,
+)
 
 PACKED = list(FORMATS.values())
 PATHS = [name for name in qmatmul.PATHS if name in qmatmul.here()]
@@ -205,3 +212,15 @@ def test_a_refused_model_is_unchanged(make_model):
 def test_malformed_blocks_are_refused():
     with pytest.raises(QuantError, match="Q4_0 blocks of shape"):
         QuantLinear(torch.zeros(4, 35, dtype=torch.uint8), FORMATS["Q4_0"])
+
+
+def test_a_packed_head_is_nearer_to_float_than_a_packed_layer():
+    rows_RB = blocks.encode(torch.randn(64, 256, generator=torch.Generator().manual_seed(1)), FORMATS["Q8_0"])
+    x = torch.randn(2, 5, 256, generator=torch.Generator().manual_seed(2))
+    truth = x @ blocks.decode(rows_RB, FORMATS["Q8_0"]).T
+    layer, head = QuantLinear(rows_RB, FORMATS["Q8_0"]), QuantHead(rows_RB, FORMATS["Q8_0"])
+    assert head(x).shape == truth.shape
+    if layer.kernel is matmul.REFERENCE:
+        pytest.skip("activations are not rounded without native kernels")
+    assert (head(x) - truth).norm() < 0.02 * (layer(x) - truth).norm()
+    assert torch.equal(head(x[:1, 2:3]), head(x)[:1, 2:3])  # the same bits in any batch

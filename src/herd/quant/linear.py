@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from ..errors import QuantError
 from ..kernels.fused_layer import FusedLayer
+from ..kernels.qmatmul import round_activations
 from ..llama import rope
 from ..llama.config import ModelConfig
 from ..llama.model import DecoderLayer, LlamaLM
 from . import blocks
 from .formats import Format, Scheme
-from .matmul import NATIVE, Kernel, choose_kernel
+from .matmul import NATIVE, REFERENCE, Kernel, choose_kernel
 
 
 class QuantLinear(nn.Module):
@@ -91,6 +92,24 @@ class QuantLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.format.name}, {self.kernel.name}"
+
+
+class QuantHead(QuantLinear):
+    """A packed head whose activations are rounded twice: to int8, and what that left over to int8 again.
+
+    The head's errors change the logits directly: on SmolLM2 in Q4_1 they cause a quarter of the divergence from float
+    activations. A second token costs little while the weights are read anyway.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel is REFERENCE or (x.requires_grad and torch.is_grad_enabled()):
+            return super().forward(x)
+        x_ND = x.flatten(0, -2).float()
+        codes_ND, scales_NG = round_activations(x_ND)
+        rounded_ND = (codes_ND.unflatten(-1, (scales_NG.shape[1], -1)) * scales_NG[..., None]).flatten(-2)
+        y_2NR = super().forward(torch.cat((x_ND, x_ND - rounded_ND)))
+        first_NR, rest_NR = y_2NR.chunk(2)
+        return (first_NR + rest_NR).view(*x.shape[:-1], -1)
 
 
 class QuantEmbedding(nn.Module):
@@ -176,14 +195,15 @@ def place_blocks(model: LlamaLM, name: str, blocks_RB: Tensor, format: Format, d
     if leaf == "embed_tokens":
         setattr(owner, leaf, QuantEmbedding(blocks_RB, format, dtype))
     else:
-        setattr(owner, leaf, QuantLinear(blocks_RB, format, dtype, getattr(owner, leaf).bias))
+        layer = QuantHead if leaf == "lm_head" else QuantLinear
+        setattr(owner, leaf, layer(blocks_RB, format, dtype, getattr(owner, leaf).bias))
 
 
 def tie_head(model: LlamaLM) -> None:
     """Make the head from the embedding's blocks, or from its weight if that is plain."""
     embedding = model.model.embed_tokens
     if isinstance(embedding, QuantEmbedding):
-        head = QuantLinear(embedding.blocks, embedding.format, embedding.like.dtype)
+        head = QuantHead(embedding.blocks, embedding.format, embedding.like.dtype)
         model.lm_head = head  # type: ignore[assignment]
     else:
         model.lm_head.weight = embedding.weight
