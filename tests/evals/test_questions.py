@@ -227,7 +227,10 @@ def test_an_added_kind_of_request_does_not_change_the_digests_of_others():
         ({"required": "a"}, "required must be a list of names"),
         ({"pattern": 1}, "pattern must be text"),
         ({"type": ["string", 1]}, "type 1 is unknown"),
-        ({"items": {"patternProperties": {"(": {}}}}, "schema #/items: pattern '(' is no regular expression"),
+        (
+            {"items": {"patternProperties": {"(": {}}}},
+            "schema #/items: pattern '(' is not a regular expression",
+        ),
         ({"$ref": "other.json"}, "names nothing inside the schema"),
     ],
 )
