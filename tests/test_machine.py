@@ -161,3 +161,14 @@ def test_every_dtype_is_torchs_own_and_of_its_size():
         torch_dtype = dtypes.torch_dtype(name)
         assert torch_dtype.itemsize == dtype.nbytes
         assert dtypes.short_name(torch_dtype) == name
+
+
+def test_waiting_threads_sleep_soon_unless_the_user_chose_otherwise(monkeypatch):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    machine.limit_spinning()
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    machine.limit_spinning()
+    assert os.environ["GOMP_SPINCOUNT"] == "2000"
+    monkeypatch.delenv("GOMP_SPINCOUNT")

@@ -26,6 +26,17 @@ def cores() -> int:
     return max(1, min([allowed, *(round(quota) for quota in quotas)]))
 
 
+def limit_spinning() -> None:
+    """Make waiting threads sleep after about 50 µs instead of milliseconds; call it before torch is imported.
+
+    With GNU OpenMP's default, threads that wait for others keep a core busy. If another program needs that core, the
+    threads they wait for do not run: `herd raise --quick` took 107 s on two cores next to a two-process program, 26 s
+    with this limit, and 9.4 s alone with or without it (AMD EPYC, 2 cores).
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
+
 def total_memory() -> int:
     """Return the physical memory in bytes, or the memory limit of the process's control groups if lower."""
     import psutil

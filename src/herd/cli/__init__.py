@@ -119,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if isinstance(output, io.TextIOWrapper):
             output.reconfigure(errors="replace")  # a terminal that cannot show a character shows "?"
     warnings.showwarning = _print_warning
+    machine.limit_spinning()
     if (cores := machine.cores()) < (os.cpu_count() or 1):  # a container's quota, which torch does not see
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
