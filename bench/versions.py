@@ -77,14 +77,14 @@ def speed(work: str) -> Callable[[Path], float]:
     return seconds
 
 
-def seconds_of_training_steps(tree: Path, steps: int = 5) -> float:
+def seconds_of_training_steps(tree: Path, steps: int = 3) -> float:
     """Return the median seconds of a training step of `train_throughput.py`'s configuration, in fp32."""
     threads = str(len(os.sched_getaffinity(0)))
     command = [sys.executable, str(tree / "bench" / "train_throughput.py"), "--contestant", "herd fp32"]
     environment = os.environ | {"PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": threads}
     done = subprocess.run(
         [*command, "--threads", threads],
-        input="\n" * (steps + 2),
+        input="\n" * (steps + 1),
         env=environment,
         capture_output=True,
         text=True,
@@ -92,7 +92,7 @@ def seconds_of_training_steps(tree: Path, steps: int = 5) -> float:
     taken = [json.loads(line)["seconds"] for line in done.stdout.splitlines()]
     if len(taken) < steps:
         raise SystemExit(f"{tree}: training steps failed:\n{done.stderr[-2000:]}")
-    return statistics.median(taken[2:])
+    return statistics.median(taken[1:])
 
 
 WORKS: dict[str, Callable[[Path], float]] = {
