@@ -150,7 +150,7 @@ def _with_ranks(vocabulary: Vocabulary, compare_merges: bool) -> RanksTokenizer 
 
 
 def _with_library(vocabulary: Vocabulary, file: GGUF) -> Tokenizer:
-    from ..text.library_tokenizer import LibraryTokenizer  # the library takes 20 ms to import
+    from ..text.library_tokenizer import LibraryTokenizer  # importing tokenizers takes 20 ms
 
     ids = {role: file.get(f"tokenizer.ggml.{key}_token_id", int) for role, key in _ROLES.items()}
     roles = {

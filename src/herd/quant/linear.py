@@ -95,10 +95,10 @@ class QuantLinear(nn.Module):
 
 
 class QuantHead(QuantLinear):
-    """A packed head whose activations are rounded twice: to int8, and what that left over to int8 again.
+    """A packed head that rounds its activations in two steps: to int8, and then the errors of that step to int8.
 
     The head's errors change the logits directly: on SmolLM2 in Q4_1 they cause a quarter of the divergence from float
-    activations. A second token costs little while the weights are read anyway.
+    activations. The second step is computed as a second token, for which the weights need not be read again.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def _from_json(path: Path, names: Mapping[str, str], settings: Mapping[str, Any]
     tokenizer = _with_ranks(known) if known is not None else None
     if tokenizer is not None:
         return tokenizer
-    from .library_tokenizer import LibraryTokenizer, read_library  # another 20 ms to import
+    from .library_tokenizer import LibraryTokenizer, read_library  # importing tokenizers takes 20 ms
 
     library = read_library(path)
     roles = {role: names.get(f"{role}_token") for role in ROLES}
