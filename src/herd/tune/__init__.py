@@ -1,0 +1,1 @@
+"""`herd tune`: fine-tune a model on dialogs or preferences, merge adapters, and measure what was gained and lost."""
