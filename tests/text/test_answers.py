@@ -92,6 +92,8 @@ CALL = ToolCall("f", {"a": 1}, "json")
     [
         ('[TOOL_CALLS][{"name": "f", "arguments": {"a": 1}}]', ""),
         ('[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}, "id": "abc123def"}]</s>', ""),
+        ('[TOOL_CALLS]f[ARGS]{"a": 1}', ""),
+        ('Let me see. [TOOL_CALLS]f[ARGS] {"a": 1}</s>', "Let me see."),
         ('Let me see. [TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}]', "Let me see."),
     ],
 )
@@ -102,7 +104,7 @@ def test_mistrals_calls_are_found_where_tools_were_offered(text, content):
 
 
 def test_a_mark_of_calls_without_any_is_text():
-    for text in ("[TOOL_CALLS]", "[TOOL_CALLS] and text", "[TOOLS]", "see [TOOL_CALLS] there"):
+    for text in ("[TOOL_CALLS]", "[TOOL_CALLS] and text", "[TOOLS]", "see [TOOL_CALLS] there", "f[ARGS]", "f[ARGUMENT]{}"):
         assert AnswerParser(tools=True).parse(text) == Parsed(text)
 
 

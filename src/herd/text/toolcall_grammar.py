@@ -24,6 +24,7 @@ FUNCTION = "<function="
 FUNCTION_END = "</function>"
 FENCE = "```"
 TOOL_CALLS = "[TOOL_CALLS]"
+ARGS = "[ARGS]"
 WRAPPERS = {
     "<tool_call>": "</tool_call>",
     "<|python_start|>": "<|python_end|>",
@@ -148,8 +149,16 @@ def fence(closing: bool) -> Reader[Match]:
 
 
 def builtin_call(first: str) -> Reader[Match]:
-    """Match ``name.call(key=value, …)``, which must not go on behind that, after the name's first letter."""
-    name, c = yield from _identifier(first)
+    """Match ``name.call(key=value, …)``, or Mistral's ``name[ARGS]{…}``, after the name's first letter.
+
+    Text that continues directly after the closing bracket of the first form is code, not a call.
+    """
+    name, c = yield from _identifier(first, "-")
+    if c == "[":
+        yield from _literal(ARGS[1:])
+        if (yield from _skip((yield))) != "{":
+            raise NotACall(f"{ARGS} must be followed by a JSON object")
+        return Match((_checked(name, (yield from _members((yield from _skip((yield))), 1)), "json"),))
     for expected in ".call":
         if c != expected:
             raise NotACall
@@ -163,6 +172,13 @@ def builtin_call(first: str) -> Reader[Match]:
 
 
 # Parts of grammars
+
+
+def _literal(text: str) -> Reader[None]:
+    """Read exactly ``text``."""
+    for expected in text:
+        if (yield) != expected:
+            raise NotACall
 
 
 def _call_object() -> Reader[dict[str, Any]]:
