@@ -50,7 +50,10 @@ def main() -> None:
             if outcome == "refused":
                 refusals[" ".join(detail.split()[:16])] += 1
             if outcome == "invalid":
-                print(f"schema {number}: {json.dumps(schema, ensure_ascii=False)}\n  answer: {detail}", flush=True)
+                print(
+                    f"schema {number}: {json.dumps(schema, ensure_ascii=False)}\n  answer: {detail}",
+                    flush=True,
+                )
         slowest = max(slowest, time.perf_counter() - start)
     for reason, count in refusals.most_common(12):
         print(f"refused {count:5} times: {reason}")
@@ -59,7 +62,9 @@ def main() -> None:
         commit=args.commit,
         what=f"{args.n} random JSON schemas, {ANSWERS} random answers each, judged by jsonschema",
         values={
-            "invalid answers": Value(outcomes["invalid"], "answers", bar="0", passed=outcomes["invalid"] == 0),
+            "invalid answers": Value(
+                outcomes["invalid"], "answers", bar="0", passed=outcomes["invalid"] == 0
+            ),
             "valid answers": (outcomes["valid"], "answers"),
             f"answers longer than {MAX_TOKENS} bytes, not judged": (outcomes["long"], "answers"),
             "dead ends": (outcomes["dead end"], "answers"),
@@ -83,7 +88,9 @@ def judge(schema: Schema, rng: random.Random, tokenizer: Tokenizer) -> list[tupl
     exact = json.loads(json.dumps(schema), parse_float=Decimal)
     validator = Draft202012Validator(exact, format_checker=Draft202012Validator.FORMAT_CHECKER)
     try:
-        answers = [answer(Guide(Constraint.json_schema(schema), tokenizer), rng, tokenizer) for _ in range(ANSWERS)]
+        answers = [
+            answer(Guide(Constraint.json_schema(schema), tokenizer), rng, tokenizer) for _ in range(ANSWERS)
+        ]
     except EngineError as error:
         assert "\n" not in str(error), error
         return [("refused", str(error))]
@@ -133,7 +140,9 @@ def part(rng: random.Random, depth: int) -> Schema:
 
 def leaf(rng: random.Random) -> Schema:
     """Return a schema without parts."""
-    kind = rng.choice(("string", "pattern", "format", "integer", "number", "enum", "const", "type", "types", "any"))
+    kind = rng.choice(
+        ("string", "pattern", "format", "integer", "number", "enum", "const", "type", "types", "any")
+    )
     if kind == "string":
         low = rng.randint(0, 4)
         return {"type": "string"} | maybe(rng, minLength=low, maxLength=low + rng.randint(0, 6))

@@ -104,7 +104,14 @@ def test_mistrals_calls_are_found_where_tools_were_offered(text, content):
 
 
 def test_a_mark_of_calls_without_any_is_text():
-    for text in ("[TOOL_CALLS]", "[TOOL_CALLS] and text", "[TOOLS]", "see [TOOL_CALLS] there", "f[ARGS]", "f[ARGUMENT]{}"):
+    for text in (
+        "[TOOL_CALLS]",
+        "[TOOL_CALLS] and text",
+        "[TOOLS]",
+        "see [TOOL_CALLS] there",
+        "f[ARGS]",
+        "f[ARGUMENT]{}",
+    ):
         assert AnswerParser(tools=True).parse(text) == Parsed(text)
 
 
