@@ -65,8 +65,7 @@ USED_FROM_OUTSIDE = {
         "torch.distributed.checkpoint calls it",
     ),
     "lark": "a user's grammar: herd.Constraint.lark",
-    "n_active": "for programs that run an engine",
-    "n_waiting": "for programs that run an engine",
+    "stats": "for programs that run an engine",
     **dict.fromkeys(
         ("to_json", "encode_rendered", "assistant_spans", "trained_tokens", "read_sentencepiece"),
         "for chat formats of other models",

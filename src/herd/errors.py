@@ -56,6 +56,10 @@ class ContextError(EngineError):
     """A prompt, or a text to score, that is longer than the context."""
 
 
+class EngineBusyError(EngineError):
+    """A request that an engine cannot take now, because too many wait or it is closing. Try again later."""
+
+
 class ToolError(HerdError):
     """A tool call that is malformed, unknown, or failed."""
 

@@ -2,30 +2,35 @@
 
 `request.py` defines requests and answers, `engine.py` batches them over the KV cache of `cache.py`,
 `sampling.py` picks tokens, `logits.py` and `constraint.py` decide which tokens may be picked, `speculate.py`
-verifies the tokens that a `draft.py` proposes, `generate.py` generates with one call, and `chat_session.py`
-holds a dialog with tools. `Engine` is imported at its first use, so that planners can call `nbytes` without
-torch.
+verifies the tokens that a `draft.py` proposes, `generate.py` generates with one call, `chat_session.py` holds
+a dialog with tools, and `loop.py` runs an engine in a thread of its own for servers. `Engine` and
+`EngineLoop` are imported at their first use, so that planners can call `nbytes` without torch.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from .constraint import Constraint
 from .memory import nbytes
-from .request import Completion, Delta, Request, Sampling, Speculated, TokenLogprob
+from .request import Completion, Delta, Request, Sampling, Speculated, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from .engine import Engine, ResponseStream
+    from .loop import EngineLoop, EngineStats, Generation
 
 __all__ = [
     "Completion",
     "Constraint",
     "Delta",
     "Engine",
+    "EngineLoop",
+    "EngineStats",
+    "Generation",
     "Request",
     "ResponseStream",
     "Sampling",
     "Speculated",
     "TokenLogprob",
+    "Usage",
     "nbytes",
 ]
 
@@ -35,4 +40,8 @@ def __getattr__(name: str) -> Any:
         from . import engine
 
         return getattr(engine, name)
+    if name in ("EngineLoop", "EngineStats", "Generation"):
+        from . import loop
+
+        return getattr(loop, name)
     raise AttributeError(f"module 'herd.engine' has no attribute {name!r}")

@@ -31,7 +31,7 @@ from ..llama.model import LlamaLM
 from ..quant.linear import is_quantized
 from ..text.tokenizer import Tokenizer
 from .cache import Cached, PagedCache
-from .constraint import Guide
+from .constraint import Constraint, Guide
 from .draft import Draft, ModelDraft, NGramDraft
 from .memory import PREFILL_TOKENS
 from .pages import chain
@@ -98,6 +98,8 @@ class Engine:
         self.draft, self._draft_tokens = self._make_draft(draft, kv), draft_tokens
         self.n_preempted = 0
         """How often a request had to free its pages and begin again."""
+        self.n_steps = self.n_decoded = self.n_prefilled = 0
+        """Number of forwards, of tokens added to answers, and of tokens computed before them."""
         self._timers = StepTimer(), StepTimer()  # of the model and of the draft
         self._stop_ids = frozenset() if tokenizer is None else frozenset(tokenizer.stop_ids)
         self._submitted = 0
@@ -116,24 +118,18 @@ class Engine:
 
     def submit(self, request: Request) -> ResponseStream:
         """Queue a request for the next `step`. Raises EngineError if it is invalid."""
-        return self._queue([self._sequence(request)])[0]
+        return self._queue([request])[0]
 
     def submit_many(self, request: Request, n: int) -> list[ResponseStream]:
         """Queue ``n`` answers to one request, whose prompt is computed once.
 
         With a seed, the first answer is the same as from `submit`. The seeds of the others are hashes of it.
         """
-        if n < 1:
-            raise EngineError(f"n={n} must be at least 1")
-        sampling, requests = request.sampling, [request] * n
-        if sampling.seed is not None:
-            seeds = [seed_of(sampling.seed, number) for number in range(n)]
-            requests = [replace(request, sampling=replace(sampling, seed=seed)) for seed in seeds]
-        return self._queue([self._sequence(request) for request in requests])
+        return self._queue(copies(request, n))
 
     def run(self, requests: abc.Sequence[Request]) -> list[Completion]:
         """Run all requests to their end and return their answers in order. If one is invalid, none is run."""
-        streams = self._queue([self._sequence(request) for request in requests])
+        streams = self._queue(requests)
         try:
             while not all(stream.done for stream in streams):
                 self.step()
@@ -147,41 +143,69 @@ class Engine:
     def step(self) -> bool:
         """Admit waiting requests, and run one forward for the active ones. Return False if there are none.
 
-        If the step fails or is interrupted, active requests end as "cancelled", since their state is
-        uncertain.
+        If the step is interrupted, active requests end as "cancelled", and if it fails, with an EngineError,
+        since their state is uncertain. Those that wait are not affected.
         """
         try:
             self._admit()
             if not self._active:
                 return False
             self._advance(self._plan())
-        except BaseException:
+        except BaseException as error:
             for sequence in list(self._active):
                 self._release(sequence)
-                if not sequence.stream.done:
+                if sequence.stream.done:
+                    continue
+                if isinstance(error, Exception):
+                    problem = f"the engine failed in a step of this answer: {type(error).__name__}: {error}"
+                    sequence.stream.fail(EngineError(" ".join(problem.split())))
+                else:
                     sequence.end("cancelled")
             raise
         return True
 
-    def _sequence(self, request: Request) -> Sequence:
-        """Check a request, compile its constraint, and return its `Sequence`."""
+    def check(self, request: Request) -> None:
+        """Raise EngineError if a request is invalid. Its constraint is not compiled."""
         request.validate(self.model.config.vocab_size, self.context)
         if self.tokenizer is None and request.sampling.stop:
             raise EngineError("stop strings need a tokenizer, and this engine has none")
-        guide = None
-        if request.constraint is not None:
-            if self.tokenizer is None:
-                raise EngineError("a constraint needs a tokenizer, and this engine has none")
-            guide = Guide(request.constraint, self.tokenizer)
-        stream = ResponseStream(request, self.step, self._cancel)
-        counts = None if self.draft is None else Speculated()
-        return Sequence(stream, self.tokenizer, self._stop_ids, self.context, guide, counts)
+        if self.tokenizer is None and request.constraint is not None:
+            raise EngineError("a constraint needs a tokenizer, and this engine has none")
 
-    def _queue(self, sequences: list[Sequence]) -> list[ResponseStream]:
-        for sequence in sequences:
-            sequence.number, self._submitted = self._submitted, self._submitted + 1
-            self._waiting.append(sequence)
-        return [sequence.stream for sequence in sequences]
+    def compile(self, constraint: Constraint | None) -> Guide | None:
+        """Return the guide of one answer. Raises EngineError if the constraint cannot be followed."""
+        if constraint is None:
+            return None
+        assert self.tokenizer is not None
+        return Guide(constraint, self.tokenizer)
+
+    def enqueue(self, stream: ResponseStream, guide: Guide | None) -> None:
+        """Queue a checked request, whose deltas go to ``stream``."""
+        counts = None if self.draft is None else Speculated()
+        sequence = Sequence(stream, self.tokenizer, self._stop_ids, self.context, guide, counts)
+        sequence.number, self._submitted = self._submitted, self._submitted + 1
+        self._waiting.append(sequence)
+
+    def cancel(self, stream: ResponseStream) -> None:
+        """End an answer and free its pages. Does nothing if it has ended or was not queued."""
+        for sequence in (*self._active, *self._waiting):
+            if sequence.stream is stream:
+                sequence.end("cancelled")
+                if sequence.in_cache is None:
+                    self._waiting.remove(sequence)
+                else:
+                    self._release(sequence)
+                return
+
+    def _queue(self, requests: abc.Sequence[Request]) -> list[ResponseStream]:
+        """Queue requests, if all of them are valid."""
+        for request in requests:
+            self.check(request)
+        guides = [self.compile(request.constraint) for request in requests]
+        streams = [ResponseStream(request, self.step, self.cancel) for request in requests]
+        for stream, guide in zip(streams, guides, strict=True):
+            self.enqueue(stream, guide)
+        return streams
 
     def _make_draft(self, draft: LlamaLM | Draft | str | None, kv: str) -> Draft | None:
         if not isinstance(draft, LlamaLM | str):
@@ -216,8 +240,7 @@ class Engine:
                 self.cache.close(cached)
                 return
             sequence.in_cache = cached
-            if not sequence.n_new:
-                sequence.stream.shared_tokens = cached.length
+            sequence.stream.begin(cached.length)
             computing.update(missing)
             self._active.append(self._waiting.popleft())
             self._active.sort(key=lambda sequence: sequence.number)
@@ -305,12 +328,16 @@ class Engine:
                     tokens += draft.tokens
                     sequence.record_draft(Speculated(drafted=len(draft.tokens)))
                 ready.append((sequence, draft, start + n))
+        self.n_steps += 1
+        self.n_prefilled += sum(n for sequence, n, _ in parts if n > 1 or not sequence.n_new)
         began = time.perf_counter()
         lengths = [(sequence.cached, n + len(draft.tokens)) for sequence, n, draft in parts]
         logits_NV = self._forward(lengths, tokens, positions)
         if ready:
+            self.n_decoded -= sum(sequence.n_new for sequence, _, _ in ready)
             accepted = verify(logits_NV, [s for s, _, _ in ready], [draft for _, draft, _ in ready])
             self._timers[0].note(len(tokens), time.perf_counter() - began)
+            self.n_decoded += sum(sequence.n_new for sequence, _, _ in ready)
             for (sequence, _, known), n in zip(ready, accepted, strict=True):
                 self.cache.truncate(sequence.cached, min(known + n, len(sequence.tokens)))
         for sequence, _, _ in parts:
@@ -337,15 +364,16 @@ class Engine:
         sequence.in_cache = None
         self._active.remove(sequence)
 
-    def _cancel(self, stream: ResponseStream) -> None:
-        for sequence in (*self._active, *self._waiting):
-            if sequence.stream is stream:
-                sequence.end("cancelled")
-                if sequence.in_cache is None:
-                    self._waiting.remove(sequence)
-                else:
-                    self._release(sequence)
-                return
+
+def copies(request: Request, n: int) -> list[Request]:
+    """Return ``n`` requests for answers to one prompt. Their seeds are hashes of the request's own, if any."""
+    if n < 1:
+        raise EngineError(f"n={n} must be at least 1")
+    sampling = request.sampling
+    if sampling.seed is None:
+        return [request] * n
+    seeds = [seed_of(sampling.seed, number) for number in range(n)]
+    return [replace(request, sampling=replace(sampling, seed=seed)) for seed in seeds]
 
 
 def _cache_kind(model: LlamaLM, kv: str) -> str:

@@ -40,6 +40,11 @@ class Pages:
         """Pages that can be taken within the limit. Negative if it is exceeded."""
         return self.limit - self.n_used
 
+    @property
+    def n_findable(self) -> int:
+        """Pages that can be found by their content, used or idle."""
+        return len(self._by_digest)
+
     def take(self) -> int:
         """Return a page with one user: a free page, a page never used, or the page that has been idle
         longest."""

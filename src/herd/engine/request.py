@@ -97,7 +97,8 @@ class Request:
 
     ``stop_ids`` end the answer in addition to the tokenizer's own stop tokens. A ``constraint`` defines the
     form of the answer, and ends it when nothing more may follow. Requests of one ``tenant`` share the cached
-    keys and values of common prompt beginnings. Tenants share nothing with each other.
+    keys and values of common prompt beginnings. Tenants share nothing with each other. Requests of different
+    ``owner``s take turns when they begin and when their prompts are computed.
     """
 
     prompt_ids: Sequence[int]
@@ -105,6 +106,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     constraint: Constraint | None = None
     tenant: str = ""
+    owner: str = ""
 
     def validate(self, vocab_size: int, context: int) -> None:
         """Raise EngineError if a model with this vocabulary and context cannot serve the request."""
@@ -173,6 +175,24 @@ class Delta:
     stop_id: int | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     speculated: Speculated | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """The tokens and the times of one request, up to now. They are final once its answer is read or cancelled.
+
+    ``cached_tokens`` of the ``prompt_tokens`` came from the cache. ``completion_tokens`` were sampled for the
+    request, up to and including the last one that its reader took, or that was used up as stop token or stop
+    string. Times in seconds since the request was submitted: ``queue_seconds`` until it began,
+    ``first_token_seconds`` until its first token (None: not yet), ``total_seconds`` until its end or now.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    queue_seconds: float
+    first_token_seconds: float | None
+    total_seconds: float
 
 
 @dataclass(frozen=True)

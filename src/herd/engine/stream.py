@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -13,7 +14,7 @@ from .cache import Cached
 from .constraint import Guide
 from .detokenize import TextStream
 from .logits import LogitsProcessor
-from .request import Completion, Delta, FinishReason, Request, Speculated, TokenLogprob
+from .request import Completion, Delta, FinishReason, Request, Speculated, TokenLogprob, Usage
 
 INITIAL_ACCEPTANCE_RATE = 0.8
 """Acceptance rate of a sequence without any verified draft token: high enough that drafting is tried."""
@@ -22,10 +23,11 @@ ACCEPTANCE_UPDATE = 0.1
 
 
 class ResponseStream(Iterator[Delta]):
-    """The deltas of one request. Iterating drives the engine. `cancel` ends the answer and frees its pages.
+    """The deltas of one request. Reading runs ``step`` until one arrives.
 
-    If this request fails, iterating raises EngineError after the deltas that came before. ``shared_tokens``
-    is the number of prompt tokens that were in the cache when the request began.
+    `cancel` ends the answer and frees its pages. If this request fails, reading raises EngineError after the
+    deltas that came before. ``shared_tokens`` is the number of prompt tokens that were in the cache when the
+    request began.
     """
 
     def __init__(
@@ -36,16 +38,34 @@ class ResponseStream(Iterator[Delta]):
         self._error: EngineError | None = None
         self.done = False
         self.shared_tokens = 0
+        self._n_read = 0
+        self._submitted = time.perf_counter()
+        self._began: float | None = None
+        self._first: float | None = None
+        self._ended: float | None = None
 
     def __next__(self) -> Delta:
-        while not self._deltas:
-            if self._error is not None:
-                raise self._error
-            if self.done:
-                raise StopIteration
-            if not self._step():
-                raise EngineError("this answer ended without a result when its engine failed earlier")
-        return self._deltas.popleft()
+        while not self._readable():
+            self._wait()
+        return self._read()
+
+    @property
+    def began(self) -> bool:
+        """Whether the request has left the queue."""
+        return self._began is not None
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens and times of this request up to now."""
+        now = self._ended or time.perf_counter()
+        return Usage(
+            prompt_tokens=len(self.request.prompt_ids),
+            cached_tokens=self.shared_tokens,
+            completion_tokens=self._n_read,
+            queue_seconds=(self._began or now) - self._submitted,
+            first_token_seconds=None if self._first is None else self._first - self._submitted,
+            total_seconds=now - self._submitted,
+        )
 
     def cancel(self) -> None:
         """End this answer now. Its last delta says "cancelled". Does nothing if it has already ended."""
@@ -70,14 +90,40 @@ class ResponseStream(Iterator[Delta]):
             speculated=last.speculated,
         )
 
+    def begin(self, shared_tokens: int) -> None:
+        """Note that the request leaves the queue. Later calls, after it freed its pages, have no effect."""
+        if self._began is None:
+            self._began, self.shared_tokens = time.perf_counter(), shared_tokens
+
     def push(self, delta: Delta) -> None:
         """Add a delta of the engine."""
+        if self._first is None and (delta.token_ids or delta.stop_id is not None):
+            self._first = time.perf_counter()
+        if delta.finish_reason is not None:
+            self._ended = time.perf_counter()
         self._deltas.append(delta)
-        self.done = delta.finish_reason is not None
+        self.done = self._ended is not None  # after the delta: readers look at it first
 
     def fail(self, error: EngineError) -> None:
         """End this answer with an error, raised when it is read to this point."""
-        self._error, self.done = error, True
+        self._error, self._ended = error, time.perf_counter()
+        self.done = True
+
+    def _readable(self) -> bool:
+        """Return whether reading needs no waiting."""
+        return self.done or bool(self._deltas)
+
+    def _read(self) -> Delta:
+        done = self.done  # before the deltas: what arrives after this line is read next time
+        if not self._deltas and done:
+            raise self._error or StopIteration
+        delta = self._deltas.popleft()
+        self._n_read += len(delta.token_ids) + (delta.stop_id is not None)
+        return delta
+
+    def _wait(self) -> None:
+        if not self._step():
+            raise EngineError("this answer ended without a result when its engine failed earlier")
 
 
 class Sequence:

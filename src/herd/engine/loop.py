@@ -1,0 +1,304 @@
+"""Run an engine in a thread of its own, for servers: submit, read, cancel and count from any thread.
+
+An `EngineLoop` owns its engine: only its thread touches the engine, and everybody else sends it messages. The
+thread runs steps while there are requests. Each request is a `Generation`, whose deltas are read from asyncio
+(``async for``) or from any thread (``for``). Constraints are compiled in other threads, so that a large
+schema delays only its own request. A failure of one request, or of a whole step, is raised to the readers
+concerned, and the thread goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+from ..errors import EngineBusyError, EngineError
+from ..kernels.page_layout import PAGE
+from .constraint import Constraint, Guide
+from .engine import Engine, copies
+from .request import Delta, Request
+from .stream import ResponseStream
+
+COMPILING_THREADS = 2
+"""Threads that compile constraints."""
+RATE_SECONDS = 10.0
+"""Time over which tokens per second are averaged."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What an engine is doing now, and its counts since the start. Rates are over the last seconds.
+
+    ``cached_tokens`` is the number of tokens in pages that a prompt can find by their content.
+    """
+
+    active: int
+    waiting: int
+    free_pages: int
+    used_pages: int
+    cached_tokens: int
+    steps: int
+    preemptions: int
+    decoded_tokens: int
+    prefilled_tokens: int
+    decode_tokens_per_second: float
+    prefill_tokens_per_second: float
+
+
+class Generation(ResponseStream, AsyncIterator[Delta]):
+    """The deltas of one request to an `EngineLoop`. Safe from any thread, but for one reader at a time.
+
+    `cancel` frees the pages within one step. The last delta then says "cancelled", unless the answer had
+    already ended.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        cancel: Callable[[ResponseStream], None],
+        arrived: Callable[[Generation], None],
+    ) -> None:
+        super().__init__(request, lambda: False, cancel)
+        self._arrived = arrived
+        self._lock = threading.Lock()
+        self._wake: Callable[[], object] | None = None
+        self.compiled: Future[Guide | None] | None = None
+        """The compilation of the constraint, if there is one."""
+
+    async def __anext__(self) -> Delta:
+        while not self._readable():
+            loop = asyncio.get_running_loop()
+            arrived: asyncio.Future[None] = loop.create_future()
+            self._when_readable(partial(loop.call_soon_threadsafe, _resolve, arrived))
+            await arrived
+        try:
+            return self._read()
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+    async def ready(self) -> None:
+        """Wait until the constraint is compiled. Raises EngineError if it cannot be followed."""
+        if self.compiled is not None:
+            await asyncio.shield(asyncio.wrap_future(self.compiled))
+
+    def push(self, delta: Delta) -> None:
+        super().push(delta)
+        self._arrived(self)
+
+    def fail(self, error: EngineError) -> None:
+        super().fail(error)
+        self._arrived(self)
+
+    def wake(self) -> None:
+        """Wake the reader, if it waits."""
+        with self._lock:
+            wake, self._wake = self._wake, None
+        if wake is not None:
+            with suppress(RuntimeError):  # the reader's event loop is closed
+                wake()
+
+    def _wait(self) -> None:
+        arrived = threading.Event()
+        self._when_readable(arrived.set)
+        arrived.wait()
+
+    def _when_readable(self, wake: Callable[[], object]) -> None:
+        with self._lock:
+            if not self._readable():
+                self._wake = wake
+                return
+        wake()
+
+
+class EngineLoop:
+    """A thread that runs ``engine``. Nobody else may use the engine from now on.
+
+    At most ``max_waiting`` requests may wait for their turn. Call `close`, or use it in a ``with`` block.
+    """
+
+    def __init__(self, engine: Engine, max_waiting: int = 512) -> None:
+        self.engine, self.max_waiting = engine, max_waiting
+        self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._arrived: list[Generation] = []
+        self._lock = threading.Lock()
+        self._open: set[Generation] = set()  # not yet at their end
+        self._closing = False
+        self._deadline = float("inf")
+        self._rates = deque([(time.monotonic(), 0, 0)])  # time, tokens decoded, tokens prefilled
+        self._compilers = ThreadPoolExecutor(COMPILING_THREADS, "herd-constraint")
+        self._thread = threading.Thread(target=self._run, name="herd-engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> EngineLoop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(self, request: Request, n: int = 1) -> list[Generation]:
+        """Queue ``n`` answers to a request.
+
+        Raises EngineError if the request is invalid, and EngineBusyError if too many wait or the loop is
+        closing. A constraint that cannot be followed fails later: the first delta, or `Generation.ready`.
+        """
+        requests = copies(request, n)
+        self.engine.check(request)
+        generations = [Generation(each, self._cancel, self._arrived.append) for each in requests]
+        with self._lock:
+            if self._closing:
+                raise EngineBusyError("the engine is closing and takes no more requests")
+            waiting = self._n_waiting()
+            if waiting + n > self.max_waiting:
+                raise EngineBusyError(
+                    f"{waiting} requests wait for the engine, and {n} more would exceed its limit of "
+                    f"{self.max_waiting}: try again later"
+                )
+            self._open.update(generations)
+            for generation in generations:
+                if request.constraint is None:
+                    self._messages.put(partial(self._start, generation, None))
+                else:
+                    generation.compiled = self._compilers.submit(self._compile, request.constraint)
+                    generation.compiled.add_done_callback(partial(self._when_compiled, generation))
+        return generations
+
+    def stats(self) -> EngineStats:
+        """Return what the engine is doing now."""
+        engine, pages = self.engine, self.engine.cache.pages
+        with self._lock:
+            waiting = self._n_waiting()
+        then, decoded, prefilled = self._rates[0]
+        seconds = max(time.monotonic() - then, 1e-9)
+        return EngineStats(
+            active=engine.n_active,
+            waiting=waiting,
+            free_pages=max(0, pages.available),
+            used_pages=pages.n_used,
+            cached_tokens=pages.n_findable * PAGE,
+            steps=engine.n_steps,
+            preemptions=engine.n_preempted,
+            decoded_tokens=engine.n_decoded,
+            prefilled_tokens=engine.n_prefilled,
+            decode_tokens_per_second=(engine.n_decoded - decoded) / seconds,
+            prefill_tokens_per_second=(engine.n_prefilled - prefilled) / seconds,
+        )
+
+    def close(self, drain_seconds: float = 0.0) -> None:
+        """Refuse new requests, let the open ones finish for ``drain_seconds``, cancel the rest, and return
+        when the threads have ended."""
+        with self._lock:
+            self._closing = True
+            self._deadline = min(self._deadline, time.monotonic() + drain_seconds)
+        self._messages.put(lambda: None)
+        self._thread.join()
+        self._compilers.shutdown(cancel_futures=True)
+
+    def _cancel(self, stream: ResponseStream) -> None:
+        self._messages.put(partial(self._end, stream))
+
+    def _n_waiting(self) -> int:
+        return sum(not generation.began for generation in self._open)
+
+    def _compile(self, constraint: Constraint) -> Guide | None:
+        try:
+            return self.engine.compile(constraint)
+        except EngineError:
+            raise
+        except Exception as error:
+            raise EngineError(f"compiling the {constraint.kind} failed: {type(error).__name__}") from error
+
+    def _when_compiled(self, generation: Generation, compiled: Future[Guide | None]) -> None:
+        if compiled.cancelled():
+            return
+        error = compiled.exception()
+        if isinstance(error, EngineError):
+            self._messages.put(partial(generation.fail, error))
+        else:
+            self._messages.put(partial(self._start, generation, compiled.result()))
+
+    # the methods below run in the thread of the engine
+
+    def _run(self) -> None:
+        try:
+            while not self._ended():
+                try:
+                    self.engine.step()
+                except Exception:
+                    _log.exception("a step of the engine failed; its requests ended with an error")
+                self._note_rates()
+                self._wake_readers()
+        finally:  # a bug ends the thread: nobody may wait for it
+            with self._lock:
+                self._closing = True
+            for generation in self._open:
+                generation.fail(EngineError("the thread of the engine has ended: restart the server"))
+                generation.wake()
+
+    def _ended(self) -> bool:
+        """Take the messages, and return whether the loop is closed and nothing is open."""
+        self._take_messages()
+        if not self._closing:
+            return False
+        if time.monotonic() >= self._deadline:
+            for generation in list(self._open):
+                self._end(generation)
+        self._wake_readers()
+        return not self._open
+
+    def _take_messages(self) -> None:
+        """Run all messages. If there is no request to compute, wait for one."""
+        idle = not self.engine.n_active and not self.engine.n_waiting and not self._arrived
+        while True:
+            with suppress(queue.Empty):
+                if idle:
+                    wait = None
+                    if self._closing:
+                        wait = max(0.0, min(self._deadline - time.monotonic(), threading.TIMEOUT_MAX))
+                    self._messages.get(timeout=wait)()
+                    idle = False
+                else:
+                    self._messages.get_nowait()()
+                continue
+            return
+
+    def _start(self, generation: Generation, guide: Guide | None) -> None:
+        if not generation.done:  # cancelled while its constraint was compiled
+            self.engine.enqueue(generation, guide)
+
+    def _end(self, stream: ResponseStream) -> None:
+        self.engine.cancel(stream)
+        if not stream.done:  # not queued yet
+            stream.push(Delta("", (), "cancelled"))
+
+    def _wake_readers(self) -> None:
+        arrived = set(self._arrived)
+        self._arrived.clear()
+        ended = {generation for generation in arrived if generation.done}
+        if ended:
+            with self._lock:
+                self._open -= ended
+        for generation in arrived:
+            generation.wake()
+
+    def _note_rates(self) -> None:
+        now = time.monotonic()
+        if now - self._rates[-1][0] > RATE_SECONDS / 20:
+            self._rates.append((now, self.engine.n_decoded, self.engine.n_prefilled))
+        while len(self._rates) > 1 and now - self._rates[1][0] > RATE_SECONDS:
+            self._rates.popleft()
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,114 @@
+"""An engine in a thread of its own: the answers are the same, and no failure touches another request."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from herd.engine import Constraint, Engine, EngineLoop, Request, Sampling
+from herd.errors import EngineBusyError, EngineError
+
+
+def request(i: int = 0, n: int = 20, **more) -> Request:
+    return Request([i + 1, 7, 9], Sampling(max_tokens=n, temperature=1, seed=i), **more)
+
+
+@pytest.fixture
+def loop(model, tokenizer):
+    with EngineLoop(Engine(model, tokenizer, max_batch=4)) as loop:
+        yield loop
+    assert loop.stats().used_pages == loop.stats().active == loop.stats().waiting == 0
+
+
+def test_answers_read_from_asyncio_and_from_threads_equal_those_of_the_engine(loop, model, tokenizer):
+    requests = [request(i) for i in range(12)]
+    want = Engine(model, tokenizer, max_batch=4).run(requests)
+
+    async def read(generation):
+        return "".join([delta.text async for delta in generation])
+
+    async def read_all():
+        return await asyncio.gather(*(read(loop.submit(each)[0]) for each in requests))
+
+    assert asyncio.run(read_all()) == [c.text for c in want]
+    got = [loop.submit(each)[0] for each in requests]
+    assert [generation.completion().ids for generation in got] == [c.ids for c in want]
+    assert loop.stats().decoded_tokens == 2 * sum(len(c.ids) for c in want)
+
+
+def test_n_answers_are_those_of_submit_many(loop, model, tokenizer):
+    want = [s.completion().ids for s in Engine(model, tokenizer).submit_many(request(3), 3)]
+    assert [g.completion().ids for g in loop.submit(request(3), n=3)] == want
+
+
+def test_cancelling_ends_an_answer_and_returns_its_pages(loop):
+    first, second = loop.submit(request(1, n=400)), loop.submit(request(2, n=30))
+    next(first[0])
+    first[0].cancel()
+    assert [d.finish_reason for d in first[0]][-1] == "cancelled"
+    assert len(second[0].completion().ids) == 30
+    first[0].cancel()  # it has ended: nothing happens
+
+
+def test_bad_requests_are_refused_by_submit(loop):
+    with pytest.raises(EngineError, match="outside the model's vocabulary"):
+        loop.submit(Request([1000]))
+
+
+def test_a_bad_constraint_fails_its_own_request(loop):
+    bad, good = loop.submit(request(1, constraint=Constraint.regex("(")))[0], loop.submit(request(2))[0]
+    with pytest.raises(EngineError, match="malformed"):
+        asyncio.run(bad.ready())
+    with pytest.raises(EngineError, match="malformed"):
+        next(bad)
+    constrained = loop.submit(request(1, constraint=Constraint.regex("[ab]{5}")))[0]
+    asyncio.run(constrained.ready())
+    assert len(constrained.completion().text) == 5
+    assert len(good.completion().ids) == 20
+
+
+def test_a_full_queue_refuses_more(model, tokenizer, monkeypatch):
+    engine, go = Engine(model, tokenizer, max_batch=1), threading.Event()
+    monkeypatch.setattr(Engine, "_admit", lambda self, admit=Engine._admit: (go.wait(), admit(self)))
+    with EngineLoop(engine, max_waiting=3) as loop:
+        some = loop.submit(request(1), n=3)
+        with pytest.raises(EngineBusyError, match="3 requests wait for the engine"):
+            loop.submit(request(2))
+        go.set()
+        assert all(len(each.completion().ids) == 20 for each in some)
+        loop.submit(request(2))[0].completion()
+
+
+def test_a_step_that_fails_ends_its_requests_with_an_error_and_the_loop_lives_on(loop, monkeypatch, caplog):
+    engine, want = loop.engine, loop.submit(request(5))[0].completion()
+    faulty, real = threading.Event(), engine._forward
+
+    def forward(*args):
+        if faulty.is_set():
+            raise ZeroDivisionError("by zero")
+        return real(*args)
+
+    monkeypatch.setattr(engine, "_forward", forward)
+    faulty.set()
+    some = loop.submit(request(5), n=2)
+    for each in some:
+        with pytest.raises(EngineError, match="failed in a step of this answer: ZeroDivisionError: by zero"):
+            each.completion()
+    faulty.clear()
+    assert "a step of the engine failed" in caplog.text
+    assert loop.submit(request(5))[0].completion().ids == want.ids
+
+
+def test_close_lets_open_requests_finish_or_cancels_them(model, tokenizer):
+    for drain, reason in ((60, "length"), (0, "cancelled")):
+        loop = EngineLoop(Engine(model, None, max_batch=1))
+        some = [loop.submit(request(i, n=200))[0] for i in range(3)]
+        next(some[0])
+        loop.close(drain)
+        assert [[d.finish_reason for d in each][-1] for each in some][1:] == [reason] * 2
+        with pytest.raises(EngineBusyError, match="closing"):
+            loop.submit(request(1))
+        assert not loop._thread.is_alive()
+        assert not any(t.name.startswith("herd-") for t in threading.enumerate())
