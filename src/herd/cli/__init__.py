@@ -56,6 +56,7 @@ VERBS: dict[str, Verb] = {
     "import": Verb("convert", "Import weights: Meta, Hugging Face, GGUF.", "import_command", resume=""),
     "export": Verb("convert", "Export a checkpoint for other programs.", "export_command", resume=""),
     "eval": Verb("eval", "Evaluate a model or an endpoint on benchmarks.", "app", resume=""),
+    "keys": Verb("keys", "Manage keys, budgets and prices of `herd serve`.", "app"),
     "bench": Verb("bench", "Measure the speed of a model on this machine.", "bench_command"),
     "plan": Verb("plan", "Predict memory, speed and cost before you start.", "app"),
     "report": Verb("report", "Write a run's report page again.", "report_command"),

@@ -1,0 +1,339 @@
+"""`herd keys`: the keys of `herd serve`, their limits, budgets and prices, and what was used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+from .common import Json, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..serve.keys import KeyInfo
+    from ..serve.store import Store
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Manage the keys of `herd serve`: create, list, revoke, rotate, prices, usage, backup.",
+)
+
+Place = Annotated[
+    str | None,
+    typer.Option(
+        "--store", help="File or URL of the keys (default: HERD_STORE, or ~/.local/share/herd/serve.db)."
+    ),
+]
+Key = Annotated[str, typer.Argument(help="The key's name or id.")]
+
+
+@app.command("create")
+def create_command(
+    name: Annotated[str, typer.Argument(help="A name for people, e.g. alice or build-server.")],
+    models: Annotated[list[str], typer.Option("--model", help="Allow only this model. Repeatable.")] = [],  # noqa: B006
+    scopes: Annotated[
+        list[str],
+        typer.Option(
+            "--scope",
+            help="Allow only these routes: chat, completions, responses, messages, ollama, "
+            "tokenize, models, usage, metrics, admin. Repeatable (default: all but the last two).",
+        ),
+    ] = [],  # noqa: B006
+    admin: Annotated[bool, typer.Option("--admin", help="Allow everything, also keys and metrics.")] = False,
+    cache_group: Annotated[
+        str | None,
+        typer.Option(help="Share cached prompts with the keys of this group (default: with none)."),
+    ] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
+    concurrent: Annotated[int | None, typer.Option(min=1, help="Most requests at the same time.")] = None,
+    budgets: Annotated[
+        list[str], typer.Option("--budget", help="'500000 tokens/day', '20 EUR/month'. Repeatable.")
+    ] = [],  # noqa: B006
+    expires: Annotated[
+        str | None, typer.Option(help="A day such as 2027-01-31, or a duration such as 90d.")
+    ] = None,
+    place: Place = None,
+    as_json: Json = False,
+) -> None:
+    """Create a key and print it. It is stored as a hash, so this is the only time that it is shown."""
+    from pydantic import ValidationError
+
+    from ..serve.keys import SCOPES, USER_SCOPES, KeyPolicy, create_key, parse_budget
+
+    if admin and scopes:
+        raise typer.BadParameter("--admin allows every route: leave out --scope")
+    parsed = [parse_budget(text) for text in budgets]
+    currencies = {currency for _, currency in parsed if currency}
+    if len(currencies) > 1:
+        raise typer.BadParameter(f"--budget: one currency for all, not {' and '.join(sorted(currencies))}")
+    try:
+        policy = KeyPolicy.model_validate(
+            {
+                "scopes": SCOPES if admin else scopes or USER_SCOPES,
+                "models": models or None,
+                "cache_group": cache_group,
+                "requests_per_minute": requests_per_minute,
+                "tokens_per_minute": tokens_per_minute,
+                "concurrent": concurrent,
+                "budgets": [budget for budget, _ in parsed],
+            }
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise typer.BadParameter(f"{'.'.join(map(str, first['loc'][:1]))}: {first['msg']}") from None
+    made = _with_store(
+        place,
+        lambda store, actor: create_key(
+            store, name, policy, actor=actor, expires_ms=_expiry(expires), currency="".join(currencies)
+        ),
+    )
+    _print_new(made, as_json)
+
+
+@app.command("list")
+def list_command(
+    all_keys: Annotated[bool, typer.Option("--all", help="List also revoked and expired keys.")] = False,
+    place: Place = None,
+    as_json: Json = False,
+) -> None:
+    """List the keys with their limits."""
+    from ..serve.keys import list_keys
+    from ..serve.prices import read_prices
+    from ..serve.store import now_ms
+
+    def work(store: Store, actor: str) -> tuple[list[KeyInfo], str | None]:
+        return list_keys(store), read_prices(store)[1]
+
+    infos, currency = _with_store(place, work)
+    infos = [info for info in infos if all_keys or info.state(now_ms()) == "active"]
+    if as_json:
+        print_json([_as_json(info) for info in infos])
+    elif not infos:
+        print("no keys; create one with: herd keys create NAME")
+    else:
+        rows = [
+            [
+                info.id,
+                info.name,
+                info.state(now_ms()),
+                _time(info.expires_ms) or "never",
+                _limits(info, currency),
+            ]
+            for info in infos
+        ]
+        print_table(["id", "name", "state", "expires", "limits"], rows, left=5)
+
+
+@app.command("revoke")
+def revoke_command(key: Key, place: Place = None) -> None:
+    """Revoke a key for ever. Answers that it has open end within a second."""
+    from ..serve.keys import revoke_key
+
+    info = _with_store(place, lambda store, actor: revoke_key(store, key, actor))
+    print(f"revoked {info.name} ({info.id})")
+
+
+@app.command("rotate")
+def rotate_command(key: Key, place: Place = None, as_json: Json = False) -> None:
+    """Give a key a new secret and print it. The old one stops working at once; limits and usage stay."""
+    from ..serve.keys import rotate_key
+
+    _print_new(_with_store(place, lambda store, actor: rotate_key(store, key, actor)), as_json)
+
+
+@app.command("price")
+def price_command(
+    model: Annotated[
+        str | None, typer.Argument(help="A served model; '*' for all without their own price.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Money for a million new prompt tokens, e.g. 0.15.")
+    ] = None,
+    cached: Annotated[
+        str | None, typer.Option(help="For a million cached ones (default: as --prompt).")
+    ] = None,
+    completion: Annotated[str | None, typer.Option(help="For a million generated tokens.")] = None,
+    currency: Annotated[
+        str | None, typer.Option(help="Three letters (default: the store's, or EUR).")
+    ] = None,
+    place: Place = None,
+    as_json: Json = False,
+) -> None:
+    """Set the price of a model, or list all prices if no model is named."""
+    from ..serve.prices import TokenPrice, format_money, parse_money, read_prices, set_price
+
+    def work(store: Store, actor: str) -> tuple[dict[str, TokenPrice], str | None]:
+        if model is not None:
+            if prompt is None or completion is None:
+                raise ConfigError(f"the price of {model}: give --prompt and --completion")
+            price = TokenPrice(parse_money(prompt), parse_money(cached or prompt), parse_money(completion))
+            set_price(store, model, price, currency or read_prices(store)[1] or "EUR", actor)
+        return read_prices(store)
+
+    table, unit = _with_store(place, work)
+    rows = [
+        [name, *(format_money(money) for money in (price.prompt, price.cached, price.completion))]
+        for name, price in table.items()
+    ]
+    if as_json:
+        names = ("model", "prompt", "cached", "completion")
+        print_json([dict(zip(names, row, strict=True)) | {"currency": unit} for row in rows])
+    elif rows:
+        print_table([f"{unit} per million tokens", "prompt", "cached", "completion"], rows)
+    else:
+        print("no prices; set one with: herd keys price MODEL --prompt 0.15 --completion 0.60")
+
+
+@app.command("usage")
+def usage_command(
+    key: Annotated[str | None, typer.Argument(help="Only this key's usage (name or id).")] = None,
+    since: Annotated[str | None, typer.Option(help="First day, e.g. 2026-11-01 (UTC).")] = None,
+    until: Annotated[str | None, typer.Option(help="Last day (UTC).")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    place: Place = None,
+    as_json: Json = False,
+) -> None:
+    """Print what was used by day, key and model."""
+    from ..serve.keys import find_key
+    from ..serve.prices import format_money, read_prices
+    from ..serve.usage import DayUsage, read_usage, usage_csv
+
+    def work(store: Store, actor: str) -> tuple[list[DayUsage], str | None]:
+        key_id = None if key is None else find_key(store, key).id
+        return read_usage(store, since=since, until=until, key_id=key_id), read_prices(store)[1]
+
+    rows, currency = _with_store(place, work)
+    if as_csv:
+        print(usage_csv(rows, currency).replace("\r\n", "\n"), end="")
+    elif as_json:
+        print_json([vars(row) | {"currency": currency} for row in rows])
+    elif not rows:
+        print("nothing was used")
+    else:
+        header = ["day", "key", "model", "requests", "prompt", "cached", "completion", currency or "money"]
+        counts = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens")
+        table = [
+            [
+                row.day,
+                row.key_name,
+                row.model,
+                *(f"{getattr(row, name):,}" for name in counts),
+                format_money(row.money),
+            ]
+            for row in rows
+        ]
+        print_table(header, table, left=3)
+
+
+@app.command("log")
+def log_command(place: Place = None, as_json: Json = False) -> None:
+    """Print the audit log: who created, rotated or revoked keys and set prices."""
+    from ..serve.store import audit_log
+
+    rows = _with_store(place, lambda store, actor: audit_log(store))
+    if as_json:
+        print_json(rows)
+        return
+    table = [
+        [
+            _time(row["at_ms"]),
+            row["actor"],
+            row["act"],
+            row["target"],
+            " ".join(map(str, row["details"].values())),
+        ]
+        for row in rows
+    ]
+    if table:
+        print_table(["time (UTC)", "who", "act", "what", "details"], table, left=5)
+
+
+@app.command("backup")
+def backup_command(
+    file: Annotated[Path, typer.Argument(help="A new file for the copy.")], place: Place = None
+) -> None:
+    """Copy keys and ledger to a file, also while a server uses them. To restore, put the copy in place."""
+    _with_store(place, lambda store, actor: store.backup(file))
+    print(file)
+
+
+def _with_store(place: str | None, work: Callable[[Store, str], Any]) -> Any:
+    """Open the store, call ``work(store, actor)``, close the store, and return the result."""
+    from ..serve.store import Store, default_store, shell_actor
+
+    store = Store(place or default_store())
+    try:
+        return work(store, shell_actor())
+    finally:
+        store.close()
+
+
+def _expiry(text: str | None) -> int | None:
+    """Return the time in ms that a day (its end, UTC) or a duration such as 90d or 12h means."""
+    if text is None:
+        return None
+    if match := re.fullmatch(r"(\d{1,5})([dhm])", text):
+        unit = {"d": "days", "h": "hours", "m": "minutes"}[match[2]]
+        end = datetime.now(UTC) + timedelta(**{unit: int(match[1])})
+    else:
+        try:
+            end = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC) + timedelta(days=1)
+        except ValueError:
+            raise ConfigError(
+                f"--expires {text}: write a day such as 2027-01-31 or a duration such as 90d"
+            ) from None
+    return int(end.timestamp() * 1000)
+
+
+def _print_new(made: tuple[KeyInfo, str], as_json: bool) -> None:
+    info, token = made
+    if as_json:
+        print_json(_as_json(info) | {"key": token})
+        return
+    print(token)
+    typer.echo(f"key {info.name} ({info.id}): keep the line above, it is not shown again", err=True)
+
+
+def _as_json(info: KeyInfo) -> dict[str, Any]:
+    from ..serve.keys import public_view
+
+    return public_view(info)
+
+
+def _time(ms: int | None) -> str:
+    return "" if ms is None else datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _limits(info: KeyInfo, currency: str | None) -> str:
+    """Return scopes, models, limits and budgets in a few words."""
+    from ..serve.keys import USER_SCOPES
+    from ..serve.prices import format_money
+
+    policy = info.policy
+    parts = ["admin"] if "admin" in policy.scopes else []
+    if not parts and policy.scopes != USER_SCOPES:
+        parts.append(f"only {', '.join(sorted(policy.scopes))}")
+    if policy.models is not None:
+        parts.append(f"model {', '.join(sorted(policy.models))}")
+    for limit, words in (
+        (policy.requests_per_minute, "requests/min"),
+        (policy.tokens_per_minute, "tokens/min"),
+        (policy.concurrent, "at once"),
+    ):
+        if limit is not None:
+            parts.append(f"{limit:,} {words}")
+    for budget in policy.budgets:
+        amount = (
+            f"{budget.amount:,} tokens"
+            if budget.unit == "tokens"
+            else f"{format_money(budget.amount)} {currency}"
+        )
+        parts.append(f"{amount}/{budget.period}")
+    return "; ".join(parts) or "none"

@@ -1,0 +1,204 @@
+"""Who may call which route.
+
+Every route states its scope: ``Depends(require("chat"))`` for routes that need a key, ``Depends(public)`` for
+those that do not. A test walks over the app's routes, and a route without either fails it.
+
+A key comes in ``Authorization: Bearer`` or in ``x-api-key``. Both are checked alike, and if a request has both
+they must be the same key. 401: no valid key. 403: a valid key that may not do this.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sql
+from fastapi import Request
+
+from ..errors import ConfigError
+from .errors import Forbidden, StoreError, Unauthorized
+from .keys import SCOPES, Scope, list_keys, verify_token
+from .store import Store, now_ms
+from .tables import meta
+
+log = logging.getLogger("herd.serve")
+POLL_SECONDS = 0.3
+"""How often a server looks for keys that were revoked by another process."""
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who makes a request. ``models`` None: every model. ``cache_group`` is the `tenant` of engine requests.
+
+    ``digest`` and ``keys_version`` tell `Authenticator.has_ended` which secret was used, and how fresh it is.
+    """
+
+    key_id: str
+    name: str
+    scopes: frozenset[Scope]
+    cache_group: str
+    models: frozenset[str] | None = None
+    expires_ms: int | None = None
+    digest: str = ""
+    keys_version: int = 0
+
+    @property
+    def is_admin(self) -> bool:
+        return "admin" in self.scopes
+
+    @property
+    def actor(self) -> str:
+        """The name of this key in the audit log."""
+        return f"key:{self.key_id}"
+
+    def check_model(self, model: str) -> None:
+        """Raise `Forbidden` if the key may not use this model."""
+        if self.models is not None and model not in self.models:
+            allowed = ", ".join(sorted(self.models)) or "none"
+            raise Forbidden(f"this key may not use the model {model!r}; it may use: {allowed}")
+
+    @classmethod
+    def local(cls) -> Principal:
+        """Return the principal of a server without keys, which only listens to its own machine."""
+        return cls("", "local", frozenset(SCOPES), "")
+
+
+class Authenticator:
+    """Checks keys against a store. Without a store everybody is `Principal.local`.
+
+    A thread reads the keys again whenever one was changed, so that open streams end soon after a revocation.
+    """
+
+    def __init__(self, store: Store | None, poll_seconds: float = POLL_SECONDS) -> None:
+        self._store, self._poll_seconds = store, poll_seconds
+        self._version = 0
+        self._active: dict[str, str] = {}  # id -> digest of the keys that are not revoked
+        self._closing = threading.Event()
+        self._watcher: threading.Thread | None = None
+        if store is not None:
+            self._refresh(store)
+            self._watcher = threading.Thread(target=self._watch, args=(store,), name="herd-keys", daemon=True)
+            self._watcher.start()
+
+    def authenticate(self, authorization: Iterable[str], api_key: Iterable[str]) -> Principal:
+        """Return who sent these header values. Raises `Unauthorized`, or `StoreError` if the store is away."""
+        if self._store is None:
+            return Principal.local()
+        tokens = {token for value in authorization if (token := _bearer(value)) is not None} | set(api_key)
+        if not tokens:
+            raise Unauthorized("no key: send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'")
+        if len(tokens) > 1:
+            raise Unauthorized("the request has two different keys: send one")
+        verified = verify_token(self._store, tokens.pop())
+        if verified is None:
+            raise Unauthorized("the key is wrong: check that it was copied completely")
+        info, version = verified
+        if (state := info.state(now_ms())) != "active":
+            raise Unauthorized(
+                f"this key has been revoked ({info.id})"
+                if state == "revoked"
+                else f"this key has expired ({info.id})"
+            )
+        return Principal(
+            key_id=info.id,
+            name=info.name,
+            scopes=info.policy.scopes,
+            cache_group=info.cache_group,
+            models=info.policy.models,
+            expires_ms=info.expires_ms,
+            digest=info.digest,
+            keys_version=version,
+        )
+
+    def has_ended(self, principal: Principal) -> bool:
+        """Return whether the key was revoked, rotated or has expired since it was checked. Costs no query."""
+        if principal.expires_ms is not None and principal.expires_ms <= now_ms():
+            return True
+        return (
+            self._version > principal.keys_version and self._active.get(principal.key_id) != principal.digest
+        )
+
+    def close(self) -> None:
+        """Stop watching the store."""
+        self._closing.set()
+        if self._watcher is not None:
+            self._watcher.join()
+
+    def _watch(self, store: Store) -> None:
+        away = False
+        while not self._closing.wait(self._poll_seconds):
+            try:
+                self._refresh(store)
+                away = False
+            except StoreError as error:
+                if not away:
+                    log.warning("revoked keys are not noticed while this lasts: %s", error)
+                away = True
+
+    def _refresh(self, store: Store) -> None:
+        with store.read() as connection:
+            version = connection.execute(sql.select(meta.c.keys_version)).scalar_one()
+        if version != self._version:
+            self._active = {info.id: info.digest for info in list_keys(store) if info.revoked_ms is None}
+            self._version = version  # last: `has_ended` reads the version first
+
+
+def require(scope: Scope) -> Callable[[Request], Principal]:
+    """Return a dependency of FastAPI that lets keys with ``scope`` pass and returns their `Principal`."""
+
+    def check(request: Request) -> Principal:
+        authenticator: Authenticator = request.app.state.authenticator
+        headers = request.headers
+        principal = authenticator.authenticate(headers.getlist("authorization"), headers.getlist("x-api-key"))
+        if scope not in principal.scopes:
+            raise Forbidden(f"this key does not have the scope {scope!r}")
+        return principal
+
+    check.scope = scope  # type: ignore[attr-defined]
+    return check
+
+
+def public() -> None:
+    """Mark a route that needs no key. A dependency of FastAPI that lets everybody pass."""
+
+
+public.scope = "public"  # type: ignore[attr-defined]
+
+
+def scope_of(route: Any) -> str | None:
+    """Return the scope that a route of FastAPI states, ``public``, or None if it states none."""
+    waiting = list(getattr(getattr(route, "dependant", None), "dependencies", ()))
+    while waiting:
+        dependency = waiting.pop()
+        if (scope := getattr(dependency.call, "scope", None)) is not None:
+            return str(scope)
+        waiting += dependency.dependencies
+    return None
+
+
+def check_binding(host: str, with_keys: bool) -> None:
+    """Raise ConfigError if a server without keys would listen to other machines."""
+    if not with_keys and not _is_loopback(host):
+        raise ConfigError(
+            f"--host {host}: other machines could use this server, and it has no keys; "
+            "create one with: herd keys create NAME, or listen on 127.0.0.1"
+        )
+
+
+def _bearer(value: str) -> str | None:
+    """Return the token of a header value with the scheme Bearer. Other schemes belong to proxies: None."""
+    scheme, _, token = value.strip().partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False  # a name, or "" for every address

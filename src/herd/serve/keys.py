@@ -1,0 +1,267 @@
+"""Keys: what they allow, and how they are made, found, rotated and revoked.
+
+A key is ``herd-<id>-<secret>``. The id is public: lists, logs and bills name it. The secret has 256 random bits,
+so one round of SHA-256 is enough to store it safely. Slow password hashes protect secrets that can be guessed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import string
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import sqlalchemy as sql
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from ..errors import ConfigError
+from .prices import choose_currency, parse_money
+from .store import Store, now_ms, record
+from .tables import keys, meta
+
+Scope = Literal[
+    "chat",
+    "completions",
+    "responses",
+    "messages",
+    "ollama",
+    "tokenize",
+    "models",
+    "usage",
+    "metrics",
+    "admin",
+]
+"""What a route belongs to, and what a key may be allowed. ``usage`` is the key's own usage."""
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+USER_SCOPES = frozenset(SCOPES) - {"metrics", "admin"}
+"""Scopes of a key for which none are named."""
+_ID_LENGTH, _SECRET_LENGTH = 12, 43
+_TOKEN = re.compile(rf"herd-([a-z0-9]{{{_ID_LENGTH}}})-([A-Za-z0-9]{{{_SECRET_LENGTH}}})")
+_NAME = re.compile(r"[^\W_][\w .@+-]{0,63}")
+_NO_KEY_DIGEST = "0" * 64
+
+
+class TokenBudget(BaseModel):
+    """The most that a key may use in a day or month of UTC: tokens, or millionths of the currency."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    unit: Literal["tokens", "money"]
+    period: Literal["day", "month"]
+    amount: int = Field(ge=0, le=10**15)
+
+
+class KeyPolicy(BaseModel):
+    """What a key allows. ``models`` None: every model. Limits None: no limit.
+
+    Keys with the same ``cache_group`` share cached prompt beginnings. By default a key shares with no other.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    scopes: frozenset[Scope] = frozenset(USER_SCOPES)
+    models: frozenset[str] | None = None
+    cache_group: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    requests_per_minute: PositiveInt | None = None
+    tokens_per_minute: PositiveInt | None = None
+    concurrent: PositiveInt | None = None
+    budgets: tuple[TokenBudget, ...] = ()
+
+
+@dataclass(frozen=True)
+class KeyInfo:
+    """A key as lists show it. Times are in milliseconds since 1970. ``digest`` is the stored hash."""
+
+    id: str
+    name: str
+    digest: str
+    policy: KeyPolicy
+    created_ms: int
+    expires_ms: int | None
+    revoked_ms: int | None
+
+    @property
+    def cache_group(self) -> str:
+        """The cache group, with a prefix so that no chosen name equals another key's own group."""
+        chosen = self.policy.cache_group
+        return f"key:{self.id}" if chosen is None else f"group:{chosen}"
+
+    def state(self, at_ms: int) -> Literal["active", "expired", "revoked"]:
+        """Return whether the key works at a time."""
+        if self.revoked_ms is not None:
+            return "revoked"
+        return "expired" if self.expires_ms is not None and self.expires_ms <= at_ms else "active"
+
+
+def public_view(info: KeyInfo) -> dict[str, Any]:
+    """Return a key as JSON shows it, without the digest. Times are in milliseconds since 1970."""
+    return {
+        "id": info.id,
+        "name": info.name,
+        "state": info.state(now_ms()),
+        "created_ms": info.created_ms,
+        "expires_ms": info.expires_ms,
+        "revoked_ms": info.revoked_ms,
+        "policy": info.policy.model_dump(mode="json"),
+    }
+
+
+def create_key(
+    store: Store,
+    name: str,
+    policy: KeyPolicy,
+    *,
+    actor: str,
+    expires_ms: int | None = None,
+    currency: str = "",
+) -> tuple[KeyInfo, str]:
+    """Store a new key. Return it with its text, which is not stored and cannot be shown again.
+
+    ``currency`` is the currency of budgets in money. Raises ConfigError for a name that is taken.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"key name {name!r}: use up to 64 letters, digits, spaces and _ . @ + -, and begin with a letter or digit"
+        )
+    if expires_ms is not None and expires_ms <= now_ms():
+        raise ConfigError(f"key {name}: it would already have expired; choose a later time")
+    id_ = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(_ID_LENGTH))
+    secret = _new_secret()
+    info = KeyInfo(id_, name, _digest(secret), policy, now_ms(), expires_ms, None)
+    with store.write(durable=True) as connection:
+        if any(other.name == name for other in _select(connection) if other.revoked_ms is None):
+            raise ConfigError(
+                f"key {name}: a key of this name exists; choose another name, or revoke it first"
+            )
+        if any(budget.unit == "money" for budget in policy.budgets) and currency:
+            choose_currency(connection, currency)
+        connection.execute(
+            keys.insert().values(
+                id=info.id,
+                name=info.name,
+                digest=info.digest,
+                policy=policy.model_dump(mode="json"),
+                created_ms=info.created_ms,
+                expires_ms=info.expires_ms,
+            )
+        )
+        _changed(connection, actor, "create key", info)
+    return info, _token(id_, secret)
+
+
+def list_keys(store: Store) -> list[KeyInfo]:
+    """Return all keys, also revoked and expired ones, oldest first."""
+    with store.read() as connection:
+        return _select(connection)
+
+
+def find_key(store: Store, id_or_name: str) -> KeyInfo:
+    """Return the key with this id, or the key that is not revoked with this name. Raises ConfigError."""
+    with store.read() as connection:
+        return _find(connection, id_or_name)
+
+
+def revoke_key(store: Store, id_or_name: str, actor: str) -> KeyInfo:
+    """Revoke a key for ever and return it. Its open answers end within a second."""
+    with store.write(durable=True) as connection:
+        info = _find(connection, id_or_name)
+        if info.revoked_ms is None:
+            connection.execute(keys.update().where(keys.c.id == info.id).values(revoked_ms=now_ms()))
+            _changed(connection, actor, "revoke key", info)
+        return _find(connection, info.id)
+
+
+def rotate_key(store: Store, id_or_name: str, actor: str) -> tuple[KeyInfo, str]:
+    """Give a key a new secret and return it with its new text. The old text stops working at once."""
+    secret = _new_secret()
+    with store.write(durable=True) as connection:
+        info = _find(connection, id_or_name)
+        if info.revoked_ms is not None:
+            raise ConfigError(f"key {info.id}: was revoked; create a new key")
+        connection.execute(keys.update().where(keys.c.id == info.id).values(digest=_digest(secret)))
+        _changed(connection, actor, "rotate key", info)
+        return _find(connection, info.id), _token(info.id, secret)
+
+
+def has_keys(store: Store) -> bool:
+    """Return whether any key was ever created."""
+    with store.read() as connection:
+        return connection.execute(sql.select(keys.c.id).limit(1)).first() is not None
+
+
+def first_admin_key(store: Store, actor: str) -> str | None:
+    """Create an administrator's key in a store that never had a key, and return its text. Otherwise None."""
+    if has_keys(store):
+        return None
+    return create_key(store, "admin", KeyPolicy(scopes=frozenset(SCOPES)), actor=actor)[1]
+
+
+def verify_token(store: Store, token: str) -> tuple[KeyInfo, int] | None:
+    """Return the key of a text and the version of all keys, or None for a text that is not a key's.
+
+    The key may be revoked or expired. Looked up by its id. The digest of the secret is compared in constant time,
+    with a digest that fits nothing if there is no such id.
+    """
+    match = _TOKEN.fullmatch(token)
+    if match is None:
+        return None
+    with store.read() as connection:
+        query = sql.select(keys, meta.c.keys_version).join(meta, meta.c.id == 1).where(keys.c.id == match[1])
+        row = connection.execute(query).first()
+    right = hmac.compare_digest(_digest(match[2]), _NO_KEY_DIGEST if row is None else row.digest)
+    return (_info(row), row.keys_version) if row is not None and right else None
+
+
+def key_by_id(connection: sql.Connection, id_: str) -> KeyInfo | None:
+    """Return a key and lock its row until the end of the transaction, or None."""
+    row = connection.execute(sql.select(keys).where(keys.c.id == id_).with_for_update()).first()
+    return None if row is None else _info(row)
+
+
+def parse_budget(text: str) -> tuple[TokenBudget, str]:
+    """Return a budget such as ``500000 tokens/day`` or ``20 EUR/month``, and its currency ("" for tokens)."""
+    match = re.fullmatch(r"\s*([\d_.]+)\s*(tokens|[A-Z]{3})\s*/\s*(day|month)\s*", text)
+    if match is None:
+        raise ConfigError(f"budget {text!r}: write e.g. '500000 tokens/day' or '20 EUR/month'")
+    amount, unit = match[1], match[2]
+    period: Literal["day", "month"] = "day" if match[3] == "day" else "month"
+    if unit != "tokens":
+        return TokenBudget(unit="money", period=period, amount=parse_money(amount)), unit
+    if not amount.replace("_", "").isdecimal() or int(amount) > 10**15:
+        raise ConfigError(f"budget {text!r}: a number of tokens is a whole number below 10^15")
+    return TokenBudget(unit="tokens", period=period, amount=int(amount)), ""
+
+
+def _new_secret() -> str:
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(_SECRET_LENGTH))
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode("ascii")).hexdigest()
+
+
+def _token(id_: str, secret: str) -> str:
+    return f"herd-{id_}-{secret}"
+
+
+def _info(row: sql.Row) -> KeyInfo:
+    policy = KeyPolicy.model_validate(row.policy)
+    return KeyInfo(row.id, row.name, row.digest, policy, row.created_ms, row.expires_ms, row.revoked_ms)
+
+
+def _select(connection: sql.Connection) -> list[KeyInfo]:
+    return [_info(row) for row in connection.execute(sql.select(keys).order_by(keys.c.created_ms, keys.c.id))]
+
+
+def _find(connection: sql.Connection, id_or_name: str) -> KeyInfo:
+    same = [info for info in _select(connection) if id_or_name in (info.id, info.name)]
+    for info in sorted(same, key=lambda info: (info.id != id_or_name, info.revoked_ms is not None)):
+        return info
+    raise ConfigError(f"key {id_or_name!r}: no key has this id or name; see them with: herd keys list")
+
+
+def _changed(connection: sql.Connection, actor: str, act: str, info: KeyInfo) -> None:
+    """Note a change of a key, so that running servers read the keys again."""
+    connection.execute(meta.update().values(keys_version=meta.c.keys_version + 1))
+    record(connection, actor, act, info.id, name=info.name)

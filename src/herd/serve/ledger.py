@@ -1,0 +1,429 @@
+"""The ledger: what each request may use at most, and what it did use, exactly.
+
+A request *reserves* its worst case in one transaction, which also checks the key's limits. Two requests can
+therefore never pass on the same money. It is *settled* once, in one transaction that replaces the reservation by
+what was used. In between its counter is advanced before each write to the client (`counters.py`), so after
+`kill -9` the bill lies between what the client received and one chunk more.
+
+Completion tokens are the tokens sampled for the request up to and including the last one that was delivered or
+used up as stop text. A request whose counter was never advanced had no byte of an answer, and bills nothing. It
+still counts towards the key's requests and tokens per minute.
+
+If the store is away, new requests are refused (503). Requests that are open finish, and are settled once the
+store is back, or by `recover` from their counters when the next server starts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import re
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+import sqlalchemy as sql
+
+from .auth import Principal
+from .counters import SUFFIX, CounterFile, counters_of_dead, pack, unpack
+from .errors import BudgetExceeded, DuplicateRequest, RateLimited, StoreError, TooManyConcurrent, Unauthorized
+from .keys import KeyInfo, TokenBudget, key_by_id
+from .prices import FREE, TokenPrice, format_money, price_of
+from .store import Store, data_folder, now_ms
+from .tables import days, meta, requests
+from .usage import day_of, spent
+
+log = logging.getLogger("herd.serve")
+Status = Literal["completed", "cancelled", "failed", "crashed", "lost"]
+"""How a request ended. crashed: its server died. lost: its server died and the counters are gone."""
+MINUTE_MS = 60_000
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What a request is billed for: tokens, and money in millionths. ``prompt_tokens`` include cached ones."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    money: int = 0
+
+
+class Reservation:
+    """An open request in the ledger. `advance` before each write to the client, `settle` once at the end."""
+
+    def __init__(
+        self,
+        words: memoryview,
+        slot: int,
+        prompt_tokens: int,
+        price: TokenPrice,
+        close: Callable[[int, Status], None],
+    ) -> None:
+        self._words, self._slot, self._close = words, slot, close
+        self._prompt_tokens, self._price = prompt_tokens, price
+        self._bill: Bill | None = None
+
+    def advance(self, completion_tokens: int, cached_tokens: int = 0) -> None:
+        """Note the completion tokens that the client has once the next write has succeeded."""
+        if self._bill is not None:
+            raise RuntimeError("a request was advanced after it was settled")
+        self._words[self._slot] = pack(completion_tokens, cached_tokens)
+
+    def bill(self, completion_tokens: int, cached_tokens: int = 0) -> Bill:
+        """Return the bill for so many tokens, e.g. to show its money in an answer."""
+        money = self._price.cost(self._prompt_tokens, cached_tokens, completion_tokens)
+        return Bill(self._prompt_tokens, cached_tokens, completion_tokens, money)
+
+    def settle(self, completion_tokens: int, cached_tokens: int = 0, status: Status = "completed") -> Bill:
+        """End the request and return its bill, which is empty if nothing was advanced. A second call does nothing.
+
+        Does not raise if the store is away. The bill is then kept, and stored later.
+        """
+        if self._bill is None:
+            begun = unpack(self._words[self._slot])[0]
+            word = pack(completion_tokens, cached_tokens) if begun else completion_tokens
+            if begun:
+                self._words[self._slot] = word
+            self._bill = self.bill(completion_tokens, cached_tokens) if begun else Bill()
+            self._close(word, status)
+        return self._bill
+
+
+class Unmetered:
+    """The ledger of a server without keys: admits everything and stores nothing."""
+
+    def reserve(
+        self,
+        principal: Principal,
+        *,
+        model: str,
+        endpoint: str,
+        prompt_tokens: int,
+        max_completion_tokens: int,
+        request_id: str,
+    ) -> Reservation:
+        """Return a reservation that bills no money."""
+        return Reservation(
+            memoryview(bytearray(8)).cast("Q"), 0, prompt_tokens, FREE, lambda word, status: None
+        )
+
+    def close(self) -> None:
+        """Do nothing, as there is nothing to store."""
+
+
+@dataclass(frozen=True)
+class _Open:
+    """The row of an open request, found again by its key, id and counter."""
+
+    key_id: str
+    id: str
+    server: str
+    slot: int
+
+
+class Ledger:
+    """The ledger in a store. ``folder`` has the counter files of all servers on it. Safe from any thread."""
+
+    def __init__(self, store: Store, folder: Path | None = None, clock: Callable[[], int] = now_ms) -> None:
+        self._store, self._clock = store, clock
+        self._folder = folder or _counter_folder(store)
+        self._host = re.sub(r"[^A-Za-z0-9.-]", "-", platform.node())[:60]
+        self._server = f"{self._host}_{os.getpid()}_{secrets.token_hex(4)}"
+        self._counters = CounterFile(self._folder / f"{self._server}{SUFFIX}")
+        self._unsettled: list[tuple[_Open, int, Status]] = []
+        self._lock = threading.Lock()
+
+    def reserve(
+        self,
+        principal: Principal,
+        *,
+        model: str,
+        endpoint: str,
+        prompt_tokens: int,
+        max_completion_tokens: int,
+        request_id: str,
+    ) -> Reservation:
+        """Admit a request and reserve the most that it can use, or raise one of the errors of `errors.py`.
+
+        ``max_completion_tokens`` is the sum over all answers to the prompt. ``request_id`` is unique for the key.
+        The id of a request that was settled without a bill can be used again.
+        """
+        self._retry()
+        slot = self._counters.take()
+        request = _Open(principal.key_id, request_id, self._server, slot)
+        try:
+            with self._store.write() as connection:
+                price = self._admit(
+                    connection, request, model, endpoint, prompt_tokens, max_completion_tokens
+                )
+        except StoreError:  # perhaps the commit succeeded and only its answer was lost
+            with self._lock:
+                self._unsettled.append((request, 0, "failed"))
+            raise
+        except BaseException:
+            self._counters.give_back(slot)
+            raise
+        return Reservation(
+            self._counters.words,
+            slot,
+            prompt_tokens,
+            price,
+            lambda word, status: self._end(request, word, status),
+        )
+
+    def recover(self) -> int:
+        """Settle the requests that dead servers left open, from their counters. Return their number."""
+        count = 0
+        for path in sorted(self._folder.glob(f"*{SUFFIX}")):
+            if path == self._counters.path:
+                continue
+            with counters_of_dead(path) as words:
+                if words is None:
+                    continue
+                server = path.name.removesuffix(SUFFIX)
+                for row in self._open_rows(requests.c.server == server):
+                    count += self._settle(
+                        _Open(row.key_id, row.id, server, row.slot), words[row.slot], "crashed"
+                    )
+                path.unlink(missing_ok=True)
+        for row in self._open_rows(sql.true()):
+            on_this_machine = self._store.path is not None or row.server.startswith(f"{self._host}_")
+            if on_this_machine and not (self._folder / f"{row.server}{SUFFIX}").exists():
+                log.warning(
+                    "request %s of key %s: its counters are gone, it bills nothing", row.id, row.key_id
+                )
+                count += self._settle(_Open(row.key_id, row.id, row.server, row.slot), 0, "lost")
+        return count
+
+    def close(self) -> None:
+        """Store what is not stored yet. What cannot be stored now is settled by the next `recover`."""
+        self._retry()
+        if not self._counters.close():
+            log.warning("some requests are not settled; the next server on this store settles them")
+
+    def _admit(
+        self,
+        connection: sql.Connection,
+        request: _Open,
+        model: str,
+        endpoint: str,
+        prompt_tokens: int,
+        max_completion_tokens: int,
+    ) -> TokenPrice:
+        """Check all limits of the key and insert the request, in one transaction that has locked the key."""
+        now, tokens = self._clock(), prompt_tokens + max_completion_tokens
+        info = key_by_id(connection, request.key_id)
+        if info is None or info.state(now) != "active":
+            raise Unauthorized("this key is not valid any more")
+        _refuse_duplicate(connection, request)
+        _check_rates(connection, info, tokens, now)
+        price = price_of(connection, model)
+        money = (price or FREE).worst_cost(prompt_tokens, max_completion_tokens)
+        for budget in info.policy.budgets:
+            if budget.unit == "money" and price is None:
+                raise BudgetExceeded(
+                    f"this key has a budget in money, and the model {model!r} has no price; "
+                    "the operator sets it with: herd keys price"
+                )
+            _check_budget(connection, info, budget, tokens if budget.unit == "tokens" else money, now)
+        day = day_of(now)
+        connection.execute(
+            requests.insert().values(
+                **asdict(request),
+                model=model,
+                endpoint=endpoint,
+                status="open",
+                day=day,
+                created_ms=now,
+                prompt_tokens=prompt_tokens,
+                cached_tokens=0,
+                completion_tokens=0,
+                tokens=tokens,
+                reserved_tokens=tokens,
+                reserved_money=money,
+                price=asdict(price) if price else None,
+                money=0,
+            )
+        )
+        _add_to_day(connection, request.key_id, day, model, reserved_tokens=tokens, reserved_money=money)
+        return price or FREE
+
+    def _end(self, request: _Open, word: int, status: Status) -> None:
+        """Settle a request of this server, or keep it for later if the store is away."""
+        try:
+            self._settle(request, word, status)
+        except StoreError as error:
+            log.warning("request %s will be settled later: %s", request.id, error)
+            with self._lock:
+                self._unsettled.append((request, word, status))
+        else:
+            self._counters.give_back(request.slot)
+
+    def _retry(self) -> None:
+        """Settle what could not be settled while the store was away."""
+        while self._unsettled:
+            with self._lock:
+                if not self._unsettled:
+                    return
+                request, word, status = self._unsettled.pop()
+            self._end(request, word, status)
+            with self._lock:
+                if self._unsettled and self._unsettled[-1][0] == request:  # the store is still away
+                    return
+
+    def _settle(self, request: _Open, word: int, status: Status) -> bool:
+        """Replace a reservation by what was used, once. Return whether it was still open."""
+        with self._store.write() as connection:
+            key_by_id(
+                connection, request.key_id
+            )  # locks the key where transactions do not exclude each other
+            same = sql.and_(*(requests.c[name] == value for name, value in asdict(request).items()))
+            row = connection.execute(sql.select(requests).where(same, requests.c.status == "open")).first()
+            if row is None:
+                return False
+            begun, completion, cached = unpack(word)
+            price = TokenPrice(**row.price) if row.price else FREE
+            bill = Bill()
+            if begun:
+                bill = Bill(
+                    row.prompt_tokens, cached, completion, price.cost(row.prompt_tokens, cached, completion)
+                )
+            connection.execute(
+                requests.update()
+                .where(same)
+                .values(
+                    **asdict(bill),
+                    status=status,
+                    settled_ms=self._clock(),
+                    tokens=row.prompt_tokens + completion,
+                    reserved_tokens=0,
+                    reserved_money=0,
+                )
+            )
+            _add_to_day(
+                connection,
+                row.key_id,
+                row.day,
+                row.model,
+                **asdict(bill),
+                requests=int(begun),
+                reserved_tokens=-row.reserved_tokens,
+                reserved_money=-row.reserved_money,
+            )
+        return True
+
+    def _open_rows(self, condition: sql.ColumnElement[bool]) -> list[sql.Row]:
+        with self._store.read() as connection:
+            return list(
+                connection.execute(sql.select(requests).where(requests.c.status == "open", condition))
+            )
+
+
+def _counter_folder(store: Store) -> Path:
+    """Return the folder of counter files beside the store's file, or for a URL in the user's data folder."""
+    if store.path is not None:
+        return store.path.with_name(f"{store.path.name}{SUFFIX}")
+    return data_folder() / "counters"
+
+
+def _refuse_duplicate(connection: sql.Connection, request: _Open) -> None:
+    """Raise `DuplicateRequest` if the id is in use. Forget an earlier request of this id that billed nothing."""
+    same = sql.and_(requests.c.key_id == request.key_id, requests.c.id == request.id)
+    earlier = connection.execute(sql.select(requests).where(same)).first()
+    if earlier is None:
+        return
+    if earlier.status == "open":
+        raise DuplicateRequest("a request with this id is in progress", retry_after=1.0)
+    if earlier.prompt_tokens:
+        raise DuplicateRequest("a request with this id was answered and billed; use a new id")
+    connection.execute(requests.delete().where(same))
+
+
+def _check_rates(connection: sql.Connection, info: KeyInfo, tokens: int, now: int) -> None:
+    """Raise if the key has too many requests open, or too many requests or tokens within the last minute."""
+    policy = info.policy
+    if policy.concurrent is not None:
+        query = sql.select(sql.func.count()).where(requests.c.status == "open", requests.c.key_id == info.id)
+        if connection.execute(query).scalar_one() >= policy.concurrent:
+            raise TooManyConcurrent(f"this key may have {policy.concurrent} requests open at a time")
+    if policy.requests_per_minute is None and policy.tokens_per_minute is None:
+        return
+    # Requests from the future (the clock was set back) count for a minute at most.
+    recent = connection.execute(
+        sql.select(requests.c.created_ms, requests.c.tokens)
+        .where(
+            requests.c.key_id == info.id, requests.c.created_ms.between(now - MINUTE_MS + 1, now + MINUTE_MS)
+        )
+        .order_by(requests.c.created_ms)
+    ).all()
+    limit = policy.requests_per_minute
+    if limit is not None and len(recent) >= limit:
+        oldest = recent[len(recent) - limit].created_ms
+        raise RateLimited(f"this key may send {limit} requests per minute", _seconds_left(oldest, now))
+    limit = policy.tokens_per_minute
+    if limit is not None:
+        if tokens > limit:
+            raise RateLimited(
+                f"this request may use {tokens} tokens, and the key {limit} per minute: ask for a smaller max_tokens",
+                None,
+            )
+        excess = sum(row.tokens for row in recent) + tokens - limit
+        for row in recent:
+            if excess <= 0:
+                break
+            excess -= row.tokens
+            if excess <= 0:
+                raise RateLimited(
+                    f"this key may use {limit} tokens per minute", _seconds_left(row.created_ms, now)
+                )
+
+
+def _check_budget(
+    connection: sql.Connection, info: KeyInfo, budget: TokenBudget, worst: int, now: int
+) -> None:
+    """Raise `BudgetExceeded` if the worst case is more than what is neither used nor reserved."""
+    used, reserved = spent(connection, info, budget.unit, budget.period, now)
+    left = budget.amount - used - reserved
+    if worst <= left:
+        return
+    currency = connection.execute(sql.select(meta.c.currency)).scalar_one() or ""
+
+    def show(amount: int) -> str:
+        return f"{amount} tokens" if budget.unit == "tokens" else f"{format_money(amount)} {currency}".strip()
+
+    open_part = f", {show(reserved)} are reserved by open requests" if reserved else ""
+    raise BudgetExceeded(
+        f"the budget of {show(budget.amount)} per {budget.period} has {show(max(left, 0))} left{open_part}, and this "
+        f"request may use {show(worst)}: ask for a smaller max_tokens, or wait until {_next_period(budget, now)}"
+    )
+
+
+def _next_period(budget: TokenBudget, now: int) -> str:
+    """Return the day on which a budget begins anew."""
+    today = datetime.fromtimestamp(now / 1000, UTC).date()
+    following = (
+        today + timedelta(days=1) if budget.period == "day" else (today.replace(day=1) + timedelta(days=32))
+    )
+    return f"{following if budget.period == 'day' else following.replace(day=1)} 00:00 UTC"
+
+
+def _seconds_left(created_ms: int, now: int) -> float:
+    return max(created_ms + MINUTE_MS - now, 1) / 1000
+
+
+def _add_to_day(connection: sql.Connection, key_id: str, day: str, model: str, **amounts: int) -> None:
+    """Add to the sums of a key, day and model. The key is locked, so no other transaction adds the row."""
+    same = sql.and_(days.c.key_id == key_id, days.c.day == day, days.c.model == model)
+    changed = connection.execute(
+        days.update().where(same).values({name: days.c[name] + amount for name, amount in amounts.items()})
+    )
+    if changed.rowcount == 0:
+        names = [column.name for column in days.c if column.name not in ("key_id", "day", "model")]
+        row = dict.fromkeys(names, 0) | amounts
+        connection.execute(days.insert().values(key_id=key_id, day=day, model=model, **row))
