@@ -42,6 +42,12 @@ _ID_LENGTH, _SECRET_LENGTH = 12, 43
 _TOKEN = re.compile(rf"herd-([a-z0-9]{{{_ID_LENGTH}}})-([A-Za-z0-9]{{{_SECRET_LENGTH}}})")
 _NAME = re.compile(r"[^\W_][\w .@+-]{0,63}")
 _NO_KEY_DIGEST = "0" * 64
+_LOCKED_KEY = sql.select(keys).where(keys.c.id == sql.bindparam("key_id")).with_for_update()
+_KEY_AND_VERSION = (
+    sql.select(keys, meta.c.keys_version)
+    .join(meta, meta.c.id == 1)
+    .where(keys.c.id == sql.bindparam("key_id"))
+)
 
 
 class TokenBudget(BaseModel):
@@ -207,15 +213,14 @@ def verify_token(store: Store, token: str) -> tuple[KeyInfo, int] | None:
     if match is None:
         return None
     with store.read() as connection:
-        query = sql.select(keys, meta.c.keys_version).join(meta, meta.c.id == 1).where(keys.c.id == match[1])
-        row = connection.execute(query).first()
+        row = connection.execute(_KEY_AND_VERSION, {"key_id": match[1]}).first()
     right = hmac.compare_digest(_digest(match[2]), _NO_KEY_DIGEST if row is None else row.digest)
     return (_info(row), row.keys_version) if row is not None and right else None
 
 
 def key_by_id(connection: sql.Connection, id_: str) -> KeyInfo | None:
     """Return a key and lock its row until the end of the transaction, or None."""
-    row = connection.execute(sql.select(keys).where(keys.c.id == id_).with_for_update()).first()
+    row = connection.execute(_LOCKED_KEY, {"key_id": id_}).first()
     return None if row is None else _info(row)
 
 

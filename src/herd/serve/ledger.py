@@ -34,9 +34,22 @@ from .counters import SUFFIX, CounterFile, counters_of_dead, pack, unpack
 from .errors import BudgetExceeded, DuplicateRequest, RateLimited, StoreError, TooManyConcurrent, Unauthorized
 from .keys import KeyInfo, TokenBudget, key_by_id
 from .prices import FREE, TokenPrice, format_money, price_of
+from .statements import (
+    COUNT_OPEN,
+    FORGET_REQUEST,
+    INSERT_REQUEST,
+    LOCK_KEY,
+    OPEN_REQUEST,
+    RECENT_BY_AGE,
+    SAME_ID,
+    SETTLE_REQUEST,
+    SUM_RECENT,
+    add_to_day,
+    spent,
+)
 from .store import Store, data_folder, now_ms
-from .tables import days, meta, requests
-from .usage import day_of, spent
+from .tables import meta, requests
+from .usage import day_of
 
 log = logging.getLogger("herd.serve")
 Status = Literal["completed", "cancelled", "failed", "crashed", "lost"]
@@ -233,25 +246,25 @@ class Ledger:
                 )
             _check_budget(connection, info, budget, tokens if budget.unit == "tokens" else money, now)
         day = day_of(now)
-        connection.execute(
-            requests.insert().values(
-                **asdict(request),
-                model=model,
-                endpoint=endpoint,
-                status="open",
-                day=day,
-                created_ms=now,
-                prompt_tokens=prompt_tokens,
-                cached_tokens=0,
-                completion_tokens=0,
-                tokens=tokens,
-                reserved_tokens=tokens,
-                reserved_money=money,
-                price=asdict(price) if price else None,
-                money=0,
-            )
+        row = vars(request) | {
+            "model": model,
+            "endpoint": endpoint,
+            "status": "open",
+            "day": day,
+            "created_ms": now,
+            "prompt_tokens": prompt_tokens,
+            "cached_tokens": 0,
+            "completion_tokens": 0,
+            "tokens": tokens,
+            "reserved_tokens": tokens,
+            "reserved_money": money,
+            "price": asdict(price) if price else None,
+            "money": 0,
+        }
+        connection.execute(INSERT_REQUEST, row)
+        add_to_day(
+            connection, request.key_id, day, model, {"reserved_tokens": tokens, "reserved_money": money}
         )
-        _add_to_day(connection, request.key_id, day, model, reserved_tokens=tokens, reserved_money=money)
         return price or FREE
 
     def _end(self, request: _Open, word: int, status: Status) -> None:
@@ -279,42 +292,32 @@ class Ledger:
 
     def _settle(self, request: _Open, word: int, status: Status) -> bool:
         """Replace a reservation by what was used, once. Return whether it was still open."""
+        begun, completion, cached = unpack(word)
         with self._store.write() as connection:
-            key_by_id(
-                connection, request.key_id
-            )  # locks the key where transactions do not exclude each other
-            same = sql.and_(*(requests.c[name] == value for name, value in asdict(request).items()))
-            row = connection.execute(sql.select(requests).where(same, requests.c.status == "open")).first()
+            # Without the key's lock two transactions could add the same row of `days`. SQLite has one at a time.
+            connection.execute(LOCK_KEY, {"key_id": request.key_id})
+            row = connection.execute(OPEN_REQUEST, vars(request)).first()
             if row is None:
                 return False
-            begun, completion, cached = unpack(word)
             price = TokenPrice(**row.price) if row.price else FREE
-            bill = Bill()
-            if begun:
-                bill = Bill(
-                    row.prompt_tokens, cached, completion, price.cost(row.prompt_tokens, cached, completion)
-                )
+            cost = price.cost(row.prompt_tokens, cached, completion)
+            bill = vars(Bill(row.prompt_tokens, cached, completion, cost) if begun else Bill())
             connection.execute(
-                requests.update()
-                .where(same)
-                .values(
-                    **asdict(bill),
-                    status=status,
-                    settled_ms=self._clock(),
-                    tokens=row.prompt_tokens + completion,
-                    reserved_tokens=0,
-                    reserved_money=0,
-                )
+                SETTLE_REQUEST,
+                bill
+                | {
+                    "at_key": request.key_id,
+                    "at_id": request.id,
+                    "status": status,
+                    "settled_ms": self._clock(),
+                    "tokens": row.prompt_tokens + completion,
+                    "reserved_tokens": 0,
+                    "reserved_money": 0,
+                },
             )
-            _add_to_day(
-                connection,
-                row.key_id,
-                row.day,
-                row.model,
-                **asdict(bill),
-                requests=int(begun),
-                reserved_tokens=-row.reserved_tokens,
-                reserved_money=-row.reserved_money,
+            freed = {"reserved_tokens": -row.reserved_tokens, "reserved_money": -row.reserved_money}
+            add_to_day(
+                connection, request.key_id, row.day, row.model, bill | freed | {"requests": int(begun)}
             )
         return True
 
@@ -334,61 +337,55 @@ def _counter_folder(store: Store) -> Path:
 
 def _refuse_duplicate(connection: sql.Connection, request: _Open) -> None:
     """Raise `DuplicateRequest` if the id is in use. Forget an earlier request of this id that billed nothing."""
-    same = sql.and_(requests.c.key_id == request.key_id, requests.c.id == request.id)
-    earlier = connection.execute(sql.select(requests).where(same)).first()
+    same = {"key_id": request.key_id, "id": request.id}
+    earlier = connection.execute(SAME_ID, same).first()
     if earlier is None:
         return
     if earlier.status == "open":
         raise DuplicateRequest("a request with this id is in progress", retry_after=1.0)
     if earlier.prompt_tokens:
         raise DuplicateRequest("a request with this id was answered and billed; use a new id")
-    connection.execute(requests.delete().where(same))
+    connection.execute(FORGET_REQUEST, same)
 
 
 def _check_rates(connection: sql.Connection, info: KeyInfo, tokens: int, now: int) -> None:
     """Raise if the key has too many requests open, or too many requests or tokens within the last minute."""
     policy = info.policy
     if policy.concurrent is not None:
-        query = sql.select(sql.func.count()).where(requests.c.status == "open", requests.c.key_id == info.id)
-        if connection.execute(query).scalar_one() >= policy.concurrent:
+        n_open = connection.execute(COUNT_OPEN, {"key_id": info.id}).scalar_one()
+        if n_open >= policy.concurrent:
             raise TooManyConcurrent(f"this key may have {policy.concurrent} requests open at a time")
     if policy.requests_per_minute is None and policy.tokens_per_minute is None:
         return
     # Requests from the future (the clock was set back) count for a minute at most.
-    recent = connection.execute(
-        sql.select(requests.c.created_ms, requests.c.tokens)
-        .where(
-            requests.c.key_id == info.id, requests.c.created_ms.between(now - MINUTE_MS + 1, now + MINUTE_MS)
-        )
-        .order_by(requests.c.created_ms)
-    ).all()
+    window = {"key_id": info.id, "first": now - MINUTE_MS + 1, "last": now + MINUTE_MS}
+    count, used = connection.execute(SUM_RECENT, window).one()
     limit = policy.requests_per_minute
-    if limit is not None and len(recent) >= limit:
-        oldest = recent[len(recent) - limit].created_ms
-        raise RateLimited(f"this key may send {limit} requests per minute", _seconds_left(oldest, now))
+    if limit is not None and count >= limit:
+        last_to_leave = connection.execute(RECENT_BY_AGE, window).all()[count - limit]
+        raise RateLimited(
+            f"this key may send {limit} requests per minute", _seconds_left(last_to_leave.created_ms, now)
+        )
     limit = policy.tokens_per_minute
-    if limit is not None:
-        if tokens > limit:
+    if limit is None or (excess := int(used) + tokens - limit) <= 0:
+        return
+    for row in connection.execute(RECENT_BY_AGE, window):
+        excess -= row.tokens
+        if excess <= 0:
             raise RateLimited(
-                f"this request may use {tokens} tokens, and the key {limit} per minute: ask for a smaller max_tokens",
-                None,
+                f"this key may use {limit} tokens per minute", _seconds_left(row.created_ms, now)
             )
-        excess = sum(row.tokens for row in recent) + tokens - limit
-        for row in recent:
-            if excess <= 0:
-                break
-            excess -= row.tokens
-            if excess <= 0:
-                raise RateLimited(
-                    f"this key may use {limit} tokens per minute", _seconds_left(row.created_ms, now)
-                )
+    raise RateLimited(
+        f"this request may use {tokens} tokens, and the key {limit} per minute: ask for a smaller max_tokens",
+        None,
+    )
 
 
 def _check_budget(
     connection: sql.Connection, info: KeyInfo, budget: TokenBudget, worst: int, now: int
 ) -> None:
     """Raise `BudgetExceeded` if the worst case is more than what is neither used nor reserved."""
-    used, reserved = spent(connection, info, budget.unit, budget.period, now)
+    used, reserved = spent(connection, info.id, budget.unit, budget.period, now)
     left = budget.amount - used - reserved
     if worst <= left:
         return
@@ -415,15 +412,3 @@ def _next_period(budget: TokenBudget, now: int) -> str:
 
 def _seconds_left(created_ms: int, now: int) -> float:
     return max(created_ms + MINUTE_MS - now, 1) / 1000
-
-
-def _add_to_day(connection: sql.Connection, key_id: str, day: str, model: str, **amounts: int) -> None:
-    """Add to the sums of a key, day and model. The key is locked, so no other transaction adds the row."""
-    same = sql.and_(days.c.key_id == key_id, days.c.day == day, days.c.model == model)
-    changed = connection.execute(
-        days.update().where(same).values({name: days.c[name] + amount for name, amount in amounts.items()})
-    )
-    if changed.rowcount == 0:
-        names = [column.name for column in days.c if column.name not in ("key_id", "day", "model")]
-        row = dict.fromkeys(names, 0) | amounts
-        connection.execute(days.insert().values(key_id=key_id, day=day, model=model, **row))

@@ -15,6 +15,9 @@ from .tables import meta, prices
 MICRO = 1_000_000
 ANY_MODEL = "*"
 """Name under which the price of all models without their own price is stored."""
+_PRICE = sql.select(prices).where(
+    sql.or_(prices.c.model == sql.bindparam("model"), prices.c.model == ANY_MODEL)
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,6 @@ def read_prices(store: Store) -> tuple[dict[str, TokenPrice], str | None]:
 
 def price_of(connection: sql.Connection, model: str) -> TokenPrice | None:
     """Return the price of a model, the price for any model, or None."""
-    query = sql.select(prices).where(prices.c.model.in_((model, ANY_MODEL)))
-    rows = {row.model: row for row in connection.execute(query)}
+    rows = {row.model: row for row in connection.execute(_PRICE, {"model": model})}
     row = rows.get(model) or rows.get(ANY_MODEL)
     return None if row is None else TokenPrice(row.prompt, row.cached, row.completion)

@@ -75,11 +75,16 @@ class Store:
         ``durable``: the commit is flushed to the disk, so that it also survives a power failure. Raises
         `StoreError` if the store is away or its disk is full. Nothing was changed then.
         """
-        options = {"herd_write": True, "herd_durable": durable}
         with self._turn, self._translated(), self._engine.connect() as connection:
-            connection.execution_options(**options)
-            with connection.begin():
-                yield connection
+            connection.execution_options(herd_write=True)
+            if durable and self.path is not None:
+                connection.connection.cursor().execute("PRAGMA synchronous = FULL")
+            try:
+                with connection.begin():
+                    yield connection
+            finally:
+                if durable and self.path is not None:
+                    connection.connection.cursor().execute("PRAGMA synchronous = NORMAL")
 
     def backup(self, target: Path) -> None:
         """Copy the store to the new file ``target`` while it is in use."""
@@ -176,13 +181,8 @@ def _engine(url: str, path: Path | None) -> sql.Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: sql.Connection) -> None:
-        options = connection.get_execution_options()
-        if options.get("herd_write"):
-            level = "FULL" if options.get("herd_durable") else "NORMAL"
-            connection.exec_driver_sql(f"PRAGMA synchronous = {level}")
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        else:
-            connection.exec_driver_sql("BEGIN")
+        writes = connection.get_execution_options().get("herd_write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
 

@@ -1,4 +1,4 @@
-"""Usage by day, key and model, and what is left of a key's budgets."""
+"""Usage by day, key and model, as rows and as CSV."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from datetime import UTC, date, datetime
 import sqlalchemy as sql
 
 from ..errors import ConfigError
-from .keys import KeyInfo
 from .prices import format_money
 from .store import Store
 from .tables import days, keys
@@ -73,22 +72,6 @@ def usage_csv(rows: Sequence[DayUsage], currency: str | None) -> str:
         cells = asdict(row) | {name: format_money(getattr(row, name)) for name in ("money", "reserved_money")}
         writer.writerow([_safe_cell(str(cells[name])) for name in names] + [currency or ""])
     return out.getvalue()
-
-
-def spent(connection: sql.Connection, info: KeyInfo, unit: str, period: str, at_ms: int) -> tuple[int, int]:
-    """Return what a key has used and reserved of ``unit`` (tokens, money) in the day or month of a time."""
-    day = day_of(at_ms)
-    if unit == "tokens":
-        used, reserved = days.c.prompt_tokens + days.c.completion_tokens, days.c.reserved_tokens
-    else:
-        used, reserved = days.c.money + 0, days.c.reserved_money
-    first = day if period == "day" else f"{day[:8]}01"
-    last = day if period == "day" else f"{day[:8]}31"
-    query = sql.select(
-        sql.func.coalesce(sql.func.sum(used), 0), sql.func.coalesce(sql.func.sum(reserved), 0)
-    ).where(days.c.key_id == info.id, days.c.day.between(first, last))
-    row = connection.execute(query).one()
-    return int(row[0]), int(row[1])
 
 
 def _checked_day(day: str) -> str:

@@ -1,0 +1,154 @@
+"""Routes for operators under ``/herd/v1``: keys, usage, the state of the server; and ``/metrics``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.concurrency import run_in_threadpool
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.responses import JSONResponse, Response
+
+from ..errors import ConfigError
+from .auth import Principal, require
+from .errors import ApiError, NotFound
+from .keys import KeyPolicy, create_key, find_key, list_keys, public_view, revoke_key, rotate_key
+from .prices import read_prices
+from .store import Store
+from .usage import read_usage, usage_csv
+
+router = APIRouter()
+Admin = Annotated[Principal, Depends(require("admin"))]
+NO_STORE = {"cache-control": "no-store"}
+"""Headers of answers with a key in them."""
+
+
+class NewKey(BaseModel):
+    """The body of a request for a key. ``currency`` is the currency of budgets in money."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    policy: KeyPolicy = KeyPolicy()
+    expires_ms: int | None = None
+    currency: str = ""
+
+
+@router.get("/herd/v1/keys")
+def keys(request: Request, principal: Admin) -> list[dict[str, Any]]:
+    """List all keys."""
+    return [public_view(info) for info in list_keys(_store(request))]
+
+
+@router.post("/herd/v1/keys", status_code=201)
+async def new_key(request: Request, principal: Admin) -> Response:
+    """Create a key. The answer is the only place where its text ever is."""
+    try:
+        asked = NewKey.model_validate_json(await request.body())
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = ".".join(map(str, first["loc"])) or "body"
+        raise _bad(f"{name}: {first['msg']}", name) from None
+
+    def work() -> dict[str, Any]:
+        info, token = create_key(
+            _store(request),
+            asked.name,
+            asked.policy,
+            actor=principal.actor,
+            expires_ms=asked.expires_ms,
+            currency=asked.currency,
+        )
+        return public_view(info) | {"key": token}
+
+    try:
+        return JSONResponse(await run_in_threadpool(work), 201, NO_STORE)
+    except ConfigError as error:
+        raise _bad(str(error), "name") from None
+
+
+@router.get("/herd/v1/keys/{key_id}")
+def one_key(request: Request, key_id: str, principal: Admin) -> dict[str, Any]:
+    """Show a key."""
+    return public_view(find_key(_store(request), _known(request, key_id)))
+
+
+@router.delete("/herd/v1/keys/{key_id}")
+def end_key(request: Request, key_id: str, principal: Admin) -> dict[str, Any]:
+    """Revoke a key."""
+    return public_view(revoke_key(_store(request), _known(request, key_id), principal.actor))
+
+
+@router.post("/herd/v1/keys/{key_id}/rotate")
+def new_secret(request: Request, key_id: str, principal: Admin) -> Response:
+    """Give a key a new secret."""
+    try:
+        info, token = rotate_key(_store(request), _known(request, key_id), principal.actor)
+    except ConfigError as error:
+        raise _bad(str(error), None) from None
+    return JSONResponse(public_view(info) | {"key": token}, headers=NO_STORE)
+
+
+@router.get("/herd/v1/usage")
+def usage(
+    request: Request,
+    principal: Annotated[Principal, Depends(require("usage"))],
+    since: str | None = None,
+    until: str | None = None,
+    key: str | None = None,
+    format: str = "json",
+) -> Response:
+    """Return usage by day, key and model: the caller's own, or for an administrator that of all keys."""
+    store = _store(request)
+    if key is None:
+        key = None if principal.is_admin else principal.key_id
+    elif principal.is_admin:
+        key = _known(request, key)
+    elif key != principal.key_id:
+        raise _no_key()  # as if it did not exist: other keys' ids are none of the caller's business
+    try:
+        rows = read_usage(store, since=since, until=until, key_id=key)
+    except ConfigError as error:
+        raise _bad(str(error), "since" if since else "until") from None
+    currency = read_prices(store)[1]
+    if format == "csv":
+        return Response(usage_csv(rows, currency), media_type="text/csv; charset=utf-8")
+    return JSONResponse({"currency": currency, "days": [asdict(row) for row in rows]})
+
+
+@router.get("/herd/v1/stats")
+def stats(
+    request: Request, principal: Annotated[Principal, Depends(require("metrics"))]
+) -> dict[str, dict[str, Any]]:
+    """Return the state of the engine of each model."""
+    served = request.app.state.served
+    return {served.name: asdict(served.loop.stats())}
+
+
+@router.get("/metrics")
+def metrics(request: Request, principal: Annotated[Principal, Depends(require("metrics"))]) -> Response:
+    """Return the metrics for Prometheus."""
+    return Response(request.app.state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _store(request: Request) -> Store:
+    store: Store | None = request.app.state.store
+    if store is None:
+        raise NotFound("this server has no keys, and so no usage by key")
+    return store
+
+
+def _known(request: Request, key_id: str) -> str:
+    """Return the id of a key that exists. Names are not accepted, because they can change hands."""
+    if all(info.id != key_id for info in list_keys(_store(request))):
+        raise _no_key()
+    return key_id
+
+
+def _no_key() -> ApiError:
+    return NotFound("there is no such key")
+
+
+def _bad(message: str, param: str | None) -> ApiError:
+    return ApiError(message, status=400, type="invalid_request_error", param=param)
