@@ -1,10 +1,33 @@
-"""A store in a temporary folder, and keys in it."""
+"""A store with keys, a server on a tiny random model, and a substitute for its engine with scripted answers."""
 
 from __future__ import annotations
 
-import pytest
+import threading
+import time
+from contextlib import contextmanager
 
+import httpx
+import pytest
+import torch
+
+from herd.engine import Delta
+from herd.engine.engine import Engine
+from herd.engine.loop import EngineLoop
+from herd.engine.request import Usage
+from herd.llama import ModelConfig
+from herd.llama.model import LlamaLM
+from herd.serve.app import create_app
+from herd.serve.chat import ServedModel
+from herd.serve.run import HerdServer
+from herd.serve.settings import ServeSettings
 from herd.serve.store import Store
+from herd.text.tokenizer import Tokenizer
+
+CONTEXT = 2048
+SAMPLE = [
+    'six times seven is forty-two, calculator expression parameters, {"type": "function", "name": "get"}\n',
+    "Wie schön! Größe, Straße, Übung. ça va où ? नमस्ते สวัสดี 敏捷的棕色狐狸 🙂\n",
+]
 
 
 @pytest.fixture
@@ -12,3 +35,129 @@ def store(tmp_path):
     store = Store(tmp_path / "keys" / "serve.db")
     yield store
     store.close()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(SAMPLE * 3, 640)
+
+
+@pytest.fixture(scope="session")
+def loop(tokenizer):
+    torch.set_num_threads(1)
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        dim=48,
+        n_layers=2,
+        n_heads=6,
+        n_kv_heads=2,
+        ffn_dim=80,
+        rope_theta=10_000.0,
+        max_context=CONTEXT,
+    )
+    engine = Engine(LlamaLM(config).init_weights(0, std=0.2), tokenizer)
+    with EngineLoop(engine) as loop:
+        yield loop
+
+
+@pytest.fixture(scope="session")
+def served(loop, tokenizer) -> ServedModel:
+    return ServedModel("tiny", loop, tokenizer, CONTEXT, frozenset({"gpt-4"}), created=1)
+
+
+@contextmanager
+def running(served, settings=None, store=None):
+    """Run a server in a thread and yield its address."""
+    settings = settings or ServeSettings(drain_seconds=1)
+    ready = threading.Event()
+    ports: list[int] = []
+    server = HerdServer(
+        create_app(served, store, settings), settings, 0, lambda port: (ports.append(port), ready.set())
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        assert ready.wait(20)
+        yield f"http://127.0.0.1:{ports[0]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def url(served):
+    with running(served) as url:
+        yield url
+
+
+@pytest.fixture
+def http(url):
+    with httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
+class ScriptedLoop:
+    """A substitute for an `EngineLoop`: every answer is the script, in the given pieces of text.
+
+    Each piece is one token. An exception in the script is raised at its place, and a number is a pause in
+    seconds. ``reason`` ends the answer.
+    """
+
+    def __init__(self, *pieces, reason="stop"):
+        self.pieces, self.reason = pieces, reason
+        self.requests, self.generations = [], []
+
+    def submit(self, request, n=1):
+        self.requests.append(request)
+        new = [ScriptedGeneration(request, self.pieces, self.reason) for _ in range(n)]
+        self.generations += new
+        return new
+
+
+class ScriptedGeneration:
+    prompt_logprobs = None
+    shared_tokens = 0
+
+    def __init__(self, request, pieces, reason):
+        self.request, self._items = request, iter([*pieces, None])
+        self._reason, self.n_read, self.done, self.cancelled = reason, 0, False, False
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        import asyncio
+
+        if self.done:
+            raise StopAsyncIteration
+        item = next(self._items)
+        while isinstance(item, float):
+            await asyncio.sleep(item)
+            item = next(self._items)
+        if isinstance(item, Exception):
+            self.done = True
+            raise item
+        self.n_read += 1
+        if item is None:
+            self.done = True
+            stopped = self._reason == "stop"
+            return Delta("", (), self._reason, 0 if stopped else None)
+        return Delta(item, (1,))
+
+    async def ready(self):
+        pass
+
+    def cancel(self):
+        self.done = self.cancelled = True
+
+    @property
+    def usage(self):
+        return Usage(len(self.request.prompt_ids), 0, self.n_read, 0.0, 0.1, 0.2)
+
+
+def wait_until(condition, seconds=20.0):
+    """Wait for a condition, and fail if it does not come true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "this did not happen"
+        time.sleep(0.01)

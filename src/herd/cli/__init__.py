@@ -49,6 +49,7 @@ VERBS: dict[str, Verb] = {
     "rm": Verb("models", "Delete a downloaded model.", "remove_command"),
     "raise": Verb("raise_", "Train a small family of models from text.", "raise_command", resume="--resume"),
     "chat": Verb("chat", "Talk to a model in the terminal.", "chat_command"),
+    "serve": Verb("serve", "Serve a model to other programs: OpenAI's API.", "serve_command"),
     "train": Verb("train", "Train a model as a recipe (YAML) says.", "train_command", resume=""),
     "quantize": Verb(
         "quantize", "Store a model in 8, 6 or 4 bits per weight.", "quantize_command", resume=""

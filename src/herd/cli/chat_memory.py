@@ -63,6 +63,16 @@ def plan_context(source: ModelSource, dtype: str | None, device: str, kv: str, a
     )
 
 
+def cache_budget(config: ModelConfig, device: str, context: int, parallel: int) -> int:
+    """Return the bytes of a KV cache for ``parallel`` dialogs of ``context`` tokens, or three quarters of what is
+    free.
+
+    Called once the weights are loaded.
+    """
+    needed = parallel * (context + PAGE) * config.kv_nbytes_per_token(BYTES["fp32"])
+    return int(min(needed, 0.75 * max(0, _free(device) - OVERHEAD)))
+
+
 def _free(device: str) -> int:
     if device == "cpu":
         return available_memory()

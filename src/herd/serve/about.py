@@ -1,0 +1,148 @@
+"""What a server says about itself: its model, its health, and its tokenizer."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+
+from .auth import Principal, public, require
+from .chat import ChatCall, ServedModel, check_ids, prepare_chat
+from .dialog import read_messages
+from .errors import NotFound
+from .problems import BadRequest
+from .respond import warning_header
+from .tools import read_tools
+from .wire import RequestModel, documented, read_request
+
+router = APIRouter()
+
+
+class TokenizeRequest(RequestModel):
+    """A text (``content`` or ``prompt``) or a dialog (``messages``) to encode."""
+
+    model: str | None = None
+    content: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    add_special: bool | None = None
+    add_special_tokens: bool | None = None
+    parse_special: bool | None = None
+    with_pieces: bool | None = None
+
+
+class DetokenizeRequest(RequestModel):
+    """Token ids to decode."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+@router.head("/", dependencies=[Depends(public)])
+async def is_there() -> Response:
+    """Say that a server is here, as some clients ask before they begin."""
+    return Response()
+
+
+@router.get("/health", dependencies=[Depends(public)])
+@router.get("/v1/health", dependencies=[Depends(public)], include_in_schema=False)
+async def health() -> dict[str, str]:
+    """Say that the process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", dependencies=[Depends(public)])
+async def readyz(request: Request) -> Response:
+    """Say whether new requests are taken: 503 while the server stops."""
+    ready = not request.app.state.stopping
+    return JSONResponse({"status": "ready" if ready else "stopping"}, 200 if ready else 503)
+
+
+@router.get("/v1/models")
+@router.get("/models", include_in_schema=False)
+async def models(
+    request: Request, principal: Annotated[Principal, Depends(require("models"))]
+) -> dict[str, Any]:
+    """List the models that the key may use."""
+    served: ServedModel = request.app.state.served
+    may_use = principal.models is None or served.name in principal.models
+    return {"object": "list", "data": [_model(served)] if may_use else []}
+
+
+@router.get("/v1/models/{name:path}")
+async def model(
+    request: Request, name: str, principal: Annotated[Principal, Depends(require("models"))]
+) -> dict[str, Any]:
+    """Describe a model."""
+    served: ServedModel = request.app.state.served
+    served.check_name(name)
+    if principal.models is not None and served.name not in principal.models:
+        raise NotFound(f"the model {name[:80]!r} does not exist")
+    return _model(served)
+
+
+@router.post("/tokenize", **documented(TokenizeRequest))
+@router.post("/v1/tokenize", include_in_schema=False)
+async def tokenize(
+    request: Request, principal: Annotated[Principal, Depends(require("tokenize"))]
+) -> Response:
+    """Return the token ids of a text or of a dialog."""
+    asked, warnings = await read_request(request, "tokenize", TokenizeRequest)
+    served: ServedModel = request.app.state.served
+    served.check_name(asked.model)
+    ids = await run_in_threadpool(_ids, served, asked, warnings, request.app.state.settings.max_tools)
+    tokens: list[Any] = list(ids)
+    if asked.with_pieces:
+        tokens = [{"id": id_, "piece": _piece(served.tokenizer.token_bytes(id_))} for id_ in ids]
+    body = {"tokens": tokens, "count": len(ids), "max_model_len": served.context}
+    return JSONResponse(body, headers=warning_header(warnings))
+
+
+@router.post("/detokenize", **documented(DetokenizeRequest))
+@router.post("/v1/detokenize", include_in_schema=False)
+async def detokenize(
+    request: Request, principal: Annotated[Principal, Depends(require("tokenize"))]
+) -> Response:
+    """Return the text of token ids, as ``content`` (llama.cpp's name) and as ``prompt`` (vLLM's)."""
+    asked, warnings = await read_request(request, "detokenize", DetokenizeRequest)
+    tokenizer = request.app.state.served.tokenizer
+    check_ids(asked.tokens, tokenizer.vocab_size, "tokens")
+    text = tokenizer.decode(asked.tokens)
+    return JSONResponse({"content": text, "prompt": text}, headers=warning_header(warnings))
+
+
+def _ids(served: ServedModel, asked: TokenizeRequest, warnings: list[str], max_tools: int) -> list[int]:
+    texts = [text for text in (asked.content, asked.prompt) if text is not None]
+    if len(texts) + (asked.messages is not None) != 1:
+        raise BadRequest("send one of content, prompt and messages", "content")
+    if asked.messages is not None:
+        tools = read_tools(asked.tools, warnings, max_tools)
+        call = ChatCall(read_messages(asked.messages, warnings), tools=tools, warnings=warnings)
+        return prepare_chat(served, call).ids
+    bos = asked.add_special or asked.add_special_tokens or False
+    return served.tokenizer.encode(texts[0], bos=bos, special=bool(asked.parse_special))
+
+
+def _piece(raw: bytes) -> str | list[int]:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return list(raw)
+
+
+def _model(served: ServedModel) -> dict[str, Any]:
+    """Describe a model. Clients read its context as ``max_model_len`` (vLLM's name) or ``meta.n_ctx``."""
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": served.created or int(time.time()),
+        "owned_by": "herd",
+        "aliases": sorted(served.aliases),
+        "max_model_len": served.context,
+        "context_length": served.context,
+        "meta": {"n_ctx": served.context, "n_vocab": served.tokenizer.vocab_size, **served.facts},
+    }

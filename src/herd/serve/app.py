@@ -1,0 +1,154 @@
+"""The HTTP application: the APIs before one engine, with everything that holds for all of them.
+
+An API is a module with a ``router``, listed in `_APIS`, and rows in `fields.yaml`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .. import __version__
+from . import about, openai_chat, openai_completions
+from .auth import Authenticator
+from .chat import ServedModel
+from .errors import ApiError, Forbidden, NotFound
+from .ledger import Ledger, Unmetered
+from .problems import BadRequest, api_error, error_headers, openai_error
+from .settings import ServeSettings
+from .store import Store
+
+log = logging.getLogger("herd.serve")
+
+_APIS: tuple[Any, ...] = (openai_chat, openai_completions, about)
+_ERROR_BODIES: dict[str, Any] = {}
+"""How APIs that are not OpenAI's write errors, by the beginning of their paths."""
+
+
+def create_app(served: ServedModel, store: Store | None, settings: ServeSettings) -> FastAPI:
+    """Return the application that serves a model. Without a store, everybody may use it, and nobody is billed."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        app.state.authenticator.close()
+        app.state.ledger.close()
+
+    app = FastAPI(
+        title="Herd",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    app.state.served, app.state.settings = served, settings
+    app.state.authenticator = Authenticator(store)
+    app.state.ledger = Unmetered() if store is None else Ledger(store)
+    app.state.stopping = False
+    for api in _APIS:
+        app.include_router(api.router)
+    for kind in (ApiError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _on_error)
+    app.add_middleware(_Gate, settings=settings)
+    return app
+
+
+class _Gate:
+    """Checks what holds for every request, before any route: the host, the origin, and a name for the request.
+
+    A Host header must name this server, or a web page of an attacker whose name resolves to this machine could
+    use it (DNS rebinding). A browser sends Origin with requests of other sites: these are refused.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
+        self._app, self._settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = f"req_{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        began = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal began
+            if message["type"] == "http.response.start":
+                began = True
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            if (problem := self._problem(Headers(scope=scope))) is not None:
+                raise problem
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            if began:
+                raise
+            await _response(Request(scope), api_error(error))(scope, receive, send_with_id)
+
+    def _problem(self, headers: Headers) -> ApiError | None:
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not host_is_allowed(host, self._settings):
+            name = host.encode("ascii", "replace").decode()[:80]
+            return BadRequest(
+                f"the Host header {name!r} is not a name of this server: allow it with --allow-host",
+                status=421,
+            )
+        if origin is not None and origin.partition("://")[2] != host:
+            return Forbidden("requests from web pages of other sites are not allowed")
+        return None
+
+
+def host_is_allowed(host: str, settings: ServeSettings) -> bool:
+    """Return whether a Host header names this server: an IP address, localhost, or an allowed name."""
+    if "*" in settings.allowed_hosts:
+        return True
+    name = host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    if name.lower() in (
+        "localhost",
+        settings.host.lower(),
+        *(each.lower() for each in settings.allowed_hosts),
+    ):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return _response(request, _as_api_error(error))
+
+
+def _as_api_error(error: Exception) -> ApiError:
+    if isinstance(error, HTTPException):
+        if error.status_code == 404:
+            return NotFound("there is nothing at this address")
+        return BadRequest(str(error.detail), status=error.status_code)
+    if isinstance(error, RequestValidationError):
+        return BadRequest("the address of the request is malformed")
+    return api_error(error)
+
+
+def _response(request: Request, error: ApiError) -> Response:
+    """Return the response for an error, in the form of the API whose path was asked for."""
+    path = request.scope.get("path", "")
+    render = next((body for start, body in _ERROR_BODIES.items() if path.startswith(start)), None)
+    body = openai_error(error) if render is None else render(error, request.scope["state"]["request_id"])
+    return JSONResponse(body, error.status, error_headers(error))

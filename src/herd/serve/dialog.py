@@ -1,0 +1,171 @@
+"""Bring the messages of a request into the shape that chat formats render.
+
+Clients send dialogs that chat formats do not take as they are: several system messages, results of tools in
+another order than the calls, tools for a checkpoint whose template has no place for them. All of it is mended
+here, once for every API.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..text.chat_format import ChatFormat
+from ..text.llama3_chat import TOOL_PROMPTS, call_text
+from ..text.messages import ROLES
+from .problems import BadRequest
+from .tools import OfferedTool
+
+TEXT_PARTS = ("text", "input_text", "output_text")
+SYSTEM_ROLES = ("system", "developer")
+
+
+@dataclass(frozen=True)
+class Dialog:
+    """Messages and tools as `ChatFormat.render` takes them, and the format in which the model writes calls."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    call_format: str
+
+
+def read_messages(messages: Sequence[Mapping[str, Any]], warnings: list[str]) -> list[dict[str, Any]]:
+    """Return OpenAI's chat messages with plain text as content, checked one by one.
+
+    System messages at the beginning become one. A later one is shown as the user's, and a warning says so.
+    Raises `BadRequest`, naming the message, for one that is malformed or is not text.
+    """
+    if not messages:
+        raise BadRequest("messages is empty: send at least one message", "messages")
+    out: list[dict[str, Any]] = []
+    for number, message in enumerate(messages):
+        where = f"messages[{number}]"
+        role = message.get("role")
+        if role not in ROLES:
+            known = "system, developer, user, assistant or tool"
+            raise BadRequest(f"{where}.role={str(role)[:40]!r} must be {known}", f"{where}.role")
+        content = text_of(message.get("content"), f"{where}.content", may_be_empty=role == "assistant")
+        shaped: dict[str, Any] = {
+            "role": "system" if role in SYSTEM_ROLES else ROLES[role],
+            "content": content,
+        }
+        if shaped["role"] == "system" and out and out[-1]["role"] == "system":
+            out[-1]["content"] += "\n\n" + content
+            continue
+        if shaped["role"] == "system" and out:
+            warnings.append(
+                f"{where}=a system message after the beginning is shown to the model as the user's"
+            )
+            shaped["role"] = "user"
+        if calls := message.get("tool_calls"):
+            shaped["tool_calls"] = _calls(calls, f"{where}.tool_calls")
+        if role == "tool" and message.get("tool_call_id") is not None:
+            shaped["tool_call_id"] = str(message["tool_call_id"])
+        out.append(shaped)
+    return _in_order_of_calls(out)
+
+
+def text_of(content: Any, where: str, *, may_be_empty: bool = False) -> str:
+    """Return the text of a content: a string, or a list of parts that are text.
+
+    Raises `BadRequest`, naming the part, for an image, a sound or a file, which the model cannot read.
+    """
+    if isinstance(content, str):
+        return content
+    if content is None and may_be_empty:
+        return ""
+    if not isinstance(content, list):
+        raise BadRequest(f"{where} must be text or a list of parts of text", where)
+    texts = []
+    for number, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, Mapping) else part
+        if kind not in (*TEXT_PARTS, "refusal") or not isinstance(text, str):
+            known = "" if kind in TEXT_PARTS else f": a part of type {str(kind)[:40]!r} is not supported"
+            raise BadRequest(f"{where}[{number}]{known}; the model reads text only", f"{where}[{number}]")
+        texts.append(text)
+    return "".join(texts)
+
+
+def shape_dialog(
+    messages: list[dict[str, Any]], tools: Sequence[OfferedTool], chat: ChatFormat, warnings: list[str]
+) -> Dialog:
+    """Return the dialog for a chat format.
+
+    A checkpoint whose template has no place for tools gets them in the system message, calls as text, and
+    results as messages of the user. A warning says so.
+    """
+    schemas = [tool.schema for tool in tools] or None
+    has_calls = any(message.get("tool_calls") or message["role"] == "tool" for message in messages)
+    if chat.supports_tools or not (schemas or has_calls):
+        return Dialog(messages, schemas, (chat.tool_call_formats or ("json",))[0])
+    warnings.append(
+        "tools=the model's chat template has no place for them, so they are described in the text"
+    )
+    out = []
+    for message in messages:
+        calls = [
+            call_text(call["function"]["name"], call["function"]["arguments"])
+            for call in message.get("tool_calls", ())
+        ]
+        role = "user" if message["role"] == "tool" else message["role"]
+        parts = [part for part in (message["content"], "; ".join(calls)) if part]
+        out.append({"role": role, "content": "\n".join(parts)})
+    if schemas:
+        described = "".join(
+            json.dumps({"type": "function", "function": schema}, ensure_ascii=False) + "\n"
+            for schema in schemas
+        )
+        example = '{"name": function name, "parameters": dictionary of argument name and its value}'
+        text = f"{TOOL_PROMPTS['json_introduction']}{described}\nTo call a function, answer only {example}."
+        if out[0]["role"] == "system":
+            out[0]["content"] += "\n\n" + text
+        else:
+            out.insert(0, {"role": "system", "content": text})
+    return Dialog(out, None, "json")
+
+
+def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
+    """Return the calls of an assistant's message with their arguments as an object."""
+    if not isinstance(calls, list):
+        raise BadRequest(f"{where} must be a list", where)
+    out = []
+    for number, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise BadRequest(f"{where}[{number}] must have a function with a name", f"{where}[{number}]")
+        arguments = function.get("arguments") or {}
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments)
+            except (ValueError, RecursionError) as error:
+                place = f"{where}[{number}].function.arguments"
+                raise BadRequest(f"{place} is not JSON: {str(error)[:100]}", place) from None
+        if not isinstance(arguments, dict):
+            place = f"{where}[{number}].function.arguments"
+            raise BadRequest(f"{place} must be an object", place)
+        shaped = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+        out.append(({"id": call["id"]} if isinstance(call.get("id"), str) else {}) | shaped)
+    return out
+
+
+def _in_order_of_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put the results of parallel calls into the order of the calls, because some formats have no ids."""
+    out: list[dict[str, Any]] = []
+    order: dict[str, int] = {}
+    for message in messages:
+        if message["role"] == "assistant":
+            ids = [call.get("id") for call in message.get("tool_calls", ())]
+            order = {id_: number for number, id_ in enumerate(ids) if id_ is not None}
+        if message["role"] == "tool" and (place := order.get(message.get("tool_call_id", ""))) is not None:
+            at = len(out)
+            while at and out[at - 1]["role"] == "tool":
+                if order.get(out[at - 1].get("tool_call_id", ""), -1) <= place:
+                    break
+                at -= 1
+            out.insert(at, message)
+        else:
+            out.append(message)
+    return out

@@ -1,0 +1,186 @@
+"""OpenAI's ``/v1/chat/completions``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.concurrency import run_in_threadpool
+from pydantic import Field
+from starlette.responses import Response
+
+from ..engine.request import TokenLogprob
+from ..text.tokenizer import Tokenizer
+from .answer import Answer, AnswerCall, AnswerEnd, AnswerEvent, AnswerText, AnswerThought, Choice
+from .auth import Principal, require
+from .chat import ChatCall, ServedModel, prepare_chat
+from .dialog import read_messages
+from .errors import ApiError
+from .forms import response_schema
+from .problems import BadRequest, openai_error
+from .respond import json_text, openai_usage, respond, sse_data
+from .tools import read_tool_choice, read_tools
+from .wire import SamplingFields, documented, read_request
+
+router = APIRouter()
+DONE = b"data: [DONE]\n\n"
+
+
+class ChatRequest(SamplingFields):
+    """The honoured fields of a request (`fields.yaml` has the others)."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    safety_identifier: str | None = None
+
+
+@router.post("/v1/chat/completions", **documented(ChatRequest))
+@router.post("/chat/completions", include_in_schema=False)
+async def chat_completions(
+    request: Request, principal: Annotated[Principal, Depends(require("chat"))]
+) -> Response:
+    """Answer a dialog."""
+    asked, warnings = await read_request(request, "chat", ChatRequest)
+    served: ServedModel = request.app.state.served
+    served.check_name(asked.model)
+    principal.check_model(served.name)
+    prompt = await run_in_threadpool(
+        lambda: prepare_chat(served, _chat_call(asked, warnings, request.app.state.settings.max_tools))
+    )
+    writer = ChatWriter(served, asked.includes_usage)
+    return await respond(request, principal, [prompt], writer, stream=bool(asked.stream), warnings=warnings)
+
+
+def _chat_call(asked: ChatRequest, warnings: list[str], max_tools: int) -> ChatCall:
+    tools = read_tools(asked.tools, warnings, max_tools)
+    if asked.top_logprobs is not None and not asked.logprobs:
+        raise BadRequest("top_logprobs needs logprobs: true", "top_logprobs")
+    if None not in (asked.max_tokens, asked.max_completion_tokens) and (
+        asked.max_tokens != asked.max_completion_tokens
+    ):
+        warnings.append("max_tokens=max_completion_tokens is used instead")
+    sampling = asked.sampling() | {
+        "max_tokens": asked.max_completion_tokens or asked.max_tokens,
+        "logprobs": (asked.top_logprobs or 0) if asked.logprobs else None,
+    }
+    return ChatCall(
+        read_messages(asked.messages, warnings),
+        sampling,
+        tools,
+        read_tool_choice(asked.tool_choice, tools, warnings),
+        asked.parallel_tool_calls is not False,
+        response_schema(asked.response_format, warnings),
+        asked.n or 1,
+        warnings,
+    )
+
+
+class ChatWriter:
+    """Writes an answer as a chat completion, or as its chunks."""
+
+    def __init__(self, served: ServedModel, includes_usage: bool) -> None:
+        self._tokenizer, self._includes_usage = served.tokenizer, includes_usage
+        self._created, self._model = int(time.time()), served.name
+
+    def begin(self, answer: Answer) -> bytes:
+        """Return one chunk with the role for every choice."""
+        self._head = self._frame(answer, "chat.completion.chunk")
+        self._prefix = json_text(self._head)[:-1] + ',"choices":'
+        n_choices = sum(prompt.n for prompt in answer.prompts)
+        return b"".join(
+            self._chunk(index, {"role": "assistant", "content": ""}) for index in range(n_choices)
+        )
+
+    def event(self, event: AnswerEvent) -> bytes:
+        """Return the chunks of an event. The arguments of a call come in a chunk of their own."""
+        index = event.index
+        if isinstance(event, AnswerText):
+            logprobs = chat_logprobs(event.logprobs, self._tokenizer) if event.logprobs else None
+            return self._chunk(index, {"content": event.text}, logprobs=logprobs)
+        if isinstance(event, AnswerThought):
+            return self._chunk(index, {"reasoning_content": event.text})
+        if isinstance(event, AnswerEnd):
+            return self._chunk(index, {}, finish_reason=event.reason)
+        whole = _call(event) | {"index": event.number}
+        opening = whole | {"function": {"name": event.tool.name, "arguments": ""}}
+        rest = {"index": event.number, "function": {"arguments": event.arguments}}
+        return self._chunk(index, {"tool_calls": [opening]}) + self._chunk(index, {"tool_calls": [rest]})
+
+    def end(self, answer: Answer) -> bytes:
+        """Return the usage if it was asked for, the warnings, and the end of the stream."""
+        more: dict[str, Any] = {}
+        if self._includes_usage:
+            more = {"usage": openai_usage(answer.usage), "timings": answer.usage.timings}
+        if answer.warnings:
+            more["herd"] = {"warnings": answer.warnings}
+        last = sse_data(self._head | {"choices": []} | more) if more else b""
+        return last + DONE
+
+    def error(self, error: ApiError) -> bytes:
+        """Return an error as OpenAI's clients read it from a stream."""
+        return sse_data(openai_error(error))
+
+    def body(self, choices: Sequence[Choice], answer: Answer) -> dict[str, Any]:
+        """Return a chat completion."""
+        body = self._frame(answer, "chat.completion")
+        body["choices"] = [self._choice(choice, answer) for choice in choices]
+        body |= {"usage": openai_usage(answer.usage), "timings": answer.usage.timings}
+        return body | ({"herd": {"warnings": answer.warnings}} if answer.warnings else {})
+
+    def _choice(self, choice: Choice, answer: Answer) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text}
+        if choice.thought:
+            message["reasoning_content"] = choice.thought
+        if choice.calls:
+            message["tool_calls"] = [_call(call) for call in choice.calls]
+            message["content"] = choice.text or None
+        has_logprobs = answer.prompts[0].sampling.logprobs is not None
+        return {
+            "index": choice.index,
+            "message": message,
+            "logprobs": chat_logprobs(choice.logprobs, self._tokenizer) if has_logprobs else None,
+            "finish_reason": choice.reason,
+        }
+
+    def _frame(self, answer: Answer, kind: str) -> dict[str, Any]:
+        return {
+            "id": f"chatcmpl-{answer.id}",
+            "object": kind,
+            "created": self._created,
+            "model": self._model,
+            "system_fingerprint": answer.served.fingerprint,
+            "service_tier": "default",
+        }
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], *, logprobs: Any = None, finish_reason: str | None = None
+    ) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return f"data: {self._prefix}{json_text([choice])}}}\n\n".encode()
+
+
+def chat_logprobs(logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return log-probabilities as chat completions have them: text and bytes of each token."""
+
+    def token(id_: int, nats: float) -> dict[str, Any]:
+        raw = tokenizer.token_bytes(id_)
+        return {"token": raw.decode("utf-8", "replace"), "logprob": max(nats, -9999.0), "bytes": list(raw)}
+
+    content = [
+        token(each.id, each.logprob) | {"top_logprobs": [token(*pair) for pair in each.top]}
+        for each in logprobs
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _call(call: AnswerCall) -> dict[str, Any]:
+    function = {"name": call.tool.name, "arguments": call.arguments}
+    return {"id": f"call_{call.id}", "type": "function", "function": function}

@@ -1,0 +1,109 @@
+"""Turn whatever a handler raises into the `ApiError` that a client sees.
+
+Errors of Herd's other rooms are told by their class, and a bug becomes a 500 that does not tell a client
+anything about the inside.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..errors import ChatError, ContextError, EngineBusyError, EngineError, HerdError, TokenizerError
+from .errors import ApiError
+
+log = logging.getLogger("herd.serve")
+
+
+class BadRequest(ApiError):
+    """A request that cannot be served as it is. ``param`` names the field at fault."""
+
+    def __init__(
+        self, message: str, param: str | None = None, *, code: str | None = None, status: int = 400
+    ) -> None:
+        super().__init__(message, status=status, type="invalid_request_error", param=param, code=code)
+
+
+class ServerFault(ApiError):
+    """A failure of the server, not of the request."""
+
+    def __init__(self, message: str, *, status: int = 500, code: str | None = None) -> None:
+        super().__init__(message, status=status, type="server_error", code=code)
+
+
+class Overloaded(ApiError):
+    """A server that cannot take another request now."""
+
+    def __init__(self, message: str, retry_after: float = 2.0) -> None:
+        super().__init__(
+            message,
+            status=503,
+            type="overloaded_error",
+            code="overloaded",
+            retry_after=retry_after,
+            should_retry=True,
+        )
+
+
+def api_error(error: BaseException, submitting: bool = False) -> ApiError:
+    """Return the `ApiError` that tells a client about ``error``. Logs bugs with their traceback.
+
+    An error of the engine is the request's fault while ``submitting``, and the server's afterwards.
+    """
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ValidationError):
+        return validation_error(error)
+    if isinstance(error, ContextError):
+        return BadRequest(str(error), "messages", code="context_length_exceeded")
+    if isinstance(error, EngineBusyError):
+        return Overloaded(str(error))
+    if isinstance(error, ChatError | TokenizerError):
+        return BadRequest(str(error), "messages")
+    if isinstance(error, EngineError) and submitting:
+        return BadRequest(str(error))
+    if isinstance(error, HerdError):
+        log.error("a request failed: %s", error)
+        return ServerFault(str(error))
+    log.error("a request failed by a bug", exc_info=error)
+    return ServerFault("the server failed at this request; its log says more")
+
+
+def validation_error(error: ValidationError) -> BadRequest:
+    """Return the first problem of a body that does not fit its wire type, with the path of the field."""
+    problem = error.errors(include_url=False, include_context=False)[0]
+    path = ""
+    for part in problem["loc"]:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif "[" not in part and part not in (
+            "str",
+            "int",
+            "float",
+            "bool",
+        ):  # those name a branch of a union
+            path += f".{part}" if path else part
+    value = repr(problem.get("input"))
+    shown = "" if problem["type"] == "missing" else f"={value[:60]}{'…' * (len(value) > 60)}"
+    return BadRequest(f"{path}{shown}: {problem['msg'][:300]}", path or None)
+
+
+def error_headers(error: ApiError) -> dict[str, str]:
+    """Return the headers by which clients decide whether and when to try again."""
+    headers = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    if error.should_retry is not None:
+        headers["x-should-retry"] = "true" if error.should_retry else "false"
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return headers
+
+
+def openai_error(error: ApiError) -> dict[str, Any]:
+    """Return the body of an error as OpenAI's API has it."""
+    fields = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    return {"error": fields}

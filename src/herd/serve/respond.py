@@ -1,0 +1,226 @@
+"""Send an answer: at once or as a stream of events, for every API in the same way.
+
+Headers of a stream go out before the prompt is computed. While nothing else is sent, a comment goes out every
+few seconds, because clients and proxies close silent connections. A client that goes away, or that does not
+read, ends its answer: the engine stops within a step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol
+
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from .answer import Answer, AnswerEvent, AnswerUsage, Choice, start_answer
+from .auth import Principal
+from .chat import ReadyPrompt, ServedModel
+from .errors import ApiError
+from .problems import BadRequest, api_error
+from .settings import ServeSettings
+
+PING = b": ping\n\n"
+MAX_HEADER = 4000
+"""Characters of the header with warnings. Proxies refuse headers that are much longer."""
+
+
+class AnswerWriter(Protocol):
+    """How one API writes answers. One writer is made for each request."""
+
+    def begin(self, answer: Answer) -> bytes:
+        """Return the first events of a stream, which are sent before anything is generated."""
+        ...
+
+    def event(self, event: AnswerEvent) -> bytes:
+        """Return the stream's events for one event of the answer."""
+        ...
+
+    def end(self, answer: Answer) -> bytes:
+        """Return the last events of a stream."""
+        ...
+
+    def error(self, error: ApiError) -> bytes:
+        """Return the event that tells of an error in a stream."""
+        ...
+
+    def body(self, choices: Sequence[Choice], answer: Answer) -> dict[str, Any]:
+        """Return the body of a response that is not streamed."""
+        ...
+
+
+async def respond(
+    request: Request,
+    principal: Principal,
+    prompts: Sequence[ReadyPrompt],
+    writer: AnswerWriter,
+    *,
+    stream: bool,
+    warnings: list[str],
+) -> Response:
+    """Reserve the worst case, submit the prompts, and return the response. Raises `ApiError` before it begins."""
+    state = request.app.state
+    served: ServedModel = state.served
+    settings: ServeSettings = state.settings
+    reservation = await run_in_threadpool(
+        state.ledger.reserve,
+        principal,
+        model=served.name,
+        endpoint=request.scope["route"].path,
+        prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
+        max_completion_tokens=sum(prompt.max_completion_tokens(served.context) for prompt in prompts),
+        request_id=_billing_id(request),
+    )
+    answer = await start_answer(
+        served, prompts, principal, reservation, warnings, lambda: state.authenticator.has_ended(principal)
+    )
+    headers = warning_header(warnings)
+    if stream:
+        return EventStream(answer, writer, settings, headers)
+    return await _respond_at_once(request, answer, writer, headers)
+
+
+def _billing_id(request: Request) -> str:
+    """Return the id under which a request is billed once: the client's, so that a retry is recognized, or ours."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return str(request.state.request_id)
+    if not 0 < len(key) <= 128 or not key.isascii() or not key.isprintable():
+        raise BadRequest("Idempotency-Key must have 1 to 128 printable ASCII characters")
+    return key
+
+
+def warning_header(warnings: Sequence[str]) -> dict[str, str]:
+    """Return the header with the warnings, in ASCII and without control characters."""
+    if not warnings:
+        return {}
+    text = "; ".join(warnings).encode("ascii", "replace").decode()
+    return {"x-herd-warnings": "".join(c if c.isprintable() else " " for c in text)[:MAX_HEADER]}
+
+
+async def _respond_at_once(
+    request: Request, answer: Answer, writer: AnswerWriter, headers: dict[str, str]
+) -> Response:
+    collecting = asyncio.ensure_future(collect(answer))
+    leaving = asyncio.ensure_future(_disconnected(request.receive))
+    try:
+        await asyncio.wait((collecting, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not collecting.done():
+            raise BadRequest("the client closed the connection", status=499)
+        choices = collecting.result()
+        answer.deliver()
+        return JSONResponse(writer.body(choices, answer), headers=headers)
+    finally:
+        for task in (collecting, leaving):
+            task.cancel()
+        await run_in_threadpool(answer.close)
+
+
+async def collect(answer: Answer) -> list[Choice]:
+    """Return the whole choices of an answer."""
+    n_choices = sum(prompt.n for prompt in answer.prompts)
+    choices = [Choice(index) for index in range(n_choices)]
+    async for event in answer.events(delivers=False):
+        choices[event.index].add(event)
+    return choices
+
+
+class EventStream(Response):
+    """A response of server-sent events, written as the answer is generated."""
+
+    def __init__(
+        self, answer: Answer, writer: AnswerWriter, settings: ServeSettings, headers: dict[str, str]
+    ) -> None:
+        super().__init__(None, 200, headers, "text/event-stream; charset=utf-8")
+        del self.headers["content-length"]
+        self.headers["cache-control"] = "no-cache"
+        self.headers["x-accel-buffering"] = "no"  # nginx would collect events
+        self._answer, self._writer, self._settings = answer, writer, settings
+        self._last_sent = time.monotonic()
+        self._sending_since: float | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything, or stop when the client goes away or does not read."""
+        tasks = [
+            asyncio.ensure_future(self._write(send)),
+            asyncio.ensure_future(_disconnected(receive)),
+            asyncio.ensure_future(self._watch(send)),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done():
+                tasks[0].result()
+        except OSError:
+            pass  # the connection is gone
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await run_in_threadpool(self._answer.close)
+
+    async def _write(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        await send(start)
+        await self._send(send, self._writer.begin(self._answer))
+        async for chunk in self._chunks():
+            if chunk:
+                await self._send(send, chunk)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        writer = self._writer
+        try:
+            async for event in self._answer.events(delivers=True):
+                yield writer.event(event)
+            yield writer.end(self._answer)
+        except Exception as error:
+            yield writer.error(api_error(error))
+
+    async def _send(self, send: Send, chunk: bytes) -> None:
+        self._sending_since = time.monotonic()
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        self._sending_since = None
+        self._last_sent = time.monotonic()
+
+    async def _watch(self, send: Send) -> None:
+        """Send a comment whenever nothing was sent for a while. Return when the client does not read."""
+        settings = self._settings
+        while True:
+            await asyncio.sleep(max(0.05, self._last_sent + settings.ping_seconds - time.monotonic()))
+            if self._sending_since is not None:
+                if time.monotonic() - self._sending_since > settings.stall_seconds:
+                    return
+                await asyncio.sleep(min(1.0, settings.stall_seconds))
+            elif time.monotonic() - self._last_sent >= settings.ping_seconds:
+                await self._send(send, PING)
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Return when the client has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def openai_usage(usage: AnswerUsage) -> dict[str, Any]:
+    """Return the usage as OpenAI's API has it. The prompt's tokens include the cached ones."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def json_text(value: Any) -> str:
+    """Return compact JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def sse_data(value: Any) -> bytes:
+    """Return a server-sent event without a name, whose data are JSON."""
+    return f"data: {json_text(value)}\n\n".encode()

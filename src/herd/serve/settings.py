@@ -1,0 +1,29 @@
+"""Limits and choices of a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Settings of a server. Sizes are in bytes and times in seconds.
+
+    ``host`` is the address it listens on. ``allowed_hosts`` are names, besides IP addresses and localhost,
+    that a Host header may have (this defeats DNS rebinding). "*" allows every name. ``strict`` refuses fields
+    that the API does not have, instead of warning.
+    """
+
+    host: str = "127.0.0.1"
+    allowed_hosts: tuple[str, ...] = ()
+    strict: bool = False
+    ping_seconds: float = 10.0
+    body_bytes: int = 16 << 20
+    body_seconds: float = 60.0
+    """Time for a client to send its body."""
+    stall_seconds: float = 120.0
+    """Time for a client to read what was sent, before its answer is cancelled."""
+    max_choices: int = 16
+    max_stop: int = 16
+    max_tools: int = 512
+    drain_seconds: float = 30.0

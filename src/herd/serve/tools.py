@@ -1,0 +1,176 @@
+"""The tools of a request: what the model is told about, and what the client may choose among them.
+
+Clients send tools of many types. Functions are offered to the model. The functions inside a ``namespace`` are
+offered under the name ``NAMESPACE__NAME``, and a call of one names both again. Types that a provider runs on
+its own machines (web search and so on) cannot be run here: they are left out, and a warning names each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ..text.messages import TOOL_NAME
+from .problems import BadRequest
+
+NAMESPACE_SEPARATOR = "__"
+MAX_SCHEMA_DEPTH = 64
+
+
+@dataclass(frozen=True)
+class OfferedTool:
+    """A function that the model may call by ``name``.
+
+    The client knows it as ``client_name`` in ``namespace`` ("" for none). With ``strict``, the arguments of a
+    call are valid under ``parameters``, or the request is refused.
+    """
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] | None = None
+    strict: bool = False
+    namespace: str = ""
+
+    @property
+    def client_name(self) -> str:
+        """The name without its namespace."""
+        return self.name.removeprefix(self.namespace + NAMESPACE_SEPARATOR) if self.namespace else self.name
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The tool as chat formats describe it to the model."""
+        return {
+            "name": self.name,
+            "description": self.description,
+            "parameters": self.parameters or {"type": "object", "properties": {}},
+        }
+
+
+@dataclass(frozen=True)
+class ToolChoice:
+    """Whether and what the model must call. ``names`` empty: any of the tools."""
+
+    mode: Literal["auto", "none", "required"] = "auto"
+    names: tuple[str, ...] = ()
+
+
+def read_tools(
+    tools: Sequence[Mapping[str, Any]] | None, warnings: list[str], limit: int
+) -> tuple[OfferedTool, ...]:
+    """Return the functions in a list of tools, in OpenAI's nested or flat form.
+
+    Tools of other types are named in ``warnings``. Raises `BadRequest` for a function that is malformed.
+    """
+    out: list[OfferedTool] = []
+    for number, tool in enumerate(tools or ()):
+        where, kind = f"tools[{number}]", tool.get("type", "function")
+        if kind == "function":
+            out.append(read_function(tool.get("function", tool), where))
+        elif kind == "namespace" and isinstance(tool.get("tools"), list):
+            for inner_number, inner in enumerate(tool["tools"]):
+                if not isinstance(inner, Mapping) or inner.get("type", "function") != "function":
+                    warnings.append(f"{where}.tools[{inner_number}]=only functions can be called, left out")
+                    continue
+                function = read_function(inner.get("function", inner), f"{where}.tools[{inner_number}]")
+                space = str(tool.get("name", ""))
+                name = f"{space}{NAMESPACE_SEPARATOR}{function.name}"
+                out.append(replace(function, name=_checked_name(name, where), namespace=space))
+        else:
+            warnings.append(f"{where}=a tool of type {str(kind)[:40]!r} cannot be run here, left out")
+    check_tools(out, limit)
+    return tuple(out)
+
+
+def read_function(function: Any, where: str) -> OfferedTool:
+    """Return a function from its description in OpenAI's form. Raises `BadRequest` if it is malformed."""
+    if not isinstance(function, Mapping):
+        raise BadRequest(f"{where}.function must be an object", param=f"{where}.function")
+    parameters, description = function.get("parameters"), function.get("description") or ""
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise BadRequest(f"{where}.parameters must be a JSON schema", param=f"{where}.parameters")
+    if parameters is not None and _depth(parameters) > MAX_SCHEMA_DEPTH:
+        raise BadRequest(f"{where}.parameters is nested too deeply", param=f"{where}.parameters")
+    if not isinstance(description, str):
+        raise BadRequest(f"{where}.description must be text", param=f"{where}.description")
+    name = _checked_name(function.get("name"), where)
+    return OfferedTool(name, description, parameters, function.get("strict") is True)
+
+
+def check_tools(tools: Sequence[OfferedTool], limit: int) -> None:
+    """Raise `BadRequest` if two tools have the same name, or if there are more than ``limit``."""
+    if len(tools) > limit:
+        raise BadRequest(f"tools has {len(tools)} functions, the limit is {limit}", param="tools")
+    seen: set[str] = set()
+    for tool in tools:
+        if tool.name in seen:
+            raise BadRequest(f"tools: {tool.name!r} is there twice", param="tools")
+        seen.add(tool.name)
+
+
+def read_tool_choice(choice: Any, tools: Sequence[OfferedTool], warnings: list[str]) -> ToolChoice:
+    """Return the tool choice of OpenAI's chat completions or Responses. Raises `BadRequest` for an unknown one."""
+    if choice is None or choice == "auto":
+        return ToolChoice()
+    if choice == "none":
+        return ToolChoice("none")
+    if choice == "required":
+        return choose_among(ToolChoice("required"), tools)
+    kind = choice.get("type") if isinstance(choice, Mapping) else None
+    if kind == "function":
+        function = choice.get("function", choice)
+        name = function.get("name") if isinstance(function, Mapping) else None
+        space = choice.get("namespace")
+        wanted = f"{space}{NAMESPACE_SEPARATOR}{name}" if space else str(name)
+        return choose_among(ToolChoice("required", (wanted,)), tools)
+    if kind == "allowed_tools":
+        inner = choice.get("allowed_tools", choice)
+        listed = inner.get("tools") if isinstance(inner, Mapping) else None
+        names = [
+            (each.get("function") or each).get("name")
+            for each in (listed if isinstance(listed, list) else ())
+            if isinstance(each, Mapping) and isinstance(each.get("function") or each, Mapping)
+        ]
+        mode: Literal["auto", "required"] = "required" if inner.get("mode") == "required" else "auto"
+        return choose_among(ToolChoice(mode, tuple(str(name) for name in names)), tools)
+    if isinstance(kind, str) and kind not in ("auto", "none", "required"):
+        warnings.append(f"tool_choice=a tool of type {kind[:40]!r} cannot be run here, the model may choose")
+        return ToolChoice()
+    raise BadRequest(
+        f"tool_choice={str(choice)[:60]!r} must be auto, none, required or "
+        '{"type": "function", "function": {"name": …}}',
+        param="tool_choice",
+    )
+
+
+def choose_among(choice: ToolChoice, tools: Sequence[OfferedTool]) -> ToolChoice:
+    """Return ``choice``. Raises `BadRequest` if its tools are not there."""
+    offered = {tool.name for tool in tools}
+    if choice.mode == "required" and not offered:
+        raise BadRequest("tool_choice requires a call, and there are no tools", param="tool_choice")
+    for name in choice.names:
+        if name not in offered:
+            raise BadRequest(f"tool_choice names {name!r}, which is not in tools", param="tool_choice")
+    return choice
+
+
+def _checked_name(name: Any, where: str) -> str:
+    if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
+        raise BadRequest(
+            f"{where}: the name {str(name)[:80]!r} must begin with a letter or '_' and have letters, digits, '_', "
+            "'-' and '.' only, at most 128",
+            param=f"{where}.name",
+        )
+    return name
+
+
+def _depth(value: Any) -> int:
+    """Return the nesting of a JSON value, which the parser of the body has already limited."""
+    depth, level = 0, [value]
+    while level and depth <= MAX_SCHEMA_DEPTH:
+        depth += 1
+        inner = []
+        for each in level:
+            inner += each.values() if isinstance(each, Mapping) else each if isinstance(each, list) else ()
+        level = [each for each in inner if isinstance(each, Mapping | list)]
+    return depth

@@ -1,0 +1,127 @@
+"""What the wire types of the APIs have in common: reading a request and the settings of sampling."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from .body import read_json
+from .fields import sort_fields
+from .problems import BadRequest, api_error
+from .settings import ServeSettings
+
+MAX_STOP_CHARACTERS = 1000
+
+
+class RequestModel(BaseModel):
+    """A request body: the honoured fields of an API. Numbers must be numbers, not text."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+RequestT = TypeVar("RequestT", bound=RequestModel)
+
+
+class StreamOptions(RequestModel):
+    """Options of a stream. ``include_usage``: a last chunk has the usage."""
+
+    include_usage: bool | None = None
+
+
+class SamplingFields(RequestModel):
+    """The fields that OpenAI's chat completions and completions share. None: the checkpoint's setting."""
+
+    model: str | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    n: int | None = Field(None, ge=1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    repetition_penalty: float | None = Field(None, gt=0)
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _check_stop(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        texts = [stop] if isinstance(stop, str) else stop or []
+        if any(not 0 < len(text) <= MAX_STOP_CHARACTERS for text in texts):
+            raise ValueError(f"stop strings must have 1 to {MAX_STOP_CHARACTERS} characters")
+        return stop
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def sampling(self) -> dict[str, Any]:
+        """Return the settings by the names of `engine.Sampling`, but for the number of tokens and logprobs."""
+        names = ["temperature", "top_p", "min_p", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty"]
+        out: dict[str, Any] = {name: getattr(self, name) for name in names}
+        out["top_k"] = 0 if self.top_k == -1 else self.top_k
+        out["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        out["logit_bias"] = _biases(self.logit_bias)
+        return out
+
+    def check_limits(self, settings: ServeSettings) -> None:
+        """Raise `BadRequest` for more choices or stop strings than the server allows."""
+        if (self.n or 1) > settings.max_choices:
+            raise BadRequest(f"n={self.n} is more than this server's limit of {settings.max_choices}", "n")
+        if isinstance(self.stop, list) and len(self.stop) > settings.max_stop:
+            raise BadRequest(f"stop has {len(self.stop)} strings, the limit is {settings.max_stop}", "stop")
+
+
+async def read_request(request: Request, api: str, model: type[RequestT]) -> tuple[RequestT, list[str]]:
+    """Return the honoured fields of a request and warnings about others. Raises `ApiError`."""
+    settings: ServeSettings = request.app.state.settings
+    body = await read_json(request, settings)
+    honoured, warnings = sort_fields(api, body, strict=settings.strict)
+    try:
+        parsed = model.model_validate(honoured)
+    except ValueError as error:
+        raise api_error(error) from None
+    if isinstance(parsed, SamplingFields):
+        parsed.check_limits(settings)
+    return parsed, warnings
+
+
+def documented(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the arguments of a route that describe its body, which `read_request` reads."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    inner = schema.pop("$defs", {})
+    content = {"application/json": {"schema": _inlined(schema, inner)}}
+    return {"openapi_extra": {"requestBody": {"required": True, "content": content}}, "response_model": None}
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """Return a schema with references replaced by what they refer to."""
+    if isinstance(schema, list):
+        return [_inlined(each, definitions) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {key: _inlined(value, definitions) for key, value in schema.items()}
+
+
+def _biases(biases: dict[str, float] | None) -> dict[int, float] | None:
+    """Return biases by token id. JSON has only text as keys."""
+    if biases is None:
+        return None
+    out = {}
+    for text, bias in biases.items():
+        if not text.isascii() or not text.isdecimal() or len(text) > 9:
+            raise BadRequest(f"logit_bias: {text[:40]!r} is not a token id", "logit_bias")
+        if not -100 <= bias <= 100:
+            raise BadRequest(f"logit_bias of token {text}: {bias} must be between -100 and 100", "logit_bias")
+        out[int(text)] = bias
+    return out

@@ -1,0 +1,145 @@
+"""Dialogs as clients send them become dialogs that chat formats render."""
+
+import pytest
+
+from herd.serve.dialog import read_messages, shape_dialog
+from herd.serve.errors import ApiError
+from herd.serve.tools import OfferedTool, ToolChoice, read_tool_choice, read_tools
+
+USER = {"role": "user", "content": "hi"}
+
+
+def call(id_, name="f", arguments="{}"):
+    return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def test_system_messages_at_the_beginning_become_one_and_a_later_one_is_the_users():
+    warnings: list[str] = []
+    messages = [
+        {"role": "system", "content": "A"},
+        {"role": "developer", "content": [{"type": "text", "text": "B"}, {"type": "input_text", "text": "C"}]},
+        USER,
+        {"role": "system", "content": "D"},
+    ]
+    assert read_messages(messages, warnings) == [
+        {"role": "system", "content": "A\n\nBC"},
+        USER,
+        {"role": "user", "content": "D"},
+    ]
+    assert warnings == [
+        "messages[3]=a system message after the beginning is shown to the model as the user's"
+    ]
+
+
+def test_results_are_put_into_the_order_of_their_calls():
+    messages = [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [call("a"), call("b"), call("c")]},
+        {"role": "tool", "tool_call_id": "c", "content": "3"},
+        {"role": "tool", "tool_call_id": "a", "content": "1"},
+        {"role": "tool", "tool_call_id": "b", "content": "2"},
+        USER,
+    ]
+    out = read_messages(messages, [])
+    assert [message["content"] for message in out[2:5]] == ["1", "2", "3"]
+    assert out[5] == USER
+    assert out[1]["tool_calls"][0]["function"]["arguments"] == {}
+
+
+@pytest.mark.parametrize(
+    ("calls", "param"),
+    [
+        ("x", "messages[0].tool_calls"),
+        ([{}], "messages[0].tool_calls[0]"),
+        ([call("a", arguments="{")], "messages[0].tool_calls[0].function.arguments"),
+        ([call("a", arguments="[1]")], "messages[0].tool_calls[0].function.arguments"),
+    ],
+)
+def test_malformed_calls_are_named(calls, param):
+    with pytest.raises(ApiError) as error:
+        read_messages([{"role": "assistant", "tool_calls": calls}], [])
+    assert error.value.param == param
+
+
+class NoTools:
+    supports_tools = False
+    tool_call_formats = ()
+
+
+def test_a_template_without_tools_gets_them_as_text_and_a_warning():
+    warnings: list[str] = []
+    messages = read_messages(
+        [
+            USER,
+            {"role": "assistant", "content": "Wait.", "tool_calls": [call("a", arguments='{"x": 1}')]},
+            {"role": "tool", "tool_call_id": "a", "content": "42"},
+        ],
+        warnings,
+    )
+    tool = OfferedTool("f", "Does f.", {"type": "object"})
+    dialog = shape_dialog(messages, [tool], NoTools(), warnings)
+    assert dialog.tools is None
+    system, user, assistant, result = dialog.messages
+    assert '"name": "f", "description": "Does f."' in system["content"]
+    assert user == USER
+    assert assistant["content"] == 'Wait.\n{"type": "function", "name": "f", "parameters": {"x": 1}}'
+    assert result == {"role": "user", "content": "42"}
+    assert len(warnings) == 1
+    assert shape_dialog([USER], [], NoTools(), []).messages == [USER]
+
+
+def test_tools_in_both_forms_namespaces_and_hosted_types():
+    warnings: list[str] = []
+    tools = read_tools(
+        [
+            {"type": "function", "function": {"name": "nested", "strict": True, "parameters": {}}},
+            {"type": "function", "name": "flat", "description": "Flat.", "strict": False},
+            {
+                "type": "namespace",
+                "name": "mcp",
+                "tools": [{"type": "function", "name": "run"}, {"type": "custom", "name": "x"}],
+            },
+            {"type": "web_search"},
+            {"type": "image_generation"},
+        ],
+        warnings,
+        10,
+    )
+    assert [(tool.name, tool.client_name, tool.namespace) for tool in tools] == [
+        ("nested", "nested", ""),
+        ("flat", "flat", ""),
+        ("mcp__run", "run", "mcp"),
+    ]
+    assert [tool.strict for tool in tools] == [True, False, False]
+    assert [warning.partition("=")[0] for warning in warnings] == ["tools[2].tools[1]", "tools[3]", "tools[4]"]
+    with pytest.raises(ApiError, match="limit is 2"):
+        read_tools([{"type": "function", "name": f"f{i}"} for i in range(3)], [], 2)
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        (None, ToolChoice()),
+        ("auto", ToolChoice()),
+        ("none", ToolChoice("none")),
+        ("required", ToolChoice("required")),
+        ({"type": "function", "function": {"name": "g"}}, ToolChoice("required", ("g",))),
+        ({"type": "function", "name": "g"}, ToolChoice("required", ("g",))),
+        ({"type": "function", "name": "run", "namespace": "mcp"}, ToolChoice("required", ("mcp__run",))),
+        (
+            {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [{"function": {"name": "g"}}]}},
+            ToolChoice("required", ("g",)),
+        ),
+        ({"type": "allowed_tools", "mode": "auto", "tools": [{"name": "g"}]}, ToolChoice("auto", ("g",))),
+    ],
+)
+def test_tool_choices(choice, expected):
+    tools = (OfferedTool("g"), OfferedTool("mcp__run", namespace="mcp"))
+    assert read_tool_choice(choice, tools, []) == expected
+
+
+@pytest.mark.parametrize("choice", ["sometimes", 3, {}, {"type": "function", "name": "missing"}, {"type": 5}])
+def test_tool_choices_that_are_refused(choice):
+    with pytest.raises(ApiError) as error:
+        read_tool_choice(choice, (OfferedTool("g"),), [])
+    assert error.value.param == "tool_choice"

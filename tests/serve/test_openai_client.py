@@ -1,0 +1,207 @@
+"""OpenAI's own client against a real server with a real engine, on a tiny random model."""
+
+import json
+
+import openai
+import pytest
+from conftest import CONTEXT, wait_until
+
+HELLO = [{"role": "user", "content": "six times seven"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}, "size": {"enum": ["small", "large"]}},
+    "required": ["ok", "size"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    with openai.OpenAI(
+        base_url=f"{url}/v1", api_key="any", max_retries=0, _strict_response_validation=True
+    ) as client:
+        yield client
+
+
+def chat(client, **options):
+    return client.chat.completions.create(**({"model": "tiny", "messages": HELLO, "max_tokens": 8} | options))
+
+
+def test_an_answer_streamed_and_whole(client):
+    whole = chat(client)
+    chunks = list(chat(client, stream=True, stream_options={"include_usage": True}))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason == "length"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == 8
+    assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_a_stream_without_include_usage_has_no_usage(client):
+    for options in ({}, {"stream_options": {"include_usage": False}}):
+        assert all(chunk.usage is None and chunk.choices for chunk in chat(client, stream=True, **options))
+
+
+def test_a_seed_repeats_an_answer(client):
+    first, again, other = (
+        chat(client, temperature=1, seed=seed).choices[0].message.content for seed in (5, 5, 6)
+    )
+    assert first == again != other
+
+
+def test_several_choices(client):
+    answer = chat(client, n=3, temperature=1, seed=1)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert len({choice.message.content for choice in answer.choices}) > 1
+    assert answer.usage.completion_tokens == 24
+    texts = ["", "", ""]
+    for chunk in chat(client, n=3, temperature=1, seed=1, stream=True):
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert texts == [choice.message.content for choice in answer.choices]
+
+
+def test_logprobs(client):
+    answer = chat(client, logprobs=True, top_logprobs=3)
+    tokens = answer.choices[0].logprobs.content
+    assert len(tokens) == 8
+    assert all(len(token.top_logprobs) == 3 for token in tokens)
+    assert all(token.logprob == token.top_logprobs[0].logprob for token in tokens)  # greedy
+    assert b"".join(bytes(token.bytes) for token in tokens).decode(errors="replace") == (
+        answer.choices[0].message.content
+    )
+    streamed = [
+        token
+        for chunk in chat(client, logprobs=True, top_logprobs=3, stream=True)
+        if chunk.choices and chunk.choices[0].logprobs
+        for token in chunk.choices[0].logprobs.content
+    ]
+    assert streamed == tokens
+    assert chat(client).choices[0].logprobs is None
+
+
+def test_stop_and_bias(client):
+    text = chat(client).choices[0].message.content
+    stopped = chat(client, stop=[text[3:6], "zzzz"])
+    assert stopped.choices[0].message.content == text[: text.find(text[3:6])]
+    assert stopped.choices[0].finish_reason == "stop"
+    token = chat(client, logprobs=True).choices[0].logprobs.content[0]
+    forbidden = {str(i): -100 for i in range(600) if i % 7}
+    other = chat(client, logit_bias=forbidden, logprobs=True).choices[0].logprobs.content[0]
+    assert other.token != token.token
+
+
+def test_structured_output(client):
+    form = {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA, "strict": True}}
+    answer = chat(client, response_format=form, max_tokens=100, temperature=1, seed=3)
+    value = json.loads(answer.choices[0].message.content)
+    assert isinstance(value["ok"], bool)
+    assert value["size"] in ("small", "large")
+    text = chat(client, response_format={"type": "json_object"}, max_tokens=60).choices[0].message.content
+    assert text.lstrip().startswith("{")
+
+
+def tool(name, strict=None, parameters=SCHEMA):
+    function = {"name": name, "parameters": parameters}
+    return {"type": "function", "function": function | ({} if strict is None else {"strict": strict})}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [("required", {"f", "g"}), ({"type": "function", "function": {"name": "g"}}, {"g"})],
+)
+def test_a_required_call_is_made_and_valid(client, choice, names, stream):
+    options = {
+        "tools": [tool("f"), tool("g")],
+        "tool_choice": choice,
+        "parallel_tool_calls": False,
+        "max_tokens": 200,
+        "temperature": 1,
+        "seed": 11,
+    }
+    if stream:
+        with client.chat.completions.stream(model="tiny", messages=HELLO, **options) as events:
+            for _ in events:
+                pass
+            answer = events.get_final_completion()
+    else:
+        answer = chat(client, **options)
+    message = answer.choices[0].message
+    assert answer.choices[0].finish_reason == "tool_calls"
+    assert message.content is None or stream
+    (call,) = message.tool_calls
+    assert call.function.name in names
+    assert set(json.loads(call.function.arguments)) == {"ok", "size"}
+
+
+def test_tool_choice_none_hides_the_tools(client):
+    assert chat(client, tools=[tool("f")], tool_choice="none").usage == chat(client).usage
+
+
+def test_a_strict_schema_that_cannot_be_enforced_is_refused_and_another_warned_about(client):
+    hard = {"type": "object", "properties": {"a": {"type": "string", "format": "no-such-format"}}}
+    with pytest.raises(openai.BadRequestError, match="cannot be enforced") as error:
+        chat(client, tools=[tool("f", True, hard)])
+    assert error.value.code == "invalid_schema"
+    answer = chat(client, tools=[tool("f", False, hard)], tool_choice="required", parallel_tool_calls=False)
+    assert "not enforced" in answer.herd["warnings"][0]
+
+
+def test_tool_types_that_cannot_run_here_are_left_out_and_named(client):
+    inner = {"type": "function"} | tool("f")["function"]
+    hosted = [{"type": "web_search"}, {"type": "namespace", "name": "n", "tools": [inner]}]
+    answer = chat(
+        client, tools=hosted, tool_choice="required", parallel_tool_calls=False, max_tokens=200
+    )
+    assert answer.herd["warnings"][0].startswith("tools[0]=a tool of type 'web_search'")
+    assert answer.choices[0].message.tool_calls[0].function.name == "n__f"
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(client):
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match=f"maximum context length is {CONTEXT:,}") as error:
+            chat(client, messages=[{"role": "user", "content": "six " * CONTEXT}], stream=stream)
+        assert error.value.code == "context_length_exceeded"
+
+
+def test_a_full_context_ends_an_answer_by_its_length(client):
+    answer = chat(client, messages=[{"role": "user", "content": "six " * (CONTEXT // 2 - 60)}], max_tokens=10 * CONTEXT)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.total_tokens == CONTEXT
+
+
+def test_the_wrong_model_is_404_and_an_alias_works(client):
+    with pytest.raises(openai.NotFoundError, match="this server has: gpt-4, tiny"):
+        chat(client, model="gpt-5")
+    assert chat(client, model="gpt-4").model == "tiny"
+
+
+def test_models(client):
+    (model,) = client.models.list().data
+    assert (model.id, model.max_model_len, model.meta["n_ctx"]) == ("tiny", CONTEXT, CONTEXT)
+    assert client.models.retrieve("tiny") == model
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+def test_completions(client, tokenizer):
+    text = client.completions.create(model="tiny", prompt="six times", max_tokens=6)
+    ids = client.completions.create(model="tiny", prompt=tokenizer.encode("six times", bos=True), max_tokens=6)
+    assert text.choices == ids.choices
+    both = client.completions.create(model="tiny", prompt=["six times", "seven"], n=2, max_tokens=6)
+    assert [choice.index for choice in both.choices] == [0, 1, 2, 3]
+    assert both.choices[0].text == both.choices[1].text == text.choices[0].text
+    lenient = openai.OpenAI(base_url=client.base_url, api_key="x")  # the strict type has no null finish_reason
+    streamed = lenient.completions.create(model="tiny", prompt="six times", max_tokens=6, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in streamed) == text.choices[0].text
+
+
+def test_a_client_that_closes_a_stream_ends_the_generation(client, loop):
+    stream = chat(client, stream=True, max_tokens=900, temperature=1, logit_bias={"5": 1})
+    next(iter(stream))
+    stream.close()
+    wait_until(lambda: loop.stats().active == 0)
+    assert loop.stats().decoded_tokens >= 1
