@@ -7,8 +7,8 @@ import zlib
 
 import pytest
 import zstandard
-from conftest import running
 
+from conftest import running
 from herd.serve.app import host_is_allowed
 from herd.serve.settings import ServeSettings
 
@@ -51,7 +51,10 @@ def test_a_body_that_is_not_a_json_object(http, body, words):
         ({"messages": [{"role": "king", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]"),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, "messages[0].content[0]"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]},
+            "messages[0].content[0]",
+        ),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": "8"}, "max_tokens"),
@@ -154,7 +157,9 @@ def test_a_body_that_does_not_arrive_is_408(served):
     assert answer.startswith(b"HTTP/1.1 408")
 
 
-@pytest.mark.parametrize("request_line", [b"GET /nothing", b"GET /v1/nothing", b"GET //health", b"GET /health/"])
+@pytest.mark.parametrize(
+    "request_line", [b"GET /nothing", b"GET /v1/nothing", b"GET //health", b"GET /health/"]
+)
 def test_unknown_addresses_are_404(url, request_line):
     answer = raw(url, request_line + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 404")

@@ -17,7 +17,10 @@ def test_system_messages_at_the_beginning_become_one_and_a_later_one_is_the_user
     warnings: list[str] = []
     messages = [
         {"role": "system", "content": "A"},
-        {"role": "developer", "content": [{"type": "text", "text": "B"}, {"type": "input_text", "text": "C"}]},
+        {
+            "role": "developer",
+            "content": [{"type": "text", "text": "B"}, {"type": "input_text", "text": "C"}],
+        },
         USER,
         {"role": "system", "content": "D"},
     ]
@@ -105,13 +108,17 @@ def test_tools_in_both_forms_namespaces_and_hosted_types():
         warnings,
         10,
     )
-    assert [(tool.name, tool.client_name, tool.namespace) for tool in tools] == [
-        ("nested", "nested", ""),
-        ("flat", "flat", ""),
+    assert [(tool.name, tool.name_inside, tool.namespace) for tool in tools] == [
+        ("nested", "", ""),
+        ("flat", "", ""),
         ("mcp__run", "run", "mcp"),
     ]
     assert [tool.strict for tool in tools] == [True, False, False]
-    assert [warning.partition("=")[0] for warning in warnings] == ["tools[2].tools[1]", "tools[3]", "tools[4]"]
+    assert [warning.partition("=")[0] for warning in warnings] == [
+        "tools[2].tools[1]",
+        "tools[3]",
+        "tools[4]",
+    ]
     with pytest.raises(ApiError, match="limit is 2"):
         read_tools([{"type": "function", "name": f"f{i}"} for i in range(3)], [], 2)
 
@@ -127,7 +134,10 @@ def test_tools_in_both_forms_namespaces_and_hosted_types():
         ({"type": "function", "name": "g"}, ToolChoice("required", ("g",))),
         ({"type": "function", "name": "run", "namespace": "mcp"}, ToolChoice("required", ("mcp__run",))),
         (
-            {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [{"function": {"name": "g"}}]}},
+            {
+                "type": "allowed_tools",
+                "allowed_tools": {"mode": "required", "tools": [{"function": {"name": "g"}}]},
+            },
             ToolChoice("required", ("g",)),
         ),
         ({"type": "allowed_tools", "mode": "auto", "tools": [{"name": "g"}]}, ToolChoice("auto", ("g",))),

@@ -78,7 +78,9 @@ def test_a_strict_tool_that_need_not_be_called(tokenizer, name):
 
 
 def test_a_schema_of_the_text_beside_tools(tokenizer):
-    form = form_of(tokenizer, "json", ToolChoice(), schema={"type": "object", "properties": {"ok": {"type": "null"}}})
+    form = form_of(
+        tokenizer, "json", ToolChoice(), schema={"type": "object", "properties": {"ok": {"type": "null"}}}
+    )
     assert accepts(tokenizer, form, '{"ok": null}')
     assert accepts(tokenizer, form, written("json", ("g", "{}")))
     assert not accepts(tokenizer, form, "ok")

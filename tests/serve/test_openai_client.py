@@ -4,6 +4,7 @@ import json
 
 import openai
 import pytest
+
 from conftest import CONTEXT, wait_until
 
 HELLO = [{"role": "user", "content": "six times seven"}]
@@ -110,8 +111,7 @@ def tool(name, strict=None, parameters=SCHEMA):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("choice", "names"),
-    [("required", {"f", "g"}), ({"type": "function", "function": {"name": "g"}}, {"g"})],
+    ("choice", "names"), [("required", {"f", "g"}), ({"type": "function", "function": {"name": "g"}}, {"g"})]
 )
 def test_a_required_call_is_made_and_valid(client, choice, names, stream):
     options = {
@@ -153,9 +153,7 @@ def test_a_strict_schema_that_cannot_be_enforced_is_refused_and_another_warned_a
 def test_tool_types_that_cannot_run_here_are_left_out_and_named(client):
     inner = {"type": "function"} | tool("f")["function"]
     hosted = [{"type": "web_search"}, {"type": "namespace", "name": "n", "tools": [inner]}]
-    answer = chat(
-        client, tools=hosted, tool_choice="required", parallel_tool_calls=False, max_tokens=200
-    )
+    answer = chat(client, tools=hosted, tool_choice="required", parallel_tool_calls=False, max_tokens=200)
     assert answer.herd["warnings"][0].startswith("tools[0]=a tool of type 'web_search'")
     assert answer.choices[0].message.tool_calls[0].function.name == "n__f"
 
@@ -168,7 +166,9 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(client):
 
 
 def test_a_full_context_ends_an_answer_by_its_length(client):
-    answer = chat(client, messages=[{"role": "user", "content": "six " * (CONTEXT // 2 - 60)}], max_tokens=10 * CONTEXT)
+    answer = chat(
+        client, messages=[{"role": "user", "content": "six " * (CONTEXT // 2 - 60)}], max_tokens=10 * CONTEXT
+    )
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage.total_tokens == CONTEXT
 
@@ -189,12 +189,16 @@ def test_models(client):
 
 def test_completions(client, tokenizer):
     text = client.completions.create(model="tiny", prompt="six times", max_tokens=6)
-    ids = client.completions.create(model="tiny", prompt=tokenizer.encode("six times", bos=True), max_tokens=6)
+    ids = client.completions.create(
+        model="tiny", prompt=tokenizer.encode("six times", bos=True), max_tokens=6
+    )
     assert text.choices == ids.choices
     both = client.completions.create(model="tiny", prompt=["six times", "seven"], n=2, max_tokens=6)
     assert [choice.index for choice in both.choices] == [0, 1, 2, 3]
     assert both.choices[0].text == both.choices[1].text == text.choices[0].text
-    lenient = openai.OpenAI(base_url=client.base_url, api_key="x")  # the strict type has no null finish_reason
+    lenient = openai.OpenAI(
+        base_url=client.base_url, api_key="x"
+    )  # the strict type has no null finish_reason
     streamed = lenient.completions.create(model="tiny", prompt="six times", max_tokens=6, stream=True)
     assert "".join(chunk.choices[0].text for chunk in streamed) == text.choices[0].text
 

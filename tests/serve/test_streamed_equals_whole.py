@@ -1,13 +1,14 @@
 """A stream and a whole response say the same, however the text of the answer is divided into tokens."""
 
 import asyncio
+import itertools
 import json
 
 import pytest
-from conftest import CONTEXT, ScriptedLoop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import CONTEXT, ScriptedLoop
 from herd.serve.answer import start_answer
 from herd.serve.auth import Principal
 from herd.serve.chat import ChatCall, ServedModel, prepare_chat, prepare_text
@@ -40,7 +41,7 @@ TOOL = OfferedTool("add", "Add.", {"type": "object", "properties": {"a": {"type"
 def divided(text, cuts):
     """Return the pieces of a text between the cuts."""
     places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
-    return [text[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return [text[a:b] for a, b in itertools.pairwise(places)]
 
 
 def answered(tokenizer, pieces, *, writer_of, prompt_of, reason="stop", n=1):

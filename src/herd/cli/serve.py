@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Argument, Option
@@ -18,12 +19,15 @@ DEFAULT_PORT = 8000
 def serve_command(
     folder: Annotated[str, Argument(metavar="MODEL", help=MODEL)],
     host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, Option(min=0, max=65535, help="Port to listen on (0: any free one).")] = DEFAULT_PORT,
+    port: Annotated[
+        int, Option(min=0, max=65535, help="Port to listen on (0: any free one).")
+    ] = DEFAULT_PORT,
     alias: Annotated[
         list[str] | None, Option(help="Another name of the model for clients ('*': every name). Repeatable.")
     ] = None,
     context: Annotated[
-        int | None, Option(min=2, help="Longest prompt and answer in tokens (default: the model's, or what fits).")
+        int | None,
+        Option(min=2, help="Longest prompt and answer in tokens (default: the model's, or what fits)."),
     ] = None,
     parallel: Annotated[int, Option(min=1, max=1024, help="Most answers generated at once.")] = 16,
     queue: Annotated[int, Option(min=1, help="Most requests that wait; more are told to try again.")] = 512,
@@ -35,6 +39,17 @@ def serve_command(
         list[str] | None, Option(help="Another name of this machine that clients use ('*': every name).")
     ] = None,
     strict: Annotated[bool, Option("--strict", help="Refuse unknown fields instead of warning.")] = False,
+    keys: Annotated[
+        bool | None,
+        Option(
+            "--keys/--no-keys",
+            help="Whether clients need a key (default: if any was created). The first start prints an admin's key.",
+        ),
+    ] = None,
+    store: Annotated[
+        str | None,
+        Option(help="File or URL of the keys (default: HERD_STORE, or ~/.local/share/herd/serve.db)."),
+    ] = None,
     drain: Annotated[float, Option(min=0, help="Seconds for open answers to finish at the end.")] = 30.0,
     kv: Kv = "auto",
     dtype: Dtype = None,
@@ -44,28 +59,36 @@ def serve_command(
 ) -> None:
     """Serve a model to programs that speak OpenAI's API, until Ctrl-C.
 
-    Without keys the server only listens to its own machine. The sampling settings default to the checkpoint's,
-    or to greedy decoding if it has none, as in `herd chat`.
+    Without keys (`herd keys`) the server only listens to its own machine. The sampling settings default to the
+    checkpoint's, or to greedy decoding if it has none, as in `herd chat`.
     """
     from ..checkpoint import ModelSource
     from ..serve.app import create_app
     from ..serve.auth import check_binding
+    from ..serve.keys import first_admin_key
     from ..serve.run import HerdServer
     from ..serve.settings import ServeSettings
 
-    check_binding(host, with_keys=False)
+    opened = _open_store(store, keys)
+    check_binding(host, with_keys=opened is not None)
     settings = ServeSettings(
         host=host, allowed_hosts=tuple(allow_host or ()), strict=strict, drain_seconds=drain
     )
     _check_port(host, port)
     source = ModelSource(folder, pre=pre)
     served = _open(source, tuple(alias or ()), context, parallel, queue, cache_gb, draft, kv, dtype, device)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    app = create_app(served, None, settings)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    app = create_app(served, opened, settings)
+    if opened is not None and (token := first_admin_key(opened, "first start")):
+        print(f"admin key, shown only this once: {token}", file=sys.stderr)
 
     def when_ready(bound: int) -> None:
         place = f"[{host}]" if ":" in host else host
-        print(f"{served.name}: context {served.context:,} tokens, {parallel} answers at once", file=sys.stderr)
+        print(
+            f"{served.name}: context {served.context:,} tokens, {parallel} answers at once", file=sys.stderr
+        )
         print(f"http://{place}:{bound}/v1  (Ctrl-C stops)", file=sys.stderr, flush=True)
 
     server = HerdServer(app, settings, port, when_ready)
@@ -73,6 +96,23 @@ def serve_command(
         server.run()
     finally:
         served.loop.close()
+        if opened is not None:
+            opened.close()
+
+
+def _open_store(place: str | None, wanted: bool | None) -> Any:
+    """Open the store of keys. None if clients need no key: not ``wanted``, or no key was ever created."""
+    from ..serve.keys import has_keys
+    from ..serve.store import Store, default_store
+
+    place = place or default_store()
+    if wanted is False or (wanted is None and "://" not in place and not Path(place).exists()):
+        return None
+    store = Store(place)
+    if wanted or has_keys(store):
+        return store
+    store.close()
+    return None
 
 
 def _check_port(host: str, port: int) -> None:

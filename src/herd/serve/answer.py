@@ -1,6 +1,6 @@
 """Answers in progress: tokens of the engine become events, which every API writes in its own form.
 
-An `Answer` is one request of a client, with one or more choices. Whatever happens to it (the end, an error, a
+A `LiveAnswer` is one request of a client, with one or more choices. Whatever happens to it (the end, an error, a
 client that goes away, a server that stops, a key that is revoked), it is settled once and its pages are freed.
 """
 
@@ -125,7 +125,7 @@ class AnswerUsage:
         }
 
 
-class Answer:
+class LiveAnswer:
     """The choices of one request while they are generated. `events` yields them as they come.
 
     ``warnings`` are told to the client at the end. `close` must be called in every case.
@@ -276,7 +276,7 @@ async def start_answer(
     reservation: Reservation,
     warnings: list[str],
     has_ended: Callable[[], bool] = lambda: False,
-) -> Answer:
+) -> LiveAnswer:
     """Submit prompts to the engine, and return when their constraints are known to be followed.
 
     Raises `ApiError`, after settling the reservation with nothing, if the engine does not take them.
@@ -286,7 +286,7 @@ async def start_answer(
         for prompt in prompts:
             request = prompt.request(principal.cache_group, principal.key_id)
             generations.append(served.loop.submit(request, prompt.n))
-        answer = Answer(served, prompts, generations, reservation, warnings, has_ended)
+        answer = LiveAnswer(served, prompts, generations, reservation, warnings, has_ended)
         for group in generations:
             await group[0].ready()
         return answer
@@ -312,8 +312,8 @@ async def _merged(generations: Sequence[Generation]) -> AsyncIterator[tuple[int,
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for task in sorted(done, key=lambda task: waiting[task]):
                 number = waiting.pop(task)
-                if (delta := task.result()) is not None:
-                    yield number, delta
+                if (arrived := task.result()) is not None:
+                    yield number, arrived
                     waiting[asyncio.ensure_future(anext(generations[number], None))] = number
     finally:
         for task in waiting:

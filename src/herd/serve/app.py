@@ -41,6 +41,8 @@ def create_app(served: ServedModel, store: Store | None, settings: ServeSettings
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if isinstance(app.state.ledger, Ledger) and (count := app.state.ledger.recover()):
+            log.warning("%d requests of a server that died are settled now", count)
         yield
         app.state.authenticator.close()
         app.state.ledger.close()

@@ -23,7 +23,7 @@ SYSTEM_ROLES = ("system", "developer")
 
 
 @dataclass(frozen=True)
-class Dialog:
+class ShapedDialog:
     """Messages and tools as `ChatFormat.render` takes them, and the format in which the model writes calls."""
 
     messages: list[dict[str, Any]]
@@ -91,7 +91,7 @@ def text_of(content: Any, where: str, *, may_be_empty: bool = False) -> str:
 
 def shape_dialog(
     messages: list[dict[str, Any]], tools: Sequence[OfferedTool], chat: ChatFormat, warnings: list[str]
-) -> Dialog:
+) -> ShapedDialog:
     """Return the dialog for a chat format.
 
     A checkpoint whose template has no place for tools gets them in the system message, calls as text, and
@@ -100,7 +100,7 @@ def shape_dialog(
     schemas = [tool.schema for tool in tools] or None
     has_calls = any(message.get("tool_calls") or message["role"] == "tool" for message in messages)
     if chat.supports_tools or not (schemas or has_calls):
-        return Dialog(messages, schemas, (chat.tool_call_formats or ("json",))[0])
+        return ShapedDialog(messages, schemas, (chat.tool_call_formats or ("json",))[0])
     warnings.append(
         "tools=the model's chat template has no place for them, so they are described in the text"
     )
@@ -124,7 +124,7 @@ def shape_dialog(
             out[0]["content"] += "\n\n" + text
         else:
             out.insert(0, {"role": "system", "content": text})
-    return Dialog(out, None, "json")
+    return ShapedDialog(out, None, "json")
 
 
 def _calls(calls: Any, where: str) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from ..engine.request import TokenLogprob
 from ..text.tokenizer import Tokenizer
-from .answer import Answer, AnswerCall, AnswerEnd, AnswerEvent, AnswerText, AnswerThought, Choice
+from .answer import AnswerCall, AnswerEnd, AnswerEvent, AnswerText, AnswerThought, Choice, LiveAnswer
 from .auth import Principal, require
 from .chat import ChatCall, ServedModel, prepare_chat
 from .dialog import read_messages
@@ -90,7 +90,7 @@ class ChatWriter:
         self._tokenizer, self._includes_usage = served.tokenizer, includes_usage
         self._created, self._model = int(time.time()), served.name
 
-    def begin(self, answer: Answer) -> bytes:
+    def begin(self, answer: LiveAnswer) -> bytes:
         """Return one chunk with the role for every choice."""
         self._head = self._frame(answer, "chat.completion.chunk")
         self._prefix = json_text(self._head)[:-1] + ',"choices":'
@@ -114,7 +114,7 @@ class ChatWriter:
         rest = {"index": event.number, "function": {"arguments": event.arguments}}
         return self._chunk(index, {"tool_calls": [opening]}) + self._chunk(index, {"tool_calls": [rest]})
 
-    def end(self, answer: Answer) -> bytes:
+    def end(self, answer: LiveAnswer) -> bytes:
         """Return the usage if it was asked for, the warnings, and the end of the stream."""
         more: dict[str, Any] = {}
         if self._includes_usage:
@@ -128,14 +128,14 @@ class ChatWriter:
         """Return an error as OpenAI's clients read it from a stream."""
         return sse_data(openai_error(error))
 
-    def body(self, choices: Sequence[Choice], answer: Answer) -> dict[str, Any]:
+    def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> dict[str, Any]:
         """Return a chat completion."""
         body = self._frame(answer, "chat.completion")
         body["choices"] = [self._choice(choice, answer) for choice in choices]
         body |= {"usage": openai_usage(answer.usage), "timings": answer.usage.timings}
         return body | ({"herd": {"warnings": answer.warnings}} if answer.warnings else {})
 
-    def _choice(self, choice: Choice, answer: Answer) -> dict[str, Any]:
+    def _choice(self, choice: Choice, answer: LiveAnswer) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": choice.text}
         if choice.thought:
             message["reasoning_content"] = choice.thought
@@ -150,7 +150,7 @@ class ChatWriter:
             "finish_reason": choice.reason,
         }
 
-    def _frame(self, answer: Answer, kind: str) -> dict[str, Any]:
+    def _frame(self, answer: LiveAnswer, kind: str) -> dict[str, Any]:
         return {
             "id": f"chatcmpl-{answer.id}",
             "object": kind,

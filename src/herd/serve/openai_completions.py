@@ -14,7 +14,7 @@ from starlette.responses import Response
 from ..engine.constraint import Constraint
 from ..engine.request import TokenLogprob
 from ..text.tokenizer import StreamDecoder, Tokenizer
-from .answer import Answer, AnswerEnd, AnswerEvent, AnswerText, Choice
+from .answer import AnswerEnd, AnswerEvent, AnswerText, Choice, LiveAnswer
 from .auth import Principal, require
 from .chat import ReadyPrompt, ServedModel, prepare_text
 from .errors import ApiError
@@ -69,6 +69,8 @@ def _prompts(served: ServedModel, asked: CompletionRequest, warnings: list[str])
         "max_tokens": asked.max_tokens or DEFAULT_MAX_TOKENS,
         "logprobs": asked.logprobs,
     }
+    if asked.echo and asked.logprobs is not None:
+        raise BadRequest("echo with logprobs is not supported yet: leave one of them out", "echo")
     schema = response_schema(asked.response_format, warnings)
     constraint = None if schema is None else Constraint.json_schema(schema)
     scores = asked.logprobs if asked.echo else None
@@ -86,7 +88,7 @@ class CompletionWriter:
             _ChoiceText(served.tokenizer, prompt, self._scores) for prompt in prompts for _ in range(prompt.n)
         ]
 
-    def begin(self, answer: Answer) -> bytes:
+    def begin(self, answer: LiveAnswer) -> bytes:
         """Return nothing: the first chunk has text."""
         self._answer = answer
         self._head = self._frame(answer)
@@ -105,7 +107,7 @@ class CompletionWriter:
         reason = event.reason if isinstance(event, AnswerEnd) else None
         return echoed + self._chunk(index, "", None, reason)
 
-    def end(self, answer: Answer) -> bytes:
+    def end(self, answer: LiveAnswer) -> bytes:
         """Return the usage if it was asked for, the warnings, and the end of the stream."""
         more: dict[str, Any] = {}
         if self._includes_usage:
@@ -119,7 +121,7 @@ class CompletionWriter:
         """Return an error as OpenAI's clients read it from a stream."""
         return sse_data(openai_error(error))
 
-    def body(self, choices: Sequence[Choice], answer: Answer) -> dict[str, Any]:
+    def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> dict[str, Any]:
         """Return a text completion."""
         out = []
         for choice in choices:
@@ -142,7 +144,7 @@ class CompletionWriter:
         body["timings"] = answer.usage.timings
         return body | ({"herd": {"warnings": answer.warnings}} if answer.warnings else {})
 
-    def _frame(self, answer: Answer) -> dict[str, Any]:
+    def _frame(self, answer: LiveAnswer) -> dict[str, Any]:
         return {
             "id": f"cmpl-{answer.id}",
             "object": "text_completion",
@@ -200,6 +202,6 @@ class _ChoiceText:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
-def _prompt_logprobs(answer: Answer, index: int) -> Sequence[TokenLogprob | None]:
+def _prompt_logprobs(answer: LiveAnswer, index: int) -> Sequence[TokenLogprob | None]:
     flat = [generation for group in answer.generations for generation in group]
-    return flat[index].prompt_logprobs or ()
+    return getattr(flat[index], "prompt_logprobs", None) or ()

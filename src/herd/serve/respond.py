@@ -18,7 +18,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from .answer import Answer, AnswerEvent, AnswerUsage, Choice, start_answer
+from .answer import AnswerEvent, AnswerUsage, Choice, LiveAnswer, start_answer
 from .auth import Principal
 from .chat import ReadyPrompt, ServedModel
 from .errors import ApiError
@@ -33,7 +33,7 @@ MAX_HEADER = 4000
 class AnswerWriter(Protocol):
     """How one API writes answers. One writer is made for each request."""
 
-    def begin(self, answer: Answer) -> bytes:
+    def begin(self, answer: LiveAnswer) -> bytes:
         """Return the first events of a stream, which are sent before anything is generated."""
         ...
 
@@ -41,7 +41,7 @@ class AnswerWriter(Protocol):
         """Return the stream's events for one event of the answer."""
         ...
 
-    def end(self, answer: Answer) -> bytes:
+    def end(self, answer: LiveAnswer) -> bytes:
         """Return the last events of a stream."""
         ...
 
@@ -49,7 +49,7 @@ class AnswerWriter(Protocol):
         """Return the event that tells of an error in a stream."""
         ...
 
-    def body(self, choices: Sequence[Choice], answer: Answer) -> dict[str, Any]:
+    def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> dict[str, Any]:
         """Return the body of a response that is not streamed."""
         ...
 
@@ -104,7 +104,7 @@ def warning_header(warnings: Sequence[str]) -> dict[str, str]:
 
 
 async def _respond_at_once(
-    request: Request, answer: Answer, writer: AnswerWriter, headers: dict[str, str]
+    request: Request, answer: LiveAnswer, writer: AnswerWriter, headers: dict[str, str]
 ) -> Response:
     collecting = asyncio.ensure_future(collect(answer))
     leaving = asyncio.ensure_future(_disconnected(request.receive))
@@ -121,7 +121,7 @@ async def _respond_at_once(
         await run_in_threadpool(answer.close)
 
 
-async def collect(answer: Answer) -> list[Choice]:
+async def collect(answer: LiveAnswer) -> list[Choice]:
     """Return the whole choices of an answer."""
     n_choices = sum(prompt.n for prompt in answer.prompts)
     choices = [Choice(index) for index in range(n_choices)]
@@ -134,7 +134,7 @@ class EventStream(Response):
     """A response of server-sent events, written as the answer is generated."""
 
     def __init__(
-        self, answer: Answer, writer: AnswerWriter, settings: ServeSettings, headers: dict[str, str]
+        self, answer: LiveAnswer, writer: AnswerWriter, settings: ServeSettings, headers: dict[str, str]
     ) -> None:
         super().__init__(None, 200, headers, "text/event-stream; charset=utf-8")
         del self.headers["content-length"]

@@ -27,7 +27,11 @@ class HerdServer(uvicorn.Server):
     """
 
     def __init__(
-        self, app: FastAPI, settings: ServeSettings, port: int, when_ready: Callable[[int], None] | None = None
+        self,
+        app: FastAPI,
+        settings: ServeSettings,
+        port: int,
+        when_ready: Callable[[int], None] | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(

@@ -22,8 +22,8 @@ MAX_SCHEMA_DEPTH = 64
 class OfferedTool:
     """A function that the model may call by ``name``.
 
-    The client knows it as ``client_name`` in ``namespace`` ("" for none). With ``strict``, the arguments of a
-    call are valid under ``parameters``, or the request is refused.
+    With ``strict``, the arguments of a call are valid under ``parameters``, or the request is refused. The client
+    knows a tool of a ``namespace`` as ``name_inside``. Both are "" for other tools.
     """
 
     name: str
@@ -31,11 +31,7 @@ class OfferedTool:
     parameters: Mapping[str, Any] | None = None
     strict: bool = False
     namespace: str = ""
-
-    @property
-    def client_name(self) -> str:
-        """The name without its namespace."""
-        return self.name.removeprefix(self.namespace + NAMESPACE_SEPARATOR) if self.namespace else self.name
+    name_inside: str = ""
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -75,7 +71,11 @@ def read_tools(
                 function = read_function(inner.get("function", inner), f"{where}.tools[{inner_number}]")
                 space = str(tool.get("name", ""))
                 name = f"{space}{NAMESPACE_SEPARATOR}{function.name}"
-                out.append(replace(function, name=_checked_name(name, where), namespace=space))
+                out.append(
+                    replace(
+                        function, name=_checked_name(name, where), namespace=space, name_inside=function.name
+                    )
+                )
         else:
             warnings.append(f"{where}=a tool of type {str(kind)[:40]!r} cannot be run here, left out")
     check_tools(out, limit)
@@ -169,7 +169,7 @@ def _depth(value: Any) -> int:
     depth, level = 0, [value]
     while level and depth <= MAX_SCHEMA_DEPTH:
         depth += 1
-        inner = []
+        inner: list[Any] = []
         for each in level:
             inner += each.values() if isinstance(each, Mapping) else each if isinstance(each, list) else ()
         level = [each for each in inner if isinstance(each, Mapping | list)]
