@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sysconfig
 from pathlib import Path
 
@@ -13,9 +14,13 @@ from rich.console import Console
 from herd.checkpoint import checkpoint_hash, load_lineage, load_model, load_tokenizer
 from herd.errors import DataError
 from herd.life import raise_herd
+from herd.life.live import Live
 from herd.life.measure import MODELS
 from herd.life.run import RaiseRun, RaiseStage
 from herd.life.show import Show
+from herd.train.metrics import read
+from herd.train.recipe import read_recipe
+from herd.train.run import run_recipe
 
 LIBRARY = Path(sysconfig.get_paths()["stdlib"])
 TEXT = [str(LIBRARY / "json"), str(LIBRARY / "asyncio"), str(LIBRARY / "email")]
@@ -50,11 +55,31 @@ def test_every_model_is_a_checkpoint_with_a_family(run: RaiseRun) -> None:
 
 
 def test_training_learned_something(run: RaiseRun) -> None:
-    lines = [
-        json.loads(line) for line in (run.folder / "stages/teacher/metrics.jsonl").read_text().splitlines()
-    ]
-    losses = [line["loss"] for line in lines if "loss" in line]
+    losses = [record["loss"] for record in read(run.folder / "stages/teacher/text") if "loss" in record]
     assert losses[-1] < losses[0] - 1
+
+
+def test_a_stage_is_a_recipe_that_a_user_can_change_and_run(run: RaiseRun, tmp_path: Path) -> None:
+    folders = [path.parent for path in sorted((run.folder / "stages").rglob("recipe.yaml"))]
+    names = {folder.relative_to(run.folder / "stages").as_posix() for folder in folders}
+    assert names == {"teacher/copying", "teacher/text", "long/512", "instruct", "student", "control"}
+    text = (run.folder / "stages/control/recipe.yaml").read_text()
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(text.replace(str(run.folder / "stages/control"), str(tmp_path / "out")))
+    checkpoint, _ = run_recipe(read_recipe(mine))  # without a change it gives the same bits
+    assert checkpoint_hash(checkpoint) == checkpoint_hash(run.folder / "control")
+    mine.write_text(
+        mine.read_text().replace("steps: 20", "steps: 3").replace("decay_steps: 5", "decay_steps: 2")
+    )
+    shutil.rmtree(tmp_path / "out")
+    assert run_recipe(read_recipe(mine))[1].step == 3
+
+
+def test_copying_is_measured_while_it_is_learned(run: RaiseRun) -> None:
+    records = read(run.folder / "stages/teacher/copying")
+    assert all(0 <= record["eval/copy_accuracy"] <= 1 for record in records if "eval/copy_accuracy" in record)
+    gates = {gate["name"] for gate in run.record("teacher")["gates"]}
+    assert gates == {"copying of fresh passages"}
 
 
 def test_student_and_control_see_the_same_tokens(run: RaiseRun) -> None:
@@ -88,23 +113,21 @@ def test_a_run_cut_short_ends_with_the_same_bits(
 ) -> None:
     """Stop inside the teacher's training and inside the student's, then resume: the same weights."""
     folder = tmp_path / "quick"
-    import herd.life.learn as learning
-
-    whole = learning._Sampler.maybe
-    for stop_at in (17, 31):
+    whole = Live.on_step
+    for stop_at in (37, 75):
         count = 0
 
-        def stop(self, step: int, stop_at: int = stop_at) -> None:
+        def stop(self, record: dict, stop_at: int = stop_at) -> None:
             nonlocal count
             count += 1
             if count == stop_at:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(learning._Sampler, "maybe", stop)
+        monkeypatch.setattr(Live, "on_step", stop)
         with pytest.raises(KeyboardInterrupt):
             raise_herd(folder, "quick", text=TEXT, resume=True, show=quiet())
         assert not (folder / "report.html").exists()
-    monkeypatch.setattr(learning._Sampler, "maybe", whole)
+    monkeypatch.setattr(Live, "on_step", whole)
     raise_herd(folder, "quick", text=TEXT, resume=True, show=quiet())
     for name in MODELS:
         assert checkpoint_hash(folder / name) == checkpoint_hash(run.folder / name)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from herd.data.repetition import RepetitionStream
+from herd.data.copying import CopyStream
 from herd.errors import DataError
 from herd.files import write_json
 from herd.life import raise_, raise_herd
-from herd.life.material import STUDENT_SEED
 from herd.life.measure import MODELS
-from herd.life.plan import quick_plan
+from herd.life.plan import make_plan
+from herd.life.recipes import STUDENT_SEED
 from herd.life.run import RaiseRun
 from herd.life.show import Show
 from herd.life.summary import print_summary
@@ -86,7 +86,7 @@ def test_text_too_short_for_a_row_is_refused_by_the_first_stage(tmp_path: Path) 
 
 def test_the_summary_leaves_out_an_interval_that_is_unknown(tmp_path: Path) -> None:
     """One held-out document gives no interval: its bounds are null."""
-    plan = quick_plan("tiny", 0, None)
+    plan = make_plan("tiny", "quick", 0, None)
     run = RaiseRun(tmp_path, plan, quiet())
     for model in MODELS:
         write_json(run.stage_folder(model) / "stage.json", {"n_params": 1_000_000})
@@ -101,10 +101,10 @@ def test_the_summary_leaves_out_an_interval_that_is_unknown(tmp_path: Path) -> N
 def test_a_seed_of_any_size_can_be_used() -> None:
     from herd.llama.model import LlamaLM
 
-    config = quick_plan("tiny", 0, None).student_config
+    config = make_plan("tiny", "quick", 0, None).student_config
     for seed in (20261127180000, 2**64 + 1, -5):
-        plan = quick_plan("tiny", seed, None)
+        plan = make_plan("tiny", "quick", seed, None)
         assert plan.seed == seed
         LlamaLM(config).init_weights(plan.seed + STUDENT_SEED)
-        stream = RepetitionStream(600, 64, plan.seed)
+        stream = CopyStream(600, 64, plan.seed)
         assert len(stream.batch(0, 2)) == 2

@@ -16,7 +16,7 @@ from herd.text import StreamDecoder, Tokenizer
 from herd.text import ranks_tokenizer as tokenizer_module
 from herd.text.ranks import last_merge, merges, ranks_bytes, spell, unspell
 from herd.text.ranks_tokenizer import SPECIAL_TOKENS, split_long
-from herd.text.tokenizer_json import PATTERN
+from herd.text.tokenizer_json import PATTERN, TRAINING_PATTERN
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -179,12 +179,13 @@ def test_training_equals_the_trained_model(sample):
 
     lines = [line + "\n" for line in sample.split("\n")] * 3
     trained = HFTokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+
+    def pieces(pattern):
+        split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return pre_tokenizers.Sequence([split, byte_level])
+
+    trained.pre_tokenizer = pieces(TRAINING_PATTERN)
     trainer = trainers.BpeTrainer(
         vocab_size=644, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
@@ -192,8 +193,18 @@ def test_training_equals_the_trained_model(sample):
     ours = Tokenizer.train(lines, 900)
     assert {unspell(word): id_ for word, id_ in trained.get_vocab().items()} == ours.ranks
     assert [ours.ranks[bytes([byte])] < 256 for byte in range(256)] == [True] * 256
+    trained.pre_tokenizer = pieces(PATTERN)
     for text in [*lines, sample, sample[::-1], sample.upper()]:
         assert ours.encode(text) == trained.encode(text).ids
+
+
+def test_numbers_are_digits_and_words_are_the_same_behind_a_sign():
+    ours = Tokenizer.train(['12345 "banana" (banana) banana: 12345\n', "12345banana.banana\n"] * 50, 518)
+    assert all(sum(chr(byte).isdigit() for byte in token) < 2 for token in ours.ranks)
+    word = ours.encode("banana")
+    for text in ('"banana"', "(banana)", "\tbanana", "_banana"):
+        assert ours.encode(text)[1 : 1 + len(word)] == word
+    assert len(ours.encode("2024-03-15")) == 10
 
 
 def test_training_is_deterministic_and_exact_in_size(small, sample):

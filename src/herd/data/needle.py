@@ -28,7 +28,7 @@ import numpy as np
 import yaml
 
 from ..errors import DataError
-from .batch import Batch
+from .batch import IGNORE, Batch
 from .shards import Shards
 from .shuffle import generator, mixed_key
 from .stream import as_batch, check_range
@@ -198,17 +198,13 @@ class NeedleMaker:
 class RetrievalStream:
     """Training rows of needles as long as the context. Row p depends only on (seed, p).
 
-    A row hides ``n_facts`` facts and asks for ``n_questions`` of them, so that a large part of its training
-    is retrieval.
+    A row hides ``n_facts`` facts and asks for all of them. Only the answers are trained.
     """
 
     packed = False
 
-    def __init__(
-        self, maker: NeedleMaker, context: int, seed: int, *, n_facts: int = 8, n_questions: int = 6
-    ) -> None:
-        self.maker, self.context, self.seed = maker, context, seed
-        self.n_facts, self.n_questions = n_facts, n_questions
+    def __init__(self, maker: NeedleMaker, context: int, seed: int, *, n_facts: int = 4) -> None:
+        self.maker, self.context, self.seed, self.n_facts = maker, context, seed, n_facts
         self.n_rows = 1 << 40  # every position is a document of its own
         self.needle(0)  # raises DataError for a context that is too short, before training begins
 
@@ -216,14 +212,19 @@ class RetrievalStream:
         """Return the document of one row: ``context + 1`` tokens."""
         depth = float(generator(self.seed, position, 4).random())
         seed = mixed_key(self.seed, position)
-        n_facts, n_questions = self.n_facts, self.n_questions
-        return self.maker.make(self.context + 1, depth, seed, n_facts=n_facts, n_questions=n_questions)
+        n_facts = self.n_facts
+        return self.maker.make(self.context + 1, depth, seed, n_facts=n_facts, n_questions=n_facts)
 
     def batch(self, position: int, count: int) -> Batch:
         """Return rows ``position`` to ``position + count``."""
         check_range(position, count)
-        rows_BS = np.stack([self.needle(p).ids_N for p in range(position, position + count)])
-        return as_batch(rows_BS[:, :-1], rows_BS[:, 1:])
+        needles = [self.needle(p) for p in range(position, position + count)]
+        rows_BS = np.stack([needle.ids_N for needle in needles])
+        answers_BS = np.zeros(rows_BS.shape, dtype=bool)
+        for answers_S, needle in zip(answers_BS, needles, strict=True):
+            for question in needle.questions:
+                answers_S[question.start : question.stop] = True
+        return as_batch(rows_BS[:, :-1], np.where(answers_BS[:, 1:], rows_BS[:, 1:], IGNORE))
 
 
 def filler_from(source: Shards | Sequence[int] | np.ndarray, tokenizer: TextTokenizer) -> Filler:

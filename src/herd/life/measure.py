@@ -6,10 +6,14 @@ a confidence interval.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from ..checkpoint import load_model
 from ..data.dialogs import Dialog, showcase_dialogs
+from ..data.shards import Shards
 from ..data.wordings import LANGUAGES
 from ..evals import bpb, code
 from ..evals.fidelity import fidelity
@@ -19,9 +23,11 @@ from ..evals.score import Score
 from ..evals.tooluse import tool_items, tool_use
 from ..evals.windows import HeldOut, from_shards
 from ..files import write_json
+from ..llama.config import extended
 from ..llama.model import LlamaLM
 from ..report.page import build_page
-from .material import RaiseData
+from ..text import Tokenizer
+from .data import RunData
 from .plan import Plan
 from .run import Outcome, RaiseRun
 
@@ -35,7 +41,7 @@ SHORTEST_NEEDLE = 256
 """Smallest tested context, in tokens. It has room for four facts."""
 BASES, TALKERS = ("teacher", "long"), ("instruct", "student", "control")
 MODELS = (*BASES, *TALKERS)
-TEXT_PROMPTS = ("def area(", "import os\n\ndef ", "Return the ", "class Point:\n    ", "The sun ", "Das ist ")
+TEXT_PROMPTS = ("The old man ", "It is ", "Das ist ", "Return the ", "def area(", "class Point:\n    ")
 
 
 def measure_models(run: RaiseRun) -> Outcome:
@@ -65,6 +71,9 @@ def measure_models(run: RaiseRun) -> Outcome:
         advance(f"{name}: needles")
         lengths = needle_lengths(model)
         add(name, needle(model, tokenizer, filler, lengths, n=plan.needle_items, seed=SEED))
+        if name in BASES[1:]:
+            beyond = needle_beyond(model, tokenizer, filler, plan.needle_items)
+            add(name, beyond)
         advance(f"{name}: functions")
         write = code.written_as_text if name in BASES else code.written_in_chat
         add(name, *code.program_scores(write(model, tokenizer, programs)))
@@ -91,14 +100,30 @@ def write_report(run: RaiseRun) -> Outcome:
     return Outcome()
 
 
-def heldout(data: RaiseData) -> list[HeldOut]:
-    """Return the held-out documents that every model is scored on."""
+def heldout(data: RunData) -> list[HeldOut]:
+    """Return the held-out documents that every model is scored on: running text, then parallel sentences."""
     budget = HELDOUT_BYTES[data.plan.mode]
-    return [
-        document
-        for shards in data.shards_of("heldout")
-        for document in from_shards(shards, data.tokenizer, max_bytes=budget, excerpt=EXCERPT)
-    ]
+    shards = data.shards_of("heldout")
+    running = [kind for kind in shards if kind != "parallel"]
+    chosen: list[HeldOut] = []
+    for kinds in (running, [kind for kind in shards if kind == "parallel"]):
+        documents = [
+            document
+            for kind in kinds
+            for document in from_shards(shards[kind], data.tokenizer, excerpt=EXCERPT)
+        ]
+        order = np.random.default_rng(0).permutation(len(documents))
+        sizes = np.cumsum([0, *(documents[number].n_bytes for number in order)])
+        chosen += [documents[number] for number, before in zip(order, sizes, strict=False) if before < budget]
+    return chosen
+
+
+def needle_beyond(model: LlamaLM, tokenizer: Tokenizer, filler: Shards, n: int) -> Score:
+    """Return the needles found at twice the model's context, with its rotary scaling extended, untrained."""
+    longer = LlamaLM(extended(model.config, 2 * model.config.max_context)).eval()
+    longer.load_state_dict(model.state_dict())
+    length = longer.config.max_context
+    return replace(needle(longer, tokenizer, filler, [length], n=n, seed=SEED), name="needle_beyond")
 
 
 def dialogs_for(name: str, plan: Plan) -> list[Dialog]:

@@ -1,14 +1,12 @@
-"""The plan of `herd raise`: sizes, steps and predicted times, chosen after a speed test of this machine.
+"""The plan of `herd raise`: the sizes and stages of a mode, the same on every machine.
 
-A plan depends only on the mode, the seed, the text's name and the measured speeds. It is written to
-``run.json`` before anything else, so a resumed run keeps its sizes. The mode `quick` does not depend on
-speed, because tests need the same run everywhere.
+A plan is written to ``run.json`` before anything else, so a resumed run keeps it. The machine decides only
+the dtype of the matmuls and the predicted times. The modes are in ``modes.yaml``.
 """
 
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,43 +14,45 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from .. import __version__
-from ..llama.config import ModelConfig, RopeScaling
+from ..llama.config import ModelConfig
 from ..train.section import ComputeDtype
 
 Mode = Literal["quick", "demo", "full"]
-Rung = tuple[int, int]
-"""(dim, layers) of a model size."""
 CONTEXT = 256
-"""Context of pre-training in tokens."""
-
-
-@dataclass(frozen=True)
-class Speeds:
-    """Measured training speeds in tokens per second.
-
-    ``rungs``: the speed of each size in ``dtype``, the faster dtype on this machine. ``distil`` and
-    ``control``: the student of the chosen size, with and without its teacher.
-    """
-
-    dtype: ComputeDtype
-    rungs: dict[Rung, float]
-    distil: float
-    control: float
+"""Context of pre-training in tokens, which Llama 3's rotary scaling starts from."""
 
 
 class Phase(BaseModel):
-    """Settings of one call of the training loop: steps, rows per step, tokens per row, learning rate."""
+    """One recipe of a stage: its steps, rows, context, peak rate and sources of data.
+
+    ``mix`` is a recipe's ``data.mix``. Its paths are relative to the run's folder.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
+    name: str = ""  # of the recipe's folder below the stage's; "": the stage's own folder
     steps: int
     rows: int
     context: int
     lr: float
+    mix: list[dict[str, Any]]
 
     @property
     def tokens(self) -> int:
         return self.steps * self.rows * self.context
+
+
+class TrainingStage(BaseModel):
+    """A stage that makes the model ``name`` by one recipe after another, starting from the model ``start``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    title: str
+    start: str | None = None  # None: random weights
+    objective: Literal["lm", "sft", "distil"] = "lm"
+    prompts: Literal["text", "chat"] = "text"  # what live samples continue
+    phases: list[Phase]
 
 
 class Plan(BaseModel):
@@ -71,15 +71,10 @@ class Plan(BaseModel):
     vocab_size: int
     teacher: dict[str, Any]  # fields of ModelConfig
     student: dict[str, Any]
-    pretrain: Phase
-    extend: list[Phase]
-    instruct: Phase
-    distil: Phase
-    n_dialogs: int
-    eval_rows: int  # held-out rows for evaluations during training
+    training: list[TrainingStage]
     tool_items: int  # held-out dialogs in the final evaluation
     needle_items: int  # for each length
-    speeds: dict[str, float]  # tokens/s of each measured "dim x layers"; empty if nothing was measured
+    speeds: dict[str, float]  # tokens/s of this machine by dtype; empty if nothing was measured
     predicted_seconds: dict[str, float]
 
     @property
@@ -88,29 +83,17 @@ class Plan(BaseModel):
 
     @property
     def student_config(self) -> ModelConfig:
-        """The student's shape, with the rotary scaling that the teacher has at the end."""
         return ModelConfig(**self.student)
 
-
-@dataclass(frozen=True)
-class TimedMode:
-    """A mode that fills a given time: seconds per stage, tokens needed for instruct tuning, other sizes."""
-
-    seconds: dict[str, float]
-    instruct_tokens: float
-    amounts: dict[str, int]
-
-    @property
-    def wanted_speed(self) -> float:
-        """Tokens per second that a size must reach to be chosen."""
-        return self.instruct_tokens / self.seconds["instruct"]
+    def stage(self, name: str) -> TrainingStage:
+        """Return the training stage of a name."""
+        return next(stage for stage in self.training if stage.name == name)
 
 
 _MODES = yaml.safe_load(Path(__file__).with_name("modes.yaml").read_text(encoding="utf-8"))
-TIMED_MODES = {name: TimedMode(**values) for name, values in _MODES["timed"].items()}
 
 
-def rung(dim: int, n_layers: int, vocab_size: int, context: int) -> ModelConfig:
+def toy_config(dim: int, n_layers: int, vocab_size: int) -> ModelConfig:
     """Return a toy Llama: head dim 32, two query heads per KV head, FFN of 2.75 dim, tied embeddings."""
     return ModelConfig(
         vocab_size=vocab_size,
@@ -121,7 +104,7 @@ def rung(dim: int, n_layers: int, vocab_size: int, context: int) -> ModelConfig:
         ffn_dim=-(-dim * 11 // 4 // 32) * 32,
         rope_theta=10_000.0,
         tie_embeddings=True,
-        max_context=context,
+        max_context=CONTEXT,
     )
 
 
@@ -138,69 +121,12 @@ def student_of(teacher: ModelConfig) -> ModelConfig:
     )
 
 
-def extended(config: ModelConfig, context: int) -> ModelConfig:
-    """Return ``config`` with Llama 3's frequency scaling from the pre-training context to ``context``."""
-    original = config.rope_scaling.original_context if config.rope_scaling else config.max_context
-    scaling = RopeScaling(factor=context / original, original_context=original)
-    return config.replace(max_context=context, rope_scaling=scaling)
+def make_plan(name: str, mode: Mode, seed: int, text: list[str] | None) -> Plan:
+    """Return the plan of a mode, in fp32 and without predictions."""
+    settings = dict(_MODES[mode])
+    dim, n_layers = settings.pop("shape")
+    teacher = toy_config(dim, n_layers, settings["vocab_size"])
 
-
-def quick_plan(name: str, seed: int, text: list[str] | None) -> Plan:
-    """Return the plan of the mode `quick`. It is the same on every machine."""
-    sizes = dict(_MODES["quick"])
-    dim, n_layers = sizes.pop("rung")
-    teacher = rung(dim, n_layers, sizes.pop("vocab_size"), CONTEXT)
-    amounts = sizes.pop("amounts")
-    return _plan(name, "quick", seed, text, teacher, dtype="fp32", speeds={}, **amounts, **sizes)
-
-
-def chosen(rungs: dict[Rung, float], mode: Mode) -> Rung:
-    """Return the largest size that is fast enough for its tokens of instruct tuning, or else the smallest."""
-    return max([size for size in rungs if rungs[size] >= TIMED_MODES[mode].wanted_speed] or [min(rungs)])
-
-
-def timed_plan(
-    name: str, mode: Mode, seed: int, text: list[str] | None, vocab_size: int, speeds: Speeds
-) -> Plan:
-    """Return the plan that fills the mode's time on a machine with these speeds."""
-    timed = TIMED_MODES[mode]
-    size = chosen(speeds.rungs, mode)
-    teacher = rung(*size, vocab_size, CONTEXT)
-
-    def phase(seconds: float, rows: int, context: int, speed: float, lr: float) -> Phase:
-        return Phase(
-            steps=max(20, round(seconds * speed / (rows * context))), rows=rows, context=context, lr=lr
-        )
-
-    def speed_at(context: int) -> float:
-        # Attention costs more in longer rows; at these sizes the measured ratio is close to the ratio of
-        # FLOPs.
-        per_token = teacher.flops_per_token(CONTEXT / 2, training=True)
-        return speeds.rungs[size] * per_token / teacher.flops_per_token(context / 2, training=True)
-
-    seconds, double = dict(timed.seconds), 2 * CONTEXT
-    half = seconds["long"] / 2
-    seconds["control"] = seconds["student"] * speeds.distil / speeds.control
-    return _plan(
-        name,
-        mode,
-        seed,
-        text,
-        teacher,
-        dtype=speeds.dtype,
-        speeds={f"{dim}x{n_layers}": round(speed) for (dim, n_layers), speed in speeds.rungs.items()},
-        predicted_seconds=seconds,
-        pretrain=phase(seconds["teacher"], 8, CONTEXT, speeds.rungs[size], 3e-3),
-        extend=[phase(half, 4096 // c, c, speed_at(c), 1e-3) for c in (double, 4 * CONTEXT)],
-        instruct=phase(seconds["instruct"], 4, double, speed_at(double), 2e-3),
-        distil=phase(seconds["student"], 4, double, speeds.distil, 2e-3),
-        **timed.amounts,
-    )
-
-
-def _plan(
-    name: str, mode: Mode, seed: int, text: list[str] | None, teacher: ModelConfig, **sizes: Any
-) -> Plan:
     def fields(config: ModelConfig) -> dict[str, Any]:
         return {name: getattr(config, name) for name in config.__dataclass_fields__ if name != "rope_scaling"}
 
@@ -211,8 +137,10 @@ def _plan(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
         text=text,
-        vocab_size=teacher.vocab_size,
+        dtype="fp32",
         teacher=fields(teacher),
         student=fields(student_of(teacher)),
-        **sizes,
+        speeds={},
+        predicted_seconds={},
+        **settings,
     )

@@ -1,9 +1,7 @@
-"""A ten-second test of this machine's training speed at each model size, used to choose a run's sizes.
+"""A ten-second test of this machine's training speed, which predicts the time of a run.
 
-Each size is trained for a moment on random tokens: forward, backward and Adam. The speed of one shape says
-little about another, because small matrices run far below the peak of large ones, by a factor that differs
-between machines. bf16 is fast only on processors with instructions for it. So the smallest size is trained in
-fp32 and in bf16, and the run uses the faster dtype.
+What is trained does not depend on it. Only the dtype of the matmuls does: bf16 is fast on processors with
+instructions for it, and slow on all others, so the teacher is trained for a moment in both.
 """
 
 from __future__ import annotations
@@ -19,23 +17,26 @@ from ..llama.model import LlamaLM
 from ..train import distil, lm
 from ..train.objectives import Objective, batch_loss
 from ..train.section import ComputeDtype
-from .plan import CONTEXT, TIMED_MODES, Mode, Rung, Speeds, chosen, rung, student_of
+from .plan import CONTEXT, Plan, TrainingStage
 
-ROWS = 8
-"""Rows of a step."""
+STEP_TOKENS = 2048
+SECONDS = 2.0
+"""Seconds of one measurement. There are four."""
+OVERHEAD = 1.12
+"""Time of a stage over the time of its steps: data, evaluations, samples, states."""
+MEASURE_TOKENS = 1_500
+"""Training tokens of the teacher that take as long as the final evaluation of one tool dialog."""
 
-LADDER: tuple[Rung, ...] = ((128, 3), (192, 4), (256, 4), (384, 5), (512, 6))
-"""(dim, layers) of the sizes, smallest first."""
-SECONDS = 1.5
-"""Seconds of one measurement. There are five to eight."""
 
-
-def training_speed(config: ModelConfig, dtype: ComputeDtype, objective: Objective = lm) -> float:
+def training_speed(
+    config: ModelConfig, dtype: ComputeDtype, objective: Objective = lm, context: int = CONTEXT
+) -> float:
     """Return the tokens per second of training steps of ``config`` on this machine."""
     model = LlamaLM(config).init_weights(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, config.vocab_size, (ROWS, CONTEXT + 1), generator=generator)
+    rows = STEP_TOKENS // context
+    tokens = torch.randint(0, config.vocab_size, (rows, context + 1), generator=generator)
     batch = Batch(tokens[:, :-1], tokens[:, 1:])
 
     def step() -> None:
@@ -50,23 +51,32 @@ def training_speed(config: ModelConfig, dtype: ComputeDtype, objective: Objectiv
     while steps < 2 or time.perf_counter() - began < SECONDS:
         step()
         steps += 1
-    return steps * ROWS * CONTEXT / (time.perf_counter() - began)
+    return steps * STEP_TOKENS / (time.perf_counter() - began)
 
 
-def probe(vocab_size: int, mode: Mode) -> Speeds:
-    """Measure size after size until one is too slow for the mode, then the student of the chosen size."""
+def predict(plan: Plan) -> Plan:
+    """Return the plan with this machine's faster dtype, its speeds, and the predicted time of each stage."""
+    teacher, student = plan.teacher_config, plan.student_config
+    dtypes: tuple[ComputeDtype, ...] = ("fp32", "bf16")
+    speeds = {dtype: training_speed(teacher, dtype) for dtype in dtypes}
+    dtype = max(dtypes, key=lambda name: speeds[name])
+    parent = LlamaLM(teacher).init_weights(0).requires_grad_(False)
+    taught, alone = training_speed(student, dtype, distil(parent)), training_speed(student, dtype)
 
-    def config(of: Rung) -> ModelConfig:
-        return rung(*of, vocab_size, CONTEXT)
+    def seconds(stage: TrainingStage) -> float:
+        speed = {"student": taught, "control": alone}.get(stage.name, speeds[dtype])
+        config = student if stage.name in ("student", "control") else teacher
+        work = sum(phase.tokens * relative_cost(config, phase.context) for phase in stage.phases)
+        return OVERHEAD * work / speed
 
-    by_dtype: dict[ComputeDtype, float] = {d: training_speed(config(LADDER[0]), d) for d in ("fp32", "bf16")}
-    dtype = max(by_dtype, key=lambda d: by_dtype[d])
-    rungs = {LADDER[0]: by_dtype[dtype]}
-    for shape in LADDER[1:]:
-        if min(rungs.values()) < TIMED_MODES[mode].wanted_speed:
-            break
-        rungs[shape] = training_speed(config(shape), dtype)
-    teacher = LlamaLM(config(chosen(rungs, mode))).init_weights(0).requires_grad_(False)
-    student = student_of(teacher.config)
-    taught = training_speed(student, dtype, distil(teacher))
-    return Speeds(dtype, rungs, taught, training_speed(student, dtype))
+    items = 4 * plan.tool_items + 10 * plan.needle_items
+    predicted = {"tokenizer": 2e5 / speeds[dtype]} | {stage.name: seconds(stage) for stage in plan.training}
+    predicted |= {"measure": MEASURE_TOKENS * items / speeds[dtype], "report": 1.0}
+    rounded = {name: round(speed) for name, speed in speeds.items()}
+    return plan.model_copy(update={"dtype": dtype, "speeds": rounded, "predicted_seconds": predicted})
+
+
+def relative_cost(config: ModelConfig, context: int) -> float:
+    """Return the FLOPs per token in rows of ``context`` over those in rows of the probe."""
+    here, probe = (config.flops_per_token(length / 2, training=True) for length in (context, CONTEXT))
+    return here / probe

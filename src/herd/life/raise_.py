@@ -11,8 +11,8 @@ from ..errors import DataError, HerdError
 from ..machine import lock_folder
 from ..report.units import duration
 from . import measure, stages
-from .plan import Mode, Plan, quick_plan, timed_plan
-from .probe import probe
+from .plan import Mode, Plan, make_plan
+from .probe import predict
 from .run import RaiseRun, RaiseStage
 from .show import Show
 
@@ -20,8 +20,8 @@ STAGES = [
     RaiseStage(
         "tokenizer", "training a byte-level BPE tokenizer, writing token shards", stages.make_tokenizer
     ),
-    RaiseStage("teacher", "pre-training from random weights", stages.pretrain),
-    RaiseStage("long", "extending the context, tested by loss and needles", stages.extend),
+    RaiseStage("teacher", "learning to copy, then to write text, from random weights", stages.teacher),
+    RaiseStage("long", "extending the context, tested by loss and needles", stages.long),
     RaiseStage("instruct", "tuning on dialogs with tools, in eight languages", stages.instruct),
     RaiseStage("student", "pruning the instruct model and distilling it", stages.student),
     RaiseStage(
@@ -31,21 +31,19 @@ STAGES = [
     RaiseStage("report", "writing the HTML page", measure.write_report),
 ]
 
-VOCAB_SIZE = 4096
-"""Vocabulary of the modes demo and full."""
-
 
 def plan_run(name: str, mode: Mode, seed: int, text: list[str] | None, show: Show) -> Plan:
-    """Return the plan of a run: check the user's text, probe the machine, choose sizes. Writes nothing."""
+    """Return the plan of a run: check the user's text, and predict its time. Writes nothing."""
     if text is not None:
         next(iter(read_corpus(text)))  # missing or broken text is refused before anything is written
+    plan = make_plan(name, mode, seed, text)
     if mode == "quick":
-        return quick_plan(name, seed, text)
+        return plan
     show.line("[bold]probe[/bold]  measuring this machine's training speed  [dim](10 s)[/dim]")
-    speeds = probe(VOCAB_SIZE, mode)
-    for (dim, n_layers), speed in speeds.rungs.items():
-        show.line(f"  width {dim}, {n_layers} layers: {speed:,.0f} tokens/s in {speeds.dtype}")
-    return timed_plan(name, mode, seed, text, VOCAB_SIZE, speeds)
+    timed = predict(plan)
+    speeds = ", ".join(f"{speed:,.0f} in {dtype}" for dtype, speed in timed.speeds.items())
+    show.line(f"  tokens/s: {speeds}. Every machine trains on the same tokens, here in {timed.dtype}.")
+    return timed
 
 
 def raise_herd(

@@ -2,9 +2,10 @@
 
     runs/NAME/run.json                     the plan, written first, with machine.json
     runs/NAME/stages/STAGE/stage.json      written at the end of the stage: seconds, tokens, FLOPs, memory
-    runs/NAME/stages/STAGE/metrics.jsonl   the loop's metrics runs/NAME/stages/STAGE/state/          the
-    loop's resumable state, removed when the stage is done runs/NAME/{teacher,long,instruct,student,control}/
-    checkpoint folders runs/NAME/{scores,samples}.json, report.html
+    runs/NAME/stages/STAGE[/PHASE]/        recipe.yaml, metrics.jsonl, the checkpoint model/, and state/, the
+                                           loop's resumable state, removed when the stage is done
+    runs/NAME/{teacher,long,instruct,student,control}/    checkpoint folders
+    runs/NAME/{scores,samples}.json, report.html
 
 A stage may be interrupted at any moment, because each file is either complete or absent, and repeating the
 work gives the same bytes. Resuming therefore goes through the stages and skips the finished ones.
@@ -25,9 +26,13 @@ from ..errors import DataError
 from ..files import write_json
 from ..machine import peak_memory, reset_peak_memory
 from ..report import receipt
-from .material import RaiseData
+from ..train import metrics
+from .data import RunData
 from .plan import Plan
 from .show import Show
+
+EVAL = "eval/"
+"""Prefix of the names of evaluations in a log."""
 
 
 @dataclass
@@ -63,8 +68,8 @@ class RaiseRun:
     show: Show
 
     @functools.cached_property
-    def data(self) -> RaiseData:
-        return RaiseData(self.plan, self.folder)
+    def data(self) -> RunData:
+        return RunData(self.plan, self.folder)
 
     @staticmethod
     def refuse_existing(folder: Path) -> None:
@@ -104,6 +109,12 @@ class RaiseRun:
         """Return the ``stage.json`` of a stage that is done."""
         return json.loads((self.folder / "stages" / stage / "stage.json").read_text())
 
+    def last_evaluation(self, recipe_folder: Path) -> dict[str, float]:
+        """Return the last evaluation that a recipe's training logged."""
+        records = [record for record in metrics.read(recipe_folder) if any(EVAL in key for key in record)]
+        last = records[-1] if records else {}
+        return {key.removeprefix(EVAL): value for key, value in last.items() if key.startswith(EVAL)}
+
     def carry_out(self, stages: list[RaiseStage]) -> None:
         """Do the unfinished stages in order, and remove the training state of each."""
         for stage in stages:
@@ -128,5 +139,6 @@ class RaiseRun:
                 "predicted_peak_bytes": None if grown is None else before + grown,
             }
             write_json(folder / "stage.json", record | extra)
-            shutil.rmtree(folder / "state", ignore_errors=True)
+            for state in folder.rglob("state"):
+                shutil.rmtree(state, ignore_errors=True)
             self.show.end(seconds)

@@ -1,45 +1,54 @@
-"""The training stages of `herd raise`, one function each, from text to the student models.
+"""The stages of `herd raise` that make models, from text to the student and its control.
 
-Each function returns an `Outcome`. Evaluation and the report are in `measure.py`. The order of the stages is
-in `raise_.py`, resuming in `run.py`. Sources: "The Llama 3 Herd of Models", sections 3.4 and 4; Minitron
-(arXiv 2407.14679) for the student.
+Each function returns an `Outcome`. Training itself is `herd.train.run.run_recipe`, as in `herd train`.
+Evaluation and the report are in `measure.py`, the order of the stages in `raise_.py`, resuming in `run.py`.
+Sources: "The Llama 3 Herd of Models", sections 3.4 and 4; Minitron (arXiv 2407.14679) for the student.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
+import time
+import warnings
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Lineage, load_lineage, load_model, save_model
+from ..checkpoint import Lineage, checkpoint_hash, load_config, load_lineage, load_model, save_model
 from ..data.batch import Batch
 from ..data.corpus import corpus_origin, load_corpus
-from ..data.dialogs import make_dialogs, showcase_dialogs, training_texts
+from ..data.dialogs import make_dialogs, training_texts
 from ..data.origin import bind
-from ..data.stream import MixStream, first_rows
+from ..data.stream import TokenStream, first_rows
+from ..data.text_files import DataWarning
 from ..distill import prune
 from ..evals.needle import needle
+from ..files import whole_folder
 from ..llama.config import ModelConfig
-from ..llama.model import LlamaLM
-from ..text import Tokenizer, render
-from ..train import distil, lm, sft
+from ..text import Tokenizer
 from ..train.heldout import heldout_loss
 from ..train.memory import MASTER, kept_nbytes, loss_nbytes
-from .learn import Prompt, learn
-from .material import DIALOG_NBYTES, bytes_per_token, is_parallel, numbers
-from .plan import Phase, extended
+from ..train.run import run_recipe
+from .data import bytes_per_token
+from .live import Live
+from .plan import Phase, TrainingStage
+from .recipes import recipe_folder, write_recipe
 from .run import Outcome, RaiseRun
 
 NEEDLE_SEED = 424_242
 """Seed of the gates' needles. The final evaluation uses other needles."""
 SHORT_LOSS_BAR = 1.05
 """Largest accepted ratio of the short-context losses after and before an extension of the context."""
-NEEDLE_BAR = 0.8
+NEEDLE_BAR = 0.6
 """Fraction of needles that must be found at the new length. Otherwise the context is not extended further."""
-MIN_VOCAB_FOR_NUMBERS = 2048
-"""Smallest vocabulary that has room for one token per number of up to three digits."""
-STEP_TOKENS = 2048
-"""Tokens per step in the plans, and most tokens per batch of held-out rows."""
+COPY_BAR = 0.95
+"""Fraction of the tokens of fresh repeated passages that the teacher must copy."""
+DIALOG_NBYTES = 1_250
+"""Bytes of memory of one rendered dialog that waits to be packed into a row."""
+CALIBRATION_ROWS = 16
+"""Rows on which the importance of the teacher's parts is measured."""
 
 
 def bind_text(run: RaiseRun, prepared: Path) -> None:
@@ -60,12 +69,12 @@ def make_tokenizer(run: RaiseRun) -> Outcome:
     run.show.advance(0.05, "reading")
     corpus = load_corpus(plan.text, max_bytes=plan.corpus_bytes)
     run.show.advance(0.4, "learning merges")
-    texts = [document.text for document in corpus.splits["teacher"]]
+    documents = corpus.splits["teacher"]
+    texts = [document.text for document in documents]
     # There are few parallel sentences, but the words of every language need tokens.
-    parallel = [document.text for document in corpus.splits["teacher"] if is_parallel(document)] * 8
+    parallel = [document.text for document in documents if document.kind == "parallel"] * 8
     dialogs = training_texts(make_dialogs(4000, plan.seed, split="train"))
-    spoken = numbers() if plan.vocab_size >= MIN_VOCAB_FOR_NUMBERS else ()
-    tokenizer = Tokenizer.train(chain(texts, parallel, dialogs, spoken), plan.vocab_size)
+    tokenizer = Tokenizer.train(chain(texts, parallel, dialogs), plan.vocab_size)
     tokenizer.save(run.folder / "tokenizer")
     for number, split in enumerate(("teacher", "student", "heldout")):
         run.show.advance(0.6 + 0.13 * number, f"writing {split} tokens")
@@ -76,144 +85,180 @@ def make_tokenizer(run: RaiseRun) -> Outcome:
         split: {kind: {"documents": n, "bytes": size} for kind, (n, size) in kinds.items()}
         for split, kinds in corpus.counts().items()
     }
-    density = bytes_per_token(corpus, tokenizer)
+    density = bytes_per_token(corpus.splits["heldout"], tokenizer)
     extra = {"bytes_per_token": density, "vocab_size": tokenizer.vocab_size, "corpus": counts}
-    return Outcome(notes=list(corpus.notes), extra=extra)
+    return Outcome(notes=[*corpus.notes, *data.notes_on_size()], extra=extra)
 
 
-def pretrain(run: RaiseRun) -> Outcome:
-    """Train the teacher from random weights by next-token prediction, with decay and averaging at the end."""
-    plan, phase = run.plan, run.plan.pretrain
-    model = random_model(plan.teacher_config, plan.seed)
-    heldout = heldout_rows(run, phase.context, plan.eval_rows)
-    stream = run.data.pretraining(phase.context)
-    learned = learn(run, "teacher", model, stream, lm, phase, heldout, text_prompts(run.data.tokenizer))
-    outcome = finish(run, "teacher", model, [learned], phase)
-    outcome.extra["heldout_loss"] = heldout_loss(model, heldout)
-    return outcome
+def teacher(run: RaiseRun) -> Outcome:
+    """Train the teacher from random weights. Its gate is copying on fresh rows."""
+    stage, outcome = run.plan.stage("teacher"), Outcome()
+    scores = train_phases(run, stage, {"shape": shape_section(run.plan.teacher_config)}, outcome)
+    copied = scores.get("copy_accuracy")
+    if copied is not None:
+        add_gate(run, outcome, "copying of fresh passages", copied, COPY_BAR)
+    return finish(run, stage, outcome)
 
 
-def extend(run: RaiseRun) -> Outcome:
-    """Extend the context step by step.
-
-    Keep the last step that passed its gates (short-context loss, needles).
-    """
-    plan, data = run.plan, run.data
-    passed = load_model(run.folder / "teacher")
-    short = heldout_rows(run, plan.pretrain.context, plan.eval_rows)
-    before = heldout_loss(passed, short)
-    prompts = text_prompts(data.tokenizer)
-    learned, gates, notes = [], [], []
-    for number, phase in enumerate(plan.extend):
-        context = phase.context
-        model = stretch(passed, context)
-        text = data.text("teacher", context, plan.seed + context)
-        stream = MixStream([text, data.retrieval(context)], [0.6, 0.4], plan.seed)
-        heldout = heldout_rows(run, context, plan.eval_rows * plan.pretrain.context // context)
-        bar = (number / len(plan.extend), (number + 1) / len(plan.extend))
-        learned.append(learn(run, f"long/{context}", model, stream, lm, phase, heldout, prompts, bar))
-        found = gates_at(run, model, context, heldout_loss(model, short), before)
-        gates += found
-        if not all(gate["passed"] for gate in found):
-            kept = passed.config.max_context
-            notes.append(f"a gate failed at {context} tokens: the context stays {kept}")
-            break
-        passed = model
-    outcome = finish(run, "long", passed, learned, plan.extend[-1], parents=("teacher",))
-    outcome.gates, outcome.notes = gates, notes
-    outcome.extra["max_context"] = passed.config.max_context
-    return outcome
-
-
-def gates_at(run: RaiseRun, model: LlamaLM, context: int, loss: float, before: float) -> list[dict[str, Any]]:
-    """Show and return the two gates of a context length: loss at the short context, and needles found."""
-    data, n = run.data, run.plan.needle_items
-    found = needle(model, data.tokenizer, data.filler("heldout"), [context], n=n, seed=NEEDLE_SEED).value
-    bar = before * SHORT_LOSS_BAR
-    gates = [
-        (f"short-context loss at {context} tokens", loss <= bar, loss, bar, "nats/token"),
-        (f"needles at {context} tokens", found >= NEEDLE_BAR, found, NEEDLE_BAR, "fraction"),
-    ]
-    shown = (
-        f"{loss:.3f} nats/token, at most {bar:.3f} allowed",
-        f"{100 * found:.0f} % found, {100 * NEEDLE_BAR:.0f} % needed",
-    )
-    for (name, passed, *_), value in zip(gates, shown, strict=True):
-        run.show.gate(name, passed, value)
-    return [dict(zip(("name", "passed", "value", "bar", "unit"), gate, strict=True)) for gate in gates]
+def long(run: RaiseRun) -> Outcome:
+    """Extend the context step by step. Keep the last length that passed its gates (short loss, needles)."""
+    plan, stage, outcome = run.plan, run.plan.stage("long"), Outcome()
+    shards = run.data.filler("heldout")
+    short = first_rows(TokenStream(shards, plan.teacher_config.max_context, 0), 16, 8)
+    start = run.folder / "teacher"
+    before = heldout_loss(load_model(start), short)
+    for number, phase in enumerate(stage.phases):
+        section = {"start": str(start), "extend_to": phase.context}
+        out = train_phase(run, stage, number, section, outcome)
+        model = load_model(out)
+        loss = heldout_loss(model, short)
+        length = f"at {phase.context} tokens"
+        add_gate(run, outcome, f"short-context loss {length}", loss, before * SHORT_LOSS_BAR, lower=True)
+        items = {"n": max(40, plan.needle_items), "seed": NEEDLE_SEED}
+        found = needle(model, run.data.tokenizer, shards, [phase.context], **items).value
+        add_gate(run, outcome, f"needles {length}", found, NEEDLE_BAR)
+        if not all(gate["passed"] for gate in outcome.gates):
+            kept = load_config(start).max_context
+            outcome.notes.append(
+                f"A gate failed at {phase.context} tokens: the models that follow have a context of {kept} tokens."
+            )
+            return finish(run, stage, outcome, number - 1)
+        start = out
+    return finish(run, stage, outcome)
 
 
 def instruct(run: RaiseRun) -> Outcome:
     """Tune the model on packed dialogs with tools. The loss counts the assistant's messages only."""
-    plan, data = run.plan, run.data
-    model = load_model(run.folder / "long")
-    phase = fitted(plan.instruct, model.config)
-    heldout = heldout_rows(run, phase.context, plan.eval_rows // 2)
-    stream = data.instruct(phase.context)
-    learned = learn(run, "instruct", model, stream, sft, phase, heldout, chat_prompts(data.tokenizer))
-    dialogs = plan.n_dialogs * DIALOG_NBYTES
-    return finish(run, "instruct", model, [learned], phase, parents=("long",), other_bytes=dialogs)
+    stage, outcome = run.plan.stage("instruct"), Outcome()
+    train_phases(run, stage, {"start": str(run.folder / "long")}, outcome)
+    return finish(run, stage, outcome)
 
 
 def student(run: RaiseRun) -> Outcome:
     """Prune the instruct model by importance and train the result on its logits (forward KL, tau 1)."""
-    plan, data = run.plan, run.data
-    teacher = load_model(run.folder / "instruct").requires_grad_(False).eval()
-    phase = fitted(plan.distil, teacher.config)
-    stream = data.student(phase.context)
-    target = student_config(plan.student_config, teacher.config)
-    model, kept = prune(teacher, target, [stream.batch(start, 8) for start in (0, 8)])
-    heldout = heldout_rows(run, phase.context, plan.eval_rows // 2)
-    before = heldout_loss(model, heldout)
-    prompts = chat_prompts(data.tokenizer)
-    learned = learn(run, "student", model, stream, distil(teacher), phase, heldout, prompts)
-    held = MASTER * teacher.config.n_params + loss_nbytes(teacher.config, phase.rows, phase.context)
-    held += data.n_lessons * DIALOG_NBYTES
-    outcome = finish(run, "student", model, [learned], phase, parents=("instruct",), other_bytes=held)
-    outcome.extra |= {"layers_kept": kept.layers, "loss_after_pruning": before}
-    return outcome
+    plan, stage, outcome = run.plan, run.plan.stage("student"), Outcome()
+    parent = load_model(run.folder / "instruct").requires_grad_(False).eval()
+    pruned = run.stage_folder("student") / "pruned"
+    if not pruned.exists():
+        run.show.advance(0.0, "pruning")
+        stream = calibration_rows(run, fitted(stage.phases[0], parent.config))
+        model, kept = prune(parent, student_config(plan.student_config, parent.config), stream)
+        family = {"teacher": checkpoint_hash(run.folder / "instruct")}
+        lineage = Lineage(name=f"{plan.name}-pruned", stage="prune", parents=family)
+        save_model(pruned, model, run.data.tokenizer, lineage=lineage)
+        outcome.extra["layers_kept"] = kept.layers
+    train_phases(run, stage, {"start": str(pruned)}, outcome)
+    return finish(run, stage, outcome)
 
 
 def control(run: RaiseRun) -> Outcome:
     """Train the student's shape from random weights by cross-entropy on the same tokens in the same order."""
-    plan, data = run.plan, run.data
-    final = load_model(run.folder / "instruct").config
-    phase = fitted(plan.distil, final)
-    model = random_model(student_config(plan.student_config, final), plan.seed + 1)
-    stream = data.student(phase.context)
-    heldout = heldout_rows(run, phase.context, plan.eval_rows // 2)
-    learned = learn(run, "control", model, stream, lm, phase, heldout, chat_prompts(data.tokenizer))
-    dialogs = data.n_lessons * DIALOG_NBYTES
-    return finish(run, "control", model, [learned], phase, other_bytes=dialogs)
+    stage, outcome = run.plan.stage("control"), Outcome()
+    shape = student_config(run.plan.student_config, load_config(run.folder / "instruct"))
+    train_phases(run, stage, {"shape": shape_section(shape)}, outcome)
+    return finish(run, stage, outcome)
 
 
 # Small helpers of the stages --------------------------------------------------------------------------------
 
 
-def random_model(config: ModelConfig, seed: int) -> LlamaLM:
-    """Return a model with random weights of deviation 0.55 / sqrt(D).
+def train_phases(
+    run: RaiseRun, stage: TrainingStage, model: dict[str, Any], outcome: Outcome
+) -> dict[str, float]:
+    """Train a stage's recipes one after another, the first from ``model`` (a recipe's section).
 
-    This is the usual 0.02 for D = 760. At the widths of toy models, 0.02 is too small for a quick start of
-    learning.
+    Adds their costs to ``outcome``. Returns the last evaluation.
     """
-    return LlamaLM(config).init_weights(seed, std=0.55 / config.dim**0.5)
+    for number in range(len(stage.phases)):
+        out = train_phase(run, stage, number, model, outcome)
+        model = {"start": str(out)}
+    return run.last_evaluation(recipe_folder(run.folder, stage, stage.phases[-1]))
 
 
-def heldout_rows(run: RaiseRun, context: int, n_rows: int) -> list[Batch]:
-    """Return the first rows of held-out text for repeated evaluation."""
-    return first_rows(run.data.text("heldout", context, 0), n_rows, max(1, STEP_TOKENS // context))
+def train_phase(
+    run: RaiseRun, stage: TrainingStage, number: int, model: dict[str, Any], outcome: Outcome
+) -> Path:
+    """Write and run one recipe of a stage, and add its cost to ``outcome``. Return the checkpoint folder."""
+    phase = stage.phases[number]
+    if "shape" in model:  # 0.02, the usual deviation, is that of 760 dimensions: too small for a toy's start
+        model = model | {"init_std": round(0.55 / model["shape"]["dim"] ** 0.5, 4)}
+        config = ModelConfig(**model["shape"])
+    else:
+        config = load_config(model["start"])
+    if "extend_to" not in model:
+        phase = fitted(phase, config)
+    recipe = write_recipe(run.data, stage, phase, model)
+    done = sum(earlier.tokens for earlier in stage.phases[:number])
+    total = sum(each.tokens for each in stage.phases)
+    live = Live(run.show, stage.prompts, phase.steps, (done / total, (done + phase.tokens) / total))
+    began = time.perf_counter()
+    out, result = run_recipe(recipe, on_step=live.on_step, on_begin=live.begin)
+    outcome.tokens += result.tokens
+    outcome.flops += result.flops
+    if result.resumed_from:
+        outcome.earlier_seconds += max(0.0, result.seconds - (time.perf_counter() - began))
+    other = DIALOG_NBYTES * sum(source.get("count", 0) for source in phase.mix)
+    if stage.objective == "distil":
+        parent = load_config(run.folder / "instruct")
+        other += MASTER * parent.n_params + loss_nbytes(parent, phase.rows, phase.context)
+    memory = kept_nbytes(load_config(out), phase.rows, phase.context, average=True) + other
+    outcome.predicted_bytes = max(outcome.predicted_bytes or 0, memory)
+    return out
 
 
-def stretch(model: LlamaLM, context: int) -> LlamaLM:
-    """Return the same weights with Llama 3's rotary scaling for ``context`` tokens."""
-    longer = LlamaLM(extended(model.config, context))
-    longer.load_state_dict(model.state_dict())
-    return longer
+def finish(run: RaiseRun, stage: TrainingStage, outcome: Outcome, last: int | None = None) -> Outcome:
+    """Copy the checkpoint of the stage's recipe number ``last`` to its place in the run.
+
+    Its lineage names the models of the run as parents. With ``last`` -1 no recipe passed its gate, and the
+    stage's model is a copy of its parent.
+    """
+    target = run.folder / stage.name
+    last = len(stage.phases) - 1 if last is None else last
+    source = run.folder / str(stage.start)
+    if last >= 0:
+        source = recipe_folder(run.folder, stage, stage.phases[last]) / "model"
+    family = load_lineage(source)
+    assert family is not None  # every stage writes one
+    parents = {} if stage.start is None else {stage.start: checkpoint_hash(run.folder / stage.start)}
+    own = {"name": f"{run.plan.name}-{stage.name}", "stage": stage.name, "parents": parents}
+    with whole_folder(target) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
+        family.model_copy(update=own).write(temporary)
+    outcome.model, outcome.n_params = stage.name, load_config(target).n_params
+    return outcome
 
 
-def student_config(wanted: ModelConfig, teacher: ModelConfig) -> ModelConfig:
+def add_gate(
+    run: RaiseRun, outcome: Outcome, name: str, value: float, bar: float, *, lower: bool = False
+) -> None:
+    """Show a gate and add it to ``outcome``. ``lower``: the value, a loss, must be at most the bar."""
+    passed = value <= bar if lower else value >= bar
+    unit = "nats/token" if lower else "fraction"
+    shown = f"{value:.3f} nats/token, at most {bar:.3f} allowed"
+    if not lower:
+        shown = f"{100 * value:.0f} %, {100 * bar:.0f} % needed"
+    run.show.gate(name, passed, shown)
+    outcome.gates.append({"name": name, "passed": passed, "value": value, "bar": bar, "unit": unit})
+
+
+def calibration_rows(run: RaiseRun, phase: Phase) -> list[Batch]:
+    """Return the first rows of the student's data, for the importance of the teacher's parts."""
+    stage = run.plan.stage("student")
+    recipe = write_recipe(run.data, stage, phase, {"start": str(run.folder / "instruct")})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # training opens the same data and warns
+        opened = recipe.data.open(run.data.tokenizer, run.stage_folder("student"), recipe.train)
+    return [opened.stream.batch(start, 8) for start in range(0, CALIBRATION_ROWS, 8)]
+
+
+def student_config(wanted: ModelConfig, parent: ModelConfig) -> ModelConfig:
     """Return the planned shape with the teacher's final context and rotary scaling."""
-    return wanted.replace(rope_scaling=teacher.rope_scaling, max_context=teacher.max_context)
+    return wanted.replace(rope_scaling=parent.rope_scaling, max_context=parent.max_context)
+
+
+def shape_section(config: ModelConfig) -> dict[str, Any]:
+    """Return ``model.shape`` of a recipe."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def fitted(phase: Phase, config: ModelConfig) -> Phase:
@@ -222,55 +267,3 @@ def fitted(phase: Phase, config: ModelConfig) -> Phase:
         return phase
     factor = -(-phase.context // config.max_context)
     return phase.model_copy(update={"context": config.max_context, "rows": phase.rows * factor})
-
-
-def finish(
-    run: RaiseRun,
-    name: str,
-    model: LlamaLM,
-    learned: list[Outcome],
-    phase: Phase,
-    *,
-    parents: tuple[str, ...] = (),
-    other_bytes: int = 0,
-) -> Outcome:
-    """Save a stage's model with its lineage and return the stage's outcome.
-
-    ``learned`` has the costs of its phases. ``other_bytes`` is memory for other things than the model in
-    training, such as a teacher and dialogs.
-    """
-    found = {parent: load_lineage(run.folder / parent) for parent in parents}
-    shards = run.data.shards("student" if name in ("student", "control") else "teacher")
-    lineage = Lineage(
-        name=f"{run.plan.name}-{name}",
-        stage=name,
-        parents={parent: of.weights_hash for parent, of in found.items() if of and of.weights_hash},
-        recipe={"mode": run.plan.mode, "seed": run.plan.seed, **phase.model_dump()},
-        data_hash=shards.sha256 if shards else None,
-    )
-    save_model(run.folder / name, model, run.data.tokenizer, lineage=lineage)
-    return Outcome(
-        model=name,
-        n_params=model.config.n_params,
-        tokens=sum(part.tokens for part in learned),
-        flops=sum(part.flops for part in learned),
-        earlier_seconds=sum(part.earlier_seconds for part in learned),
-        predicted_bytes=kept_nbytes(model.config, phase.rows, phase.context, average=True) + other_bytes,
-    )
-
-
-def text_prompts(tokenizer: Tokenizer) -> list[Prompt]:
-    """Return the texts that a base model continues in live samples."""
-    texts = ("def area(", "Return the", "import os\n", "The ", "Die ")
-    return [Prompt(text, tokenizer.encode(text, bos=True)) for text in texts]
-
-
-def chat_prompts(tokenizer: Tokenizer) -> list[Prompt]:
-    """Return the questions that an instruct model answers in live samples. `herd chat` suggests them too."""
-    prompts = []
-    for dialog in (*showcase_dialogs("en"), *showcase_dialogs("de")):
-        ids = render(
-            dialog.prompt, tokenizer, tool_call_format=dialog.tool_call_format, generation_prompt=True
-        ).ids
-        prompts.append(Prompt(f"{dialog.prompt[-1]['content']} → ", ids))
-    return prompts

@@ -200,3 +200,15 @@ SIZES: dict[str, ModelConfig] = {
     "1B": ModelConfig(128_256, 2_048, 16, 32, 8, 8_192, **_LLAMA_32),
 }
 """The published text models: Llama 3.1 8B, 70B, 405B and Llama 3.2 1B, 3B."""
+
+
+def extended(config: ModelConfig, context: int) -> ModelConfig:
+    """Return ``config`` with Llama 3's frequency scaling from its first context to ``context`` tokens.
+
+    A context that is not longer than the model's leaves the config as it is.
+    """
+    if context <= config.max_context:
+        return config
+    original = config.rope_scaling.original_context if config.rope_scaling else config.max_context
+    scaling = RopeScaling(factor=context / original, original_context=original)
+    return config.replace(max_context=context, rope_scaling=scaling)

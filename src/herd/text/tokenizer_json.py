@@ -31,6 +31,13 @@ PATTERN = (
 )
 """Llama 3's regular expression, which cuts text into the pieces that are byte-pair encoded."""
 
+TRAINING_PATTERN = PATTERN.replace(r"[^\r\n\p{L}\p{N}]?\p{L}+", r" ?\p{L}+").replace(r"\p{N}{1,3}", r"\p{N}")
+"""The pieces that merges are learned in: no merge joins two digits, or a word and a sign before it.
+
+So numbers are sequences of digits, and a word has the same tokens behind a quote, a bracket and a line break. A
+small model need not learn every number and every quoted word as one of its own before it can copy them.
+"""
+
 
 CHAT_TEMPLATE = files(__package__).joinpath("chat_template.jinja").read_text(encoding="utf-8")
 """`chat.render` as a Jinja template for other programs.
@@ -43,11 +50,11 @@ a special token becomes that token, and arguments that are given as a string are
 
 
 def train_ranks(texts: Iterable[str], n_ranks: int) -> Ranks:
-    """Train BPE with `tokenizers`. Returns fewer than ``n_ranks`` if the texts run out of pairs."""
+    """Train BPE on the pieces of `TRAINING_PATTERN`. Returns fewer ranks if the texts run out of pairs."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = _pre_tokenizer()
+    trained.pre_tokenizer = _pre_tokenizer(TRAINING_PATTERN)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=n_ranks, initial_alphabet=alphabet, show_progress=False)
     trained.train_from_iterator(texts, trainer)
@@ -79,10 +86,10 @@ def tokenizer_json(ranks: Ranks, special_tokens: dict[str, int], bos_id: int) ->
     return tokenizer.to_str()
 
 
-def _pre_tokenizer() -> PreTokenizer:
+def _pre_tokenizer(pattern: str = PATTERN) -> PreTokenizer:
     from tokenizers import Regex, pre_tokenizers
 
-    split = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
 import typing
 from collections.abc import Iterator
@@ -23,12 +22,12 @@ from pydantic_core import ErrorDetails
 
 from ..data.text_files import expand_paths
 from ..errors import ConfigError, DataError, RecipeError
-from ..llama.config import SIZES, ModelConfig, RopeScaling
+from ..llama.config import SIZES, ModelConfig, RopeScaling, extended
 from .config import TrainConfig, TrainSettings
 from .objectives import AnyObjective
 from .optimizers import AnyOptimizer
 from .schedules import AnySchedule, Cosine
-from .section import ComputeDtype, Positive, Section, impossible
+from .section import ComputeDtype, Positive, PositiveReal, Section, impossible
 from .sources import AnyData
 
 
@@ -55,6 +54,8 @@ class ModelSpec(Section):
     size: str | None = None  # e.g. 8B: a published Llama 3.1 model's shape
     shape: ShapeSpec | None = None  # type: ignore[valid-type]
     start: str | None = None  # a checkpoint folder
+    extend_to: Positive | None = None  # tokens: extend the context of start, by Llama 3's rotary scaling
+    init_std: PositiveReal = 0.02  # of weights that are drawn at random
 
     @model_validator(mode="after")
     def _one(self) -> ModelSpec:
@@ -63,6 +64,8 @@ class ModelSpec(Section):
             raise impossible(
                 given[-1] if given else "", f"give one of size, shape or start, not {len(given)} of them"
             )
+        if self.extend_to is not None and self.start is None:
+            raise impossible("extend_to", "extend_to needs start: only a trained model can be extended")
         if self.size is not None and self.size not in SIZES:
             raise impossible("size", f"size {self.size!r} is not one of {', '.join(SIZES)}")
         if self.shape is not None:
@@ -157,9 +160,10 @@ class Recipe(Section):
                 yield "tokenizer.train_vocab", what
         elif vocab is not None:
             yield "tokenizer.train_vocab", "a new tokenizer does not fit the weights of model.start"
-        if vocab is not None and data.kind != "text":
+        if vocab is not None and not data.has_text:
             yield "tokenizer.train_vocab", "a tokenizer is trained on data of kind text"
-        if data.rows not in objective.rows:
+        mixable = data.rows == "mix" and objective.rows & {"text", "dialogs"}
+        if data.rows not in objective.rows and not mixable:
             wanted = " or ".join(sorted(objective.rows))
             what = f"reads {wanted}; data of kind {data.kind} is {data.rows}"
             yield "objective.kind", f"objective {objective.kind} {what}"
@@ -261,12 +265,9 @@ def _mark(node: Any, at: Path_, lines: dict[Path_, int], where: str) -> None:
 
 def _problem(detail: ErrorDetails, lines: dict[Path_, int]) -> tuple[int, str]:
     """Return line and text of one of pydantic's complaints."""
-    loc, section = detail["loc"], detail["loc"][:1]
-    tag = str(loc[1]) if section in (("data",), ("objective",), ("schedule",)) and len(loc) > 1 else ""
+    loc, tag = _without_tags(detail["loc"])
     at: Path_ = tuple(
-        part
-        for part in (*section, *loc[2 if tag else 1 :])
-        if isinstance(part, int) or ("[" not in part and "literal" not in part)
+        part for part in loc if isinstance(part, int) or ("[" not in part and "literal" not in part)
     )
     if detail["type"] == "impossible":
         context = detail["ctx"]
@@ -293,6 +294,16 @@ def _problem(detail: ErrorDetails, lines: dict[Path_, int]) -> tuple[int, str]:
     return _line(at, lines), f"{_dotted(at)}={detail['input']!r}: {said}"
 
 
+def _without_tags(loc: Path_) -> tuple[Path_, str]:
+    """Return a location without the kinds that pydantic names in it, and the last of these kinds."""
+    tag = ""
+    if loc[:1] in (("data",), ("objective",), ("schedule",)) and len(loc) > 1:
+        tag, loc = str(loc[1]), loc[:1] + loc[2:]
+    if loc[:2] == ("data", "mix") and len(loc) > 3:  # data.mix.0.copy.weight
+        tag, loc = str(loc[3]), loc[:3] + loc[4:]
+    return loc, tag
+
+
 def _renamed(at: Path_, lines: dict[Path_, int]) -> tuple[int, str]:
     return _line(at, lines), f"{_dotted(at)} is now {RENAMED[_dotted(at)]}"
 
@@ -307,7 +318,7 @@ def _line(at: Path_, lines: dict[Path_, int]) -> int:
 def _keys(at: Path_, tag: str) -> list[str]:
     """Return the keys that exist in a section of a recipe. ``tag`` is the kind of the section."""
     model: Any = Recipe
-    for part in at:
+    for part in at[:1] if "mix" in at else at:
         options = _models(model.model_fields[str(part)].annotation)
         model = next((option for option in options if tag in _kind_of(option)), options[0])
     return list(model.model_fields)
@@ -333,6 +344,14 @@ def _dotted(at: Path_) -> str:
 # What the disk and the number of processes must agree with --------------------------------------------------
 
 
+def start_config(spec: ModelSpec) -> ModelConfig:
+    """Return the shape of the checkpoint that training starts from, extended to ``extend_to`` if given."""
+    from ..checkpoint import load_config  # imports torch
+
+    config = load_config(str(spec.start))
+    return config if spec.extend_to is None else extended(config, spec.extend_to)
+
+
 def check_recipe(recipe: Recipe, world: int) -> ModelConfig:
     """Check folders, vocabularies and the number of ranks ``world``. Return the model's shape.
 
@@ -347,7 +366,7 @@ def check_recipe(recipe: Recipe, world: int) -> ModelConfig:
         )
     config = recipe.model.config()
     if config is None:
-        config = load_config(str(recipe.model.start))
+        config = start_config(recipe.model)
         if recipe.train.context > config.max_context:
             raise RecipeError(
                 f"{recipe.name}: train.context={recipe.train.context} exceeds the max_context={config.max_context} of "
@@ -371,8 +390,3 @@ def check_recipe(recipe: Recipe, world: int) -> ModelConfig:
         except DataError as error:
             raise RecipeError(f"{recipe.name}: {error}") from error
     return config
-
-
-def epochs(recipe: Recipe, n_rows: int) -> float:
-    """Return the number of epochs of a stream of ``n_rows`` rows that the run reads."""
-    return recipe.train.steps * recipe.train.batch_size / n_rows if n_rows else math.inf

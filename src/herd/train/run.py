@@ -6,7 +6,6 @@ Mistakes are refused before weights are allocated. The first rank makes shards a
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from ..checkpoint import (
     write_checkpoint,
 )
 from ..data.origin import bind
-from ..data.text_files import DataWarning
 from ..dtypes import torch_dtype
 from ..errors import RecipeError
 from ..files import storage_error
@@ -35,33 +33,37 @@ from ..llama.model import LlamaLM
 from ..machine import lock_folder
 from ..text import Tokenizer
 from . import parallel
-from .heldout import heldout_loss
+from .heldout import accuracy, heldout_loss
 from .loop import TrainResult, train
 from .objectives import Objective
 from .parallel import Ranks
-from .recipe import Recipe, check_recipe, epochs
-from .sources import OpenedData, TextData
+from .recipe import Recipe, check_recipe
+from .sources import OpenedData, warn_of_repeats
 
 
 def run_recipe(
-    recipe: Recipe, *, on_step: Callable[[dict[str, Any]], None] | None = None
+    recipe: Recipe,
+    *,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+    on_begin: Callable[[LlamaLM, Tokenizer], None] | None = None,
 ) -> tuple[Path, TrainResult]:
     """Train by the recipe on all processes of ``torchrun``. Return the checkpoint folder and the outcome.
 
-    Raises the `HerdError` of the room whose input is wrong, and KeyboardInterrupt after Ctrl-C, with the
+    The first rank calls ``on_begin(model, tokenizer)`` before training and ``on_step(record)`` after every
+    logged step. Raises the `HerdError` of the room whose input is wrong, and KeyboardInterrupt after Ctrl-C, with the
     state saved.
     """
     ranks = parallel.start(recipe.parallel.shard)
     config = check_recipe(recipe, ranks.world)
     out = Path(recipe.out)
     if not ranks.first:
-        return _train(recipe, config, out, ranks, on_step)
+        return _train(recipe, config, out, ranks, None, None)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(out, error) from error
     with lock_folder(out):
-        return _train(recipe, config, out, ranks, on_step)
+        return _train(recipe, config, out, ranks, on_step, on_begin)
 
 
 def _train(
@@ -70,6 +72,7 @@ def _train(
     out: Path,
     ranks: Ranks,
     on_step: Callable[[dict[str, Any]], None] | None,
+    on_begin: Callable[[LlamaLM, Tokenizer], None] | None,
 ) -> tuple[Path, TrainResult]:
     if ranks.first:  # the other ranks use the data that this one prepared
         bind_data(recipe, out)
@@ -77,12 +80,15 @@ def _train(
         bind_data(recipe, out)  # refuses text that was edited while it was read
     ranks.barrier()
     tokenizer, data = prepare(recipe, config, out)
-    if (passes := epochs(recipe, data.stream.n_rows)) > 1 and ranks.first:
-        warnings.warn(f"{recipe.name}: the data is read {passes:.1f} times", DataWarning, stacklevel=2)
+    if recipe.data.kind != "mix" and ranks.first:  # a mix warns for each of its sources
+        warn_of_repeats(recipe.name, data.stream, recipe.train)
     model = build(recipe, config, ranks)
+    if on_begin is not None:
+        on_begin(model, tokenizer)
 
     def evaluate(now: LlamaLM, step: int) -> dict[str, float]:
-        return {"heldout_loss": heldout_loss(now, data.heldout)}
+        scores = {f"{kind}_accuracy": accuracy(now, rows) for kind, rows in data.probes.items()}
+        return scores | ({"heldout_loss": heldout_loss(now, data.heldout)} if data.heldout else {})
 
     result = train(
         model,
@@ -91,7 +97,7 @@ def _train(
         recipe.config,
         out,
         mesh=ranks.mesh,
-        evaluate=evaluate if data.heldout else None,
+        evaluate=evaluate if data.heldout or data.probes else None,
         on_step=on_step,
     )
     folder = out / "model"
@@ -120,7 +126,7 @@ def bind_data(recipe: Recipe, out: Path) -> None:
         out,
         files,
         settings,
-        prepared=[out / name for name in ("tokenizer", "shards", "state", "model")],
+        prepared=[out / name for name in ("tokenizer", "shards", "parts", "state", "model")],
         cure=f"Restore it, choose another 'out', or remove {out} to start from the beginning",
     )
 
@@ -152,7 +158,6 @@ def _tokenizer(recipe: Recipe, out: Path) -> Tokenizer:
         return Tokenizer.from_file(spec.path)
     folder = out / "tokenizer"
     if not (folder / "tokenizer.model").exists():
-        assert isinstance(recipe.data, TextData)  # the recipe was refused otherwise
         tokenizer = Tokenizer.train(recipe.data.texts(), int(spec.train_vocab or 0))
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(folder)
@@ -165,13 +170,22 @@ def _tokenizer(recipe: Recipe, out: Path) -> Tokenizer:
 def build(recipe: Recipe, config: ModelConfig, ranks: Ranks) -> LlamaLM:
     """Return the recipe's model with fp32 weights, on this rank's device, divided over the ranks."""
     source = recipe.model.start
-    return spread(config, source, recipe.train.seed, ranks, torch_dtype(recipe.train.dtype), torch.float32)
+    compute, std = torch_dtype(recipe.train.dtype), recipe.model.init_std
+    return spread(config, source, recipe.train.seed, ranks, compute, torch.float32, std)
 
 
 def spread(
-    config: ModelConfig, source: str | None, seed: int, ranks: Ranks, compute: torch.dtype, dtype: torch.dtype
+    config: ModelConfig,
+    source: str | None,
+    seed: int,
+    ranks: Ranks,
+    compute: torch.dtype,
+    dtype: torch.dtype,
+    std: float = 0.02,
 ) -> LlamaLM:
     """Return a model in ``dtype`` from the checkpoint ``source``, or drawn from ``seed`` if that is None.
+
+    ``std`` is the deviation of drawn weights.
 
     With several shards no rank ever has the whole model: parameters are allocated sharded and filled one by
     one.
@@ -179,21 +193,30 @@ def spread(
     device = parallel.device_of_rank()
     if ranks.mesh is None or config.tie_embeddings:  # tied weights must be one tensor before it is sharded
         if source is not None:
-            model = load_trainable(source, dtype, device)
+            model = _with_config(load_trainable(source, dtype, device), config)
         else:
-            model = LlamaLM(config).init_weights(seed).to(device, dtype)
+            model = LlamaLM(config).init_weights(seed, std).to(device, dtype)
         return parallel.distribute(model, ranks, compute)
     with torch.device("meta"):
         model = LlamaLM(config).to(dtype)
     parallel.distribute(model, ranks, compute)
     model.to_empty(device=device)
     if source is None:
-        return model.init_weights(seed)
+        return model.init_weights(seed, std)
     params = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in unpacked_weights(source, dtype):
             fill_parameter(params[name], tensor)
     return model
+
+
+def _with_config(model: LlamaLM, config: ModelConfig) -> LlamaLM:
+    """Return the same weights in a model of ``config``, which may have another context."""
+    if model.config == config:
+        return model
+    other = LlamaLM(config).to(model.device, next(model.parameters()).dtype)
+    other.load_state_dict(model.state_dict())
+    return other
 
 
 def objective_of(recipe: Recipe, ranks: Ranks) -> Objective:

@@ -1,18 +1,17 @@
 """What a run reads, one source per file: the section ``data`` of a recipe and how it is opened.
 
-A new source is a subclass of `DataSection` and one more name in `AnyData`.
+A new source is a subclass of `DataSection` and one more name in `Single`.
 """
 
 from typing import Annotated
 
 from pydantic import Field
 
-from .base import DataSection, OpenedData
-from .dialogs import DialogData
+from .base import DataSection, OpenedData, warn_of_repeats
 from .made_dialogs import MadeDialogData
-from .shards import ShardData
+from .mix import MixData, Single
 from .text import TextData
 
-AnyData = Annotated[TextData | ShardData | DialogData | MadeDialogData, Field(discriminator="kind")]
+AnyData = Annotated[Single | MixData, Field(discriminator="kind")]
 
-__all__ = ["AnyData", "DataSection", "MadeDialogData", "OpenedData", "TextData"]
+__all__ = ["AnyData", "DataSection", "MadeDialogData", "MixData", "OpenedData", "TextData", "warn_of_repeats"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,26 +14,34 @@ from ...data.batch import Batch
 from ...data.packing import DialogStream
 from ...data.shards import INDEX
 from ...data.stream import Stream, first_rows
-from ...data.text_files import expand_paths
+from ...data.text_files import DataWarning, expand_paths
 from ...text import Rendered, Tokenizer
 from ..config import TrainSettings
-from ..section import Positive, Section
+from ..section import Positive, PositiveReal, Section
 
 
 @dataclass(frozen=True)
 class OpenedData:
-    """The stream that a run trains on, its held-out rows, and the hash of the data for states and lineage."""
+    """The stream that a run trains on, its held-out rows, and the hash of the data for states and lineage.
+
+    ``probes`` are fresh rows by kind ("copy") for which the accuracy of the trained tokens is measured.
+    """
 
     stream: Stream
     heldout: list[Batch]
     hash: str
+    probes: Mapping[str, list[Batch]] = field(default_factory=dict)
 
 
 class DataSection(Section):
     """The section ``data`` of a recipe."""
 
     rows: ClassVar[str]
-    """The content of a row: "text" or "dialogs"."""
+    """The content of a row: "text", "dialogs" or "mix"."""
+    has_text: ClassVar[bool] = False
+    """Whether `texts` yields documents that a new tokenizer can be trained on."""
+    kind: str
+    weight: PositiveReal = 1.0  # of the source in a mix: its share of the rows
     heldout: str | None = None  # shards, or a file of dialogs, to evaluate on
     heldout_rows: Positive = 64
 
@@ -49,9 +58,13 @@ class DataSection(Section):
         """Return the (name, path) of the files that the data is made from, and the settings that shape it."""
         files = [file for path in self.paths_given() for file in map(source_file, expand_paths(path))]
         own = self.model_dump(
-            mode="json", exclude={"kind", "heldout", "heldout_rows", "paths", "folder", "path"}
+            mode="json", exclude={"kind", "heldout", "heldout_rows", "paths", "folder", "path", "weight"}
         )
         return files, {f"data.{name}": value for name, value in own.items()}
+
+    def texts(self) -> Iterator[str]:
+        """Yield the documents that a new tokenizer is trained on."""
+        raise NotImplementedError
 
     def open(self, tokenizer: Tokenizer, out: Path, settings: TrainSettings) -> OpenedData:
         """Open the data. Prepared data is written below ``out`` unless it exists."""
@@ -78,6 +91,13 @@ class DataSection(Section):
         for dialog in dialogs:
             digest.update(json.dumps([dialog.ids, dialog.mask]).encode())
         return OpenedData(stream, rows, digest.hexdigest())
+
+
+def warn_of_repeats(name: str, stream: Stream, settings: TrainSettings, share: float = 1.0) -> None:
+    """Warn if a run reads a stream more than once. ``share`` is the stream's fraction of the run's rows."""
+    passes = share * settings.steps * settings.batch_size / stream.n_rows
+    if passes > 1:
+        warnings.warn(f"{name}: the data is read {passes:.1f} times", DataWarning, stacklevel=3)
 
 
 def padding(tokenizer: Tokenizer) -> int:

@@ -32,6 +32,7 @@ class TextData(DataSection):
     max_bytes: Positive | None = None
     documents: bool = False  # attention stays within a document
     rows = "text"
+    has_text = True
 
     @property
     def has_heldout(self) -> bool:
@@ -51,7 +52,6 @@ class TextData(DataSection):
         return files, settings | {f"data.{name}": value for name, value in own.items()}
 
     def texts(self) -> Iterator[str]:
-        """Yield the documents that a new tokenizer is trained on."""
         return (document.text for document in self._corpus().splits[self.split])
 
     def open(self, tokenizer: Tokenizer, out: Path, settings: TrainSettings) -> OpenedData:

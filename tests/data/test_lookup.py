@@ -1,0 +1,92 @@
+"""Rows of facts: every trained answer is in the row before, behind the same words."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from herd.data.lookup import LEVELS, LookupStream, draw_distance
+from herd.data.needle import WORDS
+from herd.errors import DataError
+
+
+class Bytes:
+    """A tokenizer of single bytes."""
+
+    n_ordinary = 256
+    start_ids = (256,)
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def token_bytes(self, id: int) -> bytes:
+        return bytes([id])
+
+
+def answers(level: str, context: int, seed: int) -> list[tuple[list[int], list[int]]]:
+    """Return (ids before, answer) of every complete answer of a row."""
+    batch = LookupStream(Bytes(), context, seed, levels=(level,)).batch(3, 1)
+    ids, targets = batch.tokens_BT[0].tolist(), batch.targets_BT[0].tolist()
+    found = []
+    start = None
+    for t, target in enumerate([*targets, -100]):
+        if target >= 0 and start is None:
+            start = t
+        elif target < 0 and start is not None:
+            found.append((ids[: start + 1], targets[start:t]))
+            start = None
+    return found
+
+
+@pytest.mark.parametrize("level, n_name", [("pairs", 1), ("apart", 2), ("names", 3)])
+@given(seed=st.integers(0, 10**6))
+def test_an_answer_stood_behind_the_same_name(level: str, n_name: int, seed: int) -> None:
+    found = answers(level, 96, seed)
+    assert found
+    for before, answer in found[:-1]:  # the row may end within the last one
+        name = before[-n_name:]
+        places = [i for i in range(len(before) - n_name) if before[i : i + n_name] == name]
+        assert places
+        for place in places:
+            value = before[place + n_name : place + n_name + len(answer)]
+            assert value == answer[: len(value)]
+
+
+@given(seed=st.integers(0, 10**6))
+def test_sentences_ask_for_codes_that_were_told(seed: int) -> None:
+    for before, answer in answers("sentences", 700, seed)[:-1]:
+        text, code = bytes(before).decode(), bytes(answer).decode()
+        assert re.fullmatch(r" [1-9]\d{3}", code)
+        name = next(n for n in re.findall(r"[a-z]+ [a-z]+", text)[::-1] if n.split()[0] in WORDS["train"][0])
+        line = next(line for line in text.splitlines() if name in line and re.search(r"\d{4}", line))
+        assert code in line
+
+
+def test_rows_do_not_depend_on_how_they_are_asked_for() -> None:
+    stream = LookupStream(Bytes(), 64, 3)
+    whole = stream.batch(5, 7)
+    for i in range(7):
+        one = stream.batch(5 + i, 1)
+        assert torch.equal(one.tokens_BT[0], whole.tokens_BT[i])
+        assert torch.equal(one.targets_BT[0], whole.targets_BT[i])
+
+
+def test_near_facts_are_asked_most() -> None:
+    random = np.random.default_rng(0)
+    counts = np.bincount([draw_distance(random, 4) for _ in range(5000)], minlength=5)[1:]
+    expected = 5000 * np.array([1, 1 / 2, 1 / 3, 1 / 4]) / (25 / 12)
+    assert np.abs(counts / expected - 1).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    "levels, context, match",
+    [(("far",), 64, "choose from pairs"), ((), 64, "choose from"), (LEVELS, 31, "give 32 or more")],
+)
+def test_what_cannot_be_made_is_refused(levels: tuple[str, ...], context: int, match: str) -> None:
+    with pytest.raises(DataError, match=match):
+        LookupStream(Bytes(), context, 0, levels=levels)
