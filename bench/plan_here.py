@@ -167,7 +167,7 @@ def train(name: str) -> Record:
     from herd.data.batch import Batch
     from herd.kernels import build
     from herd.kernels.memory import keep_freed_memory
-    from herd.life.plan import rung
+    from herd.life.plan import toy_config
     from herd.llama.config import ModelConfig
     from herd.llama.model import LlamaLM
     from herd.machine import peak_memory
@@ -180,7 +180,7 @@ def train(name: str) -> Record:
     build.ready()
     keep_freed_memory()
     dim, n_layers, rows, context, dtype, activation_checkpointing = TRAIN[name]
-    config = rung(dim, n_layers, 4096, context)
+    config = toy_config(dim, n_layers, 4096).replace(max_context=context)
     steps = 6
     fields = {
         k: getattr(config, k) for k in ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim")
@@ -230,7 +230,8 @@ def train(name: str) -> Record:
         held = sum(p.nbytes for p in model.parameters())
         return statistics.median(times[1:]), held
 
-    real(rung(64, 1, 4096, context))  # what is imported on first use belongs to the process, not to the model
+    # What is imported on first use belongs to the process, not to the model.
+    real(toy_config(64, 1, 4096).replace(max_context=context))
     base = base_rss()
     _, weights = real()
     peak = peak_memory()

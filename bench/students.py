@@ -21,46 +21,40 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from common import bench_parser, save_receipt
-from herd.checkpoint import Lineage, load_model, save_model
-from herd.distill import prune
+from herd.checkpoint import load_model
 from herd.evals.bootstrap import paired_difference
 from herd.evals.bpb import compression
 from herd.evals.windows import HeldOut
 from herd.files import write_json
 from herd.kernels.memory import keep_freed_memory
-from herd.life.learn import config_of
-from herd.life.material import STUDENT_SEED, RaiseData
+from herd.life.data import RunData
 from herd.life.measure import heldout
-from herd.life.plan import Phase
+from herd.life.recipes import STUDENT_SEED
 from herd.life.run import RaiseRun
-from herd.life.stages import fitted, random_model, student_config
 from herd.report.receipt import Value
-from herd.train import distil, lm, train
+from herd.train.recipe import parse_recipe
+from herd.train.run import run_recipe
 
 
-def run_arm(folder: Path, arm: str, material: RaiseData, phase: Phase, documents: list[HeldOut]) -> dict:
-    """Train one arm, measure it, and keep the result in ``folder``."""
-    seed = material.plan.seed
-    result = folder / f"{arm}-{seed}.json"
+def run_arm(run: Path, arm: str, seed: int, factor: float, documents: list[HeldOut]) -> dict:
+    """Train one arm by its stage's recipe with another seed, measure it, and keep the result.
+
+    ``factor`` multiplies the steps.
+    """
+    out = run / "students-bench" / f"{arm}-{seed}"
+    result = out.with_suffix(".json")
     if result.exists():
         return json.loads(result.read_text())
-    teacher = load_model(material.folder / "instruct").requires_grad_(False).eval()
-    target = student_config(material.plan.student_config, teacher.config)
-    stream = material.student(phase.context)
-    if arm == "student":
-        model, _ = prune(teacher, target, [stream.batch(0, 8), stream.batch(8, 8)])
-        objective = distil(teacher)
-    else:
-        model, objective = random_model(target, seed + 1), lm
-    work = folder / f"{arm}-{seed}"
-    config = config_of(phase, material.plan).model_copy(update={"eval_every": 0})
-    trained = train(model, stream, objective, config, work)
-    scored = compression(model.eval(), documents)
-    save_model(
-        folder / f"{arm}-{seed}-model", model, material.tokenizer, lineage=Lineage(name=arm, stage=arm)
-    )
+    stage = "student" if arm == "student" else "control"
+    content = yaml.safe_load((run / "stages" / stage / "recipe.yaml").read_text())
+    content["train"] |= {"seed": seed, "eval_every": 0}
+    content["train"]["steps"] = round(content["train"]["steps"] * factor)
+    content |= {"name": f"{arm}-{seed}", "out": str(out)}
+    checkpoint, trained = run_recipe(parse_recipe(yaml.safe_dump(content)))
+    scored = compression(load_model(checkpoint).eval(), documents)
     record = {
         "bits": scored.bits.tolist(),
         "n_bytes": scored.n_bytes.tolist(),
@@ -69,7 +63,7 @@ def run_arm(folder: Path, arm: str, material: RaiseData, phase: Phase, documents
         "seconds": trained.seconds,
     }
     write_json(result, record)
-    shutil.rmtree(work)
+    shutil.rmtree(out / "state")
     return record
 
 
@@ -80,22 +74,17 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     plan = RaiseRun.saved_plan(options.run)
-    folder = options.run / "students-bench"
-    folder.mkdir(exist_ok=True)
-    teacher = load_model(options.run / "instruct").config
-    target = student_config(plan.student_config, teacher)
-    phase = fitted(plan.distil, teacher)
-    own = target.flops_per_token(phase.context / 2, training=True)
-    factor = 1 + teacher.flops_per_token(phase.context / 2) / own
-    longer = phase.model_copy(update={"steps": round(phase.steps * factor)})
+    teacher, target = (load_model(options.run / name).config for name in ("instruct", "student"))
+    context = plan.stage("student").phases[-1].context
+    own = target.flops_per_token(context / 2, training=True)
+    factor = 1 + teacher.flops_per_token(context / 2) / own
+    documents = heldout(RunData(plan, options.run))
 
     arms: dict[str, list[dict]] = {"student": [], "control": [], "control-flops": []}
-    for seed in range(options.seeds):
-        seeded = plan.model_copy(update={"seed": plan.seed + seed * 10 * STUDENT_SEED})
-        material = RaiseData(seeded, options.run)
-        documents = heldout(material)
-        for arm, its_phase in (("student", phase), ("control", phase), ("control-flops", longer)):
-            record = run_arm(folder, arm, material, its_phase, documents)
+    for number in range(options.seeds):
+        seed = plan.seed + (1 + 10 * number) * STUDENT_SEED
+        for arm, steps in (("student", 1.0), ("control", 1.0), ("control-flops", factor)):
+            record = run_arm(options.run, arm, seed, steps, documents)
             arms[arm].append(record)
             bpb = sum(record["bits"]) / sum(record["n_bytes"])
             print(f"seed {seed} {arm}: {bpb:.4f} bits/byte, {record['tokens']:,} tokens", flush=True)

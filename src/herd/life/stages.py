@@ -45,6 +45,8 @@ NEEDLE_BAR = 0.6
 """Fraction of needles that must be found at the new length. Otherwise the context is not extended further."""
 COPY_BAR = 0.95
 """Fraction of the tokens of fresh repeated passages that the teacher must copy."""
+MIN_GATE_NEEDLES = 40
+"""Fewest needles of a gate."""
 DIALOG_NBYTES = 1_250
 """Bytes of memory of one rendered dialog that waits to be packed into a row."""
 CALIBRATION_ROWS = 16
@@ -107,24 +109,26 @@ def long(run: RaiseRun) -> Outcome:
     short = first_rows(TokenStream(shards, plan.teacher_config.max_context, 0), 16, 8)
     start = run.folder / "teacher"
     before = heldout_loss(load_model(start), short)
+    kept = -1
     for number, phase in enumerate(stage.phases):
-        section = {"start": str(start), "extend_to": phase.context}
-        out = train_phase(run, stage, number, section, outcome)
-        model = load_model(out)
-        loss = heldout_loss(model, short)
+        out = train_phase(run, stage, number, {"start": str(start), "extend_to": phase.context}, outcome)
+        start = out
+        if stage.phases[number + 1 : number + 2] and stage.phases[number + 1].context == phase.context:
+            continue  # another recipe at this length
+        loss = heldout_loss(load_model(out), short)
         length = f"at {phase.context} tokens"
         add_gate(run, outcome, f"short-context loss {length}", loss, before * SHORT_LOSS_BAR, lower=True)
-        items = {"n": max(40, plan.needle_items), "seed": NEEDLE_SEED}
-        found = needle(model, run.data.tokenizer, shards, [phase.context], **items).value
+        items = {"n": max(MIN_GATE_NEEDLES, plan.needle_items), "seed": NEEDLE_SEED}
+        found = needle(load_model(out), run.data.tokenizer, shards, [phase.context], **items).value
         add_gate(run, outcome, f"needles {length}", found, NEEDLE_BAR)
         if not all(gate["passed"] for gate in outcome.gates):
-            kept = load_config(start).max_context
+            context = plan.teacher_config.max_context if kept < 0 else stage.phases[kept].context
             outcome.notes.append(
-                f"A gate failed at {phase.context} tokens: the models that follow have a context of {kept} tokens."
+                f"A gate failed at {phase.context} tokens: later models have a context of {context} tokens."
             )
-            return finish(run, stage, outcome, number - 1)
-        start = out
-    return finish(run, stage, outcome)
+            break
+        kept = number
+    return finish(run, stage, outcome, kept)
 
 
 def instruct(run: RaiseRun) -> Outcome:
