@@ -118,8 +118,9 @@ def long(run: RaiseRun) -> Outcome:
         loss = heldout_loss(load_model(out), short)
         length = f"at {phase.context} tokens"
         add_gate(run, outcome, f"short-context loss {length}", loss, before * SHORT_LOSS_BAR, lower=True)
-        items = {"n": max(MIN_GATE_NEEDLES, plan.needle_items), "seed": NEEDLE_SEED}
-        found = needle(load_model(out), run.data.tokenizer, shards, [phase.context], **items).value
+        n = max(MIN_GATE_NEEDLES, plan.needle_items)
+        tokenizer = run.data.tokenizer
+        found = needle(load_model(out), tokenizer, shards, [phase.context], n=n, seed=NEEDLE_SEED).value
         add_gate(run, outcome, f"needles {length}", found, NEEDLE_BAR)
         if not all(gate["passed"] for gate in outcome.gates):
             context = plan.teacher_config.max_context if kept < 0 else stage.phases[kept].context

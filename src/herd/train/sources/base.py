@@ -38,8 +38,6 @@ class DataSection(Section):
 
     rows: ClassVar[str]
     """The content of a row: "text", "dialogs" or "mix"."""
-    has_text: ClassVar[bool] = False
-    """Whether `texts` yields documents that a new tokenizer can be trained on."""
     kind: str
     weight: PositiveReal = 1.0  # of the source in a mix: its share of the rows
     heldout: str | None = None  # shards, or a file of dialogs, to evaluate on
@@ -49,6 +47,11 @@ class DataSection(Section):
     def has_heldout(self) -> bool:
         """Whether there is something to evaluate on."""
         return self.heldout is not None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether `texts` yields documents that a new tokenizer can be trained on."""
+        return False
 
     def paths_given(self) -> list[str]:
         """Return the paths that must exist before the run starts."""

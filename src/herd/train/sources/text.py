@@ -32,7 +32,10 @@ class TextData(DataSection):
     max_bytes: Positive | None = None
     documents: bool = False  # attention stays within a document
     rows = "text"
-    has_text = True
+
+    @property
+    def has_text(self) -> bool:
+        return True
 
     @property
     def has_heldout(self) -> bool:
