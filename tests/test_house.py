@@ -64,9 +64,6 @@ USED_FROM_OUTSIDE = {
         ),
         "torch.distributed.checkpoint calls it",
     ),
-    "check_model": "routes of the server call it",
-    "scope_of": "the test that every route states its scope",
-    "open_accounts": "herd serve",
     "lark": "a user's grammar: herd.Constraint.lark",
     "stats": "for programs that run an engine",
     **dict.fromkeys(

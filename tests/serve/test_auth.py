@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
 from herd.errors import ConfigError
-from herd.serve.accounts import open_accounts
 from herd.serve.auth import Authenticator, Principal, check_binding, public, require, scope_of
 from herd.serve.errors import ApiError, Forbidden, StoreError, Unauthorized
 from herd.serve.keys import KeyPolicy, create_key, revoke_key, rotate_key
@@ -242,25 +241,3 @@ def test_a_server_without_keys_may_not_listen_to_others(host):
     with pytest.raises(ConfigError, match="herd keys create"):
         check_binding(host, with_keys=False)
     check_binding(host, with_keys=True)
-
-
-def test_accounts_make_the_first_key_once_and_recover(tmp_path):
-    place = tmp_path / "serve.db"
-    first = open_accounts(place, "0.0.0.0")
-    principal = first.authenticator.authenticate([], [first.first_key])
-    assert principal.is_admin
-    first.ledger.reserve(
-        principal, model="m", endpoint="e", prompt_tokens=1, max_completion_tokens=1, request_id="r"
-    ).advance(1)
-    first.close()  # with a request still open
-    second = open_accounts(place, "0.0.0.0")
-    assert (second.first_key, second.recovered) == (None, 1)
-    second.close()
-
-
-def test_accounts_without_keys_listen_to_this_machine_only():
-    with pytest.raises(ConfigError, match="other machines"):
-        open_accounts(None, "0.0.0.0")
-    accounts = open_accounts(None, "127.0.0.1")
-    assert accounts.authenticator.authenticate([], []).is_admin
-    accounts.close()

@@ -8,14 +8,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from starlette.responses import JSONResponse, Response
 
 from ..errors import ConfigError
 from .auth import Principal, require
-from .errors import ApiError, NotFound
+from .body import read_json
+from .errors import NotFound
 from .keys import KeyPolicy, create_key, find_key, list_keys, public_view, revoke_key, rotate_key
 from .prices import read_prices
+from .problems import BadRequest
 from .store import Store
 from .usage import read_usage, usage_csv
 
@@ -44,12 +46,7 @@ def keys(request: Request, principal: Admin) -> list[dict[str, Any]]:
 @router.post("/herd/v1/keys", status_code=201)
 async def new_key(request: Request, principal: Admin) -> Response:
     """Create a key. The answer is the only place where its text ever is."""
-    try:
-        asked = NewKey.model_validate_json(await request.body())
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = ".".join(map(str, first["loc"])) or "body"
-        raise _bad(f"{name}: {first['msg']}", name) from None
+    asked = NewKey.model_validate(await read_json(request, request.app.state.settings))
 
     def work() -> dict[str, Any]:
         info, token = create_key(
@@ -65,7 +62,7 @@ async def new_key(request: Request, principal: Admin) -> Response:
     try:
         return JSONResponse(await run_in_threadpool(work), 201, NO_STORE)
     except ConfigError as error:
-        raise _bad(str(error), "name") from None
+        raise BadRequest(str(error), "name") from None
 
 
 @router.get("/herd/v1/keys/{key_id}")
@@ -86,7 +83,7 @@ def new_secret(request: Request, key_id: str, principal: Admin) -> Response:
     try:
         info, token = rotate_key(_store(request), _known(request, key_id), principal.actor)
     except ConfigError as error:
-        raise _bad(str(error), None) from None
+        raise BadRequest(str(error), None) from None
     return JSONResponse(public_view(info) | {"key": token}, headers=NO_STORE)
 
 
@@ -110,7 +107,7 @@ def usage(
     try:
         rows = read_usage(store, since=since, until=until, key_id=key)
     except ConfigError as error:
-        raise _bad(str(error), "since" if since else "until") from None
+        raise BadRequest(str(error), "since" if since else "until") from None
     currency = read_prices(store)[1]
     if format == "csv":
         return Response(usage_csv(rows, currency), media_type="text/csv; charset=utf-8")
@@ -146,9 +143,5 @@ def _known(request: Request, key_id: str) -> str:
     return key_id
 
 
-def _no_key() -> ApiError:
+def _no_key() -> NotFound:
     return NotFound("there is no such key")
-
-
-def _bad(message: str, param: str | None) -> ApiError:
-    return ApiError(message, status=400, type="invalid_request_error", param=param)

@@ -128,7 +128,8 @@ class AnswerUsage:
 class LiveAnswer:
     """The choices of one request while they are generated. `events` yields them as they come.
 
-    ``warnings`` are told to the client at the end. `close` must be called in every case.
+    ``warnings`` are told to the client at the end. `close` must be called in every case. It calls ``finished`` with
+    the end's status and the usage.
     """
 
     def __init__(
@@ -139,6 +140,7 @@ class LiveAnswer:
         reservation: Reservation,
         warnings: list[str],
         has_ended: Callable[[], bool] = lambda: False,
+        finished: Callable[[Status, AnswerUsage], None] = lambda status, usage: None,
     ) -> None:
         self.id = secrets.token_hex(12)
         self.served, self.prompts, self.warnings = served, prompts, warnings
@@ -150,7 +152,7 @@ class LiveAnswer:
                 prompt for prompt, group in zip(prompts, generations, strict=True) for _ in group
             )
         ]
-        self._reservation, self._has_ended = reservation, has_ended
+        self._reservation, self._has_ended, self._finished = reservation, has_ended, finished
         self._status: Status = "cancelled"
         self._closed = False
         self._delivered = 0
@@ -213,7 +215,10 @@ class LiveAnswer:
         for generation in self._flat:
             if not generation.done:
                 generation.cancel()
-        self._reservation.settle(self._delivered, self._cached, self._status)
+        usage = self.usage
+        # An answer of which nothing was delivered bills nothing, but what was computed counts towards the key's limits.
+        self._reservation.settle(self._delivered or usage.completion_tokens, self._cached, self._status)
+        self._finished(self._status, usage)
 
 
 class _ChoiceReader:
@@ -276,6 +281,7 @@ async def start_answer(
     reservation: Reservation,
     warnings: list[str],
     has_ended: Callable[[], bool] = lambda: False,
+    finished: Callable[[Status, AnswerUsage], None] = lambda status, usage: None,
 ) -> LiveAnswer:
     """Submit prompts to the engine, and return when their constraints are known to be followed.
 
@@ -286,7 +292,7 @@ async def start_answer(
         for prompt in prompts:
             request = prompt.request(principal.cache_group, principal.key_id)
             generations.append(served.loop.submit(request, prompt.n))
-        answer = LiveAnswer(served, prompts, generations, reservation, warnings, has_ended)
+        answer = LiveAnswer(served, prompts, generations, reservation, warnings, has_ended, finished)
         for group in generations:
             await group[0].ready()
         return answer

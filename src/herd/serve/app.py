@@ -20,18 +20,19 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
-from . import about, openai_chat, openai_completions
-from .auth import Authenticator
+from . import about, admin, openai_chat, openai_completions
+from .auth import Authenticator, all_routes, refuse_unscoped
 from .chat import ServedModel
 from .errors import ApiError, Forbidden, NotFound
 from .ledger import Ledger, Unmetered
+from .metrics import ServerMetrics
 from .problems import BadRequest, api_error, error_headers, openai_error
 from .settings import ServeSettings
 from .store import Store
 
 log = logging.getLogger("herd.serve")
 
-_APIS: tuple[Any, ...] = (openai_chat, openai_completions, about)
+_APIS: tuple[Any, ...] = (openai_chat, openai_completions, about, admin)
 _ERROR_BODIES: dict[str, Any] = {}
 """How APIs that are not OpenAI's write errors, by the beginning of their paths."""
 
@@ -56,12 +57,16 @@ def create_app(served: ServedModel, store: Store | None, settings: ServeSettings
         openapi_url=None,
         redirect_slashes=False,
     )
-    app.state.served, app.state.settings = served, settings
+    app.state.served, app.state.settings, app.state.store = served, settings, store
     app.state.authenticator = Authenticator(store)
     app.state.ledger = Unmetered() if store is None else Ledger(store)
     app.state.stopping = False
     for api in _APIS:
         app.include_router(api.router)
+    routes = list(all_routes(app.routes))
+    refuse_unscoped(routes)
+    paths = [route.path for route in routes]
+    app.state.metrics = ServerMetrics(lambda: {served.name: served.loop.stats()}, [served.name], paths)
     for kind in (ApiError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _on_error)
     app.add_middleware(_Gate, settings=settings)
@@ -150,6 +155,7 @@ def _as_api_error(error: Exception) -> ApiError:
 
 def _response(request: Request, error: ApiError) -> Response:
     """Return the response for an error, in the form of the API whose path was asked for."""
+    request.app.state.metrics.refused(error.code or error.type)
     path = request.scope.get("path", "")
     render = next((body for start, body in _ERROR_BODIES.items() if path.startswith(start)), None)
     body = openai_error(error) if render is None else render(error, request.scope["state"]["request_id"])

@@ -1,7 +1,7 @@
 """Who may call which route.
 
 Every route states its scope: ``Depends(require("chat"))`` for routes that need a key, ``Depends(public)`` for
-those that do not. A test walks over the app's routes, and a route without either fails it.
+those that do not. An application with a route that states neither does not start.
 
 A key comes in ``Authorization: Bearer`` or in ``x-api-key``. Both are checked alike, and if a request has both
 they must be the same key. 401: no valid key. 403: a valid key that may not do this.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,6 +178,22 @@ def scope_of(route: Any) -> str | None:
             return str(scope)
         waiting += dependency.dependencies
     return None
+
+
+def all_routes(routes: Iterable[Any]) -> Iterator[Any]:
+    """Yield the routes of an application, also those of routers that it includes (FastAPI keeps these apart)."""
+    for route in routes:
+        router = getattr(route, "original_router", None)
+        if router is None:
+            yield route
+        else:
+            yield from all_routes(router.routes)
+
+
+def refuse_unscoped(routes: Iterable[Any]) -> None:
+    """Raise RuntimeError if a route states neither a scope nor that it is public."""
+    if unscoped := [getattr(route, "path", str(route)) for route in routes if scope_of(route) is None]:
+        raise RuntimeError(f"these routes do not say who may call them: {', '.join(unscoped)}")
 
 
 def check_binding(host: str, with_keys: bool) -> None:

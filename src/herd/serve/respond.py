@@ -11,6 +11,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from fastapi import Request
@@ -67,17 +68,24 @@ async def respond(
     state = request.app.state
     served: ServedModel = state.served
     settings: ServeSettings = state.settings
+    endpoint = request.scope["route"].path
     reservation = await run_in_threadpool(
         state.ledger.reserve,
         principal,
         model=served.name,
-        endpoint=request.scope["route"].path,
+        endpoint=endpoint,
         prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
         max_completion_tokens=sum(prompt.max_completion_tokens(served.context) for prompt in prompts),
         request_id=_billing_id(request),
     )
     answer = await start_answer(
-        served, prompts, principal, reservation, warnings, lambda: state.authenticator.has_ended(principal)
+        served,
+        prompts,
+        principal,
+        reservation,
+        warnings,
+        lambda: state.authenticator.has_ended(principal),
+        partial(state.metrics.finished, served.name, endpoint),
     )
     headers = warning_header(warnings)
     if stream:

@@ -9,6 +9,8 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .settings import ServeSettings
 
@@ -16,6 +18,40 @@ KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s of common proxies, so that these close idle connections first."""
 GRACE_SECONDS = 5
 """Time after the drain for the last events to reach their clients."""
+
+
+class _PromptProtocol(HttpToolsProtocol):
+    """Keeps nothing of an answer in the process that the kernel has not taken yet.
+
+    uvicorn collects up to 64 kB for a client that reads slowly. If the process dies, the client does not get them,
+    but they are billed.
+    """
+
+    def connection_made(self, transport: Any) -> None:
+        """Set the limit of the buffer to zero. Called by asyncio."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)
+
+
+class _Flushed:
+    """An application whose ``send`` returns once the kernel has taken what was sent."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        cycle = getattr(send, "__self__", None)  # uvicorn's object for a request and its response
+        flow = getattr(cycle, "flow", None)
+        if flow is None:  # the start and the end of the application
+            await self._app(scope, receive, send)
+            return
+
+        async def send_and_wait(message: Message) -> None:
+            await send(message)
+            if flow.write_paused:
+                await flow.drain()
+
+        await self._app(scope, receive, send_and_wait)
 
 
 class HerdServer(uvicorn.Server):
@@ -35,7 +71,8 @@ class HerdServer(uvicorn.Server):
     ) -> None:
         super().__init__(
             uvicorn.Config(
-                app,
+                _Flushed(app),
+                http=_PromptProtocol,
                 host=settings.host,
                 port=port,
                 log_config=None,
