@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from herd.engine import Constraint, Engine, EngineLoop, Request, Sampling
+from herd.engine.scheduler import Scheduler
 from herd.errors import EngineBusyError, EngineError
 
 
@@ -71,7 +72,7 @@ def test_a_bad_constraint_fails_its_own_request(loop):
 
 def test_a_full_queue_refuses_more(model, tokenizer, monkeypatch):
     engine, go = Engine(model, tokenizer, max_batch=1), threading.Event()
-    monkeypatch.setattr(Engine, "_admit", lambda self, admit=Engine._admit: (go.wait(), admit(self)))
+    monkeypatch.setattr(Scheduler, "admit", lambda self, admit=Scheduler.admit: (go.wait(), admit(self)))
     with EngineLoop(engine, max_waiting=3) as loop:
         some = loop.submit(request(1), n=3)
         with pytest.raises(EngineBusyError, match="3 requests wait for the engine"):

@@ -70,10 +70,10 @@ def test_the_oldest_request_is_never_preempted(wide):
     engine = pages(Engine(wide, None), 4)
     streams = [engine.submit(Request(prompt(100, i), Sampling(max_tokens=150))) for i in range(3)]
     while not streams[0].done:
-        held = engine._active[0].cached.length if engine._active else 0
+        held = engine.scheduler.active[0].cached.length if engine.scheduler.active else 0
         engine.step()
-        assert streams[0].done or engine._active[0].stream is streams[0]
-        assert streams[0].done or engine._active[0].cached.length > held
+        assert streams[0].done or engine.scheduler.active[0].stream is streams[0]
+        assert streams[0].done or engine.scheduler.active[0].cached.length > held
 
 
 def test_a_long_prompt_does_not_delay_the_others(wide, monkeypatch):

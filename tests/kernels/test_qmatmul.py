@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from herd.errors import QuantError
 from herd.kernels import qmatmul as module
 from herd.kernels.qmatmul import (
-    LAYOUTS,
     PATHS,
     deinterleave,
+    format_codes,
     interleave,
     qmatmul,
     qmatmul_each,
     round_activations,
 )
-from herd.quant import NATIVE, blocks
+from herd.quant import FORMATS, blocks
 from herd.quant.random import random_rows
 
 pytestmark = pytest.mark.skipif(not module.here(), reason="no C++ compiler")
-PACKED = list(NATIVE.values())
+PACKED = list(FORMATS.values())
 formats = pytest.mark.parametrize("format", PACKED, ids=str)
 paths = pytest.mark.parametrize("path", module.here())
 
@@ -32,16 +32,16 @@ paths = pytest.mark.parametrize("path", module.here())
 ROWS = 16  # rows side by side
 
 
-def plain_interleave(blocks_RB: torch.Tensor, format_code: int) -> torch.Tensor:
-    """Interleave blocks in plain torch."""
-    layout = LAYOUTS[format_code]
-    whole = blocks_RB.shape[0] // ROWS * ROWS
-    b_TrNB = blocks_RB[:whole].reshape(-1, ROWS, blocks_RB.shape[1] // layout.block_bytes, layout.block_bytes)
-    start = 2 if layout.half_at == 0 else 0
-    words = b_TrNB[..., start : start + layout.block_bytes // 4 * 4].unflatten(-1, (-1, 4))
+def plain_interleave(blocks_RB: torch.Tensor, format) -> torch.Tensor:
+    """Interleave blocks in plain torch. A block of odd halves has one half-precision number beside its words."""
+    whole, size = blocks_RB.shape[0] // ROWS * ROWS, format.block_bytes
+    b_TrNB = blocks_RB[:whole].reshape(-1, ROWS, blocks_RB.shape[1] // size, size)
+    half_at = next(blocks.CODECS[format.name].half_positions()) if size % 4 else None
+    start = 2 if half_at == 0 else 0
+    words = b_TrNB[..., start : start + size // 4 * 4].unflatten(-1, (-1, 4))
     planes = [words.permute(0, 2, 3, 1, 4).flatten(2)]
-    if layout.half_at is not None:
-        planes.append(b_TrNB[..., layout.half_at : layout.half_at + 2].permute(0, 2, 1, 3).flatten(2))
+    if half_at is not None:
+        planes.append(b_TrNB[..., half_at : half_at + 2].permute(0, 2, 1, 3).flatten(2))
     return torch.cat((torch.cat(planes, dim=2).view(whole, blocks_RB.shape[1]), blocks_RB[whole:]))
 
 
@@ -89,6 +89,10 @@ def test_every_path_is_float64_on_the_same_codes(path, problem, seed):
     assert_exact(y_NR, x_ND, rows_RB, format)
 
 
+def test_kernels_exist_for_the_formats_that_can_be_written():
+    assert format_codes() == {format.code for format in FORMATS.values()}
+
+
 @formats
 @paths
 def test_long_rows_are_taken_in_pieces(format, path):
@@ -102,23 +106,10 @@ def test_extreme_codes_do_not_overflow(format):
     """All bits set in weights and activations at ±127: where 16-bit sums would overflow."""
     rows_RB = random_rows((16, 256), format, 0)
     for high in (0, 255, 127, 128):
-        extreme_RB = rows_RB.clone().view(16, -1, format.block_bytes)
-        codes = {
-            "Q8_0": slice(2, 34),
-            "Q4_0": slice(2, 18),
-            "Q4_1": slice(4, 20),
-            "Q5_0": slice(2, 22),
-            "Q5_1": slice(4, 24),
-            "Q4_K": slice(16, 144),
-            "Q6_K": slice(0, 208),
-            "Q2_K": slice(16, 80),
-            "Q3_K": slice(0, 96),
-            "Q5_K": slice(16, 176),
-            "IQ4_NL": slice(2, 18),
-            "IQ4_XS": slice(8, 136),
-        }[format.name]
-        extreme_RB[..., codes] = high
-        extreme_RB = extreme_RB.view(16, -1)
+        extreme_RB = rows_RB.clone()
+        for field, bytes_RNB in blocks.CODECS[format.name].split(extreme_RB).items():
+            if field.startswith(("q", "hmask")):
+                bytes_RNB.fill_(high)
         for sign in (1, -1):
             x_ND = torch.full((3, 256), 127.0 * sign)
             for path in module.here():
@@ -162,12 +153,12 @@ def test_all_paths_agree(format):
 def test_interleaving_is_undone(format, R, n):
     rows_RB = torch.randint(256, (R, n * format.block_bytes), dtype=torch.uint8)
     tiles_RB = interleave(rows_RB, format.code)
-    assert torch.equal(tiles_RB, plain_interleave(rows_RB, format.code))
+    assert torch.equal(tiles_RB, plain_interleave(rows_RB, format))
     assert torch.equal(deinterleave(tiles_RB, format.code), rows_RB)
 
 
 def test_blocks_in_a_part_of_a_larger_tensor():
-    rows_RB = random_rows((40, 64), NATIVE["Q4_0"], 4)
+    rows_RB = random_rows((40, 64), FORMATS["Q4_0"], 4)
     part = rows_RB[3:37]
     assert torch.equal(interleave(part, 2), interleave(part.clone(), 2))
 
@@ -185,7 +176,7 @@ def test_bf16_activations_give_bf16_results(format):
 @paths
 def test_activations_at_the_edges(path):
     """Zeros give zeros, what is too small to round counts as zero, and a value that is not finite spoils its token."""
-    format = NATIVE["Q4_0"]
+    format = FORMATS["Q4_0"]
     tiles_RB = interleave(random_rows((32, 128), format, 6), format.code)
     x_ND = tokens(5, 128)
     x_ND[0], x_ND[1], x_ND[2, 3], x_ND[3, 70] = 0, 1e-40, torch.inf, torch.nan
@@ -203,18 +194,18 @@ def test_activations_at_the_edges(path):
 @settings(max_examples=50)
 def test_activations_are_rounded_as_the_reference_says(seed):
     """A weight of 1 in one place of each row reads a code out of the kernel, ties included."""
-    rows_RB = blocks.encode(torch.eye(32), NATIVE["Q8_0"])
+    rows_RB = blocks.encode(torch.eye(32), FORMATS["Q8_0"])
     x_ND = (torch.randn(9, 32, generator=torch.Generator().manual_seed(seed)) * 8).round() / 8
     codes, scales = round_activations(x_ND)
     values = (
-        codes.double() * scales.double() * blocks.decode(rows_RB, NATIVE["Q8_0"], torch.float64).diagonal()
+        codes.double() * scales.double() * blocks.decode(rows_RB, FORMATS["Q8_0"], torch.float64).diagonal()
     )
     y_NR = qmatmul(x_ND, interleave(rows_RB, 8), 8, module.here()[0])
     torch.testing.assert_close(y_NR.double(), values, rtol=1e-6, atol=0)
 
 
 def test_no_tokens_give_no_results():
-    tiles_RB = interleave(random_rows((16, 32), NATIVE["Q8_0"], 0), 8)
+    tiles_RB = interleave(random_rows((16, 32), FORMATS["Q8_0"], 0), 8)
     assert qmatmul(torch.empty(0, 32), tiles_RB, 8, "portable").shape == (0, 16)
     assert qmatmul(torch.ones(2, 32), tiles_RB[:0], 8, "portable").shape == (2, 0)
 
@@ -226,7 +217,7 @@ def test_shapes_that_do_not_fit_are_refused(D, code, match):
 
 
 def test_operators_are_well_formed():
-    tiles_RB = random_rows((20, 64), NATIVE["Q4_0"], 0)
+    tiles_RB = random_rows((20, 64), FORMATS["Q4_0"], 0)
     ops = torch.ops.herd_native
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(
@@ -252,7 +243,7 @@ def test_several_matrices_at_once_are_each_alone(path, N, sizes):
 
 
 def test_operators_can_be_traced_by_compile():
-    tiles_RB, x_ND = interleave(random_rows((20, 64), NATIVE["Q4_0"], 0), 2), tokens(3, 64)
+    tiles_RB, x_ND = interleave(random_rows((20, 64), FORMATS["Q4_0"], 0), 2), tokens(3, 64)
     compiled = torch.compile(
         lambda x: qmatmul(2 * x, tiles_RB, 2, "portable"), backend="aot_eager", fullgraph=True
     )

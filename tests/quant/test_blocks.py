@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from herd.errors import QuantError
 from herd.quant import FORMATS, TYPES, blocks, find_format, tensor_nbytes
-from herd.quant.formats import BF16, F16, F32, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q6_K, Q8_0
+from herd.quant.formats import BF16, F16, F32, Q4_0, Q4_K, Q8_0
 
 PACKED = list(FORMATS.values())
+Q4_1, Q5_0, Q5_1, Q6_K = (FORMATS[name] for name in ("Q4_1", "Q5_0", "Q5_1", "Q6_K"))
 
 
 def weights(rows=6, width=512, seed=0, kind="normal") -> torch.Tensor:
@@ -46,6 +47,11 @@ def oracle_decode(blocks_RB, format):
 
 def same(a, b) -> bool:
     return np.array_equal(np.asarray(a).view(np.uint8), np.asarray(b).view(np.uint8))
+
+
+@pytest.mark.parametrize("format", PACKED, ids=str)
+def test_the_fields_of_a_block_are_as_long_as_the_block(format):
+    assert sum(blocks.CODECS[format.name].struct.values()) == format.block_bytes
 
 
 def test_sizes_of_every_type():
@@ -91,12 +97,12 @@ def test_a_type_that_cannot_be_unpacked_is_refused():
         blocks.decode(torch.zeros(1, 292, dtype=torch.uint8), TYPES["Q8_K"])
 
 
-@pytest.mark.parametrize("format", [*PACKED, F16, BF16, F32, TYPES["Q5_K"], TYPES["IQ4_NL"]], ids=str)
+@pytest.mark.parametrize("format", [*PACKED, F16, BF16, F32], ids=str)
 def test_infinite_and_nan_scales_are_found(format):
     """The check agrees with the decoded weights, for random bytes with every kind of scale."""
     rng = np.random.default_rng(0)
     seen = set()
-    for _ in range(200):
+    for _ in range(500):
         n = 1 if format.block > 1 else 64
         packed = torch.from_numpy(rng.integers(0, 256, (1, n * format.block_bytes), dtype=np.uint8))
         if format.block > 1 or format is F16:
@@ -129,7 +135,8 @@ def test_encoding_what_was_decoded_changes_nothing(format):
     """Weights that are points of a grid are not changed by encoding."""
     once = blocks.decode(blocks.encode(weights(), format), format)
     again = blocks.decode(blocks.encode(once, format), format)
-    atol = 0 if format is Q8_0 else 1e-3 * float(once.abs().max()) * (30 if format in (Q4_K, Q6_K) else 1)
+    searched = format.block == 256 or format.name == "IQ4_NL"
+    atol = 0 if format is Q8_0 else 1e-3 * float(once.abs().max()) * (30 if searched else 1)
     torch.testing.assert_close(again, once, rtol=0, atol=atol)
 
 
@@ -140,15 +147,15 @@ def test_codes_pack_and_unpack(format, kind):
     x = weights(kind=kind)
     grid = blocks.fit_grid(x, format)
     codes = grid.codes(x)
-    assert codes.max() <= grid.top
-    packed = blocks.pack_codes(codes, grid)
+    assert int(codes.max()) < len(grid.codec.levels.values)
+    packed = grid.pack(codes)
     assert packed.shape == (x.shape[0], tensor_nbytes(x.shape, format) // x.shape[0])
     torch.testing.assert_close(blocks.decode(packed, format), grid.values(codes), rtol=1e-6, atol=1e-12)
 
 
 def error(x, format, importance=None):
     grid = blocks.fit_grid(x, format, importance)
-    back = blocks.decode(blocks.pack_codes(grid.codes(x), grid), format)
+    back = blocks.decode(grid.pack(grid.codes(x)), format)
     return (back - x).square()
 
 
@@ -211,7 +218,7 @@ def test_weights_beyond_half_precision_are_refused(format):
 def test_rows_that_do_not_divide_are_refused():
     with pytest.raises(
         QuantError,
-        match=r"w: rows of 320 weights .* Q4_K blocks of 256; these fit: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, F16",
+        match=r"w: rows of 320 weights .* Q4_K blocks of 256; these fit: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, F16",
     ):
         blocks.encode(torch.zeros(2, 320), Q4_K, "w")
     with pytest.raises(QuantError, match="these fit: F16"):
@@ -222,7 +229,7 @@ def test_rows_that_do_not_divide_are_refused():
 def test_formats_are_found_by_any_of_their_names():
     assert find_format("q4") is find_format("Q4_0") is Q4_0
     assert find_format("q4k") is find_format("q4_k") is Q4_K
-    with pytest.raises(QuantError, match="'q3' is not known: choose q8, q4, q4k"):
+    with pytest.raises(QuantError, match="'q3' is not known: choose q8, q4, q41"):
         find_format("q3")
 
 

@@ -32,18 +32,18 @@ def textbook(weight, moments, format):
     order = moments.diagonal().argsort(descending=True, stable=True)
     h = (moments / moments.diagonal().mean()).double()
     h.diagonal().add_(gptq.DAMPING)
-    left, codes = weight.double().clone(), torch.zeros(weight.shape)
+    left, levels = weight.double().clone(), torch.zeros(weight.shape)
     remaining = order.tolist()
     while remaining:
         j = remaining[0]
         inverse = torch.linalg.inv(h[remaining][:, remaining])
         step, low = grid.step_RG[:, j // size].double(), grid.low_RG[:, j // size].double()
-        code = torch.where(step == 0, 0, (left[:, j] - low) / step).round().clamp(0, grid.top)
-        codes[:, j] = code.float()
-        error = (left[:, j] - (code * step + low)) / inverse[0, 0]
+        level = grid.codec.levels.nearest(torch.where(step == 0, 0, (left[:, j] - low) / step))
+        levels[:, j] = level.float()
+        error = (left[:, j] - (level * step + low)) / inverse[0, 0]
         left[:, remaining] -= error[:, None] * inverse[0]
         remaining = remaining[1:]
-    return blocks.pack_codes(codes.to(torch.uint8), grid)
+    return grid.pack(grid.codec.levels.codes(levels))
 
 
 @pytest.mark.parametrize("name", ["q4", "q8"])
@@ -79,7 +79,7 @@ def test_inputs_without_correlation_change_nothing():
     for format in PACKED:
         grid = blocks.fit_grid(weight, format, torch.ones(256))
         packed = gptq.quantize_matrix(weight, torch.eye(256), format)
-        nearest = blocks.pack_codes(grid.codes(weight), grid)
+        nearest = grid.pack(grid.codes(weight))
         near = blocks.decode(nearest, format)
         assert (blocks.decode(packed, format) != near).float().mean() < 1e-3
 

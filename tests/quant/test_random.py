@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from herd.errors import QuantError
-from herd.quant import FORMATS, NATIVE, blocks, scheme
+from herd.quant import FORMATS, blocks, scheme
 from herd.quant.formats import BF16, F16, F32, TYPES
 from herd.quant.linear import packed_weights
 from herd.quant.random import random_quantized, random_rows, random_rows_of
 
-KINDS = [*NATIVE.values(), F16, BF16, F32]
+KINDS = [*FORMATS.values(), F16, BF16, F32]
 
 
 @pytest.mark.parametrize("format", KINDS, ids=str)
@@ -27,7 +27,7 @@ def test_weights_are_of_the_size_of_a_trained_matrix(format, row_length):
     assert len(weight.unique()) > 100
 
 
-def test_q4k_grids_use_their_whole_header():
+def test_groups_of_a_block_have_different_scales():
     format = FORMATS["Q4_K"]
     rows = random_rows((4, 512), format, 0)
     weight = blocks.decode(rows, format).view(-1, 32)

@@ -22,7 +22,7 @@ from ..files import require_free_space
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..quant import blocks
-from ..quant.formats import F32, NATIVE, PLAIN, Format, tensor_nbytes
+from ..quant.formats import F32, FORMATS, PLAIN, Format, tensor_nbytes
 from ..quant.linear import assemble_model, packed_weights
 from . import gguf_config
 from .chat_format import require_vocabulary_fits
@@ -144,7 +144,7 @@ def load_gguf(file: GGUF, *, dtype: torch.dtype | None, device: str | torch.devi
     if torch.device(device).type == "cpu":
         require_memory(source.config, source.nbytes, file.path)
     _require_hash(file.path)
-    slow = sorted({f.name for f in source.formats.values() if f.name not in NATIVE and f.name not in PLAIN})
+    slow = sorted({f.name for f in source.formats.values() if f.name not in FORMATS and f.name not in PLAIN})
     if slow:
         warnings.warn(
             f"{source.file.path}: {', '.join(slow)} runs slowly here; import it with --dtype bf16",

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ..errors import QuantError
 from ..llama.config import ModelConfig
+from ..quant.bits import halves, unpack_bits
 from ..quant.formats import Q4_0, Q8_0, Format, require_fit
-from ..quant.packing import halves, unpack_nibbles
 from . import weights
 from .convert import ImportSource
 from .folder import write_checkpoint
@@ -127,7 +127,7 @@ def packed_codes(rows_RB: Tensor, format: Format) -> tuple[Tensor, Tensor]:
     if format == Q8_0:
         codes = blocks_RNB[..., 2:] ^ 0x80  # from signed to offset by 128, one byte each
         return codes.reshape(R, -1).view(torch.int32), scales_RN
-    codes = unpack_nibbles(blocks_RNB[..., 2:]).reshape(R, -1, 2)
+    codes = unpack_bits(blocks_RNB[..., 2:], 4, 16).reshape(R, -1, 2)
     return (codes[..., 0] | (codes[..., 1] << 4)).contiguous().view(torch.int32), scales_RN
 
 

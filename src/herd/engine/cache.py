@@ -16,7 +16,7 @@ Shapes: N new tokens of all sequences, H query heads, G KV heads, K head dim, P 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,17 +27,7 @@ from ..kernels.page_layout import BLOCK, BYTES, PAGE, head_bytes
 from ..kernels.paged_attention import Ragged, paged_attention
 from ..llama.config import ModelConfig
 from .memory import n_pages, page_nbytes
-from .pages import Pages, chain
-
-
-@dataclass(eq=False)
-class Cached:
-    """A sequence in the cache: its line in the table of pages, the number of its tokens, and their pages."""
-
-    line: int
-    length: int = 0
-    pages: list[int] = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)
+from .pages import Cached, PageBook, Pages
 
 
 @dataclass(frozen=True)
@@ -51,7 +41,7 @@ class PagedAttention:
         return paged_attention(q_1NHK[0], k_1NGK[0], v_1NGK[0], self.pool, self.ragged, layer)[None]
 
 
-class PagedCache:
+class PagedCache(PageBook):
     """A KV cache of "fp32", "bf16" or "int8" values (``kind``).
 
     ``cache_bytes`` bounds the bytes of all sequences together, but a single sequence may always reach
@@ -77,10 +67,9 @@ class PagedCache:
         self.page_bytes = page_nbytes(config, BYTES[kind])
         self._line_pages = n_pages(context or config.max_context)
         limit = max(1, cache_bytes // self.page_bytes)
-        self.pages = Pages(limit, max(limit, self._line_pages))
+        super().__init__(Pages(limit, max(limit, self._line_pages)))
         self._pool: Tensor | None = None
         self._tables = torch.zeros(0, self._line_pages, dtype=torch.int32)
-        self._lines: list[int] = []
 
     @property
     def nbytes(self) -> int:
@@ -97,26 +86,10 @@ class PagedCache:
         return self._pool
 
     def open(self) -> Cached:
-        """Return a new, empty sequence."""
-        if not self._lines:
-            n = len(self._tables)
+        cached = super().open()
+        if cached.line >= (n := len(self._tables)):
             self._tables = torch.cat((self._tables, self._tables.new_zeros(max(4, n), self._line_pages)))
-            self._lines = list(range(n, len(self._tables)))
-        return Cached(self._lines.pop())
-
-    def close(self, cached: Cached) -> None:
-        """Free the pages of a sequence. Full pages can be found by their content until they are reused."""
-        self.pages.give(cached.pages)
-        self._lines.append(cached.line)
-        cached.pages, cached.length = [], 0
-
-    def lacking(self, cached: Cached, length: int) -> int:
-        """Return the number of pages that a sequence lacks for ``length`` tokens."""
-        return max(0, n_pages(length) - len(cached.pages))
-
-    def grow(self, cached: Cached, length: int) -> None:
-        """Take the pages that a sequence lacks for ``length`` tokens. The caller checks `Pages.available`."""
-        self._append(cached, [self.pages.take() for _ in range(self.lacking(cached, length))])
+        return cached
 
     def truncate(self, cached: Cached, length: int) -> None:
         """Drop all tokens from ``length`` on."""
@@ -139,24 +112,6 @@ class PagedCache:
         twin.length, twin.digests = cached.length, cached.digests[:full]
         return twin
 
-    def match(self, cached: Cached, digests: Sequence[bytes]) -> None:
-        """Give an empty sequence the pages with these hashes, up to the first hash without a page."""
-        found: list[int] = []
-        for digest in digests:
-            if (page := self.pages.find(digest)) is None:
-                break
-            found.append(self.pages.share(page))
-        self._append(cached, found)
-        cached.length, cached.digests = len(found) * PAGE, list(digests[: len(found)])
-
-    def remember(self, cached: Cached, tenant: str, tokens: Sequence[int]) -> None:
-        """Make the full pages of a sequence, the first of ``tokens``, findable for the tenant."""
-        known = len(cached.digests)
-        if cached.length // PAGE > known:
-            chain(cached.digests, tenant, tokens, cached.length)
-            for page, digest in zip(cached.pages[known:], cached.digests[known:], strict=False):
-                self.pages.remember(page, digest)
-
     def step(self, parts: Sequence[tuple[Cached, int]]) -> tuple[Tensor, PagedAttention]:
         """Add the next n tokens of each (sequence, n) and return their positions (1, N) and attention.
 
@@ -175,7 +130,7 @@ class PagedCache:
 
     def _append(self, cached: Cached, pages: list[int]) -> None:
         first = len(cached.pages)
-        cached.pages += pages
+        super()._append(cached, pages)
         if pages:
             self._tables[cached.line, first : len(cached.pages)] = torch.tensor(pages, dtype=torch.int32)
 

@@ -20,7 +20,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..errors import EngineError
 from ..kernels.page_layout import BYTES
 from ..llama.model import LlamaLM
 from .cache import Cached, PagedCache
@@ -199,7 +198,7 @@ class ModelDraft:
         logits_BV = self.model.lm_head(hidden_BD).float()
         logits_BV[:, self._n_tokens :] = -torch.inf
         for logits_V, state in zip(logits_BV, states, strict=True):
-            with suppress(EngineError):  # the sequence fails when the model's own logits are processed
+            with suppress(Exception):  # the sequence fails when the model's own logits are processed
                 state.sequence.logits_processor.process(logits_V)
         tokens, finite = most_likely(logits_BV)
         drawn = [b for b, state in enumerate(states) if finite[b] and not state.sequence.sampling.greedy]

@@ -20,7 +20,7 @@ Shapes: N tokens of a step, or its positions that need logits, D model dim, V vo
 from __future__ import annotations
 
 import time
-from collections import abc, deque
+from collections import abc
 from dataclasses import replace
 
 import torch
@@ -34,16 +34,18 @@ from .cache import Cached, PagedCache
 from .constraint import Constraint, Guide
 from .draft import Draft, ModelDraft, NGramDraft
 from .memory import PREFILL_TOKENS
-from .pages import chain
 from .request import Completion, Request, Speculated
 from .runner import ModelRunner
 from .sampling import seed_of
+from .scheduler import Scheduler
 from .speculate import DraftTokens, verify
 from .step_timer import StepTimer, best_draft_length
 from .stream import ResponseStream, Sequence
 
 __all__ = ["Engine", "ResponseStream"]
 
+Part = tuple[Sequence, int, DraftTokens]
+"""A sequence in a step, the number of its tokens, and the draft tokens after them."""
 MIXED_TOKENS = 256
 """Most prompt tokens in a step in which other sequences decode. It bounds the delay of their tokens."""
 
@@ -92,29 +94,33 @@ class Engine:
                 f"draft_tokens={draft_tokens} must be at least 1; leave out the draft to propose none"
             )
         self.model, self.tokenizer = model, tokenizer
-        self.max_batch, self.context = max_batch, max_context or config.max_context
+        self.context = max_context or config.max_context
         self.cache = PagedCache(config, _cache_kind(model, kv), cache_bytes, self.context, model.device)
         self._runner = ModelRunner(model, self.cache)
         self.draft, self._draft_tokens = self._make_draft(draft, kv), draft_tokens
-        self.n_preempted = 0
-        """How often a request had to free its pages and begin again."""
+        forget = (lambda sequence: None) if self.draft is None else self.draft.forget
+        self.scheduler: Scheduler[Sequence] = Scheduler(
+            self.cache, max_batch, forget, keeps_last=self.draft is not None
+        )
         self.n_steps = self.n_decoded = self.n_prefilled = 0
         """Number of forwards, of tokens added to answers, and of tokens computed before them."""
         self._timers = StepTimer(), StepTimer()  # of the model and of the draft
         self._stop_ids = frozenset() if tokenizer is None else frozenset(tokenizer.stop_ids)
-        self._submitted = 0
-        self._waiting: deque[Sequence] = deque()
-        self._active: list[Sequence] = []  # in the order of their submission
 
     @property
     def n_active(self) -> int:
         """Number of requests that have pages in the cache now."""
-        return len(self._active)
+        return len(self.scheduler.active)
 
     @property
     def n_waiting(self) -> int:
         """Number of requests that have not begun, or had to free their pages."""
-        return len(self._waiting)
+        return len(self.scheduler.waiting)
+
+    @property
+    def n_preempted(self) -> int:
+        """How often a request had to free its pages and begin again."""
+        return self.scheduler.n_preempted
 
     def submit(self, request: Request) -> ResponseStream:
         """Queue a request for the next `step`. Raises EngineError if it is invalid."""
@@ -147,13 +153,13 @@ class Engine:
         since their state is uncertain. Those that wait are not affected.
         """
         try:
-            self._admit()
-            if not self._active:
+            self.scheduler.admit()
+            if not self.scheduler.active:
                 return False
             self._advance(self._plan())
         except BaseException as error:
-            for sequence in list(self._active):
-                self._release(sequence)
+            for sequence in list(self.scheduler.active):
+                self.scheduler.remove(sequence)
                 if sequence.stream.done:
                     continue
                 if isinstance(error, Exception):
@@ -183,18 +189,14 @@ class Engine:
         """Queue a checked request, whose deltas go to ``stream``."""
         counts = None if self.draft is None else Speculated()
         sequence = Sequence(stream, self.tokenizer, self._stop_ids, self.context, guide, counts)
-        sequence.number, self._submitted = self._submitted, self._submitted + 1
-        self._waiting.append(sequence)
+        self.scheduler.add(sequence)
 
     def cancel(self, stream: ResponseStream) -> None:
         """End an answer and free its pages. Does nothing if it has ended or was not queued."""
-        for sequence in (*self._active, *self._waiting):
+        for sequence in (*self.scheduler.active, *self.scheduler.waiting):
             if sequence.stream is stream:
                 sequence.end("cancelled")
-                if sequence.in_cache is None:
-                    self._waiting.remove(sequence)
-                else:
-                    self._release(sequence)
+                self.scheduler.remove(sequence)
                 return
 
     def _queue(self, requests: abc.Sequence[Request]) -> list[ResponseStream]:
@@ -222,54 +224,15 @@ class Engine:
         n_tokens = ours if self.tokenizer is None else self.tokenizer.vocab_size
         return ModelDraft(draft, n_tokens, self.cache.pages.limit, self.context, _cache_kind(draft, kv))
 
-    def _admit(self) -> None:
-        """Begin waiting requests while there are enough pages for them and for the growth of active ones."""
-        lacking = sum(self.cache.lacking(s.cached, s.soon) for s in self._active)
-        computing = {digest for s in self._active for digest in s.digests[len(s.cached.digests) :]}
-        while self._waiting and len(self._active) < self.max_batch:
-            sequence = self._waiting[0]
-            n_shareable = len(sequence.tokens) - 1  # the last token must be fed, or there are no logits
-            chain(sequence.digests, sequence.request.tenant, sequence.tokens, n_shareable)
-            cached = self.cache.open()
-            self.cache.match(cached, sequence.digests)
-            lacking += self.cache.lacking(cached, sequence.soon)
-            # a page that an active request is about to compute is worth waiting for
-            missing = sequence.digests[len(cached.digests) :]
-            shared = bool(missing) and missing[0] in computing
-            if self._active and (shared or lacking > self.cache.pages.available):
-                self.cache.close(cached)
-                return
-            sequence.in_cache = cached
-            sequence.stream.begin(cached.length)
-            computing.update(missing)
-            self._active.append(self._waiting.popleft())
-            self._active.sort(key=lambda sequence: sequence.number)
-
-    def _plan(self) -> list[tuple[Sequence, int, DraftTokens]]:
-        """Take pages for this step and return its parts: (sequence, number of its tokens, draft tokens).
-
-        The oldest sequences come first.
-        """
-        pending = {s: len(s.tokens) - s.cached.length for s in self._active}
+    def _plan(self) -> list[Part]:
+        """Take pages for this step and return its parts."""
+        active = self.scheduler.active
+        pending = {s: len(s.tokens) - s.cached.length for s in active}
         decoding = [s for s, n in pending.items() if n == 1 and s.n_new and s.may_draft]
         drafts = self._propose(decoding, sum(pending.values()))
         room = PREFILL_TOKENS if all(n > 1 for n in pending.values()) else MIXED_TOKENS
-        parts: list[tuple[Sequence, int, DraftTokens]] = []
-        for sequence in list(self._active):
-            if sequence.in_cache is None:  # it freed its pages for an older one
-                continue
-            draft = drafts.get(sequence, DraftTokens([]))
-            if draft is None:  # not ready
-                continue
-            n = pending[sequence]
-            if n > 1:
-                # a sequence that had to begin again leaves its last token for a step with draft tokens, as
-                # before
-                n = min(n - 1 if sequence.n_new and self.draft is not None else n, room)
-                room -= n
-            if n and self._make_room(sequence, sequence.cached.length + n + len(draft.tokens)):
-                parts.append((sequence, n, draft))
-        return parts
+        lengths = {s: None if draft is None else len(draft.tokens) for s, draft in drafts.items()}
+        return [(s, n, drafts.get(s) or DraftTokens([])) for s, n in self.scheduler.plan(room, lengths)]
 
     def _propose(self, sequences: list[Sequence], n_tokens: int) -> dict[Sequence, DraftTokens | None]:
         """Return the draft tokens of decoding sequences. ``n_tokens`` is the size of the step without them.
@@ -280,7 +243,7 @@ class Engine:
         if self.draft is None or not sequences:
             return {}
         unseeded = [s for s in sequences if s.sampling.seed is None]
-        n_tokens = min(n_tokens, len(self._active) + MIXED_TOKENS)
+        n_tokens = min(n_tokens, len(self.scheduler.active) + MIXED_TOKENS)
         rates = [s.acceptance_rate for s in unseeded]
         k = best_draft_length(self._draft_tokens, rates, n_tokens, *self._timers)
         if k == 0:
@@ -296,23 +259,7 @@ class Engine:
             self._timers[1].note(len(sequences), (time.perf_counter() - start) / depth)
         return dict(zip(sequences, drafts, strict=True))
 
-    def _make_room(self, sequence: Sequence, length: int) -> bool:
-        """Take pages for ``length`` tokens of a sequence, if necessary from later ones.
-
-        Returns False if the sequence had to free its own pages.
-        """
-        cached = sequence.cached
-        while self.cache.lacking(cached, length) > self.cache.pages.available and len(self._active) > 1:
-            latest = self._active[-1]
-            self._release(latest)
-            self._waiting.appendleft(latest)
-            self.n_preempted += 1
-            if latest is sequence:
-                return False
-        self.cache.grow(cached, length)
-        return True
-
-    def _advance(self, parts: list[tuple[Sequence, int, DraftTokens]]) -> None:
+    def _advance(self, parts: list[Part]) -> None:
         """Run one forward over these parts, and add the next tokens to sequences whose tokens are all fed."""
         if not parts:
             return
@@ -343,7 +290,7 @@ class Engine:
         for sequence, _, _ in parts:
             self.cache.remember(sequence.cached, sequence.request.tenant, sequence.tokens)
             if sequence.stream.done:
-                self._release(sequence)
+                self.scheduler.remove(sequence)
 
     def _forward(self, parts: list[tuple[Cached, int]], tokens: list[int], positions: list[int]) -> Tensor:
         """Feed the next n tokens of each (sequence, n) and return logits (N, V) fp32 at ``positions``."""
@@ -355,14 +302,6 @@ class Engine:
         if self.tokenizer is not None and self.tokenizer.vocab_size < logits_NV.shape[1]:
             logits_NV[:, self.tokenizer.vocab_size :] = -torch.inf
         return logits_NV
-
-    def _release(self, sequence: Sequence) -> None:
-        """Remove an active sequence and free its pages."""
-        if self.draft is not None:
-            self.draft.forget(sequence)
-        self.cache.close(sequence.cached)
-        sequence.in_cache = None
-        self._active.remove(sequence)
 
 
 def copies(request: Request, n: int) -> list[Request]:

@@ -4,7 +4,7 @@ A full page can be found by the hash of all tokens up to its end. Each page's ha
 page before it, and the first page's hash includes the tenant's name, so that no tenant can find another
 tenant's pages. Sequences with the same tokens share the page. When no sequence uses it any longer, it is
 idle, and when pages run short, the page that has been idle longest is reused first. This is vLLM's automatic
-prefix caching. There are no tensors here: pages are numbers.
+prefix caching. `PageBook` gives pages to sequences. There are no tensors here: pages are numbers.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+from ..errors import EngineError
 from ..kernels.page_layout import PAGE
+from .memory import n_pages
 
 
 class Pages:
@@ -47,14 +50,18 @@ class Pages:
 
     def take(self) -> int:
         """Return a page with one user: a free page, a page never used, or the page that has been idle
-        longest."""
+        longest. Raises EngineError if all are in use."""
         if self._free:
             page = self._free.pop()
         elif self.touched < self.limit or (not self._idle and self.touched < self.capacity):
             page, self.touched = self.touched, self.touched + 1
-        else:
+        elif self._idle:
             page, _ = self._idle.popitem(last=False)
             self._forget(page)
+        else:
+            raise EngineError(
+                f"the cache is full: all {self.capacity} pages are in use; raise cache_bytes or shorten the prompt"
+            )
         self._users[page] = 1
         return page
 
@@ -92,6 +99,75 @@ class Pages:
 
     def _forget(self, page: int) -> None:
         del self._by_digest[self._digests.pop(page)]
+
+
+@dataclass(eq=False)
+class Cached:
+    """A sequence in the cache: its line in the table of pages, the number of its tokens, and their pages."""
+
+    line: int
+    length: int = 0
+    pages: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+
+
+class PageBook:
+    """The sequences of a cache and their pages, of those that ``pages`` hands out."""
+
+    def __init__(self, pages: Pages) -> None:
+        self.pages = pages
+        self._n_lines = 0
+        self._free_lines: list[int] = []
+
+    def open(self) -> Cached:
+        """Return a new, empty sequence."""
+        if not self._free_lines:
+            self._free_lines.append(self._n_lines)
+            self._n_lines += 1
+        return Cached(self._free_lines.pop())
+
+    def close(self, cached: Cached) -> None:
+        """Free the pages of a sequence. Full pages can be found by their content until they are reused."""
+        self.pages.give(cached.pages)
+        self._free_lines.append(cached.line)
+        cached.pages, cached.length = [], 0
+
+    def lacking(self, cached: Cached, length: int) -> int:
+        """Return the number of pages that a sequence lacks for ``length`` tokens."""
+        return max(0, n_pages(length) - len(cached.pages))
+
+    def grow(self, cached: Cached, length: int) -> None:
+        """Take the pages that a sequence lacks for ``length`` tokens. The caller checks `Pages.available`.
+
+        Raises EngineError if not even pages beyond the limit are free.
+        """
+        taken: list[int] = []
+        try:
+            for _ in range(self.lacking(cached, length)):
+                taken.append(self.pages.take())
+        finally:
+            self._append(cached, taken)
+
+    def match(self, cached: Cached, digests: Sequence[bytes]) -> None:
+        """Give an empty sequence the pages with these hashes, up to the first hash without a page."""
+        found: list[int] = []
+        for digest in digests:
+            if (page := self.pages.find(digest)) is None:
+                break
+            found.append(self.pages.share(page))
+        self._append(cached, found)
+        cached.length, cached.digests = len(found) * PAGE, list(digests[: len(found)])
+
+    def remember(self, cached: Cached, tenant: str, tokens: Sequence[int]) -> None:
+        """Make the full pages of a sequence, the first of ``tokens``, findable for the tenant."""
+        known = len(cached.digests)
+        if cached.length // PAGE > known:
+            chain(cached.digests, tenant, tokens, cached.length)
+            for page, digest in zip(cached.pages[known:], cached.digests[known:], strict=False):
+                self.pages.remember(page, digest)
+
+    def _append(self, cached: Cached, pages: list[int]) -> None:
+        cached.pages += pages
 
 
 def chain(known: list[bytes], tenant: str, tokens: Sequence[int], length: int) -> None:

@@ -90,7 +90,7 @@ def verify(
                     # again
                     sequences[going[b]].may_draft, n_accepted[going[b]] = False, step - 1
                 else:
-                    sequences[going[b]].stream.fail(error)
+                    sequences[going[b]].fail(error)
             well = [b for b in range(len(going)) if b not in errors]
             going, best = [going[b] for b in well], [best[b] for b in well]
             raw_BV, processed_BV = raw_BV[well], processed_BV[well]
@@ -107,8 +107,8 @@ def verify(
             try:
                 if not sequences[i].take(token, lp) and ok:
                     still.append(i)
-            except EngineError as error:
-                sequences[i].stream.fail(error)
+            except Exception as error:
+                sequences[i].fail(_own_error(error))
         going, step = still, step + 1
     return n_accepted
 
@@ -124,8 +124,8 @@ def _process(
         for b, sequence in enumerate(sequences):
             try:
                 sequence.logits_processor.process(processed_BV[b])
-            except EngineError as error:
-                errors[b] = error
+            except Exception as error:
+                errors[b] = _own_error(error)
     best, finite = most_likely(processed_BV)
     for b, ok in enumerate(finite):
         if not ok:
@@ -134,6 +134,15 @@ def _process(
             )
             errors.setdefault(b, EngineError(problem))
     return processed_BV, best, errors
+
+
+def _own_error(error: Exception) -> EngineError:
+    """Return the error of one request whose logits could not be processed, or whose token not be added."""
+    if isinstance(error, EngineError):
+        return error
+    return EngineError(
+        f"this answer cannot be continued: {type(error).__name__}: {' '.join(str(error).split())}"
+    )
 
 
 def _pick(

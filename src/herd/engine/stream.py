@@ -155,6 +155,7 @@ class Sequence:
         self.n_new = 0  # tokens of the answer so far
         self.acceptance_rate = INITIAL_ACCEPTANCE_RATE
         self.may_draft = True
+        self.owner, self.tenant = request.owner, request.tenant
         room = context - len(request.prompt_ids)
         self.limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
         self.limit_reason: FinishReason = "length" if self.limit == sampling.max_tokens else "context"
@@ -166,9 +167,22 @@ class Sequence:
         return self.in_cache
 
     @property
+    def n_shareable(self) -> int:
+        """Number of its first tokens that may come from the cache. One is fed, or there are no logits."""
+        return len(self.tokens) - 1
+
+    @property
     def soon(self) -> int:
         """Its length in the cache after one more page of tokens. An answer's last token is never fed back."""
         return min(len(self.tokens) + PAGE, len(self.request.prompt_ids) + self.limit - 1)
+
+    def begin(self, shared_tokens: int) -> None:
+        """Take note of its admission, with so many tokens from the cache."""
+        self.stream.begin(shared_tokens)
+
+    def fail(self, error: EngineError) -> None:
+        """End its answer with an error."""
+        self.stream.fail(error)
 
     def take(self, token: int, logprobs: tuple[TokenLogprob, ...]) -> bool:
         """Add a sampled token, push its delta, and return whether the answer has ended."""

@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,32 +30,7 @@ from .large_pages import chunks
 
 PATHS = ("vnni", "avx512", "avxvnni", "avx2", "portable")
 """Instruction sets, fastest first. The native library identifies them by their index."""
-_ROWS, _GROUP = 16, 32
-
-
-@dataclass(frozen=True)
-class TileLayout:
-    """The length of a format's block, and the position of its half-precision scale (None: in the words)."""
-
-    block_bytes: int
-    half_at: int | None
-
-
-LAYOUTS = {
-    2: TileLayout(18, 0),  # Q4_0
-    3: TileLayout(20, None),  # Q4_1
-    6: TileLayout(22, 0),  # Q5_0
-    7: TileLayout(24, None),  # Q5_1
-    8: TileLayout(34, 0),  # Q8_0
-    10: TileLayout(84, None),  # Q2_K
-    11: TileLayout(110, 108),  # Q3_K
-    12: TileLayout(144, None),  # Q4_K
-    13: TileLayout(176, None),  # Q5_K
-    14: TileLayout(210, 208),  # Q6_K
-    20: TileLayout(18, 0),  # IQ4_NL
-    23: TileLayout(136, None),  # IQ4_XS
-}
-"""By GGUF's number of the format; the same table is in native/qmatmul.h."""
+_GROUP = 32
 
 
 def path() -> str | None:
@@ -92,6 +66,12 @@ def here() -> tuple[str, ...]:
     for name in ("qmatmul_interleave", "qmatmul_deinterleave"):
         torch.library.register_fake(f"herd_native::{name}", lambda *_: None)
     return tuple(PATHS[number] for number in torch.ops.herd_native.qmatmul_paths())
+
+
+@functools.cache
+def format_codes() -> frozenset[int]:
+    """Return GGUF's numbers of the formats that the native kernels multiply by, if there are kernels."""
+    return frozenset(torch.ops.herd_native.qmatmul_formats() if here() else ())
 
 
 @functools.cache

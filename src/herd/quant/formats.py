@@ -1,8 +1,9 @@
 """The storage formats of GGUF: names, numbers, and sizes in bytes. This module does not import torch.
 
 A quantized format splits each row into blocks of 32 or 256 weights that share their scales, so the length of
-a row must be a multiple of the block. Herd can write `FORMATS` and multiply by `NATIVE`. `TYPES` are all
-types of a GGUF file.
+a row must be a multiple of the block. Herd can write `FORMATS` and multiply by them. `TYPES` are all
+types of a GGUF file. How a format stores weights is in the file of its family (`legacy.py`, `k_quants.py`,
+`iq4.py`).
 
 Source: ggml's ``ggml-common.h`` (``block_q8_0`` and its kin) and the GGUF specification.
 """
@@ -32,6 +33,11 @@ class Format:
         return 8 * self.block_bytes / self.block
 
     @property
+    def short(self) -> str:
+        """Herd's short name: ``q4`` for Q4_0, ``q4k`` for Q4_K."""
+        return self.name.lower().removesuffix("_0").replace("_", "")
+
+    @property
     def packed(self) -> bool:
         """Whether weights share scales in blocks. Otherwise each weight is a number of its own."""
         return self.block > 1
@@ -58,18 +64,11 @@ TYPES: dict[str, Format] = _table()
 BY_CODE: dict[int, Format] = {format.code: format for format in TYPES.values()}
 
 F32, F16, BF16 = (TYPES[name] for name in ("F32", "F16", "BF16"))
-Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q6_K = (
-    TYPES[name] for name in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q6_K")
-)
-FORMATS: dict[str, Format] = {format.name: format for format in (Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q6_K)}
-"""The packed formats that can be written."""
-NATIVE: dict[str, Format] = FORMATS | {
-    name: TYPES[name] for name in ("Q2_K", "Q3_K", "Q5_K", "IQ4_NL", "IQ4_XS")
-}
-"""The packed formats that native kernels multiply by without unpacking."""
+Q8_0, Q4_0, Q4_K = TYPES["Q8_0"], TYPES["Q4_0"], TYPES["Q4_K"]
+_PACKED = "Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS"
+FORMATS: dict[str, Format] = {name: TYPES[name] for name in _PACKED.split()}
+"""The packed formats that can be written, and that native kernels multiply by without unpacking."""
 PLAIN: dict[str, Format] = {format.name: format for format in (F32, F16, BF16)}
-
-_SHORT = {"q8": Q8_0, "q4": Q4_0, "q4k": Q4_K, "q6k": Q6_K}
 
 
 def find_format(name: str | Format) -> Format:
@@ -79,10 +78,11 @@ def find_format(name: str | Format) -> Format:
     """
     if isinstance(name, Format):
         return name
-    known = _SHORT | {key.lower(): value for key, value in (FORMATS | PLAIN).items()}
-    if name.lower() not in known:
+    known = {format.short: format for format in (FORMATS | PLAIN).values()}
+    by_name = known | {format.name.lower(): format for format in known.values()}
+    if name.lower() not in by_name:
         raise QuantError(f"format {name!r} is not known: choose {', '.join(known)}")
-    return known[name.lower()]
+    return by_name[name.lower()]
 
 
 def require_fit(shape: Sequence[int], format: Format, name: str = "weight") -> None:
@@ -163,7 +163,7 @@ def scheme(
     errors directly change the probabilities, and it is a small part of a large model.
     """
     chosen = find_format(linears)
-    careful = Q8_0 if chosen in (Q4_0, Q4_1, Q4_K) else chosen
+    careful = Q8_0 if 2 < chosen.bits < 5.5 else chosen
     return Scheme(
         chosen,
         chosen if embeddings is None else find_format(embeddings),

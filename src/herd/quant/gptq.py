@@ -94,21 +94,22 @@ def _round_rows(
     step_RD = grid.step_RG.repeat_interleave(size, dim=1)[:, order_D]
     low_RD = grid.low_RG.repeat_interleave(size, dim=1)[:, order_D]
     left_RD = weight_RD[:, order_D].clone()
-    codes_RD = torch.empty_like(left_RD)
+    level_RD = torch.empty_like(left_RD)
+    levels = grid.codec.levels
     for start in range(0, left_RD.shape[1], COLUMNS):
         stop = min(start + COLUMNS, left_RD.shape[1])
         errors = torch.empty_like(left_RD[:, start:stop])
         for j in range(start, stop):
             w_R, step_R, low_R = left_RD[:, j], step_RD[:, j], low_RD[:, j]
-            codes_R = torch.where(step_R == 0, 0, (w_R - low_R) / step_R).round_().clamp_(0, grid.top)
-            codes_RD[:, j] = codes_R
-            error_R = (w_R - (codes_R * step_R + low_R)) / factor_DD[j, j]
+            level_R = levels.nearest(torch.where(step_R == 0, 0, (w_R - low_R) / step_R))
+            level_RD[:, j] = level_R
+            error_R = (w_R - (level_R * step_R + low_R)) / factor_DD[j, j]
             left_RD[:, j:stop] -= error_R[:, None] * factor_DD[j, j:stop]
             errors[:, j - start] = error_R
         left_RD[:, stop:] -= errors @ factor_DD[start:stop, stop:]
-    in_place_RD = torch.empty_like(codes_RD)
-    in_place_RD[:, order_D] = codes_RD
-    return blocks.pack_codes(in_place_RD.to(torch.uint8), grid)
+    in_place_RD = torch.empty_like(level_RD)
+    in_place_RD[:, order_D] = level_RD
+    return grid.pack(levels.codes(in_place_RD))
 
 
 class Gptq:

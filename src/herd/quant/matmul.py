@@ -46,10 +46,8 @@ class Kernel:
 
 def choose_kernel(format: Format, device: torch.device) -> Kernel:
     """Return the fastest kernel for ``format`` on ``device``. ``HERD_ISA`` can select a slower one."""
-    if device.type != "cpu" or format.code not in qmatmul.LAYOUTS:
-        return REFERENCE
-    path = qmatmul.path()
-    return REFERENCE if path is None else NATIVE[path]
+    path = qmatmul.path() if device.type == "cpu" else None
+    return REFERENCE if path is None or format.code not in qmatmul.format_codes() else NATIVE[path]
 
 
 def reference_matmul(x_ND: Tensor, matrices: list[Tensor], formats: list[Format]) -> list[Tensor]:

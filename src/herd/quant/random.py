@@ -12,6 +12,7 @@ Shapes: R rows, D weights per row, N = D / block blocks, B bytes of a packed row
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -21,38 +22,14 @@ from torch import Tensor
 from ..errors import QuantError
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
-from .formats import BF16, F16, F32, TYPES, Format, Scheme, tensor_nbytes
+from .bits import half_bytes, halves
+from .blocks import CODECS
+from .formats import BF16, F16, F32, PLAIN, Format, Scheme, tensor_nbytes
 from .linear import assemble_model
-from .packing import pack_scales
 
 _HALF = (torch.float16, 10, 15)
 """(dtype, bits of the mantissa, bias of the exponent)."""
 _FLOATS = {F32: (torch.float32, 23, 127), F16: _HALF, BF16: (torch.bfloat16, 7, 127)}
-_SPREAD = {
-    TYPES[name]: spread
-    for name, spread in {
-        "F32": 1.0,
-        "F16": 1.0,
-        "BF16": 1.0,
-        "Q8_0": 74.0,
-        "Q4_0": 4.6,
-        "Q4_1": 4.6,
-        "Q5_0": 9.2,
-        "Q5_1": 9.2,
-        "Q2_K": 1.1 * 8.8,
-        "Q3_K": 2.3 * 18.5,
-        "Q4_K": 4.6 * 37.0,
-        "Q5_K": 9.2 * 18.0,
-        "Q6_K": 18.5 * 9.2,
-        "IQ4_NL": 69.0,
-        "IQ4_XS": 69.0 * 1.9,
-    }.items()
-}
-"""Root mean square of random weights whose half-precision scale is 1."""
-_HALF_AT = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208}
-"""Byte position of a block's half-precision scale, if not 0."""
-_MIDDLE = {"Q4_1": -7.5, "Q5_1": -15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
-"""The second scale (of lowest weights) relative to the first: the middle of the codes, for a mean of 0."""
 
 
 def random_quantized(
@@ -101,37 +78,37 @@ def random_rows(shape: Sequence[int], format: Format, seed: int | Sequence[int])
 
     Raises `QuantError` for rows that do not divide and for formats without random weights.
     """
-    if format not in _SPREAD:
+    if format not in _FLOATS and format.name not in CODECS:
         raise QuantError(
-            f"random weights are not made in {format.name}; choose {', '.join(map(str, _SPREAD))}"
+            f"random weights are not made in {format.name}; choose {', '.join((*PLAIN, *CODECS))}"
         )
     R, D = shape
     size = tensor_nbytes(shape, format)
     bits = np.random.Generator(np.random.SFC64(seed)).integers(-(2**63), 2**63, -(-size // 8), dtype=np.int64)
     rows_RB = torch.from_numpy(bits).view(torch.uint8)[:size].view(R, -1)
-    typical = 1 / math.sqrt(D) / _SPREAD[format]
+    typical = 1 / math.sqrt(D)
     if format in _FLOATS:
         _scale(rows_RB, *_FLOATS[format], typical)
         return rows_RB
-    block_RNB = rows_RB.view(R, -1, format.block_bytes)
-    at = _HALF_AT.get(format.name, 0)
-    half_RNH = block_RNB.view(torch.int16)[..., at // 2 :]
-    _scale(half_RNH[..., :1], *_HALF, typical)
-    if format.name in _MIDDLE:
-        middle = half_RNH[..., :1].view(torch.float16) * _MIDDLE[format.name]
-        half_RNH[..., 1] = middle.view(torch.int16)[..., 0]
-    # The lowest weights of the K formats have the same small scales as the steps.
-    # Large scales need a step that is too small for half precision, hence the smaller masks.
-    if format.name in ("Q4_K", "Q5_K"):
-        scales_RN8 = block_RNB[..., 4:12] & (63 if format.name == "Q4_K" else 31)
-        block_RNB[..., 4:16] = pack_scales(scales_RN8, scales_RN8)
-    elif format.name == "Q2_K":
-        block_RNB[..., :16] = (block_RNB[..., :16] & 15) * 17
-    elif format.name == "Q6_K":
-        block_RNB.view(torch.int8)[..., 192:208] >>= 3
-    elif format.name == "IQ4_XS":  # the high bits of every scale are 2, which means 0
-        block_RNB[..., 2:4] = 0xAA
-        block_RNB[..., 4:8] &= 0x33
+    codec = CODECS[format.name]
+    fields = codec.split(rows_RB)
+    levels = codec.levels.values
+    typical, middle = typical / statistics.pstdev(levels), -statistics.fmean(levels)
+    if codec.scales is not None:
+        # larger scales would need a step that is too small for half precision
+        scales = range(1, 1 + max(3, min(15, int(170 / statistics.pstdev(levels)))))
+        typical /= math.sqrt(statistics.fmean(scale * scale for scale in scales))
+        middle = -middle  # the lowest weight is -m times an integer
+        random_RNG = max(fields.values(), key=lambda field: field.shape[-1])[
+            ..., : format.block // codec.group
+        ]
+        scales_RNG = random_RNG % len(scales) + scales.start
+        codes_RNG = (scales_RNG.short() - codec.scales.lowest).to(torch.uint8)
+        for field, packed in codec.pack_scales(codes_RNG, codes_RNG).items():
+            fields[field].copy_(packed)
+    _scale(fields["d"], *_HALF, typical)
+    if codec.affine:
+        fields["m"].copy_(half_bytes(halves(fields["d"]) * middle))
     return rows_RB
 
 

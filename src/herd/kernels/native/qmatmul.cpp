@@ -25,12 +25,6 @@ constexpr int64_t TILES = 4;          // tiles of a unit of work with unpacked c
 constexpr int64_t STRETCH = 16;       // tiles of a unit of work otherwise: every break costs reading time
 constexpr int64_t PIECE = 16;         // blocks of a panel: two panels of 10 KiB stay in L1
 
-int index_of(int64_t code) {
-  for (int i = 0; i < FORMATS; i++)
-    if (LAYOUTS[i].code == code) return i;
-  throw std::invalid_argument("no kernel multiplies by blocks of this format");
-}
-
 // In the order of PATHS in qmatmul.py; null where this processor lacks the instructions.
 constexpr int64_t PATHS = 5;
 
@@ -44,6 +38,21 @@ const Path& path_of(int64_t number) {
   require(path != nullptr, "this processor lacks the instructions that were asked for");
   return *path;
 }
+
+// Layouts are the same in every path.
+const Path& any_path() {
+  for (int64_t i = 0; i < PATHS; i++)
+    if (const Path* path = path_at(i)) return *path;
+  throw std::invalid_argument("this processor has none of the instructions that this build uses");
+}
+
+int index_of(int64_t code) {
+  for (int i = 0; i < FORMATS; i++)
+    if (any_path().layout[i].code == code) return i;
+  throw std::invalid_argument("no kernel multiplies by blocks of this format");
+}
+
+const Layout& layout_of(int64_t code) { return any_path().layout[index_of(code)]; }
 
 // Each thread works through its own units, which are consecutive in memory, and then takes units that
 // others have left: another program on one core delays one piece, not half of the work. A piece is `most`
@@ -99,7 +108,7 @@ void check_blocks(const Tensor& blocks_RB, const Layout& layout) {
 
 template <bool BACK>
 void reorder_all(const Tensor& from_RB, int64_t code, const Tensor& to_RB) {
-  const Layout& layout = LAYOUTS[index_of(code)];
+  const Layout& layout = layout_of(code);
   check_blocks(from_RB, layout);
   check_blocks(to_RB, layout);
   const int64_t R = from_RB.size(0), B = from_RB.size(1), tiles = R / ROWS;
@@ -193,7 +202,7 @@ struct Weights {
     rest.resize(ROWS * B);
     reorder<false>(layout(), data<uint8_t>(tiles_RB) + rows / ROWS * ROWS * B, rest.data(), n_blocks, rows % ROWS);
   }
-  const Layout& layout() const { return LAYOUTS[format]; }
+  const Layout& layout() const { return any_path().layout[format]; }
   int64_t n_tiles() const { return (rows + ROWS - 1) / ROWS; }
   const uint8_t* tile(int64_t i) const { return i < rows / ROWS ? tiles + i * tile_bytes : rest.data(); }
   int64_t offset(int64_t block) const { return block / layout().blocks * layout().bytes * ROWS; }  // in each tile
@@ -290,6 +299,12 @@ std::vector<int64_t> qmatmul_paths() {
   return numbers;
 }
 
+std::vector<int64_t> qmatmul_formats() {
+  std::vector<int64_t> codes;
+  for (const Layout& layout : any_path().layout) codes.push_back(layout.code);
+  return codes;
+}
+
 }  // namespace
 }  // namespace herd
 
@@ -298,6 +313,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(herd_native, m) {
   m.def("qmatmul_deinterleave(Tensor tiles, int format, Tensor(a!) blocks) -> ()");
   m.def("qmatmul(Tensor x, Tensor[] tiles, int[] formats, int path) -> Tensor[]");
   m.def("qmatmul_paths() -> int[]");
+  m.def("qmatmul_formats() -> int[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(herd_native, CPU, m) {
@@ -308,4 +324,5 @@ STABLE_TORCH_LIBRARY_IMPL(herd_native, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(herd_native, CompositeExplicitAutograd, m) {
   m.impl("qmatmul_paths", TORCH_BOX(&herd::qmatmul_paths));
+  m.impl("qmatmul_formats", TORCH_BOX(&herd::qmatmul_formats));
 }

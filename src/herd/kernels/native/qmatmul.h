@@ -45,11 +45,11 @@ constexpr int ROWS = 16, BLOCK = 32, WORD_BYTES = 4 * ROWS;
 constexpr int TOKEN_BYTES = BLOCK + 4 * 4;           // of one token's block
 constexpr int FORMATS = 12;
 
-// A block of a file: the offset of its half-precision scale (none where scales are among the words), its
-// words, the number of 32-weight groups in it, and the words of such a group once it is unpacked to a panel
-// (eight of codes, then its fp32 scales).
+// A block of a file: GGUF's number of the format, the offset of its half-precision scale (none where scales are
+// among the words), its words, the number of 32-weight groups in it, and the words of such a group once it is
+// unpacked to a panel (eight of codes, then its fp32 scales).
 struct Layout {
-  int64_t code, bytes, half_at, words, blocks, panel_words = 10;
+  int64_t code, bytes, half_at, words, blocks, panel_words;
 
   constexpr bool has_half() const { return half_at >= 0; }
   constexpr int64_t words_at() const { return half_at == 0 ? 2 : 0; }
@@ -57,21 +57,6 @@ struct Layout {
 };
 
 constexpr int MOST_PANEL_BYTES = 12 * WORD_BYTES;
-
-constexpr Layout LAYOUTS[FORMATS] = {
-    {2, 18, 0, 4, 1},       // Q4_0
-    {8, 34, 0, 8, 1},       // Q8_0
-    {12, 144, -1, 36, 8},   // Q4_K
-    {14, 210, 208, 52, 8},  // Q6_K
-    {3, 20, -1, 5, 1},      // Q4_1
-    {6, 22, 0, 5, 1},       // Q5_0
-    {7, 24, -1, 6, 1},      // Q5_1
-    {10, 84, -1, 21, 8, 12},  // Q2_K
-    {11, 110, 108, 27, 8},    // Q3_K
-    {13, 176, -1, 44, 8},     // Q5_K
-    {20, 18, 0, 4, 1},        // IQ4_NL
-    {23, 136, -1, 34, 8},     // IQ4_XS
-};
 
 // sums += the products of n_blocks blocks with a group of m tokens: 16 per token, with the next tile's
 // `stride` after them
@@ -87,6 +72,7 @@ struct Path {
   Multiply direct[2][FORMATS][MOST_TOKENS];    // by tiles - 1, format and m - 1
   Multiply unpacked[2][FORMATS][MOST_TOKENS];  // takes panels
   Unpack unpack[FORMATS];
+  Layout layout[FORMATS];
 };
 
 // Null where the compiler or this processor does not have the instructions, and where a faster path exists: a

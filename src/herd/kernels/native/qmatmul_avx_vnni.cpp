@@ -1,63 +1,17 @@
-// AVX-VNNI (processors with AVX2 that multiply four codes per instruction, such as Alder Lake): eight rows per
-// vector.
+// AVX-VNNI: processors with AVX2 that multiply four codes per instruction, such as Alder Lake.
 #include "qmatmul.h"
 
-#include <utility>
-
 #if defined(HERD_AVX_VNNI) && defined(__x86_64__) && (defined(__clang__) || __GNUC__ >= 11)
-#include <immintrin.h>
-
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avxvnni"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avxvnni")
-#endif
-
-namespace herd::quantized {
-namespace {
-
-#include "qmatmul_kernel.h"
-
-struct AvxVnni {
-  static constexpr int LANES = 8, GROUP = 4, PAIRED = 2;
-  static constexpr bool WHOLE_BYTES = true;
-  typedef int32_t Ints __attribute__((vector_size(32), aligned(4), may_alias));
-  typedef uint32_t Bits __attribute__((vector_size(32), aligned(4), may_alias));
-  typedef float Floats __attribute__((vector_size(32), aligned(4), may_alias));
-
-  static Ints all(int32_t x) { return (Ints)_mm256_set1_epi32(x); }
-  static Floats all(float x) { return (Floats)_mm256_set1_ps(x); }
-  template <bool BYTES>
-  static Ints dot(Ints sum, Ints codes, Ints x) {
-    return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)codes, (__m256i)x);
-  }
-  static Ints look_up(const uint8_t* table, Ints places) {
-    const __m256i both = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)table));
-    return (Ints)_mm256_shuffle_epi8(both, (__m256i)places);
-  }
-  static Ints widen(const uint16_t* from) { return (Ints)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)); }
-  static Floats from_halves(Ints x) {
-    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)x, (__m256i)x), 0x08);
-    return (Floats)_mm256_cvtph_ps(_mm256_castsi256_si128(packed));
-  }
-  static Floats fma(Floats a, Floats b, Floats c) { return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
-};
-
-constexpr Path PATH = make_path<AvxVnni>("AVX-VNNI");
-
-}  // namespace
-}  // namespace herd::quantized
-
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#define NAME "AVX-VNNI"
+#define LANES_OF 8
+#define HAS_DOT 1
+#define DOT _mm256_dpbusd_avx_epi32
+#define TARGET "avx2,fma,f16c,avxvnni"
+#include "qmatmul_x86.h"
 
 const herd::quantized::Path* herd::quantized::avx_vnni_path() {
-  const bool here = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
-                    __builtin_cpu_supports("avxvnni");
+  const bool here = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c") && __builtin_cpu_supports("avxvnni");
   return here ? &PATH : nullptr;
 }
 #else

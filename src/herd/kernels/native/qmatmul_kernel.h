@@ -1,8 +1,7 @@
 // The kernel itself, written once for every instruction set. An `Isa` defines how many rows fit into a
 // vector, how four unsigned codes per row are multiplied by four signed activations, and whether 8-bit
 // codes cost no more there (WHOLE_BYTES). The rest uses GCC's vector types, which every target has.
-// qmatmul_vnni.cpp, qmatmul_avx2.cpp and qmatmul_portable.cpp include this file, each within its own
-// anonymous namespace.
+// qmatmul_x86.h and qmatmul_portable.cpp include this file within their own anonymous namespaces.
 
 template <class Isa>
 using Ints = typename Isa::Ints;
@@ -21,41 +20,39 @@ inline Ints<Isa> right(Ints<Isa> x, int bits) {
   return (Ints<Isa>)((typename Isa::Bits)x >> bits);
 }
 
-// Weights. A format's block has BLOCKS groups of 32 weights, of which TOGETHER share words. It returns
-// unsigned codes for quad j (four weights per row) of group k among the n-th that share words, and each
-// group's scales. The activations' negated sum, shifted left by START, stands for a code of zero. PARTS:
-// scales per 32 weights. BYTES: whether codes use all eight bits. LOW: whether there is also a lowest
+// Weights. A format has GGUF's number CODE, and a block of WORDS 32-bit words and a half-precision scale at byte
+// HALF_AT (-1: among the words). The block has BLOCKS groups of 32 weights, of which TOGETHER share words. A
+// format returns unsigned codes for quad j (four weights per row) of group k among the n-th that share words,
+// and each group's scales. The activations' negated sum, shifted left by START, stands for a code of zero.
+// PARTS: scales per 32 weights. BYTES: whether codes use all eight bits. LOW: whether there is also a lowest
 // weight. FETCH: the number of tokens from which weights are prefetched by hand.
-
-template <class Isa>
-struct Q4_0 {
-  static constexpr int WORDS = 4, HALVES = ROWS, BLOCKS = 1, TOGETHER = 1, PARTS = 1, START = 3;
+struct Format {
+  static constexpr int HALF_AT = -1, BLOCKS = 8, TOGETHER = 1, PARTS = 1, START = 31, FETCH = 2;
   static constexpr bool LOW = false, BYTES = false;
-  static constexpr int FETCH = 2;
   const uint8_t* words;
   const uint16_t* halves;
-  Ints<Isa> codes(int64_t, int, int j) const {
-    const Ints<Isa> w = load<Isa>(words + (j & 3) * WORD_BYTES);
-    return (j < 4 ? w : right<Isa>(w, 4)) & 0x0f0f0f0f;
-  }
-  Floats<Isa> step(int, int) const { return Isa::from_halves(Isa::widen(halves)); }
 };
 
-// Step and lowest weight are the two halves of word 0.
+// Step and lowest weight are the two halves of a word.
 template <class Isa>
-struct Q4_1 {
-  static constexpr int WORDS = 5, HALVES = 0, BLOCKS = 1, TOGETHER = 1, PARTS = 1, START = 31;
-  static constexpr bool LOW = true, BYTES = false;
-  static constexpr int FETCH = 2;
-  const uint8_t* words;
-  const uint16_t* halves;
-  Ints<Isa> codes(int64_t, int, int j) const {
-    const Ints<Isa> w = load<Isa>(words + (1 + (j & 3)) * WORD_BYTES);
-    return (j < 4 ? w : right<Isa>(w, 4)) & 0x0f0f0f0f;
-  }
-  Floats<Isa> step(int, int) const { return Isa::from_halves(load<Isa>(words) & 0xffff); }
-  Floats<Isa> low(int, int) const { return -Isa::from_halves(right<Isa>(load<Isa>(words), 16)); }
-};
+inline Floats<Isa> low_half(const uint8_t* word) {
+  return Isa::from_halves(load<Isa>(word) & 0xffff);
+}
+template <class Isa>
+inline Floats<Isa> high_half(const uint8_t* word) {
+  return Isa::from_halves(right<Isa>(load<Isa>(word), 16));
+}
+template <class Isa>
+inline Floats<Isa> scaled(Floats<Isa> unit, Ints<Isa> by) {
+  return unit * __builtin_convertvector(by, Floats<Isa>);
+}
+
+// Nibbles of quad j in four words from `first` on: the first quads are in the low ones.
+template <class Isa>
+inline Ints<Isa> nibbles(const uint8_t* first, int j) {
+  const Ints<Isa> w = load<Isa>(first + (j & 3) * WORD_BYTES);
+  return (j < 4 ? w : right<Isa>(w, 4)) & 0x0f0f0f0f;
+}
 
 // Four bits of `high` from bit 4 j on, one at bit 4 of each byte: the fifth bits of the codes of quad j.
 template <class Isa>
@@ -64,53 +61,36 @@ inline Ints<Isa> fifth_bits(Ints<Isa> high, int j) {
   return ((bits << 4) | (bits << 11) | (bits << 18) | (bits << 25)) & 0x10101010;
 }
 
-template <class Isa>
-struct Q5_0 {
-  static constexpr int WORDS = 5, HALVES = ROWS, BLOCKS = 1, TOGETHER = 1, PARTS = 1, START = 4;
-  static constexpr bool LOW = false, BYTES = false;
-  static constexpr int FETCH = 2;
-  const uint8_t* words;
-  const uint16_t* halves;
+// 32 codes of four or FIFTH bits with a step; AFFINE: and a lowest weight.
+template <class Isa, int NUMBER, bool FIFTH, bool AFFINE>
+struct Simple : Format {
+  static constexpr int CODE = NUMBER, WORDS = 4 + FIFTH + AFFINE, BLOCKS = 1;
+  static constexpr int HALF_AT = AFFINE ? -1 : 0, START = AFFINE ? 31 : 3 + FIFTH;
+  static constexpr bool LOW = AFFINE;
   Ints<Isa> codes(int64_t, int, int j) const {
-    const Ints<Isa> w = load<Isa>(words + (1 + (j & 3)) * WORD_BYTES);
-    return ((j < 4 ? w : right<Isa>(w, 4)) & 0x0f0f0f0f) | fifth_bits<Isa>(load<Isa>(words), j);
+    const Ints<Isa> low = nibbles<Isa>(words + (FIFTH + AFFINE) * WORD_BYTES, j);
+    if constexpr (FIFTH) return low | fifth_bits<Isa>(load<Isa>(words + AFFINE * WORD_BYTES), j);
+    else return low;
   }
-  Floats<Isa> step(int, int) const { return Isa::from_halves(Isa::widen(halves)); }
+  Floats<Isa> step(int, int) const {
+    if constexpr (AFFINE) return low_half<Isa>(words);
+    else return Isa::from_halves(Isa::widen(halves));
+  }
+  Floats<Isa> low(int, int) const { return -high_half<Isa>(words); }
 };
 
 template <class Isa>
-struct Q5_1 {
-  static constexpr int WORDS = 6, HALVES = 0, BLOCKS = 1, TOGETHER = 1, PARTS = 1, START = 31;
-  static constexpr bool LOW = true, BYTES = false;
-  static constexpr int FETCH = 2;
-  const uint8_t* words;
-  const uint16_t* halves;
-  Ints<Isa> codes(int64_t, int, int j) const {
-    const Ints<Isa> w = load<Isa>(words + (2 + (j & 3)) * WORD_BYTES);
-    return ((j < 4 ? w : right<Isa>(w, 4)) & 0x0f0f0f0f) | fifth_bits<Isa>(load<Isa>(words + WORD_BYTES), j);
-  }
-  Floats<Isa> step(int, int) const { return Isa::from_halves(load<Isa>(words) & 0xffff); }
-  Floats<Isa> low(int, int) const { return -Isa::from_halves(right<Isa>(load<Isa>(words), 16)); }
-};
-
-template <class Isa>
-struct Q8_0 {
-  static constexpr int WORDS = 8, HALVES = ROWS, BLOCKS = 1, TOGETHER = 1, PARTS = 1, START = 7;
-  static constexpr bool LOW = false, BYTES = true;
-  static constexpr int FETCH = NEVER;
-  const uint8_t* words;
-  const uint16_t* halves;
+struct Q8_0 : Format {
+  static constexpr int CODE = 8, WORDS = 8, HALF_AT = 0, BLOCKS = 1, START = 7, FETCH = NEVER;
+  static constexpr bool BYTES = true;
   Ints<Isa> codes(int64_t, int, int j) const { return load<Isa>(words + j * WORD_BYTES) ^ int32_t(0x80808080); }
   Floats<Isa> step(int, int) const { return Isa::from_halves(Isa::widen(halves)); }
 };
 
 template <class Isa>
-struct Q4_K {
-  static constexpr int WORDS = 36, HALVES = 0, BLOCKS = 8, TOGETHER = 2, PARTS = 1, START = 31;
-  static constexpr bool LOW = true, BYTES = false;
-  static constexpr int FETCH = 2;
-  const uint8_t* words;
-  const uint16_t* halves;
+struct Q4_K : Format {
+  static constexpr int CODE = 12, WORDS = 36, TOGETHER = 2;
+  static constexpr bool LOW = true;
   // Odd groups have the high nibbles. Where a product takes whole bytes they stay there, and the step is a
   // 16th of the scale.
   Ints<Isa> codes(int64_t n, int k, int j) const {
@@ -119,14 +99,11 @@ struct Q4_K {
     else return right<Isa>(w, 4 * k) & 0x0f0f0f0f;
   }
   Floats<Isa> step(int g, int) const {
-    Floats<Isa> d = Isa::from_halves(load<Isa>(words) & 0xffff);
+    Floats<Isa> d = low_half<Isa>(words);
     if (Isa::WHOLE_BYTES && g & 1) d *= 0.0625f;
-    return d * __builtin_convertvector(six_bits(g, 1, 0), Floats<Isa>);
+    return scaled<Isa>(d, six_bits(g, 1, 0));
   }
-  Floats<Isa> low(int g, int) const {
-    const Ints<Isa> d = right<Isa>(load<Isa>(words), 16);
-    return Isa::from_halves(d) * __builtin_convertvector(six_bits(g, 2, 4), Floats<Isa>);
-  }
+  Floats<Isa> low(int g, int) const { return scaled<Isa>(high_half<Isa>(words), six_bits(g, 2, 4)); }
   // Scales are in word 1 and lows in word 2; of the last four of each, four bits are in word 3 and two
   // above the first ones.
   Ints<Isa> six_bits(int g, int word, int nibble) const {
@@ -138,12 +115,8 @@ struct Q4_K {
 };
 
 template <class Isa>
-struct Q6_K {
-  static constexpr int WORDS = 52, HALVES = ROWS, BLOCKS = 8, TOGETHER = 4, PARTS = 2, START = 5;
-  static constexpr bool LOW = false, BYTES = false;
-  static constexpr int FETCH = 1;
-  const uint8_t* words;
-  const uint16_t* halves;
+struct Q6_K : Format {
+  static constexpr int CODE = 14, WORDS = 52, HALF_AT = 208, TOGETHER = 4, PARTS = 2, START = 5, FETCH = 1;
   Ints<Isa> codes(int64_t n, int k, int j) const {
     const Ints<Isa> ql = load<Isa>(words + (n * 16 + (k & 1) * 8 + j) * WORD_BYTES);
     const Ints<Isa> qh = load<Isa>(words + (32 + n * 8 + j) * WORD_BYTES);
@@ -152,22 +125,19 @@ struct Q6_K {
   Floats<Isa> step(int g, int part) const {
     const Ints<Isa> scales = load<Isa>(words + (48 + (g >> 1)) * WORD_BYTES);
     const Ints<Isa> scale = (scales << (24 - 8 * ((g & 1) * 2 + part))) >> 24;  // sign extended
-    return Isa::from_halves(Isa::widen(halves)) * __builtin_convertvector(scale, Floats<Isa>);
+    return scaled<Isa>(Isa::from_halves(Isa::widen(halves)), scale);
   }
 };
 
 template <class Isa>
 struct Q5_K : Q4_K<Isa> {
-  static constexpr int WORDS = 44;
+  static constexpr int CODE = 13, WORDS = 44;
   Ints<Isa> codes(int64_t n, int k, int j) const {
     const Ints<Isa> w = load<Isa>(this->words + (12 + n * 8 + j) * WORD_BYTES);
     const Ints<Isa> high = right<Isa>(load<Isa>(this->words + (4 + j) * WORD_BYTES), int(n) * 2 + k);
     return (right<Isa>(w, 4 * k) & 0x0f0f0f0f) | ((high & 0x01010101) << 4);
   }
-  Floats<Isa> step(int g, int) const {
-    const Floats<Isa> d = Isa::from_halves(load<Isa>(this->words) & 0xffff);
-    return d * __builtin_convertvector(this->six_bits(g, 1, 0), Floats<Isa>);
-  }
+  Floats<Isa> step(int g, int) const { return scaled<Isa>(low_half<Isa>(this->words), this->six_bits(g, 1, 0)); }
 };
 
 // The two low bits of the codes of quad j, in word n * 8 + j after `first`, shifted by 2 k.
@@ -177,12 +147,8 @@ inline Ints<Isa> two_bits(const uint8_t* first, int64_t n, int k, int j) {
 }
 
 template <class Isa>
-struct Q3_K {
-  static constexpr int WORDS = 27, HALVES = ROWS, BLOCKS = 8, TOGETHER = 4, PARTS = 2, START = 2;
-  static constexpr bool LOW = false, BYTES = false;
-  static constexpr int FETCH = 1;
-  const uint8_t* words;
-  const uint16_t* halves;
+struct Q3_K : Format {
+  static constexpr int CODE = 11, WORDS = 27, HALF_AT = 108, TOGETHER = 4, PARTS = 2, START = 2, FETCH = 1;
   Ints<Isa> codes(int64_t n, int k, int j) const {
     const Ints<Isa> high = right<Isa>(load<Isa>(words + j * WORD_BYTES), int(n) * 4 + k);
     return two_bits<Isa>(words + 8 * WORD_BYTES, n, k, j) | ((high & 0x01010101) << 2);
@@ -193,29 +159,25 @@ struct Q3_K {
     const Ints<Isa> low = right<Isa>(load<Isa>(words + (24 + (word & 1)) * WORD_BYTES), shift + 4 * (word >> 1));
     const Ints<Isa> high = right<Isa>(load<Isa>(words + 26 * WORD_BYTES), shift + 2 * word);
     const Ints<Isa> scale = ((low & 15) | ((high & 3) << 4)) - 32;
-    return Isa::from_halves(Isa::widen(halves)) * __builtin_convertvector(scale, Floats<Isa>);
+    return scaled<Isa>(Isa::from_halves(Isa::widen(halves)), scale);
   }
 };
 
 template <class Isa>
-struct Q2_K {
-  static constexpr int WORDS = 21, HALVES = 0, BLOCKS = 8, TOGETHER = 4, PARTS = 2, START = 31;
-  static constexpr bool LOW = true, BYTES = false;
-  static constexpr int FETCH = 1;
-  const uint8_t* words;
-  const uint16_t* halves;
+struct Q2_K : Format {
+  static constexpr int CODE = 10, WORDS = 21, TOGETHER = 4, PARTS = 2, FETCH = 1;
+  static constexpr bool LOW = true;
   Ints<Isa> codes(int64_t n, int k, int j) const { return two_bits<Isa>(words + 4 * WORD_BYTES, n, k, j); }
   // Byte 2 g + part of words 0 to 3 has the scale in its low and the lowest weight in its high bits.
-  Floats<Isa> four_bits(int g, int part, int shift) const {
+  Ints<Isa> four_bits(int g, int part, int shift) const {
     const int s = 2 * g + part;
-    const Ints<Isa> bits = right<Isa>(load<Isa>(words + (s >> 2) * WORD_BYTES), 8 * (s & 3) + shift) & 15;
-    return __builtin_convertvector(bits, Floats<Isa>);
+    return right<Isa>(load<Isa>(words + (s >> 2) * WORD_BYTES), 8 * (s & 3) + shift) & 15;
   }
   Floats<Isa> step(int g, int part) const {
-    return Isa::from_halves(load<Isa>(words + 20 * WORD_BYTES) & 0xffff) * four_bits(g, part, 0);
+    return scaled<Isa>(low_half<Isa>(words + 20 * WORD_BYTES), four_bits(g, part, 0));
   }
   Floats<Isa> low(int g, int part) const {
-    return Isa::from_halves(right<Isa>(load<Isa>(words + 20 * WORD_BYTES), 16)) * four_bits(g, part, 4);
+    return scaled<Isa>(high_half<Isa>(words + 20 * WORD_BYTES), four_bits(g, part, 4));
   }
 };
 
@@ -223,36 +185,25 @@ struct Q2_K {
 alignas(16) constexpr uint8_t IQ4[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 
 template <class Isa>
-struct IQ4_NL {
-  static constexpr int WORDS = 4, HALVES = ROWS, BLOCKS = 1, TOGETHER = 1, PARTS = 1, START = 7;
-  static constexpr bool LOW = false, BYTES = true;
-  static constexpr int FETCH = 2;
-  const uint8_t* words;
-  const uint16_t* halves;
-  Ints<Isa> codes(int64_t, int, int j) const {
-    const Ints<Isa> w = load<Isa>(words + (j & 3) * WORD_BYTES);
-    return Isa::look_up(IQ4, (j < 4 ? w : right<Isa>(w, 4)) & 0x0f0f0f0f);
-  }
+struct IQ4_NL : Format {
+  static constexpr int CODE = 20, WORDS = 4, HALF_AT = 0, BLOCKS = 1, START = 7;
+  static constexpr bool BYTES = true;
+  Ints<Isa> codes(int64_t, int, int j) const { return Isa::look_up(IQ4, nibbles<Isa>(words, j)); }
   Floats<Isa> step(int, int) const { return Isa::from_halves(Isa::widen(halves)); }
 };
 
 template <class Isa>
-struct IQ4_XS {
-  static constexpr int WORDS = 34, HALVES = 0, BLOCKS = 8, TOGETHER = 1, PARTS = 1, START = 7;
-  static constexpr bool LOW = false, BYTES = true;
-  static constexpr int FETCH = 2;
-  const uint8_t* words;
-  const uint16_t* halves;
+struct IQ4_XS : Format {
+  static constexpr int CODE = 23, WORDS = 34, START = 7;
+  static constexpr bool BYTES = true;
   Ints<Isa> codes(int64_t n, int, int j) const {
-    const Ints<Isa> w = load<Isa>(words + (2 + n * 4 + (j & 3)) * WORD_BYTES);
-    return Isa::look_up(IQ4, (j < 4 ? w : right<Isa>(w, 4)) & 0x0f0f0f0f);
+    return Isa::look_up(IQ4, nibbles<Isa>(words + (2 + n * 4) * WORD_BYTES, j));
   }
   // Word 0 has the half-precision scale and two bits of each group's scale, word 1 the four others.
   Floats<Isa> step(int g, int) const {
-    const Ints<Isa> first = load<Isa>(words);
     const Ints<Isa> low = right<Isa>(load<Isa>(words + WORD_BYTES), 4 * g) & 15;
-    const Ints<Isa> scale = (low | ((right<Isa>(first, 16 + 2 * g) & 3) << 4)) - 32;
-    return Isa::from_halves(first & 0xffff) * __builtin_convertvector(scale, Floats<Isa>);
+    const Ints<Isa> high = right<Isa>(load<Isa>(words), 16 + 2 * g) & 3;
+    return scaled<Isa>(low_half<Isa>(words), (low | (high << 4)) - 32);
   }
 };
 
@@ -262,13 +213,10 @@ constexpr int panel_words = 8 + (Packed::LOW ? 2 * Packed::PARTS : 2);
 
 // An unpacked group of 32 weights.
 template <class Isa, class Packed>
-struct Panel {
-  static constexpr int PARTS = Packed::PARTS, WORDS = panel_words<Packed>, HALVES = 0, BLOCKS = 1, TOGETHER = 1;
-  static constexpr int START = Packed::START;
-  static constexpr bool LOW = Packed::LOW, BYTES = Packed::BYTES;
+struct Panel : Format {
+  static constexpr int PARTS = Packed::PARTS, WORDS = panel_words<Packed>, BLOCKS = 1, START = Packed::START;
   static constexpr int FETCH = NEVER;
-  const uint8_t* words;
-  const uint16_t* halves;
+  static constexpr bool LOW = Packed::LOW, BYTES = Packed::BYTES;
   Ints<Isa> codes(int64_t, int, int j) const { return load<Isa>(words + j * WORD_BYTES); }
   Floats<Isa> step(int, int part) const { return (Floats<Isa>)load<Isa>(words + (8 + part) * WORD_BYTES); }
   Floats<Isa> low(int, int part) const { return (Floats<Isa>)load<Isa>(words + (8 + PARTS + part) * WORD_BYTES); }
@@ -294,11 +242,13 @@ struct Scales {
 
 // The offset, in a block of sixteen rows, of the part from `row` on.
 template <class Weights>
-constexpr int64_t bytes = Weights::WORDS * WORD_BYTES + Weights::HALVES * 2;
+constexpr int64_t bytes = Weights::WORDS * WORD_BYTES + (Weights::HALF_AT < 0 ? 0 : ROWS * 2);
 
 template <class Weights>
 inline Weights at(const uint8_t* block, int row) {
-  return {block + 4 * row, (const uint16_t*)(block + Weights::WORDS * WORD_BYTES) + row};
+  Weights weights;
+  weights.words = block + 4 * row, weights.halves = (const uint16_t*)(block + Weights::WORDS * WORD_BYTES) + row;
+  return weights;
 }
 
 template <class Isa, class Vector>
@@ -423,6 +373,9 @@ void multiply(const uint8_t* blocks, const uint8_t* tokens, int64_t n_blocks, fl
   }
 }
 
+template <class... Packed>
+struct Formats {};
+
 template <class Isa, class Packed, int TILES, int... M>
 constexpr void fill(Path& path, int format, std::integer_sequence<int, M...>) {
   if constexpr (TILES == 1 || Packed::BLOCKS == 1)
@@ -430,27 +383,26 @@ constexpr void fill(Path& path, int format, std::integer_sequence<int, M...>) {
   ((path.unpacked[TILES - 1][format][M] = multiply<Isa, Panel<Isa, Packed>, M + 1, TILES>), ...);
 }
 
-template <class Isa, class Packed>
-constexpr void fill(Path& path, int format) {
-  fill<Isa, Packed, 1>(path, format, std::make_integer_sequence<int, Isa::GROUP>());
-  fill<Isa, Packed, 2>(path, format, std::make_integer_sequence<int, Isa::PAIRED>());
-  path.unpack[format] = unpack<Isa, Packed>;
+template <class Isa, class... Packed>
+constexpr Path make_path(const char* name, Formats<Packed...>) {
+  static_assert(sizeof...(Packed) == FORMATS);
+  Path path{name, Isa::GROUP, Isa::PAIRED, {}, {}, {}, {}};
+  int format = 0;
+  ((path.layout[format] = {Packed::CODE, bytes<Packed> / ROWS, Packed::HALF_AT, Packed::WORDS, Packed::BLOCKS,
+                           panel_words<Packed>},
+    fill<Isa, Packed, 1>(path, format, std::make_integer_sequence<int, Isa::GROUP>()),
+    fill<Isa, Packed, 2>(path, format, std::make_integer_sequence<int, Isa::PAIRED>()),
+    path.unpack[format++] = unpack<Isa, Packed>),
+   ...);
+  return path;
 }
 
 template <class Isa>
 constexpr Path make_path(const char* name) {
-  Path path{name, Isa::GROUP, Isa::PAIRED, {}, {}, {}};
-  fill<Isa, Q4_0<Isa>>(path, 0);
-  fill<Isa, Q8_0<Isa>>(path, 1);
-  fill<Isa, Q4_K<Isa>>(path, 2);
-  fill<Isa, Q6_K<Isa>>(path, 3);
-  fill<Isa, Q4_1<Isa>>(path, 4);
-  fill<Isa, Q5_0<Isa>>(path, 5);
-  fill<Isa, Q5_1<Isa>>(path, 6);
-  fill<Isa, Q2_K<Isa>>(path, 7);
-  fill<Isa, Q3_K<Isa>>(path, 8);
-  fill<Isa, Q5_K<Isa>>(path, 9);
-  fill<Isa, IQ4_NL<Isa>>(path, 10);
-  fill<Isa, IQ4_XS<Isa>>(path, 11);
-  return path;
+  using All = Formats<Simple<Isa, 2, false, false>,  // Q4_0
+                      Simple<Isa, 3, false, true>,   // Q4_1
+                      Simple<Isa, 6, true, false>,   // Q5_0
+                      Simple<Isa, 7, true, true>,    // Q5_1
+                      Q8_0<Isa>, Q2_K<Isa>, Q3_K<Isa>, Q4_K<Isa>, Q5_K<Isa>, Q6_K<Isa>, IQ4_NL<Isa>, IQ4_XS<Isa>>;
+  return make_path<Isa>(name, All());
 }
