@@ -34,6 +34,7 @@ from .cache import Cached, PagedCache
 from .constraint import Constraint, Guide
 from .draft import Draft, ModelDraft, NGramDraft
 from .memory import PREFILL_TOKENS
+from .pacing import MIXED_TOKENS, Pacer
 from .request import Completion, Request, Speculated
 from .runner import ModelRunner
 from .sampling import seed_of
@@ -46,8 +47,6 @@ __all__ = ["Engine", "ResponseStream"]
 
 Part = tuple[Sequence, int, DraftTokens]
 """A sequence in a step, the number of its tokens, and the draft tokens after them."""
-MIXED_TOKENS = 256
-"""Most prompt tokens in a step in which other sequences decode. It bounds the delay of their tokens."""
 
 
 class Engine:
@@ -102,6 +101,8 @@ class Engine:
         self.scheduler: Scheduler[Sequence] = Scheduler(
             self.cache, max_batch, forget, keeps_last=self.draft is not None
         )
+        self.pacer: Pacer | None = None
+        """Bounds the pieces of prompts by time. None: `MIXED_TOKENS` or `PREFILL_TOKENS`."""
         self.n_steps = self.n_decoded = self.n_prefilled = 0
         """Number of forwards, of tokens added to answers, and of tokens computed before them."""
         self._timers = StepTimer(), StepTimer()  # of the model and of the draft
@@ -230,7 +231,10 @@ class Engine:
         pending = {s: len(s.tokens) - s.cached.length for s in active}
         decoding = [s for s, n in pending.items() if n == 1 and s.n_new and s.may_draft]
         drafts = self._propose(decoding, sum(pending.values()))
-        room = PREFILL_TOKENS if all(n > 1 for n in pending.values()) else MIXED_TOKENS
+        mixed = any(n == 1 for n in pending.values())
+        room = MIXED_TOKENS if mixed else PREFILL_TOKENS
+        if self.pacer is not None and any(n > 1 for n in pending.values()):
+            room = self.pacer.room(mixed)
         lengths = {s: None if draft is None else len(draft.tokens) for s, draft in drafts.items()}
         return [(s, n, drafts.get(s) or DraftTokens([])) for s, n in self.scheduler.plan(room, lengths)]
 
@@ -276,17 +280,20 @@ class Engine:
                     sequence.record_draft(Speculated(drafted=len(draft.tokens)))
                 ready.append((sequence, draft, start + n))
         self.n_steps += 1
-        self.n_prefilled += sum(n for sequence, n, _ in parts if n > 1 or not sequence.n_new)
+        prompts = [n for sequence, n, _ in parts if n > 1 or not sequence.n_new]
+        self.n_prefilled += sum(prompts)
         began = time.perf_counter()
         lengths = [(sequence.cached, n + len(draft.tokens)) for sequence, n, draft in parts]
         logits_NV = self._forward(lengths, tokens, positions)
         if ready:
-            self.n_decoded -= sum(sequence.n_new for sequence, _, _ in ready)
+            n_before = sum(sequence.n_new for sequence, _, _ in ready)
             accepted = verify(logits_NV, [s for s, _, _ in ready], [draft for _, draft, _ in ready])
             self._timers[0].note(len(tokens), time.perf_counter() - began)
-            self.n_decoded += sum(sequence.n_new for sequence, _, _ in ready)
+            self.n_decoded += sum(sequence.n_new for sequence, _, _ in ready) - n_before
             for (sequence, _, known), n in zip(ready, accepted, strict=True):
                 self.cache.truncate(sequence.cached, min(known + n, len(sequence.tokens)))
+        if self.pacer is not None:
+            self.pacer.note(len(parts) - len(prompts), sum(prompts), time.perf_counter() - began)
         for sequence, _, _ in parts:
             self.cache.remember(sequence.cached, sequence.request.tenant, sequence.tokens)
             if sequence.stream.done:

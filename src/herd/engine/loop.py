@@ -25,6 +25,7 @@ from ..errors import EngineBusyError, EngineError
 from ..kernels.page_layout import PAGE
 from .constraint import Constraint, Guide
 from .engine import Engine, copies
+from .pacing import Pacer
 from .request import Delta, Request
 from .stream import ResponseStream
 
@@ -129,6 +130,7 @@ class EngineLoop:
 
     def __init__(self, engine: Engine, max_waiting: int = 512) -> None:
         self.engine, self.max_waiting = engine, max_waiting
+        engine.pacer = Pacer()
         self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._arrived: list[Generation] = []
         self._lock = threading.Lock()

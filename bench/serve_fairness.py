@@ -1,0 +1,152 @@
+"""Measure how much a long prompt delays the answers of others, and others delay it.
+
+A random model of a published shape is served by an `EngineLoop` to several clients, each a thread that reads its
+own answer. A round measures three things, one after the other:
+
+    alone     the seconds to the first token of a long prompt, with nothing else to compute;
+    before    the times between two tokens of each of the clients, which decode together;
+    during    the same times while another owner's long prompt (new tokens, nothing cached) is computed,
+              and the seconds to its first token.
+
+The 95th percentile of the times during, divided by the same before, is what the clients notice. The receipt
+has medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import threading
+import time
+
+import numpy as np
+import torch
+
+from common import bench_parser, save_receipt
+from herd.engine import Engine, EngineLoop, Generation, Request, Sampling
+from herd.llama import SIZES
+from herd.quant import scheme
+from herd.quant.random import random_quantized
+from herd.report.receipt import Value
+
+SLOWER, LATER = 3.0, 1.5
+"""Bars: the others' 95th percentile during / before, and the long prompt's first token beside others / alone."""
+
+
+class Client(threading.Thread):
+    """A reader of one answer that notes the time of each token."""
+
+    def __init__(self, generation: Generation) -> None:
+        super().__init__(daemon=True)
+        self.generation, self.times = generation, list[float]()
+        self.start()
+
+    def run(self) -> None:
+        for delta in self.generation:
+            self.times += [time.perf_counter()] * len(delta.token_ids)
+
+
+def gaps(clients: list[Client], start: float, end: float) -> np.ndarray:
+    """Return the times between neighbouring tokens of one client of which the later came in this interval."""
+    return np.concatenate(
+        [[b - a for a, b in zip(c.times, c.times[1:], strict=False) if start < b <= end] for c in clients]
+    )
+
+
+def first_token(loop: EngineLoop, request: Request) -> float:
+    """Return the seconds from submitting a request to its first token."""
+    start = time.perf_counter()
+    next(loop.submit(request)[0])
+    return time.perf_counter() - start
+
+
+def one_round(loop: EngineLoop, rng: random.Random, args) -> dict[str, float]:
+    """Measure one round."""
+    vocab, limit = loop.engine.model.config.vocab_size, args.context - args.client_prompt
+    prompt = lambda n: [rng.randrange(vocab) for _ in range(n)]  # noqa: E731
+    long = lambda: Request(prompt(args.prompt), Sampling(max_tokens=1), owner="long")  # noqa: E731
+    alone = first_token(loop, long())
+    requests = [
+        Request(prompt(args.client_prompt), Sampling(max_tokens=limit), owner=f"client {i}")
+        for i in range(args.clients)
+    ]
+    clients = [Client(loop.submit(request)[0]) for request in requests]
+    while any(len(client.times) < 3 for client in clients):
+        time.sleep(0.01)
+    begin = time.perf_counter()
+    time.sleep(args.seconds)
+    middle = time.perf_counter()
+    beside = first_token(loop, long())
+    end = time.perf_counter()
+    for client in clients:
+        client.generation.cancel()
+        client.join()
+    before, during = gaps(clients, begin, middle), gaps(clients, middle, end)
+    assert len(during) > args.clients, "no client got a token while the prompt was computed"
+    p95 = [float(np.percentile(some, 95)) for some in (before, during)]
+    print(
+        f"alone {alone:.2f} s, beside others {beside:.2f} s; time per token {np.median(before) * 1e3:.1f} ms, p95 "
+        f"{p95[0] * 1e3:.1f} ms, during {np.median(during) * 1e3:.1f} ms, p95 {p95[1] * 1e3:.1f} ms, "
+        f"largest {during.max() * 1e3:.1f} ms; pages in use {loop.stats().used_pages}",
+        flush=True,
+    )
+    return {
+        "alone": alone,
+        "beside": beside,
+        "p95_before": p95[0],
+        "p95_during": p95[1],
+        "largest": float(during.max()),
+        "slower": p95[1] / p95[0],
+        "later": beside / alone,
+    }
+
+
+def main() -> None:
+    """Parse and measure."""
+    parser = bench_parser(__doc__)
+    parser.add_argument("--size", default="1B", choices=SIZES)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--quant", default="q4")
+    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--client-prompt", type=int, default=200)
+    parser.add_argument("--prompt", type=int, default=20_000)
+    parser.add_argument("--context", type=int, default=24_000)
+    parser.add_argument("--seconds", type=float, default=10.0, help="time of decoding before the long prompt")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    config = SIZES[args.size].replace(n_layers=args.layers)
+    model = random_quantized(config, scheme(args.quant), args.seed)
+    rng = random.Random(args.seed)
+    with EngineLoop(Engine(model, None, max_context=args.context)) as loop:
+        first_token(loop, Request([1] * 2000, Sampling(max_tokens=20)))  # warm up
+        rounds = [one_round(loop, rng, args) for _ in range(args.rounds)]
+    median = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
+    worst = {key: max(each[key] for each in rounds) for key in rounds[0]}
+    save_receipt(
+        "serve_fairness",
+        commit=args.commit,
+        what=f"{args.clients} clients decode while a prompt of {args.prompt:,} tokens arrives: {args.size} shape "
+        f"with {args.layers} layers, {args.quant}, {args.threads} threads",
+        values={
+            "p95_before_s": Value(median["p95_before"], "s"),
+            "p95_during_s": Value(median["p95_during"], "s"),
+            "slower": Value(
+                median["slower"], "1", hi=worst["slower"], bar=f"≤ {SLOWER:g}", passed=median["slower"] <= SLOWER
+            ),
+            "largest_gap_s": Value(worst["largest"], "s"),
+            "first_token_alone_s": Value(median["alone"], "s"),
+            "first_token_beside_s": Value(median["beside"], "s"),
+            "later": Value(
+                median["later"], "1", hi=worst["later"], bar=f"≤ {LATER:g}", passed=median["later"] <= LATER
+            ),
+            "rounds": Value(args.rounds, "rounds"),
+        },
+        seed=args.seed,
+    )
+
+
+if __name__ == "__main__":
+    main()
