@@ -134,7 +134,11 @@ def main() -> None:
             "p95_before_s": Value(median["p95_before"], "s"),
             "p95_during_s": Value(median["p95_during"], "s"),
             "slower": Value(
-                median["slower"], "1", hi=worst["slower"], bar=f"≤ {SLOWER:g}", passed=median["slower"] <= SLOWER
+                median["slower"],
+                "1",
+                hi=worst["slower"],
+                bar=f"≤ {SLOWER:g}",
+                passed=median["slower"] <= SLOWER,
             ),
             "largest_gap_s": Value(worst["largest"], "s"),
             "first_token_alone_s": Value(median["alone"], "s"),

@@ -56,6 +56,10 @@ class ContextError(EngineError):
     """A prompt, or a text to score, that is longer than the context."""
 
 
+class ConstraintError(EngineError):
+    """A constraint that is malformed, too complex, or that an answer cannot follow. Its author can mend it."""
+
+
 class EngineBusyError(EngineError):
     """A request that an engine cannot take now, because too many wait or it is closing. Try again later."""
 

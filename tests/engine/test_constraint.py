@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.engine import Engine, Request, Sampling
+from herd.engine import constraint as module
 from herd.engine.cache import PagedCache
-from herd.engine.constraint import Constraint, Guide
-from herd.errors import EngineError
+from herd.engine.constraint import REMEMBERED_GUIDES, Constraint, Guide, GuideCache
+from herd.errors import ConstraintError, EngineError
 
 ANSWER = {
     "type": "object",
@@ -315,3 +317,42 @@ def test_a_constraint_that_fails_costs_its_own_request_only(model, tokenizer, mo
         good.completion().ids == Engine(model, tokenizer).run([Request([1], Sampling(max_tokens=20))])[0].ids
     )
     assert engine.n_active == engine.cache.pages.n_used == 0
+
+
+def test_a_constraint_is_compiled_once_for_all_its_answers(tokenizer, monkeypatch):
+    """Eight threads want it at the same time. Copies do not see each other's tokens, and errors are not kept."""
+    cache, made = GuideCache(tokenizer), []
+    real = Guide.__init__
+    monkeypatch.setattr(
+        Guide,
+        "__init__",
+        lambda self, constraint, *how: (made.append(constraint), real(self, constraint, *how))[1],
+    )
+    constraint = Constraint.json_schema(ANSWER)
+    with ThreadPoolExecutor(8) as pool:
+        guides = list(pool.map(cache.guide, [constraint] * 8))
+    assert made == [constraint]
+    first = guides[0].allowed()
+    guides[1].push(list(b"{"))
+    assert first.equal(guides[0].allowed())
+    assert not first.equal(guides[1].allowed())
+    assert first.equal(cache.guide(constraint).allowed())
+    for _ in range(2):
+        with pytest.raises(ConstraintError, match="malformed"):
+            cache.guide(Constraint.regex("("))
+    assert len(made) == 3
+    for i in range(REMEMBERED_GUIDES):
+        cache.guide(Constraint.json_schema({"const": i}))
+    cache.guide(constraint)
+    assert made.count(constraint) == 2
+
+
+def test_a_constraint_that_takes_too_long_for_a_token_fails_alone(model, tokenizer, monkeypatch):
+    """The limit is set to zero once the answer has begun."""
+    engine = Engine(model, tokenizer)
+    good, bad = engine.submit(Request([1], Sampling(max_tokens=9))), engine.submit(REQUESTS[2])
+    next(bad)
+    monkeypatch.setattr(module, "MASK_SECONDS", 0.0)
+    with pytest.raises(ConstraintError, match="for one token, the limit is"):
+        bad.completion()
+    assert len(good.completion().ids) == 9

@@ -9,7 +9,7 @@ import pytest
 
 from herd.engine import Constraint, Engine, EngineLoop, Request, Sampling
 from herd.engine.scheduler import Scheduler
-from herd.errors import EngineBusyError, EngineError
+from herd.errors import ConstraintError, EngineBusyError, EngineError
 
 
 def request(i: int = 0, n: int = 20, **more) -> Request:
@@ -60,10 +60,11 @@ def test_bad_requests_are_refused_by_submit(loop):
 
 def test_a_bad_constraint_fails_its_own_request(loop):
     bad, good = loop.submit(request(1, constraint=Constraint.regex("(")))[0], loop.submit(request(2))[0]
-    with pytest.raises(EngineError, match="malformed"):
+    with pytest.raises(ConstraintError, match="malformed"):
         asyncio.run(bad.ready())
-    with pytest.raises(EngineError, match="malformed"):
+    with pytest.raises(ConstraintError, match="malformed"):
         next(bad)
+    asyncio.run(good.ready())
     constrained = loop.submit(request(1, constraint=Constraint.regex("[ab]{5}")))[0]
     asyncio.run(constrained.ready())
     assert len(constrained.completion().text) == 5
@@ -113,3 +114,30 @@ def test_close_lets_open_requests_finish_or_cancels_them(model, tokenizer):
             loop.submit(request(1))
         assert not loop._thread.is_alive()
         assert not any(t.name.startswith("herd-") for t in threading.enumerate())
+
+
+def test_constraints_of_one_owner_are_compiled_one_at_a_time_and_others_meanwhile(loop, monkeypatch):
+    """A flood of constraints that compile forever does not delay another owner, nor decoding, nor the end."""
+    go, real, slow = threading.Event(), loop.engine.compile, Constraint.regex("slow")
+    started = []
+
+    def compile(constraint):
+        if constraint == slow:
+            started.append(1)
+            go.wait()
+        return real(constraint)
+
+    monkeypatch.setattr(loop.engine, "compile", compile)
+    flood = [loop.submit(request(i, owner="flood", constraint=slow))[0] for i in range(5)]
+    other = loop.submit(request(1, owner="other", constraint=Constraint.regex("[ab]{5}")))[0]
+    assert len(other.completion().text) == 5
+    assert len(loop.submit(request(2))[0].completion().ids) == 20
+    assert sum(started) == 1
+    flood[0].cancel()
+    flood[3].cancel()
+    assert [d.finish_reason for d in flood[3]] == ["cancelled"]
+    asyncio.run(flood[3].ready())
+    go.set()
+    assert [d.finish_reason for d in flood[0]] == ["cancelled"]
+    assert flood[4].completion().text == "slow"
+    assert sum(started) == 4

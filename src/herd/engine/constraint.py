@@ -5,7 +5,7 @@ guide marks the tokens that can still lead to a valid answer, and the sampler pi
 & Louf, arXiv 2307.09702). llguidance does the parsing: an Earley parser over lexemes that walks the
 vocabulary as a trie, about 50 µs per token with 128,256 tokens.
 
-A constraint that cannot be guaranteed is refused when the request is submitted. If a guide fails later, the
+A constraint that cannot be guaranteed is refused before its request begins. If a guide fails later, the
 answer ends with an error: it never continues unconstrained. `schema.py` refuses numbers that llguidance would
 change. Every regular expression and grammar, and every JSON schema that is long or has a pattern, is first
 compiled in a child process with limits, because llguidance can overflow its stack, and Python cannot catch
@@ -14,17 +14,22 @@ that. An answer that ends by ``max_tokens`` is the *beginning* of a valid one: l
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import subprocess
 import sys
+import threading
+import time
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import EngineError
+from ..errors import ConstraintError, EngineError
 from .schema import canonical_schema
 
 if TYPE_CHECKING:
@@ -46,6 +51,10 @@ CHILD_WAIT_SECONDS = 60
 """Limit on the time that the child process may take on a busy machine."""
 CHILD_BYTES = 2 << 30
 """Limit on the address space of the child process, in bytes."""
+MASK_SECONDS = 1.0
+"""Limit on the processor time for the tokens that may come next. Other answers wait meanwhile."""
+REMEMBERED_GUIDES = 64
+"""Compiled constraints that an engine keeps, by hash."""
 REMEMBERED_VERDICTS = 10_000
 """Constraints whose verdict from a child process is remembered, by hash."""
 
@@ -88,7 +97,7 @@ class Constraint:
 class Guide:
     """The state of a constraint's parser after the tokens of one answer, which are pushed and popped.
 
-    Raises EngineError, naming the problem, for a constraint that is malformed, not supported or that no
+    Raises ConstraintError, naming the problem, for a constraint that is malformed, not supported or that no
     answer satisfies.
     """
 
@@ -100,20 +109,26 @@ class Guide:
         try:
             grammar = _grammar(constraint)
             if not (_is_plain(constraint) or _compiles_in_a_child(grammar)):
-                raise EngineError(
+                raise ConstraintError(
                     f"the {self._kind} is too complex: compiling it takes more than {CHILD_SECONDS} s or "
                     f"{CHILD_BYTES >> 30} GiB, or crashes llguidance; simplify it"
                 )
             limits = LLParserLimits(verbose_errors=False)
             self._matcher: LLMatcher = LLMatcher(_vocabulary(tokenizer), grammar, log_level=0, limits=limits)
         except ValueError as error:
-            raise EngineError(self._message(f"is malformed or not supported: {error}")) from None
+            raise ConstraintError(self._message(f"is malformed or not supported: {error}")) from None
         if self.failed:
             problem = self._matcher.get_error()
-            raise EngineError(self._message(f"is malformed or not supported: {problem}"))
+            raise ConstraintError(self._message(f"is malformed or not supported: {problem}"))
         for warning in self._matcher.get_grammar_warnings():
             warnings.warn(self._message(f"compiles with a warning: {warning}"), stacklevel=2)
         self.allowed()  # raises if the constraint is well-formed but no answer satisfies it
+
+    def fresh_copy(self) -> Guide:
+        """Return a guide for another answer in the same state, without compiling the constraint again."""
+        twin = copy.copy(self)
+        twin._matcher = self._matcher.deep_copy()
+        return twin
 
     @property
     def complete(self) -> bool:
@@ -122,7 +137,7 @@ class Guide:
 
     @property
     def failed(self) -> bool:
-        """Whether the parser failed. `allowed`, `push` and `pop` then raise EngineError."""
+        """Whether the parser failed. `allowed`, `push` and `pop` then raise ConstraintError."""
         return self._matcher.is_error()
 
     def allowed(self) -> Tensor:
@@ -130,12 +145,19 @@ class Guide:
         import numpy as np
         import torch
 
+        start = time.thread_time()
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
+        if (seconds := time.thread_time() - start) > MASK_SECONDS:
+            raise ConstraintError(
+                self._message(
+                    f"takes {seconds:.1f} s for one token, the limit is {MASK_SECONDS} s: simplify it"
+                )
+            )
         return torch.from_numpy(np.unpackbits(bits, count=self._n_vocab, bitorder="little")).bool()
 
     def push(self, tokens: Sequence[int]) -> None:
-        """Append ``tokens``. Raises EngineError if one of them is not allowed."""
+        """Append ``tokens``. Raises ConstraintError if one of them is not allowed."""
         self._matcher.consume_tokens(list(tokens))
         self._check()
 
@@ -149,10 +171,40 @@ class Guide:
             problem = self._matcher.get_error()
             if problem.startswith("NoExtension"):
                 problem = "nothing can come next that leads to a valid answer"
-            raise EngineError(self._message(f"cannot be followed: {problem}"))
+            raise ConstraintError(self._message(f"cannot be followed: {problem}"))
 
     def _message(self, problem: str) -> str:
         return f"the {self._kind} {' '.join(problem.split())[:330]}"
+
+
+class GuideCache:
+    """Guides for the answers of one tokenizer. Each constraint is compiled once. Safe from any thread."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._lock = tokenizer, threading.Lock()
+        self._compiled: OrderedDict[bytes, Future[Guide]] = OrderedDict()
+
+    def guide(self, constraint: Constraint) -> Guide:
+        """Return a guide for a new answer. Raises EngineError if the constraint cannot be followed."""
+        digest = hashlib.sha256(
+            f"{constraint.kind}\n{constraint.text}".encode(errors="surrogatepass")
+        ).digest()
+        with self._lock:
+            compiled = self._compiled.get(digest)
+            if mine := compiled is None:
+                compiled = self._compiled[digest] = Future()
+            self._compiled.move_to_end(digest)
+            if len(self._compiled) > REMEMBERED_GUIDES:
+                self._compiled.popitem(last=False)
+        assert compiled is not None
+        if mine:
+            try:
+                compiled.set_result(Guide(constraint, self._tokenizer))
+            except BaseException as error:
+                compiled.set_exception(error)
+                with self._lock:
+                    self._compiled.pop(digest, None)
+        return compiled.result().fresh_copy()
 
 
 def _grammar(constraint: Constraint) -> str:
@@ -172,8 +224,9 @@ def _is_plain(constraint: Constraint) -> bool:
 
 
 COMPILE = f"""
-import resource, sys
+import os, resource, sys
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+os.nice(10)
 resource.setrlimit(resource.RLIMIT_CPU, ({CHILD_SECONDS}, {CHILD_SECONDS}))
 resource.setrlimit(resource.RLIMIT_AS, ({CHILD_BYTES}, {CHILD_BYTES}))
 limits = LLParserLimits(verbose_errors=False)

@@ -31,7 +31,7 @@ from ..llama.model import LlamaLM
 from ..quant.linear import is_quantized
 from ..text.tokenizer import Tokenizer
 from .cache import Cached, PagedCache
-from .constraint import Constraint, Guide
+from .constraint import Constraint, Guide, GuideCache
 from .draft import Draft, ModelDraft, NGramDraft
 from .memory import PREFILL_TOKENS
 from .pacing import MIXED_TOKENS, Pacer
@@ -93,6 +93,7 @@ class Engine:
                 f"draft_tokens={draft_tokens} must be at least 1; leave out the draft to propose none"
             )
         self.model, self.tokenizer = model, tokenizer
+        self._guides = None if tokenizer is None else GuideCache(tokenizer)
         self.context = max_context or config.max_context
         self.cache = PagedCache(config, _cache_kind(model, kv), cache_bytes, self.context, model.device)
         self._runner = ModelRunner(model, self.cache)
@@ -180,11 +181,14 @@ class Engine:
             raise EngineError("a constraint needs a tokenizer, and this engine has none")
 
     def compile(self, constraint: Constraint | None) -> Guide | None:
-        """Return the guide of one answer. Raises EngineError if the constraint cannot be followed."""
+        """Return the guide of one answer. Raises EngineError if the constraint cannot be followed.
+
+        Safe from any thread. A constraint seen before is not compiled again.
+        """
         if constraint is None:
             return None
-        assert self.tokenizer is not None
-        return Guide(constraint, self.tokenizer)
+        assert self._guides is not None
+        return self._guides.guide(constraint)
 
     def enqueue(self, stream: ResponseStream, guide: Guide | None) -> None:
         """Queue a checked request, whose deltas go to ``stream``."""

@@ -16,21 +16,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 from ..errors import EngineBusyError, EngineError
 from ..kernels.page_layout import PAGE
-from .constraint import Constraint, Guide
+from .constraint import Guide
 from .engine import Engine, copies
 from .pacing import Pacer
 from .request import Delta, Request
 from .stream import ResponseStream
 
 COMPILING_THREADS = 2
-"""Threads that compile constraints."""
+"""Threads that compile constraints, at most one at a time of each owner."""
 RATE_SECONDS = 10.0
 """Time over which tokens per second are averaged."""
 
@@ -74,8 +74,7 @@ class Generation(ResponseStream, AsyncIterator[Delta]):
         self._arrived = arrived
         self._lock = threading.Lock()
         self._wake: Callable[[], object] | None = None
-        self.compiled: Future[Guide | None] | None = None
-        """The compilation of the constraint, if there is one."""
+        self._compiled: Future[None] = Future()
 
     async def __anext__(self) -> Delta:
         while not self._readable():
@@ -89,9 +88,16 @@ class Generation(ResponseStream, AsyncIterator[Delta]):
             raise StopAsyncIteration from None
 
     async def ready(self) -> None:
-        """Wait until the constraint is compiled. Raises EngineError if it cannot be followed."""
-        if self.compiled is not None:
-            await asyncio.shield(asyncio.wrap_future(self.compiled))
+        """Wait until the constraint, if any, is compiled. Raises EngineError if it cannot be followed."""
+        await asyncio.shield(asyncio.wrap_future(self._compiled))
+
+    def settle(self, error: Exception | None = None) -> None:
+        """Note that the constraint is compiled, failed with ``error``, or is not needed any more."""
+        with suppress(InvalidStateError):  # cancelled meanwhile
+            if error is None:
+                self._compiled.set_result(None)
+            else:
+                self._compiled.set_exception(error)
 
     def push(self, delta: Delta) -> None:
         super().push(delta)
@@ -135,9 +141,10 @@ class EngineLoop:
         self._arrived: list[Generation] = []
         self._lock = threading.Lock()
         self._open: set[Generation] = set()  # not yet at their end
-        self._closing = False
+        self._closing = self._closed = False
         self._deadline = float("inf")
         self._rates = deque([(time.monotonic(), 0, 0)])  # time, tokens decoded, tokens prefilled
+        self._compiling: dict[str, deque[Generation]] = {}  # of each owner, the first one is in the pool
         self._compilers = ThreadPoolExecutor(COMPILING_THREADS, "herd-constraint")
         self._thread = threading.Thread(target=self._run, name="herd-engine", daemon=True)
         self._thread.start()
@@ -169,10 +176,13 @@ class EngineLoop:
             self._open.update(generations)
             for generation in generations:
                 if request.constraint is None:
+                    generation.settle()
                     self._messages.put(partial(self._start, generation, None))
-                else:
-                    generation.compiled = self._compilers.submit(self._compile, request.constraint)
-                    generation.compiled.add_done_callback(partial(self._when_compiled, generation))
+                    continue
+                compiling = self._compiling.setdefault(request.owner, deque())
+                compiling.append(generation)
+                if len(compiling) == 1:
+                    self._compilers.submit(self._compile, generation)
         return generations
 
     def stats(self) -> EngineStats:
@@ -204,6 +214,8 @@ class EngineLoop:
             self._deadline = min(self._deadline, time.monotonic() + drain_seconds)
         self._messages.put(lambda: None)
         self._thread.join()
+        with self._lock:
+            self._closed = True
         self._compilers.shutdown(cancel_futures=True)
 
     def _cancel(self, stream: ResponseStream) -> None:
@@ -212,22 +224,26 @@ class EngineLoop:
     def _n_waiting(self) -> int:
         return sum(not generation.began for generation in self._open)
 
-    def _compile(self, constraint: Constraint) -> Guide | None:
+    def _compile(self, generation: Generation) -> None:
+        """Compile a constraint, in a thread of the pool, and then let the next one of its owner follow."""
+        message: Callable[[], None]
         try:
-            return self.engine.compile(constraint)
-        except EngineError:
-            raise
+            guide = None if generation.done else self.engine.compile(generation.request.constraint)
+            generation.settle()
+            message = partial(self._start, generation, guide)
         except Exception as error:
-            raise EngineError(f"compiling the {constraint.kind} failed: {type(error).__name__}") from error
-
-    def _when_compiled(self, generation: Generation, compiled: Future[Guide | None]) -> None:
-        if compiled.cancelled():
-            return
-        error = compiled.exception()
-        if isinstance(error, EngineError):
-            self._messages.put(partial(generation.fail, error))
-        else:
-            self._messages.put(partial(self._start, generation, compiled.result()))
+            problem = f"compiling a constraint failed: {type(error).__name__}: {error}"
+            error = error if isinstance(error, EngineError) else EngineError(problem)
+            generation.settle(error)
+            message = partial(self._fail, generation, error)
+        self._messages.put(message)
+        with self._lock:
+            compiling = self._compiling[generation.request.owner]
+            compiling.popleft()
+            if not compiling:
+                del self._compiling[generation.request.owner]
+            elif not self._closed:
+                self._compilers.submit(self._compile, compiling[0])
 
     # the methods below run in the thread of the engine
 
@@ -278,10 +294,16 @@ class EngineLoop:
         if not generation.done:  # cancelled while its constraint was compiled
             self.engine.enqueue(generation, guide)
 
+    def _fail(self, generation: Generation, error: EngineError) -> None:
+        if not generation.done:
+            generation.fail(error)
+
     def _end(self, stream: ResponseStream) -> None:
         self.engine.cancel(stream)
         if not stream.done:  # not queued yet
             stream.push(Delta("", (), "cancelled"))
+        if isinstance(stream, Generation):
+            stream.settle()
 
     def _wake_readers(self) -> None:
         arrived = set(self._arrived)
