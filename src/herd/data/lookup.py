@@ -4,9 +4,9 @@ Looking up is copying with a condition: of several values, the one behind the as
 steps, each of which has the name further before its value:
 
 - ``pairs``: key, value;
-- ``apart``: key, a constant token, value;
-- ``names``: a name of two tokens, the constant, and a value of several tokens. Names of a row share their
-  tokens, so that both must be compared;
+- ``apart``: key, one to five constant tokens, value;
+- ``names``: a name of two tokens, one to five constant tokens, and a value of several tokens. Names of a row
+  share their tokens, so that both must be compared;
 - ``sentences``: the facts of needle tests in words (`herd.data.needle`), with training names and codes.
 
 In a row, facts and questions alternate at random, and only the answers are trained. A question mostly asks
@@ -35,6 +35,8 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 """Kinds of rows, the easiest first."""
 MAX_FACTS = 12
 """Most facts of a row."""
+MAX_APART = 5
+"""Most constant tokens between a name and its value."""
 NEW_FACT = 0.4
 """Probability that the next item of a row is a new fact and not a question."""
 
@@ -106,22 +108,18 @@ def draw_distance(random: np.random.Generator, n: int) -> int:
 
 def random_facts(random: np.random.Generator, level: str, n_ids: int) -> list[Fact]:
     """Return facts of the levels below ``sentences``, of random tokens below ``n_ids``."""
-    ids = random.permutation(n_ids)[: 2 * MAX_FACTS + 1].tolist()
-    constant, first, second = ids[:1], ids[1 : MAX_FACTS + 1], ids[MAX_FACTS + 1 :]
-    if level == "pairs":
-        return [Fact([key], [key], [value], []) for key, value in zip(first, second, strict=True)]
-    if level == "apart":
-        return [
-            Fact([key, *constant], [key, *constant], [value], [])
-            for key, value in zip(first, second, strict=True)
-        ]
-    pairs = random.permutation(16)[:MAX_FACTS].tolist()  # of 4 first and 4 second tokens
-    digits, size = second[:10], int(random.integers(1, 5))
-    facts = []
-    for pair in pairs:
-        before = [first[pair // 4], first[4 + pair % 4], *constant]
-        facts.append(Fact(before, before, random.choice(digits, size).tolist(), second[10:11]))
-    return facts
+    ids = random.permutation(n_ids)[: 2 * MAX_FACTS + MAX_APART].tolist()
+    first, second, constants = ids[:MAX_FACTS], ids[MAX_FACTS : 2 * MAX_FACTS], ids[2 * MAX_FACTS :]
+    between = [] if level == "pairs" else constants[: int(random.integers(1, MAX_APART + 1))]
+    if level != "names":
+        names, values = [[key] for key in first], [[value] for value in second]
+    else:
+        pairs = random.permutation(16)[:MAX_FACTS].tolist()  # of 4 first and 4 second tokens
+        names = [[first[pair // 4], first[4 + pair % 4]] for pair in pairs]
+        size = int(random.integers(1, 5))
+        values = random.choice(second[:10], (MAX_FACTS, size)).tolist()
+    end = second[-1:] if level == "names" else []
+    return [Fact(name + between, name + between, value, end) for name, value in zip(names, values, strict=True)]
 
 
 def sentence_facts(random: np.random.Generator, tokenizer: TextTokenizer) -> list[Fact]:

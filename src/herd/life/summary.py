@@ -9,6 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..report.run import load_run
+from ..report.verdicts import findings
 from .measure import MODELS
 from .run import RaiseRun
 
@@ -25,7 +27,11 @@ COLUMNS: tuple[tuple[str, str, float, str, str], ...] = (
 
 
 def print_summary(run: RaiseRun, console: Console) -> None:
-    """Print the scores by model with 95 % intervals, student minus control, and commands to try next."""
+    """Print what the models can do, their scores with 95 % intervals, and commands to try next."""
+    console.print()
+    for finding in findings(load_run(run.folder)):
+        mark = "[green]✓[/green]" if finding.good else "[red]✕[/red]"
+        console.print(f"{mark} {finding.text}", highlight=False)
     scores = {(s["model"], s["name"]): s for s in json.loads((run.folder / "scores.json").read_text())}
     title = f"\n[bold]{run.plan.name}[/bold]: scores on held-out items, each with its 95 % interval below"
     console.print(title, highlight=False)

@@ -42,6 +42,23 @@ def loss_charts(run: Run) -> list[tuple[str, str, str]]:
     return [(title, log, linear) for title, log, linear in drawn if log and linear]
 
 
+def copying_chart(run: Run) -> str:
+    """Draw the accuracy of copying and looking up over the recipes of the teacher and the longer contexts."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    before = 0.0
+    for stage in run.stages:
+        for curve in stage.curves if stage.name in ("teacher", "long") else []:
+            for asked, values in curve.accuracies.items():
+                points.setdefault(asked, []).extend((before + x, 100 * y) for x, y in values)
+            before += curve.train[-1][0] if curve.train else 0.0
+    colours = {"copy": "teacher", "lookup": "long", "needles": "instruct"}
+    lines = [
+        charts.Line(asked, of, colours.get(asked, "none"), dots=len(of) <= 60) for asked, of in points.items()
+    ]
+    label, y_title = "Accuracy of copying and looking up", "right, %"
+    return charts.line_chart(lines, label=label, x_title="tokens", y_title=y_title, x_log=False)
+
+
 def bpb_chart(run: Run) -> str:
     """Draw the bits per byte of every model with its interval."""
     scores = [score for model in run.models if (score := run.score(model, "bpb"))]

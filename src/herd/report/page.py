@@ -15,7 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ..files import write_atomically
-from . import cards, figures, tabulate, tree
+from . import cards, figures, tabulate, tree, verdicts
 from .run import Run, finite_number, load_run
 from .template import template
 from .units import NOT_MEASURED, duration, fixed, nbytes
@@ -39,12 +39,14 @@ def _contents(run: Run) -> dict[str, Any]:
         "run": run,
         "title": headline(run),
         "facts": facts(run),
+        "findings": verdicts.findings(run),
         "cards": cards.cards(run),
         "tree_wide": Markup(tree.wide(root)) if root else None,
         "tree_narrow": Markup(tree.narrow(root)) if root else None,
         "loss_charts": [
             (title, Markup(log), Markup(linear)) for title, log, linear in figures.loss_charts(run)
         ],
+        "copying_chart": Markup(figures.copying_chart(run)),
         "scores": tabulate.scores_table(run),
         "differences": tabulate.differences_table(run),
         "bpb_chart": Markup(figures.bpb_chart(run)),

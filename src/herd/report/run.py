@@ -15,7 +15,8 @@ This is the contract between the stages and the page::
                          bytes_per_token {lang: number} and vocab_size
     stages/NAME/**/metrics.jsonl
                          one JSON record per line from the training loop: step, tokens, loss (nats/token);
-                         or step with a held-out loss under one of the names in `EVAL_LOSSES`
+                         or step with a held-out loss under one of the names in `EVAL_LOSSES`, and
+                         accuracies as eval/NAME_accuracy
     scores.json          [{model, name, value, unit, lo, hi, n, detail}, ...]; names the page knows: bpb, kl,
                          top1, needle, tool_use, code_parse, code_pass, and NAME_vs_MODEL for paired
                          differences. detail may hold by_lang, by_form, by_task, by_length
@@ -40,6 +41,8 @@ from typing import Any
 from ..errors import ReportError
 
 Point = tuple[float, float]
+ACCURACY = "_accuracy"
+"""Ending of the names of accuracies in a log."""
 EVAL_LOSSES = ("eval/loss", "eval/heldout_loss", "eval_loss")
 
 _NUMBER, _TEXT, _LIST, _DICT, _ANY = "number", "text", "list", "object", "anything"
@@ -90,11 +93,15 @@ class ModelScore:
 
 @dataclass(frozen=True)
 class LossCurve:
-    """The losses of a training: x in tokens, y in nats per token."""
+    """The losses of a training: x in tokens, y in nats per token.
+
+    ``accuracies`` are curves of fractions by what was asked ("copy", "lookup").
+    """
 
     name: str
     train: list[Point]
     evals: list[Point]
+    accuracies: dict[str, list[Point]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -333,6 +340,7 @@ def _curve(path: Path, name: str, problems: list[str]) -> LossCurve:
         )
     tokens = {record["step"]: record["tokens"] for record in records if record.keys() >= {"step", "tokens"}}
     train, evals = {}, {}
+    accuracies: dict[str, dict[float, float]] = {}
     for record in records:
         at = record.get("tokens", tokens.get(record.get("step", -1)))
         if at is None:
@@ -341,7 +349,10 @@ def _curve(path: Path, name: str, problems: list[str]) -> LossCurve:
             train[at] = record["loss"]
         if (key := next((key for key in EVAL_LOSSES if key in record), None)) is not None:
             evals[at] = record[key]
-    return LossCurve(name, sorted(train.items()), sorted(evals.items()))
+        for key in (key for key in record if key.startswith("eval/") and key.endswith(ACCURACY)):
+            accuracies.setdefault(key.removeprefix("eval/").removesuffix(ACCURACY), {})[at] = record[key]
+    curves = {asked: sorted(points.items()) for asked, points in accuracies.items()}
+    return LossCurve(name, sorted(train.items()), sorted(evals.items()), curves)
 
 
 def _scores(record: dict[str, Any]) -> list[ModelScore]:
