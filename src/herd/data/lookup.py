@@ -119,7 +119,9 @@ def random_facts(random: np.random.Generator, level: str, n_ids: int) -> list[Fa
         size = int(random.integers(1, 5))
         values = random.choice(second[:10], (MAX_FACTS, size)).tolist()
     end = second[-1:] if level == "names" else []
-    return [Fact(name + between, name + between, value, end) for name, value in zip(names, values, strict=True)]
+    return [
+        Fact(name + between, name + between, value, end) for name, value in zip(names, values, strict=True)
+    ]
 
 
 def sentence_facts(random: np.random.Generator, tokenizer: TextTokenizer) -> list[Fact]:

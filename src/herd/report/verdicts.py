@@ -73,7 +73,9 @@ def _needles(run: Run) -> Finding | None:
         return None
     length, value = longest
     share = f"{fixed(100 * value, 0)} %"
-    return Finding(f"It finds {share} of the facts hidden in texts of {length:,} tokens.", value >= NEEDLE_BAR)
+    return Finding(
+        f"It finds {share} of the facts hidden in texts of {length:,} tokens.", value >= NEEDLE_BAR
+    )
 
 
 def _student(run: Run) -> Finding | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from ...data.dialogs import make_dialogs
 from ...data.read_dialogs import rendered_dialogs
+from ...data.wordings import LANGUAGES
 from ...text import Rendered, Tokenizer, render
 from ..config import TrainSettings
 from ..section import Positive
@@ -18,6 +21,9 @@ class MadeDialogData(DataSection):
 
     kind: Literal["made_dialogs"]
     count: Positive
+    languages: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = (
+        LANGUAGES  # name one twice to double it
+    )
     rows = "dialogs"
 
     @property
@@ -30,7 +36,7 @@ class MadeDialogData(DataSection):
         def made(split: str, count: int) -> list[Rendered]:
             return [
                 render(d.messages, tokenizer, tool_call_format=d.tool_call_format)
-                for d in make_dialogs(count, settings.seed, split=split)
+                for d in make_dialogs(count, settings.seed, split=split, languages=self.languages)
             ]
 
         if self.heldout is None:
