@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from conftest import CONTEXT, ScriptedLoop
 from herd.serve.answer import start_answer
+from herd.serve.anthropic import MessageWriter
 from herd.serve.auth import Principal
 from herd.serve.chat import ChatCall, ServedModel, prepare_chat, prepare_text
 from herd.serve.ledger import Unmetered
 from herd.serve.openai_chat import ChatWriter
 from herd.serve.openai_completions import CompletionRequest, CompletionWriter
+from herd.serve.openai_responses import ResponsesRequest, ResponseWriter
 from herd.serve.respond import EventStream, collect
 from herd.serve.settings import ServeSettings
 from herd.serve.tools import OfferedTool
@@ -75,10 +77,11 @@ def reservation():
 
 
 def events_of(stream):
-    """Return the JSON documents of a stream of server-sent events, whose last event is [DONE]."""
-    lines = [line.removeprefix("data: ") for line in stream.decode().split("\n\n") if line]
-    assert lines.pop() == "[DONE]"
-    return [json.loads(line) for line in lines]
+    """Return the JSON documents of a stream of server-sent events."""
+    lines = [
+        line.removeprefix("data: ") for line in stream.decode().splitlines() if line.startswith("data: ")
+    ]
+    return [json.loads(line) for line in lines if line != "[DONE]"]
 
 
 def joined(events):
@@ -126,6 +129,39 @@ def test_chat_with_tools(tokenizer, answer, cuts, n, length):
         assert message["reason"] == choice["finish_reason"]
     warnings = [w for event in events for w in event.get("herd", {}).get("warnings", ())]
     assert warnings == body.get("herd", {}).get("warnings", [])
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@settings(max_examples=10)
+@given(cuts=st.lists(st.integers(0, 500), max_size=40), length=st.booleans())
+def test_messages_and_responses_with_tools(tokenizer, answer, cuts, length):
+    def prompt_of(served):
+        return prepare_chat(served, ChatCall([{"role": "user", "content": "six"}], {}, (TOOL,)))
+
+    script = {"prompt_of": prompt_of, "reason": "length" if length else "stop"}
+    pieces = divided(answer, cuts)
+    body, events = answered(tokenizer, pieces, writer_of=lambda *_: MessageWriter("m"), **script)
+    deltas = [event["delta"] for event in events if event["type"] == "content_block_delta"]
+    whole = {
+        "text": "".join(block["text"] for block in body["content"] if block["type"] == "text"),
+        "calls": [block["input"] for block in body["content"] if block["type"] == "tool_use"],
+    }
+    assert "".join(delta.get("text", "") for delta in deltas) == whole["text"]
+    assert [json.loads(d["partial_json"]) for d in deltas if "partial_json" in d] == whole["calls"]
+    assert events[-2]["delta"]["stop_reason"] == body["stop_reason"]
+    starts = [event["index"] for event in events if event["type"] == "content_block_start"]
+    assert starts == list(range(len(starts)))
+    assert starts == [event["index"] for event in events if event["type"] == "content_block_stop"]
+
+    asked = ResponsesRequest(input="six")
+    body, events = answered(
+        tokenizer, pieces, writer_of=lambda served, _: ResponseWriter(served, asked), **script
+    )
+    for output in (body["output"], events[-1]["response"]["output"]):
+        texts = [item["content"][0]["text"] for item in output if item["type"] == "message"]
+        calls = [json.loads(item["arguments"]) for item in output if item["type"] == "function_call"]
+        assert {"text": "".join(texts), "calls": calls} == whole
+    assert events[-1]["response"]["status"] == body["status"]
 
 
 @pytest.mark.parametrize(

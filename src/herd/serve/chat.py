@@ -124,8 +124,11 @@ class ReadyPrompt:
         return self.n * min(self.sampling.max_tokens or room, room)
 
 
-def prepare_chat(served: ServedModel, call: ChatCall) -> ReadyPrompt:
-    """Render a dialog and check everything about the request. Raises `ApiError` for what cannot be served."""
+def prepare_chat(served: ServedModel, call: ChatCall, *, any_length: bool = False) -> ReadyPrompt:
+    """Render a dialog and check everything about the request. Raises `ApiError` for what cannot be served.
+
+    ``any_length``: the prompt may exceed the context, because its tokens are only counted.
+    """
     chat, tokenizer = served.chat, served.tokenizer
     tools = () if call.tool_choice.mode == "none" else tuple(call.tools)
     with python_warnings.catch_warnings(record=True) as noted:
@@ -142,7 +145,8 @@ def prepare_chat(served: ServedModel, call: ChatCall) -> ReadyPrompt:
         )
         rendered = chat.render(dialog.messages, tools=dialog.tools, generation_prompt=True)
     call.warnings += [f"messages={note.message}" for note in noted]
-    check_length(rendered.ids, served.context)
+    if not any_length:
+        check_length(rendered.ids, served.context)
 
     def make_parser() -> AnswerParser:
         if form.constraint is None:

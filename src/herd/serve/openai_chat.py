@@ -20,7 +20,7 @@ from .dialog import read_messages
 from .errors import ApiError
 from .forms import response_schema
 from .problems import BadRequest, openai_error
-from .respond import json_text, openai_usage, respond, sse_data
+from .respond import AnswerWriter, json_text, openai_usage, respond, sse_data
 from .tools import read_tool_choice, read_tools
 from .wire import SamplingFields, documented, read_request
 
@@ -83,7 +83,7 @@ def _chat_call(asked: ChatRequest, warnings: list[str], max_tools: int) -> ChatC
     )
 
 
-class ChatWriter:
+class ChatWriter(AnswerWriter):
     """Writes an answer as a chat completion, or as its chunks."""
 
     def __init__(self, served: ServedModel, includes_usage: bool) -> None:

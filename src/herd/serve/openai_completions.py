@@ -20,7 +20,7 @@ from .chat import ReadyPrompt, ServedModel, prepare_text
 from .errors import ApiError
 from .forms import response_schema
 from .problems import BadRequest, openai_error
-from .respond import openai_usage, respond, sse_data
+from .respond import AnswerWriter, openai_usage, respond, sse_data
 from .wire import SamplingFields, documented, read_request
 
 router = APIRouter()
@@ -77,7 +77,7 @@ def _prompts(served: ServedModel, asked: CompletionRequest, warnings: list[str])
     return [prepare_text(served, each, sampling, asked.n or 1, constraint, scores) for each in given]
 
 
-class CompletionWriter:
+class CompletionWriter(AnswerWriter):
     """Writes an answer as a text completion, or as its chunks."""
 
     def __init__(self, served: ServedModel, asked: CompletionRequest, prompts: Sequence[ReadyPrompt]) -> None:

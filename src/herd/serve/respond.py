@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
@@ -26,33 +27,40 @@ from .errors import ApiError
 from .problems import BadRequest, api_error
 from .settings import ServeSettings
 
-PING = b": ping\n\n"
+LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+"""Characters at which Python's splitlines ends a line, and which JSON need not escape."""
 MAX_HEADER = 4000
 """Characters of the header with warnings. Proxies refuse headers that are much longer."""
 
 
-class AnswerWriter(Protocol):
-    """How one API writes answers. One writer is made for each request."""
+class AnswerWriter(ABC):
+    """How one API writes answers. One writer is made for each request.
 
+    ``ping`` keeps a silent stream alive. Empty: the format of the stream has nothing that clients would ignore.
+    """
+
+    media_type = "text/event-stream; charset=utf-8"
+    ping = b": ping\n\n"
+
+    @abstractmethod
     def begin(self, answer: LiveAnswer) -> bytes:
         """Return the first events of a stream, which are sent before anything is generated."""
-        ...
 
+    @abstractmethod
     def event(self, event: AnswerEvent) -> bytes:
         """Return the stream's events for one event of the answer."""
-        ...
 
+    @abstractmethod
     def end(self, answer: LiveAnswer) -> bytes:
         """Return the last events of a stream."""
-        ...
 
+    @abstractmethod
     def error(self, error: ApiError) -> bytes:
         """Return the event that tells of an error in a stream."""
-        ...
 
+    @abstractmethod
     def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> dict[str, Any]:
         """Return the body of a response that is not streamed."""
-        ...
 
 
 async def respond(
@@ -144,7 +152,7 @@ class EventStream(Response):
     def __init__(
         self, answer: LiveAnswer, writer: AnswerWriter, settings: ServeSettings, headers: dict[str, str]
     ) -> None:
-        super().__init__(None, 200, headers, "text/event-stream; charset=utf-8")
+        super().__init__(None, 200, headers, writer.media_type)
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-cache"
         self.headers["x-accel-buffering"] = "no"  # nginx would collect events
@@ -204,8 +212,8 @@ class EventStream(Response):
                 if time.monotonic() - self._sending_since > settings.stall_seconds:
                     return
                 await asyncio.sleep(min(1.0, settings.stall_seconds))
-            elif time.monotonic() - self._last_sent >= settings.ping_seconds:
-                await self._send(send, PING)
+            elif self._writer.ping and time.monotonic() - self._last_sent >= settings.ping_seconds:
+                await self._send(send, self._writer.ping)
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -225,8 +233,8 @@ def openai_usage(usage: AnswerUsage) -> dict[str, Any]:
 
 
 def json_text(value: Any) -> str:
-    """Return compact JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """Return compact JSON on one line, also for clients that divide lines at Unicode's line separators."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).translate(LINE_ENDS)
 
 
 def sse_data(value: Any) -> bytes:

@@ -53,9 +53,7 @@ class SamplingFields(RequestModel):
     @field_validator("stop")
     @classmethod
     def _check_stop(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        texts = [stop] if isinstance(stop, str) else stop or []
-        if any(not 0 < len(text) <= MAX_STOP_CHARACTERS for text in texts):
-            raise ValueError(f"stop strings must have 1 to {MAX_STOP_CHARACTERS} characters")
+        check_stop_strings([stop] if isinstance(stop, str) else stop)
         return stop
 
     @property
@@ -86,6 +84,13 @@ class SamplingFields(RequestModel):
             raise BadRequest(f"n={self.n} is more than this server's limit of {settings.max_choices}", "n")
         if isinstance(self.stop, list) and len(self.stop) > settings.max_stop:
             raise BadRequest(f"stop has {len(self.stop)} strings, the limit is {settings.max_stop}", "stop")
+
+
+def check_stop_strings(stop: list[str] | None) -> list[str] | None:
+    """Return ``stop``. Raises ValueError, for pydantic, if a string is empty or too long."""
+    if any(not 0 < len(text) <= MAX_STOP_CHARACTERS for text in stop or ()):
+        raise ValueError(f"stop strings must have 1 to {MAX_STOP_CHARACTERS} characters")
+    return stop
 
 
 async def read_request(request: Request, api: str, model: type[RequestT]) -> tuple[RequestT, list[str]]:

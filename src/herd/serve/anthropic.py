@@ -1,0 +1,338 @@
+"""Anthropic's ``/v1/messages`` and ``/v1/messages/count_tokens``.
+
+Requests are translated into OpenAI's messages, which `dialog.py` reads. An answer is a series of blocks: text,
+reasoning ("thinking") and calls of tools.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.concurrency import run_in_threadpool
+from pydantic import Field, field_validator
+from starlette.responses import JSONResponse, Response
+
+from .answer import (
+    AnswerCall,
+    AnswerEnd,
+    AnswerEvent,
+    AnswerText,
+    AnswerThought,
+    AnswerUsage,
+    Choice,
+    LiveAnswer,
+)
+from .auth import Principal, require
+from .chat import ChatCall, ServedModel, prepare_chat
+from .dialog import read_messages, text_of
+from .errors import ApiError
+from .forms import response_schema
+from .problems import BadRequest
+from .respond import AnswerWriter, json_text, respond, warning_header
+from .tools import OfferedTool, ToolChoice, check_tools, choose_among, read_function
+from .wire import RequestModel, check_stop_strings, documented, read_request
+
+router = APIRouter()
+BILLING_BLOCK = "x-anthropic-billing-header:"
+"""Beginning of a system block of Claude Code's. It differs in each request, so that no prefix would be cached."""
+STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "stop": "end_turn"}
+ERROR_TYPES = {
+    400: "invalid_request_error", 401: "authentication_error", 402: "billing_error", 403: "permission_error",
+    404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error",
+    504: "timeout_error", 529: "overloaded_error",
+}  # fmt: skip
+DROPPED_BLOCKS = ("thinking", "redacted_thinking")
+"""Reasoning of earlier answers. Chat formats leave it out of the dialog."""
+
+
+class CountRequest(RequestModel):
+    """The honoured fields of a request to count tokens (`fields.yaml` has the others)."""
+
+    model: str | None = None
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    system: str | list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: dict[str, Any] | None = None
+    output_config: dict[str, Any] | None = None
+
+
+class MessagesRequest(CountRequest):
+    """The honoured fields of a request for a message."""
+
+    max_tokens: int = Field(ge=1)
+    stop_sequences: list[str] | None = None
+    stream: bool | None = None
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+
+    @field_validator("stop_sequences")
+    @classmethod
+    def _check_stop(cls, stop: list[str] | None) -> list[str] | None:
+        return check_stop_strings(stop)
+
+
+@router.post("/v1/messages", **documented(MessagesRequest))
+async def messages(
+    request: Request, principal: Annotated[Principal, Depends(require("messages"))]
+) -> Response:
+    """Answer a dialog."""
+    asked, warnings = await read_request(request, "messages", MessagesRequest)
+    served: ServedModel = request.app.state.served
+    served.check_name(asked.model)
+    principal.check_model(served.name)
+    settings = request.app.state.settings
+    if len(asked.stop_sequences or ()) > settings.max_stop:
+        raise BadRequest(f"stop_sequences has more than {settings.max_stop} strings", "stop_sequences")
+    sampling = {
+        "max_tokens": asked.max_tokens,
+        "temperature": asked.temperature,
+        "top_p": asked.top_p,
+        "top_k": asked.top_k,
+        "stop": tuple(asked.stop_sequences or ()),
+    }
+    prompt = await run_in_threadpool(
+        lambda: prepare_chat(served, _chat_call(asked, sampling, warnings, settings.max_tools))
+    )
+    writer = MessageWriter(served.name)
+    return await respond(request, principal, [prompt], writer, stream=bool(asked.stream), warnings=warnings)
+
+
+@router.post("/v1/messages/count_tokens", **documented(CountRequest))
+async def count_tokens(
+    request: Request, principal: Annotated[Principal, Depends(require("tokenize"))]
+) -> Response:
+    """Return the number of tokens of a dialog's prompt."""
+    asked, warnings = await read_request(request, "count_tokens", CountRequest)
+    served: ServedModel = request.app.state.served
+    served.check_name(asked.model)
+    max_tools = request.app.state.settings.max_tools
+    prompt = await run_in_threadpool(
+        lambda: prepare_chat(served, _chat_call(asked, {}, warnings, max_tools), any_length=True)
+    )
+    return JSONResponse({"input_tokens": len(prompt.ids)}, headers=warning_header(warnings))
+
+
+def _chat_call(
+    asked: CountRequest, sampling: Mapping[str, Any], warnings: list[str], max_tools: int
+) -> ChatCall:
+    tools = read_tools(asked.tools, warnings, max_tools)
+    choice, parallel = _tool_choice(asked.tool_choice, tools)
+    system = [{"role": "system", "content": text} for text in _system_texts(asked.system)]
+    turns = [
+        turn for number, each in enumerate(asked.messages) for turn in _turns(each, f"messages[{number}]")
+    ]
+    if turns and turns[-1]["role"] == "assistant":
+        raise BadRequest(
+            "the last message is the assistant's, and answers cannot be begun by a client: end with a user's message",
+            "messages",
+        )
+    output = asked.output_config or {}
+    if output.get("effort") is not None:
+        warnings.append("output_config.effort=the model has no adjustable reasoning effort")
+    schema = response_schema(output.get("format"), warnings)
+    dialog = read_messages([*system, *turns], warnings)
+    return ChatCall(dialog, sampling, tools, choice, parallel, schema, warnings=warnings)
+
+
+def _system_texts(system: str | Sequence[Mapping[str, Any]] | None) -> list[str]:
+    blocks = [system] if isinstance(system, str) else system or []
+    texts = [
+        block if isinstance(block, str) else text_of([block], f"system[{number}]")
+        for number, block in enumerate(blocks)
+    ]
+    return [text for text in texts if text and not text.startswith(BILLING_BLOCK)]
+
+
+def _turns(message: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
+    """Yield a message in OpenAI's form: results of tools become messages of their own, before the text."""
+    role, content = message.get("role"), message.get("content")
+    if role not in ("user", "assistant", "system"):
+        raise BadRequest(
+            f"{where}.role={str(role)[:40]!r} must be user, assistant or system", f"{where}.role"
+        )
+    if isinstance(content, str):
+        yield {"role": role, "content": content}
+        return
+    if not isinstance(content, list):
+        raise BadRequest(f"{where}.content must be text or a list of blocks", f"{where}.content")
+    texts: list[str] = []
+    calls: list[dict[str, Any]] = []
+    has_results = False
+    for number, block in enumerate(content):
+        place = f"{where}.content[{number}]"
+        kind = block.get("type") if isinstance(block, Mapping) else None
+        if kind == "tool_result" and role == "user":
+            has_results = True
+            yield _tool_result(block, place)
+        elif kind == "tool_use" and role == "assistant":
+            function = {"name": block.get("name"), "arguments": block.get("input")}
+            calls.append({"id": block.get("id"), "type": "function", "function": function})
+        elif kind not in DROPPED_BLOCKS:
+            texts.append(text_of([block], f"{where}.content"))
+    if texts or calls or not has_results:
+        yield {"role": role, "content": "\n\n".join(texts)} | ({"tool_calls": calls} if calls else {})
+
+
+def _tool_result(block: Mapping[str, Any], where: str) -> dict[str, Any]:
+    text = text_of(block.get("content"), f"{where}.content", may_be_empty=True)
+    if block.get("is_error"):
+        text = f"Error: {text}"
+    return {"role": "tool", "content": text, "tool_call_id": block.get("tool_use_id")}
+
+
+def read_tools(
+    tools: Sequence[Mapping[str, Any]] | None, warnings: list[str], limit: int
+) -> tuple[OfferedTool, ...]:
+    """Return the tools of a request. Those of Anthropic's own types are left out and named in ``warnings``."""
+    out = []
+    for number, tool in enumerate(tools or ()):
+        where, kind = f"tools[{number}]", tool.get("type")
+        if kind not in (None, "custom"):
+            warnings.append(f"{where}=a tool of type {str(kind)[:40]!r} cannot be run here, left out")
+            continue
+        if not isinstance(tool.get("input_schema"), Mapping):
+            raise BadRequest(f"{where}.input_schema must be a JSON schema", f"{where}.input_schema")
+        out.append(read_function({**tool, "parameters": tool["input_schema"]}, where))
+    check_tools(out, limit)
+    return tuple(out)
+
+
+def _tool_choice(choice: Mapping[str, Any] | None, tools: Sequence[OfferedTool]) -> tuple[ToolChoice, bool]:
+    """Return the tool choice, and whether several calls are allowed."""
+    if choice is None:
+        return ToolChoice(), True
+    kind, parallel = choice.get("type"), choice.get("disable_parallel_tool_use") is not True
+    if kind == "any":
+        return choose_among(ToolChoice("required"), tools), parallel
+    if kind == "tool":
+        return choose_among(ToolChoice("required", (str(choice.get("name")),)), tools), parallel
+    if kind not in ("auto", "none"):
+        raise BadRequest(
+            f"tool_choice.type={str(kind)[:40]!r} must be auto, any, tool or none", "tool_choice"
+        )
+    return ToolChoice("none" if kind == "none" else "auto"), parallel
+
+
+class MessageWriter(AnswerWriter):
+    """Writes an answer as a message, or as the events of one."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._number = -1  # of the latest block
+        self._open: type[AnswerText | AnswerThought] | None = None  # the kind of the block that is not closed
+        self._reason = "end_turn"
+        self._stop_string: str | None = None
+
+    def begin(self, answer: LiveAnswer) -> bytes:
+        message = self._message(answer, [], None, None)
+        return _event("message_start", message=message)
+
+    def event(self, event: AnswerEvent) -> bytes:
+        if isinstance(event, AnswerEnd):
+            self._reason, self._stop_string = _stop(event.reason, event.stop_string)
+            return self._close()
+        if isinstance(event, AnswerCall):
+            opening = self._start(_tool_use(event) | {"input": {}})
+            delta = {"type": "input_json_delta", "partial_json": event.arguments}
+            return opening + self._delta(delta) + _event("content_block_stop", index=self._number)
+        if not event.text:
+            return b""
+        if isinstance(event, AnswerThought):
+            block, delta = _thinking(""), {"type": "thinking_delta", "thinking": event.text}
+        else:
+            block, delta = {"type": "text", "text": ""}, {"type": "text_delta", "text": event.text}
+        opening = b""
+        if self._open is not type(event):
+            opening = self._start(block)
+            self._open = type(event)
+        return opening + self._delta(delta)
+
+    def end(self, answer: LiveAnswer) -> bytes:
+        delta = {"stop_reason": self._reason, "stop_sequence": self._stop_string}
+        warned = {"herd": {"warnings": answer.warnings}} if answer.warnings else {}
+        return _event("message_delta", delta=delta, usage=_usage(answer.usage), **warned) + _event(
+            "message_stop"
+        )
+
+    def error(self, error: ApiError) -> bytes:
+        return _event("error", error=_error(error))
+
+    def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> dict[str, Any]:
+        choice = choices[0]
+        content: list[dict[str, Any]] = [_thinking(choice.thought)] if choice.thought else []
+        if choice.text:
+            content.append({"type": "text", "text": choice.text})
+        content += [_tool_use(call) for call in choice.calls]
+        message = self._message(answer, content, *_stop(choice.reason, choice.stop_string))
+        return message | ({"herd": {"warnings": answer.warnings}} if answer.warnings else {})
+
+    def _message(
+        self, answer: LiveAnswer, content: list[Any], reason: str | None, stop: str | None
+    ) -> dict[str, Any]:
+        return {
+            "id": f"msg_{answer.id}",
+            "type": "message",
+            "role": "assistant",
+            "model": self._model,
+            "content": content,
+            "stop_reason": reason,
+            "stop_sequence": stop,
+            "usage": _usage(answer.usage) | {"service_tier": "standard"},
+        }
+
+    def _start(self, block: dict[str, Any]) -> bytes:
+        closing = self._close()
+        self._number += 1
+        return closing + _event("content_block_start", index=self._number, content_block=block)
+
+    def _delta(self, delta: dict[str, Any]) -> bytes:
+        return _event("content_block_delta", index=self._number, delta=delta)
+
+    def _close(self) -> bytes:
+        is_open, self._open = self._open is not None, None
+        return _event("content_block_stop", index=self._number) if is_open else b""
+
+
+def error_body(error: ApiError, request_id: str) -> dict[str, Any]:
+    """Return the body of an error as Anthropic's API has it."""
+    return {"type": "error", "error": _error(error), "request_id": request_id}
+
+
+def _error(error: ApiError) -> dict[str, Any]:
+    default = "api_error" if error.status >= 500 else "invalid_request_error"
+    return {"type": ERROR_TYPES.get(error.status, default), "message": error.message}
+
+
+def _stop(reason: str, stop_string: str | None) -> tuple[str, str | None]:
+    return ("stop_sequence" if reason == "stop" and stop_string else STOP_REASONS[reason]), stop_string
+
+
+def _usage(usage: AnswerUsage) -> dict[str, Any]:
+    """Return the usage. Anthropic's input tokens do not include those read from the cache."""
+    return {
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "output_tokens": usage.completion_tokens,
+    }
+
+
+def _tool_use(call: AnswerCall) -> dict[str, Any]:
+    return {
+        "type": "tool_use",
+        "id": f"toolu_{call.id}",
+        "name": call.tool.name,
+        "input": json.loads(call.arguments),
+    }
+
+
+def _thinking(text: str) -> dict[str, Any]:
+    return {"type": "thinking", "thinking": text, "signature": ""}
+
+
+def _event(kind: str, **fields: Any) -> bytes:
+    return f"event: {kind}\ndata: {json_text({'type': kind, **fields})}\n\n".encode()

@@ -1,0 +1,322 @@
+"""Ollama's ``/api/chat``, ``/api/generate``, ``/api/tags``, ``/api/show``, ``/api/ps`` and ``/api/version``.
+
+Streams are lines of JSON. They have nothing that clients ignore, so a silent stream cannot be kept alive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, Response
+
+from .. import __version__
+from ..engine.constraint import Constraint
+from .answer import AnswerCall, AnswerEnd, AnswerEvent, AnswerText, Choice, LiveAnswer
+from .auth import Principal, public, require
+from .chat import ChatCall, ReadyPrompt, ServedModel, prepare_chat, prepare_text
+from .dialog import read_messages
+from .errors import ApiError
+from .forms import ANY_OBJECT, enforceable_schema
+from .problems import BadRequest
+from .respond import AnswerWriter, json_text, respond
+from .tools import read_tools
+from .wire import RequestModel, documented, read_request
+
+router = APIRouter()
+OPTIONS = {
+    "num_predict": "max_tokens", "temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
+    "seed": "seed", "repeat_penalty": "repetition_penalty", "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+}  # fmt: skip
+"""Options that work, with the names of `engine.Sampling`."""
+SILENT_OPTIONS = ("num_ctx", "num_keep", "num_thread", "num_gpu", "num_batch", "main_gpu", "use_mmap", "numa")
+"""Options about the machine, which the operator of the server has decided."""
+
+
+class OllamaChatRequest(RequestModel):
+    """The honoured fields of ``/api/chat`` (`fields.yaml` has the others)."""
+
+    model: str
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    format: str | dict[str, Any] | None = None
+    options: dict[str, Any] | None = None
+    stream: bool | None = None
+
+
+class GenerateRequest(RequestModel):
+    """The honoured fields of ``/api/generate``. With ``raw`` the prompt is continued without a chat format."""
+
+    model: str
+    prompt: str | None = None
+    system: str | None = None
+    raw: bool | None = None
+    format: str | dict[str, Any] | None = None
+    options: dict[str, Any] | None = None
+    stream: bool | None = None
+
+
+class ShowRequest(RequestModel):
+    """The model that is asked about."""
+
+    model: str | None = None
+
+
+@router.post("/api/chat", **documented(OllamaChatRequest))
+async def chat(request: Request, principal: Annotated[Principal, Depends(require("ollama"))]) -> Response:
+    """Answer a dialog."""
+    asked, warnings = await read_request(request, "ollama_chat", OllamaChatRequest)
+    served = _served(request, principal, asked.model)
+    if not asked.messages:
+        return _loaded(asked.model, "message", {"role": "assistant", "content": ""})
+    settings = request.app.state.settings
+
+    def prepare() -> ReadyPrompt:
+        tools = read_tools(asked.tools, warnings, settings.max_tools)
+        dialog = read_messages([_message(each) for each in asked.messages], warnings)
+        sampling = read_options(asked.options, settings.max_stop, warnings)
+        schema = _schema(asked.format, warnings)
+        return prepare_chat(served, ChatCall(dialog, sampling, tools, schema=schema, warnings=warnings))
+
+    prompt = await run_in_threadpool(prepare)
+    writer = OllamaWriter(asked.model, is_chat=True)
+    return await respond(
+        request, principal, [prompt], writer, stream=asked.stream is not False, warnings=warnings
+    )
+
+
+@router.post("/api/generate", **documented(GenerateRequest))
+async def generate(request: Request, principal: Annotated[Principal, Depends(require("ollama"))]) -> Response:
+    """Answer one prompt, or continue it."""
+    asked, warnings = await read_request(request, "ollama_generate", GenerateRequest)
+    served = _served(request, principal, asked.model)
+    if not asked.prompt:
+        return _loaded(asked.model, "response", "")
+    settings, text = request.app.state.settings, asked.prompt
+
+    def prepare() -> ReadyPrompt:
+        sampling = read_options(asked.options, settings.max_stop, warnings)
+        schema = _schema(asked.format, warnings)
+        if asked.raw or served.is_base or served.tokenizer.chat is None:
+            constraint = None if schema is None else Constraint.json_schema(schema)
+            return prepare_text(served, text, sampling, constraint=constraint)
+        system = [{"role": "system", "content": asked.system}] if asked.system else []
+        dialog = read_messages([*system, {"role": "user", "content": text}], warnings)
+        return prepare_chat(served, ChatCall(dialog, sampling, schema=schema, warnings=warnings))
+
+    prompt = await run_in_threadpool(prepare)
+    writer = OllamaWriter(asked.model, is_chat=False)
+    return await respond(
+        request, principal, [prompt], writer, stream=asked.stream is not False, warnings=warnings
+    )
+
+
+@router.get("/api/tags")
+async def tags(
+    request: Request, principal: Annotated[Principal, Depends(require("models"))]
+) -> dict[str, Any]:
+    """List the models that the key may use."""
+    return {"models": _listed(request, principal)}
+
+
+@router.get("/api/ps")
+async def loaded(
+    request: Request, principal: Annotated[Principal, Depends(require("models"))]
+) -> dict[str, Any]:
+    """List the models that are in memory."""
+    context = request.app.state.served.context
+    return {"models": [each | {"context_length": context} for each in _listed(request, principal)]}
+
+
+@router.get("/api/version", dependencies=[Depends(public)])
+async def version() -> dict[str, str]:
+    """Return the version of the server."""
+    return {"version": __version__}
+
+
+@router.post("/api/show", **documented(ShowRequest))
+async def show(
+    request: Request, principal: Annotated[Principal, Depends(require("models"))]
+) -> dict[str, Any]:
+    """Describe a model."""
+    asked, _ = await read_request(request, "ollama_show", ShowRequest)
+    served = _served(request, principal, asked.model)
+    chat = None if served.is_base else served.tokenizer.chat
+    return {
+        "details": _details(served),
+        "model_info": {
+            "general.architecture": "llama",
+            "llama.context_length": served.context,
+            "llama.vocab_size": served.tokenizer.vocab_size,
+        },
+        "capabilities": ["completion"] if chat is None else ["completion", "tools"],
+        "modified_at": _time(served.created),
+        "template": "",
+        "parameters": "",
+        "license": str(served.facts.get("licence", "")),
+    }
+
+
+def read_options(options: Mapping[str, Any] | None, max_stop: int, warnings: list[str]) -> dict[str, Any]:
+    """Return ``options`` by the names of `engine.Sampling`. Unknown ones are named in ``warnings``."""
+    out: dict[str, Any] = {}
+    for name, value in (options or {}).items():
+        if name in OPTIONS and value is not None:
+            out[OPTIONS[name]] = value
+        elif name == "stop" and value is not None:
+            out["stop"] = (value,) if isinstance(value, str) else value
+            if not isinstance(out["stop"], tuple | list) or len(out["stop"]) > max_stop:
+                raise BadRequest(f"options.stop must be at most {max_stop} strings", "options.stop")
+        elif name not in SILENT_OPTIONS:
+            warnings.append(f"options.{name[:80]}=unknown option, ignored")
+    if isinstance(n := out.get("max_tokens"), int) and n < 0:  # -1 and -2: no limit
+        del out["max_tokens"]
+    return out
+
+
+class OllamaWriter(AnswerWriter):
+    """Writes an answer as Ollama does, whole or as lines of JSON."""
+
+    media_type = "application/x-ndjson"
+    ping = b""
+
+    def __init__(self, model: str, *, is_chat: bool) -> None:
+        self._model, self._is_chat = model, is_chat
+        self._reason = "stop"
+
+    def begin(self, answer: LiveAnswer) -> bytes:
+        return b""
+
+    def event(self, event: AnswerEvent) -> bytes:
+        if isinstance(event, AnswerEnd):
+            self._reason = event.reason
+            return b""
+        if isinstance(event, AnswerCall):
+            return self._line(self._part("", calls=[event]))
+        if not event.text:
+            return b""
+        text, thought = (event.text, "") if isinstance(event, AnswerText) else ("", event.text)
+        return self._line(self._part(text, thought))
+
+    def end(self, answer: LiveAnswer) -> bytes:
+        return self._line(self._part("") | self._end(answer))
+
+    def error(self, error: ApiError) -> bytes:
+        return f"{json_text(error_body(error, ''))}\n".encode()
+
+    def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> dict[str, Any]:
+        choice = choices[0]
+        self._reason = choice.reason
+        part = self._part(choice.text, choice.thought, choice.calls)
+        return self._head(done=True) | part | self._end(answer)
+
+    def _line(self, fields: dict[str, Any]) -> bytes:
+        return f"{json_text(self._head(done='done_reason' in fields) | fields)}\n".encode()
+
+    def _head(self, *, done: bool) -> dict[str, Any]:
+        return {"model": self._model, "created_at": _time(), "done": done}
+
+    def _part(self, text: str, thought: str = "", calls: Sequence[AnswerCall] = ()) -> dict[str, Any]:
+        thinking = {"thinking": thought} if thought else {}
+        if not self._is_chat:
+            return {"response": text} | thinking
+        message: dict[str, Any] = {"role": "assistant", "content": text} | thinking
+        if calls:
+            message["tool_calls"] = [
+                {"function": {"name": call.tool.name, "arguments": json.loads(call.arguments)}}
+                for call in calls
+            ]
+        return {"message": message}
+
+    def _end(self, answer: LiveAnswer) -> dict[str, Any]:
+        usage = answer.usage
+        first = usage.total_seconds if usage.first_token_seconds is None else usage.first_token_seconds
+        fields = {
+            "done_reason": "length" if self._reason == "length" else "stop",
+            "total_duration": _nanoseconds(usage.total_seconds),
+            "load_duration": 0,
+            "prompt_eval_count": usage.prompt_tokens,
+            "prompt_eval_duration": _nanoseconds(first - usage.queue_seconds),
+            "eval_count": usage.completion_tokens,
+            "eval_duration": _nanoseconds(usage.total_seconds - first),
+        }
+        return fields | ({"herd": {"warnings": answer.warnings}} if answer.warnings else {})
+
+
+def error_body(error: ApiError, _: str) -> dict[str, Any]:
+    """Return the body of an error as Ollama's API has it."""
+    return {"error": error.message}
+
+
+def _served(request: Request, principal: Principal, name: str | None) -> ServedModel:
+    """Return the served model. Ollama's clients may write ``:latest`` after its name."""
+    served: ServedModel = request.app.state.served
+    served.check_name(name.removesuffix(":latest") if name else name)
+    principal.check_model(served.name)
+    return served
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message in OpenAI's form. Ollama's have no ids of calls, and images beside the text."""
+    if message.get("images"):
+        raise BadRequest("messages: images are not supported; the model reads text only", "messages")
+    names = ("role", "content", "tool_calls", "tool_call_id")
+    return {name: message[name] for name in names if message.get(name) is not None}
+
+
+def _schema(form: str | Mapping[str, Any] | None, warnings: list[str]) -> dict[str, Any] | None:
+    if form in (None, ""):
+        return None
+    if form == "json":
+        return ANY_OBJECT
+    if isinstance(form, str):
+        raise BadRequest(f"format={form[:40]!r} must be json or a JSON schema", "format")
+    return enforceable_schema(form, True, "format", warnings)
+
+
+def _loaded(model: str, field: str, value: Any) -> Response:
+    """Answer a request without a prompt, by which clients load a model."""
+    head = {"model": model, "created_at": _time(), "done": True, "done_reason": "load"}
+    return JSONResponse(head | {field: value})
+
+
+def _listed(request: Request, principal: Principal) -> list[dict[str, Any]]:
+    served: ServedModel = request.app.state.served
+    if principal.models is not None and served.name not in principal.models:
+        return []
+    return [
+        {
+            "name": served.name,
+            "model": served.name,
+            "modified_at": _time(served.created),
+            "size": int(served.facts.get("size", 0)),
+            "digest": hashlib.sha256(served.fingerprint.encode()).hexdigest(),
+            "details": _details(served),
+        }
+    ]
+
+
+def _details(served: ServedModel) -> dict[str, Any]:
+    return {
+        "parent_model": "",
+        "format": "gguf",
+        "family": "llama",
+        "families": ["llama"],
+        "parameter_size": str(served.facts.get("n_params", "")),
+        "quantization_level": str(served.facts.get("quantization", "")),
+    }
+
+
+def _time(seconds: int | None = None) -> str:
+    moment = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+def _nanoseconds(seconds: float) -> int:
+    return max(0, round(seconds * 1e9))

@@ -1,0 +1,357 @@
+"""OpenAI's ``/v1/responses``, without memory: the client sends the whole dialog each time.
+
+An answer is a list of items: reasoning, a message, calls of functions. In a stream each item is announced,
+filled, and closed, and the last event has the whole response.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.concurrency import run_in_threadpool
+from pydantic import Field
+from starlette.responses import JSONResponse, Response
+
+from ..text.tokenizer import Tokenizer
+from .answer import (
+    AnswerCall,
+    AnswerEnd,
+    AnswerEvent,
+    AnswerText,
+    AnswerThought,
+    AnswerUsage,
+    Choice,
+    LiveAnswer,
+)
+from .auth import Principal, require
+from .chat import ChatCall, ServedModel, prepare_chat
+from .dialog import read_messages
+from .errors import ApiError
+from .forms import response_schema
+from .openai_chat import chat_logprobs
+from .problems import BadRequest
+from .respond import AnswerWriter, json_text, respond, warning_header
+from .tools import NAMESPACE_SEPARATOR, read_tool_choice, read_tools
+from .wire import RequestModel, documented, read_request
+
+router = APIRouter()
+LOGPROBS = "message.output_text.logprobs"
+DROPPED_ITEMS = ("reasoning", "compaction")
+"""Items that chat formats leave out of a dialog."""
+
+Item = dict[str, Any]
+
+
+class InputRequest(RequestModel):
+    """The honoured fields of a request to count tokens (`fields.yaml` has the others)."""
+
+    model: str | None = None
+    input: str | list[dict[str, Any]]
+    instructions: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: dict[str, Any] | None = None
+
+
+class ResponsesRequest(InputRequest):
+    """The honoured fields of a request for a response."""
+
+    max_output_tokens: int | None = Field(None, ge=1)
+    stream: bool | None = None
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    include: list[str] | None = None
+    metadata: dict[str, str] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+
+
+@router.post("/v1/responses", **documented(ResponsesRequest))
+@router.post("/responses", include_in_schema=False)
+async def responses(
+    request: Request, principal: Annotated[Principal, Depends(require("responses"))]
+) -> Response:
+    """Answer a dialog."""
+    asked, warnings = await read_request(request, "responses", ResponsesRequest)
+    served: ServedModel = request.app.state.served
+    served.check_name(asked.model)
+    principal.check_model(served.name)
+    has_logprobs = asked.top_logprobs is not None or LOGPROBS in (asked.include or ())
+    sampling = {
+        "max_tokens": asked.max_output_tokens,
+        "temperature": asked.temperature,
+        "top_p": asked.top_p,
+        "logprobs": (asked.top_logprobs or 0) if has_logprobs else None,
+    }
+    prompt = await run_in_threadpool(
+        lambda: prepare_chat(
+            served, _chat_call(asked, sampling, warnings, request.app.state.settings.max_tools)
+        )
+    )
+    writer = ResponseWriter(served, asked)
+    return await respond(request, principal, [prompt], writer, stream=bool(asked.stream), warnings=warnings)
+
+
+@router.post("/v1/responses/input_tokens", **documented(InputRequest))
+async def input_tokens(
+    request: Request, principal: Annotated[Principal, Depends(require("tokenize"))]
+) -> Response:
+    """Return the number of tokens of a dialog's prompt."""
+    asked, warnings = await read_request(request, "input_tokens", InputRequest)
+    served: ServedModel = request.app.state.served
+    served.check_name(asked.model)
+    max_tools = request.app.state.settings.max_tools
+    prompt = await run_in_threadpool(
+        lambda: prepare_chat(served, _chat_call(asked, {}, warnings, max_tools), any_length=True)
+    )
+    body = {"object": "response.input_tokens", "input_tokens": len(prompt.ids)}
+    return JSONResponse(body, headers=warning_header(warnings))
+
+
+def _chat_call(
+    asked: InputRequest, sampling: Mapping[str, Any], warnings: list[str], max_tools: int
+) -> ChatCall:
+    tools = read_tools(asked.tools, warnings, max_tools)
+    choice = read_tool_choice(asked.tool_choice, tools, warnings)
+    text = asked.text or {}
+    if (verbosity := text.get("verbosity")) not in (None, "medium"):
+        warnings.append(f"text.verbosity={str(verbosity)[:20]} has no effect: ask for it in the instructions")
+    system = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
+    dialog = read_messages([*system, *read_items(asked.input, warnings)], warnings)
+    schema = response_schema(text.get("format"), warnings)
+    return ChatCall(
+        dialog, sampling, tools, choice, asked.parallel_tool_calls is not False, schema, warnings=warnings
+    )
+
+
+def read_items(items: str | Sequence[Mapping[str, Any]], warnings: list[str]) -> list[dict[str, Any]]:
+    """Return the input in the form of chat messages. A call joins the assistant's message before it."""
+    if isinstance(items, str):
+        return [{"role": "user", "content": items}]
+    out: list[dict[str, Any]] = []
+    for number, item in enumerate(items):
+        where, kind = f"input[{number}]", item.get("type", "message")
+        if kind == "message":
+            out.append({"role": item.get("role"), "content": item.get("content")})
+        elif kind == "function_call":
+            space = item.get("namespace")
+            name = f"{space}{NAMESPACE_SEPARATOR}{item.get('name')}" if space else item.get("name")
+            call = {
+                "id": item.get("call_id"),
+                "type": "function",
+                "function": {"name": name, "arguments": item.get("arguments")},
+            }
+            if not out or out[-1]["role"] != "assistant":
+                out.append({"role": "assistant", "content": ""})
+            out[-1].setdefault("tool_calls", []).append(call)
+        elif kind == "function_call_output":
+            out.append({"role": "tool", "content": item.get("output"), "tool_call_id": item.get("call_id")})
+        elif kind == "item_reference":
+            raise BadRequest(f"{where}: the server stores no items: send the item itself", where)
+        elif kind in DROPPED_ITEMS:
+            continue
+        else:
+            warnings.append(f"{where}=an item of type {str(kind)[:40]!r} is not supported, left out")
+    if not out:
+        raise BadRequest("input is empty: send at least one message", "input")
+    return out
+
+
+class ResponseWriter(AnswerWriter):
+    """Writes an answer as a response object, or as the events of one."""
+
+    def __init__(self, served: ServedModel, asked: ResponsesRequest) -> None:
+        self._tokenizer: Tokenizer = served.tokenizer
+        self._model, self._asked, self._created = served.name, asked, int(time.time())
+        self._n_events = 0
+        self._output: list[Item] = []  # closed items, and at the end the one that is filled
+        self._filling: type[AnswerText | AnswerThought] | None = None
+        self._reason = "stop"
+
+    def begin(self, answer: LiveAnswer) -> bytes:
+        self._id = answer.id
+        response = self._response(answer, "in_progress")
+        return self._event("response.created", response=response) + self._event(
+            "response.in_progress", response=response
+        )
+
+    def event(self, event: AnswerEvent) -> bytes:
+        if isinstance(event, AnswerEnd):
+            self._reason = event.reason
+            return self._close()
+        if isinstance(event, AnswerCall):
+            return self._close() + self._call(event)
+        if not event.text and not (isinstance(event, AnswerText) and event.logprobs):
+            return b""
+        opening = b""
+        if self._filling is not type(event):
+            opening = self._close() + self._open(type(event))
+        part = self._output[-1]["content"][0]
+        part["text"] += event.text
+        more: dict[str, Any] = {}
+        if isinstance(event, AnswerText):
+            logprobs = _logprobs(event.logprobs, self._tokenizer)
+            part["logprobs"] += logprobs
+            more["logprobs"] = logprobs
+        return opening + self._part_event("delta", delta=event.text, **more)
+
+    def end(self, answer: LiveAnswer) -> bytes:
+        response = self._response(answer, self._status)
+        return self._event(f"response.{self._status}", response=response)
+
+    def error(self, error: ApiError) -> bytes:
+        return self._event("error", code=error.code, message=error.message, param=error.param)
+
+    def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> dict[str, Any]:
+        choice = choices[0]
+        self._id, self._reason = answer.id, choice.reason
+        if choice.thought:
+            self._add(AnswerThought, choice.thought)
+        if choice.text or choice.logprobs or not choice.calls:
+            item = self._add(AnswerText, choice.text)
+            item["content"][0]["logprobs"] = _logprobs(choice.logprobs, self._tokenizer)
+            item["status"] = self._status
+        self._output += [_call_item(call) for call in choice.calls]
+        return self._response(answer, self._status)
+
+    @property
+    def _status(self) -> str:
+        return "incomplete" if self._reason == "length" else "completed"
+
+    def _open(self, kind: type[AnswerText | AnswerThought]) -> bytes:
+        self._filling = kind
+        item = self._add(kind, "")
+        announced = item | {"content": [], "status": "in_progress"}
+        added = self._event("response.output_item.added", output_index=self._at, item=announced)
+        place = {"item_id": item["id"], "output_index": self._at, "content_index": 0}
+        return added + self._event("response.content_part.added", **place, part=item["content"][0])
+
+    def _add(self, kind: type[AnswerText | AnswerThought], text: str) -> Item:
+        """Append a message or a reasoning item with one part, and return it."""
+        if kind is AnswerThought:
+            part: Item = {"type": "reasoning_text", "text": text}
+            item: Item = {"type": "reasoning", "summary": []}
+        else:
+            part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+            item = {"type": "message", "role": "assistant"}
+        prefix = "rs" if kind is AnswerThought else "msg"
+        item |= {"id": f"{prefix}_{self._id}_{len(self._output)}", "status": "completed", "content": [part]}
+        self._output.append(item)
+        return item
+
+    def _close(self) -> bytes:
+        if self._filling is None:
+            return b""
+        item = self._output[-1]
+        part = item["content"][0]
+        more = {"logprobs": part["logprobs"]} if "logprobs" in part else {}
+        done = self._part_event("done", text=part["text"], **more)
+        place = {"item_id": item["id"], "output_index": self._at, "content_index": 0}
+        done += self._event("response.content_part.done", **place, part=part)
+        self._filling = None
+        item["status"] = self._status
+        return done + self._event("response.output_item.done", output_index=self._at, item=item)
+
+    def _call(self, call: AnswerCall) -> bytes:
+        item = _call_item(call)
+        self._output.append(item)
+        place = {"item_id": item["id"], "output_index": self._at}
+        opening = item | {"arguments": "", "status": "in_progress"}
+        return b"".join(
+            (
+                self._event("response.output_item.added", output_index=self._at, item=opening),
+                self._event("response.function_call_arguments.delta", **place, delta=call.arguments),
+                self._event(
+                    "response.function_call_arguments.done",
+                    **place,
+                    name=item["name"],
+                    arguments=call.arguments,
+                ),
+                self._event("response.output_item.done", output_index=self._at, item=item),
+            )
+        )
+
+    @property
+    def _at(self) -> int:
+        return len(self._output) - 1
+
+    def _part_event(self, what: str, **fields: Any) -> bytes:
+        kind = "output_text" if self._filling is AnswerText else "reasoning_text"
+        place = {"item_id": self._output[-1]["id"], "output_index": self._at, "content_index": 0}
+        return self._event(f"response.{kind}.{what}", **place, **fields)
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        data = {"type": kind, "sequence_number": self._n_events, **fields}
+        self._n_events += 1
+        return f"event: {kind}\ndata: {json_text(data)}\n\n".encode()
+
+    def _response(self, answer: LiveAnswer, status: str) -> dict[str, Any]:
+        asked, sampling = self._asked, answer.prompts[0].sampling
+        ended = status != "in_progress"
+        response = {
+            "id": f"resp_{answer.id}",
+            "object": "response",
+            "created_at": self._created,
+            "completed_at": int(time.time()) if status == "completed" else None,
+            "status": status,
+            "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "instructions": asked.instructions,
+            "max_output_tokens": asked.max_output_tokens,
+            "model": self._model,
+            "output": self._output if ended else [],
+            "parallel_tool_calls": asked.parallel_tool_calls is not False,
+            "previous_response_id": None,
+            "store": False,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_logprobs": asked.top_logprobs or 0,
+            "text": asked.text or {"format": {"type": "text"}},
+            "tool_choice": asked.tool_choice or "auto",
+            "tools": [_echoed(tool) for tool in asked.tools or ()],
+            "truncation": "disabled",
+            "background": False,
+            "service_tier": "default",
+            "metadata": asked.metadata or {},
+            "user": asked.user,
+            "usage": _usage(answer.usage) if ended else None,
+        }
+        return response | ({"herd": {"warnings": answer.warnings}} if ended and answer.warnings else {})
+
+
+def _echoed(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tool with the fields that clients expect to see in a response."""
+    if tool.get("type") == "function":
+        return {"parameters": None, "strict": False, **tool}
+    return {"description": "", **tool} if tool.get("type") == "namespace" else dict(tool)
+
+
+def _call_item(call: AnswerCall) -> Item:
+    item = {
+        "id": f"fc_{call.id}",
+        "type": "function_call",
+        "status": "completed",
+        "call_id": f"call_{call.id}",
+        "name": call.tool.name_inside or call.tool.name,
+        "arguments": call.arguments,
+    }
+    return item | ({"namespace": call.tool.namespace} if call.tool.namespace else {})
+
+
+def _logprobs(logprobs: Any, tokenizer: Tokenizer) -> list[Any]:
+    return chat_logprobs(logprobs, tokenizer)["content"] if logprobs else []
+
+
+def _usage(usage: AnswerUsage) -> dict[str, Any]:
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
