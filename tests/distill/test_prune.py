@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from herd.data.batch import Batch
-from herd.distill import best_block, importance, prune
+from herd.distill import Importance, best_block, importance, prune
+from herd.distill.importance import uniform_layers
 from herd.errors import ConfigError
 from herd.llama import ModelConfig
 from herd.llama.model import LlamaLM
@@ -109,3 +110,106 @@ def test_the_minitron_4b_shapes_have_the_published_parameter_counts() -> None:
 
     assert round(SIZES["8B"].replace(dim=3072, ffn_dim=9216).n_params / 1e9, 2) == 4.51
     assert round(SIZES["8B"].replace(n_layers=16).n_params / 1e9, 2) == 4.54
+
+
+def slow_importance(
+    model: LlamaLM, batches: list[Batch], kept: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
+    """Compute the scores token by token, with the layers' formulas written out."""
+    import torch.nn.functional as F
+
+    c = model.config
+    heads = torch.zeros(c.n_layers, c.n_heads, dtype=torch.float64)
+    neurons = torch.zeros(c.n_layers, c.ffn_dim, dtype=torch.float64)
+    channels = torch.zeros(c.dim, dtype=torch.float64)
+    for batch in batches:
+        for tokens in batch.tokens_BT:
+            counted = [t for t in range(len(tokens)) if kept is None or kept[tokens[t]]]
+            rows: dict[str, list[torch.Tensor]] = {}
+            seen = []
+            for layer in model.model.layers:
+                seen.append(layer.self_attn.o_proj.register_forward_pre_hook(
+                    lambda m, a, r=rows: r.setdefault("attention", []).append(a[0][0].double())))  # fmt: skip
+            model(tokens[None])
+            for handle in seen:
+                handle.remove()
+            x = model.model.embed_tokens(tokens).double()
+            norms = []
+            for index, layer in enumerate(model.model.layers):
+
+                def norm(x, module):
+                    return (
+                        x / (x.square().mean(-1, keepdim=True) + c.norm_eps).sqrt() * module.weight.double()
+                    )
+
+                norms.append(norm(x, layer.input_layernorm))
+                attended = rows["attention"][index]
+                for h in range(c.n_heads):
+                    size = [attended[t, h * c.head_dim : (h + 1) * c.head_dim].norm() for t in counted]
+                    heads[index, h] += (sum(size) / len(counted)) ** 2
+                x = x + attended @ layer.self_attn.o_proj.weight.double().T
+                norms.append(norm(x, layer.post_attention_layernorm))
+                gate, up = (
+                    norms[-1] @ getattr(layer.mlp, n).weight.double().T for n in ("gate_proj", "up_proj")
+                )
+                inner = F.silu(gate) * up
+                neurons[index] += (sum(inner[t].abs() for t in counted) / len(counted)) ** 2
+                x = x + inner @ layer.mlp.down_proj.weight.double().T
+            norms.append(norm(x, model.model.norm))
+            for values in norms:
+                channels += (sum(values[t].abs() for t in counted) / len(counted)) ** 2
+    return {"heads_LH": heads.sqrt(), "neurons_LF": neurons.sqrt(), "channels_D": channels.sqrt()}
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@torch.no_grad()
+def test_importance_is_that_of_a_slow_obvious_implementation(teacher: LlamaLM, weighted: bool) -> None:
+    kept = torch.arange(97) < 60 if weighted else None
+    batches = [make_batch(0), make_batch(1)]
+    fast = importance(teacher, batches, kept)
+    for name, slow in slow_importance(teacher, batches, kept).items():
+        torch.testing.assert_close(getattr(fast, name).double(), slow, rtol=1e-4, atol=1e-5)
+
+
+def test_the_best_block_is_found_by_trying_all(teacher: LlamaLM) -> None:
+    batch = make_batch()
+    losses = {}
+    for start in (1, 2):
+        layers = [i for i in range(4) if i != start]
+        student = LlamaLM(TEACHER.replace(n_layers=3))
+        weights = {}
+        for name, weight in teacher.state_dict().items():
+            part = name.split(".")
+            if part[1] == "layers":
+                if int(part[2]) not in layers:
+                    continue
+                part[2] = str(layers.index(int(part[2])))
+            weights[".".join(part)] = weight
+        student.load_state_dict(weights)
+        losses[start] = heldout_loss(student, [batch])
+    assert best_block(teacher, 1, [batch]).start == min(losses, key=losses.__getitem__)
+
+
+@pytest.mark.parametrize(
+    "n, drop, expected", [(10, 0, []), (10, 4, [2, 4, 6, 8]), (30, 4, [4, 11, 18, 25]), (4, 2, [1, 2])]
+)
+def test_uniform_layers_are_spread_and_leave_the_ends(n: int, drop: int, expected: list[int]) -> None:
+    assert uniform_layers(n, drop) == expected
+
+
+def test_the_minitron_shapes_are_pruned_on_the_meta_device() -> None:
+    """Cut the real 8B without allocating it: every tensor has the student's shape."""
+    from herd.distill.prune import choose, cut
+    from herd.llama import SIZES
+
+    big = SIZES["8B"]
+    with torch.device("meta"):
+        model = LlamaLM(big)
+    for target, drop, billions in (
+        (big.replace(dim=3072, ffn_dim=9216), range(0), 4.51),
+        (big.replace(n_layers=16), range(15, 31), 4.54),
+    ):
+        scores = Importance(torch.rand(32, 32), torch.rand(32, 14336), torch.rand(4096))
+        mask = choose(big, target, scores, drop)
+        student = cut(model, target, mask)
+        assert round(sum(p.numel() for p in student.parameters()) / 1e9, 2) == billions

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herd.kernels import loss as losses
-from herd.kernels.loss import linear_cross_entropy, linear_distil
+from herd.kernels.loss import SampledTargets, linear_cross_entropy, linear_distil, linear_sampled_distil
 
 
 def plain_cross_entropy(hidden, weight, targets):
@@ -229,3 +229,99 @@ def test_a_packed_head_gives_the_same_loss_and_gradient_a_tile_at_a_time(monkeyp
         torch.testing.assert_close(grads(ours.total, *inputs), grads(plain.total, *inputs))
     with torch.no_grad():
         assert not linear_cross_entropy(hidden, packed, targets).requires_grad
+
+
+def drawn(N, V, n_draws, seed=3):
+    """Return draws from random distributions, and the distributions (N, V)."""
+    generator = torch.Generator().manual_seed(seed)
+    p = torch.softmax(2 * torch.randn(N, V, generator=generator, dtype=torch.float64), -1)
+    draws = torch.multinomial(p, n_draws, replacement=True, generator=generator)
+    counts = torch.zeros(N, V, dtype=torch.float64).scatter_add_(
+        1, draws, torch.ones_like(p[:, :1]).expand(N, n_draws)
+    )
+    J = int((counts > 0).sum(1).max())
+    weights, ids = counts.topk(J, dim=1)
+    return SampledTargets(ids, weights / n_draws, p.gather(1, ids).log()), p
+
+
+def plain_sampled(hidden, weight, targets, sampled, kl_weight, reverse):
+    log_q = F.log_softmax(hidden @ weight.T, -1)
+    trained = targets != -100
+    log_ratio = log_q.gather(1, sampled.ids_NJ) - sampled.log_p_NJ
+    ratio = log_ratio.exp()
+    each = ratio * log_ratio - ratio + 1 if reverse else -log_ratio
+    kl = ((sampled.weights_NJ * each).sum(1) * trained).sum()
+    ce = F.nll_loss(log_q, targets, reduction="sum", ignore_index=-100)
+    return kl_weight * kl + (1 - kl_weight) * ce, ce, kl
+
+
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("kl_weight", [1.0, 0.6, 0.0])
+def test_sampled_distillation_is_the_plain_formula_in_float64(kl_weight, reverse):
+    hidden, weight = leaves((23, 6), (31, 6))
+    targets, (sampled, _) = targets_for(23, 31), drawn(23, 31, 9)
+    ours = linear_sampled_distil(hidden, weight, targets, sampled, kl_weight, reverse=reverse)
+    plain = plain_sampled(hidden, weight, targets, sampled, kl_weight, reverse)
+    torch.testing.assert_close(tuple(ours), plain)
+    torch.testing.assert_close(grads(ours.total, hidden, weight), grads(plain[0], hidden, weight))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_whole_distribution_as_a_sample_is_the_whole_divergence(reverse):
+    student, weight, teacher, teacher_weight = leaves((11, 6), (17, 6), (11, 9), (17, 9))
+    targets = targets_for(11, 17)
+    log_p = F.log_softmax(teacher.detach() @ teacher_weight.detach().T, -1)
+    everything = SampledTargets(torch.arange(17).expand(11, 17), log_p.exp(), log_p)
+    sampled = linear_sampled_distil(student, weight, targets, everything, 0.7, reverse=reverse)
+    full = linear_distil(student, weight, targets, teacher, teacher_weight, 1.0, 0.7, reverse=reverse)
+    torch.testing.assert_close(tuple(sampled), tuple(full))
+    torch.testing.assert_close(grads(sampled.total, student, weight), grads(full.total, student, weight))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_mean_gradient_of_samples_is_that_of_the_whole_distribution(reverse):
+    """The error of the mean of R gradients must fall like 1 / sqrt(R): there is no bias that remains."""
+    hidden, weight = leaves((1, 4), (12, 4))
+    _, p = drawn(1, 12, 1)
+    everything = SampledTargets(torch.arange(12)[None], p, p.log())
+    target = torch.tensor([2])
+    whole = grads(linear_sampled_distil(hidden, weight, target, everything, reverse=reverse).total, hidden)[0]
+    many = 40_000
+    copies = hidden.detach().expand(many, 4).clone().requires_grad_()
+    draws = torch.multinomial(
+        p[0], many * 3, replacement=True, generator=torch.Generator().manual_seed(0)
+    ).view(many, 3)
+    sampled = SampledTargets(draws, torch.full(draws.shape, 1 / 3), p[0].log()[draws])
+    loss = linear_sampled_distil(copies, weight.detach(), target.expand(many), sampled, reverse=reverse)
+    each = grads(loss.total, copies)[0]
+    error = (each.mean(0) - whole[0]).abs()
+    assert (error < 5 * each.std(0) / many**0.5).all()
+
+
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("tau, kl_weight", [(1.0, 1.0), (2.0, 0.5)])
+def test_reverse_kl_is_the_plain_one_in_float64(tau, kl_weight):
+    student, weight, teacher, teacher_weight = leaves((23, 6), (31, 6), (23, 9), (31, 9))
+    targets = targets_for(23, 31)
+    log_p = F.log_softmax(teacher.detach() @ teacher_weight.detach().T / tau, -1)
+    log_q = F.log_softmax(student @ weight.T / tau, -1)
+    kl = tau**2 * ((log_q.exp() * (log_q - log_p)).sum(-1) * (targets != -100)).sum()
+    ce = plain_cross_entropy(student, weight, targets)
+    plain = kl_weight * kl + (1 - kl_weight) * ce
+    ours = linear_distil(student, weight, targets, teacher, teacher_weight, tau, kl_weight, reverse=True)
+    torch.testing.assert_close(tuple(ours), (plain, ce, kl))
+    torch.testing.assert_close(grads(ours.total, student, weight), grads(plain, student, weight))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_narrow_sampled_distillation_stays_close_to_float64(dtype, tolerance):
+    wide = leaves((64, 32), (200, 32))
+    narrow = [x.detach().to(dtype).requires_grad_() for x in wide]
+    wide = [x.detach().double().requires_grad_() for x in narrow]
+    targets, (sampled, _) = targets_for(64, 200), drawn(64, 200, 20)
+    ours = linear_sampled_distil(*narrow, targets, sampled, 0.8)
+    plain = plain_sampled(*wide, targets, sampled, 0.8, reverse=False)
+    torch.testing.assert_close(ours.total.double(), plain[0], rtol=tolerance, atol=0)
+    for own, exact in zip(grads(ours.total, *narrow), grads(plain[0], *wide), strict=True):
+        assert (own.double() - exact).norm() < tolerance * exact.norm()

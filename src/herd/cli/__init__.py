@@ -51,6 +51,7 @@ VERBS: dict[str, Verb] = {
     "chat": Verb("chat", "Talk to a model in the terminal.", "chat_command"),
     "serve": Verb("serve", "Serve a model to other programs: OpenAI's API.", "serve_command"),
     "train": Verb("train", "Train a model as a recipe (YAML) says.", "train_command", resume=""),
+    "shrink": Verb("shrink", "Make a smaller student of a model by distillation.", "app", resume=""),
     "quantize": Verb(
         "quantize", "Store a model in 8, 6 or 4 bits per weight.", "quantize_command", resume=""
     ),

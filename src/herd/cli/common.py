@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ..dtypes import parse_dtype
 from ..errors import ConfigError
 
 MODEL = "A name (`herd list`), a checkpoint folder, a .gguf file, or hf:ORG/NAME[/FILE]."
 """Help text of an argument that `checkpoint.resolve_model` resolves."""
+RUN = "run"
 COMPUTE_DTYPES = ("fp32", "bf16", "fp16")
 
 
@@ -78,6 +80,15 @@ _THREADS_HELP = "Number of CPU threads (default: the cores this process may use)
 Threads = Annotated[
     int | None, typer.Option(min=1, max=4096, is_eager=True, callback=_threads, help=_THREADS_HELP)
 ]
+
+
+class RunFirst(TyperGroup):
+    """A group of verbs that reads ``herd eval MODEL`` as ``herd eval run MODEL``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = [RUN, *args]
+        return super().parse_args(ctx, args)
 
 
 @contextmanager

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from ..errors import CheckpointError, DataError
 from . import eval_compare
-from .common import MODEL, Device, Dtype, Json, Threads, print_json, print_table
+from .common import MODEL, RUN, Device, Dtype, Json, RunFirst, Threads, print_json, print_table
 from .eval_model import DataOption, Limit, Out, data_source, open_local, results_folder
 
 if TYPE_CHECKING:
@@ -29,19 +28,8 @@ if TYPE_CHECKING:
     from ..evals.results import Evaluation, ItemResult, TaskResult
     from ..evals.tasks import Task
 
-RUN = "run"
 
-
-class _RunFirst(TyperGroup):
-    """A group of verbs that reads ``herd eval MODEL`` as ``herd eval run MODEL``."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "--help"):
-            args = [RUN, *args]
-        return super().parse_args(ctx, args)
-
-
-app = typer.Typer(cls=_RunFirst, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(cls=RunFirst, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()

@@ -7,7 +7,7 @@ pruned together, by `importance`. KV heads and the head dim are kept, as in both
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +55,7 @@ def check_target(source: ModelConfig, target: ModelConfig) -> None:
             )
 
 
-def choose(source: ModelConfig, target: ModelConfig, scores: Importance, drop: range) -> PruneMask:
+def choose(source: ModelConfig, target: ModelConfig, scores: Importance, drop: Collection[int]) -> PruneMask:
     """Return the mask of the best-scoring parts for ``target``, without the layers in ``drop``."""
     layers = [i for i in range(source.n_layers) if i not in drop]
     group, group_kept = source.n_heads // source.n_kv_heads, target.n_heads // target.n_kv_heads
@@ -102,8 +102,9 @@ def cut(model: LlamaLM, target: ModelConfig, kept: PruneMask) -> LlamaLM:
         for name in [name for name in source if name.startswith(there) and name.endswith(".bias")]:
             side = name.split(".")[-2]
             out[name.replace(there, here)] = source[name][outputs[side]] if side in outputs else source[name]
-    student = LlamaLM(target)
-    student.load_state_dict(out)
+    with torch.device(model.device):
+        student = LlamaLM(target)
+    student.to(model.dtype).load_state_dict(out)
     return student
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .softmax import cross_entropy_, distil_
+from .softmax import cross_entropy_, distil_, reverse_distil_
 
 IGNORED = -100
 ROWS = 64
@@ -68,6 +68,19 @@ class DistilLoss(NamedTuple):
     kl: Tensor
 
 
+class SampledTargets(NamedTuple):
+    """A teacher's distribution for every token, as draws from it with replacement.
+
+    ``ids_NJ`` (int64) are the distinct words that were drawn, ``weights_NJ`` the fraction of the draws that
+    each received (0 for padding), ``log_p_NJ`` the teacher's log-probability of each. The weights of a token
+    sum to 1, and on average over the draws they are the teacher's distribution.
+    """
+
+    ids_NJ: Tensor
+    weights_NJ: Tensor
+    log_p_NJ: Tensor
+
+
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Weight, targets_N: Tensor) -> Tensor:
     """Return the sum over tokens of -log softmax(hidden @ weight.T)[target], an fp32 scalar.
 
@@ -87,17 +100,44 @@ def linear_distil(
     teacher_weight_VE: Weight,
     tau: float = 1.0,
     kl_weight: float = 1.0,
+    *,
+    reverse: bool = False,
 ) -> DistilLoss:
     """Return the sum over tokens of kl_weight · tau² · KL(teacher || student) + (1 - kl_weight) · CE.
 
-    The student's logits are computed once for both. tau² keeps the gradient's size at any temperature ``tau``
-    (Hinton et al., arXiv 1503.02531). The teacher gets no gradient. Tokens with target -100 do not count.
+    With ``reverse`` the divergence is KL(student || teacher). The student's logits are computed once for both.
+    tau² keeps the gradient's size at any temperature ``tau`` (Hinton et al., arXiv 1503.02531). The teacher gets
+    no gradient. Tokens with target -100 do not count.
     Both parts are returned unweighted, in nats.
     """
     student_ND, student_weight_VD = _autocast(student_ND), _autocast(student_weight_VD)
     teacher = _autocast(teacher_NE.detach()), _autocast(_detached(teacher_weight_VE))
     student = student_ND.detach(), _detached(student_weight_VD)
-    sums = partial(_distil_sums, *student, targets_N, *teacher, tau, kl_weight)
+    sums = partial(_distil_sums, *student, targets_N, *teacher, tau, kl_weight, reverse)
+    needs = _needs(student_ND, student_weight_VD)
+    total, ce, kl = _FusedLoss.apply(student_ND, student_weight_VD, sums, *needs)
+    return DistilLoss(total, ce, kl)
+
+
+def linear_sampled_distil(
+    student_ND: Tensor,
+    student_weight_VD: Weight,
+    targets_N: Tensor,
+    sampled: SampledTargets,
+    kl_weight: float = 1.0,
+    *,
+    reverse: bool = False,
+) -> DistilLoss:
+    """Return the loss of `linear_distil` at tau 1, estimated from draws of the teacher's distribution.
+
+    Loss and gradient are unbiased: their mean over the draws is that of the whole distribution (arXiv
+    2503.16870). KL(teacher || student) is estimated by the mean over draws of log p - log q, and KL(student ||
+    teacher) by the mean of r log r - r + 1 with r = q / p. The second has a much larger variance. No tensor of
+    the teacher's has the size of its vocabulary.
+    """
+    student_ND, student_weight_VD = _autocast(student_ND), _autocast(student_weight_VD)
+    student = student_ND.detach(), _detached(student_weight_VD)
+    sums = partial(_sampled_sums, *student, targets_N, sampled, kl_weight, reverse)
     needs = _needs(student_ND, student_weight_VD)
     total, ce, kl = _FusedLoss.apply(student_ND, student_weight_VD, sums, *needs)
     return DistilLoss(total, ce, kl)
@@ -130,18 +170,20 @@ def _distil_sums(
     teacher_weight_VE: Weight,
     tau: float,
     kl_weight: float,
+    reverse: bool,
     need_hidden: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return total, cross-entropy, KL, and the gradients of the student's hidden states and weight."""
     rows, grads = _trained(targets_N), _Gradients(student_ND, student_weight_VD, need_hidden, need_weight)
     ce, kl = (torch.zeros((), dtype=_wide(student_ND), device=student_ND.device) for _ in range(2))
+    loss_ = reverse_distil_ if reverse else distil_
     for rows_C in _chunks(rows, student_weight_VD):
         hidden_PD = _padded(student_ND[_index(rows_C)])
         logits_PV = _logits(hidden_PD, student_weight_VD)
         logits_CV = logits_PV[: len(rows_C)]
         teacher_PV = _logits(_padded(teacher_NE[_index(rows_C)]), teacher_weight_VE)
-        ce_C, kl_C = distil_(logits_CV, teacher_PV[: len(rows_C)], targets_N[rows_C], tau, kl_weight)
+        ce_C, kl_C = loss_(logits_CV, teacher_PV[: len(rows_C)], targets_N[rows_C], tau, kl_weight)
         del teacher_PV
         ce += ce_C.sum()
         kl += kl_C.sum()
@@ -151,6 +193,49 @@ def _distil_sums(
     total = kl_weight * kl + (1 - kl_weight) * ce
     dtype = _wide(student_ND)
     return total.to(dtype), ce.to(dtype), kl.to(dtype), *grads.finish()
+
+
+def _sampled_sums(
+    student_ND: Tensor,
+    weight_VD: Weight,
+    targets_N: Tensor,
+    sampled: SampledTargets,
+    kl_weight: float,
+    reverse: bool,
+    need_hidden: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return total, cross-entropy, KL, and the gradients of the student's hidden states and weight."""
+    rows, grads = _trained(targets_N), _Gradients(student_ND, weight_VD, need_hidden, need_weight)
+    dtype = _wide(student_ND)
+    ce, kl = (torch.zeros((), dtype=dtype, device=student_ND.device) for _ in range(2))
+    for rows_C in _chunks(rows, weight_VD):
+        hidden_PD = _padded(student_ND[_index(rows_C)])
+        logits_PV = _logits(hidden_PD, weight_VD)
+        logits_CV = logits_PV[: len(rows_C)]
+        targets_C1 = targets_N[rows_C, None]
+        ids_CJ = sampled.ids_NJ[rows_C]
+        weights_CJ, log_p_CJ = (x[rows_C].to(dtype) for x in (sampled.weights_NJ, sampled.log_p_NJ))
+        score_C1, scores_CJ = (logits_CV.gather(1, ids).to(dtype) for ids in (targets_C1, ids_CJ))
+        ce_C1 = cross_entropy_(logits_CV, targets_C1[:, 0], need_hidden or need_weight)[:, None]
+        log_ratio_CJ = scores_CJ - (ce_C1 + score_C1) - log_p_CJ  # log q - log p
+        if reverse:
+            ratio_CJ = log_ratio_CJ.exp()
+            slope_CJ = weights_CJ * ratio_CJ * log_ratio_CJ  # of the loss by log q
+            kl += (slope_CJ - weights_CJ * (ratio_CJ - 1)).sum()
+        else:
+            slope_CJ = -weights_CJ
+            kl -= (weights_CJ * log_ratio_CJ).sum()
+        ce += ce_C1.sum()
+        if need_hidden or need_weight:  # logits_CV is now softmax - onehot(target)
+            slope_C1 = kl_weight * slope_CJ.sum(1, keepdim=True)
+            if reverse:
+                logits_CV *= (1 - kl_weight - slope_C1).to(logits_CV.dtype)
+            logits_CV.scatter_add_(1, targets_C1, -slope_C1.to(logits_CV.dtype))
+            logits_CV.scatter_add_(1, ids_CJ, (kl_weight * slope_CJ).to(logits_CV.dtype))
+        grads.add(rows_C, hidden_PD, logits_PV)
+        del logits_PV, logits_CV
+    return kl_weight * kl + (1 - kl_weight) * ce, ce, kl, *grads.finish()
 
 
 class _Gradients:

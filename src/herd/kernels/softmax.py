@@ -84,6 +84,29 @@ def plain_distil_(
     return torch.cat(ces), torch.cat(kls)
 
 
+def reverse_distil_(
+    student_CV: Tensor, teacher_CV: Tensor, targets_C: Tensor, tau: float, kl_weight: float
+) -> tuple[Tensor, Tensor]:
+    """Return cross-entropy and KL(student || teacher) of every row, each (C,); otherwise as `distil_`."""
+    ces, kls = [], []
+    for own_cV, teacher_cV, targets_c in _blocks(student_CV, teacher_CV, targets_C):
+        student_cV = _wide(own_cV)
+        log_q_cV = torch.log_softmax(student_cV / tau, dim=-1)
+        gap_cV = log_q_cV - torch.log_softmax(_wide(teacher_cV) / tau, dim=-1)
+        q_cV = log_q_cV.exp_()
+        kl_c1 = (q_cV * gap_cV).sum(-1, keepdim=True)
+        plain_cV = torch.log_softmax(student_cV, dim=-1)
+        ces.append(-plain_cV.gather(1, targets_c[:, None]).squeeze(1))
+        kls.append(kl_c1.squeeze(1))
+        gradient_cV = q_cV.mul_(gap_cV.sub_(kl_c1)).mul_(kl_weight * tau)
+        if kl_weight != 1:
+            ones_c1 = torch.full_like(kl_c1, -1.0)
+            plain_cV.exp_().scatter_add_(1, targets_c[:, None], ones_c1)
+            gradient_cV.add_(plain_cV, alpha=1 - kl_weight)
+        own_cV.copy_(gradient_cV)
+    return torch.cat(ces), torch.cat(kls)
+
+
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,15 @@ class LibraryTokenizer(Tokenizer):
         )
         return [encoding.ids for encoding in found]
 
+    def to_json(self) -> str:
+        """Return the content of `tokenizer.json`, without a beginning of text that the library does not add."""
+        return self._library.to_str()
+
+    def first_pieces(self, words: Iterable[str]) -> list[int]:
+        """Return the id of the first token that each of the spellings of other tokens is merged to."""
+        model = self._library.model
+        return [model.tokenize(word)[0].id for word in words]
+
     @cached_property
     def _tokens(self) -> list[bytes]:
         return [self._bytes_of(id_) for id_ in range(self.vocab_size)]
@@ -231,7 +240,7 @@ class LibraryTokenizer(Tokenizer):
         """See `Tokenizer.save`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        content = json.loads(self._library.to_str())
+        content = json.loads(self.to_json())
         if self.add_bos and self._library.encode("").ids[:1] != [self.bos_id]:
             content["post_processor"] = _beginning_with(self.token_names["bos_token"], self.start_ids[0])
         write_atomically(folder / "tokenizer.json", json.dumps(content, ensure_ascii=False))

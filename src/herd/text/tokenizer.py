@@ -174,6 +174,11 @@ class Tokenizer(ABC):
         return re.compile("(" + "|".join(map(re.escape, names)) + ")")
 
     @property
+    def own_stop_ids(self) -> frozenset[int]:
+        """The stop tokens of the vocabulary and the checkpoint, without those that only the chat template names."""
+        return self._stop_ids
+
+    @property
     def start_ids(self) -> list[int]:
         """The ids that begin every text: ``[bos_id]``, or nothing."""
         return [self.bos_id] if self.add_bos and self.bos_id is not None else []

@@ -9,11 +9,13 @@ from typing import Annotated
 from pydantic import Field
 
 from .base import Loss, Objective, ObjectiveSection, batch_loss, signature
-from .distil import DistilSection, distil
+from .distil import DistilSection, SampledDistilSection, distil, sampled_distil
 from .lm import LmSection, lm
 from .sft import SftSection, sft
 
-AnyObjective = Annotated[LmSection | SftSection | DistilSection, Field(discriminator="kind")]
+AnyObjective = Annotated[
+    LmSection | SftSection | DistilSection | SampledDistilSection, Field(discriminator="kind")
+]
 
 __all__ = [
     "AnyObjective",
@@ -23,6 +25,7 @@ __all__ = [
     "batch_loss",
     "distil",
     "lm",
+    "sampled_distil",
     "sft",
     "signature",
 ]

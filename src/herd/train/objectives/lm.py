@@ -20,10 +20,10 @@ def lm(hidden_BTD: Tensor, head: nn.Module, batch: Batch) -> Loss:
 
 
 class LmSection(ObjectiveSection):
-    """Next-token prediction on running text."""
+    """Next-token prediction on running text, or on the rows of a teacher's targets without the targets."""
 
     kind: Literal["lm"]
-    rows = frozenset({"text"})
+    rows = frozenset({"text", "targets"})
 
     def build(self, load_frozen: Callable[[str], LlamaLM]) -> Objective:
         return lm

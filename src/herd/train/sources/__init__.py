@@ -1,6 +1,7 @@
 """What a run reads, one source per file: the section ``data`` of a recipe and how it is opened.
 
-A new source is a subclass of `DataSection` and one more name in `Single`.
+A new source is a subclass of `DataSection` and one more name in `Single`, or in `AnyData` if it
+cannot be a part of a mixture.
 """
 
 from typing import Annotated
@@ -10,8 +11,9 @@ from pydantic import Field
 from .base import DataSection, OpenedData, warn_of_repeats
 from .made_dialogs import MadeDialogData
 from .mix import MixData, Single
+from .targets import TargetData
 from .text import TextData
 
-AnyData = Annotated[Single | MixData, Field(discriminator="kind")]
+AnyData = Annotated[Single | MixData | TargetData, Field(discriminator="kind")]
 
 __all__ = ["AnyData", "DataSection", "MadeDialogData", "MixData", "OpenedData", "TextData", "warn_of_repeats"]

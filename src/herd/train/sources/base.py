@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ...data import targets
 from ...data.batch import Batch
 from ...data.packing import DialogStream
 from ...data.shards import INDEX
@@ -111,6 +112,10 @@ def padding(tokenizer: Tokenizer) -> int:
 def source_file(path: Path) -> tuple[str, Path]:
     """Return the name and the file whose content identifies a path.
 
-    For a folder of shards that is the index, which has the checksums of the other files.
+    For a folder of shards that is the index, which has the checksums of the other files, and for a folder of
+    targets the description, which has the hashes of text and teacher.
     """
-    return (f"{path.name}/{INDEX}", path / INDEX) if path.is_dir() else (path.name, path)
+    if not path.is_dir():
+        return path.name, path
+    index = targets.INDEX if (path / targets.INDEX).exists() else INDEX
+    return f"{path.name}/{index}", path / index

@@ -1,0 +1,445 @@
+"""Shrink SmolLM2-135M-Instruct and measure what its students keep, row by row.
+
+    HERD_TEST_DATA=../shared/data python bench/shrink.py ROW [--limit] [--commit]
+
+Each row is one command and one receipt (shrink-ROW). All rows share one folder of text, targets and students, so a
+row that was interrupted continues, and targets are labelled once. Minutes are for two cores with bf16:
+
+    vocab        15   the vocabulary cut to 24,576 tokens: size, length of texts, round trips; bits per byte untrained
+                      and after 0.2 M tokens; the folder in transformers and in llama.cpp
+    student85    25   FFN 1,216 of 1,536 neurons (84 % of the parameters without the embedding), 0.25 M tokens:
+                      KL, accuracy and bits per byte against the teacher
+    curve       100   the same student after 0, 0.1, 0.25, 0.5 and 1.3 M tokens
+    race        120   six shapes of 95 M parameters after 0.25 M tokens each, and controls of the best
+    sampled      60   the student after 0.1 M tokens with 50 draws, the teacher's whole distribution, or text alone
+    planted      10   a learning rate 30 times too high must be flagged
+    memory       90   students for 150 MB with a cache of 8,192 tokens, against the best chosen by parameters alone
+    loss          2   peak memory of the loss over 128,256 words: plain torch, fused, from stored draws
+
+Training text: wikitext-2 valid, the first four fifths of the Debian handbook, the Debian reference, and nine of ten
+English dialogs of oasst1. Held out: wikitext-2 test, the last fifth of the handbook, and the other dialogs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import DATA, WORK, bench_parser, save_receipt
+from contestant import Contestant
+from herd import checkpoint
+from herd.distill.arms import Arm, Workshop
+from herd.distill.cells import Cells, ShrinkSettings
+from herd.distill.measure import Quality, difference
+from herd.distill.shrink import Shrinker, rank_correlation
+from herd.evals.rival import find_python
+from herd.files import write_atomically
+from herd.kernels.memory import keep_freed_memory
+from herd.machine import cores, peak_memory, reset_peak_memory
+from herd.report.receipt import Value, package_version
+
+FILE = DATA / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+HELDOUT_TOKENS = 60_000
+VOCAB = 24_576
+NAMES = ("bits_per_byte", "kl", "accuracy", "accuracy_kept", "same_choice")
+
+
+def main() -> None:
+    rows: dict[str, Callable[[argparse.Namespace], None]] = {
+        "vocab": vocab_row, "student85": student85_row, "curve": curve_row, "race": race_row, "sampled": sampled_row,
+        "planted": planted_row, "memory": memory_row, "loss": loss_row,
+    }  # fmt: skip
+    parser = bench_parser(__doc__)
+    parser.add_argument("row", choices=rows)
+    parser.add_argument(
+        "--limit", action="store_true", help="a small version: few tokens, few held-out texts"
+    )
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--work", type=Path, default=WORK / "shrink")
+    args = parser.parse_args()
+    if args.limit and args.commit:
+        sys.exit("--commit needs the full row: leave out --limit")
+    torch.set_num_threads(args.threads)
+    keep_freed_memory()
+    args.work.mkdir(parents=True, exist_ok=True)
+    rows[args.row](args)
+
+
+def receipt(args: argparse.Namespace, what: str, values: dict[str, Any], **more: Any) -> None:
+    what = f"SmolLM2-135M-Instruct shrunk: {what}"
+    save_receipt(f"shrink-{args.row}", commit=args.commit, what=what, values=values, seed=0, **more)
+
+
+# Text and settings ------------------------------------------------------------------------------------------
+
+
+def texts(work: Path) -> dict[str, list[str]]:
+    """Write the texts once and return their paths."""
+    folder = work / "text"
+    handbook = (DATA / "debian_docs" / "handbook.en.txt").read_text(encoding="utf-8")
+    cut = handbook.index("\n", 4 * len(handbook) // 5)
+    contents = {
+        "handbook-train.txt": handbook[:cut],
+        "handbook-heldout.txt": handbook[cut:],
+        "dialogs.jsonl": "".join(json.dumps({"messages": found}) + "\n" for found in dialogs()),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        if not (folder / name).exists():
+            write_atomically(folder / name, content)
+    wikitext, debian = DATA / "wikitext2", DATA / "debian_docs"
+    return {
+        "text": [
+            str(wikitext / "valid.txt"),
+            str(folder / "handbook-train.txt"),
+            str(debian / "debian-reference.en.txt"),
+        ],
+        "dialogs": [str(folder / "dialogs.jsonl")],
+        "heldout": [str(wikitext / "test.txt"), str(folder / "handbook-heldout.txt")],
+    }
+
+
+def dialogs() -> list[list[dict[str, str]]]:
+    """Return the dialogs of oasst1: from every first question, the best reply at every turn."""
+    lines = (DATA / "oasst1_en" / "en-validation.jsonl").read_text(encoding="utf-8").splitlines()
+    messages = [json.loads(line) for line in lines]
+    replies: dict[str | None, list[dict[str, Any]]] = {}
+    for message in messages:
+        replies.setdefault(message["parent_id"], []).append(message)
+    found = []
+    for root in replies[None]:
+        turns, here = [root], root
+        while answers := replies.get(here["message_id"]):
+            here = min(answers, key=lambda one: 99 if one["rank"] is None else one["rank"])
+            turns.append(here)
+        turns = turns[: len(turns) // 2 * 2]  # ends with an answer
+        if turns:
+            roles = {"prompter": "user", "assistant": "assistant"}
+            found.append([{"role": roles[turn["role"]], "content": turn["text"]} for turn in turns])
+    return found
+
+
+def settings(args: argparse.Namespace, **changes: Any) -> ShrinkSettings:
+    from herd.cli.shrink import fast_dtype
+
+    own = {name: tuple(paths) for name, paths in texts(args.work).items()}
+    heldout = 4_000 if args.limit else HELDOUT_TOKENS
+    fields = {"model": str(FILE), "dtype": fast_dtype(), "heldout_tokens": heldout} | own | changes
+    return ShrinkSettings(**fields)  # type: ignore[arg-type]
+
+
+def workshop(args: argparse.Namespace, name: str = "shared", **changes: Any) -> Workshop:
+    """Return a folder of cells. Rows that use the same settings share one."""
+    folder = args.work / (f"{name}-limit" if args.limit else name)
+    return Workshop(Cells(folder, settings(args, **changes), lambda line: print(line, flush=True)))
+
+
+def on_step(record: dict[str, Any]) -> None:
+    if record["step"] % 10 == 0:
+        print(
+            f"step {record['step']} loss {record['loss']:.4f} {record['tokens_per_s']:,.0f} tokens/s",
+            flush=True,
+        )
+
+
+def quality(record: dict[str, Any]) -> Quality:
+    return Quality(**record["quality"])
+
+
+def valued(name: str, found: Quality) -> dict[str, Value]:
+    units = {"bits_per_byte": "bits/byte", "kl": "nats/token"}
+    return {
+        f"{name}: {measure}": Value(one["value"] or 0.0, units.get(measure, "fraction"), one["lo"], one["hi"])
+        for measure, one in found.summary().items()
+        if measure in NAMES
+    }
+
+
+def relative(name: str, a: Quality, b: Quality, bar: float | None = None) -> dict[str, Value]:
+    """Return bits per byte of ``a`` relative to ``b``, minus 1, with its interval."""
+    found, base = difference(a, b), sum(b.bits) / sum(b.n_bytes)
+    value, lo, hi = ((found[key] or 0.0) / base for key in ("value", "lo", "hi"))
+    verdict = {} if bar is None else {"bar": f"≤ {bar:.2f}", "passed": value <= bar}
+    return {name: Value(value, "fraction", lo, hi, **verdict)}  # type: ignore[arg-type]
+
+
+# Rows -------------------------------------------------------------------------------------------------------
+
+
+def vocab_row(args: argparse.Namespace) -> None:
+    shop = workshop(args)
+    tokens = 4_096 if args.limit else 200_000
+    arm = Arm(f"v{VOCAB}", shop.config.replace(vocab_size=VOCAB))
+    shop.rates(arm.config)
+    small = shop.tokenizer_of(VOCAB)
+    values: dict[str, Value] = {
+        "parameters saved": Value(shop.config.n_params - arm.config.n_params, "parameters", bar="≥ 14.1 M",
+                                  passed=shop.config.n_params - arm.config.n_params >= 14.1e6),
+    }  # fmt: skip
+    same = 0
+    corpora = sorted([*(DATA / "debian_docs").glob("*.txt"), *(DATA / "wikitext2").glob("*.txt"),
+                      DATA / "tinyshakespeare" / "input.txt"])  # fmt: skip
+    for path in corpora:
+        text = path.read_text(encoding="utf-8")
+        same += small.decode(small.encode(text)) == text
+        if path.name in ("test.txt", "handbook.en.txt", "handbook.de.txt", "handbook.ja.txt", "input.txt"):
+            more = len(small.encode(text)) / len(shop.tokenizer.encode(text)) - 1
+            english = path.name in ("test.txt", "handbook.en.txt")
+            bar = {"bar": "≤ 0.05", "passed": more <= 0.05} if english else {}
+            values[f"more tokens, {path.parent.name}/{path.name}"] = Value(more, "fraction", **bar)  # type: ignore[arg-type]
+    values["corpora that come back byte for byte"] = Value(
+        same, f"of {len(corpora)}", bar=f"= {len(corpora)}", passed=same == len(corpora)
+    )
+    teacher, start = shop.teacher_quality(shop.config.vocab_size), quality(shop.start(arm))
+    record = shop.trained(arm, tokens, on_step)
+    trained = quality(record)
+    values |= valued("teacher", teacher) | valued("untrained", start) | valued("trained", trained)
+    values |= relative("bits per byte above the teacher's, untrained", start, teacher)
+    values |= relative("bits per byte above the teacher's, trained", trained, teacher, bar=0.01)
+    values["seconds of training"] = Value(record["seconds"], "s")
+    folder = shop.cells.folder / record["model"]
+    values |= elsewhere(args, folder, small)
+    receipt(args, f"vocabulary of {VOCAB:,} tokens, {record['tokens']:,} tokens of recovery", values,
+            rivals={"transformers": package_version("transformers") or ""})  # fmt: skip
+
+
+def elsewhere(args: argparse.Namespace, folder: Path, tokenizer: Any) -> dict[str, Value]:
+    """Compare logits and ids of a student in transformers and llama.cpp with Herd's."""
+    import numpy as np
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    text = (DATA / "wikitext2" / "test.txt").read_text(encoding="utf-8")[2000:6000]
+    ids = tokenizer.encode(text)
+    theirs = AutoTokenizer.from_pretrained(folder).encode(text, add_special_tokens=False)
+    with torch.inference_mode():
+        ours = checkpoint.load_model(folder, dtype=torch.float32).logits(torch.tensor([ids]))[0]
+        hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(torch.tensor([ids])).logits[0]
+    far = float((ours - hf).abs().max())
+    values = {
+        "ids in transformers": Value(ids == theirs, "equal", bar="equal", passed=ids == theirs),
+        "largest difference of logits, transformers": Value(far, "logits", bar="≤ 0.001", passed=far <= 1e-3),
+    }
+    file, out = args.work / "student-f32.gguf", args.work / "logits.npy"
+    checkpoint.export_gguf(folder, file, "f32")
+    with Contestant([str(find_python()), str(Path(__file__).with_name("llamacpp_worker.py"))]) as llama:
+        named = llama.ask({"do": "tokenize", "file": str(file), "texts": [text]})["ids"][0]
+        llama.ask(
+            {"do": "logits", "file": str(file), "windows": [ids], "outs": [str(out)], "threads": args.threads}
+        )
+    far = float((ours - torch.from_numpy(np.load(out))).abs().max())
+    out.unlink()
+    file.unlink()
+    values["ids in llama.cpp"] = Value(named == ids, "equal", bar="equal", passed=named == ids)
+    values["largest difference of logits, llama.cpp"] = Value(
+        far, "logits", bar="≤ 0.001", passed=far <= 1e-3
+    )
+    return values
+
+
+STUDENT85 = {"ffn_dim": 1216}
+
+
+def student85_arm(shop: Workshop) -> Arm:
+    return Arm("f1216", shop.config.replace(**STUDENT85))
+
+
+def student85_row(args: argparse.Namespace) -> None:
+    shop = workshop(args)
+    tokens = 4_096 if args.limit else 250_000
+    arm = student85_arm(shop)
+    shop.rates(arm.config)
+    teacher, start = shop.teacher_quality(shop.config.vocab_size), quality(shop.start(arm))
+    record = shop.trained(arm, tokens, on_step)
+    trained = quality(record)
+    embedding = shop.config.vocab_size * shop.config.dim
+    kept = (arm.config.n_params - embedding) / (shop.config.n_params - embedding)
+    found = trained.summary()["accuracy_kept"]
+    values = {"parameters without the embedding": Value(kept, "fraction", bar="≤ 0.85", passed=kept <= 0.85)}
+    values |= valued("teacher", teacher) | valued("untrained", start) | valued("trained", trained)
+    accuracy = found["value"] or 0.0
+    values["next-token accuracy of the teacher's"] = Value(
+        accuracy, "fraction", found["lo"], found["hi"], bar="≥ 0.95", passed=accuracy >= 0.95
+    )
+    values |= relative("bits per byte above the teacher's, untrained", start, teacher)
+    values |= relative("bits per byte above the teacher's, trained", trained, teacher, bar=0.06)
+    values["seconds of training"] = Value(record["seconds"], "s")
+    receipt(args, f"FFN {arm.config.ffn_dim}, {record['tokens']:,} tokens", values,
+            notes="The bars are for 0.5 M tokens; HellaSwag is not part of this row.")  # fmt: skip
+
+
+def curve_row(args: argparse.Namespace) -> None:
+    shop = workshop(args)
+    arm = student85_arm(shop)
+    shop.rates(arm.config)
+    start = quality(shop.start(arm))
+    values = valued("0 tokens", start)
+    before = (start.summary()["kl"]["value"]) or 1.0
+    for tokens in (2_048, 4_096) if args.limit else (100_000, 250_000, 500_000, 1_300_000):
+        found = quality(shop.trained(arm, tokens, on_step))
+        values |= valued(f"{tokens:,} tokens", found)
+        values[f"{tokens:,} tokens: KL of the pruned model's"] = Value(
+            (found.summary()["kl"]["value"] or 0.0) / before, "fraction"
+        )
+    receipt(args, f"recovery of FFN {arm.config.ffn_dim} against tokens", values)
+
+
+def race_row(args: argparse.Namespace) -> None:
+    tokens = 4_096 if args.limit else 250_000
+    chosen = settings(args, to="params=95M", vocab=(49_152, VOCAB), arms=6, tokens=0, race_tokens=tokens)
+    folder = args.work / ("race-limit" if args.limit else "race")
+    run = Shrinker(folder, chosen, lambda line: print(line, flush=True), on_step)
+    best, steps = run.race()
+    values: dict[str, Value] = {}
+    for step in steps:
+        values |= valued(step.name, step.quality)
+    winner = next(step for step in steps if step.name.startswith(f"{run.arm(best).name}, "))
+    for step in steps:
+        if step.control:
+            found = difference(winner.quality, step.quality)
+            values[f"winner minus {step.name}"] = Value(
+                found["value"] or 0.0, "bits/byte", found["lo"], found["hi"],
+                bar="interval below 0", passed=(found["hi"] or 0.0) < 0,
+            )  # fmt: skip
+    arms = [step for step in steps if not step.control]
+    measured = [sum(step.quality.bits) / sum(step.quality.n_bytes) for step in arms]
+    predicted = [shape.harm for shape in run.shapes]
+    values["rank correlation of prediction and measurement"] = Value(
+        rank_correlation(predicted, measured), "1"
+    )
+    name = best.label(run.shop.config)
+    receipt(args, f"race of {len(arms)} shapes of 95 M parameters; the winner is {name}", values)
+
+
+def sampled_row(args: argparse.Namespace) -> None:
+    """The same rows in the same order for all three; only the objective differs."""
+    from herd.data.targets import Targets, TargetStream
+    from herd.train import AdamW, Cosine, TrainConfig, distil, lm, train
+    from herd.train.objectives import sampled_distil
+
+    shop = workshop(args)
+    tokens = 4_096 if args.limit else 100_000
+    arm = student85_arm(shop)
+    shop.rates(arm.config)
+    shop.start(arm)
+    folder = shop.targets(arm.config.vocab_size, tokens)
+    s, values = shop.settings, {}
+    for name, objective in {
+        "50 draws": sampled_distil(),
+        "whole distribution": distil(shop.teacher),
+        "text alone": lm,
+    }.items():
+
+        def work(objective: Any = objective, name: str = name) -> dict[str, Any]:
+            model = checkpoint.load_model(shop.cells.folder / "arms" / arm.name / "start")
+            config = TrainConfig(
+                steps=s.steps(tokens), batch_size=s.batch_size, context=s.context, dtype=s.dtype, save_every=50,
+                optimizer=AdamW(lr=s.learning_rate(arm.config), weight_decay=0.0),
+                schedule=Cosine(warmup_steps=max(1, s.steps(tokens) // 20)),
+            )  # fmt: skip
+            out = shop.cells.folder / f"sampled-{name.replace(' ', '-')}"
+            result = train(
+                model, TargetStream(Targets(folder), s.seed), objective, config, out, on_step=on_step
+            )
+            found = shop.yardstick(arm.config.vocab_size).measure(model.eval())
+            return {"quality": found.record(), "seconds": result.seconds}
+
+        record = shop.cells.run(f"sampled-{name}", None, work)
+        values |= valued(name, quality(record))
+        values[f"{name}: seconds"] = Value(record["seconds"], "s")
+    made = Targets(folder)
+    nbytes = made.nbytes / (made.spec.n_rows * s.context) * 1.3e6
+    values["bytes of 1.3 M tokens of targets"] = Value(
+        nbytes, "bytes", bar="≤ 130 MB", passed=nbytes <= 130e6
+    )
+    gap = float(values["50 draws: kl"].value) - float(values["whole distribution: kl"].value)
+    values["KL with 50 draws minus whole"] = Value(gap, "nats/token", bar="≤ 0.02", passed=gap <= 0.02)
+    ratio = float(values["50 draws: seconds"].value) / float(values["text alone: seconds"].value)
+    values["time of a step from the cache / of text alone"] = Value(
+        ratio, "×", bar="≤ 1.1", passed=ratio <= 1.1
+    )
+    receipt(args, f"FFN {arm.config.ffn_dim} after {tokens:,} tokens by objective", values)
+
+
+def planted_row(args: argparse.Namespace) -> None:
+    """Distil with a learning rate 30 times too high: the ledger must say that it made things worse."""
+    chosen = settings(
+        args, to="params=114M", arms=1, tokens=8_192, race_tokens=0, lr=30 * 0.1 / 576, heldout_tokens=8_000
+    )
+    done = Shrinker(args.work / "planted", chosen, lambda line: print(line, flush=True), on_step).run()
+    flagged = bool(done.failures)
+    values = {"flagged as worse": Value(flagged, "yes", bar="yes", passed=flagged)}
+    for row in done.ledger["steps"]:
+        values[f"{row['name']}: bits_per_byte"] = Value(row["bits_per_byte"]["value"], "bits/byte")
+    receipt(args, "a learning rate 30 times too high", values, notes="; ".join(done.failures))
+
+
+def memory_row(args: argparse.Namespace) -> None:
+    run = Shrinker(args.work / ("memory-limit" if args.limit else "memory"),
+                   settings(args, to="memory=150MB,context=8k", vocab=(49_152, VOCAB), arms=3, gguf="q4",
+                            tokens=4_096 if args.limit else 250_000, race_tokens=2_048 if args.limit else 100_000),
+                   lambda line: print(line, flush=True), on_step)  # fmt: skip
+    done = run.run()
+    values = {
+        f"{row['name']}: {name}": Value(row[name]["value"], "1")
+        for row in done.ledger["steps"]
+        for name in ("bits_per_byte", "kl")
+    }
+    receipt(args, "150 MB with a cache of 8,192 tokens", values, notes=done.ledger["facts"].get("run with"))
+
+
+def loss_row(args: argparse.Namespace) -> None:
+    """Peak memory of the loss of N tokens over Llama 3's vocabulary, forward and backward, one process each."""
+    import subprocess
+
+    N, V, D = (256, 16_384, 512) if args.limit else (1_024, 128_256, 4_096)
+    peaks = {}
+    for kind in ("plain", "fused", "sampled"):
+        code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import shrink; "
+        code += f"print(shrink.peak_of_loss({kind!r}, {N}, {V}, {D}))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        peaks[kind] = int(done.stdout.split()[-1])
+        print(kind, f"{peaks[kind] / 1e9:.2f} GB", flush=True)
+    values = {f"peak, {kind}": Value(peak, "bytes") for kind, peak in peaks.items()}
+    ratio = peaks["plain"] / peaks["fused"]
+    values["plain / fused"] = Value(ratio, "×", bar="≥ 6", passed=ratio >= 6)
+    receipt(args, f"loss of {N:,} tokens, V {V:,}, D {D:,}: bytes above weights and hidden states", values)
+
+
+def peak_of_loss(kind: str, N: int, V: int, D: int) -> int:
+    """Return the bytes that a loss needs beyond its inputs and the gradients of the weight and hidden states."""
+    import torch.nn.functional as F
+
+    from herd.kernels.loss import SampledTargets, linear_distil, linear_sampled_distil
+
+    hidden, weight = (
+        torch.randn(shape, dtype=torch.bfloat16).mul_(0.02).requires_grad_() for shape in ((N, D), (V, D))
+    )
+    teacher, theirs = (torch.randn(shape, dtype=torch.bfloat16).mul_(0.02) for shape in ((N, D), (V, D)))
+    targets = torch.randint(0, V, (N,))
+    reset_peak_memory()
+    before = peak_memory()
+    if kind == "plain":
+        log_p, log_q = ((h @ w.T).float().log_softmax(-1) for h, w in ((teacher, theirs), (hidden, weight)))
+        loss = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+    elif kind == "fused":
+        loss = linear_distil(hidden, weight, targets, teacher, theirs).total
+    else:
+        ids = torch.randint(0, V, (N, 16))
+        loss = linear_sampled_distil(
+            hidden,
+            weight,
+            targets,
+            SampledTargets(ids, torch.full((N, 16), 1 / 16), torch.full((N, 16), -3.0)),
+        ).total
+    loss.backward()
+    return peak_memory() - before - weight.numel() * 2 - hidden.numel() * 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,364 @@
+"""`herd shrink`: make the best student that fits a budget, or do one part of that."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+from .common import MODEL, RUN, Json, RunFirst, Threads, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..distill.arms import Workshop
+    from ..distill.cells import ShrinkSettings
+    from ..distill.shrink import Shrinker, Shrunk
+
+app = typer.Typer(cls=RunFirst, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+Model = Annotated[str, typer.Argument(help=MODEL)]
+To = Annotated[str | None, typer.Option(help="Budget: params=95M, memory=150MB,context=8k or speed=20tok/s.")]
+Vocab = Annotated[
+    list[int],
+    typer.Option(help="Allowed size of the vocabulary; repeat it for several (default: unchanged)."),
+]
+Text = Annotated[
+    list[str], typer.Option(help="Text to train on: a file, folder or pattern; repeat it for several.")
+]
+Dialogs = Annotated[list[str], typer.Option(help="Dialogs to train on: a file; repeat it for several.")]
+Heldout = Annotated[
+    list[str], typer.Option(help="Text to measure on, which is not trained on (default: a tenth of --text).")
+]
+Tokens = Annotated[int, typer.Option(min=0, help="Tokens to distil the winner on; 0: only prune.")]
+RaceTokens = Annotated[int, typer.Option(min=0, help="Tokens for every arm of the race; 0: no race.")]
+Arms = Annotated[int, typer.Option(min=1, help="Number of shapes to race.")]
+Context = Annotated[int, typer.Option(min=16, help="Tokens of a row.")]
+Batch = Annotated[int, typer.Option(min=1, help="Rows of an update.")]
+Rate = Annotated[float | None, typer.Option(help="Peak learning rate (default: 0.1 / width).")]
+Compute = Annotated[
+    str, typer.Option("--dtype", help="Compute in fp32, bf16 or auto (bf16 if that is fast here).")
+]
+HeldoutTokens = Annotated[int, typer.Option(min=100, help="Held-out tokens to measure on.")]
+Seed = Annotated[int, typer.Option(help="Seed of the order of the rows, the draws and the controls.")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/shrink-MODEL).")]
+
+
+@app.callback()
+def _group() -> None:
+    """Make a smaller student of a model: herd shrink MODEL --to params=95M --text PATH."""
+
+
+@app.command(RUN)
+def shrink_command(
+    model: Model, to: To = None, vocab: Vocab = [], text: Text = [], dialogs: Dialogs = [], heldout: Heldout = [],  # noqa: B006
+    tokens: Tokens = 1_300_000, race_tokens: RaceTokens = 250_000, arms: Arms = 3, context: Context = 512,
+    batch: Batch = 4, lr: Rate = None, dtype: Compute = "auto", heldout_tokens: HeldoutTokens = 20_000, seed: Seed = 0,
+    gguf: Annotated[str | None, typer.Option(help="Also write a GGUF file: f16, q8, q4, ...")] = None,
+    out: Out = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the shapes, the time and the bytes.")] = False,
+    threads: Threads = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Plan students within a budget, race them, distil the best, and write it with a ledger.
+
+    Ends with exit code 1 if a step made the model worse, or if the student is worse than a control.
+    """
+    found = _settings(model, to, vocab, text, dialogs, heldout, tokens, race_tokens, arms, context, batch, lr, dtype,
+                      heldout_tokens, seed, gguf)  # fmt: skip
+    shrinker = _shrinker(found, out)
+    if dry_run:
+        _print_forecast(shrinker, as_json)
+        return
+    if not as_json:
+        _print_shapes(shrinker)
+    done = shrinker.run()
+    _print_result(done, as_json)
+    if done.failures:
+        raise typer.Exit(1)
+
+
+@app.command("race")
+def race_command(
+    model: Model, to: To = None, vocab: Vocab = [], text: Text = [], dialogs: Dialogs = [], heldout: Heldout = [],  # noqa: B006
+    race_tokens: RaceTokens = 250_000, arms: Arms = 3, context: Context = 512, batch: Batch = 4, lr: Rate = None,
+    dtype: Compute = "auto", heldout_tokens: HeldoutTokens = 20_000, seed: Seed = 0, out: Out = None,
+    threads: Threads = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Distil every planned shape briefly, with controls of the best one, and print the order."""
+    found = _settings(model, to, vocab, text, dialogs, heldout, race_tokens, race_tokens, arms, context, batch, lr,
+                      dtype, heldout_tokens, seed, None)  # fmt: skip
+    if to is None:
+        raise ConfigError("a race is between shapes of one budget: give --to, e.g. --to params=95M")
+    shrinker = _shrinker(found, out)
+    best, steps = shrinker.race()
+    rows = [{"name": step.name, "n_params": step.n_params} | step.quality.summary() for step in steps]
+    if as_json:
+        print_json({"best": best.label(shrinker.shop.config), "arms": rows})
+        return
+    print_table(("arm", "parameters", "bits/byte", "KL", "accuracy"), [_cells(row) for row in rows])
+    print(f"best: {best.label(shrinker.shop.config)}")
+
+
+@app.command("label")
+def label_command(
+    model: Model, vocab: Annotated[int | None, typer.Option(help="Size of the student's vocabulary.")] = None,
+    text: Text = [], dialogs: Dialogs = [], heldout: Heldout = [], tokens: Tokens = 250_000, context: Context = 512,  # noqa: B006
+    dtype: Compute = "auto", seed: Seed = 0, out: Out = None, threads: Threads = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Store draws from a teacher's predictions of a text. Several processes may work on the same folder."""
+    sizes = [] if vocab is None else [vocab]
+    found = _settings(
+        model, None, sizes, text, dialogs, heldout, tokens, 0, 1, context, 4, None, dtype, 20_000, seed, None
+    )
+    shop = _workshop(found, out)
+    folder = shop.targets(vocab or shop.config.vocab_size, tokens, _count("rows labelled"))
+    from ..data.targets import Targets
+
+    targets = Targets(folder)
+    result = {
+        "folder": str(folder),
+        "nbytes": targets.nbytes,
+        "tokens": targets.spec.n_rows * targets.spec.context,
+    }
+    if as_json:
+        print_json(result)
+    else:
+        print(f"{folder}: targets of {result['tokens']:,} tokens, {targets.nbytes / 1e6:,.1f} MB")
+
+
+@app.command("score")
+def score_command(
+    model: Model, text: Text = [], dialogs: Dialogs = [], heldout: Heldout = [], context: Context = 512,  # noqa: B006
+    drop: Annotated[int, typer.Option(min=0, help="Also find this many contiguous layers to drop.")] = 0,
+    dtype: Compute = "auto", seed: Seed = 0, out: Out = None, threads: Threads = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Measure which neurons, heads, channels and layers of a model matter least."""
+    found = _settings(
+        model, None, [], text, dialogs, heldout, 0, 0, 1, context, 4, None, dtype, 20_000, seed, None
+    )
+    shop = _workshop(found, out)
+    scores, vocab = shop.scores(shop.config.vocab_size), shop.config.vocab_size
+    layers = shop.block(vocab, drop) if drop else []
+    if as_json:
+        print_json(
+            {name: tensor.tolist() for name, tensor in vars(scores).items()} | {"layers_to_drop": layers}
+        )
+        return
+    rows = []
+    for layer, (heads, neurons) in enumerate(zip(scores.heads_LH, scores.neurons_LF, strict=True)):
+        weak = float((neurons < 0.1 * neurons.max()).float().mean())
+        rows.append((str(layer), f"{heads.min() / heads.max():.2f}", f"{100 * weak:.0f} %"))
+    print_table(("layer", "weakest head / strongest", "neurons below a tenth of the strongest"), rows)
+    if layers:
+        print(f"the {drop} layers that are missed least: {layers[0]} to {layers[-1]}")
+
+
+@app.command("prune")
+def prune_command(
+    model: Model, text: Text = [], dialogs: Dialogs = [], heldout: Heldout = [],  # noqa: B006
+    layers: Annotated[int | None, typer.Option(help="Layers to keep.")] = None,
+    ffn: Annotated[int | None, typer.Option(help="FFN neurons to keep in every layer.")] = None,
+    width: Annotated[int | None, typer.Option(help="Channels to keep.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Query heads to keep.")] = None,
+    vocab: Annotated[int | None, typer.Option(help="Tokens of the vocabulary to keep.")] = None,
+    context: Context = 512, dtype: Compute = "auto", heldout_tokens: HeldoutTokens = 20_000, seed: Seed = 0,
+    out: Out = None, threads: Threads = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Write a pruned model of a given shape, not yet distilled, and measure it."""
+    from ..distill.arms import Arm
+    from ..distill.measure import Quality
+    from ..distill.shapes import Shape
+
+    sizes = [] if vocab is None else [vocab]
+    found = _settings(
+        model,
+        None,
+        sizes,
+        text,
+        dialogs,
+        heldout,
+        0,
+        0,
+        1,
+        context,
+        4,
+        None,
+        dtype,
+        heldout_tokens,
+        seed,
+        None,
+    )
+    shop = _workshop(found, out)
+    wanted = {"n_layers": layers, "ffn_dim": ffn, "dim": width, "n_heads": heads, "vocab_size": vocab}
+    kept_head_dim = {"head_dim": shop.config.head_dim}
+    config = shop.config.replace(
+        **{name: size for name, size in wanted.items() if size is not None} | kept_head_dim
+    )
+    arm = Arm(Shape(config, "bf16", "bf16", 0.0).label(shop.config), config)
+    record = shop.start(arm)
+    folder = shop.cells.folder / "arms" / arm.name / "start"
+    summary = Quality(**record["quality"]).summary()
+    if as_json:
+        print_json({"folder": str(folder), "n_params": config.n_params} | summary)
+        return
+    print_table(
+        ("model", "parameters", "bits/byte", "KL", "accuracy"),
+        [_cells({"name": arm.name, "n_params": config.n_params} | summary)],
+    )
+    print(f"{folder}: pruned and not trained; distil it with herd shrink or herd train")
+
+
+# Settings ---------------------------------------------------------------------------------------------------
+
+
+def _settings(
+    model: str, to: str | None, vocab: list[int], text: list[str], dialogs: list[str], heldout: list[str], tokens: int,
+    race_tokens: int, arms: int, context: int, batch: int, lr: float | None, dtype: str, heldout_tokens: int, seed: int,
+    gguf: str | None,
+) -> ShrinkSettings:  # fmt: skip
+    """Return the checked settings of a run. Raises `ConfigError` that names the option."""
+    from pydantic import ValidationError
+
+    from ..distill.cells import ShrinkSettings
+
+    try:
+        return ShrinkSettings(
+            model=model, to=to, vocab=tuple(vocab), text=tuple(text), dialogs=tuple(dialogs), heldout=tuple(heldout),
+            tokens=tokens, race_tokens=race_tokens, arms=arms, context=context, batch_size=batch, lr=lr,
+            dtype=fast_dtype() if dtype == "auto" else dtype,  # type: ignore[arg-type]
+            heldout_tokens=heldout_tokens, seed=seed, gguf=gguf,
+        )  # type: ignore[arg-type, call-arg]  # fmt: skip
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"--{'-'.join(map(str, first['loc'])).replace('_', '-')}={first['input']!r}: {first['msg'].lower()}"
+        ) from error
+
+
+def fast_dtype() -> str:
+    """Return bf16 if this machine multiplies it faster than fp32, else fp32."""
+    import torch
+
+    from ..report.receipt import describe_machine
+
+    flags = describe_machine().get("isa") or ()
+    return "bf16" if torch.cuda.is_available() or {"avx512_bf16", "amx_bf16"} & set(flags) else "fp32"
+
+
+def _folder(settings: ShrinkSettings, out: Path | None) -> Path:
+    from ..checkpoint.sources import model_name, resolve_model
+
+    return out or Path("runs") / f"shrink-{model_name(resolve_model(settings.model)).lower()}"
+
+
+def _workshop(settings: ShrinkSettings, out: Path | None) -> Workshop:
+    from ..distill.arms import Workshop
+    from ..distill.cells import Cells
+    from ..kernels.memory import keep_freed_memory
+
+    keep_freed_memory()
+    return Workshop(Cells(_folder(settings, out), settings, _say))
+
+
+def _shrinker(settings: ShrinkSettings, out: Path | None) -> Shrinker:
+    from ..distill.shrink import Shrinker
+    from ..kernels.memory import keep_freed_memory
+
+    keep_freed_memory()
+    target = None
+    if settings.to is not None and settings.to.startswith("speed"):
+        from ..machine import available_memory
+        from ..plan.profile import load_profile
+        from ..plan.ways import MeasuredTarget
+
+        profile = load_profile()
+        if profile is None:
+            raise ConfigError(
+                "--to speed=… needs the speed of this machine: measure it once with herd plan profile"
+            )
+        target = MeasuredTarget(profile, available_memory())
+    return Shrinker(_folder(settings, out), settings, _say, _steps(), target)
+
+
+# Printing ---------------------------------------------------------------------------------------------------
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _count(what: str) -> Callable[[int], None]:
+    """Return a function that adds up numbers and prints the sum now and then."""
+    total, shown = 0, 0
+
+    def add(n: int) -> None:
+        nonlocal total, shown
+        total += n
+        if total >= shown + 64:
+            shown = total
+            _say(f"{total:,} {what}")
+
+    return add
+
+
+def _steps() -> Callable[[dict[str, Any]], None]:
+    """Return a function that prints every twentieth record of training."""
+
+    def on_step(record: dict[str, Any]) -> None:
+        if record["step"] % 20 == 0:
+            _say(
+                f"step {record['step']:,}  loss {record['loss']:.3f}  {record['tokens_per_s']:,.0f} tokens/s"
+            )
+
+    return on_step
+
+
+def _print_shapes(shrinker: Shrinker) -> None:
+    teacher = shrinker.shop.config
+    rows = [
+        (shape.label(teacher), f"{shape.config.n_params:,}", f"{shape.config.n_params / teacher.n_params:.0%}",
+         shape.weights, shape.kv, f"{shape.harm:.3f}")
+        for shape in shrinker.shapes
+    ]  # fmt: skip
+    print_table(
+        ("student", "parameters", "of teacher", "weights", "cache", "expected loss, nats/token"), rows
+    )
+
+
+def _print_forecast(shrinker: Shrinker, as_json: bool) -> None:
+    from ..report.units import duration, nbytes
+
+    cells = shrinker.forecast()
+    seconds, total = sum(cell.seconds for cell in cells), sum(cell.nbytes for cell in cells)
+    if as_json:
+        shapes = [
+            {"name": s.label(shrinker.shop.config), "n_params": s.config.n_params, "harm": s.harm}
+            for s in shrinker.shapes
+        ]
+        print_json(
+            {"shapes": shapes, "cells": [vars(cell) for cell in cells], "seconds": seconds, "nbytes": total}
+        )
+        return
+    _print_shapes(shrinker)
+    print()
+    print_table(("step", "time", "on disk"), [(c.name, duration(c.seconds), nbytes(c.nbytes)) for c in cells])
+    print(f"together {duration(seconds)} and {nbytes(total)}; nothing was trained")
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    measures = (row[name]["value"] for name in ("bits_per_byte", "kl", "accuracy"))
+    return (row["name"], f"{row['n_params']:,}", *(f"{value:.4f}" for value in measures))
+
+
+def _print_result(done: Shrunk, as_json: bool) -> None:
+    if as_json:
+        print_json({"folder": str(done.folder), "failures": done.failures, "ledger": done.ledger})
+        return
+    print_table(
+        ("model", "parameters", "bits/byte", "KL", "accuracy"), [_cells(row) for row in done.ledger["steps"]]
+    )
+    for failure in done.failures:
+        print(f"WORSE: {failure}")
+    print(f"{done.folder}: the student; {done.folder.parent / 'ledger.html'}: what every step kept")

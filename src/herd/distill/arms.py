@@ -1,0 +1,338 @@
+"""Make and train the students of a shrink run: label, prune, recover, measure.
+
+Every step is a cell of the run folder (`cells.py`), so an interrupted run continues where it was.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ..checkpoint import Lineage, checkpoint_hash, load_model, load_trainable, save_model
+from ..checkpoint.folder import ModelSource
+from ..data.batch import Batch
+from ..data.stream import Stream, first_rows
+from ..data.targets import Targets, TargetsSpec, append_block
+from ..dtypes import torch_dtype
+from ..errors import CheckpointError
+from ..llama.config import ModelConfig
+from ..llama.model import LlamaLM
+from ..text import Tokenizer
+from ..train.config import TrainConfig
+from ..train.objectives import batch_loss, sampled_distil
+from ..train.recipe import read_recipe
+from ..train.run import run_recipe
+from .cells import Cells
+from .importance import Importance, best_block, importance, random_importance, uniform_layers
+from .label import draw, label
+from .material import Material
+from .measure import Quality, Yardstick, autocast
+from .prune import check_target, choose, cut
+from .vocab import VocabCut, cut_vocabulary, trim_model
+
+SHARD_ROWS = 64
+PROBED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A student of the race: its shape, and how its first weights are made.
+
+    ``start`` is "pruned", or a control: "random mask", "uniform depth" or "scratch" (random weights).
+    """
+
+    name: str
+    config: ModelConfig
+    start: str = "pruned"
+
+
+class Workshop:
+    """The teacher, the text and the cells of a shrink run."""
+
+    def __init__(self, cells: Cells) -> None:
+        self.cells, self.settings = cells, cells.settings
+        s = self.settings
+        self.source = ModelSource(s.model)
+        self.config = self.source.config
+        found = self.source.tokenizer
+        if found is None:
+            raise CheckpointError(f"{s.model}: has no tokenizer, without which text cannot be read")
+        self.tokenizer: Tokenizer = found
+        self.material = Material(s.text, s.dialogs, s.heldout)
+        self.compute = torch_dtype(s.dtype)
+
+    # The teacher and its text in a vocabulary -----------------------------------------------------------------
+
+    @cached_property
+    def teacher(self) -> LlamaLM:
+        """The teacher in the compute dtype, frozen."""
+        return load_trainable(self.source.path, self.compute, "cpu").requires_grad_(False).eval()
+
+    @cached_property
+    def teacher_hash(self) -> str:
+        """The hash of the teacher's weights."""
+        return str(
+            self.cells.run("teacher-hash", None, lambda: {"hash": checkpoint_hash(self.source.path)})["hash"]
+        )
+
+    @lru_cache(maxsize=8)  # noqa: B019 -- one workshop per process
+    def cut(self, vocab: int) -> VocabCut | None:
+        """Return the trimmed vocabulary, or None for the teacher's own."""
+        if vocab == self.config.vocab_size:
+            return None
+        return cut_vocabulary(self.tokenizer, vocab, self.config.vocab_size)
+
+    def tokenizer_of(self, vocab: int) -> Tokenizer:
+        """Return the student's tokenizer."""
+        found = self.cut(vocab)
+        return self.tokenizer if found is None else found.tokenizer
+
+    @lru_cache(maxsize=8)  # noqa: B019
+    def stream(self, vocab: int) -> tuple[Stream, str]:
+        """Return the rows of the text in a vocabulary, and their hash."""
+        s, folder = self.settings, self.cells.folder / f"text-{vocab}"
+        return self.material.stream(self.tokenizer_of(vocab), s.context, folder, s.seed)
+
+    @lru_cache(maxsize=1)  # noqa: B019
+    def yardstick(self, vocab: int) -> Yardstick:
+        """Return what students of a vocabulary are measured with."""
+        s = self.settings
+        documents = self.material.held_out(self.tokenizer_of(vocab), s.heldout_tokens)
+        return Yardstick(self.teacher, documents, self.cut(vocab), s.context, self.compute)
+
+    # Speed ----------------------------------------------------------------------------------------------------
+
+    def rates(self, student: ModelConfig) -> dict[str, float]:
+        """Return measured FLOP/s of the teacher's labelling and of training, and the bytes of a token's targets."""
+
+        def work() -> dict[str, Any]:
+            s = self.settings
+            spec = self.spec(student.vocab_size, s.batch_size)
+            stream, _ = self.stream(student.vocab_size)
+            batch = stream.batch(0, spec.block_rows)
+            draw(self.teacher, batch, 0, spec, self.cut(student.vocab_size))
+            began = time.perf_counter()
+            block = draw(self.teacher, batch, 0, spec, self.cut(student.vocab_size))
+            labelled = batch.tokens_BT.numel() * self.config.flops_per_token(s.context / 2)
+            label_flops = labelled / (time.perf_counter() - began)
+            nbytes = append_block(io.BytesIO(), spec, 0, block) / batch.tokens_BT.numel()
+            return {"label_flops": label_flops, "bytes_per_token": nbytes} | self._probe_training(student)
+
+        return self.cells.run("rates", None, work)
+
+    def _probe_training(self, student: ModelConfig) -> dict[str, float]:
+        """Return the FLOP/s of a step of training a student of random weights."""
+        s = self.settings
+        model = LlamaLM(student).init_weights(0)
+        optimizer = TrainConfig(**self._train_section(1), optimizer={"lr": 1e-6}).optimizer.build(model)  # type: ignore[arg-type]
+        tokens = torch.randint(0, student.vocab_size, (s.batch_size, s.context + 1))
+        words = torch.randint(0, student.vocab_size, (s.batch_size, s.context, 16))
+        extras = {
+            "ids": words,
+            "weights": torch.full(words.shape, 1 / 16),
+            "log_p": torch.full(words.shape, -3.0),
+        }
+        batch = Batch(tokens[:, :-1], tokens[:, 1:], extras=extras)
+        seconds = []
+        for _ in range(PROBED_STEPS):
+            began = time.perf_counter()
+            with autocast(model, self.compute):
+                batch_loss(model, sampled_distil(), batch).total.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            seconds.append(time.perf_counter() - began)
+        flops = tokens[:, 1:].numel() * student.flops_per_token(s.context / 2, training=True)
+        return {"train_flops": flops / min(seconds[1:])}
+
+    def label_seconds(self, tokens: int, student: ModelConfig) -> float:
+        """Return the predicted seconds of labelling."""
+        return (
+            tokens
+            * self.config.flops_per_token(self.settings.context / 2)
+            / self.rates(student)["label_flops"]
+        )
+
+    def train_seconds(self, tokens: int, student: ModelConfig) -> float:
+        """Return the predicted seconds of training a student on ``tokens``."""
+        flops = tokens * student.flops_per_token(self.settings.context / 2, training=True)
+        return flops / self.rates(student)["train_flops"]
+
+    def measure_seconds(self, student: ModelConfig, *, first: bool = False) -> float:
+        """Return the predicted seconds of measuring a student, the first time with the teacher's forward."""
+        s = self.settings
+        heads = 2 * 2 * self.config.dim * self.config.vocab_size
+        flops = student.flops_per_token(s.context / 2) + heads
+        flops += self.config.flops_per_token(s.context / 2) if first else 0
+        return s.heldout_tokens * flops / self.rates(student)["label_flops"]
+
+    # Targets --------------------------------------------------------------------------------------------------
+
+    def spec(self, vocab: int, rows: int) -> TargetsSpec:
+        """Return the description of the targets of the first ``rows`` rows, rounded up to whole shards."""
+        s = self.settings
+        stream, data = self.stream(vocab)
+        whole = -(-rows // SHARD_ROWS) * SHARD_ROWS
+        return TargetsSpec(
+            tokenizer=self.tokenizer_of(vocab).sha256, data=data, teacher=self.teacher_hash, vocab_size=vocab,
+            context=s.context, n_rows=min(whole, stream.n_rows), n_draws=s.n_draws, seed=s.seed,
+            block_rows=4, shard_rows=SHARD_ROWS,
+        )  # fmt: skip
+
+    def targets(self, vocab: int, tokens: int, on_rows: Callable[[int], None] = lambda n: None) -> Path:
+        """Label ``tokens`` tokens in a vocabulary, unless that is done, and return the folder."""
+        s = self.settings
+        folder = self.cells.folder / f"targets-{vocab}"
+        spec = self.spec(vocab, s.steps(tokens) * s.batch_size)
+        predicted = self.label_seconds(spec.n_rows * s.context, self.config.replace(vocab_size=vocab))
+
+        def work() -> dict[str, Any]:
+            label(self.teacher, self.stream(vocab)[0], folder, spec, self.cut(vocab), on_rows)
+            tokens = spec.n_rows * spec.context
+            return {
+                "nbytes": Targets(folder).nbytes,
+                "tokens": tokens,
+                "flops": tokens * self.config.flops_per_token(s.context / 2),
+            }
+
+        self.cells.run(f"label-{vocab}-{spec.n_rows}", predicted, work)
+        return folder
+
+    # Students -------------------------------------------------------------------------------------------------
+
+    def start(self, arm: Arm) -> dict[str, Any]:
+        """Make the first weights of an arm and measure them. Return the cell with the quality."""
+        folder = self.cells.folder / "arms" / arm.name / "start"
+        vocab = arm.config.vocab_size
+
+        def work() -> dict[str, Any]:
+            model = self._first_weights(arm)
+            lineage = Lineage(name=arm.name, stage=arm.start, parents={"teacher": self.teacher_hash})
+            save_model(folder, model, self.tokenizer_of(vocab), lineage=lineage)
+            return {
+                "quality": self.yardstick(vocab).measure(model.eval()).record(),
+                "n_params": arm.config.n_params,
+            }
+
+        return self.cells.run(f"{arm.name}-start", self.measure_seconds(arm.config, first=True), work)
+
+    def _first_weights(self, arm: Arm) -> LlamaLM:
+        vocab, seed = arm.config.vocab_size, self.settings.seed
+        if arm.start == "scratch":
+            return LlamaLM(arm.config).init_weights(seed + 1)
+        whole = load_trainable(self.source.path, torch.float32, "cpu").requires_grad_(False)
+        found = self.cut(vocab)
+        model = whole if found is None else trim_model(whole, found)
+        del whole
+        check_target(model.config, arm.config)
+        n_drop = model.config.n_layers - arm.config.n_layers
+        narrower = arm.config.replace(n_layers=model.config.n_layers) != model.config
+        random = arm.start == "random mask" or not narrower  # scores that choose nothing need not be measured
+        scores = random_importance(model, seed) if random else self.scores(vocab)
+        if not n_drop:
+            drop: list[int] = []
+        elif arm.start == "pruned":
+            drop = self.block(vocab, n_drop)
+        elif arm.start == "uniform depth":
+            drop = uniform_layers(model.config.n_layers, n_drop)
+        else:
+            drop = sorted(torch.randperm(model.config.n_layers - 2, generator=torch.Generator().manual_seed(seed))
+                          [:n_drop].add(1).tolist())  # fmt: skip
+        return cut(model, arm.config, choose(model.config, arm.config, scores, drop))
+
+    def _scored(self, vocab: int) -> LlamaLM:
+        found = self.cut(vocab)
+        return self.teacher if found is None else trim_model(self.teacher, found).requires_grad_(False)
+
+    @lru_cache(maxsize=2)  # noqa: B019
+    def scores(self, vocab: int) -> Importance:
+        """Return the importance of heads, neurons and channels for a vocabulary."""
+
+        def work() -> dict[str, Any]:
+            batches = first_rows(self.stream(vocab)[0], 4 * self.settings.calibration_rows, 4)
+            found = importance(self._scored(vocab), batches)
+            return {name: tensor.tolist() for name, tensor in vars(found).items()}
+
+        record = self.cells.run(f"scores-{vocab}", None, work)
+        return Importance(
+            **{name: torch.tensor(record[name]) for name in ("heads_LH", "neurons_LF", "channels_D")}
+        )
+
+    def block(self, vocab: int, n_drop: int) -> list[int]:
+        """Return the ``n_drop`` layers that are dropped."""
+        s = self.settings
+        tokens = s.calibration_rows * s.context * (self.config.n_layers - n_drop - 1)
+        flops = tokens * self.config.flops_per_token(s.context / 2) * (1 - n_drop / self.config.n_layers)
+        predicted = flops / self.rates(self.config.replace(vocab_size=vocab))["label_flops"]
+
+        def work() -> dict[str, Any]:
+            batches = first_rows(self.stream(vocab)[0], s.calibration_rows, 4)
+            return {"layers": list(best_block(self._scored(vocab), n_drop, batches))}
+
+        return list(self.cells.run(f"block-{vocab}-{n_drop}", predicted, work)["layers"])
+
+    def trained(
+        self, arm: Arm, tokens: int, on_step: Callable[[dict[str, Any]], None] | None = None
+    ) -> dict[str, Any]:
+        """Train an arm on ``tokens`` tokens of targets and measure it. Return the cell with the quality."""
+        self.start(arm)
+        targets = self.targets(arm.config.vocab_size, tokens)
+        name = f"{arm.name}-{tokens}"
+
+        def work() -> dict[str, Any]:
+            folder, result = run_recipe(read_recipe(self._recipe(arm, targets, tokens)), on_step=on_step)
+            quality = self.yardstick(arm.config.vocab_size).measure(load_model(folder).eval())
+            return {
+                "quality": quality.record(), "model": str(folder.relative_to(self.cells.folder)),
+                "n_params": arm.config.n_params, "tokens": result.tokens, "flops": result.flops,
+                "seconds": result.seconds,
+            }  # fmt: skip
+
+        predicted = self.train_seconds(tokens, arm.config) + self.measure_seconds(arm.config)
+        record = self.cells.run(name, predicted, work)
+        shutil.rmtree(self.cells.folder / "arms" / arm.name / f"run-{tokens}" / "state", ignore_errors=True)
+        return record
+
+    def _recipe(self, arm: Arm, targets: Path, tokens: int) -> Path:
+        """Write the recipe of an arm's recovery, which `herd train` can repeat, and return its path."""
+        s = self.settings
+        folder = self.cells.folder / "arms" / arm.name
+        recipe = {
+            "name": f"{arm.name}-{tokens}".replace(" ", "-"),
+            "model": {"start": str(folder / "start")},
+            "data": {"kind": "targets", "folder": str(targets), "teacher": self.teacher_hash},
+            "objective": {"kind": "sampled_distil", "kl_weight": s.kl_weight},
+            "optimizer": {"kind": "adamw", "lr": s.learning_rate(arm.config), "weight_decay": 0.0},
+            "schedule": {
+                "kind": "cosine",
+                "min_lr_ratio": 0.1,
+                "warmup_steps": max(1, s.steps(tokens) // 20),
+            },
+            "train": self._train_section(s.steps(tokens)) | {"save_every": 50, "seed": s.seed},
+            "save_dtype": "fp32",
+            "out": str(folder / f"run-{tokens}"),
+        }
+        path = folder / f"recipe-{tokens}.yaml"
+        path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        return path
+
+    def _train_section(self, steps: int) -> dict[str, Any]:
+        s = self.settings
+        return {"steps": steps, "batch_size": s.batch_size, "context": s.context, "dtype": s.dtype}
+
+    def teacher_quality(self, vocab: int) -> Quality:
+        """Return the teacher's own quality in a vocabulary."""
+
+        def work() -> dict[str, Any]:
+            return {"quality": self.yardstick(vocab).measure(None).record()}
+
+        record = self.cells.run(f"teacher-{vocab}", None, work)
+        return Quality(**record["quality"])

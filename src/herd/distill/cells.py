@@ -1,0 +1,109 @@
+"""The folder of a shrink run: settings, finished cells, and how long a cell takes.
+
+    shrink.json            the settings; another call with other settings is refused
+    cells/NAME.json        the result of a finished cell: it is not computed again
+    text-V/, targets-V/    token shards and the teacher's targets in a vocabulary of V tokens
+    arms/NAME/             start (the pruned checkpoint), recipe.yaml, run/ (state, metrics, model)
+    model/, *.gguf         the student
+    ledger.json, ledger.html
+
+A cell may be interrupted at any moment. Labelling and training continue inside a cell, everything else starts
+the cell again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from ..errors import ConfigError
+from ..files import write_json
+from ..llama.config import ModelConfig
+from ..report.units import duration
+from ..train.section import ComputeDtype, Positive, PositiveReal, Section
+
+SETTINGS = "shrink.json"
+LR_WIDTH = 0.1
+"""Learning rate times the width of the model, for short recoveries in batches of some thousand tokens.
+
+It is 1.7e-4 at 576 channels and 2.4e-5 at 4,096. Batches of a million tokens bear about four times as much.
+"""
+
+
+class ShrinkSettings(Section):
+    """What a shrink run does. It must not change when the run is continued."""
+
+    model: str
+    to: str | None = None  # the budget; None: only the vocabulary becomes smaller
+    vocab: tuple[int, ...] = ()  # allowed sizes of the vocabulary; empty: the teacher's
+    text: tuple[str, ...] = ()
+    dialogs: tuple[str, ...] = ()
+    heldout: tuple[str, ...] = ()
+    tokens: int = Field(1_300_000, ge=0)  # of the winner's recovery; 0: only pruned
+    race_tokens: int = Field(250_000, ge=0)  # of every arm of the race
+    arms: Positive = 3
+    context: Positive = 512
+    batch_size: Positive = 4
+    lr: PositiveReal | None = None  # None: `LR_WIDTH` / width
+    kl_weight: float = Field(1.0, ge=0, le=1)
+    dtype: ComputeDtype = "fp32"
+    heldout_tokens: Positive = 20_000
+    n_draws: Positive = 50
+    calibration_rows: Positive = 4
+    seed: int = 0
+    gguf: str | None = None  # also write a GGUF file in this format
+
+    def learning_rate(self, config: ModelConfig) -> float:
+        """Return the peak learning rate for a student."""
+        return self.lr if self.lr is not None else LR_WIDTH / config.dim
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.context
+
+    def steps(self, tokens: int) -> int:
+        """Return the number of updates that read ``tokens`` tokens."""
+        return max(1, -(-tokens // self.tokens_per_step))
+
+
+class Cells:
+    """The finished cells of a run folder, and the display of those in work."""
+
+    def __init__(self, folder: Path, settings: ShrinkSettings, say: Callable[[str], None]) -> None:
+        self.folder, self.settings, self.say = folder, settings, say
+        path = folder / SETTINGS
+        if path.exists():
+            known = ShrinkSettings.model_validate_json(path.read_text(encoding="utf-8"), strict=False)
+            for name, old in known:
+                if old != getattr(settings, name):
+                    raise ConfigError(
+                        f"{folder}: was begun with {name}={old!r}, not {getattr(settings, name)!r}: "
+                        "repeat the old command to continue it, or choose another --out"
+                    )
+
+    def done(self, name: str) -> dict[str, Any] | None:
+        """Return the result of a finished cell, or None."""
+        path = self._path(name)
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def run(self, name: str, predicted: float | None, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return the result of a cell. If it is not finished, print the predicted seconds and compute it."""
+        if (known := self.done(name)) is not None:
+            return known
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / SETTINGS, self.settings.model_dump(mode="json"))
+        self.say(name if predicted is None else f"{name}: about {duration(predicted)}")
+        began = time.perf_counter()
+        record = work()
+        record = {"wall_seconds": time.perf_counter() - began, "predicted_seconds": predicted} | record
+        self._path(name).parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._path(name), record)
+        return record
+
+    def _path(self, name: str) -> Path:
+        return self.folder / "cells" / f"{name}.json"

@@ -1,0 +1,104 @@
+"""The ledger of a shrink run: what every step from teacher to student cost and kept, and whether it helped.
+
+A ledger has *steps* in the order in which they were made, and *controls*: students of the winner's size made
+without importance, with layers dropped at equal distances, or from random weights, after equal tokens. A trained
+step that has more bits per byte than its own start, or a student that has more than a control, is flagged if the
+95 % interval of the paired difference excludes zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from ..files import write_atomically, write_json
+from ..report import charts, units
+from ..report.receipt import describe_machine, git_commit
+from ..report.template import template
+from .measure import Quality, difference
+
+MEASURES = {
+    "bits_per_byte": ("bits per byte", 4),
+    "kl": ("KL, nats per token", 4),
+    "accuracy": ("next-token accuracy", 3),
+    "accuracy_kept": ("of the teacher's", 3),
+    "same_choice": ("same first choice", 3),
+}
+
+
+@dataclass
+class LedgerStep:
+    """A model of the run: its cost, its quality, and the model that it is compared with.
+
+    ``tokens``, ``flops`` and ``seconds`` are those of its own training. ``teacher_flops`` are those of labelling
+    the tokens, which several students may share. ``better_than`` are the models, by name, whose bits per
+    byte it must not exceed.
+    """
+
+    name: str
+    what: str
+    n_params: int
+    nbytes: int
+    quality: Quality
+    tokens: int = 0
+    flops: float = 0.0
+    teacher_flops: float = 0.0
+    seconds: float = 0.0
+    control: bool = False
+    better_than: dict[str, Quality] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """Return the step as JSON values, with the differences from the models that it must not be worse than."""
+        compared = {name: difference(self.quality, other) for name, other in self.better_than.items()}
+        worse = [name for name, found in compared.items() if (found["lo"] or 0.0) > 0]
+        own = {key: value for key, value in vars(self).items() if key not in ("quality", "better_than")}
+        return own | self.quality.summary() | {"minus": compared, "worse_than": worse}
+
+
+def write_ledger(folder: Path, title: str, steps: list[LedgerStep], facts: dict[str, Any]) -> dict[str, Any]:
+    """Write ``ledger.json`` and ``ledger.html`` to ``folder`` and return the ledger."""
+    records = [step.record() for step in steps]
+    ledger: dict[str, Any] = {
+        "title": title,
+        "facts": facts,
+        "steps": records,
+        "worse": [
+            f"{record['name']} is worse than {other}" for record in records for other in record["worse_than"]
+        ],
+        "machine": describe_machine(),
+        "commit": git_commit(Path(__file__).parent),
+    }
+    write_json(folder / "ledger.json", ledger)
+    page = template("herd.distill", "ledger.html.jinja").render(
+        ledger=ledger,
+        units=units,
+        measures=MEASURES,
+        shown=shown,
+        charts=[Markup(_chart(records, name)) for name in ("bits_per_byte", "kl")],
+    )
+    write_atomically(folder / "ledger.html", page)
+    return ledger
+
+
+def shown(estimate: dict[str, float | None], decimals: int) -> str:
+    """Return a value with its interval."""
+    value, lo, hi = (estimate[key] for key in ("value", "lo", "hi"))
+    number = units.fixed(value or 0.0, decimals)
+    if lo is None or hi is None:
+        return number
+    return f"{number} [{units.fixed(lo, decimals)}, {units.fixed(hi, decimals)}]"
+
+
+def _chart(records: list[dict[str, Any]], measure: str) -> str:
+    title, decimals = MEASURES[measure]
+    rows = []
+    for record in records:
+        found = record[measure]
+        tone = "control" if record["control"] else "teacher" if record["name"] == "teacher" else "student"
+        rows.append(charts.ChartRow(
+            record["name"], found["value"], found["lo"], found["hi"], tone, units.fixed(found["value"], decimals)
+        ))  # fmt: skip
+    return charts.interval_chart(rows, label=title, title=title, decimals=decimals)

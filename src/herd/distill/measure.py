@@ -1,0 +1,169 @@
+"""Measure students against their teacher on held-out text: bits per byte, KL divergence, next-token accuracy.
+
+A student with a trimmed vocabulary is compared in its own tokens: the teacher reads them too, and its prediction
+is folded onto them. Bits per byte do not depend on the tokens. Each model has them in its own, so they decide
+between students of different vocabularies.
+
+The teacher runs once per vocabulary. Its final hidden states stay in memory, in fp16, and only its head is
+applied again for each student.
+
+Shapes: B rows, T time, D model dim, N scored tokens, C tokens of a chunk, V the teacher's vocabulary, W the
+student's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..evals.bootstrap import Interval, paired_difference, ratio_interval
+from ..evals.windows import HeldOut, WindowScore, windows
+from ..llama.model import LlamaLM
+from .vocab import VocabCut, fold
+
+CHUNK = 256
+"""Tokens whose logits of both models are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Sums over the scored tokens of each document, as lists of one number per document.
+
+    ``bits`` and ``n_bytes`` give bits per byte; ``kl`` is KL(teacher || student) in nats; ``agree`` counts equal
+    first choices, ``hits`` and ``teacher_hits`` first choices that are the next token.
+    """
+
+    bits: list[float]
+    n_bytes: list[float]
+    n_tokens: list[float]
+    kl: list[float]
+    agree: list[float]
+    hits: list[float]
+    teacher_hits: list[float]
+
+    def summary(self) -> dict[str, dict[str, float | None]]:
+        """Return each measure with its 95 % interval over documents."""
+        kept = Interval(sum(self.hits) / max(1.0, sum(self.teacher_hits)), math.nan, math.nan)
+        if sum(self.teacher_hits) and len(self.hits) > 1:
+            kept = ratio_interval(self.hits, self.teacher_hits)
+        return {
+            "bits_per_byte": _record(ratio_interval(self.bits, self.n_bytes)),
+            "kl": _record(ratio_interval(self.kl, self.n_tokens)),
+            "accuracy": _record(ratio_interval(self.hits, self.n_tokens)),
+            "accuracy_kept": _record(kept),
+            "same_choice": _record(ratio_interval(self.agree, self.n_tokens)),
+        }
+
+    def record(self) -> dict[str, Any]:
+        """Return the numbers as JSON values."""
+        return asdict(self)
+
+
+def difference(a: Quality, b: Quality) -> dict[str, float | None]:
+    """Return bits per byte of ``a`` minus ``b`` on the same documents: negative if ``a`` is better."""
+    if a.n_bytes != b.n_bytes:
+        raise DataError("two students can only be compared on the same held-out documents")
+    return _record(paired_difference(a.bits, b.bits, a.n_bytes))
+
+
+class Yardstick:
+    """A teacher's predictions of held-out text in one vocabulary, to measure students with.
+
+    ``documents`` are in that vocabulary. ``cut`` None: it is the teacher's own. ``compute`` is the dtype of the
+    matmuls of students and teacher.
+    """
+
+    def __init__(
+        self,
+        teacher: LlamaLM,
+        documents: Sequence[HeldOut],
+        cut: VocabCut | None,
+        context: int,
+        compute: torch.dtype,
+        on_batch: Callable[[float], None] = lambda fraction: None,
+    ) -> None:
+        self.teacher, self.cut, self.context, self.compute = teacher, cut, context, compute
+        self.documents = documents
+        self.on_batch = on_batch
+        self.hidden = [x.half() for x in self._run(teacher, cut)]
+
+    @property
+    def n_tokens(self) -> int:
+        """The number of scored tokens."""
+        return sum(len(document.ids) - 1 for document in self.documents)
+
+    def measure(self, student: LlamaLM | None) -> Quality:
+        """Return the quality of a student, or with None of the teacher itself."""
+        sums = torch.zeros(6, len(self.documents), dtype=torch.float64)
+        hidden = self.hidden if student is None else self._run(student, None)
+        for batch, theirs_ND, ours_ND in zip(self._batches(), self.hidden, hidden, strict=True):
+            scored_BT = batch.targets_BT != -100
+            owner_N = batch.document_B[:, None].expand(scored_BT.shape)[scored_BT]
+            targets_N = batch.targets_BT[scored_BT]
+            for chunk in torch.arange(len(owner_N)).split(CHUNK):
+                values = self._compare(theirs_ND[chunk], ours_ND[chunk], student, targets_N[chunk])
+                sums.index_add_(1, owner_N[chunk], values.double().cpu())
+        bits, kl, agree, hits, teacher_hits, n_tokens = sums.tolist()
+        n_bytes = [float(document.n_bytes) for document in self.documents]
+        return Quality(bits, n_bytes, n_tokens, kl, agree, hits, teacher_hits)
+
+    def _batches(self) -> Iterator[WindowScore]:
+        return windows(self.documents, self.context)
+
+    @torch.inference_mode()
+    def _run(self, model: LlamaLM, cut: VocabCut | None) -> Iterator[Tensor]:
+        """Yield the hidden states (N, D) of the scored tokens of each batch."""
+        total, done = self.n_tokens, 0
+        for batch in self._batches():
+            tokens_BT = batch.tokens_BT if cut is None else cut.kept_W[batch.tokens_BT]
+            with autocast(model, self.compute):
+                hidden_BTD = model(tokens_BT.to(model.device))
+            scored_BT = batch.targets_BT != -100
+            done += int(scored_BT.sum())
+            self.on_batch(done / total)
+            yield hidden_BTD[scored_BT.to(model.device)]
+
+    @torch.inference_mode()
+    def _compare(
+        self, theirs_CD: Tensor, ours_CD: Tensor, student: LlamaLM | None, targets_C: Tensor
+    ) -> Tensor:
+        """Return bits, KL, equal choice, right choice, the teacher's right choice and 1 for every token, (6, C)."""
+        targets_C = targets_C.to(theirs_CD.device)
+        log_p_CW = self._logits(self.teacher, theirs_CD).log_softmax(-1)
+        if self.cut is not None:
+            log_p_CW = fold(log_p_CW.exp(), self.cut).clamp(min=1e-30).log()
+        log_q_CW = log_p_CW if student is None else self._logits(student, ours_CD).log_softmax(-1)
+        nll_C = -log_q_CW.gather(1, targets_C[:, None])[:, 0]
+        kl_C = (log_p_CW.exp() * (log_p_CW - log_q_CW)).sum(-1).clamp(min=0)
+        first_C, teachers_C = log_q_CW.argmax(-1), log_p_CW.argmax(-1)
+        rows = (
+            nll_C / math.log(2),
+            kl_C,
+            first_C == teachers_C,
+            first_C == targets_C,
+            teachers_C == targets_C,
+        )
+        return torch.stack([*(row.float() for row in rows), torch.ones_like(nll_C)])
+
+    def _logits(self, model: LlamaLM, hidden_CD: Tensor) -> Tensor:
+        with autocast(model, self.compute):
+            return model.lm_head(hidden_CD.to(model.dtype)).float()
+
+
+def autocast(model: LlamaLM, compute: torch.dtype) -> Any:
+    """Compute matmuls in ``compute`` if the weights have another dtype."""
+    if compute == torch.float32 or model.dtype == compute:
+        return nullcontext()
+    return torch.autocast(model.device.type, compute)
+
+
+def _record(interval: Interval) -> dict[str, float | None]:
+    bounds = [None if math.isnan(bound) else bound for bound in interval[1:]]
+    return {"value": interval.value, "lo": bounds[0], "hi": bounds[1]}

@@ -1,0 +1,200 @@
+"""Plan the shapes that a student may have: all that meet a budget, and the most promising of every kind.
+
+A shape is a smaller `ModelConfig`: fewer layers, FFN neurons, channels, query heads per KV group, and tokens of
+the vocabulary. KV heads and the head dim stay. Which shape is best is only known after a short recovery (rankings
+of untrained students change within a few hundred steps, Minitron, arXiv 2407.14679). `predicted_harm` decides
+which ones are worth that race. It adds a cost of every axis, from published recoveries.
+
+A budget of memory counts the KV cache of a full context. For a small model that is more than the weights, so the
+formats of weights and cache are part of the plan.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from ..engine.memory import nbytes as cache_nbytes
+from ..errors import ConfigError, PlanError, QuantError
+from ..kernels.page_layout import BYTES
+from ..llama.config import ModelConfig
+from ..plan.quantity import CONTEXT, COUNT, Quantity
+from ..plan.ways import GGUF_FORMATS, Target, WeightFormat
+
+HARM = {"n_layers": 0.55, "ffn_dim": 0.3, "n_heads": 0.35, "dim": 0.8, "vocab_size": 0.03}
+"""Nats that a small fraction x of an axis costs after recovery, divided by x.
+
+Depth: TinyLlama without 2 and 3 of 22 layers has 1.058 and 1.081 times the perplexity, GPT-2 without 2 of 12
+1.09 times. Widths in the order of Minitron: FFN bears more than heads, and heads more than channels. The
+vocabulary costs little, because what is lost is only the length of the text.
+"""
+LEAST = {"n_layers": 0.5, "ffn_dim": 0.4, "dim": 0.6}
+"""Smallest fraction of an axis that is planned: beyond it, students recover better in two steps."""
+CACHE_LOSS = {"bf16": 0.0, "int8": 0.002}
+"""KL divergence in nats of rounding keys and values, for the comparison of plans."""
+UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a student must fit into: ``kind`` is "params", "memory" (bytes) or "speed" (tokens per second).
+
+    ``context`` is the number of tokens of the full KV cache for memory, and of those already read for speed.
+    """
+
+    kind: str
+    limit: float
+    context: int = 0
+
+    @staticmethod
+    def parse(text: str, max_context: int) -> Budget:
+        """Read ``params=95M``, ``memory=150MB,context=8k`` or ``speed=20tok/s``. Raises `PlanError`."""
+        fields = dict(part.strip().partition("=")[::2] for part in text.split(","))
+        known = [kind for kind in ("params", "memory", "speed") if kind in fields]
+        if len(known) != 1 or fields.keys() - {known[0], "context"}:
+            raise PlanError(f"--to {text!r}: write params=95M, memory=150MB,context=8k or speed=20tok/s")
+        kind, option = known[0], f"--to {known[0]}="
+        value = fields[kind].removesuffix("tok/s") if kind == "speed" else fields[kind]
+        suffixes = {"params": COUNT, "memory": UNITS, "speed": {"": 1}}[kind]
+        example = {"params": "95M", "memory": "150MB", "speed": "20tok/s"}[kind]
+        limit = Quantity(1e-3, 1e18, suffixes, example).parse(value, option)
+        context = max_context
+        if "context" in fields:
+            context = int(
+                Quantity(1, max_context, CONTEXT, "8k", whole=True).parse(fields["context"], "--to context=")
+            )
+        return Budget(kind, limit, context)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A student: its configuration, the formats that it is to run in, and the predicted harm in nats per token."""
+
+    config: ModelConfig
+    weights: str
+    kv: str
+    harm: float
+
+    def label(self, teacher: ModelConfig) -> str:
+        """Return a short name of what is smaller than in the teacher."""
+        short = {"vocab_size": "v", "n_layers": "l", "dim": "d", "ffn_dim": "f", "n_heads": "h"}
+        changed = [f"{letter}{getattr(self.config, name)}" for name, letter in short.items()
+                   if getattr(self.config, name) != getattr(teacher, name)]  # fmt: skip
+        return "-".join(changed) or "teacher"
+
+
+def predicted_harm(teacher: ModelConfig, student: ModelConfig) -> float:
+    """Return the nats per token that a shape is expected to cost after recovery: the sum of c · x / (1 - x)."""
+    total = 0.0
+    for name, cost in HARM.items():
+        removed = 1 - getattr(student, name) / getattr(teacher, name)
+        total += cost * removed / (1 - removed)
+    return total
+
+
+def resident_nbytes(config: ModelConfig, weights: WeightFormat, kv: str, context: int) -> int:
+    """Return the bytes of the weights and of the KV cache of one sequence that fills ``context``."""
+    return weights.nbytes(config) + cache_nbytes(config, 1, context, BYTES[kv])
+
+
+def plan_shapes(
+    teacher: ModelConfig, budget: Budget, vocab_sizes: Sequence[int], count: int, target: Target | None = None
+) -> list[Shape]:
+    """Return the ``count`` most promising shapes within a budget, at most one that changes the same axes.
+
+    ``vocab_sizes`` are those allowed, the teacher's own among them if the vocabulary may stay whole. ``target`` is
+    the machine for a budget of speed. Raises `PlanError` if no shape fits.
+    """
+    best: dict[tuple[object, ...], Shape] = {}
+    for shape in _fitting(teacher, budget, vocab_sizes, target):
+        axes = tuple(name for name in HARM if getattr(shape.config, name) != getattr(teacher, name))
+        key = (axes, shape.config.vocab_size)
+        if key not in best or shape.harm < best[key].harm:
+            best[key] = shape
+    if not best:
+        raise PlanError(
+            f"no student of {teacher.n_params:,} parameters meets {budget.kind}={budget.limit:,.4g}: the smallest "
+            f"planned one keeps {LEAST['n_layers']:.0%} of the layers and {LEAST['ffn_dim']:.0%} of the FFN; "
+            "ask for more, or shrink twice"
+        )
+    return sorted(best.values(), key=lambda shape: shape.harm)[:count]
+
+
+def _fitting(
+    teacher: ModelConfig, budget: Budget, vocab_sizes: Sequence[int], target: Target | None
+) -> Iterator[Shape]:
+    """Yield, for every combination of the other axes, the shape with the largest FFN that meets the budget."""
+    formats: Iterable[tuple[WeightFormat, str]] = [(GGUF_FORMATS[0], "bf16")]
+    if budget.kind == "memory":
+        formats = [(found, kv) for found in GGUF_FORMATS for kv in CACHE_LOSS]
+    if budget.kind == "speed":
+        assert target is not None
+        formats = [(found, "bf16") for found in target.formats]
+
+    def fits(config: ModelConfig, found: WeightFormat, kv: str) -> bool:
+        if budget.kind == "params":
+            return config.n_params <= budget.limit
+        if budget.kind == "memory":
+            try:
+                return resident_nbytes(config, found, kv, budget.context) <= budget.limit
+            except QuantError:  # the format's blocks do not divide the rows
+                return False
+        assert target is not None
+        return 1 / target.decode(config, found, kv, budget.context) >= budget.limit
+
+    for found, kv in formats:
+        for narrower in _narrower(teacher, vocab_sizes, packed=found.packed):
+            sized = [narrower.replace(ffn_dim=size) for size in _ffn_sizes(teacher)]
+            config = _first(sized, partial(fits, found=found, kv=kv))
+            if config is not None:
+                yield Shape(
+                    config, found.name, kv, predicted_harm(teacher, config) + found.loss + CACHE_LOSS[kv]
+                )
+
+
+def _narrower(teacher: ModelConfig, vocab_sizes: Sequence[int], *, packed: bool) -> Iterator[ModelConfig]:
+    group = teacher.n_heads // teacher.n_kv_heads
+    for vocab in vocab_sizes:
+        for layers in range(
+            teacher.n_layers, max(2, math.ceil(LEAST["n_layers"] * teacher.n_layers)) - 1, -1
+        ):
+            for per_group in range(group, max(1, math.ceil(group / 2)) - 1, -1):
+                for dim in _dims(teacher):
+                    try:
+                        config = teacher.replace(
+                            vocab_size=vocab, n_layers=layers, n_heads=per_group * teacher.n_kv_heads, dim=dim
+                        )
+                    except ConfigError:  # a width that does not divide by the heads
+                        continue
+                    if not (packed and dim % 32):
+                        yield config
+
+
+def _dims(teacher: ModelConfig) -> Iterator[int]:
+    """Yield the teacher's width and smaller multiples of 32, so that GGUF's blocks of 32 weights divide it."""
+    yield teacher.dim
+    step = 32 if teacher.dim <= 2048 else 256
+    for dim in range(teacher.dim // step * step, 0, -step):
+        if LEAST["dim"] * teacher.dim <= dim < teacher.dim:
+            yield dim
+
+
+def _ffn_sizes(teacher: ModelConfig) -> list[int]:
+    """Return the teacher's FFN size and smaller ones, descending."""
+    step = 64 if teacher.ffn_dim <= 4096 else 256
+    smaller = range((teacher.ffn_dim - 1) // step * step, 0, -step)
+    return [teacher.ffn_dim, *(size for size in smaller if size >= LEAST["ffn_dim"] * teacher.ffn_dim)]
+
+
+def _first(configs: Sequence[ModelConfig], fits: Callable[[ModelConfig], bool]) -> ModelConfig | None:
+    """Return the first of configurations of descending size that fits, by bisection. None: none fits."""
+    low, high = 0, len(configs)
+    while low < high:
+        middle = (low + high) // 2
+        if fits(configs[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return configs[low] if low < len(configs) else None

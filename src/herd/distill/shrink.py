@@ -1,0 +1,277 @@
+"""Shrink a model to a budget: plan shapes, race them, distil the winner, write it with a ledger.
+
+The winner of the race has the fewest bits per byte on held-out text among arms that were distilled on the same
+number of tokens. Controls of its shape show what importance and distillation are worth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint import Lineage, export_gguf, load_lineage, load_model, save_model
+from ..checkpoint.gguf_folder import GGUFSource
+from ..checkpoint.paths import GENERATION, SIDE_FILES, read_kept, write_kept
+from ..errors import CheckpointError, ConfigError
+from ..plan.ways import GGUF_FORMATS, Target
+from .arms import Arm, Workshop
+from .cells import Cells, ShrinkSettings
+from .ledger import LedgerStep, write_ledger
+from .measure import Quality
+from .shapes import Budget, Shape, plan_shapes, predicted_harm, resident_nbytes
+
+EXPORTED_KL = 0.005
+"""Most nats per token by which the exported folder may differ from the trained model: the rounding to bf16."""
+CONTROLS = ("random mask", "uniform depth", "scratch")
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A cell that a run will compute, with its predicted seconds and the bytes it writes."""
+
+    name: str
+    seconds: float
+    nbytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """The result: the student's folder, its ledger, and the reasons for which it failed."""
+
+    folder: Path
+    ledger: dict[str, Any]
+    failures: list[str]
+
+
+class Shrinker:
+    """A shrink run in a folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: ShrinkSettings,
+        say: Callable[[str], None] = lambda line: None,
+        on_step: Callable[[dict[str, Any]], None] | None = None,
+        target: Target | None = None,
+    ) -> None:
+        self.folder, self.settings, self.say, self.on_step = folder, settings, say, on_step
+        self.shop = Workshop(Cells(folder, settings, say))
+        self.shapes = self._shapes(target)
+
+    # The plan -------------------------------------------------------------------------------------------------
+
+    def _shapes(self, target: Target | None) -> list[Shape]:
+        s, teacher = self.settings, self.shop.config
+        if s.context > teacher.max_context:
+            raise ConfigError(f"context={s.context} exceeds the teacher's {teacher.max_context}")
+        sizes = s.vocab or (teacher.vocab_size,)
+        if s.to is None:
+            if len(sizes) != 1 or sizes[0] >= teacher.vocab_size:
+                raise ConfigError(
+                    "give --to BUDGET, or one --vocab that is smaller than the teacher's vocabulary"
+                )
+            config = teacher.replace(vocab_size=sizes[0])
+            return [Shape(config, "bf16", "bf16", predicted_harm(teacher, config))]
+        return plan_shapes(teacher, Budget.parse(s.to, teacher.max_context), sizes, s.arms, target)
+
+    def arm(self, shape: Shape) -> Arm:
+        """Return the arm of a shape."""
+        return Arm(shape.label(self.shop.config), shape.config)
+
+    def forecast(self) -> list[Forecast]:
+        """Return what a run from the beginning computes, with seconds and bytes, from rates measured now."""
+        s, shop = self.settings, self.shop
+        first = self.shapes[0].config
+        rates = shop.rates(first)
+        out = []
+        tokens = {shape.config.vocab_size: s.race_tokens if self._races else 0 for shape in self.shapes}
+        tokens[first.vocab_size] = max(s.tokens, tokens[first.vocab_size])
+        for vocab, count in tokens.items():
+            count = shop.spec(vocab, s.steps(count) * s.batch_size).n_rows * s.context if count else 0
+            seconds = shop.label_seconds(count, first)
+            out.append(
+                Forecast(
+                    f"label {count:,} tokens, vocabulary {vocab:,}", seconds, count * rates["bytes_per_token"]
+                )
+            )
+        raced = [(self.arm(shape), s.race_tokens) for shape in self.shapes] if self._races else []
+        raced += (
+            [(control, s.race_tokens) for control in self._controls(self.arm(self.shapes[0]))]
+            if raced
+            else []
+        )
+        for arm, count in [*raced, (self.arm(self.shapes[0]), s.tokens)]:
+            seconds = shop.train_seconds(count, arm.config) + 2 * shop.measure_seconds(arm.config)
+            out.append(Forecast(f"train {arm.name} on {count:,} tokens", seconds, 8 * arm.config.n_params))
+        return out
+
+    @property
+    def _races(self) -> bool:
+        return self.settings.to is not None and self.settings.race_tokens > 0
+
+    def _controls(self, winner: Arm) -> list[Arm]:
+        """Return the controls of the winner's shape. Uniform depth makes sense only if layers are dropped."""
+        teacher = self.shop.config
+        pruned = winner.config != teacher.replace(vocab_size=winner.config.vocab_size)
+        shallower = winner.config.n_layers < teacher.n_layers
+        made = {"random mask": pruned, "uniform depth": shallower, "scratch": pruned}
+        return [replace(winner, name=f"{winner.name}-{start.replace(' ', '-')}", start=start)
+                for start in CONTROLS if made[start]]  # fmt: skip
+
+    # The run --------------------------------------------------------------------------------------------------
+
+    def run(self) -> Shrunk:
+        """Run all cells that are not finished, write the student and the ledger, and return them."""
+        shop, s = self.shop, self.settings
+        shop.rates(self.shapes[0].config)
+        teacher = self._teacher_step()
+        shape, raced = self.race() if self._races else (self.shapes[0], [])
+        winner = self.arm(shape)
+        steps = [teacher]
+        vocab = winner.config.vocab_size
+        if vocab != shop.config.vocab_size:
+            trimmed = Arm(f"v{vocab}", shop.config.replace(vocab_size=vocab))
+            if trimmed.name != winner.name:
+                steps.append(self._untrained(trimmed, "vocabulary trimmed, not trained"))
+        steps.append(self._untrained(winner, "pruned, not trained"))
+        steps += raced
+        final = self._step(winner, s.tokens, "distilled") if s.tokens else None
+        if final is not None and final.name not in {step.name for step in steps}:
+            steps.append(final)
+        model = load_model(self._trained_folder(winner))
+        folder = self._export(winner, shape, model)
+        if s.gguf is not None:
+            steps.append(self._quantized(winner, folder, s.gguf))
+        title = f"{self._name(winner)}: {winner.config.n_params / shop.config.n_params:.0%} of the teacher's parameters"
+        ledger = write_ledger(self.folder, title, steps, self._facts(shape))
+        return Shrunk(folder, ledger, list(ledger["worse"]))
+
+    def race(self) -> tuple[Shape, list[LedgerStep]]:
+        """Distil every arm on the race's tokens. Return the best shape, and all arms and controls as steps."""
+        s = self.settings
+        steps = [self._step(self.arm(shape), s.race_tokens, "raced") for shape in self.shapes]
+        order = sorted(range(len(steps)), key=lambda n: _bits_per_byte(steps[n].quality))
+        best = order[0]
+        for control in self._controls(self.arm(self.shapes[best])):
+            step = self._step(control, s.race_tokens, f"control: {control.start}")
+            step.control = True
+            steps.append(step)
+            steps[best].better_than[step.name] = step.quality
+        predicted = [shape.harm for shape in self.shapes]
+        measured = [_bits_per_byte(steps[n].quality) for n in range(len(self.shapes))]
+        if len(predicted) > 2:
+            found = rank_correlation(predicted, measured)
+            self.say(f"rank correlation of the predicted with the measured order: {found:.2f}")
+        return self.shapes[best], steps
+
+    def _teacher_step(self) -> LedgerStep:
+        config = self.shop.config
+        return LedgerStep("teacher", self.settings.model, config.n_params, config.nbytes(),
+                          self.shop.teacher_quality(config.vocab_size))  # fmt: skip
+
+    def _untrained(self, arm: Arm, what: str) -> LedgerStep:
+        record = self.shop.start(arm)
+        config = arm.config
+        return LedgerStep(
+            f"{arm.name}, start", what, config.n_params, config.nbytes(), Quality(**record["quality"])
+        )
+
+    def _step(self, arm: Arm, tokens: int, what: str) -> LedgerStep:
+        record = self.shop.trained(arm, tokens, self.on_step)
+        step = LedgerStep(
+            f"{arm.name}, {tokens:,} tokens", what, arm.config.n_params, arm.config.nbytes(),
+            Quality(**record["quality"]), record["tokens"], record["flops"],
+            record["tokens"] * self.shop.config.flops_per_token(self.settings.context / 2), record["seconds"],
+        )  # fmt: skip
+        if arm.start == "pruned":
+            step.better_than[f"{arm.name}, start"] = Quality(**self.shop.start(arm)["quality"])
+        return step
+
+    # The student ----------------------------------------------------------------------------------------------
+
+    def _trained_folder(self, arm: Arm) -> Path:
+        s = self.settings
+        folder = self.folder / "arms" / arm.name
+        return folder / f"run-{s.tokens}" / "model" if s.tokens else folder / "start"
+
+    def _name(self, arm: Arm) -> str:
+        """Return the student's name. What is made from Meta's Llamas must be named Llama first."""
+        known = load_lineage(self.shop.source.path)
+        base = known.name if known is not None else self.shop.source.path.stem
+        name = f"{base}-{arm.name}"
+        licence = (self._licence() or "").lower()
+        return name if "llama" not in licence or name.lower().startswith("llama") else f"Llama-{name}"
+
+    def _licence(self) -> str | None:
+        known = self.shop.source.lineage
+        if known is not None and known.licence:
+            return known.licence
+        if self.shop.source.file is None:
+            return None
+        return GGUFSource(self.shop.source.file).licence
+
+    def _export(self, arm: Arm, shape: Shape, model: Any) -> Path:
+        """Write the student in bf16, and compare what was written with the trained model."""
+        folder = self.folder / "model"
+        lineage = Lineage(
+            name=self._name(arm), stage="distilled", parents={"teacher": self.shop.teacher_hash},
+            recipe=self.settings.model_dump(mode="json") | {"run_in": {"weights": shape.weights, "kv": shape.kv}},
+            licence=self._licence(),
+        )  # fmt: skip
+        tokenizer = self.shop.tokenizer_of(arm.config.vocab_size)
+        save_model(folder, model, tokenizer, lineage=lineage, dtype=torch.bfloat16)
+        write_kept(folder, read_kept(self.shop.source.path, tuple(n for n in SIDE_FILES if n != GENERATION)))
+        tokens_BT = self.shop.stream(arm.config.vocab_size)[0].batch(0, 1).tokens_BT
+        written = load_model(folder, dtype=torch.float32)
+        with torch.inference_mode():
+            log_p, log_q = (m.float().logits(tokens_BT).log_softmax(-1) for m in (model, written))
+        kl = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+        if not kl <= EXPORTED_KL:
+            raise CheckpointError(
+                f"{folder}: the written model differs from the trained one by {kl:.3g} nats per token; "
+                f"bf16 explains at most {EXPORTED_KL}: do not use it, and report this"
+            )
+        self.say(f"{folder}: as written, {kl:.2g} nats per token from the trained weights")
+        return folder
+
+    def _quantized(self, arm: Arm, folder: Path, format_name: str) -> LedgerStep:
+        file = self.folder / f"{self._name(arm)}-{format_name}.gguf"
+        export_gguf(folder, file, format_name)
+
+        def work() -> dict[str, Any]:
+            quality = self.shop.yardstick(arm.config.vocab_size).measure(load_model(file).eval())
+            return {"quality": quality.record()}
+
+        record = self.shop.cells.run(f"{arm.name}-{self.settings.tokens}-{format_name}", None, work)
+        return LedgerStep(f"{arm.name}, {format_name}", f"quantized to {format_name}", arm.config.n_params,
+                          file.stat().st_size, Quality(**record["quality"]))  # fmt: skip
+
+    def _facts(self, shape: Shape) -> dict[str, Any]:
+        s = self.settings
+        facts: dict[str, Any] = {"teacher": s.model, "budget": s.to or f"vocabulary {shape.config.vocab_size:,}",
+                                 "context": s.context, "seed": s.seed}  # fmt: skip
+        if s.to is not None and s.to.startswith("memory"):
+            budget = Budget.parse(s.to, self.shop.config.max_context)
+            found = next(f for f in GGUF_FORMATS if f.name == shape.weights)
+            nbytes = resident_nbytes(shape.config, found, shape.kv, budget.context)
+            facts["run with"] = (
+                f"{shape.weights} weights, {shape.kv} cache of {budget.context:,} tokens: {nbytes / 1e6:.1f} MB"
+            )
+        return facts
+
+
+def _bits_per_byte(quality: Quality) -> float:
+    return math.fsum(quality.bits) / math.fsum(quality.n_bytes)
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return Spearman's rank correlation of two lists without ties."""
+    ranks = [[sorted(values).index(value) for value in values] for values in (a, b)]
+    n = len(a)
+    squares = sum((x - y) ** 2 for x, y in zip(*ranks, strict=True))
+    return 1 - 6 * squares / (n * (n * n - 1))

@@ -1,0 +1,45 @@
+"""A teacher's stored targets, with the rows that they belong to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from ...data.shards import Shards
+from ...data.stream import TokenStream
+from ...data.targets import Targets, TargetStream
+from ...data.text_files import expand_paths
+from ...errors import DataError
+from ...text import Tokenizer
+from ..config import TrainSettings
+from .base import DataSection, OpenedData
+
+
+class TargetData(DataSection):
+    """A folder of targets. ``teacher`` is the hash of the teacher that must have made them."""
+
+    kind: Literal["targets"]
+    folder: str
+    teacher: str | None = None
+    rows = "targets"
+
+    def paths_given(self) -> list[str]:
+        return [self.folder, *super().paths_given()]
+
+    def open(self, tokenizer: Tokenizer, out: Path, settings: TrainSettings) -> OpenedData:
+        targets = Targets(expand_paths(self.folder)[0])
+        targets.require_tokenizer(tokenizer.sha256)
+        if self.teacher is not None and targets.spec.teacher != self.teacher:
+            raise DataError(
+                f"{targets.folder}: was labelled by the teacher of hash {targets.spec.teacher[:12]}, not by "
+                f"{self.teacher[:12]}: label with that teacher into another folder"
+            )
+        if targets.spec.context != settings.context:
+            raise DataError(
+                f"{targets.folder}: its rows have {targets.spec.context} tokens, train.context is {settings.context}"
+            )
+        rows = []
+        if self.heldout is not None:
+            other = Shards.open(expand_paths(self.heldout)[0], tokenizer)
+            rows = self.first_rows(TokenStream(other, settings.context, 0), settings)
+        return OpenedData(TargetStream(targets, settings.seed), rows, targets.sha256)

@@ -1,0 +1,318 @@
+"""A whole shrink run on a toy: budget met, ledger true, resumable cell by cell, bad steps flagged."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from herd import cli
+from herd.checkpoint import Lineage, load_config, load_lineage, load_model, load_tokenizer, save_model
+from herd.data.shards import Shards
+from herd.data.stream import TokenStream
+from herd.distill.cells import ShrinkSettings
+from herd.distill.shrink import Shrinker, rank_correlation
+from herd.errors import ConfigError
+from herd.llama import ModelConfig
+from herd.llama.model import LlamaLM
+from herd.text import Tokenizer
+from herd.train import TrainConfig, lm, train
+
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "lazy",
+    "dog",
+    "and",
+    "then",
+    "runs",
+    "away",
+    "from",
+    "every",
+    "cat",
+    "in",
+    "town",
+    "because",
+    "it",
+    "can",
+]
+
+
+def words(seed: int, n: int) -> str:
+    rng = random.Random(seed)
+    return "\n".join(" ".join(rng.choices(WORDS, k=12)) + "." for _ in range(n))
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Path:
+    """A teacher that knows which words follow a space, its text, and held-out text."""
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "train.txt").write_text(words(0, 1500))
+    (folder / "heldout.txt").write_text(words(1, 400))
+    tokenizer = Tokenizer.train([words(0, 1500)], 512 + 60)
+    config = ModelConfig(
+        tokenizer.vocab_size, 32, 4, 4, 2, 64, head_dim=8, max_context=128, tie_embeddings=True
+    )
+    model = LlamaLM(config).init_weights(0, std=0.1)
+    shards = Shards.write(folder / "shards", [words(0, 1500)], tokenizer)
+    learn = TrainConfig(steps=80, batch_size=16, context=32, optimizer={"lr": 1e-2})  # type: ignore[arg-type]
+    train(model, TokenStream(shards, 32, 0), lm, learn, folder / "teacher-run")
+    lineage = Lineage(name="Llama-toy", stage="base", licence="Llama 3.1 Community License")
+    save_model(folder / "teacher", model, tokenizer, lineage=lineage)
+    return folder
+
+
+def settings(toy: Path, **changes) -> ShrinkSettings:
+    fields = {
+        "model": str(toy / "teacher"), "text": (str(toy / "train.txt"),), "heldout": (str(toy / "heldout.txt"),),
+        "to": "params=36k", "tokens": 4096, "race_tokens": 1024, "arms": 2, "context": 32, "batch_size": 4, "lr": 1e-3,
+        "heldout_tokens": 3000,
+    }  # fmt: skip
+    return ShrinkSettings(**(fields | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def done(toy, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "run"
+    lines: list[str] = []
+    shrinker = Shrinker(out, settings(toy, vocab=(572, 540)), lines.append)
+    return out, shrinker.run(), lines, shrinker
+
+
+def test_the_student_meets_the_budget_and_loads_as_a_plain_checkpoint(done, toy):
+    _, shrunk, _, _ = done
+    config = load_config(shrunk.folder)
+    assert config.n_params <= 36_000 < load_config(toy / "teacher").n_params
+    student, tokenizer = load_model(shrunk.folder), load_tokenizer(shrunk.folder)
+    assert (
+        student.logits(torch.tensor([tokenizer.encode("the quick")])).shape[-1]
+        == tokenizer.vocab_size
+        == config.vocab_size
+    )
+    known = load_lineage(shrunk.folder)
+    assert known.name.startswith("Llama-toy-")
+    assert known.licence == "Llama 3.1 Community License"
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_pretrained(shrunk.folder, dtype=torch.float32)
+    ids = torch.tensor([tokenizer.encode("the lazy dog and")])
+    ours = load_model(shrunk.folder, dtype=torch.float32).logits(ids)
+    torch.testing.assert_close(theirs(ids).logits, ours, atol=1e-4, rtol=1e-4)
+
+
+def test_the_ledger_has_every_step_and_control_with_intervals(done):
+    out, _, _, _ = done
+    ledger = json.loads((out / "ledger.json").read_text())
+    steps = {step["name"]: step for step in ledger["steps"]}
+    assert steps["teacher"]["kl"]["value"] == 0
+    assert (
+        sum("control" in step["what"] for step in ledger["steps"])
+        == sum(step["control"] for step in ledger["steps"])
+        >= 2
+    )
+    for step in ledger["steps"]:
+        for name in ("bits_per_byte", "kl", "accuracy"):
+            assert step[name]["lo"] <= step[name]["value"] <= step[name]["hi"]
+    trained = [step for step in ledger["steps"] if step["tokens"]]
+    assert all(step["flops"] > 0 and step["teacher_flops"] > 0 and step["seconds"] > 0 for step in trained)
+    final, start = ledger["steps"][-1], next(s for s in ledger["steps"] if s["name"].endswith("start"))
+    assert final["tokens"] == 4096
+    assert final["kl"]["value"] < start["kl"]["value"]
+    page = (out / "ledger.html").read_text()
+    assert all(step["name"] in page for step in ledger["steps"])
+
+
+def test_the_recipe_that_was_run_is_on_disk(done):
+    from herd.train.recipe import read_recipe
+
+    out, _, _, _ = done
+    found = [read_recipe(path) for path in out.glob("arms/*/recipe-4096.yaml")]
+    assert [recipe.train.steps for recipe in found] == [32]
+    assert found[0].objective.kind == "sampled_distil"
+
+
+def test_a_second_run_computes_nothing(done, toy):
+    out, shrunk, _, _ = done
+    lines: list[str] = []
+    before = (shrunk.folder / "model.safetensors").read_bytes()
+    Shrinker(out, settings(toy, vocab=(572, 540)), lines.append).run()
+    assert not [line for line in lines if "about" in line]
+    assert (shrunk.folder / "model.safetensors").read_bytes() == before
+
+
+def test_other_settings_are_refused_and_named(done, toy):
+    out, *_ = done
+    with pytest.raises(ConfigError, match="begun with tokens=4096, not 2048"):
+        Shrinker(out, settings(toy, vocab=(572, 540), tokens=2048))
+
+
+def test_the_time_is_printed_beforehand(done):
+    _, _, lines, shrinker = done
+    assert [line for line in lines if "-4096: about" in line]
+    cells = shrinker.forecast()
+    assert sum(cell.seconds for cell in cells) > 0
+    label = next(cell for cell in cells if "label" in cell.name)
+    assert label.nbytes > 0
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(done, toy, tmp_path):
+    whole, shrunk, _, _ = done
+    code = (
+        "import sys; sys.path.insert(0, {!r}); from test_shrink import *; "
+        "Shrinker(Path({!r}), settings(Path({!r}), vocab=(572, 540)), lambda line: print(line, flush=True)).run()"
+    ).format(str(Path(__file__).parent), str(tmp_path / "run"), str(toy))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:  # type: ignore[union-attr]
+        if "-1024: about" in line:
+            time.sleep(0.1)
+            process.kill()  # SIGKILL, in the middle of training the first arm
+            break
+    process.wait()
+    assert not (tmp_path / "run" / "model").exists()
+    again = Shrinker(tmp_path / "run", settings(toy, vocab=(572, 540))).run()
+    assert (again.folder / "model.safetensors").read_bytes() == (
+        shrunk.folder / "model.safetensors"
+    ).read_bytes()
+    for path in sorted(whole.glob("targets-*/*.bin")):
+        assert path.read_bytes() == (tmp_path / "run" / path.relative_to(whole)).read_bytes()
+
+
+def test_a_learning_rate_that_is_too_high_is_flagged_and_fails(toy, tmp_path, capfd):
+    words = ["shrink", str(toy / "teacher"), "--to", "params=36k", "--text", str(toy / "train.txt")]
+    words += ["--heldout", str(toy / "heldout.txt"), "--tokens", "1024", "--race-tokens", "0", "--arms", "1"]
+    words += ["--context", "32", "--heldout-tokens", "3000", "--dtype", "fp32"]
+    assert cli.run([*words, "--lr", "0.3", "--out", str(tmp_path / "bad")]) == 1
+    assert "WORSE" in capfd.readouterr().out
+    assert json.loads((tmp_path / "bad" / "ledger.json").read_text())["worse"]
+    assert cli.run([*words, "--lr", "0.001", "--out", str(tmp_path / "good")]) == 0
+
+
+def test_only_the_vocabulary_can_be_cut(toy, tmp_path):
+    done = Shrinker(tmp_path / "run", settings(toy, to=None, vocab=(540,), tokens=1024, gguf="q8")).run()
+    assert load_config(done.folder).n_layers == 4
+    assert load_tokenizer(done.folder).vocab_size == 540
+    assert [step["name"] for step in done.ledger["steps"]] == [
+        "teacher",
+        "v540, start",
+        "v540, 1,024 tokens",
+        "v540, q8",
+    ]
+    assert list(tmp_path.glob("run/*.gguf"))
+
+
+def test_the_parts_can_be_used_alone(toy, tmp_path, capfd):
+    common = [
+        str(toy / "teacher"),
+        "--text",
+        str(toy / "train.txt"),
+        "--heldout",
+        str(toy / "heldout.txt"),
+        "--context",
+        "32",
+        "--dtype",
+        "fp32",
+        "--json",
+    ]
+    assert cli.run(["shrink", "score", *common, "--drop", "1", "--out", str(tmp_path / "score")]) == 0
+    scores = json.loads(capfd.readouterr().out)
+    assert len(scores["neurons_LF"]) == 4
+    assert scores["layers_to_drop"] in ([1], [2])
+    prune = [
+        "shrink",
+        "prune",
+        *common,
+        "--layers",
+        "3",
+        "--ffn",
+        "48",
+        "--heldout-tokens",
+        "1000",
+        "--out",
+        str(tmp_path / "prune"),
+    ]
+    assert cli.run(prune) == 0
+    assert load_config(json.loads(capfd.readouterr().out)["folder"]).ffn_dim == 48
+    assert (
+        cli.run(
+            [
+                "shrink",
+                "label",
+                *common,
+                "--tokens",
+                "2048",
+                "--vocab",
+                "540",
+                "--out",
+                str(tmp_path / "label"),
+            ]
+        )
+        == 0
+    )
+    assert json.loads(capfd.readouterr().out)["tokens"] >= 2048
+    race = [
+        *common,
+        "--to",
+        "params=36k",
+        "--race-tokens",
+        "256",
+        "--arms",
+        "2",
+        "--heldout-tokens",
+        "1000",
+        "--out",
+        str(tmp_path / "race"),
+    ]
+    assert cli.run(["shrink", "race", *race]) == 0
+    assert len(json.loads(capfd.readouterr().out)["arms"]) >= 3
+
+
+def test_a_dry_run_trains_nothing(toy, tmp_path, capfd):
+    words = [
+        str(toy / "teacher"),
+        "--text",
+        str(toy / "train.txt"),
+        "--to",
+        "params=36k",
+        "--context",
+        "32",
+        "--dtype",
+        "fp32",
+        "--dry-run",
+        "--json",
+    ]
+    assert cli.run(["shrink", *words, "--out", str(tmp_path / "run")]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["seconds"] > 0
+    assert not (tmp_path / "run" / "arms").exists()
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--to", "95M", "--text", "T"], "write params=95M"), (["--to", "params=36k"], "nothing to train on"),
+    (["--text", "T"], "give --to BUDGET"), (["--to", "params=1k", "--text", "T"], "shrink twice"),
+    (["--to", "params=36k", "--text", "T", "--context", "4096"], "exceeds the teacher"),
+    (["--to", "params=36k", "--text", "T", "--dtype", "int4"], "--dtype"),
+])  # fmt: skip
+def test_mistakes_are_one_line(toy, tmp_path, capfd, words, message):
+    words = [str(toy / "train.txt") if word == "T" else word for word in words]
+    words = ["shrink", str(toy / "teacher"), "--context", "32", *words, "--out", str(tmp_path / "run")]
+    assert cli.run(words) in (1, 2)
+    assert not (tmp_path / "run" / "shrink.json").exists()
+    said = capfd.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_rank_correlation():
+    assert rank_correlation([1, 2, 3], [10, 20, 30]) == 1
+    assert rank_correlation([1, 2, 3], [30, 20, 10]) == -1
+    assert rank_correlation([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(0.8)
