@@ -9,7 +9,7 @@ complete.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -38,21 +38,24 @@ def quantize_folder(
     plan: Scheme,
     *,
     rows_of: RowsOf | None = None,
+    importance: Mapping[str, Tensor] | None = None,
     recipe: dict[str, object] | None = None,
     progress: Progress | None = None,
 ) -> str:
     """Quantize the weights of a source into the folder ``out`` and return its hash.
 
     ``rows_of`` returns the bytes of each parameter, by GPTQ for instance (default: round to the nearest).
+    ``importance`` has the weights of columns, by parameter (see `quant.importance`).
     ``recipe`` is stored in the lineage. Raises `QuantError` if rows do not divide or weights are not finite,
     and `CheckpointError` for other faults. ``out`` is then unchanged.
     """
     formats = plan.plan(source.config)
     known = source.lineage
-    name = f"{source.name}-{plan.linears.name.lower()}"
+    name = f"{source.name}-{plan.label}"
+    weights_D = importance or {}
 
     def rounded(param: str) -> Iterable[Tensor]:
-        return encoded(source.get(param), formats[param], param)
+        return encoded(source.get(param), formats[param], param, weights_D.get(param))
 
     def lineage() -> Lineage:
         stage = known.stage if known else "quantized"  # an instruct model is still an instruct model

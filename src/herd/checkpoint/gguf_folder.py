@@ -24,6 +24,7 @@ from ..llama.model import LlamaLM
 from ..quant import blocks
 from ..quant.formats import F32, FORMATS, PLAIN, Format, tensor_nbytes
 from ..quant.linear import assemble_model, packed_weights
+from ..quant.mixtures import file_type
 from . import gguf_config
 from .chat_format import require_vocabulary_fits
 from .gguf import FILE, GGUF, TensorEntry
@@ -39,19 +40,6 @@ from .verified import hash_file, verified_hash
 if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
 
-_FILE_TYPES = {
-    "F32": 0,
-    "F16": 1,
-    "Q4_0": 2,
-    "Q4_1": 3,
-    "Q8_0": 7,
-    "Q5_0": 8,
-    "Q5_1": 9,
-    "Q4_K": 14,
-    "Q6_K": 18,
-    "BF16": 32,
-}
-"""llama.cpp's numbers for "mostly this format". 1024 means that the tensors' types decide."""
 PIECE_ROWS = 1024
 RowsOf = Callable[[str], Iterable[Tensor]]
 """A function that yields a parameter's bytes by its name, in chunks of shape (rows, bytes)."""
@@ -223,13 +211,15 @@ def write_model(
     write_gguf(path, metadata, plan, pieces_of, progress, journal)
 
 
-def encoded(weight: Tensor, format: Format, name: str) -> Iterator[Tensor]:
-    """Yield a weight's bytes in this format, some rows at a time.
+def encoded(
+    weight: Tensor, format: Format, name: str, importance_D: Tensor | None = None
+) -> Iterator[Tensor]:
+    """Yield a weight's bytes in this format, some rows at a time. Columns are weighted by ``importance_D``.
 
     Raises `QuantError` if a value is not finite or beyond the format's range.
     """
     for piece in weight.view(1, -1).split(1) if weight.ndim == 1 else weight.split(PIECE_ROWS):
-        yield blocks.encode(piece, format, name)
+        yield blocks.encode(piece, format, name, importance_D)
 
 
 def _metadata(
@@ -244,8 +234,7 @@ def _metadata(
     yield "general.type", "STRING", "model"
     yield "general.name", "STRING", name
     yield "general.quantization_version", "UINT32", 2
-    most = formats["model.layers.0.mlp.up_proj.weight"].name
-    yield "general.file_type", "UINT32", _FILE_TYPES.get(most, 1024)
+    yield "general.file_type", "UINT32", file_type(config, formats)
     if licence:
         yield "general.license", "STRING", licence
     yield from gguf_config.model_metadata(config)

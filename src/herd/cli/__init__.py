@@ -52,9 +52,7 @@ VERBS: dict[str, Verb] = {
     "serve": Verb("serve", "Serve a model to other programs: OpenAI's API.", "serve_command"),
     "train": Verb("train", "Train a model as a recipe (YAML) says.", "train_command", resume=""),
     "shrink": Verb("shrink", "Make a smaller student of a model by distillation.", "app", resume=""),
-    "quantize": Verb(
-        "quantize", "Store a model in 8, 6 or 4 bits per weight.", "quantize_command", resume=""
-    ),
+    "quantize": Verb("quantize", "Store a model in 2 to 8 bits per weight.", "quantize_command", resume=""),
     "import": Verb("convert", "Import weights: Meta, Hugging Face, GGUF.", "import_command", resume=""),
     "export": Verb("convert", "Export a checkpoint for other programs.", "export_command", resume=""),
     "eval": Verb("eval", "Evaluate a model or an endpoint on benchmarks.", "app", resume=""),

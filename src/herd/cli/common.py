@@ -6,7 +6,7 @@ import json
 import operator
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -100,6 +100,17 @@ def progress_display(*columns: Any, show: bool = True) -> Iterator[Any]:
     hidden = not (show and sys.stderr.isatty())
     with Progress(*columns, console=Console(file=sys.stderr), transient=True, disable=hidden) as bar:
         yield bar
+
+
+@contextmanager
+def count_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar for a count of things on stderr if that is a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with progress_display(*columns) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def print_json(result: Any) -> None:

@@ -115,6 +115,15 @@ class Scheme:
     embeddings: Format
     head: Format
 
+    @property
+    def label(self) -> str:
+        """A name for files and folders."""
+        return self.linears.name.lower()
+
+    def summary(self, config: ModelConfig) -> dict[str, object]:
+        """Return what a receipt says about the formats."""
+        return {part: getattr(self, part).name for part in ("linears", "embeddings", "head")}
+
     def of(self, name: str, shape: Sequence[int], tied: bool) -> Format:
         """Return the format of the parameter ``name``. Raises `QuantError` if its rows do not divide."""
         if len(shape) < 2:
@@ -140,18 +149,18 @@ class Scheme:
 
         A tied packed head is stored twice: its kernel needs the rows in another order than the embedding.
         """
-        twice = config.tie_embeddings and self.head.packed
-        return self.nbytes(config) + (
-            tensor_nbytes((config.vocab_size, config.dim), self.head) if twice else 0
-        )
+        head = self.plan(config)["model.embed_tokens.weight"]
+        twice = config.tie_embeddings and head.packed
+        return self.nbytes(config) + (tensor_nbytes((config.vocab_size, config.dim), head) if twice else 0)
 
     def loading_nbytes(self, config: ModelConfig) -> int:
         """Return the bytes needed in addition while a model is loaded: one matrix as it is in the file.
 
         Embedding and head are larger, but are loaded first, when memory is still free.
         """
-        shapes = [shape for _, shape in config.param_shapes() if shape[0] != config.vocab_size]
-        return max(tensor_nbytes(shape, self.linears) for shape in shapes if len(shape) > 1)
+        plan = self.plan(config)
+        shapes = [(name, shape) for name, shape in config.param_shapes() if shape[0] != config.vocab_size]
+        return max(tensor_nbytes(shape, plan[name]) for name, shape in shapes if len(shape) > 1)
 
 
 def scheme(

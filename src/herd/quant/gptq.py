@@ -26,11 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import QuantError
-from ..llama import rope
-from ..llama.attention import causal
 from ..llama.config import ModelConfig
 from ..llama.model import DecoderLayer
 from . import blocks
+from .calibration import STAGES, load_layer, run_layer
 from .formats import Format, Scheme, require_fit
 
 COLUMNS = 128
@@ -39,13 +38,6 @@ ROWS = 2048
 """Rows that are processed at a time. Rows are independent, so this only limits memory."""
 DAMPING = 0.01
 """Fraction of the mean of H's diagonal that is added to it (as in the paper). More if H is still singular."""
-STAGES = (
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("self_attn.o_proj",),
-    ("mlp.gate_proj", "mlp.up_proj"),
-    ("mlp.down_proj",),
-)
-"""The matrices of a layer in the order of computation. Matrices of one stage have the same input."""
 
 
 def quantize_matrix(weight_RD: Tensor, moments_DD: Tensor, format: Format, name: str = "weight") -> Tensor:
@@ -157,12 +149,8 @@ class Gptq:
         layer, prefix = self._next_layer, f"model.layers.{self._next_layer}."
         if not self._hidden or layer >= self._config.n_layers:
             raise QuantError(f"GPTQ must read parameters in file order: layer {layer} is out of order")
-        with torch.device("meta"):
-            block = DecoderLayer(self._config, layer)
-        for name, _ in list(block.named_parameters()):
-            parent, _, leaf = name.rpartition(".")
-            weight = self._get(prefix + name)
-            setattr(block.get_submodule(parent), leaf, nn.Parameter(weight.float(), requires_grad=False))
+        block = load_layer(self._config, self._get, layer)
+        for name, weight in block.named_parameters():
             if weight.ndim == 1:
                 self._ready[prefix + name] = blocks.encode(
                     weight.view(1, -1), self._formats[prefix + name], name
@@ -179,14 +167,8 @@ class Gptq:
                     rows_RB = blocks.encode(weight_RD, format, name)
                 weight_RD.copy_(blocks.decode(rows_RB, format))
                 self._ready[name] = rows_RB
-        self._hidden = [self._run(block, x_BTD) for x_BTD in self._hidden]
+        self._hidden = [run_layer(self._config, block, x_BTD) for x_BTD in self._hidden]
         self._next_layer += 1
-
-    def _run(self, block: DecoderLayer, x_BTD: Tensor) -> Tensor:
-        positions_1T = torch.arange(x_BTD.shape[1])[None]
-        inv_freq, scaling = rope.inverse_frequencies(self._config), self._config.rope_scaling
-        cos, sin = rope.rotation(inv_freq, positions_1T, x_BTD.dtype, scaling)
-        return block(x_BTD, cos, sin, causal)
 
     def _moments(self, block: DecoderLayer, module: nn.Module) -> Tensor:
         """Return the mean of x x^T over the inputs of ``module``, (D, D) fp32. The forward stops there."""
@@ -207,7 +189,7 @@ class Gptq:
         try:
             for x_BTD in self._hidden:
                 try:
-                    self._run(block, x_BTD)
+                    run_layer(self._config, block, x_BTD)
                 except _InputsSeen:
                     continue
         finally:

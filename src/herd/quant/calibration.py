@@ -1,0 +1,110 @@
+"""Run calibration text through a model one layer at a time, and measure how important the columns are.
+
+The importance of a column is the mean square of its input: an error of a weight is multiplied by the input.
+Only one layer is in memory, in fp32, beside the hidden states of the text, so the model may be larger than
+memory.
+
+Shapes: D columns (inputs), B batch, T time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..dtypes import torch_dtype
+from ..errors import QuantError
+from ..llama import rope
+from ..llama.attention import causal
+from ..llama.config import ModelConfig
+from ..llama.model import DecoderLayer, LlamaLM
+from .formats import BF16, F32
+from .linear import assemble_model
+
+Get = Callable[[str], Tensor]
+"""A function that reads a parameter by its name."""
+STAGES = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+"""The matrices of a layer in the order of computation. Matrices of one stage have the same input."""
+
+
+def load_layer(config: ModelConfig, get: Get, layer: int) -> DecoderLayer:
+    """Return one layer with its weights in fp32."""
+    with torch.device("meta"):
+        block = DecoderLayer(config, layer)
+    for name, _ in list(block.named_parameters()):
+        parent, _, leaf = name.rpartition(".")
+        weight = get(f"model.layers.{layer}.{name}").float()
+        setattr(block.get_submodule(parent), leaf, nn.Parameter(weight, requires_grad=False))
+    return block
+
+
+def load_plain(config: ModelConfig, get: Get) -> LlamaLM:
+    """Return the whole model with unpacked weights: in bf16 if the matrices are stored so, otherwise in fp32."""
+    stored = BF16 if get("model.layers.0.mlp.up_proj.weight").dtype == torch.bfloat16 else F32
+    dtype = torch_dtype(stored.name)
+
+    def rows_of(name: str) -> Tensor:
+        weight = get(name).to(dtype).contiguous()
+        return weight.view(1 if weight.ndim == 1 else len(weight), -1).view(torch.uint8)
+
+    formats = {name: stored for name, _ in config.param_shapes()}
+    return assemble_model(config, formats, rows_of, dtype)
+
+
+def run_layer(config: ModelConfig, block: DecoderLayer, x_BTD: Tensor) -> Tensor:
+    """Return the hidden states after a layer, with causal attention in each row."""
+    positions_1T = torch.arange(x_BTD.shape[1])[None]
+    cos, sin = rope.rotation(rope.inverse_frequencies(config), positions_1T, x_BTD.dtype, config.rope_scaling)
+    return block(x_BTD, cos, sin, causal)
+
+
+@torch.no_grad()
+def measure_importance(
+    config: ModelConfig,
+    get: Get,
+    batches: Sequence[Tensor],
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Tensor]:
+    """Return the mean square of every input of every matrix, (D,) fp32 by parameter.
+
+    ``batches`` are token ids (B, T). The embedding has none unless it is the head too. ``progress`` is called
+    with the layers done and their number. Raises `QuantError` without text.
+    """
+    if not batches:
+        raise QuantError("importance is measured on calibration text, and there is none")
+    embedding = get("model.embed_tokens.weight")
+    hidden = [embedding[ids.flatten()].float().view(*ids.shape, -1) for ids in batches]
+    del embedding
+    importance: dict[str, Tensor] = {}
+    for layer in range(config.n_layers):
+        block = load_layer(config, get, layer)
+        sums = [_add_squares(block.get_submodule(stage[0])) for stage in STAGES]
+        hidden = [run_layer(config, block, x_BTD) for x_BTD in hidden]
+        for stage, total in zip(STAGES, sums, strict=True):
+            mean_D = total[0] / sum(ids.numel() for ids in batches)
+            importance |= {f"model.layers.{layer}.{module}.weight": mean_D for module in stage}
+        if progress:
+            progress(layer + 1, config.n_layers)
+    x_ND = torch.cat([x_BTD.flatten(0, 1) for x_BTD in hidden])
+    normed_ND = nn.functional.rms_norm(x_ND, (config.dim,), get("model.norm.weight").float(), config.norm_eps)
+    head = "model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"
+    return importance | {head: normed_ND.square().mean(0)}
+
+
+def _add_squares(module: nn.Module) -> list[Tensor]:
+    """Return a list whose only item becomes the sum of squared inputs of ``module``, (D,)."""
+    total: list[Tensor] = []
+
+    def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        squares_D = inputs[0].flatten(0, -2).square().sum(0)
+        total[:] = [total[0] + squares_D] if total else [squares_D]
+
+    module.register_forward_pre_hook(add)
+    return total
