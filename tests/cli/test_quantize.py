@@ -35,12 +35,23 @@ def run(*words, capsys) -> tuple[int, str, str]:
 
 
 @pytest.mark.filterwarnings("ignore:.*tokens are few")
-@pytest.mark.parametrize("words", [["--to", "q8"], ["--to", "q4k"], ["--to", "q4", "--gptq"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--to", "q8"],
+        ["--to", "Q5_K_M"],
+        ["--to", "q4k"],
+        ["--to", "q4", "--gptq", "--calib", "TEXT"],
+        ["--to", "Q4_0", "--calib", "TEXT"],
+        ["--to", "5.2bpw", "--calib", "TEXT"],
+    ],
+    ids=" ".join,
+)
 def test_quantize(toy, tmp_path, capsys, words):
     text = toy.parent / "text.txt"
-    more = ["--calib", text] if "--gptq" in words else []
+    words = [text if word == "TEXT" else word for word in words]
     code, out, err = run(
-        "quantize", toy, *words, *more, "--text", text, "--out", tmp_path / "q", "--json", capsys=capsys
+        "quantize", toy, *words, "--text", text, "--out", tmp_path / "q", "--json", capsys=capsys
     )
     assert code == 0, err
     result = json.loads(out)
@@ -66,6 +77,23 @@ def test_the_default_place_and_text(toy, capsys):
     assert (toy.parent / "toy-q8" / "model.gguf").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*tokens are few")
+def test_importance_is_saved_and_used_again(toy, tmp_path, capsys):
+    """A file of importance gives the same weights as the text that it was measured on."""
+    text, saved = toy.parent / "text.txt", tmp_path / "importance.gguf"
+    words = ["quantize", toy, "--to", "IQ4_XS", "--no-measure", "--json", "--out"]
+    code, out, err = run(*words, tmp_path / "a", "--calib", text, "--save-imatrix", saved, capsys=capsys)
+    assert code == 0, err
+    first = json.loads(out)
+    assert first["formats"]["matrices"] == {"IQ4_XS": 8, "Q6_K": 1}
+    code, out, err = run(*words, tmp_path / "b", "--imatrix", saved, capsys=capsys)
+    assert code == 0, err
+    assert json.loads(out)["weights_hash"] == first["weights_hash"]
+    code, out, err = run(*words, tmp_path / "c", capsys=capsys)
+    assert json.loads(out)["weights_hash"] != first["weights_hash"]
+    assert checkpoint.load_lineage(tmp_path / "b").recipe["imatrix"] == str(saved)
+
+
 def test_gguf_out_and_in(toy, tmp_path, capsys):
     code, out, _ = run(
         "export", toy, tmp_path / "x.gguf", "--format", "gguf", "--type", "q8_0", capsys=capsys
@@ -87,9 +115,12 @@ def test_gguf_out_and_in(toy, tmp_path, capsys):
 @pytest.mark.parametrize(
     "words, reason",
     [
-        (["quantize", "TOY", "--to", "q3"], "format 'q3' is not known: choose q8, q4, q4k"),
+        (["quantize", "TOY", "--to", "q3"], "format 'q3' is not known: choose F32, F16"),
+        (["quantize", "TOY", "--to", "1.5bpw", "--calib", "TEXT"], "1.5 bits per weight are too few"),
+        (["quantize", "TOY", "--to", "q4", "--imatrix", "no.gguf"], "no.gguf: no such file"),
+        (["quantize", "TOY", "--to", "4bpw", "--imatrix", "x.gguf"], "--imatrix replaces the text"),
+        (["quantize", "TOY", "--to", "q4", "--save-imatrix", "x.gguf"], "--save-imatrix writes what --calib"),
         (["quantize", "TOY", "--to", "q4", "--gptq"], "give --calib TEXT"),
-        (["quantize", "TOY", "--to", "q4", "--calib", "x"], "--calib is for --gptq"),
         (["quantize", "TOY", "--to", "q4", "--gptq", "--calib", "no.txt"], "no.txt"),
         (["export", "TOY", "out.gguf", "--format", "onnx"], "choose hf, gguf or vllm"),
         (["export", "TOY", "out.gguf", "--format", "gguf", "--dtype", "bf16"], "use --type"),
@@ -100,7 +131,8 @@ def test_gguf_out_and_in(toy, tmp_path, capsys):
 )
 def test_mistakes(toy, tmp_path, capsys, monkeypatch, words, reason):
     monkeypatch.chdir(tmp_path)
-    code, _, err = run(*(toy if word == "TOY" else word for word in words), capsys=capsys)
+    names = {"TOY": toy, "TEXT": toy.parent / "text.txt"}
+    code, _, err = run(*(names.get(word, word) for word in words), capsys=capsys)
     assert code == 1
     assert reason in err
     assert err.count("\n") == 1
