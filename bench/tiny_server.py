@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -64,12 +65,16 @@ def _serve_when_told(store: Path, max_batch: int) -> None:
     """Fork a server at each "start" on stdin. Answer with its process id and port."""
     import torch
 
+    import herd.engine.loop
+    import herd.serve.app
+    import herd.serve.run  # noqa: F401  (imported before the fork, so that a server starts quickly)
+
     torch.set_num_threads(1)
     from herd.llama import ModelConfig
     from herd.llama.model import LlamaLM
     from herd.text.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.train(SAMPLE, 400)
+    tokenizer = Tokenizer.train(SAMPLE, 540)
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
         dim=48,
@@ -97,6 +102,13 @@ def _serve_when_told(store: Path, max_batch: int) -> None:
         print(pid, port, flush=True)
 
 
+def _listener() -> socket.socket:
+    """Return a listening socket whose connections have a small buffer in the kernel, so that it fills up."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
+    return listener
+
+
 def _serve(model, tokenizer, store: Path, max_batch: int, ready: int) -> None:
     from herd.engine.engine import Engine
     from herd.engine.loop import EngineLoop
@@ -114,7 +126,7 @@ def _serve(model, tokenizer, store: Path, max_batch: int, ready: int) -> None:
     opened = Store(store)
     with EngineLoop(Engine(model, tokenizer, max_batch=max_batch)) as loop:
         served = ServedModel("tiny", loop, tokenizer, CONTEXT, created=int(time.time()))
-        HerdServer(create_app(served, opened, settings), settings, 0, tell).run()
+        HerdServer(create_app(served, opened, settings), settings, 0, tell).run([_listener()])
     opened.close()
 
 
