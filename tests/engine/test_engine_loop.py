@@ -85,14 +85,14 @@ def test_a_full_queue_refuses_more(model, tokenizer, monkeypatch):
 
 def test_a_step_that_fails_ends_its_requests_with_an_error_and_the_loop_lives_on(loop, monkeypatch, caplog):
     engine, want = loop.engine, loop.submit(request(5))[0].completion()
-    faulty, real = threading.Event(), engine._forward
+    faulty, real = threading.Event(), engine._runner
 
     def forward(*args):
         if faulty.is_set():
             raise ZeroDivisionError("by zero")
         return real(*args)
 
-    monkeypatch.setattr(engine, "_forward", forward)
+    monkeypatch.setattr(engine, "_runner", forward)
     faulty.set()
     some = loop.submit(request(5), n=2)
     for each in some:

@@ -30,14 +30,14 @@ from ..errors import EngineError
 from ..llama.model import LlamaLM
 from ..quant.linear import is_quantized
 from ..text.tokenizer import Tokenizer
-from .cache import Cached, PagedCache
+from .cache import PagedCache
 from .constraint import Constraint, Guide, GuideCache
 from .draft import Draft, ModelDraft, NGramDraft
-from .memory import PREFILL_TOKENS
+from .memory import LOGIT_BYTES, PREFILL_TOKENS
 from .pacing import MIXED_TOKENS, Pacer
-from .request import Completion, Request, Speculated
+from .request import Completion, Request, Speculated, TokenLogprob
 from .runner import ModelRunner
-from .sampling import seed_of
+from .sampling import logprobs, seed_of
 from .scheduler import Scheduler
 from .speculate import DraftTokens, verify
 from .step_timer import StepTimer, best_draft_length
@@ -288,8 +288,10 @@ class Engine:
         self.n_prefilled += sum(prompts)
         began = time.perf_counter()
         lengths = [(sequence.cached, n + len(draft.tokens)) for sequence, n, draft in parts]
-        logits_NV = self._forward(lengths, tokens, positions)
+        hidden_ND = self._runner(lengths, tokens)
+        self._score_prompts(parts, hidden_ND)
         if ready:
+            logits_NV = self._logits(hidden_ND[positions])
             n_before = sum(sequence.n_new for sequence, _, _ in ready)
             accepted = verify(logits_NV, [s for s, _, _ in ready], [draft for _, draft, _ in ready])
             self._timers[0].note(len(tokens), time.perf_counter() - began)
@@ -303,12 +305,25 @@ class Engine:
             if sequence.stream.done:
                 self.scheduler.remove(sequence)
 
-    def _forward(self, parts: list[tuple[Cached, int]], tokens: list[int], positions: list[int]) -> Tensor:
-        """Feed the next n tokens of each (sequence, n) and return logits (N, V) fp32 at ``positions``."""
-        hidden_ND = self._runner(parts, tokens)
-        if not positions:
-            return torch.empty(0, self.model.config.vocab_size)
-        logits_NV = self.model.lm_head(hidden_ND[positions]).float()
+    def _score_prompts(self, parts: list[Part], hidden_ND: Tensor) -> None:
+        """Give sequences that want them the log-probabilities of the prompt tokens that these parts predict."""
+        row = 0
+        for sequence, n, draft in parts:
+            if sequence.lacks_prompt_logprobs:
+                top, first = sequence.request.prompt_logprobs, sequence.cached.length - n + 1
+                ids = sequence.request.prompt_ids[first : first + n]  # the last one predicts the first new token
+                scored: list[TokenLogprob] = []
+                step = max(1, LOGIT_BYTES // (4 * self.model.config.vocab_size))
+                for at in range(0, len(ids), step):
+                    some = ids[at : at + step]
+                    logits_NV = self._logits(hidden_ND[row + at : row + at + len(some)])
+                    scored += [each for (each,) in logprobs(logits_NV, some, [top] * len(some))]
+                sequence.take_prompt_logprobs(scored)
+            row += n + len(draft.tokens)
+
+    def _logits(self, hidden_ND: Tensor) -> Tensor:
+        """Return the logits (N, V) fp32 after these hidden states."""
+        logits_NV = self.model.lm_head(hidden_ND).float()
         # the model's vocabulary may be padded beyond the tokenizer's tokens: those ids are never picked
         if self.tokenizer is not None and self.tokenizer.vocab_size < logits_NV.shape[1]:
             logits_NV[:, self.tokenizer.vocab_size :] = -torch.inf

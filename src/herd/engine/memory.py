@@ -7,6 +7,8 @@ from ..llama.config import ModelConfig
 
 PREFILL_TOKENS = 2048
 """Most prompt tokens of one step: enough to fill the matmuls, few enough to keep the activations small."""
+LOGIT_BYTES = 64 << 20
+"""Most bytes of fp32 logits of known tokens at a time."""
 
 
 def nbytes(config: ModelConfig, slots: int, context: int, bytes_per_value: float = BYTES["bf16"]) -> int:

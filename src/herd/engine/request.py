@@ -98,7 +98,9 @@ class Request:
     ``stop_ids`` end the answer in addition to the tokenizer's own stop tokens. A ``constraint`` defines the
     form of the answer, and ends it when nothing more may follow. Requests of one ``tenant`` share the cached
     keys and values of common prompt beginnings. Tenants share nothing with each other. Requests of different
-    ``owner``s take turns when they begin and when their prompts are computed.
+    ``owner``s take turns when they begin and when their prompts are computed. ``prompt_logprobs`` None: off.
+    Otherwise each token of the prompt but the first gets its log-probability, and those of so many most
+    likely tokens at its position. The prompt is then computed as a whole, even if it is cached.
     """
 
     prompt_ids: Sequence[int]
@@ -107,6 +109,7 @@ class Request:
     constraint: Constraint | None = None
     tenant: str = ""
     owner: str = ""
+    prompt_logprobs: int | None = None
 
     def validate(self, vocab_size: int, context: int) -> None:
         """Raise EngineError if a model with this vocabulary and context cannot serve the request."""
@@ -126,8 +129,11 @@ class Request:
                 f"prompt token {low if low < 0 else high} is outside the model's vocabulary of {vocab_size}: "
                 "encode the prompt with the model's own tokenizer"
             )
-        for name in ("top_k", "logprobs"):
-            if (value := getattr(self.sampling, name) or 0) > vocab_size:
+        if self.prompt_logprobs is not None:
+            _check_integer("prompt_logprobs", self.prompt_logprobs, 0)
+        counts = {"top_k": self.sampling.top_k, "logprobs": self.sampling.logprobs}
+        for name, value in (counts | {"prompt_logprobs": self.prompt_logprobs}).items():
+            if (value or 0) > vocab_size:
                 raise EngineError(f"{name}={value} is more than the vocabulary of {vocab_size}")
         if (most := max(self.sampling.logit_bias, default=0)) >= vocab_size:
             raise EngineError(f"logit_bias: token {most} is outside the model's vocabulary of {vocab_size}")
@@ -135,7 +141,7 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """The log-probability of a generated token in nats, and the most likely (id, logprob), best first."""
+    """The log-probability of a token in nats, and the most likely (id, logprob), best first."""
 
     id: int
     logprob: float
@@ -201,7 +207,8 @@ class Completion:
 
     ``ids`` exclude the stop token, which is ``stop_id`` (None if something else ended the answer). With stop
     strings, ``ids`` include every token that was generated, while ``text`` ends before the stop string.
-    ``shared_tokens`` is the number of prompt tokens that came from the cache.
+    ``shared_tokens`` is the number of prompt tokens that came from the cache. ``prompt_logprobs`` are those
+    of all tokens of the prompt but the first, if the request asked for them.
     """
 
     ids: list[int]
@@ -212,6 +219,7 @@ class Completion:
     prompt_tokens: int = 0
     shared_tokens: int = 0
     speculated: Speculated | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 def _check_integer(name: str, value: object, least: int | None) -> None:

@@ -24,13 +24,11 @@ from ..errors import ContextError, EngineError
 from ..kernels.page_layout import BYTES, PAGE
 from ..llama.model import LlamaLM
 from .cache import Cached, PagedCache
-from .memory import PREFILL_TOKENS, nbytes
+from .memory import LOGIT_BYTES, PREFILL_TOKENS, nbytes
 from .runner import ModelRunner
 
 SLACK_TOKENS = 256
 """Most tokens that a pack may compute again because one more item shortens its common head."""
-LOGIT_BYTES = 64 << 20
-"""Most bytes of fp32 logits at a time."""
 
 
 _Part = tuple[Cached, Sequence[int]]

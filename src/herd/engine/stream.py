@@ -38,6 +38,8 @@ class ResponseStream(Iterator[Delta]):
         self._error: EngineError | None = None
         self.done = False
         self.shared_tokens = 0
+        self.prompt_logprobs: list[TokenLogprob] | None = None
+        """Those of the prompt but for its first token, if the request asks for them. Set before any delta."""
         self._n_read = 0
         self._submitted = time.perf_counter()
         self._began: float | None = None
@@ -88,6 +90,7 @@ class ResponseStream(Iterator[Delta]):
             prompt_tokens=len(self.request.prompt_ids),
             shared_tokens=self.shared_tokens,
             speculated=last.speculated,
+            prompt_logprobs=self.prompt_logprobs,
         )
 
     def begin(self, shared_tokens: int) -> None:
@@ -155,6 +158,7 @@ class Sequence:
         self.n_new = 0  # tokens of the answer so far
         self.acceptance_rate = INITIAL_ACCEPTANCE_RATE
         self.may_draft = True
+        self.prompt_logprobs: list[TokenLogprob] = []
         self.owner, self.tenant = request.owner, request.tenant
         room = context - len(request.prompt_ids)
         self.limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
@@ -168,17 +172,29 @@ class Sequence:
 
     @property
     def n_shareable(self) -> int:
-        """Number of its first tokens that may come from the cache. One is fed, or there are no logits."""
-        return len(self.tokens) - 1
+        """Number of its first tokens that may come from the cache. Logits need tokens that are computed."""
+        return 0 if self.lacks_prompt_logprobs else len(self.tokens) - 1
 
     @property
     def soon(self) -> int:
         """Its length in the cache after one more page of tokens. An answer's last token is never fed back."""
         return min(len(self.tokens) + PAGE, len(self.request.prompt_ids) + self.limit - 1)
 
+    @property
+    def lacks_prompt_logprobs(self) -> bool:
+        """Whether the log-probabilities of its prompt are wanted and not yet complete."""
+        return self.request.prompt_logprobs is not None and self.stream.prompt_logprobs is None
+
     def begin(self, shared_tokens: int) -> None:
         """Take note of its admission, with so many tokens from the cache."""
         self.stream.begin(shared_tokens)
+        self.prompt_logprobs.clear()
+
+    def take_prompt_logprobs(self, logprobs: list[TokenLogprob]) -> None:
+        """Add log-probabilities of the next tokens of the prompt."""
+        self.prompt_logprobs += logprobs
+        if len(self.prompt_logprobs) == len(self.request.prompt_ids) - 1:
+            self.stream.prompt_logprobs = list(self.prompt_logprobs)
 
     def fail(self, error: EngineError) -> None:
         """End its answer with an error."""
