@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
+import time
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from herd.engine import Constraint, Engine, EngineLoop, Request, Sampling
+from herd.engine import Constraint, Engine, EngineLoop, Request, Sampling, Usage
 from herd.engine.scheduler import Scheduler
 from herd.errors import ConstraintError, EngineBusyError, EngineError
 
@@ -141,3 +145,115 @@ def test_constraints_of_one_owner_are_compiled_one_at_a_time_and_others_meanwhil
     assert [d.finish_reason for d in flood[0]] == ["cancelled"]
     assert flood[4].completion().text == "slow"
     assert sum(started) == 4
+
+
+def check(usage: Usage, request: Request, n_tokens: int) -> None:
+    assert (usage.prompt_tokens, usage.completion_tokens) == (len(request.prompt_ids), n_tokens)
+    assert 0 <= usage.cached_tokens < usage.prompt_tokens
+    assert 0 <= usage.queue_seconds <= usage.total_seconds
+    if n_tokens:
+        assert usage.queue_seconds <= usage.first_token_seconds <= usage.total_seconds
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 30),  # tokens of the answer
+            st.integers(0, 35),  # deltas that are read before the request is cancelled
+            st.sampled_from([None, "a", "stop", "regex"]),
+            st.booleans(),  # read the rest after cancelling
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_usage_is_exact_for_any_moment_of_cancelling(loop, asked):
+    """Counted are the tokens that were read, and a stop token or stop string that ended the answer."""
+    opened = []
+    for i, (n, _, how, _) in enumerate(asked):
+        sampling = Sampling(max_tokens=n, temperature=1, seed=i, stop=("a", "bc") if how == "a" else ())
+        ids = [i + 1] * 70
+        constraint = Constraint.regex("[a-f]{3}[0-9]{2,}") if how == "regex" else None
+        stops = frozenset(range(90)) if how == "stop" else frozenset()
+        opened.append(loop.submit(Request(ids, sampling, stops, constraint, owner=str(i % 2)))[0])
+    for generation, (n, n_read, _, goes_on) in zip(opened, asked, strict=True):
+        deltas = [delta for _, delta in zip(range(n_read), generation, strict=False)]
+        generation.cancel()
+        count = lambda: sum(len(d.token_ids) + (d.stop_id is not None) for d in deltas)  # noqa: B023, E731
+        check(generation.usage, generation.request, count())
+        if goes_on:
+            deltas += generation
+        check(generation.usage, generation.request, count())
+        ended = bool(deltas) and deltas[-1].finish_reason not in (None, "cancelled")
+        assert count() <= n + 1
+        if ended and deltas[-1].finish_reason == "length":
+            assert count() == n
+    finished = loop.submit(request(1))[0]
+    completion = finished.completion()
+    check(finished.usage, finished.request, len(completion.ids) + (completion.stop_id is not None))
+    while loop.stats().active:
+        time.sleep(0.001)
+    assert loop.stats().used_pages == 0
+
+
+def test_cancelling_returns_pages_within_one_step_at_fifty_random_moments(loop, monkeypatch):
+    engine, rng = loop.engine, random.Random(0)
+    ended: dict[object, int] = {}
+    real = engine.cancel
+    monkeypatch.setattr(
+        engine, "cancel", lambda stream: (real(stream), ended.setdefault(stream, engine.n_steps))
+    )
+    steady = loop.submit(Request([5] * 10, Sampling(max_tokens=490)))[0]
+    for i in range(50):
+        n_prompt = rng.choice([1, 100, 400])
+        some = loop.submit(Request([i] * n_prompt, Sampling(max_tokens=100, seed=i)), n=rng.choice([1, 5]))
+        for _ in range(rng.choice([0, 0, 1, 7])):
+            next(some[0])
+        time.sleep(rng.choice([0, 0.0005, 0.003]))
+        moment = engine.n_steps
+        for generation in some:
+            generation.cancel()
+        for generation in some:
+            list(generation)
+            assert ended[generation] <= moment + 1
+    steady.cancel()
+    assert [d.finish_reason for d in steady][-1] in ("cancelled", "length", "stop")
+
+
+def test_no_thread_or_page_is_left_after_a_thousand_requests(model, tokenizer):
+    before = set(threading.enumerate())
+    with EngineLoop(Engine(model, tokenizer, max_batch=8), max_waiting=2000) as loop:
+        some = [loop.submit(request(i % 200, n=2, owner=str(i % 3)))[0] for i in range(1000)]
+        for i, generation in enumerate(some):
+            if i % 10 == 0:
+                generation.cancel()
+        assert all(list(generation)[-1].finish_reason for generation in some)
+        assert loop.stats().used_pages == loop.stats().waiting == 0
+        assert not loop._open
+    assert set(threading.enumerate()) == before
+
+
+def test_a_reader_whose_event_loop_is_gone_hurts_nobody(loop):
+    generation = loop.submit(request(1, n=300))[0]
+
+    async def abandon():
+        task = asyncio.ensure_future(anext(generation))
+        await asyncio.sleep(0)
+        task.cancel()
+
+    for _ in range(20):
+        asyncio.run(abandon())
+    assert len(loop.submit(request(2))[0].completion().ids) == 20
+    generation.cancel()
+    list(generation)
+
+
+def test_rates_and_counts_of_stats(loop):
+    loop.submit(request(1))[0].completion()
+    stats = loop.stats()
+    assert (stats.decoded_tokens, stats.prefilled_tokens, stats.preemptions) == (20, 3, 0)
+    assert stats.decode_tokens_per_second > stats.prefill_tokens_per_second > 0
+    loop.submit(Request([1] * 200, Sampling(max_tokens=1)))[0].completion()
+    assert loop.stats().cached_tokens == 192
+    assert loop.stats().free_pages == loop.engine.cache.pages.limit

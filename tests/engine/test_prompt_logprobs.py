@@ -25,7 +25,9 @@ def expected(model, ids: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("draft", [None, "ngram", "model"])
-def test_they_are_the_softmax_of_the_full_forward_in_any_batch(make_model, model, tokenizer, draft, monkeypatch):
+def test_they_are_the_softmax_of_the_full_forward_in_any_batch(
+    make_model, model, tokenizer, draft, monkeypatch
+):
     """In small pieces, after pages ran out, behind a cached prompt, and with few logits at a time."""
     monkeypatch.setattr(module, "MIXED_TOKENS", 37)
     monkeypatch.setattr(module, "LOGIT_BYTES", 4 * model.config.vocab_size * 10)

@@ -311,7 +311,9 @@ class Engine:
         for sequence, n, draft in parts:
             if sequence.lacks_prompt_logprobs:
                 top, first = sequence.request.prompt_logprobs, sequence.cached.length - n + 1
-                ids = sequence.request.prompt_ids[first : first + n]  # the last one predicts the first new token
+                ids = sequence.request.prompt_ids[
+                    first : first + n
+                ]  # the last one predicts the first new token
                 scored: list[TokenLogprob] = []
                 step = max(1, LOGIT_BYTES // (4 * self.model.config.vocab_size))
                 for at in range(0, len(ids), step):

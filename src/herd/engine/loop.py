@@ -276,7 +276,8 @@ class EngineLoop:
 
     def _take_messages(self) -> None:
         """Run all messages. If there is no request to compute, wait for one."""
-        idle = not self.engine.n_active and not self.engine.n_waiting and not self._arrived
+        busy = self.engine.n_active or self.engine.n_waiting or self._arrived
+        idle = not busy and not (self._closing and not self._open)
         while True:
             with suppress(queue.Empty):
                 if idle:

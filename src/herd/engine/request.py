@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..errors import EngineError
+from ..errors import ContextError, EngineError
 from .constraint import Constraint
 
 FinishReason = Literal["stop", "length", "context", "cancelled"]
@@ -112,14 +112,17 @@ class Request:
     prompt_logprobs: int | None = None
 
     def validate(self, vocab_size: int, context: int) -> None:
-        """Raise EngineError if a model with this vocabulary and context cannot serve the request."""
+        """Raise EngineError if a model with this vocabulary and context cannot serve the request.
+
+        It is a ContextError if the prompt is too long.
+        """
         n = len(self.prompt_ids)
         if n == 0:
             raise EngineError(
                 "the prompt is empty: give at least one token, e.g. the beginning-of-text token"
             )
         if n >= context:
-            raise EngineError(
+            raise ContextError(
                 f"the prompt has {n} tokens, the context has {context}, and the answer needs at least one: "
                 "shorten the prompt"
             )
