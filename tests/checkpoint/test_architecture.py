@@ -419,5 +419,7 @@ def test_other_programs_quantized_weights_are_recognized_by_name(make_model, tmp
 def test_an_adapter_without_a_model_is_named_with_its_base(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base-8b"}))
     (tmp_path / "adapter_model.bin").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"is a LoRA adapter.*org/base-8b.*merge_and_unload"):
+    with pytest.raises(CheckpointError, match=r"base-8b"):
         checkpoint.load_model(tmp_path)
+    with pytest.raises(CheckpointError, match=r"is an adapter for org/base-8b.*herd tune merge"):
+        checkpoint.import_hf(tmp_path, tmp_path / "out")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, TokenizerError
 from . import weights
+from .adapters import refuse_adapter, warn_of_adapter_beside_model
 from .chat_format import read_folder_tokenizer
 from .folder import checkpoint_hash, load_config, load_tokenizer, write_checkpoint
 from .gguf import gguf_file
@@ -25,7 +26,7 @@ from .gguf_folder import GGUFSource
 from .hf import config_to_hf, read_json
 from .journal import key_of
 from .lineage import Lineage, licence_notice, load_lineage
-from .paths import ADAPTER, CONFIG, KEPT_FILES, SIDE_FILES, read_kept
+from .paths import CONFIG, KEPT_FILES, SIDE_FILES, read_kept
 from .sources import model_name, resolve_model
 from .stream import Progress
 
@@ -43,6 +44,7 @@ class ImportSource:
         self.folder = resolve_model(folder)
         if gguf_file(self.folder):
             raise CheckpointError(f"{folder} is quantized already; give the folder it was made from")
+        refuse_adapter(self.folder, "this")
         self.config = load_config(self.folder)
         self.wanted = weights.check_against(self.config, weights.read_index(self.folder), self.folder)
         self.lineage = load_lineage(self.folder)
@@ -173,10 +175,7 @@ def _rewrite(
 ) -> str:
     source, data = ImportSource(folder), read_json(folder / CONFIG)
     dtype = weights.common_dtype(source.wanted, folder) if dtype is None else dtype
-    if (folder / ADAPTER).exists():
-        warnings.warn(
-            f"{folder}: {ADAPTER} is not copied; merge it into the model with peft first", stacklevel=4
-        )
+    warn_of_adapter_beside_model(folder)
     kept = read_kept(folder, KEPT_FILES)
     written_config = config_to_hf(
         source.config,

@@ -30,8 +30,8 @@ from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..quant.linear import is_quantized
 from . import gguf, weights
+from .adapters import base_of, is_adapter, read_adapter, warn_of_adapter_beside_model
 from .chat_format import read_folder_tokenizer, require_vocabulary_fits
-from .foreign import refuse_lora
 from .gguf import gguf_file, gguf_parts
 from .gguf_config import config_from_gguf
 from .gguf_folder import GGUFSource, load_gguf, save_quantized
@@ -149,12 +149,17 @@ class ModelSource:
 
     No file is read twice.
 
-    ``path`` is its folder or GGUF file. The tokenizer is None, with a warning, if there is none. ``pre``
-    names the pre-tokenizer of a GGUF file that does not name a known one.
+    ``path`` is its folder or GGUF file. If ``source`` is the folder of a LoRA adapter, ``path`` is its base model,
+    ``adapter`` is that folder, and the model is loaded with the adapter on it. The tokenizer is None, with a
+    warning, if there is none. ``pre`` names the pre-tokenizer of a GGUF file that does not name a known one.
     """
 
     def __init__(self, source: str | Path, *, pre: str | None = None) -> None:
         self.path, self._pre = resolve_model(source), pre
+        self.adapter: Path | None = None
+        """The folder of a LoRA adapter on the model, if there is one."""
+        if is_adapter(self.path):
+            self.adapter, self.path = self.path, resolve_model(base_of(self.path))
         self.file = gguf_file(self.path)
         """The GGUF file that holds the weights, if it is one."""
 
@@ -167,7 +172,6 @@ class ModelSource:
     def config(self) -> ModelConfig:
         if self.file is not None:
             return config_from_gguf(self._gguf)
-        refuse_lora(self.path)
         return read_config(self.path / CONFIG)
 
     @cached_property
@@ -176,6 +180,8 @@ class ModelSource:
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
+        if self.adapter is not None and (self.adapter / "tokenizer_config.json").exists():
+            return read_folder_tokenizer(self.adapter)
         if self.file is None:
             tokenizer = read_folder_tokenizer(self.path)
             if tokenizer is not None and (self.path / CONFIG).exists():
@@ -193,8 +199,10 @@ class ModelSource:
     def load(self, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> LlamaLM:
         """Return the model. See `load_model`."""
         if self.file is not None:
-            return load_gguf(self._gguf, dtype=dtype, device=device)
-        return _load_plain(self.path, self.config, dtype, device)
+            model = load_gguf(self._gguf, dtype=dtype, device=device)
+        else:
+            model = _load_plain(self.path, self.config, dtype, device)
+        return model if self.adapter is None else read_adapter(self.adapter).attach(model)
 
 
 def load_model(
@@ -252,9 +260,13 @@ def load_trainable(source: str | Path, dtype: torch.dtype, device: str | torch.d
 def checkpoint_hash(source: str | Path, progress: Progress | None = None) -> str:
     """Return the SHA-256 of a model's weights. It does not depend on the sharding, but on the dtype.
 
-    For a GGUF file it is the hash of the whole file. Reads all weights.
+    For a GGUF file it is the hash of the whole file, and for an adapter that of its base and its own file. Reads all
+    weights.
     """
     folder = resolve_model(source)
+    if is_adapter(folder):
+        own = hash_file(folder / ADAPTER, progress)
+        return hashlib.sha256(f"{checkpoint_hash(base_of(folder))} {own}".encode()).hexdigest()
     if file := gguf_file(folder):
         hashes = [hash_file(part, progress) for part in gguf_parts(file)]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
@@ -267,10 +279,7 @@ def _load_plain(
 ) -> LlamaLM:
     inode = folder.stat().st_ino
     wanted = weights.check_against(config, weights.read_index(folder), folder)
-    if (folder / ADAPTER).exists():
-        warnings.warn(
-            f"{folder}: ignoring {ADAPTER}; merge it into the model with peft to use it", stacklevel=2
-        )
+    warn_of_adapter_beside_model(folder)
     dtype = weights.common_dtype(wanted, folder) if dtype is None else dtype
     if torch.device(device).type == "cpu":
         require_memory(config, config.nbytes(dtype.itemsize), folder)

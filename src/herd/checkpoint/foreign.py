@@ -1,13 +1,12 @@
-"""Recognize folders with unsupported weights: other programs' quantized layers, or LoRA adapters.
+"""Recognize folders with unsupported weights: other programs' quantized layers.
 
-They are recognized by ``config.json`` and by the names of their tensors and files, and refused with one line
+They are recognized by ``config.json`` and by the names of their tensors, and refused with one line
 that says what to use instead. The only quantized layout that can be read is Meta's own FP8 ("fbgemm_fp8", see
 `weights`). This module does not import torch.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -45,21 +44,6 @@ def refuse_quantized_names(names: Collection[str], where: Path) -> None:
         for name in names:
             if name.endswith(suffixes):
                 raise _refusal(method, f"{where}: {name}")
-
-
-def refuse_lora(folder: Path) -> None:
-    """Raise `CheckpointError` if the folder has a LoRA adapter and no model."""
-    path = folder / "adapter_config.json"
-    if not path.exists() or (folder / "config.json").exists():
-        return
-    try:
-        base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        base = None
-    raise CheckpointError(
-        f"{folder}: is a LoRA adapter, not a model; merge it into its base model "
-        f"({base or 'adapter_config.json lacks its name'}) with peft (merge_and_unload) and give the result"
-    )
 
 
 def _refusal(method: str, where: str) -> CheckpointError:

@@ -9,7 +9,7 @@ from ..errors import CheckpointError
 from . import gguf, lineage, weights
 
 CONFIG = "config.json"
-ADAPTER = "adapter_model.safetensors"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 GENERATION = "generation_config.json"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 TEMPLATE_FILES = ("chat_template.jinja", "additional_chat_templates/tool_use.jinja")

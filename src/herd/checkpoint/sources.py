@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import CheckpointError
 from .catalogue import catalogue, find_name, local_models, unknown_name
 from .gguf import gguf_parts
-from .paths import ADAPTER, CONFIG
+from .paths import ADAPTER, ADAPTER_CONFIG, CONFIG
 from .pull import ORIGINS, pull_from_hub, pull_from_package, pulled_already
 
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
@@ -75,10 +75,10 @@ def _usable(path: Path) -> Path:
         raise CheckpointError(
             f"{path}: is in Meta's own layout; convert it once: herd import {path} FOLDER, and give FOLDER"
         )
-    if (path / ADAPTER).exists() and not (path / CONFIG).exists():
+    if (path / ADAPTER).exists() and not any((path / name).exists() for name in (CONFIG, ADAPTER_CONFIG)):
         raise CheckpointError(
-            f"{path}: holds only an adapter ({ADAPTER}) and not the model it changes; merge it into "
-            "its base model with peft (merge_and_unload) and give the result"
+            f"{path}: holds only an adapter ({ADAPTER}) without {ADAPTER_CONFIG}, which names the model that it "
+            "changes; restore that file"
         )
     return path
 

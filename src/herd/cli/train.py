@@ -46,7 +46,7 @@ def train_command(
 
     keep_freed_memory()
     first = os.environ.get("RANK", "0") == "0"
-    with _progress(read.name, read.train.steps, show=first) as on_step:
+    with step_progress(read.name, read.train.steps, show=first) as on_step:
         folder, result = run_recipe(read, on_step=on_step)
     parallel.stop()
     if not first:
@@ -93,7 +93,7 @@ def _check(path: Path, recipe: Any, as_json: bool) -> None:
 
 
 @contextmanager
-def _progress(name: str, steps: int, *, show: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+def step_progress(name: str, steps: int, *, show: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Show a progress bar in a terminal. In a log file, print a line after every twentieth of the steps."""
     from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 

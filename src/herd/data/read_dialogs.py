@@ -64,7 +64,7 @@ def read_dialogs(path: Path | str) -> Iterator[ReadDialog]:
         if file.is_dir():
             raise DataError(f"{file}: is a folder; give a file of dialogs, e.g. {file}/dialogs.jsonl")
         for row in read_rows(file, str(file)):
-            kind, dialog = _convert(row, ignored)
+            kind, dialog = dialog_of_row(row, ignored)
             n_found += 1
             converted[kind] += 1
             if _answers(dialog.messages) <= dialog.untrained and dialog.untrained:
@@ -88,18 +88,23 @@ def read_dialogs(path: Path | str) -> Iterator[ReadDialog]:
 def rendered_dialogs(path: Path | str, tokenizer: Tokenizer) -> Iterator[Rendered]:
     """Yield the dialogs of a file as ids and a mask of trained tokens. Raises DataError for a bad line."""
     for dialog in read_dialogs(path):
-        try:
-            rendered = render(dialog.messages, tokenizer, **dialog.options)
-        except (ChatError, TypeError) as error:
-            raise DataError(f"{dialog.where}: not a dialog: {error}") from error
-        mask = list(rendered.mask)
-        for span in rendered.spans:
-            if span.message in dialog.untrained:
-                mask[span.start : span.end] = [False] * (span.end - span.start)
-        yield replace(rendered, mask=mask)
+        yield render_dialog(dialog, tokenizer)
 
 
-def _convert(row: DataRow, ignored: Counter[str]) -> tuple[str, ReadDialog]:
+def render_dialog(dialog: ReadDialog, tokenizer: Tokenizer) -> Rendered:
+    """Return a dialog as ids and a mask of trained tokens. Raises DataError if it cannot be rendered."""
+    try:
+        rendered = render(dialog.messages, tokenizer, **dialog.options)
+    except (ChatError, TypeError) as error:
+        raise DataError(f"{dialog.where}: not a dialog: {error}") from error
+    mask = list(rendered.mask)
+    for span in rendered.spans:
+        if span.message in dialog.untrained:
+            mask[span.start : span.end] = [False] * (span.end - span.start)
+    return replace(rendered, mask=mask)
+
+
+def dialog_of_row(row: DataRow, ignored: Counter[str]) -> tuple[str, ReadDialog]:
     """Return the name of the row's format ("" for chat messages) and its dialog. Count ignored fields."""
     fields = {"messages": row.value} if isinstance(row.value, list) else row.value
     if not isinstance(fields, dict):
@@ -135,13 +140,13 @@ def _messages(fields: Mapping[str, Any], where: str) -> tuple[set[str], str, lis
             turns = _list(fields[key], f"{where}: {key}")
             if any(isinstance(turn, dict) and "from" in turn for turn in turns):
                 system = _system(fields.get("system"))
-                return {key, "system"}, "ShareGPT", system + _sharegpt(turns, where)
+                return {key, "system"}, "ShareGPT", system + sharegpt_messages(turns, where)
             return {key}, "", turns
     if "instruction" in fields and "output" in fields:
         question = "\n\n".join(str(fields[key]) for key in ("instruction", "input") if fields.get(key))
         turns = [*fields.get("history", ()), (question, fields["output"])]
         try:
-            pairs = [_exchange(str(asked), str(answer)) for asked, answer in turns]
+            pairs = [exchange(str(asked), str(answer)) for asked, answer in turns]
         except (TypeError, ValueError):
             raise DataError(f"{where}: history is not a list of [question, answer]") from None
         known = {"instruction", "input", "output", "system", "history"}
@@ -153,7 +158,7 @@ def _messages(fields: Mapping[str, Any], where: str) -> tuple[set[str], str, lis
             history = [m | {"weight": 0} if isinstance(m, dict) else m for m in asked]
             return {"prompt", answer}, "prompt and completion", history + said
         system = _system(fields.get("system"))
-        messages = system + _exchange(str(asked), str(said))
+        messages = system + exchange(str(asked), str(said))
         return {"prompt", answer, "system"}, "prompt and completion", messages
     if "chosen" in fields and "rejected" in fields:
         raise DataError(f"{where}: a pair of preferences, not a dialog; give an object with messages")
@@ -163,7 +168,8 @@ def _messages(fields: Mapping[str, Any], where: str) -> tuple[set[str], str, lis
     )
 
 
-def _sharegpt(turns: list[Any], where: str) -> list[Message]:
+def sharegpt_messages(turns: list[Any], where: str) -> list[Message]:
+    """Return the messages of ShareGPT's turns. Raises DataError naming a turn that is none."""
     messages: list[Message] = []
     for number, turn in enumerate(turns):
         at = f"{where}: conversations[{number}]"
@@ -188,7 +194,8 @@ def _system(text: Any) -> list[Message]:
     return [{"role": "system", "content": str(text)}] if text else []
 
 
-def _exchange(question: str, answer: str) -> list[Message]:
+def exchange(question: str, answer: str) -> list[Message]:
+    """Return a question and its answer as messages."""
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 

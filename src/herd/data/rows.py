@@ -40,11 +40,12 @@ class DataRow:
     where: str
 
 
-def read_rows(file: Path, name: str) -> Iterator[DataRow]:
+def read_rows(file: Path, name: str, bad: list[tuple[str, str]] | None = None) -> Iterator[DataRow]:
     """Yield the rows of a file by its ending (one of `ROW_ENDINGS`). ``name`` is its name in errors.
 
-    Raises DataError for a line or row that cannot be read, NotText for an encoding other than UTF-8, and
-    NoRows if there is no list of rows.
+    Lines that are not JSON are added to ``bad`` (location, reason) if it is a list. Otherwise they are errors.
+    Raises DataError for a line or row that cannot be read, NotText for an encoding other than UTF-8, and NoRows
+    if there is no list of rows.
     """
     ending = file_ending(file)
     if ending == ".parquet":
@@ -56,10 +57,12 @@ def read_rows(file: Path, name: str) -> Iterator[DataRow]:
         elif ending == ".json":
             yield from _json("".join(decode_blocks(stream, name)), name)
         else:
-            yield from _json_lines(decode_lines(stream, name), name)
+            yield from _json_lines(decode_lines(stream, name), name, bad)
 
 
-def _json_lines(lines: Iterator[str], name: str) -> Iterator[DataRow]:
+def _json_lines(
+    lines: Iterator[str], name: str, bad: list[tuple[str, str]] | None = None
+) -> Iterator[DataRow]:
     number = 0
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -67,6 +70,9 @@ def _json_lines(lines: Iterator[str], name: str) -> Iterator[DataRow]:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
+            if bad is not None:
+                bad.append((f"{name}:{number}", f"not JSON ({error})"))
+                continue
             raise DataError(f"{name}:{number}: not JSON ({error}); give one JSON object per line") from None
         yield DataRow(value, number, f"{name}:{number}")
     if number == 0:

@@ -17,6 +17,7 @@ from typing import Any
 from ..data.dialogs import Dialog, make_dialogs
 from ..data.scoring import DialogVerdict
 from ..data.scoring import score as judge
+from ..data.tool_dialogs import names_tools, openai_messages, schemas
 from ..data.wordings import LANGUAGES
 from ..engine.engine import Engine
 from ..engine.request import Request, Sampling
@@ -133,8 +134,13 @@ def _interpreter(sandbox: Sandbox) -> Tool:
 
 
 def prompt_ids(tokenizer: Tokenizer, dialog: Dialog, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Return the prompt for the next message of a dialog with these messages so far."""
+    """Return the prompt for the next message of a dialog with these messages so far.
+
+    A checkpoint with a chat template of its own for tools gets their schemas instead of their names.
+    """
     own = dialog.tool_call_format
     chat = tokenizer.require_chat()
+    if own not in chat.tool_call_formats and chat.supports_tools and names_tools(dialog):
+        return chat.render(openai_messages(messages), tools=schemas(dialog), generation_prompt=True).ids
     form = own if own in chat.tool_call_formats else None
     return chat.render(messages, tool_call_format=form, generation_prompt=True).ids

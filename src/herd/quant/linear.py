@@ -214,6 +214,16 @@ def is_quantized(model: nn.Module) -> bool:
     return any(isinstance(module, QuantLinear | QuantEmbedding) for module in model.modules())
 
 
+def use_exact_products(model: nn.Module) -> None:
+    """Let packed layers multiply by unpacked weights, without rounding activations, as training needs.
+
+    Their blocks remain packed. Each product unpacks a tile of the weights, in forward and again in backward.
+    """
+    for layer in model.modules():
+        if isinstance(layer, QuantLinear) and layer.kernel is not REFERENCE:
+            layer.prepared, layer.kernel = layer.blocks, REFERENCE
+
+
 def packed_weights(model: LlamaLM) -> Iterator[tuple[str, Format, Tensor]]:
     """Yield the name, format and blocks (R, B) of every weight stored in blocks, without a tied head."""
     for name, module in model.named_modules():

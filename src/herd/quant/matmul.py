@@ -51,12 +51,37 @@ def choose_kernel(format: Format, device: torch.device) -> Kernel:
 
 
 def reference_matmul(x_ND: Tensor, matrices: list[Tensor], formats: list[Format]) -> list[Tensor]:
-    """Return x times the transposed weights, (N, R) in x's dtype, unpacking one tile of rows at a time."""
-    results = []
-    for blocks_RB, format in zip(matrices, formats, strict=True):
+    """Return x times the transposed weights, (N, R) in x's dtype, unpacking one tile of rows at a time.
+
+    Under autocast the products are computed in its dtype.
+    """
+    device = x_ND.device.type
+    if torch.is_autocast_enabled(device):
+        x_ND = x_ND.to(torch.get_autocast_dtype(device))
+    return [_Unpacked.apply(x_ND, *each) for each in zip(matrices, formats, strict=True)]
+
+
+class _Unpacked(torch.autograd.Function):
+    """A product with an unpacked copy of the weights, which backward unpacks again instead of keeping it."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, blocks_RB: Tensor, format: Format) -> Tensor:
+        ctx.blocks_RB, ctx.format = blocks_RB, format
         outs = [F.linear(x_ND, decode(tile_RB, format, x_ND.dtype)) for tile_RB in _tiles(blocks_RB, format)]
-        results.append(outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1))
-    return results
+        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_NR: Tensor) -> tuple[Tensor, None, None]:
+        return _times_weight(dy_NR, ctx.blocks_RB, ctx.format), None, None
+
+
+def _times_weight(dy_NR: Tensor, blocks_RB: Tensor, format: Format) -> Tensor:
+    """Return the gradient of the activations, dy times the weights (R, D)."""
+    tiles = _tiles(blocks_RB, format)
+    parts = dy_NR.split([len(tile_RB) for tile_RB in tiles], dim=-1)
+    weights = (decode(tile_RB, format, dy_NR.dtype) for tile_RB in tiles)
+    return torch.stack([dy @ weight for dy, weight in zip(parts, weights, strict=True)]).sum(0)
 
 
 def _tiles(blocks_RB: Tensor, format: Format) -> tuple[Tensor, ...]:
@@ -79,11 +104,7 @@ class _Native(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_NR: Tensor) -> tuple[Tensor, None, None, None]:
-        tiles = _tiles(_restore(ctx.prepared, ctx.format), ctx.format)
-        parts = dy_NR.split([len(tile_RB) for tile_RB in tiles], dim=-1)
-        weights = (decode(tile_RB, ctx.format, dy_NR.dtype) for tile_RB in tiles)
-        dx_ND = torch.stack([dy @ weight for dy, weight in zip(parts, weights, strict=True)]).sum(0)
-        return dx_ND, None, None, None
+        return _times_weight(dy_NR, _restore(ctx.prepared, ctx.format), ctx.format), None, None, None
 
 
 def _native(path: str) -> Kernel:

@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails
 from ..data.text_files import expand_paths
 from ..errors import ConfigError, DataError, RecipeError
 from ..llama.config import SIZES, ModelConfig, RopeScaling, extended
+from .adapters import AdapterSection
 from .config import TrainConfig, TrainSettings
 from .objectives import AnyObjective
 from .optimizers import AnyOptimizer
@@ -120,11 +121,12 @@ class ParallelSpec(Section):
 
 
 class Recipe(Section):
-    """A training run. ``out`` receives state, metrics and, at the end, the checkpoint ``out/model``."""
+    """A training run. ``out`` receives state, metrics and the result: ``out/model``, or ``out/adapter``."""
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")]
     model: ModelSpec
     tokenizer: TokenizerSpec | None = None
+    adapter: AdapterSection | None = None  # train adapters on the model instead of its weights
     data: AnyData
     objective: AnyObjective
     optimizer: AnyOptimizer
@@ -162,6 +164,10 @@ class Recipe(Section):
             yield "tokenizer.train_vocab", "a new tokenizer does not fit the weights of model.start"
         if vocab is not None and not data.has_text:
             yield "tokenizer.train_vocab", "a tokenizer is trained on data of kind text"
+        if self.adapter is not None and self.model.start is None:
+            yield "adapter", "adapters are trained on a model that exists: give model.start"
+        if self.adapter is not None and self.parallel.ranks > 1:
+            yield "parallel.ranks", f"adapters are trained in one process, not on ranks={self.parallel.ranks}"
         mixable = data.rows == "mix" and objective.rows & {"text", "dialogs"}
         if data.rows not in objective.rows and not mixable:
             wanted = " or ".join(sorted(objective.rows))

@@ -23,6 +23,7 @@ from ..checkpoint import (
     unpacked_weights,
     write_checkpoint,
 )
+from ..checkpoint.adapters import save_adapter
 from ..data.origin import bind
 from ..dtypes import torch_dtype
 from ..errors import RecipeError
@@ -39,6 +40,9 @@ from .objectives import Objective
 from .parallel import Ranks
 from .recipe import Recipe, check_recipe
 from .sources import OpenedData, warn_of_repeats
+
+PREPARED = ("tokenizer", "shards", "parts", "state", "model", "adapter")
+"""Names in a run's folder that are made from its data."""
 
 
 def run_recipe(
@@ -100,9 +104,14 @@ def _train(
         evaluate=evaluate if data.heldout or data.probes else None,
         on_step=on_step,
     )
-    folder = out / "model"
-    _save(recipe, config, model, tokenizer, data.hash, folder, ranks)
-    return folder, result
+    lineage = _lineage(recipe, data.hash) if ranks.first else None
+    if recipe.adapter is not None:
+        base = str(recipe.model.start)
+        name = str(Path(base).resolve()) if Path(base).exists() else base
+        save_adapter(out / "adapter", model, name, tokenizer, lineage=lineage)
+        return out / "adapter", result
+    _save(recipe, config, model, tokenizer, lineage, out / "model", ranks)
+    return out / "model", result
 
 
 # The data ---------------------------------------------------------------------------------------------------
@@ -120,13 +129,16 @@ def bind_data(recipe: Recipe, out: Path) -> None:
         "train.seed": recipe.train.seed,
         "tokenizer.train_vocab": spec.train_vocab if spec is not None else None,
     }
+    if recipe.adapter is not None:  # the weights that it adapts are not in the state
+        settings["adapter"] = recipe.adapter.model_dump(mode="json")
+        settings["model.start (SHA-256)"] = checkpoint_hash(str(recipe.model.start))
     if spec is None or spec.train_vocab is None:
         settings["tokenizer (SHA-256)"] = _tokenizer(recipe, out).sha256
     bind(
         out,
         files,
         settings,
-        prepared=[out / name for name in ("tokenizer", "shards", "parts", "state", "model")],
+        prepared=[out / name for name in PREPARED],
         cure=f"Restore it, choose another 'out', or remove {out} to start from the beginning",
     )
 
@@ -168,9 +180,14 @@ def _tokenizer(recipe: Recipe, out: Path) -> Tokenizer:
 
 
 def build(recipe: Recipe, config: ModelConfig, ranks: Ranks) -> LlamaLM:
-    """Return the recipe's model with fp32 weights, on this rank's device, divided over the ranks."""
+    """Return the recipe's model with fp32 weights, on this rank's device, divided over the ranks.
+
+    With adapters only these are fp32 and trained.
+    """
     source = recipe.model.start
     compute, std = torch_dtype(recipe.train.dtype), recipe.model.init_std
+    if recipe.adapter is not None:
+        return recipe.adapter.load(str(source), recipe.train.seed, compute, parallel.device_of_rank())
     return spread(config, source, recipe.train.seed, ranks, compute, torch.float32, std)
 
 
@@ -232,12 +249,24 @@ def objective_of(recipe: Recipe, ranks: Ranks) -> Objective:
     return recipe.objective.build(load_frozen)
 
 
+def _lineage(recipe: Recipe, data_hash: str) -> Lineage:
+    """Return the result's lineage. It reads the parents' weights, for their hashes."""
+    sources = {"start": recipe.model.start, **recipe.objective.parents()}
+    return Lineage(
+        name=recipe.name,
+        stage=recipe.objective.kind,
+        parents={role: checkpoint_hash(source) for role, source in sources.items() if source is not None},
+        recipe=recipe.model_dump(mode="json"),
+        data_hash=data_hash,
+    )
+
+
 def _save(
     recipe: Recipe,
     config: ModelConfig,
     model: LlamaLM,
     tokenizer: Tokenizer,
-    data_hash: str,
+    lineage: Lineage | None,
     folder: Path,
     ranks: Ranks,
 ) -> None:
@@ -257,13 +286,5 @@ def _save(
                 whole(name)
         ranks.barrier()
         return
-    sources = {"start": recipe.model.start, **recipe.objective.parents()}
-    lineage = Lineage(
-        name=recipe.name,
-        stage=recipe.objective.kind,
-        parents={role: checkpoint_hash(source) for role, source in sources.items() if source is not None},
-        recipe=recipe.model_dump(mode="json"),
-        data_hash=data_hash,
-    )
     write_checkpoint(folder, config, whole, tokenizer, dtype=torch_dtype(recipe.save_dtype), lineage=lineage)
     ranks.barrier()

@@ -10,11 +10,12 @@ from pydantic import Field
 
 from .base import Loss, Objective, ObjectiveSection, batch_loss, signature
 from .distil import DistilSection, SampledDistilSection, distil, sampled_distil
+from .dpo import DpoSection, dpo
 from .lm import LmSection, lm
 from .sft import SftSection, sft
 
 AnyObjective = Annotated[
-    LmSection | SftSection | DistilSection | SampledDistilSection, Field(discriminator="kind")
+    LmSection | SftSection | DistilSection | SampledDistilSection | DpoSection, Field(discriminator="kind")
 ]
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "ObjectiveSection",
     "batch_loss",
     "distil",
+    "dpo",
     "lm",
     "sampled_distil",
     "sft",

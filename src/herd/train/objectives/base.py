@@ -41,7 +41,7 @@ class ObjectiveSection(Section):
     """The section ``objective`` of a recipe."""
 
     rows: ClassVar[frozenset[str]]
-    """Kinds of rows that it reads: "text", "dialogs"."""
+    """Kinds of rows that it reads: "text", "dialogs", "pairs"."""
 
     def parents(self) -> dict[str, str]:
         """Return the checkpoint folders of the other models it needs, by their role."""

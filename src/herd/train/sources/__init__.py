@@ -13,7 +13,18 @@ from .made_dialogs import MadeDialogData
 from .mix import MixData, Single
 from .targets import TargetData
 from .text import TextData
+from .tuning import PreferenceData, TuningData
 
-AnyData = Annotated[Single | MixData | TargetData, Field(discriminator="kind")]
+AnyData = Annotated[Single | MixData | TargetData | TuningData | PreferenceData, Field(discriminator="kind")]
 
-__all__ = ["AnyData", "DataSection", "MadeDialogData", "MixData", "OpenedData", "TextData", "warn_of_repeats"]
+__all__ = [
+    "AnyData",
+    "DataSection",
+    "MadeDialogData",
+    "MixData",
+    "OpenedData",
+    "PreferenceData",
+    "TextData",
+    "TuningData",
+    "warn_of_repeats",
+]

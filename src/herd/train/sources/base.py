@@ -38,7 +38,7 @@ class DataSection(Section):
     """The section ``data`` of a recipe."""
 
     rows: ClassVar[str]
-    """The content of a row: "text", "dialogs" or "mix"."""
+    """The content of a row: "text", "dialogs", "pairs" or "mix"."""
     kind: str
     weight: PositiveReal = 1.0  # of the source in a mix: its share of the rows
     heldout: str | None = None  # shards, or a file of dialogs, to evaluate on

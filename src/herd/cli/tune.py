@@ -1,0 +1,224 @@
+"""`herd tune`: fine-tune a model on a user's files, show what it will see, and merge the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import DataError, QuantError
+from .common import MODEL, RUN, Json, RunFirst, print_json, print_table
+from .eval_model import DataOption, data_source
+from .train import step_progress
+
+app = typer.Typer(cls=RunFirst, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+Files = Annotated[
+    list[str], typer.Option("--data", help="A file, folder or pattern of examples; repeat it for more.")
+]
+
+
+@app.callback()
+def _group() -> None:
+    """Fine-tune a model on your files: herd tune MODEL --data FILE."""
+
+
+@app.command(RUN)
+def tune_command(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    data: Files,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/tune/NAME).")] = None,
+    method: Annotated[str, typer.Option(help="auto, full, lora, or qlora (on a packed GGUF).")] = "auto",
+    objective: Annotated[str, typer.Option(help="auto, sft, or dpo (pairs of answers).")] = "auto",
+    rank: Annotated[int, typer.Option(min=1, help="Rank of LoRA adapters.")] = 16,
+    lr: Annotated[float | None, typer.Option(help="Learning rate (default: by size and method).")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Number of updates.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Number of tokens to read, instead.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data, instead (default: 2).")] = None,
+    context: Annotated[
+        int | None, typer.Option(min=64, help="Tokens of a row (default: the longest).")
+    ] = None,
+    heldout: Annotated[
+        str | None, typer.Option(help="Examples to measure on (default: 5 % of the data).")
+    ] = None,
+    replay: Annotated[
+        list[str] | None, typer.Option(help="Other examples or text to mix in against forgetting.")
+    ] = None,
+    replay_share: Annotated[float, typer.Option(help="Share of the rows that are replay.")] = 0.2,
+    beta: Annotated[float, typer.Option(help="DPO's beta.")] = 0.1,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks or files of questions to score before and after.")
+    ] = None,
+    other: Annotated[
+        list[str] | None, typer.Option(help="Text to measure forgetting on (default: Herd's sentences).")
+    ] = None,
+    benchmarks: DataOption = None,
+    seed: int = 0,
+    check: Annotated[bool, typer.Option("--check", help="Show what would happen, and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a model, and compare it with the model before.
+
+    Ctrl-C saves the state of the run, and the same command resumes it.
+    """
+    from ..checkpoint.sources import model_name, resolve_model
+    from ..kernels.memory import keep_freed_memory
+    from ..train.recipe import read_recipe
+    from ..tune.options import TuneOptions
+    from ..tune.preflight import preflight, screen
+    from ..tune.recipe import FILE
+    from ..tune.run import open_run, table, tune
+
+    folder = out or Path("runs") / "tune" / model_name(resolve_model(model))
+    if method not in ("auto", "full", "lora", "qlora") or objective not in ("auto", "sft", "dpo"):
+        raise DataError(
+            f"--method {method} --objective {objective}: see herd tune run --help for the choices"
+        )
+    if sum(value is not None for value in (steps, tokens, epochs)) > 1:
+        raise DataError("--steps, --tokens and --epochs: give one of the three")
+    options = TuneOptions(
+        model=model, data=tuple(data), out=str(folder), method=method, objective=objective, rank=rank, lr=lr,  # type: ignore[arg-type]
+        steps=steps, tokens=tokens, epochs=epochs, context=context, heldout=heldout, replay=tuple(replay or ()),
+        replay_share=replay_share, beta=beta, tasks=tuple(tasks.split(",")) if tasks else (), other=tuple(other or ()),
+        seed=seed,
+    )  # fmt: skip
+    keep_freed_memory()
+    source = data_source(benchmarks)
+    run = open_run(options)
+    found = None
+    if run is not None:
+        found = preflight(run, options.tasks, source)
+        if not as_json:
+            _print_lines(screen(found))
+    elif not as_json:
+        print(f"resuming the run in {folder}")
+    if check:
+        if as_json:
+            print_json(None if found is None else dataclasses.asdict(found) | {"seconds": found.seconds})
+        return
+    recipe = read_recipe(folder / FILE)
+    with step_progress(recipe.name, recipe.train.steps, show=True) as on_step:
+        tuned = tune(options, source, on_step=on_step)
+    if as_json:
+        record = {name: getattr(tuned.result, name) for name in ("step", "tokens", "seconds", "resumed_from")}
+        changes = [dataclasses.asdict(change) for change in tuned.changes]
+        print_json({"folder": str(tuned.folder), "changes": changes} | record)
+        return
+    print()
+    print_table(("measured", "before", "after", "change", ""), table(tuned.changes))
+    print(f"\n{tuned.folder}: {tuned.result.tokens:,} tokens in {tuned.result.seconds:,.0f} s")
+    print(f"talk to it: herd chat {tuned.folder}")
+    if tuned.folder.name == "adapter":
+        print(f"merge it:   herd tune merge {tuned.folder} --to Q4_0")
+
+
+def _print_lines(lines: list[tuple[str, str]], file: Any = None) -> None:
+    width = max(len(name) for name, _ in lines)
+    for name, text in lines:
+        print(f"{name:>{width}}  {text}", file=file or sys.stdout)
+
+
+@app.command("merge")
+def merge_command(
+    adapter: Annotated[str, typer.Argument(help="The folder of an adapter, e.g. runs/tune/NAME/adapter.")],
+    to: Annotated[str, typer.Option(help="fp32, bf16, Q8_0, Q4_K, Q4_0 …, or gguf-adapter for llama.cpp.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to create (default: beside the adapter).")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Examples to measure on (default: the held-out ones).")
+    ] = None,
+    gptq: Annotated[bool, typer.Option("--gptq", help="Fit packed weights to the examples.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the model even if its update is lost.")
+    ] = False,
+    least: Annotated[float, typer.Option(min=0, max=1, help="Share of the update that must survive.")] = 0.5,
+    as_json: Json = False,
+) -> None:
+    """Merge an adapter into its base, and measure how much of the tuning the merged file has kept.
+
+    Exits with 1, without writing, if less than --least of the update survived rounding.
+    """
+    from ..tune.merge import export_adapter, merge_adapter
+
+    folder = Path(adapter)
+    if to == "gguf-adapter":
+        print(export_adapter(folder, out or folder.with_suffix(".gguf")))
+        return
+    target = out or folder.parent / f"merged-{to.lower()}"
+    found = merge_adapter(folder, to, target, examples=data or (), gptq=gptq, force=force, least=least)
+    if as_json:
+        print_json(dataclasses.asdict(found))
+    else:
+        _print_lines(_merge_lines(found))
+    if not found.written:
+        hint = "" if gptq else "; try --gptq, which fits the rounding to your data,"
+        raise QuantError(
+            f"only {100 * found.survived:.0f} % of the update survived {to}, less than {100 * least:.0f} %: nothing "
+            f"was written{hint or ';'} or a format with more bits, or --force"
+        )
+
+
+def _merge_lines(found: Any) -> list[tuple[str, str]]:
+    lines = [("measured on", f"{found.n_tokens:,} tokens of {found.examples}")]
+    if found.tuned_loss is not None:
+        losses = (found.base_loss, found.tuned_loss, found.merged_loss)
+        lines.append(
+            (
+                "loss of answers",
+                "base {:.4f}, base + adapter {:.4f}, merged {:.4f} nats/token".format(*losses),
+            )
+        )
+    lines += [
+        ("update", f"KL {found.update_kl:.3g} nats/token from the base"),
+        (
+            "rounding",
+            f"KL {found.merged_kl:.3g} from base + adapter (rounding the untuned base: {found.base_rounding_kl:.3g})",
+        ),
+        ("survived", f"{100 * found.survived:.1f} % of the update"),
+    ]
+    return [*lines, ("written", found.folder)] if found.written else lines
+
+
+@app.command("inspect")
+def inspect_command(
+    data: Annotated[list[str], typer.Argument(help="Files of examples, or the folder of a tuning run.")],
+    model: Annotated[str | None, typer.Option(help="The model that will see them. " + MODEL)] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Number of packed rows to show.")] = 1,
+    context: Annotated[int, typer.Option(min=64, help="Tokens of a row.")] = 1024,
+    html: Annotated[Path | None, typer.Option(help="Write a page here instead of printing.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the tokens that a model will see, which of them are trained, and rows that are set aside."""
+    from ..checkpoint import load_tokenizer
+    from ..data.tuning import read_tuning
+    from ..text import Tokenizer
+    from ..text.tool_support import with_tool_support
+    from ..tune.inspect import as_text, seen_documents, write_page
+    from ..tune.options import stored_options
+
+    folder = Path(data[0])
+    if (options := stored_options(folder)) is not None:
+        data, model = list(options.data), model or options.model
+    if model is None:
+        raise DataError("--model MODEL is missing: which tokens a file becomes depends on the model")
+    own = folder / "chat"
+    tokenizer = Tokenizer.from_folder(own) if own.is_dir() else load_tokenizer(model)
+    if tokenizer is None:
+        raise DataError(f"{model}: has no tokenizer")
+    found = read_tuning(data, tokenizer, context)
+    if any("with tools" in name for name in found.formats) and not tokenizer.require_chat().supports_tools:
+        tokenizer = with_tool_support(tokenizer)
+        found = read_tuning(data, tokenizer, context)
+    documents = seen_documents(found, tokenizer, context, rows)
+    if as_json:
+        aside = [dataclasses.asdict(row) for row in found.set_aside]
+        print_json({"documents": [dataclasses.asdict(seen) for seen in documents], "set_aside": aside})
+        return
+    if html is None:
+        print(as_text(documents, colour=sys.stdout.isatty()))
+    else:
+        write_page(html, documents, model)
+        print(html)
+    for row in found.set_aside:
+        print(f"set aside: {row.where}: {row.reason}", file=sys.stderr)

@@ -1,0 +1,148 @@
+"""Low-rank adapters (LoRA): a frozen linear layer plus a trained product of two thin matrices.
+
+A `LoraLinear` takes the place of any linear layer of a model, plain or packed, so the forward does not change:
+``y = base(x) + scale · (x Aᵀ) Bᵀ``. Only A and B have gradients, and the weights of the base may have any format.
+``scale`` is alpha / rank, or alpha / √rank for rank-stabilized adapters (rsLoRA, arXiv 2312.03732).
+
+Shapes: R rank, D inputs, O outputs.
+Source: Hu et al., LoRA (arXiv 2106.09685); targets and constants: "LoRA without regret" (Thinking Machines, 2025).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .model import LlamaLM, project
+
+LAYER_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linear layers of a decoder layer. "LoRA without regret" finds that all of them should be adapted."""
+TARGETS = (*LAYER_LINEARS, "lm_head")
+
+
+class LoraLinear(nn.Module):
+    """A linear layer whose weight ``base`` is frozen, with a trained update of low rank.
+
+    A is drawn uniformly from ``seed``, as in PEFT, and B is zero, so the layer begins as its base.
+    """
+
+    def __init__(self, base: nn.Module, rank: int, scale: float, seed: int = 0) -> None:
+        super().__init__()
+        self.base, self.scale = base.requires_grad_(False), scale
+        self.in_features, self.out_features = int(base.in_features), int(base.out_features)  # type: ignore[arg-type]
+        generator = torch.Generator().manual_seed(seed)
+        bound = 1 / math.sqrt(self.in_features)
+        a_RD = (2 * torch.rand(rank, self.in_features, generator=generator) - 1) * bound
+        device = next(base.buffers(), next(base.parameters(), a_RD)).device
+        self.lora_A = nn.Parameter(a_RD.to(device))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
+
+    @property
+    def weight(self) -> Tensor:
+        """The merged weight (O, D) in the dtype of the adapter."""
+        base_OD = cast("Tensor", self.base.weight)
+        return base_OD.to(self.lora_A.dtype) + self.update
+
+    @property
+    def update(self) -> Tensor:
+        """The adapter's part of the weight, scale · B A, (O, D)."""
+        return self.scale * (self.lora_B @ self.lora_A)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the frozen layer."""
+        return cast("Tensor | None", self.base.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.together(x, (self,))[0]
+
+    def together(self, x: Tensor, layers: Sequence[nn.Module]) -> list[Tensor]:
+        """Apply ``layers`` (this is the first) to ``x``. The frozen layers run in one call if they can."""
+        bases = [layer.base if isinstance(layer, LoraLinear) else layer for layer in layers]
+        x_base = x if torch.is_autocast_enabled(x.device.type) else x.to(_dtype(bases[0], x.dtype))
+        outs = project(x_base, *bases)
+        return [
+            layer._adapted(x, y) if isinstance(layer, LoraLinear) else y
+            for layer, y in zip(layers, outs, strict=True)
+        ]
+
+    def _adapted(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return ``y`` plus the update for ``x``: in x's dtype, or under autocast in y's."""
+        autocast = torch.is_autocast_enabled(x.device.type)
+        dtype = y.dtype if autocast else x.dtype
+        x = x if autocast else x.to(self.lora_A.dtype)
+        delta = F.linear(F.linear(x, self.lora_A), self.lora_B)
+        return torch.add(y.to(dtype), delta.to(dtype), alpha=self.scale)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, rank={len(self.lora_A)}, scale={self.scale:g}"
+
+
+def _dtype(layer: nn.Module, default: torch.dtype) -> torch.dtype:
+    """Return the dtype of a plain layer's weight, or ``default`` for a packed layer, which takes any."""
+    weight = layer._parameters.get("weight")
+    return default if weight is None else weight.dtype
+
+
+def scale_of(rank: int, alpha: float, *, rslora: bool = False) -> float:
+    """Return the factor of an adapter's update."""
+    return alpha / math.sqrt(rank) if rslora else alpha / rank
+
+
+def add_lora(
+    model: LlamaLM, rank: int, scale: float, targets: Sequence[str] = LAYER_LINEARS, *, seed: int = 0
+) -> LlamaLM:
+    """Freeze a model and put an adapter on each of its linear layers named in ``targets``, in place.
+
+    Raises `ConfigError` for an unknown target and for a rank that is larger than a matrix.
+    """
+    if unknown := [name for name in targets if name not in TARGETS]:
+        raise ConfigError(f"adapter target {unknown[0]!r} is not one of {', '.join(TARGETS)}")
+    model.requires_grad_(False)
+    names = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in targets]
+    for number, name in enumerate(names):
+        base = model.get_submodule(name)
+        if rank > min(int(base.in_features), int(base.out_features)):  # type: ignore[arg-type]
+            raise ConfigError(f"rank={rank} exceeds the size of {name}; choose a smaller one")
+        _replace(model, name, LoraLinear(base, rank, scale, seed * 1_000_003 + number))
+    return model
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
+    """Return the adapted layers of a model by name, in the model's order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+
+
+def remove_lora(model: LlamaLM) -> LlamaLM:
+    """Put the frozen layers back in place of the adapted ones, and return the model."""
+    for name, layer in lora_layers(model).items():
+        _replace(model, name, layer.base)
+    return model
+
+
+def merged_parameter(model: LlamaLM, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return the parameter ``name`` of the model without adapters, with an adapter's update added to it.
+
+    The sum is computed in ``dtype``.
+    """
+    module_name, _, leaf = name.rpartition(".")
+    if name == "lm_head.weight" and model.config.tie_embeddings:
+        module_name = "model.embed_tokens"
+    layer = model.get_submodule(module_name)
+    if not isinstance(layer, LoraLinear):
+        return cast("Tensor", getattr(layer, leaf)).detach().to(dtype)
+    stored = cast("Tensor", getattr(layer.base, leaf)).detach().to(dtype)
+    if leaf == "bias":
+        return stored
+    return stored + layer.scale * (layer.lora_B.detach().to(dtype) @ layer.lora_A.detach().to(dtype))
+
+
+def _replace(model: LlamaLM, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)

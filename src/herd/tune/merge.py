@@ -1,0 +1,316 @@
+"""Merge an adapter into its base, and prove the result: "fine after training, broken after the merge" must not happen.
+
+Training measures base + adapter in full precision. What people run is a merged model in fewer bits, whose rounding may
+be larger than the whole update (a hundred steps at a small learning rate change no 4-bit code). So the merged file is
+read again and compared with base + adapter on held-out examples of the tuning data:
+
+- the loss on the answers, of the base, of base + adapter, and of the merged file;
+- the KL divergence of the merged file from base + adapter, beside that of rounding the *untuned* base in the same way;
+- the *share that survived*: 1 - KL(tuned || merged) / KL(tuned || base). At 0 the file is as far from the tuned
+  model as the untuned base is. Below `LEAST` the merge is refused.
+
+Packed weights are multiplied without rounding activations here, so that only the weights are judged.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import load_model, load_trainable, write_checkpoint
+from ..checkpoint.adapters import export_gguf_adapter, read_adapter
+from ..checkpoint.folder import ModelSource, checkpoint_hash
+from ..checkpoint.gguf_folder import encoded, write_gguf_folder
+from ..checkpoint.lineage import Lineage, load_lineage, update_lineage
+from ..data.builtin import read_parallel
+from ..data.packing import DialogStream
+from ..data.tuning import Example
+from ..dtypes import torch_dtype
+from ..errors import CheckpointError, DataError, QuantError
+from ..evals.fidelity import fidelity
+from ..evals.windows import HeldOut, from_texts
+from ..files import put_in_place
+from ..llama.config import ModelConfig
+from ..llama.lora import lora_layers, merged_parameter, remove_lora
+from ..llama.model import LlamaLM
+from ..quant.formats import PLAIN, Q4_K, TYPES, Format, Scheme, find_format, scheme
+from ..quant.gptq import Gptq
+from ..quant.linear import swap_linears, use_exact_products
+from ..text import Tokenizer
+from ..train.heldout import heldout_loss
+from ..train.sources.base import padding
+from ..train.sources.tuning import TuningData
+
+LEAST = 0.5
+"""Least share of the update that must survive rounding."""
+MAX_TOKENS = 20_000
+"""Tokens of held-out examples that models are compared on."""
+CONTEXT = 1024
+_Weights = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """A merged file and its measurements.
+
+    Losses are in nats per token of held-out answers, KL divergences in nats per token. ``base_rounding_kl`` is the
+    divergence of the untuned base in the same format from the untuned base.
+    """
+
+    folder: str
+    to: str
+    n_tokens: int
+    base_loss: float | None
+    tuned_loss: float | None
+    merged_loss: float | None
+    update_kl: float
+    merged_kl: float
+    base_rounding_kl: float
+    survived: float
+    written: bool
+    examples: str
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The held-out examples that models are compared on: documents, and packed rows of answers if there are some."""
+
+    documents: list[HeldOut]
+    rows: DialogStream | None
+    name: str
+
+    def loss(self, model: LlamaLM) -> float | None:
+        """Return the loss on the answers, or None without dialogs."""
+        if self.rows is None:
+            return None
+        return heldout_loss(model, [self.rows.batch(row, 1) for row in range(self.rows.n_rows)])
+
+    def kl(self, model: LlamaLM, other: LlamaLM) -> float:
+        """Return KL(model || other) in nats per token."""
+        found = fidelity(model, other, self.documents, min(CONTEXT, model.config.max_context))
+        return float(found.kl.sum() / found.n_tokens.sum())
+
+
+def merge_adapter(
+    folder: str | Path,
+    to: str,
+    out: Path,
+    *,
+    examples: Sequence[str] = (),
+    gptq: bool = False,
+    force: bool = False,
+    least: float = LEAST,
+) -> MergeReport:
+    """Merge the adapter in ``folder`` into its base as ``to``: fp32, bf16, or a packed format. Measure the result.
+
+    ``examples`` are files to measure on (default: the held-out part of the tuning data). ``gptq`` fits packed weights
+    to them. If less than ``least`` of the update survives, nothing is written unless ``force``.
+    """
+    source = ModelSource(folder)
+    if source.adapter is None:
+        raise CheckpointError(
+            f"{folder}: is not an adapter; give the folder that herd tune wrote, e.g. RUN/adapter"
+        )
+    tokenizer = source.tokenizer
+    if tokenizer is None:
+        raise CheckpointError(
+            f"{folder}: neither the adapter nor its base has a tokenizer, so it cannot be measured"
+        )
+    plan = _plan(to, source.config)
+    judge = judge_of(source.adapter, tokenizer, examples)
+    tuned = read_adapter(source.adapter).attach(load_trainable(source.path, torch.float32, "cpu"))
+
+    def merged(name: str) -> Tensor:
+        return merged_parameter(tuned, name)
+
+    staging = out.with_name(f".{out.name}.unproven")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        _write(staging, source, merged, plan, to, tokenizer, judge if gptq else None)
+        report = _measured(staging, out, to, tuned, judge, plan)
+        if report.survived >= least or force:
+            lineage = load_lineage(staging if isinstance(plan, torch.dtype) else staging / "model.gguf")
+            if lineage is not None:
+                update_lineage(
+                    staging, evals={"merge": {**vars(report), "written": True, "folder": out.name}}
+                )
+            put_in_place(staging, out)
+            return MergeReport(**{**vars(report), "written": True})
+        return report
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def export_adapter(folder: str | Path, out: Path) -> Path:
+    """Write an adapter as a GGUF adapter for llama.cpp and return its path."""
+    source = ModelSource(folder)
+    if source.adapter is None:
+        raise CheckpointError(f"{folder}: is not an adapter")
+    with torch.device("meta"):
+        model = LlamaLM(source.config)
+    export_gguf_adapter(out, read_adapter(source.adapter).attach(model), source.adapter.parent.name)
+    return out
+
+
+def judge_of(adapter: Path, tokenizer: Tokenizer, examples: Sequence[str] = ()) -> Judge:
+    """Return the held-out examples of an adapter's tuning data, or of the files ``examples``.
+
+    Without any, with a warning, Herd's sentences.
+    """
+    lineage = load_lineage(adapter)
+    section = (lineage.recipe or {}).get("data", {}) if lineage else {}
+    held: list[Example] = []
+    name = ", ".join(examples)
+    try:
+        if examples:
+            _, held = TuningData(kind="tuning", paths=list(examples)).divided(tokenizer, CONTEXT)
+            held = held or TuningData(kind="tuning", paths=list(examples)).divided(tokenizer, CONTEXT)[0]
+        elif section.get("kind") == "tuning":
+            data = TuningData(**section)
+            _, held = data.divided(tokenizer, lineage.recipe["train"]["context"])  # type: ignore[union-attr,index]
+            name = "the held-out examples of the tuning data"
+    except DataError as error:
+        if examples:
+            raise
+        warnings.warn(f"the tuning data cannot be read again ({error})", stacklevel=2)
+    if not held:
+        if not examples:
+            note = f"{adapter}: no held-out examples; measured on Herd's sentences instead of --data FILE"
+            warnings.warn(note, stacklevel=2)
+        documents = from_texts(read_parallel(), tokenizer, max_bytes=MAX_TOKENS)
+        return Judge(documents, None, "Herd's sentences")
+    rendered = []
+    n_tokens = 0
+    for example in held:
+        rendered.append(example.rendered)
+        n_tokens += len(example.rendered.ids)
+        if n_tokens >= MAX_TOKENS:
+            break
+    context = max(len(each.ids) for each in rendered)
+    rows = DialogStream(rendered, context, 0, pad_id=padding(tokenizer))
+    return Judge([HeldOut(each.ids, len(each.ids)) for each in rendered], rows, name)
+
+
+# Writing ----------------------------------------------------------------------------------------------------
+
+
+class _FittingScheme(Scheme):
+    """A scheme in which matrices whose rows do not divide into Q4_K's blocks are Q5_0, as in llama.cpp."""
+
+    def of(self, name: str, shape: Sequence[int], tied: bool) -> Format:
+        if len(shape) > 1 and self.linears == Q4_K and shape[-1] % Q4_K.block:
+            packed = TYPES["Q5_0"] if "layers" in name or self.head == Q4_K else self.head
+            return packed
+        return super().of(name, shape, tied)
+
+
+def _plan(to: str, config: ModelConfig) -> torch.dtype | Scheme:
+    """Return the dtype or the scheme of formats that ``to`` names. Raises `QuantError` for an unknown one."""
+    if to.lower() in ("fp32", "bf16"):
+        return torch_dtype(to.lower())
+    format = find_format(to)
+    if format.name in PLAIN:
+        raise QuantError(f"--to {to}: give fp32, bf16, or a packed format such as Q8_0, Q4_K or Q4_0")
+    chosen = scheme(format)
+    chosen = _FittingScheme(chosen.linears, chosen.embeddings, chosen.head)
+    chosen.plan(config)
+    return chosen
+
+
+def _write(
+    target: Path,
+    source: ModelSource,
+    merged: _Weights,
+    plan: torch.dtype | Scheme,
+    to: str,
+    tokenizer: Tokenizer,
+    calibration: Judge | None,
+) -> None:
+    assert source.adapter is not None
+    known = load_lineage(source.adapter)
+    hashes = {"base": checkpoint_hash(source.path), "adapter": checkpoint_hash(source.adapter)}
+    lineage = Lineage(
+        name=f"{known.name if known else source.adapter.name}-{to.lower()}", stage="sft", parents=hashes,
+        recipe={"merge": to, "gptq": calibration is not None}, licence=known.licence if known else None,
+    )  # fmt: skip
+    config = source.config
+    if isinstance(plan, torch.dtype):
+        write_checkpoint(target, config, merged, tokenizer, dtype=plan, lineage=lineage)
+        return
+    formats = plan.plan(config)
+
+    def rounded(name: str) -> Iterable[Tensor]:
+        return encoded(merged(name), formats[name], name)
+
+    rows_of = rounded
+    if calibration is not None:
+        batches = [torch.as_tensor(document.ids)[None] for document in calibration.documents]
+        rows_of = Gptq(config, merged, plan, batches).rows  # type: ignore[assignment]
+    write_gguf_folder(target, config, formats, rows_of, tokenizer, lineage.name, lambda: lineage)
+
+
+# Measuring --------------------------------------------------------------------------------------------------
+
+
+def _measured(
+    staging: Path, out: Path, to: str, tuned: LlamaLM, judge: Judge, plan: torch.dtype | Scheme
+) -> MergeReport:
+    """Return the measurements of the file in ``staging``. ``tuned`` ends as the base, rounded as ``plan`` says."""
+    final = load_model(staging, dtype=torch.float32)
+    use_exact_products(final)
+    merged_kl, merged_loss, tuned_loss = judge.kl(tuned, final), judge.loss(final), judge.loss(tuned)
+    del final
+    layers = lora_layers(tuned)
+    scales = {name: layer.scale for name, layer in layers.items()}
+    base = load_like(tuned)
+    for layer in layers.values():
+        layer.scale = 0.0  # the same model without its update
+    base_loss = judge.loss(tuned)
+    for name, layer in layers.items():
+        layer.scale = scales[name]
+    update_kl = judge.kl(tuned, base)
+    remove_lora(tuned)
+    _round_in_place(base, plan)
+    base_rounding_kl = judge.kl(tuned, base)
+    survived = 1.0 if merged_kl == 0 else max(0.0, 1 - merged_kl / update_kl) if update_kl > 0 else 0.0
+    return MergeReport(
+        folder=str(out),
+        to=to,
+        n_tokens=sum(len(document.ids) - 1 for document in judge.documents),
+        base_loss=base_loss,
+        tuned_loss=tuned_loss,
+        merged_loss=merged_loss,
+        update_kl=update_kl,
+        merged_kl=merged_kl,
+        base_rounding_kl=base_rounding_kl,
+        survived=survived,
+        written=False,
+        examples=judge.name,
+    )
+
+
+def load_like(tuned: LlamaLM) -> LlamaLM:
+    """Return a copy of the base of a model with adapters, in fp32."""
+    model = LlamaLM(tuned.config)
+    layers = lora_layers(tuned)
+    with torch.no_grad():
+        for name, _ in tuned.config.param_shapes():
+            module_name = name.rpartition(".")[0]
+            stored = layers[module_name].base if module_name in layers else tuned.get_submodule(module_name)
+            model.get_parameter(name).copy_(getattr(stored, name.rpartition(".")[2]))
+    return model.requires_grad_(False)
+
+
+def _round_in_place(model: LlamaLM, plan: torch.dtype | Scheme) -> None:
+    if isinstance(plan, torch.dtype):
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(plan).float()
+    else:
+        swap_linears(model, plan)
+        use_exact_products(model)

@@ -1,0 +1,171 @@
+"""Say what a tuning run will do before it starts: data, masks, template, memory, speed, minutes."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.tuning import AnswerPair, Example, SetAside
+from ..evals.contamination import overlaps
+from ..evals.tasks import make_task
+from ..evals.tasks.data import Data
+from ..machine import available_memory
+from ..train import parallel
+from ..train.objectives import batch_loss
+from ..train.parallel import Ranks
+from ..train.run import build, objective_of, prepare
+from .recipe import Prepared
+
+LONGEST = 3
+"""Number of longest rows that the screen names."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known before a run. ``formats`` counts rows, ``overlap`` is the fraction of each task's items."""
+
+    model: str
+    n_params: int
+    objective: str
+    method: str
+    reason: str
+    formats: dict[str, int]
+    notes: dict[str, int]
+    set_aside: list[SetAside]
+    n_tokens: int
+    n_trained: int
+    longest: list[tuple[str, int]]
+    template: str
+    mask: str
+    steps: int
+    step_tokens: int
+    context: int
+    epochs: float
+    lr: float
+    dtype: str
+    memory: int
+    memory_free: int
+    overlap: dict[str, float]
+    tokens_per_s: float | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """The predicted duration of the training steps."""
+        return None if self.tokens_per_s is None else self.steps * self.step_tokens / self.tokens_per_s
+
+
+def preflight(run: Prepared, tasks: Sequence[str], data: Data, *, measure: bool = True) -> Preflight:
+    """Return what is known before the run. ``measure`` runs two micro-batches to measure the speed."""
+    recipe, rows = run.recipe, _rows(run)
+    sizes = sorted(((_length(row), row.where) for row in rows), reverse=True)
+    trained = sum(row.n_trained if isinstance(row, Example) else sum(row.chosen.mask) for row in rows)
+    n_tokens = sum(size for size, _ in sizes)
+    chat = run.tokenizer.chat
+    template = run.tokenizer.tool_template or run.tokenizer.chat_template or ""
+    digest = hashlib.sha256(template.encode()).hexdigest()[:12]
+    tests = {name: make_task(name).items(data) for name in tasks}
+    texts = (run.tokenizer.decode(_ids(row)) for row in rows)
+    found = overlaps(tests, texts, "the tuning data") if tests else {}
+    train = recipe.train
+    return Preflight(
+        model=str(recipe.model.start),
+        n_params=run.source.config.n_params,
+        objective=recipe.objective.kind,
+        method=run.choice.method,
+        reason=run.choice.reason,
+        formats=dict(run.data.formats),
+        notes=dict(run.data.notes) | dict.fromkeys(run.notes, len(rows)),
+        set_aside=run.data.set_aside,
+        n_tokens=n_tokens,
+        n_trained=trained,
+        longest=[(where, size) for size, where in sizes[:LONGEST]],
+        template=f"{chat.name if chat else 'none'}, SHA-256 {digest}",
+        mask="the assistant's messages with the token that ends them; texts whole"
+        if recipe.objective.kind == "sft"
+        else "both answers, without the tokens that end them",
+        steps=train.steps,
+        step_tokens=train.tokens_per_step,
+        context=train.context,
+        epochs=train.steps * train.tokens_per_step / max(1, n_tokens),
+        lr=recipe.optimizer.lr,
+        dtype=train.dtype,
+        memory=run.choice.nbytes,
+        memory_free=available_memory(),
+        overlap={name: overlap.share for name, overlap in found.items()},
+        tokens_per_s=measure_speed(run) if measure else None,
+    )
+
+
+def measure_speed(run: Prepared) -> float:
+    """Return the tokens per second of a forward and backward of the run, after one to warm up."""
+    recipe = run.recipe
+    _, data = prepare(recipe, run.source.config, Path(recipe.out))
+    model = build(recipe, run.source.config, Ranks())
+    objective = objective_of(recipe, Ranks())
+    rows = recipe.train.micro_batch_size or recipe.train.batch_size
+    seconds = 0.0
+    with parallel.prepared(
+        model, activation_checkpointing=recipe.train.activation_checkpointing, compiled=recipe.train.compile
+    ):
+        for count in (1, rows):
+            batch = data.stream.batch(0, count).to(model.device)
+            began = time.perf_counter()
+            enabled = recipe.train.dtype != "fp32"
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=enabled):
+                loss = batch_loss(model, objective, batch)
+            loss.total.backward()
+            seconds = time.perf_counter() - began
+    return rows * recipe.train.context / seconds
+
+
+def screen(found: Preflight) -> list[tuple[str, str]]:
+    """Return the lines of the screen as (name, text)."""
+    counts = ", ".join(f"{n:,} {name}" for name, n in found.formats.items())
+    lines = [
+        ("model", f"{found.model}, {found.n_params / 1e6:,.1f} M parameters"),
+        ("data", f"{counts}: {found.n_tokens:,} tokens, {found.n_trained:,} of them trained"),
+        ("longest", ", ".join(f"{size:,} tokens at {where}" for where, size in found.longest)),
+        ("set aside", _set_aside(found.set_aside)),
+        ("trained", found.mask),
+        ("template", found.template),
+        ("method", f"{found.method}: {found.reason}"),
+        (
+            "run",
+            f"{found.objective}, {found.steps:,} steps of {found.step_tokens:,} tokens in rows of {found.context:,} "
+            f"({found.epochs:.1f} epochs), lr {found.lr:g}, {found.dtype}",
+        ),
+        ("memory", f"{found.memory / 1e9:.1f} GB of {found.memory_free / 1e9:.1f} GB free"),
+    ]
+    if found.tokens_per_s and found.seconds is not None:
+        lines.append(("speed", f"{found.tokens_per_s:,.0f} tokens/s: {found.seconds / 60:,.1f} minutes"))
+    for name, share in found.overlap.items():
+        lines.append(
+            ("overlap", f"{100 * share:.1f} % of the items of {name} share 13 words in a row with the data")
+        )
+    lines += [("note", f"{text} ({n:,} rows)") for text, n in found.notes.items()]
+    return lines
+
+
+def _set_aside(rows: Sequence[SetAside]) -> str:
+    if not rows:
+        return "no row"
+    shown = "; ".join(f"{row.where}: {row.reason}" for row in rows[:5])
+    return f"{len(rows):,} rows: {shown}" + ("; …" if len(rows) > 5 else "")
+
+
+def _rows(run: Prepared) -> Sequence[Example | AnswerPair]:
+    return run.data.pairs if run.recipe.objective.kind == "dpo" else run.data.examples
+
+
+def _ids(row: Example | AnswerPair) -> list[int]:
+    return row.rendered.ids if isinstance(row, Example) else row.chosen.ids
+
+
+def _length(row: Any) -> int:
+    return len(_ids(row))

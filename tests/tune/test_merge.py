@@ -1,0 +1,103 @@
+"""Merging: exact in fp32, measured in fewer bits, refused when the update is lost, and GPTQ as the cure."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from gguf import GGUFReader
+
+from herd import checkpoint
+from herd.checkpoint.adapters import save_adapter
+from herd.checkpoint.lineage import Lineage
+from herd.cli import run
+from herd.errors import CheckpointError, QuantError
+from herd.llama.lora import add_lora, lora_layers
+from herd.tune.merge import merge_adapter
+
+pytestmark = pytest.mark.filterwarnings("ignore::herd.data.text_files.DataWarning")
+
+
+@pytest.fixture
+def adapter(base, dialogs, tmp_path):
+    """Return a function that makes an adapter whose B has a deviation, with the lineage of its data."""
+
+    def make(std: float):
+        model = add_lora(checkpoint.load_model(base, dtype=torch.float32), 4, 2.0)
+        torch.manual_seed(0)
+        for layer in lora_layers(model).values():
+            layer.lora_B.data.normal_(std=std)
+        data = {"kind": "tuning", "paths": [str(dialogs)], "heldout_share": 0.3}
+        lineage = Lineage(name="tuned", stage="sft", recipe={"data": data, "train": {"context": 256}})
+        folder = tmp_path / "adapter"
+        save_adapter(folder, model, str(base), checkpoint.load_tokenizer(base), lineage=lineage)
+        return folder
+
+    return make
+
+
+def test_fp32_is_exact_and_bf16_rounds_no_more_than_the_base_does(adapter, tmp_path):
+    folder = adapter(0.2)
+    exact = merge_adapter(folder, "fp32", tmp_path / "fp32")
+    assert exact.written
+    assert exact.merged_kl < 1e-6
+    assert exact.survived > 0.999
+    assert exact.tuned_loss == pytest.approx(exact.merged_loss, abs=1e-5)
+    rounded = merge_adapter(folder, "bf16", tmp_path / "bf16")
+    assert rounded.merged_kl < 3 * rounded.base_rounding_kl + 1e-6
+    assert rounded.update_kl == pytest.approx(exact.update_kl, rel=1e-4)
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        tuned, merged = (
+            checkpoint.load_model(path, dtype=torch.float32) for path in (folder, tmp_path / "fp32")
+        )
+        torch.testing.assert_close(tuned.logits(tokens), merged.logits(tokens), atol=1e-4, rtol=0)
+    evals = checkpoint.load_lineage(tmp_path / "bf16").evals["merge"]
+    assert evals["survived"] == rounded.survived
+
+
+@pytest.mark.parametrize("to", ["Q8_0", "Q4_0", "Q4_K"])
+def test_packed_files_are_measured_as_they_are_read_again(adapter, tmp_path, to):
+    found = merge_adapter(adapter(0.5), to, tmp_path / "out", force=True)
+    assert found.written
+    assert 0 < found.merged_kl < found.update_kl
+    model = checkpoint.load_model(tmp_path / "out")
+    assert model.config.dim == 64  # not a multiple of 256: Q4_K falls back to Q5_0
+    if to == "Q4_K":
+        kinds = {tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "out" / "model.gguf").tensors}
+        assert kinds == {"Q5_0", "Q8_0", "F32"}
+
+
+def test_a_lost_update_is_refused_with_its_share_and_nothing_is_written(adapter, tmp_path, capsys):
+    folder = adapter(1e-4)
+    assert run(["tune", "merge", str(folder), "--to", "Q4_0"]) == 1
+    said = capsys.readouterr()
+    assert "only 0 % of the update survived Q4_0" in said.err
+    assert "--gptq" in said.err
+    assert "survived  0.0 %" in said.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "dialogs.jsonl"]
+    assert run(["tune", "merge", str(folder), "--to", "Q4_0", "--force", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["written"]
+    assert (tmp_path / "merged-q4_0" / "model.gguf").exists()
+
+
+def test_gptq_on_the_examples_brings_the_merge_closer(adapter, tmp_path, dialogs):
+    folder = adapter(0.5)
+    plain = merge_adapter(folder, "Q4_0", tmp_path / "plain", force=True)
+    fitted = merge_adapter(folder, "Q4_0", tmp_path / "fitted", force=True, gptq=True)
+    assert fitted.merged_kl < 0.8 * plain.merged_kl
+
+
+def test_what_cannot_be_merged_is_refused(adapter, base, tmp_path):
+    with pytest.raises(CheckpointError, match="is not an adapter"):
+        merge_adapter(base, "fp32", tmp_path / "out")
+    with pytest.raises(QuantError, match="is not known"):
+        merge_adapter(adapter(0.1), "Q9", tmp_path / "out")
+
+
+def test_a_gguf_adapter_is_written_for_llama_cpp(adapter, tmp_path, capsys):
+    assert run(["tune", "merge", str(adapter(0.1)), "--to", "gguf-adapter"]) == 0
+    file = tmp_path / "adapter.gguf"
+    assert capsys.readouterr().out.strip() == str(file)
+    assert len(GGUFReader(file).tensors) == 28

@@ -1,0 +1,136 @@
+"""`herd tune` from a file of dialogs to the comparison, with adapters and without, resumed, and refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from herd import checkpoint
+from herd.cli import run
+from herd.llama.lora import lora_layers
+from herd.quant import scheme
+from herd.train import run as train_run
+from herd.tune import run as tune_run
+
+pytestmark = pytest.mark.filterwarnings("ignore::herd.data.text_files.DataWarning")
+
+
+def tune(*words: object, code: int = 0) -> None:
+    assert run(["tune", *map(str, words)]) == code
+
+
+def other(tmp_path):
+    file = tmp_path / "other.txt"
+    file.write_text("The cat is red and the dog is blue. " * 20)
+    return file
+
+
+def test_a_full_tuning_shows_the_screen_and_compares(base, dialogs, tmp_path, capsys):
+    out = tmp_path / "run"
+    tune(base, "--data", dialogs, "--out", out, "--steps", 6, "--lr", "3e-3", "--other", other(tmp_path))
+    said = capsys.readouterr().out
+    assert "37 messages" in said
+    assert "3 rows" in said
+    assert f"{dialogs}:12: not JSON" in said
+    assert f"{dialogs}:20: none of its tokens is trained" in said
+    assert f"{dialogs}:31: a prompt without an answer" in said
+    assert "full: 0 M parameters are below 0.5 B" in said
+    assert "tokens/s" in said
+    changes = {change["name"]: change for change in json.loads((out / "changes.json").read_text())}
+    assert changes["held-out loss"]["after"] < changes["held-out loss"]["before"] - 0.5
+    assert changes.keys() == {"held-out loss", "text: other"}
+    assert checkpoint.load_model(out / "model").dtype == torch.bfloat16
+    recipe = (out / "recipe.yaml").read_text()
+    assert "kind: tuning" in recipe
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_adapters_on_a_gguf(base, dialogs, tmp_path, capsys, method):
+    checkpoint.quantize_folder(checkpoint.open_source(base), tmp_path / "q8", scheme("q8"))
+    file, out = tmp_path / "q8" / "model.gguf", tmp_path / "run"
+    more = ("--steps", 6, "--rank", 4, "--lr", "1e-2", "--other", other(tmp_path), "--json")
+    tune(file, "--data", dialogs, "--out", out, "--method", method, *more)
+    result = json.loads(capsys.readouterr().out)
+    assert result["folder"] == str(out.resolve() / "adapter")
+    loss = next(change for change in result["changes"] if change["name"] == "held-out loss")
+    assert loss["after"] < loss["before"] - 0.2
+    model = checkpoint.load_model(out / "adapter")
+    assert len(lora_layers(model)) == 14
+
+
+def test_an_interrupted_run_resumes_with_the_same_bits(base, dialogs, tmp_path, monkeypatch, capsys):
+    words = ("--data", dialogs, "--steps", 8, "--other", other(tmp_path))
+    tune(base, *words, "--out", tmp_path / "whole")
+
+    def interrupted(recipe, *, on_step):
+        def stop(record):
+            if record["step"] == 5:
+                raise KeyboardInterrupt
+            on_step(record)
+
+        return train_run.run_recipe(recipe, on_step=stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tune_run, "run_recipe", interrupted)
+        tune(base, *words, "--out", tmp_path / "parts", code=130)
+    capsys.readouterr()
+    tune(base, *words, "--out", tmp_path / "parts")
+    assert "resuming" in capsys.readouterr().out
+    whole, parts = (checkpoint.load_model(tmp_path / name / "model") for name in ("whole", "parts"))
+    for (name, a), (_, b) in zip(whole.named_parameters(), parts.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_edited_data_and_other_options_are_refused_by_name(base, dialogs, tmp_path, capsys):
+    words = ("--data", dialogs, "--steps", 2, "--out", tmp_path / "run", "--other", other(tmp_path))
+    tune(base, *words)
+    tune(base, *words, "--rank", 3, code=1)
+    assert "rank=16, not 3" in capsys.readouterr().err
+    dialogs.write_text(dialogs.read_text() + dialogs.read_text().splitlines()[0] + "\n")
+    tune(base, *words, code=1)
+    assert f"{dialogs} has other content" in capsys.readouterr().err
+
+
+def test_nothing_to_train_is_an_error_with_line_numbers(base, tmp_path, capsys):
+    file = tmp_path / "none.jsonl"
+    rows = [{"messages": [{"role": "user", "content": "a"}]}, {"prompt": "b"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tune(base, "--data", file, "--out", tmp_path / "run", code=1)
+    said = capsys.readouterr().err
+    assert f"no token is trained: {file}:1: none of its tokens" in said
+    assert f"{file}:2: a prompt without an answer" in said
+
+
+def test_pairs_are_tuned_by_dpo_and_measured_beside_a_length_baseline(base, tmp_path, capsys):
+    file = tmp_path / "pairs.jsonl"
+    rows = [
+        {"prompt": f"What is {n}?", "chosen": "It is red.", "rejected": "It is a big blue house."}
+        for n in range(30)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("--steps", 6, "--lr", "1e-3", "--out", tmp_path / "run", "--other", other(tmp_path))
+    tune(base, "--data", file, *words)
+    said = capsys.readouterr().out
+    assert "30 pair" in said
+    assert "dpo, 6 steps" in said
+    assert "shorter is right: 100 %" in said
+    changes = json.loads((tmp_path / "run" / "changes.json").read_text())
+    assert changes[0]["after"] == 1.0
+
+
+def test_replay_is_mixed_in(base, dialogs, tmp_path, capsys):
+    words = (
+        "--data",
+        dialogs,
+        "--replay",
+        other(tmp_path),
+        "--steps",
+        2,
+        "--out",
+        tmp_path / "run",
+        "--check",
+    )
+    tune(base, *words)
+    assert "replay_share: 0.2" in (tmp_path / "run" / "recipe.yaml").read_text()
