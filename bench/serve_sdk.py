@@ -1,0 +1,196 @@
+"""Run the tests of OpenAI's Python package against `herd serve`, with its own strict validation of responses.
+
+    python bench/serve_sdk.py
+
+The source package is fetched from PyPI, with what its tests import, into ~/.cache/herd/bench. The server has a tiny
+random model under any name. Every test must pass, except the ones listed in `ALLOWED`. Those must fail with the words
+given there: a request for something that Herd refuses must be refused by name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import threading
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import WORK, bench_parser, save_receipt
+from herd.report import Value
+
+PACKAGES = ("respx", "dirty-equals", "inline-snapshot", "time-machine", "nest-asyncio", "httpx-aiohttp",
+            "executing", "asttokens", "pytest-asyncio", "aiohttp")  # fmt: skip
+"""What the SDKs' tests import."""
+
+
+@dataclass(frozen=True)
+class SdkSuite:
+    """The test files of one SDK that Herd's APIs must pass."""
+
+    package: str
+    version: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Tests (a regular expression) that may fail, if their failure contains ``words``, and why."""
+
+    tests: str
+    words: str
+    reason: str
+
+
+SUITES = (
+    SdkSuite(
+        "openai",
+        "3.51.0",
+        (
+            "tests/api_resources/chat/test_completions.py",
+            "tests/api_resources/test_completions.py",
+            "tests/api_resources/test_models.py",
+        ),
+    ),
+)
+ALLOWED = (
+    Allowed(
+        r"chat/test_completions.*_create_with_all_params",
+        "400 - audio is not supported",
+        "sends audio, moderation and prediction: refused, naming the field",
+    ),
+    Allowed(
+        r"/test_completions.*_create_with_all_params",
+        "400 - suffix is not supported",
+        "sends suffix: refused, naming the field",
+    ),
+    Allowed(
+        r"chat/test_completions.*(retrieve|update|list|delete)",
+        "Error code: 40",
+        "stored completions: the server stores no answers, so there is nothing at this address",
+    ),
+    Allowed(r"test_models.*delete", "Error code: 405", "models are deleted with `herd rm`, not over HTTP"),
+)
+
+
+def main() -> None:
+    """Run every suite and write a receipt."""
+    parser = bench_parser(__doc__)
+    args = parser.parse_args()
+    outcomes: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    surprises: list[str] = []
+    with tiny_server() as url:
+        for suite in SUITES:
+            for test, failure in run_suite(suite, url).items():
+                allowed = next((a for a in ALLOWED if re.search(a.tests, test)), None)
+                if failure is None:
+                    outcomes["passed"] += 1
+                elif allowed is not None and allowed.words in failure:
+                    outcomes["listed"] += 1
+                    reasons[allowed.reason] += 1
+                else:
+                    surprises.append(f"{test}: {failure.strip().splitlines()[-1][:200]}")
+    for surprise in surprises:
+        print(surprise)
+    for reason, count in reasons.items():
+        print(f"{count} listed: {reason}")
+    save_receipt(
+        "serve-sdk",
+        commit=args.commit,
+        what="The SDKs' own tests with strict validation, against `herd serve` with a tiny random model",
+        values={
+            "passed": Value(outcomes["passed"], "tests"),
+            "listed": Value(outcomes["listed"], "tests refused as they must be"),
+            "failed": Value(len(surprises), "tests", bar="= 0", passed=not surprises),
+        },
+        notes="; ".join(f"{count}: {reason}" for reason, count in reasons.items()),
+    )
+    sys.exit(bool(surprises))
+
+
+def run_suite(suite: SdkSuite, url: str) -> dict[str, str | None]:
+    """Run a suite's tests and return each test's failure, or None for those that passed."""
+    source, site = fetch(suite)
+    report = source / "herd-report.xml"
+    paths = os.pathsep.join([str(source / "src"), str(site)])
+    environment = os.environ | {"PYTHONPATH": paths, "TEST_API_BASE_URL": f"{url}/v1"}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "0",
+        "-o",
+        "junit_family=xunit1",
+        f"--junitxml={report}",
+    ]
+    subprocess.run(
+        [*command, *suite.files], cwd=source, env=environment, stdout=subprocess.DEVNULL, check=False
+    )
+    out: dict[str, str | None] = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        problem = case.find("failure")
+        problem = case.find("error") if problem is None else problem
+        if case.find("skipped") is None:
+            out[f"{case.get('file')}::{case.get('classname')}::{case.get('name')}"] = None if problem is None else problem.text or ""
+    if not out:
+        sys.exit(f"no test of {suite.package} was run: see {report}")
+    return out
+
+
+def fetch(suite: SdkSuite) -> tuple[Path, Path]:
+    """Return the folders of the source package and of the packages that its tests import."""
+    folder = WORK / "sdk"
+    source, site = folder / f"{suite.package}-{suite.version}", folder / "site"
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    if not site.exists():
+        subprocess.run([*pip, "install", "--no-deps", "--target", str(site), *PACKAGES], check=True)
+    if not source.exists():
+        wanted = f"{suite.package}=={suite.version}"
+        download = ["download", "--no-deps", "--no-binary", ":all:", wanted, "-d", str(folder)]
+        subprocess.run([*pip, *download], check=True)
+        with tarfile.open(next(folder.glob(f"{suite.package}-{suite.version}.tar.gz"))) as archive:
+            archive.extractall(folder, filter="data")
+    return source, site
+
+
+@contextmanager
+def tiny_server() -> Iterator[str]:
+    """Serve a tiny random model under any name, and yield the address."""
+    from herd.engine.engine import Engine
+    from herd.engine.loop import EngineLoop
+    from herd.llama import ModelConfig
+    from herd.llama.model import LlamaLM
+    from herd.serve.app import create_app
+    from herd.serve.chat import ServedModel
+    from herd.serve.run import HerdServer
+    from herd.serve.settings import ServeSettings
+    from herd.text import Tokenizer
+
+    tokenizer = Tokenizer.train(["six times seven is forty-two, calculator expression parameters"] * 3, 540)
+    config = ModelConfig(540, 48, 2, 6, 2, 80, rope_theta=10_000.0, max_context=4096)
+    settings = ServeSettings(drain_seconds=0)
+    with EngineLoop(Engine(LlamaLM(config).init_weights(0, std=0.2), tokenizer)) as loop:
+        app = create_app(ServedModel("tiny", loop, tokenizer, 4096, frozenset("*")), None, settings)
+        ready, ports = threading.Event(), list[int]()
+        server = HerdServer(app, settings, 0, lambda port: (ports.append(port), ready.set()))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            ready.wait()
+            yield f"http://127.0.0.1:{ports[0]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+if __name__ == "__main__":
+    main()
