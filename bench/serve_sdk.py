@@ -140,7 +140,8 @@ def run_suite(suite: SdkSuite, url: str) -> dict[str, str | None]:
         problem = case.find("failure")
         problem = case.find("error") if problem is None else problem
         if case.find("skipped") is None:
-            out[f"{case.get('file')}::{case.get('classname')}::{case.get('name')}"] = None if problem is None else problem.text or ""
+            name = f"{case.get('file')}::{case.get('classname')}::{case.get('name')}"
+            out[name] = None if problem is None else problem.text or ""
     if not out:
         sys.exit(f"no test of {suite.package} was run: see {report}")
     return out

@@ -83,15 +83,13 @@ def test_logprobs(client):
     assert chat(client).choices[0].logprobs is None
 
 
-def test_stop_and_bias(client):
+def test_stop_and_bias(client, tokenizer):
     text = chat(client).choices[0].message.content
     stopped = chat(client, stop=[text[3:6], "zzzz"])
     assert stopped.choices[0].message.content == text[: text.find(text[3:6])]
     assert stopped.choices[0].finish_reason == "stop"
-    token = chat(client, logprobs=True).choices[0].logprobs.content[0]
-    forbidden = {str(i): -100 for i in range(600) if i % 7}
-    other = chat(client, logit_bias=forbidden, logprobs=True).choices[0].logprobs.content[0]
-    assert other.token != token.token
+    biased = chat(client, logit_bias={"75": 100}, logprobs=True, max_tokens=2).choices[0].logprobs.content
+    assert [bytes(token.bytes) for token in biased] == [tokenizer.token_bytes(75)] * 2
 
 
 def test_structured_output(client):
@@ -209,3 +207,21 @@ def test_a_client_that_closes_a_stream_ends_the_generation(client, loop):
     stream.close()
     wait_until(lambda: loop.stats().active == 0)
     assert loop.stats().decoded_tokens >= 1
+
+
+def test_the_assistants_last_message_can_be_continued(client, tokenizer):
+    messages = [*HELLO, {"role": "assistant", "content": "six times"}]
+    options = {"continue_final_message": True, "add_generation_prompt": False}
+    answer = chat(client, messages=messages, extra_body=options)
+    more = answer.usage.prompt_tokens - chat(client).usage.prompt_tokens
+    assert more == len(tokenizer.encode("six times"))
+    with pytest.raises(openai.BadRequestError, match="exclude each other"):
+        chat(client, messages=messages, extra_body=options | {"add_generation_prompt": True})
+    with pytest.raises(openai.BadRequestError, match="must be the assistant's"):
+        chat(client, extra_body={"continue_final_message": True})
+
+
+def test_tokens_of_a_request_are_counted_without_an_answer(client, http):
+    body = {"messages": HELLO, "tools": [tool("f")]}
+    counted = http.post("/v1/chat/completions/input_tokens", json=body).json()["input_tokens"]
+    assert counted == chat(client, tools=body["tools"]).usage.prompt_tokens

@@ -80,7 +80,7 @@ class ChatCall:
 
     ``messages`` are as `dialog.read_messages` returns them. ``sampling`` has fields of `Sampling`; None means
     the checkpoint's default. ``schema`` is the JSON schema of the answer's text. ``warnings`` are told to the
-    client, and more are added.
+    client, and more are added. ``prefill`` is the beginning of the answer, which the model continues.
     """
 
     messages: list[dict[str, Any]]
@@ -91,6 +91,7 @@ class ChatCall:
     schema: dict[str, Any] | None = None
     n: int = 1
     warnings: list[str] = field(default_factory=list)
+    prefill: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,9 @@ def prepare_chat(served: ServedModel, call: ChatCall, *, any_length: bool = Fals
         )
         rendered = chat.render(dialog.messages, tools=dialog.tools, generation_prompt=True)
     call.warnings += [f"messages={note.message}" for note in noted]
+    ids = rendered.ids + (tokenizer.encode(call.prefill) if call.prefill else [])
     if not any_length:
-        check_length(rendered.ids, served.context)
+        check_length(ids, served.context)
 
     def make_parser() -> AnswerParser:
         if form.constraint is None:
@@ -156,7 +158,7 @@ def prepare_chat(served: ServedModel, call: ChatCall, *, any_length: bool = Fals
         return AnswerParser(tools=form.has_calls, drops_space=tokenizer.adds_space)
 
     sampling = served.sampling_of(call.sampling)
-    return ReadyPrompt(rendered.ids, sampling, call.n, form, make_parser, {tool.name: tool for tool in tools})
+    return ReadyPrompt(ids, sampling, call.n, form, make_parser, {tool.name: tool for tool in tools})
 
 
 def prepare_text(

@@ -67,6 +67,13 @@ def read_messages(messages: Sequence[Mapping[str, Any]], warnings: list[str]) ->
     return _in_order_of_calls(out)
 
 
+def take_prefill(messages: list[dict[str, Any]]) -> str:
+    """Remove the assistant's message at the end and return its text, which the answer is to continue."""
+    if len(messages) < 2 or messages[-1]["role"] != "assistant" or messages[-1].get("tool_calls"):
+        raise BadRequest("the last message must be the assistant's text, to be continued", "messages")
+    return str(messages.pop()["content"])
+
+
 def text_of(content: Any, where: str, *, may_be_empty: bool = False) -> str:
     """Return the text of a content: a string, or a list of parts that are text.
 

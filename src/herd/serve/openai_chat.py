@@ -9,18 +9,18 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from ..engine.request import TokenLogprob
 from ..text.tokenizer import Tokenizer
 from .answer import AnswerCall, AnswerEnd, AnswerEvent, AnswerText, AnswerThought, Choice, LiveAnswer
 from .auth import Principal, require
 from .chat import ChatCall, ServedModel, prepare_chat
-from .dialog import read_messages
+from .dialog import read_messages, take_prefill
 from .errors import ApiError
 from .forms import response_schema
 from .problems import BadRequest, openai_error
-from .respond import AnswerWriter, json_text, openai_usage, respond, sse_data
+from .respond import AnswerWriter, json_text, openai_usage, respond, sse_data, warning_header
 from .tools import read_tool_choice, read_tools
 from .wire import SamplingFields, documented, read_request
 
@@ -35,6 +35,9 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    json_schema: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -59,6 +62,24 @@ async def chat_completions(
     return await respond(request, principal, [prompt], writer, stream=bool(asked.stream), warnings=warnings)
 
 
+@router.post("/v1/chat/completions/input_tokens", **documented(ChatRequest))
+@router.post("/chat/completions/input_tokens", include_in_schema=False)
+async def count_input_tokens(
+    request: Request, principal: Annotated[Principal, Depends(require("chat"))]
+) -> Response:
+    """Count the tokens of a request without answering it."""
+    asked, warnings = await read_request(request, "chat", ChatRequest)
+    served: ServedModel = request.app.state.served
+    served.check_name(asked.model)
+    principal.check_model(served.name)
+    max_tools = request.app.state.settings.max_tools
+    prompt = await run_in_threadpool(
+        lambda: prepare_chat(served, _chat_call(asked, warnings, max_tools), any_length=True)
+    )
+    body = {"object": "chat.completion.input_tokens", "input_tokens": len(prompt.ids)}
+    return JSONResponse(body, headers=warning_header(warnings))
+
+
 def _chat_call(asked: ChatRequest, warnings: list[str], max_tools: int) -> ChatCall:
     tools = read_tools(asked.tools, warnings, max_tools)
     if asked.top_logprobs is not None and not asked.logprobs:
@@ -71,15 +92,32 @@ def _chat_call(asked: ChatRequest, warnings: list[str], max_tools: int) -> ChatC
         "max_tokens": asked.max_completion_tokens or asked.max_tokens,
         "logprobs": (asked.top_logprobs or 0) if asked.logprobs else None,
     }
+    messages = read_messages(asked.messages, warnings)
+    prefill = ""
+    if asked.continue_final_message:
+        if asked.add_generation_prompt:
+            raise BadRequest(
+                "continue_final_message and add_generation_prompt exclude each other",
+                "continue_final_message",
+            )
+        prefill = take_prefill(messages)
+    elif asked.add_generation_prompt is False:
+        raise BadRequest(
+            "add_generation_prompt: false needs continue_final_message: true", "add_generation_prompt"
+        )
+    form = asked.response_format
+    if asked.json_schema is not None:
+        form = {"type": "json_object", "schema": asked.json_schema}
     return ChatCall(
-        read_messages(asked.messages, warnings),
+        messages,
         sampling,
         tools,
         read_tool_choice(asked.tool_choice, tools, warnings),
         asked.parallel_tool_calls is not False,
-        response_schema(asked.response_format, warnings),
+        response_schema(form, warnings),
         asked.n or 1,
         warnings,
+        prefill,
     )
 
 
@@ -96,7 +134,7 @@ class ChatWriter(AnswerWriter):
         self._prefix = json_text(self._head)[:-1] + ',"choices":'
         n_choices = sum(prompt.n for prompt in answer.prompts)
         return b"".join(
-            self._chunk(index, {"role": "assistant", "content": ""}) for index in range(n_choices)
+            self._chunk(index, {"role": "assistant", "content": None}) for index in range(n_choices)
         )
 
     def event(self, event: AnswerEvent) -> bytes:

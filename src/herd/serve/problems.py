@@ -12,7 +12,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..errors import ChatError, ContextError, EngineBusyError, EngineError, HerdError, TokenizerError
+from ..errors import (
+    ChatError,
+    ConstraintError,
+    ContextError,
+    EngineBusyError,
+    EngineError,
+    HerdError,
+    TokenizerError,
+)
 from .errors import ApiError
 
 log = logging.getLogger("herd.serve")
@@ -61,6 +69,8 @@ def api_error(error: BaseException, submitting: bool = False) -> ApiError:
         return BadRequest(str(error), "messages", code="context_length_exceeded")
     if isinstance(error, EngineBusyError):
         return Overloaded(str(error))
+    if isinstance(error, ConstraintError):
+        return BadRequest(str(error), code="invalid_schema")
     if isinstance(error, ChatError | TokenizerError):
         return BadRequest(str(error), "messages")
     if isinstance(error, EngineError) and submitting:
