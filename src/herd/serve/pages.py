@@ -1,0 +1,86 @@
+"""Serve the chat page: static files from the folder ``page``, below an address that changes with their content."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from .auth import public
+from .errors import NotFound
+
+FOLDER = Path(__file__).parent / "page"
+MEDIA_TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+"""What the page may do: run and fetch from this server only. It can never turn text into HTML or script."""
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "x-dns-prefetch-control": "off",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "vary": "accept-encoding",
+}
+FOREVER = "public, max-age=31536000, immutable"
+
+router = APIRouter()
+
+
+@dataclass(frozen=True)
+class PageFile:
+    """A file of the page as it is sent, and the same compressed."""
+
+    content: bytes
+    compressed: bytes
+    media_type: str
+
+    @classmethod
+    def of(cls, content: bytes, suffix: str) -> PageFile:
+        """Return a file with this content."""
+        return cls(content, gzip.compress(content, 9, mtime=0), MEDIA_TYPES[suffix])
+
+
+@router.get("/", dependencies=[Depends(public)], include_in_schema=False)
+async def index(request: Request) -> Response:
+    """Return the page. Browsers ask for it every time, and keep the rest."""
+    _, files = page_files()
+    return _response(request, files["index.html"], "no-cache")
+
+
+@router.get("/page/{digest}/{name:path}", dependencies=[Depends(public)], include_in_schema=False)
+async def page_file(request: Request, digest: str, name: str) -> Response:
+    """Return a file of the page."""
+    present, files = page_files()
+    if digest != present or name not in files or name == "index.html":
+        raise NotFound("there is nothing at this address")
+    return _response(request, files[name], FOREVER)
+
+
+@cache
+def page_files() -> tuple[str, dict[str, PageFile]]:
+    """Return the digest of all files of the page, and the files by path. They are read once."""
+    paths = sorted(path for path in FOLDER.rglob("*") if path.suffix in MEDIA_TYPES)
+    contents = {path.relative_to(FOLDER).as_posix(): path.read_bytes() for path in paths}
+    digest = hashlib.sha256(b"".join(name.encode() + each for name, each in contents.items())).hexdigest()[:16]
+    scripts = [name for name in contents if name.endswith(".js") and name not in ("main.js", "theme.js")]
+    preload = "\n".join(f'<link rel="modulepreload" href="{{page}}/{name}">' for name in scripts)
+    html = contents["index.html"].decode().replace("{preload}", preload).replace("{page}", f"/page/{digest}")
+    contents["index.html"] = html.encode()
+    return digest, {name: PageFile.of(each, Path(name).suffix) for name, each in contents.items()}
+
+
+def _response(request: Request, file: PageFile, caching: str) -> Response:
+    headers = HEADERS | {"cache-control": caching}
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        return Response(file.compressed, headers=headers | {"content-encoding": "gzip"}, media_type=file.media_type)
+    return Response(file.content, headers=headers, media_type=file.media_type)
