@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
-from . import about, admin, anthropic, ollama, openai_chat, openai_completions, openai_responses
+from . import about, admin, anthropic, ollama, openai_chat, openai_completions, openai_responses, pages
 from .auth import Authenticator, all_routes, refuse_unscoped
 from .chat import ServedModel
 from .errors import ApiError, Forbidden, NotFound
@@ -32,7 +32,16 @@ from .store import Store
 
 log = logging.getLogger("herd.serve")
 
-_APIS: tuple[Any, ...] = (openai_chat, openai_completions, openai_responses, anthropic, ollama, about, admin)
+_APIS: tuple[Any, ...] = (
+    openai_chat,
+    openai_completions,
+    openai_responses,
+    anthropic,
+    ollama,
+    about,
+    admin,
+    pages,
+)
 _ERROR_BODIES = {"/v1/messages": anthropic.error_body, "/api/": ollama.error_body}
 """How APIs that are not OpenAI's write errors, by the beginning of their paths."""
 

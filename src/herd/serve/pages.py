@@ -71,16 +71,29 @@ def page_files() -> tuple[str, dict[str, PageFile]]:
     """Return the digest of all files of the page, and the files by path. They are read once."""
     paths = sorted(path for path in FOLDER.rglob("*") if path.suffix in MEDIA_TYPES)
     contents = {path.relative_to(FOLDER).as_posix(): path.read_bytes() for path in paths}
-    digest = hashlib.sha256(b"".join(name.encode() + each for name, each in contents.items())).hexdigest()[:16]
+    digest = hashlib.sha256(b"".join(name.encode() + each for name, each in contents.items())).hexdigest()[
+        :16
+    ]
     scripts = [name for name in contents if name.endswith(".js") and name not in ("main.js", "theme.js")]
     preload = "\n".join(f'<link rel="modulepreload" href="{{page}}/{name}">' for name in scripts)
+    for name in contents:
+        if name.endswith(".js") and not name.startswith("vendor/"):
+            contents[name] = lean_script(contents[name].decode()).encode()
     html = contents["index.html"].decode().replace("{preload}", preload).replace("{page}", f"/page/{digest}")
     contents["index.html"] = html.encode()
     return digest, {name: PageFile.of(each, Path(name).suffix) for name, each in contents.items()}
 
 
+def lean_script(text: str) -> str:
+    """Return a script without its indentation and comment lines. Every line keeps its number."""
+    lines = (line.strip() for line in text.splitlines())
+    return "\n".join("" if line.startswith("//") else line for line in lines)
+
+
 def _response(request: Request, file: PageFile, caching: str) -> Response:
     headers = HEADERS | {"cache-control": caching}
     if "gzip" in request.headers.get("accept-encoding", ""):
-        return Response(file.compressed, headers=headers | {"content-encoding": "gzip"}, media_type=file.media_type)
+        return Response(
+            file.compressed, headers=headers | {"content-encoding": "gzip"}, media_type=file.media_type
+        )
     return Response(file.content, headers=headers, media_type=file.media_type)

@@ -17,7 +17,8 @@ export const key = {
 // What to do about an error, by its code or its status.
 const CURES = {
   context_length_exceeded: "Leave out the oldest messages, shorten this one, or start a new chat.",
-  insufficient_quota: "Trying again does not help. Ask whoever runs this server for a higher budget, or use another key.",
+  insufficient_quota:
+    "Trying again does not help. Ask whoever runs this server for a higher budget, or use another key.",
   rate_limit_exceeded: "This key has sent much in a short time. Wait a moment, then try again.",
   too_many_concurrent_requests: "Other answers of this key are still open. Stop one, or wait for it.",
   store_unavailable: "The server cannot check keys at the moment. Try again soon.",
@@ -41,7 +42,13 @@ async function request(path, options = {}) {
   const headers = { "content-type": "application/json", ...(token && { authorization: `Bearer ${token}` }) };
   let response;
   try {
-    response = await fetch(path, { ...options, headers, cache: "no-store", credentials: "omit", redirect: "error" });
+    response = await fetch(path, {
+      ...options,
+      headers,
+      cache: "no-store",
+      credentials: "omit",
+      redirect: "error",
+    });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem(0, { message: "The server does not answer." });
@@ -62,7 +69,7 @@ export async function* streamChat(body, signal) {
     signal,
   });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  for (let rest = ""; ; ) {
+  for (let rest = ""; ;) {
     const { value, done } = await reader.read().catch((error) => {
       if (error.name === "AbortError") throw error;
       return { done: true };
@@ -72,7 +79,8 @@ export async function* streamChat(body, signal) {
     for (const event of events) {
       const data = Array.from(event.matchAll(/^data: ?(.*)$/gm), ([, text]) => text).join("\n");
       if (data === "[DONE]") return;
-      if (!data) continue; // a comment that keeps the connection open
+      // A comment that keeps the connection open
+      if (!data) continue;
       const chunk = JSON.parse(data);
       if (chunk.error) throw new Problem(chunk.error.status ?? 500, chunk.error);
       yield chunk;

@@ -6,7 +6,8 @@ import { promptFor, readTurns, reveal, slotOf } from "./tree.js";
 
 const SAVE_MS = 2000;
 const DEFAULTS = "herd.settings";
-const open = new Map(); // answers that are being written: id -> {message, stop, paint}
+// Answers that are being written: id -> {message, stop, paint}
+const open = new Map();
 
 export const isOpen = (message) => open.has(message.id);
 export const anyOpen = () => state.messages.some(isOpen);
@@ -16,7 +17,10 @@ export const currentTurns = () => readTurns(state.messages, state.chat.chosen);
 export function newChat() {
   const settings = JSON.parse(localStorage.getItem(DEFAULTS) ?? "{}");
   const models = state.models.slice(0, 1).map(({ id }) => id);
-  set({ messages: [], chat: { id: newId(), title: "", models, settings, chosen: {}, created: Date.now(), updated: 0 } });
+  set({
+    messages: [],
+    chat: { id: newId(), title: "", models, settings, chosen: {}, created: Date.now(), updated: 0 },
+  });
 }
 
 // Opens the chat of the address, `#ID`, or a new one. `place`: a message that is then shown.
@@ -49,13 +53,21 @@ export async function keep(chats, messages) {
   }
 }
 
+const shorten = (text) => (text.length > 48 ? `${text.slice(0, 48).replace(/\s+\S*$/, "")}…` : text);
+
 // Adds a message to the open chat, shows it, and stores both.
 function add(fields) {
-  const created = Math.max(Date.now(), (state.messages.at(-1)?.created ?? 0) + 1); // the order of siblings
+  // The order of siblings
+  const created = Math.max(Date.now(), (state.messages.at(-1)?.created ?? 0) + 1);
   const message = { id: newId(), chat: state.chat.id, created, content: "", ...fields };
   const { chat } = state;
-  const title = chat.title || message.content.trim().slice(0, 80) || message.files?.[0].name || "Chat";
-  const changed = { ...chat, title, updated: Date.now(), chosen: { ...chat.chosen, [slotOf(message)]: message.id } };
+  const title = chat.title || shorten(message.content.trim()) || message.files?.[0].name || "Chat";
+  const changed = {
+    ...chat,
+    title,
+    updated: Date.now(),
+    chosen: { ...chat.chosen, [slotOf(message)]: message.id },
+  };
   set({ messages: [...state.messages, message], chat: changed });
   keep([changed], [message]);
   if (location.hash !== `#${chat.id}`) history.pushState(null, "", `#${chat.id}`);
@@ -63,7 +75,7 @@ function add(fields) {
 }
 
 export function send(content, files, parent = currentTurns().end) {
-  const message = add({ role: "user", parent, content, ...(files.length && { files }) });
+  const message = add({ role: "user", lane: 0, parent, content, ...(files.length && { files }) });
   for (const lane of state.chat.models.keys()) answer(message.id, lane);
 }
 
@@ -79,7 +91,10 @@ export const stop = () => state.messages.forEach(({ id }) => open.get(id)?.stop.
 // Leaves the first half of the messages out of what is sent, and answers again.
 export function leaveOutOldest(message) {
   const { turns } = currentTurns();
-  const first = Math.max(0, turns.findIndex(({ user }) => user.id === state.chat.start));
+  const first = Math.max(
+    0,
+    turns.findIndex(({ user }) => user.id === state.chat.start),
+  );
   const start = turns[Math.ceil((first + turns.length) / 2)] ?? turns.at(-1);
   change({ start: start.user.id });
   answerAgain(message);
@@ -89,7 +104,8 @@ async function answer(parent, lane) {
   const { chat } = state;
   const model = chat.models[lane] ?? chat.models[0] ?? "";
   const { system, tools, schema, ...sampling } = chat.settings;
-  const seed = sampling.seed ?? crypto.getRandomValues(new Uint32Array(1))[0] % 2 ** 31; // noted, so that it can be repeated
+  // Noted, so that it can be repeated
+  const seed = sampling.seed ?? crypto.getRandomValues(new Uint32Array(1))[0] % 2 ** 31;
   const message = add({ role: "assistant", parent, lane, model, settings: { ...sampling, seed }, reasoning: "" });
   const messages = promptFor(currentTurns().turns, message, system, chat.start);
   const body = { model, messages, ...message.settings };
@@ -129,7 +145,8 @@ async function receive(message, body) {
   }
   message.seconds = (performance.now() - started) / 1000;
   open.delete(message.id);
-  const finished = { ...message }; // a new object, so that its view is drawn again
+  // A new object, so that its view is drawn again
+  const finished = { ...message };
   set({ messages: state.messages.map((each) => (each.id === message.id ? finished : each)) });
   say(message.problem ? `Error: ${message.problem.text}` : `Answer: ${message.content.slice(0, 2000)}`);
   await keep([], [finished]);
@@ -154,7 +171,8 @@ function read(chunk, message, started) {
   if (finish_reason) message.end = finish_reason;
   if (chunk.usage) message.usage = chunk.usage;
   if (chunk.timings) message.timings = chunk.timings;
-  if (chunk.herd) message.herd = chunk.herd; // warnings and cost
+  // Warnings and cost
+  if (chunk.herd) message.herd = chunk.herd;
 }
 
 export async function deleteChat(chat) {
@@ -164,4 +182,3 @@ export async function deleteChat(chat) {
   if (state.chat.id === chat.id) location.hash = "";
   toast(`“${chat.title}” is deleted.`, "Undo", () => keep([chat], messages));
 }
-

@@ -19,13 +19,43 @@ const CALL = { id: "s", name: "s", arguments: "s", content: "s", text: "s" };
 const NUMBERS = { "*": "n" };
 const SETTINGS = { system: "s", tools: "s", schema: "s", "*": "n" };
 const MESSAGE = {
-  ...{ id: "s", parent: "s", role: "s", lane: "n", model: "s", created: "n", content: "s", reasoning: "s", end: "s" },
-  ...{ files: [CALL], calls: [CALL], results: [CALL], settings: SETTINGS, firstSeconds: "n", seconds: "n" },
+  ...{
+    id: "s",
+    parent: "s",
+    role: "s",
+    lane: "n",
+    model: "s",
+    created: "n",
+    content: "s",
+    reasoning: "s",
+    end: "s",
+  },
+  ...{
+    files: [CALL],
+    calls: [CALL],
+    results: [CALL],
+    settings: SETTINGS,
+    firstSeconds: "n",
+    seconds: "n",
+    pieces: "n",
+  },
   ...{ usage: { prompt_tokens_details: NUMBERS, "*": "n" }, timings: NUMBERS },
-  ...{ problem: { text: "s", code: "s", cure: "s", "*": "n" }, herd: { warnings: "l", cost: { amount: "s", currency: "s" } } },
+  ...{
+    problem: { text: "s", code: "s", cure: "s", "*": "n" },
+    herd: { warnings: "l", cost: { amount: "s", currency: "s" } },
+  },
 };
 const CHAT = {
-  ...{ id: "s", title: "s", created: "n", updated: "n", start: "s", settings: SETTINGS, models: "l", chosen: { "*": "s" } },
+  ...{
+    id: "s",
+    title: "s",
+    created: "n",
+    updated: "n",
+    start: "s",
+    settings: SETTINGS,
+    models: "l",
+    chosen: { "*": "s" },
+  },
   messages: [MESSAGE],
 };
 
@@ -46,18 +76,33 @@ export async function importChats(text) {
   try {
     const file = JSON.parse(text);
     if (file.format !== "herd-chats") throw new Error("format");
-    chats = file.chats.map((each) => ({ title: "Chat", updated: 1, created: 1, settings: {}, chosen: {}, models: [], ...fit(each, CHAT) }));
+    chats = file.chats.map((each) => ({
+      title: "Chat",
+      updated: 1,
+      created: 1,
+      settings: {},
+      chosen: {},
+      models: [],
+      ...fit(each, CHAT),
+    }));
     for (const { id, messages } of chats) {
-      const known = new Set([""]); // a parent comes before its children, so that there are no circles
+      if (!id) throw new Error("id");
+      // A parent comes before its children, so that there are no circles
+      const known = new Set([""]);
       for (const message of messages) {
-        if (!id || !known.has(message.parent) || known.has(message.id)) throw new Error("order");
+        if (!known.has(message.parent) || known.has(message.id)) throw new Error("order");
         known.add(message.id);
       }
     }
   } catch {
     return toast("This file was not exported from this page, or it is damaged.");
   }
-  const messages = chats.flatMap((chat) => chat.messages.map((each) => ({ content: "", lane: 0, ...each, chat: chat.id })));
-  await keep(chats.map(({ messages: _, ...chat }) => chat), messages);
+  const messages = chats.flatMap((chat) =>
+    chat.messages.map((each) => ({ content: "", lane: 0, ...each, chat: chat.id })),
+  );
+  await keep(
+    chats.map(({ messages: _, ...chat }) => chat),
+    messages,
+  );
   toast(chats.length === 1 ? "One chat is imported." : `${chats.length} chats are imported.`);
 }

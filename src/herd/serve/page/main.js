@@ -7,7 +7,8 @@ import { $, set, show, state, toast } from "./state.js";
 import { search } from "./storage.js";
 import { Thread } from "./thread.js";
 
-const LONG_PASTE = 2500; // characters: longer pasted texts become a file
+// Characters: longer pasted texts become a file
+const LONG_PASTE = 2500;
 const MAX_FILE = 2_000_000;
 const isNarrow = () => matchMedia("(max-width: 760px)").matches;
 const root = document.documentElement;
@@ -75,7 +76,8 @@ new ResizeObserver(() => pinned && toEnd()).observe($("thread"));
 // ---- settings of the chat
 const fields = [...$("settings").elements].filter(({ name }) => name);
 function fillSettings() {
-  for (const field of fields) if (field !== document.activeElement) field.value = state.chat?.settings[field.name] ?? "";
+  for (const field of fields)
+    if (field !== document.activeElement) field.value = state.chat?.settings[field.name] ?? "";
 }
 $("settings").oninput = $("settings").onreset = () =>
   setTimeout(() => {
@@ -83,7 +85,8 @@ $("settings").oninput = $("settings").onreset = () =>
     for (const field of fields) {
       field.setCustomValidity(jsonProblem(field));
       field.classList.toggle("wrong", !field.validity.valid);
-      if (field.value.trim() && field.validity.valid) settings[field.name] = field.type === "number" ? Number(field.value) : field.value;
+      if (field.value.trim() && field.validity.valid)
+        settings[field.name] = field.type === "number" ? Number(field.value) : field.value;
     }
     change({ settings });
   });
@@ -173,12 +176,10 @@ const DO = {
     if (!$("drawer").hidden) fields[0].focus();
   },
   theme() {
-    const isDark = matchMedia("(prefers-color-scheme: dark)").matches !== (root.dataset.theme === "other");
-    const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-    void isDark;
-    const next = { light: "dark", dark: "light" }[root.dataset.theme || system];
-    root.dataset.theme = next;
-    localStorage.setItem("herd.theme", next);
+    const isDark = root.dataset.theme
+      ? root.dataset.theme === "dark"
+      : matchMedia("(prefers-color-scheme: dark)").matches;
+    localStorage.setItem("herd.theme", (root.dataset.theme = isDark ? "light" : "dark"));
   },
   card: () => toggle($("card")),
   newest: toEnd,
@@ -197,7 +198,8 @@ $("import").onchange = async ({ target }) => {
 
 addEventListener("click", async ({ target }) => {
   const button = target.closest("[data-do], [data-copy]");
-  if (target.tagName === "DIALOG") target.close(); // a click beside it
+  // A click beside it
+  if (target.tagName === "DIALOG") target.close();
   if (!button) return;
   DO[button.dataset.do]?.();
   if (!button.dataset.copy) return;
@@ -218,15 +220,24 @@ async function copy(text) {
 }
 
 addEventListener("keydown", (event) => {
-  const name = (event.ctrlKey || event.metaKey ? "ctrl " : "") + (event.shiftKey ? "shift " : "") + event.key.toLowerCase();
+  const name =
+    (event.ctrlKey || event.metaKey ? "ctrl " : "") + (event.shiftKey ? "shift " : "") + event.key.toLowerCase();
   const action = { "ctrl k": DO.search, "ctrl b": DO.sidebar, "ctrl shift o": DO.new }[name];
   if (action) (event.preventDefault(), action());
   if (name === "escape" && !document.querySelector("dialog[open]")) stop();
 });
 
 // ---- start
-state.files = [];
-for (const [id, view] of Object.entries({ chats: Chats, thread: Thread, models: Models, results: Results, card: Card, meter: Meter, files: Files })) show(id, view);
+for (const [id, view] of Object.entries({
+  chats: Chats,
+  thread: Thread,
+  models: Models,
+  results: Results,
+  card: Card,
+  meter: Meter,
+  files: Files,
+}))
+  show(id, view);
 show("title", () => {
   const { chat } = state;
   document.title = chat?.title ? `${chat.title} · Herd` : "Herd";
@@ -236,15 +247,19 @@ show("title", () => {
   $("send").hidden = anyOpen();
   return null;
 });
-addEventListener("focus", refreshChats); // another tab may have changed them
+// Another tab may have changed them
+addEventListener("focus", refreshChats);
 
-const question = new URLSearchParams(location.search).get("q"); // a link only writes the draft: it cannot spend tokens
+// A link only writes the draft: it cannot spend tokens
+const question = new URLSearchParams(location.search).get("q");
 if (question) {
   draft.value = question;
   history.replaceState(null, "", location.pathname + location.hash);
 }
 const models = start();
-await refreshChats().catch((error) => toast(`This browser cannot keep chats (${error?.name}): they end with this tab.`));
+await refreshChats().catch((error) =>
+  toast(`This browser cannot keep chats (${error?.name}): they end with this tab.`),
+);
 await models;
 await followAddress();
 grow();

@@ -4,20 +4,32 @@ import { lexer } from "./vendor/marked.esm.js";
 import highlighter from "./vendor/highlight.js";
 import bash from "./vendor/languages/bash.js";
 import cpp from "./vendor/languages/cpp.js";
+import diff from "./vendor/languages/diff.js";
 import javascript from "./vendor/languages/javascript.js";
 import json from "./vendor/languages/json.js";
 import python from "./vendor/languages/python.js";
-import rust from "./vendor/languages/rust.js";
 import xml from "./vendor/languages/xml.js";
 import yaml from "./vendor/languages/yaml.js";
 
-const LANGUAGES = { bash, cpp, javascript, json, python, rust, xml, yaml };
+const LANGUAGES = { bash, cpp, diff, javascript, json, python, xml, yaml };
 for (const name in LANGUAGES) highlighter.registerLanguage(name, LANGUAGES[name]);
 highlighter.registerAliases(["ts", "typescript", "tsx"], { languageName: "javascript" });
-highlighter.registerAliases(["c", "h"], { languageName: "cpp" });
-const MAX_HIGHLIGHTED = 10_000; // characters: more takes longer than a few frames
+// Nearly right
+highlighter.registerAliases(["c", "cs", "csharp", "go", "h", "java", "kotlin", "rust"], { languageName: "cpp" });
+// Characters: more takes longer than a few frames
+const MAX_HIGHLIGHTED = 10_000;
 
-const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", hellip: "…", ndash: "–", mdash: "—" };
+const ENTITIES = {
+  amp: "&",
+  lt: "<",
+  gt: ">",
+  quot: '"',
+  apos: "'",
+  nbsp: "\u00a0",
+  hellip: "…",
+  ndash: "–",
+  mdash: "—",
+};
 const decode = (text) =>
   text.replace(/&(?:#(\d{1,6})|(\w+));/g, (all, code, name) =>
     code ? String.fromCodePoint(Math.min(code, 0x10ffff) || 0xfffd) : (ENTITIES[name] ?? all),
@@ -50,17 +62,28 @@ const DRAW = {
   del: wrap("del"),
   paragraph: wrap("p"),
   blockquote: wrap("blockquote"),
-  heading: (token) => wrap(`h${Math.min(6, token.depth + 1)}`)(token), // the page itself has the h1
+  // The page itself has the h1
+  heading: (token) => wrap(`h${Math.min(6, token.depth + 1)}`)(token),
   codespan: ({ text }) => make("code", {}, text),
   checkbox: ({ checked }) => (checked ? "☑ " : "☐ "),
   link: (token) => link(token, ...all(token.tokens)),
-  image: (token) => link(token, `${token.text || "image"} ↗`), // never loaded
+  // Never loaded
+  image: (token) => link(token, `${token.text || "image"} ↗`),
   list: ({ ordered, start, items }) =>
-    make(ordered ? "ol" : "ul", ordered ? { start } : {}, ...items.map((item) => make("li", {}, ...all(item.tokens)))),
+    make(
+      ordered ? "ol" : "ul",
+      ordered ? { start } : {},
+      ...items.map((item) => make("li", {}, ...all(item.tokens))),
+    ),
   table: ({ header, rows }) => {
     const row = (tag) => (cells) =>
       make("tr", {}, ...cells.map(({ tokens, align }) => make(tag, { align: align ?? "" }, ...all(tokens))));
-    const table = make("table", {}, make("thead", {}, row("th")(header)), make("tbody", {}, ...rows.map(row("td"))));
+    const table = make(
+      "table",
+      {},
+      make("thead", {}, row("th")(header)),
+      make("tbody", {}, ...rows.map(row("td"))),
+    );
     return make("div", { className: "scroll", tabIndex: 0 }, table);
   },
   code: ({ text, lang }) => {
@@ -69,16 +92,19 @@ const DRAW = {
     copy.dataset.copy = "code";
     const code = make("code", {}, text);
     code.dataset.language = language;
-    return make("figure", {}, make("figcaption", {}, language || "text", copy), make("pre", { tabIndex: 0 }, code));
+    return make(
+      "figure",
+      {},
+      make("figcaption", {}, language || "text", copy),
+      make("pre", { tabIndex: 0 }, code),
+    );
   },
 };
 
 // Returns the nodes of highlight.js's tree, whose leaves are text.
 const spans = ({ children }) =>
   children.map((node) =>
-    node.children
-      ? make("span", { className: `hl-${(node.scope ?? "").split(".")[0]}` }, ...spans(node))
-      : node,
+    node.children ? make("span", { className: `hl-${(node.scope ?? "").split(".")[0]}` }, ...spans(node)) : node,
   );
 
 const idle = globalThis.requestIdleCallback ?? ((work) => setTimeout(work, 50));
@@ -102,7 +128,8 @@ export class Blocks {
     if (text === this.text && isFinal === this.isFinal) return;
     if (isFinal || !text.startsWith(this.text)) this.start = this.finished = 0;
     const tokens = this.#split(text.slice(this.start));
-    const hasLinks = isFinal && Object.keys(tokens.links ?? {}).length > 0; // [name]: address, for earlier blocks too
+    // [name]: address, for earlier blocks too
+    const hasLinks = isFinal && Object.keys(tokens.links ?? {}).length > 0;
     let index = this.finished;
     let position = this.start;
     const last = tokens.findLast(({ type }) => type !== "space");
@@ -122,7 +149,8 @@ export class Blocks {
     try {
       return lexer(text, { gfm: true, breaks: true });
     } catch {
-      return [{ type: "code", raw: text, text }]; // nested too deeply
+      // Nested too deeply
+      return [{ type: "code", raw: text, text }];
     }
   }
 

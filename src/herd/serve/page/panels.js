@@ -1,14 +1,19 @@
 // What is around the messages: the list of chats, the models, the search, the meter of the context.
 import { change, currentTurns, deleteChat } from "./chat.js";
-import { $, icon, state } from "./state.js";
+import { $, icon, number, state } from "./state.js";
 import { html } from "./vendor/preact.js";
 
-const number = (value) => Number(value).toLocaleString("en");
-const short = (count) =>
-  new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 }).format(count).replace("K", "k");
+const short = (count, digits = 2) =>
+  count.toLocaleString("en", { notation: "compact", maximumSignificantDigits: digits }).replace("K", "k");
 
 const DAY = 86_400_000;
-const AGES = [["Today", 0], ["Yesterday", 1], ["Last 7 days", 7], ["Last 30 days", 30], ["Older", Infinity]];
+const AGES = [
+  ["Today", 0],
+  ["Yesterday", 1],
+  ["Last 7 days", 7],
+  ["Last 30 days", 30],
+  ["Older", Infinity],
+];
 
 export function Chats() {
   const midnight = new Date().setHours(0, 0, 0, 0);
@@ -17,10 +22,18 @@ export function Chats() {
   return state.chats.map((chat) => {
     const heading = ageOf(chat) !== age && html`<h2>${(age = ageOf(chat))}</h2>`;
     const isCurrent = chat.id === state.chat?.id;
-    return html`${heading}<div class="chat" key=${chat.id}>
-      <a href=${`#${chat.id}`} aria-current=${isCurrent ? "page" : null}>${chat.title}</a>
-      <button class="quiet" aria-label=${`Delete ${chat.title}`} title="Delete" onClick=${() => deleteChat(chat)}>${icon("bin")}</button>
-    </div>`;
+    return html`${heading}
+      <div class="chat" key=${chat.id}>
+        <a href=${`#${chat.id}`} aria-current=${isCurrent ? "page" : null}>${chat.title}</a>
+        <button
+          class="quiet"
+          aria-label=${`Delete ${chat.title}`}
+          title="Delete"
+          onClick=${() => deleteChat(chat)}
+        >
+          ${icon("bin")}
+        </button>
+      </div>`;
   });
 }
 
@@ -32,40 +45,70 @@ export function Models() {
     const { value } = event.target;
     change({ models: lane ? [chosen[0], ...(value ? [value] : [])] : [value, ...chosen.slice(1)] });
   };
-  const options = (lane) => models.map(({ id }) => html`<option value=${id} selected=${chosen[lane] === id}>${id}</option>`);
-  const one = html`<button class="quiet name" data-do="card" title="About this model">${chosen[0]}${icon("info")}</button>`;
+  const options = (lane) =>
+    models.map(({ id }) => html`<option value=${id} selected=${chosen[lane] === id}>${id}</option>`);
+  const one = html`<button class="quiet name" data-do="card" title="About this model">
+    <span>${chosen[0]}</span>${icon("info")}
+  </button>`;
   if (models.length < 2) return chosen[0] && one;
-  return html`<select aria-label="Model" onChange=${choose(0)}>${options(0)}</select>
-    <select aria-label="Second model, beside the first" onChange=${choose(1)}><option value="" selected=${!chosen[1]}>alone</option>${options(1)}</select>
-    <button class="quiet" data-do="card" aria-label="About this model" title="About this model">${icon("info")}</button>`;
+  return html`<select aria-label="Model" onChange=${choose(0)}>
+      ${options(0)}
+    </select>
+    <select aria-label="Second model, beside the first" onChange=${choose(1)}>
+      <option value="" selected=${!chosen[1]}>alone</option>
+      ${options(1)}
+    </select>
+    <button class="quiet" data-do="card" aria-label="About this model" title="About this model">
+      ${icon("info")}
+    </button>`;
 }
 
 // What the server says about the models of the chat.
 export function Card() {
   const chosen = state.models.filter(({ id }) => state.chat?.models.includes(id));
-  return html`<button class="quiet close" data-do="card" aria-label="Close">${icon("close")}</button>
-    ${chosen.map((model, index) => {
-      const { n_params, n_vocab, n_ctx_train, stage, licence, parents, evals, created_by, weights_hash } = model.meta ?? {};
-      const rows = {
-        Parameters: n_params && short(n_params),
-        Context: model.max_model_len && `${number(model.max_model_len)} tokens${n_ctx_train > model.max_model_len ? ` of ${number(n_ctx_train)}` : ""}`,
-        Vocabulary: n_vocab && `${number(n_vocab)} tokens`,
-        Stage: stage,
-        Parents: parents && Object.keys(parents).join(", "),
-        Licence: licence,
-        "Made by": created_by,
-        Weights: weights_hash?.slice(0, 16),
-        ...Object.fromEntries(Object.entries(evals ?? {}).map(([name, value]) => [name, typeof value === "number" ? value.toPrecision(4) : JSON.stringify(value)])),
-        "Also called": model.aliases?.join(", "),
-      };
-      return html`<h2 id=${index ? null : "card-title"}>${model.id}</h2>
-        <dl>${Object.entries(rows).map(([name, value]) => value && html`<dt>${name}</dt><dd>${value}</dd>`)}</dl>`;
-    })}`;
+  return html`<button class="quiet close" data-do="card" aria-label="Close">${icon("close")}</button> ${chosen.map(
+      (model, index) => {
+        const { n_params, n_vocab, n_ctx_train, stage, licence, parents, evals, created_by, weights_hash } =
+          model.meta ?? {};
+        const rows = {
+          Parameters: n_params && short(n_params, 3),
+          Context:
+            model.max_model_len &&
+            `${number(model.max_model_len)} tokens${n_ctx_train > model.max_model_len ? ` of ${number(n_ctx_train)}` : ""}`,
+          Vocabulary: n_vocab && `${number(n_vocab)} tokens`,
+          Stage: stage,
+          Parents: parents && Object.keys(parents).join(", "),
+          Licence: licence,
+          "Made by": created_by,
+          Weights: weights_hash?.slice(0, 16),
+          ...Object.fromEntries(
+            Object.entries(evals ?? {}).map(([name, value]) => [
+              name,
+              typeof value === "number" ? value.toPrecision(4) : JSON.stringify(value),
+            ]),
+          ),
+          "Also called": model.aliases?.join(", "),
+        };
+        return html`<h2 id=${index ? null : "card-title"}>${model.id}</h2>
+          <dl>
+            ${Object.entries(rows).map(
+              ([name, value]) =>
+                value &&
+                html`<dt>${name}</dt>
+                  <dd>${value}</dd>`,
+            )}
+          </dl>`;
+      },
+    )}`;
 }
 
 export function Results() {
-  return (state.results ?? []).map(({ chat, id, excerpt }) => html`<a class="result" href=${`#${chat.id}`} data-place=${id}>
-    <b>${chat.title}</b>${excerpt && html`<span>${excerpt}</span>`}</a>`);
+  return state.results.map(
+    ({ chat, id, excerpt }) =>
+      html`<a class="result" href=${`#${chat.id}`} data-place=${id}>
+        ${excerpt ? html`${excerpt}<span>${chat.title}</span>` : html`<b>${chat.title}</b>`}</a
+      >`,
+  );
 }
 
 // How much of the context the chat fills, the draft included. A text has about four characters per token.
@@ -73,18 +116,40 @@ export function Meter() {
   const { chat, models } = state;
   if (!chat) return null;
   const limit = models.find(({ id }) => id === chat.models[0])?.max_model_len;
-  const last = currentTurns().turns.at(-1)?.lanes[0].findLast(({ usage }) => usage);
+  const last = currentTurns()
+    .turns.flatMap(({ lanes }) => lanes[0])
+    .findLast(({ usage }) => usage);
   const pending = $("draft").value.length + state.files.reduce((sum, { text }) => sum + text.length, 0);
   const tokens = (last?.usage.total_tokens ?? 0) + Math.ceil(pending / 4);
   if (!limit) return null;
   const part = Math.min(1, tokens / limit);
   const text = `About ${number(tokens)} of ${number(limit)} tokens of the context are used`;
-  return html`<span class=${part > 0.9 ? "full" : ""} role="meter" aria-label="Context used" aria-valuemin="0" aria-valuemax=${limit} aria-valuenow=${Math.min(tokens, limit)} aria-valuetext=${text} title=${text}>
-    <svg viewBox="0 0 20 20" aria-hidden="true"><circle cx="10" cy="10" r="7" /><circle cx="10" cy="10" r="7" pathLength="100" stroke-dasharray=${`${100 * part} 100`} /></svg>
-    ${short(tokens)} / ${short(limit)}</span>`;
+  return html`<span
+    class=${part > 0.9 ? "full" : ""}
+    role="meter"
+    aria-label="Context used"
+    aria-valuemin="0"
+    aria-valuemax=${limit}
+    aria-valuenow=${Math.min(tokens, limit)}
+    aria-valuetext=${text}
+    title=${text}
+  >
+    <svg viewBox="0 0 20 20" aria-hidden="true">
+      <circle cx="10" cy="10" r="7" />
+      <circle cx="10" cy="10" r="7" pathLength="100" stroke-dasharray=${`${100 * part} 100`} />
+    </svg>
+    ${short(tokens)} / ${short(limit)}</span
+  >`;
 }
 
 export function Files() {
-  return state.files.map((file) => html`<span class="chip">${icon("file")}${file.name}<small>${number(file.text.length)} characters</small>
-    <button type="button" class="quiet" aria-label=${`Remove ${file.name}`} onClick=${file.remove}>${icon("close")}</button></span>`);
+  return state.files.map(
+    (file) =>
+      html`<span class="chip"
+        >${icon("file")}${file.name}<small>${number(file.text.length)} characters</small>
+        <button type="button" class="quiet" aria-label=${`Remove ${file.name}`} onClick=${file.remove}>
+          ${icon("close")}
+        </button></span
+      >`,
+  );
 }

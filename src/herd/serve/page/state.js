@@ -2,11 +2,18 @@
 import { html, render } from "./vendor/preact.js";
 
 export const state = {
-  models: [], // as /v1/models lists them
-  chats: [], // every chat of this browser without its messages, newest first
-  chat: null, // the open one; a new one is not stored before its first message
-  messages: [], // of the open chat, all branches
-  results: null, // of the search
+  // The models, as /v1/models lists them
+  models: [],
+  // Every chat of this browser without its messages, newest first
+  chats: [],
+  // The open chat. A new one is stored with its first message
+  chat: null,
+  // The messages of the open chat in all its branches
+  messages: [],
+  // The files of the message that is being written
+  files: [],
+  // The places that the search found
+  results: [],
 };
 
 const views = [];
@@ -26,6 +33,7 @@ export function set(changes = {}) {
   });
 }
 
+export const number = (value) => Number(value).toLocaleString("en");
 export const $ = (id) => document.getElementById(id);
 export const say = (text) => ($("status").textContent = text);
 export const icon = (name) => html`<svg aria-hidden="true"><use href=${"#i-" + name} /></svg>`;

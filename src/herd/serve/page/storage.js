@@ -59,7 +59,7 @@ export async function search(query, chats, limit = 30) {
       const text = [content, ...files.map((file) => file.text)].join("\n");
       if (known.has(chat) && matches(text)) {
         const at = Math.max(0, text.toLowerCase().indexOf(words[0]) - 40);
-        places.push({ chat: known.get(chat), id, excerpt: (at ? "…" : "") + text.slice(at, at + 160) });
+        places.push({ chat: known.get(chat), id, excerpt: (at ? "…" : "") + text.slice(at, at + 140) });
       }
       result.continue();
     };

@@ -1,12 +1,12 @@
 // The messages of the open chat.
 import { answerAgain, change, currentTurns, isOpen, leaveOutOldest, onText, send, sendResults } from "./chat.js";
 import { Blocks } from "./markdown.js";
-import { icon, set, state } from "./state.js";
+import { icon, number, set, state } from "./state.js";
 import { slotOf } from "./tree.js";
 import { Component, html } from "./vendor/preact.js";
 
-const STEP = 15; // turns that are drawn at once; earlier ones follow when the user scrolls up
-const number = (value) => Number(value).toLocaleString("en");
+// Turns that are drawn at once; earlier ones follow when the user scrolls up
+const STEP = 15;
 
 export function Thread() {
   const { chat } = state;
@@ -25,7 +25,11 @@ export function Thread() {
         return [all.indexOf(message), all.length, isOpen(message)];
       });
       const mark = JSON.stringify([places, chat.models, first + index - start]);
-      return html`<${Turn} key=${user.id} ...${{ user, lanes, messages, mark, slots }} begins=${first + index === start && start > 0} />`;
+      return html`<${Turn}
+        key=${user.id}
+        ...${{ user, lanes, messages, mark, slots }}
+        begins=${first + index === start && start > 0}
+      />`;
     })}
   `;
 }
@@ -43,14 +47,19 @@ function Welcome() {
   const [model] = state.models;
   return html`<div class="welcome">
     <h2>${model ? "What is on your mind?" : "No model yet"}</h2>
-    <p>${model ? html`You are talking to <b>${state.chat.models.join(" and ")}</b>.` : "Sign in to see the models of this server."}</p>
+    <p>
+      ${model ? html`You are talking to <b>${state.chat.models.join(" and ")}</b>.` : "Sign in to see the models of this server."}
+    </p>
   </div>`;
 }
 
 // A user's message with its answers. It is drawn again only if one of them has changed.
 class Turn extends Component {
   shouldComponentUpdate(next) {
-    return next.mark !== this.props.mark || next.messages.some((message, index) => message !== this.props.messages[index]);
+    return (
+      next.mark !== this.props.mark ||
+      next.messages.some((message, index) => message !== this.props.messages[index])
+    );
   }
 
   render({ user, lanes, slots, begins }) {
@@ -59,10 +68,22 @@ class Turn extends Component {
       ${begins && html`<p class="cut">Messages above this line are not sent to the model.</p>`}
       <${UserMessage} message=${user} slots=${slots} />
       <div class=${chains.length > 1 ? "beside" : ""}>
-        ${chains.map((chain) => html`<div class="lane">${chain.map((message, index) =>
-          message.role === "assistant" &&
-          html`<${Answer} key=${message.id} message=${message} results=${chain[index + 1]?.results} named=${chains.length > 1} slots=${slots} />`)}
-        </div>`)}
+        ${chains.map(
+          (chain) =>
+            html`<div class="lane">
+              ${chain.map(
+                (message, index) =>
+                  message.role === "assistant" &&
+                  html`<${Answer}
+                    key=${message.id}
+                    message=${message}
+                    results=${chain[index + 1]?.results}
+                    named=${chains.length > 1}
+                    slots=${slots}
+                  />`,
+              )}
+            </div>`,
+        )}
       </div>
     </article>`;
   }
@@ -79,29 +100,53 @@ class UserMessage extends Component {
       };
       const keys = (event) => {
         if (event.key === "Escape") (event.stopPropagation(), stopEditing());
-        if (event.key === "Enter" && !event.shiftKey && !event.isComposing) (event.preventDefault(), event.target.form.requestSubmit());
+        if (event.key === "Enter" && !event.shiftKey && !event.isComposing)
+          (event.preventDefault(), event.target.form.requestSubmit());
       };
       return html`<form class="user edit" onSubmit=${submit}>
-        <textarea name="text" aria-label="Your message" rows=${Math.min(12, message.content.split("\n").length + 1)}
-          onKeyDown=${keys} ref=${(node) => node && !node.value && ((node.value = message.content), node.focus())}></textarea>
-        <p class="actions"><small>The old message stays as a branch.</small>
-          <button type="button" onClick=${stopEditing}>Cancel</button><button class="main">Send</button></p>
+        <textarea
+          name="text"
+          aria-label="Your message"
+          rows=${Math.min(12, message.content.split("\n").length + 1)}
+          onKeyDown=${keys}
+          ref=${(node) => node && !node.value && ((node.value = message.content), node.focus())}
+        ></textarea>
+        <p class="actions">
+          <small>The old message stays as a branch.</small>
+          <button type="button" onClick=${stopEditing}>Cancel</button><button class="main">Send</button>
+        </p>
       </form>`;
     }
     return html`<div class="user">
-      ${message.files?.map(({ name, text }) => html`<details class="file"><summary>${icon("file")}${name}<small>${number(text.length)} characters</small></summary><pre tabindex="0">${text}</pre></details>`)}
+      ${message.files?.map(
+        ({ name, text }) =>
+          html`<details class="file">
+            <summary>${icon("file")}${name}<small>${number(text.length)} characters</small></summary>
+            <pre tabindex="0">${text}</pre>
+          </details>`,
+      )}
       ${message.content && html`<div class="bubble">${message.content}</div>`}
       <div class="tools">
         <${Siblings} message=${message} slots=${slots} />
         <${CopyButton} text=${message.content} />
-        <button class="quiet" data-edit aria-label="Edit" title="Edit" onClick=${() => this.setState({ editing: true })}>${icon("edit")}</button>
+        <button
+          class="quiet"
+          data-edit
+          aria-label="Edit"
+          title="Edit"
+          onClick=${() => this.setState({ editing: true })}
+        >
+          ${icon("edit")}
+        </button>
       </div>
     </div>`;
   }
 }
 
 const CopyButton = ({ text }) =>
-  html`<button class="quiet" data-copy="text" data-text=${text} aria-label="Copy" title="Copy">${icon("copy")}</button>`;
+  html`<button class="quiet" data-copy="text" data-text=${text} aria-label="Copy" title="Copy">
+    ${icon("copy")}
+  </button>`;
 
 function Siblings({ message, slots }) {
   const all = slots.get(slotOf(message));
@@ -109,9 +154,18 @@ function Siblings({ message, slots }) {
   const go = (to) => change({ chosen: { ...state.chat.chosen, [slotOf(message)]: all[to].id } });
   if (all.length < 2) return null;
   return html`<span class="siblings">
-    <button class="quiet" aria-label="Previous version" disabled=${!index} onClick=${() => go(index - 1)}>${icon("left")}</button>
+    <button class="quiet" aria-label="Previous version" disabled=${!index} onClick=${() => go(index - 1)}>
+      ${icon("left")}
+    </button>
     ${index + 1}/${all.length}
-    <button class="quiet" aria-label="Next version" disabled=${index === all.length - 1} onClick=${() => go(index + 1)}>${icon("right")}</button>
+    <button
+      class="quiet"
+      aria-label="Next version"
+      disabled=${index === all.length - 1}
+      onClick=${() => go(index + 1)}
+    >
+      ${icon("right")}
+    </button>
   </span>`;
 }
 
@@ -154,7 +208,13 @@ class Answer extends Component {
     const writing = isOpen(message);
     return html`<div class="answer" aria-busy=${writing}>
       ${named && html`<h3>${message.model}</h3>`}
-      ${reasoning && html`<details class="thought" open=${writing && !content}><summary>Reasoning</summary><div ref=${(node) => (this.thought = node)}>${reasoning}</div></details>`}
+      ${
+        reasoning &&
+        html`<details class="thought" open=${writing && !content}>
+          <summary>Reasoning</summary>
+          <div ref=${(node) => (this.thought = node)}>${reasoning}</div>
+        </details>`
+      }
       <div class="text" ref=${(node) => (this.text = node)}></div>
       ${writing && !content && !reasoning && !calls && html`<p class="waiting">Reading the prompt<i></i><i></i><i></i></p>`}
       ${calls && html`<${Tools} ...${{ message, calls, results, writing }} />`}
@@ -162,10 +222,15 @@ class Answer extends Component {
       ${!writing && !problem && html`<${Ending} message=${message} />`}
       ${herd?.warnings?.map((warning) => html`<p class="note">${warning}</p>`)}
       <div class="tools">
-        ${!writing && html`<${Siblings} message=${message} slots=${slots} />
-          <${CopyButton} text=${content} />
-          <button class="quiet" aria-label="Answer again" title="Answer again" onClick=${() => answerAgain(message)}>${icon("again")}</button>`}
-        <span class="stats" ref=${(node) => (this.stats = node)} title=${settingsOf(message)}>${statsOf(message).join(" · ")}</span>
+        ${
+          !writing &&
+          html`<${Siblings} message=${message} slots=${slots} />
+            ${content && html`<${CopyButton} text=${content} />`}
+            ${!problem && html`<button class="quiet" aria-label="Answer again" title="Answer again" onClick=${() => answerAgain(message)}>${icon("again")}</button>`}`
+        }
+        <span class="stats" ref=${(node) => (this.stats = node)} title=${settingsOf(message)}
+          >${statsOf(message).join(" · ")}</span
+        >
       </div>
     </div>`;
   }
@@ -197,23 +262,34 @@ function Tools({ message, calls, results, writing }) {
   const submit = (event) => {
     event.preventDefault();
     const texts = new FormData(event.target).getAll("result");
-    sendResults(message, calls.map(({ id, name }, index) => ({ id, name, content: texts[index] })));
+    sendResults(
+      message,
+      calls.map(({ id, name }, index) => ({ id, name, content: texts[index] })),
+    );
   };
   const pretty = (text) => {
     try {
       return JSON.stringify(JSON.parse(text), null, 2);
     } catch {
-      return text; // not complete yet
+      // Not complete yet
+      return text;
     }
   };
   const asks = !results && !writing;
   return html`<form class="calls" onSubmit=${submit}>
-    ${calls.map((call, index) => html`<section class="card">
-      <h4>${icon("tool")}<code>${call.name}</code></h4>
-      <pre tabindex="0" aria-label="Arguments">${pretty(call.arguments)}</pre>
-      ${results?.[index] && html`<h5>Result</h5><pre tabindex="0">${results[index].content}</pre>`}
-      ${asks && html`<label>Result<textarea name="result" rows="2" required placeholder=${`What ${call.name} returns`}></textarea></label>`}
-    </section>`)}
+    ${calls.map(
+      (call, index) =>
+        html`<section class="card">
+          <h4>${icon("tool")}<code>${call.name}</code></h4>
+          <pre tabindex="0" aria-label="Arguments">${pretty(call.arguments)}</pre>
+          ${
+            results?.[index] &&
+            html`<h5>Result</h5>
+              <pre tabindex="0">${results[index].content}</pre>`
+          }
+          ${asks && html`<label>Result<textarea name="result" rows="2" required placeholder=${`What ${call.name} returns`}></textarea></label>`}
+        </section>`,
+    )}
     ${asks && html`<p class="actions"><button class="main">Send ${calls.length > 1 ? "results" : "result"}</button></p>`}
   </form>`;
 }

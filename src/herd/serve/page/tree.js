@@ -18,10 +18,10 @@ export function readTurns(messages, chosen) {
   const pick = (slot) => slots.get(slot)?.find(({ id }) => id === chosen[slot]) ?? slots.get(slot)?.at(-1);
   const turns = [];
   let end = "";
-  for (let user; (user = pick(`${end}/user`)); ) {
+  for (let user; (user = pick(`${end}/user`));) {
     const lanes = [0, 1].map((lane) => {
       const chain = [];
-      for (let last = user; (last = pick(`${last.id}/${lane}`)); ) chain.push(last);
+      for (let last = user; (last = pick(`${last.id}/${lane}`));) chain.push(last);
       return chain;
     });
     turns.push({ user, lanes });
@@ -34,7 +34,8 @@ export function readTurns(messages, chosen) {
 export function reveal(messages, chosen, id) {
   const byId = new Map(messages.map((message) => [message.id, message]));
   const changed = { ...chosen };
-  for (let message = byId.get(id); message; message = byId.get(message.parent)) changed[slotOf(message)] = message.id;
+  for (let message = byId.get(id); message; message = byId.get(message.parent))
+    changed[slotOf(message)] = message.id;
   return changed;
 }
 
@@ -56,7 +57,8 @@ export function promptFor(turns, target, system, start) {
     prompt.push({ role: "user", content: fullText(user) });
     for (const message of lanes[target.lane].length ? lanes[target.lane] : lanes[0]) {
       if (message.id === target.id) return prompt;
-      for (const { id, content } of message.results ?? []) prompt.push({ role: "tool", tool_call_id: id, content });
+      for (const { id, content } of message.results ?? [])
+        prompt.push({ role: "tool", tool_call_id: id, content });
       if (message.role !== "assistant" || !(message.content || message.calls)) continue;
       const calls = message.calls?.map(({ id, name, arguments: text }) => ({
         id,
