@@ -61,7 +61,6 @@ def test_the_page_names_only_files_that_exist_and_nothing_outside(client):
 
 
 def test_everything_is_sent_with_a_policy_that_lets_no_foreign_script_run(client):
-    _, files = pages.page_files()
     for address in ["/", *re.findall(r'(?:href|src)="([^"#]+)"', client.get("/").text)]:
         headers = client.get(address).headers
         policy = dict(

@@ -18,7 +18,8 @@ CHROMIUM = Path("/usr/bin/chromium")
 AXE = Path(os.environ.get("HERD_AXE", ROOT / "node_modules" / "axe-core" / "axe.min.js"))
 PAYLOADS = (Path(__file__).parent / "xss_payloads.txt").read_text(encoding="utf-8").splitlines()
 WATCH = """window.violations = [];
-document.addEventListener("securitypolicyviolation", (event) => violations.push(event.violatedDirective + " " + event.blockedURI));"""
+document.addEventListener("securitypolicyviolation",
+    (event) => violations.push(event.violatedDirective + " " + event.blockedURI));"""
 expect = sync_api.expect
 
 
@@ -157,7 +158,7 @@ def test_an_answer_appears_while_it_is_written_and_can_be_stopped(chat, open_pag
     expect(page.locator(".note")).to_have_text("Stopped.")
     text = page.locator(".answer .text").inner_text()
     assert text.startswith("Once upon a time. more")
-    chats, messages = stored(page)
+    _, messages = stored(page)
     assert [
         (message["role"], message.get("end")) for message in sorted(messages, key=lambda m: m["created"])
     ] == [("user", None), ("assistant", "stopped")]
@@ -182,7 +183,9 @@ def test_finished_blocks_are_not_drawn_again(chat, open_page):
     page.wait_for_selector(".answer .text:has-text('Second')")
     page.evaluate(
         """() => { const block = document.querySelector(".answer .text").children[0]; window.first = block.firstChild;
-            window.changes = 0; new MutationObserver((all) => (changes += all.length)).observe(block, {childList: true, subtree: true}); }"""
+            window.changes = 0;
+            const observer = new MutationObserver((all) => (changes += all.length));
+            observer.observe(block, {childList: true, subtree: true}); }"""
     )
     finish(page)
     assert page.evaluate("() => [changes, first.isConnected]") == [0, True]
@@ -434,7 +437,8 @@ def test_a_long_paste_becomes_a_file_and_a_link_only_writes_the_draft(chat, open
     text = "line with ``` a fence\n" * 200
     page.evaluate(
         """(text) => { const data = new DataTransfer(); data.setData("text/plain", text);
-            document.getElementById("draft").dispatchEvent(new ClipboardEvent("paste", {clipboardData: data, cancelable: true})); }""",
+            const event = new ClipboardEvent("paste", {clipboardData: data, cancelable: true});
+            document.getElementById("draft").dispatchEvent(event); }""",
         text,
     )
     expect(page.locator(".chip")).to_contain_text("Pasted text 1.txt")
@@ -498,9 +502,13 @@ def hostile_chats():
     return {"format": "herd-chats", "version": 1, "chats": chats}
 
 
-SUSPICIOUS = """() => [...document.querySelectorAll("#thread *, #chats *, #models *, #card *, #results *, #title")].flatMap((node) => [
-    ...(/^(script|iframe|object|embed|img|image|video|audio|link|meta|base|style|form:not)$/i.test(node.tagName) ? [node.outerHTML] : []),
-    ...[...node.attributes].filter(({name, value}) => /^on|^style$|^srcdoc$/i.test(name) || (/href|src|action/.test(name) && !/^(https?:|mailto:|#)/.test(value))).map(({name, value}) => name + "=" + value),
+SUSPICIOUS = """() => [...document.querySelectorAll(
+    "#thread *, #chats *, #models *, #card *, #results *, #title")].flatMap((node) => [
+    ...(/^(script|iframe|object|embed|img|image|video|audio|link|meta|base|style)$/i.test(node.tagName)
+        ? [node.outerHTML] : []),
+    ...[...node.attributes].filter(({name, value}) => /^on|^style$|^srcdoc$/i.test(name)
+        || (/href|src|action/.test(name) && !/^(https?:|mailto:|#)/.test(value)))
+        .map(({name, value}) => name + "=" + value),
 ])"""
 
 
@@ -561,12 +569,10 @@ def test_axe_finds_nothing_serious(chat, open_page, scheme):
     if not AXE.exists():
         pytest.skip("needs axe-core: npm install --no-save axe-core, or HERD_AXE=/path/to/axe.min.js")
     chat.models.append({"id": "big"})
-    chat.script = lambda body: (
-        pieces(
-            "# A\n\ntext [link](https://a.example) `code`\n\n```python\ndef f(x): return 'a'  # b\n```\n\n| a | b |\n|-|-|\n| 1 | 2 |\n\n- [x] c"
-        )
-        + [{"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}]}]
-    )
+    code = "```python\ndef f(x): return 'a'  # b\n```"
+    text = f"# A\n\ntext [link](https://a.example) `code`\n\n{code}\n\n| a | b |\n|-|-|\n| 1 | 2 |\n\n- [x] c"
+    call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}
+    chat.script = lambda body: [*pieces(text), {"tool_calls": [call]}]
     page = open_page(chat.url, script=AXE.read_text(encoding="utf-8"), color_scheme=scheme)
     page.select_option("#models select >> nth=1", "big")
     ask(page, "hello")
