@@ -100,7 +100,7 @@ def finish(page):
 
 
 def texts(page, selector):
-    return [text.strip() for text in page.locator(selector).all_inner_texts()]
+    return [text.strip() for text in page.locator(selector).all_text_contents()]
 
 
 def stored(page):
