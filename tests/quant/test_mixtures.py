@@ -39,7 +39,10 @@ def test_more_bits_go_to_values_and_down_projections():
 
 def test_rows_that_do_not_divide_get_a_similar_format():
     config = ModelConfig(300, 96, 2, 4, 2, 200, max_context=256)
-    formats = mixture("Q4_K_M", config).formats
+    with pytest.warns(
+        UserWarning, match=r"16 matrices have rows of \[96, 200\] weights.* stored in F16, Q5_0, Q8_0"
+    ):
+        formats = named_scheme("Q4_K_M", config).plan(config)
     assert formats["model.layers.0.mlp.up_proj.weight"].name == "Q5_0"
     assert formats["lm_head.weight"].name == "Q8_0"
     assert formats[DOWN.format(0)].name == "F16"

@@ -8,6 +8,7 @@ complete.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -64,7 +65,11 @@ def quantize_folder(
         return Lineage(name=name, stage=stage, parents=parents, recipe=recipe, licence=licence)
 
     # GPTQ processes a model from its beginning, so it cannot continue in the middle
-    key = None if rows_of else source.key(do="quantize", formats=sorted(formats.items()), recipe=recipe)
+    digest = hashlib.sha256(
+        b"".join(weights_D[param].numpy().tobytes() for param in sorted(weights_D))
+    ).hexdigest()
+    choices = {"formats": sorted(formats.items()), "recipe": recipe, "importance": digest}
+    key = None if rows_of else source.key(do="quantize", **choices)
     return write_gguf_folder(
         Path(out),
         source.config,

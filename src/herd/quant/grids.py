@@ -34,13 +34,15 @@ class Levels:
     def codes(self, scaled: Tensor) -> Tensor:
         """Return the codes (uint8) of the levels that are nearest to some numbers."""
         if self.table:
-            return self._places(scaled).to(torch.uint8)
+            return self._look_up(
+                scaled, torch.arange(len(self.table), dtype=torch.uint8, device=scaled.device)
+            )
         return (scaled.round().clamp_(self.lowest, self.highest) - self.lowest).to(torch.uint8)
 
     def nearest(self, scaled: Tensor) -> Tensor:
         """Return the levels that are nearest to some numbers, in their dtype."""
         if self.table:
-            return self._tensor(scaled.device)[self._places(scaled)]
+            return self._look_up(scaled, self._tensor(scaled.device))
         return scaled.round().clamp_(self.lowest, self.highest)
 
     def of(self, codes: Tensor) -> Tensor:
@@ -52,9 +54,18 @@ class Levels:
     def _tensor(self, device: torch.device) -> Tensor:
         return torch.tensor(self.table, dtype=torch.float32, device=device)
 
-    def _places(self, scaled: Tensor) -> Tensor:
+    def _look_up(self, scaled: Tensor, values: Tensor) -> Tensor:
+        """Return the item of ``values`` that belongs to the nearest level.
+
+        Levels are integers, so the nearest one is the same for all numbers between two halves.
+        """
         table = self._tensor(scaled.device)
-        return torch.bucketize(scaled, (table[1:] + table[:-1]) / 2, out_int32=True)
+        halves = torch.arange(2 * self.lowest, 2 * self.highest + 1, device=scaled.device) / 2 + 0.25
+        nearest = torch.bucketize(halves, (table[1:] + table[:-1]) / 2)
+        index = (scaled * 2).nan_to_num_().floor_().clamp_(
+            2 * self.lowest, 2 * self.highest
+        ) - 2 * self.lowest
+        return values[nearest].index_select(0, index.flatten().int()).view(scaled.shape)
 
 
 def best_step(x_RGS: Tensor, weights_RGS: Tensor, levels: Levels) -> Tensor:

@@ -11,6 +11,7 @@ architecture "llama" without experts. This module does not import torch.
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -94,11 +95,23 @@ def target_bits(to: str) -> float | None:
 def named_scheme(to: str, config: ModelConfig, *, with_importance: bool = False) -> Scheme:
     """Return the scheme of a name that a user has typed: one of `FILE_TYPES`, or a short name (q8, q4k).
 
+    Warns if the rows of some matrices do not divide into the type's blocks, so that they get other formats.
     Raises `QuantError` for other names.
     """
     name = _ALIASES.get(to.upper(), to.upper())
     if name in FILE_TYPES:
-        return mixture(name, config, with_importance=with_importance)
+        chosen, block = mixture(name, config, with_importance=with_importance), _main(name).block
+        others = {
+            param: shape[-1] for param, shape in config.param_shapes() if len(shape) > 1 and shape[-1] % block
+        }
+        if others:
+            names = sorted({chosen.formats[param].name for param in others})
+            warnings.warn(
+                f"{len(others)} matrices have rows of {sorted(set(others.values()))} weights, which do not divide into "
+                f"blocks of {block}: they are stored in {', '.join(names)}, as llama.cpp does",
+                stacklevel=3,
+            )
+        return chosen
     known = [format.short for format in FORMATS.values()]
     if to.lower() not in known:
         raise QuantError(
@@ -126,7 +139,7 @@ def mixture(name: str, config: ModelConfig, *, with_importance: bool = False) ->
 
     Some rules differ if quantization uses the importance of columns (``with_importance``).
     """
-    main = TYPES[name.removesuffix("_S").removesuffix("_M").removesuffix("_L")]
+    main = _main(name)
     formats: dict[str, Format] = {}
     for param, shape in config.param_shapes():
         if len(shape) < 2:
@@ -138,6 +151,10 @@ def mixture(name: str, config: ModelConfig, *, with_importance: bool = False) ->
             chosen = F16 if shape[-1] % chosen.block else chosen
         formats[param] = chosen
     return tensor_scheme(name, formats)
+
+
+def _main(name: str) -> Format:
+    return TYPES[name.removesuffix("_S").removesuffix("_M").removesuffix("_L")]
 
 
 def _preferred(name: str, param: str, main: Format, config: ModelConfig, with_importance: bool) -> Format:
