@@ -257,3 +257,19 @@ def test_rates_and_counts_of_stats(loop):
     loop.submit(Request([1] * 200, Sampling(max_tokens=1)))[0].completion()
     assert loop.stats().cached_tokens == 192
     assert loop.stats().free_pages == loop.engine.cache.pages.limit
+
+
+@pytest.mark.parametrize("draft", [None, "model"])
+def test_a_cache_group_finds_its_own_prompts_and_no_others(make_model, tokenizer, draft):
+    """Two groups ask for the same prompt in turns. Owners of one group share it."""
+    ids = [(3 * i) % 250 for i in range(200)]
+    engine = Engine(make_model(), tokenizer, draft=make_model(4, n_layers=1) if draft else None)
+    with EngineLoop(engine) as loop:
+
+        def cached(group: str, owner: str) -> int:
+            generation = loop.submit(Request(ids, Sampling(max_tokens=3), tenant=group, owner=owner))[0]
+            generation.completion()
+            return generation.usage.cached_tokens
+
+        asked = [("a", "1"), ("b", "2"), ("a", "1"), ("a", "3"), ("b", "2"), ("c", "1"), ("", "1")]
+        assert [cached(*each) for each in asked] == [0, 0, 192, 192, 192, 0, 0]

@@ -34,6 +34,10 @@ def serve_command(
     cache_gb: Annotated[
         float | None, Option(min=0, help="Memory for the KV cache in GB (default: what is needed and free).")
     ] = None,
+    keep_cache: Annotated[
+        Path | None,
+        Option(help="Folder that keeps computed prompts across restarts, at most as large as the KV cache."),
+    ] = None,
     draft: Annotated[str | None, Option(help="A smaller draft model, or ngram.")] = None,
     allow_host: Annotated[
         list[str] | None, Option(help="Another name of this machine that clients use ('*': every name).")
@@ -76,7 +80,9 @@ def serve_command(
     )
     _check_port(host, port)
     source = ModelSource(folder, pre=pre)
-    served = _open(source, tuple(alias or ()), context, parallel, queue, cache_gb, draft, kv, dtype, device)
+    served = _open(
+        source, tuple(alias or ()), context, parallel, queue, cache_gb, keep_cache, draft, kv, dtype, device
+    )
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
@@ -136,6 +142,7 @@ def _open(
     parallel: int,
     queue: int,
     cache_gb: float | None,
+    keep_cache: Path | None,
     draft: str | None,
     kv: str,
     dtype: str | None,
@@ -168,7 +175,7 @@ def _open(
     facts = {"n_params": config.n_params, "n_ctx_train": config.max_context, "n_embd": config.dim}
     return ServedModel(
         name,
-        EngineLoop(engine, queue),
+        EngineLoop(engine, queue, keep_cache),
         model.tokenizer,
         limit,
         frozenset(aliases),

@@ -38,6 +38,7 @@ from .pacing import MIXED_TOKENS, Pacer
 from .request import Completion, Request, Speculated, TokenLogprob
 from .runner import ModelRunner
 from .sampling import logprobs, seed_of
+from .saved_pages import SavedPages
 from .scheduler import Scheduler
 from .speculate import DraftTokens, verify
 from .step_timer import StepTimer, best_draft_length
@@ -104,6 +105,8 @@ class Engine:
         )
         self.pacer: Pacer | None = None
         """Bounds the pieces of prompts by time. None: `MIXED_TOKENS` or `PREFILL_TOKENS`."""
+        self.saved_pages: SavedPages | None = None
+        """Keeps the pages of prompts across restarts."""
         self.n_steps = self.n_decoded = self.n_prefilled = 0
         """Number of forwards, of tokens added to answers, and of tokens computed before them."""
         self._timers = StepTimer(), StepTimer()  # of the model and of the draft
@@ -301,7 +304,9 @@ class Engine:
         if self.pacer is not None:
             self.pacer.note(len(parts) - len(prompts), sum(prompts), time.perf_counter() - began)
         for sequence, _, _ in parts:
-            self.cache.remember(sequence.cached, sequence.request.tenant, sequence.tokens)
+            self.cache.remember(sequence.cached, sequence.tenant, sequence.tokens)
+            if self.saved_pages is not None and sequence.n_new <= 1:
+                self.saved_pages.save(sequence.cached)
             if sequence.stream.done:
                 self.scheduler.remove(sequence)
 

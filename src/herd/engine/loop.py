@@ -20,6 +20,7 @@ from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from ..errors import EngineBusyError, EngineError
 from ..kernels.page_layout import PAGE
@@ -27,6 +28,7 @@ from .constraint import Guide
 from .engine import Engine, copies
 from .pacing import Pacer
 from .request import Delta, Request
+from .saved_pages import SavedPages
 from .stream import ResponseStream
 
 COMPILING_THREADS = 2
@@ -131,12 +133,18 @@ class Generation(ResponseStream, AsyncIterator[Delta]):
 class EngineLoop:
     """A thread that runs ``engine``. Nobody else may use the engine from now on.
 
-    At most ``max_waiting`` requests may wait for their turn. Call `close`, or use it in a ``with`` block.
+    At most ``max_waiting`` requests may wait for their turn. ``cache_folder`` keeps the pages of computed
+    prompts for the next start (`saved_pages.py`). Call `close`, or use it in a ``with`` block.
     """
 
-    def __init__(self, engine: Engine, max_waiting: int = 512) -> None:
+    def __init__(
+        self, engine: Engine, max_waiting: int = 512, cache_folder: str | Path | None = None
+    ) -> None:
         self.engine, self.max_waiting = engine, max_waiting
         engine.pacer = Pacer()
+        if cache_folder is not None:
+            engine.saved_pages = SavedPages(cache_folder, engine.cache, engine.model)
+            engine.saved_pages.load()
         self._messages: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._arrived: list[Generation] = []
         self._lock = threading.Lock()
@@ -217,6 +225,8 @@ class EngineLoop:
         with self._lock:
             self._closed = True
         self._compilers.shutdown(cancel_futures=True)
+        if self.engine.saved_pages is not None:
+            self.engine.saved_pages.close()
 
     def _cancel(self, stream: ResponseStream) -> None:
         self._messages.put(partial(self._end, stream))
