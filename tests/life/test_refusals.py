@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,15 @@ def test_a_seed_of_any_size_can_be_used() -> None:
         LlamaLM(config).init_weights(plan.seed + STUDENT_SEED)
         stream = CopyStream(600, 64, plan.seed)
         assert len(stream.batch(0, 2)) == 2
+
+
+def test_little_text_is_read_with_a_word_on_how_often(begun: tuple[Path, Path]) -> None:
+    run = RaiseRun(begun[0], RaiseRun.saved_plan(begun[0]), quiet())
+    assert not run.data.notes_on_size(120_000)  # a quick run reads its 120 kB less than once
+    plan = run.plan.model_copy(update={"training": make_plan("x", "demo", 0, None).training})
+    (note,) = RaiseRun(begun[0], plan, quiet()).data.notes_on_size(120_000)
+    passes, wanted = (
+        int(n.replace(",", "")) for n in re.findall(r"read it ([\d,]+) times .* ([\d,]+) bytes", note)[0]
+    )
+    assert 20 < passes < 200
+    assert wanted == pytest.approx(120_000 * passes / 8, rel=0.1)

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from herd.checkpoint import load_lineage, load_model
+from herd.checkpoint import checkpoint_hash, load_lineage, load_model
 from herd.errors import DataError, RecipeError
 from herd.train import metrics
-from herd.train.recipe import parse_recipe
-from herd.train.run import run_recipe
+from herd.train.recipe import check_recipe, parse_recipe
+from herd.train.run import prepare, run_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore::herd.data.text_files.DataWarning")
 
@@ -191,3 +191,45 @@ def test_other_data_is_not_resumed(base):
     run_recipe(recipe(INSTRUCT, base))
     with pytest.raises(DataError, match=r"data\.count was 12 and is now 13"):
         run_recipe(recipe(changed, base))
+
+
+MIX = """\
+name: mix
+model: {{start: "{base}/teacher/model", extend_to: 512}}
+data:
+  kind: mix
+  mix:
+  - {{kind: text, paths: ["{base}/text"], weight: 0.5, heldout_rows: 4}}
+  - {{kind: copy, weight: 0.25, recurring: 0.5, heldout_rows: 4}}
+  - {{kind: lookup, weight: 0.15, levels: [pairs, names], heldout_rows: 4}}
+  - {{kind: made_dialogs, count: 12, languages: [en], weight: 0.1, heldout_rows: 2}}
+objective: {{kind: lm}}
+optimizer: {{kind: adamw, lr: 1e-3}}
+train: {{steps: 4, batch_size: 10, context: 288, eval_every: 2}}
+parallel: {{ranks: {ranks}, shard: {shard}}}
+save_dtype: fp32
+out: {base}/mix-{ranks}-{shard}
+"""
+
+
+def test_a_mix_trains_on_its_sources_by_weight_and_measures_each(base):
+    """With an extended context, and the same bits in a second run."""
+    wanted = recipe(MIX, base)
+    folder, _ = run_recipe(wanted)
+    model = load_model(folder)
+    assert (model.config.max_context, model.config.rope_scaling.factor) == (512, 2.0)
+    records = metrics.read(base / "mix-1-1")
+    names = {"eval/heldout_loss", "eval/copy_accuracy", "eval/lookup_accuracy"}
+    assert [r["step"] for r in records if r.keys() >= names] == [2, 4]
+    _, data = prepare(wanted, check_recipe(wanted, 1), base / "mix-1-1")
+    assert data.stream.quota_P.tolist() == [10, 5, 3, 2]  # rows in a block of twenty
+    again, _ = run_recipe(recipe(MIX.replace("/mix-", "/again-"), base))
+    assert checkpoint_hash(again) == checkpoint_hash(folder)
+
+
+def test_sources_of_a_mix_have_rows_of_their_own(base):
+    twice = MIX.replace("kind: lookup, weight: 0.15, levels: [pairs, names]", "kind: copy, weight: 0.15")
+    wanted = recipe(twice, base)
+    _, data = prepare(wanted, check_recipe(wanted, 1), base / "mix-1-1")
+    first, second = (data.stream.streams[i].batch(0, 4).tokens_BT for i in (1, 2))
+    assert not torch.equal(first, second)

@@ -12,7 +12,9 @@ TEXT = "Your own text: a file, a folder, a pattern such as 'text/*.txt', or hf:N
 
 def raise_command(
     name: Annotated[str, typer.Option(help="Name of the run's folder.")] = "demo",
-    full: Annotated[bool, typer.Option("--full", help="Train better models, in 20 to 25 minutes.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Train larger models on three times the tokens.")
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="Try all stages in a minute, with tiny models.")
     ] = False,

@@ -15,6 +15,8 @@ from ..errors import DataError
 from ..text import Tokenizer
 from .plan import Plan
 
+MAX_PASSES = 8
+"""Most passes over a text before a small model learns it by heart."""
 KINDS = ("text", "parallel", "code")
 """Kinds of text, those that needles are hidden in first."""
 
@@ -62,9 +64,23 @@ class RunData:
                     f"but one training row has {context:,}; give at least about {wanted:,.0f} bytes"
                 )
 
-    def notes_on_size(self) -> list[str]:
-        """Return a warning if the run reads its text so often that it will learn it by heart."""
-        return []
+    def notes_on_size(self, corpus_bytes: int) -> list[str]:
+        """Return a warning if the teacher reads the text so often that it learns it by heart."""
+        here = sum(shards.n_tokens for shards in self.shards_of("teacher").values())
+        stages = [stage for stage in self.plan.training if stage.name not in ("student", "control")]
+        read = sum(
+            phase.tokens * sum(source["weight"] for source in phase.mix if source["kind"] == "corpus")
+            for stage in stages
+            for phase in stage.phases
+        )
+        passes = read / here
+        if passes <= MAX_PASSES:
+            return []
+        wanted = round(corpus_bytes * passes / MAX_PASSES, -4)
+        return [
+            f"{corpus_bytes:,} bytes are little text: the models read it {passes:.0f} times and will repeat "
+            f"it by heart rather than write new text. From about {wanted:,.0f} bytes on they do not."
+        ]
 
 
 def bytes_per_token(documents: Iterable[Document], tokenizer: Tokenizer) -> dict[str, float]:

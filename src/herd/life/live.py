@@ -15,6 +15,8 @@ from .show import Show
 
 SAMPLES_EVERY = 15.0
 """Seconds between live samples."""
+WARMTH = 0.7
+"""Temperature of sampled text."""
 TEXT_PROMPTS = ("The old man", "It is", "In the", "Der", "Return the")
 """Texts that a base model continues."""
 
@@ -54,11 +56,13 @@ class Live:
             self.sample(record["step"])
 
     def sample(self, step: int) -> None:
-        """Show a few greedy tokens of the model, for one prompt after another."""
+        """Show a few tokens of the model, for one prompt after another."""
         assert self.model is not None
         prompt = self.prompts[self.turn % len(self.prompts)]
         self.turn += 1
-        request = Request(prompt.ids, Sampling(max_tokens=32, temperature=0.0))
+        # The most likely tokens alone make a small model repeat itself. An answer with a tool call needs them.
+        temperature = 0.0 if self.kind == "chat" else WARMTH
+        request = Request(prompt.ids, Sampling(max_tokens=32, temperature=temperature, seed=self.turn))
         completion = Engine(self.model, self.tokenizer, max_batch=1).run([request])[0]
         self.model.train()
         self.show.sample(step, prompt.shown, completion.text)

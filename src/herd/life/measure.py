@@ -28,6 +28,7 @@ from ..llama.model import LlamaLM
 from ..report.page import build_page
 from ..text import Tokenizer
 from .data import RunData
+from .live import WARMTH
 from .plan import Plan
 from .run import Outcome, RaiseRun
 
@@ -41,7 +42,7 @@ SHORTEST_NEEDLE = 256
 """Smallest tested context, in tokens. It has room for four facts."""
 BASES, TALKERS = ("teacher", "long"), ("instruct", "student", "control")
 MODELS = (*BASES, *TALKERS)
-TEXT_PROMPTS = ("The old man ", "It is ", "Das ist ", "Return the ", "def area(", "class Point:\n    ")
+TEXT_PROMPTS = ("The old man", "It is", "Das ist", "Return the", "def area(", "class Point:\n   ")
 
 
 def measure_models(run: RaiseRun) -> Outcome:
@@ -86,7 +87,7 @@ def measure_models(run: RaiseRun) -> Outcome:
         advance(f"{name}: tools")
         add(name, tool_use(models[name], tokenizer, dialogs_for(name, plan)).score())
     advance("samples")
-    shown = samples(models, tokenizer, TEXT_PROMPTS, max_tokens=48)
+    shown = samples(models, tokenizer, TEXT_PROMPTS, max_tokens=48, temperature=WARMTH, seed=SEED)
     asked = [list(dialog.prompt) for dialog in (*showcase_dialogs("en"), *showcase_dialogs("fr")[:2])]
     shown += samples({name: models[name] for name in TALKERS}, tokenizer, asked, max_tokens=64)
     write_json(run.folder / "scores.json", records)

@@ -76,6 +76,9 @@ class Show:
         mark = "[green]passed[/green]" if passed else "[red]failed[/red]"
         self.line(f"  gate “{name}” {mark} ({value})")
 
+    def note(self, text: str) -> None:
+        self.line(f"  [yellow]note[/yellow] {escape(text)}")
+
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Show on one line the prompt and the text that the model generates after it."""
         shown = " ".join((prompt + "\0" + text).split())[:150].split("\0")

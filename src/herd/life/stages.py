@@ -89,7 +89,7 @@ def make_tokenizer(run: RaiseRun) -> Outcome:
     }
     density = bytes_per_token(corpus.splits["heldout"], tokenizer)
     extra = {"bytes_per_token": density, "vocab_size": tokenizer.vocab_size, "corpus": counts}
-    return Outcome(notes=[*corpus.notes, *data.notes_on_size()], extra=extra)
+    return Outcome(notes=[*corpus.notes, *data.notes_on_size(corpus.n_bytes)], extra=extra)
 
 
 def teacher(run: RaiseRun) -> Outcome:
