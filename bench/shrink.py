@@ -60,6 +60,10 @@ def main() -> None:
     parser.add_argument(
         "--limit", action="store_true", help="a small version: few tokens, few held-out texts"
     )
+    parser.add_argument(
+        "--tokens", type=int, help="another number of tokens of recovery, for rows with one number"
+    )
+    parser.add_argument("--heldout-tokens", type=int, default=HELDOUT_TOKENS)
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--work", type=Path, default=WORK / "shrink")
     args = parser.parse_args()
@@ -129,19 +133,19 @@ def settings(args: argparse.Namespace, **changes: Any) -> ShrinkSettings:
     from herd.cli.shrink import fast_dtype
 
     own = {name: tuple(paths) for name, paths in texts(args.work).items()}
-    heldout = 4_000 if args.limit else HELDOUT_TOKENS
+    heldout = 4_000 if args.limit else args.heldout_tokens
     fields = {"model": str(FILE), "dtype": fast_dtype(), "heldout_tokens": heldout} | own | changes
     return ShrinkSettings(**fields)  # type: ignore[arg-type]
 
 
 def workshop(args: argparse.Namespace, name: str = "shared", **changes: Any) -> Workshop:
     """Return a folder of cells. Rows that use the same settings share one."""
-    folder = args.work / (f"{name}-limit" if args.limit else name)
+    folder = args.work / (f"{name}-limit" if args.limit else f"{name}-{args.heldout_tokens}")
     return Workshop(Cells(folder, settings(args, **changes), lambda line: print(line, flush=True)))
 
 
 def on_step(record: dict[str, Any]) -> None:
-    if record["step"] % 10 == 0:
+    if record["step"] % 5 == 0:
         print(
             f"step {record['step']} loss {record['loss']:.4f} {record['tokens_per_s']:,.0f} tokens/s",
             flush=True,
@@ -174,7 +178,7 @@ def relative(name: str, a: Quality, b: Quality, bar: float | None = None) -> dic
 
 def vocab_row(args: argparse.Namespace) -> None:
     shop = workshop(args)
-    tokens = 4_096 if args.limit else 200_000
+    tokens = 4_096 if args.limit else args.tokens or 200_000
     arm = Arm(f"v{VOCAB}", shop.config.replace(vocab_size=VOCAB))
     shop.rates(arm.config)
     small = shop.tokenizer_of(VOCAB)
@@ -251,7 +255,7 @@ def student85_arm(shop: Workshop) -> Arm:
 
 def student85_row(args: argparse.Namespace) -> None:
     shop = workshop(args)
-    tokens = 4_096 if args.limit else 250_000
+    tokens = 4_096 if args.limit else args.tokens or 250_000
     arm = student85_arm(shop)
     shop.rates(arm.config)
     teacher, start = shop.teacher_quality(shop.config.vocab_size), quality(shop.start(arm))

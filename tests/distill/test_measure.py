@@ -27,10 +27,10 @@ def model(seed: int) -> LlamaLM:
 
 
 @pytest.mark.parametrize("cut", [None, CUT])
-def test_the_measures_are_those_of_float64(cut):
+def test_the_measures_are_those_of_float64(cut, tmp_path):
     teacher, student = model(0), model(1)
     student = student if cut is None else trim_model(student, cut)
-    found = Yardstick(teacher, DOCUMENTS, cut, 64, torch.float32).measure(student)
+    found = Yardstick(teacher, DOCUMENTS, cut, 64, torch.float32, tmp_path).measure(student)
     wide = [m.double() for m in (teacher, student)]
     for n, document in enumerate(DOCUMENTS):
         ids = torch.tensor(document.ids)
@@ -48,8 +48,8 @@ def test_the_measures_are_those_of_float64(cut):
         assert found.n_tokens[n] == len(target)
 
 
-def test_the_teacher_itself_has_no_divergence():
-    found = Yardstick(model(0), DOCUMENTS, None, 64, torch.float32).measure(None)
+def test_the_teacher_itself_has_no_divergence(tmp_path):
+    found = Yardstick(model(0), DOCUMENTS, None, 64, torch.float32, tmp_path).measure(None)
     assert found.kl == [0, 0, 0]
     assert found.agree == found.n_tokens
     assert found.hits == found.teacher_hits

@@ -16,6 +16,7 @@ from herd import cli
 from herd.checkpoint import Lineage, load_config, load_lineage, load_model, load_tokenizer, save_model
 from herd.data.shards import Shards
 from herd.data.stream import TokenStream
+from herd.distill import own_words
 from herd.distill.cells import ShrinkSettings
 from herd.distill.shrink import Shrinker, rank_correlation
 from herd.errors import ConfigError
@@ -61,7 +62,7 @@ def toy(tmp_path_factory) -> Path:
     (folder / "heldout.txt").write_text(words(1, 400))
     tokenizer = Tokenizer.train([words(0, 1500)], 512 + 60)
     config = ModelConfig(
-        tokenizer.vocab_size, 32, 4, 4, 2, 64, head_dim=8, max_context=128, tie_embeddings=True
+        tokenizer.vocab_size, 32, 4, 4, 2, 64, head_dim=8, max_context=1024, tie_embeddings=True
     )
     model = LlamaLM(config).init_weights(0, std=0.1)
     shards = Shards.write(folder / "shards", [words(0, 1500)], tokenizer)
@@ -207,7 +208,27 @@ def test_only_the_vocabulary_can_be_cut(toy, tmp_path):
         "v540, 1,024 tokens",
         "v540, q8",
     ]
-    assert list(tmp_path.glob("run/*.gguf"))
+    assert load_config(tmp_path / "run" / "model-q8").vocab_size == 540
+
+
+def test_a_budget_of_memory_is_met_with_quantized_weights_and_may_leave_the_teacher_whole(toy, tmp_path):
+    chosen = settings(toy, to="memory=105kB,context=64", race_tokens=512, tokens=512, arms=2)
+    shrinker = Shrinker(tmp_path / "run", chosen)
+    assert {shape.weights for shape in shrinker.shapes} & {"q8", "q4"}
+    done = shrinker.run()
+    assert "cache of 64 tokens" in done.ledger["facts"]["run with"]
+    quantized = done.ledger["steps"][-1]
+    assert quantized["name"].endswith(("q8", "q4"))
+    assert quantized["kl"]["value"] > 0
+
+
+def test_the_teacher_can_write_the_text(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(own_words, "AT_ONCE", 4)
+    monkeypatch.setattr(own_words, "ANSWERED", 64)
+    chosen = settings(toy, to=None, vocab=(540,), tokens=512, text=(), own_text=True)
+    done = Shrinker(tmp_path / "run", chosen).run()
+    assert list(tmp_path.glob("run/own/*.jsonl"))
+    assert done.ledger["steps"][-1]["tokens"] == 512
 
 
 def test_the_parts_can_be_used_alone(toy, tmp_path, capfd):

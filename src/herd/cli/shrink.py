@@ -32,6 +32,7 @@ Dialogs = Annotated[list[str], typer.Option(help="Dialogs to train on: a file; r
 Heldout = Annotated[
     list[str], typer.Option(help="Text to measure on, which is not trained on (default: a tenth of --text).")
 ]
+OwnText = Annotated[bool, typer.Option("--self", help="Let the model itself write text to train on.")]
 Tokens = Annotated[int, typer.Option(min=0, help="Tokens to distil the winner on; 0: only prune.")]
 RaceTokens = Annotated[int, typer.Option(min=0, help="Tokens for every arm of the race; 0: no race.")]
 Arms = Annotated[int, typer.Option(min=1, help="Number of shapes to race.")]
@@ -54,9 +55,10 @@ def _group() -> None:
 @app.command(RUN)
 def shrink_command(
     model: Model, to: To = None, vocab: Vocab = [], text: Text = [], dialogs: Dialogs = [], heldout: Heldout = [],  # noqa: B006
-    tokens: Tokens = 1_300_000, race_tokens: RaceTokens = 250_000, arms: Arms = 3, context: Context = 512,
-    batch: Batch = 4, lr: Rate = None, dtype: Compute = "auto", heldout_tokens: HeldoutTokens = 20_000, seed: Seed = 0,
-    gguf: Annotated[str | None, typer.Option(help="Also write a GGUF file: f16, q8, q4, ...")] = None,
+    own_text: OwnText = False, tokens: Tokens = 1_300_000, race_tokens: RaceTokens = 250_000, arms: Arms = 3,
+    context: Context = 512, batch: Batch = 4, lr: Rate = None, dtype: Compute = "auto",
+    heldout_tokens: HeldoutTokens = 20_000, seed: Seed = 0,
+    gguf: Annotated[str | None, typer.Option(help="Also quantize the student: q8, q6k, q4k or q4; or f16 for a GGUF file.")] = None,
     out: Out = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the shapes, the time and the bytes.")] = False,
     threads: Threads = None, as_json: Json = False,
@@ -66,7 +68,7 @@ def shrink_command(
     Ends with exit code 1 if a step made the model worse, or if the student is worse than a control.
     """
     found = _settings(model, to, vocab, text, dialogs, heldout, tokens, race_tokens, arms, context, batch, lr, dtype,
-                      heldout_tokens, seed, gguf)  # fmt: skip
+                      heldout_tokens, seed, gguf, own_text)  # fmt: skip
     shrinker = _shrinker(found, out)
     if dry_run:
         _print_forecast(shrinker, as_json)
@@ -216,7 +218,7 @@ def prune_command(
 def _settings(
     model: str, to: str | None, vocab: list[int], text: list[str], dialogs: list[str], heldout: list[str], tokens: int,
     race_tokens: int, arms: int, context: int, batch: int, lr: float | None, dtype: str, heldout_tokens: int, seed: int,
-    gguf: str | None,
+    gguf: str | None, own_text: bool = False,
 ) -> ShrinkSettings:  # fmt: skip
     """Return the checked settings of a run. Raises `ConfigError` that names the option."""
     from pydantic import ValidationError
@@ -228,7 +230,7 @@ def _settings(
             model=model, to=to, vocab=tuple(vocab), text=tuple(text), dialogs=tuple(dialogs), heldout=tuple(heldout),
             tokens=tokens, race_tokens=race_tokens, arms=arms, context=context, batch_size=batch, lr=lr,
             dtype=fast_dtype() if dtype == "auto" else dtype,  # type: ignore[arg-type]
-            heldout_tokens=heldout_tokens, seed=seed, gguf=gguf,
+            heldout_tokens=heldout_tokens, seed=seed, gguf=gguf, own_text=own_text,
         )  # type: ignore[arg-type, call-arg]  # fmt: skip
     except ValidationError as error:
         first = error.errors()[0]

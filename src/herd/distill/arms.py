@@ -19,6 +19,7 @@ import yaml
 
 from ..checkpoint import Lineage, checkpoint_hash, load_model, load_trainable, save_model
 from ..checkpoint.folder import ModelSource
+from ..checkpoint.weights import common_dtype, read_index
 from ..data.batch import Batch
 from ..data.stream import Stream, first_rows
 from ..data.targets import Targets, TargetsSpec, append_block
@@ -29,6 +30,7 @@ from ..llama.model import LlamaLM
 from ..text import Tokenizer
 from ..train.config import TrainConfig
 from ..train.objectives import batch_loss, sampled_distil
+from ..train.parallel import device_of_rank
 from ..train.recipe import read_recipe
 from ..train.run import run_recipe
 from .cells import Cells
@@ -36,6 +38,7 @@ from .importance import Importance, best_block, importance, random_importance, u
 from .label import draw, label
 from .material import Material
 from .measure import Quality, Yardstick, autocast
+from .own_words import write_own_text
 from .prune import check_target, choose, cut
 from .vocab import VocabCut, cut_vocabulary, trim_model
 
@@ -67,15 +70,43 @@ class Workshop:
         if found is None:
             raise CheckpointError(f"{s.model}: has no tokenizer, without which text cannot be read")
         self.tokenizer: Tokenizer = found
-        self.material = Material(s.text, s.dialogs, s.heldout)
+        if not s.own_text:
+            Material(s.text, s.dialogs, s.heldout)  # refuses a run without text
         self.compute = torch_dtype(s.dtype)
+        self.device = device_of_rank()
 
     # The teacher and its text in a vocabulary -----------------------------------------------------------------
 
     @cached_property
+    def material(self) -> Material:
+        """The text, which the teacher writes first if it is to be its own."""
+        s = self.settings
+        if not s.own_text:
+            return Material(s.text, s.dialogs, s.heldout)
+        folder, n_tokens = self.cells.folder / "own", max(s.tokens, s.race_tokens)
+
+        def work() -> dict[str, Any]:
+            shown = 0
+
+            def show(total: int) -> None:
+                nonlocal shown
+                if total >= shown + 10_000:
+                    shown = total
+                    self.cells.say(f"the teacher has written {total:,} of {n_tokens:,} tokens")
+
+            write_own_text(lambda: self.source.load().eval(), self.tokenizer, folder, n_tokens, s.seed, show)
+            return {"tokens": n_tokens}
+
+        self.cells.run("own-text", None, work)
+        pattern = str(folder / "*.jsonl")
+        if self.tokenizer.chat is None:
+            return Material((*s.text, pattern), s.dialogs, s.heldout)
+        return Material(s.text, (*s.dialogs, pattern), s.heldout)
+
+    @cached_property
     def teacher(self) -> LlamaLM:
         """The teacher in the compute dtype, frozen."""
-        return load_trainable(self.source.path, self.compute, "cpu").requires_grad_(False).eval()
+        return load_trainable(self.source.path, self.compute, self.device).requires_grad_(False).eval()
 
     @cached_property
     def teacher_hash(self) -> str:
@@ -107,7 +138,14 @@ class Workshop:
         """Return what students of a vocabulary are measured with."""
         s = self.settings
         documents = self.material.held_out(self.tokenizer_of(vocab), s.heldout_tokens)
-        return Yardstick(self.teacher, documents, self.cut(vocab), s.context, self.compute)
+        folder = self.cells.folder / f"heldout-{vocab}"
+        return Yardstick(
+            self.teacher, documents, self.cut(vocab), s.context, self.compute, folder, self._show_batch
+        )
+
+    def _show_batch(self, done: int, total: int) -> None:
+        if total >= 8 and done % (total // 4) == 0:
+            self.cells.say(f"held-out text: {done} of {total} batches")
 
     # Speed ----------------------------------------------------------------------------------------------------
 
@@ -132,7 +170,7 @@ class Workshop:
     def _probe_training(self, student: ModelConfig) -> dict[str, float]:
         """Return the FLOP/s of a step of training a student of random weights."""
         s = self.settings
-        model = LlamaLM(student).init_weights(0)
+        model = LlamaLM(student).init_weights(0).to(self.device)
         optimizer = TrainConfig(**self._train_section(1), optimizer={"lr": 1e-6}).optimizer.build(model)  # type: ignore[arg-type]
         tokens = torch.randint(0, student.vocab_size, (s.batch_size, s.context + 1))
         words = torch.randint(0, student.vocab_size, (s.batch_size, s.context, 16))
@@ -141,7 +179,7 @@ class Workshop:
             "weights": torch.full(words.shape, 1 / 16),
             "log_p": torch.full(words.shape, -3.0),
         }
-        batch = Batch(tokens[:, :-1], tokens[:, 1:], extras=extras)
+        batch = Batch(tokens[:, :-1], tokens[:, 1:], extras=extras).to(self.device)
         seconds = []
         for _ in range(PROBED_STEPS):
             began = time.perf_counter()
@@ -218,7 +256,7 @@ class Workshop:
             lineage = Lineage(name=arm.name, stage=arm.start, parents={"teacher": self.teacher_hash})
             save_model(folder, model, self.tokenizer_of(vocab), lineage=lineage)
             return {
-                "quality": self.yardstick(vocab).measure(model.eval()).record(),
+                "quality": self.yardstick(vocab).measure(model.to(self.device).eval()).record(),
                 "n_params": arm.config.n_params,
             }
 
@@ -228,7 +266,7 @@ class Workshop:
         vocab, seed = arm.config.vocab_size, self.settings.seed
         if arm.start == "scratch":
             return LlamaLM(arm.config).init_weights(seed + 1)
-        whole = load_trainable(self.source.path, torch.float32, "cpu").requires_grad_(False)
+        whole = self._stored_weights()
         found = self.cut(vocab)
         model = whole if found is None else trim_model(whole, found)
         del whole
@@ -247,6 +285,15 @@ class Workshop:
             drop = sorted(torch.randperm(model.config.n_layers - 2, generator=torch.Generator().manual_seed(seed))
                           [:n_drop].add(1).tolist())  # fmt: skip
         return cut(model, arm.config, choose(model.config, arm.config, scores, drop))
+
+    def _stored_weights(self) -> LlamaLM:
+        """Return the teacher with its weights as stored; blocks of a quantized file are unpacked to fp32."""
+        if self.source.file is not None:
+            return load_trainable(self.source.path, torch.float32, self.device).requires_grad_(False)
+        stored = common_dtype(read_index(self.source.path), self.source.path)
+        if stored == self.compute:  # a large teacher is not read twice
+            return self.teacher
+        return self.source.load(stored, self.device).requires_grad_(False)
 
     def _scored(self, vocab: int) -> LlamaLM:
         found = self.cut(vocab)
@@ -289,7 +336,8 @@ class Workshop:
 
         def work() -> dict[str, Any]:
             folder, result = run_recipe(read_recipe(self._recipe(arm, targets, tokens)), on_step=on_step)
-            quality = self.yardstick(arm.config.vocab_size).measure(load_model(folder).eval())
+            student = load_model(folder, device=self.device).eval()
+            quality = self.yardstick(arm.config.vocab_size).measure(student)
             return {
                 "quality": quality.record(), "model": str(folder.relative_to(self.cells.folder)),
                 "n_params": arm.config.n_params, "tokens": result.tokens, "flops": result.flops,

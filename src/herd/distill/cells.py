@@ -2,9 +2,11 @@
 
     shrink.json            the settings; another call with other settings is refused
     cells/NAME.json        the result of a finished cell: it is not computed again
+    own/                   dialogs that the teacher wrote
     text-V/, targets-V/    token shards and the teacher's targets in a vocabulary of V tokens
+    heldout-V/             the teacher's hidden states of held-out text
     arms/NAME/             start (the pruned checkpoint), recipe.yaml, run/ (state, metrics, model)
-    model/, *.gguf         the student
+    model/, model-q4/      the student in bf16 and quantized
     ledger.json, ledger.html
 
 A cell may be interrupted at any moment. Labelling and training continue inside a cell, everything else starts
@@ -44,6 +46,7 @@ class ShrinkSettings(Section):
     text: tuple[str, ...] = ()
     dialogs: tuple[str, ...] = ()
     heldout: tuple[str, ...] = ()
+    own_text: bool = False  # the teacher writes as many tokens as the recovery reads
     tokens: int = Field(1_300_000, ge=0)  # of the winner's recovery; 0: only pruned
     race_tokens: int = Field(250_000, ge=0)  # of every arm of the race
     arms: Positive = 3

@@ -39,7 +39,7 @@ class Material:
 
     def __post_init__(self) -> None:
         if not self.text and not self.dialogs:
-            raise DataError("there is nothing to train on: give --text PATH or --dialogs FILE")
+            raise DataError("there is nothing to train on: give --text PATH, --dialogs FILE or --self")
 
     def stream(self, tokenizer: Tokenizer, context: int, folder: Path, seed: int) -> tuple[Stream, str]:
         """Return rows of all text and dialogs, and the hash of both. Shards are written to ``folder`` once."""

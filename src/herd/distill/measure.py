@@ -4,8 +4,8 @@ A student with a trimmed vocabulary is compared in its own tokens: the teacher r
 is folded onto them. Bits per byte do not depend on the tokens. Each model has them in its own, so they decide
 between students of different vocabularies.
 
-The teacher runs once per vocabulary. Its final hidden states stay in memory, in fp16, and only its head is
-applied again for each student.
+The teacher runs once per vocabulary. Its final hidden states are kept on disk, in fp16, and only its head is
+applied again for each student. An interrupted run continues with the batch it was at.
 
 Shapes: B rows, T time, D model dim, N scored tokens, C tokens of a chunk, V the teacher's vocabulary, W the
 student's.
@@ -13,18 +13,22 @@ student's.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import DataError
 from ..evals.bootstrap import Interval, paired_difference, ratio_interval
 from ..evals.windows import HeldOut, WindowScore, windows
+from ..files import write_atomically
 from ..llama.model import LlamaLM
 from .vocab import VocabCut, fold
 
@@ -77,7 +81,8 @@ class Yardstick:
     """A teacher's predictions of held-out text in one vocabulary, to measure students with.
 
     ``documents`` are in that vocabulary. ``cut`` None: it is the teacher's own. ``compute`` is the dtype of the
-    matmuls of students and teacher.
+    matmuls of students and teacher. ``folder`` keeps the teacher's hidden states of these documents.
+    ``on_batch`` is called with the number of batches that a model has read, and of all.
     """
 
     def __init__(
@@ -87,23 +92,22 @@ class Yardstick:
         cut: VocabCut | None,
         context: int,
         compute: torch.dtype,
-        on_batch: Callable[[float], None] = lambda fraction: None,
+        folder: Path,
+        on_batch: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.teacher, self.cut, self.context, self.compute = teacher, cut, context, compute
         self.documents = documents
         self.on_batch = on_batch
-        self.hidden = [x.half() for x in self._run(teacher, cut)]
-
-    @property
-    def n_tokens(self) -> int:
-        """The number of scored tokens."""
-        return sum(len(document.ids) - 1 for document in self.documents)
+        self._files = [folder / f"teacher-{number:04d}.npy" for number, _ in enumerate(self._batches())]
+        self._read_by_teacher()
 
     def measure(self, student: LlamaLM | None) -> Quality:
         """Return the quality of a student, or with None of the teacher itself."""
         sums = torch.zeros(6, len(self.documents), dtype=torch.float64)
-        hidden = self.hidden if student is None else self._run(student, None)
-        for batch, theirs_ND, ours_ND in zip(self._batches(), self.hidden, hidden, strict=True):
+        for number, batch in enumerate(self._batches()):
+            theirs_ND = torch.from_numpy(np.load(self._files[number])).to(self.teacher.device)
+            ours_ND = theirs_ND if student is None else self._hidden(student, batch, None)
+            self.on_batch(number + 1, len(self._files))
             scored_BT = batch.targets_BT != -100
             owner_N = batch.document_B[:, None].expand(scored_BT.shape)[scored_BT]
             targets_N = batch.targets_BT[scored_BT]
@@ -117,18 +121,24 @@ class Yardstick:
     def _batches(self) -> Iterator[WindowScore]:
         return windows(self.documents, self.context)
 
+    def _read_by_teacher(self) -> None:
+        """Write the teacher's hidden states of the batches that are not on disk."""
+        for number, (batch, path) in enumerate(zip(self._batches(), self._files, strict=True)):
+            if not path.exists():
+                found_ND = self._hidden(self.teacher, batch, self.cut)
+                file = io.BytesIO()
+                np.save(file, found_ND.half().cpu().numpy())
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, file.getvalue())
+            self.on_batch(number + 1, len(self._files))
+
     @torch.inference_mode()
-    def _run(self, model: LlamaLM, cut: VocabCut | None) -> Iterator[Tensor]:
-        """Yield the hidden states (N, D) of the scored tokens of each batch."""
-        total, done = self.n_tokens, 0
-        for batch in self._batches():
-            tokens_BT = batch.tokens_BT if cut is None else cut.kept_W[batch.tokens_BT]
-            with autocast(model, self.compute):
-                hidden_BTD = model(tokens_BT.to(model.device))
-            scored_BT = batch.targets_BT != -100
-            done += int(scored_BT.sum())
-            self.on_batch(done / total)
-            yield hidden_BTD[scored_BT.to(model.device)]
+    def _hidden(self, model: LlamaLM, batch: WindowScore, cut: VocabCut | None) -> Tensor:
+        """Return the hidden states (N, D) of the scored tokens of a batch."""
+        tokens_BT = batch.tokens_BT if cut is None else cut.kept_W[batch.tokens_BT]
+        with autocast(model, self.compute):
+            hidden_BTD = model(tokens_BT.to(model.device))
+        return hidden_BTD[(batch.targets_BT != -100).to(model.device)]
 
     @torch.inference_mode()
     def _compare(

@@ -14,11 +14,20 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import Lineage, export_gguf, load_lineage, load_model, save_model
+from ..checkpoint import (
+    Lineage,
+    export_gguf,
+    load_lineage,
+    load_model,
+    open_source,
+    quantize_folder,
+    save_model,
+)
 from ..checkpoint.gguf_folder import GGUFSource
 from ..checkpoint.paths import GENERATION, SIDE_FILES, read_kept, write_kept
 from ..errors import CheckpointError, ConfigError
 from ..plan.ways import GGUF_FORMATS, Target
+from ..quant import scheme
 from .arms import Arm, Workshop
 from .cells import Cells, ShrinkSettings
 from .ledger import LedgerStep, write_ledger
@@ -27,6 +36,8 @@ from .shapes import Budget, Shape, plan_shapes, predicted_harm, resident_nbytes
 
 EXPORTED_KL = 0.005
 """Most nats per token by which the exported folder may differ from the trained model: the rounding to bf16."""
+SCHEMES = ("q8", "q6k", "q4k", "q4")
+"""Formats that `herd quantize` writes, with a head of their own."""
 CONTROLS = ("random mask", "uniform depth", "scratch")
 
 
@@ -129,45 +140,65 @@ class Shrinker:
         """Run all cells that are not finished, write the student and the ledger, and return them."""
         shop, s = self.shop, self.settings
         shop.rates(self.shapes[0].config)
-        teacher = self._teacher_step()
+        steps = [self._teacher_step()]
         shape, raced = self.race() if self._races else (self.shapes[0], [])
         winner = self.arm(shape)
-        steps = [teacher]
         vocab = winner.config.vocab_size
-        if vocab != shop.config.vocab_size:
-            trimmed = Arm(f"v{vocab}", shop.config.replace(vocab_size=vocab))
-            if trimmed.name != winner.name:
-                steps.append(self._untrained(trimmed, "vocabulary trimmed, not trained"))
-        steps.append(self._untrained(winner, "pruned, not trained"))
-        steps += raced
-        final = self._step(winner, s.tokens, "distilled") if s.tokens else None
-        if final is not None and final.name not in {step.name for step in steps}:
-            steps.append(final)
-        model = load_model(self._trained_folder(winner))
-        folder = self._export(winner, shape, model)
-        if s.gguf is not None:
-            steps.append(self._quantized(winner, folder, s.gguf))
+        trimmed = Arm(f"v{vocab}", shop.config.replace(vocab_size=vocab))
+        if vocab != shop.config.vocab_size and trimmed.name != winner.name:
+            steps.append(self._untrained(trimmed, "vocabulary trimmed, not trained"))
+        steps += [self._untrained(winner, "pruned, not trained"), *raced]
+        if s.tokens and not self._is_teacher(winner):
+            final = self._step(winner, s.tokens, "distilled")
+            if final.name not in {step.name for step in steps}:
+                final.better_than |= {step.name: step.quality for step in raced if step.control}
+                steps.append(final)
+        source = self._trained_folder(winner, s.tokens)
+        folder = self._export(winner, shape, load_model(source))
+        format_name = s.gguf or shape.weights
+        if format_name in SCHEMES:
+            steps.append(self._quantized_step(winner, folder, format_name))
+        elif s.gguf is not None:
+            export_gguf(folder, self.folder / f"{self._name(winner)}-{format_name}.gguf", format_name)
         title = f"{self._name(winner)}: {winner.config.n_params / shop.config.n_params:.0%} of the teacher's parameters"
         ledger = write_ledger(self.folder, title, steps, self._facts(shape))
         return Shrunk(folder, ledger, list(ledger["worse"]))
 
     def race(self) -> tuple[Shape, list[LedgerStep]]:
-        """Distil every arm on the race's tokens. Return the best shape, and all arms and controls as steps."""
+        """Distil every arm on the race's tokens. Return the best shape, and all arms and controls as steps.
+
+        A shape that is planned for quantized weights is judged with them.
+        """
         s = self.settings
-        steps = [self._step(self.arm(shape), s.race_tokens, "raced") for shape in self.shapes]
-        order = sorted(range(len(steps)), key=lambda n: _bits_per_byte(steps[n].quality))
-        best = order[0]
-        for control in self._controls(self.arm(self.shapes[best])):
+        arms = [self.arm(shape) for shape in self.shapes]
+        steps = [self._step(arm, s.race_tokens, "raced") for arm in arms]
+        measured = [
+            _bits_per_byte(self._as_planned(shape, step.quality))
+            for shape, step in zip(self.shapes, steps, strict=True)
+        ]
+        best = min(range(len(steps)), key=measured.__getitem__)
+        for control in self._controls(arms[best]):
             step = self._step(control, s.race_tokens, f"control: {control.start}")
             step.control = True
             steps.append(step)
             steps[best].better_than[step.name] = step.quality
         predicted = [shape.harm for shape in self.shapes]
-        measured = [_bits_per_byte(steps[n].quality) for n in range(len(self.shapes))]
         if len(predicted) > 2:
             found = rank_correlation(predicted, measured)
             self.say(f"rank correlation of the predicted with the measured order: {found:.2f}")
         return self.shapes[best], steps
+
+    def _as_planned(self, shape: Shape, quality: Quality) -> Quality:
+        """Return the quality of a raced shape in the format of weights that is planned for it."""
+        if shape.weights not in SCHEMES:
+            return quality
+        arm, tokens = self.arm(shape), self.settings.race_tokens
+        folder = self.folder / "arms" / arm.name / f"{shape.weights}-{tokens}"
+        return self._quantized(arm, self._trained_folder(arm, tokens), folder, tokens, shape.weights)
+
+    def _is_teacher(self, arm: Arm) -> bool:
+        """Return whether an arm is the whole teacher, which meets the budget in smaller formats alone."""
+        return arm.config == self.shop.config
 
     def _teacher_step(self) -> LedgerStep:
         config = self.shop.config
@@ -182,6 +213,9 @@ class Shrinker:
         )
 
     def _step(self, arm: Arm, tokens: int, what: str) -> LedgerStep:
+        if self._is_teacher(arm):
+            self.shop.start(arm)
+            return self._untrained(arm, "the whole teacher, in smaller formats")
         record = self.shop.trained(arm, tokens, self.on_step)
         step = LedgerStep(
             f"{arm.name}, {tokens:,} tokens", what, arm.config.n_params, arm.config.nbytes(),
@@ -194,10 +228,11 @@ class Shrinker:
 
     # The student ----------------------------------------------------------------------------------------------
 
-    def _trained_folder(self, arm: Arm) -> Path:
-        s = self.settings
+    def _trained_folder(self, arm: Arm, tokens: int) -> Path:
         folder = self.folder / "arms" / arm.name
-        return folder / f"run-{s.tokens}" / "model" if s.tokens else folder / "start"
+        return (
+            folder / f"run-{tokens}" / "model" if tokens and not self._is_teacher(arm) else folder / "start"
+        )
 
     def _name(self, arm: Arm) -> str:
         """Return the student's name. What is made from Meta's Llamas must be named Llama first."""
@@ -239,17 +274,25 @@ class Shrinker:
         self.say(f"{folder}: as written, {kl:.2g} nats per token from the trained weights")
         return folder
 
-    def _quantized(self, arm: Arm, folder: Path, format_name: str) -> LedgerStep:
-        file = self.folder / f"{self._name(arm)}-{format_name}.gguf"
-        export_gguf(folder, file, format_name)
+    def _quantized(self, arm: Arm, source: Path, folder: Path, tokens: int, format_name: str) -> Quality:
+        """Quantize a checkpoint to ``folder`` and return its quality."""
 
         def work() -> dict[str, Any]:
-            quality = self.shop.yardstick(arm.config.vocab_size).measure(load_model(file).eval())
-            return {"quality": quality.record()}
+            quantize_folder(open_source(str(source)), folder, scheme(format_name))
+            student = load_model(folder, device=self.shop.device).eval()
+            return {"quality": self.shop.yardstick(arm.config.vocab_size).measure(student).record()}
 
-        record = self.shop.cells.run(f"{arm.name}-{self.settings.tokens}-{format_name}", None, work)
-        return LedgerStep(f"{arm.name}, {format_name}", f"quantized to {format_name}", arm.config.n_params,
-                          file.stat().st_size, Quality(**record["quality"]))  # fmt: skip
+        return Quality(**self.shop.cells.run(f"{arm.name}-{tokens}-{format_name}", None, work)["quality"])
+
+    def _quantized_step(self, arm: Arm, source: Path, format_name: str) -> LedgerStep:
+        folder = self.folder / f"model-{format_name}"
+        quality = self._quantized(arm, source, folder, self.settings.tokens, format_name)
+        if not folder.exists():  # the race has quantized the same weights into its own folder
+            quantize_folder(open_source(str(source)), folder, scheme(format_name))
+        nbytes = (folder / "model.gguf").stat().st_size
+        return LedgerStep(
+            f"{arm.name}, {format_name}", f"quantized to {format_name}", arm.config.n_params, nbytes, quality
+        )
 
     def _facts(self, shape: Shape) -> dict[str, Any]:
         s = self.settings

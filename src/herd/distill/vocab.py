@@ -61,7 +61,8 @@ def trim_model(model: LlamaLM, cut: VocabCut) -> LlamaLM:
             f"the vocabulary was trimmed for a model of {len(cut.first_V):,} tokens, this one has "
             f"{model.config.vocab_size:,}: trim the tokenizer that belongs to it"
         )
-    student = LlamaLM(model.config.replace(vocab_size=cut.size)).to(model.dtype)
+    with torch.device(model.device):
+        student = LlamaLM(model.config.replace(vocab_size=cut.size)).to(model.dtype)
     rows = {"model.embed_tokens.weight", "lm_head.weight"}
     weights = model.state_dict()
     student.load_state_dict({n: w[cut.kept_W] if n in rows else w for n, w in weights.items()})
