@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from herd.data.batch import IGNORE, Batch
 from herd.data.targets import Targets, TargetsSpec
+from herd.distill import label as module
 from herd.distill.label import draw, label, sample
 from herd.distill.vocab import VocabCut, fold
 from herd.errors import DataError
@@ -143,6 +145,29 @@ def test_kill_9_while_labelling(tmp_path):
     label(teacher(), Rows(n_rows=40), tmp_path / "whole", spec)
     for name in finished[:5]:
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_two_processes_share_the_shards_and_both_wait_for_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "WAIT", 0.05)
+    folder = tmp_path / "shared"
+    counts = [0, 0]
+
+    def work(n: int) -> None:
+        def add(rows: int) -> None:
+            counts[n] += rows
+
+        label(teacher(), Rows(n_rows=40), folder, TargetsSpec(**{**vars(SPEC), "n_rows": 40}), on_rows=add)
+        Targets(folder)  # finished for both
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(counts) == 40
+    label(teacher(), Rows(n_rows=40), tmp_path / "one", TargetsSpec(**{**vars(SPEC), "n_rows": 40}))
+    for path in sorted(folder.iterdir()):
+        assert path.read_bytes() == (tmp_path / "one" / path.name).read_bytes()
 
 
 def test_too_little_text_is_refused_before_anything_is_written(tmp_path):

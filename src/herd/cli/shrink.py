@@ -44,6 +44,9 @@ Compute = Annotated[
 ]
 HeldoutTokens = Annotated[int, typer.Option(min=100, help="Held-out tokens to measure on.")]
 Seed = Annotated[int, typer.Option(help="Seed of the order of the rows, the draws and the controls.")]
+Gguf = Annotated[
+    str | None, typer.Option(help="Also quantize the student: q8, q6k, q4k or q4; or f16 for a GGUF file.")
+]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/shrink-MODEL).")]
 
 
@@ -58,7 +61,7 @@ def shrink_command(
     own_text: OwnText = False, tokens: Tokens = 1_300_000, race_tokens: RaceTokens = 250_000, arms: Arms = 3,
     context: Context = 512, batch: Batch = 4, lr: Rate = None, dtype: Compute = "auto",
     heldout_tokens: HeldoutTokens = 20_000, seed: Seed = 0,
-    gguf: Annotated[str | None, typer.Option(help="Also quantize the student: q8, q6k, q4k or q4; or f16 for a GGUF file.")] = None,
+    gguf: Gguf = None,
     out: Out = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the shapes, the time and the bytes.")] = False,
     threads: Threads = None, as_json: Json = False,

@@ -8,6 +8,7 @@ Shapes: B rows, T time, N trained tokens, V the student's vocabulary, S draws, E
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,13 +18,15 @@ from torch import Tensor
 
 from ..data.batch import IGNORE, Batch
 from ..data.stream import Stream
-from ..data.targets import TargetBlock, TargetsSpec, append_block, unfinished_shard, write_spec
+from ..data.targets import TargetBlock, TargetsSpec, append_block, shard_path, unfinished_shard, write_spec
 from ..errors import DataError
 from ..llama.model import LlamaLM
 from .vocab import VocabCut, fold
 
 CHUNK_BYTES = 128 << 20
 """Bytes of the float64 cumulative probabilities of the tokens that are drawn for at a time."""
+WAIT = 2.0
+"""Seconds between looks at the shards that other processes are writing."""
 
 
 def label(
@@ -37,8 +40,8 @@ def label(
     """Write the targets of rows 0 to ``spec.n_rows`` of ``stream`` to ``folder``, or continue to.
 
     With ``cut``, the rows are in the trimmed vocabulary. ``on_rows`` is called with the number of rows that
-    were finished. Shards that another process is writing are left to it. Raises `DataError` if the folder has
-    other targets, and for a stream that does not have the rows.
+    were finished. Shards that another process is writing are left to it, and waited for at the end. Raises
+    `DataError` if the folder has other targets, and for a stream that does not have the rows.
     """
     if stream.n_rows < spec.n_rows:
         raise DataError(
@@ -46,19 +49,36 @@ def label(
             "give more text or fewer tokens"
         )
     write_spec(folder, spec)
-    for number in range(spec.n_shards):
-        with unfinished_shard(folder, spec, number) as found:
-            rows = spec.rows_of_shard(number)
-            if found is None:
-                on_rows(len(rows))
-                continue
-            file, first = found
-            on_rows(first - rows.start)
-            for start in range(first, rows.stop, spec.block_rows):
-                batch = stream.batch(start, min(spec.block_rows, rows.stop - start))
-                append_block(file, spec, start, draw(teacher, batch, start, spec, cut))
-                file.flush()
-                on_rows(len(batch))
+    left = list(range(spec.n_shards))
+    while left:
+        for number in left:
+            _label_shard(teacher, stream, folder, spec, number, cut, on_rows)
+        left = [number for number in left if not shard_path(folder, number).exists()]
+        if left:  # others write them, or have been killed meanwhile
+            time.sleep(WAIT)
+
+
+def _label_shard(
+    teacher: LlamaLM,
+    stream: Stream,
+    folder: Path,
+    spec: TargetsSpec,
+    number: int,
+    cut: VocabCut | None,
+    on_rows: Callable[[int], None],
+) -> None:
+    """Write one shard, unless it is finished or in the hands of another process."""
+    with unfinished_shard(folder, spec, number) as found:
+        if found is None:
+            return
+        file, first = found
+        rows = spec.rows_of_shard(number)
+        on_rows(first - rows.start)
+        for start in range(first, rows.stop, spec.block_rows):
+            batch = stream.batch(start, min(spec.block_rows, rows.stop - start))
+            append_block(file, spec, start, draw(teacher, batch, start, spec, cut))
+            file.flush()
+            on_rows(len(batch))
 
 
 @torch.inference_mode()

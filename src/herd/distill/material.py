@@ -7,6 +7,7 @@ token of them is a target, the user's too.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Sequence
@@ -46,13 +47,7 @@ class Material:
         streams: list[Stream] = []
         digest = hashlib.sha256()
         if self.text:
-            if not folder.exists():
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                if self.heldout:
-                    Shards.write(folder, read_corpus(list(self.text)), tokenizer)
-                else:
-                    splits = load_corpus(list(self.text)).splits
-                    Shards.write(folder, [*splits["teacher"], *splits["student"]], tokenizer)
+            self._write_shards(tokenizer, folder)
             shards = Shards.open(folder, tokenizer)
             digest.update(shards.sha256.encode())
             streams.append(TokenStream(shards, context, seed))
@@ -64,6 +59,19 @@ class Material:
         if len(streams) == 1:
             return streams[0], digest.hexdigest()
         return MixStream(streams, [stream.n_rows for stream in streams], seed), digest.hexdigest()
+
+    def _write_shards(self, tokenizer: Tokenizer, folder: Path) -> None:
+        """Write the shards of the text unless they exist. Other processes that want them wait."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with folder.with_name(f".{folder.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():
+                return
+            if self.heldout:
+                Shards.write(folder, read_corpus(list(self.text)), tokenizer)
+            else:
+                splits = load_corpus(list(self.text)).splits
+                Shards.write(folder, [*splits["teacher"], *splits["student"]], tokenizer)
 
     def held_out(self, tokenizer: Tokenizer, n_tokens: int) -> list[HeldOut]:
         """Return about ``n_tokens`` tokens of held-out pieces, the same texts for every tokenizer."""
