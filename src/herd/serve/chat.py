@@ -158,6 +158,9 @@ def prepare_chat(served: ServedModel, call: ChatCall, *, any_length: bool = Fals
         return AnswerParser(tools=form.has_calls, drops_space=tokenizer.adds_space)
 
     sampling = served.sampling_of(call.sampling)
+    room = served.context - len(ids)
+    if (call.sampling.get("max_tokens") or 0) > room > 0:
+        call.warnings.append(f"max_tokens=the context has room for {room:,} tokens after this prompt")
     return ReadyPrompt(ids, sampling, call.n, form, make_parser, {tool.name: tool for tool in tools})
 
 

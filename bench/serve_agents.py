@@ -1,0 +1,303 @@
+"""Let real coding agents work through `herd serve`: two turns each, with tools, and an exact bill.
+
+    python bench/serve_agents.py [--agents codex claude opencode openai-agents] [--commit]
+
+The server has a real engine, cache and scheduler. Its model is random with two layers, and each answer is forced,
+token by token, to a script: call tools in the first turn, say DONE when the results are there. Each agent gets a key
+of its own that may use its API only. The agents are installed from npm and PyPI on the first run; they talk to
+this machine alone. Needs node and npm, and Meta's tokenizer in HERD_TEST_DATA.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import DATA, ROOT, WORK, bench_parser, save_receipt
+from herd.engine import Engine
+from herd.engine.constraint import Constraint
+from herd.engine.loop import EngineLoop, Generation
+from herd.engine.request import Request
+from herd.llama import ModelConfig
+from herd.llama.model import LlamaLM
+from herd.report.receipt import Value
+from herd.serve.app import create_app
+from herd.serve.chat import ServedModel
+from herd.serve.keys import KeyPolicy, create_key
+from herd.serve.run import HerdServer
+from herd.serve.settings import ServeSettings
+from herd.serve.store import Store
+from herd.serve.usage import read_usage
+from herd.text import Tokenizer
+
+FOLDER = WORK / "agents"
+NPM = {"codex": "@openai/codex@0.171.0", "claude": "@anthropic-ai/claude-code@2.1.197", "opencode": "opencode-ai@1.18.33"}
+CONTEXT = 65_536
+SECONDS = 420
+DONE = "All is DONE."
+PROMPT = "Run the command that is needed, then say DONE."
+
+
+@dataclass
+class Agent:
+    """An agent: the scope of its key, the calls of the first turn, and how it is started.
+
+    ``calls`` are (tool, arguments). ``start(url, token, folder)`` returns the command and its environment.
+    """
+
+    scope: str
+    calls: Callable[[Path], list[tuple[str, dict[str, Any]]]]
+    start: Callable[[str, str, Path], tuple[list[str], dict[str, str]]]
+
+
+@dataclass
+class Script:
+    """What a scripted engine has answered: tokens of each answer, and prompt tokens computed and in total."""
+
+    answers: list[list[int]] = field(default_factory=list)
+    generations: list[Generation] = field(default_factory=list)
+
+
+class ScriptedLoop(EngineLoop):
+    """An engine loop whose answers are forced to a script: calls first, and DONE once results are in the prompt."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
+        self.script, self._tokenizer = Script(), tokenizer
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        super().__init__(engine)
+
+    def submit(self, request: Request, n: int = 1) -> list[Generation]:
+        """Queue a request with the script's next answer as its only possible one."""
+        text = self._tokenizer.decode(request.prompt_ids)
+        if "out-of-the-tool" in text.rpartition(PROMPT)[2]:
+            answer = DONE
+        elif PROMPT in text and all(name in text for name, _ in self.calls):
+            answer = "; ".join(
+                json.dumps({"type": "function", "name": name, "parameters": arguments})
+                for name, arguments in self.calls
+            )
+        else:
+            answer = "A title"
+        ids = self._tokenizer.encode(answer)
+        grammar = "start: " + " ".join(f"<[{id_}]>" for id_ in ids)
+        generations = super().submit(replace(request, constraint=Constraint.lark(grammar)), n)
+        self.script.answers += [ids] * n
+        self.script.generations += generations
+        return generations
+
+
+def codex(url: str, token: str, folder: Path) -> tuple[list[str], dict[str, str]]:
+    home = folder / "codex"
+    home.mkdir()
+    (home / "config.toml").write_text(
+        'model = "tiny"\nmodel_provider = "herd"\n[model_providers.herd]\nname = "herd"\n'
+        f'base_url = "{url}/v1"\nwire_api = "responses"\nenv_key = "HERD_KEY"\n'
+    )
+    command = ["codex", "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", PROMPT]
+    return command, {"CODEX_HOME": str(home), "HERD_KEY": token}
+
+
+def claude(url: str, token: str, _: Path) -> tuple[list[str], dict[str, str]]:
+    environment = {
+        "ANTHROPIC_BASE_URL": url,
+        "ANTHROPIC_AUTH_TOKEN": token,
+        "ANTHROPIC_MODEL": "tiny",
+        "ANTHROPIC_SMALL_FAST_MODEL": "tiny",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+    }
+    return ["claude", "-p", PROMPT, "--allowedTools", "Bash"], environment
+
+
+def opencode(url: str, token: str, folder: Path) -> tuple[list[str], dict[str, str]]:
+    provider = {
+        "npm": "@ai-sdk/openai-compatible",
+        "options": {"baseURL": f"{url}/v1", "apiKey": token},
+        "models": {"tiny": {"name": "tiny", "limit": {"context": CONTEXT, "output": 4096}}},
+    }
+    config = {"provider": {"herd": provider}, "model": "herd/tiny", "share": "disabled", "autoupdate": False}
+    (folder / "opencode.json").write_text(json.dumps(config))
+    return ["opencode", "run", "--model", "herd/tiny", PROMPT], {}
+
+
+OPENAI_AGENTS = """
+import asyncio, os, subprocess, sys
+from openai import AsyncOpenAI
+from agents import Agent, OpenAIResponsesModel, Runner, function_tool, set_tracing_disabled
+set_tracing_disabled(True)
+
+@function_tool
+def shell(command: str) -> str:
+    "Run a command."
+    return subprocess.run(command, shell=True, capture_output=True, text=True).stdout
+
+async def main():
+    client = AsyncOpenAI(base_url=os.environ["HERD_URL"], api_key=os.environ["HERD_KEY"])
+    agent = Agent(name="a", instructions=open(os.environ["HERD_MANUAL"]).read(), tools=[shell], model=OpenAIResponsesModel("tiny", client))
+    print((await Runner.run(agent, sys.argv[1])).final_output)
+
+asyncio.run(main())
+"""
+
+
+def openai_agents(url: str, token: str, folder: Path) -> tuple[list[str], dict[str, str]]:
+    program = folder / "agent.py"
+    program.write_text(OPENAI_AGENTS)
+    manual = folder / "manual.md"  # instructions of a usual length
+    manual.write_text("You run commands in this project.\n\n" + (ROOT / "docs" / "architecture.md").read_text())
+    environment = {"HERD_URL": f"{url}/v1", "HERD_KEY": token, "HERD_MANUAL": str(manual)}
+    return [str(FOLDER / "venv" / "bin" / "python"), str(program), PROMPT], environment
+
+
+def append(folder: Path, number: int = 1) -> str:
+    """Return a shell command that leaves one line per run and prints the marker of a result."""
+    return f"echo ran >> {folder}/ran{number}; echo out-of-the-tool {number}"
+
+
+AGENTS = {
+    "codex": Agent("responses", lambda folder: [("exec_command", {"cmd": append(folder)})], codex),
+    "claude": Agent(
+        "messages",
+        lambda folder: [("Bash", {"command": append(folder, n), "description": "run"}) for n in (1, 2)],
+        claude,
+    ),
+    "opencode": Agent("chat", lambda folder: [("bash", {"command": append(folder), "description": "run"})], opencode),
+    "openai-agents": Agent("responses", lambda folder: [("shell", {"command": append(folder)})], openai_agents),
+}
+
+
+def main() -> None:
+    parser = bench_parser(__doc__)
+    parser.add_argument("--agents", nargs="+", choices=AGENTS, default=list(AGENTS))
+    args = parser.parse_args()
+    install(args.agents)
+    torch.set_num_threads(2)
+    tokenizer = Tokenizer.from_file(DATA / "llama3_tokenizer" / "tokenizer.model")
+    values: dict[str, Value | tuple[Any, str]] = {}
+    finished = []
+    for name in args.agents:
+        found = visit(name, tokenizer)
+        good = found.pop("finished")
+        finished.append(good)
+        values |= {f"{name}: {key}": value for key, value in found.items()}
+    values = {
+        "agents that finished": Value(sum(finished), "agents", bar=f"= {len(finished)}", passed=all(finished))
+    } | values
+    save_receipt(
+        "serve-agents",
+        commit=args.commit,
+        what="Coding agents through herd serve: a random model forced to a script, two turns, a key each",
+        values=values,
+    )
+    sys.exit(0 if all(finished) else 1)
+
+
+def visit(name: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Run one agent against a new server, and return what came of it."""
+    agent = AGENTS[name]
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=128,
+        rope_theta=500_000.0, max_context=CONTEXT, tie_embeddings=True,
+    )  # fmt: skip
+    loop = ScriptedLoop(Engine(LlamaLM(config).init_weights(0, std=0.2).eval(), tokenizer), tokenizer)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        loop.calls = agent.calls(folder)
+        store = Store(folder / "serve.db")
+        policy = KeyPolicy(scopes=frozenset({agent.scope, "models", "tokenize"}))
+        key, token = create_key(store, name, policy, actor="bench")
+        with serving(ServedModel("tiny", loop, tokenizer, CONTEXT, frozenset({"*"})), store) as url:
+            command, environment = agent.start(url, token, folder)
+            output, status = run(command, environment, folder)
+        rows = [row for row in read_usage(store) if row.key_id == key.id]
+        store.close()
+        ran = [
+            len((folder / f"ran{number}").read_text().split()) if (folder / f"ran{number}").exists() else 0
+            for number in range(1, len(loop.calls) + 1)
+        ]
+    script = loop.script
+    scripted = sum(len(ids) for ids in script.answers)
+    billed = sum(row.completion_tokens for row in rows)
+    turns = [g.usage for g in script.generations if g.usage.prompt_tokens > 0 and g.request.prompt_ids]
+    longest = sorted(turns, key=lambda usage: usage.prompt_tokens)[-2:]
+    computed = [usage.prompt_tokens - usage.cached_tokens for usage in longest]
+    again = 100 * computed[1] / max(1, longest[0].prompt_tokens) if len(longest) == 2 else 100.0
+    good = status == 0 and "DONE" in output and ran == [1] * len(ran) and billed == scripted and again <= 3
+    if not good:
+        prompts = [(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) for usage in turns]
+        print(f"--- {name}: exit {status}, (prompt, cached, completion) {prompts}\n{output[-4000:]}\n---", flush=True)
+    return {
+        "finished": good,
+        "runs of each tool": Value(", ".join(map(str, ran)), "runs", bar="1 each", passed=ran == [1] * len(ran)),
+        "tokens billed": Value(billed, "tokens", bar=f"= {scripted}", passed=billed == scripted),
+        "requests": (len(script.answers), "requests"),
+        "tokens of the first prompt": (longest[0].prompt_tokens if longest else 0, "tokens"),
+        "of it computed again in the second turn": Value(round(again, 2), "%", bar="≤ 3", passed=again <= 3),
+    }
+
+
+class serving:
+    """A context in which a server runs in a thread; entering it gives the address."""
+
+    def __init__(self, served: ServedModel, store: Store) -> None:
+        settings = ServeSettings(drain_seconds=2)
+        self._ready, self._port = threading.Event(), 0
+        self._loop = served.loop
+        self._server = HerdServer(create_app(served, store, settings), settings, 0, self._on_port)
+        self._thread = threading.Thread(target=self._server.run)
+
+    def _on_port(self, port: int) -> None:
+        self._port = port
+        self._ready.set()
+
+    def __enter__(self) -> str:
+        self._thread.start()
+        assert self._ready.wait(30)
+        return f"http://127.0.0.1:{self._port}"
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        self._loop.close()
+
+
+def run(command: list[str], environment: dict[str, str], folder: Path) -> tuple[str, int]:
+    """Run an agent in ``folder`` with a home of its own, and return its output and its exit status."""
+    home = folder / "home"
+    home.mkdir(exist_ok=True)
+    path = f"{FOLDER / 'node_modules' / '.bin'}{os.pathsep}{os.environ['PATH']}"
+    more = {"HOME": str(home), "PWD": str(folder), "PATH": path, "XDG_CONFIG_HOME": str(home / ".config"), "CI": "1"}
+    try:
+        done = subprocess.run(
+            command, env={**os.environ, **more, **environment}, cwd=folder, timeout=SECONDS, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        return str(error.stdout or ""), 124
+    return done.stdout, done.returncode
+
+
+def install(names: list[str]) -> None:
+    """Install the agents that are not there yet."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    wanted = [NPM[name] for name in names if name in NPM and not (FOLDER / "node_modules" / ".bin" / name).exists()]
+    if wanted:
+        npm = shutil.which("npm") or sys.exit("npm is needed to install the agents")
+        subprocess.run([npm, "install", "--no-audit", "--no-fund", *wanted], cwd=FOLDER, check=True)
+    if "openai-agents" in names and not (FOLDER / "venv").exists():
+        subprocess.run([sys.executable, "-m", "venv", FOLDER / "venv"], check=True)
+        subprocess.run([FOLDER / "venv" / "bin" / "pip", "install", "--quiet", "openai-agents"], check=True)
+
+
+if __name__ == "__main__":
+    main()
