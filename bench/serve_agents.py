@@ -42,7 +42,11 @@ from herd.serve.usage import read_usage
 from herd.text import Tokenizer
 
 FOLDER = WORK / "agents"
-NPM = {"codex": "@openai/codex@0.171.0", "claude": "@anthropic-ai/claude-code@2.1.197", "opencode": "opencode-ai@1.18.33"}
+NPM = {
+    "codex": "@openai/codex@0.171.0",
+    "claude": "@anthropic-ai/claude-code@2.1.197",
+    "opencode": "opencode-ai@1.18.33",
+}
 CONTEXT = 65_536
 SECONDS = 420
 DONE = "All is DONE."
@@ -154,7 +158,9 @@ def openai_agents(url: str, token: str, folder: Path) -> tuple[list[str], dict[s
     program = folder / "agent.py"
     program.write_text(OPENAI_AGENTS)
     manual = folder / "manual.md"  # instructions of a usual length
-    manual.write_text("You run commands in this project.\n\n" + (ROOT / "docs" / "architecture.md").read_text())
+    manual.write_text(
+        "You run commands in this project.\n\n" + (ROOT / "docs" / "architecture.md").read_text()
+    )
     environment = {"HERD_URL": f"{url}/v1", "HERD_KEY": token, "HERD_MANUAL": str(manual)}
     return [str(FOLDER / "venv" / "bin" / "python"), str(program), PROMPT], environment
 
@@ -171,8 +177,12 @@ AGENTS = {
         lambda folder: [("Bash", {"command": append(folder, n), "description": "run"}) for n in (1, 2)],
         claude,
     ),
-    "opencode": Agent("chat", lambda folder: [("bash", {"command": append(folder), "description": "run"})], opencode),
-    "openai-agents": Agent("responses", lambda folder: [("shell", {"command": append(folder)})], openai_agents),
+    "opencode": Agent(
+        "chat", lambda folder: [("bash", {"command": append(folder), "description": "run"})], opencode
+    ),
+    "openai-agents": Agent(
+        "responses", lambda folder: [("shell", {"command": append(folder)})], openai_agents
+    ),
 }
 
 
@@ -235,10 +245,15 @@ def visit(name: str, tokenizer: Tokenizer) -> dict[str, Any]:
     good = status == 0 and "DONE" in output and ran == [1] * len(ran) and billed == scripted and again <= 3
     if not good:
         prompts = [(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) for usage in turns]
-        print(f"--- {name}: exit {status}, (prompt, cached, completion) {prompts}\n{output[-4000:]}\n---", flush=True)
+        print(
+            f"--- {name}: exit {status}, (prompt, cached, completion) {prompts}\n{output[-4000:]}\n---",
+            flush=True,
+        )
     return {
         "finished": good,
-        "runs of each tool": Value(", ".join(map(str, ran)), "runs", bar="1 each", passed=ran == [1] * len(ran)),
+        "runs of each tool": Value(
+            ", ".join(map(str, ran)), "runs", bar="1 each", passed=ran == [1] * len(ran)
+        ),
         "tokens billed": Value(billed, "tokens", bar=f"= {scripted}", passed=billed == scripted),
         "requests": (len(script.answers), "requests"),
         "tokens of the first prompt": (longest[0].prompt_tokens if longest else 0, "tokens"),
@@ -276,7 +291,13 @@ def run(command: list[str], environment: dict[str, str], folder: Path) -> tuple[
     home = folder / "home"
     home.mkdir(exist_ok=True)
     path = f"{FOLDER / 'node_modules' / '.bin'}{os.pathsep}{os.environ['PATH']}"
-    more = {"HOME": str(home), "PWD": str(folder), "PATH": path, "XDG_CONFIG_HOME": str(home / ".config"), "CI": "1"}
+    more = {
+        "HOME": str(home),
+        "PWD": str(folder),
+        "PATH": path,
+        "XDG_CONFIG_HOME": str(home / ".config"),
+        "CI": "1",
+    }
     try:
         done = subprocess.run(
             command, env={**os.environ, **more, **environment}, cwd=folder, timeout=SECONDS, text=True,
@@ -290,7 +311,9 @@ def run(command: list[str], environment: dict[str, str], folder: Path) -> tuple[
 def install(names: list[str]) -> None:
     """Install the agents that are not there yet."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    wanted = [NPM[name] for name in names if name in NPM and not (FOLDER / "node_modules" / ".bin" / name).exists()]
+    wanted = [
+        NPM[name] for name in names if name in NPM and not (FOLDER / "node_modules" / ".bin" / name).exists()
+    ]
     if wanted:
         npm = shutil.which("npm") or sys.exit("npm is needed to install the agents")
         subprocess.run([npm, "install", "--no-audit", "--no-fund", *wanted], cwd=FOLDER, check=True)
