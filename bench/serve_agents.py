@@ -147,7 +147,8 @@ def shell(command: str) -> str:
 
 async def main():
     client = AsyncOpenAI(base_url=os.environ["HERD_URL"], api_key=os.environ["HERD_KEY"])
-    agent = Agent(name="a", instructions=open(os.environ["HERD_MANUAL"]).read(), tools=[shell], model=OpenAIResponsesModel("tiny", client))
+    model, manual = OpenAIResponsesModel("tiny", client), open(os.environ["HERD_MANUAL"]).read()
+    agent = Agent(name="a", instructions=manual, tools=[shell], model=model)
     print((await Runner.run(agent, sys.argv[1])).final_output)
 
 asyncio.run(main())
