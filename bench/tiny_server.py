@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 CONTEXT = 1024
 SAMPLE = ["the quick brown fox jumps over the lazy dog and then sleeps for a long while 0123456789.\n"] * 3
@@ -61,19 +62,15 @@ class TinyServers:
         return line.split()
 
 
-def _serve_when_told(store: Path, max_batch: int) -> None:
-    """Fork a server at each "start" on stdin. Answer with its process id and port."""
+def tiny_model() -> tuple[Any, Any]:
+    """Return a random model of two layers and its tokenizer, for one thread."""
     import torch
 
-    import herd.engine.loop
-    import herd.serve.app
-    import herd.serve.run  # noqa: F401  (imported before the fork, so that a server starts quickly)
-
-    torch.set_num_threads(1)
     from herd.llama import ModelConfig
     from herd.llama.model import LlamaLM
     from herd.text.tokenizer import Tokenizer
 
+    torch.set_num_threads(1)
     tokenizer = Tokenizer.train(SAMPLE, 540)
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
@@ -85,7 +82,16 @@ def _serve_when_told(store: Path, max_batch: int) -> None:
         rope_theta=10_000.0,
         max_context=CONTEXT,
     )
-    model = LlamaLM(config).init_weights(0, std=0.2)
+    return LlamaLM(config).init_weights(0, std=0.2), tokenizer
+
+
+def _serve_when_told(store: Path, max_batch: int) -> None:
+    """Fork a server at each "start" on stdin. Answer with its process id and port."""
+    import herd.engine.loop
+    import herd.serve.app
+    import herd.serve.run  # noqa: F401  (imported before the fork, so that a server starts quickly)
+
+    model, tokenizer = tiny_model()
     for line in sys.stdin:
         if line.strip() == "wait":
             os.wait()

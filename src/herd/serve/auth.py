@@ -12,12 +12,13 @@ from __future__ import annotations
 import ipaddress
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sql
 from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
 
 from ..errors import ConfigError
 from .errors import Forbidden, StoreError, Unauthorized
@@ -84,6 +85,11 @@ class Authenticator:
             self._watcher = threading.Thread(target=self._watch, args=(store,), name="herd-keys", daemon=True)
             self._watcher.start()
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether `authenticate` takes 0.1 ms, less than to hand it to a thread. Readers of SQLite's WAL never wait."""
+        return self._store is None or self._store.path is not None
+
     def authenticate(self, authorization: Iterable[str], api_key: Iterable[str]) -> Principal:
         """Return who sent these header values. Raises `Unauthorized`, or `StoreError` if the store is away."""
         if self._store is None:
@@ -147,13 +153,16 @@ class Authenticator:
             self._version = version  # last: `has_ended` reads the version first
 
 
-def require(scope: Scope) -> Callable[[Request], Principal]:
+def require(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
     """Return a dependency of FastAPI that lets keys with ``scope`` pass and returns their `Principal`."""
 
-    def check(request: Request) -> Principal:
+    async def check(request: Request) -> Principal:
         authenticator: Authenticator = request.app.state.authenticator
-        headers = request.headers
-        principal = authenticator.authenticate(headers.getlist("authorization"), headers.getlist("x-api-key"))
+        values = request.headers.getlist("authorization"), request.headers.getlist("x-api-key")
+        if authenticator.is_quick:
+            principal = authenticator.authenticate(*values)
+        else:
+            principal = await run_in_threadpool(authenticator.authenticate, *values)
         if scope not in principal.scopes:
             raise Forbidden(f"this key does not have the scope {scope!r}")
         return principal
