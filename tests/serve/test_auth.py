@@ -241,3 +241,17 @@ def test_a_server_without_keys_may_not_listen_to_others(host):
     with pytest.raises(ConfigError, match="herd keys create"):
         check_binding(host, with_keys=False)
     check_binding(host, with_keys=True)
+
+
+def test_whoever_watches_a_key_is_told_once_it_has_ended(store, authenticator):
+    ended: list[str] = []
+    for name, expires in (("revoked", None), ("expired", now_ms() + 100), ("kept", None), ("left", None)):
+        _, token = create_key(store, name, KeyPolicy(), actor="test", expires_ms=expires)
+        principal = authenticator.authenticate([], [token])
+        stop = authenticator.watch(principal, lambda name=name: ended.append(name))
+        if name == "left":
+            stop()
+            stop()
+    revoke_key(store, "revoked", "test")
+    revoke_key(store, "left", "test")
+    wait_for(lambda: set(ended) == {"revoked", "expired"})

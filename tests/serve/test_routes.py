@@ -16,6 +16,9 @@ from test_ledger import rows_of, totals
 from test_metrics import STATS
 
 from conftest import CONTEXT, ScriptedLoop, running, wait_until
+from herd.engine.engine import Engine
+from herd.engine.loop import EngineLoop
+from herd.engine.request import Request, Sampling
 from herd.errors import EngineError
 from herd.serve.app import create_app
 from herd.serve.auth import all_routes, refuse_unscoped, scope_of
@@ -240,6 +243,48 @@ def test_revoking_a_key_ends_its_streams_and_bills_what_was_delivered(store, tok
     (row,) = rows_of(store)
     received = sum('"content":"a"' in event for event in events)
     assert (row.status, row.completion_tokens) == ("failed", received)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_revoking_a_key_ends_its_requests_that_wait_for_the_engine(
+    store, tokenizer, loop, stream, monkeypatch
+):
+    with EngineLoop(Engine(loop.engine.model, tokenizer, max_batch=1)) as narrow:
+        step = narrow.engine.step
+        monkeypatch.setattr(narrow.engine, "step", lambda: (time.sleep(0.005), step())[1])
+        served = ServedModel("m", narrow, tokenizer, CONTEXT)
+        no_stop = dict.fromkeys(tokenizer.stop_ids, -100.0)
+        (busy,) = narrow.submit(Request([5], Sampling(max_tokens=None, logit_bias=no_stop)))
+        alice = user(store)
+        with running(served, SETTINGS, store) as url:
+            answers: list[httpx.Response] = []
+            body = BODY | {"stream": stream}
+            reader = threading.Thread(
+                target=lambda: answers.append(httpx.post(url + CHAT, json=body, headers=alice, timeout=60))
+            )
+            reader.start()
+            wait_until(lambda: rows_of(store))
+            revoke_key(store, "alice", "test")
+            reader.join(20)
+            assert not busy.done, "the engine became free, so nothing was tested"
+            busy.cancel()
+        assert not reader.is_alive()
+    assert "revoked" in answers[0].text
+    assert answers[0].status_code == (200 if stream else 401)
+    assert (rows_of(store)[0].status, totals(store)) == ("failed", (0,) * 7)
+
+
+def test_tokens_that_were_held_back_are_not_billed(store, tokenizer):
+    served = scripted(tokenizer, "a", "b", "", 5.0, "c")  # the third token has no text of its own yet
+    alice = user(store)
+    with running(served, SETTINGS, store) as url:
+        with httpx.stream("POST", url + CHAT, json=BODY | {"stream": True}, headers=alice) as response:
+            lines = response.iter_lines()
+            while '"content":"b"' not in next(lines):
+                pass
+            wait_until(lambda: served.loop.generations[0].n_read >= 3)
+        wait_until(lambda: rows_of(store)[0].status != "open")
+    assert rows_of(store)[0].completion_tokens == 2
 
 
 def test_a_client_that_leaves_is_billed_for_what_it_got(store, tokenizer):

@@ -174,19 +174,22 @@ class LiveAnswer:
     async def events(self, *, delivers: bool) -> AsyncIterator[AnswerEvent]:
         """Yield events as they are generated. Raises `ApiError`.
 
-        ``delivers``: the client gets each event at once, so that it is billed from then on.
+        ``delivers``: the client gets each event at once, so that it is billed from then on. Tokens that are held
+        back, e.g. of an incomplete tool call, are billed with the event that has them.
         """
-        n_tokens = 0
+        sampled, delivered = [0] * len(self._flat), [0] * len(self._flat)
         try:
             async for index, delta in _merged(self._flat):
                 if self._has_ended():
-                    raise Unauthorized("this key was revoked while the answer was generated")
+                    raise Unauthorized("this key was revoked, or has expired, while the answer was generated")
                 if delta.finish_reason == "cancelled":
                     raise Overloaded("the server is stopping, and this answer is not complete")
-                n_tokens += len(delta.token_ids) + (delta.stop_id is not None)
-                if delivers:
-                    self._advance(n_tokens)
-                for event in self._choices[index].feed(delta):
+                sampled[index] += len(delta.token_ids) + (delta.stop_id is not None)
+                events = list(self._choices[index].feed(delta))
+                if delivers and events:
+                    delivered[index] = sampled[index]
+                    self._advance(sum(delivered))
+                for event in events:
                     yield event
             for choice in self._choices:
                 self.warnings += choice.problems
@@ -207,14 +210,18 @@ class LiveAnswer:
     def _cached(self) -> int:
         return sum(group[0].shared_tokens for group in self.generations)
 
+    def cancel(self) -> None:
+        """End the answer early, from any thread. `events` then raises."""
+        for generation in self._flat:
+            if not generation.done:
+                generation.cancel()
+
     def close(self) -> None:
         """Cancel what is still generated, and settle the bill. Later calls do nothing."""
         if self._closed:
             return
         self._closed = True
-        for generation in self._flat:
-            if not generation.done:
-                generation.cancel()
+        self.cancel()
         usage = self.usage
         # An answer of which nothing was delivered bills nothing, but what was computed counts towards the key's limits.
         self._reservation.settle(self._delivered or usage.completion_tokens, self._cached, self._status)

@@ -71,18 +71,20 @@ class Principal:
 class Authenticator:
     """Checks keys against a store. Without a store everybody is `Principal.local`.
 
-    A thread reads the keys again whenever one was changed, so that open streams end soon after a revocation.
+    A thread reads the keys again whenever one was changed, so that open answers end soon after a revocation, also
+    those that wait and send nothing.
     """
 
     def __init__(self, store: Store | None, poll_seconds: float = POLL_SECONDS) -> None:
         self._store, self._poll_seconds = store, poll_seconds
         self._version = 0
         self._active: dict[str, str] = {}  # id -> digest of the keys that are not revoked
+        self._watched: dict[object, tuple[Principal, Callable[[], None]]] = {}
         self._closing = threading.Event()
         self._watcher: threading.Thread | None = None
         if store is not None:
             self._refresh(store)
-            self._watcher = threading.Thread(target=self._watch, args=(store,), name="herd-keys", daemon=True)
+            self._watcher = threading.Thread(target=self._poll, args=(store,), name="herd-keys", daemon=True)
             self._watcher.start()
 
     @property
@@ -128,13 +130,19 @@ class Authenticator:
             self._version > principal.keys_version and self._active.get(principal.key_id) != principal.digest
         )
 
+    def watch(self, principal: Principal, end: Callable[[], None]) -> Callable[[], None]:
+        """Call ``end`` from another thread soon after the key has ended. Return a function that stops this."""
+        ticket = object()
+        self._watched[ticket] = (principal, end)
+        return lambda: self._watched.pop(ticket, None) and None
+
     def close(self) -> None:
         """Stop watching the store."""
         self._closing.set()
         if self._watcher is not None:
             self._watcher.join()
 
-    def _watch(self, store: Store) -> None:
+    def _poll(self, store: Store) -> None:
         away = False
         while not self._closing.wait(self._poll_seconds):
             try:
@@ -144,6 +152,9 @@ class Authenticator:
                 if not away:
                     log.warning("revoked keys are not noticed while this lasts: %s", error)
                 away = True
+            for principal, end in list(self._watched.values()):
+                if self.has_ended(principal):
+                    end()
 
     def _refresh(self, store: Store) -> None:
         with store.read() as connection:

@@ -12,7 +12,6 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
-from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -86,6 +85,11 @@ async def respond(
         max_completion_tokens=sum(prompt.max_completion_tokens(served.context) for prompt in prompts),
         request_id=_billing_id(request),
     )
+
+    def finished(status: str, usage: AnswerUsage) -> None:
+        stop_watching()
+        state.metrics.finished(served.name, endpoint, status, usage)
+
     answer = await start_answer(
         served,
         prompts,
@@ -93,8 +97,9 @@ async def respond(
         reservation,
         warnings,
         lambda: state.authenticator.has_ended(principal),
-        partial(state.metrics.finished, served.name, endpoint),
+        finished,
     )
+    stop_watching = state.authenticator.watch(principal, answer.cancel)
     headers = warning_header(warnings)
     if stream:
         return EventStream(answer, writer, settings, headers)
