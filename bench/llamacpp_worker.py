@@ -7,7 +7,7 @@ Reads a job from every line of stdin and writes an answer as a line to stdout; b
     {"do": "logits", "file": PATH, "windows": [[ids], ...], "outs": [NPY]}   -> {}
     {"do": "tokenize", "file": PATH, "texts": [...]}                         -> {"ids": [[...] per text]}
     {"do": "chat", "file": PATH, "question": TEXT, "n": 64}                  -> {"text": ...}
-    {"do": "quantize", "file": PATH, "out": PATH, "ftype": 0}                -> {}
+    {"do": "quantize", "file": PATH, "out": PATH, "ftype": 0}                -> {}   ("imatrix": NPZ if there is one)
 
 Logits go to the NumPy files ``out`` as fp32 (T, V), one row per token of the prompt or the window. Keys and values are
 fp32, to add no rounding, unless a job has ``"kv": "f16"``, which is llama.cpp's default.
@@ -15,6 +15,7 @@ fp32, to add no rounding, unless a job has ``"kv": "f16"``, which is llama.cpp's
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -83,6 +84,13 @@ def quantize(job: dict) -> dict:
     """Let llama.cpp write a file itself."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread, params.pure = job["ftype"], 1, job.get("pure", True)
+    if "imatrix" in job:  # mean squares of inputs by llama.cpp's names, as an .npz file
+        columns = {name: mean.astype(np.float32) for name, mean in np.load(job["imatrix"]).items()}
+        items = (llama_cpp.llama_model_imatrix_data * (len(columns) + 1))()
+        for item, (name, mean) in zip(items, columns.items(), strict=False):
+            item.name, item.size = name.encode(), len(mean)
+            item.data = mean.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        params.imatrix = items
     failed = llama_cpp.llama_model_quantize(job["file"].encode(), job["out"].encode(), params)
     if failed:
         raise RuntimeError(f"llama.cpp could not quantize {job['file']} to type {job['ftype']}")

@@ -15,6 +15,7 @@ from herd import checkpoint
 from herd.checkpoint.gguf import GGUF
 from herd.checkpoint.gguf_folder import GGUFSource
 from herd.checkpoint.imatrix import read_importance, write_importance
+from herd.checkpoint.names import gguf_name
 from herd.errors import CheckpointError
 from herd.quant.calibration import measure_importance
 from herd.quant.mixtures import FILE_TYPES, mixture
@@ -33,24 +34,28 @@ def test_tensors_have_the_formats_that_llama_cpp_chooses(make_model, tokenizer, 
     model = make_model(**changes)
     checkpoint.save_model(tmp_path / "plain", model, tokenizer)
     checkpoint.export_gguf(tmp_path / "plain", tmp_path / "plain.gguf", "f32")
+    np.savez(
+        tmp_path / "ones.npz",
+        **{gguf_name(n): np.ones(shape[1]) for n, shape in model.config.param_shapes() if len(shape) > 1},
+    )
     # llama.cpp writes Q2_K_S only with importance
-    names = [name for name in FILE_TYPES if name not in ("F32", "F16", "BF16", "Q2_K_S")]
-    file = str(tmp_path / "plain.gguf")
+    names = [name for name in FILE_TYPES if name not in ("F32", "F16", "BF16")]
+    cases = [(name, weighted) for name in names for weighted in (False, True) if weighted or name != "Q2_K_S"]
     ask_llama_cpp(
         [
             {
                 "do": "quantize",
-                "file": file,
-                "out": f"{tmp_path}/{name}.gguf",
-                "ftype": FILE_TYPES[name],
-                "pure": False,
+                "file": str(tmp_path / "plain.gguf"),
+                "out": f"{tmp_path}/{name}{weighted}.gguf",
             }
-            for name in names
+            | {"ftype": FILE_TYPES[name], "pure": False}
+            | ({"imatrix": str(tmp_path / "ones.npz")} if weighted else {})
+            for name, weighted in cases
         ]
     )
-    for name in names:
-        theirs = GGUFSource(tmp_path / f"{name}.gguf")
-        ours = mixture(name, model.config).formats
+    for name, weighted in cases:
+        theirs = GGUFSource(tmp_path / f"{name}{weighted}.gguf")
+        ours = mixture(name, model.config, with_importance=weighted).formats
         assert {n: f.name for n, f in ours.items()} == {n: f.name for n, f in theirs.formats.items()}, name
         assert theirs.file.get("general.file_type", int) == FILE_TYPES[name]
 
