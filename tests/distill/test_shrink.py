@@ -125,7 +125,16 @@ def test_the_ledger_has_every_step_and_control_with_intervals(done):
         for name in ("bits_per_byte", "kl", "accuracy"):
             assert step[name]["lo"] <= step[name]["value"] <= step[name]["hi"]
     trained = [step for step in ledger["steps"] if step["tokens"]]
-    assert all(step["flops"] > 0 and step["teacher_flops"] > 0 and step["seconds"] > 0 for step in trained)
+    assert all(step["flops"] > 0 and step["seconds"] > 0 for step in trained)
+    scratch = next(step for step in trained if "scratch" in step["what"])
+    raced = next(
+        step
+        for step in trained
+        if step["name"] == scratch["name"].partition("-scratch")[0] + ", 1,024 tokens"
+    )
+    assert scratch["teacher_flops"] == 0 < raced["teacher_flops"]
+    one_step = scratch["flops"] * 128 / scratch["tokens"]
+    assert scratch["flops"] == pytest.approx(raced["flops"] + raced["teacher_flops"], abs=one_step)
     final, start = ledger["steps"][-1], next(s for s in ledger["steps"] if s["name"].endswith("start"))
     assert final["tokens"] == 4096
     assert final["kl"]["value"] < start["kl"]["value"]

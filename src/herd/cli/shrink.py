@@ -274,16 +274,9 @@ def _shrinker(settings: ShrinkSettings, out: Path | None) -> Shrinker:
     keep_freed_memory()
     target = None
     if settings.to is not None and settings.to.startswith("speed"):
-        from ..machine import available_memory
-        from ..plan.profile import load_profile
-        from ..plan.ways import MeasuredTarget
+        from .plan_options import measured_target
 
-        profile = load_profile()
-        if profile is None:
-            raise ConfigError(
-                "--to speed=… needs the speed of this machine: measure it once with herd plan profile"
-            )
-        target = MeasuredTarget(profile, available_memory())
+        target = measured_target()
     return Shrinker(_folder(settings, out), settings, _say, _steps(), target)
 
 

@@ -51,11 +51,13 @@ class Arm:
     """A student of the race: its shape, and how its first weights are made.
 
     ``start`` is "pruned", or a control: "random mask", "uniform depth" or "scratch" (random weights).
+    ``distilled`` False: it is trained on the text alone.
     """
 
     name: str
     config: ModelConfig
     start: str = "pruned"
+    distilled: bool = True
 
 
 class Workshop:
@@ -327,11 +329,18 @@ class Workshop:
         return list(self.cells.run(f"block-{vocab}-{n_drop}", predicted, work)["layers"])
 
     def trained(
-        self, arm: Arm, tokens: int, on_step: Callable[[dict[str, Any]], None] | None = None
+        self,
+        arm: Arm,
+        tokens: int,
+        on_step: Callable[[dict[str, Any]], None] | None = None,
+        labelled: int | None = None,
     ) -> dict[str, Any]:
-        """Train an arm on ``tokens`` tokens of targets and measure it. Return the cell with the quality."""
+        """Train an arm on ``tokens`` tokens of targets and measure it. Return the cell with the quality.
+
+        ``labelled`` is the number of tokens with targets, if it is not ``tokens``: rows are then read repeatedly.
+        """
         self.start(arm)
-        targets = self.targets(arm.config.vocab_size, tokens)
+        targets = self.targets(arm.config.vocab_size, labelled or tokens)
         name = f"{arm.name}-{tokens}"
 
         def work() -> dict[str, Any]:
@@ -357,7 +366,9 @@ class Workshop:
             "name": f"{arm.name}-{tokens}".replace(" ", "-"),
             "model": {"start": str(folder / "start")},
             "data": {"kind": "targets", "folder": str(targets), "teacher": self.teacher_hash},
-            "objective": {"kind": "sampled_distil", "kl_weight": s.kl_weight},
+            "objective": {"kind": "sampled_distil", "kl_weight": s.kl_weight}
+            if arm.distilled
+            else {"kind": "lm"},
             "optimizer": {"kind": "adamw", "lr": s.learning_rate(arm.config), "weight_decay": 0.0},
             "schedule": {
                 "kind": "cosine",

@@ -1,7 +1,8 @@
 """The ledger of a shrink run: what every step from teacher to student cost and kept, and whether it helped.
 
 A ledger has *steps* in the order in which they were made, and *controls*: students of the winner's size made
-without importance, with layers dropped at equal distances, or from random weights, after equal tokens. A trained
+without importance or with layers dropped at equal distances, after equal tokens, and one trained on text alone from
+random weights, with the FLOPs of the student's training and of its teacher's labelling together. A trained
 step that has more bits per byte than its own start, or a student that has more than a control, is flagged if the
 95 % interval of the paired difference excludes zero.
 """

@@ -26,6 +26,7 @@ from ..checkpoint import (
 from ..checkpoint.gguf_folder import GGUFSource
 from ..checkpoint.paths import GENERATION, SIDE_FILES, read_kept, write_kept
 from ..errors import CheckpointError, ConfigError
+from ..llama.config import ModelConfig
 from ..plan.ways import GGUF_FORMATS, Target
 from ..quant import scheme
 from .arms import Arm, Workshop
@@ -39,6 +40,7 @@ EXPORTED_KL = 0.005
 SCHEMES = ("q8", "q6k", "q4k", "q4")
 """Formats that `herd quantize` writes, with a head of their own."""
 CONTROLS = ("random mask", "uniform depth", "scratch")
+"""How the first weights of controls are made. From scratch means text alone, and more of it: at equal FLOPs."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,16 @@ class Shrinker:
         pruned = winner.config != teacher.replace(vocab_size=winner.config.vocab_size)
         shallower = winner.config.n_layers < teacher.n_layers
         made = {"random mask": pruned, "uniform depth": shallower, "scratch": pruned}
-        return [replace(winner, name=f"{winner.name}-{start.replace(' ', '-')}", start=start)
-                for start in CONTROLS if made[start]]  # fmt: skip
+        return [
+            replace(
+                winner,
+                name=f"{winner.name}-{start.replace(' ', '-')}",
+                start=start,
+                distilled=start != "scratch",
+            )
+            for start in CONTROLS
+            if made[start]
+        ]
 
     # The run --------------------------------------------------------------------------------------------------
 
@@ -178,7 +188,8 @@ class Shrinker:
         ]
         best = min(range(len(steps)), key=measured.__getitem__)
         for control in self._controls(arms[best]):
-            step = self._step(control, s.race_tokens, f"control: {control.start}")
+            tokens = s.race_tokens if control.distilled else self._equal_flops(control.config)
+            step = self._step(control, tokens, f"control: {control.start}")
             step.control = True
             steps.append(step)
             steps[best].better_than[step.name] = step.quality
@@ -212,15 +223,21 @@ class Shrinker:
             f"{arm.name}, start", what, config.n_params, config.nbytes(), Quality(**record["quality"])
         )
 
+    def _equal_flops(self, config: ModelConfig) -> int:
+        """Return the tokens of text that a student trains on for the FLOPs of the race's tokens with their teacher."""
+        own = config.flops_per_token(self.settings.context / 2, training=True)
+        teacher = self.shop.config.flops_per_token(self.settings.context / 2)
+        return round(self.settings.race_tokens * (1 + teacher / own))
+
     def _step(self, arm: Arm, tokens: int, what: str) -> LedgerStep:
         if self._is_teacher(arm):
-            self.shop.start(arm)
             return self._untrained(arm, "the whole teacher, in smaller formats")
-        record = self.shop.trained(arm, tokens, self.on_step)
+        s, teacher = self.settings, self.shop.config
+        record = self.shop.trained(arm, tokens, self.on_step, s.race_tokens if not arm.distilled else None)
+        charged = record["tokens"] * teacher.flops_per_token(s.context / 2) if arm.distilled else 0.0
         step = LedgerStep(
             f"{arm.name}, {tokens:,} tokens", what, arm.config.n_params, arm.config.nbytes(),
-            Quality(**record["quality"]), record["tokens"], record["flops"],
-            record["tokens"] * self.shop.config.flops_per_token(self.settings.context / 2), record["seconds"],
+            Quality(**record["quality"]), record["tokens"], record["flops"], charged, record["seconds"],
         )  # fmt: skip
         if arm.start == "pruned":
             step.better_than[f"{arm.name}, start"] = Quality(**self.shop.start(arm)["quality"])
