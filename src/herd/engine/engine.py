@@ -292,7 +292,8 @@ class Engine:
         began = time.perf_counter()
         lengths = [(sequence.cached, n + len(draft.tokens)) for sequence, n, draft in parts]
         hidden_ND = self._runner(lengths, tokens)
-        self._score_prompts(parts, hidden_ND)
+        if prompts:
+            self._score_prompts(parts, hidden_ND)
         if ready:
             logits_NV = self._logits(hidden_ND[positions])
             n_before = sum(sequence.n_new for sequence, _, _ in ready)

@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,6 +35,9 @@ COMPILING_THREADS = 2
 """Threads that compile constraints, at most one at a time of each owner."""
 RATE_SECONDS = 10.0
 """Time over which tokens per second are averaged."""
+
+Waiter = threading.Event | tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]
+"""What a reader in a thread, or in an event loop, waits for."""
 
 _log = logging.getLogger(__name__)
 
@@ -75,15 +78,15 @@ class Generation(ResponseStream, AsyncIterator[Delta]):
         super().__init__(request, lambda: False, cancel)
         self._arrived = arrived
         self._lock = threading.Lock()
-        self._wake: Callable[[], object] | None = None
+        self._waiter: Waiter | None = None
         self._compiled: Future[None] = Future()
 
     async def __anext__(self) -> Delta:
         while not self._readable():
             loop = asyncio.get_running_loop()
             arrived: asyncio.Future[None] = loop.create_future()
-            self._when_readable(partial(loop.call_soon_threadsafe, _resolve, arrived))
-            await arrived
+            if self._must_wait((loop, arrived)):
+                await arrived
         try:
             return self._read()
         except StopIteration:
@@ -109,25 +112,24 @@ class Generation(ResponseStream, AsyncIterator[Delta]):
         super().fail(error)
         self._arrived(self)
 
-    def wake(self) -> None:
-        """Wake the reader, if it waits."""
+    def take_waiter(self) -> Waiter | None:
+        """Return what the reader waits for, once. None if it does not wait."""
         with self._lock:
-            wake, self._wake = self._wake, None
-        if wake is not None:
-            with suppress(RuntimeError):  # the reader's event loop is closed
-                wake()
+            waiter, self._waiter = self._waiter, None
+        return waiter
 
     def _wait(self) -> None:
         arrived = threading.Event()
-        self._when_readable(arrived.set)
-        arrived.wait()
+        if self._must_wait(arrived):
+            arrived.wait()
 
-    def _when_readable(self, wake: Callable[[], object]) -> None:
+    def _must_wait(self, waiter: Waiter) -> bool:
+        """Return whether the reader must wait. If so, the thread of the engine will find ``waiter``."""
         with self._lock:
-            if not self._readable():
-                self._wake = wake
-                return
-        wake()
+            if self._readable():
+                return False
+            self._waiter = waiter
+            return True
 
 
 class EngineLoop:
@@ -271,7 +273,7 @@ class EngineLoop:
                 self._closing = True
             for generation in self._open:
                 generation.fail(EngineError("the thread of the engine has ended: restart the server"))
-                generation.wake()
+                _wake([generation])
 
     def _ended(self) -> bool:
         """Take the messages, and return whether the loop is closed and nothing is open."""
@@ -323,8 +325,7 @@ class EngineLoop:
         if ended:
             with self._lock:
                 self._open -= ended
-        for generation in arrived:
-            generation.wake()
+        _wake(arrived)
 
     def _note_rates(self) -> None:
         now = time.monotonic()
@@ -334,6 +335,21 @@ class EngineLoop:
             self._rates.popleft()
 
 
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def _wake(generations: Iterable[Generation]) -> None:
+    """Wake the readers of these generations that wait, with one call for each event loop."""
+    futures: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for generation in generations:
+        waiter = generation.take_waiter()
+        if isinstance(waiter, threading.Event):
+            waiter.set()
+        elif waiter is not None:
+            futures.setdefault(waiter[0], []).append(waiter[1])
+    for loop, some in futures.items():
+        with suppress(RuntimeError):  # the event loop of these readers is closed
+            loop.call_soon_threadsafe(_resolve, some)
+
+
+def _resolve(futures: list[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)

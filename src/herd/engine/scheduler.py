@@ -168,11 +168,10 @@ class Scheduler(Generic[S]):
             n = len(sequence.tokens) - sequence.cached.length
             if n > 1:
                 wanted[sequence] = n - 1 if sequence.n_new and self._keeps_last else n
-        pieces = _divide(wanted, room)
+        pieces = _divide(wanted, room) if wanted else {}
         parts: list[tuple[S, int]] = []
         for sequence in list(self.active):
-            draft = drafts.get(sequence, 0)
-            n = pieces.get(sequence, 0) if sequence in wanted else 1
+            draft, n = drafts.get(sequence, 0), pieces.get(sequence, 1)
             if sequence.in_cache is None or draft is None or not n:
                 continue
             try:
