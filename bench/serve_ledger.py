@@ -1,19 +1,20 @@
-"""Load a server with keys for minutes, kill it at random moments, and compare its ledger with what clients received.
+"""Load a server with keys, kill it at random moments, and compare its ledger with what clients received.
 
-Four parts, each against real processes and raw sockets (a tiny random model, so that the engine is not the limit):
+``load``: 64 clients stream answers of mixed lengths for ``--minutes``, and one in ten hangs up. No request may fail,
+and memory, threads, files and pages of the server must stay flat. Then 100 requests at the same moment for a budget
+of one, ``--rounds`` times.
 
-1. 64 clients stream answers of mixed lengths, and one in ten hangs up. Memory, threads, files and pages of the
-   server must stay flat, and no request may fail.
-2. The server is killed with SIGKILL ``--kills`` times while they go on. Requests that were cut off are sent again
-   with the same Idempotency-Key, as a careful client would. Nothing may be billed twice.
-3. Readers that stop reading: what they are billed when the server is killed.
-4. 100 requests at the same moment for a budget of one, ``--rounds`` times.
+``kill``: the server is killed with SIGKILL ``--kills`` times while the 64 clients go on. Requests that were cut off
+are sent again with the same Idempotency-Key, as a careful client would, and nothing may be billed twice. At the end
+it is killed while clients have stopped reading.
 
-Then every row of the ledger is compared with what its client received.
+At the end every row of the ledger is compared with what its client received. These are real processes and raw
+sockets. The model is tiny and random, so that the engine is not the limit.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import random
@@ -188,7 +189,7 @@ async def kill_often(clients: list[Client], servers: TinyServers, kills: int, dr
     stop = asyncio.Event()
     tasks = [asyncio.create_task(client.run(stop, repeat_cut=True)) for client in clients]
     for _ in range(kills):
-        await asyncio.sleep(draw.uniform(0.05, 1.5))
+        await asyncio.sleep(draw.uniform(0.1, 2.5))
         await asyncio.to_thread(servers.kill)
         await asyncio.to_thread(servers.start)
     await asyncio.sleep(1)
@@ -296,6 +297,7 @@ def compare(store: Store, log: list[Sent]) -> Counter[str]:
             counts["hung_up_tokens_more"] += max(0, billed - best.tokens)
         else:
             counts["cut"] += 1
+            counts["cut_while_streaming"] += best.tokens > 0
             chunk = max(best.chunk, 1) + 1  # the stop token comes with the last token
             counts["cut_billed_less"] += billed < best.tokens
             counts["cut_billed_over_a_chunk_more"] += billed > best.tokens + chunk
@@ -324,69 +326,83 @@ async def stats(token: str, servers: TinyServers) -> dict[str, float]:
     return json.loads(answer.partition(b"\r\n\r\n")[2])["tiny"]
 
 
-async def run(arguments, store: Store, servers: TinyServers) -> dict[str, Value]:
-    """Run all parts and return the receipt's values."""
-    draw = random.Random(arguments.seed)
+async def load(arguments: argparse.Namespace, store: Store, servers: TinyServers) -> dict[str, Value]:
+    """Run the clients for some minutes, and then the races for a budget of one."""
     log: list[Sent] = []
-    tokens = [create_key(store, f"client {n}", KeyPolicy(), actor="bench")[1] for n in range(CLIENTS)]
-    admin = create_key(store, "watcher", KeyPolicy(scopes={"metrics"}), actor="bench")[1]
-    clients = [Client(number, token, servers, log) for number, token in enumerate(tokens)]
-    await asyncio.to_thread(servers.start)
+    clients, tokens = new_clients(store, servers, log)
+    watcher = create_key(store, "watcher", KeyPolicy(scopes={"metrics"}), actor="bench")[1]
     flat = await steady_load(clients, servers, arguments.minutes)
     await asyncio.sleep(1)
-    idle = await stats(admin, servers)
-    steady = Counter(sent.end for sent in log)
-    steady_requests = len(log)
-    print("steady", dict(steady), flat, idle, flush=True)
-
-    await kill_often(clients, servers, arguments.kills, draw)
-    print("kills", dict(Counter(sent.end for sent in log[steady_requests:])), flush=True)
-    stalled: list[Sent] = []
-    await asyncio.to_thread(stalled_readers, tokens[:8], servers, stalled)
-    print("stalled", [sent.tokens for sent in stalled], flush=True)
-    log += stalled
+    idle = await stats(watcher, servers)
+    ends = Counter(sent.end for sent in log)
+    print(dict(ends), flat, idle, flush=True)
 
     need = await worst_case(tokens[0], servers)
-    outcomes: Counter[str] = Counter()
     exact = 0
     for number in range(arguments.rounds):
         policy = KeyPolicy(budgets=(TokenBudget(unit="tokens", period="day", amount=2 * need - 1),))
         token = create_key(store, f"race {number}", policy, actor="bench")[1]
-        outcome = await race(token, servers, f"race-{number}")
-        exact += outcome == {"200": 1, "429": 99}
-        outcomes += outcome
-    print("race", dict(outcomes), flush=True)
+        exact += await race(token, servers, f"race-{number}") == {"200": 1, "429": 99}
     await asyncio.to_thread(servers.stop)
     counts = compare(store, log)
-    print(dict(counts), flush=True)
-
-    faults = (
-        "left_open", "delivered_twice", "finished_unequal", "finished_less_than_received", "hung_up_billed_less",
-        "cut_billed_less", "cut_billed_over_a_chunk_more", "wrong_money", "sums_unequal", "reserved_left",
-    )  # fmt: skip
-    bad_ends = steady_requests - steady["done"] - steady["hung up"]
-    growth = {name: last / first - 1 for name, (first, last) in flat.items()}
-    values = {
-        "requests": Value(counts["requests"], "requests"),
-        "steady_requests": Value(steady_requests, "requests"),
-        "steady_errors": zero(bad_ends, "requests"),
+    growth = {f"{name}_growth": Value(last / first - 1, "1") for name, (first, last) in flat.items()}
+    return {
+        "requests": Value(len(log), "requests"),
         "tokens": Value(counts["tokens"], "tokens"),
-        "kills": Value(arguments.kills, "kills"),
-        "cut": Value(counts["cut"], "requests"),
-        "repeated": Value(counts["repeated"], "requests"),
-        **{name: zero(counts[name], "faults") for name in faults},
         "hung_up": Value(counts["hung_up"], "requests"),
         "hung_up_tokens_more": Value(
             counts["hung_up_tokens_more"] / max(counts["hung_up"], 1), "tokens per request"
         ),
+        "failed": zero(len(log) - ends["done"] - ends["hung up"], "requests"),
+        "active_when_idle": zero(int(idle["active"] + idle["waiting"]), "requests"),
+        "pages_when_idle": zero(int(idle["used_pages"]), "pages"),
+        **growth,
         "races": Value(arguments.rounds, "rounds"),
         "races_with_one_winner": Value(
             exact, "rounds", bar=f"= {arguments.rounds}", passed=exact == arguments.rounds
         ),
-        **{f"{name}_growth": Value(value, "1") for name, value in growth.items()},
-        "active_when_idle": zero(int(idle["active"] + idle["waiting"]), "requests"),
+        **faults(counts),
     }
-    return values
+
+
+async def kill(arguments: argparse.Namespace, store: Store, servers: TinyServers) -> dict[str, Value]:
+    """Kill the server while the clients run, and once more while clients do not read."""
+    log: list[Sent] = []
+    clients, tokens = new_clients(store, servers, log)
+    await kill_often(clients, servers, arguments.kills, random.Random(arguments.seed))
+    print(dict(Counter(sent.end for sent in log)), flush=True)
+    stalled: list[Sent] = []
+    await asyncio.to_thread(stalled_readers, tokens[:8], servers, stalled)
+    print("tokens of stalled readers:", [sent.tokens for sent in stalled], flush=True)
+    log += stalled
+    await asyncio.to_thread(servers.stop)
+    counts = compare(store, log)
+    return {
+        "kills": Value(arguments.kills + 1, "kills"),
+        "requests": Value(counts["requests"], "requests"),
+        "cut": Value(counts["cut"], "requests"),
+        "cut_while_streaming": Value(counts["cut_while_streaming"], "requests"),
+        "stalled_readers": Value(len(stalled), "requests"),
+        "repeated": Value(counts["repeated"], "requests"),
+        "tokens": Value(counts["tokens"], "tokens"),
+        **faults(counts),
+    }
+
+
+def new_clients(store: Store, servers: TinyServers, log: list[Sent]) -> tuple[list[Client], list[str]]:
+    """Make a key for each client, and start the server."""
+    tokens = [create_key(store, f"client {n}", KeyPolicy(), actor="bench")[1] for n in range(CLIENTS)]
+    servers.start()
+    return [Client(number, token, servers, log) for number, token in enumerate(tokens)], tokens
+
+
+def faults(counts: Counter[str]) -> dict[str, Value]:
+    """Return the faults that `compare` found, none of which may be."""
+    names = (
+        "left_open", "delivered_twice", "finished_unequal", "finished_less_than_received", "hung_up_billed_less",
+        "cut_billed_less", "cut_billed_over_a_chunk_more", "wrong_money", "sums_unequal", "reserved_left",
+    )  # fmt: skip
+    return {name: zero(counts[name], "faults") for name in names}
 
 
 def zero(count: int, unit: str) -> Value:
@@ -396,9 +412,10 @@ def zero(count: int, unit: str) -> Value:
 
 def main() -> None:
     parser = bench_parser(__doc__)
-    parser.add_argument("--minutes", type=float, default=10, help="length of the steady load")
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("part", choices=("load", "kill"))
+    parser.add_argument("--minutes", type=float, default=10, help="length of the load")
     parser.add_argument("--rounds", type=int, default=100, help="races of 100 requests for a budget of one")
+    parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -407,12 +424,16 @@ def main() -> None:
         set_price(store, "tiny", PRICE, "EUR", "bench")
         servers = TinyServers(place)
         try:
-            values = asyncio.run(run(arguments, store, servers))
+            values = asyncio.run((load if arguments.part == "load" else kill)(arguments, store, servers))
         finally:
             servers.close()
             store.close()
-    what = "64 streaming clients, kills and races against herd serve: the ledger compared with what clients received"
-    save_receipt("serve-ledger", commit=arguments.commit, what=what, values=values, seed=arguments.seed)
+    what = {
+        "load": "64 streaming clients with keys, and races for a budget of one: the ledger and what clients received",
+        "kill": "herd serve killed under 64 streaming clients: the ledger and what clients received",
+    }[arguments.part]
+    name = f"serve-ledger-{arguments.part}"
+    save_receipt(name, commit=arguments.commit, what=what, values=values, seed=arguments.seed)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = 1024
+CACHE_BYTES = 24_000_000
+"""Enough for 64 answers, and so little that cached prompts are evicted all the time."""
 SAMPLE = ["the quick brown fox jumps over the lazy dog and then sleeps for a long while 0123456789.\n"] * 3
 
 
@@ -130,7 +132,7 @@ def _serve(model, tokenizer, store: Path, max_batch: int, ready: int) -> None:
 
     settings = ServeSettings(drain_seconds=2)
     opened = Store(store)
-    with EngineLoop(Engine(model, tokenizer, max_batch=max_batch)) as loop:
+    with EngineLoop(Engine(model, tokenizer, max_batch=max_batch, cache_bytes=CACHE_BYTES)) as loop:
         served = ServedModel("tiny", loop, tokenizer, CONTEXT, created=int(time.time()))
         HerdServer(create_app(served, opened, settings), settings, 0, tell).run([_listener()])
     opened.close()
