@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fastapi import Depends, FastAPI
@@ -255,3 +257,12 @@ def test_whoever_watches_a_key_is_told_once_it_has_ended(store, authenticator):
     revoke_key(store, "revoked", "test")
     revoke_key(store, "left", "test")
     wait_for(lambda: set(ended) == {"revoked", "expired"})
+
+
+def test_the_page_on_security_names_tests_that_exist():
+    root = Path(__file__).parents[2]
+    names = set(
+        re.findall(r"`(serve/test_\w+\.py)`", (root / "docs" / "security.md").read_text(encoding="utf-8"))
+    )
+    assert len(names) > 5
+    assert [name for name in names if not (root / "tests" / name).exists()] == []

@@ -23,7 +23,7 @@ from herd.errors import EngineError
 from herd.serve.app import create_app
 from herd.serve.auth import all_routes, refuse_unscoped, scope_of
 from herd.serve.chat import ServedModel
-from herd.serve.keys import SCOPES, KeyPolicy, TokenBudget, create_key, revoke_key, rotate_key
+from herd.serve.keys import SCOPES, KeyPolicy, TokenBudget, create_key, find_key, revoke_key, rotate_key
 from herd.serve.prices import TokenPrice, set_price
 from herd.serve.settings import ServeSettings
 from herd.serve.store import now_ms
@@ -301,6 +301,28 @@ def test_a_client_that_leaves_is_billed_for_what_it_got(store, tokenizer):
         again = httpx.post(url + CHAT, json=BODY, headers=alice | {"x-try": "2"}, timeout=30)
         assert again.status_code == 200
     assert totals(store)[5:] == (0, 0)
+
+
+def test_cached_prompts_are_shared_within_a_group_and_with_nobody_else(store, served):
+    team = [user(store, name, cache_group="team") for name in ("a", "b")]
+    alone, other = user(store, "alone"), user(store, "other", cache_group="others")
+    info = find_key(store, "alone")
+    thief = user(store, "thief", cache_group=info.id)  # names a group as the other key's own
+    words = " ".join(f"word{number}" for number in range(60))
+    body = {"messages": [{"role": "user", "content": words}], "max_tokens": 1}
+    with TestClient(create_app(served, store, SETTINGS), base_url="http://127.0.0.1") as client:
+
+        def cached(headers) -> int:
+            usage = client.post(CHAT, json=body, headers=headers).json()["usage"]
+            return usage["prompt_tokens_details"]["cached_tokens"]
+
+        assert cached(team[0]) == 0
+        assert cached(team[1]) > 64
+        assert cached(alone) == 0
+        assert cached(alone) > 64
+        assert cached(other) == 0
+        assert cached(thief) == 0
+    assert sorted(row.cached_tokens > 64 for row in rows_of(store) if row.key_id == info.id) == [False, True]
 
 
 def test_metrics_and_stats_need_their_scope_and_count(store, client):
