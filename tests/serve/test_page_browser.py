@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from conftest import running
+from herd.serve.keys import KeyPolicy, create_key
+from herd.serve.prices import TokenPrice, format_money, set_price
+from herd.serve.usage import read_usage
+
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "bench"))
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -335,24 +340,22 @@ def test_an_export_imported_into_another_browser_is_the_same(chat, open_page, tm
     assert texts(other, ".siblings") == ["2/2"]
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda chats: "[",
-        lambda chats: {"format": "other"},
-        lambda chats: {
-            "format": "herd-chats",
-            "chats": [{"id": "a", "messages": [{"id": "m", "parent": "m", "role": "user"}]}],
-        },
-        lambda chats: {"format": "herd-chats", "chats": [{"messages": []}]},
-    ],
-)
-def test_a_damaged_file_is_not_imported(chat, open_page, tmp_path, damage):
-    file = tmp_path / "chats.json"
-    file.write_text(json.dumps(damage(None)))
+def test_a_damaged_file_is_not_imported(chat, open_page, tmp_path):
+    circle = {"id": "m", "parent": "m", "role": "user"}
     page = open_page(chat.url)
-    page.set_input_files("#import", file)
-    expect(page.locator("#toast")).to_contain_text("damaged")
+    for number, damaged in enumerate(
+        [
+            "[",
+            {"format": "other"},
+            {"format": "herd-chats", "chats": [{"id": "a", "messages": [circle]}]},
+            {"format": "herd-chats", "chats": [{"messages": []}]},
+        ]
+    ):
+        file = tmp_path / f"chats{number}.json"
+        file.write_text(json.dumps(damaged))
+        page.evaluate("() => (document.getElementById('toast').firstElementChild.textContent = '')")
+        page.set_input_files("#import", file)
+        expect(page.locator("#toast")).to_contain_text("damaged")
     assert stored(page) == [[], []]
 
 
@@ -387,23 +390,22 @@ def test_a_server_with_keys_asks_for_one_and_keeps_it_as_long_as_wanted(chat, op
     ]
 
 
-@pytest.mark.parametrize(
-    ("status", "code", "says"),
-    [
+def test_an_error_says_what_to_do(chat, open_page):
+    page = open_page(chat.url)
+    for status, code, says in [
         (400, "context_length_exceeded", "Leave out the oldest messages"),
         (429, "insufficient_quota", "higher budget"),
         (429, "rate_limit_exceeded", "asks to wait 7 s"),
         (503, "overloaded", "busy"),
         (403, "permission_denied", "Sign in"),
-    ],
-)
-def test_an_error_says_what_to_do(chat, open_page, status, code, says):
-    error = {"message": "no, and here is why", "code": code}
-    chat.script = lambda body: [{"status": status, "error": error, "headers": {"retry-after": "7"}}]
-    page = open_page(chat.url)
-    ask(page, "hi")
-    expect(page.locator("#thread .problem")).to_contain_text("no, and here is why")
-    expect(page.locator("#thread .problem")).to_contain_text(says)
+        (500, "other", "the server's log"),
+    ]:
+        error = {"message": f"no, because of {code}", "code": code}
+        answer = {"status": status, "error": error, "headers": {"retry-after": "7"}}
+        chat.script = lambda body, answer=answer: [answer]
+        ask(page, "hi")
+        expect(page.locator("#thread .problem").last).to_contain_text(error["message"])
+        expect(page.locator("#thread .problem").last).to_contain_text(says)
 
 
 def test_an_error_within_an_answer_keeps_what_was_written(chat, open_page):
@@ -530,10 +532,9 @@ def test_a_hundred_payloads_run_nowhere(chat, open_page, tmp_path):
     expect(page.locator(".chat")).to_have_count(len(PAYLOADS))
     page.evaluate("() => (location.hash = '#c0')")
     page.wait_for_selector(".turn")
-    for count in range(15, len(PAYLOADS), 15):
-        page.wait_for_selector(f".turn >> nth={count - 1}", state="attached")
-        if page.locator(".earlier").count():
-            page.locator(".earlier").dispatch_event("click")
+    while (count := page.locator(".turn").count()) < len(PAYLOADS):
+        page.locator(".earlier").dispatch_event("click")
+        page.wait_for_selector(f".turn >> nth={count}", state="attached")
     expect(page.locator(".turn")).to_have_count(len(PAYLOADS))
     assert page.evaluate(SUSPICIOUS) == []
     page.evaluate("() => document.querySelectorAll('details').forEach((node) => (node.open = true))")
@@ -623,3 +624,21 @@ def test_the_real_server_answers_the_page(url, open_page):
     assert re.search(r"8 tokens · prompt \d+", page.locator(".stats").inner_text())
     page.click("#models [data-do=card]")
     expect(page.locator("#card")).to_contain_text("2,048 tokens")
+
+
+def test_a_key_signs_in_and_the_cost_of_an_answer_is_what_the_ledger_bills(served, store, open_page):
+    _, token = create_key(store, "reader", KeyPolicy(), actor="test")
+    set_price(store, "tiny", TokenPrice(100_000, 50_000, 900_000), "EUR", "test")
+    with running(served, store=store) as url:
+        page = open_page(url)
+        page.fill("#key", token)
+        page.press("#key", "Enter")
+        expect(page.locator("#models")).to_contain_text("tiny")
+        page.click("main > header [data-do=settings]")
+        page.fill("[name=max_tokens]", "6")
+        ask(page, "six times seven")
+        stats = page.locator(".stats").inner_text()
+    (usage,) = read_usage(store)
+    assert usage.completion_tokens == 6
+    assert usage.money > 0
+    assert stats.endswith(f"· 6 tokens · prompt {usage.prompt_tokens} · {format_money(usage.money)} EUR")

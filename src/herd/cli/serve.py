@@ -172,7 +172,14 @@ def _open(
     )
     name = model.lineage.name if model.lineage else model_name(source.path)
     config = source.config
-    facts = {"n_params": config.n_params, "n_ctx_train": config.max_context, "n_embd": config.dim}
+    facts: dict[str, Any] = {
+        "n_params": config.n_params,
+        "n_ctx_train": config.max_context,
+        "n_embd": config.dim,
+    }
+    if model.lineage is not None:  # for the card on the chat page
+        shown = {"stage", "licence", "parents", "evals", "created_by", "weights_hash"}
+        facts |= model.lineage.model_dump(include=shown, exclude_none=True)
     return ServedModel(
         name,
         EngineLoop(engine, queue, keep_cache),

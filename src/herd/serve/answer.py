@@ -12,7 +12,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..engine.request import Delta, TokenLogprob
 from ..text.toolcall import Call, Content, Event, Malformed, Reasoning
@@ -215,6 +215,12 @@ class LiveAnswer:
         for generation in self._flat:
             if not generation.done:
                 generation.cancel()
+
+    @property
+    def remarks(self) -> dict[str, Any]:
+        """What Herd tells clients beside the answer: warnings, and its cost if the model has a price."""
+        remarks = {"warnings": self.warnings, "cost": self._reservation.cost(self._delivered, self._cached)}
+        return {name: value for name, value in remarks.items() if value}
 
     def close(self) -> None:
         """Cancel what is still generated, and settle the bill. Later calls do nothing."""

@@ -33,7 +33,7 @@ from .auth import Principal
 from .counters import SUFFIX, CounterFile, counters_of_dead, pack, unpack
 from .errors import BudgetExceeded, DuplicateRequest, RateLimited, StoreError, TooManyConcurrent, Unauthorized
 from .keys import KeyInfo, TokenBudget, key_by_id
-from .prices import FREE, TokenPrice, format_money, price_of
+from .prices import FREE, TokenPrice, format_money, price_of, read_currency
 from .statements import (
     COUNT_OPEN,
     FORGET_REQUEST,
@@ -77,8 +77,9 @@ class Reservation:
         prompt_tokens: int,
         price: TokenPrice,
         close: Callable[[int, Status], None],
+        currency: str | None = None,
     ) -> None:
-        self._words, self._slot, self._close = words, slot, close
+        self._words, self._slot, self._close, self._currency = words, slot, close, currency
         self._prompt_tokens, self._price = prompt_tokens, price
         self._bill: Bill | None = None
 
@@ -92,6 +93,13 @@ class Reservation:
         """Return the bill for so many tokens, e.g. to show its money in an answer."""
         money = self._price.cost(self._prompt_tokens, cached_tokens, completion_tokens)
         return Bill(self._prompt_tokens, cached_tokens, completion_tokens, money)
+
+    def cost(self, completion_tokens: int, cached_tokens: int = 0) -> dict[str, str] | None:
+        """Return the money for so many tokens as clients are shown it. None: the model has no price."""
+        if self._currency is None:
+            return None
+        money = self.bill(completion_tokens, cached_tokens).money
+        return {"amount": format_money(money), "currency": self._currency}
 
     def settle(self, completion_tokens: int, cached_tokens: int = 0, status: Status = "completed") -> Bill:
         """End the request and return its bill, which is empty if nothing was advanced. A second call does nothing.
@@ -175,6 +183,7 @@ class Ledger:
                 price = self._admit(
                     connection, request, model, endpoint, prompt_tokens, max_completion_tokens
                 )
+                currency = None if price is FREE else read_currency(connection)
         except StoreError:  # perhaps the commit succeeded and only its answer was lost
             with self._lock:
                 self._unsettled.append((request, 0, "failed"))
@@ -188,6 +197,7 @@ class Ledger:
             prompt_tokens,
             price,
             lambda word, status: self._end(request, word, status),
+            currency,
         )
 
     def recover(self) -> int:

@@ -157,8 +157,9 @@ class ChatWriter(AnswerWriter):
         more: dict[str, Any] = {}
         if self._includes_usage:
             more = {"usage": openai_usage(answer.usage), "timings": answer.usage.timings}
-        if answer.warnings:
-            more["herd"] = {"warnings": answer.warnings}
+        remarks = answer.remarks
+        if answer.warnings or (remarks and self._includes_usage):
+            more["herd"] = remarks
         last = sse_data(self._head | {"choices": []} | more) if more else b""
         return last + DONE
 
@@ -171,7 +172,7 @@ class ChatWriter(AnswerWriter):
         body = self._frame(answer, "chat.completion")
         body["choices"] = [self._choice(choice, answer) for choice in choices]
         body |= {"usage": openai_usage(answer.usage), "timings": answer.usage.timings}
-        return body | ({"herd": {"warnings": answer.warnings}} if answer.warnings else {})
+        return body | ({"herd": answer.remarks} if answer.remarks else {})
 
     def _choice(self, choice: Choice, answer: LiveAnswer) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": choice.text}

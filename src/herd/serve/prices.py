@@ -78,17 +78,23 @@ def choose_currency(connection: sql.Connection, currency: str) -> None:
     """Make ``currency`` the store's one currency, or raise ConfigError if it has another one."""
     if not re.fullmatch("[A-Z]{3}", currency):
         raise ConfigError(f"currency {currency!r}: use its three letters, e.g. EUR")
-    present = connection.execute(sql.select(meta.c.currency)).scalar_one()
+    present = read_currency(connection)
     if present not in (None, currency):
         raise ConfigError(f"currency {currency}: this store counts in {present}; use one currency in a store")
     connection.execute(meta.update().values(currency=currency))
+
+
+def read_currency(connection: sql.Connection) -> str | None:
+    """Return the currency of the store, or None if none was chosen."""
+    currency: str | None = connection.execute(sql.select(meta.c.currency)).scalar_one()
+    return currency
 
 
 def read_prices(store: Store) -> tuple[dict[str, TokenPrice], str | None]:
     """Return the price of every model that has one, and the currency."""
     with store.read() as connection:
         rows = connection.execute(sql.select(prices).order_by(prices.c.model)).all()
-        currency = connection.execute(sql.select(meta.c.currency)).scalar_one()
+        currency = read_currency(connection)
     return {row.model: TokenPrice(row.prompt, row.cached, row.completion) for row in rows}, currency
 
 

@@ -42,7 +42,8 @@ function submit() {
   pinned = true;
   const files = state.files.map(({ name, text: content }) => ({ name, text: content }));
   draft.value = "";
-  set({ files: [] });
+  // Turns far above the end are not drawn any more
+  set({ files: [], drawn: undefined });
   grow();
   send(text, files);
 }
@@ -243,6 +244,7 @@ show("title", () => {
   document.title = chat?.title ? `${chat.title} · Herd` : "Herd";
   if (document.activeElement !== $("title")) $("title").value = chat?.title ?? "";
   $("title").disabled = !chat?.updated;
+  $("thread").classList.toggle("wide", state.messages.some(({ lane }) => lane));
   $("stop").hidden = !anyOpen();
   $("send").hidden = anyOpen();
   return null;

@@ -6,7 +6,7 @@ import { slotOf } from "./tree.js";
 import { Component, html } from "./vendor/preact.js";
 
 // Turns that are drawn at once; earlier ones follow when the user scrolls up
-const STEP = 15;
+const STEP = 5;
 
 export function Thread() {
   const { chat } = state;
