@@ -10,7 +10,12 @@ row that was interrupted continues, and targets are labelled once. Minutes are f
     student85    25   FFN 1,216 of 1,536 neurons (84 % of the parameters without the embedding), 0.25 M tokens:
                       KL, accuracy and bits per byte against the teacher
     curve       100   the same student after 0, 0.1, 0.25, 0.5 and 1.3 M tokens
+    rates        25   the same student after 50,000 tokens at four learning rates
     race        120   six shapes of 95 M parameters after 0.25 M tokens each, and controls of the best
+    student75   240   101 M parameters after 1.3 M tokens: pruned + KD, pruned + text alone, random + KD
+    student70m  150   70 M parameters after 1.3 M tokens: HellaSwag, PIQA and ARC easy, against a published model of
+                      69 M parameters that was trained from scratch on 30.6 B tokens
+    text        180   0.25 M tokens of prose, of what the teacher writes, and of both
     sampled      60   the student after 0.1 M tokens with 50 draws, the teacher's whole distribution, or text alone
     planted      10   a learning rate 30 times too high must be flagged
     memory       90   students for 150 MB with a cache of 8,192 tokens, against the best chosen by parameters alone
@@ -26,6 +31,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +43,7 @@ from herd import checkpoint
 from herd.distill.arms import Arm, Workshop
 from herd.distill.cells import Cells, ShrinkSettings
 from herd.distill.measure import Quality, difference
+from herd.distill.shapes import Budget, plan_shapes
 from herd.distill.shrink import Shrinker, rank_correlation
 from herd.evals.rival import find_python
 from herd.files import write_atomically
@@ -52,7 +59,8 @@ NAMES = ("bits_per_byte", "kl", "accuracy", "accuracy_kept", "same_choice")
 
 def main() -> None:
     rows: dict[str, Callable[[argparse.Namespace], None]] = {
-        "vocab": vocab_row, "student85": student85_row, "curve": curve_row, "race": race_row, "sampled": sampled_row,
+        "vocab": vocab_row, "student85": student85_row, "curve": curve_row, "rates": rates_row, "race": race_row,
+        "student75": student75_row, "student70m": student70m_row, "text": text_row, "sampled": sampled_row,
         "planted": planted_row, "memory": memory_row, "loss": loss_row,
     }  # fmt: skip
     parser = bench_parser(__doc__)
@@ -291,6 +299,93 @@ def curve_row(args: argparse.Namespace) -> None:
             (found.summary()["kl"]["value"] or 0.0) / before, "fraction"
         )
     receipt(args, f"recovery of FFN {arm.config.ffn_dim} against tokens", values)
+
+
+def rates_row(args: argparse.Namespace) -> None:
+    shop = workshop(args)
+    arm, tokens = student85_arm(shop), 4_096 if args.limit else args.tokens or 50_000
+    shop.rates(arm.config)
+    values = valued("untrained", quality(shop.start(arm)))
+    for lr in (5e-5, 1.7e-4, 3e-4, 6e-4):
+        found = quality(shop.trained(replace(arm, name=f"{arm.name}-lr{lr:g}", lr=lr), tokens, on_step))
+        values |= valued(f"lr {lr:g}", found)
+    receipt(args, f"FFN {arm.config.ffn_dim} after {tokens:,} tokens by learning rate", values)
+
+
+def planned_arm(shop: Workshop, params: float) -> Arm:
+    """Return the most promising shape of a number of parameters with the teacher's vocabulary."""
+    shape = plan_shapes(shop.config, Budget("params", params), [shop.config.vocab_size], 1)[0]
+    return Arm(shape.label(shop.config), shape.config)
+
+
+def student75_row(args: argparse.Namespace) -> None:
+    shop = workshop(args)
+    arm, tokens = planned_arm(shop, 101.5e6), 4_096 if args.limit else args.tokens or 1_300_000
+    shop.rates(arm.config)
+    teacher = shop.teacher_quality(shop.config.vocab_size)
+    arms = {
+        "pruned + KD": arm,
+        "pruned + text alone": replace(arm, name=f"{arm.name}-text", distilled=False),
+        "random + KD": replace(arm, name=f"{arm.name}-random", start="scratch"),
+    }
+    values = valued("teacher", teacher) | valued("untrained", quality(shop.start(arm)))
+    found = {name: quality(shop.trained(one, tokens, on_step, tokens)) for name, one in arms.items()}
+    for name, one in found.items():
+        values |= valued(name, one) | relative(f"{name}: bits per byte above the teacher's", one, teacher)
+    for name in list(found)[1:]:
+        gap = difference(found["pruned + KD"], found[name])
+        values[f"pruned + KD minus {name}"] = Value(
+            gap["value"] or 0.0, "bits/byte", gap["lo"], gap["hi"],
+            bar="interval below 0", passed=(gap["hi"] or 0.0) < 0,
+        )  # fmt: skip
+    receipt(args, f"{arm.name}, {arm.config.n_params:,} parameters, {tokens:,} tokens", values)
+
+
+PUBLISHED_69M = {"hellaswag": ("acc_norm", 0.261), "piqa": ("acc_norm", 0.548), "arc_easy": ("acc", 0.330)}
+"""codelion/SmolLM2-70M, trained from scratch on 30.6 B tokens: lm-eval zero-shot, its model card."""
+
+
+def student70m_row(args: argparse.Namespace) -> None:
+    from herd.cli.eval_model import open_local
+    from herd.evals.harness import evaluate
+    from herd.evals.score import Score
+    from herd.evals.tasks import Data, make_task
+
+    shop = workshop(args)
+    arm, tokens = planned_arm(shop, 70e6), 4_096 if args.limit else args.tokens or 1_300_000
+    shop.rates(arm.config)
+    record = shop.trained(arm, tokens, on_step)
+    values = valued("untrained", quality(shop.start(arm))) | valued("trained", quality(record))
+    model = open_local(str(shop.cells.folder / record["model"]), "base")
+    tasks = [make_task(name, 0, "base") for name in PUBLISHED_69M]
+    out = shop.cells.folder / f"scores-{arm.name}-{tokens}"
+    for row in evaluate(model, tasks, Data(DATA), out, limit=20 if args.limit else None).tasks:
+        metric, bar = PUBLISHED_69M[row.task]
+        for score in (Score(**one) for one in row.scores):
+            beaten = (
+                {"bar": f"interval above {bar:g}", "passed": (score.lo or 0.0) > bar}
+                if score.name == metric
+                else {}
+            )
+            values[f"{row.task}, {score.name}"] = Value(score.value, "fraction", score.lo, score.hi, **beaten)  # type: ignore[arg-type]
+    receipt(
+        args, f"{arm.name}, {arm.config.n_params:,} parameters, {tokens:,} tokens", values,
+        notes="The teacher was trained on 2.1 T tokens; the published model of 69 M parameters on 30.6 B.",
+    )  # fmt: skip
+
+
+def text_row(args: argparse.Namespace) -> None:
+    """Equal tokens of three kinds of text; all are measured on the same held-out texts."""
+    values: dict[str, Value] = {}
+    tokens = 4_096 if args.limit else args.tokens or 250_000
+    kinds: dict[str, dict[str, Any]] = {"prose": {}, "self-written": {"text": (), "dialogs": ()}, "both": {}}
+    for name, changes in kinds.items():
+        own = {} if name == "prose" else {"own_text": True}
+        shop = workshop(args, f"text-{name}", tokens=tokens, race_tokens=0, **changes, **own)
+        arm = student85_arm(shop)
+        shop.rates(arm.config)
+        values |= valued(name, quality(shop.trained(arm, tokens, on_step)))
+    receipt(args, f"FFN 1,216 after {tokens:,} tokens by text", values)
 
 
 def race_row(args: argparse.Namespace) -> None:

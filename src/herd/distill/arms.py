@@ -51,13 +51,14 @@ class Arm:
     """A student of the race: its shape, and how its first weights are made.
 
     ``start`` is "pruned", or a control: "random mask", "uniform depth" or "scratch" (random weights).
-    ``distilled`` False: it is trained on the text alone.
+    ``distilled`` False: it is trained on the text alone. ``lr`` None: the run's learning rate.
     """
 
     name: str
     config: ModelConfig
     start: str = "pruned"
     distilled: bool = True
+    lr: float | None = None
 
 
 class Workshop:
@@ -369,7 +370,7 @@ class Workshop:
             "objective": {"kind": "sampled_distil", "kl_weight": s.kl_weight}
             if arm.distilled
             else {"kind": "lm"},
-            "optimizer": {"kind": "adamw", "lr": s.learning_rate(arm.config), "weight_decay": 0.0},
+            "optimizer": {"kind": "adamw", "lr": arm.lr or s.learning_rate(arm.config), "weight_decay": 0.0},
             "schedule": {
                 "kind": "cosine",
                 "min_lr_ratio": 0.1,
