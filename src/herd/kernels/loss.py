@@ -231,11 +231,17 @@ def _sampled_sums(
             slope_C1 = kl_weight * slope_CJ.sum(1, keepdim=True)
             if reverse:
                 logits_CV *= (1 - kl_weight - slope_C1).to(logits_CV.dtype)
-            logits_CV.scatter_add_(1, targets_C1, -slope_C1.to(logits_CV.dtype))
-            logits_CV.scatter_add_(1, ids_CJ, (kl_weight * slope_CJ).to(logits_CV.dtype))
+            _add_at(logits_CV, targets_C1, -slope_C1)
+            _add_at(logits_CV, ids_CJ, kl_weight * slope_CJ)
         grads.add(rows_C, hidden_PD, logits_PV)
         del logits_PV, logits_CV
     return kl_weight * kl + (1 - kl_weight) * ce, ce, kl, *grads.finish()
+
+
+def _add_at(to_CV: Tensor, ids_CJ: Tensor, values_CJ: Tensor) -> None:
+    """Add values to some words of every row in place. (`scatter_add_` takes 600 times as long on a CPU.)"""
+    rows_CJ = torch.arange(len(ids_CJ), device=ids_CJ.device)[:, None].expand_as(ids_CJ)
+    to_CV.index_put_((rows_CJ, ids_CJ), values_CJ.to(to_CV.dtype), accumulate=True)
 
 
 class _Gradients:
