@@ -331,6 +331,7 @@ def test_a_dry_run_trains_nothing(toy, tmp_path, capfd):
     (["--text", "T"], "give --to BUDGET"), (["--to", "params=1k", "--text", "T"], "shrink twice"),
     (["--to", "params=36k", "--text", "T", "--context", "4096"], "exceeds the teacher"),
     (["--to", "params=36k", "--text", "T", "--dtype", "int4"], "--dtype"),
+    (["--to", "params=36k", "--text", "T", "--gguf", "q77"], "q77"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(toy, tmp_path, capfd, words, message):
     words = [str(toy / "train.txt") if word == "T" else word for word in words]

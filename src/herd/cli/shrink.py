@@ -45,7 +45,7 @@ Compute = Annotated[
 HeldoutTokens = Annotated[int, typer.Option(min=100, help="Held-out tokens to measure on.")]
 Seed = Annotated[int, typer.Option(help="Seed of the order of the rows, the draws and the controls.")]
 Gguf = Annotated[
-    str | None, typer.Option(help="Also quantize the student: q8, q6k, q4k or q4; or f16 for a GGUF file.")
+    str | None, typer.Option(help="Also quantize the student (q8, q4, q4k, ...; see herd quantize), or f16.")
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/shrink-MODEL).")]
 

@@ -37,8 +37,8 @@ from .shapes import Budget, Shape, plan_shapes, predicted_harm, resident_nbytes
 
 EXPORTED_KL = 0.005
 """Most nats per token by which the exported folder may differ from the trained model: the rounding to bf16."""
-SCHEMES = ("q8", "q6k", "q4k", "q4")
-"""Formats that `herd quantize` writes, with a head of their own."""
+PLAIN = ("bf16", "f16", "f32")
+"""Formats that are not quantized."""
 CONTROLS = ("random mask", "uniform depth", "scratch")
 """How the first weights of controls are made. From scratch means text alone, and more of it: at equal FLOPs."""
 
@@ -83,6 +83,16 @@ class Shrinker:
         if s.context > teacher.max_context:
             raise ConfigError(f"context={s.context} exceeds the teacher's {teacher.max_context}")
         sizes = s.vocab or (teacher.vocab_size,)
+        shapes = self._shapes_of(sizes, target)
+        if s.gguf is not None and s.gguf not in PLAIN:
+            for shape in shapes:
+                scheme(s.gguf).plan(
+                    shape.config
+                )  # raises for an unknown format, and for rows that do not divide
+        return shapes
+
+    def _shapes_of(self, sizes: Sequence[int], target: Target | None) -> list[Shape]:
+        s, teacher = self.settings, self.shop.config
         if s.to is None:
             if len(sizes) != 1 or sizes[0] >= teacher.vocab_size:
                 raise ConfigError(
@@ -166,7 +176,7 @@ class Shrinker:
         source = self._trained_folder(winner, s.tokens)
         folder = self._export(winner, shape, load_model(source))
         format_name = s.gguf or shape.weights
-        if format_name in SCHEMES:
+        if format_name not in PLAIN:
             steps.append(self._quantized_step(winner, folder, format_name))
         elif s.gguf is not None:
             export_gguf(folder, self.folder / f"{self._name(winner)}-{format_name}.gguf", format_name)
@@ -201,7 +211,7 @@ class Shrinker:
 
     def _as_planned(self, shape: Shape, quality: Quality) -> Quality:
         """Return the quality of a raced shape in the format of weights that is planned for it."""
-        if shape.weights not in SCHEMES:
+        if shape.weights in PLAIN:
             return quality
         arm, tokens = self.arm(shape), self.settings.race_tokens
         folder = self.folder / "arms" / arm.name / f"{shape.weights}-{tokens}"
