@@ -4,7 +4,7 @@ Looking up is copying with a condition: of several values, the one behind the as
 steps, each of which has the name further before its value:
 
 - ``pairs``: key, value;
-- ``apart``: key, one to five constant tokens, value;
+- ``apart``: key, one to five constant tokens (mostly few), value;
 - ``names``: a name of two tokens, one to five constant tokens, and a value of several tokens. Names of a row
   share their tokens, so that both must be compared;
 - ``sentences``: the facts of needle tests in words (`herd.data.needle`), with training names and codes.
@@ -110,7 +110,7 @@ def random_facts(random: np.random.Generator, level: str, n_ids: int) -> list[Fa
     """Return facts of the levels below ``sentences``, of random tokens below ``n_ids``."""
     ids = random.permutation(n_ids)[: 2 * MAX_FACTS + MAX_APART].tolist()
     first, second, constants = ids[:MAX_FACTS], ids[MAX_FACTS : 2 * MAX_FACTS], ids[2 * MAX_FACTS :]
-    between = [] if level == "pairs" else constants[: int(random.integers(1, MAX_APART + 1))]
+    between = [] if level == "pairs" else constants[: draw_distance(random, MAX_APART)]
     if level != "names":
         names, values = [[key] for key in first], [[value] for value in second]
     else:

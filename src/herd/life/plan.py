@@ -35,6 +35,7 @@ class Phase(BaseModel):
     rows: int
     context: int
     lr: float
+    schedule: Literal["cosine", "constant"] = "cosine"  # constant: without the decay at the end
     mix: list[dict[str, Any]]
 
     @property

@@ -42,7 +42,10 @@ def recipe_content(
 ) -> dict[str, Any]:
     """Return the recipe of a phase as plain data."""
     plan, folder = data.plan, data.folder
-    decay = max(2, phase.steps // 4)
+    schedule: dict[str, Any] = {"kind": phase.schedule, "warmup_steps": max(1, phase.steps // 20)}
+    if phase.schedule == "cosine":
+        decay = max(2, phase.steps // 4)
+        schedule |= {"min_lr_ratio": 0.3, "decay_steps": decay, "average_every": max(1, decay // 10)}
     teaches = stage.objective == "distil"
     return {
         "name": "-".join(part for part in (plan.name, stage.name, phase.name) if part),
@@ -51,13 +54,7 @@ def recipe_content(
         "data": {"kind": "mix", "mix": sources(data, stage, phase)},
         "objective": {"kind": stage.objective} | ({"teacher": str(folder / "instruct")} if teaches else {}),
         "optimizer": {"kind": "adamw", "lr": phase.lr},
-        "schedule": {
-            "kind": "cosine",
-            "min_lr_ratio": 0.3,
-            "warmup_steps": max(1, phase.steps // 20),
-            "decay_steps": decay,
-            "average_every": max(1, decay // 10),
-        },
+        "schedule": schedule,
         "train": {
             "steps": phase.steps,
             "batch_size": phase.rows,

@@ -141,6 +141,4 @@ class RaiseRun:
             write_json(folder / "stage.json", record | extra)
             for state in folder.rglob("state"):
                 shutil.rmtree(state, ignore_errors=True)
-            for note in outcome.notes:
-                self.show.note(note)
             self.show.end(seconds)

@@ -89,7 +89,10 @@ def make_tokenizer(run: RaiseRun) -> Outcome:
     }
     density = bytes_per_token(corpus.splits["heldout"], tokenizer)
     extra = {"bytes_per_token": density, "vocab_size": tokenizer.vocab_size, "corpus": counts}
-    return Outcome(notes=[*corpus.notes, *data.notes_on_size(corpus.n_bytes)], extra=extra)
+    notes = data.notes_on_size(corpus.n_bytes)
+    for note in notes:
+        run.show.note(note)
+    return Outcome(notes=[*corpus.notes, *notes], extra=extra)
 
 
 def teacher(run: RaiseRun) -> Outcome:
@@ -124,9 +127,11 @@ def long(run: RaiseRun) -> Outcome:
         add_gate(run, outcome, f"needles {length}", found, NEEDLE_BAR)
         if not all(gate["passed"] for gate in outcome.gates):
             context = plan.teacher_config.max_context if kept < 0 else stage.phases[kept].context
-            outcome.notes.append(
+            note = (
                 f"A gate failed at {phase.context} tokens: later models have a context of {context} tokens."
             )
+            outcome.notes.append(note)
+            run.show.note(note)
             break
         kept = number
     return finish(run, stage, outcome, kept)
