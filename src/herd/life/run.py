@@ -26,13 +26,9 @@ from ..errors import DataError
 from ..files import write_json
 from ..machine import peak_memory, reset_peak_memory
 from ..report import receipt
-from ..train import metrics
 from .data import RunData
 from .plan import Plan
 from .show import Show
-
-EVAL = "eval/"
-"""Prefix of the names of evaluations in a log."""
 
 
 @dataclass
@@ -108,12 +104,6 @@ class RaiseRun:
     def record(self, stage: str) -> dict[str, Any]:
         """Return the ``stage.json`` of a stage that is done."""
         return json.loads((self.folder / "stages" / stage / "stage.json").read_text())
-
-    def last_evaluation(self, recipe_folder: Path) -> dict[str, float]:
-        """Return the last evaluation that a recipe's training logged."""
-        records = [record for record in metrics.read(recipe_folder) if any(EVAL in key for key in record)]
-        last = records[-1] if records else {}
-        return {key.removeprefix(EVAL): value for key, value in last.items() if key.startswith(EVAL)}
 
     def carry_out(self, stages: list[RaiseStage]) -> None:
         """Do the unfinished stages in order, and remove the training state of each."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from ..checkpoint import Lineage, checkpoint_hash, load_config, load_lineage, load_model, save_model
 from ..data.batch import Batch
+from ..data.copying import CopyStream
 from ..data.corpus import corpus_origin, load_corpus
 from ..data.dialogs import make_dialogs, training_texts
 from ..data.origin import bind
@@ -28,7 +29,7 @@ from ..evals.needle import needle
 from ..files import whole_folder
 from ..llama.config import ModelConfig
 from ..text import Tokenizer
-from ..train.heldout import heldout_loss
+from ..train.heldout import accuracy, heldout_loss
 from ..train.memory import MASTER, kept_nbytes, loss_nbytes
 from ..train.run import run_recipe
 from .data import bytes_per_token
@@ -37,8 +38,10 @@ from .plan import Phase, TrainingStage
 from .recipes import recipe_folder, write_recipe
 from .run import Outcome, RaiseRun
 
-NEEDLE_SEED = 424_242
-"""Seed of the gates' needles. The final evaluation uses other needles."""
+GATE_SEED = 424_242
+"""Seed of the gates' needles and rows. The final evaluation uses others."""
+COPY_ROWS = 64
+"""Fresh rows that the teacher's copying is measured on."""
 SHORT_LOSS_BAR = 1.05
 """Largest accepted ratio of the short-context losses after and before an extension of the context."""
 NEEDLE_BAR = 0.6
@@ -98,10 +101,10 @@ def make_tokenizer(run: RaiseRun) -> Outcome:
 def teacher(run: RaiseRun) -> Outcome:
     """Train the teacher from random weights. Its gate is copying on fresh rows."""
     stage, outcome = run.plan.stage("teacher"), Outcome()
-    scores = train_phases(run, stage, {"shape": shape_section(run.plan.teacher_config)}, outcome)
-    copied = scores.get("copy_accuracy")
-    if copied is not None:
-        add_gate(run, outcome, "copying of fresh passages", copied, COPY_BAR)
+    out = train_phases(run, stage, {"shape": shape_section(run.plan.teacher_config)}, outcome)
+    fresh = CopyStream(run.data.tokenizer.n_ordinary, run.plan.teacher_config.max_context, GATE_SEED)
+    copied = accuracy(load_model(out), first_rows(fresh, COPY_ROWS, 8))
+    add_gate(run, outcome, "copying of fresh passages", copied, COPY_BAR)
     return finish(run, stage, outcome)
 
 
@@ -123,7 +126,7 @@ def long(run: RaiseRun) -> Outcome:
         add_gate(run, outcome, f"short-context loss {length}", loss, before * SHORT_LOSS_BAR, lower=True)
         n = max(MIN_GATE_NEEDLES, plan.needle_items)
         tokenizer = run.data.tokenizer
-        found = needle(load_model(out), tokenizer, shards, [phase.context], n=n, seed=NEEDLE_SEED).value
+        found = needle(load_model(out), tokenizer, shards, [phase.context], n=n, seed=GATE_SEED).value
         add_gate(run, outcome, f"needles {length}", found, NEEDLE_BAR)
         if not all(gate["passed"] for gate in outcome.gates):
             context = plan.teacher_config.max_context if kept < 0 else stage.phases[kept].context
@@ -172,17 +175,15 @@ def control(run: RaiseRun) -> Outcome:
 # Small helpers of the stages --------------------------------------------------------------------------------
 
 
-def train_phases(
-    run: RaiseRun, stage: TrainingStage, model: dict[str, Any], outcome: Outcome
-) -> dict[str, float]:
+def train_phases(run: RaiseRun, stage: TrainingStage, model: dict[str, Any], outcome: Outcome) -> Path:
     """Train a stage's recipes one after another, the first from ``model`` (a recipe's section).
 
-    Adds their costs to ``outcome``. Returns the last evaluation.
+    Adds their costs to ``outcome``. Returns the last checkpoint folder.
     """
     for number in range(len(stage.phases)):
         out = train_phase(run, stage, number, model, outcome)
         model = {"start": str(out)}
-    return run.last_evaluation(recipe_folder(run.folder, stage, stage.phases[-1]))
+    return out
 
 
 def train_phase(
