@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from herd.data.needle import STYLES, WORDS, NeedleMaker, RetrievalStream, draw_codes, draw_names
+from herd.data.needle import STYLES, WORDS, NeedleMaker, RetrievalStream, draw_codes, draw_names, name_list
 from herd.data.shuffle import generator
 from herd.errors import DataError
 
@@ -53,11 +53,12 @@ def test_a_needle_has_its_length_and_its_fact_at_its_depth(
     assert np.array_equal(again.ids_N, needle.ids_N)
 
 
-def test_train_and_test_are_disjoint():
+def test_train_and_test_are_disjoint(byte_tokenizer):
     assert not {w for words in WORDS["train"] for w in words} & {w for words in WORDS["test"] for w in words}
     codes = {s: set(draw_codes(generator(0), s, 1500)) for s in WORDS}
     assert not codes["train"] & codes["test"]
-    assert len(set(draw_names(generator(1), "test", 100))) == 100
+    names = {s: name_list(byte_tokenizer, s) for s in WORDS}
+    assert len(set(draw_names(generator(1), names["test"], 100))) == 100
     for words in WORDS.values():
         assert all(len(set(of)) == len(of) for of in words)
 
@@ -110,6 +111,20 @@ def test_the_retrieval_stream_is_a_pure_function_of_the_position(maker):
         assert int((whole.targets_BT[row] >= 0).sum()) == sum(q.stop - q.start for q in questions)
     with pytest.raises(DataError, match="are too few for"):
         RetrievalStream(maker, 64, seed=0)
+
+
+def test_names_are_words_of_one_token_if_there_are_enough():
+    class Words:
+        n_ordinary = 400
+        start_ids = ()
+
+        def token_bytes(self, id: int) -> bytes:
+            return b" w" + "".join(chr(97 + (id // 26**k) % 26) for k in range(3)).encode()
+
+    split = {s: name_list(Words(), s) for s in WORDS}
+    assert not set(split["train"]) & set(split["test"])
+    assert len(split["train"]) + len(split["test"]) == 400
+    assert all(" " not in name for names in split.values() for name in names)
 
 
 def test_filler_may_be_an_array_or_a_function(byte_tokenizer):

@@ -4,14 +4,14 @@ Looking up is copying with a condition: of several values, the one behind the as
 steps, each of which has the name further before its value:
 
 - ``pairs``: key, value;
-- ``apart``: key, one to five constant tokens (mostly few), value;
-- ``names``: a name of two tokens, one to five constant tokens, and a value of several tokens. Names of a row
+- ``apart``: key, one or two constant tokens, value;
+- ``names``: a name of two tokens, one or two constant tokens, and a value of several tokens. Names of a row
   share their tokens, so that both must be compared;
 - ``sentences``: the facts of needle tests in words (`herd.data.needle`), with training names and codes.
 
-In a row, facts and questions alternate at random, and only the answers are trained. A question mostly asks
-for one of the latest facts, by a power law of distances. (Zoology, arXiv 2312.04927, trains recall with rows
-of this kind.)
+In a row, facts and questions alternate at random, and only the answers are trained. In half of the rows a
+question mostly asks for one of the latest facts, by a power law of distances, in the others for any of them.
+(Zoology, arXiv 2312.04927, trains recall with rows of this kind.)
 
 Shapes: B rows, T = context, S = T + 1.
 """
@@ -26,7 +26,7 @@ import numpy as np
 from ..errors import DataError
 from .batch import IGNORE, Batch
 from .copying import draw_alphabet
-from .needle import STYLES, TextTokenizer, draw_codes, draw_names
+from .needle import STYLES, TextTokenizer, draw_codes, draw_names, name_list
 from .shuffle import generator, mixed_key
 from .stream import as_batch, check_range
 
@@ -35,7 +35,7 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 """Kinds of rows, the easiest first."""
 MAX_FACTS = 12
 """Most facts of a row."""
-MAX_APART = 5
+MAX_APART = 2
 """Most constant tokens between a name and its value."""
 NEW_FACT = 0.4
 """Probability that the next item of a row is a new fact and not a question."""
@@ -68,6 +68,7 @@ class LookupStream:
             raise DataError(f"look-up rows: context={context} is too short for facts; give 32 or more")
         self.tokenizer, self.context, self.seed = tokenizer, context, seed
         self.levels = tuple(levels)
+        self.names = name_list(tokenizer, "train") if "sentences" in levels else []
         self.n_rows = 1 << 40  # every position is a row of its own
 
     def batch(self, position: int, count: int) -> Batch:
@@ -81,18 +82,19 @@ class LookupStream:
         random = generator(self.seed, mixed_key(self.seed, position), 6)
         level = self.levels[int(random.integers(len(self.levels)))]
         if level == "sentences":
-            facts = sentence_facts(random, self.tokenizer)
+            facts = sentence_facts(random, self.tokenizer, self.names)
         else:
             facts = random_facts(random, level, draw_alphabet(random, self.tokenizer.n_ordinary))
         ids: list[int] = []
         trained: list[bool] = []
-        known = 0
+        known, near = 0, random.random() < 0.5
         while len(ids) <= self.context:
             if known < 2 or (known < len(facts) and random.random() < NEW_FACT):
                 fact, asked = facts[known], False
                 known += 1
             else:
-                fact, asked = facts[known - draw_distance(random, known)], True
+                back = draw_distance(random, known) if near else int(random.integers(1, known + 1))
+                fact, asked = facts[known - back], True
             before = fact.question if asked else fact.statement
             ids += before + fact.value + fact.end
             trained += [False] * len(before) + [asked] * len(fact.value) + [False] * len(fact.end)
@@ -124,10 +126,10 @@ def random_facts(random: np.random.Generator, level: str, n_ids: int) -> list[Fa
     ]
 
 
-def sentence_facts(random: np.random.Generator, tokenizer: TextTokenizer) -> list[Fact]:
+def sentence_facts(random: np.random.Generator, tokenizer: TextTokenizer, names: Sequence[str]) -> list[Fact]:
     """Return facts of one style of `STYLES`, in words. A fact and its question end with a line break."""
     statement, question = STYLES[int(random.integers(len(STYLES)))]
-    names, codes = draw_names(random, "train", MAX_FACTS), draw_codes(random, "train", MAX_FACTS)
+    named, codes = draw_names(random, names, MAX_FACTS), draw_codes(random, "train", MAX_FACTS)
     before, _, after = statement.partition("{code}")
     return [
         Fact(
@@ -136,5 +138,5 @@ def sentence_facts(random: np.random.Generator, tokenizer: TextTokenizer) -> lis
             tokenizer.encode(f" {code}"),
             tokenizer.encode(after),
         )
-        for name, code in zip(names, codes, strict=True)
+        for name, code in zip(named, codes, strict=True)
     ]

@@ -1,7 +1,7 @@
 """Make needles: long real text with hidden facts and questions at its end, to train and test long contexts.
 
 A document is real text of the corpus with several short facts on lines of their own ("The secret code for
-amber falcon is 4821.") and a question at the end about one of them. A right answer shows that the model
+river is 4821.") and a question at the end about one of them. A right answer shows that the model
 looked across the whole distance: the code is nowhere else in the text, and because of the other facts it does
 not help to copy just any code. Llama 3 went to the next context length only when such tests were solved
 perfectly (paper, section 3.4.2).
@@ -18,11 +18,13 @@ Shapes: B rows, T = context, N tokens, V vocabulary, S = T + 1.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
+from zlib import crc32
 
 import numpy as np
 import yaml
@@ -37,10 +39,15 @@ _TEXTS: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read
 WORDS: dict[str, tuple[list[str], list[str]]] = {
     split: (words["first"].split(), words["second"].split()) for split, words in _TEXTS["names"].items()
 }
-"""(first words, second words) of names, by split. No word is in both splits."""
+"""(first words, second words) of two-word names, by split. No word is in both splits."""
+MIN_WORDS = 48
+"""Fewest one-token words of a split that make names. With fewer, names are two words of `WORDS`."""
+TEST_WORDS = 4
+"""One word in this many, by its hash, is a name of tests."""
 STYLES: list[tuple[str, str]] = [(style["fact"], style["question"]) for style in _TEXTS["styles"]]
 """(fact, question) sentences."""
 
+_WORD = re.compile(rb" [a-z]{3,}")
 FIRST_CODE = 1000
 """Smallest code. All codes have four digits."""
 LAST_CODE = 9999
@@ -117,6 +124,11 @@ class NeedleMaker:
         self.filler: Filler = filler if callable(filler) else filler_from(filler, tokenizer)
 
     @cached_property
+    def names(self) -> dict[str, list[str]]:
+        """Possible names by split."""
+        return {split: name_list(self.tokenizer, split) for split in WORDS}
+
+    @cached_property
     def line_end_V(self) -> np.ndarray:
         """Whether each ordinary token ends a line, (V,) bool. Facts are inserted after these tokens."""
         tokenizer = self.tokenizer
@@ -149,7 +161,8 @@ class NeedleMaker:
             )
         random = generator(seed, mixed_key(length, int(depth * 1e6)), int(split == "test"))
         style = int(random.integers(len(STYLES))) if style is None else style
-        names, codes = draw_names(random, split, n_facts), draw_codes(random, split, n_facts)
+        names = draw_names(random, self.names[split], n_facts)
+        codes = draw_codes(random, split, n_facts)
         fact, question = STYLES[style]
         encode = self.tokenizer.encode
         facts = [encode(fact.format(name=n, code=f" {c}")) for n, c in zip(names, codes, strict=True)]
@@ -256,13 +269,31 @@ def filler_from(source: Shards | Sequence[int] | np.ndarray, tokenizer: TextToke
     return window
 
 
-def draw_names(random: np.random.Generator, split: str, n: int) -> list[str]:
-    """Draw ``n`` different names of two words, e.g. "amber castle"."""
+def name_list(tokenizer: TextTokenizer, split: str) -> list[str]:
+    """Return the possible names of a split. No word is in names of both splits.
+
+    They are the words that are one token of the vocabulary, so that a small model can look for a name before
+    it can compare several tokens. A vocabulary with few such words gives names of two words.
+    """
+    tokens = (tokenizer.token_bytes(id_) for id_ in range(tokenizer.n_ordinary))
+    words = [token[1:].decode() for token in tokens if _WORD.fullmatch(token)]
+    own = [word for word in words if (crc32(word.encode()) % TEST_WORDS == 0) == (split == "test")]
+    if len(own) >= MIN_WORDS:
+        return own
+    return two_word_names(split)
+
+
+def two_word_names(split: str) -> list[str]:
+    """Return all names of two words of a split, e.g. "amber castle"."""
     first, second = WORDS[split]
-    if n > len(first) * len(second):
-        raise DataError(f"needle: {n} facts, there are only {len(first) * len(second)} names; hide fewer")
-    picks = random.choice(len(first) * len(second), size=n, replace=False)
-    return [f"{first[int(p) % len(first)]} {second[int(p) // len(first)]}" for p in picks]
+    return [f"{one} {other}" for one in first for other in second]
+
+
+def draw_names(random: np.random.Generator, names: Sequence[str], n: int) -> list[str]:
+    """Draw ``n`` different names."""
+    if n > len(names):
+        raise DataError(f"needle: {n} facts, there are only {len(names)} names; hide fewer")
+    return [names[int(pick)] for pick in random.choice(len(names), size=n, replace=False)]
 
 
 def draw_codes(random: np.random.Generator, split: str, n: int) -> list[str]:

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.needle import WORDS, draw_codes, draw_names
+from ..data.needle import WORDS, draw_codes, draw_names, two_word_names
 from ..data.shuffle import generator, mixed_key
 from ..errors import DataError
 
@@ -151,7 +151,10 @@ def _needles(asked: int, names: int, values: int) -> Make:
     """
 
     def make(maker: Maker, length: int, depth: float, random: Random) -> LongQuestion:
-        called, codes = draw_names(random, "test", names), draw_codes(random, "test", names * values)
+        called, codes = (
+            draw_names(random, two_word_names("test"), names),
+            draw_codes(random, "test", names * values),
+        )
         facts = [FACT.format(name=called[i // values], code=code) for i, code in enumerate(codes)]
         question, filler = _codes_asked(called[:asked], codes[: asked * values]), maker.filler(random)
         places = [depth, *sorted(random.random(len(facts) - 1).tolist())]
@@ -163,7 +166,7 @@ def _needles(asked: int, names: int, values: int) -> Make:
 def _distractors(maker: Maker, length: int, depth: float, random: Random) -> LongQuestion:
     """Fill the text with names and codes. Names have three words, so that there are enough of them."""
     first, second = WORDS["test"]
-    (code, *codes), [name] = draw_codes(random, "test", 1000), draw_names(random, "test", 1)
+    (code, *codes), [name] = draw_codes(random, "test", 1000), draw_names(random, two_word_names("test"), 1)
 
     def others() -> Iterator[str]:
         while True:
