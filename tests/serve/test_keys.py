@@ -270,6 +270,7 @@ def test_the_verb_from_creating_to_revoking(tmp_path, monkeypatch, capsys):
         (["create", "a", "--budget", "1 EUR/day", "--budget", "1 USD/day"], "one currency"),
         (["create", "a", "--expires", "soon"], "soon"),
         (["create", "a", "--expires", "2020-01-01"], "already have expired"),
+        (["create", "a", "--expires", "9999-12-31"], "9999-12-31"),
         (["create", "a", "--concurrent", "0"], "--concurrent"),
         (["create", "a", "--cache-group", "no spaces"], "cache_group"),
         (["revoke", "nobody"], "nobody"),

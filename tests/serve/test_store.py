@@ -7,12 +7,16 @@ import threading
 
 import pytest
 import sqlalchemy as sql
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateTable
+from sqlalchemy.sql import ClauseElement
 
 from herd.errors import ConfigError, StorageError
+from herd.serve import keys, statements
 from herd.serve.errors import StoreError
 from herd.serve.keys import KeyPolicy, create_key, list_keys
 from herd.serve.store import Store, _upgrade, audit_log, record
-from herd.serve.tables import meta
+from herd.serve.tables import meta, metadata
 
 
 def test_only_the_owner_can_read_the_store(store):
@@ -159,3 +163,26 @@ def test_a_full_disk_refuses_writes_and_loses_nothing(store):
     assert caught.value.status == 503
     sql.event.remove(store._engine, "begin", limit)
     assert list_keys(store)[0].name == "alice"
+
+
+def test_every_table_and_statement_exists_in_postgresql_too():
+    dialect = postgresql.dialect()
+    for table in metadata.sorted_tables:
+        assert "CREATE TABLE" in str(CreateTable(table).compile(dialect=dialect))
+    made = [
+        value
+        for module in (statements, keys)
+        for value in vars(module).values()
+        if isinstance(value, ClauseElement)
+    ]
+    texts = [
+        str(statement.compile(dialect=dialect))
+        for statement in made
+        if hasattr(statement, "get_execution_options")
+    ]
+    assert len(texts) >= 12
+    for locking in (
+        statements.LOCK_KEY,
+        keys._LOCKED_KEY,
+    ):  # SQLite needs no lock, as it has one writer at a time
+        assert str(locking.compile(dialect=dialect)).endswith("FOR UPDATE")

@@ -285,7 +285,7 @@ def _expiry(text: str | None) -> int | None:
     else:
         try:
             end = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC) + timedelta(days=1)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise ConfigError(
                 f"--expires {text}: write a day such as 2027-01-31 or a duration such as 90d"
             ) from None
