@@ -136,6 +136,10 @@ def _say(result: dict[str, Any]) -> None:
     matrices = result["formats"].get("matrices")
     if matrices:
         print("matrices: " + ", ".join(f"{count} in {name}" for name, count in matrices.items()))
+    if result["predicted_kl"] is not None:
+        print(
+            f"predicted for these formats: KL {result['predicted_kl']:.3g} nats per token on the calibration text"
+        )
     found = result["fidelity"]
     if found:
         kl, top1, ppl = found["kl"], found["top1"], found["ppl"]

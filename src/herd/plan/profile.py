@@ -24,14 +24,16 @@ from pydantic import TypeAdapter
 
 from ..files import write_json
 from ..machine import cache_folder
+from ..quant.formats import Q4_0, Q4_K, Q8_0
 from ..report import receipt
 from .machines import Machine
 from .roofline import NO_LINK, Device, Efficiency, EfficiencyCurve
 
 SCHEMA = 4
-SHORT_NAMES = {"Q8_0": "q8", "Q4_0": "q4", "Q4_K": "q4k"}
+_MEASURED = (Q8_0, Q4_0, Q4_K)
+SHORT_NAMES = {format.name: format.short for format in _MEASURED}
 """Names in a profile of the block formats that are measured."""
-BYTES = {"fp32": 4.0, "bf16": 2.0, "q8": 34 / 32, "q4k": 144 / 256, "q4": 18 / 32}
+BYTES = {"fp32": 4.0, "bf16": 2.0} | {format.short: format.bits / 8 for format in _MEASURED}
 """Bytes per weight by the name of its format."""
 OPS_PER_LAYER = 9
 """Number of operators in `ops.layer_ops`.
