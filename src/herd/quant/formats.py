@@ -168,11 +168,11 @@ def scheme(
 ) -> Scheme:
     """Return a scheme by names of formats.
 
-    By default embeddings take the format of the linear layers, and the head of a 4-bit model has 8 bits: its
+    By default embeddings take the format of the linear layers, and a head below 5.5 bits gets 8 bits: its
     errors directly change the probabilities, and it is a small part of a large model.
     """
     chosen = find_format(linears)
-    careful = Q8_0 if 2 < chosen.bits < 5.5 else chosen
+    careful = Q8_0 if chosen.bits < 5.5 else chosen
     return Scheme(
         chosen,
         chosen if embeddings is None else find_format(embeddings),
