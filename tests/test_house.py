@@ -65,7 +65,6 @@ USED_FROM_OUTSIDE = {
         "torch.distributed.checkpoint calls it",
     ),
     "lark": "a user's grammar: herd.Constraint.lark",
-    "stats": "for programs that run an engine",
     **dict.fromkeys(
         ("to_json", "encode_rendered", "assistant_spans", "trained_tokens", "read_sentencepiece"),
         "for chat formats of other models",

@@ -107,6 +107,39 @@ def test_a_step_that_fails_ends_its_requests_with_an_error_and_the_loop_lives_on
     assert loop.submit(request(5))[0].completion().ids == want.ids
 
 
+def test_a_scheduler_that_fails_ends_those_that_wait_instead_of_failing_forever(loop, monkeypatch):
+    scheduler, real, faults = loop.engine.scheduler, loop.engine.scheduler.admit, []
+
+    def admit():
+        if len(faults) < 1 and scheduler.waiting:
+            faults.append(1)
+            raise ZeroDivisionError
+        real()
+
+    monkeypatch.setattr(scheduler, "admit", admit)
+    with pytest.raises(EngineError, match="failed in a step of this answer: ZeroDivisionError"):
+        loop.submit(request(1))[0].completion()
+    assert len(loop.submit(request(2))[0].completion().ids) == 20
+
+
+def test_three_agents_in_turns_compute_little_of_their_prompts_again(make_model):
+    """Each turn repeats the whole dialog before it. All of it but the last page of a turn comes from the cache."""
+    dialogs = [[(7 * a + 3 * i) % 250 for i in range(600)] for a in range(3)]
+    cached = computed = 0
+    with EngineLoop(Engine(make_model(max_context=4096), None, max_batch=4)) as loop:
+        for turn in range(20):
+            asked = [
+                loop.submit(Request(ids, Sampling(max_tokens=20), tenant="team", owner=str(a)))[0]
+                for a, ids in enumerate(dialogs)
+            ]
+            for ids, generation in zip(dialogs, asked, strict=True):
+                ids += [*generation.completion().ids, *((turn + i) % 250 for i in range(60))]
+                if turn:
+                    cached += generation.usage.cached_tokens
+                    computed += generation.usage.prompt_tokens - generation.usage.cached_tokens
+    assert cached / (cached + computed) >= 0.9
+
+
 def test_close_lets_open_requests_finish_or_cancels_them(model, tokenizer):
     for drain, reason in ((60, "length"), (0, "cancelled")):
         loop = EngineLoop(Engine(model, None, max_batch=1))

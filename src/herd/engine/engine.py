@@ -155,7 +155,8 @@ class Engine:
         """Admit waiting requests, and run one forward for the active ones. Return False if there are none.
 
         If the step is interrupted, active requests end as "cancelled", and if it fails, with an EngineError,
-        since their state is uncertain. Those that wait are not affected.
+        since their state is uncertain. Those that wait are not affected, unless nothing was active and so one
+        of them is the cause.
         """
         try:
             self.scheduler.admit()
@@ -163,15 +164,17 @@ class Engine:
                 return False
             self._advance(self._plan())
         except BaseException as error:
-            for sequence in list(self.scheduler.active):
-                self.scheduler.remove(sequence)
+            problem = f"the engine failed in a step of this answer: {type(error).__name__}: {error}"
+            for sequence in self.scheduler.active or self.scheduler.waiting:
                 if sequence.stream.done:
                     continue
                 if isinstance(error, Exception):
-                    problem = f"the engine failed in a step of this answer: {type(error).__name__}: {error}"
-                    sequence.stream.fail(EngineError(" ".join(problem.split())))
+                    sequence.fail(EngineError(" ".join(problem.split())))
                 else:
                     sequence.end("cancelled")
+            for sequence in (*self.scheduler.active, *self.scheduler.waiting):
+                if sequence.stream.done:
+                    self.scheduler.remove(sequence)
             raise
         return True
 
@@ -317,9 +320,7 @@ class Engine:
         for sequence, n, draft in parts:
             if sequence.lacks_prompt_logprobs:
                 top, first = sequence.request.prompt_logprobs, sequence.cached.length - n + 1
-                ids = sequence.request.prompt_ids[
-                    first : first + n
-                ]  # the last one predicts the first new token
+                ids = sequence.stream.prompt_ids[first : first + n]  # no token follows the last one
                 scored: list[TokenLogprob] = []
                 step = max(1, LOGIT_BYTES // (4 * self.model.config.vocab_size))
                 for at in range(0, len(ids), step):

@@ -34,6 +34,7 @@ class ResponseStream(Iterator[Delta]):
         self, request: Request, step: Callable[[], bool], cancel: Callable[[ResponseStream], None]
     ) -> None:
         self.request, self._step, self._cancel = request, step, cancel
+        self.prompt_ids = tuple(request.prompt_ids)  # the caller's list may change later
         self._deltas: deque[Delta] = deque()
         self._error: EngineError | None = None
         self.done = False
@@ -61,7 +62,7 @@ class ResponseStream(Iterator[Delta]):
         """The tokens and times of this request up to now."""
         now = self._ended or time.perf_counter()
         return Usage(
-            prompt_tokens=len(self.request.prompt_ids),
+            prompt_tokens=len(self.prompt_ids),
             cached_tokens=self.shared_tokens,
             completion_tokens=self._n_read,
             queue_seconds=(self._began or now) - self._submitted,
@@ -87,7 +88,7 @@ class ResponseStream(Iterator[Delta]):
             finish_reason=last.finish_reason,
             stop_id=last.stop_id,
             logprobs=None if self.request.sampling.logprobs is None else logprobs,
-            prompt_tokens=len(self.request.prompt_ids),
+            prompt_tokens=len(self.prompt_ids),
             shared_tokens=self.shared_tokens,
             speculated=last.speculated,
             prompt_logprobs=self.prompt_logprobs,
@@ -147,12 +148,12 @@ class Sequence:
         request, sampling = stream.request, stream.request.sampling
         self.number = -1  # in the order of submission
         self.stream, self.request, self.sampling = stream, request, sampling
-        self.logits_processor = LogitsProcessor(sampling, request.prompt_ids, guide)
+        self.logits_processor = LogitsProcessor(sampling, stream.prompt_ids, guide)
         self.speculated = speculated
         self.stop_ids = stop_ids | request.stop_ids
         self.seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         self.text = None if tokenizer is None else TextStream(tokenizer, sampling.stop)
-        self.tokens = list(request.prompt_ids)
+        self.tokens = list(stream.prompt_ids)
         self.digests: list[bytes] = []  # of the prompt's full pages, once computed
         self.in_cache: Cached | None = None  # None while it waits
         self.n_new = 0  # tokens of the answer so far
@@ -160,7 +161,8 @@ class Sequence:
         self.may_draft = True
         self.prompt_logprobs: list[TokenLogprob] = []
         self.owner, self.tenant = request.owner, request.tenant
-        room = context - len(request.prompt_ids)
+        self.n_prompt = len(self.tokens)
+        room = context - self.n_prompt
         self.limit = room if sampling.max_tokens is None else min(sampling.max_tokens, room)
         self.limit_reason: FinishReason = "length" if self.limit == sampling.max_tokens else "context"
 
@@ -178,7 +180,7 @@ class Sequence:
     @property
     def soon(self) -> int:
         """Its length in the cache after one more page of tokens. An answer's last token is never fed back."""
-        return min(len(self.tokens) + PAGE, len(self.request.prompt_ids) + self.limit - 1)
+        return min(len(self.tokens) + PAGE, self.n_prompt + self.limit - 1)
 
     @property
     def lacks_prompt_logprobs(self) -> bool:
@@ -193,7 +195,7 @@ class Sequence:
     def take_prompt_logprobs(self, logprobs: list[TokenLogprob]) -> None:
         """Add log-probabilities of the next tokens of the prompt."""
         self.prompt_logprobs += logprobs
-        if len(self.prompt_logprobs) == len(self.request.prompt_ids) - 1:
+        if len(self.prompt_logprobs) == self.n_prompt - 1:
             self.stream.prompt_logprobs = list(self.prompt_logprobs)
 
     def fail(self, error: EngineError) -> None:
