@@ -1,5 +1,6 @@
 """OpenAI's own client against a real server with a real engine, on a tiny random model."""
 
+import contextlib
 import json
 
 import openai
@@ -161,6 +162,7 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(client):
         with pytest.raises(openai.BadRequestError, match=f"maximum context length is {CONTEXT:,}") as error:
             chat(client, messages=[{"role": "user", "content": "six " * CONTEXT}], stream=stream)
         assert error.value.code == "context_length_exceeded"
+        assert error.value.body["n_ctx"] == CONTEXT < error.value.body["n_prompt_tokens"]
 
 
 def test_a_full_context_ends_an_answer_by_its_length(client):
@@ -225,3 +227,40 @@ def test_tokens_of_a_request_are_counted_without_an_answer(client, http):
     body = {"messages": HELLO, "tools": [tool("f")]}
     counted = http.post("/v1/chat/completions/input_tokens", json=body).json()["input_tokens"]
     assert counted == chat(client, tools=body["tools"]).usage.prompt_tokens
+
+
+def test_a_grammar_in_the_form_of_llamacpp(client):
+    grammar = {"grammar": 'root ::= "yes" | "no" " "{2} "way"'}
+    answer = chat(client, extra_body=grammar, temperature=1, seed=1).choices[0].message.content
+    assert answer in ("yes", "no  way")
+    text = (
+        client.completions.create(model="tiny", prompt="six", extra_body=grammar, max_tokens=9)
+        .choices[0]
+        .text
+    )
+    assert text in ("yes", "no  way")
+    with pytest.raises(openai.BadRequestError, match="grammar cannot be read"):
+        chat(client, extra_body={"grammar": "root ::= (a"})
+    with pytest.raises(openai.BadRequestError, match="grammar excludes tools"):
+        chat(client, extra_body=grammar, tools=[tool("f")])
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_schema_that_would_crash_the_parser_fails_alone(client, strict):
+    deep: dict = {"type": "null"}
+    for _ in range(900):
+        deep = {"anyOf": [deep, {"type": "array", "items": deep}]}
+    chain = {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(3000)}
+    for schema in (deep, {"$ref": "#/$defs/d0", "$defs": chain | {"d3000": {"type": "null"}}}):
+        form = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema, "strict": strict}}
+        with contextlib.suppress(openai.BadRequestError, RecursionError):
+            chat(client, response_format=form, max_tokens=2)
+    assert chat(client).choices
+
+
+def test_a_hostile_pattern_ends_its_own_request_only(client):
+    pattern = {"type": "string", "pattern": "(a|a?)+" * 40 + "{1000}"}
+    form = {"type": "json_schema", "json_schema": {"name": "s", "schema": pattern, "strict": True}}
+    with contextlib.suppress(openai.BadRequestError):
+        chat(client, response_format=form, max_tokens=2)
+    assert chat(client).choices

@@ -88,6 +88,21 @@ class Constraint:
         """Return a constraint to text that ``pattern``, in Rust's syntax, matches as a whole."""
         return cls("regular expression", pattern)
 
+    def check(self) -> None:
+        """Raise ConstraintError if llguidance cannot follow this form. Needs no tokenizer and makes no guide."""
+        from llguidance import LLMatcher
+
+        try:
+            grammar = _grammar(self)
+            _refuse_complex(self, grammar)
+            problem = LLMatcher.validate_grammar(grammar)
+        except ValueError as error:
+            problem = str(error)
+        if problem:
+            raise ConstraintError(
+                f"the {self.kind} is malformed or not supported: {' '.join(problem.split())[:330]}"
+            )
+
     @classmethod
     def lark(cls, grammar: str) -> Constraint:
         """Return a constraint to a grammar in llguidance's dialect of Lark. Its first rule is ``start``."""
@@ -108,11 +123,7 @@ class Guide:
         self._n_vocab = tokenizer.vocab_size
         try:
             grammar = _grammar(constraint)
-            if not (_is_plain(constraint) or _compiles_in_a_child(grammar)):
-                raise ConstraintError(
-                    f"the {self._kind} is too complex: compiling it takes more than {CHILD_SECONDS} s or "
-                    f"{CHILD_BYTES >> 30} GiB, or crashes llguidance; simplify it"
-                )
+            _refuse_complex(constraint, grammar)
             limits = LLParserLimits(verbose_errors=False)
             self._matcher: LLMatcher = LLMatcher(_vocabulary(tokenizer), grammar, log_level=0, limits=limits)
         except ValueError as error:
@@ -216,6 +227,15 @@ def _grammar(constraint: Constraint) -> str:
         return LLMatcher.grammar_from_lark(constraint.text)
     options: Any = {"whitespace_pattern": WHITESPACE, "lenient": False}
     return LLMatcher.grammar_from_json_schema(constraint.text, overrides=options)
+
+
+def _refuse_complex(constraint: Constraint, grammar: str) -> None:
+    """Raise ConstraintError if compiling takes too long, takes too much memory or crashes llguidance."""
+    if not (_is_plain(constraint) or _compiles_in_a_child(grammar)):
+        raise ConstraintError(
+            f"the {constraint.kind} is too complex: compiling it takes more than {CHILD_SECONDS} s or "
+            f"{CHILD_BYTES >> 30} GiB, or crashes llguidance; simplify it"
+        )
 
 
 def _is_plain(constraint: Constraint) -> bool:

@@ -114,14 +114,17 @@ class AnswerUsage:
         prefill = max(first - self.queue_seconds, 1e-6)
         decode = max(self.total_seconds - first, 1e-6)
         computed = self.prompt_tokens - self.cached_tokens
+        rest = max(self.completion_tokens - 1, 0)  # the first token belongs to the prompt
         return {
             "cache_n": self.cached_tokens,
             "prompt_n": computed,
             "prompt_ms": round(1e3 * prefill, 3),
+            "prompt_per_token_ms": round(1e3 * prefill / max(computed, 1), 3),
             "prompt_per_second": round(computed / prefill, 3),
             "predicted_n": self.completion_tokens,
             "predicted_ms": round(1e3 * decode, 3),
-            "predicted_per_second": round(max(self.completion_tokens - 1, 0) / decode, 3),
+            "predicted_per_token_ms": round(1e3 * decode / rest, 3) if rest else 0.0,
+            "predicted_per_second": round(rest / decode, 3),
         }
 
 

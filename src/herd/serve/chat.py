@@ -19,7 +19,7 @@ from ..text.tokenizer import Tokenizer
 from .dialog import shape_dialog
 from .errors import NotFound
 from .forms import AnswerForm, CallsFirstParser, answer_form
-from .problems import BadRequest
+from .problems import BadRequest, PromptTooLong
 from .tools import OfferedTool, ToolChoice
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class ChatCall:
     ``messages`` are as `dialog.read_messages` returns them. ``sampling`` has fields of `Sampling`; None means
     the checkpoint's default. ``schema`` is the JSON schema of the answer's text. ``warnings`` are told to the
     client, and more are added. ``prefill`` is the beginning of the answer, which the model continues.
+    ``grammar`` is the form of the answer's text, instead of a ``schema`` and without tools.
     """
 
     messages: list[dict[str, Any]]
@@ -92,6 +93,7 @@ class ChatCall:
     n: int = 1
     warnings: list[str] = field(default_factory=list)
     prefill: str = ""
+    grammar: Constraint | None = None
 
 
 @dataclass(frozen=True)
@@ -135,15 +137,7 @@ def prepare_chat(served: ServedModel, call: ChatCall, *, any_length: bool = Fals
     with python_warnings.catch_warnings(record=True) as noted:
         python_warnings.simplefilter("always")
         dialog = shape_dialog(call.messages, tools, chat, call.warnings)
-        form = answer_form(
-            tokenizer,
-            dialog.call_format,
-            tools,
-            call.tool_choice,
-            call.parallel_calls,
-            call.schema,
-            call.warnings,
-        )
+        form = _form(call, tools, dialog.call_format, tokenizer)
         rendered = chat.render(dialog.messages, tools=dialog.tools, generation_prompt=True)
     call.warnings += [f"messages={note.message}" for note in noted]
     ids = rendered.ids + (tokenizer.encode(call.prefill) if call.prefill else [])
@@ -162,6 +156,16 @@ def prepare_chat(served: ServedModel, call: ChatCall, *, any_length: bool = Fals
     if (call.sampling.get("max_tokens") or 0) > room > 0:
         call.warnings.append(f"max_tokens=the context has room for {room:,} tokens after this prompt")
     return ReadyPrompt(ids, sampling, call.n, form, make_parser, {tool.name: tool for tool in tools})
+
+
+def _form(call: ChatCall, tools: Sequence[OfferedTool], call_format: str, tokenizer: Tokenizer) -> AnswerForm:
+    if call.grammar is None:
+        return answer_form(
+            tokenizer, call_format, tools, call.tool_choice, call.parallel_calls, call.schema, call.warnings
+        )
+    if tools or call.schema is not None:
+        raise BadRequest("grammar excludes tools and response_format: leave one out", "grammar")
+    return AnswerForm(call.grammar)
 
 
 def prepare_text(
@@ -194,9 +198,4 @@ def check_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
 def check_length(ids: Sequence[int], context: int) -> None:
     """Raise `BadRequest` with both numbers if a prompt leaves no room for an answer. It is never shortened."""
     if len(ids) >= context:
-        raise BadRequest(
-            f"the prompt has {len(ids):,} tokens, and this model's maximum context length is {context:,} tokens "
-            "for prompt and answer together: shorten the prompt",
-            "messages",
-            code="context_length_exceeded",
-        )
+        raise PromptTooLong(len(ids), context)

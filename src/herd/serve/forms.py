@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..engine.constraint import WHITESPACE, Constraint
-from ..errors import EngineError
+from ..errors import ConstraintError
 from ..text.answers import AnswerParser
 from ..text.tokenizer import Tokenizer
 from ..text.toolcall import Content, Event
@@ -92,23 +92,34 @@ def enforceable_schema(schema: Any, strict: bool, where: str, warnings: list[str
 
     The warning says that any JSON object is accepted.
     """
-    from llguidance import LLMatcher
-
     try:
         if not isinstance(schema, Mapping):
-            raise EngineError(f"a JSON schema is an object, not {type(schema).__name__}")
-        canonical = json.loads(Constraint.json_schema(schema).text)
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(canonical), overrides={"lenient": False})
-        if problem := LLMatcher.validate_grammar(grammar):
-            raise EngineError(" ".join(problem.split()))
-    except (EngineError, ValueError) as error:
+            raise ConstraintError(f"a JSON schema is an object, not {type(schema).__name__}")
+        constraint = Constraint.json_schema(schema)
+        constraint.check()
+    except ConstraintError as error:
         reason = str(error)[:300]
         if strict:
             message = f"{where} cannot be enforced: {reason}"
             raise BadRequest(message, param=where, code="invalid_schema") from None
         warnings.append(f"{where}=not enforced beyond a JSON object: {reason}")
         return ANY_OBJECT
+    canonical: dict[str, Any] = json.loads(constraint.text)
     return canonical
+
+
+def grammar_constraint(grammar: str, param: str = "grammar") -> Constraint:
+    """Return the constraint to a grammar in llama.cpp's GBNF, or in llguidance's dialect of Lark.
+
+    Raises `BadRequest` if it cannot be read.
+    """
+    from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+
+    try:
+        return Constraint.lark(any_to_lark(grammar))
+    except (GbnfToLarkError, ValueError, RecursionError, ConstraintError) as error:
+        message = f"{param} cannot be read: {' '.join(str(error).split())[:200]}"
+        raise BadRequest(message, param, code="invalid_grammar") from None
 
 
 def answer_form(

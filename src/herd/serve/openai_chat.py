@@ -11,6 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 from starlette.responses import JSONResponse, Response
 
+from ..engine.constraint import MAX_TEXT
 from ..engine.request import TokenLogprob
 from ..text.tokenizer import Tokenizer
 from .answer import AnswerCall, AnswerEnd, AnswerEvent, AnswerText, AnswerThought, Choice, LiveAnswer
@@ -18,7 +19,7 @@ from .auth import Principal, require
 from .chat import ChatCall, ServedModel, prepare_chat
 from .dialog import read_messages, take_prefill
 from .errors import ApiError
-from .forms import response_schema
+from .forms import grammar_constraint, response_schema
 from .problems import BadRequest, openai_error
 from .respond import AnswerWriter, json_text, openai_usage, respond, sse_data, warning_header
 from .tools import read_tool_choice, read_tools
@@ -36,6 +37,7 @@ class ChatRequest(SamplingFields):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     json_schema: dict[str, Any] | None = None
+    grammar: str | None = Field(None, max_length=MAX_TEXT)
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     tools: list[dict[str, Any]] | None = None
@@ -118,6 +120,7 @@ def _chat_call(asked: ChatRequest, warnings: list[str], max_tools: int) -> ChatC
         asked.n or 1,
         warnings,
         prefill,
+        None if asked.grammar is None else grammar_constraint(asked.grammar),
     )
 
 

@@ -11,14 +11,14 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 from starlette.responses import Response
 
-from ..engine.constraint import Constraint
+from ..engine.constraint import MAX_TEXT, Constraint
 from ..engine.request import TokenLogprob
 from ..text.tokenizer import StreamDecoder, Tokenizer
 from .answer import AnswerEnd, AnswerEvent, AnswerText, Choice, LiveAnswer
 from .auth import Principal, require
 from .chat import ReadyPrompt, ServedModel, prepare_text
 from .errors import ApiError
-from .forms import response_schema
+from .forms import grammar_constraint, response_schema
 from .problems import BadRequest, openai_error
 from .respond import AnswerWriter, openai_usage, respond, sse_data
 from .wire import SamplingFields, documented, read_request
@@ -36,6 +36,7 @@ class CompletionRequest(SamplingFields):
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = None
     response_format: dict[str, Any] | None = None
+    grammar: str | None = Field(None, max_length=MAX_TEXT)
 
 
 @router.post("/v1/completions", **documented(CompletionRequest))
@@ -73,6 +74,10 @@ def _prompts(served: ServedModel, asked: CompletionRequest, warnings: list[str])
         raise BadRequest("echo with logprobs is not supported yet: leave one of them out", "echo")
     schema = response_schema(asked.response_format, warnings)
     constraint = None if schema is None else Constraint.json_schema(schema)
+    if asked.grammar is not None:
+        if constraint is not None:
+            raise BadRequest("grammar excludes response_format: leave one out", "grammar")
+        constraint = grammar_constraint(asked.grammar)
     scores = asked.logprobs if asked.echo else None
     return [prepare_text(served, each, sampling, asked.n or 1, constraint, scores) for each in given]
 

@@ -35,6 +35,19 @@ class BadRequest(ApiError):
         super().__init__(message, status=status, type="invalid_request_error", param=param, code=code)
 
 
+class PromptTooLong(BadRequest):
+    """A prompt that leaves no room for an answer. ``numbers`` are in the body of the error, for programs."""
+
+    def __init__(self, n_tokens: int, context: int) -> None:
+        super().__init__(
+            f"the prompt has {n_tokens:,} tokens, which exceeds the available context size: this model's maximum "
+            f"context length is {context:,} tokens for prompt and answer together; shorten the prompt",
+            "messages",
+            code="context_length_exceeded",
+        )
+        self.numbers = {"n_prompt_tokens": n_tokens, "n_ctx": context}
+
+
 class ServerFault(ApiError):
     """A failure of the server, not of the request."""
 
@@ -115,5 +128,12 @@ def error_headers(error: ApiError) -> dict[str, str]:
 
 def openai_error(error: ApiError) -> dict[str, Any]:
     """Return the body of an error as OpenAI's API has it."""
-    fields = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    fields: dict[str, Any] = {
+        "message": error.message,
+        "type": error.type,
+        "param": error.param,
+        "code": error.code,
+    }
+    if isinstance(error, PromptTooLong):
+        fields |= {"type": "exceed_context_size_error"} | error.numbers  # as llama.cpp's clients expect
     return {"error": fields}
