@@ -55,7 +55,10 @@ def loop(tokenizer):
         rope_theta=10_000.0,
         max_context=CONTEXT,
     )
-    engine = Engine(LlamaLM(config).init_weights(0, std=0.2), tokenizer)
+    model = LlamaLM(config).init_weights(0, std=0.2)
+    with torch.no_grad():  # greedy answers do not stop by chance
+        model.lm_head.weight[sorted(tokenizer.stop_ids)] = 0
+    engine = Engine(model, tokenizer)
     with EngineLoop(engine) as loop:
         yield loop
 

@@ -118,13 +118,13 @@ class AnswerUsage:
         return {
             "cache_n": self.cached_tokens,
             "prompt_n": computed,
-            "prompt_ms": round(1e3 * prefill, 3),
-            "prompt_per_token_ms": round(1e3 * prefill / max(computed, 1), 3),
-            "prompt_per_second": round(computed / prefill, 3),
+            "prompt_ms": 1e3 * prefill,
+            "prompt_per_token_ms": 1e3 * prefill / max(computed, 1),
+            "prompt_per_second": computed / prefill,
             "predicted_n": self.completion_tokens,
-            "predicted_ms": round(1e3 * decode, 3),
-            "predicted_per_token_ms": round(1e3 * decode / rest, 3) if rest else 0.0,
-            "predicted_per_second": round(rest / decode, 3),
+            "predicted_ms": 1e3 * decode,
+            "predicted_per_token_ms": 1e3 * decode / rest if rest else 0.0,
+            "predicted_per_second": rest / decode,
         }
 
 

@@ -1,0 +1,274 @@
+"""Stand in for llama.cpp's `llama-server`: take its options and serve stories260K with Herd.
+
+Importing torch takes seconds, and llama.cpp's tests start a server for every case. So one process (`serve_requests`)
+imports everything, loads the model, and forks a child for each start. The program that the tests start
+(`SHIM`) sends its options to that process, waits for the child, and passes signals on.
+
+Only names are translated: options, llama.cpp's API key (a key of Herd has another form), and llama.cpp's own
+``/completion`` with ``n_predict``, whose work is done by ``/v1/completions``. Models that are not there get a
+server that only says that it is healthy, because the tests start all of them once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIM = f"""#!{sys.executable} -SE
+import json, os, signal, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(os.environ["HERD_SHIM"])
+s.sendall(json.dumps({{"arguments": sys.argv[1:], "folder": os.getcwd()}}).encode() + b"\\n")
+pid = int(s.makefile().readline())
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, frame: os.kill(pid, number))
+while s.recv(1):
+    pass
+"""
+CHATML = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""What llama.cpp uses for a model without a template."""
+MAX_CONTEXT = 8192
+"""llama.cpp lets a model go beyond its context of 512, and its tests of tools do."""
+OURS = ("ggml-org/test-model-stories260K", "ggml-org/models")
+
+
+def serve_requests(place: str, data: Path) -> None:
+    """Load the model, and fork a server for every connection to the socket at ``place``."""
+    import torch
+
+    import herd.engine.engine
+    import herd.engine.loop
+    import herd.serve.app
+    import herd.serve.run  # noqa: F401 - the children have it then
+
+    torch.set_num_threads(1)
+    model, tokenizer = stories(data)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(place)
+    listener.listen()
+    print("ready", flush=True)
+    while True:
+        connection, _ = listener.accept()
+        if os.fork():
+            connection.close()
+            continue
+        listener.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        asked = json.loads(connection.makefile().readline())
+        os.chdir(asked["folder"])
+        connection.sendall(f"{os.getpid()}\n".encode())
+        try:
+            serve(read_options(asked["arguments"]), model, tokenizer)
+        finally:
+            os._exit(0)  # closes the connection, which tells the waiting program
+
+
+def stories(folder: Path) -> tuple[Any, Any]:
+    """Return stories260K and its tokenizer, from llama2.c's files."""
+    import struct
+
+    sys.path.append(str(ROOT / "tests" / "checkpoint"))
+    import torch
+    from llama2c import read_llama2c, read_vocabulary
+
+    from herd.llama.model import LlamaLM
+    from herd.text.library_tokenizer import LibraryTokenizer
+    from herd.text.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, Vocabulary
+
+    config, tensors = read_llama2c(folder / "stories260K.bin")
+    model = LlamaLM(config.replace(max_context=MAX_CONTEXT))
+    model.load_state_dict(tensors, strict=False)
+    pieces = read_vocabulary(folder / "tok512.bin").pieces
+    raw, at, scores = (folder / "tok512.bin").read_bytes(), 4, []
+    for piece in pieces:
+        scores.append(struct.unpack_from("<f", raw, at)[0])
+        at += 8 + len(piece)
+    tokens = ["<unk>", "<s>", "</s>", *(piece.decode().replace(" ", "▁") for piece in pieces[3:])]
+    types = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * (len(tokens) - 259)]
+    vocabulary = Vocabulary(tokens, types, scores=scores)
+    names = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
+    tokenizer = LibraryTokenizer(vocabulary.build(), **names, add_bos=True, vocabulary=vocabulary)
+    return model.to(torch.float32).eval().requires_grad_(False), tokenizer
+
+
+def read_options(arguments: list[str]) -> argparse.Namespace:
+    """Return llama-server's options, as far as they mean something here."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    for name in ("host", "alias", "hf-repo", "hf-file", "api-key", "chat-template", "chat-template-file"):
+        parser.add_argument(f"--{name}")
+    for name, default in (("port", 8080), ("ctx-size", 0), ("parallel", 1), ("n-predict", 0), ("seed", -1)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--temp", type=float, default=0.8)
+    return parser.parse_known_args(arguments)[0]
+
+
+def serve(options: argparse.Namespace, model: Any, tokenizer: Any) -> None:
+    """Serve as the options say, until a signal arrives."""
+    from herd.engine.engine import Engine
+    from herd.engine.loop import EngineLoop
+    from herd.serve.app import create_app
+    from herd.serve.chat import ServedModel
+    from herd.serve.keys import KeyPolicy, create_key
+    from herd.serve.run import HerdServer
+    from herd.serve.settings import ServeSettings
+    from herd.serve.store import Store
+
+    names = (options.alias or "stories260K").split(",")
+    context = min(
+        (options.ctx_size or model.config.max_context) // options.parallel, model.config.max_context
+    )
+    sampling: dict[str, Any] = {"temperature": options.temp, "seed": max(options.seed, 0)}
+    if options.n_predict > 0:
+        sampling["max_tokens"] = options.n_predict
+    loop = EngineLoop(Engine(model, tokenizer, max_batch=options.parallel, max_context=context))
+    served = ServedModel(
+        min(names), loop, tokenizer.with_settings(chat_template=template(options)), context,
+        frozenset({*names, "*"}), sampling, fingerprint="b-herd",
+    )  # fmt: skip
+    settings = ServeSettings(drain_seconds=0)
+    store, token = None, None
+    if options.api_key:
+        store = Store(Path(tempfile.mkdtemp()) / "keys.db")
+        token = create_key(store, "tests", KeyPolicy(), actor="shim")[1]
+    app = create_app(served if options.hf_repo in OURS else replace(served, is_base=True), store, settings)
+    server = HerdServer(app, settings, options.port)
+    server.config.app = Translated(app, options.api_key, token, options.n_predict)
+    server.run()
+
+
+def template(options: argparse.Namespace) -> str:
+    """Return the chat template that the options name."""
+    if options.chat_template_file:
+        return Path(options.chat_template_file).read_text(encoding="utf-8")
+    if options.chat_template in (None, "chatml"):
+        return CHATML
+    known = {"llama3": "meta-llama-Llama-3.1-8B-Instruct"}.get(options.chat_template)
+    if known:
+        return Path(f"../../../models/templates/{known}.jinja").read_text(encoding="utf-8")
+    return str(options.chat_template)
+
+
+class Translated:
+    """The application behind llama.cpp's key and its own ``/completion``."""
+
+    def __init__(self, app: Any, their_key: str | None, our_key: str | None, n_predict: int) -> None:
+        self._app, self._keys, self._n_predict = app, dict[bytes, bytes](), n_predict
+        if their_key and our_key:
+            self._keys = {
+                their_key.encode(): our_key.encode(),
+                f"Bearer {their_key}".encode(): f"Bearer {our_key}".encode(),
+            }
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Translate the key, and the requests and responses of ``/completion``."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope = scope | {
+            "headers": [(name, self._keys.get(value, value)) for name, value in scope["headers"]]
+        }
+        if scope["path"] not in ("/completion", "/completions"):
+            await self._app(scope, receive, send)
+            return
+        body = b""
+        while (message := await receive())["type"] == "http.request":
+            body += message["body"]
+            if not message.get("more_body"):
+                break
+        asked = json.loads(body)
+        body = json.dumps(their_completion(asked, self._n_predict)).encode()
+        headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
+        scope |= {
+            "path": "/v1/completions",
+            "headers": [*headers, (b"content-length", str(len(body)).encode())],
+        }
+        sent = False
+
+        async def translated_receive() -> Any:
+            nonlocal sent
+            if sent:
+                return await receive()
+            sent = True
+            return {"type": "http.request", "body": body}
+
+        status, start = 0, {}
+
+        async def translated_send(message: Any) -> None:
+            nonlocal status, start
+            if message["type"] == "http.response.start":
+                status, start = message["status"], message
+                headers = [pair for pair in message["headers"] if pair[0] != b"content-length"]
+                start = message | {"headers": headers}
+                if asked.get("stream") or status != 200:
+                    await send(start)
+            elif status != 200:
+                await send(message)
+            elif asked.get("stream"):
+                await send(message | {"body": b"".join(map(our_event, message["body"].split(b"\n\n")))})
+            else:
+                await send(start)
+                await send(
+                    message | {"body": json.dumps(our_completion(json.loads(message["body"]))).encode()}
+                )
+
+        await self._app(scope, translated_receive, translated_send)
+
+
+def their_completion(asked: dict[str, Any], n_predict: int) -> dict[str, Any]:
+    """Return a request to ``/completion`` as one to ``/v1/completions``."""
+    names = ("prompt", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stream", "logit_bias")
+    out = {name: asked[name] for name in names if name in asked}
+    if isinstance(out.get("prompt"), dict) and set(out["prompt"]) == {"prompt_string"}:
+        out["prompt"] = out["prompt"]["prompt_string"]
+    if isinstance(out.get("logit_bias"), list):
+        out["logit_bias"] = {str(token): bias for token, bias in out["logit_bias"]}
+    limit = asked.get("n_predict", n_predict)
+    out["max_tokens"] = limit if limit > 0 else MAX_CONTEXT
+    if asked.get("n_probs"):
+        out["logprobs"] = asked["n_probs"]
+    if out.get("stream"):
+        out["stream_options"] = {"include_usage": True}
+    return out
+
+
+def our_completion(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a text completion, or one of its chunks, in llama.cpp's form."""
+    choice = body["choices"][0] if body["choices"] else {"text": "", "finish_reason": "stop"}
+    out = {
+        "content": choice["text"],
+        "tokens": [],
+        "stop": "timings" in body,
+        "stop_type": "limit" if choice["finish_reason"] == "length" else "eos",
+        "has_new_line": "\n" in choice["text"],
+        "truncated": False,
+    }
+    return out | ({"timings": body["timings"]} if "timings" in body else {})
+
+
+def our_event(event: bytes) -> bytes:
+    """Return an event of a stream in llama.cpp's form."""
+    data = event.removeprefix(b"data: ")
+    if not data.startswith(b"{") or b'"error"' in data:
+        return event + b"\n\n" if event else b""
+    body = json.loads(data)
+    if body["choices"] and not body["choices"][0]["text"]:
+        return b""
+    return b"data: " + json.dumps(our_completion(body)).encode() + b"\n\n"
+
+
+if __name__ == "__main__":
+    serve_requests(sys.argv[1], Path(sys.argv[2]))
