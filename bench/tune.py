@@ -45,9 +45,9 @@ from herd.tune.options import TuneOptions
 from herd.tune.run import open_run, tune
 
 FILE = DATA / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-TOOL_TOKENS = 400_000
-N_DIALOGS, N_TOOL_ITEMS, N_HELLASWAG = 850, 400, 2000
-TEXT_BYTES = 120_000
+TOOL_TOKENS, TOOL_LR = 200_000, 4e-4
+N_DIALOGS, N_TOOL_ITEMS, N_HELLASWAG = 420, 400, 500
+TEXT_BYTES = 60_000
 REPLAY = ("oasst1_en/en-validation.jsonl", "debian_docs/handbook.en.txt")
 """What is mixed in against forgetting. Forgetting is measured on an encyclopedia and on Python code."""
 
@@ -73,7 +73,8 @@ def tools_row(args: argparse.Namespace) -> None:
     options = TuneOptions(
         model=str(FILE), data=(str(data),), out=str(work / "run"),
         tokens=1000 * args.limit if args.limit else TOOL_TOKENS,
-        replay=tuple(str(DATA / name) for name in REPLAY), replay_share=0.3, method="full",
+        replay=tuple(str(DATA / name) for name in REPLAY), replay_share=0.25, method="full",
+        lr=TOOL_LR, other=(str(DATA / "wikitext2" / "valid.txt"),),
     )  # fmt: skip
     open_run(options)
     tuned = tune(options, Data(), on_step=_printed)
@@ -107,14 +108,14 @@ def tools_row(args: argparse.Namespace) -> None:
         values[f"bits_{name}_untuned"] = Value(total, "bits/byte")
     save_receipt(
         "tune-tools", commit=args.commit, what="SmolLM2-135M-Instruct taught to call tools", values=values, seed=0,
-        notes=f"{N_DIALOGS} dialogs, replay {', '.join(REPLAY)} at 30 % of the rows; {after['right']['detail']}",
+        notes=f"{N_DIALOGS} dialogs, replay {', '.join(REPLAY)} at 25 % of the rows; {after['right']['detail']}",
     )  # fmt: skip
 
 
 def _measured_tools(source: str, args: argparse.Namespace) -> dict[str, Any]:
     tokenizer = checkpoint.load_tokenizer(source)
     assert tokenizer is not None
-    model, tokenizer = checkpoint.load_model(source, dtype=torch.float32), with_tool_support(tokenizer)
+    model, tokenizer = checkpoint.load_model(source), with_tool_support(tokenizer)
     n = args.limit or N_TOOL_ITEMS
     items = (d for d in tool_dialogs(7, split="test", tasks=("arithmetic", "dates", "strings")) if d.call)
     found: dict[str, Any] = {"text": {}}

@@ -1,7 +1,7 @@
 """The masks of every kind of row on TRL's page of data formats, of ShareGPT, Alpaca and tools: against TRL itself.
 
-TRL's `SFTTrainer` tokenizes the same rows with SmolLM2's vocabulary and the same chat template, in which the assistant's
-part is marked with ``{% generation %}``. The differences that are intended are written in `DIFFERENCES`.
+TRL's `SFTTrainer` tokenizes the same rows with SmolLM2's vocabulary and the same chat template, in which the
+assistant's part is marked with ``{% generation %}``. The differences that are intended are written in `DIFFERENCES`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ TOOLS = [
         "function": {
             "name": "control_light",
             "description": "Control a light.",
-            "parameters": {"type": "object", "properties": {"room": {"type": "string"}}, "required": ["room"]},
+            "parameters": {
+                "type": "object",
+                "properties": {"room": {"type": "string"}},
+                "required": ["room"],
+            },
         },
     }
 ]
@@ -64,7 +68,7 @@ ROWS = {
 }  # fmt: skip
 DIFFERENCES = {
     # TRL trains the plain text "The sky is blue." after a plain prompt; a chat model is asked in its chat format here
-    "prompt and completion": "prompts are questions in the chat format",
+    "prompt and completion": "prompts are questions in the chat format"
 }
 ASIDE = {
     "prompt-only": ({"prompt": "The sky is"}, "a prompt without an answer"),
@@ -100,7 +104,13 @@ def theirs(tokenizer, tmp_path_factory):
     datasets = pytest.importorskip("datasets")
     folder = tmp_path_factory.mktemp("trl")
     config = ModelConfig(
-        vocab_size=tokenizer.vocab_size, dim=16, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=16, max_context=512
+        vocab_size=tokenizer.vocab_size,
+        dim=16,
+        n_layers=1,
+        n_heads=2,
+        n_kv_heads=1,
+        ffn_dim=16,
+        max_context=512,
     )
     checkpoint.save_model(folder / "model", LlamaLM(config).init_weights(0), tokenizer)
     end = "{{ '<|im_end|>' + '\\n' }}"
@@ -111,7 +121,9 @@ def theirs(tokenizer, tmp_path_factory):
             body = (
                 "{% if message['role'] == 'assistant' %}{{ '<|im_start|>assistant\\n' }}{% generation %}"
                 "{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}"
-                "{% else %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}" + end + "{% endif %}"
+                "{% else %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] }}"
+                + end
+                + "{% endif %}"
             )
             templates[name] = head + body + "{% endfor %}" + tail.split("{% endfor %}")[1]
         else:
@@ -134,8 +146,13 @@ def theirs(tokenizer, tmp_path_factory):
         trainer = trl.SFTTrainer(
             model=transformers.AutoModelForCausalLM.from_pretrained(folder / "model"),
             args=trl.SFTConfig(
-                output_dir=str(folder / "out"), report_to=[], use_cpu=True, bf16=False, max_length=None,
-                assistant_only_loss=talks, gradient_checkpointing=False,
+                output_dir=str(folder / "out"),
+                report_to=[],
+                use_cpu=True,
+                bf16=False,
+                max_length=None,
+                assistant_only_loss=talks,
+                gradient_checkpointing=False,
             ),
             train_dataset=datasets.Dataset.from_list([row]),
             processing_class=loaded,
@@ -182,4 +199,7 @@ def test_a_good_unpaired_answer_and_a_weight_are_trained_as_said(tokenizer, tmp_
     assert tokenizer.decode([i for i, trained in zip(ids, mask, strict=True) if trained]) == "Blue.<|im_end|>"
     messages = [SKY[0], SKY[1] | {"weight": 0}, *TURNS[2:]]
     ids, mask = ours(tokenizer, tmp_path, {"messages": messages})
-    assert tokenizer.decode([i for i, trained in zip(ids, mask, strict=True) if trained]) == "In the sky.<|im_end|>"
+    assert (
+        tokenizer.decode([i for i, trained in zip(ids, mask, strict=True) if trained])
+        == "In the sky.<|im_end|>"
+    )

@@ -53,6 +53,7 @@ VERBS: dict[str, Verb] = {
     "train": Verb("train", "Train a model as a recipe (YAML) says.", "train_command", resume=""),
     "shrink": Verb("shrink", "Make a smaller student of a model by distillation.", "app", resume=""),
     "tune": Verb("tune", "Fine-tune a model on your files, and merge the result.", "app", resume=""),
+    "synth": Verb("synth", "Make verified training data with a teacher.", "synth_command", resume=""),
     "quantize": Verb("quantize", "Store a model in 2 to 8 bits per weight.", "quantize_command", resume=""),
     "import": Verb("convert", "Import weights: Meta, Hugging Face, GGUF.", "import_command", resume=""),
     "export": Verb("convert", "Export a checkpoint for other programs.", "export_command", resume=""),

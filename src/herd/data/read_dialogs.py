@@ -129,7 +129,7 @@ def dialog_of_row(row: DataRow, ignored: Counter[str]) -> tuple[str, ReadDialog]
         ignored.update(f"messages.{key}" for key in unknown)
     if _weight(fields, row.where) == 0:
         untrained |= _answers(messages)
-    ignored.update(str(key) for key in fields.keys() - used - {*OPTIONS, "weight"})
+    ignored.update(str(key) for key in fields.keys() - used - {*OPTIONS, "weight", "provenance"})
     return kind, ReadDialog(messages, options, frozenset(untrained), row.where)
 
 

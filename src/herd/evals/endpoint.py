@@ -58,6 +58,21 @@ class EndpointModel:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
+    def chat_many(self, bodies: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
+        """Return the text of each chat completion and the tokens that it used. An unfinished answer is empty."""
+
+        def ask(body: dict[str, Any]) -> tuple[str, int]:
+            answer = self._ask("/chat/completions", {"model": self.name} | body)
+            try:
+                choice, used = answer["choices"][0], answer.get("usage") or {}
+                text = choice["message"].get("content") or ""
+            except (KeyError, IndexError, TypeError, AttributeError):
+                raise EngineError(f"{self.url}: the answer has no choices: {str(answer)[:200]}") from None
+            return (text if choice.get("finish_reason") == "stop" else ""), int(used.get("total_tokens") or 0)
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(ask, bodies))
+
     def _one(self, request: Request) -> Answer:
         if isinstance(request, Generate):
             return self._write(request)

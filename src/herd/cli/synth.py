@@ -1,0 +1,80 @@
+"""`herd synth`: make training data with a teacher, verified and without near-duplicates."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import DataError
+from .common import MODEL, Json, print_json, progress_display
+
+
+def synth_command(
+    prompts: Annotated[
+        Path | None,
+        typer.Argument(help="Rows of prompts, with tests, expression, answer or schema to verify by."),
+    ] = None,
+    teacher: Annotated[str, typer.Option(help="Who answers. " + MODEL + " Or http://HOST:PORT.")] = "smollm2",
+    documents: Annotated[
+        str | None,
+        typer.Option(help="Text instead of prompts: the teacher writes a question for each passage."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the work and its shards.")] = Path("runs/synth"),
+    samples: Annotated[
+        int, typer.Option(min=0, help="Answers to each prompt (default: 1, or 5 to agree).")
+    ] = 0,
+    temperature: Annotated[float, typer.Option(min=0, help="Of the answers.")] = 0.7,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
+    agree: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of answers that must say the same.")
+    ] = 0.4,
+    similarity: Annotated[float, typer.Option(min=0, max=1, help="Similarity of near-duplicates.")] = 0.8,
+    budget_tokens: Annotated[int | None, typer.Option(min=1, help="Stop after this many tokens.")] = None,
+    budget_usd: Annotated[float | None, typer.Option(min=0, help="Stop at this cost.")] = None,
+    usd_per_mtok: Annotated[float, typer.Option(min=0, help="Price of a million tokens.")] = 0.0,
+    name: Annotated[str | None, typer.Option("--model", help="Name of the model at an endpoint.")] = None,
+    seed: int = 0,
+    as_json: Json = False,
+) -> None:
+    """Let a teacher answer prompts, keep the answers that are verified, and write them as dialogs for herd tune.
+
+    Ctrl-C keeps what is done, and the same command continues.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+
+    from ..data.corpus import read_corpus
+    from ..distill.synth import SynthOptions, open_teacher, prompts_from_documents, read_prompts, synthesize
+
+    if (prompts is None) == (documents is None):
+        raise DataError("give either a file of prompts or --documents TEXT")
+    if budget_usd is not None and not usd_per_mtok:
+        raise DataError("--budget-usd needs --usd-per-mtok, the price of a million tokens")
+    asked = (
+        read_prompts(prompts) if prompts is not None else prompts_from_documents(list(read_corpus(documents)))
+    )
+    unverified = any(not prompt.check and not prompt.passage for prompt in asked)
+    options = SynthOptions(
+        samples=samples or (5 if unverified else 1), temperature=temperature, max_tokens=max_tokens, agree=agree,
+        similarity=similarity, budget_tokens=budget_tokens, budget_usd=budget_usd, usd_per_mtok=usd_per_mtok, seed=seed,
+    )  # fmt: skip
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with progress_display("synth", *columns) as bar:
+        task = bar.add_task("synth", total=len(asked))
+        found = synthesize(
+            asked, open_teacher(teacher, name), out, options, lambda done, _: bar.update(task, completed=done)
+        )
+    if as_json:
+        record = dataclasses.asdict(found) | {"shards": [str(path) for path in found.shards]}
+        print_json(record | {"finished": found.finished})
+        return
+    cost = f", {found.usd:.2f} USD" if usd_per_mtok else ""
+    print(f"{found.n_done:,} of {found.n_prompts:,} prompts answered, {found.tokens:,} tokens{cost}")
+    for method in sorted({*found.accepted, *found.rejected}):
+        right, wrong = found.accepted[method], found.rejected[method]
+        print(f"{method}: {right:,} answers accepted, {wrong:,} rejected")
+    print(f"{found.n_lines:,} dialogs in {out / 'shards'}, {found.n_duplicates:,} near-duplicates left out")
+    if not found.finished:
+        print("the budget is spent; the same command with a larger one continues")

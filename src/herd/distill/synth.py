@@ -1,0 +1,346 @@
+"""Make training data with a teacher: prompts, answers, verification, removal of near-duplicates, shards.
+
+Every prompt ends as a line of ``journal.jsonl`` (its answers, which were accepted and why not, and tokens), which is
+flushed before the next prompt counts as done. So a killed run loses at most the answers that were being written, and
+the same command continues. When all prompts are done or the budget is spent, accepted answers become shards of
+dialogs, each line with its provenance. Idea and constants: Llama 3.1 (paper, section 4.3): rejection sampling with
+execution feedback, and back-translation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from ..checkpoint import checkpoint_hash, load_model, load_tokenizer
+from ..data.near_duplicates import NearDuplicates
+from ..data.read_dialogs import exchange
+from ..data.rows import read_rows
+from ..data.sources import Document
+from ..engine import Engine, Sampling
+from ..engine import Request as EngineRequest
+from ..errors import DataError
+from ..evals.endpoint import EndpointModel
+from ..evals.tasks.json_schema import check_schema
+from ..files import whole_folder, write_json
+from ..machine import lock_folder
+from ..text import Tokenizer
+from ..tools import Sandbox
+from .verify import verify
+
+JOURNAL, OPTIONS = "journal.jsonl", "options.json"
+CHECKS = ("tests", "expression", "answer", "schema")
+"""Fields of a prompt that verify its answer."""
+SHARD_LINES = 10_000
+AT_ONCE = 32
+"""Prompts whose answers are written together."""
+PASSAGE = 1_200
+"""Characters of a document's passage for back-translation."""
+ASK = "Write one question that the following text answers. Write only the question.\n\n"
+Message = dict[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SeedPrompt:
+    """A question with its location and what verifies its answer. ``passage``: the answer to a question to make."""
+
+    where: str
+    messages: list[Message]
+    check: dict[str, Any]
+    passage: str = ""
+
+
+class AnswerTeacher(Protocol):
+    """A model that answers. ``hash`` identifies it in the provenance."""
+
+    name: str
+    hash: str
+
+    def answers(
+        self, prompts: Sequence[Sequence[Message]], options: SynthOptions
+    ) -> list[list[tuple[str, int]]]:
+        """Return ``options.samples`` answers to each prompt, with their numbers of tokens, prompt included."""
+        ...
+
+
+@dataclass(frozen=True)
+class SynthOptions:
+    """How a teacher is asked, what is accepted, and when to stop.
+
+    ``agree`` is the fraction of samples that must say the same where nothing else verifies an answer.
+    """
+
+    samples: int = 1
+    temperature: float = 0.7
+    max_tokens: int = 512
+    agree: float = 0.4
+    similarity: float = 0.8
+    budget_tokens: int | None = None
+    budget_usd: float | None = None
+    usd_per_mtok: float = 0.0
+    seed: int = 0
+
+    def spent(self, tokens: int) -> float:
+        """Return the cost of some tokens in USD."""
+        return tokens / 1e6 * self.usd_per_mtok
+
+    def exhausted(self, tokens: int) -> bool:
+        """Return whether the budget is spent."""
+        over = self.budget_tokens is not None and tokens >= self.budget_tokens
+        return over or (self.budget_usd is not None and self.spent(tokens) >= self.budget_usd)
+
+
+@dataclass
+class Synthesized:
+    """The outcome: counts of answers by verdict and method, and the shards if all is done."""
+
+    n_prompts: int
+    n_done: int
+    tokens: int
+    usd: float
+    accepted: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
+    n_duplicates: int = 0
+    n_lines: int = 0
+    shards: list[Path] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every prompt was answered."""
+        return self.n_done == self.n_prompts
+
+
+def read_prompts(path: Path) -> list[SeedPrompt]:
+    """Read prompts from rows of ``{"prompt" or "messages", "tests"?, "expression"?, "answer"?, "schema"?}``."""
+    prompts = []
+    for row in read_rows(path, str(path)):
+        fields = row.value if isinstance(row.value, dict) else {"prompt": row.value}
+        messages = fields.get("messages") or fields.get("prompt")
+        if isinstance(messages, str):
+            messages = exchange(messages, "")[:1]
+        if not isinstance(messages, list) or not messages:
+            raise DataError(f"{row.where}: no prompt; give an object with prompt or messages")
+        check = {name: fields[name] for name in CHECKS if fields.get(name)}
+        if "schema" in check:
+            check_schema(check["schema"])
+        prompts.append(SeedPrompt(row.where, messages, check))
+    return prompts
+
+
+def prompts_from_documents(documents: Sequence[Document]) -> list[SeedPrompt]:
+    """Return prompts that ask for the question to each passage of documents (back-translation)."""
+    prompts = []
+    for document in documents:
+        for start in range(0, max(1, len(document.text) - PASSAGE // 2), PASSAGE):
+            passage = document.text[start : start + PASSAGE].strip()
+            where = f"{document.source} at character {start}"
+            prompts.append(SeedPrompt(where, exchange(ASK + passage, "")[:1], {}, passage))
+    return prompts
+
+
+def synthesize(
+    prompts: Sequence[SeedPrompt],
+    teacher: AnswerTeacher,
+    out: Path,
+    options: SynthOptions,
+    progress: Callable[[int, int], None] | None = None,
+) -> Synthesized:
+    """Answer all prompts that the journal in ``out`` does not have yet, and write the shards.
+
+    Raises `DataError` if ``out`` has the work of other prompts, another teacher or other options.
+    """
+    if not prompts:
+        raise DataError("there is no prompt to answer")
+    out.mkdir(parents=True, exist_ok=True)
+    with lock_folder(out):
+        _bind(out, prompts, teacher, options)
+        journal = out / JOURNAL
+        done = _read_journal(journal)
+        tokens = sum(record["tokens"] for record in done.values())
+        waiting = [number for number in range(len(prompts)) if number not in done]
+        with Sandbox() as sandbox, journal.open("a", encoding="utf-8") as file:
+            for numbers in _parts(waiting, AT_ONCE):
+                if options.exhausted(tokens):
+                    break
+                asked = teacher.answers([prompts[number].messages for number in numbers], options)
+                for number, answers in zip(numbers, asked, strict=True):
+                    record = _judged(number, prompts[number], answers, sandbox, options)
+                    tokens += record["tokens"]
+                    done[number] = record
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+                if progress is not None:
+                    progress(len(done), len(prompts))
+        return _write_shards(prompts, teacher, out, options, done)
+
+
+def _judged(
+    number: int,
+    prompt: SeedPrompt,
+    answers: Sequence[tuple[str, int]],
+    sandbox: Sandbox,
+    options: SynthOptions,
+) -> dict[str, Any]:
+    texts = [text for text, _ in answers]
+    verdicts = verify(prompt.check, texts, sandbox, options.agree) if not prompt.passage else None
+    judged = []
+    for position, text in enumerate(texts):
+        if verdicts is None:  # a question that was made for a passage
+            question = text.strip()
+            good = question.endswith(("?", "？")) and "\n" not in question
+            judged.append([text, good, "back-translation", "" if good else "not one question"])
+        else:
+            verdict = verdicts[position]
+            judged.append([text, verdict.accepted, verdict.method, verdict.why])
+    return {"prompt": number, "tokens": sum(n for _, n in answers), "answers": judged}
+
+
+def _bind(out: Path, prompts: Sequence[SeedPrompt], teacher: AnswerTeacher, options: SynthOptions) -> None:
+    """Record what the work in ``out`` depends on, or compare it. Budgets may change between starts."""
+    digest = hashlib.sha256(json.dumps([[p.messages, p.check] for p in prompts]).encode()).hexdigest()
+    own = {name: value for name, value in vars(options).items() if not name.startswith(("budget", "usd"))}
+    now = {"prompts (SHA-256)": digest, "teacher": teacher.name, "teacher (hash)": teacher.hash, **own}
+    path = out / OPTIONS
+    if not path.exists():
+        write_json(path, now)
+        return
+    then = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in now.items():
+        if then.get(name) != value:
+            raise DataError(
+                f"{out} has answers with {name}={then.get(name)!r}, not {value!r}: use another --out, or the same again"
+            )
+
+
+def _read_journal(path: Path) -> dict[int, dict[str, Any]]:
+    """Return the records by prompt. A line that a kill has cut off is removed from the file."""
+    done: dict[int, dict[str, Any]] = {}
+    if not path.exists():
+        return done
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    for line in whole.decode("utf-8").splitlines():
+        record = json.loads(line)
+        done[record["prompt"]] = record
+    return done
+
+
+def _write_shards(
+    prompts: Sequence[SeedPrompt],
+    teacher: AnswerTeacher,
+    out: Path,
+    options: SynthOptions,
+    done: Mapping[int, dict[str, Any]],
+) -> Synthesized:
+    tokens = sum(record["tokens"] for record in done.values())
+    found = Synthesized(len(prompts), len(done), tokens, options.spent(tokens))
+    seen = NearDuplicates(options.similarity)
+    lines: list[str] = []
+    for number in sorted(done):
+        prompt = prompts[number]
+        for sample, (text, accepted, method, _) in enumerate(done[number]["answers"]):
+            (found.accepted if accepted else found.rejected)[method] += 1
+            if not accepted:
+                continue
+            question = [*prompt.messages] if not prompt.passage else exchange(text.strip(), "")[:1]
+            answer = text if not prompt.passage else prompt.passage
+            if seen.add(" ".join([*(str(m.get("content")) for m in question), answer])):
+                found.n_duplicates += 1
+                continue
+            provenance = {
+                "prompt": prompt.where, "sample": sample, "teacher": teacher.name, "teacher_hash": teacher.hash,
+                "verified": method, "temperature": options.temperature, "seed": options.seed,
+            }  # fmt: skip
+            messages = [*question, {"role": "assistant", "content": answer}]
+            lines.append(json.dumps({"messages": messages, "provenance": provenance}, ensure_ascii=False))
+    found.n_lines = len(lines)
+    with whole_folder(out / "shards") as temporary:
+        for shard, some in enumerate(_parts(lines, SHARD_LINES)):
+            path = temporary / f"{shard:05}.jsonl"
+            path.write_text("".join(line + "\n" for line in some), encoding="utf-8")
+    found.shards = sorted((out / "shards").glob("*.jsonl"))
+    return found
+
+
+def _parts(items: list[T], size: int) -> list[list[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+# Teachers ---------------------------------------------------------------------------------------------------
+
+
+class LocalTeacher:
+    """A model of this machine, run by the engine."""
+
+    def __init__(self, model: str) -> None:
+        tokenizer = load_tokenizer(model)
+        if tokenizer is None:
+            raise DataError(f"{model}: has no tokenizer, and a teacher needs one")
+        tokenizer.require_chat()
+        self.name, self.hash = model, checkpoint_hash(model)
+        self._tokenizer: Tokenizer = tokenizer
+        self._engine = Engine(load_model(model), tokenizer, max_batch=AT_ONCE)
+
+    def answers(
+        self, prompts: Sequence[Sequence[Message]], options: SynthOptions
+    ) -> list[list[tuple[str, int]]]:
+        """See `AnswerTeacher`."""
+        chat = self._tokenizer.require_chat()
+        requests = []
+        for messages in prompts:
+            ids = chat.render(messages, generation_prompt=True).ids
+            digest = hashlib.sha256(json.dumps([options.seed, ids]).encode()).digest()
+            for sample in range(options.samples):
+                seed = int.from_bytes(digest[:4], "little") + sample
+                sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens, seed=seed)
+                requests.append(EngineRequest(ids, sampling))
+        done = self._engine.run(requests)
+        told = [
+            (
+                completion.text if completion.finish_reason == "stop" else "",
+                completion.prompt_tokens + len(completion.ids),
+            )
+            for request, completion in zip(requests, done, strict=True)
+        ]
+        return _parts(told, options.samples)
+
+
+class EndpointTeacher:
+    """A model behind OpenAI's API at a URL."""
+
+    def __init__(self, url: str, model: str | None) -> None:
+        self._endpoint = EndpointModel(url, model)
+        self.name, self.hash = f"{self._endpoint.url} {self._endpoint.name}", self._endpoint.hash
+
+    def answers(
+        self, prompts: Sequence[Sequence[Message]], options: SynthOptions
+    ) -> list[list[tuple[str, int]]]:
+        """See `AnswerTeacher`."""
+        bodies = [
+            {
+                "messages": list(messages), "max_tokens": options.max_tokens, "temperature": options.temperature,
+                "seed": options.seed + sample,
+            }
+            for messages in prompts
+            for sample in range(options.samples)
+        ]  # fmt: skip
+        told = self._endpoint.chat_many(bodies)
+        return _parts(told, options.samples)
+
+
+def open_teacher(model: str, name: str | None = None) -> AnswerTeacher:
+    """Return the teacher that ``model`` names: a model of this machine, or the URL of an endpoint."""
+    if model.startswith(("http://", "https://")):
+        return EndpointTeacher(model, name)
+    return LocalTeacher(model)

@@ -1,0 +1,261 @@
+"""Synthesis with a teacher that plants wrong answers: what is removed, what is kept, resuming, budgets."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from herd.cli import run
+from herd.data.near_duplicates import NearDuplicates
+from herd.data.read_dialogs import read_dialogs
+from herd.data.sources import Document
+from herd.distill.synth import SeedPrompt, SynthOptions, prompts_from_documents, read_prompts, synthesize
+from herd.errors import DataError
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "people": {"type": "integer", "minimum": 0}},
+    "required": ["city", "people"],
+}
+
+
+def question(kind: str, rng: Random) -> tuple[SeedPrompt, str, str]:
+    """A prompt of a kind with a right and a wrong answer, in some of the ways in which models write them."""
+    a, b = rng.randrange(10, 999), rng.randrange(10, 999)
+    off = rng.choice([-100, -10, -1, 1, 10, 100])
+    if kind == "execution":
+        name = f"f{a}_{b}"
+        text = f"Write {name}(x) that returns {a} * x + {b}."
+        tests = f"assert {name}(0) == {b}\nassert {name}(3) == {3 * a + b}"
+        body = "def {}(x):\n    return {} * x + {}"
+        right = f"Here it is:\n```python\n{body.format(name, a, b)}\n```\nIt is linear."
+        wrong = rng.choice([
+            f"```python\n{body.format(name, a, b + off)}\n```", f"```python\n{body.format(name + 'x', a, b)}\n```",
+            f"```python\ndef {name}(x):\n    return {a} * x + {b}\n    ]\n```", "I cannot do that.",
+            f"```python\nimport sys\ndef {name}(x): sys.exit(0)\n```",
+        ])  # fmt: skip
+        return SeedPrompt(f"p{a}-{b}", [{"role": "user", "content": text}], {"tests": tests}), right, wrong
+    if kind == "solver":
+        text, value = f"What is {a} + {b}?", a + b
+        forms = ("The answer is {}.", "{} and {} make this:\n{}".replace("{} and {}", f"{a} and {b}"), "{}")
+        form = rng.choice(forms)
+        prompt = SeedPrompt(f"s{a}-{b}", [{"role": "user", "content": text}], {"expression": f"{a} + {b}"})
+        return prompt, form.format(value), form.format(value + off)
+    if kind == "schema":
+        right = json.dumps({"city": f"C{a}", "people": b})
+        wrong = rng.choice([
+            json.dumps({"city": f"C{a}"}), json.dumps({"city": a, "people": b}), right[:-1],
+            json.dumps({"city": f"C{a}", "people": -b}), f"The city is C{a}.",
+        ])  # fmt: skip
+        content = f"Describe city C{a} with {b} people as JSON."
+        return (
+            SeedPrompt(f"j{a}-{b}", [{"role": "user", "content": content}], {"schema": SCHEMA}),
+            right,
+            wrong,
+        )
+    text = f"Tom has {a} apples and buys {b} boxes of 3. How many has he?"
+    value = a + 3 * b
+    form = rng.choice(("Let me count. So the answer is {}.", "He has {} apples.", "{}"))
+    wrong = form.format(
+        "{}"
+    )  # a teacher that makes the same mistake every time cannot be caught by agreement
+    return SeedPrompt(f"a{a}-{b}", [{"role": "user", "content": text}], {}), form.format(value), wrong
+
+
+class Planted:
+    """A teacher that answers wrongly with a probability, and remembers which of its answers are wrong."""
+
+    name, hash = "planted", "0" * 64
+
+    def __init__(self, answers: dict[str, tuple[str, str]], share: float, seed: int) -> None:
+        self._known, self._share, self._rng = answers, share, Random(seed)
+        self.asked: list[tuple[str, bool]] = []  # (answer, whether it is right), in order
+        self.fail_after: int | None = None
+
+    def answers(self, prompts, options):
+        if self.fail_after is not None and len(self.asked) >= self.fail_after:
+            raise KeyboardInterrupt
+        told = []
+        for messages in prompts:
+            right, wrong = self._known[messages[0]["content"]]
+            some = []
+            for _ in range(options.samples):
+                good = self._rng.random() >= self._share
+                told_wrong = wrong.replace("{}", str(self._rng.randrange(1000, 5000)))
+                self.asked.append((right if good else told_wrong, good))
+                some.append((self.asked[-1][0], 10))
+            told.append(some)
+        return told
+
+
+def planted(kind: str, n: int, share: float, seed: int = 0):
+    rng = Random(f"{kind} {seed}")
+    made = {
+        prompt.where: (prompt, right, wrong)
+        for prompt, right, wrong in (question(kind, rng) for _ in range(n))
+    }
+    prompts = [prompt for prompt, _, _ in made.values()]
+    known = {prompt.messages[0]["content"]: (right, wrong) for prompt, right, wrong in made.values()}
+    return prompts, Planted(known, share, seed)
+
+
+@pytest.mark.parametrize(("kind", "samples", "n"), [
+    ("execution", 1, 120), ("solver", 1, 600), ("schema", 1, 600), ("agreement", 5, 300),
+])  # fmt: skip
+def test_planted_wrong_answers_are_removed_and_right_ones_kept(tmp_path, kind, samples, n):
+    prompts, teacher = planted(kind, n, share=0.3)
+    options = SynthOptions(samples=samples, similarity=1.0)
+    synthesize(prompts, teacher, tmp_path, options)
+    judged = [
+        a
+        for line in (tmp_path / "journal.jsonl").read_text().splitlines()
+        for a in json.loads(line)["answers"]
+    ]
+    assert [text for text, *_ in judged] == [text for text, _ in teacher.asked]
+    pairs = [(accepted, good) for (_, accepted, _, _), (_, good) in zip(judged, teacher.asked, strict=True)]
+    wrong, right = ([accepted for accepted, good in pairs if good is kind_] for kind_ in (False, True))
+    assert len(wrong) > 20
+    assert sum(wrong) / len(wrong) <= 0.01
+    assert 1 - sum(right) / len(right) <= 0.03
+
+
+def test_shards_are_dialogs_with_their_provenance(tmp_path):
+    prompts, teacher = planted("solver", 30, share=0.0)
+    found = synthesize(prompts, teacher, tmp_path, SynthOptions(similarity=1.0))
+    assert found.finished
+    dialogs = list(read_dialogs(found.shards[0]))
+    assert len(dialogs) == found.n_lines == len(prompts)
+    line = json.loads(found.shards[0].read_text().splitlines()[0])
+    assert line["provenance"]["verified"] == "solver"
+    assert line["provenance"]["prompt"] == prompts[0].where
+    assert line["provenance"]["teacher_hash"] == teacher.hash
+    assert line["messages"][0] == prompts[0].messages[0]
+
+
+def test_an_interrupted_run_continues_and_asks_nothing_twice(tmp_path):
+    prompts, teacher = planted("solver", 100, share=0.2)
+    whole = synthesize(prompts, teacher, tmp_path / "whole", SynthOptions())
+    prompts, teacher = planted("solver", 100, share=0.2)
+    teacher.fail_after = 64
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(prompts, teacher, tmp_path / "parts", SynthOptions())
+    journal = tmp_path / "parts" / "journal.jsonl"
+    with journal.open("a") as file:
+        file.write('{"prompt": 64, "tok')  # what a kill leaves behind
+    teacher.fail_after = None
+    parts = synthesize(prompts, teacher, tmp_path / "parts", SynthOptions())
+    assert len(teacher.asked) == len(prompts)
+    assert [p.read_bytes() for p in parts.shards] == [p.read_bytes() for p in whole.shards]
+
+
+def test_a_budget_stops_and_a_larger_one_continues(tmp_path):
+    prompts, teacher = planted("solver", 200, share=0.0)
+    found = synthesize(prompts, teacher, tmp_path, SynthOptions(budget_tokens=500))
+    assert not found.finished
+    assert 500 <= found.tokens < 1000
+    by_price = SynthOptions(budget_usd=0.001, usd_per_mtok=1.0)
+    assert synthesize(prompts, teacher, tmp_path, by_price).n_done < len(prompts)
+    done = synthesize(prompts, teacher, tmp_path, SynthOptions(budget_tokens=10**6))
+    assert done.finished
+    assert len(teacher.asked) == len(prompts)
+
+
+def test_other_prompts_or_options_are_refused(tmp_path):
+    prompts, teacher = planted("solver", 10, share=0.0)
+    synthesize(prompts, teacher, tmp_path, SynthOptions())
+    with pytest.raises(DataError, match=r"temperature=0\.7, not 0\.1"):
+        synthesize(prompts, teacher, tmp_path, SynthOptions(temperature=0.1))
+    with pytest.raises(DataError, match="prompts"):
+        synthesize(prompts[1:], teacher, tmp_path, SynthOptions())
+
+
+def test_near_duplicates_are_found_and_others_are_not():
+    rng = Random(0)
+    words = [f"w{n}" for n in range(2000)]
+    seen = NearDuplicates()
+    texts = [rng.choices(words, k=60) for _ in range(200)]
+    assert not any(seen.add(" ".join(text)) for text in texts)
+    close = [
+        [*text[:58], "changed", "end"] for text in texts
+    ]  # 54 of 58 shingles are common: similarity 0.93
+    assert sum(seen.add(" ".join(text)) for text in close) >= 195
+    far = [text[:30] + rng.choices(words, k=30) for text in texts]  # about 0.3
+    assert sum(seen.add(" ".join(text)) for text in far) == 0
+
+
+def test_passages_become_questions_with_the_passage_as_the_answer(tmp_path):
+    text = "The moon circles the earth in a month. " * 60
+
+    class Asker:
+        name, hash = "asker", "1"
+
+        def answers(self, prompts, options):
+            return [
+                [("What circles the earth?" if n % 2 else "Here are questions:\n1. a?", 9)]
+                for n, _ in enumerate(prompts)
+            ]
+
+    prompts = prompts_from_documents([Document(text, "moon.txt")])
+    found = synthesize(prompts, Asker(), tmp_path, SynthOptions(similarity=1.0))
+    assert found.rejected["back-translation"] == 1
+    (dialog,) = read_dialogs(found.shards[0])
+    assert dialog.messages[0]["content"] == "What circles the earth?"
+    assert text.startswith(dialog.messages[1]["content"][:20]) or dialog.messages[1]["content"] in text
+
+
+class Stub(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def reply(self, value):
+        data = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self):
+        self.reply({"data": [{"id": "stub"}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        numbers = [int(word) for word in body["messages"][0]["content"].split() if word.isdigit()]
+        choice = {"message": {"content": f"It is {sum(numbers)}."}, "finish_reason": "stop"}
+        self.reply({"choices": [choice], "usage": {"total_tokens": 12}})
+
+
+def test_the_verb_asks_an_endpoint_and_says_what_it_did(tmp_path, capsys):
+    file = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": f"Add {n} and {2 * n}", "expression": f"{n} + {2 * n}"} for n in range(5, 15)]
+    rows.append({"prompt": "Add 1 and 1", "answer": "3"})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        words = ["synth", str(file), "--teacher", url, "--out", str(tmp_path / "out"), "--similarity", "1"]
+        assert run(words) == 0
+        said = capsys.readouterr().out
+        server.shutdown()
+    assert "11 of 11 prompts answered, 132 tokens" in said
+    assert "solver: 10 answers accepted, 1 rejected" in said
+    assert Path(tmp_path / "out" / "shards" / "00000.jsonl").exists()
+
+
+def test_a_bad_schema_or_prompt_is_refused_before_anything_is_asked(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"prompt": "a", "schema": {"type": "nonsense"}}) + "\n")
+    with pytest.raises(DataError):
+        read_prompts(file)
+    file.write_text(json.dumps({"question": "a"}) + "\n")
+    with pytest.raises(DataError, match="no prompt"):
+        read_prompts(file)
+
+
+def test_the_verb_needs_prompts_or_documents(capsys):
+    assert run(["synth"]) == 1
+    assert "either a file of prompts or --documents" in capsys.readouterr().err
