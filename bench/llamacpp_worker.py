@@ -3,7 +3,7 @@
 Reads a job from every line of stdin and writes an answer as a line to stdout; both are JSON. Jobs:
 
     {"do": "version"}                                                        -> "0.3.16"
-    {"do": "run", "file": PATH, "prompt": [ids], "n": 64, "out": NPY}        -> {"ids": [...]}
+    {"do": "run", "file": PATH, "prompt": [ids], "n": 64, "out": NPY}        -> {"ids": [...]}   ("lora": an adapter)
     {"do": "logits", "file": PATH, "windows": [[ids], ...], "outs": [NPY]}   -> {}
     {"do": "tokenize", "file": PATH, "texts": [...]}                         -> {"ids": [[...] per text]}
     {"do": "chat", "file": PATH, "question": TEXT, "n": 64}                  -> {"text": ...}
@@ -36,6 +36,7 @@ def load(job: dict, context: int) -> llama_cpp.Llama:
         type_k=kind,
         type_v=kind,
         flash_attn=False,
+        lora_path=job.get("lora"),
     )
 
 

@@ -25,6 +25,10 @@ def serve_command(
     alias: Annotated[
         list[str] | None, Option(help="Another name of the model for clients ('*': every name). Repeatable.")
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        Option(help="NAME=FOLDER of a LoRA adapter that chat clients get as the model NAME. Repeatable."),
+    ] = None,
     context: Annotated[
         int | None,
         Option(min=2, help="Longest prompt and answer in tokens (default: the model's, or what fits)."),
@@ -81,8 +85,9 @@ def serve_command(
     _check_port(host, port)
     source = ModelSource(folder, pre=pre)
     served = _open(
-        source, tuple(alias or ()), context, parallel, queue, cache_gb, keep_cache, draft, kv, dtype, device
-    )
+        source, tuple(alias or ()), context, parallel, queue, cache_gb, keep_cache, draft, kv, dtype, device,
+        tuple(adapter or ()),
+    )  # fmt: skip
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
@@ -147,6 +152,7 @@ def _open(
     kv: str,
     dtype: str | None,
     device: str | None,
+    adapters: tuple[str, ...],
 ) -> Any:
     """Load the model and start its engine."""
     from ..checkpoint.sources import model_name
@@ -161,6 +167,7 @@ def _open(
     model = load_chat_model(source, dtype, device)
     draft_model = load_draft(draft, model, dtype, device) if draft else None
     budget = int(cache_gb * 1e9) if cache_gb else cache_budget(source.config, device, limit, parallel)
+    names = put_adapters(model.model, adapters)
     engine = Engine(
         model.model,
         model.tokenizer,
@@ -191,4 +198,21 @@ def _open(
         int(time.time()),
         facts,
         f"herd-{engine.cache.kind}-{kind or 'stored'}",
+        names,
     )
+
+
+def put_adapters(model: Any, given: tuple[str, ...]) -> frozenset[str]:
+    """Put the adapters NAME=FOLDER on a model and return their names."""
+    from ..checkpoint.adapters import read_adapter
+    from ..llama.switched import switch_adapters
+
+    adapters = {}
+    for text in given:
+        name, _, folder = text.partition("=")
+        if not name or not folder:
+            raise ConfigError(f"--adapter {text}: give NAME=FOLDER, e.g. support=runs/tune/support/adapter")
+        adapters[name] = read_adapter(Path(folder)).layers
+    if adapters:
+        switch_adapters(model, adapters)
+    return frozenset(adapters)

@@ -222,3 +222,49 @@ def inspect_command(
         print(html)
     for row in found.set_aside:
         print(f"set aside: {row.where}: {row.reason}", file=sys.stderr)
+
+
+@app.command("language")
+def language_command(
+    language: Annotated[str, typer.Argument(help="The language's code, e.g. ja.")],
+    text: Annotated[list[str], typer.Option("--text", help="Text in the language; repeat it for more.")],
+    model: Annotated[str, typer.Option(help=MODEL)] = "smollm2",
+    add: Annotated[int, typer.Option(min=1, help="Most tokens to add to the vocabulary.")] = 4096,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to train on.")] = 500_000,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters.")] = 64,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    replay: Annotated[
+        list[str] | None, typer.Option(help="Other text to mix in (default: Herd's sentences).")
+    ] = None,
+    replay_share: Annotated[float, typer.Option(help="Share of the rows that are replay.")] = 0.2,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/tune/LANGUAGE).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Teach a model a language: extend its vocabulary, train the new tokens, and measure what was gained and lost.
+
+    Ctrl-C saves the state of the run, and the same command resumes it.
+    """
+    from ..kernels.memory import keep_freed_memory
+    from ..tune.language import LanguageOptions, steps_of, teach_language
+
+    folder = out or Path("runs") / "tune" / language
+    options = LanguageOptions(
+        model=model, language=language, text=tuple(text), out=str(folder), add=add, tokens=tokens, rank=rank, lr=lr,
+        replay=tuple(replay or ()), replay_share=replay_share,
+    )  # fmt: skip
+    keep_freed_memory()
+    with step_progress(language, steps_of(options), show=True) as on_step:
+        say = (lambda line: None) if as_json else print
+        found = teach_language(options, on_step=on_step, say=say)
+    if as_json:
+        print_json(
+            {"folder": str(found.folder), "fertility": vars(found.fertility), "bits_per_byte": found.bits}
+        )
+        return
+    rows = [
+        (name, f"{before:.3f}", f"{after:.3f}", f"{100 * (after / before - 1):+.1f} %")
+        for name, (before, after) in found.bits.items()
+    ]
+    print()
+    print_table(("bits per byte", "before", "after", "change"), rows)
+    print(f"\n{found.folder}\ntalk to it: herd chat {found.folder}")

@@ -185,6 +185,11 @@ class Engine:
             raise EngineError("stop strings need a tokenizer, and this engine has none")
         if self.tokenizer is None and request.constraint is not None:
             raise EngineError("a constraint needs a tokenizer, and this engine has none")
+        if request.adapter and (switch := self._runner.switch) is None:
+            raise EngineError(f"adapter {request.adapter!r}: this engine has no adapters")
+        if request.adapter and switch is not None and request.adapter not in switch.digests:
+            known = ", ".join(switch.digests)
+            raise EngineError(f"adapter {request.adapter!r} is not one of {known}")
 
     def compile(self, constraint: Constraint | None) -> Guide | None:
         """Return the guide of one answer. Raises EngineError if the constraint cannot be followed.
@@ -200,6 +205,8 @@ class Engine:
         """Queue a checked request, whose deltas go to ``stream``."""
         counts = None if self.draft is None else Speculated()
         sequence = Sequence(stream, self.tokenizer, self._stop_ids, self.context, guide, counts)
+        if stream.request.adapter and self._runner.switch is not None:  # its keys and values are its own
+            sequence.tenant = f"{sequence.tenant}\0{self._runner.switch.digests[stream.request.adapter]}"
         self.scheduler.add(sequence)
 
     def cancel(self, stream: ResponseStream) -> None:
@@ -294,7 +301,7 @@ class Engine:
         self.n_prefilled += sum(prompts)
         began = time.perf_counter()
         lengths = [(sequence.cached, n + len(draft.tokens)) for sequence, n, draft in parts]
-        hidden_ND = self._runner(lengths, tokens)
+        hidden_ND = self._runner(lengths, tokens, [sequence.request.adapter for sequence, _, _ in parts])
         if prompts:
             self._score_prompts(parts, hidden_ND)
         if ready:

@@ -101,6 +101,7 @@ class Request:
     ``owner``s take turns when they begin and when their prompts are computed. ``prompt_logprobs`` None: off.
     Otherwise each token of the prompt but the first gets its log-probability, and those of so many most
     likely tokens at its position. The prompt is then computed as a whole, even if it is cached.
+    ``adapter`` names one of the adapters on the engine's model ("": none, see `llama.switched`).
     """
 
     prompt_ids: Sequence[int]
@@ -109,6 +110,7 @@ class Request:
     constraint: Constraint | None = None
     tenant: str = ""
     owner: str = ""
+    adapter: str = ""
     prompt_logprobs: int | None = None
 
     def validate(self, vocab_size: int, context: int) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..llama import rope
 from ..llama.model import LlamaLM
+from ..llama.switched import adapter_switch
 from ..quant.linear import fused_layers
 from .cache import Cached, PagedCache
 
@@ -23,13 +24,20 @@ class ModelRunner:
     def __init__(self, model: LlamaLM, cache: PagedCache) -> None:
         self.model, self.cache = model, cache
         self._layers = fused_layers(model)
+        self.switch = adapter_switch(model)
+        """The adapters on the model, if it has several (`llama.switched`)."""
 
-    def __call__(self, parts: Sequence[tuple[Cached, int]], tokens: Sequence[int]) -> Tensor:
+    def __call__(
+        self, parts: Sequence[tuple[Cached, int]], tokens: Sequence[int], adapters: Sequence[str] = ()
+    ) -> Tensor:
         """Feed the next n tokens of each (sequence, n), in order, and return final hidden states (N, D).
 
         The pages must have been taken before (`PagedCache.grow`). Afterwards these tokens are in the cache.
+        ``adapters`` are the names of the adapters of the sequences ("" for the base alone).
         """
         positions_1N, attend = self.cache.step(parts)
+        if self.switch is not None:
+            self.switch.use(adapters or [""] * len(parts), [n for _, n in parts])
         tokens_1N = torch.tensor([tokens], device=self.model.device)
         if self._layers is None or torch.is_grad_enabled():
             return self.model(tokens_1N, positions_1N, attend)[0]

@@ -48,12 +48,21 @@ class ServedModel:
     created: int = 0
     facts: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = "herd"
+    adapters: frozenset[str] = frozenset()
+    """Names of adapters on the model, by which OpenAI's chat clients choose one."""
 
     def check_name(self, name: str | None) -> None:
         """Raise `NotFound` unless a client may call this model ``name``. None: it did not name one."""
         if name not in (None, "", self.name) and not self.aliases & {name, ANY_NAME}:
             known = ", ".join(sorted({self.name, *self.aliases}))
             raise NotFound(f"the model {str(name)[:80]!r} does not exist; this server has: {known}")
+
+    def choose_adapter(self, name: str | None) -> str:
+        """Return the adapter that a client means by ``name``, "" for none. Raises `NotFound` for an unknown name."""
+        if name in self.adapters:
+            return str(name)
+        self.check_name(name)
+        return ""
 
     @property
     def chat(self) -> ChatFormat:
@@ -111,6 +120,7 @@ class ReadyPrompt:
     make_parser: Callable[[], AnswerParser] | None = None
     tools: Mapping[str, OfferedTool] = field(default_factory=dict)
     prompt_logprobs: int | None = None
+    adapter: str = ""
 
     def request(self, tenant: str, owner: str) -> Request:
         """Return the request for the engine."""
@@ -118,8 +128,9 @@ class ReadyPrompt:
         if self.prompt_logprobs is not None:
             more["prompt_logprobs"] = self.prompt_logprobs
         return Request(
-            self.ids, self.sampling, constraint=self.form.constraint, tenant=tenant, owner=owner, **more
-        )
+            self.ids, self.sampling, constraint=self.form.constraint, tenant=tenant, owner=owner,
+            adapter=self.adapter, **more,
+        )  # fmt: skip
 
     def max_completion_tokens(self, context: int) -> int:
         """Return the most tokens that all answers together can have."""

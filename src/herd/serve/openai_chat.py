@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -55,11 +56,12 @@ async def chat_completions(
     """Answer a dialog."""
     asked, warnings = await read_request(request, "chat", ChatRequest)
     served: ServedModel = request.app.state.served
-    served.check_name(asked.model)
+    adapter = served.choose_adapter(asked.model)
     principal.check_model(served.name)
     prompt = await run_in_threadpool(
         lambda: prepare_chat(served, _chat_call(asked, warnings, request.app.state.settings.max_tools))
     )
+    prompt = replace(prompt, adapter=adapter)
     writer = ChatWriter(served, asked.includes_usage)
     return await respond(request, principal, [prompt], writer, stream=bool(asked.stream), warnings=warnings)
 

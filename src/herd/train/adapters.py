@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..errors import RecipeError
-from .section import Positive, PositiveReal, Section
+from .section import Count, Positive, PositiveReal, Section, impossible
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,16 @@ class AdapterSection(Section):
     alpha: PositiveReal = 32.0  # the update is scaled by alpha / rank
     rslora: bool = False  # scale by alpha / sqrt(rank) instead: for ranks above 64
     targets: Annotated[tuple[Target, ...], Field(min_length=1, strict=False)] = _ALL
+    new_rows: Count = 0  # train the last rows of the vocabulary too; the result is then a whole model
     packed: bool = False  # keep the blocks of a quantized model (QLoRA) instead of unpacking them
+
+    @model_validator(mode="after")
+    def _rows_are_plain(self) -> AdapterSection:
+        if self.new_rows and (self.packed or "lm_head" in self.targets):
+            raise impossible(
+                "new_rows", "new_rows need a plain vocabulary: no packed base, no adapter on lm_head"
+            )
+        return self
 
     def load(self, source: str, seed: int, compute: torch.dtype, device: torch.device) -> LlamaLM:
         """Return the model ``source`` with new adapters in fp32, the only parameters that require gradients.
@@ -42,6 +51,7 @@ class AdapterSection(Section):
 
         from ..checkpoint import load_model, load_trainable
         from ..llama.lora import LAYER_LINEARS, add_lora, scale_of
+        from ..llama.new_rows import train_new_rows
         from ..quant.linear import is_quantized, use_exact_products
 
         if self.packed:
@@ -58,4 +68,5 @@ class AdapterSection(Section):
                 if name.rpartition(".")[2] in LAYER_LINEARS:
                     module.to(compute)  # autocast would cast it in every forward; it never changes
         scale = scale_of(self.rank, self.alpha, rslora=self.rslora)
-        return add_lora(model, self.rank, scale, self.targets, seed=seed)
+        add_lora(model, self.rank, scale, self.targets, seed=seed)
+        return train_new_rows(model, self.new_rows) if self.new_rows else model

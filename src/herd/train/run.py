@@ -7,6 +7,7 @@ Mistakes are refused before weights are allocated. The first rank makes shards a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from ..errors import RecipeError
 from ..files import storage_error
 from ..llama.config import ModelConfig
 from ..llama.fill import fill_parameter
+from ..llama.lora import merged_parameter
 from ..llama.model import LlamaLM
 from ..machine import lock_folder
 from ..text import Tokenizer
@@ -105,12 +107,18 @@ def _train(
         on_step=on_step,
     )
     lineage = _lineage(recipe, data.hash) if ranks.first else None
-    if recipe.adapter is not None:
+    if recipe.adapter is not None and recipe.adapter.new_rows:
+        dtype = torch_dtype(recipe.save_dtype)
+        write_checkpoint(
+            out / "model", config, partial(merged_parameter, model), tokenizer, dtype=dtype, lineage=lineage
+        )
+    elif recipe.adapter is not None:
         base = str(recipe.model.start)
         name = str(Path(base).resolve()) if Path(base).exists() else base
         save_adapter(out / "adapter", model, name, tokenizer, lineage=lineage)
         return out / "adapter", result
-    _save(recipe, config, model, tokenizer, lineage, out / "model", ranks)
+    else:
+        _save(recipe, config, model, tokenizer, lineage, out / "model", ranks)
     return out / "model", result
 
 

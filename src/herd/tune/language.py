@@ -1,0 +1,229 @@
+"""Teach a model another language: measure its tokens, extend its vocabulary, train the new rows with adapters.
+
+A vocabulary made for English splits Japanese into almost two tokens per character, so a context holds half as much and
+every answer costs twice. New tokens join the old pieces (`text.extend`). Their rows begin as the mean of the rows of
+these pieces, so the model starts with a guess of their meaning. New rows and adapters are trained on the new text, with
+replay of other text, and the result is a whole model with the new tokenizer.
+
+Shapes: V old vocabulary, N new tokens, D model dim.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from ..checkpoint import (
+    Lineage,
+    checkpoint_hash,
+    load_model,
+    load_tokenizer,
+    load_trainable,
+    write_checkpoint,
+)
+from ..data.builtin import parallel_lines
+from ..data.corpus import read_corpus
+from ..data.wordings import LANGUAGES
+from ..errors import DataError
+from ..evals.bpb import compression
+from ..evals.windows import from_texts
+from ..files import write_atomically, write_json
+from ..llama.model import LlamaLM
+from ..quant.linear import use_exact_products
+from ..text import Tokenizer
+from ..text.extend import ExtendedVocabulary, extend_vocabulary
+from ..train.recipe import parse_recipe
+from ..train.run import run_recipe
+from .recipe import compute_dtype
+
+BLOCK = 2_000
+"""Characters of a block of text. Every tenth block, by its hash, is held out."""
+HELDOUT_BYTES = 60_000
+OTHER_BYTES = 6_000
+CONTEXT = 512
+STEP_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class LanguageOptions:
+    """What to learn from, how many tokens to add, and how long to train."""
+
+    model: str
+    language: str
+    text: tuple[str, ...]
+    out: str
+    add: int = 4096
+    tokens: int = 500_000
+    rank: int = 64
+    lr: float = 1e-3
+    replay: tuple[str, ...] = ()
+    replay_share: float = 0.2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Fertility:
+    """How many bytes of held-out text a token has, before and after the vocabulary was extended."""
+
+    added: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class LanguageResult:
+    """The new model, the fertility, and bits per byte of texts by name as (before, after)."""
+
+    folder: Path
+    fertility: Fertility
+    bits: dict[str, tuple[float, float]]
+
+
+def teach_language(
+    options: LanguageOptions,
+    *,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> LanguageResult:
+    """Extend the vocabulary, train, and measure. Finished parts in ``options.out`` are not repeated."""
+    out = Path(options.out)
+    train, heldout = divided_text(options.text)
+    fertility = extend_model(options, train, heldout, out)
+    say(f"{options.language}: {fertility.before:.2f} bytes per token with the old vocabulary, {fertility.after:.2f} "
+        f"with {fertility.added:,} new tokens")  # fmt: skip
+    _write_rows(out / "train.jsonl", train)
+    if not options.replay:
+        lines = (line for lang in LANGUAGES if lang != options.language for line in parallel_lines(lang))
+        _write_rows(out / "replay.jsonl", lines)
+    text = _recipe(options, fertility.added)
+    write_atomically(out / "recipe.yaml", text)
+    folder, _ = run_recipe(parse_recipe(text, str(out / "recipe.yaml")), on_step=on_step)
+    others = {lang: parallel_lines(lang) for lang in LANGUAGES if lang != options.language}
+    before, after = (
+        _bits(source, {options.language: heldout} | others) for source in (options.model, str(folder))
+    )
+    bits = {name: (before[name], after[name]) for name in before}
+    write_json(out / "language.json", {"fertility": vars(fertility), "bits_per_byte": bits})
+    return LanguageResult(folder, fertility, bits)
+
+
+def steps_of(options: LanguageOptions) -> int:
+    """Return the number of updates of a run."""
+    return max(2, math.ceil(options.tokens / STEP_TOKENS))
+
+
+def divided_text(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return blocks of the text to train on and those held out. Equal blocks are on the same side."""
+    train: list[str] = []
+    heldout: list[str] = []
+    for path in paths:
+        for document in read_corpus(path):
+            for start in range(0, len(document.text), BLOCK):
+                block = document.text[start : start + BLOCK]
+                digest = hashlib.blake2b(block.encode(), digest_size=4).digest()
+                (heldout if int.from_bytes(digest, "little") % 10 == 0 else train).append(block)
+    if not train or not heldout:
+        raise DataError(f"{', '.join(paths)}: too little text; give at least {30 * BLOCK:,} characters")
+    return train, heldout
+
+
+def bytes_per_token(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
+    """Return how many bytes of text a token has on average."""
+    pairs = [(len(text.encode()), len(tokenizer.encode(text))) for text in texts]
+    return sum(n_bytes for n_bytes, _ in pairs) / max(1, sum(n for _, n in pairs))
+
+
+def extend_model(
+    options: LanguageOptions, train: Sequence[str], heldout: Sequence[str], out: Path
+) -> Fertility:
+    """Write ``out/extended``, the model with new tokens, unless it is there. Return the fertility."""
+    done = out / "fertility.json"
+    if done.exists():
+        return Fertility(**json.loads(done.read_text(encoding="utf-8")))
+    tokenizer = load_tokenizer(options.model)
+    if tokenizer is None:
+        raise DataError(f"{options.model}: has no tokenizer to extend")
+    extended = extend_vocabulary(tokenizer, train, options.add)
+    if not extended.pieces:
+        raise DataError(f"{options.language}: the text has no pair of tokens to join; give more text")
+    found = Fertility(
+        len(extended.pieces),
+        bytes_per_token(tokenizer, heldout),
+        bytes_per_token(extended.tokenizer, heldout),
+    )
+    model = load_trainable(options.model, torch.float32, "cpu")
+    save_extended(out / "extended", model, extended, options.model)
+    write_json(done, vars(found))
+    return found
+
+
+def save_extended(folder: Path, model: LlamaLM, extended: ExtendedVocabulary, base: str) -> None:
+    """Write a model with rows for the new tokens, each the mean of the rows of its old pieces."""
+    old = extended.tokenizer.vocab_size - len(extended.pieces)
+    tables = ("model.embed_tokens.weight", "lm_head.weight")
+
+    def get(name: str) -> Tensor:
+        weight = model.get_parameter(name).detach()
+        if name not in tables:
+            return weight
+        rows = [weight[torch.tensor(pieces)].mean(0) for pieces in extended.pieces]
+        return torch.cat((weight[:old], torch.stack(rows)))
+
+    config = model.config.replace(vocab_size=extended.tokenizer.vocab_size)
+    lineage = Lineage(name=folder.parent.name, stage="extended", parents={"start": checkpoint_hash(base)})
+    write_checkpoint(folder, config, get, extended.tokenizer, dtype=torch.float32, lineage=lineage)
+
+
+def _recipe(options: LanguageOptions, added: int) -> str:
+    out = Path(options.out).resolve()
+    batch = STEP_TOKENS // CONTEXT
+    replay = [str(Path(path).resolve()) for path in options.replay] or [str(out / "replay.jsonl")]
+    steps = steps_of(options)
+    fields = {
+        "name": f"language-{options.language}",
+        "model": {"start": str(out / "extended")},
+        "adapter": {"rank": options.rank, "new_rows": added},
+        "data": {
+            "kind": "tuning", "paths": [str(out / "train.jsonl")], "heldout_share": 0.02, "replay": replay,
+            "replay_share": options.replay_share,
+        },
+        "objective": {"kind": "sft"},
+        "optimizer": {"kind": "adamw", "lr": options.lr, "weight_decay": 0.0},
+        "schedule": {"kind": "cosine", "warmup_steps": min(max(1, steps // 20), steps - 1), "decay_steps": 0},
+        "train": {
+            "steps": steps, "batch_size": batch, "micro_batch_size": batch, "context": CONTEXT,
+            "dtype": compute_dtype(), "seed": options.seed, "save_every": max(1, min(50, steps // 4)),
+            "keep_states": 1,
+        },
+        "out": str(out / "run"),
+    }  # fmt: skip
+    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=110)
+
+
+def _write_rows(path: Path, texts: Iterable[str]) -> None:
+    if not path.exists():
+        write_atomically(
+            path, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+        )
+
+
+def _bits(source: str, texts: dict[str, list[str]]) -> dict[str, float]:
+    """Return bits per byte of each text."""
+    tokenizer, model = load_tokenizer(source), load_model(source)
+    assert tokenizer is not None
+    use_exact_products(model)
+    found = {}
+    for number, (name, documents) in enumerate(texts.items()):
+        limit = OTHER_BYTES if number else HELDOUT_BYTES
+        measured = compression(model, from_texts(documents, tokenizer, max_bytes=limit), CONTEXT)
+        found[name] = float(measured.bits.sum() / measured.n_bytes.sum())
+    return found

@@ -1,0 +1,66 @@
+"""`herd tune language` end to end on a tiny model with SmolLM2's vocabulary, and its new rows."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+
+from herd import checkpoint
+from herd.checkpoint import load_tokenizer
+from herd.cli import run
+from herd.llama.config import ModelConfig
+from herd.llama.model import LlamaLM
+from herd.llama.new_rows import train_new_rows
+
+CONFIG = ModelConfig(vocab_size=96, dim=32, n_layers=1, n_heads=4, n_kv_heads=2, ffn_dim=48, max_context=64)
+PHRASES = (
+    "設定ファイル",
+    "を編集して",
+    "ください。",
+    "システムの",
+    "管理者は",
+    "パッケージ",
+    "をインストール",
+    "する必要があります。",
+)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_the_new_rows_change_and_the_forward_is_the_same(tied):
+    plain = LlamaLM(CONFIG.replace(tie_embeddings=tied)).init_weights(0).requires_grad_(False)
+    model = LlamaLM(CONFIG.replace(tie_embeddings=tied)).init_weights(0).requires_grad_(False)
+    train_new_rows(model, 6)
+    tokens = torch.arange(80, 96)[None]
+    assert torch.equal(model.logits(tokens), plain.logits(tokens))
+    model.logits(tokens).sum().backward()
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert len(trained) == (1 if tied else 2)
+    assert all(name.endswith("new_rows") for name in trained)
+    assert all(p.grad is not None and p.shape == (6, 32) for p in model.parameters() if p.requires_grad)
+
+
+def test_a_language_is_learned_and_reported(real_data, tmp_path, capsys):
+    tokenizer = load_tokenizer(real_data("smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    config = CONFIG.replace(vocab_size=tokenizer.vocab_size, tie_embeddings=True, max_context=512)
+    checkpoint.save_model(tmp_path / "base", LlamaLM(config).init_weights(0), tokenizer)
+    rng = random.Random(0)
+    text = tmp_path / "ja.txt"
+    text.write_text("\n".join("".join(rng.choices(PHRASES, k=20)) for _ in range(500)), encoding="utf-8")
+    words = ["--model", str(tmp_path / "base"), "--text", str(text), "--out", str(tmp_path / "out")]
+    words += ["--add", "200", "--tokens", "8192", "--lr", "1e-2", "--rank", "4"]
+    assert run(["tune", "language", "ja", *words]) == 0
+    said = capsys.readouterr().out
+    assert "bytes per token" in said
+    report = json.loads((tmp_path / "out" / "language.json").read_text())
+    assert report["fertility"]["after"] > 2 * report["fertility"]["before"]
+    before, after = report["bits_per_byte"]["ja"]
+    assert after < 0.8 * before
+    model = checkpoint.load_model(tmp_path / "out" / "run" / "model")
+    new = checkpoint.load_tokenizer(tmp_path / "out" / "run" / "model")
+    assert model.config.vocab_size == new.vocab_size == tokenizer.vocab_size + report["fertility"]["added"]
+    base = checkpoint.load_model(tmp_path / "base")
+    old_rows = model.model.embed_tokens.weight[: tokenizer.vocab_size].detach()
+    assert torch.equal(old_rows, base.model.embed_tokens.weight.bfloat16().detach())

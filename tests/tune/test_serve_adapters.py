@@ -1,0 +1,46 @@
+"""`herd serve --adapter NAME=FOLDER`: names that chat clients may ask for, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from herd import checkpoint
+from herd.checkpoint.adapters import save_adapter
+from herd.cli.serve import put_adapters
+from herd.engine import Engine, Request, Sampling
+from herd.errors import ConfigError
+from herd.llama.lora import add_lora, lora_layers
+from herd.serve.chat import ReadyPrompt, ServedModel
+from herd.serve.errors import NotFound
+
+
+def served(names: frozenset[str]) -> ServedModel:
+    return ServedModel("base", None, None, 64, adapters=names)  # type: ignore[arg-type]
+
+
+def test_an_adapter_on_disk_answers_by_its_name(base, tmp_path):
+    tuned = add_lora(checkpoint.load_model(base), 4, 2.0)
+    for layer in lora_layers(tuned).values():
+        layer.lora_B.data.normal_(std=0.3)
+    save_adapter(tmp_path / "adapter", tuned, str(base))
+    model = checkpoint.load_model(base)
+    names = put_adapters(model, (f"support={tmp_path / 'adapter'}",))
+    assert names == {"support"}
+    prompt = ReadyPrompt([3, 4, 5], Sampling(max_tokens=8), adapter=served(names).choose_adapter("support"))
+    found = Engine(model, None).run([prompt.request("", ""), Request([3, 4, 5], Sampling(max_tokens=8))])
+    expected = [
+        Engine(each, None).run([Request([3, 4, 5], Sampling(max_tokens=8))])[0]
+        for each in (tuned, checkpoint.load_model(base))
+    ]
+    assert [done.ids for done in found] == [done.ids for done in expected]
+
+
+def test_names_are_checked(tmp_path):
+    model = served(frozenset({"support"}))
+    assert model.choose_adapter("base") == model.choose_adapter(None) == ""
+    with pytest.raises(NotFound):
+        model.choose_adapter("other")
+    with pytest.raises(NotFound):  # APIs that cannot choose adapters must not answer with the base instead
+        model.check_name("support")
+    with pytest.raises(ConfigError, match="give NAME=FOLDER"):
+        put_adapters(None, ("support",))
