@@ -30,7 +30,7 @@ from ..checkpoint.gguf_folder import encoded, write_gguf_folder
 from ..checkpoint.lineage import Lineage, load_lineage, update_lineage
 from ..data.builtin import read_parallel
 from ..data.packing import DialogStream
-from ..data.tuning import Example
+from ..data.tuning import Example, read_tuning
 from ..dtypes import torch_dtype
 from ..errors import CheckpointError, DataError, QuantError
 from ..evals.fidelity import fidelity
@@ -42,7 +42,7 @@ from ..llama.model import LlamaLM
 from ..quant.formats import PLAIN, Q4_K, TYPES, Format, Scheme, find_format, scheme
 from ..quant.gptq import Gptq
 from ..quant.linear import swap_linears, use_exact_products
-from ..text import Tokenizer
+from ..text import Rendered, Tokenizer
 from ..train.heldout import heldout_loss
 from ..train.sources.base import padding
 from ..train.sources.tuning import TuningData
@@ -51,6 +51,7 @@ LEAST = 0.5
 """Least share of the update that must survive rounding."""
 MAX_TOKENS = 20_000
 """Tokens of held-out examples that models are compared on."""
+CALIBRATION_TOKENS = 16_384
 CONTEXT = 1024
 _Weights = Callable[[str], Tensor]
 
@@ -84,6 +85,8 @@ class Judge:
     documents: list[HeldOut]
     rows: DialogStream | None
     name: str
+    calibration: list[list[int]]
+    """Token ids of examples that are not held out, for GPTQ."""
 
     def loss(self, model: LlamaLM) -> float | None:
         """Return the loss on the answers, or None without dialogs."""
@@ -110,7 +113,8 @@ def merge_adapter(
     """Merge the adapter in ``folder`` into its base as ``to``: fp32, bf16, or a packed format. Measure the result.
 
     ``examples`` are files to measure on (default: the held-out part of the tuning data). ``gptq`` fits packed weights
-    to them. If less than ``least`` of the update survives, nothing is written unless ``force``.
+    to the trained part of the tuning data. If less than ``least`` of the update survives,
+    nothing is written unless ``force``.
     """
     source = ModelSource(folder)
     if source.adapter is None:
@@ -163,38 +167,45 @@ def judge_of(adapter: Path, tokenizer: Tokenizer, examples: Sequence[str] = ()) 
 
     Without any, with a warning, Herd's sentences.
     """
-    lineage = load_lineage(adapter)
-    section = (lineage.recipe or {}).get("data", {}) if lineage else {}
-    held: list[Example] = []
-    name = ", ".join(examples)
-    try:
-        if examples:
-            _, held = TuningData(kind="tuning", paths=list(examples)).divided(tokenizer, CONTEXT)
-            held = held or TuningData(kind="tuning", paths=list(examples)).divided(tokenizer, CONTEXT)[0]
-        elif section.get("kind") == "tuning":
-            data = TuningData(**section)
-            _, held = data.divided(tokenizer, lineage.recipe["train"]["context"])  # type: ignore[union-attr,index]
-            name = "the held-out examples of the tuning data"
-    except DataError as error:
-        if examples:
-            raise
-        warnings.warn(f"the tuning data cannot be read again ({error})", stacklevel=2)
+    train, held = _examples(adapter, tokenizer)
+    name = "the held-out examples of the tuning data"
+    if examples:
+        name, held = ", ".join(examples), read_tuning(examples, tokenizer, CONTEXT).require_examples()
+    calibration = _first_tokens(train, CALIBRATION_TOKENS)
     if not held:
-        if not examples:
-            note = f"{adapter}: no held-out examples; measured on Herd's sentences instead of --data FILE"
-            warnings.warn(note, stacklevel=2)
+        note = f"{adapter}: no held-out examples; measured on Herd's sentences instead of --data FILE"
+        warnings.warn(note, stacklevel=2)
         documents = from_texts(read_parallel(), tokenizer, max_bytes=MAX_TOKENS)
-        return Judge(documents, None, "Herd's sentences")
-    rendered = []
-    n_tokens = 0
-    for example in held:
-        rendered.append(example.rendered)
-        n_tokens += len(example.rendered.ids)
-        if n_tokens >= MAX_TOKENS:
-            break
+        return Judge(documents, None, "Herd's sentences", [each.ids for each in calibration])
+    rendered = _first_tokens(held, MAX_TOKENS)
     context = max(len(each.ids) for each in rendered)
     rows = DialogStream(rendered, context, 0, pad_id=padding(tokenizer))
-    return Judge([HeldOut(each.ids, len(each.ids)) for each in rendered], rows, name)
+    documents = [HeldOut(each.ids, len(each.ids)) for each in rendered]
+    return Judge(documents, rows, name, [each.ids for each in calibration])
+
+
+def _examples(adapter: Path, tokenizer: Tokenizer) -> tuple[list[Example], list[Example]]:
+    """Return the trained and the held-out examples of the data that an adapter's lineage names, if it can be read."""
+    lineage = load_lineage(adapter)
+    recipe = (lineage.recipe if lineage else None) or {}
+    if recipe.get("data", {}).get("kind") != "tuning":
+        return [], []
+    try:
+        return TuningData(**recipe["data"]).divided(tokenizer, recipe["train"]["context"])
+    except DataError as error:
+        warnings.warn(f"the tuning data cannot be read again ({error})", stacklevel=3)
+        return [], []
+
+
+def _first_tokens(examples: Sequence[Example], n: int) -> list[Rendered]:
+    """Return the first examples until they have ``n`` tokens."""
+    out: list[Rendered] = []
+    for example in examples:
+        out.append(example.rendered)
+        n -= len(example.rendered.ids)
+        if n <= 0:
+            break
+    return out
 
 
 # Writing ----------------------------------------------------------------------------------------------------
@@ -250,7 +261,9 @@ def _write(
 
     rows_of = rounded
     if calibration is not None:
-        batches = [torch.as_tensor(document.ids)[None] for document in calibration.documents]
+        if not calibration.calibration:
+            raise DataError("--gptq fits the weights to the tuning data, which cannot be read; leave it out")
+        batches = [torch.as_tensor(ids)[None] for ids in calibration.calibration]
         rows_of = Gptq(config, merged, plan, batches).rows  # type: ignore[assignment]
     write_gguf_folder(target, config, formats, rows_of, tokenizer, lineage.name, lambda: lineage)
 
