@@ -40,7 +40,8 @@ from tiny_server import TinyServers
 
 CLIENTS = 64
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "and", "then", "sleeps")
-WARM_UP_SECONDS = 15
+WARM_UP_SECONDS = 60
+"""Time until the cache is full, the engine's memory with it."""
 PRICE = TokenPrice(prompt=1_500_000, cached=500_000, completion=6_000_000)
 
 
@@ -171,7 +172,7 @@ async def steady_load(
     process = psutil.Process(servers.pid)
     samples: list[tuple[int, int, int]] = []
     end = time.monotonic() + 60 * minutes
-    begin_sampling = time.monotonic() + min(WARM_UP_SECONDS, 20 * minutes)
+    begin_sampling = time.monotonic() + min(WARM_UP_SECONDS, 24 * minutes)
     while time.monotonic() < end:
         await asyncio.sleep(1)
         if time.monotonic() > begin_sampling:
