@@ -211,7 +211,7 @@ class NeedleMaker:
 class RetrievalStream:
     """Training rows of needles as long as the context. Row p depends only on (seed, p).
 
-    A row hides ``n_facts`` facts and asks for all of them. Only the answers are trained.
+    A row hides ``n_facts`` facts and asks for all of them. Only the answers and their ends are trained.
     """
 
     packed = False
@@ -236,7 +236,7 @@ class RetrievalStream:
         answers_BS = np.zeros(rows_BS.shape, dtype=bool)
         for answers_S, needle in zip(answers_BS, needles, strict=True):
             for question in needle.questions:
-                answers_S[question.start : question.stop] = True
+                answers_S[question.start : question.stop + 1] = True  # and the line break: a code ends
         return as_batch(rows_BS[:, :-1], np.where(answers_BS[:, 1:], rows_BS[:, 1:], IGNORE))
 
 
