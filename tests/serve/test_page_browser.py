@@ -158,8 +158,10 @@ def test_an_answer_appears_while_it_is_written_and_can_be_stopped(chat, open_pag
     page.fill("#draft", "tell")
     page.press("#draft", "Enter")
     page.wait_for_selector(".answer[aria-busy=true] .text:has-text('more more')")
+    expect(page.locator(".waiting")).to_have_count(0)
     page.press("#draft", "Escape")
     finish(page)
+    assert re.fullmatch(r"[\d.]+ tokens/s · first after [\d.]+ s", page.locator(".stats").inner_text())
     expect(page.locator(".note")).to_have_text("Stopped.")
     text = page.locator(".answer .text").inner_text()
     assert text.startswith("Once upon a time. more")
@@ -170,6 +172,27 @@ def test_an_answer_appears_while_it_is_written_and_can_be_stopped(chat, open_pag
     chat.script = lambda body: ["yes"]
     ask(page, "and?")
     assert chat.bodies[-1]["messages"][1]["content"].startswith("Once upon a time. more")
+
+
+def test_the_view_follows_an_answer_until_the_user_scrolls_up(chat, open_page):
+    chat.script = lambda body: ["line\n\n"] * 60 + [0.01, "more\n\n"] * 60
+    page = open_page(chat.url)
+    distance = """() => { const {scrollHeight, scrollTop, clientHeight} = document.getElementById("scroller");
+        return scrollHeight - scrollTop - clientHeight; }"""
+    ask(page, "one")
+    page.wait_for_timeout(100)
+    assert page.evaluate(distance) < 2
+    expect(page.locator("#newest")).to_be_hidden()
+    page.fill("#draft", "two")
+    page.press("#draft", "Enter")
+    page.wait_for_selector(".turn:last-child .answer :text('more')")
+    page.mouse.move(700, 300)
+    page.mouse.wheel(0, -600)
+    finish(page)
+    assert page.evaluate(distance) > 500
+    page.click("#newest")
+    page.wait_for_timeout(100)
+    assert page.evaluate(distance) < 2
 
 
 def test_finished_blocks_are_not_drawn_again(chat, open_page):

@@ -100,7 +100,8 @@ def serve_command(
         print(
             f"{served.name}: context {served.context:,} tokens, {parallel} answers at once", file=sys.stderr
         )
-        print(f"http://{place}:{bound}/v1  (Ctrl-C stops)", file=sys.stderr, flush=True)
+        print(f"chat page:    http://{place}:{bound}/", file=sys.stderr)
+        print(f"for programs: http://{place}:{bound}/v1  (Ctrl-C stops)", file=sys.stderr, flush=True)
 
     server = HerdServer(app, settings, port, when_ready)
     try:

@@ -18,7 +18,7 @@ export const key = {
 const CURES = {
   context_length_exceeded: "Leave out the oldest messages, shorten this one, or start a new chat.",
   insufficient_quota:
-    "Trying again does not help. Ask whoever runs this server for a higher budget, or use another key.",
+    "Set a smaller “Longest answer” in the settings, or ask whoever runs this server for a higher budget.",
   rate_limit_exceeded: "This key has sent much in a short time. Wait a moment, then try again.",
   too_many_concurrent_requests: "Other answers of this key are still open. Stop one, or wait for it.",
   store_unavailable: "The server cannot check keys at the moment. Try again soon.",

@@ -39,7 +39,7 @@ function submit() {
   const text = draft.value.trim();
   if (anyOpen() || !(text || state.files.length)) return;
   if (!state.models.length) return start();
-  pinned = true;
+  pin(true);
   const files = state.files.map(({ name, text: content }) => ({ name, text: content }));
   draft.value = "";
   // Turns far above the end are not drawn any more
@@ -67,10 +67,17 @@ addEventListener("drop", (event) => (event.preventDefault(), attachFiles(event.d
 
 // ---- scrolling: the view stays at the end until the user scrolls up
 let pinned = true;
-const toEnd = () => (scroller.scrollTop = scroller.scrollHeight);
-scroller.onscroll = () => {
-  pinned = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 40;
+function pin(isAtEnd) {
+  pinned = isAtEnd;
   $("newest").hidden = pinned;
+}
+const toEnd = () => (scroller.scrollTop = scroller.scrollHeight);
+let lastTop = 0;
+scroller.onscroll = () => {
+  const { scrollTop, scrollHeight, clientHeight } = scroller;
+  // A text may have grown between a scroll and its event: only a move up unpins
+  pin(scrollHeight - scrollTop - clientHeight < 40 || (pinned && scrollTop >= lastTop));
+  lastTop = scrollTop;
 };
 new ResizeObserver(() => pinned && toEnd()).observe($("thread"));
 
@@ -105,7 +112,7 @@ function jsonProblem({ value, dataset }) {
 // ---- the address is #ID of the open chat
 let shownAt;
 async function followAddress(place) {
-  pinned = !place;
+  pin(!place);
   set({ drawn: place ? Infinity : undefined });
   await openChat(location.hash.slice(1), place);
   fillSettings();
@@ -155,6 +162,7 @@ async function start() {
     if (!$("signin").open) $("signin").showModal();
   }
   if (!state.chat?.updated) newChat();
+  document.querySelector("[data-do=sign-out]").hidden = !key.read();
   $("key-button").hidden = !key.read() && state.models.length > 0;
 }
 
@@ -244,7 +252,10 @@ show("title", () => {
   document.title = chat?.title ? `${chat.title} · Herd` : "Herd";
   if (document.activeElement !== $("title")) $("title").value = chat?.title ?? "";
   $("title").disabled = !chat?.updated;
-  $("thread").classList.toggle("wide", state.messages.some(({ lane }) => lane));
+  $("thread").classList.toggle(
+    "wide",
+    state.messages.some(({ lane }) => lane),
+  );
   $("stop").hidden = !anyOpen();
   $("send").hidden = anyOpen();
   return null;

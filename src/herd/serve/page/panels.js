@@ -55,7 +55,7 @@ export function Models() {
       ${options(0)}
     </select>
     <select aria-label="Second model, beside the first" onChange=${choose(1)}>
-      <option value="" selected=${!chosen[1]}>alone</option>
+      <option value="" selected=${!chosen[1]}>compare with…</option>
       ${options(1)}
     </select>
     <button class="quiet" data-do="card" aria-label="About this model" title="About this model">
@@ -116,10 +116,13 @@ export function Meter() {
   const { chat, models } = state;
   if (!chat) return null;
   const limit = models.find(({ id }) => id === chat.models[0])?.max_model_len;
-  const last = currentTurns()
-    .turns.flatMap(({ lanes }) => lanes[0])
-    .findLast(({ usage }) => usage);
-  const pending = $("draft").value.length + state.files.reduce((sum, { text }) => sum + text.length, 0);
+  const messages = currentTurns().turns.flatMap(({ user, lanes }) => [user, ...lanes[0]]);
+  const last = messages.findLast(({ usage }) => usage);
+  const unknown = last ? state.files : [...messages, ...state.files];
+  const pending = unknown.reduce(
+    (sum, { content, text }) => sum + (content ?? text).length,
+    $("draft").value.length,
+  );
   const tokens = (last?.usage.total_tokens ?? 0) + Math.ceil(pending / 4);
   if (!limit) return null;
   const part = Math.min(1, tokens / limit);

@@ -181,7 +181,9 @@ class Answer extends Component {
 
   draw() {
     const { message } = this.props;
+    const began = performance.now();
     this.blocks.update(message.content, !isOpen(message));
+    this.pause = (performance.now() - began) * 3;
     onText(message, () => this.soon());
   }
 
@@ -191,16 +193,9 @@ class Answer extends Component {
     this.waiting = true;
     const paint = () => {
       this.waiting = false;
-      const { message } = this.props;
-      if (!isOpen(message)) return;
-      const began = performance.now();
-      this.blocks.update(message.content, false);
-      this.thought && (this.thought.textContent = message.reasoning);
-      if (this.stats) this.stats.textContent = statsOf(message)[0] ?? "";
-      if (message.calls || !this.thought === !!message.reasoning) this.setState({});
-      this.pause = (performance.now() - began) * 3;
+      this.setState({});
     };
-    setTimeout(document.hidden ? paint : () => requestAnimationFrame(paint), this.pause ?? 0);
+    setTimeout(document.hidden ? paint : () => requestAnimationFrame(paint), this.pause);
   }
 
   render({ message, results, named, slots }) {
@@ -212,7 +207,7 @@ class Answer extends Component {
         reasoning &&
         html`<details class="thought" open=${writing && !content}>
           <summary>Reasoning</summary>
-          <div ref=${(node) => (this.thought = node)}>${reasoning}</div>
+          <div>${reasoning}</div>
         </details>`
       }
       <div class="text" ref=${(node) => (this.text = node)}></div>
@@ -228,8 +223,10 @@ class Answer extends Component {
             ${content && html`<${CopyButton} text=${content} />`}
             ${!problem && html`<button class="quiet" aria-label="Answer again" title="Answer again" onClick=${() => answerAgain(message)}>${icon("again")}</button>`}`
         }
-        <span class="stats" ref=${(node) => (this.stats = node)} title=${settingsOf(message)}
-          >${statsOf(message).join(" · ")}</span
+        <span class="stats" title=${settingsOf(message)}
+          >${statsOf(message)
+            .slice(0, writing ? 1 : 9)
+            .join(" · ")}</span
         >
       </div>
     </div>`;
@@ -252,7 +249,7 @@ function Trouble({ message, problem: { text, status, code, cure, wait } }) {
     <p class="actions">
       ${code === "context_length_exceeded" && html`<button onClick=${() => leaveOutOldest(message)}>Leave out the oldest messages</button>`}
       ${[401, 403].includes(status) && html`<button data-do="sign-in">Sign in</button>`}
-      ${code !== "insufficient_quota" && html`<button onClick=${() => answerAgain(message)}>Try again</button>`}
+      <button onClick=${() => answerAgain(message)}>Try again</button>
     </p>
   </div>`;
 }
