@@ -239,8 +239,9 @@ def test_a_grammar_in_the_form_of_llamacpp(client):
         .text
     )
     assert text in ("yes", "no  way")
-    with pytest.raises(openai.BadRequestError, match="grammar cannot be read"):
-        chat(client, extra_body={"grammar": "root ::= (a"})
+    for broken in ("root ::= (a", "", "#", "root ::= a", 'root ::= "', "root ::= (" * 5000):
+        with pytest.raises(openai.BadRequestError, match="grammar cannot be read"):
+            chat(client, extra_body={"grammar": broken})
     with pytest.raises(openai.BadRequestError, match="grammar excludes tools"):
         chat(client, extra_body=grammar, tools=[tool("f")])
 

@@ -40,6 +40,17 @@ def test_headers_and_pings_come_while_the_prompt_is_computed(tokenizer):
     assert lines[-2:] == ["data: [DONE]", ""]
 
 
+def test_no_character_of_an_answer_ends_a_line_of_the_stream(tokenizer):
+    text = "".join(chr(code) for code in range(1, 0x300)) + "\u2028\u2029\ufeff🙂\r\n"
+    _, served = scripted(tokenizer, text)
+    with running(served, QUICK) as url:
+        with httpx.stream("POST", url + CHAT, json=BODY | {"stream": True}) as response:
+            lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+        assert lines.pop() == "[DONE]"
+        deltas = [json.loads(line)["choices"][0]["delta"] for line in lines]
+        assert "".join(delta.get("content") or "" for delta in deltas) == text
+
+
 def test_an_error_after_the_headers_is_an_event(tokenizer):
     _, served = scripted(tokenizer, "a", EngineError("the cache is broken"))
     with running(served, QUICK) as url:

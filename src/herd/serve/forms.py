@@ -113,11 +113,11 @@ def grammar_constraint(grammar: str, param: str = "grammar") -> Constraint:
 
     Raises `BadRequest` if it cannot be read.
     """
-    from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+    from llguidance.gbnf_to_lark import any_to_lark
 
     try:
         return Constraint.lark(any_to_lark(grammar))
-    except (GbnfToLarkError, ValueError, RecursionError, ConstraintError) as error:
+    except Exception as error:  # llguidance raises the base class for a rule that is missing
         message = f"{param} cannot be read: {' '.join(str(error).split())[:200]}"
         raise BadRequest(message, param, code="invalid_grammar") from None
 
