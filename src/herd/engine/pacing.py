@@ -13,7 +13,7 @@ from .memory import PREFILL_TOKENS
 
 MIXED_TOKENS = 256
 """Prompt tokens of a step in which other sequences decode, without a pacer."""
-SLOWDOWN = 2.8
+SLOWDOWN = 2.5
 """Duration of a step that decodes and computes a piece of a prompt, as a multiple of one that only decodes."""
 LONGEST_SECONDS = 1.0
 """Duration of a step without decoding sequences. A request that arrives meanwhile waits for its end."""

@@ -1,0 +1,54 @@
+"""Pieces of prompts on imaginary machines whose steps take a known time."""
+
+import pytest
+
+from herd.engine.memory import PREFILL_TOKENS
+from herd.engine.pacing import FEWEST_TOKENS, LONGEST_SECONDS, PROBE_STEPS, SLOWDOWN, Pacer
+
+
+def run(
+    pacer: Pacer, decode: float, token: float, steps: int, decoding: bool = True
+) -> list[tuple[int, float]]:
+    """Return the prompt tokens and the duration of each step on a machine with these seconds."""
+    taken = []
+    for _ in range(steps):
+        n = pacer.room(decoding)
+        seconds = decode * decoding + token * n
+        pacer.note(4 * decoding, n, seconds)
+        taken.append((n, seconds))
+    return taken
+
+
+@pytest.mark.parametrize("decode", [0.002, 0.05, 0.4])
+@pytest.mark.parametrize("tokens_per_decode", [10, 100, 1000])
+def test_a_step_with_a_piece_is_slower_by_the_allowed_factor(decode, tokens_per_decode):
+    token = decode / tokens_per_decode
+    steps = run(Pacer(), decode, token, 200)[10:]
+    mixed = [(n, seconds) for n, seconds in steps if n]
+    assert len(mixed) >= len(steps) * (1 - 2 / PROBE_STEPS)
+    for n, seconds in mixed:
+        assert n == PREFILL_TOKENS or seconds == pytest.approx(SLOWDOWN * decode, rel=0.1)
+        assert seconds <= SLOWDOWN * decode * 1.01
+
+
+def test_it_follows_a_machine_that_becomes_slower_and_faster():
+    pacer = Pacer()
+    run(pacer, 0.01, 0.0001, 100)
+    for decode, token in ((0.03, 0.001), (0.01, 0.0001)):
+        last = run(pacer, decode, token, 400)[-1 - PROBE_STEPS // 2 :]
+        assert sum(seconds for n, seconds in last if n) / len(last) == pytest.approx(
+            SLOWDOWN * decode, rel=0.2
+        )
+
+
+def test_without_other_answers_a_step_takes_a_second_at_most():
+    for token in (1e-2, 1e-3):
+        assert run(Pacer(), 0.0, token, 20, decoding=False)[-1][1] == pytest.approx(LONGEST_SECONDS, rel=0.05)
+    assert run(Pacer(), 0.0, 1e-9, 20, decoding=False)[-1][0] == PREFILL_TOKENS
+    assert run(Pacer(), 0.0, 10.0, 20, decoding=False)[-1][0] == FEWEST_TOKENS
+
+
+def test_a_prompt_always_goes_on():
+    """Even if one token of it takes far longer than a step that decodes."""
+    steps = run(Pacer(), 0.001, 1.0, 100)
+    assert sum(n for n, _ in steps) >= FEWEST_TOKENS * 90
