@@ -60,10 +60,11 @@ def test_an_answer_streamed_whole_and_through_chat_completions(client):
     )
     text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
     assert text == whole.output_text == last.response.output_text == chat.choices[0].message.content
-    assert last.type == "response.incomplete"
-    assert whole.incomplete_details.reason == "max_output_tokens"
+    assert last.type == f"response.{whole.status}"
+    assert (whole.status == "incomplete") == (chat.choices[0].finish_reason == "length")
+    assert whole.incomplete_details is None or whole.incomplete_details.reason == "max_output_tokens"
     assert whole.usage.input_tokens == chat.usage.prompt_tokens
-    assert whole.usage.output_tokens == last.response.usage.output_tokens == 16
+    assert whole.usage.output_tokens == last.response.usage.output_tokens == chat.usage.completion_tokens
     assert [event.sequence_number for event in events] == list(range(len(events)))
 
 
@@ -142,7 +143,7 @@ def test_a_required_call_and_structured_output(client):
 def test_logprobs(client):
     response = create(client, include=["message.output_text.logprobs"], top_logprobs=2)
     logprobs = response.output[0].content[0].logprobs
-    assert len(logprobs) == 16
+    assert 0 <= response.usage.output_tokens - len(logprobs) <= 1  # a stop token has none
     assert all(len(each.top_logprobs) == 2 for each in logprobs)
     streamed = [
         each

@@ -329,7 +329,7 @@ def test_metrics_and_stats_need_their_scope_and_count(store, client):
     alice, watcher = user(store), user(store, "watcher", scopes={"metrics"})
     client.post(CHAT, json=BODY, headers=alice)
     client.post(CHAT, json=BODY, headers={"authorization": "Bearer nonsense"})
-    client.app.state.served.loop.stats = lambda: STATS
+    client.app.state.models.slots[0].served.loop.stats = lambda: STATS
     text = client.get("/metrics", headers=watcher).text
     assert f'herd_requests_total{{endpoint="{CHAT}",model="m",status="completed"}} 1.0' in text
     assert 'herd_tokens_total{kind="completion",model="m"} 3.0' in text

@@ -35,12 +35,7 @@ def plan_context(source: ModelSource, dtype: str | None, device: str, kv: str, a
     """
     config, path = source.config, source.path
     wanted = asked or config.max_context
-    file = source.file
-    files = gguf_parts(file) if file else path.glob("*.safetensors")
-    weights = sum(part.stat().st_size for part in files)
-    packed = file is not None and weights < 1.5 * config.n_params
-    if dtype is not None and not packed:
-        weights = config.nbytes(nbytes_per_value(dtype))
+    weights, packed = stored_nbytes(source, dtype)
     if kv == "auto":
         kv = "bf16" if packed or dtype in (None, "bf16") else "fp32"
     free = _free(device)
@@ -61,6 +56,19 @@ def plan_context(source: ModelSource, dtype: str | None, device: str, kv: str, a
         f"{path}: {weights / 1e9:.1f} GB of weights and {cache / 1e9:.1f} GB for {least:,} tokens do not fit in "
         f"{free / 1e9:.1f} GB of free memory; {_cure(config, path, weights, cache, free, kv, least)}"
     )
+
+
+def stored_nbytes(source: ModelSource, dtype: str | None) -> tuple[int, bool]:
+    """Return the bytes of the weights in memory, and whether they are packed (quantized).
+
+    ``dtype`` is the dtype of unquantized weights in memory (None: as stored).
+    """
+    files = gguf_parts(source.file) if source.file else source.path.glob("*.safetensors")
+    weights = sum(part.stat().st_size for part in files)
+    packed = source.file is not None and weights < 1.5 * source.config.n_params
+    if dtype is not None and not packed:
+        weights = source.config.nbytes(nbytes_per_value(dtype))
+    return weights, packed
 
 
 def cache_budget(config: ModelConfig, device: str, context: int, parallel: int) -> int:

@@ -1,23 +1,29 @@
-"""`herd serve`: turn a model into an endpoint for OpenAI's clients."""
+"""`herd serve`: turn models into an endpoint for the clients of OpenAI, Anthropic and Ollama."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Argument, Option
 
 from ..errors import ConfigError
+from ..machine import available_memory
 from .common import MODEL, Device, Dtype, Kv, Pre, Threads
 
 DEFAULT_PORT = 8000
+POOLED_CACHE_GB = 1.0
+"""Memory for the cache of each of several models, unless --cache-gb says otherwise."""
 
 
 def serve_command(
-    folder: Annotated[str, Argument(metavar="MODEL", help=MODEL)],
+    models: Annotated[
+        list[str], Argument(metavar="MODEL…", help=f"{MODEL} Several are loaded when a request names them.")
+    ],
     host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, Option(min=0, max=65535, help="Port to listen on (0: any free one).")
@@ -42,6 +48,14 @@ def serve_command(
         Path | None,
         Option(help="Folder that keeps computed prompts across restarts, at most as large as the KV cache."),
     ] = None,
+    memory_gb: Annotated[
+        float | None,
+        Option(
+            min=0,
+            help="With several models: memory for them in GB (default: 90 % of what is free). The least recently "
+            "used ones are unloaded.",
+        ),
+    ] = None,
     draft: Annotated[str | None, Option(help="A smaller draft model, or ngram.")] = None,
     allow_host: Annotated[
         list[str] | None, Option(help="Another name of this machine that clients use ('*': every name).")
@@ -65,7 +79,7 @@ def serve_command(
     threads: Threads = None,
     pre: Pre = None,
 ) -> None:
-    """Serve a model to programs that speak OpenAI's API, until Ctrl-C.
+    """Serve models to programs that speak OpenAI's, Anthropic's or Ollama's API, until Ctrl-C.
 
     Without keys (`herd keys`) the server only listens to its own machine. The sampling settings default to the
     checkpoint's, or to greedy decoding if it has none, as in `herd chat`.
@@ -74,6 +88,7 @@ def serve_command(
     from ..serve.app import create_app
     from ..serve.auth import check_binding
     from ..serve.keys import first_admin_key
+    from ..serve.models import ModelPool, ModelSlot
     from ..serve.run import HerdServer
     from ..serve.settings import ServeSettings
 
@@ -83,23 +98,37 @@ def serve_command(
         host=host, allowed_hosts=tuple(allow_host or ()), strict=strict, drain_seconds=drain
     )
     _check_port(host, port)
-    source = ModelSource(folder, pre=pre)
-    served = _open(
-        source, tuple(alias or ()), context, parallel, queue, cache_gb, keep_cache, draft, kv, dtype, device,
-        tuple(adapter or ()),
-    )  # fmt: skip
+    if len(models) > 1 and (alias or draft or adapter):
+        raise ConfigError(
+            "--alias, --adapter and --draft belong to one model: serve it alone, or leave them out"
+        )
+    options = (context, parallel, queue, cache_gb, keep_cache, draft, kv, dtype, device)
+    sources = [ModelSource(name, pre=pre) for name in models]
+    limit = None
+    if len(sources) == 1:
+        slots = [ModelSlot.of(_open(sources[0], tuple(alias or ()), *options, tuple(adapter or ())))]
+    else:
+        limit = int(memory_gb * 1e9) if memory_gb else int(0.9 * available_memory())
+        slots = [_slot(source, limit, *options) for source in sources]
+        if len({slot.name for slot in slots}) < len(slots):
+            raise ConfigError(
+                "two of the models have the same name: " + ", ".join(slot.name for slot in slots)
+            )
+    pool = ModelPool(slots, limit)
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
-    app = create_app(served, opened, settings)
+    app = create_app(pool, opened, settings)
     if opened is not None and (token := first_admin_key(opened, "first start")):
         print(f"admin key, shown only this once: {token}", file=sys.stderr)
 
     def when_ready(bound: int) -> None:
         place = f"[{host}]" if ":" in host else host
-        print(
-            f"{served.name}: context {served.context:,} tokens, {parallel} answers at once", file=sys.stderr
-        )
+        for slot in slots:
+            when = f"context {slot.context:,} tokens, {parallel} answers at once"
+            print(
+                f"{slot.name}: {when if slot.served else 'loaded when a request names it'}", file=sys.stderr
+            )
         print(f"chat page:    http://{place}:{bound}/", file=sys.stderr)
         print(f"for programs: http://{place}:{bound}/v1  (Ctrl-C stops)", file=sys.stderr, flush=True)
 
@@ -107,7 +136,7 @@ def serve_command(
     try:
         server.run()
     finally:
-        served.loop.close()
+        pool.close()
         if opened is not None:
             opened.close()
 
@@ -141,6 +170,34 @@ def _check_port(host: str, port: int) -> None:
             raise ConfigError(f"--host {host} --port {port}: {reason}; choose another port") from None
 
 
+def _slot(source: Any, limit: int, *options: Any) -> Any:
+    """Return a model that is loaded on demand. Raises ConfigError if it does not fit into ``limit`` bytes alone."""
+    from ..checkpoint.sources import model_name
+    from ..kernels.page_layout import BYTES
+    from ..serve.models import ModelSlot
+    from .chat_memory import stored_nbytes
+    from .chat_model import compute_kind
+
+    context, parallel, queue, cache_gb, *rest = options
+    config = source.config
+    kind, _ = compute_kind(source, *rest[-2:])
+    tokens = context or config.max_context
+    needed = parallel * tokens * config.kv_nbytes_per_token(BYTES["fp32"]) / 1e9
+    cache_gb = cache_gb or min(needed, POOLED_CACHE_GB)
+    nbytes = stored_nbytes(source, kind)[0] + int(cache_gb * 1e9)
+    if nbytes > limit:
+        raise ConfigError(
+            f"{source.path}: {nbytes / 1e9:.1f} GB with its cache do not fit into {limit / 1e9:.1f} GB: "
+            "raise --memory-gb, or lower --cache-gb"
+        )
+
+    def load() -> Any:
+        served = _open(source, (), context, parallel, queue, cache_gb, *rest)
+        return replace(served, name=model_name(source.path))
+
+    return ModelSlot(model_name(source.path), load, nbytes, tokens, created=int(time.time()))
+
+
 def _open(
     source: Any,
     aliases: tuple[str, ...],
@@ -153,7 +210,7 @@ def _open(
     kv: str,
     dtype: str | None,
     device: str | None,
-    adapters: tuple[str, ...],
+    adapters: tuple[str, ...] = (),
 ) -> Any:
     """Load the model and start its engine."""
     from ..checkpoint.sources import model_name

@@ -13,6 +13,7 @@ from .auth import Principal, public, require
 from .chat import ChatCall, ServedModel, check_ids, prepare_chat
 from .dialog import read_messages
 from .errors import NotFound
+from .models import ModelPool, ModelSlot, use_model
 from .problems import BadRequest
 from .respond import warning_header
 from .tools import read_tools
@@ -68,9 +69,8 @@ async def models(
     request: Request, principal: Annotated[Principal, Depends(require("models"))]
 ) -> dict[str, Any]:
     """List the models that the key may use."""
-    served: ServedModel = request.app.state.served
-    may_use = principal.models is None or served.name in principal.models
-    return {"object": "list", "data": [_model(served)] if may_use else []}
+    pool: ModelPool = request.app.state.models
+    return {"object": "list", "data": [_model(slot) for slot in pool.visible(principal)]}
 
 
 @router.get("/v1/models/{name:path}")
@@ -78,11 +78,10 @@ async def model(
     request: Request, name: str, principal: Annotated[Principal, Depends(require("models"))]
 ) -> dict[str, Any]:
     """Describe a model."""
-    served: ServedModel = request.app.state.served
-    served.check_name(name)
-    if principal.models is not None and served.name not in principal.models:
+    pool: ModelPool = request.app.state.models
+    if (slot := pool.find(name)) not in pool.visible(principal):
         raise NotFound(f"the model {name[:80]!r} does not exist")
-    return _model(served)
+    return _model(slot)
 
 
 @router.post("/tokenize", **documented(TokenizeRequest))
@@ -92,8 +91,7 @@ async def tokenize(
 ) -> Response:
     """Return the token ids of a text or of a dialog."""
     asked, warnings = await read_request(request, "tokenize", TokenizeRequest)
-    served: ServedModel = request.app.state.served
-    served.check_name(asked.model)
+    served = await use_model(request, principal, asked.model)
     ids = await run_in_threadpool(_ids, served, asked, warnings, request.app.state.settings.max_tools)
     tokens: list[Any] = list(ids)
     if asked.with_pieces:
@@ -109,7 +107,7 @@ async def detokenize(
 ) -> Response:
     """Return the text of token ids, as ``content`` (llama.cpp's name) and as ``prompt`` (vLLM's)."""
     asked, warnings = await read_request(request, "detokenize", DetokenizeRequest)
-    tokenizer = request.app.state.served.tokenizer
+    tokenizer = (await use_model(request, principal, asked.model)).tokenizer
     check_ids(asked.tokens, tokenizer.vocab_size, "tokens")
     text = tokenizer.decode(asked.tokens)
     return JSONResponse({"content": text, "prompt": text}, headers=warning_header(warnings))
@@ -134,15 +132,16 @@ def _piece(raw: bytes) -> str | list[int]:
         return list(raw)
 
 
-def _model(served: ServedModel) -> dict[str, Any]:
+def _model(slot: ModelSlot) -> dict[str, Any]:
     """Describe a model. Clients read its context as ``max_model_len`` (vLLM's name) or ``meta.n_ctx``."""
     return {
-        "id": served.name,
+        "id": slot.name,
         "object": "model",
-        "created": served.created or int(time.time()),
+        "created": slot.created or int(time.time()),
         "owned_by": "herd",
-        "aliases": sorted(served.aliases),
-        "max_model_len": served.context,
-        "context_length": served.context,
-        "meta": {"n_ctx": served.context, "n_vocab": served.tokenizer.vocab_size, **served.facts},
+        "aliases": sorted(slot.aliases),
+        "loaded": slot.served is not None,
+        "max_model_len": slot.context,
+        "context_length": slot.context,
+        "meta": {"n_ctx": slot.context, **slot.facts},
     }

@@ -119,8 +119,7 @@ def stats(
     request: Request, principal: Annotated[Principal, Depends(require("metrics"))]
 ) -> dict[str, dict[str, Any]]:
     """Return the state of the engine of each model."""
-    served = request.app.state.served
-    return {served.name: asdict(served.loop.stats())}
+    return {name: asdict(stats) for name, stats in request.app.state.models.stats().items()}
 
 
 @router.get("/metrics")

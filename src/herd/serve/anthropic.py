@@ -26,10 +26,11 @@ from .answer import (
     LiveAnswer,
 )
 from .auth import Principal, require
-from .chat import ChatCall, ServedModel, prepare_chat
+from .chat import ChatCall, prepare_chat
 from .dialog import read_messages, text_of
 from .errors import ApiError
 from .forms import response_schema
+from .models import use_model
 from .problems import BadRequest
 from .respond import AnswerWriter, json_text, respond, warning_header
 from .tools import OfferedTool, ToolChoice, check_tools, choose_among, read_function
@@ -81,9 +82,7 @@ async def messages(
 ) -> Response:
     """Answer a dialog."""
     asked, warnings = await read_request(request, "messages", MessagesRequest)
-    served: ServedModel = request.app.state.served
-    served.check_name(asked.model)
-    principal.check_model(served.name)
+    served = await use_model(request, principal, asked.model)
     settings = request.app.state.settings
     if len(asked.stop_sequences or ()) > settings.max_stop:
         raise BadRequest(f"stop_sequences has more than {settings.max_stop} strings", "stop_sequences")
@@ -98,7 +97,9 @@ async def messages(
         lambda: prepare_chat(served, _chat_call(asked, sampling, warnings, settings.max_tools))
     )
     writer = MessageWriter(served.name)
-    return await respond(request, principal, [prompt], writer, stream=bool(asked.stream), warnings=warnings)
+    return await respond(
+        request, principal, served, [prompt], writer, stream=bool(asked.stream), warnings=warnings
+    )
 
 
 @router.post("/v1/messages/count_tokens", **documented(CountRequest))
@@ -107,8 +108,7 @@ async def count_tokens(
 ) -> Response:
     """Return the number of tokens of a dialog's prompt."""
     asked, warnings = await read_request(request, "count_tokens", CountRequest)
-    served: ServedModel = request.app.state.served
-    served.check_name(asked.model)
+    served = await use_model(request, principal, asked.model)
     max_tools = request.app.state.settings.max_tools
     prompt = await run_in_threadpool(
         lambda: prepare_chat(served, _chat_call(asked, {}, warnings, max_tools), any_length=True)

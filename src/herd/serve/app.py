@@ -26,6 +26,7 @@ from .chat import ServedModel
 from .errors import ApiError, Forbidden, NotFound
 from .ledger import Ledger, Unmetered
 from .metrics import ServerMetrics
+from .models import ModelPool, ModelSlot, release_models
 from .problems import BadRequest, api_error, error_headers, openai_error
 from .settings import ServeSettings
 from .store import Store
@@ -46,7 +47,7 @@ _ERROR_BODIES = {"/v1/messages": anthropic.error_body, "/api/": ollama.error_bod
 """How APIs that are not OpenAI's write errors, by the beginning of their paths."""
 
 
-def create_app(served: ServedModel, store: Store | None, settings: ServeSettings) -> FastAPI:
+def create_app(served: ServedModel | ModelPool, store: Store | None, settings: ServeSettings) -> FastAPI:
     """Return the application that serves a model. Without a store, everybody may use it, and nobody is billed."""
 
     @asynccontextmanager
@@ -66,7 +67,9 @@ def create_app(served: ServedModel, store: Store | None, settings: ServeSettings
         openapi_url=None,
         redirect_slashes=False,
     )
-    app.state.served, app.state.settings, app.state.store = served, settings, store
+    if isinstance(served, ServedModel):
+        served = ModelPool([ModelSlot.of(served)])
+    app.state.models, app.state.settings, app.state.store = served, settings, store
     app.state.authenticator = Authenticator(store)
     app.state.ledger = Unmetered() if store is None else Ledger(store)
     app.state.stopping = False
@@ -75,7 +78,7 @@ def create_app(served: ServedModel, store: Store | None, settings: ServeSettings
     routes = list(all_routes(app.routes))
     refuse_unscoped(routes)
     paths = [route.path for route in routes]
-    app.state.metrics = ServerMetrics(lambda: {served.name: served.loop.stats()}, [served.name], paths)
+    app.state.metrics = ServerMetrics(served.stats, [slot.name for slot in served.slots], paths)
     for kind in (ApiError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _on_error)
     app.add_middleware(_Gate, settings=settings)
@@ -116,6 +119,8 @@ class _Gate:
             if began:
                 raise
             await _response(Request(scope), api_error(error))(scope, receive, send_with_id)
+        finally:
+            release_models(scope["app"].state.models, scope["state"].get("pinned", ()))
 
     def _problem(self, headers: Headers) -> ApiError | None:
         host, origin = headers.get("host", ""), headers.get("origin")

@@ -17,7 +17,6 @@ from ..text.answers import AnswerParser
 from ..text.chat_format import ChatFormat
 from ..text.tokenizer import Tokenizer
 from .dialog import shape_dialog
-from .errors import NotFound
 from .forms import AnswerForm, CallsFirstParser, answer_form
 from .problems import BadRequest, PromptTooLong
 from .tools import OfferedTool, ToolChoice
@@ -34,7 +33,8 @@ class ServedModel:
     """A model with its engine, its names and the settings of its checkpoint.
 
     ``aliases`` are other names that clients may use. "*": any name. ``sampling`` has the checkpoint's defaults
-    by the names of `Sampling`. ``facts`` are shown to clients that ask about the model. ``created`` is in
+    by the names of `Sampling`. ``adapters`` are the names of the adapters on the model, which clients use like names
+    of models, and ``adapter`` is the one that a request has chosen ("": none). ``facts`` are shown to clients that ask about the model. ``created`` is in
     seconds since 1970. ``fingerprint`` changes if the same request may get another answer.
     """
 
@@ -49,20 +49,7 @@ class ServedModel:
     facts: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = "herd"
     adapters: frozenset[str] = frozenset()
-    """Names of adapters on the model, by which OpenAI's chat clients choose one."""
-
-    def check_name(self, name: str | None) -> None:
-        """Raise `NotFound` unless a client may call this model ``name``. None: it did not name one."""
-        if name not in (None, "", self.name) and not self.aliases & {name, ANY_NAME}:
-            known = ", ".join(sorted({self.name, *self.aliases}))
-            raise NotFound(f"the model {str(name)[:80]!r} does not exist; this server has: {known}")
-
-    def choose_adapter(self, name: str | None) -> str:
-        """Return the adapter that a client means by ``name``, "" for none. Raises `NotFound` for an unknown name."""
-        if name in self.adapters:
-            return str(name)
-        self.check_name(name)
-        return ""
+    adapter: str = ""
 
     @property
     def chat(self) -> ChatFormat:
@@ -166,7 +153,8 @@ def prepare_chat(served: ServedModel, call: ChatCall, *, any_length: bool = Fals
     room = served.context - len(ids)
     if (call.sampling.get("max_tokens") or 0) > room > 0:
         call.warnings.append(f"max_tokens=the context has room for {room:,} tokens after this prompt")
-    return ReadyPrompt(ids, sampling, call.n, form, make_parser, {tool.name: tool for tool in tools})
+    offered = {tool.name: tool for tool in tools}
+    return ReadyPrompt(ids, sampling, call.n, form, make_parser, offered, adapter=served.adapter)
 
 
 def _form(call: ChatCall, tools: Sequence[OfferedTool], call_format: str, tokenizer: Tokenizer) -> AnswerForm:
@@ -196,7 +184,8 @@ def prepare_text(
         check_ids(ids, tokenizer.vocab_size, "prompt")
     check_length(ids, served.context)
     form = AnswerForm(constraint)
-    return ReadyPrompt(ids, served.sampling_of(sampling), n, form, prompt_logprobs=prompt_logprobs)
+    sampled = served.sampling_of(sampling)
+    return ReadyPrompt(ids, sampled, n, form, prompt_logprobs=prompt_logprobs, adapter=served.adapter)
 
 
 def check_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:

@@ -19,10 +19,11 @@ from .. import __version__
 from ..engine.constraint import Constraint
 from .answer import AnswerCall, AnswerEnd, AnswerEvent, AnswerText, Choice, LiveAnswer
 from .auth import Principal, public, require
-from .chat import ChatCall, ReadyPrompt, ServedModel, prepare_chat, prepare_text
+from .chat import ChatCall, ReadyPrompt, prepare_chat, prepare_text
 from .dialog import read_messages
 from .errors import ApiError
 from .forms import ANY_OBJECT, enforceable_schema
+from .models import ModelSlot, use_model
 from .problems import BadRequest
 from .respond import AnswerWriter, json_text, respond
 from .tools import read_tools
@@ -72,7 +73,7 @@ class ShowRequest(RequestModel):
 async def chat(request: Request, principal: Annotated[Principal, Depends(require("ollama"))]) -> Response:
     """Answer a dialog."""
     asked, warnings = await read_request(request, "ollama_chat", OllamaChatRequest)
-    served = _served(request, principal, asked.model)
+    served = await use_model(request, principal, plain_name(asked.model))
     if not asked.messages:
         return _loaded(asked.model, "message", {"role": "assistant", "content": ""})
     settings = request.app.state.settings
@@ -87,7 +88,7 @@ async def chat(request: Request, principal: Annotated[Principal, Depends(require
     prompt = await run_in_threadpool(prepare)
     writer = OllamaWriter(asked.model, is_chat=True)
     return await respond(
-        request, principal, [prompt], writer, stream=asked.stream is not False, warnings=warnings
+        request, principal, served, [prompt], writer, stream=asked.stream is not False, warnings=warnings
     )
 
 
@@ -95,7 +96,7 @@ async def chat(request: Request, principal: Annotated[Principal, Depends(require
 async def generate(request: Request, principal: Annotated[Principal, Depends(require("ollama"))]) -> Response:
     """Answer one prompt, or continue it."""
     asked, warnings = await read_request(request, "ollama_generate", GenerateRequest)
-    served = _served(request, principal, asked.model)
+    served = await use_model(request, principal, plain_name(asked.model))
     if not asked.prompt:
         return _loaded(asked.model, "response", "")
     settings, text = request.app.state.settings, asked.prompt
@@ -113,7 +114,7 @@ async def generate(request: Request, principal: Annotated[Principal, Depends(req
     prompt = await run_in_threadpool(prepare)
     writer = OllamaWriter(asked.model, is_chat=False)
     return await respond(
-        request, principal, [prompt], writer, stream=asked.stream is not False, warnings=warnings
+        request, principal, served, [prompt], writer, stream=asked.stream is not False, warnings=warnings
     )
 
 
@@ -122,7 +123,7 @@ async def tags(
     request: Request, principal: Annotated[Principal, Depends(require("models"))]
 ) -> dict[str, Any]:
     """List the models that the key may use."""
-    return {"models": _listed(request, principal)}
+    return {"models": [_listed(slot) for slot in request.app.state.models.visible(principal)]}
 
 
 @router.get("/api/ps")
@@ -130,8 +131,8 @@ async def loaded(
     request: Request, principal: Annotated[Principal, Depends(require("models"))]
 ) -> dict[str, Any]:
     """List the models that are in memory."""
-    context = request.app.state.served.context
-    return {"models": [each | {"context_length": context} for each in _listed(request, principal)]}
+    loaded = [slot for slot in request.app.state.models.visible(principal) if slot.served is not None]
+    return {"models": [_listed(slot) | {"context_length": slot.context} for slot in loaded]}
 
 
 @router.get("/api/version", dependencies=[Depends(public)])
@@ -146,10 +147,10 @@ async def show(
 ) -> dict[str, Any]:
     """Describe a model."""
     asked, _ = await read_request(request, "ollama_show", ShowRequest)
-    served = _served(request, principal, asked.model)
+    served = await use_model(request, principal, plain_name(asked.model))
     chat = None if served.is_base else served.tokenizer.chat
     return {
-        "details": _details(served),
+        "details": _details(served.facts),
         "model_info": {
             "general.architecture": "llama",
             "llama.context_length": served.context,
@@ -254,12 +255,9 @@ def error_body(error: ApiError, _: str) -> dict[str, Any]:
     return {"error": error.message}
 
 
-def _served(request: Request, principal: Principal, name: str | None) -> ServedModel:
-    """Return the served model. Ollama's clients may write ``:latest`` after its name."""
-    served: ServedModel = request.app.state.served
-    served.check_name(name.removesuffix(":latest") if name else name)
-    principal.check_model(served.name)
-    return served
+def plain_name(name: str | None) -> str | None:
+    """Return a model's name without ``:latest``, which Ollama's clients may write after it."""
+    return name.removesuffix(":latest") if name else name
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,30 +284,25 @@ def _loaded(model: str, field: str, value: Any) -> Response:
     return JSONResponse(head | {field: value})
 
 
-def _listed(request: Request, principal: Principal) -> list[dict[str, Any]]:
-    served: ServedModel = request.app.state.served
-    if principal.models is not None and served.name not in principal.models:
-        return []
-    return [
-        {
-            "name": served.name,
-            "model": served.name,
-            "modified_at": _time(served.created),
-            "size": int(served.facts.get("size", 0)),
-            "digest": hashlib.sha256(served.fingerprint.encode()).hexdigest(),
-            "details": _details(served),
-        }
-    ]
+def _listed(slot: ModelSlot) -> dict[str, Any]:
+    return {
+        "name": slot.name,
+        "model": slot.name,
+        "modified_at": _time(slot.created),
+        "size": int(slot.facts.get("size", slot.nbytes)),
+        "digest": hashlib.sha256(slot.name.encode()).hexdigest(),
+        "details": _details(slot.facts),
+    }
 
 
-def _details(served: ServedModel) -> dict[str, Any]:
+def _details(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "parent_model": "",
         "format": "gguf",
         "family": "llama",
         "families": ["llama"],
-        "parameter_size": str(served.facts.get("n_params", "")),
-        "quantization_level": str(served.facts.get("quantization", "")),
+        "parameter_size": str(facts.get("n_params", "")),
+        "quantization_level": str(facts.get("quantization", "")),
     }
 
 

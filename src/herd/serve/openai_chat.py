@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -21,6 +20,7 @@ from .chat import ChatCall, ServedModel, prepare_chat
 from .dialog import read_messages, take_prefill
 from .errors import ApiError
 from .forms import grammar_constraint, response_schema
+from .models import use_model
 from .problems import BadRequest, openai_error
 from .respond import AnswerWriter, json_text, openai_usage, respond, sse_data, warning_header
 from .tools import read_tool_choice, read_tools
@@ -55,15 +55,14 @@ async def chat_completions(
 ) -> Response:
     """Answer a dialog."""
     asked, warnings = await read_request(request, "chat", ChatRequest)
-    served: ServedModel = request.app.state.served
-    adapter = served.choose_adapter(asked.model)
-    principal.check_model(served.name)
+    served = await use_model(request, principal, asked.model)
     prompt = await run_in_threadpool(
         lambda: prepare_chat(served, _chat_call(asked, warnings, request.app.state.settings.max_tools))
     )
-    prompt = replace(prompt, adapter=adapter)
     writer = ChatWriter(served, asked.includes_usage)
-    return await respond(request, principal, [prompt], writer, stream=bool(asked.stream), warnings=warnings)
+    return await respond(
+        request, principal, served, [prompt], writer, stream=bool(asked.stream), warnings=warnings
+    )
 
 
 @router.post("/v1/chat/completions/input_tokens", **documented(ChatRequest))
@@ -73,9 +72,7 @@ async def count_input_tokens(
 ) -> Response:
     """Count the tokens of a request without answering it."""
     asked, warnings = await read_request(request, "chat", ChatRequest)
-    served: ServedModel = request.app.state.served
-    served.check_name(asked.model)
-    principal.check_model(served.name)
+    served = await use_model(request, principal, asked.model)
     max_tools = request.app.state.settings.max_tools
     prompt = await run_in_threadpool(
         lambda: prepare_chat(served, _chat_call(asked, warnings, max_tools), any_length=True)

@@ -19,6 +19,7 @@ from .auth import Principal, require
 from .chat import ReadyPrompt, ServedModel, prepare_text
 from .errors import ApiError
 from .forms import grammar_constraint, response_schema
+from .models import use_model
 from .problems import BadRequest, openai_error
 from .respond import AnswerWriter, openai_usage, respond, sse_data
 from .wire import SamplingFields, documented, read_request
@@ -46,16 +47,16 @@ async def completions(
 ) -> Response:
     """Continue one or more prompts."""
     asked, warnings = await read_request(request, "completions", CompletionRequest)
-    served: ServedModel = request.app.state.served
-    served.check_name(asked.model)
-    principal.check_model(served.name)
+    served = await use_model(request, principal, asked.model)
     prompts = await run_in_threadpool(_prompts, served, asked, warnings)
     if len(prompts) * (asked.n or 1) > MAX_PROMPTS:
         raise BadRequest(
             f"{len(prompts)} prompts with n={asked.n or 1}: the limit is {MAX_PROMPTS} answers", "prompt"
         )
     writer = CompletionWriter(served, asked, prompts)
-    return await respond(request, principal, prompts, writer, stream=bool(asked.stream), warnings=warnings)
+    return await respond(
+        request, principal, served, prompts, writer, stream=bool(asked.stream), warnings=warnings
+    )
 
 
 def _prompts(served: ServedModel, asked: CompletionRequest, warnings: list[str]) -> list[ReadyPrompt]:

@@ -31,6 +31,7 @@ from .chat import ChatCall, ServedModel, prepare_chat
 from .dialog import read_messages
 from .errors import ApiError
 from .forms import response_schema
+from .models import use_model
 from .openai_chat import chat_logprobs
 from .problems import BadRequest
 from .respond import AnswerWriter, json_text, respond, warning_header
@@ -78,9 +79,7 @@ async def responses(
 ) -> Response:
     """Answer a dialog."""
     asked, warnings = await read_request(request, "responses", ResponsesRequest)
-    served: ServedModel = request.app.state.served
-    served.check_name(asked.model)
-    principal.check_model(served.name)
+    served = await use_model(request, principal, asked.model)
     has_logprobs = asked.top_logprobs is not None or LOGPROBS in (asked.include or ())
     sampling = {
         "max_tokens": asked.max_output_tokens,
@@ -94,7 +93,9 @@ async def responses(
         )
     )
     writer = ResponseWriter(served, asked)
-    return await respond(request, principal, [prompt], writer, stream=bool(asked.stream), warnings=warnings)
+    return await respond(
+        request, principal, served, [prompt], writer, stream=bool(asked.stream), warnings=warnings
+    )
 
 
 @router.post("/v1/responses/input_tokens", **documented(InputRequest))
@@ -103,8 +104,7 @@ async def input_tokens(
 ) -> Response:
     """Return the number of tokens of a dialog's prompt."""
     asked, warnings = await read_request(request, "input_tokens", InputRequest)
-    served: ServedModel = request.app.state.served
-    served.check_name(asked.model)
+    served = await use_model(request, principal, asked.model)
     max_tools = request.app.state.settings.max_tools
     prompt = await run_in_threadpool(
         lambda: prepare_chat(served, _chat_call(asked, {}, warnings, max_tools), any_length=True)

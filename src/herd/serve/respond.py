@@ -65,6 +65,7 @@ class AnswerWriter(ABC):
 async def respond(
     request: Request,
     principal: Principal,
+    served: ServedModel,
     prompts: Sequence[ReadyPrompt],
     writer: AnswerWriter,
     *,
@@ -73,7 +74,6 @@ async def respond(
 ) -> Response:
     """Reserve the worst case, submit the prompts, and return the response. Raises `ApiError` before it begins."""
     state = request.app.state
-    served: ServedModel = state.served
     settings: ServeSettings = state.settings
     endpoint = request.scope["route"].path
     reservation = await run_in_threadpool(

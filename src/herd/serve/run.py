@@ -94,6 +94,6 @@ class HerdServer(uvicorn.Server):
         """Begin to stop, or stop at once. Called by uvicorn for SIGINT and SIGTERM."""
         if not self._app.state.stopping:
             self._app.state.stopping = True
-            close, seconds = self._app.state.served.loop.close, self._settings.drain_seconds
+            close, seconds = self._app.state.models.close, self._settings.drain_seconds
             threading.Thread(target=close, args=(seconds,), name="herd-drain", daemon=True).start()
         super().handle_exit(sig, frame)
