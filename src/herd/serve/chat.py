@@ -33,9 +33,10 @@ class ServedModel:
     """A model with its engine, its names and the settings of its checkpoint.
 
     ``aliases`` are other names that clients may use. "*": any name. ``sampling`` has the checkpoint's defaults
-    by the names of `Sampling`. ``adapters`` are the names of the adapters on the model, which clients use like names
-    of models, and ``adapter`` is the one that a request has chosen ("": none). ``facts`` are shown to clients that ask about the model. ``created`` is in
-    seconds since 1970. ``fingerprint`` changes if the same request may get another answer.
+    by the names of `Sampling`. ``adapters`` are the adapters on the model, whose names clients use like those of
+    models. ``adapter`` is the one that a request has chosen ("": none). ``facts`` are shown to clients that ask
+    about the model. ``created`` is in seconds since 1970. ``fingerprint`` changes if the same request may get
+    another answer.
     """
 
     name: str
