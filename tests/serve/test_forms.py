@@ -104,6 +104,18 @@ def test_free_tools_are_not_constrained(tokenizer):
     assert answer_form(tokenizer, "json", free, ToolChoice("none"), True, None, []) == AnswerForm()
 
 
+@pytest.mark.parametrize("schema", [{"const": 59083451981974500}, {"$ref": "#/nowhere"}, {"x-guidance": {}}])
+def test_schemas_that_herd_itself_refuses(schema):
+    warnings: list[str] = []
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    assert response_schema(form, warnings) == {"type": "object"}
+    assert "not enforced" in warnings[0]
+    form["json_schema"]["strict"] = True
+    with pytest.raises(ApiError, match="cannot be enforced") as error:
+        response_schema(form, [])
+    assert error.value.status == 400
+
+
 def test_response_formats():
     warnings: list[str] = []
     assert response_schema(None, warnings) is None

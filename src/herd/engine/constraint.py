@@ -68,7 +68,7 @@ class Constraint:
 
     def __post_init__(self) -> None:
         if (n := len(self.text)) > MAX_TEXT:
-            raise EngineError(
+            raise ConstraintError(
                 f"the {self.kind} has {n:,} characters, and the limit is {MAX_TEXT:,}: simplify it"
             )
         if self.kind == "JSON schema":
@@ -80,7 +80,7 @@ class Constraint:
         try:
             text = schema if isinstance(schema, str) else json.dumps(schema, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise EngineError(f"the JSON schema is not valid JSON: {error}") from None
+            raise ConstraintError(f"the JSON schema is not valid JSON: {error}") from None
         return cls("JSON schema", text)
 
     @classmethod

@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import Any, TypeGuard
 from urllib.parse import unquote
 
-from ..errors import EngineError
+from ..errors import ConstraintError
 
 LARGEST_INTEGER = 2**53 - 1
 """Integers up to this one, and their neighbours, are exact as 64-bit floats."""
@@ -44,18 +44,18 @@ def canonical_schema(text: str) -> str:
     """Return a schema whose numbers llguidance reads exactly and which accepts nothing that ``text`` refuses.
 
     Annotations are dropped. An object that lists its properties and does not mention others gets no others: small
-    models would otherwise invent properties without end. Raises EngineError, naming the keyword and its value,
+    models would otherwise invent properties without end. Raises ConstraintError, naming the keyword and its value,
     for numbers that cannot be kept, and for references that do not lead to a schema of this document.
     """
     try:
         schema = json.loads(text, parse_float=_exact_number, parse_constant=_refuse_constant)
     except (ValueError, ArithmeticError, RecursionError) as error:
         problem = " ".join(str(error).split())[:200]
-        raise EngineError(f"the JSON schema is not valid JSON: {problem}") from None
+        raise ConstraintError(f"the JSON schema is not valid JSON: {problem}") from None
     if schema is True:
         schema = {}
     if not isinstance(schema, dict):
-        raise EngineError(f"a JSON schema is an object or true, not {' '.join(text.split())[:60]}")
+        raise ConstraintError(f"a JSON schema is an object or true, not {' '.join(text.split())[:60]}")
     return json.dumps(_Canonical(closes_objects='"allOf"' not in text).document(schema), default=float)
 
 
@@ -167,7 +167,7 @@ def _check_data(value: Any, key: str, level: int) -> None:
 
 def _check_level(level: int) -> None:
     if level > MAX_LEVELS:
-        raise EngineError(f"the JSON schema is nested more than {MAX_LEVELS} levels deep")
+        raise ConstraintError(f"the JSON schema is nested more than {MAX_LEVELS} levels deep")
 
 
 def _check_number(value: Numeric, key: str) -> None:
@@ -180,10 +180,10 @@ def _check_number(value: Numeric, key: str) -> None:
             raise _refusal(key, value, f"cannot be kept exactly: round it to {MAX_DIGITS} digits")
 
 
-def _refusal(key: str, value: Any, problem: str) -> EngineError:
+def _refusal(key: str, value: Any, problem: str) -> ConstraintError:
     text = str(value)
     short = text if len(text) <= 40 else f"{text[:30]}… ({len(text)} characters)"
-    return EngineError(f'the JSON schema\'s "{key}": {short} {problem}')
+    return ConstraintError(f'the JSON schema\'s "{key}": {short} {problem}')
 
 
 def _exact_number(text: str) -> Numeric:
