@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sysconfig
@@ -27,8 +28,6 @@ TEXT = [str(LIBRARY / "json"), str(LIBRARY / "asyncio"), str(LIBRARY / "email")]
 
 
 def quiet() -> Show:
-    import io
-
     return Show({}, Console(file=io.StringIO()))
 
 
@@ -80,6 +79,25 @@ def test_copying_is_measured_while_it_is_learned(run: RaiseRun) -> None:
     assert all(0 <= record["eval/copy_accuracy"] <= 1 for record in records if "eval/copy_accuracy" in record)
     gates = {gate["name"] for gate in run.record("teacher")["gates"]}
     assert gates == {"copying of fresh passages"}
+
+
+def test_learning_to_copy_is_shown_when_it_comes() -> None:
+    screen = io.StringIO()
+    live = Live(Show({}, Console(file=screen, width=200)), "text", 10, (0.0, 1.0))
+    for value in (0.02, 0.05, 0.9, 0.95):
+        live.on_evaluate({"copy_accuracy": value, "heldout_loss": 1.0})
+    lines = screen.getvalue().splitlines()
+    assert [("2 %" in line, "learnt to copy" in line) for line in lines] == [(True, False), (False, True)]
+
+
+def test_the_prediction_follows_the_time_of_finished_stages() -> None:
+    show = Show({"a": 30.0, "b": 100.0}, Console(file=io.StringIO()))
+    show.begin("a", "")
+    show.end(60.0)
+    show.begin("b", "")
+    assert show.seconds_left == pytest.approx(100.0)
+    show.predicted["c"] = 50.0
+    assert show.seconds_left == pytest.approx(200.0)  # what has not begun takes twice its prediction
 
 
 def test_student_and_control_see_the_same_tokens(run: RaiseRun) -> None:

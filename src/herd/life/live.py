@@ -17,6 +17,8 @@ SAMPLES_EVERY = 15.0
 """Seconds between live samples."""
 WARMTH = 0.7
 """Temperature of sampled text."""
+LEARNED = {"copy": "copy", "lookup": "look up", "needles": "find facts"}
+"""What an accuracy shows, by the kind of its rows."""
 TEXT_PROMPTS = ("The old man", "It is", "In the", "Der", "Return the")
 """Texts that a base model continues."""
 
@@ -41,6 +43,7 @@ class Live:
         self.model: LlamaLM | None = None
         self.tokenizer: Tokenizer | None = None
         self.last, self.turn = time.monotonic(), 0
+        self.accuracies: dict[str, float] = {}
 
     def begin(self, model: LlamaLM, tokenizer: Tokenizer) -> None:
         """Take the model that is trained."""
@@ -54,6 +57,18 @@ class Live:
         self.show.advance(done, f"loss {record['loss']:.2f}  {record['tokens_per_s']:,.0f} tokens/s")
         if time.monotonic() - self.last >= SAMPLES_EVERY or record["step"] == self.steps:
             self.sample(record["step"])
+
+    def on_evaluate(self, scores: dict[str, float]) -> None:
+        """Show the accuracies on fresh rows that have changed by a tenth, and that the model has learnt one."""
+        for kind, learned in LEARNED.items():
+            value = scores.get(f"{kind}_accuracy")
+            before = self.accuracies.get(kind)
+            if value is None or (before is not None and abs(value - before) < 0.1):
+                continue
+            self.accuracies[kind] = value
+            bar = "█" * round(20 * value) + "░" * (20 - round(20 * value))
+            news = f"  it has learnt to {learned}" if before is not None and before < 0.5 <= value else ""
+            self.show.line(f"  {learned:<12} {bar} {100 * value:.0f} % of fresh rows[green]{news}[/green]")
 
     def sample(self, step: int) -> None:
         """Show a few tokens of the model, for one prompt after another."""

@@ -14,6 +14,9 @@ from rich.progress import BarColumn, Progress, TaskID
 
 from ..report.units import duration
 
+MIN_DONE = 15.0
+"""Predicted seconds of finished stages from which on their true time corrects the prediction of the others."""
+
 
 class Show:
     """A progress display of stages with predicted times. Use it as a context manager."""
@@ -22,6 +25,7 @@ class Show:
         self.console = console or Console()
         self.predicted = predicted_seconds
         self.finished: set[str] = set()
+        self.done_seconds = self.done_predicted = 0.0
         self.stage = ""
         self.stage_began = time.monotonic()
         self.bar = Progress(
@@ -42,9 +46,11 @@ class Show:
 
     @property
     def seconds_left(self) -> float:
-        """The predicted time of the remaining work, corrected by the speed of the current stage."""
+        """The predicted time of the remaining work, corrected by the time of what is done."""
         over = self.finished | {self.stage}
         waiting = sum(seconds for name, seconds in self.predicted.items() if name not in over)
+        if self.done_predicted > MIN_DONE:
+            waiting *= self.done_seconds / self.done_predicted
         current = self.predicted.get(self.stage, 0.0)
         if self.fraction > 0.05:
             current = (time.monotonic() - self.stage_began) / self.fraction
@@ -52,7 +58,8 @@ class Show:
 
     def begin(self, stage: str, title: str) -> None:
         self.stage, self.stage_began, self.fraction = stage, time.monotonic(), 0.0
-        self.line(f"[bold]{stage}[/bold]  {title}  [dim]({duration(self.seconds_left)} left)[/dim]")
+        left = f"  [dim]({duration(self.seconds_left)} left)[/dim]" if self.predicted else ""
+        self.line(f"[bold]{stage}[/bold]  {title}{left}")
         if self.task is not None:
             self.bar.remove_task(self.task)
         self.task = self.bar.add_task(stage, total=1.0, note="")
@@ -65,8 +72,12 @@ class Show:
 
     def end(self, seconds: float) -> None:
         self.finished.add(self.stage)
-        predicted = duration(self.predicted.get(self.stage, 0.0))
-        self.line(f"  [green]done[/green] in {duration(seconds)} [dim](predicted: {predicted})[/dim]")
+        said = ""
+        if self.stage in self.predicted:
+            self.done_seconds += seconds
+            self.done_predicted += self.predicted[self.stage]
+            said = f" [dim](predicted: {duration(self.predicted[self.stage])})[/dim]"
+        self.line(f"  [green]done[/green] in {duration(seconds)}{said}")
 
     def skip(self, stage: str) -> None:
         self.finished.add(stage)

@@ -203,7 +203,7 @@ def train_phase(
     total = sum(each.tokens for each in stage.phases)
     live = Live(run.show, stage.prompts, phase.steps, (done / total, (done + phase.tokens) / total))
     began = time.perf_counter()
-    out, result = run_recipe(recipe, on_step=live.on_step, on_begin=live.begin)
+    out, result = run_recipe(recipe, on_step=live.on_step, on_begin=live.begin, on_evaluate=live.on_evaluate)
     outcome.tokens += result.tokens
     outcome.flops += result.flops
     if result.resumed_from:

@@ -52,24 +52,25 @@ def run_recipe(
     *,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     on_begin: Callable[[LlamaLM, Tokenizer], None] | None = None,
+    on_evaluate: Callable[[dict[str, float]], None] | None = None,
 ) -> tuple[Path, TrainResult]:
     """Train by the recipe on all processes of ``torchrun``. Return the checkpoint folder and the outcome.
 
-    The first rank calls ``on_begin(model, tokenizer)`` before training and ``on_step(record)`` after every
-    logged step. Raises the `HerdError` of the room whose input is wrong, and KeyboardInterrupt after Ctrl-C, with the
-    state saved.
+    The first rank calls ``on_begin(model, tokenizer)`` before training, ``on_step(record)`` after every
+    logged step and ``on_evaluate(scores)`` after every evaluation. Raises the `HerdError` of the room whose
+    input is wrong, and KeyboardInterrupt after Ctrl-C, with the state saved.
     """
     ranks = parallel.start(recipe.parallel.shard)
     config = check_recipe(recipe, ranks.world)
     out = Path(recipe.out)
     if not ranks.first:
-        return _train(recipe, config, out, ranks, None, None)
+        return _train(recipe, config, out, ranks, None, None, None)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(out, error) from error
     with lock_folder(out):
-        return _train(recipe, config, out, ranks, on_step, on_begin)
+        return _train(recipe, config, out, ranks, on_step, on_begin, on_evaluate)
 
 
 def _train(
@@ -79,6 +80,7 @@ def _train(
     ranks: Ranks,
     on_step: Callable[[dict[str, Any]], None] | None,
     on_begin: Callable[[LlamaLM, Tokenizer], None] | None,
+    on_evaluate: Callable[[dict[str, float]], None] | None,
 ) -> tuple[Path, TrainResult]:
     if ranks.first:  # the other ranks use the data that this one prepared
         bind_data(recipe, out)
@@ -94,7 +96,11 @@ def _train(
 
     def evaluate(now: LlamaLM, step: int) -> dict[str, float]:
         scores = {f"{kind}_accuracy": accuracy(now, rows) for kind, rows in data.probes.items()}
-        return scores | ({"heldout_loss": heldout_loss(now, data.heldout)} if data.heldout else {})
+        if data.heldout:
+            scores["heldout_loss"] = heldout_loss(now, data.heldout)
+        if on_evaluate is not None:
+            on_evaluate(scores)
+        return scores
 
     result = train(
         model,

@@ -77,9 +77,8 @@ class MixData(DataSection):
             # Two sources of one kind must not read the same rows in the same order.
             own = settings.model_copy(update={"seed": settings.seed + 1_000_033 * number})
             opened = part.open(tokenizer, out / "parts" / str(number), own)
-            warn_of_repeats(
-                f"part {number} ({part.kind}) of the mix", opened.stream, settings, part.weight / total
-            )
+            label = f"{part.kind} {Path(getattr(part, 'folder', str(number))).name} of the mix"
+            warn_of_repeats(label, opened.stream, settings, part.weight / total)
             streams.append(opened.stream)
             heldout += opened.heldout
             for name, batches in opened.probes.items():
