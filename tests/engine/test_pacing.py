@@ -41,6 +41,19 @@ def test_it_follows_a_machine_that_becomes_slower_and_faster():
         )
 
 
+def test_pieces_are_smaller_if_times_vary():
+    """Other programs double the time of every second step: few steps exceed the allowed factor by half."""
+    pacer, mixed = Pacer(), []
+    for step in range(400):
+        n, slow = pacer.room(True), 1 + step % 2
+        seconds = slow * (0.05 + 0.001 * n)
+        pacer.note(4, n, seconds)
+        mixed += [seconds] * (n > 0)
+    late = sorted(mixed[50:])
+    assert late[int(0.95 * len(late))] <= 1.5 * SLOWDOWN * 0.075
+    assert late[len(late) // 2] >= SLOWDOWN * 0.075 / 2
+
+
 def test_without_other_answers_a_step_takes_a_second_at_most():
     for token in (1e-2, 1e-3):
         assert run(Pacer(), 0.0, token, 20, decoding=False)[-1][1] == pytest.approx(LONGEST_SECONDS, rel=0.05)

@@ -30,7 +30,8 @@ class Pacer:
 
     def __init__(self) -> None:
         self._decode_seconds = 0.0  # of a step that only decodes, 0 if not known
-        self._token_seconds = {True: 0.0, False: 0.0}  # of one more prompt token, beside decoding or not
+        # of one more prompt token, beside decoding or not: the running mean, and that of the deviations from it
+        self._token_seconds, self._deviation = {True: 0.0, False: 0.0}, {True: 0.0, False: 0.0}
         self._mixed = 0
 
     def room(self, decoding: bool) -> int:
@@ -40,7 +41,9 @@ class Pacer:
             if not self._decode_seconds or self._mixed >= PROBE_STEPS:
                 return 0
             seconds = (SLOWDOWN - 1) * self._decode_seconds
-        cost = self._token_seconds[decoding] or self._token_seconds[not decoding]
+        known = decoding if self._token_seconds[decoding] else not decoding
+        # on a machine that others use too, times vary: allow for it, as TCP does for the time of a round trip
+        cost = self._token_seconds[known] + self._deviation[known]
         if not cost:
             return FIRST_TOKENS
         return max(FEWEST_TOKENS, min(PREFILL_TOKENS, int(seconds / cost)))
@@ -55,7 +58,11 @@ class Pacer:
             self._mixed += 1
             seconds = max(seconds - self._decode_seconds, 0.1 * seconds)
         decoding = n_decoding > 0
-        self._token_seconds[decoding] = _mean(self._token_seconds[decoding], seconds / n_prompt)
+        cost, mean = seconds / n_prompt, self._token_seconds[decoding]
+        self._deviation[decoding] += UPDATE * (
+            (abs(cost - mean) if mean else 0.0) - self._deviation[decoding]
+        )
+        self._token_seconds[decoding] = _mean(mean, cost)
 
 
 def _mean(mean: float, latest: float) -> float:
