@@ -186,7 +186,7 @@ def relative(name: str, a: Quality, b: Quality, bar: float | None = None) -> dic
 
 def vocab_row(args: argparse.Namespace) -> None:
     shop = workshop(args)
-    tokens = 4_096 if args.limit else args.tokens or 200_000
+    tokens = 4_096 if args.limit else 200_000 if args.tokens is None else args.tokens
     arm = Arm(f"v{VOCAB}", shop.config.replace(vocab_size=VOCAB))
     shop.rates(arm.config)
     small = shop.tokenizer_of(VOCAB)
@@ -209,15 +209,18 @@ def vocab_row(args: argparse.Namespace) -> None:
         same, f"of {len(corpora)}", bar=f"= {len(corpora)}", passed=same == len(corpora)
     )
     teacher, start = shop.teacher_quality(shop.config.vocab_size), quality(shop.start(arm))
-    record = shop.trained(arm, tokens, on_step)
-    trained = quality(record)
-    values |= valued("teacher", teacher) | valued("untrained", start) | valued("trained", trained)
+    values |= valued("teacher", teacher) | valued("untrained", start)
     values |= relative("bits per byte above the teacher's, untrained", start, teacher)
-    values |= relative("bits per byte above the teacher's, trained", trained, teacher, bar=0.01)
-    values["seconds of training"] = Value(record["seconds"], "s")
-    folder = shop.cells.folder / record["model"]
+    folder = shop.cells.folder / "arms" / arm.name / "start"
+    if tokens:
+        record = shop.trained(arm, tokens, on_step)
+        trained = quality(record)
+        values |= valued("trained", trained)
+        values |= relative("bits per byte above the teacher's, trained", trained, teacher, bar=0.01)
+        values["seconds of training"] = Value(record["seconds"], "s")
+        folder = shop.cells.folder / record["model"]
     values |= elsewhere(args, folder, small)
-    receipt(args, f"vocabulary of {VOCAB:,} tokens, {record['tokens']:,} tokens of recovery", values,
+    receipt(args, f"vocabulary of {VOCAB:,} tokens, {tokens:,} tokens of recovery", values,
             rivals={"transformers": package_version("transformers") or ""})  # fmt: skip
 
 
