@@ -207,6 +207,24 @@ def test_a_learning_rate_that_is_too_high_is_flagged_and_fails(toy, tmp_path, ca
     assert cli.run([*words, "--lr", "0.001", "--out", str(tmp_path / "good")]) == 0
 
 
+def test_the_learning_rate_is_the_best_of_a_sweep(toy, tmp_path):
+    lines: list[str] = []
+    shrinker = Shrinker(
+        tmp_path / "run", settings(toy, lr=None, sweep_tokens=256, race_tokens=0, tokens=512), lines.append
+    )
+    done = shrinker.run()
+    bits = {}
+    for path in (tmp_path / "run" / "cells").glob("*-rate*-256.json"):
+        quality = json.loads(path.read_text())["quality"]
+        bits[float(path.name.split("-rate")[1].split("-")[0])] = sum(quality["bits"])
+    assert len(bits) == 3
+    best = min(bits, key=bits.__getitem__)
+    assert shrinker.shop.rate_factor == best
+    recipe = next(tmp_path.glob("run/arms/*/recipe-512.yaml")).read_text()
+    assert f"lr: {best * 0.1 / shrinker.shapes[0].config.dim}"[:8] in recipe
+    assert "learning rate" in done.ledger["facts"]
+
+
 def test_only_the_vocabulary_can_be_cut(toy, tmp_path):
     done = Shrinker(tmp_path / "run", settings(toy, to=None, vocab=(540,), tokens=1024, gguf="q8")).run()
     assert load_config(done.folder).n_layers == 4
@@ -295,6 +313,8 @@ def test_the_parts_can_be_used_alone(toy, tmp_path, capfd):
         "params=36k",
         "--race-tokens",
         "256",
+        "--sweep-tokens",
+        "384",
         "--arms",
         "2",
         "--heldout-tokens",

@@ -38,7 +38,10 @@ RaceTokens = Annotated[int, typer.Option(min=0, help="Tokens for every arm of th
 Arms = Annotated[int, typer.Option(min=1, help="Number of shapes to race.")]
 Context = Annotated[int, typer.Option(min=16, help="Tokens of a row.")]
 Batch = Annotated[int, typer.Option(min=1, help="Rows of an update.")]
-Rate = Annotated[float | None, typer.Option(help="Peak learning rate (default: 0.1 / width).")]
+Rate = Annotated[float | None, typer.Option(help="Peak learning rate (default: the best of a sweep).")]
+Sweep = Annotated[
+    int, typer.Option(min=0, help="Tokens for each learning rate of the sweep; 0: 0.1 / width.")
+]
 Compute = Annotated[
     str, typer.Option("--dtype", help="Compute in fp32, bf16 or auto (bf16 if that is fast here).")
 ]
@@ -59,7 +62,7 @@ def _group() -> None:
 def shrink_command(
     model: Model, to: To = None, vocab: Vocab = [], text: Text = [], dialogs: Dialogs = [], heldout: Heldout = [],  # noqa: B006
     own_text: OwnText = False, tokens: Tokens = 1_300_000, race_tokens: RaceTokens = 250_000, arms: Arms = 3,
-    context: Context = 512, batch: Batch = 4, lr: Rate = None, dtype: Compute = "auto",
+    context: Context = 512, batch: Batch = 4, lr: Rate = None, sweep_tokens: Sweep = 50_000, dtype: Compute = "auto",
     heldout_tokens: HeldoutTokens = 20_000, seed: Seed = 0,
     gguf: Gguf = None,
     out: Out = None,
@@ -71,7 +74,7 @@ def shrink_command(
     Ends with exit code 1 if a step made the model worse, or if the student is worse than a control.
     """
     found = _settings(model, to, vocab, text, dialogs, heldout, tokens, race_tokens, arms, context, batch, lr, dtype,
-                      heldout_tokens, seed, gguf, own_text)  # fmt: skip
+                      heldout_tokens, seed, gguf, own_text, sweep_tokens)  # fmt: skip
     shrinker = _shrinker(found, out)
     if dry_run:
         _print_forecast(shrinker, as_json)
@@ -88,12 +91,13 @@ def shrink_command(
 def race_command(
     model: Model, to: To = None, vocab: Vocab = [], text: Text = [], dialogs: Dialogs = [], heldout: Heldout = [],  # noqa: B006
     race_tokens: RaceTokens = 250_000, arms: Arms = 3, context: Context = 512, batch: Batch = 4, lr: Rate = None,
-    dtype: Compute = "auto", heldout_tokens: HeldoutTokens = 20_000, seed: Seed = 0, out: Out = None,
+    sweep_tokens: Sweep = 50_000, dtype: Compute = "auto", heldout_tokens: HeldoutTokens = 20_000, seed: Seed = 0,
+    out: Out = None,
     threads: Threads = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Distil every planned shape briefly, with controls of the best one, and print the order."""
     found = _settings(model, to, vocab, text, dialogs, heldout, race_tokens, race_tokens, arms, context, batch, lr,
-                      dtype, heldout_tokens, seed, None)  # fmt: skip
+                      dtype, heldout_tokens, seed, None, False, sweep_tokens)  # fmt: skip
     if to is None:
         raise ConfigError("a race is between shapes of one budget: give --to, e.g. --to params=95M")
     shrinker = _shrinker(found, out)
@@ -221,7 +225,7 @@ def prune_command(
 def _settings(
     model: str, to: str | None, vocab: list[int], text: list[str], dialogs: list[str], heldout: list[str], tokens: int,
     race_tokens: int, arms: int, context: int, batch: int, lr: float | None, dtype: str, heldout_tokens: int, seed: int,
-    gguf: str | None, own_text: bool = False,
+    gguf: str | None, own_text: bool = False, sweep_tokens: int = 0,
 ) -> ShrinkSettings:  # fmt: skip
     """Return the checked settings of a run. Raises `ConfigError` that names the option."""
     from pydantic import ValidationError
@@ -234,6 +238,7 @@ def _settings(
             tokens=tokens, race_tokens=race_tokens, arms=arms, context=context, batch_size=batch, lr=lr,
             dtype=fast_dtype() if dtype == "auto" else dtype,  # type: ignore[arg-type]
             heldout_tokens=heldout_tokens, seed=seed, gguf=gguf, own_text=own_text,
+            sweep_tokens=sweep_tokens,
         )  # type: ignore[arg-type, call-arg]  # fmt: skip
     except ValidationError as error:
         first = error.errors()[0]

@@ -22,7 +22,7 @@ from ..checkpoint.folder import ModelSource
 from ..checkpoint.weights import common_dtype, read_index
 from ..data.batch import Batch
 from ..data.stream import Stream, first_rows
-from ..data.targets import Targets, TargetsSpec, append_block
+from ..data.targets import Targets, TargetsSpec, append_block, read_spec
 from ..dtypes import torch_dtype
 from ..errors import CheckpointError
 from ..llama.config import ModelConfig
@@ -77,6 +77,7 @@ class Workshop:
             Material(s.text, s.dialogs, s.heldout)  # refuses a run without text
         self.compute = torch_dtype(s.dtype)
         self.device = device_of_rank()
+        self.rate_factor = 1.0  # of the usual learning rate; a sweep sets it
 
     # The teacher and its text in a vocabulary -----------------------------------------------------------------
 
@@ -232,7 +233,8 @@ class Workshop:
         """Label ``tokens`` tokens in a vocabulary, unless that is done, and return the folder."""
         s = self.settings
         folder = self.cells.folder / f"targets-{vocab}"
-        spec = self.spec(vocab, s.steps(tokens) * s.batch_size)
+        wanted = s.steps(tokens) * s.batch_size
+        spec = self.spec(vocab, max(wanted, read_spec(folder).n_rows if folder.exists() else 0))
         predicted = self.label_seconds(spec.n_rows * s.context, self.config.replace(vocab_size=vocab))
 
         def work() -> dict[str, Any]:
@@ -370,11 +372,15 @@ class Workshop:
             "objective": {"kind": "sampled_distil", "kl_weight": s.kl_weight}
             if arm.distilled
             else {"kind": "lm"},
-            "optimizer": {"kind": "adamw", "lr": arm.lr or s.learning_rate(arm.config), "weight_decay": 0.0},
+            "optimizer": {
+                "kind": "adamw",
+                "lr": arm.lr or self.rate_factor * s.learning_rate(arm.config),
+                "weight_decay": 0.0,
+            },
             "schedule": {
                 "kind": "cosine",
                 "min_lr_ratio": 0.1,
-                "warmup_steps": max(1, s.steps(tokens) // 20),
+                "warmup_steps": max(1, s.steps(tokens) // 10),
             },
             "train": self._train_section(s.steps(tokens)) | {"save_every": 50, "seed": s.seed},
             "save_dtype": "fp32",

@@ -33,8 +33,11 @@ SETTINGS = "shrink.json"
 LR_WIDTH = 0.1
 """Learning rate times the width of the model, for short recoveries in batches of some thousand tokens.
 
-It is 1.7e-4 at 576 channels and 2.4e-5 at 4,096. Batches of a million tokens bear about four times as much.
+It is 1.7e-4 at 576 channels and 2.4e-5 at 4,096. Batches of a million tokens bear about four times as much. A model
+that lost little needs less than one that lost much: hence the sweep.
 """
+SWEEP = (0.2, 0.6, 2.0)
+"""Factors of the usual learning rate that a sweep tries."""
 
 
 class ShrinkSettings(Section):
@@ -52,7 +55,8 @@ class ShrinkSettings(Section):
     arms: Positive = 3
     context: Positive = 512
     batch_size: Positive = 4
-    lr: PositiveReal | None = None  # None: `LR_WIDTH` / width
+    lr: PositiveReal | None = None  # None: `LR_WIDTH` / width, times the best factor of a sweep
+    sweep_tokens: int = Field(50_000, ge=0)  # of each learning rate of the sweep; 0: no sweep
     kl_weight: float = Field(1.0, ge=0, le=1)
     dtype: ComputeDtype = "fp32"
     heldout_tokens: Positive = 20_000

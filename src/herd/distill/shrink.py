@@ -30,7 +30,7 @@ from ..llama.config import ModelConfig
 from ..plan.ways import GGUF_FORMATS, Target
 from ..quant import scheme
 from .arms import Arm, Workshop
-from .cells import Cells, ShrinkSettings
+from .cells import SWEEP, Cells, ShrinkSettings
 from .ledger import LedgerStep, write_ledger
 from .measure import Quality
 from .shapes import Budget, Shape, plan_shapes, predicted_harm, resident_nbytes
@@ -123,11 +123,12 @@ class Shrinker:
                 )
             )
         raced = [(self.arm(shape), s.race_tokens) for shape in self.shapes] if self._races else []
-        raced += (
-            [(control, s.race_tokens) for control in self._controls(self.arm(self.shapes[0]))]
-            if raced
-            else []
-        )
+        if s.lr is None and s.sweep_tokens:
+            raced += len(SWEEP) * [
+                (replace(self.arm(self.shapes[0]), name="a learning rate"), s.sweep_tokens)
+            ]
+        if self._races:
+            raced += [(control, s.race_tokens) for control in self._controls(self.arm(self.shapes[0]))]
         for arm, count in [*raced, (self.arm(self.shapes[0]), s.tokens)]:
             seconds = shop.train_seconds(count, arm.config) + 2 * shop.measure_seconds(arm.config)
             out.append(Forecast(f"train {arm.name} on {count:,} tokens", seconds, 8 * arm.config.n_params))
@@ -161,6 +162,7 @@ class Shrinker:
         shop, s = self.shop, self.settings
         shop.rates(self.shapes[0].config)
         steps = [self._teacher_step()]
+        self.sweep()
         shape, raced = self.race() if self._races else (self.shapes[0], [])
         winner = self.arm(shape)
         vocab = winner.config.vocab_size
@@ -190,6 +192,7 @@ class Shrinker:
         A shape that is planned for quantized weights is judged with them.
         """
         s = self.settings
+        self.sweep()
         arms = [self.arm(shape) for shape in self.shapes]
         steps = [self._step(arm, s.race_tokens, "raced") for arm in arms]
         measured = [
@@ -208,6 +211,21 @@ class Shrinker:
             found = rank_correlation(predicted, measured)
             self.say(f"rank correlation of the predicted with the measured order: {found:.2f}")
         return self.shapes[best], steps
+
+    def sweep(self) -> None:
+        """Set the learning rate of all arms to the best one of a short training of the first shape."""
+        s, arm = self.settings, self.arm(self.shapes[0])
+        if s.lr is not None or not s.sweep_tokens or not (s.tokens or s.race_tokens) or self._is_teacher(arm):
+            return
+        measured = {}
+        for factor in SWEEP:
+            tried = replace(arm, name=f"{arm.name}-rate{factor:g}", lr=factor * s.learning_rate(arm.config))
+            record = self.shop.trained(tried, s.sweep_tokens, self.on_step)
+            measured[factor] = _bits_per_byte(Quality(**record["quality"]))
+        self.shop.rate_factor = min(measured, key=measured.__getitem__)
+        self.say(
+            f"learning rate {self.shop.rate_factor * s.learning_rate(arm.config):.2g} is the best of {len(SWEEP)}"
+        )
 
     def _as_planned(self, shape: Shape, quality: Quality) -> Quality:
         """Return the quality of a raced shape in the format of weights that is planned for it."""
@@ -323,8 +341,13 @@ class Shrinker:
 
     def _facts(self, shape: Shape) -> dict[str, Any]:
         s = self.settings
-        facts: dict[str, Any] = {"teacher": s.model, "budget": s.to or f"vocabulary {shape.config.vocab_size:,}",
-                                 "context": s.context, "seed": s.seed}  # fmt: skip
+        facts: dict[str, Any] = {
+            "teacher": s.model,
+            "budget": s.to or f"vocabulary {shape.config.vocab_size:,}",
+            "context": s.context,
+            "seed": s.seed,
+            "learning rate": f"{self.shop.rate_factor * s.learning_rate(shape.config):.2g}",
+        }
         if s.to is not None and s.to.startswith("memory"):
             budget = Budget.parse(s.to, self.shop.config.max_context)
             found = next(f for f in GGUF_FORMATS if f.name == shape.weights)
