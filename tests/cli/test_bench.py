@@ -64,7 +64,7 @@ def test_a_checkpoint_folder_is_measured(tmp_path, capsys):
         (["somewhere", "--size", "8B"], "give either"),
         (["somewhere"], "no such file, folder or model name"),
         (["--size", "9B"], "--size '9B' is not known: choose 405B"),
-        (["--size", "tiny", "--quant", "q5"], "'q5' is not known"),
+        (["--size", "tiny", "--quant", "q9"], "'q9' is not known"),
         (["--size", "tiny", "--layers", "3"], "--layers=3: tiny has only 2 layers"),
         (["--size", "tiny", "--batch", "1,,2"], "--batch '1,,2' is not a list"),
         (["--size", "tiny", "--batch", "0"], "is not a list of different positive numbers"),
