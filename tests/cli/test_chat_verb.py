@@ -108,7 +108,8 @@ def test_one_question_prints_one_answer_to_stdout(run, folders):
 
 
 def test_sampling_options_change_the_answer(run, folders):
-    ask = [folders / "instruct", "-p", "Hello", "--max-tokens", 8]
+    ask = [folders / "instruct", "-p", "Hello", "--max-tokens", 60]
+    # long enough that the answer repeats a token, so that penalties have something to act on
     greedy = run(*ask, "--temperature", 0)[1]
     hot = [*ask, "--temperature", 5, "--seed", 1]
     assert run(*hot)[1] == run(*hot)[1] != greedy
