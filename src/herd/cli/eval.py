@@ -2,7 +2,7 @@
 
 Each score is printed with its confidence interval.
 
-Its other verbs (compare, fidelity, contamination) are in `eval_compare.py`.
+Its other verbs (compare, fidelity, contamination) are in `eval_compare.py`, and `ladder` in `eval_ladder.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import CheckpointError, DataError
-from . import eval_compare
+from . import eval_compare, eval_ladder
 from .common import MODEL, RUN, Device, Dtype, Json, RunFirst, Threads, print_json, print_table
 from .eval_model import DataOption, Limit, Out, data_source, open_local, results_folder
 
@@ -119,6 +119,7 @@ def list_command(as_json: Json = False) -> None:
     print("FILE.jsonl: your own questions (docs/how-to/evaluate-your-own-questions.md)")
 
 
+app.command("ladder")(eval_ladder.ladder_command)
 app.command("compare")(eval_compare.compare_command)
 app.command("fidelity")(eval_compare.fidelity_command)
 app.command("contamination")(eval_compare.contamination_command)
