@@ -30,7 +30,8 @@ def ladder_command(
     from ..evals.tasks import make_task
 
     numbers = _numbers(shots)
-    source, steps = data_source(data), []
+    source = data_source(data)
+    steps: list[dict[str, Any]] = []
     for name in models:
         opened = open_local(name, None, dtype, device)
         tasks = [make_task(task, n, opened.mode) for n in numbers]
