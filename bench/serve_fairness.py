@@ -126,7 +126,7 @@ def main() -> None:
     median = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
     worst = {key: max(each[key] for each in rounds) for key in rounds[0]}
     save_receipt(
-        "serve_fairness",
+        "serve-fairness",
         commit=args.commit,
         what=f"{args.clients} clients decode while a prompt of {args.prompt:,} tokens arrives: {args.size} shape "
         f"with {args.layers} layers, {args.quant}, {args.threads} threads",
