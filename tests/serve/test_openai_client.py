@@ -5,6 +5,7 @@ import json
 
 import openai
 import pytest
+import torch
 
 from conftest import CONTEXT, wait_until
 
@@ -201,6 +202,27 @@ def test_completions(client, tokenizer):
     )  # the strict type has no null finish_reason
     streamed = lenient.completions.create(model="tiny", prompt="six times", max_tokens=6, stream=True)
     assert "".join(chunk.choices[0].text for chunk in streamed) == text.choices[0].text
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_echo_with_logprobs_scores_the_prompt_as_the_model_does(client, loop, tokenizer, bos):
+    text = "six times seven is forty-two"
+    ids = tokenizer.encode(text, bos=bos)
+    options = {"model": "tiny", "prompt": ids, "max_tokens": 2, "echo": True, "logprobs": 2, "temperature": 0}
+    lenient = openai.OpenAI(base_url=client.base_url, api_key="x")  # strict types have no null logprob
+    choice = lenient.completions.create(**options).choices[0]
+    with torch.no_grad():
+        logits_NV = loop.engine.model.logits(torch.tensor([ids]))[0].float()
+    expected = logits_NV.log_softmax(-1)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+    scores = choice.logprobs.token_logprobs[: len(ids) - bos]
+    assert scores[0 if bos else 1 :] == pytest.approx(expected, abs=1e-3)
+    assert bos or scores[0] is None
+    assert choice.text.startswith(text)
+    assert "".join(choice.logprobs.tokens[: len(ids) - bos]) == text
+    assert len(choice.logprobs.tokens) == len(ids) - bos + 2
+    assert all(len(top) == 2 for top in choice.logprobs.top_logprobs[1:])
+    streamed = [chunk.choices[0].logprobs for chunk in lenient.completions.create(**options, stream=True)]
+    assert [x for part in streamed if part for x in part.token_logprobs] == choice.logprobs.token_logprobs
 
 
 def test_a_client_that_closes_a_stream_ends_the_generation(client, loop):

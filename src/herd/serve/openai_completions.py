@@ -71,8 +71,6 @@ def _prompts(served: ServedModel, asked: CompletionRequest, warnings: list[str])
         "max_tokens": asked.max_tokens or DEFAULT_MAX_TOKENS,
         "logprobs": asked.logprobs,
     }
-    if asked.echo and asked.logprobs is not None:
-        raise BadRequest("echo with logprobs is not supported yet: leave one of them out", "echo")
     schema = response_schema(asked.response_format, warnings)
     constraint = None if schema is None else Constraint.json_schema(schema)
     if asked.grammar is not None:
@@ -178,6 +176,7 @@ class _ChoiceText:
         if not self._scores:
             return self._tokenizer.decode(ids), None
         known = list(scores)[-len(ids) :] if ids else []
+        known = [None] * (len(ids) - len(known)) + known  # nothing comes before a first token to predict it
         rows = zip(ids, known, strict=True)
         return self._tokenizer.decode(ids), self._columns(rows)
 
