@@ -175,8 +175,9 @@ class _ChoiceText:
         ids = self._prompt.ids[start if self._prompt.ids[:start] == self._tokenizer.start_ids else 0 :]
         if not self._scores:
             return self._tokenizer.decode(ids), None
-        known: list[TokenLogprob | None] = list(scores)[-len(ids) :] if ids else []
-        known = [None] * (len(ids) - len(known)) + known  # nothing comes before a first token to predict it
+        # nothing comes before a first token to predict it
+        known: list[TokenLogprob | None] = [None] * max(0, len(ids) - len(scores))
+        known += list(scores)[-len(ids) :] if ids else []
         rows = zip(ids, known, strict=True)
         return self._tokenizer.decode(ids), self._columns(rows)
 
