@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from herd.distill.prune import check_target
 from herd.errors import DataError
 from herd.life import probe
 from herd.life.plan import Plan, make_plan, student_of, toy_config
 from herd.life.run import RaiseRun
+from herd.life.stages import config_of, shape_section
 from herd.llama.config import extended
+from herd.train.recipe import ModelSpec
 
 MODES = ("quick", "demo", "full")
 STAGES = ["teacher", "long", "instruct", "student", "control"]
@@ -54,6 +57,14 @@ def test_a_student_is_about_half_its_teacher(shape: tuple[int, int]) -> None:
     student = student_of(teacher)
     check_target(teacher, student)
     assert 0.3 < student.n_params / teacher.n_params < 0.75
+
+
+def test_a_recipe_can_have_the_shape_of_an_extended_model() -> None:
+    """The control of a run whose context was extended starts from such a shape."""
+    config = extended(toy_config(64, 2, 600), 512)
+    shape = yaml.safe_load(yaml.safe_dump(shape_section(config)))
+    assert config_of(shape) == config
+    assert ModelSpec(shape=shape).config() == config
 
 
 def test_scaling_is_relative_to_the_first_context() -> None:

@@ -8,7 +8,6 @@ Sources: "The Llama 3 Herd of Models", sections 3.4 and 4; Minitron (arXiv 2407.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import time
 import warnings
@@ -27,7 +26,7 @@ from ..data.text_files import DataWarning
 from ..distill import prune
 from ..evals.needle import needle
 from ..files import whole_folder
-from ..llama.config import ModelConfig
+from ..llama.config import ModelConfig, RopeScaling
 from ..text import Tokenizer
 from ..train.heldout import accuracy, heldout_loss
 from ..train.memory import MASTER, kept_nbytes, loss_nbytes
@@ -193,7 +192,7 @@ def train_phase(
     phase = stage.phases[number]
     if "shape" in model:  # 0.02, the usual deviation, is that of 760 dimensions: too small for a toy's start
         model = model | {"init_std": round(0.55 / model["shape"]["dim"] ** 0.5, 4)}
-        config = ModelConfig(**model["shape"])
+        config = config_of(model["shape"])
     else:
         config = load_config(model["start"])
     if "extend_to" not in model:
@@ -269,7 +268,16 @@ def student_config(wanted: ModelConfig, parent: ModelConfig) -> ModelConfig:
 
 def shape_section(config: ModelConfig) -> dict[str, Any]:
     """Return ``model.shape`` of a recipe."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    shape = dataclasses.asdict(config)
+    if config.rope_scaling is not None and not config.rope_scaling.freq_factors:
+        del shape["rope_scaling"]["freq_factors"]
+    return shape
+
+
+def config_of(shape: dict[str, Any]) -> ModelConfig:
+    """Return the config of a recipe's ``model.shape``."""
+    scaling = shape["rope_scaling"]
+    return ModelConfig(**shape | {"rope_scaling": None if scaling is None else RopeScaling(**scaling)})
 
 
 def fitted(phase: Phase, config: ModelConfig) -> Phase:
