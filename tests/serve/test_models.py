@@ -133,3 +133,20 @@ def test_over_http_each_request_gets_its_model_and_all_are_released(tokenizer):
     assert [model["id"] for model in listed] == ["m0", "m1", "m2"]
     assert sum(model["loaded"] for model in listed) <= 2
     assert [slot.users for slot in pool.slots] == [0, 0, 0]
+
+
+def test_an_adapter_is_named_like_a_model_in_every_api(tokenizer):
+    loop = ClosingLoop("hello")
+    served = ServedModel("base", loop, tokenizer, CONTEXT, adapters=frozenset({"support"}))
+    dialog = {"messages": [{"role": "user", "content": "six"}], "max_tokens": 4}
+    with running(served) as url, httpx.Client(base_url=url, timeout=60) as client:
+        for path, body in (
+            ("/v1/chat/completions", dialog),
+            ("/v1/messages", dialog),
+            ("/v1/completions", {"prompt": "six"}),
+            ("/v1/responses", {"input": "six"}),
+            ("/api/chat", {"messages": dialog["messages"], "stream": False}),
+        ):
+            for name, adapter in (("support", "support"), ("base", "")):
+                assert client.post(path, json=body | {"model": name}).status_code == 200
+                assert loop.requests[-1].adapter == adapter

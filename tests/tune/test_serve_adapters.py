@@ -12,6 +12,7 @@ from herd.errors import ConfigError
 from herd.llama.lora import add_lora, lora_layers
 from herd.serve.chat import ReadyPrompt, ServedModel
 from herd.serve.errors import NotFound
+from herd.serve.models import ModelPool, ModelSlot
 
 
 def served(names: frozenset[str]) -> ServedModel:
@@ -26,7 +27,7 @@ def test_an_adapter_on_disk_answers_by_its_name(base, tmp_path):
     model = checkpoint.load_model(base)
     names = put_adapters(model, (f"support={tmp_path / 'adapter'}",))
     assert names == {"support"}
-    prompt = ReadyPrompt([3, 4, 5], Sampling(max_tokens=8), adapter=served(names).choose_adapter("support"))
+    prompt = ReadyPrompt([3, 4, 5], Sampling(max_tokens=8), adapter="support")
     found = Engine(model, None).run([prompt.request("", ""), Request([3, 4, 5], Sampling(max_tokens=8))])
     expected = [
         Engine(each, None).run([Request([3, 4, 5], Sampling(max_tokens=8))])[0]
@@ -36,11 +37,9 @@ def test_an_adapter_on_disk_answers_by_its_name(base, tmp_path):
 
 
 def test_names_are_checked(tmp_path):
-    model = served(frozenset({"support"}))
-    assert model.choose_adapter("base") == model.choose_adapter(None) == ""
-    with pytest.raises(NotFound):
-        model.choose_adapter("other")
-    with pytest.raises(NotFound):  # APIs that cannot choose adapters must not answer with the base instead
-        model.check_name("support")
+    pool = ModelPool([ModelSlot.of(served(frozenset({"support"})))])
+    assert pool.find("base") is pool.find(None) is pool.find("support")
+    with pytest.raises(NotFound, match="this server has: base, support"):
+        pool.find("other")
     with pytest.raises(ConfigError, match="give NAME=FOLDER"):
         put_adapters(None, ("support",))

@@ -49,9 +49,7 @@ VERBS: dict[str, Verb] = {
     "rm": Verb("models", "Delete a downloaded model.", "remove_command"),
     "raise": Verb("raise_", "Train a small family of models from text.", "raise_command", resume="--resume"),
     "chat": Verb("chat", "Talk to a model in the terminal.", "chat_command"),
-    "serve": Verb(
-        "serve", "Serve models to other programs: OpenAI's, Anthropic's, Ollama's API.", "serve_command"
-    ),
+    "serve": Verb("serve", "Serve models: OpenAI's, Anthropic's, Ollama's API.", "serve_command"),
     "train": Verb("train", "Train a model as a recipe (YAML) says.", "train_command", resume=""),
     "shrink": Verb("shrink", "Make a smaller student of a model by distillation.", "app", resume=""),
     "tune": Verb("tune", "Fine-tune a model on your files, and merge the result.", "app", resume=""),

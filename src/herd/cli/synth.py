@@ -36,7 +36,7 @@ def synth_command(
     budget_usd: Annotated[float | None, typer.Option(min=0, help="Stop at this cost.")] = None,
     usd_per_mtok: Annotated[float, typer.Option(min=0, help="Price of a million tokens.")] = 0.0,
     name: Annotated[str | None, typer.Option("--model", help="Name of the model at an endpoint.")] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the answers.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Let a teacher answer prompts, keep the answers that are verified, and write them as dialogs for herd tune.
