@@ -106,10 +106,11 @@ def serve_command(
     sources = [ModelSource(name, pre=pre) for name in models]
     limit = None
     if len(sources) == 1:
-        slots = [ModelSlot.of(_open(sources[0], tuple(alias or ()), *options, tuple(adapter or ())))]
+        names = (models[0], *(alias or ()))
+        slots = [ModelSlot.of(_open(sources[0], names, *options, tuple(adapter or ())))]
     else:
         limit = int(memory_gb * 1e9) if memory_gb else int(0.9 * available_memory())
-        slots = [_slot(source, limit, *options) for source in sources]
+        slots = [_slot(source, name, limit, *options) for source, name in zip(sources, models, strict=True)]
         if len({slot.name for slot in slots}) < len(slots):
             raise ConfigError(
                 "two of the models have the same name: " + ", ".join(slot.name for slot in slots)
@@ -170,8 +171,11 @@ def _check_port(host: str, port: int) -> None:
             raise ConfigError(f"--host {host} --port {port}: {reason}; choose another port") from None
 
 
-def _slot(source: Any, limit: int, *options: Any) -> Any:
-    """Return a model that is loaded on demand. Raises ConfigError if it does not fit into ``limit`` bytes alone."""
+def _slot(source: Any, typed: str, limit: int, *options: Any) -> Any:
+    """Return a model that is loaded on demand, and that clients may also call what the user ``typed``.
+
+    Raises ConfigError if it does not fit into ``limit`` bytes alone.
+    """
     from ..checkpoint.sources import model_name
     from ..kernels.page_layout import BYTES
     from ..serve.models import ModelSlot
@@ -195,7 +199,9 @@ def _slot(source: Any, limit: int, *options: Any) -> Any:
         served = _open(source, (), context, parallel, queue, cache_gb, *rest)
         return replace(served, name=model_name(source.path))
 
-    return ModelSlot(model_name(source.path), load, nbytes, tokens, created=int(time.time()))
+    return ModelSlot(
+        model_name(source.path), load, nbytes, tokens, frozenset({typed}), created=int(time.time())
+    )
 
 
 def _open(
