@@ -19,13 +19,16 @@ from ..train.objectives import Objective, batch_loss
 from ..train.section import ComputeDtype
 from .plan import CONTEXT, Plan, TrainingStage
 
-STEP_TOKENS = 2048
+STEP_TOKENS = 1024
+"""Tokens of one step, as in the stages: smaller steps are slower per token."""
 SECONDS = 2.0
 """Seconds of one measurement. There are four."""
-OVERHEAD = 1.12
+OVERHEAD = 1.2
 """Time of a stage over the time of its steps: data, evaluations, samples, states."""
-MEASURE_TOKENS = 1_500
+MEASURE_TOKENS = 900
 """Training tokens of the teacher that take as long as the final evaluation of one tool dialog."""
+GATE_TOKENS = 30_000
+"""Training tokens of the teacher that take as long as one item of the needle gate, with its share of the loss gate."""
 
 
 def training_speed(
@@ -71,6 +74,7 @@ def predict(plan: Plan) -> Plan:
 
     items = 4 * plan.tool_items + 10 * plan.needle_items
     predicted = {"tokenizer": 2e5 / speeds[dtype]} | {stage.name: seconds(stage) for stage in plan.training}
+    predicted["long"] += GATE_TOKENS * plan.needle_items / speeds[dtype]
     predicted |= {"measure": MEASURE_TOKENS * items / speeds[dtype], "report": 1.0}
     rounded = {name: round(speed) for name, speed in speeds.items()}
     return plan.model_copy(update={"dtype": dtype, "speeds": rounded, "predicted_seconds": predicted})
