@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import pytest
@@ -156,6 +156,18 @@ class ScriptedGeneration:
     @property
     def usage(self):
         return Usage(len(self.request.prompt_ids), 0, self.n_read, 0.0, 0.1, 0.2)
+
+
+@pytest.fixture
+def scripted_server(tokenizer):
+    """Return a function that runs a server with a scripted answer and returns its address and its loop."""
+    with ExitStack() as stack:
+
+        def start(*pieces):
+            loop = ScriptedLoop(*pieces)
+            return stack.enter_context(running(ServedModel("m", loop, tokenizer, CONTEXT))), loop
+
+        yield start
 
 
 def wait_until(condition, seconds=20.0):

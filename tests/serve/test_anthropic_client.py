@@ -6,8 +6,7 @@ import anthropic
 import openai
 import pytest
 
-from conftest import CONTEXT, ScriptedLoop, running
-from herd.serve.chat import ServedModel
+from conftest import CONTEXT
 
 HELLO = [{"role": "user", "content": "six times seven"}]
 TOOLS = [
@@ -35,18 +34,14 @@ def client(url):
 
 
 @pytest.fixture
-def scripted(tokenizer):
+def scripted(scripted_server):
     """Return a function that runs a server with a scripted answer and returns a client and the loop."""
-    from contextlib import ExitStack
 
-    with ExitStack() as stack:
+    def start(*pieces):
+        url, loop = scripted_server(*pieces)
+        return connect(url), loop
 
-        def start(*pieces, **more):
-            loop = ScriptedLoop(*pieces, **more)
-            url = stack.enter_context(running(ServedModel("m", loop, tokenizer, CONTEXT)))
-            return stack.enter_context(connect(url)), loop
-
-        yield start
+    return start
 
 
 def create(client, **options):

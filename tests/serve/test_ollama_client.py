@@ -1,15 +1,13 @@
 """Ollama's own client against a real server with a real engine, and scripted answers with tools."""
 
 import json
-from contextlib import ExitStack
 
 import ollama
 import openai
 import pytest
 
-from conftest import CONTEXT, ScriptedLoop, running
+from conftest import CONTEXT
 from herd.errors import EngineError
-from herd.serve.chat import ServedModel
 
 HELLO = [{"role": "user", "content": "six times seven"}]
 
@@ -20,16 +18,14 @@ def client(url):
 
 
 @pytest.fixture
-def scripted(tokenizer):
+def scripted(scripted_server):
     """Return a function that runs a server with a scripted answer and returns a client and the loop."""
-    with ExitStack() as stack:
 
-        def start(*pieces, **more):
-            loop = ScriptedLoop(*pieces, **more)
-            url = stack.enter_context(running(ServedModel("m", loop, tokenizer, CONTEXT)))
-            return ollama.Client(url), loop
+    def start(*pieces):
+        url, loop = scripted_server(*pieces)
+        return ollama.Client(url), loop
 
-        yield start
+    return start
 
 
 def test_an_answer_streamed_whole_and_through_openais_api(client, url):

@@ -1,14 +1,11 @@
 """OpenAI's own client on the Responses API, with a real engine and with scripted answers."""
 
 import json
-from contextlib import ExitStack
 
 import openai
 import pytest
 
-from conftest import CONTEXT, ScriptedLoop, running
 from herd.errors import EngineError
-from herd.serve.chat import ServedModel
 
 PARAMETERS = {
     "type": "object",
@@ -34,16 +31,14 @@ def client(url):
 
 
 @pytest.fixture
-def scripted(tokenizer):
+def scripted(scripted_server):
     """Return a function that runs a server with a scripted answer and returns a client and the loop."""
-    with ExitStack() as stack:
 
-        def start(*pieces, **more):
-            loop = ScriptedLoop(*pieces, **more)
-            url = stack.enter_context(running(ServedModel("m", loop, tokenizer, CONTEXT)))
-            return stack.enter_context(connect(url)), loop
+    def start(*pieces):
+        url, loop = scripted_server(*pieces)
+        return connect(url), loop
 
-        yield start
+    return start
 
 
 def create(client, **options):

@@ -12,6 +12,7 @@ Shapes: B batch rows, T time, D model dim.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
@@ -47,13 +48,13 @@ class ObjectiveSection(Section):
         """Return the checkpoint folders of the other models it needs, by their role."""
         return {}
 
+    @abstractmethod
     def build(self, load_frozen: Callable[[str], LlamaLM]) -> Objective:
         """Return the objective.
 
         ``load_frozen`` loads a checkpoint folder without gradients, divided over the ranks like the run's
         model.
         """
-        raise NotImplementedError
 
 
 def batch_loss(model: LlamaLM, objective: Objective, batch: Batch) -> Loss:

@@ -6,6 +6,8 @@ with the weights of that last stretch averaged (arXiv 2407.21783, sections 3.4.1
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from pydantic import model_validator
 
 from ..section import Count, Section, impossible
@@ -52,9 +54,9 @@ class Schedule(Section):
         rate = self.middle(done / length, peak) if length else peak
         return rate if step < steps - self.decay_steps else rate * (steps - step) / self.decay_steps
 
+    @abstractmethod
     def middle(self, done: float, peak: float) -> float:
         """Return the rate where ``done`` of the stretch between warm-up and decay, 0..1, is over."""
-        raise NotImplementedError
 
     def averages_at(self, step: int, steps: int) -> bool:
         """Return whether the weights after ``step`` updates enter the mean.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,9 +71,9 @@ class DataSection(Section):
         """Yield the documents that a new tokenizer is trained on."""
         raise NotImplementedError
 
+    @abstractmethod
     def open(self, tokenizer: Tokenizer, out: Path, settings: TrainSettings) -> OpenedData:
         """Open the data. Prepared data is written below ``out`` unless it exists."""
-        raise NotImplementedError
 
     def first_rows(self, stream: Stream, settings: TrainSettings) -> list[Batch]:
         """Return the rows to evaluate on, in batches of the run's size."""

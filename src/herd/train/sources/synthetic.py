@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,9 +33,9 @@ class SyntheticData(DataSection):
     def has_heldout(self) -> bool:
         return True
 
+    @abstractmethod
     def stream(self, tokenizer: Tokenizer, context: int, seed: int) -> Stream:
         """Return the rows of a seed."""
-        raise NotImplementedError
 
     def open(self, tokenizer: Tokenizer, out: Path, settings: TrainSettings) -> OpenedData:
         fresh = self.stream(tokenizer, settings.context, settings.seed + PROBE_SEED)
