@@ -6,10 +6,10 @@ Everything here is imported at its first use, so that `import herd` is fast and 
     logits_BTV = model.logits(tokens_BT)
     herd.generate(model, tokenizer, "def area(", max_tokens=32, temperature=0)
     herd.stream(...)                                       # the same, piece by piece
-    herd.generate_many(model, tokenizer, prompts, n=4, temperature=1.0, constraint=herd.Constraint.regex("[a-z]+"))
-    herd.Tokenizer.from_file("tokenizer.model")
-    herd.render(messages, tokenizer, tools=...)
-    herd.SIZES["405B"].n_params                            # 405_853_388_800
+    herd.generate_many(model, tokenizer, prompts, n=4, temperature=1.0,
+    constraint=herd.Constraint.regex("[a-z]+")) herd.Tokenizer.from_file("tokenizer.model")
+    herd.render(messages, tokenizer, tools=...) herd.SIZES["405B"].n_params                            #
+    405_853_388_800
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ except metadata.PackageNotFoundError:  # run from a source tree that is not inst
 __all__ = ["SIZES", "Constraint", "ModelConfig", "Tokenizer", "__version__"]
 __all__ += ["generate", "generate_many", "load", "load_tokenizer", "render", "stream"]
 
-# By name and not by import statement: this file stands above all floors, yet every floor may ask it for the version.
+# By name and not by import statement: this file stands above all floors, yet every floor may ask it for the
+# version.
 _HOMES = {
     "SIZES": "llama.config",
     "ModelConfig": "llama.config",

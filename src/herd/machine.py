@@ -1,7 +1,8 @@
 """Find the cores, memory and cache folder that this process may use, and the memory it has used.
 
-Linux control groups (versions 1 and 2), which containers and batch systems use to limit a process, are respected: a
-limit set on any parent group counts. Elsewhere the numbers of the operating system are returned. Imports no torch.
+Linux control groups (versions 1 and 2), which containers and batch systems use to limit a process, are
+respected: a limit set on any parent group counts. Elsewhere the numbers of the operating system are returned.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ def cores() -> int:
 def limit_spinning() -> None:
     """Make waiting threads sleep after about 50 µs instead of milliseconds; call it before torch is imported.
 
-    With GNU OpenMP's default, threads that wait for others keep a core busy. If another program needs that core, the
-    threads they wait for do not run: `herd raise --quick` took 107 s on two cores next to a two-process program, 26 s
-    with this limit, and 9.4 s alone with or without it (AMD EPYC, 2 cores).
+    With GNU OpenMP's default, threads that wait for others keep a core busy. If another program needs that
+    core, the threads they wait for do not run: `herd raise --quick` took 107 s on two cores next to a
+    two-process program, 26 s with this limit, and 9.4 s alone with or without it (AMD EPYC, 2 cores).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")

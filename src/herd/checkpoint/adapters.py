@@ -1,8 +1,9 @@
 """LoRA adapters on disk: PEFT's folders in both directions, and llama.cpp's GGUF adapters.
 
-A folder has ``adapter_config.json`` and ``adapter_model.safetensors``, as PEFT writes them, and beside them the
-tokenizer with the chat template that the adapter was trained with. ``base_model_name_or_path`` names the model
-that the adapter changes: whatever `sources.resolve_model` understands, or a folder relative to the adapter's.
+A folder has ``adapter_config.json`` and ``adapter_model.safetensors``, as PEFT writes them, and beside them
+the tokenizer with the chat template that the adapter was trained with. ``base_model_name_or_path`` names the
+model that the adapter changes: whatever `sources.resolve_model` understands, or a folder relative to the
+adapter's.
 
 Shapes: R rank, D inputs, O outputs.
 """
@@ -96,7 +97,8 @@ def base_of(folder: Path) -> str:
 def read_adapter(folder: Path) -> Adapter:
     """Read a folder in PEFT's layout.
 
-    Raises `CheckpointError` for files that are missing or damaged, and for kinds of adapters that are not LoRA.
+    Raises `CheckpointError` for files that are missing or damaged, and for kinds of adapters that are not
+    LoRA.
     """
     config = _read_config(folder)
     for key, allowed in _MUST_BE.items():

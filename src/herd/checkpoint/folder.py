@@ -149,9 +149,10 @@ class ModelSource:
 
     No file is read twice.
 
-    ``path`` is its folder or GGUF file. If ``source`` is the folder of a LoRA adapter, ``path`` is its base model,
-    ``adapter`` is that folder, and the model is loaded with the adapter on it. The tokenizer is None, with a
-    warning, if there is none. ``pre`` names the pre-tokenizer of a GGUF file that does not name a known one.
+    ``path`` is its folder or GGUF file. If ``source`` is the folder of a LoRA adapter, ``path`` is its base
+    model, ``adapter`` is that folder, and the model is loaded with the adapter on it. The tokenizer is None,
+    with a warning, if there is none. ``pre`` names the pre-tokenizer of a GGUF file that does not name a
+    known one.
     """
 
     def __init__(self, source: str | Path, *, pre: str | None = None) -> None:
@@ -260,8 +261,8 @@ def load_trainable(source: str | Path, dtype: torch.dtype, device: str | torch.d
 def checkpoint_hash(source: str | Path, progress: Progress | None = None) -> str:
     """Return the SHA-256 of a model's weights. It does not depend on the sharding, but on the dtype.
 
-    For a GGUF file it is the hash of the whole file, and for an adapter that of its base and its own file. Reads all
-    weights.
+    For a GGUF file it is the hash of the whole file, and for an adapter that of its base and its own file.
+    Reads all weights.
     """
     folder = resolve_model(source)
     if is_adapter(folder):

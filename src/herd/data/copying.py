@@ -11,7 +11,8 @@ different tokens matters as much: a row draws from the lowest n ids, where n is 
 `FEW_IDS` and the whole vocabulary. Copying comes first where there are few, and then spreads to rare tokens.
 
 Numbers repeat their digits, so copying them takes more than the token before. A model that can copy learns
-this from passages of few tokens in random order, which recur (``recurring``). They do not teach copying itself.
+this from passages of few tokens in random order, which recur (``recurring``). They do not teach copying
+itself.
 
 Shapes: B rows, T = context, S = T + 1, L tokens of a passage.
 """

@@ -1,8 +1,8 @@
 """Find near-duplicates among texts: the same 5-word shingles, estimated by MinHash (Broder, 1997).
 
-Every text gets 64 minima of hashes of its shingles. The fraction of equal minima estimates the Jaccard similarity
-of two sets of shingles. Texts that share a band of four minima are compared, which finds pairs of similarity 0.8 with
-a probability of 0.9998. Hashes are BLAKE2's, so the result is the same on every machine.
+Every text gets 64 minima of hashes of its shingles. The fraction of equal minima estimates the Jaccard
+similarity of two sets of shingles. Texts that share a band of four minima are compared, which finds pairs of
+similarity 0.8 with a probability of 0.9998. Hashes are BLAKE2's, so the result is the same on every machine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pack pairs of answers into rows: both answers of a pair share a row, each as a document of its own.
 
-A pair is never divided, because its loss needs both answers. In a packed row the documents 2k and 2k + 1 are the
-chosen and the rejected answer of its pair k, each with its prompt. Padding is the last document.
+A pair is never divided, because its loss needs both answers. In a packed row the documents 2k and 2k + 1 are
+the chosen and the rejected answer of its pair k, each with its prompt. Padding is the last document.
 
 Shapes: B rows, T = context.
 """

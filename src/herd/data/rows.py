@@ -43,9 +43,9 @@ class DataRow:
 def read_rows(file: Path, name: str, bad: list[tuple[str, str]] | None = None) -> Iterator[DataRow]:
     """Yield the rows of a file by its ending (one of `ROW_ENDINGS`). ``name`` is its name in errors.
 
-    Lines that are not JSON are added to ``bad`` (location, reason) if it is a list. Otherwise they are errors.
-    Raises DataError for a line or row that cannot be read, NotText for an encoding other than UTF-8, and NoRows
-    if there is no list of rows.
+    Lines that are not JSON are added to ``bad`` (location, reason) if it is a list. Otherwise they are
+    errors. Raises DataError for a line or row that cannot be read, NotText for an encoding other than UTF-8,
+    and NoRows if there is no list of rows.
     """
     ending = file_ending(file)
     if ending == ".parquet":

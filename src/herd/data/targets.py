@@ -1,17 +1,19 @@
 """Store a teacher's sampled predictions with the rows they belong to, and stream both to a student.
 
-A folder contains ``targets.json`` (what was labelled, by whom, with which tokenizer) and ``shard-00000.bin`` …
-A shard is a sequence of blocks, and a block is what the teacher read in one forward: a header, the rows
+A folder contains ``targets.json`` (what was labelled, by whom, with which tokenizer) and ``shard-00000.bin``
+… A shard is a sequence of blocks, and a block is what the teacher read in one forward: a header, the rows
 themselves, the entropy of every prediction and, for every trained token, the distinct words that were drawn
-from the teacher's distribution with the number of draws and the log-probability of each. A block is compressed.
-With 50 draws that is about 75 bytes per token, where a distribution over 49,152 words would take 96 KiB.
+from the teacher's distribution with the number of draws and the log-probability of each. A block is
+compressed. With 50 draws that is about 75 bytes per token, where a distribution over 49,152 words would take
+96 KiB.
 
 Everything is checked: the description has its own checksum, each block a CRC-32 that is compared whenever the
-block is read. A shard that is being written ends in ``.part``; its whole blocks are kept when the writer dies.
-As the rows are stored too, a student needs neither the text nor the teacher, and one folder serves many
+block is read. A shard that is being written ends in ``.part``; its whole blocks are kept when the writer
+dies. As the rows are stored too, a student needs neither the text nor the teacher, and one folder serves many
 students.
 
-Shapes: B rows of a block, T = context, E entries of a block (words that were drawn), J most of them per token.
+Shapes: B rows of a block, T = context, E entries of a block (words that were drawn), J most of them per
+token.
 """
 
 from __future__ import annotations
@@ -101,9 +103,9 @@ class TargetsSpec:
 class TargetBlock:
     """Rows and the teacher's draws for them.
 
-    Rows are (B, T) arrays: ``tokens``, ``targets`` (-100: not trained), ``documents``, ``entropy`` in nats and
-    ``n_words``, the number of distinct words drawn for each token. The entries of all tokens, in order, are
-    ``ids``, ``counts`` and ``log_p``, each (E,).
+    Rows are (B, T) arrays: ``tokens``, ``targets`` (-100: not trained), ``documents``, ``entropy`` in nats
+    and ``n_words``, the number of distinct words drawn for each token. The entries of all tokens, in order,
+    are ``ids``, ``counts`` and ``log_p``, each (E,).
     """
 
     tokens: np.ndarray
@@ -194,7 +196,8 @@ def read_spec(folder: Path) -> TargetsSpec:
 
 @contextmanager
 def unfinished_shard(folder: Path, spec: TargetsSpec, number: int) -> Iterator[tuple[BinaryIO, int] | None]:
-    """Yield the file of a shard, to append to, and the next row to write. The shard is renamed when it is whole.
+    """Yield the file of a shard, to append to, and the next row to write. The shard is renamed when it is
+    whole.
 
     Yields None for a shard that is finished, or that another process is writing. A block that was not written
     to its end is removed, and so are blocks after it.
@@ -294,8 +297,8 @@ class Targets:
 class TargetStream:
     """The rows of a folder of targets, in another order in every epoch.
 
-    The extras of a batch are ``ids`` (B, T, J), ``weights`` (fractions of the draws, 0 for padding), ``log_p``
-    and ``entropy`` (B, T).
+    The extras of a batch are ``ids`` (B, T, J), ``weights`` (fractions of the draws, 0 for padding),
+    ``log_p`` and ``entropy`` (B, T).
     """
 
     def __init__(self, targets: Targets, seed: int) -> None:

@@ -1,12 +1,14 @@
-"""Read a user's files for tuning: dialogs, texts and pairs of answers, row by row, setting aside what cannot be used.
+"""Read a user's files for tuning: dialogs, texts and pairs of answers, row by row, setting aside what cannot
+be used.
 
-Training on thousands of rows should not fail because of the seventh, and no row should disappear silently. So each
-row becomes an `Example` or a `AnswerPair`, or is set aside with its location and the reason. Rows may have any of the
-formats of `read_dialogs.py`, or
+Training on thousands of rows should not fail because of the seventh, and no row should disappear silently. So
+each row becomes an `Example` or a `AnswerPair`, or is set aside with its location and the reason. Rows may
+have any of the formats of `read_dialogs.py`, or
 
 - ``{"text"}``, and files of plain text: every token is trained;
-- ``{"prompt"?, "chosen", "rejected"}``: a pair for preference tuning, with texts or messages; without a prompt, the
-  common beginning of both is the prompt; ShareGPT's ``{"conversations", "chosen", "rejected"}`` too.
+- ``{"prompt"?, "chosen", "rejected"}``: a pair for preference tuning, with texts or messages; without a
+  prompt, the common beginning of both is the prompt; ShareGPT's ``{"conversations", "chosen", "rejected"}``
+  too.
 
 Tokens: ids of a row and a mask of those that are trained.
 """
@@ -119,9 +121,9 @@ def read_tuning(
 ) -> TuningRows:
     """Read files, folders and patterns. Rows longer than ``context`` + 1 tokens are set aside.
 
-    A text that is longer is divided instead, and both answers of a pair must fit into one row. ``mask_ends`` leaves
-    the tokens that end an answer untrained in pairs (Llama 3 paper, section 4.1.4). Raises DataError for paths that
-    do not exist and files that cannot be read.
+    A text that is longer is divided instead, and both answers of a pair must fit into one row. ``mask_ends``
+    leaves the tokens that end an answer untrained in pairs (Llama 3 paper, section 4.1.4). Raises DataError
+    for paths that do not exist and files that cannot be read.
     """
     data = TuningRows()
     for file in _files(paths):
@@ -145,7 +147,8 @@ def read_tuning(
 
 
 def split_heldout(examples: Sequence[Any], share: float, most: int) -> tuple[list[Any], list[Any]]:
-    """Divide examples or pairs into those to train on and those to measure on: at most ``most``, by their tokens.
+    """Divide examples or pairs into those to train on and those to measure on: at most ``most``, by their
+    tokens.
 
     Equal rows are all on the same side. Fewer than ten rows are all trained.
     """

@@ -79,7 +79,7 @@ class Workshop:
         self.device = device_of_rank()
         self.rate_factor = 1.0  # of the usual learning rate; a sweep sets it
 
-    # The teacher and its text in a vocabulary -----------------------------------------------------------------
+    # The teacher and its text in a vocabulary ---------------------------------------------------------------
 
     @cached_property
     def material(self) -> Material:
@@ -151,7 +151,7 @@ class Workshop:
         if total >= 8 and done % (total // 4) == 0:
             self.cells.say(f"held-out text: {done} of {total} batches")
 
-    # Speed ----------------------------------------------------------------------------------------------------
+    # Speed --------------------------------------------------------------------------------------------------
 
     def rates(self, student: ModelConfig) -> dict[str, float]:
         """Return measured FLOP/s of the teacher's labelling and of training, and the bytes of a token's targets."""
@@ -216,7 +216,7 @@ class Workshop:
         flops += self.config.flops_per_token(s.context / 2) if first else 0
         return s.heldout_tokens * flops / self.rates(student)["label_flops"]
 
-    # Targets --------------------------------------------------------------------------------------------------
+    # Targets ------------------------------------------------------------------------------------------------
 
     def spec(self, vocab: int, rows: int) -> TargetsSpec:
         """Return the description of the targets of the first ``rows`` rows, rounded up to whole shards."""
@@ -249,7 +249,7 @@ class Workshop:
         self.cells.run(f"label-{vocab}-{spec.n_rows}", predicted, work)
         return folder
 
-    # Students -------------------------------------------------------------------------------------------------
+    # Students -----------------------------------------------------------------------------------------------
 
     def start(self, arm: Arm) -> dict[str, Any]:
         """Make the first weights of an arm and measure them. Return the cell with the quality."""
@@ -340,7 +340,8 @@ class Workshop:
     ) -> dict[str, Any]:
         """Train an arm on ``tokens`` tokens of targets and measure it. Return the cell with the quality.
 
-        ``labelled`` is the number of tokens with targets, if it is not ``tokens``: rows are then read repeatedly.
+        ``labelled`` is the number of tokens with targets, if it is not ``tokens``: rows are then read
+        repeatedly.
         """
         self.start(arm)
         targets = self.targets(arm.config.vocab_size, labelled or tokens)

@@ -33,8 +33,8 @@ SETTINGS = "shrink.json"
 LR_WIDTH = 0.1
 """Learning rate times the width of the model, for short recoveries in batches of some thousand tokens.
 
-It is 1.7e-4 at 576 channels and 2.4e-5 at 4,096. Batches of a million tokens bear about four times as much. A model
-that lost little needs less than one that lost much: hence the sweep.
+It is 1.7e-4 at 576 channels and 2.4e-5 at 4,096. Batches of a million tokens bear about four times as much. A
+model that lost little needs less than one that lost much: hence the sweep.
 """
 SWEEP = (0.2, 0.6, 2.0)
 """Factors of the usual learning rate that a sweep tries."""

@@ -1,10 +1,10 @@
 """The ledger of a shrink run: what every step from teacher to student cost and kept, and whether it helped.
 
 A ledger has *steps* in the order in which they were made, and *controls*: students of the winner's size made
-without importance or with layers dropped at equal distances, after equal tokens, and one trained on text alone from
-random weights, with the FLOPs of the student's training and of its teacher's labelling together. A trained
-step that has more bits per byte than its own start, or a student that has more than a control, is flagged if the
-95 % interval of the paired difference excludes zero.
+without importance or with layers dropped at equal distances, after equal tokens, and one trained on text
+alone from random weights, with the FLOPs of the student's training and of its teacher's labelling together. A
+trained step that has more bits per byte than its own start, or a student that has more than a control, is
+flagged if the 95 % interval of the paired difference excludes zero.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ MEASURES = {
 class LedgerStep:
     """A model of the run: its cost, its quality, and the model that it is compared with.
 
-    ``tokens``, ``flops`` and ``seconds`` are those of its own training. ``teacher_flops`` are those of labelling
-    the tokens, which several students may share. ``better_than`` are the models, by name, whose bits per
-    byte it must not exceed.
+    ``tokens``, ``flops`` and ``seconds`` are those of its own training. ``teacher_flops`` are those of
+    labelling the tokens, which several students may share. ``better_than`` are the models, by name, whose
+    bits per byte it must not exceed.
     """
 
     name: str

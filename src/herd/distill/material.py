@@ -1,8 +1,8 @@
 """The text of a shrink run: what the student is trained on, and what every model is measured on.
 
-Held-out text is divided into short pieces, so that there are enough of them for an interval, and pieces are taken
-from all files in equal numbers of bytes. Dialogs are rendered in the model's chat format. In distillation every
-token of them is a target, the user's too.
+Held-out text is divided into short pieces, so that there are enough of them for an interval, and pieces are
+taken from all files in equal numbers of bytes. Dialogs are rendered in the model's chat format. In
+distillation every token of them is a target, the user's too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Measure students against their teacher on held-out text: bits per byte, KL divergence, next-token accuracy.
 
-A student with a trimmed vocabulary is compared in its own tokens: the teacher reads them too, and its prediction
-is folded onto them. Bits per byte do not depend on the tokens. Each model has them in its own, so they decide
-between students of different vocabularies.
+A student with a trimmed vocabulary is compared in its own tokens: the teacher reads them too, and its
+prediction is folded onto them. Bits per byte do not depend on the tokens. Each model has them in its own, so
+they decide between students of different vocabularies.
 
 The teacher runs once per vocabulary. Its final hidden states are kept on disk, in fp16, and only its head is
 applied again for each student. An interrupted run continues with the batch it was at.
@@ -40,8 +40,8 @@ CHUNK = 256
 class Quality:
     """Sums over the scored tokens of each document, as lists of one number per document.
 
-    ``bits`` and ``n_bytes`` give bits per byte; ``kl`` is KL(teacher || student) in nats; ``agree`` counts equal
-    first choices, ``hits`` and ``teacher_hits`` first choices that are the next token.
+    ``bits`` and ``n_bytes`` give bits per byte; ``kl`` is KL(teacher || student) in nats; ``agree`` counts
+    equal first choices, ``hits`` and ``teacher_hits`` first choices that are the next token.
     """
 
     bits: list[float]
@@ -80,8 +80,8 @@ def difference(a: Quality, b: Quality) -> dict[str, float | None]:
 class Yardstick:
     """A teacher's predictions of held-out text in one vocabulary, to measure students with.
 
-    ``documents`` are in that vocabulary. ``cut`` None: it is the teacher's own. ``compute`` is the dtype of the
-    matmuls of students and teacher. ``folder`` keeps the teacher's hidden states of these documents.
+    ``documents`` are in that vocabulary. ``cut`` None: it is the teacher's own. ``compute`` is the dtype of
+    the matmuls of students and teacher. ``folder`` keeps the teacher's hidden states of these documents.
     ``on_batch`` is called with the number of batches that a model has read, and of all.
     """
 

@@ -1,7 +1,8 @@
 """Let the teacher write the text that its student is distilled on.
 
-An instruct model's training data are rarely at hand, and its own answers lie where its predictions matter. A model
-with a chat format first writes a user's message, as it continues the beginning of a user's turn (Magpie, arXiv
+An instruct model's training data are rarely at hand, and its own answers lie where its predictions matter. A
+model with a chat format first writes a user's message, as it continues the beginning of a user's turn
+(Magpie, arXiv
 2406.08464), and then answers it. Other models continue the empty text. Both are sampled at temperature 1.
 
 Texts are written in files of a fixed number of dialogs, so an interrupted run continues with the next file.
@@ -35,8 +36,8 @@ def write_own_text(
 ) -> None:  # fmt: skip
     """Write at least ``n_tokens`` tokens of the teacher's own to ``folder``, in files ``*.jsonl``.
 
-    The files are dialogs for a tokenizer with a chat format, and rows with a ``text`` otherwise. ``teacher`` is
-    called only if there is something to write. Raises `DataError` if it writes nothing that can be used.
+    The files are dialogs for a tokenizer with a chat format, and rows with a ``text`` otherwise. ``teacher``
+    is called only if there is something to write. Raises `DataError` if it writes nothing that can be used.
     """
     folder.mkdir(parents=True, exist_ok=True)
     total = number = empty = 0

@@ -1,12 +1,13 @@
 """Plan the shapes that a student may have: all that meet a budget, and the most promising of every kind.
 
-A shape is a smaller `ModelConfig`: fewer layers, FFN neurons, channels, query heads per KV group, and tokens of
-the vocabulary. KV heads and the head dim stay. Which shape is best is only known after a short recovery (rankings
-of untrained students change within a few hundred steps, Minitron, arXiv 2407.14679). `predicted_harm` decides
-which ones are worth that race. It adds a cost of every axis, from published recoveries.
+A shape is a smaller `ModelConfig`: fewer layers, FFN neurons, channels, query heads per KV group, and tokens
+of the vocabulary. KV heads and the head dim stay. Which shape is best is only known after a short recovery
+(rankings of untrained students change within a few hundred steps, Minitron, arXiv 2407.14679).
+`predicted_harm` decides which ones are worth that race. It adds a cost of every axis, from published
+recoveries.
 
-A budget of memory counts the KV cache of a full context. For a small model that is more than the weights, so the
-formats of weights and cache are part of the plan.
+A budget of memory counts the KV cache of a full context. For a small model that is more than the weights, so
+the formats of weights and cache are part of the plan.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ def plan_shapes(
 ) -> list[Shape]:
     """Return the ``count`` most promising shapes within a budget, at most one that changes the same axes.
 
-    ``vocab_sizes`` are those allowed, the teacher's own among them if the vocabulary may stay whole. ``target`` is
-    the machine for a budget of speed. Raises `PlanError` if no shape fits.
+    ``vocab_sizes`` are those allowed, the teacher's own among them if the vocabulary may stay whole.
+    ``target`` is the machine for a budget of speed. Raises `PlanError` if no shape fits.
     """
     best: dict[tuple[object, ...], Shape] = {}
     for shape in _fitting(teacher, budget, vocab_sizes, target):

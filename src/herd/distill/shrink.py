@@ -1,7 +1,7 @@
 """Shrink a model to a budget: plan shapes, race them, distil the winner, write it with a ledger.
 
-The winner of the race has the fewest bits per byte on held-out text among arms that were distilled on the same
-number of tokens. Controls of its shape show what importance and distillation are worth.
+The winner of the race has the fewest bits per byte on held-out text among arms that were distilled on the
+same number of tokens. Controls of its shape show what importance and distillation are worth.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Shrinker:
         self.shop = Workshop(Cells(folder, settings, say))
         self.shapes = self._shapes(target)
 
-    # The plan -------------------------------------------------------------------------------------------------
+    # The plan -----------------------------------------------------------------------------------------------
 
     def _shapes(self, target: Target | None) -> list[Shape]:
         s, teacher = self.settings, self.shop.config
@@ -155,7 +155,7 @@ class Shrinker:
             if made[start]
         ]
 
-    # The run --------------------------------------------------------------------------------------------------
+    # The run ------------------------------------------------------------------------------------------------
 
     def run(self) -> Shrunk:
         """Run all cells that are not finished, write the student and the ledger, and return them."""
@@ -271,7 +271,7 @@ class Shrinker:
             step.better_than[f"{arm.name}, start"] = Quality(**self.shop.start(arm)["quality"])
         return step
 
-    # The student ----------------------------------------------------------------------------------------------
+    # The student --------------------------------------------------------------------------------------------
 
     def _trained_folder(self, arm: Arm, tokens: int) -> Path:
         folder = self.folder / "arms" / arm.name

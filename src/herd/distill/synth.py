@@ -1,10 +1,10 @@
 """Make training data with a teacher: prompts, answers, verification, removal of near-duplicates, shards.
 
-Every prompt ends as a line of ``journal.jsonl`` (its answers, which were accepted and why not, and tokens), which is
-flushed before the next prompt counts as done. So a killed run loses at most the answers that were being written, and
-the same command continues. When all prompts are done or the budget is spent, accepted answers become shards of
-dialogs, each line with its provenance. Idea and constants: Llama 3.1 (paper, section 4.3): rejection sampling with
-execution feedback, and back-translation.
+Every prompt ends as a line of ``journal.jsonl`` (its answers, which were accepted and why not, and tokens),
+which is flushed before the next prompt counts as done. So a killed run loses at most the answers that were
+being written, and the same command continues. When all prompts are done or the budget is spent, accepted
+answers become shards of dialogs, each line with its provenance. Idea and constants: Llama 3.1 (paper, section
+4.3): rejection sampling with execution feedback, and back-translation.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Verify a teacher's answers: by running them, by solving the question, by a schema, or by agreement of samples.
+"""Verify a teacher's answers: by running them, by solving the question, by a schema, or by agreement of
+samples.
 
-The fields of a prompt decide: ``tests`` (asserts for the program in the answer), ``expression`` (arithmetic whose value
-the answer must state), ``answer`` (a text that it must state), ``schema`` (JSON Schema of the whole answer). A prompt
-without any of them is answered several times, and an answer is right if it says the same as most others.
+The fields of a prompt decide: ``tests`` (asserts for the program in the answer), ``expression`` (arithmetic
+whose value the answer must state), ``answer`` (a text that it must state), ``schema`` (JSON Schema of the
+whole answer). A prompt without any of them is answered several times, and an answer is right if it says the
+same as most others.
 """
 
 from __future__ import annotations

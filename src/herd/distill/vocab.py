@@ -1,10 +1,10 @@
 """Give a model a smaller vocabulary, and read its teacher's predictions in that vocabulary.
 
-A student with a trimmed vocabulary reads text in more, shorter tokens. Its teacher can read the same tokens, as
-they are a subset of its own, and predicts the next one in its whole vocabulary. The probability of a dropped
-token is added to that of its first kept piece (`fold`). This is exact at the end of a token that the whole
-vocabulary would have too, and an approximation between the pieces of a dropped token, where the teacher has
-never been trained to continue.
+A student with a trimmed vocabulary reads text in more, shorter tokens. Its teacher can read the same tokens,
+as they are a subset of its own, and predicts the next one in its whole vocabulary. The probability of a
+dropped token is added to that of its first kept piece (`fold`). This is exact at the end of a token that the
+whole vocabulary would have too, and an approximation between the pieces of a dropped token, where the teacher
+has never been trained to continue.
 
 Shapes: N tokens, V the teacher's vocabulary, W the student's, D model dim.
 """

@@ -75,7 +75,8 @@ class Live:
         assert self.model is not None
         prompt = self.prompts[self.turn % len(self.prompts)]
         self.turn += 1
-        # The most likely tokens alone make a small model repeat itself. An answer with a tool call needs them.
+        # The most likely tokens alone make a small model repeat itself. An answer with a tool call needs
+        # them.
         temperature = 0.0 if self.kind == "chat" else WARMTH
         request = Request(prompt.ids, Sampling(max_tokens=32, temperature=temperature, seed=self.turn))
         completion = Engine(self.model, self.tokenizer, max_batch=1).run([request])[0]

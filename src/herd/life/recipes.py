@@ -74,7 +74,8 @@ def sources(data: RunData, stage: TrainingStage, phase: Phase) -> list[dict[str,
     """Return the sources of a recipe's mixture for a phase.
 
     A source of kind ``corpus`` is replaced by the token shards of its ``kinds`` of text, each with its share
-    of the weight. Text that is not in the corpus (the user's may be code only) leaves its share to the others.
+    of the weight. Text that is not in the corpus (the user's may be code only) leaves its share to the
+    others.
     """
     split = "student" if stage.name in ("student", "control") else "teacher"
     found: list[dict[str, Any]] = []

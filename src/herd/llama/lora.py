@@ -1,11 +1,13 @@
 """Low-rank adapters (LoRA): a frozen linear layer plus a trained product of two thin matrices.
 
-A `LoraLinear` takes the place of any linear layer of a model, plain or packed, so the forward does not change:
-``y = base(x) + scale · (x Aᵀ) Bᵀ``. Only A and B have gradients, and the weights of the base may have any format.
-``scale`` is alpha / rank, or alpha / √rank for rank-stabilized adapters (rsLoRA, arXiv 2312.03732).
+A `LoraLinear` takes the place of any linear layer of a model, plain or packed, so the forward does not
+change: ``y = base(x) + scale · (x Aᵀ) Bᵀ``. Only A and B have gradients, and the weights of the base may have
+any format. ``scale`` is alpha / rank, or alpha / √rank for rank-stabilized adapters (rsLoRA, arXiv
+2312.03732).
 
 Shapes: R rank, D inputs, O outputs.
-Source: Hu et al., LoRA (arXiv 2106.09685); targets and constants: "LoRA without regret" (Thinking Machines, 2025).
+Source: Hu et al., LoRA (arXiv 2106.09685); targets and constants: "LoRA without regret" (Thinking Machines,
+2025).
 """
 
 from __future__ import annotations

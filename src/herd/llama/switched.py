@@ -1,7 +1,8 @@
 """Several low-rank adapters on one base: each token of a batch uses its own adapter, or none.
 
-The base is computed once for all tokens. Then each adapter that some token uses adds its update to those tokens only.
-So requests for different adapters share one batch, one cache and one copy of the base (S-LoRA, arXiv 2311.03285).
+The base is computed once for all tokens. Then each adapter that some token uses adds its update to those
+tokens only. So requests for different adapters share one batch, one cache and one copy of the base (S-LoRA,
+arXiv 2311.03285).
 
 Shapes: N tokens of a step, R rank, D inputs, O outputs.
 """

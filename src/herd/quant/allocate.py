@@ -6,8 +6,8 @@ own predictions. For the weight of output r and input d it is about the mean squ
 times the mean square of the input, so one backward pass over some text gives ``F`` of all matrices. Each
 matrix is then rounded to every format, some of its rows only, and the predicted divergences are compared.
 
-All matrices begin with the smallest format. The change that lowers the divergence most per byte is made first,
-and so on until no change fits into the size.
+All matrices begin with the smallest format. The change that lowers the divergence most per byte is made
+first, and so on until no change fits into the size.
 
 Shapes: R rows (outputs), D columns (inputs), B batch, T time, V vocabulary.
 Source: the factored Fisher information of K-FAC (arXiv 1503.05671), diagonal only.

@@ -1,9 +1,9 @@
 """The parser of a model's answer, whole or as it comes: reasoning, content and tool calls.
 
-Reasoning models write ``<think>…</think>`` before their answer; in some chat formats the prompt has the opening tag
-already. The tags are recognized at the beginning of an answer only, and only in the formats of such models. White
-space around the reasoning belongs to neither part. What follows is content, in which tool calls are found where tools
-were offered (`toolcall`). Streamed and whole text give the same result.
+Reasoning models write ``<think>…</think>`` before their answer; in some chat formats the prompt has the
+opening tag already. The tags are recognized at the beginning of an answer only, and only in the formats of
+such models. White space around the reasoning belongs to neither part. What follows is content, in which tool
+calls are found where tools were offered (`toolcall`). Streamed and whole text give the same result.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ THINK, THINK_END = "<think>", "</think>"
 class AnswerParser:
     """An incremental parser of one answer: `feed` it pieces of text, then `finish` once.
 
-    ``reasoning``: the answer may begin with a reasoning span; ``opened``: the prompt has opened it. ``drops_space``:
-    one space at the very beginning is the tokenizer's, not the answer's.
+    ``reasoning``: the answer may begin with a reasoning span; ``opened``: the prompt has opened it.
+    ``drops_space``: one space at the very beginning is the tokenizer's, not the answer's.
     """
 
     def __init__(

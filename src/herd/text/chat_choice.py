@@ -1,10 +1,11 @@
 """Choose how a tokenizer's dialogs are written.
 
-A checkpoint says its format in two ways: the names of its special tokens and its Jinja chat template. Where both are
-Llama 3.1's, the exact renderer is used (`Llama3Chat`): the template is rendered for a few dialogs and its text compared
-with the renderer's. Two differences are accepted, because they do not change how turns are written: Meta's system
-header with the dates, and a template without ``<|begin_of_text|>`` (the tokenizer adds it). A checkpoint with Llama 3's
-names and without a template, such as a base model, has Llama 3.1's format as well.
+A checkpoint says its format in two ways: the names of its special tokens and its Jinja chat template. Where
+both are Llama 3.1's, the exact renderer is used (`Llama3Chat`): the template is rendered for a few dialogs
+and its text compared with the renderer's. Two differences are accepted, because they do not change how turns
+are written: Meta's system header with the dates, and a template without ``<|begin_of_text|>`` (the tokenizer
+adds it). A checkpoint with Llama 3's names and without a template, such as a base model, has Llama 3.1's
+format as well.
 
 Every other template is rendered as it is (`TemplateChat`). Without one, or with an invalid one, there are
 no dialogs; such a checkpoint still completes text and can be scored, quantized and exported.

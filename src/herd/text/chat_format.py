@@ -55,7 +55,8 @@ class Rendered:
 class ChatFormat(Protocol):
     """How a model's dialogs are written.
 
-    ``stop_ids`` end an answer. ``tool_call_formats`` are the ways in which calls can be written, the usual one first.
+    ``stop_ids`` end an answer. ``tool_call_formats`` are the ways in which calls can be written, the usual
+    one first.
     """
 
     @property
@@ -81,14 +82,15 @@ class ChatFormat(Protocol):
     ) -> Rendered:
         """Return the token ids and the loss mask of a dialog.
 
-        ``messages``: ``{"role": system|developer|user|assistant|ipython|tool, "content": …}``. A content is text
-        or a list of ``{"type": "text", "text": …}``; that of a tool may be any JSON value, and that of an
-        assistant may be None. An assistant's message may hold ``"tool_calls": [{"name", "arguments": dict}]``,
-        or OpenAI's nesting under ``"function"``. ``tool_call_format`` None is the usual one of the format.
-        ``date``: the text or date for "today". With ``generation_prompt`` the beginning of the assistant's next
-        message is added.
+        ``messages``: ``{"role": system|developer|user|assistant|ipython|tool, "content": …}``. A content is
+        text or a list of ``{"type": "text", "text": …}``; that of a tool may be any JSON value, and that of
+        an assistant may be None. An assistant's message may hold ``"tool_calls": [{"name", "arguments":
+        dict}]``, or OpenAI's nesting under ``"function"``. ``tool_call_format`` None is the usual one of the
+        format. ``date``: the text or date for "today". With ``generation_prompt`` the beginning of the
+        assistant's next message is added.
 
-        Raises `ChatError` for what the format cannot express and `TokenizerError` for text that is not Unicode.
+        Raises `ChatError` for what the format cannot express and `TokenizerError` for text that is not
+        Unicode.
         """
         ...
 
@@ -98,7 +100,8 @@ class ChatFormat(Protocol):
 
 
 def render(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, **options: Any) -> Rendered:
-    """Return the token ids and the loss mask of a dialog in the tokenizer's chat format (`ChatFormat.render`).
+    """Return the token ids and the loss mask of a dialog in the tokenizer's chat format
+    (`ChatFormat.render`).
 
     Raises `ChatError` where the tokenizer has none.
     """

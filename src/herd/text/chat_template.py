@@ -1,8 +1,9 @@
 """A checkpoint's Jinja chat template, rendered in a sandbox with limits of time and memory.
 
-A template is a stranger's program. Jinja's sandbox keeps it from Python's internals; here it is also kept from running
-forever and from building huge values. Every turn of a loop and every call of a macro looks at the clock (the thread's
-CPU time); the operators, filters and methods that can make a large value from small ones estimate its size first.
+A template is a stranger's program. Jinja's sandbox keeps it from Python's internals; here it is also kept
+from running forever and from building huge values. Every turn of a loop and every call of a macro looks at
+the clock (the thread's CPU time); the operators, filters and methods that can make a large value from small
+ones estimate its size first.
 
 Source: transformers ``utils/chat_template_utils.py`` (the sandbox's settings, filters and globals).
 """

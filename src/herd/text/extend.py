@@ -1,8 +1,8 @@
 """Extend a BPE vocabulary for a new language by continuing the training of its merges on the language's text.
 
-New merges come after all old ones, so a text is first split exactly as before, and new tokens only join the pieces.
-A new token consists of bytes outside ASCII that occur in the new text. So texts without the new language's characters
-keep their ids, and old ids keep their meaning.
+New merges come after all old ones, so a text is first split exactly as before, and new tokens only join the
+pieces. A new token consists of bytes outside ASCII that occur in the new text. So texts without the new
+language's characters keep their ids, and old ids keep their meaning.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class ExtendedVocabulary:
 def extend_vocabulary(tokenizer: Tokenizer, texts: Iterable[str], n_new: int) -> ExtendedVocabulary:
     """Add up to ``n_new`` tokens that are learned from ``texts``.
 
-    Raises `TokenizerError` for a tokenizer that is not byte-level BPE with its special tokens among the old ids.
+    Raises `TokenizerError` for a tokenizer that is not byte-level BPE with its special tokens among the old
+    ids.
     """
     if not isinstance(tokenizer, LibraryTokenizer):
         raise TokenizerError(

@@ -12,7 +12,8 @@ Tool calls have three formats, all documented for Llama 3.1:
 ========  =============================================  ====================================================
 format    how the model learns of its tools              how it calls one
 ========  =============================================  ====================================================
-json      user message with JSON schemas                 ``{"type": "function", "name": …, "parameters": {…}}``
+json      user message with JSON schemas                 ``{"type": "function", "name": …, "parameters":
+          {…}}``
 builtin   system: ``Environment: ipython``, ``Tools: a`` ``<|python_tag|>name.call(query="…")<|eom_id|>``
 function  user message with schemas and instructions     ``<function=name>{…}</function>``
 ========  =============================================  ====================================================
@@ -85,8 +86,8 @@ class Llama3Chat:
     ) -> Rendered:
         """Return the token ids and the loss mask of a dialog (see `ChatFormat.render`).
 
-        A call's own ``"tool_call_format"`` overrides the dialog's. With ``generation_prompt`` the result is the
-        beginning of what `render` returns for the longer dialog.
+        A call's own ``"tool_call_format"`` overrides the dialog's. With ``generation_prompt`` the result is
+        the beginning of what `render` returns for the longer dialog.
         """
         tokenizer = self._tokenizer
         used = _known_format(tool_call_format or TOOL_CALL_FORMATS[0], "tool_call_format")

@@ -1,8 +1,9 @@
 """How byte-level BPE vocabularies cut a text into pieces before merging: the names used in GGUF files.
 
-GGUF stores only a name (``tokenizer.ggml.pre``); the regular expressions belong to the programs that read it. Each
-expression of a name cuts the pieces that the one before has left. Two names of one expression differ in nothing that
-matters here, except that some vocabularies take a piece that is a token as it is (``ignore_merges``).
+GGUF stores only a name (``tokenizer.ggml.pre``); the regular expressions belong to the programs that read it.
+Each expression of a name cuts the pieces that the one before has left. Two names of one expression differ in
+nothing that matters here, except that some vocabularies take a piece that is a token as it is
+(``ignore_merges``).
 
 Source: llama.cpp ``src/llama-vocab.cpp`` (MIT), and the ``tokenizer.json`` of the models named there.
 """

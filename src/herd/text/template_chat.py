@@ -1,14 +1,15 @@
 """Dialogs in a checkpoint's own format: its Jinja chat template, rendered in a sandbox, with a loss mask.
 
-The ids are those of transformers' `apply_chat_template`, with one exception: **text in a message never becomes a
-control token**. A string of the dialog that spells a control token gets an unused character inserted into the
-spelling before the template sees it; the rendered text is then cut at the control tokens that are left, which only
-the template can have written, and each piece is encoded as plain text without the inserted characters.
+The ids are those of transformers' `apply_chat_template`, with one exception: **text in a message never
+becomes a control token**. A string of the dialog that spells a control token gets an unused character
+inserted into the spelling before the template sees it; the rendered text is then cut at the control tokens
+that are left, which only the template can have written, and each piece is encoded as plain text without the
+inserted characters.
 
-The loss mask marks what the assistant writes. It comes from rendering prefixes: the dialog up to an assistant's
-message with the generation prompt, and with the message. The text between is the assistant's, up to its stop token. A
-template that changes earlier messages later (such as one that removes past reasoning) gives no prefix for those
-messages; they are not trained, and a warning says so.
+The loss mask marks what the assistant writes. It comes from rendering prefixes: the dialog up to an
+assistant's message with the generation prompt, and with the message. The text between is the assistant's, up
+to its stop token. A template that changes earlier messages later (such as one that removes past reasoning)
+gives no prefix for those messages; they are not trained, and a warning says so.
 
 """
 

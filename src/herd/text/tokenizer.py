@@ -3,9 +3,9 @@
 Two classes implement it: `ranks_tokenizer.RanksTokenizer` for vocabularies of Llama 3's kind, and
 `library_tokenizer.LibraryTokenizer` for all others. `Tokenizer.from_file`, `from_folder` and `train` choose.
 
-*Text never becomes a special token* unless that is asked for: someone who types ``<|eot_id|>`` gets ordinary tokens.
-Special ids are inserted by code, mostly by the chat format (``tokenizer.chat``), which comes with the vocabulary and
-the chat template of a checkpoint.
+*Text never becomes a special token* unless that is asked for: someone who types ``<|eot_id|>`` gets ordinary
+tokens. Special ids are inserted by code, mostly by the chat format (``tokenizer.chat``), which comes with the
+vocabulary and the chat template of a checkpoint.
 """
 
 from __future__ import annotations
@@ -133,9 +133,9 @@ class Tokenizer(ABC):
     def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
         """Return the ids of ``text``.
 
-        ``bos``: begin with the token that begins every text, where the vocabulary has one (`add_bos`). ``eos``: end
-        with ``eos_id``. Special tokens spelled in ``text`` are ordinary text unless ``special``. Raises
-        `TokenizerError` for a lone surrogate.
+        ``bos``: begin with the token that begins every text, where the vocabulary has one (`add_bos`).
+        ``eos``: end with ``eos_id``. Special tokens spelled in ``text`` are ordinary text unless ``special``.
+        Raises `TokenizerError` for a lone surrogate.
         """
 
     @abstractmethod
@@ -199,8 +199,8 @@ class Tokenizer(ABC):
     def decode(self, ids: Iterable[int], *, skip_special: bool = False, errors: str = "replace") -> str:
         """Return the text of ids, without the space that a SentencePiece vocabulary puts before every text.
 
-        Special tokens are spelled out, or left out with ``skip_special``. Ids that end within a character give
-        U+FFFD, or raise `TokenizerError` with ``errors="strict"``.
+        Special tokens are spelled out, or left out with ``skip_special``. Ids that end within a character
+        give U+FFFD, or raise `TokenizerError` with ``errors="strict"``.
         """
         text = self.decode_bytes(ids, skip_special=skip_special)
         if self.adds_space and text.startswith(b" "):

@@ -1,9 +1,9 @@
 """Read a tokenizer from files: which class fits, and what the files around it say.
 
-A folder in Hugging Face's layout has the vocabulary (``tokenizer.json``, or ``tokenizer.model`` with ranks or a
-SentencePiece model) and settings: names of special tokens and the chat template in ``tokenizer_config.json``, a
-template in ``chat_template.jinja``, stop tokens in ``config.json`` and ``generation_config.json``. All
-stop tokens count.
+A folder in Hugging Face's layout has the vocabulary (``tokenizer.json``, or ``tokenizer.model`` with ranks or
+a SentencePiece model) and settings: names of special tokens and the chat template in
+``tokenizer_config.json``, a template in ``chat_template.jinja``, stop tokens in ``config.json`` and
+``generation_config.json``. All stop tokens count.
 """
 
 from __future__ import annotations

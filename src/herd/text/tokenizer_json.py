@@ -34,8 +34,8 @@ PATTERN = (
 TRAINING_PATTERN = PATTERN.replace(r"[^\r\n\p{L}\p{N}]?\p{L}+", r" ?\p{L}+").replace(r"\p{N}{1,3}", r"\p{N}")
 """The pieces that merges are learned in: no merge joins two digits, or a word and a sign before it.
 
-So numbers are sequences of digits, and a word has the same tokens behind a quote, a bracket and a line break. A
-small model need not learn every number and every quoted word as one of its own before it can copy them.
+So numbers are sequences of digits, and a word has the same tokens behind a quote, a bracket and a line break.
+A small model need not learn every number and every quoted word as one of its own before it can copy them.
 """
 
 
@@ -96,8 +96,8 @@ def _pre_tokenizer(pattern: str = PATTERN) -> PreTokenizer:
 def read_tokenizer_json(path: Path, *, compare_merges: bool = True) -> tuple[Ranks, dict[str, int]] | None:
     """Read the ranks and special tokens of a `tokenizer.json`, or None if no ranks behave as it does.
 
-    ``compare_merges`` False leaves out the slow part of that, for a folder whose `tokenizer.model` has the ranks as
-    well. Raises `TokenizerError` for a file that is not JSON.
+    ``compare_merges`` False leaves out the slow part of that, for a folder whose `tokenizer.model` has the
+    ranks as well. Raises `TokenizerError` for a file that is not JSON.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,8 +1,10 @@
-"""Give a model whose chat template has no place for tools one that has, so that it can be taught to call them.
+"""Give a model whose chat template has no place for tools one that has, so that it can be taught to call
+them.
 
-Many small ChatML models (SmolLM2 among them) were published with a template that writes messages only. Their dialogs
-with tools get a template of their own, in the style of Hermes: schemas in the system message, and calls as JSON
-between ``<tool_call>`` tags, which most programs parse. Dialogs without tools are written as before.
+Many small ChatML models (SmolLM2 among them) were published with a template that writes messages only. Their
+dialogs with tools get a template of their own, in the style of Hermes: schemas in the system message, and
+calls as JSON between ``<tool_call>`` tags, which most programs parse. Dialogs without tools are written as
+before.
 """
 
 from __future__ import annotations

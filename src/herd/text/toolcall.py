@@ -1,7 +1,8 @@
 """The parser of tool calls in generated text, whole or as it comes.
 
 =========================================================  =================================================
-``{"type": "function", "name": …, "parameters": {…}}``     json; also ``"arguments"``, and ``"type"`` may be absent
+``{"type": "function", "name": …, "parameters": {…}}``     json; also ``"arguments"``, and ``"type"`` may be
+                                                           absent
 ``name.call(query="…")``                                   builtin
 ``<function=name>{…}</function>``                          function
 ``<|python_tag|>`` and then any other text                 builtin: code for the code interpreter

@@ -1,9 +1,9 @@
 """Make a smaller vocabulary of a BPE tokenizer: keep a prefix of its merges.
 
-Byte-pair encoding applies merges in a fixed order, so a tokenizer with the first merges only splits text as the
-whole one does before its later merges are applied. Nothing is lost: every text that the whole vocabulary can
-express comes back, in more tokens. Choosing tokens by their frequency would not have this property, because a
-token is only reached through all the tokens that it is merged from.
+Byte-pair encoding applies merges in a fixed order, so a tokenizer with the first merges only splits text as
+the whole one does before its later merges are applied. Nothing is lost: every text that the whole vocabulary
+can express comes back, in more tokens. Choosing tokens by their frequency would not have this property,
+because a token is only reached through all the tokens that it is merged from.
 
 The tokens that remain get new ids in the order of the old ones.
 """

@@ -1,12 +1,13 @@
 """Build a tokenizer of the `tokenizers` library from a vocabulary that is not a `tokenizer.json`.
 
-Two kinds of vocabulary are known. *Byte-level BPE* (GGUF's "gpt2"): tokens are spelled in GPT-2's printable characters,
-merges are listed, and a regular expression cuts the text first. *SentencePiece* (GGUF's "llama", and the file
-``tokenizer.model`` of Llama 1 and 2, TinyLlama, Mistral): tokens have scores, spaces are written "▁", and characters
-outside the vocabulary become byte tokens ``<0x0A>``. SentencePiece joins the pair with the best score first, which is
-BPE with merges in the order of their scores.
+Two kinds of vocabulary are known. *Byte-level BPE* (GGUF's "gpt2"): tokens are spelled in GPT-2's printable
+characters, merges are listed, and a regular expression cuts the text first. *SentencePiece* (GGUF's "llama",
+and the file ``tokenizer.model`` of Llama 1 and 2, TinyLlama, Mistral): tokens have scores, spaces are written
+"▁", and characters outside the vocabulary become byte tokens ``<0x0A>``. SentencePiece joins the pair with
+the best score first, which is BPE with merges in the order of their scores.
 
-Source: llama.cpp ``llama-vocab.cpp``; transformers ``convert_slow_tokenizer.py``; ``sentencepiece_model.proto``.
+Source: llama.cpp ``llama-vocab.cpp``; transformers ``convert_slow_tokenizer.py``;
+``sentencepiece_model.proto``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Show what a model will see of a user's files: every token with its mask, document and position.
 
-Rows are those of training: examples are packed, and each is a document of its own with positions from 0. A token is
-marked as trained if the model learns to predict it. The last token of a document is only predicted, never read.
+Rows are those of training: examples are packed, and each is a document of its own with positions from 0. A
+token is marked as trained if the model learns to predict it. The last token of a document is only predicted,
+never read.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
-"""Merge an adapter into its base, and prove the result: "fine after training, broken after the merge" must not happen.
+"""Merge an adapter into its base, and prove the result: "fine after training, broken after the merge" must
+not happen.
 
-Training measures base + adapter in full precision. What people run is a merged model in fewer bits, whose rounding may
-be larger than the whole update (a hundred steps at a small learning rate change no 4-bit code). So the merged file is
-read again and compared with base + adapter on held-out examples of the tuning data:
+Training measures base + adapter in full precision. What people run is a merged model in fewer bits, whose
+rounding may be larger than the whole update (a hundred steps at a small learning rate change no 4-bit code).
+So the merged file is read again and compared with base + adapter on held-out examples of the tuning data:
 
 - the loss on the answers, of the base, of base + adapter, and of the merged file;
-- the KL divergence of the merged file from base + adapter, beside that of rounding the *untuned* base in the same way;
-- the *share that survived*: 1 - KL(tuned || merged) / KL(tuned || base). At 0 the file is as far from the tuned
-  model as the untuned base is. Below `LEAST` the merge is refused.
+- the KL divergence of the merged file from base + adapter, beside that of rounding the *untuned* base in the
+  same way;
+- the *share that survived*: 1 - KL(tuned || merged) / KL(tuned || base). At 0 the file is as far from the
+  tuned model as the untuned base is. Below `LEAST` the merge is refused.
 
 Packed weights are multiplied without rounding activations here, so that only the weights are judged.
 """
@@ -60,8 +62,8 @@ _Weights = Callable[[str], Tensor]
 class MergeReport:
     """A merged file and its measurements.
 
-    Losses are in nats per token of held-out answers, KL divergences in nats per token. ``base_rounding_kl`` is the
-    divergence of the untuned base in the same format from the untuned base.
+    Losses are in nats per token of held-out answers, KL divergences in nats per token. ``base_rounding_kl``
+    is the divergence of the untuned base in the same format from the untuned base.
     """
 
     folder: str
@@ -110,11 +112,12 @@ def merge_adapter(
     force: bool = False,
     least: float = LEAST,
 ) -> MergeReport:
-    """Merge the adapter in ``folder`` into its base as ``to``: fp32, bf16, or a packed format. Measure the result.
+    """Merge the adapter in ``folder`` into its base as ``to``: fp32, bf16, or a packed format. Measure the
+    result.
 
-    ``examples`` are files to measure on (default: the held-out part of the tuning data). ``gptq`` fits packed weights
-    to the trained part of the tuning data. If less than ``least`` of the update survives,
-    nothing is written unless ``force``.
+    ``examples`` are files to measure on (default: the held-out part of the tuning data). ``gptq`` fits packed
+    weights to the trained part of the tuning data. If less than ``least`` of the update survives, nothing is
+    written unless ``force``.
     """
     source = ModelSource(folder)
     if source.adapter is None:

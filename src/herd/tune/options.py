@@ -36,7 +36,8 @@ class TuneOptions(Section):
     seed: int = 0
 
     def store(self) -> bool:
-        """Write the options into ``out``, or compare them with those of an earlier start. Return whether there was one.
+        """Write the options into ``out``, or compare them with those of an earlier start. Return whether
+        there was one.
 
         Raises `RecipeError` naming the first difference.
         """

@@ -1,8 +1,8 @@
 """Tune a model: measure it, train by the recipe in the run's folder, and compare before with after.
 
-Everything is resumable: the options, the recipe, the measurements of the model before, and the state of the loop are
-in the run's folder. The comparison has three parts: the held-out examples (what was to be learned), tasks, and other
-text (what may have been forgotten).
+Everything is resumable: the options, the recipe, the measurements of the model before, and the state of the
+loop are in the run's folder. The comparison has three parts: the held-out examples (what was to be learned),
+tasks, and other text (what may have been forgotten).
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class Tuned:
 def open_run(options: TuneOptions) -> Prepared | None:
     """Return a new run, ready to start, or None if ``options.out`` has the same run already.
 
-    Raises `RecipeError` if the folder has another run, and `DataError` naming a data file that was edited since.
+    Raises `RecipeError` if the folder has another run, and `DataError` naming a data file that was edited
+    since.
     """
     if options.store() and (Path(options.out) / FILE).exists():
         recipe = read_recipe(Path(options.out) / FILE)

@@ -22,9 +22,10 @@ from .base import Loss, Objective, ObjectiveSection, count_targets
 class distil:
     """The objective ``kl_weight`` · tau² · KL(teacher || student) + (1 - ``kl_weight``) · cross-entropy.
 
-    With ``reverse`` the divergence is KL(student || teacher). Minitron (arXiv 2407.14679, table 11): on pruned
-    Llamas KL alone at tau 1 beats any mixture, so these are defaults. The teacher may have another width and
-    depth, but must have the student's vocabulary. It runs without gradients, in the loop's compute dtype.
+    With ``reverse`` the divergence is KL(student || teacher). Minitron (arXiv 2407.14679, table 11): on
+    pruned Llamas KL alone at tau 1 beats any mixture, so these are defaults. The teacher may have another
+    width and depth, but must have the student's vocabulary. It runs without gradients, in the loop's compute
+    dtype.
     """
 
     def __init__(

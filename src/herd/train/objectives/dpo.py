@@ -5,9 +5,10 @@ For each pair, with log-probabilities summed over the trained tokens of an answe
     -log sigmoid(beta · ((log p(chosen) - log p_ref(chosen)) - (log p(rejected) - log p_ref(rejected))))
     - nll_weight · log p(chosen) / (trained tokens of chosen)
 
-The reference is the model before training. Llama 3.1 (paper, section 4.1.4) uses beta 0.1 and nll_weight 0.2, and
-does not train the tokens of headers and ends (``mask_ends`` of the data). Rows come from `data.pairs.PairStream`.
-Source: Rafailov et al. (arXiv 2305.18290). The second term: Pang et al. (arXiv 2404.19733).
+The reference is the model before training. Llama 3.1 (paper, section 4.1.4) uses beta 0.1 and nll_weight 0.2,
+and does not train the tokens of headers and ends (``mask_ends`` of the data). Rows come from
+`data.pairs.PairStream`. Source: Rafailov et al. (arXiv 2305.18290). The second term: Pang et al. (arXiv
+2404.19733).
 
 Shapes: B rows, T time, D model dim, N trained tokens, P pairs.
 """
@@ -67,7 +68,8 @@ class dpo:
 
 
 def answer_log_probs(hidden_BTD: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities summed over the answers of each pair, and their numbers of tokens, (P, 2) each.
+    """Return log-probabilities summed over the answers of each pair, and their numbers of tokens, (P, 2)
+    each.
 
     Column 0 is the chosen answer, column 1 the rejected one.
     """
