@@ -57,7 +57,7 @@ class ContextError(EngineError):
 
 
 class ConstraintError(EngineError):
-    """A constraint that is malformed, too complex, or that an answer cannot follow. Its author can mend it."""
+    """A constraint that is malformed, too complex or impossible to follow. Its author can mend it."""
 
 
 class EngineBusyError(EngineError):

@@ -121,7 +121,7 @@ def test_what_cannot_be_a_model_as_it_is_comes_with_the_cure(tmp_path):
     )
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_model.safetensors").write_bytes(b"")
-    refused(str(tmp_path / "lora"), "holds only an adapter")
+    refused(str(tmp_path / "lora"), "has only an adapter")
 
 
 def test_models_of_ollama_are_listed_and_opened_without_a_copy(gguf, home, capsys):

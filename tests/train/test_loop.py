@@ -196,7 +196,7 @@ def nan_at(row):
 def test_nan_loss_names_step_and_rows_and_keeps_the_state(tmp_path):
     model = toy.model()
     config = toy.config(micro_batch_size=2, save_every=1)
-    with pytest.raises(TrainingError, match=r"loss is nan at step 4, rows 14 to 15 .* is kept") as error:
+    with pytest.raises(TrainingError, match=r"loss is nan at step 4, rows 14 to 15, .* is kept") as error:
         train(model, toy.Counting(), nan_at(14), config, tmp_path)
     assert "\n" not in str(error.value)
     assert state.newest(tmp_path).name == "step-00000003"

@@ -154,7 +154,7 @@ WRONG = [
     ("ranks: 2", "ranks: 3", "batch_size=8 is not a multiple of the 3 ranks"),
     ("ranks: 2", "ranks: 2\n  shard: 3", "shard=3 does not divide ranks=2"),
     ("context: 64", "context: 256", "context=256 exceeds the model's max_context=128"),
-    ("decay_steps: 4", "decay_steps: 11", "decay_steps=11 are more than steps=10"),
+    ("decay_steps: 4", "decay_steps: 11", "decay_steps=11 exceed steps=10"),
     ("  warmup_steps: 2", "  average_every: 5", "average_every=5 exceeds decay_steps=4"),
     ("  train_vocab: 1024", "  train_vocab: 2048", "train_vocab=2048 is not the model's vocab_size=1024"),
     ("  train_vocab: 1024", "  train_vocab: 1024\n  path: x", "give one of path or train_vocab"),

@@ -76,7 +76,7 @@ def test_only_weights_of_the_decay_are_averaged(config):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"decay_steps": 11}, "decay_steps=11 are more than steps=10"),
+        ({"decay_steps": 11}, "decay_steps=11 exceed steps=10"),
         ({"warmup_steps": 6, "decay_steps": 5}, "warmup_steps=6"),
         ({"average_every": 2}, "average_every needs decay_steps"),
         ({"average_every": 5, "decay_steps": 2}, "average_every=5 exceeds decay_steps=2"),

@@ -49,7 +49,7 @@ _MUST_BE: dict[str, tuple[Any, ...]] = {
     "trainable_token_indices": (None, []),
     "target_parameters": (None, []),
 }
-"""Values of PEFT's settings that can be read. Other values change the forward in ways that Herd does not have."""
+"""Values of PEFT's settings that can be read. Herd cannot compute the forward that others ask for."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Adapter:
             shape = (int(base.out_features), int(base.in_features))  # type: ignore[arg-type]
             if shape != (len(b_OR), a_RD.shape[1]):
                 raise CheckpointError(
-                    f"the adapter's {name} is for a matrix of {len(b_OR)} x {a_RD.shape[1]}, and the model's is "
-                    f"{shape[0]} x {shape[1]}: it belongs to another base model"
+                    f"the adapter's {name} is for a matrix of {len(b_OR)} x {a_RD.shape[1]}, and the "
+                    f"model's is {shape[0]} x {shape[1]}: it belongs to another base model"
                 )
             layer = LoraLinear(base, len(a_RD), scale)
             device = "cpu" if layer.lora_A.is_meta else layer.lora_A.device
@@ -252,8 +252,8 @@ def refuse_adapter(folder: Path, what: str) -> None:
     """Raise `CheckpointError` if a folder has only an adapter, for ``what`` needs a whole model."""
     if is_adapter(folder):
         raise CheckpointError(
-            f"{folder}: is an adapter for {_read_config(folder).get('base_model_name_or_path')}, and {what} needs "
-            f"a whole model; merge it first: herd tune merge {folder} --to bf16"
+            f"{folder}: is an adapter for {_read_config(folder).get('base_model_name_or_path')}, and {what} "
+            f"needs a whole model; merge it first: herd tune merge {folder} --to bf16"
         )
 
 

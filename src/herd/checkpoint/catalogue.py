@@ -42,7 +42,7 @@ class NamedModel(BaseModel):
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A model on this disk: what to type for it, who put it there, its file or folder, and its size in bytes."""
+    """A model on this disk: the name to type, the program that put it there, its path and bytes."""
 
     name: str
     kept_by: str
@@ -58,7 +58,7 @@ def catalogue() -> dict[str, NamedModel]:
 
 
 def find_name(name: str) -> tuple[str, NamedModel] | None:
-    """Return the entry that ``name`` or one of its aliases means, without regard to case; None if there is none."""
+    """Return the entry with this name or alias, ignoring case. None if there is none."""
     wanted = name.lower()
     for full, entry in catalogue().items():
         if wanted == full or wanted in entry.aliases:
@@ -67,7 +67,7 @@ def find_name(name: str) -> tuple[str, NamedModel] | None:
 
 
 def unknown_name(name: str) -> CheckpointError:
-    """Return the error for a name that is neither a path nor in the catalogue, with names that look like it."""
+    """Return the error for a name that is neither a path nor in the catalogue, with similar names."""
     known = [full for name_, entry in catalogue().items() for full in (name_, *entry.aliases)]
     near = difflib.get_close_matches(name.lower(), known, n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""

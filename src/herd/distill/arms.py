@@ -154,7 +154,7 @@ class Workshop:
     # Speed --------------------------------------------------------------------------------------------------
 
     def rates(self, student: ModelConfig) -> dict[str, float]:
-        """Return measured FLOP/s of the teacher's labelling and of training, and the bytes of a token's targets."""
+        """Return the measured FLOP/s of labelling and of training, and the bytes of a token's targets."""
 
         def work() -> dict[str, Any]:
             s = self.settings
@@ -175,7 +175,8 @@ class Workshop:
         """Return the FLOP/s of a step of training a student of random weights."""
         s = self.settings
         model = LlamaLM(student).init_weights(0).to(self.device)
-        optimizer = TrainConfig(**self._train_section(1), optimizer={"lr": 1e-6}).optimizer.build(model)  # type: ignore[arg-type]
+        settings = TrainConfig(**self._train_section(1), optimizer={"lr": 1e-6})  # type: ignore[arg-type]
+        optimizer = settings.optimizer.build(model)
         tokens = torch.randint(0, student.vocab_size, (s.batch_size, s.context + 1))
         words = torch.randint(0, student.vocab_size, (s.batch_size, s.context, 16))
         extras = {
@@ -287,8 +288,8 @@ class Workshop:
         elif arm.start == "uniform depth":
             drop = uniform_layers(model.config.n_layers, n_drop)
         else:
-            drop = sorted(torch.randperm(model.config.n_layers - 2, generator=torch.Generator().manual_seed(seed))
-                          [:n_drop].add(1).tolist())  # fmt: skip
+            order = torch.randperm(model.config.n_layers - 2, generator=torch.Generator().manual_seed(seed))
+            drop = sorted(order[:n_drop].add(1).tolist())
         return cut(model, arm.config, choose(model.config, arm.config, scores, drop))
 
     def _stored_weights(self) -> LlamaLM:

@@ -116,7 +116,7 @@ def random_importance(model: LlamaLM, seed: int) -> Importance:
 
 
 def uniform_layers(n_layers: int, n_drop: int) -> list[int]:
-    """Return ``n_drop`` layers at equal distances, without the first and the last: what `best_block` must beat."""
+    """Return ``n_drop`` evenly spaced inner layers: the baseline that `best_block` must beat."""
     if n_drop == 0:
         return []
     step = (n_layers - 2) / n_drop

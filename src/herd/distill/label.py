@@ -45,8 +45,8 @@ def label(
     """
     if stream.n_rows < spec.n_rows:
         raise DataError(
-            f"{folder}: the text has {stream.n_rows:,} rows of {spec.context} tokens, {spec.n_rows:,} are asked for: "
-            "give more text or fewer tokens"
+            f"{folder}: the text has {stream.n_rows:,} rows of {spec.context} tokens, {spec.n_rows:,} are "
+            "needed: give more text or fewer tokens"
         )
     write_spec(folder, spec)
     left = list(range(spec.n_shards))

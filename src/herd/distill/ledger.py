@@ -52,7 +52,7 @@ class LedgerStep:
     better_than: dict[str, Quality] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """Return the step as JSON values, with the differences from the models that it must not be worse than."""
+        """Return the step as JSON values, with its differences from the models it should beat."""
         compared = {name: difference(self.quality, other) for name, other in self.better_than.items()}
         worse = [name for name, found in compared.items() if (found["lo"] or 0.0) > 0]
         own = {key: value for key, value in vars(self).items() if key not in ("quality", "better_than")}
@@ -100,6 +100,6 @@ def _chart(records: list[dict[str, Any]], measure: str) -> str:
         found = record[measure]
         tone = "control" if record["control"] else "teacher" if record["name"] == "teacher" else "student"
         rows.append(charts.ChartRow(
-            record["name"], found["value"], found["lo"], found["hi"], tone, units.fixed(found["value"], decimals)
-        ))  # fmt: skip
+            record["name"], found["value"], found["lo"], found["hi"], tone,
+            units.fixed(found["value"], decimals)))  # fmt: skip
     return charts.interval_chart(rows, label=title, title=title, decimals=decimals)

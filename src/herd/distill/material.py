@@ -43,7 +43,7 @@ class Material:
             raise DataError("there is nothing to train on: give --text PATH, --dialogs FILE or --self")
 
     def stream(self, tokenizer: Tokenizer, context: int, folder: Path, seed: int) -> tuple[Stream, str]:
-        """Return rows of all text and dialogs, and the hash of both. Shards are written to ``folder`` once."""
+        """Return rows of all text and dialogs, and the hash of both. Writes shards to ``folder`` once."""
         streams: list[Stream] = []
         digest = hashlib.sha256()
         if self.text:

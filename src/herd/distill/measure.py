@@ -144,7 +144,7 @@ class Yardstick:
     def _compare(
         self, theirs_CD: Tensor, ours_CD: Tensor, student: LlamaLM | None, targets_C: Tensor
     ) -> Tensor:
-        """Return bits, KL, equal choice, right choice, the teacher's right choice and 1 for every token, (6, C)."""
+        """Return (6, C): bits, KL, equal choice, right choice, teacher's right choice and 1 per token."""
         targets_C = targets_C.to(theirs_CD.device)
         log_p_CW = self._logits(self.teacher, theirs_CD).log_softmax(-1)
         if self.cut is not None:

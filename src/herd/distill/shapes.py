@@ -71,7 +71,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Shape:
-    """A student: its configuration, the formats that it is to run in, and the predicted harm in nats per token."""
+    """A student: its configuration, the formats it will run in, and the predicted loss in nats per token."""
 
     config: ModelConfig
     weights: str
@@ -87,7 +87,7 @@ class Shape:
 
 
 def predicted_harm(teacher: ModelConfig, student: ModelConfig) -> float:
-    """Return the nats per token that a shape is expected to cost after recovery: the sum of c · x / (1 - x)."""
+    """Return the predicted loss of a shape after recovery, in nats per token: the sum of c · x / (1 - x)."""
     total = 0.0
     for name, cost in HARM.items():
         removed = 1 - getattr(student, name) / getattr(teacher, name)
@@ -116,8 +116,8 @@ def plan_shapes(
             best[key] = shape
     if not best:
         raise PlanError(
-            f"no student of {teacher.n_params:,} parameters meets {budget.kind}={budget.limit:,.4g}: the smallest "
-            f"planned one keeps {LEAST['n_layers']:.0%} of the layers and {LEAST['ffn_dim']:.0%} of the FFN; "
+            f"no student of {teacher.n_params:,} parameters meets {budget.kind}={budget.limit:,.4g}; at least "
+            f"{LEAST['n_layers']:.0%} of the layers and {LEAST['ffn_dim']:.0%} of the FFN are kept: "
             "ask for more, or shrink twice"
         )
     return sorted(best.values(), key=lambda shape: shape.harm)[:count]
@@ -126,7 +126,7 @@ def plan_shapes(
 def _fitting(
     teacher: ModelConfig, budget: Budget, vocab_sizes: Sequence[int], target: Target | None
 ) -> Iterator[Shape]:
-    """Yield, for every combination of the other axes, the shape with the largest FFN that meets the budget."""
+    """Yield the shape with the largest FFN within the budget for every combination of the other axes."""
     formats: Iterable[tuple[WeightFormat, str]] = [(GGUF_FORMATS[0], "bf16")]
     if budget.kind == "memory":
         formats = [(found, kv) for found in GGUF_FORMATS for kv in CACHE_LOSS]
@@ -174,7 +174,7 @@ def _narrower(teacher: ModelConfig, vocab_sizes: Sequence[int], *, packed: bool)
 
 
 def _dims(teacher: ModelConfig) -> Iterator[int]:
-    """Yield the teacher's width and smaller multiples of 32, so that GGUF's blocks of 32 weights divide it."""
+    """Yield the teacher's width and smaller multiples of 32, the weights in a block of GGUF."""
     yield teacher.dim
     step = 32 if teacher.dim <= 2048 else 256
     for dim in range(teacher.dim // step * step, 0, -step):

@@ -36,11 +36,11 @@ from .measure import Quality
 from .shapes import Budget, Shape, plan_shapes, predicted_harm, resident_nbytes
 
 EXPORTED_KL = 0.005
-"""Most nats per token by which the exported folder may differ from the trained model: the rounding to bf16."""
+"""Largest KL, in nats per token, of the exported folder (rounded to bf16) from the trained model."""
 PLAIN = ("bf16", "f16", "f32")
 """Formats that are not quantized."""
 CONTROLS = ("random mask", "uniform depth", "scratch")
-"""How the first weights of controls are made. From scratch means text alone, and more of it: at equal FLOPs."""
+"""Initial weights of the controls. Those from scratch train on text alone, with equal FLOPs."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,8 @@ class Shrinker:
             steps.append(self._quantized_step(winner, folder, format_name))
         elif s.gguf is not None:
             export_gguf(folder, self.folder / f"{self._name(winner)}-{format_name}.gguf", format_name)
-        title = f"{self._name(winner)}: {winner.config.n_params / shop.config.n_params:.0%} of the teacher's parameters"
+        fraction = winner.config.n_params / shop.config.n_params
+        title = f"{self._name(winner)}: {fraction:.0%} of the teacher's parameters"
         ledger = write_ledger(self.folder, title, steps, self._facts(shape))
         return Shrunk(folder, ledger, list(ledger["worse"]))
 
@@ -224,7 +225,7 @@ class Shrinker:
             measured[factor] = _bits_per_byte(Quality(**record["quality"]))
         self.shop.rate_factor = min(measured, key=measured.__getitem__)
         self.say(
-            f"learning rate {self.shop.rate_factor * s.learning_rate(arm.config):.2g} is the best of {len(SWEEP)}"
+            f"best of {len(SWEEP)} learning rates: {self.shop.rate_factor * s.learning_rate(arm.config):.2g}"
         )
 
     def _as_planned(self, shape: Shape, quality: Quality) -> Quality:
@@ -252,7 +253,7 @@ class Shrinker:
         )
 
     def _equal_flops(self, config: ModelConfig) -> int:
-        """Return the tokens of text that a student trains on for the FLOPs of the race's tokens with their teacher."""
+        """Return the tokens of text that a student trains on for the FLOPs of the distilled race."""
         own = config.flops_per_token(self.settings.context / 2, training=True)
         teacher = self.shop.config.flops_per_token(self.settings.context / 2)
         return round(self.settings.race_tokens * (1 + teacher / own))
@@ -300,8 +301,8 @@ class Shrinker:
         folder = self.folder / "model"
         lineage = Lineage(
             name=self._name(arm), stage="distilled", parents={"teacher": self.shop.teacher_hash},
-            recipe=self.settings.model_dump(mode="json") | {"run_in": {"weights": shape.weights, "kv": shape.kv}},
-            licence=self._licence(),
+            licence=self._licence(), recipe=self.settings.model_dump(mode="json")
+            | {"run_in": {"weights": shape.weights, "kv": shape.kv}},
         )  # fmt: skip
         tokenizer = self.shop.tokenizer_of(arm.config.vocab_size)
         save_model(folder, model, tokenizer, lineage=lineage, dtype=torch.bfloat16)
@@ -353,7 +354,7 @@ class Shrinker:
             found = next(f for f in GGUF_FORMATS if f.name == shape.weights)
             nbytes = resident_nbytes(shape.config, found, shape.kv, budget.context)
             facts["run with"] = (
-                f"{shape.weights} weights, {shape.kv} cache of {budget.context:,} tokens: {nbytes / 1e6:.1f} MB"
+                f"{shape.weights} weights, {shape.kv} cache, {budget.context:,} tokens: {nbytes / 1e6:.1f} MB"
             )
         return facts
 

@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SeedPrompt:
-    """A question with its location and what verifies its answer. ``passage``: the answer to a question to make."""
+    """A question, its location, and the check of its answer. ``passage``: the text to make a question for."""
 
     where: str
     messages: list[Message]
@@ -66,7 +66,7 @@ class AnswerTeacher(Protocol):
     def answers(
         self, prompts: Sequence[Sequence[Message]], options: SynthOptions
     ) -> list[list[tuple[str, int]]]:
-        """Return ``options.samples`` answers to each prompt, with their numbers of tokens, prompt included."""
+        """Return ``options.samples`` answers to each prompt, with their tokens (prompt included)."""
         ...
 
 
@@ -118,7 +118,7 @@ class Synthesized:
 
 
 def read_prompts(path: Path) -> list[SeedPrompt]:
-    """Read prompts from rows of ``{"prompt" or "messages", "tests"?, "expression"?, "answer"?, "schema"?}``."""
+    """Read rows with ``prompt`` or ``messages``, and perhaps the fields of a check (`CHECKS`)."""
     prompts = []
     for row in read_rows(path, str(path)):
         fields = row.value if isinstance(row.value, dict) else {"prompt": row.value}
@@ -216,7 +216,7 @@ def _bind(out: Path, prompts: Sequence[SeedPrompt], teacher: AnswerTeacher, opti
     for name, value in now.items():
         if then.get(name) != value:
             raise DataError(
-                f"{out} has answers with {name}={then.get(name)!r}, not {value!r}: use another --out, or the same again"
+                f"{out} has answers with {name}={then.get(name)!r}, not {value!r}: use another --out"
             )
 
 
@@ -259,8 +259,9 @@ def _write_shards(
                 found.n_duplicates += 1
                 continue
             provenance = {
-                "prompt": prompt.where, "sample": sample, "teacher": teacher.name, "teacher_hash": teacher.hash,
-                "verified": method, "temperature": options.temperature, "seed": options.seed,
+                "prompt": prompt.where, "sample": sample, "teacher": teacher.name, 
+                "teacher_hash": teacher.hash, "verified": method, "temperature": options.temperature,
+                "seed": options.seed,
             }  # fmt: skip
             messages = [*question, {"role": "assistant", "content": answer}]
             lines.append(json.dumps({"messages": messages, "provenance": provenance}, ensure_ascii=False))
@@ -329,8 +330,8 @@ class EndpointTeacher:
         """See `AnswerTeacher`."""
         bodies = [
             {
-                "messages": list(messages), "max_tokens": options.max_tokens, "temperature": options.temperature,
-                "seed": options.seed + sample,
+                "messages": list(messages), "max_tokens": options.max_tokens,
+                "temperature": options.temperature, "seed": options.seed + sample,
             }
             for messages in prompts
             for sample in range(options.samples)

@@ -59,7 +59,7 @@ class EndpointModel:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def chat_many(self, bodies: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
-        """Return the text of each chat completion and the tokens that it used. An unfinished answer is empty."""
+        """Return the text of each chat completion and its number of tokens. An unfinished answer is empty."""
 
         def ask(body: dict[str, Any]) -> tuple[str, int]:
             answer = self._ask("/chat/completions", {"model": self.name} | body)

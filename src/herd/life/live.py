@@ -59,7 +59,7 @@ class Live:
             self.sample(record["step"])
 
     def on_evaluate(self, scores: dict[str, float]) -> None:
-        """Show the accuracies on fresh rows that have changed by a tenth, and that the model has learnt one."""
+        """Print the accuracies on fresh rows that changed by a tenth, and the skills that are learnt now."""
         for kind, learned in LEARNED.items():
             value = scores.get(f"{kind}_accuracy")
             before = self.accuracies.get(kind)

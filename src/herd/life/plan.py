@@ -44,7 +44,7 @@ class Phase(BaseModel):
 
 
 class TrainingStage(BaseModel):
-    """A stage that makes the model ``name`` by one recipe after another, starting from the model ``start``."""
+    """A stage that makes the model ``name`` from the model ``start`` by a series of recipes."""
 
     model_config = ConfigDict(extra="forbid")
 

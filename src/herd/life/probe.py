@@ -28,7 +28,7 @@ OVERHEAD = 1.2
 MEASURE_TOKENS = 900
 """Training tokens of the teacher that take as long as the final evaluation of one tool dialog."""
 GATE_TOKENS = 30_000
-"""Training tokens of the teacher that take as long as one item of the needle gate, with its share of the loss gate."""
+"""Cost of one item of the needle gate, loss gate included, in training tokens of the teacher."""
 
 
 def training_speed(

@@ -102,8 +102,8 @@ def describe(run: RaiseRun) -> None:
     teacher, student = plan.teacher_config, plan.student_config
     total = sum(plan.predicted_seconds.values())
     run.show.line(
-        f"Teacher: {teacher.n_params / 1e6:.2f} M parameters, width {teacher.dim}, {teacher.n_layers} layers. "
-        f"Student: {student.n_params / 1e6:.2f} M. Vocabulary: {plan.vocab_size}. "
+        f"Teacher: {teacher.n_params / 1e6:.2f} M parameters, width {teacher.dim}, {teacher.n_layers} "
+        f"layers. Student: {student.n_params / 1e6:.2f} M. Vocabulary: {plan.vocab_size}. "
         f"Time: about {duration(total)}."
     )
     run.show.line(f"[dim]Folder: {run.folder}. Ctrl-C stops the run, herd raise --resume continues it.[/dim]")

@@ -13,7 +13,7 @@ from .data import RunData
 from .plan import Phase, TrainingStage
 
 STUDENT_SEED = 1_000_003
-"""Added to the plan's seed for the student's and the control's data, so that they differ from the teacher's."""
+"""Offset of the seed of the student's and the control's data, which differ from the teacher's."""
 
 
 def recipe_folder(folder: Path, stage: TrainingStage, phase: Phase) -> Path:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID
 from ..report.units import duration
 
 MIN_DONE = 15.0
-"""Predicted seconds of finished stages from which on their true time corrects the prediction of the others."""
+"""Predicted seconds of finished stages that suffice to correct the prediction of the others."""
 
 
 class Show:

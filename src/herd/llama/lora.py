@@ -37,7 +37,8 @@ class LoraLinear(nn.Module):
     def __init__(self, base: nn.Module, rank: int, scale: float, seed: int = 0) -> None:
         super().__init__()
         self.base, self.scale = base.requires_grad_(False), scale
-        self.in_features, self.out_features = int(base.in_features), int(base.out_features)  # type: ignore[arg-type]
+        self.in_features = int(base.in_features)  # type: ignore[arg-type]
+        self.out_features = int(base.out_features)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(seed)
         bound = 1 / math.sqrt(self.in_features)
         a_RD = (2 * torch.rand(rank, self.in_features, generator=generator) - 1) * bound

@@ -35,7 +35,7 @@ class AdapterSwitch:
         """The indices of the tokens of each adapter in use. Empty: all tokens use the base alone."""
 
     def use(self, names: Sequence[str], counts: Sequence[int]) -> None:
-        """Choose the adapter of each of several sequences ("" for none) by the number of its tokens in the step."""
+        """Choose the adapter of every sequence of a step ("": none), given each one's number of tokens."""
         self.tokens = {}
         if not any(names):
             return

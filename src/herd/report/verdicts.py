@@ -15,7 +15,7 @@ TOOLS_BAR = 0.7
 NEEDLE_BAR = 0.6
 """Fraction of hidden facts from which on a context length counts as usable."""
 _MEANING = {
-    "copying": "The teacher does not copy reliably. Tools and hidden facts need copying, so expect little of them.",
+    "copying": "The teacher does not copy reliably. Tools and hidden facts need it: expect little of them.",
     "needles": "Facts hidden in a text of this length are not found, so the context was not extended to it.",
     "short-context": "Extending the context made short texts worse, so it was not extended.",
 }
@@ -51,7 +51,7 @@ def _tools(run: Run) -> Finding | None:
         return None
     english = by_lang["en"].value
     others = {code: part.value for code, part in by_lang.items() if code != "en"}
-    text = f"It answers {fixed(100 * english, 0)} % of unseen English questions with the right tool call and answer"
+    text = f"It answers {fixed(100 * english, 0)} % of new English questions with the right call and answer"
     if others:
         worst = min(others, key=lambda code: others[code])
         mean = sum(others.values()) / len(others)

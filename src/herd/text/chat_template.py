@@ -66,7 +66,7 @@ class ChatTemplate:
         generation_prompt: bool = False,
         date: str | datetime.date | None = None,
     ) -> str:
-        """Return the dialog as text. Raises `ChatError` with the template's own message for what it refuses."""
+        """Return the dialog as text. Raises `ChatError`, with the template's message, if refused."""
         today = date if isinstance(date, datetime.date) else None
         more = {} if date is None else {"date_string": today.strftime("%d %b %Y") if today else date}
         self._sandbox.begin(today)
@@ -98,7 +98,7 @@ class _TooMuch(ChatError):
 
 
 class _Generation(Extension):
-    """Accept ``{% generation %}``, with which templates mark an assistant's text; the mask comes from prefixes here."""
+    """Accept the tag ``{% generation %}`` and ignore it: the loss mask comes from prefixes."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -108,7 +108,7 @@ class _Generation(Extension):
 
 
 class _Watched(NodeTransformer):
-    """Insert a look at the clock into loops and macros, and checks of sizes into ``a ~ b``, ``a[1:]``, ``a == b``."""
+    """Insert checks of time into loops and macros, of size into ``a ~ b``, ``a[1:]`` and ``a == b``."""
 
     def generic_visit(self, node: nodes.Node, *args: Any, **more: Any) -> nodes.Node:
         """Return the node with its parts visited, changed as described."""
@@ -260,7 +260,7 @@ def _call(name: str, arguments: list[nodes.Expr], line: int) -> nodes.ExprStmt:
 
 
 def _weight(value: Any) -> int:
-    """Return about how many characters a value has as text; raises `ChatError` as soon as that is too much."""
+    """Return the approximate length of a value as text. Raises `ChatError` as soon as it is too long."""
     total, waiting = 0, [value]
     while waiting:
         item = waiting.pop()

@@ -26,7 +26,7 @@ MIN_COUNT = 2
 
 @dataclass(frozen=True)
 class ExtendedVocabulary:
-    """A tokenizer with more tokens. ``pieces`` has the old ids that each new token is joined from, in order of ids."""
+    """A tokenizer with more tokens, and for each new id the old ids that it replaces (``pieces``)."""
 
     tokenizer: Tokenizer
     pieces: list[list[int]]
@@ -40,8 +40,8 @@ def extend_vocabulary(tokenizer: Tokenizer, texts: Iterable[str], n_new: int) ->
     """
     if not isinstance(tokenizer, LibraryTokenizer):
         raise TokenizerError(
-            f"{tokenizer.where}: its special tokens follow the vocabulary, so new tokens would change their ids; "
-            "give a model with a tokenizer.json of another kind"
+            f"{tokenizer.where}: its special tokens follow the vocabulary, so new tokens would change "
+            "their ids; give a model with a tokenizer.json of another kind"
         )
     content = json.loads(tokenizer.to_json())
     model: dict[str, Any] = content["model"]

@@ -87,7 +87,7 @@ class LibraryTokenizer(Tokenizer):
         return [*ids, self.eos_id] if eos and self.eos_id is not None else ids
 
     def encode_with_special(self, text: str) -> tuple[list[int], list[int]]:
-        """Return the ids of ``text``, in which special tokens are read as such, and where each starts (characters)."""
+        """Return ids and the start of each in characters. A special token in ``text`` becomes its id."""
         return self._with_offsets(self._reader(special=True), text)
 
     def encode_with_offsets(self, text: str, *, continued: bool = False) -> tuple[list[int], list[int]]:
@@ -140,7 +140,7 @@ class LibraryTokenizer(Tokenizer):
         return [encoding.ids for encoding in found]
 
     def to_json(self) -> str:
-        """Return the content of `tokenizer.json`, without a beginning of text that the library does not add."""
+        """Return the content of `tokenizer.json`. It lacks a BOS that only `add_bos` puts there."""
         return self._library.to_str()
 
     def first_pieces(self, words: Iterable[str]) -> list[int]:

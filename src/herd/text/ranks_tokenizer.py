@@ -32,8 +32,8 @@ N_SPECIAL = 256
 # same.
 # fmt: off
 NAMED_SPECIAL = (
-    "begin_of_text", "end_of_text", "reserved_special_token_0", "reserved_special_token_1", "finetune_right_pad_id",
-    "step_id", "start_header_id", "end_header_id", "eom_id", "eot_id", "python_tag",
+    "begin_of_text", "end_of_text", "reserved_special_token_0", "reserved_special_token_1",
+    "finetune_right_pad_id", "step_id", "start_header_id", "end_header_id", "eom_id", "eot_id", "python_tag",
 )
 # fmt: on
 SPECIAL_TOKENS: tuple[str, ...] = tuple(

@@ -40,7 +40,7 @@ _QUESTION, _ANSWER = "What is the question?", "This is the answer."
 
 
 class TemplateChat:
-    """The format of a checkpoint's own template. Raises `ChatError` for a template that cannot be rendered."""
+    """The format of a checkpoint's own template. Raises `ChatError` if it cannot be rendered."""
 
     name = "template"
 
@@ -95,11 +95,11 @@ class TemplateChat:
         generation_prompt: bool = False,
         date: str | datetime.date | None = None,
     ) -> Rendered:
-        """Return the token ids of a dialog and, without ``generation_prompt``, its loss mask (`ChatFormat.render`)."""
+        """Return a dialog's token ids and, without ``generation_prompt``, its loss mask."""
         if tool_call_format not in (None, *self.tool_call_formats):
             own = f"only {self.tool_call_formats[0]}" if self.tool_call_formats else "no calls"
             raise ChatError(
-                f"tool_call_format={tool_call_format!r}: the checkpoint's chat template writes {own}; leave it out"
+                f"tool_call_format={tool_call_format!r}: the checkpoint's template writes {own}; leave it out"
             )
         dialog = {"messages": self._shaped(messages), "tools": self._tools(tools)}
         marked = Marked(dialog, list(self._tokenizer.special_tokens))
@@ -148,12 +148,12 @@ class TemplateChat:
                 raise ChatError(
                     f"tools[{number}]: {name!r} is only a name; the chat template needs its schema"
                 )
-            nested = isinstance(tool, Mapping) and "function" in tool
-            out.append(dict(tool) if nested else {"type": "function", "function": schema})  # type: ignore[arg-type]
+            complete = dict(tool) if isinstance(tool, Mapping) and "function" in tool else None
+            out.append(complete or {"type": "function", "function": schema})
         return out
 
     def _shaped(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return the messages as templates expect them: OpenAI's shape, and every call and result with an id."""
+        """Return the messages in OpenAI's shape, with an id on every call and result, as templates expect."""
         out: list[dict[str, Any]] = []
         waiting: list[dict[str, Any]] = []  # calls whose results are still to come
         new_ids: dict[str, str] = {}
@@ -278,8 +278,8 @@ def assistant_spans(
             unstable.append(number)
     if unstable:
         warnings.warn(
-            f"the chat template writes {len(unstable)} earlier assistant messages differently in a longer dialog; "
-            "they are not trained",
+            f"the chat template writes {len(unstable)} earlier assistant messages differently in a longer "
+            "dialog; they are not trained",
             stacklevel=3,
         )
 
@@ -287,7 +287,7 @@ def assistant_spans(
 def trained_tokens(
     starts: Sequence[int], ids: Sequence[int], span: tuple[int, int], stop_ids: frozenset[int]
 ) -> range:
-    """Return the positions of the tokens within ``span`` of the text, up to the first stop token and with it."""
+    """Return the positions of the tokens within ``span``, up to and including the first stop token."""
     first, last = bisect.bisect_left(starts, span[0]), bisect.bisect_left(starts, span[1])
     end = next((place + 1 for place in range(first, last) if ids[place] in stop_ids), last)
     return range(first, end)

@@ -113,7 +113,7 @@ class Tokenizer(ABC):
 
     @property
     def chat_problem(self) -> str | None:
-        """Why dialogs cannot be written, in one line."""
+        """The reason, in one line, why the tokenizer has no chat format. None if it has one."""
         return self._choice[1]
 
     def require_chat(self) -> ChatFormat:
@@ -124,7 +124,7 @@ class Tokenizer(ABC):
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end an answer: of the tokenizer, the model's configuration and the chat template together."""
+        """All tokens that end an answer: the tokenizer's, the model configuration's and the template's."""
         return self._stop_ids | (self.chat.stop_ids if self.chat else frozenset())
 
     # Text to ids
@@ -144,13 +144,13 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_with_offsets(self, text: str, *, continued: bool = False) -> tuple[list[int], list[int]]:
-        """Return the ids of plain ``text`` and where each starts (characters).
+        """Return the ids of plain ``text`` and the start of each in characters.
 
         ``continued``: the text follows a special token, where some vocabularies add no space before it.
         """
 
     def encode_with_special(self, text: str) -> tuple[list[int], list[int]]:
-        """Return the ids of ``text``, in which special tokens are read as such, and where each starts (characters)."""
+        """Return ids and the start of each in characters. A special token in ``text`` becomes its id."""
         ids: list[int] = []
         starts: list[int] = []
         place = 0
@@ -165,7 +165,7 @@ class Tokenizer(ABC):
         return ids, starts
 
     def split_special(self, text: str) -> list[str]:
-        """Cut ``text`` at the special tokens it spells, which are then the odd elements of the list."""
+        """Split ``text`` at the special tokens that it spells. These are the odd elements of the list."""
         return self._special_pattern.split(text) if self.special_tokens else [text]
 
     @cached_property
@@ -175,7 +175,7 @@ class Tokenizer(ABC):
 
     @property
     def own_stop_ids(self) -> frozenset[int]:
-        """The stop tokens of the vocabulary and the checkpoint, without those that only the chat template names."""
+        """The stop tokens of the vocabulary and the checkpoint, without the chat template's."""
         return self._stop_ids
 
     @property
@@ -185,12 +185,12 @@ class Tokenizer(ABC):
 
     @property
     def prefix_ids(self) -> list[int]:
-        """The ids before a text whose first token is to be scored: `start_ids`, or the end of a text before it."""
+        """The ids to put before a text to score its first token: `start_ids`, or else the end of a text."""
         return self.start_ids or [self.eos_id or 0]
 
     @property
     def n_ordinary(self) -> int:
-        """The number of ids from 0 that are ordinary tokens, before the first special one that follows them."""
+        """The end of the ordinary tokens: from this id on, every id is a special token."""
         special = set(self.special_tokens.values())
         return next((n for n in range(self.vocab_size, 0, -1) if n - 1 not in special), 0)
 

@@ -206,7 +206,7 @@ def token_text(value: Any) -> str:
 
 
 def _templates(value: Any) -> tuple[str | None, str | None]:
-    """Return the template of ``chat_template``, which is a text or a list of named ones, and the one for tools."""
+    """Return the default template and the one for tools, from a text or from a list of named templates."""
     if isinstance(value, list):
         named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
         default = named.get("default", next(iter(named.values()), None))

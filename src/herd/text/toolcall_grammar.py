@@ -89,7 +89,7 @@ def json_call() -> Reader[Match]:
 
 
 def bracketed_calls(pythonic: bool) -> Reader[Match]:
-    """Match a list of JSON calls, ``[TOOL_CALLS]``, or if ``pythonic`` ``[f(x="y"), g()]``, after its ``[``."""
+    """Match the list of calls after ``[``: JSON objects, or if ``pythonic`` ``f(x="y"), g()``."""
     calls: list[ToolCall] = []
     c = yield from _skip((yield))
     written_in_json = c == "{"

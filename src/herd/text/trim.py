@@ -41,7 +41,7 @@ def trim_vocabulary(tokenizer: Tokenizer, size: int) -> TrimmedVocabulary:
     """
     if size > tokenizer.vocab_size:
         raise TokenizerError(
-            f"a vocabulary of {size:,} is asked for, but {tokenizer.where} has only {tokenizer.vocab_size:,} tokens"
+            f"vocab={size}: {tokenizer.where} has only {tokenizer.vocab_size:,} tokens; ask for fewer"
         )
     if isinstance(tokenizer, RanksTokenizer):
         return _trim_ranks(tokenizer, size)

@@ -62,7 +62,7 @@ class Vocabulary:
         return [token for token, type_ in zip(self.tokens, self.types, strict=True) if type_ in types]
 
     def build(self) -> Tokenizer:
-        """Return the library's tokenizer. Raises `TokenizerError` for a vocabulary that contradicts itself."""
+        """Return it as a `tokenizers.Tokenizer`. Raises `TokenizerError` if it contradicts itself."""
         tokenizer = self._byte_level() if self.scores is None else self._sentencepiece()
         from tokenizers import AddedToken
 
@@ -78,8 +78,8 @@ class Vocabulary:
         known = PRE_TOKENIZERS.get(self.pre)
         if known is None:
             raise TokenizerError(
-                f"its pre-tokenizer is {self.pre!r}, which is not known; "
-                f"name one that fits (--pre of herd chat and herd import): {', '.join(sorted(PRE_TOKENIZERS))}"
+                f"its pre-tokenizer is {self.pre!r}, which is not known; name "
+                f"one that fits (--pre of herd chat and herd import): {', '.join(sorted(PRE_TOKENIZERS))}"
             )
         merges = []
         for merge in self.merges or ():
@@ -111,7 +111,7 @@ class Vocabulary:
         return tokenizer
 
     def _merges_by_score(self) -> list[tuple[str, str]]:
-        """Return every pair of tokens that joins to a token, best score first; of equal scores the lower ids."""
+        """Return every pair of tokens that joins to a token: best score first, then lower ids."""
         scores = self.scores or ()
         ranked = []
         for id_, token in enumerate(self.tokens):
@@ -204,7 +204,7 @@ def read_sentencepiece(data: bytes) -> Vocabulary:
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Yield (field number, value) of one protobuf message: integers for varints, bytes for everything else."""
+    """Yield the (field number, value) pairs of a protobuf message: varints as integers, others as bytes."""
     place = 0
 
     def varint() -> int:

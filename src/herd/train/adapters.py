@@ -58,8 +58,8 @@ class AdapterSection(Section):
             model = load_model(source, dtype=torch.float32, device=device)
             if not is_quantized(model):
                 raise RecipeError(
-                    f"{source}: its weights are not packed; quantize it first (herd quantize {source} --to q4k), "
-                    "or set adapter.packed: false"
+                    f"{source}: its weights are not packed; quantize it first (herd quantize {source} --to "
+                    "q4k), or set adapter.packed: false"
                 )
             use_exact_products(model)
         else:

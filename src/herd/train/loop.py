@@ -266,7 +266,7 @@ class _Run:
         what = f"loss is {loss}" if first != nowhere else f"gradient norm is {norm}"
         kept = state.newest(self.folder)
         return TrainingError(
-            f"{what} at step {self.step + 1}, {rows} of the stream, lr={rate:.3g}: lower lr or look at these rows; "
+            f"{what} at step {self.step + 1}, {rows}, lr={rate:.3g}: lower lr or look at these rows; "
             + (f"{kept} is kept" if kept else "no state was saved yet")
         )
 

@@ -375,15 +375,15 @@ def check_recipe(recipe: Recipe, world: int) -> ModelConfig:
         config = start_config(recipe.model)
         if recipe.train.context > config.max_context:
             raise RecipeError(
-                f"{recipe.name}: train.context={recipe.train.context} exceeds the max_context={config.max_context} of "
-                f"{recipe.model.start}"
+                f"{recipe.name}: train.context={recipe.train.context} exceeds the "
+                f"max_context={config.max_context} of {recipe.model.start}"
             )
     for role, folder in recipe.objective.parents().items():
         other = load_config(folder)
         if other.vocab_size != config.vocab_size:
             raise RecipeError(
-                f"{recipe.name}: the model's vocabulary is {config.vocab_size}, its {role}'s {other.vocab_size}: "
-                f"objective {recipe.objective.kind} needs one vocabulary"
+                f"{recipe.name}: the model's vocabulary is {config.vocab_size}, its {role}'s "
+                f"{other.vocab_size}: objective {recipe.objective.kind} needs one vocabulary"
             )
         if recipe.train.context > other.max_context:
             raise RecipeError(

@@ -99,8 +99,8 @@ def teach_language(
     out = Path(options.out)
     train, heldout = divided_text(options.text)
     fertility = extend_model(options, train, heldout, out)
-    say(f"{options.language}: {fertility.before:.2f} bytes per token with the old vocabulary, {fertility.after:.2f} "
-        f"with {fertility.added:,} new tokens")  # fmt: skip
+    say(f"{options.language}: {fertility.before:.2f} bytes per token with the old vocabulary, "
+        f"{fertility.after:.2f} with {fertility.added:,} new tokens")  # fmt: skip
     _write_rows(out / "train.jsonl", train)
     if not options.replay:
         lines = (line for lang in LANGUAGES if lang != options.language for line in parallel_lines(lang))

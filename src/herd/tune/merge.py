@@ -82,7 +82,7 @@ class MergeReport:
 
 @dataclass(frozen=True)
 class Judge:
-    """The held-out examples that models are compared on: documents, and packed rows of answers if there are some."""
+    """The held-out examples that models are compared on: documents, and packed answers if there are any."""
 
     documents: list[HeldOut]
     rows: DialogStream | None
@@ -188,7 +188,7 @@ def judge_of(adapter: Path, tokenizer: Tokenizer, examples: Sequence[str] = ()) 
 
 
 def _examples(adapter: Path, tokenizer: Tokenizer) -> tuple[list[Example], list[Example]]:
-    """Return the trained and the held-out examples of the data that an adapter's lineage names, if it can be read."""
+    """Return an adapter's trained and held-out examples. Empty if its lineage names no readable data."""
     lineage = load_lineage(adapter)
     recipe = (lineage.recipe if lineage else None) or {}
     if recipe.get("data", {}).get("kind") != "tuning":
@@ -277,7 +277,7 @@ def _write(
 def _measured(
     staging: Path, out: Path, to: str, tuned: LlamaLM, judge: Judge, plan: torch.dtype | Scheme
 ) -> MergeReport:
-    """Return the measurements of the file in ``staging``. ``tuned`` ends as the base, rounded as ``plan`` says."""
+    """Return the measurements of the file in ``staging``. Removes the adapter of ``tuned``."""
     final = load_model(staging, dtype=torch.float32)
     use_exact_products(final)
     merged_kl, merged_loss, tuned_loss = judge.kl(tuned, final), judge.loss(final), judge.loss(tuned)

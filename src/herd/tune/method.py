@@ -39,7 +39,7 @@ def method_nbytes(
     rank: int,
     packed_nbytes: int | None,
 ) -> int:
-    """Return the bytes that training with a method takes. ``packed_nbytes`` are those of a packed model's file."""
+    """Return the bytes that training with a method takes. ``packed_nbytes``: the size of a packed model."""
     if method == "full":
         return train_nbytes(config, rows, context, dtype=dtype).total
     vectors = config.vocab_size * config.dim

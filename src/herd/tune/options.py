@@ -1,4 +1,4 @@
-"""The choices of a user for one tuning run. They are stored in the run's folder, so that only the same run resumes."""
+"""The options of a tuning run. They are stored in its folder, so that only the same run resumes."""
 
 from __future__ import annotations
 

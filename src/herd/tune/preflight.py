@@ -28,7 +28,7 @@ LONGEST = 3
 
 @dataclass(frozen=True)
 class Preflight:
-    """What is known before a run. ``formats`` counts rows, ``overlap`` is the fraction of each task's items."""
+    """Facts known before a run. ``formats`` counts rows. ``overlap``: the fraction of each task's items."""
 
     model: str
     n_params: int
@@ -137,8 +137,8 @@ def screen(found: Preflight) -> list[tuple[str, str]]:
         ("method", f"{found.method}: {found.reason}"),
         (
             "run",
-            f"{found.objective}, {found.steps:,} steps of {found.step_tokens:,} tokens in rows of {found.context:,} "
-            f"({found.epochs:.1f} epochs), lr {found.lr:g}, {found.dtype}",
+            f"{found.objective}, {found.steps:,} steps of {found.step_tokens:,} tokens in rows of "
+            f"{found.context:,} ({found.epochs:.1f} epochs), lr {found.lr:g}, {found.dtype}",
         ),
         ("memory", f"{found.memory / 1e9:.1f} GB of {found.memory_free / 1e9:.1f} GB free"),
     ]

@@ -1,4 +1,4 @@
-"""Write the recipe of a tuning run: a YAML file in the run's folder, which `herd train` would run in the same way."""
+"""Write the recipe of a tuning run: a YAML file in its folder that `herd train` would run in the same way."""
 
 from __future__ import annotations
 
@@ -79,20 +79,19 @@ def prepare_run(options: TuneOptions) -> Prepared:
     )  # fmt: skip
     steps = _steps(options, rows, batch * context)
     fields: dict[str, Any] = {
-        "name": out.name if out.name.replace("-", "").replace("_", "").replace(".", "").isalnum() else "tuned",
+        "name": out.name if out.name and all(c.isalnum() or c in "._-" for c in out.name) else "tuned",
         "model": {"start": _absolute(options.model)},
         "data": _data_section(options, objective),
         "objective": {"kind": objective},
         "optimizer": {
-            "kind": "adamw", "lr": options.lr or default_lr(config, choice.method, objective), "weight_decay": 0.0,
-            "betas": [0.9, 0.95],
+            "kind": "adamw", "lr": options.lr or default_lr(config, choice.method, objective),
+            "weight_decay": 0.0, "betas": [0.9, 0.95],
         },
-        "schedule": {
-            "kind": "cosine", "warmup_steps": min(max(1, steps // 20), steps - 1), "decay_steps": 0,
-        },
+        "schedule": {"kind": "cosine", "warmup_steps": min(max(1, steps // 20), steps - 1), "decay_steps": 0},
         "train": {
-            "steps": steps, "batch_size": batch, "micro_batch_size": micro, "context": context, "dtype": dtype,
-            "seed": options.seed, "save_every": max(1, min(100, steps // 4)), "keep_states": 1, "log_every": 1,
+            "steps": steps, "batch_size": batch, "micro_batch_size": micro, "context": context,
+            "dtype": dtype, "seed": options.seed, "keep_states": 1, "log_every": 1,
+            "save_every": max(1, min(100, steps // 4)),
             "eval_every": max(1, steps // 4) if objective == "sft" else 0,
             "activation_checkpointing": choice.method == "qlora",
         },
@@ -111,7 +110,7 @@ def prepare_run(options: TuneOptions) -> Prepared:
 
 
 def fitting_context(rows: Sequence[Example | AnswerPair], limit: int) -> int:
-    """Return a length of rows that the longest example fits in: a multiple of 64 between 256 and ``limit``."""
+    """Return the context: a multiple of 64 from 256 to ``limit`` that the longest example fits in."""
     lengths = [
         len(row.rendered.ids)
         if isinstance(row, Example)
@@ -123,7 +122,7 @@ def fitting_context(rows: Sequence[Example | AnswerPair], limit: int) -> int:
 
 
 def compute_dtype() -> str:
-    """Return the dtype of training's products that is fast on this machine: bf16, or fp32 on a CPU without it."""
+    """Return the dtype to compute in on this machine: bf16, or fp32 on a CPU without bf16 products."""
     import torch
 
     fast = (

@@ -50,7 +50,7 @@ TASK_ITEMS = 200
 
 @dataclass(frozen=True)
 class Change:
-    """A measurement before and after tuning. ``lo`` and ``hi`` bound the change with 95 % confidence, if known."""
+    """A measurement before and after tuning. ``lo`` and ``hi``: the 95 % interval of the change, if known."""
 
     name: str
     unit: str

@@ -16,8 +16,8 @@ from typing import Any
 from ...errors import DataError
 
 _ANNOTATIONS = (
-    "$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default", "examples", "format",
-    "deprecated", "readOnly", "writeOnly",
+    "$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default", "examples",
+    "format", "deprecated", "readOnly", "writeOnly",
 )  # fmt: skip
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "null": lambda value: value is None,
@@ -53,7 +53,7 @@ _FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(_MAPS, (lambda value: isinstance(value, dict), "an object of schemas")),
     "enum": (lambda value: isinstance(value, list), "a list"),
     "required": (
-        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value), "a list of names",
+        lambda value: isinstance(value, list) and all(isinstance(n, str) for n in value), "a list of names",
     ),
     "uniqueItems": (lambda value: isinstance(value, bool), "true or false"),
     "pattern": (lambda value: isinstance(value, str), "text"),

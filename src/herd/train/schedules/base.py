@@ -38,7 +38,7 @@ class Schedule(Section):
             longer = "decay_steps" if self.decay_steps > self.warmup_steps else "warmup_steps"
             raise impossible(
                 f"schedule.{longer}",
-                f"warmup_steps={self.warmup_steps} + decay_steps={self.decay_steps} are more than steps={steps}",
+                f"warmup_steps={self.warmup_steps} + decay_steps={self.decay_steps} exceed steps={steps}",
             )
 
     def rate(self, step: int, steps: int, peak: float) -> float:

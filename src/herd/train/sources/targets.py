@@ -36,7 +36,7 @@ class TargetData(DataSection):
             )
         if targets.spec.context != settings.context:
             raise DataError(
-                f"{targets.folder}: its rows have {targets.spec.context} tokens, train.context is {settings.context}"
+                f"{targets.folder}: its rows have {targets.spec.context} tokens; set train.context to that"
             )
         rows = []
         if self.heldout is not None:
