@@ -21,7 +21,7 @@ from .iq4 import IQ4
 from .k_quants import K_QUANTS
 from .legacy import LEGACY
 
-__all__ = ["CODECS", "all_finite", "decode", "encode", "fit_grid"]
+__all__ = ["CODECS", "all_finite", "decode", "encode", "fit_grid", "pieces"]
 
 CODECS: dict[str, Codec] = {codec.name: codec for codec in (*LEGACY, *K_QUANTS, *IQ4)}
 """The packed formats that can be written, by name."""
@@ -44,7 +44,7 @@ def encode(x_RD: Tensor, format: Format, name: str = "weight", importance_D: Ten
     require_fit(x_RD.shape, format, name)
     R, D = x_RD.shape
     out_RB = torch.empty(R, D // format.block * format.block_bytes, dtype=torch.uint8, device=x_RD.device)
-    for rows in _pieces(R, D):
+    for rows in pieces(R, D):
         out_RB[rows] = _encode_piece(x_RD[rows].float(), format, name, importance_D)
     return out_RB
 
@@ -56,7 +56,7 @@ def decode(blocks_RB: Tensor, format: Format, dtype: torch.dtype = torch.float32
     """
     row_weights = blocks_RB.shape[1] // format.block_bytes * format.block
     out_RD = torch.empty(blocks_RB.shape[0], row_weights, dtype=dtype, device=blocks_RB.device)
-    for rows in _pieces(blocks_RB.shape[0], row_weights):
+    for rows in pieces(blocks_RB.shape[0], row_weights):
         out_RD[rows] = _decode_piece(blocks_RB[rows], format)
     return out_RD
 
@@ -68,11 +68,11 @@ def all_finite(blocks_RB: Tensor, format: Format) -> bool:
     elif format.name == "F16":
         places = [0]
     else:
-        pieces = _pieces(blocks_RB.shape[0], blocks_RB.shape[1])
-        return all(bool(torch.isfinite(_decode_piece(blocks_RB[rows], format)).all()) for rows in pieces)
-    pieces = blocks_RB.reshape(-1, format.block_bytes).split(SCANNED)
+        parts = pieces(blocks_RB.shape[0], blocks_RB.shape[1])
+        return all(bool(torch.isfinite(_decode_piece(blocks_RB[rows], format)).all()) for rows in parts)
+    split = blocks_RB.reshape(-1, format.block_bytes).split(SCANNED)
     # all exponent bits in the high byte set: infinite or not a number
-    return all(bool((piece_NB[:, place + 1] & 0x7C).max() < 0x7C) for piece_NB in pieces for place in places)
+    return all(bool((piece_NB[:, place + 1] & 0x7C).max() < 0x7C) for piece_NB in split for place in places)
 
 
 def fit_grid(x_RD: Tensor, format: Format, importance_D: Tensor | None = None) -> Grid:
@@ -81,10 +81,16 @@ def fit_grid(x_RD: Tensor, format: Format, importance_D: Tensor | None = None) -
     Columns are weighted by ``importance_D``. None: larger weights count a little more.
     """
     require_fit(x_RD.shape, format)
-    return CODECS[format.name].fit(x_RD.float(), importance_D)
+    codec = CODECS[format.name]
+    grids = [codec.fit(x_RD[rows].float(), importance_D) for rows in pieces(*x_RD.shape)]
+    header = {field: torch.cat([grid.header[field] for grid in grids]) for field in grids[0].header}
+    return Grid(
+        codec, torch.cat([grid.step_RG for grid in grids]), torch.cat([grid.low_RG for grid in grids]), header
+    )
 
 
-def _pieces(n_rows: int, row_length: int) -> list[slice]:
+def pieces(n_rows: int, row_length: int) -> list[slice]:
+    """Return slices of the rows of a matrix, of about `PIECE` weights each."""
     if torch.compiler.is_compiling():  # the compiler fuses everything, so temporaries do not exist
         return [slice(0, n_rows)]
     step = max(1, PIECE // max(1, row_length))

@@ -189,6 +189,19 @@ class Grid:
         inverse_RG = inverse_step(self.step_RG)
         return self.codec.levels.codes((x_RGS - self.low_RG[..., None]) * inverse_RG[..., None]).flatten(1)
 
+    def nearest(self, x_RD: Tensor) -> Tensor:
+        """Return the nearest value of every weight, (R, D) fp32: the one that its code is decoded to."""
+        x_RGS = x_RD.float().reshape(x_RD.shape[0], self.step_RG.shape[1], -1)
+        step_RG1, low_RG1 = self.step_RG[..., None], self.low_RG[..., None]
+        lifted_RGS = x_RGS - low_RG1 if self.codec.affine else x_RGS
+        level_RGS = self.codec.levels.nearest(lifted_RGS * inverse_step(step_RG1)).mul_(step_RG1)
+        return (level_RGS.add_(low_RG1) if self.codec.affine else level_RGS).flatten(1)
+
+    def of_rows(self, rows: slice) -> Grid:
+        """Return the grid of some rows."""
+        header = {field: part_RNB[rows] for field, part_RNB in self.header.items()}
+        return Grid(self.codec, self.step_RG[rows], self.low_RG[rows], header)
+
     def values(self, codes_RD: Tensor) -> Tensor:
         """Return the weights of these codes, (R, D) fp32."""
         level_RGS = self.codec.levels.of(codes_RD).reshape(codes_RD.shape[0], self.step_RG.shape[1], -1)

@@ -32,6 +32,7 @@ from ..data.stream import Stream
 from ..dtypes import torch_dtype
 from ..errors import TrainingError
 from ..llama.model import LlamaLM
+from ..quant.straight_through import StraightThrough
 from . import objectives, parallel, state
 from .config import TrainConfig
 from .metrics import MetricsLog
@@ -65,13 +66,15 @@ def train(
     folder: Path | str,
     *,
     mesh: DeviceMesh | None = None,
+    rounding: StraightThrough | None = None,
     evaluate: Callable[[LlamaLM, int], Mapping[str, Any]] | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainResult:
     """Train ``model`` in place for ``config.steps`` steps, or resume from the newest state in ``folder``.
 
     ``folder`` receives ``metrics.jsonl`` and ``state/``. ``mesh`` is by default the processes of
-    ``torchrun``, as replicas. Every rank calls ``evaluate(model, step)`` every ``config.eval_every`` steps
+    ``torchrun``, as replicas. With ``rounding`` the model computes with rounded weights, in evaluation too.
+    Every rank calls ``evaluate(model, step)`` every ``config.eval_every`` steps
     and after the last. Its numbers go to the log. The first rank calls ``on_step(record)`` after every logged
     step. A `stream` may have a ``signature`` (a JSON value): resuming on other data is then an error. Calling
     again after the end loads the result and returns.
@@ -82,7 +85,7 @@ def train(
     """
     ranks = parallel.start() if mesh is None else parallel.ranks_of(mesh)
     parallel.distribute(model, ranks, torch_dtype(config.dtype))
-    return _Run(model, stream, objective, config, Path(folder), ranks).run(evaluate, on_step)
+    return _Run(model, stream, objective, config, Path(folder), ranks, rounding).run(evaluate, on_step)
 
 
 class _Run:
@@ -96,9 +99,10 @@ class _Run:
         config: TrainConfig,
         folder: Path,
         ranks: Ranks,
+        rounding: StraightThrough | None,
     ) -> None:
         self.model, self.stream, self.objective, self.config = model, stream, objective, config
-        self.folder, self.ranks = folder, ranks
+        self.folder, self.ranks, self.rounding = folder, ranks, rounding
         try:
             self.rows = config.rows_of_rank(ranks.world)
         except ValueError as error:
@@ -119,6 +123,7 @@ class _Run:
             json.dumps(
                 objectives.signature(objective)
                 | {"model": asdict(model.config), "stream": getattr(stream, "signature", None)}
+                | ({"rounding": rounding.signature()} if rounding is not None else {})
                 | config.trajectory()
             )
         )
@@ -228,14 +233,19 @@ class _Run:
         """Add up the gradients of this rank's rows. Return the detached losses of its micro-batches."""
         micro = self.config.micro_batch_size or self.rows
         losses = []
-        for start in range(0, self.rows, micro):
-            batch = self.stream.batch(self._first_row() + start, micro).to(self.device)
-            parallel.postpone_reduction(self.model, last=start + micro == self.rows)
-            with self._autocast():
-                loss = objectives.batch_loss(self.model, self.objective, batch)
-            loss.total.backward()
-            losses.append(loss._replace(total=loss.total.detach()))
+        with self._rounded():
+            for start in range(0, self.rows, micro):
+                batch = self.stream.batch(self._first_row() + start, micro).to(self.device)
+                parallel.postpone_reduction(self.model, last=start + micro == self.rows)
+                with self._autocast():
+                    loss = objectives.batch_loss(self.model, self.objective, batch)
+                loss.total.backward()
+                losses.append(loss._replace(total=loss.total.detach()))
         return losses
+
+    def _rounded(self) -> Any:
+        """Let the model compute with rounded weights, if it is trained for that."""
+        return nullcontext() if self.rounding is None else self.rounding.applied()
 
     def _autocast(self) -> Any:
         """Cast weights at each matmul. FSDP2 needs no cast: it gathers them in the compute dtype."""
@@ -294,7 +304,7 @@ class _Run:
     def _evaluate(self, evaluate: Any, log: MetricsLog | None) -> None:
         if evaluate is None:
             return
-        with torch.no_grad():
+        with torch.no_grad(), self._rounded():
             numbers = dict(evaluate(self.model, self.step))
         if isinstance(self.model, FSDPModule):
             self.model.reshard()  # forwards without backward leave the root gathered

@@ -27,6 +27,7 @@ from .adapters import AdapterSection
 from .config import TrainConfig, TrainSettings
 from .objectives import AnyObjective
 from .optimizers import AnyOptimizer
+from .rounding import RoundingSection
 from .schedules import AnySchedule, Cosine
 from .section import ComputeDtype, Positive, PositiveReal, Section, impossible
 from .sources import AnyData
@@ -127,6 +128,7 @@ class Recipe(Section):
     model: ModelSpec
     tokenizer: TokenizerSpec | None = None
     adapter: AdapterSection | None = None  # train adapters on the model instead of its weights
+    rounding: RoundingSection | None = None  # train the weights as a block format stores them
     data: AnyData
     objective: AnyObjective
     optimizer: AnyOptimizer
@@ -168,6 +170,16 @@ class Recipe(Section):
             yield "adapter", "adapters are trained on a model that exists: give model.start"
         if self.adapter is not None and self.parallel.ranks > 1:
             yield "parallel.ranks", f"adapters are trained in one process, not on ranks={self.parallel.ranks}"
+        if self.rounding is not None:
+            if self.adapter is not None:
+                yield "rounding", "adapters are not rounded; merge them first, or leave out adapter"
+            if self.model.start is None:
+                yield "rounding", "rounding is for a model that is trained already: give model.start"
+            if self.parallel.ranks > 1:
+                yield (
+                    "parallel.ranks",
+                    f"weights are rounded in one process, not on ranks={self.parallel.ranks}",
+                )
         mixable = data.rows == "mix" and objective.rows & {"text", "dialogs"}
         if data.rows not in objective.rows and not mixable:
             wanted = " or ".join(sorted(objective.rows))
@@ -378,6 +390,8 @@ def check_recipe(recipe: Recipe, world: int) -> ModelConfig:
                 f"{recipe.name}: train.context={recipe.train.context} exceeds the "
                 f"max_context={config.max_context} of {recipe.model.start}"
             )
+    if recipe.rounding is not None:
+        recipe.rounding.scheme(config)
     for role, folder in recipe.objective.parents().items():
         other = load_config(folder)
         if other.vocab_size != config.vocab_size:

@@ -25,6 +25,7 @@ from ..checkpoint import (
     write_checkpoint,
 )
 from ..checkpoint.adapters import save_adapter
+from ..checkpoint.gguf_folder import write_gguf_folder
 from ..data.origin import bind
 from ..dtypes import torch_dtype
 from ..errors import RecipeError
@@ -102,6 +103,7 @@ def _train(
             on_evaluate(scores)
         return scores
 
+    rounding = None if recipe.rounding is None else recipe.rounding.build(model)
     result = train(
         model,
         data.stream,
@@ -109,11 +111,16 @@ def _train(
         recipe.config,
         out,
         mesh=ranks.mesh,
+        rounding=rounding,
         evaluate=evaluate if data.heldout or data.probes else None,
         on_step=on_step,
     )
     lineage = _lineage(recipe, data.hash) if ranks.first else None
-    if recipe.adapter is not None and recipe.adapter.new_rows:
+    if rounding is not None:
+        write_gguf_folder(
+            out / "model", config, rounding.formats, rounding.rows, tokenizer, recipe.name, lambda: lineage
+        )
+    elif recipe.adapter is not None and recipe.adapter.new_rows:
         dtype = torch_dtype(recipe.save_dtype)
         write_checkpoint(
             out / "model", config, partial(merged_parameter, model), tokenizer, dtype=dtype, lineage=lineage
