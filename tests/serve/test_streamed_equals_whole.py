@@ -12,7 +12,8 @@ from conftest import CONTEXT, ScriptedLoop
 from herd.serve.answer import start_answer
 from herd.serve.anthropic import MessageWriter
 from herd.serve.auth import Principal
-from herd.serve.chat import ChatCall, ServedModel, prepare_chat, prepare_text
+from herd.serve.calls import ChatCall, TextCall
+from herd.serve.chat import ServedModel, prepare_chat, prepare_text
 from herd.serve.ledger import Unmetered
 from herd.serve.openai_chat import ChatWriter
 from herd.serve.openai_completions import CompletionRequest, CompletionWriter
@@ -115,7 +116,7 @@ def test_chat_with_tools(tokenizer, answer, cuts, n, length):
     body, events = answered(
         tokenizer,
         divided(answer, cuts),
-        writer_of=lambda served, prompt: ChatWriter(served, False),
+        writer_of=lambda served, prompt: ChatWriter(served.name, False),
         prompt_of=prompt_of,
         reason="length" if length else "stop",
     )
@@ -155,7 +156,7 @@ def test_messages_and_responses_with_tools(tokenizer, answer, cuts, length):
 
     asked = ResponsesRequest(input="six")
     body, events = answered(
-        tokenizer, pieces, writer_of=lambda served, _: ResponseWriter(served, asked), **script
+        tokenizer, pieces, writer_of=lambda served, _: ResponseWriter(served.name, asked), **script
     )
     for output in (body["output"], events[-1]["response"]["output"]):
         texts = [item["content"][0]["text"] for item in output if item["type"] == "message"]
@@ -178,7 +179,7 @@ def test_the_whole_body_is_what_clients_expect(tokenizer, answer, n_calls, conte
         return prepare_chat(served, ChatCall([{"role": "user", "content": "six"}], {}, (TOOL,)))
 
     body, _ = answered(
-        tokenizer, [answer], writer_of=lambda served, _: ChatWriter(served, False), prompt_of=prompt_of
+        tokenizer, [answer], writer_of=lambda served, _: ChatWriter(served.name, False), prompt_of=prompt_of
     )
     choice = body["choices"][0]
     assert choice["message"]["content"] == content
@@ -195,8 +196,8 @@ def test_completions(tokenizer, text, cuts, echo):
     body, events = answered(
         tokenizer,
         divided(text, cuts),
-        writer_of=lambda served, prompt: CompletionWriter(served, asked, [prompt]),
-        prompt_of=lambda served: prepare_text(served, "six times", {}),
+        writer_of=lambda served, _: CompletionWriter(served.name, asked),
+        prompt_of=lambda served: prepare_text(served, TextCall("six times", echo=echo)),
     )
     choices = [choice for event in events for choice in event["choices"]]
     assert "".join(choice["text"] for choice in choices) == body["choices"][0]["text"]

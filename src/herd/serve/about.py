@@ -6,16 +6,16 @@ import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from .auth import Principal, public, require
-from .chat import ChatCall, ServedModel, check_ids, prepare_chat
+from .calls import ChatCall
 from .dialog import read_messages
 from .errors import NotFound
 from .models import ModelPool, ModelSlot, use_model
 from .problems import BadRequest
 from .respond import warning_header
+from .source import Servable
 from .tools import read_tools
 from .wire import RequestModel, documented, read_request
 
@@ -92,10 +92,11 @@ async def tokenize(
     """Return the token ids of a text or of a dialog."""
     asked, warnings = await read_request(request, "tokenize", TokenizeRequest)
     served = await use_model(request, principal, asked.model)
-    ids = await run_in_threadpool(_ids, served, asked, warnings, request.app.state.settings.max_tools)
-    tokens: list[Any] = list(ids)
+    ids = await _ids(served, asked, warnings, request.app.state.settings.max_tools)
+    tokens: list[Any] = ids
     if asked.with_pieces:
-        tokens = [{"id": id_, "piece": _piece(served.tokenizer.token_bytes(id_))} for id_ in ids]
+        rows = zip(ids, await served.token_bytes(ids), strict=True)
+        tokens = [{"id": id_, "piece": _piece(raw)} for id_, raw in rows]
     body = {"tokens": tokens, "count": len(ids), "max_model_len": served.context}
     return JSONResponse(body, headers=warning_header(warnings))
 
@@ -107,22 +108,23 @@ async def detokenize(
 ) -> Response:
     """Return the text of token ids, as ``content`` (llama.cpp's name) and as ``prompt`` (vLLM's)."""
     asked, warnings = await read_request(request, "detokenize", DetokenizeRequest)
-    tokenizer = (await use_model(request, principal, asked.model)).tokenizer
-    check_ids(asked.tokens, tokenizer.vocab_size, "tokens")
-    text = tokenizer.decode(asked.tokens)
+    served = await use_model(request, principal, asked.model)
+    text = await served.decode(asked.tokens)
     return JSONResponse({"content": text, "prompt": text}, headers=warning_header(warnings))
 
 
-def _ids(served: ServedModel, asked: TokenizeRequest, warnings: list[str], max_tools: int) -> list[int]:
+async def _ids(
+    served: Servable[Any], asked: TokenizeRequest, warnings: list[str], max_tools: int
+) -> list[int]:
     texts = [text for text in (asked.content, asked.prompt) if text is not None]
     if len(texts) + (asked.messages is not None) != 1:
         raise BadRequest("send one of content, prompt and messages", "content")
     if asked.messages is not None:
         tools = read_tools(asked.tools, warnings, max_tools)
         call = ChatCall(read_messages(asked.messages, warnings), tools=tools, warnings=warnings)
-        return prepare_chat(served, call).ids
+        return await served.encode_chat(call)
     bos = asked.add_special or asked.add_special_tokens or False
-    return served.tokenizer.encode(texts[0], bos=bos, special=bool(asked.parse_special))
+    return await served.encode(texts[0], bos=bos, special=bool(asked.parse_special))
 
 
 def _piece(raw: bytes) -> str | list[int]:

@@ -15,20 +15,12 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import Field, field_validator
 from starlette.responses import JSONResponse, Response
 
-from .answer import (
-    AnswerCall,
-    AnswerEnd,
-    AnswerEvent,
-    AnswerText,
-    AnswerThought,
-    AnswerUsage,
-    Choice,
-    LiveAnswer,
-)
+from .answer import LiveAnswer
 from .auth import Principal, require
-from .chat import ChatCall, prepare_chat
+from .calls import ChatCall
 from .dialog import read_messages, text_of
 from .errors import ApiError
+from .events import AnswerCall, AnswerEnd, AnswerEvent, AnswerText, AnswerThought, AnswerUsage, Choice
 from .forms import response_schema
 from .models import use_model
 from .problems import BadRequest
@@ -93,9 +85,8 @@ async def messages(
         "top_k": asked.top_k,
         "stop": tuple(asked.stop_sequences or ()),
     }
-    prompt = await run_in_threadpool(
-        lambda: prepare_chat(served, _chat_call(asked, sampling, warnings, settings.max_tools))
-    )
+    call = await run_in_threadpool(_chat_call, asked, sampling, warnings, settings.max_tools)
+    prompt = await served.prepare_chat(call)
     writer = MessageWriter(served.name)
     return await respond(
         request, principal, served, [prompt], writer, stream=bool(asked.stream), warnings=warnings
@@ -109,11 +100,9 @@ async def count_tokens(
     """Return the number of tokens of a dialog's prompt."""
     asked, warnings = await read_request(request, "count_tokens", CountRequest)
     served = await use_model(request, principal, asked.model)
-    max_tools = request.app.state.settings.max_tools
-    prompt = await run_in_threadpool(
-        lambda: prepare_chat(served, _chat_call(asked, {}, warnings, max_tools), any_length=True)
-    )
-    return JSONResponse({"input_tokens": len(prompt.ids)}, headers=warning_header(warnings))
+    call = await run_in_threadpool(_chat_call, asked, {}, warnings, request.app.state.settings.max_tools)
+    count = len(await served.encode_chat(call))
+    return JSONResponse({"input_tokens": count}, headers=warning_header(warnings))
 
 
 def _chat_call(

@@ -22,13 +22,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .. import __version__
 from . import about, admin, anthropic, ollama, openai_chat, openai_completions, openai_responses, pages
 from .auth import Authenticator, all_routes, refuse_unscoped
-from .chat import ServedModel
 from .errors import ApiError, Forbidden, NotFound
 from .ledger import Ledger, Unmetered
 from .metrics import ServerMetrics
 from .models import ModelPool, ModelSlot, release_models
 from .problems import BadRequest, api_error, error_headers, openai_error
 from .settings import ServeSettings
+from .source import Servable
 from .store import Store
 
 log = logging.getLogger("herd.serve")
@@ -47,7 +47,7 @@ _ERROR_BODIES = {"/v1/messages": anthropic.error_body, "/api/": ollama.error_bod
 """How APIs that are not OpenAI's write errors, by the beginning of their paths."""
 
 
-def create_app(served: ServedModel | ModelPool, store: Store | None, settings: ServeSettings) -> FastAPI:
+def create_app(served: Servable[Any] | ModelPool, store: Store | None, settings: ServeSettings) -> FastAPI:
     """Return the application that serves a model. Without a store, everybody may use it, and nobody is billed."""
 
     @asynccontextmanager
@@ -67,7 +67,7 @@ def create_app(served: ServedModel | ModelPool, store: Store | None, settings: S
         openapi_url=None,
         redirect_slashes=False,
     )
-    if isinstance(served, ServedModel):
+    if not isinstance(served, ModelPool):
         served = ModelPool([ModelSlot.of(served)])
     app.state.models, app.state.settings, app.state.store = served, settings, store
     app.state.authenticator = Authenticator(store)

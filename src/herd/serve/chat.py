@@ -1,42 +1,45 @@
-"""The one path from every API to the engine: a dialog or a text becomes a prompt that is ready to be answered.
+"""The model of this process's engine: a dialog or a text becomes a prompt that is ready to be answered.
 
-An API translates its request into a `ChatCall` (or `TextCall`) and gets a `ReadyPrompt`, in which everything
-has been checked that can be checked before computing. `answer.py` submits it and turns the tokens into events.
+An API translates its request into a `ChatCall` or `TextCall` and gets a `ReadyPrompt`, in which everything has been
+checked that can be checked before computing. `engine_source.py` turns the tokens of the engine into events.
 """
 
 from __future__ import annotations
 
 import warnings as python_warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from fastapi.concurrency import run_in_threadpool
+
+from ..engine.constraint import Constraint
 from ..engine.request import Request, Sampling
 from ..errors import EngineError
 from ..text.answers import AnswerParser
 from ..text.chat_format import ChatFormat
 from ..text.tokenizer import Tokenizer
+from .calls import ChatCall, TextCall
 from .dialog import shape_dialog
+from .engine_source import start_engine_source
 from .forms import AnswerForm, CallsFirstParser, answer_form
 from .problems import BadRequest, PromptTooLong
-from .tools import OfferedTool, ToolChoice
+from .source import AnswerSource, Servable
+from .tools import OfferedTool
 
 if TYPE_CHECKING:
-    from ..engine.constraint import Constraint
-    from ..engine.loop import EngineLoop
+    from ..engine.loop import EngineLoop, EngineStats
+    from .auth import Principal
 
 ANY_NAME = "*"
 
 
 @dataclass(frozen=True)
-class ServedModel:
-    """A model with its engine, its names and the settings of its checkpoint.
+class ServedModel(Servable["ReadyPrompt"]):
+    """A model with its engine in this process, and the settings of its checkpoint.
 
-    ``aliases`` are other names that clients may use. "*": any name. ``sampling`` has the checkpoint's defaults
-    by the names of `Sampling`. ``adapters`` are the adapters on the model, whose names clients use like those of
-    models. ``adapter`` is the one that a request has chosen ("": none). ``facts`` are shown to clients that ask
-    about the model. ``created`` is in seconds since 1970. ``fingerprint`` changes if the same request may get
-    another answer.
+    ``sampling`` has the checkpoint's defaults by the names of `Sampling`. ``adapter`` is the one that a request has
+    chosen ("": none).
     """
 
     name: str
@@ -51,6 +54,17 @@ class ServedModel:
     fingerprint: str = "herd"
     adapters: frozenset[str] = frozenset()
     adapter: str = ""
+
+    def with_adapter(self, name: str) -> ServedModel:
+        return replace(self, adapter=name)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    @property
+    def has_chat(self) -> bool:
+        return not self.is_base and self.tokenizer.chat is not None
 
     @property
     def chat(self) -> ChatFormat:
@@ -70,27 +84,34 @@ class ServedModel:
             name = str(error).partition("=")[0]
             raise BadRequest(str(error), name if name in changes else None) from None
 
+    async def prepare_chat(self, call: ChatCall) -> ReadyPrompt:
+        return await run_in_threadpool(prepare_chat, self, call)
 
-@dataclass
-class ChatCall:
-    """A request for the next message of a dialog, in the terms of no API in particular.
+    async def prepare_text(self, call: TextCall) -> ReadyPrompt:
+        return await run_in_threadpool(prepare_text, self, call)
 
-    ``messages`` are as `dialog.read_messages` returns them. ``sampling`` has fields of `Sampling`; None means
-    the checkpoint's default. ``schema`` is the JSON schema of the answer's text. ``warnings`` are told to the
-    client, and more are added. ``prefill`` is the beginning of the answer, which the model continues.
-    ``grammar`` is the form of the answer's text, instead of a ``schema`` and without tools.
-    """
+    async def encode_chat(self, call: ChatCall) -> list[int]:
+        prompt = await run_in_threadpool(lambda: prepare_chat(self, call, any_length=True))
+        return prompt.ids
 
-    messages: list[dict[str, Any]]
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    tools: Sequence[OfferedTool] = ()
-    tool_choice: ToolChoice = field(default_factory=ToolChoice)
-    parallel_calls: bool = True
-    schema: dict[str, Any] | None = None
-    n: int = 1
-    warnings: list[str] = field(default_factory=list)
-    prefill: str = ""
-    grammar: Constraint | None = None
+    async def encode(self, text: str, *, bos: bool, special: bool) -> list[int]:
+        return await run_in_threadpool(lambda: self.tokenizer.encode(text, bos=bos, special=special))
+
+    async def decode(self, ids: Sequence[int]) -> str:
+        check_ids(ids, self.tokenizer.vocab_size, "tokens")
+        return self.tokenizer.decode(ids)
+
+    async def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
+        return [self.tokenizer.token_bytes(id_) for id_ in ids]
+
+    async def start(self, prompts: Sequence[ReadyPrompt], principal: Principal) -> AnswerSource:
+        return await start_engine_source(self.loop, self.tokenizer, prompts, principal)
+
+    def stats(self) -> EngineStats:
+        return self.loop.stats()
+
+    def close(self, drain_seconds: float = 0.0) -> None:
+        self.loop.close(drain_seconds)
 
 
 @dataclass(frozen=True)
@@ -98,7 +119,8 @@ class ReadyPrompt:
     """A prompt that has been checked, and how to read the answer.
 
     ``make_parser`` returns a new parser for each of the ``n`` answers (None: all of it is text). ``tools`` are
-    those that the model may call, by name. ``prompt_logprobs`` asks for the prompt's log-probabilities too.
+    those that the model may call, by name. ``echo``: the answer begins with the prompt, and with its
+    log-probabilities if those of the answer are wanted.
     """
 
     ids: list[int]
@@ -107,14 +129,18 @@ class ReadyPrompt:
     form: AnswerForm = field(default_factory=AnswerForm)
     make_parser: Callable[[], AnswerParser] | None = None
     tools: Mapping[str, OfferedTool] = field(default_factory=dict)
-    prompt_logprobs: int | None = None
+    echo: bool = False
     adapter: str = ""
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.ids)
 
     def request(self, tenant: str, owner: str) -> Request:
         """Return the request for the engine."""
         more: dict[str, Any] = {}
-        if self.prompt_logprobs is not None:
-            more["prompt_logprobs"] = self.prompt_logprobs
+        if self.echo and self.sampling.logprobs is not None:
+            more["prompt_logprobs"] = self.sampling.logprobs
         return Request(
             self.ids, self.sampling, constraint=self.form.constraint, tenant=tenant, owner=owner,
             adapter=self.adapter, **more,
@@ -168,25 +194,18 @@ def _form(call: ChatCall, tools: Sequence[OfferedTool], call_format: str, tokeni
     return AnswerForm(call.grammar)
 
 
-def prepare_text(
-    served: ServedModel,
-    prompt: str | Sequence[int],
-    sampling: Mapping[str, Any],
-    n: int = 1,
-    constraint: Constraint | None = None,
-    prompt_logprobs: int | None = None,
-) -> ReadyPrompt:
+def prepare_text(served: ServedModel, call: TextCall) -> ReadyPrompt:
     """Return the prompt for a continuation of a text, or of token ids, which are taken as they are."""
-    tokenizer = served.tokenizer
+    tokenizer, prompt = served.tokenizer, call.prompt
     ids = tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt)
     if not ids:
         ids = list(tokenizer.prefix_ids)
     if not isinstance(prompt, str):
         check_ids(ids, tokenizer.vocab_size, "prompt")
     check_length(ids, served.context)
-    form = AnswerForm(constraint)
-    sampled = served.sampling_of(sampling)
-    return ReadyPrompt(ids, sampled, n, form, prompt_logprobs=prompt_logprobs, adapter=served.adapter)
+    constraint = call.grammar or (None if call.schema is None else Constraint.json_schema(call.schema))
+    sampled = served.sampling_of(call.sampling)
+    return ReadyPrompt(ids, sampled, call.n, AnswerForm(constraint), echo=call.echo, adapter=served.adapter)
 
 
 def check_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:

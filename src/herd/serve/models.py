@@ -13,15 +13,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 
-from .chat import ANY_NAME, ServedModel
+from .chat import ANY_NAME
 from .errors import NotFound
 from .problems import Overloaded
+from .source import Servable
 
 if TYPE_CHECKING:
     from ..engine.loop import EngineStats
@@ -42,21 +43,21 @@ class ModelSlot:
     """
 
     name: str
-    open: Callable[[], ServedModel]
+    open: Callable[[], Servable[Any]]
     nbytes: int = 0
     context: int = 0
     aliases: frozenset[str] = frozenset()
     adapters: frozenset[str] = frozenset()
     facts: Mapping[str, Any] = field(default_factory=dict)
     created: int = 0
-    served: ServedModel | None = None
+    served: Servable[Any] | None = None
     users: int = 0
     is_leaving: bool = False
     last_used: float = 0.0
     n_loads: int = 0
 
     @classmethod
-    def of(cls, served: ServedModel) -> ModelSlot:
+    def of(cls, served: Servable[Any]) -> ModelSlot:
         """Return the slot of a model that is loaded already and stays."""
         return cls(
             served.name,
@@ -102,7 +103,7 @@ class ModelPool:
         """Return the models that a key may use."""
         return [slot for slot in self.slots if principal.models is None or slot.name in principal.models]
 
-    async def acquire(self, slot: ModelSlot) -> ServedModel:
+    async def acquire(self, slot: ModelSlot) -> Servable[Any]:
         """Load a model if necessary, and pin it until `release`. Raises `Overloaded` if there is no memory for it."""
         while slot.served is None or slot.is_leaving:
             if self._is_loading or slot.is_leaving:
@@ -156,26 +157,27 @@ class ModelPool:
         served, slot.served = slot.served, None
         assert served is not None
         log.warning("%s is unloaded to make room for another model", slot.name)
-        await run_in_threadpool(served.loop.close)
+        await run_in_threadpool(served.close)
         del served
         gc.collect()  # the engine and its thread refer to each other
 
     def stats(self) -> dict[str, EngineStats]:
         """Return the state of the engine of each loaded model. Safe from any thread."""
         loaded = ((slot.name, slot.served) for slot in self.slots)
-        return {name: served.loop.stats() for name, served in loaded if served is not None}
+        stats = ((name, served.stats()) for name, served in loaded if served is not None)
+        return {name: state for name, state in stats if state is not None}
 
     def close(self, drain_seconds: float = 0.0) -> None:
         """Let open answers finish for so long, and end all engines. Safe from any thread."""
-        loops = [served.loop for slot in self.slots if (served := slot.served) is not None]
-        threads = [threading.Thread(target=loop.close, args=(drain_seconds,)) for loop in loops]
+        loaded = [served for slot in self.slots if (served := slot.served) is not None]
+        threads = [threading.Thread(target=served.close, args=(drain_seconds,)) for served in loaded]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
 
 
-async def use_model(request: Request, principal: Principal, name: str | None) -> ServedModel:
+async def use_model(request: Request, principal: Principal, name: str | None) -> Servable[Any]:
     """Return the model that a request names, loaded and pinned until its response has been sent.
 
     Raises `ApiError` if there is no such model, the key may not use it, or there is no memory for it.
@@ -185,7 +187,7 @@ async def use_model(request: Request, principal: Principal, name: str | None) ->
     principal.check_model(slot.name)
     served = await pool.acquire(slot)
     request.scope["state"].setdefault("pinned", []).append(slot)
-    return replace(served, adapter=str(name)) if name in served.adapters else served
+    return served.with_adapter(str(name)) if name in served.adapters else served
 
 
 def release_models(pool: ModelPool, pinned: Iterable[ModelSlot]) -> None:

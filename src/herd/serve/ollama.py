@@ -16,12 +16,12 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
 from .. import __version__
-from ..engine.constraint import Constraint
-from .answer import AnswerCall, AnswerEnd, AnswerEvent, AnswerText, Choice, LiveAnswer
+from .answer import LiveAnswer
 from .auth import Principal, public, require
-from .chat import ChatCall, ReadyPrompt, prepare_chat, prepare_text
+from .calls import ChatCall, TextCall
 from .dialog import read_messages
 from .errors import ApiError
+from .events import AnswerCall, AnswerEnd, AnswerEvent, AnswerText, Choice
 from .forms import ANY_OBJECT, enforceable_schema
 from .models import ModelSlot, use_model
 from .problems import BadRequest
@@ -78,14 +78,14 @@ async def chat(request: Request, principal: Annotated[Principal, Depends(require
         return _loaded(asked.model, "message", {"role": "assistant", "content": ""})
     settings = request.app.state.settings
 
-    def prepare() -> ReadyPrompt:
+    def read() -> ChatCall:
         tools = read_tools(asked.tools, warnings, settings.max_tools)
         dialog = read_messages([_message(each) for each in asked.messages], warnings)
         sampling = read_options(asked.options, settings.max_stop, warnings)
         schema = _schema(asked.format, warnings)
-        return prepare_chat(served, ChatCall(dialog, sampling, tools, schema=schema, warnings=warnings))
+        return ChatCall(dialog, sampling, tools, schema=schema, warnings=warnings)
 
-    prompt = await run_in_threadpool(prepare)
+    prompt = await served.prepare_chat(await run_in_threadpool(read))
     writer = OllamaWriter(asked.model, is_chat=True)
     return await respond(
         request, principal, served, [prompt], writer, stream=asked.stream is not False, warnings=warnings
@@ -101,17 +101,17 @@ async def generate(request: Request, principal: Annotated[Principal, Depends(req
         return _loaded(asked.model, "response", "")
     settings, text = request.app.state.settings, asked.prompt
 
-    def prepare() -> ReadyPrompt:
-        sampling = read_options(asked.options, settings.max_stop, warnings)
-        schema = _schema(asked.format, warnings)
-        if asked.raw or served.is_base or served.tokenizer.chat is None:
-            constraint = None if schema is None else Constraint.json_schema(schema)
-            return prepare_text(served, text, sampling, constraint=constraint)
+    def read() -> tuple[dict[str, Any], dict[str, Any] | None]:
+        return read_options(asked.options, settings.max_stop, warnings), _schema(asked.format, warnings)
+
+    sampling, schema = await run_in_threadpool(read)
+    if asked.raw or not served.has_chat:
+        prompt = await served.prepare_text(TextCall(text, sampling, schema=schema))
+    else:
         system = [{"role": "system", "content": asked.system}] if asked.system else []
         dialog = read_messages([*system, {"role": "user", "content": text}], warnings)
-        return prepare_chat(served, ChatCall(dialog, sampling, schema=schema, warnings=warnings))
-
-    prompt = await run_in_threadpool(prepare)
+        call = ChatCall(dialog, sampling, schema=schema, warnings=warnings)
+        prompt = await served.prepare_chat(call)
     writer = OllamaWriter(asked.model, is_chat=False)
     return await respond(
         request, principal, served, [prompt], writer, stream=asked.stream is not False, warnings=warnings
@@ -148,15 +148,14 @@ async def show(
     """Describe a model."""
     asked, _ = await read_request(request, "ollama_show", ShowRequest)
     served = await use_model(request, principal, plain_name(asked.model))
-    chat = None if served.is_base else served.tokenizer.chat
     return {
         "details": _details(served.facts),
         "model_info": {
             "general.architecture": "llama",
             "llama.context_length": served.context,
-            "llama.vocab_size": served.tokenizer.vocab_size,
+            "llama.vocab_size": served.vocab_size,
         },
-        "capabilities": ["completion"] if chat is None else ["completion", "tools"],
+        "capabilities": ["completion", "tools"] if served.has_chat else ["completion"],
         "modified_at": _time(served.created),
         "template": "",
         "parameters": "",

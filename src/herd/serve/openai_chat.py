@@ -12,13 +12,12 @@ from pydantic import Field
 from starlette.responses import JSONResponse, Response
 
 from ..engine.constraint import MAX_TEXT
-from ..engine.request import TokenLogprob
-from ..text.tokenizer import Tokenizer
-from .answer import AnswerCall, AnswerEnd, AnswerEvent, AnswerText, AnswerThought, Choice, LiveAnswer
+from .answer import LiveAnswer
 from .auth import Principal, require
-from .chat import ChatCall, ServedModel, prepare_chat
+from .calls import ChatCall
 from .dialog import read_messages, take_prefill
 from .errors import ApiError
+from .events import AnswerCall, AnswerEnd, AnswerEvent, AnswerText, AnswerThought, Choice, ScoredToken
 from .forms import grammar_constraint, response_schema
 from .models import use_model
 from .problems import BadRequest, openai_error
@@ -56,10 +55,9 @@ async def chat_completions(
     """Answer a dialog."""
     asked, warnings = await read_request(request, "chat", ChatRequest)
     served = await use_model(request, principal, asked.model)
-    prompt = await run_in_threadpool(
-        lambda: prepare_chat(served, _chat_call(asked, warnings, request.app.state.settings.max_tools))
-    )
-    writer = ChatWriter(served, asked.includes_usage)
+    call = await run_in_threadpool(_chat_call, asked, warnings, request.app.state.settings.max_tools)
+    prompt = await served.prepare_chat(call)
+    writer = ChatWriter(served.name, asked.includes_usage)
     return await respond(
         request, principal, served, [prompt], writer, stream=bool(asked.stream), warnings=warnings
     )
@@ -73,11 +71,9 @@ async def count_input_tokens(
     """Count the tokens of a request without answering it."""
     asked, warnings = await read_request(request, "chat", ChatRequest)
     served = await use_model(request, principal, asked.model)
-    max_tools = request.app.state.settings.max_tools
-    prompt = await run_in_threadpool(
-        lambda: prepare_chat(served, _chat_call(asked, warnings, max_tools), any_length=True)
-    )
-    body = {"object": "chat.completion.input_tokens", "input_tokens": len(prompt.ids)}
+    call = await run_in_threadpool(_chat_call, asked, warnings, request.app.state.settings.max_tools)
+    count = len(await served.encode_chat(call))
+    body = {"object": "chat.completion.input_tokens", "input_tokens": count}
     return JSONResponse(body, headers=warning_header(warnings))
 
 
@@ -126,9 +122,9 @@ def _chat_call(asked: ChatRequest, warnings: list[str], max_tools: int) -> ChatC
 class ChatWriter(AnswerWriter):
     """Writes an answer as a chat completion, or as its chunks."""
 
-    def __init__(self, served: ServedModel, includes_usage: bool) -> None:
-        self._tokenizer, self._includes_usage = served.tokenizer, includes_usage
-        self._created, self._model = int(time.time()), served.name
+    def __init__(self, model: str, includes_usage: bool) -> None:
+        self._model, self._includes_usage = model, includes_usage
+        self._created = int(time.time())
 
     def begin(self, answer: LiveAnswer) -> bytes:
         """Return one chunk with the role for every choice."""
@@ -143,7 +139,7 @@ class ChatWriter(AnswerWriter):
         """Return the chunks of an event. The arguments of a call come in a chunk of their own."""
         index = event.index
         if isinstance(event, AnswerText):
-            logprobs = chat_logprobs(event.logprobs, self._tokenizer) if event.logprobs else None
+            logprobs = chat_logprobs(event.logprobs) if event.logprobs else None
             return self._chunk(index, {"content": event.text}, logprobs=logprobs)
         if isinstance(event, AnswerThought):
             return self._chunk(index, {"reasoning_content": event.text})
@@ -187,7 +183,7 @@ class ChatWriter(AnswerWriter):
         return {
             "index": choice.index,
             "message": message,
-            "logprobs": chat_logprobs(choice.logprobs, self._tokenizer) if has_logprobs else None,
+            "logprobs": chat_logprobs(choice.logprobs) if has_logprobs else None,
             "finish_reason": choice.reason,
         }
 
@@ -208,16 +204,16 @@ class ChatWriter(AnswerWriter):
         return f"data: {self._prefix}{json_text([choice])}}}\n\n".encode()
 
 
-def chat_logprobs(logprobs: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any]:
+def chat_logprobs(scores: Sequence[ScoredToken]) -> dict[str, Any]:
     """Return log-probabilities as chat completions have them: text and bytes of each token."""
 
-    def token(id_: int, nats: float) -> dict[str, Any]:
-        raw = tokenizer.token_bytes(id_)
-        return {"token": raw.decode("utf-8", "replace"), "logprob": max(nats, -9999.0), "bytes": list(raw)}
+    def token(raw: bytes, nats: float | None) -> dict[str, Any]:
+        logprob = max(nats or 0.0, -9999.0)
+        return {"token": raw.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(raw)}
 
     content = [
-        token(each.id, each.logprob) | {"top_logprobs": [token(*pair) for pair in each.top]}
-        for each in logprobs
+        token(each.raw, each.logprob) | {"top_logprobs": [token(*pair) for pair in each.top]}
+        for each in scores
     ]
     return {"content": content, "refusal": None}
 

@@ -15,8 +15,12 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 from starlette.responses import JSONResponse, Response
 
-from ..text.tokenizer import Tokenizer
-from .answer import (
+from .answer import LiveAnswer
+from .auth import Principal, require
+from .calls import ChatCall
+from .dialog import read_messages
+from .errors import ApiError
+from .events import (
     AnswerCall,
     AnswerEnd,
     AnswerEvent,
@@ -24,12 +28,8 @@ from .answer import (
     AnswerThought,
     AnswerUsage,
     Choice,
-    LiveAnswer,
+    ScoredToken,
 )
-from .auth import Principal, require
-from .chat import ChatCall, ServedModel, prepare_chat
-from .dialog import read_messages
-from .errors import ApiError
 from .forms import response_schema
 from .models import use_model
 from .openai_chat import chat_logprobs
@@ -87,12 +87,11 @@ async def responses(
         "top_p": asked.top_p,
         "logprobs": (asked.top_logprobs or 0) if has_logprobs else None,
     }
-    prompt = await run_in_threadpool(
-        lambda: prepare_chat(
-            served, _chat_call(asked, sampling, warnings, request.app.state.settings.max_tools)
-        )
+    call = await run_in_threadpool(
+        _chat_call, asked, sampling, warnings, request.app.state.settings.max_tools
     )
-    writer = ResponseWriter(served, asked)
+    prompt = await served.prepare_chat(call)
+    writer = ResponseWriter(served.name, asked)
     return await respond(
         request, principal, served, [prompt], writer, stream=bool(asked.stream), warnings=warnings
     )
@@ -105,11 +104,8 @@ async def input_tokens(
     """Return the number of tokens of a dialog's prompt."""
     asked, warnings = await read_request(request, "input_tokens", InputRequest)
     served = await use_model(request, principal, asked.model)
-    max_tools = request.app.state.settings.max_tools
-    prompt = await run_in_threadpool(
-        lambda: prepare_chat(served, _chat_call(asked, {}, warnings, max_tools), any_length=True)
-    )
-    body = {"object": "response.input_tokens", "input_tokens": len(prompt.ids)}
+    call = await run_in_threadpool(_chat_call, asked, {}, warnings, request.app.state.settings.max_tools)
+    body = {"object": "response.input_tokens", "input_tokens": len(await served.encode_chat(call))}
     return JSONResponse(body, headers=warning_header(warnings))
 
 
@@ -165,9 +161,8 @@ def read_items(items: str | Sequence[Mapping[str, Any]], warnings: list[str]) ->
 class ResponseWriter(AnswerWriter):
     """Writes an answer as a response object, or as the events of one."""
 
-    def __init__(self, served: ServedModel, asked: ResponsesRequest) -> None:
-        self._tokenizer: Tokenizer = served.tokenizer
-        self._model, self._asked, self._created = served.name, asked, int(time.time())
+    def __init__(self, model: str, asked: ResponsesRequest) -> None:
+        self._model, self._asked, self._created = model, asked, int(time.time())
         self._n_events = 0
         self._output: list[Item] = []  # closed items, and at the end the one that is filled
         self._filling: type[AnswerText | AnswerThought] | None = None
@@ -195,7 +190,7 @@ class ResponseWriter(AnswerWriter):
         part["text"] += event.text
         more: dict[str, Any] = {}
         if isinstance(event, AnswerText):
-            logprobs = _logprobs(event.logprobs, self._tokenizer)
+            logprobs = _logprobs(event.logprobs)
             part["logprobs"] += logprobs
             more["logprobs"] = logprobs
         return opening + self._part_event("delta", delta=event.text, **more)
@@ -214,7 +209,7 @@ class ResponseWriter(AnswerWriter):
             self._add(AnswerThought, choice.thought)
         if choice.text or choice.logprobs or not choice.calls:
             item = self._add(AnswerText, choice.text)
-            item["content"][0]["logprobs"] = _logprobs(choice.logprobs, self._tokenizer)
+            item["content"][0]["logprobs"] = _logprobs(choice.logprobs)
             item["status"] = self._status
         self._output += [_call_item(call) for call in choice.calls]
         return self._response(answer, self._status)
@@ -343,8 +338,8 @@ def _call_item(call: AnswerCall) -> Item:
     return item | ({"namespace": call.tool.namespace} if call.tool.namespace else {})
 
 
-def _logprobs(logprobs: Any, tokenizer: Tokenizer) -> list[Any]:
-    return chat_logprobs(logprobs, tokenizer)["content"] if logprobs else []
+def _logprobs(scores: Sequence[ScoredToken]) -> list[Any]:
+    return chat_logprobs(scores)["content"] if scores else []
 
 
 def _usage(usage: AnswerUsage) -> dict[str, Any]:

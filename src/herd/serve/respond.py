@@ -19,12 +19,13 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from .answer import AnswerEvent, AnswerUsage, Choice, LiveAnswer, start_answer
+from .answer import LiveAnswer, start_answer
 from .auth import Principal
-from .chat import ReadyPrompt, ServedModel
 from .errors import ApiError
+from .events import AnswerEvent, AnswerUsage, Choice
 from .problems import BadRequest, api_error
 from .settings import ServeSettings
+from .source import CheckedPrompt, Servable
 
 LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 """Characters at which Python's splitlines ends a line, and which JSON need not escape."""
@@ -65,14 +66,14 @@ class AnswerWriter(ABC):
 async def respond(
     request: Request,
     principal: Principal,
-    served: ServedModel,
-    prompts: Sequence[ReadyPrompt],
+    served: Servable[Any],
+    prompts: Sequence[CheckedPrompt],
     writer: AnswerWriter,
     *,
     stream: bool,
     warnings: list[str],
 ) -> Response:
-    """Reserve the worst case, submit the prompts, and return the response. Raises `ApiError` before it begins."""
+    """Reserve the worst case, begin to answer, and return the response. Raises `ApiError` before it begins."""
     state = request.app.state
     settings: ServeSettings = state.settings
     endpoint = request.scope["route"].path
@@ -81,7 +82,7 @@ async def respond(
         principal,
         model=served.name,
         endpoint=endpoint,
-        prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
+        prompt_tokens=sum(prompt.n_tokens for prompt in prompts),
         max_completion_tokens=sum(prompt.max_completion_tokens(served.context) for prompt in prompts),
         request_id=_billing_id(request),
     )

@@ -1,0 +1,49 @@
+"""What clients ask for, in the terms of no API in particular. Every API translates its requests into these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .tools import OfferedTool, ToolChoice
+
+if TYPE_CHECKING:
+    from ..engine.constraint import Constraint
+
+
+@dataclass
+class ChatCall:
+    """A request for the next message of a dialog.
+
+    ``messages`` are as `dialog.read_messages` returns them. ``sampling`` has fields of `Sampling`; None means
+    the checkpoint's default. ``schema`` is the JSON schema of the answer's text. ``warnings`` are told to the
+    client, and more are added. ``prefill`` is the beginning of the answer, which the model continues.
+    ``grammar`` is the form of the answer's text, instead of a ``schema`` and without tools.
+    """
+
+    messages: list[dict[str, Any]]
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[OfferedTool] = ()
+    tool_choice: ToolChoice = field(default_factory=ToolChoice)
+    parallel_calls: bool = True
+    schema: dict[str, Any] | None = None
+    n: int = 1
+    warnings: list[str] = field(default_factory=list)
+    prefill: str = ""
+    grammar: Constraint | None = None
+
+
+@dataclass
+class TextCall:
+    """A request to continue a text, or token ids, which are taken as they are.
+
+    ``sampling``, ``schema`` and ``grammar`` are those of `ChatCall`. ``echo``: the answer begins with the prompt.
+    """
+
+    prompt: str | list[int]
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    n: int = 1
+    schema: dict[str, Any] | None = None
+    grammar: Constraint | None = None
+    echo: bool = False

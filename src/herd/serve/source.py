@@ -1,0 +1,133 @@
+"""Where answers come from: a model that can be asked (`Servable`), and one answer of it (`AnswerSource`).
+
+The APIs, `respond.py` and `answer.py` know only these classes. `chat.py` and `engine_source.py` are the model of this
+process's engine.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from .events import AnswerUsage, Piece
+
+if TYPE_CHECKING:
+    from ..engine.loop import EngineStats
+    from ..engine.request import Sampling
+    from .auth import Principal
+    from .calls import ChatCall, TextCall
+
+
+class CheckedPrompt(Protocol):
+    """A prompt that has been checked, to be answered ``n`` times."""
+
+    @property
+    def n(self) -> int:
+        """The number of answers."""
+
+    @property
+    def n_tokens(self) -> int:
+        """The number of tokens, or an upper bound of it."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """The settings of the answers."""
+
+    def max_completion_tokens(self, context: int) -> int:
+        """Return the most tokens that all answers together can have."""
+
+
+PromptT = TypeVar("PromptT", bound=CheckedPrompt)
+
+
+class AnswerSource(ABC):
+    """One answer of a model to one or more prompts, while it is generated. Read by one reader, on the event loop."""
+
+    warnings: Sequence[str] = ()
+    """What the client is told at the end. Complete when all pieces were read."""
+
+    @abstractmethod
+    def pieces(self) -> AsyncIterator[Piece]:
+        """Yield the answer as it is generated, and after the last piece return. Raises an error if it ends early."""
+
+    @property
+    @abstractmethod
+    def usage(self) -> AnswerUsage:
+        """Tokens and times up to now."""
+
+    @property
+    @abstractmethod
+    def cached_tokens(self) -> int:
+        """The number of the prompts' tokens that came from the cache. Cheap: it is read before each write."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """End the answer early, from any thread. `pieces` then raises."""
+
+
+class Servable(ABC, Generic[PromptT]):
+    """A model that clients can ask, wherever it runs.
+
+    ``aliases`` are other names that clients may use. "*": any name. ``adapters`` are the adapters on the model, whose
+    names clients use like those of models. ``context`` is in tokens, ``created`` in seconds since 1970. ``facts`` are
+    shown to clients that ask about the model. ``fingerprint`` changes if the same request may get another answer.
+    """
+
+    name: str
+    context: int
+    aliases: frozenset[str]
+    adapters: frozenset[str]
+    created: int
+    facts: Mapping[str, Any]
+    fingerprint: str
+
+    @abstractmethod
+    def with_adapter(self, name: str) -> Servable[PromptT]:
+        """Return the model with one of its ``adapters`` switched on."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int | None:
+        """The number of token ids, if it is known."""
+
+    @property
+    @abstractmethod
+    def has_chat(self) -> bool:
+        """Whether the model answers dialogs. Otherwise it only continues text."""
+
+    @abstractmethod
+    async def prepare_chat(self, call: ChatCall) -> PromptT:
+        """Return the prompt of a dialog. Raises `ApiError` for what cannot be served."""
+
+    @abstractmethod
+    async def prepare_text(self, call: TextCall) -> PromptT:
+        """Return the prompt for a continuation of a text. Raises `ApiError` for what cannot be served."""
+
+    @abstractmethod
+    async def encode_chat(self, call: ChatCall) -> list[int]:
+        """Return the token ids of a dialog's prompt, also of one that exceeds the context."""
+
+    @abstractmethod
+    async def encode(self, text: str, *, bos: bool, special: bool) -> list[int]:
+        """Return the token ids of a text."""
+
+    @abstractmethod
+    async def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids. Raises `ApiError` for an id outside the vocabulary."""
+
+    @abstractmethod
+    async def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
+        """Return the bytes of each token."""
+
+    @abstractmethod
+    async def start(self, prompts: Sequence[PromptT], principal: Principal) -> AnswerSource:
+        """Begin to answer, and return when nothing is known to be wrong with the request. Raises `ApiError`."""
+
+    @abstractmethod
+    def stats(self) -> EngineStats | None:
+        """Return the state of the engine, if it runs in this process. Safe from any thread."""
+
+    @abstractmethod
+    def close(self, drain_seconds: float = 0.0) -> None:
+        """Let open answers finish for so long, and end the rest. Called from a thread of its own."""
