@@ -134,6 +134,23 @@ def test_nothing_is_billed_before_the_first_byte(store, ledger):
     assert rows_of(store)[0].status == "failed"
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_the_prompt_may_turn_out_to_be_shorter_than_reserved(store, ledger, dies):
+    set_price(store, "m", PRICE, "EUR", "test")
+    first = Ledger(store)
+    reservation = reserve(first, key(store), prompt=100)
+    reservation.advance(3, 2, 40)
+    assert reservation.cost(3, 2, 40) == {"amount": "0.0001", "currency": "EUR"}
+    if dies:
+        die(first)
+        assert ledger.recover() == 1
+    else:
+        assert reservation.settle(3, 2, prompt_tokens=40) == Bill(40, 2, 3, 100)  # 76 + 1 + 22.5 = 99.5
+        first.close()
+    assert totals(store) == (1, 40, 2, 3, 100, 0, 0)
+    assert rows_of(store)[0].tokens == 43
+
+
 def test_a_price_change_does_not_touch_open_requests(store, ledger):
     set_price(store, "*", PRICE, "EUR", "test")
     reservation = reserve(ledger, key(store))
@@ -350,7 +367,7 @@ def test_a_clean_end_leaves_no_counter_file(store):
 
 def test_the_disk_space_of_counters_is_taken_at_the_start(tmp_path):
     counters = CounterFile(tmp_path / "a.counters")
-    assert (tmp_path / "a.counters").stat().st_blocks * 512 >= SLOTS * 8
+    assert (tmp_path / "a.counters").stat().st_blocks * 512 >= 2 * SLOTS * 8
     with counters_of_dead(tmp_path / "a.counters") as words:
         assert words is None
     counters.close()
@@ -493,6 +510,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 "key": number, "at": self.clock.now, "open": True, "server": server, "reservation": reservation,
                 "prompt": prompt, "most": most, "counted": prompt + most, "tokens": prompt + most,
                 "money": cost(prompt, 0, most), "begun": False, "completion": 0, "cached": 0, "billed": 0,
+                "corrected": 0,
             }
         )  # fmt: skip
 
@@ -506,7 +524,8 @@ class LedgerMachine(RuleBasedStateMachine):
         request["begun"] = True
         request["completion"] = data.draw(st.integers(request["completion"], request["most"]))
         request["cached"] = data.draw(st.integers(request["cached"], request["prompt"]))
-        request["reservation"].advance(request["completion"], request["cached"])
+        request["corrected"] = data.draw(st.sampled_from([0, request["prompt"] + 1]))
+        request["reservation"].advance(request["completion"], request["cached"], request["corrected"])
 
     @precondition(lambda self: any(request["open"] for request in self.requests))
     @rule(data=st.data())
@@ -514,7 +533,7 @@ class LedgerMachine(RuleBasedStateMachine):
         request = self.open_one(data)
         request["completion"] = data.draw(st.integers(request["completion"], request["most"]))
         status = data.draw(st.sampled_from(["completed", "cancelled", "failed"]))
-        request["reservation"].settle(request["completion"], request["cached"], status)
+        request["reservation"].settle(request["completion"], request["cached"], status, request["corrected"])
         self.closed(request)
 
     @precondition(lambda self: any(not request["open"] for request in self.requests))
@@ -526,6 +545,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def closed(self, request: dict) -> None:
         request["open"] = False
+        request["prompt"] = request["corrected"] or request["prompt"]
         request["counted"] = request["prompt"] + request["completion"]
         request["billed"] = int(request["begun"])
         request["tokens"] = request["billed"] * request["counted"]

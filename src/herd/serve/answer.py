@@ -80,7 +80,7 @@ class LiveAnswer:
 
     def _advance(self, n_tokens: int) -> None:
         self._delivered = n_tokens
-        self._reservation.advance(n_tokens, self._source.cached_tokens)
+        self._reservation.advance(n_tokens, self._source.cached_tokens, self._source.prompt_tokens)
 
     def cancel(self) -> None:
         """End the answer early, from any thread. `events` then raises."""
@@ -89,7 +89,8 @@ class LiveAnswer:
     @property
     def remarks(self) -> dict[str, Any]:
         """What Herd tells clients beside the answer: warnings, and its cost if the model has a price."""
-        cost = self._reservation.cost(self._delivered, self._source.cached_tokens)
+        source = self._source
+        cost = self._reservation.cost(self._delivered, source.cached_tokens, source.prompt_tokens)
         remarks = {"warnings": self.warnings, "cost": cost}
         return {name: value for name, value in remarks.items() if value}
 
@@ -101,9 +102,8 @@ class LiveAnswer:
         self.cancel()
         usage = self.usage
         # An answer of which nothing was delivered bills nothing, but what was computed counts towards the key's limits.
-        self._reservation.settle(
-            self._delivered or usage.completion_tokens, self._source.cached_tokens, self._status
-        )
+        tokens = self._delivered or usage.completion_tokens
+        self._reservation.settle(tokens, self._source.cached_tokens, self._status, self._source.prompt_tokens)
         self._finished(self._status, usage)
 
 

@@ -1,9 +1,10 @@
 """A file of counters, one for each open request, that survives `kill -9` of the server.
 
-The counters are 64-bit words in a file that is mapped into memory. To advance one is a single store into shared
-memory, about 0.1 µs. When the process dies, however it dies, the kernel keeps the page and writes it to the disk.
-So the counters are exact after `kill -9`. After a power failure they may be up to some seconds old, which never
-bills too much. A transaction for each token would cost a thousand times more and survive the same kills.
+The counters are 64-bit words in a file that is mapped into memory: one for each request with the tokens of its answer,
+and one with those of its prompt (`PROMPT`). To advance one is a single store into shared memory, about 0.1 µs. When the
+process dies, however it dies, the kernel keeps the page and writes it to the disk. So the counters are exact after
+`kill -9`. After a power failure they may be up to some seconds old, which never bills too much. A transaction for each
+token would cost a thousand times more and survive the same kills.
 
 The file's blocks are allocated when it is made, because a write to a hole of a mapped file on a full disk ends the
 process (SIGBUS). The process holds a lock on the file as long as it lives. A file that can be locked belongs to a
@@ -25,7 +26,10 @@ from .errors import ApiError
 
 SLOTS = 16_384
 """Most requests that one server can have open."""
+PROMPT = SLOTS
+"""Distance of the second counter of a request from the first: its prompt's tokens. 0: as many as were reserved."""
 SUFFIX = ".counters"
+_NBYTES = 2 * SLOTS * 8
 _BEGUN, _TOKEN_BITS = 1 << 63, 31
 
 
@@ -38,17 +42,17 @@ class CounterFile:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-            os.posix_fallocate(self._descriptor, 0, SLOTS * 8)
+            os.posix_fallocate(self._descriptor, 0, _NBYTES)
         except OSError as error:
             raise storage_error(path, error) from error
-        self._map = mmap.mmap(self._descriptor, SLOTS * 8)
+        self._map = mmap.mmap(self._descriptor, _NBYTES)
         self.words = memoryview(self._map).cast("Q")
         self._lock = threading.Lock()
         self._free: list[int] = []
         self._used = 0
 
     def take(self) -> int:
-        """Return the index of a counter that is zero and belongs to nobody else until `give_back`."""
+        """Return the index of counters that are zero and belong to nobody else until `give_back`."""
         with self._lock:
             if self._free:
                 slot = self._free.pop()
@@ -63,11 +67,11 @@ class CounterFile:
                     retry_after=1.0,
                     should_retry=True,
                 )
-        self.words[slot] = 0
+        self.words[slot] = self.words[slot + PROMPT] = 0
         return slot
 
     def give_back(self, slot: int) -> None:
-        """Free a counter whose request is settled."""
+        """Free the counters of a request that is settled."""
         with self._lock:
             self._free.append(slot)
 
@@ -109,7 +113,7 @@ def counters_of_dead(path: Path) -> Iterator[list[int] | None]:
     except BlockingIOError:
         yield None
     else:
-        data = os.pread(descriptor, SLOTS * 8, 0).ljust(SLOTS * 8, b"\0")  # shorter: killed while it was made
+        data = os.pread(descriptor, _NBYTES, 0).ljust(_NBYTES, b"\0")  # shorter: killed while it was made
         yield list(memoryview(data).cast("Q"))
     finally:
         os.close(descriptor)

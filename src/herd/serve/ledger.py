@@ -24,13 +24,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import sqlalchemy as sql
 
 from .auth import Principal
-from .counters import SUFFIX, CounterFile, counters_of_dead, pack, unpack
+from .counters import PROMPT, SUFFIX, CounterFile, counters_of_dead, pack, unpack
 from .errors import BudgetExceeded, DuplicateRequest, RateLimited, StoreError, TooManyConcurrent, Unauthorized
 from .keys import KeyInfo, TokenBudget, key_by_id
 from .prices import FREE, TokenPrice, format_money, price_of, read_currency
@@ -68,40 +69,55 @@ class Bill:
 
 
 class Reservation:
-    """An open request in the ledger. `advance` before each write to the client, `settle` once at the end."""
+    """An open request in the ledger. `advance` before each write to the client, `settle` once at the end.
+
+    ``prompt_tokens`` of the methods 0: as many as were reserved. Otherwise the number that turned out to be right.
+    """
 
     def __init__(
         self,
         words: memoryview,
         slot: int,
+        prompt_slot: int,
         prompt_tokens: int,
         price: TokenPrice,
-        close: Callable[[int, Status], None],
+        close: Callable[[int, int, Status], None],
         currency: str | None = None,
     ) -> None:
-        self._words, self._slot, self._close, self._currency = words, slot, close, currency
+        self._words, self._slot, self._prompt_slot = words, slot, prompt_slot
+        self._close, self._currency = close, currency
         self._prompt_tokens, self._price = prompt_tokens, price
         self._bill: Bill | None = None
 
-    def advance(self, completion_tokens: int, cached_tokens: int = 0) -> None:
+    def advance(self, completion_tokens: int, cached_tokens: int = 0, prompt_tokens: int = 0) -> None:
         """Note the completion tokens that the client has once the next write has succeeded."""
         if self._bill is not None:
             raise RuntimeError("a request was advanced after it was settled")
+        self._words[self._prompt_slot] = prompt_tokens
         self._words[self._slot] = pack(completion_tokens, cached_tokens)
 
-    def bill(self, completion_tokens: int, cached_tokens: int = 0) -> Bill:
+    def bill(self, completion_tokens: int, cached_tokens: int = 0, prompt_tokens: int = 0) -> Bill:
         """Return the bill for so many tokens, e.g. to show its money in an answer."""
-        money = self._price.cost(self._prompt_tokens, cached_tokens, completion_tokens)
-        return Bill(self._prompt_tokens, cached_tokens, completion_tokens, money)
+        prompt_tokens = prompt_tokens or self._prompt_tokens
+        money = self._price.cost(prompt_tokens, cached_tokens, completion_tokens)
+        return Bill(prompt_tokens, cached_tokens, completion_tokens, money)
 
-    def cost(self, completion_tokens: int, cached_tokens: int = 0) -> dict[str, str] | None:
+    def cost(
+        self, completion_tokens: int, cached_tokens: int = 0, prompt_tokens: int = 0
+    ) -> dict[str, str] | None:
         """Return the money for so many tokens as clients are shown it. None: the model has no price."""
         if self._currency is None:
             return None
-        money = self.bill(completion_tokens, cached_tokens).money
+        money = self.bill(completion_tokens, cached_tokens, prompt_tokens).money
         return {"amount": format_money(money), "currency": self._currency}
 
-    def settle(self, completion_tokens: int, cached_tokens: int = 0, status: Status = "completed") -> Bill:
+    def settle(
+        self,
+        completion_tokens: int,
+        cached_tokens: int = 0,
+        status: Status = "completed",
+        prompt_tokens: int = 0,
+    ) -> Bill:
         """End the request and return its bill, which is empty if nothing was advanced. A second call does nothing.
 
         Does not raise if the store is away. The bill is then kept, and stored later.
@@ -109,10 +125,11 @@ class Reservation:
         if self._bill is None:
             begun = unpack(self._words[self._slot])[0]
             word = pack(completion_tokens, cached_tokens) if begun else completion_tokens
+            self._words[self._prompt_slot] = prompt_tokens
             if begun:
                 self._words[self._slot] = word
-            self._bill = self.bill(completion_tokens, cached_tokens) if begun else Bill()
-            self._close(word, status)
+            self._bill = self.bill(completion_tokens, cached_tokens, prompt_tokens) if begun else Bill()
+            self._close(word, prompt_tokens, status)
         return self._bill
 
 
@@ -130,9 +147,7 @@ class Unmetered:
         request_id: str,
     ) -> Reservation:
         """Return a reservation that bills no money."""
-        return Reservation(
-            memoryview(bytearray(8)).cast("Q"), 0, prompt_tokens, FREE, lambda word, status: None
-        )
+        return Reservation(memoryview(bytearray(16)).cast("Q"), 0, 1, prompt_tokens, FREE, lambda *_: None)
 
     def close(self) -> None:
         """Do nothing, as there is nothing to store."""
@@ -157,7 +172,7 @@ class Ledger:
         self._host = re.sub(r"[^A-Za-z0-9.-]", "-", platform.node())[:60]
         self._server = f"{self._host}_{os.getpid()}_{secrets.token_hex(4)}"
         self._counters = CounterFile(self._folder / f"{self._server}{SUFFIX}")
-        self._unsettled: list[tuple[_Open, int, Status]] = []
+        self._unsettled: list[tuple[_Open, int, int, Status]] = []
         self._lock = threading.Lock()
 
     def reserve(
@@ -186,7 +201,7 @@ class Ledger:
                 currency = None if price is FREE else read_currency(connection)
         except StoreError:  # perhaps the commit succeeded and only its answer was lost
             with self._lock:
-                self._unsettled.append((request, 0, "failed"))
+                self._unsettled.append((request, 0, 0, "failed"))
             raise
         except BaseException:
             self._counters.give_back(slot)
@@ -194,9 +209,10 @@ class Ledger:
         return Reservation(
             self._counters.words,
             slot,
+            slot + PROMPT,
             prompt_tokens,
             price,
-            lambda word, status: self._end(request, word, status),
+            partial(self._end, request),
             currency,
         )
 
@@ -211,9 +227,8 @@ class Ledger:
                     continue
                 server = path.name.removesuffix(SUFFIX)
                 for row in self._open_rows(requests.c.server == server):
-                    count += self._settle(
-                        _Open(row.key_id, row.id, server, row.slot), words[row.slot], "crashed"
-                    )
+                    request = _Open(row.key_id, row.id, server, row.slot)
+                    count += self._settle(request, words[row.slot], words[row.slot + PROMPT], "crashed")
                 path.unlink(missing_ok=True)
         for row in self._open_rows(sql.true()):
             on_this_machine = self._store.path is not None or row.server.startswith(f"{self._host}_")
@@ -221,7 +236,7 @@ class Ledger:
                 log.warning(
                     "request %s of key %s: its counters are gone, it bills nothing", row.id, row.key_id
                 )
-                count += self._settle(_Open(row.key_id, row.id, row.server, row.slot), 0, "lost")
+                count += self._settle(_Open(row.key_id, row.id, row.server, row.slot), 0, 0, "lost")
         return count
 
     def close(self) -> None:
@@ -277,14 +292,14 @@ class Ledger:
         )
         return price or FREE
 
-    def _end(self, request: _Open, word: int, status: Status) -> None:
+    def _end(self, request: _Open, word: int, prompt_tokens: int, status: Status) -> None:
         """Settle a request of this server, or keep it for later if the store is away."""
         try:
-            self._settle(request, word, status)
+            self._settle(request, word, prompt_tokens, status)
         except StoreError as error:
             log.warning("request %s will be settled later: %s", request.id, error)
             with self._lock:
-                self._unsettled.append((request, word, status))
+                self._unsettled.append((request, word, prompt_tokens, status))
         else:
             self._counters.give_back(request.slot)
 
@@ -294,13 +309,13 @@ class Ledger:
             with self._lock:
                 if not self._unsettled:
                     return
-                request, word, status = self._unsettled.pop()
-            self._end(request, word, status)
+                request, word, prompt_tokens, status = self._unsettled.pop()
+            self._end(request, word, prompt_tokens, status)
             with self._lock:
                 if self._unsettled and self._unsettled[-1][0] == request:  # the store is still away
                     return
 
-    def _settle(self, request: _Open, word: int, status: Status) -> bool:
+    def _settle(self, request: _Open, word: int, prompt_tokens: int, status: Status) -> bool:
         """Replace a reservation by what was used, once. Return whether it was still open."""
         begun, completion, cached = unpack(word)
         with self._store.write() as connection:
@@ -310,8 +325,9 @@ class Ledger:
             if row is None:
                 return False
             price = TokenPrice(**row.price) if row.price else FREE
-            cost = price.cost(row.prompt_tokens, cached, completion)
-            bill = vars(Bill(row.prompt_tokens, cached, completion, cost) if begun else Bill())
+            prompt_tokens = prompt_tokens or row.prompt_tokens
+            cost = price.cost(prompt_tokens, cached, completion)
+            bill = vars(Bill(prompt_tokens, cached, completion, cost) if begun else Bill())
             connection.execute(
                 SETTLE_REQUEST,
                 bill
@@ -320,7 +336,7 @@ class Ledger:
                     "at_id": request.id,
                     "status": status,
                     "settled_ms": self._clock(),
-                    "tokens": row.prompt_tokens + completion,
+                    "tokens": prompt_tokens + completion,
                     "reserved_tokens": 0,
                     "reserved_money": 0,
                 },

@@ -58,8 +58,16 @@ class AnswerSource(ABC):
 
     @property
     @abstractmethod
+    def prompt_tokens(self) -> int:
+        """The number of the prompts' tokens to bill, as far as it is known now. 0: as many as were reserved.
+
+        Cheap, like `cached_tokens`: it is read before each write.
+        """
+
+    @property
+    @abstractmethod
     def cached_tokens(self) -> int:
-        """The number of the prompts' tokens that came from the cache. Cheap: it is read before each write."""
+        """The number of the prompts' tokens that came from the cache."""
 
     @abstractmethod
     def cancel(self) -> None:
