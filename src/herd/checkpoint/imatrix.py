@@ -68,9 +68,8 @@ def _read_gguf(path: Path) -> dict[str, Tensor]:
         if f"{name}{COUNTS}" not in file.tensors:
             raise CheckpointError(f"{path}: {name} has sums without counts; measure again")
         sums, counts = (file.rows(f"{name}{part}").view(torch.float32).flatten() for part in (SUMS, COUNTS))
-        if (
-            len(counts) == 1 and float(counts) > 0
-        ):  # several counts belong to the experts of another architecture
+        # several counts belong to the experts of another architecture
+        if len(counts) == 1 and float(counts) > 0:
             out[name] = sums.clone() / counts
     return out
 

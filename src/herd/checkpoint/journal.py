@@ -36,9 +36,8 @@ class Journal:
         self._path, self._key, self._unsaved = path, key, 0
         self.done = 0
         self.notes: dict[str, dict[str, str]] = {}
-        with suppress(
-            OSError, ValueError, KeyError, TypeError
-        ):  # unreadable or from another conversion: start from the beginning
+        # unreadable or from another conversion: start from the beginning
+        with suppress(OSError, ValueError, KeyError, TypeError):
             known = json.loads(path.read_text(encoding="utf-8"))
             if known["key"] == key:
                 self.done, self.notes = int(known["done"]), {k: dict(v) for k, v in known["notes"].items()}

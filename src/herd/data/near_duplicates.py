@@ -46,6 +46,5 @@ class NearDuplicates:
         shingles = {" ".join(words[start : start + SHINGLE]) for start in range(n)}
         digests = (hashlib.blake2b(shingle.encode(), digest_size=8).digest() for shingle in shingles)
         hashes_S = np.array([int.from_bytes(digest, "little") for digest in digests], dtype=np.uint64)
-        return (hashes_S[:, None] * self._factors_H).min(
-            axis=0
-        )  # modulo 2^64: a permutation for each odd factor
+        # modulo 2^64: a permutation for each odd factor
+        return (hashes_S[:, None] * self._factors_H).min(axis=0)

@@ -86,9 +86,8 @@ class Shrinker:
         shapes = self._shapes_of(sizes, target)
         if s.gguf is not None and s.gguf not in PLAIN:
             for shape in shapes:
-                scheme(s.gguf).plan(
-                    shape.config
-                )  # raises for an unknown format, and for rows that do not divide
+                # raises for an unknown format, and for rows that do not divide
+                scheme(s.gguf).plan(shape.config)
         return shapes
 
     def _shapes_of(self, sizes: Sequence[int], target: Target | None) -> list[Shape]:

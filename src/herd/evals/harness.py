@@ -114,10 +114,8 @@ def run_task(
         every = task.items(data)
         items = every[:limit]
         head = {"schema": SCHEMA, "model": model.hash, "precision": model.precision, "task": task.name}
-        head |= {
-            "version": task.version,
-            "settings": task.settings,
-        }  # everything except the data that results depend on
+        # everything except the data that results depend on
+        head |= {"version": task.version, "settings": task.settings}
         path = results_file(out, f"{task.name}-{task.shots}shot-{task.mode}", head)
         with TaskFile(path, head) as file:
             results = _results(model, task, items, file, watcher)

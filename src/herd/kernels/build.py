@@ -31,9 +31,8 @@ from ..machine import cache_folder
 F = TypeVar("F", bound=Callable[..., Any])
 SOURCES = Path(__file__).parent / "native"
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
-FLAGS += [
-    "-DTORCH_TARGET_VERSION=0x020a000000000000"
-]  # the stable ABI of torch 2.10, which later versions load too
+# the stable ABI of torch 2.10, which later versions load too
+FLAGS += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
 
 
 def constant(function: F) -> F:

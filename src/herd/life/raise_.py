@@ -77,9 +77,8 @@ def raise_herd(
             with show:
                 run.carry_out(STAGES)
         except HerdError:
-            if fresh and not run.done(
-                STAGES[0].name
-            ):  # the text cannot be used, so there is nothing to resume
+            # the text cannot be used, so there is nothing to resume
+            if fresh and not run.done(STAGES[0].name):
                 shutil.rmtree(folder)
             raise
     return run

@@ -223,8 +223,7 @@ def _of_down(name: str, layer: int, n: int, with_importance: bool) -> str | None
             return "Q5_K"
         case "Q4_K_S" if early:
             return "Q5_K"
-        case "Q4_0" | "Q5_0" if (
-            early and with_importance
-        ):  # these have no lowest value, which early layers need
+        # these have no lowest value, which early layers need
+        case "Q4_0" | "Q5_0" if early and with_importance:
             return "Q4_1" if name == "Q4_0" else "Q5_1"
     return None

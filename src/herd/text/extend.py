@@ -59,9 +59,8 @@ def extend_vocabulary(tokenizer: Tokenizer, texts: Iterable[str], n_new: int) ->
         if len(pieces) == n_new:
             break
         word = spelled[left] + spelled[right]
-        if (
-            word in ids
-        ):  # an old token that no merge leads to from here: joining would give old text another id
+        # an old token that no merge leads to from here: joining would give old text another id
+        if word in ids:
             continue
         new = first + len(pieces)
         ids[word], spelled[new] = new, word

@@ -102,9 +102,8 @@ def _content(lines: Iterator[str], fence: str, indent: int) -> tuple[str, bool]:
     for line in lines:
         bare = line.strip()
         blanks = len(line) - len(line.lstrip(" \t"))
-        if (
-            len(bare) >= len(fence) and set(bare) == {fence[0]} and blanks <= indent + 3
-        ):  # else in a docstring
+        # else in a docstring
+        if len(bare) >= len(fence) and set(bare) == {fence[0]} and blanks <= indent + 3:
             return "".join(code), True
         line = line[min(indent, blanks) :]
         if fence[0] == "`" and line.count("```") == 1 and bare.endswith("```") and bare != "```":

@@ -241,9 +241,8 @@ def _assistant_body(
 ) -> list[int]:
     """Return the ids of an assistant's content, calls and ending."""
     where = f"messages[{turn.index}].tool_calls"
-    segments: list[
-        str
-    ] = []  # texts that each follow a <|python_tag|> where there is one: code alone, calls together
+    # texts that each follow a <|python_tag|> where there is one: code alone, calls together
+    segments: list[str] = []
     is_tagged = after_call = False
     for call in turn.calls:
         used = call.tool_call_format or ("builtin" if call.name in builtin else tool_call_format)

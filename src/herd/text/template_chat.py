@@ -65,9 +65,8 @@ class TemplateChat:
             if not self.supports_tools:
                 raise
             tool = {"name": "f", "description": "f", "parameters": {"type": "object", "properties": {}}}
-            return self.text(
-                messages, tools=[tool], **options
-            )  # some templates are for dialogs with tools only
+            # some templates are for dialogs with tools only
+            return self.text(messages, tools=[tool], **options)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:

@@ -98,9 +98,8 @@ def _from_json(path: Path, names: Mapping[str, str], settings: Mapping[str, Any]
     roles = {role: names.get(f"{role}_token") for role in ROLES}
     for role in ROLES:
         id_ = settings.get(f"{role}_token_id")
-        if (
-            library.token_to_id(roles[role] or "") is None
-        ):  # no such name: the model's configuration may have its id
+        # no such name: the model's configuration may have its id
+        if library.token_to_id(roles[role] or "") is None:
             roles[role] = library.id_to_token(id_) if type(id_) is int and id_ >= 0 else None
     bos, eos, pad, unk = roles.values()
     add_bos = settings.get("add_bos_token") is True

@@ -56,9 +56,8 @@ class Locks:
 
     def __init__(self):
         self.libc = ctypes.CDLL(None, use_errno=True)
-        self.syscalls: dict[
-            str, list[int]
-        ] = {}  # by architecture: its AUDIT_ARCH value, then the allowed numbers
+        # by architecture: its AUDIT_ARCH value, then the allowed numbers
+        self.syscalls: dict[str, list[int]] = {}
         with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "zygote_syscalls.txt")) as file:
             words = [word for line in file if not line.startswith("#") for word in line.split()]
         for word in words:

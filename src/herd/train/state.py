@@ -84,9 +84,8 @@ def save(folder: Path, progress: Progress, tensors: Mapping[str, Tensor], ranks:
             flush_folder(temporary)
             put_in_place(temporary, final)
             for old in states(folder)[:-keep]:
-                doomed = old.rename(
-                    old.with_name(f".{old.name}.old")
-                )  # a state under its own name is complete
+                # a state under its own name is complete
+                doomed = old.rename(old.with_name(f".{old.name}.old"))
                 shutil.rmtree(doomed)
         ranks.barrier()
     except (OSError, StorageError) as error:

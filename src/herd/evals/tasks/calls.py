@@ -32,9 +32,8 @@ class Bfcl(Task):
     def items(self, data: Data) -> list[Item]:
         there = [category for category in CATEGORIES if data.find(f"bfcl/BFCL_v4_{category}.json")]
         parts = [self._category(data, category) for category in there or CATEGORIES[:1]]
-        return [
-            item for item in chain(*zip_longest(*parts)) if item
-        ]  # so that the first items have all categories
+        # so that the first items have all categories
+        return [item for item in chain(*zip_longest(*parts)) if item]
 
     def note(self, data: Data) -> str:
         missing = [category for category in CATEGORIES if not data.find(f"bfcl/BFCL_v4_{category}.json")]

@@ -120,9 +120,8 @@ def _letters(text: str, letters: str) -> Iterator[_Mention]:
     for match in _LETTER.finditer(text):
         number = letters.find(match[0].upper())
         closed = text[match.end() :].lstrip(_CLOSING)
-        word = (
-            match[0] in "AI" or match[0].islower()
-        )  # "a" and "I" are words of English, "e" and "y" of Spanish
+        # "a" and "I" are words of English, "e" and "y" of Spanish
+        word = match[0] in "AI" or match[0].islower()
         if number >= 0 and (not word or closed != text[match.end() :] or _NO_WORD_AFTER.match(closed)):
             yield _Mention(number, *match.span())
 

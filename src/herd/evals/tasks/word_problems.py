@@ -93,9 +93,8 @@ class Mgsm(Task):
     metric = "exact_match"
 
     def items(self, data: Data) -> list[Item]:
-        by_language = {
-            lang: _problems(data, lang) for lang in _languages(data) or ["en"]
-        }  # en: DataError if missing
+        # en: DataError if missing
+        by_language = {lang: _problems(data, lang) for lang in _languages(data) or ["en"]}
         numbers = range(max(map(len, by_language.values())))
         places = [(lang, n) for n in numbers for lang, problems in by_language.items() if n < len(problems)]
         return [

@@ -25,9 +25,8 @@ class TextData(DataSection):
     """
 
     kind: Literal["text"]
-    paths: Annotated[
-        list[str], Field(min_length=1)
-    ]  # files, folders, patterns, hf:NAME; [builtin]: Python's own
+    # files, folders, patterns, hf:NAME; [builtin]: Python's own
+    paths: Annotated[list[str], Field(min_length=1)]
     split: Literal["teacher", "student"] = "teacher"  # which part; the other is for another model
     max_bytes: Positive | None = None
     documents: bool = False  # attention stays within a document
