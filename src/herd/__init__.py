@@ -65,7 +65,7 @@ def load(
 
 
 def load_tokenizer(source: Path | str) -> Tokenizer | None:
-    """Tokenizer of a checkpoint folder or a GGUF file; None, with a warning, where there is none."""
+    """Return the tokenizer of a checkpoint folder or a GGUF file. If there is none, warn and return None."""
     return importlib.import_module(".checkpoint", __name__).load_tokenizer(source)
 
 

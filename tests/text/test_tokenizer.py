@@ -266,7 +266,7 @@ def test_malformed_ranks_files_are_refused(tmp_path, lines, message):
 def test_missing_files_are_one_error_line(tmp_path):
     with pytest.raises(TokenizerError, match="cannot be read"):
         Tokenizer.from_file(tmp_path / "tokenizer.model")
-    with pytest.raises(TokenizerError, match="holds neither"):
+    with pytest.raises(TokenizerError, match="has neither"):
         Tokenizer.from_folder(tmp_path)
 
 

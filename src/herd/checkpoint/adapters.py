@@ -1,6 +1,6 @@
 """LoRA adapters on disk: PEFT's folders in both directions, and llama.cpp's GGUF adapters.
 
-A folder has ``adapter_config.json`` and ``adapter_model.safetensors``, as PEFT writes them, and beside them
+A folder has ``adapter_config.json`` and ``adapter_model.safetensors``, as PEFT writes them, and next to them
 the tokenizer with the chat template that the adapter was trained with. ``base_model_name_or_path`` names the
 model that the adapter changes: whatever `sources.resolve_model` understands, or a folder relative to the
 adapter's.

@@ -1,7 +1,7 @@
 """Models by name (`models.yaml`), and the models that are already on this disk.
 
 Other programs keep models too: Hugging Face's cache, Ollama's blobs, LM Studio's folder. `local_models` finds
-those of the Llama architecture there; they are opened where they are, without a copy.
+those of the Llama architecture there, which are opened in place, without a copy.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ values."""
 
 
 def read_folder_tokenizer(folder: Path) -> Tokenizer | None:
-    """Return the tokenizer of a folder's files; None, with a warning, when it has none."""
+    """Return the tokenizer of a folder's files. If there is none, warn and return None."""
     if not any((folder / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
         warnings.warn(f"{folder}: has no tokenizer (tokenizer.model or tokenizer.json)", stacklevel=3)
         return None

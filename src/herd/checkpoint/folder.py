@@ -162,7 +162,7 @@ class ModelSource:
         if is_adapter(self.path):
             self.adapter, self.path = self.path, resolve_model(base_of(self.path))
         self.file = gguf_file(self.path)
-        """The GGUF file that holds the weights, if it is one."""
+        """The GGUF file with the weights, if there is one."""
 
     @cached_property
     def _gguf(self) -> gguf.GGUF:

@@ -124,7 +124,7 @@ def import_gguf(
     gguf = GGUFSource(file, pre)
     name = name or gguf.file.get("general.name", str) or file.stem
     notice = licence_notice(gguf.config)
-    kept = read_kept(path, SIDE_FILES)  # where it is Herd's own quantized folder
+    kept = read_kept(path, SIDE_FILES)  # if it is a folder that Herd quantized
     if notice:
         kept.setdefault("NOTICE", (notice + "\n").encode())
     lineage = Lineage(name=name, stage="imported", licence=gguf.licence)

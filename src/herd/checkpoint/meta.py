@@ -8,7 +8,7 @@ Three things differ from Hugging Face's layout:
 * Large models come in model-parallel pieces. Column-parallel matrices are split along their outputs (dim 0),
   row-parallel ones (wo, w2) along their inputs (dim 1), the embedding along the vocabulary (Llama 3) or the
   width (Llama 2); norms are whole in each piece. With more pieces than KV heads, as in the 16-piece 405B
-  release, each piece holds one KV head and neighbours repeat it: the repeats are checked and dropped.
+  release, each piece has one KV head, which its neighbours repeat. The repeats are checked and dropped.
 
 Pieces are memory-mapped and nothing but tensors is unpickled; the output is written one tensor at a time.
 

@@ -17,13 +17,13 @@ LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "USE_POLICY.
 SIDE_FILES = (GENERATION, *LICENCE_FILES)
 """Files that every import and export copies byte for byte, whatever becomes of weights and tokenizer."""
 KEPT_FILES = (*TOKENIZER_FILES, "added_tokens.json", *TEMPLATE_FILES, *SIDE_FILES)
-"""The same, where weights and tokenizer stay in Hugging Face's layout."""
+"""The same, if weights and tokenizer stay in Hugging Face's layout."""
 _KNOWN_FILES = {CONFIG, lineage.FILE, weights.INDEX, gguf.FILE, "README.md", ".gitattributes"}
 _KNOWN_FILES |= {name.split("/")[0] for name in KEPT_FILES}
 
 
 def read_kept(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    """Return the content of those of the files that ``folder`` has; none of them for a single file."""
+    """Return the contents of the files that exist in ``folder``. Empty if it is a single file."""
     return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
 
@@ -35,7 +35,7 @@ def write_kept(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def require_replaceable(folder: Path) -> None:
-    """Raise `CheckpointError` for a folder that holds anything but a checkpoint, such as a home folder."""
+    """Raise `CheckpointError` for a folder with anything but a checkpoint, such as a home folder."""
     if not folder.exists():
         return
     if not folder.is_dir():

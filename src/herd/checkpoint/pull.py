@@ -37,7 +37,7 @@ _PROGRESS = re.compile(rb"Progress (\d+) of (\d+)")
 
 
 def pulled_already(source: str, name: str) -> Path | None:
-    """Return where an earlier call has put ``source``, so that neither network nor hub library is needed."""
+    """Return the path at which an earlier call has put ``source``, without network or hub library."""
     if source.startswith("pypi:"):
         target = pulled_folder() / name / Path(source).name
         return target if target.exists() else None

@@ -5,8 +5,8 @@ A verb's function parses its options, calls a package of `herd` that does the wo
 `herd --help` must answer at once, and importing torch alone takes a second. So this file knows only the name
 of each verb, one line of help, and the module and function to import when the verb is called.
 
-Exit codes: 0 success; 1 an error in the input or of the machine (one line on stderr); 2 wrong usage; 130
-Ctrl-C. A traceback means a bug in Herd; ``HERD_DEBUG=1`` shows one for every error.
+Exit codes: 0 for success, 1 for an error in the input or of the machine (one line on stderr), 2 for wrong
+usage, 130 for Ctrl-C. A traceback means a bug in Herd. ``HERD_DEBUG=1`` shows one for every error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ..errors import HerdError
 class Verb:
     """A verb of the command line: ``function`` in the module ``herd.cli.<module>``.
 
-    ``resume`` is the option that resumes the same command after Ctrl-C. "": the command resumes by itself;
+    ``resume`` is the option that resumes the same command after Ctrl-C. "": the command resumes by itself.
     None: it cannot be resumed.
     """
 
@@ -146,9 +146,10 @@ def run(args: list[str]) -> int:
         if not hasattr(error, "format_message"):  # click's own usage errors have one
             raise
         usage: Any = error
-        print(usage.format_message(), file=sys.stderr) if getattr(
-            usage, "ctx", None
-        ) is None else usage.show()
+        if getattr(usage, "ctx", None):
+            usage.show()
+        else:
+            print(usage.format_message(), file=sys.stderr)
         return int(getattr(error, "exit_code", 2))
     code = code if isinstance(code, int) else 0
     if code == 130:
@@ -179,7 +180,7 @@ def _stopped_message(args: list[str]) -> str:
 
 
 def _stop_writing() -> int:
-    """Discard further output, also Python's at exit, because the reader has closed the pipe."""
+    """Discard the rest of the output, because its reader has closed the pipe. Python writes at exit too."""
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, sys.stdout.fileno())
     return 141  # 128 + SIGPIPE, as a shell reports it

@@ -112,7 +112,7 @@ def load_chat_model(
 
 
 def compute_kind(source: ModelSource, dtype: str | None, device: str | None) -> tuple[str | None, str]:
-    """Return the dtype (None: as stored) and the device that a model is loaded with where none are given."""
+    """Return the default dtype (None: as stored) and device to load a model with."""
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -97,7 +97,7 @@ class LookupStream:
                 fact, asked = facts[known - back], True
             before = fact.question if asked else fact.statement
             ids += before + fact.value + fact.end
-            answer = len(fact.value) + min(1, len(fact.end))  # where the value ends is learned too
+            answer = len(fact.value) + min(1, len(fact.end))  # the end of the value is learned too
             trained += [False] * len(before) + [asked] * answer + [False] * (len(fact.end) - 1)
         ids_S, trained_S = np.asarray(ids[: self.context + 1]), np.asarray(trained[: self.context + 1])
         return ids_S[:-1], np.where(trained_S[1:], ids_S[1:], IGNORE)

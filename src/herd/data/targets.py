@@ -4,7 +4,7 @@ A folder contains ``targets.json`` (what was labelled, by whom, with which token
 … A shard is a sequence of blocks, and a block is what the teacher read in one forward: a header, the rows
 themselves, the entropy of every prediction and, for every trained token, the distinct words that were drawn
 from the teacher's distribution with the number of draws and the log-probability of each. A block is
-compressed. With 50 draws that is about 75 bytes per token, where a distribution over 49,152 words would take
+compressed. With 50 draws that is about 75 bytes per token, and a distribution over 49,152 words would take
 96 KiB.
 
 Everything is checked: the description has its own checksum, each block a CRC-32 that is compared whenever the

@@ -1,4 +1,4 @@
-"""Generated tool dialogs in the form of OpenAI's API: schemas of the tools beside the messages.
+"""Generate tool dialogs in the form of OpenAI's API, with the tools' schemas next to the messages.
 
 The dialogs of `dialogs.py` name their tools in a short system message, for models of a few million
 parameters. A real chat model is given the schemas, in its own template, so these dialogs suit any checkpoint

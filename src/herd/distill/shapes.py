@@ -116,8 +116,8 @@ def plan_shapes(
             best[key] = shape
     if not best:
         raise PlanError(
-            f"no student of {teacher.n_params:,} parameters meets {budget.kind}={budget.limit:,.4g}; at least "
-            f"{LEAST['n_layers']:.0%} of the layers and {LEAST['ffn_dim']:.0%} of the FFN are kept: "
+            f"no student of {teacher.n_params:,} parameters meets {budget.kind}={budget.limit:,.4g}; at "
+            f"least {LEAST['n_layers']:.0%} of the layers and {LEAST['ffn_dim']:.0%} of the FFN are kept: "
             "ask for more, or shrink twice"
         )
     return sorted(best.values(), key=lambda shape: shape.harm)[:count]

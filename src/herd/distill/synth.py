@@ -74,7 +74,7 @@ class AnswerTeacher(Protocol):
 class SynthOptions:
     """How a teacher is asked, what is accepted, and when to stop.
 
-    ``agree`` is the fraction of samples that must say the same where nothing else verifies an answer.
+    ``agree`` is the fraction of samples that must say the same if nothing else verifies an answer.
     """
 
     samples: int = 1

@@ -169,7 +169,7 @@ def _part(score: Score, group: str) -> Score | None:
 def published_tables(
     rows: Sequence[ComparedItem],
 ) -> list[tuple[str, str, list[str], list[tuple[str, str, list[str]]]]]:
-    """Return (title, where and when, models, rows of (task, setting, scores)) per source and model kind."""
+    """Return (title, source and date, models, rows of (task, setting, scores)) per source and model kind."""
     tables: dict[tuple[str, str], list[tuple[str, Published]]] = {}
     for row in rows:
         for score in row.published:

@@ -4,15 +4,15 @@ A text consists of lines. The lines with the answer are put at their depths, and
 to its length, counted in tokens of the model that reads it. Facts are worded as in `herd.data.needle`, with
 names and codes of its test split, which is never used in training. Everything is determined by the seed.
 
-=============  ======================================================================================== single
-one name with a code; the question asks for the code multikey       four names with codes; the question asks
-for one multivalue     one name with four codes; the question asks for all of them multiquery     four names
-with codes; the question asks for all of them distractors    nothing but names with codes; the question asks
-for one variables      A = 4711, B = A, ... scattered over the text; the question asks which variables have
-the value common_words   a list of words, ten of them ten times as frequent; the question asks for these ten
-frequent_words made-up words whose counts follow a power law; the question asks for the three most frequent
-questions      a question about one of many paragraphs =============
-========================================================================================
+- ``single``: one name with a code. The question asks for the code.
+- ``multikey``: four names with codes. The question asks for one.
+- ``multivalue``: one name with four codes. The question asks for all of them.
+- ``multiquery``: four names with codes. The question asks for all of them.
+- ``distractors``: nothing but names with codes. The question asks for one.
+- ``variables``: A = 4711, B = A, ... scattered over the text. The question asks which variables have a value.
+- ``common_words``: a list of words, ten of them ten times as frequent. The question asks for these ten.
+- ``frequent_words``: made-up words whose counts follow a power law. The question asks for the top three.
+- ``questions``: a question about one of many paragraphs.
 
 Source: Hsieh et al., "RULER", arXiv 2404.06654, section 3 and appendix B.
 """

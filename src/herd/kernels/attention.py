@@ -38,7 +38,7 @@ def attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, starts_BT: Tensor 
 def plain_attention(
     q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, starts_BT: Tensor | None = None
 ) -> Tensor:
-    """Compute `attention` by torch's own operator, with a (B, T, T) mask where there are documents."""
+    """Compute `attention` by torch's own operator, with a (B, T, T) mask if there are documents."""
     mask = None if starts_BT is None else visible(starts_BT)[:, None]
     out_BHTK = F.scaled_dot_product_attention(
         q_BTHK.transpose(1, 2),

@@ -1,7 +1,7 @@
 """Measure how fast this machine reads memory, which bounds the speed of decoding.
 
 A decode step reads every weight once, so it takes at least bytes / bandwidth, and programs do not reach the
-bandwidth of a data sheet. This reads a buffer far larger than any cache, in large pages where the system has
+bandwidth of a data sheet. This reads a buffer far larger than any cache, in large pages if the system has
 them. Each thread reads its own part and adds up the words, so that no load can be optimized away: a kernel
 that did nothing but read would reach this speed. (Prefetching by hand, at any distance, gains a few
 hundredths on Zen 4.)

@@ -136,7 +136,7 @@ def _processor() -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return one line: the compiler's first complaint where there is one."""
+    """Return one line: the compiler's first error if there is one."""
     output = getattr(error, "output", None) or str(error)
     lines = [line for line in output.splitlines() if "error" in line] or output.splitlines() or [repr(error)]
     return lines[0]

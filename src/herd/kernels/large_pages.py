@@ -1,4 +1,4 @@
-"""Memory in large pages, where the system offers them.
+"""Memory in large pages, if the system offers them.
 
 Reading 4 GiB in pages of 4 KiB misses the TLB a million times, in pages of 2 MiB two thousand times; under a
 hypervisor each miss walks through two page tables. A large page begins at a multiple of its size, so a matrix

@@ -279,7 +279,7 @@ class _Gradients:
 
 
 def _logits(hidden_PD: Tensor, weight_VD: Weight) -> Tensor:
-    """Return hidden @ weight.T (P, V), a tile of the vocabulary at a time where the weight is packed."""
+    """Return hidden @ weight.T (P, V), a tile of the vocabulary at a time if the weight is packed."""
     if isinstance(weight_VD, Tensor):
         return hidden_PD @ weight_VD.T
     logits_PV = hidden_PD.new_empty(len(hidden_PD), weight_VD.out_features)
@@ -312,7 +312,7 @@ def _trained(targets_N: Tensor) -> Tensor:
 
 
 def _index(rows_C: Tensor) -> Tensor | slice:
-    """Return the chunk's rows as an index: a slice, which copies nothing, where they are consecutive."""
+    """Return the chunk's rows as an index: a slice if they are consecutive, because that copies nothing."""
     first, n = int(rows_C[0]), rows_C.numel()
     return slice(first, first + n) if int(rows_C[-1]) - first == n - 1 else rows_C
 

@@ -34,5 +34,5 @@ def head_bytes(kind: str, head_dim: int) -> int:
 
 
 def value_width(head_dim: int) -> int:
-    """Return the channels side by side among the values: 32 or 16 where they divide the head, else all."""
+    """Return the channels side by side among the values: 32 or 16 if they divide the head, else all."""
     return next(w for w in (2 * LANES, LANES, head_dim) if head_dim % w == 0)

@@ -143,7 +143,7 @@ def write(pool: Tensor, layer: int, pages_N: Tensor, places_N: Tensor, k_NGK: Te
 
 
 def read(pool: Tensor, layer: int, pages_n: Tensor, K: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return keys and values (n * PAGE, G, K) of whole pages, dequantized where they are int8."""
+    """Return keys and values (n * PAGE, G, K) of whole pages, dequantized if they are int8."""
     views = _views(pool, layer, K)
     k_SGK = views.keys[pages_n].permute(0, 2, 4, 1, 3, 5).flatten(4).flatten(0, 2)
     v_SGK = views.values[pages_n].permute(0, 3, 5, 1, 2, 4).flatten(4).flatten(0, 2)

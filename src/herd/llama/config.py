@@ -109,7 +109,7 @@ class ModelConfig:
                 raise ConfigError(f"{name}={value!r} must be a positive integer")
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}")
-        if self.dim % self.n_heads:  # transformers refuses it even where head_dim is given
+        if self.dim % self.n_heads:  # transformers refuses it even if head_dim is given
             raise ConfigError(f"dim={self.dim} is not a multiple of n_heads={self.n_heads}")
         if self.head_dim == 0:
             object.__setattr__(self, "head_dim", self.dim // self.n_heads)

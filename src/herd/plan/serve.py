@@ -72,7 +72,7 @@ class Served:
         return self.replicas * self.requests_per_s * self.answer
 
     def rank(self, p95_ttft: float) -> tuple:
-        """Return the key that sorts what is to be shown: the least loss first of what holds the load."""
+        """Return the sort key of the results: those that serve the load first, by increasing loss."""
         kld = self.way.weights.kld
         return not self.meets(p95_ttft), not self.fits, kld is None, kld or 0.0, self.ttft_p95
 

@@ -1,7 +1,7 @@
 """Run calibration text through a model one layer at a time, and measure how important the columns are.
 
 The importance of a column is the mean square of its input: an error of a weight is multiplied by the input.
-Only one layer is in memory, in fp32, beside the hidden states of the text, so the model may be larger than
+Only one layer in fp32 and the hidden states of the text are in memory, so the model may be larger than
 memory.
 
 Shapes: D columns (inputs), B batch, T time.

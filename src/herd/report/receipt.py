@@ -208,7 +208,7 @@ def _checked(receipt: str, key: str, value: Value | tuple[Any, str]) -> Value:
 
 
 def _processor() -> tuple[str, set[str]]:
-    """Return the processor's name and its instruction set flags (none where the system hides them)."""
+    """Return the processor's name and its instruction set flags (none if the system hides them)."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -19,7 +19,7 @@ This is the contract between the stages and the page::
                          accuracies as eval/NAME_accuracy
     scores.json          [{model, name, value, unit, lo, hi, n, detail}, ...]; names the page knows: bpb, kl,
                          top1, needle, tool_use, code_parse, code_pass, and NAME_vs_MODEL for paired
-                         differences. detail may hold by_lang, by_form, by_task, by_length
+                         differences. detail may have by_lang, by_form, by_task, by_length
                          {key: number or {value, lo, hi, n}} and grid [{length, depth, value}, ...];
                          shares have the unit "fraction" and are shown in percent
     samples.json         [{prompt, outputs: {model: text}}, ...]

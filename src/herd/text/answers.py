@@ -3,7 +3,7 @@
 Reasoning models write ``<think>…</think>`` before their answer; in some chat formats the prompt has the
 opening tag already. The tags are recognized at the beginning of an answer only, and only in the formats of
 such models. White space around the reasoning belongs to neither part. What follows is content, in which tool
-calls are found where tools were offered (`toolcall`). Streamed and whole text give the same result.
+calls are found if tools were offered (`toolcall`). Streamed and whole text give the same result.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ API."""
 
 @dataclass(frozen=True)
 class Span:
-    """The tokens ``ids[start:end]`` of a message, with its header and ending where the format knows them.
+    """The tokens ``ids[start:end]`` of a message, with its header and ending if the format knows them.
 
     ``message`` is its index in the dialog, or None for a message that the renderer added (descriptions of
     tools, or a system message with only the environment or date).
@@ -84,7 +84,7 @@ class ChatFormat(Protocol):
 
         ``messages``: ``{"role": system|developer|user|assistant|ipython|tool, "content": …}``. A content is
         text or a list of ``{"type": "text", "text": …}``; that of a tool may be any JSON value, and that of
-        an assistant may be None. An assistant's message may hold ``"tool_calls": [{"name", "arguments":
+        an assistant may be None. An assistant's message may have ``"tool_calls": [{"name", "arguments":
         dict}]``, or OpenAI's nesting under ``"function"``. ``tool_call_format`` None is the usual one of the
         format. ``date``: the text or date for "today". With ``generation_prompt`` the beginning of the
         assistant's next message is added.
@@ -103,6 +103,6 @@ def render(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, **option
     """Return the token ids and the loss mask of a dialog in the tokenizer's chat format
     (`ChatFormat.render`).
 
-    Raises `ChatError` where the tokenizer has none.
+    Raises `ChatError` if the tokenizer has none.
     """
     return tokenizer.require_chat().render(messages, **options)

@@ -41,7 +41,7 @@ _WIDTH = re.compile(r"%[-+ #0]*(?:\*|[0-9.]{5})|\{[^{}]*[0-9]{5}")
 
 
 class ChatTemplate:
-    """A compiled chat template. Raises `ChatError` if the text is no template.
+    """A compiled chat template. Raises `ChatError` if the text is not a template.
 
     ``special_tokens`` are the names that templates may use, such as ``bos_token``.
     """

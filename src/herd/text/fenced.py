@@ -21,14 +21,16 @@ _PYTHON = ("", "python", "python3", "py", "py3", "ipython", "ipython3")
 _START = re.compile(r"^(?:(?:async +)?def |class \w|@\w|import \w|from [\w.]+ import )", re.MULTILINE)
 _DEF_IN_A_LINE = re.compile(r"\b(?:async +)?def +\w+ *\(")
 _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
-_LAST_WORD = re.compile(r"\n\w+\s*\Z")  # "Done" is Python's grammar too, but is prose
+_LAST_WORD = re.compile(r"\n\w+\s*\Z")  # prose such as "Done", although it is valid Python
 _MAX_SEGMENTS = 50  # stretches of unfenced code that are tried: an answer has a handful
 
 
 @dataclass(frozen=True)
 class FencedBlock:
-    """A block of code: ``language`` is the first word of its info string in lower case, or ""; ``code`` has
-    lost the indentation of its fence; ``closed`` is false where the text ends first.
+    """A block of code between two fences.
+
+    ``language`` is the first word of the info string in lower case, or "". ``code`` is without the
+    indentation of the fence. ``closed`` is false if the text ends before the closing fence.
     """
 
     language: str
@@ -37,9 +39,7 @@ class FencedBlock:
 
 
 def fenced_blocks(text: str) -> list[FencedBlock]:
-    """Return the fenced code blocks of a text in order. A block that is never closed lasts to the end of the
-    text.
-    """
+    """Return the fenced code blocks of a text in order. A block that is never closed lasts to the end."""
     blocks = []
     lines = iter(text.splitlines(keepends=True))
     for line in lines:
@@ -54,12 +54,12 @@ def fenced_blocks(text: str) -> list[FencedBlock]:
 def python_program(text: str, name: str = "") -> str:
     """Return the Python program in a model's answer, ready to have tests appended.
 
-    It is the last piece of code that parses and defines the function ``name`` (any function, if ``name`` is
-    empty): fenced blocks are looked at first, then code that stands between prose without a fence. So a
-    corrected version replaces a draft. Imports, helper functions and constants that this piece uses but
+    The program is the last piece of code that parses and defines the function ``name`` (any function, if
+    ``name`` is empty), because a model may write a draft before the final version. Fenced blocks are searched
+    first, then unfenced code between prose. Imports, helper functions and constants that this piece uses but
     another piece defines are put before it. A block under ``if __name__ == "__main__"`` is dropped, and
-    imports from ``__future__`` come first. Where no code defines ``name``, code with any function counts,
-    then the first fenced block, then the whole text.
+    imports from ``__future__`` come first. If no code defines ``name``, the program is the last piece with
+    any function, else the first fenced block, else the whole text.
     """
     blocks = fenced_blocks(text)
     blocks = [block for block in blocks if block.language in _PYTHON] or blocks
@@ -84,7 +84,7 @@ def defined_functions(code: str) -> set[str]:
 
 
 def parse_python(code: str) -> ast.Module | None:
-    """Return the syntax tree of a program nobody has read, or None where it is not valid Python."""
+    """Return the syntax tree of an untrusted program, or None if it is not valid Python."""
     try:
         return _parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -102,7 +102,7 @@ def _content(lines: Iterator[str], fence: str, indent: int) -> tuple[str, bool]:
     for line in lines:
         bare = line.strip()
         blanks = len(line) - len(line.lstrip(" \t"))
-        # else in a docstring
+        # a deeper fence is part of the code, for example of a docstring
         if len(bare) >= len(fence) and set(bare) == {fence[0]} and blanks <= indent + 3:
             return "".join(code), True
         line = line[min(indent, blanks) :]
@@ -113,7 +113,7 @@ def _content(lines: Iterator[str], fence: str, indent: int) -> tuple[str, bool]:
 
 
 def _unfenced(text: str) -> Iterator[str]:
-    """Yield stretches of code, from a definition or an import to where Python's grammar ends."""
+    """Yield stretches of code, from a definition or an import to the last line that is valid Python."""
     position = 0
     for _ in range(_MAX_SEGMENTS):
         start = _START.search(text, position) or _DEF_IN_A_LINE.search(text, position)
@@ -126,7 +126,7 @@ def _unfenced(text: str) -> Iterator[str]:
 
 
 def _longest_program(text: str) -> str:
-    """Return the longest beginning of a text that is Python, cut between top-level statements."""
+    """Return the longest beginning of a text that is valid Python and ends between top-level statements."""
     lines = text.splitlines(keepends=True)
     while lines:
         try:
@@ -149,7 +149,7 @@ def _parse(code: str) -> ast.Module:
 
 
 def _parse_dedented(code: str) -> tuple[str, ast.Module] | None:
-    """Return the program, without common indentation where it only parses so, and its syntax tree."""
+    """Return the program, dedented if it parses only so, and its syntax tree. None if it does not parse."""
     for candidate in (code, textwrap.dedent(code)):
         if tree := parse_python(candidate):
             return candidate, tree
@@ -157,9 +157,7 @@ def _parse_dedented(code: str) -> tuple[str, ast.Module] | None:
 
 
 def _assemble(code: str, tree: ast.Module, others: Sequence[ast.stmt]) -> str:
-    """Return ``code`` behind those statements of ``others`` that define what it uses but does not define
-    itself.
-    """
+    """Return ``code`` after the statements of ``others`` that define the names it uses and lacks."""
     body = [node for node in tree.body if not _is_main_guard(node)]
     definitions = {name: node for node in others for name in _bound(node)}  # the last one counts
     wanted = ["*", *(_used(body) - _bound_anywhere(body))]

@@ -1,8 +1,8 @@
 """Tokenizers of all other models: a `tokenizer.json`, a GGUF vocabulary or a SentencePiece file.
 
-Merging and cutting are done by the `tokenizers` library. This file adds what the library does not do: text
+Merging and splitting are done by the `tokenizers` library. This file adds what the library does not do: text
 that spells a special token stays text; a token's exact bytes; and a report of bytes that a vocabulary cannot
-express. (SmolLM2's lacks 21 of the 256 byte tokens, and the library drops such bytes without a word.)
+express. (SmolLM2's lacks 21 of the 256 byte tokens, and tokenizers drops such bytes silently.)
 """
 
 from __future__ import annotations
@@ -34,10 +34,9 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class LibraryTokenizer(Tokenizer):
     """A tokenizer of the `tokenizers` library.
 
-    ``bos``, ``eos``, ``pad`` and ``unk`` are names of special tokens; a name that the vocabulary does not
-    have is as good as none. A text begins with ``bos`` if ``add_bos`` or if the library's tokenizer puts it
-    there. ``vocabulary`` is what the library's tokenizer was built from, where that was not a
-    `tokenizer.json`.
+    ``bos``, ``eos``, ``pad`` and ``unk`` are names of special tokens. A name that is not in the vocabulary
+    is ignored. A text begins with ``bos`` if ``add_bos`` or if the library's tokenizer puts it
+    there. ``vocabulary``: the source of the library's tokenizer, if it was not a `tokenizer.json`.
     """
 
     def __init__(
@@ -73,8 +72,8 @@ class LibraryTokenizer(Tokenizer):
     def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
         """See `Tokenizer.encode`.
 
-        Warns of characters that the vocabulary cannot express; each of their bytes becomes ``unk_id``. Raises
-        `TokenizerError` for such a character where the vocabulary has no unknown token.
+        Warns about characters that the vocabulary cannot express. Each of their bytes becomes ``unk_id``.
+        Raises `TokenizerError` if there are such characters and no unknown token.
         """
         check_text(text)
         ids = self.start_ids if bos else []
@@ -102,11 +101,9 @@ class LibraryTokenizer(Tokenizer):
         return encoding.ids, [start for start, _ in encoding.offsets]
 
     def _reader(self, *, special: bool) -> Library:
-        """Return the library's tokenizer that turns special tokens spelled in a text into their ids, or does
-        not.
+        """Return the library's tokenizer that reads special tokens in a text as such, or as plain text.
 
-        The kind that is asked for first is the original, the other one a copy, which takes up to half a
-        second.
+        The kind that is asked for first is the original. A copy for the other kind takes up to half a second.
         """
         with _LOCK:
             if special not in self._readers:

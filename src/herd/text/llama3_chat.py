@@ -241,7 +241,7 @@ def _assistant_body(
 ) -> list[int]:
     """Return the ids of an assistant's content, calls and ending."""
     where = f"messages[{turn.index}].tool_calls"
-    # texts that each follow a <|python_tag|> where there is one: code alone, calls together
+    # texts that each follow a <|python_tag|>, if there is one: code alone, calls together
     segments: list[str] = []
     is_tagged = after_call = False
     for call in turn.calls:

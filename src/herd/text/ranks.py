@@ -2,7 +2,7 @@
 
 Byte-pair encoding is fully described by which byte strings are tokens and in which order they were learned.
 To encode, join the adjacent pair whose joined bytes have the lowest rank, leftmost first, until no joined
-pair is a token. This is how tiktoken works and what Meta's ``tokenizer.model`` holds (lines of
+pair is a token. This is how tiktoken works and the content of Meta's ``tokenizer.model`` (lines of
 ``base64(token) rank``). Everything else, such as the merge list of `tokenizer.json`, can be computed from the
 ranks.
 

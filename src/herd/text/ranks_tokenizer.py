@@ -94,7 +94,7 @@ class RanksTokenizer(Tokenizer):
         self.token_names = {role: self._special_names[id_] for role, id_ in roles.items()}
 
     def _special_id(self, name: str) -> int:
-        """Return the id of ``<|name|>``, which Llama 3 has at the same place where it calls it reserved."""
+        """Return the id of ``<|name|>``. Llama 3 has the same id under a reserved name."""
         id_ = self.special_tokens.get(f"<|{name}|>", self.n_ranks + NAMED_SPECIAL.index(name))
         if id_ >= self.vocab_size:
             raise TokenizerError(f"special token <|{name}|> is missing: not a Llama 3 tokenizer")

@@ -230,9 +230,9 @@ class Marked:
 
 
 def encode_rendered(text: str, marked: Marked, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Return the ids of a rendered dialog, and for each where it starts in the text without marks.
+    """Return the ids of a rendered dialog and the start of each in the text without marks, in characters.
 
-    Control tokens in ``text`` are the template's and become ids; marked spellings become plain text.
+    Control tokens in ``text`` are the template's and become ids. Marked spellings become plain text.
     """
     if not marked.any:
         return tokenizer.encode_with_special(text)

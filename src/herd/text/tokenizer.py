@@ -50,7 +50,7 @@ class Tokenizer(ABC):
     """Bytes that the vocabulary cannot express."""
     chat_template: str | None = None
     tool_template: str | None = None
-    """The chat template that the checkpoint has for dialogs with tools, where that is another one."""
+    """The checkpoint's chat template for dialogs with tools, if it is another one."""
     token_names: dict[str, str]
     """Special tokens by role ("bos_token"), as chat templates ask for them."""
     where: str = "this tokenizer"
@@ -75,7 +75,7 @@ class Tokenizer(ABC):
 
     @staticmethod
     def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-        """Train a tokenizer of Llama 3's kind; see `RanksTokenizer.train`."""
+        """Train a tokenizer of Llama 3's kind. See `RanksTokenizer.train`."""
         return Tokenizer.trainer(texts, vocab_size)
 
     def with_settings(
@@ -87,7 +87,7 @@ class Tokenizer(ABC):
         token_names: dict[str, str] | None = None,
         where: str = "",
     ) -> Self:
-        """Return a copy with the settings of a checkpoint; ``stop_ids`` are added to those it has."""
+        """Return a copy with the settings of a checkpoint. ``stop_ids`` are added to its own."""
         out = copy.copy(self)
         for name in ("_choice", "stop_ids"):
             out.__dict__.pop(name, None)
@@ -108,7 +108,7 @@ class Tokenizer(ABC):
 
     @property
     def chat(self) -> ChatFormat | None:
-        """The format of dialogs, or None where `chat_problem` says why there is none."""
+        """The format of dialogs. None if there is none, for the reason in `chat_problem`."""
         return self._choice[0]
 
     @property
@@ -117,7 +117,7 @@ class Tokenizer(ABC):
         return self._choice[1]
 
     def require_chat(self) -> ChatFormat:
-        """Return the format of dialogs. Raises `ChatError` where there is none."""
+        """Return the format of dialogs. Raises `ChatError` if there is none."""
         if self.chat is None:
             raise ChatError(str(self.chat_problem))
         return self.chat
@@ -133,7 +133,7 @@ class Tokenizer(ABC):
     def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
         """Return the ids of ``text``.
 
-        ``bos``: begin with the token that begins every text, where the vocabulary has one (`add_bos`).
+        ``bos``: begin with the token that begins every text, if the vocabulary has one (`add_bos`).
         ``eos``: end with ``eos_id``. Special tokens spelled in ``text`` are ordinary text unless ``special``.
         Raises `TokenizerError` for a lone surrogate.
         """
@@ -291,7 +291,7 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, ids: int | Iterable[int]) -> str:
-        """Return the text that becomes certain with these ids; it may be empty."""
+        """Return the text that becomes certain with these ids, which may be empty."""
         return self._utf8.decode(self._tokenizer.decode_bytes([ids] if isinstance(ids, int) else ids))
 
     def finish(self) -> str:

@@ -20,7 +20,7 @@ from .ranks import read_ranks
 from .ranks_tokenizer import NEEDED_SPECIAL, RanksTokenizer
 from .tokenizer import Tokenizer
 from .tokenizer_json import read_tokenizer_json
-from .vocabulary import CONTROL, USER_DEFINED, Vocabulary, read_sentencepiece
+from .vocabulary import CONTROL, UNKNOWN, USER_DEFINED, Vocabulary, read_sentencepiece
 
 SETTINGS, TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
 TOOL_TEMPLATE_FILE = "additional_chat_templates/tool_use.jinja"
@@ -28,7 +28,7 @@ ROLES = ("bos", "eos", "pad", "unk")
 
 
 def register() -> None:
-    """Tell `Tokenizer` how files are read and who trains; called once when this room is imported."""
+    """Register the readers of files and the trainer at `Tokenizer`. Called when `herd.text` is imported."""
     Tokenizer.trainer = RanksTokenizer.train
     Tokenizer.readers.update(
         {"": read_folder, ".json": read_json_file, ".model": read_model_file, ".gguf": _read_gguf}
@@ -43,12 +43,12 @@ def read_model_file(path: Path) -> Tokenizer:
 
 
 def read_json_file(path: Path) -> Tokenizer:
-    """Read a ``tokenizer.json`` alone, without the settings that may stand next to it."""
+    """Read a ``tokenizer.json`` alone, and ignore the settings next to it."""
     return _from_json(path, {}, {})
 
 
 def read_folder(folder: Path) -> Tokenizer:
-    """Read the tokenizer of a folder with its settings. Raises `TokenizerError` where it has none."""
+    """Read the tokenizer of a folder with its settings. Raises `TokenizerError` if it has none."""
     model, json_ = folder / "tokenizer.model", folder / "tokenizer.json"
     settings, ids = _read_object(folder / SETTINGS), _Ids(folder)
     given = _read_object(folder / "special_tokens_map.json") | settings
@@ -56,7 +56,7 @@ def read_folder(folder: Path) -> Tokenizer:
     if not model.exists() and not json_.exists():
         if any(folder.glob("*.gguf")):
             return _read_gguf(folder)
-        raise TokenizerError(f"{folder}: holds neither tokenizer.model nor tokenizer.json")
+        raise TokenizerError(f"{folder}: has neither tokenizer.model nor tokenizer.json")
     if json_.exists() and model.exists() and not _is_sentencepiece(model):
         ranks, known = read_ranks(model), read_tokenizer_json(json_, compare_merges=False)
         if known is None or known[0] != ranks:
@@ -98,7 +98,7 @@ def _from_json(path: Path, names: Mapping[str, str], settings: Mapping[str, Any]
     roles = {role: names.get(f"{role}_token") for role in ROLES}
     for role in ROLES:
         id_ = settings.get(f"{role}_token_id")
-        # no such name: the model's configuration may have its id
+        # no token has this name: the model's configuration may name its id
         if library.token_to_id(roles[role] or "") is None:
             roles[role] = library.id_to_token(id_) if type(id_) is int and id_ >= 0 else None
     bos, eos, pad, unk = roles.values()
@@ -119,7 +119,7 @@ def _is_sentencepiece(path: Path) -> bool:
         with path.open("rb") as file:
             beginning = file.read(64)
     except OSError:
-        return False  # said by the reader of ranks
+        return False  # the reader of ranks reports it
     return beginning[:1] == b"\n" and any(byte < 9 or byte == 0x15 for byte in beginning)
 
 
@@ -153,7 +153,7 @@ def _extended(vocabulary: Vocabulary, added: Mapping[str, tuple[int, int]], path
     tokens, types, scores = vocabulary.tokens, list(vocabulary.types), list(vocabulary.scores or ())
     for name, (id_, kind) in sorted(added.items(), key=lambda item: item[1]):
         if id_ < len(tokens):
-            types[id_] = kind if tokens[id_] == name and types[id_] not in (2,) else types[id_]
+            types[id_] = kind if tokens[id_] == name and types[id_] != UNKNOWN else types[id_]
         elif id_ == len(tokens):
             tokens, types, scores = [*tokens, name], [*types, kind], [*scores, 0.0]
         else:
@@ -162,7 +162,7 @@ def _extended(vocabulary: Vocabulary, added: Mapping[str, tuple[int, int]], path
 
 
 def _read_gguf(path: Path) -> Tokenizer:
-    # the format of GGUF files belongs to a higher floor, which the package's front door knows
+    # GGUF is read on a higher floor, so this goes through the lazy functions of the package
     tokenizer = importlib.import_module("herd").load_tokenizer(path)
     if tokenizer is None:
         raise TokenizerError(f"{path}: has no tokenizer")
@@ -180,7 +180,7 @@ class _Ids:
             self.named |= {key: value for key, value in settings.items() if key.endswith("_token_id")}
 
     def stop_ids(self, tokenizer: Tokenizer) -> set[int]:
-        """Return the end-of-text ids; those that the tokenizer does not have are said and left out."""
+        """Return the end-of-text ids. Warns about those outside the vocabulary and leaves them out."""
         found: set[int] = set()
         for path, settings in self._settings.items():
             value = settings.get("eos_token_id")
@@ -191,14 +191,14 @@ class _Ids:
                 )
             outside = [id_ for id_ in values if not 0 <= id_ < tokenizer.vocab_size]
             if outside:
-                note = f"{path}: eos_token_id: ignoring {outside}, which are no tokens of its vocabulary"
+                note = f"{path}: eos_token_id: ignoring {outside}, which are not tokens of its vocabulary"
                 warnings.warn(note, stacklevel=5)
             found |= set(values) - set(outside)
         return found
 
 
 def token_text(value: Any) -> str:
-    """Return a special token's text, given as a string or as an object with its content."""
+    """Return the text of a special token, which is a string or an object with the string as ``content``."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else ""
@@ -215,7 +215,7 @@ def _templates(value: Any) -> tuple[str | None, str | None]:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; empty if there is no such file."""
+    """Return the JSON object in a file, or an empty one if there is no such file."""
     if not path.exists():
         return {}
     try:

@@ -9,13 +9,13 @@
 =========================================================  =================================================
 
 These are Llama 3.1's formats. Models also write lists of JSON calls, lists like ``[f(x="y"), g()]``, single
-quotes, parameters as a string, and fences or ``<tool_call>`` around calls; those are read as json, and what
-stood around the calls is dropped.
+quotes, parameters as a string, and fences or ``<tool_call>`` around calls. These are read as json, and
+the text around the calls is dropped.
 
 Text before, between and after calls is content. Calls may be separated by ``;``, ``,`` or white space.
-``<|python_tag|>`` may be missing, because decoders often drop special tokens; without it, builtin calls and
-lists like ``[f()]`` are found at the start of a line only. Text that begins like a call and is none stays in
-the content, and where it was clearly meant as a call, an error says what is wrong. No text raises, and the
+``<|python_tag|>`` may be missing, because decoders often drop special tokens. Without it, builtin calls and
+lists like ``[f()]`` are found at the start of a line only. Text that begins like a call but is not one stays
+in the content. If it was clearly meant as a call, an error says what is wrong. No text raises, and the
 time is linear in the text.
 
 **Streaming gives the same result as parsing the whole text**, because the parser takes one character at a
@@ -63,7 +63,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Malformed:
-    """Event: ``text`` was meant as a call but is none; it also comes as `Content`."""
+    """Event: ``text`` was meant as a call but is not one. It is also in a `Content`."""
 
     reason: str
     text: str
@@ -236,7 +236,7 @@ class ToolCallParser:
         self._after_call = self._line_start = True
 
     def _reject(self, reason: str, *, ended: bool = False) -> None:
-        """Make the held text content, and report an error where it was meant as a call."""
+        """Make the held text content, and report an error if it was meant as a call."""
         text = self._release()
         if reason and grammar.was_meant_as_call(text, first=not self._any_content, ended=ended):
             self._events.append(Malformed(f"malformed call: {reason}", text))

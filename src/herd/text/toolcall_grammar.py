@@ -74,7 +74,7 @@ class Match:
 
 
 class NotACall(Exception):
-    """Raised where text cannot be a call. ``reason`` is empty for text that was never meant as one."""
+    """Raised if text cannot be a call. ``reason`` is empty for text that was never meant as one."""
 
     def __init__(self, reason: str = "") -> None:
         self.reason = reason
@@ -216,7 +216,7 @@ def _keyword_arguments(name: str) -> Reader[dict[str, Any]]:
 
 
 def _identifier(c: str, more: str = "") -> Reader[tuple[str, str]]:
-    """Read an ASCII identifier that begins with ``c`` and may hold ``more``, and the character after it."""
+    """Read an ASCII identifier that begins with ``c`` and may have ``more``, and the character after it."""
     if not starts_identifier(c):
         raise NotACall
     name = ""
@@ -232,7 +232,7 @@ def starts_identifier(c: str) -> bool:
 
 
 def _skip(c: str) -> Reader[str]:
-    """Return the first character from ``c`` on that is no white space."""
+    """Return the first character from ``c`` on that is not white space."""
     while c in WHITE_SPACE:
         c = yield
     return c

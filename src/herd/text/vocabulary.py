@@ -128,7 +128,7 @@ class Vocabulary:
 def vocabulary_of(library: Tokenizer) -> Vocabulary:
     """Return the vocabulary of a library's tokenizer as GGUF files store it.
 
-    Raises `TokenizerError` where the model is not BPE, or cuts text as no pre-tokenizer known to GGUF does.
+    Raises `TokenizerError` if the model is not BPE, or if GGUF has no name for its way of splitting text.
     """
     content = json.loads(library.to_str())
     model = content["model"]
@@ -159,7 +159,7 @@ def vocabulary_of(library: Tokenizer) -> Vocabulary:
 
 
 def _name_of_pre_tokenizer(library: Tokenizer, model: dict[str, Any]) -> str:
-    """Return GGUF's name for the way in which the library's tokenizer cuts text, found by trying."""
+    """Return GGUF's name for the way in which the library's tokenizer splits text, found by trying."""
     cut = library.pre_tokenizer.pre_tokenize_str if library.pre_tokenizer else None
     if cut is not None and library.normalizer is None:
         pieces = cut(_PROBE)
@@ -179,7 +179,7 @@ def _name_of_pre_tokenizer(library: Tokenizer, model: dict[str, Any]) -> str:
 def read_sentencepiece(data: bytes) -> Vocabulary:
     """Return the vocabulary in a SentencePiece model file (``tokenizer.model`` of Llama 1 and 2).
 
-    Raises `TokenizerError` for a file that is no such model, or whose algorithm is not BPE.
+    Raises `TokenizerError` for a file that is not a SentencePiece model, or is not BPE.
     """
     tokens, scores, types = [], [], []
     algorithm, add_space_prefix = 1, True

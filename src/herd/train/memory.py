@@ -113,7 +113,7 @@ def kept_nbytes(
     activation_checkpointing: bool = False,
     average: bool = False,
 ) -> int:
-    """Return the bytes by which a training process on a CPU grows, where it keeps freed memory.
+    """Return the bytes by which a training process on a CPU grows, if it keeps freed memory.
 
     glibc cannot hand out an aligned block again at its own size, so its heap has holes: a second chunk of
     logits and the temporaries of a layer and a half come on top. With glibc 2.36 this was within 100 MB on

@@ -31,7 +31,7 @@ def set_updates(optimizer: torch.optim.Optimizer, updates: int) -> None:
 
 
 def gradient_norm(grads: Iterable[Tensor]) -> float:
-    """Return the 2-norm of all gradients together (a collective where they are DTensors)."""
+    """Return the 2-norm of all gradients together (a collective if they are DTensors)."""
     norm = torch.nn.utils.get_total_norm(list(grads), 2.0)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 

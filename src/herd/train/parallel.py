@@ -63,7 +63,7 @@ class Ranks:
 
 
 def device_of_rank() -> torch.device:
-    """Return this process's own accelerator, or the CPU where there is none."""
+    """Return this process's own accelerator, or the CPU if there is none."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")

@@ -1,6 +1,6 @@
 """The state of a run on disk, which is either complete or absent.
 
-``folder/state/step-00000200/`` holds the trainable weights, the optimizer's moments and the mean of the
+``folder/state/step-00000200/`` has the trainable weights, the optimizer's moments and the mean of the
 decay's weights as DCP tensors (`storage.py`), and ``state.json``: the progress of the run and the settings
 that determine its numbers. A state is written under a temporary name, flushed, and put in place by one
 rename, so a kill at any moment leaves the old states, with or without the new one. Folders that were never

@@ -34,7 +34,7 @@ class SeenToken:
 
 @dataclass(frozen=True)
 class SeenDocument:
-    """A document of a packed row: the numbers of row and document, where it came from, and its tokens."""
+    """A document of a packed row: the numbers of row and document, its source, and its tokens."""
 
     row: int
     document: int

@@ -1,7 +1,7 @@
 """Teach a model another language: measure its tokens, extend its vocabulary, train the new rows with
 adapters.
 
-A vocabulary made for English splits Japanese into almost two tokens per character, so a context holds half as
+A vocabulary made for English splits Japanese into almost two tokens per character, so a context has half as
 much and every answer costs twice. New tokens join the old pieces (`text.extend`). Their rows begin as the
 mean of the rows of these pieces, so the model starts with a guess of their meaning. New rows and adapters are
 trained on the new text, with replay of other text, and the result is a whole model with the new tokenizer.

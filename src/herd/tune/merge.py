@@ -1,14 +1,13 @@
-"""Merge an adapter into its base, and prove the result: "fine after training, broken after the merge" must
-not happen.
+"""Merge an adapter into its base, and measure the merged file, which may be worse than the trained model.
 
 Training measures base + adapter in full precision. What people run is a merged model in fewer bits, whose
 rounding may be larger than the whole update (a hundred steps at a small learning rate change no 4-bit code).
 So the merged file is read again and compared with base + adapter on held-out examples of the tuning data:
 
-- the loss on the answers, of the base, of base + adapter, and of the merged file;
-- the KL divergence of the merged file from base + adapter, beside that of rounding the *untuned* base in the
-  same way;
-- the *share that survived*: 1 - KL(tuned || merged) / KL(tuned || base). At 0 the file is as far from the
+- the loss of the base, of base + adapter, and of the merged file on the answers
+- the KL divergence of the merged file from base + adapter, compared with the divergence that the same
+  rounding causes in the *untuned* base
+- the *fraction that survived*: 1 - KL(tuned || merged) / KL(tuned || base). At 0 the file is as far from the
   tuned model as the untuned base is. Below `LEAST` the merge is refused.
 
 Packed weights are multiplied without rounding activations here, so that only the weights are judged.
@@ -50,7 +49,7 @@ from ..train.sources.base import padding
 from ..train.sources.tuning import TuningData
 
 LEAST = 0.5
-"""Least share of the update that must survive rounding."""
+"""Smallest fraction of the update that must survive rounding."""
 MAX_TOKENS = 20_000
 """Tokens of held-out examples that models are compared on."""
 CALIBRATION_TOKENS = 16_384
@@ -63,7 +62,7 @@ class MergeReport:
     """A merged file and its measurements.
 
     Losses are in nats per token of held-out answers, KL divergences in nats per token. ``base_rounding_kl``
-    is the divergence of the untuned base in the same format from the untuned base.
+    is the KL divergence of the rounded untuned base from the untuned base.
     """
 
     folder: str
@@ -112,8 +111,7 @@ def merge_adapter(
     force: bool = False,
     least: float = LEAST,
 ) -> MergeReport:
-    """Merge the adapter in ``folder`` into its base as ``to``: fp32, bf16, or a packed format. Measure the
-    result.
+    """Merge an adapter into its base, write it as ``to`` (fp32, bf16 or a packed format), and measure it.
 
     ``examples`` are files to measure on (default: the held-out part of the tuning data). ``gptq`` fits packed
     weights to the trained part of the tuning data. If less than ``least`` of the update survives, nothing is
@@ -168,7 +166,7 @@ def export_adapter(folder: str | Path, out: Path) -> Path:
 def judge_of(adapter: Path, tokenizer: Tokenizer, examples: Sequence[str] = ()) -> Judge:
     """Return the held-out examples of an adapter's tuning data, or of the files ``examples``.
 
-    Without any, with a warning, Herd's sentences.
+    If there are none, warns and returns sentences that come with Herd.
     """
     train, held = _examples(adapter, tokenizer)
     name = "the held-out examples of the tuning data"
@@ -215,12 +213,11 @@ def _first_tokens(examples: Sequence[Example], n: int) -> list[Rendered]:
 
 
 class _FittingScheme(Scheme):
-    """A scheme in which matrices whose rows do not divide into Q4_K's blocks are Q5_0, as in llama.cpp."""
+    """A scheme that stores matrices as Q5_0 if Q4_K's blocks do not divide their rows, as llama.cpp does."""
 
     def of(self, name: str, shape: Sequence[int], tied: bool) -> Format:
         if len(shape) > 1 and self.linears == Q4_K and shape[-1] % Q4_K.block:
-            packed = TYPES["Q5_0"] if "layers" in name or self.head == Q4_K else self.head
-            return packed
+            return TYPES["Q5_0"] if "layers" in name or self.head == Q4_K else self.head
         return super().of(name, shape, tied)
 
 

@@ -28,7 +28,7 @@ WINDOW = 131_072
 class ParallelText(Task):
     """Bits per byte over all languages, with a breakdown by language. Less is better.
 
-    Without data, the texts are the project's own parallel sentences that `herd raise` holds out. ``folder``
+    Without data, the texts are the project's own parallel sentences, which `herd raise` holds out. ``folder``
     of the data has one text per language.
     """
 

@@ -47,7 +47,7 @@ class Generate:
     stop: tuple[str, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
     tool_call_format: str = "json"
-    """Used where the model's chat format has it; otherwise the format's own is."""
+    """The format of calls, if the model's chat format has it. Otherwise that format's default."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Task(ABC):
         return {"shots": self.shots, "mode": self.mode}
 
     def fitted(self, model: Any) -> Task:
-        """Return the task fitted to a model, for example to its ``context`` and its ``count`` of tokens."""
+        """Return the task adapted to a model, e.g. with texts as long as its ``context``."""
         return self
 
     def data_label(self, data: Data) -> str:
@@ -193,22 +193,22 @@ def by_group(groups: Sequence[str], values: Sequence[float]) -> dict[str, dict[s
     grouped: dict[str, list[float]] = {}
     for group, value in zip(groups, values, strict=True):
         grouped.setdefault(group, []).append(value)
-    means = {group: mean(group, some) for group, some in grouped.items()}
+    means = {group: mean(group, its_values) for group, its_values in grouped.items()}
     return {group: {"value": s.value, "lo": s.lo, "hi": s.hi, "n": s.n} for group, s in means.items()}
 
 
 def grouped_ratio(
     name: str, unit: str, results: Sequence[ItemResult], top: str, bottom: str, scale: float = 1
 ) -> Score:
-    """Return the ratio of two metrics' sums, with a breakdown by group. Intervals resample items."""
+    """Return the ratio of two metrics' sums, with a breakdown by group. Intervals bootstrap the items."""
 
-    def interval(some: Sequence[ItemResult]) -> Interval:
-        return ratio_interval([scale * r.metrics[top] for r in some], [r.metrics[bottom] for r in some])
+    def interval(chosen: Sequence[ItemResult]) -> Interval:
+        return ratio_interval([scale * r.metrics[top] for r in chosen], [r.metrics[bottom] for r in chosen])
 
     groups: dict[str, list[ItemResult]] = {}
     for result in results:
         groups.setdefault(result.group, []).append(result)
-    parts = {group: part(interval(some), len(some)) for group, some in groups.items()}
+    parts = {group: part(interval(chosen), len(chosen)) for group, chosen in groups.items()}
     return from_interval(name, interval(results), unit, len(results), {"by_group": parts})
 
 

@@ -33,7 +33,7 @@ class Schedule(Section):
         return self
 
     def require_steps(self, steps: int) -> None:
-        """Raise where warm-up and decay together take more than ``steps`` steps."""
+        """Raise `RecipeError` if warm-up and decay together take more than ``steps`` steps."""
         if self.warmup_steps + self.decay_steps > steps:
             longer = "decay_steps" if self.decay_steps > self.warmup_steps else "warmup_steps"
             raise impossible(
@@ -56,7 +56,7 @@ class Schedule(Section):
 
     @abstractmethod
     def middle(self, done: float, peak: float) -> float:
-        """Return the rate where ``done`` of the stretch between warm-up and decay, 0..1, is over."""
+        """Return the rate after the fraction ``done`` (0 to 1) of the steps between warm-up and decay."""
 
     def averages_at(self, step: int, steps: int) -> bool:
         """Return whether the weights after ``step`` updates enter the mean.
