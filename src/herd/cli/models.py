@@ -20,7 +20,7 @@ def pull_command(name: Name, as_json: Json = False) -> None:
 
 
 def list_command(as_json: Json = False) -> None:
-    """List the models on this disk, also those of other programs, and the names that `herd pull` knows."""
+    """List the models on this disk, also from other programs, and the names that `herd pull` knows."""
     from ..checkpoint.catalogue import catalogue, local_models
 
     here = local_models()

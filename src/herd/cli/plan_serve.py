@@ -205,7 +205,7 @@ def _served_row(served: Served, bar: float) -> str:
 
 
 def _serving_change(target: Target, size: str, load: Load, bar: float, found: list[Served]) -> str:
-    """Return how many users the machine would serve, or the change that makes the model fit."""
+    """Return the number of users that the machine would serve, or the change that makes the model fit."""
     from ..plan.serve import predict_serving
     from ..plan.ways import smallest_change
 

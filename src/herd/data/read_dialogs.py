@@ -169,7 +169,7 @@ def _messages(fields: Mapping[str, Any], where: str) -> tuple[set[str], str, lis
 
 
 def sharegpt_messages(turns: list[Any], where: str) -> list[Message]:
-    """Return the messages of ShareGPT's turns. Raises DataError naming a turn that is none."""
+    """Return the messages of ShareGPT's turns. Raises DataError naming the first invalid turn."""
     messages: list[Message] = []
     for number, turn in enumerate(turns):
         at = f"{where}: conversations[{number}]"

@@ -52,7 +52,7 @@ _CURE = "remove the folder and label again"
 
 @dataclass(frozen=True)
 class TargetsSpec:
-    """What the targets in a folder are: all that must agree before they are used or continued.
+    """The description of a folder of targets, which must agree before they are used or continued.
 
     ``vocab_size`` is the student's vocabulary. ``tokenizer``, ``data`` and ``teacher`` are hashes.
     """
@@ -196,8 +196,7 @@ def read_spec(folder: Path) -> TargetsSpec:
 
 @contextmanager
 def unfinished_shard(folder: Path, spec: TargetsSpec, number: int) -> Iterator[tuple[BinaryIO, int] | None]:
-    """Yield the file of a shard, to append to, and the next row to write. The shard is renamed when it is
-    whole.
+    """Yield a shard's file, to append to, and the next row to write. Rename the shard when it is whole.
 
     Yields None for a shard that is finished, or that another process is writing. A block that was not written
     to its end is removed, and so are blocks after it.

@@ -57,7 +57,7 @@ def expand_paths(name: Path | str) -> list[Path]:
 
 
 def list_files(root: Path) -> list[Path]:
-    """Return the file itself, or all files below a folder sorted by name, with those of linked folders.
+    """Return the file itself, or all files below a folder sorted by name, linked folders included.
 
     Names that begin with a dot and ``__pycache__`` are left out. A folder that is reached twice is listed
     once.

@@ -1,5 +1,4 @@
-"""Read a user's files for tuning: dialogs, texts and pairs of answers, row by row, setting aside what cannot
-be used.
+"""Read a user's files for tuning: dialogs, texts and pairs of answers. Unusable rows are set aside.
 
 Training on thousands of rows should not fail because of the seventh, and no row should disappear silently. So
 each row becomes an `Example` or a `AnswerPair`, or is set aside with its location and the reason. Rows may
@@ -76,7 +75,7 @@ class SetAside:
 
 @dataclass
 class TuningRows:
-    """What was found in the files. ``notes`` are warnings with the number of rows that they apply to."""
+    """The contents of the files. ``notes`` are warnings with the number of rows that they apply to."""
 
     examples: list[Example] = field(default_factory=list)
     pairs: list[AnswerPair] = field(default_factory=list)
@@ -147,8 +146,7 @@ def read_tuning(
 
 
 def split_heldout(examples: Sequence[Any], share: float, most: int) -> tuple[list[Any], list[Any]]:
-    """Divide examples or pairs into those to train on and those to measure on: at most ``most``, by their
-    tokens.
+    """Split examples or pairs, by their tokens, into training data and at most ``most`` to measure on.
 
     Equal rows are all on the same side. Fewer than ten rows are all trained.
     """

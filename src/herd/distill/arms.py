@@ -139,7 +139,7 @@ class Workshop:
 
     @lru_cache(maxsize=1)  # noqa: B019
     def yardstick(self, vocab: int) -> Yardstick:
-        """Return what students of a vocabulary are measured with."""
+        """Return the yardstick for students with a vocabulary."""
         s = self.settings
         documents = self.material.held_out(self.tokenizer_of(vocab), s.heldout_tokens)
         folder = self.cells.folder / f"heldout-{vocab}"
@@ -293,7 +293,7 @@ class Workshop:
         return cut(model, arm.config, choose(model.config, arm.config, scores, drop))
 
     def _stored_weights(self) -> LlamaLM:
-        """Return the teacher with its weights as stored; blocks of a quantized file are unpacked to fp32."""
+        """Return the teacher with the weights of its file. Quantized ones are unpacked to fp32."""
         if self.source.file is not None:
             return load_trainable(self.source.path, torch.float32, self.device).requires_grad_(False)
         stored = common_dtype(read_index(self.source.path), self.source.path)

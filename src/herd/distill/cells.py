@@ -41,7 +41,7 @@ SWEEP = (0.2, 0.6, 2.0)
 
 
 class ShrinkSettings(Section):
-    """What a shrink run does. It must not change when the run is continued."""
+    """The settings of a shrink run. They must not change when the run is continued."""
 
     model: str
     to: str | None = None  # the budget; None: only the vocabulary becomes smaller

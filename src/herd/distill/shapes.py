@@ -40,7 +40,7 @@ UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 @dataclass(frozen=True)
 class Budget:
-    """What a student must fit into: ``kind`` is "params", "memory" (bytes) or "speed" (tokens per second).
+    """The limit that a student must meet. ``kind`` is "params", "memory" (bytes) or "speed" (tokens/s).
 
     ``context`` is the number of tokens of the full KV cache for memory, and of those already read for speed.
     """

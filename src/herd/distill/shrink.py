@@ -106,7 +106,7 @@ class Shrinker:
         return Arm(shape.label(self.shop.config), shape.config)
 
     def forecast(self) -> list[Forecast]:
-        """Return what a run from the beginning computes, with seconds and bytes, from rates measured now."""
+        """Return the steps of a run from the beginning, with seconds and bytes, from measured rates."""
         s, shop = self.settings, self.shop
         first = self.shapes[0].config
         rates = shop.rates(first)

@@ -72,7 +72,7 @@ class AnswerTeacher(Protocol):
 
 @dataclass(frozen=True)
 class SynthOptions:
-    """How a teacher is asked, what is accepted, and when to stop.
+    """Options of a synthesis: prompts to the teacher, accepted answers, and limits.
 
     ``agree`` is the fraction of samples that must say the same if nothing else verifies an answer.
     """

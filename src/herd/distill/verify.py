@@ -1,5 +1,4 @@
-"""Verify a teacher's answers: by running them, by solving the question, by a schema, or by agreement of
-samples.
+"""Verify a teacher's answers by running them, by solving the question, by a schema or by agreement.
 
 The fields of a prompt decide: ``tests`` (asserts for the program in the answer), ``expression`` (arithmetic
 whose value the answer must state), ``answer`` (a text that it must state), ``schema`` (JSON Schema of the
@@ -28,7 +27,7 @@ _CONCLUSION = re.compile(r"(?:answer|result|total)\b[^.\n]*?(?:is|:|=)\s*(.+)", 
 
 @dataclass(frozen=True)
 class Verification:
-    """Whether an answer was accepted, by which method, and why not."""
+    """A verdict on an answer: accepted or not, the method, and the reason."""
 
     accepted: bool
     method: str
@@ -99,7 +98,7 @@ def _agreement(answers: Sequence[str], least: float) -> list[Verification]:
 
 
 def _key(answer: str) -> str:
-    """Return what an answer says: its last number, or its last sentence without case and punctuation."""
+    """Return the key of an answer: its last number, or its last sentence without case and punctuation."""
     conclusion = _concluded(answer)
     numbers = _NUMBER.findall(conclusion)
     if numbers:

@@ -264,9 +264,7 @@ def _difference(
 
 
 def _paired(row: ComparedItem, pairs: Sequence[tuple[ItemResult, ItemResult]]) -> Interval:
-    """Return the difference of the means, or of the ratios (e.g. bits per byte, with the same bytes for
-    both).
-    """
+    """Return the difference of the means, or of the ratios (e.g. bits per byte, with equal bytes)."""
     if row.metric in RATIOS:
         top, bottom = RATIOS[row.metric]
         weights = np.array([a.metrics[bottom] for a, _ in pairs])

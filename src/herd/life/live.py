@@ -1,4 +1,4 @@
-"""What a run shows while a recipe trains: progress, live samples, and the copying accuracy when it jumps."""
+"""Show a recipe's training: progress, live samples, and the copying accuracy when it jumps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAMPLES_EVERY = 15.0
 WARMTH = 0.7
 """Temperature of sampled text."""
 LEARNED = {"copy": "copy", "lookup": "look up", "needles": "find facts"}
-"""What an accuracy shows, by the kind of its rows."""
+"""Names of the skills that accuracies show, by the kind of rows."""
 TEXT_PROMPTS = ("The old man", "It is", "In the", "Der", "Return the")
 """Texts that a base model continues."""
 

@@ -190,7 +190,7 @@ def train_phase(
 ) -> Path:
     """Write and run one recipe of a stage, and add its cost to ``outcome``. Return the checkpoint folder."""
     phase = stage.phases[number]
-    if "shape" in model:  # 0.02, the usual deviation, is that of 760 dimensions: too small for a toy's start
+    if "shape" in model:  # the usual deviation of 0.02 fits 760 dimensions and is too small for a toy's start
         model = model | {"init_std": round(0.55 / model["shape"]["dim"] ** 0.5, 4)}
         config = config_of(model["shape"])
     else:

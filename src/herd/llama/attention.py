@@ -1,7 +1,7 @@
 """The two attention functions of training: causal, and causal within packed documents.
 
 A caller passes attention to the model as an `Attend`: ``attend(layer, q_BTHK, k_BTGK, v_BTGK) -> out_BTHK``.
-Training uses the functions here; the engine passes its own, which reads a KV cache.
+Training uses the functions here. The engine passes its own, which reads a KV cache.
 
 Shapes: B batch, T time, H query heads, G KV heads, K head dim.
 """

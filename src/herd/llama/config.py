@@ -1,6 +1,6 @@
 """The shape of a Llama: sizes, exact parameter counts, bytes and FLOPs. This module does not import torch.
 
-The models of the family differ only in the numbers of `ModelConfig`; `SIZES` is the table of the published
+The models of the family differ only in the numbers of `ModelConfig`. `SIZES` is the table of the published
 ones. The accounting functions (`n_params`, `nbytes`, `flops_per_token`) are the only place for these
 formulas.
 
@@ -177,8 +177,7 @@ class ModelConfig:
         return round(2 * self.n_layers * self.n_kv_heads * self.head_dim * bytes_per_value)
 
     def flops_per_token(self, context: float = 0, *, training: bool = False) -> float:
-        """Return the FLOPs of one token (2 per multiply-add): matmuls, the head, attention over ``context``
-        keys.
+        """Return the FLOPs of a token (2 per multiply-add), with head and attention over ``context`` keys.
 
         For causal training over sequences of T tokens the mean ``context`` is T / 2. Training is 3 forwards
         (one forward, two backward); activation recomputation is not included.

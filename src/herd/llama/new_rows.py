@@ -1,4 +1,4 @@
-"""Train the last rows of a vocabulary, those of new tokens, while all other rows are frozen.
+"""Train the last rows of a vocabulary, for new tokens, while all other rows are frozen.
 
 Shapes: V vocabulary, D model dim, N new rows.
 """

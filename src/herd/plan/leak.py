@@ -144,7 +144,7 @@ def _three_times() -> Facts:
 
 
 def words_per_window(window: int) -> dict[str, dict[str, float]]:
-    """Return how much text fits in a window of tokens, in English words, by kind of text and language.
+    """Return the English words of text that fit in a window of tokens, by kind of text and language.
 
     Measured with Meta's tokenizer by bench/words_per_window.py (``words.yaml``).
     """

@@ -121,7 +121,7 @@ class Scheme:
         return self.linears.name.lower()
 
     def summary(self, config: ModelConfig) -> dict[str, object]:
-        """Return what a receipt says about the formats."""
+        """Return the entry of a receipt about the formats."""
         return {part: getattr(self, part).name for part in ("linears", "embeddings", "head")}
 
     def of(self, name: str, shape: Sequence[int], tied: bool) -> Format:

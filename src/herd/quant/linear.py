@@ -95,8 +95,7 @@ class QuantLinear(nn.Module):
 
 
 class QuantHead(QuantLinear):
-    """A packed head that rounds its activations in two steps: to int8, and then the errors of that step to
-    int8.
+    """A packed head that rounds its activations to int8, and then the rounding errors to int8 too.
 
     The head's errors change the logits directly: on SmolLM2 in Q4_1 they cause a quarter of the divergence
     from float activations. The second step is computed as a second token, for which the weights need not be

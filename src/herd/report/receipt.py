@@ -221,7 +221,7 @@ def _processor() -> tuple[str, set[str]]:
 def _instruction_set(flags: set[str]) -> str:
     """Return the instruction set of quantized products: what ``HERD_ISA`` names, or the processor's best.
 
-    The conditions are those of ``kernels/native/qmatmul_*.cpp``.
+    ``kernels/native/qmatmul_*.cpp`` have the same conditions.
     """
     if wanted := os.environ.get("HERD_ISA"):
         return _ISA_NAMES.get(wanted, wanted)

@@ -1,4 +1,4 @@
-"""What every chat format can do: turn a dialog into token ids, and a model's answer into content and calls.
+"""The interface of chat formats: dialogs become token ids, and a model's answer becomes content and calls.
 
 A format belongs to a tokenizer: ``tokenizer.chat``. Two classes implement it, `llama3_chat.Llama3Chat` and
 `template_chat.TemplateChat`.
@@ -53,7 +53,7 @@ class Rendered:
 
 
 class ChatFormat(Protocol):
-    """How a model's dialogs are written.
+    """The way in which a model's dialogs are written.
 
     ``stop_ids`` end an answer. ``tool_call_formats`` are the ways in which calls can be written, the usual
     one first.
@@ -83,8 +83,8 @@ class ChatFormat(Protocol):
         """Return the token ids and the loss mask of a dialog.
 
         ``messages``: ``{"role": system|developer|user|assistant|ipython|tool, "content": …}``. A content is
-        text or a list of ``{"type": "text", "text": …}``; that of a tool may be any JSON value, and that of
-        an assistant may be None. An assistant's message may have ``"tool_calls": [{"name", "arguments":
+        text or a list of ``{"type": "text", "text": …}``. A tool's content may be any JSON value, an
+        assistant's may be None. An assistant's message may have ``"tool_calls": [{"name", "arguments":
         dict}]``, or OpenAI's nesting under ``"function"``. ``tool_call_format`` None is the usual one of the
         format. ``date``: the text or date for "today". With ``generation_prompt`` the beginning of the
         assistant's next message is added.
@@ -100,8 +100,7 @@ class ChatFormat(Protocol):
 
 
 def render(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, **options: Any) -> Rendered:
-    """Return the token ids and the loss mask of a dialog in the tokenizer's chat format
-    (`ChatFormat.render`).
+    """Return a dialog's token ids and loss mask in the tokenizer's chat format (`ChatFormat.render`).
 
     Raises `ChatError` if the tokenizer has none.
     """

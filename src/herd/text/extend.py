@@ -85,7 +85,7 @@ def extend_vocabulary(tokenizer: Tokenizer, texts: Iterable[str], n_new: int) ->
 
 
 def _words(tokenizer: LibraryTokenizer, texts: Iterable[str]) -> Counter[tuple[int, ...]]:
-    """Return how often each word occurs, as the ids that the old vocabulary splits it into."""
+    """Return the number of times that each word occurs, with words as ids of the old vocabulary."""
     library = Library.from_str(tokenizer.to_json())
     counts: Counter[str] = Counter()
     for text in texts:

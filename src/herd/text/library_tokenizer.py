@@ -128,7 +128,7 @@ class LibraryTokenizer(Tokenizer):
         )
 
     def encode_batch(self, texts: Sequence[str], *, n_threads: int = 2) -> list[list[int]]:
-        """Return `encode` of many texts; the library chooses the number of threads."""
+        """Return `encode` of many texts. The library chooses the number of threads."""
         if self.missing_bytes and any(map(self._inexpressible.search, texts)):
             return [self.encode(text) for text in texts]
         found = self._reader(special=False).encode_batch(

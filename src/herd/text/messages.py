@@ -23,7 +23,7 @@ class CallInMessage:
     name: str
     arguments: dict[str, Any]
     id: str | None
-    tool_call_format: str | None  # None: that of the dialog
+    tool_call_format: str | None  # None: the dialog's
 
     @property
     def code(self) -> str | None:

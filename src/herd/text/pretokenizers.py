@@ -1,4 +1,4 @@
-"""How byte-level BPE vocabularies cut a text into pieces before merging: the names used in GGUF files.
+"""The ways in which byte-level BPE splits a text before merging, by their names in GGUF files.
 
 GGUF stores only a name (``tokenizer.ggml.pre``); the regular expressions belong to the programs that read it.
 Each expression of a name cuts the pieces that the one before has left. Two names of one expression differ in

@@ -131,7 +131,7 @@ class RanksTokenizer(Tokenizer):
         return [*ids, self.eos_id] if eos else ids
 
     def encode_with_offsets(self, text: str, *, continued: bool = False) -> tuple[list[int], list[int]]:
-        """See `Tokenizer.encode_with_offsets`; what stands before the text makes no difference here."""
+        """See `Tokenizer.encode_with_offsets`. The text before makes no difference here."""
         ids = self.encode(text)
         starts, n_characters = [], 0
         for id_ in ids:
@@ -161,7 +161,7 @@ class RanksTokenizer(Tokenizer):
 
     @cached_property
     def sha256(self) -> str:
-        """The hex sha256 of the ranks. That of Meta's tokenizer is that of Meta's file."""
+        """The hex sha256 of the ranks. For Meta's tokenizer it is the hash of Meta's file."""
         return ranks_sha256(self.ranks)
 
     @cached_property
@@ -174,7 +174,7 @@ class RanksTokenizer(Tokenizer):
         return Vocabulary(tokens + special, types, merges=pairs, pre="llama-bpe")
 
     def save(self, folder: str | os.PathLike[str], *, model_max_length: int = 131072) -> None:
-        """See `Tokenizer.save`; ``tokenizer.model`` has the ranks, the other files are for Hugging Face."""
+        """See `Tokenizer.save`. ``tokenizer.model`` has the ranks, the other files are for Hugging Face."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         content = tokenizer_json.tokenizer_json(self.ranks, self.special_tokens, self.bos_id)

@@ -1,4 +1,4 @@
-"""What every tokenizer of the project can do, whatever vocabulary it has.
+"""The interface of all tokenizers, whatever vocabulary they have.
 
 Two classes implement it: `ranks_tokenizer.RanksTokenizer` for vocabularies of Llama 3's kind, and
 `library_tokenizer.LibraryTokenizer` for all others. `Tokenizer.from_file`, `from_folder` and `train` choose.
@@ -32,7 +32,7 @@ class Tokenizer(ABC):
     """A vocabulary with the settings of its checkpoint. It does not change after it was made."""
 
     readers: ClassVar[dict[str, Callable[[Path], Tokenizer]]] = {}
-    """How to read a file by its suffix, and a folder by the empty suffix."""
+    """Functions that read a file with a suffix. The empty suffix is for folders."""
     trainer: ClassVar[Callable[[Iterable[str], int], Tokenizer]]
 
     vocab_size: int
@@ -45,7 +45,7 @@ class Tokenizer(ABC):
     add_bos: bool = True
     """Whether a text begins with ``bos_id``."""
     adds_space: bool = False
-    """Whether a text is encoded as if a space stood before it, as SentencePiece does."""
+    """Whether a text is encoded as if it began with a space, as SentencePiece does."""
     missing_bytes: frozenset[int] = frozenset()
     """Bytes that the vocabulary cannot express."""
     chat_template: str | None = None
@@ -54,7 +54,7 @@ class Tokenizer(ABC):
     token_names: dict[str, str]
     """Special tokens by role ("bos_token"), as chat templates ask for them."""
     where: str = "this tokenizer"
-    """What messages call it: the folder or file it was read from."""
+    """Its name in messages: the folder or file that it was read from."""
     _stop_ids: frozenset[int] = frozenset()
 
     @staticmethod
@@ -283,7 +283,7 @@ class Tokenizer(ABC):
 class StreamDecoder:
     """A decoder for a stream of ids, which holds back an unfinished character.
 
-    All pieces together, with that of `finish`, are the text of ``tokenizer.decode_bytes(all_ids)``.
+    All pieces and the one of `finish` together are the text of ``tokenizer.decode_bytes(all_ids)``.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -295,7 +295,7 @@ class StreamDecoder:
         return self._utf8.decode(self._tokenizer.decode_bytes([ids] if isinstance(ids, int) else ids))
 
     def finish(self) -> str:
-        """Return what was held back (U+FFFD for an unfinished character), and start again."""
+        """Return the text held back (U+FFFD for an unfinished character), and start again."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest

@@ -1,5 +1,4 @@
-"""Give a model whose chat template has no place for tools one that has, so that it can be taught to call
-them.
+"""Replace a chat template without tools by one with tools, so that a model can be taught to call them.
 
 Many small ChatML models (SmolLM2 among them) were published with a template that writes messages only. Their
 dialogs with tools get a template of their own, in the style of Hermes: schemas in the system message, and

@@ -157,6 +157,6 @@ class Sandbox:
 
 
 def run_python(code: str, **options: Any) -> SandboxResult:
-    """Run one program in a new sandbox (about 0.1 s to start). The options are those of `Sandbox.run`."""
+    """Run one program in a new sandbox (about 0.1 s to start). It has the options of `Sandbox.run`."""
     with Sandbox() as sandbox:
         return sandbox.run(code, **options)

@@ -1,8 +1,8 @@
 """The section ``adapter`` of a recipe: train low-rank adapters (LoRA) on a frozen model, plain or packed.
 
 The frozen matrices are kept in the compute dtype, or in the blocks of a quantized model (QLoRA, arXiv
-2305.14314). A state and the result have only the adapters. Constants are those of "LoRA without regret": all
-linear layers, alpha 32, and a learning rate ten times that of full fine-tuning.
+2305.14314). A state and the result have only the adapters. Constants as in "LoRA without regret": all
+linear layers, alpha 32, and ten times the learning rate of full fine-tuning.
 """
 
 from __future__ import annotations

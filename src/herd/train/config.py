@@ -68,7 +68,7 @@ class TrainSettings(Section):
 
 
 class TrainConfig(TrainSettings):
-    """What `train` is given: the settings with their optimizer and schedule."""
+    """The arguments of `train`: the settings with their optimizer and schedule."""
 
     optimizer: AnyOptimizer
     schedule: AnySchedule = Cosine()

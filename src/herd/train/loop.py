@@ -255,7 +255,7 @@ class _Run:
         return torch.autocast(self.device.type, dtype)
 
     def _gradient_scale(self, count: float) -> float:
-        """Return the factor that makes the gradient of the sum that of the mean per token."""
+        """Return the factor from the gradient of the summed loss to the gradient of the mean per token."""
         return (self.ranks.world if isinstance(self.model, FSDPModule) else 1) / count
 
     def _first_row(self) -> int:
@@ -335,7 +335,7 @@ class _Run:
         return state.save(self.folder, progress, tensors, self.ranks, keep=self.config.keep_states)
 
     def _resume(self) -> bool:
-        """Load the newest state if there is one. Return whether it is that of a finished run."""
+        """Load the newest state if there is one. Return whether that run had finished."""
         if self.ranks.first:
             state.tidy(self.folder)
         self.ranks.barrier()

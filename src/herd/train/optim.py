@@ -25,7 +25,7 @@ def moments(params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
 
 
 def set_updates(optimizer: torch.optim.Optimizer, updates: int) -> None:
-    """Tell Adam how many updates its moments have seen (for bias correction)."""
+    """Set the number of updates that Adam's moments have seen (for bias correction)."""
     for state in optimizer.state.values():
         state["step"].fill_(float(updates))
 

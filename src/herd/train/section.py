@@ -1,4 +1,4 @@
-"""What the sections of a recipe have in common: strict checking, and the types of their fields."""
+"""The base of the sections of a recipe: strict checking, and the types of their fields."""
 
 from __future__ import annotations
 

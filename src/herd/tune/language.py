@@ -1,5 +1,4 @@
-"""Teach a model another language: measure its tokens, extend its vocabulary, train the new rows with
-adapters.
+"""Teach a model another language: extend its vocabulary, and train the new rows with adapters.
 
 A vocabulary made for English splits Japanese into almost two tokens per character, so a context has half as
 much and every answer costs twice. New tokens join the old pieces (`text.extend`). Their rows begin as the
@@ -56,7 +55,7 @@ STEP_TOKENS = 2048
 
 @dataclass(frozen=True)
 class LanguageOptions:
-    """What to learn from, how many tokens to add, and how long to train."""
+    """Options of a run that teaches a language: data, new tokens, and the length of training."""
 
     model: str
     language: str
@@ -73,7 +72,7 @@ class LanguageOptions:
 
 @dataclass(frozen=True)
 class Fertility:
-    """How many bytes of held-out text a token has, before and after the vocabulary was extended."""
+    """Bytes of held-out text per token, before and after the vocabulary was extended."""
 
     added: int
     before: float
@@ -138,7 +137,7 @@ def divided_text(paths: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def bytes_per_token(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
-    """Return how many bytes of text a token has on average."""
+    """Return the mean number of bytes of text in a token."""
     pairs = [(len(text.encode()), len(tokenizer.encode(text))) for text in texts]
     return sum(n_bytes for n_bytes, _ in pairs) / max(1, sum(n for _, n in pairs))
 

@@ -14,7 +14,7 @@ FILE = "options.json"
 
 
 class TuneOptions(Section):
-    """What to tune on what, and how. None: chosen by Herd."""
+    """Options of a tuning run. None: chosen by Herd."""
 
     model: str
     data: tuple[str, ...]
@@ -36,8 +36,7 @@ class TuneOptions(Section):
     seed: int = 0
 
     def store(self) -> bool:
-        """Write the options into ``out``, or compare them with those of an earlier start. Return whether
-        there was one.
+        """Write the options into ``out``, or compare them with an earlier start, if there was one (returned).
 
         Raises `RecipeError` naming the first difference.
         """

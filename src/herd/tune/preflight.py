@@ -61,7 +61,7 @@ class Preflight:
 
 
 def preflight(run: Prepared, tasks: Sequence[str], data: Data, *, measure: bool = True) -> Preflight:
-    """Return what is known before the run. ``measure`` runs two micro-batches to measure the speed."""
+    """Return the facts known before the run. ``measure`` runs two micro-batches to measure the speed."""
     recipe, rows = run.recipe, _rows(run)
     sizes = sorted(((_length(row), row.where) for row in rows), reverse=True)
     trained = sum(row.n_trained if isinstance(row, Example) else sum(row.chosen.mask) for row in rows)

@@ -144,7 +144,7 @@ def _other_texts(paths: Sequence[str]) -> Iterable[tuple[str, list[Document]]]:
 
 
 def _preferences(model: LlamaLM, recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return how often the model gives the chosen of two held-out answers the higher likelihood.
+    """Measure the fraction of held-out pairs in which the model finds the chosen answer more likely.
 
     ``shorter`` is how often the shorter answer is the chosen one, a baseline without a model.
     """

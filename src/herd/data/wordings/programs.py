@@ -16,9 +16,7 @@ import yaml
 
 @dataclass(frozen=True)
 class Program:
-    """A function to ask for. ``body`` is an expression with slots for the parameters {a} {b} {c} and a
-    constant {k}.
-    """
+    """A function to ask for. ``body`` is an expression of its parameters {a} {b} {c} and a constant {k}."""
 
     key: str
     names: tuple[str, ...]
@@ -32,9 +30,7 @@ class Program:
         return "{k}" in self.body
 
     def value(self, arguments: tuple[Any, ...], k: int) -> Any:
-        """Return what the function gives for ``arguments``. The bodies are this package's own, so `eval`
-        is safe.
-        """
+        """Return the function's value for ``arguments``. `eval` is safe, because Herd wrote the bodies."""
         body = self.body.format(a="a", b="b", c="c", k="k")
         return eval(body, {}, {**dict(zip("abc", arguments, strict=False)), "k": k})
 

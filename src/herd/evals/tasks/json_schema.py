@@ -58,7 +58,7 @@ _FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "uniqueItems": (lambda value: isinstance(value, bool), "true or false"),
     "pattern": (lambda value: isinstance(value, str), "text"),
 }  # fmt: skip
-"""What the value of a keyword must be."""
+"""A check of each keyword's value, with a text for the error."""
 
 
 def check_schema(schema: Any) -> None:

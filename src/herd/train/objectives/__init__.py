@@ -1,4 +1,4 @@
-"""What training minimizes, one objective per file: its function and its section of a recipe.
+"""The objectives of training, one per file: its function and its section of a recipe.
 
 A new objective is a function (hidden states, head, batch) -> `Loss`, a subclass of `ObjectiveSection` that
 builds it, and one more name in `AnyObjective`.

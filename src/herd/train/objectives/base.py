@@ -1,4 +1,4 @@
-"""What all objectives have in common: sums over trained tokens, from hidden states, the head and the batch.
+"""The base of all objectives: sums over trained tokens, from hidden states, the head and the batch.
 
 An objective returns *sums* and the number of trained tokens; the loop divides by the number of the whole
 global batch. So the gradient is the same however rows are divided into micro-batches and ranks, and a row

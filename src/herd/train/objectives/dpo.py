@@ -68,8 +68,7 @@ class dpo:
 
 
 def answer_log_probs(hidden_BTD: Tensor, head: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities summed over the answers of each pair, and their numbers of tokens, (P, 2)
-    each.
+    """Return the summed log-probabilities and the numbers of tokens of each pair's answers, (P, 2) each.
 
     Column 0 is the chosen answer, column 1 the rejected one.
     """

@@ -1,4 +1,4 @@
-"""What a run reads, one source per file: the section ``data`` of a recipe and how it is opened.
+"""The sources of training data, one per file: a section ``data`` of a recipe and the code that opens it.
 
 A new source is a subclass of `DataSection` and one more name in `Single`, or in `AnyData` if it
 cannot be a part of a mixture.

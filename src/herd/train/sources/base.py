@@ -1,4 +1,4 @@
-"""What all sources of training data have in common."""
+"""The base of all sources of training data."""
 
 from __future__ import annotations
 
