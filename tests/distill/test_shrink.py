@@ -243,7 +243,7 @@ def test_a_budget_of_memory_is_met_with_quantized_weights_and_may_leave_the_teac
     shrinker = Shrinker(tmp_path / "run", chosen)
     assert {shape.weights for shape in shrinker.shapes} & {"q8", "q4"}
     done = shrinker.run()
-    assert "cache of 64 tokens" in done.ledger["facts"]["run with"]
+    assert "cache, 64 tokens" in done.ledger["facts"]["run with"]
     quantized = done.ledger["steps"][-1]
     assert quantized["name"].endswith(("q8", "q4"))
     assert quantized["kl"]["value"] > 0
@@ -367,3 +367,92 @@ def test_rank_correlation():
     assert rank_correlation([1, 2, 3], [10, 20, 30]) == 1
     assert rank_correlation([1, 2, 3], [30, 20, 10]) == -1
     assert rank_correlation([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(0.8)
+
+
+def test_a_student_is_distilled_in_the_format_that_it_is_written_in(toy, tmp_path):
+    chosen = settings(
+        toy, to=None, vocab=(540,), tokens=512, gguf="q4", qad_tokens=2048, tasks=("boolq",), task_limit=4
+    )
+    done = Shrinker(tmp_path / "run", chosen).run()
+    steps = {step["name"]: step for step in done.ledger["steps"]}
+    plain, trained = steps["v540, q4"], steps["v540, q4, 2,048 tokens"]
+    assert trained["tokens"] == 2048
+    assert trained["nbytes"] == plain["nbytes"]
+    assert trained["kl"]["value"] < plain["kl"]["value"]
+    assert "v540, q4" in trained["minus"]
+    written, source = (
+        tmp_path / "run" / "model-q4",
+        tmp_path / "run" / "arms" / "v540" / "run-512-q4-2048" / "model",
+    )
+    ids = torch.tensor([load_tokenizer(written).encode("the quick brown fox")])
+    assert torch.equal(load_model(written).logits(ids), load_model(source).logits(ids))
+    assert load_lineage(written).name.startswith("Llama-toy-")
+    assert load_lineage(written).licence == "Llama 3.1 Community License"
+    recipe = next(tmp_path.glob("run/arms/*/recipe-512-q4-2048.yaml")).read_text()
+    assert "to: q4" in recipe
+    for name in ("teacher", "v540, start", "v540, 512 tokens", trained["name"]):
+        assert set(steps[name]["scores"]) == {"copying", "look-up", "boolq"}, name
+    assert "look-up" in (tmp_path / "run" / "ledger.html").read_text()
+    before = (written / "model.gguf").stat().st_mtime_ns
+    assert Shrinker(tmp_path / "run", chosen).run().ledger["steps"] == done.ledger["steps"]
+    assert before
+
+
+def test_only_the_format_can_change(toy, tmp_path, capfd):
+    words = [
+        "shrink",
+        str(toy / "teacher"),
+        "--gguf",
+        "q4",
+        "--qad-tokens",
+        "1024",
+        "--text",
+        str(toy / "train.txt"),
+    ]
+    words += [
+        "--heldout",
+        str(toy / "heldout.txt"),
+        "--context",
+        "32",
+        "--heldout-tokens",
+        "2000",
+        "--dtype",
+        "fp32",
+    ]
+    assert cli.run([*words, "--json", "--out", str(tmp_path / "run")]) in (0, 1)
+    ledger = json.loads(capfd.readouterr().out)["ledger"]
+    assert [step["what"] for step in ledger["steps"][1:]] == ["quantized to q4", "distilled in q4"]
+    assert load_config(tmp_path / "run" / "model-q4") == load_config(toy / "teacher")
+
+
+def test_the_teacher_can_be_corrected_on_the_text(toy, tmp_path):
+    done = Shrinker(
+        tmp_path / "run", settings(toy, to=None, vocab=(540,), tokens=512, correct_tokens=1024)
+    ).run()
+    corrected = tmp_path / "run" / "teacher" / "model"
+    assert load_config(corrected) == load_config(toy / "teacher")
+    spec = json.loads((tmp_path / "run" / "targets-540" / "targets.json").read_text())
+    cell = json.loads((tmp_path / "run" / "cells" / "teacher-corrected.json").read_text())
+    assert cell["hash"] in json.dumps(spec)
+    assert cell["tokens"] == 1024
+    assert "1,024" in done.ledger["facts"]["teacher corrected"]
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--qad-tokens", "100"], "give --gguf"), (["--task", "boolqq"], "boolqq"), (["--task-data", "nowhere"], "nowhere"),
+])  # fmt: skip
+def test_mistakes_of_quantizing_and_scoring_are_one_line(toy, tmp_path, capfd, words, message):
+    common = [
+        "shrink",
+        str(toy / "teacher"),
+        "--text",
+        str(toy / "train.txt"),
+        "--context",
+        "32",
+        "--to",
+        "params=36k",
+    ]
+    assert cli.run([*common, *words, "--out", str(tmp_path / "run")]) in (1, 2)
+    said = capfd.readouterr().err
+    assert message in said
+    assert "Traceback" not in said

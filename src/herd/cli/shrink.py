@@ -50,6 +50,23 @@ Seed = Annotated[int, typer.Option(help="Seed of the order of the rows, the draw
 Gguf = Annotated[
     str | None, typer.Option(help="Also quantize the student (q8, q4, q4k, ...; see herd quantize), or f16.")
 ]
+QadTokens = Annotated[
+    int,
+    typer.Option(min=0, help="Tokens to distil the student on in the format of --gguf; 0: only round it."),
+]
+CorrectTokens = Annotated[
+    int,
+    typer.Option(
+        "--correct-teacher", metavar="TOKENS", min=0, help="Train the teacher on the text before it labels."
+    ),
+]
+Tasks = Annotated[
+    list[str], typer.Option("--task", help="A task of herd eval for the ledger; repeat it for several.")
+]
+TaskData = Annotated[
+    str | None, typer.Option(help="Folder of the tasks' items (default: the built-in ones).")
+]
+TaskLimit = Annotated[int | None, typer.Option(min=1, help="Use only the first N items of each task.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/shrink-MODEL).")]
 
 
@@ -64,8 +81,8 @@ def shrink_command(
     own_text: OwnText = False, tokens: Tokens = 1_300_000, race_tokens: RaceTokens = 250_000, arms: Arms = 3,
     context: Context = 512, batch: Batch = 4, lr: Rate = None, sweep_tokens: Sweep = 50_000, dtype: Compute = "auto",
     heldout_tokens: HeldoutTokens = 20_000, seed: Seed = 0,
-    gguf: Gguf = None,
-    out: Out = None,
+    gguf: Gguf = None, qad_tokens: QadTokens = 0, correct_teacher: CorrectTokens = 0, task: Tasks = [],  # noqa: B006
+    task_data: TaskData = None, task_limit: TaskLimit = None, out: Out = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the shapes, the time and the bytes.")] = False,
     threads: Threads = None, as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -74,7 +91,9 @@ def shrink_command(
     Ends with exit code 1 if a step made the model worse, or if the student is worse than a control.
     """
     found = _settings(model, to, vocab, text, dialogs, heldout, tokens, race_tokens, arms, context, batch, lr, dtype,
-                      heldout_tokens, seed, gguf, own_text, sweep_tokens)  # fmt: skip
+                      heldout_tokens, seed, gguf, own_text, sweep_tokens, qad_tokens=qad_tokens,
+                      correct_tokens=correct_teacher, tasks=tuple(task), task_data=task_data,
+                      task_limit=task_limit)  # fmt: skip
     shrinker = _shrinker(found, out)
     if dry_run:
         _print_forecast(shrinker, as_json)
@@ -225,7 +244,7 @@ def prune_command(
 def _settings(
     model: str, to: str | None, vocab: list[int], text: list[str], dialogs: list[str], heldout: list[str], tokens: int,
     race_tokens: int, arms: int, context: int, batch: int, lr: float | None, dtype: str, heldout_tokens: int, seed: int,
-    gguf: str | None, own_text: bool = False, sweep_tokens: int = 0,
+    gguf: str | None, own_text: bool = False, sweep_tokens: int = 0, **more: Any,
 ) -> ShrinkSettings:  # fmt: skip
     """Return the checked settings of a run. Raises `ConfigError` that names the option."""
     from pydantic import ValidationError
@@ -238,7 +257,7 @@ def _settings(
             tokens=tokens, race_tokens=race_tokens, arms=arms, context=context, batch_size=batch, lr=lr,
             dtype=fast_dtype() if dtype == "auto" else dtype,  # type: ignore[arg-type]
             heldout_tokens=heldout_tokens, seed=seed, gguf=gguf, own_text=own_text,
-            sweep_tokens=sweep_tokens,
+            sweep_tokens=sweep_tokens, **more,
         )  # type: ignore[arg-type, call-arg]  # fmt: skip
     except ValidationError as error:
         first = error.errors()[0]

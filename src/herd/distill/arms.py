@@ -28,18 +28,20 @@ from ..errors import CheckpointError
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..text import Tokenizer
+from ..train import AdamW, train
 from ..train.config import TrainConfig
-from ..train.objectives import batch_loss, sampled_distil
+from ..train.objectives import batch_loss, lm, sampled_distil
 from ..train.parallel import device_of_rank
 from ..train.recipe import read_recipe
 from ..train.run import run_recipe
-from .cells import Cells
+from .cells import QAD_RATE, SWEEP, Cells
 from .importance import Importance, best_block, importance, random_importance, uniform_layers
 from .label import draw, label
 from .material import Material
-from .measure import Quality, Yardstick, autocast
+from .measure import Estimate, Quality, Yardstick, autocast
 from .own_words import write_own_text
 from .prune import check_target, choose, cut
+from .scores import probes, task_scores
 from .vocab import VocabCut, cut_vocabulary, trim_model
 
 SHARD_ROWS = 64
@@ -118,6 +120,35 @@ class Workshop:
         return str(
             self.cells.run("teacher-hash", None, lambda: {"hash": checkpoint_hash(self.source.path)})["hash"]
         )
+
+    @cached_property
+    def corrected(self) -> dict[str, Any]:
+        """The cell of the teacher that was trained on the text for a short time (arXiv 2408.11796)."""
+        s, folder = self.settings, self.cells.folder / "teacher"
+
+        def work() -> dict[str, Any]:
+            model = load_trainable(self.source.path, torch.float32, self.device)
+            config = TrainConfig(
+                **self._train_section(s.steps(s.correct_tokens)), save_every=50, seed=s.seed,
+                optimizer=AdamW(lr=min(SWEEP) * s.learning_rate(self.config), weight_decay=0.0),
+            )  # fmt: skip
+            result = train(model, self.stream(self.config.vocab_size)[0], lm, config, folder)
+            lineage = Lineage(name="teacher", stage="corrected", parents={"teacher": self.teacher_hash})
+            hash_ = save_model(folder / "model", model, self.tokenizer, lineage=lineage, dtype=self.compute)
+            shutil.rmtree(folder / "state", ignore_errors=True)
+            return {"hash": hash_, "tokens": result.tokens, "flops": result.flops, "seconds": result.seconds}
+
+        predicted = self.train_seconds(s.correct_tokens, self.config)
+        return self.cells.run("teacher-corrected", predicted, work)
+
+    @cached_property
+    def labeller(self) -> tuple[LlamaLM, str]:
+        """The teacher that labels, and the hash of its weights: the corrected one, if there is one."""
+        if not self.settings.correct_tokens:
+            return self.teacher, self.teacher_hash
+        found = str(self.corrected["hash"])
+        path = self.cells.folder / "teacher" / "model"
+        return load_trainable(path, self.compute, self.device).requires_grad_(False).eval(), found
 
     @lru_cache(maxsize=8)  # noqa: B019 -- one workshop per process
     def cut(self, vocab: int) -> VocabCut | None:
@@ -219,14 +250,17 @@ class Workshop:
 
     # Targets ------------------------------------------------------------------------------------------------
 
-    def spec(self, vocab: int, rows: int) -> TargetsSpec:
-        """Return the description of the targets of the first ``rows`` rows, rounded up to whole shards."""
+    def spec(self, vocab: int, rows: int, teacher: str = "") -> TargetsSpec:
+        """Return the description of the targets of the first ``rows`` rows, rounded up to whole shards.
+
+        ``teacher`` is the hash of the weights that label.
+        """
         s = self.settings
         stream, data = self.stream(vocab)
         whole = -(-rows // SHARD_ROWS) * SHARD_ROWS
         return TargetsSpec(
-            tokenizer=self.tokenizer_of(vocab).sha256, data=data, teacher=self.teacher_hash, vocab_size=vocab,
-            context=s.context, n_rows=min(whole, stream.n_rows), n_draws=s.n_draws, seed=s.seed,
+            tokenizer=self.tokenizer_of(vocab).sha256, data=data, teacher=teacher or self.teacher_hash,
+            vocab_size=vocab, context=s.context, n_rows=min(whole, stream.n_rows), n_draws=s.n_draws, seed=s.seed,
             block_rows=4, shard_rows=SHARD_ROWS,
         )  # fmt: skip
 
@@ -235,11 +269,12 @@ class Workshop:
         s = self.settings
         folder = self.cells.folder / f"targets-{vocab}"
         wanted = s.steps(tokens) * s.batch_size
-        spec = self.spec(vocab, max(wanted, read_spec(folder).n_rows if folder.exists() else 0))
+        teacher, hash_ = self.labeller
+        spec = self.spec(vocab, max(wanted, read_spec(folder).n_rows if folder.exists() else 0), hash_)
         predicted = self.label_seconds(spec.n_rows * s.context, self.config.replace(vocab_size=vocab))
 
         def work() -> dict[str, Any]:
-            label(self.teacher, self.stream(vocab)[0], folder, spec, self.cut(vocab), on_rows)
+            label(teacher, self.stream(vocab)[0], folder, spec, self.cut(vocab), on_rows)
             tokens = spec.n_rows * spec.context
             return {
                 "nbytes": Targets(folder).nbytes,
@@ -349,7 +384,8 @@ class Workshop:
         name = f"{arm.name}-{tokens}"
 
         def work() -> dict[str, Any]:
-            folder, result = run_recipe(read_recipe(self._recipe(arm, targets, tokens)), on_step=on_step)
+            recipe = self._recipe(arm, targets, tokens, "start", f"run-{tokens}", self._rate(arm))
+            folder, result = run_recipe(read_recipe(recipe), on_step=on_step)
             student = load_model(folder, device=self.device).eval()
             quality = self.yardstick(arm.config.vocab_size).measure(student)
             return {
@@ -363,22 +399,68 @@ class Workshop:
         shutil.rmtree(self.cells.folder / "arms" / arm.name / f"run-{tokens}" / "state", ignore_errors=True)
         return record
 
-    def _recipe(self, arm: Arm, targets: Path, tokens: int) -> Path:
-        """Write the recipe of an arm's recovery, which `herd train` can repeat, and return its path."""
+    def rounded(
+        self, arm: Arm, source: Path, to: str, on_step: Callable[[dict[str, Any]], None] | None = None
+    ) -> dict[str, Any]:
+        """Distil a trained student in weights of the format ``to``, and measure it. Return the cell.
+
+        ``source`` is the student's folder. The result is a folder with a GGUF file.
+        """
+        s, folder = self.settings, self.cells.folder / "arms" / arm.name
+        tokens, start = s.qad_tokens, str(source.relative_to(folder))
+        targets = self.targets(arm.config.vocab_size, tokens)
+        name = f"{start.partition('/')[0]}-{to}-{tokens}"
+
+        def work() -> dict[str, Any]:
+            recipe = self._recipe(
+                arm, targets, tokens, start, name, QAD_RATE * s.learning_rate(arm.config), to
+            )
+            model, result = run_recipe(read_recipe(recipe), on_step=on_step)
+            student = load_model(model, device=self.device).eval()
+            return {
+                "quality": self.yardstick(arm.config.vocab_size).measure(student).record(),
+                "model": str(model.relative_to(self.cells.folder)), "tokens": result.tokens,
+                "flops": result.flops, "seconds": result.seconds,
+            }  # fmt: skip
+
+        predicted = self.train_seconds(tokens, arm.config) + self.measure_seconds(arm.config)
+        record = self.cells.run(f"{arm.name}-{name}", predicted, work)
+        shutil.rmtree(folder / name / "state", ignore_errors=True)
+        return record
+
+    def model_scores(self, name: str, vocab: int, load: Callable[[], LlamaLM]) -> dict[str, Estimate]:
+        """Return the scores of a model of the run: copying, looking up, and the tasks that were asked for."""
+        s, tokenizer = self.settings, self.tokenizer_of(vocab)
+        out = self.cells.folder / "scores" / name
+
+        def work() -> dict[str, Any]:
+            model = load().eval()
+            of_tasks = task_scores(model, tokenizer, name, name, s.tasks, s.task_data, s.task_limit, out)
+            return {"scores": probes(model, tokenizer) | of_tasks}
+
+        return dict(self.cells.run(f"scores-{name}", None, work)["scores"])
+
+    def _rate(self, arm: Arm) -> float:
+        return arm.lr or self.rate_factor * self.settings.learning_rate(arm.config)
+
+    def _recipe(
+        self, arm: Arm, targets: Path, tokens: int, start: str, out: str, lr: float, to: str | None = None
+    ) -> Path:
+        """Write the recipe of an arm's training, which `herd train` can repeat, and return its path.
+
+        ``start`` and ``out`` are names in the arm's folder. ``to`` is a format that weights are rounded to.
+        """
         s = self.settings
         folder = self.cells.folder / "arms" / arm.name
         recipe = {
-            "name": f"{arm.name}-{tokens}".replace(" ", "-"),
-            "model": {"start": str(folder / "start")},
-            "data": {"kind": "targets", "folder": str(targets), "teacher": self.teacher_hash},
+            "name": f"{arm.name}-{out}".replace(" ", "-").replace("run-", ""),
+            "model": {"start": str(folder / start)},
+            "rounding": None if to is None else {"to": to},
+            "data": {"kind": "targets", "folder": str(targets), "teacher": self.labeller[1]},
             "objective": {"kind": "sampled_distil", "kl_weight": s.kl_weight}
             if arm.distilled
             else {"kind": "lm"},
-            "optimizer": {
-                "kind": "adamw",
-                "lr": arm.lr or self.rate_factor * s.learning_rate(arm.config),
-                "weight_decay": 0.0,
-            },
+            "optimizer": {"kind": "adamw", "lr": lr, "weight_decay": 0.0},
             "schedule": {
                 "kind": "cosine",
                 "min_lr_ratio": 0.1,
@@ -386,9 +468,9 @@ class Workshop:
             },
             "train": self._train_section(s.steps(tokens)) | {"save_every": 50, "seed": s.seed},
             "save_dtype": "fp32",
-            "out": str(folder / f"run-{tokens}"),
+            "out": str(folder / out),
         }
-        path = folder / f"recipe-{tokens}.yaml"
+        path = folder / f"recipe-{out.removeprefix('run-')}.yaml"
         path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
         return path
 

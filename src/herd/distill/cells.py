@@ -5,7 +5,9 @@
     own/                   dialogs that the teacher wrote
     text-V/, targets-V/    token shards and the teacher's targets in a vocabulary of V tokens
     heldout-V/             the teacher's hidden states of held-out text
+    teacher/               the teacher that was corrected on the text, if that was asked for
     arms/NAME/             start (the pruned checkpoint), recipe.yaml, run/ (state, metrics, model)
+    scores/NAME/           answers to the items of tasks
     model/, model-q4/      the student in bf16 and quantized
     ledger.json, ledger.html
 
@@ -40,6 +42,10 @@ SWEEP = (0.2, 0.6, 2.0)
 """Factors of the usual learning rate that a sweep tries."""
 
 
+QAD_RATE = 0.1
+"""Factor of the usual learning rate for a student that is distilled in rounded weights."""
+
+
 class ShrinkSettings(Section):
     """The settings of a shrink run. They must not change when the run is continued."""
 
@@ -64,6 +70,11 @@ class ShrinkSettings(Section):
     calibration_rows: Positive = 4
     seed: int = 0
     gguf: str | None = None  # also write a GGUF file in this format
+    qad_tokens: int = Field(0, ge=0)  # of distilling the student in that format; 0: only round it
+    correct_tokens: int = Field(0, ge=0)  # of text that the teacher is trained on before it labels
+    tasks: tuple[str, ...] = ()  # of `herd eval`, for the ledger
+    task_data: str | None = None  # folder of their items; None: the built-in ones
+    task_limit: Positive | None = None
 
     def learning_rate(self, config: ModelConfig) -> float:
         """Return the peak learning rate for a student."""

@@ -19,7 +19,7 @@ from ..files import write_atomically, write_json
 from ..report import charts, units
 from ..report.receipt import describe_machine, git_commit
 from ..report.template import template
-from .measure import Quality, difference
+from .measure import Estimate, Quality, difference
 
 MEASURES = {
     "bits_per_byte": ("bits per byte", 4),
@@ -36,7 +36,7 @@ class LedgerStep:
 
     ``tokens``, ``flops`` and ``seconds`` are those of its own training. ``teacher_flops`` are those of
     labelling the tokens, which several students may share. ``better_than`` are the models, by name, whose
-    bits per byte it must not exceed.
+    bits per byte it must not exceed. ``scores`` are those of copying, looking up and tasks.
     """
 
     name: str
@@ -50,6 +50,7 @@ class LedgerStep:
     seconds: float = 0.0
     control: bool = False
     better_than: dict[str, Quality] = field(default_factory=dict)
+    scores: dict[str, Estimate] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """Return the step as JSON values, with its differences from the models it should beat."""
@@ -78,13 +79,14 @@ def write_ledger(folder: Path, title: str, steps: list[LedgerStep], facts: dict[
         units=units,
         measures=MEASURES,
         shown=shown,
+        scored=[record for record in records if record["scores"]],
         charts=[Markup(_chart(records, name)) for name in ("bits_per_byte", "kl")],
     )
     write_atomically(folder / "ledger.html", page)
     return ledger
 
 
-def shown(estimate: dict[str, float | None], decimals: int) -> str:
+def shown(estimate: Estimate, decimals: int) -> str:
     """Return a value with its interval."""
     value, lo, hi = (estimate[key] for key in ("value", "lo", "hi"))
     number = units.fixed(value or 0.0, decimals)

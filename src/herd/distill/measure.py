@@ -35,6 +35,9 @@ from .vocab import VocabCut, fold
 CHUNK = 256
 """Tokens whose logits of both models are in memory at a time."""
 
+Estimate = dict[str, float | None]
+"""``value``, ``lo`` and ``hi`` of a 95 % interval. The last two are None if there is none."""
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -52,17 +55,17 @@ class Quality:
     hits: list[float]
     teacher_hits: list[float]
 
-    def summary(self) -> dict[str, dict[str, float | None]]:
+    def summary(self) -> dict[str, Estimate]:
         """Return each measure with its 95 % interval over documents."""
         kept = Interval(sum(self.hits) / max(1.0, sum(self.teacher_hits)), math.nan, math.nan)
         if sum(self.teacher_hits) and len(self.hits) > 1:
             kept = ratio_interval(self.hits, self.teacher_hits)
         return {
-            "bits_per_byte": _record(ratio_interval(self.bits, self.n_bytes)),
-            "kl": _record(ratio_interval(self.kl, self.n_tokens)),
-            "accuracy": _record(ratio_interval(self.hits, self.n_tokens)),
-            "accuracy_kept": _record(kept),
-            "same_choice": _record(ratio_interval(self.agree, self.n_tokens)),
+            "bits_per_byte": estimate(ratio_interval(self.bits, self.n_bytes)),
+            "kl": estimate(ratio_interval(self.kl, self.n_tokens)),
+            "accuracy": estimate(ratio_interval(self.hits, self.n_tokens)),
+            "accuracy_kept": estimate(kept),
+            "same_choice": estimate(ratio_interval(self.agree, self.n_tokens)),
         }
 
     def record(self) -> dict[str, Any]:
@@ -70,11 +73,11 @@ class Quality:
         return asdict(self)
 
 
-def difference(a: Quality, b: Quality) -> dict[str, float | None]:
+def difference(a: Quality, b: Quality) -> Estimate:
     """Return bits per byte of ``a`` minus ``b`` on the same documents: negative if ``a`` is better."""
     if a.n_bytes != b.n_bytes:
         raise DataError("two students can only be compared on the same held-out documents")
-    return _record(paired_difference(a.bits, b.bits, a.n_bytes))
+    return estimate(paired_difference(a.bits, b.bits, a.n_bytes))
 
 
 class Yardstick:
@@ -174,6 +177,7 @@ def autocast(model: LlamaLM, compute: torch.dtype) -> Any:
     return torch.autocast(model.device.type, compute)
 
 
-def _record(interval: Interval) -> dict[str, float | None]:
+def estimate(interval: Interval) -> Estimate:
+    """Return a value with its interval as JSON values."""
     bounds = [None if math.isnan(bound) else bound for bound in interval[1:]]
     return {"value": interval.value, "lo": bounds[0], "hi": bounds[1]}

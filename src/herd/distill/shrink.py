@@ -23,16 +23,18 @@ from ..checkpoint import (
     quantize_folder,
     save_model,
 )
-from ..checkpoint.gguf_folder import GGUFSource
+from ..checkpoint.gguf_folder import GGUFSource, write_gguf_folder
 from ..checkpoint.paths import GENERATION, SIDE_FILES, read_kept, write_kept
 from ..errors import CheckpointError, ConfigError
+from ..evals.tasks import make_task
 from ..llama.config import ModelConfig
 from ..plan.ways import GGUF_FORMATS, Target
-from ..quant import scheme
+from ..quant.mixtures import named_scheme
 from .arms import Arm, Workshop
 from .cells import SWEEP, Cells, ShrinkSettings
 from .ledger import LedgerStep, write_ledger
-from .measure import Quality
+from .measure import Estimate, Quality
+from .scores import open_data
 from .shapes import Budget, Shape, plan_shapes, predicted_harm, resident_nbytes
 
 EXPORTED_KL = 0.005
@@ -82,16 +84,26 @@ class Shrinker:
         s, teacher = self.settings, self.shop.config
         if s.context > teacher.max_context:
             raise ConfigError(f"context={s.context} exceeds the teacher's {teacher.max_context}")
+        open_data(s.task_data)
+        for task in s.tasks:
+            make_task(task)
         sizes = s.vocab or (teacher.vocab_size,)
         shapes = self._shapes_of(sizes, target)
-        if s.gguf is not None and s.gguf not in PLAIN:
-            for shape in shapes:
+        formats = [s.gguf or shape.weights for shape in shapes]
+        for shape, name in zip(shapes, formats, strict=True):
+            if name not in PLAIN:
                 # raises for an unknown format, and for rows that do not divide
-                scheme(s.gguf).plan(shape.config)
+                named_scheme(name, shape.config).plan(shape.config)
+        if s.qad_tokens and set(formats) <= set(PLAIN):
+            raise ConfigError(
+                "--qad-tokens distils the student in a packed format: give --gguf, e.g. --gguf q4"
+            )
         return shapes
 
     def _shapes_of(self, sizes: Sequence[int], target: Target | None) -> list[Shape]:
         s, teacher = self.settings, self.shop.config
+        if s.to is None and not s.vocab and s.gguf is not None and s.qad_tokens:
+            return [Shape(teacher, "bf16", "bf16", 0.0)]  # only the format changes
         if s.to is None:
             if len(sizes) != 1 or sizes[0] >= teacher.vocab_size:
                 raise ConfigError(
@@ -168,17 +180,25 @@ class Shrinker:
         trimmed = Arm(f"v{vocab}", shop.config.replace(vocab_size=vocab))
         if vocab != shop.config.vocab_size and trimmed.name != winner.name:
             steps.append(self._untrained(trimmed, "vocabulary trimmed, not trained"))
-        steps += [self._untrained(winner, "pruned, not trained"), *raced]
+        start = self._untrained(winner, "pruned, not trained")
+        if not self._is_teacher(winner):
+            start.scores = self._scores(f"{winner.name}-start", winner, self._trained_folder(winner, 0))
+            steps.append(start)
+        steps += raced
         if s.tokens and not self._is_teacher(winner):
             final = self._step(winner, s.tokens, "distilled")
             if final.name not in {step.name for step in steps}:
                 final.better_than |= {step.name: step.quality for step in raced if step.control}
                 steps.append(final)
+            distilled = next(step for step in steps if step.name == final.name)
+            distilled.scores = self._scores(
+                f"{winner.name}-{s.tokens}", winner, self._trained_folder(winner, s.tokens)
+            )
         source = self._trained_folder(winner, s.tokens)
         folder = self._export(winner, shape, load_model(source))
         format_name = s.gguf or shape.weights
         if format_name not in PLAIN:
-            steps.append(self._quantized_step(winner, folder, format_name))
+            steps += self._quantized_steps(winner, source, folder, format_name)
         elif s.gguf is not None:
             export_gguf(folder, self.folder / f"{self._name(winner)}-{format_name}.gguf", format_name)
         fraction = winner.config.n_params / shop.config.n_params
@@ -240,9 +260,16 @@ class Shrinker:
         return arm.config == self.shop.config
 
     def _teacher_step(self) -> LedgerStep:
-        config = self.shop.config
-        return LedgerStep("teacher", self.settings.model, config.n_params, config.nbytes(),
-                          self.shop.teacher_quality(config.vocab_size))  # fmt: skip
+        shop, config = self.shop, self.shop.config
+        step = LedgerStep("teacher", self.settings.model, config.n_params, config.nbytes(),
+                          shop.teacher_quality(config.vocab_size))  # fmt: skip
+        step.scores = shop.model_scores("teacher", config.vocab_size, lambda: shop.teacher)
+        return step
+
+    def _scores(self, name: str, arm: Arm, folder: Path) -> dict[str, Estimate]:
+        """Return the scores of a model of the run in a folder."""
+        device = self.shop.device
+        return self.shop.model_scores(name, arm.config.vocab_size, lambda: load_model(folder, device=device))
 
     def _untrained(self, arm: Arm, what: str) -> LedgerStep:
         record = self.shop.start(arm)
@@ -323,21 +350,46 @@ class Shrinker:
         """Quantize a checkpoint to ``folder`` and return its quality."""
 
         def work() -> dict[str, Any]:
-            quantize_folder(open_source(str(source)), folder, scheme(format_name))
+            quantize_folder(open_source(str(source)), folder, named_scheme(format_name, arm.config))
             student = load_model(folder, device=self.shop.device).eval()
             return {"quality": self.shop.yardstick(arm.config.vocab_size).measure(student).record()}
 
         return Quality(**self.shop.cells.run(f"{arm.name}-{tokens}-{format_name}", None, work)["quality"])
 
-    def _quantized_step(self, arm: Arm, source: Path, format_name: str) -> LedgerStep:
-        folder = self.folder / f"model-{format_name}"
-        quality = self._quantized(arm, source, folder, self.settings.tokens, format_name)
-        if not folder.exists():  # the race has quantized the same weights into its own folder
-            quantize_folder(open_source(str(source)), folder, scheme(format_name))
-        nbytes = (folder / "model.gguf").stat().st_size
-        return LedgerStep(
-            f"{arm.name}, {format_name}", f"quantized to {format_name}", arm.config.n_params, nbytes, quality
+    def _quantized_steps(self, arm: Arm, source: Path, exported: Path, format_name: str) -> list[LedgerStep]:
+        """Round the student to a format, distil it in that format if asked, and write the better of the two."""
+        s, config = self.settings, arm.config
+        plain = self.folder / "arms" / arm.name / f"{format_name}-{s.tokens}"
+        quality = self._quantized(arm, exported, plain, s.tokens, format_name)
+        nbytes = (plain / "model.gguf").stat().st_size
+        what = f"quantized to {format_name}"
+        steps = [LedgerStep(f"{arm.name}, {format_name}", what, config.n_params, nbytes, quality)]
+        best = plain
+        if s.qad_tokens:
+            record = self.shop.rounded(arm, source, format_name, self.on_step)
+            teacher_flops = record["tokens"] * self.shop.config.flops_per_token(s.context / 2)
+            step = LedgerStep(
+                f"{arm.name}, {format_name}, {s.qad_tokens:,} tokens", f"distilled in {format_name}", config.n_params,
+                nbytes, Quality(**record["quality"]), record["tokens"], record["flops"], teacher_flops,
+                record["seconds"], better_than={steps[0].name: quality},
+            )  # fmt: skip
+            steps.append(step)
+            if _bits_per_byte(step.quality) < _bits_per_byte(quality):
+                best = self.folder / record["model"]
+        self._write_packed(GGUFSource(best / "model.gguf"), exported, self.folder / f"model-{format_name}")
+        steps[-1].scores = self._scores(
+            f"{arm.name}-{format_name}", arm, self.folder / f"model-{format_name}"
         )
+        return steps
+
+    def _write_packed(self, packed: GGUFSource, exported: Path, out: Path) -> None:
+        """Write a packed student to ``out`` with the name, the licence and the side files of the exported one."""
+        known = load_lineage(exported)
+        assert known is not None
+        write_gguf_folder(
+            out, packed.config, packed.formats, lambda name: [packed.rows(name)], packed.tokenizer, known.name,
+            lambda: known, extra_files=read_kept(exported, SIDE_FILES),
+        )  # fmt: skip
 
     def _facts(self, shape: Shape) -> dict[str, Any]:
         s = self.settings
@@ -348,6 +400,10 @@ class Shrinker:
             "seed": s.seed,
             "learning rate": f"{self.shop.rate_factor * s.learning_rate(shape.config):.2g}",
         }
+        if s.correct_tokens:
+            facts["teacher corrected"] = (
+                f"on {self.shop.corrected['tokens']:,} tokens of the text, then labelled"
+            )
         if s.to is not None and s.to.startswith("memory"):
             budget = Budget.parse(s.to, self.shop.config.max_context)
             found = next(f for f in GGUF_FORMATS if f.name == shape.weights)
