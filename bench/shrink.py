@@ -20,6 +20,12 @@ row that was interrupted continues, and targets are labelled once. Minutes are f
     planted      10   a learning rate 30 times too high must be flagged
     memory       90   students for 150 MB with a cache of 8,192 tokens, against the best chosen by parameters alone
     loss          2   peak memory of the loss over 128,256 words: plain torch, fused, from stored draws
+    qad          60   two trained students in Q4_0 and in Q3_K, rounded plainly and distilled for 0.2 M tokens in the
+                      rounded weights: KL from the student itself and from the teacher
+    copy          5   copying and looking up, of the teacher, the pruned and the trained student of student85
+    draft        20   the student of student70m as the draft of its teacher: acceptance against 1 - TV, and speed
+    chat         40   how many of 100 first questions the student of student75 answers to the end; IFEval
+    dryrun       30   the predicted time and bytes of a small run against the run itself
 
 Training text: wikitext-2 valid, the first four fifths of the Debian handbook, the Debian reference, and nine of ten
 English dialogs of oasst1. Held out: wikitext-2 test, the last fifth of the handbook, and the other dialogs.
@@ -28,7 +34,6 @@ English dialogs of oasst1. Held out: wikitext-2 test, the last fifth of the hand
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,33 +42,41 @@ from typing import Any
 
 import torch
 
-from common import DATA, WORK, bench_parser, save_receipt
+from common import DATA, WORK, bench_parser
 from contestant import Contestant
 from herd import checkpoint
-from herd.distill.arms import Arm, Workshop
-from herd.distill.cells import Cells, ShrinkSettings
-from herd.distill.measure import Quality, difference
-from herd.distill.shapes import Budget, plan_shapes
+from herd.distill.arms import Arm
+from herd.distill.measure import difference
 from herd.distill.shrink import Shrinker, rank_correlation
 from herd.evals.rival import find_python
-from herd.files import write_atomically
 from herd.kernels.memory import keep_freed_memory
 from herd.machine import cores, peak_memory, reset_peak_memory
 from herd.report.receipt import Value, package_version
+from shrink_student import chat_row, copy_row, draft_row, dryrun_row, qad_row
+from shrinking import (
+    on_step,
+    planned_arm,
+    quality,
+    receipt,
+    relative,
+    settings,
+    student85_arm,
+    valued,
+    workshop,
+)  # fmt: skip
 
-FILE = DATA / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 HELDOUT_TOKENS = 60_000
 VOCAB = 24_576
 VOCAB_LR = 5e-5
 """At 1.7e-4 the loss of a model that has lost only its rare tokens does not fall in the first ten updates."""
-NAMES = ("bits_per_byte", "kl", "accuracy", "accuracy_kept", "same_choice")
 
 
 def main() -> None:
     rows: dict[str, Callable[[argparse.Namespace], None]] = {
         "vocab": vocab_row, "student85": student85_row, "curve": curve_row, "rates": rates_row, "race": race_row,
         "student75": student75_row, "student70m": student70m_row, "text": text_row, "sampled": sampled_row,
-        "planted": planted_row, "memory": memory_row, "loss": loss_row,
+        "planted": planted_row, "memory": memory_row, "loss": loss_row, "qad": qad_row, "copy": copy_row,
+        "draft": draft_row, "chat": chat_row, "dryrun": dryrun_row,
     }  # fmt: skip
     parser = bench_parser(__doc__)
     parser.add_argument("row", choices=rows)
@@ -83,105 +96,6 @@ def main() -> None:
     keep_freed_memory()
     args.work.mkdir(parents=True, exist_ok=True)
     rows[args.row](args)
-
-
-def receipt(args: argparse.Namespace, what: str, values: dict[str, Any], **more: Any) -> None:
-    what = f"SmolLM2-135M-Instruct shrunk: {what}; {args.heldout_tokens:,} held-out tokens"
-    name = f"shrink-{args.row}" + ("-untrained" if args.tokens == 0 else "")
-    save_receipt(name, commit=args.commit, what=what, values=values, seed=0, **more)
-
-
-# Text and settings ------------------------------------------------------------------------------------------
-
-
-def texts(work: Path) -> dict[str, list[str]]:
-    """Write the texts once and return their paths."""
-    folder = work / "text"
-    handbook = (DATA / "debian_docs" / "handbook.en.txt").read_text(encoding="utf-8")
-    cut = handbook.index("\n", 4 * len(handbook) // 5)
-    contents = {
-        "handbook-train.txt": handbook[:cut],
-        "handbook-heldout.txt": handbook[cut:],
-        "dialogs.jsonl": "".join(json.dumps({"messages": found}) + "\n" for found in dialogs()),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        if not (folder / name).exists():
-            write_atomically(folder / name, content)
-    wikitext, debian = DATA / "wikitext2", DATA / "debian_docs"
-    return {
-        "text": [
-            str(wikitext / "valid.txt"),
-            str(folder / "handbook-train.txt"),
-            str(debian / "debian-reference.en.txt"),
-        ],
-        "dialogs": [str(folder / "dialogs.jsonl")],
-        "heldout": [str(wikitext / "test.txt"), str(folder / "handbook-heldout.txt")],
-    }
-
-
-def dialogs() -> list[list[dict[str, str]]]:
-    """Return the dialogs of oasst1: from every first question, the best reply at every turn."""
-    lines = (DATA / "oasst1_en" / "en-validation.jsonl").read_text(encoding="utf-8").splitlines()
-    messages = [json.loads(line) for line in lines]
-    replies: dict[str | None, list[dict[str, Any]]] = {}
-    for message in messages:
-        replies.setdefault(message["parent_id"], []).append(message)
-    found = []
-    for root in replies[None]:
-        turns, here = [root], root
-        while answers := replies.get(here["message_id"]):
-            here = min(answers, key=lambda one: 99 if one["rank"] is None else one["rank"])
-            turns.append(here)
-        turns = turns[: len(turns) // 2 * 2]  # ends with an answer
-        if turns:
-            roles = {"prompter": "user", "assistant": "assistant"}
-            found.append([{"role": roles[turn["role"]], "content": turn["text"]} for turn in turns])
-    return found
-
-
-def settings(args: argparse.Namespace, **changes: Any) -> ShrinkSettings:
-    from herd.cli.shrink import fast_dtype
-
-    own = {name: tuple(paths) for name, paths in texts(args.work).items()}
-    heldout = 4_000 if args.limit else args.heldout_tokens
-    fields = {"model": str(FILE), "dtype": fast_dtype(), "heldout_tokens": heldout} | own | changes
-    return ShrinkSettings(**fields)  # type: ignore[arg-type]
-
-
-def workshop(args: argparse.Namespace, name: str = "shared", **changes: Any) -> Workshop:
-    """Return a folder of cells. Rows that use the same settings share one."""
-    folder = args.work / (f"{name}-limit" if args.limit else f"{name}-{args.heldout_tokens}")
-    return Workshop(Cells(folder, settings(args, **changes), lambda line: print(line, flush=True)))
-
-
-def on_step(record: dict[str, Any]) -> None:
-    if record["step"] % 5 == 0:
-        print(
-            f"step {record['step']} loss {record['loss']:.4f} {record['tokens_per_s']:,.0f} tokens/s",
-            flush=True,
-        )
-
-
-def quality(record: dict[str, Any]) -> Quality:
-    return Quality(**record["quality"])
-
-
-def valued(name: str, found: Quality) -> dict[str, Value]:
-    units = {"bits_per_byte": "bits/byte", "kl": "nats/token"}
-    return {
-        f"{name}: {measure}": Value(one["value"] or 0.0, units.get(measure, "fraction"), one["lo"], one["hi"])
-        for measure, one in found.summary().items()
-        if measure in NAMES
-    }
-
-
-def relative(name: str, a: Quality, b: Quality, bar: float | None = None) -> dict[str, Value]:
-    """Return bits per byte of ``a`` relative to ``b``, minus 1, with its interval."""
-    found, base = difference(a, b), sum(b.bits) / sum(b.n_bytes)
-    value, lo, hi = ((found[key] or 0.0) / base for key in ("value", "lo", "hi"))
-    verdict = {} if bar is None else {"bar": f"≤ {bar:.2f}", "passed": value <= bar}
-    return {name: Value(value, "fraction", lo, hi, **verdict)}  # type: ignore[arg-type]
 
 
 # Rows -------------------------------------------------------------------------------------------------------
@@ -260,13 +174,6 @@ def elsewhere(args: argparse.Namespace, folder: Path, tokenizer: Any) -> dict[st
     return values
 
 
-STUDENT85 = {"ffn_dim": 1216}
-
-
-def student85_arm(shop: Workshop) -> Arm:
-    return Arm("f1216", shop.config.replace(**STUDENT85))
-
-
 def student85_row(args: argparse.Namespace) -> None:
     shop = workshop(args)
     tokens = 4_096 if args.limit else args.tokens or 250_000
@@ -316,12 +223,6 @@ def rates_row(args: argparse.Namespace) -> None:
         found = quality(shop.trained(replace(arm, name=f"{arm.name}-lr{lr:g}", lr=lr), tokens, on_step))
         values |= valued(f"lr {lr:g}", found)
     receipt(args, f"FFN {arm.config.ffn_dim} after {tokens:,} tokens by learning rate", values)
-
-
-def planned_arm(shop: Workshop, params: float) -> Arm:
-    """Return the most promising shape of a number of parameters with the teacher's vocabulary."""
-    shape = plan_shapes(shop.config, Budget("params", params), [shop.config.vocab_size], 1)[0]
-    return Arm(shape.label(shop.config), shape.config)
 
 
 def student75_row(args: argparse.Namespace) -> None:

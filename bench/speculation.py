@@ -25,6 +25,7 @@ import sys
 import time
 from collections import abc
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -237,8 +238,64 @@ def student(args: argparse.Namespace) -> None:
         Request(prompt, Sampling(temperature=args.temperature, max_tokens=args.tokens, seed=args.seed + i))
         for i, prompt in enumerate(p for p in prompts if len(p) + args.tokens < context)
     ]
+    found = measure_acceptance(model, small, tokenizer, requests, args.draft_tokens, args.temperature)
+    save_receipt(
+        "speculation-student",
+        commit=args.commit,
+        what="speculation with a real student as draft: acceptance rate compared with 1 - TV",
+        values=found.values()
+        | {"draft_parameters": (small.config.n_params / model.config.n_params, "of the model's")},
+        seed=args.seed,
+        notes=f"temperature {args.temperature:g}, {args.draft_tokens} draft tokens per round, held-out "
+        "dialogs",
+    )
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """The fraction of verified draft tokens that were accepted, and what 1 - TV of the two models predicts."""
+
+    measured: float
+    expected: float
+    sigma: float
+    judged: int
+    tokens_per_round: float
+
+    @property
+    def off(self) -> float:
+        """How far the measured fraction is from the predicted one, in standard deviations."""
+        return (self.measured - self.expected) / self.sigma
+
+    def values(self) -> dict[str, Value | tuple[float, str]]:
+        """Return the values of a receipt."""
+        return {
+            "acceptance": Value(
+                self.measured,
+                "1",
+                self.measured - 1.96 * self.sigma,
+                self.measured + 1.96 * self.sigma,
+                bar="its 95 % interval holds 1 - TV",
+                passed=abs(self.off) <= 1.96,
+            ),
+            "one_minus_tv": (self.expected, "1"),
+            "judged": (self.judged, "draft tokens"),
+            "tokens_per_round": (self.tokens_per_round, "tokens"),
+        }
+
+
+def measure_acceptance(
+    model: LlamaLM,
+    small: LlamaLM,
+    tokenizer: Tokenizer,
+    requests: list[Request],
+    draft_tokens: int,
+    temperature: float,
+) -> Acceptance:
+    """Answer ``requests`` with ``small`` as the draft of ``model``, and compare the acceptance with 1 - TV."""
+    context = max(len(r.prompt_ids) + (r.sampling.max_tokens or 0) for r in requests) + draft_tokens + 1
+    context = min(context, model.config.max_context)
     draft = WatchedDraft(small, tokenizer.vocab_size, 64 * n_pages(context), context, "fp32")
-    done = Engine(model, tokenizer, draft=draft, draft_tokens=args.draft_tokens).run(requests)
+    done = Engine(model, tokenizer, draft=draft, draft_tokens=draft_tokens).run(requests)
     whole = [
         [*r.prompt_ids, *d.ids, *([] if d.stop_id is None else [d.stop_id])]
         for r, d in zip(requests, done, strict=True)
@@ -256,41 +313,20 @@ def student(args: argparse.Namespace) -> None:
         sys.exit("the engine's own counts are not what the answers show")
 
     overlaps = [
-        x for number, at in places.items() for x in overlap(model, small, whole[number], at, tokenizer, args)
+        x
+        for number, at in places.items()
+        for x in overlap(model, small, whole[number], at, tokenizer, temperature)
     ]
-    expected = statistics.fmean(overlaps)
     # accepted tokens are independent draws with these probabilities
     sigma = sum(x * (1 - x) for x in overlaps) ** 0.5 / judged
-    measured = kept / judged
-    off = (measured - expected) / sigma
     n_tokens, n_rounds = sum(len(d.ids) for d in done), len(draft.seen)
+    found = Acceptance(kept / judged, statistics.fmean(overlaps), sigma, judged, n_tokens / max(1, n_rounds))
     print(
-        f"{len(requests)} answers, {judged} draft tokens verified: accepted {measured:.4f}, 1 - TV "
-        f"{expected:.4f} +- {1.96 * sigma:.4f} (95 %), {off:+.2f} sigma; {n_tokens / max(1, n_rounds):.2f} "
+        f"{len(requests)} answers, {judged} draft tokens verified: accepted {found.measured:.4f}, 1 - TV "
+        f"{found.expected:.4f} +- {1.96 * sigma:.4f} (95 %), {found.off:+.2f} sigma; {found.tokens_per_round:.2f} "
         "tokens per round"
     )
-    save_receipt(
-        "speculation-student",
-        commit=args.commit,
-        what="speculation with a real student as draft: acceptance rate compared with 1 - TV",
-        values={
-            "acceptance": Value(
-                measured,
-                "1",
-                measured - 1.96 * sigma,
-                measured + 1.96 * sigma,
-                bar="its 95 % interval holds 1 - TV",
-                passed=abs(off) <= 1.96,
-            ),
-            "one_minus_tv": (expected, "1"),
-            "judged": (judged, "draft tokens"),
-            "tokens_per_round": (n_tokens / max(1, n_rounds), "tokens"),
-            "draft_parameters": (small.config.n_params / model.config.n_params, "of the model's"),
-        },
-        seed=args.seed,
-        notes=f"temperature {args.temperature:g}, {args.draft_tokens} draft tokens per round, held-out "
-        "dialogs",
-    )
+    return found
 
 
 @torch.inference_mode()
@@ -300,11 +336,11 @@ def overlap(
     ids: list[int],
     places: list[int],
     tokenizer: Tokenizer,
-    args: argparse.Namespace,
+    temperature: float,
 ) -> list[float]:
     """Return 1 - TV of the two distributions of the token at each of these places."""
     rows = [place - 1 for place in places]
-    sampling = Sampling(temperature=args.temperature)
+    sampling = Sampling(temperature=temperature)
     p, q = (
         distribution(m.logits(torch.tensor([ids]))[0, rows, : tokenizer.vocab_size], [sampling] * len(rows))
         for m in (model, draft)

@@ -18,6 +18,7 @@ from herd.data.shards import Shards
 from herd.data.stream import TokenStream
 from herd.distill import own_words
 from herd.distill.cells import ShrinkSettings
+from herd.distill.forecast import forecast
 from herd.distill.shrink import Shrinker, rank_correlation
 from herd.errors import ConfigError
 from herd.llama import ModelConfig
@@ -169,7 +170,7 @@ def test_other_settings_are_refused_and_named(done, toy):
 def test_the_time_is_printed_beforehand(done):
     _, _, lines, shrinker = done
     assert [line for line in lines if "-4096: about" in line]
-    cells = shrinker.forecast()
+    cells = forecast(shrinker)
     assert sum(cell.seconds for cell in cells) > 0
     label = next(cell for cell in cells if "label" in cell.name)
     assert label.nbytes > 0
@@ -396,6 +397,17 @@ def test_a_student_is_distilled_in_the_format_that_it_is_written_in(toy, tmp_pat
     before = (written / "model.gguf").stat().st_mtime_ns
     assert Shrinker(tmp_path / "run", chosen).run().ledger["steps"] == done.ledger["steps"]
     assert before
+
+
+def test_the_bytes_of_a_run_are_predicted(toy, tmp_path):
+    def written() -> int:
+        return sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+
+    run = Shrinker(tmp_path / "run", settings(toy, to=None, vocab=(540,), gguf="q4", qad_tokens=512))
+    predicted = sum(cell.nbytes for cell in forecast(run))
+    before = written()
+    run.run()
+    assert written() - before == pytest.approx(predicted, rel=0.02)
 
 
 def test_only_the_format_can_change(toy, tmp_path, capfd):

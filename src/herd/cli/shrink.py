@@ -350,9 +350,10 @@ def _print_shapes(shrinker: Shrinker) -> None:
 
 
 def _print_forecast(shrinker: Shrinker, as_json: bool) -> None:
+    from ..distill.forecast import forecast
     from ..report.units import duration, nbytes
 
-    cells = shrinker.forecast()
+    cells = forecast(shrinker)
     seconds, total = sum(cell.seconds for cell in cells), sum(cell.nbytes for cell in cells)
     if as_json:
         shapes = [

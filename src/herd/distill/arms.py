@@ -400,14 +400,19 @@ class Workshop:
         return record
 
     def rounded(
-        self, arm: Arm, source: Path, to: str, on_step: Callable[[dict[str, Any]], None] | None = None
+        self,
+        arm: Arm,
+        source: Path,
+        to: str,
+        tokens: int,
+        on_step: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, Any]:
-        """Distil a trained student in weights of the format ``to``, and measure it. Return the cell.
+        """Distil a trained student in weights of the format ``to``, measure it, and return the cell.
 
         ``source`` is the student's folder. The result is a folder with a GGUF file.
         """
         s, folder = self.settings, self.cells.folder / "arms" / arm.name
-        tokens, start = s.qad_tokens, str(source.relative_to(folder))
+        start = str(source.relative_to(folder))
         targets = self.targets(arm.config.vocab_size, tokens)
         name = f"{start.partition('/')[0]}-{to}-{tokens}"
 

@@ -46,15 +46,6 @@ CONTROLS = ("random mask", "uniform depth", "scratch")
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """A cell that a run will compute, with its predicted seconds and the bytes it writes."""
-
-    name: str
-    seconds: float
-    nbytes: float = 0.0
-
-
-@dataclass(frozen=True)
 class Shrunk:
     """The result: the student's folder, its ledger, and the reasons for which it failed."""
 
@@ -117,39 +108,12 @@ class Shrinker:
         """Return the arm of a shape."""
         return Arm(shape.label(self.shop.config), shape.config)
 
-    def forecast(self) -> list[Forecast]:
-        """Return the steps of a run from the beginning, with seconds and bytes, from measured rates."""
-        s, shop = self.settings, self.shop
-        first = self.shapes[0].config
-        rates = shop.rates(first)
-        out = []
-        tokens = {shape.config.vocab_size: s.race_tokens if self._races else 0 for shape in self.shapes}
-        tokens[first.vocab_size] = max(s.tokens, tokens[first.vocab_size])
-        for vocab, count in tokens.items():
-            count = shop.spec(vocab, s.steps(count) * s.batch_size).n_rows * s.context if count else 0
-            seconds = shop.label_seconds(count, first)
-            out.append(
-                Forecast(
-                    f"label {count:,} tokens, vocabulary {vocab:,}", seconds, count * rates["bytes_per_token"]
-                )
-            )
-        raced = [(self.arm(shape), s.race_tokens) for shape in self.shapes] if self._races else []
-        if s.lr is None and s.sweep_tokens:
-            raced += len(SWEEP) * [
-                (replace(self.arm(self.shapes[0]), name="a learning rate"), s.sweep_tokens)
-            ]
-        if self._races:
-            raced += [(control, s.race_tokens) for control in self._controls(self.arm(self.shapes[0]))]
-        for arm, count in [*raced, (self.arm(self.shapes[0]), s.tokens)]:
-            seconds = shop.train_seconds(count, arm.config) + 2 * shop.measure_seconds(arm.config)
-            out.append(Forecast(f"train {arm.name} on {count:,} tokens", seconds, 8 * arm.config.n_params))
-        return out
-
     @property
-    def _races(self) -> bool:
+    def races(self) -> bool:
+        """Whether shapes are raced."""
         return self.settings.to is not None and self.settings.race_tokens > 0
 
-    def _controls(self, winner: Arm) -> list[Arm]:
+    def controls(self, winner: Arm) -> list[Arm]:
         """Return the controls of the winner's shape. Uniform depth makes sense only if layers are dropped."""
         teacher = self.shop.config
         pruned = winner.config != teacher.replace(vocab_size=winner.config.vocab_size)
@@ -174,18 +138,18 @@ class Shrinker:
         shop.rates(self.shapes[0].config)
         steps = [self._teacher_step()]
         self.sweep()
-        shape, raced = self.race() if self._races else (self.shapes[0], [])
+        shape, raced = self.race() if self.races else (self.shapes[0], [])
         winner = self.arm(shape)
         vocab = winner.config.vocab_size
         trimmed = Arm(f"v{vocab}", shop.config.replace(vocab_size=vocab))
         if vocab != shop.config.vocab_size and trimmed.name != winner.name:
             steps.append(self._untrained(trimmed, "vocabulary trimmed, not trained"))
         start = self._untrained(winner, "pruned, not trained")
-        if not self._is_teacher(winner):
+        if not self.is_teacher(winner):
             start.scores = self._scores(f"{winner.name}-start", winner, self._trained_folder(winner, 0))
             steps.append(start)
         steps += raced
-        if s.tokens and not self._is_teacher(winner):
+        if s.tokens and not self.is_teacher(winner):
             final = self._step(winner, s.tokens, "distilled")
             if final.name not in {step.name for step in steps}:
                 final.better_than |= {step.name: step.quality for step in raced if step.control}
@@ -220,8 +184,8 @@ class Shrinker:
             for shape, step in zip(self.shapes, steps, strict=True)
         ]
         best = min(range(len(steps)), key=measured.__getitem__)
-        for control in self._controls(arms[best]):
-            tokens = s.race_tokens if control.distilled else self._equal_flops(control.config)
+        for control in self.controls(arms[best]):
+            tokens = s.race_tokens if control.distilled else self.equal_flops(control.config)
             step = self._step(control, tokens, f"control: {control.start}")
             step.control = True
             steps.append(step)
@@ -235,7 +199,7 @@ class Shrinker:
     def sweep(self) -> None:
         """Set the learning rate of all arms to the best one of a short training of the first shape."""
         s, arm = self.settings, self.arm(self.shapes[0])
-        if s.lr is not None or not s.sweep_tokens or not (s.tokens or s.race_tokens) or self._is_teacher(arm):
+        if s.lr is not None or not s.sweep_tokens or not (s.tokens or s.race_tokens) or self.is_teacher(arm):
             return
         measured = {}
         for factor in SWEEP:
@@ -255,7 +219,7 @@ class Shrinker:
         folder = self.folder / "arms" / arm.name / f"{shape.weights}-{tokens}"
         return self._quantized(arm, self._trained_folder(arm, tokens), folder, tokens, shape.weights)
 
-    def _is_teacher(self, arm: Arm) -> bool:
+    def is_teacher(self, arm: Arm) -> bool:
         """Return whether an arm is the whole teacher, which meets the budget in smaller formats alone."""
         return arm.config == self.shop.config
 
@@ -278,14 +242,14 @@ class Shrinker:
             f"{arm.name}, start", what, config.n_params, config.nbytes(), Quality(**record["quality"])
         )
 
-    def _equal_flops(self, config: ModelConfig) -> int:
+    def equal_flops(self, config: ModelConfig) -> int:
         """Return the tokens of text that a student trains on for the FLOPs of the distilled race."""
         own = config.flops_per_token(self.settings.context / 2, training=True)
         teacher = self.shop.config.flops_per_token(self.settings.context / 2)
         return round(self.settings.race_tokens * (1 + teacher / own))
 
     def _step(self, arm: Arm, tokens: int, what: str) -> LedgerStep:
-        if self._is_teacher(arm):
+        if self.is_teacher(arm):
             return self._untrained(arm, "the whole teacher, in smaller formats")
         s, teacher = self.settings, self.shop.config
         record = self.shop.trained(arm, tokens, self.on_step, s.race_tokens if not arm.distilled else None)
@@ -302,9 +266,7 @@ class Shrinker:
 
     def _trained_folder(self, arm: Arm, tokens: int) -> Path:
         folder = self.folder / "arms" / arm.name
-        return (
-            folder / f"run-{tokens}" / "model" if tokens and not self._is_teacher(arm) else folder / "start"
-        )
+        return folder / f"run-{tokens}" / "model" if tokens and not self.is_teacher(arm) else folder / "start"
 
     def _name(self, arm: Arm) -> str:
         """Return the student's name. What is made from Meta's Llamas must be named Llama first."""
@@ -366,7 +328,7 @@ class Shrinker:
         steps = [LedgerStep(f"{arm.name}, {format_name}", what, config.n_params, nbytes, quality)]
         best = plain
         if s.qad_tokens:
-            record = self.shop.rounded(arm, source, format_name, self.on_step)
+            record = self.shop.rounded(arm, source, format_name, s.qad_tokens, self.on_step)
             teacher_flops = record["tokens"] * self.shop.config.flops_per_token(s.context / 2)
             step = LedgerStep(
                 f"{arm.name}, {format_name}, {s.qad_tokens:,} tokens", f"distilled in {format_name}", config.n_params,
