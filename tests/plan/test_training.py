@@ -217,7 +217,7 @@ def test_a_refusal_names_a_machine_that_would_do():
     "layout, said",
     [
         (ParallelLayout(tp=8), "8 devices, the machine has 16"),
-        (ParallelLayout(tp=16), "more than the 8 devices of a node"),
+        (ParallelLayout(tp=16), "exceeds the 8 devices of a node"),
         (ParallelLayout(dp=16, micro=16, shard="optimizer"), "the largest part is activations"),
     ],
 )

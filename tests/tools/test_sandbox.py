@@ -255,7 +255,7 @@ def test_threads_may_share_a_sandbox(sandbox):
 def test_a_killed_helper_is_one_error_line():
     with Sandbox() as box:
         box._process.kill()
-        with pytest.raises(ToolError, match="helper process ended"):
+        with pytest.raises(ToolError, match="helper ended"):
             box.run("print(1)")
 
 

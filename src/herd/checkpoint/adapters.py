@@ -260,7 +260,5 @@ def refuse_adapter(folder: Path, what: str) -> None:
 def warn_of_adapter_beside_model(folder: Path) -> None:
     """Warn about an adapter in a folder that has a model of its own, because it is not used."""
     if (folder / ADAPTER).exists():
-        note = (
-            f"{folder}: ignoring {ADAPTER}; to use it, move it to a folder of its own with {ADAPTER_CONFIG}"
-        )
+        note = f"{folder}: ignoring {ADAPTER}; to use it, move it to its own folder with {ADAPTER_CONFIG}"
         warnings.warn(note, stacklevel=3)

@@ -65,9 +65,7 @@ def generation_defaults(folder: Path) -> dict[str, float | int]:
     out["top_k"] = int(out["top_k"])
     if not data.get("do_sample"):
         out |= {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-    ignored = [
-        n for n, neutral in _NOT_FOLLOWED.items() if data.get(n) is not None and data[n] not in neutral
-    ]
+    ignored = [n for n, neutral in _NOT_FOLLOWED.items() if data.get(n) not in (None, *neutral)]
     if ignored:
         warnings.warn(f"{path}: {', '.join(ignored)} cannot be followed and will be ignored", stacklevel=2)
     return out

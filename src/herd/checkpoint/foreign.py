@@ -30,9 +30,7 @@ def refuse_quantized(data: dict[str, Any], where: str) -> None:
     if settings is None:
         return
     if not isinstance(settings, dict):
-        raise CheckpointError(
-            f"{where}: quantization_config={settings!r} is not a JSON object; restore the file"
-        )
+        raise CheckpointError(f"{where}: quantization_config={settings!r} is not an object; restore the file")
     method = settings.get("quant_method", "MLX" if "bits" in settings else None)
     if method != READ:
         raise _refusal(_NAMES.get(str(method), str(method)), where)

@@ -335,9 +335,7 @@ def _read_texts(cursor: _Cursor, length: int, key: str) -> list[bytes]:
         out.append(data[at + 8 : stop])
         at = stop
     if len(out) < length:
-        raise cursor.fail(
-            f"truncated or corrupt: text {len(out)} of {key} reaches beyond the file's {size} bytes"
-        )
+        raise cursor.fail(f"truncated or corrupt: text {len(out)} of {key} is beyond the file's {size} bytes")
     cursor.at = at
     return out
 

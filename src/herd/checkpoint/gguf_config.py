@@ -112,9 +112,7 @@ def config_from_gguf(file: GGUF) -> ModelConfig:
             raise ConfigError(f"llama.vocab_size is not the {plain.vocab_size} rows of token_embd.weight")
         # refuses a huge number of layers before their names are made
         if plain.n_layers > len(file.tensors):
-            raise ConfigError(
-                f"llama.block_count={plain.n_layers}, but there are {len(file.tensors)} tensors"
-            )
+            raise ConfigError(f"llama.block_count={plain.n_layers}, but it has {len(file.tensors)} tensors")
         return plain.replace(rope_scaling=_scaling(file, plain))
     except ConfigError as error:
         raise CheckpointError(f"{file.path}: {error}") from error

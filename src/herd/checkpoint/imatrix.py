@@ -80,9 +80,7 @@ def _read_dat(path: Path) -> dict[str, Tensor]:
     def take(size: int) -> bytes:
         nonlocal position
         if not 0 <= size <= len(data) - position:
-            raise CheckpointError(
-                f"{path}: is neither a GGUF file nor an older file of importance, or is cut off"
-            )
+            raise CheckpointError(f"{path}: is neither a GGUF file nor an older imatrix file, or truncated")
         position += size
         return data[position - size : position]
 

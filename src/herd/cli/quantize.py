@@ -71,7 +71,7 @@ def quantize_command(
         raise QuantError("--gptq fits the weights to text: give --calib TEXT")
     if imatrix and (gptq or calib is not None or bits is not None):
         raise QuantError(
-            "--imatrix replaces the text: leave out --calib and --gptq, and name a format with --to"
+            "--imatrix replaces the text: leave out --calib and --gptq, and name a format (--to)"
         )
     if save_imatrix and (gptq or calib is None):
         raise QuantError("--save-imatrix writes what --calib measures: give --calib TEXT, without --gptq")
@@ -138,7 +138,7 @@ def _say(result: dict[str, Any]) -> None:
         print("matrices: " + ", ".join(f"{count} in {name}" for name, count in matrices.items()))
     if result["predicted_kl"] is not None:
         print(
-            f"predicted for these formats: KL {result['predicted_kl']:.3g} nats per token on the calibration text"
+            f"predicted KL of these formats: {result['predicted_kl']:.3g} nats per token of calibration text"
         )
     found = result["fidelity"]
     if found:
@@ -193,9 +193,7 @@ def _batches(source: Any, calib: str | None) -> Sequence[Tensor]:
     config: ModelConfig = source.config
     tokenizer = source.tokenizer()
     if tokenizer is None:
-        raise CheckpointError(
-            f"{source.folder} has no tokenizer, but one is needed to read the calibration text"
-        )
+        raise CheckpointError(f"{source.folder} has no tokenizer, which the calibration text needs")
     if calib is None:
         _warn("calibrated on the sources of Python; give --calib TEXT of the kind that the model is for")
     context = min(CALIBRATION_CONTEXT, config.max_context)

@@ -40,9 +40,7 @@ def raise_command(
     if full and quick:
         raise RecipeError("--full and --quick exclude each other; give one of them")
     if not name or Path(name).name != name:
-        raise RecipeError(
-            f"--name {name!r} must be a plain folder name; give the folder above it with --runs"
-        )
+        raise RecipeError(f"--name {name!r} must be a plain folder name; give its parent folder with --runs")
     keep_freed_memory()
     console = Console(stderr=json_)
     folder = runs / name

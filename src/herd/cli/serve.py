@@ -99,9 +99,7 @@ def serve_command(
     )
     _check_port(host, port)
     if len(models) > 1 and (alias or draft or adapter):
-        raise ConfigError(
-            "--alias, --adapter and --draft belong to one model: serve it alone, or leave them out"
-        )
+        raise ConfigError("--alias, --adapter and --draft belong to one model: serve one, or leave them out")
     options = (context, parallel, queue, cache_gb, keep_cache, draft, kv, dtype, device)
     sources = [ModelSource(name, pre=pre) for name in models]
     limit = None
@@ -112,9 +110,7 @@ def serve_command(
         limit = int(memory_gb * 1e9) if memory_gb else int(0.9 * available_memory())
         slots = [_slot(source, name, limit, *options) for source, name in zip(sources, models, strict=True)]
         if len({slot.name for slot in slots}) < len(slots):
-            raise ConfigError(
-                "two of the models have the same name: " + ", ".join(slot.name for slot in slots)
-            )
+            raise ConfigError("two models have the same name: " + ", ".join(slot.name for slot in slots))
     pool = ModelPool(slots, limit)
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr

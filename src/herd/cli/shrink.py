@@ -25,9 +25,7 @@ Vocab = Annotated[
     list[int],
     typer.Option(help="Allowed size of the vocabulary; repeat it for several (default: unchanged)."),
 ]
-Text = Annotated[
-    list[str], typer.Option(help="Text to train on: a file, folder or pattern; repeat it for several.")
-]
+Text = Annotated[list[str], typer.Option(help="Text to train on: a file, folder or pattern. Repeatable.")]
 Dialogs = Annotated[list[str], typer.Option(help="Dialogs to train on: a file; repeat it for several.")]
 Heldout = Annotated[
     list[str], typer.Option(help="Text to measure on, which is not trained on (default: a tenth of --text).")
@@ -39,12 +37,8 @@ Arms = Annotated[int, typer.Option(min=1, help="Number of shapes to race.")]
 Context = Annotated[int, typer.Option(min=16, help="Tokens of a row.")]
 Batch = Annotated[int, typer.Option(min=1, help="Rows of an update.")]
 Rate = Annotated[float | None, typer.Option(help="Peak learning rate (default: the best of a sweep).")]
-Sweep = Annotated[
-    int, typer.Option(min=0, help="Tokens for each learning rate of the sweep; 0: 0.1 / width.")
-]
-Compute = Annotated[
-    str, typer.Option("--dtype", help="Compute in fp32, bf16 or auto (bf16 if that is fast here).")
-]
+Sweep = Annotated[int, typer.Option(min=0, help="Tokens per learning rate of the sweep; 0: 0.1 / width.")]
+Compute = Annotated[str, typer.Option("--dtype", help="Compute in fp32, bf16 or auto (bf16 if fast here).")]
 HeldoutTokens = Annotated[int, typer.Option(min=100, help="Held-out tokens to measure on.")]
 Seed = Annotated[int, typer.Option(help="Seed of the order of the rows, the draws and the controls.")]
 Gguf = Annotated[

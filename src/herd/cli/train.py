@@ -87,9 +87,7 @@ def _check(path: Path, recipe: Any, as_json: bool) -> None:
     if as_json:
         print_json({"recipe": str(path), "n_params": config.n_params, "tokens": tokens, "flops": flops})
     else:
-        print(
-            f"{path}: no mistakes found; {config.n_params:,} parameters, {tokens:,} tokens, {flops:.3g} FLOPs"
-        )
+        print(f"{path}: correct; {config.n_params:,} parameters, {tokens:,} tokens, {flops:.3g} FLOPs")
 
 
 @contextmanager

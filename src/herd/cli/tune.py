@@ -73,9 +73,7 @@ def tune_command(
 
     folder = out or Path("runs") / "tune" / model_name(resolve_model(model))
     if method not in ("auto", "full", "lora", "qlora") or objective not in ("auto", "sft", "dpo"):
-        raise DataError(
-            f"--method {method} --objective {objective}: see herd tune run --help for the choices"
-        )
+        raise DataError(f"--method {method} --objective {objective}: see herd tune run --help")
     if sum(value is not None for value in (steps, tokens, epochs)) > 1:
         raise DataError("--steps, --tokens and --epochs: give one of the three")
     options = TuneOptions(

@@ -48,9 +48,7 @@ def read_stdlib(root: Path) -> Iterator[Document]:
     """Yield the code and the docstrings of the standard library under ``root``."""
     files = sorted(_modules(root))
     if not files:
-        raise DataError(
-            f"{root}: this Python has no sources of its standard library; give your own text with --text"
-        )
+        raise DataError(f"{root}: this Python has no sources of its library; give your own text with --text")
     for file in files:
         source = file.relative_to(root).as_posix()
         try:

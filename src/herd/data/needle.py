@@ -156,9 +156,7 @@ class NeedleMaker:
         if not 0.0 <= depth <= 1.0:
             raise DataError(f"needle: depth {depth} is not within 0..1")
         if not 1 <= n_questions <= n_facts:
-            raise DataError(
-                f"needle: {n_questions} questions about {n_facts} facts; ask between 1 and all of them"
-            )
+            raise DataError(f"needle: {n_questions} questions about {n_facts} facts; ask 1 to {n_facts}")
         random = generator(seed, mixed_key(length, int(depth * 1e6)), int(split == "test"))
         style = int(random.integers(len(STYLES))) if style is None else style
         names = draw_names(random, self.names[split], n_facts)
@@ -174,9 +172,7 @@ class NeedleMaker:
         n_text = length - 1 - n_tail - sum(map(len, facts)) - n_facts * len(newline)
         if n_text < n_facts:
             asked_for, least = f"{n_facts} facts and {n_questions} questions", length - n_text + n_facts
-            raise DataError(
-                f"needle: {length} tokens are too few for {asked_for}; at least {least} are needed"
-            )
+            raise DataError(f"needle: {length} tokens are too few for {asked_for}; give at least {least}")
         depths = [depth, *random.random(n_facts - 1).tolist()]
         body = self._hide(self.filler(random, n_text), facts, depths, newline)
         ids = [*self.tokenizer.start_ids, *body]

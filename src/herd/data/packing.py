@@ -121,10 +121,8 @@ def _arrays(dialog: Any, number: int) -> tuple[np.ndarray, np.ndarray]:
     ids_N, mask_N = np.asarray(ids, dtype=np.int64), np.asarray(mask, dtype=bool)
     if ids_N.shape != mask_N.shape or ids_N.ndim != 1:
         raise DataError(
-            f"dialog {number}: {ids_N.shape} ids and {mask_N.shape} mask; give one mask entry per token"
+            f"dialog {number}: {ids_N.shape} ids and {mask_N.shape} mask; give one entry per token"
         )
     if len(ids_N) < 2 or not mask_N[1:].any():
-        raise DataError(
-            f"dialog {number}: no token of its {len(ids_N)} is trained; give it an assistant's answer"
-        )
+        raise DataError(f"dialog {number}: none of its {len(ids_N)} tokens is trained; give it an answer")
     return ids_N, mask_N

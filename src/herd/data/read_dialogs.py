@@ -108,9 +108,7 @@ def dialog_of_row(row: DataRow, ignored: Counter[str]) -> tuple[str, ReadDialog]
     """Return the name of the row's format ("" for chat messages) and its dialog. Count ignored fields."""
     fields = {"messages": row.value} if isinstance(row.value, list) else row.value
     if not isinstance(fields, dict):
-        raise DataError(
-            f"{row.where}: {type(fields).__name__} instead of an object; give an object with messages"
-        )
+        raise DataError(f"{row.where}: {type(fields).__name__} instead of an object with messages")
     if "form" in fields:
         raise DataError(f"{row.where}: 'form' is now called 'tool_call_format'; rename it")
     fields = {key: value for key, value in fields.items() if value is not None}
@@ -177,9 +175,7 @@ def sharegpt_messages(turns: list[Any], where: str) -> list[Message]:
             raise DataError(f"{at} is {type(turn).__name__}; give objects with from and value")
         role = SHAREGPT_ROLES.get(str(turn.get("from")).lower())
         if role is None or "value" not in turn:
-            raise DataError(
-                f"{at}: from={turn.get('from')!r}; give one of {', '.join(SHAREGPT_ROLES)}, and a value"
-            )
+            raise DataError(f"{at}: from={turn.get('from')!r}; use {', '.join(SHAREGPT_ROLES)}, and a value")
         rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
         if role == "function_call":
             calls = _parsed_json(turn["value"], at)

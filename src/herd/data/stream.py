@@ -99,9 +99,7 @@ class MixStream:
 
     def __init__(self, streams: Sequence[Stream], weights: Sequence[float], seed: int) -> None:
         if not streams or len(streams) != len(weights):
-            raise DataError(
-                f"mix: {len(streams)} streams and {len(weights)} weights; give one weight per stream"
-            )
+            raise DataError(f"mix: {len(streams)} streams and {len(weights)} weights; give one weight each")
         if not all(np.isfinite(weights)) or min(weights) <= 0:
             raise DataError(f"mix: weights {list(weights)} must be positive; leave out a stream of weight 0")
         contexts = sorted({stream.context for stream in streams})
@@ -115,7 +113,7 @@ class MixStream:
         self.quota_P = _largest_remainder(fraction_P, self.block)
         if self.quota_P.min() == 0:
             raise DataError(
-                f"mix: weights {list(weights)} give a stream less than one row in {self.block}; raise it"
+                f"mix: weights {list(weights)} give a stream less than 1 row in {self.block}; raise it"
             )
         self._parts_K = np.repeat(np.arange(len(streams)), self.quota_P)
         # an epoch of the mixture ends when the first stream ends

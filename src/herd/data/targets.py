@@ -75,7 +75,7 @@ class TargetsSpec:
             raise DataError(f"targets: {self.n_rows} rows of {self.context} tokens; both must be at least 1")
         if self.shard_rows % self.block_rows:
             raise DataError(
-                f"targets: blocks of {self.block_rows} do not divide shards of {self.shard_rows} rows"
+                f"targets: {self.block_rows}-row blocks do not divide shards of {self.shard_rows} rows"
             )
 
     @property

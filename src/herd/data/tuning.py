@@ -94,7 +94,7 @@ class TuningRows:
             return self.examples
         if self.pairs:
             raise DataError(
-                f"{self.pairs[0].where}: these are pairs of answers, not dialogs; use --objective dpo"
+                f"{self.pairs[0].where}: pairs of answers instead of dialogs; use --objective dpo"
             )
         raise DataError(f"no token is trained: {self._reasons()}")
 
@@ -104,9 +104,7 @@ class TuningRows:
             return self.pairs
         if self.examples:
             where = self.examples[0].where
-            raise DataError(
-                f"{where}: dpo needs pairs of answers; give objects with prompt, chosen and rejected"
-            )
+            raise DataError(f"{where}: dpo needs pairs: give objects with prompt, chosen and rejected")
         raise DataError(f"no pair to train on: {self._reasons()}")
 
     def _reasons(self) -> str:
@@ -192,9 +190,7 @@ def _add_row(
     if fields.get("label") is False:
         raise DataError("an answer labelled as bad (label: false)")
     if "completions" in fields:
-        raise DataError(
-            "steps with labels (stepwise supervision) are for reward models, which are not trained here"
-        )
+        raise DataError("steps with labels are for reward models, which are not trained here")
     if "prompt" in fields and not {"completion", "response"} & fields.keys():
         raise DataError("a prompt without an answer; herd synth can write answers")
     ignored: Counter[str] = Counter()

@@ -50,9 +50,7 @@ def check_target(source: ModelConfig, target: ModelConfig) -> None:
             )
     for name in ("dim", "n_layers", "n_heads", "ffn_dim"):
         if getattr(target, name) > getattr(source, name):
-            raise ConfigError(
-                f"{name}={getattr(target, name)} is larger than the teacher's {getattr(source, name)}"
-            )
+            raise ConfigError(f"{name}={getattr(target, name)} exceeds the teacher's {getattr(source, name)}")
 
 
 def choose(source: ModelConfig, target: ModelConfig, scores: Importance, drop: Collection[int]) -> PruneMask:

@@ -97,9 +97,7 @@ class Shrinker:
             return [Shape(teacher, "bf16", "bf16", 0.0)]  # only the format changes
         if s.to is None:
             if len(sizes) != 1 or sizes[0] >= teacher.vocab_size:
-                raise ConfigError(
-                    "give --to BUDGET, or one --vocab that is smaller than the teacher's vocabulary"
-                )
+                raise ConfigError("give --to BUDGET, or one --vocab smaller than the teacher's vocabulary")
             config = teacher.replace(vocab_size=sizes[0])
             return [Shape(config, "bf16", "bf16", predicted_harm(teacher, config))]
         return plan_shapes(teacher, Budget.parse(s.to, teacher.max_context), sizes, s.arms, target)

@@ -216,7 +216,7 @@ def _bind(out: Path, prompts: Sequence[SeedPrompt], teacher: AnswerTeacher, opti
     for name, value in now.items():
         if then.get(name) != value:
             raise DataError(
-                f"{out} has answers with {name}={then.get(name)!r}, not {value!r}: use another --out"
+                f"{out} was made with {name}={then.get(name)!r}, not {value!r}: use another --out"
             )
 
 

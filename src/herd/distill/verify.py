@@ -90,9 +90,7 @@ def _agreement(answers: Sequence[str], least: float) -> list[Verification]:
         best = None
     out = []
     for key in keys:
-        why = (
-            "" if key == best and best else "too few answers agree" if best is None else "most answers differ"
-        )
+        why = "" if key == best and best else "too few agree" if best is None else "most answers differ"
         out.append(Verification(not why, "agreement", why))
     return out
 

@@ -51,9 +51,7 @@ def why_wrong(calls: Sequence[ToolCall], functions: Sequence[Schema], expected: 
         schema = next(function for function in functions if function["name"] == name)
         reasons = [_why_wrong(call, schema, one[name]) for call in left]
         if all(reasons):
-            return (
-                reasons[0] if len(expected) == 1 else f"no call is the expected {name}: {'; '.join(reasons)}"
-            )
+            return reasons[0] if len(expected) == 1 else f"no call matches {name}: {'; '.join(reasons)}"
         del left[reasons.index("")]
     return ""
 

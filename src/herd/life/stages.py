@@ -129,9 +129,7 @@ def long(run: RaiseRun) -> Outcome:
         add_gate(run, outcome, f"needles {length}", found, NEEDLE_BAR)
         if not all(gate["passed"] for gate in outcome.gates):
             context = plan.teacher_config.max_context if kept < 0 else stage.phases[kept].context
-            note = (
-                f"A gate failed at {phase.context} tokens: later models have a context of {context} tokens."
-            )
+            note = f"A gate failed at {phase.context} tokens: later models have {context} tokens of context."
             outcome.notes.append(note)
             run.show.note(note)
             break

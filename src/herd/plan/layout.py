@@ -81,9 +81,7 @@ class Job:
         if self.batch < 1 or self.context < 1:
             raise PlanError(f"batch={self.batch} sequences of context={self.context} tokens: give at least 1")
         if self.context > self.config.max_context:
-            raise PlanError(
-                f"context={self.context:,} exceeds the model's context of {self.config.max_context:,}"
-            )
+            raise PlanError(f"context={self.context:,} exceeds the model's {self.config.max_context:,}")
 
     @property
     def tokens(self) -> int:
@@ -115,13 +113,9 @@ def check_layout(layout: ParallelLayout, job: Job) -> None:
         if getattr(layout, name) < 1:
             raise PlanError(f"{name}={getattr(layout, name)}: give at least 1")
     if config.n_heads % layout.tp or config.ffn_dim % layout.tp:
-        raise PlanError(
-            f"tp={layout.tp} does not divide {config.n_heads} heads and an FFN of {config.ffn_dim:,}"
-        )
+        raise PlanError(f"tp={layout.tp} does not divide {config.n_heads} heads and FFN {config.ffn_dim:,}")
     if layout.cp > 1 and job.context % (2 * layout.cp):
-        raise PlanError(
-            f"cp={layout.cp} does not divide {job.context:,} tokens into {2 * layout.cp} equal parts"
-        )
+        raise PlanError(f"cp={layout.cp} does not divide {job.context:,} tokens into {2 * layout.cp} parts")
     layers = stage_layers(config.n_layers, layout.pp)
     if layers is None:
         fits = [str(pp) for pp in range(1, config.n_layers + 1) if stage_layers(config.n_layers, pp)]

@@ -159,9 +159,7 @@ class Catalogue:
         if turned and (found := _match(turned[1], self.devices)):
             raise PlanError(f"machine {text!r}: write the number first, as in {turned[2]}x{found}")
         known = [*self.devices, *(f"12x{part}" for part in self.parts)]
-        raise PlanError(
-            f"machine {text!r} is not known: {_nearest(name, known)}, or add it to a machines.yaml"
-        )
+        raise PlanError(f"machine {text!r} is unknown: {_nearest(name, known)}, or add it to a machines.yaml")
 
 
 def _entry(section: str, name: str, entries: Mapping[str, Any]) -> dict[str, Any]:

@@ -125,7 +125,5 @@ def prefill_seconds(
 
 def _seconds(ops: list[Op], config: ModelConfig, machine: Machine, rows: int, tp: int) -> float:
     if tp > machine.count:
-        raise PlanError(
-            f"tp={tp} is more than the {machine.count} devices of {machine.name}: use a smaller tp"
-        )
+        raise PlanError(f"tp={tp} exceeds the {machine.count} devices of {machine.name}: use a smaller tp")
     return total_seconds(ops, machine.device) + tp_seconds(config, rows, tp, machine.join(tp))

@@ -71,9 +71,7 @@ def record_prediction(event: ScoredPrediction) -> None:
     Raises `PlanError` if a number is not positive.
     """
     if not (event.predicted > 0 and event.measured > 0 and math.isfinite(event.predicted + event.measured)):
-        raise PlanError(
-            f"{event.kind}: predicted {event.predicted} and measured {event.measured} must be positive"
-        )
+        raise PlanError(f"{event.kind}: {event.predicted} and {event.measured} must be positive")
     line = json.dumps(asdict(event) | {"date": event.date or utc_now()}, ensure_ascii=False) + "\n"
     with suppress(OSError):
         history_path().parent.mkdir(parents=True, exist_ok=True)

@@ -168,9 +168,7 @@ def predict_draft(
     ``verify(k)`` is the time of verifying k + 1 tokens, in target steps.
     """
     if not 0 <= alpha < 1 or not 0 <= cost < math.inf or k < 1:
-        raise PlanError(
-            f"alpha={alpha:g} must be below 1, the draft's cost {cost:g} positive and k={k} at least 1"
-        )
+        raise PlanError(f"alpha={alpha:g} must be < 1, the draft's cost {cost:g} > 0 and k={k} >= 1")
     return DraftPlan(alpha, cost, k, (1 - alpha ** (k + 1)) / (1 - alpha), k * cost + verify(k))
 
 

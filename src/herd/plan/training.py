@@ -155,9 +155,7 @@ def _only(job: Job, layout: ParallelLayout, machine: Machine) -> Search:
             f"{layout} takes {layout.devices:,} devices, the machine has {machine.count:,}: make them equal"
         )
     if layout.tp > machine.per_node:
-        raise PlanError(
-            f"tp={layout.tp} is more than the {machine.per_node} devices of a node: use a smaller tp"
-        )
+        raise PlanError(f"tp={layout.tp} exceeds the {machine.per_node} devices of a node: use a smaller tp")
     check_layout(layout, job)
     nbytes = rank_nbytes(job, layout)
     room = usable_memory(machine.device.memory)

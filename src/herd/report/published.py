@@ -89,9 +89,7 @@ def published_score(task: str, model: str, *, kind: Kind, source: str) -> float:
     ):
         if name not in names:
             near = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.3) or sorted(names)
-            raise ReportError(
-                f"no published score has the {field} {name!r}: use for example {', '.join(near)}"
-            )
+            raise ReportError(f"no published score has the {field} {name!r}: use e.g. {', '.join(near)}")
     raise ReportError(f"{source} has no score of {model} ({kind}) on {task}")
 
 

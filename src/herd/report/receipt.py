@@ -201,9 +201,7 @@ def _checked(receipt: str, key: str, value: Value | tuple[Any, str]) -> Value:
         raise ReportError(f"receipt {receipt!r}: value {key!r} has no unit; use '1' for a plain ratio")
     for number in (value.value, value.lo, value.hi):
         if isinstance(number, float) and not math.isfinite(number):
-            raise ReportError(
-                f"receipt {receipt!r}: value {key!r} is {number}; only finite numbers are recorded"
-            )
+            raise ReportError(f"receipt {receipt!r}: value {key!r} is {number}; give a finite number")
     return value
 
 

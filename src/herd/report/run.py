@@ -335,9 +335,7 @@ def _curve(path: Path, name: str, problems: list[str]) -> LossCurve:
         except (ValueError, AttributeError):
             broken += 1
     if broken:
-        problems.append(
-            f"{path.name} of {name}: {broken} line{'s' if broken > 1 else ''} not readable as JSON"
-        )
+        problems.append(f"{path.name} of {name}: {broken} line{'s' if broken > 1 else ''} not valid JSON")
     tokens = {record["step"]: record["tokens"] for record in records if record.keys() >= {"step", "tokens"}}
     train, evals = {}, {}
     accuracies: dict[str, dict[float, float]] = {}

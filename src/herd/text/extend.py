@@ -46,9 +46,7 @@ def extend_vocabulary(tokenizer: Tokenizer, texts: Iterable[str], n_new: int) ->
     content = json.loads(tokenizer.to_json())
     model: dict[str, Any] = content["model"]
     if model["type"] != "BPE" or "ByteLevel" not in json.dumps(content["decoder"]):
-        raise TokenizerError(
-            f"{tokenizer.where}: its model is {model['type']}; only byte-level BPE can be extended"
-        )
+        raise TokenizerError(f"{tokenizer.where}: is {model['type']}; only byte-level BPE can be extended")
     words = _words(tokenizer, texts)
     spelled = {id_: word for word, id_ in model["vocab"].items()}
     ids = dict(model["vocab"])

@@ -201,9 +201,7 @@ class LibraryTokenizer(Tokenizer):
     def _with_unknown(self, text: str, lost: set[str]) -> list[int]:
         names = ", ".join(f"U+{ord(char):04X}" for char in sorted(lost)[:5])
         if self.unk_id is None:
-            raise TokenizerError(
-                f"the vocabulary cannot express {names}, and it has no token for unknown text"
-            )
+            raise TokenizerError(f"the vocabulary cannot express {names} and has no token for unknown text")
         warnings.warn(
             f"the vocabulary cannot express {names}: its bytes become {self._added.get(self.unk_id)!r}",
             stacklevel=3,

@@ -53,9 +53,7 @@ def read_ranks(path: Path) -> Ranks:
             )
             raise TokenizerError(f"{path}:{number}: {line[:40]!r} is not 'base64 rank'; {hint}") from error
         if token in ranks:
-            raise TokenizerError(
-                f"{path}:{number}: token {token!r} is there twice (ranks {ranks[token]} and {rank})"
-            )
+            raise TokenizerError(f"{path}:{number}: token {token!r} has two ranks, {ranks[token]} and {rank}")
         ranks[token] = rank
     check_ranks(ranks, str(path))
     return ranks

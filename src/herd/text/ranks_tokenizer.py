@@ -110,7 +110,7 @@ class RanksTokenizer(Tokenizer):
         n_ranks = vocab_size - N_SPECIAL
         if n_ranks < 256:
             raise TokenizerError(
-                f"vocab_size={vocab_size} is below 512 = 256 bytes + {N_SPECIAL} special tokens"
+                f"vocab_size={vocab_size}: give at least 256 bytes + {N_SPECIAL} special tokens"
             )
         ranks = tokenizer_json.train_ranks(map(check_text, texts), n_ranks)
         if len(ranks) < n_ranks:

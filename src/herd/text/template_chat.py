@@ -144,9 +144,7 @@ class TemplateChat:
         for number, tool in enumerate(tools):
             name, schema = tool_schema(tool, f"tools[{number}]")
             if schema is None:
-                raise ChatError(
-                    f"tools[{number}]: {name!r} is only a name; the chat template needs its schema"
-                )
+                raise ChatError(f"tools[{number}]: {name!r} is a name; the chat template needs its schema")
             complete = dict(tool) if isinstance(tool, Mapping) and "function" in tool else None
             out.append(complete or {"type": "function", "function": schema})
         return out

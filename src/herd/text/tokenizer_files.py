@@ -60,9 +60,7 @@ def read_folder(folder: Path) -> Tokenizer:
     if json_.exists() and model.exists() and not _is_sentencepiece(model):
         ranks, known = read_ranks(model), read_tokenizer_json(json_, compare_merges=False)
         if known is None or known[0] != ranks:
-            raise TokenizerError(
-                f"{folder}: tokenizer.model and tokenizer.json disagree; remove the wrong one"
-            )
+            raise TokenizerError(f"{folder}: tokenizer.model and tokenizer.json differ; remove the wrong one")
         tokenizer = _with_ranks(known) or _from_json(json_, names, settings | ids.named)
     elif json_.exists():
         tokenizer = _from_json(json_, names, settings | ids.named)

@@ -171,9 +171,7 @@ def _name_of_pre_tokenizer(library: Tokenizer, model: dict[str, Any]) -> str:
         exact = [n for n in same if PRE_TOKENIZERS[n].ignore_merges == bool(model.get("ignore_merges"))]
         if exact:
             return exact[0]
-    raise TokenizerError(
-        "it cuts text in a way that has no name in GGUF files; export it with --format hf instead"
-    )
+    raise TokenizerError("GGUF has no name for its way of splitting text; export it with --format hf")
 
 
 def read_sentencepiece(data: bytes) -> Vocabulary:

@@ -42,9 +42,7 @@ def calculator(expression: str) -> str:
     value.
     """
     if not isinstance(expression, str):
-        raise ToolError(
-            f"calculator: expression is {type(expression).__name__}, not text; give one like 2*(3+4)"
-        )
+        raise ToolError(f"calculator: expression is {type(expression).__name__}, not text such as 2*(3+4)")
     if len(expression) > MAX_CHARS:
         raise ToolError(f"calculator: {len(expression)} characters; give at most {MAX_CHARS}")
     source = expression.strip().replace("^", "**").replace("×", "*").replace("÷", "/").replace("−", "-")

@@ -151,9 +151,7 @@ class Sandbox:
         self._process.kill()
         self._process.wait()
         error = self._process.stderr.read().decode(errors="replace").strip() if self._process.stderr else ""
-        return ToolError(
-            f"sandbox: its helper process ended ({error.splitlines()[-1] if error else 'no answer'})"
-        )
+        return ToolError(f"sandbox: its helper ended ({error.splitlines()[-1] if error else 'no answer'})")
 
 
 def run_python(code: str, **options: Any) -> SandboxResult:

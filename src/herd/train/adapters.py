@@ -38,7 +38,7 @@ class AdapterSection(Section):
     def _rows_are_plain(self) -> AdapterSection:
         if self.new_rows and (self.packed or "lm_head" in self.targets):
             raise impossible(
-                "new_rows", "new_rows need a plain vocabulary: no packed base, no adapter on lm_head"
+                "new_rows", "they need a plain vocabulary: no packed base, no adapter on lm_head"
             )
         return self
 

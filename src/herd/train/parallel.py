@@ -94,9 +94,7 @@ def start(shard: int = 1) -> Ranks:
 def ranks_of(mesh: DeviceMesh) -> Ranks:
     """Return the ranks of a mesh made by `start`, or of another one with the same two dimensions."""
     if mesh.mesh_dim_names != ("replicate", "shard"):
-        raise TrainingError(
-            f"mesh dimensions are {mesh.mesh_dim_names}; training needs ('replicate', 'shard')"
-        )
+        raise TrainingError(f"mesh dimensions {mesh.mesh_dim_names}: training needs ('replicate', 'shard')")
     return Ranks(dist.get_rank(), mesh.size(), mesh)
 
 

@@ -119,13 +119,11 @@ def merge_adapter(
     """
     source = ModelSource(folder)
     if source.adapter is None:
-        raise CheckpointError(
-            f"{folder}: is not an adapter; give the folder that herd tune wrote, e.g. RUN/adapter"
-        )
+        raise CheckpointError(f"{folder}: is not an adapter; give a folder of herd tune, e.g. RUN/adapter")
     tokenizer = source.tokenizer
     if tokenizer is None:
         raise CheckpointError(
-            f"{folder}: neither the adapter nor its base has a tokenizer, so it cannot be measured"
+            f"{folder}: measuring needs a tokenizer, and the adapter and its base have none"
         )
     plan = _plan(to, source.config)
     judge = judge_of(source.adapter, tokenizer, examples)

@@ -75,9 +75,7 @@ def choose_method(
         return MethodChoice(wanted, "as asked", needed(wanted))
     full, lora = needed("full"), needed("lora")
     if config.n_params < SMALL and full <= memory:
-        return MethodChoice(
-            "full", f"{size} are below {SMALL / 1e9:g} B, where full fine-tuning learns most", full
-        )
+        return MethodChoice("full", f"{size} are below {SMALL / 1e9:g} B: full fine-tuning learns most", full)
     why = (
         f"{size} are too many for full fine-tuning to pay"
         if full <= memory

@@ -36,9 +36,9 @@ class TuneOptions(Section):
     seed: int = 0
 
     def store(self) -> bool:
-        """Write the options into ``out``, or compare them with an earlier start, if there was one (returned).
+        """Write the options into ``out``, or compare them with the options of an earlier start.
 
-        Raises `RecipeError` naming the first difference.
+        Returns whether there was one. Raises `RecipeError` naming the first difference.
         """
         path = Path(self.out) / FILE
         now: dict[str, Any] = self.model_dump(mode="json")

@@ -146,7 +146,7 @@ def screen(found: Preflight) -> list[tuple[str, str]]:
         lines.append(("speed", f"{found.tokens_per_s:,.0f} tokens/s: {found.seconds / 60:,.1f} minutes"))
     for name, share in found.overlap.items():
         lines.append(
-            ("overlap", f"{100 * share:.1f} % of the items of {name} share 13 words in a row with the data")
+            ("overlap", f"{100 * share:.1f} % of {name}'s items share 13 words in a row with the data")
         )
     lines += [("note", f"{text} ({n:,} rows)") for text, n in found.notes.items()]
     return lines

@@ -56,9 +56,7 @@ def prepare_run(options: TuneOptions) -> Prepared:
     data = read_tuning(options.data, tokenizer, longest, mask_ends=True)
     if any("with tools" in name for name in data.formats) and not tokenizer.require_chat().supports_tools:
         tokenizer = with_tool_support(tokenizer)
-        notes.append(
-            "the chat template has no place for tools; one with tools in ChatML is added to the result"
-        )
+        notes.append("the chat template has no tools; one with tools in ChatML is added to the result")
         data = read_tuning(options.data, tokenizer, longest, mask_ends=True)
     objective = options.objective
     if objective == "auto":

@@ -63,7 +63,7 @@ class Data:
         if path is None:
             wanted = " or ".join(names)
             raise DataError(
-                f"no {wanted} in {self.folder}: put it there, or leave --data out for the built-in items"
+                f"no {wanted} in {self.folder}: put it there, or leave out --data (built-in items)"
             )
         return _load(path, path.stat().st_mtime_ns)
 
@@ -84,7 +84,7 @@ class Data:
                 ) from None
             if missing:
                 raise DataError(
-                    f"{path}, line {number}: no field {missing[0]!r}; the fields are {', '.join(needs)}"
+                    f"{path}, line {number}: no field {missing[0]!r}; it needs {', '.join(needs)}"
                 )
             out.append(row)
         if not out:

@@ -107,9 +107,7 @@ class OwnQuestions(Task):
 
     def items(self, data: Data) -> list[Item]:
         if not self.path.is_file():
-            raise DataError(
-                f"{self.path}: no such file; a name without an ending is a task of `herd eval list`"
-            )
+            raise DataError(f"{self.path}: no such file; a name without ending is a task of `herd eval list`")
         items: list[Item] = []
         seen: dict[str, str] = {}
         for row in read_rows(self.path, str(self.path)):
@@ -224,9 +222,7 @@ def _right_choice(answer: Any, choices: Sequence[str]) -> int:
     if not found:
         raise DataError(f"answer {answer!r} is neither a choice nor the letter of one ({_range(choices)})")
     if len(found) > 1:
-        raise DataError(
-            f"answer {answer!r} is the text of one choice and the letter of another; reorder them"
-        )
+        raise DataError(f"answer {answer!r} is the text of one choice and the letter of another")
     return found.pop()
 
 
