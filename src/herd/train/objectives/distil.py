@@ -103,14 +103,14 @@ Direction = Literal["forward", "reverse"]
 
 
 class DistilSection(ObjectiveSection):
-    """Distillation from the checkpoint folder ``teacher``."""
+    """Distillation from the checkpoint folder ``teacher``, also on the rows of another teacher's targets."""
 
     kind: Literal["distil"]
     teacher: str
     kl_weight: Fraction = 1.0
     tau: PositiveReal = 1.0
     direction: Direction = "forward"
-    rows = frozenset({"text", "dialogs"})
+    rows = frozenset({"text", "dialogs", "targets"})
 
     def parents(self) -> dict[str, str]:
         return {"teacher": self.teacher}
