@@ -56,6 +56,12 @@ def create_command(
     budgets: Annotated[
         list[str], typer.Option("--budget", help="'500000 tokens/day', '20 EUR/month'. Repeatable.")
     ] = [],  # noqa: B006
+    tools: Annotated[
+        list[str],
+        typer.Option(
+            "--tools", help="Tools on the server that it may use, e.g. calculator,python,files. Repeatable."
+        ),
+    ] = [],  # noqa: B006
     expires: Annotated[
         str | None, typer.Option(help="A day such as 2027-01-31, or a duration such as 90d.")
     ] = None,
@@ -83,6 +89,7 @@ def create_command(
                 "tokens_per_minute": tokens_per_minute,
                 "concurrent": concurrent,
                 "budgets": [budget for budget, _ in parsed],
+                "tools": [name.strip() for text in tools for name in text.split(",") if name.strip()],
             }
         )
     except ValidationError as error:
@@ -336,4 +343,6 @@ def _limits(info: KeyInfo, currency: str | None) -> str:
             else f"{format_money(budget.amount)} {currency}"
         )
         parts.append(f"{amount}/{budget.period}")
+    if policy.tools:
+        parts.append(f"tools {', '.join(sorted(policy.tools))}")
     return "; ".join(parts) or "none"

@@ -35,6 +35,8 @@ POLL_SECONDS = 0.3
 class Principal:
     """Who makes a request. ``models`` None: every model. ``cache_group`` is the `tenant` of engine requests.
 
+    ``tools`` are groups of tools on the server that it was granted. An administrator may use all of them.
+
     ``digest`` and ``keys_version`` tell `Authenticator.has_ended` which secret was used, and how fresh it is.
     """
 
@@ -46,6 +48,7 @@ class Principal:
     expires_ms: int | None = None
     digest: str = ""
     keys_version: int = 0
+    tools: frozenset[str] = frozenset()
 
     @property
     def is_admin(self) -> bool:
@@ -61,6 +64,10 @@ class Principal:
         if self.models is not None and model not in self.models:
             allowed = ", ".join(sorted(self.models)) or "none"
             raise Forbidden(f"this key may not use the model {model!r}; it may use: {allowed}")
+
+    def may_use_tools(self, group: str) -> bool:
+        """Return whether it may use the tools of a group on the server."""
+        return self.is_admin or group in self.tools
 
     @classmethod
     def local(cls) -> Principal:
@@ -120,6 +127,7 @@ class Authenticator:
             expires_ms=info.expires_ms,
             digest=info.digest,
             keys_version=version,
+            tools=info.policy.tools,
         )
 
     def has_ended(self, principal: Principal) -> bool:

@@ -12,7 +12,7 @@ import re
 import secrets
 import string
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import sqlalchemy as sql
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
@@ -38,6 +38,7 @@ Scope = Literal[
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 USER_SCOPES = frozenset(SCOPES) - {"metrics", "admin"}
 """Scopes of a key for which none are named."""
+ToolGroup = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 _ID_LENGTH, _SECRET_LENGTH = 12, 43
 _TOKEN = re.compile(rf"herd-([a-z0-9]{{{_ID_LENGTH}}})-([A-Za-z0-9]{{{_SECRET_LENGTH}}})")
 _NAME = re.compile(r"[^\W_][\w .@+-]{0,63}")
@@ -63,6 +64,7 @@ class KeyPolicy(BaseModel):
     """What a key allows. ``models`` None: every model. Limits None: no limit.
 
     Keys with the same ``cache_group`` share cached prompt beginnings. By default a key shares with no other.
+    ``tools`` are names of tools that run on the server, or of MCP servers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,6 +75,7 @@ class KeyPolicy(BaseModel):
     tokens_per_minute: PositiveInt | None = None
     concurrent: PositiveInt | None = None
     budgets: tuple[TokenBudget, ...] = ()
+    tools: frozenset[ToolGroup] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ Completion tokens are the tokens sampled for the request up to and including the
 used up as stop text. A request whose counter was never advanced had no byte of an answer, and bills nothing. It
 still counts towards the key's requests and tokens per minute.
 
+A request that runs tools on the server has several steps, and each asks the model anew. Every step is reserved when
+it begins, has a row and a counter of its own, and is settled with the request. Only the first counts as a request.
+
 If the store is away, new requests are refused (503). Requests that are open finish, and are settled once the
 store is back, or by `recover` from their counters when the next server starts.
 """
@@ -36,14 +39,16 @@ from .errors import BudgetExceeded, DuplicateRequest, RateLimited, StoreError, T
 from .keys import KeyInfo, TokenBudget, key_by_id
 from .prices import FREE, TokenPrice, format_money, price_of, read_currency
 from .statements import (
+    CHANGE_REQUEST,
     COUNT_OPEN,
     FORGET_REQUEST,
     INSERT_REQUEST,
+    IS_FIRST_STEP,
     LOCK_KEY,
     OPEN_REQUEST,
     RECENT_BY_AGE,
     SAME_ID,
-    SETTLE_REQUEST,
+    STEP_MARK,
     SUM_RECENT,
     add_to_day,
     spent,
@@ -83,9 +88,11 @@ class Reservation:
         price: TokenPrice,
         close: Callable[[int, int, Status], None],
         currency: str | None = None,
+        shrink: Callable[[int], None] = lambda completion_tokens: None,
     ) -> None:
         self._words, self._slot, self._prompt_slot = words, slot, prompt_slot
         self._close, self._currency = close, currency
+        self._shrink = shrink
         self._prompt_tokens, self._price = prompt_tokens, price
         self._bill: Bill | None = None
 
@@ -110,6 +117,10 @@ class Reservation:
             return None
         money = self.bill(completion_tokens, cached_tokens, prompt_tokens).money
         return {"amount": format_money(money), "currency": self._currency}
+
+    def shrink(self, completion_tokens: int) -> None:
+        """Reserve no more than what was generated, because this step of the request has ended. Blocking."""
+        self._shrink(completion_tokens)
 
     def settle(
         self,
@@ -145,6 +156,7 @@ class Unmetered:
         prompt_tokens: int,
         max_completion_tokens: int,
         request_id: str,
+        step: int = 1,
     ) -> Reservation:
         """Return a reservation that bills no money."""
         return Reservation(memoryview(bytearray(16)).cast("Q"), 0, 1, prompt_tokens, FREE, lambda *_: None)
@@ -184,13 +196,18 @@ class Ledger:
         prompt_tokens: int,
         max_completion_tokens: int,
         request_id: str,
+        step: int = 1,
     ) -> Reservation:
         """Admit a request and reserve the most that it can use, or raise one of the errors of `errors.py`.
+
+        Later steps of an admitted request, by number, need an id of their own. Their tokens must be within the limits.
 
         ``max_completion_tokens`` is the sum over all answers to the prompt. ``request_id`` is unique for the key.
         The id of a request that was settled without a bill can be used again.
         """
         self._retry()
+        if step > 1:
+            endpoint = f"{endpoint}{STEP_MARK}{step}"
         slot = self._counters.take()
         request = _Open(principal.key_id, request_id, self._server, slot)
         try:
@@ -214,6 +231,7 @@ class Ledger:
             price,
             partial(self._end, request),
             currency,
+            lambda completion_tokens: self._lower(request, completion_tokens),
         )
 
     def recover(self) -> int:
@@ -260,7 +278,7 @@ class Ledger:
         if info is None or info.state(now) != "active":
             raise Unauthorized("this key is not valid any more")
         _refuse_duplicate(connection, request)
-        _check_rates(connection, info, tokens, now)
+        _check_rates(connection, info, tokens, now, is_first_step=STEP_MARK not in endpoint)
         price = price_of(connection, model)
         money = (price or FREE).worst_cost(prompt_tokens, max_completion_tokens)
         for budget in info.policy.budgets:
@@ -291,6 +309,21 @@ class Ledger:
             connection, request.key_id, day, model, {"reserved_tokens": tokens, "reserved_money": money}
         )
         return price or FREE
+
+    def _lower(self, request: _Open, completion_tokens: int) -> None:
+        """Reserve only what an open request has used."""
+        with self._store.write() as connection:
+            connection.execute(LOCK_KEY, {"key_id": request.key_id})
+            row = connection.execute(OPEN_REQUEST, vars(request)).first()
+            if row is None:
+                return
+            price = TokenPrice(**row.price) if row.price else FREE
+            tokens = row.prompt_tokens + completion_tokens
+            money = price.worst_cost(row.prompt_tokens, completion_tokens)
+            now = {"tokens": tokens, "reserved_tokens": tokens, "reserved_money": money}
+            connection.execute(CHANGE_REQUEST, now | {"at_key": request.key_id, "at_id": request.id})
+            freed = {"reserved_tokens": tokens - row.reserved_tokens, "reserved_money": money - row.reserved_money}
+            add_to_day(connection, request.key_id, row.day, row.model, freed)
 
     def _end(self, request: _Open, word: int, prompt_tokens: int, status: Status) -> None:
         """Settle a request of this server, or keep it for later if the store is away."""
@@ -329,7 +362,7 @@ class Ledger:
             cost = price.cost(prompt_tokens, cached, completion)
             bill = vars(Bill(prompt_tokens, cached, completion, cost) if begun else Bill())
             connection.execute(
-                SETTLE_REQUEST,
+                CHANGE_REQUEST,
                 bill
                 | {
                     "at_key": request.key_id,
@@ -342,9 +375,8 @@ class Ledger:
                 },
             )
             freed = {"reserved_tokens": -row.reserved_tokens, "reserved_money": -row.reserved_money}
-            add_to_day(
-                connection, request.key_id, row.day, row.model, bill | freed | {"requests": int(begun)}
-            )
+            counted = {"requests": int(begun and STEP_MARK not in row.endpoint)}
+            add_to_day(connection, request.key_id, row.day, row.model, bill | freed | counted)
         return True
 
     def _open_rows(self, condition: sql.ColumnElement[bool]) -> list[sql.Row]:
@@ -374,10 +406,12 @@ def _refuse_duplicate(connection: sql.Connection, request: _Open) -> None:
     connection.execute(FORGET_REQUEST, same)
 
 
-def _check_rates(connection: sql.Connection, info: KeyInfo, tokens: int, now: int) -> None:
+def _check_rates(
+    connection: sql.Connection, info: KeyInfo, tokens: int, now: int, *, is_first_step: bool
+) -> None:
     """Raise if the key has too many requests open, or too many requests or tokens within the last minute."""
     policy = info.policy
-    if policy.concurrent is not None:
+    if policy.concurrent is not None and is_first_step:
         n_open = connection.execute(COUNT_OPEN, {"key_id": info.id}).scalar_one()
         if n_open >= policy.concurrent:
             raise TooManyConcurrent(f"this key may have {policy.concurrent} requests open at a time")
@@ -387,8 +421,9 @@ def _check_rates(connection: sql.Connection, info: KeyInfo, tokens: int, now: in
     window = {"key_id": info.id, "first": now - MINUTE_MS + 1, "last": now + MINUTE_MS}
     count, used = connection.execute(SUM_RECENT, window).one()
     limit = policy.requests_per_minute
-    if limit is not None and count >= limit:
-        last_to_leave = connection.execute(RECENT_BY_AGE, window).all()[count - limit]
+    if limit is not None and count >= limit and is_first_step:
+        firsts = connection.execute(RECENT_BY_AGE.where(IS_FIRST_STEP), window).all()
+        last_to_leave = firsts[count - limit]
         raise RateLimited(
             f"this key may send {limit} requests per minute", _seconds_left(last_to_leave.created_ms, now)
         )

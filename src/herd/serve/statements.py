@@ -16,23 +16,27 @@ from .usage import day_of
 _SUMS = [column.name for column in days.c if column.name not in ("key_id", "day", "model")]
 _KEY, _ID = requests.c.key_id == bindparam("key_id"), requests.c.id == bindparam("id")
 _OPEN = requests.c.status == "open"
+STEP_MARK = "#"
+"""What follows the endpoint in the rows of later steps of a request that runs tools on the server."""
+IS_FIRST_STEP = requests.c.endpoint.not_like(f"%{STEP_MARK}%")
 _RECENT = sql.and_(_KEY, requests.c.created_ms.between(bindparam("first"), bindparam("last")))
 
 LOCK_KEY = sql.select(keys.c.id).where(keys.c.id == bindparam("key_id")).with_for_update()
 INSERT_REQUEST = requests.insert()
 SAME_ID = sql.select(requests.c.status, requests.c.prompt_tokens).where(_KEY, _ID)
 FORGET_REQUEST = requests.delete().where(_KEY, _ID)
-COUNT_OPEN = sql.select(sql.func.count()).where(_OPEN, _KEY)
-SUM_RECENT = sql.select(sql.func.count(), sql.func.coalesce(sql.func.sum(requests.c.tokens), 0)).where(
-    _RECENT
-)
+COUNT_OPEN = sql.select(sql.func.count()).where(_OPEN, _KEY, IS_FIRST_STEP)
+SUM_RECENT = sql.select(
+    sql.func.coalesce(sql.func.sum(sql.case((IS_FIRST_STEP, 1), else_=0)), 0),
+    sql.func.coalesce(sql.func.sum(requests.c.tokens), 0),
+).where(_RECENT)
 RECENT_BY_AGE = (
     sql.select(requests.c.created_ms, requests.c.tokens).where(_RECENT).order_by(requests.c.created_ms)
 )
 OPEN_REQUEST = sql.select(requests).where(
     _KEY, _ID, _OPEN, requests.c.server == bindparam("server"), requests.c.slot == bindparam("slot")
 )
-SETTLE_REQUEST = requests.update().where(
+CHANGE_REQUEST = requests.update().where(
     requests.c.key_id == bindparam("at_key"), requests.c.id == bindparam("at_id")
 )
 _CHANGE_DAY = (

@@ -2,13 +2,14 @@
 
 Clients send tools of many types. Functions are offered to the model. The functions inside a ``namespace`` are
 offered under the name ``NAMESPACE__NAME``, and a call of one names both again. Types that a provider runs on
-its own machines (web search and so on) cannot be run here: they are left out, and a warning names each.
+its own machines are run here if this server has such a tool and the key was granted it (`GrantedTools`). Others
+(web search and so on) are left out, and a warning names each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..text.messages import TOOL_NAME
@@ -16,14 +17,18 @@ from .problems import BadRequest
 
 NAMESPACE_SEPARATOR = "__"
 MAX_SCHEMA_DEPTH = 64
+PYTHON = "python"
+"""The group of the code interpreter."""
+CODE_TYPES = ("code_interpreter", "code_execution")
+"""How the types of hosted code interpreters begin: OpenAI's, and Anthropic's with a date after it."""
 
 
 @dataclass(frozen=True)
 class OfferedTool:
     """A function that the model may call by ``name``.
 
-    With ``strict``, the arguments of a call are valid under ``parameters``, or the request is refused. The client
-    knows a tool of a ``namespace`` as ``name_inside``. Both are "" for other tools.
+    A tool with a ``group`` runs on this server, and keys are granted tools by group. The others are the client's. With ``strict``, the arguments of a call are valid under ``parameters``, or the request is refused. The client
+    knows a tool of a ``namespace`` as ``name_inside``, and an MCP server its own tools. Both are "" for other tools.
     """
 
     name: str
@@ -32,6 +37,7 @@ class OfferedTool:
     strict: bool = False
     namespace: str = ""
     name_inside: str = ""
+    group: str = ""
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -51,12 +57,48 @@ class ToolChoice:
     names: tuple[str, ...] = ()
 
 
-def read_tools(
-    tools: Sequence[Mapping[str, Any]] | None, warnings: list[str], limit: int
-) -> tuple[OfferedTool, ...]:
-    """Return the functions in a list of tools, in OpenAI's nested or flat form.
+@dataclass(frozen=True)
+class GrantedTools:
+    """The tools on this server that a key may use, by group."""
 
-    Tools of other types are named in ``warnings``. Raises `BadRequest` for a function that is malformed.
+    groups: Mapping[str, Sequence[OfferedTool]] = field(default_factory=dict)
+
+    def select(self, tool: Mapping[str, Any]) -> Sequence[OfferedTool]:
+        """Return the tools that an entry in a client's list of tools means. None of them: it means others.
+
+        ``{"type": "herd", "name": NAME}`` means a tool or a group. `CODE_TYPES` mean the code interpreter. The types
+        of OpenAI and Anthropic for MCP mean a server in the operator's file, and never one that a client names.
+        """
+        kind = str(tool.get("type"))
+        if kind == "herd":
+            name = tool.get("name")
+            every = [each for tools in self.groups.values() for each in tools]
+            return self.groups.get(str(name)) or [each for each in every if each.name == name]
+        if kind.startswith(CODE_TYPES):
+            return self.groups.get(PYTHON, ())
+        if kind not in ("mcp", "mcp_toolset") or tool.get("server_url") or tool.get("connector_id"):
+            return ()
+        listed = self.groups.get(str(tool.get("server_label") or tool.get("mcp_server_name")), ())
+        allowed = tool.get("allowed_tools")
+        if isinstance(allowed, Mapping):
+            allowed = allowed.get("tool_names")
+        if not isinstance(allowed, list):
+            return listed
+        return [each for each in listed if each.name_inside in allowed or each.name in allowed]
+
+
+NO_TOOLS = GrantedTools()
+
+
+def read_tools(
+    tools: Sequence[Mapping[str, Any]] | None,
+    warnings: list[str],
+    limit: int,
+    granted: GrantedTools = NO_TOOLS,
+) -> tuple[OfferedTool, ...]:
+    """Return the functions in a list of tools, in OpenAI's nested or flat form, and those that run on this server.
+
+    Tools of other types, and those that are not granted, are named in ``warnings``. Raises `BadRequest` for a function that is malformed.
     """
     out: list[OfferedTool] = []
     for number, tool in enumerate(tools or ()):
@@ -76,10 +118,19 @@ def read_tools(
                         function, name=_checked_name(name, where), namespace=space, name_inside=function.name
                     )
                 )
+        elif selected := granted.select(tool):
+            out += selected
         else:
-            warnings.append(f"{where}=a tool of type {str(kind)[:40]!r} cannot be run here, left out")
+            warnings.append(left_out(where, tool))
     check_tools(out, limit)
     return tuple(out)
+
+
+def left_out(where: str, tool: Mapping[str, Any]) -> str:
+    """Return the warning about a tool that is left out."""
+    if tool.get("type") == "herd":
+        return f"{where}=there is no tool {str(tool.get('name'))[:64]!r} here that this key may use, left out"
+    return f"{where}=a tool of type {str(tool.get('type'))[:40]!r} cannot be run here, left out"
 
 
 def read_function(function: Any, where: str) -> OfferedTool:
@@ -89,7 +140,7 @@ def read_function(function: Any, where: str) -> OfferedTool:
     parameters, description = function.get("parameters"), function.get("description") or ""
     if parameters is not None and not isinstance(parameters, Mapping):
         raise BadRequest(f"{where}.parameters must be a JSON schema", param=f"{where}.parameters")
-    if parameters is not None and _depth(parameters) > MAX_SCHEMA_DEPTH:
+    if parameters is not None and schema_depth(parameters) > MAX_SCHEMA_DEPTH:
         raise BadRequest(f"{where}.parameters is nested too deeply", param=f"{where}.parameters")
     if not isinstance(description, str):
         raise BadRequest(f"{where}.description must be text", param=f"{where}.description")
@@ -164,7 +215,7 @@ def _checked_name(name: Any, where: str) -> str:
     return name
 
 
-def _depth(value: Any) -> int:
+def schema_depth(value: Any) -> int:
     """Return the nesting of a JSON value, which the parser of the body has already limited."""
     depth, level = 0, [value]
     while level and depth <= MAX_SCHEMA_DEPTH:
