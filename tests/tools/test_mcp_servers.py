@@ -65,19 +65,24 @@ def test_lists_and_calls_tools():
     ],
 )
 def test_a_hostile_server_gives_an_error_and_is_started_again(mode, told):
-    with McpServers({"bad": entry(mode), "good": entry("good")}, call_seconds=1 if mode == "slow" else 4) as servers:
+    with McpServers(
+        {"bad": entry(mode), "good": entry("good")}, call_seconds=1 if mode == "slow" else 4
+    ) as servers:
         text, ok = ask(servers, "bad")
-        assert not ok and told in text
+        assert not ok
+        assert told in text
         assert ask(servers, "good") == ("echo: hi", True)
         text, ok = ask(servers, "bad")  # it is tried again, and is as bad
-        assert not ok and told in text
+        assert not ok
+        assert told in text
 
 
 @pytest.mark.parametrize("mode", ["malformed", "grandchild", "big"])
 def test_an_answer_among_rubbish_is_found(mode):
     with McpServers({"bad": entry(mode)}) as servers:
         text, ok = ask(servers, "bad")
-        assert ok and (text == "echo: hi" or mode == "big")
+        assert ok
+        assert (text == "echo: hi" or mode == "big")
 
 
 def test_a_server_that_changes_its_tools_is_disabled(caplog):
@@ -85,7 +90,8 @@ def test_a_server_that_changes_its_tools_is_disabled(caplog):
         assert ask(servers, "bad") == ("echo: hi", True)
         for _ in range(3):
             text, ok = ask(servers, "bad")
-            assert not ok and "its list of tools has changed" in text
+            assert not ok
+            assert "its list of tools has changed" in text
         assert servers.is_disabled("bad")
     assert "is disabled" in caplog.text
 
@@ -108,7 +114,15 @@ def test_a_server_that_does_not_start_is_left_out(caplog):
     }
     with McpServers(entries) as servers:
         assert [tool.server for tool in servers.tools] == ["good"]
-    assert "No such file" in caplog.text and "no licence" in caplog.text and "nobody is left out" in caplog.text
+    assert (
+        "No such file" in caplog.text
+    )
+    assert (
+        "no licence" in caplog.text
+    )
+    assert (
+        "nobody is left out" in caplog.text
+    )
 
 
 def test_nothing_survives_kill_9():
@@ -150,7 +164,8 @@ def test_a_malformed_file_is_refused_in_one_line(tmp_path, text):
     (tmp_path / "mcp.json").write_text(text)
     with pytest.raises(ConfigError) as caught:
         read_server_file(tmp_path / "mcp.json")
-    assert "mcp.json" in str(caught.value) and "\n" not in str(caught.value)
+    assert "mcp.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_reads_the_file_of_desktop_programs(tmp_path):
@@ -159,7 +174,8 @@ def test_reads_the_file_of_desktop_programs(tmp_path):
         ' "web": {"type": "http", "url": "https://example.org/mcp", "headers": {"Authorization": "Bearer x"}}}}'
     )
     servers = read_server_file(tmp_path / "mcp.json")
-    assert servers["files"].env == {"A": "b"} and servers["web"].url == "https://example.org/mcp"
+    assert servers["files"].env == {"A": "b"}
+    assert servers["web"].url == "https://example.org/mcp"
 
 
 def test_the_digest_covers_names_descriptions_and_schemas():

@@ -16,7 +16,7 @@ from .models import ModelPool, ModelSlot, use_model
 from .problems import BadRequest
 from .respond import warning_header
 from .source import Servable
-from .tools import read_tools
+from .tools import ToolOffer, offered_tools, read_tools
 from .wire import RequestModel, documented, read_request
 
 router = APIRouter()
@@ -92,7 +92,7 @@ async def tokenize(
     """Return the token ids of a text or of a dialog."""
     asked, warnings = await read_request(request, "tokenize", TokenizeRequest)
     served = await use_model(request, principal, asked.model)
-    ids = await _ids(served, asked, warnings, request.app.state.settings.max_tools)
+    ids = await _ids(served, asked, warnings, offered_tools(request, principal))
     tokens: list[Any] = ids
     if asked.with_pieces:
         rows = zip(ids, await served.token_bytes(ids), strict=True)
@@ -114,13 +114,13 @@ async def detokenize(
 
 
 async def _ids(
-    served: Servable[Any], asked: TokenizeRequest, warnings: list[str], max_tools: int
+    served: Servable[Any], asked: TokenizeRequest, warnings: list[str], offer: ToolOffer
 ) -> list[int]:
     texts = [text for text in (asked.content, asked.prompt) if text is not None]
     if len(texts) + (asked.messages is not None) != 1:
         raise BadRequest("send one of content, prompt and messages", "content")
     if asked.messages is not None:
-        tools = read_tools(asked.tools, warnings, max_tools)
+        tools = read_tools(asked.tools, warnings, offer)
         call = ChatCall(read_messages(asked.messages, warnings), tools=tools, warnings=warnings)
         return await served.encode_chat(call)
     bos = asked.add_special or asked.add_special_tokens or False

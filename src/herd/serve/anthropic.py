@@ -18,14 +18,34 @@ from starlette.responses import JSONResponse, Response
 from .answer import LiveAnswer
 from .auth import Principal, require
 from .calls import ChatCall
-from .dialog import read_messages, text_of
+from .dialog import read_messages, server_step, text_of
 from .errors import ApiError
-from .events import AnswerCall, AnswerEnd, AnswerEvent, AnswerText, AnswerThought, AnswerUsage, Choice
+from .events import (
+    AnswerCall,
+    AnswerEnd,
+    AnswerEvent,
+    AnswerText,
+    AnswerThought,
+    AnswerUsage,
+    Choice,
+    ServerCall,
+    ServerResult,
+)
 from .forms import response_schema
 from .models import use_model
 from .problems import BadRequest
 from .respond import AnswerWriter, json_text, respond, warning_header
-from .tools import OfferedTool, ToolChoice, check_tools, choose_among, read_function
+from .tools import (
+    OfferedTool,
+    ToolChoice,
+    ToolOffer,
+    called_name,
+    check_tools,
+    choose_among,
+    left_out,
+    offered_tools,
+    read_function,
+)
 from .wire import RequestModel, check_stop_strings, documented, read_request
 
 router = APIRouter()
@@ -85,11 +105,11 @@ async def messages(
         "top_k": asked.top_k,
         "stop": tuple(asked.stop_sequences or ()),
     }
-    call = await run_in_threadpool(_chat_call, asked, sampling, warnings, settings.max_tools)
+    call = await run_in_threadpool(_chat_call, asked, sampling, warnings, offered_tools(request, principal))
     prompt = await served.prepare_chat(call)
     writer = MessageWriter(served.name)
     return await respond(
-        request, principal, served, [prompt], writer, stream=bool(asked.stream), warnings=warnings
+        request, principal, served, [prompt], writer, stream=bool(asked.stream), warnings=warnings, call=call
     )
 
 
@@ -100,15 +120,15 @@ async def count_tokens(
     """Return the number of tokens of a dialog's prompt."""
     asked, warnings = await read_request(request, "count_tokens", CountRequest)
     served = await use_model(request, principal, asked.model)
-    call = await run_in_threadpool(_chat_call, asked, {}, warnings, request.app.state.settings.max_tools)
+    call = await run_in_threadpool(_chat_call, asked, {}, warnings, offered_tools(request, principal))
     count = len(await served.encode_chat(call))
     return JSONResponse({"input_tokens": count}, headers=warning_header(warnings))
 
 
 def _chat_call(
-    asked: CountRequest, sampling: Mapping[str, Any], warnings: list[str], max_tools: int
+    asked: CountRequest, sampling: Mapping[str, Any], warnings: list[str], offer: ToolOffer
 ) -> ChatCall:
-    tools = read_tools(asked.tools, warnings, max_tools)
+    tools = read_tools(asked.tools, warnings, offer)
     choice, parallel = _tool_choice(asked.tool_choice, tools)
     system = [{"role": "system", "content": text} for text in _system_texts(asked.system)]
     turns = [
@@ -151,6 +171,7 @@ def _turns(message: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
     texts: list[str] = []
     calls: list[dict[str, Any]] = []
     has_results = False
+    ran: dict[Any, Mapping[str, Any]] = {}
     for number, block in enumerate(content):
         place = f"{where}.content[{number}]"
         kind = block.get("type") if isinstance(block, Mapping) else None
@@ -160,6 +181,16 @@ def _turns(message: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
         elif kind == "tool_use" and role == "assistant":
             function = {"name": block.get("name"), "arguments": block.get("input")}
             calls.append({"id": block.get("id"), "type": "function", "function": function})
+        elif kind == "mcp_tool_use" and role == "assistant":
+            ran[block.get("id")] = block
+        elif kind == "mcp_tool_result" and role == "assistant":
+            if texts:
+                yield {"role": role, "content": "\n\n".join(texts)}
+                texts = []
+            call = ran.get(block.get("tool_use_id"), {})
+            name = called_name(str(call.get("server_name")), str(call.get("name")))
+            result = text_of(block.get("content"), f"{place}.content", may_be_empty=True)
+            yield from server_step(block.get("tool_use_id"), name, call.get("input"), result)
         elif kind not in DROPPED_BLOCKS:
             texts.append(text_of([block], f"{where}.content"))
     if texts or calls or not has_results:
@@ -174,19 +205,21 @@ def _tool_result(block: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def read_tools(
-    tools: Sequence[Mapping[str, Any]] | None, warnings: list[str], limit: int
+    tools: Sequence[Mapping[str, Any]] | None, warnings: list[str], offer: ToolOffer
 ) -> tuple[OfferedTool, ...]:
-    """Return the tools of a request. Those of Anthropic's own types are left out and named in ``warnings``."""
-    out = []
+    """Return the tools of a request. Others that neither run here are left out and named in ``warnings``."""
+    out: list[OfferedTool] = []
     for number, tool in enumerate(tools or ()):
         where, kind = f"tools[{number}]", tool.get("type")
         if kind not in (None, "custom"):
-            warnings.append(f"{where}=a tool of type {str(kind)[:40]!r} cannot be run here, left out")
+            selected = offer.granted.select(tool)
+            out += selected
+            warnings += [] if selected else [left_out(where, tool)]
             continue
         if not isinstance(tool.get("input_schema"), Mapping):
             raise BadRequest(f"{where}.input_schema must be a JSON schema", f"{where}.input_schema")
         out.append(read_function({**tool, "parameters": tool["input_schema"]}, where))
-    check_tools(out, limit)
+    check_tools(out, offer.limit)
     return tuple(out)
 
 
@@ -228,6 +261,12 @@ class MessageWriter(AnswerWriter):
             opening = self._start(_tool_use(event) | {"input": {}})
             delta = {"type": "input_json_delta", "partial_json": event.arguments}
             return opening + self._delta(delta) + _event("content_block_stop", index=self._number)
+        if isinstance(event, ServerCall):
+            delta = {"type": "input_json_delta", "partial_json": event.arguments}
+            opening = self._start(_server_use(event) | {"input": {}})
+            return opening + self._delta(delta) + _event("content_block_stop", index=self._number)
+        if isinstance(event, ServerResult):
+            return self._start(_server_result(event)) + _event("content_block_stop", index=self._number)
         if not event.text:
             return b""
         if isinstance(event, AnswerThought):
@@ -252,10 +291,7 @@ class MessageWriter(AnswerWriter):
 
     def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> dict[str, Any]:
         choice = choices[0]
-        content: list[dict[str, Any]] = [_thinking(choice.thought)] if choice.thought else []
-        if choice.text:
-            content.append({"type": "text", "text": choice.text})
-        content += [_tool_use(call) for call in choice.calls]
+        content = [block for part in choice.parts for block in _blocks(part)]
         message = self._message(answer, content, *_stop(choice.reason, choice.stop_string))
         return message | ({"herd": {"warnings": answer.warnings}} if answer.warnings else {})
 
@@ -307,6 +343,37 @@ def _usage(usage: AnswerUsage) -> dict[str, Any]:
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": usage.cached_tokens,
         "output_tokens": usage.completion_tokens,
+    }
+
+
+def _blocks(part: AnswerEvent) -> list[dict[str, Any]]:
+    """Return the blocks of a part of a whole answer."""
+    if isinstance(part, AnswerCall):
+        return [_tool_use(part)]
+    if isinstance(part, ServerResult):
+        return [_server_use(part.call), _server_result(part)]
+    if isinstance(part, AnswerThought):
+        return [_thinking(part.text)]
+    return [{"type": "text", "text": part.text}] if isinstance(part, AnswerText) and part.text else []
+
+
+def _server_use(call: ServerCall) -> dict[str, Any]:
+    """Return a call that runs on this server, as Anthropic has calls of MCP servers."""
+    return {
+        "type": "mcp_tool_use",
+        "id": f"mcptoolu_{call.id}",
+        "name": call.tool.name_inside or call.tool.name,
+        "server_name": call.tool.group,
+        "input": json.loads(call.arguments),
+    }
+
+
+def _server_result(result: ServerResult) -> dict[str, Any]:
+    return {
+        "type": "mcp_tool_result",
+        "tool_use_id": f"mcptoolu_{result.call.id}",
+        "is_error": not result.ok,
+        "content": [{"type": "text", "text": result.text}],
     }
 
 

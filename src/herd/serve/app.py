@@ -27,6 +27,7 @@ from .ledger import Ledger, Unmetered
 from .metrics import ServerMetrics
 from .models import ModelPool, ModelSlot, release_models
 from .problems import BadRequest, api_error, error_headers, openai_error
+from .server_tools import ServerTools
 from .settings import ServeSettings
 from .source import Servable
 from .store import Store
@@ -47,8 +48,16 @@ _ERROR_BODIES = {"/v1/messages": anthropic.error_body, "/api/": ollama.error_bod
 """How APIs that are not OpenAI's write errors, by the beginning of their paths."""
 
 
-def create_app(served: Servable[Any] | ModelPool, store: Store | None, settings: ServeSettings) -> FastAPI:
-    """Return the application that serves a model. Without a store, everybody may use it, and nobody is billed."""
+def create_app(
+    served: Servable[Any] | ModelPool,
+    store: Store | None,
+    settings: ServeSettings,
+    tools: ServerTools | None = None,
+) -> FastAPI:
+    """Return the application that serves a model. Without a store, everybody may use it, and nobody is billed.
+
+    ``tools`` are those that this server runs. Whoever made them closes them.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -73,6 +82,7 @@ def create_app(served: Servable[Any] | ModelPool, store: Store | None, settings:
     app.state.authenticator = Authenticator(store)
     app.state.ledger = Unmetered() if store is None else Ledger(store)
     app.state.stopping = False
+    app.state.tools = tools or ServerTools()
     for api in _APIS:
         app.include_router(api.router)
     routes = list(all_routes(app.routes))

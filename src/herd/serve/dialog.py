@@ -59,6 +59,8 @@ def read_messages(messages: Sequence[Mapping[str, Any]], warnings: list[str]) ->
                 f"{where}=a system message after the beginning is shown to the model as the user's"
             )
             shaped["role"] = "user"
+        if steps := message.get("herd_steps"):
+            out += _steps(steps, f"{where}.herd_steps")
         if calls := message.get("tool_calls"):
             shaped["tool_calls"] = _calls(calls, f"{where}.tool_calls")
         if role == "tool" and message.get("tool_call_id") is not None:
@@ -132,6 +134,30 @@ def shape_dialog(
         else:
             out.insert(0, {"role": "system", "content": text})
     return ShapedDialog(out, None, "json")
+
+
+def server_step(id_: Any, name: str, arguments: Any, result: Any) -> list[dict[str, Any]]:
+    """Return the two messages, not checked yet, for a call that the server ran in an earlier answer."""
+    call = {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
+    return [
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": result if isinstance(result, str) else "", "tool_call_id": id_},
+    ]
+
+
+def _steps(steps: Any, where: str) -> list[dict[str, Any]]:
+    """Return the messages for the calls that the server ran in an earlier answer, those without a result left out."""
+    if not isinstance(steps, list) or not all(isinstance(step, Mapping) for step in steps):
+        raise BadRequest(f"{where} must be a list of objects", where)
+    messages = [
+        message
+        for step in steps
+        if "content" in step
+        for message in server_step(
+            step.get("id"), step.get("name", ""), step.get("arguments"), step["content"]
+        )
+    ]
+    return read_messages(messages, []) if messages else []
 
 
 def _calls(calls: Any, where: str) -> list[dict[str, Any]]:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import groupby
+from typing import Any, Literal
 
 from .tools import OfferedTool
 
+PARAGRAPH = "\n\n"
+"""What separates the texts of different steps where an API has only one text."""
 EndReason = Literal["stop", "length", "tool_calls"]
 
 
@@ -64,7 +67,30 @@ class AnswerEnd:
     stop_string: str | None = None
 
 
-AnswerEvent = AnswerText | AnswerThought | AnswerCall | AnswerEnd
+@dataclass(frozen=True)
+class ServerCall:
+    """A call of a tool that this server is about to run. ``arguments`` are JSON."""
+
+    index: int
+    id: str
+    tool: OfferedTool
+    arguments: str
+
+
+@dataclass(frozen=True)
+class ServerResult:
+    """What the tool of the server gave for a call: the text that the model reads. ``ok``: the tool worked."""
+
+    call: ServerCall
+    text: str
+    ok: bool
+
+    @property
+    def index(self) -> int:
+        return self.call.index
+
+
+AnswerEvent = AnswerText | AnswerThought | AnswerCall | ServerCall | ServerResult | AnswerEnd
 
 
 @dataclass(frozen=True)
@@ -79,34 +105,84 @@ class Piece:
     events: Sequence[AnswerEvent]
 
 
+class Paragraphs:
+    """Joins the texts of an answer's steps, for APIs whose answers have one text."""
+
+    def __init__(self) -> None:
+        self._has_text = self._is_new_step = False
+
+    def text(self, event: AnswerEvent) -> str:
+        """Return what an event adds to the text. The first text after tools have run begins a paragraph."""
+        if isinstance(event, ServerResult):
+            self._is_new_step = True
+        if not isinstance(event, AnswerText) or not event.text:
+            return ""
+        gap = PARAGRAPH if self._has_text and self._is_new_step else ""
+        self._has_text, self._is_new_step = True, False
+        return gap + event.text
+
+
 @dataclass
 class Choice:
-    """A whole choice: the sum of its events."""
+    """A whole choice: all of its events."""
 
     index: int
-    text: str = ""
-    thought: str = ""
-    calls: list[AnswerCall] = field(default_factory=list)
-    logprobs: list[ScoredToken] = field(default_factory=list)
+    events: list[AnswerEvent] = field(default_factory=list)
     reason: EndReason = "stop"
     stop_string: str | None = None
 
     def add(self, event: AnswerEvent) -> None:
         """Add the next event of this choice."""
-        if isinstance(event, AnswerText):
-            self.text += event.text
-            self.logprobs += event.logprobs
-        elif isinstance(event, AnswerThought):
-            self.thought += event.text
-        elif isinstance(event, AnswerCall):
-            self.calls.append(event)
-        else:
+        if isinstance(event, AnswerEnd):
             self.reason, self.stop_string = event.reason, event.stop_string
+        else:
+            self.events.append(event)
+
+    @property
+    def text(self) -> str:
+        """The text of all steps."""
+        paragraphs = Paragraphs()
+        return "".join(map(paragraphs.text, self.events))
+
+    @property
+    def thought(self) -> str:
+        """The reasoning of all steps."""
+        return "".join(event.text for event in self.events if isinstance(event, AnswerThought))
+
+    @property
+    def calls(self) -> list[AnswerCall]:
+        """The calls that the client has to run."""
+        return [event for event in self.events if isinstance(event, AnswerCall)]
+
+    @property
+    def results(self) -> list[ServerResult]:
+        """The calls that this server has run."""
+        return [event for event in self.events if isinstance(event, ServerResult)]
+
+    @property
+    def logprobs(self) -> list[ScoredToken]:
+        """The log-probabilities of the text's tokens."""
+        texts = (event for event in self.events if isinstance(event, AnswerText))
+        return [score for event in texts for score in event.logprobs]
+
+    @property
+    def parts(self) -> list[AnswerEvent]:
+        """All events, but adjacent texts as one, and without those of calls that have a result."""
+        out: list[AnswerEvent] = []
+        for kind, group in groupby((e for e in self.events if not isinstance(e, ServerCall)), type):
+            events: list[Any] = list(group)
+            if kind is AnswerText:
+                scores = tuple(score for event in events for score in event.logprobs)
+                events = [AnswerText(self.index, "".join(event.text for event in events), scores)]
+            elif kind is AnswerThought:
+                events = [AnswerThought(self.index, "".join(event.text for event in events))]
+            out += events
+        return out
 
 
 @dataclass(frozen=True)
 class AnswerUsage:
-    """Tokens and seconds of an answer. A prompt with several choices is counted once."""
+    """Tokens and seconds of an answer, or the sums over its steps. A prompt with several choices is counted once."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -114,6 +190,18 @@ class AnswerUsage:
     queue_seconds: float
     first_token_seconds: float | None
     total_seconds: float
+
+    def __add__(self, other: AnswerUsage) -> AnswerUsage:
+        """Return the sums. The time to the first token is the time that all prompts took."""
+        firsts = [each for each in (self.first_token_seconds, other.first_token_seconds) if each is not None]
+        return AnswerUsage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.queue_seconds + other.queue_seconds,
+            sum(firsts) if firsts else None,
+            self.total_seconds + other.total_seconds,
+        )
 
     @property
     def timings(self) -> dict[str, float]:

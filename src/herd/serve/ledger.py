@@ -322,7 +322,10 @@ class Ledger:
             money = price.worst_cost(row.prompt_tokens, completion_tokens)
             now = {"tokens": tokens, "reserved_tokens": tokens, "reserved_money": money}
             connection.execute(CHANGE_REQUEST, now | {"at_key": request.key_id, "at_id": request.id})
-            freed = {"reserved_tokens": tokens - row.reserved_tokens, "reserved_money": money - row.reserved_money}
+            freed = {
+                "reserved_tokens": tokens - row.reserved_tokens,
+                "reserved_money": money - row.reserved_money,
+            }
             add_to_day(connection, request.key_id, row.day, row.model, freed)
 
     def _end(self, request: _Open, word: int, prompt_tokens: int, status: Status) -> None:

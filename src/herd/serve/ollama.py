@@ -21,12 +21,22 @@ from .auth import Principal, public, require
 from .calls import ChatCall, TextCall
 from .dialog import read_messages
 from .errors import ApiError
-from .events import AnswerCall, AnswerEnd, AnswerEvent, AnswerText, Choice
+from .events import (
+    AnswerCall,
+    AnswerEnd,
+    AnswerEvent,
+    AnswerThought,
+    Choice,
+    Paragraphs,
+    ServerCall,
+    ServerResult,
+)
 from .forms import ANY_OBJECT, enforceable_schema
 from .models import ModelSlot, use_model
+from .openai_chat import herd_step
 from .problems import BadRequest
 from .respond import AnswerWriter, json_text, respond
-from .tools import read_tools
+from .tools import offered_tools, read_tools
 from .wire import RequestModel, documented, read_request
 
 router = APIRouter()
@@ -76,19 +86,27 @@ async def chat(request: Request, principal: Annotated[Principal, Depends(require
     served = await use_model(request, principal, plain_name(asked.model))
     if not asked.messages:
         return _loaded(asked.model, "message", {"role": "assistant", "content": ""})
-    settings = request.app.state.settings
+    settings, offer = request.app.state.settings, offered_tools(request, principal)
 
     def read() -> ChatCall:
-        tools = read_tools(asked.tools, warnings, settings.max_tools)
+        tools = read_tools(asked.tools, warnings, offer)
         dialog = read_messages([_message(each) for each in asked.messages], warnings)
         sampling = read_options(asked.options, settings.max_stop, warnings)
         schema = _schema(asked.format, warnings)
         return ChatCall(dialog, sampling, tools, schema=schema, warnings=warnings)
 
-    prompt = await served.prepare_chat(await run_in_threadpool(read))
+    call = await run_in_threadpool(read)
+    prompt = await served.prepare_chat(call)
     writer = OllamaWriter(asked.model, is_chat=True)
     return await respond(
-        request, principal, served, [prompt], writer, stream=asked.stream is not False, warnings=warnings
+        request,
+        principal,
+        served,
+        [prompt],
+        writer,
+        stream=asked.stream is not False,
+        warnings=warnings,
+        call=call,
     )
 
 
@@ -189,6 +207,7 @@ class OllamaWriter(AnswerWriter):
     def __init__(self, model: str, *, is_chat: bool) -> None:
         self._model, self._is_chat = model, is_chat
         self._reason = "stop"
+        self._paragraphs = Paragraphs()
 
     def begin(self, answer: LiveAnswer) -> bytes:
         return b""
@@ -197,12 +216,14 @@ class OllamaWriter(AnswerWriter):
         if isinstance(event, AnswerEnd):
             self._reason = event.reason
             return b""
+        text = self._paragraphs.text(event)
+        if isinstance(event, ServerCall | ServerResult):
+            return self._line(self._part("", steps=[event]))
         if isinstance(event, AnswerCall):
             return self._line(self._part("", calls=[event]))
         if not event.text:
             return b""
-        text, thought = (event.text, "") if isinstance(event, AnswerText) else ("", event.text)
-        return self._line(self._part(text, thought))
+        return self._line(self._part(text, event.text if isinstance(event, AnswerThought) else ""))
 
     def end(self, answer: LiveAnswer) -> bytes:
         return self._line(self._part("") | self._end(answer))
@@ -213,7 +234,7 @@ class OllamaWriter(AnswerWriter):
     def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> dict[str, Any]:
         choice = choices[0]
         self._reason = choice.reason
-        part = self._part(choice.text, choice.thought, choice.calls)
+        part = self._part(choice.text, choice.thought, choice.calls, choice.results)
         return self._head(done=True) | part | self._end(answer)
 
     def _line(self, fields: dict[str, Any]) -> bytes:
@@ -222,7 +243,13 @@ class OllamaWriter(AnswerWriter):
     def _head(self, *, done: bool) -> dict[str, Any]:
         return {"model": self._model, "created_at": _time(), "done": done}
 
-    def _part(self, text: str, thought: str = "", calls: Sequence[AnswerCall] = ()) -> dict[str, Any]:
+    def _part(
+        self,
+        text: str,
+        thought: str = "",
+        calls: Sequence[AnswerCall] = (),
+        steps: Sequence[ServerCall | ServerResult] = (),
+    ) -> dict[str, Any]:
         thinking = {"thinking": thought} if thought else {}
         if not self._is_chat:
             return {"response": text} | thinking
@@ -232,6 +259,8 @@ class OllamaWriter(AnswerWriter):
                 {"function": {"name": call.tool.name, "arguments": json.loads(call.arguments)}}
                 for call in calls
             ]
+        if steps:
+            message["herd_steps"] = [herd_step(step) for step in steps]
         return {"message": message}
 
     def _end(self, answer: LiveAnswer) -> dict[str, Any]:
@@ -263,7 +292,7 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return a message in OpenAI's form. Ollama's have no ids of calls, and images beside the text."""
     if message.get("images"):
         raise BadRequest("messages: images are not supported; the model reads text only", "messages")
-    names = ("role", "content", "tool_calls", "tool_call_id")
+    names = ("role", "content", "tool_calls", "tool_call_id", "herd_steps")
     return {name: message[name] for name in names if message.get(name) is not None}
 
 

@@ -17,12 +17,23 @@ from .auth import Principal, require
 from .calls import ChatCall
 from .dialog import read_messages, take_prefill
 from .errors import ApiError
-from .events import AnswerCall, AnswerEnd, AnswerEvent, AnswerText, AnswerThought, Choice, ScoredToken
+from .events import (
+    AnswerCall,
+    AnswerEnd,
+    AnswerEvent,
+    AnswerText,
+    AnswerThought,
+    Choice,
+    Paragraphs,
+    ScoredToken,
+    ServerCall,
+    ServerResult,
+)
 from .forms import grammar_constraint, response_schema
 from .models import use_model
 from .problems import BadRequest, openai_error
 from .respond import AnswerWriter, json_text, openai_usage, respond, sse_data, warning_header
-from .tools import read_tool_choice, read_tools
+from .tools import ToolOffer, offered_tools, read_tool_choice, read_tools
 from .wire import SamplingFields, documented, read_request
 
 router = APIRouter()
@@ -55,11 +66,11 @@ async def chat_completions(
     """Answer a dialog."""
     asked, warnings = await read_request(request, "chat", ChatRequest)
     served = await use_model(request, principal, asked.model)
-    call = await run_in_threadpool(_chat_call, asked, warnings, request.app.state.settings.max_tools)
+    call = await run_in_threadpool(_chat_call, asked, warnings, offered_tools(request, principal))
     prompt = await served.prepare_chat(call)
     writer = ChatWriter(served.name, asked.includes_usage)
     return await respond(
-        request, principal, served, [prompt], writer, stream=bool(asked.stream), warnings=warnings
+        request, principal, served, [prompt], writer, stream=bool(asked.stream), warnings=warnings, call=call
     )
 
 
@@ -71,14 +82,14 @@ async def count_input_tokens(
     """Count the tokens of a request without answering it."""
     asked, warnings = await read_request(request, "chat", ChatRequest)
     served = await use_model(request, principal, asked.model)
-    call = await run_in_threadpool(_chat_call, asked, warnings, request.app.state.settings.max_tools)
+    call = await run_in_threadpool(_chat_call, asked, warnings, offered_tools(request, principal))
     count = len(await served.encode_chat(call))
     body = {"object": "chat.completion.input_tokens", "input_tokens": count}
     return JSONResponse(body, headers=warning_header(warnings))
 
 
-def _chat_call(asked: ChatRequest, warnings: list[str], max_tools: int) -> ChatCall:
-    tools = read_tools(asked.tools, warnings, max_tools)
+def _chat_call(asked: ChatRequest, warnings: list[str], offer: ToolOffer) -> ChatCall:
+    tools = read_tools(asked.tools, warnings, offer)
     if asked.top_logprobs is not None and not asked.logprobs:
         raise BadRequest("top_logprobs needs logprobs: true", "top_logprobs")
     if None not in (asked.max_tokens, asked.max_completion_tokens) and (
@@ -125,6 +136,7 @@ class ChatWriter(AnswerWriter):
     def __init__(self, model: str, includes_usage: bool) -> None:
         self._model, self._includes_usage = model, includes_usage
         self._created = int(time.time())
+        self._paragraphs = Paragraphs()
 
     def begin(self, answer: LiveAnswer) -> bytes:
         """Return one chunk with the role for every choice."""
@@ -140,11 +152,14 @@ class ChatWriter(AnswerWriter):
         index = event.index
         if isinstance(event, AnswerText):
             logprobs = chat_logprobs(event.logprobs) if event.logprobs else None
-            return self._chunk(index, {"content": event.text}, logprobs=logprobs)
+            return self._chunk(index, {"content": self._paragraphs.text(event)}, logprobs=logprobs)
         if isinstance(event, AnswerThought):
             return self._chunk(index, {"reasoning_content": event.text})
         if isinstance(event, AnswerEnd):
             return self._chunk(index, {}, finish_reason=event.reason)
+        if isinstance(event, ServerCall | ServerResult):
+            self._paragraphs.text(event)
+            return self._chunk(index, {"herd_steps": [herd_step(event)]})
         whole = _call(event) | {"index": event.number}
         opening = whole | {"function": {"name": event.tool.name, "arguments": ""}}
         rest = {"index": event.number, "function": {"arguments": event.arguments}}
@@ -176,6 +191,8 @@ class ChatWriter(AnswerWriter):
         message: dict[str, Any] = {"role": "assistant", "content": choice.text}
         if choice.thought:
             message["reasoning_content"] = choice.thought
+        if choice.results:
+            message["herd_steps"] = [herd_step(result) for result in choice.results]
         if choice.calls:
             message["tool_calls"] = [_call(call) for call in choice.calls]
             message["content"] = choice.text or None
@@ -216,6 +233,13 @@ def chat_logprobs(scores: Sequence[ScoredToken]) -> dict[str, Any]:
         for each in scores
     ]
     return {"content": content, "refusal": None}
+
+
+def herd_step(event: ServerCall | ServerResult) -> dict[str, Any]:
+    """Return a call that this server runs, with its result if it has one, as the field ``herd_steps`` lists it."""
+    call = event if isinstance(event, ServerCall) else event.call
+    step = {"id": f"call_{call.id}", "name": call.tool.name, "arguments": call.arguments}
+    return step if isinstance(event, ServerCall) else step | {"content": event.text, "ok": event.ok}
 
 
 def _call(call: AnswerCall) -> dict[str, Any]:

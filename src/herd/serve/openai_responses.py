@@ -6,6 +6,7 @@ filled, and closed, and the last event has the whole response.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from .answer import LiveAnswer
 from .auth import Principal, require
 from .calls import ChatCall
-from .dialog import read_messages
+from .dialog import read_messages, server_step, text_of
 from .errors import ApiError
 from .events import (
     AnswerCall,
@@ -29,19 +30,33 @@ from .events import (
     AnswerUsage,
     Choice,
     ScoredToken,
+    ServerCall,
+    ServerResult,
 )
 from .forms import response_schema
 from .models import use_model
 from .openai_chat import chat_logprobs
 from .problems import BadRequest
 from .respond import AnswerWriter, json_text, respond, warning_header
-from .tools import NAMESPACE_SEPARATOR, read_tool_choice, read_tools
+from .tools import (
+    BUILTIN,
+    NAMESPACE_SEPARATOR,
+    PYTHON,
+    ToolOffer,
+    called_name,
+    offered_tools,
+    read_tool_choice,
+    read_tools,
+)
 from .wire import RequestModel, documented, read_request
 
 router = APIRouter()
 LOGPROBS = "message.output_text.logprobs"
 DROPPED_ITEMS = ("reasoning", "compaction")
 """Items that chat formats leave out of a dialog."""
+
+CODE_ITEM, MCP_ITEM = "code_interpreter_call", "mcp_call"
+"""Items of calls that ran on this server."""
 
 Item = dict[str, Any]
 
@@ -87,13 +102,12 @@ async def responses(
         "top_p": asked.top_p,
         "logprobs": (asked.top_logprobs or 0) if has_logprobs else None,
     }
-    call = await run_in_threadpool(
-        _chat_call, asked, sampling, warnings, request.app.state.settings.max_tools
-    )
+    offer = offered_tools(request, principal)
+    call = await run_in_threadpool(_chat_call, asked, sampling, warnings, offer)
     prompt = await served.prepare_chat(call)
     writer = ResponseWriter(served.name, asked)
     return await respond(
-        request, principal, served, [prompt], writer, stream=bool(asked.stream), warnings=warnings
+        request, principal, served, [prompt], writer, stream=bool(asked.stream), warnings=warnings, call=call
     )
 
 
@@ -104,15 +118,15 @@ async def input_tokens(
     """Return the number of tokens of a dialog's prompt."""
     asked, warnings = await read_request(request, "input_tokens", InputRequest)
     served = await use_model(request, principal, asked.model)
-    call = await run_in_threadpool(_chat_call, asked, {}, warnings, request.app.state.settings.max_tools)
+    call = await run_in_threadpool(_chat_call, asked, {}, warnings, offered_tools(request, principal))
     body = {"object": "response.input_tokens", "input_tokens": len(await served.encode_chat(call))}
     return JSONResponse(body, headers=warning_header(warnings))
 
 
 def _chat_call(
-    asked: InputRequest, sampling: Mapping[str, Any], warnings: list[str], max_tools: int
+    asked: InputRequest, sampling: Mapping[str, Any], warnings: list[str], offer: ToolOffer
 ) -> ChatCall:
-    tools = read_tools(asked.tools, warnings, max_tools)
+    tools = read_tools(asked.tools, warnings, offer)
     choice = read_tool_choice(asked.tool_choice, tools, warnings)
     text = asked.text or {}
     if (verbosity := text.get("verbosity")) not in (None, "medium"):
@@ -147,6 +161,15 @@ def read_items(items: str | Sequence[Mapping[str, Any]], warnings: list[str]) ->
             out[-1].setdefault("tool_calls", []).append(call)
         elif kind == "function_call_output":
             out.append({"role": "tool", "content": item.get("output"), "tool_call_id": item.get("call_id")})
+        elif kind == CODE_ITEM:
+            outputs = item.get("outputs") or ()
+            logs = [str(each.get("logs", "")) for each in outputs if isinstance(each, Mapping)]
+            out += server_step(item.get("id"), BUILTIN[PYTHON], {"code": item.get("code")}, "\n".join(logs))
+        elif kind == MCP_ITEM:
+            name = called_name(str(item.get("server_label")), str(item.get("name")))
+            failed = item.get("error") or {}
+            result = item.get("output") or text_of(failed.get("content"), f"{where}.error.content", may_be_empty=True)
+            out += server_step(item.get("id"), name, item.get("arguments"), result)
         elif kind == "item_reference":
             raise BadRequest(f"{where}: the server stores no items: send the item itself", where)
         elif kind in DROPPED_ITEMS:
@@ -181,6 +204,10 @@ class ResponseWriter(AnswerWriter):
             return self._close()
         if isinstance(event, AnswerCall):
             return self._close() + self._call(event)
+        if isinstance(event, ServerCall):
+            return self._close() + self._server_call(event)
+        if isinstance(event, ServerResult):
+            return self._server_result(event)
         if not event.text and not (isinstance(event, AnswerText) and event.logprobs):
             return b""
         opening = b""
@@ -205,13 +232,13 @@ class ResponseWriter(AnswerWriter):
     def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> dict[str, Any]:
         choice = choices[0]
         self._id, self._reason = answer.id, choice.reason
-        if choice.thought:
-            self._add(AnswerThought, choice.thought)
-        if choice.text or choice.logprobs or not choice.calls:
-            item = self._add(AnswerText, choice.text)
-            item["content"][0]["logprobs"] = _logprobs(choice.logprobs)
-            item["status"] = self._status
-        self._output += [_call_item(call) for call in choice.calls]
+        for part in choice.parts:
+            if isinstance(part, ServerResult):
+                self._output.append(_server_item(part.call))
+            self.event(part)
+        self._close()
+        if not self._output:
+            self._add(AnswerText, "")["status"] = self._status
         return self._response(answer, self._status)
 
     @property
@@ -270,6 +297,34 @@ class ResponseWriter(AnswerWriter):
                 self._event("response.output_item.done", output_index=self._at, item=item),
             )
         )
+
+    def _server_call(self, call: ServerCall) -> bytes:
+        """Announce a call that runs on this server. Its item is closed with the result."""
+        item = _server_item(call)
+        self._output.append(item)
+        place = {"item_id": item["id"], "output_index": self._at}
+        added = self._event("response.output_item.added", output_index=self._at, item=item)
+        kind = f"response.{item['type']}"
+        begun = self._event(f"{kind}.in_progress", **place)
+        if item["type"] == CODE_ITEM:
+            begun += self._event(f"{kind}_code.delta", **place, delta=item["code"])
+            begun += self._event(f"{kind}_code.done", **place, code=item["code"])
+            return added + begun + self._event(f"{kind}.interpreting", **place)
+        begun += self._event(f"{kind}_arguments.delta", **place, delta=call.arguments)
+        return added + begun + self._event(f"{kind}_arguments.done", **place, arguments=call.arguments)
+
+    def _server_result(self, result: ServerResult) -> bytes:
+        item = self._output[-1]
+        place = {"item_id": item["id"], "output_index": self._at}
+        if item["type"] == CODE_ITEM:
+            item |= {"outputs": [{"type": "logs", "logs": result.text}], "status": "completed"}
+        else:
+            item |= {"output": result.text, "status": "completed"}
+            if not result.ok:
+                error = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": result.text}]}
+                item |= {"output": None, "error": error, "status": "failed"}
+        done = self._event(f"response.{item['type']}.{item['status']}", **place)
+        return done + self._event("response.output_item.done", output_index=self._at, item=item)
 
     @property
     def _at(self) -> int:
@@ -336,6 +391,29 @@ def _call_item(call: AnswerCall) -> Item:
         "arguments": call.arguments,
     }
     return item | ({"namespace": call.tool.namespace} if call.tool.namespace else {})
+
+
+def _server_item(call: ServerCall) -> Item:
+    """Return the item of a call that runs on this server, before it has a result."""
+    if call.tool.group == PYTHON:
+        return {
+            "id": f"ci_{call.id}",
+            "type": CODE_ITEM,
+            "status": "in_progress",
+            "code": str(json.loads(call.arguments).get("code", "")),
+            "container_id": "herd",
+            "outputs": None,
+        }
+    return {
+        "id": f"mcp_{call.id}",
+        "type": MCP_ITEM,
+        "status": "in_progress",
+        "server_label": call.tool.group,
+        "name": call.tool.name_inside or call.tool.name,
+        "arguments": call.arguments,
+        "output": None,
+        "error": None,
+    }
 
 
 def _logprobs(scores: Sequence[ScoredToken]) -> list[Any]:

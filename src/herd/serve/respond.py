@@ -12,6 +12,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -19,13 +20,17 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from .answer import LiveAnswer, start_answer
+from .answer import LiveAnswer
 from .auth import Principal
+from .calls import ChatCall
 from .errors import ApiError
 from .events import AnswerEvent, AnswerUsage, Choice
+from .ledger import Reservation
 from .problems import BadRequest, api_error
 from .settings import ServeSettings
 from .source import CheckedPrompt, Servable
+from .statements import STEP_MARK
+from .steps import ToolAgent, begin_step
 
 LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 """Characters at which Python's splitlines ends a line, and which JSON need not escape."""
@@ -72,34 +77,41 @@ async def respond(
     *,
     stream: bool,
     warnings: list[str],
+    call: ChatCall | None = None,
 ) -> Response:
-    """Reserve the worst case, begin to answer, and return the response. Raises `ApiError` before it begins."""
+    """Reserve the worst case, begin to answer, and return the response. Raises `ApiError` before it begins.
+
+    With the ``call`` of which the prompt was made, the tools of this server that are among its tools are run.
+    """
     state = request.app.state
     settings: ServeSettings = state.settings
     endpoint = request.scope["route"].path
-    reservation = await run_in_threadpool(
-        state.ledger.reserve,
-        principal,
-        model=served.name,
-        endpoint=endpoint,
-        prompt_tokens=sum(prompt.n_tokens for prompt in prompts),
-        max_completion_tokens=sum(prompt.max_completion_tokens(served.context) for prompt in prompts),
-        request_id=_billing_id(request),
-    )
+    billing_id = _billing_id(request)
+
+    def reserve(prompts: Sequence[CheckedPrompt], step: int) -> Reservation:
+        return state.ledger.reserve(
+            principal,
+            model=served.name,
+            endpoint=endpoint,
+            prompt_tokens=sum(prompt.n_tokens for prompt in prompts),
+            max_completion_tokens=sum(prompt.max_completion_tokens(served.context) for prompt in prompts),
+            request_id=billing_id if step == 1 else f"{request.state.request_id}{STEP_MARK}{step}",
+            step=step,
+        )
+
+    agent = None
+    if call is not None and any(tool.group for tool in call.tools):
+        if call.n > 1:
+            raise BadRequest("n: with tools of this server there is one answer", "n")
+        agent = ToolAgent(state.tools, served, call, principal, reserve, settings)
 
     def finished(status: str, usage: AnswerUsage) -> None:
         stop_watching()
         state.metrics.finished(served.name, endpoint, status, usage)
 
-    answer = await start_answer(
-        served,
-        prompts,
-        principal,
-        reservation,
-        warnings,
-        lambda: state.authenticator.has_ended(principal),
-        finished,
-    )
+    step = await begin_step(served, prompts, principal, reserve)
+    has_ended = partial(state.authenticator.has_ended, principal)
+    answer = LiveAnswer(served, prompts, step, warnings, has_ended, finished, agent)
     stop_watching = state.authenticator.watch(principal, answer.cancel)
     headers = warning_header(warnings)
     if stream:

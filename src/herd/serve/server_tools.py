@@ -20,14 +20,12 @@ from ..text.toolcall import ToolCall
 from ..tools.loop import execute_call
 from ..tools.registry import TOOLS
 from ..tools.sandbox import KERNEL, Sandbox
-from .tools import MAX_SCHEMA_DEPTH, PYTHON, GrantedTools, OfferedTool, schema_depth
+from .tools import BUILTIN, MAX_SCHEMA_DEPTH, PYTHON, GrantedTools, OfferedTool, called_name, schema_depth
 
 if TYPE_CHECKING:
     from ..tools.mcp_servers import McpServers
     from .auth import Principal
 
-BUILTIN = {"calculator": "calculator", PYTHON: "code_interpreter"}
-"""The tool of each builtin group."""
 MAX_NAME = 64
 """Characters of a tool's name. Clients and models expect no longer ones."""
 RESULT_CHARACTERS = 16_000
@@ -60,8 +58,10 @@ class ServerTools:
             _check_sandbox()
         for tool in servers.tools if servers else ():
             if tool.server in BUILTIN:
-                raise ConfigError(f"MCP server {tool.server}: this is the name of a builtin tool, choose another")
-            name = f"{tool.server}_{tool.name}"
+                raise ConfigError(
+                    f"MCP server {tool.server}: this is the name of a builtin tool, choose another"
+                )
+            name = called_name(tool.server, tool.name)
             self._add(
                 OfferedTool(name, tool.description, tool.parameters, name_inside=tool.name, group=tool.server)
             )
@@ -73,9 +73,13 @@ class ServerTools:
                 "rename the server in the file"
             )
         if any(tool.name == other.name for tools in self.groups.values() for other in tools):
-            raise ConfigError(f"tool {tool.name}: two servers have a tool of this name, rename one in the file")
+            raise ConfigError(
+                f"tool {tool.name}: two servers have a tool of this name, rename one in the file"
+            )
         if schema_depth(tool.parameters) > MAX_SCHEMA_DEPTH:
-            raise ConfigError(f"tool {tool.name}: its schema is nested too deeply, remove the server from the file")
+            raise ConfigError(
+                f"tool {tool.name}: its schema is nested too deeply, remove the server from the file"
+            )
         self.groups.setdefault(tool.group, []).append(tool)
 
     def granted_to(self, principal: Principal) -> GrantedTools:

@@ -27,3 +27,7 @@ class ServeSettings:
     max_stop: int = 16
     max_tools: int = 512
     drain_seconds: float = 30.0
+    tool_steps: int = 8
+    """Most times that the model is asked for one answer, if tools run on the server."""
+    tool_tokens: int = 200_000
+    """Most tokens of such an answer, the prompts of all steps included."""

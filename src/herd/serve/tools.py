@@ -10,15 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from fastapi import Request
 
 from ..text.messages import TOOL_NAME
 from .problems import BadRequest
+
+if TYPE_CHECKING:
+    from .auth import Principal
 
 NAMESPACE_SEPARATOR = "__"
 MAX_SCHEMA_DEPTH = 64
 PYTHON = "python"
 """The group of the code interpreter."""
+BUILTIN = {"calculator": "calculator", PYTHON: "code_interpreter"}
+"""The tool of each group that is not an MCP server."""
 CODE_TYPES = ("code_interpreter", "code_execution")
 """How the types of hosted code interpreters begin: OpenAI's, and Anthropic's with a date after it."""
 
@@ -27,8 +34,10 @@ CODE_TYPES = ("code_interpreter", "code_execution")
 class OfferedTool:
     """A function that the model may call by ``name``.
 
-    A tool with a ``group`` runs on this server, and keys are granted tools by group. The others are the client's. With ``strict``, the arguments of a call are valid under ``parameters``, or the request is refused. The client
-    knows a tool of a ``namespace`` as ``name_inside``, and an MCP server its own tools. Both are "" for other tools.
+    A tool with a ``group`` runs on this server, and keys are granted tools by group. The others are the client's.
+    With ``strict``, the arguments of a call are valid under ``parameters``, or the request is refused. The client
+    knows a tool of a ``namespace`` as ``name_inside``, and an MCP server knows its own tools so. Both are "" for
+    other tools.
     """
 
     name: str
@@ -87,18 +96,32 @@ class GrantedTools:
         return [each for each in listed if each.name_inside in allowed or each.name in allowed]
 
 
-NO_TOOLS = GrantedTools()
+def called_name(group: str, name: str) -> str:
+    """Return the name under which the model called a tool on this server: ``GROUP_NAME`` for MCP servers."""
+    return name if group in BUILTIN else f"{group}_{name}"
+
+
+@dataclass(frozen=True)
+class ToolOffer:
+    """What the tools of a request are read with: at most ``limit``, and those on this server that are ``granted``."""
+
+    limit: int
+    granted: GrantedTools = GrantedTools()
+
+
+def offered_tools(request: Request, principal: Principal) -> ToolOffer:
+    """Return how the tools of a request are read."""
+    state = request.app.state
+    return ToolOffer(state.settings.max_tools, state.tools.granted_to(principal))
 
 
 def read_tools(
-    tools: Sequence[Mapping[str, Any]] | None,
-    warnings: list[str],
-    limit: int,
-    granted: GrantedTools = NO_TOOLS,
+    tools: Sequence[Mapping[str, Any]] | None, warnings: list[str], offer: ToolOffer
 ) -> tuple[OfferedTool, ...]:
     """Return the functions in a list of tools, in OpenAI's nested or flat form, and those that run on this server.
 
-    Tools of other types, and those that are not granted, are named in ``warnings``. Raises `BadRequest` for a function that is malformed.
+    Tools of other types, and those that are not granted, are named in ``warnings``. Raises `BadRequest` for a
+    function that is malformed.
     """
     out: list[OfferedTool] = []
     for number, tool in enumerate(tools or ()):
@@ -118,11 +141,11 @@ def read_tools(
                         function, name=_checked_name(name, where), namespace=space, name_inside=function.name
                     )
                 )
-        elif selected := granted.select(tool):
+        elif selected := offer.granted.select(tool):
             out += selected
         else:
             warnings.append(left_out(where, tool))
-    check_tools(out, limit)
+    check_tools(out, offer.limit)
     return tuple(out)
 
 

@@ -5,6 +5,7 @@ program cannot leave processes behind, also not in process groups and sessions o
 with SIGKILL, the kernel tells this process. Elsewhere the process group of the program is killed.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -50,10 +51,8 @@ def end_all(pid):
     """Kill the program and all of its descendants, and wait for them."""
     while True:
         for number, kill in ((pid, os.killpg), *((child, os.kill) for child in children())):
-            try:
+            with contextlib.suppress(OSError):  # it has ended
                 kill(number, signal.SIGKILL)
-            except OSError:
-                pass  # it has ended
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:

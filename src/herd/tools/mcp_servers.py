@@ -75,7 +75,9 @@ def read_server_file(path: Path) -> dict[str, ServerEntry]:
         where = ".".join(map(str, first["loc"]))
         raise ConfigError(f"{path}: {where + ': ' if where else ''}{first['msg']}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ConfigError(f'{path}: must be JSON like {{"mcpServers": {{"files": {{"command": …}}}}}}') from None
+        raise ConfigError(
+            f'{path}: must be JSON like {{"mcpServers": {{"files": {{"command": …}}}}}}'
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,9 @@ class RemoteTool:
 
 def list_digest(tools: Sequence[RemoteTool]) -> str:
     """Return the SHA-256 of the names, descriptions and schemas of tools, in hexadecimal."""
-    rows = sorted((tool.name, tool.description, json.dumps(tool.parameters, sort_keys=True)) for tool in tools)
+    rows = sorted(
+        (tool.name, tool.description, json.dumps(tool.parameters, sort_keys=True)) for tool in tools
+    )
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
@@ -209,7 +213,9 @@ class _Connection:
                     self._checked_at = time.monotonic()
                     return client
                 self.is_disabled = True
-                log.error("MCP server %s is disabled: its list of tools has changed since the start", self._name)
+                log.error(
+                    "MCP server %s is disabled: its list of tools has changed since the start", self._name
+                )
                 await self.close()
         raise ToolError(f"{self._name} is disabled on this server, because its list of tools has changed")
 
@@ -238,7 +244,9 @@ class _Connection:
         from .mcp_http import http_transport
 
         entry = self._entry
-        transport = self._program.connect() if self._program else http_transport(str(entry.url), entry.headers)
+        transport = (
+            self._program.connect() if self._program else http_transport(str(entry.url), entry.headers)
+        )
         try:
             async with Client(
                 transport,
@@ -267,7 +275,8 @@ class _Connection:
         for _ in range(MAX_PAGES):
             page = await client.list_tools(cursor=cursor)
             tools += [
-                RemoteTool(self._name, tool.name, tool.description or "", tool.input_schema) for tool in page.tools
+                RemoteTool(self._name, tool.name, tool.description or "", tool.input_schema)
+                for tool in page.tools
             ]
             cursor = page.next_cursor
             if cursor is None and len(tools) <= MAX_TOOLS:

@@ -115,7 +115,9 @@ class StdioServer:
                     self._n_bytes += len(line)
                     self._n_lines += 1
                     if self._n_bytes > FLOOD_BYTES or self._n_lines > FLOOD_LINES:
-                        raise ToolError(f"it wrote more than {FLOOD_BYTES >> 20} MB or {FLOOD_LINES:,} messages")
+                        raise ToolError(
+                            f"it wrote more than {FLOOD_BYTES >> 20} MB or {FLOOD_LINES:,} messages"
+                        )
                     if not line.strip():
                         continue
                     try:
