@@ -4,7 +4,7 @@ import pytest
 
 from herd.serve.dialog import read_messages, shape_dialog
 from herd.serve.errors import ApiError
-from herd.serve.tools import OfferedTool, ToolChoice, read_tool_choice, read_tools
+from herd.serve.tools import OfferedTool, ToolChoice, ToolOffer, read_tool_choice, read_tools
 
 USER = {"role": "user", "content": "hi"}
 
@@ -106,7 +106,7 @@ def test_tools_in_both_forms_namespaces_and_hosted_types():
             {"type": "image_generation"},
         ],
         warnings,
-        10,
+        ToolOffer(10),
     )
     assert [(tool.name, tool.name_inside, tool.namespace) for tool in tools] == [
         ("nested", "", ""),
@@ -120,7 +120,7 @@ def test_tools_in_both_forms_namespaces_and_hosted_types():
         "tools[4]",
     ]
     with pytest.raises(ApiError, match="limit is 2"):
-        read_tools([{"type": "function", "name": f"f{i}"} for i in range(3)], [], 2)
+        read_tools([{"type": "function", "name": f"f{i}"} for i in range(3)], [], ToolOffer(2))
 
 
 @pytest.mark.parametrize(

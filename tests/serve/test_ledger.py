@@ -247,6 +247,51 @@ def test_requests_at_once(store, ledger):
     reserve(ledger, alice, "r2")
 
 
+def test_later_steps_are_billed_but_do_not_count_as_requests(store, ledger):
+    alice = key(store, requests_per_minute=2, concurrent=2, tokens_per_minute=100)
+    first = reserve(ledger, alice, "a")
+    steps = [
+        ledger.reserve(
+            alice,
+            model="m",
+            endpoint="/v1/chat/completions",
+            prompt_tokens=12,
+            max_completion_tokens=5,
+            request_id=f"x#{step}",
+            step=step,
+        )  # fmt: skip
+        for step in (2, 3)
+    ]
+    second = reserve(ledger, alice, "b")
+    with pytest.raises(TooManyConcurrent):
+        reserve(ledger, alice, "c")
+    for open_request in (first, *steps, second):
+        open_request.advance(1)
+        open_request.settle(1)
+    assert totals(store)[:4] == (2, 10 + 12 + 12 + 10, 0, 4)
+    with pytest.raises(RateLimited, match="2 requests per minute"):
+        reserve(ledger, alice, "c")
+    with pytest.raises(RateLimited, match="100 tokens per minute"):  # a limit on tokens holds for steps too
+        ledger.reserve(alice, model="m", endpoint="e", prompt_tokens=60, max_completion_tokens=5,
+                       request_id="x#4", step=4)  # fmt: skip
+
+
+def test_a_step_that_has_ended_reserves_only_what_it_used(store, ledger):
+    set_price(store, "m", PRICE, "EUR", "test")
+    alice = key(store, budgets=tokens_per_day(100))
+    first = reserve(ledger, alice, "a", prompt=10, most=80)
+    with pytest.raises(BudgetExceeded):
+        reserve(ledger, alice, "b", prompt=10, most=5)
+    first.shrink(3)
+    assert totals(store)[5] == 13
+    second = reserve(ledger, alice, "b", prompt=10, most=77)
+    for open_request, n_tokens in ((first, 3), (second, 7)):
+        open_request.advance(n_tokens)
+        open_request.settle(n_tokens)
+    assert totals(store)[1:4] == (20, 0, 10)
+    assert totals(store)[5:] == (0, 0)
+
+
 def test_a_clock_that_jumps_locks_nobody_out_for_long(store, ledger, clock):
     alice = key(store, requests_per_minute=1, budgets=tokens_per_day(1000))
     open_one = reserve(ledger, alice)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import CONTEXT, ScriptedLoop
-from herd.serve.answer import start_answer
+from herd.serve.answer import LiveAnswer
 from herd.serve.anthropic import MessageWriter
 from herd.serve.auth import Principal
 from herd.serve.calls import ChatCall, TextCall
@@ -20,6 +20,7 @@ from herd.serve.openai_completions import CompletionRequest, CompletionWriter
 from herd.serve.openai_responses import ResponsesRequest, ResponseWriter
 from herd.serve.respond import EventStream, collect
 from herd.serve.settings import ServeSettings
+from herd.serve.steps import begin_step
 from herd.serve.tools import OfferedTool
 
 CALL = '{"type": "function", "name": "add", "parameters": {"a": 1, "b": "two\\n🙂"}}'
@@ -56,7 +57,8 @@ def answered(tokenizer, pieces, *, writer_of, prompt_of, reason="stop", n=1):
         out = []
         for streamed in (False, True):
             prompt = prompt_of(served)
-            answer = await start_answer(served, [prompt], Principal.local(), reservation(), [])
+            step = await begin_step(served, [prompt], Principal.local(), lambda *_: reservation())
+            answer = LiveAnswer(served, [prompt], step, [])
             writer = writer_of(served, prompt)
             if streamed:
                 stream = EventStream(answer, writer, ServeSettings(), {})

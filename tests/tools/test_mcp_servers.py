@@ -82,7 +82,7 @@ def test_an_answer_among_rubbish_is_found(mode):
     with McpServers({"bad": entry(mode)}) as servers:
         text, ok = ask(servers, "bad")
         assert ok
-        assert (text == "echo: hi" or mode == "big")
+        assert text == "echo: hi" or mode == "big"
 
 
 def test_a_server_that_changes_its_tools_is_disabled(caplog):
@@ -114,15 +114,9 @@ def test_a_server_that_does_not_start_is_left_out(caplog):
     }
     with McpServers(entries) as servers:
         assert [tool.server for tool in servers.tools] == ["good"]
-    assert (
-        "No such file" in caplog.text
-    )
-    assert (
-        "no licence" in caplog.text
-    )
-    assert (
-        "nobody is left out" in caplog.text
-    )
+    assert "No such file" in caplog.text
+    assert "no licence" in caplog.text
+    assert "nobody is left out" in caplog.text
 
 
 def test_nothing_survives_kill_9():

@@ -72,6 +72,15 @@ def serve_command(
         str | None,
         Option(help="File or URL of the keys (default: HERD_STORE, or ~/.local/share/herd/serve.db)."),
     ] = None,
+    tools: Annotated[
+        str, Option(help="Tools that the server runs for keys that have them: calculator,python.")
+    ] = "",
+    mcp_servers: Annotated[
+        Path | None, Option(help='JSON file {"mcpServers": {NAME: …}} of servers whose tools are also run.')
+    ] = None,
+    tool_steps: Annotated[
+        int, Option(min=1, help="Most times that the model is asked for one answer with such tools.")
+    ] = 8,
     drain: Annotated[float, Option(min=0, help="Seconds for open answers to finish at the end.")] = 30.0,
     kv: Kv = "auto",
     dtype: Dtype = None,
@@ -91,12 +100,18 @@ def serve_command(
     from ..serve.models import ModelPool, ModelSlot
     from ..serve.run import HerdServer
     from ..serve.settings import ServeSettings
+    from .serve_tools import choose_tools
 
     opened = _open_store(store, keys)
     check_binding(host, with_keys=opened is not None)
     settings = ServeSettings(
-        host=host, allowed_hosts=tuple(allow_host or ()), strict=strict, drain_seconds=drain
+        host=host,
+        allowed_hosts=tuple(allow_host or ()),
+        strict=strict,
+        drain_seconds=drain,
+        tool_steps=tool_steps,
     )
+    chosen_tools = choose_tools(tools, mcp_servers)
     _check_port(host, port)
     if len(models) > 1 and (alias or draft or adapter):
         raise ConfigError("--alias, --adapter and --draft belong to one model: serve one, or leave them out")
@@ -115,7 +130,8 @@ def serve_command(
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
-    app = create_app(pool, opened, settings)
+    server_tools = chosen_tools.open()
+    app = create_app(pool, opened, settings, server_tools)
     if opened is not None and (token := first_admin_key(opened, "first start")):
         print(f"admin key, shown only this once: {token}", file=sys.stderr)
 
@@ -134,6 +150,7 @@ def serve_command(
         server.run()
     finally:
         pool.close()
+        server_tools.close()
         if opened is not None:
             opened.close()
 

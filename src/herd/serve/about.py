@@ -15,6 +15,7 @@ from .errors import NotFound
 from .models import ModelPool, ModelSlot, use_model
 from .problems import BadRequest
 from .respond import warning_header
+from .server_tools import describe_tools
 from .source import Servable
 from .tools import ToolOffer, offered_tools, read_tools
 from .wire import RequestModel, documented, read_request
@@ -82,6 +83,14 @@ async def model(
     if (slot := pool.find(name)) not in pool.visible(principal):
         raise NotFound(f"the model {name[:80]!r} does not exist")
     return _model(slot)
+
+
+@router.get("/herd/v1/tools")
+async def server_tools(
+    request: Request, principal: Annotated[Principal, Depends(require("models"))]
+) -> dict[str, Any]:
+    """List the tools on this server that the key may use."""
+    return {"tools": describe_tools(request.app.state.tools.granted_to(principal).groups)}
 
 
 @router.post("/tokenize", **documented(TokenizeRequest))

@@ -168,7 +168,9 @@ def read_items(items: str | Sequence[Mapping[str, Any]], warnings: list[str]) ->
         elif kind == MCP_ITEM:
             name = called_name(str(item.get("server_label")), str(item.get("name")))
             failed = item.get("error") or {}
-            result = item.get("output") or text_of(failed.get("content"), f"{where}.error.content", may_be_empty=True)
+            result = item.get("output") or text_of(
+                failed.get("content"), f"{where}.error.content", may_be_empty=True
+            )
             out += server_step(item.get("id"), name, item.get("arguments"), result)
         elif kind == "item_reference":
             raise BadRequest(f"{where}: the server stores no items: send the item itself", where)
@@ -321,7 +323,10 @@ class ResponseWriter(AnswerWriter):
         else:
             item |= {"output": result.text, "status": "completed"}
             if not result.ok:
-                error = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": result.text}]}
+                error = {
+                    "type": "mcp_tool_execution_error",
+                    "content": [{"type": "text", "text": result.text}],
+                }
                 item |= {"output": None, "error": error, "status": "failed"}
         done = self._event(f"response.{item['type']}.{item['status']}", **place)
         return done + self._event("response.output_item.done", output_index=self._at, item=item)
@@ -378,6 +383,8 @@ def _echoed(tool: Mapping[str, Any]) -> dict[str, Any]:
     """Return a tool with the fields that clients expect to see in a response."""
     if tool.get("type") == "function":
         return {"parameters": None, "strict": False, **tool}
+    if tool.get("type") == "herd":  # which the types of OpenAI's client do not have
+        return {"type": "mcp", "server_label": str(tool.get("name"))}
     return {"description": "", **tool} if tool.get("type") == "namespace" else dict(tool)
 
 

@@ -45,13 +45,11 @@ class ServerTools:
     """The tools of a server, by group. Safe for one event loop."""
 
     def __init__(self, builtin: Collection[str] = (), servers: McpServers | None = None) -> None:
-        """Raises ConfigError for an unknown tool, a name that is there twice or too long, or a missing sandbox."""
+        """Raises ConfigError for a name that is there twice or too long, or a missing sandbox."""
         self._servers = servers
         self._programs = asyncio.Semaphore(MAX_PROGRAMS)
         self.groups: dict[str, list[OfferedTool]] = {}
         for group in builtin:
-            if group not in BUILTIN:
-                raise ConfigError(f"--tools {group}: choose among {', '.join(BUILTIN)}")
             schema = TOOLS[BUILTIN[group]].schema["function"]
             self._add(OfferedTool(schema["name"], schema["description"], schema["parameters"], group=group))
         if PYTHON in self.groups:
@@ -83,10 +81,17 @@ class ServerTools:
         self.groups.setdefault(tool.group, []).append(tool)
 
     def granted_to(self, principal: Principal) -> GrantedTools:
-        """Return the tools that a key may use."""
+        """Return the tools that a key may use. Those of a server that has changed its tools are left out."""
         return GrantedTools(
-            {group: tools for group, tools in self.groups.items() if principal.may_use_tools(group)}
+            {
+                group: tools
+                for group, tools in self.groups.items()
+                if principal.may_use_tools(group) and not self._is_disabled(group)
+            }
         )
+
+    def _is_disabled(self, group: str) -> bool:
+        return self._servers is not None and group not in BUILTIN and self._servers.is_disabled(group)
 
     async def call(self, tool: OfferedTool, arguments: str) -> ToolOutcome:
         """Run a tool. ``arguments`` are JSON. An error is an outcome too, because the model may try again."""

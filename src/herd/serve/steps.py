@@ -61,7 +61,11 @@ class Step:
 
 
 async def begin_step(
-    served: Servable[Any], prompts: Sequence[CheckedPrompt], principal: Principal, reserve: Reserve, number: int = 1
+    served: Servable[Any],
+    prompts: Sequence[CheckedPrompt],
+    principal: Principal,
+    reserve: Reserve,
+    number: int = 1,
 ) -> Step:
     """Reserve the worst case and ask the model. Raises `ApiError`, after settling with nothing, if that fails."""
     reserving = asyncio.ensure_future(run_in_threadpool(reserve, prompts, number))
