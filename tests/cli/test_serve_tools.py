@@ -29,7 +29,7 @@ def test_chosen_tools_are_checked_before_anything_starts(tmp_path):
     assert list(chosen.servers) == ["files"]
     with pytest.raises(ConfigError, match="calculator, python"):
         choose_tools("shell", None)
-    with pytest.raises(ConfigError, match="mcp.json"):
+    with pytest.raises(ConfigError, match=r"mcp\.json"):
         choose_tools("", tmp_path / "no" / "mcp.json")
     tools = chosen.open()
     assert set(tools.groups) == {"calculator", "python"}  # the log says that the server did not start

@@ -259,7 +259,7 @@ def test_later_steps_are_billed_but_do_not_count_as_requests(store, ledger):
             max_completion_tokens=5,
             request_id=f"x#{step}",
             step=step,
-        )  # fmt: skip
+        )
         for step in (2, 3)
     ]
     second = reserve(ledger, alice, "b")
