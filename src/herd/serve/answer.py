@@ -19,7 +19,7 @@ from .events import AnswerEnd, AnswerEvent, AnswerUsage
 from .ledger import Status
 from .problems import api_error
 from .source import CheckedPrompt, Servable
-from .steps import Step, StepReply, ToolAgent
+from .steps import AnswerStep, StepReply, ToolAgent
 
 COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens")
 ENDED = "this key was revoked, or has expired, while the answer was generated"
@@ -36,7 +36,7 @@ class LiveAnswer:
         self,
         served: Servable[Any],
         prompts: Sequence[CheckedPrompt],
-        step: Step,
+        step: AnswerStep,
         warnings: list[str],
         has_ended: Callable[[], bool] = lambda: False,
         finished: Callable[[Status, AnswerUsage], None] = lambda status, usage: None,

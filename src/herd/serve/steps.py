@@ -34,7 +34,7 @@ Reserve = Callable[[Sequence[CheckedPrompt], int], Reservation]
 
 
 @dataclass
-class Step:
+class AnswerStep:
     """One time that a model is asked. ``delivered`` is the number of its tokens that the client has."""
 
     source: AnswerSource
@@ -66,7 +66,7 @@ async def begin_step(
     principal: Principal,
     reserve: Reserve,
     number: int = 1,
-) -> Step:
+) -> AnswerStep:
     """Reserve the worst case and ask the model. Raises `ApiError`, after settling with nothing, if that fails."""
     reserving = asyncio.ensure_future(run_in_threadpool(reserve, prompts, number))
     try:
@@ -76,7 +76,7 @@ async def begin_step(
             (await reserving).settle(0, 0, "cancelled")
         raise
     try:
-        return Step(await served.start(prompts, principal), reservation)
+        return AnswerStep(await served.start(prompts, principal), reservation)
     except BaseException as error:
         reservation.settle(0, 0, "failed")
         if isinstance(error, Exception):
@@ -139,8 +139,12 @@ class ToolAgent:
         return ServerResult(call, outcome.text, outcome.ok)
 
     async def next_step(
-        self, reply: StepReply, results: Sequence[ServerResult], steps: Sequence[Step], warnings: list[str]
-    ) -> Step | None:
+        self,
+        reply: StepReply,
+        results: Sequence[ServerResult],
+        steps: Sequence[AnswerStep],
+        warnings: list[str],
+    ) -> AnswerStep | None:
         """Ask the model again with the results of its calls. None: a limit is reached, as ``warnings`` then say."""
         usages = [step.source.usage for step in steps]
         completion = sum(usage.completion_tokens for usage in usages)
