@@ -9,6 +9,7 @@ Each row is one command and one receipt (smollm2-ROW), to be run alone on a quie
     kl              5   KL divergence of the file as downloaded (4 bits) from the unpacked weights, on 10,000 tokens:
                         Herd, and llama.cpp on the same file and the same tokens
     paris           1   "What is the capital of France?" asked in both
+    start           1   `herd chat smollm2 -p hi` until its first token, and `python -c "import torch"`, in turns
     scores         30   Herd on all items of five tasks, zero-shot, on the file as downloaded
     scores-fp32    60   the same on the unpacked weights
     decisions      40   Herd and lm-eval on transformers on the first 1,000 items of each task, unpacked weights
@@ -24,7 +25,10 @@ import json
 import logging
 import math
 import os
+import statistics
+import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -47,7 +51,8 @@ from herd.report.receipt import Value, package_version
 
 FILE = DATA / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 MINUTES = {
-    "transformers": 10, "llamacpp": 10, "kl": 5, "paris": 1, "scores": 30, "scores-fp32": 60, "decisions": 40,
+    "transformers": 10, "llamacpp": 10, "kl": 5, "paris": 1, "start": 1, "scores": 30, "scores-fp32": 60,
+    "decisions": 40,
 }  # fmt: skip
 TASKS = ("hellaswag", "arc_easy", "arc_challenge", "piqa", "openbookqa")
 PUBLISHED = {
@@ -57,6 +62,7 @@ PUBLISHED = {
 """What others measured on the bf16 weights, lowest and highest: the model card, and lm-eval zero-shot."""
 POINTS = 0.015
 LOGITS_BAR, TIE = 1e-3, 1e-3
+START_BAR = 0.7
 N_TOKENS, WINDOW, N_WINDOWS = 256, 512, 20
 QUESTIONS = (
     "What is the capital of France?", "Write a haiku about the sea.", "Why is the sky blue?", "What is 17 + 25?",
@@ -69,6 +75,7 @@ PARIS = "What is the capital of France? Answer in one short sentence."
 def main() -> None:
     rows: dict[str, Callable[[argparse.Namespace], Any]] = {
         "transformers": transformers_row, "llamacpp": llamacpp_row, "kl": kl_row, "paris": paris_row,
+        "start": start_row,
         "scores": scores_row, "scores-fp32": scores_row, "decisions": decisions_row,
     }  # fmt: skip
     parser = bench_parser(__doc__)
@@ -302,6 +309,38 @@ def paris_row(args: argparse.Namespace) -> None:
             "llama.cpp": Value(theirs.strip(), "text", bar="has Paris", passed="Paris" in theirs),
         },
         rivals={"llama-cpp-python": version}, notes=PARIS,
+    )  # fmt: skip
+
+
+def start_row(args: argparse.Namespace) -> None:
+    rounds = args.limit or 9
+    first: list[float] = []
+    torch_alone: list[float] = []
+    chat = [sys.executable, "-c", "from herd.cli import main; main()", "chat", str(FILE), "-p", "hi"]
+    for round_ in range(rounds + 1):  # the first one does not count
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import torch"], check=True)
+        middle = time.perf_counter()
+        with subprocess.Popen(chat, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.read(1)
+            end = time.perf_counter()
+            process.stdout.read()
+        if round_:
+            torch_alone.append(middle - start)
+            first.append(end - middle)
+    more = [ours - alone for ours, alone in zip(first, torch_alone, strict=True)]
+    low, middle, high = statistics.quantiles(more, n=4)
+    values = {
+        "import torch": Value(statistics.median(torch_alone), "s"),
+        "first token": Value(statistics.median(first), "s"),
+        "more than import torch": Value(
+            middle, "s", lo=low, hi=high, bar="≤ 0.7", passed=middle <= START_BAR
+        ),
+    }
+    receipt(
+        args, "time until `herd chat` answers, from the start of the process", values,
+        notes=f"medians of {rounds} rounds in turns; the file is in the page cache, the native kernels are built",
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -172,3 +173,23 @@ def test_waiting_threads_sleep_soon_unless_the_user_chose_otherwise(monkeypatch)
     machine.limit_spinning()
     assert os.environ["GOMP_SPINCOUNT"] == "2000"
     monkeypatch.delenv("GOMP_SPINCOUNT")
+
+
+def test_torchs_libraries_are_loaded_without_importing_torch():
+    code = (
+        "import sys, time, pathlib\nfrom herd.machine import load_torch_libraries\nload_torch_libraries()\n"
+        "maps = pathlib.Path('/proc/self/maps')\n"
+        "while maps.exists() and 'libtorch_cpu' not in maps.read_text(): time.sleep(0.01)\n"
+        "print('torch' in sys.modules)\nimport torch\nprint(int(torch.ones(2).sum()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["False", "2"], done.stderr
+
+
+def test_garbage_is_collected_again_after_the_block():
+    try:
+        with machine.without_garbage_collection():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()

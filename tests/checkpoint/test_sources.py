@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -204,3 +206,13 @@ def test_an_unknown_pre_tokenizer_can_be_named(gguf, tmp_path, capsys):
     assert checkpoint.ModelSource(own, pre="llama-bpe").tokenizer.encode("again and") == expected.encode(
         "again and"
     )
+
+
+def test_a_tokenizer_is_read_without_importing_torch(gguf):
+    code = (
+        "import sys\nfrom herd.checkpoint import ModelSource\n"
+        f"source = ModelSource({str(gguf)!r})\n"
+        "print(source.tokenizer.vocab_size > 0, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "False"], done.stderr

@@ -36,6 +36,17 @@ def test_help_lists_every_verb_and_imports_nothing_heavy():
     assert "..." not in verbs, "a line of help is cut"
 
 
+def test_a_missing_model_is_reported_without_importing_torch():
+    code = (
+        "import sys\nfrom herd import cli\ncode = cli.run(['chat', 'no-such-model', '-p', 'hi'])\n"
+        "print('torch:', 'torch' in sys.modules)\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "no-such-model" in done.stderr
+    assert "torch: False" in done.stdout
+
+
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_verb_exists_and_explains_itself(verb):
     command = cli.load_verb(verb)

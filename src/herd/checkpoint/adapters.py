@@ -10,9 +10,7 @@ Shapes: R rank, D inputs, O outputs.
 
 from __future__ import annotations
 
-import json
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,17 +26,17 @@ from ..files import require_free_space, whole_folder, write_json
 from ..llama.lora import LoraLinear, lora_layers, scale_of
 from ..llama.model import LlamaLM
 from ..quant.formats import F32
+from .adapter_config import base_in, read_adapter_config
 from .gguf_write import Value, write_gguf
 from .lineage import Lineage
 from .names import gguf_name, to_pairs
-from .paths import ADAPTER, ADAPTER_CONFIG, CONFIG
+from .paths import ADAPTER, ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
 
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _MUST_BE: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
@@ -84,23 +82,13 @@ class Adapter:
         return model
 
 
-def is_adapter(path: Path) -> bool:
-    """Return whether a folder has an adapter and no model."""
-    return (path / ADAPTER_CONFIG).is_file() and not (path / CONFIG).exists()
-
-
-def base_of(folder: Path) -> str:
-    """Return the base model that an adapter's folder names, with a path relative to the folder resolved."""
-    return _base(folder, _read_config(folder))
-
-
 def read_adapter(folder: Path) -> Adapter:
     """Read a folder in PEFT's layout.
 
     Raises `CheckpointError` for files that are missing or damaged, and for kinds of adapters that are not
     LoRA.
     """
-    config = _read_config(folder)
+    config = read_adapter_config(folder)
     for key, allowed in _MUST_BE.items():
         if key in config and config[key] not in allowed:
             raise CheckpointError(
@@ -130,7 +118,7 @@ def read_adapter(folder: Path) -> Adapter:
         layers[name] = (pair["A"], pair["B"], scale)
     if not layers:
         raise CheckpointError(f"{path}: has no tensors; train the adapter again")
-    return Adapter(_base(folder, config), layers)
+    return Adapter(base_in(folder, config), layers)
 
 
 def save_adapter(
@@ -224,41 +212,3 @@ def _alpha(config: Mapping[str, Any], name: str) -> float:
         if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name):
             return float(alpha)
     return float(config.get("lora_alpha", 8))  # PEFT's default
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / ADAPTER_CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(config, dict):
-            return config
-        reason = f"is a {type(config).__name__}, not an object"
-    except (OSError, ValueError) as error:
-        reason = str(error)
-    raise CheckpointError(f"{path}: cannot be read ({reason}); restore the file")
-
-
-def _base(folder: Path, config: Mapping[str, Any]) -> str:
-    base = config.get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise CheckpointError(f"{folder / ADAPTER_CONFIG}: does not name the base model; add its path")
-    beside = folder / base
-    if not Path(base).exists() and beside.exists():
-        return str(beside.resolve())
-    return base if Path(base).exists() or not _HUB_NAME.fullmatch(base) else f"hf:{base}"
-
-
-def refuse_adapter(folder: Path, what: str) -> None:
-    """Raise `CheckpointError` if a folder has only an adapter, for ``what`` needs a whole model."""
-    if is_adapter(folder):
-        raise CheckpointError(
-            f"{folder}: is an adapter for {_read_config(folder).get('base_model_name_or_path')}, and {what} "
-            f"needs a whole model; merge it first: herd tune merge {folder} --to bf16"
-        )
-
-
-def warn_of_adapter_beside_model(folder: Path) -> None:
-    """Warn about an adapter in a folder that has a model of its own, because it is not used."""
-    if (folder / ADAPTER).exists():
-        note = f"{folder}: ignoring {ADAPTER}; to use it, move it to its own folder with {ADAPTER_CONFIG}"
-        warnings.warn(note, stacklevel=3)

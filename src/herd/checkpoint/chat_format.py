@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, TokenizerError
-from ..llama.config import ModelConfig
 from .hf import read_json
 
 if TYPE_CHECKING:
@@ -36,12 +35,12 @@ def read_folder_tokenizer(folder: Path) -> Tokenizer | None:
     return Tokenizer.from_folder(folder)
 
 
-def require_vocabulary_fits(tokenizer: Tokenizer, config: ModelConfig, where: Path) -> None:
+def require_vocabulary_fits(tokenizer: Tokenizer, vocab_size: int, where: Path) -> None:
     """Raise `TokenizerError` when the tokenizer has ids beyond the model's vocabulary."""
-    if tokenizer.vocab_size > config.vocab_size:
+    if tokenizer.vocab_size > vocab_size:
         raise TokenizerError(
             f"{where}: tokenizer has {tokenizer.vocab_size} ids, the model's vocab_size is "
-            f"{config.vocab_size}; they do not belong together"
+            f"{vocab_size}; they do not belong together"
         )
 
 

@@ -18,14 +18,15 @@ from torch import Tensor
 
 from ..errors import CheckpointError, TokenizerError
 from . import weights
-from .adapters import refuse_adapter, warn_of_adapter_beside_model
+from .adapter_config import refuse_adapter, warn_of_adapter_beside_model
 from .chat_format import read_folder_tokenizer
-from .folder import checkpoint_hash, load_config, load_tokenizer, write_checkpoint
+from .folder import checkpoint_hash, write_checkpoint
 from .gguf import gguf_file
 from .gguf_folder import GGUFSource
 from .hf import config_to_hf, read_json
 from .journal import key_of
 from .lineage import Lineage, licence_notice, load_lineage
+from .model_source import load_config, load_tokenizer
 from .paths import CONFIG, KEPT_FILES, SIDE_FILES, read_kept
 from .sources import model_name, resolve_model
 from .stream import Progress

@@ -1,27 +1,23 @@
-"""Save and load a checkpoint folder.
+"""Save a checkpoint folder, and read all weights of a model: for training, conversion, or their hash.
 
 The layout is Hugging Face's, so `transformers`, vLLM and llama.cpp's converter read the folder unchanged:
 
     config.json  generation_config.json  model.safetensors (or shards and model.safetensors.index.json)
     tokenizer.json  tokenizer_config.json  special_tokens_map.json  tokenizer.model  herd.json (lineage)
 
-Parameters have the same names in memory and in the files. Loading checks all headers against the
-configuration, builds the model on the meta device and then assigns each tensor to its parameter, without
-initialization and without a second copy of the weights.
+Parameters have the same names in memory and in the files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import CheckpointError
 from ..files import require_free_space
@@ -29,18 +25,17 @@ from ..llama import rope
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..quant.linear import is_quantized
-from . import gguf, weights
-from .adapters import base_of, is_adapter, read_adapter, warn_of_adapter_beside_model
-from .chat_format import read_folder_tokenizer, require_vocabulary_fits
+from . import weights
+from .adapter_config import base_of, is_adapter
+from .chat_format import require_vocabulary_fits
 from .gguf import gguf_file, gguf_parts
-from .gguf_config import config_from_gguf
-from .gguf_folder import GGUFSource, load_gguf, save_quantized
-from .hf import config_to_hf, read_config
+from .gguf_folder import GGUFSource, save_quantized
+from .hf import config_to_hf
 from .journal import new_folder
-from .lineage import FILE as LINEAGE_FILE
-from .lineage import Lineage, load_lineage
-from .memory import require_memory
+from .lineage import Lineage
+from .model_source import ModelSource, load_config
 from .paths import ADAPTER, CONFIG, GENERATION, require_replaceable, write_kept
+from .plain import place_parameter
 from .sources import resolve_model
 from .stream import Progress
 from .verified import hash_file
@@ -110,7 +105,7 @@ def write_checkpoint(
     if dtype not in weights.STORABLE.values():
         raise CheckpointError(f"{folder}: dtype={dtype} cannot be stored; use float32, float16 or bfloat16")
     if tokenizer is not None:
-        require_vocabulary_fits(tokenizer, config, folder)
+        require_vocabulary_fits(tokenizer, config.vocab_size, folder)
     require_replaceable(folder)
     require_free_space(folder, config.nbytes(dtype.itemsize) + 1_000_000)
     with new_folder(folder, key) as (temporary, journal):
@@ -144,93 +139,6 @@ def write_checkpoint(
     return weights_hash
 
 
-class ModelSource:
-    """A model on disk: configuration, tokenizer and lineage, and the weights on request.
-
-    No file is read twice.
-
-    ``path`` is its folder or GGUF file. If ``source`` is the folder of a LoRA adapter, ``path`` is its base
-    model, ``adapter`` is that folder, and the model is loaded with the adapter on it. The tokenizer is None,
-    with a warning, if there is none. ``pre`` names the pre-tokenizer of a GGUF file that does not name a
-    known one.
-    """
-
-    def __init__(self, source: str | Path, *, pre: str | None = None) -> None:
-        self.path, self._pre = resolve_model(source), pre
-        self.adapter: Path | None = None
-        """The folder of a LoRA adapter on the model, if there is one."""
-        if is_adapter(self.path):
-            self.adapter, self.path = self.path, resolve_model(base_of(self.path))
-        self.file = gguf_file(self.path)
-        """The GGUF file with the weights, if there is one."""
-
-    @cached_property
-    def _gguf(self) -> gguf.GGUF:
-        assert self.file is not None
-        return gguf.GGUF(self.file)
-
-    @cached_property
-    def config(self) -> ModelConfig:
-        if self.file is not None:
-            return config_from_gguf(self._gguf)
-        return read_config(self.path / CONFIG)
-
-    @cached_property
-    def lineage(self) -> Lineage | None:
-        return load_lineage(self.path)
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer | None:
-        if self.adapter is not None and (self.adapter / "tokenizer_config.json").exists():
-            return read_folder_tokenizer(self.adapter)
-        if self.file is None:
-            tokenizer = read_folder_tokenizer(self.path)
-            if tokenizer is not None and (self.path / CONFIG).exists():
-                require_vocabulary_fits(tokenizer, self.config, self.path)
-            return tokenizer
-        from .gguf_tokenizer import has_tokenizer, read_tokenizer
-
-        if not has_tokenizer(self._gguf):
-            warnings.warn(f"{self.file}: has no tokenizer", stacklevel=4)
-            return None
-        tokenizer = read_tokenizer(self._gguf, pre=self._pre)
-        require_vocabulary_fits(tokenizer, self.config, self.path)
-        return tokenizer
-
-    def load(self, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> LlamaLM:
-        """Return the model. See `load_model`."""
-        if self.file is not None:
-            model = load_gguf(self._gguf, dtype=dtype, device=device)
-        else:
-            model = _load_plain(self.path, self.config, dtype, device)
-        return model if self.adapter is None else read_adapter(self.adapter).attach(model)
-
-
-def load_model(
-    source: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
-) -> LlamaLM:
-    """Return the model that ``source`` names (see `resolve_model`), in ``dtype`` (None: as stored).
-
-    The blocks of a quantized model stay in the mapped file, and ``dtype`` is its compute dtype. Raises
-    `CheckpointError`, before anything is allocated, if files are missing, truncated, or do not fit
-    ``config.json``, and after reading if the hash of the weights differs from ``herd.json``.
-    """
-    return ModelSource(source).load(dtype, device)
-
-
-def load_config(source: str | Path) -> ModelConfig:
-    """Return the configuration of the model that ``source`` names (see `resolve_model`)."""
-    return ModelSource(source).config
-
-
-def load_tokenizer(source: str | Path) -> Tokenizer | None:
-    """Return the tokenizer of the model that ``source`` names.
-
-    Returns None, with a warning, if it has none.
-    """
-    return ModelSource(source).tokenizer
-
-
 def unpacked_weights(source: str | Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Yield every parameter of a model by name, in ``dtype``, also if it is stored in blocks."""
     model = ModelSource(source)
@@ -251,7 +159,7 @@ def load_trainable(source: str | Path, dtype: torch.dtype, device: str | torch.d
     with torch.device("meta"):
         model = LlamaLM(found.config)
     for name, tensor in unpacked_weights(source, dtype):
-        _place(model, name, tensor.to(device))
+        place_parameter(model, name, tensor.to(device))
     if found.config.tie_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     model.model.inv_freq = rope.inverse_frequencies(found.config).to(device)
@@ -275,51 +183,12 @@ def checkpoint_hash(source: str | Path, progress: Progress | None = None) -> str
     return weights.hash_weights(wanted, progress)
 
 
-def _load_plain(
-    folder: Path, config: ModelConfig, dtype: torch.dtype | None, device: str | torch.device
-) -> LlamaLM:
-    inode = folder.stat().st_ino
-    wanted = weights.check_against(config, weights.read_index(folder), folder)
-    warn_of_adapter_beside_model(folder)
-    dtype = weights.common_dtype(wanted, folder) if dtype is None else dtype
-    if torch.device(device).type == "cpu":
-        require_memory(config, config.nbytes(dtype.itemsize), folder)
-    with torch.device("meta"):
-        model = LlamaLM(config)
-    known = load_lineage(folder)
-    expected = known.weights_hash if known else None
-    hashed = weights.BackgroundHash(wanted) if expected else None
-    for name, info in wanted.items():
-        stored = weights.read_tensor(info)
-        if hashed is not None:
-            hashed.add(name, stored)
-        tensor = weights.cast_tensor(name, stored, dtype, folder).to(device)
-        # A tensor without conversion is still mapped from the file.
-        _place(model, name, tensor.clone() if tensor.data_ptr() == stored.data_ptr() else tensor)
-    if config.tie_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    model.model.inv_freq = rope.inverse_frequencies(config).to(device)
-    differs = hashed is not None and hashed.result() != expected
-    if folder.stat().st_ino != inode:  # the folder was replaced by a save: some tensors may be old
-        raise CheckpointError(f"{folder}: was replaced while it was being read; load it again")
-    if differs:
-        raise CheckpointError(
-            f"{folder}: its weights are not those that {LINEAGE_FILE} describes; restore the folder"
-        )
-    return model
-
-
 def _gathered(param: Tensor) -> Tensor:
     """Return a parameter as one plain tensor.
 
     A parameter sharded by FSDP2 is gathered. All ranks must call this in the same order.
     """
     return param.full_tensor() if hasattr(param, "full_tensor") else param
-
-
-def _place(model: nn.Module, name: str, tensor: Tensor) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor))
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FILE = "model.gguf"
+EMBEDDING = "token_embd.weight"
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32

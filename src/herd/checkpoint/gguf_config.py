@@ -6,7 +6,8 @@ Reading computes the combined effect of the two and returns a scaling with the s
 writes also have the scaling in ``herd.rope_scaling.*``. Other programs ignore these keys.
 
 Source: llama.cpp ``convert_hf_to_gguf.py`` (LlamaModel), ``gguf-py/gguf/constants.py``, and
-``llama-model.cpp`` and ``llama-context.cpp`` for what an absent key means.
+``llama-model.cpp`` and ``llama-context.cpp`` for what an absent key means. torch is imported only for a file with RoPE
+scaling.
 """
 
 from __future__ import annotations
@@ -17,19 +18,17 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, ConfigError
 from ..llama.config import SIZES, ModelConfig, RopeScaling
-from ..llama.rope import inverse_frequencies
-from ..quant import blocks
 from ..quant.formats import F32
-from .gguf import GGUF, TensorEntry
+from .gguf import EMBEDDING, GGUF, TensorEntry
 from .lineage import released_as
 from .names import TABLES, gguf_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROPE_FREQS = "rope_freqs.weight"
 # Formats that a file may contain but that are not for weights.
@@ -82,14 +81,14 @@ def config_from_gguf(file: GGUF) -> ModelConfig:
     if architecture != "llama":
         raise CheckpointError(f"{file.path}: architecture {architecture!r} cannot be run; only 'llama' can")
     _refuse_other_models(file)
-    if "token_embd.weight" not in file.tensors:
-        raise CheckpointError(f"{file.path}: tensor token_embd.weight is missing; fetch the file again")
+    if EMBEDDING not in file.tensors:
+        raise CheckpointError(f"{file.path}: tensor {EMBEDDING} is missing; fetch the file again")
     n_heads = file.require("llama.attention.head_count", int)
     head_dim = file.get("llama.attention.key_length", int, 0)
     if file.get("llama.attention.value_length", int, head_dim) != head_dim:
         raise CheckpointError(f"{file.path}: llama.attention.value_length differs from key_length={head_dim}")
     fields: dict[str, Any] = {
-        "vocab_size": file.tensors["token_embd.weight"].shape[0],
+        "vocab_size": file.tensors[EMBEDDING].shape[0],
         "dim": file.require("llama.embedding_length", int),
         "n_layers": file.require("llama.block_count", int),
         "n_heads": n_heads,
@@ -157,6 +156,8 @@ def rope_factors(config: ModelConfig) -> Tensor | None:
 
 
 def _divisors(config: ModelConfig) -> Tensor:
+    from ..llama.rope import inverse_frequencies
+
     return inverse_frequencies(config.replace(rope_scaling=None)) / inverse_frequencies(config)
 
 
@@ -184,6 +185,12 @@ def _within_window(file: GGUF) -> int:
 
 def _scaling(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
     """Return the scaling with the combined effect of the file's metadata and ``rope_freqs.weight``."""
+    if ROPE_FREQS not in file.tensors and not any(
+        "rope.scal" in key or "rope_scal" in key for key in file.metadata
+    ):
+        return _release_scaling(file, plain)
+    import torch
+
     stated = _stated(file, plain)
     divisors = _divisors(plain.replace(rope_scaling=stated))
     amplitude = (stated.attention_factor if stated else 1.0) * file.get(
@@ -193,8 +200,6 @@ def _scaling(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
         raise ConfigError(f"llama.rope.scaling.attn_factor gives an attention factor of {amplitude}")
     if ROPE_FREQS in file.tensors:
         divisors = divisors * _stored_factors(file, plain)
-    elif not any("rope.scal" in key or "rope_scal" in key for key in file.metadata):
-        return _release_scaling(file, plain)
     own = _own(file, divisors)
     if own is None and amplitude == 1 and bool((divisors == 1).all()):
         return None
@@ -242,6 +247,10 @@ def _own(file: GGUF, divisors: Tensor) -> RopeScaling | None:
 
 
 def _stored_factors(file: GGUF, plain: ModelConfig) -> Tensor:
+    import torch
+
+    from ..quant import blocks
+
     entry = file.tensors[ROPE_FREQS]
     if entry.format != F32 or entry.shape != (plain.head_dim // 2,):
         stored = f"{entry.format.name} {list(entry.shape)}"
@@ -272,6 +281,8 @@ def _llama3_candidates(plain: ModelConfig, factors: Tensor) -> Iterator[RopeScal
         return
     for original in (8192, *(1 << n for n in range(4, 20))):
         yield RopeScaling(factor=factor, original_context=original)
+    from ..llama.rope import inverse_frequencies
+
     speeds = inverse_frequencies(plain).double() / (2 * math.pi)
     smooth = (1 / factors.double() - 1 / factor) / (1 - 1 / factor)
     blended = (smooth > 1e-3) & (smooth < 1 - 1e-3)

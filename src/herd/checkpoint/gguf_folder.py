@@ -119,7 +119,7 @@ class GGUFSource:
         except TokenizerError as error:
             warnings.warn(f"its tokenizer cannot be used here: {error}", stacklevel=4)
             return None
-        require_vocabulary_fits(tokenizer, self.config, self.file.path)
+        require_vocabulary_fits(tokenizer, self.config.vocab_size, self.file.path)
         return tokenizer
 
 
@@ -265,7 +265,7 @@ def write_gguf_folder(
     written next to the file (a licence, sampling settings).
     """
     if tokenizer is not None:
-        require_vocabulary_fits(tokenizer, config, out)
+        require_vocabulary_fits(tokenizer, config.vocab_size, out)
     require_replaceable(out)
     require_free_space(out, file_nbytes(config, formats))
     with new_folder(out, key) as (temporary, journal):

@@ -11,9 +11,12 @@ Shapes: D model dim (or the bytes of a packed row), K head dim.
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 import yaml
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TABLES = yaml.safe_load(files(__package__).joinpath("names.yaml").read_text(encoding="utf-8"))
 

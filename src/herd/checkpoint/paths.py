@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import CheckpointError
-from . import gguf, lineage, weights
+from . import gguf, lineage
 
 CONFIG = "config.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 GENERATION = "generation_config.json"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -18,7 +19,7 @@ SIDE_FILES = (GENERATION, *LICENCE_FILES)
 """Files that every import and export copies byte for byte, whatever becomes of weights and tokenizer."""
 KEPT_FILES = (*TOKENIZER_FILES, "added_tokens.json", *TEMPLATE_FILES, *SIDE_FILES)
 """The same, if weights and tokenizer stay in Hugging Face's layout."""
-_KNOWN_FILES = {CONFIG, lineage.FILE, weights.INDEX, gguf.FILE, "README.md", ".gitattributes"}
+_KNOWN_FILES = {CONFIG, lineage.FILE, INDEX, gguf.FILE, "README.md", ".gitattributes"}
 _KNOWN_FILES |= {name.split("/")[0] for name in KEPT_FILES}
 
 

@@ -30,13 +30,12 @@ from ..llama.config import ModelConfig
 from ..machine import cores
 from .foreign import refuse_quantized_names
 from .hf import read_json
+from .paths import INDEX, SINGLE
 from .stream import Progress, advance_of
 
 STORABLE = {DTYPES[name].safetensors: torch_dtype(name) for name in ("fp32", "fp16", "bf16")}
 """Dtypes of weights by their codes in a safetensors header."""
 FP8 = "F8_E4M3"
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 PIECE = 1 << 22
 """Number of values that are converted or checked at a time."""
 LFS_POINTER = b"version https://git-lfs"

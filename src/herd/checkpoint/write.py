@@ -18,8 +18,9 @@ from torch import Tensor
 from ..dtypes import DTYPES, short_name
 from ..errors import CheckpointError
 from .journal import Journal
+from .paths import INDEX, SINGLE
 from .stream import Progress, advance_of, write_tensors
-from .weights import INDEX, SINGLE, cast_tensor, combine_digests, raw_bytes, tensor_digest
+from .weights import cast_tensor, combine_digests, raw_bytes, tensor_digest
 
 MAX_SHARD_BYTES = 5_000_000_000
 Specs = Mapping[str, tuple[tuple[int, ...], torch.dtype]]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from ..errors import ChatError, EngineError, HerdError
+from ..machine import load_torch_libraries, without_garbage_collection
 from ..text import ToolCall
 from ..text.messages import CODE_INTERPRETER
 from ..tools import CUSTOM_TOOLS, ToolResult, execute_call
@@ -89,16 +90,21 @@ def chat_command(
     """
     constraint = _constraint(schema, regex)
     from ..checkpoint import ModelSource
-    from ..engine.chat_session import complete as continue_text
-    from ..engine.engine import Engine
-    from ..engine.request import Sampling
     from .chat_memory import plan_context
-    from .chat_model import compute_kind, load_chat_model, load_draft
+    from .chat_model import compute_kind, load_chat_model, load_draft, require_tokenizer
 
-    source = ModelSource(folder, pre=pre)  # a missing model is reported before stdin is read
+    # a missing model is reported before stdin is read and before torch is imported, which takes a second
+    source = ModelSource(folder, pre=pre)
     question = _one_question(prompt, as_json)
-    limit = plan_context(source, *compute_kind(source, dtype, device), kv, context)
-    model = load_chat_model(source, dtype, device)
+    with without_garbage_collection():
+        load_torch_libraries()
+        require_tokenizer(source)  # read meanwhile
+        from ..engine.chat_session import complete as continue_text
+        from ..engine.engine import Engine
+        from ..engine.request import Sampling
+
+        limit = plan_context(source, *compute_kind(source, dtype, device), kv, context)
+        model = load_chat_model(source, dtype, device)
     given: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     given["repetition_penalty"] = repetition_penalty
     sampling = Sampling(

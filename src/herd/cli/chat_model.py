@@ -11,14 +11,17 @@ import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import Lineage, ModelSource, generation_defaults
+from ..checkpoint import ModelSource, generation_defaults
 from ..checkpoint.sources import model_name
 from ..dtypes import torch_dtype
 from ..errors import EngineError
-from ..llama.model import LlamaLM
-from ..text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from ..checkpoint import Lineage
+    from ..llama.model import LlamaLM
+    from ..text.tokenizer import Tokenizer
 
 BASE_STAGES = ("teacher", "long", "lm")
 RAISED_STAGES = ("instruct", "student", "control", "sft")
@@ -97,6 +100,14 @@ def load_chat_model(
 ) -> ChatModel:
     """Load a checkpoint for chat. Raises EngineError, before the weights are read, if it has no tokenizer."""
     source = folder if isinstance(folder, ModelSource) else ModelSource(folder)
+    tokenizer = require_tokenizer(source)
+    dtype, device = compute_kind(source, dtype, device)
+    model = source.load(None if dtype is None else torch_dtype(dtype), device)
+    return ChatModel(source.path, model.eval().requires_grad_(False), tokenizer, source.lineage)
+
+
+def require_tokenizer(source: ModelSource) -> Tokenizer:
+    """Return the model's tokenizer, without importing torch. Raises EngineError if it has none."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*has no tokenizer")  # is an error below
         tokenizer = source.tokenizer
@@ -106,9 +117,7 @@ def load_chat_model(
         if source.file is not None:
             cure = "take a GGUF file with one"
         raise EngineError(f"{source.path} has no tokenizer; {cure}")
-    dtype, device = compute_kind(source, dtype, device)
-    model = source.load(None if dtype is None else torch_dtype(dtype), device)
-    return ChatModel(source.path, model.eval().requires_grad_(False), tokenizer, source.lineage)
+    return tokenizer
 
 
 def compute_kind(source: ModelSource, dtype: str | None, device: str | None) -> tuple[str | None, str]:

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 import yaml
 
-from ..checkpoint import Lineage, checkpoint_hash, load_model, load_trainable, save_model
-from ..checkpoint.folder import ModelSource
+from ..checkpoint import Lineage, ModelSource, checkpoint_hash, load_model, load_trainable, save_model
 from ..checkpoint.weights import common_dtype, read_index
 from ..data.batch import Batch
 from ..data.stream import Stream, first_rows

@@ -24,9 +24,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint import load_model, load_trainable, write_checkpoint
+from ..checkpoint import ModelSource, checkpoint_hash, load_model, load_trainable, write_checkpoint
 from ..checkpoint.adapters import export_gguf_adapter, read_adapter
-from ..checkpoint.folder import ModelSource, checkpoint_hash
 from ..checkpoint.gguf_folder import encoded, write_gguf_folder
 from ..checkpoint.lineage import Lineage, load_lineage, update_lineage
 from ..data.builtin import read_parallel

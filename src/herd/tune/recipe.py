@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..checkpoint.folder import ModelSource
+from ..checkpoint import ModelSource
 from ..data.tuning import AnswerPair, Example, TuningRows, read_tuning
 from ..errors import DataError
 from ..files import write_atomically

@@ -1,0 +1,66 @@
+"""Tell the folder of a LoRA adapter from a model's, and read the name of its base. Does not import torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from .paths import ADAPTER, ADAPTER_CONFIG, CONFIG
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def is_adapter(path: Path) -> bool:
+    """Return whether a folder has an adapter and no model."""
+    return (path / ADAPTER_CONFIG).is_file() and not (path / CONFIG).exists()
+
+
+def base_of(folder: Path) -> str:
+    """Return the base model that an adapter's folder names, with a path relative to the folder resolved."""
+    return base_in(folder, read_adapter_config(folder))
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Return the content of ``adapter_config.json``. Raises `CheckpointError`."""
+    path = folder / ADAPTER_CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(config, dict):
+            return config
+        reason = f"is a {type(config).__name__}, not an object"
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    raise CheckpointError(f"{path}: cannot be read ({reason}); restore the file")
+
+
+def base_in(folder: Path, config: Mapping[str, Any]) -> str:
+    """Return the base model that the content of ``adapter_config.json`` names."""
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(f"{folder / ADAPTER_CONFIG}: does not name the base model; add its path")
+    beside = folder / base
+    if not Path(base).exists() and beside.exists():
+        return str(beside.resolve())
+    return base if Path(base).exists() or not _HUB_NAME.fullmatch(base) else f"hf:{base}"
+
+
+def refuse_adapter(folder: Path, what: str) -> None:
+    """Raise `CheckpointError` if a folder has only an adapter, for ``what`` needs a whole model."""
+    if is_adapter(folder):
+        base = read_adapter_config(folder).get("base_model_name_or_path")
+        raise CheckpointError(
+            f"{folder}: is an adapter for {base}, and {what} needs a whole model; "
+            f"merge it first: herd tune merge {folder} --to bf16"
+        )
+
+
+def warn_of_adapter_beside_model(folder: Path) -> None:
+    """Warn about an adapter in a folder that has a model of its own, because it is not used."""
+    if (folder / ADAPTER).exists():
+        note = f"{folder}: ignoring {ADAPTER}; to use it, move it to its own folder with {ADAPTER_CONFIG}"
+        warnings.warn(note, stacklevel=3)
