@@ -42,7 +42,7 @@ def limit_spinning() -> None:
 
 
 def load_torch_libraries() -> None:
-    """Begin to load torch's largest library in another thread, as `import torch` would do, and return at once.
+    """Begin to load torch's largest library in another thread, as `import torch` does, and return at once.
 
     Loading takes 0.15 of the second that `import torch` takes, and other work that does not need torch can be
     done meanwhile. Set the number of threads before, and call `limit_spinning`.
@@ -64,8 +64,8 @@ def load_torch_libraries() -> None:
 def without_garbage_collection() -> Iterator[None]:
     """Do not collect garbage in the block, which makes objects that live as long as the process.
 
-    While torch is imported the collector would run a hundred times, for 0.1 s or more, and find nothing. After
-    the block it does not look at these objects again.
+    While torch is imported the collector would run a hundred times, for 0.1 s or more, and find nothing.
+    After the block it does not look at these objects again.
     """
     gc.disable()
     try:

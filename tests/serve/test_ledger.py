@@ -231,7 +231,7 @@ def test_tokens_per_minute_count_the_worst_case_and_then_the_real_number(store, 
     reserve(ledger, alice, "c", prompt=13)
     with pytest.raises(RateLimited):
         reserve(ledger, alice, "d", prompt=1, most=0)
-    with pytest.raises(RateLimited, match="smaller max_tokens") as caught:
+    with pytest.raises(RateLimited, match="lower max_tokens") as caught:
         reserve(ledger, alice, "e", most=100)
     assert caught.value.should_retry is False
 

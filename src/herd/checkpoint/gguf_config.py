@@ -6,8 +6,8 @@ Reading computes the combined effect of the two and returns a scaling with the s
 writes also have the scaling in ``herd.rope_scaling.*``. Other programs ignore these keys.
 
 Source: llama.cpp ``convert_hf_to_gguf.py`` (LlamaModel), ``gguf-py/gguf/constants.py``, and
-``llama-model.cpp`` and ``llama-context.cpp`` for what an absent key means. torch is imported only for a file with RoPE
-scaling.
+``llama-model.cpp`` and ``llama-context.cpp`` for what an absent key means. torch is imported only for a file
+with RoPE scaling.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Open a model on disk: its configuration, tokenizer and lineage, and its weights on request.
 
-This module does not import torch until the weights are read (or a configuration with RoPE scaling). So a model
-that does not exist is reported at once, and `herd chat` reads the tokenizer while another thread loads torch's
-libraries.
+This module does not import torch until the weights are read (or a configuration with RoPE scaling). So a
+model that does not exist is reported at once, and `herd chat` reads the tokenizer while another thread loads
+torch's libraries.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Plan the memory of a chat before anything is loaded: the weights, and the keys and values of the dialog.
 
-The rule: weights, cache and a fixed overhead must fit in the memory that is free. If the model's whole context does
-not fit, the dialog is limited to what does, and one line says so. If not even a short dialog fits, nothing is
-loaded, and the error names what would fit.
+The rule: weights, cache and a fixed overhead must fit in the memory that is free. If the model's whole
+context does not fit, the dialog is limited to what does, and one line says so. If not even a short dialog
+fits, nothing is loaded, and the error names what would fit.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def plan_context(source: ModelSource, dtype: str | None, device: str, kv: str, a
     least = asked or min(wanted, LEAST_CONTEXT)
     cache = least * config.kv_nbytes_per_token(BYTES[kv])
     raise CheckpointError(
-        f"{path}: {weights / 1e9:.1f} GB of weights and {cache / 1e9:.1f} GB for {least:,} tokens do not fit in "
-        f"{free / 1e9:.1f} GB of free memory; {_cure(config, path, weights, cache, free, kv, least)}"
+        f"{path}: {weights / 1e9:.1f} GB of weights and {cache / 1e9:.1f} GB for {least:,} tokens do not "
+        f"fit in {free / 1e9:.1f} GB of free memory; {_cure(config, path, weights, cache, free, kv, least)}"
     )
 
 
@@ -88,7 +88,7 @@ def _free(device: str) -> int:
 
 
 def _fitting_tokens(config: ModelConfig, kv: str, free: int) -> int:
-    """Return the number of tokens, in whole pages, whose keys and values fit in ``free`` bytes with the overhead."""
+    """Return the tokens, in whole pages, whose keys and values fit in ``free`` bytes with the overhead."""
     per_page = PAGE * config.kv_nbytes_per_token(BYTES[kv])
     return int(max(0, free - OVERHEAD) // per_page * PAGE)
 

@@ -36,7 +36,7 @@ Key = Annotated[str, typer.Argument(help="The key's name or id.")]
 @app.command("create")
 def create_command(
     name: Annotated[str, typer.Argument(help="A name for people, e.g. alice or build-server.")],
-    models: Annotated[list[str], typer.Option("--model", help="Allow only this model. Repeatable.")] = [],  # noqa: B006
+    models: Annotated[list[str], typer.Option("--model", help="Allow only this model. Repeatable.")] = [],
     scopes: Annotated[
         list[str],
         typer.Option(
@@ -44,7 +44,7 @@ def create_command(
             help="Allow only these routes: chat, completions, responses, messages, ollama, "
             "tokenize, models, usage, metrics, admin. Repeatable (default: all but the last two).",
         ),
-    ] = [],  # noqa: B006
+    ] = [],
     admin: Annotated[bool, typer.Option("--admin", help="Allow everything, also keys and metrics.")] = False,
     cache_group: Annotated[
         str | None,
@@ -55,13 +55,13 @@ def create_command(
     concurrent: Annotated[int | None, typer.Option(min=1, help="Most requests at the same time.")] = None,
     budgets: Annotated[
         list[str], typer.Option("--budget", help="'500000 tokens/day', '20 EUR/month'. Repeatable.")
-    ] = [],  # noqa: B006
+    ] = [],
     tools: Annotated[
         list[str],
         typer.Option(
             "--tools", help="Tools on the server that it may use, e.g. calculator,python,files. Repeatable."
         ),
-    ] = [],  # noqa: B006
+    ] = [],
     expires: Annotated[
         str | None, typer.Option(help="A day such as 2027-01-31, or a duration such as 90d.")
     ] = None,

@@ -169,8 +169,8 @@ def _allocate(
     needed, free = source.config.nbytes(4.0) * 1.2, available_memory()
     if needed > free:
         raise QuantError(
-            f"a size in bits needs the whole model in memory: {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-            "name a file type instead (--to Q4_K_M)"
+            f"a size in bits needs the whole model in memory ({needed / 1e9:.1f} GB, "
+            f"{free / 1e9:.1f} GB are free); name a file type instead (--to Q4_K_M)"
         )
     windows = [window[None] for batch in batches for window in batch][:MAX_WINDOWS]
     with count_bar("measure sensitivity") as progress:

@@ -52,7 +52,7 @@ def serve_command(
         float | None,
         Option(
             min=0,
-            help="With several models: memory for them in GB (default: 90 % of what is free). The least recently "
+            help="With several models: memory for them in GB (default: 90 % of the free). The least recently "
             "used ones are unloaded.",
         ),
     ] = None,
@@ -65,7 +65,7 @@ def serve_command(
         bool | None,
         Option(
             "--keys/--no-keys",
-            help="Whether clients need a key (default: if any was created). The first start prints an admin's key.",
+            help="Whether clients need a key (default: if any exists). The first start prints an admin key.",
         ),
     ] = None,
     store: Annotated[
@@ -90,8 +90,8 @@ def serve_command(
 ) -> None:
     """Serve models to programs that speak OpenAI's, Anthropic's or Ollama's API, until Ctrl-C.
 
-    Without keys (`herd keys`) the server only listens to its own machine. The sampling settings default to the
-    checkpoint's, or to greedy decoding if it has none, as in `herd chat`.
+    Without keys (`herd keys`) the server only listens to its own machine. The sampling settings default to
+    the checkpoint's, or to greedy decoding if it has none, as in `herd chat`.
     """
     from ..checkpoint import ModelSource
     from ..serve.app import create_app

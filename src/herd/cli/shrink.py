@@ -71,23 +71,25 @@ def _group() -> None:
 
 @app.command(RUN)
 def shrink_command(
-    model: Model, to: To = None, vocab: Vocab = [], text: Text = [], dialogs: Dialogs = [], heldout: Heldout = [],  # noqa: B006
-    own_text: OwnText = False, tokens: Tokens = 1_300_000, race_tokens: RaceTokens = 250_000, arms: Arms = 3,
-    context: Context = 512, batch: Batch = 4, lr: Rate = None, sweep_tokens: Sweep = 50_000, dtype: Compute = "auto",
-    heldout_tokens: HeldoutTokens = 20_000, seed: Seed = 0,
-    gguf: Gguf = None, qad_tokens: QadTokens = 0, correct_teacher: CorrectTokens = 0, task: Tasks = [],  # noqa: B006
-    task_data: TaskData = None, task_limit: TaskLimit = None, out: Out = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the shapes, the time and the bytes.")] = False,
+    model: Model, to: To = None, vocab: Vocab = [], text: Text = [], dialogs: Dialogs = [],
+    heldout: Heldout = [], own_text: OwnText = False, tokens: Tokens = 1_300_000,
+    race_tokens: RaceTokens = 250_000, arms: Arms = 3, context: Context = 512, batch: Batch = 4,
+    lr: Rate = None, sweep_tokens: Sweep = 50_000, dtype: Compute = "auto",
+    heldout_tokens: HeldoutTokens = 20_000, seed: Seed = 0, gguf: Gguf = None, qad_tokens: QadTokens = 0,
+    correct_teacher: CorrectTokens = 0, task: Tasks = [], task_data: TaskData = None,
+    task_limit: TaskLimit = None, out: Out = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print shapes, time and bytes.")] = False,
     threads: Threads = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Plan students within a budget, race them, distil the best, and write it with a ledger.
 
     Ends with exit code 1 if a step made the model worse, or if the student is worse than a control.
     """
-    found = _settings(model, to, vocab, text, dialogs, heldout, tokens, race_tokens, arms, context, batch, lr, dtype,
-                      heldout_tokens, seed, gguf, own_text, sweep_tokens, qad_tokens=qad_tokens,
-                      correct_tokens=correct_teacher, tasks=tuple(task), task_data=task_data,
-                      task_limit=task_limit)  # fmt: skip
+    found = _settings(
+        model, to, vocab, text, dialogs, heldout, tokens, race_tokens, arms, context, batch, lr, dtype,
+        heldout_tokens, seed, gguf, own_text, sweep_tokens, qad_tokens=qad_tokens,
+        correct_tokens=correct_teacher, tasks=tuple(task), task_data=task_data, task_limit=task_limit,
+    )  # fmt: skip
     shrinker = _shrinker(found, out)
     if dry_run:
         _print_forecast(shrinker, as_json)
@@ -102,15 +104,15 @@ def shrink_command(
 
 @app.command("race")
 def race_command(
-    model: Model, to: To = None, vocab: Vocab = [], text: Text = [], dialogs: Dialogs = [], heldout: Heldout = [],  # noqa: B006
-    race_tokens: RaceTokens = 250_000, arms: Arms = 3, context: Context = 512, batch: Batch = 4, lr: Rate = None,
-    sweep_tokens: Sweep = 50_000, dtype: Compute = "auto", heldout_tokens: HeldoutTokens = 20_000, seed: Seed = 0,
-    out: Out = None,
-    threads: Threads = None, as_json: Json = False,
+    model: Model, to: To = None, vocab: Vocab = [], text: Text = [], dialogs: Dialogs = [],
+    heldout: Heldout = [], race_tokens: RaceTokens = 250_000, arms: Arms = 3, context: Context = 512,
+    batch: Batch = 4, lr: Rate = None, sweep_tokens: Sweep = 50_000, dtype: Compute = "auto",
+    heldout_tokens: HeldoutTokens = 20_000, seed: Seed = 0, out: Out = None, threads: Threads = None,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Distil every planned shape briefly, with controls of the best one, and print the order."""
-    found = _settings(model, to, vocab, text, dialogs, heldout, race_tokens, race_tokens, arms, context, batch, lr,
-                      dtype, heldout_tokens, seed, None, False, sweep_tokens)  # fmt: skip
+    found = _settings(model, to, vocab, text, dialogs, heldout, race_tokens, race_tokens, arms, context,
+                      batch, lr, dtype, heldout_tokens, seed, None, False, sweep_tokens)  # fmt: skip
     if to is None:
         raise ConfigError("a race is between shapes of one budget: give --to, e.g. --to params=95M")
     shrinker = _shrinker(found, out)
@@ -126,7 +128,8 @@ def race_command(
 @app.command("label")
 def label_command(
     model: Model, vocab: Annotated[int | None, typer.Option(help="Size of the student's vocabulary.")] = None,
-    text: Text = [], dialogs: Dialogs = [], heldout: Heldout = [], tokens: Tokens = 250_000, context: Context = 512,  # noqa: B006
+    text: Text = [], dialogs: Dialogs = [], heldout: Heldout = [], tokens: Tokens = 250_000,
+    context: Context = 512,
     dtype: Compute = "auto", seed: Seed = 0, out: Out = None, threads: Threads = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Store draws from a teacher's predictions of a text. Several processes may work on the same folder."""
@@ -152,7 +155,7 @@ def label_command(
 
 @app.command("score")
 def score_command(
-    model: Model, text: Text = [], dialogs: Dialogs = [], heldout: Heldout = [], context: Context = 512,  # noqa: B006
+    model: Model, text: Text = [], dialogs: Dialogs = [], heldout: Heldout = [], context: Context = 512,
     drop: Annotated[int, typer.Option(min=0, help="Also find this many contiguous layers to drop.")] = 0,
     dtype: Compute = "auto", seed: Seed = 0, out: Out = None, threads: Threads = None, as_json: Json = False,
 ) -> None:  # fmt: skip
@@ -179,7 +182,7 @@ def score_command(
 
 @app.command("prune")
 def prune_command(
-    model: Model, text: Text = [], dialogs: Dialogs = [], heldout: Heldout = [],  # noqa: B006
+    model: Model, text: Text = [], dialogs: Dialogs = [], heldout: Heldout = [],
     layers: Annotated[int | None, typer.Option(help="Layers to keep.")] = None,
     ffn: Annotated[int | None, typer.Option(help="FFN neurons to keep in every layer.")] = None,
     width: Annotated[int | None, typer.Option(help="Channels to keep.")] = None,
@@ -236,8 +239,9 @@ def prune_command(
 
 
 def _settings(
-    model: str, to: str | None, vocab: list[int], text: list[str], dialogs: list[str], heldout: list[str], tokens: int,
-    race_tokens: int, arms: int, context: int, batch: int, lr: float | None, dtype: str, heldout_tokens: int, seed: int,
+    model: str, to: str | None, vocab: list[int], text: list[str], dialogs: list[str], heldout: list[str],
+    tokens: int, race_tokens: int, arms: int, context: int, batch: int, lr: float | None, dtype: str,
+    heldout_tokens: int, seed: int,
     gguf: str | None, own_text: bool = False, sweep_tokens: int = 0, **more: Any,
 ) -> ShrinkSettings:  # fmt: skip
     """Return the checked settings of a run. Raises `ConfigError` that names the option."""
@@ -247,7 +251,8 @@ def _settings(
 
     try:
         return ShrinkSettings(
-            model=model, to=to, vocab=tuple(vocab), text=tuple(text), dialogs=tuple(dialogs), heldout=tuple(heldout),
+            model=model, to=to, vocab=tuple(vocab), text=tuple(text), dialogs=tuple(dialogs),
+            heldout=tuple(heldout),
             tokens=tokens, race_tokens=race_tokens, arms=arms, context=context, batch_size=batch, lr=lr,
             dtype=fast_dtype() if dtype == "auto" else dtype,  # type: ignore[arg-type]
             heldout_tokens=heldout_tokens, seed=seed, gguf=gguf, own_text=own_text,
@@ -255,9 +260,8 @@ def _settings(
         )  # type: ignore[arg-type, call-arg]  # fmt: skip
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(
-            f"--{'-'.join(map(str, first['loc'])).replace('_', '-')}={first['input']!r}: {first['msg'].lower()}"
-        ) from error
+        option = "-".join(map(str, first["loc"])).replace("_", "-")
+        raise ConfigError(f"--{option}={first['input']!r}: {first['msg'].lower()}") from error
 
 
 def fast_dtype() -> str:
@@ -334,8 +338,8 @@ def _steps() -> Callable[[dict[str, Any]], None]:
 def _print_shapes(shrinker: Shrinker) -> None:
     teacher = shrinker.shop.config
     rows = [
-        (shape.label(teacher), f"{shape.config.n_params:,}", f"{shape.config.n_params / teacher.n_params:.0%}",
-         shape.weights, shape.kv, f"{shape.harm:.3f}")
+        (shape.label(teacher), f"{shape.config.n_params:,}",
+         f"{shape.config.n_params / teacher.n_params:.0%}", shape.weights, shape.kv, f"{shape.harm:.3f}")
         for shape in shrinker.shapes
     ]  # fmt: skip
     print_table(

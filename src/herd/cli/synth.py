@@ -39,7 +39,7 @@ def synth_command(
     seed: Annotated[int, typer.Option(help="Seed of the answers.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Let a teacher answer prompts, keep the answers that are verified, and write them as dialogs for herd tune.
+    """Let a teacher answer prompts, keep verified answers, and write them as dialogs for herd tune.
 
     Ctrl-C keeps what is done, and the same command continues.
     """
@@ -57,8 +57,9 @@ def synth_command(
     )
     unverified = any(not prompt.check and not prompt.passage for prompt in asked)
     options = SynthOptions(
-        samples=samples or (5 if unverified else 1), temperature=temperature, max_tokens=max_tokens, agree=agree,
-        similarity=similarity, budget_tokens=budget_tokens, budget_usd=budget_usd, usd_per_mtok=usd_per_mtok, seed=seed,
+        samples=samples or (5 if unverified else 1), temperature=temperature, max_tokens=max_tokens,
+        agree=agree, similarity=similarity, budget_tokens=budget_tokens, budget_usd=budget_usd,
+        usd_per_mtok=usd_per_mtok, seed=seed,
     )  # fmt: skip
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with progress_display("synth", *columns) as bar:

@@ -77,10 +77,10 @@ def tune_command(
     if sum(value is not None for value in (steps, tokens, epochs)) > 1:
         raise DataError("--steps, --tokens and --epochs: give one of the three")
     options = TuneOptions(
-        model=model, data=tuple(data), out=str(folder), method=method, objective=objective, rank=rank, lr=lr,  # type: ignore[arg-type]
-        steps=steps, tokens=tokens, epochs=epochs, context=context, heldout=heldout, replay=tuple(replay or ()),
-        replay_share=replay_share, beta=beta, tasks=tuple(tasks.split(",")) if tasks else (), other=tuple(other or ()),
-        seed=seed,
+        method=method, objective=objective, model=model,  # type: ignore[arg-type]
+        data=tuple(data), out=str(folder), rank=rank, lr=lr, steps=steps, tokens=tokens, epochs=epochs,
+        context=context, heldout=heldout, replay=tuple(replay or ()), replay_share=replay_share, beta=beta,
+        tasks=tuple(tasks.split(",")) if tasks else (), other=tuple(other or ()), seed=seed,
     )  # fmt: skip
     keep_freed_memory()
     source = data_source(benchmarks)
@@ -152,7 +152,7 @@ def merge_command(
     if not found.written:
         hint = "" if gptq else "; try --gptq, which fits the rounding to your data,"
         raise QuantError(
-            f"only {100 * found.survived:.0f} % of the update survived {to}, less than {100 * least:.0f} %: nothing "
+            f"only {100 * found.survived:.0f} % of the update survived {to}, less than {100 * least:.0f} %: "
             f"was written{hint or ';'} or a format with more bits, or --force"
         )
 
@@ -171,7 +171,7 @@ def _merge_lines(found: Any) -> list[tuple[str, str]]:
         ("update", f"KL {found.update_kl:.3g} nats/token from the base"),
         (
             "rounding",
-            f"KL {found.merged_kl:.3g} from base + adapter (rounding the untuned base: {found.base_rounding_kl:.3g})",
+            f"KL {found.merged_kl:.3g} from base + adapter (by rounding alone: {found.base_rounding_kl:.3g})",
         ),
         ("survived", f"{100 * found.survived:.1f} % of the update"),
     ]
@@ -238,7 +238,7 @@ def language_command(
     out: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/tune/LANGUAGE).")] = None,
     as_json: Json = False,
 ) -> None:
-    """Teach a model a language: extend its vocabulary, train the new tokens, and measure what was gained and lost.
+    """Teach a model a language: extend its vocabulary, train the new tokens, and measure the changes.
 
     Ctrl-C saves the state of the run, and the same command resumes it.
     """
@@ -247,8 +247,8 @@ def language_command(
 
     folder = out or Path("runs") / "tune" / language
     options = LanguageOptions(
-        model=model, language=language, text=tuple(text), out=str(folder), add=add, tokens=tokens, rank=rank, lr=lr,
-        replay=tuple(replay or ()), replay_share=replay_share,
+        model=model, language=language, text=tuple(text), out=str(folder), add=add, tokens=tokens, rank=rank,
+        lr=lr, replay=tuple(replay or ()), replay_share=replay_share,
     )  # fmt: skip
     keep_freed_memory()
     with step_progress(language, steps_of(options), show=True) as on_step:

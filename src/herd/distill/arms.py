@@ -259,7 +259,8 @@ class Workshop:
         whole = -(-rows // SHARD_ROWS) * SHARD_ROWS
         return TargetsSpec(
             tokenizer=self.tokenizer_of(vocab).sha256, data=data, teacher=teacher or self.teacher_hash,
-            vocab_size=vocab, context=s.context, n_rows=min(whole, stream.n_rows), n_draws=s.n_draws, seed=s.seed,
+            vocab_size=vocab, context=s.context, n_rows=min(whole, stream.n_rows), n_draws=s.n_draws,
+            seed=s.seed,
             block_rows=4, shard_rows=SHARD_ROWS,
         )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """The seconds and bytes of a shrink run, predicted from a probe of some seconds.
 
-Labelling, training and measuring are predicted by their FLOPs at the measured rates. A race has a winner that is
-not known yet, so its cost is that of the most promising shape. Tasks of the ledger and the teacher's own writing
-are not predicted.
+Labelling, training and measuring are predicted by their FLOPs at the measured rates. A race has a winner that
+is not known yet, so its cost is that of the most promising shape. Tasks of the ledger and the teacher's own
+writing are not predicted.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def forecast(run: Shrinker) -> list[Forecast]:
 
 
 def _preparations(run: Shrinker) -> Iterator[Forecast]:
-    """Yield what comes before the first student: the teacher's measurement and correction, targets, importance."""
+    """Yield the steps before the first student: measuring and correcting the teacher, targets, importance."""
     s, shop = run.settings, run.shop
     teacher, first = shop.config, run.shapes[0].config
     vocabularies = dict.fromkeys(

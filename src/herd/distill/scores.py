@@ -1,8 +1,9 @@
 """Scores of the main models of a run, beside their loss: copying, looking up, and tasks of `herd eval`.
 
 Distillation can cost a model its ability to look back (arXiv 2509.01649) while its loss improves, so copying
-and looking up are measured on random tokens, of which no model knows anything. Tasks are zero-shot: continuations
-are ranked as for base models, and questions that need a written answer are asked in the chat format.
+and looking up are measured on random tokens, of which no model knows anything. Tasks are zero-shot:
+continuations are ranked as for base models, and questions that need a written answer are asked in the chat
+format.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def task_scores(
     limit: int | None,
     out: Path,
 ) -> dict[str, Estimate]:
-    """Return a score of each task with its interval. ``out`` keeps the answers, so that none is asked twice."""
+    """Return each task's score with its interval. ``out`` stores answers, so that none is asked twice."""
     found: dict[str, Estimate] = {}
     for task_name in tasks:
         ranked = isinstance(make_task(task_name), ChoiceTask)

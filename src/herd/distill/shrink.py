@@ -317,7 +317,7 @@ class Shrinker:
         return Quality(**self.shop.cells.run(f"{arm.name}-{tokens}-{format_name}", None, work)["quality"])
 
     def _quantized_steps(self, arm: Arm, source: Path, exported: Path, format_name: str) -> list[LedgerStep]:
-        """Round the student to a format, distil it in that format if asked, and write the better of the two."""
+        """Round the student to a format, distil it there if asked, and write the better of the two."""
         s, config = self.settings, arm.config
         plain = self.folder / "arms" / arm.name / f"{format_name}-{s.tokens}"
         quality = self._quantized(arm, exported, plain, s.tokens, format_name)
@@ -329,7 +329,8 @@ class Shrinker:
             record = self.shop.rounded(arm, source, format_name, s.qad_tokens, self.on_step)
             teacher_flops = record["tokens"] * self.shop.config.flops_per_token(s.context / 2)
             step = LedgerStep(
-                f"{arm.name}, {format_name}, {s.qad_tokens:,} tokens", f"distilled in {format_name}", config.n_params,
+                f"{arm.name}, {format_name}, {s.qad_tokens:,} tokens", f"distilled in {format_name}",
+                config.n_params,
                 nbytes, Quality(**record["quality"]), record["tokens"], record["flops"], teacher_flops,
                 record["seconds"], better_than={steps[0].name: quality},
             )  # fmt: skip
@@ -343,11 +344,12 @@ class Shrinker:
         return steps
 
     def _write_packed(self, packed: GGUFSource, exported: Path, out: Path) -> None:
-        """Write a packed student to ``out`` with the name, the licence and the side files of the exported one."""
+        """Write a packed student to ``out`` with the exported one's name, licence and side files."""
         known = load_lineage(exported)
         assert known is not None
         write_gguf_folder(
-            out, packed.config, packed.formats, lambda name: [packed.rows(name)], packed.tokenizer, known.name,
+            out, packed.config, packed.formats, lambda name: [packed.rows(name)], packed.tokenizer,
+            known.name,
             lambda: known, extra_files=read_kept(exported, SIDE_FILES),
         )  # fmt: skip
 

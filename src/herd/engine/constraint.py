@@ -89,7 +89,7 @@ class Constraint:
         return cls("regular expression", pattern)
 
     def check(self) -> None:
-        """Raise ConstraintError if llguidance cannot follow this form. Needs no tokenizer and makes no guide."""
+        """Raise ConstraintError if llguidance cannot follow this form. Needs no tokenizer."""
         from llguidance import LLMatcher
 
         try:

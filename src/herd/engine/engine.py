@@ -322,7 +322,7 @@ class Engine:
                 self.scheduler.remove(sequence)
 
     def _score_prompts(self, parts: list[Part], hidden_ND: Tensor) -> None:
-        """Give sequences that want them the log-probabilities of the prompt tokens that these parts predict."""
+        """Give sequences the log-probabilities that they want of prompt tokens, which these parts predict."""
         row = 0
         for sequence, n, draft in parts:
             if sequence.lacks_prompt_logprobs:
@@ -347,7 +347,7 @@ class Engine:
 
 
 def copies(request: Request, n: int) -> list[Request]:
-    """Return ``n`` requests for answers to one prompt. Their seeds are hashes of the request's own, if any."""
+    """Return ``n`` requests for answers to one prompt, with seeds derived from the request's, if any."""
     if n < 1:
         raise EngineError(f"n={n} must be at least 1")
     sampling = request.sampling

@@ -14,7 +14,7 @@ from .memory import PREFILL_TOKENS
 MIXED_TOKENS = 256
 """Prompt tokens of a step in which other sequences decode, without a pacer."""
 SLOWDOWN = 2.5
-"""Duration of a step that decodes and computes a piece of a prompt, as a multiple of one that only decodes."""
+"""Duration of a step with decoding and a piece of a prompt, as a multiple of one that only decodes."""
 LONGEST_SECONDS = 1.0
 """Duration of a step without decoding sequences. A request that arrives meanwhile waits for its end."""
 FIRST_TOKENS, FEWEST_TOKENS = 256, 8
@@ -30,7 +30,7 @@ class Pacer:
 
     def __init__(self) -> None:
         self._decode_seconds = 0.0  # of a step that only decodes, 0 if not known
-        # of one more prompt token, beside decoding or not: the running mean, and that of the deviations from it
+        # of one more prompt token, with or without decoding: the running means of it and its deviations
         self._token_seconds, self._deviation = {True: 0.0, False: 0.0}, {True: 0.0, False: 0.0}
         self._mixed = 0
 

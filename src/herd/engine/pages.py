@@ -59,9 +59,7 @@ class Pages:
             page, _ = self._idle.popitem(last=False)
             self._forget(page)
         else:
-            raise EngineError(
-                f"the cache is full: all {self.capacity} pages are in use; raise cache_bytes or shorten the prompt"
-            )
+            raise EngineError(f"the cache is full: all {self.capacity} pages are in use; raise cache_bytes")
         self._users[page] = 1
         return page
 

@@ -190,7 +190,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class Usage:
-    """The tokens and the times of one request, up to now. They are final once its answer is read or cancelled.
+    """The tokens and times of a request, up to now. They are final once its answer is read or cancelled.
 
     ``cached_tokens`` of the ``prompt_tokens`` came from the cache. ``completion_tokens`` were sampled for the
     request, up to and including the last one that its reader took, or that was used up as stop token or stop

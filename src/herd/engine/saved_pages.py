@@ -2,9 +2,9 @@
 
 The preamble of a coding agent has 7,000 to 19,000 tokens, which is minutes of work on a CPU and seconds of
 reading. Each full page is a file: the page's bytes and a checksum of them, of the page's hash (`pages.py`),
-which covers all tokens before it and the tenant, and of the fingerprint of model and cache. So a page is never
-used for another model, another text or another tenant, and a damaged file is ignored. A thread writes the
-files. The folder is bounded, and what has not been asked for longest is deleted first, of any model.
+which covers all tokens before it and the tenant, and of the fingerprint of model and cache. So a page is
+never used for another model, another text or another tenant, and a damaged file is ignored. A thread writes
+the files. The folder is bounded, and what has not been asked for longest is deleted first, of any model.
 
 Whoever can read the folder can reconstruct prompts from it, so it is readable by its owner only.
 """
@@ -32,7 +32,7 @@ from .cache import PagedCache
 from .pages import Cached
 
 PENDING_BYTES = 256 << 20
-"""Most bytes that wait for the disk. If it is too slow, later pages are left out until they are asked for again."""
+"""Most bytes that wait for the disk. If it is too slow, later pages are not saved this time."""
 LAYOUT = 1
 """Number of the layout of a page's bytes. A new layout gets a new number, so that old pages are not read."""
 CHECKSUM_BYTES = 16

@@ -43,9 +43,10 @@ Numeric = int | Decimal
 def canonical_schema(text: str) -> str:
     """Return a schema whose numbers llguidance reads exactly and which accepts nothing that ``text`` refuses.
 
-    Annotations are dropped. An object that lists its properties and does not mention others gets no others: small
-    models would otherwise invent properties without end. Raises ConstraintError, naming the keyword and its value,
-    for numbers that cannot be kept, and for references that do not lead to a schema of this document.
+    Annotations are dropped. An object that lists its properties and does not mention others gets no others:
+    small models would otherwise invent properties without end. Raises ConstraintError, naming the keyword and
+    its value, for numbers that cannot be kept, and for references that do not lead to a schema of this
+    document.
     """
     try:
         schema = json.loads(text, parse_float=_exact_number, parse_constant=_refuse_constant)

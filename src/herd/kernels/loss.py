@@ -105,10 +105,10 @@ def linear_distil(
 ) -> DistilLoss:
     """Return the sum over tokens of kl_weight · tau² · KL(teacher || student) + (1 - kl_weight) · CE.
 
-    With ``reverse`` the divergence is KL(student || teacher). The student's logits are computed once for both.
-    tau² keeps the gradient's size at any temperature ``tau`` (Hinton et al., arXiv 1503.02531). The teacher gets
-    no gradient. Tokens with target -100 do not count.
-    Both parts are returned unweighted, in nats.
+    With ``reverse`` the divergence is KL(student || teacher). The student's logits are computed once for
+    both. tau² keeps the gradient's size at any temperature ``tau`` (Hinton et al., arXiv 1503.02531). The
+    teacher gets no gradient. Tokens with target -100 do not count. Both parts are returned unweighted, in
+    nats.
     """
     student_ND, student_weight_VD = _autocast(student_ND), _autocast(student_weight_VD)
     teacher = _autocast(teacher_NE.detach()), _autocast(_detached(teacher_weight_VE))
@@ -131,9 +131,9 @@ def linear_sampled_distil(
     """Return the loss of `linear_distil` at tau 1, estimated from draws of the teacher's distribution.
 
     Loss and gradient are unbiased: their mean over the draws is that of the whole distribution (arXiv
-    2503.16870). KL(teacher || student) is estimated by the mean over draws of log p - log q, and KL(student ||
-    teacher) by the mean of r log r - r + 1 with r = q / p. The second has a much larger variance. No tensor of
-    the teacher's has the size of its vocabulary.
+    2503.16870). KL(teacher || student) is estimated by the mean over draws of log p - log q, and KL(student
+    || teacher) by the mean of r log r - r + 1 with r = q / p. The second has a much larger variance. No
+    tensor of the teacher's has the size of its vocabulary.
     """
     student_ND, student_weight_VD = _autocast(student_ND), _autocast(student_weight_VD)
     student = student_ND.detach(), _detached(student_weight_VD)

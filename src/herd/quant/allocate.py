@@ -196,7 +196,7 @@ def allocate(
 
 
 def _worthwhile(shape: Sequence[int], losses: Mapping[Format, float]) -> list[tuple[Format, int, float]]:
-    """Return the formats on the lower convex hull of loss over size: (format, bytes, loss), smallest first."""
+    """Return (format, bytes, loss) on the lower convex hull of loss over size, smallest first."""
     points = sorted((tensor_nbytes(shape, format), loss, format.name) for format, loss in losses.items())
     hull: list[tuple[int, float, str]] = []
     for point in points:

@@ -46,7 +46,7 @@ def load_layer(config: ModelConfig, get: Get, layer: int) -> DecoderLayer:
 
 
 def load_plain(config: ModelConfig, get: Get) -> LlamaLM:
-    """Return the whole model with unpacked weights: in bf16 if the matrices are stored so, otherwise in fp32."""
+    """Return the whole model with unpacked weights, in bf16 if they are stored so, otherwise in fp32."""
     stored = BF16 if get("model.layers.0.mlp.up_proj.weight").dtype == torch.bfloat16 else F32
     dtype = torch_dtype(stored.name)
 

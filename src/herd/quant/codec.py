@@ -51,7 +51,7 @@ class Codec(ABC):
         """Return the fields that contain the codes."""
 
     def unpack_scales(self, fields: Fields) -> tuple[Tensor, Tensor | None]:
-        """Return the integers of the groups' steps, and of their lowest values if there are any: (R, N, G)."""
+        """Return the groups' steps as integers, and their lowest values if there are any: (R, N, G)."""
         raise NotImplementedError
 
     def pack_scales(self, scales_RNG: Tensor, lows_RNG: Tensor | None) -> Fields:

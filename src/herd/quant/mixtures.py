@@ -85,7 +85,7 @@ def file_type(config: ModelConfig, formats: Mapping[str, Format]) -> int:
 
 
 def target_bits(to: str) -> float | None:
-    """Return 4.2 for "4.2bpw" (bits per weight). None for a name of formats. Raises `QuantError` if not positive."""
+    """Return 4.2 for "4.2bpw" (bits per weight). None: not a size. Raises `QuantError` if not positive."""
     found = re.fullmatch(r"(\d*\.?\d+) ?bpw", to.strip().lower())
     if found and not 0 < float(found[1]) <= 32:
         raise QuantError(f"{to}: give a number of bits per weight between 0 and 32, for example 4.2bpw")
@@ -107,15 +107,15 @@ def named_scheme(to: str, config: ModelConfig, *, with_importance: bool = False)
         if others:
             names = sorted({chosen.formats[param].name for param in others})
             warnings.warn(
-                f"{len(others)} matrices have rows of {sorted(set(others.values()))} weights, which do not divide into "
-                f"blocks of {block}: they are stored in {', '.join(names)}, as llama.cpp does",
+                f"{len(others)} matrices have rows of {sorted(set(others.values()))} weights, which do not "
+                f"divide into blocks of {block}: they are stored in {', '.join(names)}, as llama.cpp does",
                 stacklevel=3,
             )
         return chosen
     known = [format.short for format in FORMATS.values()]
     if to.lower() not in known:
         raise QuantError(
-            f"format {to!r} is not known: choose {', '.join(FILE_TYPES)}, a single format ({', '.join(known)}), "
+            f"format {to!r} is not known: choose {', '.join(FILE_TYPES)}, one format ({', '.join(known)}), "
             "or bits per weight (4.2bpw)"
         )
     return scheme(to)

@@ -1,13 +1,14 @@
 """Straight-through rounding: train weights while every forward sees them as a block format stores them.
 
-The optimizer changes full-precision weights. Forward and backward use the nearest values of the format, and the
-gradient with respect to these is applied to the full-precision weights unchanged (Bengio et al., arXiv 1308.3432).
-So a weight that should be on the other side of a rounding threshold moves there, and the blocks that are written
-at the end decode to exactly the weights that were trained.
+The optimizer changes full-precision weights. Forward and backward use the nearest values of the format, and
+the gradient with respect to these is applied to the full-precision weights unchanged (Bengio et al., arXiv
+1308.3432). So a weight that should be on the other side of a rounding threshold moves there, and the blocks
+that are written at the end decode to exactly the weights that were trained.
 
 The grids (steps and lowest values of all groups) are fitted once, to the weights that training starts from. A
-short training moves weights by a small part of a step, so refitting would gain little. A state therefore needs
-no grids: an interrupted run fits the same ones again. Each step only rounds, which is a few passes over the weights.
+short training moves weights by a small part of a step, so refitting would gain little. A state therefore
+needs no grids: an interrupted run fits the same ones again. Each step only rounds, which is a few passes over
+the weights.
 
 Shapes: R rows, D weights per row, B bytes of a packed row.
 """

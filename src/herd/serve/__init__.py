@@ -1,1 +1,1 @@
-"""The HTTP server: OpenAI's, Anthropic's and Ollama's APIs before one engine, with keys, a ledger and a page."""
+"""The HTTP server: OpenAI's, Anthropic's and Ollama's APIs, with keys, a ledger and a chat page."""

@@ -1,7 +1,7 @@
 """Answers in progress: whatever happens to one, it is settled once and what it uses is freed.
 
-A `LiveAnswer` is one request of a client, with one or more choices. It ends by itself, by an error, with a client
-that goes away, with a server that stops, or with a key that is revoked.
+A `LiveAnswer` is one request of a client, with one or more choices. It ends by itself, by an error, with a
+client that goes away, with a server that stops, or with a key that is revoked.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ ENDED = "this key was revoked, or has expired, while the answer was generated"
 class LiveAnswer:
     """The choices of one request while they are generated. `events` yields them as they come.
 
-    ``warnings`` are told to the client at the end. With an ``agent`` the tools of this server run between the steps
-    of the answer. `close` must be called in every case. It calls ``finished`` with the end's status and the usage.
+    ``warnings`` are told to the client at the end. With an ``agent`` the tools of this server run between the
+    steps of the answer. `close` must be called in every case. It calls ``finished`` with the end's status and
+    the usage.
     """
 
     def __init__(
@@ -62,8 +63,8 @@ class LiveAnswer:
     async def events(self, *, delivers: bool) -> AsyncIterator[AnswerEvent]:
         """Yield events as they are generated. Raises `ApiError`.
 
-        ``delivers``: the client gets each event at once, so that it is billed from then on. Tokens that are held
-        back, e.g. of an incomplete tool call, are billed with the event that has them.
+        ``delivers``: the client gets each event at once, so that it is billed from then on. Tokens that are
+        held back, e.g. of an incomplete tool call, are billed with the event that has them.
         """
         try:
             if self._agent is None:
@@ -130,7 +131,7 @@ class LiveAnswer:
 
     @property
     def remarks(self) -> dict[str, Any]:
-        """What Herd tells clients beside the answer: warnings, its cost if the model has a price, and its steps."""
+        """Remarks for clients: warnings, the cost if the model has a price, and the steps."""
         steps = [{name: asdict(usage)[name] for name in COUNTS} for usage in self.usages]
         remarks = {
             "warnings": self.warnings,

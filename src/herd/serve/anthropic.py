@@ -1,7 +1,7 @@
 """Anthropic's ``/v1/messages`` and ``/v1/messages/count_tokens``.
 
-Requests are translated into OpenAI's messages, which `dialog.py` reads. An answer is a series of blocks: text,
-reasoning ("thinking") and calls of tools.
+Requests are translated into OpenAI's messages, which `dialog.py` reads. An answer is a series of blocks:
+text, reasoning ("thinking") and calls of tools.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from .wire import RequestModel, check_stop_strings, documented, read_request
 
 router = APIRouter()
 BILLING_BLOCK = "x-anthropic-billing-header:"
-"""Beginning of a system block of Claude Code's. It differs in each request, so that no prefix would be cached."""
+"""Beginning of a block of Claude Code's that differs in each request and would prevent prefix caching."""
 STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "stop": "end_turn"}
 ERROR_TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 402: "billing_error", 403: "permission_error",
@@ -136,7 +136,7 @@ def _chat_call(
     ]
     if turns and turns[-1]["role"] == "assistant":
         raise BadRequest(
-            "the last message is the assistant's, and answers cannot be begun by a client: end with a user's message",
+            "the last message is the assistant's, which a client cannot begin: end with a user's message",
             "messages",
         )
     output = asked.output_config or {}

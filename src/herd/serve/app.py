@@ -54,7 +54,8 @@ def create_app(
     settings: ServeSettings,
     tools: ServerTools | None = None,
 ) -> FastAPI:
-    """Return the application that serves a model. Without a store, everybody may use it, and nobody is billed.
+    """Return the application that serves a model. Without a store, everybody may use it, and nobody is
+    billed.
 
     ``tools`` are those that this server runs. Whoever made them closes them.
     """
@@ -96,10 +97,11 @@ def create_app(
 
 
 class _Gate:
-    """Checks what holds for every request, before any route: the host, the origin, and a name for the request.
+    """Checks what holds for every request, before any route: the host, the origin, and a name for the
+    request.
 
-    A Host header must name this server, or a web page of an attacker whose name resolves to this machine could
-    use it (DNS rebinding). A browser sends Origin with requests of other sites: these are refused.
+    A Host header must name this server, or a web page of an attacker whose name resolves to this machine
+    could use it (DNS rebinding). A browser sends Origin with requests of other sites: these are refused.
     """
 
     def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:

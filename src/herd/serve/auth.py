@@ -3,8 +3,8 @@
 Every route states its scope: ``Depends(require("chat"))`` for routes that need a key, ``Depends(public)`` for
 those that do not. An application with a route that states neither does not start.
 
-A key comes in ``Authorization: Bearer`` or in ``x-api-key``. Both are checked alike, and if a request has both
-they must be the same key. 401: no valid key. 403: a valid key that may not do this.
+A key comes in ``Authorization: Bearer`` or in ``x-api-key``. Both are checked alike, and if a request has
+both they must be the same key. 401: no valid key. 403: a valid key that may not do this.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class Principal:
 class Authenticator:
     """Checks keys against a store. Without a store everybody is `Principal.local`.
 
-    A thread reads the keys again whenever one was changed, so that open answers end soon after a revocation, also
-    those that wait and send nothing.
+    A thread reads the keys again whenever one was changed, so that open answers end soon after a revocation,
+    also those that wait and send nothing.
     """
 
     def __init__(self, store: Store | None, poll_seconds: float = POLL_SECONDS) -> None:
@@ -96,11 +96,11 @@ class Authenticator:
 
     @property
     def is_quick(self) -> bool:
-        """Whether `authenticate` takes 0.1 ms, less than to hand it to a thread. Readers of SQLite's WAL never wait."""
+        """Whether `authenticate` is faster (0.1 ms) than a thread. Readers of SQLite's WAL never wait."""
         return self._store is None or self._store.path is not None
 
     def authenticate(self, authorization: Iterable[str], api_key: Iterable[str]) -> Principal:
-        """Return who sent these header values. Raises `Unauthorized`, or `StoreError` if the store is away."""
+        """Return the sender of these header values. Raises `Unauthorized`, or `StoreError` if it is away."""
         if self._store is None:
             return Principal.local()
         tokens = {token for value in authorization if (token := _bearer(value)) is not None} | set(api_key)
@@ -139,7 +139,7 @@ class Authenticator:
         )
 
     def watch(self, principal: Principal, end: Callable[[], None]) -> Callable[[], None]:
-        """Call ``end`` from another thread soon after the key has ended. Return a function that stops this."""
+        """Call ``end`` from another thread soon after the key ends. Return a function that stops this."""
         ticket = object()
         self._watched[ticket] = (principal, end)
         return lambda: self._watched.pop(ticket, None) and None
@@ -209,7 +209,7 @@ def scope_of(route: Any) -> str | None:
 
 
 def all_routes(routes: Iterable[Any]) -> Iterator[Any]:
-    """Yield the routes of an application, also those of routers that it includes (FastAPI keeps these apart)."""
+    """Yield the routes of an application and of the routers in it, which FastAPI keeps apart."""
     for route in routes:
         router = getattr(route, "original_router", None)
         if router is None:

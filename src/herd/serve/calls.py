@@ -1,4 +1,4 @@
-"""What clients ask for, in the terms of no API in particular. Every API translates its requests into these."""
+"""Requests of clients, independent of any API. Every API translates its requests into these."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class ChatCall:
 class TextCall:
     """A request to continue a text, or token ids, which are taken as they are.
 
-    ``sampling``, ``schema`` and ``grammar`` are those of `ChatCall`. ``echo``: the answer begins with the prompt.
+    ``sampling``, ``schema`` and ``grammar`` are those of `ChatCall`. ``echo``: the answer begins with the
+    prompt.
     """
 
     prompt: str | list[int]

@@ -1,7 +1,8 @@
 """The model of this process's engine: a dialog or a text becomes a prompt that is ready to be answered.
 
-An API translates its request into a `ChatCall` or `TextCall` and gets a `ReadyPrompt`, in which everything has been
-checked that can be checked before computing. `engine_source.py` turns the tokens of the engine into events.
+An API translates its request into a `ChatCall` or `TextCall` and gets a `ReadyPrompt`, in which everything
+has been checked that can be checked before computing. `engine_source.py` turns the tokens of the engine into
+events.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ ANY_NAME = "*"
 class ServedModel(Servable["ReadyPrompt"]):
     """A model with its engine in this process, and the settings of its checkpoint.
 
-    ``sampling`` has the checkpoint's defaults by the names of `Sampling`. ``adapter`` is the one that a request has
-    chosen ("": none).
+    ``sampling`` has the checkpoint's defaults by the names of `Sampling`. ``adapter`` is the one that a
+    request has chosen ("": none).
     """
 
     name: str
@@ -118,8 +119,8 @@ class ServedModel(Servable["ReadyPrompt"]):
 class ReadyPrompt:
     """A prompt that has been checked, and how to read the answer.
 
-    ``make_parser`` returns a new parser for each of the ``n`` answers (None: all of it is text). ``tools`` are
-    those that the model may call, by name. ``echo``: the answer begins with the prompt, and with its
+    ``make_parser`` returns a new parser for each of the ``n`` answers (None: all of it is text). ``tools``
+    are those that the model may call, by name. ``echo``: the answer begins with the prompt, and with its
     log-probabilities if those of the answer are wanted.
     """
 
@@ -216,6 +217,6 @@ def check_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:
 
 
 def check_length(ids: Sequence[int], context: int) -> None:
-    """Raise `BadRequest` with both numbers if a prompt leaves no room for an answer. It is never shortened."""
+    """Raise `BadRequest` if a prompt leaves no room for an answer. Prompts are never shortened."""
     if len(ids) >= context:
         raise PromptTooLong(len(ids), context)

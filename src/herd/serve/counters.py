@@ -1,14 +1,14 @@
 """A file of counters, one for each open request, that survives `kill -9` of the server.
 
-The counters are 64-bit words in a file that is mapped into memory: one for each request with the tokens of its answer,
-and one with those of its prompt (`PROMPT`). To advance one is a single store into shared memory, about 0.1 µs. When the
-process dies, however it dies, the kernel keeps the page and writes it to the disk. So the counters are exact after
-`kill -9`. After a power failure they may be up to some seconds old, which never bills too much. A transaction for each
-token would cost a thousand times more and survive the same kills.
+The counters are 64-bit words in a file that is mapped into memory: one for each request with the tokens of
+its answer, and one with those of its prompt (`PROMPT`). To advance one is a single store into shared memory,
+about 0.1 µs. When the process dies, however it dies, the kernel keeps the page and writes it to the disk. So
+the counters are exact after `kill -9`. After a power failure they may be up to some seconds old, which never
+bills too much. A transaction for each token would cost a thousand times more and survive the same kills.
 
-The file's blocks are allocated when it is made, because a write to a hole of a mapped file on a full disk ends the
-process (SIGBUS). The process holds a lock on the file as long as it lives. A file that can be locked belongs to a
-dead process, and its counters can be settled.
+The file's blocks are allocated when it is made, because a write to a hole of a mapped file on a full disk
+ends the process (SIGBUS). The process holds a lock on the file as long as it lives. A file that can be locked
+belongs to a dead process, and its counters can be settled.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .errors import ApiError
 SLOTS = 16_384
 """Most requests that one server can have open."""
 PROMPT = SLOTS
-"""Distance of the second counter of a request from the first: its prompt's tokens. 0: as many as were reserved."""
+"""Offset of a request's counter of prompt tokens. 0 in that counter: as many as were reserved."""
 SUFFIX = ".counters"
 _NBYTES = 2 * SLOTS * 8
 _BEGUN, _TOKEN_BITS = 1 << 63, 31

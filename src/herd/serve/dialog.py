@@ -24,7 +24,7 @@ SYSTEM_ROLES = ("system", "developer")
 
 @dataclass(frozen=True)
 class ShapedDialog:
-    """Messages and tools as `ChatFormat.render` takes them, and the format in which the model writes calls."""
+    """Messages and tools for `ChatFormat.render`, and the format in which the model writes calls."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
@@ -146,7 +146,7 @@ def server_step(id_: Any, name: str, arguments: Any, result: Any) -> list[dict[s
 
 
 def _steps(steps: Any, where: str) -> list[dict[str, Any]]:
-    """Return the messages for the calls that the server ran in an earlier answer, those without a result left out."""
+    """Return the messages of calls that the server ran in an earlier answer, without unanswered ones."""
     if not isinstance(steps, list) or not all(isinstance(step, Mapping) for step in steps):
         raise BadRequest(f"{where} must be a list of objects", where)
     messages = [

@@ -21,8 +21,8 @@ EndReason = Literal["stop", "length", "tool_calls"]
 class ScoredToken:
     """The bytes of a token and its log-probability in nats.
 
-    ``top`` has the most likely tokens in its place, best first. ``logprob`` None: the token is the first of a text,
-    which nothing predicts.
+    ``top`` has the most likely tokens in its place, best first. ``logprob`` None: the token is the first of a
+    text, which nothing predicts.
     """
 
     raw: bytes
@@ -182,7 +182,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class AnswerUsage:
-    """Tokens and seconds of an answer, or the sums over its steps. A prompt with several choices is counted once."""
+    """Tokens and seconds of an answer or of all its steps. A prompt with several choices counts once."""
 
     prompt_tokens: int
     cached_tokens: int

@@ -157,7 +157,7 @@ def answer_form(
 def _call_rules(
     tokenizer: Tokenizer, form: _CallForm, tools: Sequence[OfferedTool], parallel: bool, warnings: list[str]
 ) -> list[str]:
-    """Return the rules of a grammar in llguidance's dialect of Lark, whose rule ``calls`` is one or more calls."""
+    """Return the rules of a grammar (llguidance's Lark) whose rule ``calls`` is one or more calls."""
 
     def literal(text: str) -> str:
         for control in _CONTROL_TEXTS:
@@ -177,14 +177,15 @@ def _call_rules(
         name = literal(f'"name": {json.dumps(tool.name)[:-1]}{form.before_arguments}')
         arguments = f"arguments_{number}"
         rules += [
-            f"call_{number}: {literal(form.before_name)} {type_part} {name} {arguments} {literal(form.after)}",
+            f"call_{number}: {literal(form.before_name)} {type_part} {name} {arguments} "
+            f"{literal(form.after)}",
             f"{arguments}: %json {_embedded(schema)}",
         ]
     return rules
 
 
 def _embedded(schema: Mapping[str, Any]) -> str:
-    """Return a canonical schema for a grammar, with the same rules about blanks as a constraint of its own."""
+    """Return a canonical schema for a grammar, with the rules about blanks of a separate constraint."""
     canonical = json.loads(Constraint.json_schema(schema).text)
     return json.dumps(canonical | {"x-guidance": {"whitespace_pattern": WHITESPACE, "lenient": False}})
 

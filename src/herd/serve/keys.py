@@ -1,7 +1,8 @@
 """Keys: what they allow, and how they are made, found, rotated and revoked.
 
-A key is ``herd-<id>-<secret>``. The id is public: lists, logs and bills name it. The secret has 256 random bits,
-so one round of SHA-256 is enough to store it safely. Slow password hashes protect secrets that can be guessed.
+A key is ``herd-<id>-<secret>``. The id is public: lists, logs and bills name it. The secret has 256 random
+bits, so one round of SHA-256 is enough to store it safely. Slow password hashes protect secrets that can be
+guessed.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def create_key(
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"key name {name!r}: use up to 64 letters, digits, spaces and _ . @ + -, and begin with a letter or digit"
+            f"key name {name!r}: use up to 64 letters, digits, spaces and _.@+-, first a letter or digit"
         )
     if expires_ms is not None and expires_ms <= now_ms():
         raise ConfigError(f"key {name}: it would already have expired; choose a later time")
@@ -209,8 +210,8 @@ def first_admin_key(store: Store, actor: str) -> str | None:
 def verify_token(store: Store, token: str) -> tuple[KeyInfo, int] | None:
     """Return the key of a text and the version of all keys, or None for a text that is not a key's.
 
-    The key may be revoked or expired. Looked up by its id. The digest of the secret is compared in constant time,
-    with a digest that fits nothing if there is no such id.
+    The key may be revoked or expired. Looked up by its id. The digest of the secret is compared in constant
+    time, with a digest that fits nothing if there is no such id.
     """
     match = _TOKEN.fullmatch(token)
     if match is None:

@@ -1,16 +1,17 @@
 """The ledger: what each request may use at most, and what it did use, exactly.
 
 A request *reserves* its worst case in one transaction, which also checks the key's limits. Two requests can
-therefore never pass on the same money. It is *settled* once, in one transaction that replaces the reservation by
-what was used. In between its counter is advanced before each write to the client (`counters.py`), so after
+therefore never pass on the same money. It is *settled* once, in one transaction that replaces the reservation
+by what was used. In between its counter is advanced before each write to the client (`counters.py`), so after
 `kill -9` the bill lies between what the client received and one chunk more.
 
-Completion tokens are the tokens sampled for the request up to and including the last one that was delivered or
-used up as stop text. A request whose counter was never advanced had no byte of an answer, and bills nothing. It
-still counts towards the key's requests and tokens per minute.
+Completion tokens are the tokens sampled for the request up to and including the last one that was delivered
+or used up as stop text. A request whose counter was never advanced had no byte of an answer, and bills
+nothing. It still counts towards the key's requests and tokens per minute.
 
-A request that runs tools on the server has several steps, and each asks the model anew. Every step is reserved when
-it begins, has a row and a counter of its own, and is settled with the request. Only the first counts as a request.
+A request that runs tools on the server has several steps, and each asks the model anew. Every step is
+reserved when it begins, has a row and a counter of its own, and is settled with the request. Only the first
+counts as a request.
 
 If the store is away, new requests are refused (503). Requests that are open finish, and are settled once the
 store is back, or by `recover` from their counters when the next server starts.
@@ -65,7 +66,7 @@ MINUTE_MS = 60_000
 
 @dataclass(frozen=True)
 class Bill:
-    """What a request is billed for: tokens, and money in millionths. ``prompt_tokens`` include cached ones."""
+    """The billed tokens of a request, and the money in millionths. ``prompt_tokens`` include cached ones."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -76,7 +77,8 @@ class Bill:
 class Reservation:
     """An open request in the ledger. `advance` before each write to the client, `settle` once at the end.
 
-    ``prompt_tokens`` of the methods 0: as many as were reserved. Otherwise the number that turned out to be right.
+    ``prompt_tokens`` of the methods 0: as many as were reserved. Otherwise the number that turned out to be
+    right.
     """
 
     def __init__(
@@ -129,7 +131,8 @@ class Reservation:
         status: Status = "completed",
         prompt_tokens: int = 0,
     ) -> Bill:
-        """End the request and return its bill, which is empty if nothing was advanced. A second call does nothing.
+        """End the request and return its bill, which is empty if nothing was advanced. A second call does
+        nothing.
 
         Does not raise if the store is away. The bill is then kept, and stored later.
         """
@@ -200,10 +203,11 @@ class Ledger:
     ) -> Reservation:
         """Admit a request and reserve the most that it can use, or raise one of the errors of `errors.py`.
 
-        Later steps of an admitted request, by number, need an id of their own. Their tokens must be within the limits.
+        Later steps of an admitted request, by number, need an id of their own. Their tokens must be within
+        the limits.
 
-        ``max_completion_tokens`` is the sum over all answers to the prompt. ``request_id`` is unique for the key.
-        The id of a request that was settled without a bill can be used again.
+        ``max_completion_tokens`` is the sum over all answers to the prompt. ``request_id`` is unique for the
+        key. The id of a request that was settled without a bill can be used again.
         """
         self._retry()
         if step > 1:
@@ -355,7 +359,8 @@ class Ledger:
         """Replace a reservation by what was used, once. Return whether it was still open."""
         begun, completion, cached = unpack(word)
         with self._store.write() as connection:
-            # Without the key's lock two transactions could add the same row of `days`. SQLite has one at a time.
+            # Without the key's lock two transactions could add the same row of `days`. SQLite has one at a
+            # time.
             connection.execute(LOCK_KEY, {"key_id": request.key_id})
             row = connection.execute(OPEN_REQUEST, vars(request)).first()
             if row is None:
@@ -397,7 +402,7 @@ def _counter_folder(store: Store) -> Path:
 
 
 def _refuse_duplicate(connection: sql.Connection, request: _Open) -> None:
-    """Raise `DuplicateRequest` if the id is in use. Forget an earlier request of this id that billed nothing."""
+    """Raise `DuplicateRequest` if the id is in use. Forget an earlier request that billed nothing."""
     same = {"key_id": request.key_id, "id": request.id}
     earlier = connection.execute(SAME_ID, same).first()
     if earlier is None:
@@ -460,8 +465,8 @@ def _check_budget(
 
     open_part = f", {show(reserved)} are reserved by open requests" if reserved else ""
     raise BudgetExceeded(
-        f"the budget of {show(budget.amount)} per {budget.period} has {show(max(left, 0))} left{open_part}, and this "
-        f"request may use {show(worst)}: ask for a smaller max_tokens, or wait until {_next_period(budget, now)}"
+        f"the budget of {show(budget.amount)} per {budget.period} has {show(max(left, 0))} left{open_part}, "
+        f"and this request may use {show(worst)}: lower max_tokens, or wait until {_next_period(budget, now)}"
     )
 
 

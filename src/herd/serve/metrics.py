@@ -1,7 +1,7 @@
 """Counts and times of a server for Prometheus, at ``/metrics``.
 
-Labels have few values: the names of served models, the routes' own paths, and words of this program. Nothing that a
-client sends becomes a label, or a flood of made-up names would fill the memory.
+Labels have few values: the names of served models, the routes' own paths, and words of this program. Nothing
+that a client sends becomes a label, or a flood of made-up names would fill the memory.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The models of a server: loaded when a request names them, within a memory budget.
 
-A request pins its model until its response has been sent. If a model does not fit next to those that are loaded,
-the least recently used one is unloaded, if possible one that no request uses. If all are in use, it takes no more
-requests and is unloaded when the last one has ended. A request that waits too long for this is told to try again.
+A request pins its model until its response has been sent. If a model does not fit next to those that are
+loaded, the least recently used one is unloaded, if possible one that no request uses. If all are in use, it
+takes no more requests and is unloaded when the last one has ended. A request that waits too long for this is
+told to try again.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ WAIT_SECONDS = 60.0
 class ModelSlot:
     """A model that a server can load.
 
-    ``open`` loads it. ``nbytes`` are its weights and its cache in memory. ``context`` is in tokens. ``facts`` are shown
-    to clients that ask about the model. ``created`` is in seconds since 1970.
+    ``open`` loads it. ``nbytes`` are its weights and its cache in memory. ``context`` is in tokens. ``facts``
+    are shown to clients that ask about the model. ``created`` is in seconds since 1970.
     """
 
     name: str
@@ -104,7 +105,7 @@ class ModelPool:
         return [slot for slot in self.slots if principal.models is None or slot.name in principal.models]
 
     async def acquire(self, slot: ModelSlot) -> Servable[Any]:
-        """Load a model if necessary, and pin it until `release`. Raises `Overloaded` if there is no memory for it."""
+        """Load a model if necessary and pin it until `release`. Raises `Overloaded` if it does not fit."""
         while slot.served is None or slot.is_leaving:
             if self._is_loading or slot.is_leaving:
                 await self._next_change.wait()
@@ -133,7 +134,7 @@ class ModelPool:
         self._next_change = asyncio.Event()
 
     async def _make_room(self, wanted: ModelSlot) -> None:
-        """Unload models until ``wanted`` fits. A model that has to go takes no more requests until it is gone."""
+        """Unload models until ``wanted`` fits. A model to unload takes no more requests."""
         deadline = time.monotonic() + self._wait_seconds
         while self._limit is not None:
             loaded = [slot for slot in self.slots if slot.served is not None]

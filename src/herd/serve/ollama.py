@@ -41,9 +41,9 @@ from .wire import RequestModel, documented, read_request
 
 router = APIRouter()
 OPTIONS = {
-    "num_predict": "max_tokens", "temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
-    "seed": "seed", "repeat_penalty": "repetition_penalty", "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
+    "num_predict": "max_tokens", "temperature": "temperature", "top_k": "top_k", "top_p": "top_p",
+    "min_p": "min_p", "seed": "seed", "repeat_penalty": "repetition_penalty",
+    "presence_penalty": "presence_penalty", "frequency_penalty": "frequency_penalty",
 }  # fmt: skip
 """Options that work, with the names of `engine.Sampling`."""
 SILENT_OPTIONS = ("num_ctx", "num_keep", "num_thread", "num_gpu", "num_batch", "main_gpu", "use_mmap", "numa")
@@ -62,7 +62,7 @@ class OllamaChatRequest(RequestModel):
 
 
 class GenerateRequest(RequestModel):
-    """The honoured fields of ``/api/generate``. With ``raw`` the prompt is continued without a chat format."""
+    """The honoured fields of ``/api/generate``. With ``raw`` there is no chat format."""
 
     model: str
     prompt: str | None = None

@@ -236,7 +236,7 @@ def chat_logprobs(scores: Sequence[ScoredToken]) -> dict[str, Any]:
 
 
 def herd_step(event: ServerCall | ServerResult) -> dict[str, Any]:
-    """Return a call that this server runs, with its result if it has one, as the field ``herd_steps`` lists it."""
+    """Return a call that this server runs, with its result if any, as an entry of ``herd_steps``."""
     call = event if isinstance(event, ServerCall) else event.call
     step = {"id": f"call_{call.id}", "name": call.tool.name, "arguments": call.arguments}
     return step if isinstance(event, ServerCall) else step | {"content": event.text, "ok": event.ok}

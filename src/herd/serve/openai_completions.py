@@ -1,4 +1,4 @@
-"""OpenAI's ``/v1/completions``: continue a text, or token ids; with ``echo`` and ``logprobs``, score a text."""
+"""OpenAI's ``/v1/completions``: continue text or token ids, or score them (``echo`` and ``logprobs``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Serve the chat page: static files from the folder ``page``, below an address that changes with their content."""
+"""Serve the chat page: static files from the folder ``page``, under an address with a hash of them."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class TokenPrice:
     completion: int
 
     def cost(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
-        """Return the money for a request, rounded up to a millionth. ``prompt_tokens`` include cached ones."""
+        """Return the money for a request, rounded up to 1e-6. ``prompt_tokens`` include cached ones."""
         total = (
             (prompt_tokens - cached_tokens) * self.prompt
             + cached_tokens * self.cached

@@ -40,8 +40,8 @@ class PromptTooLong(BadRequest):
 
     def __init__(self, n_tokens: int, context: int) -> None:
         super().__init__(
-            f"the prompt has {n_tokens:,} tokens, which exceeds the available context size: this model's maximum "
-            f"context length is {context:,} tokens for prompt and answer together; shorten the prompt",
+            f"the prompt has {n_tokens:,} tokens, which exceeds the available context size: this model's "
+            f"maximum context length is {context:,} tokens, prompt and answer together; shorten the prompt",
             "messages",
             code="context_length_exceeded",
         )

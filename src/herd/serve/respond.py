@@ -41,7 +41,8 @@ MAX_HEADER = 4000
 class AnswerWriter(ABC):
     """How one API writes answers. One writer is made for each request.
 
-    ``ping`` keeps a silent stream alive. Empty: the format of the stream has nothing that clients would ignore.
+    ``ping`` keeps a silent stream alive. Empty: the format of the stream has nothing that clients would
+    ignore.
     """
 
     media_type = "text/event-stream; charset=utf-8"
@@ -120,7 +121,7 @@ async def respond(
 
 
 def _billing_id(request: Request) -> str:
-    """Return the id under which a request is billed once: the client's, so that a retry is recognized, or ours."""
+    """Return the id that a request is billed under, once: the client's, to recognize a retry, or ours."""
     key = request.headers.get("idempotency-key")
     if key is None:
         return str(request.state.request_id)

@@ -23,8 +23,8 @@ GRACE_SECONDS = 5
 class _PromptProtocol(HttpToolsProtocol):
     """Keeps nothing of an answer in the process that the kernel has not taken yet.
 
-    uvicorn collects up to 64 kB for a client that reads slowly. If the process dies, the client does not get them,
-    but they are billed.
+    uvicorn collects up to 64 kB for a client that reads slowly. If the process dies, the client does not get
+    them, but they are billed.
     """
 
     def connection_made(self, transport: Any) -> None:

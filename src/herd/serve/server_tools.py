@@ -1,7 +1,8 @@
-"""The tools that this server runs: the calculator, the code interpreter in the sandbox, and MCP servers' tools.
+"""The tools that this server runs: the calculator, the code interpreter in the sandbox, and MCP servers'
+tools.
 
-They are fixed when the server starts. A key may use those of the groups that it was granted. Whatever a tool does, a
-call ends within its time, and returns text of a bounded length for the model.
+They are fixed when the server starts. A key may use those of the groups that it was granted. Whatever a tool
+does, a call ends within its time, and returns text of a bounded length for the model.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ class ServerTools:
     def _add(self, tool: OfferedTool) -> None:
         if not TOOL_NAME.fullmatch(tool.name) or len(tool.name) > MAX_NAME:
             raise ConfigError(
-                f"tool {tool.name[:100]!r}: a name has letters, digits, '_', '-' and '.' only, at most {MAX_NAME}: "
-                "rename the server in the file"
+                f"tool {tool.name[:100]!r}: a name has letters, digits, '_', '-' and '.' only, at most "
+                f"{MAX_NAME}: rename the server in the file"
             )
         if any(tool.name == other.name for tools in self.groups.values() for other in tools):
             raise ConfigError(
@@ -121,8 +122,8 @@ def _check_sandbox() -> None:
         missing = KERNEL.difference(sandbox.protections)
     if missing:
         raise ConfigError(
-            f"--tools {PYTHON}: this system has no {' and no '.join(sorted(missing))}, so a program could reach "
-            "other files or the network; leave it out"
+            f"--tools {PYTHON}: this system has no {' and no '.join(sorted(missing))}, so a program could "
+            "reach other files or the network; leave it out"
         )
 
 

@@ -1,7 +1,7 @@
 """Where answers come from: a model that can be asked (`Servable`), and one answer of it (`AnswerSource`).
 
-The APIs, `respond.py` and `answer.py` know only these classes. `chat.py` and `engine_source.py` are the model of this
-process's engine.
+The APIs, `respond.py` and `answer.py` know only these classes. `chat.py` and `engine_source.py` are the model
+of this process's engine.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ PromptT = TypeVar("PromptT", bound=CheckedPrompt)
 
 
 class AnswerSource(ABC):
-    """One answer of a model to one or more prompts, while it is generated. Read by one reader, on the event loop."""
+    """A model's answer to one or more prompts, while it is generated, for one reader on the event loop."""
 
     warnings: Sequence[str] = ()
     """What the client is told at the end. Complete when all pieces were read."""
 
     @abstractmethod
     def pieces(self) -> AsyncIterator[Piece]:
-        """Yield the answer as it is generated, and after the last piece return. Raises an error if it ends early."""
+        """Yield the answer as it is generated. Raises an error if it ends early."""
 
     @property
     @abstractmethod
@@ -77,9 +77,10 @@ class AnswerSource(ABC):
 class Servable(ABC, Generic[PromptT]):
     """A model that clients can ask, wherever it runs.
 
-    ``aliases`` are other names that clients may use. "*": any name. ``adapters`` are the adapters on the model, whose
-    names clients use like those of models. ``context`` is in tokens, ``created`` in seconds since 1970. ``facts`` are
-    shown to clients that ask about the model. ``fingerprint`` changes if the same request may get another answer.
+    ``aliases`` are other names that clients may use. "*": any name. ``adapters`` are the adapters on the
+    model, whose names clients use like those of models. ``context`` is in tokens, ``created`` in seconds
+    since 1970. ``facts`` are shown to clients that ask about the model. ``fingerprint`` changes if the same
+    request may get another answer.
     """
 
     name: str
@@ -130,7 +131,7 @@ class Servable(ABC, Generic[PromptT]):
 
     @abstractmethod
     async def start(self, prompts: Sequence[PromptT], principal: Principal) -> AnswerSource:
-        """Begin to answer, and return when nothing is known to be wrong with the request. Raises `ApiError`."""
+        """Begin to answer. Returns once the request has passed all checks, or raises `ApiError`."""
 
     @abstractmethod
     def stats(self) -> EngineStats | None:

@@ -1,8 +1,9 @@
 """The steps of an answer, and the loop between a model and the tools of this server.
 
-A step asks the model once. If its reply calls tools of this server, they run, and the next step asks the model again
-with their results. An answer ends with a reply without such calls, with a call that the client has to run, or at a
-limit. Every step is reserved before it begins and has a place of its own in the ledger (`ledger.py`).
+A step asks the model once. If its reply calls tools of this server, they run, and the next step asks the
+model again with their results. An answer ends with a reply without such calls, with a call that the client
+has to run, or at a limit. Every step is reserved before it begins and has a place of its own in the ledger
+(`ledger.py`).
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class AnswerStep:
     def close(self, status: Any) -> None:
         """Cancel what is still generated, and settle the bill."""
         self.source.cancel()
-        # An answer of which nothing was delivered bills nothing, but what was computed counts towards the key's limits.
+        # An answer of which nothing was delivered bills nothing, but what was computed counts towards the
+        # key's limits.
         n_tokens = self.delivered or self.source.usage.completion_tokens
         self.reservation.settle(n_tokens, self.source.cached_tokens, status, self.source.prompt_tokens)
 
@@ -67,7 +69,7 @@ async def begin_step(
     reserve: Reserve,
     number: int = 1,
 ) -> AnswerStep:
-    """Reserve the worst case and ask the model. Raises `ApiError`, after settling with nothing, if that fails."""
+    """Reserve the worst case and ask the model. If that fails, settle with nothing and raise `ApiError`."""
     reserving = asyncio.ensure_future(run_in_threadpool(reserve, prompts, number))
     try:
         reservation = await asyncio.shield(reserving)
@@ -145,7 +147,7 @@ class ToolAgent:
         steps: Sequence[AnswerStep],
         warnings: list[str],
     ) -> AnswerStep | None:
-        """Ask the model again with the results of its calls. None: a limit is reached, as ``warnings`` then say."""
+        """Ask the model again with the results of its calls. None: a limit is reached, see ``warnings``."""
         usages = [step.source.usage for step in steps]
         completion = sum(usage.completion_tokens for usage in usages)
         total = completion + sum(usage.prompt_tokens for usage in usages)
@@ -168,7 +170,7 @@ class ToolAgent:
         return await begin_step(self._served, [prompt], self._principal, self._reserve, number)
 
     def _continued(self, reply: StepReply, results: Sequence[ServerResult], max_tokens: int) -> ChatCall:
-        """Return the call for the next step. A tool that had to be called was called: now the model may choose."""
+        """Return the call for the next step. The model may choose now, if it had to call a tool before."""
         call = self._call
         calls = [
             {

@@ -1,11 +1,12 @@
 """The database of keys, prices and the ledger: SQLite in one file, or another database by URL.
 
-A write transaction sees every earlier one and excludes all others that touch the same key. In SQLite it begins
-with BEGIN IMMEDIATE, so one process writes at a time. Elsewhere the code locks the key's row (SELECT … FOR
-UPDATE, which SQLite ignores). Nothing else here depends on the kind of database.
+A write transaction sees every earlier one and excludes all others that touch the same key. In SQLite it
+begins with BEGIN IMMEDIATE, so one process writes at a time. Elsewhere the code locks the key's row (SELECT …
+FOR UPDATE, which SQLite ignores). Nothing else here depends on the kind of database.
 
-SQLite runs in WAL mode with synchronous=NORMAL: after `kill -9` nothing that was committed is lost, and after a
-power failure the file is intact but the last moments may be missing. Changes of keys are flushed to the disk.
+SQLite runs in WAL mode with synchronous=NORMAL: after `kill -9` nothing that was committed is lost, and after
+a power failure the file is intact but the last moments may be missing. Changes of keys are flushed to the
+disk.
 
 Migrations are numbered functions instead of Alembic's scripts. The store must upgrade itself, unasked, when a
 new version of Herd opens it, and six tables do not justify a second description of the schema.
@@ -34,7 +35,7 @@ from .tables import audit, meta, metadata
 
 Migration = Callable[[sql.Connection], None]
 MIGRATIONS: Sequence[Migration] = ()
-"""Functions that change a store of version 1 to 2, 2 to 3, and so on. A new store is made with the last version."""
+"""Functions that upgrade a store from version 1 to 2, 2 to 3, and so on. A new store has the last one."""
 BUSY_SECONDS = 10
 """How long a transaction waits for another process that writes."""
 

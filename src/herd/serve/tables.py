@@ -1,7 +1,7 @@
 """Tables of the store: keys, prices, the ledger's requests and daily sums, the audit log.
 
-Times are integers: milliseconds since 1970 in UTC. Money is in millionths of the store's currency. Days are texts
-like 2026-11-27, in UTC. Every column type exists in SQLite and in PostgreSQL.
+Times are integers: milliseconds since 1970 in UTC. Money is in millionths of the store's currency. Days are
+texts like 2026-11-27, in UTC. Every column type exists in SQLite and in PostgreSQL.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Clients send tools of many types. Functions are offered to the model. The functions inside a ``namespace`` are
 offered under the name ``NAMESPACE__NAME``, and a call of one names both again. Types that a provider runs on
-its own machines are run here if this server has such a tool and the key was granted it (`GrantedTools`). Others
-(web search and so on) are left out, and a warning names each.
+its own machines are run here if this server has such a tool and the key was granted it (`GrantedTools`).
+Others (web search and so on) are left out, and a warning names each.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ CODE_TYPES = ("code_interpreter", "code_execution")
 class OfferedTool:
     """A function that the model may call by ``name``.
 
-    A tool with a ``group`` runs on this server, and keys are granted tools by group. The others are the client's.
-    With ``strict``, the arguments of a call are valid under ``parameters``, or the request is refused. The client
-    knows a tool of a ``namespace`` as ``name_inside``, and an MCP server knows its own tools so. Both are "" for
-    other tools.
+    A tool with a ``group`` runs on this server, and keys are granted tools by group. The others are the
+    client's. With ``strict``, the arguments of a call are valid under ``parameters``, or the request is
+    refused. The client knows a tool of a ``namespace`` as ``name_inside``, and an MCP server knows its own
+    tools so. Both are "" for other tools.
     """
 
     name: str
@@ -75,8 +75,9 @@ class GrantedTools:
     def select(self, tool: Mapping[str, Any]) -> Sequence[OfferedTool]:
         """Return the tools that an entry in a client's list of tools means. None of them: it means others.
 
-        ``{"type": "herd", "name": NAME}`` means a tool or a group. `CODE_TYPES` mean the code interpreter. The types
-        of OpenAI and Anthropic for MCP mean a server in the operator's file, and never one that a client names.
+        ``{"type": "herd", "name": NAME}`` means a tool or a group. `CODE_TYPES` mean the code interpreter.
+        The types of OpenAI and Anthropic for MCP mean a server in the operator's file, and never one that a
+        client names.
         """
         kind = str(tool.get("type"))
         if kind == "herd":
@@ -103,7 +104,7 @@ def called_name(group: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class ToolOffer:
-    """What the tools of a request are read with: at most ``limit``, and those on this server that are ``granted``."""
+    """Limits of a request's tools: at most ``limit``, and of this server's tools those in ``granted``."""
 
     limit: int
     granted: GrantedTools = GrantedTools()
@@ -118,7 +119,8 @@ def offered_tools(request: Request, principal: Principal) -> ToolOffer:
 def read_tools(
     tools: Sequence[Mapping[str, Any]] | None, warnings: list[str], offer: ToolOffer
 ) -> tuple[OfferedTool, ...]:
-    """Return the functions in a list of tools, in OpenAI's nested or flat form, and those that run on this server.
+    """Return the functions in a list of tools, in OpenAI's nested or flat form, and those that run on this
+    server.
 
     Tools of other types, and those that are not granted, are named in ``warnings``. Raises `BadRequest` for a
     function that is malformed.
@@ -183,7 +185,7 @@ def check_tools(tools: Sequence[OfferedTool], limit: int) -> None:
 
 
 def read_tool_choice(choice: Any, tools: Sequence[OfferedTool], warnings: list[str]) -> ToolChoice:
-    """Return the tool choice of OpenAI's chat completions or Responses. Raises `BadRequest` for an unknown one."""
+    """Return the tool choice of OpenAI's chat completions or Responses. Raises `BadRequest` if unknown."""
     if choice is None or choice == "auto":
         return ToolChoice()
     if choice == "none":
@@ -231,8 +233,8 @@ def choose_among(choice: ToolChoice, tools: Sequence[OfferedTool]) -> ToolChoice
 def _checked_name(name: Any, where: str) -> str:
     if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
         raise BadRequest(
-            f"{where}: the name {str(name)[:80]!r} must begin with a letter or '_' and have letters, digits, '_', "
-            "'-' and '.' only, at most 128",
+            f"{where}: the name {str(name)[:80]!r} must begin with a letter or '_' and have letters, digits, "
+            "'_', '-' and '.' only, at most 128",
             param=f"{where}.name",
         )
     return name

@@ -63,7 +63,7 @@ def read_usage(
 
 
 def usage_csv(rows: Sequence[DayUsage], currency: str | None) -> str:
-    """Return usage as CSV with a header. No cell begins with a character that a spreadsheet runs as a formula."""
+    """Return usage as CSV with a header. No cell begins like a formula of a spreadsheet."""
     names = [field.name for field in fields(DayUsage)]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\r\n")

@@ -62,7 +62,7 @@ class SamplingFields(RequestModel):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def sampling(self) -> dict[str, Any]:
-        """Return the settings by the names of `engine.Sampling`, but for the number of tokens and logprobs."""
+        """Return the settings by the names of `engine.Sampling`, without max_tokens and logprobs."""
         names = [
             "temperature",
             "top_p",

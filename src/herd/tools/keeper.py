@@ -1,8 +1,9 @@
 """Run a program, and end everything that it started once it ends or once this process's parent is gone.
 
-`stdio_server.py` starts it as ``python -I -S keeper.py PARENT COMMAND ARGUMENTS…``. On Linux it adopts orphans, so a
-program cannot leave processes behind, also not in process groups and sessions of their own. If the parent is killed
-with SIGKILL, the kernel tells this process. Elsewhere the process group of the program is killed.
+`stdio_server.py` starts it as ``python -I -S keeper.py PARENT COMMAND ARGUMENTS…``. On Linux it adopts
+orphans, so a program cannot leave processes behind, also not in process groups and sessions of their own. If
+the parent is killed with SIGKILL, the kernel tells this process. Elsewhere the process group of the program
+is killed.
 """
 
 import contextlib

@@ -18,7 +18,7 @@ BODY_BYTES = 32 << 20
 
 @asynccontextmanager
 async def http_transport(url: str, headers: Mapping[str, str]) -> AsyncIterator[TransportStreams]:
-    """Connect to an address. Redirects to other servers are not followed, so ``headers`` go to this one only."""
+    """Connect to an address without following redirects, so ``headers`` go to this server only."""
     async with create_mcp_http_client(dict(headers)) as client:
         client.event_hooks = {"response": [_limit_body]}
         async with streamable_http_client(url, http_client=client) as streams:

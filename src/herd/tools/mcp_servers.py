@@ -1,9 +1,10 @@
 """MCP servers that the operator has named in a file, and their tools.
 
-All connections belong to one thread, so whatever a server sends, nobody else waits for it to be read. The list of
-a server's tools is read and hashed once, when Herd starts. If it changes later, a server could smuggle instructions
-into descriptions that the operator has never seen: the server is then disabled. A server that crashes is started
-again at its next call. One that does not answer in time is ended with everything that it started.
+All connections belong to one thread, so whatever a server sends, nobody else waits for it to be read. The
+list of a server's tools is read and hashed once, when Herd starts. If it changes later, a server could
+smuggle instructions into descriptions that the operator has never seen: the server is then disabled. A server
+that crashes is started again at its next call. One that does not answer in time is ended with everything that
+it started.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ MAX_TOOLS, MAX_PAGES = 256, 32
 
 
 class ServerEntry(BaseModel):
-    """A server in the file: a program (``command``, ``args``, ``env``), or an address (``url``, ``headers``)."""
+    """A server in the file: a program (``command``, ``args``, ``env``) or an address with ``headers``."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
     command: str | None = None
@@ -237,7 +238,7 @@ class _Connection:
         return self._client
 
     async def _hold(self, ready: asyncio.Future[Client], leave: asyncio.Event) -> None:
-        """Keep a session open until ``leave`` is set. A session must be opened and closed by the same task."""
+        """Keep a session open until ``leave`` is set. The task that opens a session must close it."""
         from mcp import Client
 
         from .. import __version__

@@ -1,7 +1,7 @@
 """The connection to an MCP server that is a program on this machine: one JSON message per line.
 
-The program gets a minimal environment, so no secrets of ours. Whatever it does, nothing of it is left once the
-connection is closed (`keeper.py`), and what it writes takes a bounded amount of memory.
+The program gets a minimal environment, so no secrets of ours. Whatever it does, nothing of it is left once
+the connection is closed (`keeper.py`), and what it writes takes a bounded amount of memory.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class StdioServer:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[TransportStreams]:
-        """Start the program, yield streams of messages from and to it, and end it with all of its descendants."""
+        """Start the program, yield streams of messages from and to it, and end it with its descendants."""
         import anyio
 
         self._reason, self._errors, self.is_over = "", b"", False
@@ -101,10 +101,11 @@ class StdioServer:
         except TimeoutError:
             self.kill()
             await process.wait()
-        process._transport.close()  # type: ignore[attr-defined]  # or asyncio does it after its loop is closed
+        # otherwise asyncio does it after its loop is closed
+        process._transport.close()  # type: ignore[attr-defined]
 
     async def _read(self, process: asyncio.subprocess.Process, received: Any) -> None:
-        """Pass on the program's messages. Closing ``received`` tells the session that the connection is over."""
+        """Pass on the program's messages. Closing ``received`` tells the session that the program ended."""
         from mcp.shared.message import SessionMessage
         from mcp_types import jsonrpc_message_adapter
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class RoundingSection(Section):
-    """The formats of the weights: a name that `herd quantize --to` knows. The result is a GGUF file of them."""
+    """The formats of the weights: a name for `herd quantize --to`. The result is a GGUF file of them."""
 
     to: str
 
