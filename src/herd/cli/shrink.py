@@ -380,6 +380,14 @@ def _print_result(done: Shrunk, as_json: bool) -> None:
     print_table(
         ("model", "parameters", "bits/byte", "KL", "accuracy"), [_cells(row) for row in done.ledger["steps"]]
     )
+    scored = [row for row in done.ledger["steps"] if row["scores"]]
+    print()
+    print_table(
+        ("model", *scored[0]["scores"]),
+        [(row["name"], *(f"{score['value']:.1%}" for score in row["scores"].values())) for row in scored],
+    )
     for failure in done.failures:
         print(f"WORSE: {failure}")
+    for packed in sorted(done.folder.parent.glob("model-*")):
+        print(f"{packed}: the student in {packed.name.removeprefix('model-')}")
     print(f"{done.folder}: the student; {done.folder.parent / 'ledger.html'}: what every step kept")

@@ -22,6 +22,9 @@ from .cells import SWEEP
 from .scores import PROBE_CONTEXT, PROBE_ROWS
 from .shrink import PLAIN, Shrinker
 
+FITTED_PER_SECOND = 20e6
+"""Weights whose grids one core fits in a second."""
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -110,9 +113,10 @@ def _students(run: Shrinker, winner: Arm, sizes: _Sizes) -> Iterator[Forecast]:
         return
     nbytes = sizes.packed(winner.config, to)
     measured = shop.measure_seconds(winner.config)
-    yield Forecast(f"round to {to}", measured, 2 * nbytes)  # with the copy that is the result
+    fitting = winner.config.n_params / FITTED_PER_SECOND
+    yield Forecast(f"round to {to}", fitting + measured, 2 * nbytes)  # with the copy that is the result
     if s.qad_tokens:
-        seconds = shop.train_seconds(s.qad_tokens, winner.config) + measured
+        seconds = fitting + shop.train_seconds(s.qad_tokens, winner.config) + measured
         yield Forecast(f"distil in {to} on {s.qad_tokens:,} tokens", seconds, nbytes)
 
 
