@@ -69,17 +69,13 @@ def served(loop, tokenizer) -> ServedModel:
 
 
 @contextmanager
-def running(served, settings=None, store=None, tools=None):
+def running(served, settings=None, store=None, tools=None, upstreams=None):
     """Run a server in a thread and yield its address."""
     settings = settings or ServeSettings(drain_seconds=1)
     ready = threading.Event()
     ports: list[int] = []
-    server = HerdServer(
-        create_app(served, store, settings, tools),
-        settings,
-        0,
-        lambda port: (ports.append(port), ready.set()),
-    )
+    app = create_app(served, store, settings, tools, upstreams)
+    server = HerdServer(app, settings, 0, lambda port: (ports.append(port), ready.set()))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

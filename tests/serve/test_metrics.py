@@ -22,7 +22,7 @@ def samples(metrics: ServerMetrics) -> dict[str, float]:
 
 
 def test_tokens_times_and_requests_are_counted():
-    metrics = ServerMetrics(lambda: {"m": STATS}, ["m"], ["/v1/chat/completions"])
+    metrics = ServerMetrics(lambda: {"m": STATS}, lambda: ["m"], ["/v1/chat/completions"])
     metrics.finished("m", "/v1/chat/completions", "completed", Usage(100, 60, 11, 0.2, 0.7, 1.7))
     metrics.finished("m", "/v1/chat/completions", "cancelled", Usage(50, 0, 0, 0.3, None, 0.3))
     metrics.refused("rate_limit_exceeded")
@@ -46,7 +46,7 @@ def test_the_engine_s_state_is_read_when_metrics_are():
 
 
 def test_a_thousand_made_up_names_make_no_label():
-    metrics = ServerMetrics(lambda: {"m": STATS}, ["m"], ["/v1/messages"])
+    metrics = ServerMetrics(lambda: {"m": STATS}, lambda: ["m"], ["/v1/messages"])
     for number in range(1000):
         name = f'{number}"}}\nherd_fake 1'
         metrics.finished(name, name, "completed", Usage(1, 0, 1, 0.0, 0.1, 0.1))

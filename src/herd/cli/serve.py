@@ -22,8 +22,16 @@ POOLED_CACHE_GB = 1.0
 
 def serve_command(
     models: Annotated[
-        list[str], Argument(metavar="MODEL…", help=f"{MODEL} Several are loaded when a request names them.")
-    ],
+        list[str] | None,
+        Argument(metavar="[MODEL…]", help=f"{MODEL} Several are loaded when a request names them."),
+    ] = None,
+    upstream: Annotated[
+        list[str] | None,
+        Option(
+            help="Address of another server with OpenAI's API (vLLM, herd serve, …) to offer its models. "
+            "Repeatable. The key is read from HERD_UPSTREAM_KEY."
+        ),
+    ] = None,
     host: Annotated[str, Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, Option(min=0, max=65535, help="Port to listen on (0: any free one).")
@@ -113,15 +121,19 @@ def serve_command(
     )
     chosen_tools = choose_tools(tools, mcp_servers)
     _check_port(host, port)
+    models = models or []
+    if not models and not upstream:
+        raise ConfigError("name a model, or another server with --upstream, e.g. herd serve smollm2-135m")
     if len(models) > 1 and (alias or draft or adapter):
         raise ConfigError("--alias, --adapter and --draft belong to one model: serve one, or leave them out")
     options = (context, parallel, queue, cache_gb, keep_cache, draft, kv, dtype, device)
     sources = [ModelSource(name, pre=pre) for name in models]
     limit = None
+    slots = []
     if len(sources) == 1:
         names = (models[0], *(alias or ()))
         slots = [ModelSlot.of(_open(sources[0], names, *options, tuple(adapter or ())))]
-    else:
+    elif sources:
         limit = int(memory_gb * 1e9) if memory_gb else int(0.9 * available_memory())
         slots = [_slot(source, name, limit, *options) for source, name in zip(sources, models, strict=True)]
         if len({slot.name for slot in slots}) < len(slots):
@@ -131,14 +143,17 @@ def serve_command(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
     server_tools = chosen_tools.open()
-    app = create_app(pool, opened, settings, server_tools)
+    upstreams = _upstreams(upstream or [], opened, context, tuple(alias or ()) if not models else ())
+    app = create_app(pool, opened, settings, server_tools, upstreams)
     if opened is not None and (token := first_admin_key(opened, "first start")):
         print(f"admin key, shown only this once: {token}", file=sys.stderr)
 
     def when_ready(bound: int) -> None:
         place = f"[{host}]" if ":" in host else host
-        for slot in slots:
-            when = f"context {slot.context:,} tokens, {parallel} answers at once"
+        for slot in pool.slots:
+            when = f"context {slot.context:,} tokens"
+            if slot in slots:
+                when += f", {parallel} answers at once"
             print(
                 f"{slot.name}: {when if slot.served else 'loaded when a request names it'}", file=sys.stderr
             )
@@ -153,6 +168,22 @@ def serve_command(
         server_tools.close()
         if opened is not None:
             opened.close()
+
+
+def _upstreams(urls: list[str], store: Any, context: int | None, aliases: tuple[str, ...]) -> Any:
+    """Return the models of other servers, or None if there are none."""
+    import os
+    import secrets
+
+    from ..serve.upstream_model import UpstreamModels
+    from ..serve.upstreams import Fleet
+
+    if not urls:
+        return None
+    secret = secrets.token_bytes(32)
+    return UpstreamModels(
+        Fleet(urls, os.environ.get("HERD_UPSTREAM_KEY"), secret, context), frozenset(aliases)
+    )
 
 
 def _open_store(place: str | None, wanted: bool | None) -> Any:

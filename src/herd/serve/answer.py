@@ -28,9 +28,9 @@ ENDED = "this key was revoked, or has expired, while the answer was generated"
 class LiveAnswer:
     """The choices of one request while they are generated. `events` yields them as they come.
 
-    ``warnings`` are told to the client at the end. With an ``agent`` the tools of this server run between the
-    steps of the answer. `close` must be called in every case. It calls ``finished`` with the end's status and
-    the usage.
+    ``tokens`` has the tokens of each choice of a stream up to the latest event. ``warnings`` are told to the
+    client at the end. With an ``agent`` the tools of this server run between the steps of the answer. `close`
+    must be called in every case. It calls ``finished`` with the end's status and the usage.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class LiveAnswer:
         self._has_ended, self._finished, self._agent = has_ended, finished, agent
         self._status: Status = "cancelled"
         self._closed = False
+        self.tokens: dict[int, int] = {}
 
     @property
     def usage(self) -> AnswerUsage:
@@ -82,12 +83,14 @@ class LiveAnswer:
         """Yield the events of the last step, except those that ``reply`` keeps."""
         step = self._steps[-1]
         sampled: dict[int, int] = {}
+        before = sum(self.tokens.values())
         async for piece in step.source.pieces():
             if self._has_ended():
                 raise Unauthorized(ENDED)
             events = piece.events if reply is None else reply.take(piece.events)
             if delivers and events:
                 sampled[piece.index] = piece.tokens
+                self.tokens[piece.index] = before + piece.tokens
                 step.advance(sum(sampled.values()))
             for event in events:
                 yield event

@@ -31,6 +31,7 @@ from .server_tools import ServerTools
 from .settings import ServeSettings
 from .source import Servable
 from .store import Store
+from .upstream_model import UpstreamModels
 
 log = logging.getLogger("herd.serve")
 
@@ -53,18 +54,23 @@ def create_app(
     store: Store | None,
     settings: ServeSettings,
     tools: ServerTools | None = None,
+    upstreams: UpstreamModels | None = None,
 ) -> FastAPI:
-    """Return the application that serves a model. Without a store, everybody may use it, and nobody is
-    billed.
+    """Return the application that serves models of this process and of other servers.
 
-    ``tools`` are those that this server runs. Whoever made them closes them.
+    Without a store, everybody may use it, and nobody is billed. ``tools`` are those that this server runs.
+    Whoever made them closes them.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if isinstance(app.state.ledger, Ledger) and (count := app.state.ledger.recover()):
             log.warning("%d requests of a server that died are settled now", count)
+        if upstreams is not None:
+            await upstreams.start(app.state.models)
         yield
+        if upstreams is not None:
+            await upstreams.stop()
         app.state.authenticator.close()
         app.state.ledger.close()
 
@@ -89,7 +95,7 @@ def create_app(
     routes = list(all_routes(app.routes))
     refuse_unscoped(routes)
     paths = [route.path for route in routes]
-    app.state.metrics = ServerMetrics(served.stats, [slot.name for slot in served.slots], paths)
+    app.state.metrics = ServerMetrics(served.stats, lambda: [slot.name for slot in served.slots], paths)
     for kind in (ApiError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _on_error)
     app.add_middleware(_Gate, settings=settings)

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..engine.request import Sampling
+from ..errors import EngineError
+from .problems import BadRequest
 from .tools import OfferedTool, ToolChoice
 
 if TYPE_CHECKING:
@@ -19,7 +22,8 @@ class ChatCall:
     ``messages`` are as `dialog.read_messages` returns them. ``sampling`` has fields of `Sampling`; None means
     the checkpoint's default. ``schema`` is the JSON schema of the answer's text. ``warnings`` are told to the
     client, and more are added. ``prefill`` is the beginning of the answer, which the model continues.
-    ``grammar`` is the form of the answer's text, instead of a ``schema`` and without tools.
+    ``grammar`` is the form of the answer's text, instead of a ``schema`` and without tools. Only requests of
+    one ``cache_salt`` and of the same group of keys share cached prompts.
     """
 
     messages: list[dict[str, Any]]
@@ -32,14 +36,14 @@ class ChatCall:
     warnings: list[str] = field(default_factory=list)
     prefill: str = ""
     grammar: Constraint | None = None
+    cache_salt: str = ""
 
 
 @dataclass
 class TextCall:
     """A request to continue a text, or token ids, which are taken as they are.
 
-    ``sampling``, ``schema`` and ``grammar`` are those of `ChatCall`. ``echo``: the answer begins with the
-    prompt.
+    ``echo``: the answer begins with the prompt. The other fields are those of `ChatCall`.
     """
 
     prompt: str | list[int]
@@ -48,3 +52,15 @@ class TextCall:
     schema: dict[str, Any] | None = None
     grammar: Constraint | None = None
     echo: bool = False
+    cache_salt: str = ""
+
+
+def checked_sampling(defaults: Mapping[str, Any], changes: Mapping[str, Any]) -> Sampling:
+    """Return a model's settings with those of a request that are not None. Raises `BadRequest` for a wrong
+    one."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    try:
+        return Sampling(**{"max_tokens": None, **defaults, **given})
+    except EngineError as error:
+        name = str(error).partition("=")[0]
+        raise BadRequest(str(error), name if name in changes else None) from None

@@ -16,11 +16,10 @@ from fastapi.concurrency import run_in_threadpool
 
 from ..engine.constraint import Constraint
 from ..engine.request import Request, Sampling
-from ..errors import EngineError
 from ..text.answers import AnswerParser
 from ..text.chat_format import ChatFormat
 from ..text.tokenizer import Tokenizer
-from .calls import ChatCall, TextCall
+from .calls import ChatCall, TextCall, checked_sampling
 from .dialog import shape_dialog
 from .engine_source import start_engine_source
 from .forms import AnswerForm, CallsFirstParser, answer_form
@@ -78,12 +77,7 @@ class ServedModel(Servable["ReadyPrompt"]):
 
     def sampling_of(self, changes: Mapping[str, Any]) -> Sampling:
         """Return the checkpoint's settings with those of a request that are not None."""
-        given = {name: value for name, value in changes.items() if value is not None}
-        try:
-            return Sampling(**{"max_tokens": None, **self.sampling, **given})
-        except EngineError as error:
-            name = str(error).partition("=")[0]
-            raise BadRequest(str(error), name if name in changes else None) from None
+        return checked_sampling(self.sampling, changes)
 
     async def prepare_chat(self, call: ChatCall) -> ReadyPrompt:
         return await run_in_threadpool(prepare_chat, self, call)
@@ -132,6 +126,7 @@ class ReadyPrompt:
     tools: Mapping[str, OfferedTool] = field(default_factory=dict)
     echo: bool = False
     adapter: str = ""
+    cache_salt: str = ""
 
     @property
     def n_tokens(self) -> int:
@@ -140,6 +135,8 @@ class ReadyPrompt:
     def request(self, tenant: str, owner: str) -> Request:
         """Return the request for the engine."""
         more: dict[str, Any] = {}
+        if self.cache_salt:
+            tenant = f"{tenant}\0{self.cache_salt}"
         if self.echo and self.sampling.logprobs is not None:
             more["prompt_logprobs"] = self.sampling.logprobs
         return Request(
@@ -182,7 +179,9 @@ def prepare_chat(served: ServedModel, call: ChatCall, *, any_length: bool = Fals
     if (call.sampling.get("max_tokens") or 0) > room > 0:
         call.warnings.append(f"max_tokens=the context has room for {room:,} tokens after this prompt")
     offered = {tool.name: tool for tool in tools}
-    return ReadyPrompt(ids, sampling, call.n, form, make_parser, offered, adapter=served.adapter)
+    return ReadyPrompt(
+        ids, sampling, call.n, form, make_parser, offered, adapter=served.adapter, cache_salt=call.cache_salt
+    )
 
 
 def _form(call: ChatCall, tools: Sequence[OfferedTool], call_format: str, tokenizer: Tokenizer) -> AnswerForm:
@@ -206,7 +205,10 @@ def prepare_text(served: ServedModel, call: TextCall) -> ReadyPrompt:
     check_length(ids, served.context)
     constraint = call.grammar or (None if call.schema is None else Constraint.json_schema(call.schema))
     sampled = served.sampling_of(call.sampling)
-    return ReadyPrompt(ids, sampled, call.n, AnswerForm(constraint), echo=call.echo, adapter=served.adapter)
+    form = AnswerForm(constraint)
+    return ReadyPrompt(
+        ids, sampled, call.n, form, echo=call.echo, adapter=served.adapter, cache_salt=call.cache_salt
+    )
 
 
 def check_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:

@@ -6,7 +6,7 @@ that a client sends becomes a label, or a flood of made-up names would fill the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields
 from typing import Any, Protocol
 
@@ -35,13 +35,20 @@ class TimedUsage(Protocol):
 
 
 class ServerMetrics:
-    """The metrics of one server. ``stats`` returns the state of each model's engine, by the model's name."""
+    """The metrics of one server.
+
+    ``stats`` returns the state of each model's engine, by the model's name. ``models`` returns the names of
+    all models.
+    """
 
     def __init__(
-        self, stats: Callable[[], dict[str, EngineStats]], models: Iterable[str], endpoints: Iterable[str]
+        self,
+        stats: Callable[[], dict[str, EngineStats]],
+        models: Callable[[], Collection[str]],
+        endpoints: Iterable[str],
     ) -> None:
         self._registry = CollectorRegistry()
-        self._models, self._endpoints = frozenset(models), frozenset(endpoints)
+        self._models, self._endpoints = models, frozenset(endpoints)
         self._requests = self._counter(
             "requests", "Requests that reached an engine", "model", "endpoint", "status"
         )
@@ -54,7 +61,7 @@ class ServerMetrics:
 
     def finished(self, model: str, endpoint: str, status: str, usage: TimedUsage) -> None:
         """Count a request that ended, however it ended."""
-        model = model if model in self._models else OTHER
+        model = model if model in self._models() else OTHER
         endpoint = endpoint if endpoint in self._endpoints else OTHER
         self._requests.labels(model, endpoint, status).inc()
         self._tokens.labels(model, "prompt").inc(usage.prompt_tokens - usage.cached_tokens)

@@ -87,6 +87,8 @@ class ModelPool:
 
     def find(self, name: str | None) -> ModelSlot:
         """Return the model that clients call ``name``. None: the first one. Raises `NotFound`."""
+        if not self.slots:
+            raise Overloaded("no upstream has told its models yet; try again later")
         if name in (None, ""):
             return self.slots[0]
         for slot in self.slots:

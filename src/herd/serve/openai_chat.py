@@ -32,7 +32,7 @@ from .events import (
 from .forms import grammar_constraint, response_schema
 from .models import use_model
 from .problems import BadRequest, openai_error
-from .respond import AnswerWriter, json_text, openai_usage, respond, sse_data, warning_header
+from .respond import AnswerWriter, json_text, openai_usage, respond, sse_data, usage_so_far, warning_header
 from .tools import ToolOffer, offered_tools, read_tool_choice, read_tools
 from .wire import SamplingFields, documented, read_request
 
@@ -68,7 +68,7 @@ async def chat_completions(
     served = await use_model(request, principal, asked.model)
     call = await run_in_threadpool(_chat_call, asked, warnings, offered_tools(request, principal))
     prompt = await served.prepare_chat(call)
-    writer = ChatWriter(served.name, asked.includes_usage)
+    writer = ChatWriter(served.name, asked.includes_usage, tells_usage=asked.tells_usage)
     return await respond(
         request, principal, served, [prompt], writer, stream=bool(asked.stream), warnings=warnings, call=call
     )
@@ -127,19 +127,21 @@ def _chat_call(asked: ChatRequest, warnings: list[str], offer: ToolOffer) -> Cha
         warnings,
         prefill,
         None if asked.grammar is None else grammar_constraint(asked.grammar),
+        asked.cache_salt or "",
     )
 
 
 class ChatWriter(AnswerWriter):
     """Writes an answer as a chat completion, or as its chunks."""
 
-    def __init__(self, model: str, includes_usage: bool) -> None:
-        self._model, self._includes_usage = model, includes_usage
+    def __init__(self, model: str, includes_usage: bool, *, tells_usage: bool = False) -> None:
+        self._model, self._includes_usage, self._tells_usage = model, includes_usage, tells_usage
         self._created = int(time.time())
         self._paragraphs = Paragraphs()
 
     def begin(self, answer: LiveAnswer) -> bytes:
         """Return one chunk with the role for every choice."""
+        self._answer = answer
         self._head = self._frame(answer, "chat.completion.chunk")
         self._prefix = json_text(self._head)[:-1] + ',"choices":'
         n_choices = sum(prompt.n for prompt in answer.prompts)
@@ -218,7 +220,8 @@ class ChatWriter(AnswerWriter):
         self, index: int, delta: dict[str, Any], *, logprobs: Any = None, finish_reason: str | None = None
     ) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-        return f"data: {self._prefix}{json_text([choice])}}}\n\n".encode()
+        usage = f',"usage":{json_text(usage_so_far(self._answer, index))}' if self._tells_usage else ""
+        return f"data: {self._prefix}{json_text([choice])}{usage}}}\n\n".encode()
 
 
 def chat_logprobs(scores: Sequence[ScoredToken]) -> dict[str, Any]:

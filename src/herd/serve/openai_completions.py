@@ -21,7 +21,7 @@ from .events import AnswerEnd, AnswerEvent, AnswerText, Choice, ScoredToken
 from .forms import grammar_constraint, response_schema
 from .models import use_model
 from .problems import BadRequest, openai_error
-from .respond import AnswerWriter, openai_usage, respond, sse_data
+from .respond import AnswerWriter, openai_usage, respond, sse_data, usage_so_far
 from .wire import SamplingFields, documented, read_request
 
 router = APIRouter()
@@ -78,20 +78,23 @@ def _text_calls(asked: CompletionRequest, warnings: list[str]) -> list[TextCall]
         if schema is not None:
             raise BadRequest("grammar excludes response_format: leave one out", "grammar")
         grammar = grammar_constraint(asked.grammar)
-    return [TextCall(each, sampling, asked.n or 1, schema, grammar, bool(asked.echo)) for each in given]
+    return [
+        TextCall(each, sampling, asked.n or 1, schema, grammar, bool(asked.echo), asked.cache_salt or "")
+        for each in given
+    ]
 
 
 class CompletionWriter(AnswerWriter):
     """Writes an answer as a text completion, or as its chunks."""
 
     def __init__(self, model: str, asked: CompletionRequest) -> None:
-        self._model, self._includes_usage = model, asked.includes_usage
+        self._model, self._asked = model, asked
         self._columns: dict[int, _LogprobColumns] | None = None if asked.logprobs is None else {}
         self._created = int(time.time())
 
     def begin(self, answer: LiveAnswer) -> bytes:
         """Return nothing: the first chunk has text."""
-        self._head = self._frame(answer)
+        self._head, self._answer = self._frame(answer), answer
         return b""
 
     def event(self, event: AnswerEvent) -> bytes:
@@ -104,7 +107,7 @@ class CompletionWriter(AnswerWriter):
     def end(self, answer: LiveAnswer) -> bytes:
         """Return the usage if it was asked for, the warnings, and the end of the stream."""
         more: dict[str, Any] = {}
-        if self._includes_usage:
+        if self._asked.includes_usage:
             more = {"usage": openai_usage(answer.usage), "timings": answer.usage.timings}
         if answer.warnings:
             more["herd"] = {"warnings": answer.warnings}
@@ -141,7 +144,8 @@ class CompletionWriter(AnswerWriter):
 
     def _chunk(self, index: int, text: str, logprobs: Any, reason: str | None = None) -> bytes:
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
-        return sse_data(self._head | {"choices": [choice]})
+        usage = {"usage": usage_so_far(self._answer, index)} if self._asked.tells_usage else {}
+        return sse_data(self._head | {"choices": [choice]} | usage)
 
     def _logprobs(self, index: int, scores: Sequence[ScoredToken]) -> dict[str, list[Any]] | None:
         """Return the log-probabilities of the next tokens of a choice, if they were requested."""

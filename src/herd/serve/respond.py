@@ -12,6 +12,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -249,6 +250,13 @@ def openai_usage(usage: AnswerUsage) -> dict[str, Any]:
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+
+
+def usage_so_far(answer: LiveAnswer, index: int) -> dict[str, Any]:
+    """Return the usage in a chunk of a choice, as vLLM tells it: with the tokens of that choice up to
+    here."""
+    usage = answer.usage
+    return openai_usage(replace(usage, completion_tokens=answer.tokens.get(index, 0)))
 
 
 def json_text(value: Any) -> str:

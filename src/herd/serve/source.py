@@ -28,7 +28,7 @@ class CheckedPrompt(Protocol):
 
     @property
     def n_tokens(self) -> int:
-        """The number of tokens, or an upper bound of it."""
+        """The number of tokens, or an upper bound of it if only another program can count them."""
 
     @property
     def sampling(self) -> Sampling:
@@ -91,9 +91,9 @@ class Servable(ABC, Generic[PromptT]):
     facts: Mapping[str, Any]
     fingerprint: str
 
-    @abstractmethod
     def with_adapter(self, name: str) -> Servable[PromptT]:
         """Return the model with one of its ``adapters`` switched on."""
+        raise KeyError(name)
 
     @property
     @abstractmethod
@@ -128,6 +128,10 @@ class Servable(ABC, Generic[PromptT]):
     @abstractmethod
     async def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
         """Return the bytes of each token."""
+
+    async def measure(self, prompts: Sequence[PromptT]) -> None:
+        """Find the number of tokens of prompts that have only an upper bound of it, before they are
+        reserved."""
 
     @abstractmethod
     async def start(self, prompts: Sequence[PromptT], principal: Principal) -> AnswerSource:

@@ -25,9 +25,10 @@ RequestT = TypeVar("RequestT", bound=RequestModel)
 
 
 class StreamOptions(RequestModel):
-    """Options of a stream. ``include_usage``: a last chunk has the usage."""
+    """Options of a stream: a last chunk, or every chunk (``continuous_usage_stats``), has the usage."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class SamplingFields(RequestModel):
@@ -49,6 +50,7 @@ class SamplingFields(RequestModel):
     repetition_penalty: float | None = Field(None, gt=0)
     logit_bias: dict[str, float] | None = None
     user: str | None = None
+    cache_salt: str | None = Field(None, max_length=256)
 
     @field_validator("stop")
     @classmethod
@@ -60,6 +62,11 @@ class SamplingFields(RequestModel):
     def includes_usage(self) -> bool:
         """Whether a stream ends with the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def tells_usage(self) -> bool:
+        """Whether every chunk of a stream has the usage so far."""
+        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
 
     def sampling(self) -> dict[str, Any]:
         """Return the settings by the names of `engine.Sampling`, without max_tokens and logprobs."""

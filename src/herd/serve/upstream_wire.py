@@ -1,0 +1,313 @@
+"""What goes to another server and comes back, in the form of OpenAI's API: bodies of requests, chunks of
+streams.
+
+Every request asks for a stream, so that what was delivered is known whenever it breaks. The tokens of an
+answer are counted like this:
+
+- Servers of vLLM and Herd tell in every chunk how many tokens the choice has so far
+  (``stream_options.continuous_usage_stats``), so the count is exact at every moment.
+- Of other servers a chunk counts the ids in ``token_ids`` if it has them, or its log-probabilities, or
+  otherwise one token if it has any text or call. A piece of text has at least one token, so this never counts
+  too many.
+- At the end the server's own ``usage`` replaces the count.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .calls import ChatCall, TextCall
+from .events import AnswerCall, AnswerEnd, AnswerEvent, AnswerText, AnswerThought, EndReason, ScoredToken
+from .forms import ANY_OBJECT
+from .problems import BadRequest
+from .tools import OfferedTool
+
+MAX_TOKENS = 2**31 - 1
+"""Largest number of tokens that is believed."""
+TEMPLATE_BYTES = 1024
+"""Allowance in the bound of a prompt for what a chat template writes once, e.g. a system prompt of its
+own."""
+MESSAGE_BYTES = 64
+"""Allowance for what a chat template writes around each message."""
+BEGINNING = 512
+"""Characters or tokens by which prompts are told apart to send them to the upstream that has them in its
+cache."""
+BYTES_PER_TOKEN = 4
+"""Of a prompt whose tokens the upstream never told, as they are estimated for a stream that broke."""
+_END_REASONS: Mapping[str, EndReason] = {"length": "length", "tool_calls": "tool_calls"}
+
+
+def chat_body(call: ChatCall, model: str) -> dict[str, Any]:
+    """Return the body for ``/v1/chat/completions``, but for the options that `stream_body` adds."""
+    if call.grammar is not None:
+        raise BadRequest("grammar is not supported by a model of another server", "grammar")
+    body = {"model": model, "messages": _messages(call), **_sampling(call.sampling)}
+    if (logprobs := call.sampling.get("logprobs")) is not None:
+        body |= {"logprobs": True, "top_logprobs": logprobs}
+    if call.n > 1:
+        body["n"] = call.n
+    if call.prefill:
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
+    tools = [] if call.tool_choice.mode == "none" else list(call.tools)
+    if names := call.tool_choice.names:
+        tools = [tool for tool in tools if tool.name in names]
+    if tools:
+        body["tools"] = [_tool(tool) for tool in tools]
+        body["parallel_tool_calls"] = call.parallel_calls
+        if call.tool_choice.mode == "required":
+            single = {"type": "function", "function": {"name": tools[0].name}}
+            body["tool_choice"] = single if len(tools) == 1 else "required"
+        else:
+            body["tool_choice"] = "auto"
+    return body | _response_format(call.schema)
+
+
+def text_body(call: TextCall, model: str) -> dict[str, Any]:
+    """Return the body for ``/v1/completions``, but for the options that `stream_body` adds."""
+    if call.grammar is not None:
+        raise BadRequest("grammar is not supported by a model of another server", "grammar")
+    body = {"model": model, "prompt": call.prompt, **_sampling(call.sampling)}
+    if (logprobs := call.sampling.get("logprobs")) is not None:
+        body["logprobs"] = logprobs
+    if call.n > 1:
+        body["n"] = call.n
+    if call.echo:
+        body["echo"] = True
+    return body | _response_format(call.schema)
+
+
+def stream_body(body: Mapping[str, Any], salt: str, *, tells_usage: bool) -> bytes:
+    """Return a body as it is sent. ``salt`` keeps the caches of groups of keys apart in the other server."""
+    options: dict[str, Any] = {"include_usage": True}
+    if tells_usage:
+        options["continuous_usage_stats"] = True
+    return encoded({**body, "stream": True, "stream_options": options, "cache_salt": salt})
+
+
+def tokenize_body(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the body for ``/tokenize`` that counts the prompt of a body."""
+    names = ("model", "messages", "tools", "prompt", "continue_final_message", "add_generation_prompt")
+    return {name: body[name] for name in names if name in body} | (
+        {"add_special_tokens": True} if "prompt" in body else {}
+    )
+
+
+def prompt_bound(body: Mapping[str, Any]) -> int:
+    """Return the most tokens that the prompt of a body can have: its bytes, and what a chat template adds."""
+    prompt = body.get("prompt")
+    if isinstance(prompt, str):
+        return len(prompt.encode()) + 2
+    if prompt is not None:
+        return len(prompt) + 1
+    messages = body["messages"]
+    tools = json.dumps(body["tools"], ensure_ascii=False, indent=4) if "tools" in body else ""
+    nbytes = len(encoded(messages)) + len(tools.encode("utf-8", "replace"))
+    return nbytes + MESSAGE_BYTES * len(messages) + TEMPLATE_BYTES
+
+
+def prompt_beginning(body: Mapping[str, Any]) -> bytes:
+    """Return the beginning of a body's prompt: prompts that share one profit from the same cache."""
+    prompt = body.get("prompt")
+    first = prompt[:BEGINNING] if prompt is not None else str(body["messages"][0]["content"])[:BEGINNING]
+    return encoded(first)
+
+
+def encoded(value: Any) -> bytes:
+    """Return JSON as it is sent."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def _messages(call: ChatCall) -> list[dict[str, Any]]:
+    """Return the messages with the ids that the API wants: a call has one, and its result names it."""
+    out: list[dict[str, Any]] = []
+    unanswered: list[str] = []
+    for message in call.messages:
+        shaped = dict(message)
+        if calls := message.get("tool_calls"):
+            unanswered = [str(each.get("id") or f"call_{len(out)}_{n}") for n, each in enumerate(calls)]
+            shaped["tool_calls"] = [
+                {
+                    "id": id_,
+                    "type": "function",
+                    "function": {
+                        "name": each["function"]["name"],
+                        "arguments": json.dumps(each["function"]["arguments"], ensure_ascii=False),
+                    },
+                }
+                for id_, each in zip(unanswered, calls, strict=True)
+            ]
+        if message["role"] == "tool":
+            id_ = message.get("tool_call_id") or (unanswered[0] if unanswered else "call_0")
+            unanswered = [each for each in unanswered if each != id_]
+            shaped["tool_call_id"] = id_
+        out.append(shaped)
+    if call.prefill:
+        out.append({"role": "assistant", "content": call.prefill})
+    return out
+
+
+def _tool(tool: OfferedTool) -> dict[str, Any]:
+    return {"type": "function", "function": tool.schema | ({"strict": True} if tool.strict else {})}
+
+
+def _sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the client gave, by the names of the API."""
+    given = {name: value for name, value in sampling.items() if value is not None and name != "logprobs"}
+    if "stop" in given:
+        given["stop"] = list(given["stop"])
+        if not given["stop"]:
+            del given["stop"]
+    if "logit_bias" in given:
+        given["logit_bias"] = {str(id_): bias for id_, bias in given["logit_bias"].items()}
+    return given
+
+
+def _response_format(schema: dict[str, Any] | None) -> dict[str, Any]:
+    if schema is None:
+        return {}
+    if schema == ANY_OBJECT:
+        return {"response_format": {"type": "json_object"}}
+    named = {"name": "answer", "schema": schema, "strict": True}
+    return {"response_format": {"type": "json_schema", "json_schema": named}}
+
+
+class ChoiceReader:
+    """Turns the chunks of one choice of a stream into events. ``tokens`` is the number of tokens so far.
+
+    `feed` returns all events but the end, because the usage comes after it. `finish` returns the end.
+    ``warnings`` tell about calls that cannot be read.
+    """
+
+    def __init__(self, index: int, tools: Mapping[str, OfferedTool]) -> None:
+        self._index, self._tools = index, tools
+        self._call: dict[str, Any] | None = None  # the call that is being written
+        self._n_calls = 0
+        self._reason: str | None = None
+        self._stop_string: str | None = None
+        self.tokens = 0
+        self.warnings: list[str] = []
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the choice has its finish reason."""
+        return self._reason is not None
+
+    def feed(self, choice: Mapping[str, Any], told_tokens: int | None) -> list[AnswerEvent]:
+        """Return the events of a choice of a chunk. ``told_tokens`` is the server's count for the choice so
+        far."""
+        delta = choice.get("delta") or {}
+        text = delta.get("content") or choice.get("text") or ""
+        thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
+        scores = _scores(choice.get("logprobs"))
+        calls = delta.get("tool_calls") or ()
+        if told_tokens is not None:
+            self.tokens = max(self.tokens, told_tokens)
+        elif choice.get("token_ids"):
+            self.tokens += len(choice["token_ids"])
+        else:
+            self.tokens += len(scores) or int(bool(text or thought or calls))
+        events: list[AnswerEvent] = []
+        if thought:
+            events.append(AnswerThought(self._index, str(thought)))
+        if text or scores:
+            events.append(AnswerText(self._index, str(text), scores))
+        for part in calls:
+            events += self._feed_call(part)
+        if (reason := choice.get("finish_reason")) is not None:
+            self._reason = str(reason)
+            stop = choice.get("stop_reason")
+            self._stop_string = stop if isinstance(stop, str) else None
+        return events
+
+    def finish(self) -> list[AnswerEvent]:
+        """Return the last call and the end."""
+        events = self._end_call()
+        reason = _END_REASONS.get(self._reason or "", "stop")
+        if self._n_calls and reason != "length":
+            reason = "tool_calls"
+        elif reason == "tool_calls":
+            reason = "stop"
+        return [*events, AnswerEnd(self._index, reason, self._stop_string if reason == "stop" else None)]
+
+    def _feed_call(self, part: Mapping[str, Any]) -> list[AnswerEvent]:
+        """Add a part of a call, and return the call before it if this one is new."""
+        function = part.get("function") or {}
+        events: list[AnswerEvent] = []
+        index, id_ = part.get("index", 0), part.get("id")
+        if self._call is None or index != self._call["index"] or (id_ and id_ != self._call["id"]):
+            events = self._end_call()
+            self._call = {"index": index, "id": id_, "name": "", "arguments": ""}
+        self._call["name"] += function.get("name") or ""
+        self._call["arguments"] += function.get("arguments") or ""
+        return events
+
+    def _end_call(self) -> list[AnswerEvent]:
+        call, self._call = self._call, None
+        if call is None:
+            return []
+        try:
+            arguments = json.loads(call["arguments"] or "{}")
+            if not isinstance(arguments, dict):
+                raise ValueError("the arguments are not an object")
+        except (ValueError, RecursionError) as error:
+            self.warnings.append(f"tools=the model wrote a call that cannot be read: {error}"[:300])
+            return []
+        tool = self._tools.get(call["name"])
+        if tool is None:
+            self.warnings.append(
+                f"tools=the model called {call['name'][:80]!r}, which is not among the tools"
+            )
+            tool = OfferedTool(call["name"])
+        self._n_calls += 1
+        text = json.dumps(arguments, ensure_ascii=False)
+        return [AnswerCall(self._index, self._n_calls - 1, secrets.token_hex(12), tool, text)]
+
+
+def told_usage(chunk: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """Return the tokens of prompt, cache and answer that a chunk tells, or None if it tells none."""
+    usage = chunk.get("usage")
+    if not isinstance(usage, Mapping):
+        return None
+    details = usage.get("prompt_tokens_details") or {}
+    prompt, cached, completion = (
+        min(max(int(each or 0), 0), MAX_TOKENS)
+        for each in (usage.get("prompt_tokens"), details.get("cached_tokens"), usage.get("completion_tokens"))
+    )
+    return prompt, min(cached, prompt), completion
+
+
+def _scores(logprobs: Any) -> tuple[ScoredToken, ...]:
+    """Return the log-probabilities of a choice, in the form of chat completions or of completions."""
+    if not logprobs:
+        return ()
+    if (content := logprobs.get("content")) is not None:
+        return tuple(
+            ScoredToken(*_scored(each), tuple(_scored(top) for top in each.get("top_logprobs") or ()))
+            for each in content
+        )
+    tokens: Sequence[str] = logprobs.get("tokens") or ()
+    tops: Iterable[Any] = logprobs.get("top_logprobs") or [None] * len(tokens)
+    rows = zip(tokens, logprobs.get("token_logprobs") or (), tops, strict=True)
+    return tuple(
+        ScoredToken(
+            token_bytes(token), nats, tuple((token_bytes(name), float(x)) for name, x in (top or {}).items())
+        )
+        for token, nats, top in rows
+    )
+
+
+def _scored(token: Mapping[str, Any]) -> tuple[bytes, float]:
+    raw = token.get("bytes")
+    text = str(token.get("token", ""))
+    return (bytes(raw) if raw is not None else text.encode("utf-8", "replace")), float(token["logprob"])
+
+
+def token_bytes(name: str) -> bytes:
+    """Return the bytes of a token from its name in completions: its text, or ``bytes:\\x…`` for a part of
+    one."""
+    if name.startswith("bytes:\\x"):
+        return bytes(int(part, 16) for part in name.removeprefix("bytes:\\x").split("\\x"))
+    return name.encode("utf-8", "replace")

@@ -1,0 +1,216 @@
+"""Other servers before which this one stands: which are there, which models they have, and how busy they are.
+
+Any server with OpenAI's API will do: vLLM, another Herd, and so on. Every few seconds each is asked for its
+models. One that does not answer gets no requests until it does. Redirects are never followed, the upstreams'
+headers are not passed on, the environment's proxies are not used, and the key goes nowhere but to the
+addresses that the operator gave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from .. import __version__
+from ..errors import ConfigError
+
+log = logging.getLogger("herd.serve")
+
+REFRESH_SECONDS = 3.0
+PROBE_SECONDS = 5.0
+"""How long an upstream may take to list its models or to count tokens."""
+MAX_ANSWER = 16 << 20
+"""Bytes of a response or of an event of an upstream that are read. A larger one is an error."""
+TELLING_OWNERS = ("vllm", "herd")
+"""``owned_by`` of models of servers that tell the usage in every chunk when they are asked to."""
+
+
+@dataclass(frozen=True)
+class UpstreamTimes:
+    """Time limits in seconds: to connect, until the answer begins (its prompt is computed), and between its
+    pieces."""
+
+    connect: float = 5.0
+    first: float = 900.0
+    silence: float = 120.0
+
+
+@dataclass
+class Upstream:
+    """One other server. ``models`` are the cards of its models by id, as it last told them.
+
+    ``n_open`` is the number of requests that it is answering for this server. ``counts_tokens``: it has
+    ``/tokenize`` (None: not tried yet).
+    """
+
+    url: str
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    is_up: bool = False
+    n_open: int = 0
+    counts_tokens: bool | None = None
+
+    def tells_usage(self, model: str) -> bool:
+        """Whether the usage comes in every chunk of a stream if it is asked for."""
+        return self.models.get(model, {}).get("owned_by") in TELLING_OWNERS
+
+
+class Fleet:
+    """The upstreams of a server. Its methods belong to one event loop.
+
+    ``key`` is sent to every upstream. ``secret`` makes the salts of caches. ``context`` is that of models
+    whose upstream does not tell it.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        key: str | None,
+        secret: bytes,
+        context: int | None = None,
+        times: UpstreamTimes | None = None,
+        refresh_seconds: float = REFRESH_SECONDS,
+    ) -> None:
+        self.upstreams = [Upstream(url) for url in dict.fromkeys(map(checked_url, urls))]
+        self.context, self.times = context, times or UpstreamTimes()
+        self._key, self._secret, self._refresh_seconds = key, secret, refresh_seconds
+        self._watching: asyncio.Task[None] | None = None
+
+    async def start(self, changed: Callable[[], None]) -> None:
+        """Ask every upstream for its models, and go on doing so. ``changed`` is called after each time."""
+        headers = {"user-agent": f"herd/{__version__}", "accept-encoding": "identity"}
+        if self._key:
+            headers["authorization"] = f"Bearer {self._key}"
+        times = httpx.Timeout(None, connect=self.times.connect, write=self.times.silence)
+        # Servers close idle connections after 5 s, and one that is used at that moment fails.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=3.0)
+        self.client = httpx.AsyncClient(
+            headers=headers, timeout=times, limits=limits, follow_redirects=False, trust_env=False
+        )
+        await self.refresh()
+        changed()
+        self._watching = asyncio.create_task(self._watch(changed))
+
+    async def stop(self) -> None:
+        """Stop asking, and close all connections."""
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
+            await self.client.aclose()
+
+    async def refresh(self) -> None:
+        """Ask every upstream for its models."""
+        await asyncio.gather(*(self._refresh(upstream) for upstream in self.upstreams))
+
+    def cards(self) -> dict[str, Mapping[str, Any]]:
+        """Return the cards of all models by id. An upstream that is down keeps those that it had."""
+        cards: dict[str, Mapping[str, Any]] = {}
+        for upstream in self.upstreams:
+            cards = {**upstream.models, **cards}
+        return cards
+
+    def choose(self, model: str, tried: Collection[str] = (), beginning: bytes = b"") -> Upstream | None:
+        """Return the upstream with the fewest open requests that has the model, is up, and is not in
+        ``tried``.
+
+        Of equally busy ones, prompts with the same ``beginning`` get the same one, because it has them in its
+        cache.
+        """
+        able = [
+            each for each in self.upstreams if each.is_up and model in each.models and each.url not in tried
+        ]
+
+        def order(upstream: Upstream) -> tuple[int, bytes]:
+            return upstream.n_open, hashlib.sha256(upstream.url.encode() + b"\0" + beginning).digest()
+
+        return min(able, key=order, default=None)
+
+    def salt(self, group: str) -> str:
+        """Return the salt of a cache group, which nobody can guess who does not know the secret."""
+        digest = hmac.new(self._secret, group.encode("utf-8", "replace"), hashlib.sha256).digest()
+        return base64.urlsafe_b64encode(digest).decode().rstrip("=")
+
+    def mark_down(self, upstream: Upstream, reason: str) -> None:
+        """Give an upstream no more requests until it lists its models again."""
+        if upstream.is_up:
+            log.warning("upstream %s is down: %s", upstream.url, reason)
+        upstream.is_up, upstream.counts_tokens = False, None
+
+    async def post(self, upstream: Upstream, path: str, body: bytes) -> tuple[int, bytes]:
+        """Send a short request and return the status and the body of the response. Raises httpx.HTTPError."""
+        request = self.client.build_request(
+            "POST", upstream.url + path, content=body, headers={"content-type": "application/json"}
+        )
+        return await self._exchange(request)
+
+    async def _exchange(self, request: httpx.Request) -> tuple[int, bytes]:
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                response = await self.client.send(request, stream=True)
+                try:
+                    return response.status_code, await read_limited(response)
+                finally:
+                    await response.aclose()
+        except TimeoutError:
+            raise httpx.ReadTimeout(f"no answer within {PROBE_SECONDS:g} s") from None
+
+    async def _watch(self, changed: Callable[[], None]) -> None:
+        while True:
+            await asyncio.sleep(self._refresh_seconds)
+            await self.refresh()
+            changed()
+
+    async def _refresh(self, upstream: Upstream) -> None:
+        try:
+            request = self.client.build_request("GET", upstream.url + "/v1/models")
+            status, body = await self._exchange(request)
+            if status != 200:
+                raise ValueError(f"GET /v1/models is answered with {status}")
+            models = {card["id"]: card for card in json.loads(body)["data"] if isinstance(card["id"], str)}
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            self.mark_down(upstream, describe(error))
+            return
+        if not upstream.is_up:
+            log.warning("upstream %s is up with %s", upstream.url, ", ".join(models) or "no model")
+        upstream.models, upstream.is_up = models, True
+
+
+async def read_limited(response: httpx.Response) -> bytes:
+    """Return the body of a response. Raises ValueError if it is too long."""
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) > MAX_ANSWER:
+            raise ValueError(f"the upstream's answer is longer than {MAX_ANSWER:,} bytes")
+    return bytes(body)
+
+
+def describe(error: Exception) -> str:
+    """Return what went wrong with an upstream, without its key."""
+    return (str(error).strip() or type(error).__name__)[:200]
+
+
+def checked_url(url: str) -> str:
+    """Return the root of an upstream, without ``/v1``. Raises ConfigError for what is not an address of a
+    server."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"--upstream {url}: give the address of a server, e.g. http://10.0.0.5:8000")
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(
+            f"--upstream has a password in the address of {parts.hostname}: put it into HERD_UPSTREAM_KEY"
+        )
+    if parts.query or parts.fragment:
+        raise ConfigError(f"--upstream {url}: leave out what follows the path")
+    return f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/").removesuffix("/v1")
