@@ -11,12 +11,13 @@ import yaml
 from herd.llama.config import SIZES, ModelConfig
 from herd.plan.layout import Job, ParallelLayout
 from herd.plan.leak import LLAMA2
-from herd.plan.ops import BF16, INT4_G32, INT8, Weights
+from herd.plan.ops import BF16, Weights
 
 _DATA: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 _MODELS = {f"Llama 2 {size}": config for size, config in LLAMA2.items()}
 _MODELS |= {f"Llama 3.1 {size}": config for size, config in SIZES.items()}
-_WEIGHTS = {"bf16": BF16, "int8": INT8, "int4": INT4_G32}
+# int4: 4 bits, and a bf16 scale and zero point for every 32 weights
+_WEIGHTS = {"bf16": BF16, "int8": Weights(1.0, 1.0), "int4": Weights(0.625, 0.625)}
 
 DAYS, UNEXPECTED, PLANNED = (_DATA["interruptions"][name] for name in ("days", "unexpected", "planned"))
 """Days that Meta watched on 16,384 GPUs, and the interruptions in them; "higher than 90 % effective training

@@ -22,7 +22,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ import torch
 from common import DATA, WORK, bench_parser, save_receipt
 from herd import checkpoint
 from herd.data.builtin import read_stdlib
-from herd.data.tool_dialogs import openai_record, tool_dialogs
+from herd.data.dialogs import Dialog, stream_dialogs
+from herd.data.tool_dialogs import names_tools, openai_messages, schemas
 from herd.distill.synth import SynthOptions, synthesize
 from herd.evals.bpb import Compression, compare_compression, compression
 from herd.evals.harness import run_task
@@ -74,13 +75,28 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
 # Tools ------------------------------------------------------------------------------------------------------
 
 
+def tool_dialogs(
+    seed: int, *, split: str = "train", tasks: Sequence[str] = ("arithmetic", "dates", "strings", "chat")
+) -> Iterator[Dialog]:
+    """Yield endless English dialogs whose system message names tools."""
+    dialogs = stream_dialogs(seed, split=split, languages=["en"], tool_call_formats=["json"], tasks=tasks)
+    return filter(names_tools, dialogs)
+
+
+def tool_rows(seed: int, count: int) -> list[str]:
+    """Return lines ``{"messages", "tools"}`` of `tool_dialogs`."""
+    return [
+        json.dumps({"messages": openai_messages(dialog.messages), "tools": schemas(dialog)}) + "\n"
+        for dialog in islice(tool_dialogs(seed), count)
+    ]
+
+
 def tools_row(args: argparse.Namespace) -> None:
     work = args.work / "tools"
     data = work / "dialogs.jsonl"
     if not data.exists():
         work.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(openai_record(dialog)) + "\n" for dialog in islice(tool_dialogs(0), N_DIALOGS))
-        write_atomically(data, "".join(lines))
+        write_atomically(data, "".join(tool_rows(0, N_DIALOGS)))
     options = TuneOptions(
         model=str(FILE), data=(str(data),), out=str(work / "run"),
         tokens=1000 * args.limit if args.limit else TOOL_TOKENS,
@@ -182,7 +198,7 @@ def merge_row(args: argparse.Namespace) -> None:
     train, held = work / "train.jsonl", work / "held.jsonl"
     if not held.exists():
         work.mkdir(parents=True, exist_ok=True)
-        made = [json.dumps(openai_record(dialog)) + "\n" for dialog in islice(tool_dialogs(1), 160)]
+        made = tool_rows(1, 160)
         write_atomically(train, "".join(made[10:]))
         write_atomically(held, "".join(made[:10]))
     steps = args.limit or MERGE_STEPS

@@ -63,7 +63,7 @@ def model_metadata(config: ModelConfig) -> Iterator[tuple[str, str, Any]]:
         yield "llama.rope.scaling.factor", "FLOAT32", scaling.factor
     if _is_plain_yarn(scaling):
         yield "llama.rope.scaling.original_context_length", "UINT32", scaling.original_context
-        amplitude /= _yarn_amplitude(scaling.factor)
+        amplitude /= 0.1 * math.log(scaling.factor) + 1
     if not math.isclose(amplitude, 1, rel_tol=1e-6):
         yield "llama.rope.scaling.attn_factor", "FLOAT32", amplitude
     types = {bool: "BOOL", int: "UINT32", float: "FLOAT64", str: "STRING"}
@@ -164,10 +164,6 @@ def _divisors(config: ModelConfig) -> Tensor:
 def _is_plain_yarn(scaling: RopeScaling) -> bool:
     """Return whether llama.cpp can compute this scaling from the metadata. It reads no further options."""
     return scaling.kind == "yarn" and scaling.truncate and (scaling.beta_fast, scaling.beta_slow) == (32, 1)
-
-
-def _yarn_amplitude(factor: float) -> float:
-    return 0.1 * math.log(factor) + 1
 
 
 def _within_window(file: GGUF) -> int:

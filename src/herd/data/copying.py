@@ -24,9 +24,9 @@ import math
 import numpy as np
 
 from ..errors import DataError
-from .batch import IGNORE, Batch
+from .batch import IGNORE
 from .shuffle import generator, mixed_key
-from .stream import as_batch, check_range
+from .stream import EndlessRows
 
 SHORTEST = 16
 """Fewest tokens of a passage, if the row has room to repeat it three times."""
@@ -37,28 +37,18 @@ MIN_RECURRING = 4
 """Fewest different tokens of a passage with recurring tokens."""
 
 
-class CopyStream:
+class CopyStream(EndlessRows):
     """Endless rows of ids below ``n_ids``, each with one passage repeated to its end.
 
     ``recurring`` is the fraction of rows whose passage has recurring tokens. Row p depends only on (seed, p).
     """
 
-    packed = False
-
     def __init__(self, n_ids: int, context: int, seed: int, *, recurring: float = 0.0) -> None:
         if context < 8:
             raise DataError(f"copy rows: context={context} is too short to repeat a passage; give 8 or more")
         self.n_ids, self.context, self.seed, self.recurring = n_ids, context, seed, recurring
-        self.n_rows = 1 << 40  # every position is a row of its own
-
-    def batch(self, position: int, count: int) -> Batch:
-        """Return rows ``position`` to ``position + count``."""
-        check_range(position, count)
-        rows = [self._row(p) for p in range(position, position + count)]
-        return as_batch(np.stack([tokens for tokens, _ in rows]), np.stack([targets for _, targets in rows]))
 
     def _row(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return tokens and targets of one row, (T,) int64 each."""
         random = generator(self.seed, mixed_key(self.seed, position), 5)
         alphabet = draw_alphabet(random, self.n_ids)
         longest = min(self.context // 2, alphabet)

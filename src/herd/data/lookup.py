@@ -24,11 +24,11 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from ..errors import DataError
-from .batch import IGNORE, Batch
+from .batch import IGNORE
 from .copying import draw_alphabet
 from .needle import STYLES, TextTokenizer, draw_codes, draw_names, name_list
 from .shuffle import generator, mixed_key
-from .stream import as_batch, check_range
+from .stream import EndlessRows
 
 Level = Literal["pairs", "apart", "names", "sentences"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -50,13 +50,11 @@ class Fact(NamedTuple):
     end: list[int]
 
 
-class LookupStream:
+class LookupStream(EndlessRows):
     """Endless rows of facts and questions. Row p depends only on (seed, p).
 
     The rows are of the given ``levels`` in equal parts. Random tokens are drawn as in `CopyStream`.
     """
-
-    packed = False
 
     def __init__(
         self, tokenizer: TextTokenizer, context: int, seed: int, *, levels: Sequence[str] = LEVELS
@@ -69,16 +67,8 @@ class LookupStream:
         self.tokenizer, self.context, self.seed = tokenizer, context, seed
         self.levels = tuple(levels)
         self.names = name_list(tokenizer, "train") if "sentences" in levels else []
-        self.n_rows = 1 << 40  # every position is a row of its own
-
-    def batch(self, position: int, count: int) -> Batch:
-        """Return rows ``position`` to ``position + count``."""
-        check_range(position, count)
-        rows = [self._row(p) for p in range(position, position + count)]
-        return as_batch(np.stack([tokens for tokens, _ in rows]), np.stack([targets for _, targets in rows]))
 
     def _row(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return tokens and targets of one row, (T,) int64 each."""
         random = generator(self.seed, mixed_key(self.seed, position), 6)
         level = self.levels[int(random.integers(len(self.levels)))]
         if level == "sentences":

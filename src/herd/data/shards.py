@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -215,7 +215,7 @@ def _write_files(
         "labels": list(labels),
         "files": writer.entries,
     }
-    index["sha256"] = _digest(index)
+    index["sha256"] = digest_of(index)
     write_json(folder / INDEX, index)
 
 
@@ -230,7 +230,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         format_name = index.get("format") if isinstance(index, dict) else type(index).__name__
         raise DataError(f"{path}: format {format_name!r}, expected {FORMAT!r}; {CURE}")
-    if index.pop("sha256", None) != (digest := _digest(index)):
+    if index.pop("sha256", None) != (digest := digest_of(index)):
         raise DataError(f"{path}: corrupt, its checksum differs; {CURE}")
     return {**index, "sha256": digest}
 
@@ -245,7 +245,8 @@ def _map(path: Path, dtype: np.dtype, n: int) -> np.ndarray:
     return np.memmap(path, dtype=dtype, mode="r", shape=(n,))
 
 
-def _digest(index: dict[str, Any]) -> str:
+def digest_of(index: Mapping[str, Any]) -> str:
+    """Return the hex sha256 of JSON values, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
 
 

@@ -13,6 +13,7 @@ Shapes: B rows, T = context.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -140,6 +141,23 @@ class MixStream:
 
     def _order(self, block: int) -> np.ndarray:
         return self._parts_K[permute(np.arange(self.block), self.block, mixed_key(self.seed, block, 2))]
+
+
+class EndlessRows(ABC):
+    """A stream in which every position is a row of its own."""
+
+    n_rows = 1 << 40
+    packed = False
+
+    def batch(self, position: int, count: int) -> Batch:
+        """Return rows ``position`` to ``position + count``."""
+        check_range(position, count)
+        rows = [self._row(p) for p in range(position, position + count)]
+        return as_batch(np.stack([tokens for tokens, _ in rows]), np.stack([targets for _, targets in rows]))
+
+    @abstractmethod
+    def _row(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return tokens and targets of one row, (T,) int64 each."""
 
 
 def first_rows(stream: Stream, n_rows: int, at_once: int) -> list[Batch]:

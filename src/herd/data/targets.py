@@ -19,7 +19,6 @@ token.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import struct
@@ -38,6 +37,7 @@ import zstandard
 from ..errors import DataError
 from ..files import write_json
 from .batch import Batch
+from .shards import digest_of
 from .shuffle import mixed_key, permute
 from .stream import check_range
 
@@ -176,7 +176,7 @@ def write_spec(folder: Path, spec: TargetsSpec) -> None:
             return
     folder.mkdir(parents=True, exist_ok=True)
     record = {"format": FORMAT} | asdict(spec)
-    write_json(folder / INDEX, record | {"sha256": _digest(record)})
+    write_json(folder / INDEX, record | {"sha256": digest_of(record)})
 
 
 def read_spec(folder: Path) -> TargetsSpec:
@@ -185,7 +185,7 @@ def read_spec(folder: Path) -> TargetsSpec:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         digest = record.pop("sha256")
-        if record["format"] != FORMAT or digest != _digest(record):
+        if record["format"] != FORMAT or digest != digest_of(record):
             raise ValueError("its checksum or format differs")
         return TargetsSpec(**{key: value for key, value in record.items() if key != "format"})
     except FileNotFoundError:
@@ -259,7 +259,7 @@ class Targets:
     @cached_property
     def sha256(self) -> str:
         """The identity of the targets: hash of the description."""
-        return _digest(asdict(self.spec))
+        return digest_of(asdict(self.spec))
 
     @cached_property
     def nbytes(self) -> int:
@@ -368,7 +368,3 @@ def _read_block(path: Path, at: int, spec: TargetsSpec, shard: int) -> TargetBlo
         arrays[name] = np.frombuffer(data, dtype=dtype, count=count, offset=place).reshape(shape)
         place += count * np.dtype(dtype).itemsize
     return TargetBlock(**arrays) if place == len(data) else None
-
-
-def _digest(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

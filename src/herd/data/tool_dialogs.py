@@ -1,4 +1,4 @@
-"""Generate tool dialogs in the form of OpenAI's API, with the tools' schemas next to the messages.
+"""Turn tool dialogs into the form of OpenAI's API, with the tools' schemas next to the messages.
 
 The dialogs of `dialogs.py` name their tools in a short system message, for models of a few million
 parameters. A real chat model is given the schemas, in its own template, so these dialogs suit any checkpoint
@@ -7,20 +7,13 @@ that supports tools.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..tools import CUSTOM_TOOLS
-from .dialogs import Dialog, Message, stream_dialogs
+from .dialogs import Dialog, Message
 
 _NAMED = "Tools as JSON: "
-TASKS = ("arithmetic", "dates", "strings", "chat")
-
-
-def tool_dialogs(seed: int, *, split: str = "train", tasks: Sequence[str] = TASKS) -> Iterator[Dialog]:
-    """Yield endless English dialogs, with and without calls. The system message always names tools."""
-    dialogs = stream_dialogs(seed, split=split, languages=["en"], tool_call_formats=["json"], tasks=tasks)
-    return filter(names_tools, dialogs)
 
 
 def names_tools(dialog: Dialog) -> bool:
@@ -41,11 +34,6 @@ def schemas(dialog: Dialog) -> list[dict[str, Any]]:
     """Return the schemas of the tools that a dialog names."""
     named = next(message["content"] for message in dialog.messages if _names_tools(message))
     return [CUSTOM_TOOLS[name].schema for name in named.removeprefix(_NAMED).split(", ")]
-
-
-def openai_record(dialog: Dialog) -> dict[str, Any]:
-    """Return a dialog as a line of a data set: ``{"messages", "tools"}``."""
-    return {"messages": openai_messages(dialog.messages), "tools": schemas(dialog)}
 
 
 def _names_tools(message: Mapping[str, Any]) -> bool:

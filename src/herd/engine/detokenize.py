@@ -6,6 +6,7 @@ back too, until the next tokens decide whether it does.
 
 from __future__ import annotations
 
+from ..text.answers import overlap
 from ..text.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -38,11 +39,6 @@ class TextStream:
         if matches:  # the first to be complete, so that the division into pieces does not matter
             self.stopped, self._held = True, ""
             return text[: min(matches)[1]]
-        keep = max(_overlap(text, s) for s in self._stop)
+        keep = max(overlap(text, s) for s in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest suffix of ``text`` that is a proper prefix of ``stop``."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)

@@ -75,7 +75,8 @@ def _verdict(claim: ScoreClaim, own: Mapping[str, Mapping[str, Score]]) -> Claim
     for task in first:
         if task in second:
             gap = first[task] - second[task]
-            noise = 200 * math.sqrt(2 * _variance((first[task] + second[task]) / 200) / N_ITEMS[task])
+            mean = (first[task] + second[task]) / 200
+            noise = 200 * math.sqrt(2 * mean * (1 - mean) / N_ITEMS[task])
             (ties if abs(gap) <= noise else wins if gap > 0 else losses).append(task)
     return ClaimVerdict(claim, wins, losses, ties, _measured(claim, own))
 
@@ -86,10 +87,6 @@ def _published(model: str, source: str) -> dict[str, float]:
         for row in find_published(model=model, kind="instruct", source=source)
         if row.task in N_ITEMS
     }
-
-
-def _variance(share: float) -> float:
-    return share * (1 - share)
 
 
 def _measured(claim: ScoreClaim, own: Mapping[str, Mapping[str, Score]]) -> str:

@@ -48,7 +48,8 @@ class Live:
     def begin(self, model: LlamaLM, tokenizer: Tokenizer) -> None:
         """Take the model that is trained."""
         self.model, self.tokenizer = model, tokenizer
-        self.prompts = chat_prompts(tokenizer) if self.kind == "chat" else text_prompts(tokenizer)
+        continued = [Prompt(text, tokenizer.encode(text, bos=True)) for text in TEXT_PROMPTS]
+        self.prompts = chat_prompts(tokenizer) if self.kind == "chat" else continued
 
     def on_step(self, record: dict[str, Any]) -> None:
         """Show the progress, and from time to time a sample."""
@@ -83,11 +84,6 @@ class Live:
         self.model.train()
         self.show.sample(step, prompt.shown, completion.text)
         self.last = time.monotonic()
-
-
-def text_prompts(tokenizer: Tokenizer) -> list[Prompt]:
-    """Return the texts that a base model continues in live samples."""
-    return [Prompt(text, tokenizer.encode(text, bos=True)) for text in TEXT_PROMPTS]
 
 
 def chat_prompts(tokenizer: Tokenizer) -> list[Prompt]:

@@ -30,8 +30,6 @@ class Weights:
 
 BF16 = Weights()
 FP32 = Weights(4.0, 4.0, "fp32")
-INT8 = Weights(1.0, 1.0)
-INT4_G32 = Weights(0.625, 0.625)  # 4 bits, and a bf16 scale and zero point for every 32 weights
 FP8 = Weights(1.0, 2.0, "fp8")
 ACTIVATION = 2.0  # bytes per value
 

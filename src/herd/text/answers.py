@@ -68,7 +68,7 @@ class AnswerParser:
         if self._part == "reasoning":
             text = text if self._began else text.lstrip()
             thought, tag, text = text.partition(THINK_END)
-            shown = thought[: len(thought) - (0 if tag else _overlap(thought, THINK_END))].rstrip()
+            shown = thought[: len(thought) - (0 if tag else overlap(thought, THINK_END))].rstrip()
             if shown:
                 self._began = True
                 yield Reasoning(shown)
@@ -89,6 +89,6 @@ class AnswerParser:
         return [Content(text)] if text else []
 
 
-def _overlap(text: str, tag: str) -> int:
-    """Return the length of the longest end of ``text`` that begins ``tag``."""
+def overlap(text: str, tag: str) -> int:
+    """Return the length of the longest suffix of ``text`` that is a proper prefix of ``tag``."""
     return next((n for n in range(min(len(text), len(tag) - 1), 0, -1) if tag.startswith(text[-n:])), 0)

@@ -220,14 +220,11 @@ def _right_choice(answer: Any, choices: Sequence[str]) -> int:
     by_letter = [n for n, letter in enumerate(LETTERS[: len(choices)]) if letter == text]
     found = set(by_text + by_letter)
     if not found:
-        raise DataError(f"answer {answer!r} is neither a choice nor the letter of one ({_range(choices)})")
+        last = LETTERS[len(choices) - 1]
+        raise DataError(f"answer {answer!r} is neither a choice nor the letter of one (A to {last})")
     if len(found) > 1:
         raise DataError(f"answer {answer!r} is the text of one choice and the letter of another")
     return found.pop()
-
-
-def _range(choices: Sequence[str]) -> str:
-    return f"A to {LETTERS[len(choices) - 1]}"
 
 
 def _check_pattern(pattern: str | None) -> None:
