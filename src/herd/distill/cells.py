@@ -42,7 +42,7 @@ SWEEP = (0.2, 0.6, 2.0)
 """Factors of the usual learning rate that a sweep tries."""
 
 
-QAD_RATE = 0.1
+QAD_RATE = 0.3
 """Factor of the usual learning rate for a student that is distilled in rounded weights."""
 
 
