@@ -20,7 +20,7 @@ row that was interrupted continues, and targets are labelled once. Minutes are f
     planted      10   a learning rate 30 times too high must be flagged
     memory       90   students for 150 MB with a cache of 8,192 tokens, against the best chosen by parameters alone
     loss          2   peak memory of the loss over 128,256 words: plain torch, fused, from stored draws
-    qad          60   two trained students in Q4_0 and in Q3_K, rounded plainly and distilled for 0.2 M tokens in the
+    qad          60   two trained students in Q4_0 and in Q3_K_S, rounded plainly and distilled for 0.2 M tokens in the
                       rounded weights: KL from the student itself and from the teacher
     copy          5   copying and looking up, of the teacher, the pruned and the trained student of student85
     draft        20   the student of student70m as the draft of its teacher: acceptance against 1 - TV, and speed
