@@ -107,9 +107,15 @@ def reset_peak_memory() -> None:
 
     Freed memory is returned to the system first, so that it does not count towards the new peak.
     """
+    return_freed_memory()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def return_freed_memory() -> None:
+    """Return freed memory that the C library keeps to the system, if it can (glibc)."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> int:

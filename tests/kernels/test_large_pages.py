@@ -33,5 +33,17 @@ def test_a_chunk_lives_as_long_as_a_piece_of_it():
     assert gone() is None
 
 
+def test_a_closed_chunk_is_not_shared_with_later_pieces():
+    chunks = Chunks(1024)
+    first = chunks.piece(512)
+    gone = weakref.ref(first.untyped_storage())
+    chunks.close()
+    later = chunks.piece(512)
+    del first
+    gc.collect()
+    assert gone() is None
+    assert not later.any()
+
+
 def test_reserved_memory_is_zero():
     assert torch.equal(reserve(5000), torch.zeros(5000, dtype=torch.uint8))

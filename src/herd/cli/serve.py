@@ -266,6 +266,7 @@ def _open(
     from ..checkpoint.sources import model_name
     from ..engine.engine import Engine
     from ..engine.loop import EngineLoop
+    from ..kernels.large_pages import chunks
     from ..serve.chat import ServedModel
     from .chat_memory import cache_budget, plan_context
     from .chat_model import compute_kind, load_chat_model, load_draft
@@ -274,6 +275,7 @@ def _open(
     limit = plan_context(source, kind, device, kv, context)
     model = load_chat_model(source, dtype, device)
     draft_model = load_draft(draft, model, dtype, device) if draft else None
+    chunks.close()  # the next model may be loaded and unloaded at other times
     budget = int(cache_gb * 1e9) if cache_gb else cache_budget(source.config, device, limit, parallel)
     names = put_adapters(model.model, adapters)
     engine = Engine(

@@ -18,8 +18,8 @@ from .fidelity import fidelity
 from .score import Score
 from .windows import HeldOut
 
-BUDGET_FLOPS = 2e13
-"""Operations of a measurement: some minutes on a small machine, for any size of model."""
+BUDGET_FLOPS = 5e12
+"""Operations of a measurement: about half a minute on two cores."""
 MIN_TOKENS, MAX_TOKENS = 2_048, 100_000
 
 

@@ -50,6 +50,11 @@ class Chunks:
             start, self._at = self._at, self._at + -(-nbytes // LINE) * LINE
             return self._chunk[start : start + nbytes]
 
+    def close(self) -> None:
+        """Begin a new chunk with the next piece, so that models loaded in turn can be freed in turn."""
+        with self._lock:
+            self._chunk, self._at = torch.empty(0, dtype=torch.uint8), 0
+
 
 chunks = Chunks()
 """The memory of this process's weights."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 
+from ..machine import return_freed_memory
 from .chat import ANY_NAME
 from .errors import NotFound
 from .problems import Overloaded
@@ -115,7 +116,9 @@ class ModelPool:
             self._is_loading = True
             try:
                 await self._make_room(slot)
+                start = time.monotonic()
                 slot.served = await run_in_threadpool(slot.open)
+                log.warning("%s is loaded in %.2f s", slot.name, time.monotonic() - start)
                 slot.context, slot.n_loads = slot.served.context, slot.n_loads + 1
             finally:
                 self._is_loading = False
@@ -163,6 +166,7 @@ class ModelPool:
         await run_in_threadpool(served.close)
         del served
         gc.collect()  # the engine and its thread refer to each other
+        return_freed_memory()
 
     def stats(self) -> dict[str, EngineStats]:
         """Return the state of the engine of each loaded model. Safe from any thread."""
