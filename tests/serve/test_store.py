@@ -15,7 +15,7 @@ from herd.errors import ConfigError, StorageError
 from herd.serve import keys, statements
 from herd.serve.errors import StoreError
 from herd.serve.keys import KeyPolicy, create_key, list_keys
-from herd.serve.store import Store, _upgrade, audit_log, record
+from herd.serve.store import MIGRATIONS, Store, _upgrade, audit_log, cache_secret, record
 from herd.serve.tables import meta, metadata
 
 
@@ -71,10 +71,22 @@ def test_missing_migrations_are_applied_once_and_in_order(store):
         record(connection, "test", "act", "target")
     for _ in range(2):
         with store.write() as connection:
-            _upgrade(connection, [add_column, fill_column], "test")
+            _upgrade(connection, [*MIGRATIONS, add_column, fill_column], "test")
     with store.read() as connection:
         assert connection.exec_driver_sql("SELECT origin FROM audit").scalars().all() == ["before"]
-        assert connection.execute(sql.select(meta.c.schema_version)).scalar_one() == 3
+        assert connection.execute(sql.select(meta.c.schema_version)).scalar_one() == len(MIGRATIONS) + 3
+
+
+def test_a_store_of_version_1_gets_what_it_lacks(store):
+    key, _ = create_key(store, "alice", KeyPolicy(), actor="test")
+    with store.write() as connection:
+        connection.exec_driver_sql("DROP TABLE servers")
+        connection.exec_driver_sql("ALTER TABLE meta DROP COLUMN cache_secret")
+        connection.execute(meta.update().values(schema_version=1))
+    again = Store(store.path)
+    assert [each.id for each in list_keys(again)] == [key.id]
+    assert len(cache_secret(again)) == 32
+    again.close()
 
 
 def test_a_migration_that_fails_leaves_the_old_version(store):
@@ -86,7 +98,7 @@ def test_a_migration_that_fails_leaves_the_old_version(store):
 
     def upgrade():
         with store.write() as connection:
-            _upgrade(connection, [good, bad], "test")
+            _upgrade(connection, [*MIGRATIONS, good, bad], "test")
 
     with pytest.raises(RuntimeError):
         upgrade()

@@ -175,12 +175,13 @@ def _upstreams(urls: list[str], store: Any, context: int | None, aliases: tuple[
     import os
     import secrets
 
+    from ..serve.store import cache_secret
     from ..serve.upstream_model import UpstreamModels
     from ..serve.upstreams import Fleet
 
     if not urls:
         return None
-    secret = secrets.token_bytes(32)
+    secret = secrets.token_bytes(32) if store is None else cache_secret(store)
     return UpstreamModels(
         Fleet(urls, os.environ.get("HERD_UPSTREAM_KEY"), secret, context), frozenset(aliases)
     )

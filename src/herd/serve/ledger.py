@@ -38,6 +38,7 @@ from .auth import Principal
 from .counters import PROMPT, SUFFIX, CounterFile, counters_of_dead, pack, unpack
 from .errors import BudgetExceeded, DuplicateRequest, RateLimited, StoreError, TooManyConcurrent, Unauthorized
 from .keys import KeyInfo, TokenBudget, key_by_id
+from .leases import BEAT_SECONDS, LEASE_SECONDS, Leases
 from .prices import FREE, TokenPrice, format_money, price_of, read_currency
 from .statements import (
     CHANGE_REQUEST,
@@ -179,16 +180,31 @@ class _Open:
 
 
 class Ledger:
-    """The ledger in a store. ``folder`` has the counter files of all servers on it. Safe from any thread."""
+    """The ledger in a store. ``folder`` has the counter files of this machine's servers. Safe from any
+    thread.
 
-    def __init__(self, store: Store, folder: Path | None = None, clock: Callable[[], int] = now_ms) -> None:
+    A store by URL may be shared by servers on several machines, which watch each other's signs of life
+    (`leases.py`). A machine that is gone took its counters with it, so its open requests bill nothing.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        folder: Path | None = None,
+        clock: Callable[[], int] = now_ms,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
         self._store, self._clock = store, clock
         self._folder = folder or _counter_folder(store)
-        self._host = re.sub(r"[^A-Za-z0-9.-]", "-", platform.node())[:60]
-        self._server = f"{self._host}_{os.getpid()}_{secrets.token_hex(4)}"
+        host = re.sub(r"[^A-Za-z0-9.-]", "-", platform.node())[:60]
+        self._server = f"{host}_{os.getpid()}_{secrets.token_hex(8)}"
         self._counters = CounterFile(self._folder / f"{self._server}{SUFFIX}")
         self._unsettled: list[tuple[_Open, int, int, Status]] = []
         self._lock = threading.Lock()
+        self._leases: Leases | None = None
+        if store.path is None:
+            beat_seconds = min(BEAT_SECONDS, lease_seconds / 4)
+            self._leases = Leases(store, self._server, self._release, beat_seconds, lease_seconds)
 
     def reserve(
         self,
@@ -244,26 +260,47 @@ class Ledger:
         for path in sorted(self._folder.glob(f"*{SUFFIX}")):
             if path == self._counters.path:
                 continue
-            with counters_of_dead(path) as words:
-                if words is None:
-                    continue
-                server = path.name.removesuffix(SUFFIX)
-                for row in self._open_rows(requests.c.server == server):
-                    request = _Open(row.key_id, row.id, server, row.slot)
-                    count += self._settle(request, words[row.slot], words[row.slot + PROMPT], "crashed")
-                path.unlink(missing_ok=True)
-        for row in self._open_rows(sql.true()):
-            on_this_machine = self._store.path is not None or row.server.startswith(f"{self._host}_")
-            if on_this_machine and not (self._folder / f"{row.server}{SUFFIX}").exists():
-                log.warning(
-                    "request %s of key %s: its counters are gone, it bills nothing", row.id, row.key_id
-                )
-                count += self._settle(_Open(row.key_id, row.id, row.server, row.slot), 0, 0, "lost")
+            server = path.name.removesuffix(SUFFIX)
+            if (settled := self._recover_from(path, server)) is not None and self._leases is not None:
+                self._leases.forget(server)
+            count += settled or 0
+        if self._store.path is not None:  # all servers on a file are on this machine
+            for server in {row.server for row in self._open_rows(sql.true())}:
+                count += self._release(server)
+        return count
+
+    def _recover_from(self, path: Path, server: str) -> int | None:
+        """Settle the open requests of a dead server from its counters. None: it lives, or its file is
+        gone."""
+        with counters_of_dead(path) as words:
+            if words is None:
+                return None
+            count = 0
+            for row in self._open_rows(requests.c.server == server):
+                request = _Open(row.key_id, row.id, server, row.slot)
+                count += self._settle(request, words[row.slot], words[row.slot + PROMPT], "crashed")
+            path.unlink(missing_ok=True)
+        return count
+
+    def _release(self, server: str) -> int:
+        """Settle the open requests of a dead server. Return their number.
+
+        If its counters are not on this machine, they bill nothing.
+        """
+        path = self._folder / f"{server}{SUFFIX}"
+        if path.exists():
+            return self._recover_from(path, server) or 0
+        count = 0
+        for row in self._open_rows(requests.c.server == server):
+            log.warning("request %s of key %s: its counters are gone, it bills nothing", row.id, row.key_id)
+            count += self._settle(_Open(row.key_id, row.id, row.server, row.slot), 0, 0, "lost")
         return count
 
     def close(self) -> None:
         """Store what is not stored yet. What cannot be stored now is settled by the next `recover`."""
         self._retry()
+        if self._leases is not None:
+            self._leases.close(signs_off=not self._unsettled)
         if not self._counters.close():
             log.warning("some requests are not settled; the next server on this store settles them")
 
@@ -445,8 +482,7 @@ def _check_rates(
                 f"this key may use {limit} tokens per minute", _seconds_left(row.created_ms, now)
             )
     raise RateLimited(
-        f"this request may use {tokens} tokens, and the key {limit} per minute: ask for a smaller max_tokens",
-        None,
+        f"this request may use {tokens} tokens, and the key {limit} per minute: lower max_tokens", None
     )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import secrets
 import sqlite3
 import threading
 import time
@@ -31,13 +32,24 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from ..errors import ConfigError, StorageError
 from ..files import storage_error
 from .errors import StoreError
-from .tables import audit, meta, metadata
+from .tables import audit, meta, metadata, servers
 
 Migration = Callable[[sql.Connection], None]
-MIGRATIONS: Sequence[Migration] = ()
+
+
+def _add_servers_and_secret(connection: sql.Connection) -> None:
+    """Change a store of version 1: several servers may share it, and other servers' caches are divided."""
+    servers.create(connection)
+    connection.exec_driver_sql("ALTER TABLE meta ADD COLUMN cache_secret VARCHAR(64)")
+    connection.execute(meta.update().values(cache_secret=secrets.token_hex(32)))
+
+
+MIGRATIONS: Sequence[Migration] = (_add_servers_and_secret,)
 """Functions that upgrade a store from version 1 to 2, 2 to 3, and so on. A new store has the last one."""
 BUSY_SECONDS = 10
-"""How long a transaction waits for another process that writes."""
+"""How long a transaction waits for another process that writes, or for a connection."""
+UPGRADE_LOCK = 0x68657264
+"""PostgreSQL's number of the lock under which the tables are made and changed."""
 
 
 class Store:
@@ -123,6 +135,13 @@ class Store:
             raise StoreError(f"the store of keys is away ({_reason(error)}); try again later") from error
 
 
+def cache_secret(store: Store) -> bytes:
+    """Return the secret of the store with which the caches of groups of keys are kept apart in other
+    servers."""
+    with store.read() as connection:
+        return bytes.fromhex(connection.execute(sql.select(meta.c.cache_secret)).scalar_one())
+
+
 def default_store() -> str:
     """Return the place of the store: ``HERD_STORE``, or a file in the user's data folder."""
     return os.environ.get("HERD_STORE") or str(data_folder() / "serve.db")
@@ -171,7 +190,10 @@ def _prepare_file(path: Path) -> None:
 
 def _engine(url: str, path: Path | None) -> sql.Engine:
     if path is None:
-        return sql.create_engine(url, pool_pre_ping=True, pool_size=16, max_overflow=16)
+        more = {"connect_args": {"connect_timeout": BUSY_SECONDS}} if url.startswith("postgresql") else {}
+        return sql.create_engine(
+            url, pool_pre_ping=True, pool_size=16, max_overflow=16, pool_timeout=BUSY_SECONDS, **more
+        )
     arguments = {"timeout": BUSY_SECONDS, "check_same_thread": False, "isolation_level": None}
     engine = sql.create_engine(url, connect_args=arguments, pool_size=16, max_overflow=48)
 
@@ -191,11 +213,16 @@ def _engine(url: str, path: Path | None) -> sql.Engine:
 def _upgrade(connection: sql.Connection, migrations: Sequence[Migration], name: str) -> None:
     """Create the tables of a new store, or apply the migrations that it lacks."""
     newest = len(migrations) + 1
+    if connection.dialect.name == "postgresql":  # two servers may start at the same moment
+        connection.execute(sql.select(sql.func.pg_advisory_xact_lock(UPGRADE_LOCK)))
     if not sql.inspect(connection).has_table("meta"):
         if sql.inspect(connection).get_table_names():
             raise ConfigError(f"store {name}: is another program's database; choose another place")
         metadata.create_all(connection)
-        connection.execute(meta.insert().values(id=1, schema_version=newest, keys_version=0))
+        secret = secrets.token_hex(32)
+        connection.execute(
+            meta.insert().values(id=1, schema_version=newest, keys_version=0, cache_secret=secret)
+        )
         return
     version = connection.execute(sql.select(meta.c.schema_version).with_for_update()).scalar_one()
     if version > newest:

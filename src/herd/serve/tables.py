@@ -17,6 +17,14 @@ meta = Table(
     Column("schema_version", Integer, nullable=False),
     Column("keys_version", BigInteger, nullable=False),  # grows with every change of a key
     Column("currency", String(8)),
+    Column("cache_secret", String(64)),  # for the salts of caches in other servers; hexadecimal
+)
+
+servers = Table(
+    "servers",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("beats", BigInteger, nullable=False),  # grows as long as the server lives
 )
 
 keys = Table(
