@@ -167,7 +167,9 @@ def start(words: str, threads: int) -> Contestant:
     return Contestant.of_this_script(words, threads, quiet=True, environment=environment)
 
 
-def tournament(candidates: dict[str, str], threads: int) -> dict[str, dict[str, float]]:
+def tournament(
+    candidates: dict[str, str], threads: int, tokens: int = TOKENS
+) -> dict[str, dict[str, float]]:
     """Return the best of three steps after two to warm up; a hopelessly slow candidate gets no more steps."""
     results: dict[str, dict[str, float]] = {}
     for name, words in candidates.items():
@@ -181,7 +183,7 @@ def tournament(candidates: dict[str, str], threads: int) -> dict[str, dict[str, 
                 steps = [process.ask() for _ in range(3)]
             results[name] = {"seconds": min(s["seconds"] for s in steps), "peak": steps[-1]["peak"]}
             print(
-                f"{name}: {TOKENS / results[name]['seconds']:.0f} tokens/s, "
+                f"{name}: {tokens / results[name]['seconds']:.0f} tokens/s, "
                 f"{results[name]['peak'] / 1e9:.2f} GB"
             )
         except RuntimeError as error:
