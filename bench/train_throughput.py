@@ -167,9 +167,7 @@ def start(words: str, threads: int) -> Contestant:
     return Contestant.of_this_script(words, threads, quiet=True, environment=environment)
 
 
-def tournament(
-    candidates: dict[str, str], threads: int, tokens: int = TOKENS
-) -> dict[str, dict[str, float]]:
+def tournament(candidates: dict[str, str], threads: int, tokens: int = TOKENS) -> dict[str, dict[str, float]]:
     """Return the best of three steps after two to warm up; a hopelessly slow candidate gets no more steps."""
     results: dict[str, dict[str, float]] = {}
     for name, words in candidates.items():

@@ -104,7 +104,7 @@ def tools_row(args: argparse.Namespace) -> None:
         lr=TOOL_LR, other=(str(DATA / "wikitext2" / "valid.txt"),),
     )  # fmt: skip
     open_run(options)
-    tuned = tune(options, Data(), on_step=_printed)
+    tuned = tune(options, Data(), on_step=printed)
     sources = {"untuned": str(FILE), "tuned": str(tuned.folder)}
     found: dict[str, dict[str, Any]] = {name: {} for name in sources}
     for part, measure in (("right", _dialogs), ("text", _texts), ("hellaswag", _hellaswag)):
@@ -210,7 +210,7 @@ def merge_row(args: argparse.Namespace) -> None:
             other=(str(DATA / "wikitext2" / "valid.txt"),),
         )  # fmt: skip
         open_run(options)
-        folder = tune(options, Data(), on_step=_printed).folder
+        folder = tune(options, Data(), on_step=printed).folder
         for to, gptq in (*((to, False) for to in FORMATS), ("Q4_0", True)):
             label = f"{name}_{to}{'_gptq' if gptq else ''}".lower()
             path = work / f"{label}.json"
@@ -327,7 +327,8 @@ def _bits(record: dict[str, Any]) -> Compression:
     return Compression(*arrays, [""] * len(record["bits"]), [""] * len(record["bits"]))
 
 
-def _printed(record: dict[str, Any]) -> None:
+def printed(record: dict[str, Any]) -> None:
+    """Print every fifth step."""
     if record["step"] % 5 == 0:
         print(
             f"step {record['step']}: loss {record['loss']:.3f}, {record['tokens_per_s']:,.0f} tokens/s",

@@ -4,8 +4,8 @@
 
     lora        6 min   LoRA of rank 16 on all linear layers, 4 x 512 tokens, against peft on transformers, each with
                         its fastest dtype: tokens per second, and the largest resident set of each process
-    packed      2 min   the same dialogs packed into rows and padded to one each: equal losses, tokens per second
-    adapters    3 min   three adapters on one base in the engine: answers of each merged model, tokens per second
+    packed      3 min   LoRA 16 on dialogs of oasst1, packed into rows of 512 and padded, four to a batch, in their own
+                        order and grouped by length: equal losses, tokens per second
 
 In `lora` every token is trained. First each side chooses its settings, every candidate in its own process. Then
 the fastest of each side, and those within 5 % of it, alternate, one step each. A step is forward, backward,
@@ -19,6 +19,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -45,6 +46,7 @@ PEFT = {
 }
 HERD = {"herd fp32": "herd fp32", "herd bf16": "herd bf16"}
 SPEED_BAR, MEMORY_BAR = 1.5, 0.7
+N_DIALOGS = 64
 
 
 def base_folder() -> Path:
@@ -67,7 +69,9 @@ def peft_step(words: list[str]) -> Callable[[], float]:
     from transformers import AutoModelForCausalLM
 
     dtype = torch.bfloat16 if "bf16" in words else torch.float32
-    base = AutoModelForCausalLM.from_pretrained(BASE, dtype=dtype, attn_implementation="sdpa", use_cache=False)
+    base = AutoModelForCausalLM.from_pretrained(
+        BASE, dtype=dtype, attn_implementation="sdpa", use_cache=False
+    )
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, config, autocast_adapter_dtype="bf16" not in words).train()
 
@@ -163,15 +167,120 @@ def lora_row(args: argparse.Namespace) -> None:
     )
     save_receipt(
         "tune-lora-speed", commit=args.commit, values=values, seed=SEED,
-        what=f"LoRA {RANK} of SmolLM2-135M, steps of {ROWS} x {CONTEXT} tokens, {args.threads} threads, alternated with "
-        "peft on transformers; peak is the whole process's largest resident set",
+        what=f"LoRA {RANK} of SmolLM2-135M, steps of {ROWS} x {CONTEXT} tokens, {args.threads} threads, alternated "
+        "with peft on transformers; peak is the whole process's largest resident set",
         rivals={name: version(name) for name in ("peft", "transformers", "torch")},
         notes=f"Settings tried (best of three steps): {tried}.",
     )  # fmt: skip
 
 
+# Packed against padded --------------------------------------------------------------------------------------
+
+
+def packed_row(args: argparse.Namespace) -> None:
+    from herd.data.batch import Batch
+    from herd.data.packing import DialogStream
+    from herd.train import lm
+    from herd.train.objectives import batch_loss
+
+    examples = _examples()[:N_DIALOGS]
+    by_length = sorted(examples, key=lambda one: len(one.ids))
+    stream = DialogStream(examples, CONTEXT, SEED, pad_id=0)
+    ways: dict[str, list[Batch]] = {
+        "packed": [
+            stream.batch(row, min(ROWS, stream.n_rows - row)) for row in range(0, stream.n_rows, ROWS)
+        ],
+        "padded": [_padded(examples[first : first + ROWS]) for first in range(0, len(examples), ROWS)],
+        "grouped": [_padded(by_length[first : first + ROWS]) for first in range(0, len(examples), ROWS)],
+    }
+    n_tokens = sum(len(one.ids) - 1 for one in examples)
+    values: dict[str, Value] = {
+        "dialogs": Value(len(examples), "dialogs"),
+        "tokens": Value(n_tokens, "tokens"),
+    }
+
+    model = _adapted(torch.float32)
+    losses = {}
+    for name, batches in ways.items():
+        with torch.no_grad():
+            parts = [batch_loss(model, lm, batch) for batch in batches]
+        losses[name] = sum(float(part.total) for part in parts) / sum(int(part.denominator) for part in parts)
+    difference = max(losses.values()) - min(losses.values())
+    values["loss"] = Value(losses["packed"], "nats/token, fp32")
+    values["loss_difference"] = Value(difference, "nats/token", bar="<= 1e-5", passed=difference <= 1e-5)
+
+    model = _adapted(torch.bfloat16)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(-1, args.rounds):
+        for name, batches in ways.items():
+            began = time.perf_counter()
+            for batch in batches:
+                with torch.autocast("cpu", torch.bfloat16):
+                    batch_loss(model, lm, batch).total.backward()
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - began)
+    for name, each in seconds.items():
+        low, middle, high = statistics.quantiles([n_tokens / one for one in each], n=4)
+        size = sum(batch.tokens_BT.numel() for batch in ways[name])
+        values[f"{name}_pace"] = Value(middle, "tokens/s", low, high)
+        values[f"{name}_used"] = Value(n_tokens / size, "of the positions")
+    for name in ("padded", "grouped"):
+        ratios = [a / b for a, b in zip(seconds[name], seconds["packed"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        values[f"packed_vs_{name}"] = Value(middle, "ratio of tokens/s", low, high)
+    save_receipt(
+        "tune-packed", commit=args.commit, values=values, seed=SEED,
+        what=f"LoRA {RANK} of SmolLM2-135M on the same dialogs of oasst1, packed into {CONTEXT} tokens and padded",
+        notes="forward and backward in bf16, medians; padded to the longest of four dialogs; grouped: by length",
+    )  # fmt: skip
+
+
+def _examples() -> list[Any]:
+    """Return the dialogs of oasst1 that fit into a row, as rendered by the model's chat template."""
+    from herd.data.tuning import read_tuning
+    from oasst import dialogs
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "dialogs.jsonl"
+        file.write_text("".join(json.dumps({"messages": each}) + "\n" for each in dialogs()))
+        tokenizer = checkpoint.load_tokenizer(str(FILE))
+        assert tokenizer is not None
+        return [example.rendered for example in read_tuning([file], tokenizer, CONTEXT).require_examples()]
+
+
+def _padded(examples: list[Any]) -> Any:
+    """Return one row for each example, padded to the longest."""
+    from herd.data.batch import IGNORE, Batch
+
+    longest = max(len(one.ids) for one in examples) - 1
+    tokens_BT = torch.zeros(len(examples), longest, dtype=torch.long)
+    targets_BT = torch.full((len(examples), longest), IGNORE)
+    for row, one in enumerate(examples):
+        ids_N, mask_N = torch.tensor(one.ids), torch.tensor(one.mask)
+        tokens_BT[row, : len(ids_N) - 1] = ids_N[:-1]
+        targets_BT[row, : len(ids_N) - 1] = torch.where(mask_N[1:], ids_N[1:], IGNORE)
+    return Batch(tokens_BT, targets_BT)
+
+
+def _adapted(dtype: torch.dtype) -> Any:
+    """Return the model with adapters that change it, ready to train."""
+    from herd.kernels import build
+    from herd.llama.lora import lora_layers
+    from herd.train.adapters import AdapterSection
+
+    build.ready()
+    base_folder()
+    model = AdapterSection(rank=RANK, alpha=ALPHA).load(str(BASE), SEED, dtype, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(SEED)
+    for layer in lora_layers(model).values():
+        layer.lora_B.data.normal_(std=0.01, generator=generator)
+    return model
+
+
 def main() -> None:
-    rows: dict[str, Callable[[argparse.Namespace], Any]] = {"lora": lora_row}
+    rows: dict[str, Callable[[argparse.Namespace], Any]] = {
+        "lora": lora_row, "packed": packed_row
+    }  # fmt: skip
     parser = bench_parser(__doc__)
     parser.add_argument("row", choices=rows, nargs="?")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

@@ -18,7 +18,7 @@ class ModelRunner:
     """A model with its cache.
 
     A quantized model on a CPU runs each layer as one native operator, with the same results as the model's
-    own forward. Any other model runs its own forward.
+    own forward. Any other model runs its own forward, and so does every step that uses an adapter.
     """
 
     def __init__(self, model: LlamaLM, cache: PagedCache) -> None:
@@ -39,7 +39,8 @@ class ModelRunner:
         if self.switch is not None:
             self.switch.use(adapters or [""] * len(parts), [n for _, n in parts])
         tokens_1N = torch.tensor([tokens], device=self.model.device)
-        if self._layers is None or torch.is_grad_enabled():
+        adapted = self.switch is not None and self.switch.active
+        if self._layers is None or adapted or torch.is_grad_enabled():
             return self.model(tokens_1N, positions_1N, attend)[0]
         trunk = self.model.model
         x_ND = trunk.embed_tokens(tokens_1N)[0]

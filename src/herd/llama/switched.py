@@ -1,10 +1,11 @@
 """Several low-rank adapters on one base: each token of a batch uses its own adapter, or none.
 
-The base is computed once for all tokens. Then each adapter that some token uses adds its update to those
-tokens only. So requests for different adapters share one batch, one cache and one copy of the base (S-LoRA,
-arXiv 2311.03285).
+The base is computed once for all tokens. The adapters of a layer are stacked: the tokens are multiplied by
+the rows of all adapters that some token of the step uses, and a mask keeps for each token the products of its
+own adapter. So requests for different adapters share one batch, one cache and one copy of the base (S-LoRA,
+arXiv 2311.03285), and a layer needs three small operators however many adapters there are.
 
-Shapes: N tokens of a step, R rank, D inputs, O outputs.
+Shapes: N tokens of a step, R rank, S sum of the ranks of all adapters, D inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from itertools import accumulate
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
@@ -23,6 +23,8 @@ from .model import LlamaLM, project
 
 LayerUpdate = tuple[Tensor, Tensor, float]
 """A (R, D), B (O, R) and the scale of an adapter on one layer."""
+Layout = tuple[tuple[int, float], ...]
+"""The rank and the scale of each adapter on one layer, in the order of the switch. Rank 0: not adapted."""
 
 
 class AdapterSwitch:
@@ -31,28 +33,65 @@ class AdapterSwitch:
     def __init__(self, digests: Mapping[str, str]) -> None:
         self.digests = dict(digests)
         """A hash of the weights of each adapter, by name."""
-        self.tokens: dict[str, Tensor] = {}
-        """The indices of the tokens of each adapter in use. Empty: all tokens use the base alone."""
+        self._numbers = {name: number for number, name in enumerate(digests)}
+        self._used: list[int] = []  # numbers of the adapters that this step uses, sorted
+        self._adapter_N = torch.empty(0, dtype=torch.long)
+        self._masks: dict[Layout, tuple[slice, Tensor]] = {}
+
+    @property
+    def active(self) -> bool:
+        """Whether some token of this step uses an adapter."""
+        return bool(self._used)
 
     def use(self, names: Sequence[str], counts: Sequence[int]) -> None:
         """Choose the adapter of every sequence of a step ("": none), given each one's number of tokens."""
-        self.tokens = {}
-        if not any(names):
-            return
-        starts = [0, *accumulate(counts)]
-        for name in dict.fromkeys(filter(None, names)):
-            spans = [
-                range(a, b) for other, a, b in zip(names, starts, starts[1:], strict=False) if other == name
+        self._masks = {}
+        self._used = sorted({self._numbers[name] for name in names if name})
+        if self._used:
+            numbers = torch.tensor([self._numbers.get(name, -1) for name in names])
+            self._adapter_N = numbers.repeat_interleave(torch.tensor(counts))
+
+    def mask(self, layout: Layout, device: torch.device) -> tuple[slice, Tensor]:
+        """Return the rows of the stack from the first to the last adapter in use, and their mask (N, rows).
+
+        The mask is the adapter's scale where a row belongs to the token's adapter, and otherwise 0.
+        """
+        if layout not in self._masks:
+            first, last = self._used[0], self._used[-1]
+            starts = [0, *accumulate(rank for rank, _ in layout)]
+            columns = [
+                (number, layout[number][1])
+                for number in range(first, last + 1)
+                for _ in range(layout[number][0])
             ]
-            self.tokens[name] = torch.tensor([token for span in spans for token in span])
+            owner_S = torch.tensor([number for number, _ in columns], dtype=torch.long)
+            scale_S = torch.tensor([scale for _, scale in columns])
+            mask_NS = (self._adapter_N[:, None] == owner_S) * scale_S
+            self._masks[layout] = slice(starts[first], starts[last + 1]), mask_NS.to(device)
+        return self._masks[layout]
 
 
 class SwitchedLinear(nn.Module):
-    """A frozen linear layer with an update for the tokens of each adapter."""
+    """A frozen linear layer with an update for the tokens of each adapter.
 
-    def __init__(self, base: nn.Module, updates: Mapping[str, LayerUpdate], switch: AdapterSwitch) -> None:
+    ``updates`` has an update or None for each adapter of the switch.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        updates: Sequence[LayerUpdate | None],
+        switch: AdapterSwitch,
+        device: torch.device,
+    ) -> None:
         super().__init__()
-        self.base, self.updates, self.switch = base, dict(updates), switch
+        self.base, self.switch = base, switch
+        self._layout: Layout = tuple(
+            (0, 0.0) if each is None else (len(each[0]), each[2]) for each in updates
+        )
+        given = [each for each in updates if each is not None]
+        self._a_SD = torch.cat([a_RD.float() for a_RD, _, _ in given]).to(device)
+        self._b_SO = torch.cat([b_OR.float().T for _, b_OR, _ in given]).to(device)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.together(x, (self,))[0]
@@ -61,19 +100,21 @@ class SwitchedLinear(nn.Module):
         """Apply ``layers`` (this is the first) to ``x``. The frozen layers run in one call if they can."""
         bases = [layer.base if isinstance(layer, SwitchedLinear) else layer for layer in layers]
         outs = project(x, *bases)
-        for layer, y in zip(layers, outs, strict=True):
-            if isinstance(layer, SwitchedLinear):
-                layer._update(x, y)
+        if self.switch.active:
+            x_ND = x.flatten(0, -2).float()
+            for layer, y in zip(layers, outs, strict=True):
+                if isinstance(layer, SwitchedLinear):
+                    layer._update(x_ND, y.flatten(0, -2))
         return outs
 
-    def _update(self, x: Tensor, y: Tensor) -> None:
-        """Add each adapter's update to its tokens of ``y``, in place."""
-        x_ND, y_NO = x.flatten(0, -2), y.flatten(0, -2)
-        for name, tokens in self.switch.tokens.items():
-            if name in self.updates:
-                a_RD, b_OR, scale = self.updates[name]
-                delta = scale * F.linear(F.linear(x_ND[tokens].to(a_RD.dtype), a_RD), b_OR)
-                y_NO.index_add_(0, tokens, delta.to(y_NO.dtype))
+    def _update(self, x_ND: Tensor, y_NO: Tensor) -> None:
+        """Add to each token of ``y`` the update of its adapter, in place."""
+        rows, mask_NS = self.switch.mask(self._layout, x_ND.device)
+        thin_NS = (x_ND @ self._a_SD[rows].T).mul_(mask_NS)
+        if y_NO.dtype == thin_NS.dtype:
+            y_NO.addmm_(thin_NS, self._b_SO[rows])
+        else:
+            y_NO += thin_NS @ self._b_SO[rows]
 
 
 def switch_adapters(model: LlamaLM, adapters: Mapping[str, Mapping[str, LayerUpdate]]) -> AdapterSwitch:
@@ -87,16 +128,18 @@ def switch_adapters(model: LlamaLM, adapters: Mapping[str, Mapping[str, LayerUpd
         base = dict(model.named_modules()).get(layer_name)
         if base is None or not hasattr(base, "out_features"):
             raise ConfigError(f"an adapter changes {layer_name}, which the model does not have")
-        own = {name: updates[layer_name] for name, updates in adapters.items() if layer_name in updates}
-        for name, (a_RD, b_OR, _) in own.items():
-            if (len(b_OR), a_RD.shape[1]) != (base.out_features, base.in_features):
+        own = [updates.get(layer_name) for updates in adapters.values()]
+        for name, update in zip(adapters, own, strict=True):
+            if update is not None and (len(update[1]), update[0].shape[1]) != (
+                base.out_features,
+                base.in_features,
+            ):
                 raise ConfigError(
                     f"adapter {name!r} is for a {layer_name} of another size: it has another base model"
                 )
         parent, _, leaf = layer_name.rpartition(".")
-        device = model.device
-        moved = {n: (a.float().to(device), b.float().to(device), s) for n, (a, b, s) in own.items()}
-        setattr(model.get_submodule(parent), leaf, SwitchedLinear(cast("nn.Module", base), moved, switch))
+        switched = SwitchedLinear(cast("nn.Module", base), own, switch, model.device)
+        setattr(model.get_submodule(parent), leaf, switched)
     return switch
 
 

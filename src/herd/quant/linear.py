@@ -20,6 +20,7 @@ from ..kernels.qmatmul import round_activations
 from ..llama import rope
 from ..llama.config import ModelConfig
 from ..llama.model import DecoderLayer, LlamaLM
+from ..llama.switched import SwitchedLinear
 from . import blocks
 from .formats import Format, Scheme
 from .matmul import NATIVE, REFERENCE, Kernel, choose_kernel
@@ -237,6 +238,7 @@ def fused_layers(model: LlamaLM) -> list[FusedLayer] | None:
     """Return the model's layers as one native operator each.
 
     Returns None unless all linear layers of each are stored in blocks, have the same CPU kernel and no bias.
+    Adapters of `llama.switched` are left out.
     """
     fused = [_fused_layer(layer) for layer in model.model.layers]
     native = [layer for layer in fused if layer is not None and layer.native]
@@ -248,6 +250,7 @@ def _fused_layer(layer: nn.Module) -> FusedLayer | None:
     attention, mlp = layer.self_attn, layer.mlp
     linears: list[nn.Module] = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
     linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    linears = [linear.base if isinstance(linear, SwitchedLinear) else linear for linear in linears]
     packed = [linear for linear in linears if isinstance(linear, QuantLinear)]
     kernels = {linear.kernel for linear in packed}
     biased = any(linear.bias is not None for linear in packed)
