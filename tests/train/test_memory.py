@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 import torch
 
@@ -9,7 +11,11 @@ from herd.data.batch import Batch
 from herd.kernels import build, recompute
 from herd.kernels import loss as kernel
 from herd.llama.config import SIZES, ModelConfig
+from herd.llama.lora import add_lora
 from herd.llama.model import LlamaLM
+from herd.quant import scheme
+from herd.quant.linear import use_exact_products
+from herd.quant.random import random_quantized
 from herd.train import AdamW, Cosine, TrainConfig, lm, memory, train
 from herd.train import state as states
 from herd.train.parallel import prepared
@@ -86,6 +92,36 @@ def test_state_bytes_are_those_on_the_disk(tmp_path):
     )
 
 
+@pytest.mark.skipif(not build.ready(), reason="no C++ compiler: plain torch keeps more")
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_peak_of_training_adapters_is_predicted(packed, tmp_path):
+    """The sum of torch's allocations, as its profiler reports them. Small tensors count for more here."""
+    config = ModelConfig(8192, 256, 3, 4, 2, 1024, max_context=512)
+    model = random_quantized(config, scheme("q8")) if packed else LlamaLM(config).init_weights(0)
+    if packed:
+        use_exact_products(model)
+    frozen = sum({t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}.values())
+    add_lora(model, 8, 2.0)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    class Stream:
+        def batch(self, position, count):
+            tokens = torch.arange(512)[None] % 256
+            return Batch(tokens, tokens + 1)
+
+    plan = TrainConfig(
+        steps=2, batch_size=1, context=512, optimizer=AdamW(lr=1e-3), activation_checkpointing=packed
+    )
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        train(model, Stream(), lm, plan, tmp_path)
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events)
+    peak = frozen + 4 * trained + max(accumulate(change for _, change in changes))
+    predicted = memory.adapter_nbytes(config, frozen, trained, 1, 512, packed=packed)
+    assert predicted == pytest.approx(peak, rel=0.1)
+
+
 def test_large_models_need_the_published_bytes():
     """16 bytes a parameter; what the recipes say in their comments."""
     big = memory.train_nbytes(
@@ -102,6 +138,7 @@ def test_large_models_need_the_published_bytes():
 
 def test_the_chunk_of_the_loss_is_the_kernels_own():
     assert memory.LOSS_CHUNK_BYTES == kernel.CHUNK_BYTES
+    assert memory.LOSS_TILE == kernel.TILE
     for config in (*SIZES.values(), ModelConfig(4096, 256, 5, 8, 4, 704)):
         head = torch.empty(config.vocab_size, config.dim, device="meta")
         assert memory.loss_chunk_tokens(config) == kernel._chunk_tokens(head)

@@ -289,13 +289,13 @@ def _logits(hidden_PD: Tensor, weight_VD: Weight) -> Tensor:
 
 
 def _times_weight(grad_PV: Tensor, weight_VD: Weight) -> Tensor:
-    """Return grad @ weight (P, D), in the same tiles."""
+    """Return grad @ weight (P, D), in the same tiles, which are added in fp32 or wider."""
     if isinstance(weight_VD, Tensor):
         return grad_PV @ weight_VD
-    out_PD = grad_PV.new_zeros(len(grad_PV), weight_VD.in_features)
+    out_PD = grad_PV.new_zeros(len(grad_PV), weight_VD.in_features, dtype=_wide(grad_PV))
     for words, rows_vD in _unpacked(weight_VD, grad_PV.dtype):
         out_PD += grad_PV[:, words] @ rows_vD
-    return out_PD
+    return out_PD.to(grad_PV.dtype)
 
 
 def _unpacked(head: PackedHead, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

@@ -77,11 +77,21 @@ class _Unpacked(torch.autograd.Function):
 
 
 def _times_weight(dy_NR: Tensor, blocks_RB: Tensor, format: Format) -> Tensor:
-    """Return the gradient of the activations, dy times the weights (R, D)."""
-    tiles = _tiles(blocks_RB, format)
-    parts = dy_NR.split([len(tile_RB) for tile_RB in tiles], dim=-1)
-    weights = (decode(tile_RB, format, dy_NR.dtype) for tile_RB in tiles)
-    return torch.stack([dy @ weight for dy, weight in zip(parts, weights, strict=True)]).sum(0)
+    """Return the gradient of the activations, dy times the weights (R, D).
+
+    A tile is some columns of all rows, so that each sum over rows is one product and nothing is rounded twice.
+    """
+    n_rows, n_blocks = len(blocks_RB), blocks_RB.shape[1] // format.block_bytes
+    at_once = max(1, TILE // (n_rows * format.block))
+    if at_once >= n_blocks:
+        return dy_NR @ decode(blocks_RB, format, dy_NR.dtype)
+    dx_ND = dy_NR.new_empty(len(dy_NR), n_blocks * format.block)
+    for start in range(0, n_blocks, at_once):
+        stop = min(start + at_once, n_blocks)
+        tile_RB = blocks_RB[:, start * format.block_bytes : stop * format.block_bytes].contiguous()
+        columns = slice(start * format.block, stop * format.block)
+        dx_ND[:, columns] = dy_NR @ decode(tile_RB, format, dy_NR.dtype)
+    return dx_ND
 
 
 def _tiles(blocks_RB: Tensor, format: Format) -> tuple[Tensor, ...]:

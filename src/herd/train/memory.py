@@ -90,6 +90,9 @@ def loss_nbytes(config: ModelConfig, rows: int, context: int, *, dtype: str = "f
 LOSS_CHUNK_BYTES = 128 << 20
 """Logits of one chunk in fp32: `herd.kernels.loss.CHUNK_BYTES`, without importing torch."""
 
+LOSS_TILE = 1 << 22
+"""Weights of a packed head that are unpacked at a time: `herd.kernels.loss.TILE`."""
+
 
 def loss_chunk_tokens(config: ModelConfig) -> int:
     """Return the tokens of one chunk of the loss, at least D.
@@ -125,6 +128,39 @@ def kept_nbytes(
     )
     tokens = rows * context
     return held.total + _chunk_nbytes(config, tokens, dtype) + _layer_nbytes(config, tokens, dtype) * 3 // 2
+
+
+def adapter_nbytes(
+    config: ModelConfig,
+    frozen: int,
+    trained: int,
+    rows: int,
+    context: int,
+    *,
+    dtype: str = "fp32",
+    packed: bool = False,
+) -> int:
+    """Return the bytes of all tensors at the peak of training ``trained`` parameters of adapters.
+
+    ``frozen`` are the bytes of the base. With ``packed`` its blocks are unpacked a tile at a time, and each
+    layer's activations are computed again in backward. The peak is in the loss, or in the backward of the
+    last layer, where three tensors of the feed-forward's width and three residuals come on top of its
+    activations. Weights and moments of the adapters are fp32, and so is the residual stream.
+    """
+    tokens, width = rows * context, nbytes_per_value(dtype)
+    residual = MASTER * tokens * config.dim
+    inner = _layer_nbytes(config, tokens, dtype) - 2 * tokens * width * config.dim
+    kept = config.n_layers * (residual if packed else 2 * residual + inner)
+    layer = 3 * tokens * width * config.ffn_dim + 3 * residual
+    if packed:
+        layer += 2 * tokens * width * config.dim + inner
+    vectors = config.vocab_size * config.dim
+    copied = 0 if dtype == "fp32" else width * vectors  # by autocast
+    head = 3 * MASTER * min(LOSS_TILE, vectors) if packed else copied
+    chunk = min(tokens, loss_chunk_tokens(config))
+    hidden = residual + 2 * tokens * config.dim * width  # before and after the last norm, and the gradient
+    loss = chunk * (config.vocab_size * width + 2 * config.dim * MASTER) + hidden + head
+    return frozen + 3 * MASTER * trained + max(kept + max(loss, layer), MASTER * trained)
 
 
 def train_nbytes(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..dtypes import nbytes_per_value
 from ..llama.config import ModelConfig
 from ..plan.training import adapter_params
-from ..train.memory import activation_nbytes, loss_nbytes, train_nbytes
+from ..train.memory import adapter_nbytes, train_nbytes
 
 SMALL = 500_000_000
 """Below this number of parameters full fine-tuning learns more than LoRA at equal tokens and is hardly slower
@@ -46,12 +46,8 @@ def method_nbytes(
     frozen = packed_nbytes or 0
     if method == "lora":
         frozen = int((config.n_params - vectors) * nbytes_per_value(dtype)) + 4 * vectors
-    checkpointed = method == "qlora"
-    activations = activation_nbytes(config, rows, context, dtype=dtype, activation_checkpointing=checkpointed)
-    head = vectors * 4  # the loss's gradient of the head, which a frozen one does not need
-    return (
-        frozen + 16 * adapter_params(config, rank) + activations + loss_nbytes(config, rows, context) - head
-    )
+    trained = adapter_params(config, rank)
+    return adapter_nbytes(config, frozen, trained, rows, context, dtype=dtype, packed=method == "qlora")
 
 
 def choose_method(
