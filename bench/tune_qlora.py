@@ -87,7 +87,7 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def return_freed_memory() -> None:
-    """Let glibc allocate blocks above 20 MiB, larger than a tile of weights, as pages of their own, which it returns when they are freed."""
+    """Let glibc return freed blocks above 20 MiB at once. A tile of weights is smaller and is kept."""
     mmap_threshold = -3  # <malloc.h>
     ctypes.CDLL(None).mallopt(mmap_threshold, 20 << 20)
 
