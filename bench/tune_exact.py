@@ -37,6 +37,7 @@ from herd.data.tuning import AnswerPair, read_tuning
 from herd.llama.lora import add_lora, lora_layers
 from herd.llama.model import LlamaLM
 from herd.report.receipt import Value
+from herd.text import Rendered
 from oasst import pairs
 
 FILE = DATA / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -82,7 +83,7 @@ def qlora_values() -> dict[str, Value]:
             adapted.double()
         loss = batch_loss(adapted, lm, batch).total / TOKENS
         loss.backward()
-        losses.append(float(loss))
+        losses.append(loss.item())
         grads.append({name: p.grad for name, p in adapted.named_parameters() if p.grad is not None})
     errors = {name: float((grads[0][name] - exact).norm() / exact.norm()) for name, exact in grads[1].items()}
     worst = max(errors.values())
@@ -153,16 +154,14 @@ def _trl_loss(folder: Path, chosen: list[AnswerPair], nll: float) -> float:
     import trl
 
     load = transformers.AutoModelForCausalLM.from_pretrained
-    rows = []
-    for pair in chosen:
-        start, other = pair.chosen.mask.index(True), pair.rejected.mask.index(True)
-        rows.append(
-            {
-                "prompt_ids": pair.chosen.ids[:start],
-                "chosen_ids": pair.chosen.ids[start:],
-                "rejected_ids": pair.rejected.ids[other:],
-            }
-        )
+    rows = [
+        {
+            "prompt_ids": pair.chosen.ids[: pair.chosen.mask.index(True)],
+            "chosen_ids": _trained(pair.chosen),
+            "rejected_ids": _trained(pair.rejected),
+        }
+        for pair in chosen
+    ]
     kinds: dict[str, Any] = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, nll]} if nll else {}
     trainer = trl.DPOTrainer(
         model=load(folder / "policy", dtype=torch.float32),
@@ -176,6 +175,11 @@ def _trl_loss(folder: Path, chosen: list[AnswerPair], nll: float) -> float:
     )  # fmt: skip
     with torch.no_grad():
         return float(trainer.compute_loss(trainer.model, trainer.data_collator(rows)))
+
+
+def _trained(answer: Rendered) -> list[int]:
+    """Return the ids from the first to the last trained token: TRL trains whole answers, without a line's end."""
+    return answer.ids[answer.mask.index(True) : len(answer.mask) - answer.mask[::-1].index(True)]
 
 
 # Kills ------------------------------------------------------------------------------------------------------
