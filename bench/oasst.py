@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from common import DATA
-from shrink import dialogs
+from shrinking import dialogs
 
 __all__ = ["dialogs", "pairs"]
 

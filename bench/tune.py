@@ -7,8 +7,8 @@ after an interruption. Minutes are for two quiet cores:
 
     tools      60   teach it to call tools: generated dialogs in its own template, then 400 held-out dialogs, bits per
                     byte of two kinds of text that are not in the replay, and HellaSwag, each before and after
-    merge      15   an adapter after 100 steps at 1e-5, and one at 1e-3, merged to fp32, bf16, Q8_0, Q4_K and Q4_0:
-                    KL to base + adapter, the share that survives, and GPTQ on the tuning data as the repair of Q4_0
+    merge      25   an adapter after 100 steps at 1e-5, and one at 1e-3, merged to fp32, bf16, Q8_0, Q4_K and Q4_0:
+                    KL to base + adapter, the share that survives, and for Q4_0 GPTQ on the tuning data and the repair
     synth       3   a teacher with 30 % of planted wrong answers, by each way of verification: what is removed and kept
     language    2   4,096 tokens added for Japanese: bytes per token of held-out text, and old texts whose ids change
 
@@ -48,7 +48,7 @@ from herd.report.receipt import Value
 from herd.text.extend import extend_vocabulary
 from herd.text.tool_support import with_tool_support
 from herd.tune.language import bytes_per_token, divided_text
-from herd.tune.merge import merge_adapter
+from herd.tune.merge import REPAIR_TOKENS, merge_adapter
 from herd.tune.options import TuneOptions
 from herd.tune.run import open_run, tune
 
@@ -211,14 +211,15 @@ def merge_row(args: argparse.Namespace) -> None:
         )  # fmt: skip
         open_run(options)
         folder = tune(options, Data(), on_step=printed).folder
-        for to, gptq in (*((to, False) for to in FORMATS), ("Q4_0", True)):
-            label = f"{name}_{to}{'_gptq' if gptq else ''}".lower()
+        for to, way in (*((to, "") for to in FORMATS), ("Q4_0", "gptq"), ("Q4_0", "repair")):
+            label = f"{name}_{to}{'_' if way else ''}{way}".lower()
             path = work / f"{label}.json"
-            report = kept(path, lambda f=folder, t=to, g=gptq: vars(_merged(f, t, g, str(held), work)))
+            report = kept(path, lambda f=folder, t=to, w=way: vars(_merged(f, t, w, str(held), work)))
             values |= _merge_values(label, report)
             print(label, f"KL {report['merged_kl']:.3g}, survived {report['survived']:.3f}", flush=True)
-        plain, fitted = values[f"{name}_q4_0_kl"].value, values[f"{name}_q4_0_gptq_kl"].value
-        ratio = float(fitted) / float(plain)
+        plain, fitted, repaired = (values[f"{name}_q4_0{way}_kl"].value for way in ("", "_gptq", "_repair"))
+        values[f"{name}_gptq_ratio"] = Value(float(fitted) / float(plain), "x plain rounding's KL")
+        ratio = float(repaired) / float(plain)
         values[f"{name}_repair"] = Value(ratio, "x plain rounding's KL", bar="<= 0.5", passed=ratio <= 0.5)
     save_receipt(
         "tune-merge", commit=args.commit, what="Merging an adapter of SmolLM2 and measuring the result", values=values,
@@ -226,10 +227,11 @@ def merge_row(args: argparse.Namespace) -> None:
     )  # fmt: skip
 
 
-def _merged(folder: Path, to: str, gptq: bool, held: str, work: Path) -> Any:
+def _merged(folder: Path, to: str, way: str, held: str, work: Path) -> Any:
     out = work / "out"
     shutil.rmtree(out, ignore_errors=True)
-    return merge_adapter(folder, to, out, examples=[held], gptq=gptq)
+    tokens = REPAIR_TOKENS if way == "repair" else 0
+    return merge_adapter(folder, to, out, examples=[held], gptq=way == "gptq", repair=tokens, on_step=printed)
 
 
 def _merge_values(label: str, report: dict[str, Any]) -> dict[str, Value]:

@@ -89,6 +89,35 @@ def test_gptq_on_the_examples_brings_the_merge_closer(adapter, tmp_path, dialogs
     assert fitted.merged_kl < 0.8 * plain.merged_kl
 
 
+def test_a_repair_brings_the_merge_much_closer_and_is_in_the_lineage(adapter, tmp_path):
+    folder = adapter(0.5)
+    plain = merge_adapter(folder, "Q4_0", tmp_path / "plain", force=True)
+    steps: list[int] = []
+    found = merge_adapter(
+        folder,
+        "Q4_0",
+        tmp_path / "repaired",
+        repair=40_000,
+        on_step=lambda record: steps.append(record["step"]),
+    )
+    assert found.written
+    assert found.merged_kl < 0.5 * plain.merged_kl
+    assert len(steps) == 19
+    model, lineage = (
+        load(tmp_path / "repaired") for load in (checkpoint.load_model, checkpoint.load_lineage)
+    )
+    assert model.model.layers[0].mlp.up_proj.format.name == "Q4_0"
+    assert lineage.recipe == {"merge": "Q4_0", "gptq": False, "repair": 40_000}
+
+
+def test_only_packed_merges_are_repaired_and_in_one_way(adapter, tmp_path):
+    folder = adapter(0.1)
+    with pytest.raises(QuantError, match="only packed formats"):
+        merge_adapter(folder, "bf16", tmp_path / "out", repair=1000)
+    with pytest.raises(QuantError, match="give one of both"):
+        merge_adapter(folder, "Q4_0", tmp_path / "out", repair=1000, gptq=True)
+
+
 def test_what_cannot_be_merged_is_refused(adapter, base, tmp_path):
     with pytest.raises(CheckpointError, match="is not an adapter"):
         merge_adapter(base, "fp32", tmp_path / "out")

@@ -127,6 +127,9 @@ def merge_command(
         list[str] | None, typer.Option(help="Examples to measure on (default: the held-out ones).")
     ] = None,
     gptq: Annotated[bool, typer.Option("--gptq", help="Fit packed weights to the examples.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Train the packed weights to answer like base + adapter.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Write the model even if its update is lost.")
     ] = False,
@@ -137,20 +140,27 @@ def merge_command(
 
     Exits with 1, without writing, if less than --least of the update survived rounding.
     """
-    from ..tune.merge import export_adapter, merge_adapter
+    from ..tune.merge import REPAIR_TOKENS, export_adapter, merge_adapter
+    from ..tune.repair import repair_steps
 
     folder = Path(adapter)
     if to == "gguf-adapter":
         print(export_adapter(folder, out or folder.with_suffix(".gguf")))
         return
     target = out or folder.parent / f"merged-{to.lower()}"
-    found = merge_adapter(folder, to, target, examples=data or (), gptq=gptq, force=force, least=least)
+    tokens = REPAIR_TOKENS if repair else 0
+    with step_progress("repair", repair_steps(tokens), show=repair) as on_step:
+        found = merge_adapter(
+            folder, to, target, examples=data or (), gptq=gptq, repair=tokens, force=force, least=least, on_step=on_step
+        )  # fmt: skip
     if as_json:
         print_json(dataclasses.asdict(found))
     else:
         _print_lines(_merge_lines(found))
     if not found.written:
-        hint = "" if gptq else "; try --gptq, which fits the rounding to your data,"
+        hint = (
+            "" if gptq or repair else "; try --repair or --gptq, which fit the rounded weights to your data,"
+        )
         raise QuantError(
             f"only {100 * found.survived:.0f} % of the update survived {to}, less than {100 * least:.0f} %: "
             f"was written{hint or ';'} or a format with more bits, or --force"

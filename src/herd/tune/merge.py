@@ -16,10 +16,13 @@ Packed weights are multiplied without rounding activations here, so that only th
 from __future__ import annotations
 
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,14 +49,18 @@ from ..text import Rendered, Tokenizer
 from ..train.heldout import heldout_loss
 from ..train.sources.base import padding
 from ..train.sources.tuning import TuningData
+from .repair import repaired_rows
 
 LEAST = 0.5
 """Smallest fraction of the update that must survive rounding."""
 MAX_TOKENS = 20_000
 """Tokens of held-out examples that models are compared on."""
 CALIBRATION_TOKENS = 16_384
+REPAIR_TOKENS = 100_000
+"""Default of the tokens that a repair trains on."""
 CONTEXT = 1024
 _Weights = Callable[[str], Tensor]
+_Rows = Callable[[str], Iterable[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class Judge:
     rows: DialogStream | None
     name: str
     calibration: list[list[int]]
-    """Token ids of examples that are not held out, for GPTQ."""
+    """Token ids of examples that are not held out, for GPTQ and repairs, at least `REPAIR_TOKENS` if there are."""
 
     def loss(self, model: LlamaLM) -> float | None:
         """Return the loss on the answers, or None without dialogs."""
@@ -107,14 +114,17 @@ def merge_adapter(
     *,
     examples: Sequence[str] = (),
     gptq: bool = False,
+    repair: int = 0,
     force: bool = False,
     least: float = LEAST,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> MergeReport:
     """Merge an adapter into its base, write it as ``to`` (fp32, bf16 or a packed format), and measure it.
 
     ``examples`` are files to measure on (default: the held-out part of the tuning data). ``gptq`` fits packed
-    weights to the trained part of the tuning data. If less than ``least`` of the update survives, nothing is
-    written unless ``force``.
+    weights to the trained part of the tuning data. ``repair`` is the number of its tokens that packed weights
+    are trained on (`repair.py`), and ``on_step`` receives the record of each step. If less than ``least`` of
+    the update survives, nothing is written unless ``force``.
     """
     source = ModelSource(folder)
     if source.adapter is None:
@@ -125,6 +135,12 @@ def merge_adapter(
             f"{folder}: measuring needs a tokenizer, and the adapter and its base have none"
         )
     plan = _plan(to, source.config)
+    if isinstance(plan, torch.dtype) and (gptq or repair):
+        raise QuantError(
+            f"--to {to}: only packed formats are fitted or repaired; leave out --gptq and --repair"
+        )
+    if gptq and repair:
+        raise QuantError("--gptq and --repair: give one of both")
     judge = judge_of(source.adapter, tokenizer, examples)
     tuned = read_adapter(source.adapter).attach(load_trainable(source.path, torch.float32, "cpu"))
 
@@ -134,7 +150,15 @@ def merge_adapter(
     staging = out.with_name(f".{out.name}.unproven")
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        _write(staging, source, merged, plan, to, tokenizer, judge if gptq else None)
+        rows_of = None
+        if repair and isinstance(plan, Scheme):
+            with tempfile.TemporaryDirectory(prefix="herd-repair-") as state:
+                rows_of = repaired_rows(
+                    tuned, plan, judge.calibration, Path(state), tokens=repair, on_step=on_step
+                )
+        elif gptq and isinstance(plan, Scheme):
+            rows_of = _fitted_rows(source.config, merged, plan, judge)
+        _write(staging, source, merged, plan, to, tokenizer, rows_of, {"gptq": gptq, "repair": repair})
         report = _measured(staging, out, to, tuned, judge, plan)
         if report.survived >= least or force:
             lineage = load_lineage(staging if isinstance(plan, torch.dtype) else staging / "model.gguf")
@@ -169,7 +193,7 @@ def judge_of(adapter: Path, tokenizer: Tokenizer, examples: Sequence[str] = ()) 
     name = "the held-out examples of the tuning data"
     if examples:
         name, held = ", ".join(examples), read_tuning(examples, tokenizer, CONTEXT).require_examples()
-    calibration = _first_tokens(train, CALIBRATION_TOKENS)
+    calibration = _first_tokens(train, REPAIR_TOKENS)
     if not held:
         note = f"{adapter}: no held-out examples; measured on Herd's sentences instead of --data FILE"
         warnings.warn(note, stacklevel=2)
@@ -238,14 +262,16 @@ def _write(
     plan: torch.dtype | Scheme,
     to: str,
     tokenizer: Tokenizer,
-    calibration: Judge | None,
+    rows_of: _Rows | None,
+    fitting: dict[str, Any],
 ) -> None:
+    """Write the merged model. ``rows_of`` returns the blocks of a parameter. None: plain rounding."""
     assert source.adapter is not None
     known = load_lineage(source.adapter)
     hashes = {"base": checkpoint_hash(source.path), "adapter": checkpoint_hash(source.adapter)}
     lineage = Lineage(
         name=f"{known.name if known else source.adapter.name}-{to.lower()}", stage="sft", parents=hashes,
-        recipe={"merge": to, "gptq": calibration is not None}, licence=known.licence if known else None,
+        recipe={"merge": to} | fitting, licence=known.licence if known else None,
     )  # fmt: skip
     config = source.config
     if isinstance(plan, torch.dtype):
@@ -256,13 +282,19 @@ def _write(
     def rounded(name: str) -> Iterable[Tensor]:
         return encoded(merged(name), formats[name], name)
 
-    rows_of = rounded
-    if calibration is not None:
-        if not calibration.calibration:
-            raise DataError("--gptq fits the weights to the tuning data, which cannot be read; leave it out")
-        batches = [torch.as_tensor(ids)[None] for ids in calibration.calibration]
-        rows_of = Gptq(config, merged, plan, batches).rows  # type: ignore[assignment]
-    write_gguf_folder(target, config, formats, rows_of, tokenizer, lineage.name, lambda: lineage)
+    write_gguf_folder(target, config, formats, rows_of or rounded, tokenizer, lineage.name, lambda: lineage)
+
+
+def _fitted_rows(config: ModelConfig, merged: _Weights, plan: Scheme, judge: Judge) -> _Rows:
+    """Return GPTQ's blocks of each parameter, fitted to the tuning data."""
+    if not judge.calibration:
+        raise DataError("--gptq fits the weights to the tuning data, which cannot be read; leave it out")
+    ends = accumulate(map(len, judge.calibration))
+    chosen = [
+        ids for ids, end in zip(judge.calibration, ends, strict=True) if end - len(ids) < CALIBRATION_TOKENS
+    ]
+    batches = [torch.as_tensor(ids)[None] for ids in chosen]
+    return Gptq(config, merged, plan, batches).rows
 
 
 # Measuring --------------------------------------------------------------------------------------------------
