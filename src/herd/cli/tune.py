@@ -151,7 +151,8 @@ def merge_command(
     tokens = REPAIR_TOKENS if repair else 0
     with step_progress("repair", repair_steps(tokens), show=repair) as on_step:
         found = merge_adapter(
-            folder, to, target, examples=data or (), gptq=gptq, repair=tokens, force=force, least=least, on_step=on_step
+            folder, to, target, examples=data or (), gptq=gptq, repair=tokens, force=force, least=least,
+            on_step=on_step,
         )  # fmt: skip
     if as_json:
         print_json(dataclasses.asdict(found))

@@ -79,7 +79,7 @@ class _Unpacked(torch.autograd.Function):
 def _times_weight(dy_NR: Tensor, blocks_RB: Tensor, format: Format) -> Tensor:
     """Return the gradient of the activations, dy times the weights (R, D).
 
-    A tile is some columns of all rows, so that each sum over rows is one product and nothing is rounded twice.
+    A tile is some columns of all rows: each sum over rows is one product, and nothing is rounded twice.
     """
     n_rows, n_blocks = len(blocks_RB), blocks_RB.shape[1] // format.block_bytes
     at_once = max(1, TILE // (n_rows * format.block))

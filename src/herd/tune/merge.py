@@ -93,7 +93,7 @@ class Judge:
     rows: DialogStream | None
     name: str
     calibration: list[list[int]]
-    """Token ids of examples that are not held out, for GPTQ and repairs, at least `REPAIR_TOKENS` if there are."""
+    """Token ids of up to `REPAIR_TOKENS` tokens of examples that are not held out, for GPTQ and repairs."""
 
     def loss(self, model: LlamaLM) -> float | None:
         """Return the loss on the answers, or None without dialogs."""

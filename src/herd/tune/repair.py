@@ -1,9 +1,10 @@
 """Repair a merge that rounding has damaged: a short quantization-aware training towards base + adapter.
 
-The merged weights are trained as the packed format stores them (`quant.straight_through`), and base + adapter is
-the teacher: the loss is the KL divergence over the whole vocabulary, on every token of the examples that the
-adapter was trained on. So weights move over rounding thresholds until the packed model answers like the tuned
-one. All weights are trained, which takes the memory and the time of full fine-tuning with a teacher.
+The merged weights are trained as the packed format stores them (`quant.straight_through`), with base +
+adapter as the teacher: the loss is the KL divergence over the whole vocabulary, on every token of the
+examples that the adapter was trained on. So weights move over rounding thresholds until the packed model
+answers like the tuned one. All weights are trained, which takes the memory and the time of full fine-
+tuning with a teacher.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ..train.objectives import distil
 from .recipe import compute_dtype
 
 RATE = 1e-4
-"""Learning rate. A step of Q4_0 is 0.01 to 0.03 in most models, so a weight can move by a few tenths of it."""
+"""Learning rate. A step of Q4_0 is 0.01 to 0.03 in most models: a weight can move by some tenths of it."""
 ROWS, CONTEXT = 4, 512
 
 
