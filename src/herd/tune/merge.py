@@ -150,7 +150,7 @@ def merge_adapter(
     staging = out.with_name(f".{out.name}.unproven")
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        rows_of = None
+        rows_of: _Rows | None = None
         if repair and isinstance(plan, Scheme):
             with tempfile.TemporaryDirectory(prefix="herd-repair-") as state:
                 rows_of = repaired_rows(
