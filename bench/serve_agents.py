@@ -36,6 +36,7 @@ from herd.serve.app import create_app
 from herd.serve.chat import ServedModel
 from herd.serve.keys import KeyPolicy, create_key
 from herd.serve.run import HerdServer
+from herd.serve.server_tools import ServerTools
 from herd.serve.settings import ServeSettings
 from herd.serve.store import Store
 from herd.serve.usage import read_usage
@@ -74,31 +75,43 @@ class Script:
 
 
 class ScriptedLoop(EngineLoop):
-    """An engine loop whose answers are forced to a script: calls first, and DONE once results are in the prompt."""
+    """An engine loop with a random model whose answers are forced to a script.
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
+    The script is: calls first, and DONE once results are in the prompt.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        config = ModelConfig(
+            vocab_size=tokenizer.vocab_size, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=128,
+            rope_theta=500_000.0, max_context=CONTEXT, tie_embeddings=True,
+        )  # fmt: skip
         self.script, self._tokenizer = Script(), tokenizer
         self.calls: list[tuple[str, dict[str, Any]]] = []
-        super().__init__(engine)
+        super().__init__(Engine(LlamaLM(config).init_weights(0, std=0.2).eval(), tokenizer))
+
+    def answer_to(self, text: str) -> str:
+        """Return the script's answer to a prompt."""
+        if "out-of-the-tool" in text.rpartition(PROMPT)[2]:
+            return DONE
+        if PROMPT in text and all(name in text for name, _ in self.calls):
+            return calls_text(self.calls)
+        return "A title"
 
     def submit(self, request: Request, n: int = 1) -> list[Generation]:
         """Queue a request with the script's next answer as its only possible one."""
-        text = self._tokenizer.decode(request.prompt_ids)
-        if "out-of-the-tool" in text.rpartition(PROMPT)[2]:
-            answer = DONE
-        elif PROMPT in text and all(name in text for name, _ in self.calls):
-            answer = "; ".join(
-                json.dumps({"type": "function", "name": name, "parameters": arguments})
-                for name, arguments in self.calls
-            )
-        else:
-            answer = "A title"
-        ids = self._tokenizer.encode(answer)
+        ids = self._tokenizer.encode(self.answer_to(self._tokenizer.decode(request.prompt_ids)))
         grammar = "start: " + " ".join(f"<[{id_}]>" for id_ in ids)
         generations = super().submit(replace(request, constraint=Constraint.lark(grammar)), n)
         self.script.answers += [ids] * n
         self.script.generations += generations
         return generations
+
+
+def calls_text(calls: list[tuple[str, dict[str, Any]]]) -> str:
+    """Return calls as the model writes them."""
+    return "; ".join(
+        json.dumps({"type": "function", "name": name, "parameters": arguments}) for name, arguments in calls
+    )
 
 
 def codex(url: str, token: str, folder: Path) -> tuple[list[str], dict[str, str]]:
@@ -216,11 +229,7 @@ def main() -> None:
 def visit(name: str, tokenizer: Tokenizer) -> dict[str, Any]:
     """Run one agent against a new server, and return what came of it."""
     agent = AGENTS[name]
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size, dim=64, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=128,
-        rope_theta=500_000.0, max_context=CONTEXT, tie_embeddings=True,
-    )  # fmt: skip
-    loop = ScriptedLoop(Engine(LlamaLM(config).init_weights(0, std=0.2).eval(), tokenizer), tokenizer)
+    loop = ScriptedLoop(tokenizer)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         loop.calls = agent.calls(folder)
@@ -265,11 +274,11 @@ def visit(name: str, tokenizer: Tokenizer) -> dict[str, Any]:
 class serving:
     """A context in which a server runs in a thread; entering it gives the address."""
 
-    def __init__(self, served: ServedModel, store: Store) -> None:
+    def __init__(self, served: ServedModel, store: Store | None, tools: ServerTools | None = None) -> None:
         settings = ServeSettings(drain_seconds=2)
         self._ready, self._port = threading.Event(), 0
         self._loop = served.loop
-        self._server = HerdServer(create_app(served, store, settings), settings, 0, self._on_port)
+        self._server = HerdServer(create_app(served, store, settings, tools), settings, 0, self._on_port)
         self._thread = threading.Thread(target=self._server.run)
 
     def _on_port(self, port: int) -> None:

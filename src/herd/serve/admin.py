@@ -15,10 +15,12 @@ from ..errors import ConfigError
 from .auth import Principal, require
 from .body import read_json
 from .errors import NotFound
-from .keys import KeyPolicy, create_key, find_key, list_keys, public_view, revoke_key, rotate_key
+from .keys import KeyInfo, KeyPolicy, change_key, create_key, find_key, list_keys, public_view, revoke_key, rotate_key
 from .prices import read_prices
 from .problems import BadRequest
-from .store import Store
+from .shared_prompts import read_prompts, write_prompt
+from .statements import spent
+from .store import Store, now_ms
 from .usage import read_usage, usage_csv
 
 router = APIRouter()
@@ -34,6 +36,21 @@ class NewKey(BaseModel):
     name: str
     policy: KeyPolicy = KeyPolicy()
     expires_ms: int | None = None
+    currency: str = ""
+
+
+class SharedPrompt(BaseModel):
+    """The body of a request to share a system message."""
+
+    model_config = ConfigDict(extra="forbid")
+    text: str
+
+
+class KeyChange(BaseModel):
+    """The body of a request to change a key: the fields of its policy that are to be different."""
+
+    model_config = ConfigDict(extra="forbid")
+    policy: dict[str, Any]
     currency: str = ""
 
 
@@ -69,6 +86,21 @@ async def new_key(request: Request, principal: Admin) -> Response:
 def one_key(request: Request, key_id: str, principal: Admin) -> dict[str, Any]:
     """Show a key."""
     return public_view(find_key(_store(request), _known(request, key_id)))
+
+
+@router.patch("/herd/v1/keys/{key_id}")
+async def changed_key(request: Request, key_id: str, principal: Admin) -> dict[str, Any]:
+    """Change fields of a key's policy, e.g. its budgets."""
+    asked = KeyChange.model_validate(await read_json(request, request.app.state.settings))
+
+    def work() -> dict[str, Any]:
+        known = _known(request, key_id)
+        return public_view(change_key(_store(request), known, asked.policy, principal.actor, asked.currency))
+
+    try:
+        return await run_in_threadpool(work)
+    except ConfigError as error:
+        raise BadRequest(str(error), None) from None
 
 
 @router.delete("/herd/v1/keys/{key_id}")
@@ -111,7 +143,24 @@ def usage(
     currency = read_prices(store)[1]
     if format == "csv":
         return Response(usage_csv(rows, currency), media_type="text/csv; charset=utf-8")
-    return JSONResponse({"currency": currency, "days": [asdict(row) for row in rows]})
+    budgets = _budgets(store, find_key(store, principal.key_id))
+    return JSONResponse({"currency": currency, "days": [asdict(row) for row in rows], "budgets": budgets})
+
+
+@router.get("/herd/v1/prompts")
+def prompts(request: Request, principal: Annotated[Principal, Depends(require("models"))]) -> dict[str, str]:
+    """Return the shared prompts by name. Without keys there are none."""
+    return {} if request.app.state.store is None else read_prompts(request.app.state.store)
+
+
+@router.put("/herd/v1/prompts/{name}")
+async def share_prompt(request: Request, name: str, principal: Admin) -> dict[str, str]:
+    """Share a prompt with everybody who has a key. A prompt without text is removed."""
+    asked = SharedPrompt.model_validate(await read_json(request, request.app.state.settings))
+    try:
+        return await run_in_threadpool(write_prompt, _store(request), name, asked.text, principal.actor)
+    except ConfigError as error:
+        raise BadRequest(str(error), "name") from None
 
 
 @router.get("/herd/v1/stats")
@@ -133,6 +182,16 @@ def _store(request: Request) -> Store:
     if store is None:
         raise NotFound("this server has no keys, and so no usage by key")
     return store
+
+
+def _budgets(store: Store, info: KeyInfo) -> list[dict[str, Any]]:
+    """Return the budgets of a key with what is used and reserved of each now."""
+    with store.read() as connection:
+        states = [
+            (budget, *spent(connection, info.id, budget.unit, budget.period, now_ms()))
+            for budget in info.policy.budgets
+        ]
+    return [budget.model_dump() | {"used": used, "reserved": reserved} for budget, used, reserved in states]
 
 
 def _known(request: Request, key_id: str) -> str:

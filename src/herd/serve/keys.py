@@ -12,6 +12,7 @@ import hmac
 import re
 import secrets
 import string
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
@@ -179,6 +180,27 @@ def revoke_key(store: Store, id_or_name: str, actor: str) -> KeyInfo:
         if info.revoked_ms is None:
             connection.execute(keys.update().where(keys.c.id == info.id).values(revoked_ms=now_ms()))
             _changed(connection, actor, "revoke key", info)
+        return _find(connection, info.id)
+
+
+def change_key(
+    store: Store, id_or_name: str, changes: Mapping[str, Any], actor: str, currency: str = ""
+) -> KeyInfo:
+    """Change fields of a key's policy and return the key. Requests that are open keep what they were admitted with.
+
+    ``currency`` is the currency of budgets in money. Raises ConfigError for a key that was revoked, and ValueError
+    for a policy that is malformed.
+    """
+    with store.write(durable=True) as connection:
+        info = _find(connection, id_or_name)
+        if info.revoked_ms is not None:
+            raise ConfigError(f"key {info.id}: was revoked; create a new key")
+        policy = KeyPolicy.model_validate({**info.policy.model_dump(), **changes})
+        if currency:
+            choose_currency(connection, currency)
+        values = {"policy": policy.model_dump(mode="json")}
+        connection.execute(keys.update().where(keys.c.id == info.id).values(values))
+        _changed(connection, actor, "change key", info)
         return _find(connection, info.id)
 
 

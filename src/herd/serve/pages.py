@@ -33,6 +33,9 @@ HEADERS = {
 }
 FOREVER = "public, max-age=31536000, immutable"
 
+ON_DEMAND = ("exchange.js", "usage.js")
+"""Scripts that the page loads when they are needed: export and import, and usage and keys."""
+
 router = APIRouter()
 
 
@@ -74,7 +77,7 @@ def page_files() -> tuple[str, dict[str, PageFile]]:
     digest = hashlib.sha256(b"".join(name.encode() + each for name, each in contents.items())).hexdigest()[
         :16
     ]
-    scripts = [name for name in contents if name.endswith(".js") and name not in ("main.js", "theme.js")]
+    scripts = [name for name in contents if name.endswith(".js") and name not in ("main.js", "theme.js", *ON_DEMAND)]
     preload = "\n".join(f'<link rel="modulepreload" href="{{page}}/{name}">' for name in scripts)
     for name in contents:
         if name.endswith(".js") and not name.startswith("vendor/"):

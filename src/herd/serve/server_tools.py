@@ -52,7 +52,8 @@ class ServerTools:
         self.groups: dict[str, list[OfferedTool]] = {}
         for group in builtin:
             schema = TOOLS[BUILTIN[group]].schema["function"]
-            self._add(OfferedTool(schema["name"], schema["description"], schema["parameters"], group=group))
+            description = schema["description"].replace("`", "")
+            self._add(OfferedTool(schema["name"], description, schema["parameters"], group=group))
         if PYTHON in self.groups:
             _check_sandbox()
         for tool in servers.tools if servers else ():

@@ -32,7 +32,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from ..errors import ConfigError, StorageError
 from ..files import storage_error
 from .errors import StoreError
-from .tables import audit, meta, metadata, servers
+from .tables import audit, meta, metadata, prompts, servers
 
 Migration = Callable[[sql.Connection], None]
 
@@ -44,7 +44,12 @@ def _add_servers_and_secret(connection: sql.Connection) -> None:
     connection.execute(meta.update().values(cache_secret=secrets.token_hex(32)))
 
 
-MIGRATIONS: Sequence[Migration] = (_add_servers_and_secret,)
+def _add_prompts(connection: sql.Connection) -> None:
+    """Change a store of version 2: administrators share system messages."""
+    prompts.create(connection)
+
+
+MIGRATIONS: Sequence[Migration] = (_add_servers_and_secret, _add_prompts)
 """Functions that upgrade a store from version 1 to 2, 2 to 3, and so on. A new store has the last one."""
 BUSY_SECONDS = 10
 """How long a transaction waits for another process that writes, or for a connection."""

@@ -6,7 +6,7 @@ texts like 2026-11-27, in UTC. Every column type exists in SQLite and in Postgre
 
 from __future__ import annotations
 
-from sqlalchemy import JSON, BigInteger, Column, ForeignKey, Index, Integer, MetaData, String, Table
+from sqlalchemy import JSON, BigInteger, Column, ForeignKey, Index, Integer, MetaData, String, Table, Text
 
 metadata = MetaData()
 
@@ -86,6 +86,13 @@ days = Table(
     Column("money", BigInteger, nullable=False),
     Column("reserved_tokens", BigInteger, nullable=False),  # of open requests
     Column("reserved_money", BigInteger, nullable=False),
+)
+
+prompts = Table(
+    "prompts",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("text", Text, nullable=False),
 )
 
 audit = Table(

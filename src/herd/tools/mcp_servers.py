@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("herd.tools")
 T = TypeVar("T")
 
-START_SECONDS = 20.0
+START_SECONDS = 30.0
 CALL_SECONDS = 60.0
 RECHECK_SECONDS = 60.0
 """How long a list of tools is taken to be unchanged, unless the server says that it has changed."""
@@ -106,6 +106,9 @@ class McpServers:
     """
 
     def __init__(self, entries: Mapping[str, ServerEntry], call_seconds: float = CALL_SECONDS) -> None:
+        import mcp  # noqa: F401  # takes a second or more, which is not the servers' fault
+
+        logging.getLogger("mcp").setLevel(logging.CRITICAL)  # a server could fill the log with its mistakes
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="herd-mcp", daemon=True)
         self._thread.start()

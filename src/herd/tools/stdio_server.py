@@ -74,7 +74,6 @@ class StdioServer:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=self._env,
-            cwd="/",
             limit=LINE_BYTES,
             start_new_session=True,
         )

@@ -103,13 +103,15 @@ export function leaveOutOldest(message) {
 async function answer(parent, lane) {
   const { chat } = state;
   const model = chat.models[lane] ?? chat.models[0] ?? "";
-  const { system, tools, schema, ...sampling } = chat.settings;
+  const { system, tools, schema, use, ...sampling } = chat.settings;
   // Noted, so that it can be repeated
   const seed = sampling.seed ?? crypto.getRandomValues(new Uint32Array(1))[0] % 2 ** 31;
   const message = add({ role: "assistant", parent, lane, model, settings: { ...sampling, seed }, reasoning: "" });
   const messages = promptFor(currentTurns().turns, message, system, chat.start);
   const body = { model, messages, ...message.settings };
-  if (tools) body.tools = JSON.parse(tools);
+  const groups = use?.split(",").filter((name) => state.tools.some(({ group }) => group === name)) ?? [];
+  const served = groups.map((name) => ({ type: "herd", name }));
+  if (tools || served.length) body.tools = [...served, ...(tools ? JSON.parse(tools) : [])];
   if (schema) {
     const answerSchema = { name: "answer", strict: true, schema: JSON.parse(schema) };
     body.response_format = { type: "json_schema", json_schema: answerSchema };
@@ -156,7 +158,7 @@ async function receive(message, body) {
 function read(chunk, message, started) {
   const { delta = {}, finish_reason } = chunk.choices?.[0] ?? {};
   const thought = delta.reasoning_content ?? delta.reasoning;
-  if (delta.content || thought || delta.tool_calls) {
+  if (delta.content || thought || delta.tool_calls || delta.herd_steps) {
     message.firstSeconds ??= (performance.now() - started) / 1000;
     message.pieces = (message.pieces ?? 0) + 1;
   }
@@ -167,6 +169,11 @@ function read(chunk, message, started) {
     const call = (message.calls[index] ??= { id, name: "", arguments: "" });
     call.name ||= called.name ?? "";
     call.arguments += called.arguments ?? "";
+  }
+  // A call that the server runs comes first without its result, and then with it
+  for (const step of delta.herd_steps ?? []) {
+    const steps = (message.steps ?? []).filter(({ id }) => id !== step.id);
+    message.steps = [...steps, step];
   }
   if (finish_reason) message.end = finish_reason;
   if (chunk.usage) message.usage = chunk.usage;

@@ -16,8 +16,9 @@ export async function exportChats(chats) {
 
 // What a file may have: s is text, n a number, a list has such objects, and "*" is for every name.
 const CALL = { id: "s", name: "s", arguments: "s", content: "s", text: "s" };
+const STEP = { ...CALL, ok: "b" };
 const NUMBERS = { "*": "n" };
-const SETTINGS = { system: "s", tools: "s", schema: "s", "*": "n" };
+const SETTINGS = { system: "s", tools: "s", use: "s", schema: "s", "*": "n" };
 const MESSAGE = {
   ...{
     id: "s",
@@ -33,6 +34,7 @@ const MESSAGE = {
   ...{
     files: [CALL],
     calls: [CALL],
+    steps: [STEP],
     results: [CALL],
     settings: SETTINGS,
     firstSeconds: "n",
@@ -42,7 +44,7 @@ const MESSAGE = {
   ...{ usage: { prompt_tokens_details: NUMBERS, "*": "n" }, timings: NUMBERS },
   ...{
     problem: { text: "s", code: "s", cure: "s", "*": "n" },
-    herd: { warnings: "l", cost: { amount: "s", currency: "s" } },
+    herd: { warnings: "l", cost: { amount: "s", currency: "s" }, steps: [NUMBERS] },
   },
 };
 const CHAT = {
@@ -62,6 +64,7 @@ const CHAT = {
 // Returns the parts of a value that have the right type.
 function fit(value, type) {
   if (type === "s") return typeof value === "string" ? value : undefined;
+  if (type === "b") return Boolean(value);
   if (type === "n") return Number.isFinite(value) ? value : undefined;
   if (type === "l") return Array.isArray(value) ? value.map(String) : undefined;
   if (Array.isArray(type)) return Array.isArray(value) ? value.map((each) => fit(each, type[0]) ?? {}) : undefined;

@@ -1,8 +1,7 @@
 // Starts the page and connects its buttons, keys and fields.
-import { key, listModels } from "./api.js";
+import { key, listModels, listPrompts, listTools } from "./api.js";
 import { anyOpen, change, newChat, openChat, refreshChats, send, stop } from "./chat.js";
-import { exportChats, importChats } from "./exchange.js";
-import { Card, Chats, Files, Meter, Models, Results } from "./panels.js";
+import { Card, Chats, Files, Meter, Models, Prompts, Results, ServerTools } from "./panels.js";
 import { $, set, show, state, toast } from "./state.js";
 import { search } from "./storage.js";
 import { Thread } from "./thread.js";
@@ -87,9 +86,10 @@ function fillSettings() {
   for (const field of fields)
     if (field !== document.activeElement) field.value = state.chat?.settings[field.name] ?? "";
 }
-$("settings").oninput = $("settings").onreset = () =>
+$("settings").oninput = $("settings").onreset = (event) =>
   setTimeout(() => {
-    const settings = {};
+    const { use } = event.type === "reset" ? {} : (state.chat?.settings ?? {});
+    const settings = { ...(use && { use }) };
     for (const field of fields) {
       field.setCustomValidity(jsonProblem(field));
       field.classList.toggle("wrong", !field.validity.valid);
@@ -152,7 +152,8 @@ async function start() {
   const problem = $("signin-problem");
   problem.hidden = true;
   try {
-    set({ models: await listModels() });
+    const [models, tools, prompts] = await Promise.all([listModels(), listTools(), listPrompts()]);
+    set({ models, tools, prompts });
     $("signin").close();
   } catch (error) {
     set({ models: [] });
@@ -163,10 +164,12 @@ async function start() {
   }
   if (!state.chat?.updated) newChat();
   document.querySelector("[data-do=sign-out]").hidden = !key.read();
+  $("usage-button").hidden = !key.read() || !state.models.length;
   $("key-button").hidden = !key.read() && state.models.length > 0;
 }
 
 // ---- what the buttons do
+const exportAll = async (chats) => (await import("./exchange.js")).exportChats(chats);
 const toggle = (dialog) => (dialog.open ? dialog.close() : dialog.showModal());
 const DO = {
   new: () => (location.hash ? (location.hash = "") : followAddress()),
@@ -190,18 +193,19 @@ const DO = {
       : matchMedia("(prefers-color-scheme: dark)").matches;
     localStorage.setItem("herd.theme", (root.dataset.theme = isDark ? "light" : "dark"));
   },
+  usage: async () => (await import("./usage.js")).openUsage(),
   card: () => toggle($("card")),
   newest: toEnd,
   stop,
-  export: () => exportChats([state.chat]),
-  "export-all": () => exportChats(state.chats),
+  export: () => exportAll([state.chat]),
+  "export-all": () => exportAll(state.chats),
   "pick-import": () => $("import").click(),
   "pick-files": () => $("attach").click(),
   "sign-in": () => $("signin").showModal(),
   "sign-out": () => (key.forget(), start()),
 };
 $("import").onchange = async ({ target }) => {
-  await importChats(await target.files[0].text());
+  await (await import("./exchange.js")).importChats(await target.files[0].text());
   target.value = "";
 };
 
@@ -245,6 +249,8 @@ for (const [id, view] of Object.entries({
   card: Card,
   meter: Meter,
   files: Files,
+  "server-tools": ServerTools,
+  prompts: Prompts,
 }))
   show(id, view);
 show("title", () => {

@@ -123,7 +123,9 @@ export function Meter() {
     (sum, { content, text }) => sum + (content ?? text).length,
     $("draft").value.length,
   );
-  const tokens = (last?.usage.total_tokens ?? 0) + Math.ceil(pending / 4);
+  // With tools on the server, the usage is the sum of steps, and the last one has read all before it
+  const { prompt_tokens: read, completion_tokens: written } = last?.herd?.steps?.at(-1) ?? last?.usage ?? {};
+  const tokens = (read ?? 0) + (written ?? 0) + Math.ceil(pending / 4);
   if (!limit) return null;
   const part = Math.min(1, tokens / limit);
   const text = `About ${number(tokens)} of ${number(limit)} tokens of the context are used`;
@@ -142,6 +144,52 @@ export function Meter() {
       <circle cx="10" cy="10" r="7" pathLength="100" stroke-dasharray=${`${100 * part} 100`} />
     </svg>
     ${short(tokens)} / ${short(limit)}</span
+  >`;
+}
+
+// Switches for the tools on the server, one for each group.
+export function ServerTools() {
+  const { tools, chat } = state;
+  if (!tools.length || !chat) return null;
+  const groups = [...new Set(tools.map(({ group }) => group))];
+  const used = (chat.settings.use ?? "").split(",").filter((name) => groups.includes(name));
+  const toggle = (name) => {
+    const use = used.includes(name) ? used.filter((each) => each !== name) : [...used, name];
+    const { use: _, ...settings } = chat.settings;
+    change({ settings: use.length ? { ...settings, use: use.join(",") } : settings });
+  };
+  return html`<details class="toolbox">
+    <summary class=${used.length ? "used" : ""} title="Tools that the server runs">
+      ${icon("tool")}${used.length ? used.join(", ") : "Tools"}
+    </summary>
+    <fieldset>
+      <legend>The model may use, on the server</legend>
+      ${groups.map(
+        (name) =>
+          html`<label class="check"
+            ><input type="checkbox" checked=${used.includes(name)} onChange=${() => toggle(name)} />
+            <span>${name}<small>${tools.find(({ group }) => group === name).description}</small></span></label
+          >`,
+      )}
+    </fieldset>
+  </details>`;
+}
+
+// A choice of shared system messages.
+export function Prompts() {
+  const names = Object.keys(state.prompts);
+  if (!names.length) return null;
+  const pick = ({ target }) => {
+    const field = $("settings").elements.system;
+    field.value = state.prompts[target.value] ?? field.value;
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+    target.value = "";
+  };
+  return html`<label class="wide"
+    >Shared prompts<select onChange=${pick}>
+      <option value="">Use one as the system message…</option>
+      ${names.map((name) => html`<option value=${name}>${name}</option>`)}
+    </select></label
   >`;
 }
 

@@ -10,6 +10,10 @@ export const state = {
   chat: null,
   // The messages of the open chat in all its branches
   messages: [],
+  // The tools on the server that the key may use, as /herd/v1/tools lists them
+  tools: [],
+  // System messages that an administrator shares: name -> text
+  prompts: {},
   // The files of the message that is being written
   files: [],
   // The places that the search found

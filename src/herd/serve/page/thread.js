@@ -199,7 +199,7 @@ class Answer extends Component {
   }
 
   render({ message, results, named, slots }) {
-    const { content, reasoning, calls, problem, herd } = message;
+    const { content, reasoning, calls, steps, problem, herd } = message;
     const writing = isOpen(message);
     return html`<div class="answer" aria-busy=${writing}>
       ${named && html`<h3>${message.model}</h3>`}
@@ -210,8 +210,9 @@ class Answer extends Component {
           <div>${reasoning}</div>
         </details>`
       }
+      ${steps?.map((step) => html`<${StepCard} ...${step} />`)}
       <div class="text" ref=${(node) => (this.text = node)}></div>
-      ${writing && !content && !reasoning && !calls && html`<p class="waiting">Reading the prompt<i></i><i></i><i></i></p>`}
+      ${writing && !content && !reasoning && !calls && !steps && html`<p class="waiting">Reading the prompt<i></i><i></i><i></i></p>`}
       ${calls && html`<${Tools} ...${{ message, calls, results, writing }} />`}
       ${problem && html`<${Trouble} message=${message} problem=${problem} />`}
       ${!writing && !problem && html`<${Ending} message=${message} />`}
@@ -230,6 +231,36 @@ class Answer extends Component {
         >
       </div>
     </div>`;
+  }
+}
+
+// A call that the server has run, or is running, with its result.
+function StepCard({ name, arguments: given, content, ok }) {
+  const known = content !== undefined;
+  return html`<details class=${known && !ok ? "step failed" : "step"}>
+    <summary>
+      ${icon("tool")}<code>${name}</code>
+      <small>${known ? content.replace(/\s+/g, " ").slice(0, 60) : "running on the server…"}</small>
+    </summary>
+    <h5>Arguments</h5>
+    <pre tabindex="0">${plain(given)}</pre>
+    ${
+      known &&
+      html`<h5>${ok ? "Result" : "Error"}</h5>
+        <pre tabindex="0">${content}</pre>`
+    }
+  </details>`;
+}
+
+// Returns the arguments of a call for people: a single text as it is, others as JSON.
+function plain(text) {
+  try {
+    const value = JSON.parse(text);
+    const [only, ...others] = Object.values(value);
+    return others.length || typeof only !== "string" ? JSON.stringify(value, null, 2) : only;
+  } catch {
+    // Not complete yet
+    return text;
   }
 }
 
@@ -264,21 +295,13 @@ function Tools({ message, calls, results, writing }) {
       calls.map(({ id, name }, index) => ({ id, name, content: texts[index] })),
     );
   };
-  const pretty = (text) => {
-    try {
-      return JSON.stringify(JSON.parse(text), null, 2);
-    } catch {
-      // Not complete yet
-      return text;
-    }
-  };
   const asks = !results && !writing;
   return html`<form class="calls" onSubmit=${submit}>
     ${calls.map(
       (call, index) =>
         html`<section class="card">
           <h4>${icon("tool")}<code>${call.name}</code></h4>
-          <pre tabindex="0" aria-label="Arguments">${pretty(call.arguments)}</pre>
+          <pre tabindex="0" aria-label="Arguments">${plain(call.arguments)}</pre>
           ${
             results?.[index] &&
             html`<h5>Result</h5>

@@ -59,13 +59,14 @@ export function promptFor(turns, target, system, start) {
       if (message.id === target.id) return prompt;
       for (const { id, content } of message.results ?? [])
         prompt.push({ role: "tool", tool_call_id: id, content });
-      if (message.role !== "assistant" || !(message.content || message.calls)) continue;
+      if (message.role !== "assistant" || !(message.content || message.calls || message.steps)) continue;
       const calls = message.calls?.map(({ id, name, arguments: text }) => ({
         id,
         type: "function",
         function: { name, arguments: text },
       }));
-      prompt.push({ role: "assistant", content: message.content, ...(calls && { tool_calls: calls }) });
+      const steps = message.steps && { herd_steps: message.steps };
+      prompt.push({ role: "assistant", content: message.content, ...steps, ...(calls && { tool_calls: calls }) });
     }
     if (user.id === target.parent) return prompt;
   }
